@@ -1,0 +1,1 @@
+"""The laboratory: the studies, run as `python -m experiments.NAME`; the library never imports it."""

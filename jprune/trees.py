@@ -1,0 +1,184 @@
+"""The ground every wing stands on: naming, selecting and matching the leaves of a pytree.
+
+A leaf is named by its path, '/'-joined, and the name is the same whichever library made the tree:
+a Flax NNX ``State`` puts a ``value`` behind every leaf and a Linen variable dict puts ``params``
+before it, and both are dropped. ``None`` counts as a leaf here, because a tree of scores or masks
+holds ``None`` where nothing may be pruned. What is done to the leaves lives in the wings.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Where = Callable[[str, Any], bool]
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def path_string(key_path: tuple[Any, ...]) -> str:
+    """Name a leaf by its jax key path: '/'-joined, no trailing ``value``, no leading ``params``.
+
+    >>> from jax.tree_util import DictKey, GetAttrKey
+    >>> path_string((DictKey("params"), DictKey("head"), DictKey("kernel")))
+    'head/kernel'
+    >>> path_string((DictKey("head"), DictKey("kernel"), GetAttrKey("value")))
+    'head/kernel'
+    """
+    keys = key_path
+    if len(keys) > 1 and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value":
+        keys = keys[:-1]
+    if len(keys) > 1 and isinstance(keys[0], jax.tree_util.DictKey) and keys[0].key == "params":
+        keys = keys[1:]
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def flatten(tree: PyTree) -> tuple[list[str], list[Any], Any]:
+    """Flatten a tree into paths, leaves (``None`` among them) and a treedef.
+
+    >>> flatten({"b": None, "a": (1, 2)})[:2]
+    (['a/0', 'a/1', 'b'], [1, 2, None])
+    """
+    entries, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)
+    return [path_string(key_path) for key_path, _ in entries], [leaf for _, leaf in entries], treedef
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf is an array (or a tracer, or a shape) of a real floating dtype."""
+    return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def map_leaves(f: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """``jax.tree.map`` that leaves ``None`` alone and takes ``None`` anywhere in the other trees.
+
+    The other trees have the structure of the first; ``f`` is not called where the first is ``None``.
+
+    >>> map_leaves(lambda x, y: (x, y), {"a": 1, "b": None}, {"a": None, "b": 2})
+    {'a': (1, None), 'b': None}
+    """
+    return jax.tree.map(lambda x, *y: None if x is None else f(x, *y), tree, *rest, is_leaf=_is_none)
+
+
+def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, shapes: bool = True) -> list[Any]:
+    """Return the leaves of ``other`` in the order of ``reference``, matched by path.
+
+    Trees of different classes match (an NNX ``State`` and a dict of the same paths), because only
+    the paths and shapes are compared.
+
+    Args:
+      reference: the tree that decides which leaves there are.
+      other: the tree to be matched; it may hold ``None`` at any leaf.
+      reference_name: what the caller calls ``reference``, for the error.
+      name: what the caller calls ``other``, for the error.
+      shapes: whether to compare the shapes of the leaves that are arrays in both.
+
+    Raises:
+      ValueError: a path of ``reference`` is absent from ``other``, or the other way round, or the
+        shapes of a leaf differ; the message names the leaf.
+
+    >>> match({"a": 1, "b": 2}, {"b": 4, "a": 3}, reference_name="params", name="grad")
+    [3, 4]
+    """
+    paths, leaves, _ = flatten(reference)
+    other_paths, other_leaves, _ = flatten(other)
+    found = dict(zip(other_paths, other_leaves, strict=True))
+    for path, leaf in zip(paths, leaves, strict=True):
+        if path not in found:
+            if leaf is None:
+                found[path] = None
+                continue
+            raise ValueError(
+                f"{name} has no leaf '{path}', which {reference_name} has; {name} has {_some(other_paths)}"
+            )
+        given = getattr(found[path], "shape", None)
+        wanted = getattr(leaf, "shape", None)
+        if shapes and given is not None and wanted is not None and given != wanted:
+            raise ValueError(
+                f"{name} has shape {given} at '{path}', where {reference_name} has shape {wanted}; they must be equal"
+            )
+    surplus = [path for path in other_paths if path not in set(paths) and found[path] is not None]
+    if surplus:
+        raise ValueError(f"{name} has a leaf '{surplus[0]}', which {reference_name} lacks: {_some(paths)}")
+    return [found[path] for path in paths]
+
+
+def kernels(path: str, leaf: Any) -> bool:
+    """The default predicate: float leaves named ``kernel`` or ``weight`` with two or more axes.
+
+    Biases and normalization parameters are never among them. The output layer is; exclude it with
+    ``select(exclude=...)`` where it must stay dense.
+
+    >>> kernels("dense/kernel", jnp.ones((2, 3))), kernels("norm/scale", jnp.ones(3))
+    (True, False)
+    """
+    return path.rsplit("/", 1)[-1] in ("kernel", "weight") and is_float(leaf) and leaf.ndim >= 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Select:
+    """A predicate on (path, leaf) by regular expressions; made by ``select``."""
+
+    include: str | None
+    exclude: str | None
+
+    def __call__(self, path: str, leaf: Any) -> bool:
+        """Whether the leaf is included and not excluded."""
+        wanted = kernels(path, leaf) if self.include is None else bool(re.search(self.include, path))
+        return wanted and not (self.exclude is not None and re.search(self.exclude, path))
+
+
+def select(include: str | None = None, exclude: str | None = None) -> Select:
+    """Choose leaves by regular expressions searched for in their paths.
+
+    Args:
+      include: leaves to take; ``None`` takes what ``kernels`` takes.
+      exclude: leaves to leave out of those.
+
+    Returns:
+      A predicate on (path, leaf). Where it is applied to a tree, a pattern that matches no path is
+      an error.
+
+    Raises:
+      ValueError: a pattern is not a regular expression.
+
+    >>> select(include=r"kernel$", exclude=r"^head/")("head/kernel", jnp.ones((2, 2)))
+    False
+    """
+    for name, pattern in (("include", include), ("exclude", exclude)):
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{name}={pattern!r} is not a regular expression: {error}") from error
+    return Select(include, exclude)
+
+
+def only(tree: PyTree, where: Where) -> PyTree:
+    """Keep the float leaves that ``where`` selects and put ``None`` for every other leaf.
+
+    Raises:
+      ValueError: ``where`` selects nothing, or one of its patterns matches no path.
+
+    >>> only({"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}, kernels)["bias"] is None
+    True
+    """
+    paths, leaves, treedef = flatten(tree)
+    if isinstance(where, Select):
+        for name, pattern in (("include", where.include), ("exclude", where.exclude)):
+            if pattern is not None and not any(re.search(pattern, path) for path in paths):
+                raise ValueError(f"{name}={pattern!r} matches no leaf; the tree has {_some(paths)}")
+    kept = [leaf if is_float(leaf) and where(path, leaf) else None for path, leaf in zip(paths, leaves, strict=True)]
+    if all(leaf is None for leaf in kept):
+        raise ValueError(f"where={where!r} selects no float leaf; the tree has {_some(paths)}")
+    return jax.tree.unflatten(treedef, kept)
+
+
+def _some(paths: list[str], most: int = 8) -> str:
+    """Name some paths for an error."""
+    shown = ", ".join(f"'{path}'" for path in paths[:most]) or "no leaf at all"
+    return shown + (f" and {len(paths) - most} more" if len(paths) > most else "")

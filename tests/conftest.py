@@ -1,0 +1,34 @@
+"""Strict numerics for every test: eight CPU devices, no silent promotion, shapes checked at run time."""
+
+import os
+
+# Read by XLA when jax is first imported, so it stands before that import.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jaxtyping
+
+jaxtyping.install_import_hook("jprune", "beartype.beartype")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _strict_promotion(request):
+    """Forbid implicit dtype promotion, except where a test says that optax's own code promotes."""
+    if request.node.get_closest_marker("optax_promotes"):
+        yield
+    else:
+        with jax.numpy_dtype_promotion("strict"):
+            yield
+
+
+def pytest_collection_modifyitems(items):
+    if jax.default_backend() == "cpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an accelerator; jax finds none on this machine"))
