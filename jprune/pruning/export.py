@@ -1,0 +1,241 @@
+"""Masks and pruned weights on their way out: safetensors files, packed to bits, and sparse arrays.
+
+Nothing here is loaded with pickle. A file is written under a temporary name in its own folder and
+renamed, so it is whole or absent. What a mask is lives in ``masks.py``; how an optimizer state that
+holds masks is checkpointed is the checkpoint library's business, because it is a plain pytree.
+"""
+
+import importlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from jprune.trees import PyTree, flatten, match
+
+_FORMAT = "jprune-1"
+_BITS = "#bits"
+_VALUES = "#values"
+
+
+def save_masks(path: str | os.PathLike[str], masks: PyTree) -> None:
+    """Write masks to a safetensors file, one bit a weight.
+
+    Args:
+      path: the file to write; its folder must exist.
+      masks: bool arrays of any shapes; ``None`` leaves are not stored.
+
+    Raises:
+      ImportError: the extra ``export`` is not installed.
+      ValueError: there is no mask, or a leaf is not boolean.
+
+    >>> import tempfile, pathlib
+    >>> masks = {"kernel": jnp.array([[True, False, True]]), "bias": None}
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "masks.safetensors"
+    >>> save_masks(file, masks)
+    >>> load_masks(file, {"kernel": jnp.ones((1, 3)), "bias": jnp.ones(3)})
+    {'bias': None, 'kernel': Array([[ True, False,  True]], dtype=bool)}
+    """
+    paths, leaves, _ = flatten(masks)
+    tensors, shapes = {}, {}
+    for name, leaf in zip(paths, leaves, strict=True):
+        if leaf is not None:
+            tensors[name + _BITS], shapes[name] = _pack(name, leaf)
+    if not tensors:
+        raise ValueError("masks hold no array: there is nothing to save")
+    _write(path, tensors, shapes)
+
+
+def load_masks(path: str | os.PathLike[str], params: PyTree) -> PyTree:
+    """Read masks that ``save_masks`` or ``save_pruned`` wrote, as a tree like ``params``.
+
+    Args:
+      path: the file to read.
+      params: arrays; they give the structure and the shapes that the masks must have.
+
+    Returns:
+      Bool arrays shaped like the leaves of ``params``, ``None`` where the file holds no mask.
+
+    Raises:
+      ImportError: the extra ``export`` is not installed.
+      ValueError: the file is no such file, or a mask in it fits no leaf of ``params``; the message
+        names the leaf.
+    """
+    tensors, shapes = _read(path)
+    paths, leaves, treedef = flatten(params)
+    masks = {name: _unpack(path, tensors, name, shape) for name, shape in shapes.items()}
+    _refuse_misfits(path, dict(zip(paths, leaves, strict=True)), shapes)
+    return jax.tree.unflatten(treedef, [jnp.asarray(masks[name]) if name in masks else None for name in paths])
+
+
+def save_pruned(path: str | os.PathLike[str], params: PyTree, masks: PyTree | None = None) -> None:
+    """Write weights to a safetensors file: dense, or only those that the masks keep.
+
+    Without masks every array is stored under its path as it is, for any reader of safetensors. With
+    masks a masked leaf is stored as its mask, one bit a weight, and its kept values in row-major
+    order; read those back with ``load_pruned``.
+
+    Args:
+      path: the file to write; its folder must exist.
+      params: arrays of any dtype that safetensors knows, ``bfloat16`` included.
+      masks: bool arrays like ``params``, ``None`` where a leaf is stored whole.
+
+    Raises:
+      ImportError: the extra ``export`` is not installed.
+      ValueError: a mask is not boolean or fits no leaf of ``params``.
+
+    >>> import tempfile, pathlib
+    >>> params = {"kernel": jnp.array([[1.0, 5.0, 2.0]]), "bias": jnp.zeros(3)}
+    >>> masks = {"kernel": jnp.array([[True, False, True]]), "bias": None}
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "pruned.safetensors"
+    >>> save_pruned(file, params, masks)
+    >>> load_pruned(file, params)["kernel"]
+    Array([[1., 0., 2.]], dtype=float32)
+    """
+    paths, leaves, _ = flatten(params)
+    given = [None] * len(paths) if masks is None else match(params, masks, reference_name="params", name="masks")
+    tensors: dict[str, NDArray[Any]] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, leaf, mask in zip(paths, leaves, given, strict=True):
+        if mask is not None:
+            tensors[name + _BITS], shapes[name] = _pack(name, mask)
+            tensors[name + _VALUES] = np.asarray(leaf)[np.asarray(mask)]
+        elif leaf is not None:
+            tensors[name] = np.asarray(leaf, order="C")
+    _write(path, tensors, shapes)
+
+
+def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
+    """Read weights that ``save_pruned`` wrote, as a tree like ``params``; pruned weights are 0.
+
+    Args:
+      path: the file to read.
+      params: arrays or ``jax.ShapeDtypeStruct``; they give the structure, the shapes and the dtypes
+        that the file must have.
+
+    Raises:
+      ImportError: the extra ``export`` is not installed.
+      ValueError: the file is no such file, or lacks a leaf of ``params``, or holds one that ``params``
+        lacks, or a shape or dtype differs; the message names the leaf.
+    """
+    tensors, shapes = _read(path)
+    paths, leaves, treedef = flatten(params)
+    found: dict[str, Any] = {name: array for name, array in tensors.items() if not name.endswith((_BITS, _VALUES))}
+    for name, shape in shapes.items():
+        mask, values = _unpack(path, tensors, name, shape), tensors.get(name + _VALUES)
+        if values is None or values.shape != (int(mask.sum()),):
+            kept = "no values" if values is None else f"values of shape {values.shape}"
+            raise ValueError(f"{os.fspath(path)}: '{name}' has {kept} for {int(mask.sum())} kept weights")
+        found[name] = np.zeros(mask.shape, values.dtype)
+        found[name][mask] = values
+    wanted = {name: leaf for name, leaf in zip(paths, leaves, strict=True) if leaf is not None}
+    _refuse_misfits(path, wanted, {name: array.shape for name, array in found.items()})
+    for name, leaf in wanted.items():
+        if name not in found:
+            raise ValueError(f"{os.fspath(path)} has no leaf '{name}', which params has")
+        if found[name].dtype != leaf.dtype:
+            raise ValueError(f"{os.fspath(path)}: '{name}' is {found[name].dtype}, where params has {leaf.dtype}")
+    return jax.tree.unflatten(treedef, [jnp.asarray(found[name]) if name in found else None for name in paths])
+
+
+def to_bcoo(params: PyTree, masks: PyTree) -> PyTree:
+    """Turn the masked leaves into ``jax.experimental.sparse.BCOO`` arrays of their kept weights.
+
+    Outside jit only, because how many weights are kept decides the shapes. A kept weight is stored
+    even where it is 0, so ``nse`` is the number kept.
+
+    Args:
+      params: arrays.
+      masks: bool arrays like ``params``, ``None`` where a leaf stays dense.
+
+    Returns:
+      A tree like ``params`` with a BCOO array, indices sorted and unique, in place of each masked leaf.
+
+    Raises:
+      ValueError: a mask fits no leaf of ``params``.
+
+    >>> sparse = to_bcoo({"w": jnp.array([[1.0, 5.0, 2.0]])}, {"w": jnp.array([[True, False, True]])})
+    >>> sparse["w"].nse, sparse["w"].todense()
+    (2, Array([[1., 0., 2.]], dtype=float32))
+    """
+    from jax.experimental.sparse import BCOO  # noqa: PLC0415 - slow to import and rarely needed
+
+    _, leaves, treedef = flatten(params)
+    matched = match(params, masks, reference_name="params", name="masks")
+
+    def sparse(leaf: Any, mask: Any) -> Any:
+        if mask is None:
+            return leaf
+        indices = np.argwhere(np.asarray(mask)).astype(np.int32)
+        values = jnp.asarray(leaf)[tuple(indices.T)]
+        return BCOO((values, jnp.asarray(indices)), shape=leaf.shape, indices_sorted=True, unique_indices=True)
+
+    return jax.tree.unflatten(treedef, [sparse(*pair) for pair in zip(leaves, matched, strict=True)])
+
+
+def _pack(name: str, mask: Any) -> tuple[NDArray[Any], list[int]]:
+    """Pack a mask to bits, row-major, the first weight in the highest bit of the first byte."""
+    array = np.asarray(mask)
+    if array.dtype != np.bool_:
+        raise ValueError(f"masks has dtype {array.dtype} at '{name}'; a mask is boolean")
+    return np.packbits(array.reshape(-1)), list(array.shape)
+
+
+def _unpack(path: Any, tensors: dict[str, Any], name: str, shape: list[int]) -> NDArray[Any]:
+    """Undo ``_pack``, refusing a number of bytes that does not fit the shape."""
+    bits, count = tensors.get(name + _BITS), int(np.prod(shape))
+    if bits is None or bits.dtype != np.uint8 or bits.shape != (-(-count // 8),):
+        raise ValueError(f"{os.fspath(path)}: the mask of '{name}' does not hold the {count} bits of shape {shape}")
+    return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
+
+
+def _refuse_misfits(path: Any, wanted: dict[str, Any], shapes: Any) -> None:
+    """Raise where the file holds a leaf that the tree lacks or has in another shape."""
+    absent = [name for name in shapes if wanted.get(name) is None]
+    if absent:
+        raise ValueError(f"{os.fspath(path)} holds {absent}, which params lacks; params has {sorted(wanted)}")
+    for name, shape in shapes.items():
+        given, allowed = tuple(shape), tuple(wanted[name].shape)
+        if given != allowed:
+            raise ValueError(f"{os.fspath(path)} holds shape {given} at '{name}', where params has {allowed}")
+
+
+def _safetensors() -> Any:
+    try:
+        importlib.import_module("ml_dtypes")
+        return importlib.import_module("safetensors.numpy"), importlib.import_module("safetensors")
+    except ImportError as error:
+        raise ImportError("safetensors files need the extra 'export': pip install 'jprune[export]'") from error
+
+
+def _write(path: str | os.PathLike[str], tensors: dict[str, Any], shapes: dict[str, list[int]]) -> None:
+    numpy_format, _ = _safetensors()
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    metadata = {"format": _FORMAT, "shapes": json.dumps(shapes)}
+    try:
+        numpy_format.save_file(tensors, str(partial), metadata=metadata)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    numpy_format, safetensors = _safetensors()
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="np") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"{os.fspath(path)} was not written by jprune: format is {metadata.get('format')!r}")
+        shapes = json.loads(metadata["shapes"])
+        return numpy_format.load_file(os.fspath(path)), shapes
+    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{os.fspath(path)} is not a whole safetensors file: {error}") from error
