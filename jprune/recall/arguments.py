@@ -1,0 +1,166 @@
+"""What the measures accept, and the errors that say what was given instead.
+
+Every measure but ``counts`` works on small arrays in numpy float64, whatever it is handed: lists,
+numpy or jax arrays. The checks here turn such an argument into float64 or refuse it, naming the
+argument, the index and the value.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.ArrayLike | float | int
+"""A number, a nested list of numbers, or a numpy or jax array; converted to numpy."""
+
+
+class EmptyClassWarning(UserWarning):
+    """A measure is undefined for some classes (no examples, never predicted); the message names them."""
+
+
+class Pair(NamedTuple):
+    """Rates of dense and pruned models, checked and of one shape.
+
+    Attributes:
+      dense: rates of the dense models, float64 (..., classes); NaN where undefined.
+      pruned: rates of the pruned models, the same shape.
+      dense_accuracy: accuracies of the dense models, float64 (...).
+      pruned_accuracy: accuracies of the pruned models, the same shape.
+      zero: a recall balance no larger than this is rounding of the given dtypes, thus 0.
+    """
+
+    dense: npt.NDArray[np.float64]
+    pruned: npt.NDArray[np.float64]
+    dense_accuracy: npt.NDArray[np.float64]
+    pruned_accuracy: npt.NDArray[np.float64]
+    zero: float
+
+
+def real(name: str, value: Numbers) -> npt.NDArray[np.float64]:
+    """Convert an argument to a float64 array.
+
+    Raises:
+      ValueError: it is ragged, complex, or holds no numbers.
+
+    >>> real("alphas", [1, 2])
+    array([1., 2.])
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a rectangular array of numbers: {error}") from error
+    if np.iscomplexobj(array) or not (np.issubdtype(array.dtype, np.number) or _is_small_float(array.dtype)):
+        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    return array.astype(np.float64)
+
+
+def rates(name: str, value: Numbers, *, nan: bool) -> npt.NDArray[np.float64]:
+    """Convert an argument whose entries are fractions in [0, 1] to float64.
+
+    Args:
+      name: what the caller calls it, for the error.
+      value: the argument.
+      nan: whether NaN (undefined) is allowed among the entries.
+
+    Raises:
+      ValueError: an entry is outside [0, 1], or NaN where that is not allowed.
+
+    >>> rates("accuracy", [0.5, 93.1], nan=False)
+    Traceback (most recent call last):
+      ...
+    ValueError: accuracy must lie in [0, 1], got 93.1 at index (1,)
+    """
+    array = real(name, value)
+    bad = ~((array >= 0) & (array <= 1 + 1e-6))
+    if nan:
+        bad &= ~np.isnan(array)
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"{name} must lie in [0, 1], got {array[index]} at index {index}")
+    return array
+
+
+def recalls_and_accuracy(
+    recall: Numbers, accuracy: Numbers, *, recall_name: str = "recall", accuracy_name: str = "accuracy"
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Check rates per class (..., classes) and the accuracies (...) that belong to them.
+
+    Raises:
+      ValueError: an entry is outside [0, 1], an accuracy is NaN, there is no class axis, or the
+        shapes do not belong together.
+
+    >>> recalls_and_accuracy([0.9, 0.7], 0.8)
+    (array([0.9, 0.7]), array(0.8))
+    """
+    per_class = rates(recall_name, recall, nan=True)
+    overall = rates(accuracy_name, accuracy, nan=False)
+    if per_class.ndim == 0 or per_class.shape[-1] == 0:
+        raise ValueError(f"{recall_name} must have shape (..., classes) with a class or more, got {per_class.shape}")
+    if overall.shape != per_class.shape[:-1]:
+        raise ValueError(
+            f"{accuracy_name} must have the shape of {recall_name} without its class axis, {per_class.shape[:-1]}, "
+            f"got {overall.shape}"
+        )
+    return per_class, overall
+
+
+def pair(dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers) -> Pair:
+    """Check the four arguments of every measure that compares pruned with dense models.
+
+    The dense stack must have the shape of the pruned one, or of its last axes: dense (models,
+    classes) goes with pruned (ratios, models, classes). An axis of length 1 is not stretched.
+
+    Raises:
+      ValueError: as ``recalls_and_accuracy``, or the stacks have different lengths.
+
+    >>> pair([0.9, 0.7], [[0.7, 0.5], [0.6, 0.4]], 0.8, [0.6, 0.5]).dense.shape
+    (2, 2)
+    """
+    dense, dense_overall = recalls_and_accuracy(
+        dense_recall, dense_accuracy, recall_name="dense_recall", accuracy_name="dense_accuracy"
+    )
+    pruned, pruned_overall = recalls_and_accuracy(
+        pruned_recall, pruned_accuracy, recall_name="pruned_recall", accuracy_name="pruned_accuracy"
+    )
+    if dense.ndim > pruned.ndim or dense.shape != pruned.shape[pruned.ndim - dense.ndim :]:
+        raise ValueError(
+            f"dense and pruned stacks of different lengths: dense_recall has shape {dense.shape}, pruned_recall "
+            f"{pruned.shape}; the dense shape must equal the last axes of the pruned shape"
+        )
+    coarsest = max(_epsilon(value) for value in (dense_recall, pruned_recall, dense_accuracy, pruned_accuracy))
+    return Pair(
+        np.broadcast_to(dense, pruned.shape),
+        pruned,
+        np.broadcast_to(dense_overall, pruned_overall.shape),
+        pruned_overall,
+        4 * coarsest,
+    )
+
+
+def level_of(level: float) -> float:
+    """Check a confidence level.
+
+    Raises:
+      ValueError: it is not strictly between 0 and 1.
+
+    >>> level_of(99.0)
+    Traceback (most recent call last):
+      ...
+    ValueError: level must lie strictly between 0 and 1 (0.99 for 99 %), got 99.0
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie strictly between 0 and 1 (0.99 for 99 %), got {level}")
+    return float(level)
+
+
+def _is_small_float(dtype: Any) -> bool:
+    """Whether a dtype is a float that numpy itself does not know, as bfloat16."""
+    return dtype.kind == "V" and dtype.names is None and dtype.name.startswith(("bfloat", "float"))
+
+
+def _epsilon(value: Numbers) -> float:
+    """The spacing of floats at 1 in the dtype of an argument; that of float64 for lists and integers."""
+    dtype = np.asarray(value).dtype
+    if np.issubdtype(dtype, np.floating):
+        return float(np.finfo(dtype).eps)
+    return 2.0**-7 if _is_small_float(dtype) else float(np.finfo(np.float64).eps)
