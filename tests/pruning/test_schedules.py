@@ -1,0 +1,120 @@
+"""The tables: numbers by hand, exact targets, and what is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jprune.pruning import schedules
+
+
+def test_one_shot_is_one_entry():
+    assert schedules.one_shot(0.98, step=7) == {7: 0.98}
+    assert schedules.one_shot(1000, step=0) == {0: 1000}
+
+
+def test_cubic_follows_zhu_and_gupta_in_float64():
+    table = schedules.cubic(0.9, begin=1000, end=5000, every=100)
+    steps = np.arange(1000, 5001, 100)
+    expected = 0.9 + (0.0 - 0.9) * (1 - (steps - 1000) / (40 * 100)) ** 3
+    assert list(table) == steps.tolist()
+    np.testing.assert_allclose(list(table.values()), expected, rtol=0, atol=1e-15)
+
+
+def test_cubic_worked_by_hand():
+    assert schedules.cubic(0.8, begin=0, end=4, every=1) == pytest.approx({0: 0, 1: 0.4625, 2: 0.7, 3: 0.7875, 4: 0.8})
+
+
+@pytest.mark.parametrize(("end", "every"), [(5000, 100), (5001, 100), (4999, 999), (1001, 5000)])
+def test_cubic_reaches_its_target_exactly_also_off_its_grid(end, every):
+    table = schedules.cubic(0.7, begin=1000, end=end, every=every)
+    assert max(table) == end
+    assert table[end] == 0.7
+
+
+@given(st.floats(0, 1), st.integers(0, 1000), st.integers(1, 3000), st.integers(1, 500))
+def test_cubic_never_falls(sparsity, begin, span, every):
+    values = list(schedules.cubic(sparsity, begin, begin + span, every).values())
+    assert values == sorted(values)
+    assert values[0] == 0.0
+    assert values[-1] == sparsity
+
+
+def test_geometric_removes_a_fraction_of_what_remains():
+    table = schedules.geometric(0.2, every=10, times=4)
+    assert list(table) == [10, 20, 30, 40]
+    np.testing.assert_allclose(list(table.values()), [0.2, 0.36, 0.488, 0.5904], rtol=1e-15)
+
+
+def test_keep_counts_round_half_to_even():
+    assert schedules.keep_counts({0: 0.5, 5: 0.75}, total=5) == ((0, 2), (5, 1))
+    assert schedules.keep_counts({0: 0.5}, total=7) == ((0, 4),)
+
+
+def test_keep_counts_of_a_resnet_50_at_98_percent():
+    assert schedules.keep_counts({0: 0.98}, total=25_557_032) == ((0, 511_141),)
+
+
+def test_keep_counts_beyond_two_to_the_31():
+    assert schedules.keep_counts({0: 0.5}, total=2**33 + 2) == ((0, 2**32 + 1),)
+
+
+@given(st.dictionaries(st.integers(0, 10**6), st.floats(0, 1), min_size=1), st.integers(0, 2**40))
+def test_keep_counts_are_what_python_rounds(table, total):
+    counts = schedules.keep_counts(table, total, regrowing=True)
+    assert counts == tuple((step, round(total * (1 - table[step]))) for step in sorted(table))
+
+
+def test_counts_and_fractions_mix_and_numpy_scalars_are_numbers():
+    table = {np.int64(3): np.float64(0.5), 9: np.int32(2)}
+    assert schedules.keep_counts(table, total=10) == ((3, 5), (9, 2))
+
+
+def test_a_rising_count_needs_regrowth():
+    with pytest.raises(ValueError, match=r"keeps 8 weights at step 5, more than the 5 at step 1.*regrow"):
+        schedules.keep_counts({1: 0.5, 5: 0.2}, total=10)
+    assert schedules.keep_counts({1: 0.5, 5: 0.2}, total=10, regrowing=True) == ((1, 5), (5, 8))
+
+
+def test_a_count_above_the_total_is_refused():
+    with pytest.raises(ValueError, match="keeps 11 weights at step 4; only 10 are prunable"):
+        schedules.keep_counts({4: 11}, total=10)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "error", "message"),
+    [
+        (0.9, TypeError, "must be a dict"),
+        ({}, ValueError, "empty"),
+        ({-1: 0.5}, ValueError, "a step of the schedule is -1; it must be from 0"),
+        ({2**31: 0.5}, ValueError, "a step of the schedule is 2147483648"),
+        ({1.5: 0.5}, TypeError, "a step of the schedule is 1.5"),
+        ({True: 0.5}, TypeError, "a step of the schedule is True"),
+        ({0: 1.5}, ValueError, "the sparsity at step 0 is 1.5; it must be from 0.0 to 1.0"),
+        ({0: -0.1}, ValueError, "the sparsity at step 0 is -0.1"),
+        ({0: float("nan")}, ValueError, "the sparsity at step 0 is nan"),
+        ({0: -3}, ValueError, "keep count, is -3; it must be at least 0"),
+        ({0: True}, TypeError, "the sparsity at step 0 is True"),
+        ({0: "0.5"}, TypeError, "the sparsity at step 0 is '0.5'"),
+    ],
+)
+def test_a_bad_table_is_refused(schedule, error, message):
+    with pytest.raises(error, match=message):
+        schedules.entries(schedule)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: schedules.one_shot(1.1, 0), ValueError, "1.1"),
+        (lambda: schedules.one_shot(0.5, -2), ValueError, "-2"),
+        (lambda: schedules.cubic(0.5, 10, 10, 1), ValueError, "end=10 must come after begin=10"),
+        (lambda: schedules.cubic(0.5, 0, 10, 0), ValueError, "every is 0; it must be at least 1"),
+        (lambda: schedules.cubic(0.5, -1, 10, 1), ValueError, "begin is -1"),
+        (lambda: schedules.geometric(1.2, 1, 1), ValueError, r"rate is 1\.2"),
+        (lambda: schedules.geometric(0.2, 1, 0), ValueError, "times is 0"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
