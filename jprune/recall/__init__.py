@@ -16,6 +16,19 @@ from jprune.recall.counts import (
     recall,
     support,
 )
+from jprune.recall.disparity import (
+    ClassTests,
+    Disparity,
+    ErrorChange,
+    ExcessGap,
+    class_tests,
+    disparity,
+    error_change,
+    excess_accuracy_gap,
+    excessive_loss,
+    normalized_difference,
+)
+from jprune.recall.exemplars import Exemplars, exemplars, modal_label, taxicab_distance
 from jprune.recall.inference import (
     Interval,
     TTest,
@@ -44,7 +57,12 @@ from jprune.recall.intensification import (
 )
 
 __all__ = [
+    "ClassTests",
+    "Disparity",
     "EmptyClassWarning",
+    "ErrorChange",
+    "ExcessGap",
+    "Exemplars",
     "Interval",
     "Line",
     "Pooled",
@@ -54,8 +72,14 @@ __all__ = [
     "balance",
     "bonferroni",
     "class_intensification",
+    "class_tests",
     "consecutive_tests",
     "counts",
+    "disparity",
+    "error_change",
+    "excess_accuracy_gap",
+    "excessive_loss",
+    "exemplars",
     "f1",
     "false_negative_rate",
     "false_positive_rate",
@@ -63,7 +87,9 @@ __all__ = [
     "independent_test",
     "intensification",
     "mark",
+    "modal_label",
     "normalized_balance",
+    "normalized_difference",
     "null_intensification",
     "paired_test",
     "pooled_intensification",
@@ -74,5 +100,6 @@ __all__ = [
     "rma_intensification",
     "support",
     "t_interval",
+    "taxicab_distance",
     "undefined",
 ]

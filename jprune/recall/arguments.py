@@ -122,11 +122,7 @@ def pair(dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers,
     pruned, pruned_overall = recalls_and_accuracy(
         pruned_recall, pruned_accuracy, recall_name="pruned_recall", accuracy_name="pruned_accuracy"
     )
-    if dense.ndim > pruned.ndim or dense.shape != pruned.shape[pruned.ndim - dense.ndim :]:
-        raise ValueError(
-            f"dense and pruned stacks of different lengths: dense_recall has shape {dense.shape}, pruned_recall "
-            f"{pruned.shape}; the dense shape must equal the last axes of the pruned shape"
-        )
+    stacks("dense_recall", dense, "pruned_recall", pruned)
     coarsest = max(_epsilon(value) for value in (dense_recall, pruned_recall, dense_accuracy, pruned_accuracy))
     return Pair(
         np.broadcast_to(dense, pruned.shape),
@@ -135,6 +131,24 @@ def pair(dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers,
         pruned_overall,
         4 * coarsest,
     )
+
+
+def stacks(dense_name: str, dense: npt.NDArray[Any], pruned_name: str, pruned: npt.NDArray[Any]) -> None:
+    """Check that a dense stack has the shape of the pruned one, or of its last axes.
+
+    Raises:
+      ValueError: it has not.
+
+    >>> stacks("dense", np.ones((30, 10)), "pruned", np.ones((29, 10)))
+    Traceback (most recent call last):
+      ...
+    ValueError: dense and pruned stacks of different lengths: dense has shape (30, 10), pruned (29, 10); ...
+    """
+    if dense.ndim > pruned.ndim or dense.shape != pruned.shape[pruned.ndim - dense.ndim :]:
+        raise ValueError(
+            f"dense and pruned stacks of different lengths: {dense_name} has shape {dense.shape}, {pruned_name} "
+            f"{pruned.shape}; the dense shape must equal the pruned shape or its last axes"
+        )
 
 
 def level_of(level: float) -> float:

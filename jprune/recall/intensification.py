@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int, Shaped
 
-from jprune.recall.arguments import Numbers, pair, rates, recalls_and_accuracy
+from jprune.recall.arguments import Numbers, pair, rates, recalls_and_accuracy, stacks
 
 
 class Line(NamedTuple):
@@ -227,11 +227,7 @@ def null_intensification(dense_accuracy: Numbers, pruned_accuracy: Numbers) -> F
     """
     dense = rates("dense_accuracy", dense_accuracy, nan=False)
     pruned = rates("pruned_accuracy", pruned_accuracy, nan=False)
-    if dense.ndim > pruned.ndim or dense.shape != pruned.shape[pruned.ndim - dense.ndim :]:
-        raise ValueError(
-            f"dense and pruned stacks of different lengths: dense_accuracy has shape {dense.shape}, "
-            f"pruned_accuracy {pruned.shape}; the dense shape must equal the last axes of the pruned shape"
-        )
+    stacks("dense_accuracy", dense, "pruned_accuracy", pruned)
     numerator, denominator = (1 - pruned) * dense, (1 - dense) * pruned
     return _quotient(numerator, np.broadcast_to(denominator, pruned.shape), denominator > 0)
 
