@@ -11,7 +11,7 @@ import numpy.typing as npt
 import scipy.stats
 from jaxtyping import Float, Int, Shaped
 
-from jprune.recall.arguments import Numbers, pair, real, recalls_and_accuracy, stacks
+from jprune.recall.arguments import Numbers, pair, rates, real, recalls_and_accuracy, stacks
 from jprune.recall.counts import false_negative_rate, false_positive_rate
 from jprune.recall.inference import Alternative, t_interval
 from jprune.recall.intensification import balance, normalized_balance
@@ -233,6 +233,25 @@ def error_change(dense_counts: Numbers, pruned_counts: Numbers) -> ErrorChange:
         for counts in (dense_counts, pruned_counts)
     )
     stacks("dense_counts", dense[..., 0], "pruned_counts", pruned[..., 0])
+    return error_rate_change(dense, pruned)
+
+
+def error_rate_change(dense_rates: Numbers, pruned_rates: Numbers) -> ErrorChange:
+    """``error_change`` of error rates that are known already, for classes too many for their confusion counts.
+
+    Args:
+      dense_rates: (FPR, FNR) of every class, (..., classes, 2), fractions; NaN where undefined.
+      pruned_rates: the same of the pruned models; the dense shape must equal it or its last axes.
+
+    Raises:
+      ValueError: a fraction outside [0, 1], or stacks of different lengths.
+
+    >>> change = error_rate_change([[0.4, 0.2], [0.2, 0.4]], [[0.4, 0.4], [0.4, 0.4]])
+    >>> float(change.cev.round(3)), float(change.sde.round(3))
+    (0.5, 1.0)
+    """
+    dense, pruned = rates("dense_rates", dense_rates, nan=True), rates("pruned_rates", pruned_rates, nan=True)
+    stacks("dense_rates", dense, "pruned_rates", pruned)
     dense = np.broadcast_to(dense, pruned.shape)
     change = np.divide(pruned, dense, out=np.full(pruned.shape, np.nan), where=dense > 0) - 1
     usable = ~np.isnan(change).any(-1)
