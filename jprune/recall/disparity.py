@@ -184,9 +184,9 @@ def class_tests(
     (array([ 0.25, -0.25]), array([0.0194, 0.0194]))
     """
     pruned, dense = balance(pruned_recall, pruned_accuracy), balance(dense_recall, dense_accuracy)
-    for name, rates in (("dense_recall", dense), ("pruned_recall", pruned)):
-        if rates.ndim != 2 or rates.shape[-1] != dense.shape[-1]:
-            raise ValueError(f"{name} must have shape (models, {dense.shape[-1]} classes), got {rates.shape}")
+    for name, given in (("dense_recall", dense), ("pruned_recall", pruned)):
+        if given.ndim != 2 or given.shape[-1] != dense.shape[-1]:
+            raise ValueError(f"{name} must have shape (models, {dense.shape[-1]} classes), got {given.shape}")
     after, before = t_interval(pruned.T), t_interval(dense.T)
     rounding = 16 * np.finfo(np.float64).eps
     reason = np.select(
