@@ -6,6 +6,13 @@ say what a handful of training seeds can show.
 """
 
 from jprune.recall.arguments import EmptyClassWarning
+from jprune.recall.bootstrap import (
+    BootstrapInterval,
+    ExampleBootstrap,
+    bootstrap_examples,
+    bootstrap_models,
+    bootstrap_pooled,
+)
 from jprune.recall.counts import (
     accuracy,
     counts,
@@ -56,24 +63,36 @@ from jprune.recall.intensification import (
     rma_intensification,
     undefined,
 )
+from jprune.recall.pairing import PairingTest, pairing_test
+from jprune.recall.power import power, replicates_needed
+from jprune.recall.regression import EqualAccuracy, MixedModel, compare_at_equal_accuracy, mixed_model
 
 __all__ = [
+    "BootstrapInterval",
     "ClassTests",
     "Disparity",
     "EmptyClassWarning",
+    "EqualAccuracy",
     "ErrorChange",
+    "ExampleBootstrap",
     "ExcessGap",
     "Exemplars",
     "Interval",
     "Line",
+    "MixedModel",
+    "PairingTest",
     "Pooled",
     "TTest",
     "accuracy",
     "affine_intensification",
     "balance",
     "bonferroni",
+    "bootstrap_examples",
+    "bootstrap_models",
+    "bootstrap_pooled",
     "class_intensification",
     "class_tests",
+    "compare_at_equal_accuracy",
     "consecutive_tests",
     "counts",
     "disparity",
@@ -89,15 +108,19 @@ __all__ = [
     "independent_test",
     "intensification",
     "mark",
+    "mixed_model",
     "modal_label",
     "normalized_balance",
     "normalized_difference",
     "null_intensification",
     "paired_test",
+    "pairing_test",
     "pooled_intensification",
+    "power",
     "precision",
     "recall",
     "relative_intensification",
+    "replicates_needed",
     "reverse_intensification",
     "rma_intensification",
     "support",

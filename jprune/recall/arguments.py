@@ -13,6 +13,9 @@ import numpy.typing as npt
 Numbers = npt.ArrayLike | float | int
 """A number, a nested list of numbers, or a numpy or jax array; converted to numpy."""
 
+Rng = np.random.Generator | np.random.SeedSequence | int
+"""Where randomness comes from: what ``numpy.random.default_rng`` takes, and never nothing."""
+
 
 class EmptyClassWarning(UserWarning):
     """A measure is undefined for some classes (no examples, never predicted); the message names them."""
@@ -165,6 +168,21 @@ def level_of(level: float) -> float:
     if not 0 < level < 1:
         raise ValueError(f"level must lie strictly between 0 and 1 (0.99 for 99 %), got {level}")
     return float(level)
+
+
+def resamples_of(resamples: int) -> None:
+    """Check how often to resample.
+
+    Raises:
+      ValueError: fewer than 2 times.
+
+    >>> resamples_of(1)
+    Traceback (most recent call last):
+      ...
+    ValueError: resamples must be at least 2, got 1
+    """
+    if resamples < 2:
+        raise ValueError(f"resamples must be at least 2, got {resamples}")
 
 
 def _is_small_float(dtype: Any) -> bool:

@@ -49,8 +49,7 @@ def counts(labels: Numbers, predictions: Numbers, num_classes: int) -> Int[Array
     labels_array, predictions_array = _as_array("labels", labels), _as_array("predictions", predictions)
     if labels_array.ndim != 1:
         raise ValueError(f"labels must have shape (examples,), got {labels_array.shape}")
-    if jnp.issubdtype(labels_array.dtype, jnp.floating):
-        raise ValueError(f"labels must be integers in 0..{num_classes - 1}, got dtype {labels_array.dtype}")
+    _refuse_floats("labels", labels_array, num_classes)
     logits = jnp.issubdtype(predictions_array.dtype, jnp.floating)
     wanted = (labels_array.shape[0], num_classes) if logits else labels_array.shape
     if predictions_array.shape[predictions_array.ndim - len(wanted) :] != wanted or predictions_array.ndim < len(
@@ -168,6 +167,23 @@ def false_negative_rate(counts: Numbers) -> Float[np.ndarray, "*models classes"]
     return 1 - recall(counts)
 
 
+def class_numbers(name: str, value: Numbers, num_classes: int) -> Int[np.ndarray, "..."]:
+    """Check that an argument holds nothing but classes and convert it to numpy int64.
+
+    Raises:
+      ValueError: an entry is outside 0..num_classes-1, or no integer.
+
+    >>> class_numbers("labels", [0, 3], 3)
+    Traceback (most recent call last):
+      ...
+    ValueError: labels must lie in 0..2, got 3 at index 1
+    """
+    array = _as_array(name, value)
+    _refuse_floats(name, array, num_classes)
+    _refuse(name, array, num_classes)
+    return np.asarray(array).astype(np.int64)
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def _tally(
     labels: Int[Array, " examples"] | Bool[Array, " examples"],
@@ -189,6 +205,11 @@ def _as_array(name: str, value: Numbers) -> Any:
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.bool_, jnp.floating)):
         raise ValueError(f"{name} must be integers{' or logits' * (name != 'labels')}, got dtype {array.dtype}")
     return array
+
+
+def _refuse_floats(name: str, array: Any, num_classes: int) -> None:
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} must be integers in 0..{num_classes - 1}, got dtype {array.dtype}")
 
 
 def _refuse(name: str, array: Any, num_classes: int) -> None:
