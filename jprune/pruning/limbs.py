@@ -1,0 +1,115 @@
+"""Counts beyond 32 bits without x64: nonnegative integers below 2**64 as two uint32 limbs."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+class Count(NamedTuple):
+    """Nonnegative integers below 2**64 as two uint32 limbs, because x64 is off by default.
+
+    Attributes:
+      high: the upper 32 bits, uint32, of any shape.
+      low: the lower 32 bits, of the same shape.
+    """
+
+    high: Any
+    low: Any
+
+
+def count_of(number: int | Sequence[int]) -> Count:
+    """Write Python integers (a number, or a list of them) as limbs.
+
+    Raises:
+      ValueError: a number is negative or does not fit 64 bits.
+
+    >>> [int(limb) for limb in count_of(2**32 + 5)]
+    [1, 5]
+    """
+    numbers = np.asarray(number, dtype=object)
+    if any(entry not in range(2**64) for entry in numbers.flat):
+        raise ValueError(f"number={number!r} must lie in 0..2**64 - 1")
+    return Count(np.asarray(numbers >> 32, np.uint32), np.asarray(numbers & (2**32 - 1), np.uint32))
+
+
+def number(x: Count) -> int:
+    """The Python integer that concrete scalar limbs stand for.
+
+    >>> number(count_of(2**40 + 1)) - 2**40
+    1
+    """
+    return (int(x.high) << 32) + int(x.low)
+
+
+def column(x: Count) -> Count:
+    """Add an axis: (groups,) -> (groups, 1)."""
+    return Count(x.high[:, None], x.low[:, None])
+
+
+def fill(number: int, like: Any) -> Count:
+    """A Python integer in every place of an array of limbs."""
+    return Count(*(jnp.full_like(like, limb) for limb in count_of(number)))
+
+
+def where(condition: Any, x: Count, y: Count) -> Count:
+    """Choose, elementwise."""
+    return Count(jnp.where(condition, x.high, y.high), jnp.where(condition, x.low, y.low))
+
+
+def equal(x: Count, y: Count) -> Any:
+    """Whether x = y."""
+    return (x.high == y.high) & (x.low == y.low)
+
+
+def not_below(x: Count, y: Count) -> Any:
+    """Whether x >= y."""
+    return (x.high > y.high) | ((x.high == y.high) & (x.low >= y.low))
+
+
+def add(x: Count, y: Count) -> Count:
+    """The sum x + y, modulo 2**64."""
+    low = x.low + y.low
+    return Count(x.high + y.high + (low < x.low).astype(jnp.uint32), low)
+
+
+def subtract(x: Count, y: Count) -> Count:
+    """The difference x - y, modulo 2**64."""
+    return Count(x.high - y.high - (x.low < y.low).astype(jnp.uint32), x.low - y.low)
+
+
+def subtract_or_zero(x: Count, y: Count) -> Count:
+    """The difference x - y, or 0 where y is larger."""
+    difference = subtract(x, y)
+    return where(not_below(x, y), difference, Count(*(jnp.zeros_like(limb) for limb in difference)))
+
+
+def shift_left(number: Any, shift: Any) -> Count:
+    """uint32 numbers times 2**shift; a shift of 32 or more (or a wrapped negative one) leaves no bit, as XLA has it."""
+    number, shift = jnp.broadcast_arrays(number, shift)
+    high = lax.shift_left(number, shift - np.uint32(32)) | lax.shift_right_logical(number, np.uint32(32) - shift)
+    return Count(high, lax.shift_left(number, shift))
+
+
+def times(number: Any, factor: int) -> Count:
+    """uint32 numbers times a Python integer below 2**32, by halves of 16 bits."""
+    upper, lower = number >> np.uint32(16), number & np.uint32(0xFFFF)
+    high, low = np.uint32(factor >> 16), np.uint32(factor & 0xFFFF)
+    product = Count(upper * high, lower * low)
+    for middle in (upper * low, lower * high):
+        product = add(product, Count(middle >> np.uint32(16), middle << np.uint32(16)))
+    return product
+
+
+def total(x: Count) -> Count:
+    """Sum limbs over the first axis; exact, because every partial sum of pieces of the low limb fits 32 bits."""
+    width = 32 - (x.low.shape[0] - 1).bit_length()
+    total = Count(jnp.sum(x.high, axis=0, dtype=jnp.uint32), jnp.zeros(x.low.shape[1:], jnp.uint32))
+    for shift in range(0, 32, width):
+        piece = (x.low >> np.uint32(shift)) & np.uint32(2**width - 1)
+        part = jnp.sum(piece, axis=0, dtype=jnp.uint32)
+        carried = part >> np.uint32(32 - shift) if shift else jnp.zeros_like(part)
+        total = add(total, Count(carried, part << np.uint32(shift)))
+    return total
