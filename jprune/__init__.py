@@ -7,6 +7,7 @@ pandas and is loaded when it is first used.
 import importlib
 from typing import Any
 
+from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments, straight_through
 from jprune.pruning.masks import (
     apply_masks,
     compression,
@@ -17,7 +18,11 @@ from jprune.pruning.masks import (
     sparsity,
     uniform_masks,
 )
+from jprune.pruning.schedules import cubic, geometric, one_shot
 from jprune.pruning.scores import Score, gradient, magnitude, movement, random, undecayed
+from jprune.pruning.state import PruneState, check_pruned, masks_of, with_masks
+from jprune.pruning.tickets import Ticket, lottery_ticket
+from jprune.pruning.transform import keep_zeros, prune
 from jprune.trees import kernels, select
 
 __version__ = "0.1.0.dev0"
@@ -30,20 +35,36 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "PruneState",
+    "Regrow",
     "Score",
+    "Ticket",
     "apply_masks",
+    "check_pruned",
     "compression",
+    "cosine_fraction",
+    "cubic",
+    "dense_gradient",
     "erk_masks",
+    "geometric",
     "global_masks",
     "gradient",
     "keep_count",
+    "keep_zeros",
     "kernels",
     "layer_masks",
+    "lottery_ticket",
     "magnitude",
+    "masks_of",
     "movement",
+    "one_shot",
+    "prune",
     "random",
+    "reset_moments",
     "select",
     "sparsity",
+    "straight_through",
     "undecayed",
     "uniform_masks",
+    "with_masks",
 ]

@@ -73,7 +73,7 @@ def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, s
 
     Args:
       reference: the tree that decides which leaves there are.
-      other: the tree to be matched; it may hold ``None`` at any leaf.
+      other: the tree to be matched; it may hold ``None`` at any leaf, and in place of any subtree.
       reference_name: what the caller calls ``reference``, for the error.
       name: what the caller calls ``other``, for the error.
       shapes: whether to compare the shapes of the leaves that are arrays in both.
@@ -90,7 +90,7 @@ def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, s
     found = dict(zip(other_paths, other_leaves, strict=True))
     for path, leaf in zip(paths, leaves, strict=True):
         if path not in found:
-            if leaf is None:
+            if leaf is None or _stands_for(found, path):
                 found[path] = None
                 continue
             raise ValueError(
@@ -102,10 +102,18 @@ def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, s
             raise ValueError(
                 f"{name} has shape {given} at '{path}', where {reference_name} has shape {wanted}; they must be equal"
             )
-    surplus = [path for path in other_paths if path not in set(paths) and found[path] is not None]
+    wanted_paths = set(paths)
+    surplus = [path for path in other_paths if path not in wanted_paths and found[path] is not None]
     if surplus:
         raise ValueError(f"{name} has a leaf '{surplus[0]}', which {reference_name} lacks: {_some(paths)}")
     return [found[path] for path in paths]
+
+
+def _stands_for(found: dict[str, Any], path: str) -> bool:
+    """Whether a ``None`` stands in place of a subtree that would hold the path."""
+    parts = path.split("/")
+    ends = ("/".join(parts[:i]) for i in range(1, len(parts)))
+    return any(end in found and found[end] is None for end in ends)
 
 
 def kernels(path: str, leaf: Any) -> bool:

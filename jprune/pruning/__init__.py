@@ -1,5 +1,6 @@
 """The pruning wing: what a weight is worth, which weights stay, when, and how the rest is kept at zero."""
 
+from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments, straight_through
 from jprune.pruning.limbs import Count
 from jprune.pruning.masks import (
     apply_masks,
@@ -13,25 +14,45 @@ from jprune.pruning.masks import (
     sparsity,
     uniform_masks,
 )
+from jprune.pruning.schedules import cubic, geometric, one_shot
 from jprune.pruning.scores import Score, gradient, magnitude, movement, random, score_selected, undecayed
+from jprune.pruning.state import PruneState, check_pruned, masks_of, with_masks
+from jprune.pruning.tickets import Ticket, lottery_ticket
+from jprune.pruning.transform import keep_zeros, prune
 
 __all__ = [
     "Count",
+    "PruneState",
+    "Regrow",
     "Score",
+    "Ticket",
     "apply_masks",
+    "check_pruned",
     "compression",
+    "cosine_fraction",
+    "cubic",
+    "dense_gradient",
     "erk_counts",
     "erk_masks",
+    "geometric",
     "global_masks",
     "gradient",
     "keep_count",
+    "keep_zeros",
     "layer_counts",
     "layer_masks",
+    "lottery_ticket",
     "magnitude",
+    "masks_of",
     "movement",
+    "one_shot",
+    "prune",
     "random",
+    "reset_moments",
     "score_selected",
     "sparsity",
+    "straight_through",
     "undecayed",
     "uniform_masks",
+    "with_masks",
 ]

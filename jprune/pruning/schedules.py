@@ -155,6 +155,27 @@ def keep_counts(schedule: Any, total: int, *, regrowing: bool = False) -> tuple[
     return tuple(counts)
 
 
+def keep_values(schedule: Any, total: int, *, regrowing: bool = False) -> tuple[tuple[int, float | int], ...]:
+    """Turn a table into (step, keep) pairs for a selection: a count as it is, a sparsity s as 1 - s.
+
+    A selection rounds the fraction over its own groups (all weights, or those of each layer).
+
+    Args:
+      schedule: the table.
+      total: the number of prunable weights.
+      regrowing: whether the number kept may rise from one entry to the next.
+
+    Raises:
+      TypeError: as ``entries``.
+      ValueError: as ``keep_counts``.
+
+    >>> keep_values({0: 0.5, 10: 3}, total=11)
+    ((0, 0.5), (10, 3))
+    """
+    keep_counts(schedule, total, regrowing=regrowing)
+    return tuple((step, keep if isinstance(keep, int) else 1.0 - keep) for step, keep in entries(schedule))
+
+
 def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} is {value!r}; it must be an integer")

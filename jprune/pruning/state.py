@@ -1,0 +1,187 @@
+"""The state of a prune link, and finding it wherever in an optimizer's state it sits.
+
+An optax state is a tree of tuples: a plain tuple (or an OrderedDict) for a chain, a NamedTuple for
+anything else. That is enough to see that a prune link is the last of its chain, without asking the
+optimizer.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax.contrib import MechanicState
+
+from jprune.trees import flatten, match
+
+PyTree = Any
+
+
+class PruneState(NamedTuple):
+    """The state of ``prune`` and ``keep_zeros``.
+
+    Attributes:
+      count: int32 scalar, how many updates came before.
+      masks: bool arrays like the parameters, True where a weight is kept, None where nothing is prunable.
+      key: the key given to ``prune``, or None.
+    """
+
+    count: Any
+    masks: PyTree
+    key: Any
+
+
+def masks_of(state: PyTree) -> PyTree:
+    """The masks held in an optimizer state, wherever the prune links are.
+
+    Args:
+      state: the state of an optax transformation that has a prune link in it: of a chain, or of
+        ``partition``, ``masked``, ``inject_hyperparams``, ``MultiSteps``, ``apply_if_finite``, ... around one.
+
+    Returns:
+      A tree like the parameters: bool arrays, None where nothing is prunable. The masks of several
+      prune links (one for each group of a ``partition``, say) are merged leaf by leaf.
+
+    Raises:
+      ValueError: there is no prune link; one is not the last of its chain, or sits inside a wrapper
+        that changes the updates it returns, so that pruned weights would revive; or two prune links
+        hold a mask of the same leaf.
+
+    >>> import jprune, optax
+    >>> tx = optax.chain(optax.adam(1e-3), jprune.prune(jprune.magnitude(), {0: 0.5}))
+    >>> masks_of(tx.init({"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}))
+    {'bias': None, 'kernel': Array([[ True,  True]], dtype=bool)}
+    """
+    found = list(_prune_states(state, "", None))
+    if not found:
+        raise ValueError("there is no prune or keep_zeros link in this optimizer state")
+    (_, first), *rest = found
+    masks = first.masks
+    for _, other in rest:
+        masks = _merge(masks, other.masks, "")
+    return jax.tree.map(lambda leaf: None if _absent(leaf) else leaf, masks, is_leaf=_absent)
+
+
+def with_masks(state: PyTree, masks: PyTree) -> PyTree:
+    """The same optimizer state with other masks: loaded ones, or those of the next lottery ticket.
+
+    Args:
+      state: the state of an optax transformation that has a prune link in it.
+      masks: bool arrays like the parameters, matched by path.
+
+    Returns:
+      A state of the same structure. Counts, keys and all that is not a mask are the same arrays.
+
+    Raises:
+      ValueError: as ``masks_of``; or the masks do not fit those in the state.
+
+    >>> import jprune, optax
+    >>> tx = optax.chain(optax.sgd(0.1), jprune.keep_zeros())
+    >>> state = tx.init({"kernel": jnp.ones((1, 2))})
+    >>> masks_of(with_masks(state, {"kernel": jnp.array([[True, False]])}))
+    {'kernel': Array([[ True, False]], dtype=bool)}
+    """
+    match(masks_of(state), masks, reference_name="the masks of the optimizer state", name="masks")
+    paths, leaves, _ = flatten(masks)
+    given = dict(zip(paths, leaves, strict=True))
+
+    def replace(node: Any) -> Any:
+        if not isinstance(node, PruneState):
+            return node
+        own_paths, own, treedef = flatten(node.masks)
+        for path, mask in zip(own_paths, own, strict=True):
+            if mask is not None and getattr(given[path], "dtype", None) != np.bool_:
+                raise ValueError(f"masks holds {given[path]!r} at '{path}'; it must be a bool array")
+        fitted = [None if mask is None else given[path] for path, mask in zip(own_paths, own, strict=True)]
+        return node._replace(masks=jax.tree.unflatten(treedef, fitted))
+
+    return jax.tree.map(replace, state, is_leaf=lambda node: isinstance(node, PruneState))
+
+
+def check_pruned(params: PyTree, state: PyTree) -> None:
+    """Check, outside jit, that every pruned weight is exactly 0.
+
+    Args:
+      params: the parameters.
+      state: the optimizer state whose prune links hold the masks of these parameters.
+
+    Raises:
+      ValueError: a pruned weight is not 0 (or not finite); the message names the leaves and counts
+        the weights. Also whatever ``masks_of`` refuses, and masks that do not fit the parameters.
+
+    >>> import jprune, optax
+    >>> state = jprune.keep_zeros().init({"kernel": jnp.zeros((1, 2))})
+    >>> check_pruned({"kernel": jnp.array([[0.0, 0.3]])}, state)
+    Traceback (most recent call last):
+    ...
+    ValueError: pruned weights are not 0: 1 of 2 in 'kernel'
+    """
+    paths, weights, _ = flatten(params)
+    masks = match(params, masks_of(state), reference_name="params", name="the masks of the optimizer state")
+    revived = []
+    for path, weight, mask in zip(paths, weights, masks, strict=True):
+        if mask is not None:
+            count = int(jnp.sum(~mask & (weight != 0)))
+            if count:
+                revived.append(f"{count} of {int(jnp.sum(~mask))} in '{path}'")
+    if revived:
+        raise ValueError(f"pruned weights are not 0: {', '.join(revived)}")
+
+
+def trained(params: PyTree) -> PyTree:
+    """The weights that the gradient belongs to: the fast ones of ``optax.lookahead``, else all."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
+def prunable(params: PyTree, masks: PyTree) -> PyTree:
+    """The parameters that have a mask, in the tree of the masks; None for the others."""
+    paths, leaves, _ = flatten(params)
+    found = dict(zip(paths, leaves, strict=True))
+    own, held, treedef = flatten(masks)
+    match(params, masks, reference_name="params", name="the masks of the optimizer state")
+    weights = [None if mask is None else found[path] for path, mask in zip(own, held, strict=True)]
+    return jax.tree.unflatten(treedef, weights)
+
+
+def _prune_states(node: Any, path: str, fault: str | None) -> Iterator[tuple[str, PruneState]]:
+    """Every prune state below a node; ``fault`` says why there must be none."""
+    if isinstance(node, PruneState):
+        if fault is not None:
+            raise ValueError(f"the prune state at state{path} {fault}, so pruned weights would not stay 0")
+        yield path, node
+        return
+    children = _children(node)
+    for i, (key, child) in enumerate(children):
+        below = fault
+        if type(node) in (tuple, OrderedDict) and i < len(children) - 1:
+            below = f"is not the last of its chain (a state of {len(children)}, at {i})"
+        elif isinstance(node, optax.LookaheadState):
+            below = "is inside optax.lookahead, which mixes slow weights into its updates; chain prune after it"
+        elif isinstance(node, MechanicState):
+            below = "is inside optax.contrib.mechanize, which scales its updates; chain prune after it"
+        yield from _prune_states(child, path + key, below)
+
+
+def _children(node: Any) -> list[tuple[str, Any]]:
+    """The children of one node of a tree with the names they have there; a leaf has none."""
+    below: Callable[[Any], bool] = lambda child: child is not node
+    entries, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=below)
+    return [(jax.tree_util.keystr(key_path), child) for key_path, child in entries if key_path]
+
+
+def _absent(mask: Any) -> bool:
+    return mask is None or isinstance(mask, optax.MaskedNode)
+
+
+def _merge(a: PyTree, b: PyTree, path: str) -> PyTree:
+    """Merge two trees of masks that have, where one has a mask, nothing in the other."""
+    if _absent(a) or _absent(b):
+        return b if _absent(a) else a
+    below, others = _children(a), _children(b)
+    if not below or [key for key, _ in below] != [key for key, _ in others]:
+        raise ValueError(f"two prune links hold a mask of the same leaf {path or '(the only one)'}")
+    merged = [_merge(x, y, path + key) for (key, x), (_, y) in zip(below, others, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(a, is_leaf=lambda child: child is not a), merged)

@@ -1,0 +1,133 @@
+"""Iterative pruning with rewinding: lottery tickets, found with a training function of the caller's."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jprune.pruning.masks import apply_masks, global_masks
+from jprune.pruning.schedules import keep_values
+from jprune.pruning.scores import Score, magnitude, score_selected
+from jprune.pruning.state import masks_of, prunable, with_masks
+from jprune.trees import map_leaves
+
+PyTree = Any
+Train = Callable[[PyTree, PyTree, int, int], tuple[PyTree, PyTree]]
+
+
+class Ticket(NamedTuple):
+    """One level of iterative pruning: what training started from, and what it came to.
+
+    Attributes:
+      level: 0 for the dense network, then 1, 2, ...
+      masks: bool arrays like the parameters, None where nothing is prunable.
+      start: (params, optimizer state) at the rewinding step, the params pruned.
+      end: (params, optimizer state) after training from there.
+    """
+
+    level: int
+    masks: PyTree
+    start: tuple[PyTree, PyTree]
+    end: tuple[PyTree, PyTree]
+
+
+def lottery_ticket(
+    train: Train,
+    tx: optax.GradientTransformation,
+    params: PyTree,
+    sparsities: Iterable[float | int],
+    *,
+    steps: int,
+    rewind: int = 0,
+    score: Score | None = None,
+    select: Callable[..., PyTree] = global_masks,
+    min_keep: int = 0,
+    grad: Callable[[PyTree], PyTree] | None = None,
+    batch: Any = None,
+    key: Any = None,
+) -> Iterator[Ticket]:
+    """Train, prune, rewind; again for every sparsity.
+
+    The network is trained densely. Then, for each sparsity, the trained weights are scored, the masks
+    shrink, and weights and optimizer state (moments, step counts, all of it) go back to the very bits
+    they had after ``rewind`` updates, the pruned weights at 0; and training resumes from there. The
+    levels are computed as they are asked for.
+
+    Sources: Frankle & Carbin, "The Lottery Ticket Hypothesis", 2019, arXiv 1803.03635 (rewind=0);
+    Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis", 2020, arXiv
+    1912.05671 (rewinding to step k).
+
+    Args:
+      train: ``train(params, opt_state, begin, end)`` runs the updates numbered begin, ..., end - 1 with
+        ``tx`` and returns (params, opt_state). It may donate what it is given.
+      tx: an optax transformation with a ``keep_zeros`` link last in its chain, which holds the masks;
+        its ``where`` says what is prunable.
+      params: the initial weights.
+      sparsities: for each level the fraction of the prunable weights that is removed in all, or the
+        number kept as an int, such as ``geometric(0.2, every=1, times=10).values()``.
+      steps: the number of updates from the initial weights to trained ones.
+      rewind: the number of updates after which the state is kept, to go back to it.
+      score: what a trained weight is worth; None is ``magnitude()``.
+      select: how scores become masks.
+      min_keep: the least number of weights that every leaf keeps.
+      grad: gives the gradient at the trained weights, for scores that need one.
+      batch: data, for scores that need it.
+      key: PRNG key for scores that need one; folded with the level.
+
+    Returns:
+      An iterator of ``Ticket``, one more than there are sparsities: level 0 is dense.
+
+    Raises:
+      ValueError: ``rewind`` is not in 0..steps - 1; a sparsity is out of range or falls; ``tx`` has no
+        prune link, or one that is not last in its chain.
+
+    >>> import jprune
+    >>> tx = optax.chain(optax.sgd(0.1), jprune.keep_zeros())
+    >>> def train(params, state, begin, end):
+    ...     for _ in range(begin, end):
+    ...         updates, state = tx.update(params, state, params)  # the gradient of |params|^2 / 2
+    ...         params = optax.apply_updates(params, updates)
+    ...     return params, state
+    >>> tickets = lottery_ticket(train, tx, {"kernel": jnp.array([[3.0, -1.0]])}, [0.5], steps=2)
+    >>> [ticket.start[0]["kernel"].tolist() for ticket in tickets]
+    [[[3.0, -1.0]], [[3.0, 0.0]]]
+    """
+    if not 0 <= rewind < steps:
+        raise ValueError(f"rewind={rewind} must be in 0..steps - 1, with steps={steps}")
+    state = tx.init(params)
+    # keep_zeros takes a weight that happens to be 0 for a pruned one; the dense network has none.
+    masks = map_leaves(jnp.ones_like, masks_of(state))
+    state = with_masks(state, masks)
+    total = sum(mask.size for mask in jax.tree.leaves(masks))
+    keeps = [keep for _, keep in keep_values(dict(enumerate(sparsities, start=1)), total)]
+    score = magnitude() if score is None else score
+
+    def worth(level: int, trained: PyTree) -> PyTree:
+        return score_selected(
+            score,
+            prunable(trained, masks),
+            grad(trained) if grad is not None and "grad" in score.needs else None,
+            batch,
+            None if key is None else jax.random.fold_in(key, level),
+            whole=trained,
+        )
+
+    def levels(params: PyTree, state: PyTree, masks: PyTree) -> Iterator[Ticket]:
+        rewound = _run(train, params, state, 0, rewind) if rewind else (params, state)
+        end = _run(train, *rewound, rewind, steps)
+        yield Ticket(0, masks, rewound, end)
+        for level, keep in enumerate(keeps, start=1):
+            masks = select(worth(level, end[0]), keep, among=masks, min_keep=min_keep)
+            start = apply_masks(rewound[0], masks), with_masks(rewound[1], masks)
+            end = _run(train, *start, rewind, steps)
+            yield Ticket(level, masks, start, end)
+
+    return levels(params, state, masks)
+
+
+def _run(train: Train, params: PyTree, state: PyTree, begin: int, end: int) -> tuple[PyTree, PyTree]:
+    """Train copies, so that a training step that donates its arguments leaves the originals alive."""
+    params, state = jax.tree.map(jnp.copy, (params, state))
+    return train(params, state, begin, end)
