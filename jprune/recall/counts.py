@@ -5,6 +5,7 @@ on the device. Everything behind it works on (..., classes, classes) integers in
 """
 
 import functools
+import math
 import warnings
 from typing import Any
 
@@ -190,7 +191,8 @@ def _tally(
     predictions: Int[Array, "*models examples"] | Bool[Array, "*models examples"],
     num_classes: int,
 ) -> Int[Array, "*models classes classes"]:
-    models, stack, rows = predictions.shape[:-1], predictions.reshape(-1, predictions.shape[-1]), labels[None, :]
+    *models, examples = predictions.shape
+    stack, rows = predictions.reshape(math.prod(models), examples), labels[None, :]
     valid = ~(_no_class(rows, num_classes) | _no_class(stack, num_classes))
     # Past the end and not -1: `mode="drop"` would still wrap a negative index around.
     cell = jnp.where(valid, rows.astype(jnp.int32) * num_classes + stack.astype(jnp.int32), num_classes**2)

@@ -179,8 +179,8 @@ def paired_test(a: Numbers, b: Numbers, alternative: Alternative = "two-sided") 
     differences = first - second
     made = differences[~np.isnan(differences)]
     out = TTest(_mean(made), np.nan, made.size - 1.0, np.nan, made.size, differences.size - made.size, "")
-    reason = _no_t(made, "pair")
-    if reason:
+    if made.size < 2 or _no_spread(made):
+        reason = "fewer than two pairs" if made.size < 2 else "every pair differs by the same"
         return out._replace(reason=reason, df=np.nan)
     result = scipy.stats.ttest_1samp(made, 0.0, alternative=_alternative(alternative))
     return out._replace(statistic=float(result.statistic), p_value=float(result.pvalue))
@@ -207,13 +207,19 @@ def independent_test(
     used = samples[0].size + samples[1].size
     left_out = np.size(a) + np.size(b) - used
     out = TTest(_mean(samples[0]) - _mean(samples[1]), np.nan, np.nan, np.nan, used, left_out, "")
-    reasons = [_no_t(sample, "value") for sample in samples]
     if min(sample.size for sample in samples) < 2:
         return out._replace(reason="fewer than two values in a sample")
-    if all(reasons):
+    if all(_no_spread(sample) for sample in samples):
         return out._replace(reason="no spread in either sample")
-    result = scipy.stats.ttest_ind(*samples, equal_var=equal_variances, alternative=_alternative(alternative))
-    return out._replace(statistic=float(result.statistic), df=float(result.df), p_value=float(result.pvalue))
+    # From moments: scipy's own would warn of a sample without spread, which is fine where the other has some.
+    (mean_a, sd_a, n_a), (mean_b, sd_b, n_b) = ((sample.mean(), sample.std(ddof=1), sample.size) for sample in samples)
+    result = scipy.stats.ttest_ind_from_stats(
+        mean_a, sd_a, n_a, mean_b, sd_b, n_b, equal_var=equal_variances, alternative=_alternative(alternative)
+    )
+    error_a, error_b = sd_a**2 / n_a, sd_b**2 / n_b
+    welch = (error_a + error_b) ** 2 / (error_a**2 / (n_a - 1) + error_b**2 / (n_b - 1))
+    df = n_a + n_b - 2 if equal_variances else welch
+    return out._replace(statistic=float(result.statistic), df=float(df), p_value=float(result.pvalue))
 
 
 def consecutive_tests(values: Numbers) -> list[TTest]:
@@ -260,14 +266,9 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-def _no_t(values: npt.NDArray[np.float64], unit: str) -> str:
-    """Why these values have no t statistic; empty when they have one."""
-    if values.size < 2:
-        return f"fewer than two {unit}s"
-    # Spread within rounding of the values themselves: a t statistic would measure that rounding.
-    if np.ptp(values) <= 8 * np.finfo(np.float64).eps * max(np.abs(values).max(), 1):
-        return f"every {unit} is the same"
-    return ""
+def _no_spread(values: npt.NDArray[np.float64]) -> bool:
+    """Whether values differ by rounding alone; a t statistic would measure that rounding."""
+    return bool(np.ptp(values) <= 32 * np.finfo(np.float64).eps * max(np.abs(values).max(), 1))
 
 
 def _alternative(alternative: str) -> Alternative:
