@@ -1,0 +1,187 @@
+"""The layers of a network as the jumpstart wing sees them: names, arrays, masks.
+
+A layer is an array of preactivations, channels last: (batch, units) or (batch, height, width, units)
+with any number of spatial axes. Layers come in call order, in an ``OrderedDict`` or a sequence; equal
+layers may come as one ``Stack``, which is what ``lax.scan`` over layers hands out.
+"""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Preactivations = Any
+Masks = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Equal layers in one array with a leading axis of layers: the same as the list of its slices.
+
+    Wherever a layer may stand, a ``Stack`` of (layers, batch, ..., units) may stand for its layers,
+    in that order: in a list, as a value of an ``OrderedDict``, or alone. A mask of ``units`` for it is
+    (units,), the same for each layer, or (layers, units). It costs less than the list, both to
+    compile and to run.
+
+    Attributes:
+      values: the preactivations (layers, batch, ..., units).
+
+    >>> [name for name, _ in unstack([jnp.zeros((4, 3)), Stack(jnp.zeros((2, 4, 3)))])]
+    ['0', '1[0]', '1[1]']
+    """
+
+    values: Any
+
+
+def is_array(x: Any) -> bool:
+    """Whether x is a jax array, a tracer, a numpy array or a shape with a dtype."""
+    return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def entries(layers: Any) -> list[tuple[str, Any]]:
+    """Name the entries of a container of layers: by its keys, or by position, or '' when it is one layer.
+
+    Raises:
+      TypeError: not a mapping, sequence, ``Stack`` or array.
+      ValueError: no layer at all.
+    """
+    if isinstance(layers, Stack) or is_array(layers):
+        return [("", layers)]
+    if isinstance(layers, Mapping):
+        named = [(str(key), value) for key, value in layers.items()]
+    elif isinstance(layers, Sequence) and not isinstance(layers, str):
+        named = [(str(position), value) for position, value in enumerate(layers)]
+    else:
+        raise TypeError(
+            f"layers must be an OrderedDict or a list of arrays, an array or a Stack, not {type(layers).__name__}"
+        )
+    if not named:
+        raise ValueError("there is no layer: preactivations is empty")
+    return named
+
+
+def like(layers: Any, values: list[Any]) -> Any:
+    """Put the values, one an entry, into a container of the kind that ``entries`` took apart.
+
+    >>> like([1, 2], ["a", "b"]), like(OrderedDict(x=1), ["a"])
+    (['a', 'b'], OrderedDict({'x': 'a'}))
+    """
+    if isinstance(layers, Stack) or is_array(layers):
+        return values[0]
+    if isinstance(layers, OrderedDict):
+        return OrderedDict(zip(layers, values, strict=True))
+    if isinstance(layers, Mapping):
+        return dict(zip(layers, values, strict=True))
+    return values
+
+
+def refuse_unordered(layers: Any, argument: str) -> None:
+    """Refuse a plain dict of several layers where their order matters.
+
+    jax sorts the keys of a dict whenever it passes through a transformation, so the order in which
+    the layers were called is lost under jit. An ``OrderedDict`` keeps it.
+
+    Raises:
+      TypeError: a mapping of two or more entries that is not an ``OrderedDict``.
+    """
+    if isinstance(layers, Mapping) and not isinstance(layers, OrderedDict) and len(layers) > 1:
+        raise TypeError(
+            f"{argument} is a {type(layers).__name__} of {len(layers)} layers, which loses their order under jit;"
+            " the order matters here: pass a collections.OrderedDict or a list"
+        )
+
+
+def unstack(layers: Any) -> list[tuple[str, Any]]:
+    """Name every single layer, the members of a ``Stack`` as name[0], name[1], ..."""
+    named = []
+    for name, value in entries(layers):
+        if isinstance(value, Stack):
+            named += [(f"{name}[{i}]", value.values[i]) for i in range(value.values.shape[0])]
+        else:
+            named.append((name, value))
+    return named
+
+
+def check(layers: Any) -> list[tuple[str, Any]]:
+    """Return the named entries after checking that each is an array of preactivations.
+
+    Raises:
+      TypeError: an entry is no array, or not of a real floating dtype.
+      ValueError: an entry has too few axes or an axis without entries.
+    """
+    named = entries(layers)
+    for name, entry in named:
+        label = f"preactivations of layer '{name}'" if name else "preactivations"
+        array = entry.values if isinstance(entry, Stack) else entry
+        least = 3 if isinstance(entry, Stack) else 2
+        if not is_array(array):
+            raise TypeError(f"{label} must be an array or a Stack, not {type(array).__name__}")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"{label} have dtype {array.dtype}; allowed: real floating dtypes")
+        if len(array.shape) < least:
+            wanted = "(layers, batch, ..., units)" if least == 3 else "(batch, ..., units)"
+            raise ValueError(f"{label} have shape {array.shape}; allowed: {wanted}")
+        if 0 in array.shape:
+            raise ValueError(f"{label} have shape {array.shape}; every axis needs at least one entry")
+    return named
+
+
+def unit_masks(units: Masks, layers: Any) -> list[Any]:
+    """Match ``units`` to the entries of ``layers``: one mask an entry, ``None`` where none is given.
+
+    Args:
+      units: ``None``; one bool array for every layer; or a mapping or sequence like ``layers``, each
+        value a bool (units,), for a ``Stack`` also (layers, units), or ``None``.
+      layers: the container of preactivations that the masks belong to.
+
+    Raises:
+      TypeError: a mask that is not a bool array, or a sequence of masks for a plain dict.
+      ValueError: a mask of the wrong shape, or masks for other layers than these.
+    """
+    named = entries(layers)
+    if units is None or is_array(units):
+        masks = [units] * len(named)
+    elif isinstance(units, Mapping):
+        if not isinstance(layers, Mapping):
+            raise TypeError(f"units is a {type(units).__name__}, and preactivations has no names to match it to")
+        unknown = [str(key) for key in units if key not in layers]
+        if unknown:
+            raise ValueError(f"units names the layer '{unknown[0]}'; the layers are {[name for name, _ in named]}")
+        masks = [units.get(key) for key in layers]
+    else:
+        refuse_unordered(layers, "preactivations, with a list of units,")
+        masks = list(units)
+        if len(masks) != len(named):
+            raise ValueError(f"units has {len(masks)} masks for {len(named)} layers; they must be as many")
+    for (name, entry), mask in zip(named, masks, strict=True):
+        _check_unit_mask(name, entry, mask)
+    return masks
+
+
+def _check_unit_mask(name: str, entry: Any, mask: Any) -> None:
+    if mask is None:
+        return
+    if isinstance(entry, Stack):
+        allowed = [entry.values.shape[-1:], (entry.values.shape[0], entry.values.shape[-1])]
+    else:
+        allowed = [entry.shape[-1:]]
+    check_mask(f"units of layer '{name}'", mask, allowed)
+
+
+def check_mask(label: str, mask: Any, allowed: list[tuple[int, ...]]) -> None:
+    """Refuse a mask that is not bool or has none of the allowed shapes.
+
+    Raises:
+      TypeError: not a bool array.
+      ValueError: another shape.
+    """
+    if not is_array(mask) or mask.dtype != np.bool_:
+        given = f"an array of {mask.dtype}" if is_array(mask) else f"a {type(mask).__name__}"
+        raise TypeError(f"{label} must be a bool array, not {given}")
+    if tuple(mask.shape) not in [tuple(shape) for shape in allowed]:
+        raise ValueError(f"{label} has shape {tuple(mask.shape)}; allowed: {' or '.join(map(str, allowed))}")

@@ -1,0 +1,373 @@
+"""The jumpstart penalty: slacks of units and points that are not yet nonlinear, aggregated to one number."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jprune.jumpstart import extremes, layers
+
+Mode = Literal[
+    "full",
+    "unit",
+    "point",
+    "layer",
+    "unit_positive",
+    "point_positive",
+    "positive",
+    "all_but_unit_positive",
+    "all_but_unit_negative",
+    "all_but_point_positive",
+    "all_but_point_negative",
+]
+Aggregate = Literal["balanced", "norm", "mean", "sum", "sum_squares"]
+Ties = Literal["average", "single", "random"]
+Spatial = Literal["pool", "none"]
+Preset = Literal["cpaior_keras", "cpaior_torch", "ieee"]
+
+_BOTH, _POSITIVE, _NEGATIVE = (1, -1), (1,), (-1,)
+_HINGES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
+    "full": {"unit": _BOTH, "point": _BOTH},
+    "unit": {"unit": _BOTH},
+    "point": {"point": _BOTH},
+    "layer": {"layer": _BOTH},
+    "unit_positive": {"unit": _POSITIVE},
+    "point_positive": {"point": _POSITIVE},
+    "positive": {"unit": _POSITIVE, "point": _POSITIVE},
+    "all_but_unit_positive": {"unit": _NEGATIVE, "point": _BOTH},
+    "all_but_unit_negative": {"unit": _POSITIVE, "point": _BOTH},
+    "all_but_point_positive": {"unit": _BOTH, "point": _NEGATIVE},
+    "all_but_point_negative": {"unit": _BOTH, "point": _POSITIVE},
+}
+_PRESETS: Mapping[str, tuple[Aggregate, Ties, Spatial]] = {
+    "cpaior_keras": ("sum_squares", "average", "none"),
+    "cpaior_torch": ("norm", "single", "pool"),
+    "ieee": ("balanced", "single", "pool"),
+}
+_DEFAULTS: tuple[Aggregate, Ties, Spatial] = ("balanced", "average", "pool")
+
+# Layers up to this many numbers are stacked with their equals: one kernel for all of them instead of
+# one each halves the step of a deep thin network. Larger ones are not, as stacking copies them.
+_STACK_UP_TO = 1 << 16
+
+
+def jumpstart_penalty(
+    preacts: layers.Preactivations,
+    preset: Preset | None = None,
+    mode: Mode = "full",
+    aggregate: Aggregate | None = None,
+    balance: Any = 0.5,
+    margin: tuple[Any, Any] = (1.0, 1.0),
+    ties: Ties | None = None,
+    spatial: Spatial | None = None,
+    units: layers.Masks = None,
+    examples: Any = None,
+    axis_name: Any = None,
+    key: Any = None,
+) -> Float[Array, ""]:
+    """How far units and points are from being nonlinear: zero where all are, by at least the margins.
+
+    A unit c (a channel) has maximum M and minimum m over the batch and space, a point b (an example)
+    over units and space. Its slack is
+
+        balance * relu(positive - M) + (1 - balance) * relu(negative + m)
+
+    and the penalty aggregates the slacks of all units and points of all layers:
+
+        balanced     mean(U) + mean(P), the units' slacks U and the points' P of all layers joined
+        mean, sum    over U and P joined
+        norm         the Euclidean norm of U and P joined, its gradient 0 at the zero vector
+        sum_squares  its square
+
+    Multiply it by a coefficient and add it to the loss, or let ``add_jumpstart`` or
+    ``jumpstart_loss`` do so. Sums are in float32 or better. Differentiable in reverse mode, under
+    jit, vmap, scan and shard_map.
+
+    Args:
+      preacts: preactivations before the nonlinearity and before any normalization, channels last:
+        (batch, units) or (batch, height, width, units) a layer, of a real floating dtype; in an
+        ``OrderedDict`` or list, ``Stack``s among them; an array alone is one layer.
+      preset: the published variant that sets ``aggregate``, ``ties`` and ``spatial`` unless they are
+        given: 'cpaior_keras' (sum_squares, average, none), 'cpaior_torch' (norm, single, pool) or
+        'ieee' (balanced, single, pool).
+      mode: which slacks: 'full' (units and points), 'unit', 'point', 'layer' (one maximum and
+        minimum a layer), or some hinges only: 'unit_positive', 'point_positive', 'positive',
+        'all_but_unit_positive', 'all_but_unit_negative', 'all_but_point_positive',
+        'all_but_point_negative'. ``balance`` multiplies a hinge that stands alone too, and a mean
+        runs over all units or points unless the mode drops them altogether.
+      aggregate: 'balanced' (default), 'norm', 'mean', 'sum' or 'sum_squares'.
+      balance: rho, the weight of the positive hinge, 0 to 1. Take .51 for a network that starts at
+        zero: at .5 the two hinges cancel there.
+      margin: (positive, negative), in the unit of the preactivations.
+      ties: where several cells share an extreme: 'average' (default) splits the gradient evenly;
+        'single' gives it to the first along the reduced axis, then to the first of the flattened
+        rest, so a unit's goes to the first position in space that has it and there to the first
+        example; 'random' to a random one.
+      spatial: 'pool' (default) reduces over space; 'none' takes a unit for every (height, width,
+        channel) and a point for every (example, height, width).
+      units: which units are real, for thin networks padded to wide ones: a bool (units,) for every
+        layer, or a sequence or mapping of them like ``preacts``.
+      examples: which examples are real, for padded batches: bool (batch,). Padding enters no
+        maximum, minimum, mean or gradient; what has no real cell at all is left out.
+      axis_name: the mesh axis (or axes) over which shard_map splits the batch. Extremes and means
+        are then over the global batch and the value is the single-device value on every device; the
+        gradient with respect to a device's preactivations is its slice of the single-device
+        gradient. So gradients of parameters must be SUMMED over the devices: shard_map does that by
+        itself for replicated parameters; with ``check_vma=False``, psum them.
+      key: a PRNG key, for random ties only.
+
+    Returns:
+      A scalar, the coefficient not included, in float32 or the preactivations' wider dtype.
+
+    Raises:
+      TypeError: preactivations or masks of another kind or dtype.
+      ValueError: an unknown option, a margin or balance out of range, shapes that do not match,
+        random ties without a key.
+
+    Reference: Riera, Rey, Serra, Puertas, Pujol, "Training Thinner and Deeper Neural Networks:
+    Jumpstart Regularization", CPAIOR 2022, equations 3 to 7; the balanced aggregate and the modes:
+    Riera, Puertas, Pujol, "Unit-Centric Regularization for Efficient Deep Neural Networks", IEEE
+    Access 2025.
+
+    >>> z = jnp.array([[2.0, -0.5], [-3.0, -0.5]])  # the second unit is dead, and so is the second point
+    >>> [float(jumpstart_penalty([z], mode=mode)) for mode in ("unit", "point", "full")]
+    [0.5, 0.5, 1.0]
+    """
+    options = Options.make(preset, mode, aggregate, balance, margin, ties, spatial, axis_name, key)
+    groups = _grouped(preacts, units, examples)
+    dtype = max((extremes.accumulated(group.z.dtype) for group in groups), key=lambda d: d.itemsize)
+    parts = [_totals(group, options, position) for position, group in enumerate(groups)]
+    totals = [_Total.over([part[axis] for part in parts], dtype) for axis in _HINGES[mode]]
+    return _aggregate(totals, options.aggregate)
+
+
+class Options(NamedTuple):
+    """The checked options of one penalty; ``aggregate``, ``ties`` and ``spatial`` resolved."""
+
+    mode: str
+    aggregate: str
+    balance: Any
+    margin: tuple[Any, Any]
+    ties: str
+    spatial: str
+    axis_name: Any
+    key: Any
+
+    @classmethod
+    def make(
+        cls,
+        preset: str | None,
+        mode: str,
+        aggregate: str | None,
+        balance: Any,
+        margin: tuple[Any, Any],
+        ties: str | None,
+        spatial: str | None,
+        axis_name: Any,
+        key: Any,
+    ) -> "Options":
+        """Resolve a preset and check every option.
+
+        Raises:
+          ValueError: an option that is not allowed; the message names it, its value and what is.
+        """
+        if preset is not None:
+            _one_of("preset", preset, get_args(Preset))
+        defaults = _DEFAULTS if preset is None else _PRESETS[preset]
+        given = (aggregate, ties, spatial)
+        aggregate, ties, spatial = (d if g is None else g for d, g in zip(defaults, given, strict=True))
+        _one_of("mode", mode, get_args(Mode))
+        _one_of("aggregate", aggregate, get_args(Aggregate))
+        _one_of("ties", ties, get_args(Ties))
+        _one_of("spatial", spatial, get_args(Spatial))
+        if isinstance(balance, int | float | np.number) and not 0 <= balance <= 1:
+            raise ValueError(f"balance={balance} must lie between 0 and 1: it is the weight of the positive hinge")
+        if not isinstance(margin, tuple | list) or len(margin) != 2:
+            raise ValueError(f"margin={margin!r} must be a pair (positive, negative), such as (1.0, 1.0)")
+        if any(isinstance(m, int | float) and not math.isfinite(m) for m in margin):
+            raise ValueError(f"margin={margin!r} must be finite")
+        if ties == "random" and key is None:
+            raise ValueError("ties='random' needs a PRNG key: pass key=jax.random.key(seed)")
+        return cls(mode, aggregate, balance, (margin[0], margin[1]), ties, spatial, axis_name, key)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not allowed; allowed: {', '.join(allowed)}")
+
+
+class _Group(NamedTuple):
+    """Layers of one shape: preactivations (L, B, S, C), unit mask (L, C) and example mask (B,) or None."""
+
+    z: jax.Array
+    units: Any
+    examples: Any
+
+
+class _Total(NamedTuple):
+    """What an aggregate needs to know of some slacks: their sum, sum of squares and number."""
+
+    slack: Any
+    square: Any
+    count: Any
+
+    @classmethod
+    def over(cls, parts: list["_Total"], dtype: Any) -> "_Total":
+        """Join the totals of several groups of slacks."""
+        return cls(*(sum(jnp.asarray(x, dtype) for x in column) for column in zip(*parts, strict=True)))
+
+
+def _grouped(preacts: layers.Preactivations, units: layers.Masks, examples: Any) -> list[_Group]:
+    """Bring layers into (L, B, S, C), small ones of equal shape together."""
+    named = layers.check(preacts)
+    masks = layers.unit_masks(units, preacts)
+    alike: dict[Any, list[tuple[jax.Array, Any]]] = {}
+    for (name, entry), mask in zip(named, masks, strict=True):
+        values = entry.values if isinstance(entry, layers.Stack) else entry[None]
+        depth, batch, *space, width = values.shape
+        if examples is not None:
+            layers.check_mask(f"examples (for layer '{name}')", examples, [(batch,)])
+        if mask is not None:
+            mask = jnp.broadcast_to(jnp.asarray(mask).reshape((-1, width)), (depth, width))
+        z = jnp.asarray(values).reshape((depth, batch, math.prod(space), width))
+        small = math.prod(z.shape[1:]) <= _STACK_UP_TO
+        kind = (z.shape[1:], z.dtype, mask is None, None if small else len(alike))
+        alike.setdefault(kind, []).append((z, mask))
+    examples = None if examples is None else jnp.asarray(examples)
+    return [
+        _Group(_joined([z for z, _ in same]), None if same[0][1] is None else _joined([m for _, m in same]), examples)
+        for same in alike.values()
+    ]
+
+
+def _joined(arrays: list[jax.Array]) -> jax.Array:
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)
+
+
+def _totals(group: _Group, options: Options, position: int) -> dict[str, _Total]:
+    """The totals of one group's slacks, by axis."""
+    z, key = group.z, None
+    if options.ties == "random":
+        key = jax.random.fold_in(options.key, position)
+    found: extremes.Peaks = {}
+    real: dict[str, Any] = {}
+    for axes, shape in _views(z.shape, options):
+        view = _Group(z.reshape(shape), *_viewed_masks(group, z.shape, shape))
+        wanted = tuple((axis, sign) for axis in axes for sign in _HINGES[options.mode][axis])
+        spec = extremes.Spec(wanted, options.ties, options.axis_name)
+        found |= extremes.peaks(spec, view.z, _cells(view), key)
+        real |= {axis: _real(view, axis, options.axis_name) for axis in axes}
+    totals = {}
+    for axis in _HINGES[options.mode]:
+        slack = _slack(found, axis, real[axis], options)
+        count = math.prod(slack.shape) if real[axis] is None else real[axis].sum(dtype=slack.dtype)
+        sums = (slack.sum(), jnp.square(slack).sum())
+        if axis == "point" and options.axis_name is not None:
+            sums = (_summed(options.axis_name, sums[0]), _summed(options.axis_name, sums[1]))
+            count = lax.psum(count, options.axis_name)
+        totals[axis] = _Total(*sums, count)
+    return totals
+
+
+def _views(shape: tuple[int, ...], options: Options) -> list[tuple[list[str], tuple[int, ...]]]:
+    """How to look at (L, B, S, C) for each axis: without pooling, space belongs to the kept axis."""
+    depth, batch, space, width = shape
+    axes = list(_HINGES[options.mode])
+    if options.spatial == "pool" or space == 1 or axes == ["layer"]:
+        return [(axes, shape)]
+    unpooled = {"unit": (depth, batch, 1, space * width), "point": (depth, batch * space, 1, width)}
+    return [([axis], unpooled[axis]) for axis in axes]
+
+
+def _viewed_masks(group: _Group, shape: tuple[int, ...], view: tuple[int, ...]) -> tuple[Any, Any]:
+    """Repeat the masks over space where a view made units or points of it."""
+    units, examples = group.units, group.examples
+    if units is not None:
+        units = jnp.tile(units, (1, view[3] // shape[3]))
+    if examples is not None:
+        examples = jnp.repeat(examples, view[1] // shape[1])
+    return units, examples
+
+
+def _cells(group: _Group) -> jax.Array | None:
+    """Which cells count, broadcastable to (L, B, 1, C)."""
+    by_unit = None if group.units is None else group.units[:, None, None, :]
+    by_example = None if group.examples is None else group.examples[None, :, None, None]
+    if by_unit is None or by_example is None:
+        return by_example if by_unit is None else by_unit
+    return by_unit & by_example
+
+
+def _real(group: _Group, axis: str, axis_name: Any) -> Any:
+    """Which units (L, C), points (L, B) or layers (L,) have a cell that counts; None for all."""
+    if group.units is None and group.examples is None:
+        return None
+    depth, batch, _, width = group.z.shape
+    units = jnp.ones((depth, width), bool) if group.units is None else group.units
+    examples = jnp.ones((batch,), bool) if group.examples is None else group.examples
+    if axis == "point":
+        return units.any(axis=1)[:, None] & examples[None, :]
+    some = examples.any()
+    if axis_name is not None:
+        some = lax.pmax(some.astype(jnp.int32), axis_name) > 0
+    return units & some[None, None] if axis == "unit" else units.any(axis=1) & some[None]
+
+
+def _slack(found: extremes.Peaks, axis: str, real: Any, options: Options) -> jax.Array:
+    """balance * relu(positive - M) + (1 - balance) * relu(negative + m), 0 where nothing is real."""
+    slack: Any = 0
+    weights = {1: options.balance, -1: 1 - options.balance}
+    margins = dict(zip((1, -1), options.margin, strict=True))
+    for sign in _HINGES[options.mode][axis]:
+        peak = found[axis, sign]
+        if real is not None:
+            peak = jnp.where(real, peak, 0)
+        margin, weight = (jnp.asarray(x, peak.dtype) for x in (margins[sign], weights[sign]))
+        slack = slack + weight * jax.nn.relu(margin - peak)
+    return slack if real is None else jnp.where(real, slack, 0)
+
+
+def _summed(axis_name: Any, x: jax.Array) -> jax.Array:
+    """Sum over the devices; backwards, each device's term receives the cotangent of its own copy."""
+
+    @jax.custom_vjp
+    def total(x: jax.Array) -> Any:
+        return lax.psum(x, axis_name)
+
+    total.defvjp(lambda x: (lax.psum(x, axis_name), None), lambda _, g: (_varying(g, axis_name),))
+    return total(x)
+
+
+def _varying(x: jax.Array, axis_name: Any) -> jax.Array:
+    """Type a replicated value as one that may differ between devices, which a cotangent must be."""
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    missing = tuple(name for name in names if name not in jax.typeof(x).vma)
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _aggregate(totals: list[_Total], aggregate: str) -> jax.Array:
+    """Aggregate units and points, given the totals of each axis that the mode has."""
+    if aggregate == "balanced":
+        means = [_mean(total) for total in totals]
+        return means[0] if len(means) == 1 else means[0] + means[1]
+    joined = _Total.over(totals, totals[0].slack.dtype)
+    if aggregate == "mean":
+        return _mean(joined)
+    if aggregate == "sum":
+        return joined.slack
+    if aggregate == "sum_squares":
+        return joined.square
+    # The root has an infinite slope at zero, where the norm's gradient is taken to be 0.
+    positive = joined.square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, joined.square, 1)), 0)
+
+
+def _mean(total: _Total) -> jax.Array:
+    """The mean slack; 0 where there is none to take it over."""
+    mean: jax.Array = total.slack / jnp.maximum(total.count, 1)
+    return mean
