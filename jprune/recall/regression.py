@@ -126,6 +126,10 @@ def mixed_model(frame: pd.DataFrame, *, level: float = 0.99, reference: str | No
         except np.linalg.LinAlgError as error:
             return out._replace(reason=f"the fit is singular: {error}")
     note = "; ".join(dict.fromkeys(str(warning.message).strip() for warning in caught))
+    if not np.isfinite(fit.bse_fe).all():
+        return out._replace(
+            note=note, reason="the standard errors are undefined, the alphas having no residual variance"
+        )
     low, high = fit.conf_int(alpha=1 - level).loc[fit.fe_params.index].to_numpy().T
     columns = (fit.fe_params.index, fit.fe_params, fit.bse_fe, fit.tvalues, fit.pvalues, low, high)
     coefficients = pd.DataFrame(
