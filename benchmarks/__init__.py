@@ -1,0 +1,1 @@
+"""Speed, memory and scale, each against what people would use instead; `python -m benchmarks`."""

@@ -1,0 +1,113 @@
+"""The exact global selection, scores in and masks out, against sorting and against numpy's partition."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jprune
+from benchmarks.timing import Row, compare
+
+
+def rows() -> list[Row]:
+    """1e6, 1e7 and 1e8 float32 scores, half of them kept."""
+    table = []
+    for n in (10**6, 10**7, 10**8):
+        scores = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
+        on_device, keep = jnp.asarray(scores), n // 2
+        ours = jax.jit(lambda x, keep=keep: jprune.global_masks({"kernel": x}, keep)["kernel"])
+
+        def partition(scores=scores, keep=keep):
+            return scores >= np.partition(scores, len(scores) - keep)[len(scores) - keep]
+
+        _same(np.asarray(ours(on_device)), partition(), keep)
+        wait = lambda f=ours, x=on_device: f(x).block_until_ready()
+        table.append(
+            compare(f"global selection, {n:.0e} scores", "numpy.partition and comparison", wait, partition, must=0.5)
+        )
+        if n == 10**7:
+            sort = jax.jit(lambda x, keep=keep: x >= jnp.sort(x)[x.size - keep])
+            _same(np.asarray(sort(on_device)), partition(), keep)
+            table.append(
+                compare(
+                    f"global selection, {n:.0e} scores",
+                    "jnp.sort and comparison",
+                    wait,
+                    lambda f=sort, x=on_device: f(x).block_until_ready(),
+                    must=1 / 30,
+                )
+            )
+            pieces = [on_device[i::8].reshape(1000, -1) for i in range(8)]
+            argsort = jax.jit(partial(_argsort_masks, keep=keep))
+            tree = jax.jit(lambda xs, keep=keep: jprune.global_masks(xs, keep))
+            for a, b in zip(argsort(pieces), tree(pieces), strict=True):
+                _same(np.asarray(a), np.asarray(b), int(np.asarray(b).sum()))
+            table.append(
+                compare(
+                    f"global selection, {n:.0e} scores in 8 leaves",
+                    "argsort of the concatenated leaves",
+                    lambda: jax.block_until_ready(tree(pieces)),
+                    lambda: jax.block_until_ready(argsort(pieces)),
+                    must=1 / 30,
+                )
+            )
+    return [*table, sharded()]
+
+
+def sharded(devices: int = 8, n: int = 10**7) -> Row:
+    """The same over forced CPU devices, against gathering and sorting; in a process of its own."""
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-m", "benchmarks.selection", str(n)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return Row(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _sharded(n: int) -> Row:
+    mesh = jax.make_mesh((jax.device_count(),), ("shard",))
+    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("shard"))
+    scores = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
+    spread, keep = jax.device_put(scores, placed), n // 2
+    ours = jax.jit(lambda x: jprune.global_masks({"kernel": x}, keep)["kernel"])
+    compiled = ours.lower(spread).compile().as_text()
+    for moved in ("all-gather", "all-to-all", "collective-permute"):
+        if moved in compiled:
+            raise AssertionError(f"the compiled selection holds an {moved}")
+
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    @partial(jax.jit, out_shardings=placed)
+    def gather_and_sort(x):
+        whole = jax.lax.with_sharding_constraint(x, replicated)
+        return x >= jnp.sort(whole)[n - keep]
+
+    _same(np.asarray(ours(spread)), np.asarray(gather_and_sort(spread)), keep)
+    return compare(
+        f"global selection, {n:.0e} scores sharded over {jax.device_count()} forced devices",
+        "gather and sort",
+        lambda: ours(spread).block_until_ready(),
+        lambda: gather_and_sort(spread).block_until_ready(),
+        must=1 / 30,
+        note="the compiled selection holds no all-gather, all-to-all or collective-permute",
+    )
+
+
+def _argsort_masks(leaves, keep):
+    """What JAX's other pruning library does: rank the concatenation of all leaves."""
+    flat = jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
+    mask = jnp.zeros(flat.shape, bool).at[jnp.argsort(flat)[flat.size - keep :]].set(True)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    return [part.reshape(leaf.shape) for part, leaf in zip(jnp.split(mask, ends[:-1]), leaves, strict=True)]
+
+
+def _same(ours: np.ndarray, theirs: np.ndarray, keep: int) -> None:
+    if not (ours == theirs).all() or int(ours.sum()) != keep:
+        raise AssertionError("the two sides chose different weights")
+
+
+if __name__ == "__main__":
+    print(json.dumps(vars(_sharded(int(sys.argv[1])))))

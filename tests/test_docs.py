@@ -1,0 +1,61 @@
+"""Every python block of the README and of the docs pages runs, in order, in an empty folder."""
+
+import doctest
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# A page's blocks run in a process of their own, as its reader runs them: with jax's own defaults.
+RUNNER = "import sys; exec(compile(sys.stdin.read(), sys.argv[1], 'exec'), {'__name__': '__main__'})"
+
+
+def program(page: pathlib.Path) -> str:
+    """One program of all blocks of a page; what a `>>>` line should print is asserted."""
+    parts = []
+    for block in BLOCK.findall(page.read_text()):
+        examples = doctest.DocTestParser().get_examples(block)
+        parts.append(f"import doctest; _check({block!r})\n" if examples else block)
+    header = (
+        "import doctest\n"
+        "def _check(text):\n"
+        "    test = doctest.DocTestParser().get_doctest(text, globals(), 'page', None, 0)\n"
+        "    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE\n"
+        "    result = doctest.DocTestRunner(optionflags=flags).run(test, clear_globs=False)\n"
+        "    globals().update(test.globs)\n"
+        "    assert result.failed == 0\n"
+    )
+    return header + "\n".join(parts)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[] if page.name == "README.md" else [pytest.mark.slow])
+        for page in PAGES
+        if BLOCK.search(page.read_text())
+    ],
+)
+def test_the_python_blocks_of_a_page_run(page, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", RUNNER, page.name],
+        input=program(page),
+        text=True,
+        capture_output=True,
+        cwd=tmp_path,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_every_local_link_of_the_readme_and_the_docs_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if not re.match(r"[a-z]+:", target):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,26 @@
+"""Every example runs as its reader would run it, and ends as it says."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+ENDS = {
+    "nnx_digits": "95.00% of the hidden weights are exactly 0",
+    "linen_fine_tuning": "compression 10.00",
+    "equinox_mlp": "sparsity 0.875",
+    "transformer_two_four": "every four weights hold two nonzeros",
+    "sharded": "sparsity 0.9000; the same weights as on one device: True",
+    "resume": "26 weights are left; the same bits as an uninterrupted run: True",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENDS)
+def test_an_example_ends_as_it_says(name, tmp_path):
+    command = [sys.executable, str(EXAMPLES / f"{name}.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().endswith(ENDS[name]), done.stdout
