@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jprune
-from benchmarks.timing import Row, compare
+from benchmarks.timing import Row, Side, compare
 
 
 def rows() -> list[Row]:
@@ -31,32 +31,30 @@ def rows() -> list[Row]:
             compare(f"global selection, {n:.0e} scores", "numpy.partition and comparison", wait, partition, must=0.5)
         )
         if n == 10**7:
-            sort = jax.jit(lambda x, keep=keep: x >= jnp.sort(x)[x.size - keep])
-            _same(np.asarray(sort(on_device)), partition(), keep)
-            table.append(
-                compare(
-                    f"global selection, {n:.0e} scores",
-                    "jnp.sort and comparison",
-                    wait,
-                    lambda f=sort, x=on_device: f(x).block_until_ready(),
-                    must=1 / 30,
-                )
-            )
-            pieces = [on_device[i::8].reshape(1000, -1) for i in range(8)]
-            argsort = jax.jit(partial(_argsort_masks, keep=keep))
-            tree = jax.jit(lambda xs, keep=keep: jprune.global_masks(xs, keep))
-            for a, b in zip(argsort(pieces), tree(pieces), strict=True):
-                _same(np.asarray(a), np.asarray(b), int(np.asarray(b).sum()))
-            table.append(
-                compare(
-                    f"global selection, {n:.0e} scores in 8 leaves",
-                    "argsort of the concatenated leaves",
-                    lambda: jax.block_until_ready(tree(pieces)),
-                    lambda: jax.block_until_ready(argsort(pieces)),
-                    must=1 / 30,
-                )
-            )
+            table.extend(_against_sorting(on_device, wait, partition()))
     return [*table, sharded()]
+
+
+def _against_sorting(scores: jax.Array, wait: Side, wanted: np.ndarray) -> list[Row]:
+    keep = scores.size // 2
+    sort = jax.jit(lambda x: x >= jnp.sort(x)[x.size - keep])
+    _same(np.asarray(sort(scores)), wanted, keep)
+    leaves = [scores[i::8].reshape(1000, -1) for i in range(8)]
+    argsort = jax.jit(partial(_argsort_masks, keep=keep))
+    tree = jax.jit(lambda xs: jprune.global_masks(xs, keep))
+    for a, b in zip(argsort(leaves), tree(leaves), strict=True):
+        _same(np.asarray(a), np.asarray(b), int(np.asarray(b).sum()))
+    named = f"global selection, {scores.size:.0e} scores"
+    return [
+        compare(named, "jnp.sort and comparison", wait, lambda: sort(scores).block_until_ready(), must=1 / 30),
+        compare(
+            f"{named} in 8 leaves",
+            "argsort of the concatenated leaves",
+            lambda: jax.block_until_ready(tree(leaves)),
+            lambda: jax.block_until_ready(argsort(leaves)),
+            must=1 / 30,
+        ),
+    ]
 
 
 def sharded(devices: int = 8, n: int = 10**7) -> Row:
