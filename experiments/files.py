@@ -1,0 +1,169 @@
+"""Files that are written whole or not at all, in open formats: JSON, JSON lines, parquet, orbax."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA = 1
+PARTIAL = ".partial-"
+
+
+class StoreError(RuntimeError):
+    """A file of the store could not be written or is not what was written; the message names it."""
+
+
+def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write columns of one length as parquet, with the schema version in the file's metadata.
+
+    Args:
+      path: of the file.
+      columns: name -> (rows,) array or list, or (rows, n) array, which becomes a list a row.
+
+    Raises:
+      StoreError: it cannot be written; the message names the file.
+    """
+    arrays = {
+        name: pa.array(list(column)) if getattr(column, "ndim", 1) > 1 else pa.array(column)
+        for name, column in columns.items()
+    }
+    table = pa.table(arrays)
+    with naming(path):
+        pq.write_table(table.replace_schema_metadata({"jprune.schema": str(SCHEMA)}), path)
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records as JSON lines; a float that is not finite becomes null.
+
+    Raises:
+      StoreError: it cannot be written; the message names the file.
+    """
+    with naming(path):
+        path.write_text("".join(canonical(record) + "\n" for record in records))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people, under another name first, so that no reader finds half of it.
+
+    Raises:
+      StoreError: it cannot be written; the message names the file.
+    """
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under another name, sync it, and rename it.
+
+    Raises:
+      StoreError: it cannot be written; the message names the file.
+    """
+    partial = path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex}")
+    try:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
+            sync(partial)
+            os.replace(partial, path)
+            sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name as an orbax checkpoint.
+
+    Raises:
+      StoreError: the checkpoint cannot be written; the message names its folder.
+    """
+    try:
+        _checkpointer().save(path.absolute(), dict(weights))
+    except Exception as error:  # tensorstore raises whatever its backend does
+        raise StoreError(f"cannot write the weights to {path}: {error}") from error
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read parquet that ``write_table`` wrote.
+
+    Raises:
+      StoreError: it is of another schema version; the message names it.
+    """
+    table = pq.read_table(path)
+    version = (table.schema.metadata or {}).get(b"jprune.schema", b"none").decode()
+    if version != str(SCHEMA):
+        raise StoreError(f"{path} has schema version {version}; this version reads {SCHEMA}")
+    return table.to_pandas()
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an orbax checkpoint that ``write_weights`` wrote."""
+    checkpointer = _checkpointer()
+    names = checkpointer.metadata(path.absolute()).item_metadata.tree
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    return checkpointer.restore(path.absolute(), restore_args=as_numpy)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn what the system refuses into an error that names the file and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                f"no space left on the disk while writing {where}; free some and give the same command again: "
+                "what is done stays, and nothing half-written counts"
+            ) from error
+        raise StoreError(f"cannot write {where}: {error}") from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """JSON in one form, with null for a float that is not finite."""
+    return json.dumps(_finite(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax in this process alone: replicates come to the host before they are stored."""
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
