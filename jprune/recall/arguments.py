@@ -57,6 +57,40 @@ def real(name: str, value: Numbers) -> npt.NDArray[np.float64]:
     return array.astype(np.float64)
 
 
+def one_per_model(name: str, value: Numbers) -> npt.NDArray[np.float64]:
+    """Convert an argument with one number per model on its last axis to float64; NaN is allowed.
+
+    Raises:
+      ValueError: there is no models axis, or an entry is infinite.
+
+    >>> one_per_model("alphas", 1.0)
+    Traceback (most recent call last):
+      ...
+    ValueError: alphas must have a models axis: shape (..., models), got a single number 1.0
+    """
+    array = real(name, value)
+    if array.ndim == 0:
+        raise ValueError(f"{name} must have a models axis: shape (..., models), got a single number {array}")
+    refuse_infinite(name, array)
+    return array
+
+
+def refuse_infinite(name: str, array: npt.NDArray[np.float64]) -> None:
+    """Refuse infinities, naming the first.
+
+    Raises:
+      ValueError: an entry is infinite.
+
+    >>> refuse_infinite("alphas", np.array([1.0, np.inf]))
+    Traceback (most recent call last):
+      ...
+    ValueError: alphas must be finite or NaN, got inf at index (1,)
+    """
+    if np.isinf(array).any():
+        index = tuple(int(i) for i in np.argwhere(np.isinf(array))[0])
+        raise ValueError(f"{name} must be finite or NaN, got {array[index]} at index {index}")
+
+
 def rates(name: str, value: Numbers, *, nan: bool) -> npt.NDArray[np.float64]:
     """Convert an argument whose entries are fractions in [0, 1] to float64.
 
@@ -74,13 +108,13 @@ def rates(name: str, value: Numbers, *, nan: bool) -> npt.NDArray[np.float64]:
     ValueError: accuracy must lie in [0, 1], got 93.1 at index (1,)
     """
     array = real(name, value)
-    bad = ~((array >= 0) & (array <= 1 + 1e-6))
+    bad = ~((array >= 0) & (array <= 1 + 1e-6))  # a float32 mean may end a little above 1
     if nan:
         bad &= ~np.isnan(array)
     if bad.any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(f"{name} must lie in [0, 1], got {array[index]} at index {index}")
-    return array
+    return np.asarray(np.minimum(array, 1))
 
 
 def recalls_and_accuracy(
@@ -154,29 +188,28 @@ def stacks(dense_name: str, dense: npt.NDArray[Any], pruned_name: str, pruned: n
         )
 
 
-def level_of(level: float) -> float:
+def check_level(level: float) -> None:
     """Check a confidence level.
 
     Raises:
       ValueError: it is not strictly between 0 and 1.
 
-    >>> level_of(99.0)
+    >>> check_level(99.0)
     Traceback (most recent call last):
       ...
     ValueError: level must lie strictly between 0 and 1 (0.99 for 99 %), got 99.0
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie strictly between 0 and 1 (0.99 for 99 %), got {level}")
-    return float(level)
 
 
-def resamples_of(resamples: int) -> None:
+def check_resamples(resamples: int) -> None:
     """Check how often to resample.
 
     Raises:
       ValueError: fewer than 2 times.
 
-    >>> resamples_of(1)
+    >>> check_resamples(1)
     Traceback (most recent call last):
       ...
     ValueError: resamples must be at least 2, got 1

@@ -6,6 +6,8 @@ another test set would have. Randomness comes from ``rng``: a ``numpy.random.Gen
 """
 
 import itertools
+import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy.typing as npt
 import scipy.stats
 from jaxtyping import Float, Int, Shaped
 
-from jprune.recall.arguments import Numbers, Rng, level_of, pair, real, resamples_of, stacks
+from jprune.recall.arguments import Numbers, Rng, check_level, check_resamples, one_per_model, pair, stacks
 from jprune.recall.counts import class_numbers
 from jprune.recall.intensification import intensification, normalized_balance
 
@@ -83,9 +85,7 @@ def bootstrap_models(values: Numbers, *, rng: Rng, resamples: int = 10_000, leve
     >>> float(interval.estimate.round(3)), bool(interval.low < 1.18 < interval.high)
     (1.18, True)
     """
-    x = real("values", values)
-    if x.ndim == 0:
-        raise ValueError(f"values must have a models axis: shape (..., models), got a single number {x}")
+    x = one_per_model("values", values)
     return _bootstrap_quotient(x, np.where(np.isnan(x), np.nan, 1.0), rng, resamples, level)
 
 
@@ -154,8 +154,8 @@ def bootstrap_examples(
     >>> float(result.estimate.round(3)), result.alphas.shape
     (2.333, (200, 1))
     """
-    level_of(level)
-    resamples_of(resamples)
+    check_level(level)
+    check_resamples(resamples)
     truth, dense, pruned = (
         class_numbers(name, value, num_classes)
         for name, value in (
@@ -192,24 +192,16 @@ def _bootstrap_quotient(
     numerators: npt.NDArray[np.float64], denominators: npt.NDArray[np.float64], rng: Rng, resamples: int, level: float
 ) -> BootstrapInterval:
     """BCa interval of sum(numerators) / sum(denominators) over models; a mean has denominators 1."""
-    level_of(level)
-    resamples_of(resamples)
-    if np.isinf(numerators).any():
-        index = tuple(int(i) for i in np.argwhere(np.isinf(numerators))[0])
-        raise ValueError(f"values must be finite or NaN, got {numerators[index]} at index {index}")
-    stack = numerators.shape[:-1]
+    check_level(level)
+    check_resamples(resamples)
+    *stack, models = numerators.shape
     seed = int(np.random.default_rng(rng).integers(2**63))  # one for all rows: they are resampled alike
-    rows = []
-    for up, down in zip(
-        numerators.reshape(-1, numerators.shape[-1]), denominators.reshape(-1, numerators.shape[-1]), strict=True
-    ):
-        made = ~np.isnan(up)
-        rows.append(_bca(up[made], down[made], seed, resamples, level))
-    fields = [np.array(field).reshape(stack) for field in zip(*rows, strict=True)]
-    defined = (~np.isnan(numerators)).sum(-1)
-    estimate, error, low, high, reason = fields
-    left_out = np.asarray(numerators.shape[-1] - defined)
-    return BootstrapInterval(estimate, error, low, high, np.asarray(defined), left_out, reason)
+    up, down = (values.reshape(math.prod(stack), models) for values in (numerators, denominators))
+    made = ~np.isnan(up)
+    rows = [_bca(u[m], d[m], seed, resamples, level) for u, d, m in zip(up, down, made, strict=True)]
+    estimate, error, low, high, reason = (np.array(field).reshape(stack) for field in zip(*rows, strict=True))
+    defined = made.sum(-1).reshape(stack)
+    return BootstrapInterval(estimate, error, low, high, defined, np.asarray(models - defined), reason)
 
 
 def _bca(
@@ -223,18 +215,21 @@ def _bca(
         return estimate, nan, nan, nan, "fewer than two models"
     if np.ptp(up / down) <= 8 * np.finfo(np.float64).eps * max(np.abs(up / down).max(), 1):
         return estimate, 0.0, estimate, estimate, ""
-    result = scipy.stats.bootstrap(
-        (up, down),
-        lambda u, d, axis: u.sum(axis) / d.sum(axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        confidence_level=level,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    )
-    interval = result.confidence_interval
-    return estimate, float(result.standard_error), float(interval.low), float(interval.high), ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)  # said by the reason
+        result = scipy.stats.bootstrap(
+            (up, down),
+            lambda u, d, axis: u.sum(axis) / d.sum(axis),
+            paired=True,
+            vectorized=True,
+            n_resamples=resamples,
+            confidence_level=level,
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        )
+    low, high = (float(end) for end in result.confidence_interval)
+    reason = "the resampled statistics are degenerate" if np.isnan([low, high]).any() else ""
+    return estimate, float(result.standard_error), low, high, reason
 
 
 def _weights(generator: np.random.Generator, size: int, ones: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

@@ -22,8 +22,8 @@ def counts(labels: Numbers, predictions: Numbers, num_classes: int) -> Int[Array
     """Count how often each model predicts each class for the examples of each class.
 
     Counts of batches add up: the sum over batches is the count of the whole data set. Inside
-    ``jax.jit`` values cannot be checked; an example whose label or prediction is out of range is
-    then counted nowhere.
+    ``jax.jit`` values cannot be checked; an example whose label or prediction is out of range, or
+    whose logits hold a NaN, is then counted nowhere.
 
     Args:
       labels: true classes, integers in 0..num_classes-1, (examples,).
@@ -53,9 +53,7 @@ def counts(labels: Numbers, predictions: Numbers, num_classes: int) -> Int[Array
     _refuse_floats("labels", labels_array, num_classes)
     logits = jnp.issubdtype(predictions_array.dtype, jnp.floating)
     wanted = (labels_array.shape[0], num_classes) if logits else labels_array.shape
-    if predictions_array.shape[predictions_array.ndim - len(wanted) :] != wanted or predictions_array.ndim < len(
-        wanted
-    ):
+    if predictions_array.shape[-len(wanted) :] != wanted:
         kind = "logits (float predictions)" if logits else "integer predictions"
         form = "(*models, examples, num_classes)" if logits else "(*models, examples)"
         raise ValueError(
@@ -64,8 +62,8 @@ def counts(labels: Numbers, predictions: Numbers, num_classes: int) -> Int[Array
         )
     _refuse("labels", labels_array, num_classes)
     _refuse("predictions", predictions_array, num_classes)
-    if logits:  # numpy's own argmax for numpy arrays: jax would round float64 logits to float32 first
-        predictions_array = (np if isinstance(predictions_array, np.ndarray) else jnp).argmax(predictions_array, -1)
+    if logits:
+        predictions_array = _largest(predictions_array)
     tally: Int[Array, "*models classes classes"]
     tally = _tally(_narrow(labels_array), _narrow(predictions_array), num_classes)
     return tally
@@ -234,6 +232,13 @@ def _no_class(array: Any, num_classes: int) -> Any:
     if array.dtype == bool:
         return array & (num_classes == 1)
     return (array < 0) | (array > min(num_classes - 1, int(np.iinfo(array.dtype).max)))
+
+
+def _largest(logits: Any) -> Any:
+    """The class of the largest logit; -1, which is none, where one is NaN and a trace could not refuse it."""
+    if isinstance(logits, np.ndarray):  # jax would round float64 to float32 first
+        return logits.argmax(-1)
+    return jnp.where(jnp.isnan(logits).any(-1), -1, jnp.argmax(logits, -1))
 
 
 def _narrow(array: Any) -> Int[Array, "..."] | Bool[Array, "..."]:

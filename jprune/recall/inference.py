@@ -18,7 +18,7 @@ import numpy.typing as npt
 import scipy.stats
 from jaxtyping import Float, Int, Shaped
 
-from jprune.recall.arguments import Numbers, level_of, real
+from jprune.recall.arguments import Numbers, check_level, one_per_model, real
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -85,8 +85,8 @@ def t_interval(values: Numbers, level: float = 0.99) -> Interval:
     >>> [round(float(end), 3) for end in (interval.low, interval.high)]
     [-0.484, 4.484]
     """
-    level_of(level)
-    x = _per_model("values", values)
+    check_level(level)
+    x = one_per_model("values", values)
     defined = ~np.isnan(x)
     n = np.asarray(defined.sum(-1))
     mean = np.where(defined, x, 0).sum(-1) / np.where(n > 0, n, np.nan)
@@ -239,24 +239,14 @@ def consecutive_tests(values: Numbers) -> list[TTest]:
     >>> [round(test.p_value, 4) for test in consecutive_tests([[1.0, 1.2, 1.1], [1.2, 1.3, 1.5]])]
     [0.059]
     """
-    rows = _per_model("values", values)
+    rows = one_per_model("values", values)
     if rows.ndim != 2:
         raise ValueError(f"values must have shape (ratios, models), got {rows.shape}")
     return [paired_test(later, earlier, "greater") for earlier, later in itertools.pairwise(rows)]
 
 
-def _per_model(name: str, value: Numbers) -> npt.NDArray[np.float64]:
-    array = real(name, value)
-    if array.ndim == 0:
-        raise ValueError(f"{name} must have a models axis: shape (..., models), got a single number {array}")
-    if np.isinf(array).any():
-        index = tuple(int(i) for i in np.argwhere(np.isinf(array))[0])
-        raise ValueError(f"{name} must be finite or NaN, got {array[index]} at index {index}")
-    return array
-
-
 def _sample(name: str, value: Numbers) -> npt.NDArray[np.float64]:
-    array = _per_model(name, value)
+    array = one_per_model(name, value)
     if array.ndim != 1:
         raise ValueError(f"{name} must have shape (models,), got {array.shape}")
     return array

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int, Shaped
 
-from jprune.recall.arguments import Numbers, pair, rates, recalls_and_accuracy, stacks
+from jprune.recall.arguments import Numbers, Pair, pair, rates, recalls_and_accuracy, stacks
 
 
 class Line(NamedTuple):
@@ -107,7 +107,7 @@ def class_intensification(
     >>> class_intensification([0.9, 0.7], [0.7, 0.5], 0.8, 0.6).round(4)
     array([1.3333, 1.3333])
     """
-    x, y = _balances(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
+    x, y = _balances(pair(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy))
     return _quotient(y, x, x != 0)
 
 
@@ -281,11 +281,8 @@ def _normalized(per_class: npt.NDArray[np.float64], overall: npt.NDArray[np.floa
     return _quotient(per_class - a, a, a > 0)
 
 
-def _balances(
-    dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _balances(given: Pair) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Normalized balances x (dense) and y (pruned) of one shape, NaN in both where either is."""
-    given = pair(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
     x, y = _normalized(given.dense, given.dense_accuracy), _normalized(given.pruned, given.pruned_accuracy)
     x = np.where(np.abs(given.dense - given.dense_accuracy[..., None]) <= given.zero, 0 * x, x)
     y = np.where(np.abs(given.pruned - given.pruned_accuracy[..., None]) <= given.zero, 0 * y, y)
@@ -294,14 +291,19 @@ def _balances(
 
 
 def _sums(dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers) -> _Sums:
-    x, y = _balances(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
+    given = pair(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
+    x, y = _balances(given)
     usable = ~np.isnan(x)
     x, y = np.where(usable, x, 0), np.where(usable, y, 0)
     n, sum_x, sum_y, xx, xy, yy = (np.asarray(product.sum(-1)) for product in (usable * 1.0, x, y, x * x, x * y, y * y))
-    dense_overall = np.broadcast_to(np.asarray(dense_accuracy, np.float64), n.shape)
-    pruned_overall = np.asarray(pruned_accuracy, np.float64)
     reason = np.select(
-        [dense_overall == 0, pruned_overall == 0, n == 0, dense_overall >= 1, xx == 0],
+        [
+            given.dense_accuracy == 0,
+            given.pruned_accuracy == 0,
+            n == 0,
+            (xx == 0) & (given.dense_accuracy == 1),
+            xx == 0,
+        ],
         [
             "the dense accuracy is 0",
             "the pruned accuracy is 0",

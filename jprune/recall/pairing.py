@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from jprune.recall.arguments import Numbers, Rng, real, resamples_of
+from jprune.recall.arguments import Numbers, Rng, check_resamples, real, refuse_infinite
 
 
 class PairingTest(NamedTuple):
@@ -51,10 +51,10 @@ def pairing_test(a: Numbers, b: Numbers, *, rng: Rng, resamples: int = 10_000) -
     first, second = _rows("a", a), _rows("b", b)
     if first.shape != second.shape:
         raise ValueError(f"a and b must have one shape, got {np.shape(a)} and {np.shape(b)}")
-    resamples_of(resamples)
+    check_resamples(resamples)
     column = ~(np.isnan(first).all(0) | np.isnan(second).all(0))
     first, second = first[:, column], second[:, column]
-    whole = ~(np.isnan(first).any(-1) | np.isnan(second).any(-1))
+    whole = column.any() & ~(np.isnan(first).any(-1) | np.isnan(second).any(-1))
     x, y = (rows[whole] - rows[whole].mean(0) if whole.any() else rows[whole] for rows in (first, second))
     out = PairingTest(float("nan"), float("nan"), int(whole.sum()), int((~whole).sum()), "")
     if out.models < 3:
@@ -79,7 +79,5 @@ def _rows(name: str, value: Numbers) -> npt.NDArray[np.float64]:
     array = real(name, value)
     if array.ndim not in (1, 2):
         raise ValueError(f"{name} must have shape (models,) or (models, columns), got {array.shape}")
-    if np.isinf(array).any():
-        index = tuple(int(i) for i in np.argwhere(np.isinf(array))[0])
-        raise ValueError(f"{name} must be finite or NaN, got {array[index]} at index {index}")
+    refuse_infinite(name, array)
     return array.reshape(len(array), -1)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from jprune.recall.arguments import level_of
+from jprune.recall.arguments import check_level
 
 
 class MixedModel(NamedTuple):
@@ -96,7 +96,7 @@ def mixed_model(frame: pd.DataFrame, *, level: float = 0.99, reference: str | No
     (['Intercept', 'ratio'], [0.9, 0.02])
     """
     formulas = _statsmodels_formulas()
-    level_of(level)
+    check_level(level)
     table, left_out = _table(frame, ("alpha", "ratio"), ("score", "model"))
     scores = sorted(table["score"].astype(str).unique())
     if reference is not None and reference not in scores:
@@ -179,7 +179,7 @@ def compare_at_equal_accuracy(
     (-0.05, 0.8, True)
     """
     formulas = _statsmodels_formulas()
-    level_of(level)
+    check_level(level)
     table, left_out = _table(frame, ("alpha", "alpha_null"), ("score", "model"), of_scores=(a, b))
     table["second"] = (table["score"].astype(str) == b).astype(float)
     if logarithm:

@@ -80,6 +80,17 @@ def test_undefined_models_are_left_out_and_what_is_too_little_says_why():
     assert (ours.low[3], ours.high[3], ours.standard_error[3]) == (2, 2, 0)
 
 
+@pytest.mark.parametrize("values", [[1.0, 2.0], [1.0, 1.0, 1.0, 5.0]])
+def test_a_handful_of_models_has_an_interval_within_their_range(values):
+    ours = recall.bootstrap_models(values, rng=0)
+    assert min(values) <= ours.low < ours.estimate < ours.high <= max(values)
+
+
+def test_no_model_at_all_says_so():
+    ours = recall.bootstrap_models([], rng=0)
+    assert (ours.reason, int(ours.models), int(ours.left_out)) == ("no model is defined", 0, 0)
+
+
 def test_a_perfect_dense_model_is_left_out_of_the_pooled_bootstrap():
     dense, pruned = np.array([[1.0, 1.0], [0.9, 0.7], [0.8, 0.6]]), np.array([[0.9, 0.7], [0.7, 0.5], [0.7, 0.5]])
     ours = recall.bootstrap_pooled(dense, pruned, dense.mean(-1), pruned.mean(-1), rng=0, resamples=100)

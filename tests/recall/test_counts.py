@@ -2,6 +2,7 @@ import time
 
 import hypothesis.extra.numpy as hnp
 import jax
+import jax.export
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -91,6 +92,19 @@ def test_an_example_out_of_range_is_counted_nowhere_inside_jit():
     counted = jax.jit(lambda labels, predictions: recall.counts(labels, predictions, 2))
     labels, predictions = jnp.array([0, -1, 1, 2, 1, 0]), jnp.array([0, 1, -1, 0, 2, 1])
     np.testing.assert_array_equal(counted(labels, predictions), [[1, 1], [0, 0]])
+
+
+def test_an_example_whose_logits_hold_a_nan_is_counted_nowhere_inside_jit():
+    counted = jax.jit(lambda labels, logits: recall.counts(labels, logits, 2))
+    logits = jnp.array([[0.0, jnp.nan], [0.0, 1.0]])
+    np.testing.assert_array_equal(counted(jnp.array([0, 1]), logits), [[0, 0], [0, 1]])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_counts_lower_for_every_platform(platform):
+    counted = jax.jit(lambda labels, predictions: recall.counts(labels, predictions, 10))
+    shapes = jax.ShapeDtypeStruct((50,), jnp.int32), jax.ShapeDtypeStruct((3, 50), jnp.int32)
+    assert jax.export.export(counted, platforms=[platform])(*shapes).out_avals[0].shape == (3, 10, 10)
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,12 @@ def test_rounding_of_the_given_dtype_is_no_balance(dtype):
     assert recall.undefined(recalls, recalls, nudged, accuracy) == "every class of the dense model matches its accuracy"
 
 
+def test_an_accuracy_a_rounding_above_one_is_one():
+    assert recall.undefined([1.0, 1.0], [0.9, 0.7], 1 + 1e-7, 0.8) == "the dense model is perfect"
+    assert np.isnan(recall.null_intensification(1 + 1e-7, 0.8))
+    assert recall.null_intensification(0.8, 1 + 1e-7) == 0
+
+
 def test_jax_arrays_and_half_precision_are_accepted():
     alpha = recall.intensification(*(jnp.asarray(value) for value in WORKED))
     assert alpha.dtype == np.float64

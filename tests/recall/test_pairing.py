@@ -55,6 +55,7 @@ def test_models_and_classes_without_values_are_left_out():
     [
         ([1.0, 2.0], [1.0, 2.0], "fewer than three pairs"),
         ([1.0, 2.0, 3.0, np.nan], [1.0, 2.0, np.nan, 4.0], "fewer than three pairs"),
+        ([np.nan] * 4, [1.0, 2.0, 3.0, 4.0], "fewer than three pairs"),
         ([0.1, 0.1, 0.1], [1.0, 2.0, 3.0], "no spread over the models in a stack"),
     ],
 )
