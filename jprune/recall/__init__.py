@@ -2,10 +2,12 @@
 
 Confusion counts come from ``counts``; rates per class from them (``recall``, ``accuracy``, ...);
 ``intensification`` and its neighbours compare pruned with dense models; ``t_interval`` and the tests
-say what a handful of training seeds can show.
+say what a handful of training seeds can show. ``audit`` does all of it for the predictions of any
+models, and writes the report.
 """
 
 from jprune.recall.arguments import EmptyClassWarning
+from jprune.recall.audit import Audit, audit, audit_counts
 from jprune.recall.bootstrap import (
     BootstrapInterval,
     ExampleBootstrap,
@@ -13,6 +15,7 @@ from jprune.recall.bootstrap import (
     bootstrap_models,
     bootstrap_pooled,
 )
+from jprune.recall.comparisons import compare
 from jprune.recall.counts import (
     accuracy,
     counts,
@@ -48,6 +51,7 @@ from jprune.recall.inference import (
     paired_test,
     t_interval,
 )
+from jprune.recall.inputs import InputError
 from jprune.recall.intensification import (
     Line,
     Pooled,
@@ -68,6 +72,7 @@ from jprune.recall.power import power, replicates_needed
 from jprune.recall.regression import EqualAccuracy, MixedModel, compare_at_equal_accuracy, mixed_model
 
 __all__ = [
+    "Audit",
     "BootstrapInterval",
     "ClassTests",
     "Disparity",
@@ -77,6 +82,7 @@ __all__ = [
     "ExampleBootstrap",
     "ExcessGap",
     "Exemplars",
+    "InputError",
     "Interval",
     "Line",
     "MixedModel",
@@ -85,6 +91,8 @@ __all__ = [
     "TTest",
     "accuracy",
     "affine_intensification",
+    "audit",
+    "audit_counts",
     "balance",
     "bonferroni",
     "bootstrap_examples",
@@ -92,6 +100,7 @@ __all__ = [
     "bootstrap_pooled",
     "class_intensification",
     "class_tests",
+    "compare",
     "compare_at_equal_accuracy",
     "consecutive_tests",
     "counts",

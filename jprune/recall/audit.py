@@ -1,0 +1,344 @@
+"""Predictions of dense and pruned models in, one ``Audit`` of tidy tables out."""
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+
+from jprune.recall import caveats, comparisons, example_tables, inputs, tables
+from jprune.recall.arguments import EmptyClassWarning, Rng, check_level, check_resamples
+from jprune.recall.example_tables import resampling
+from jprune.recall.files import write_whole
+from jprune.recall.headline import findings, headline
+from jprune.recall.inputs import Groups, InputError, Stack
+from jprune.recall.rates import from_counts, from_predictions
+from jprune.recall.study import Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What pruning did to each class, as tidy tables; made by ``audit`` or ``audit_counts``.
+
+    Every table is a pandas frame with a ``score`` and a ``ratio`` column. ``docs/audit.md`` explains
+    every column.
+
+    Attributes:
+      summary: a row per score and ratio: means, intervals and marks of alpha and its controls.
+      alphas: a row per score, ratio and model.
+      classes: a row per score, ratio and class.
+      tests: a row per test.
+      recalls: a row per score, ratio, model and class.
+      dense: a row per score and dense model.
+      pies: a row per score, ratio and example whose modal label changed.
+      groups: a row per score, ratio, attribute, group and class.
+      warnings: what a reader must know before believing the numbers, in sentences.
+      class_names: the name of every class.
+      examples: how many test examples there are.
+      level: confidence of every interval.
+      paired: whether pruned models are compared with the dense model of the same index.
+      shared: whether all scores start from the same dense models.
+    """
+
+    summary: pd.DataFrame
+    alphas: pd.DataFrame
+    classes: pd.DataFrame
+    tests: pd.DataFrame
+    recalls: pd.DataFrame
+    dense: pd.DataFrame
+    pies: pd.DataFrame
+    groups: pd.DataFrame
+    warnings: tuple[str, ...]
+    class_names: tuple[str, ...]
+    examples: int
+    level: float
+    paired: bool
+    shared: bool
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The scores, in the order given."""
+        return tuple(str(score) for score in self.summary["score"].unique())
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The compression ratios of all scores, ascending."""
+        return tuple(sorted(float(ratio) for ratio in self.summary["ratio"].unique()))
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return every table by its name."""
+        names = ("summary", "alphas", "classes", "tests", "recalls", "dense", "pies", "groups")
+        return {name: getattr(self, name) for name in names}
+
+    def figures(self) -> "dict[str, Figure]":
+        """Draw the figures, by name; needs the extra ``report``."""
+        from jprune.recall.figures import figures  # noqa: PLC0415 (matplotlib is an extra)
+
+        return figures(self)
+
+    def to_html(
+        self, path: str | Path, *, images: Any = None, title: str = "Recall audit", date: str | None = None
+    ) -> None:
+        """Write one self-contained page; needs the extra ``report``. See ``jprune.recall.report``."""
+        from jprune.recall.report import write_html  # noqa: PLC0415 (jinja2 and matplotlib are extras)
+
+        write_html(self, path, images=images, title=title, date=date)
+
+    def to_csv(self, folder: str | Path) -> None:
+        """Write one CSV file per table into a folder, which is made where it is not there."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, table in self.tables().items():
+            write_whole(Path(folder) / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Return (and write, where a path is given) the tables and settings as JSON; NaN becomes null."""
+        found = {
+            "headline": headline(self),
+            "findings": [finding._asdict() for finding in findings(self)],
+            "warnings": list(self.warnings),
+            "class_names": list(self.class_names),
+            "examples": self.examples,
+            "level": self.level,
+            "paired": self.paired,
+            "shared": self.shared,
+            "tables": {name: _records(table) for name, table in self.tables().items()},
+        }
+        text = json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        if path is not None:
+            write_whole(path, text)
+        return text
+
+
+def audit(
+    labels: Any,
+    dense: Any,
+    pruned: Any = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    groups: Any = None,
+    scores: Any = None,
+    num_classes: int | None = None,
+    paired: bool = True,
+    level: float = 0.99,
+    rng: Rng | None = None,
+    resamples: int = 1_000,
+) -> Audit:
+    """Audit what pruning did to each class, from the predictions of dense and pruned models.
+
+    Args:
+      labels: true classes, whole numbers in 0..classes-1, (examples,).
+      dense: predictions of the dense models: classes as integers, (models, examples) or (examples,),
+        or logits as floats, (models, examples, classes) or (examples, classes). Or {score: such}
+        where the scores started from dense models of their own.
+      pruned: {ratio: predictions} or {score: {ratio: predictions}}, each like ``dense``. A ratio is
+        parameters before / after; 1 is the control that was fine-tuned but not pruned.
+      class_names: the name of every class; by default its index.
+      groups: a second label per example, (examples,) text or whole numbers, or {attribute: such}.
+      scores: ``pruned`` by another name; give one of the two.
+      num_classes: how many classes there are, where labels and logits do not show it.
+      paired: whether model m of each pruned stack was pruned from dense model m. Otherwise numbers
+        of models may differ and every pruned model is set against the mean dense model.
+      level: confidence of each interval; 0.99 for five ratios is 0.95 for all (Bonferroni).
+      rng: generator or seed for what is resampled: an interval of the mean alpha over test examples
+        and, where paired, a test of the pairing. Nothing is resampled where it is None.
+      resamples: how often the test examples are drawn anew.
+
+    Returns:
+      An ``Audit``.
+
+    Raises:
+      InputError: an argument cannot be audited; the message says which, where, and the value. It is
+        a ``ValueError``.
+
+    >>> labels = [0, 0, 0, 0, 1, 1, 1, 1]
+    >>> report = audit(labels, [0, 0, 0, 0, 1, 1, 1, 0], {2.0: [0, 0, 0, 0, 1, 1, 0, 0]})
+    >>> float(report.alphas["alpha"].iloc[0].round(4))
+    2.3333
+    """
+    true = inputs.labels(labels)
+    if (pruned is None) == (scores is None):
+        raise InputError("give the pruned models by one of pruned= and scores=, not by both or neither")
+    of_score = inputs.by_score(pruned, "pruned") if scores is None else inputs.by_score(scores, "scores")
+    stacks = {
+        score: {ratio: inputs.stack(value, name, true.size) for ratio, (name, value) in ratios.items()}
+        for score, ratios in of_score.items()
+    }
+    named = inputs.baselines(dense, list(stacks))
+    once = {name: inputs.stack(value, name, true.size) for name, value in dict(named.values()).items()}
+    return audit_stacks(
+        true,
+        {score: once[name] for score, (name, _) in named.items()},
+        stacks,
+        class_names=class_names,
+        groups=inputs.groups(groups, true.size),
+        num_classes=num_classes,
+        paired=paired,
+        level=level,
+        rng=rng,
+        resamples=resamples,
+    )
+
+
+def audit_counts(
+    dense: Any,
+    pruned: Any,
+    *,
+    support: Any = None,
+    class_names: Sequence[str] | None = None,
+    paired: bool = True,
+    level: float = 0.99,
+) -> Audit:
+    """Audit from counts per class, where the predictions themselves are not kept.
+
+    Without predictions there are no PIEs, no subgroups and no resampling of test examples; from
+    correct counts alone no precision, F1, CEV or SDE either. Those columns are NaN, those tables
+    empty.
+
+    Args:
+      dense: confusion counts (models, classes, classes), the true class on the rows, as
+        ``jprune.recall.counts`` gives; with ``support``, correct counts (models, classes). Or
+        {score: such}.
+      pruned: {ratio: counts} or {score: {ratio: counts}}, each like ``dense``.
+      support: examples per class, (classes,), where the counts are of correct predictions only.
+      class_names: the name of every class; by default its index.
+      paired: as in ``audit``.
+      level: as in ``audit``.
+
+    Raises:
+      InputError: as ``audit``.
+
+    >>> report = audit_counts([9, 7], {2.0: [7, 5]}, support=[10, 10])
+    >>> float(report.alphas["alpha"].iloc[0].round(4))
+    1.3333
+    """
+    of_score = inputs.by_score(pruned)
+    named = inputs.baselines(dense, list(of_score))
+    once = {name: from_counts(value, support, name) for name, value in dict(named.values()).items()}
+    rates = {
+        score: {ratio: from_counts(value, support, name) for ratio, (name, value) in ratios.items()}
+        for score, ratios in of_score.items()
+    }
+    first_name, first = next(iter(once.items()))
+    given = [*once.items(), *((of_score[s][r][0], rates[s][r]) for s in of_score for r in of_score[s])]
+    for name, stack in given:
+        if not np.array_equal(stack.support, first.support):
+            raise InputError(
+                f"{name} and {first_name} are of different test sets: {stack.support.tolist()} and "
+                f"{first.support.tolist()} examples per class"
+            )
+    names = inputs.names_of_classes(class_names, len(first.support))
+    baseline = {score: once[name] for score, (name, _) in named.items()}
+    check_level(level)
+    study = Study(baseline, rates, len(once) == 1, paired, names, level)
+    return _assemble(study, {(s, r): of_score[s][r][0] for s in of_score for r in of_score[s]})
+
+
+def audit_stacks(
+    true: Int[np.ndarray, " examples"],
+    dense: Mapping[str, Stack],
+    pruned: Mapping[str, Mapping[float, Stack]],
+    *,
+    groups: Groups,
+    labels_name: str = "labels",
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    paired: bool = True,
+    level: float = 0.99,
+    rng: Rng | None = None,
+    resamples: int = 1_000,
+) -> Audit:
+    """``audit`` of labels, predictions and groups that are read already; what the command line calls.
+
+    Scores whose stacks of dense models have one name share them. ``labels_name`` is what the caller
+    calls the labels, for errors. Other arguments and errors as ``audit``.
+    """
+    check_level(level)
+    check_resamples(resamples)
+    distinct = {stack.name: stack for stack in dense.values()}
+    every = [*distinct.values(), *(stack for ratios in pruned.values() for stack in ratios.values())]
+    classes = inputs.class_count(true, every, class_names=class_names, num_classes=num_classes, name=labels_name)
+    once = {name: from_predictions(true, stack.predicted, classes) for name, stack in distinct.items()}
+    study = Study(
+        dense={score: once[stack.name] for score, stack in dense.items()},
+        pruned={
+            score: {ratio: from_predictions(true, stack.predicted, classes) for ratio, stack in ratios.items()}
+            for score, ratios in pruned.items()
+        },
+        shared=len(distinct) == 1,
+        paired=paired,
+        class_names=inputs.names_of_classes(class_names, classes),
+        level=level,
+    )
+    named = {(score, ratio): stack.name for score, ratios in pruned.items() for ratio, stack in ratios.items()}
+    before = {score: stack.predicted for score, stack in dense.items()}
+    after = {score: {ratio: stack.predicted for ratio, stack in ratios.items()} for score, ratios in pruned.items()}
+    _refuse_unpaired(study, named)
+    notes = [note for stack in every for note in caveats.of_copies(stack)]
+    report = _assemble(study, named, notes)
+    report = dataclasses.replace(
+        report,
+        pies=example_tables.pies(before, after, true),
+        groups=example_tables.subgroups(study, groups, before, after, true),
+    )
+    if rng is None or not paired:
+        return report
+    intervals, tests = resampling(study, true, before, after, rng=rng, resamples=resamples)
+    return dataclasses.replace(
+        report,
+        summary=pd.concat([report.summary, intervals], axis=1),
+        tests=pd.concat([report.tests, pd.DataFrame(tests)], ignore_index=True),
+        warnings=(*report.warnings, *caveats.of_pairing(tests)),
+    )
+
+
+def _assemble(study: Study, named: Mapping[tuple[str, float], str], notes: Sequence[str] = ()) -> Audit:
+    """Build what needs rates alone, and say what a reader must know."""
+    _refuse_unpaired(study, named)
+    dense, alphas = tables.dense_models(study), tables.alphas(study)
+    summary = tables.summary(study, alphas, dense)
+    support = next(iter(study.dense.values())).support
+    empty = caveats.of_empty_classes(support, study.class_names)
+    if empty:
+        warnings.warn(empty, EmptyClassWarning, stacklevel=4)
+    return Audit(
+        summary=summary,
+        alphas=alphas,
+        classes=tables.classes(study),
+        tests=comparisons.within(alphas, paired=study.paired, shared=study.shared),
+        recalls=tables.recalls(study),
+        dense=dense,
+        pies=example_tables.pies({}, {}, np.zeros(0, np.int64)),
+        groups=pd.DataFrame(columns=list(example_tables.GROUP_COLUMNS)),
+        warnings=(*filter(None, [empty]), *notes, *caveats.of_study(study, summary, alphas)),
+        class_names=study.class_names,
+        examples=int(support.sum()),
+        level=study.level,
+        paired=study.paired,
+        shared=study.shared,
+    )
+
+
+def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """A row per dict, what is undefined as None."""
+    finite = table.replace([np.inf, -np.inf], np.nan)
+    return finite.astype(object).where(finite.notna(), None).to_dict("records")
+
+
+def _refuse_unpaired(study: Study, named: Mapping[tuple[str, float], str]) -> None:
+    """Refuse stacks of different lengths where models are paired by index."""
+    for score, ratios in study.pruned.items():
+        wanted = len(study.dense[score].accuracy)
+        for ratio, stack in ratios.items():
+            if study.paired and len(stack.accuracy) != wanted:
+                raise InputError(
+                    f"{named[score, ratio]} has {len(stack.accuracy)} models, its dense models are {wanted}; models "
+                    f"are paired by index: give as many, or say that they are unpaired (paired=False, --unpaired)"
+                )

@@ -1,0 +1,146 @@
+"""The rates of a stack of models, from predictions or from counts: what the audit's tables stand on.
+
+A class's rates need only its own two-by-two table of that class against the rest, so the audit never
+holds a confusion matrix: memory and time grow with the classes, not with their square.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jprune.recall.arguments import EmptyClassWarning
+from jprune.recall.counts import accuracy, f1, false_positive_rate, precision, recall
+from jprune.recall.inputs import InputError, array
+
+
+class Rates(NamedTuple):
+    """Rates per class of M models over C classes, float64; NaN where undefined.
+
+    Attributes:
+      support: examples per class, int64 (C,).
+      recall: (M, C); NaN for a class without examples.
+      precision: (M, C); NaN also where only correct counts are known.
+      f1: (M, C), likewise.
+      false_positive: false positive rate (M, C), likewise.
+      accuracy: (M,).
+    """
+
+    support: Int[np.ndarray, " classes"]
+    recall: Float[np.ndarray, "models classes"]
+    precision: Float[np.ndarray, "models classes"]
+    f1: Float[np.ndarray, "models classes"]
+    false_positive: Float[np.ndarray, "models classes"]
+    accuracy: Float[np.ndarray, " models"]
+
+
+def from_predictions(
+    true: Int[np.ndarray, " examples"], predicted: Int[np.ndarray, "models examples"], classes: int
+) -> Rates:
+    """Tally predictions that are known to lie in 0..classes-1.
+
+    >>> from_predictions(np.array([0, 0, 1]), np.array([[0, 1, 1]]), 2).recall
+    array([[0.5, 1. ]])
+    """
+    support = np.bincount(true, minlength=classes)
+    hits = np.stack([np.bincount(true[row == true], minlength=classes) for row in predicted])
+    times = np.stack([np.bincount(row, minlength=classes) for row in predicted])
+    return _rates(support, hits, times)
+
+
+def from_counts(given: object, examples: object, name: str) -> Rates:
+    """Read confusion counts (models, classes, classes), or correct counts (models, classes) with their support.
+
+    Args:
+      given: counts, whole numbers; a single model needs no models axis. The true class is on the
+        rows of confusion counts.
+      examples: examples per class, (classes,), with correct counts only; else None.
+      name: what the caller calls the counts, for errors.
+
+    Raises:
+      InputError: another shape, a negative count, more correct than there are examples, or models
+        of one stack that saw different examples.
+
+    >>> from_counts([9, 7], [10, 10], "dense").accuracy
+    array([0.8])
+    """
+    cells = array(given, name)
+    if cells.dtype.kind not in "iu":
+        raise InputError(f"{name} must hold whole numbers, got dtype {cells.dtype}")
+    axes = 2 if examples is None else 1
+    cells = (cells[None] if cells.ndim == axes else cells).astype(np.int64)
+    if cells.ndim != axes + 1 or cells.size == 0 or (examples is None and cells.shape[1] != cells.shape[2]):
+        form = "confusion counts (models, classes, classes)" if examples is None else "correct counts (models, classes)"
+        raise InputError(f"{name} must hold {form}, got shape {cells.shape}")
+    _refuse_first(cells < 0, cells, name, "a count is 0 or more")
+    if examples is not None:
+        support = _support(examples, cells.shape[1])
+        _refuse_first(cells > support, cells, name, f"there are {support.tolist()} examples per class")
+        return _rates(support, cells, None)
+    rows = cells.sum(-1)
+    _refuse_first(rows != rows[0], rows, f"{name}, summed over predictions,", f"model 0 saw {rows[0].tolist()}")
+    if not rows.any():
+        raise InputError(f"{name} holds no example")
+    return _rates(rows[0], np.diagonal(cells, axis1=1, axis2=2), cells.sum(-2))
+
+
+def mean(rates: Rates) -> Rates:
+    """The mean model of a stack, as a stack of one; what unpaired models are set against.
+
+    >>> mean(from_counts([[9, 7], [7, 7]], [10, 10], "dense")).recall
+    array([[0.8, 0.7]])
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # a class nobody predicts stays NaN
+        fields = [np.nanmean(field, axis=0, keepdims=True) for field in rates[1:]]
+    return Rates(rates.support, *fields)
+
+
+def repeat(rates: Rates, models: int) -> Rates:
+    """Repeat a stack of one model.
+
+    >>> repeat(from_counts([9, 7], [10, 10], "dense"), 3).accuracy
+    array([0.8, 0.8, 0.8])
+    """
+    return Rates(rates.support, *(np.repeat(field, models, axis=0) for field in rates[1:]))
+
+
+def _rates(
+    support: Int[np.ndarray, " classes"],
+    hits: Int[np.ndarray, "models classes"],
+    times: Int[np.ndarray, "models classes"] | None,
+) -> Rates:
+    """Rates from how often each class occurs, is predicted rightly, and is predicted at all (None: unknown)."""
+    examples = support.sum()
+    missed, unknown = support - hits, np.full(hits.shape, np.nan)
+    false = np.zeros_like(hits) if times is None else times - hits
+    one_against_rest = np.stack(
+        [np.stack([examples - support - false, false], -1), np.stack([missed, hits], -1)], axis=-2
+    )
+    right = hits.sum(-1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmptyClassWarning)  # the audit names such classes once, by their names
+        return Rates(
+            support,
+            recall(one_against_rest)[..., 1],
+            unknown if times is None else precision(one_against_rest)[..., 1],
+            unknown if times is None else f1(one_against_rest)[..., 1],
+            unknown if times is None else false_positive_rate(one_against_rest)[..., 1],
+            accuracy(np.stack([np.stack([right, examples - right], -1), np.zeros((len(hits), 2), np.int64)], axis=-2)),
+        )
+
+
+def _support(given: object, classes: int) -> Int[np.ndarray, " classes"]:
+    examples = array(given, "support")
+    if examples.shape != (classes,) or examples.dtype.kind not in "iu":
+        raise InputError(f"support must hold {classes} whole numbers, one per class, got {examples.tolist()}")
+    if (examples < 0).any() or not examples.any():
+        raise InputError(f"support must be 0 or more and not 0 throughout, got {examples.tolist()}")
+    return examples.astype(np.int64)
+
+
+def _refuse_first(bad: np.ndarray, cells: np.ndarray, name: str, why: str) -> None:
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(f"{name} holds {cells[index]} at index {index}: {why}")

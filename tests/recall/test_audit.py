@@ -1,0 +1,407 @@
+"""The audit: right numbers in every table, a defined answer for every odd case, a refusal for every wrong one."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from sklearn.metrics import accuracy_score, recall_score
+
+from jprune import recall
+from jprune.recall import EmptyClassWarning, InputError
+from tests.recall import published
+
+CLASSES, EXAMPLES, MODELS = 4, 200, 5
+
+
+def predictions(rng, labels, rate, models=MODELS):
+    """Models that err at ``rate``, twice as often on each further class."""
+    wrong = rng.random((models, labels.size)) < rate * 2.0 ** (labels - 1)
+    return np.where(wrong, (labels + rng.integers(1, CLASSES, (models, labels.size))) % CLASSES, labels)
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(CLASSES), EXAMPLES // CLASSES)
+    dense = predictions(rng, labels, 0.04)
+    pruned = {
+        "magnitude": {2.0: predictions(rng, labels, 0.05), 10.0: predictions(rng, labels, 0.1)},
+        "random": {1.0: predictions(rng, labels, 0.04), 10.0: predictions(rng, labels, 0.12)},
+    }
+    return labels, dense, pruned
+
+
+@pytest.fixture(scope="module")
+def report(data):
+    return recall.audit(*data)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    counts = published.correct_counts()
+    return recall.audit_counts(counts[1], {"magnitude": {t: counts[t] for t in published.RATIOS}}, support=[1000] * 10)
+
+
+def row(frame, **key):
+    """The only row of a frame whose columns have these values."""
+    for name, value in key.items():
+        frame = frame[frame[name] == value]
+    assert len(frame) == 1
+    return frame.iloc[0]
+
+
+# The published runs -----------------------------------------------------------------------------------
+
+
+def test_summary_has_the_published_means_spreads_intervals_and_marks(golden):
+    table = golden.summary
+    np.testing.assert_allclose(table["alpha"], (0.933, 0.959, 1.065, 1.247, 1.802), atol=5e-4)
+    np.testing.assert_allclose(table["alpha_sd"], (0.050, 0.055, 0.058, 0.093, 0.151), atol=5e-4)
+    np.testing.assert_allclose(table["alpha_low"], (0.907, 0.932, 1.036, 1.201, 1.726), atol=5e-4)
+    np.testing.assert_allclose(table["alpha_high"], (0.958, 0.987, 1.094, 1.294, 1.878), atol=5e-4)
+    np.testing.assert_allclose(table["pooled_alpha"], (0.928, 0.953, 1.057, 1.239, 1.791), atol=5e-4)
+    np.testing.assert_allclose(table["accuracy_dense"], 0.8925, atol=5e-5)
+    variances = [table["balance_variance_dense"][0], *table["balance_variance"]]
+    np.testing.assert_allclose(variances, (0.00317, 0.00282, 0.00296, 0.00357, 0.00471, 0.00900), atol=5e-6)
+    assert table["alpha_mark"].tolist() == ["<", "<", ">", ">", ">"]
+
+
+def test_tests_have_the_published_p_values(golden):
+    assert golden.tests["question"].tolist() == ["ratio"] * 4
+    np.testing.assert_allclose(golden.tests["p_bonferroni"], (0.036, 6.9e-11, 1.3e-14, 2.4e-22), rtol=0.03)
+
+
+def test_counts_without_predictions_leave_out_what_they_do_not_know(golden):
+    assert golden.alphas[["alpha_precision", "alpha_f1", "cev", "sde"]].isna().all(axis=None)
+    assert len(golden.pies) == len(golden.groups) == 0
+    assert golden.examples == 10_000
+
+
+# The tables -------------------------------------------------------------------------------------------
+
+
+def test_alphas_equal_those_worked_out_with_scikit_learn(data, report):
+    labels, dense, pruned = data
+    for score, ratios in pruned.items():
+        for ratio, stack in ratios.items():
+            for model in range(MODELS):
+                balances = []
+                for predicted in (dense[model], stack[model]):
+                    a = accuracy_score(labels, predicted)
+                    balances.append((recall_score(labels, predicted, average=None) - a) / a)
+                x, y = balances
+                got = row(report.alphas, score=score, ratio=ratio, model=model)
+                assert got["alpha"] == pytest.approx((x @ y) / (x @ x))
+                assert got["accuracy"] == pytest.approx(accuracy_score(labels, stack[model]))
+
+
+def test_rows_are_by_score_then_ratio_ascending_whatever_the_order_given(data):
+    labels, dense, pruned = data
+    given = {"magnitude": dict(reversed(pruned["magnitude"].items()))}
+    assert recall.audit(labels, dense, given).summary["ratio"].tolist() == [2.0, 10.0]
+
+
+def test_confusion_counts_give_the_same_audit_as_predictions(data, report):
+    labels, dense, pruned = data
+    counted = recall.audit_counts(
+        recall.counts(labels, dense, CLASSES),
+        {s: {t: recall.counts(labels, stack, CLASSES) for t, stack in ratios.items()} for s, ratios in pruned.items()},
+    )
+    for name in ("summary", "alphas", "classes", "tests", "recalls", "dense"):
+        pd.testing.assert_frame_equal(getattr(counted, name), getattr(report, name))
+
+
+def test_logits_integers_lists_and_jax_arrays_give_the_same_audit(data, report):
+    import jax.numpy as jnp
+
+    labels, dense, pruned = data
+    logits = {s: {t: np.eye(CLASSES)[stack] for t, stack in ratios.items()} for s, ratios in pruned.items()}
+    for given in (
+        (labels.tolist(), dense.tolist(), pruned),
+        (jnp.asarray(labels, jnp.int32), jnp.asarray(dense, jnp.int32), logits),
+        (labels.astype(np.uint8), np.eye(CLASSES, dtype=np.float16)[dense], logits),
+    ):
+        pd.testing.assert_frame_equal(recall.audit(*given).alphas, report.alphas)
+
+
+def test_classes_give_the_change_with_its_paired_interval_and_the_excess_with_its_test(data, report):
+    labels, dense, pruned = data
+    correct = {name: stack == labels for name, stack in (("dense", dense), ("pruned", pruned["magnitude"][10.0]))}
+    of_class = {name: right[:, labels == 3].mean(1) for name, right in correct.items()}
+    got = row(report.classes, score="magnitude", ratio=10.0, **{"class": "3"})
+    change = of_class["pruned"] - of_class["dense"]
+    low, high = scipy.stats.ttest_1samp(change, 0).confidence_interval(0.99)
+    np.testing.assert_allclose(got[["change", "change_low", "change_high"]].astype(float), (change.mean(), low, high))
+    excess = -change - (correct["dense"].mean(1) - correct["pruned"].mean(1))
+    assert got["excess"] == pytest.approx(excess.mean())
+    assert got["p"] == pytest.approx(scipy.stats.ttest_1samp(excess, 0).pvalue)
+    rows = report.classes[(report.classes["score"] == "magnitude") & (report.classes["ratio"] == 10.0)]
+    np.testing.assert_allclose(rows["p_holm"], recall.holm(rows["p"].to_numpy()))
+
+
+def test_tests_compare_ratios_the_control_and_scores_in_the_right_direction(report):
+    assert report.tests["question"].value_counts().to_dict() == {"ratio": 2, "control": 1, "score": 1}
+    at = {s: {t: g["alpha"].to_numpy() for t, g in rows.groupby("ratio")} for s, rows in report.alphas.groupby("score")}
+    ratio = row(report.tests, question="ratio", score="magnitude")
+    assert (ratio["ratio"], ratio["other_ratio"], ratio["alternative"], ratio["test"]) == (10, 2, "greater", "paired t")
+    assert ratio["p"] == pytest.approx(
+        scipy.stats.ttest_rel(at["magnitude"][10.0], at["magnitude"][2.0], alternative="greater").pvalue
+    )
+    score = row(report.tests, question="score")
+    assert (score["score"], score["other_score"], score["ratio"]) == ("magnitude", "random", 10)
+    assert score["p"] == pytest.approx(scipy.stats.ttest_rel(at["magnitude"][10.0], at["random"][10.0]).pvalue)
+    assert row(report.tests, question="control")["other_ratio"] == 1
+
+
+def test_pies_are_the_examples_whose_modal_label_changes(data, report):
+    labels, dense, pruned = data
+    modes = [scipy.stats.mode(stack, axis=0).mode for stack in (dense, pruned["random"][10.0])]
+    rows = report.pies[(report.pies["score"] == "random") & (report.pies["ratio"] == 10.0)]
+    assert sorted(rows["example"]) == np.flatnonzero(modes[0] != modes[1]).tolist()
+    assert (rows["label"] == labels[rows["example"]]).all()
+    assert (np.diff(rows["distance"]) <= 0).all()
+
+
+def test_subgroups_are_audited_by_attribute_group_and_class(data):
+    labels, dense, pruned = data
+    sex = np.where(np.arange(EXAMPLES) % 2, "f", "m")
+    report = recall.audit(labels, dense, pruned["magnitude"], groups={"sex": sex, "old": np.arange(EXAMPLES) % 3})
+    assert report.groups.groupby("attribute")["group"].unique().map(sorted).to_dict() == {
+        "sex": ["f", "m"],
+        "old": ["0", "1", "2"],
+    }
+    member = (sex == "f") & (labels == 2)
+    got = row(report.groups, ratio=10.0, attribute="sex", group="f", **{"class": "2"})
+    assert got["support"] == member.sum()
+    assert got["recall"] == pytest.approx((pruned["magnitude"][10.0] == labels)[:, member].mean())
+    whole = row(report.groups[report.groups["class"].isna()], ratio=10.0, attribute="sex", group="f")
+    lost = {
+        name: (dense == labels)[:, m].mean() - (pruned["magnitude"][10.0] == labels)[:, m].mean()
+        for name, m in (("group", sex == "f"), ("all", np.ones(EXAMPLES, bool)))
+    }
+    assert whole["excess"] == pytest.approx(lost["group"] - lost["all"])
+
+
+def test_resampling_adds_test_set_intervals_and_a_test_of_the_pairing(data):
+    labels, dense, pruned = data
+    report = recall.audit(labels, dense, pruned, rng=0, resamples=200)
+    stack = np.stack(list(pruned["random"].values()))
+    drawn = recall.bootstrap_examples(labels, dense, stack, CLASSES, rng=0, resamples=200)
+    rows = report.summary[report.summary["score"] == "random"]
+    np.testing.assert_allclose(rows["alpha_examples_low"], drawn.low)
+    np.testing.assert_allclose(rows["alpha_examples_high"], drawn.high)
+    assert (report.tests["question"] == "pairing").sum() == 4
+    assert any("do not correlate by index" in warning for warning in report.warnings)
+
+
+# Models that do not pair ------------------------------------------------------------------------------
+
+
+def test_unpaired_models_are_set_against_the_mean_dense_model(data):
+    labels, dense, pruned = data
+    stack = pruned["magnitude"][10.0][:3]
+    report = recall.audit(labels, dense, {10.0: stack}, paired=False)
+    right = dense == labels
+    r, a = np.stack([right[:, labels == c].mean(1) for c in range(CLASSES)], -1).mean(0), right.mean()
+    x = (r - a) / a
+    for model, predicted in enumerate(stack):
+        a_t = accuracy_score(labels, predicted)
+        y = (recall_score(labels, predicted, average=None) - a_t) / a_t
+        assert row(report.alphas, model=model)["alpha"] == pytest.approx((x @ y) / (x @ x))
+    change = row(report.classes, **{"class": "1"})
+    before, after = ((s == labels)[:, labels == 1].mean(1) for s in (dense, stack))
+    interval = scipy.stats.ttest_ind(after, before, equal_var=False).confidence_interval(0.99)
+    np.testing.assert_allclose((change["change_low"], change["change_high"]), interval)
+    assert change["p"] == change["p_welch"]
+
+
+def test_each_score_may_have_dense_models_of_its_own(data):
+    labels, dense, pruned = data
+    report = recall.audit(labels, {"magnitude": dense, "random": dense[:3]}, {
+        "magnitude": {10.0: pruned["magnitude"][10.0]}, "random": {10.0: pruned["random"][10.0][:3]},
+    })  # fmt: skip
+    assert report.summary["models"].tolist() == [5, 3]
+    assert row(report.tests, question="score")["test"] == "Welch t"
+    assert not report.shared
+
+
+def test_compare_tests_audits_against_each_other(report, golden):
+    other = recall.audit_counts(
+        published.correct_counts()[1], {"magnitude": {10: published.correct_counts()[20]}}, support=[1000] * 10
+    )
+    table = recall.compare({"twenty": other, "paper": golden})
+    at = [audit.alphas["alpha"][audit.alphas["ratio"] == 10] for audit in (other, golden)]
+    assert row(table, audit="twenty", other_audit="paper")["p"] == pytest.approx(
+        scipy.stats.ttest_ind(*at, equal_var=False, alternative="greater").pvalue
+    )
+    with pytest.raises(ValueError, match="pairs name the audit 'none'"):
+        recall.compare({"paper": golden}, [("paper", "none")])
+
+
+# Odd cases have a defined answer ----------------------------------------------------------------------
+
+
+def test_a_class_without_examples_is_left_out_and_named(data):
+    labels, dense, pruned = data
+    names = ["ant", "bee", "cat", "dog", "elk"]
+    with pytest.warns(EmptyClassWarning, match="elk"):
+        report = recall.audit(labels, dense, pruned["magnitude"], class_names=names)
+    whole = recall.audit(labels, dense, pruned["magnitude"])
+    np.testing.assert_allclose(report.alphas["alpha"], whole.alphas["alpha"])
+    assert np.isnan(row(report.classes, ratio=10.0, **{"class": "elk"})["recall"])
+    assert any("without test examples: elk" in warning for warning in report.warnings)
+    numbers = report.summary.drop(columns=["score", "alpha_mark"]).select_dtypes("number")
+    assert numbers.notna().all(axis=None)
+
+
+def test_one_model_has_an_alpha_and_no_interval(data):
+    labels, dense, pruned = data
+    report = recall.audit(labels, dense[0], {10.0: pruned["magnitude"][10.0][0]})
+    summary = report.summary.iloc[0]
+    assert np.isfinite(summary["alpha"])
+    assert np.isnan(summary[["alpha_sd", "alpha_low", "alpha_high"]].astype(float)).all()
+    assert summary["alpha_mark"] == ""
+    assert any("one model only" in warning for warning in report.warnings)
+
+
+def test_a_perfect_dense_model_has_no_alpha_and_says_why(data):
+    labels, dense, pruned = data
+    perfect = dense.copy()
+    perfect[2] = labels
+    report = recall.audit(labels, perfect, {10.0: pruned["magnitude"][10.0]})
+    of_model = row(report.alphas, model=2)
+    assert np.isnan(of_model["alpha"])
+    assert of_model["reason"] == "the dense model is perfect"
+    assert report.summary["alpha_models"].tolist() == [4]
+    assert np.isfinite(report.summary["alpha"]).all()
+    assert any("undefined for 1 of 5 models: the dense model is perfect" in warning for warning in report.warnings)
+
+
+def test_a_model_that_predicts_one_class_is_named_and_counted(data):
+    labels, dense, pruned = data
+    collapsed = pruned["magnitude"][10.0].copy()
+    collapsed[1] = 3
+    report = recall.audit(labels, dense, {10.0: collapsed})
+    assert np.isfinite(report.alphas["alpha"]).all()
+    assert any("1 of 5 models predict one class" in warning for warning in report.warnings)
+
+
+def test_warnings_name_copies_unequal_classes_few_models_and_the_missing_control(data):
+    labels, dense, pruned = data
+    few = labels.copy()
+    few[:40] = 1
+    copies = dense[[0, 1, 1]]
+    told = " ".join(recall.audit(few, copies, {2.0: pruned["magnitude"][2.0][:3]}).warnings)
+    assert "dense: models 1 and 2 made identical predictions" in told
+    assert "between 10 and 90 test examples" in told
+    assert "fewer than five models" in told
+    assert "no control" in told
+
+
+def test_a_sound_audit_has_no_warning(data):
+    labels, dense, _ = data
+    rng = np.random.default_rng(1)
+    control, pruned = predictions(rng, labels, 0.04), predictions(rng, labels, 0.1)
+    assert recall.audit(labels, dense, {1: control, 4: pruned}).warnings == ()
+
+
+# Refusals ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [[0, 1], [1, 0]]}, r"labels must have shape \(examples,\), got \(2, 2\)"),
+        ({"labels": []}, "labels holds no example"),
+        ({"labels": [0, -1, 1]}, "labels holds -1 at example 1"),
+        ({"labels": [0, 0.5, 1]}, r"labels holds 0.5 at example 1"),
+        ({"labels": [0, 1, 10**9]}, "labels holds 1000000000 at example 2"),
+        ({"labels": ["a", "b", "c"]}, "labels must hold numbers"),
+        ({"dense": [[0, 1], [0, 1]]}, r"dense has shape \(2, 2\); for 3 labels"),
+        ({"dense": [[0, 1, 0], [0, 1]]}, "dense does not convert"),
+        ({"dense": [0, 1, 2]}, "dense holds 2 at model 0, example 2; labels run to 1: allowed 0..1"),
+        ({"dense": [[[0.1, 0.9], [np.nan, 0.1], [0.5, 0.5]]]}, "NaN among the logits of model 0, example 1, class 0"),
+        ({"dense": [[0], [1], [0]]}, "transpose it"),
+        ({"pruned": {2.0: [[0, 1, 1], [0, 1, 0]]}}, r"pruned\[2.0\] has 2 models, its dense models are 1"),
+        ({"pruned": {2.0: [0, 3, 1]}}, r"pruned\[2.0\] holds 3 at model 0, example 1"),
+        ({"pruned": {"m": {4: [0, -3, 1]}}}, r"pruned\['m'\]\[4\] holds -3 at example 1"),
+        ({"pruned": {}}, "pruned is empty"),
+        ({"pruned": {"m": {}}}, r"pruned\['m'\] must be \{ratio: predictions\}"),
+        ({"pruned": {0.5: [0, 1, 1]}}, "ratio 0.5"),
+        ({"pruned": {float("nan"): [0, 1, 1]}}, "ratio nan"),
+        ({"pruned": {True: [0, 1, 1]}}, "got True"),
+        ({"pruned": {"m": [0, 1, 1]}}, r"pruned\['m'\] must be"),
+        ({"pruned": {"m": {2: [0, 1, 1]}, 2: [0, 1, 1]}}, "mixes scores"),
+        ({"pruned": [0, 1, 1]}, "pruned must be"),
+        ({"dense": {"other": [0, 1, 1]}}, r"dense has the scores \['other'\]"),
+        ({"class_names": ["a"]}, "labels holds 1 at example 1; 1 class names were given"),
+        ({"class_names": ["a", "a"]}, r"class_names\[1\] repeats 'a'"),
+        ({"class_names": "ab"}, "must be a list of names"),
+        ({"class_names": ["a", "b\n"]}, "printable"),
+        ({"num_classes": 3, "class_names": ["a", "b"]}, "2 class names were given, but num_classes is 3"),
+        ({"num_classes": 0}, "must lie in 1..46340"),
+        ({"groups": [0, 1]}, r"groups\['group'\] must have shape \(3,\)"),
+        (
+            {"groups": {"sex": ["m", None, "f"]}},
+            r"groups\['sex'\] must hold text or whole numbers, got None at example 1",
+        ),
+        ({"level": 99.0}, "level must lie strictly between 0 and 1"),
+        ({"pruned": None}, "by one of pruned= and scores="),
+        ({"scores": {2: [0, 1, 1]}}, "by one of pruned= and scores="),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name_index_and_value(change, message):
+    given = {"labels": [0, 1, 1], "dense": [0, 1, 0], "pruned": {2.0: [0, 1, 1]}, **change}
+    with pytest.raises(ValueError, match=message):
+        recall.audit(**given)
+
+
+@pytest.mark.parametrize(
+    ("dense", "pruned", "options", "message"),
+    [
+        ([9, 11], {2: [9, 7]}, {"support": [10, 10]}, r"dense holds 11 at index \(0, 1\)"),
+        ([9, 7], {2: [9, 7, 1]}, {"support": [10, 10]}, "support must hold 3 whole numbers"),
+        ([9, -7], {2: [9, 7]}, {"support": [10, 10]}, "dense holds -7"),
+        ([0.9, 0.7], {2: [9, 7]}, {"support": [10, 10]}, "dense must hold whole numbers"),
+        ([9, 7], {2: [9, 7]}, {}, "dense must hold confusion counts"),
+        ([[8, 2], [1, 9]], {2: [[8, 2], [1, 8]]}, {}, r"pruned\[2\] and dense are of different test sets"),
+        ([[[8, 2], [1, 9]], [[8, 2], [1, 8]]], {2: [[8, 2], [1, 9]]}, {}, "model 0 saw"),
+        ([[0, 0], [0, 0]], {2: [[0, 0], [0, 0]]}, {}, "dense holds no example"),
+        ([9, 7], {2: [9, 7]}, {"support": [10, 10], "class_names": ["a"]}, "1 class names were given"),
+    ],
+)
+def test_wrong_counts_are_refused(dense, pruned, options, message):
+    with pytest.raises(InputError, match=message):
+        recall.audit_counts(dense, pruned, **options)
+
+
+def test_scores_is_pruned_by_another_name(data, report):
+    labels, dense, pruned = data
+    pd.testing.assert_frame_equal(recall.audit(labels, dense, scores=pruned).alphas, report.alphas)
+
+
+# Out --------------------------------------------------------------------------------------------------
+
+
+def test_csv_files_read_back_as_the_tables(report, tmp_path):
+    report.to_csv(tmp_path / "tables")
+    for name, table in report.tables().items():
+        back = pd.read_csv(tmp_path / "tables" / f"{name}.csv")
+        assert list(back.columns) == list(table.columns)
+        assert len(back) == len(table)
+        numbers = table.select_dtypes("number").columns
+        np.testing.assert_array_equal(back[numbers].to_numpy(float), table[numbers].to_numpy(float))
+
+
+def test_json_holds_every_table_and_null_for_what_is_undefined(data, tmp_path):
+    labels, dense, pruned = data
+    report = recall.audit(labels, dense[0], {10.0: pruned["magnitude"][10.0][0]})
+    text = report.to_json(tmp_path / "audit.json")
+    assert (tmp_path / "audit.json").read_text(encoding="utf-8") == text
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["tables"]["summary"][0]["alpha_low"] is None
+    assert found["tables"]["alphas"][0]["alpha"] == report.alphas["alpha"][0]
+    assert set(found["tables"]) == set(report.tables())
+    assert report.to_json() == text
