@@ -1,0 +1,293 @@
+"""Convolution and pooling that are fast on a CPU, and plain on an accelerator.
+
+Every function takes and gives channels-last arrays, (batch, height, width, channels), and computes
+the same on every platform. Which form computes it is settled when the program is lowered, so
+``jax.export`` for another platform picks that platform's form. On an accelerator it is
+``lax.conv_general_dilated`` and its own gradient. On a CPU there are two forms, because XLA has two
+weaknesses there:
+
+* A convolution of few channels spends its time on packing. ``batch_last`` works on (channels,
+  height, width, batch), where a tap of the kernel reads runs of memory as long as the batch: patches
+  by slices, then one matrix product. The transpositions of neighbouring layers cancel.
+* Inside a loop (``lax.scan``) a convolution is fast only with its dimensions in the canonical order,
+  and those of its gradients are not: they take a loop nest a hundred times slower.
+  ``channels_last`` writes both gradients as canonical convolutions.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+Strides = tuple[int, int]
+
+_CANONICAL = ("NHWC", "HWIO", "NHWC")
+
+
+def batch_last(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], **rest: Any
+) -> jax.Array:
+    """2-D convolution for few channels, to be passed to ``nnx.Conv(conv_general_dilated=...)``.
+
+    Args:
+      x: (batch, height, width, in_channels).
+      kernel: (kernel_height, kernel_width, in_channels, out_channels), of the dtype of ``x``.
+      strides: along height and width.
+      padding: ``SAME``, ``VALID`` or ((top, bottom), (left, right)).
+      **rest: what ``nnx.Conv`` passes besides; only what leaves the convolution plain is taken.
+
+    Returns:
+      (batch, out_height, out_width, out_channels).
+
+    Raises:
+      ValueError: a dilation, groups, or another number of dimensions.
+    """
+    return _convolve(x, kernel, *_plain(x, kernel, strides, padding, rest), True)
+
+
+def channels_last(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], **rest: Any
+) -> jax.Array:
+    """2-D convolution for 16 channels and more; takes, gives and raises what ``batch_last`` does."""
+    return _convolve(x, kernel, *_plain(x, kernel, strides, padding, rest), False)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(x: jax.Array, narrow: bool = False) -> jax.Array:
+    """Maximum over 2 x 2 windows, stride 2; a last odd row or column is left out.
+
+    The gradient goes to the first maximum of a window, in row-major order, as in torch.
+
+    Args:
+      x: (batch, height, width, channels).
+      narrow: whether ``batch_last`` convolutions stand around it; it decides the form on a CPU.
+
+    Returns:
+      (batch, height // 2, width // 2, channels).
+
+    >>> max_pool(jnp.arange(9.0).reshape(1, 3, 3, 1)).tolist()
+    [[[[4.0]]]]
+    """
+    return _in_memory_order(_pool, narrow)(x)
+
+
+def _max_pool_forward(x: jax.Array, narrow: bool) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y = max_pool(x, narrow)
+    return y, (x, y)
+
+
+def _max_pool_backward(narrow: bool, residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
+    return (_in_memory_order(_pool_gradient, narrow)(*residuals, dy),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def relu(x: jax.Array, narrow: bool = False) -> jax.Array:
+    """ReLU, with gradient 0 at 0.
+
+    Args:
+      x: (batch, height, width, channels).
+      narrow: whether ``batch_last`` convolutions stand around it; it decides the form on a CPU.
+    """
+    return _in_memory_order(jax.nn.relu, narrow)(x)
+
+
+def column_sums(x: jax.Array) -> jax.Array:
+    """Sum over all axes but the last, (..., channels) -> (channels,).
+
+    On a CPU as a product with ones: XLA's reduction over leading axes takes several times as long.
+    """
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: (jnp.ones((1, x.size // x.shape[-1]), x.dtype) @ x.reshape(-1, x.shape[-1]))[0],
+        default=lambda x: x.sum(tuple(range(x.ndim - 1))),
+    )
+
+
+@jax.custom_vjp
+def materialize(x: jax.Array) -> jax.Array:
+    """Return ``x``, (..., channels), and keep XLA's CPU backend from computing it more than once.
+
+    The CPU backend copies a chain of elementwise operations into each of its consumers, so block n of
+    a residual stage would add up the n blocks before it, once for every use. A matrix product with
+    the identity ends the chain; it costs a fraction of the convolution that follows.
+    """
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: (x.reshape(-1, x.shape[-1]) @ jnp.eye(x.shape[-1], dtype=x.dtype)).reshape(x.shape),
+        default=lambda x: x,
+    )
+
+
+materialize.defvjp(lambda x: (materialize(x), None), lambda _, dy: (dy,))
+
+
+# The convolution and its two gradients ------------------------------------------------------------
+
+
+def _plain(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], rest: Any
+) -> tuple[Strides, Pads]:
+    """The strides and explicit pads of a convolution, which must be plain in everything else."""
+    if x.ndim != 4 or kernel.ndim != 4:
+        raise ValueError(f"the input has shape {x.shape} and the kernel {kernel.shape}; both must have 4 axes")
+    for name in ("lhs_dilation", "rhs_dilation"):
+        if tuple(rest.get(name) or (1, 1)) != (1, 1):
+            raise ValueError(f"{name}={rest[name]} must be (1, 1)")
+    if rest.get("feature_group_count", 1) != 1:
+        raise ValueError(f"feature_group_count={rest['feature_group_count']} must be 1")
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    (top, bottom), (left, right) = padding
+    return (strides[0], strides[1]), ((top, bottom), (left, right))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads, narrow: bool) -> jax.Array:
+    on_cpu = _patch_product if narrow else _direct
+    return lax.platform_dependent(
+        x, kernel, cpu=lambda x, w: on_cpu(x, w, strides, pads), default=lambda x, w: _direct(x, w, strides, pads)
+    )
+
+
+def _convolve_forward(
+    x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads, narrow: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve(x, kernel, strides, pads, narrow), (x, kernel)
+
+
+def _convolve_backward(
+    strides: Strides, pads: Pads, narrow: bool, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    on_cpu = _patch_product_gradients if narrow else _canonical_gradients
+
+    def default(x: jax.Array, w: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(lambda x, w: _direct(x, w, strides, pads), x, w)[1](dy)
+
+    return lax.platform_dependent(*residuals, dy, cpu=lambda x, w, dy: on_cpu(x, w, dy, strides, pads), default=default)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _direct(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_CANONICAL)
+
+
+def _canonical_gradients(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, strides: Strides, pads: Pads
+) -> tuple[jax.Array, jax.Array]:
+    """Both gradients as convolutions in canonical order.
+
+    The input's is the convolution of ``dy``, spread out by the strides, with the kernel turned round.
+    The kernel's is the convolution of ``x``, its channels as the batch, with ``dy`` as the kernel:
+    batch and positions are what is summed over.
+    """
+    spread = [s * (n - 1) + 1 for s, n in zip(strides, dy.shape[1:3], strict=True)]
+    sizes = list(zip(x.shape[1:3], kernel.shape[:2], spread, pads, strict=True))
+    around = [(k - 1 - low, n - length + low) for n, k, length, (low, _) in sizes]
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    if strides != (1, 1):
+        # Explicit zeros: XLA's own dilation of the input is slower.
+        zeros = [(0, 0, 0), *((low, high, s - 1) for (low, high), s in zip(around, strides, strict=True)), (0, 0, 0)]
+        dy_spread, around = lax.pad(dy, jnp.zeros((), dy.dtype), zeros), [(0, 0), (0, 0)]
+    else:
+        dy_spread = dy
+    dx = lax.conv_general_dilated(dy_spread, turned, (1, 1), around, dimension_numbers=_CANONICAL)
+    seen = [(low, k - 1 + length - n - low) for n, k, length, (low, _) in sizes]
+    dw = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        dy.transpose(1, 2, 0, 3),
+        (1, 1),
+        seen,
+        rhs_dilation=strides,
+        dimension_numbers=_CANONICAL,
+    )
+    return dx, dw.transpose(1, 2, 0, 3)
+
+
+def _patches(x: jax.Array, size: tuple[int, int], out: tuple[int, int], strides: Strides, pads: Pads) -> jax.Array:
+    """(channels, height, width, batch) -> (taps * channels, out_height, out_width, batch)."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    reach = [s * (n - 1) + 1 for s, n in zip(strides, out, strict=True)]
+    taps = [
+        x[:, i : i + reach[0] : strides[0], j : j + reach[1] : strides[1]]
+        for i in range(size[0])
+        for j in range(size[1])
+    ]
+    return jnp.concatenate(taps, 0)
+
+
+def _patch_product(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
+    sizes = zip(x.shape[1:3], kernel.shape[:2], strides, pads, strict=True)
+    height, width = ((n + sum(pad) - k) // s + 1 for n, k, s, pad in sizes)
+    patches = _patches(_to_batch_last(x), kernel.shape[:2], (height, width), strides, pads)
+    y = kernel.reshape(-1, kernel.shape[-1]).T @ patches.reshape(patches.shape[0], -1)
+    return _from_batch_last(y.reshape(-1, height, width, x.shape[0]))
+
+
+def _patch_product_gradients(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, strides: Strides, pads: Pads
+) -> tuple[jax.Array, jax.Array]:
+    batch, height, width, channels = x.shape
+    rows, columns, out_channels = dy.shape[1:]
+    patches = _patches(_to_batch_last(x), kernel.shape[:2], (rows, columns), strides, pads)
+    dy = _to_batch_last(dy).reshape(out_channels, -1)
+    dw = (patches.reshape(patches.shape[0], -1) @ dy.T).reshape(kernel.shape)
+    d_patches = (kernel.reshape(-1, out_channels) @ dy).reshape(-1, channels, rows, columns, batch)
+    dx = jnp.zeros((channels, height, width, batch), x.dtype)
+    for tap in range(d_patches.shape[0]):
+        places = []
+        for offset, n, length, s, (low, _) in zip(
+            divmod(tap, kernel.shape[1]), (height, width), (rows, columns), strides, pads, strict=True
+        ):
+            places.append((offset - low, n - (offset - low) - (s * (length - 1) + 1), s - 1))
+        dx = dx + lax.pad(d_patches[tap], jnp.zeros((), dy.dtype), [(0, 0, 0), *places, (0, 0, 0)])
+    return _from_batch_last(dx), dw
+
+
+# Pooling, and the order of the axes in memory -------------------------------------------------------
+
+
+def _windows(x: jax.Array) -> jax.Array:
+    """(a, height, width, b) -> (a, height // 2, 2, width // 2, 2, b)."""
+    height, width = x.shape[1] // 2, x.shape[2] // 2
+    return x[:, : 2 * height, : 2 * width].reshape(x.shape[0], height, 2, width, 2, x.shape[3])
+
+
+def _pool(x: jax.Array) -> jax.Array:
+    x = _windows(x)
+    x = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
+
+
+def _pool_gradient(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
+    windows = _windows(x)
+    found = [windows[:, :, i, :, j] == y for i, j in ((0, 0), (0, 1), (1, 0))]
+    first = jnp.where(found[0], 0, jnp.where(found[1], 1, jnp.where(found[2], 2, 3)))
+    place = jnp.arange(4, dtype=first.dtype).reshape(1, 1, 2, 1, 2, 1)
+    first, dy = (jnp.expand_dims(a, (2, 4)) for a in (first, dy))
+    dx = jnp.where(first == place, dy, jnp.zeros((), dy.dtype))
+    dx = dx.reshape(x.shape[0], 2 * y.shape[1], 2 * y.shape[2], x.shape[3])
+    return jnp.pad(dx, [(0, n - m) for n, m in zip(x.shape, dx.shape, strict=True)])
+
+
+def _to_batch_last(x: jax.Array) -> jax.Array:
+    return x.transpose(3, 1, 2, 0)
+
+
+_from_batch_last = _to_batch_last  # swapping the first axis with the last undoes itself
+
+
+def _in_memory_order(f: Callable[..., jax.Array], narrow: bool) -> Callable[..., jax.Array]:
+    """``f``, which treats the first and the last axis alike, on batch-last arrays where that is faster."""
+    if not narrow:
+        return f
+    return lambda *x: lax.platform_dependent(
+        *x, cpu=lambda *x: _from_batch_last(f(*(_to_batch_last(a) for a in x))), default=f
+    )
