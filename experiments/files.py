@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import uuid
@@ -79,6 +80,17 @@ def write_bytes(path: Path, content: bytes) -> None:
             sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a matplotlib figure as PNG, on white.
+
+    Raises:
+      StoreError: it cannot be written; the message names the file.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white")
+    write_bytes(path, buffer.getvalue())
 
 
 def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:

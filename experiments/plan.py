@@ -1,0 +1,152 @@
+"""What a study of recall distortion consists of: its stages, and every setting that decides their numbers.
+
+A setting that is here is in the hash that names a stage; how many replicates run, and where, is not.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import data, store
+from experiments.oneshot import needs_gradient
+from experiments.presets import Study
+from experiments.training import Recipe
+
+CONTROL = "control"
+
+
+class Cell(NamedTuple):
+    """A score and a ratio; the control, which is not pruned, belongs to every score.
+
+    Attributes:
+      score: its name, or ``control``.
+      ratio: parameters before / after; 1 for the control.
+    """
+
+    score: str
+    ratio: float
+
+
+class Planned(NamedTuple):
+    """A stage of a study, for whichever replicates.
+
+    Attributes:
+      name: for people.
+      kind: in the store: ``dense`` or ``pruned``.
+      settings: all that decides its numbers, the replicates apart.
+      jumpstart: coefficient in dense training.
+      cell: score and ratio; None for dense training.
+    """
+
+    name: str
+    kind: str
+    settings: dict[str, Any]
+    jumpstart: float
+    cell: Cell | None
+
+    @property
+    def title(self) -> str:
+        """The name with the coefficient."""
+        return f"jumpstart {self.jumpstart:g}: {self.name}"
+
+
+def cells(study: Study) -> list[Cell]:
+    """What becomes of each dense checkpoint, the control first.
+
+    >>> cells(Study(ratios=(1, 2), scores=("magnitude",)))
+    [Cell(score='control', ratio=1.0), Cell(score='magnitude', ratio=2.0)]
+    """
+    control = [Cell(CONTROL, 1.0)] if 1 in study.ratios else []
+    return control + [Cell(score, float(ratio)) for ratio in study.ratios if ratio != 1 for score in study.scores]
+
+
+def dense_recipe(study: Study, jumpstart: float) -> Recipe:
+    """How dense networks are trained."""
+    return _recipe(study, study.epochs, study.lr, jumpstart)
+
+
+def finetune_recipe(study: Study) -> Recipe:
+    """How pruned networks are fine-tuned: without the jumpstart penalty."""
+    return _recipe(study, study.finetune_epochs, study.finetune_lr, 0.0)
+
+
+def root(study: Study) -> Path:
+    """Folder of the study's store."""
+    return study.folder / "store"
+
+
+def data_settings(study: Study) -> dict[str, Any]:
+    """What decides the data set and its split."""
+    return {"dataset": study.dataset, "selection": study.selection, "seed": study.seed}
+
+
+def dense_settings(study: Study, fingerprint: str, jumpstart: float) -> dict[str, Any]:
+    """What decides a dense network, its replicate index apart."""
+    return {
+        "data": {**data_settings(study), "fingerprint": fingerprint},
+        "model": study.model,
+        "augment": study.augment,
+        "recipe": dataclasses.asdict(dense_recipe(study, jumpstart)),
+        "seed": study.seed,
+    }
+
+
+def pruned_settings(study: Study, fingerprint: str, jumpstart: float, cell: Cell) -> dict[str, Any]:
+    """What decides a pruned and fine-tuned network, its replicate index apart."""
+    gradient = {
+        "batch": study.batch,
+        "batches": study.gradient_batches,
+        "mode": study.gradient_mode,
+        "includes_decay": study.gradient_includes_decay,
+        "epsilon": float(study.undecayed_epsilon),
+    }
+    return {
+        "dense": dense_settings(study, fingerprint, jumpstart),
+        "score": cell.score,
+        "ratio": cell.ratio,
+        "gradient": gradient if cell.score != CONTROL and needs_gradient(cell.score) else None,
+        "recipe": dataclasses.asdict(finetune_recipe(study)),
+    }
+
+
+def stages(study: Study, fingerprint: str, jumpstart: float) -> list[Planned]:
+    """The stages of a study with this coefficient, each before those that start from it."""
+    dense = Planned("dense training", "dense", dense_settings(study, fingerprint, jumpstart), jumpstart, None)
+    names = {
+        cell: "no pruning (control)" if cell.score == CONTROL else f"{cell.score}, t = {cell.ratio:g}"
+        for cell in cells(study)
+    }
+    pruned = [
+        Planned(name, "pruned", pruned_settings(study, fingerprint, jumpstart, cell), jumpstart, cell)
+        for cell, name in names.items()
+    ]
+    return [dense, *pruned]
+
+
+def fingerprint(dataset: data.Dataset) -> str:
+    """A checksum over everything of a data set that training and test see: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for array in (*dataset.train, *dataset.validation, *dataset.test, dataset.mean, dataset.std):
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()[:16]
+
+
+def settled(study: Study) -> store.Stage:
+    """The stage that holds the test labels, the names of the classes, and the data's fingerprint."""
+    return store.stage(root(study), "data", data_settings(study), range(1))
+
+
+def _recipe(study: Study, epochs: tuple[int, ...], rates: tuple[float, ...], jumpstart: float) -> Recipe:
+    return Recipe(
+        epochs=epochs,
+        learning_rates=tuple(map(float, rates)),
+        batch=study.batch,
+        momentum=float(study.momentum),
+        nesterov=study.nesterov,
+        weight_decay=float(study.weight_decay),
+        jumpstart=float(jumpstart),
+    )

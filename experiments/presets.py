@@ -1,0 +1,172 @@
+"""The studies of recall distortion, by name: a frozen dataclass of settings, and what to expect.
+
+Settings follow Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning
+Algorithm", NeurIPS 2022 (arXiv 2206.02976), and the code that made its 30-replicate runs. They were
+fixed before any result was seen.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.data import Selection
+
+Score = Literal["magnitude", "gradient", "undecayed", "random", "undecayed-signed"]
+Action = Literal["run", "status", "report"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Train dense networks, prune and fine-tune each, and measure what that does to each class's recall.
+
+    Every (score, ratio) starts from the same dense checkpoints: one-shot global pruning to the exact
+    compression ratio of the whole model, the output layer left dense, then fine-tuning with the mask
+    held. A killed run continues where it was when given the same command.
+    """
+
+    action: Annotated[Action, tyro.conf.Positional] = "run"
+    """run: do what is not done yet, then report. status: say what is done. report: rebuild tables and
+    figures from what is stored."""
+    preset: str = "demo"
+    """Settings that are the defaults of all the other options; --list names them."""
+    dataset: str = "digits"
+    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, tfds:NAME or folder:PATH."""
+    data_dir: Path | None = None
+    """Folder of TensorFlow Datasets; by default its own."""
+    selection: Selection = "validation"
+    """Split on which the epoch is chosen. test: the test split itself, as in the published runs."""
+    model: str = "mlp"
+    """Network, as experiments.models names it."""
+    replicates: int = 30
+    """Networks trained from different seeds."""
+    ratios: tuple[float, ...] = (1, 2, 4, 10, 20)
+    """Compression ratios, parameters before / after, of the whole model. 1: fine-tuned, not pruned."""
+    scores: tuple[Score, ...] = ("magnitude", "gradient", "undecayed", "random")
+    """What a weight is worth. undecayed-signed: as the published runs coded it, keeps more than asked."""
+    jumpstart: tuple[float, ...] = (0.0,)
+    """Coefficients of the jumpstart penalty in dense training: a study each."""
+    epochs: tuple[int, ...] = (30,)
+    """Epochs of dense training, one number for each learning rate."""
+    lr: tuple[float, ...] = (0.01,)
+    """Learning rates of dense training, in turn."""
+    finetune_epochs: tuple[int, ...] = (15,)
+    """Epochs of fine-tuning, one number for each of its learning rates."""
+    finetune_lr: tuple[float, ...] = (0.01,)
+    """Learning rates of fine-tuning, in turn."""
+    batch: int = 128
+    """Examples a step."""
+    momentum: float = 0.9
+    """Momentum of SGD, between 0 and 1."""
+    nesterov: bool = True
+    """Whether the momentum is Nesterov's."""
+    weight_decay: float = 5e-4
+    """Times every parameter is added to its gradient, in both phases."""
+    augment: bool = False
+    """Whether training images are flipped at random and cropped from a border of 4 pixels."""
+    gradient_batches: int = 1
+    """Training batches that the gradient of a score is the mean of."""
+    gradient_mode: Literal["train", "eval"] = "train"
+    """Whether that gradient sees batches as in training (augmented, batch statistics) or as in use."""
+    gradient_includes_decay: bool = False
+    """Whether that gradient is of the loss with weight decay rather than of the cross-entropy alone."""
+    undecayed_epsilon: float = 5e-4
+    """The decay that the undecayed score gives back: |eps w^2 - w g|."""
+    seed: int = 0
+    """Seed of the study; replicate i has the key of this seed folded with i."""
+    out: Path | None = None
+    """Folder of the results; runs/PRESET by default."""
+    keep_pruned: bool = False
+    """Whether the weights of pruned networks are stored too; those of dense ones always are."""
+    shard: str = "0/1"
+    """i/n: this run takes the i-th (from 0) of n equal parts of the replicates."""
+    chunk: int | None = None
+    """Replicates in one program; by default as many as fit the memory."""
+    memory: float = 4.0
+    """Memory for one program on one device, GiB."""
+    form: Literal["auto", "vmap", "map", "unroll"] = "auto"
+    """How replicates share a device: batched, in a loop, in a loop written out. auto: measured once."""
+    loop: Literal["auto", "scan", "steps"] = "auto"
+    """Whether an epoch is one program or one call a step. auto: measured once."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where several processes run the study; under Slurm they find each other."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    list: bool = False
+    """List the presets and end."""
+
+    def __post_init__(self):
+        """Refuse settings that no study can have."""
+        for name, least in (("replicates", 1), ("batch", 1), ("gradient_batches", 1), ("chunk", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+        for name in ("ratios", "scores", "jumpstart", "epochs", "finetune_epochs"):
+            value = getattr(self, name)
+            if not value or (len(set(value)) < len(value) and not name.endswith("epochs")):
+                raise ValueError(f"{name}={value} must be one or more values, none twice")
+        if min(self.ratios) < 1:
+            raise ValueError(f"ratios={self.ratios} must be 1 or more: parameters before / parameters after")
+        if min(self.jumpstart) < 0:
+            raise ValueError(f"jumpstart={self.jumpstart} must not be negative")
+        parts = self.shard.split("/")
+        if len(parts) != 2 or not all(part.isdecimal() for part in parts) or int(parts[0]) >= int(parts[1]):
+            raise ValueError(f"shard={self.shard!r} must be i/n with 0 <= i < n")
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.out or Path("runs") / self.preset
+
+
+_PRESETS: dict[str, Callable[[], Study]] = {}
+
+
+def preset(make: Callable[[], Study]) -> Callable[[], Study]:
+    """Register a preset under the name of its function, with hyphens.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    name = make.__name__.replace("_", "-")
+    if name in _PRESETS:
+        raise ValueError(f"preset {name!r} is already registered")
+    _PRESETS[name] = make
+    return make
+
+
+def get(name: str) -> Study:
+    """The settings of a preset.
+
+    Raises:
+      ValueError: no preset has this name.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"preset={name!r} is unknown; known: {', '.join(_PRESETS)}")
+    return dataclasses.replace(_PRESETS[name](), preset=name)
+
+
+def describe() -> str:
+    """Name every preset with its docstring."""
+    return "\n\n".join(f"{name}\n  {inspect.getdoc(make)}".replace("\n", "\n  ") for name, make in _PRESETS.items())
+
+
+@preset
+def demo() -> Study:
+    """Thirty small networks on scikit-learn's digits, with and without the jumpstart penalty."""
+    return Study(
+        jumpstart=(0.0, 1e-2),
+        epochs=(12,),
+        lr=(0.1,),
+        finetune_epochs=(6,),
+        finetune_lr=(0.1,),
+        batch=64,
+        chunk=30,
+        form="vmap",
+        loop="scan",
+    )

@@ -1,0 +1,120 @@
+"""What does pruning do to the recall of each class? Good et al., NeurIPS 2022, with controls.
+
+``python -m experiments.recall_distortion --preset demo`` trains dense replicates, prunes each by every
+score to every ratio, fine-tunes, and audits what became of each class; ``--help`` has the options.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from experiments import data, laboratory, plan, presets, replicates, reporting, results, store
+from experiments.laboratory import Laboratory, Weights
+from experiments.plan import Planned
+from experiments.presets import Study
+from experiments.progress import progress
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    try:
+        study = parse(arguments)
+        if study.list:
+            print(presets.describe())
+        else:
+            {"run": run, "status": status, "report": report}[study.action](study)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(arguments: Sequence[str] | None = None) -> Study:
+    """Read the options; those not given have the preset's values.
+
+    Raises:
+      ValueError: an unknown preset, or settings that no study can have.
+      SystemExit: an unknown option, or a value of the wrong type.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="demo")
+    chosen, _ = first.parse_known_args(arguments)
+    program = "python -m experiments.recall_distortion"
+    return tyro.cli(Study, args=arguments, default=presets.get(chosen.preset), prog=program)
+
+
+def run(study: Study) -> None:
+    """Do what is not done yet, then report."""
+    replicates.start(study.coordinator, study.process_id, study.num_processes)
+    dataset = data.load(study.dataset, seed=study.seed, selection=study.selection)
+    if replicates.is_first_process():
+        results.settle(study, dataset)
+    lab = laboratory.equip(study, dataset)
+    carry_out(lab, todo(study, plan.fingerprint(dataset), lab.block))
+    if replicates.is_first_process():
+        report(study)
+
+
+def todo(study: Study, fingerprint: str, block: int) -> list[tuple[Planned, range]]:
+    """What of this shard is not done: stages and the replicates they lack, each before what starts from it."""
+    i, n = map(int, study.shard.split("/"))
+    planned = [
+        (stage, replicates_of_block)
+        for jumpstart in map(float, study.jumpstart)
+        for replicates_of_block in replicates.blocks(replicates.of_shard(study.replicates, (i, n)), block)
+        for stage in plan.stages(study, fingerprint, jumpstart)
+    ]
+    root = plan.root(study)
+    gaps = [
+        [number, gap.start, gap.stop]
+        for number, (stage, mine) in enumerate(planned)
+        for gap in store.missing(root, stage.kind, stage.settings, mine)
+    ]
+    return [(planned[number][0], range(start, stop)) for number, start, stop in replicates.agree(gaps)]
+
+
+def carry_out(lab: Laboratory, work: Sequence[tuple[Planned, range]]) -> None:
+    """Carry out stages, and store each as it ends."""
+    study = lab.study
+    epochs = {"dense": sum(study.epochs), "pruned": sum(study.finetune_epochs)}
+    total = sum(epochs[stage.kind] * len(mine) for stage, mine in work)
+    held: tuple[dict[str, Any], range, Weights] | None = None
+    with progress(total, "epochs") as shown:
+        for stage, mine in work:
+            shown.stage(f"{stage.title}, replicates {mine.start} to {mine.stop - 1}")
+            on_epoch = functools.partial(shown.advance, len(mine))
+            if stage.cell is None:
+                outcome = laboratory.train_dense(lab, stage.jumpstart, mine, on_epoch)
+                held = (stage.settings, mine, outcome.weights)
+            else:
+                start = stage.settings["dense"]
+                if held is None or held[:2] != (start, mine):
+                    held = (start, mine, results.dense_weights(study, start, mine))
+                outcome = laboratory.prune_and_finetune(lab, stage.cell, mine, held[2], on_epoch)
+            if replicates.is_first_process():
+                results.save(study, stage, mine, outcome)
+
+
+def status(study: Study) -> None:
+    """Say how many replicates of each stage are done."""
+    held = results.truth(study)
+    everyone = range(study.replicates)
+    for jumpstart in map(float, study.jumpstart):
+        for stage in plan.stages(study, held.fingerprint, jumpstart):
+            absent = store.missing(plan.root(study), stage.kind, stage.settings, everyone)
+            done = study.replicates - sum(map(len, absent))
+            print(f"{done:4d} of {study.replicates}  {stage.title}")
+
+
+def report(study: Study) -> None:
+    """Rebuild tables and figures from what is stored, and say in the last lines what was found."""
+    reporting.write(study, Console(width=None if sys.stdout.isatty() else 120))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

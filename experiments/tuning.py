@@ -1,0 +1,68 @@
+"""How many replicates go into one program, and in which form they run: settled before a study begins."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import data, oneshot, phases, plan, replicates, training
+from experiments.presets import Study
+from experiments.tasks import Task
+
+_STEPS = 4  # of the epochs that are timed
+
+
+def block_size(study: Study, dataset: data.Dataset, task: Task, devices: int) -> int:
+    """How many replicates fit the memory of the devices, at least one each, at most as many as there are.
+
+    Args:
+      study: its memory, or the number itself where it says so.
+      dataset: gives the shape of a batch.
+      task: what is learnt.
+      devices: over which a block is spread.
+    """
+    if study.chunk is not None:
+        return study.chunk
+    recipe = plan.dense_recipe(study, max(study.jumpstart))
+    tx = training.optimizer(task, recipe, 1, oneshot.PRUNABLE)
+    batch = data.Split(*(jax.ShapeDtypeStruct((study.batch, *x.shape[1:]), x.dtype) for x in dataset.train))
+    state = jax.eval_shape(lambda: training.begin(tx, *task.init(jax.random.key(0)), jax.random.key(0)))
+    needed = replicates.bytes_of(lambda s, b: training.train_step(task, tx, s, b), state, batch)
+    each = max(1, int(study.memory * 2**30) // needed)
+    return min(each * devices, study.replicates)
+
+
+def layout(study: Study, dataset: data.Dataset, task: Task, block: int) -> replicates.Layout:
+    """The layout that the study asks for, or the fastest, measured once and remembered in its folder.
+
+    Args:
+      study: its form and loop; ``auto`` is measured.
+      dataset: of which a few batches are trained on.
+      task: what is learnt.
+      block: replicates in one program.
+    """
+    mesh = replicates.all_devices()
+    forms = ("vmap", "map", "unroll") if study.form == "auto" else (study.form,)
+    loops = ("scan", "steps") if study.loop == "auto" else (study.loop,)
+    # Written out, a scan of many replicates takes minutes to compile and runs no faster than steps.
+    pairs = [pair for pair in itertools.product(forms, loops) if pair != ("unroll", "scan")] or [(forms[0], loops[0])]
+    layouts = {f"{form}, {loop}": replicates.Layout(mesh, form, loop) for form, loop in pairs}
+    if len(layouts) == 1:
+        return next(iter(layouts.values()))
+    candidates = {name: _epoch(study, dataset, task, candidate, block) for name, candidate in layouts.items()}
+    identity = f"{study.model} on {dataset.input_shape}, batch {study.batch}, {block} replicates"
+    return layouts[replicates.fastest(candidates, study.folder / "layout.json", identity)]
+
+
+def _epoch(study: Study, dataset: data.Dataset, task: Task, layout: replicates.Layout, block: int) -> Callable[[], Any]:
+    """A call that trains an epoch of a few steps."""
+    recipe = dataclasses.replace(plan.dense_recipe(study, 0.0), epochs=(1,), learning_rates=(0.0,))
+    count = min(_STEPS * recipe.batch, len(dataset.train.labels))
+    train = replicates.share(dataset.train.take(np.arange(count)), layout.mesh)
+    phase = phases.compile_phase(task, recipe, oneshot.PRUNABLE, layout, examples=count, validation=count)
+    init = replicates.spread(lambda i: (*task.init(replicates.key(study.seed, i, 0)), replicates.key(0, i, 0)), layout)
+    entering = init(replicates.place(np.arange(block, dtype=np.int32), layout.mesh))
+    return lambda: phases.fit(phase, entering, train, train)
