@@ -7,7 +7,10 @@ pandas and is loaded when it is first used.
 import importlib
 from typing import Any
 
+from jprune.pruning.accounting import cost_table, multiply_adds
+from jprune.pruning.compaction import Compacted, remove_dead
 from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments, straight_through
+from jprune.pruning.export import load_masks, load_pruned, save_masks, save_pruned, to_bcoo
 from jprune.pruning.masks import (
     apply_masks,
     compression,
@@ -35,6 +38,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "Compacted",
     "PruneState",
     "Regrow",
     "Score",
@@ -43,6 +47,7 @@ __all__ = [
     "check_pruned",
     "compression",
     "cosine_fraction",
+    "cost_table",
     "cubic",
     "dense_gradient",
     "erk_masks",
@@ -53,17 +58,24 @@ __all__ = [
     "keep_zeros",
     "kernels",
     "layer_masks",
+    "load_masks",
+    "load_pruned",
     "lottery_ticket",
     "magnitude",
     "masks_of",
     "movement",
+    "multiply_adds",
     "one_shot",
     "prune",
     "random",
+    "remove_dead",
     "reset_moments",
+    "save_masks",
+    "save_pruned",
     "select",
     "sparsity",
     "straight_through",
+    "to_bcoo",
     "undecayed",
     "uniform_masks",
     "with_masks",

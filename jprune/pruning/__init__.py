@@ -1,6 +1,9 @@
 """The pruning wing: what a weight is worth, which weights stay, when, and how the rest is kept at zero."""
 
+from jprune.pruning.accounting import cost_table, multiply_adds
+from jprune.pruning.compaction import Compacted, remove_dead
 from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments, straight_through
+from jprune.pruning.export import load_masks, load_pruned, save_masks, save_pruned, to_bcoo
 from jprune.pruning.limbs import Count
 from jprune.pruning.masks import (
     apply_masks,
@@ -21,6 +24,7 @@ from jprune.pruning.tickets import Ticket, lottery_ticket
 from jprune.pruning.transform import keep_zeros, prune
 
 __all__ = [
+    "Compacted",
     "Count",
     "PruneState",
     "Regrow",
@@ -30,6 +34,7 @@ __all__ = [
     "check_pruned",
     "compression",
     "cosine_fraction",
+    "cost_table",
     "cubic",
     "dense_gradient",
     "erk_counts",
@@ -41,17 +46,24 @@ __all__ = [
     "keep_zeros",
     "layer_counts",
     "layer_masks",
+    "load_masks",
+    "load_pruned",
     "lottery_ticket",
     "magnitude",
     "masks_of",
     "movement",
+    "multiply_adds",
     "one_shot",
     "prune",
     "random",
+    "remove_dead",
     "reset_moments",
+    "save_masks",
+    "save_pruned",
     "score_selected",
     "sparsity",
     "straight_through",
+    "to_bcoo",
     "undecayed",
     "uniform_masks",
     "with_masks",
