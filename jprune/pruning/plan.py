@@ -86,13 +86,15 @@ class Plan:
     def _events(self, weights: PyTree) -> list[_Event]:
         total = sum(leaf.size for leaf in jax.tree.leaves(weights))
         events: list[_Event] = []
-        kept: float | int = 1.0
+        kept: float | int = total
         for step, keep in keep_values(self.schedule, total, regrowing=self.regrow is not None):
+            # An int and a float of one value mean different things, except where both keep everything.
+            asked = total if isinstance(keep, float) and keep == 1.0 else keep
             if self.regrow is not None:
                 events.append(_Event(step, keep, self.regrow.at(step)))
-            elif keep != kept and not (kept == 1.0 and keep == total):
-                events.append(_Event(step, keep, 0.0))  # one that asks for no change would cost a selection
-            kept = keep
+            elif (type(asked), asked) != (type(kept), kept):  # one that asks for no change would cost a selection
+                events.append(_Event(step, keep, 0.0))
+            kept = asked
         return events
 
     def _choose(

@@ -1,0 +1,51 @@
+"""A few training steps on a made-up loss, and the masks numpy would take."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def slope(params):
+    """A gradient that keeps every weight moving, in the dtype of the weight; None where it is no float."""
+    return jax.tree.map(lambda w: jnp.sin(w * 3 + 1).astype(w.dtype), params)
+
+
+def make_step(tx, **extra):
+    """One jitted update with the gradient passed on."""
+
+    @jax.jit
+    def step(params, state):
+        grad = slope(params)
+        updates, state = tx.update(grad, state, params, grad=grad, **extra)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def largest(scores, keep, among=None):
+    """The masks of the ``keep`` largest scores by a stable sort: lists of numpy arrays in and out."""
+    flat = np.concatenate([np.asarray(s, np.float64).ravel() for s in scores])
+    if among is not None:
+        flat = np.where(np.concatenate([np.asarray(m).ravel() for m in among]), flat, -np.inf)
+    order = np.argsort(-flat, kind="stable")
+    mask = np.zeros(flat.size, bool)
+    mask[order[:keep]] = True
+    bounds = np.cumsum([np.size(s) for s in scores])[:-1]
+    return [part.reshape(np.shape(s)) for part, s in zip(np.split(mask, bounds), scores, strict=True)]
+
+
+def by_rank(scores, keep, *, among=None, min_keep=0):
+    """A global selection for a few weights that compiles in no time: everybody counts who is larger."""
+    leaves, treedef = jax.tree.flatten(scores)
+    flat = jnp.concatenate([leaf.astype(jnp.float32).ravel() for leaf in leaves])
+    if among is not None:
+        flat = jnp.where(jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(among)]), flat, -jnp.inf)
+    n = flat.size
+    keep = keep if isinstance(keep, int) else round(n * keep)
+    assert min_keep == 0
+    one, other = jnp.expand_dims(flat, 1), jnp.expand_dims(flat, 0)
+    first = np.arange(n)[None, :] < np.arange(n)[:, None]
+    mask = jnp.sum((other > one) | ((other == one) & first), axis=1) < keep
+    parts = jnp.split(mask, np.cumsum([leaf.size for leaf in leaves])[:-1])
+    return treedef.unflatten([part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
