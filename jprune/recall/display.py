@@ -94,12 +94,16 @@ _SUMMARY = (
     Column("alpha_low", "low", "Lower end of the interval of mean alpha", _fixed(2)),
     Column("alpha_high", "high", "Upper end of the interval of mean alpha", _fixed(2)),
     Column("alpha_mark", "mark", "Where the interval lies against 1: < below, > above, ? across"),
-    Column("alpha_sd", "sd", "Standard deviation of alpha over models", _fixed(2)),
-    Column("alpha_examples_low", "test low", "Lower end of alpha's interval over test examples", _fixed(2)),
-    Column("alpha_examples_high", "test high", "Upper end of alpha's interval over test examples", _fixed(2)),
     Column("alpha_null", "alpha_null", "Alpha if every class's errors grew in the same proportion", _fixed(2)),
     Column("alpha_over_null", "alpha / null", "Mean of alpha / alpha_null", _fixed(2)),
     Column("alpha_over_null_mark", "mark", "Where the interval of alpha / alpha_null lies against 1"),
+    Column("alpha_examples_low", "test low", "Lower end of alpha's interval over test examples", _fixed(2)),
+    Column("alpha_examples_high", "test high", "Upper end of alpha's interval over test examples", _fixed(2)),
+)
+_NEIGHBOURS = (
+    _SCORE,
+    _RATIO,
+    Column("alpha_sd", "sd", "Standard deviation of alpha over models", _fixed(2)),
     Column("alpha_intercept", "intercept", "Mean slope of a line with an intercept, for unequal classes", _fixed(2)),
     Column("alpha_reverse", "reverse", "Mean slope from regressing dense on pruned", _fixed(2)),
     Column("alpha_rma", "RMA", "Mean reduced-major-axis slope", _fixed(2)),
@@ -184,6 +188,7 @@ def tables(audit: "Audit", equal: pd.DataFrame) -> dict[str, Table | None]:
     groups = audit.groups.assign(**{"class": audit.groups["class"].fillna("all classes")})
     found = {
         "summary": _table("summary", "Scores and ratios", _SUMMARY, audit.summary, sortable=True),
+        "neighbours": _table("neighbours", "Other measures", _NEIGHBOURS, audit.summary, sortable=True),
         "classes": _table("classes", "Recall of each class", _CLASSES, shown, sortable=True, strong=set(strong)),
         "groups": _table("groups", "Recall within groups", _GROUPS, groups.head(_MOST_ROWS), sortable=True),
         "pies": _table(

@@ -37,7 +37,7 @@ def figures(audit: "Audit") -> "dict[str, Figure]":
         "tradeoff": accuracy_tradeoff(audit),
         "variance": balance_variance(audit),
     }
-    if (audit.summary["models"] > 2).any():
+    if (audit.summary["alpha_models"] > 2).any():
         drawn["boxes"] = alpha_boxes({"": audit})
     return {**drawn, "scatter": balance_scatter(audit)}
 
@@ -90,7 +90,7 @@ def recall_by_class(audit: "Audit") -> "Figure":
         steps = [rows["recall"][rows["ratio"] == ratio].to_numpy() for ratio in ratios]
         dense = rows["recall_dense"][rows["ratio"] == ratios[0]].to_numpy()
         lines_of = np.stack([dense, *steps], axis=-1)
-        most = np.argsort(steps[-1] - dense, kind="stable")
+        most = np.argsort(rows["change"][rows["ratio"] == ratios[-1]].to_numpy(), kind="stable")
         for c in most[_MOST_LINES:]:
             axes.plot(lines_of[c], color=FAINT, linewidth=0.8)
         drawn = [axes.plot(lines_of[c], **_line(index))[0] for index, c in enumerate(most[:_MOST_LINES])]
@@ -203,7 +203,10 @@ def balance_scatter(audit: "Audit") -> "Figure":
 
 def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index: int, count: int) -> Any:
     """Draw the boxes of one score, beside those of the others, and return what stands for it in a legend."""
+    stands_for = axes.plot([], [], color=_colour(index), linewidth=2.0)[0]
     ratios = [float(ratio) for ratio in rows["ratio"].unique()]
+    if not ratios:  # no model has an alpha
+        return stands_for
     drawn = axes.boxplot(
         [rows["alpha"][rows["ratio"] == ratio].to_numpy() for ratio in ratios],
         positions=[positions[ratio] + _dodge(index, count, 0.8) for ratio in ratios],
@@ -214,7 +217,7 @@ def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index:
     for part in ("boxes", "whiskers", "caps", "medians"):
         for artist in drawn[part]:
             artist.set(color=_colour(index), linewidth=2.0 if part == "medians" else 1.2)
-    return axes.plot([], [], color=_colour(index), linewidth=2.0)[0]
+    return stands_for
 
 
 def _figure(width: float, height: float) -> "Figure":
