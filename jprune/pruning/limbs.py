@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 
 class Count(NamedTuple):
@@ -51,7 +50,7 @@ def column(x: Count) -> Count:
 
 def fill(number: int, like: Any) -> Count:
     """A Python integer in every place of an array of limbs."""
-    return Count(*(jnp.full_like(like, limb) for limb in count_of(number)))
+    return Count(*(jnp.full_like(like, limb, dtype=jnp.uint32) for limb in count_of(number)))
 
 
 def where(condition: Any, x: Count, y: Count) -> Count:
@@ -86,11 +85,32 @@ def subtract_or_zero(x: Count, y: Count) -> Count:
     return where(not_below(x, y), difference, Count(*(jnp.zeros_like(limb) for limb in difference)))
 
 
-def shift_left(number: Any, shift: Any) -> Count:
-    """uint32 numbers times 2**shift; a shift of 32 or more (or a wrapped negative one) leaves no bit, as XLA has it."""
-    number, shift = jnp.broadcast_arrays(number, shift)
-    high = lax.shift_left(number, shift - np.uint32(32)) | lax.shift_right_logical(number, np.uint32(32) - shift)
-    return Count(high, lax.shift_left(number, shift))
+def distance(x: Count, y: Count) -> Count:
+    """The difference of the larger and the smaller."""
+    return where(not_below(x, y), subtract(x, y), subtract(y, x))
+
+
+def at_most(x: Count, bound: Count) -> Count:
+    """The smaller of the two."""
+    return where(not_below(x, bound), bound, x)
+
+
+def at_least_one(x: Count) -> Count:
+    """The number, or 1 where it is 0."""
+    return Count(x.high, jnp.where((x.high == 0) & (x.low == 0), np.uint32(1), x.low))
+
+
+def to_float(x: Count) -> Any:
+    """The nearest float32 or one beside it."""
+    return x.high.astype(jnp.float32) * np.float32(2**32) + x.low.astype(jnp.float32)
+
+
+def from_float(x: Any) -> Count:
+    """Limbs of float32 that are whole numbers in 0..2**64 - 1; what is beyond becomes the largest."""
+    high = jnp.floor(x * np.float32(2.0**-32))
+    low = x - high * np.float32(2**32)
+    limbs = Count(high.astype(jnp.uint32), low.astype(jnp.uint32))
+    return where(x >= np.float32(2**64), fill(2**64 - 1, limbs.low), limbs)
 
 
 def times(number: Any, factor: int) -> Count:

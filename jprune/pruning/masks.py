@@ -95,7 +95,9 @@ def layer_masks(
     if isinstance(keep, Count):
         return layers.tree(choose(layers, keep, None))
     counts = _layer_counts(layers, keep, min_keep)
-    return layers.tree(choose(layers, counts, sum(counts) if isinstance(keep, numbers.Integral) else None))
+    return layers.tree(
+        choose(layers, counts, sum(counts) if isinstance(keep, numbers.Integral) and among is not None else None)
+    )
 
 
 def uniform_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_keep: int = 0) -> PyTree:
@@ -108,7 +110,8 @@ def uniform_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_keep
     """
     layers = layers_of(scores, among)
     total = allocation.kept(keep, sum(layers.sizes))
-    return layers.tree(choose(layers, _layer_counts(layers, total, min_keep), total))
+    counts = _layer_counts(layers, total, min_keep)
+    return layers.tree(choose(layers, counts, None if among is None else total))
 
 
 def erk_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_keep: int = 0) -> PyTree:
@@ -129,7 +132,8 @@ def erk_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_keep: in
     """
     layers = layers_of(scores, among)
     total = allocation.kept(keep, sum(layers.sizes))
-    return layers.tree(choose(layers, _erk_counts(layers, total, min_keep), total))
+    counts = _erk_counts(layers, total, min_keep)
+    return layers.tree(choose(layers, counts, None if among is None else total))
 
 
 def layer_counts(scores: PyTree, keep: float | Mapping[str, float], *, min_keep: int = 0) -> list[int]:

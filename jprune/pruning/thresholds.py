@@ -26,8 +26,7 @@ from jax import lax
 from jprune.pruning import limbs
 from jprune.pruning.limbs import Count
 
-_BITS = 3  # settled by one pass; reading the scores costs more than comparing them with 2**3 - 1 probes
-_PROBES = 2**_BITS - 1
+_PROBES = 7  # in one pass; reading the scores costs more than comparing them with so many
 _ROW = 2**32  # what one uint32 counts has fewer elements than this
 _AXIS = 2**31
 
@@ -119,12 +118,14 @@ def _largest(scores: list[Any], keep: Count, eligible: list[Any], *, groups: tup
 
     none = limbs.equal(keep, zero)
     wanted = limbs.where(none, limbs.fill(1, zero.low), keep)  # so that the threshold is never above every key
-    place, reached, above = _bisect(
+    place, reached, above = _search(
         at_least,
         lambda counts: limbs.not_below(counts, limbs.column(wanted)),
-        at=limbs.add(zero, layout.sizes()),
+        ends=(limbs.add(zero, layout.sizes()), zero),
+        goal=wanted,
         settled=lambda reached: none | limbs.equal(reached, keep),
-        bits=bits,
+        width=2**bits - 1,
+        smooth=2**52 if bits == 64 else 2**23,  # an octave
     )
     threshold = _key_of(place, bits)
     whole = limbs.equal(reached, keep)  # every key at the threshold is kept
@@ -141,12 +142,14 @@ def _largest(scores: list[Any], keep: Count, eligible: list[Any], *, groups: tup
 
         return layout.count(before)
 
-    cut, _, _ = _bisect(
+    cut, _, _ = _search(
         ties_before,
         lambda counts: limbs.not_below(limbs.column(missing), counts),
-        at=zero,
-        settled=lambda reached: limbs.equal(reached, missing),
-        bits=layout.largest_group().bit_length(),
+        ends=(zero, limbs.subtract(reached, above)),
+        goal=missing,
+        settled=lambda before: limbs.equal(before, missing),
+        width=layout.largest_group() + 1,
+        smooth=2**64,
     )
     cut = limbs.where(none | least, zero, limbs.where(whole, limbs.fill(2**64 - 1, zero.low), cut))
 
@@ -159,51 +162,79 @@ def _largest(scores: list[Any], keep: Count, eligible: list[Any], *, groups: tup
     return [mark(i) for i in range(len(scores))]
 
 
-def _bisect(
+def _search(
     measure: Callable[[Count], Count],
     enough: Callable[[Count], Any],
     *,
-    at: Count,
+    ends: tuple[Count, Count],
+    goal: Count,
     settled: Callable[[Count], Any],
-    bits: int,
+    width: int,
+    smooth: int,
 ) -> tuple[Count, Count, Count]:
-    """Find in every group the largest place in 0..2**bits - 1 whose measure is enough.
+    """Find in every group the largest place in 0..width - 1 whose measure is enough.
+
+    A pass narrows the interval to that between two of seven probes. Evenly spaced they settle three bits.
+    Where the measure is smooth they stand around the place where a straight line through the measures of
+    the ends meets the goal, ever closer to it, which settles up to eight. A group where that has done worse
+    than even spacing twice is left to even spacing, so the number of passes stays bounded for any scores.
 
     Args:
       measure: counts at places (groups, probes), monotone in the place.
-      enough: whether counts (groups, probes) are enough; true of place 0, and monotone too.
-      at: the measure at place 0, (groups,).
-      settled: whether a place of this measure, (groups,), will do: the search ends once all groups have one.
-      bits: of the places.
+      enough: whether counts (groups, probes) are enough; true of place 0, false of place ``width``.
+      ends: the measures of place 0 and of place ``width``, (groups,).
+      goal: the measure looked for, (groups,).
+      settled: whether a place of this measure, (groups,), will do; the search ends once all groups have one.
+      width: the number of places.
+      smooth: the width of intervals in which the measure may be taken to be smooth.
 
     Returns:
-      The place, its measure, and the measure one step after the last interval searched; the last is the
-      measure at place + 1 where the search did not end early.
+      The place, its measure, and the measure of the end of the interval: of place + 1 if not settled early.
     """
-    probes = jnp.arange(1, _PROBES + 1, dtype=jnp.uint32)
+    even = jnp.arange(1, _PROBES + 1, dtype=jnp.float32)[None] / np.float32(_PROBES + 1)
+    around = jnp.array([-(2.0**-3), -(2.0**-6), -(2.0**-9), 0.0, 2.0**-9, 2.0**-6, 2.0**-3], jnp.float32)[None]
 
     def unsettled(state: Any) -> Any:
-        left, _, at, _ = state
-        return (left > 0) & ~jnp.all(settled(at))
+        _, width, at, _, _, _ = state
+        return jnp.any((limbs.to_float(width) > 1) & ~settled(at))
 
-    def settle(state: Any) -> Any:
-        left, place, at, after = state
-        shift = jnp.maximum(left - _BITS, 0)
-        steps = limbs.shift_left(probes, shift.astype(jnp.uint32))
-        counts = measure(limbs.add(limbs.column(place), Count(steps.high[None], steps.low[None])))
+    def narrow(state: Any) -> Any:
+        place, width, at, after, failures, even_next = state
+        wide = limbs.to_float(width)
+        line = limbs.to_float(limbs.distance(at, goal)) / jnp.maximum(limbs.to_float(limbs.distance(at, after)), 1.0)
+        guess = (wide < np.float32(smooth)) & (failures < 2) & ~even_next
+        fractions = jnp.where(guess[:, None], jnp.clip(line[:, None] + around, 0.0, 1.0), even)
+        probes = limbs.from_float(jnp.floor(wide[:, None] * fractions))
+        probes = limbs.at_least_one(limbs.at_most(probes, limbs.column(limbs.subtract(width, limbs.fill(1, wide)))))
+        counts = measure(limbs.add(limbs.column(place), probes))
         passed = jnp.sum(enough(counts), axis=1, dtype=jnp.uint32)
-        series = jax.tree.map(
-            lambda first, middle, last: jnp.concatenate([first[:, None], middle, last[:, None]], axis=1),
-            at,
-            counts,
-            after,
+        nothing = jax.tree.map(jnp.zeros_like, width)
+        steps, measures = _between(nothing, probes, width), _between(at, counts, after)
+        step = _pick(steps, passed)
+        narrower = limbs.subtract(_pick(steps, passed + np.uint32(1)), step)
+        failed = guess & (limbs.to_float(narrower) * _PROBES > wide)
+        return (
+            limbs.add(place, step),
+            narrower,
+            _pick(measures, passed),
+            _pick(measures, passed + np.uint32(1)),
+            failures + failed.astype(jnp.int32),
+            failed,
         )
-        place = limbs.add(place, limbs.shift_left(passed, shift.astype(jnp.uint32)))
-        return shift, place, _pick(series, passed), _pick(series, passed + jnp.uint32(1))
 
-    zero = jax.tree.map(lambda limb: limb * jnp.uint32(0), at)
-    _, place, at, after = lax.while_loop(unsettled, settle, (jnp.int32(bits), zero, at, zero))
+    at, after = ends
+    zero = jax.tree.map(lambda limb: limb * np.uint32(0), at)
+    never = zero.low.astype(jnp.int32)
+    start = (zero, limbs.add(zero, limbs.fill(width, zero.low)), at, limbs.add(zero, after), never, never > 0)
+    place, _, at, after, _, _ = lax.while_loop(unsettled, narrow, start)
     return place, at, after
+
+
+def _between(first: Count, middle: Count, last: Count) -> Count:
+    """A row (groups, probes) with a column before and a column after it."""
+    return Count(
+        *(jnp.concatenate([a[:, None], b, c[:, None]], axis=1) for a, b, c in zip(first, middle, last, strict=True))
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,11 +278,12 @@ class _Layout:
         axes = tuple(range(len(lead), len(lead) + len(trail)))
         if self.one_device:
             # One pass over memory for all probes. Partitioned, this form would all-gather the partial counts.
+            shape = (*lead, math.prod(trail))
             counts = lax.reduce(
-                tuple(p.astype(jnp.uint32) for p in predicates),
+                tuple(p.astype(jnp.uint32).reshape(shape) for p in predicates),
                 (np.uint32(0),) * len(predicates),
                 lambda x, y: tuple(a + b for a, b in zip(x, y, strict=True)),
-                axes,
+                (len(lead),),
             )
         else:
             counts = tuple(jnp.sum(p, axis=axes, dtype=jnp.uint32) for p in predicates)
