@@ -7,6 +7,18 @@ pandas and is loaded when it is first used.
 import importlib
 from typing import Any
 
+from jprune.jumpstart import (
+    activity,
+    activity_report,
+    add_jumpstart,
+    call_with_preactivations,
+    jumpstart_loss,
+    jumpstart_penalty,
+    merge_unit_status,
+    point_status,
+    preactivations,
+    unit_status,
+)
 from jprune.pruning.accounting import cost_table, multiply_adds
 from jprune.pruning.compaction import Compacted, remove_dead
 from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments, straight_through
@@ -43,7 +55,11 @@ __all__ = [
     "Regrow",
     "Score",
     "Ticket",
+    "activity",
+    "activity_report",
+    "add_jumpstart",
     "apply_masks",
+    "call_with_preactivations",
     "check_pruned",
     "compression",
     "cosine_fraction",
@@ -54,6 +70,8 @@ __all__ = [
     "geometric",
     "global_masks",
     "gradient",
+    "jumpstart_loss",
+    "jumpstart_penalty",
     "keep_count",
     "keep_zeros",
     "kernels",
@@ -63,9 +81,12 @@ __all__ = [
     "lottery_ticket",
     "magnitude",
     "masks_of",
+    "merge_unit_status",
     "movement",
     "multiply_adds",
     "one_shot",
+    "point_status",
+    "preactivations",
     "prune",
     "random",
     "remove_dead",
@@ -78,5 +99,6 @@ __all__ = [
     "to_bcoo",
     "undecayed",
     "uniform_masks",
+    "unit_status",
     "with_masks",
 ]

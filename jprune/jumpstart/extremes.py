@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Axis = str  # "unit", "point" or "layer"
@@ -73,13 +74,13 @@ def _forward(spec: Spec, z: Any, valid: Any, key: Any) -> tuple[Peaks, tuple[Any
     for axis, sign in spec.wanted:
         peak = blocks[sign].max(axis=_REDUCED[axis])
         names = spec.over_devices(axis)
-        found[axis, sign] = peak if names is None else lax.pmax(peak, names)
+        found[axis, sign] = peak if names is None else lax.pmax(peak, names)  # type: ignore[no-untyped-call]
     return found, (z, valid, key, blocks, found)
 
 
 def _backward(spec: Spec, residuals: tuple[Any, ...], cotangents: Peaks) -> tuple[Any, None, None]:
     z, valid, key, blocks, found = residuals
-    gradient = None
+    gradient: Any = 0
     for sign in spec.signs:
         x = _signed(z, valid, sign)
         within = _Ties.of(spec, x, blocks[sign], key, sign)
@@ -88,11 +89,10 @@ def _backward(spec: Spec, residuals: tuple[Any, ...], cotangents: Peaks) -> tupl
             for axis, s in spec.wanted
             if s == sign
         )
-        part = jnp.where(within.cells, jnp.expand_dims(sign * share, 2), 0)
-        gradient = part if gradient is None else gradient + part
+        gradient = gradient + jnp.where(within.cells, jnp.expand_dims(sign * share, 2), 0)
     if valid is not None:  # a masked cell equals the maximum where a whole unit or point is masked
         gradient = jnp.where(valid, gradient, 0)
-    return gradient.astype(z.dtype), None, None  # type: ignore[union-attr]
+    return gradient.astype(z.dtype), None, None
 
 
 peaks.defvjp(_forward, _backward)
@@ -100,7 +100,7 @@ peaks.defvjp(_forward, _backward)
 
 def accumulated(dtype: Any) -> Any:
     """The dtype to compute in: float32 for the shorter ones, otherwise their own."""
-    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
 
 
 def _signed(z: jax.Array, valid: jax.Array | None, sign: Sign) -> jax.Array:
@@ -132,7 +132,7 @@ class _Ties(NamedTuple):
             position = lax.broadcasted_iota(jnp.int32, x.shape, 2)
             first = jnp.where(tied, position, x.shape[2]).min(axis=2)
             return cls(block, position == jnp.expand_dims(first, 2), first)
-        key = jax.random.fold_in(key, sign + 1)
+        key = jax.random.fold_in(jnp.asarray(key), sign + 1)
         if spec.axis_name is not None:
             key = jax.random.fold_in(key, lax.axis_index(spec.axis_name))
         # Two of k tied cells draw the same 32 bits, and both receive the gradient, once in 2^33 / k^2.
@@ -147,17 +147,17 @@ class _Ties(NamedTuple):
         g = jnp.expand_dims(cotangent, over)
         if spec.ties == "average":
             count = jnp.where(tied, self.rank, 0).sum(axis=over, keepdims=True)
-            count = count if names is None else lax.psum(count, names)
+            count = count if names is None else lax.psum(count, names)  # type: ignore[no-untyped-call]
             return jnp.where(tied, g / count.astype(g.dtype), 0)
         if spec.ties == "single":
             rank = self._order(axis, spec)
-            last = jnp.iinfo(rank.dtype).max
+            last = np.iinfo(np.int32).max
             winner = jnp.where(tied, rank, last).min(axis=over, keepdims=True)
-            winner = winner if names is None else lax.pmin(winner, names)
+            winner = winner if names is None else lax.pmin(winner, names)  # type: ignore[no-untyped-call]
         else:
             rank = self.rank
             winner = jnp.where(tied, rank, 0).max(axis=over, keepdims=True)
-            winner = winner if names is None else lax.pmax(winner, names)
+            winner = winner if names is None else lax.pmax(winner, names)  # type: ignore[no-untyped-call]
         return jnp.where(tied & (rank == winner), g, 0)
 
     def _order(self, axis: Axis, spec: Spec) -> jax.Array:

@@ -68,8 +68,8 @@ def entries(layers: Any) -> list[tuple[str, Any]]:
 def like(layers: Any, values: list[Any]) -> Any:
     """Put the values, one an entry, into a container of the kind that ``entries`` took apart.
 
-    >>> like([1, 2], ["a", "b"]), like(OrderedDict(x=1), ["a"])
-    (['a', 'b'], OrderedDict({'x': 'a'}))
+    >>> like([1, 2], ["a", "b"]), like({"x": 1}, ["a"])
+    (['a', 'b'], {'x': 'a'})
     """
     if isinstance(layers, Stack) or is_array(layers):
         return values[0]

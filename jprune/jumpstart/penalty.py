@@ -59,6 +59,7 @@ _STACK_UP_TO = 1 << 16
 def jumpstart_penalty(
     preacts: layers.Preactivations,
     preset: Preset | None = None,
+    *,
     mode: Mode = "full",
     aggregate: Aggregate | None = None,
     balance: Any = 0.5,
@@ -138,7 +139,17 @@ def jumpstart_penalty(
     >>> [float(jumpstart_penalty([z], mode=mode)) for mode in ("unit", "point", "full")]
     [0.5, 0.5, 1.0]
     """
-    options = Options.make(preset, mode, aggregate, balance, margin, ties, spatial, axis_name, key)
+    options = Options.make(
+        preset=preset,
+        mode=mode,
+        aggregate=aggregate,
+        balance=balance,
+        margin=margin,
+        ties=ties,
+        spatial=spatial,
+        axis_name=axis_name,
+        key=key,
+    )
     groups = _grouped(preacts, units, examples)
     dtype = max((extremes.accumulated(group.z.dtype) for group in groups), key=lambda d: d.itemsize)
     parts = [_totals(group, options, position) for position, group in enumerate(groups)]
@@ -161,15 +172,16 @@ class Options(NamedTuple):
     @classmethod
     def make(
         cls,
-        preset: str | None,
-        mode: str,
-        aggregate: str | None,
-        balance: Any,
-        margin: tuple[Any, Any],
-        ties: str | None,
-        spatial: str | None,
-        axis_name: Any,
-        key: Any,
+        *,
+        preset: str | None = None,
+        mode: str = "full",
+        aggregate: str | None = None,
+        balance: Any = 0.5,
+        margin: tuple[Any, Any] = (1.0, 1.0),
+        ties: str | None = None,
+        spatial: str | None = None,
+        axis_name: Any = None,
+        key: Any = None,
     ) -> "Options":
         """Resolve a preset and check every option.
 
@@ -227,13 +239,12 @@ def _grouped(preacts: layers.Preactivations, units: layers.Masks, examples: Any)
     named = layers.check(preacts)
     masks = layers.unit_masks(units, preacts)
     alike: dict[Any, list[tuple[jax.Array, Any]]] = {}
-    for (name, entry), mask in zip(named, masks, strict=True):
+    for (name, entry), given in zip(named, masks, strict=True):
         values = entry.values if isinstance(entry, layers.Stack) else entry[None]
         depth, batch, *space, width = values.shape
         if examples is not None:
             layers.check_mask(f"examples (for layer '{name}')", examples, [(batch,)])
-        if mask is not None:
-            mask = jnp.broadcast_to(jnp.asarray(mask).reshape((-1, width)), (depth, width))
+        mask = None if given is None else jnp.broadcast_to(jnp.asarray(given).reshape((-1, width)), (depth, width))
         z = jnp.asarray(values).reshape((depth, batch, math.prod(space), width))
         small = math.prod(z.shape[1:]) <= _STACK_UP_TO
         kind = (z.shape[1:], z.dtype, mask is None, None if small else len(alike))
@@ -269,7 +280,7 @@ def _totals(group: _Group, options: Options, position: int) -> dict[str, _Total]
         sums = (slack.sum(), jnp.square(slack).sum())
         if axis == "point" and options.axis_name is not None:
             sums = (_summed(options.axis_name, sums[0]), _summed(options.axis_name, sums[1]))
-            count = lax.psum(count, options.axis_name)
+            count = lax.psum(count, options.axis_name)  # type: ignore[no-untyped-call]
         totals[axis] = _Total(*sums, count)
     return totals
 
@@ -296,11 +307,11 @@ def _viewed_masks(group: _Group, shape: tuple[int, ...], view: tuple[int, ...]) 
 
 def _cells(group: _Group) -> jax.Array | None:
     """Which cells count, broadcastable to (L, B, 1, C)."""
-    by_unit = None if group.units is None else group.units[:, None, None, :]
-    by_example = None if group.examples is None else group.examples[None, :, None, None]
+    by_unit: Any = None if group.units is None else group.units[:, None, None, :]
+    by_example: Any = None if group.examples is None else group.examples[None, :, None, None]
     if by_unit is None or by_example is None:
-        return by_example if by_unit is None else by_unit
-    return by_unit & by_example
+        return by_example if by_unit is None else by_unit  # type: ignore[no-any-return]
+    return by_unit & by_example  # type: ignore[no-any-return]
 
 
 def _real(group: _Group, axis: str, axis_name: Any) -> Any:
@@ -314,12 +325,12 @@ def _real(group: _Group, axis: str, axis_name: Any) -> Any:
         return units.any(axis=1)[:, None] & examples[None, :]
     some = examples.any()
     if axis_name is not None:
-        some = lax.pmax(some.astype(jnp.int32), axis_name) > 0
+        some = lax.pmax(some.astype(jnp.int32), axis_name) > 0  # type: ignore[no-untyped-call]
     return units & some[None, None] if axis == "unit" else units.any(axis=1) & some[None]
 
 
 def _slack(found: extremes.Peaks, axis: str, real: Any, options: Options) -> jax.Array:
-    """balance * relu(positive - M) + (1 - balance) * relu(negative + m), 0 where nothing is real."""
+    """Weigh and add the hinges that the mode has; 0 where nothing is real."""
     slack: Any = 0
     weights = {1: options.balance, -1: 1 - options.balance}
     margins = dict(zip((1, -1), options.margin, strict=True))
@@ -337,17 +348,12 @@ def _summed(axis_name: Any, x: jax.Array) -> jax.Array:
 
     @jax.custom_vjp
     def total(x: jax.Array) -> Any:
-        return lax.psum(x, axis_name)
+        return lax.psum(x, axis_name)  # type: ignore[no-untyped-call]
 
-    total.defvjp(lambda x: (lax.psum(x, axis_name), None), lambda _, g: (_varying(g, axis_name),))
-    return total(x)
-
-
-def _varying(x: jax.Array, axis_name: Any) -> jax.Array:
-    """Type a replicated value as one that may differ between devices, which a cotangent must be."""
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-    missing = tuple(name for name in names if name not in jax.typeof(x).vma)
-    return lax.pcast(x, missing, to="varying") if missing else x
+    # Adding the zero makes the cotangent vary over the devices as x does, which shard_map checks.
+    total.defvjp(lambda x: (total(x), x), lambda x, g: (g + jnp.zeros_like(x),))
+    summed: jax.Array = total(x)
+    return summed
 
 
 def _aggregate(totals: list[_Total], aggregate: str) -> jax.Array:
@@ -358,10 +364,8 @@ def _aggregate(totals: list[_Total], aggregate: str) -> jax.Array:
     joined = _Total.over(totals, totals[0].slack.dtype)
     if aggregate == "mean":
         return _mean(joined)
-    if aggregate == "sum":
-        return joined.slack
-    if aggregate == "sum_squares":
-        return joined.square
+    if aggregate in ("sum", "sum_squares"):
+        return jnp.asarray(joined.slack if aggregate == "sum" else joined.square)
     # The root has an infinite slope at zero, where the norm's gradient is taken to be 0.
     positive = joined.square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, joined.square, 1)), 0)

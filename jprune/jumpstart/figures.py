@@ -1,0 +1,147 @@
+"""Pictures of units, points and grids of networks, as matplotlib figures that no window owns."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jprune.jumpstart import layers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Dead, linear, nonlinear: dark to light, so that they differ in grey and to every eye.
+_COLOURS = ("#222255", "#cc6677", "#eeddaa")
+_NAMES = ("dead", "linear", "nonlinear")
+
+
+def unit_map(unit_statuses: Any, title: str = "Units") -> "Figure":
+    """Draw the status of every unit: a column a layer, in call order, a row a unit.
+
+    Args:
+      unit_statuses: int8 (units,) by layer, as ``unit_status`` returns; layers may differ in width,
+        and what a narrower one lacks stays blank.
+      title: the title.
+
+    Returns:
+      A ``matplotlib.figure.Figure``; save it with ``figure.savefig(path)``.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+      TypeError: a plain dict of several layers, whose order jit loses.
+
+    >>> unit_map([np.array([-1, 0, 1], np.int8), np.array([1], np.int8)]).axes[0].get_xlabel()
+    'layer'
+    """
+    layers.refuse_unordered(unit_statuses, "unit_statuses")
+    return _status_map(unit_statuses, title, "unit")
+
+
+def point_map(point_statuses: Any, title: str = "Points") -> "Figure":
+    """Draw the status of every point in every layer: a column a layer, in call order, a row a point.
+
+    Points are sorted by the first layer where they are dead, and by how often they are linear after
+    that, so that like stands beside like.
+
+    Args:
+      point_statuses: int8 (points,) by layer, as ``point_status`` returns.
+      title: the title.
+
+    Returns:
+      A ``matplotlib.figure.Figure``.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+      TypeError: a plain dict of several layers, whose order jit loses.
+
+    >>> point_map([np.array([-1, 0, 1], np.int8)]).axes[0].get_ylabel()
+    'point'
+    """
+    layers.refuse_unordered(point_statuses, "point_statuses")
+    named = [(name, np.asarray(status)) for name, status in layers.unstack(point_statuses)]
+    table = np.stack([status for _, status in named])
+    dead = np.where((table == -1).any(axis=0), (table == -1).argmax(axis=0), len(table))
+    order = np.lexsort(((table == 0).sum(axis=0), dead))
+    return _status_map({name: status[order] for name, status in named}, title, "point")
+
+
+def grid_map(
+    values: Any, widths: Sequence[int], depths: Sequence[int], *, label: str, title: str = "", limits: Any = (0.0, 1.0)
+) -> "Figure":
+    """Draw a width x depth grid of results as a heat-map, each cell with its number.
+
+    Args:
+      values: (depths, widths), such as accuracies; NaN cells stay blank.
+      widths: the grid's widths, left to right.
+      depths: the grid's depths, bottom to top.
+      label: what the values are, beside the colour bar.
+      title: the title.
+      limits: the values at the ends of the colour scale; ``None`` takes the least and greatest.
+
+    Returns:
+      A ``matplotlib.figure.Figure``.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+      ValueError: values of another shape.
+
+    >>> grid_map(np.array([[0.5, 1.0]]), [2, 4], [10], label="accuracy").axes[0].get_xlabel()
+    'width'
+    """
+    table = np.asarray(values, np.float64)
+    if table.shape != (len(depths), len(widths)):
+        raise ValueError(
+            f"values has shape {table.shape}; {len(depths)} depths and {len(widths)} widths need a cell each"
+        )
+    low, high = (np.nanmin(table), np.nanmax(table)) if limits is None else limits
+    figure = _figure(1.5 + 0.55 * len(widths), 1.2 + 0.35 * len(depths))
+    axes = figure.add_subplot()
+    image = axes.imshow(table, cmap="cividis", vmin=low, vmax=high, origin="lower", aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            shade = "black" if value > (low + high) / 2 else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=shade)
+    axes.set_xticks(range(len(widths)), [str(width) for width in widths])
+    axes.set_yticks(range(len(depths)), [str(depth) for depth in depths])
+    axes.set(xlabel="width", ylabel="depth", title=title)
+    figure.colorbar(image, label=label)
+    return figure
+
+
+def _status_map(statuses: Any, title: str, row: str) -> "Figure":
+    columns = [(name, np.asarray(status)) for name, status in layers.unstack(statuses)]
+    height = max(len(status) for _, status in columns)
+    table = np.full((height, len(columns)), np.nan)
+    for column, (_, status) in enumerate(columns):
+        table[: len(status), column] = status
+    figure = _figure(min(2 + 0.25 * len(columns), 14), min(1.5 + 0.08 * height, 8))
+    axes = figure.add_subplot()
+    _draw_statuses(axes, table)
+    axes.set(xlabel="layer", ylabel=row, title=title)
+    step = max(1, len(columns) // 12)
+    axes.set_xticks(range(0, len(columns), step), [name for name, _ in columns[::step]], rotation=90, fontsize=7)
+    return figure
+
+
+def _draw_statuses(axes: "Axes", table: np.ndarray) -> None:
+    from matplotlib.colors import BoundaryNorm, ListedColormap  # noqa: PLC0415
+    from matplotlib.patches import Patch  # noqa: PLC0415
+
+    norm = BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3)
+    axes.imshow(table, cmap=ListedColormap(_COLOURS), norm=norm, aspect="auto", interpolation="nearest")
+    shares = [np.nanmean(np.where(np.isnan(table), np.nan, table == status)) for status in (-1, 0, 1)]
+    handles = [
+        Patch(facecolor=colour, label=f"{name} {share:.0%}")
+        for colour, name, share in zip(_COLOURS, _NAMES, shares, strict=True)
+    ]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """Make a figure of its own, outside pyplot: nothing is registered, so nothing needs closing."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'jprune[report]'") from error
+    return Figure(figsize=(width, height), layout="constrained")

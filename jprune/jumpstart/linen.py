@@ -1,0 +1,70 @@
+"""Preactivations of a Flax Linen module, tagged by an interceptor while it is applied."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import nnx
+from flax.core.scope import DenyList, in_filter, union_filters
+
+from jprune.jumpstart import tagging
+
+_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvLocal, nn.ConvTranspose)
+
+# nn.jit keeps traces from one application to the next, told apart by the mutable collections among
+# others. A collection of this name, which nobody has, tells those with tags from those without.
+_MARK = "jprune"
+
+
+def capture(module: nn.Module, variables: Any, args: Any, kwargs: Any, method: Any) -> tuple[Any, list[tagging.Tagged]]:
+    """Apply a module and return what ``module.apply`` returns and the tagged preactivations.
+
+    A tag is hidden where the layer runs inside a lifted transformation that does not lift
+    'intermediates', Linen's collection for what happens inside.
+    """
+    options = dict(kwargs)
+    mutable = options.pop("mutable", False)
+    extended = _extended(mutable)
+
+    def run() -> Any:
+        with nn.intercept_methods(_tag_layers):
+            return module.apply(variables, *args, method=method, mutable=extended, **options)
+
+    (outputs, changed), found = tagging.collect(run)
+    if mutable is False:
+        return outputs, found
+    return (outputs, {name: value for name, value in changed.items() if in_filter(mutable, name)}), found
+
+
+def refuse_layers(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """Intercept the methods of Linen modules where none of their layers may go unseen.
+
+    Raises:
+      NotImplementedError: a layer is called.
+    """
+    if isinstance(context.module, _LAYERS):
+        name = "/".join(context.module.path) or type(context.module).__name__
+        raise NotImplementedError(f"'{name}' is a Linen layer inside an NNX model: it cannot be seen from there")
+    return call(*args, **kwargs)
+
+
+def _extended(mutable: Any) -> Any:
+    if mutable is True or isinstance(mutable, DenyList):
+        denied = mutable.deny if isinstance(mutable, DenyList) else ()
+        return union_filters(DenyList(union_filters(denied, _MARK)), "intermediates")
+    return union_filters(mutable, ["intermediates", _MARK])
+
+
+def _tag_layers(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    layer = context.module
+    if isinstance(layer, nnx.bridge.ToLinen):
+        raise NotImplementedError(
+            f"'{'/'.join(layer.path)}' is an NNX module inside a Linen one: its layers cannot be seen from there"
+        )
+    y = call(*args, **kwargs)
+    if context.method_name != "__call__" or not isinstance(layer, _LAYERS):
+        return y
+    weight = jax.tree.leaves(layer.get_variable("params", "kernel"))[0]
+    hidden = not layer.is_mutable_collection("intermediates")
+    return tagging.tag(y, weight, "/".join(layer.path), hidden)

@@ -1,0 +1,92 @@
+"""Preactivations of a Flax NNX model, taken from a copy whose layers tag what they compute."""
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen
+import jax
+from flax import nnx
+
+from jprune.jumpstart import linen, tagging
+
+# Subclasses are layers too: an nnx.LoRALinear is tagged where its low-rank part has been added.
+# nnx.Embed looks up and nnx.LoRA is a part of another layer: neither has preactivations.
+_LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.ConvTranspose)
+_PATH = "jprune_path"
+
+
+def capture(
+    model: nnx.Module, args: Any, kwargs: Any, method: str | Callable[..., Any] | None, update: bool
+) -> tuple[Any, list[tagging.Tagged]]:
+    """Call a model and return its outputs and the tagged preactivations of its layers.
+
+    Args:
+      model: the model, in whichever mode it is set to.
+      args: positional arguments, graph nodes such as ``nnx.Rngs`` among them.
+      kwargs: keyword arguments.
+      method: what to call instead of ``__call__``: a name, or a function of the model.
+      update: whether state that the call changed is written back into the model and its arguments.
+    """
+    context = object()  # keeps the bookkeeping of this capture apart from the user's own
+
+    def run() -> Any:
+        with nnx.merge_context(context, inner=True) as merging:
+            copy, copied_args, copied_kwargs = merging.merge(graphdef, state)
+        layers = _start_tagging(copy)
+        with flax.linen.intercept_methods(linen.refuse_layers):
+            outputs = _called(method)(copy, *copied_args, **copied_kwargs)
+        _stop_tagging(layers)
+        with nnx.split_context(context) as splitting:
+            definition, changed = splitting.split((copy, copied_args, copied_kwargs))
+        after[:] = [definition]
+        return outputs, changed
+
+    after: list[Any] = []
+    with nnx.update_context(context):
+        with nnx.split_context(context) as splitting:
+            graphdef, state = splitting.split((model, args, kwargs))
+        (outputs, changed), found = tagging.collect(run)
+        if update:
+            with nnx.merge_context(context, inner=False) as merging:
+                merging.merge(after[0], changed)
+    return outputs, found
+
+
+def _called(method: str | Callable[..., Any] | None) -> Callable[..., Any]:
+    if callable(method):
+        return method
+    return lambda model, *args, **kwargs: getattr(model, method or "__call__")(*args, **kwargs)
+
+
+def _start_tagging(model: nnx.Module) -> list[nnx.Module]:
+    """Give each layer of a copy a class that tags its output with the layer's path."""
+    layers: list[nnx.Module] = []
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, _LAYERS):
+            layers.append(module)
+            setattr(module, _PATH, "/".join(map(str, path)))
+            object.__setattr__(module, "__class__", _tagging(type(module)))
+    return layers
+
+
+def _stop_tagging(layers: list[nnx.Module]) -> None:
+    """Undo ``_start_tagging``, so that nothing of it is written back."""
+    for layer in layers:
+        object.__setattr__(layer, "__class__", type(layer).__mro__[1])
+        delattr(layer, _PATH)
+
+
+@functools.cache
+def _tagging(layer: type[nnx.Module]) -> type[nnx.Module]:
+    """Derive a class that tags its output: transformations inside a model keep a node's class."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        y = layer.__call__(self, *args, **kwargs)
+        return tagging.tag(y, jax.tree.leaves(self.kernel)[0], getattr(self, _PATH))
+
+    def fill(namespace: dict[str, Any]) -> None:
+        namespace.update(__call__=call, __module__=layer.__module__, __qualname__=layer.__qualname__)
+
+    return types.new_class(layer.__name__, (layer,), {"pytree": layer._pytree__is_pytree}, fill)

@@ -1,0 +1,203 @@
+"""Preactivations of a Flax model, in the order in which its layers are called."""
+
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from jprune.jumpstart import tagging
+from jprune.jumpstart.layers import Stack
+
+Captured = OrderedDict[str, Any]
+
+
+def preactivations(
+    model: Any,
+    *args: Any,
+    include: str | None = None,
+    exclude: str | None = None,
+    skip_last: bool = True,
+    stacked: bool = False,
+    method: str | Callable[..., Any] | None = None,
+    **kwargs: Any,
+) -> Captured:
+    """Call a model and return what each of its layers computes before normalization and nonlinearity.
+
+    The layers are the Linear, LinearGeneral, Einsum, Conv and ConvTranspose of an NNX model, the
+    Dense, DenseGeneral, Einsum, Conv, ConvLocal and ConvTranspose of a Linen module, and what is
+    derived from them. Nothing needs to be changed in the model, and nothing changes in it: batch
+    statistics, counts of random streams and caches stay as they are. The model runs in the mode it
+    is set to. Works under jit, grad, vmap and in threads; outside jit the model is traced at each
+    call, so put repeated calls under jit.
+
+    A layer called several times gives ``path#0``, ``path#1``. Layers under scan, and layers whose
+    weights vmap maps over, are layers of their own: ``path[0]``, ``path[1]``, ...; the layers of one
+    scanned block take turns, as they do when it runs. vmap over shared weights adds a leading axis of
+    data, as it does anywhere.
+
+    Args:
+      model: an ``nnx.Module``; or a Linen module, followed by its variables.
+      *args: what the model is called with, x first.
+      include: a regular expression searched for in the names: the layers to return.
+      exclude: a regular expression: the layers to leave out of those.
+      skip_last: leave out the layer that is called last, the network's output layer.
+      stacked: return scanned and stacked layers as one ``Stack`` a layer, under its path alone, where
+        its first step stands. That is much cheaper for the penalty than their slices.
+      method: call this instead of ``__call__``: a name, or a function of the model.
+      **kwargs: passed on to the model; to ``apply`` with Linen, such as ``rngs`` and ``mutable``.
+
+    Returns:
+      An ``OrderedDict`` from '/'-joined paths, those of the layers' parameters, to arrays
+      (batch, ..., units), in call order.
+
+    Raises:
+      ImportError: flax is not installed.
+      TypeError: neither an NNX nor a Linen model.
+      ValueError: a pattern that is no regular expression or matches no layer, no layer left, or a
+        Linen layer inside a lifted transformation that does not lift 'intermediates'.
+      NotImplementedError: a layer inside a branch, a while loop or a custom derivative.
+
+    >>> import jax
+    >>> from flax import nnx
+    >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(3, 1, rngs=nnx.Rngs(1)))
+    >>> x = jax.numpy.ones((4, 2))
+    >>> {path: z.shape for path, z in preactivations(model, x, skip_last=False).items()}
+    {'layers/0': (4, 3), 'layers/2': (4, 1)}
+    """
+    choice = _Choice(include, exclude, skip_last, stacked)
+    found = _capture(model, args, kwargs, method, update=False)[1]
+    return choice.of(found, model)
+
+
+def call_with_preactivations(
+    model: Any,
+    *args: Any,
+    include: str | None = None,
+    exclude: str | None = None,
+    skip_last: bool = True,
+    stacked: bool = False,
+    method: str | Callable[..., Any] | None = None,
+    **kwargs: Any,
+) -> tuple[Any, Captured]:
+    """Call a model once and return its outputs and its preactivations.
+
+    An NNX model is updated as ``model(x)`` updates it: batch statistics and counts of random streams
+    move on, also those of ``nnx.Rngs`` among the arguments. A Linen module returns what its ``apply``
+    returns: with ``mutable=["batch_stats"]``, the outputs and the updated collections.
+
+    Arguments and errors are those of ``preactivations``.
+
+    Returns:
+      (outputs, preactivations).
+
+    >>> import jax
+    >>> from flax import nnx
+    >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(3, 1, rngs=nnx.Rngs(1)))
+    >>> y, preacts = call_with_preactivations(model, jax.numpy.ones((4, 2)))
+    >>> y.shape, list(preacts)
+    ((4, 1), ['layers/0'])
+    """
+    choice = _Choice(include, exclude, skip_last, stacked)
+    outputs, found = _capture(model, args, kwargs, method, update=True)
+    return outputs, choice.of(found, model)
+
+
+class _Choice:
+    """Which layers to return, and how: the checked options of a capture."""
+
+    def __init__(self, include: str | None, exclude: str | None, skip_last: bool, stacked: bool):
+        self._patterns = {"include": _compiled("include", include), "exclude": _compiled("exclude", exclude)}
+        self._skip_last = skip_last
+        self._stacked = stacked
+
+    def of(self, found: list[tagging.Tagged], model: Any) -> Captured:
+        """Choose among the tagged values, in call order."""
+        if not found:
+            raise ValueError(f"{type(model).__name__} called no layer that has preactivations")
+        if self._stacked:
+            calls = _stacks(found, self._skip_last)
+        else:
+            calls = _singles(tagging.in_call_order(found), self._skip_last)
+        names = [name for name, _, _ in calls]
+        for argument, pattern in self._patterns.items():
+            if pattern is not None and not any(pattern.search(name) for name in names):
+                raise ValueError(
+                    f"{argument}={pattern.pattern!r} matches no layer; the model called {', '.join(names)}"
+                )
+        kept = OrderedDict((name, value) for name, hidden, value in calls if self._keeps(name, hidden, value))
+        if not kept:
+            raise ValueError(f"include, exclude and skip_last={self._skip_last} leave no layer of {', '.join(names)}")
+        return kept
+
+    def _keeps(self, name: str, hidden: bool, value: Any) -> bool:
+        include, exclude = self._patterns["include"], self._patterns["exclude"]
+        wanted = include is None or include.search(name)
+        if value is None or not wanted or (exclude is not None and exclude.search(name)):
+            return False
+        if hidden:
+            raise ValueError(
+                f"layer '{name}' runs inside a lifted transformation (nn.scan, nn.vmap, ...) that does not lift the"
+                " collection 'intermediates'; add it: variable_axes={..., 'intermediates': 0}"
+            )
+        return True
+
+
+def _compiled(argument: str, pattern: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if pattern is None else re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{argument}={pattern!r} is not a regular expression: {error}") from error
+
+
+def _capture(model: Any, args: Any, kwargs: Any, method: Any, update: bool) -> tuple[Any, list[tagging.Tagged]]:
+    """Call a model of either kind; flax is imported here, as the rest of the wing does without it."""
+    try:
+        import flax.linen  # noqa: PLC0415
+        import flax.nnx  # noqa: PLC0415
+
+        from jprune.jumpstart import linen, nnx  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError("preactivations needs flax: pip install 'jprune[flax]'") from error
+    if isinstance(model, flax.linen.Module):
+        if not args:
+            raise TypeError("a Linen module must be followed by its variables and its inputs: (module, variables, x)")
+        return linen.capture(model, args[0], args[1:], kwargs, method)
+    if isinstance(model, flax.nnx.Module):
+        return nnx.capture(model, args, kwargs, method, update)
+    raise TypeError(f"model must be a flax nnx.Module or linen.Module, not {type(model).__name__}")
+
+
+_NamedCall = tuple[str, bool, Any]  # (name, hidden, value; None for the layer to be skipped)
+
+
+def _singles(calls: list[tagging.Call], skip_last: bool) -> list[_NamedCall]:
+    """Name single calls: path[step] under scans and stacks, #call where a name recurs."""
+    names = _numbered([call.name + "".join(f"[{step}]" for step in call.place) for call in calls])
+    values = [call.value for call in calls]
+    if skip_last:
+        values[-1] = None
+    return list(zip(names, (call.hidden for call in calls), values, strict=True))
+
+
+def _stacks(found: list[tagging.Tagged], skip_last: bool) -> list[_NamedCall]:
+    """Name tags by path alone, each scanned or stacked one a ``Stack``."""
+    values = [Stack(t.value.reshape(-1, *t.value.shape[len(t.steps) :])) if t.steps else t.value for t in found]
+    if skip_last:
+        last = values[-1]
+        one = not isinstance(last, Stack) or last.values.shape[0] == 1
+        values[-1] = None if one else Stack(last.values[:-1])
+    return list(zip(_numbered([t.name for t in found]), (t.hidden for t in found), values, strict=True))
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Add #0, #1, ... to names that occur more than once.
+
+    >>> _numbered(["a", "b", "a"])
+    ['a#0', 'b', 'a#1']
+    """
+    total, seen = Counter(names), Counter[str]()
+    numbered = []
+    for name in names:
+        numbered.append(f"{name}#{seen[name]}" if total[name] > 1 else name)
+        seen[name] += 1
+    return numbered

@@ -1,0 +1,234 @@
+"""Values tagged inside a traced function, taken out of it whatever transformations lie in between.
+
+``tag(y, weight, name)`` is the identity. ``collect(f)`` traces f once and evaluates it again, keeping
+the tagged values in the order of the calls: through jit and remat, one by one out of every scan
+step, and out of vmap with the mapped axis in front. The functions between need know nothing of it,
+and no object is written to, so nothing leaks and threads do not meet.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, jaxprs_in_params, primitives
+from jax.interpreters import ad, batching
+
+_tag_p = Primitive("jprune_tag")
+_tag_p.def_abstract_eval(lambda y, weight, **_: y)  # type: ignore[no-untyped-call]
+
+
+def tag(y: jax.Array, weight: jax.Array, name: str, hidden: bool = False) -> jax.Array:
+    """Mark y, which a layer of that name and weight computed, for the ``collect`` around it."""
+    tagged: jax.Array = _tag_p.bind(y, weight, name=name, hidden=hidden, mapped=())  # type: ignore[no-untyped-call]
+    return tagged
+
+
+def _batch_tag(args: Any, dims: Any, *, mapped: tuple[bool, ...], **params: Any) -> Any:
+    """Under vmap: mapped weights make a stack of layers, shared weights one layer on more data."""
+    (y, weight), (y_dim, weight_dim) = args, dims
+    if y_dim is None:
+        return _tag_p.bind(y, weight, mapped=mapped, **params), None  # type: ignore[no-untyped-call]
+    y = jnp.moveaxis(y, y_dim, 0)
+    return _tag_p.bind(y, weight, mapped=(weight_dim is not None, *mapped), **params), 0  # type: ignore[no-untyped-call]
+
+
+def _differentiate_tag(primals: Any, tangents: Any, **params: Any) -> Any:
+    return _tag_p.bind(*primals, **params), tangents[0]  # type: ignore[no-untyped-call]
+
+
+batching.primitive_batchers[_tag_p] = _batch_tag
+ad.primitive_jvps[_tag_p] = _differentiate_tag
+
+
+class Tagged(NamedTuple):
+    """One tagged call, or one tag of a scanned body.
+
+    Attributes:
+      name: the name that the tag gave.
+      hidden: what the tag said.
+      value: the value; the axes of scan steps and stacked layers come first, outermost first.
+      steps: for each such axis (scan identity or None, length, whether the scan runs backwards).
+        Tags with the same scan identity were called in turn, step by step.
+    """
+
+    name: str
+    hidden: bool
+    value: Any
+    steps: tuple[tuple[Any, int, bool], ...]
+
+
+def collect(f: Callable[[], Any]) -> tuple[Any, list[Tagged]]:
+    """Call f once and return what it returns and every value tagged on the way.
+
+    Args:
+      f: a function of no arguments; it is traced, so it may close over arrays and tracers of
+        transformations outside, but not branch on their values.
+
+    Returns:
+      The outputs of f, leaves that are no arrays as they were, and the tagged values in call order,
+      the tags of one scanned body after one another.
+
+    Raises:
+      NotImplementedError: a value is tagged inside a branch, a while loop, a custom derivative or
+        another construct from which it cannot be taken.
+    """
+    returned: list[Any] = []
+
+    def arrays() -> list[Any]:
+        leaves, treedef = jax.tree.flatten(f())
+        returned[:] = [leaves, treedef]
+        return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+
+    evaluated, found = _evaluate(jax.make_jaxpr(arrays)(), ())
+    leaves, treedef = returned
+    values = iter(evaluated)
+    return jax.tree.unflatten(treedef, [next(values) if isinstance(x, jax.Array) else x for x in leaves]), found
+
+
+class Call(NamedTuple):
+    """One call of a layer: its name, the step of each scan or stack around it, and its value."""
+
+    name: str
+    hidden: bool
+    place: tuple[int, ...]
+    value: Any
+
+
+def in_call_order(found: list[Tagged]) -> list[Call]:
+    """Take scans and stacks apart into single calls, as they ran.
+
+    The tags of one scanned body take turns: all of step 0, then all of step 1.
+    """
+    return _taken_apart([(tagged, ()) for tagged in found])
+
+
+def _taken_apart(found: list[tuple[Tagged, tuple[int, ...]]]) -> list[Call]:
+    calls = []
+    while found:
+        tagged, index = found[0]
+        if not tagged.steps:
+            calls.append(Call(tagged.name, tagged.hidden, index, tagged.value))
+            found = found[1:]
+            continue
+        scan, length, backwards = tagged.steps[0]
+        together = 1
+        while scan is not None and together < len(found) and _scan_of(found[together][0]) is scan:
+            together += 1
+        for step in reversed(range(length)) if backwards else range(length):
+            calls += _taken_apart(
+                [(t._replace(value=t.value[step], steps=t.steps[1:]), (*i, step)) for t, i in found[:together]]
+            )
+        found = found[together:]
+    return calls
+
+
+def _scan_of(tagged: Tagged) -> Any:
+    return tagged.steps[0][0] if tagged.steps else None
+
+
+def _evaluate(closed: Any, args: Iterable[Any]) -> tuple[list[Any], list[Tagged]]:
+    """Evaluate a jaxpr, closed or not, and hand out its tagged values."""
+    jaxpr: Jaxpr = getattr(closed, "jaxpr", closed)
+    known = zip([*jaxpr.constvars, *jaxpr.invars], [*getattr(closed, "consts", ()), *args], strict=True)
+    values: dict[Any, Any] = dict(known)
+    found: list[Tagged] = []
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        inputs = [read(atom) for atom in equation.invars]
+        with equation.ctx.manager:
+            if equation.primitive is _tag_p:
+                outputs = inputs[:1]
+                found.append(_tagged(inputs[0], **equation.params))
+            elif any(_names(inner) for inner in jaxprs_in_params(equation.params)):
+                outputs, tagged = _rule(equation)(inputs, **equation.params)
+                found += tagged
+            else:
+                bind: Any = equation.primitive.bind
+                with_rules: Any = equation.primitive.get_bind_params
+                result = bind(*inputs, **with_rules(equation.params))
+                outputs = result if equation.primitive.multiple_results else [result]
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars], found
+
+
+def _names(jaxpr: Jaxpr) -> list[str]:
+    """The names tagged in a jaxpr, at any depth."""
+    names = []
+    for equation in jaxpr.eqns:
+        if equation.primitive is _tag_p:
+            names.append(equation.params["name"])
+        for inner in jaxprs_in_params(equation.params):
+            names += _names(inner)
+    return names
+
+
+def _rule(equation: JaxprEqn) -> Callable[..., tuple[list[Any], list[Tagged]]]:
+    if equation.primitive not in _RULES:
+        names = [name for inner in jaxprs_in_params(equation.params) for name in _names(inner)]
+        raise NotImplementedError(
+            f"layer '{names[0]}' is called inside '{equation.primitive}', from which its preactivations cannot be"
+            " taken out; layers may be called under jit, remat, scan and vmap"
+        )
+    return _RULES[equation.primitive]
+
+
+def _through_jit(inputs: list[Any], *, jaxpr: Any, **_: Any) -> tuple[list[Any], list[Tagged]]:
+    return _evaluate(jaxpr, inputs)
+
+
+def _through_remat(
+    inputs: list[Any], *, jaxpr: Any, prevent_cse: Any, policy: Any, **_: Any
+) -> tuple[list[Any], list[Tagged]]:
+    body = _Split(jaxpr)
+    outputs, values = jax.checkpoint(body, prevent_cse=prevent_cse, policy=policy)(*inputs)
+    return outputs, body.tagged(values)
+
+
+def _through_scan(
+    inputs: list[Any], *, jaxpr: Any, num_consts: int, num_carry: int, length: int, reverse: bool, unroll: int, **_: Any
+) -> tuple[list[Any], list[Tagged]]:
+    consts, carry, xs = inputs[:num_consts], inputs[num_consts:][:num_carry], inputs[num_consts + num_carry :]
+    step = _Split(jaxpr)
+
+    def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], Any]:
+        outputs, values = step(*consts, *carry, *xs)
+        return outputs[:num_carry], (outputs[num_carry:], values)
+
+    carry, (ys, values) = jax.lax.scan(body, carry, xs, length=length, reverse=reverse, unroll=unroll)
+    steps = (object(), length, reverse)
+    return [*carry, *ys], [t._replace(steps=(steps, *t.steps)) for t in step.tagged(values)]
+
+
+_RULES: dict[Any, Callable[..., tuple[list[Any], list[Tagged]]]] = {
+    primitives.jit_p: _through_jit,
+    primitives.closed_call_p: lambda inputs, *, call_jaxpr, **_: _evaluate(call_jaxpr, inputs),
+    primitives.remat_p: _through_remat,
+    primitives.scan_p: _through_scan,
+}
+
+
+class _Split:
+    """A jaxpr as a function for jax to trace, returning outputs and tagged values as arrays alone."""
+
+    def __init__(self, jaxpr: Any):
+        self._jaxpr = jaxpr
+        self._found: list[Tagged] = []
+
+    def __call__(self, *args: Any) -> tuple[list[Any], list[Any]]:
+        outputs, self._found = _evaluate(self._jaxpr, args)
+        return outputs, [tagged.value for tagged in self._found]
+
+    def tagged(self, values: list[Any]) -> list[Tagged]:
+        """Name the values that came out of the transformation of this function."""
+        return [t._replace(value=value) for t, value in zip(self._found, values, strict=True)]
+
+
+def _tagged(y: jax.Array, *, name: str, hidden: bool, mapped: tuple[bool, ...]) -> Tagged:
+    """Bring the axes of stacked layers to the front; those of more data stay behind them."""
+    stacked = [axis for axis, is_stack in enumerate(mapped) if is_stack]
+    value = jnp.moveaxis(y, stacked, range(len(stacked)))
+    return Tagged(name, hidden, value, tuple((None, y.shape[axis], False) for axis in stacked))

@@ -1,0 +1,237 @@
+"""The jumpstart penalty in training: as a link of an optax chain, or fused into the loss.
+
+Both give the same updates. What they cost beside a step without the penalty:
+
+``jumpstart_loss``: the reductions over the preactivations and their gradient, in the forward and
+backward pass that the loss makes anyway.
+
+``add_jumpstart``: the same, and a forward and a backward pass of its own up to the last penalized
+layer, so about twice the step. In return the loss need not know of it: it can be added to any
+training loop, and its gradient sees another batch or another mode of the model if so wished.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jprune.jumpstart.layers import Preactivations
+from jprune.jumpstart.penalty import Options, jumpstart_penalty
+from jprune.trees import flatten, is_float, match
+
+PyTree = Any
+Coefficient = Any  # a number, a scalar array or an optax schedule
+
+
+class JumpstartState(NamedTuple):
+    """State of ``add_jumpstart``.
+
+    Attributes:
+      count: int32, how often update was called; the schedule's step.
+      penalty: the penalty at the last update, float32, the coefficient not included; 0 at first, and
+        always where the coefficient is the number 0.
+      key: the PRNG key of random ties, folded with ``count`` at each update; or None.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    penalty: jax.Array
+    key: Any
+
+
+class FusedAux(NamedTuple):
+    """What ``jumpstart_loss`` returns beside the total when ``has_aux`` is set.
+
+    Attributes:
+      loss: the loss without the penalty.
+      penalty: the penalty, the coefficient not included.
+      aux: what the loss function returned beside its preactivations.
+    """
+
+    loss: Any
+    penalty: Any
+    aux: Any
+
+
+def add_jumpstart(
+    preactivations: Callable[[PyTree, Any], Preactivations], coefficient: Coefficient, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Add coefficient(step) * gradient of the jumpstart penalty to the updates.
+
+    Put it first in a chain, where updates are gradients. Its update takes ``batch`` beside the usual
+    arguments, whatever ``preactivations`` wants to see, and optionally ``key`` in place of the one
+    given here. It costs a forward and a backward pass of its own; ``jumpstart_loss`` costs none.
+
+    Args:
+      preactivations: a function (params, batch) -> preactivations.
+      coefficient: a number, a scalar array or an optax schedule, called with the number of earlier
+        updates. For the number 0 nothing is computed.
+      **options: those of ``jumpstart_penalty``. ``examples`` may be a function batch -> mask. With
+        ``axis_name``, inside shard_map, parameters are replicated, ``batch`` is the device's slice,
+        and what is added is the gradient over the global batch on every device.
+
+    Returns:
+      An optax transformation with a ``JumpstartState``. Float leaves receive the gradient in their
+      update's dtype; ``None`` and others pass through.
+
+    Raises:
+      ValueError: an option that ``jumpstart_penalty`` refuses, or a negative or infinite coefficient.
+        While tracing: no ``params`` or no ``batch``, or updates that do not match ``params``; the
+        message names the leaf.
+
+    >>> fn = lambda params, x: [x @ params["kernel"]]
+    >>> tx = optax.chain(add_jumpstart(fn, coefficient=1.0, mode="unit", balance=0.75), optax.sgd(1.0))
+    >>> params = {"kernel": jnp.zeros((1, 1))}
+    >>> updates, state = tx.update(params, tx.init(params), params, batch=jnp.array([[3.0], [1.0]]))
+    >>> float(state[0].penalty), updates["kernel"].tolist()  # a pull of .75 up and .25 down, at the mean input
+    (1.0, [[1.0]])
+    """
+    _check(coefficient, options)
+    off = not callable(coefficient) and not isinstance(coefficient, jax.Array) and coefficient == 0
+    seed = options.pop("key", None)
+
+    def init(params: PyTree) -> JumpstartState:
+        del params
+        return JumpstartState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32), jax.tree.map(jnp.copy, seed))
+
+    def update(
+        updates: PyTree, state: JumpstartState, params: PyTree = None, *, batch: Any = None, key: Any = None, **_: Any
+    ) -> tuple[PyTree, JumpstartState]:
+        if params is None:
+            raise ValueError("add_jumpstart needs params: call update(updates, state, params, batch=batch)")
+        if batch is None:
+            raise ValueError("add_jumpstart needs batch: call update(updates, state, params, batch=batch)")
+        count = optax.safe_increment(state.count)
+        if off:
+            return updates, JumpstartState(count, state.penalty, state.key)
+        chosen = _at(options, batch) | _folded(state.key if key is None else key, state.count)
+
+        def penalty(params: PyTree) -> jax.Array:
+            return jumpstart_penalty(preactivations(params, batch), **chosen)
+
+        value, gradient = _value_and_gradient(penalty, params, options.get("axis_name"))
+        added = _add(updates, params, gradient, _value(coefficient, state.count))
+        return added, JumpstartState(count, value.astype(jnp.float32), state.key)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def jumpstart_loss(
+    loss_fn: Callable[..., Any], coefficient: Coefficient, has_aux: bool = False, **options: Any
+) -> Callable[..., Any]:
+    """Add the jumpstart penalty to a loss that hands out its preactivations: one forward, one backward.
+
+    ``call_with_preactivations`` makes outputs and preactivations in one pass of a Flax model. The
+    result is an ordinary loss function, to be differentiated by ``jax.value_and_grad``,
+    ``nnx.value_and_grad`` or anything else.
+
+    Args:
+      loss_fn: returns (loss, preactivations), or with ``has_aux`` (loss, (preactivations, aux)).
+      coefficient: a number, a scalar array or an optax schedule.
+      has_aux: whether the result returns (total, FusedAux(loss, penalty, aux)), for
+        ``value_and_grad(..., has_aux=True)``; without it, it returns the total alone.
+      **options: those of ``jumpstart_penalty``. ``examples`` may be a function of what the loss is
+        called with, returning the mask.
+
+    Returns:
+      A function of the arguments of ``loss_fn``, returning loss + coefficient * penalty. Where the
+      coefficient is a schedule, or ties are random, it takes one keyword more, ``step``: the number of
+      earlier updates. It is not handed on to ``loss_fn``.
+
+    Raises:
+      ValueError: an option that ``jumpstart_penalty`` refuses, or a negative or infinite coefficient;
+        while tracing, no ``step`` where it is needed.
+      TypeError: while tracing, ``loss_fn`` does not return what it should.
+
+    >>> def loss_fn(params, x):
+    ...     z = x @ params["kernel"]
+    ...     return jnp.mean(z**2), [z]
+    >>> fused = jumpstart_loss(loss_fn, coefficient=0.5, mode="unit")
+    >>> float(fused({"kernel": jnp.zeros((1, 1))}, jnp.ones((2, 1))))
+    0.5
+    """
+    _check(coefficient, options)
+    seed = options.pop("key", None)
+    needs_step = callable(coefficient) or seed is not None
+
+    def fused(*args: Any, **kwargs: Any) -> Any:
+        step = kwargs.pop("step", None) if needs_step else 0
+        if step is None:
+            raise ValueError("a coefficient schedule and random ties need the step: call the loss with step=step")
+        loss, preacts, aux = _unpacked(loss_fn(*args, **kwargs), has_aux)
+        chosen = _at(options, *args, **kwargs) | _folded(seed, step)
+        penalty = jumpstart_penalty(preacts, **chosen)
+        total = loss + (_value(coefficient, step) * penalty).astype(jnp.asarray(loss).dtype)
+        return (total, FusedAux(loss, penalty, aux)) if has_aux else total
+
+    return fused
+
+
+def _check(coefficient: Coefficient, options: dict[str, Any]) -> None:
+    number = isinstance(coefficient, int | float | np.number)
+    if number and not (math.isfinite(coefficient) and coefficient >= 0):
+        raise ValueError(f"coefficient={coefficient} must be finite and not negative")
+    Options.make(**{name: value for name, value in options.items() if name not in ("units", "examples")})
+
+
+def _at(options: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The options for one batch."""
+    examples = options.get("examples")
+    return options | {"examples": examples(*args, **kwargs) if callable(examples) else examples}
+
+
+def _folded(key: Any, step: Any) -> dict[str, Any]:
+    return {"key": None if key is None else jax.random.fold_in(key, step)}
+
+
+def _value(coefficient: Coefficient, step: Any) -> jax.Array:
+    return jnp.asarray(coefficient(step) if callable(coefficient) else coefficient, jnp.float32)
+
+
+def _unpacked(returned: Any, has_aux: bool) -> tuple[Any, Preactivations, Any]:
+    wanted = "(loss, (preactivations, aux))" if has_aux else "(loss, preactivations)"
+    pair = isinstance(returned, tuple) and len(returned) == 2
+    if pair and not has_aux:
+        return *returned, None
+    if pair and isinstance(returned[1], tuple) and len(returned[1]) == 2:
+        return returned[0], *returned[1]
+    raise TypeError(f"loss_fn must return {wanted} with has_aux={has_aux}; it returned {jax.tree.structure(returned)}")
+
+
+def _value_and_gradient(
+    penalty: Callable[[PyTree], jax.Array], params: PyTree, axis_name: Any
+) -> tuple[jax.Array, list[Any]]:
+    """The penalty and its gradient by leaf of ``params``, None for leaves that are not real floats."""
+    _, leaves, treedef = flatten(params)
+    trained = [leaf if is_float(leaf) else None for leaf in leaves]
+    if axis_name is not None:
+        # Each device differentiates its own copy of the parameters, and the parts are summed below:
+        # left replicated, shard_map would sum them or not according to its check_vma.
+        trained = lax.pcast(trained, axis_name, to="varying")
+
+    def of(trained: list[Any]) -> jax.Array:
+        return penalty(
+            jax.tree.unflatten(treedef, [x if t is None else t for t, x in zip(trained, leaves, strict=True)])
+        )
+
+    value, gradient = jax.value_and_grad(of)(trained)
+    return value, gradient if axis_name is None else lax.psum(gradient, axis_name)  # type: ignore[no-untyped-call]
+
+
+def _add(updates: PyTree, params: PyTree, gradient: list[Any], coefficient: jax.Array) -> PyTree:
+    """Add to the updates leaf by leaf, matched by path, each in its own dtype."""
+    match(params, updates, reference_name="params", name="updates")
+    by_path = dict(zip(flatten(params)[0], gradient, strict=True))
+    paths, leaves, treedef = flatten(updates)
+
+    def added(update: Any, gradient: Any) -> Any:
+        if update is None or gradient is None:
+            return update
+        dtype = jnp.dtype(jnp.float64) if update.dtype == jnp.float64 else jnp.dtype(jnp.float32)
+        return (update.astype(dtype) + coefficient.astype(dtype) * gradient.astype(dtype)).astype(update.dtype)
+
+    return jax.tree.unflatten(treedef, [added(u, by_path[path]) for path, u in zip(paths, leaves, strict=True)])

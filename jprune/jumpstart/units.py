@@ -1,0 +1,346 @@
+"""Which units and points are dead, linear or nonlinear, and what share of a network works.
+
+A rectified unit is dead on a data set where no preactivation of it is positive, linear where all are,
+and nonlinear otherwise; so is a point (an example) in a layer, over the layer's units.
+
+Reference: Riera, Puertas, Pujol, "Unit-Centric Regularization for Efficient Deep Neural Networks",
+IEEE Access 2025.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jprune.jumpstart import layers
+
+DEAD, LINEAR, NONLINEAR = -1, 0, 1
+
+
+def unit_status(preacts: layers.Preactivations, examples: Any = None) -> Any:
+    """Judge every unit over a batch: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
+
+    Args:
+      preacts: preactivations of each layer (batch, ..., units), as for ``jumpstart_penalty``; a
+        unit is a channel, judged over the batch and space.
+      examples: which examples are real: bool (batch,), with at least one.
+
+    Returns:
+      A container like ``preacts`` of int8 (units,), (layers, units) for a ``Stack``. A unit that meets
+      a NaN counts as nonlinear.
+
+    Raises:
+      TypeError: preactivations or masks of another kind or dtype.
+      ValueError: shapes that do not match; outside jit, examples that are all padding.
+
+    >>> unit_status([jnp.array([[-1.0, 0.5, -2.0], [0.0, 1.0, 3.0]])])
+    [Array([-1,  0,  1], dtype=int8)]
+    """
+    statuses = []
+    for name, entry in layers.check(preacts):
+        z = _spread(entry)
+        mask = None if examples is None else _example_mask(name, z, examples)[None, :, None, None]
+        statuses.append(_like(entry, _status(z, mask, (1, 2))))
+    return layers.like(preacts, statuses)
+
+
+def point_status(preacts: layers.Preactivations, units: layers.Masks = None) -> Any:
+    """Judge every point in every layer: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
+
+    Args:
+      preacts: preactivations of each layer (batch, ..., units), as for ``jumpstart_penalty``; a
+        point is an example, judged over units and space.
+      units: which units are real, as for ``jumpstart_penalty``; at least one in each layer.
+
+    Returns:
+      A container like ``preacts`` of int8 (batch,), (layers, batch) for a ``Stack``.
+
+    Raises:
+      TypeError: preactivations or masks of another kind or dtype.
+      ValueError: shapes that do not match.
+
+    >>> point_status([jnp.array([[-1.0, 0.0], [0.5, 2.0], [-1.0, 2.0]])])
+    [Array([-1,  0,  1], dtype=int8)]
+    """
+    statuses = []
+    named = layers.check(preacts)
+    for (_, entry), given in zip(named, layers.unit_masks(units, preacts), strict=True):
+        z = _spread(entry)
+        mask = None if given is None else jnp.asarray(given).reshape((-1, 1, 1, z.shape[-1]))
+        statuses.append(_like(entry, _status(z, mask, (2, 3))))
+    return layers.like(preacts, statuses)
+
+
+def merge_unit_status(status: Any, other: Any) -> Any:
+    """Merge the unit statuses of two parts of a data set: any disagreement is nonlinear.
+
+    The merged status is the status over both parts together. Points need no merging: theirs are
+    concatenated.
+
+    Args:
+      status: what ``unit_status`` returned for one part.
+      other: the same for another part.
+
+    Returns:
+      The same container, int8.
+
+    Raises:
+      ValueError: the two are not of the same layers and units.
+
+    >>> merge_unit_status([jnp.array([-1, -1, 0], jnp.int8)], [jnp.array([-1, 0, 0], jnp.int8)])
+    [Array([-1,  1,  0], dtype=int8)]
+    """
+    kinds: list[Any] = [jax.tree.structure(status), jax.tree.structure(other)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"the statuses are of different layers: {kinds[0]} and {kinds[1]}")
+
+    def merged(a: Any, b: Any) -> jax.Array:
+        if jnp.shape(a) != jnp.shape(b):
+            raise ValueError(f"the statuses of a layer have shapes {jnp.shape(a)} and {jnp.shape(b)}")
+        return jnp.where(jnp.asarray(a) == jnp.asarray(b), jnp.asarray(a), jnp.asarray(NONLINEAR, jnp.int8))
+
+    return jax.tree.map(merged, status, other)
+
+
+class Activity(NamedTuple):
+    """The state of a network on a data set, each a share from 0 to 1.
+
+    Attributes:
+      unit_dead_ratio: of all units, those dead.
+      unit_linear_ratio: of all units, those linear.
+      unit_nonlinear_ratio: of all units, those nonlinear.
+      point_dead_ratio: of all points, those dead in any layer.
+      point_linear_ratio: of all points, those linear in every layer.
+      point_nonlinear_ratio: of all points, those nonlinear in every layer.
+      deathness: of all (point, layer) cells, those where the point is dead.
+      linearity: of all cells, those where it is linear.
+      nonlinearity: of all cells, those where it is nonlinear.
+      point_efficiency: of all cells, those behind the point's last dead layer: nothing of a point
+        passes a layer where it is dead, so every layer up to that one counts as dead.
+    """
+
+    unit_dead_ratio: Any
+    unit_linear_ratio: Any
+    unit_nonlinear_ratio: Any
+    point_dead_ratio: Any
+    point_linear_ratio: Any
+    point_nonlinear_ratio: Any
+    deathness: Any
+    linearity: Any
+    nonlinearity: Any
+    point_efficiency: Any
+
+
+class PointCounts(NamedTuple):
+    """Counts of points and of (point, layer) cells, integers; those of parts of a data set add up.
+
+    Attributes:
+      points: how many points.
+      dead: points dead in any layer.
+      linear: points linear in every layer.
+      nonlinear: points nonlinear in every layer.
+      dead_cells: points dead, by layer (layers,).
+      linear_cells: points linear, by layer (layers,).
+      nonlinear_cells: points nonlinear, by layer (layers,).
+      efficient_cells: cells behind the point's last dead layer.
+    """
+
+    points: Any
+    dead: Any
+    linear: Any
+    nonlinear: Any
+    dead_cells: Any
+    linear_cells: Any
+    nonlinear_cells: Any
+    efficient_cells: Any
+
+
+def activity(unit_statuses: Any, point_statuses: Any, units: layers.Masks = None, examples: Any = None) -> Activity:
+    """Every ratio of a network's state on a data set.
+
+    Args:
+      unit_statuses: unit statuses by layer, merged over the data set.
+      point_statuses: point statuses by layer (points,), of the whole data set, in call order.
+      units: which units are real: bool (units,) for every layer, or a container like
+        ``unit_statuses`` of them.
+      examples: which points are real: bool (points,).
+
+    Returns:
+      An ``Activity`` of float32 scalars.
+
+    Raises:
+      TypeError: a plain dict of several layers, whose order jit loses.
+      ValueError: layers with different numbers of points, or other numbers of layers.
+
+    >>> unit = [jnp.array([-1, 1], jnp.int8), jnp.array([0, 1], jnp.int8)]
+    >>> point = [jnp.array([1, -1], jnp.int8), jnp.array([0, 1], jnp.int8)]
+    >>> found = activity(unit, point)
+    >>> float(found.unit_dead_ratio), float(found.point_dead_ratio), float(found.point_efficiency)
+    (0.25, 0.5, 0.75)
+    """
+    counts = count_points(point_statuses, examples)
+    unit = count_units(unit_statuses, units).sum(axis=1)
+    if len(layers.unstack(unit_statuses)) != counts.dead_cells.shape[0]:
+        raise ValueError(
+            f"there are {len(layers.unstack(unit_statuses))} layers of units and {counts.dead_cells.shape[0]} of points"
+        )
+    return ratios(unit, counts)
+
+
+def count_units(unit_statuses: Any, units: layers.Masks = None) -> Int[Array, "status layers"]:
+    """Count the dead, linear and nonlinear units of each layer, in these three rows."""
+    masks = layers.unit_masks(units, unit_statuses)
+    columns = []
+    for (_, entry), given in zip(layers.entries(unit_statuses), masks, strict=True):
+        status = jnp.atleast_2d(entry.values if isinstance(entry, layers.Stack) else jnp.asarray(entry))
+        mask = jnp.ones((1, status.shape[1]), bool) if given is None else jnp.atleast_2d(jnp.asarray(given))
+        columns.append(jnp.stack([((status == s) & mask).sum(axis=1) for s in (DEAD, LINEAR, NONLINEAR)]))
+    return jnp.concatenate(columns, axis=1)
+
+
+def count_points(point_statuses: Any, examples: Any = None) -> PointCounts:
+    """Count points and (point, layer) cells by status; arguments as for ``activity``."""
+    table = _table(point_statuses)
+    real = jnp.ones((1, table.shape[1]), bool)
+    if examples is not None:
+        layers.check_mask("examples", examples, [(table.shape[1],)])
+        real = jnp.asarray(examples)[None, :]
+    dead, linear, nonlinear = (table == status for status in (DEAD, LINEAR, NONLINEAR))
+    blocked = jnp.flip(jnp.cumsum(jnp.flip(dead, axis=0), axis=0), axis=0) > 0  # dead here or further on
+    return PointCounts(
+        points=real.sum(),
+        dead=(dead.any(axis=0)[None, :] & real).sum(),
+        linear=(linear.all(axis=0)[None, :] & real).sum(),
+        nonlinear=(nonlinear.all(axis=0)[None, :] & real).sum(),
+        dead_cells=(dead & real).sum(axis=1),
+        linear_cells=(linear & real).sum(axis=1),
+        nonlinear_cells=(nonlinear & real).sum(axis=1),
+        efficient_cells=(~blocked & real).sum(),
+    )
+
+
+def ratios(unit: Any, counts: PointCounts) -> Activity:
+    """Turn counts into ratios: (dead, linear, nonlinear) units of all layers, and points."""
+    depth = counts.dead_cells.shape[0]
+    points = jnp.asarray(counts.points, jnp.float32)
+    cells = points * depth
+    units = jnp.asarray(unit.sum(), jnp.float32)
+
+    def share(count: Any, of: Any) -> jax.Array:
+        ratio: jax.Array = jnp.asarray(count, jnp.float32) / of
+        return ratio
+
+    return Activity(
+        unit_dead_ratio=share(unit[0], units),
+        unit_linear_ratio=share(unit[1], units),
+        unit_nonlinear_ratio=share(unit[2], units),
+        point_dead_ratio=share(counts.dead, points),
+        point_linear_ratio=share(counts.linear, points),
+        point_nonlinear_ratio=share(counts.nonlinear, points),
+        deathness=share(counts.dead_cells.sum(), cells),
+        linearity=share(counts.linear_cells.sum(), cells),
+        nonlinearity=share(counts.nonlinear_cells.sum(), cells),
+        point_efficiency=share(counts.efficient_cells, cells),
+    )
+
+
+def first_dead_layer(point_statuses: Any) -> Int[Array, " points"]:
+    """The index of the first layer, in call order, where each point is dead; -1 where none is.
+
+    Args:
+      point_statuses: point statuses by layer (points,), in call order.
+
+    Raises:
+      TypeError: a plain dict of several layers, whose order jit loses.
+      ValueError: layers with different numbers of points.
+
+    >>> first_dead_layer([jnp.array([1, -1], jnp.int8), jnp.array([1, -1], jnp.int8)])
+    Array([-1,  0], dtype=int32)
+    """
+    dead = _table(point_statuses) == DEAD
+    return jnp.where(dead.any(axis=0), jnp.argmax(dead, axis=0).astype(jnp.int32), -1)
+
+
+def trainability(accuracy: Float[Any, "techniques datasets"]) -> Float[np.ndarray, " techniques"]:
+    """The share of data sets on which a technique's best accuracy is strictly above the worst of all.
+
+    Args:
+      accuracy: each technique's best validation accuracy on each data set.
+
+    Returns:
+      One share a technique, 0 to 1.
+
+    Raises:
+      ValueError: an accuracy that is NaN.
+
+    >>> trainability(np.array([[0.9, 0.8], [0.5, 0.8]]))
+    array([0.5, 0. ])
+    """
+    best = _accuracies(accuracy)
+    return np.asarray((best > best.min(axis=0, keepdims=True)).mean(axis=1))
+
+
+def convergence(accuracy: Float[Any, "techniques datasets"]) -> Float[np.ndarray, " techniques"]:
+    """How far a technique's best accuracy stays behind the best of all, on average: 0 or less.
+
+    Args:
+      accuracy: each technique's best validation accuracy on each data set.
+
+    Returns:
+      One mean difference a technique, in the unit of the accuracies.
+
+    Raises:
+      ValueError: an accuracy that is NaN.
+
+    >>> convergence(np.array([[0.75, 0.5], [0.5, 0.75]]))
+    array([-0.125, -0.125])
+    """
+    best = _accuracies(accuracy)
+    return np.asarray((best - best.max(axis=0, keepdims=True)).mean(axis=1))
+
+
+def _accuracies(accuracy: Any) -> np.ndarray:
+    best = np.asarray(accuracy, np.float64)
+    if np.isnan(best).any():
+        technique, dataset = np.argwhere(np.isnan(best))[0]
+        raise ValueError(f"accuracy of technique {technique} on data set {dataset} is NaN; every cell must be given")
+    return best
+
+
+def _spread(entry: Any) -> jax.Array:
+    """Bring a layer into (layers, batch, space, units)."""
+    z = jnp.asarray(entry.values if isinstance(entry, layers.Stack) else entry[None])
+    return z.reshape((*z.shape[:2], -1, z.shape[-1]))
+
+
+def _like(entry: Any, status: jax.Array) -> Any:
+    return layers.Stack(status) if isinstance(entry, layers.Stack) else status[0]
+
+
+def _status(z: jax.Array, mask: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
+    highest = (z if mask is None else jnp.where(mask, z, -jnp.inf)).max(axis=axes)
+    lowest = (z if mask is None else jnp.where(mask, z, jnp.inf)).min(axis=axes)
+    status = jnp.where(highest <= 0, DEAD, jnp.where(lowest > 0, LINEAR, NONLINEAR))
+    return status.astype(jnp.int8)
+
+
+def _example_mask(name: str, z: jax.Array, examples: Any) -> jax.Array:
+    layers.check_mask(f"examples (for layer '{name}')", examples, [z.shape[1:2]])
+    if not isinstance(examples, jax.core.Tracer) and not np.any(examples):
+        raise ValueError("examples is False throughout: no unit can be judged by padding alone")
+    return jnp.asarray(examples)
+
+
+def _table(point_statuses: Any) -> jax.Array:
+    """Stack point statuses to (layers, points)."""
+    layers.refuse_unordered(point_statuses, "point_statuses")
+    rows = [(name, jnp.asarray(status)) for name, status in layers.unstack(point_statuses)]
+    for name, row in rows:
+        if row.shape != rows[0][1].shape or row.ndim != 1:
+            raise ValueError(
+                f"point_statuses have shape {row.shape} in layer '{name}' and {rows[0][1].shape} in layer"
+                f" '{rows[0][0]}'; every layer must have the same (points,)"
+            )
+    return jnp.stack([row for _, row in rows])
