@@ -4,9 +4,10 @@ A row says what it must reach before it is run. A row that falls short says "sho
 """
 
 import dataclasses
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.stats
@@ -25,14 +26,14 @@ class Row:
     Attributes:
       what: what was timed.
       against: the other side.
-      ours: our median, in seconds (of one run where ``note`` says that many were run).
-      peer: the other side's median, in seconds.
+      ours: our median, in seconds, per unit of work; NaN where it was not run.
+      peer: the other side's.
       ratio: ours / peer, the median over pairs where pairs were taken.
-      interval: the 95 % interval of the paired ratio, where pairs were taken.
       must: the ratio must be at most this.
-      goal: what we would like it to be, at most.
       passed: whether it is; with an interval, whether the interval's lower bound is.
-      note: how it was run, where that needs saying.
+      interval: the 95 % interval of the paired ratio, where enough pairs were taken.
+      goal: what we would like it to be, at most.
+      note: how it was run, or why it was not, where that needs saying.
     """
 
     what: str
@@ -45,6 +46,11 @@ class Row:
     interval: tuple[float, float] | None = None
     goal: float | None = None
     note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """The word of the table."""
+        return "not run" if math.isnan(self.ratio) else "reached" if self.passed else "short"
 
 
 def seconds(side: Side) -> float:
@@ -71,49 +77,68 @@ def compare(
     Args:
       what: what is timed, for the table.
       against: the other side, for the table.
-      ours: our side; it has checked, before this is called, that both compute the same.
+      ours: our side; its caller has checked that both sides compute the same.
       peer: the other side.
       must: the largest ratio ours / peer that passes.
       goal: the ratio we would like.
       per: how many units of work one call of each side does; times are per unit.
-      pairs: how many alternating pairs; by default 50 where ``must`` is under 1.2, else 7, and one of
-        a side that takes over 2 s.
+      pairs: how many alternating pairs; by default 50 where ``must`` is under 1.2, else 7. A side of
+        over 2 s is timed once, after its warm-up, and the other one then 7 times.
       note: how it was run.
     """
-    warm = seconds(ours), seconds(peer)
-    warm = (
-        min(warm[0], seconds(ours) if warm[0] < LONG else warm[0]),
-        min(warm[1], seconds(peer) if warm[1] < LONG else warm[1]),
-    )
-    rounds = pairs or (PAIRS if must < CLOSE else ROUNDS)
-    mine: list[float] = []
-    theirs: list[float] = []
-    for i in range(rounds):
-        order = [(mine, ours, warm[0]), (theirs, peer, warm[1])]
-        for taken, side, expected in order if i % 2 == 0 else reversed(order):
-            if not taken or expected < LONG:
-                taken.append(seconds(side) / per[0 if taken is mine else 1])
-    if len(mine) == len(theirs) and len(mine) > 1:
-        ratios = np.array(mine) / np.array(theirs)
+    sides = (ours, peer)
+    expected = [seconds(side) for side in sides]  # with what is compiled or loaded at the first call
+    expected = [seconds(side) if first < 2 * LONG else first for side, first in zip(sides, expected, strict=True)]
+    default = PAIRS if must < CLOSE and max(expected) < LONG else ROUNDS
+    taken: tuple[list[float], list[float]] = ([], [])
+    for i in range(pairs or default):
+        for side in (0, 1) if i % 2 == 0 else (1, 0):
+            if not taken[side] or expected[side] < LONG:
+                taken[side].append(seconds(sides[side]) / per[side])
+                expected[side] = max(expected[side], taken[side][-1] * per[side]) if i == 0 else expected[side]
+    return judge(what, against, *taken, must=must, goal=goal, note=note)
+
+
+def judge(
+    what: str,
+    against: str,
+    ours: Sequence[float],
+    peer: Sequence[float],
+    *,
+    must: float,
+    goal: float | None = None,
+    note: str = "",
+) -> Row:
+    """Make the row of two series of seconds; equally long ones are taken as pairs.
+
+    >>> judge("a", "b", [1.0, 2.0, 3.0], [2.0, 2.0, 2.0], must=1.5).ratio
+    1.0
+    """
+    mine, theirs = statistics.median(ours), statistics.median(peer)
+    ratio, interval = mine / theirs, None
+    if len(ours) == len(peer):
+        ratios = np.array(ours) / np.array(peer)
         ratio = float(np.median(ratios))
-    else:
-        ratio = statistics.median(mine) / statistics.median(theirs)
-    interval = None
-    if must < CLOSE:
-        bounds = scipy.stats.quantile_test(ratios, q=must, p=0.5).confidence_interval(0.95)
-        interval = (float(bounds.low), float(bounds.high))
-    return Row(
-        what,
-        against,
-        statistics.median(mine),
-        statistics.median(theirs),
-        ratio,
-        must,
-        passed=(interval[0] if interval else ratio) <= must,
-        interval=interval,
-        goal=goal,
-        note=note,
-    )
+        if must < CLOSE and len(ratios) >= PAIRS:
+            bounds = scipy.stats.quantile_test(ratios, q=must, p=0.5).confidence_interval(0.95)
+            interval = (float(bounds.low), float(bounds.high))
+    passed = (interval[0] if interval else ratio) <= must
+    return Row(what, against, mine, theirs, ratio, must, passed, interval, goal, note)
+
+
+def not_run(what: str, against: str, *, must: float, why: str) -> Row:
+    """A row that could not be measured here; it stays, with the reason."""
+    return Row(what, against, math.nan, math.nan, math.nan, must, False, note=f"not run: {why}")
+
+
+def same(what: str, ours: object, peer: object, *, rtol: float, atol: float = 0.0) -> None:
+    """Check that both sides computed the same numbers.
+
+    Raises:
+      AssertionError: they did not, or a number is NaN; no ratio is printed then.
+    """
+    ours, peer = np.asarray(ours, np.float64), np.asarray(peer, np.float64)
+    np.testing.assert_allclose(ours, peer, rtol=rtol, atol=atol, equal_nan=False, err_msg=f"the sides differ: {what}")
 
 
 def duration(value: float) -> str:
@@ -122,13 +147,15 @@ def duration(value: float) -> str:
     >>> duration(0.0123), duration(3.2), duration(0.0000042)
     ('12.3 ms', '3.2 s', '4.2 us')
     """
+    if math.isnan(value):
+        return "-"
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
     return f"{value / 1e-9:.3g} ns"
 
 
-def markdown(rows: list[Row], machine: dict[str, str]) -> str:
+def markdown(rows: Sequence[Row], machine: dict[str, str]) -> str:
     """The table, ours and the peer's, with what must be reached beside each ratio."""
     lines = [
         ", ".join(f"{name} {value}" for name, value in machine.items()) + ".",
@@ -137,12 +164,12 @@ def markdown(rows: list[Row], machine: dict[str, str]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in rows:
-        ratio = f"{row.ratio:.3g}"
+        ratio = "-" if math.isnan(row.ratio) else f"{row.ratio:.3g}"
         if row.interval:
-            ratio += f" [{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
+            ratio += f" [{row.interval[0]:.3g}, {row.interval[1]:.3g}]"
         allowed = f"{row.must:.3g}" + (f" (goal {row.goal:.3g})" if row.goal is not None else "")
-        verdict = "reached" if row.passed else "**short**"
+        verdict = row.verdict if row.passed else f"**{row.verdict}**"
         cells = [row.what, row.against, duration(row.ours), duration(row.peer), ratio, allowed, verdict]
         lines.append("| " + " | ".join(cells) + " |")
-    notes = [f"* {row.what}: {row.note}" for row in rows if row.note]
+    notes = [f"* {row.what}, against {row.against}: {row.note}." for row in rows if row.note]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"

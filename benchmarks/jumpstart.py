@@ -1,0 +1,37 @@
+"""The jumpstart penalty: a training step with it against one without, and against PyTorch's with it."""
+
+from benchmarks import steps
+from benchmarks.timing import Row, compare
+
+COEFFICIENT = 1e-3
+
+
+def rows() -> list[Row]:
+    """LeNet, a CIFAR net and a thin deep one; the loss, its gradient and the new weights equal torch's."""
+    return [
+        *of(steps.lenet(), without=1.25, torch=1.0),
+        *of(steps.conv(), without=1.2, torch=1.0, pairs=7),
+        *of(steps.dense(), without=2.0, goal=1.5, torch=1 / 8),
+    ]
+
+
+def of(
+    network: steps.Network, *, without: float, torch: float, goal: float | None = None, pairs: int | None = None
+) -> list[Row]:
+    """Two rows for a network.
+
+    Args:
+      network: what is trained.
+      without: what our step with the penalty may cost, in steps without it.
+      torch: what it may cost, in steps of torch with it.
+      goal: what we would like it to cost, in steps without it.
+      pairs: against torch; by default as many as the ratio needs.
+    """
+    ours, theirs = steps.pair(network, coefficient=COEFFICIENT)
+    state, step = steps.program(network)
+    plain = steps.repeated(step, state, *steps.batch(network))
+    what = f"{network.name} step with the penalty, batch {network.batch}"
+    return [
+        compare(what, "our step without it", ours, plain, must=without, goal=goal),
+        compare(what, "torch eager with the same penalty", ours, theirs, must=torch, pairs=pairs),
+    ]
