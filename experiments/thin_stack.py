@@ -1,0 +1,304 @@
+"""The hidden layers of many thin deep networks at once: widths padded, runs batched, layers scanned.
+
+A network thinner than its program is padded with units that are zero and stay zero, so its value, its
+gradient and its whole trajectory are those of the thin network alone. Layers are scanned, so compile
+time does not grow with depth.
+
+Two forms of a hidden layer. ``dense``: z = k x + b. ``conv``: the (2, 1) 'same' convolution over an
+input of length 2, as in the notebooks of the CPAIOR study: with taps k0 and k1,
+
+    z0 = k0 x0 + k1 x1 + b        [z0]   [k0 k1] [x0]
+    z1 =         k0 x1 + b        [z1] = [ 0 k0] [x1] + b
+
+so it is a dense layer of 2 * width units whose matrix has shared blocks; the gradient is summed over
+the places that share a tap, and an elementwise optimizer then keeps them equal.
+
+Examples lie along the last axis: whatever the width, the inner loops run over examples, and that is
+what makes thin layers fast. Training and validation examples pass forward together, training ones
+first; only these go backward. The backward pass is written out (``jax.custom_vjp``): it keeps one array
+a layer, the preactivations, and makes the penalty's gradient of comparisons with the extremes.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Layer = Literal["conv", "dense"]
+Axis = Literal["unit", "point"]
+
+BN_EPSILON = 1e-3  # Keras' default [inferred]
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What the networks of one program have in common; it decides the compiled code.
+
+    The penalty is that of ``jprune.jumpstart_penalty`` with the preset ``cpaior_keras``.
+
+    Attributes:
+      depth: hidden layers.
+      width: channels of a hidden layer, padding included.
+      train: how many examples, the first ones, are trained on; the rest are validation.
+      layer: form of the hidden layers.
+      normalized: whether batch normalization stands between a hidden layer and its ReLU.
+      penalized: what has a slack in the penalty: units, points, both or neither.
+      balance: rho of the penalty.
+      coefficient: lambda of the penalty.
+    """
+
+    depth: int
+    width: int
+    train: int
+    layer: Layer = "conv"
+    normalized: bool = False
+    penalized: tuple[Axis, ...] = ()
+    balance: float = 0.5
+    coefficient: float = 1e-4
+
+    @property
+    def positions(self) -> int:
+        """Places in space: 2 for the convolution, 1 for the dense form."""
+        return 2 if self.layer == "conv" else 1
+
+    @property
+    def units(self) -> int:
+        """Rows of a hidden layer's matrix."""
+        return self.positions * self.width
+
+
+class Norm(NamedTuple):
+    """Scale and shift of batch normalization, (depth, runs, units) each."""
+
+    scale: Any
+    shift: Any
+
+
+class Moments(NamedTuple):
+    """Mean and variance of each channel, (depth, runs, width) each."""
+
+    mean: jax.Array
+    variance: jax.Array
+
+
+class Stack(NamedTuple):
+    """Weights of the hidden layers; what a convolution shares stands in every place it is used.
+
+    Attributes:
+      first: (runs, units, 2).
+      hidden: (depth - 1, runs, units, units), rows are outputs.
+      bias: (depth, runs, units).
+      norm: of batch normalization, or None.
+    """
+
+    first: Any
+    hidden: Any
+    bias: Any
+    norm: Norm | None
+
+
+class Context(NamedTuple):
+    """What the layers need besides their weights, without a gradient.
+
+    Attributes:
+      real: which units are no padding, (runs, units) bool; None where all are real.
+      running: the moments that normalize validation examples; None without normalization.
+      keep: what dropout multiplies the outputs of the hidden layers but the last with, (depth - 1,
+        runs, units, examples): 0 or 1 / (1 - rate), 1 for validation examples; None without dropout.
+    """
+
+    real: jax.Array | None = None
+    running: Moments | None = None
+    keep: jax.Array | None = None
+
+
+class _Extremes(NamedTuple):
+    """Largest and smallest preactivation of a layer; None for an axis that the penalty leaves out.
+
+    Units: (runs, units) over training examples. Points: (runs, positions, examples) over channels.
+    """
+
+    unit: tuple[jax.Array, jax.Array] | None
+    point: tuple[jax.Array, jax.Array] | None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def run_stack(
+    arch: Architecture, weights: Stack, context: Context, inputs: jax.Array
+) -> tuple[jax.Array, jax.Array, Moments | None]:
+    """Pass inputs through the hidden layers; differentiable with respect to the weights.
+
+    Args:
+      arch: of the program.
+      weights: of all runs.
+      context: padding, running moments, dropout.
+      inputs: (runs, 2, examples), training examples first.
+
+    Returns:
+      The outputs (runs, units, examples), the sum of squared slacks (runs,), and the moments of the
+      training examples where there is normalization.
+    """
+    return _forward(arch, weights, context, inputs)[0]
+
+
+def _forward(arch, weights, context, inputs):
+    real = context.real
+    z = _affine(weights.first, weights.bias[0], inputs)
+
+    def layer(carry, xs):
+        z, total = carry
+        kernel, bias, norm, running, keep = xs
+        extremes = _extremes(arch, z, real)
+        a, moments = _activate(arch, z, norm, running, keep)
+        carry = _affine(kernel, bias, a), total + _squared_slacks(arch, real, extremes)
+        return carry, (z[..., : arch.train], extremes, moments)
+
+    xs = (weights.hidden, weights.bias[1:], _but_last(weights.norm), _but_last(context.running), context.keep)
+    (z, total), (saved, extremes, moments) = lax.scan(layer, (z, jnp.zeros(len(inputs))), xs)
+    last = _extremes(arch, z, real)
+    outputs, last_moments = _activate(arch, z, _last(weights.norm), _last(context.running), None)
+    out = (outputs, total + _squared_slacks(arch, real, last), _appended(moments, last_moments))
+    return out, (weights, context, inputs[..., : arch.train], (saved, extremes), (z[..., : arch.train], last))
+
+
+def _backward(arch, residuals, cotangents):
+    weights, context, inputs, below, top = residuals
+    d_outputs, d_penalty, _ = cotangents
+    real, keep = context.real, None if context.keep is None else context.keep[..., : arch.train]
+
+    def through(z, extremes, norm, keep, da):
+        """From a layer's outputs to its preactivations and its normalization."""
+        _, pull = jax.vjp(lambda z, norm: _activate(arch, z, norm, None, keep)[0], z, norm)
+        dz, d_norm = pull(da)
+        return dz + _penalty_gradient(arch, z, real, extremes, d_penalty), d_norm
+
+    def layer(dz, xs):
+        kernel, z, extremes, norm, keep = xs
+        a, _ = _activate(arch, z, norm, None, keep)
+        d_kernel = _tied(arch, jnp.einsum("ron,rin->roi", dz, a))
+        if real is not None:
+            d_kernel = jnp.where(real[:, :, None] & real[:, None, :], d_kernel, 0.0)
+        below, d_norm = through(z, extremes, norm, keep, jnp.einsum("roi,ron->rin", kernel, dz))
+        return below, (d_kernel, dz.sum(2), d_norm)
+
+    dz, d_top = through(*top, _last(weights.norm), None, d_outputs[..., : arch.train])
+    xs = (weights.hidden, *below, _but_last(weights.norm), keep)
+    dz, (d_hidden, d_bias, d_norm) = lax.scan(layer, dz, xs, reverse=True)
+    d_first = _tied(arch, jnp.einsum("ron,rin->roi", dz, inputs))
+    if real is not None:
+        d_first = jnp.where(real[:, :, None], d_first, 0.0)
+    d_bias = jnp.concatenate([dz.sum(2)[None], d_bias])
+    each = partial(_tied_channels, arch, real)
+    return Stack(d_first, d_hidden, each(d_bias), jax.tree.map(each, _appended(d_norm, d_top))), None, None
+
+
+run_stack.defvjp(_forward, _backward)
+
+
+def _affine(kernel, bias, inputs):
+    return jnp.einsum("roi,rin->ron", kernel, inputs) + bias[:, :, None]
+
+
+def _activate(arch, z, norm, running, keep):
+    """Normalize, if at all; rectify; drop out. Also the moments that normalized the training examples."""
+    moments = None
+    if norm is not None:
+        batch = z[..., : arch.train]
+        places = _places(arch, batch)
+        moments = Moments(places.mean((1, 3)), places.var((1, 3)))
+        z_train = _normalize(arch, batch, norm, moments)
+        if running is None:  # only training examples go backward
+            z = z_train
+        else:
+            z = jnp.concatenate([z_train, _normalize(arch, z[..., arch.train :], norm, running)], -1)
+    a = jax.nn.relu(z)
+    return (a if keep is None else a * keep), moments
+
+
+def _normalize(arch, z, norm, moments):
+    mean, variance = (jnp.tile(moment, (1, arch.positions)) for moment in moments)
+    scale = norm.scale * lax.rsqrt(variance + BN_EPSILON)
+    return (z - mean[:, :, None]) * scale[:, :, None] + norm.shift[:, :, None]
+
+
+def _extremes(arch, z, real):
+    z = z[..., : arch.train]
+    places, real = _places(arch, z), _real_places(arch, real)
+    unit = point = None
+    if "unit" in arch.penalized:
+        unit = z.max(2), z.min(2)
+    if "point" in arch.penalized:
+        point = places.max(2, where=real, initial=-jnp.inf), places.min(2, where=real, initial=jnp.inf)
+    return _Extremes(unit, point)
+
+
+def _squared_slacks(arch, real, extremes):
+    """Summed over units and points of a layer: (runs,)."""
+    total = jnp.zeros(())
+    for pair in extremes:
+        if pair is not None:
+            slack = arch.balance * jax.nn.relu(1 - pair[0]) + (1 - arch.balance) * jax.nn.relu(1 + pair[1])
+            if real is not None and slack.ndim == 2:  # a unit of padding is none; points have three axes
+                slack = jnp.where(real, slack, 0.0)
+            total += jnp.square(slack).reshape(len(slack), -1).sum(1)
+    return total
+
+
+def _penalty_gradient(arch, z, real, extremes, d_penalty):
+    """What the slacks of a layer pull on: the cells that are an extreme, evenly where several are."""
+    if not arch.penalized:
+        return jnp.zeros((), z.dtype)
+    _, pull = jax.vjp(partial(_squared_slacks, arch, real), extremes)
+    (slopes,) = pull(d_penalty)
+    places, real = _places(arch, z), _real_places(arch, real)
+    dz = jnp.zeros((), z.dtype)
+    for extreme, slope in zip(extremes.unit or (), slopes.unit or (), strict=True):
+        here = z == extreme[:, :, None]
+        dz += jnp.where(here, (slope / here.sum(2, dtype=z.dtype))[:, :, None], 0.0)
+    for extreme, slope in zip(extremes.point or (), slopes.point or (), strict=True):
+        here = places == extreme[:, :, None]
+        here = here if real is None else here & real
+        dz += jnp.where(here, (slope / here.sum(2, dtype=z.dtype))[:, :, None], 0.0).reshape(z.shape)
+    return dz
+
+
+def _places(arch, z):
+    """(runs, units, examples) -> (runs, positions, width, examples)."""
+    return z.reshape(len(z), arch.positions, arch.width, z.shape[-1])
+
+
+def _real_places(arch, real):
+    return None if real is None else _places(arch, real[:, :, None])
+
+
+def _tied(arch, gradient):
+    """The gradient of a matrix (runs, units, inputs), summed over the places that share a tap."""
+    if arch.positions == 1:
+        return gradient
+    out, inputs = arch.width, gradient.shape[-1] // 2
+    d0 = gradient[:, :out, :inputs] + gradient[:, out:, inputs:]
+    top = jnp.concatenate([d0, gradient[:, :out, inputs:]], -1)
+    return jnp.concatenate([top, jnp.concatenate([jnp.zeros_like(d0), d0], -1)], -2)
+
+
+def _tied_channels(arch, real, gradient):
+    """The gradient of what a channel has one of, (depth, runs, units), summed over the positions."""
+    summed = gradient.reshape(*gradient.shape[:-1], arch.positions, arch.width).sum(-2)
+    tied = jnp.concatenate([summed] * arch.positions, -1)
+    return tied if real is None else jnp.where(real[None], tied, 0.0)
+
+
+def _appended(some, one):
+    """Trees of the layers but the last, (depth - 1, ...), and of the last -> (depth, ...)."""
+    return jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), some, one)
+
+
+def _but_last(tree):
+    return jax.tree.map(lambda x: x[:-1], tree)
+
+
+def _last(tree):
+    return jax.tree.map(lambda x: x[-1], tree)
