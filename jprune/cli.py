@@ -54,7 +54,6 @@ def _run(options: "AuditOptions") -> None:
     """Read everything, audit, and only then write."""
     from jprune.recall.arguments import EmptyClassWarning  # noqa: PLC0415
     from jprune.recall.files import read_images, write_whole  # noqa: PLC0415
-    from jprune.recall.report import page  # noqa: PLC0415
 
     _check(options)
     with warnings.catch_warnings():
@@ -62,6 +61,8 @@ def _run(options: "AuditOptions") -> None:
         audit = _audit(options)
     html = ""
     if options.out is not None:
+        from jprune.recall.report import page  # noqa: PLC0415
+
         images = None if options.images is None else read_images(options.images)
         html = page(audit, images=images, title=options.title, date=options.date)
     if options.csv is not None:
@@ -136,7 +137,7 @@ def _audit(options: "AuditOptions") -> "Audit":
         paired=not options.unpaired,
         level=options.level,
         rng=options.seed if options.resamples else None,
-        resamples=options.resamples or 1,
+        resamples=options.resamples,
     )
 
 

@@ -23,6 +23,9 @@ from jprune.recall.study import Study
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Named = dict[tuple[str, float | None], str]
+"""What the caller calls the models of a score and ratio; those of a score's dense models are under None."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
@@ -238,7 +241,8 @@ def audit_counts(
     baseline = {score: once[name] for score, (name, _) in named.items()}
     check_level(level)
     study = Study(baseline, rates, len(once) == 1, paired, names, level)
-    return _assemble(study, {(s, r): of_score[s][r][0] for s in of_score for r in of_score[s]})
+    names_of: Named = {(s, r): name for s, ratios in of_score.items() for r, (name, _) in ratios.items()}
+    return _assemble(study, {**names_of, **{(score, None): name for score, (name, _) in named.items()}})
 
 
 def audit_stacks(
@@ -261,7 +265,8 @@ def audit_stacks(
     calls the labels, for errors. Other arguments and errors as ``audit``.
     """
     check_level(level)
-    check_resamples(resamples)
+    if rng is not None:
+        check_resamples(resamples)
     distinct = {stack.name: stack for stack in dense.values()}
     every = [*distinct.values(), *(stack for ratios in pruned.values() for stack in ratios.values())]
     classes = inputs.class_count(true, every, class_names=class_names, num_classes=num_classes, name=labels_name)
@@ -277,7 +282,8 @@ def audit_stacks(
         class_names=inputs.names_of_classes(class_names, classes),
         level=level,
     )
-    named = {(score, ratio): stack.name for score, ratios in pruned.items() for ratio, stack in ratios.items()}
+    named: Named = {(score, ratio): stack.name for score, ratios in pruned.items() for ratio, stack in ratios.items()}
+    named |= {(score, None): stack.name for score, stack in dense.items()}
     before = {score: stack.predicted for score, stack in dense.items()}
     after = {score: {ratio: stack.predicted for ratio, stack in ratios.items()} for score, ratios in pruned.items()}
     _refuse_unpaired(study, named)
@@ -299,7 +305,7 @@ def audit_stacks(
     )
 
 
-def _assemble(study: Study, named: Mapping[tuple[str, float], str], notes: Sequence[str] = ()) -> Audit:
+def _assemble(study: Study, named: Named, notes: Sequence[str] = ()) -> Audit:
     """Build what needs rates alone, and say what a reader must know."""
     _refuse_unpaired(study, named)
     dense, alphas = tables.dense_models(study), tables.alphas(study)
@@ -332,13 +338,13 @@ def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
     return finite.astype(object).where(finite.notna(), None).to_dict("records")
 
 
-def _refuse_unpaired(study: Study, named: Mapping[tuple[str, float], str]) -> None:
+def _refuse_unpaired(study: Study, named: Named) -> None:
     """Refuse stacks of different lengths where models are paired by index."""
     for score, ratios in study.pruned.items():
         wanted = len(study.dense[score].accuracy)
         for ratio, stack in ratios.items():
             if study.paired and len(stack.accuracy) != wanted:
                 raise InputError(
-                    f"{named[score, ratio]} has {len(stack.accuracy)} models, its dense models are {wanted}; models "
+                    f"{named[score, ratio]} has {len(stack.accuracy)} models, {named[score, None]} has {wanted}; they "
                     f"are paired by index: give as many, or say that they are unpaired (paired=False, --unpaired)"
                 )

@@ -5,10 +5,11 @@ No pickle is ever loaded. A table has one row per example: whole numbers are cla
 model; other numbers are the logits of one model, one column per class; text is a class name.
 """
 
+import contextlib
 import csv
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +65,10 @@ def read_predictions(file: str, examples: int, class_names: Sequence[str] | None
     path, name = _split(file)
     if _kind(path) in (".npy", ".npz"):
         return _read_numpy(path, name)
-    cells = _numbers(_read_table(path, name, class_names), path, class_names)
-    columns = cells.shape[1]
-    if _kind(path) == ".csv" and columns > 1 and np.array_equal(cells[0], np.arange(columns)):
-        if len(cells) == examples + 1:
-            cells = cells[1:]
-        elif columns > 2:
-            raise InputError(
-                f"{path} begins with the row 0, 1, ... {columns - 1}: a header of column numbers, or predictions? "
-                f"Give the columns names, or save them without a header"
-            )
+    cells = _numbers(_read_table(path, name, class_names, examples), path, class_names)
     if cells.dtype.kind == "i":
         return cells.T
-    if columns == 1:
+    if cells.shape[1] == 1:
         return cells[:, 0]
     one_hot = np.isin(cells, (0, 1)).all() and (cells.sum(axis=1) == 1).all()
     if (cells == np.floor(cells)).all() and not one_hot:
@@ -100,7 +92,7 @@ def read_groups(file: str) -> dict[str, Any]:
         return {each: _read_numpy(path, each) for each in names}
     if _kind(path) in (".npy", ".npz"):
         return {name or path.stem: _read_numpy(path, name)}
-    table = _read_table(path, name, None)
+    table = _read_table(path, name)
     return {str(column): table[column].to_numpy(dtype=object) for column in table.columns}
 
 
@@ -170,15 +162,17 @@ def _kind(path: Path) -> str:
     return suffix
 
 
-def _opened(path: Path) -> Any:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     """Open an .npz without ever unpickling."""
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except Exception as error:  # whatever a decoder stumbles over, the file is what is broken
-        raise InputError(f"{path} is no readable .npz: {_reason(error)}") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise InputError(f"{path} is no .npz: it holds a single array without a name; call it .npy")
-    return archive
+    with path.open("rb") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+        except Exception as error:  # whatever a decoder stumbles over, the file is what is broken
+            raise InputError(f"{path} is no readable .npz: {_reason(error)}") from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} is no .npz: it holds a single array without a name; call it .npy")
+        yield archive
 
 
 def _read_numpy(path: Path, name: str | None) -> Any:
@@ -199,15 +193,18 @@ def _read_numpy(path: Path, name: str | None) -> Any:
             raise InputError(f"{path} has an unreadable array {name or names[0]!r}: {_reason(error)}") from error
 
 
-def _read_table(path: Path, name: str | None, class_names: Sequence[str] | None) -> pd.DataFrame:
+def _read_table(
+    path: Path, name: str | None, class_names: Sequence[str] | None = None, examples: int | None = None
+) -> pd.DataFrame:
     try:
-        table = _read_csv(path, class_names) if _kind(path) == ".csv" else pd.read_parquet(path, engine="pyarrow")
+        csv_file = _kind(path) == ".csv"
+        table = _read_csv(path, class_names, examples) if csv_file else pd.read_parquet(path, engine="pyarrow")
+    except InputError:
+        raise
     except ImportError as error:
         raise InputError(f"{path}: parquet needs pyarrow: pip install 'jprune[report]'") from error
     except Exception as error:  # as above
         raise InputError(f"{path} is no readable {_kind(path)}: {_reason(error)}") from error
-    if table.columns.duplicated().any():
-        raise InputError(f"{path} has the column {table.columns[table.columns.duplicated()][0]!r} twice")
     first = table.columns[0] if table.shape[1] else None
     if table.shape[1] > 1 and first == "" and table[first].tolist() == list(range(len(table))):
         table = table.drop(columns=[first])  # the index that pandas writes unless told not to
@@ -220,15 +217,21 @@ def _read_table(path: Path, name: str | None, class_names: Sequence[str] | None)
     return table[[name]]
 
 
-def _read_csv(path: Path, class_names: Sequence[str] | None) -> pd.DataFrame:
-    """Read a comma-separated table; its first row is a header where a cell is no number and no class name."""
+def _read_csv(path: Path, class_names: Sequence[str] | None, examples: int | None) -> pd.DataFrame:
+    """Read a comma-separated table; its first row is a header where a cell is no number and no class name.
+
+    A first row 0, 1, 2, ... may be a header of column numbers: it is one where there is a row too many.
+    """
     with path.open(newline="", encoding="utf-8-sig") as text:
-        first = next(csv.reader(text), [])
-    header = not all(_is_number(cell) or cell.strip() in (class_names or ()) for cell in first)
+        first = [cell.strip() for cell in next(csv.reader(text), [])]
+    header = not all(_is_number(cell) or cell in (class_names or ()) for cell in first)
+    repeated = [cell for cell in first if first.count(cell) > 1] if header else []
+    if repeated:
+        raise InputError(f"{path} has the column {repeated[0]!r} twice")
     table = pd.read_csv(
         path,
         header=0 if header else None,
-        names=[cell.strip() for cell in first] if header and len(set(first)) == len(first) else None,
+        names=first if header else None,
         index_col=False,
         keep_default_na=False,
         skipinitialspace=True,
@@ -236,6 +239,14 @@ def _read_csv(path: Path, class_names: Sequence[str] | None) -> pd.DataFrame:
         low_memory=False,
     )
     table.columns = table.columns.map(str)
+    if not header and examples is not None and len(first) > 1 and first == [str(n) for n in range(len(first))]:
+        if len(table) == examples + 1:
+            return table.iloc[1:]
+        if len(first) > 2:
+            raise InputError(
+                f"{path} begins with the row 0, 1, ... {len(first) - 1}: a header of column numbers, or predictions? "
+                f"Give the columns names, or save them without a header"
+            )
     return table
 
 

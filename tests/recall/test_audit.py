@@ -324,7 +324,7 @@ def test_a_sound_audit_has_no_warning(data):
         ({"dense": [0, 1, 2]}, "dense holds 2 at model 0, example 2; labels run to 1: allowed 0..1"),
         ({"dense": [[[0.1, 0.9], [np.nan, 0.1], [0.5, 0.5]]]}, "NaN among the logits of model 0, example 1, class 0"),
         ({"dense": [[0], [1], [0]]}, "transpose it"),
-        ({"pruned": {2.0: [[0, 1, 1], [0, 1, 0]]}}, r"pruned\[2.0\] has 2 models, its dense models are 1"),
+        ({"pruned": {2.0: [[0, 1, 1], [0, 1, 0]]}}, r"pruned\[2.0\] has 2 models, dense has 1"),
         ({"pruned": {2.0: [0, 3, 1]}}, r"pruned\[2.0\] holds 3 at model 0, example 1"),
         ({"pruned": {"m": {4: [0, -3, 1]}}}, r"pruned\['m'\]\[4\] holds -3 at example 1"),
         ({"pruned": {}}, "pruned is empty"),

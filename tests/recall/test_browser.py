@@ -1,0 +1,213 @@
+"""The page in a real browser: no error, no request, sorting, filtering, light, dark, phone and print."""
+
+import base64
+import io
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.recall import audits
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs chromium and chromedriver on the path")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    audits.two_scores().to_html(path, images=audits.IMAGES)
+    return path.as_uri()
+
+
+@pytest.fixture
+def page(browser, address):
+    browser.get_log("browser"), browser.get_log("performance")
+    browser.get(address)
+    return browser
+
+
+def shown(page, column, table="classes"):
+    """The cells of a column in the rows that can be seen, from the top."""
+    return page.execute_script(
+        "return [...document.getElementById(arguments[0]).tBodies[0].rows].filter(row => !row.hidden)"
+        ".map(row => row.cells[arguments[1]].textContent)",
+        table,
+        column,
+    )
+
+
+def press(page, label, table="classes"):
+    header = page.execute_script(
+        "return [...document.getElementById(arguments[0]).tHead.rows[0].cells]"
+        ".findIndex(header => header.innerText.trim() === arguments[1])",
+        table,
+        label,
+    )
+    page.execute_script(
+        "document.getElementById(arguments[0]).tHead.rows[0].cells[arguments[1]].querySelector('button').focus()",
+        table,
+        header,
+    )
+    page.switch_to.active_element.send_keys("\n")
+    return header
+
+
+def screenshot(page, width, *, scheme="light", media="", mobile=False):
+    """The whole page as pixels, and how wide it wants to be."""
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": mobile}
+    )
+    height, wanted = page.execute_script(
+        "return [document.documentElement.scrollHeight, document.documentElement.scrollWidth]"
+    )
+    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+    taken = page.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(taken["data"]))).convert("RGB")), wanted
+
+
+def test_nothing_is_logged_and_nothing_leaves_the_page(page, address):
+    press(page, "change")
+    time.sleep(0.5)
+    assert page.get_log("browser") == []
+    messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert address in sent
+    assert [url for url in sent if url != address and not url.startswith("data:")] == []
+
+
+def test_a_class_called_script_is_shown_and_not_run(page):
+    assert "<script>alert(1)</script>" in shown(page, 2)
+    assert len(page.find_elements("css selector", "script")) == 1
+    names = page.execute_script("return [...document.querySelectorAll('#figure-recall text')].map(t => t.textContent)")
+    assert set(audits.NAMES) <= set(names)
+
+
+def test_a_script_that_is_not_the_pages_own_does_not_run(page):
+    page.execute_script(
+        "const added = document.createElement('div');"
+        "added.innerHTML = '<img src=x onerror=\"window.ran = true\">';"
+        "document.body.append(added)"
+    )
+    time.sleep(0.3)
+    assert page.execute_script("return window.ran") is None
+
+
+def test_columns_sort_by_number_and_by_name_from_the_keyboard(page):
+    column = press(page, "pruned %")
+    up = [float(cell) for cell in shown(page, column)]
+    assert up == sorted(up)
+    header = page.find_elements("css selector", "#classes th")[column]
+    assert header.get_attribute("aria-sort") == "ascending"
+    press(page, "pruned %")
+    assert [float(cell) for cell in shown(page, column)] == sorted(up, reverse=True)
+    assert header.get_attribute("aria-sort") == "descending"
+    names = shown(page, press(page, "class"))
+    assert len(set(names)) == len(audits.NAMES)
+    assert names == page.execute_script(
+        "return arguments[0].toSorted((a, b) => a.localeCompare(b, undefined, {numeric: true}))", names
+    )
+    assert header.get_attribute("aria-sort") == "none"
+
+
+def test_undefined_numbers_sort_last_both_ways(page):
+    page.execute_script(
+        "const cell = document.querySelector('#tests tbody tr td:nth-child(9)');"
+        "cell.dataset.value = ''; cell.textContent = 'n/a'"
+    )
+    for _ in range(2):
+        assert shown(page, press(page, "p", "tests"), "tests")[-1] == "n/a"
+
+
+def test_the_classes_are_shown_for_one_score_and_ratio_at_a_time(page):
+    audit = audits.two_scores()
+    assert set(zip(shown(page, 0), shown(page, 1), strict=True)) == {("<i>random", "10")}
+    select = page.find_element("css selector", "select[data-table=classes]")
+    choices = select.find_elements("tag name", "option")
+    assert len(choices) == len(audit.summary) + 1
+    choices[0].click()
+    assert set(zip(shown(page, 0), shown(page, 1), strict=True)) == {("magnitude", "1")}
+    choices[-1].click()
+    assert len(shown(page, 0)) == len(audit.classes)
+
+
+def test_light_and_dark_pages_have_paper_and_ink_apart(page):
+    light, _ = screenshot(page, 1100, scheme="light")
+    dark, _ = screenshot(page, 1100, scheme="dark")
+    assert light[5, 5].min() > 240
+    assert dark[5, 5].max() < 40
+    for pixels, ink in ((light, light.min(axis=-1) < 90), (dark, dark.max(axis=-1) > 180)):
+        assert ink.mean() > 0.01, pixels.shape
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_of_page_and_figures_stands_out_from_the_paper(page, scheme):
+    """WCAG's contrast of 4.5 for text, whatever its element."""
+    page.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    colours = page.execute_script(
+        "const paper = getComputedStyle(document.body).backgroundColor;"
+        "const texts = 'h1,h2,h3,p,li,dt,dd,td,th,figcaption,caption,footer';"
+        "const ink = [...document.querySelectorAll(texts)].map(e => getComputedStyle(e).color);"
+        "const drawn = [...document.querySelectorAll('svg text')].map(e => getComputedStyle(e).fill);"
+        "return [paper, ...new Set([...ink, ...drawn])]"
+    )
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+    def luminance(colour):
+        channels = np.array([int(part) for part in colour.strip("rgb()").split(",")[:3]]) / 255
+        linear = np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    paper = luminance(colours[0])
+    for colour in colours[1:]:
+        high, low = max(luminance(colour), paper), min(luminance(colour), paper)
+        assert (high + 0.05) / (low + 0.05) >= 4.5, colour
+
+
+def test_a_phone_need_not_scroll_sideways(page):
+    _, wanted = screenshot(page, 360, mobile=True)
+    assert wanted == 360
+
+
+def test_print_is_light_and_fits_the_paper_whatever_the_screen(page):
+    pixels, wanted = screenshot(page, 718, scheme="dark", media="print")
+    assert pixels[2, 2].min() > 240
+    assert wanted == 718
+    hidden = page.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
+    assert base64.b64decode(hidden["data"]).startswith(b"%PDF")
