@@ -21,8 +21,10 @@ from jprune.jumpstart import (
 )
 from jprune.pruning.accounting import cost_table, multiply_adds
 from jprune.pruning.compaction import Compacted, remove_dead
+from jprune.pruning.data_scores import average_gradients, fisher, iterated_masks, snip, synflow
 from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments, straight_through
 from jprune.pruning.export import load_masks, load_pruned, save_masks, save_pruned, to_bcoo
+from jprune.pruning.inexact import bernoulli_masks, legacy_signed_masks
 from jprune.pruning.masks import (
     apply_masks,
     compression,
@@ -33,11 +35,13 @@ from jprune.pruning.masks import (
     sparsity,
     uniform_masks,
 )
+from jprune.pruning.patterns import block_masks, channel_masks, nm_masks, output_masks
 from jprune.pruning.schedules import cubic, geometric, one_shot
 from jprune.pruning.scores import Score, gradient, magnitude, movement, random, undecayed
 from jprune.pruning.state import PruneState, check_pruned, masks_of, with_masks
 from jprune.pruning.tickets import Ticket, lottery_ticket
 from jprune.pruning.transform import keep_zeros, prune
+from jprune.pruning.wanda import wanda
 from jprune.trees import kernels, select
 
 __version__ = "0.1.0.dev0"
@@ -59,7 +63,11 @@ __all__ = [
     "activity_report",
     "add_jumpstart",
     "apply_masks",
+    "average_gradients",
+    "bernoulli_masks",
+    "block_masks",
     "call_with_preactivations",
+    "channel_masks",
     "check_pruned",
     "compression",
     "cosine_fraction",
@@ -67,15 +75,18 @@ __all__ = [
     "cubic",
     "dense_gradient",
     "erk_masks",
+    "fisher",
     "geometric",
     "global_masks",
     "gradient",
+    "iterated_masks",
     "jumpstart_loss",
     "jumpstart_penalty",
     "keep_count",
     "keep_zeros",
     "kernels",
     "layer_masks",
+    "legacy_signed_masks",
     "load_masks",
     "load_pruned",
     "lottery_ticket",
@@ -84,7 +95,9 @@ __all__ = [
     "merge_unit_status",
     "movement",
     "multiply_adds",
+    "nm_masks",
     "one_shot",
+    "output_masks",
     "point_status",
     "preactivations",
     "prune",
@@ -94,11 +107,14 @@ __all__ = [
     "save_masks",
     "save_pruned",
     "select",
+    "snip",
     "sparsity",
     "straight_through",
+    "synflow",
     "to_bcoo",
     "undecayed",
     "uniform_masks",
     "unit_status",
+    "wanda",
     "with_masks",
 ]

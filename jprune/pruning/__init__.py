@@ -2,8 +2,10 @@
 
 from jprune.pruning.accounting import cost_table, multiply_adds
 from jprune.pruning.compaction import Compacted, remove_dead
+from jprune.pruning.data_scores import average_gradients, fisher, iterated_masks, snip, synflow
 from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments, straight_through
 from jprune.pruning.export import load_masks, load_pruned, save_masks, save_pruned, to_bcoo
+from jprune.pruning.inexact import bernoulli_masks, legacy_signed_masks
 from jprune.pruning.limbs import Count
 from jprune.pruning.masks import (
     apply_masks,
@@ -17,11 +19,13 @@ from jprune.pruning.masks import (
     sparsity,
     uniform_masks,
 )
+from jprune.pruning.patterns import block_masks, channel_masks, nm_masks, output_masks
 from jprune.pruning.schedules import cubic, geometric, one_shot
 from jprune.pruning.scores import Score, gradient, magnitude, movement, random, score_selected, undecayed
 from jprune.pruning.state import PruneState, check_pruned, masks_of, with_masks
 from jprune.pruning.tickets import Ticket, lottery_ticket
 from jprune.pruning.transform import keep_zeros, prune
+from jprune.pruning.wanda import wanda
 
 __all__ = [
     "Compacted",
@@ -31,6 +35,10 @@ __all__ = [
     "Score",
     "Ticket",
     "apply_masks",
+    "average_gradients",
+    "bernoulli_masks",
+    "block_masks",
+    "channel_masks",
     "check_pruned",
     "compression",
     "cosine_fraction",
@@ -39,13 +47,16 @@ __all__ = [
     "dense_gradient",
     "erk_counts",
     "erk_masks",
+    "fisher",
     "geometric",
     "global_masks",
     "gradient",
+    "iterated_masks",
     "keep_count",
     "keep_zeros",
     "layer_counts",
     "layer_masks",
+    "legacy_signed_masks",
     "load_masks",
     "load_pruned",
     "lottery_ticket",
@@ -53,7 +64,9 @@ __all__ = [
     "masks_of",
     "movement",
     "multiply_adds",
+    "nm_masks",
     "one_shot",
+    "output_masks",
     "prune",
     "random",
     "remove_dead",
@@ -61,10 +74,13 @@ __all__ = [
     "save_masks",
     "save_pruned",
     "score_selected",
+    "snip",
     "sparsity",
     "straight_through",
+    "synflow",
     "to_bcoo",
     "undecayed",
     "uniform_masks",
+    "wanda",
     "with_masks",
 ]

@@ -62,12 +62,7 @@ class Score:
         Raises:
           ValueError: something it needs is missing, or nothing is selected.
         """
-        paths, leaves, _ = flatten(params)
-        where = self.where
-        if where is None:
-            named = any(kernels(path, leaf) for path, leaf in zip(paths, leaves, strict=True))
-            where = kernels if named else _every_float
-        return score_selected(self, only(params, where), grad, batch, key, whole=params)
+        return score_selected(self, selected_by(self.where, params), grad, batch, key, whole=params)
 
 
 def score_selected(
@@ -99,7 +94,7 @@ def score_selected(
         if given[need] is None:
             raise ValueError(f"the score {score.name} needs {need}: pass {_HOW[need]}")
     if "grad" in score.needs:
-        grad = _beside(selected, grad)
+        grad = beside(selected, grad, name="grad")
     extra = (whole,) if "whole" in score.needs else ()
     return score.function(selected, grad, batch, key, *extra)
 
@@ -231,17 +226,29 @@ def working_dtype(*leaves: Any) -> Any:
     return jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32
 
 
-def _every_float(path: str, leaf: Any) -> bool:
-    return is_float(leaf)
+def selected_by(where: Where | None, params: PyTree) -> PyTree:
+    """What a score called by itself scores: what ``where`` selects, ``None`` at every other leaf.
+
+    ``None`` selects what ``jprune.kernels`` does or, in a tree where that is nothing, every float leaf.
+    """
+    if where is None:
+        paths, leaves, _ = flatten(params)
+        named = any(kernels(path, leaf) for path, leaf in zip(paths, leaves, strict=True))
+        where = kernels if named else lambda path, leaf: is_float(leaf)
+    return only(params, where)
 
 
-def _beside(selected: PyTree, grad: PyTree) -> PyTree:
-    """The gradient of the selected leaves, in their tree; what else ``grad`` has is dropped."""
+def beside(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:
+    """The leaves of a tree that belong to the selected ones, in their tree; what else it has is dropped.
+
+    Raises:
+      ValueError: a selected leaf is missing, no float array, or of another shape; the message names it.
+    """
     paths, leaves, treedef = flatten(selected)
     wanted = {path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
-    grad_paths, grad_leaves, _ = flatten(grad)
-    for path, leaf in zip(grad_paths, grad_leaves, strict=True):
-        if path in wanted and not is_float(leaf):
-            raise ValueError(f"grad holds {leaf!r} at '{path}'; a gradient is a float array")
-    near = {path: leaf for path, leaf in zip(grad_paths, grad_leaves, strict=True) if path in wanted}
-    return jax.tree.unflatten(treedef, match(selected, near, reference_name="params", name="grad"))
+    other_paths, others, _ = flatten(tree)
+    near = {path: leaf for path, leaf in zip(other_paths, others, strict=True) if path in wanted}
+    for path, leaf in near.items():
+        if not is_float(leaf):
+            raise ValueError(f"{name} holds {leaf!r} at '{path}'; it must be a float array")
+    return jax.tree.unflatten(treedef, match(selected, near, reference_name="params", name=name))
