@@ -11,16 +11,15 @@ def slope(params):
     return jax.tree.map(lambda w: jnp.sin(w * 3 + 1).astype(w.dtype), params)
 
 
-def make_step(tx, **extra):
-    """One jitted update with the gradient passed on."""
+def make_step(tx, jit=True):
+    """One update with the gradient passed on, jitted or not."""
 
-    @jax.jit
     def step(params, state):
         grad = slope(params)
-        updates, state = tx.update(grad, state, params, grad=grad, **extra)
+        updates, state = tx.update(grad, state, params, grad=grad)
         return optax.apply_updates(params, updates), state
 
-    return step
+    return jax.jit(step) if jit else step
 
 
 def largest(scores, keep, among=None):
@@ -46,6 +45,6 @@ def by_rank(scores, keep, *, among=None, min_keep=0):
     assert min_keep == 0
     one, other = jnp.expand_dims(flat, 1), jnp.expand_dims(flat, 0)
     first = np.arange(n)[None, :] < np.arange(n)[:, None]
-    mask = jnp.sum((other > one) | ((other == one) & first), axis=1) < keep
+    mask = (jnp.sum((other > one) | ((other == one) & first), axis=1) < keep) & (flat > -jnp.inf)
     parts = jnp.split(mask, np.cumsum([leaf.size for leaf in leaves])[:-1])
     return treedef.unflatten([part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
