@@ -135,7 +135,7 @@ def load(module: nn.Module, params: Mapping[str, np.ndarray], flattened: tuple[i
         name = f"{layer.replace('/', '.')}.{'weight' if kind in ('kernel', 'scale') else 'bias'}"
         if state[name].shape != value.shape:
             raise ValueError(f"{path} has shape {value.shape} and {name} {tuple(state[name].shape)}")
-        state[name] = torch.from_numpy(np.ascontiguousarray(value))
+        state[name] = torch.tensor(value.copy())
     left = {name for name, _ in module.named_parameters()} - {
         f"{path.rpartition('/')[0].replace('/', '.')}.{'bias' if path.endswith('bias') else 'weight'}"
         for path in params
