@@ -1,0 +1,146 @@
+"""Lottery tickets: rewinding gives back the very bits of weights and optimizer state, and the masks hold."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jprune
+from jprune.pruning import PruneState
+from tests.pruning.steps import by_rank, largest, slope
+
+pytestmark = pytest.mark.optax_promotes
+
+TX = optax.chain(optax.adam(0.05), jprune.keep_zeros())
+
+
+def initial():
+    kernel = jax.random.normal(jax.random.key(4), (6, 10))
+    return {"dense": {"kernel": kernel, "bias": jnp.zeros(10)}, "zero": {"kernel": jnp.zeros((2, 5))}}
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def update(params, state):
+    """It donates, as a real training step does: what is to be rewound to must be a copy."""
+    updates, state = TX.update(slope(params), state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def train(params, state, begin, end):
+    for _ in range(begin, end):
+        params, state = update(params, state)
+    return params, state
+
+
+def dense_state(params):
+    return jprune.with_masks(
+        TX.init(params), {name: {"kernel": jnp.ones_like(leaf["kernel"], bool)} for name, leaf in params.items()}
+    )
+
+
+def without_masks(state):
+    return jax.tree.map(
+        lambda node: node._replace(masks=None) if isinstance(node, PruneState) else node,
+        state,
+        is_leaf=lambda node: isinstance(node, PruneState),
+    )
+
+
+def same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@functools.cache
+def tickets(rewind):
+    sparsities = jprune.geometric(0.2, every=1, times=3).values()
+    found = jprune.lottery_ticket(train, TX, initial(), sparsities, steps=7, rewind=rewind, select=by_rank)
+    return list(found)
+
+
+@pytest.mark.parametrize("rewind", [0, 3])
+def test_every_level_starts_from_the_very_weights_and_optimizer_state_of_the_rewinding_step(rewind):
+    params, state = train(initial(), dense_state(initial()), 0, rewind)
+    for ticket in tickets(rewind):
+        same_bits(ticket.start[0], jprune.apply_masks(params, ticket.masks))
+        same_bits(without_masks(ticket.start[1]), without_masks(state))
+        same_bits(jprune.masks_of(ticket.start[1]), ticket.masks)
+        assert int(ticket.start[1][-1].count) == rewind
+
+
+@pytest.mark.parametrize("rewind", [0, 3])
+def test_every_level_ends_where_training_from_its_start_ends_with_its_masks_held(rewind):
+    for ticket in tickets(rewind):
+        again = train(*jax.tree.map(jnp.copy, ticket.start), rewind, 7)
+        same_bits(again, ticket.end)
+        same_bits(jprune.masks_of(ticket.end[1]), ticket.masks)
+        jprune.check_pruned(*ticket.end)
+
+
+def test_masks_are_the_largest_trained_weights_of_the_level_before():
+    found = tickets(3)
+    assert [ticket.level for ticket in found] == [0, 1, 2, 3]
+    assert jprune.sparsity(found[0].masks) == 0.0  # what is 0 at init is not taken for pruned
+    alive = [np.ones((6, 10), bool), np.ones((2, 5), bool)]
+    for before, ticket, remains in zip(found, found[1:], (0.8, 0.64, 0.512), strict=False):
+        trained = [np.abs(before.end[0][name]["kernel"]) for name in ("dense", "zero")]
+        alive = largest(trained, round(70 * remains), alive)
+        for mask, name in zip(alive, ("dense", "zero"), strict=True):
+            np.testing.assert_array_equal(ticket.masks[name]["kernel"], mask)
+
+
+def test_levels_are_computed_as_they_are_asked_for():
+    calls = []
+
+    def counting(params, state, begin, end):
+        calls.append((begin, end))
+        return params, state
+
+    found = jprune.lottery_ticket(counting, TX, initial(), [0.5, 0.75], steps=5, rewind=2, select=by_rank)
+    assert calls == []
+    next(found)
+    assert calls == [(0, 2), (2, 5)]
+    next(found)
+    assert calls == [(0, 2), (2, 5), (2, 5)]
+
+
+def test_scores_get_the_gradient_at_the_trained_weights_and_a_key_for_each_level():
+    still = lambda params, state, begin, end: (params, state)
+    params = {"kernel": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
+    tx = jprune.keep_zeros()
+    grad = lambda params: {"kernel": jnp.array([[9.0, 4.0, 3.0, 1.0]])}  # |w g| = 9, 8, 9, 4
+    arguments = {"steps": 1, "select": by_rank}
+    _, one = jprune.lottery_ticket(still, tx, params, [2], score=jprune.gradient(), grad=grad, **arguments)
+    np.testing.assert_array_equal(one.masks["kernel"], [[True, False, True, False]])
+    key = jax.random.key(0)
+    _, one, two = jprune.lottery_ticket(still, tx, params, [3, 1], score=jprune.random(), key=key, **arguments)
+    alive = [np.ones((1, 4), bool)]
+    for level, ticket, keep in ((1, one, 3), (2, two, 1)):
+        draws = jprune.random()(params, key=jax.random.fold_in(key, level))["kernel"]
+        alive = largest([draws], keep, alive)
+        np.testing.assert_array_equal(ticket.masks["kernel"], alive[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rewind": 7}, r"rewind=7 must be in 0\.\.steps - 1"),
+        ({"rewind": -1}, "rewind=-1"),
+        ({"sparsities": [0.5, 0.2]}, "must not rise"),
+        ({"sparsities": [1.5]}, r"1\.5"),
+        ({"sparsities": []}, "empty"),
+        ({"tx": optax.sgd(0.1)}, "no prune or keep_zeros link"),
+        ({"tx": optax.chain(jprune.keep_zeros(), optax.sgd(0.1))}, "not the last of its chain"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_training(arguments, message):
+    def never(*_):
+        raise AssertionError("it trained")
+
+    call = {"tx": TX, "params": initial(), "sparsities": [0.5], "steps": 7} | arguments
+    with pytest.raises(ValueError, match=message):
+        jprune.lottery_ticket(never, **call)
