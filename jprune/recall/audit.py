@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from jaxtyping import Int
 from jprune.recall import caveats, comparisons, example_tables, inputs, tables
 from jprune.recall.arguments import EmptyClassWarning, Rng, check_level, check_resamples
 from jprune.recall.example_tables import resampling
-from jprune.recall.files import write_whole
+from jprune.recall.files import records, write_whole
 from jprune.recall.headline import findings, headline
 from jprune.recall.inputs import Groups, InputError, Stack
 from jprune.recall.rates import from_counts, from_predictions
@@ -112,7 +112,7 @@ class Audit:
             "level": self.level,
             "paired": self.paired,
             "shared": self.shared,
-            "tables": {name: _records(table) for name, table in self.tables().items()},
+            "tables": {name: records(table) for name, table in self.tables().items()},
         }
         text = json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         if path is not None:
@@ -330,12 +330,6 @@ def _assemble(study: Study, named: Named, notes: Sequence[str] = ()) -> Audit:
         paired=study.paired,
         shared=study.shared,
     )
-
-
-def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
-    """A row per dict, what is undefined as None."""
-    finite = table.replace([np.inf, -np.inf], np.nan)
-    return finite.astype(object).where(finite.notna(), None).to_dict("records")
 
 
 def _refuse_unpaired(study: Study, named: Named) -> None:

@@ -7,6 +7,7 @@ model; other numbers are the logits of one model, one column per class; text is 
 
 import contextlib
 import csv
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import pandas as pd
 
 from jprune.recall.inputs import InputError
 
+_NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf(?:inity)?|nan)", re.IGNORECASE)
 _PICKED = re.compile(r"^(?P<path>.+\.(?:npz|csv|parquet)):(?P<name>[^/\\]+)$", re.IGNORECASE)
 
 
@@ -125,6 +127,19 @@ def read_class_names(text: str) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as text: {_reason(error)}") from error
     return tuple(line.strip() for line in lines if line.strip())
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as dicts that JSON can hold: what is undefined is None.
+
+    >>> records(pd.DataFrame({"score": ["random"], "alpha": [np.nan]}))
+    [{'score': 'random', 'alpha': None}]
+    """
+    columns = [
+        [None if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in table[name].tolist()]
+        for name in table.columns
+    ]
+    return [dict(zip(table.columns, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def write_whole(path: str | Path, text: str) -> None:
@@ -286,11 +301,8 @@ def _named(cells: "pd.Series[Any]", where: str, index: dict[str, int]) -> np.nda
 
 
 def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+    """Whether a cell is a number as files write it; Python's float also takes 1_0 and digits of other scripts."""
+    return _NUMBER.fullmatch(cell.strip()) is not None
 
 
 def _some(names: Any, most: int = 8) -> str:
