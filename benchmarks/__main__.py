@@ -1,15 +1,16 @@
-"""Run every benchmark, or those named, and write results.json and results.md beside this file.
+"""Time everything, or what is named, against what people would use instead.
 
-`python -m benchmarks` runs all; `python -m benchmarks selection imports` only those; `--out DIR`
-writes elsewhere.
+`python -m benchmarks` runs all and writes results.json and results.md beside this file; `--out DIR`
+writes elsewhere. `python -m benchmarks selection imports` runs only those, and writes only with `--out`.
+`python -m benchmarks growth` draws how cost grows, into growth/.
 """
 
 import argparse
-import dataclasses
 import datetime
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -25,39 +26,65 @@ NAMES = ("imports", "selection", "prune_step", "jumpstart", "networks", "replica
 
 def machine() -> dict[str, str]:
     """What the numbers were measured on."""
-    packages = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy", "torch")}
-    processor = f"{platform.machine()}, {os.cpu_count()} cores"
+    names = ("jax", "flax", "optax", "numpy", "scikit-learn", "torch")
+    packages = {name: importlib.metadata.version(name) for name in names}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": f"{jax.devices()[0].device_kind} ({processor})",
+        "device": f"{jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores)",
         "Python": platform.python_version(),
         **packages,
     }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", choices=[[], *NAMES], help="which benchmarks to run (default: all)")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent, help="folder to write to")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = [*NAMES, "growth"]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which benchmarks to run: {', '.join(known)}")
+    parser.add_argument("--out", type=pathlib.Path, help="folder to write to")
+    parser.add_argument("--data-dir", help="TFDS folder, also JPRUNE_DATA_DIR; by default TFDS's own")
+    parser.add_argument("--largest", type=int, default=10**8, help="growth: the most scores to select from")
     options = parser.parse_args()
+    unknown = sorted(set(options.names) - set(known))
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: no such benchmark; there are {', '.join(known)}")
+    if options.data_dir is not None:
+        os.environ["JPRUNE_DATA_DIR"] = options.data_dir
+    here = pathlib.Path(__file__).parent
+    if "growth" in options.names:
+        importlib.import_module("benchmarks.growth").draw(options.out or here / "growth", options.largest)
+    names = [name for name in NAMES if name in options.names or not options.names]
+    if names:
+        run(names, options.out if options.names else options.out or here)
+    return 0
+
+
+def run(names: list[str], out: pathlib.Path | None) -> None:
+    """Run benchmarks one after another, print each row as it comes, and write the table where ``out`` says."""
     rows, start = [], time.perf_counter()
-    for name in options.names or NAMES:
+    for name in names:
         began = time.perf_counter()
         for row in importlib.import_module(f"benchmarks.{name}").rows():
             rows.append(row)
-            print(
-                f"{row.what}: {row.ratio:.3g} of {row.against} (at most {row.must:.3g}), "
-                f"{'reached' if row.passed else 'short'}",
-                flush=True,
-            )
+            print(f"{row.what}: {row.ratio:.3g} of {row.against} (at most {row.must:.3g}), {row.verdict}", flush=True)
         print(f"[{name}: {time.perf_counter() - began:.0f} s]", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    told = machine()
-    record = {"machine": told, "seconds": time.perf_counter() - start, "rows": [dataclasses.asdict(r) for r in rows]}
-    (options.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "results.md").write_text(timing.markdown(rows, told))
-    print(timing.markdown(rows, told))
-    return 0
+    measured_on = {**machine(), "seconds in all": f"{time.perf_counter() - start:.0f}"}
+    print(timing.markdown(rows, measured_on))
+    if out is not None:
+        write(rows, measured_on, out)
+
+
+def write(rows: list[timing.Row], measured_on: dict[str, str], out: pathlib.Path) -> None:
+    """Write results.json and results.md; what was not measured is null in the JSON."""
+    table = [
+        {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in vars(row).items()}
+        for row in rows
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"machine": measured_on, "rows": table}
+    (out / "results.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    (out / "results.md").write_text(timing.markdown(rows, measured_on))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Attributes of a module are named like those of its twin in ``experiments.models`
 can put the twin's parameters in; images are channels-first, as torch has them.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ class Dense(nn.Module):
     def __init__(self, inputs: int, classes: int, features: Sequence[int]):
         super().__init__()
         sizes = [inputs, *features]
-        self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
         self.head = nn.Linear(sizes[-1], classes)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -148,8 +149,8 @@ def load(module: nn.Module, params: Mapping[str, np.ndarray], flattened: tuple[i
 def penalty(preactivations: Sequence[torch.Tensor], balance: float = 0.5) -> torch.Tensor:
     """``jprune.jumpstart_penalty`` with its defaults: balanced, ties averaged, pooled over space."""
     units, points = [], []
-    for z in preactivations:
-        z = z.flatten(2) if z.ndim == 4 else z[..., None]
+    for given in preactivations:
+        z = given.flatten(2) if given.ndim == 4 else given[..., None]
         for slacks, axes in ((units, (0, 2)), (points, (1, 2))):
             positive, negative = F.relu(1 - z.amax(axes)), F.relu(1 + z.amin(axes))
             slacks.append(balance * positive + (1 - balance) * negative)

@@ -1,6 +1,6 @@
 """Training steps of LeNet, for one replicate and for sixteen, and of ResNet-20, against PyTorch."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def _against_compiled(network: steps.Network, what: str) -> list[Row]:
     return [compare(what, "torch.compile", ours, theirs, must=0.85, goal=0.6)]
 
 
-def replicated(network: steps.Network, count: int) -> tuple[str, Side]:
+def replicated(network: steps.Network, count: int, forms: Sequence[str] = ("vmap", "map")) -> tuple[str, Side]:
     """A step of many replicates in one program, on batches of their own, in the form that is fastest here."""
     images, labels = steps.batch(network)
     order = np.stack([np.random.default_rng(i).permutation(len(labels)) for i in range(count)])
@@ -51,13 +51,13 @@ def replicated(network: steps.Network, count: int) -> tuple[str, Side]:
     _, step = steps.program(network)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (replicates.AXIS,))
     sides = {}
-    for form in ("vmap", "map", "unroll"):
+    for form in forms:
         spread = replicates.spread(lambda one: step(*one), replicates.Layout(mesh, form), donate=False)
         sides[form] = lambda spread=spread: jax.block_until_ready(spread((stacked, *own)))
-    _, losses = sides["map"]()
+    _, losses = sides[forms[0]]()
     alone = jax.jit(step)
     for i in (0, count - 1):
         same(f"loss of replicate {i}", losses[i], alone(states[i], own[0][i], own[1][i])[1], rtol=1e-4)
-    taken: dict[str, Any] = {form: (side(), min(seconds(side) for _ in range(3)))[1] for form, side in sides.items()}
+    taken = {form: (side(), min(seconds(side) for _ in range(3)))[1] for form, side in sides.items()}
     fastest = min(taken, key=lambda form: taken[form])
     return fastest, sides[fastest]

@@ -1,5 +1,6 @@
 """What the prune link costs in an optimizer chain, where no selection is due and where one is now and then."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -77,7 +78,7 @@ def whole_step() -> Row:
 def amortised(replicates: int = 8, features: tuple[int, ...] = (784, 300, 100, 10)) -> Row:
     """``EVERY`` updates of many replicates, vmapped, a selection among them; the weights kept are the same."""
     rng = np.random.default_rng(0)
-    shapes = {f"layer{i}": shape for i, shape in enumerate(zip(features, features[1:], strict=False))}
+    shapes = {f"layer{i}": shape for i, shape in enumerate(itertools.pairwise(features))}
     draw = lambda: {
         name: {"kernel": jnp.asarray(rng.standard_normal((replicates, *shape), dtype=np.float32))}
         for name, shape in shapes.items()

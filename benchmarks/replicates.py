@@ -85,9 +85,7 @@ def _starts(
     def order(one: Any, epoch: int) -> jax.Array:
         return training.open_epoch(training.begin(tx, *one), epoch, examples).order
 
-    orders = [
-        np.asarray(jax.vmap(partial(order, epoch=epoch))(entering)) for epoch in range(recipe.total_epochs)
-    ]
+    orders = [np.asarray(jax.vmap(partial(order, epoch=epoch))(entering)) for epoch in range(recipe.total_epochs)]
     params = steps.by_path(entering[0])
     return entering, [
         Run({path: leaf[i] for path, leaf in params.items()}, [each[i] for each in orders]) for i in range(count)

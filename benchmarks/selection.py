@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jprune
-from benchmarks.timing import Row, Side, compare
+from benchmarks.timing import ROUNDS, Row, Side, compare
 
 
 def rows() -> list[Row]:
@@ -28,11 +28,18 @@ def rows() -> list[Row]:
         _same(np.asarray(ours(on_device)), partition(), keep)
         wait = lambda f=ours, x=on_device: f(x).block_until_ready()
         table.append(
-            compare(f"global selection, {n:.0e} scores", "numpy.partition and comparison", wait, partition, must=0.5)
+            compare(
+                f"global selection, {n:.0e} scores",
+                "numpy.partition and comparison",
+                wait,
+                partition,
+                must=0.5,
+                pairs=None if n < 10**8 else ROUNDS,
+            )
         )
         if n == 10**7:
             table.extend(_against_sorting(on_device, wait, partition()))
-    return [*table, sharded()]
+    return [*table, *sharded()]
 
 
 def _against_sorting(scores: jax.Array, wait: Side, wanted: np.ndarray) -> list[Row]:
@@ -57,19 +64,21 @@ def _against_sorting(scores: jax.Array, wait: Side, wanted: np.ndarray) -> list[
     ]
 
 
-def sharded(devices: int = 8, n: int = 10**7) -> Row:
-    """The same over forced CPU devices, against gathering and sorting; in a process of its own."""
+def sharded(devices: int = 8, n: int = 10**7) -> list[Row]:
+    """The same over forced CPU devices, against gathering and sorting and against one device.
+
+    In a process of its own: how many devices there are is settled when jax starts.
+    """
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-m", "benchmarks.selection", str(n)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return Row(**json.loads(done.stdout.splitlines()[-1]))
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return [Row(**row) for row in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _sharded(n: int) -> Row:
-    mesh = jax.make_mesh((jax.device_count(),), ("shard",))
-    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("shard"))
-    scores = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
-    spread, keep = jax.device_put(scores, placed), n // 2
+def _sharded(n: int) -> list[Row]:
+    devices, cores = jax.device_count(), os.cpu_count() or 1
+    mesh, placed, spread = _spread(n, devices)
+    keep = n // 2
     ours = jax.jit(lambda x: jprune.global_masks({"kernel": x}, keep)["kernel"])
     compiled = ours.lower(spread).compile().as_text()
     for moved in ("all-gather", "all-to-all", "collective-permute"):
@@ -83,15 +92,36 @@ def _sharded(n: int) -> Row:
         whole = jax.lax.with_sharding_constraint(x, replicated)
         return x >= jnp.sort(whole)[n - keep]
 
-    _same(np.asarray(ours(spread)), np.asarray(gather_and_sort(spread)), keep)
-    return compare(
-        f"global selection, {n:.0e} scores sharded over {jax.device_count()} forced devices",
-        "gather and sort",
-        lambda: ours(spread).block_until_ready(),
-        lambda: gather_and_sort(spread).block_until_ready(),
-        must=1 / 30,
-        note="the compiled selection holds no all-gather, all-to-all or collective-permute",
-    )
+    wanted = np.asarray(gather_and_sort(spread))
+    few, alone = (_spread(n, count)[2] for count in (min(devices, cores), 1))
+    for scores in (spread, few, alone):
+        _same(np.asarray(ours(scores)), wanted, keep)
+    what = f"global selection, {n:.0e} scores sharded over"
+    return [
+        compare(
+            f"{what} {devices} forced devices",
+            "gather and sort",
+            lambda: ours(spread).block_until_ready(),
+            lambda: gather_and_sort(spread).block_until_ready(),
+            must=1 / 30,
+            note="the compiled selection holds no all-gather, all-to-all or collective-permute",
+        ),
+        compare(
+            f"{what} as many forced devices as cores, {min(devices, cores)}",
+            "one of them, with all cores",
+            lambda: ours(few).block_until_ready(),
+            lambda: ours(alone).block_until_ready(),
+            must=1.0,
+        ),
+    ]
+
+
+def _spread(n: int, devices: int) -> tuple[jax.sharding.Mesh, jax.sharding.NamedSharding, jax.Array]:
+    """Scores over the first devices, how they lie there, and the mesh."""
+    mesh = jax.make_mesh((devices,), ("shard",), devices=jax.devices()[:devices])
+    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("shard"))
+    scores = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
+    return mesh, placed, jax.device_put(scores, placed)
 
 
 def _argsort_masks(leaves, keep):
@@ -108,4 +138,4 @@ def _same(ours: np.ndarray, theirs: np.ndarray, keep: int) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(vars(_sharded(int(sys.argv[1])))))
+    print(json.dumps([vars(row) for row in _sharded(int(sys.argv[1]))]))

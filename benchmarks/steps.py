@@ -154,7 +154,8 @@ def program(
     tx = chain(*links)
 
     def loss(params: PyTree, stats: PyTree, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, PyTree]:
-        net = nnx.merge(graph, params, stats)
+        # Mapped over, the statistics are variables of this trace, which the model may write to.
+        net = nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf, stats))
         if coefficient:
             logits, preactivations = call_with_preactivations(net, images, stacked=True)
             extra = coefficient * jumpstart_penalty(preactivations)

@@ -1,0 +1,161 @@
+"""The recall audit and its bootstraps, against numpy and scikit-learn written plainly.
+
+The plain side is what the formulas say, a model at a time: scikit-learn's recall of each class, the
+least-squares slope of the normalized balances, and loops over resamples, of which twenty are run and
+the time is scaled.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import sklearn.metrics
+
+from benchmarks.timing import Row, judge, same, seconds
+from jprune import recall
+
+RATIOS = (2.0, 4.0, 10.0, 20.0, 40.0)
+LIMIT = 10.0  # seconds, for everything together
+TIMED = 20  # resamples of the plain side
+
+
+class Predictions(NamedTuple):
+    """Made-up models whose recall differs by class, and more so when pruned.
+
+    Attributes:
+      labels: (examples,).
+      dense: (models, examples).
+      pruned: by ratio, (models, examples).
+      classes: how many there are.
+    """
+
+    labels: np.ndarray
+    dense: np.ndarray
+    pruned: dict[float, np.ndarray]
+    classes: int
+
+
+def rows() -> list[Row]:
+    """30 models, 5 ratios and 50,000 examples; 1,000 classes, and 10 for the bootstrap over examples."""
+    many, few = (made_up(classes, models=30, examples=50_000) for classes in (1_000, 10))
+    table = against_plain(many, few, over_models=10_000, over_examples=1_000)
+    total = sum(row.ours for row in table)
+    plain = sum(row.peer for row in table)
+    return [
+        *table,
+        judge("audit and both bootstraps", "numpy and scikit-learn, scaled", [total], [plain], must=1 / 10),
+        judge("audit and both bootstraps", f"{LIMIT:.0f} s", [total], [LIMIT], must=1.0),
+    ]
+
+
+def made_up(classes: int, *, models: int, examples: int, ratios: tuple[float, ...] = RATIOS) -> Predictions:
+    """Predictions that are right with a probability of their class, and otherwise any class."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(examples) % classes
+    easy = rng.uniform(0.6, 0.95, classes)
+
+    def predict(spread: float) -> np.ndarray:
+        chance = np.clip(easy.mean() + spread * (easy - easy.mean()), 0, 1)
+        right = rng.random((models, examples)) < chance[labels]
+        return np.where(right, labels, rng.integers(0, classes, (models, examples)))
+
+    return Predictions(labels, predict(1.0), {ratio: predict(1 + ratio / 40) for ratio in ratios}, classes)
+
+
+def against_plain(many: Predictions, few: Predictions, *, over_models: int, over_examples: int) -> list[Row]:
+    """Three rows, each checked: the audit's alphas, the interval over models, the alphas of a resample."""
+    found, alphas = [], []
+    ours = seconds(lambda: found.append(recall.audit(many.labels, many.dense, many.pruned, num_classes=many.classes)))
+    peer = seconds(lambda: alphas.append(plain_alphas(many)))
+    table = found[0].alphas.sort_values(["ratio", "model"])["alpha"].to_numpy().reshape(alphas[0].shape)
+    same("alpha of every model", table, alphas[0], rtol=1e-9)
+    models, examples = len(many.dense), len(many.labels)
+    size = f"{models} models x {len(many.pruned)} ratios x {examples:,} examples"
+    audited = judge(
+        f"recall audit, {size} x {many.classes:,} classes",
+        "numpy and scikit-learn, a model at a time",
+        [ours],
+        [peer],
+        must=1 / 10,
+        note="ours makes every table of the report, the other side alpha alone",
+    )
+    return [audited, _over_models(alphas[0], over_models), _over_examples(few, over_examples, size)]
+
+
+def plain_alpha(labels: np.ndarray, dense: np.ndarray, pruned: np.ndarray, classes: int) -> float:
+    """Alpha of one model, as the formula has it."""
+    balances = []
+    for predicted in (dense, pruned):
+        each = sklearn.metrics.recall_score(
+            labels, predicted, labels=np.arange(classes), average=None, zero_division=np.nan
+        )
+        accuracy = np.mean(predicted == labels)
+        balances.append((each - accuracy) / accuracy)
+    x, y = balances
+    both = ~np.isnan(x)
+    return float((x[both] * y[both]).sum() / (x[both] ** 2).sum())
+
+
+def plain_alphas(of: Predictions, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Alpha of every ratio and model on some of the examples, (ratios, models)."""
+    labels = of.labels[chosen]
+    return np.array(
+        [
+            [plain_alpha(labels, d[chosen], p[chosen], of.classes) for d, p in zip(of.dense, stack, strict=True)]
+            for _, stack in sorted(of.pruned.items())
+        ]
+    )
+
+
+def _over_models(alphas: np.ndarray, resamples: int) -> Row:
+    """Means of resampled models: the percentiles of the plain side lie beside the ends of the BCa interval."""
+    found, means = [], []
+    ours = seconds(lambda: found.append(recall.bootstrap_models(alphas, rng=0, resamples=resamples)))
+
+    def plain() -> None:
+        rng = np.random.default_rng(0)
+        for values in alphas:
+            drawn = [np.mean(values[rng.integers(0, len(values), len(values))]) for _ in range(resamples)]
+            means.append(np.quantile(drawn, [0.005, 0.995]))
+
+    peer = seconds(plain)
+    spread = float(found[0].standard_error.max())
+    same("low ends", found[0].low, [low for low, _ in means], rtol=0, atol=spread)
+    same("high ends", found[0].high, [high for _, high in means], rtol=0, atol=spread)
+    return judge(
+        f"bootstrap over {alphas.shape[1]} models, {resamples:,} resamples, {len(alphas)} ratios",
+        "a numpy loop over resamples",
+        [ours],
+        [peer],
+        must=1 / 10,
+        note="ours are BCa intervals, which the other side's percentiles are not",
+    )
+
+
+def _over_examples(of: Predictions, resamples: int, size: str) -> Row:
+    """Alphas on resampled test sets; their standard errors agree as far as twenty resamples can tell."""
+    found, drawn = [], []
+    stack = np.stack([stack for _, stack in sorted(of.pruned.items())])
+
+    def bootstrap() -> None:
+        found.append(recall.bootstrap_examples(of.labels, of.dense, stack, of.classes, rng=0, resamples=resamples))
+
+    timed = min(TIMED, resamples)
+
+    def plain() -> None:
+        rng = np.random.default_rng(0)
+        for _ in range(timed):
+            drawn.append(plain_alphas(of, rng.integers(0, len(of.labels), len(of.labels))))
+
+    ours, peer = seconds(bootstrap), seconds(plain) * resamples / timed
+    same("alpha on the test set", found[0].estimate, plain_alphas(of).mean(-1), rtol=1e-9)
+    means = np.mean(drawn, axis=-1)
+    beyond = np.abs(means.mean(0) - found[0].alphas.mean((0, -1))) / found[0].standard_error
+    same("resampled alphas, in standard errors", beyond, 0, rtol=0, atol=5 / np.sqrt(timed))
+    return judge(
+        f"bootstrap over the examples, {resamples:,} resamples, {size} x {of.classes} classes",
+        "numpy and scikit-learn, a resample at a time",
+        [ours],
+        [peer],
+        must=1 / 10,
+        note=f"the other side ran {timed} resamples, scaled to {resamples:,}",
+    )

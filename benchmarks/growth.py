@@ -1,0 +1,187 @@
+"""How cost grows: a figure each, its numbers beside it, and the line of the order that is expected.
+
+`python -m benchmarks growth` draws them; `--largest N` ends the selection's curve at N scores. It takes
+longer than all the other benchmarks and is no part of `make bench`.
+"""
+
+import csv
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jprune
+from benchmarks import audit, networks, steps
+from benchmarks.timing import LONG, seconds
+from jprune import recall
+
+Point = tuple[float, float]
+
+
+class Curve(NamedTuple):
+    """One figure.
+
+    Attributes:
+      name: of the files.
+      title: of the figure.
+      x: what grows, with its unit.
+      y: what it costs, with its unit.
+      series: by name, the points measured.
+      order: the exponent that is expected, 0 for what should not grow at all.
+    """
+
+    name: str
+    title: str
+    x: str
+    y: str
+    series: dict[str, list[Point]]
+    order: float
+
+
+def draw(folder: pathlib.Path, largest: int) -> None:
+    """Measure every curve and write NAME.csv and NAME.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    makers: list[Callable[[], Sequence[Curve]]] = [
+        lambda: selection(_powers(10**5, largest)),
+        lambda: [step(steps.lenet(), (1, 2, 4, 8, 16, 32))],
+        lambda: [compile_by_depth((10, 25, 50, 100, 200))],
+        lambda: [compile_by_leaves((10, 30, 100, 300, 1000, 2000))],
+        lambda: audits((10, 30, 100, 300, 1000), (2, 5, 10, 20, 40), examples=20_000),
+    ]
+    for make in makers:
+        for curve in make():
+            write(curve, folder)
+            print(f"{curve.title}: {folder / curve.name}.png", flush=True)
+
+
+def selection(sizes: Sequence[int]) -> list[Curve]:
+    """Time and memory of the exact global selection, half of the scores kept."""
+    time, memory = [], []
+    choose = jax.jit(lambda x: jprune.global_masks({"kernel": x}, keep=x.size // 2)["kernel"])
+    for n in sizes:
+        scores = jax.random.normal(jax.random.key(0), (n,))
+        compiled = choose.lower(scores).compile()
+        time.append((n, _least(lambda c=compiled, x=scores: c(x).block_until_ready())))
+        memory.append((n, max(1, compiled.memory_analysis().temp_size_in_bytes) / 2**20))
+        del scores
+    scores_themselves = [(n, 4 * n / 2**20) for n in sizes]
+    return [
+        Curve("selection_time", "Exact global selection", "scores", "seconds", {"selection": time}, 1),
+        Curve(
+            "selection_memory",
+            "Memory of the selection beside scores and masks",
+            "scores",
+            "MiB",
+            {"the compiled program's own": memory, "the scores": scores_themselves},
+            1,
+        ),
+    ]
+
+
+def step(network: steps.Network, counts: Sequence[int]) -> Curve:
+    """Time of a training step of many replicates in one program, by the form they run in."""
+    series: dict[str, list[Point]] = {"vmap": [], "map": []}
+    for count in counts:
+        for form, points in series.items():
+            _, side = networks.replicated(network, count, forms=(form,))
+            points.append((count, _least(side)))
+    title = f"{network.name} step of many replicates, batch {network.batch}"
+    return Curve("step_by_replicates", title, "replicates", "seconds a step", series, 1)
+
+
+def compile_by_depth(depths: Sequence[int]) -> Curve:
+    """Time to compile the training step of a dense net whose layers are scanned, with the penalty and without."""
+    series: dict[str, list[Point]] = {"without penalty": [], "with penalty": []}
+    for depth in depths:
+        network = steps.dense(depth)
+        for points, coefficient in zip(series.values(), (0.0, 1e-3), strict=True):
+            state, train = steps.program(network, coefficient=coefficient)
+            points.append((depth, _compile_seconds(train, state, *steps.batch(network))))
+    title = "Compiling the step of a dense net, width 25, layers scanned"
+    return Curve("compile_by_depth", title, "layers", "seconds", series, 0)
+
+
+def compile_by_leaves(counts: Sequence[int]) -> Curve:
+    """Time to compile an optimizer update, against the number of leaves in the tree."""
+    series: dict[str, list[Point]] = {"with prune": [], "without": []}
+    for count in counts:
+        params = {f"layer{i}": {"kernel": jnp.ones((16, 16))} for i in range(count)}
+        schedule = jprune.cubic(0.9, begin=100, end=1000, every=100)
+        for points, links in zip(series.values(), ([jprune.prune(jprune.magnitude(), schedule)], []), strict=True):
+            tx = steps.chain(*links)
+            state = tx.init(params)
+            points.append((count, _compile_seconds(tx.update, params, state, params)))
+    return Curve("compile_by_leaves", "Compiling an optimizer update", "leaves", "seconds", series, 1)
+
+
+def audits(classes: Sequence[int], models: Sequence[int], *, examples: int) -> list[Curve]:
+    """Time of an audit without resampling, against classes and against models."""
+
+    def cost(count: int, of_models: int) -> float:
+        made = audit.made_up(count, models=of_models, examples=examples)
+        return _least(lambda: recall.audit(made.labels, made.dense, made.pruned, num_classes=count))
+
+    return [
+        Curve(
+            "audit_by_classes",
+            f"Audit of 10 models, 5 ratios, {examples:,} examples",
+            "classes",
+            "seconds",
+            {"audit": [(count, cost(count, 10)) for count in classes]},
+            1,
+        ),
+        Curve(
+            "audit_by_models",
+            f"Audit of 5 ratios, 100 classes, {examples:,} examples",
+            "models",
+            "seconds",
+            {"audit": [(count, cost(100, count)) for count in models]},
+            1,
+        ),
+    ]
+
+
+def write(curve: Curve, folder: pathlib.Path) -> None:
+    """Write the numbers as CSV and draw them, with the line of the expected order through the last point."""
+    import matplotlib  # noqa: PLC0415 (only this benchmark draws)
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    with (folder / f"{curve.name}.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["series", curve.x, curve.y])
+        writer.writerows([name, x, y] for name, points in curve.series.items() for x, y in points)
+    figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+    for name, points in curve.series.items():
+        axes.loglog(*zip(*points, strict=True), marker="o", label=name)
+    first = next(iter(curve.series.values()))
+    x, (last_x, last_y) = np.array([p[0] for p in first]), first[-1]
+    expected = "constant" if curve.order == 0 else "linear" if curve.order == 1 else f"power {curve.order:g}"
+    axes.loglog(x, last_y * (x / last_x) ** curve.order, "--", color="0.5", label=f"expected: {expected}")
+    axes.set(title=curve.title, xlabel=curve.x, ylabel=curve.y)
+    axes.grid(True, which="major", alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / f"{curve.name}.png", dpi=150, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _powers(first: int, last: int) -> list[int]:
+    """1, 3, 10, 30, ... times the first, up to the last."""
+    sizes = [first * 10**i * factor for i in range(12) for factor in (1, 3)]
+    return [n for n in sizes if n <= last]
+
+
+def _least(side: Callable[[], object], repeats: int = 5) -> float:
+    """The least time of some calls after the first, or of one that is long."""
+    once = (side(), seconds(side))[1]
+    return once if once > LONG else min(once, *(seconds(side) for _ in range(repeats)))
+
+
+def _compile_seconds(function: Callable[..., object], *args: object) -> float:
+    """Time to trace, lower and compile, from nothing."""
+    jax.clear_caches()
+    return seconds(lambda: jax.jit(function).lower(*args).compile())
