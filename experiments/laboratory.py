@@ -18,6 +18,7 @@ from jprune.pruning.limbs import Count, count_of
 Weights = dict[str, np.ndarray]
 Program = Callable[..., Any]
 _INIT, _DENSE, _GRADIENT, _RANDOM, _FINETUNE = range(5)  # what the keys of a replicate are for
+_JUDGED = 1_000  # training examples on which units are judged
 
 
 class Outcome(NamedTuple):
@@ -55,6 +56,8 @@ class Laboratory(NamedTuple):
       finetune_key: index -> key of that phase.
       predict: (params, stats) -> predictions on the test split.
       nonzero: params -> how many prunable weights are not zero.
+      activity: (params, stats, index) -> shares of the hidden units that are dead, and that are linear,
+        on the first 1,000 training examples.
     """
 
     study: Study
@@ -74,6 +77,7 @@ class Laboratory(NamedTuple):
     finetune_key: Program
     predict: Program
     nonzero: Program
+    activity: Program
 
 
 def equip(study: Study, dataset: data.Dataset) -> Laboratory:
@@ -97,7 +101,8 @@ def equip(study: Study, dataset: data.Dataset) -> Laboratory:
         examples=len(dataset.train.labels),
         validation=len(dataset.validation.labels),
     )
-    keep = {ratio: jprune.keep_count(template[0], ratio=ratio, where=oneshot.PRUNABLE) for ratio in study.ratios}
+    ratios = map(float, study.ratios)
+    keep = {ratio: jprune.keep_count(template[0], ratio=ratio, where=oneshot.PRUNABLE) for ratio in ratios}
     key = functools.partial(replicates.key, study.seed)
 
     def fresh(index: jax.Array) -> tuple[Any, Any, jax.Array]:
@@ -124,6 +129,13 @@ def equip(study: Study, dataset: data.Dataset) -> Laboratory:
     def pruned(signed: bool, replicate: tuple[Any, Any], keep: Count) -> tuple[Any, jax.Array]:
         return oneshot.prune(*replicate, keep, signed=signed)
 
+    def activity(replicate: tuple[Any, Any, jax.Array], train: data.Split) -> tuple[jax.Array, jax.Array]:
+        params, stats, index = replicate
+        some = data.Split(train.images[:_JUDGED], train.labels[:_JUDGED])
+        statuses = jprune.unit_status(task.preactivations(params, tasks.Context(stats, some, key(index, _GRADIENT))))
+        units = jnp.concatenate(jax.tree.leaves(statuses))
+        return (units == -1).mean(dtype=jnp.float32), (units == 0).mean(dtype=jnp.float32)
+
     def nonzero(params: Any) -> jax.Array:
         prunable = jax.tree.leaves(trees.only(params, oneshot.PRUNABLE))
         return sum(jnp.count_nonzero(kernel).astype(jnp.int32) for kernel in prunable)
@@ -141,19 +153,22 @@ def equip(study: Study, dataset: data.Dataset) -> Laboratory:
         dense={float(c): phase(plan.dense_recipe(study, c)) for c in study.jumpstart},
         gradient=spread(gradient),
         score={name: spread(functools.partial(scored, name)) for name in study.scores},
-        keep={float(ratio): count_of(count) for ratio, count in keep.items()},
+        keep={ratio: count_of(count) for ratio, count in keep.items()},
         prune={signed: spread(functools.partial(pruned, signed)) for signed in (False, True)},
         finetune=phase(plan.finetune_recipe(study)),
         finetune_key=spread(lambda index: key(index, _FINETUNE)),
         predict=phases.compile_predict(task, layout, len(dataset.test.labels)),
         nonzero=spread(nonzero),
+        activity=spread(activity),
     )
 
 
 def train_dense(lab: Laboratory, jumpstart: float, chunk: range, on_epoch: Callable[[], None]) -> Outcome:
     """Train the replicates of a chunk densely."""
     index = _place(lab, chunk)
-    return _train(lab, lab.dense[jumpstart], lab.fresh(index), chunk, on_epoch)
+    outcome, best = _train(lab, lab.dense[jumpstart], lab.fresh(index), chunk, on_epoch)
+    dead, linear = replicates.fetch(lab.activity((*best, index), lab.train), len(chunk))
+    return outcome._replace(summary={**outcome.summary, "dead_units": dead, "linear_units": linear})
 
 
 def prune_and_finetune(
@@ -177,7 +192,7 @@ def prune_and_finetune(
         scores = lab.score[cell.score]((params, grads, index))
         params, kept = lab.prune[cell.score == "undecayed-signed"]((params, scores), lab.keep[cell.ratio])
         asked = {"kept_by_mask": replicates.fetch(kept, len(chunk))}
-    outcome = _train(lab, lab.finetune, (params, stats, lab.finetune_key(index)), chunk, on_epoch)
+    outcome, _ = _train(lab, lab.finetune, (params, stats, lab.finetune_key(index)), chunk, on_epoch)
     return outcome._replace(summary={**outcome.summary, **asked})
 
 
@@ -187,8 +202,8 @@ def _train(
     entering: tuple[Any, Any, jax.Array],
     chunk: range,
     on_epoch: Callable[[], None],
-) -> Outcome:
-    """Train through a phase and predict with the best epoch's weights."""
+) -> tuple[Outcome, tuple[Any, Any]]:
+    """Train through a phase and predict with the best epoch's weights, which are returned too."""
     state, metrics = phases.fit(phase, entering, lab.train, lab.validation, on_epoch)
     best = (state.best_params, state.best_stats)
     found = lab.predict(best, lab.test.images), lab.nonzero(state.best_params)
@@ -211,7 +226,7 @@ def _train(
         for epoch, row in enumerate(curves, 1)
         for i, replicate in enumerate(chunk)
     ]
-    return Outcome(weights, summary, predictions, records)
+    return Outcome(weights, summary, predictions, records), best
 
 
 def _place(lab: Laboratory, chunk: range) -> jax.Array:

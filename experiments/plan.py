@@ -63,6 +63,22 @@ def cells(study: Study) -> list[Cell]:
     return control + [Cell(score, float(ratio)) for ratio in study.ratios if ratio != 1 for score in study.scores]
 
 
+def load(study: Study) -> data.Dataset:
+    """Load the data set of a study.
+
+    Raises:
+      ValueError: as ``data.load``; likewise when the data is missing or an extra is.
+    """
+    return data.load(
+        study.dataset,
+        data_dir=study.data_dir,
+        seed=study.seed,
+        selection=study.selection,
+        classes=study.classes or None,
+        imbalance=study.imbalance,
+    )
+
+
 def dense_recipe(study: Study, jumpstart: float) -> Recipe:
     """How dense networks are trained."""
     return _recipe(study, study.epochs, study.lr, jumpstart)
@@ -80,7 +96,13 @@ def root(study: Study) -> Path:
 
 def data_settings(study: Study) -> dict[str, Any]:
     """What decides the data set and its split."""
-    return {"dataset": study.dataset, "selection": study.selection, "seed": study.seed}
+    return {
+        "dataset": study.dataset,
+        "selection": study.selection,
+        "classes": list(study.classes),
+        "imbalance": study.imbalance,
+        "seed": study.seed,
+    }
 
 
 def dense_settings(study: Study, fingerprint: str, jumpstart: float) -> dict[str, Any]:

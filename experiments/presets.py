@@ -7,9 +7,9 @@ fixed before any result was seen.
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -37,6 +37,10 @@ class Study:
     """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, tfds:NAME or folder:PATH."""
     data_dir: Path | None = None
     """Folder of TensorFlow Datasets; by default its own."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes to keep; none for all."""
+    imbalance: float | None = None
+    """Examples of the first class / examples of the last in a training split thinned out exponentially."""
     selection: Selection = "validation"
     """Split on which the epoch is chosen. test: the test split itself, as in the published runs."""
     model: str = "mlp"
@@ -97,7 +101,7 @@ class Study:
     """Number of this process, from 0."""
     num_processes: int | None = None
     """How many processes there are."""
-    list: bool = False
+    list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """List the presets and end."""
 
     def __post_init__(self):
@@ -123,6 +127,25 @@ class Study:
         """Where the results go."""
         return self.out or Path("runs") / self.preset
 
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON."""
+        values = dataclasses.asdict(self)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def from_json(values: Mapping[str, Any]) -> Study:
+    """The settings that ``Study.to_json`` wrote.
+
+    Raises:
+      TypeError: a setting that there is not.
+
+    >>> from_json(json.loads(json.dumps(Study().to_json()))) == Study()
+    True
+    """
+    paths = ("data_dir", "out")
+    typed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Study(**{name: Path(value) if name in paths and value else value for name, value in typed.items()})
+
 
 _PRESETS: dict[str, Callable[[], Study]] = {}
 
@@ -138,6 +161,11 @@ def preset(make: Callable[[], Study]) -> Callable[[], Study]:
         raise ValueError(f"preset {name!r} is already registered")
     _PRESETS[name] = make
     return make
+
+
+def names() -> list[str]:
+    """The names of the presets."""
+    return list(_PRESETS)
 
 
 def get(name: str) -> Study:
@@ -160,7 +188,7 @@ def describe() -> str:
 def demo() -> Study:
     """Thirty small networks on scikit-learn's digits, with and without the jumpstart penalty."""
     return Study(
-        jumpstart=(0.0, 1e-2),
+        jumpstart=(0.0, 0.1),
         epochs=(12,),
         lr=(0.1,),
         finetune_epochs=(6,),

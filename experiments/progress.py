@@ -24,14 +24,18 @@ class Progress(NamedTuple):
 
 
 @contextlib.contextmanager
-def progress(total: int, unit: str, *, console: Console | None = None) -> Iterator[Progress]:
+def progress(total: int, unit: str, *, quiet: bool = False, console: Console | None = None) -> Iterator[Progress]:
     """Show how much of the work is done, and in which stage it is.
 
     Args:
       total: units of work.
       unit: what they are called.
+      quiet: show nothing.
       console: where to; standard output by default.
     """
+    if quiet:
+        yield Progress(lambda name: None, lambda units: None)
+        return
     console = console or Console(file=sys.stdout)
     if console.is_terminal:
         columns = (

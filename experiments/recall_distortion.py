@@ -5,15 +5,17 @@ score to every ratio, fine-tunes, and audits what became of each class; ``--help
 """
 
 import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 from rich.console import Console
 
-from experiments import data, laboratory, plan, presets, replicates, reporting, results, store
+from experiments import laboratory, plan, presets, replicates, reporting, results, store
 from experiments.laboratory import Laboratory, Weights
 from experiments.plan import Planned
 from experiments.presets import Study
@@ -37,24 +39,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None = None) -> Study:
     """Read the options; those not given have the preset's values.
 
+    For ``status`` and ``report`` those not given have the values of the run whose results lie there.
+
     Raises:
       ValueError: an unknown preset, or settings that no study can have.
       SystemExit: an unknown option, or a value of the wrong type.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="demo")
-    chosen, _ = first.parse_known_args(arguments)
-    program = "python -m experiments.recall_distortion"
-    return tyro.cli(Study, args=arguments, default=presets.get(chosen.preset), prog=program)
+    first.add_argument("--out", type=Path)
+    known, rest = first.parse_known_args(arguments)
+    default = dataclasses.replace(presets.get(known.preset), out=known.out)
+    if {"status", "report"} & set(rest) and (recorded := results.recorded(default.folder)):
+        default = dataclasses.replace(recorded, out=default.out)
+    return tyro.cli(Study, args=arguments, default=default, prog="python -m experiments.recall_distortion")
 
 
 def run(study: Study) -> None:
     """Do what is not done yet, then report."""
     replicates.start(study.coordinator, study.process_id, study.num_processes)
-    dataset = data.load(study.dataset, seed=study.seed, selection=study.selection)
-    if replicates.is_first_process():
-        results.settle(study, dataset)
+    dataset = plan.load(study)
     lab = laboratory.equip(study, dataset)
+    if replicates.is_first_process():
+        results.record(study)
+        results.settle(study, dataset)
     carry_out(lab, todo(study, plan.fingerprint(dataset), lab.block))
     if replicates.is_first_process():
         report(study)
@@ -84,7 +92,7 @@ def carry_out(lab: Laboratory, work: Sequence[tuple[Planned, range]]) -> None:
     epochs = {"dense": sum(study.epochs), "pruned": sum(study.finetune_epochs)}
     total = sum(epochs[stage.kind] * len(mine) for stage, mine in work)
     held: tuple[dict[str, Any], range, Weights] | None = None
-    with progress(total, "epochs") as shown:
+    with progress(total, "epochs", quiet=not replicates.is_first_process()) as shown:
         for stage, mine in work:
             shown.stage(f"{stage.title}, replicates {mine.start} to {mine.stop - 1}")
             on_epoch = functools.partial(shown.advance, len(mine))

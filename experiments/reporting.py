@@ -26,6 +26,7 @@ class Evidence(NamedTuple):
     Attributes:
       audit: of the recalls; the control, not pruned, is ratio 1 of every score.
       dense: predictions of the dense networks, (replicates, examples).
+      trained: a row for each dense replicate, as its stage summed it up.
       pruned: the same by score and ratio.
       alphas: a row for each score, ratio and replicate: alpha, its controls, weights kept, compression.
       stopped: a row for each stage and replicate whose training stopped, with the reason.
@@ -33,6 +34,7 @@ class Evidence(NamedTuple):
 
     audit: Audit
     dense: np.ndarray
+    trained: pd.DataFrame
     pruned: dict[str, dict[float, np.ndarray]]
     alphas: pd.DataFrame
     stopped: pd.DataFrame
@@ -49,16 +51,16 @@ def write(study: Study, console: Console) -> None:
       StoreError: for some coefficient no replicate went through all stages yet, or a file is corrupt.
     """
     held = results.truth(study)
-    found = {float(jumpstart): _evidence(study, held, float(jumpstart)) for jumpstart in study.jumpstart}
+    found = {float(jumpstart): evidence(study, held, float(jumpstart)) for jumpstart in study.jumpstart}
     folder = study.folder
     across = _across(found)
     tables = {
-        "summary": _with_coefficient({c: summary(evidence) for c, evidence in found.items()}),
-        "alphas": _with_coefficient({c: evidence.alphas for c, evidence in found.items()}),
-        "counts": _with_coefficient({c: counts(evidence) for c, evidence in found.items()}),
-        "classes": _with_coefficient({c: evidence.audit.classes for c, evidence in found.items()}),
-        "tests": pd.concat([_with_coefficient({c: e.audit.tests for c, e in found.items()}), across]),
-        "stopped": pd.concat([evidence.stopped for evidence in found.values()]),
+        "summary": _with_coefficient({c: summary(of) for c, of in found.items()}),
+        "alphas": _with_coefficient({c: one.alphas for c, one in found.items()}),
+        "counts": _with_coefficient({c: counts(one) for c, one in found.items()}),
+        "classes": _with_coefficient({c: one.audit.classes for c, one in found.items()}),
+        "tests": pd.concat([_with_coefficient({c: one.audit.tests for c, one in found.items()}), across]),
+        "stopped": pd.concat([one.stopped for one in found.values()]),
     }
     for name, table in tables.items():
         files.write_bytes(folder / f"{name}.csv", table.to_csv(index=False).encode())
@@ -73,53 +75,15 @@ def write(study: Study, console: Console) -> None:
     console.print(f"The report is {page}", highlight=False, markup=False, soft_wrap=True)
 
 
-def summary(evidence: Evidence) -> pd.DataFrame:
-    """A row for each score and ratio: accuracy, compression achieved, alpha with its interval and mark, alpha_null."""
-    achieved = evidence.alphas.groupby(["score", "ratio"], sort=False)[["kept", "achieved_ratio"]].mean()
-    columns = ["accuracy", "accuracy_change", "alpha", "alpha_low", "alpha_high", "alpha_mark", "alpha_null"]
-    table = evidence.audit.summary[["score", "ratio", "models", *columns, "alpha_over_null"]]
-    return table.merge(achieved.reset_index(), on=["score", "ratio"])
+def evidence(study: Study, held: Truth, jumpstart: float) -> Evidence:
+    """Audit what is stored for a coefficient of the jumpstart penalty.
 
+    A replicate that stopped in some stage, or lacks one that others have, is left out everywhere, so
+    that every comparison is between the same dense checkpoints.
 
-def counts(evidence: Evidence) -> pd.DataFrame:
-    """A row for each score, ratio, replicate and class: test examples of the class, and how many are right."""
-    audit = evidence.audit
-    support = audit.classes.drop_duplicates("class").set_index("class")["support"]
-    replicates = evidence.alphas.drop_duplicates("model").set_index("model")["replicate"]
-    table = audit.recalls[["score", "ratio", "class"]].assign(
-        replicate=audit.recalls["model"].map(replicates), support=audit.recalls["class"].map(support)
-    )
-    right = {"correct_dense": audit.recalls["recall_dense"], "correct": audit.recalls["recall"]}
-    return table.assign(
-        **{name: (recall * table["support"]).round().fillna(0).astype(int) for name, recall in right.items()}
-    )
-
-
-def words(study: Study, found: Mapping[float, Evidence], across: pd.DataFrame) -> list[str]:
-    """Say in plain words what was measured, what was found, and what the evidence leaves open.
-
-    Args:
-      study: its settings.
-      found: by coefficient.
-      across: tests of alpha between coefficients.
+    Raises:
+      StoreError: no replicate went through all stages yet, or a file is corrupt.
     """
-    lines = []
-    for jumpstart, evidence in found.items():
-        accuracy = evidence.audit.dense.groupby("model")["accuracy"].first()
-        spread = f", standard deviation {accuracy.std():.4f}" if len(accuracy) > 1 else ""
-        lines.append(
-            f"Jumpstart {jumpstart:g}: {len(accuracy)} of {study.replicates} networks ({study.model}), dense accuracy "
-            f"{accuracy.mean():.4f}{spread} on {evidence.audit.examples} test examples of {study.dataset}. "
-            f"{headline(evidence.audit)}"
-        )
-        if len(evidence.stopped):
-            lines.append(f"{len(evidence.stopped)} trainings stopped; stopped.csv says which and why.")
-    if len(across):
-        lines.append(_jumpstart_answer(across))
-    return lines
-
-
-def _evidence(study: Study, held: Truth, jumpstart: float) -> Evidence:
     stages = [
         (stage, table)
         for stage in plan.stages(study, held.fingerprint, jumpstart)
@@ -144,7 +108,55 @@ def _evidence(study: Study, held: Truth, jumpstart: float) -> Evidence:
             scores[cell.score][cell.ratio] = stack
     audit = jprune.recall.audit(held.labels, dense, scores, class_names=held.class_names)
     stopped = pd.concat([_stopped(stage, table) for stage, table in stages], ignore_index=True)
-    return Evidence(audit, dense, scores, _alphas(audit, stages, common), stopped)
+    trained = stages[0][1]
+    trained = trained[trained["replicate"].isin(common)]
+    return Evidence(audit, dense, trained, scores, _alphas(audit, stages, common), stopped)
+
+
+def summary(found: Evidence) -> pd.DataFrame:
+    """A row for each score and ratio: accuracy, compression achieved, alpha with its interval and mark, alpha_null."""
+    achieved = found.alphas.groupby(["score", "ratio"], sort=False)[["kept", "achieved_ratio"]].mean()
+    columns = ["accuracy", "accuracy_change", "alpha", "alpha_low", "alpha_high", "alpha_mark", "alpha_null"]
+    table = found.audit.summary[["score", "ratio", "models", *columns, "alpha_over_null"]]
+    return table.merge(achieved.reset_index(), on=["score", "ratio"])
+
+
+def counts(found: Evidence) -> pd.DataFrame:
+    """A row for each score, ratio, replicate and class: test examples of the class, and how many are right."""
+    audit = found.audit
+    support = audit.classes.drop_duplicates("class").set_index("class")["support"]
+    replicates = found.alphas.drop_duplicates("model").set_index("model")["replicate"]
+    table = audit.recalls[["score", "ratio", "class"]].assign(
+        replicate=audit.recalls["model"].map(replicates), support=audit.recalls["class"].map(support)
+    )
+    right = {"correct_dense": audit.recalls["recall_dense"], "correct": audit.recalls["recall"]}
+    return table.assign(
+        **{name: (recall * table["support"]).round().fillna(0).astype(int) for name, recall in right.items()}
+    )
+
+
+def words(study: Study, found: Mapping[float, Evidence], across: pd.DataFrame) -> list[str]:
+    """Say in plain words what was measured, what was found, and what the evidence leaves open.
+
+    Args:
+      study: its settings.
+      found: by coefficient.
+      across: tests of alpha between coefficients.
+    """
+    lines = []
+    for jumpstart, one in found.items():
+        audit, trained = one.audit, one.trained
+        accuracy = audit.dense.groupby("model")["accuracy"].first()
+        spread = f" (standard deviation {accuracy.std():.4f})" if len(accuracy) > 1 else ""
+        lines.append(
+            f"Jumpstart {jumpstart:g}: {len(accuracy)} of {study.replicates} networks ({study.model}) on "
+            f"{study.dataset}, {audit.examples} test examples; dense accuracy {accuracy.mean():.4f}{spread}, "
+            f"{100 * trained['dead_units'].mean():.1f} % of the hidden units dead. {_evidence_told(audit)} "
+            f"{headline(audit)}"
+        )
+        if len(one.stopped):
+            lines.append(f"{len(one.stopped)} trainings stopped; stopped.csv says which and why.")
+    return lines + ([_jumpstart_told(across)] if len(across) else [])
 
 
 def _alphas(audit: Audit, stages: list[tuple[Planned, pd.DataFrame]], common: list[int]) -> pd.DataFrame:
@@ -169,26 +181,42 @@ def _stopped(stage: Planned, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"stage": stage.title, "replicate": rows["replicate"].to_numpy(), "reason": reasons})
 
 
-def _jumpstart_answer(across: pd.DataFrame) -> str:
+def _evidence_told(audit: Audit) -> str:
+    """Say for how many scores and ratios the replicates tell alpha from 1."""
+    rows = audit.summary[audit.summary["ratio"] != 1]
+    signs = {"above": rows[rows["alpha_mark"] == ">"], "below": rows[rows["alpha_mark"] == "<"]}
+    named = [
+        f"{sign} 1 for {', '.join(f'{s} at {r:g}' for s, r in zip(told['score'], told['ratio'], strict=True))}"
+        for sign, told in signs.items()
+        if len(told)
+    ]
+    clear = sum(map(len, signs.values()))
+    if not clear:
+        return f"Too little evidence: for none of {len(rows)} prunings does the 99 % interval of alpha exclude 1."
+    rest = "" if clear == len(rows) else f" The evidence leaves the other {len(rows) - clear} open."
+    return f"The 99 % interval of alpha lies {'; '.join(named)} ({clear} of {len(rows)} prunings).{rest}"
+
+
+def _jumpstart_told(across: pd.DataFrame) -> str:
     """Say whether the penalty in dense training changes alpha."""
-    shown = across[across["p_bonferroni"] < 0.01]
     told = [
         f"{row['score']} at {row['ratio']:g} ({row['audit']}: alpha {abs(row['difference']):.2f} "
         f"{'higher' if row['difference'] > 0 else 'lower'} than {row['other_audit']})"
-        for _, row in shown.iterrows()
+        for _, row in across[across["p_bonferroni"] < 0.01].iterrows()
     ]
-    asked = f"of {len(across)} comparisons between coefficients of the jumpstart penalty (Welch's t, Bonferroni, 99 %)"
+    test = f"{len(across)} comparisons of alpha between coefficients (Welch's t, Bonferroni over the ratios, p < .01)"
     if not told:
         return (
-            f"Jumpstart and recall distortion: none {asked} shows a difference in alpha; that is no proof of equality."
+            f"Does the jumpstart penalty change alpha? None of {test} shows it, which does not prove that it does not."
         )
-    return f"Jumpstart and recall distortion: {len(told)} {asked} show a difference in alpha: {'; '.join(told)}."
+    return f"Does the jumpstart penalty change alpha? {len(told)} of {test} show it: {'; '.join(told)}."
 
 
 def _across(found: Mapping[float, Evidence]) -> pd.DataFrame:
-    """Test whether alpha differs between coefficients: Welch's t, two-sided; the control once."""
-    audits = {f"jumpstart {jumpstart:g}": evidence.audit for jumpstart, evidence in found.items()}
-    return jprune.recall.compare(audits, alternative="two-sided") if len(audits) > 1 else pd.DataFrame()
+    """Test whether alpha differs between coefficients: Welch's t, two-sided."""
+    audits = {f"jumpstart {jumpstart:g}": one.audit for jumpstart, one in found.items()}
+    tests = jprune.recall.compare(audits, alternative="two-sided") if len(audits) > 1 else pd.DataFrame()
+    return tests[tests["ratio"] != 1] if len(tests) else tests
 
 
 def _together(held: Truth, found: Mapping[float, Evidence]) -> Audit:
@@ -198,8 +226,8 @@ def _together(held: Truth, found: Mapping[float, Evidence]) -> Audit:
     name = lambda score, jumpstart: f"{score}, jumpstart {jumpstart:g}"
     return jprune.recall.audit(
         held.labels,
-        {name(score, c): evidence.dense for c, evidence in found.items() for score in evidence.pruned},
-        {name(score, c): ratios for c, evidence in found.items() for score, ratios in evidence.pruned.items()},
+        {name(score, c): one.dense for c, one in found.items() for score in one.pruned},
+        {name(score, c): ratios for c, one in found.items() for score, ratios in one.pruned.items()},
         class_names=held.class_names,
     )
 
@@ -208,7 +236,7 @@ def _figures(found: Mapping[float, Evidence]) -> dict[str, Any]:
     """Box plots of alpha, a panel for each coefficient."""
     from jprune.recall import figures  # noqa: PLC0415 matplotlib is slow to load
 
-    panels = {f"jumpstart {jumpstart:g}": evidence.audit for jumpstart, evidence in found.items()}
+    panels = {f"jumpstart {jumpstart:g}": one.audit for jumpstart, one in found.items()}
     return {"alpha": figures.alpha_boxes(panels)}
 
 

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +13,9 @@ import jprune
 from experiments import data, files, plan, store
 from experiments.laboratory import Outcome, Weights
 from experiments.plan import Planned
-from experiments.presets import Study
+from experiments.presets import Study, from_json
+
+_CONFIG = "config.json"
 
 
 class Truth(NamedTuple):
@@ -26,6 +30,31 @@ class Truth(NamedTuple):
     labels: np.ndarray
     class_names: tuple[str, ...]
     fingerprint: str
+
+
+def record(study: Study) -> None:
+    """Write the settings, and the versions of what runs them, into the study's folder.
+
+    Raises:
+      StoreError: they cannot be written.
+    """
+    versions = {name: metadata.version(name) for name in ("jprune", "jax", "jaxlib", "flax", "optax", "numpy")}
+    files.write_json(study.folder / _CONFIG, {"study": study.to_json(), "versions": versions})
+
+
+def recorded(folder: Path) -> Study | None:
+    """The settings of the study that was last run in a folder, if any was.
+
+    Raises:
+      StoreError: the file cannot be read; the message names it.
+    """
+    path = folder / _CONFIG
+    if not path.exists():
+        return None
+    try:
+        return from_json(json.loads(path.read_text())["study"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise files.StoreError(f"{path} cannot be read ({error}); delete it and give all options again") from error
 
 
 def settle(study: Study, dataset: data.Dataset) -> None:

@@ -30,7 +30,7 @@ class Recipe:
       momentum: of SGD; 0 for none.
       nesterov: whether the momentum is Nesterov's.
       weight_decay: times every parameter is added to the gradient.
-      jumpstart: coefficient of the jumpstart penalty; 0 leaves the link out.
+      jumpstart: coefficient of the jumpstart penalty.
     """
 
     epochs: tuple[int, ...]
@@ -141,9 +141,8 @@ def optimizer(task: Task, recipe: Recipe, steps: int, where: Where) -> optax.Gra
     """
     boundaries = np.cumsum([epochs * steps for epochs in recipe.epochs])[:-1].tolist()
     schedule = optax.join_schedules([optax.constant_schedule(rate) for rate in recipe.learning_rates], boundaries)
-    penalty = [jprune.add_jumpstart(task.preactivations, coefficient=recipe.jumpstart)] if recipe.jumpstart else []
     return optax.chain(
-        *penalty,
+        jprune.add_jumpstart(task.preactivations, coefficient=recipe.jumpstart),  # for 0 it computes nothing
         optax.add_decayed_weights(recipe.weight_decay),
         optax.sgd(schedule, recipe.momentum or None, recipe.nesterov),
         jprune.keep_zeros(where=where),
