@@ -101,7 +101,9 @@ def reset_moments(
     parameter's, and its shape ends with the parameter's shape), its entries at pruned weights are what
     ``tx.init`` gives where the weight is 0: no momentum, no second moment. A weight that regrows therefore
     starts afresh, with any optimizer: entries are found by the structure of the state, and no class is named.
-    What an optimizer keeps in another shape (the row and column means of adafactor) stays.
+    What an optimizer keeps in another shape (the row and column means of adafactor) stays. Updates are those of
+    the chain; the reset costs the optimizer's update one more byte a weight where the compiler fuses the two, and
+    one more pass over its state where it does not.
 
     ``optax.contrib.schedule_free`` keeps a second copy of the weights, which this sets to 0 as well: put it in
     ``reset_moments(schedule_free(...), prune(...))`` and the evaluation parameters are pruned exactly.
@@ -147,7 +149,7 @@ def _reset(state: PyTree, fresh: PyTree, masks: dict[str, Any]) -> PyTree:
         if mask is None or jnp.shape(old)[max(0, jnp.ndim(old) - mask.ndim) :] != mask.shape:
             return old
         # A history (L-BFGS) has leading axes of its own.
-        return jnp.where(mask.reshape((1,) * (old.ndim - mask.ndim) + mask.shape), old, new)
+        return jnp.where(mask.reshape((1,) * (old.ndim - mask.ndim) + mask.shape), old, jnp.asarray(new, old.dtype))
 
     return jax.tree_util.tree_map_with_path(leaf, state, fresh)
 

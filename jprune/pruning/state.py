@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from optax.contrib import MechanicState
+from optax.contrib import MechanicState, SAMState
 
 from jprune.trees import flatten, match
 
@@ -162,6 +162,8 @@ def _prune_states(node: Any, path: str, fault: str | None) -> Iterator[tuple[str
             below = "is inside optax.lookahead, which mixes slow weights into its updates; chain prune after it"
         elif isinstance(node, MechanicState):
             below = "is inside optax.contrib.mechanize, which scales its updates; chain prune after it"
+        elif isinstance(node, SAMState) and node.cache is not None:
+            below = "is inside optax.contrib.sam, which moves its updates; chain prune after it"
         yield from _prune_states(child, path + key, below)
 
 

@@ -27,6 +27,9 @@ def tree():
     }
 
 
+LINK = prune(MAGNITUDE, {0: 0.5})
+
+
 def train(tx, params, steps):
     """Train; after every step what is pruned is exactly 0, and no other weight of the kernels is."""
     state, step, kept = tx.init(params), make_step(tx), []
@@ -255,6 +258,12 @@ def test_nnx_optimizer_forwards_grad_and_holds_the_masks():
     assert jprune.compression(nnx.state(model, nnx.Param), masks) == (20 + 4 + 2 + 8) / (4 + 4 + 2 + 8)
 
 
+def test_nnx_optimizer_with_a_link_that_is_not_last_is_refused():
+    optimizer = nnx.Optimizer(Net(nnx.Rngs(0)), optax.chain(LINK, optax.scale(0.5)), wrt=nnx.Param)
+    with pytest.raises(ValueError, match="is not the last of its chain"):
+        jprune.masks_of(optimizer.opt_state)
+
+
 class PrunedTrainState(train_state.TrainState):
     """The subclass of the docs: it forwards what the scores need."""
 
@@ -292,9 +301,6 @@ def test_linen_train_state_itself_drops_grad_and_the_error_says_what_to_pass():
         state.apply_gradients(grads=state.params)
 
 
-LINK = prune(MAGNITUDE, {0: 0.5})
-
-
 @pytest.mark.parametrize(
     ("tx", "message"),
     [
@@ -307,6 +313,7 @@ LINK = prune(MAGNITUDE, {0: 0.5})
         (optax.chain(jprune.keep_zeros(), optax.sgd(0.1)), "is not the last"),
         (optax.lookahead(optax.chain(optax.sgd(0.1), LINK), 2, 0.5), "inside optax.lookahead"),
         (contrib.mechanize(optax.chain(optax.sgd(0.1), LINK)), "inside optax.contrib.mechanize"),
+        (contrib.sam(optax.chain(optax.sgd(0.1), LINK), optax.sgd(0.1)), "inside optax.contrib.sam"),
         (optax.sgd(0.1), "no prune or keep_zeros link"),
     ],
 )

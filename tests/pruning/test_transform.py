@@ -174,6 +174,39 @@ def test_every_unstructured_selection_keeps_its_counts_at_every_step(select, cou
             np.testing.assert_array_equal(mask, largest([np.abs(weight)], keep)[0])
 
 
+@pytest.mark.parametrize(
+    ("select", "schedule", "expected"),
+    [
+        (jprune.nm_masks, {1: 0.5}, [[1, 0], [0, 1], [0, 0], [1, 1]]),
+        (functools.partial(jprune.block_masks, block=(2, 1)), {0: 0.25, 1: 0.5}, [[1, 0], [1, 0], [0, 1], [0, 1]]),
+        (jprune.channel_masks, {1: 0.5}, [[1, 0], [1, 0], [1, 0], [1, 0]]),
+    ],
+    ids=["2:4", "blocks", "channels"],
+)
+def test_structured_selections_prune_on_a_schedule(select, schedule, expected):
+    tx = jprune.prune(jprune.magnitude(), schedule, select=select)
+    params = {"kernel": jnp.array([[9.0, 0.1], [2.0, 0.4], [3.0, 0.2], [4.0, 7.1]])}
+    state = tx.init(params)
+    for _ in range(2):
+        _, state = tx.update(params, state, params)
+    np.testing.assert_array_equal(state.masks["kernel"], np.array(expected, bool))
+
+
+def test_a_score_that_runs_the_model_gets_the_batch_and_all_parameters():
+    def loss(params, batch):
+        return jnp.mean((batch @ params["a"]["kernel"] + jnp.expand_dims(params["a"]["bias"], 0)) ** 2)
+
+    params = {"a": {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([0.1, 0.2])}}
+    batch = jnp.array([[1.0, 0.5], [0.2, -1.0], [0.3, 0.3]])
+    score = jprune.fisher(loss)
+    tx = jprune.prune(score, {0: 2}, select=by_rank)
+    _, state = jax.jit(lambda p, b: tx.update(p, tx.init(p), p, batch=b))(params, batch)
+    values = score(params, batch=batch)["a"]["kernel"]
+    np.testing.assert_array_equal(state.masks["a"]["kernel"], largest([values], 2)[0])
+    with pytest.raises(ValueError, match="needs batch"):
+        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
+
+
 def test_any_selection_function_will_do_and_gets_the_fraction_kept():
     def above(scores, keep, *, among=None, min_keep=0):
         return jax.tree.map(lambda s, a: a & (s > keep), scores, among)
