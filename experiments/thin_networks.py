@@ -224,7 +224,7 @@ def train(arch: Architecture, recipe: Recipe, epochs: int, state: State, problem
 
 def forward_alone(
     arch: Architecture, state: State, index: int, run: Run, inputs: np.ndarray
-) -> tuple[list[np.ndarray], np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Pass inputs through one thin network, without padding, dropout or batch moments, in numpy.
 
     Args:
@@ -235,8 +235,8 @@ def forward_alone(
       inputs: (2, examples).
 
     Returns:
-      What enters each ReLU, (examples, positions, 1, width) a hidden layer, channels last; and the
-      logits (examples,).
+      What enters the ReLUs, channels last: (depth, examples, positions, 1, width); and the logits
+      (examples,).
     """
     weights = jax.tree.map(np.asarray, state.weights)
     stack, positions, width = weights.stack, arch.positions, run.width
@@ -251,7 +251,7 @@ def forward_alone(
             z = (z - mean[:, None]) * (scale / np.sqrt(variance + BN_EPSILON))[:, None] + shift[:, None]
         preactivations.append(np.moveaxis(z.reshape(positions, width, -1), 2, 0)[:, :, None])
         a = np.maximum(z, 0)
-    return preactivations, weights.head[index, real] @ a + weights.head_bias[index]
+    return np.stack(preactivations), weights.head[index, real] @ a + weights.head_bias[index]
 
 
 def dropout_rate(epoch: Any) -> Any:

@@ -209,7 +209,7 @@ def test_forward_alone_sees_what_the_padded_program_sees(normalized):
     inputs, labels = np.asarray(problem.inputs), np.asarray(problem.labels)
     for index, run in enumerate(RUNS):
         preactivations, logits = tn.forward_alone(arch, state, index, run, inputs)
-        assert [z.shape for z in preactivations] == [(14, 2, 1, run.width)] * 5
+        assert preactivations.shape == (5, 14, 2, 1, run.width)
         np.testing.assert_allclose(((logits > 0) == (labels > 0.5))[11:].mean(), outcome.val_accuracy[index], rtol=1e-6)
         if not normalized:
             entropy = (np.logaddexp(0, logits) - labels * logits)[:11].mean()

@@ -1,0 +1,181 @@
+"""Do thin, deep networks train? Riera et al., CPAIOR 2022 and IEEE Access 2025, again and a little further.
+
+``python -m experiments.jumpstart_grid --preset moons-subset`` trains a grid of widths, depths and methods
+and puts it beside the published one; ``--list`` names the other studies, ``--help`` has the options.
+"""
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import pandas as pd
+import tyro
+from rich.console import Console
+
+from experiments import files, jumpstart_presets, jumpstart_report, moons, store
+from experiments.jumpstart_presets import Grid, Planned
+from experiments.progress import Progress, progress
+
+_ENGINES: dict[str, ModuleType] = {"moons": moons}
+
+
+class _Stopped(Exception):
+    """A stage was left because the study ends."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    try:
+        grid = parse(arguments)
+        if grid.list:
+            print(jumpstart_presets.describe())
+        else:
+            {"run": run, "status": status, "report": report}[grid.action](grid)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; give the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: Sequence[str] | None = None) -> Grid:
+    """Read the options; those not given have the preset's values.
+
+    Raises:
+      ValueError: an unknown preset, or settings that no study can have.
+      SystemExit: an unknown option, or a value of the wrong type.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="moons-subset")
+    known, _ = first.parse_known_args(arguments)
+    default = jumpstart_presets.get(known.preset)
+    return tyro.cli(Grid, args=arguments, default=default, prog="python -m experiments.jumpstart_grid")
+
+
+def run(grid: Grid) -> None:
+    """Do what is not done yet, then report."""
+    engine = _ENGINES[grid.kind]
+    devices = _devices(engine)
+    i, n = map(int, grid.shard.split("/"))
+    work = [
+        stage._replace(seeds=gap, work=stage.work * len(gap) // len(stage.seeds))
+        for stage in engine.plan(grid)[i::n]
+        for gap in store.missing(grid.folder / "store", grid.kind, stage.settings, stage.seeds)
+    ]
+    if work:
+        files.write_json(grid.folder / "made.json", _made())
+        carry_out(grid, engine, work, devices)
+    report(grid)
+
+
+def carry_out(grid: Grid, engine: ModuleType, work: Sequence[Planned], devices: Sequence[jax.Device]) -> None:
+    """Carry out stages, one a device at a time, and store each as it ends."""
+    deadline = time.monotonic() + 60 * grid.minutes if grid.minutes is not None else None
+    waiting, taking, stopping = iter(work), threading.Lock(), threading.Event()
+
+    def worker(device: jax.Device, shown: Progress) -> None:
+        def advance(units: int) -> None:
+            shown.advance(units)
+            if stopping.is_set():
+                raise _Stopped
+
+        with jax.default_device(device):
+            while not stopping.is_set() and (deadline is None or time.monotonic() < deadline):
+                with taking:
+                    stage = next(waiting, None)
+                if stage is None:
+                    return
+                shown.stage(stage.title)
+                keep(grid, stage, engine.carry_out(grid, stage, advance))
+
+    with progress(sum(stage.work for stage in work), engine.UNIT) as shown, ThreadPoolExecutor(len(devices)) as pool:
+        try:
+            for finished in as_completed([pool.submit(worker, device, shown) for device in devices]):
+                finished.result()
+        except BaseException:
+            stopping.set()  # the others leave their stage at its next report
+            raise
+
+
+def keep(grid: Grid, stage: Planned, tables: dict[str, dict[str, Any]]) -> None:
+    """Store what a stage made."""
+    target = store.stage(grid.folder / "store", grid.kind, stage.settings, stage.seeds)
+    with store.writing(target, stage.settings) as folder:
+        for name, columns in tables.items():
+            files.write_table(folder / f"{name}.parquet", columns)
+
+
+def status(grid: Grid) -> None:
+    """Say how many seeds of each stage are done."""
+    for stage in _ENGINES[grid.kind].plan(grid):
+        absent = store.missing(grid.folder / "store", grid.kind, stage.settings, stage.seeds)
+        print(f"{len(stage.seeds) - sum(map(len, absent)):4d} of {len(stage.seeds)}  {stage.title}")
+
+
+def report(grid: Grid) -> None:
+    """Rebuild tables and figures, from what is stored or from a table that was written before."""
+    if grid.table is not None:
+        cells, maps = pd.read_csv(grid.table), None
+    else:
+        cells, maps = collect(grid, "cells"), collect(grid, "statuses")
+        files.write_bytes(grid.folder / "cells.csv", cells.to_csv(index=False, float_format="%.6g").encode())
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    jumpstart_report.write(grid, cells, maps, console)
+
+
+def collect(grid: Grid, name: str) -> pd.DataFrame:
+    """A table of every stage that is done, with the seeds that this study asks for.
+
+    Raises:
+      ValueError: no stage is done.
+    """
+    parts = []
+    for stage in _ENGINES[grid.kind].plan(grid):
+        done = store.find(grid.folder / "store", grid.kind, stage.settings)
+        if done:
+            table = store.collect_table(done, f"{name}.parquet").assign(method=stage.settings["method"])
+            parts.append(table[table["replicate"].isin(stage.seeds)])
+    if not parts:
+        raise ValueError(f"no stage of preset {grid.preset!r} is done in {grid.folder}: run it first")
+    return pd.concat(parts, ignore_index=True)
+
+
+def _devices(engine: ModuleType) -> list[jax.Device]:
+    """The devices to work on: accelerators, or a CPU device for each core where the engine's steps are small.
+
+    Steps of some milliseconds gain nothing from a second thread, and two stages at once everything.
+    """
+    if engine.SMALL_STEPS:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+        with contextlib.suppress(RuntimeError):  # jax has its devices already
+            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        return devices[: len(os.sched_getaffinity(0)) if engine.SMALL_STEPS else 1]
+    return devices
+
+
+def _made() -> dict[str, str]:
+    """What made the results: command, commit, time, versions."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    command = "python -m experiments.jumpstart_grid " + " ".join(sys.argv[1:])
+    began = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return {"command": command, "commit": commit, "began": began, "jax": jax.__version__}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
