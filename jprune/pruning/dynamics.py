@@ -39,7 +39,7 @@ class Regrow:
       ValueError: the fraction is out of range.
     """
 
-    score: Score
+    score: Score | Callable[..., PyTree]
     fraction: float | Callable[[int], float]
 
     def __post_init__(self) -> None:

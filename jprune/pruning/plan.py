@@ -104,6 +104,8 @@ class Plan:
         if self.regrow is None:
             return self._pick(scores, events, event, masks)
         survivors = self._pick(scores, events, event, masks, surviving=True)
+        if "key" in evidence:  # what is drawn to drop weights must not decide which ones come back
+            evidence = evidence | {"key": jax.random.fold_in(evidence["key"], 1)}
         worth = score_selected(self.regrow.score, weights, **evidence)
         # Survivors come first and the best of the others fill up the count, whatever the selection is.
         return self._pick(map_leaves(_first, worth, survivors), events, event, None)
@@ -128,6 +130,8 @@ class Plan:
 
     def _quota(self, layers: Layers, keep: float | int) -> _Quota | None:
         """How many an unstructured selection keeps; None for any other selection."""
+        if self.select not in (global_masks, layer_masks, uniform_masks, erk_masks):
+            return None
         scores = layers.tree(layers.scores)
         if self.select is layer_masks:
             each = layer_counts(scores, keep, min_keep=self.min_keep)
@@ -136,11 +140,8 @@ class Plan:
         if self.select is global_masks:
             floors = allocation.floors(self.min_keep, layers.sizes, total)
             return _Quota(floors if self.min_keep else None, total)
-        if self.select is uniform_masks:
-            return _Quota(layer_counts(scores, total, min_keep=self.min_keep), total)
-        if self.select is erk_masks:
-            return _Quota(erk_counts(scores, total, min_keep=self.min_keep), total)
-        return None
+        counts = erk_counts if self.select is erk_masks else layer_counts
+        return _Quota(counts(scores, total, min_keep=self.min_keep), total)
 
 
 def _less(quota: _Quota | None, part: float) -> _Quota | None:

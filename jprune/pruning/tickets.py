@@ -41,7 +41,7 @@ def lottery_ticket(
     *,
     steps: int,
     rewind: int = 0,
-    score: Score | None = None,
+    score: Score | Callable[..., PyTree] | None = None,
     select: Callable[..., PyTree] = global_masks,
     min_keep: int = 0,
     grad: Callable[[PyTree], PyTree] | None = None,
@@ -108,7 +108,7 @@ def lottery_ticket(
         return score_selected(
             score,
             prunable(trained, masks),
-            grad(trained) if grad is not None and "grad" in score.needs else None,
+            None if grad is None else grad(trained),
             batch,
             None if key is None else jax.random.fold_in(key, level),
             whole=trained,

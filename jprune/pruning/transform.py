@@ -38,7 +38,7 @@ PyTree = Any
 
 
 def prune(
-    score: Score,
+    score: Score | Callable[..., PyTree],
     schedule: Schedule,
     *,
     where: Where = kernels,
@@ -63,16 +63,16 @@ def prune(
     for scores that need data; ``key``, in place of the one given here.
 
     Args:
-      score: what a weight is worth, such as ``magnitude()``.
+      score: what a weight is worth, such as ``magnitude()``, or a function with the signature of a ``Score``.
       schedule: ``{step: sparsity}``, where step s means the update called after s earlier ones. A float
         is the fraction removed of the selected weights, an int the number kept.
       where: predicate on (path, leaf): which leaves to prune.
       select: how scores become masks, such as ``global_masks`` or ``layer_masks``.
       min_keep: the least number of weights that every leaf keeps.
       regrow: which weights to bring back at each step of the schedule (dynamic sparse training).
-      key: PRNG key for scores that need one; folded with the step. Replicates under ``vmap`` have keys
-        of their own if each makes its transformation inside the mapped function, or passes ``key`` to
-        update.
+      key: PRNG key for scores that need one; folded with the step (and, to regrow, with 1). Replicates under
+        ``vmap`` have keys of their own if each makes its transformation inside the mapped function, or passes
+        ``key`` to update.
 
     Returns:
       An optax transformation with a ``PruneState``: int32 count, bool masks (one byte a weight), key.

@@ -80,7 +80,7 @@ def test_set_regrows_at_random_and_keeps_the_count():
     state, alive = tx.init(params), np.ones((4, 5), bool)
     for step in range(2):
         _, state = tx.update(params, state, params)
-        draws = jprune.random()(params, key=jax.random.fold_in(key, step))["kernel"]
+        draws = jprune.random()(params, key=jax.random.fold_in(jax.random.fold_in(key, step), 1))["kernel"]
         (survivors,) = largest([params["kernel"]], 5, [alive])
         (alive,) = largest([np.where(survivors, np.inf, draws)], 10)
         np.testing.assert_array_equal(state.masks["kernel"], alive)
