@@ -9,7 +9,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jaxtyping
 
-jaxtyping.install_import_hook("jprune", "beartype.beartype")
+import tests.typechecked  # noqa: F401 - the hook below looks it up as an attribute of the package
+
+jaxtyping.install_import_hook("jprune", "tests.typechecked.check")
 
 import jax
 import pytest

@@ -19,7 +19,7 @@ class Count(NamedTuple):
     low: Any
 
 
-def count_of(number: int | Sequence[int]) -> Count:
+def count_of(number: int | Sequence[Any]) -> Count:
     """Write Python integers (a number, or a list of them) as limbs.
 
     Raises:
