@@ -118,7 +118,7 @@ def _sharded(n: int) -> list[Row]:
 
 def _spread(n: int, devices: int) -> tuple[jax.sharding.Mesh, jax.sharding.NamedSharding, jax.Array]:
     """Scores over the first devices, how they lie there, and the mesh."""
-    mesh = jax.make_mesh((devices,), ("shard",), devices=jax.devices()[:devices])
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("shard",))
     placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("shard"))
     scores = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
     return mesh, placed, jax.device_put(scores, placed)

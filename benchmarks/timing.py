@@ -87,15 +87,15 @@ def compare(
       note: how it was run.
     """
     sides = (ours, peer)
-    expected = [seconds(side) for side in sides]  # with what is compiled or loaded at the first call
-    expected = [seconds(side) if first < 2 * LONG else first for side, first in zip(sides, expected, strict=True)]
+    for side in sides:
+        side()  # compiles and loads
+    expected = [seconds(side) for side in sides]
     default = PAIRS if must < CLOSE and max(expected) < LONG else ROUNDS
     taken: tuple[list[float], list[float]] = ([], [])
     for i in range(pairs or default):
         for side in (0, 1) if i % 2 == 0 else (1, 0):
             if not taken[side] or expected[side] < LONG:
                 taken[side].append(seconds(sides[side]) / per[side])
-                expected[side] = max(expected[side], taken[side][-1] * per[side]) if i == 0 else expected[side]
     return judge(what, against, *taken, must=must, goal=goal, note=note)
 
 
