@@ -34,7 +34,7 @@ def main() -> float:
     def loss(params):
         return jnp.mean((nnx.merge(graph, params)(tokens) - wanted) ** 2)
 
-    masks = jprune.nm_masks(jprune.magnitude()(params), 2, 4, axis=0)
+    masks = jprune.nm_masks(jprune.magnitude()(params), n=2, m=4)
     params = jprune.apply_masks(params, masks)
     tx = optax.chain(optax.adamw(1e-3), jprune.keep_zeros())
     state = tx.init(params)
