@@ -22,11 +22,26 @@ import pandas as pd
 import tyro
 from rich.console import Console
 
-from experiments import files, jumpstart_presets, jumpstart_report, moons, store
-from experiments.jumpstart_presets import Grid, Planned
+from experiments import (
+    files,
+    image_grid,
+    jumpstart_presets,
+    jumpstart_report,
+    moons,
+    prune_jumpstart,
+    store,
+    tables,
+)
+from experiments.cells import Planned
+from experiments.jumpstart_presets import Grid
 from experiments.progress import Progress, progress
 
-_ENGINES: dict[str, ModuleType] = {"moons": moons}
+_ENGINES: dict[str, ModuleType] = {
+    "moons": moons,
+    "images": image_grid,
+    "tables": tables,
+    "pruning": prune_jumpstart,
+}
 
 
 class _Stopped(Exception):
@@ -109,11 +124,11 @@ def carry_out(grid: Grid, engine: ModuleType, work: Sequence[Planned], devices: 
             raise
 
 
-def keep(grid: Grid, stage: Planned, tables: dict[str, dict[str, Any]]) -> None:
+def keep(grid: Grid, stage: Planned, made: dict[str, dict[str, Any]]) -> None:
     """Store what a stage made."""
     target = store.stage(grid.folder / "store", grid.kind, stage.settings, stage.seeds)
     with store.writing(target, stage.settings) as folder:
-        for name, columns in tables.items():
+        for name, columns in made.items():
             files.write_table(folder / f"{name}.parquet", columns)
 
 
@@ -129,7 +144,7 @@ def report(grid: Grid) -> None:
     if grid.table is not None:
         cells, maps = pd.read_csv(grid.table), None
     else:
-        cells, maps = collect(grid, "cells"), collect(grid, "statuses")
+        cells, maps = collect(grid, "cells"), collect(grid, "statuses") if grid.kind == "moons" else None
         files.write_bytes(grid.folder / "cells.csv", cells.to_csv(index=False, float_format="%.6g").encode())
     console = Console(width=None if sys.stdout.isatty() else 180)
     jumpstart_report.write(grid, cells, maps, console)
@@ -145,7 +160,7 @@ def collect(grid: Grid, name: str) -> pd.DataFrame:
     for stage in _ENGINES[grid.kind].plan(grid):
         done = store.find(grid.folder / "store", grid.kind, stage.settings)
         if done:
-            table = store.collect_table(done, f"{name}.parquet").assign(method=stage.settings["method"])
+            table = store.collect_table(done, f"{name}.parquet")
             parts.append(table[table["replicate"].isin(stage.seeds)])
     if not parts:
         raise ValueError(f"no stage of preset {grid.preset!r} is done in {grid.folder}: run it first")

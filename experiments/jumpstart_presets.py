@@ -7,9 +7,9 @@ for Efficient Deep Neural Networks", IEEE Access 2025. They were fixed before an
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import tyro
 
@@ -61,7 +61,7 @@ class Grid:
     of the study; dense: as in its text."""
     groups: tuple[str, ...] = ("1-5", "10", "15", "20", "25")
     """moons: widths FROM-TO that share a program, padded to the widest; other widths have programs of their own."""
-    ratios: tuple[float, ...] = (1, 2, 5, 10, 20, 50)
+    ratios: tuple[float, ...] = (1, 2, 5, 10, 20, 30)
     """pruning: compression ratios, parameters before / after."""
     finetune_epochs: int = 10
     """pruning: epochs after pruning."""
@@ -118,41 +118,6 @@ class Grid:
                 raise ValueError(f"shapes={self.shapes}: {shape!r} must be DEPTHxWIDTH, such as 20x8")
             sizes.append((int(depth), int(width)))
         return tuple(sizes)
-
-
-class Planned(NamedTuple):
-    """A stage of a study: cells that one program makes.
-
-    Attributes:
-      title: for people.
-      settings: everything that decides its numbers, the seeds apart; JSON.
-      seeds: of the networks.
-      work: what it costs, in the unit that the study's progress is counted in.
-    """
-
-    title: str
-    settings: Mapping[str, Any]
-    seeds: range
-    work: int
-
-
-def split_method(method: str, default: float) -> tuple[str, float]:
-    """The name of a method and its coefficient.
-
-    Raises:
-      ValueError: what stands behind the colon is no number that is at least 0.
-
-    >>> split_method("norm:0.1", 1e-4), split_method("UP", 1e-4)
-    (('norm', 0.1), ('UP', 0.0001))
-    """
-    name, colon, number = method.partition(":")
-    try:
-        coefficient = float(number) if colon else default
-    except ValueError:
-        coefficient = -1.0
-    if not coefficient >= 0:
-        raise ValueError(f"method {method!r}: what is behind the colon must be a number, at least 0")
-    return name, coefficient
 
 
 _PRESETS: dict[str, Callable[[], Grid]] = {}
@@ -300,7 +265,7 @@ def prune_and_jumpstart() -> Grid:
         kind="pruning",
         datasets=("digits",),
         methods=("baseline", "jumpstart"),
-        widths=(100,),
+        widths=(300,),
         depths=(2,),
         seeds=10,
         epochs=20,

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+import jprune
 from experiments import files, jumpstart_figures
 from experiments.jumpstart_presets import Grid
+from jprune.jumpstart import units
 
-# What a network that answers the larger class has: a cell there did not train.
-FLOORS = {"moons": 44 / 85, "mnist": 6742 / 60000}
 # The lowest validation accuracy that counts as solved, as the study's own summary has it.
 SOLVED = {"moons": 0.99, "mnist": 0.97}
 _PUBLISHED = Path(__file__).with_name("published")
@@ -38,12 +38,18 @@ def write(grid: Grid, cells: pd.DataFrame, statuses: pd.DataFrame | None, consol
       statuses: of their units and points, where these are known.
       console: where to.
     """
-    tables = []
+    if grid.kind == "pruning":
+        show(pruning(cells), grid.folder / "report.md", console)
+        return
+    tables = contest(label(cells)) if grid.kind == "tables" else []
     for dataset, mine in cells.groupby("dataset", sort=False):
         theirs = published(dataset)
         labelled = label(mine)
-        tables += [shares(dataset, labelled, theirs), activity(dataset, labelled), *beside(dataset, labelled, theirs)]
-        for name, figure in jumpstart_figures.of_grid(dataset, labelled, theirs, FLOORS.get(dataset, 0.0)).items():
+        tables += [shares(dataset, labelled, theirs), activity(dataset, labelled)]
+        if grid.kind == "tables":
+            continue
+        tables += beside(dataset, labelled, theirs)
+        for name, figure in jumpstart_figures.of_grid(dataset, labelled, theirs, mine["floor"].iloc[0]).items():
             files.write_figure(grid.folder / f"{dataset}-{name}.png", figure)
     if statuses is not None:
         for name, figure in jumpstart_figures.of_statuses(statuses).items():
@@ -81,7 +87,7 @@ def label(cells: pd.DataFrame) -> pd.DataFrame:
 
 def shares(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Printed:
     """How many networks trained, with 95 % Wilson intervals, beside the published cells of the same sizes."""
-    floor, solved = FLOORS.get(dataset, 0.0), SOLVED.get(dataset, 0.99)
+    floor, solved = cells["floor"].iloc[0], SOLVED.get(dataset, 0.99)
     wanted: list[tuple[str, Callable[[pd.DataFrame], pd.Series]]] = [
         ("train off floor", lambda t: t["train_acc"] > floor + 1e-3),
         ("train >= .9", lambda t: t["train_acc"] >= 0.9),
@@ -143,6 +149,79 @@ def beside(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> It
             rows = [[str(d), *(_cell(ours, other, d, w) for w in widths)] for d in depths]
             title = f"{dataset}, {name}: {words} accuracy" + (", ours / published" if known else "")
             yield Printed(title, ["depth \\ width", *map(str, widths)], rows)
+
+
+def contest(cells: pd.DataFrame) -> list[Printed]:
+    """Which technique wins: in the validation accuracy of the same data set and seed, and over all of them."""
+    score = cells.pivot_table(index=["dataset", "replicate"], columns="label", values="val_acc")[
+        list(dict.fromkeys(cells["label"]))
+    ]
+    names = list(score.columns)
+    rows = []
+    for mine in names:
+        row = []
+        for other in names:
+            margin = (score[mine] - score[other]).dropna()
+            row.append("" if mine == other else f"{(margin > 0).sum()}-{(margin == 0).sum()}-{(margin < 0).sum()}")
+        rows.append([mine, *row])
+    pairs = Printed("Wins-draws-losses of the row against the column, data sets x seeds", ["", *names], rows)
+    by_dataset = score.groupby("dataset", sort=False).mean()
+    accuracy = by_dataset.to_numpy().T
+    key = zip(names, units.trainability(accuracy), units.convergence(accuracy), strict=True)
+    means = [[name, *map(_number, by_dataset[name]), _number(a), f"{b:.3f}"] for name, a, b in key]
+    header = ["mean over seeds", *by_dataset.index, "trainability", "convergence"]
+    return [pairs, Printed("Validation accuracy, maximum over epochs", header, means)]
+
+
+def pruning(cells: pd.DataFrame) -> list[Printed]:
+    """Accuracy, dead units and alpha at each ratio, fine-tuned without and with the penalty."""
+    tables = []
+    for dataset, mine in cells.groupby("dataset", sort=False):
+        right = {key: _counts(part["right"]) for key, part in mine.groupby(["method", "ratio"])}
+        methods = [method for method in dict.fromkeys(mine["method"]) if method != "dense"]
+        of_method = {m: {ratio: right[m, ratio] for _, ratio in right if (m, ratio) in right} for m in methods}
+        audit = jprune.recall.audit_counts(right["dense", 1.0], of_method, support=_counts(mine["support"])[0])
+        alphas = audit.alphas.pivot_table(index="model", columns=["score", "ratio"], values="alpha")
+        rows = []
+        for (method, ratio), part in mine.groupby(["method", "ratio"], sort=False):
+            alpha = alphas.get((method, ratio))
+            shown = "" if alpha is None else f"{alpha.mean():.3f} +- {alpha.std():.3f}"
+            means = (_number(part[name].mean()) for name in ("unit_dead_before", "unit_dead", "unit_linear"))
+            rows.append([method, f"{ratio:g}", f"{part['test_acc'].mean():.4f}", *means, shown])
+        header = [
+            "fine-tuned",
+            "ratio",
+            "test accuracy",
+            "dead before",
+            "dead after",
+            "linear after",
+            "alpha, mean +- sd",
+        ]
+        tables.append(Printed(f"{dataset}: pruned by magnitude, then fine-tuned", header, rows))
+        tables.append(_paired(dataset, mine, alphas, methods))
+    return tables
+
+
+def _counts(column: pd.Series) -> np.ndarray:
+    """Counts by class, as text with blanks between them, -> (rows, classes)."""
+    return np.stack([np.array(text.split(), np.int64) for text in column])
+
+
+def _paired(dataset: str, mine: pd.DataFrame, alphas: pd.DataFrame, methods: list[str]) -> Printed:
+    """The second method minus the first, network by network."""
+    first, second = methods
+    dead = mine.pivot_table(index="replicate", columns=["method", "ratio"], values="unit_dead")
+    rows = []
+    for ratio in sorted({ratio for _, ratio in alphas.columns}):
+        row = [f"{ratio:g}"]
+        for table in (alphas, dead):
+            difference = (table[second, ratio] - table[first, ratio]).dropna()
+            test = stats.ttest_rel(table[second, ratio], table[first, ratio], nan_policy="omit")
+            interval = test.confidence_interval(0.99)
+            row += [f"{difference.mean():+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"]
+        rows.append(row)
+    header = ["ratio", f"alpha, {second} - {first}", f"dead units, {second} - {first}"]
+    return Printed(f"{dataset}: paired differences with 99 % intervals", header, rows)
 
 
 def _same_cells(mine: pd.DataFrame, theirs: pd.DataFrame | None) -> pd.DataFrame:

@@ -15,7 +15,8 @@ import numpy as np
 
 import jprune
 from experiments import data, thin_networks
-from experiments.jumpstart_presets import Grid, Planned, split_method
+from experiments.cells import Planned, columns, floor, split_method, state_columns
+from experiments.jumpstart_presets import Grid
 from experiments.thin_networks import Problem, Recipe, Run, State
 from experiments.thin_stack import Architecture, Axis
 from jprune.jumpstart.layers import Stack
@@ -85,12 +86,15 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
     runs = [Run(width, seed) for seed in stage.seeds for width in settings["widths"]]
     problem = Problem(*points(), thin_networks.real_units(arch, runs))
     state = thin_networks.start(arch, recipe, runs)
-    done = 0
+    done, programs = 0, {}
     while done < settings["epochs"]:
         dropping = recipe.dropout and done < DROPOUT_EPOCHS
         epochs = min(_CHUNK, (DROPOUT_EPOCHS if dropping else settings["epochs"]) - done, settings["epochs"] - done)
         phase = Recipe(recipe.learning_rate, recipe.zero, dropping, recipe.adam_epsilon)
-        state = jax.block_until_ready(thin_networks.train(arch, phase, epochs, state, problem))
+        if (phase, epochs) not in programs:  # compiled here, so that it is freed with the stage
+            lowered = thin_networks.train.lower(arch, phase, epochs, state, problem)
+            programs[phase, epochs] = lowered.compile()
+        state = jax.block_until_ready(programs[phase, epochs](state, problem))
         done += epochs
         advance(epochs * arch.depth * len(runs))
     tables = _tables(settings, arch, state, problem, runs)
@@ -152,6 +156,7 @@ def _tables(settings, arch, state: State, problem, runs):
                 "width": run.width,
                 "depth": arch.depth,
                 "replicate": run.seed,
+                "floor": floor(labels[: arch.train].astype(np.int32)),
                 "parameters": parameters(arch, run.width),
                 "epochs": settings["epochs"],
                 "train_acc": float(best[0, index]),
@@ -160,10 +165,7 @@ def _tables(settings, arch, state: State, problem, runs):
                 "val_acc_last": val_last,
                 "loss_last": float(last.loss[index]),
                 "penalty_last": float(last.penalty[index]),
-                "unit_dead": float(activity.unit_dead_ratio),
-                "unit_linear": float(activity.unit_linear_ratio),
-                "point_dead": float(activity.point_dead_ratio),
-                "linearity": float(activity.linearity),
+                **state_columns(activity),
             }
         )
         statuses.append(
@@ -176,11 +178,7 @@ def _tables(settings, arch, state: State, problem, runs):
                 "points": np.asarray(in_points.values).ravel(),
             }
         )
-    return {"cells": _columns(cells), "statuses": _columns(statuses)}
-
-
-def _columns(rows):
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    return {"cells": columns(cells), "statuses": columns(statuses)}
 
 
 def _settings(grid: Grid, layer: str, method: str, depth: int, widths: list[int]) -> dict[str, Any]:
