@@ -10,6 +10,7 @@ import numpy as np
 
 import jprune
 from experiments import data, oneshot, phases, plan, replicates, tasks, tuning
+from experiments.augment import augment
 from experiments.plan import Cell
 from experiments.presets import Study
 from jprune import trees
@@ -87,8 +88,7 @@ def equip(study: Study, dataset: data.Dataset) -> Laboratory:
       ValueError: an unknown model, a batch larger than the training split, or a compression ratio
         that the model cannot reach.
     """
-    augment = None
-    task = tasks.classification(dataset, study.model, augment=augment)
+    task = tasks.classification(dataset, study.model, augment=augment if study.augment else None)
     template = jax.eval_shape(task.init, jax.random.key(0))
     block = tuning.block_size(study, dataset, task, jax.device_count())
     layout = tuning.layout(study, dataset, task, block)

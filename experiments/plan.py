@@ -69,7 +69,7 @@ def load(study: Study) -> data.Dataset:
     Raises:
       ValueError: as ``data.load``; likewise when the data is missing or an extra is.
     """
-    return data.load(
+    dataset = data.load(
         study.dataset,
         data_dir=study.data_dir,
         seed=study.seed,
@@ -77,6 +77,11 @@ def load(study: Study) -> data.Dataset:
         classes=study.classes or None,
         imbalance=study.imbalance,
     )
+    if study.limit is None:
+        return dataset
+    rng = np.random.default_rng((study.seed, 3))
+    some = [split.take(np.sort(rng.permutation(len(split.labels))[: study.limit])) for split in _splits(dataset)]
+    return dataclasses.replace(dataset, train=some[0], validation=some[1], test=some[2])
 
 
 def dense_recipe(study: Study, jumpstart: float) -> Recipe:
@@ -101,6 +106,7 @@ def data_settings(study: Study) -> dict[str, Any]:
         "selection": study.selection,
         "classes": list(study.classes),
         "imbalance": study.imbalance,
+        "limit": study.limit,
         "seed": study.seed,
     }
 
@@ -151,7 +157,7 @@ def stages(study: Study, fingerprint: str, jumpstart: float) -> list[Planned]:
 def fingerprint(dataset: data.Dataset) -> str:
     """A checksum over everything of a data set that training and test see: 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for array in (*dataset.train, *dataset.validation, *dataset.test, dataset.mean, dataset.std):
+    for array in (*(array for split in _splits(dataset) for array in split), dataset.mean, dataset.std):
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()[:16]
@@ -160,6 +166,10 @@ def fingerprint(dataset: data.Dataset) -> str:
 def settled(study: Study) -> store.Stage:
     """The stage that holds the test labels, the names of the classes, and the data's fingerprint."""
     return store.stage(root(study), "data", data_settings(study), range(1))
+
+
+def _splits(dataset: data.Dataset) -> tuple[data.Split, ...]:
+    return dataset.train, dataset.validation, dataset.test
 
 
 def _recipe(study: Study, epochs: tuple[int, ...], rates: tuple[float, ...], jumpstart: float) -> Recipe:

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import functools
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from experiments import laboratory, plan, presets, replicates, reporting, results, store
+from experiments import boards, laboratory, plan, presets, replicates, reporting, results, store
 from experiments.laboratory import Laboratory, Weights
 from experiments.plan import Planned
 from experiments.presets import Study
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         study = parse(arguments)
         if study.list:
-            print(presets.describe())
+            print("\n\n".join(f"{name}\n{textwrap.indent(presets.describe(name), '  ')}" for name in presets.names()))
         else:
             {"run": run, "status": status, "report": report}[study.action](study)
     except (ValueError, OSError, RuntimeError) as error:
@@ -106,6 +107,8 @@ def carry_out(lab: Laboratory, work: Sequence[tuple[Planned, range]]) -> None:
                 outcome = laboratory.prune_and_finetune(lab, stage.cell, mine, held[2], on_epoch)
             if replicates.is_first_process():
                 results.save(study, stage, mine, outcome)
+                curves = study.folder / "tensorboard" / f"{stage.title}, {mine.start}-{mine.stop - 1}"
+                boards.write(curves, outcome.metrics)
 
 
 def status(study: Study) -> None:

@@ -242,7 +242,8 @@ def fastest(candidates: Mapping[str, Callable[[], Any]], cache: Path, identity: 
       RuntimeError: every candidate fails; the message has each error.
     """
     device, names = jax.devices()[0], list(candidates)
-    entry = f"{identity}; {jax.device_count()} x {device.device_kind}, {jax.process_count()} processes"
+    machine = f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} cores, {jax.process_count()} processes"
+    entry = f"{identity}; {machine}"
     known = json.loads(cache.read_text()) if is_first_process() and cache.exists() else {}
     choice = known.get(entry, {}).get("choice")
     remembered = agree(names.index(choice) if choice in names else -1)

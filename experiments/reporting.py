@@ -1,138 +1,62 @@
 """Tables, figures and words of a recall-distortion study, from its store alone."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import rich.box
 import rich.table
 from rich.console import Console
 
 import jprune
-from experiments import files, plan, results
+from experiments import evidence, files, results
+from experiments.evidence import Audit, Evidence
 from experiments.files import StoreError
-from experiments.plan import CONTROL, Planned
 from experiments.presets import Study
 from experiments.results import Truth
+from jprune.recall import figures
 from jprune.recall.headline import headline
-
-Audit = Any  # jprune.recall.Audit
-
-
-class Evidence(NamedTuple):
-    """What a study has for one jumpstart coefficient, over the replicates that went through every stage.
-
-    Attributes:
-      audit: of the recalls; the control, not pruned, is ratio 1 of every score.
-      dense: predictions of the dense networks, (replicates, examples).
-      trained: a row for each dense replicate, as its stage summed it up.
-      pruned: the same by score and ratio.
-      alphas: a row for each score, ratio and replicate: alpha, its controls, weights kept, compression.
-      stopped: a row for each stage and replicate whose training stopped, with the reason.
-    """
-
-    audit: Audit
-    dense: np.ndarray
-    trained: pd.DataFrame
-    pruned: dict[str, dict[float, np.ndarray]]
-    alphas: pd.DataFrame
-    stopped: pd.DataFrame
 
 
 def write(study: Study, console: Console) -> None:
-    """Write tables, figure and page into the study's folder, and tell what was found.
+    """Write tables, figures and page into the study's folder, and tell what was found.
 
     Args:
-      study: its settings.
+      study: its settings; a coefficient of which nothing has gone through every stage is left out.
       console: where to print the table and, in the last lines, the findings.
 
     Raises:
-      StoreError: for some coefficient no replicate went through all stages yet, or a file is corrupt.
+      StoreError: nothing has gone through every stage yet, or a file is corrupt.
     """
-    held = results.truth(study)
-    found = {float(jumpstart): evidence(study, held, float(jumpstart)) for jumpstart in study.jumpstart}
-    folder = study.folder
+    held, found = _gathered(study)
     across = _across(found)
+    each = lambda table: _with_coefficient({jumpstart: table(one) for jumpstart, one in found.items()})
     tables = {
-        "summary": _with_coefficient({c: summary(of) for c, of in found.items()}),
-        "alphas": _with_coefficient({c: one.alphas for c, one in found.items()}),
-        "counts": _with_coefficient({c: counts(one) for c, one in found.items()}),
-        "classes": _with_coefficient({c: one.audit.classes for c, one in found.items()}),
-        "tests": pd.concat([_with_coefficient({c: one.audit.tests for c, one in found.items()}), across]),
+        "summary": each(evidence.summary),
+        "alphas": each(lambda one: one.alphas),
+        "counts": each(evidence.counts),
+        "classes": each(lambda one: one.audit.classes),
+        "dense": each(lambda one: one.trained),
+        "tests": pd.concat([each(lambda one: one.audit.tests), across]),
         "stopped": pd.concat([one.stopped for one in found.values()]),
     }
+    panels = {f"jumpstart {jumpstart:g}": one.audit for jumpstart, one in found.items()}
+    pictures = {"alpha": figures.alpha_boxes(panels)}
+    if study.beside:
+        audits = _beside(study, found)
+        tables["beside"] = jprune.recall.compare(audits)
+        pictures["beside"] = figures.alpha_boxes(audits)
     for name, table in tables.items():
-        files.write_bytes(folder / f"{name}.csv", table.to_csv(index=False).encode())
-    for name, figure in _figures(found).items():
-        files.write_figure(folder / f"{name}.png", figure)
-    page = folder / "report.html"
+        files.write_bytes(study.folder / f"{name}.csv", table.to_csv(index=False).encode())
+    for name, picture in pictures.items():
+        files.write_figure(study.folder / f"{name}.png", picture)
+    page = study.folder / "report.html"
     title = f"Recall distortion: {study.model} on {study.dataset}"
     _together(held, found).to_html(page, images=results.images(study), title=title)
     console.print(_printed(tables["summary"], study))
     for line in words(study, found, across):
         console.print(line, highlight=False, markup=False)
     console.print(f"The report is {page}", highlight=False, markup=False, soft_wrap=True)
-
-
-def evidence(study: Study, held: Truth, jumpstart: float) -> Evidence:
-    """Audit what is stored for a coefficient of the jumpstart penalty.
-
-    A replicate that stopped in some stage, or lacks one that others have, is left out everywhere, so
-    that every comparison is between the same dense checkpoints.
-
-    Raises:
-      StoreError: no replicate went through all stages yet, or a file is corrupt.
-    """
-    stages = [
-        (stage, table)
-        for stage in plan.stages(study, held.fingerprint, jumpstart)
-        if len(table := results.replicates_of(study, stage))
-    ]
-    healthy = [set(table["replicate"][table["stopped"] < 0]) for _, table in stages]
-    common = sorted(set.intersection(*healthy)) if len(stages) > 1 else []
-    if not common or stages[0][0].cell is not None:
-        raise StoreError(
-            f"{plan.root(study)} has no replicate that went through every stage with jumpstart {jumpstart:g}; "
-            f"the action 'status' says what is done, and 'run' does the rest"
-        )
-    stacks = {}
-    for stage, _ in stages:
-        predictions = results.predictions_of(study, stage)
-        stacks[stage.cell] = np.stack([predictions[replicate] for replicate in common])
-    dense = stacks.pop(None)
-    control = {cell.ratio: stack for cell, stack in stacks.items() if cell.score == CONTROL}
-    scores = {cell.score: {**control} for cell in stacks if cell.score != CONTROL} or {CONTROL: control}
-    for cell, stack in stacks.items():
-        if cell.score != CONTROL:
-            scores[cell.score][cell.ratio] = stack
-    audit = jprune.recall.audit(held.labels, dense, scores, class_names=held.class_names)
-    stopped = pd.concat([_stopped(stage, table) for stage, table in stages], ignore_index=True)
-    trained = stages[0][1]
-    trained = trained[trained["replicate"].isin(common)]
-    return Evidence(audit, dense, trained, scores, _alphas(audit, stages, common), stopped)
-
-
-def summary(found: Evidence) -> pd.DataFrame:
-    """A row for each score and ratio: accuracy, compression achieved, alpha with its interval and mark, alpha_null."""
-    achieved = found.alphas.groupby(["score", "ratio"], sort=False)[["kept", "achieved_ratio"]].mean()
-    columns = ["accuracy", "accuracy_change", "alpha", "alpha_low", "alpha_high", "alpha_mark", "alpha_null"]
-    table = found.audit.summary[["score", "ratio", "models", *columns, "alpha_over_null"]]
-    return table.merge(achieved.reset_index(), on=["score", "ratio"])
-
-
-def counts(found: Evidence) -> pd.DataFrame:
-    """A row for each score, ratio, replicate and class: test examples of the class, and how many are right."""
-    audit = found.audit
-    support = audit.classes.drop_duplicates("class").set_index("class")["support"]
-    replicates = found.alphas.drop_duplicates("model").set_index("model")["replicate"]
-    table = audit.recalls[["score", "ratio", "class"]].assign(
-        replicate=audit.recalls["model"].map(replicates), support=audit.recalls["class"].map(support)
-    )
-    right = {"correct_dense": audit.recalls["recall_dense"], "correct": audit.recalls["recall"]}
-    return table.assign(
-        **{name: (recall * table["support"]).round().fillna(0).astype(int) for name, recall in right.items()}
-    )
 
 
 def words(study: Study, found: Mapping[float, Evidence], across: pd.DataFrame) -> list[str]:
@@ -146,7 +70,7 @@ def words(study: Study, found: Mapping[float, Evidence], across: pd.DataFrame) -
     lines = []
     for jumpstart, one in found.items():
         audit, trained = one.audit, one.trained
-        accuracy = audit.dense.groupby("model")["accuracy"].first()
+        accuracy = trained["accuracy"]
         spread = f" (standard deviation {accuracy.std():.4f})" if len(accuracy) > 1 else ""
         lines.append(
             f"Jumpstart {jumpstart:g}: {len(accuracy)} of {study.replicates} networks ({study.model}) on "
@@ -157,28 +81,6 @@ def words(study: Study, found: Mapping[float, Evidence], across: pd.DataFrame) -
         if len(one.stopped):
             lines.append(f"{len(one.stopped)} trainings stopped; stopped.csv says which and why.")
     return lines + ([_jumpstart_told(across)] if len(across) else [])
-
-
-def _alphas(audit: Audit, stages: list[tuple[Planned, pd.DataFrame]], common: list[int]) -> pd.DataFrame:
-    """The audit's alphas with the replicate, the weights kept and the compression achieved."""
-    sizes = []
-    for stage, table in stages:
-        if stage.cell is not None:
-            rows = table[table["replicate"].isin(common)]
-            after = rows["parameters"] - rows["prunable"] + rows["nonzero"]
-            columns = {"replicate": rows["replicate"], "kept": rows["nonzero"]}
-            frame = pd.DataFrame({**columns, "achieved_ratio": rows["parameters"] / after, "ratio": stage.cell.ratio})
-            shared = audit.scores if stage.cell.score == CONTROL else [stage.cell.score]
-            sizes += [frame.assign(score=score) for score in shared]
-    alphas = audit.alphas.assign(replicate=np.array(common)[audit.alphas["model"]])
-    return alphas.merge(pd.concat(sizes), on=["score", "ratio", "replicate"], how="left")
-
-
-def _stopped(stage: Planned, table: pd.DataFrame) -> pd.DataFrame:
-    """Which replicates of a stage stopped, and why."""
-    rows = table[table["stopped"] >= 0]
-    reasons = [f"the loss was not finite at step {step}" for step in rows["stopped"]]
-    return pd.DataFrame({"stage": stage.title, "replicate": rows["replicate"].to_numpy(), "reason": reasons})
 
 
 def _evidence_told(audit: Audit) -> str:
@@ -232,12 +134,29 @@ def _together(held: Truth, found: Mapping[float, Evidence]) -> Audit:
     )
 
 
-def _figures(found: Mapping[float, Evidence]) -> dict[str, Any]:
-    """Box plots of alpha, a panel for each coefficient."""
-    from jprune.recall import figures  # noqa: PLC0415 matplotlib is slow to load
+def _gathered(study: Study) -> tuple[Truth, dict[float, Evidence]]:
+    """What a study has, by coefficient; those without evidence are left out unless all are."""
+    held, found, refused = results.truth(study), {}, []
+    for jumpstart in map(float, study.jumpstart):
+        try:
+            found[jumpstart] = evidence.gather(study, held, jumpstart)
+        except evidence.Incomplete as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    return held, found
 
-    panels = {f"jumpstart {jumpstart:g}": one.audit for jumpstart, one in found.items()}
-    return {"alpha": figures.alpha_boxes(panels)}
+
+def _beside(study: Study, found: Mapping[float, Evidence]) -> dict[str, Audit]:
+    """The audits of this study and of those to be set beside it, at the first coefficient of each."""
+    audits = {f"{study.model} on {study.dataset}": next(iter(found.values())).audit}
+    for folder in study.beside:
+        other = results.recorded(folder)
+        if other is None:
+            raise StoreError(f"{folder} has no config.json: no study was run there")
+        _, gathered = _gathered(dataclasses.replace(other, out=folder))
+        audits[f"{other.model} on {other.dataset}, {folder.name}"] = next(iter(gathered.values())).audit
+    return audits
 
 
 def _with_coefficient(tables: Mapping[float, pd.DataFrame]) -> pd.DataFrame:

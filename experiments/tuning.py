@@ -19,7 +19,7 @@ def block_size(study: Study, dataset: data.Dataset, task: Task, devices: int) ->
     """How many replicates fit the memory of the devices, at least one each, at most as many as there are.
 
     Args:
-      study: its memory, or the number itself where it says so.
+      study: says the number itself, or the memory of a device.
       dataset: gives the shape of a batch.
       task: what is learnt.
       devices: over which a block is spread.
@@ -31,7 +31,7 @@ def block_size(study: Study, dataset: data.Dataset, task: Task, devices: int) ->
     batch = data.Split(*(jax.ShapeDtypeStruct((study.batch, *x.shape[1:]), x.dtype) for x in dataset.train))
     state = jax.eval_shape(lambda: training.begin(tx, *task.init(jax.random.key(0)), jax.random.key(0)))
     needed = replicates.bytes_of(lambda s, b: training.train_step(task, tx, s, b), state, batch)
-    each = max(1, int(study.memory * 2**30) // needed)
+    each = max(1, int(_memory(study)) // needed)
     return min(each * devices, study.replicates)
 
 
@@ -55,6 +55,14 @@ def layout(study: Study, dataset: data.Dataset, task: Task, block: int) -> repli
     candidates = {name: _epoch(study, dataset, task, candidate, block) for name, candidate in layouts.items()}
     identity = f"{study.model} on {dataset.input_shape}, batch {study.batch}, {block} replicates"
     return layouts[replicates.fastest(candidates, study.folder / "layout.json", identity)]
+
+
+def _memory(study: Study) -> float:
+    """Bytes for one program on one device."""
+    if study.memory is not None:
+        return study.memory * 2**30
+    held = jax.local_devices()[0].memory_stats() or {}
+    return 0.7 * held["bytes_limit"] if "bytes_limit" in held else 4 * 2**30
 
 
 def _epoch(study: Study, dataset: data.Dataset, task: Task, layout: replicates.Layout, block: int) -> Callable[[], Any]:

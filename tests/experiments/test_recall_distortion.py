@@ -12,7 +12,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import jprune
-from experiments import laboratory, oneshot, plan, presets, recall_distortion, replicates, reporting, results, store
+from experiments import evidence, laboratory, oneshot, plan, presets, recall_distortion, replicates, results, store
 from experiments.plan import Cell
 from jprune.pruning.limbs import count_of
 
@@ -75,7 +75,7 @@ def stored(study, jumpstart, cell):
 
 def test_every_file_is_there(study):
     names = {path.name for path in study.folder.iterdir()}
-    tables = {f"{name}.csv" for name in ("summary", "alphas", "counts", "classes", "tests", "stopped")}
+    tables = {f"{name}.csv" for name in ("summary", "alphas", "counts", "classes", "dense", "tests", "stopped")}
     assert names == tables | {"config.json", "alpha.png", "report.html", "store"}
     assert (study.folder / "alpha.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     config = json.loads((study.folder / "config.json").read_text())
@@ -208,7 +208,7 @@ def test_a_stopped_replicate_is_left_out_with_its_reason(study, tmp_path):
         predictions = np.stack(store.read_table(done, "predictions.parquet")["prediction"])
         weights = {"0/head/bias": np.zeros((3, 10), np.float32)}
         results.save(copy, stage, range(3), laboratory.Outcome(weights, summary, predictions, []))
-    found = reporting.evidence(copy, results.truth(copy), 0.0)
+    found = evidence.gather(copy, results.truth(copy), 0.0)
     assert found.stopped.to_dict("records") == [
         {"stage": "jumpstart 0: dense training", "replicate": 1, "reason": "the loss was not finite at step 7"}
     ]
