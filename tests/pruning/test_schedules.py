@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jprune.pruning import schedules
@@ -32,6 +32,7 @@ def test_cubic_reaches_its_target_exactly_also_off_its_grid(end, every):
     assert table[end] == 0.7
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.integers(0, 1000), st.integers(1, 3000), st.integers(1, 500))
 def test_cubic_never_falls(sparsity, begin, span, every):
     values = list(schedules.cubic(sparsity, begin, begin + span, every).values())
@@ -59,6 +60,7 @@ def test_keep_counts_beyond_two_to_the_31():
     assert schedules.keep_counts({0: 0.5}, total=2**33 + 2) == ((0, 2**32 + 1),)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 10**6), st.floats(0, 1), min_size=1), st.integers(0, 2**40))
 def test_keep_counts_are_what_python_rounds(table, total):
     counts = schedules.keep_counts(table, total, regrowing=True)
