@@ -27,7 +27,7 @@ Named = dict[tuple[str, float | None], str]
 """What the caller calls the models of a score and ratio; those of a score's dense models are under None."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Audit:
     """What pruning did to each class, as tidy tables; made by ``audit`` or ``audit_counts``.
 

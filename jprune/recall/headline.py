@@ -31,7 +31,7 @@ def headline(audit: "Audit") -> str:
     """Say in two sentences what happened to the differences between classes at the highest ratio."""
     last = audit.summary.groupby("score", sort=False).tail(1)
     told = []
-    for mark, verb in ((">", "grew"), ("<", "shrank"), ("?", "did not change measurably"), ("", "")):
+    for mark, verb in ((">", "grew"), ("<", "shrank"), ("?", "are not shown to have changed"), ("", "")):
         rows = last[last["alpha_mark"] == mark]
         if len(rows):
             named = _listed([f"{_by(audit, row)} (alpha {_number(row['alpha'])})" for _, row in rows.iterrows()])

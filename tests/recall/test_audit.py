@@ -405,3 +405,40 @@ def test_json_holds_every_table_and_null_for_what_is_undefined(data, tmp_path):
     assert found["tables"]["alphas"][0]["alpha"] == report.alphas["alpha"][0]
     assert set(found["tables"]) == set(report.tables())
     assert report.to_json() == text
+
+
+# At full size -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_thirty_models_five_ratios_and_ten_thousand_examples_page_included(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.tile(np.arange(10), 1_000)
+
+    def models(rate):
+        wrong = rng.random((30, labels.size)) < rate * (1 + labels / 5)
+        return np.where(wrong, rng.integers(0, 10, wrong.shape), labels)
+
+    dense, pruned = models(0.05), {ratio: models(0.05 * (1 + ratio / 20)) for ratio in published.RATIOS}
+    report = recall.audit(labels, dense, pruned, rng=0)
+    report.to_html(tmp_path / "report.html")
+    recalls = {ratio: (stack == labels).reshape(30, 1_000, 10).mean(1) for ratio, stack in {1: dense, **pruned}.items()}
+    balances = {ratio: r / r.mean(1, keepdims=True) - 1 for ratio, r in recalls.items()}
+    x = balances.pop(1)
+    wanted = np.concatenate([(x * y).sum(1) / (x * x).sum(1) for y in balances.values()])
+    np.testing.assert_allclose(report.alphas["alpha"], wanted)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == len(report.figures())
+    assert len(page) < 1_000_000
+
+
+@pytest.mark.slow
+def test_a_thousand_classes_stay_within_a_page(tmp_path):
+    rng = np.random.default_rng(0)
+    dense = rng.integers(20, 50, (10, 1_000))
+    pruned = {ratio: np.maximum(dense - rng.integers(0, ratio, dense.shape), 0) for ratio in (2, 10, 20)}
+    report = recall.audit_counts(dense, pruned, support=[50] * 1_000)
+    report.to_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "1500 of 3000 rows are shown" in page
+    assert len(page) < 3_000_000

@@ -299,4 +299,4 @@ def test_an_open_question_is_told_with_the_replicates_it_would_take():
         f"take about {needed} models."
     )
     assert f"between {row['alpha_examples_low']:.2f} and {row['alpha_examples_high']:.2f}" in told
-    assert "did not change measurably" in headline.headline(audit)
+    assert "are not shown to have changed" in headline.headline(audit)
