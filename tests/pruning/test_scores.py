@@ -1,0 +1,101 @@
+"""Scores against numbers worked out by hand, and the undecayed score's three limits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jprune
+
+W = np.array([[-2.0, 1.0, 0.5], [3.0, -0.25, 0.0]], np.float32)
+G = np.array([[0.5, -3.0, 1.0], [0.0, 2.0, 4.0]], np.float32)
+EPS = 0.25
+
+
+@pytest.mark.parametrize(
+    ("score", "wanted"),
+    [
+        (jprune.magnitude(), np.abs(W)),
+        (jprune.gradient(), np.abs(W * G)),
+        (jprune.movement(), -W * G),
+        (jprune.undecayed(EPS), np.abs(-W * G + EPS * W**2)),
+        (jprune.undecayed(EPS, gradient_includes_decay=True), np.abs(-W * (G - EPS * W) + EPS * W**2)),
+    ],
+    ids=["magnitude", "gradient", "movement", "undecayed", "undecayed of a decayed gradient"],
+)
+def test_a_score_is_its_formula_and_none_where_nothing_is_prunable(score, wanted):
+    params = {"dense": {"kernel": jnp.asarray(W), "bias": jnp.ones(3)}, "step": jnp.int32(1)}
+    grad = {"dense": {"kernel": jnp.asarray(G), "bias": jnp.ones(3)}, "step": None}
+    scores = score(params, grad=grad)
+    np.testing.assert_allclose(scores["dense"]["kernel"], wanted, rtol=1e-6)
+    assert scores["dense"]["bias"] is None
+    assert scores["step"] is None
+
+
+def test_the_three_limits_at_a_stationary_point_of_loss_and_decay():
+    params, loss_gradient = {"kernel": jnp.asarray(W)}, {"kernel": jnp.asarray(-EPS * W)}
+    coded = jprune.undecayed(EPS)(params, grad=loss_gradient)["kernel"]
+    np.testing.assert_allclose(coded, 2 * EPS * W**2, rtol=1e-6)
+    bare = jprune.gradient()(params, grad=loss_gradient)["kernel"]
+    np.testing.assert_allclose(bare, EPS * W**2, rtol=1e-6)
+    decayed = jprune.gradient()(params, grad={"kernel": jnp.asarray(-EPS * W + EPS * W)})["kernel"]
+    assert not np.asarray(decayed).any()
+    for ranked in (coded, bare):
+        np.testing.assert_array_equal(
+            jprune.global_masks({"kernel": ranked}, keep=3)["kernel"],
+            jprune.global_masks(jprune.magnitude()(params), keep=3)["kernel"],
+        )
+
+
+def test_undecayed_ranks_as_the_magnitude_where_the_gradient_is_zero():
+    params = {"kernel": jnp.asarray(W)}
+    scores = jprune.undecayed(EPS)(params, grad={"kernel": jnp.zeros_like(params["kernel"])})
+    np.testing.assert_allclose(scores["kernel"], EPS * W**2, rtol=1e-6)
+
+
+def test_half_precision_weights_are_scored_in_float32():
+    params, grad = {"kernel": jnp.asarray(W, jnp.bfloat16)}, {"kernel": jnp.asarray(G, jnp.bfloat16)}
+    scores = jprune.gradient()(params, grad=grad)["kernel"]
+    assert scores.dtype == jnp.float32
+    np.testing.assert_array_equal(scores, np.abs(W * G))
+
+
+def test_random_scores_come_from_the_key_alone():
+    params = {"kernel": jnp.ones((50, 40))}
+    score = jprune.random()
+    first, again, other = (score(params, key=jax.random.key(k))["kernel"] for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).mean() > 0.99
+    assert int(jprune.global_masks({"kernel": first}, keep=123)["kernel"].sum()) == 123
+
+
+@pytest.mark.parametrize("score", [jprune.gradient(), jprune.undecayed(), jprune.movement()], ids=lambda s: s.name)
+def test_a_missing_gradient_is_named_at_trace_time(score):
+    with pytest.raises(ValueError, match=rf"{score.name} needs grad"):
+        jax.eval_shape(score, {"kernel": jnp.ones((2, 2))})
+
+
+def test_gradients_averaged_over_batches_leave_running_statistics_alone():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.body, self.norm = nnx.Linear(3, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(self.body(x))
+
+    model = Net(nnx.Rngs(0))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    before = jax.tree.map(np.asarray, nnx.state(model, nnx.BatchStat))
+    batches = [jax.random.normal(jax.random.key(i), (6, 3)) for i in range(3)]
+
+    def loss(params, x):
+        fresh = nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf, rest))
+        return jnp.mean(jnp.square(fresh(x) - 1.0))
+
+    averaged = jprune.average_gradients(loss, params, batches)
+    each = [jax.grad(loss)(params, x) for x in batches]
+    wanted = jax.tree.map(lambda *g: sum(np.asarray(x, np.float64) for x in g) / 3, *each)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), averaged, wanted)
+    after = jax.tree.map(np.asarray, nnx.state(model, nnx.BatchStat))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
