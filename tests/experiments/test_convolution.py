@@ -7,11 +7,17 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 from jax import lax
 
 from experiments import convolution
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+needs_torch = pytest.mark.skipif(torch is None, reason="compares with PyTorch, which only the extra bench installs")
 
 FORMS = {"batch_last": convolution.batch_last, "channels_last": convolution.channels_last}
 # (kernel size, strides, padding) of every layer there is, and some with unequal sides.
@@ -51,6 +57,7 @@ def test_value_and_gradients_are_those_of_xla(form, size, strides, padding):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@needs_torch
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_are_those_of_torch(form):
     x, kernel = arguments((3, 3))
@@ -121,6 +128,7 @@ def test_nnx_conv_takes_both_forms():
         np.testing.assert_allclose(conv(x), expected, atol=1e-6)
 
 
+@needs_torch
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("image", [(6, 8), (7, 9)])
 def test_max_pool_is_that_of_torch_ties_included(narrow, image):

@@ -4,12 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from flax import nnx
 
 import jprune
 from experiments import models
 from jprune import trees
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+needs_torch = pytest.mark.skipif(torch is None, reason="compares with PyTorch, which only the extra bench installs")
 
 MNIST, CIFAR = (28, 28, 1), (32, 32, 3)
 
@@ -84,6 +90,7 @@ def images(shape, batch=4):
     return np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
 
 
+@needs_torch
 def test_lenet_computes_what_torch_does():
     torch.manual_seed(0)
     net = torch.nn.ModuleDict(
@@ -124,6 +131,7 @@ def torch_block(block, x):
     return torch.relu(x + y)
 
 
+@needs_torch
 @pytest.mark.parametrize(("inputs", "outputs", "stride"), [(4, 4, 1), (4, 8, 2)])
 def test_a_residual_block_computes_what_torch_does_gradients_too(inputs, outputs, stride):
     block = models.Block(inputs, outputs, stride, rngs=nnx.Rngs(0))
@@ -189,6 +197,7 @@ def test_resnets_start_he_normal():
     assert np.abs(kernel).max() > 3 * sd  # not truncated at two deviations
 
 
+@needs_torch
 def test_torchs_initial_weights_fill_their_range_biases_too():
     model = create("conv", depth=2, width=64)
     for layer, fan_in in ((model.convs[0], 27), (model.convs[1], 576), (model.head, 128)):
