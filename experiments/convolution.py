@@ -88,13 +88,22 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def relu(x: jax.Array, narrow: bool = False) -> jax.Array:
-    """ReLU, with gradient 0 at 0.
+    """ReLU, gradient 0 at 0, for a convolution to follow.
+
+    XLA's CPU backend copies a chain of elementwise operations into each of its consumers: block n of
+    a residual stage would add up the n blocks before it, once for every use, and the transposition in
+    the kernel's gradient would read all of that out of order. For wide layers the chain ends here, in
+    a matrix product with the identity, at a ninth of the cost of the convolution.
 
     Args:
       x: (batch, height, width, channels).
       narrow: whether ``batch_last`` convolutions stand around it; it decides the form on a CPU.
+
+    Returns:
+      The same shape.
     """
-    return _in_memory_order(jax.nn.relu, narrow)(x)
+    y = _in_memory_order(jax.nn.relu, narrow)(x)
+    return y if narrow else _materialized(y)
 
 
 def column_sums(x: jax.Array) -> jax.Array:
@@ -107,24 +116,6 @@ def column_sums(x: jax.Array) -> jax.Array:
         cpu=lambda x: (jnp.ones((1, x.size // x.shape[-1]), x.dtype) @ x.reshape(-1, x.shape[-1]))[0],
         default=lambda x: x.sum(tuple(range(x.ndim - 1))),
     )
-
-
-@jax.custom_vjp
-def materialize(x: jax.Array) -> jax.Array:
-    """Return ``x``, (..., channels), and keep XLA's CPU backend from computing it more than once.
-
-    The CPU backend copies a chain of elementwise operations into each of its consumers, so block n of
-    a residual stage would add up the n blocks before it, once for every use. A matrix product with
-    the identity ends the chain; it costs a fraction of the convolution that follows.
-    """
-    return lax.platform_dependent(
-        x,
-        cpu=lambda x: (x.reshape(-1, x.shape[-1]) @ jnp.eye(x.shape[-1], dtype=x.dtype)).reshape(x.shape),
-        default=lambda x: x,
-    )
-
-
-materialize.defvjp(lambda x: (materialize(x), None), lambda _, dy: (dy,))
 
 
 # The convolution and its two gradients ------------------------------------------------------------
@@ -291,3 +282,15 @@ def _in_memory_order(f: Callable[..., jax.Array], narrow: bool) -> Callable[...,
     return lambda *x: lax.platform_dependent(
         *x, cpu=lambda *x: _from_batch_last(f(*(_to_batch_last(a) for a in x))), default=f
     )
+
+
+@jax.custom_vjp
+def _materialized(x: jax.Array) -> jax.Array:
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: (x.reshape(-1, x.shape[-1]) @ jnp.eye(x.shape[-1], dtype=x.dtype)).reshape(x.shape),
+        default=lambda x: x,
+    )
+
+
+_materialized.defvjp(lambda x: (_materialized(x), None), lambda _, dy: (dy,))

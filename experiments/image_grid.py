@@ -213,19 +213,19 @@ class Programs:
             return jnp.asarray(images, jnp.float32) / 255
         return normalise(jnp.asarray(images), self._dataset.mean, self._dataset.std)
 
-    def _updated(self, state: State, images: jax.Array, labels: jax.Array) -> tuple[State, jax.Array]:
+    def loss(self, params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+        """Cross-entropy and penalty; also the rest of the network's state, and how many are right."""
         technique = self._setup.technique
+        network = nnx.merge(self._graph, params, stats, copy=True)
+        call = partial(jprune.call_with_preactivations, network, self.inputs(images))
+        logits, preactivations = call(skip_last=technique.skip_last)
+        mean = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        if self._setup.coefficient:
+            mean += self._setup.coefficient * jprune.jumpstart_penalty(preactivations, **technique.penalty)
+        return mean, (nnx.state(network, nnx.Not(nnx.Param)), (logits.argmax(-1) == labels).sum())
 
-        def loss(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-            network = nnx.merge(self._graph, params, state.stats)
-            call = partial(jprune.call_with_preactivations, network, self.inputs(images))
-            logits, preactivations = call(skip_last=technique.skip_last)
-            mean = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            if self._setup.coefficient:
-                mean += self._setup.coefficient * jprune.jumpstart_penalty(preactivations, **technique.penalty)
-            return mean, (nnx.state(network, nnx.Not(nnx.Param)), (logits.argmax(-1) == labels).sum())
-
-        grads, (stats, right) = jax.grad(loss, has_aux=True)(state.params)
+    def _updated(self, state: State, images: jax.Array, labels: jax.Array) -> tuple[State, jax.Array]:
+        grads, (stats, right) = jax.grad(self.loss, has_aux=True)(state.params, state.stats, images, labels)
         updates, adam = _adam(self._setup).update(grads, state.adam, state.params)
         return State(optax.apply_updates(state.params, updates), stats, adam), right
 

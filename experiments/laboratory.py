@@ -19,7 +19,7 @@ from jprune.pruning.limbs import Count, count_of
 Weights = dict[str, np.ndarray]
 Program = Callable[..., Any]
 _INIT, _DENSE, _GRADIENT, _RANDOM, _FINETUNE = range(5)  # what the keys of a replicate are for
-_JUDGED = 1_000  # training examples on which units are judged
+_JUDGED = 500  # training examples on which units are judged
 
 
 class Outcome(NamedTuple):
@@ -44,7 +44,7 @@ class Laboratory(NamedTuple):
     Attributes:
       study: the settings.
       layout: where replicates run.
-      block: how many replicates one program takes.
+      chunk: how many replicates one program takes.
       train: training split, on the devices; likewise ``validation`` and ``test``.
       template: shapes of (params, stats) of one replicate.
       fresh: index -> (params, stats, key), from which dense training begins.
@@ -58,12 +58,12 @@ class Laboratory(NamedTuple):
       predict: (params, stats) -> predictions on the test split.
       nonzero: params -> how many prunable weights are not zero.
       activity: (params, stats, index) -> shares of the hidden units that are dead, and that are linear,
-        on the first 1,000 training examples.
+        on the first 500 training examples.
     """
 
     study: Study
     layout: replicates.Layout
-    block: int
+    chunk: int
     train: data.Split
     validation: data.Split
     test: data.Split
@@ -90,9 +90,10 @@ def equip(study: Study, dataset: data.Dataset) -> Laboratory:
     """
     task = tasks.classification(dataset, study.model, augment=augment if study.augment else None)
     template = jax.eval_shape(task.init, jax.random.key(0))
-    block = tuning.block_size(study, dataset, task, jax.device_count())
-    layout = tuning.layout(study, dataset, task, block)
-    spread = functools.partial(replicates.spread, layout=layout)
+    ratios = map(float, study.ratios)
+    keep = {ratio: jprune.keep_count(template[0], ratio=ratio, where=oneshot.PRUNABLE) for ratio in ratios}
+    chunk = replicates.agree(tuning.chunk_size(study, dataset, task, jax.device_count()))
+    layout = tuning.layout(study, dataset, task, chunk)
     phase = functools.partial(
         phases.compile_phase,
         task,
@@ -101,65 +102,20 @@ def equip(study: Study, dataset: data.Dataset) -> Laboratory:
         examples=len(dataset.train.labels),
         validation=len(dataset.validation.labels),
     )
-    ratios = map(float, study.ratios)
-    keep = {ratio: jprune.keep_count(template[0], ratio=ratio, where=oneshot.PRUNABLE) for ratio in ratios}
-    key = functools.partial(replicates.key, study.seed)
-
-    def fresh(index: jax.Array) -> tuple[Any, Any, jax.Array]:
-        return (*task.init(key(index, _INIT)), key(index, _DENSE))
-
-    def gradient(replicate: tuple[Any, Any, jax.Array], train: data.Split) -> Any:
-        params, stats, index = replicate
-        return oneshot.gradient(
-            task,
-            params,
-            stats,
-            key(index, _GRADIENT),
-            train,
-            batch=study.batch,
-            batches=study.gradient_batches,
-            mode=study.gradient_mode,
-            decay=study.weight_decay if study.gradient_includes_decay else 0.0,
-        )
-
-    def scored(name: str, replicate: tuple[Any, Any, jax.Array]) -> Any:
-        params, grads, index = replicate
-        return oneshot.score_of(name, study.undecayed_epsilon)(params, grad=grads, key=key(index, _RANDOM))
-
-    def pruned(signed: bool, replicate: tuple[Any, Any], keep: Count) -> tuple[Any, jax.Array]:
-        return oneshot.prune(*replicate, keep, signed=signed)
-
-    def activity(replicate: tuple[Any, Any, jax.Array], train: data.Split) -> tuple[jax.Array, jax.Array]:
-        params, stats, index = replicate
-        some = data.Split(train.images[:_JUDGED], train.labels[:_JUDGED])
-        statuses = jprune.unit_status(task.preactivations(params, tasks.Context(stats, some, key(index, _GRADIENT))))
-        units = jnp.concatenate(jax.tree.leaves(statuses))
-        return (units == -1).mean(dtype=jnp.float32), (units == 0).mean(dtype=jnp.float32)
-
-    def nonzero(params: Any) -> jax.Array:
-        prunable = jax.tree.leaves(trees.only(params, oneshot.PRUNABLE))
-        return sum(jnp.count_nonzero(kernel).astype(jnp.int32) for kernel in prunable)
-
     train, validation, test = replicates.share((dataset.train, dataset.validation, dataset.test), layout.mesh)
     return Laboratory(
-        study,
-        layout,
-        block,
-        train,
-        validation,
-        test,
-        template,
-        fresh=spread(fresh),
+        study=study,
+        layout=layout,
+        chunk=chunk,
+        train=train,
+        validation=validation,
+        test=test,
+        template=template,
         dense={float(c): phase(plan.dense_recipe(study, c)) for c in study.jumpstart},
-        gradient=spread(gradient),
-        score={name: spread(functools.partial(scored, name)) for name in study.scores},
-        keep={ratio: count_of(count) for ratio, count in keep.items()},
-        prune={signed: spread(functools.partial(pruned, signed)) for signed in (False, True)},
         finetune=phase(plan.finetune_recipe(study)),
-        finetune_key=spread(lambda index: key(index, _FINETUNE)),
+        keep={ratio: count_of(count) for ratio, count in keep.items()},
         predict=phases.compile_predict(task, layout, len(dataset.test.labels)),
-        nonzero=spread(nonzero),
-        activity=spread(activity),
+        **_programs(study, task, layout),
     )
 
 
@@ -194,6 +150,50 @@ def prune_and_finetune(
         asked = {"kept_by_mask": replicates.fetch(kept, len(chunk))}
     outcome, _ = _train(lab, lab.finetune, (params, stats, lab.finetune_key(index)), chunk, on_epoch)
     return outcome._replace(summary={**outcome.summary, **asked})
+
+
+def _programs(study: Study, task: tasks.Task, layout: replicates.Layout) -> dict[str, Any]:
+    """What is done to replicates beside training and predicting; fields of a ``Laboratory``."""
+    key = functools.partial(replicates.key, study.seed)
+    spread = functools.partial(replicates.spread, layout=layout)
+
+    def fresh(index: jax.Array) -> tuple[Any, Any, jax.Array]:
+        return (*task.init(key(index, _INIT)), key(index, _DENSE))
+
+    def gradient(replicate: tuple[Any, Any, jax.Array], train: data.Split) -> Any:
+        params, stats, index = replicate
+        decay = study.weight_decay if study.gradient_includes_decay else 0.0
+        sizes = {"batch": study.batch, "batches": study.gradient_batches}
+        where = (task, params, stats, key(index, _GRADIENT), train)
+        return oneshot.gradient(*where, mode=study.gradient_mode, decay=decay, **sizes)
+
+    def scored(name: str, replicate: tuple[Any, Any, jax.Array]) -> Any:
+        params, grads, index = replicate
+        return oneshot.score_of(name, study.undecayed_epsilon)(params, grad=grads, key=key(index, _RANDOM))
+
+    def pruned(signed: bool, replicate: tuple[Any, Any], keep: Count) -> tuple[Any, jax.Array]:
+        return oneshot.prune(*replicate, keep, signed=signed)
+
+    def nonzero(params: Any) -> jax.Array:
+        prunable = jax.tree.leaves(trees.only(params, oneshot.PRUNABLE))
+        return sum(jnp.count_nonzero(kernel).astype(jnp.int32) for kernel in prunable)
+
+    def activity(replicate: tuple[Any, Any, jax.Array], train: data.Split) -> tuple[jax.Array, jax.Array]:
+        params, stats, index = replicate
+        some = data.Split(train.images[:_JUDGED], train.labels[:_JUDGED])
+        statuses = jprune.unit_status(task.preactivations(params, tasks.Context(stats, some, key(index, _GRADIENT))))
+        units = jnp.concatenate(jax.tree.leaves(statuses))
+        return (units == -1).mean(dtype=jnp.float32), (units == 0).mean(dtype=jnp.float32)
+
+    return {
+        "fresh": spread(fresh),
+        "gradient": spread(gradient),
+        "score": {name: spread(functools.partial(scored, name)) for name in study.scores},
+        "prune": {signed: spread(functools.partial(pruned, signed)) for signed in (False, True)},
+        "finetune_key": spread(lambda index: key(index, _FINETUNE)),
+        "nonzero": spread(nonzero),
+        "activity": spread(activity),
+    }
 
 
 def _train(

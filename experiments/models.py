@@ -169,11 +169,11 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(batch, height, width, inputs) -> (batch, height / stride, width / stride, outputs)."""
-        y = convolution.materialize(nnx.relu(self.norm1(self.conv1(x))))
+        y = convolution.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         more = y.shape[-1] - x.shape[-1]
         x = jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (more // 2, more - more // 2)))
-        return convolution.materialize(nnx.relu(x + y))
+        return convolution.relu(x + y)
 
 
 class ResNet(nnx.Module):
@@ -198,7 +198,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(batch, height, width, channels) -> logits (batch, num_classes)."""
-        x = convolution.materialize(nnx.relu(self.norm(self.stem(x))))
+        x = convolution.relu(self.norm(self.stem(x)))
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean((1, 2)))
@@ -227,7 +227,7 @@ class VGG(nnx.Module):
         layers = zip(self.convs, self.norms, strict=True)
         for stage in self._WIDTHS:
             for conv, norm in itertools.islice(layers, len(stage)):
-                x = nnx.relu(norm(conv(x)))
+                x = convolution.relu(norm(conv(x)))
             x = convolution.max_pool(x)
         return self.head(x.reshape(x.shape[0], -1))
 

@@ -170,6 +170,7 @@ def _tables(settings, arch, state: State, problem, runs):
         )
         statuses.append(
             {
+                "method": settings["method"],
                 "replicate": run.seed,
                 "layer": settings["layer"],
                 "width": run.width,

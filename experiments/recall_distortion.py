@@ -64,18 +64,18 @@ def run(study: Study) -> None:
     if replicates.is_first_process():
         results.record(study)
         results.settle(study, dataset)
-    carry_out(lab, todo(study, plan.fingerprint(dataset), lab.block))
+    carry_out(lab, todo(study, plan.fingerprint(dataset), lab.chunk))
     if replicates.is_first_process():
         report(study)
 
 
-def todo(study: Study, fingerprint: str, block: int) -> list[tuple[Planned, range]]:
+def todo(study: Study, fingerprint: str, chunk: int) -> list[tuple[Planned, range]]:
     """What of this shard is not done: stages and the replicates they lack, each before what starts from it."""
     i, n = map(int, study.shard.split("/"))
     planned = [
-        (stage, replicates_of_block)
+        (stage, one_chunk)
         for jumpstart in map(float, study.jumpstart)
-        for replicates_of_block in replicates.blocks(replicates.of_shard(study.replicates, (i, n)), block)
+        for one_chunk in replicates.chunks(replicates.of_shard(study.replicates, (i, n)), chunk)
         for stage in plan.stages(study, fingerprint, jumpstart)
     ]
     root = plan.root(study)

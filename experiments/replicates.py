@@ -26,6 +26,7 @@ from experiments import files
 
 PyTree = Any
 AXIS = "replicate"
+_LONG_ENOUGH = 20.0  # seconds of timing one candidate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,13 +195,13 @@ def of_shard(count: int, shard: tuple[int, int]) -> range:
     return range(count * i // n, count * (i + 1) // n)
 
 
-def blocks(replicates: range, size: int) -> list[range]:
-    """Cut replicates at the multiples of a size, so that a block does not depend on where the range ends.
+def chunks(replicates: range, size: int) -> list[range]:
+    """Cut replicates at the multiples of a size, so that a chunk does not depend on where the range ends.
 
     Raises:
       ValueError: a size below 1.
 
-    >>> blocks(range(2, 10), 4)
+    >>> chunks(range(2, 10), 4)
     [range(2, 4), range(4, 8), range(8, 10)]
     """
     if size < 1:
@@ -264,10 +265,10 @@ def fastest(candidates: Mapping[str, Callable[[], Any]], cache: Path, identity: 
 
 
 def _least_seconds(run: Callable[[], Any], repeats: int) -> float:
-    """The least time of some calls, after one that compiles."""
+    """The least time of some calls, after one that compiles; slow ones are not called as often."""
     jax.block_until_ready(run())
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    while len(times) < repeats and sum(times) < _LONG_ENOUGH:
         before = time.perf_counter()
         jax.block_until_ready(run())
         times.append(time.perf_counter() - before)

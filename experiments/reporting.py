@@ -94,7 +94,9 @@ def _evidence_told(audit: Audit) -> str:
     ]
     clear = sum(map(len, signs.values()))
     if not clear:
-        return f"Too little evidence: for none of {len(rows)} prunings does the 99 % interval of alpha exclude 1."
+        return (
+            f"For none of {len(rows)} prunings does the 99 % interval of alpha exclude 1: the evidence is not enough."
+        )
     rest = "" if clear == len(rows) else f" The evidence leaves the other {len(rows) - clear} open."
     return f"The 99 % interval of alpha lies {'; '.join(named)} ({clear} of {len(rows)} prunings).{rest}"
 

@@ -16,6 +16,7 @@ from experiments.plan import Planned
 from experiments.presets import Study, from_json
 
 _CONFIG = "config.json"
+_MOST_BYTES = 2**26  # of test images that are kept for the report
 
 
 class Truth(NamedTuple):
@@ -67,7 +68,8 @@ def settle(study: Study, dataset: data.Dataset) -> None:
     if not where.done:
         with store.writing(where, settings) as folder:
             files.write_table(folder / "labels.parquet", {"label": dataset.test.labels})
-            np.save(folder / "images.npy", dataset.test.images, allow_pickle=False)
+            if dataset.test.images.ndim == 4 and dataset.test.images.nbytes <= _MOST_BYTES:
+                np.save(folder / "images.npy", dataset.test.images, allow_pickle=False)
             files.write_json(
                 folder / "data.json", {"fingerprint": fingerprint, "class_names": list(dataset.class_names)}
             )
@@ -93,13 +95,16 @@ def truth(study: Study) -> Truth:
     return Truth(labels, tuple(known["class_names"]), known["fingerprint"])
 
 
-def images(study: Study) -> np.ndarray:
-    """Read the test images of a study, as they are stored in the data set.
+def images(study: Study) -> np.ndarray | None:
+    """Read the test images of a study, as they are stored in the data set; None where there are none, or too many.
 
     Raises:
       StoreError: the file is corrupt.
     """
-    return np.load(store.verified(plan.settled(study), "images.npy"), allow_pickle=False)
+    where = plan.settled(study)
+    if not (where.path / "images.npy").exists():
+        return None
+    return np.load(store.verified(where, "images.npy"), allow_pickle=False)
 
 
 def save(study: Study, stage: Planned, mine: range, outcome: Outcome) -> None:

@@ -15,14 +15,14 @@ from experiments.tasks import Task
 _STEPS = 4  # of the epochs that are timed
 
 
-def block_size(study: Study, dataset: data.Dataset, task: Task, devices: int) -> int:
+def chunk_size(study: Study, dataset: data.Dataset, task: Task, devices: int) -> int:
     """How many replicates fit the memory of the devices, at least one each, at most as many as there are.
 
     Args:
       study: says the number itself, or the memory of a device.
       dataset: gives the shape of a batch.
       task: what is learnt.
-      devices: over which a block is spread.
+      devices: over which a chunk is spread.
     """
     if study.chunk is not None:
         return study.chunk
@@ -35,14 +35,14 @@ def block_size(study: Study, dataset: data.Dataset, task: Task, devices: int) ->
     return min(each * devices, study.replicates)
 
 
-def layout(study: Study, dataset: data.Dataset, task: Task, block: int) -> replicates.Layout:
+def layout(study: Study, dataset: data.Dataset, task: Task, chunk: int) -> replicates.Layout:
     """The layout that the study asks for, or the fastest, measured once and remembered in its folder.
 
     Args:
       study: its form and loop; ``auto`` is measured.
       dataset: of which a few batches are trained on.
       task: what is learnt.
-      block: replicates in one program.
+      chunk: replicates in one program.
     """
     mesh = replicates.all_devices()
     forms = ("vmap", "map", "unroll") if study.form == "auto" else (study.form,)
@@ -52,8 +52,8 @@ def layout(study: Study, dataset: data.Dataset, task: Task, block: int) -> repli
     layouts = {f"{form}, {loop}": replicates.Layout(mesh, form, loop) for form, loop in pairs}
     if len(layouts) == 1:
         return next(iter(layouts.values()))
-    candidates = {name: _epoch(study, dataset, task, candidate, block) for name, candidate in layouts.items()}
-    identity = f"{study.model} on {dataset.input_shape}, batch {study.batch}, {block} replicates"
+    candidates = {name: _epoch(study, dataset, task, candidate, chunk) for name, candidate in layouts.items()}
+    identity = f"{study.model} on {dataset.input_shape}, batch {study.batch}, {chunk} replicates"
     return layouts[replicates.fastest(candidates, study.folder / "layout.json", identity)]
 
 
@@ -65,12 +65,12 @@ def _memory(study: Study) -> float:
     return 0.7 * held["bytes_limit"] if "bytes_limit" in held else 4 * 2**30
 
 
-def _epoch(study: Study, dataset: data.Dataset, task: Task, layout: replicates.Layout, block: int) -> Callable[[], Any]:
+def _epoch(study: Study, dataset: data.Dataset, task: Task, layout: replicates.Layout, chunk: int) -> Callable[[], Any]:
     """A call that trains an epoch of a few steps."""
     recipe = dataclasses.replace(plan.dense_recipe(study, 0.0), epochs=(1,), learning_rates=(0.0,))
     count = min(_STEPS * recipe.batch, len(dataset.train.labels))
     train = replicates.share(dataset.train.take(np.arange(count)), layout.mesh)
     phase = phases.compile_phase(task, recipe, oneshot.PRUNABLE, layout, examples=count, validation=count)
     init = replicates.spread(lambda i: (*task.init(replicates.key(study.seed, i, 0)), replicates.key(0, i, 0)), layout)
-    entering = init(replicates.place(np.arange(block, dtype=np.int32), layout.mesh))
+    entering = init(replicates.place(np.arange(chunk, dtype=np.int32), layout.mesh))
     return lambda: phases.fit(phase, entering, train, train)

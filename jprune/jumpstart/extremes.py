@@ -1,15 +1,15 @@
 """Maxima and minima over units, points and layers, with a gradient that obeys a tie rule.
 
-A preactivation array is (layers, batch, space, units), L B S C, with S = 1 for dense layers. Space is
-reduced first and once: the block maxima (L, B, C) then serve units, points and whole layers, so a
-convolution is read twice forward (maximum and minimum) and twice backward, whatever is asked for. A
-minimum is the maximum of -z, so every rule is written once, for maxima.
+The preactivations of a layer are (batch, *space, units). Space is reduced first and once: the extremes
+of these blocks, (batch, units), then serve units, points and the whole layer, so a convolution is
+read once forward for each of maximum and minimum, and twice backward, whatever is asked for.
 
 ``lax.pmax`` has no gradient and ``jnp.max`` knows one tie rule, hence the custom rule. Its convention
 over devices: every device differentiates its own copy of a replicated result, and receives the
 gradient of that result with respect to the device's own slice of z.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from jax import lax
 
 Axis = str  # "unit", "point" or "layer"
 Sign = int  # 1 for the maximum, -1 for the minimum
-_REDUCED = {"unit": (1,), "point": (2,), "layer": (1, 2)}  # axes of the blocks (L, B, C)
+Extremes = dict[tuple[Axis, Sign], jax.Array]
 
 
 class Spec(NamedTuple):
@@ -30,72 +30,80 @@ class Spec(NamedTuple):
       wanted: the (axis, sign) pairs.
       ties: 'average', 'single' or 'random'.
       axis_name: the mesh axes that the batch is sharded over, or None.
+      batch_last: whether z is (units, *space, batch) instead.
     """
 
     wanted: tuple[tuple[Axis, Sign], ...]
     ties: str
     axis_name: Any
+    batch_last: bool
 
     @property
     def signs(self) -> list[Sign]:
         """The signs that any pair asks for."""
         return sorted({sign for _, sign in self.wanted}, reverse=True)
 
-    def over_devices(self, axis: Axis) -> Any:
+    def reduced(self, axis: Axis) -> tuple[int, ...]:
+        """Which axes of the blocks a unit, a point or a layer is reduced over."""
+        batch, units = (1, 0) if self.batch_last else (0, 1)
+        return {"unit": (batch,), "point": (units,), "layer": (0, 1)}[axis]
+
+    def devices(self, axis: Axis) -> Any:
         """The mesh axes that this reduction crosses: a point lies on one device."""
         return None if axis == "point" else self.axis_name
 
 
-Peaks = dict[tuple[Axis, Sign], jax.Array]
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def peaks(spec: Spec, z: jax.Array, valid: jax.Array | None, key: jax.Array | None) -> Peaks:
-    """The maximum of sign * z for every wanted (axis, sign), in float32 or better.
+def extremes(spec: Spec, z: jax.Array, valid: jax.Array | None, key: jax.Array | None) -> Extremes:
+    """The wanted maxima and minima of z, in float32 or better.
 
     Args:
       spec: what to compute.
-      z: preactivations (L, B, S, C) of a real floating dtype.
-      valid: bool, broadcastable to (L, B, 1, C): the cells that count; ``None`` for all.
+      z: preactivations (batch, *space, units) of a real floating dtype, or with batch and units
+        exchanged as ``spec`` says.
+      valid: bool, broadcastable to z and the same throughout space: the cells that count; ``None``
+        for all.
       key: a PRNG key for random ties.
 
     Returns:
-      {(axis, sign): (L, C) for units, (L, B) for points, (L,) for layers}; -inf where no cell counts.
-      With 'average' the gradient is split evenly over tied cells. With 'single' a unit's goes to the
-      first position in space and there to the first example, a point's to the first position and
-      there to the first unit, a layer's to the first cell. With 'random' it goes to a random one.
+      {(axis, sign): (units,), (batch,) for points, or a scalar for the layer}; an infinity where no
+      cell counts. With 'average' the gradient is split evenly over tied cells. With
+      'single' a unit's goes to the first position in space and there to the first example, a point's
+      to the first position and there to the first unit, a layer's to the first cell. With 'random' it
+      goes to a random one.
     """
     return _forward(spec, z, valid, key)[0]
 
 
-def _forward(spec: Spec, z: Any, valid: Any, key: Any) -> tuple[Peaks, tuple[Any, ...]]:
-    blocks = {sign: _signed(z, valid, sign).max(axis=2) for sign in spec.signs}
+def _forward(spec: Spec, z: Any, valid: Any, key: Any) -> tuple[Extremes, tuple[Any, ...]]:
+    blocks = {sign: _extreme(_filled(z, valid, sign), sign, _space(z)) for sign in spec.signs}
+    if _space(z):  # otherwise XLA joins the reductions of a reduction, and reads z once more for each
+        blocks = lax.optimization_barrier(blocks)  # type: ignore[no-untyped-call]
     found = {}
     for axis, sign in spec.wanted:
-        peak = blocks[sign].max(axis=_REDUCED[axis])
-        names = spec.over_devices(axis)
-        found[axis, sign] = peak if names is None else lax.pmax(peak, names)  # type: ignore[no-untyped-call]
+        extreme = _extreme(blocks[sign], sign, spec.reduced(axis))
+        found[axis, sign] = _over_devices(extreme, lax.pmax if sign > 0 else lax.pmin, spec.devices(axis))
     return found, (z, valid, key, blocks, found)
 
 
-def _backward(spec: Spec, residuals: tuple[Any, ...], cotangents: Peaks) -> tuple[Any, None, None]:
+def _backward(spec: Spec, residuals: tuple[Any, ...], cotangents: Extremes) -> tuple[Any, None, None]:
     z, valid, key, blocks, found = residuals
+    space = _space(z)
+    tied = {sign: _filled(z, valid, sign) == jnp.expand_dims(blocks[sign], space) for sign in spec.signs}
+    chosen, ranks = _chosen(spec, tied, space, key)
+    known = _Blocks(blocks, ranks, found, math.prod(z.shape[axis] for axis in space))
     gradient: Any = 0
-    for sign in spec.signs:
-        x = _signed(z, valid, sign)
-        within = _Ties.of(spec, x, blocks[sign], key, sign)
-        share = sum(
-            within.share(spec, axis, jnp.expand_dims(found[axis, sign], _REDUCED[axis]), cotangents[axis, sign])
-            for axis, s in spec.wanted
-            if s == sign
-        )
-        gradient = gradient + jnp.where(within.cells, jnp.expand_dims(sign * share, 2), 0)
-    if valid is not None:  # a masked cell equals the maximum where a whole unit or point is masked
+    for sign, cells in chosen.items():
+        share: Any = 0
+        for axis in [axis for axis, s in spec.wanted if s == sign]:
+            share = share + _share(spec, axis, sign, known, cotangents[axis, sign])
+        gradient = gradient + jnp.where(cells, jnp.expand_dims(share, space), 0)
+    if valid is not None:  # a masked cell equals the extreme where a whole unit or point is masked
         gradient = jnp.where(valid, gradient, 0)
     return gradient.astype(z.dtype), None, None
 
 
-peaks.defvjp(_forward, _backward)
+extremes.defvjp(_forward, _backward)
 
 
 def accumulated(dtype: Any) -> Any:
@@ -103,75 +111,111 @@ def accumulated(dtype: Any) -> Any:
     return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
 
 
-def _signed(z: jax.Array, valid: jax.Array | None, sign: Sign) -> jax.Array:
+def _space(z: jax.Array) -> tuple[int, ...]:
+    return tuple(range(1, z.ndim - 1))
+
+
+def _filled(z: jax.Array, valid: jax.Array | None, sign: Sign) -> jax.Array:
+    """Z with what does not count out of the way of this extreme."""
     x = z.astype(accumulated(z.dtype))
-    x = x if sign > 0 else -x
-    return x if valid is None else jnp.where(valid, x, -jnp.inf)
+    return x if valid is None else jnp.where(valid, x, -sign * jnp.inf)
 
 
-class _Ties(NamedTuple):
-    """Which cells share a block's maximum, and what decides between blocks.
+def _extreme(x: jax.Array, sign: Sign, axes: tuple[int, ...]) -> jax.Array:
+    if not axes:
+        return x
+    return x.max(axis=axes) if sign > 0 else x.min(axis=axes)
 
-    Attributes:
-      block: the block maxima (L, B, C).
-      cells: bool (L, B, S, C), the cells that a gradient reaching their block goes to.
-      rank: (L, B, C): how many cells are tied ('average'), the position of the first in space
-        ('single'), or the highest lot among them ('random').
+
+def _over_devices(x: jax.Array, reduce: Any, names: Any) -> jax.Array:
+    reduced: jax.Array = x if names is None else reduce(x, names)
+    return reduced
+
+
+def _chosen(
+    spec: Spec, tied: dict[Sign, jax.Array], space: tuple[int, ...], key: Any
+) -> tuple[dict[Sign, jax.Array], dict[Sign, Any]]:
+    """The cells of each block that a gradient goes to, and what decides between blocks.
+
+    That rank, shaped like the blocks, is with 'average' the number of tied cells (None: one), with
+    'single' the position of the first in space, with 'random' the highest lot among them.
     """
-
-    block: jax.Array
-    cells: jax.Array
-    rank: jax.Array
-
-    @classmethod
-    def of(cls, spec: Spec, x: jax.Array, block: jax.Array, key: jax.Array | None, sign: Sign) -> "_Ties":
-        tied = x == jnp.expand_dims(block, 2)
-        if spec.ties == "average":
-            return cls(block, tied, tied.sum(axis=2, dtype=jnp.int32))
+    if spec.ties == "average":
+        counts = _count(list(tied.values()), space) if space else [None] * len(tied)
+        return tied, dict(zip(tied, counts, strict=True))
+    chosen, ranks = {}, {}
+    for sign, cells in tied.items():
         if spec.ties == "single":
-            position = lax.broadcasted_iota(jnp.int32, x.shape, 2)
-            first = jnp.where(tied, position, x.shape[2]).min(axis=2)
-            return cls(block, position == jnp.expand_dims(first, 2), first)
-        key = jax.random.fold_in(jnp.asarray(key), sign + 1)
-        if spec.axis_name is not None:
-            key = jax.random.fold_in(key, lax.axis_index(spec.axis_name))
-        # Two of k tied cells draw the same 32 bits, and both receive the gradient, once in 2^33 / k^2.
-        lots = jnp.where(tied, jax.random.bits(key, x.shape, jnp.uint32), 0)
-        highest = lots.max(axis=2)
-        return cls(block, tied & (lots == jnp.expand_dims(highest, 2)), highest)
-
-    def share(self, spec: Spec, axis: Axis, peak: jax.Array, cotangent: jax.Array) -> jax.Array:
-        """What of the cotangent each cell in ``cells`` receives, by block (L, B, C)."""
-        over, names = _REDUCED[axis], spec.over_devices(axis)
-        tied = self.block == peak
-        g = jnp.expand_dims(cotangent, over)
-        if spec.ties == "average":
-            count = jnp.where(tied, self.rank, 0).sum(axis=over, keepdims=True)
-            count = count if names is None else lax.psum(count, names)  # type: ignore[no-untyped-call]
-            return jnp.where(tied, g / count.astype(g.dtype), 0)
-        if spec.ties == "single":
-            rank = self._order(axis, spec)
-            last = np.iinfo(np.int32).max
-            winner = jnp.where(tied, rank, last).min(axis=over, keepdims=True)
-            winner = winner if names is None else lax.pmin(winner, names)  # type: ignore[no-untyped-call]
+            order = _position(cells.shape, space)
+            ranks[sign] = _extreme(jnp.where(cells, order, np.iinfo(np.int32).max), -1, space)
         else:
-            rank = self.rank
-            winner = jnp.where(tied, rank, 0).max(axis=over, keepdims=True)
-            winner = winner if names is None else lax.pmax(winner, names)  # type: ignore[no-untyped-call]
-        return jnp.where(tied & (rank == winner), g, 0)
+            lot = jax.random.fold_in(key, sign + 1)
+            if spec.axis_name is not None:
+                lot = jax.random.fold_in(lot, lax.axis_index(spec.axis_name))
+            # Two of k tied cells draw the same 32 bits, and both receive the gradient, once in 2^33 / k^2.
+            order = jax.random.bits(lot, cells.shape, jnp.uint32)
+            ranks[sign] = _extreme(jnp.where(cells, order, 0), 1, space)
+        chosen[sign] = cells & (order == jnp.expand_dims(ranks[sign], space))
+    return chosen, ranks
 
-    def _order(self, axis: Axis, spec: Spec) -> jax.Array:
-        """Where the first tied cell of each block comes in the order of rule 'single'."""
-        _, batch, units = self.block.shape
-        example = lax.broadcasted_iota(jnp.int32, self.block.shape, 1)
-        unit = lax.broadcasted_iota(jnp.int32, self.block.shape, 2)
-        devices = 1
-        if spec.axis_name is not None:
-            devices = lax.axis_size(spec.axis_name)
-            example = example + batch * lax.axis_index(spec.axis_name)
-        if axis == "unit":
-            return self.rank * (devices * batch) + example
-        if axis == "point":
-            return self.rank * units + unit
-        space = self.cells.shape[2]
-        return (example * space + self.rank) * units + unit
+
+def _position(shape: tuple[int, ...], space: tuple[int, ...]) -> jax.Array:
+    """The row-major position of each cell in space."""
+    position = jnp.zeros(shape, jnp.int32)
+    for axis in space:
+        position = position * shape[axis] + lax.broadcasted_iota(jnp.int32, shape, axis)
+    return position
+
+
+def _count(masks: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
+    """Count True over the axes; two masks in one pass, in the halves of an int32, where they fit."""
+    if len(masks) == 2 and math.prod(masks[0].shape[axis] for axis in axes) < 1 << 15:
+        both = (jnp.where(masks[0], 1, 0) + jnp.where(masks[1], 1 << 16, 0)).sum(axis=axes, dtype=jnp.int32)
+        return [both & 0xFFFF, both >> 16]
+    return [mask.sum(axis=axes, dtype=jnp.int32) for mask in masks]
+
+
+class _Blocks(NamedTuple):
+    """What is known of the blocks: by sign their extremes and ranks, the results, the cells in one."""
+
+    extremes: dict[Sign, jax.Array]
+    ranks: dict[Sign, Any]
+    found: Extremes
+    size: int
+
+
+def _share(spec: Spec, axis: Axis, sign: Sign, known: _Blocks, cotangent: jax.Array) -> jax.Array:
+    """What of a cotangent the chosen cells of each block receive."""
+    over, names = spec.reduced(axis), spec.devices(axis)
+    tied = {s: known.extremes[s] == jnp.expand_dims(known.found[axis, s], over) for a, s in spec.wanted if a == axis}
+    mine, rank = tied[sign], known.ranks[sign]
+    g = jnp.expand_dims(cotangent, over)
+    if spec.ties == "average":
+        if rank is None:
+            count = dict(zip(tied, _count(list(tied.values()), over), strict=True))[sign]
+        else:
+            count = jnp.where(mine, rank, 0).sum(axis=over)
+        count = _over_devices(count, lax.psum, names).astype(g.dtype)
+        return jnp.where(mine, g / jnp.expand_dims(count, over), 0)
+    if spec.ties == "single":
+        rank = _order(spec, axis, rank, known.size)
+        winner = _over_devices(jnp.where(mine, rank, np.iinfo(np.int32).max).min(axis=over), lax.pmin, names)
+    else:
+        winner = _over_devices(jnp.where(mine, rank, 0).max(axis=over), lax.pmax, names)
+    return jnp.where(mine & (rank == jnp.expand_dims(winner, over)), g, 0)
+
+
+def _order(spec: Spec, axis: Axis, position: jax.Array, size: int) -> jax.Array:
+    """Where the first tied cell of each block, at this position, comes in the order of rule 'single'."""
+    (batch,), (width,) = spec.reduced("unit"), spec.reduced("point")
+    example = lax.broadcasted_iota(jnp.int32, position.shape, batch)
+    unit = lax.broadcasted_iota(jnp.int32, position.shape, width)
+    examples, units = position.shape[batch], position.shape[width]
+    if spec.axis_name is not None:
+        example = example + examples * lax.axis_index(spec.axis_name)
+        examples = examples * lax.axis_size(spec.axis_name)
+    if axis == "unit":
+        return position * examples + example
+    if axis == "point":
+        return position * units + unit
+    return (example * size + position) * units + unit

@@ -55,6 +55,10 @@ _DEFAULTS: tuple[Aggregate, Ties, Spatial] = ("balanced", "average", "pool")
 # one each halves the step of a deep thin network. Larger ones are not, as stacking copies them.
 _STACK_UP_TO = 1 << 16
 
+# Images of fewer channels than this are looked at with the batch last: on a CPU, vectors are then as
+# long as the batch, and convolutions of few channels compute in that order too. Elsewhere it is a name.
+_BATCH_LAST_UNDER = 16
+
 
 def jumpstart_penalty(
     preacts: layers.Preactivations,
@@ -214,7 +218,7 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 class _Group(NamedTuple):
-    """Layers of one shape: preactivations (L, B, S, C), unit mask (L, C) and example mask (B,) or None."""
+    """Layers of one shape: (layers, batch, *space, units), masks (layers, units) and (batch,) or None."""
 
     z: jax.Array
     units: Any
@@ -235,17 +239,17 @@ class _Total(NamedTuple):
 
 
 def _grouped(preacts: layers.Preactivations, units: layers.Masks, examples: Any) -> list[_Group]:
-    """Bring layers into (L, B, S, C), small ones of equal shape together."""
+    """Bring layers into groups, small ones of equal shape together."""
     named = layers.check(preacts)
     masks = layers.unit_masks(units, preacts)
     alike: dict[Any, list[tuple[jax.Array, Any]]] = {}
     for (name, entry), given in zip(named, masks, strict=True):
         values = entry.values if isinstance(entry, layers.Stack) else entry[None]
-        depth, batch, *space, width = values.shape
+        depth, batch, *_, width = values.shape
         if examples is not None:
             layers.check_mask(f"examples (for layer '{name}')", examples, [(batch,)])
         mask = None if given is None else jnp.broadcast_to(jnp.asarray(given).reshape((-1, width)), (depth, width))
-        z = jnp.asarray(values).reshape((depth, batch, math.prod(space), width))
+        z = jnp.asarray(values)
         small = math.prod(z.shape[1:]) <= _STACK_UP_TO
         kind = (z.shape[1:], z.dtype, mask is None, None if small else len(alike))
         alike.setdefault(kind, []).append((z, mask))
@@ -262,16 +266,12 @@ def _joined(arrays: list[jax.Array]) -> jax.Array:
 
 def _totals(group: _Group, options: Options, position: int) -> dict[str, _Total]:
     """The totals of one group's slacks, by axis."""
-    z, key = group.z, None
-    if options.ties == "random":
-        key = jax.random.fold_in(options.key, position)
-    found: extremes.Peaks = {}
+    key = None if options.ties != "random" else jax.random.fold_in(options.key, position)
+    found: extremes.Extremes = {}
     real: dict[str, Any] = {}
-    for axes, shape in _views(z.shape, options):
-        view = _Group(z.reshape(shape), *_viewed_masks(group, z.shape, shape))
+    for axes, view in _views(group, options):
         wanted = tuple((axis, sign) for axis in axes for sign in _HINGES[options.mode][axis])
-        spec = extremes.Spec(wanted, options.ties, options.axis_name)
-        found |= extremes.peaks(spec, view.z, _cells(view), key)
+        found |= _extremes(view, wanted, options, key)
         real |= {axis: _real(view, axis, options.axis_name) for axis in axes}
     totals = {}
     for axis in _HINGES[options.mode]:
@@ -285,40 +285,60 @@ def _totals(group: _Group, options: Options, position: int) -> dict[str, _Total]
     return totals
 
 
-def _views(shape: tuple[int, ...], options: Options) -> list[tuple[list[str], tuple[int, ...]]]:
-    """How to look at (L, B, S, C) for each axis: without pooling, space belongs to the kept axis."""
-    depth, batch, space, width = shape
+def _views(group: _Group, options: Options) -> list[tuple[list[str], _Group]]:
+    """How to look at a group for each axis: without pooling, space belongs to the axis that is kept."""
     axes = list(_HINGES[options.mode])
-    if options.spatial == "pool" or space == 1 or axes == ["layer"]:
-        return [(axes, shape)]
-    unpooled = {"unit": (depth, batch, 1, space * width), "point": (depth, batch * space, 1, width)}
-    return [([axis], unpooled[axis]) for axis in axes]
+    if options.spatial == "pool" or group.z.ndim == 3 or axes == ["layer"]:
+        return [(axes, group)]
+    depth, batch, *space, width = group.z.shape
+    size = math.prod(space)
+    units = None if group.units is None else jnp.tile(group.units, (1, size))
+    examples = None if group.examples is None else jnp.repeat(group.examples, size)
+    views = {
+        "unit": _Group(group.z.reshape((depth, batch, size * width)), units, group.examples),
+        "point": _Group(group.z.reshape((depth, batch * size, width)), group.units, examples),
+    }
+    return [([axis], views[axis]) for axis in axes]
 
 
-def _viewed_masks(group: _Group, shape: tuple[int, ...], view: tuple[int, ...]) -> tuple[Any, Any]:
-    """Repeat the masks over space where a view made units or points of it."""
-    units, examples = group.units, group.examples
-    if units is not None:
-        units = jnp.tile(units, (1, view[3] // shape[3]))
-    if examples is not None:
-        examples = jnp.repeat(examples, view[1] // shape[1])
-    return units, examples
+def _extremes(
+    group: _Group, wanted: tuple[tuple[str, int], ...], options: Options, key: jax.Array | None
+) -> extremes.Extremes:
+    """The wanted extremes of every layer of a group, with a leading axis of layers."""
+    depth, _, *space, width = group.z.shape
+    batch_last = bool(space) and width < _BATCH_LAST_UNDER
+    spec = extremes.Spec(wanted, options.ties, options.axis_name, batch_last)
+
+    def of_layer(z: jax.Array, units: Any, key: Any) -> extremes.Extremes:
+        valid = _cells(z, units, group.examples)
+        if batch_last:
+            z, valid = z.swapaxes(0, -1), None if valid is None else valid.swapaxes(0, -1)
+        own: extremes.Extremes = extremes.extremes(spec, z, valid, key)
+        return own
+
+    if depth == 1:
+        units = None if group.units is None else group.units[0]
+        return {pair: extreme[None] for pair, extreme in of_layer(group.z[0], units, key).items()}
+    keys = None if key is None else jax.random.split(key, depth)
+    found: extremes.Extremes = jax.vmap(of_layer)(group.z, group.units, keys)
+    return found
 
 
-def _cells(group: _Group) -> jax.Array | None:
-    """Which cells count, broadcastable to (L, B, 1, C)."""
-    by_unit: Any = None if group.units is None else group.units[:, None, None, :]
-    by_example: Any = None if group.examples is None else group.examples[None, :, None, None]
-    if by_unit is None or by_example is None:
-        return by_example if by_unit is None else by_unit  # type: ignore[no-any-return]
-    return by_unit & by_example  # type: ignore[no-any-return]
+def _cells(z: jax.Array, units: Any, examples: Any) -> jax.Array | None:
+    """Which cells of a layer count, broadcastable to its preactivations; None for all."""
+    if units is None and examples is None:
+        return None
+    batch, *space, width = z.shape
+    ones = (1,) * len(space)
+    by_unit = jnp.ones((1, *ones, 1), bool) if units is None else units.reshape((1, *ones, width))
+    return by_unit if examples is None else by_unit & examples.reshape((batch, *ones, 1))
 
 
 def _real(group: _Group, axis: str, axis_name: Any) -> Any:
     """Which units (L, C), points (L, B) or layers (L,) have a cell that counts; None for all."""
     if group.units is None and group.examples is None:
         return None
-    depth, batch, _, width = group.z.shape
+    depth, batch, *_, width = group.z.shape
     units = jnp.ones((depth, width), bool) if group.units is None else group.units
     examples = jnp.ones((batch,), bool) if group.examples is None else group.examples
     if axis == "point":
@@ -329,17 +349,17 @@ def _real(group: _Group, axis: str, axis_name: Any) -> Any:
     return units & some[None, None] if axis == "unit" else units.any(axis=1) & some[None]
 
 
-def _slack(found: extremes.Peaks, axis: str, real: Any, options: Options) -> jax.Array:
+def _slack(found: extremes.Extremes, axis: str, real: Any, options: Options) -> jax.Array:
     """Weigh and add the hinges that the mode has; 0 where nothing is real."""
     slack: Any = 0
     weights = {1: options.balance, -1: 1 - options.balance}
     margins = dict(zip((1, -1), options.margin, strict=True))
     for sign in _HINGES[options.mode][axis]:
-        peak = found[axis, sign]
+        extreme = found[axis, sign]
         if real is not None:
-            peak = jnp.where(real, peak, 0)
-        margin, weight = (jnp.asarray(x, peak.dtype) for x in (margins[sign], weights[sign]))
-        slack = slack + weight * jax.nn.relu(margin - peak)
+            extreme = jnp.where(real, extreme, 0)
+        margin, weight = (jnp.asarray(x, extreme.dtype) for x in (margins[sign], weights[sign]))
+        slack = slack + weight * jax.nn.relu(margin - sign * extreme)
     return slack if real is None else jnp.where(real, slack, 0)
 
 

@@ -95,7 +95,7 @@ def choose(layers: Layers, each: Sequence[int] | Count | None, total: int | Coun
     """
     chosen = None
     if each is not None:
-        chosen = thresholds.largest(layers.scores, _count(each), layers.alive, groups=range(len(layers.scores)))
+        chosen = thresholds.largest(layers.scores, _count(each), layers.alive, each=True)
     if total is None:
         return chosen or []
     if chosen is None:

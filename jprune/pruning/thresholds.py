@@ -7,14 +7,11 @@ arrays sharded over any mesh are never moved: a pass all-reduces a few scalars. 
 their position (leaf order in the tree, then row-major index), and the position to cut at is found in the
 same way.
 
-Names used below: a *group* is a set of leaves that share one threshold (the whole tree for a global
-selection, one leaf each for a per-layer one); a *probe* is a candidate threshold, seven a pass, which
-settles three bits of the answer.
+Names used below: a *group* is a set of arrays that share one threshold (all of them, or each by itself); a
+*probe* is a candidate threshold, of which a pass tries several.
 """
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jprune.pruning import limbs
+from jprune.pruning import counting, limbs
 from jprune.pruning.limbs import Count
 
-_PROBES = 7  # in one pass; reading the scores costs more than comparing them with so many
-_ROW = 2**32  # what one uint32 counts has fewer elements than this
-_AXIS = 2**31
+# Where probes stand around the place where a straight line meets the goal, in parts of the interval. Reading the
+# scores costs more than comparing them with seven probes; where every probe reads them anew, two do.
+_MANY = (-(2.0**-3), -(2.0**-6), -(2.0**-9), 0.0, 2.0**-9, 2.0**-6, 2.0**-3)
+_FEW = (-(2.0**-5), 2.0**-5)
 
 
 def keys(scores: Any, eligible: Any = None) -> Any:
@@ -59,37 +57,33 @@ def largest(
     keep: Count,
     eligible: Sequence[Any],
     *,
-    groups: Sequence[int] | None = None,
+    each: bool = False,
     one_device: bool | None = None,
 ) -> list[Any]:
-    """Mark the ``keep`` largest scores of every group, exactly that many, ties broken by position.
+    """Mark the ``keep`` largest scores, exactly that many, ties broken by position.
 
     Args:
       scores: float arrays of any shapes and dtypes.
-      keep: how many to mark in each group: limbs of shape (groups,), or () where there is one group.
-        Where fewer are eligible, all of those are marked.
+      keep: how many to mark: scalar limbs, or limbs (arrays,) with ``each``. Where fewer are eligible, all of
+        those are marked.
       eligible: for each array the bool array of what may be marked, or ``None`` for all of it.
-      groups: the group of each array, numbered from 0; ``None`` puts all arrays in one group.
-      one_device: whether to count in the form that is fastest in a program for one device; ``None`` asks
-        whether the process has only one. The result is the same.
+      each: whether to mark so many of each array; else of all together.
+      one_device: whether the program is for one device, for which counts are made faster; the result is the
+        same. ``None`` finds out where it can: from concrete arrays, else from the number of devices.
 
     Returns:
       One bool array for each of ``scores``.
+
+    Raises:
+      ValueError: an axis has 2**31 elements or more.
 
     >>> mask, = largest([jnp.array([1.0, 3.0, 3.0, 2.0])], limbs.count_of(1), [None])
     >>> mask.tolist()
     [False, True, False, False]
     """
-    groups = (0,) * len(scores) if groups is None else tuple(groups)
-    for array in scores:
-        if any(size >= _AXIS for size in array.shape):
-            raise ValueError(f"scores of shape {array.shape}: every axis must be shorter than {_AXIS}")
-    one_device = jax.device_count() == 1 if one_device is None else one_device
-    wide = any(array.dtype == jnp.float64 for array in scores)
-    scores = [lax.stop_gradient(array.astype(jnp.float64) if wide else array) for array in scores]
-    number = max(groups, default=0) + 1
-    keep = Count(*(jnp.broadcast_to(jnp.asarray(limb, jnp.uint32), (number,)) for limb in keep))
-    marked: list[Any] = _largest(scores, keep, list(eligible), groups=groups, one_device=one_device)
+    one_device = on_one_device(scores) if one_device is None else one_device
+    keep = Count(*(jnp.asarray(limb, jnp.uint32).reshape(-1) for limb in keep))
+    marked: list[Any] = _largest(list(scores), keep, list(eligible), each=each, one_device=one_device)
     return marked
 
 
@@ -99,71 +93,95 @@ def count_true(masks: Sequence[Any], *, one_device: bool | None = None) -> Count
     >>> [int(limb) for limb in count_true([jnp.array([True, False]), jnp.array(True)])]
     [0, 2]
     """
-    one_device = jax.device_count() == 1 if one_device is None else one_device
-    layout = _Layout(tuple(mask.shape for mask in masks), (0,) * len(masks), one_device)
-    return Count(*(limb[0, 0] for limb in layout.count(lambda i: [masks[i]])))
+    one_device = on_one_device(masks) if one_device is None else one_device
+    counted: Count = _count_true(list(masks), one_device=one_device)
+    return counted
 
 
-@functools.partial(jax.jit, static_argnames=("groups", "one_device"))
-def _largest(scores: list[Any], keep: Count, eligible: list[Any], *, groups: tuple[int, ...], one_device: bool) -> Any:
-    layout = _Layout(tuple(array.shape for array in scores), groups, one_device)
+def on_one_device(arrays: Sequence[Any]) -> bool:
+    """Whether arrays are on one device; of traced ones, whether there is only one."""
+    if jax.device_count() == 1:
+        return True
+    traced = any(isinstance(array, jax.core.Tracer) for array in arrays)
+    return not traced and all(len(jnp.asarray(array).sharding.device_set) == 1 for array in arrays)
+
+
+@functools.partial(jax.jit, static_argnames="one_device")
+def _count_true(masks: list[Any], *, one_device: bool) -> Count:
+    packed = counting.pack(masks, [None] * len(masks), each=False, one_device=one_device)
+    return Count(*(limb[0, 0] for limb in packed.layout.count(lambda i: [packed.arrays[i]])))
+
+
+@functools.partial(jax.jit, static_argnames=("each", "one_device"))
+def _largest(scores: list[Any], keep: Count, eligible: list[Any], *, each: bool, one_device: bool) -> list[Any]:
     bits = 64 if any(array.dtype == jnp.float64 for array in scores) else 32
+    dtype = jnp.float64 if bits == 64 else jnp.float32
+    scores = [lax.stop_gradient(array.astype(dtype)) for array in scores]
+    arrays, eligible, layout, unpack = counting.pack(scores, eligible, each=each, one_device=one_device)
     # Zero, but as varying as the scores are inside shard_map: a loop's carry must be so from the start.
-    nothing = sum((jnp.sum(keys(x), dtype=jnp.int32).astype(jnp.uint32) * jnp.uint32(0) for x in scores), keep.low * 0)
-    zero = Count(nothing, nothing)
+    anchor = functools.reduce(jnp.bitwise_or, [jnp.any(x > 0) for x in arrays]) & False
+    zero = Count(*[keep.low * 0 + anchor.astype(jnp.uint32)] * 2)
 
-    def at_least(probes: Count) -> Count:
-        candidates = _key_of(probes, bits)
-        return layout.count(lambda i: [keys(scores[i], eligible[i]) >= probe for probe in candidates[groups[i]]])
+    def rows(i: int, values: Any) -> Any:
+        return layout.parts[i].spread(values[np.asarray(layout.parts[i].groups)])
+
+    def reached(candidates: Any) -> Count:
+        def at_least(i: int) -> list[Any]:
+            key = keys(arrays[i], eligible[i])
+            return [key >= rows(i, candidates[:, j]) for j in range(candidates.shape[1])]
+
+        return layout.count(at_least)
 
     none = limbs.equal(keep, zero)
     wanted = limbs.where(none, limbs.fill(1, zero.low), keep)  # so that the threshold is never above every key
-    place, reached, above = _search(
-        at_least,
+    place, least_reached, above = _search(
+        lambda places: _key_of(places, bits),
+        reached,
         lambda counts: limbs.not_below(counts, limbs.column(wanted)),
-        ends=(limbs.add(zero, layout.sizes()), zero),
+        ends=(limbs.add(zero, Count(*map(jnp.asarray, limbs.count_of(layout.sizes())))), zero),
         goal=wanted,
-        settled=lambda reached: none | limbs.equal(reached, keep),
+        settled=lambda count: none | limbs.equal(count, keep),
         width=2**bits - 1,
         smooth=2**52 if bits == 64 else 2**23,  # an octave
+        probes=_MANY if one_device else _FEW,
     )
     threshold = _key_of(place, bits)
-    whole = limbs.equal(reached, keep)  # every key at the threshold is kept
+    whole = limbs.equal(least_reached, keep)  # every key at the threshold is kept
     least = limbs.equal(place, zero)  # the key of what is not eligible: all that is eligible is kept
     missing = limbs.where(none | whole | least, zero, limbs.subtract(keep, above))
 
-    def ties_before(cuts: Count) -> Count:
-        def before(i: int) -> list[Any]:
-            tied = keys(scores[i], eligible[i]) == threshold[groups[i]]
-            return [
-                tied & layout.before(i, Count(*cut))
-                for cut in zip(cuts.high[groups[i]], cuts.low[groups[i]], strict=True)
-            ]
+    def ties_before(cuts: counting.Cuts) -> Count:
+        def tied_before(i: int) -> list[Any]:
+            tied = keys(arrays[i], eligible[i]) == rows(i, threshold)
+            return [tied & early for early in layout.before(i, cuts)]
 
-        return layout.count(before)
+        return layout.count(tied_before)
 
     cut, _, _ = _search(
+        layout.cuts,
         ties_before,
         lambda counts: limbs.not_below(limbs.column(missing), counts),
-        ends=(zero, limbs.subtract(reached, above)),
+        ends=(zero, limbs.subtract(least_reached, above)),
         goal=missing,
-        settled=lambda before: limbs.equal(before, missing),
-        width=layout.largest_group() + 1,
+        settled=lambda count: limbs.equal(count, missing),
+        width=max(layout.sizes()) + 1,
         smooth=2**64,
+        probes=_MANY if one_device else _FEW,
     )
     cut = limbs.where(none | least, zero, limbs.where(whole, limbs.fill(2**64 - 1, zero.low), cut))
+    cuts = layout.cuts(limbs.column(cut))
 
     def mark(i: int) -> Any:
-        key, bound = keys(scores[i], eligible[i]), threshold[groups[i]]
-        return ~none[groups[i]] & (key > bound) | (
-            (key == bound) & layout.before(i, Count(cut.high[groups[i]], cut.low[groups[i]]))
-        )
+        key, bound = keys(arrays[i], eligible[i]), rows(i, threshold)
+        (early,) = layout.before(i, cuts)
+        return rows(i, ~none) & (key > bound) | ((key == bound) & early)
 
-    return [mark(i) for i in range(len(scores))]
+    return unpack([mark(i) for i in range(len(arrays))])
 
 
 def _search(
-    measure: Callable[[Count], Count],
+    prepare: Callable[[Count], Any],
+    measure: Callable[[Any], Count],
     enough: Callable[[Count], Any],
     *,
     ends: tuple[Count, Count],
@@ -171,62 +189,68 @@ def _search(
     settled: Callable[[Count], Any],
     width: int,
     smooth: int,
+    probes: tuple[float, ...],
 ) -> tuple[Count, Count, Count]:
     """Find in every group the largest place in 0..width - 1 whose measure is enough.
 
-    A pass narrows the interval to that between two of seven probes. Evenly spaced they settle three bits.
+    A pass narrows the interval to that between two of its probes. Evenly spaced, seven settle three bits.
     Where the measure is smooth they stand around the place where a straight line through the measures of
     the ends meets the goal, ever closer to it, which settles up to eight. A group where that has done worse
     than even spacing twice is left to even spacing, so the number of passes stays bounded for any scores.
 
     Args:
-      measure: counts at places (groups, probes), monotone in the place.
+      prepare: turns places (groups, probes) into what ``measure`` takes. It runs once a pass; inside ``measure``
+        XLA would fuse it anew into what is done with every array.
+      measure: counts at places so prepared, (groups, probes), monotone in the place.
       enough: whether counts (groups, probes) are enough; true of place 0, false of place ``width``.
       ends: the measures of place 0 and of place ``width``, (groups,).
       goal: the measure looked for, (groups,).
       settled: whether a place of this measure, (groups,), will do; the search ends once all groups have one.
       width: the number of places.
       smooth: the width of intervals in which the measure may be taken to be smooth.
+      probes: where they stand around that place there, in parts of the interval.
 
     Returns:
       The place, its measure, and the measure of the end of the interval: of place + 1 if not settled early.
     """
-    even = jnp.arange(1, _PROBES + 1, dtype=jnp.float32)[None] / np.float32(_PROBES + 1)
-    around = jnp.array([-(2.0**-3), -(2.0**-6), -(2.0**-9), 0.0, 2.0**-9, 2.0**-6, 2.0**-3], jnp.float32)[None]
+    even = jnp.arange(1, len(probes) + 1, dtype=jnp.float32)[None] / np.float32(len(probes) + 1)
+    around = jnp.array(probes, jnp.float32)[None]
 
     def unsettled(state: Any) -> Any:
-        _, width, at, _, _, _ = state
+        _, width, at, *_ = state
         return jnp.any((limbs.to_float(width) > 1) & ~settled(at))
 
-    def narrow(state: Any) -> Any:
-        place, width, at, after, failures, even_next = state
+    def steps_of(width: Count, at: Count, after: Count, guess: Any) -> Count:
         wide = limbs.to_float(width)
         line = limbs.to_float(limbs.distance(at, goal)) / jnp.maximum(limbs.to_float(limbs.distance(at, after)), 1.0)
-        guess = (wide < np.float32(smooth)) & (failures < 2) & ~even_next
         fractions = jnp.where(guess[:, None], jnp.clip(line[:, None] + around, 0.0, 1.0), even)
-        probes = limbs.from_float(jnp.floor(wide[:, None] * fractions))
-        probes = limbs.at_least_one(limbs.at_most(probes, limbs.column(limbs.subtract(width, limbs.fill(1, wide)))))
-        counts = measure(limbs.add(limbs.column(place), probes))
+        steps = limbs.from_float(jnp.floor(wide[:, None] * fractions))
+        return limbs.at_least_one(limbs.at_most(steps, limbs.column(limbs.subtract(width, limbs.fill(1, wide)))))
+
+    def narrow(state: Any) -> Any:
+        place, width, at, after, failures, guess, steps, prepared = state
+        counts = measure(prepared)
         passed = jnp.sum(enough(counts), axis=1, dtype=jnp.uint32)
         nothing = jax.tree.map(jnp.zeros_like, width)
-        steps, measures = _between(nothing, probes, width), _between(at, counts, after)
-        step = _pick(steps, passed)
-        narrower = limbs.subtract(_pick(steps, passed + np.uint32(1)), step)
-        failed = guess & (limbs.to_float(narrower) * _PROBES > wide)
-        return (
-            limbs.add(place, step),
-            narrower,
-            _pick(measures, passed),
-            _pick(measures, passed + np.uint32(1)),
-            failures + failed.astype(jnp.int32),
-            failed,
-        )
+        edges, measures = _between(nothing, steps, width), _between(at, counts, after)
+        step = _pick(edges, passed)
+        narrower = limbs.subtract(_pick(edges, passed + np.uint32(1)), step)
+        failed = guess & (limbs.to_float(narrower) * len(probes) > limbs.to_float(width))
+        failures += failed.astype(jnp.int32)
+        guess = (limbs.to_float(narrower) < np.float32(smooth)) & (failures < 2) & ~failed
+        place, at, after = limbs.add(place, step), _pick(measures, passed), _pick(measures, passed + np.uint32(1))
+        steps = steps_of(narrower, at, after, guess)
+        return place, narrower, at, after, failures, guess, steps, prepare(limbs.add(limbs.column(place), steps))
 
     at, after = ends
     zero = jax.tree.map(lambda limb: limb * np.uint32(0), at)
+    whole = limbs.add(zero, limbs.fill(width, zero.low))
     never = zero.low.astype(jnp.int32)
-    start = (zero, limbs.add(zero, limbs.fill(width, zero.low)), at, limbs.add(zero, after), never, never > 0)
-    place, _, at, after, _, _ = lax.while_loop(unsettled, narrow, start)
+    after = limbs.add(zero, after)
+    guess = (never == 0) & (width < smooth)
+    steps = steps_of(whole, at, after, guess)
+    start = (zero, whole, at, after, never, guess, steps, prepare(limbs.add(limbs.column(zero), steps)))
+    place, _, at, after, *_ = lax.while_loop(unsettled, narrow, start)
     return place, at, after
 
 
@@ -235,78 +259,6 @@ def _between(first: Count, middle: Count, last: Count) -> Count:
     return Count(
         *(jnp.concatenate([a[:, None], b, c[:, None]], axis=1) for a, b, c in zip(first, middle, last, strict=True))
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """The static side of a selection: shapes, which group each array is in, how counts are written."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    groups: tuple[int, ...]
-    one_device: bool
-
-    def members(self) -> list[list[int]]:
-        return [[i for i, g in enumerate(self.groups) if g == group] for group in range(max(self.groups) + 1)]
-
-    def sizes(self) -> Count:
-        return Count(
-            *map(jnp.asarray, limbs.count_of([sum(math.prod(self.shapes[i]) for i in m) for m in self.members()]))
-        )
-
-    def largest_group(self) -> int:
-        return max(sum(math.prod(self.shapes[i]) for i in members) for members in self.members())
-
-    def offset(self, i: int) -> int:
-        """The position in its group of an array's first element."""
-        return sum(math.prod(self.shapes[j]) for j in range(i) if self.groups[j] == self.groups[i])
-
-    def rows(self, i: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Split a shape into leading axes (almost always none) and trailing ones of fewer than 2**32 elements."""
-        shape, split = self.shapes[i], 0
-        while math.prod(shape[split:]) >= _ROW:
-            split += 1
-        return shape[:split], shape[split:]
-
-    def count(self, predicates: Callable[[int], list[Any]]) -> Count:
-        """Sum each array's predicates, and then the arrays of each group: (groups, probes)."""
-        counts = [self._count_array(i, predicates(i)) for i in range(len(self.shapes))]
-        totals = [limbs.total(jax.tree.map(lambda *x: jnp.stack(x), *[counts[i] for i in m])) for m in self.members()]
-        return Count(jnp.stack([total.high for total in totals]), jnp.stack([total.low for total in totals]))
-
-    def _count_array(self, i: int, predicates: list[Any]) -> Count:
-        lead, trail = self.rows(i)
-        axes = tuple(range(len(lead), len(lead) + len(trail)))
-        if self.one_device:
-            # One pass over memory for all probes. Partitioned, this form would all-gather the partial counts.
-            shape = (*lead, math.prod(trail))
-            counts = lax.reduce(
-                tuple(p.astype(jnp.uint32).reshape(shape) for p in predicates),
-                (np.uint32(0),) * len(predicates),
-                lambda x, y: tuple(a + b for a, b in zip(x, y, strict=True)),
-                (len(lead),),
-            )
-        else:
-            counts = tuple(jnp.sum(p, axis=axes, dtype=jnp.uint32) for p in predicates)
-        rows = jnp.stack([count.reshape(-1) for count in counts], axis=1)
-        return limbs.total(Count(jnp.zeros_like(rows), rows))
-
-    def before(self, i: int, cut: Count) -> Any:
-        """Whether the elements of an array lie before a position (scalar limbs) of its group: bool, of its shape."""
-        lead, trail = self.rows(i)
-        width, zero = math.prod(trail), jnp.zeros(lead, jnp.uint32)
-        start = limbs.add(limbs.times(_index(lead, len(lead)), width), limbs.fill(self.offset(i), zero))
-        cut = Count(*(jnp.broadcast_to(limb, lead) for limb in cut))
-        room = limbs.where(limbs.not_below(cut, start), limbs.subtract(cut, start), Count(zero, zero))
-        local = jnp.where((room.high > 0) | (room.low > np.uint32(width)), np.uint32(width), room.low)
-        return _index(self.shapes[i], len(trail)) < local.reshape(lead + (1,) * len(trail) if lead else ())
-
-
-def _index(shape: tuple[int, ...], trailing: int) -> Any:
-    """The row-major index of every element over the trailing axes, uint32; built from iotas, so that it shards."""
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape) - trailing, len(shape)):
-        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(math.prod(shape[axis + 1 :]))
-    return index
 
 
 def _key_of(place: Count, bits: int) -> Any:

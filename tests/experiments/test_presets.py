@@ -142,18 +142,18 @@ def test_the_fingerprint_sees_every_array_and_the_limit_draws_from_every_split()
 
 
 @pytest.mark.optax_promotes
-def test_a_block_has_as_many_replicates_as_fit_the_memory():
+def test_a_chunk_has_as_many_replicates_as_fit_the_memory():
     from experiments import tasks
 
     study = Study(batch=64, replicates=1000, memory=1.0)
     dataset = plan.load(study)
     task = tasks.classification(dataset, "mlp")
-    fits = tuning.block_size(study, dataset, task, 1)
+    fits = tuning.chunk_size(study, dataset, task, 1)
     assert 50 < fits < 1000
-    assert tuning.block_size(dataclasses.replace(study, memory=0.5), dataset, task, 1) == pytest.approx(fits / 2, abs=1)
-    assert tuning.block_size(study, dataset, task, 2) == min(2 * fits, 1000)
-    assert tuning.block_size(dataclasses.replace(study, memory=1e-6), dataset, task, 8) == 8
-    assert tuning.block_size(dataclasses.replace(study, chunk=7), dataset, task, 8) == 7
+    assert tuning.chunk_size(dataclasses.replace(study, memory=0.5), dataset, task, 1) == pytest.approx(fits / 2, abs=1)
+    assert tuning.chunk_size(study, dataset, task, 2) == min(2 * fits, 1000)
+    assert tuning.chunk_size(dataclasses.replace(study, memory=1e-6), dataset, task, 8) == 8
+    assert tuning.chunk_size(dataclasses.replace(study, chunk=7), dataset, task, 8) == 7
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal():

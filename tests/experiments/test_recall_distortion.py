@@ -191,7 +191,7 @@ def test_a_stage_that_is_lost_is_made_again_with_the_same_numbers(study, monkeyp
 def test_more_replicates_leave_those_that_are_there(study):
     more = dataclasses.replace(study, replicates=4, jumpstart=(0.0,), scores=("random",))
     dataset = plan.load(more)
-    work = recall_distortion.todo(more, plan.fingerprint(dataset), block=30)
+    work = recall_distortion.todo(more, plan.fingerprint(dataset), chunk=30)
     assert [mine for _, mine in work] == [range(3, 4)] * 3
     assert [stage.cell for stage, _ in work] == [None, Cell("control", 1.0), Cell("random", 5.0)]
 

@@ -78,12 +78,12 @@ def test_a_shard_that_does_not_exist_is_refused(shard):
         replicates.of_shard(10, shard)
 
 
-def test_blocks_stay_where_they_are_when_replicates_are_added():
-    assert replicates.blocks(range(10), 4) == [range(4), range(4, 8), range(8, 10)]
-    assert replicates.blocks(range(30), 4)[:2] == replicates.blocks(range(10), 4)[:2]
-    assert replicates.blocks(range(5, 5), 4) == []
+def test_chunks_stay_where_they_are_when_replicates_are_added():
+    assert replicates.chunks(range(10), 4) == [range(4), range(4, 8), range(8, 10)]
+    assert replicates.chunks(range(30), 4)[:2] == replicates.chunks(range(10), 4)[:2]
+    assert replicates.chunks(range(5, 5), 4) == []
     with pytest.raises(ValueError, match="size=0 must be at least 1"):
-        replicates.blocks(range(3), 0)
+        replicates.chunks(range(3), 0)
 
 
 def test_bytes_count_arguments_and_intermediates():

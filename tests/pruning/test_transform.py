@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import jprune
 from jprune.pruning.masks import erk_counts, layer_counts
@@ -89,20 +87,6 @@ def test_one_program_serves_every_step():
     _, _, state, programs = cubic_run()
     assert programs == 1
     assert int(state[-1].count) == 12
-
-
-def test_an_update_outside_jit_selects_without_compiling_again():
-    tx = jprune.prune(jprune.magnitude(), {0: 0.5, 2: 0.75})
-    params = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4)}
-    state = tx.init(params)
-    _, state = tx.update(slope(params), state, params)
-    with pytest.MonkeyPatch.context() as patch:
-        compiled = []
-        patch.setattr("jax._src.compiler.compile_or_get_cached", lambda *a, **k: compiled.append(a))
-        for _ in range(2):
-            _, state = tx.update(slope(params), state, params)
-    assert compiled == []
-    np.testing.assert_array_equal(state.masks["kernel"], [[0, 0, 0, 0], [0, 0, 1, 1]])
 
 
 def test_the_state_is_an_int32_count_and_one_byte_a_weight():
@@ -281,57 +265,6 @@ def test_a_key_passed_to_update_takes_the_place_of_the_first():
     np.testing.assert_array_equal(state.masks["kernel"], expected.masks["kernel"])
 
 
-@pytest.mark.parametrize(
-    ("score", "message"),
-    [(jprune.gradient(), "needs grad"), (jprune.undecayed(5e-4), "needs grad"), (jprune.random(), "needs key")],
-)
-def test_what_a_score_needs_is_asked_for_while_tracing(score, message):
-    tx = jprune.prune(score, {1000: 0.5})
-    params = {"kernel": jnp.ones((1, 2))}
-    with pytest.raises(ValueError, match=message):
-        jax.eval_shape(tx.update, params, tx.init(params), params)
-
-
-def test_a_grad_without_the_leaf_is_refused_by_name():
-    tx = jprune.prune(jprune.gradient(), {0: 0.5})
-    params = {"a": {"kernel": jnp.ones((1, 2))}}
-    with pytest.raises(ValueError, match="grad has no leaf 'a/kernel'"):
-        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, grad={"b": jnp.ones(1)}), params)
-    with pytest.raises(ValueError, match=r"grad has shape \(3,\) at 'a/kernel'"):
-        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, grad={"a": {"kernel": jnp.ones(3)}}), params)
-
-
-@pytest.mark.parametrize("link", [jprune.prune(jprune.magnitude(), {0: 0.5}), jprune.keep_zeros()])
-def test_update_needs_params_and_trees_that_match(link):
-    params = {"kernel": jnp.ones((1, 2))}
-    state = link.init(params)
-    with pytest.raises(ValueError, match="needs params"):
-        link.update(params, state)
-    with pytest.raises(ValueError, match="the masks of the optimizer state has shape"):
-        link.update({"kernel": jnp.ones((2, 2))}, state, {"kernel": jnp.ones((2, 2))})
-    with pytest.raises(ValueError, match="updates has no leaf 'kernel'"):
-        link.update({"other": jnp.ones((1, 2))}, state, params)
-
-
-def test_bad_schedules_are_refused_before_any_training():
-    params = {"kernel": jnp.ones((1, 10))}
-    with pytest.raises(ValueError, match=r"sparsity at step 0 is 1\.5"):
-        jprune.prune(jprune.magnitude(), {0: 1.5})
-    with pytest.raises(ValueError, match="keeps 11 weights at step 0; only 10"):
-        jprune.prune(jprune.magnitude(), {0: 11}).init(params)
-    with pytest.raises(ValueError, match="more than the 2 at step 0"):
-        jprune.prune(jprune.magnitude(), {0: 0.8, 5: 0.5}).init(params)
-    with pytest.raises(ValueError, match="min_keep=3"):
-        jprune.prune(jprune.magnitude(), {0: 2}, min_keep=3).init(params)
-
-
-def test_a_where_that_selects_nothing_is_refused_at_init():
-    with pytest.raises(ValueError, match="selects no float leaf"):
-        jprune.prune(jprune.magnitude(), {0: 0.5}).init({"bias": jnp.ones(3)})
-    with pytest.raises(ValueError, match="matches no leaf"):
-        jprune.keep_zeros(where=jprune.select(include="absent")).init({"kernel": jnp.ones((1, 1))})
-
-
 @pytest.mark.optax_promotes
 def test_keep_zeros_holds_what_is_zero_at_init():
     tx = optax.chain(optax.adam(0.1), jprune.keep_zeros())
@@ -342,122 +275,3 @@ def test_keep_zeros_holds_what_is_zero_at_init():
         np.testing.assert_array_equal(params["kernel"] == 0, [[True, False, True, False]])
     assert (np.asarray(params["bias"]) != 0).all()
     np.testing.assert_array_equal(jprune.masks_of(state)["kernel"], [[False, True, False, True]])
-
-
-def test_a_schedule_that_asks_for_no_change_compiles_no_selection():
-    params = {"kernel": jnp.ones((2, 2))}
-    for schedule in ({0: 0.0}, {0: 4}, {0: 0.0, 7: 4}):
-        tx = jprune.prune(jprune.magnitude(), schedule)
-        assert "cond" not in str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
-
-
-def test_the_operands_of_the_conditional_never_include_the_updates():
-    tx = jprune.prune(jprune.gradient(), {3: 0.5})
-    params = {"kernel": jnp.ones((2, 2))}
-    state = tx.init(params)
-
-    def update(updates, params, grad):
-        return tx.update(updates, state, params, grad=grad)
-
-    jaxpr = jax.make_jaxpr(update)(params, params, params).jaxpr
-    tainted = {jaxpr.invars[0]}
-    inner = [e for e in jaxpr.eqns if "advance" in str(e.params.get("name", ""))]
-    assert len(inner) == 1
-    assert "cond[" in str(inner[0])
-    for eqn in jaxpr.eqns:
-        if eqn is inner[0]:
-            break
-        if any(not isinstance(v, jax.extend.core.Literal) and v in tainted for v in eqn.invars):
-            tainted.update(eqn.outvars)
-    assert not any(v in tainted for v in inner[0].invars if not isinstance(v, jax.extend.core.Literal))
-
-
-def test_buffers_can_be_donated():
-    tx = optax.chain(
-        optax.sgd(0.1, momentum=0.9), jprune.prune(jprune.random(), {1: 0.5}, select=by_rank, key=jax.random.key(0))
-    )
-    key_survives = jprune.prune(jprune.random(), {1: 0.5}, select=by_rank, key=(key := jax.random.key(1))).init(small())
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state):
-        updates, state = tx.update(params, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = small()
-    state = tx.init(params)
-    for _ in range(3):
-        given = (params, state)
-        with jax.numpy_dtype_promotion("standard"):
-            params, state = step(params, state)
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
-    assert jprune.sparsity(jprune.masks_of(state)) == 0.5
-    jax.block_until_ready((key_survives, jax.random.split(key)))
-    params = small()
-    step(params, tx.init(params))  # the key handed to prune is not the one that was donated
-
-
-def test_a_train_step_lowers_for_every_platform():
-    def loss(params, batch):
-        hidden = jax.nn.relu(batch @ params["a"]["kernel"])
-        return jnp.mean((hidden @ params["b"]["kernel"]) ** 2)
-
-    tx = optax.chain(
-        optax.sgd(0.1, momentum=0.9), jprune.prune(jprune.gradient(), jprune.cubic(0.5, begin=0, end=9, every=2))
-    )
-
-    def step(params, state, batch):
-        grad = jax.grad(loss)(params, batch)
-        updates, state = tx.update(grad, state, params, grad=grad)
-        return optax.apply_updates(params, updates), state
-
-    params = {"a": {"kernel": jnp.ones((4, 8))}, "b": {"kernel": jnp.ones((8, 2))}}
-    arguments = (params, tx.init(params), jnp.ones((16, 4)))
-    with jax.numpy_dtype_promotion("standard"):
-        exported = jax.export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(*arguments)
-    assert exported.platforms == ("cpu", "cuda", "tpu")
-    assert "stablehlo.case" in exported.mlir_module() or "stablehlo.if" in exported.mlir_module()
-
-
-schedules = st.dictionaries(st.integers(0, 5), st.floats(0, 1) | st.integers(0, 12), min_size=1, max_size=4)
-
-
-def follows_its_schedule(shapes, table, seed):
-    total = sum(int(np.prod(shape)) for shape in shapes)
-    counts = {s: v if isinstance(v, int) else round(total * (1 - v)) for s, v in table.items()}
-    ordered = [counts[s] for s in sorted(counts)]
-    falling = ordered == sorted(ordered, reverse=True) and max(ordered) <= total
-    # Weights from few values, so that ties are common.
-    values = np.random.default_rng(seed).integers(-3, 4, size=total).astype(np.float32)
-    leaves = np.split(values, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
-    params = tuple(jnp.asarray(v.reshape(shape)) for v, shape in zip(leaves, shapes, strict=True))
-    tx = jprune.prune(jprune.magnitude(), table, where=lambda path, leaf: True)
-    if not falling:
-        with pytest.raises(ValueError, match="schedule keeps"):
-            tx.init(params)
-        return
-    state, kept, before = tx.init(params), total, None
-    for step in range(7):
-        updates, state = tx.update(tuple(jnp.ones_like(w) for w in params), state, params)
-        params = optax.apply_updates(params, updates)
-        kept = counts.get(step, kept)
-        masks = jax.tree.leaves(state.masks)
-        assert sum(int(mask.sum()) for mask in masks) == kept
-        assert before is None or not any(bool((mask & ~old).any()) for mask, old in zip(masks, before, strict=True))
-        assert all(bool((weight[~mask] == 0).all()) for mask, weight in zip(masks, params, strict=True))
-        before = masks
-
-
-shapes = st.lists(st.sampled_from([(3,), (2, 3), (1, 1), (4, 2, 1)]), min_size=1, max_size=2)
-
-
-@settings(max_examples=6, deadline=None)
-@given(shapes, schedules, st.integers(0, 1000))
-def test_any_tree_follows_any_schedule_exactly_and_monotonically(shapes, table, seed):
-    follows_its_schedule(shapes, table, seed)
-
-
-@pytest.mark.slow
-@settings(max_examples=40, deadline=None)
-@given(shapes, schedules, st.integers(0, 1000))
-def test_many_trees_follow_many_schedules_exactly_and_monotonically(shapes, table, seed):
-    follows_its_schedule(shapes, table, seed)

@@ -193,7 +193,20 @@ def test_resampling_adds_test_set_intervals_and_a_test_of_the_pairing(data):
     np.testing.assert_allclose(rows["alpha_examples_low"], drawn.low)
     np.testing.assert_allclose(rows["alpha_examples_high"], drawn.high)
     assert (report.tests["question"] == "pairing").sum() == 4
-    assert any("do not correlate by index" in warning for warning in report.warnings)
+    assert any("correlate by index at no ratio" in warning for warning in report.warnings)
+
+
+def test_models_that_are_paired_are_not_suspected():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(CLASSES), 100)
+    wrong = rng.random((8, labels.size)) < rng.uniform(0.05, 0.5, (8, CLASSES))[:, labels]
+    dense = np.where(wrong, (labels + 1) % CLASSES, labels)
+    pruned = np.where(rng.random(wrong.shape) < 0.05, (labels + 2) % CLASSES, dense)
+    lost = rng.integers(0, CLASSES, wrong.shape)
+    report = recall.audit(labels, dense, {2: pruned, 50: lost}, rng=0, resamples=200)
+    assert not [warning for warning in report.warnings if "order right" in warning]
+    shuffled = recall.audit(labels, dense, {2: pruned[::-1]}, rng=0, resamples=200)
+    assert [warning for warning in shuffled.warnings if "order right" in warning]
 
 
 # Models that do not pair ------------------------------------------------------------------------------

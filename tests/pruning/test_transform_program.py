@@ -1,0 +1,109 @@
+"""The programs that prune compiles to: what they read, what they keep, and where they run."""
+
+import functools
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jprune
+from tests.pruning.steps import by_rank, slope
+
+
+def small():
+    keys = jax.random.split(jax.random.key(0), 2)
+    return {
+        "conv": {"kernel": jax.random.normal(keys[0], (3, 3, 2)), "bias": jnp.zeros(2)},
+        "dense": {"kernel": jax.random.normal(keys[1], (6, 5)), "bias": jnp.ones(5)},
+    }
+
+
+def test_an_update_outside_jit_selects_without_compiling_again():
+    tx = jprune.prune(jprune.magnitude(), {0: 0.5, 2: 0.75})
+    params = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4)}
+    state = tx.init(params)
+    _, state = tx.update(slope(params), state, params)
+    with pytest.MonkeyPatch.context() as patch:
+        compiled = []
+        patch.setattr("jax._src.compiler.compile_or_get_cached", lambda *a, **k: compiled.append(a))
+        for _ in range(2):
+            _, state = tx.update(slope(params), state, params)
+    assert compiled == []
+    np.testing.assert_array_equal(state.masks["kernel"], [[0, 0, 0, 0], [0, 0, 1, 1]])
+
+
+def test_a_schedule_that_asks_for_no_change_compiles_no_selection():
+    params = {"kernel": jnp.ones((2, 2))}
+    for schedule in ({0: 0.0}, {0: 4}, {0: 0.0, 7: 4}):
+        tx = jprune.prune(jprune.magnitude(), schedule)
+        assert "cond" not in str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
+
+
+def test_the_operands_of_the_conditional_never_include_the_updates():
+    tx = jprune.prune(jprune.gradient(), {3: 0.5})
+    params = {"kernel": jnp.ones((2, 2))}
+    state = tx.init(params)
+
+    def update(updates, params, grad):
+        return tx.update(updates, state, params, grad=grad)
+
+    jaxpr = jax.make_jaxpr(update)(params, params, params).jaxpr
+    tainted = {jaxpr.invars[0]}
+    inner = [e for e in jaxpr.eqns if "advance" in str(e.params.get("name", ""))]
+    assert len(inner) == 1
+    assert "cond[" in str(inner[0])
+    for eqn in jaxpr.eqns:
+        if eqn is inner[0]:
+            break
+        if any(not isinstance(v, jax.extend.core.Literal) and v in tainted for v in eqn.invars):
+            tainted.update(eqn.outvars)
+    assert not any(v in tainted for v in inner[0].invars if not isinstance(v, jax.extend.core.Literal))
+
+
+def test_buffers_can_be_donated():
+    tx = optax.chain(
+        optax.sgd(0.1, momentum=0.9), jprune.prune(jprune.random(), {1: 0.5}, select=by_rank, key=jax.random.key(0))
+    )
+    key_survives = jprune.prune(jprune.random(), {1: 0.5}, select=by_rank, key=(key := jax.random.key(1))).init(small())
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state):
+        updates, state = tx.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = small()
+    state = tx.init(params)
+    for _ in range(3):
+        given = (params, state)
+        with jax.numpy_dtype_promotion("standard"):
+            params, state = step(params, state)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+    assert jprune.sparsity(jprune.masks_of(state)) == 0.5
+    jax.block_until_ready((key_survives, jax.random.split(key)))
+    params = small()
+    step(params, tx.init(params))  # the key handed to prune is not the one that was donated
+
+
+def test_a_train_step_lowers_for_every_platform():
+    def loss(params, batch):
+        hidden = jax.nn.relu(batch @ params["a"]["kernel"])
+        return jnp.mean((hidden @ params["b"]["kernel"]) ** 2)
+
+    tx = optax.chain(
+        optax.sgd(0.1, momentum=0.9), jprune.prune(jprune.gradient(), jprune.cubic(0.5, begin=0, end=9, every=2))
+    )
+
+    def step(params, state, batch):
+        grad = jax.grad(loss)(params, batch)
+        updates, state = tx.update(grad, state, params, grad=grad)
+        return optax.apply_updates(params, updates), state
+
+    params = {"a": {"kernel": jnp.ones((4, 8))}, "b": {"kernel": jnp.ones((8, 2))}}
+    arguments = (params, tx.init(params), jnp.ones((16, 4)))
+    with jax.numpy_dtype_promotion("standard"):
+        exported = jax.export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(*arguments)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert "stablehlo.case" in exported.mlir_module() or "stablehlo.if" in exported.mlir_module()

@@ -1,0 +1,59 @@
+"""What prune and keep_zeros refuse, when, and in which words."""
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import pytest
+
+import jprune
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [(jprune.gradient(), "needs grad"), (jprune.undecayed(5e-4), "needs grad"), (jprune.random(), "needs key")],
+)
+def test_what_a_score_needs_is_asked_for_while_tracing(score, message):
+    tx = jprune.prune(score, {1000: 0.5})
+    params = {"kernel": jnp.ones((1, 2))}
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(tx.update, params, tx.init(params), params)
+
+
+def test_a_grad_without_the_leaf_is_refused_by_name():
+    tx = jprune.prune(jprune.gradient(), {0: 0.5})
+    params = {"a": {"kernel": jnp.ones((1, 2))}}
+    with pytest.raises(ValueError, match="grad has no leaf 'a/kernel'"):
+        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, grad={"b": jnp.ones(1)}), params)
+    with pytest.raises(ValueError, match=r"grad has shape \(3,\) at 'a/kernel'"):
+        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, grad={"a": {"kernel": jnp.ones(3)}}), params)
+
+
+@pytest.mark.parametrize("link", [jprune.prune(jprune.magnitude(), {0: 0.5}), jprune.keep_zeros()])
+def test_update_needs_params_and_trees_that_match(link):
+    params = {"kernel": jnp.ones((1, 2))}
+    state = link.init(params)
+    with pytest.raises(ValueError, match="needs params"):
+        link.update(params, state)
+    with pytest.raises(ValueError, match="the masks of the optimizer state has shape"):
+        link.update({"kernel": jnp.ones((2, 2))}, state, {"kernel": jnp.ones((2, 2))})
+    with pytest.raises(ValueError, match="updates has no leaf 'kernel'"):
+        link.update({"other": jnp.ones((1, 2))}, state, params)
+
+
+def test_bad_schedules_are_refused_before_any_training():
+    params = {"kernel": jnp.ones((1, 10))}
+    with pytest.raises(ValueError, match=r"sparsity at step 0 is 1\.5"):
+        jprune.prune(jprune.magnitude(), {0: 1.5})
+    with pytest.raises(ValueError, match="keeps 11 weights at step 0; only 10"):
+        jprune.prune(jprune.magnitude(), {0: 11}).init(params)
+    with pytest.raises(ValueError, match="more than the 2 at step 0"):
+        jprune.prune(jprune.magnitude(), {0: 0.8, 5: 0.5}).init(params)
+    with pytest.raises(ValueError, match="min_keep=3"):
+        jprune.prune(jprune.magnitude(), {0: 2}, min_keep=3).init(params)
+
+
+def test_a_where_that_selects_nothing_is_refused_at_init():
+    with pytest.raises(ValueError, match="selects no float leaf"):
+        jprune.prune(jprune.magnitude(), {0: 0.5}).init({"bias": jnp.ones(3)})
+    with pytest.raises(ValueError, match="matches no leaf"):
+        jprune.keep_zeros(where=jprune.select(include="absent")).init({"kernel": jnp.ones((1, 1))})
