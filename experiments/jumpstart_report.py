@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
@@ -60,7 +61,8 @@ def write(grid: Grid, cells: pd.DataFrame, statuses: pd.DataFrame | None, consol
 def show(tables: list[Printed], path: Path, console: Console) -> None:
     """Print tables, and write them as Markdown."""
     for table in tables:
-        shown = Table(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        console.print(f"[bold]{escape(table.title)}")  # as a title it would be wrapped to the width of the table
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for position, name in enumerate(table.header):
             shown.add_column(name, justify="left" if position == 0 else "right", no_wrap=True)
         for row in table.rows:
