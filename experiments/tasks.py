@@ -83,7 +83,8 @@ def classification(dataset: data.Dataset, model: str, *, augment: Augment | None
         return params, stats
 
     def loss(params: PyTree, context: Context, mode: Mode) -> tuple[jax.Array, PyTree]:
-        network = nnx.merge(training if mode == "train" else evaluation, params, context.stats)
+        # A copy: the variables of ``context.stats`` are the caller's, perhaps of another trace.
+        network = nnx.merge(training if mode == "train" else evaluation, params, context.stats, copy=True)
         images = augmented(context) if mode == "train" else normalise(context.batch.images, dataset.mean, dataset.std)
         mean = cross_entropy(network(images), context.batch.labels).mean()
         return mean, nnx.state(network, nnx.Not(nnx.Param))
