@@ -4,9 +4,9 @@ import math
 import re
 from typing import NamedTuple
 
-PROBES = 2  # thresholds that a pass counts against where the scores are sharded
+PROBES = 1  # thresholds that a pass counts against where the scores are sharded
 COUNT = 4  # bytes of a count: uint32
-COPIES = 4  # of the scores, at most, that the compiled program for eight CPU devices holds beside them
+COPIES = 1  # of the scores, at most, that the compiled program for eight CPU devices holds beside them
 
 
 class Selection(NamedTuple):
@@ -38,7 +38,7 @@ def selection(parameters: int, leaves: int, devices: int) -> Selection:
     positions of all parameters.
 
     >>> selection(10**11, leaves=1_000, devices=1_024).moved_per_pass
-    8000
+    4000
     """
     each = math.ceil(parameters / devices)
     per_pass = PROBES * leaves * COUNT

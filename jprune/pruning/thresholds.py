@@ -24,9 +24,10 @@ from jprune.pruning import counting, limbs
 from jprune.pruning.limbs import Count
 
 # Where probes stand around the place where a straight line meets the goal, in parts of the interval. Reading the
-# scores costs more than comparing them with seven probes; where every probe reads them anew, two do.
+# scores costs more than comparing them with seven probes. Sharded, every probe would read them anew and hold a copy
+# of them on the CPU; there is one, and it stands a little to that side of the place which leaves less if it is right.
 _MANY = (-(2.0**-3), -(2.0**-6), -(2.0**-9), 0.0, 2.0**-9, 2.0**-6, 2.0**-3)
-_FEW = (-(2.0**-5), 2.0**-5)
+_ONE = (2.0**-5,)
 
 
 def keys(scores: Any, eligible: Any = None) -> Any:
@@ -125,7 +126,14 @@ def _largest(scores: list[Any], keep: Count, eligible: list[Any], *, each: bool,
     def rows(i: int, values: Any) -> Any:
         return layout.parts[i].spread(values[np.asarray(layout.parts[i].groups)])
 
+    def anew(given: Any) -> tuple[list[Any], list[Any], Any]:
+        # Without the barrier XLA computes all keys ahead of the loop and holds them, a copy of the scores.
+        held: tuple[list[Any], list[Any], Any] = (arrays, eligible, given)
+        return held if one_device else lax.optimization_barrier(held)
+
     def reached(candidates: Any) -> Count:
+        arrays, eligible, candidates = anew(candidates)
+
         def at_least(i: int) -> list[Any]:
             key = keys(arrays[i], eligible[i])
             return [key >= rows(i, candidates[:, j]) for j in range(candidates.shape[1])]
@@ -143,7 +151,7 @@ def _largest(scores: list[Any], keep: Count, eligible: list[Any], *, each: bool,
         settled=lambda count: none | limbs.equal(count, keep),
         width=2**bits - 1,
         smooth=2**52 if bits == 64 else 2**23,  # an octave
-        probes=_MANY if one_device else _FEW,
+        probes=_MANY if one_device else _ONE,
     )
     threshold = _key_of(place, bits)
     whole = limbs.equal(least_reached, keep)  # every key at the threshold is kept
@@ -151,6 +159,8 @@ def _largest(scores: list[Any], keep: Count, eligible: list[Any], *, each: bool,
     missing = limbs.where(none | whole | least, zero, limbs.subtract(keep, above))
 
     def ties_before(cuts: counting.Cuts) -> Count:
+        arrays, eligible, cuts = anew(cuts)
+
         def tied_before(i: int) -> list[Any]:
             tied = keys(arrays[i], eligible[i]) == rows(i, threshold)
             return [tied & early for early in layout.before(i, cuts)]
@@ -166,7 +176,7 @@ def _largest(scores: list[Any], keep: Count, eligible: list[Any], *, each: bool,
         settled=lambda count: limbs.equal(count, missing),
         width=max(layout.sizes()) + 1,
         smooth=2**64,
-        probes=_MANY if one_device else _FEW,
+        probes=_MANY if one_device else _ONE,
     )
     cut = limbs.where(none | least, zero, limbs.where(whole, limbs.fill(2**64 - 1, zero.low), cut))
     cuts = layout.cuts(limbs.column(cut))
@@ -223,7 +233,12 @@ def _search(
     def steps_of(width: Count, at: Count, after: Count, guess: Any) -> Count:
         wide = limbs.to_float(width)
         line = limbs.to_float(limbs.distance(at, goal)) / jnp.maximum(limbs.to_float(limbs.distance(at, after)), 1.0)
-        fractions = jnp.where(guess[:, None], jnp.clip(line[:, None] + around, 0.0, 1.0), even)
+        near = line[:, None] + around
+        if len(probes) == 1:
+            near = jnp.where(line < 0.5, jnp.minimum(line + probes[0], 0.5), jnp.maximum(line - probes[0], 0.5))[
+                :, None
+            ]
+        fractions = jnp.where(guess[:, None], jnp.clip(near, 0.0, 1.0), even)
         steps = limbs.from_float(jnp.floor(wide[:, None] * fractions))
         return limbs.at_least_one(limbs.at_most(steps, limbs.column(limbs.subtract(width, limbs.fill(1, wide)))))
 
@@ -235,7 +250,7 @@ def _search(
         edges, measures = _between(nothing, steps, width), _between(at, counts, after)
         step = _pick(edges, passed)
         narrower = limbs.subtract(_pick(edges, passed + np.uint32(1)), step)
-        failed = guess & (limbs.to_float(narrower) * len(probes) > limbs.to_float(width))
+        failed = guess & (limbs.to_float(narrower) * max(len(probes), 2) > limbs.to_float(width))
         failures += failed.astype(jnp.int32)
         guess = (limbs.to_float(narrower) < np.float32(smooth)) & (failures < 2) & ~failed
         place, at, after = limbs.add(place, step), _pick(measures, passed), _pick(measures, passed + np.uint32(1))

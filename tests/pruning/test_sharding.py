@@ -155,3 +155,20 @@ def test_data_parallel_inside_shard_map_every_device_prunes_alike():
     np.testing.assert_array_equal(jprune.masks_of(state)["kernel"], jprune.masks_of(other)["kernel"])
     np.testing.assert_allclose(params["kernel"], alone["kernel"], rtol=1e-5, atol=1e-7)
     assert int(jprune.masks_of(state)["kernel"].sum()) == 10
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_a_compiled_selection_holds_no_more_than_one_copy_of_the_scores_beside_them(axis_type):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type, axis_type))
+    layout = {"a": P("x", "y"), "b": P(("x", "y"), None)}
+
+    def shapes(dtype):
+        place = lambda spec: jax.ShapeDtypeStruct((1024, 512), dtype, sharding=NamedSharding(mesh, spec))
+        return {name: place(spec) for name, spec in layout.items()}
+
+    with jax.set_mesh(mesh):
+        select = jax.jit(lambda scores, among: jprune.global_masks(scores, keep=0.1, among=among))
+        memory = select.lower(shapes(jnp.float32), shapes(bool)).compile().memory_analysis()
+    shard = 2 * 1024 * 512 // 8
+    assert memory.output_size_in_bytes == pytest.approx(shard, abs=1024)
+    assert memory.temp_size_in_bytes <= 1.02 * 4 * shard
