@@ -10,6 +10,7 @@ import pandas as pd
 from jprune.recall.inputs import Stack
 from jprune.recall.study import Study
 
+_FEWEST_PAIRS = 4  # three pairs have six orders: no correlation of theirs is rarer than 1 in 6
 _UNEQUAL = 1.5  # largest over smallest class, beyond which alpha is told with an intercept too
 
 
@@ -85,12 +86,14 @@ def of_pairing(rows: Sequence[dict[str, Any]]) -> list[str]:
     Args:
       rows: the rows on pairing of the audit's tests.
 
-    >>> of_pairing([{"score": "magnitude", "p": 0.6}, {"score": "random", "p": 0.01}, {"score": "random", "p": 0.5}])
+    >>> found = ("magnitude", 0.6), ("random", 0.01), ("random", 0.5)
+    >>> of_pairing([{"score": score, "p": p, "models": 5} for score, p in found])
     ['magnitude: the recalls of pruned and dense models correlate by index at no ratio; is their order right?']
     """
     smallest: dict[str, float] = {}
     for row in rows:
-        smallest[row["score"]] = min(row["p"], smallest.get(row["score"], 1.0))
+        if row["models"] >= _FEWEST_PAIRS and row["p"] is not None and not np.isnan(row["p"]):
+            smallest[row["score"]] = min(row["p"], smallest.get(row["score"], 1.0))
     return [
         f"{score}: the recalls of pruned and dense models correlate by index at no ratio; is their order right?"
         for score, p in smallest.items()

@@ -117,6 +117,7 @@ def accuracy_tradeoff(audit: "Audit") -> "Figure":
                 look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 9, "color": MUTED}
                 axes.annotate(_ratio_name(ratio), (x, y), (0, 5), **look)
     _reference(axes)
+    axes.margins(x=0.12)  # room for the ratio at the outermost points
     axes.invert_xaxis()
     axes.set_xlabel("accuracy after pruning (%), falling", color=INK)
     axes.set_ylabel("alpha, mean over models", color=INK)
@@ -177,7 +178,7 @@ def balance_scatter(audit: "Audit") -> "Figure":
     height, width = (1 + max(place[axis] for place in places) for axis in (0, 1))
     figure = _figure(0.8 + 2.7 * width, 0.6 + 2.75 * height)
     grid = figure.subplots(height, width, squeeze=False, sharex=True, sharey="row")
-    limit = 1.08 * max(float(np.nanmax(audit.recalls["balance_dense"].abs(), initial=0.0)), 1e-3)
+    limit = 1.08 * max(float(audit.recalls["balance_dense"].abs().fillna(0.0).max()), 1e-3)
     for axes in grid.ravel():
         axes.set_axis_off()
     for (_, numbers), (score, ratio), place in zip(audit.summary.iterrows(), stacks, places, strict=True):
@@ -193,7 +194,8 @@ def balance_scatter(audit: "Audit") -> "Figure":
             axes.plot([-limit, limit], [-limit * slope, limit * slope], color=INK, linewidth=1.3)
         axes.set_xlim(-limit, limit)
         alpha = f"alpha {slope:.2f} {numbers['alpha_mark']}".strip()
-        title = f"{_short(score)}, " * (len(audit.scores) > 1) + f"t = {_ratio_name(ratio)}\n{alpha}"
+        where = "control" if ratio == 1 else f"t = {ratio:g}"
+        title = f"{_short(score)}, " * (len(audit.scores) > 1) + f"{where}\n{alpha}"
         title += f", r² {numbers['r2']:.2f}, accuracy {numbers['accuracy']:.3f}"
         axes.set_title(title, fontsize=9.5, color=INK, parse_math=False)
     figure.supxlabel("normalized recall balance, dense", color=INK, fontsize=10)

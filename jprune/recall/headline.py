@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from jprune.recall.audit import Audit
 
 _Row = Any  # a row of a frame, by column
+_MOST_MODELS, _ROUNDING = 100_000, 1e-12
+
+
+_VERDICTS = {
+    ">": "grew",
+    "<": "shrank",
+    "?": "are not shown to have changed",
+    "": "were measured on too few models to judge",
+    "undefined": "cannot be compared, alpha being undefined,",
+}
 
 
 class Finding(NamedTuple):
@@ -31,11 +41,12 @@ def headline(audit: "Audit") -> str:
     """Say in two sentences what happened to the differences between classes at the highest ratio."""
     last = audit.summary.groupby("score", sort=False).tail(1)
     told = []
-    for mark, verb in ((">", "grew"), ("<", "shrank"), ("?", "are not shown to have changed"), ("", "")):
-        rows = last[last["alpha_mark"] == mark]
-        if len(rows):
-            named = _listed([f"{_by(audit, row)} (alpha {_number(row['alpha'])})" for _, row in rows.iterrows()])
-            told.append(f"{verb} {named}" if verb else f"were measured on too few models to judge {named}")
+    for verdict, verb in _VERDICTS.items():
+        rows = [row for _, row in last.iterrows() if _verdict(row) == verdict]
+        if rows:
+            alphas = [f" (alpha {_number(row['alpha'])})" if np.isfinite(row["alpha"]) else "" for row in rows]
+            named = _listed([_by(audit, row) + alpha for row, alpha in zip(rows, alphas, strict=True)])
+            told.append(f"{verb} {named}")
     sentence = f"Differences between classes {'; they '.join(told)}."
     worst = _hardest_hit(audit, last)
     return f"{sentence} {worst}" if worst else sentence
@@ -112,13 +123,15 @@ def _classes(classes: pd.DataFrame, audit: "Audit") -> str:
     present = classes[classes["support"] > 0]
     if len(present) < 2:
         return ""
-    most = present.sort_values("change", kind="stable").head(3)
+    most = present[present["change"] < 0].sort_values("change", kind="stable").head(3)
+    if not len(most):
+        return "No class has a lower recall after pruning, on average over the models."
     text = "; ".join(
         f"{row['class']}: {_points(row['change'])} ({_percent(row['recall_dense'])} to {_percent(row['recall'])})"
         for _, row in most.iterrows()
     )
     if not np.isfinite(present["p_holm"]).any():
-        return f"{text}. Whether that is more than their share cannot be told without replicates."
+        return f"{text}. Whether that is more than their share cannot be told without replicates that differ."
     beyond = lost_more(classes, audit.level).sort_values("excess", ascending=False, kind="stable")
     if not len(beyond):
         return f"{text}. No class is shown to have lost more than its share."
@@ -140,24 +153,32 @@ def _evidence(rows: pd.DataFrame, audit: "Audit") -> str:
         from_examples = f" Another test set like this one would put alpha at {_times(row)} between {low} and {high}."
     if models == 1:
         return f"No: one model says nothing about other training seeds. Train at least 5, better 30.{from_examples}"
-    open_rows = rows[rows["alpha_mark"] == "?"]
-    if not len(open_rows):
-        return f"{models} models tell alpha from 1 at every ratio.{from_examples}"
-    named = _listed([f"{_ratio(r['ratio'])} ({_number(r['alpha'])})" for _, r in open_rows.iterrows()])
-    needed = _listed([_needed(r, audit) for _, r in open_rows.iterrows()])
-    return (
-        f"{models} models do not tell alpha from 1 at {named}. If those were the true values, showing it would take "
-        f"{needed} models.{from_examples}"
-    )
+    counts = sorted({int(count) for count in rows["models"]})
+    who = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(models)
+    open_rows, silent = rows[rows["alpha_mark"] == "?"], rows[rows["alpha_mark"] == ""]
+    told = []
+    if len(open_rows):
+        named = _listed([f"{_ratio(r['ratio'])} ({_number(r['alpha'])})" for _, r in open_rows.iterrows()])
+        told.append(f"{who} models do not tell alpha from 1 at {named}.")
+        needed = [_needed(r, audit) for _, r in open_rows.iterrows() if abs(r["alpha"] - 1) > _ROUNDING]
+        if needed:
+            told.append(f"If those were the true values, showing it would take {_listed(needed)} models.")
+    elif not len(silent):
+        told.append(f"{who} models tell alpha from 1 at every ratio.")
+    if len(silent):
+        named = _listed([_ratio(ratio) for ratio in silent["ratio"]])
+        lead = "At" if told else "No: at"
+        told.append(f"{lead} {named} fewer than two models have an alpha, so that there is no interval.")
+    return " ".join(told) + from_examples
 
 
 def _needed(row: _Row, audit: "Audit") -> str:
     """How many replicates would show a difference of the size that was seen, nine times in ten."""
-    difference, sd = float(row["alpha"]) - 1, float(row["alpha_sd"])
     try:
-        return f"about {replicates_needed(difference, sd, alpha=1 - audit.level, most=100_000)}"
-    except ValueError:  # no difference, no spread, or a difference that no study could show
-        return "any number of"
+        needed = replicates_needed(row["alpha"] - 1, row["alpha_sd"], alpha=1 - audit.level, most=_MOST_MODELS)
+    except ValueError:
+        return f"more than {_MOST_MODELS}"
+    return f"about {needed}"
 
 
 def _hardest_hit(audit: "Audit", last: pd.DataFrame) -> str:
@@ -177,6 +198,11 @@ def _of(frame: pd.DataFrame, row: _Row) -> pd.DataFrame:
     return found
 
 
+def _verdict(row: _Row) -> str:
+    """Which of the verdicts a row of the summary comes to."""
+    return str(row["alpha_mark"]) if np.isfinite(row["alpha"]) else "undefined"
+
+
 def _by(audit: "Audit", row: _Row) -> str:
     if audit.scores == ("pruned",):
         return f"at {_times(row)}"
@@ -188,7 +214,7 @@ def _times(row: _Row) -> str:
 
 
 def _ratio(ratio: float) -> str:
-    return "the control" if ratio == 1 else f"{ratio:g}"
+    return "the control" if ratio == 1 else f"{ratio:g}x"
 
 
 def _interval(row: _Row, name: str) -> str:

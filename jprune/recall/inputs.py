@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 MOST_CLASSES = 46_340  # the square still fits int32, which is how confusion counts are addressed
+_CLASSES = f"class indices, whole numbers in 0..{MOST_CLASSES - 1}"
 
 
 Groups = dict[str, tuple[Int[np.ndarray, " examples"], tuple[str, ...]]]
@@ -72,7 +73,7 @@ def labels(values: Any, name: str = "labels") -> Int[np.ndarray, " examples"]:
         raise InputError(f"{name} must have shape (examples,), got {given.shape}")
     if given.size == 0:
         raise InputError(f"{name} holds no example")
-    return _whole(given, name, "class indices from 0 up")
+    return _whole(given, name, _CLASSES)
 
 
 def stack(values: Any, name: str, examples: int) -> Stack:
@@ -81,12 +82,13 @@ def stack(values: Any, name: str, examples: int) -> Stack:
     Args:
       values: classes as integers, (examples,) or (models, examples); or logits as floats, (examples,
         classes) or (models, examples, classes), of which the largest counts (the first of equals).
-        Whole numbers stored as floats are taken for classes where the shape is that of classes.
+        Whole numbers stored as floats are taken for classes where the shape is that of classes alone.
       name: what the caller calls it, for errors.
       examples: how many labels there are.
 
     Raises:
-      InputError: a shape that does not fit, a NaN logit, or an entry that is no class.
+      InputError: a shape that does not fit, a NaN logit, an entry that is no class, or floats that
+        may be either.
 
     >>> stack([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], "dense", 3)
     Stack(name='dense', predicted=array([[1, 0, 1]]), width=2)
@@ -97,8 +99,13 @@ def stack(values: Any, name: str, examples: int) -> Stack:
         raise InputError(f"{name} has shape {given.shape}{_shape_advice(given, examples)}")
     if given.size == 0:
         raise InputError(f"{name} has shape {given.shape}: it holds no prediction")
+    if as_logits and given.shape == (examples, examples) and (given == np.floor(given)).all() and examples > 2:
+        raise InputError(
+            f"{name} holds whole numbers as floats, of shape {given.shape} for {examples} labels: make them integers "
+            f"if they are classes of {examples} models; give logits an axis of models, (1, {examples}, {examples})"
+        )
     if not as_logits:
-        whole = _whole(given, name, "class indices from 0 up (logits need an axis of classes at the end)")
+        whole = _whole(given, name, f"{_CLASSES} (logits need an axis of classes at the end)")
         return Stack(name, np.atleast_2d(whole), None)
     models = given if given.ndim == 3 else given[None]
     undefined = np.isnan(models)

@@ -49,3 +49,9 @@ def one_model():
 def undefined():
     """Perfect dense models: no alpha anywhere."""
     return recall.audit(LABELS, np.stack([LABELS] * 3), {10.0: MAGNITUDE[10.0][:3]})
+
+
+@functools.cache
+def all_wrong():
+    """Dense models that are never right: no normalized balance anywhere."""
+    return recall.audit(LABELS, np.stack([(LABELS + 1) % len(NAMES)] * 3), {10.0: MAGNITUDE[10.0][:3]})

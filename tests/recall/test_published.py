@@ -67,3 +67,20 @@ def test_variance_of_recall_balance_over_classes(measured):
     )
     expected = (0.00317, 0.00282, 0.00296, 0.00357, 0.00471, 0.00900)
     np.testing.assert_allclose(balances.var(-1, ddof=0).mean(-1), expected, atol=5e-6)
+
+
+def test_accuracy_after_pruning(measured):
+    np.testing.assert_allclose(measured[3].mean(-1), (0.897, 0.893, 0.881, 0.858, 0.787), atol=5e-4)
+
+
+def test_box_plots_of_alpha(alphas):
+    """Whiskers, quartiles and medians drawn in the paper's figures 1 and 3, by pgfplots' own quantiles."""
+    ends = np.quantile(alphas, (0, 0.25, 0.5, 0.75, 1), axis=-1, method="interpolated_inverted_cdf").T
+    drawn = (
+        (0.817, 0.901, 0.934, 0.959, 1.033),
+        (0.880, 0.913, 0.957, 0.999, 1.089),
+        (0.971, 1.009, 1.064, 1.112, 1.164),
+        (1.078, 1.155, 1.247, 1.314, 1.374),
+        (1.560, 1.648, 1.845, 1.904, 2.053),
+    )
+    np.testing.assert_allclose(ends, drawn, atol=1e-3)

@@ -158,7 +158,7 @@ def test_a_date_is_told_where_it_is_given():
     assert "Made by jprune 0.1.0.dev0 on 2 &lt;May&gt;." in page(audits.one_score(), date="2 <May>")
 
 
-@pytest.mark.parametrize("make", [audits.one_score, audits.one_model, audits.undefined])
+@pytest.mark.parametrize("make", [audits.one_score, audits.one_model, audits.undefined, audits.all_wrong])
 def test_pages_of_odd_audits_are_whole(make):
     parsed = Page(page(make()))
     assert parsed.unclosed == []
@@ -257,8 +257,8 @@ def test_the_answers_of_the_published_runs(golden):
     assert told == {
         "Accuracy at 50x compression": "From 89.3 % to 78.7 %, -10.6 points (99 % interval -11.2 to -10.0).",
         "Differences between classes": (
-            "Alpha 1.80 (1.73 to 1.88) at 50x compression: they grew. Over the ratios it is below 1 at 2 and 4, "
-            "above 1 at 10, 20 and 50."
+            "Alpha 1.80 (1.73 to 1.88) at 50x compression: they grew. Over the ratios it is below 1 at 2x and "
+            "4x, above 1 at 10x, 20x and 50x."
         ),
         "More than the lost accuracy explains?": (
             "No: errors that grow in proportion in every class would bring more (alpha_null 2.25, alpha / alpha_null "
@@ -283,6 +283,19 @@ def test_an_undefined_alpha_is_told_with_its_reason():
     told = {finding.topic: finding.text for finding in headline.findings(audits.undefined())}
     assert told["Differences between classes"] == "Alpha is undefined: the dense model is perfect."
     assert "More than the lost accuracy explains?" not in told
+    assert told["Is the evidence enough?"] == (
+        "No: at 10x fewer than two models have an alpha, so that there is no interval."
+    )
+    assert headline.headline(audits.undefined()).startswith(
+        "Differences between classes cannot be compared, alpha being undefined, at 10x compression. Hardest hit"
+    )
+
+
+def test_models_that_pruning_left_as_they_were_are_told_so():
+    audit = recall.audit(audits.LABELS, audits.DENSE, {4: audits.DENSE})
+    told = {finding.topic: finding.text for finding in headline.findings(audit)}
+    assert told["Classes that lost most"] == "No class has a lower recall after pruning, on average over the models."
+    assert told["Is the evidence enough?"] == "6 models do not tell alpha from 1 at 4x (1.00)."
 
 
 def test_an_open_question_is_told_with_the_replicates_it_would_take():
@@ -295,8 +308,8 @@ def test_an_open_question_is_told_with_the_replicates_it_would_take():
     needed = recall.replicates_needed(row["alpha"] - 1, row["alpha_sd"], alpha=0.01)
     (told,) = [finding.text for finding in headline.findings(audit) if finding.topic == "Is the evidence enough?"]
     assert told.startswith(
-        f"6 models do not tell alpha from 1 at 4 ({row['alpha']:.2f}). If those were the true values, showing it would "
-        f"take about {needed} models."
+        f"6 models do not tell alpha from 1 at 4x ({row['alpha']:.2f}). If those were the true values, showing it "
+        f"would take about {needed} models."
     )
     assert f"between {row['alpha_examples_low']:.2f} and {row['alpha_examples_high']:.2f}" in told
     assert "are not shown to have changed" in headline.headline(audit)

@@ -1,0 +1,79 @@
+"""What an audit refuses: by name, index and value."""
+
+import numpy as np
+import pytest
+
+from jprune import recall
+from jprune.recall import InputError
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [[0, 1], [1, 0]]}, r"labels must have shape \(examples,\), got \(2, 2\)"),
+        ({"labels": []}, "labels holds no example"),
+        ({"labels": [0, -1, 1]}, "labels holds -1 at example 1"),
+        ({"labels": [0, 0.5, 1]}, r"labels holds 0.5 at example 1"),
+        (
+            {"labels": [0, 1, 10**9]},
+            "labels holds 1000000000 at example 2; wanted class indices, whole numbers in 0..46339",
+        ),
+        ({"dense": [0, 1, 2**40]}, "dense holds 1099511627776 at example 2; wanted class indices"),
+        ({"labels": ["a", "b", "c"]}, "labels must hold numbers"),
+        ({"dense": [[0, 1], [0, 1]]}, r"dense has shape \(2, 2\); for 3 labels"),
+        ({"dense": [[0, 1, 0], [0, 1]]}, "dense does not convert"),
+        ({"dense": [0, 1, 2]}, "dense holds 2 at model 0, example 2; labels run to 1: allowed 0..1"),
+        ({"dense": [[[0.1, 0.9], [np.nan, 0.1], [0.5, 0.5]]]}, "NaN among the logits of model 0, example 1, class 0"),
+        ({"dense": [[0], [1], [0]]}, "transpose it"),
+        ({"dense": np.eye(3) * 2}, r"dense holds whole numbers as floats, of shape \(3, 3\) for 3 labels"),
+        ({"pruned": {2.0: [[0, 1, 1], [0, 1, 0]]}}, r"pruned\[2.0\] has 2 models, dense has 1"),
+        ({"pruned": {2.0: [0, 3, 1]}}, r"pruned\[2.0\] holds 3 at model 0, example 1"),
+        ({"pruned": {"m": {4: [0, -3, 1]}}}, r"pruned\['m'\]\[4\] holds -3 at example 1"),
+        ({"pruned": {}}, "pruned is empty"),
+        ({"pruned": {"m": {}}}, r"pruned\['m'\] must be \{ratio: predictions\}"),
+        ({"pruned": {0.5: [0, 1, 1]}}, "ratio 0.5"),
+        ({"pruned": {float("nan"): [0, 1, 1]}}, "ratio nan"),
+        ({"pruned": {True: [0, 1, 1]}}, "got True"),
+        ({"pruned": {"m": [0, 1, 1]}}, r"pruned\['m'\] must be"),
+        ({"pruned": {"m": {2: [0, 1, 1]}, 2: [0, 1, 1]}}, "mixes scores"),
+        ({"pruned": [0, 1, 1]}, "pruned must be"),
+        ({"dense": {"other": [0, 1, 1]}}, r"dense has the scores \['other'\]"),
+        ({"class_names": ["a"]}, "labels holds 1 at example 1; 1 class names were given"),
+        ({"class_names": ["a", "a"]}, r"class_names\[1\] repeats 'a'"),
+        ({"class_names": "ab"}, "must be a list of names"),
+        ({"class_names": ["a", "b\n"]}, "printable"),
+        ({"num_classes": 3, "class_names": ["a", "b"]}, "2 class names were given, but num_classes is 3"),
+        ({"num_classes": 0}, "must lie in 1..46340"),
+        ({"groups": [0, 1]}, r"groups\['group'\] must have shape \(3,\)"),
+        (
+            {"groups": {"sex": ["m", None, "f"]}},
+            r"groups\['sex'\] must hold text or whole numbers, got None at example 1",
+        ),
+        ({"level": 99.0}, "level must lie strictly between 0 and 1"),
+        ({"pruned": None}, "by one of pruned= and scores="),
+        ({"scores": {2: [0, 1, 1]}}, "by one of pruned= and scores="),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name_index_and_value(change, message):
+    given = {"labels": [0, 1, 1], "dense": [0, 1, 0], "pruned": {2.0: [0, 1, 1]}, **change}
+    with pytest.raises(ValueError, match=message):
+        recall.audit(**given)
+
+
+@pytest.mark.parametrize(
+    ("dense", "pruned", "options", "message"),
+    [
+        ([9, 11], {2: [9, 7]}, {"support": [10, 10]}, r"dense holds 11 at index \(0, 1\)"),
+        ([9, 7], {2: [9, 7, 1]}, {"support": [10, 10]}, "support must hold 3 whole numbers"),
+        ([9, -7], {2: [9, 7]}, {"support": [10, 10]}, "dense holds -7"),
+        ([0.9, 0.7], {2: [9, 7]}, {"support": [10, 10]}, "dense must hold whole numbers"),
+        ([9, 7], {2: [9, 7]}, {}, "dense must hold confusion counts"),
+        ([[8, 2], [1, 9]], {2: [[8, 2], [1, 8]]}, {}, r"pruned\[2\] and dense are of different test sets"),
+        ([[[8, 2], [1, 9]], [[8, 2], [1, 8]]], {2: [[8, 2], [1, 9]]}, {}, "model 0 saw"),
+        ([[0, 0], [0, 0]], {2: [[0, 0], [0, 0]]}, {}, "dense holds no example"),
+        ([9, 7], {2: [9, 7]}, {"support": [10, 10], "class_names": ["a"]}, "1 class names were given"),
+    ],
+)
+def test_wrong_counts_are_refused(dense, pruned, options, message):
+    with pytest.raises(InputError, match=message):
+        recall.audit_counts(dense, pruned, **options)
