@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from experiments import files
+
 
 def write(folder: Path, records: Sequence[Mapping[str, Any]]) -> bool:
     """Write the mean over replicates of every metric of every epoch; an earlier run's files stay beside.
@@ -17,13 +19,16 @@ def write(folder: Path, records: Sequence[Mapping[str, Any]]) -> bool:
 
     Returns:
       Whether the extra is installed; nothing is written where it is not.
+
+    Raises:
+      StoreError: a file cannot be written; the message names it.
     """
     if importlib.util.find_spec("tensorboardX") is None or not records:
         return False
     import tensorboardX  # noqa: PLC0415 an extra
 
     means = pd.DataFrame(records).drop(columns="replicate").groupby("epoch").mean()
-    with tensorboardX.SummaryWriter(str(folder)) as board:
+    with files.naming(folder), tensorboardX.SummaryWriter(str(folder)) as board:
         for epoch, row in means.iterrows():
             for metric, value in row.dropna().items():
                 board.add_scalar(metric, value, epoch)

@@ -57,9 +57,16 @@ def gather(study: Study, held: Truth, jumpstart: float) -> Evidence:
     healthy = [set(table["replicate"][table["stopped"] < 0]) for _, table in stages]
     common = sorted(set.intersection(*healthy)) if len(stages) > 1 else []
     if not common or stages[0][0].cell is not None:
+        stopped = pd.concat([_stopped(stage, table) for stage, table in stages]) if stages else ()
+        told = "the action 'status' says what is done, and 'run' does the rest"
+        if len(stopped):
+            first = stopped.iloc[0]
+            told = (
+                f"{len(stopped)} trainings stopped, the first in {first['stage']}, replicate {first['replicate']}: "
+                f"{first['reason']}; a lower learning rate may help"
+            )
         raise Incomplete(
-            f"{plan.root(study)} has no replicate that went through every stage with jumpstart {jumpstart:g}; "
-            f"the action 'status' says what is done, and 'run' does the rest"
+            f"{plan.root(study)} has no replicate that went through every stage with jumpstart {jumpstart:g}; {told}"
         )
     stacks = {}
     for stage, _ in stages:

@@ -26,6 +26,13 @@ class Study:
     Every (score, ratio) starts from the same dense checkpoints: one-shot global pruning to the exact
     compression ratio of the whole model, the output layer left dense, then fine-tuning with the mask
     held. A killed run continues where it was when given the same command.
+
+    After -m experiments.recall_distortion, for example:
+      --list                                   what studies there are, their cost, what to expect
+      --preset mnist-lenet --limit 1000 --epochs 2 --finetune-epochs 1 --replicates 3     a trial
+      --preset mnist-lenet --shard 0/4         a quarter of the replicates, into the same folder
+      status --preset mnist-lenet              how far that is
+      report --out runs/mnist-lenet --beside runs/fashion-lenet          two studies side by side
     """
 
     action: Annotated[Action, tyro.conf.Positional] = "run"
@@ -46,7 +53,7 @@ class Study:
     limit: int | None = None
     """Examples of each split to use, drawn by the seed; all by default. For trials."""
     model: str = "mlp"
-    """Network, as experiments.models names it."""
+    """Network: mlp, lenet, resnet20, resnet32, resnet44, resnet56, resnet110 or vgg11."""
     replicates: int = 30
     """Networks trained from different seeds."""
     ratios: tuple[float, ...] = (1, 2, 4, 10, 20)

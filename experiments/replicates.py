@@ -245,7 +245,7 @@ def fastest(candidates: Mapping[str, Callable[[], Any]], cache: Path, identity: 
     device, names = jax.devices()[0], list(candidates)
     machine = f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} cores, {jax.process_count()} processes"
     entry = f"{identity}; {machine}"
-    known = json.loads(cache.read_text()) if is_first_process() and cache.exists() else {}
+    known = _measured(cache) if is_first_process() else {}
     choice = known.get(entry, {}).get("choice")
     remembered = agree(names.index(choice) if choice in names else -1)
     if remembered >= 0:
@@ -262,6 +262,16 @@ def fastest(candidates: Mapping[str, Callable[[], Any]], cache: Path, identity: 
     if is_first_process():
         files.write_json(cache, {**known, entry: {"choice": best, "seconds": seconds}})
     return best
+
+
+def _measured(cache: Path) -> dict[str, dict[str, Any]]:
+    """The choices of a cache; none where it is absent or is not what was written: they are measured anew."""
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        return {}
+    sound = isinstance(known, dict) and all(isinstance(entry, dict) for entry in known.values())
+    return known if sound else {}
 
 
 def _least_seconds(run: Callable[[], Any], repeats: int) -> float:

@@ -42,17 +42,24 @@ def write(study: Study, console: Console) -> None:
     }
     panels = {f"jumpstart {jumpstart:g}": one.audit for jumpstart, one in found.items()}
     pictures = {"alpha": figures.alpha_boxes(panels)}
-    if study.beside:
-        audits = _beside(study, found)
+    for panel, audit in panels.items():
+        folder = f"figures/{panel.replace(' ', '-')}"
+        pictures |= {f"{folder}/{name}": picture for name, picture in audit.figures().items() if name != "boxes"}
+    beside = _beside(study)
+    if beside:
+        audits = {f"{study.model} on {study.dataset}": next(iter(found.values())).audit, **beside}
         tables["beside"] = jprune.recall.compare(audits)
         pictures["beside"] = figures.alpha_boxes(audits)
+    ours = {f"{study.model} on {study.dataset}, {name}": audit for name, audit in panels.items()}
+    tables["accuracy"] = _dense_accuracy(ours | beside)
     for name, table in tables.items():
         files.write_bytes(study.folder / f"{name}.csv", table.to_csv(index=False).encode())
     for name, picture in pictures.items():
         files.write_figure(study.folder / f"{name}.png", picture)
     page = study.folder / "report.html"
     title = f"Recall distortion: {study.model} on {study.dataset}"
-    _together(held, found).to_html(page, images=results.images(study), title=title)
+    with files.naming(page):
+        _together(held, found).to_html(page, images=results.images(study), title=title)
     console.print(_printed(tables["summary"], study))
     for line in words(study, found, across):
         console.print(line, highlight=False, markup=False)
@@ -149,9 +156,9 @@ def _gathered(study: Study) -> tuple[Truth, dict[float, Evidence]]:
     return held, found
 
 
-def _beside(study: Study, found: Mapping[float, Evidence]) -> dict[str, Audit]:
-    """The audits of this study and of those to be set beside it, at the first coefficient of each."""
-    audits = {f"{study.model} on {study.dataset}": next(iter(found.values())).audit}
+def _beside(study: Study) -> dict[str, Audit]:
+    """The audits of the studies to be set beside this one, at the first coefficient of each."""
+    audits = {}
     for folder in study.beside:
         other = results.recorded(folder)
         if other is None:
@@ -159,6 +166,15 @@ def _beside(study: Study, found: Mapping[float, Evidence]) -> dict[str, Audit]:
         _, gathered = _gathered(dataclasses.replace(other, out=folder))
         audits[f"{other.model} on {other.dataset}, {folder.name}"] = next(iter(gathered.values())).audit
     return audits
+
+
+def _dense_accuracy(audits: Mapping[str, Audit]) -> pd.DataFrame:
+    """A row for each audit: its dense networks, and the mean and spread of their accuracy."""
+    accuracies = {name: audit.dense.drop_duplicates("model")["accuracy"] for name, audit in audits.items()}
+    columns = {"networks": "count", "mean": "mean", "standard_deviation": "std", "lowest": "min", "highest": "max"}
+    return pd.DataFrame(
+        [{"audit": name, **{c: values.agg(how) for c, how in columns.items()}} for name, values in accuracies.items()]
+    )
 
 
 def _with_coefficient(tables: Mapping[float, pd.DataFrame]) -> pd.DataFrame:

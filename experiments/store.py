@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import re
 import shutil
 import time
 import uuid
@@ -91,7 +92,7 @@ def find(root: Path, kind: str, settings: Mapping[str, Any]) -> list[Stage]:
     """The stages that are done with these settings, in the order of their replicates."""
     folder = stage(root, kind, settings, range(1)).path.parent
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    ranges = [range(*map(int, name.split("-"))) for name in names if PARTIAL not in name]
+    ranges = [range(*map(int, name.split("-"))) for name in names if re.fullmatch(r"\d{5,}-\d{5,}", name)]
     return [stage(root, kind, settings, replicates) for replicates in ranges]
 
 
@@ -216,9 +217,10 @@ def _manifest(done: Stage) -> dict[str, Any]:
     path = done.path / _MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); {_remedy(done)}") from error
-    if digest(manifest["settings"]) != done.digest:
+        named, _ = digest(manifest["settings"]), dict(manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} cannot be read ({error!r}); {_remedy(done)}") from error
+    if named != done.digest:
         raise StoreError(f"{path} is corrupt: its settings are not those that name its folder; {_remedy(done)}")
     return manifest
 

@@ -75,9 +75,12 @@ def stored(study, jumpstart, cell):
 
 def test_every_file_is_there(study):
     names = {path.name for path in study.folder.iterdir()}
-    tables = {f"{name}.csv" for name in ("summary", "alphas", "counts", "classes", "dense", "tests", "stopped")}
-    assert names == tables | {"config.json", "alpha.png", "report.html", "store"}
-    assert (study.folder / "alpha.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    kinds = ("summary", "alphas", "counts", "classes", "dense", "tests", "stopped", "accuracy")
+    assert names == {f"{kind}.csv" for kind in kinds} | {"config.json", "alpha.png", "figures", "report.html", "store"}
+    drawn = {str(path.relative_to(study.folder)) for path in study.folder.rglob("*.png")}
+    each = ("alpha", "null", "recall", "tradeoff", "variance", "scatter")
+    assert drawn == {"alpha.png"} | {f"figures/jumpstart-{c}/{name}.png" for c in ("0", "0.1") for name in each}
+    assert all((study.folder / path).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in drawn)
     config = json.loads((study.folder / "config.json").read_text())
     assert presets.from_json(config["study"]) == study
     assert config["versions"]["jax"] == jax.__version__
@@ -146,6 +149,18 @@ def test_alphas_in_the_report_are_worked_out_from_the_stored_counts(study):
         assert row["achieved_ratio"] == pytest.approx(50_610 / (1410 + kept))
     control = alphas[alphas["ratio"] == 1].pivot(index=["jumpstart", "replicate"], columns="score", values="alpha")
     assert (control["undecayed"] == control["random"]).all()
+
+
+def test_the_table_of_dense_accuracy_is_worked_out_from_the_stored_predictions(study):
+    table = pd.read_csv(study.folder / "accuracy.csv")
+    labels = results.truth(study).labels
+    for jumpstart, row in zip(study.jumpstart, table.itertuples(), strict=True):
+        predictions = store.read_table(stored(study, jumpstart, None), "predictions.parquet")["prediction"]
+        accuracies = [(found == labels).mean() for found in predictions]
+        assert row.audit == f"mlp on digits, jumpstart {jumpstart:g}"
+        assert row.networks == 3
+        expected = [np.mean(accuracies), np.std(accuracies, ddof=1), min(accuracies), max(accuracies)]
+        np.testing.assert_allclose([row.mean, row.standard_deviation, row.lowest, row.highest], expected, rtol=1e-9)
 
 
 def test_the_penalty_is_in_dense_training_alone(study):

@@ -115,6 +115,14 @@ def test_the_fastest_is_measured_once(tmp_path):
     assert [entry["choice"] for entry in json.loads(cache.read_text()).values()] == ["fast", "fast"]
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 1}', ""])
+def test_measurements_that_are_not_what_was_written_are_made_anew(tmp_path, content):
+    cache = tmp_path / "layout.json"
+    cache.write_text(content)
+    assert replicates.fastest({"only": lambda: jnp.ones(())}, cache, "m", repeats=1) == "only"
+    assert [entry["choice"] for entry in json.loads(cache.read_text()).values()] == ["only"]
+
+
 def test_a_way_that_fails_is_not_chosen(tmp_path):
     def fail():
         raise jax.errors.JaxRuntimeError("out of memory")

@@ -68,6 +68,8 @@ def test_missing_and_find_see_only_complete_stages(tmp_path):
     write(tmp_path, range(3, 5))
     write(tmp_path, range(8, 9))
     (tmp_path / f"dense-{store.digest(SETTINGS)}" / "00005-00008.partial-1").mkdir()
+    for other in (".nfs0000000012", ".DS_Store"):  # what file systems leave lying about
+        (tmp_path / f"dense-{store.digest(SETTINGS)}" / other).touch()
     assert store.missing(tmp_path, "dense", SETTINGS, range(10)) == [range(3), range(5, 8), range(9, 10)]
     assert store.missing(tmp_path, "dense", {"seed": 9}, range(2)) == [range(2)]
     assert [stage.replicates for stage in store.find(tmp_path, "dense", SETTINGS)] == [range(3, 5), range(8, 9)]
@@ -107,9 +109,10 @@ def test_a_damaged_manifest_is_named(tmp_path):
     manifest.write_text(manifest.read_text().replace('"seed": 3', '"seed": 4'))
     with pytest.raises(store.StoreError, match=r"manifest.json is corrupt: its settings"):
         store.read_table(stage, "rows.parquet")
-    manifest.write_text("{")
-    with pytest.raises(store.StoreError, match=r"manifest.json cannot be read"):
-        store.read_table(stage, "rows.parquet")
+    for content in ("{", "[]", '{"settings": {}}', "\x00"):
+        manifest.write_text(content)
+        with pytest.raises(store.StoreError, match=r"manifest.json cannot be read.*delete .*00000-00002"):
+            store.read_table(stage, "rows.parquet")
 
 
 def test_a_table_of_another_schema_version_is_refused(tmp_path):
