@@ -55,9 +55,10 @@ _DEFAULTS: tuple[Aggregate, Ties, Spatial] = ("balanced", "average", "pool")
 # one each halves the step of a deep thin network. Larger ones are not, as stacking copies them.
 _STACK_UP_TO = 1 << 16
 
-# Images of fewer channels than this are looked at with the batch last: on a CPU, vectors are then as
-# long as the batch, and convolutions of few channels compute in that order too. Elsewhere it is a name.
-_BATCH_LAST_UNDER = 16
+# Images of fewer channels than this are looked at with the batch last, and those of as many where the
+# batch is larger than the image: on a CPU, vectors are then as long as the batch, and convolutions of few
+# channels compute in that order too. Elsewhere it is a name.
+_FEW_CHANNELS = 16
 
 
 def jumpstart_penalty(
@@ -305,8 +306,8 @@ def _extremes(
     group: _Group, wanted: tuple[tuple[str, int], ...], options: Options, key: jax.Array | None
 ) -> extremes.Extremes:
     """The wanted extremes of every layer of a group, with a leading axis of layers."""
-    depth, _, *space, width = group.z.shape
-    batch_last = bool(space) and width < _BATCH_LAST_UNDER
+    depth, batch, *space, width = group.z.shape
+    batch_last = bool(space) and width < _FEW_CHANNELS + (batch > math.prod(space))
     spec = extremes.Spec(wanted, options.ties, options.axis_name, batch_last)
 
     def of_layer(z: jax.Array, units: Any, key: Any) -> extremes.Extremes:
