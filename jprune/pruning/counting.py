@@ -56,6 +56,8 @@ class Part:
         Compares coordinates one by one, the last first: no position is ever written down, so this shards, and a
         loop has nothing to compute ahead and keep.
         """
+        if self.lead == len(self.shape):  # a row is one element
+            return self.spread(cut > 0)
         within = jnp.zeros(self.shape, bool)
         for axis in reversed(range(self.lead, len(self.shape))):
             cut, digit = (cut, None) if axis == self.lead else jnp.divmod(cut, np.uint32(max(self.shape[axis], 1)))

@@ -128,8 +128,9 @@ def _largest(scores: list[Any], keep: Count, eligible: list[Any], *, each: bool,
 
     def anew(given: Any) -> tuple[list[Any], list[Any], Any]:
         # Without the barrier XLA computes all keys ahead of the loop and holds them, a copy of the scores.
+        barrier: Any = lax.optimization_barrier
         held: tuple[list[Any], list[Any], Any] = (arrays, eligible, given)
-        return held if one_device else lax.optimization_barrier(held)
+        return held if one_device else barrier(held)
 
     def reached(candidates: Any) -> Count:
         arrays, eligible, candidates = anew(candidates)

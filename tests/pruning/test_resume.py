@@ -1,0 +1,75 @@
+"""Training that stops, goes to disk as packed masks and kept weights, and goes on with the same bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jprune
+from tests.pruning.steps import by_rank, make_step
+
+pytestmark = pytest.mark.optax_promotes
+
+
+def weights():
+    return {"a": {"kernel": jax.random.normal(jax.random.key(0), (5, 7)), "bias": jnp.zeros(7), "none": None}}
+
+
+def link(score, regrow):
+    table = {1: 0.5, 3: 0.5, 5: 0.6} if regrow is None else dict.fromkeys(range(1, 8), 0.5)
+    return jprune.prune(score, table, select=by_rank, regrow=regrow, key=jax.random.key(9))
+
+
+LINKS = {
+    "random": link(jprune.random(), None),
+    "SET": link(jprune.magnitude(), jprune.Regrow(jprune.random(), 0.3)),
+    "RigL": link(jprune.magnitude(), jprune.Regrow(jprune.dense_gradient(), 0.3)),
+}
+
+
+def to_disk_and_back(params, state, folder):
+    """Weights and masks through safetensors, the rest of the state as plain arrays."""
+    masks = jprune.masks_of(state)
+    jprune.save_pruned(folder / "weights", params, masks)
+    jprune.save_masks(folder / "masks", masks)
+    leaves, treedef = jax.tree.flatten(state)
+    is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    plain = [jax.random.key_data(leaf) if key else leaf for leaf, key in zip(leaves, is_key, strict=True)]
+    np.savez(folder / "state.npz", *[np.zeros(leaf.shape, bool) if leaf.dtype == bool else leaf for leaf in plain])
+    with np.load(folder / "state.npz", allow_pickle=False) as held:
+        back = [jnp.asarray(held[f"arr_{i}"]) for i in range(len(leaves))]
+    back = [jax.random.wrap_key_data(leaf) if key else leaf for leaf, key in zip(back, is_key, strict=True)]
+    state = jprune.with_masks(jax.tree.unflatten(treedef, back), jprune.load_masks(folder / "masks", weights()))
+    return jprune.load_pruned(folder / "weights", weights()), state
+
+
+def bits(leaf):
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes()
+
+
+@pytest.mark.parametrize(("name", "stop"), [("random", 4), ("SET", 2), ("RigL", 4)])
+def test_resumed_training_gives_the_bits_of_training_that_was_not_interrupted(name, stop, tmp_path):
+    tx = jprune.reset_moments(optax.adam(0.05), LINKS[name])
+    step = make_step(tx)
+    params, whole = weights(), None
+    state = tx.init(params)
+    for i in range(8):
+        if i == stop:
+            whole = (params, state)
+        params, state = step(params, state)
+    resumed = to_disk_and_back(*whole, tmp_path)
+    for _ in range(stop, 8):
+        resumed = step(*resumed)
+    assert jax.tree.structure(resumed) == jax.tree.structure((params, state))
+    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves((params, state)), strict=True):
+        assert bits(a) == bits(b)
+    assert int(jprune.masks_of(state)["a"]["kernel"].sum()) == (14 if name == "random" else 18)
+    assert (tmp_path / "masks").stat().st_size < 300  # 35 bits and a header
+
+
+def test_loading_masks_of_another_network_names_the_leaf(tmp_path):
+    jprune.save_masks(tmp_path / "masks", {"a": {"kernel": jnp.ones((5, 8), bool)}})
+    with pytest.raises(ValueError, match=r"shape \(5, 8\) at 'a/kernel', where params has \(5, 7\)"):
+        jprune.load_masks(tmp_path / "masks", weights())
