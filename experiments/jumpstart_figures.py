@@ -1,5 +1,6 @@
 """Pictures of a jumpstart study, as matplotlib figures that no window owns."""
 
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jprune.jumpstart import figures
-from jprune.jumpstart.layers import Stack
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 
@@ -55,14 +55,25 @@ def heat_maps(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None, co
 
 
 def accuracy_against_parameters(dataset: str, cells: pd.DataFrame) -> Figure:
-    """Every network as a point: how many parameters it has, how right it is."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for colour, (name, mine) in zip(_COLOURS, cells.groupby("label", sort=False), strict=False):
-        axes.scatter(mine["parameters"], mine["val_acc"], s=18, alpha=0.6, color=colour, label=name, edgecolors="none")
-    axes.set_xscale("log")
-    axes.set(xlabel="parameters", ylabel="validation accuracy, maximum over epochs", title=dataset)
-    axes.legend(frameon=False)
+    """A panel a method: every network as a point, how many parameters it has, how right it is; the others in grey.
+
+    Accuracies on few examples coincide, so methods in one panel would hide one another.
+    """
+    methods = dict(list(cells.groupby("label", sort=False)))
+    columns = min(3, len(methods))
+    rows = -(-len(methods) // columns)
+    figure = Figure(figsize=(1 + 2.6 * columns, 0.8 + 2.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, colour, (name, mine) in zip(panels, cycle(_COLOURS), methods.items(), strict=False):
+        axes.scatter(cells["parameters"], cells["val_acc"], s=8, color="#dddddd", edgecolors="none")
+        axes.scatter(mine["parameters"], mine["val_acc"], s=14, alpha=0.7, color=colour, edgecolors="none")
+        axes.set_xscale("log")
+        axes.set_title(name, fontsize=9)
+    for axes in panels[len(methods) :]:
+        axes.set_visible(False)
+    figure.supxlabel("parameters", fontsize=9)
+    figure.supylabel("validation accuracy, maximum over epochs", fontsize=9)
+    figure.suptitle(f"{dataset}: accuracy against size, the other methods in grey", fontsize=10)
     return figure
 
 
@@ -75,8 +86,8 @@ def of_statuses(statuses: pd.DataFrame) -> dict[str, Figure]:
         title = f"{method} ({layer}), depth {row.depth}, width {row.width}"
         stem = f"{method}-{layer}".lower()
         units, points = (np.asarray(row[name], np.int8).reshape(row.depth, -1) for name in ("units", "points"))
-        made[f"units-{stem}"] = figures.unit_map(Stack(units), f"Units: {title}")
-        made[f"points-{stem}"] = figures.point_map(Stack(points), f"Points: {title}")
+        made[f"units-{stem}"] = figures.unit_map(list(units), f"Units: {title}")
+        made[f"points-{stem}"] = figures.point_map(list(points), f"Points: {title}")
     return made
 
 

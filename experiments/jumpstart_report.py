@@ -200,7 +200,7 @@ def pruning(cells: pd.DataFrame) -> list[Printed]:
             "alpha, mean +- sd",
         ]
         tables.append(Printed(f"{dataset}: pruned by magnitude, then fine-tuned", header, rows))
-        tables.append(_paired(dataset, mine, alphas, methods))
+        tables += [_paired(dataset, mine, alphas, methods[0], other) for other in methods[1:]]
     return tables
 
 
@@ -209,9 +209,8 @@ def _counts(column: pd.Series) -> np.ndarray:
     return np.stack([np.array(text.split(), np.int64) for text in column])
 
 
-def _paired(dataset: str, mine: pd.DataFrame, alphas: pd.DataFrame, methods: list[str]) -> Printed:
+def _paired(dataset: str, mine: pd.DataFrame, alphas: pd.DataFrame, first: str, second: str) -> Printed:
     """The second method minus the first, network by network, with t intervals."""
-    first, second = methods
     dead = mine.pivot_table(index="replicate", columns=["method", "ratio"], values="unit_dead")
     rows = []
     for ratio in sorted({ratio for _, ratio in alphas.columns}):

@@ -113,12 +113,12 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
     task = load(setup, data.load(setup.dataset, data_dir=grid.data_dir))
     keys = jax.vmap(jax.random.key)(np.array(stage.seeds))
     dense = jax.jit(jax.vmap(partial(_initial, setup, task.classes, task.features.shape[1])))(keys)
+    shapes = jax.tree.map(lambda leaf: leaf[0], dense)
+    kept = [jprune.keep_count(shapes, ratio=ratio, where=WHERE) for ratio in setup.ratios]  # refused before training
     dense = _train(task, 0.0, setup.epochs, dense, keys)
     advance(setup.epochs * len(stage.seeds))
     rows = _rows(task, ("dense", 1.0), stage.seeds, dense, _dead_units(task, dense))
-    shapes = jax.tree.map(lambda leaf: leaf[0], dense)
-    for ratio in setup.ratios:
-        keep = jprune.keep_count(shapes, ratio=ratio, where=WHERE)
+    for ratio, keep in zip(setup.ratios, kept, strict=True):
         pruned = jax.jit(jax.vmap(partial(prune, keep)))(dense)
         before = _dead_units(task, pruned)
         for method in setup.methods:

@@ -115,10 +115,11 @@ def _status_map(statuses: Any, title: str, row: str) -> "Figure":
     table = np.full((height, len(columns)), np.nan)
     for column, (_, status) in enumerate(columns):
         table[: len(status), column] = status
-    figure = _figure(min(2 + 0.25 * len(columns), 14), min(1.5 + 0.08 * height, 8))
+    figure = _figure(min(max(2 + 0.25 * len(columns), 5), 14), min(1.5 + 0.08 * height, 8))
     axes = figure.add_subplot()
     _draw_statuses(axes, table)
-    axes.set(xlabel="layer", ylabel=row, title=title)
+    axes.set(xlabel="layer", ylabel=row)
+    axes.set_title(title, loc="left", fontsize=10)  # centred, it would leave the figure of a shallow network
     step = max(1, len(columns) // 12)
     axes.set_xticks(range(0, len(columns), step), [name for name, _ in columns[::step]], rotation=90, fontsize=7)
     return figure

@@ -99,6 +99,8 @@ def test_alpha_of_pruned_networks_is_the_audit_s():
     summary, paired = jumpstart_report.pruning(table)
     assert [row[-1] for row in summary.rows] == ["", "1.333 +- 0.000", "1.333 +- 0.000"]
     assert paired.rows[0][2].startswith("+0.250")
+    (alone,) = jumpstart_report.pruning(table[table["method"] != "jumpstart"])
+    assert alone.rows == summary.rows[:2]
 
 
 def test_everything_that_is_printed_is_written_as_markdown(tmp_path):
@@ -120,6 +122,13 @@ def test_heat_maps_have_a_panel_for_ours_and_one_for_the_published_grid():
     assert [text.get_text() for text in panels[2].texts] == ["1.00"]
 
 
+def test_accuracy_against_parameters_has_a_panel_a_method_with_its_networks_before_the_others():
+    table = _cells(method=["relu", "UP", "UP"], parameters=[10, 20, 40], val_acc=[0.5, 0.75, 1.0])
+    figure = jumpstart_figures.accuracy_against_parameters("moons", jumpstart_report.label(table))
+    drawn = {axes.get_title(): axes.collections[-1].get_offsets().tolist() for axes in figure.axes}
+    assert drawn == {"relu": [[10, 0.5]], "UP": [[20, 0.75], [40, 1.0]]}
+
+
 def test_status_maps_are_of_the_deepest_and_widest_network():
     table = pd.DataFrame(
         {
@@ -129,4 +138,4 @@ def test_status_maps_are_of_the_deepest_and_widest_network():
     )  # fmt: skip
     made = jumpstart_figures.of_statuses(table)
     assert set(made) == {"units-up-conv", "points-up-conv"}
-    assert made["units-up-conv"].axes[0].get_title() == "Units: UP (conv), depth 2, width 3"
+    assert made["units-up-conv"].axes[0].get_title(loc="left") == "Units: UP (conv), depth 2, width 3"
