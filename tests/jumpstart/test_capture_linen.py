@@ -1,0 +1,167 @@
+"""Preactivations of Linen modules: every kind of layer, scans with and without 'intermediates', names, state."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jprune
+
+X = jax.random.normal(jax.random.key(0), (3, 5, 5, 2))
+KEY = jax.random.key(1)
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+class Every(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), name="conv")(x))
+        x = nn.relu(nn.ConvTranspose(2, (2, 2), name="transposed")(x))
+        x = nn.relu(nn.ConvLocal(2, (5, 5), padding="VALID", name="local")(x))
+        x = nn.relu(nn.DenseGeneral(6, axis=(1, 2, 3), name="general")(x))
+        x = nn.relu(nn.Einsum((6, 4), "...a,ab->...b", name="einsum")(x))
+        return nn.Dense(3, name="head")(x)
+
+
+def test_every_weighted_layer_is_captured_in_call_order():
+    variables = Every().init(KEY, X)
+    found = jprune.preactivations(Every(), variables, X, skip_last=False)
+    assert list(found) == ["conv", "transposed", "local", "general", "einsum", "head"]
+    _, captured = Every().apply(variables, X, capture_intermediates=True, mutable=["intermediates"])
+    for name, value in found.items():
+        close(value, captured["intermediates"][name]["__call__"][0])
+
+
+class Block(nn.Module):
+    width: int = 4
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        return nn.relu(nn.Dense(self.width, name="body")(x)), None
+
+
+def scanned(axes):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(4, name="first")(x)
+            stack = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=3)
+            x, _ = stack(name="stack")(x, None)
+            return nn.Dense(2, name="head")(x)
+
+    return Net()
+
+
+def test_a_scanned_stack_counts_as_its_layers():
+    net, x = scanned({"params": 0, "intermediates": 0}), X.reshape(3, -1)
+    variables = net.init(KEY, x)
+    found = jprune.preactivations(net, variables, x)
+    assert list(found) == ["first", "stack/body[0]", "stack/body[1]", "stack/body[2]"]
+    weights = jax.tree.map(np.asarray, variables["params"])
+    h = np.asarray(x) @ weights["first"]["kernel"] + weights["first"]["bias"]
+    close(found["first"], h)
+    for step in range(3):
+        z = h @ weights["stack"]["body"]["kernel"][step] + weights["stack"]["body"]["bias"][step]
+        close(found[f"stack/body[{step}]"], z)
+        h = np.maximum(z, 0)
+    stacked = jprune.preactivations(net, variables, x, stacked=True)
+    assert stacked["stack/body"].values.shape == (3, 3, 4)
+    assert float(jprune.jumpstart_penalty(stacked)) == pytest.approx(float(jprune.jumpstart_penalty(found)), rel=1e-6)
+
+
+def test_a_scanned_stack_that_does_not_lift_intermediates_is_an_error_that_says_what_to_add():
+    net, x = scanned({"params": 0}), X.reshape(3, -1)
+    variables = net.init(KEY, x)
+    for call in (jprune.preactivations, jprune.call_with_preactivations):
+        with pytest.raises(ValueError, match=r"layer 'stack/body.*variable_axes=\{\.\.\., 'intermediates': 0\}"):
+            call(net, variables, x)
+    assert list(jprune.preactivations(net, variables, x, exclude="^stack")) == ["first"]
+
+
+def test_a_module_called_several_times_is_numbered():
+    class Reused(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            body = nn.Dense(50, name="body")
+            return nn.Dense(2, name="head")(nn.relu(body(nn.relu(body(x)))))
+
+    x = X.reshape(3, -1)
+    variables = Reused().init(KEY, x)
+    found = jprune.preactivations(Reused(), variables, x)
+    assert list(found) == ["body#0", "body#1"]
+    body = variables["params"]["body"]
+    again = jnp.maximum(found["body#0"], 0) @ body["kernel"] + body["bias"].reshape(1, -1)
+    close(found["body#1"], again)
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nn.Conv(3, (3, 3), name="conv")(x)
+        x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+        return nn.Dense(2, name="head")(x.mean((1, 2)))
+
+
+def test_batch_statistics_move_as_in_apply_and_only_where_they_are_mutable():
+    net = Normed()
+    variables = net.init({"params": KEY, "dropout": KEY}, X)
+    before = jax.tree.map(np.asarray, variables)
+    options = {"mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(7)}}
+    found = jprune.preactivations(net, variables, X, skip_last=False, **options)
+    conv = variables["params"]["conv"]
+    bare = nn.Conv(3, (3, 3)).apply({"params": conv}, X)
+    close(found["conv"], bare)  # before the normalization
+    (outputs, changed), preacts = jprune.call_with_preactivations(net, variables, X, skip_last=False, **options)
+    expected, expected_changed = net.apply(variables, X, **options)
+    close(outputs, expected)
+    close(preacts["head"], expected)
+    assert list(changed) == ["batch_stats"]
+    jax.tree.map(close, changed["batch_stats"], expected_changed["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, variables))
+
+
+def test_without_mutable_it_returns_what_apply_returns():
+    net = Normed()
+    variables = net.init({"params": KEY, "dropout": KEY}, X)
+    outputs, preacts = jprune.call_with_preactivations(net, variables, X, train=False)
+    close(outputs, net.apply(variables, X, train=False))
+    assert list(preacts) == ["conv"]
+
+
+def test_the_gradient_through_a_scanned_stack_is_that_of_the_layers_written_out():
+    net, x = scanned({"params": 0, "intermediates": 0}), X.reshape(3, -1)
+    variables = net.init(KEY, x)
+
+    def captured(params):
+        return jprune.jumpstart_penalty(jprune.preactivations(net, {"params": params}, x, stacked=True))
+
+    def written_out(params):
+        h = x @ params["first"]["kernel"] + params["first"]["bias"].reshape(1, -1)
+        layers = [h]
+        for step in range(3):
+            body = jax.tree.map(lambda p, step=step: p[step], params["stack"]["body"])
+            layers.append(h @ body["kernel"] + body["bias"].reshape(1, -1))
+            h = jax.nn.relu(layers[-1])
+        return jprune.jumpstart_penalty(layers)
+
+    one, two = (jax.value_and_grad(f)(variables["params"]) for f in (jax.jit(captured), written_out))
+    jax.tree.map(close, one, two)
+
+
+def test_what_cannot_be_called_is_refused():
+    variables = Every().init(KEY, X)
+    with pytest.raises(ValueError, match="include='dense' matches no layer; the model called conv, transposed"):
+        jprune.preactivations(Every(), variables, X, include="dense")
+    with pytest.raises(ValueError, match="exclude='dense' matches no layer"):
+        jprune.preactivations(Every(), variables, X, exclude="dense")
+    with pytest.raises(ValueError, match=r"include='\(' is not a regular expression"):
+        jprune.preactivations(Every(), variables, X, include="(")
+    with pytest.raises(TypeError, match="must be followed by its variables"):
+        jprune.preactivations(Every())
+    with pytest.raises(ValueError, match="Identity called no layer"):
+        jprune.preactivations(type("Identity", (nn.Module,), {"__call__": lambda self, x: x})(), {}, X)
