@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 
 SCHEMA = 1
 PARTIAL = ".partial-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_OVERHEAD = 2**16  # bytes of a checkpoint beside its arrays
 
 
 class StoreError(RuntimeError):
@@ -99,6 +101,7 @@ def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
     Raises:
       StoreError: the checkpoint cannot be written; the message names its folder.
     """
+    _see_that_it_fits(path, sum(array.nbytes for array in weights.values()))
     try:
         _checkpointer().save(path.absolute(), dict(weights))
     except Exception as error:  # tensorstore raises whatever its backend does
@@ -133,7 +136,7 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or path
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise StoreError(
                 f"no space left on the disk while writing {where}; free some and give the same command again: "
                 "what is done stays, and nothing half-written counts"
@@ -169,6 +172,22 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value
+
+
+def _see_that_it_fits(path: Path, size: int) -> None:
+    """Ask the file system for the space first: orbax tells of a full disk in a hundred lines of tracebacks."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    probe = path.with_name(f"{path.name}{PARTIAL}space")
+    with naming(path):
+        try:
+            with probe.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size + _OVERHEAD)
+        except OSError as error:
+            if error.errno in _FULL:  # whatever else it does not like may not be in orbax's way
+                raise
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 def _checkpointer() -> ocp.Checkpointer:

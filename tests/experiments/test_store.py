@@ -160,6 +160,21 @@ def test_a_full_disk_is_said_and_names_the_file(tmp_path, monkeypatch):
     assert list(tmp_path.glob("config*")) == []
 
 
+def test_weights_that_do_not_fit_the_disk_are_refused_before_they_are_written(tmp_path, monkeypatch):
+    asked = []
+
+    def full(descriptor, offset, size):
+        asked.append(size)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(files, "_checkpointer", None)
+    with pytest.raises(store.StoreError, match=r"no space left on the disk while writing .*/weights; free some"):
+        files.write_weights(tmp_path / "weights", {"kernel": np.zeros((1000, 100), np.float32)})
+    assert asked[0] >= 400_000
+    assert list(tmp_path.iterdir()) == []
+
+
 FILE_SIZE_LIMIT = """
 import resource, signal, sys
 from pathlib import Path
