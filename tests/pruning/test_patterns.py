@@ -1,0 +1,209 @@
+"""Structured and per-layer selections against plain loops in numpy, and what does not divide."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jprune
+from tests.pruning.steps import largest
+
+RNG = np.random.default_rng(7)
+# Whole numbers, so that there are ties and sums are exact.
+CONV = RNG.integers(0, 6, (3, 3, 8, 4)).astype(np.float32)
+DENSE = RNG.integers(0, 6, (12, 8)).astype(np.float32)
+SCORES = {"conv": {"kernel": jnp.asarray(CONV), "bias": None}, "dense": {"kernel": jnp.asarray(DENSE)}}
+
+
+def kernels_of(masks):
+    return [np.asarray(masks[name]["kernel"]) for name in ("conv", "dense")]
+
+
+def best_of_neighbours(scores, n, m, axis):
+    """Group by group: the n largest, the smaller index first."""
+    lanes = np.moveaxis(scores, axis, -1)
+    mask = np.zeros(lanes.shape, bool)
+    for place in np.ndindex(lanes.shape[:-1]):
+        for start in range(0, lanes.shape[-1], m):
+            order = np.argsort(-lanes[place][start : start + m], kind="stable")[:n]
+            mask[place][start + order] = True
+    return np.moveaxis(mask, -1, axis)
+
+
+@pytest.mark.parametrize(("n", "m", "axis"), [(2, 4, -2), (1, 4, -1), (1, 2, -2), (0, 2, -1), (4, 4, -2)])
+def test_n_of_every_m_neighbours_along_an_axis(n, m, axis):
+    found = kernels_of(jprune.nm_masks(SCORES, n=n, m=m, axis=axis))
+    for mask, scores in zip(found, (CONV, DENSE), strict=True):
+        np.testing.assert_array_equal(mask, best_of_neighbours(scores, n, m, axis))
+
+
+def test_n_of_m_along_the_first_axis_and_only_among_what_is_alive():
+    mask = jprune.nm_masks(jnp.asarray(DENSE), n=2, m=3, axis=0)
+    np.testing.assert_array_equal(mask, best_of_neighbours(DENSE, 2, 3, 0))
+    alive = RNG.random(DENSE.shape) < 0.5
+    mask = np.asarray(jprune.nm_masks(jnp.asarray(DENSE), n=2, m=4, among=jnp.asarray(alive)))
+    expected = best_of_neighbours(np.where(alive, DENSE, -1), 2, 4, -2) & alive
+    np.testing.assert_array_equal(mask, expected)
+    np.testing.assert_array_equal(mask.reshape(3, 4, 8).sum(1), np.minimum(alive.reshape(3, 4, 8).sum(1), 2))
+
+
+def test_blocks_with_the_largest_sums_over_the_whole_tree():
+    found = kernels_of(jprune.block_masks(SCORES, 0.3, block=(4, 2)))
+    sums = [CONV.reshape(3, 3, 2, 4, 2, 2).sum((3, 5)), DENSE.reshape(3, 4, 4, 2).sum((1, 3))]
+    chosen = largest(sums, round((36 + 12) * 0.3))
+    for mask, blocks in zip(found, chosen, strict=True):
+        np.testing.assert_array_equal(mask, np.repeat(np.repeat(blocks, 4, -2), 2, -1))
+    by_weights = kernels_of(jprune.block_masks(SCORES, 14 * 8, block=(4, 2)))
+    for a, b in zip(found, by_weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_whole_channels_with_the_largest_mean_scores(axis):
+    found = kernels_of(jprune.channel_masks(SCORES, 5, axis=axis))
+    means = [np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).mean(1) for x in (CONV, DENSE)]
+    for mask, channels in zip(found, largest(means, 5), strict=True):
+        lanes = np.moveaxis(mask, axis, 0)
+        np.testing.assert_array_equal(lanes.reshape(len(channels), -1), np.repeat(channels[:, None], lanes[0].size, 1))
+
+
+def test_channels_layer_by_layer_and_a_floor_of_weights_rounded_up_to_channels():
+    found = kernels_of(jprune.channel_masks(SCORES, 0.5, layerwise=True))
+    assert [mask.reshape(-1, mask.shape[-1]).any(0).sum() for mask in found] == [2, 4]
+    low = {"a": jnp.ones((3, 4)), "b": 5 + jnp.ones((3, 4))}
+    masks = jprune.channel_masks(low, 4, min_keep=4)  # 4 weights are two channels of 3
+    assert [int(masks[name].any(0).sum()) for name in "ab"] == [2, 2]
+
+
+def test_so_many_into_each_output():
+    mask = np.asarray(jprune.output_masks(jnp.asarray(DENSE), keep=0.25))
+    for unit in range(8):
+        (expected,) = largest([DENSE[:, unit]], 3)
+        np.testing.assert_array_equal(mask[:, unit], expected)
+    rows = np.asarray(jprune.output_masks(jnp.asarray(DENSE), keep=26, axis=0))
+    assert rows.sum(1).tolist() == [3, 3] + [2] * 10
+
+
+def erk_by_hand(shapes, total):
+    """Evci's loop: densities e * sum(d) / prod(d), dense where that exceeds 1, e anew for the rest."""
+    dense = set()
+    while True:
+        left = total - sum(np.prod(shapes[i]) for i in dense)
+        share = sum(sum(s) for i, s in enumerate(shapes) if i not in dense)
+        over = {i for i, s in enumerate(shapes) if i not in dense and left * sum(s) > share * np.prod(s)}
+        if not over:
+            return [np.prod(s) if i in dense else left * sum(s) / share for i, s in enumerate(shapes)]
+        dense |= over
+
+
+@pytest.mark.parametrize("keep", [10, 100, 300, 340, 384])
+def test_erk_is_exact_in_total_and_keeps_dense_the_layers_that_would_exceed_one(keep):
+    shapes = [(3, 3, 2, 4), (16, 10), (2, 2), (4, 4, 3, 3), (4,)]
+    rng = np.random.default_rng(keep)
+    scores = [rng.random(shape).astype(np.float32) for shape in shapes]
+    masks = jprune.erk_masks([jnp.asarray(s) for s in scores], keep=keep)
+    counts = [int(mask.sum()) for mask in masks]
+    assert sum(counts) == keep
+    quotas = erk_by_hand(shapes, keep)
+    for mask, score, count, quota in zip(masks, scores, counts, quotas, strict=True):
+        assert abs(count - quota) < 1
+        np.testing.assert_array_equal(mask, largest([score], count)[0])
+
+
+def test_a_fraction_for_each_leaf_by_regular_expression():
+    masks = jprune.layer_masks(SCORES, {"^conv": 0.5, "dense": 17})
+    found = kernels_of(masks)
+    np.testing.assert_array_equal(found[0], largest([CONV], 144)[0])
+    np.testing.assert_array_equal(found[1], largest([DENSE], 17)[0])
+    assert masks["conv"]["bias"] is None
+
+
+@pytest.mark.parametrize("select", [jprune.global_masks, jprune.layer_masks, jprune.uniform_masks, jprune.erk_masks])
+@pytest.mark.parametrize("min_keep", [0, 3])
+def test_every_total_is_exact_and_every_layer_has_its_floor(select, min_keep):
+    scores = {"a": jnp.linspace(5, 6, 40).reshape(8, 5), "b": jnp.linspace(0, 1, 6), "c": jnp.ones(2)}
+    for keep in (9, 25, 47):
+        masks = select(scores, keep=keep, min_keep=min_keep)
+        counts = [int(masks[name].sum()) for name in "abc"]
+        assert sum(counts) == keep
+        assert all(count >= min(min_keep, scores[name].size) for count, name in zip(counts, "abc", strict=True))
+
+
+def test_without_a_floor_a_layer_may_lose_all():
+    scores = {"a": jnp.linspace(5, 6, 40), "b": jnp.linspace(0, 1, 6)}
+    assert [int(mask.sum()) for mask in jprune.global_masks(scores, keep=20).values()] == [20, 0]
+    assert [int(mask.sum()) for mask in jprune.global_masks(scores, keep=20, min_keep=2).values()] == [18, 2]
+
+
+def test_bernoulli_keeps_what_lies_above_the_complement_of_its_probability():
+    draws = np.random.default_rng(0).random(2000).astype(np.float32)
+    mask = np.asarray(jprune.bernoulli_masks(jnp.asarray(draws), 0.3))
+    np.testing.assert_array_equal(mask, draws >= np.float32(0.7))
+    np.testing.assert_array_equal(jprune.bernoulli_masks(jnp.asarray(draws), 600), mask)
+
+
+def test_the_legacy_threshold_is_a_signed_quantile_compared_with_magnitudes():
+    scores = np.random.default_rng(1).normal(size=50).astype(np.float32)
+    for keep in (1, 10, 20):
+        threshold = np.sort(scores)[::-1][keep - 1]
+        mask = np.asarray(jprune.legacy_signed_masks(jnp.asarray(scores), keep=keep))
+        np.testing.assert_array_equal(mask, np.abs(scores) >= threshold)
+        assert mask.sum() >= keep
+
+
+ONES = {"a": jnp.ones((6, 4))}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: jprune.nm_masks(ONES, n=2, m=4), r"m=4 must divide axis -2 .*'a' has shape \(6, 4\)"),
+        (lambda: jprune.nm_masks(ONES, n=3, m=2), "n=3, m=2.* 0 <= n <= m"),
+        (lambda: jprune.nm_masks(ONES, n=1, m=2, axis=2), r"axis 2 .*'a' has shape \(6, 4\)"),
+        (lambda: jprune.nm_masks(ONES, 0.25, n=1, m=2), r"keep=0\.25, but 1:2 keeps 12 of 24"),
+        (lambda: jprune.nm_masks(ONES, n=1, m=2, min_keep=13), "min_keep=13, but 1:2 keeps 12 weights of 'a'"),
+        (lambda: jprune.block_masks(ONES, 0.5), r"block=\(4, 4\) must divide .*'a' has shape \(6, 4\)"),
+        (lambda: jprune.block_masks(ONES, 0.5, block=()), r"block=\(\) must hold"),
+        (lambda: jprune.block_masks(ONES, 5, block=(2, 2)), "keep=5 weights must be a multiple of 4"),
+        (lambda: jprune.block_masks(ONES, 4, block=(2, 2), min_keep=5), "min_keep=5 needs 2 blocks"),
+        (lambda: jprune.channel_masks(ONES, 5), r"keep=5 must lie in 0\.\.4, the number of channels"),
+        (lambda: jprune.channel_masks(ONES, 2, axis=3), r"axis=3, but 'a' has shape \(6, 4\)"),
+        (lambda: jprune.output_masks(ONES, 0.5, axis=-3), r"axis=-3, but 'a' has shape \(6, 4\)"),
+        (lambda: jprune.global_masks(ONES, keep=3, min_keep=4), "min_keep=4 in 1 layers needs 4 weights; keep gives 3"),
+        (lambda: jprune.layer_masks({**ONES, "b": jnp.ones(3)}, {"a": 0.5}), "keep has no pattern for layer 'b'"),
+        (lambda: jprune.layer_masks(ONES, {"(": 0.5}), r"keep\['\('\]: not a regular expression"),
+        (
+            lambda: jprune.layer_masks(ONES, {"a": 25}),
+            r"keep\['a'\]=25 must lie in 0\.\.24, the number of weights of 'a'",
+        ),
+        (lambda: jprune.global_masks({"a": None}, keep=1), "nothing to prune: every leaf is None"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_argument_value_and_leaf(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: jprune.global_masks(ONES, keep=True), "keep=True must be an int"),
+        (lambda: jprune.global_masks({"a": jnp.arange(3)}, keep=1), r"int32\[3\] at 'a'; a score must be a float"),
+        (lambda: jprune.global_masks(ONES, keep=1, among={"a": jnp.ones((6, 4))}), r"at 'a'; it must be a bool"),
+        (lambda: jprune.apply_masks(ONES, {"a": jnp.ones((6, 4))}), r"float32\[6, 4\] at 'a'; it must be a bool"),
+        (lambda: jprune.keep_count(ONES, ratio=True), "ratio=True must be a number"),
+    ],
+)
+def test_what_is_no_number_or_no_mask_is_refused(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_selections_are_the_same_twice_and_in_any_container():
+    leaves = [SCORES["conv"]["kernel"], SCORES["dense"]["kernel"]]
+    for select in (jprune.global_masks, jprune.erk_masks, jprune.uniform_masks):
+        runs = [select(container(leaves), keep=100) for container in (list, tuple, list)]
+        for one, other in itertools.pairwise(runs):
+            for a, b in zip(one, other, strict=True):
+                np.testing.assert_array_equal(a, b)
