@@ -27,7 +27,8 @@ class Evidence(NamedTuple):
       dense: predictions of the dense networks, (replicates, examples).
       trained: a row for each dense replicate: accuracy, epoch, units that are dead.
       pruned: the same by score and ratio.
-      alphas: a row for each score, ratio and replicate: alpha, its controls, weights kept, compression.
+      alphas: a row for each score, ratio and replicate: alpha, its controls, weights kept, compression, and
+        the shares of hidden units that are dead, and that are linear.
       stopped: a row for each stage and replicate whose training stopped, with the reason.
     """
 
@@ -114,6 +115,7 @@ def _alphas(audit: Audit, stages: list[tuple[Planned, pd.DataFrame]], common: li
             rows = table[table["replicate"].isin(common)]
             after = rows["parameters"] - rows["prunable"] + rows["nonzero"]
             columns = {"replicate": rows["replicate"], "kept": rows["nonzero"]}
+            columns |= {name: rows[name] for name in ("dead_units", "linear_units") if name in rows}
             frame = pd.DataFrame({**columns, "achieved_ratio": rows["parameters"] / after, "ratio": stage.cell.ratio})
             shared = audit.scores if stage.cell.score == CONTROL else [stage.cell.score]
             sizes += [frame.assign(score=score) for score in shared]

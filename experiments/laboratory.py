@@ -122,9 +122,7 @@ def equip(study: Study, dataset: data.Dataset) -> Laboratory:
 def train_dense(lab: Laboratory, jumpstart: float, chunk: range, on_epoch: Callable[[], None]) -> Outcome:
     """Train the replicates of a chunk densely."""
     index = _place(lab, chunk)
-    outcome, best = _train(lab, lab.dense[jumpstart], lab.fresh(index), chunk, on_epoch)
-    dead, linear = replicates.fetch(lab.activity((*best, index), lab.train), len(chunk))
-    return outcome._replace(summary={**outcome.summary, "dead_units": dead, "linear_units": linear})
+    return _judged(lab, chunk, *_train(lab, lab.dense[jumpstart], lab.fresh(index), chunk, on_epoch))
 
 
 def prune_and_finetune(
@@ -148,8 +146,14 @@ def prune_and_finetune(
         scores = lab.score[cell.score]((params, grads, index))
         params, kept = lab.prune[cell.score == "undecayed-signed"]((params, scores), lab.keep[cell.ratio])
         asked = {"kept_by_mask": replicates.fetch(kept, len(chunk))}
-    outcome, _ = _train(lab, lab.finetune, (params, stats, lab.finetune_key(index)), chunk, on_epoch)
-    return outcome._replace(summary={**outcome.summary, **asked})
+    outcome, best = _train(lab, lab.finetune, (params, stats, lab.finetune_key(index)), chunk, on_epoch)
+    return _judged(lab, chunk, outcome._replace(summary={**outcome.summary, **asked}), best)
+
+
+def _judged(lab: Laboratory, chunk: range, outcome: Outcome, best: tuple[Any, Any]) -> Outcome:
+    """Add the shares of units that are dead, and that are linear, in the networks of the chosen epochs."""
+    dead, linear = replicates.fetch(lab.activity((*best, _place(lab, chunk)), lab.train), len(chunk))
+    return outcome._replace(summary={**outcome.summary, "dead_units": dead, "linear_units": linear})
 
 
 def _programs(study: Study, task: tasks.Task, layout: replicates.Layout) -> dict[str, Any]:
