@@ -111,13 +111,16 @@ def accuracy_tradeoff(audit: "Audit") -> "Figure":
     drawn = []
     for index, (_, rows) in enumerate(_scores(audit.summary)):
         drawn.append(_with_interval(axes, 100 * rows["accuracy"].to_numpy(), rows, index))
-        tops = rows["alpha_high"].fillna(rows["alpha"])
-        for x, y, ratio in zip(100 * rows["accuracy"], tops, rows["ratio"], strict=True):
-            if np.isfinite(y):
+        for row in rows.to_dict("records"):
+            control = row["ratio"] == 1  # told below its interval: its accuracy is often that of the lowest ratio
+            end = row["alpha_low" if control else "alpha_high"]
+            at = end if np.isfinite(end) else row["alpha"]
+            if np.isfinite(at):
                 look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 9, "color": MUTED}
-                axes.annotate(_ratio_name(ratio), (x, y), (0, 5), **look)
+                place = (0, -13) if control else (0, 5)
+                axes.annotate(_ratio_name(row["ratio"]), (100 * row["accuracy"], at), place, **look)
     _reference(axes)
-    axes.margins(x=0.12)  # room for the ratio at the outermost points
+    axes.margins(x=0.12, y=0.12)  # room for the ratios at the outermost points
     axes.invert_xaxis()
     axes.set_xlabel("accuracy after pruning (%), falling", color=INK)
     axes.set_ylabel("alpha, mean over models", color=INK)
