@@ -1,6 +1,7 @@
 """The study end to end, small: what is trained, pruned, stored, resumed and reported."""
 
 import dataclasses
+import io
 import json
 import shutil
 
@@ -9,10 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from jax.experimental.compilation_cache import compilation_cache
+from rich.console import Console
 
 import jprune
-from experiments import evidence, laboratory, oneshot, plan, presets, recall_distortion, replicates, results, store
+from experiments import (
+    evidence,
+    laboratory,
+    oneshot,
+    plan,
+    presets,
+    recall_distortion,
+    replicates,
+    reporting,
+    results,
+    store,
+)
 from experiments.plan import Cell
 from jprune.pruning.limbs import count_of
 
@@ -184,6 +198,28 @@ def test_the_report_comes_from_the_store_alone(study, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert "   3 of 3  jumpstart 0.1: random, t = 5" in lines
     assert len(lines) == 2 * 4
+
+
+def test_studies_side_by_side_are_tested_and_tabled(study, tmp_path):
+    """This study at coefficient 0.1 beside the recorded one at its first, 0: Welch's t by scipy."""
+    shutil.copytree(study.folder / "store", tmp_path / "store")
+    here = dataclasses.replace(study, out=tmp_path, jumpstart=(0.1,), beside=(study.folder,))
+    reporting.write(here, Console(file=io.StringIO()))
+    alphas = pd.read_csv(study.folder / "alphas.csv").groupby(["jumpstart", "score", "ratio"])["alpha"].apply(list)
+    table = pd.read_csv(tmp_path / "beside.csv")
+    assert len(table) == 2 * 2  # scores, ratios
+    other = f"mlp on digits, {study.folder.name}"
+    for row in table.itertuples():
+        assert (row.audit, row.other_audit, row.alternative) == ("mlp on digits", other, "greater")
+        first, second = (alphas[c, row.score, row.ratio] for c in (0.1, 0.0))
+        p = scipy.stats.ttest_ind(first, second, equal_var=False, alternative="greater").pvalue
+        assert row.p == pytest.approx(p, rel=1e-9)
+        assert row.p_bonferroni == pytest.approx(min(1, 2 * p), rel=1e-9)
+    assert pd.read_csv(tmp_path / "accuracy.csv")["audit"].tolist() == ["mlp on digits, jumpstart 0.1", other]
+    assert (tmp_path / "beside.png").exists()
+    nowhere = dataclasses.replace(here, beside=(tmp_path / "nowhere",))
+    with pytest.raises(store.StoreError, match=r"nowhere has no config\.json: no study was run there"):
+        reporting.write(nowhere, Console(file=io.StringIO()))
 
 
 def test_the_second_run_trains_nothing(study, monkeypatch):
