@@ -1,0 +1,151 @@
+"""Preactivations of NNX models: every kind of layer, stacks under scan and vmap, patterns, skip_last, transforms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jprune
+
+X = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+class Every(nnx.Module):
+    def __init__(self, rngs):
+        self.head = nnx.Linear(4, 3, rngs=rngs)  # made first, called last
+        self.conv = nnx.Conv(2, 3, (3, 3), rngs=rngs)
+        self.transposed = nnx.ConvTranspose(3, 2, (2, 2), rngs=rngs)
+        self.general = nnx.LinearGeneral((4, 4, 2), 6, axis=(1, 2, 3), rngs=rngs)
+        self.einsum = nnx.Einsum("...a,ab->...b", (6, 4), (4,), rngs=rngs)
+
+    def __call__(self, x):
+        for layer in (self.conv, self.transposed, self.general, self.einsum):
+            x = nnx.relu(layer(x))
+        return self.head(x)
+
+
+def test_every_weighted_layer_is_captured_in_call_order():
+    model, x = Every(nnx.Rngs(0)), X
+    found = jprune.preactivations(model, X, skip_last=False)
+    assert list(found) == ["conv", "transposed", "general", "einsum", "head"]
+    for name, value in found.items():
+        z = getattr(model, name)(x)
+        close(value, z)
+        x = nnx.relu(z)
+
+
+def test_skip_last_leaves_out_the_layer_called_last_and_not_the_one_made_last():
+    assert list(jprune.preactivations(Every(nnx.Rngs(0)), X)) == ["conv", "transposed", "general", "einsum"]
+
+
+def test_patterns_are_searched_for_in_the_paths():
+    found = lambda **options: list(jprune.preactivations(Every(nnx.Rngs(0)), X, **options))
+    assert found(include="conv|head", skip_last=False) == ["conv", "head"]
+    assert found(exclude="^(conv|transposed)$") == ["general", "einsum"]
+    assert found(include="e", exclude="^general$", skip_last=False) == ["transposed", "einsum", "head"]
+    for argument in ("include", "exclude"):
+        with pytest.raises(
+            ValueError, match=f"{argument}='kernel' matches no layer; the model called conv, transposed"
+        ):
+            found(**{argument: "kernel"})
+    with pytest.raises(ValueError, match="skip_last=True leave no layer"):
+        found(include="head")
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.up = nnx.Linear(3, 4, rngs=rngs)
+        self.down = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(self.down(nnx.relu(self.up(x))))
+
+
+class Scanned(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(2, 3, rngs=rngs)
+        self.blocks = nnx.split_rngs(splits=3)(nnx.vmap(Block, in_axes=0, out_axes=0))(rngs)
+        self.head = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+        run = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        return self.head(run(nnx.relu(self.first(x)), self.blocks))
+
+
+def test_a_scanned_stack_counts_as_its_layers_which_take_turns():
+    model, x = Scanned(nnx.Rngs(0)), X[:, 0, 0]
+    found = jprune.preactivations(model, x)
+    turns = [f"blocks/{name}[{step}]" for step in range(3) for name in ("up", "down")]
+    assert list(found) == ["first", *turns]
+    h = np.maximum(np.asarray(found["first"]), 0)
+    for step in range(3):
+        for name in ("up", "down"):
+            layer = getattr(model.blocks, name)
+            z = h @ np.asarray(layer.kernel[...])[step] + np.asarray(layer.bias[...])[step]
+            close(found[f"blocks/{name}[{step}]"], z)
+            h = np.maximum(z, 0)
+    stacked = jprune.preactivations(model, x, stacked=True)
+    assert list(stacked) == ["first", "blocks/up", "blocks/down"]
+    close(jprune.jumpstart_penalty(stacked), jprune.jumpstart_penalty(found))
+    assert len(jprune.activity_report(model, [x])) == 7
+
+
+def test_capture_works_under_jit_grad_and_vmap_and_leaves_the_model_as_it_was():
+    model = Every(nnx.Rngs(0))
+    graph, state = nnx.split(model)
+    penalty = lambda state, x: jprune.jumpstart_penalty(jprune.preactivations(nnx.merge(graph, state), x))
+    value, slope = jax.value_and_grad(penalty)(state, X)
+    under_jit = jax.jit(jax.value_and_grad(penalty))(state, X)
+    close(under_jit[0], value)
+    jax.tree.map(close, under_jit[1], slope)
+    models = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), state)
+    both = jax.vmap(penalty, in_axes=(0, None))(models, X)
+    close(both, [value, penalty(jax.tree.map(lambda p: 2 * p, state), X)])
+
+
+def test_normalization_is_skipped_and_its_statistics_stay_or_move_as_in_a_call():
+    class Normed(nnx.Module):
+        def __init__(self, rngs):
+            self.body = nnx.Linear(2, 3, rngs=rngs)
+            self.norm = nnx.BatchNorm(3, rngs=rngs)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+            self.head = nnx.Linear(3, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.drop(nnx.relu(self.norm(self.body(x)))))
+
+    model, twin, x = Normed(nnx.Rngs(0)), Normed(nnx.Rngs(0)), X[:, 0, 0]
+    kept = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState))))
+    found = jprune.preactivations(model, x, skip_last=False)
+    assert list(found) == ["body", "head"]
+    close(found["body"], model.body(x))
+    after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
+    jax.tree.map(np.testing.assert_array_equal, kept, jax.tree.map(np.asarray, after))
+    for _ in range(2):  # the stream of dropout moves on as well
+        outputs, preacts = jprune.call_with_preactivations(model, x, skip_last=False)
+        expected = twin(x)
+        close(outputs, expected)
+        close(preacts["head"], expected)
+        close(model.norm.mean[...], twin.norm.mean[...])
+        close(model.norm.var[...], twin.norm.var[...])
+
+
+def test_a_layer_in_a_branch_is_refused_and_never_silently_missing():
+    class Branching(nnx.Module):
+        def __init__(self, rngs):
+            self.one = nnx.Linear(2, 3, rngs=rngs)
+            self.head = nnx.Linear(3, 2, rngs=rngs)
+
+        def __call__(self, x):
+            x = nnx.cond(x.sum() > 0, lambda m, x: m.one(x), lambda m, x: 2 * m.one(x), self, x)
+            return self.head(x)
+
+    with pytest.raises(NotImplementedError, match="layer 'one' is called inside 'cond'"):
+        jprune.preactivations(Branching(nnx.Rngs(0)), X[:, 0, 0])
+    with pytest.raises(TypeError, match=r"must be a flax nnx\.Module or linen\.Module, not function"):
+        jprune.preactivations(lambda x: x, X)

@@ -1,0 +1,178 @@
+"""The penalty in training: as a link of a chain and fused into the loss, the same updates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jprune
+
+PARAMS = {"a": jax.random.normal(jax.random.key(0), (3, 4)), "b": jax.random.normal(jax.random.key(1), (4, 2))}
+X = jax.random.normal(jax.random.key(2), (6, 3))
+OPTIONS = {"preset": "ieee", "balance": 0.51}
+
+
+def forward(params, x):
+    h = x @ params["a"]
+    return jax.nn.relu(h) @ params["b"], [h]
+
+
+def preacts(params, x):
+    return forward(params, x)[1]
+
+
+def loss(params, x):
+    y, layers = forward(params, x)
+    return jnp.mean(y**2), layers
+
+
+GRADS = jax.grad(lambda params: loss(params, X)[0])(PARAMS)
+PENALTY, SLOPE = jax.value_and_grad(lambda params: jprune.jumpstart_penalty(preacts(params, X), **OPTIONS))(PARAMS)
+
+
+def close(a, b, tolerance=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=tolerance), a, b)
+
+
+def test_the_updates_are_coefficient_times_the_gradient_and_the_state_shows_the_last_penalty():
+    link = jprune.add_jumpstart(preacts, 0.3, **OPTIONS)
+    state = link.init(PARAMS)
+    assert (int(state.count), float(state.penalty)) == (0, 0.0)
+    updates, state = link.update(GRADS, state, PARAMS, batch=X)
+    close(updates, jax.tree.map(lambda g, s: g + 0.3 * s, GRADS, SLOPE))
+    assert (int(state.count), state.penalty.dtype) == (1, jnp.float32)
+    np.testing.assert_allclose(state.penalty, PENALTY, rtol=1e-6)
+    elsewhere = jax.tree.map(lambda p: 2 * p, PARAMS)
+    _, state = link.update(GRADS, state, elsewhere, batch=X)
+    np.testing.assert_allclose(state.penalty, jprune.jumpstart_penalty(preacts(elsewhere, X), **OPTIONS), rtol=1e-6)
+
+
+def test_a_schedule_gives_the_coefficient_of_the_step():
+    steps = jnp.array([0.5, 0.0, 2.0])
+    schedule = lambda count: steps[count]
+    link = jprune.add_jumpstart(preacts, schedule, **OPTIONS)
+    fused = jax.grad(jprune.jumpstart_loss(loss, schedule, **OPTIONS))
+    state = link.init(PARAMS)
+    for step, coefficient in enumerate([0.5, 0.0, 2.0]):
+        updates, state = link.update(GRADS, state, PARAMS, batch=X)
+        close(updates, jax.tree.map(lambda g, s, c=coefficient: g + c * s, GRADS, SLOPE))
+        close(fused(PARAMS, X, step=step), updates)
+    with pytest.raises(ValueError, match="need the step: call the loss with step=step"):
+        fused(PARAMS, X)
+
+
+@pytest.mark.optax_promotes
+def test_an_optax_schedule_under_jit_over_a_run():
+    """Twenty steps of link and fused loss end at the same weights, the coefficient decaying to a tenth."""
+    schedule = optax.exponential_decay(1.0, transition_steps=20, decay_rate=0.1)
+    chain = optax.chain(jprune.add_jumpstart(preacts, schedule, **OPTIONS), optax.sgd(0.1, momentum=0.9))
+    plain = optax.sgd(0.1, momentum=0.9)
+    fused = jprune.jumpstart_loss(loss, schedule, **OPTIONS)
+
+    @jax.jit
+    def linked(carry, _):
+        params, state = carry
+        grads = jax.grad(lambda p: loss(p, X)[0])(params)
+        updates, state = chain.update(grads, state, params, batch=X)
+        return (optax.apply_updates(params, updates), state), state[0].penalty
+
+    @jax.jit
+    def in_one(carry, step):
+        params, state = carry
+        updates, state = plain.update(jax.grad(fused)(params, X, step=step), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (one, _), penalties = jax.lax.scan(linked, (PARAMS, chain.init(PARAMS)), None, length=20)
+    (two, _), _ = jax.lax.scan(in_one, (PARAMS, plain.init(PARAMS)), jnp.arange(20))
+    close(one, two, 1e-5)
+    np.testing.assert_allclose(penalties[0], PENALTY, rtol=1e-6)
+
+
+def test_a_coefficient_of_zero_computes_nothing():
+    def refuse(params, batch):
+        raise AssertionError("called")
+
+    link = jprune.add_jumpstart(refuse, 0.0)
+    updates, state = link.update(GRADS, link.init(PARAMS), PARAMS, batch=X)
+    assert updates is GRADS
+    assert (int(state.count), float(state.penalty)) == (1, 0.0)
+
+
+def test_the_auxiliary_output_tells_loss_and_penalty_apart():
+    def with_aux(params, x):
+        value, layers = loss(params, x)
+        return value, (layers, {"batch": x.shape[0]})
+
+    total, aux = jprune.jumpstart_loss(with_aux, 0.3, has_aux=True, **OPTIONS)(PARAMS, X)
+    np.testing.assert_allclose(aux.loss, loss(PARAMS, X)[0], rtol=1e-6)
+    np.testing.assert_allclose(aux.penalty, PENALTY, rtol=1e-6)
+    np.testing.assert_allclose(total, aux.loss + 0.3 * aux.penalty, rtol=1e-6)
+    assert aux.aux == {"batch": 6}
+
+
+def test_padding_of_a_batch_is_left_out_by_both_forms():
+    padded, real = jnp.concatenate([X, jnp.full((2, 3), 50.0)]), jnp.arange(8) < 6
+
+    def masked(params, x):
+        y, layers = forward(params, x)
+        return jnp.where(real[:, None], y**2, 0).sum() / (6 * 2), layers
+
+    wanted = jax.tree.map(lambda g, s: g + 0.3 * s, GRADS, SLOPE)
+    fused = jprune.jumpstart_loss(masked, 0.3, **OPTIONS, examples=lambda params, x: real)
+    close(jax.grad(fused)(PARAMS, padded), wanted)
+    link = jprune.add_jumpstart(preacts, 0.3, **OPTIONS, examples=lambda x: real)
+    close(link.update(GRADS, link.init(PARAMS), PARAMS, batch=padded)[0], wanted)
+
+
+def test_random_ties_draw_anew_at_every_step_and_alike_from_the_same_key():
+    """All four examples tie: the slope of the kernel tells which was chosen."""
+    x, params = jnp.eye(4), {"kernel": jnp.zeros((4, 1))}
+    options = {"mode": "unit_positive", "aggregate": "sum", "ties": "random", "key": jax.random.key(3)}
+    link = jprune.add_jumpstart(lambda params, x: [x @ params["kernel"]], 1.0, **options)
+    fused = jprune.jumpstart_loss(lambda params, x: (jnp.zeros(()), [x @ params["kernel"]]), 1.0, **options)
+
+    def run():
+        state, chosen = link.init(params), []
+        for step in range(12):
+            updates, state = link.update(jax.tree.map(jnp.zeros_like, params), state, params, batch=x)
+            slope = np.asarray(updates["kernel"]).ravel()
+            assert sorted(slope) == [-0.5, 0.0, 0.0, 0.0]
+            close(jax.grad(fused)(params, x, step=step)["kernel"], updates["kernel"])
+            chosen.append(int(slope.argmin()))
+        return chosen
+
+    first = run()
+    assert len(set(first)) > 1
+    assert run() == first
+
+
+def test_updates_keep_their_dtype_and_what_is_no_float_passes_through():
+    params = {"kernel": jnp.zeros((1, 1), jnp.bfloat16), "steps": jnp.zeros((), jnp.int32), "none": None}
+    grads = {"kernel": jnp.ones((1, 1), jnp.bfloat16), "steps": jnp.ones((), jnp.int32), "none": None}
+    link = jprune.add_jumpstart(lambda p, x: [x @ p["kernel"].astype(jnp.float32)], 1.0, mode="unit", balance=0.75)
+    updates, state = link.update(grads, link.init(params), params, batch=jnp.array([[3.0], [1.0]]))
+    assert updates["kernel"].dtype == jnp.bfloat16
+    assert float(updates["kernel"][0, 0]) == 0.0  # 1 - (.75 - .25) * 2, the mean input
+    assert (int(updates["steps"]), updates["none"], float(state.penalty)) == (1, None, 1.0)
+
+
+@pytest.mark.parametrize("coefficient", [-1.0, float("inf"), float("nan")])
+def test_coefficients_that_no_penalty_can_have_are_refused(coefficient):
+    for make in (jprune.add_jumpstart, jprune.jumpstart_loss):
+        with pytest.raises(ValueError, match="must be finite and not negative"):
+            make(preacts, coefficient)
+
+
+def test_what_is_missing_is_named():
+    link = jprune.add_jumpstart(preacts, 1.0)
+    with pytest.raises(ValueError, match="needs batch"):
+        link.update(GRADS, link.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match="needs params"):
+        link.update(GRADS, link.init(PARAMS), batch=X)
+    with pytest.raises(ValueError, match="'a'"):
+        link.update({"b": GRADS["b"]}, link.init(PARAMS), PARAMS, batch=X)
+    with pytest.raises(TypeError, match=r"must return \(loss, preactivations\)"):
+        jprune.jumpstart_loss(lambda params: jnp.zeros(()), 1.0)(PARAMS)
+    with pytest.raises(ValueError, match="mode='units' is not allowed"):
+        jprune.add_jumpstart(preacts, 1.0, mode="units")
