@@ -2,13 +2,13 @@
 
 A float's bits, read as an integer, keep its order. So the k-th largest of any number of arrays is found by
 bisection on an integer: count how many keys lie at or above a few probes, keep the interval that holds the
-answer, repeat. Each pass reads the scores once, makes no copy of them, and needs nothing but counts, so
-arrays sharded over any mesh are never moved: a pass all-reduces a few scalars. Equal keys are told apart by
-their position (leaf order in the tree, then row-major index), and the position to cut at is found in the
-same way.
+answer, repeat. Each pass reads the scores once and needs nothing but counts, so arrays sharded over any mesh
+are never moved: a pass all-reduces a few scalars. Beside the scores a selection holds at most one copy of
+them. Equal keys are told apart by their position (leaf order in the tree, then row-major index), and the
+position to cut at is found in the same way.
 
 Names used below: a *group* is a set of arrays that share one threshold (all of them, or each by itself); a
-*probe* is a candidate threshold, of which a pass tries several.
+*probe* is a candidate threshold, of which a pass tries several (sharded: one).
 """
 
 import functools

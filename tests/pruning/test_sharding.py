@@ -73,8 +73,13 @@ def sharded(axis_type, layout):
 
 CASES = pytest.mark.parametrize(
     ("axis_type", "layout"),
-    [(AxisType.Auto, "one axis"), (AxisType.Auto, "two axes"), (AxisType.Explicit, "two axes")],
-    ids=["auto-1", "auto-2", "explicit-2"],
+    [
+        (AxisType.Auto, "one axis"),
+        (AxisType.Auto, "two axes"),
+        (AxisType.Explicit, "one axis"),
+        (AxisType.Explicit, "two axes"),
+    ],
+    ids=["auto-1", "auto-2", "explicit-1", "explicit-2"],
 )
 
 

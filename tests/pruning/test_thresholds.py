@@ -89,6 +89,15 @@ def test_of_each_array_those_of_its_own_stable_sort(one_device):
     check()
 
 
+@pytest.mark.parametrize("one_device", [True, False], ids=["one device", "many"])
+def test_a_leaf_without_axes_has_a_position_like_any_other(one_device):
+    arrays = [jnp.float32(1.0), jnp.ones(2), jnp.float32(1.0)]
+    found = thresholds.largest(arrays, limbs.count_of(2), [None] * 3, one_device=one_device)
+    assert [mask.tolist() for mask in found] == [True, [True, False], False]
+    found = thresholds.largest(arrays, limbs.count_of([1, 1, 0]), [None] * 3, each=True, one_device=one_device)
+    assert [mask.tolist() for mask in found] == [True, [True, False], False]
+
+
 def test_float64_scores_are_told_apart_beyond_float32():
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
