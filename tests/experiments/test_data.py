@@ -310,6 +310,23 @@ def test_mnist_is_read_from_tfds(decoded):
     np.testing.assert_array_equal(counts(honest.train, 10) + counts(honest.validation, 10), counts(mnist.train, 10))
 
 
+@needs_tfds
+def test_any_name_of_tfds_is_taken_with_its_classes_and_splits(decoded, monkeypatch):
+    found = {}
+
+    def cached(folder, name, identity, make):
+        found.update({**identity, "entry": name})
+        images, labels = np.zeros((20, 28, 28, 1), np.uint8), np.arange(20, dtype=np.int32) % 10
+        return {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+
+    monkeypatch.setattr(data.cache, "cached", cached)
+    fashion = data.load("tfds:fashion_mnist", data_dir=TFDS, cache_dir=decoded, selection="test")
+    assert fashion.class_names[:3] == ("T-shirt/top", "Trouser", "Pullover")
+    assert (found["entry"], found["name"], found["shape"]) == ("tfds:fashion_mnist", "fashion_mnist/3.0.1", (28, 28, 1))
+    splits = {split: tuple(told[:2]) for split, told in found["splits"].items()}
+    assert splits == {"train": ("train", 60_000), "test": ("test", 10_000)}
+
+
 @pytest.mark.slow
 @needs_tfds
 def test_cifar10_is_read_from_tfds(tmp_path):
