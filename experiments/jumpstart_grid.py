@@ -7,13 +7,11 @@ and puts it beside the published one; ``--list`` names the other studies, ``--he
 import argparse
 import contextlib
 import os
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +26,7 @@ from experiments import (
     jumpstart_presets,
     jumpstart_report,
     moons,
+    provenance,
     prune_jumpstart,
     store,
     tables,
@@ -90,7 +89,7 @@ def run(grid: Grid) -> None:
         for gap in store.missing(grid.folder / "store", grid.kind, stage.settings, stage.seeds)
     ]
     if work:
-        files.write_json(grid.folder / "made.json", _made())
+        provenance.note(grid.folder, "jumpstart_grid")
         carry_out(grid, engine, work, devices)
     report(grid)
 
@@ -181,15 +180,6 @@ def _devices(engine: ModuleType) -> list[jax.Device]:
     if devices[0].platform == "cpu":
         return devices[: len(os.sched_getaffinity(0)) if engine.SMALL_STEPS else 1]
     return devices
-
-
-def _made() -> dict[str, str]:
-    """What made the results: command, commit, time, versions."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    command = "python -m experiments.jumpstart_grid " + " ".join(sys.argv[1:])
-    began = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    return {"command": command, "commit": commit, "began": began, "jax": jax.__version__}
 
 
 if __name__ == "__main__":

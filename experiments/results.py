@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 import jprune
-from experiments import data, files, plan, store
+from experiments import data, files, plan, provenance, store
 from experiments.laboratory import Outcome, Weights
 from experiments.plan import Planned
 from experiments.presets import Study, from_json
@@ -34,13 +34,14 @@ class Truth(NamedTuple):
 
 
 def record(study: Study) -> None:
-    """Write the settings, and the versions of what runs them, into the study's folder.
+    """Write the settings, the versions of what runs them, and what runs them, into the study's folder.
 
     Raises:
       StoreError: they cannot be written.
     """
     versions = {name: metadata.version(name) for name in ("jprune", "jax", "jaxlib", "flax", "optax", "numpy")}
     files.write_json(study.folder / _CONFIG, {"study": study.to_json(), "versions": versions})
+    provenance.note(study.folder, "recall_distortion")
 
 
 def recorded(folder: Path) -> Study | None:

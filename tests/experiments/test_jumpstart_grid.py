@@ -123,9 +123,8 @@ def test_a_run_stores_and_reports_every_cell(tmp_path, capsys):
     assert (table["val_acc"] >= table["val_acc_last"]).all()
     np.testing.assert_allclose(table["floor"], 44 / 85, atol=1e-6)
     assert {path.name for path in tmp_path.glob("*.png")} >= {"moons-train.png", "moons-val.png", "units-up-conv.png"}
-    assert json.loads((tmp_path / "made.json").read_text())["command"].startswith(
-        "python -m experiments.jumpstart_grid"
-    )
+    (made,) = json.loads((tmp_path / "made.json").read_text())
+    assert made["command"].startswith("python -m experiments.jumpstart_grid")
     capsys.readouterr()
     assert _run(tmp_path, "status", *TINY) == 0
     assert capsys.readouterr().out.count("1 of 1  ") == 2

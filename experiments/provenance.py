@@ -1,0 +1,35 @@
+"""What made the results in a folder: command, commit, time and version, an entry for each run."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from experiments import files
+
+_FILE = "made.json"
+
+
+def note(folder: Path, module: str) -> None:
+    """Add this run to the notes of a folder, unless the same command of the same commit is there.
+
+    Raises:
+      StoreError: they cannot be written; the message names the file.
+    """
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    command = " ".join([f"python -m experiments.{module}", *sys.argv[1:]])
+    entry = {"command": command, "commit": commit, "jax": jax.__version__}
+    earlier = notes(folder)
+    if entry not in [{name: old.get(name) for name in entry} for old in earlier]:
+        files.write_json(folder / _FILE, [*earlier, {**entry, "began": time.strftime("%Y-%m-%d %H:%M %z")}])
+
+
+def notes(folder: Path) -> list[dict[str, str]]:
+    """The notes of a folder, the earliest first."""
+    path = folder / _FILE
+    found: list[dict[str, str]] = json.loads(path.read_text()) if path.exists() else []
+    return found
