@@ -144,3 +144,23 @@ def test_a_way_that_fails_is_not_chosen(tmp_path):
 def test_processes_are_named_completely(arguments, message):
     with pytest.raises(ValueError, match=message):
         replicates.start(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "arguments", "joined"),
+    [
+        (None, (), []),
+        ("1", (), []),
+        ("4", (), [()]),  # what Slurm started finds itself
+        ("4", ("host:9", 1, 2), [("host:9", 2, 1)]),
+        (None, ("host:9", 0, 1), [("host:9", 1, 0)]),
+    ],
+)
+def test_processes_join_where_they_are_named_or_slurm_started_several(monkeypatch, tasks, arguments, joined):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    if tasks is not None:
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+    replicates.start(*arguments)
+    assert calls == joined
