@@ -81,8 +81,9 @@ def test_a_tie_among_ten_thousand_cells_is_counted_exactly_in_bfloat16():
     np.testing.assert_allclose(slope, np.full((100, 100, 4), -1 / 40000), rtol=1e-6)
 
 
-@pytest.mark.parametrize("ties", ["average", "single"])
-@pytest.mark.parametrize("aggregate", reference.AGGREGATES)
+@pytest.mark.parametrize(
+    ("aggregate", "ties"), [("balanced", "average"), ("balanced", "single"), ("norm", "single"), ("mean", "average")]
+)
 def test_vmap_is_a_loop(aggregate, ties):
     z = jnp.asarray(np.random.default_rng(0).integers(-2, 3, (3, 4, 2, 2, 3)) / 2, jnp.float32)
     real = jnp.array([[True, True, True, True], [True, True, False, False], [True, False, True, True]])
@@ -94,7 +95,7 @@ def test_vmap_is_a_loop(aggregate, ties):
         np.testing.assert_allclose(slopes[index], slope, rtol=1e-6, atol=1e-7)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.integers(0, 2**31),
     st.sampled_from(reference.AGGREGATES),
