@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from jprune.jumpstart import figures
 
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 
 
 def of_grid(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None, floor: float) -> dict[str, Figure]:
@@ -64,7 +64,7 @@ def accuracy_against_parameters(dataset: str, cells: pd.DataFrame) -> Figure:
     rows = -(-len(methods) // columns)
     figure = Figure(figsize=(1 + 2.6 * columns, 0.8 + 2.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes, colour, (name, mine) in zip(panels, cycle(_COLOURS), methods.items(), strict=False):
+    for axes, colour, (name, mine) in zip(panels, cycle(COLOURS), methods.items(), strict=False):
         axes.scatter(cells["parameters"], cells["val_acc"], s=8, color="#dddddd", edgecolors="none")
         axes.scatter(mine["parameters"], mine["val_acc"], s=14, alpha=0.7, color=colour, edgecolors="none")
         axes.set_xscale("log")
