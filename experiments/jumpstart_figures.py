@@ -49,8 +49,9 @@ def heat_maps(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None, co
             same = theirs[theirs["method"] == mine["method"].iloc[0]]
             _heat_map(panels[row, 1], table(same), low, f"{name}: published")
     words = {"train_acc": "training", "val_acc": "validation"}[column]
-    figure.colorbar(image, ax=panels, label=f"{words} accuracy, maximum over epochs", shrink=min(1, 3 / len(labels)))
-    figure.suptitle(f"{dataset}: {words} accuracy by width and depth")
+    bar = figure.colorbar(image, ax=panels, shrink=min(1, 3 / len(labels)))
+    bar.set_label(f"{words} accuracy, maximum over epochs", size=8)
+    figure.suptitle(f"{dataset}: {words} accuracy by width and depth", fontsize=10)
     return figure
 
 
