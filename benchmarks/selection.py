@@ -108,12 +108,19 @@ def _sharded(n: int) -> list[Row]:
         ),
         compare(
             f"{what} as many forced devices as cores, {min(devices, cores)}",
-            "one of them, with all cores",
-            lambda: ours(few).block_until_ready(),
-            lambda: ours(alone).block_until_ready(),
+            "one of them on one core",
+            lambda: (_run_on(cores), ours(few).block_until_ready()),
+            lambda: (_run_on(1), ours(alone).block_until_ready()),
             must=1.0,
+            note="a forced device takes all the cores it finds, so one alone is held to one",
         ),
     ]
+
+
+def _run_on(cores: int) -> None:
+    """Hold every thread of this process to so many cores."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), range(cores))
 
 
 def _spread(n: int, devices: int) -> tuple[jax.sharding.Mesh, jax.sharding.NamedSharding, jax.Array]:

@@ -29,7 +29,7 @@ def note(folder: Path, module: str) -> None:
 
 
 def notes(folder: Path) -> list[dict[str, str]]:
-    """The notes of a folder, the earliest first."""
+    """The notes of a folder, the earliest first; of one that holds something else, none."""
     path = folder / _FILE
-    found: list[dict[str, str]] = json.loads(path.read_text()) if path.exists() else []
-    return found
+    found = json.loads(path.read_text()) if path.exists() else []
+    return found if isinstance(found, list) else []
