@@ -34,6 +34,7 @@ from experiments import (
 from experiments.cells import Planned
 from experiments.jumpstart_presets import Grid
 from experiments.progress import Progress, progress
+from jprune.cli import end_quietly
 
 _ENGINES: dict[str, ModuleType] = {
     "moons": moons,
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(jumpstart_presets.describe())
         else:
             {"run": run, "status": status, "report": report}[grid.action](grid)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return end_quietly()
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

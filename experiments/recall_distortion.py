@@ -21,6 +21,7 @@ from experiments.laboratory import Laboratory, Weights
 from experiments.plan import Planned
 from experiments.presets import Study
 from experiments.progress import progress
+from jprune.cli import end_quietly
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n\n".join(f"{name}\n{textwrap.indent(presets.describe(name), '  ')}" for name in presets.names()))
         else:
             {"run": run, "status": status, "report": report}[study.action](study)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return end_quietly()
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

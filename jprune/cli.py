@@ -1,5 +1,10 @@
-"""The command line: ``jprune audit``, for the predictions of any framework."""
+"""The command line: ``jprune audit``, for the predictions of any framework.
 
+What can be given is in ``jprune.recall.options``, reading files in ``jprune.recall.files``, the audit in
+``jprune.recall.audit``; here they are put together, and errors are told.
+"""
+
+import os
 import re
 import sys
 import warnings
@@ -27,7 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jprune ...
     0
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _told(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return end_quietly()
+    return status
+
+
+def end_quietly() -> int:
+    """Give up what is not printed yet, once nobody reads it any more (``| head``); the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _told(given: list[str]) -> int:
+    """Do what is asked, or say on standard error why not; the exit status."""
     if given == ["--version"]:
         import jprune  # noqa: PLC0415
 
@@ -45,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         _run(options)
+    except BrokenPipeError:
+        raise
     except (InputError, OSError, ImportError) as error:
         return _fail(str(error))
     return 0

@@ -197,7 +197,7 @@ CSV = {
         (["--dense", "two.npz"], "two.npz has 2 arrays (classes, logits): say which one as two.npz:NAME"),
         (["--dense", "two.npz:none"], "two.npz has no array 'none'"),
         (["--dense", "word.csv"], "word.csv, column 'm0' holds 'x' at example 1; wanted a number"),
-        (["--dense", "short.csv"], "short.csv, column 'b' holds '' at example 1; wanted a number"),
+        (["--dense", "short.csv"], "short.csv, column 'b' holds '' at example 1; wanted a number (a single column is"),
         (["--dense", "long.csv"], "long.csv is no readable .csv"),
         (["--dense", "twice.csv"], "twice.csv has the column 'a' twice"),
         (["--dense", "decimals.csv"], "decimals.csv holds whole numbers as decimals (such as 0.0)"),
@@ -320,3 +320,15 @@ def test_a_process_of_its_own_prints_json_and_nothing_else():
     done = subprocess.run([*command, "--pruned", "2=two.npy", "--json"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert set(json.loads(done.stdout)["tables"]) >= {"summary", "alphas", "classes", "tests"}
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("output", ["--json", "--resamples=0"])
+def test_a_reader_who_has_left_ends_it_quietly(output):
+    command = [sys.executable, "-c", "import sys; from jprune.cli import main; sys.exit(main())", "audit", *BASE]
+    with subprocess.Popen(
+        [*command, "--pruned", "2=two.npy", output], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()  # as `| head` does when it has had enough
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

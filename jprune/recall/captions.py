@@ -46,7 +46,8 @@ def captions(audit: "Audit") -> dict[str, Caption]:
         ),
         "tradeoff": Caption(
             "Alpha against accuracy",
-            "Compare scores where their accuracy is the same. The number at a point is its ratio.",
+            "Compare scores where their accuracy is the same. The number at a point is its ratio; of many scores only "
+            "the highest is told.",
             "Line chart of mean alpha against mean accuracy. "
             + _by_score(
                 audit, lambda r: f"accuracy {100 * r['accuracy']:.1f} %, alpha {r['alpha']:.2f} at {_ratio(r)}"

@@ -5,11 +5,14 @@ no window opens, the background is transparent. The colours are those of Okabe a
 colour-blind readers; markers differ too. Class and score names are drawn as they are, never as math.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from jprune.recall import panels
+from jprune.recall.panels import FAINT, INK, MUTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,10 +20,6 @@ if TYPE_CHECKING:
 
     from jprune.recall.audit import Audit
 
-INK, MUTED, RULE, FAINT = "#1c1e21", "#5c6166", "#d5d8dc", "#b9bec4"
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#c4649b", "#b07c00", "#3d9bd1", "#7a5cc7", "#6d6d6e")
-_MARKERS = "osD^vPX*"
-_MOST_POINTS = 1_500  # per panel, as vectors; beyond it they are drawn as pixels
 _MOST_LINES = 8  # classes that get a colour of their own
 
 
@@ -44,23 +43,23 @@ def figures(audit: "Audit") -> "dict[str, Figure]":
 
 def alpha_by_ratio(audit: "Audit") -> "Figure":
     """Mean alpha with its interval against the compression ratio, one line per score."""
-    figure, axes = _panel()
-    positions = _ratio_axis(axes, audit)
+    figure, axes = panels.panel()
+    positions = panels.ratio_axis(axes, audit)
     drawn = []
     for index, (_, rows) in enumerate(_scores(audit.summary)):
-        x = np.array([positions[ratio] for ratio in rows["ratio"]]) + _dodge(index, len(audit.scores))
+        x = np.array([positions[ratio] for ratio in rows["ratio"]]) + panels.dodge(index, len(audit.scores))
         drawn.append(_with_interval(axes, x, rows, index))
     _reference(axes)
     axes.set_ylabel(f"alpha, mean and {100 * audit.level:g} % interval", color=INK)
-    _named(axes, drawn, audit.scores)
+    panels.legend(axes, drawn, audit.scores)
     return figure
 
 
 def alpha_against_null(audit: "Audit") -> "Figure":
     """Alpha of every model against the alpha that its loss of accuracy alone would bring."""
-    figure, axes = _panel()
+    figure, axes = panels.panel()
     drawn = [
-        axes.scatter(rows["alpha_null"], rows["alpha"], **_dots(index, len(rows)))
+        axes.scatter(rows["alpha_null"], rows["alpha"], **panels.dot_style(index, len(rows)))
         for index, (_, rows) in enumerate(_scores(audit.alphas))
     ]
     values = audit.alphas[["alpha_null", "alpha"]].dropna().to_numpy()
@@ -68,7 +67,7 @@ def alpha_against_null(audit: "Audit") -> "Figure":
     axes.plot(ends, ends, color=MUTED, linestyle="--", linewidth=1, zorder=1)
     axes.set_xlabel("alpha_null", color=INK)
     axes.set_ylabel("alpha of each model", color=INK)
-    _named(axes, drawn, audit.scores)
+    panels.legend(axes, drawn, audit.scores)
     return figure
 
 
@@ -80,12 +79,12 @@ def recall_by_class(audit: "Audit") -> "Figure":
     """
     scores = audit.scores
     columns, lines = min(len(scores), 2), -(-len(scores) // 2)
-    figure = _figure(4.8 if columns == 1 else 9.4, 3.6 * lines)
+    figure = panels.empty(4.8 if columns == 1 else 9.4, 3.6 * lines)
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axes in grid.ravel()[len(scores) :]:
         axes.set_axis_off()
     for axes, (score, rows) in zip(grid.ravel(), _scores(audit.classes), strict=False):
-        _plain(axes)
+        panels.plain(axes)
         ratios = [float(ratio) for ratio in rows["ratio"].unique()]
         steps = [rows["recall"][rows["ratio"] == ratio].to_numpy() for ratio in ratios]
         dense = rows["recall_dense"][rows["ratio"] == ratios[0]].to_numpy()
@@ -93,52 +92,55 @@ def recall_by_class(audit: "Audit") -> "Figure":
         most = np.argsort(rows["change"][rows["ratio"] == ratios[-1]].to_numpy(), kind="stable")
         for c in most[_MOST_LINES:]:
             axes.plot(lines_of[c], color=FAINT, linewidth=0.8)
-        drawn = [axes.plot(lines_of[c], **_line(index))[0] for index, c in enumerate(most[:_MOST_LINES])]
-        axes.set_xticks(range(len(ratios) + 1), ["dense", *(_ratio_name(ratio) for ratio in ratios)])
+        drawn = [axes.plot(lines_of[c], **panels.line_style(index))[0] for index, c in enumerate(most[:_MOST_LINES])]
+        axes.set_xticks(range(len(ratios) + 1), ["dense", *(panels.ratio_name(ratio) for ratio in ratios)])
         axes.set_xlabel("compression ratio", color=INK)
         if len(scores) > 1:
-            axes.set_title(_short(score), fontsize=11, color=INK, parse_math=False)
+            axes.set_title(panels.short(score), fontsize=11, color=INK, parse_math=False)
         names = [audit.class_names[c] for c in most[:_MOST_LINES]]
-        _named(axes, drawn, names, loc="center left", bbox_to_anchor=(1, 0.5))
+        panels.legend(axes, drawn, names, loc="center left", bbox_to_anchor=(1, 0.5))
     for row in grid:
         row[0].set_ylabel("recall, mean over models", color=INK)
     return figure
 
 
 def accuracy_tradeoff(audit: "Audit") -> "Figure":
-    """Mean alpha against mean accuracy, one line per score, the points in order of the ratio."""
-    figure, axes = _panel()
-    drawn = []
-    for index, (_, rows) in enumerate(_scores(audit.summary)):
-        drawn.append(_with_interval(axes, 100 * rows["accuracy"].to_numpy(), rows, index))
-        for row in rows.to_dict("records"):
-            control = row["ratio"] == 1  # told below its interval: its accuracy is often that of the lowest ratio
-            end = row["alpha_low" if control else "alpha_high"]
-            at = end if np.isfinite(end) else row["alpha"]
-            if np.isfinite(at):
-                look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 9, "color": MUTED}
-                place = (0, -13) if control else (0, 5)
-                axes.annotate(_ratio_name(row["ratio"]), (100 * row["accuracy"], at), place, **look)
+    """Mean alpha against mean accuracy, one line per score, the points in order of the ratio.
+
+    A ratio is told above or below its interval, and left out where another is told already; of more
+    than three scores only the highest is told.
+    """
+    figure, axes = panels.panel()
+    drawn = [
+        _with_interval(axes, 100 * rows["accuracy"].to_numpy(), rows, index)
+        for index, (_, rows) in enumerate(_scores(audit.summary))
+    ]
     _reference(axes)
     axes.margins(x=0.12, y=0.12)  # room for the ratios at the outermost points
     axes.invert_xaxis()
+    told = audit.summary
+    if len(audit.scores) > panels.MOST_INSIDE:
+        told = told.loc[told.groupby("score", sort=False)["ratio"].idxmax()]
+    _tell_ratios(axes, told)
     axes.set_xlabel("accuracy after pruning (%), falling", color=INK)
     axes.set_ylabel("alpha, mean over models", color=INK)
-    _named(axes, drawn, audit.scores)
+    panels.legend(axes, drawn, audit.scores)
     return figure
 
 
 def balance_variance(audit: "Audit") -> "Figure":
     """Variance of the recall balance over classes, mean over models, dense and at every ratio."""
-    figure, axes = _panel()
-    positions = _ratio_axis(axes, audit, dense=True)
+    figure, axes = panels.panel()
+    positions = panels.ratio_axis(axes, audit, dense=True)
     drawn = []
     for index, (_, rows) in enumerate(_scores(audit.summary)):
         x = [0, *(positions[ratio] for ratio in rows["ratio"])]
-        drawn += axes.plot(x, [rows["balance_variance_dense"].iloc[0], *rows["balance_variance"]], **_line(index))
+        drawn += axes.plot(
+            x, [rows["balance_variance_dense"].iloc[0], *rows["balance_variance"]], **panels.line_style(index)
+        )
     axes.set_ylim(bottom=0)
     axes.set_ylabel("variance of recall over classes", color=INK)
-    _named(axes, drawn, audit.scores)
+    panels.legend(axes, drawn, audit.scores)
     return figure
 
 
@@ -151,19 +153,23 @@ def alpha_boxes(audits: "Mapping[str, Audit]") -> "Figure":
     Raises:
       ImportError: matplotlib is not installed.
     """
-    figure = _figure(max(4.8, 3.6 * len(audits)), 3.6)
-    panels = figure.subplots(1, len(audits), squeeze=False, sharey=True)[0]
-    for axes, (name, audit) in zip(panels, audits.items(), strict=True):
-        _plain(axes)
-        positions = _ratio_axis(axes, audit)
+    figure = panels.empty(max(4.8, 3.6 * len(audits)), 3.6)
+    row = figure.subplots(1, len(audits), squeeze=False, sharey=True)[0]
+    shared = len({audit.scores for audit in audits.values()}) == 1
+    for axes, (name, audit) in zip(row, audits.items(), strict=True):
+        panels.plain(axes)
+        positions = panels.ratio_axis(axes, audit)
         drawn = [
             _boxes(axes, rows.dropna(subset=["alpha"]), positions, index, len(audit.scores))
             for index, (_, rows) in enumerate(_scores(audit.alphas))
         ]
         _reference(axes)
         axes.set_title(name, fontsize=11, color=INK, parse_math=False)
-        _named(axes, drawn, audit.scores)
-    panels[0].set_ylabel("alpha over models", color=INK)
+        if not shared:
+            panels.legend(axes, drawn, audit.scores, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        elif axes is row[0]:
+            panels.legend(axes, drawn, audit.scores)
+    row[0].set_ylabel("alpha over models", color=INK)
     return figure
 
 
@@ -179,7 +185,7 @@ def balance_scatter(audit: "Audit") -> "Figure":
     else:
         places = [(audit.ratios.index(ratio), audit.scores.index(score)) for score, ratio in stacks]
     height, width = (1 + max(place[axis] for place in places) for axis in (0, 1))
-    figure = _figure(0.8 + 2.7 * width, 0.6 + 2.75 * height)
+    figure = panels.empty(0.8 + 2.7 * width, 0.6 + 2.75 * height)
     grid = figure.subplots(height, width, squeeze=False, sharex=True, sharey="row")
     limit = 1.08 * max(float(audit.recalls["balance_dense"].abs().fillna(0.0).max()), 1e-3)
     for axes in grid.ravel():
@@ -187,18 +193,18 @@ def balance_scatter(audit: "Audit") -> "Figure":
     for (_, numbers), (score, ratio), place in zip(audit.summary.iterrows(), stacks, places, strict=True):
         axes = grid[place]
         axes.set_axis_on()
-        _plain(axes)
+        panels.plain(axes)
         axes.tick_params(labelbottom=True, labelleft=(place[0], place[1] - 1) not in places)
         rows = audit.recalls[(audit.recalls["score"] == score) & (audit.recalls["ratio"] == ratio)]
         axes.plot([-limit, limit], [-limit, limit], color=MUTED, linestyle="--", linewidth=1)
-        axes.scatter(rows["balance_dense"], rows["balance"], **_dots(audit.scores.index(score), len(rows)))
+        axes.scatter(rows["balance_dense"], rows["balance"], **panels.dot_style(audit.scores.index(score), len(rows)))
         slope = float(numbers["pooled_alpha"])
         if np.isfinite(slope):
             axes.plot([-limit, limit], [-limit * slope, limit * slope], color=INK, linewidth=1.3)
         axes.set_xlim(-limit, limit)
         alpha = f"alpha {slope:.2f} {numbers['alpha_mark']}".strip()
         where = "control" if ratio == 1 else f"t = {ratio:g}"
-        title = f"{_short(score)}, " * (len(audit.scores) > 1) + f"{where}\n{alpha}"
+        title = f"{panels.short(score)}, " * (len(audit.scores) > 1) + f"{where}\n{alpha}"
         title += f", r² {numbers['r2']:.2f}, accuracy {numbers['accuracy']:.3f}"
         axes.set_title(title, fontsize=9.5, color=INK, parse_math=False)
     figure.supxlabel("normalized recall balance, dense", color=INK, fontsize=10)
@@ -208,106 +214,59 @@ def balance_scatter(audit: "Audit") -> "Figure":
 
 def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index: int, count: int) -> Any:
     """Draw the boxes of one score, beside those of the others, and return what stands for it in a legend."""
-    stands_for = axes.plot([], [], color=_colour(index), linewidth=2.0)[0]
+    stands_for = axes.plot([], [], color=panels.colour(index), linewidth=2.0)[0]
     ratios = [float(ratio) for ratio in rows["ratio"].unique()]
     if not ratios:  # no model has an alpha
         return stands_for
     drawn = axes.boxplot(
         [rows["alpha"][rows["ratio"] == ratio].to_numpy() for ratio in ratios],
-        positions=[positions[ratio] + _dodge(index, count, 0.8) for ratio in ratios],
+        positions=[positions[ratio] + panels.dodge(index, count, 0.8) for ratio in ratios],
         widths=0.6 / count,
         manage_ticks=False,
-        flierprops={"marker": ".", "markersize": 4, "markeredgecolor": _colour(index)},
+        flierprops={"marker": ".", "markersize": 4, "markeredgecolor": panels.colour(index)},
     )
     for part in ("boxes", "whiskers", "caps", "medians"):
         for artist in drawn[part]:
-            artist.set(color=_colour(index), linewidth=2.0 if part == "medians" else 1.2)
+            artist.set(color=panels.colour(index), linewidth=2.0 if part == "medians" else 1.2)
     return stands_for
-
-
-def _figure(width: float, height: float) -> "Figure":
-    """Make an empty figure, with inches for units."""
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 (an extra)
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'jprune[report]'") from error
-    return Figure(figsize=(width, height), layout="constrained", facecolor="none")
-
-
-def _panel() -> "tuple[Figure, Axes]":
-    """Make a figure of one panel, small enough to stay legible on a phone."""
-    figure = _figure(4.8, 3.6)
-    axes = figure.subplots()
-    _plain(axes)
-    return figure, axes
-
-
-def _plain(axes: "Axes") -> None:
-    axes.set_facecolor("none")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(color=FAINT, labelcolor=MUTED, labelsize=10)
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _ratio_axis(axes: "Axes", audit: "Audit", dense: bool = False) -> dict[float, int]:
-    """Give every ratio an equal place on the x axis: the ratios grow by factors."""
-    names = ["dense"] * dense + [_ratio_name(ratio) for ratio in audit.ratios]
-    axes.set_xticks(range(len(names)), names)
-    axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_xlabel("compression ratio", color=INK)
-    return {ratio: place + dense for place, ratio in enumerate(audit.ratios)}
-
-
-def _ratio_name(ratio: float) -> str:
-    return "control" if ratio == 1 else f"{ratio:g}"
-
-
-def _scores(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return [(str(score), frame[frame["score"] == score]) for score in frame["score"].unique()]
-
-
-def _colour(index: int) -> str:
-    return SERIES[index % len(SERIES)]
-
-
-def _line(index: int) -> dict[str, Any]:
-    return {"color": _colour(index), "marker": _MARKERS[index % len(_MARKERS)], "markersize": 4.5, "linewidth": 1.5}
-
-
-def _dots(index: int, count: int) -> dict[str, Any]:
-    look = {"color": _colour(index), "marker": _MARKERS[index % len(_MARKERS)], "s": 12, "alpha": 0.6}
-    return {**look, "linewidths": 0, "rasterized": count > _MOST_POINTS}
-
-
-def _dodge(index: int, count: int, width: float = 0.3) -> float:
-    return width * ((index + 0.5) / count - 0.5)
 
 
 def _with_interval(axes: "Axes", x: Any, rows: pd.DataFrame, index: int) -> Any:
     """Draw mean alphas with their intervals; one without an interval (one model) stands alone."""
     y = rows["alpha"].to_numpy()
     ends = np.abs(rows[["alpha_low", "alpha_high"]].to_numpy().T - y)
-    axes.errorbar(x, y, yerr=np.where(np.isfinite(ends), ends, 0), fmt="none", color=_colour(index), capsize=3)
-    return axes.plot(x, y, **_line(index))[0]
+    axes.errorbar(x, y, yerr=np.where(np.isfinite(ends), ends, 0), fmt="none", color=panels.colour(index), capsize=3)
+    return axes.plot(x, y, **panels.line_style(index))[0]
 
 
 def _reference(axes: "Axes") -> None:
     axes.axhline(1.0, color=MUTED, linestyle="--", linewidth=1, zorder=1)
 
 
-def _named(axes: "Axes", drawn: Sequence[Any], names: Sequence[str], **place: Any) -> None:
-    """Add a legend where there is more than one name.
+def _tell_ratios(axes: "Axes", summary: pd.DataFrame) -> None:
+    """Write the ratio of every point above its interval, else below it, else (both are taken) nowhere."""
+    letter, line = 5.0, 11.0  # in points, of the type below
+    figure: Any = axes.figure
+    inches = figure.get_size_inches()
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    taken: list[tuple[float, float, float]] = []  # the middle and the width of what is written
+    for row in summary.to_dict("records"):
+        name, x = panels.ratio_name(row["ratio"]), 100 * row["accuracy"]
+        width = letter * len(name)
+        ends = {5.0: row["alpha_high"], -13.0: row["alpha_low"]}
+        if row["ratio"] == 1:  # the control below its interval: its accuracy is often that of the lowest ratio
+            ends = dict(reversed(ends.items()))
+        for offset, end in ends.items():
+            y = end if np.isfinite(end) else row["alpha"]
+            if not np.isfinite([x, y]).all():
+                continue
+            across, up = 72 * inches * ((x - left) / (right - left), (y - bottom) / (top - bottom))
+            if all(abs(across - a) > (width + w) / 2 or abs(up + offset - u) > line for a, u, w in taken):
+                taken.append((across, up + offset, width))
+                look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 9, "color": MUTED}
+                axes.annotate(name, (x, y), (0, offset), **look)
+                break
 
-    The names are put in afterwards: matplotlib reads a leading underscore as "hide this one".
-    """
-    if len(names) < 2:
-        return
-    legend = axes.legend(drawn, [str(index) for index in range(len(names))], fontsize=9.5, frameon=False, **place)
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set(text=_short(name), parse_math=False, color=INK)
 
-
-def _short(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def _scores(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    return [(str(score), frame[frame["score"] == score]) for score in frame["score"].unique()]

@@ -267,7 +267,14 @@ def _read_csv(path: Path, class_names: Sequence[str] | None, examples: int | Non
 
 def _numbers(table: pd.DataFrame, path: Path, class_names: Sequence[str] | None) -> np.ndarray:
     """Return the cells (examples, columns) as int64 where all are whole, else as float64."""
-    columns = [_column(table[name], f"{path}, column {str(name)!r}", class_names) for name in table.columns]
+    columns = []
+    for name in table.columns:
+        try:
+            columns.append(_column(table[name], f"{path}, column {str(name)!r}", class_names))
+        except InputError as error:
+            if table.shape[1] == 1:
+                raise
+            raise InputError(f"{error} (a single column is picked with {path}:NAME)") from error
     return np.column_stack(columns)
 
 

@@ -6,7 +6,7 @@ import warnings
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 
-from jprune.recall.figures import FAINT, INK, MUTED, RULE, SERIES
+from jprune.recall.panels import FAINT, INK, MUTED, RULE, SERIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from jprune import recall
-from jprune.recall import figures
+from jprune.recall import figures, panels
 from jprune.recall.captions import captions
 from jprune.recall.svg import inline_svg
 from tests.recall import audits
@@ -127,6 +127,58 @@ def test_box_plots_of_several_audits_share_an_axis():
     np.testing.assert_allclose(drawn, medians)
 
 
+@pytest.fixture(scope="module")
+def many():
+    """Nine scores, more than there are colours."""
+    names = ["magnitude", "random", "a score with a name that is far too long", *"abcdef"]
+    rng = np.random.default_rng(0)
+    dense = rng.integers(80, 100, (3, 5))
+    ratios = (1, 2, 4, 8)
+    pruned = {name: {ratio: dense - rng.integers(0, 4 * ratio, dense.shape) for ratio in ratios} for name in names}
+    return recall.audit_counts(dense, pruned, support=[100] * 5)
+
+
+@pytest.mark.parametrize("name", ["alpha", "null", "tradeoff", "variance", "boxes"])
+def test_the_legend_of_many_scores_stands_below_the_panel_and_inside_the_figure(many, name):
+    figure = many.figures()[name]
+    figure.draw_without_rendering()
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert axes.get_legend() is None
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert box.y1 <= axes.get_tightbbox().y0
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+    assert whole.y0 <= box.y0
+    assert [text.get_text() for text in legend.get_texts()] == [panels.short(score) for score in many.scores]
+    assert axes.bbox.height > 2.5 * figure.dpi  # the panel keeps its height: the figure grows
+
+
+def test_every_one_of_many_scores_looks_different(many):
+    lines = figures.balance_variance(many).axes[0].lines
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 9
+
+
+def test_no_two_ratios_are_written_over_one_another(many):
+    for audit, most in ((many, 9), (audits.two_scores(), 5)):
+        figure = figures.accuracy_tradeoff(audit)
+        figure.draw_without_rendering()
+        told = figure.axes[0].texts
+        assert 1 < len(told) <= most
+        boxes = [text.get_window_extent() for text in told]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    figure = figures.accuracy_tradeoff(many)
+    assert {text.get_text() for text in figure.axes[0].texts} == {"8"}
+
+
+def test_panels_of_the_same_scores_share_a_legend_and_others_have_their_own(many):
+    shared = figures.alpha_boxes({"first": many, "second": many})
+    assert len(shared.legends) == 1
+    assert not any(axes.get_legend() for axes in shared.axes)
+    own = figures.alpha_boxes({"first": many, "second": audits.two_scores()})
+    assert texts(own.axes[1]) == ["magnitude", "<i>random"]
+    own.draw_without_rendering()
+    assert own.axes[0].get_legend().get_window_extent().y1 <= own.axes[0].bbox.y0
+
+
 def test_names_are_drawn_as_they_are(drawn):
     assert sorted(texts(drawn["recall"].axes[0])) == sorted(audits.NAMES)
     assert texts(drawn["alpha"].axes[0]) == ["magnitude", "<i>random"]
@@ -142,7 +194,7 @@ def test_svg_is_the_same_every_time_escapes_names_and_follows_the_page(drawn):
     shown = [element.text for element in root.iter("text")]
     assert set(audits.NAMES) <= set(shown)
     assert "var(--s0)" in first
-    assert not any(to_hex(colour) in first for colour in (*figures.SERIES, figures.INK, figures.MUTED))
+    assert not any(to_hex(colour) in first for colour in (*panels.SERIES, panels.INK, panels.MUTED))
     ids = [element.get("id") for element in root.iter() if element.get("id")]
     assert len(ids) == len(set(ids))
     assert all(name.startswith("recall-") for name in ids)
