@@ -91,9 +91,9 @@ def stage(root: Path, kind: str, settings: Mapping[str, Any], replicates: range)
 def find(root: Path, kind: str, settings: Mapping[str, Any]) -> list[Stage]:
     """The stages that are done with these settings, in the order of their replicates."""
     folder = stage(root, kind, settings, range(1)).path.parent
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    ranges = [range(*map(int, name.split("-"))) for name in names if re.fullmatch(r"\d{5,}-\d{5,}", name)]
-    return [stage(root, kind, settings, replicates) for replicates in ranges]
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    ends = sorted(tuple(map(int, name.split("-"))) for name in names if re.fullmatch(r"\d{5,}-\d{5,}", name))
+    return [stage(root, kind, settings, range(*pair)) for pair in ends]
 
 
 def missing(root: Path, kind: str, settings: Mapping[str, Any], replicates: range) -> list[range]:
@@ -180,8 +180,9 @@ def collect_table(stages: Sequence[Stage], name: str) -> pd.DataFrame:
     """
     parts = []
     for done, replicates in _parts(stages):
-        table = read_table(done, name)
-        parts.append(table[table["replicate"].isin(replicates)])
+        if replicates:
+            table = read_table(done, name)
+            parts.append(table[table["replicate"].isin(replicates)])
     return pd.concat(parts, ignore_index=True)
 
 

@@ -75,6 +75,19 @@ def test_missing_and_find_see_only_complete_stages(tmp_path):
     assert [stage.replicates for stage in store.find(tmp_path, "dense", SETTINGS)] == [range(3, 5), range(8, 9)]
 
 
+def test_stages_come_in_the_order_of_their_replicates_where_the_names_grow_by_a_digit(tmp_path):
+    for replicates in (range(100_000, 100_002), range(99_999, 100_000)):
+        write(tmp_path, replicates)
+    found = store.find(tmp_path, "dense", SETTINGS)
+    assert [stage.replicates for stage in found] == [range(99_999, 100_000), range(100_000, 100_002)]
+
+
+def test_a_stage_that_others_cover_is_not_read(tmp_path):
+    stages = [write(tmp_path, range(3)), write(tmp_path, range(1, 2))]
+    (stages[1].path / "rows.parquet").unlink()
+    assert store.collect_table(stages, "rows.parquet")["replicate"].tolist() == [0, 1, 2]
+
+
 def test_overlapping_stages_are_collected_once_from_the_first(tmp_path):
     stages = [write(tmp_path, range(3), value=1.0), write(tmp_path, range(1, 5), value=100.0)]
     table = store.collect_table(stages, "rows.parquet")
