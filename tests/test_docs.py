@@ -1,6 +1,7 @@
 """Every python block of the README and of the docs pages runs, in order, in an empty folder."""
 
 import doctest
+import importlib
 import pathlib
 import re
 import subprocess
@@ -52,6 +53,40 @@ def test_the_python_blocks_of_a_page_run(page, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def shown_in_the_reference():
+    """What the reference pages show: the names of a module that it lists, or None where it shows all."""
+    text = "\n".join(page.read_text() + "\n" for page in (ROOT / "docs/reference").glob("*.md"))
+    shown = {}
+    for module, options in re.findall(r"^::: ([\w.]+)\n((?:    .*\n)*)", text, re.MULTILINE):
+        listed = re.search(r"members: \[(.*?)\]", options, re.DOTALL)
+        shown[module] = listed and set(re.findall(r"\w+", listed[1]))
+    return shown
+
+
+@pytest.mark.parametrize("wing", ["jprune", "jprune.pruning", "jprune.jumpstart", "jprune.recall"])
+def test_every_public_name_is_on_a_reference_page_with_a_docstring(wing):
+    module, shown = importlib.import_module(wing), shown_in_the_reference()
+    for name in module.__all__:
+        public = getattr(module, name)
+        assert public.__module__ in shown, f"{public.__module__}, where {wing}.{name} lives, is on no reference page"
+        listed = shown[public.__module__]
+        assert listed is None or name in listed, f"{wing}.{name} is not among the members of {public.__module__}"
+        assert public.__doc__, f"{wing}.{name} has no docstring"
+
+
+def test_the_map_of_the_house_names_every_room_and_no_other():
+    rooms = re.split(r"^## ", (ROOT / "docs/architecture.md").read_text(), flags=re.MULTILINE)
+    named = {part.split("\n")[0].split(":")[0]: set(re.findall(r"`(\w+\.py)`", part)) for part in rooms}
+    for title, folder in [
+        ("Pruning", "jprune/pruning"),
+        ("Jumpstart", "jprune/jumpstart"),
+        ("Recall", "jprune/recall"),
+        ("The laboratory", "experiments"),
+    ]:
+        there = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+        assert named[title] == there, folder
 
 
 def test_every_local_link_of_the_readme_and_the_docs_leads_somewhere():
