@@ -87,7 +87,7 @@ def step(network: steps.Network, counts: Sequence[int]) -> Curve:
     for count in counts:
         for form, points in series.items():
             _, side = networks.replicated(network, count, forms=(form,))
-            points.append((count, _least(side)))
+            points.append((count, _least(side) / networks.STEPS))
     title = f"{network.name} step of many replicates, batch {network.batch}"
     return Curve("step_by_replicates", title, "replicates", "seconds a step", series, 1)
 

@@ -1,7 +1,7 @@
 """The jumpstart penalty: a training step with it against one without, and against PyTorch's with it."""
 
 from benchmarks import steps
-from benchmarks.timing import Row, compare
+from benchmarks.timing import PAIRS, Row, compare
 
 COEFFICIENT = 1e-3
 
@@ -32,6 +32,6 @@ def of(
     plain = steps.repeated(step, state, *steps.batch(network))
     what = f"{network.name} step with the penalty, batch {network.batch}"
     return [
-        compare(what, "our step without it", ours, plain, must=without, goal=goal),
+        compare(what, "our step without it", ours, plain, must=without, goal=goal, pairs=pairs or PAIRS),
         compare(what, "torch eager with the same penalty", ours, theirs, must=torch, pairs=pairs),
     ]

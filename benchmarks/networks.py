@@ -12,6 +12,7 @@ from benchmarks.timing import Row, Side, compare, not_run, same, seconds
 from experiments import replicates
 
 REPLICATES = 16
+STEPS = 8  # of each replicate in one call, as a study scans the steps of an epoch
 
 
 def rows() -> list[Row]:
@@ -23,7 +24,14 @@ def rows() -> list[Row]:
     table = [
         compare(what, "torch eager", ours, theirs, must=0.85, goal=0.6),
         compare(
-            f"{what}, {per}", "torch eager", many, theirs, must=0.85, goal=0.6, per=(REPLICATES, 1), note=f"form {form}"
+            f"{what}, {per}",
+            "torch eager",
+            many,
+            theirs,
+            must=0.85,
+            goal=0.6,
+            per=(REPLICATES * STEPS, 1),
+            note=f"form {form}, {STEPS} steps scanned",
         ),
         *_against_compiled(lenet, what),
     ]
@@ -41,8 +49,10 @@ def _against_compiled(network: steps.Network, what: str) -> list[Row]:
     return [compare(what, "torch.compile", ours, theirs, must=0.85, goal=0.6)]
 
 
-def replicated(network: steps.Network, count: int, forms: Sequence[str] = ("vmap", "map")) -> tuple[str, Side]:
-    """A step of many replicates in one program, on batches of their own, in the form that is fastest here."""
+def replicated(
+    network: steps.Network, count: int, forms: Sequence[str] = ("vmap", "map"), length: int = STEPS
+) -> tuple[str, Side]:
+    """Some steps of many replicates in one program, on batches of their own, in the form that is fastest here."""
     images, labels = steps.batch(network)
     order = np.stack([np.random.default_rng(i).permutation(len(labels)) for i in range(count)])
     own = (jnp.asarray(images[order]), jnp.asarray(labels[order]))
@@ -50,14 +60,19 @@ def replicated(network: steps.Network, count: int, forms: Sequence[str] = ("vmap
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
     _, step = steps.program(network)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (replicates.AXIS,))
+
+    def train(one):
+        state, *batch = one
+        return jax.lax.scan(lambda state, _: step(state, *batch), state, length=length)
+
     sides = {}
     for form in forms:
-        spread = replicates.spread(lambda one: step(*one), replicates.Layout(mesh, form), donate=False)
+        spread = replicates.spread(train, replicates.Layout(mesh, form), donate=False)
         sides[form] = lambda spread=spread: jax.block_until_ready(spread((stacked, *own)))
     _, losses = sides[forms[0]]()
     alone = jax.jit(step)
     for i in (0, count - 1):
-        same(f"loss of replicate {i}", losses[i], alone(states[i], own[0][i], own[1][i])[1], rtol=1e-4)
+        same(f"loss of replicate {i}", losses[i, 0], alone(states[i], own[0][i], own[1][i])[1], rtol=1e-4)
     taken = {form: (side(), min(seconds(side) for _ in range(3)))[1] for form, side in sides.items()}
     fastest = min(taken, key=lambda form: taken[form])
     return fastest, sides[fastest]

@@ -141,7 +141,7 @@ def _chosen(
     'single' the position of the first in space, with 'random' the highest lot among them.
     """
     if spec.ties == "average":
-        return tied, {sign: _count(cells, space) if space else None for sign, cells in tied.items()}
+        return tied, {sign: _count_cells(cells, space) if space else None for sign, cells in tied.items()}
     chosen, ranks = {}, {}
     for sign, cells in tied.items():
         if spec.ties == "single":
@@ -166,10 +166,18 @@ def _position(shape: tuple[int, ...], space: tuple[int, ...]) -> jax.Array:
     return position
 
 
-def _count(mask: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Count True over the axes; as a sum of floats where that is exact, which a CPU adds up twice as fast."""
-    cells = math.prod(mask.shape[axis] for axis in axes)
-    return mask.sum(axis=axes, dtype=jnp.float32 if cells <= 1 << 24 else jnp.int32)
+def _count_cells(mask: jax.Array, space: tuple[int, ...]) -> jax.Array:
+    """Count True over space; as a sum of floats where that is exact, which a CPU adds up twice as fast."""
+    cells = math.prod(mask.shape[axis] for axis in space)
+    return mask.sum(axis=space, dtype=jnp.float32 if cells <= 1 << 24 else jnp.int32)
+
+
+def _count_blocks(masks: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
+    """Count True over the axes; two masks in one pass, in the halves of an int32, where they fit."""
+    if len(masks) == 2 and math.prod(masks[0].shape[axis] for axis in axes) < 1 << 15:
+        both = (jnp.where(masks[0], 1, 0) + jnp.where(masks[1], 1 << 16, 0)).sum(axis=axes, dtype=jnp.int32)
+        return [both & 0xFFFF, both >> 16]
+    return [mask.sum(axis=axes, dtype=jnp.int32) for mask in masks]
 
 
 class _Blocks(NamedTuple):
@@ -184,10 +192,14 @@ class _Blocks(NamedTuple):
 def _share(spec: Spec, axis: Axis, sign: Sign, known: _Blocks, cotangent: jax.Array) -> jax.Array:
     """What of a cotangent the chosen cells of each block receive."""
     over, names = spec.reduced(axis), spec.devices(axis)
-    mine, rank = known.extremes[sign] == jnp.expand_dims(known.found[axis, sign], over), known.ranks[sign]
+    tied = {s: known.extremes[s] == jnp.expand_dims(known.found[axis, s], over) for a, s in spec.wanted if a == axis}
+    mine, rank = tied[sign], known.ranks[sign]
     g = jnp.expand_dims(cotangent, over)
     if spec.ties == "average":
-        count = _count(mine, over) if rank is None else jnp.where(mine, rank, 0).sum(axis=over)
+        if rank is None:
+            count = dict(zip(tied, _count_blocks(list(tied.values()), over), strict=True))[sign]
+        else:
+            count = jnp.where(mine, rank, 0).sum(axis=over)
         count = _over_devices(count, lax.psum, names).astype(g.dtype)
         return jnp.where(mine, g / jnp.expand_dims(count, over), 0)
     if spec.ties == "single":
