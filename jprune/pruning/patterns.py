@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from jprune.pruning import allocation, limbs, thresholds
 from jprune.pruning.layers import Layers, choose, layers_of
@@ -238,7 +239,9 @@ def output_masks(scores: PyTree, keep: float, *, axis: int = -1, among: PyTree =
     return layers.tree(masks)
 
 
-def _best_of_neighbours(scores: Any, alive: Any, n: int, m: int, axis: int) -> Any:
+def _best_of_neighbours(
+    scores: Float[Array, "*shape"], alive: Bool[Array, "*shape"] | None, n: int, m: int, axis: int
+) -> Bool[Array, "*shape"]:
     axis %= scores.ndim
     shape = (*scores.shape[:axis], scores.shape[axis] // m, m, *scores.shape[axis + 1 :])
     keys = thresholds.keys(scores, alive).reshape(shape)
@@ -251,7 +254,9 @@ def _best_of_neighbours(scores: Any, alive: Any, n: int, m: int, axis: int) -> A
     return mask if alive is None else mask & alive
 
 
-def _best_into_outputs(scores: Any, alive: Any, keep: Count, axis: int) -> Any:
+def _best_into_outputs(
+    scores: Float[Array, "*shape"], alive: Bool[Array, "*shape"] | None, keep: Count, axis: int
+) -> Bool[Array, "*shape"]:
     rows = jnp.moveaxis(scores, axis, 0)
     among = jnp.ones_like(rows, bool) if alive is None else jnp.moveaxis(alive, axis, 0)
     masks = jax.vmap(lambda row, may, k: thresholds.largest([row], k, [may])[0])(rows, among, keep)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 from jprune.pruning import counting, limbs
 from jprune.pruning.limbs import Count
@@ -30,7 +31,7 @@ _MANY = (-(2.0**-3), -(2.0**-6), -(2.0**-9), 0.0, 2.0**-9, 2.0**-6, 2.0**-3)
 _ONE = (2.0**-5,)
 
 
-def keys(scores: Any, eligible: Any = None) -> Any:
+def keys(scores: Float[Array, "*shape"], eligible: Bool[Array, "*shape"] | None = None) -> Int[Array, "*shape"]:
     """Map floats to integers of the same order: not eligible < NaN < -inf < ... < -0 == +0 < ... < +inf.
 
     Args:

@@ -78,6 +78,14 @@ def test_a_rising_count_needs_regrowth():
     assert schedules.keep_counts({1: 0.5, 5: 0.2}, total=10, regrowing=True) == ((1, 5), (5, 8))
 
 
+def test_a_count_may_stay_what_it_was():
+    assert schedules.keep_counts({1: 0.5, 5: 5, 9: 0.5}, total=10) == ((1, 5), (5, 5), (9, 5))
+
+
+def test_keep_values_are_counts_as_they_are_and_what_is_left_of_one():
+    assert schedules.keep_values({0: 0.25, 5: 4, 9: 1.0}, total=8) == ((0, 0.75), (5, 4), (9, 0.0))
+
+
 def test_a_count_above_the_total_is_refused():
     with pytest.raises(ValueError, match="keeps 11 weights at step 4; only 10 are prunable"):
         schedules.keep_counts({4: 11}, total=10)
