@@ -44,7 +44,7 @@ from jprune.pruning.transform import keep_zeros, prune
 from jprune.pruning.wanda import wanda
 from jprune.trees import kernels, select
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"  # pyproject.toml says the same
 
 
 def __getattr__(name: str) -> Any:

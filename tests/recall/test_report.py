@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jprune
 from jprune import recall
 from jprune.recall import captions, headline
 from jprune.recall.report import at_equal_accuracy, page
@@ -155,7 +156,7 @@ def test_the_same_audit_gives_the_same_bytes_and_the_date_only_where_given(text)
 
 @pytest.mark.usefixtures("no_figures")
 def test_a_date_is_told_where_it_is_given():
-    assert "Made by jprune 0.1.0.dev0 on 2 &lt;May&gt;." in page(audits.one_score(), date="2 <May>")
+    assert f"Made by jprune {jprune.__version__} on 2 &lt;May&gt;." in page(audits.one_score(), date="2 <May>")
 
 
 @pytest.mark.parametrize("make", [audits.one_score, audits.one_model, audits.undefined, audits.all_wrong])
