@@ -1,7 +1,8 @@
 """Time everything, or what is named, against what people would use instead.
 
-`python -m benchmarks` runs all and writes results.json and results.md beside this file; `--out DIR`
-writes elsewhere. `python -m benchmarks selection imports` runs only those, and writes only with `--out`.
+`python -m benchmarks` runs all, writes results.json and results.md beside this file, and puts the table into the
+README; `--out DIR` writes elsewhere. `python -m benchmarks selection imports` runs only those, and writes
+only with `--out`.
 `python -m benchmarks growth` draws how cost grows, into growth/.
 """
 
@@ -20,10 +21,13 @@ import time
 import jax
 
 from benchmarks import timing
+from experiments.reproduction import filled
 
 # glibc hands large blocks back to the system as they are freed, and whether it does depends on what lies beside
 # them: a step of 2.5 ms then spends up to 4 more on page faults. Both sides keep what they have.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+HERE = pathlib.Path(__file__).parent
+README = HERE.parent / "README.md"
 NAMES = ("imports", "selection", "prune_step", "jumpstart", "networks", "replicates", "moons", "audit")
 
 
@@ -54,12 +58,11 @@ def main() -> int:
         parser.error(f"{', '.join(unknown)}: no such benchmark; there are {', '.join(known)}")
     if options.data_dir is not None:
         os.environ["JPRUNE_DATA_DIR"] = options.data_dir
-    here = pathlib.Path(__file__).parent
     if "growth" in options.names:
-        importlib.import_module("benchmarks.growth").draw(options.out or here / "growth", options.largest)
+        importlib.import_module("benchmarks.growth").draw(options.out or HERE / "growth", options.largest)
     names = [name for name in NAMES if name in options.names or not options.names]
     if names:
-        run(names, options.out if options.names else options.out or here)
+        run(names, options.out if options.names else options.out or HERE)
     return 0
 
 
@@ -76,6 +79,8 @@ def run(names: list[str], out: pathlib.Path | None) -> None:
     print(timing.markdown(rows, measured_on))
     if out is not None:
         write(rows, measured_on, out)
+    if out == HERE:
+        README.write_text(filled(README.read_text(), {"benchmarks": timing.markdown(rows, measured_on, notes=False)}))
 
 
 def write(rows: list[timing.Row], measured_on: dict[str, str], out: pathlib.Path) -> None:

@@ -158,8 +158,8 @@ def duration(value: float) -> str:
     return f"{value / 1e-9:.3g} ns"
 
 
-def markdown(rows: Sequence[Row], machine: dict[str, str]) -> str:
-    """The table, ours and the peer's, with what must be reached beside each ratio."""
+def markdown(rows: Sequence[Row], machine: dict[str, str], *, notes: bool = True) -> str:
+    """The table, ours and the peer's, with what must be reached beside each ratio, and the rows' notes."""
     lines = [
         ", ".join(f"{name} {value}" for name, value in machine.items()) + ".",
         "",
@@ -174,5 +174,5 @@ def markdown(rows: Sequence[Row], machine: dict[str, str]) -> str:
         verdict = row.verdict if row.passed else f"**{row.verdict}**"
         cells = [row.what, row.against, duration(row.ours), duration(row.peer), ratio, allowed, verdict]
         lines.append("| " + " | ".join(cells) + " |")
-    notes = [f"* {row.what}, against {row.against}: {row.note}." for row in rows if row.note]
-    return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+    told = [f"* {row.what}, against {row.against}: {row.note}." for row in rows if row.note and notes]
+    return "\n".join([*lines, *(["", *told] if told else [])]) + "\n"
