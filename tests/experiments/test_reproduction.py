@@ -1,0 +1,190 @@
+"""What is kept of finished runs, the verdicts drawn from it, and the page rebuilt from both."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from experiments import ledger, provenance, recall_distortion, reproduction, results, verdicts
+from experiments.ledger import Recalls
+
+RATIOS = (2.0, 4.0, 10.0, 20.0, 50.0)
+BALANCE = np.array([100, 50, -50, -100])  # of 1,000 examples a class, around 750 right ones
+SPREAD = 0.02 * np.array([-1, 1, 0, 0, -1, 1])  # over replicates; its mean is 0
+
+
+def _study(alphas, *, control=1.0, nonzero=lambda ratio: 1000 / ratio):
+    """Six networks whose mean alpha is as given for each score and ratio."""
+    rows = []
+
+    def add(score, ratio, alpha, keep):
+        order = np.random.default_rng(sum(map(ord, score)) + int(ratio))
+        for replicate, apart in enumerate(order.permutation(SPREAD)):
+            own = alpha + apart
+            right = np.round(750 + (BALANCE if score == "dense" else own * BALANCE)).astype(int)
+            sizes = {"parameters": 1100, "prunable": 1000, "nonzero": round(keep), "dead_units": 0.1 + 0.01 * replicate}
+            counts = {f"correct_{c}": count for c, count in enumerate(right)}
+            rows.append({"score": score, "ratio": ratio, "replicate": replicate, **sizes, **counts})
+
+    add("dense", 1.0, 1.0, 1000)
+    add("control", 1.0, control, 1000)
+    for score, by_ratio in alphas.items():
+        for ratio, alpha in zip(RATIOS, by_ratio, strict=True):
+            add(score, ratio, alpha, nonzero(ratio))
+    return Recalls(pd.DataFrame(rows), np.full(4, 1000), tuple("abcd"), {})
+
+
+def _verdict(name, **studies):
+    return {each.name: each for each in verdicts.of_recalls(studies)}[name]
+
+
+def test_a_kept_network_gives_back_its_alpha():
+    study = _study({"magnitude": (0.9, 1.0, 1.1, 1.2, 1.5)})
+    audit = study.audit(["magnitude"], study.complete(["magnitude"]))
+    by_ratio = audit.alphas.groupby("ratio")["alpha"].mean()
+    np.testing.assert_allclose(by_ratio, [1.0, 0.9, 1.0, 1.1, 1.2, 1.5], atol=1e-9)
+
+
+def test_a_replicate_that_lacks_a_stage_is_left_out():
+    study = _study({"magnitude": (1, 1, 1, 1, 1)})
+    networks = study.networks
+    lost = (networks["ratio"] == 50) & (networks["replicate"] == 2)
+    assert study._replace(networks=networks[~lost]).complete(["magnitude"]) == [0, 1, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("alphas", "control", "r1", "r2"),
+    [
+        ((0.7, 0.9, 1.1, 1.4, 2.0), 1.0, "supported", "supported"),
+        ((0.9, 0.9, 0.9, 0.9, 0.9), 0.9, "contradicted", "open"),  # a difference of exactly 0, no rise
+        ((1.4, 1.2, 1.0, 0.9, 0.8), 1.0, "contradicted", "contradicted"),
+    ],
+)
+def test_the_control_and_the_rise_are_judged(alphas, control, r1, r2):
+    study = _study({"magnitude": alphas}, control=control)
+    assert _verdict("R1", **{"fashion-lenet": study}).verdict == r1
+    assert _verdict("R2", **{"fashion-lenet": study}).verdict == r2
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(-0.2, "supported"), (0.2, "contradicted"), (0.0, "open")])
+def test_undecayed_is_judged_by_where_it_differs(shift, verdict):
+    magnitude = np.array([0.9, 1.0, 1.1, 1.2, 1.5])
+    found = _verdict("R3", **{"fashion-lenet": _study({"magnitude": magnitude, "undecayed": magnitude + shift})})
+    assert found.verdict == verdict
+    assert f"t = 2: {shift:+.3f}" in found.found
+
+
+def test_the_signed_variant_is_judged_by_the_ratio_achieved():
+    flat = (1.0,) * 5
+    for keep, verdict, told in ((2.0, "supported", "asked 2, achieved"), (0.95, "contradicted", "asked 50")):
+        study = _study({"undecayed-signed": flat}, nonzero=lambda ratio, keep=keep: keep * (1100 / ratio - 100))
+        study = study._replace(networks=study.networks[study.networks["ratio"] <= 10])
+        found = _verdict("R5", **{"fashion-lenet": study})
+        assert (found.verdict, told in found.found) == (verdict, told == "asked 2, achieved")
+
+
+def test_random_pruning_is_judged_by_the_interval_from_t_4_on():
+    assert _verdict("R6", **{"fashion-lenet": _study({"random": (0.9, 1.1, 1.2, 1.3, 1.4)})}).verdict == "supported"
+    assert _verdict("R6", **{"fashion-lenet": _study({"random": (0.9, 0.8, 1.2, 1.3, 1.4)})}).verdict == "contradicted"
+    assert _verdict("R6", **{"fashion-lenet": _study({"random": (0.9, 1.1, 1.0, 1.3, 1.4)})}).verdict == "open"
+
+
+def test_two_studies_are_compared_by_welch():
+    first, second = (_study({"magnitude": (0.9, 1.0, 1.1, 1.2, last)}) for last in (1.5, 2.0))
+    found = _verdict("R9", **{"fashion-lenet": first, "fashion-no-decay": second})
+    assert found.verdict == "supported"
+    assert "t = 50: +0.500" in found.found
+    assert _verdict("R8", **{"fashion-lenet": first, "fashion-jumpstart": second}).verdict == "open"
+
+
+def test_what_has_not_run_is_said_to_have_not():
+    assert {each.verdict for each in verdicts.of_recalls({})} == {"not run"}
+    assert {each.verdict for each in verdicts.of_moons(None, None, pd.DataFrame())} == {"not run"}
+    assert verdicts.of_tables(None).verdict == "not run"
+
+
+def _cells(up, relu, **columns):
+    sizes = [(width, depth) for width in range(1, 5) for depth in (1, 10, 20, 30)]
+    return pd.DataFrame(
+        {"method": method, "width": w, "depth": d, "replicate": 0, "train_acc": accuracy, **columns}
+        for method, accuracies in (("UP", up), ("relu", relu))
+        for (w, d), accuracy in zip(sizes, accuracies, strict=True)
+    )
+
+
+def test_the_moons_grid_is_judged_by_an_exact_mcnemar_and_by_fisher():
+    ours = _cells([0.95] * 16, [0.95] * 4 + [0.5] * 12)
+    published = _cells([0.95] * 16, [0.5] * 16)
+    more, agree, form = verdicts.of_moons(ours, None, published)
+    assert more.verdict == "supported"
+    assert f"{stats.binomtest(12, 12).pvalue:.1e}" in more.found
+    assert "12 with UP alone, 0 with relu alone" in more.found
+    p = min(1.0, 2 * stats.fisher_exact([[4, 12], [0, 16]]).pvalue)  # the smaller of two, by Holm
+    assert f"relu 4 / 0 of 16 (p {p:.3f})" in agree.found
+    assert agree.verdict == "supported"
+    assert form.verdict == "not run"
+
+
+def test_the_form_of_the_layer_is_judged_by_which_agrees_more_often():
+    published = _cells([0.95] * 16, [0.5] * 16)
+    layers = pd.concat([_cells([0.95] * 16, [0.5] * 16, layer="conv"), _cells([0.5] * 16, [0.5] * 16, layer="dense")])
+    form = verdicts.of_moons(None, layers, published)[2]
+    assert form.verdict == "supported"
+    assert "conv agrees in 32, dense in 16 of 32" in form.found
+
+
+def test_wins_and_losses_are_judged_by_a_sign_test():
+    rows = [
+        {"dataset": d, "replicate": r, "method": m, "val_acc": 0.9 if m == "jumpstart" else 0.5}
+        for d in ("iris", "wine")
+        for r in range(5)
+        for m in ("jumpstart", "baseline")
+    ]
+    found = verdicts.of_tables(pd.DataFrame(rows))
+    assert (found.verdict, found.found.startswith("10 wins, 0 draws, 0 losses")) == ("supported", True)
+
+
+def test_the_same_command_is_noted_once_and_another_form_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x", "--preset", "demo"])
+    provenance.note(tmp_path, "recall_distortion")
+    provenance.note(tmp_path, "recall_distortion")
+    (noted,) = provenance.notes(tmp_path)
+    assert noted["command"] == "python -m experiments.recall_distortion --preset demo"
+    (tmp_path / "made.json").write_text(json.dumps({"command": "old"}))
+    assert provenance.notes(tmp_path) == []
+
+
+def test_a_page_without_its_marker_is_refused():
+    with pytest.raises(ValueError, match="begin verdicts"):
+        reproduction.filled("nothing", {"verdicts": "x"})
+
+
+def test_the_committed_page_is_what_the_committed_tables_give(tmp_path, monkeypatch):
+    page = reproduction.PAGE.read_text()
+    (tmp_path / "reproduction.md").write_text(page)
+    monkeypatch.setattr(reproduction, "PAGE", tmp_path / "reproduction.md")
+    assert reproduction.main([]) == 0
+    assert (tmp_path / "reproduction.md").read_text() == page
+
+
+@pytest.mark.optax_promotes
+def test_what_a_study_stored_is_kept_once_and_extended(tmp_path, capsys):
+    tiny = ("--epochs", "1", "--finetune-epochs", "1", "--ratios", "1", "4", "--scores", "magnitude", "--limit", "128")
+    options = (*tiny, "--jumpstart", "0", "--chunk", "1", "--out", str(tmp_path / "study"))
+    for count in (1, 2):
+        assert recall_distortion.main(["--replicates", str(count), *options]) == 0
+        study = results.recorded(tmp_path / "study")
+        assert ledger.keep(study, "tiny", tmp_path / "kept") == 3 * count
+    kept = ledger.recalls("tiny", tmp_path / "kept")
+    written = pd.read_csv(tmp_path / "study" / "counts.csv")
+    (of_one,) = {tuple(g.sort_values("class")["correct"]) for _, g in written[
+        (written["ratio"] == 4) & (written["replicate"] == 1)
+    ].groupby("score")}  # fmt: skip
+    np.testing.assert_array_equal(kept.correct("magnitude", 4.0, [1])[0], of_one)
+    assert kept.support.sum() == 128
+    assert recall_distortion.main(["--replicates", "1", *options[:-1], str(tmp_path / "b"), "--lr", "0.5"]) == 0
+    with pytest.raises(ValueError, match="other settings"):
+        ledger.keep(results.recorded(tmp_path / "b"), "tiny", tmp_path / "kept")
+    capsys.readouterr()
