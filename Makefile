@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all lint format docs bench clean
+.PHONY: help demo test test-slow test-all test-oldest lint format docs bench audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,6 +32,15 @@ test-slow: $(VENV)/.dev
 
 test-all: test test-slow  ## the tests and the slow suites: kill tests, sweeps, fuzzing, the browser
 
+$(VENV)-oldest/.test: pyproject.toml tests/oldest.py | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)-oldest
+	$(BIN)/python tests/oldest.py > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)-oldest/constraints.txt --editable '.[test]'
+	touch $@
+
+test-oldest: $(VENV)-oldest/.test  ## the tests on the oldest versions that pyproject.toml allows, in .venv-oldest
+	$(VENV)-oldest/bin/python -m pytest -n 2 -m "not slow"
+
 lint: $(VENV)/.dev  ## format check, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,9 +56,23 @@ $(VENV)/.bench: pyproject.toml | $(BIN)/python
 bench: $(VENV)/.bench  ## every benchmark beside its peer, under 15 minutes; writes benchmarks/results.md
 	$(BIN)/python -m benchmarks
 
+$(VENV)-audit/.done: | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit pip-licenses
+	touch $@
+
+# Where its service is out of reach, pip-audit crashes, or finds no package at all and calls that no vulnerability.
+audit: $(VENV)/.dev $(VENV)-audit/.done  ## licences of what is installed, and its known vulnerabilities where they can be looked up
+	$(VENV)-audit/bin/pip-licenses --python $(BIN)/python --order license
+	@packages=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	found=$$($(VENV)-audit/bin/pip-audit --progress-spinner off --path "$$packages" 2>&1); status=$$?; \
+	if echo "$$found" | grep -q -e '^jax .*could not be audited' -e 'ConnectionError' -e 'ServiceError'; then \
+	  echo 'pip-audit: its service cannot be reached from here, so no vulnerability was looked up'; \
+	else echo "$$found"; exit $$status; fi
+
 format: $(VENV)/.dev  ## rewrite the sources in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the virtual environment and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-audit .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -338,7 +338,7 @@ def test_scores_is_pruned_by_another_name(data, report):
 def test_csv_files_read_back_as_the_tables(report, tmp_path):
     report.to_csv(tmp_path / "tables")
     for name, table in report.tables().items():
-        back = pd.read_csv(tmp_path / "tables" / f"{name}.csv")
+        back = pd.read_csv(tmp_path / "tables" / f"{name}.csv", float_precision="round_trip")
         assert list(back.columns) == list(table.columns)
         assert len(back) == len(table)
         numbers = table.select_dtypes("number").columns

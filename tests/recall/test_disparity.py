@@ -154,6 +154,9 @@ def test_a_class_without_dense_errors_has_no_relative_change_and_is_counted():
     change = recall.error_change([[8, 2, 0], [4, 6, 0], [0, 0, 9]], [[6, 4, 0], [4, 6, 0], [1, 0, 8]])
     assert np.isnan(change.per_class).all(-1).tolist() == [False, False, True]
     assert (int(change.classes), int(change.left_out)) == (2, 1)
+    no_errors = np.diag([8, 6, 9])
+    stack = recall.error_change(np.stack([no_errors, [[8, 2, 0], [4, 6, 0], [0, 0, 9]]]), np.stack([no_errors] * 2))
+    assert (stack.classes.tolist(), stack.left_out.tolist()) == ([0, 2], [3, 1])
     with pytest.raises(ValueError, match="different lengths"):
         recall.error_change(np.ones((2, 3, 3), int), np.ones((3, 3, 3), int))
 
@@ -169,6 +172,7 @@ def test_excessive_loss_by_hand():
     [
         ([0.1, 0.2, 0.3], [0, 1], "different lengths"),
         ([0.1, 0.2], [0, 2], r"groups must lie in 0\.\.1, got 2 at index 1"),
+        ([0.1, 0.2], [1, -1], r"groups must lie in 0\.\.1, got -1 at index 1"),
         ([0.1, 0.2], [0], r"groups must be integers of shape \(2,\), got int64 \(1,\)"),
         ([0.1, 0.2], [0.0, 1.0], r"groups must be integers of shape \(2,\), got float64 \(2,\)"),
     ],

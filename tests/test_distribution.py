@@ -1,0 +1,96 @@
+"""What is published: the source archive holds all that is tracked, the wheel the library alone, and it imports bare."""
+
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+# Kept out of the archive: what only the repository itself needs.
+REPOSITORY = {".ci/run"}
+
+BARE = """
+import importlib.resources, subprocess, sys
+import jax.numpy as jnp, numpy as np, optax, jprune
+
+def named(extra, call):
+    try:
+        call()
+    except ImportError as error:
+        assert f"'jprune[{extra}]'" in str(error), error
+    else:
+        raise AssertionError(f"{extra} was not missed")
+
+params = {"kernel": jnp.array([[3.0, -1.0]])}
+tx = optax.chain(optax.sgd(0.1), jprune.prune(jprune.magnitude(), {0: 0.5}))
+updates, state = tx.update({"kernel": jnp.zeros((1, 2))}, tx.init(params), params)
+assert optax.apply_updates(params, updates)["kernel"].tolist() == [[3.0, 0.0]]
+assert float(jprune.jumpstart_penalty([jnp.array([[2.0], [-2.0]])], mode="unit")) == 0.0
+
+labels, dense = np.array([0, 0, 1, 1]), np.array([[0, 0, 1, 0], [0, 0, 0, 1]])
+audit = jprune.recall.audit(labels, dense, {2.0: dense})
+assert np.allclose(audit.alphas["alpha"], 1.0)
+
+named("flax", lambda: jprune.preactivations(None, None))
+named("export", lambda: jprune.save_masks("masks.safetensors", {"kernel": jnp.ones((1, 2), bool)}))
+named("report", lambda: audit.to_html("report.html"))
+told = subprocess.run([sys.executable[:-len("python")] + "jprune", "audit"], capture_output=True, text=True)
+assert told.returncode and "'jprune[report]'" in told.stderr and "Traceback" not in told.stderr, told.stderr
+held = {path.name for path in importlib.resources.files("jprune.recall").iterdir()}
+assert {"report.html.j2", "report.css", "report.js"} <= held
+assert importlib.resources.files("jprune").joinpath("py.typed").is_file()
+print(jprune.__file__)
+"""
+
+
+def run(*command, **options):
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """The source archive, and the wheel that is built from it."""
+    pytest.importorskip("build", reason="building needs the extra dev")
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    (source,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return source, wheel
+
+
+@pytest.fixture
+def tracked():
+    if not (ROOT / ".git").exists():
+        pytest.skip("which files are tracked is asked of git")
+    names = set(run("git", "ls-files", cwd=ROOT).splitlines())
+    return {name for name in names if (ROOT / name).exists()}
+
+
+def test_the_source_archive_holds_every_tracked_file(archives, tracked):
+    with tarfile.open(archives[0]) as archive:
+        held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert tracked - REPOSITORY - held == set()
+    assert {"jprune/py.typed", "jprune/recall/report.html.j2", "tests/conftest.py", "PKG-INFO"} <= held
+
+
+def test_the_wheel_holds_the_library_and_nothing_else(archives, tracked):
+    held = set(zipfile.ZipFile(archives[1]).namelist())
+    library = {name for name in tracked if name.startswith("jprune/")}
+    assert library - held == set()
+    assert {name.split("/")[0].split("-")[0] for name in held} == {"jprune"}
+    assert any(name.endswith("licenses/LICENSE") for name in held)
+
+
+def test_the_wheel_works_in_an_empty_environment_and_names_the_extras_it_lacks(archives, tmp_path):
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", archives[1])
+    told = run(python, "-W", "error", "-c", BARE, cwd=tmp_path)
+    assert Path(told.strip()).is_relative_to(tmp_path / "env")
