@@ -32,9 +32,9 @@ from experiments import (
     tables,
 )
 from experiments.cells import Planned
+from experiments.commands import exit_status
 from experiments.jumpstart_presets import Grid
 from experiments.progress import Progress, progress
-from jprune.cli import end_quietly
 
 _ENGINES: dict[str, ModuleType] = {
     "moons": moons,
@@ -50,22 +50,15 @@ class _Stopped(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    try:
+
+    def work() -> None:
         grid = parse(arguments)
         if grid.list:
-            print(jumpstart_presets.describe())
+            print(jumpstart_presets.listing())
         else:
             {"run": run, "status": status, "report": report}[grid.action](grid)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return end_quietly()
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; give the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(work)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Grid:

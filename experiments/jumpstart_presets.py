@@ -6,13 +6,12 @@ for Efficient Deep Neural Networks", IEEE Access 2025. They were fixed before an
 """
 
 import dataclasses
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from experiments.registry import Registry
 from experiments.thin_stack import Layer
 
 Kind = Literal["moons", "images", "tables", "pruning"]
@@ -120,41 +119,9 @@ class Grid:
         return tuple(sizes)
 
 
-_PRESETS: dict[str, Callable[[], Grid]] = {}
-
-
-def preset(make: Callable[[], Grid]) -> Callable[[], Grid]:
-    """Register a preset under the name of its function, with hyphens.
-
-    Raises:
-      ValueError: the name is taken.
-    """
-    name = make.__name__.replace("_", "-")
-    if name in _PRESETS:
-        raise ValueError(f"preset {name!r} is already registered")
-    _PRESETS[name] = make
-    return make
-
-
-def names() -> list[str]:
-    """The names of the presets."""
-    return list(_PRESETS)
-
-
-def get(name: str) -> Grid:
-    """The settings of a preset.
-
-    Raises:
-      ValueError: no preset has this name.
-    """
-    if name not in _PRESETS:
-        raise ValueError(f"preset={name!r} is unknown; known: {', '.join(_PRESETS)}")
-    return dataclasses.replace(_PRESETS[name](), preset=name)
-
-
-def describe() -> str:
-    """Name every preset with its docstring."""
-    return "\n\n".join(f"{name}\n  {inspect.getdoc(make)}".replace("\n", "\n  ") for name, make in _PRESETS.items())
+_PRESETS: Registry[Grid] = Registry()
+preset, names, get = _PRESETS.preset, _PRESETS.names, _PRESETS.get
+describe, listing = _PRESETS.describe, _PRESETS.listing
 
 
 @preset

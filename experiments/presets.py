@@ -6,14 +6,14 @@ fixed before any result was seen.
 """
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from experiments.data import Selection
+from experiments.registry import Registry
 
 Score = Literal["magnitude", "gradient", "undecayed", "random", "undecayed-signed"]
 Action = Literal["run", "status", "report"]
@@ -176,45 +176,10 @@ _RESNET = dataclasses.replace(
     finetune_lr=(0.1, 0.01, 0.001, 0.0001),
     augment=True,
 )
-_PRESETS: dict[str, Callable[[], Study]] = {}
 
-
-def preset(make: Callable[[], Study]) -> Callable[[], Study]:
-    """Register a preset under the name of its function, with hyphens.
-
-    Raises:
-      ValueError: the name is taken.
-    """
-    name = make.__name__.replace("_", "-")
-    if name in _PRESETS:
-        raise ValueError(f"preset {name!r} is already registered")
-    _PRESETS[name] = make
-    return make
-
-
-def names() -> list[str]:
-    """The names of the presets."""
-    return list(_PRESETS)
-
-
-def get(name: str) -> Study:
-    """The settings of a preset.
-
-    Raises:
-      ValueError: no preset has this name.
-    """
-    if name not in _PRESETS:
-        raise ValueError(f"preset={name!r} is unknown; known: {', '.join(_PRESETS)}")
-    return dataclasses.replace(_PRESETS[name](), preset=name)
-
-
-def describe(name: str) -> str:
-    """What a preset is, its command, its cost, and the numbers to expect: its docstring.
-
-    Raises:
-      KeyError: no preset has this name.
-    """
-    return inspect.getdoc(_PRESETS[name]) or ""
+_PRESETS: Registry[Study] = Registry()
+preset, names, get = _PRESETS.preset, _PRESETS.names, _PRESETS.get
+describe, listing = _PRESETS.describe, _PRESETS.listing
 
 
 @preset

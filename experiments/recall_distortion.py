@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import functools
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,24 @@ import tyro
 from rich.console import Console
 
 from experiments import boards, laboratory, plan, presets, replicates, reporting, results, store
+from experiments.commands import exit_status
 from experiments.laboratory import Laboratory, Weights
 from experiments.plan import Planned
 from experiments.presets import Study
 from experiments.progress import progress
-from jprune.cli import end_quietly
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    try:
+
+    def work() -> None:
         study = parse(arguments)
         if study.list:
-            print("\n\n".join(f"{name}\n{textwrap.indent(presets.describe(name), '  ')}" for name in presets.names()))
+            print(presets.listing())
         else:
             {"run": run, "status": status, "report": report}[study.action](study)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return end_quietly()
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(work)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Study:

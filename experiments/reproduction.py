@@ -31,6 +31,17 @@ _RECALLS = {
     "fashion-no-decay": ("", "Fashion-MNIST, LeNet, weight decay 0"),
 }
 _GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid")
+_MAPS = """![Heat maps of training accuracy by width and depth, ours beside the published ones, a row a method](
+images/reproduction-moons-train.png)
+
+![The same of validation accuracy](images/reproduction-moons-val.png)
+
+![Validation accuracy against the number of parameters, a panel a method](images/reproduction-moons-parameters.png)
+
+""".replace("](\n", "](")
+_BOXES = """![Box plots of alpha over networks at each compression ratio: ours by score, and the published ones](
+images/reproduction-alpha.png)
+""".replace("](\n", "](")
 _SCORES = ("magnitude", "undecayed", "random", "gradient", "undecayed-signed")
 
 
@@ -87,11 +98,12 @@ def report() -> None:
         *verdicts.of_recalls(studies),
     ]
     blocks = {"verdicts": _verdicts(found)}
-    blocks["recall"] = "\n".join(_recall(name, study) for name, study in studies.items())
+    told = [_recall(name, study) for name, study in studies.items() if study.complete(["magnitude"])]
+    blocks["recall"] = "\n".join([_BOXES, *told] if told else [])
     blocks["jumpstart"] = "\n".join(_grid(name, cells) for name, cells in grids.items())
     blocks["made"] = _made([*studies, *grids])
     pictures = {}
-    if studies:
+    if told:
         pictures["reproduction-alpha"] = alpha_figure(studies)
     if "moons" in grids:
         cells = jumpstart_report.label(grids["moons"])
@@ -257,8 +269,10 @@ def _grid(name: str, cells: pd.DataFrame) -> str:
         labelled = jumpstart_report.label(mine)
         theirs = jumpstart_report.published(dataset)
         tables += [jumpstart_report.shares(dataset, labelled, theirs), jumpstart_report.activity(dataset, labelled)]
+        if theirs is not None:
+            tables += [each for each in jumpstart_report.beside(dataset, labelled, theirs) if "published" in each.title]
     told = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in tables]
-    return f"### {name}\n\n" + "\n".join(told)
+    return f"### {name}\n\n{_MAPS if name == 'moons' else ''}" + "\n".join(told)
 
 
 def _verdicts(found: Iterable[Verdict]) -> str:
