@@ -145,7 +145,8 @@ def alpha_figure(studies: dict[str, Recalls]) -> Figure:
         for score in _usable(study):
             replicates = study.complete([score])
             alphas = study.audit([score], replicates).alphas
-            series = [alphas.loc[alphas["ratio"] == ratio, "alpha"].dropna() for ratio in _ratios(study)]
+            positive = alphas[alphas["alpha"] > 0]  # the others are of collapsed networks, and the scale is a log
+            series = [positive.loc[positive["ratio"] == ratio, "alpha"] for ratio in _ratios(study)]
             boxes.append((f"{score}, {len(replicates)} networks", [_box(values) for values in series]))
         rows = theirs[(theirs["dataset"] == dataset) & (theirs["score"] == "magnitude")].set_index("ratio")
         printed = [_published_box(rows, ratio) for ratio in _ratios(study)]

@@ -86,8 +86,7 @@ def _rising(alphas: pd.DataFrame | None) -> Verdict:
         return _not_run("R2", question)
     ratios = [ratio for ratio in _PRUNED if ("magnitude", ratio) in alphas]
     steps = [
-        paired_test(alphas["magnitude", b], alphas["magnitude", a], "greater")
-        for a, b in itertools.pairwise(ratios)
+        paired_test(alphas["magnitude", b], alphas["magnitude", a], "greater") for a, b in itertools.pairwise(ratios)
     ]
     p = [min(1.0, len(steps) * step.p_value) for step in steps]
     means = ", ".join(f"{alphas['magnitude', ratio].mean():.2f}" for ratio in ratios)
@@ -116,12 +115,15 @@ def _equal_accuracy(study: Recalls | None) -> Verdict:
     if _alphas(study, scores) is None or study is None:
         return _not_run("R4", question)
     table = study.audit(scores, study.complete(scores)).alphas
-    result = jprune.recall.compare_at_equal_accuracy(table[table["ratio"] != 1], *scores)
+    table = table[table["ratio"] != 1]
+    whole = table[table["alpha"] > 0]  # a collapsed network has none that a logarithm could be taken of
+    result = jprune.recall.compare_at_equal_accuracy(whole, *scores)
     if not np.isfinite(result.low):
         return Verdict("R4", question, result.reason, "open")
     found = f"log alpha at equal alpha_null: {result.difference:+.3f} [{result.low:+.3f}, {result.high:+.3f}]"
     verdict = "supported" if result.high < 0 else "contradicted" if result.low > 0 else "open"
-    return Verdict("R4", question, f"{found}, {result.models} networks", verdict)
+    lost = f"; {len(table) - len(whole)} of {len(table)} alphas, of collapsed networks, left out"
+    return Verdict("R4", question, f"{found}, {result.models} networks{lost}", verdict)
 
 
 def _signed(study: Recalls | None) -> Verdict:
