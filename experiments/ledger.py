@@ -69,6 +69,10 @@ class Recalls(NamedTuple):
         dense = self.correct(DENSE, 1.0, replicates)
         return jprune.recall.audit_counts(dense, pruned, support=self.support, class_names=self.class_names)
 
+    def standing(self, alphas: pd.DataFrame) -> pd.DataFrame:
+        """The rows of an audit's alphas whose network is better than chance by a tenth: the others have collapsed."""
+        return alphas[alphas["accuracy"] > 1.1 * self.support.max() / self.support.sum()]
+
     def _rows(self, score: str, ratio: float) -> pd.DataFrame:
         table = self.networks
         return table[(table["score"] == score) & (table["ratio"] == ratio)].set_index("replicate")

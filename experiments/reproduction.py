@@ -41,6 +41,8 @@ images/reproduction-moons-train.png)
 """.replace("](\n", "](")
 _BOXES = """![Box plots of alpha over networks at each compression ratio: ours by score, and the published ones](
 images/reproduction-alpha.png)
+
+Networks that collapsed to chance are in the tables and not in the figure.
 """.replace("](\n", "](")
 _SCORES = ("magnitude", "undecayed", "random", "gradient", "undecayed-signed")
 
@@ -145,8 +147,8 @@ def alpha_figure(studies: dict[str, Recalls]) -> Figure:
         for score in _usable(study):
             replicates = study.complete([score])
             alphas = study.audit([score], replicates).alphas
-            positive = alphas[alphas["alpha"] > 0]  # the others are of collapsed networks, and the scale is a log
-            series = [positive.loc[positive["ratio"] == ratio, "alpha"] for ratio in _ratios(study)]
+            standing = study.standing(alphas)
+            series = [standing.loc[standing["ratio"] == ratio, "alpha"] for ratio in _ratios(study)]
             boxes.append((f"{score}, {len(replicates)} networks", [_box(values) for values in series]))
         rows = theirs[(theirs["dataset"] == dataset) & (theirs["score"] == "magnitude")].set_index("ratio")
         printed = [_published_box(rows, ratio) for ratio in _ratios(study)]

@@ -116,7 +116,7 @@ def _equal_accuracy(study: Recalls | None) -> Verdict:
         return _not_run("R4", question)
     table = study.audit(scores, study.complete(scores)).alphas
     table = table[table["ratio"] != 1]
-    whole = table[table["alpha"] > 0]  # a collapsed network has none that a logarithm could be taken of
+    whole = study.standing(table)
     result = jprune.recall.compare_at_equal_accuracy(whole, *scores)
     if not np.isfinite(result.low):
         return Verdict("R4", question, result.reason, "open")
