@@ -286,7 +286,6 @@ def audit_stacks(
     named |= {(score, None): stack.name for score, stack in dense.items()}
     before = {score: stack.predicted for score, stack in dense.items()}
     after = {score: {ratio: stack.predicted for ratio, stack in ratios.items()} for score, ratios in pruned.items()}
-    _refuse_unpaired(study, named)
     notes = [note for stack in every for note in caveats.of_copies(stack)]
     report = _assemble(study, named, notes)
     report = dataclasses.replace(

@@ -49,7 +49,7 @@ def test_the_other_presets_plan_every_network(name, stages):
 
 
 def test_every_preset_is_described():
-    text = jumpstart_presets.describe()
+    text = jumpstart_presets.listing()
     assert all(f"{name}\n" in text for name in jumpstart_presets.names())
 
 
