@@ -178,4 +178,4 @@ def test_any_order_of_writes_losses_and_damage_leaves_what_the_dict_says():
 
 @pytest.mark.slow
 def test_many_orders_of_writes_losses_and_damage_leave_what_the_dict_says():
-    run(examples=60, steps=30)
+    run(examples=30, steps=25)

@@ -191,4 +191,4 @@ def test_any_order_of_steps_gives_the_masks_of_a_stable_sort():
 
 @pytest.mark.slow
 def test_many_orders_of_steps_give_the_masks_of_a_stable_sort():
-    run(examples=60, steps=14)
+    run(examples=30, steps=12)

@@ -260,6 +260,8 @@ def test_rounding_of_the_given_dtype_is_no_balance(dtype):
     nudged = np.nextafter(accuracy, dtype(1))
     assert np.isnan(recall.intensification(recalls, recalls, nudged, accuracy))
     assert recall.undefined(recalls, recalls, nudged, accuracy) == "every class of the dense model matches its accuracy"
+    dense = np.array([0.9, 0.8, 0.8], dtype)
+    assert recall.intensification(dense, recalls, dtype(0.8), nudged) == 0
 
 
 def test_an_accuracy_a_rounding_above_one_is_one():
