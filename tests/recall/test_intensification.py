@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.linear_model
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from jprune import recall
@@ -18,13 +18,13 @@ MEASURES = (
 )
 
 
-few = settings(deadline=None, max_examples=25)
+few = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.filter_too_much])
 
 
 @st.composite
 def runs(draw, equal_sizes=True, models=3, classes=4):
     """Dense and pruned recalls and accuracies of models whose classes really differ."""
-    correct = draw(hnp.arrays(np.int64, (2, models, classes), elements=st.integers(1, 99)))
+    correct = draw(hnp.arrays(np.int64, (2, models, classes), elements=st.integers(1, 99), fill=st.nothing()))
     sizes = (
         np.full(classes, 100) if equal_sizes else draw(hnp.arrays(np.int64, classes, elements=st.integers(100, 900)))
     )
