@@ -186,7 +186,7 @@ def _draw(axes, boxes, ratios) -> None:
     axes.minorticks_off()
     axes.set_xticks(range(len(ratios)), ["control" if ratio == 1 else f"{ratio:g}" for ratio in ratios])
     axes.set(xlabel="compression ratio t", ylabel="alpha, log scale")
-    axes.legend(handles, [name for name, _ in boxes], fontsize=7, frameon=False)
+    axes.legend(handles, [name for name, _ in boxes], loc="best", fontsize=7, frameon=False)
 
 
 def _box(values: pd.Series) -> dict[str, float] | None:

@@ -100,6 +100,8 @@ def legend(axes: "Axes", drawn: Sequence[Any], names: Sequence[str], **place: An
         columns = max(1, min(len(names), int(width / (0.55 + 0.075 * max(len(short(name)) for name in names)))))
         owner.set_size_inches(width, height + 0.2 * -(-len(names) // columns))
         place = {"loc": "outside lower center", "ncols": columns}
+    # Said, though it is the default: unsaid, matplotlib warns wherever the search takes a second.
+    place = {"loc": "best"} | place
     made = owner.legend(drawn, [str(index) for index in range(len(names))], fontsize=9.5, frameon=False, **place)
     for text, name in zip(made.get_texts(), names, strict=True):
         text.set(text=short(name), parse_math=False, color=INK)

@@ -90,7 +90,8 @@ def stored(study, jumpstart, cell):
 def test_every_file_is_there(study):
     names = {path.name for path in study.folder.iterdir()}
     kinds = ("summary", "alphas", "counts", "classes", "dense", "tests", "stopped", "accuracy")
-    assert names == {f"{kind}.csv" for kind in kinds} | {"config.json", "alpha.png", "figures", "report.html", "store"}
+    others = {"config.json", "made.json", "alpha.png", "figures", "report.html", "store"}
+    assert names == {f"{kind}.csv" for kind in kinds} | others
     drawn = {str(path.relative_to(study.folder)) for path in study.folder.rglob("*.png")}
     each = ("alpha", "null", "recall", "tradeoff", "variance", "scatter")
     assert drawn == {"alpha.png"} | {f"figures/jumpstart-{c}/{name}.png" for c in ("0", "0.1") for name in each}
