@@ -44,10 +44,15 @@ def test_a_ratio_is_the_median_over_pairs_after_two_warm_up_calls(monkeypatch):
     assert row.passed
 
 
-def test_the_order_of_the_sides_alternates():
+@pytest.mark.parametrize(
+    ("brief", "order"),
+    [(0.0, "abbaabba"), (1.0, "aabbbbaaaabbbbaa")],  # a brief side is called once untimed when its turn comes
+)
+def test_the_order_of_the_sides_alternates(monkeypatch, brief, order):
+    monkeypatch.setattr(timing, "BRIEF", brief)
     calls = []
     timing.compare("a", "b", lambda: calls.append("a"), lambda: calls.append("b"), must=1e9, pairs=4)
-    assert "".join(calls[4:]) == "abbaabba"
+    assert "".join(calls[4:]) == order
 
 
 def test_a_side_over_two_seconds_is_timed_once_after_its_warm_up(monkeypatch):
@@ -159,11 +164,12 @@ def test_the_audit_and_the_plain_formulas_agree():
     many, few = (audit.made_up(classes, models=4, examples=800, ratios=(2.0, 10.0)) for classes in (20, 4))
     rows = audit.against_plain(many, few, over_models=200, over_examples=40)
     assert [row.against for row in rows] == [
-        "numpy and scikit-learn, a model at a time",
+        "alpha by numpy and scikit-learn, a model at a time",
+        "alpha by numpy and scikit-learn, a model at a time",
         "a numpy loop over resamples",
         "numpy and scikit-learn, a resample at a time",
     ]
-    assert rows[2].note == "the other side ran 20 resamples, scaled to 40"
+    assert rows[3].note == "the other side ran 20 resamples, scaled to 40"
 
 
 def test_a_curve_is_written_with_its_numbers(tmp_path):
