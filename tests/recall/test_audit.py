@@ -338,11 +338,12 @@ def test_scores_is_pruned_by_another_name(data, report):
 def test_csv_files_read_back_as_the_tables(report, tmp_path):
     report.to_csv(tmp_path / "tables")
     for name, table in report.tables().items():
-        back = pd.read_csv(tmp_path / "tables" / f"{name}.csv", float_precision="round_trip")
+        # As text, which float() reads exactly: how pandas itself does differs between its versions.
+        back = pd.read_csv(tmp_path / "tables" / f"{name}.csv", dtype=str)
         assert list(back.columns) == list(table.columns)
         assert len(back) == len(table)
         numbers = table.select_dtypes("number").columns
-        np.testing.assert_array_equal(back[numbers].to_numpy(float), table[numbers].to_numpy(float))
+        np.testing.assert_array_equal(back[numbers].map(float).to_numpy(float), table[numbers].to_numpy(float))
 
 
 def test_json_holds_every_table_and_null_for_what_is_undefined(data, tmp_path):
