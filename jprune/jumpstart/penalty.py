@@ -124,7 +124,7 @@ def jumpstart_penalty(
         are then over the global batch and the value is the single-device value on every device; the
         gradient with respect to a device's preactivations is its slice of the single-device
         gradient. So gradients of parameters must be SUMMED over the devices: shard_map does that by
-        itself for replicated parameters; with ``check_vma=False``, psum them.
+        itself for replicated parameters; with ``check_vma=False``, take the gradient inside it and psum that.
       key: a PRNG key, for random ties only.
 
     Returns:
