@@ -1,6 +1,7 @@
 """What made the results in a folder: command, commit, time and version, an entry for each run."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ def note(folder: Path, module: str) -> None:
     """
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    command = " ".join([f"python -m experiments.{module}", *sys.argv[1:]])
+    command = re.sub(r"(--data-dir[ =])\S+", r"\1DIR", " ".join([f"python -m experiments.{module}", *sys.argv[1:]]))
     entry = {"command": command, "commit": commit, "jax": jax.__version__}
     earlier = notes(folder)
     if entry not in [{name: old.get(name) for name in entry} for old in earlier]:

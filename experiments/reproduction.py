@@ -3,7 +3,7 @@
 ``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and the figures beside it.
 ``python -m experiments.reproduction keep FOLDER NAME`` first adds what a study in FOLDER found to those
 tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, mnist-lenet; moons, moons-seeds,
-moons-layers, uci, mnist-grid.
+moons-layers, uci, mnist-grid, prune-and-jumpstart.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _RECALLS = {
     "mnist-lenet": ("mnist", "MNIST, LeNet"),
     "fashion-no-decay": ("", "Fashion-MNIST, LeNet, weight decay 0"),
 }
-_GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid")
+_GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid", "prune-and-jumpstart")
 _MAPS = """![Heat maps of training accuracy by width and depth, ours beside the published ones, a row a method](
 images/reproduction-moons-train.png)
 
@@ -267,6 +267,9 @@ def _recall(name: str, study: Recalls) -> str:
 
 def _grid(name: str, cells: pd.DataFrame) -> str:
     """The tables of a jumpstart study."""
+    if name == "prune-and-jumpstart":
+        told = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in jumpstart_report.pruning(cells)]
+        return f"### {name}\n\n" + "\n".join(told)
     tables = list(jumpstart_report.contest(cells.assign(label=cells["method"]))) if name == "uci" else []
     for dataset, mine in cells.groupby("dataset", sort=False):
         labelled = jumpstart_report.label(mine)
