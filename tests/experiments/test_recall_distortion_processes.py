@@ -46,7 +46,8 @@ def start(tmp_path_factory):
     yield begin
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()  # a test may have read it to its end, which closes it too
 
 
 def finish(process):
