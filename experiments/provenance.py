@@ -30,7 +30,7 @@ def note(folder: Path, module: str) -> None:
 
 
 def notes(folder: Path) -> list[dict[str, str]]:
-    """The notes of a folder, the earliest first; of one that holds something else, none."""
+    """The notes of a folder, the earliest first; version 0.1.0.dev0 wrote a single one."""
     path = folder / _FILE
     found = json.loads(path.read_text()) if path.exists() else []
-    return found if isinstance(found, list) else []
+    return found if isinstance(found, list) else [found]

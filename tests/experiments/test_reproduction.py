@@ -146,14 +146,15 @@ def test_wins_and_losses_are_judged_by_a_sign_test():
     assert (found.verdict, found.found.startswith("10 wins, 0 draws, 0 losses")) == ("supported", True)
 
 
-def test_the_same_command_is_noted_once_and_another_form_is_left_alone(tmp_path, monkeypatch):
+def test_the_same_command_is_noted_once_and_a_single_older_note_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["x", "--preset", "demo", "--data-dir", "/home/me/data"])
     provenance.note(tmp_path, "recall_distortion")
     provenance.note(tmp_path, "recall_distortion")
     (noted,) = provenance.notes(tmp_path)
     assert noted["command"] == "python -m experiments.recall_distortion --preset demo --data-dir DIR"
     (tmp_path / "made.json").write_text(json.dumps({"command": "old"}))
-    assert provenance.notes(tmp_path) == []
+    provenance.note(tmp_path, "recall_distortion")
+    assert [each["command"] for each in provenance.notes(tmp_path)] == ["old", noted["command"]]
 
 
 def test_a_page_without_its_marker_is_refused():
