@@ -10,7 +10,7 @@ import pandas as pd
 from jprune.recall.arguments import Rng
 from jprune.recall.bootstrap import bootstrap_examples
 from jprune.recall.comparisons import pairing_row
-from jprune.recall.exemplars import exemplars, taxicab_distance
+from jprune.recall.exemplars import modal_label, taxicab_distance
 from jprune.recall.inputs import Groups
 from jprune.recall.pairing import pairing_test
 from jprune.recall.rates import Rates, from_predictions
@@ -33,10 +33,14 @@ def pies(dense: Mapping[str, npt.NDArray[np.int64]], pruned: Stacks, true: npt.N
     """
     frames = []
     for score, ratios in pruned.items():
+        before = modal_label(dense[score])
         for ratio, predicted in ratios.items():
-            found, distance = exemplars(dense[score], predicted), taxicab_distance(dense[score], predicted)
-            examples = np.flatnonzero(found.exemplar)
-            examples = examples[np.argsort(-distance[examples], kind="stable")]
+            after = modal_label(predicted)
+            examples = np.flatnonzero(before != after)
+            # The distance ranks these few; of all examples it would take half the time of the whole audit.
+            distance = taxicab_distance(dense[score][:, examples], predicted[:, examples])
+            order = np.argsort(-distance, kind="stable")
+            examples = examples[order]
             frames.append(
                 pd.DataFrame(
                     {
@@ -44,9 +48,9 @@ def pies(dense: Mapping[str, npt.NDArray[np.int64]], pruned: Stacks, true: npt.N
                         "ratio": ratio,
                         "example": examples,
                         "label": true[examples],
-                        "dense": found.dense_label[examples],
-                        "pruned": found.pruned_label[examples],
-                        "distance": distance[examples],
+                        "dense": before[examples],
+                        "pruned": after[examples],
+                        "distance": distance[order],
                     }
                 )
             )

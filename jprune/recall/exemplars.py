@@ -40,14 +40,16 @@ def modal_label(predictions: Numbers) -> Int[np.ndarray, " examples"]:
     >>> modal_label([[0, 2, 1], [1, 2, 1], [1, 0, 2]])
     array([1, 2, 1])
     """
-    rows = np.sort(_stack("predictions", predictions), axis=0)
-    run = longest = np.ones(rows.shape[1], np.int64)
-    mode = rows[0]
+    stack = _stack("predictions", predictions)
+    # As narrow as the classes allow: sorting and comparing are bound by the bytes they move.
+    rows = np.sort(stack.astype(np.result_type(*map(np.min_scalar_type, (stack.min(), stack.max())))), axis=0)
+    run = np.ones(rows.shape[1], np.min_scalar_type(len(rows)))
+    mode, longest = rows[0].copy(), run.copy()
     for before, row in itertools.pairwise(rows):
-        run = np.where(row == before, run + 1, 1)
-        mode = np.where(run > longest, row, mode)
+        run = run * (row == before) + 1
+        np.copyto(mode, row, where=run > longest)
         longest = np.maximum(run, longest)
-    return np.asarray(mode)
+    return mode.astype(np.int64)
 
 
 def exemplars(dense_predictions: Numbers, pruned_predictions: Numbers) -> Exemplars:

