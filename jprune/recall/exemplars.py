@@ -49,7 +49,7 @@ def modal_label(predictions: Numbers) -> Int[np.ndarray, " examples"]:
         run = run * (row == before) + 1
         np.copyto(mode, row, where=run > longest)
         longest = np.maximum(run, longest)
-    return mode.astype(np.int64)
+    return np.asarray(mode, np.int64)
 
 
 def exemplars(dense_predictions: Numbers, pruned_predictions: Numbers) -> Exemplars:

@@ -94,7 +94,7 @@ def t_interval(values: Numbers, level: float = 0.99) -> Interval:
     df = np.where(n > 1, n - 1, np.nan)
     sd = np.sqrt((deviations**2).sum(-1) / df)
     distinct, position = np.unique(df, return_inverse=True)  # a quantile costs more than all the rest
-    quantile = scipy.stats.t.ppf((1 + level) / 2, distinct)[position].reshape(df.shape)
+    quantile = np.asarray(scipy.stats.t.ppf((1 + level) / 2, distinct))[position].reshape(df.shape)
     half = quantile * sd / np.sqrt(np.where(n > 0, n, np.nan))
     return Interval(*(np.asarray(field) for field in (mean, sd, mean - half, mean + half, n, x.shape[-1] - n)))
 
