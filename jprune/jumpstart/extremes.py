@@ -141,7 +141,8 @@ def _chosen(
     'single' the position of the first in space, with 'random' the highest lot among them.
     """
     if spec.ties == "average":
-        return tied, {sign: _count_cells(cells, space) if space else None for sign, cells in tied.items()}
+        counts = _count_cells(list(tied.values()), space) if space else [None] * len(tied)
+        return tied, dict(zip(tied, counts, strict=True))
     chosen, ranks = {}, {}
     for sign, cells in tied.items():
         if spec.ties == "single":
@@ -166,18 +167,28 @@ def _position(shape: tuple[int, ...], space: tuple[int, ...]) -> jax.Array:
     return position
 
 
-def _count_cells(mask: jax.Array, space: tuple[int, ...]) -> jax.Array:
-    """Count True over space; as a sum of floats where that is exact, which a CPU adds up twice as fast."""
-    cells = math.prod(mask.shape[axis] for axis in space)
-    return mask.sum(axis=space, dtype=jnp.float32 if cells <= 1 << 24 else jnp.int32)
+def _count_cells(masks: list[jax.Array], space: tuple[int, ...]) -> list[jax.Array]:
+    """Count True over space; as floats where that is exact, which a CPU adds up twice as fast."""
+    cells = math.prod(masks[0].shape[axis] for axis in space)
+    if len(masks) == 2 and cells < 1 << 12:
+        both = _packed(masks, np.float32(1 << 12)).sum(axis=space)
+        second = jnp.floor(both / (1 << 12))
+        return [both - second * (1 << 12), second]
+    return [mask.sum(axis=space, dtype=jnp.float32 if cells <= 1 << 24 else jnp.int32) for mask in masks]
 
 
 def _count_blocks(masks: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
     """Count True over the axes; two masks in one pass, in the halves of an int32, where they fit."""
     if len(masks) == 2 and math.prod(masks[0].shape[axis] for axis in axes) < 1 << 15:
-        both = (jnp.where(masks[0], 1, 0) + jnp.where(masks[1], 1 << 16, 0)).sum(axis=axes, dtype=jnp.int32)
+        both = _packed(masks, np.int32(1 << 16)).sum(axis=axes, dtype=jnp.int32)
         return [both & 0xFFFF, both >> 16]
     return [mask.sum(axis=axes, dtype=jnp.int32) for mask in masks]
+
+
+def _packed(masks: list[jax.Array], second: Any) -> jax.Array:
+    """1 for the first of two masks and ``second`` for the second; by selection, as XLA would hold two terms apart."""
+    first, none = type(second)(1), type(second)(0)
+    return jnp.where(masks[0], jnp.where(masks[1], first + second, first), jnp.where(masks[1], second, none))
 
 
 class _Blocks(NamedTuple):

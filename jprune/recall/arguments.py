@@ -75,6 +75,15 @@ def one_per_model(name: str, value: Numbers) -> npt.NDArray[np.float64]:
     return array
 
 
+def first_true(bad: Any) -> tuple[int, ...]:
+    """The index of the first True of a numpy or jax array that has one.
+
+    >>> first_true(np.array([[False, False], [True, True]]))
+    (1, 0)
+    """
+    return tuple(int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
+
+
 def refuse_infinite(name: str, array: npt.NDArray[np.float64]) -> None:
     """Refuse infinities, naming the first.
 
@@ -87,7 +96,7 @@ def refuse_infinite(name: str, array: npt.NDArray[np.float64]) -> None:
     ValueError: alphas must be finite or NaN, got inf at index (1,)
     """
     if np.isinf(array).any():
-        index = tuple(int(i) for i in np.argwhere(np.isinf(array))[0])
+        index = first_true(np.isinf(array))
         raise ValueError(f"{name} must be finite or NaN, got {array[index]} at index {index}")
 
 
@@ -112,7 +121,7 @@ def rates(name: str, value: Numbers, *, nan: bool) -> npt.NDArray[np.float64]:
     if nan:
         bad &= ~np.isnan(array)
     if bad.any():
-        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        index = first_true(bad)
         raise ValueError(f"{name} must lie in [0, 1], got {array[index]} at index {index}")
     return np.asarray(np.minimum(array, 1))
 

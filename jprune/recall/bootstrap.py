@@ -15,9 +15,10 @@ import numpy.typing as npt
 import scipy.stats
 from jaxtyping import Float, Int, Shaped
 
-from jprune.recall.arguments import Numbers, Rng, check_level, check_resamples, one_per_model, pair, stacks
+from jprune.recall.arguments import Numbers, Rng, check_level, check_resamples, one_per_model, stacks
 from jprune.recall.counts import class_numbers
-from jprune.recall.intensification import intensification, normalized_balance
+from jprune.recall.inference import defined_mean
+from jprune.recall.intensification import intensification, sums_over_classes
 
 _CELLS = 4_000_000  # of a block of resamples that is held at once: 32 MB in float64
 
@@ -109,15 +110,11 @@ def bootstrap_pooled(
     >>> float(interval.estimate.round(3)), int(interval.models)
     (1.783, 3)
     """
-    given = pair(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
-    if given.dense.ndim < 2:
+    sums = sums_over_classes(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
+    if sums.xx.ndim == 0:
         raise ValueError("bootstrap_pooled needs a models axis: recalls of shape (..., models, classes)")
-    x = normalized_balance(given.dense, given.dense_accuracy)
-    y = normalized_balance(given.pruned, given.pruned_accuracy)
-    both = ~(np.isnan(x) | np.isnan(y))
-    xx, xy = (np.where(both, product, 0).sum(-1) for product in (x * x, x * y))
-    undefined = ~both.any(-1) | (xx == 0)
-    return _bootstrap_quotient(np.where(undefined, np.nan, xy), np.where(undefined, np.nan, xx), rng, resamples, level)
+    up, down = (np.where(sums.reason == "", value, np.nan) for value in (sums.xy, sums.xx))
+    return _bootstrap_quotient(up, down, rng, resamples, level)
 
 
 def bootstrap_examples(
@@ -263,20 +260,16 @@ def _alphas(
 
 
 def _summary(estimate: npt.NDArray[np.float64], alphas: npt.NDArray[np.float64], level: float) -> ExampleBootstrap:
-    made = ~np.isnan(alphas)
-    means = np.where(made, alphas, 0).sum(-1) / np.where(made.any(-1), made.sum(-1), np.nan)
-    defined = ~np.isnan(estimate)
-    centre = np.where(defined, estimate, 0).sum(-1) / np.where(defined.any(-1), defined.sum(-1), np.nan)
-    usable = ~np.isnan(means)
-    enough = usable.sum(0) > 1
+    means, centre = defined_mean(alphas), defined_mean(estimate)
+    enough = (~np.isnan(means)).sum(0) > 1
     filled = np.where(enough, means, 0)  # all-NaN columns would only warn
     lower, upper = np.where(enough, np.nanquantile(filled, [(1 - level) / 2, (1 + level) / 2], axis=0), np.nan)
     return ExampleBootstrap(
-        estimate=np.asarray(centre),
+        estimate=centre,
         standard_error=np.where(enough, np.nanstd(filled, axis=0, ddof=1), np.nan),
         bias=np.asarray(np.where(enough, np.nanmean(filled, axis=0), np.nan) - centre),
         low=np.asarray(2 * centre - upper),
         high=np.asarray(2 * centre - lower),
         alphas=alphas,
-        left_out=np.asarray((~made).sum((0, -1))),
+        left_out=np.asarray(np.isnan(alphas).sum((0, -1))),
     )

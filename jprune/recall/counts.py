@@ -1,7 +1,7 @@
 """Confusion counts of one model or a stack of models, and the rates they define.
 
-``counts`` is the only thing of the recall wing that meets the examples; it is jitted jax and stays
-on the device. Everything behind it works on (..., classes, classes) integers in numpy float64.
+``counts`` is jitted jax and stays on the device; the rates turn its (..., classes, classes) integers
+into numpy float64. The audit tallies predictions without a confusion matrix, in ``jprune.recall.rates``.
 """
 
 import functools
@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Bool, Float, Int
 
-from jprune.recall.arguments import EmptyClassWarning, Numbers
+from jprune.recall.arguments import EmptyClassWarning, Numbers, first_true
 
 
 def counts(labels: Numbers, predictions: Numbers, num_classes: int) -> Int[Array, "*models classes classes"]:
     """Count how often each model predicts each class for the examples of each class.
 
-    Counts of batches add up: the sum over batches is the count of the whole data set. Inside
-    ``jax.jit`` values cannot be checked; an example whose label or prediction is out of range, or
+    Counts of batches add up: the sum over batches is the count of the whole data set; convert to
+    numpy int64 before adding where a cell may pass 2^31 - 1. Inside ``jax.jit`` values cannot be checked; an example whose label or prediction is out of range, or
     whose logits hold a NaN, is then counted nowhere.
 
     Args:
@@ -222,9 +222,8 @@ def _refuse(name: str, array: Any, num_classes: int) -> None:
     else:
         wrong, allowed = _no_class(array, num_classes), f"must lie in 0..{num_classes - 1}"
     if wrong.any():
-        index = np.unravel_index(int(wrong.argmax()), wrong.shape)
-        at = tuple(int(i) for i in index)
-        raise ValueError(f"{name} {allowed}, got {array[index]} at index {at if len(at) > 1 else at[0]}")
+        at = first_true(wrong)
+        raise ValueError(f"{name} {allowed}, got {array[at]} at index {at if len(at) > 1 else at[0]}")
 
 
 def _no_class(array: Any, num_classes: int) -> Any:
@@ -254,11 +253,11 @@ def _checked(counts: Numbers) -> npt.NDArray[np.integer]:
             f"got {matrix.dtype} of shape {matrix.shape}"
         )
     if matrix.size and matrix.min() < 0:
-        index = tuple(int(i) for i in np.argwhere(matrix < 0)[0])
+        index = first_true(matrix < 0)
         raise ValueError(f"counts must not be negative, got {matrix[index]} at index {index}")
     empty = ~matrix.any((-2, -1))
     if empty.any():
-        raise ValueError(f"counts of model {tuple(int(i) for i in np.argwhere(empty)[0])} hold no example")
+        raise ValueError(f"counts of model {first_true(empty)} hold no example")
     return matrix
 
 

@@ -1,7 +1,7 @@
 """Neighbouring measures of what pruning does to classes, each from its own paper.
 
-All take rates per class (..., classes) with the overall accuracies (...), or confusion counts, and
-answer in numpy float64 for every model of a stack. A class whose rate is NaN is left out.
+They take rates per class (..., classes) with the overall accuracies (...), confusion counts, or losses
+per example, and answer in numpy float64 for every model of a stack. A class whose rate is NaN is left out.
 """
 
 from typing import NamedTuple
@@ -11,10 +11,10 @@ import numpy.typing as npt
 import scipy.stats
 from jaxtyping import Float, Int, Shaped
 
-from jprune.recall.arguments import Numbers, pair, rates, real, recalls_and_accuracy, stacks
+from jprune.recall.arguments import Numbers, first_true, pair, rates, real, recalls_and_accuracy, stacks
 from jprune.recall.counts import false_negative_rate, false_positive_rate
-from jprune.recall.inference import Alternative, t_interval
-from jprune.recall.intensification import balance, normalized_balance
+from jprune.recall.inference import Alternative, check_alternative, defined_mean, t_interval
+from jprune.recall.intensification import balance, normalized_balance, quotient
 
 
 class Disparity(NamedTuple):
@@ -107,17 +107,15 @@ def disparity(recall: Numbers, accuracy: Numbers) -> Disparity:
     overall = np.broadcast_to(a[..., None], r.shape)
     present = ~np.isnan(r)
     low, high = _lowest(r), _highest(r)
-    ratio = np.divide(low, high, out=np.full(low.shape, np.nan), where=high > 0)
     larger, smaller = np.fmax(r, overall), np.fmin(r, overall)
-    to_overall = np.divide(smaller, larger, out=np.full(r.shape, np.nan), where=present & (overall > 0))
     return Disparity(
         worst_class=_where_equal(r, low),
         worst=low,
         difference=np.asarray(high - low),
-        ratio=ratio,
+        ratio=quotient(low, high, high > 0),
         difference_to_overall=_highest(np.abs(r - overall)),
-        ratio_to_overall=_lowest(to_overall),
-        variance=_mean((r - _mean(r)[..., None]) ** 2),
+        ratio_to_overall=_lowest(quotient(smaller, larger, present & (overall > 0))),
+        variance=defined_mean((r - defined_mean(r)[..., None]) ** 2),
         classes=np.asarray(present.sum(-1)),
     )
 
@@ -177,12 +175,14 @@ def class_tests(
       alternative: "less" when a class is to be shown to have lost, "greater", or "two-sided".
 
     Raises:
-      ValueError: a fraction outside [0, 1], or shapes that do not belong together.
+      ValueError: a fraction outside [0, 1], shapes that do not belong together, or an unknown
+        alternative.
 
     >>> tests = class_tests([[0.9, 0.7], [0.8, 0.7]], [[0.9, 0.3], [0.9, 0.2]], [0.8, 0.75], [0.6, 0.55])
     >>> tests.difference.round(3), tests.p_value.round(4)
     (array([ 0.25, -0.25]), array([0.0194, 0.0194]))
     """
+    check_alternative(alternative)
     pruned, dense = balance(pruned_recall, pruned_accuracy), balance(dense_recall, dense_accuracy)
     for name, given in (("dense_recall", dense), ("pruned_recall", pruned)):
         if given.ndim != 2 or given.shape[-1] != dense.shape[-1]:
@@ -244,23 +244,26 @@ def error_rate_change(dense_rates: Numbers, pruned_rates: Numbers) -> ErrorChang
       pruned_rates: the same of the pruned models; the dense shape must equal it or its last axes.
 
     Raises:
-      ValueError: a fraction outside [0, 1], or stacks of different lengths.
+      ValueError: a fraction outside [0, 1], another shape, or stacks of different lengths.
 
     >>> change = error_rate_change([[0.4, 0.2], [0.2, 0.4]], [[0.4, 0.4], [0.4, 0.4]])
     >>> float(change.cev.round(3)), float(change.sde.round(3))
     (0.5, 1.0)
     """
     dense, pruned = rates("dense_rates", dense_rates, nan=True), rates("pruned_rates", pruned_rates, nan=True)
+    for name, given in (("dense_rates", dense), ("pruned_rates", pruned)):
+        if given.ndim < 2 or given.shape[-1] != 2:
+            raise ValueError(f"{name} must hold (FPR, FNR) of every class, (..., classes, 2), got shape {given.shape}")
     stacks("dense_rates", dense, "pruned_rates", pruned)
     dense = np.broadcast_to(dense, pruned.shape)
-    change = np.divide(pruned, dense, out=np.full(pruned.shape, np.nan), where=dense > 0) - 1
+    change = quotient(pruned, dense, dense > 0) - 1
     usable = ~np.isnan(change).any(-1)
     per_class = np.where(usable[..., None], change, np.nan)
-    centre = np.stack([_mean(per_class[..., 0]), _mean(per_class[..., 1])], -1)
+    centre = defined_mean(per_class.swapaxes(-1, -2))
     return ErrorChange(
         per_class,
-        cev=_mean(((per_class - centre[..., None, :]) ** 2).sum(-1)),
-        sde=_mean(np.abs(per_class[..., 0] - per_class[..., 1])),
+        cev=defined_mean(((per_class - centre[..., None, :]) ** 2).sum(-1)),
+        sde=defined_mean(np.abs(per_class[..., 0] - per_class[..., 1])),
         classes=np.asarray(usable.sum(-1)),
         left_out=np.asarray((~usable).sum(-1)),
     )
@@ -270,6 +273,8 @@ def excessive_loss(
     dense_losses: Numbers, pruned_losses: Numbers, groups: Numbers, num_groups: int
 ) -> Float[np.ndarray, "*models groups"]:
     """Excessive loss J(theta_t; D_a) - J(theta_1; D_a) of each group a; NaN for a group without examples.
+
+    A loss that is NaN or infinite tells on its own group alone.
 
     From Tran et al., "Pruning has a disparate impact on model accuracy", NeurIPS 2022 (arXiv
     2205.13574).
@@ -290,18 +295,15 @@ def excessive_loss(
     stacks("dense_losses", dense, "pruned_losses", pruned)
     if group.shape != pruned.shape[-1:] or not np.issubdtype(group.dtype, np.integer):
         raise ValueError(f"groups must be integers of shape {pruned.shape[-1:]}, got {group.dtype} {group.shape}")
-    if ((group < 0) | (group >= num_groups)).any():
-        index = int(((group < 0) | (group >= num_groups)).argmax())
+    outside = (group < 0) | (group >= num_groups)
+    if outside.any():
+        (index,) = first_true(outside)
         raise ValueError(f"groups must lie in 0..{num_groups - 1}, got {group[index]} at index {index}")
-    member = group[:, None] == np.arange(num_groups)
-    sizes = np.where(member.any(0), member.sum(0), np.nan)
-    return np.asarray((pruned - dense) @ member.astype(np.float64) / sizes)
-
-
-def _mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean over the last axis of what is not NaN; NaN where nothing is left."""
-    present = ~np.isnan(values)
-    return np.asarray(np.where(present, values, 0).sum(-1) / np.where(present.any(-1), present.sum(-1), np.nan))
+    found = np.full((*pruned.shape[:-1], num_groups), np.nan)
+    for number in np.unique(group):
+        member = group == number
+        found[..., number] = pruned[..., member].mean(-1) - dense[..., member].mean(-1)
+    return found
 
 
 def _lowest(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -11,14 +11,14 @@ data sets, ``paired_test`` two-sided for algorithms, p-values corrected by the n
 """
 
 import itertools
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import scipy.stats
 from jaxtyping import Float, Int, Shaped
 
-from jprune.recall.arguments import Numbers, check_level, one_per_model, real
+from jprune.recall.arguments import Numbers, check_level, first_true, one_per_model, real
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -89,14 +89,38 @@ def t_interval(values: Numbers, level: float = 0.99) -> Interval:
     x = one_per_model("values", values)
     defined = ~np.isnan(x)
     n = np.asarray(defined.sum(-1))
-    mean = np.where(defined, x, 0).sum(-1) / np.where(n > 0, n, np.nan)
+    mean = defined_mean(x)
     deviations = np.where(defined, x - mean[..., None], 0)
     df = np.where(n > 1, n - 1, np.nan)
     sd = np.sqrt((deviations**2).sum(-1) / df)
-    distinct, position = np.unique(df, return_inverse=True)  # a quantile costs more than all the rest
-    quantile = np.asarray(scipy.stats.t.ppf((1 + level) / 2, distinct))[position].reshape(df.shape)
-    half = quantile * sd / np.sqrt(np.where(n > 0, n, np.nan))
+    half = _quantile(level, df) * sd / np.sqrt(np.where(n > 0, n, np.nan))
     return Interval(*(np.asarray(field) for field in (mean, sd, mean - half, mean + half, n, x.shape[-1] - n)))
+
+
+def welch_interval(before: Interval, after: Interval, level: float) -> Interval:
+    """Welch's interval for the mean of ``after`` minus that of ``before``, two sets of other models.
+
+    ``models`` and ``left_out`` are those of both together; ``sd`` is NaN, there being no pairs.
+
+    >>> interval = welch_interval(t_interval([1.0, 1.2, 1.1]), t_interval([1.2, 1.3, 1.5]), 0.95)
+    >>> [round(float(end), 3) for end in (interval.low, interval.high)]
+    [-0.074, 0.54]
+    """
+    error, df = _welch(before.sd, before.models, after.sd, after.models)
+    half = np.where(error == 0, 0, _quantile(level, df) * error)
+    mean, models = after.mean - before.mean, after.models + before.models
+    left_out = after.left_out + before.left_out
+    return Interval(mean, np.full(mean.shape, np.nan), mean - half, mean + half, models, left_out)
+
+
+def defined_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean over the last axis of what is not NaN; NaN where nothing is left.
+
+    >>> defined_mean(np.array([[1.0, np.nan, 3.0], [np.nan] * 3]))
+    array([ 2., nan])
+    """
+    defined = ~np.isnan(values)
+    return np.asarray(np.where(defined, values, 0).sum(-1) / np.where(defined.any(-1), defined.sum(-1), np.nan))
 
 
 def mark(low: Numbers, high: Numbers, reference: float = 1.0) -> Shaped[np.ndarray, "*stacks"]:
@@ -120,7 +144,7 @@ def mark(low: Numbers, high: Numbers, reference: float = 1.0) -> Shaped[np.ndarr
     if lows.shape != highs.shape:
         raise ValueError(f"low and high must have one shape, got {lows.shape} and {highs.shape}")
     if (lows > highs).any():
-        index = tuple(int(i) for i in np.argwhere(lows > highs)[0])
+        index = first_true(lows > highs)
         raise ValueError(f"low must not exceed high, got {lows[index]} and {highs[index]} at index {index}")
     absent = np.isnan(lows) | np.isnan(highs)
     return np.asarray(np.select([absent, highs < reference, lows > reference], ["", "<", ">"], "?"))
@@ -175,6 +199,7 @@ def paired_test(a: Numbers, b: Numbers, alternative: Alternative = "two-sided") 
     >>> round(paired_test([1.2, 1.3, 1.5], [1.0, 1.2, 1.1], "greater").p_value, 4)
     0.059
     """
+    check_alternative(alternative)
     first, second = _sample("a", a), _sample("b", b)
     if first.shape != second.shape:
         raise ValueError(f"paired stacks of different lengths: a has {first.size} models, b has {second.size}")
@@ -184,7 +209,7 @@ def paired_test(a: Numbers, b: Numbers, alternative: Alternative = "two-sided") 
     if made.size < 2 or _no_spread(made):
         reason = "fewer than two pairs" if made.size < 2 else "every pair differs by the same"
         return out._replace(reason=reason, df=np.nan)
-    result = scipy.stats.ttest_1samp(made, 0.0, alternative=_alternative(alternative))
+    result = scipy.stats.ttest_1samp(made, 0.0, alternative=alternative)
     return out._replace(statistic=float(result.statistic), p_value=float(result.pvalue))
 
 
@@ -205,6 +230,7 @@ def independent_test(
     >>> round(independent_test([1.2, 1.3, 1.5], [1.0, 1.2, 1.1], "greater").p_value, 4)
     0.051
     """
+    check_alternative(alternative)
     samples = [sample[~np.isnan(sample)] for sample in (_sample("a", a), _sample("b", b))]
     used = samples[0].size + samples[1].size
     left_out = np.size(a) + np.size(b) - used
@@ -216,11 +242,9 @@ def independent_test(
     # From moments: scipy's own would warn of a sample without spread, which is fine where the other has some.
     (mean_a, sd_a, n_a), (mean_b, sd_b, n_b) = ((sample.mean(), sample.std(ddof=1), sample.size) for sample in samples)
     result = scipy.stats.ttest_ind_from_stats(
-        mean_a, sd_a, n_a, mean_b, sd_b, n_b, equal_var=equal_variances, alternative=_alternative(alternative)
+        mean_a, sd_a, n_a, mean_b, sd_b, n_b, equal_var=equal_variances, alternative=alternative
     )
-    error_a, error_b = sd_a**2 / n_a, sd_b**2 / n_b
-    welch = (error_a + error_b) ** 2 / (error_a**2 / (n_a - 1) + error_b**2 / (n_b - 1))
-    df = n_a + n_b - 2 if equal_variances else welch
+    df = n_a + n_b - 2 if equal_variances else _welch(sd_a, n_a, sd_b, n_b)[1]
     return out._replace(statistic=float(result.statistic), df=float(df), p_value=float(result.pvalue))
 
 
@@ -247,6 +271,21 @@ def consecutive_tests(values: Numbers) -> list[TTest]:
     return [paired_test(later, earlier, "greater") for earlier, later in itertools.pairwise(rows)]
 
 
+def check_alternative(alternative: str) -> None:
+    """Check the direction of a test.
+
+    Raises:
+      ValueError: it is not "two-sided", "greater" or "less".
+
+    >>> check_alternative("larger")
+    Traceback (most recent call last):
+      ...
+    ValueError: alternative must be one of two-sided, greater, less; got 'larger'
+    """
+    if alternative not in get_args(Alternative):
+        raise ValueError(f"alternative must be one of {', '.join(get_args(Alternative))}; got {alternative!r}")
+
+
 def _sample(name: str, value: Numbers) -> npt.NDArray[np.float64]:
     array = one_per_model(name, value)
     if array.ndim != 1:
@@ -263,16 +302,26 @@ def _no_spread(values: npt.NDArray[np.float64]) -> bool:
     return bool(np.ptp(values) <= 32 * np.finfo(np.float64).eps * max(np.abs(values).max(), 1))
 
 
-def _alternative(alternative: str) -> Alternative:
-    if alternative not in ("two-sided", "greater", "less"):
-        raise ValueError(f"alternative must be 'two-sided', 'greater' or 'less', got {alternative!r}")
-    return cast(Alternative, alternative)
+def _quantile(level: float, df: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Student's quantile that bounds an interval, once for each number of degrees: it costs more than all the rest."""
+    distinct, position = np.unique(df, return_inverse=True)
+    return np.asarray(scipy.stats.t.ppf((1 + level) / 2, distinct))[position].reshape(df.shape)
+
+
+def _welch(
+    sd_a: Numbers, n_a: npt.ArrayLike, sd_b: Numbers, n_b: npt.ArrayLike
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Standard error of a difference of means, and its degrees of freedom (Satterthwaite); NaN without spread."""
+    (a, m), (b, n) = ((np.square(sd) / np.maximum(n, 1), np.maximum(n, 2) - 1) for sd, n in ((sd_a, n_a), (sd_b, n_b)))
+    squares = a**2 / m + b**2 / n
+    return np.sqrt(a + b), np.asarray((a + b) ** 2 / np.where(squares > 0, squares, np.nan))
 
 
 def _family(p_values: Numbers, family: int | None) -> tuple[npt.NDArray[np.float64], int]:
     p = real("p_values", p_values)
-    if ((p < 0) | (p > 1)).any():
-        index = tuple(int(i) for i in np.argwhere((p < 0) | (p > 1))[0])
+    outside = (p < 0) | (p > 1)
+    if outside.any():
+        index = first_true(outside)
         raise ValueError(f"p_values must lie in [0, 1], got {p[index]} at index {index}")
     made = int((~np.isnan(p)).sum())
     if family is not None and family < made:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from jprune.recall.arguments import first_true
+
 MOST_CLASSES = 46_340  # the square still fits int32, which is how confusion counts are addressed
 _CLASSES = f"class indices, whole numbers in 0..{MOST_CLASSES - 1}"
 
@@ -110,7 +112,7 @@ def stack(values: Any, name: str, examples: int) -> Stack:
     models = given if given.ndim == 3 else given[None]
     undefined = np.isnan(models)
     if undefined.any():
-        model, example, column = (int(i) for i in np.argwhere(undefined)[0])
+        model, example, column = first_true(undefined)
         raise InputError(f"{name} holds NaN among the logits of model {model}, example {example}, class {column}")
     return Stack(name, models.argmax(axis=-1).astype(np.int64), models.shape[-1])
 
@@ -183,7 +185,7 @@ def class_count(
             raise InputError(f"{each.name} has {each.width} logits per example, but {source}")
         beyond = each.predicted >= classes
         if beyond.any():
-            model, example = (int(i) for i in np.argwhere(beyond)[0])
+            model, example = first_true(beyond)
             more = "; give num_classes (--num-classes) if some have no examples" * (num_classes is None)
             raise InputError(
                 f"{each.name} holds {each.predicted[model, example]} at model {model}, example {example}; "
@@ -317,7 +319,7 @@ def _whole(given: np.ndarray, name: str, wanted: str) -> np.ndarray:
     if given.dtype.kind not in "iu":
         bad |= given != np.floor(given)
     if bad.any():
-        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        index = first_true(bad)
         where = f"example {index[0]}" if given.ndim == 1 else f"model {index[0]}, example {index[1]}"
         raise InputError(f"{name} holds {given[index]} at {where}; wanted {wanted}")
     return given.astype(np.int64)

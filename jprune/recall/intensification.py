@@ -53,8 +53,18 @@ class Pooled(NamedTuple):
     left_out: Int[np.ndarray, "*stacks"]
 
 
-class _Sums(NamedTuple):
-    """Sums over the classes of a model, x = Bn_1 and y = Bn_t; and which models they are defined for."""
+class Sums(NamedTuple):
+    """Sums over the classes of every model, of x = Bn_1 and y = Bn_t; every field has the shape (...).
+
+    Attributes:
+      classes: how many classes have both.
+      x: sum of x.
+      y: sum of y.
+      xx: sum of its square; what is left of rounding counts as 0, here and in the others.
+      xy: sum of the products.
+      yy: sum of the square of y.
+      reason: why alpha, xy / xx, is undefined; empty where it is defined.
+    """
 
     classes: npt.NDArray[np.float64]
     x: npt.NDArray[np.float64]
@@ -108,7 +118,7 @@ def class_intensification(
     array([1.3333, 1.3333])
     """
     x, y = _balances(pair(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy))
-    return _quotient(y, x, x != 0)
+    return quotient(y, x, x != 0)
 
 
 def intensification(
@@ -118,7 +128,7 @@ def intensification(
 
     The least-squares slope without intercept over the classes of one model (Good et al. 2022,
     section 3), so that a class whose dense recall equals the accuracy has weight 0. Computed in
-    numpy float64; a balance within the rounding of the given dtypes counts as 0.
+    numpy float64; what rounding of the given dtypes leaves of a balance or of the sum counts as 0.
 
     Args:
       dense_recall: recall of the dense models, (..., classes), fractions; NaN leaves a class out.
@@ -137,8 +147,8 @@ def intensification(
     >>> float(intensification([0.9, 0.7], [0.7, 0.5], 0.8, 0.6).round(4))
     1.3333
     """
-    sums = _sums(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
-    return _quotient(sums.xy, sums.xx, sums.reason == "")
+    sums = sums_over_classes(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
+    return quotient(sums.xy, sums.xx, sums.reason == "")
 
 
 def undefined(
@@ -151,7 +161,7 @@ def undefined(
     >>> undefined([[1.0, 1.0], [0.9, 0.7]], [[0.9, 0.7], [0.7, 0.5]], [1.0, 0.8], [0.8, 0.6])
     array(['the dense model is perfect', ''], dtype='<U51')
     """
-    return _sums(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy).reason
+    return sums_over_classes(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy).reason
 
 
 def affine_intensification(
@@ -168,11 +178,11 @@ def affine_intensification(
     >>> round(float(line.slope), 4), round(float(line.intercept), 4)
     (1.551, 0.051)
     """
-    sums = _sums(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
+    sums = sums_over_classes(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
     defined = sums.reason == ""
     n = np.where(defined, sums.classes, 1)
     spread = sums.xx - sums.x**2 / n
-    slope = _quotient(sums.xy - sums.x * sums.y / n, spread, defined & (spread > 1e-14 * sums.xx))
+    slope = quotient(sums.xy - sums.x * sums.y / n, spread, defined & (spread > 1e-14 * sums.xx))
     return Line(slope, np.asarray((sums.y - slope * sums.x) / n))
 
 
@@ -189,8 +199,8 @@ def reverse_intensification(
     >>> float(reverse_intensification([0.9, 0.7], [0.7, 0.5], 0.8, 0.6).round(4))
     1.3333
     """
-    sums = _sums(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
-    return _quotient(sums.yy, sums.xy, (sums.reason == "") & (sums.xy != 0))
+    sums = sums_over_classes(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
+    return quotient(sums.yy, sums.xy, (sums.reason == "") & (sums.xy != 0))
 
 
 def rma_intensification(
@@ -205,8 +215,8 @@ def rma_intensification(
     >>> float(rma_intensification([0.9, 0.7], [0.7, 0.5], 0.8, 0.6).round(4))
     1.3333
     """
-    sums = _sums(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
-    return np.asarray(np.sign(sums.xy) * np.sqrt(_quotient(sums.yy, sums.xx, sums.reason == "")))
+    sums = sums_over_classes(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
+    return np.asarray(np.sign(sums.xy) * np.sqrt(quotient(sums.yy, sums.xx, sums.reason == "")))
 
 
 def null_intensification(dense_accuracy: Numbers, pruned_accuracy: Numbers) -> Float[np.ndarray, "*models"]:
@@ -229,7 +239,7 @@ def null_intensification(dense_accuracy: Numbers, pruned_accuracy: Numbers) -> F
     pruned = rates("pruned_accuracy", pruned_accuracy, nan=False)
     stacks("dense_accuracy", dense, "pruned_accuracy", pruned)
     numerator, denominator = (1 - pruned) * dense, (1 - dense) * pruned
-    return _quotient(numerator, np.broadcast_to(denominator, pruned.shape), denominator > 0)
+    return quotient(numerator, np.broadcast_to(denominator, pruned.shape), denominator > 0)
 
 
 def relative_intensification(
@@ -245,7 +255,7 @@ def relative_intensification(
     """
     alpha = intensification(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
     null = null_intensification(dense_accuracy, pruned_accuracy)
-    return _quotient(alpha, null, ~np.isnan(null) & (null != 0))
+    return quotient(alpha, null, ~np.isnan(null) & (null != 0))
 
 
 def pooled_intensification(
@@ -266,19 +276,19 @@ def pooled_intensification(
     >>> round(float(pooled.slope), 4), int(pooled.models), int(pooled.left_out)
     (1.2389, 2, 0)
     """
-    sums = _sums(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
+    sums = sums_over_classes(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
     if sums.xx.ndim == 0:
         raise ValueError("pooled_intensification needs a models axis: recalls of shape (..., models, classes)")
     defined = sums.reason == ""
     xx, xy, yy = (np.asarray(np.where(defined, value, 0).sum(-1)) for value in (sums.xx, sums.xy, sums.yy))
     models = np.asarray(defined.sum(-1))
-    r2 = _quotient(xy**2, xx * yy, (models > 0) & (yy > 0))
-    return Pooled(_quotient(xy, xx, models > 0), r2, models, np.asarray((~defined).sum(-1)))
+    r2 = quotient(xy**2, xx * yy, (models > 0) & (yy > 0))
+    return Pooled(quotient(xy, xx, models > 0), r2, models, np.asarray((~defined).sum(-1)))
 
 
 def _normalized(per_class: npt.NDArray[np.float64], overall: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     a = np.broadcast_to(overall[..., None], per_class.shape)
-    return _quotient(per_class - a, a, a > 0)
+    return quotient(per_class - a, a, a > 0)
 
 
 def _balances(given: Pair) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -290,12 +300,19 @@ def _balances(given: Pair) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
     return np.where(either, np.nan, x), np.where(either, np.nan, y)
 
 
-def _sums(dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers) -> _Sums:
+def sums_over_classes(
+    dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
+) -> Sums:
+    """The sums that every slope is made of. Arguments and errors as ``intensification``."""
     given = pair(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
     x, y = _balances(given)
     usable = ~np.isnan(x)
     x, y = np.where(usable, x, 0), np.where(usable, y, 0)
     n, sum_x, sum_y, xx, xy, yy = (np.asarray(product.sum(-1)) for product in (usable * 1.0, x, y, x * x, x * y, y * y))
+    # Half of given.zero is more than a balance may be off by; this is more than the sum of products may.
+    a, b = (np.where(accuracy > 0, accuracy, 1) for accuracy in (given.dense_accuracy, given.pruned_accuracy))
+    rounding = given.zero / 2 * (np.abs(x).sum(-1) / b + np.abs(y).sum(-1) / a)
+    xy = np.where(np.abs(xy) <= rounding, 0, xy)
     reason = np.select(
         [
             given.dense_accuracy == 0,
@@ -313,12 +330,17 @@ def _sums(dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers
         ],
         "",
     )
-    return _Sums(n, sum_x, sum_y, xx, xy, yy, np.asarray(reason))
+    return Sums(n, sum_x, sum_y, xx, xy, yy, np.asarray(reason))
 
 
-def _quotient(
+def quotient(
     numerator: Numbers, denominator: Numbers, where: npt.NDArray[np.bool_] | np.bool_
 ) -> npt.NDArray[np.float64]:
+    """The quotient, and NaN elsewhere.
+
+    >>> quotient([1.0, 2.0], [2.0, 0.0], np.array([True, False]))
+    array([0.5, nan])
+    """
     out = np.full(np.shape(numerator), np.nan)
     np.divide(numerator, denominator, out=out, where=where)
     return out

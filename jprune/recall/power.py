@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 import scipy.stats
 
-from jprune.recall.inference import Alternative
+from jprune.recall.inference import Alternative, check_alternative
 
 Design = Literal["paired", "independent"]
 
@@ -116,5 +116,4 @@ def _check(models: int, sd: float, alpha: float, design: str, alternative: str) 
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {alpha}")
     if design not in ("paired", "independent"):
         raise ValueError(f"design must be 'paired' or 'independent', got {design!r}")
-    if alternative not in ("two-sided", "greater", "less"):
-        raise ValueError(f"alternative must be 'two-sided', 'greater' or 'less', got {alternative!r}")
+    check_alternative(alternative)

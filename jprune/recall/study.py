@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats
 
-from jprune.recall.inference import Interval, t_interval
+from jprune.recall.inference import Interval, t_interval, welch_interval
 from jprune.recall.rates import Rates, mean, repeat
 
 
@@ -44,16 +43,8 @@ class Study(NamedTuple):
 def difference(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], study: Study) -> Interval:
     """Mean of after - before with its interval, models on the first axis: paired, or of independent samples.
 
-    Welch's interval for independent samples is scipy's; one model on either side leaves none.
+    One model on either side of independent samples leaves no interval.
     """
     if study.paired:
         return t_interval((after - before).T, study.level)
-    first, second = t_interval(before.T), t_interval(after.T)
-    low = high = np.full(np.shape(first.mean), np.nan)
-    if min(len(before), len(after)) > 1:
-        with np.errstate(invalid="ignore", divide="ignore"):  # a class without spread or without examples
-            ends = scipy.stats.ttest_ind(after, before, equal_var=False).confidence_interval(study.level)
-        low, high = np.asarray(ends.low), np.asarray(ends.high)
-    models = np.minimum(first.models, second.models)
-    left_out = np.maximum(first.left_out, second.left_out)
-    return Interval(second.mean - first.mean, np.full(low.shape, np.nan), low, high, models, left_out)
+    return welch_interval(t_interval(before.T), t_interval(after.T), study.level)

@@ -55,3 +55,8 @@ def test_normalise_is_numpys():
     found = jax.jit(normalise)(x, mean, std)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, (np.asarray(x, np.float64) - mean) / std, rtol=1e-6, atol=1e-6)
+
+
+def test_examples_that_are_no_images_are_refused():
+    with pytest.raises(ValueError, match=r"examples of shape \(4,\) are no images"):
+        augment(jax.random.key(0), jnp.zeros((3, 4)))

@@ -10,6 +10,7 @@ RECORDS = [
     {"replicate": 0, "epoch": 1, "loss": 2.0},
     {"replicate": 1, "epoch": 1, "loss": 1.0},
     {"replicate": 0, "epoch": 2, "loss": float("nan")},
+    {"replicate": 2, "epoch": 2, "loss": float("inf")},
     {"replicate": 1, "epoch": 2, "loss": 0.5},
 ]
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from experiments.commands import exit_status
+from experiments.commands import exit_status, parse_shard
 
 
 def raising(error):
@@ -21,6 +21,7 @@ def raising(error):
     [
         (ValueError("preset='nix' is unknown"), 1, "error: preset='nix' is unknown\n"),
         (OSError("no space"), 1, "error: no space\n"),
+        (ImportError("pip install 'jprune[experiments]'"), 1, "error: pip install 'jprune[experiments]'\n"),
         (KeyboardInterrupt(), 130, "stopped; give the same command again to go on\n"),
     ],
 )
@@ -39,11 +40,28 @@ def test_a_command_that_works_ends_with_0(capsys):
     assert capsys.readouterr() == ("done\n", "")
 
 
-def test_a_reader_who_has_left_ends_it_quietly():
-    program = "import sys; from experiments.commands import exit_status; sys.exit(exit_status(lambda: print('x')))"
+@pytest.mark.parametrize("work", ["print('x')", "(print('help'), sys.exit(0))"])
+def test_a_reader_who_has_left_ends_it_quietly(work):
+    program = f"import sys; from experiments.commands import exit_status; sys.exit(exit_status(lambda: {work}))"
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("module", ["data", "reproduction", "recall_distortion", "jumpstart_grid"])
+def test_help_says_nothing_of_a_reader_who_has_left(module):
+    command = [sys.executable, "-m", f"experiments.{module}", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("shard", ["2/2", "half", "-1/2", "1/2/3", "/", "1/"])
+def test_a_shard_that_does_not_exist_is_refused(shard):
+    assert parse_shard("3/4") == (3, 4)
+    with pytest.raises(ValueError, match=f"shard='{shard}' must be i/n with 0 <= i < n"):
+        parse_shard(shard)

@@ -161,10 +161,25 @@ def test_a_folder_of_images_is_read(pictures):
     found = load_pictures(pictures)
     assert found.class_names == ("cat", "dog")
     assert found.input_shape == (6, 4, 1)
-    assert found.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
-    assert found.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert found.test.images[:, 5, 3, 0].tolist() == [0, 1, 10, 11]
+    assert found.train.images[:, 0, 0, 0].tolist() == [0, 10, 1, 11, 2, 12, 3, 13]
+    assert found.train.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
+    assert found.test.images[:, 5, 3, 0].tolist() == [0, 10, 1, 11]
     assert isinstance(found.train.images, np.memmap)
+
+
+def test_the_first_images_of_a_folder_are_of_all_classes_as_often_as_those_occur(pictures):
+    for i in range(4, 12):
+        Image.fromarray(np.full((6, 4), i, np.uint8)).save(pictures / "train" / "cat" / f"{i:02d}.png")
+    labels = load_pictures(pictures).train.labels  # twelve cats, four dogs
+    assert [int(labels[start : start + 4].sum()) for start in range(0, 16, 4)] == [1, 1, 1, 1]
+
+
+def test_an_image_that_cannot_be_decoded_is_named(pictures):
+    path = pictures / "train" / "dog" / "0.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 4), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-25])  # its header is whole
+    with pytest.raises(ValueError, match=r"dog/0\.png of the train split cannot be decoded"):
+        load_pictures(pictures)
 
 
 def test_a_folder_is_decoded_anew_only_where_it_changed(pictures, monkeypatch):
@@ -192,8 +207,8 @@ def test_one_colour_image_makes_all_of_them_colour(pictures):
     Image.fromarray(colour).save(pictures / "train" / "dog" / "0.png")
     found = load_pictures(pictures)
     assert found.input_shape == (6, 4, 3)
-    assert found.train.images[4, 0, 0].tolist() == [0, 7, 0]
-    assert found.train.images[3, 0, 0].tolist() == [3, 3, 3]
+    assert found.train.images[1, 0, 0].tolist() == [0, 7, 0]
+    assert found.train.images[6, 0, 0].tolist() == [3, 3, 3]
     assert found.mean.shape == (3,)
 
 

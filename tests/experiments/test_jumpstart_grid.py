@@ -61,7 +61,9 @@ def test_every_preset_is_described():
         ({"depths": (0,)}, r"depths=\(0,\) must be positive"),
         ({"coefficient": -1.0}, "coefficient=-1.0 must not be negative"),
         ({"shard": "2/2"}, "shard='2/2' must be i/n"),
+        ({"ratios": (0.5, 2)}, r"ratios=\(0\.5, 2\) must be 1 or more"),
         ({"shapes": ("20",)}, "'20' must be DEPTHxWIDTH"),
+        ({"shapes": ("20x8", "20x8")}, "must be one or more values, none twice"),
     ],
 )
 def test_settings_that_no_study_can_have_are_refused(options, complaint):
@@ -74,6 +76,7 @@ def test_settings_that_no_study_can_have_are_refused(options, complaint):
     [
         ({"methods": ("gelu",)}, "'gelu' is none of relu"),
         ({"methods": ("UP:x",)}, "what is behind the colon must be a number"),
+        ({"methods": ("relu:0.1",)}, "'relu' has no penalty and takes no coefficient"),
         ({"groups": ("1-5", "5-9")}, "width 5 is in 2 of them"),
         ({"groups": ("a-b",)}, "'a-b' must be WIDTH or FROM-TO"),
         ({"lr": (0.1, 0.2)}, "must be one value"),

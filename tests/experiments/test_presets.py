@@ -64,7 +64,13 @@ def test_a_name_is_registered_once():
 
 def test_settings_survive_json():
     study = dataclasses.replace(
-        presets.get("demo"), out=Path("a"), data_dir=Path("b"), beside=(Path("c"),), classes=("x",), limit=3
+        presets.get("demo"),
+        out=Path("a"),
+        data_dir=Path("b"),
+        beside=(Path("c"),),
+        classes=("x",),
+        limit=3,
+        image_size=(8, 9),
     )
     assert presets.from_json(json.loads(json.dumps(study.to_json()))) == study
 
@@ -78,8 +84,9 @@ def test_settings_survive_json():
         ({"scores": ()}, "must be one or more values"),
         ({"jumpstart": (-1.0,)}, "must not be negative"),
         ({"shard": "2/2"}, "shard='2/2' must be i/n with 0 <= i < n"),
-        ({"shard": "half"}, "shard='half' must be i/n"),
         ({"limit": 0}, "limit=0 must be at least 1"),
+        ({"image_size": (8, 0)}, r"image_size=\(8, 0\) must be a height and a width of at least 1 pixel"),
+        ({"finetune_epochs": (1, 2)}, r"finetune_epochs=\(1, 2\) and finetune_lr=\(0\.01,\) must be equally many"),
     ],
 )
 def test_settings_that_no_study_can_have_are_refused(changes, message):
@@ -116,8 +123,18 @@ def test_a_setting_changes_the_stages_whose_numbers_it_decides_and_no_other():
         "replicates": 9,
     }
     assert digests(dataclasses.replace(study, **where, keep_pruned=True)) == before
-    for change in ({"batch": 64}, {"seed": 1}, {"lr": (0.2,)}, {"augment": True}, {"model": "lenet"}, {"limit": 9}):
-        after = digests(dataclasses.replace(study, **change))
+    assert before[None] == "c740f87c5d5b381a02a0", "stores of earlier versions are found"
+    changes = {
+        "batch": 64,
+        "seed": 1,
+        "lr": (0.2,),
+        "augment": True,
+        "model": "lenet",
+        "limit": 9,
+        "image_size": (8, 9),
+    }
+    for change in changes.items():
+        after = digests(dataclasses.replace(study, **dict([change])))
         assert all(after[cell] != before[cell] for cell in before)
     assert all(after != before for after, before in zip(digests(study, "g").values(), before.values(), strict=True))
     finetune = digests(dataclasses.replace(study, finetune_epochs=(1,)))

@@ -298,6 +298,17 @@ def test_the_gradient_of_a_score_is_the_mean_over_its_batches(study):
     np.testing.assert_allclose(found["hidden"][1]["kernel"][1], h1.T @ back, rtol=1e-3, atol=1e-6)
 
 
+def test_more_gradient_batches_than_there_are_examples_are_refused_before_training(study):
+    dataset = plan.load(study)
+    with pytest.raises(ValueError, match=r"gradient_batches=19 of batch=64 examples are more than the 1211 examples"):
+        laboratory.equip(dataclasses.replace(study, gradient_batches=19), dataset)
+
+
+def test_a_report_is_of_the_replicates_that_are_asked_for(study):
+    found = evidence.gather(dataclasses.replace(study, replicates=2), results.truth(study), 0.0)
+    assert sorted(found.alphas["replicate"].unique()) == [0, 1]
+
+
 def test_the_signed_legacy_keeps_more_than_asked_where_scores_are_negative():
     params = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4)}
     scores = {"kernel": jnp.array([[4.0, 3.0, 2.0, 1.0], [-4.0, -3.0, -0.5, -0.1]])}

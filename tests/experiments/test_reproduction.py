@@ -1,5 +1,6 @@
 """What is kept of finished runs, the verdicts drawn from it, and the page rebuilt from both."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -33,7 +34,7 @@ def _study(alphas, *, control=1.0, nonzero=lambda ratio: 1000 / ratio):
     for score, by_ratio in alphas.items():
         for ratio, alpha in zip(RATIOS, by_ratio, strict=True):
             add(score, ratio, alpha, nonzero(ratio))
-    return Recalls(pd.DataFrame(rows), np.full(4, 1000), tuple("abcd"), {})
+    return Recalls(pd.DataFrame(rows), np.full(4, 1000), tuple("abcd"))
 
 
 def _verdict(name, **studies):
@@ -99,6 +100,12 @@ def test_two_studies_are_compared_by_welch():
     assert _verdict("R8", **{"fashion-lenet": first, "fashion-jumpstart": second}).verdict == "open"
 
 
+def test_a_study_without_one_of_the_ratios_has_no_verdict_yet():
+    study = _study({"magnitude": (0.7, 0.9, 1.1, 1.4, 2.0)})
+    study = study._replace(networks=study.networks[study.networks["ratio"] != 50])
+    assert {each.verdict for each in verdicts.of_recalls({"fashion-lenet": study})} == {"not run"}
+
+
 def test_what_has_not_run_is_said_to_have_not():
     assert {each.verdict for each in verdicts.of_recalls({})} == {"not run"}
     assert {each.verdict for each in verdicts.of_moons(None, None, pd.DataFrame())} == {"not run"}
@@ -133,6 +140,8 @@ def test_the_form_of_the_layer_is_judged_by_which_agrees_more_often():
     form = verdicts.of_moons(None, layers, published)[2]
     assert form.verdict == "supported"
     assert "conv agrees in 32, dense in 16 of 32" in form.found
+    partial = verdicts.of_moons(None, layers[(layers["layer"] == "conv") | (layers["method"] == "UP")], published)[2]
+    assert "conv agrees in 16, dense in 0 of 16" in partial.found, "what one form alone has run does not count"
 
 
 def test_wins_and_losses_are_judged_by_a_sign_test():
@@ -144,6 +153,8 @@ def test_wins_and_losses_are_judged_by_a_sign_test():
     ]
     found = verdicts.of_tables(pd.DataFrame(rows))
     assert (found.verdict, found.found.startswith("10 wins, 0 draws, 0 losses")) == ("supported", True)
+    without = verdicts.of_tables(pd.DataFrame(rows[:-1]))
+    assert without.found.startswith("9 wins, 0 draws, 0 losses"), "a pair that is not there is no draw"
 
 
 def test_the_same_command_is_noted_once_and_a_single_older_note_is_kept(tmp_path, monkeypatch):
@@ -178,6 +189,8 @@ def test_what_a_study_stored_is_kept_once_and_extended(tmp_path, capsys):
         assert recall_distortion.main(["--replicates", str(count), *options]) == 0
         study = results.recorded(tmp_path / "study")
         assert ledger.keep(study, "tiny", tmp_path / "kept") == 3 * count
+    narrower = dataclasses.replace(study, ratios=(1, 2), scores=("random",))
+    assert ledger.keep(narrower, "tiny", tmp_path / "anew") == 6, "what the last command left out is kept too"
     kept = ledger.recalls("tiny", tmp_path / "kept")
     written = pd.read_csv(tmp_path / "study" / "counts.csv")
     (of_one,) = {tuple(g.sort_values("class")["correct"]) for _, g in written[
@@ -185,7 +198,9 @@ def test_what_a_study_stored_is_kept_once_and_extended(tmp_path, capsys):
     ].groupby("score")}  # fmt: skip
     np.testing.assert_array_equal(kept.correct("magnitude", 4.0, [1])[0], of_one)
     assert kept.support.sum() == 128
-    assert recall_distortion.main(["--replicates", "1", *options[:-1], str(tmp_path / "b"), "--lr", "0.5"]) == 0
-    with pytest.raises(ValueError, match="other settings"):
-        ledger.keep(results.recorded(tmp_path / "b"), "tiny", tmp_path / "kept")
+    for option, other in (("--lr", "recipe"), ("--finetune-lr", "pruning")):
+        folder = tmp_path / other
+        assert recall_distortion.main(["--replicates", "1", *options[:-1], str(folder), option, "0.5"]) == 0
+        with pytest.raises(ValueError, match=rf"other settings \(.*{other}\); give another name"):
+            ledger.keep(results.recorded(folder), "tiny", tmp_path / "kept")
     capsys.readouterr()

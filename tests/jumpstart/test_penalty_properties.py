@@ -1,5 +1,6 @@
 """What holds of the penalty whatever the numbers: random ties, precision, vmap, masks, containers, refusals."""
 
+import functools
 from collections import Counter, OrderedDict
 
 import jax
@@ -79,6 +80,19 @@ def test_a_tie_among_ten_thousand_cells_is_counted_exactly_in_bfloat16():
     assert not np.asarray(slope, np.float32).any()  # the hinges cancel
     slope = jax.grad(lambda z: jprune.jumpstart_penalty([z], mode="layer", balance=1.0))(jnp.zeros((100, 100, 4)))
     np.testing.assert_allclose(slope, np.full((100, 100, 4), -1 / 40000), rtol=1e-6)
+
+
+@pytest.mark.parametrize("cells", [4095, 4096])  # two counts of up to 4,095 share a float32
+@pytest.mark.parametrize("low", [0, 95, 4000])  # cells of the minimum; with 0, each is minimum and maximum
+def test_ties_of_both_extremes_over_a_large_image_are_counted_exactly(cells, low):
+    image = np.where(np.arange(cells) < low, -0.5, 0.5)
+    z = jnp.asarray(np.broadcast_to(image[None, :, None], (2, cells, 3)), jnp.float32)
+    penalty = functools.partial(jprune.jumpstart_penalty, aggregate="sum", balance=0.75)
+    # Each of 3 units and 2 points hands -.75 to its maxima and .25 to its minima, in equal shares.
+    above, below = -0.75 * 5 / (6 * (cells - low)), 0.25 * 5 / (6 * (low or cells))
+    wanted = np.where(image > 0, above, below) if low else np.full(cells, above + below)
+    gradient = jax.grad(lambda z: penalty([z]))(z)
+    np.testing.assert_allclose(gradient, np.broadcast_to(wanted[None, :, None], z.shape), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
