@@ -21,6 +21,7 @@ import time
 import jax
 
 from benchmarks import timing
+from experiments.commands import quietly
 from experiments.reproduction import filled
 
 # glibc hands large blocks back to the system as they are freed, and whether it does depends on what lies beside
@@ -44,6 +45,12 @@ def machine() -> dict[str, str]:
 
 
 def main() -> int:
+    """Run the command line; the exit status."""
+    return quietly(_told)
+
+
+def _told() -> None:
+    """Do what the command line says."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,7 +70,6 @@ def main() -> int:
     names = [name for name in NAMES if name in options.names or not options.names]
     if names:
         run(names, options.out if options.names else options.out or HERE)
-    return 0
 
 
 def run(names: list[str], out: pathlib.Path | None) -> None:

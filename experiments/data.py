@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from experiments import cache, sources, splits
+from experiments.commands import exit_status
 
 Selection = Literal["validation", "test"]
 
@@ -238,14 +239,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare = commands.add_parser("prepare", help="download a data set and write it as ArrayRecord")
     prepare.add_argument("name", help="as TFDS knows it, such as cifar100")
     prepare.add_argument("--data-dir", type=Path, help="TFDS folder (default: TFDS's own, ~/tensorflow_datasets)")
-    given = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
+        given = parser.parse_args(arguments)
         where = sources.prepare(given.name.removeprefix("tfds:"), given.data_dir)
-    except (ImportError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{given.name} is in {where}")
-    return 0
+        print(f"{given.name} is in {where}")
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

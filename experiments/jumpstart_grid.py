@@ -32,7 +32,7 @@ from experiments import (
     tables,
 )
 from experiments.cells import Planned
-from experiments.commands import exit_status
+from experiments.commands import exit_status, parse_shard
 from experiments.jumpstart_presets import Grid
 from experiments.progress import Progress, progress
 
@@ -79,7 +79,7 @@ def run(grid: Grid) -> None:
     """Do what is not done yet, then report."""
     engine = _ENGINES[grid.kind]
     devices = _devices(engine)
-    i, n = map(int, grid.shard.split("/"))
+    i, n = parse_shard(grid.shard)
     work = [
         stage._replace(seeds=gap, work=stage.work * len(gap) // len(stage.seeds))
         for stage in engine.plan(grid)[i::n]
@@ -168,14 +168,15 @@ def _devices(engine: ModuleType) -> list[jax.Device]:
 
     Steps of some milliseconds gain nothing from a second thread, and two stages at once everything.
     """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if engine.SMALL_STEPS:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
         with contextlib.suppress(RuntimeError):  # jax has its devices already
-            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+            jax.config.update("jax_num_cpu_devices", cores)
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
-        return devices[: len(os.sched_getaffinity(0)) if engine.SMALL_STEPS else 1]
+        return devices[: cores if engine.SMALL_STEPS else 1]
     return devices
 
 

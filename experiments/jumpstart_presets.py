@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from experiments.commands import parse_shard
 from experiments.registry import Registry
 from experiments.thin_stack import Layer
 
@@ -36,9 +37,12 @@ class Grid:
     """What is trained. moons: thin dense or convolutional networks, many in a program. images: 3 x 3
     convolutions. tables: dense networks on small tables. pruning: an MLP that is pruned."""
     datasets: tuple[str, ...] = ("moons",)
-    """Data sets, as experiments.data names them."""
+    """Data sets: moons for kind moons; for the others digits, mnist, cifar10, cifar100, iris, wine, ..."""
     methods: tuple[str, ...] = ("relu", "UP")
-    """Techniques; a coefficient of its own goes behind a colon, such as norm:0.1."""
+    """Techniques, a coefficient of its own behind a colon, such as UP:0.1. moons: relu, relu-bn (batch
+    normalization), P, U, UP (slacks of points, units, both), UP-zero (zero weights at first, dropout). images:
+    relu, relu-bn, UP, norm, mean (aggregates). tables: baseline, jumpstart, batchnorm, skip, gelu. pruning:
+    baseline, jumpstart."""
     widths: tuple[int, ...] = (1, 2, 3, 4, 5, 10, 15, 20, 25)
     """Units, or channels, of each hidden layer."""
     depths: tuple[int, ...] = (1, 10, 60, 120)
@@ -50,9 +54,10 @@ class Grid:
     epochs: int = 5000
     """Passes over the training examples."""
     lr: tuple[float, ...] = (1e-2,)
-    """Learning rates of Adam: a grid for each."""
+    """Learning rates of Adam; of several, for images alone, a grid each."""
     batch: int = 85
-    """Training examples a step; the last step of an epoch takes what is left."""
+    """Training examples a step. images, tables: the last step of an epoch takes what is left; pruning: what fills
+    no batch sits the epoch out; moons: all 85, whatever is given."""
     coefficient: float = 1e-4
     """Lambda of the penalty, where the method does not carry its own."""
     layer: tuple[Layer, ...] = ("conv",)
@@ -65,7 +70,7 @@ class Grid:
     finetune_epochs: int = 10
     """pruning: epochs after pruning."""
     data_dir: Path | None = None
-    """Folder of TensorFlow Datasets; by default its own."""
+    """Folder of prepared TensorFlow Datasets; by default its own."""
     out: Path | None = None
     """Folder of the results; runs/PRESET by default."""
     table: Path | None = None
@@ -82,18 +87,18 @@ class Grid:
         for name in ("seeds", "epochs", "batch", "finetune_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("datasets", "methods", "widths", "depths", "lr", "layer", "ratios"):
+        for name in ("datasets", "methods", "widths", "depths", "lr", "layer", "ratios", "shapes"):
             value = getattr(self, name)
-            if not value or len(set(value)) < len(value):
+            if not (value or name == "shapes") or len(set(value)) < len(value):
                 raise ValueError(f"{name}={value} must be one or more values, none twice")
-        for name in ("widths", "depths", "lr", "ratios"):
+        for name in ("widths", "depths", "lr"):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if min(self.ratios) < 1:
+            raise ValueError(f"ratios={self.ratios} must be 1 or more: parameters before / parameters after")
         if self.coefficient < 0:
             raise ValueError(f"coefficient={self.coefficient} must not be negative")
-        parts = self.shard.split("/")
-        if len(parts) != 2 or not all(part.isdecimal() for part in parts) or int(parts[0]) >= int(parts[1]):
-            raise ValueError(f"shard={self.shard!r} must be i/n with 0 <= i < n")
+        parse_shard(self.shard)
         self.sizes  # noqa: B018 refuses what is no shape
 
     @property

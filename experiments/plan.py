@@ -76,6 +76,7 @@ def load(study: Study) -> data.Dataset:
         selection=study.selection,
         classes=study.classes or None,
         imbalance=study.imbalance,
+        image_size=study.image_size,
     )
     if study.limit is None:
         return dataset
@@ -101,7 +102,8 @@ def root(study: Study) -> Path:
 
 def data_settings(study: Study) -> dict[str, Any]:
     """What decides the data set and its split."""
-    return {
+    resized = {} if study.image_size is None else {"image_size": list(study.image_size)}
+    return resized | {
         "dataset": study.dataset,
         "selection": study.selection,
         "classes": list(study.classes),

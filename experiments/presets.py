@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from experiments.commands import parse_shard
 from experiments.data import Selection
 from experiments.registry import Registry
 
@@ -41,19 +42,24 @@ class Study:
     preset: str = "demo"
     """Settings that are the defaults of all the other options; --list names them."""
     dataset: str = "digits"
-    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, tfds:NAME or folder:PATH."""
+    """Data set: digits, iris, wine, breast_cancer, mnist, fashion_mnist, cifar10, cifar100, tfds:NAME, or
+    folder:PATH, a folder with train/CLASS/IMAGE and, if it has a test set, test/CLASS/IMAGE."""
     data_dir: Path | None = None
-    """Folder of TensorFlow Datasets; by default its own."""
+    """Folder of prepared TensorFlow Datasets; by default its own."""
     classes: tuple[str, ...] = ()
     """Names of the classes to keep; none for all."""
     imbalance: float | None = None
     """Examples of the first class / examples of the last in a training split thinned out exponentially."""
     selection: Selection = "validation"
     """Split on which the epoch is chosen. test: the test split itself, as in the published runs."""
+    image_size: tuple[int, int] | None = None
+    """Height and width that images of tfds: and folder: are resized to, whatever their shape (cut or pad them
+    first to keep it); needed where they differ, and where they are large: memory and time grow with the pixels."""
     limit: int | None = None
     """Examples of each split to use, drawn by the seed; all by default. For trials."""
     model: str = "mlp"
-    """Network: mlp, lenet, resnet20, resnet32, resnet44, resnet56, resnet110 or vgg11."""
+    """Network: mlp, lenet, resnet20, resnet32, resnet44, resnet56, resnet110 or vgg11. The parameters of mlp,
+    lenet and vgg11 grow with the image, those of a resnet do not."""
     replicates: int = 30
     """Networks trained from different seeds."""
     ratios: tuple[float, ...] = (1, 2, 4, 10, 20)
@@ -73,7 +79,7 @@ class Study:
     batch: int = 128
     """Examples a step."""
     momentum: float = 0.9
-    """Momentum of SGD, between 0 and 1."""
+    """Momentum of SGD, at least 0 and below 1."""
     nesterov: bool = True
     """Whether the momentum is Nesterov's."""
     weight_decay: float = 5e-4
@@ -122,17 +128,23 @@ class Study:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"image_size={self.image_size} must be a height and a width of at least 1 pixel")
         for name in ("ratios", "scores", "jumpstart", "epochs", "finetune_epochs"):
             value = getattr(self, name)
             if not value or (len(set(value)) < len(value) and not name.endswith("epochs")):
                 raise ValueError(f"{name}={value} must be one or more values, none twice")
+        for epochs, rates in (("epochs", "lr"), ("finetune_epochs", "finetune_lr")):
+            lengths, values = getattr(self, epochs), getattr(self, rates)
+            if len(lengths) != len(values):
+                raise ValueError(f"{epochs}={lengths} and {rates}={values} must be equally many: a rate has its epochs")
         if min(self.ratios) < 1:
             raise ValueError(f"ratios={self.ratios} must be 1 or more: parameters before / parameters after")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1")
         if min(self.jumpstart) < 0:
             raise ValueError(f"jumpstart={self.jumpstart} must not be negative")
-        parts = self.shard.split("/")
-        if len(parts) != 2 or not all(part.isdecimal() for part in parts) or int(parts[0]) >= int(parts[1]):
-            raise ValueError(f"shard={self.shard!r} must be i/n with 0 <= i < n")
+        parse_shard(self.shard)
 
     @property
     def folder(self) -> Path:

@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 
 from experiments import boards, laboratory, plan, presets, replicates, reporting, results, store
-from experiments.commands import exit_status
+from experiments.commands import exit_status, parse_shard
 from experiments.laboratory import Laboratory, Weights
 from experiments.plan import Planned
 from experiments.presets import Study
@@ -70,18 +70,18 @@ def run(study: Study) -> None:
 
 def todo(study: Study, fingerprint: str, chunk: int) -> list[tuple[Planned, range]]:
     """What of this shard is not done: stages and the replicates they lack, each before what starts from it."""
-    i, n = map(int, study.shard.split("/"))
+    mine = replicates.of_shard(study.replicates, parse_shard(study.shard))
     planned = [
         (stage, one_chunk)
         for jumpstart in map(float, study.jumpstart)
-        for one_chunk in replicates.chunks(replicates.of_shard(study.replicates, (i, n)), chunk)
+        for one_chunk in replicates.chunks(mine, chunk)
         for stage in plan.stages(study, fingerprint, jumpstart)
     ]
     root = plan.root(study)
     gaps = [
         [number, gap.start, gap.stop]
-        for number, (stage, mine) in enumerate(planned)
-        for gap in store.missing(root, stage.kind, stage.settings, mine)
+        for number, (stage, one_chunk) in enumerate(planned)
+        for gap in store.missing(root, stage.kind, stage.settings, one_chunk)
     ]
     return [(planned[number][0], range(start, stop)) for number, start, stop in replicates.agree(gaps)]
 
@@ -102,6 +102,7 @@ def carry_out(lab: Laboratory, work: Sequence[tuple[Planned, range]]) -> None:
             else:
                 start = stage.settings["dense"]
                 if held is None or held[:2] != (start, mine):
+                    replicates.agree(None)  # the first process may still be writing what the others read here
                     held = (start, mine, results.dense_weights(study, start, mine))
                 outcome = laboratory.prune_and_finetune(lab, stage.cell, mine, held[2], on_epoch)
             if replicates.is_first_process():

@@ -19,6 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import files, jumpstart_figures, jumpstart_report, ledger, provenance, results, verdicts
+from experiments.commands import exit_status
 from experiments.ledger import FOLDER, Recalls
 from experiments.verdicts import Verdict
 
@@ -57,17 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("action", nargs="?", choices=("report", "keep"), default="report")
     parser.add_argument("folder", nargs="?", type=Path, help="keep: of the study's results, such as runs/moons")
     parser.add_argument("name", nargs="?", choices=(*_RECALLS, *_GRIDS), help="keep: of the table")
-    given = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
+        given = parser.parse_args(arguments)
         if given.action == "keep":
             if given.name is None:
                 parser.error("keep needs FOLDER and NAME")
             keep(given.folder, given.name)
+        elif given.folder is not None:
+            parser.error(f"report takes no FOLDER, such as {given.folder}; it reads experiments/results/")
         report()
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(work)
 
 
 def keep(folder: Path, name: str) -> None:

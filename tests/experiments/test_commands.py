@@ -1,5 +1,6 @@
 """How a study's command line ends."""
 
+import os
 import subprocess
 import sys
 
@@ -40,24 +41,28 @@ def test_a_command_that_works_ends_with_0(capsys):
     assert capsys.readouterr() == ("done\n", "")
 
 
+def assert_ends_quietly(*arguments):
+    """Run Python with a standard output that nobody reads; what is printed waits in its buffer until the end."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with subprocess.Popen([sys.executable, *arguments], env=environment, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 @pytest.mark.parametrize("work", ["print('x')", "(print('help'), sys.exit(0))"])
 def test_a_reader_who_has_left_ends_it_quietly(work):
     program = f"import sys; from experiments.commands import exit_status; sys.exit(exit_status(lambda: {work}))"
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 1
+    assert_ends_quietly("-c", program)
 
 
-@pytest.mark.parametrize("module", ["data", "reproduction", "recall_distortion", "jumpstart_grid"])
-def test_help_says_nothing_of_a_reader_who_has_left(module):
-    command = [sys.executable, "-m", f"experiments.{module}", "--help"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 1
+COMMANDS = [f"experiments.{name}" for name in ("data", "reproduction", "recall_distortion", "jumpstart_grid")]
+
+
+@pytest.mark.parametrize("module", [*COMMANDS, "benchmarks"])
+def test_help_says_nothing_to_a_reader_who_has_left(module):
+    assert_ends_quietly("-m", module, "--help")
 
 
 @pytest.mark.parametrize("shard", ["2/2", "half", "-1/2", "1/2/3", "/", "1/"])

@@ -85,6 +85,7 @@ def test_settings_survive_json():
         ({"jumpstart": (-1.0,)}, "must not be negative"),
         ({"shard": "2/2"}, "shard='2/2' must be i/n with 0 <= i < n"),
         ({"limit": 0}, "limit=0 must be at least 1"),
+        ({"momentum": 1.0}, r"momentum=1\.0 must be at least 0 and below 1"),
         ({"image_size": (8, 0)}, r"image_size=\(8, 0\) must be a height and a width of at least 1 pixel"),
         ({"finetune_epochs": (1, 2)}, r"finetune_epochs=\(1, 2\) and finetune_lr=\(0\.01,\) must be equally many"),
     ],
