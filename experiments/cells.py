@@ -1,5 +1,9 @@
-"""What a grid of networks is made of: stages that are planned, and the row that each network becomes."""
+"""What the grids of networks share: stages that are planned, methods by name, the row that a network becomes.
 
+How a network is trained is in the module of its grid.
+"""
+
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,23 +28,68 @@ class Planned(NamedTuple):
     work: int
 
 
-def split_method(method: str, default: float) -> tuple[str, float]:
-    """The name of a method and its coefficient.
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything that decides the numbers of a stage of a grid on images or tables, its seeds apart.
+
+    Attributes:
+      dataset: as ``experiments.data`` names it.
+      method: a technique of the grid, with its coefficient behind a colon if it has one of its own.
+      depth: hidden layers, or convolutions.
+      width: units, or channels, of each.
+      epochs: passes over the training examples.
+      lr: learning rate of Adam.
+      batch: examples a step; the last step of an epoch takes what is left.
+      coefficient: lambda.
+    """
+
+    dataset: str
+    method: str
+    depth: int
+    width: int
+    epochs: int
+    lr: float
+    batch: int
+    coefficient: float
+
+    @property
+    def technique(self) -> str:
+        """The method without its coefficient."""
+        return technique_of(self.method)
+
+
+def technique_of(method: str) -> str:
+    """The name of a method, without its coefficient."""
+    return method.partition(":")[0]
+
+
+def coefficient_of(method: str, default: float, penalized: Mapping[str, bool]) -> float:
+    """Lambda of a method: behind its colon, or the default; 0 without a penalty.
+
+    Args:
+      method: such as ``norm:0.1``.
+      default: of the grid.
+      penalized: by technique, whether it has a penalty.
 
     Raises:
-      ValueError: what stands behind the colon is no number that is at least 0.
+      ValueError: an unknown technique, or what stands behind the colon is no number that is at least 0, or
+        stands there without a penalty.
 
-    >>> split_method("norm:0.1", 1e-4), split_method("UP", 1e-4)
-    (('norm', 0.1), ('UP', 0.0001))
+    >>> [coefficient_of(method, 1e-4, {"UP": True, "relu": False}) for method in ("UP:0.1", "UP", "relu")]
+    [0.1, 0.0001, 0.0]
     """
     name, colon, number = method.partition(":")
+    if name not in penalized:
+        raise ValueError(f"method {method!r}: {name!r} is none of {', '.join(penalized)}")
+    if colon and not penalized[name]:
+        raise ValueError(f"method {method!r}: {name!r} has no penalty and takes no coefficient")
     try:
-        coefficient = float(number) if colon else default
+        own = float(number) if colon else default
     except ValueError:
-        coefficient = -1.0
-    if not coefficient >= 0:
+        own = -1.0
+    if not own >= 0:
         raise ValueError(f"method {method!r}: what is behind the colon must be a number, at least 0")
-    return name, coefficient
+    return own if penalized[name] else 0.0
 
 
 def state_columns(activity: Activity) -> dict[str, float]:

@@ -20,7 +20,7 @@ from flax import nnx
 import jprune
 from experiments import convolution, data, models
 from experiments.augment import normalise
-from experiments.cells import Planned, columns, floor, split_method, state_columns
+from experiments.cells import Planned, Setup, coefficient_of, columns, floor, state_columns
 from experiments.jumpstart_presets import Grid
 
 UNIT = "epochs"
@@ -42,36 +42,6 @@ METHODS = {
     "norm": Method(penalty={"preset": "cpaior_torch"}, skip_last=False),
     "mean": Method(penalty={"preset": "cpaior_torch", "aggregate": "mean"}, skip_last=False),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """Everything that decides the numbers of a stage, its seeds apart.
-
-    Attributes:
-      dataset: as ``experiments.data`` names it.
-      method: one of ``METHODS``, with its coefficient behind a colon if it has one of its own.
-      depth: convolutions.
-      width: channels of each.
-      epochs: passes over the training examples.
-      lr: learning rate of Adam.
-      batch: examples a step; the last step of an epoch takes what is left.
-      coefficient: lambda.
-    """
-
-    dataset: str
-    method: str
-    depth: int
-    width: int
-    epochs: int
-    lr: float
-    batch: int
-    coefficient: float
-
-    @property
-    def technique(self) -> Method:
-        """What the method adds."""
-        return METHODS[split_method(self.method, 0.0)[0]]
 
 
 class NormalizedConv(models.RectangularConv):
@@ -104,17 +74,14 @@ def plan(grid: Grid) -> list[Planned]:
     """A stage a data set, learning rate, method and size; its seeds are stored one by one.
 
     Raises:
-      ValueError: an unknown method.
+      ValueError: a method that there is not.
     """
-    planned = []
+    planned, penalized = [], {name: bool(method.penalty) for name, method in METHODS.items()}
     for dataset in grid.datasets:
         for lr in grid.lr:
             for depth, width in grid.sizes:
                 for method in grid.methods:
-                    name, coefficient = split_method(method, grid.coefficient)
-                    if name not in METHODS:
-                        raise ValueError(f"methods={grid.methods}: {name!r} is none of {', '.join(METHODS)}")
-                    used = coefficient if METHODS[name].penalty else 0.0
+                    used = coefficient_of(method, grid.coefficient, penalized)
                     setup = Setup(dataset, method, depth, width, grid.epochs, lr, grid.batch, used)
                     title = f"{dataset}, {method}, {depth} x {width}, lr {lr:g}"
                     settings = dataclasses.asdict(setup)
@@ -167,7 +134,7 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
 def start(setup: Setup, dataset: data.Dataset, seed: int) -> tuple[nnx.GraphDef, State]:
     """The network in training mode, and its state before the first step."""
     keras = dataset.name == "mnist"
-    make = NormalizedConv if setup.technique.normalized else models.RectangularConv
+    make = NormalizedConv if METHODS[setup.technique].normalized else models.RectangularConv
     network = make(
         dataset.input_shape,
         dataset.num_classes,
@@ -215,7 +182,7 @@ class Programs:
 
     def loss(self, params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
         """Cross-entropy and penalty; also the rest of the network's state, and how many are right."""
-        technique = self._setup.technique
+        technique = METHODS[self._setup.technique]
         network = nnx.merge(self._graph, params, stats, copy=True)
         call = partial(jprune.call_with_preactivations, network, self.inputs(images))
         logits, preactivations = call(skip_last=technique.skip_last)

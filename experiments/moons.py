@@ -15,7 +15,7 @@ import numpy as np
 
 import jprune
 from experiments import data, thin_networks
-from experiments.cells import Planned, columns, floor, split_method, state_columns
+from experiments.cells import Planned, coefficient_of, columns, floor, state_columns, technique_of
 from experiments.jumpstart_presets import Grid
 from experiments.thin_networks import Problem, Recipe, Run, State
 from experiments.thin_stack import Architecture, Axis
@@ -51,7 +51,7 @@ def plan(grid: Grid) -> list[Planned]:
     """The stages of the grid: a stage a layer form, method, depth and group of widths, shallow ones first.
 
     Raises:
-      ValueError: an unknown method, several learning rates or data sets, or groups that overlap.
+      ValueError: a method that there is not, several learning rates or data sets, or groups that overlap.
     """
     for name, value in (("datasets", grid.datasets), ("lr", grid.lr)):
         if len(value) != 1:
@@ -104,7 +104,7 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
 
 def design(settings: Any) -> tuple[Architecture, Recipe]:
     """The architecture and the recipe of a stage."""
-    method = METHODS[split_method(settings["method"], 0.0)[0]]
+    method = METHODS[technique_of(settings["method"])]
     arch = Architecture(
         depth=settings["depth"],
         width=max(settings["widths"]),
@@ -183,9 +183,6 @@ def _tables(settings, arch, state: State, problem, runs):
 
 
 def _settings(grid: Grid, layer: str, method: str, depth: int, widths: list[int]) -> dict[str, Any]:
-    name, coefficient = split_method(method, grid.coefficient)
-    if name not in METHODS:
-        raise ValueError(f"methods={grid.methods}: {name!r} is none of {', '.join(METHODS)}")
     return {
         "dataset": "moons",
         "method": method,
@@ -194,7 +191,7 @@ def _settings(grid: Grid, layer: str, method: str, depth: int, widths: list[int]
         "widths": widths,
         "epochs": grid.epochs,
         "lr": grid.lr[0],
-        "coefficient": coefficient if METHODS[name].penalized else 0.0,
+        "coefficient": coefficient_of(method, grid.coefficient, {n: bool(m.penalized) for n, m in METHODS.items()}),
     }
 
 

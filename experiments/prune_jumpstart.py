@@ -22,12 +22,12 @@ from jax import lax
 import jprune
 from experiments import data, models
 from experiments.augment import normalise
-from experiments.cells import Planned, columns, split_method, state_columns
+from experiments.cells import Planned, coefficient_of, columns, state_columns
 from experiments.jumpstart_presets import Grid
 
 UNIT = "epochs"
 SMALL_STEPS = True
-METHODS = ("baseline", "jumpstart")
+METHODS = {"baseline": False, "jumpstart": True}  # whether fine-tuning has the penalty
 WHERE = jprune.select(exclude=r"^head/")
 
 
@@ -76,13 +76,12 @@ def plan(grid: Grid) -> list[Planned]:
     """A stage a data set and size: dense training, and everything that starts from it.
 
     Raises:
-      ValueError: an unknown method, or several learning rates.
+      ValueError: a method that there is not, or several learning rates.
     """
     if len(grid.lr) != 1:
         raise ValueError(f"lr={grid.lr} must be one value for kind='pruning'")
     for method in grid.methods:
-        if split_method(method, 0.0)[0] not in METHODS:
-            raise ValueError(f"methods={grid.methods}: {method!r} is none of {', '.join(METHODS)}")
+        coefficient_of(method, grid.coefficient, METHODS)  # refused before training
     planned = []
     for dataset in grid.datasets:
         for depth, width in grid.sizes:
@@ -122,9 +121,9 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
         pruned = jax.jit(jax.vmap(partial(prune, keep)))(dense)
         before = _dead_units(task, pruned)
         for method in setup.methods:
-            name, coefficient = split_method(method, setup.coefficient)
-            used = coefficient if name == "jumpstart" else 0.0
-            tuned = _train(task, used, setup.finetune_epochs, pruned, keys)
+            tuned = _train(
+                task, coefficient_of(method, setup.coefficient, METHODS), setup.finetune_epochs, pruned, keys
+            )
             advance(setup.finetune_epochs * len(stage.seeds))
             rows += _rows(task, (method, ratio), stage.seeds, tuned, before)
     seconds = (time.perf_counter() - began) / len(rows)

@@ -11,6 +11,7 @@ import operator
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,47 +22,17 @@ from jax import lax
 
 import jprune
 from experiments import data
-from experiments.cells import Planned, columns, floor, split_method, state_columns
+from experiments.cells import Planned, Setup, coefficient_of, columns, floor, state_columns
 from experiments.jumpstart_presets import Grid
 from jprune.jumpstart.layers import Stack
 
 UNIT = "layer-epochs"
 SMALL_STEPS = True
-METHODS = ("baseline", "jumpstart", "batchnorm", "skip", "gelu")
+METHODS = {"baseline": False, "jumpstart": True, "batchnorm": False, "skip": False, "gelu": False}  # penalized?
 _CHUNK = 100
 _BN_EPSILON, _BN_MOMENTUM = 1e-5, 0.9
 
 Params = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """Everything that decides the numbers of a stage, its seeds apart.
-
-    Attributes:
-      dataset: a table, as ``experiments.data`` names it.
-      method: one of ``METHODS``, with its coefficient behind a colon if it has one of its own.
-      depth: hidden layers.
-      width: units of each.
-      epochs: passes over the training examples.
-      lr: learning rate of Adam.
-      batch: examples a step; the last step of an epoch takes what is left.
-      coefficient: lambda.
-    """
-
-    dataset: str
-    method: str
-    depth: int
-    width: int
-    epochs: int
-    lr: float
-    batch: int
-    coefficient: float
-
-    @property
-    def technique(self) -> str:
-        """The method without its coefficient."""
-        return split_method(self.method, 0.0)[0]
 
 
 class State(NamedTuple):
@@ -95,18 +66,15 @@ def plan(grid: Grid) -> list[Planned]:
     """A stage a data set, technique and size.
 
     Raises:
-      ValueError: an unknown technique, or several learning rates.
+      ValueError: a method that there is not, or several learning rates.
     """
     if len(grid.lr) != 1:
         raise ValueError(f"lr={grid.lr} must be one value for kind='tables'")
     planned = []
     for dataset in grid.datasets:
         for method in grid.methods:
-            name, coefficient = split_method(method, grid.coefficient)
-            if name not in METHODS:
-                raise ValueError(f"methods={grid.methods}: {name!r} is none of {', '.join(METHODS)}")
+            used = coefficient_of(method, grid.coefficient, METHODS)
             for depth, width in grid.sizes:
-                used = coefficient if name == "jumpstart" else 0.0
                 setup = Setup(dataset, method, depth, width, grid.epochs, grid.lr[0], grid.batch, used)
                 title = f"{dataset}, {method}, {depth} x {width}"
                 work = depth * grid.epochs * grid.seeds
@@ -118,7 +86,7 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
     """Train the networks of a stage, all seeds at once.
 
     Args:
-      grid: the study.
+      grid: the study; it says where the data is.
       stage: of its plan.
       advance: told the work that got done, from time to time.
 
@@ -127,7 +95,7 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
     """
     began = time.perf_counter()
     setup = Setup(**stage.settings)
-    train, val, classes = splits(setup.dataset)
+    train, val, classes = splits(setup.dataset, grid.data_dir)
     keys = jax.vmap(jax.random.key)(np.array(stage.seeds))
     state = jax.jit(jax.vmap(partial(start, setup, train.features.shape[1], classes)))(keys)
     for done in range(0, setup.epochs, _CHUNK):
@@ -156,9 +124,9 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
     return {"cells": columns(cells)}
 
 
-def splits(dataset: str) -> tuple[Examples, Examples, int]:
+def splits(dataset: str, data_dir: Path | None = None) -> tuple[Examples, Examples, int]:
     """Training and validation examples, by the moments of the training ones, and how many classes there are."""
-    table = data.load(dataset, selection="test")
+    table = data.load(dataset, data_dir=data_dir, selection="test")
 
     def standardised(split: data.Split) -> Examples:
         features = split.images.reshape(len(split.labels), -1).astype(np.float32)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,16 @@ def test_the_count_of_parameters_is_the_size_of_the_thin_arrays():
         # A convolution stands in its matrix twice where it has one tap of weights, and once for each bias.
         shared = {"conv": 2 * 4 * 2 - 2 * 4 + 2 * (64 - 32) + 3 * 4, "dense": 0}[layer]
         assert moons.parameters(arch, 4) == dense_stack - shared
+
+
+def test_the_help_names_every_method_of_every_kind(capsys):
+    with pytest.raises(SystemExit):
+        jumpstart_grid.main(["--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for kind, engine in jumpstart_grid._ENGINES.items():
+        listed = told.split("Techniques, ")[1].split(f"{kind}: ")[1].split(". ")[0]
+        names = set(re.sub(r"\(.*?\)", "", listed).replace(",", " ").split())
+        assert names == set(engine.METHODS)
 
 
 @TRAINS
