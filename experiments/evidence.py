@@ -41,7 +41,7 @@ class Evidence(NamedTuple):
 
 
 def gather(study: Study, held: Truth, jumpstart: float) -> Evidence:
-    """Audit what is stored for a coefficient of the jumpstart penalty.
+    """Audit what is stored of the study's replicates for a coefficient of the jumpstart penalty.
 
     A replicate that stopped in some stage, or lacks one that others have, is left out everywhere, so
     that every comparison is between the same dense checkpoints.
@@ -50,11 +50,10 @@ def gather(study: Study, held: Truth, jumpstart: float) -> Evidence:
       Incomplete: no replicate went through all stages yet.
       StoreError: a file is corrupt.
     """
-    stages = [
-        (stage, table)
-        for stage in plan.stages(study, held.fingerprint, jumpstart)
-        if len(table := results.replicates_of(study, stage))
-    ]
+    planned = plan.stages(study, held.fingerprint, jumpstart)
+    tables = [(stage, results.replicates_of(study, stage)) for stage in planned]
+    asked = [(stage, table[table["replicate"] < study.replicates]) for stage, table in tables]
+    stages = [(stage, table) for stage, table in asked if len(table)]
     healthy = [set(table["replicate"][table["stopped"] < 0]) for _, table in stages]
     common = sorted(set.intersection(*healthy)) if len(stages) > 1 else []
     if not common or stages[0][0].cell is not None:

@@ -32,13 +32,11 @@ class Recalls(NamedTuple):
         of each class that are classified right.
       support: (classes,) test examples of each class.
       class_names: one per class.
-      settings: of the study, as ``Study.to_json`` has them.
     """
 
     networks: pd.DataFrame
     support: np.ndarray
     class_names: tuple[str, ...]
-    settings: dict[str, Any]
 
     def correct(self, score: str, ratio: float, replicates: Sequence[int]) -> np.ndarray:
         """Correct counts of some replicates, (replicates, classes)."""
@@ -86,14 +84,15 @@ def recalls(name: str, folder: Path = FOLDER) -> Recalls:
     """
     known = json.loads((folder / f"{name}.json").read_text())
     networks = pd.read_csv(folder / f"{name}.csv")
-    return Recalls(networks, np.array(known["support"]), tuple(known["class_names"]), known["settings"])
+    return Recalls(networks, np.array(known["support"]), tuple(known["class_names"]))
 
 
 def keep(study: Study, name: str, folder: Path = FOLDER) -> int:
     """Add what is stored of a study to what is kept of it; networks already kept stay as they are.
 
     Args:
-      study: its settings, with one coefficient of the penalty; whatever of its preset's scores is stored is kept.
+      study: its settings, with one coefficient of the penalty; whatever is stored of its own and its preset's
+        scores and ratios is kept.
       name: of the files.
       folder: of them.
 
@@ -106,14 +105,20 @@ def keep(study: Study, name: str, folder: Path = FOLDER) -> int:
     """
     if len(study.jumpstart) > 1:
         raise ValueError(f"jumpstart={study.jumpstart}: keep one coefficient at a time")
-    study = dataclasses.replace(study, scores=presets.get(study.preset).scores)
+    preset = presets.get(study.preset)
+    both = {name: dict.fromkeys((*getattr(preset, name), *getattr(study, name))) for name in ("scores", "ratios")}
+    study = dataclasses.replace(study, **{name: tuple(values) for name, values in both.items()})
     held = results.truth(study)
     (jumpstart,) = map(float, study.jumpstart)
     parts = [_networks(study, stage, held) for stage in plan.stages(study, held.fingerprint, jumpstart)]
+    if not any(map(len, parts)):
+        raise files.StoreError(f"{plan.root(study)} holds no network of {study.preset!r}: run the study first")
     fresh = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    pruned = plan.pruned_settings(study, held.fingerprint, jumpstart, plan.Cell("undecayed", 2.0))
+    settings = pruned["dense"] | {"pruning": {name: pruned[name] for name in ("gradient", "recipe")}}
     classes = len(held.class_names)
     known = {
-        "settings": plan.dense_settings(study, held.fingerprint, jumpstart),
+        "settings": json.loads(json.dumps(settings)),
         "class_names": list(held.class_names),
         "support": np.bincount(held.labels, minlength=classes).tolist(),
         "made": provenance.notes(study.folder),
@@ -121,8 +126,9 @@ def keep(study: Study, name: str, folder: Path = FOLDER) -> int:
     described = folder / f"{name}.json"
     if described.exists():
         before = json.loads(described.read_text())
-        if before["settings"] != json.loads(json.dumps(known["settings"])):
-            raise ValueError(f"{described} was made with other settings; give another name")
+        other = [name for name, value in known["settings"].items() if before["settings"].get(name, value) != value]
+        if other:
+            raise ValueError(f"{described} was made with other settings ({', '.join(other)}); give another name")
         fresh = pd.concat([pd.read_csv(folder / f"{name}.csv"), fresh], ignore_index=True)
         known["made"] = before["made"] + [entry for entry in known["made"] if entry not in before["made"]]
     table = fresh.drop_duplicates(_KEY).sort_values(_KEY, kind="stable")

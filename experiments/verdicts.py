@@ -1,7 +1,8 @@
 """The questions that were written down before the runs, each with its test and its verdict.
 
 A verdict is ``supported``, ``contradicted`` (the interval or test excludes the claim), ``open`` (it does not
-decide) or ``not run``. Where fewer networks have run than were planned, the verdict is that of those there are.
+decide) or ``not run`` (fewer than two networks went through every ratio). Where fewer have run than were planned,
+the verdict is that of those there are.
 """
 
 import itertools
@@ -56,8 +57,8 @@ def of_recalls(studies: Mapping[str, Recalls]) -> list[Verdict]:
 
 
 def _alphas(study: Recalls | None, scores: Sequence[str]) -> pd.DataFrame | None:
-    """Alpha by model (rows) and (score, ratio); None where fewer than two networks went through everything."""
-    if study is None or not all(study.ratios(score) for score in scores):
+    """Alpha by model (rows) and (score, ratio); None where fewer than two networks went through every ratio."""
+    if study is None or not all(set(_PRUNED) <= set(study.ratios(score)) for score in scores):
         return None
     replicates = study.complete(scores)
     if len(replicates) < 2:
@@ -84,13 +85,12 @@ def _rising(alphas: pd.DataFrame | None) -> Verdict:
     question = "Does alpha rise with t?"
     if alphas is None:
         return _not_run("R2", question)
-    ratios = [ratio for ratio in _PRUNED if ("magnitude", ratio) in alphas]
     steps = [
-        paired_test(alphas["magnitude", b], alphas["magnitude", a], "greater") for a, b in itertools.pairwise(ratios)
+        paired_test(alphas["magnitude", b], alphas["magnitude", a], "greater") for a, b in itertools.pairwise(_PRUNED)
     ]
     p = [min(1.0, len(steps) * step.p_value) for step in steps]
-    means = ", ".join(f"{alphas['magnitude', ratio].mean():.2f}" for ratio in ratios)
-    named = ", ".join(f"{ratio:g}" for ratio in ratios)
+    means = ", ".join(f"{alphas['magnitude', ratio].mean():.2f}" for ratio in _PRUNED)
+    named = ", ".join(f"{ratio:g}" for ratio in _PRUNED)
     found = f"mean alpha {means} at t = {named}; p {', '.join(map(_p, p))}, {len(alphas)} networks"
     falling = any(len(steps) * (1 - step.p_value) < _P for step in steps)
     return Verdict("R2", question, found, "supported" if max(p) < _P else "contradicted" if falling else "open")
@@ -199,7 +199,7 @@ def of_tables(cells: pd.DataFrame | None) -> Verdict:
     if cells is None:
         return _not_run("J4", question)
     score = cells.pivot_table(index=["dataset", "replicate"], columns="method", values="val_acc")
-    margin = score["jumpstart"] - score["baseline"]
+    margin = (score["jumpstart"] - score["baseline"]).dropna()  # networks that both have
     wins, losses = int((margin > 0).sum()), int((margin < 0).sum())
     p = _sign_test(wins, losses)
     found = f"{wins} wins, {len(margin) - wins - losses} draws, {losses} losses (p {_p(p)})"
@@ -247,6 +247,7 @@ def _form(layers: pd.DataFrame | None, published: pd.DataFrame) -> Verdict:
     table = both.assign(agrees=agrees).pivot_table(
         index=["method", "width", "depth", "replicate"], columns="layer", values="agrees", aggfunc="first"
     )
+    table = table.dropna()  # networks that both forms have
     conv, dense = (table[form].astype(bool) for form in ("conv", "dense"))
     p = _sign_test(int((conv & ~dense).sum()), int((dense & ~conv).sum()))
     found = f"conv agrees in {conv.sum()}, dense in {dense.sum()} of {len(table)} networks (p {_p(p)})"
