@@ -38,7 +38,14 @@ def augment(key: jax.Array, images: jax.Array, *, pad: int = 4) -> jax.Array:
 
     Returns:
       Images of the same shape and dtype.
+
+    Raises:
+      ValueError: examples that are no images.
     """
+    if images.ndim != 4:
+        raise ValueError(
+            f"examples of shape {images.shape[1:]} are no images (height, width, channels): none to augment"
+        )
     flip_key, offset_key = jax.random.split(key)
     flip = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))
     images = jnp.where(flip, images[:, :, ::-1], images)

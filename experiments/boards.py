@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from experiments import files
@@ -27,7 +28,8 @@ def write(folder: Path, records: Sequence[Mapping[str, Any]]) -> bool:
         return False
     import tensorboardX  # noqa: PLC0415 an extra
 
-    means = pd.DataFrame(records).drop(columns="replicate").groupby("epoch").mean()
+    finite = pd.DataFrame(records).replace([np.inf, -np.inf], np.nan)
+    means = finite.drop(columns="replicate").groupby("epoch").mean()
     with files.naming(folder), tensorboardX.SummaryWriter(str(folder)) as board:
         for epoch, row in means.iterrows():
             for metric, value in row.dropna().items():

@@ -85,9 +85,15 @@ def equip(study: Study, dataset: data.Dataset) -> Laboratory:
     """Prepare a study; its programs are not compiled yet, but where the layout is to be measured.
 
     Raises:
-      ValueError: an unknown model, a batch larger than the training split, or a compression ratio
-        that the model cannot reach.
+      ValueError: an unknown model, a batch (or the batches of a score's gradient) larger than the training
+        split, or a compression ratio that the model cannot reach.
     """
+    examples, wanted = len(dataset.train.labels), study.gradient_batches * study.batch
+    if wanted > examples and any(map(oneshot.needs_gradient, study.scores)):
+        raise ValueError(
+            f"gradient_batches={study.gradient_batches} of batch={study.batch} examples are more than the {examples} "
+            "of the training split"
+        )
     task = tasks.classification(dataset, study.model, augment=augment if study.augment else None)
     template = jax.eval_shape(task.init, jax.random.key(0))
     ratios = map(float, study.ratios)
@@ -99,7 +105,7 @@ def equip(study: Study, dataset: data.Dataset) -> Laboratory:
         task,
         where=oneshot.PRUNABLE,
         layout=layout,
-        examples=len(dataset.train.labels),
+        examples=examples,
         validation=len(dataset.validation.labels),
     )
     train, validation, test = replicates.share((dataset.train, dataset.validation, dataset.test), layout.mesh)

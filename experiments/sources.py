@@ -19,6 +19,7 @@ from experiments.progress import progress
 
 Arrays = Mapping[str, np.ndarray]
 Size = tuple[int, int]
+Encoded = tuple[str, bytes, int]  # what an image is called, its file, its label
 
 BUNDLED = ("digits", "iris", "wine", "breast_cancer")
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -107,7 +108,7 @@ def tfds(name: str, data_dir: Path | None, size: Size | None) -> Decoding:
         raise ValueError(f"{name} is no classification of 8-bit images; TFDS says its examples are {features}")
     shape = (*(size or features[keys[0]].shape[:2]), features[keys[0]].shape[2])
     if None in shape:
-        raise ValueError(f"the images of {name} have shape {shape}, not one size; give image_size=(height, width)")
+        raise ValueError(f"the images of {name} have shape {shape}, not one size; give image_size")
     splits = {"train": "train", "test": next((s for s in ("test", "validation") if s in builder.info.splits), None)}
     infos = {ours: builder.info.splits[theirs] for ours, theirs in splits.items() if theirs}
     identity = {
@@ -163,10 +164,10 @@ def _undecoded() -> Any:
     return tensorflow_datasets.decode.SkipDecoding()
 
 
-def _records(source: Sequence[Any], keys: tuple[str, str]) -> Iterator[tuple[bytes, int]]:
+def _records(source: Sequence[Any], keys: tuple[str, str]) -> Iterator[Encoded]:
     for start in range(0, len(source), _BLOCK):
-        for example in source.__getitems__(list(range(start, min(start + _BLOCK, len(source))))):
-            yield example[keys[0]], int(example[keys[1]])
+        for i, example in enumerate(source.__getitems__(list(range(start, min(start + _BLOCK, len(source))))), start):
+            yield f"example {i}", example[keys[0]], int(example[keys[1]])
 
 
 @contextlib.contextmanager
@@ -223,7 +224,7 @@ def folder(path: Path, size: Size | None) -> Decoding:
     def make() -> dict[str, Rows]:
         rows = {}
         for split, listed in found.items():
-            read = lambda listed=listed: ((file.read_bytes(), label) for file, label in listed)
+            read = lambda listed=listed: ((str(file), file.read_bytes(), label) for file, label in listed)
             rows |= _rows(split, len(listed), shape, read)
         return rows
 
@@ -231,7 +232,7 @@ def folder(path: Path, size: Size | None) -> Decoding:
 
 
 def _listing(path: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
-    """Every image of a split with its label, in the order of class and file name."""
+    """Every image of a split with its label, the classes mixed evenly: the first examples are of all of them."""
     surplus = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name not in names)
     if surplus:
         raise ValueError(
@@ -242,8 +243,8 @@ def _listing(path: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
         images = sorted(file for file in (path / name).glob("*") if file.suffix.lower() in _IMAGES)
         if not images and path.name == "train":
             raise ValueError(f"{path / name} has no images; they end in {', '.join(_IMAGES)}")
-        listed += [(file, label) for file in images]
-    return listed
+        listed += [((i + 0.5) / len(images), file, label) for i, file in enumerate(images)]
+    return [(file, label) for _, file, label in sorted(listed, key=lambda one: one[0])]
 
 
 def _one_shape(images: list[Path], size: Size | None) -> tuple[int, int, int]:
@@ -261,7 +262,7 @@ def _one_shape(images: list[Path], size: Size | None) -> tuple[int, int, int]:
         if found != first:
             raise ValueError(
                 f"{file} is {found[0]} x {found[1]} pixels and {images[0]} is {first[0]} x {first[1]}; give "
-                "image_size=(height, width) to resize them"
+                "image_size, a height and a width, to resize them"
             )
     return (*first, channels)
 
@@ -270,7 +271,7 @@ def _one_shape(images: list[Path], size: Size | None) -> tuple[int, int, int]:
 
 
 def _rows(
-    split: str, count: int, shape: tuple[int, int, int], read: Callable[[], Iterator[tuple[bytes, int]]]
+    split: str, count: int, shape: tuple[int, int, int], read: Callable[[], Iterator[Encoded]]
 ) -> dict[str, Rows]:
     """The images of a split, decoded as they are written, and then its labels, gathered on the way."""
     labels = np.zeros(count, np.int32)
@@ -279,9 +280,12 @@ def _rows(
         block = []
         with progress(count, "images", console=Console(stderr=True)) as shown:
             shown.stage(f"Decoding {split} images, once")
-            for i, (encoded, label) in enumerate(read()):
+            for i, (name, encoded, label) in enumerate(read()):
                 labels[i] = label
-                block.append(_decode(encoded, shape))
+                try:
+                    block.append(_decode(encoded, shape))
+                except (OSError, SyntaxError) as error:  # PIL's, and not of the file that is being written
+                    raise ValueError(f"{name} of the {split} split cannot be decoded: {error}") from error
                 if len(block) == _BLOCK or i + 1 == count:
                     yield np.stack(block)
                     shown.advance(len(block))
