@@ -6,13 +6,14 @@ can put the twin's parameters in; images are channels-first, as torch has them.
 
 import itertools
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from benchmarks.timing import seconds
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 5e-4
@@ -123,7 +124,7 @@ def load(module: nn.Module, params: Mapping[str, np.ndarray], flattened: tuple[i
       params: by '/'-joined path, as the twin names and shapes them.
       flattened: (height, width, channels) of what the twin flattens before ``dense1``, channels last.
     """
-    state = module.state_dict()
+    state, left = module.state_dict(), {name for name, _ in module.named_parameters()}
     for path, given in params.items():
         layer, _, kind = path.rpartition("/")
         value = np.asarray(given)
@@ -137,10 +138,7 @@ def load(module: nn.Module, params: Mapping[str, np.ndarray], flattened: tuple[i
         if state[name].shape != value.shape:
             raise ValueError(f"{path} has shape {value.shape} and {name} {tuple(state[name].shape)}")
         state[name] = torch.tensor(value.copy())
-    left = {name for name, _ in module.named_parameters()} - {
-        f"{path.rpartition('/')[0].replace('/', '.')}.{'bias' if path.endswith('bias') else 'weight'}"
-        for path in params
-    }
+        left -= {name}
     if left:
         raise ValueError(f"no parameters for {sorted(left)}")
     module.load_state_dict(state)
@@ -204,12 +202,7 @@ def use_best_threads(side: Callable[[], object], repeats: int = 5) -> int:
             continue
         torch.set_num_threads(threads)
         side()
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            side()
-            times.append(time.perf_counter() - start)
-        taken[threads] = min(times)
+        taken[threads] = min(seconds(side) for _ in range(repeats))
     best = min(taken, key=lambda threads: taken[threads])
     torch.set_num_threads(best)
     return best
