@@ -26,7 +26,7 @@ class Evidence(NamedTuple):
       audit: of the recalls; the control, not pruned, is ratio 1 of every score.
       dense: predictions of the dense networks, (replicates, examples).
       trained: a row for each dense replicate: accuracy, epoch, units that are dead.
-      pruned: the same by score and ratio.
+      pruned: predictions of the pruned networks likewise, by score and ratio.
       alphas: a row for each score, ratio and replicate: alpha, its controls, weights kept, compression, and
         the shares of hidden units that are dead, and that are linear.
       stopped: a row for each stage and replicate whose training stopped, with the reason.

@@ -1,4 +1,8 @@
-"""Files that are written whole or not at all, in open formats: JSON, JSON lines, parquet, orbax."""
+"""Files in open formats: JSON, JSON lines, parquet, orbax, PNG.
+
+``write_json``, ``write_bytes`` and ``write_figure`` write a file whole or not at all. The others write in place,
+into a folder that ``store.writing`` makes a stage of, whole or not at all.
+"""
 
 import contextlib
 import errno

@@ -26,6 +26,13 @@ class Grid:
     A cell is a data set, a method, a width, a depth and a seed. Cells that fit in one compiled program are
     a stage, stored when it is done: a killed run continues with the next stage when given the same
     command. Each processor core, or accelerator, works on a stage of its own.
+
+    After -m experiments.jumpstart_grid, for example:
+      --list                                              what studies there are, what to expect
+      --preset moons-subset --depths 1 10 --epochs 500    a trial
+      --preset moons --shard 0/4                          a quarter of the stages, into the same folder
+      status --preset moons                               how far that is
+      report --preset moons --table moons.csv             tables and figures of cells that others trained
     """
 
     action: Annotated[Action, tyro.conf.Positional] = "run"
@@ -39,10 +46,11 @@ class Grid:
     datasets: tuple[str, ...] = ("moons",)
     """Data sets: moons for kind moons; for the others digits, mnist, cifar10, cifar100, iris, wine, ..."""
     methods: tuple[str, ...] = ("relu", "UP")
-    """Techniques, a coefficient of its own behind a colon, such as UP:0.1. moons: relu, relu-bn (batch
-    normalization), P, U, UP (slacks of points, units, both), UP-zero (zero weights at first, dropout). images:
-    relu, relu-bn, UP, norm, mean (aggregates). tables: baseline, jumpstart, batchnorm, skip, gelu. pruning:
-    baseline, jumpstart."""
+    """Techniques, a coefficient of its own behind a colon, such as UP:0.1.
+    moons: relu, relu-bn (batch normalization), P, U, UP (slacks of points, units, both), UP-zero (dropout too).
+    images: relu, relu-bn, UP, norm, mean (aggregates).
+    tables: baseline, jumpstart, batchnorm, skip, gelu.
+    pruning: baseline, jumpstart."""
     widths: tuple[int, ...] = (1, 2, 3, 4, 5, 10, 15, 20, 25)
     """Units, or channels, of each hidden layer."""
     depths: tuple[int, ...] = (1, 10, 60, 120)
@@ -56,8 +64,9 @@ class Grid:
     lr: tuple[float, ...] = (1e-2,)
     """Learning rates of Adam; of several, for images alone, a grid each."""
     batch: int = 85
-    """Training examples a step. images, tables: the last step of an epoch takes what is left; pruning: what fills
-    no batch sits the epoch out; moons: all 85, whatever is given."""
+    """Training examples a step; moons: all 85, whatever is given.
+    images, tables: the last step of an epoch takes what is left.
+    pruning: what fills no batch sits the epoch out."""
     coefficient: float = 1e-4
     """Lambda of the penalty, where the method does not carry its own."""
     layer: tuple[Layer, ...] = ("conv",)

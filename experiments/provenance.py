@@ -22,7 +22,7 @@ def note(folder: Path, module: str) -> None:
     """
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    command = re.sub(r"(--data-dir[ =])\S+", r"\1DIR", " ".join([f"python -m experiments.{module}", *sys.argv[1:]]))
+    command = re.sub(r"(--data[-_]dir[ =])\S+", r"\1DIR", " ".join([f"python -m experiments.{module}", *sys.argv[1:]]))
     entry = {"command": command, "commit": commit, "jax": jax.__version__}
     earlier = notes(folder)
     if entry not in [{name: old.get(name) for name in entry} for old in earlier]:

@@ -157,14 +157,17 @@ def _gathered(study: Study) -> tuple[Truth, dict[float, Evidence]]:
 
 
 def _beside(study: Study) -> dict[str, Audit]:
-    """The audits of the studies to be set beside this one, at the first coefficient of each."""
+    """The audits of the studies to be set beside this one, at the first coefficient of each, by folder."""
     audits = {}
     for folder in study.beside:
         other = results.recorded(folder)
         if other is None:
             raise StoreError(f"{folder} has no config.json: no study was run there")
+        name = f"{other.model} on {other.dataset}, {folder.name}"
+        if name in audits:
+            raise ValueError(f"beside={study.beside} has two studies that are both called {name!r}; rename a folder")
         _, gathered = _gathered(dataclasses.replace(other, out=folder))
-        audits[f"{other.model} on {other.dataset}, {folder.name}"] = next(iter(gathered.values())).audit
+        audits[name] = next(iter(gathered.values())).audit
     return audits
 
 

@@ -87,8 +87,8 @@ def tfds(name: str, data_dir: Path | None, size: Size | None) -> Decoding:
 
     Raises:
       Missing: it has not been prepared there.
-      ValueError: TFDS does not know it, or it is no image classification, or its images differ in size
-        and ``size`` is None.
+      ValueError: TFDS does not know it, or it is no image classification with a split ``train``, or its
+        images differ in size and ``size`` is None.
     """
     builder = _builder(name, data_dir)
     where = "" if data_dir is None else f" --data-dir {data_dir}"
@@ -102,6 +102,8 @@ def tfds(name: str, data_dir: Path | None, size: Size | None) -> Decoding:
             f"{builder.data_dir} holds {name} as {builder.info.file_format.value}, which TensorFlow alone reads; "
             f"python -m experiments.data prepare {name} --data-dir FOLDER writes it as array_record to another folder"
         )
+    if "train" not in builder.info.splits:
+        raise ValueError(f"{name} has no split 'train' to learn from; it has {', '.join(builder.info.splits)}")
     features, keys = builder.info.features, builder.info.supervised_keys
     kinds = [type(features[key]).__name__ for key in keys] if keys and len(keys) == 2 else []
     if kinds != ["Image", "ClassLabel"] or features[keys[0]].np_dtype != np.uint8:

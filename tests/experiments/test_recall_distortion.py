@@ -218,6 +218,8 @@ def test_studies_side_by_side_are_tested_and_tabled(study, tmp_path):
         assert row.p_bonferroni == pytest.approx(min(1, 2 * p), rel=1e-9)
     assert pd.read_csv(tmp_path / "accuracy.csv")["audit"].tolist() == ["mlp on digits, jumpstart 0.1", other]
     assert (tmp_path / "beside.png").exists()
+    with pytest.raises(ValueError, match="has two studies that are both called 'mlp on digits, small'"):
+        reporting.write(dataclasses.replace(here, beside=(study.folder, study.folder)), Console(file=io.StringIO()))
     nowhere = dataclasses.replace(here, beside=(tmp_path / "nowhere",))
     with pytest.raises(store.StoreError, match=r"nowhere has no config\.json: no study was run there"):
         reporting.write(nowhere, Console(file=io.StringIO()))
