@@ -17,7 +17,7 @@ from jprune.recall.example_tables import resampling
 from jprune.recall.files import records, write_whole
 from jprune.recall.headline import findings, headline
 from jprune.recall.inputs import Groups, InputError, Stack
-from jprune.recall.rates import from_counts, from_predictions
+from jprune.recall.rates import from_counts, from_predictions, refuse_other_examples
 from jprune.recall.study import Study
 
 if TYPE_CHECKING:
@@ -232,11 +232,7 @@ def audit_counts(
     first_name, first = next(iter(once.items()))
     given = [*once.items(), *((of_score[s][r][0], rates[s][r]) for s in of_score for r in of_score[s])]
     for name, stack in given:
-        if not np.array_equal(stack.support, first.support):
-            raise InputError(
-                f"{name} and {first_name} are of different test sets: {stack.support.tolist()} and "
-                f"{first.support.tolist()} examples per class"
-            )
+        refuse_other_examples(name, stack.support, first_name, first.support)
     names = inputs.names_of_classes(class_names, len(first.support))
     baseline = {score: once[name] for score, (name, _) in named.items()}
     check_level(level)

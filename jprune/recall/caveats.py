@@ -72,11 +72,13 @@ def of_study(study: Study, summary: pd.DataFrame, alphas: pd.DataFrame) -> list[
         for reason, times in reasons.items():
             notes.append(f"{score} at {ratio:g}: alpha is undefined for {times} of {len(rows)} models: {reason}")
     for score, ratio, _, pruned in study.stacks():
-        only = ((pruned.recall == 1).sum(1) == 1) & ((pruned.recall == 0).sum(1) == len(present) - 1)
+        # Of correct counts alone the false positives are NaN: what else such a model predicts is not known.
+        whole = (pruned.recall == 1) & ~(pruned.false_positive < 1)
+        only = whole.any(1) & ((pruned.recall == 0).sum(1) == len(present) - 1)
         if only.any() and len(present) > 1:
-            notes.append(
-                f"{score} at {ratio:g}: {only.sum()} of {len(only)} models predict one class for every example"
-            )
+            known = not np.isnan(pruned.false_positive).all()
+            told = "predict one class for every example" if known else "are right about one class and no other"
+            notes.append(f"{score} at {ratio:g}: {only.sum()} of {len(only)} models {told}")
     return notes
 
 

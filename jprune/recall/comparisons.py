@@ -98,7 +98,7 @@ def compare(
         frame.insert(0, "audit", first)
         frame.insert(1, "other_audit", second)
         frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["audit", "other_audit", *_COLUMNS])
 
 
 def pairing_row(score: str, ratio: float, found: PairingTest) -> dict[str, Any]:

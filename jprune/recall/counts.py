@@ -16,14 +16,15 @@ import numpy.typing as npt
 from jaxtyping import Array, Bool, Float, Int
 
 from jprune.recall.arguments import EmptyClassWarning, Numbers, first_true
+from jprune.recall.inputs import MOST_CLASSES
 
 
 def counts(labels: Numbers, predictions: Numbers, num_classes: int) -> Int[Array, "*models classes classes"]:
     """Count how often each model predicts each class for the examples of each class.
 
-    Counts of batches add up: the sum over batches is the count of the whole data set; convert to
-    numpy int64 before adding where a cell may pass 2^31 - 1. Inside ``jax.jit`` values cannot be checked; an example whose label or prediction is out of range, or
-    whose logits hold a NaN, is then counted nowhere.
+    Counts of batches add up: the sum over batches is the count of the whole data set; add them in numpy
+    int64 where a cell may pass 2^31 - 1. Inside ``jax.jit`` values cannot be checked; an example whose
+    label or prediction is out of range, or whose logits hold a NaN, is then counted nowhere.
 
     Args:
       labels: true classes, integers in 0..num_classes-1, (examples,).
@@ -45,8 +46,8 @@ def counts(labels: Numbers, predictions: Numbers, num_classes: int) -> Int[Array
            [[2, 0],
             [1, 0]]], dtype=int32)
     """
-    if not 1 <= num_classes <= 46_340:
-        raise ValueError(f"num_classes must lie in 1..46340 (its square fits int32), got {num_classes}")
+    if not 1 <= num_classes <= MOST_CLASSES:
+        raise ValueError(f"num_classes must lie in 1..{MOST_CLASSES} (its square fits int32), got {num_classes}")
     labels_array, predictions_array = _as_array("labels", labels), _as_array("predictions", predictions)
     if labels_array.ndim != 1:
         raise ValueError(f"labels must have shape (examples,), got {labels_array.shape}")

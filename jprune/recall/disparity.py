@@ -257,7 +257,7 @@ def error_rate_change(dense_rates: Numbers, pruned_rates: Numbers) -> ErrorChang
     stacks("dense_rates", dense, "pruned_rates", pruned)
     dense = np.broadcast_to(dense, pruned.shape)
     change = quotient(pruned, dense, dense > 0) - 1
-    usable = ~np.isnan(change).any(-1)
+    usable = np.asarray(~np.isnan(change).any(-1))
     per_class = np.where(usable[..., None], change, np.nan)
     centre = defined_mean(per_class.swapaxes(-1, -2))
     return ErrorChange(
@@ -301,7 +301,7 @@ def excessive_loss(
         raise ValueError(f"groups must lie in 0..{num_groups - 1}, got {group[index]} at index {index}")
     found = np.full((*pruned.shape[:-1], num_groups), np.nan)
     for number in np.unique(group):
-        member = group == number
+        member = np.equal(group, number)
         found[..., number] = pruned[..., member].mean(-1) - dense[..., member].mean(-1)
     return found
 

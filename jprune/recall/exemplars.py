@@ -42,7 +42,9 @@ def modal_label(predictions: Numbers) -> Int[np.ndarray, " examples"]:
     """
     stack = _stack("predictions", predictions)
     # As narrow as the classes allow: sorting and comparing are bound by the bytes they move.
-    rows = np.sort(stack.astype(np.result_type(*map(np.min_scalar_type, (stack.min(), stack.max())))), axis=0)
+    rows = np.sort(
+        stack.astype(np.result_type(*map(np.min_scalar_type, (stack.min(initial=0), stack.max(initial=0))))), axis=0
+    )
     run = np.ones(rows.shape[1], np.min_scalar_type(len(rows)))
     mode, longest = rows[0].copy(), run.copy()
     for before, row in itertools.pairwise(rows):

@@ -109,8 +109,8 @@ def welch_interval(before: Interval, after: Interval, level: float) -> Interval:
     error, df = _welch(before.sd, before.models, after.sd, after.models)
     half = np.where(error == 0, 0, _quantile(level, df) * error)
     mean, models = after.mean - before.mean, after.models + before.models
-    left_out = after.left_out + before.left_out
-    return Interval(mean, np.full(mean.shape, np.nan), mean - half, mean + half, models, left_out)
+    fields = mean, half * np.nan, mean - half, mean + half, models, after.left_out + before.left_out
+    return Interval(*map(np.asarray, fields))
 
 
 def defined_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -249,7 +249,7 @@ def independent_test(
 
 
 def consecutive_tests(values: Numbers) -> list[TTest]:
-    """TTest that each ratio's expectation exceeds that of the ratio before it, model by model.
+    """Test that each ratio's expectation exceeds that of the ratio before it, model by model.
 
     One-sided paired t tests of row k + 1 against row k; the paper corrects them by Bonferroni.
 
@@ -305,7 +305,7 @@ def _no_spread(values: npt.NDArray[np.float64]) -> bool:
 def _quantile(level: float, df: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Student's quantile that bounds an interval, once for each number of degrees: it costs more than all the rest."""
     distinct, position = np.unique(df, return_inverse=True)
-    return np.asarray(scipy.stats.t.ppf((1 + level) / 2, distinct))[position].reshape(df.shape)
+    return np.asarray(np.asarray(scipy.stats.t.ppf((1 + level) / 2, distinct))[position]).reshape(df.shape)
 
 
 def _welch(
@@ -314,7 +314,7 @@ def _welch(
     """Standard error of a difference of means, and its degrees of freedom (Satterthwaite); NaN without spread."""
     (a, m), (b, n) = ((np.square(sd) / np.maximum(n, 1), np.maximum(n, 2) - 1) for sd, n in ((sd_a, n_a), (sd_b, n_b)))
     squares = a**2 / m + b**2 / n
-    return np.sqrt(a + b), np.asarray((a + b) ** 2 / np.where(squares > 0, squares, np.nan))
+    return np.asarray(np.sqrt(a + b)), np.asarray((a + b) ** 2 / np.where(squares > 0, squares, np.nan))
 
 
 def _family(p_values: Numbers, family: int | None) -> tuple[npt.NDArray[np.float64], int]:

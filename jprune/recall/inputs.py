@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from jprune.recall.arguments import first_true
 
-MOST_CLASSES = 46_340  # the square still fits int32, which is how confusion counts are addressed
+MOST_CLASSES = 46_340  # the square still fits int32, which is how ``jprune.recall.counts`` addresses its cells
 _CLASSES = f"class indices, whole numbers in 0..{MOST_CLASSES - 1}"
 
 

@@ -80,4 +80,4 @@ def _rows(name: str, value: Numbers) -> npt.NDArray[np.float64]:
     if array.ndim not in (1, 2):
         raise ValueError(f"{name} must have shape (models,) or (models, columns), got {array.shape}")
     refuse_infinite(name, array)
-    return array.reshape(len(array), -1)
+    return array[:, None] if array.ndim == 1 else array

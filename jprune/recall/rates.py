@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jprune.recall.arguments import EmptyClassWarning
+from jprune.recall.arguments import EmptyClassWarning, first_true
 from jprune.recall.counts import accuracy, f1, false_positive_rate, precision, recall
 from jprune.recall.inputs import InputError, array
 
@@ -77,34 +77,37 @@ def from_counts(given: object, examples: object, name: str) -> Rates:
     _refuse_first(cells < 0, cells, name, "a count is 0 or more")
     if examples is not None:
         support = _support(examples, cells.shape[1])
-        _refuse_first(cells > support, cells, name, f"there are {support.tolist()} examples per class")
+        _refuse_first(cells > support, cells, name, "the class has {} examples", support)
         return _rates(support, cells, None)
     rows = cells.sum(-1)
-    _refuse_first(rows != rows[0], rows, f"{name}, summed over predictions,", f"model 0 saw {rows[0].tolist()}")
+    _refuse_first(
+        rows != rows[0], rows, f"{name}, summed over predictions,", "model 0 saw {} examples of the class", rows[0]
+    )
     if not rows.any():
         raise InputError(f"{name} holds no example")
     return _rates(rows[0], np.diagonal(cells, axis1=1, axis2=2), cells.sum(-2))
 
 
-def mean(rates: Rates) -> Rates:
-    """The mean model of a stack, as a stack of one; what unpaired models are set against.
+def refuse_other_examples(
+    name: str, support: Int[np.ndarray, " classes"], first_name: str, first: Int[np.ndarray, " others"]
+) -> None:
+    """Check that two sets of models saw equally many examples of each class.
 
-    >>> mean(from_counts([[9, 7], [7, 7]], [10, 10], "dense")).recall
-    array([[0.8, 0.7]])
+    Raises:
+      InputError: they did not, and thus were not tested on the same examples.
+
+    >>> refuse_other_examples("pruned[2]", np.array([10, 9]), "dense", np.array([10, 10]))
+    Traceback (most recent call last):
+      ...
+    jprune.recall.inputs.InputError: pruned[2] and dense are of different test sets: class 1 has 9 and 10 examples
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # a class nobody predicts stays NaN
-        fields = [np.nanmean(field, axis=0, keepdims=True) for field in rates[1:]]
-    return Rates(rates.support, *fields)
-
-
-def repeat(rates: Rates, models: int) -> Rates:
-    """Repeat a stack of one model.
-
-    >>> repeat(from_counts([9, 7], [10, 10], "dense"), 3).accuracy
-    array([0.8, 0.8, 0.8])
-    """
-    return Rates(rates.support, *(np.repeat(field, models, axis=0) for field in rates[1:]))
+    if support.shape != first.shape:
+        raise InputError(f"{name} and {first_name} are of different test sets: {support.size} and {first.size} classes")
+    differs = support != first
+    if differs.any():
+        (c,) = first_true(differs)
+        told = f"class {c} has {support[c]} and {first[c]} examples"
+        raise InputError(f"{name} and {first_name} are of different test sets: {told}")
 
 
 def _rates(
@@ -134,13 +137,19 @@ def _rates(
 def _support(given: object, classes: int) -> Int[np.ndarray, " classes"]:
     examples = array(given, "support")
     if examples.shape != (classes,) or examples.dtype.kind not in "iu":
-        raise InputError(f"support must hold {classes} whole numbers, one per class, got {examples.tolist()}")
-    if (examples < 0).any() or not examples.any():
-        raise InputError(f"support must be 0 or more and not 0 throughout, got {examples.tolist()}")
+        raise InputError(
+            f"support must hold {classes} whole numbers, one per class, got {examples.dtype} of shape {examples.shape}"
+        )
+    _refuse_first(examples < 0, examples, "support", "a class has 0 examples or more")
+    if not examples.any():
+        raise InputError("support is 0 throughout: it holds no example")
     return examples.astype(np.int64)
 
 
-def _refuse_first(bad: np.ndarray, cells: np.ndarray, name: str, why: str) -> None:
+def _refuse_first(bad: np.ndarray, cells: np.ndarray, name: str, why: str, *of_class: np.ndarray) -> None:
+    """Refuse the first bad cell; ``why`` tells what it may be, with a number of its class where one is given."""
     if bad.any():
-        index = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise InputError(f"{name} holds {cells[index]} at index {index}: {why}")
+        index = first_true(bad)
+        raise InputError(
+            f"{name} holds {cells[index]} at index {index}: {why.format(*(n[index[-1]] for n in of_class))}"
+        )

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from jprune.recall.inference import Interval, t_interval, welch_interval
-from jprune.recall.rates import Rates, mean, repeat
+from jprune.recall.inference import Interval, defined_mean, t_interval, welch_interval
+from jprune.recall.rates import Rates
 
 
 class Study(NamedTuple):
@@ -37,7 +37,18 @@ class Study(NamedTuple):
         for score, ratios in self.pruned.items():
             for ratio, pruned in ratios.items():
                 dense = self.dense[score]
-                yield score, ratio, dense if self.paired else repeat(mean(dense), len(pruned.accuracy)), pruned
+                yield score, ratio, dense if self.paired else mean_model(dense, len(pruned.accuracy)), pruned
+
+
+def mean_model(rates: Rates, times: int) -> Rates:
+    """The mean of a set of models, a given number of times; what unpaired models are set against.
+
+    >>> two = Rates(np.array([9, 1]), *[np.array([[0.8, np.nan], [0.6, np.nan]])] * 4, np.array([0.8, 0.6]))
+    >>> mean_model(two, 3).accuracy, mean_model(two, 1).recall
+    (array([0.7, 0.7, 0.7]), array([[0.7, nan]]))
+    """
+    means = [np.repeat(defined_mean(field.T)[None], times, axis=0) for field in rates[1:]]
+    return Rates(rates.support, *means)
 
 
 def difference(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], study: Study) -> Interval:

@@ -16,7 +16,7 @@ from jprune.recall.disparity import (
     excess_accuracy_gap,
     normalized_difference,
 )
-from jprune.recall.inference import holm, mark, t_interval
+from jprune.recall.inference import defined_mean, holm, mark, t_interval
 from jprune.recall.intensification import (
     affine_intensification,
     balance,
@@ -43,18 +43,13 @@ def dense_models(study: Study) -> pd.DataFrame:
     """
     frames = []
     for score, dense in study.dense.items():
-        unequal = disparity(dense.recall, dense.accuracy)
         frames.append(
             pd.DataFrame(
                 {
                     "score": score,
                     "model": np.arange(len(dense.accuracy)),
                     "accuracy": dense.accuracy,
-                    "balance_variance": unequal.variance,
-                    "worst_class": _names(study, unequal.worst_class),
-                    "worst_recall": unequal.worst,
-                    "recall_difference": unequal.difference,
-                    "recall_ratio": unequal.ratio,
+                    **_inequality(study, dense),
                 }
             )
         )
@@ -68,7 +63,7 @@ def alphas(study: Study) -> pd.DataFrame:
 
 def _alphas(study: Study, score: str, ratio: float, dense: Rates, pruned: Rates) -> pd.DataFrame:
     given = (dense.recall, pruned.recall, dense.accuracy, pruned.accuracy)
-    unequal, gap = disparity(pruned.recall, pruned.accuracy), excess_accuracy_gap(*given)
+    gap = excess_accuracy_gap(*given)
     errors = error_rate_change(
         np.stack([dense.false_positive, 1 - dense.recall], -1), np.stack([pruned.false_positive, 1 - pruned.recall], -1)
     )
@@ -87,11 +82,7 @@ def _alphas(study: Study, score: str, ratio: float, dense: Rates, pruned: Rates)
             "alpha_intercept": affine_intensification(*given).slope,
             "alpha_precision": intensification(dense.precision, pruned.precision, dense.accuracy, pruned.accuracy),
             "alpha_f1": intensification(dense.f1, pruned.f1, dense.accuracy, pruned.accuracy),
-            "balance_variance": unequal.variance,
-            "worst_class": _names(study, unequal.worst_class),
-            "worst_recall": unequal.worst,
-            "recall_difference": unequal.difference,
-            "recall_ratio": unequal.ratio,
+            **_inequality(study, pruned),
             "excess_gap": gap.maximum,
             "excess_gap_class": _names(study, gap.worst_class),
             "cev": errors.cev,
@@ -177,15 +168,15 @@ def _classes(study: Study, score: str, ratio: float, baseline: Rates, pruned: Ra
             "ratio": ratio,
             "class": list(study.class_names),
             "support": pruned.support,
-            "recall_dense": t_interval(dense.recall.T).mean,
-            "recall": t_interval(pruned.recall.T).mean,
+            "recall_dense": defined_mean(dense.recall.T),
+            "recall": defined_mean(pruned.recall.T),
             "change": change.mean,
             "change_low": change.low,
             "change_high": change.high,
-            "balance_dense": t_interval(normalized_balance(dense.recall, dense.accuracy).T).mean,
-            "balance": t_interval(normalized_balance(pruned.recall, pruned.accuracy).T).mean,
-            "intensification": class_intensification(*(_middle(field) for field in given)),
-            "normalized_difference": t_interval(normalized_difference(*given).T).mean,
+            "balance_dense": defined_mean(normalized_balance(dense.recall, dense.accuracy).T),
+            "balance": defined_mean(normalized_balance(pruned.recall, pruned.accuracy).T),
+            "intensification": class_intensification(*(defined_mean(field.T) for field in given)),
+            "normalized_difference": defined_mean(normalized_difference(*given).T),
             "excess": excess.mean,
             "excess_low": excess.low,
             "excess_high": excess.high,
@@ -219,8 +210,16 @@ def _mean(name: str, values: "pd.Series[float]", level: float) -> dict[str, obje
     return found
 
 
-def _middle(rates: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.asarray(t_interval(rates.T).mean)
+def _inequality(study: Study, rates: Rates) -> dict[str, object]:
+    """The columns that say how unequal the classes of each model are."""
+    unequal = disparity(rates.recall, rates.accuracy)
+    return {
+        "balance_variance": unequal.variance,
+        "worst_class": _names(study, unequal.worst_class),
+        "worst_recall": unequal.worst,
+        "recall_difference": unequal.difference,
+        "recall_ratio": unequal.ratio,
+    }
 
 
 def _names(study: Study, index: npt.NDArray[np.int64]) -> list[str]:

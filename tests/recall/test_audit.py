@@ -1,4 +1,4 @@
-"""The audit: right numbers in every table, a defined answer for every odd case."""
+"""The audit: right numbers in every table."""
 
 import json
 
@@ -9,47 +9,24 @@ import scipy.stats
 from sklearn.metrics import accuracy_score, recall_score
 
 from jprune import recall
-from jprune.recall import EmptyClassWarning
-from tests.recall import published
-
-CLASSES, EXAMPLES, MODELS = 4, 200, 5
+from tests.recall import published, study
+from tests.recall.study import CLASSES, EXAMPLES, MODELS, row
 
 
-def predictions(rng, labels, rate, models=MODELS):
-    """Models that err at ``rate``, twice as often on each further class."""
-    wrong = rng.random((models, labels.size)) < rate * 2.0 ** (labels - 1)
-    return np.where(wrong, (labels + rng.integers(1, CLASSES, (models, labels.size))) % CLASSES, labels)
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def data():
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(CLASSES), EXAMPLES // CLASSES)
-    dense = predictions(rng, labels, 0.04)
-    pruned = {
-        "magnitude": {2.0: predictions(rng, labels, 0.05), 10.0: predictions(rng, labels, 0.1)},
-        "random": {1.0: predictions(rng, labels, 0.04), 10.0: predictions(rng, labels, 0.12)},
-    }
-    return labels, dense, pruned
+    return study.data()
 
 
 @pytest.fixture(scope="module")
-def report(data):
-    return recall.audit(*data)
+def report():
+    return recall.audit(*study.data())
 
 
 @pytest.fixture(scope="module")
 def golden():
     counts = published.correct_counts()
     return recall.audit_counts(counts[1], {"magnitude": {t: counts[t] for t in published.RATIOS}}, support=[1000] * 10)
-
-
-def row(frame, **key):
-    """The only row of a frame whose columns have these values."""
-    for name, value in key.items():
-        frame = frame[frame[name] == value]
-    assert len(frame) == 1
-    return frame.iloc[0]
 
 
 # The published runs -----------------------------------------------------------------------------------
@@ -258,73 +235,6 @@ def test_compare_tests_audits_against_each_other(report, golden):
     )
     with pytest.raises(ValueError, match="pairs name the audit 'none'"):
         recall.compare({"paper": golden}, [("paper", "none")])
-
-
-# Odd cases have a defined answer ----------------------------------------------------------------------
-
-
-def test_a_class_without_examples_is_left_out_and_named(data):
-    labels, dense, pruned = data
-    names = ["ant", "bee", "cat", "dog", "elk"]
-    with pytest.warns(EmptyClassWarning, match="elk"):
-        report = recall.audit(labels, dense, pruned["magnitude"], class_names=names)
-    whole = recall.audit(labels, dense, pruned["magnitude"])
-    np.testing.assert_allclose(report.alphas["alpha"], whole.alphas["alpha"])
-    assert np.isnan(row(report.classes, ratio=10.0, **{"class": "elk"})["recall"])
-    assert any("without test examples: elk" in warning for warning in report.warnings)
-    numbers = report.summary.drop(columns=["score", "alpha_mark"]).select_dtypes("number")
-    assert numbers.notna().all(axis=None)
-
-
-def test_one_model_has_an_alpha_and_no_interval(data):
-    labels, dense, pruned = data
-    report = recall.audit(labels, dense[0], {10.0: pruned["magnitude"][10.0][0]})
-    summary = report.summary.iloc[0]
-    assert np.isfinite(summary["alpha"])
-    assert np.isnan(summary[["alpha_sd", "alpha_low", "alpha_high"]].astype(float)).all()
-    assert summary["alpha_mark"] == ""
-    assert any("one model only" in warning for warning in report.warnings)
-
-
-def test_a_perfect_dense_model_has_no_alpha_and_says_why(data):
-    labels, dense, pruned = data
-    perfect = dense.copy()
-    perfect[2] = labels
-    report = recall.audit(labels, perfect, {10.0: pruned["magnitude"][10.0]})
-    of_model = row(report.alphas, model=2)
-    assert np.isnan(of_model["alpha"])
-    assert of_model["reason"] == "the dense model is perfect"
-    assert report.summary["alpha_models"].tolist() == [4]
-    assert np.isfinite(report.summary["alpha"]).all()
-    assert any("undefined for 1 of 5 models: the dense model is perfect" in warning for warning in report.warnings)
-
-
-def test_a_model_that_predicts_one_class_is_named_and_counted(data):
-    labels, dense, pruned = data
-    collapsed = pruned["magnitude"][10.0].copy()
-    collapsed[1] = 3
-    report = recall.audit(labels, dense, {10.0: collapsed})
-    assert np.isfinite(report.alphas["alpha"]).all()
-    assert any("1 of 5 models predict one class" in warning for warning in report.warnings)
-
-
-def test_warnings_name_copies_unequal_classes_few_models_and_the_missing_control(data):
-    labels, dense, pruned = data
-    few = labels.copy()
-    few[:40] = 1
-    copies = dense[[0, 1, 1]]
-    told = " ".join(recall.audit(few, copies, {2.0: pruned["magnitude"][2.0][:3]}).warnings)
-    assert "dense: models 1 and 2 made identical predictions" in told
-    assert "between 10 and 90 test examples" in told
-    assert "fewer than five models" in told
-    assert "no control" in told
-
-
-def test_a_sound_audit_has_no_warning(data):
-    labels, dense, _ = data
-    rng = np.random.default_rng(1)
-    control, pruned = predictions(rng, labels, 0.04), predictions(rng, labels, 0.1)
-    assert recall.audit(labels, dense, {1: control, 4: pruned}).warnings == ()
 
 
 def test_scores_is_pruned_by_another_name(data, report):

@@ -97,6 +97,16 @@ def test_a_perfect_dense_model_is_left_out_of_the_pooled_bootstrap():
     assert (int(ours.models), int(ours.left_out)) == (2, 1)
 
 
+def test_the_pooled_bootstrap_leaves_out_the_models_that_the_pooled_slope_leaves_out():
+    dense = np.array(
+        [[0.7, 0.7, 0.7], [0.9, 0.8, 0.7], [0.9, 0.7, 0.8]]
+    )  # the first matches its accuracy but for rounding
+    args = dense, dense[:, ::-1], np.array([np.nextafter(0.7, 1), 0.8, 0.8]), dense.mean(-1)
+    pooled, ours = recall.pooled_intensification(*args), recall.bootstrap_pooled(*args, rng=0, resamples=50)
+    assert (int(ours.models), int(ours.left_out)) == (int(pooled.models), int(pooled.left_out)) == (2, 1)
+    assert float(ours.estimate) == pytest.approx(float(pooled.slope))
+
+
 # over test examples ----------------------------------------------------------------------------------
 
 

@@ -180,3 +180,15 @@ def test_excessive_loss_by_hand():
 def test_losses_and_groups_that_do_not_match_are_refused(dense, groups, message):
     with pytest.raises(ValueError, match=message):
         recall.excessive_loss(dense, [0.1, 0.2], groups, 2)
+
+
+def test_a_loss_that_is_no_number_tells_on_its_own_group_alone():
+    pruned = [[np.inf, 0.2, 0.4, 1.0], [0.1, 0.2, np.nan, np.inf]]
+    loss = recall.excessive_loss([0.1, 0.2, 0.3, 1.0], pruned, [0, 1, 1, 2], 3)
+    np.testing.assert_allclose(loss, [[np.inf, 0.05, 0], [0, np.nan, np.inf]], atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3)])
+def test_error_rates_that_are_no_pairs_are_refused(shape):
+    with pytest.raises(ValueError, match=r"dense_rates must hold \(FPR, FNR\) of every class, .* got shape \(2,"):
+        recall.error_rate_change(np.full(shape, 0.1), np.full(shape, 0.1))

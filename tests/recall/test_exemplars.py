@@ -59,3 +59,8 @@ def test_the_same_votes_are_exactly_no_distance_apart_however_often_they_are_rep
 def test_what_are_no_stacks_of_predictions_is_refused(measure, dense, pruned, message):
     with pytest.raises(ValueError, match=message):
         measure(dense, pruned)
+
+
+def test_no_examples_have_no_labels():
+    none = np.zeros((3, 0), int)
+    assert recall.modal_label(none).shape == recall.exemplars(none, none).exemplar.shape == (0,)

@@ -53,6 +53,7 @@ def test_models_and_classes_without_values_are_left_out():
 @pytest.mark.parametrize(
     ("a", "b", "reason"),
     [
+        ([], [], "fewer than three pairs"),
         ([1.0, 2.0], [1.0, 2.0], "fewer than three pairs"),
         ([1.0, 2.0, 3.0, np.nan], [1.0, 2.0, np.nan, 4.0], "fewer than three pairs"),
         ([np.nan] * 4, [1.0, 2.0, 3.0, 4.0], "fewer than three pairs"),
