@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jprune.recall.headline import number
+
 if TYPE_CHECKING:
     from jprune.recall.audit import Audit
 
@@ -26,7 +28,7 @@ class Caption(NamedTuple):
 def captions(audit: "Audit") -> dict[str, Caption]:
     """The words for every figure that ``jprune.recall.figures.figures`` may draw, by name."""
     level = f"{100 * audit.level:g} %"
-    alphas = _by_score(audit, lambda row: f"{row['alpha']:.2f}{_ends(row)} at {_ratio(row)}")
+    alphas = _by_score(audit, lambda row: f"{number(row['alpha'])}{_ends(row)} at {_ratio(row)}")
     return {
         "alpha": Caption(
             "Alpha against the compression ratio",
@@ -37,7 +39,9 @@ def captions(audit: "Audit") -> dict[str, Caption]:
             "Alpha against alpha_null",
             "One point per model. On the dashed line alpha is what the loss of accuracy alone brings; below it, less.",
             "Scatter plot of alpha against alpha_null, with the line of equality. Means: "
-            + _by_score(audit, lambda row: f"{row['alpha']:.2f} against {row['alpha_null']:.2f} at {_ratio(row)}"),
+            + _by_score(
+                audit, lambda row: f"{number(row['alpha'])} against {number(row['alpha_null'])} at {_ratio(row)}"
+            ),
         ),
         "recall": Caption(
             "Recall of each class",
@@ -50,7 +54,7 @@ def captions(audit: "Audit") -> dict[str, Caption]:
             "the highest is told.",
             "Line chart of mean alpha against mean accuracy. "
             + _by_score(
-                audit, lambda r: f"accuracy {100 * r['accuracy']:.1f} %, alpha {r['alpha']:.2f} at {_ratio(r)}"
+                audit, lambda r: f"accuracy {100 * r['accuracy']:.1f} %, alpha {number(r['alpha'])} at {_ratio(r)}"
             ),
         ),
         "variance": Caption(
@@ -69,7 +73,7 @@ def captions(audit: "Audit") -> dict[str, Caption]:
             "One point per class and model. Dashed: no change. Full: the pooled slope, printed as alpha with the mark "
             "of the mean alpha's interval against 1.",
             "Scatter plots of the pruned models' normalized recall balance against the dense models'. Pooled slopes: "
-            + _by_score(audit, lambda row: f"{row['pooled_alpha']:.2f} (r² {row['r2']:.2f}) at {_ratio(row)}"),
+            + _by_score(audit, lambda row: f"{number(row['pooled_alpha'])} (r² {number(row['r2'])}) at {_ratio(row)}"),
         ),
     }
 
@@ -87,7 +91,7 @@ def _losses(audit: "Audit") -> str:
     """Which three classes lost most at the highest ratio of each score."""
     told = []
     for score in audit.scores:
-        rows = audit.classes[audit.classes["score"] == score]
+        rows = audit.classes[(audit.classes["score"] == score) & (audit.classes["support"] > 0)]
         last = rows[rows["ratio"] == rows["ratio"].max()].sort_values("change", kind="stable").head(3)
         lost = (
             f"{row['class']} from {100 * row['recall_dense']:.1f} to {100 * row['recall']:.1f} %"
@@ -102,7 +106,8 @@ def _medians(audit: "Audit") -> str:
     told = []
     for score in audit.scores:
         rows = medians[medians["score"] == score]
-        told.append(f"{score}, medians: {', '.join(f'{r.alpha:.2f} at {r.ratio:g}' for r in rows.itertuples())}.")
+        listed = ", ".join(f"{number(row['alpha'])} at {_ratio(row)}" for _, row in rows.iterrows())
+        told.append(f"{score}, medians: {listed}.")
     return " ".join(told)
 
 

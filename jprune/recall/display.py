@@ -10,8 +10,10 @@ from jprune.recall.headline import lost_more
 if TYPE_CHECKING:
     from jprune.recall.audit import Audit
 
-_FILTERED = ("classes", "groups", "pies")
-_MOST_ROWS = 1_500  # of one table on the page; the CSV files have the rest
+_MOST_ROWS, _LEAST_ROWS = 1_500, 10  # of a table, and of one score and ratio in it; the CSV files have the rest
+# The tables of which the page shows one score and ratio at a time, and the column whose smallest (True) or largest
+# numbers are kept where the rows are too many.
+_FILTERED = {"classes": ("change", True), "groups": ("change", True), "pies": ("pies", False)}
 
 
 class Column(NamedTuple):
@@ -183,26 +185,17 @@ def tables(audit: "Audit", equal: pd.DataFrame) -> dict[str, Table | None]:
       audit: the audit.
       equal: the comparisons at equal accuracy; without rows where there are none.
     """
-    strong = pd.concat([lost_more(rows, audit.level) for _, rows in audit.classes.groupby(["score", "ratio"])]).index
-    shown = _most_lost(audit.classes, len(audit.summary))
+    strong = set(lost_more(audit.classes, audit.level).index)
     groups = audit.groups.assign(**{"class": audit.groups["class"].fillna("all classes")})
-    found = {
-        "summary": _table("summary", "Scores and ratios", _SUMMARY, audit.summary, sortable=True),
-        "neighbours": _table("neighbours", "Other measures", _NEIGHBOURS, audit.summary, sortable=True),
-        "classes": _table("classes", "Recall of each class", _CLASSES, shown, sortable=True, strong=set(strong)),
-        "groups": _table("groups", "Recall within groups", _GROUPS, groups.head(_MOST_ROWS), sortable=True),
-        "pies": _table(
-            "pies", "Changed examples by class", _PIES, _pies_by_class(audit).head(_MOST_ROWS), sortable=True
-        ),
-        "tests": _table("tests", "Tests of alpha", _TESTS, audit.tests, sortable=True),
+    return {
+        "summary": _table("summary", "Scores and ratios", _SUMMARY, audit.summary),
+        "neighbours": _table("neighbours", "Other measures", _NEIGHBOURS, audit.summary),
+        "classes": _table("classes", "Recall of each class", _CLASSES, audit.classes, strong=strong),
+        "groups": _table("groups", "Recall within groups", _GROUPS, groups),
+        "pies": _table("pies", "Changed examples by class", _PIES, _pies_by_class(audit)),
+        "tests": _table("tests", "Tests of alpha", _TESTS, audit.tests),
         "equal": _table("equal", "At equal loss of accuracy", _EQUAL, equal, sortable=False),
     }
-    for name, whole, part in (("classes", audit.classes, shown), ("groups", groups, groups.head(_MOST_ROWS))):
-        table = found[name]
-        if table is not None and len(part) < len(whole):
-            note = f"{len(part)} of {len(whole)} rows are shown"
-            found[name] = table._replace(note=f"{note}; Audit.to_csv writes all of them.")
-    return found
 
 
 def _table(
@@ -211,17 +204,21 @@ def _table(
     columns: Sequence[Column],
     frame: pd.DataFrame,
     *,
-    sortable: bool,
+    sortable: bool = True,
     strong: Container[Any] = (),
 ) -> Table | None:
     """Lay out a frame, without the columns that it lacks or that are undefined throughout."""
     if not len(frame):
         return None
+    every = len(frame)
+    if name in _FILTERED:
+        frame = _most(frame, *_FILTERED[name])
+    note = "" if len(frame) == every else f"{len(frame)} of {every} rows are shown; Audit.to_csv writes everything."
     kept = tuple(c for c in columns if c.name in frame and not (frame[c.name].isna() | (frame[c.name] == "")).all())
     texts = [[_cell(column, value) for value in frame[column.name]] for column in kept]
     stacks = _stacks(frame)
     rows = zip(zip(*texts, strict=True), stacks, (index in strong for index in frame.index), strict=True)
-    return Table(name, caption, kept, tuple(Row(*row) for row in rows), sortable, filtered=name in _FILTERED)
+    return Table(name, caption, kept, tuple(Row(*row) for row in rows), sortable, name in _FILTERED, note)
 
 
 def stack_key(score: str, ratio: float) -> str:
@@ -243,13 +240,12 @@ def _cell(column: Column, value: Any) -> Cell:
     return Cell(column.show(value), repr(float(value)))
 
 
-def _most_lost(classes: pd.DataFrame, stacks: int) -> pd.DataFrame:
-    """The classes that lost most of each score and ratio, as many as the page bears."""
-    if len(classes) <= _MOST_ROWS:
-        return classes
-    each = max(10, _MOST_ROWS // stacks)
-    kept = classes.sort_values("change", kind="stable").groupby(["score", "ratio"], sort=False).head(each)
-    return kept.sort_index()
+def _most(frame: pd.DataFrame, by: str, ascending: bool) -> pd.DataFrame:
+    """The first rows by a column of each score and ratio, as many as the page bears, in the order they had."""
+    if len(frame) <= _MOST_ROWS:
+        return frame
+    stacks = frame.sort_values(by, ascending=ascending, kind="stable").groupby(["score", "ratio"], sort=False)
+    return frame[frame.index.isin(stacks.head(max(_LEAST_ROWS, _MOST_ROWS // stacks.ngroups)).index)]
 
 
 def _pies_by_class(audit: "Audit") -> pd.DataFrame:

@@ -1,8 +1,9 @@
 """Figures of an audit: what the paper shows of its models, for any models.
 
-Every function takes an ``Audit`` and returns a matplotlib ``Figure`` of its own: nothing is global,
-no window opens, the background is transparent. The colours are those of Okabe and Ito, told apart by
-colour-blind readers; markers differ too. Class and score names are drawn as they are, never as math.
+A function takes an ``Audit``, ``alpha_boxes`` several, and returns a matplotlib ``Figure`` of its own,
+``figures`` all of them by name: nothing is global, no window opens, the background is transparent. The
+colours are those of Okabe and Ito, told apart by colour-blind readers; markers differ too. Class and
+score names are drawn as they are, never as math. What panels are made of is in ``jprune.recall.panels``.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from jprune.recall import panels
+from jprune.recall.headline import number
 from jprune.recall.panels import FAINT, INK, MUTED
 
 if TYPE_CHECKING:
@@ -89,7 +91,8 @@ def recall_by_class(audit: "Audit") -> "Figure":
         steps = [rows["recall"][rows["ratio"] == ratio].to_numpy() for ratio in ratios]
         dense = rows["recall_dense"][rows["ratio"] == ratios[0]].to_numpy()
         lines_of = np.stack([dense, *steps], axis=-1)
-        most = np.argsort(rows["change"][rows["ratio"] == ratios[-1]].to_numpy(), kind="stable")
+        change = rows["change"][rows["ratio"] == ratios[-1]].to_numpy()
+        most = np.argsort(change, kind="stable")[: np.isfinite(change).sum()]  # a class without examples is last
         for c in most[_MOST_LINES:]:
             axes.plot(lines_of[c], color=FAINT, linewidth=0.8)
         drawn = [axes.plot(lines_of[c], **panels.line_style(index))[0] for index, c in enumerate(most[:_MOST_LINES])]
@@ -202,10 +205,10 @@ def balance_scatter(audit: "Audit") -> "Figure":
         if np.isfinite(slope):
             axes.plot([-limit, limit], [-limit * slope, limit * slope], color=INK, linewidth=1.3)
         axes.set_xlim(-limit, limit)
-        alpha = f"alpha {slope:.2f} {numbers['alpha_mark']}".strip()
+        alpha = f"alpha {number(slope)} {numbers['alpha_mark']}".strip()
         where = "control" if ratio == 1 else f"t = {ratio:g}"
         title = f"{panels.short(score)}, " * (len(audit.scores) > 1) + f"{where}\n{alpha}"
-        title += f", r² {numbers['r2']:.2f}, accuracy {numbers['accuracy']:.3f}"
+        title += f", r² {number(numbers['r2'])}, accuracy {numbers['accuracy']:.3f}"
         axes.set_title(title, fontsize=9.5, color=INK, parse_math=False)
     figure.supxlabel("normalized recall balance, dense", color=INK, fontsize=10)
     figure.supylabel("normalized recall balance, pruned", color=INK, fontsize=10)

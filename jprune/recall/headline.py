@@ -44,7 +44,7 @@ def headline(audit: "Audit") -> str:
     for verdict, verb in _VERDICTS.items():
         rows = [row for _, row in last.iterrows() if _verdict(row) == verdict]
         if rows:
-            alphas = [f" (alpha {_number(row['alpha'])})" if np.isfinite(row["alpha"]) else "" for row in rows]
+            alphas = [f" (alpha {number(row['alpha'])})" if np.isfinite(row["alpha"]) else "" for row in rows]
             named = _listed([_by(audit, row) + alpha for row, alpha in zip(rows, alphas, strict=True)])
             told.append(f"{verb} {named}")
     sentence = f"Differences between classes {'; they '.join(told)}."
@@ -88,7 +88,7 @@ def _differences(rows: pd.DataFrame, audit: "Audit") -> str:
         return (
             "Alpha is undefined: " + "; ".join(sorted({str(r) for r in _of(audit.alphas, row)["reason"]} - {""})) + "."
         )
-    meaning = {">": "they grew", "<": "they shrank", "?": "no change is shown", "": "no interval, one model only"}
+    meaning = {">": "they grew", "<": "they shrank", "?": "no change is shown", "": "no interval, too few models"}
     text = f"alpha {_interval(row, 'alpha')} at {_times(row)}: {meaning[row['alpha_mark']]}"
     pattern = [
         f"{word} at {_listed([_ratio(ratio) for ratio in rows['ratio'][rows['alpha_mark'] == mark]])}"
@@ -112,10 +112,10 @@ def _beyond_null(row: _Row, audit: "Audit") -> str:
         ">": "yes, by more than errors that grow in proportion in every class would bring",
         "<": "no: errors that grow in proportion in every class would bring more",
         "?": "not shown: it is in line with errors that grow in proportion in every class",
-        "": "one model only; set against errors that grow in proportion in every class",
+        "": "too few models to say; set against errors that grow in proportion in every class",
     }[row["alpha_over_null_mark"]]
     return _sentence(
-        f"{answer} (alpha_null {_number(row['alpha_null'])}, alpha / alpha_null {_interval(row, 'alpha_over_null')})"
+        f"{answer} (alpha_null {number(row['alpha_null'])}, alpha / alpha_null {_interval(row, 'alpha_over_null')})"
     )
 
 
@@ -149,7 +149,7 @@ def _evidence(rows: pd.DataFrame, audit: "Audit") -> str:
     models = int(row["models"])
     from_examples = ""
     if "alpha_examples_low" in rows and np.isfinite(row["alpha_examples_low"]):
-        low, high = _number(row["alpha_examples_low"]), _number(row["alpha_examples_high"])
+        low, high = number(row["alpha_examples_low"]), number(row["alpha_examples_high"])
         from_examples = f" Another test set like this one would put alpha at {_times(row)} between {low} and {high}."
     if models == 1:
         return f"No: one model says nothing about other training seeds. Train at least 5, better 30.{from_examples}"
@@ -158,7 +158,7 @@ def _evidence(rows: pd.DataFrame, audit: "Audit") -> str:
     open_rows, silent = rows[rows["alpha_mark"] == "?"], rows[rows["alpha_mark"] == ""]
     told = []
     if len(open_rows):
-        named = _listed([f"{_ratio(r['ratio'])} ({_number(r['alpha'])})" for _, r in open_rows.iterrows()])
+        named = _listed([f"{_ratio(r['ratio'])} ({number(r['alpha'])})" for _, r in open_rows.iterrows()])
         told.append(f"{who} models do not tell alpha from 1 at {named}.")
         needed = [_needed(r, audit) for _, r in open_rows.iterrows() if abs(r["alpha"] - 1) > _ROUNDING]
         if needed:
@@ -219,12 +219,13 @@ def _ratio(ratio: float) -> str:
 
 def _interval(row: _Row, name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    ends = f" ({_number(low)} to {_number(high)})" if np.isfinite(low) else ""
-    return _number(row[name]) + ends
+    ends = f" ({number(low)} to {number(high)})" if np.isfinite(low) else ""
+    return number(row[name]) + ends
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}"
+def number(value: float) -> str:
+    """A number as the words tell it; n/a where it is undefined."""
+    return f"{value:.2f}" if np.isfinite(value) else "n/a"
 
 
 def _percent(value: float) -> str:

@@ -153,21 +153,21 @@ def _examples(audit: "Audit", images: Any) -> tuple[list[dict[str, Any]], str]:
     """The examples to show, and which score and ratio they are of: the last that changed any."""
     if images is None:
         return [], ""
-    pictures = _pictures(images, audit.examples)
+    pictures, low, high = _pictures(images, audit.examples)
     if not len(audit.pies):
         return [], ""
     last = audit.pies.iloc[-1]
     rows = audit.pies[(audit.pies["score"] == last["score"]) & (audit.pies["ratio"] == last["ratio"])]
     shown = []
     for row in rows.head(_MOST_EXAMPLES).to_dict("records"):
-        source, width, height = _png(pictures[row["example"]])
+        source, width, height = _png(pictures[row["example"]], low, high)
         names = {key: audit.class_names[row[key]] for key in ("label", "dense", "pruned")}
         shown.append({"index": row["example"], "source": source, "width": width, "height": height, **names})
     return shown, f"{last['score']} at {last['ratio']:g} ({len(shown)} of {len(rows)})"
 
 
-def _pictures(images: Any, examples: int) -> np.ndarray:
-    """Images as uint8 (examples, height, width[, channels])."""
+def _pictures(images: Any, examples: int) -> tuple[np.ndarray, float, float]:
+    """Images as they are, (examples, height, width[, channels]), and the numbers that are black and white."""
     given = np.asarray(images)
     grey = given.ndim == 3 or (given.ndim == 4 and given.shape[-1] == 1)
     if given.ndim not in (3, 4) or not (grey or given.shape[-1] in (3, 4)) or 0 in given.shape:
@@ -179,18 +179,19 @@ def _pictures(images: Any, examples: int) -> np.ndarray:
         raise InputError(f"images must hold numbers, got dtype {given.dtype}")
     given = given.reshape(given.shape[:3]) if grey else given
     if given.dtype == np.uint8:
-        return given
+        return given, 0.0, 255.0
     low, high = float(given.min()), float(given.max())
     if not np.isfinite([low, high]).all():
         raise InputError("images hold NaN or infinity")
-    return np.round((given.astype(np.float64) - low) / (high - low or 1.0) * 255).astype(np.uint8)
+    return given, low, high
 
 
-def _png(picture: np.ndarray) -> tuple[str, int, int]:
+def _png(picture: np.ndarray, low: float, high: float) -> tuple[str, int, int]:
     """A picture as a data URI, with its width and height in pixels."""
     from PIL import Image  # noqa: PLC0415 (comes with matplotlib)
 
-    image = Image.fromarray(picture)
+    pixels = np.round((picture.astype(np.float64) - low) / (high - low or 1.0) * 255)
+    image = Image.fromarray(pixels.astype(np.uint8))
     image.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")

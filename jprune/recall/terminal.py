@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jprune.recall.headline import findings, headline
+from jprune.recall.headline import findings, headline, number
 
 if TYPE_CHECKING:
     from jprune.recall.audit import Audit
@@ -61,13 +61,9 @@ def _cells(row: dict[Any, Any]) -> list[str]:
         f"{row['ratio']:g}",
         str(row["models"]),
         f"{100 * row['accuracy']:.1f} %",
-        _number(row["alpha"]),
+        number(row["alpha"]),
         interval,
         row["alpha_mark"],
-        _number(row["alpha_null"]),
-        _number(row["alpha_over_null"]),
+        number(row["alpha_null"]),
+        number(row["alpha_over_null"]),
     ]
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if np.isfinite(value) else "n/a"

@@ -163,7 +163,13 @@ def test_a_date_is_told_where_it_is_given():
 def test_pages_of_odd_audits_are_whole(make):
     parsed = Page(page(make()))
     assert parsed.unclosed == []
-    assert not [cell for cell in parsed.text["td"] + parsed.text["dd"] if re.search(r"\bnan\b|\binf\b", cell)]
+    told = [
+        *parsed.text["td"],
+        *parsed.text["dd"],
+        *parsed.text["text"],
+        *(svg["aria-label"] for svg in parsed.all("svg")),
+    ]
+    assert not [words for words in told if re.search(r"\bnan\b|\binf\b", words)]
 
 
 def test_correct_counts_alone_give_a_page_without_examples_or_errors():
@@ -278,6 +284,17 @@ def test_one_model_is_told_that_nothing_follows():
     assert told["Is the evidence enough?"].startswith("No: one model says nothing about other training seeds.")
     assert "cannot be told without replicates" in told["Classes that lost most"]
     assert "too few models to judge" in headline.headline(audits.one_model())
+
+
+def test_several_models_of_which_one_has_an_alpha_are_not_told_to_be_one():
+    dense = np.stack([audits.LABELS, audits.LABELS, audits.DENSE[0]])
+    audit = recall.audit(audits.LABELS, dense, {10: audits.MAGNITUDE[10.0][:3]})
+    told = {finding.topic: finding.text for finding in headline.findings(audit)}
+    alpha = audit.summary["alpha"].iloc[0]
+    assert told["Differences between classes"] == (
+        f"Alpha {alpha:.2f} at 10x compression: no interval, too few models."
+    )
+    assert told["More than the lost accuracy explains?"].startswith("Too few models to say; set against errors")
 
 
 def test_an_undefined_alpha_is_told_with_its_reason():
