@@ -144,7 +144,11 @@ def _audit(options: "AuditOptions") -> "Audit":
     once = {file: read(file) for score in dense for file in dense[score]}
     groups: dict[str, object] = {}
     for file in options.groups:
-        groups |= files.read_groups(file)
+        found = files.read_groups(file)
+        twice = sorted(groups.keys() & found.keys())
+        if twice:
+            raise inputs.InputError(f"--groups {file} has the attribute {twice[0]!r}, which a file before it has too")
+        groups |= found
     return audit_stacks(
         true,
         {score: inputs.join([once[file] for file in given]) for score, given in dense.items()},

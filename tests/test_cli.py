@@ -261,6 +261,15 @@ def test_every_mistake_is_told_by_file_and_value_and_writes_nothing(folder, caps
 
 
 @pytest.mark.usefixtures("folder")
+def test_an_attribute_in_two_files_of_groups_is_refused(capsys):
+    pd.DataFrame({"sex": ["m", "f"] * (EXAMPLES // 2)}).to_csv("one.csv", index=False)
+    pd.DataFrame({"sex": ["f", "m"] * (EXAMPLES // 2), "age": range(EXAMPLES)}).to_csv("two_of_them.csv", index=False)
+    groups = ("--groups", "one.csv", "--groups", "two_of_them.csv")
+    told = failure(capsys, *BASE, "--pruned", "2=two.npy", *groups)
+    assert told == "jprune audit: --groups two_of_them.csv has the attribute 'sex', which a file before it has too"
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_pickle_is_never_run(capsys):
     class Trap:
         def __reduce__(self):
