@@ -153,6 +153,8 @@ def unit_masks(units: Masks, layers: Any) -> list[Any]:
         if unknown:
             raise ValueError(f"units names the layer '{unknown[0]}'; the layers are {[name for name, _ in named]}")
         masks = [units.get(key) for key in layers]
+    elif not isinstance(units, Sequence):
+        raise TypeError(f"units must be a bool array, or a sequence or mapping of them, not {type(units).__name__}")
     else:
         refuse_unordered(layers, "preactivations, with a list of units,")
         masks = list(units)

@@ -5,6 +5,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from jprune.jumpstart import tagging
 from jprune.jumpstart.layers import Stack
 
@@ -42,7 +44,8 @@ def preactivations(
       exclude: a regular expression: the layers to leave out of those.
       skip_last: leave out the layer that is called last, the network's output layer.
       stacked: return scanned and stacked layers as one ``Stack`` a layer, under its path alone, where
-        its first step stands. That is much cheaper for the penalty than their slices.
+        its first step stands, its layers in the order in which they ran. That is much cheaper for the
+        penalty than their slices.
       method: call this instead of ``__call__``: a name, or a function of the model.
       **kwargs: passed on to the model; to ``apply`` with Linen, such as ``rngs`` and ``mutable``.
 
@@ -180,13 +183,19 @@ def _singles(calls: list[tagging.Call], skip_last: bool) -> list[_NamedCall]:
 
 
 def _stacks(found: list[tagging.Tagged], skip_last: bool) -> list[_NamedCall]:
-    """Name tags by path alone, each scanned or stacked one a ``Stack``."""
-    values = [Stack(t.value.reshape(-1, *t.value.shape[len(t.steps) :])) if t.steps else t.value for t in found]
+    """Name tags by path alone, each scanned or stacked one a ``Stack`` of its layers as they ran."""
+    values = [_stack(t) if t.steps else t.value for t in found]
     if skip_last:
         last = values[-1]
         one = not isinstance(last, Stack) or last.values.shape[0] == 1
         values[-1] = None if one else Stack(last.values[:-1])
     return list(zip(_numbered([t.name for t in found]), (t.hidden for t in found), values, strict=True))
+
+
+def _stack(tagged: tagging.Tagged) -> Stack:
+    backwards = [axis for axis, (_, _, reverse) in enumerate(tagged.steps) if reverse]
+    value = jnp.flip(tagged.value, tuple(backwards)) if backwards else tagged.value
+    return Stack(value.reshape(-1, *value.shape[len(tagged.steps) :]))
 
 
 def _numbered(names: list[str]) -> list[str]:

@@ -104,17 +104,21 @@ def _first(batch: Any) -> Any:
 
 
 def _padded(batches: Iterable[Any], inputs: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
-    """Pad each batch to the longest so far by repeating its first example; with the mask of real ones."""
+    """Pad each batch to the longest so far by repeating its first example; with the mask of real ones.
+
+    Batches without examples are left out.
+    """
     longest = 0
     for batch in batches:
         x = inputs(batch)
         size = len(jax.tree.leaves(x)[0])
+        if size == 0:
+            continue
         longest = max(longest, size)
         rows = np.where(np.arange(longest) < size, np.arange(longest), 0)
         if size < longest:
             x = jax.tree.map(lambda leaf, rows=rows: leaf[rows], x)
-        if size > 0:
-            yield x, jnp.arange(longest) < size
+        yield x, jnp.arange(longest) < size
 
 
 def _frame(status: Any, counts: units.PointCounts) -> "pd.DataFrame":

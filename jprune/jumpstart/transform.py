@@ -165,7 +165,8 @@ def jumpstart_loss(
         loss, preacts, aux = _unpacked(loss_fn(*args, **kwargs), has_aux)
         chosen = _at(options, *args, **kwargs) | _folded(seed, step)
         penalty = jumpstart_penalty(preacts, **chosen)
-        total = loss + (_value(coefficient, step) * penalty).astype(jnp.asarray(loss).dtype)
+        added = _value(coefficient, step) * penalty
+        total = loss + (added.astype(jnp.asarray(loss).dtype) if is_float(jnp.asarray(loss)) else added)
         return (total, FusedAux(loss, penalty, aux)) if has_aux else total
 
     return fused

@@ -273,7 +273,7 @@ def trainability(accuracy: Float[Any, "techniques datasets"]) -> Float[np.ndarra
       One share a technique, 0 to 1.
 
     Raises:
-      ValueError: an accuracy that is NaN.
+      ValueError: an accuracy that is NaN, or another shape.
 
     >>> trainability(np.array([[0.9, 0.8], [0.5, 0.8]]))
     array([0.5, 0. ])
@@ -292,7 +292,7 @@ def convergence(accuracy: Float[Any, "techniques datasets"]) -> Float[np.ndarray
       One mean difference a technique, in the unit of the accuracies.
 
     Raises:
-      ValueError: an accuracy that is NaN.
+      ValueError: an accuracy that is NaN, or another shape.
 
     >>> convergence(np.array([[0.75, 0.5], [0.5, 0.75]]))
     array([-0.125, -0.125])
@@ -303,6 +303,8 @@ def convergence(accuracy: Float[Any, "techniques datasets"]) -> Float[np.ndarray
 
 def _accuracies(accuracy: Any) -> np.ndarray:
     best = np.asarray(accuracy, np.float64)
+    if best.ndim != 2 or 0 in best.shape:
+        raise ValueError(f"accuracy must have shape (techniques, datasets) with one or more of each, got {best.shape}")
     if np.isnan(best).any():
         technique, dataset = np.argwhere(np.isnan(best))[0]
         raise ValueError(f"accuracy of technique {technique} on data set {dataset} is NaN; every cell must be given")

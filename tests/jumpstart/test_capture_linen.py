@@ -153,6 +153,28 @@ def test_the_gradient_through_a_scanned_stack_is_that_of_the_layers_written_out(
     jax.tree.map(close, one, two)
 
 
+@pytest.mark.parametrize("skip_last", [False, True])
+def test_a_stack_that_runs_backwards_is_stacked_in_the_order_it_ran(skip_last):
+    class Body(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return jax.nn.relu(nn.Dense(4, name="dense")(x)), None
+
+    lifted = {"variable_axes": {"params": 0, "intermediates": 0}, "split_rngs": {"params": True}}
+    net, x = nn.scan(Body, length=3, reverse=True, **lifted)(), jax.random.normal(KEY, (5, 4))
+    variables = net.init(KEY, x, None)
+    dense, h, ran = variables["params"]["dense"], np.asarray(x), []
+    for step in (2, 1, 0):
+        ran.append(h @ np.asarray(dense["kernel"][step]) + np.asarray(dense["bias"][step]))
+        h = np.maximum(ran[-1], 0)
+    ran = ran[: 3 - skip_last]
+    (stacked,) = jprune.preactivations(net, variables, x, None, stacked=True, skip_last=skip_last).values()
+    np.testing.assert_allclose(stacked.values, np.stack(ran), rtol=1e-5, atol=1e-6)
+    singles = jprune.preactivations(net, variables, x, None, skip_last=skip_last)
+    assert list(singles) == [f"dense[{step}]" for step in (2, 1, 0)][: len(ran)]
+    np.testing.assert_allclose(np.stack(list(singles.values())), np.stack(ran), rtol=1e-5, atol=1e-6)
+
+
 def test_what_cannot_be_called_is_refused():
     variables = Every().init(KEY, X)
     with pytest.raises(ValueError, match="include='dense' matches no layer; the model called conv, transposed"):

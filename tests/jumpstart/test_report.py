@@ -123,6 +123,14 @@ def test_it_compiles_once_and_alters_nothing():
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, nnx.state(model)))
 
 
+def test_batches_without_examples_are_left_out():
+    model = network()
+    frame = jprune.activity_report(model, [X[:0], X[:8], X[8:8], X[8:], jnp.asarray(X[:0])])
+    wanted = jprune.activity_report(model, [X])
+    assert frame["points"].tolist() == [23, 23]
+    np.testing.assert_allclose(frame.to_numpy(float), wanted.to_numpy(float), rtol=1e-12)
+
+
 def test_batches_that_cannot_be_read_are_refused():
     with pytest.raises(ValueError, match="batches is empty"):
         jprune.activity_report(network(), [])

@@ -111,6 +111,12 @@ def test_the_auxiliary_output_tells_loss_and_penalty_apart():
     assert aux.aux == {"batch": 6}
 
 
+def test_a_loss_of_the_number_zero_leaves_the_penalty_whole():
+    fused = jprune.jumpstart_loss(lambda params, x: (0, preacts(params, x)), 0.3, **OPTIONS)
+    np.testing.assert_allclose(fused(PARAMS, X), 0.3 * PENALTY, rtol=1e-6)
+    close(jax.grad(fused)(PARAMS, X), jax.tree.map(lambda s: 0.3 * s, SLOPE))
+
+
 def test_padding_of_a_batch_is_left_out_by_both_forms():
     padded, real = jnp.concatenate([X, jnp.full((2, 3), 50.0)]), jnp.arange(8) < 6
 

@@ -191,3 +191,14 @@ def test_statuses_and_ratios_are_the_same_under_jit_and_vmap():
     mapped = jax.jit(jax.vmap(ratios))(z)
     for index in range(6):
         np.testing.assert_allclose([column[index] for column in mapped], ratios(z[index]), rtol=1e-6)
+
+
+def test_no_technique_at_all_is_refused():
+    for measure in (units.trainability, units.convergence):
+        with pytest.raises(ValueError, match=r"accuracy must have shape \(techniques, datasets\) .* got \(0, 2\)"):
+            measure(np.ones((0, 2)))
+
+
+def test_units_that_are_no_masks_are_refused():
+    with pytest.raises(TypeError, match="units must be a bool array, or a sequence or mapping of them, not bool"):
+        jprune.point_status([jnp.ones((2, 3))], units=True)
