@@ -3,7 +3,7 @@
 `python -m benchmarks` runs all, writes results.json and results.md beside this file, and puts the table into the
 README; `--out DIR` writes elsewhere. `python -m benchmarks selection imports` runs only those, and writes
 only with `--out`.
-`python -m benchmarks growth` draws how cost grows, into growth/.
+`python -m benchmarks growth` draws how cost grows, into docs/images/growth/.
 """
 
 import argparse
@@ -59,6 +59,9 @@ def _told() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="folder to write to")
     parser.add_argument("--data-dir", help="TFDS folder, also JPRUNE_DATA_DIR; by default TFDS's own")
     parser.add_argument("--largest", type=int, default=10**8, help="growth: the most scores to select from")
+    parser.add_argument(
+        "--curve", action="append", default=[], metavar="NAME", help="growth: draw only this; repeatable"
+    )
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(known))
     if unknown:
@@ -66,7 +69,10 @@ def _told() -> None:
     if options.data_dir is not None:
         os.environ["JPRUNE_DATA_DIR"] = options.data_dir
     if "growth" in options.names:
-        importlib.import_module("benchmarks.growth").draw(options.out or HERE / "growth", options.largest)
+        growth = importlib.import_module("benchmarks.growth")
+        if strange := sorted(set(options.curve) - set(growth.CURVES)):
+            parser.error(f"--curve {strange[0]}: no such curve; there are {', '.join(growth.CURVES)}")
+        growth.draw(options.out or HERE.parent / "docs" / "images" / "growth", options.largest, options.curve)
     names = [name for name in NAMES if name in options.names or not options.names]
     if names:
         run(names, options.out if options.names else options.out or HERE)

@@ -1,13 +1,13 @@
 """How cost grows: a figure each, its numbers beside it, and the line of the order that is expected.
 
-`python -m benchmarks growth` draws them; `--largest N` ends the selection's curve at N scores. It takes
-longer than all the other benchmarks and is no part of `make bench`.
+`python -m benchmarks growth` draws them; `--largest N` ends the selection's curve at N scores, `--curve NAME` draws
+only that. All of them take longer than all the other benchmarks and are no part of `make bench`.
 """
 
 import csv
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class Curve(NamedTuple):
       x: what grows, with its unit.
       y: what it costs, with its unit.
       series: by name, the points measured.
-      order: the exponent that is expected, 0 for what should not grow at all.
+      expected: 'constant', 'linear', or 'linear with a start' for a cost that does not begin at 0.
     """
 
     name: str
@@ -38,21 +38,23 @@ class Curve(NamedTuple):
     x: str
     y: str
     series: dict[str, list[Point]]
-    order: float
+    expected: Literal["constant", "linear", "linear with a start"]
 
 
-def draw(folder: pathlib.Path, largest: int) -> None:
-    """Measure every curve and write NAME.csv and NAME.png."""
+CURVES: dict[str, Callable[[int], Sequence[Curve]]] = {
+    "selection": lambda largest: selection(_powers(10**5, largest)),
+    "step": lambda _: [step(steps.lenet(), (1, 2, 4, 8, 16, 32))],
+    "depth": lambda _: [compile_by_depth((10, 25, 50, 100, 200))],
+    "leaves": lambda _: [compile_by_leaves((10, 30, 100, 300, 1000, 2000))],
+    "audit": lambda _: audits((10, 30, 100, 300, 1000), (2, 5, 10, 20, 40), examples=20_000),
+}
+
+
+def draw(folder: pathlib.Path, largest: int, names: Sequence[str] = ()) -> None:
+    """Measure the named curves, or all, and write a CSV and a PNG for each."""
     folder.mkdir(parents=True, exist_ok=True)
-    makers: list[Callable[[], Sequence[Curve]]] = [
-        lambda: selection(_powers(10**5, largest)),
-        lambda: [step(steps.lenet(), (1, 2, 4, 8, 16, 32))],
-        lambda: [compile_by_depth((10, 25, 50, 100, 200))],
-        lambda: [compile_by_leaves((10, 30, 100, 300, 1000, 2000))],
-        lambda: audits((10, 30, 100, 300, 1000), (2, 5, 10, 20, 40), examples=20_000),
-    ]
-    for make in makers:
-        for curve in make():
+    for name in names or CURVES:
+        for curve in CURVES[name](largest):
             write(curve, folder)
             print(f"{curve.title}: {folder / curve.name}.png", flush=True)
 
@@ -69,14 +71,14 @@ def selection(sizes: Sequence[int]) -> list[Curve]:
         del scores
     scores_themselves = [(n, 4 * n / 2**20) for n in sizes]
     return [
-        Curve("selection_time", "Exact global selection", "scores", "seconds", {"selection": time}, 1),
+        Curve("selection_time", "Exact global selection", "scores", "seconds", {"selection": time}, "linear"),
         Curve(
             "selection_memory",
             "Memory of the selection beside scores and masks",
             "scores",
             "MiB",
             {"the compiled program's own": memory, "the scores": scores_themselves},
-            1,
+            "linear",
         ),
     ]
 
@@ -89,7 +91,7 @@ def step(network: steps.Network, counts: Sequence[int]) -> Curve:
             _, side = networks.replicated(network, count, forms=(form,))
             points.append((count, _least(side) / networks.STEPS))
     title = f"{network.name} step of many replicates, batch {network.batch}"
-    return Curve("step_by_replicates", title, "replicates", "seconds a step", series, 1)
+    return Curve("step_by_replicates", title, "replicates", "seconds a step", series, "linear")
 
 
 def compile_by_depth(depths: Sequence[int]) -> Curve:
@@ -100,8 +102,8 @@ def compile_by_depth(depths: Sequence[int]) -> Curve:
         for points, coefficient in zip(series.values(), (0.0, 1e-3), strict=True):
             state, train = steps.program(network, coefficient=coefficient)
             points.append((depth, _compile_seconds(train, state, *steps.batch(network))))
-    title = "Compiling the step of a dense net, width 25, layers scanned"
-    return Curve("compile_by_depth", title, "layers", "seconds", series, 0)
+    title = "Compiling the step of a scanned dense net"
+    return Curve("compile_by_depth", title, "layers", "seconds", series, "constant")
 
 
 def compile_by_leaves(counts: Sequence[int]) -> Curve:
@@ -114,7 +116,9 @@ def compile_by_leaves(counts: Sequence[int]) -> Curve:
             tx = steps.chain(*links)
             state = tx.init(params)
             points.append((count, _compile_seconds(tx.update, params, state, params)))
-    return Curve("compile_by_leaves", "Compiling an optimizer update", "leaves", "seconds", series, 1)
+    return Curve(
+        "compile_by_leaves", "Compiling an optimizer update", "leaves", "seconds", series, "linear with a start"
+    )
 
 
 def audits(classes: Sequence[int], models: Sequence[int], *, examples: int) -> list[Curve]:
@@ -131,7 +135,7 @@ def audits(classes: Sequence[int], models: Sequence[int], *, examples: int) -> l
             "classes",
             "seconds",
             {"audit": [(count, cost(count, 10)) for count in classes]},
-            1,
+            "linear with a start",
         ),
         Curve(
             "audit_by_models",
@@ -139,7 +143,7 @@ def audits(classes: Sequence[int], models: Sequence[int], *, examples: int) -> l
             "models",
             "seconds",
             {"audit": [(count, cost(100, count)) for count in models]},
-            1,
+            "linear with a start",
         ),
     ]
 
@@ -158,15 +162,24 @@ def write(curve: Curve, folder: pathlib.Path) -> None:
     figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
     for name, points in curve.series.items():
         axes.loglog(*zip(*points, strict=True), marker="o", label=name)
-    first = next(iter(curve.series.values()))
-    x, (last_x, last_y) = np.array([p[0] for p in first]), first[-1]
-    expected = "constant" if curve.order == 0 else "linear" if curve.order == 1 else f"power {curve.order:g}"
-    axes.loglog(x, last_y * (x / last_x) ** curve.order, "--", color="0.5", label=f"expected: {expected}")
+    x, y = np.array(next(iter(curve.series.values()))).T
+    axes.loglog(x, _line(curve.expected, x, y), "--", color="0.5", label=f"expected: {curve.expected}")
+    if x[-1] / x[0] < 100:  # no room for the tick labels of decades
+        axes.set_xticks(x, [f"{count:g}" for count in x], minor=False)
+        axes.set_xticks([], minor=True)
     axes.set(title=curve.title, xlabel=curve.x, ylabel=curve.y)
     axes.grid(True, which="major", alpha=0.3)
     axes.legend()
     figure.savefig(folder / f"{curve.name}.png", dpi=150, metadata={"Software": None})
     plt.close(figure)
+
+
+def _line(expected: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The expected line: through the last point, and through the first too where there is a start."""
+    if expected == "constant":
+        return np.full(len(x), y[-1])
+    slope = (y[-1] - y[0]) / (x[-1] - x[0]) if expected == "linear with a start" else y[-1] / x[-1]
+    return y[-1] + slope * (x - x[-1])
 
 
 def _powers(first: int, last: int) -> list[int]:

@@ -173,10 +173,17 @@ def test_the_audit_and_the_plain_formulas_agree():
 
 
 def test_a_curve_is_written_with_its_numbers(tmp_path):
-    curve = growth.Curve("c", "C", "scores", "seconds", {"a": [(1, 0.5), (10, 5.0)]}, 1)
+    curve = growth.Curve("c", "C", "scores", "seconds", {"a": [(1, 0.5), (10, 5.0)]}, "linear")
     growth.write(curve, tmp_path)
     assert (tmp_path / "c.csv").read_text() == "series,scores,seconds\na,1,0.5\na,10,5.0\n"
     assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_expected_line_ends_at_the_last_point_and_begins_where_the_cost_does():
+    x, y = np.array([1.0, 2.0, 5.0]), np.array([3.0, 4.0, 11.0])
+    np.testing.assert_allclose(growth._line("constant", x, y), [11, 11, 11])
+    np.testing.assert_allclose(growth._line("linear", x, y), [2.2, 4.4, 11])
+    np.testing.assert_allclose(growth._line("linear with a start", x, y), [3, 5, 11])
 
 
 def test_the_sizes_of_the_selection_curve():

@@ -188,7 +188,17 @@ def _largest(scores: list[Any], keep: Count, eligible: list[Any], *, each: bool,
         (early,) = layout.before(i, cuts)
         return rows(i, ~none) & (key > bound) | ((key == bound) & early)
 
-    return unpack([mark(i) for i in range(len(arrays))])
+    def mark_all() -> list[Any]:
+        return [mark(i) for i in range(len(arrays))]
+
+    if len(arrays) == len(scores):
+        return unpack(mark_all())
+    # Arrays were packed. XLA would fuse the comparisons anew into every piece that ``unpack`` cuts off and take
+    # twice as long to compile; a branch of a conditional is compiled apart.
+    marked = lax.cond(
+        jnp.all(none | limbs.equal(least_reached, zero)), lambda: [array > jnp.inf for array in arrays], mark_all
+    )
+    return unpack(marked)
 
 
 def _search(
