@@ -132,7 +132,13 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
 
 
 def start(setup: Setup, dataset: data.Dataset, seed: int) -> tuple[nnx.GraphDef, State]:
-    """The network in training mode, and its state before the first step."""
+    """The network in training mode, and its state before the first step.
+
+    Raises:
+      ValueError: the examples are no images.
+    """
+    if len(dataset.input_shape) != 3:
+        raise ValueError(f"dataset={dataset.name!r} has examples of shape {dataset.input_shape}, which are no images")
     keras = dataset.name == "mnist"
     make = NormalizedConv if METHODS[setup.technique].normalized else models.RectangularConv
     network = make(

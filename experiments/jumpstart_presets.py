@@ -142,7 +142,8 @@ describe, listing = _PRESETS.describe, _PRESETS.listing
 def moons_subset() -> Grid:
     """Depths 1, 10, 60, 120 x 9 widths x {relu, UP} on moons: 72 cells, one seed.
 
-    What to expect: a training accuracy of .9 or more in 30 of the 36 cells with UP and in 15 with relu,
+    Cost: about 8 minutes on two cores.
+    Expect: a training accuracy of .9 or more in 30 of the 36 cells with UP and in 15 with relu,
     which stays at the floor of .518 from depth 60 on (published).
     """
     return Grid()
@@ -150,13 +151,20 @@ def moons_subset() -> Grid:
 
 @preset
 def moons() -> Grid:
-    """The whole moons grid of the 2022 study: 9 widths x 13 depths x 6 methods, 702 cells, one seed."""
+    """The whole moons grid of the 2022 study: 9 widths x 13 depths x 6 methods, 702 cells, one seed.
+
+    Cost: about 45 minutes on two cores.
+    Expect: a training accuracy of .9 or more in 96 of the 117 cells with UP, 76 with UP-zero, 19 with relu (published).
+    """
     return Grid(methods=("relu", "relu-bn", "P", "U", "UP", "UP-zero"), depths=(1, *range(10, 121, 10)))
 
 
 @preset
 def moons_seeds() -> Grid:
-    """Relu and UP of the moons grid with five seeds: how much a single cell of it means."""
+    """Relu and UP of the moons grid with five seeds: how much a single cell of it means.
+
+    Cost: about 80 minutes on two cores.
+    """
     return dataclasses.replace(moons(), methods=("relu", "UP"), seeds=5)
 
 
@@ -170,7 +178,8 @@ def moons_layers() -> Grid:
 def mnist() -> Grid:
     """The MNIST grid: 3 x 3 convolutions, 2, 4 and 8 channels, 10 depths up to 68; needs the data.
 
-    As published: Adam 1e-3, batch 1,024, 50 epochs, lambda 1e-8. Days on two cores: choose cells.
+    Cost: days on two cores; choose cells.
+    As published: Adam 1e-3, batch 1,024, 50 epochs, lambda 1e-8.
     """
     return Grid(
         kind="images",
@@ -189,8 +198,8 @@ def mnist() -> Grid:
 def cifar10() -> Grid:
     """The CIFAR-10 grid: depths 10, 20, 30 x 7 widths, two learning rates, four penalties; needs the data.
 
-    As published: batch 128, 400 epochs, Adam, no augmentation, every weighted layer penalized. An
-    accelerator's work.
+    Cost: an accelerator's work.
+    As published: batch 128, 400 epochs, Adam, no augmentation, every weighted layer penalized.
     """
     return Grid(
         kind="images",
@@ -221,6 +230,7 @@ def cifar100() -> Grid:
 def uci() -> Grid:
     """50 dense layers of 4 units on four small tables, five techniques, five seeds: who wins.
 
+    Cost: about 45 minutes on two cores.
     Settings of the 2025 study: learning rate .01, batch 256, lambda .01, aggregate ``balanced``.
     """
     return Grid(
@@ -240,6 +250,7 @@ def uci() -> Grid:
 def prune_and_jumpstart() -> Grid:
     """An MLP on digits, pruned and fine-tuned with and without the penalty: dead units, alpha.
 
+    Cost: about two minutes on one core.
     Beyond the papers: does the penalty in fine-tuning keep units alive, and does that lower alpha?
     """
     return Grid(

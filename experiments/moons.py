@@ -51,11 +51,12 @@ def plan(grid: Grid) -> list[Planned]:
     """The stages of the grid: a stage a layer form, method, depth and group of widths, shallow ones first.
 
     Raises:
-      ValueError: a method that there is not, several learning rates or data sets, or groups that overlap.
+      ValueError: a method that there is not, several learning rates, another data set, or groups that overlap.
     """
-    for name, value in (("datasets", grid.datasets), ("lr", grid.lr)):
-        if len(value) != 1:
-            raise ValueError(f"{name}={value} must be one value for kind='moons'")
+    if len(grid.lr) != 1:
+        raise ValueError(f"lr={grid.lr} must be one value for kind='moons'")
+    if grid.datasets != ("moons",):
+        raise ValueError(f"datasets={grid.datasets} must be moons for kind='moons'")
     planned = []
     for layer in grid.layer:
         for method in grid.methods:

@@ -102,6 +102,12 @@ def test_an_image_network_trains_a_few_steps(method):
     assert made["parameters"] == [expected]
 
 
+def test_a_table_is_no_data_set_for_convolutions():
+    setup = image_grid.Setup("iris", "relu", 2, 2, 1, 0.01, 64, 0.0)
+    with pytest.raises(ValueError, match=r"dataset='iris' has examples of shape \(4,\), which are no images"):
+        image_grid.start(setup, data.load("iris"), 0)
+
+
 @TRAINS
 def test_the_gradient_of_an_image_network_holds_the_penalty_of_every_weighted_layer():
     """The CIFAR penalty includes the output layer: with cross-entropy switched off, the head still moves."""

@@ -81,6 +81,7 @@ def test_settings_that_no_study_can_have_are_refused(options, complaint):
         ({"groups": ("1-5", "5-9")}, "width 5 is in 2 of them"),
         ({"groups": ("a-b",)}, "'a-b' must be WIDTH or FROM-TO"),
         ({"lr": (0.1, 0.2)}, "must be one value"),
+        ({"datasets": ("digits",)}, r"datasets=\('digits',\) must be moons"),
     ],
 )
 def test_moons_settings_that_cannot_be_planned_are_refused(options, complaint):
