@@ -2,8 +2,8 @@
 
 ``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and the figures beside it.
 ``python -m experiments.reproduction keep FOLDER NAME`` first adds what a study in FOLDER found to those
-tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, mnist-lenet; moons, moons-seeds,
-moons-layers, uci, mnist-grid, prune-and-jumpstart.
+tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet; moons,
+moons-seeds, moons-layers, uci, mnist-grid, prune-and-jumpstart.
 """
 
 import argparse
@@ -30,6 +30,7 @@ _RECALLS = {
     "fashion-jumpstart": ("", "Fashion-MNIST, LeNet, jumpstart .1 in dense training"),
     "mnist-lenet": ("mnist", "MNIST, LeNet"),
     "fashion-no-decay": ("", "Fashion-MNIST, LeNet, weight decay 0"),
+    "fashion-by-weights": ("", "Fashion-MNIST, LeNet, as many weights as if the ratio counted prunable ones alone"),
 }
 _GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid", "prune-and-jumpstart")
 _MAPS = """![Heat maps of training accuracy by width and depth, ours beside the published ones, a row a method](
