@@ -302,7 +302,9 @@ def test_the_gradient_of_a_score_is_the_mean_over_its_batches(study):
 
 def test_more_gradient_batches_than_there_are_examples_are_refused_before_training(study):
     dataset = plan.load(study)
-    with pytest.raises(ValueError, match=r"gradient_batches=19 of batch=64 examples are more than the 1211 examples"):
+    with pytest.raises(
+        ValueError, match=r"gradient_batches=19 of batch=64 examples are more than the 1211 of the training split"
+    ):
         laboratory.equip(dataclasses.replace(study, gradient_batches=19), dataset)
 
 
