@@ -104,7 +104,7 @@ def welch_interval(before: Interval, after: Interval, level: float) -> Interval:
 
     >>> interval = welch_interval(t_interval([1.0, 1.2, 1.1]), t_interval([1.2, 1.3, 1.5]), 0.95)
     >>> [round(float(end), 3) for end in (interval.low, interval.high)]
-    [-0.074, 0.54]
+    [-0.079, 0.545]
     """
     error, df = _welch(before.sd, before.models, after.sd, after.models)
     half = np.where(error == 0, 0, _quantile(level, df) * error)
