@@ -6,7 +6,7 @@ Trains MLPClassifiers on digits, prunes each by setting its smallest weights to 
 weights set back to 0 after every epoch, and audits the predictions; nothing is trained with jprune.
 Once on balanced classes, and twice on a long tail of 10:1 in which digit 0 is the commonest or the
 rarest, to tell what is rare from what is hard. Writes balanced.html, zero-commonest.html,
-zero-rarest.html and a figure of each into the current folder. About a minute on two cores.
+zero-rarest.html and a figure of each into the current folder. A few minutes on two cores.
 """
 
 import copy

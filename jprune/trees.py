@@ -170,11 +170,15 @@ def only(tree: PyTree, where: Where) -> PyTree:
     """Keep the float leaves that ``where`` selects and put ``None`` for every other leaf.
 
     Raises:
+      TypeError: ``where`` is no function.
       ValueError: ``where`` selects nothing, or one of its patterns matches no path.
 
     >>> only({"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}, kernels)["bias"] is None
     True
     """
+    if not callable(where):
+        wanted = "a predicate on (path, leaf), such as jprune.select(include=..., exclude=...)"
+        raise TypeError(f"where={where!r} is a {type(where).__name__}; it must be {wanted}")
     paths, leaves, treedef = flatten(tree)
     if isinstance(where, Select):
         for name, pattern in (("include", where.include), ("exclude", where.exclude)):
@@ -182,7 +186,9 @@ def only(tree: PyTree, where: Where) -> PyTree:
                 raise ValueError(f"{name}={pattern!r} matches no leaf; the tree has {_some(paths)}")
     kept = [leaf if is_float(leaf) and where(path, leaf) else None for path, leaf in zip(paths, leaves, strict=True)]
     if all(leaf is None for leaf in kept):
-        raise ValueError(f"where={where!r} selects no float leaf; the tree has {_some(paths)}")
+        told = getattr(where, "__name__", repr(where))
+        wanted = "say by path what to select, such as where=jprune.select(include=...)"
+        raise ValueError(f"where={told} selects no float leaf; the tree has {_some(paths)}; {wanted}")
     return jax.tree.unflatten(treedef, kept)
 
 

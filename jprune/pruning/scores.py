@@ -12,6 +12,7 @@ Fisher, Wanda) are in ``jprune.pruning.data_scores``.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,25 @@ def score_selected(
         grad = beside(selected, grad, name="grad")
     extra = (whole,) if "whole" in score.needs else ()
     return score.function(selected, grad, batch, key, *extra)
+
+
+def refuse_no_score(score: Any) -> None:
+    """Refuse what cannot be called as a score: a name, or a factory without its parentheses.
+
+    Raises:
+      TypeError: it cannot.
+    """
+    if isinstance(score, Score):
+        return
+    wanted = "it must be a score, such as jprune.magnitude(), or a function score(params, grad=..., batch=..., key=...)"
+    if not callable(score):
+        raise TypeError(f"score={score!r} is a {type(score).__name__}; {wanted}")
+    try:
+        inspect.signature(score).bind(None, grad=None, batch=None, key=None)
+    except TypeError as error:
+        raise TypeError(f"score={score!r}: {error}; {wanted}") from error
+    except ValueError:  # a callable that does not tell its signature
+        return
 
 
 def magnitude(*, where: Where | None = None) -> Score:

@@ -30,7 +30,7 @@ from jprune.pruning.dynamics import Regrow
 from jprune.pruning.masks import global_masks
 from jprune.pruning.plan import Plan
 from jprune.pruning.schedules import Schedule, entries
-from jprune.pruning.scores import Score
+from jprune.pruning.scores import Score, refuse_no_score
 from jprune.pruning.state import PruneState, prunable, trained
 from jprune.trees import Where, flatten, kernels, map_leaves, match, only
 
@@ -78,7 +78,8 @@ def prune(
       An optax transformation with a ``PruneState``: int32 count, bool masks (one byte a weight), key.
 
     Raises:
-      TypeError: the schedule is no table of numbers.
+      TypeError: the score is none (``jprune.magnitude`` without its parentheses), or the schedule is no table of
+        numbers; at ``init``, ``where`` is no function.
       ValueError: the schedule is out of range; ``where`` selects nothing; the number kept rises without
         ``regrow``. While tracing: no ``params``, no ``grad``, ``batch`` or key for a score that
         needs it, or trees that do not match; the message names the leaf.
@@ -90,6 +91,7 @@ def prune(
     >>> optax.apply_updates(params, updates)
     {'bias': Array([-0.1, -0.1], dtype=float32), 'kernel': Array([[2.9, 0. ]], dtype=float32)}
     """
+    refuse_no_score(score)
     plan = Plan(score, dict(entries(schedule)), select, min_keep, regrow)
     # Inside jit this is nothing; an eager update it saves from tracing and compiling every time.
     advance = jax.jit(plan.advance)

@@ -1,11 +1,14 @@
 """What prune and keep_zeros refuse, when, and in which words."""
 
+import inspect
+
 import jax
 import jax.extend.core
 import jax.numpy as jnp
 import pytest
 
 import jprune
+from jprune.trees import only
 
 
 @pytest.mark.parametrize(
@@ -17,6 +20,27 @@ def test_what_a_score_needs_is_asked_for_while_tracing(score, message):
     params = {"kernel": jnp.ones((1, 2))}
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(tx.update, params, tx.init(params), params)
+
+
+@pytest.mark.parametrize("score", [jprune.magnitude, jprune.undecayed, jprune.synflow, lambda params: params])
+def test_what_cannot_be_called_as_a_score_is_refused_before_any_training(score):
+    with pytest.raises(TypeError, match=r"argument.*; it must be a score, such as jprune\.magnitude\(\)"):
+        jprune.prune(score, {0: 0.5})
+
+
+def test_a_name_or_a_pattern_is_no_score_and_no_where():
+    plain = inspect.unwrap(jprune.prune)  # as users have it, whose types nothing checks
+    with pytest.raises(TypeError, match="score='magnitude' is a str; it must be a score, such as"):
+        plain("magnitude", {0: 0.5})
+    with pytest.raises(TypeError, match=r"where='\^head/' is a str; it must be a predicate"):
+        inspect.unwrap(only)({"kernel": jnp.ones((1, 1))}, "^head/")
+
+
+def test_a_function_that_takes_what_a_score_takes_is_one():
+    params = {"kernel": jnp.array([[1.0, -2.0]])}
+    for score in (lambda params, **_: params, lambda params, grad, batch, key: params):
+        tx = jprune.prune(score, {0: 0.5})
+        assert jprune.masks_of(tx.update(params, tx.init(params), params)[1])["kernel"].tolist() == [[True, False]]
 
 
 def test_a_grad_without_the_leaf_is_refused_by_name():
