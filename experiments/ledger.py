@@ -110,10 +110,6 @@ def keep(study: Study, name: str, folder: Path = FOLDER) -> int:
     study = dataclasses.replace(study, **{name: tuple(values) for name, values in both.items()})
     held = results.truth(study)
     (jumpstart,) = map(float, study.jumpstart)
-    parts = [_networks(study, stage, held) for stage in plan.stages(study, held.fingerprint, jumpstart)]
-    if not any(map(len, parts)):
-        raise files.StoreError(f"{plan.root(study)} holds no network of {study.preset!r}: run the study first")
-    fresh = pd.concat([part for part in parts if len(part)], ignore_index=True)
     pruned = plan.pruned_settings(study, held.fingerprint, jumpstart, plan.Cell("undecayed", 2.0))
     settings = pruned["dense"] | {"pruning": {name: pruned[name] for name in ("gradient", "recipe")}}
     classes = len(held.class_names)
@@ -123,15 +119,19 @@ def keep(study: Study, name: str, folder: Path = FOLDER) -> int:
         "support": np.bincount(held.labels, minlength=classes).tolist(),
         "made": provenance.notes(study.folder),
     }
-    described = folder / f"{name}.json"
+    described, parts = folder / f"{name}.json", []
     if described.exists():
         before = json.loads(described.read_text())
         other = [name for name, value in known["settings"].items() if before["settings"].get(name, value) != value]
         if other:
             raise ValueError(f"{described} was made with other settings ({', '.join(other)}); give another name")
-        fresh = pd.concat([pd.read_csv(folder / f"{name}.csv"), fresh], ignore_index=True)
+        parts.append(pd.read_csv(folder / f"{name}.csv"))
         known["made"] = before["made"] + [entry for entry in known["made"] if entry not in before["made"]]
-    table = fresh.drop_duplicates(_KEY).sort_values(_KEY, kind="stable")
+    stored = [_networks(study, stage, held) for stage in plan.stages(study, held.fingerprint, jumpstart)]
+    parts += [part for part in stored if len(part)]
+    if not parts:
+        raise files.StoreError(f"{plan.root(study)} holds no network of {study.preset!r}: run the study first")
+    table = pd.concat(parts, ignore_index=True).drop_duplicates(_KEY).sort_values(_KEY, kind="stable")
     folder.mkdir(parents=True, exist_ok=True)
     files.write_bytes(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
     files.write_json(described, known)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from experiments import ledger, provenance, recall_distortion, reproduction, results, verdicts
+from experiments import files, ledger, provenance, recall_distortion, reproduction, results, verdicts
 from experiments.ledger import Recalls
 
 RATIOS = (2.0, 4.0, 10.0, 20.0, 50.0)
@@ -198,9 +198,9 @@ def test_what_a_study_stored_is_kept_once_and_extended(tmp_path, capsys):
     ].groupby("score")}  # fmt: skip
     np.testing.assert_array_equal(kept.correct("magnitude", 4.0, [1])[0], of_one)
     assert kept.support.sum() == 128
-    for option, other in (("--lr", "recipe"), ("--finetune-lr", "pruning")):
-        folder = tmp_path / other
-        assert recall_distortion.main(["--replicates", "1", *options[:-1], str(folder), option, "0.5"]) == 0
-        with pytest.raises(ValueError, match=rf"other settings \(.*{other}\); give another name"):
-            ledger.keep(results.recorded(folder), "tiny", tmp_path / "kept")
+    for option, other in (("lr", "recipe"), ("finetune_lr", "pruning")):
+        with pytest.raises(ValueError, match=rf"other settings \({other}\); give another name"):
+            ledger.keep(dataclasses.replace(study, **{option: (0.5,)}), "tiny", tmp_path / "kept")
+    with pytest.raises(files.StoreError, match="holds no network of 'demo': run the study first"):
+        ledger.keep(dataclasses.replace(study, lr=(0.5,)), "other", tmp_path / "kept")
     capsys.readouterr()
