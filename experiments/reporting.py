@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 import rich.box
 import rich.table
@@ -59,7 +60,7 @@ def write(study: Study, console: Console) -> None:
     page = study.folder / "report.html"
     title = f"Recall distortion: {study.model} on {study.dataset}"
     with files.naming(page):
-        _together(held, found).to_html(page, images=results.images(study), title=title)
+        _together(held, found).to_html(page, images=_shown(results.images(study)), title=title)
     console.print(_printed(tables["summary"], study))
     for line in words(study, found, across):
         console.print(line, highlight=False, markup=False)
@@ -130,11 +131,16 @@ def _across(found: Mapping[float, Evidence]) -> pd.DataFrame:
     return tests[tests["ratio"] != 1] if len(tests) else tests
 
 
+def _shown(images: np.ndarray | None) -> np.ndarray | None:
+    """Images whose range the page finds, where it takes uint8 for 0 to 255: those of digits end at 16."""
+    return None if images is None else images.astype(np.int16) if images.dtype == np.uint8 else images
+
+
 def _together(held: Truth, found: Mapping[float, Evidence]) -> Audit:
     """One audit of all coefficients, each score under a name with its coefficient."""
     if len(found) == 1:
         return next(iter(found.values())).audit
-    name = lambda score, jumpstart: f"{score}, jumpstart {jumpstart:g}"
+    name = lambda score, jumpstart: f"{score} (jumpstart {jumpstart:g})"
     return jprune.recall.audit(
         held.labels,
         {name(score, c): one.dense for c, one in found.items() for score in one.pruned},

@@ -66,7 +66,7 @@ def proportional(shares: Sequence[int], low: Sequence[int], high: Sequence[int],
     quota is rounded down and what is left goes one each to the largest remainders (ties: the earlier layer).
 
     Args:
-      shares: positive integers.
+      shares: integers of 0 or more; without a share a layer keeps its least.
       low: the least of each layer.
       high: the most of each layer.
       total: between the sums of ``low`` and of ``high``.
@@ -92,10 +92,10 @@ def _quotas(shares: Sequence[int], low: Sequence[int], high: Sequence[int], tota
     # The sum of the quotas grows with the scale and is linear between the scales at which a layer meets a bound.
     corners = sorted(
         {Fraction(0)}
-        | {Fraction(bound, share) for share, *ends in zip(shares, low, high, strict=True) for bound in ends}
+        | {Fraction(bound, share) for share, *ends in zip(shares, low, high, strict=True) if share for bound in ends}
     )
     below = max(scale for scale in corners if sum(at(scale)) <= total)
-    above = min((scale for scale in corners if sum(at(scale)) >= total), default=below)
+    above = min(scale for scale in corners if sum(at(scale)) >= total)
     start, end = sum(at(below)), sum(at(above))
     scale = below if start == end else below + (above - below) * Fraction(total - start, end - start)
     return at(scale)

@@ -234,7 +234,7 @@ def output_masks(scores: PyTree, keep: float, *, axis: int = -1, among: PyTree =
         counts = [max(allocation.kept(keep, fan) * output, least) for fan, output, least in parts]
     masks = []
     for array, alive, count, output in zip(layers.scores, layers.alive, counts, outputs, strict=True):
-        each = limbs.count_of([count // max(output, 1) + (i < count % max(output, 1)) for i in range(output)])
+        each = limbs.count_of([count // output + (i < count % output) for i in range(output)])
         masks.append(_best_into_outputs(array, alive, Count(*map(jnp.asarray, each)), axis))
     return layers.tree(masks)
 

@@ -1,8 +1,10 @@
 """The study end to end, small: what is trained, pruned, stored, resumed and reported."""
 
+import base64
 import dataclasses
 import io
 import json
+import re
 import shutil
 
 import jax
@@ -12,6 +14,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
 from rich.console import Console
 
 import jprune
@@ -101,7 +104,15 @@ def test_every_file_is_there(study):
     assert config["versions"]["jax"] == jax.__version__
     page = (study.folder / "report.html").read_text()
     assert "<svg" in page
-    assert "random, jumpstart 0.1" in page
+    assert "random (jumpstart 0.1)" in page
+
+
+def test_digits_are_drawn_from_black_to_white(study):
+    drawn = re.findall(r"data:image/png;base64,([^\"']+)", (study.folder / "report.html").read_text())
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in drawn]
+    stored = np.rint(results.images(study)[..., 0] / 16 * 255)  # the gray levels of digits are 0 to 16
+    assert pictures
+    assert all((stored == picture).all(axis=(1, 2)).any() for picture in pictures)
 
 
 def test_pruned_weights_are_zero_after_fine_tuning_and_exactly_as_many_are_kept_as_the_ratio_asks(study):

@@ -125,13 +125,46 @@ def test_scores_get_the_gradient_at_the_trained_weights_and_a_key_for_each_level
         np.testing.assert_array_equal(ticket.masks["kernel"], alive[0])
 
 
+def test_a_pruned_weight_stays_pruned_however_it_scores_and_every_leaf_keeps_its_floor():
+    still = lambda params, state, begin, end: (params, state)
+    params = {"a": {"kernel": jnp.array([[4.0, 3.0, 2.0, 1.0]])}, "b": {"kernel": jnp.array([[9.0, 8.0]])}}
+    levels = iter([jnp.array([[4.0, 3.0, 2.0, 1.0]]), jnp.array([[1.0, 2.0, 3.0, 7.0]])])
+
+    def score(params, grad, batch, key):
+        return {"a": {"kernel": next(levels)}, "b": {"kernel": jnp.array([[9.0, 8.0]])}}
+
+    levels_of = functools.partial(
+        jprune.lottery_ticket, still, jprune.keep_zeros(), params, [5, 2], steps=1, score=score
+    )
+    _, one, two = levels_of(min_keep=1)
+    assert [one.masks[name]["kernel"].tolist() for name in "ab"] == [[[True, True, True, False]], [[True, True]]]
+    assert [two.masks[name]["kernel"].tolist() for name in "ab"] == [[[False, False, True, False]], [[True, False]]]
+
+
+def test_a_score_that_runs_the_model_gets_the_batch_and_all_the_trained_parameters():
+    def function(params, grad, batch, key, whole):
+        return {"kernel": jnp.abs(params["kernel"]) * whole["bias"] * batch, "bias": None}
+
+    def train(params, state, begin, end):
+        return params | {"bias": jnp.array([[1.0, 4.0, 3.0, 2.0]])}, state
+
+    score = jprune.Score(function, "by the bias", needs=("batch", "whole"))
+    params, batch = {"kernel": jnp.full((1, 4), -1.0), "bias": jnp.ones((1, 4))}, jnp.array([[1.0, 1.0, 2.0, 1.0]])
+    where = lambda path, leaf: path == "kernel"
+    call = {"score": score, "steps": 1, "select": by_rank}
+    _, one = jprune.lottery_ticket(train, jprune.keep_zeros(where=where), params, [2], batch=batch, **call)
+    np.testing.assert_array_equal(one.masks["kernel"], [[False, True, True, False]])  # of 1, 4, 6, 2
+    with pytest.raises(ValueError, match="by the bias needs batch"):
+        list(jprune.lottery_ticket(train, jprune.keep_zeros(where=where), params, [2], **call))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"rewind": 7}, r"rewind=7 must be in 0\.\.steps - 1"),
         ({"rewind": -1}, "rewind=-1"),
         ({"sparsities": [0.5, 0.2]}, "must not rise"),
-        ({"sparsities": [1.5]}, r"1\.5"),
+        ({"sparsities": [0.5, 1.5]}, r"sparsity at step 2 is 1\.5"),  # level 1 is the first that is pruned
         ({"sparsities": []}, "empty"),
         ({"tx": optax.sgd(0.1)}, "no prune or keep_zeros link"),
         ({"tx": optax.chain(jprune.keep_zeros(), optax.sgd(0.1))}, "not the last of its chain"),

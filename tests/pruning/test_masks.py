@@ -1,5 +1,8 @@
 """Exactly as many weights as asked, the same ones as a stable numpy sort, and errors that name the leaf."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jprune
+from jprune.pruning.limbs import Count, count_of
 
 
 def largest_by_numpy(arrays, keep):
@@ -63,6 +67,38 @@ def test_layer_masks_keep_the_largest_of_each_layer():
     assert masks["c"] is None
 
 
+@pytest.mark.parametrize(
+    ("select", "keep", "kept"),
+    [
+        (jprune.layer_masks, 4, [1, 3]),
+        (jprune.layer_masks, 0.5, [1, 2]),
+        (jprune.layer_masks, {"": 2}, [1, 2]),
+        (jprune.uniform_masks, 4, [1, 3]),
+        (jprune.uniform_masks, 0.5, [1, 3]),
+        (jprune.erk_masks, 4, [1, 3]),
+    ],
+)
+def test_what_a_layer_lacks_others_make_up_for_where_a_total_was_asked_for(select, keep, kept):
+    scores = {"a": jnp.array([4.0, 3.0, 2.0, 1.0]), "b": jnp.array([5.0, 6.0, 7.0, 8.0])}
+    masks = select(scores, keep, among={"a": jnp.array([False, False, True, False]), "b": None})
+    assert masks["a"].tolist() == [False, False, True, False]
+    assert masks["b"].tolist() == [i >= 4 - kept[1] for i in range(4)]
+
+
+def test_one_program_selects_by_any_counts_that_are_traced():
+    rng = np.random.default_rng(4)
+    arrays = [rng.integers(0, 4, (3, 4)).astype(np.float32), 5 + rng.integers(0, 4, 5).astype(np.float32)]
+    by_layer, whole = jax.jit(jprune.layer_masks), jax.jit(lambda *args: jprune.global_masks(*args, min_keep=2))
+    for each in ([3, 2], [0, 5], [12, 1]):
+        masks = by_layer([jnp.asarray(a) for a in arrays], Count(*map(jnp.asarray, count_of(each))))
+        for mask, array, keep in zip(masks, arrays, each, strict=True):
+            np.testing.assert_array_equal(np.ravel(mask), largest_by_numpy([array], keep))
+    for keep, kept in ((4, [2, 2]), (6, [2, 4]), (9, [4, 5])):  # the second array has the larger scores
+        masks = whole([jnp.asarray(a) for a in arrays], Count(*map(jnp.asarray, count_of(keep))))
+        for mask, array, number in zip(masks, arrays, kept, strict=True):
+            np.testing.assert_array_equal(np.ravel(mask), largest_by_numpy([array], number))
+
+
 def test_two_of_four_keeps_two_of_every_four_inputs():
     scores = {"kernel": jnp.asarray(np.random.default_rng(1).random((8, 3)), jnp.float32)}
     mask = np.asarray(jprune.nm_masks(scores, n=2, m=4)["kernel"])
@@ -96,9 +132,29 @@ def test_keep_count_reaches_the_ratio_of_the_whole_model_or_says_which_it_can():
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=-1), "keep=-1"),
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=1.5), r"keep=1\.5 must lie in \[0, 1\]"),
         (lambda: jprune.global_masks({"a": jnp.array([1.0, jnp.nan])}, keep=1), "NaN at 'a'"),
-        (lambda: jprune.apply_masks({"a": jnp.ones(3)}, {"b": jnp.ones(3, bool)}), "'a'"),
+        (
+            lambda: jprune.apply_masks({"a": jnp.ones(3)}, {"b": jnp.ones(3, bool)}),
+            "masks has no leaf 'a', which params has",
+        ),
         (lambda: jprune.apply_masks({"a": jnp.ones(3)}, {"a": jnp.ones(4, bool)}), r"\(4,\) at 'a'"),
         (lambda: jprune.layer_masks({"a": jnp.ones(3)}, keep={"nothing": 0.5}), "nothing"),
+        (
+            lambda: jprune.keep_count({"kernel": jnp.ones((3, 2))}, ratio=math.inf),
+            "ratio=inf must lie between 1 and inf",
+        ),
+        (
+            lambda: jprune.keep_count({"kernel": jnp.ones((3, 2))}, ratio=math.nan),
+            "ratio=nan must lie between 1 and inf",
+        ),
+        (
+            lambda: jprune.keep_count({"kernel": jnp.ones((3, 2))}, ratio=0.99),
+            r"ratio=0\.99 must lie between 1 and inf",
+        ),
+        (lambda: jprune.sparsity({"a": None, "b": jnp.ones(0, bool)}), "every leaf is None or empty"),
+        (
+            lambda: jax.jit(lambda mask: jprune.sparsity([mask, np.ones(2, bool)]))(jnp.ones(2, bool)),
+            "masks are traced",
+        ),
     ],
 )
 def test_bad_input_is_refused_by_value_and_leaf(call, message):

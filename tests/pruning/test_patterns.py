@@ -31,7 +31,7 @@ def best_of_neighbours(scores, n, m, axis):
     return np.moveaxis(mask, -1, axis)
 
 
-@pytest.mark.parametrize(("n", "m", "axis"), [(2, 4, -2), (1, 4, -1), (1, 2, -2), (0, 2, -1), (4, 4, -2)])
+@pytest.mark.parametrize(("n", "m", "axis"), [(2, 4, -2), (1, 4, -1), (1, 2, -2), (0, 2, -1), (4, 4, -2), (1, 1, -1)])
 def test_n_of_every_m_neighbours_along_an_axis(n, m, axis):
     found = kernels_of(jprune.nm_masks(SCORES, n=n, m=m, axis=axis))
     for mask, scores in zip(found, (CONV, DENSE), strict=True):
@@ -66,6 +66,20 @@ def test_whole_channels_with_the_largest_mean_scores(axis):
     for mask, channels in zip(found, largest(means, 5), strict=True):
         lanes = np.moveaxis(mask, axis, 0)
         np.testing.assert_array_equal(lanes.reshape(len(channels), -1), np.repeat(channels[:, None], lanes[0].size, 1))
+
+
+def test_blocks_and_channels_are_chosen_where_something_is_alive_and_keep_what_is():
+    alive = np.random.default_rng(3).random(DENSE.shape) < 0.5
+    alive[:4, :2] = alive[8:, 4:6] = alive[:, 3] = False
+    scores, among = jnp.asarray(np.where(alive, DENSE, 9)), jnp.asarray(alive)
+    live = np.array(alive.reshape(3, 4, 4, 2).any((1, 3)))
+    (blocks,) = largest([np.asarray(scores).reshape(3, 4, 4, 2).sum((1, 3))], 6, [live])
+    mask = jprune.block_masks(scores, 0.5, block=(4, 2), among=among)
+    np.testing.assert_array_equal(mask, np.repeat(np.repeat(blocks & live, 4, 0), 2, 1) & alive)
+    (channels,) = largest([np.asarray(scores).mean(0)], 4, [alive.any(0)])
+    for layerwise in (False, True):
+        mask = jprune.channel_masks(scores, 4, layerwise=layerwise, among=among)
+        np.testing.assert_array_equal(mask, channels & alive)
 
 
 def test_channels_layer_by_layer_and_a_floor_of_weights_rounded_up_to_channels():
@@ -167,7 +181,8 @@ ONES = {"a": jnp.ones((6, 4))}
         (lambda: jprune.block_masks(ONES, 0.5, block=()), r"block=\(\) must hold"),
         (lambda: jprune.block_masks(ONES, 5, block=(2, 2)), "keep=5 weights must be a multiple of 4"),
         (lambda: jprune.block_masks(ONES, 4, block=(2, 2), min_keep=5), "min_keep=5 needs 2 blocks"),
-        (lambda: jprune.channel_masks(ONES, 5), r"keep=5 must lie in 0\.\.4, the number of channels"),
+        (lambda: jprune.channel_masks(ONES, 5), r"keep=5 must lie in 0\.\.4, the number of channels$"),
+        (lambda: jprune.channel_masks(ONES, 1.5, layerwise=True), "keep=1.5 .* an int would be a count of channels$"),
         (lambda: jprune.channel_masks(ONES, 2, axis=3), r"axis=3, but 'a' has shape \(6, 4\)"),
         (lambda: jprune.output_masks(ONES, 0.5, axis=-3), r"axis=-3, but 'a' has shape \(6, 4\)"),
         (lambda: jprune.global_masks(ONES, keep=3, min_keep=4), "min_keep=4 in 1 layers needs 4 weights; keep gives 3"),

@@ -58,6 +58,7 @@ def test_models_and_classes_without_values_are_left_out():
         ([1.0, 2.0, 3.0, np.nan], [1.0, 2.0, np.nan, 4.0], "fewer than three pairs"),
         ([np.nan] * 4, [1.0, 2.0, 3.0, 4.0], "fewer than three pairs"),
         ([0.1, 0.1, 0.1], [1.0, 2.0, 3.0], "no spread over the models in a stack"),
+        ([0.0, 0.0, 0.0], [1.0, 2.0, 3.0], "no spread over the models in a stack"),
     ],
 )
 def test_no_answer_has_its_reason(a, b, reason):

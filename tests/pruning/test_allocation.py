@@ -1,0 +1,85 @@
+"""How many weights each layer keeps: from shapes alone, in layers without weights, and what is no number."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import jprune
+from jprune.pruning import erk_counts, layer_counts
+
+SELECTIONS = pytest.mark.parametrize(
+    "select",
+    [jprune.global_masks, jprune.layer_masks, jprune.uniform_masks, jprune.erk_masks, jprune.output_masks],
+)
+
+
+@pytest.fixture
+def _unchecked():
+    """As outside these tests, where no type checker comes before the errors of jprune itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@SELECTIONS
+@pytest.mark.parametrize("keep", [3, 0.5])
+def test_a_layer_without_weights_keeps_none_and_leaves_the_others_theirs(select, keep):
+    masks = select({"a": jnp.zeros((0, 3)), "b": jnp.arange(6.0).reshape(6, 1), "c": jnp.zeros((2, 0))}, keep)
+    assert [masks[name].shape for name in "ac"] == [(0, 3), (2, 0)]
+    np.testing.assert_array_equal(masks["b"][:, 0], [False] * 3 + [True] * 3)
+
+
+@SELECTIONS
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize("keep", [True, "2", None, 1j])
+def test_a_keep_that_is_no_number_is_refused(select, keep):
+    with pytest.raises(TypeError, match=r"keep=.* must be an int \(a count\) or a float \(a fraction\)"):
+        select({"a": jnp.ones((3, 2))}, keep)
+
+
+EVERY = pytest.mark.parametrize(
+    "select",
+    [
+        *SELECTIONS.args[1],
+        functools.partial(jprune.nm_masks, n=1, m=1),
+        functools.partial(jprune.block_masks, block=(3, 1)),
+        jprune.channel_masks,
+    ],
+)
+
+
+@EVERY
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize("min_keep", [True, 1.5, "1"])
+def test_a_floor_that_is_no_count_is_refused(select, min_keep):
+    with pytest.raises(TypeError, match=f"min_keep={min_keep!r} must be an int: the weights that every layer keeps"):
+        select({"a": jnp.ones((3, 2))}, 1.0, min_keep=min_keep)
+
+
+@EVERY
+def test_a_floor_below_zero_is_refused(select):
+    with pytest.raises(ValueError, match="min_keep=-1 must not be negative"):
+        select({"a": jnp.ones((3, 2))}, 1.0, min_keep=-1)
+
+
+def test_an_error_says_what_a_count_is_of():
+    with pytest.raises(ValueError, match=r"keep=4 must lie in 0\.\.3, the number of weights$"):
+        jprune.global_masks({"a": jnp.ones(3)}, 4)
+    with pytest.raises(ValueError, match=r"keep=1\.5 must lie in \[0, 1\]; an int would be a count of weights$"):
+        jprune.global_masks({"a": jnp.ones(3)}, 1.5)
+
+
+def test_counts_come_from_shapes_alone():
+    shapes = {"a": jax.ShapeDtypeStruct((4,), jnp.float32), "b": jax.ShapeDtypeStruct((5, 2), jnp.float32)}
+    assert layer_counts(shapes, 0.5, min_keep=3) == [3, 5]
+    assert layer_counts(shapes, {"a": 1, "b": 0.25}) == [1, 2]
+    # ERK: 8 * 4 / 11 = 2.91 and 8 * 7 / 11 = 5.09; of 13 the first layer, dense, keeps all its 4.
+    assert erk_counts(shapes, 8) == [3, 5]
+    assert erk_counts(shapes, 13) == [4, 9]
+    params = {"kernel": jax.ShapeDtypeStruct((10, 9), jnp.float32), "bias": jax.ShapeDtypeStruct((10,), jnp.float32)}
+    assert jprune.keep_count(params, ratio=4) == 15
+    assert jprune.compression(params, {"kernel": jnp.arange(90).reshape(10, 9) < 15, "bias": None}) == 4.0
