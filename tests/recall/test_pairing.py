@@ -78,3 +78,8 @@ def test_no_answer_has_its_reason(a, b, reason):
 def test_stacks_that_cannot_be_paired_are_refused(a, b, message):
     with pytest.raises(ValueError, match=message):
         recall.pairing_test(a, b, rng=0)
+
+
+def test_a_number_of_random_pairings_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="resamples must be at least 2, got 1"):
+        recall.pairing_test([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], rng=0, resamples=1)
