@@ -91,7 +91,7 @@ def _backward(spec: Spec, residuals: tuple[Any, ...], cotangents: Extremes) -> t
     space = _space(z)
     tied = {sign: _filled(z, valid, sign) == jnp.expand_dims(blocks[sign], space) for sign in spec.signs}
     chosen, ranks = _chosen(spec, tied, space, key)
-    known = _Blocks(blocks, ranks, found, math.prod(z.shape[axis] for axis in space))
+    known = _Blocks(blocks, ranks, found)
     gradient: Any = 0
     for sign, cells in chosen.items():
         share: Any = 0
@@ -192,12 +192,11 @@ def _packed(masks: list[jax.Array], second: Any) -> jax.Array:
 
 
 class _Blocks(NamedTuple):
-    """What is known of the blocks: by sign their extremes and ranks, the results, the cells in one."""
+    """What is known of the blocks: by sign their extremes and ranks, and the results."""
 
     extremes: dict[Sign, jax.Array]
     ranks: dict[Sign, Any]
     found: Extremes
-    size: int
 
 
 def _share(spec: Spec, axis: Axis, sign: Sign, known: _Blocks, cotangent: jax.Array) -> jax.Array:
@@ -214,24 +213,22 @@ def _share(spec: Spec, axis: Axis, sign: Sign, known: _Blocks, cotangent: jax.Ar
         count = _over_devices(count, lax.psum, names).astype(g.dtype)
         return jnp.where(mine, g / jnp.expand_dims(count, over), 0)
     if spec.ties == "single":
-        rank = _order(spec, axis, rank, known.size)
-        winner = _over_devices(jnp.where(mine, rank, np.iinfo(np.int32).max).min(axis=over), lax.pmin, names)
-    else:
-        winner = _over_devices(jnp.where(mine, rank, 0).max(axis=over), lax.pmax, names)
+        for key in _order(spec, axis, rank):
+            first = jnp.where(mine, key, np.iinfo(np.int32).max).min(axis=over)
+            mine &= key == jnp.expand_dims(_over_devices(first, lax.pmin, names), over)
+        return jnp.where(mine, g, 0)
+    winner = _over_devices(jnp.where(mine, rank, 0).max(axis=over), lax.pmax, names)
     return jnp.where(mine & (rank == jnp.expand_dims(winner, over)), g, 0)
 
 
-def _order(spec: Spec, axis: Axis, position: jax.Array, size: int) -> jax.Array:
-    """Where the first tied cell of each block, at this position, comes in the order of rule 'single'."""
+def _order(spec: Spec, axis: Axis, position: jax.Array) -> list[jax.Array]:
+    """What decides in turn which block is the first under rule 'single', given the first tied position in each.
+
+    Several numbers and not one, which would pass 2^31 for large batches of large images.
+    """
     (batch,), (width,) = spec.reduced("unit"), spec.reduced("point")
     example = lax.broadcasted_iota(jnp.int32, position.shape, batch)
     unit = lax.broadcasted_iota(jnp.int32, position.shape, width)
-    examples, units = position.shape[batch], position.shape[width]
     if spec.axis_name is not None:
-        example = example + examples * lax.axis_index(spec.axis_name)
-        examples = examples * lax.axis_size(spec.axis_name)
-    if axis == "unit":
-        return position * examples + example
-    if axis == "point":
-        return position * units + unit
-    return (example * size + position) * units + unit
+        example = example + position.shape[batch] * lax.axis_index(spec.axis_name)
+    return {"unit": [position, example], "point": [position, unit], "layer": [example, position, unit]}[axis]

@@ -206,7 +206,7 @@ class Options(NamedTuple):
             raise ValueError(f"balance={balance} must lie between 0 and 1: it is the weight of the positive hinge")
         if not isinstance(margin, tuple | list) or len(margin) != 2:
             raise ValueError(f"margin={margin!r} must be a pair (positive, negative), such as (1.0, 1.0)")
-        if any(isinstance(m, int | float) and not math.isfinite(m) for m in margin):
+        if any(isinstance(m, int | float | np.number) and not math.isfinite(m) for m in margin):
             raise ValueError(f"margin={margin!r} must be finite")
         if ties == "random" and key is None:
             raise ValueError("ties='random' needs a PRNG key: pass key=jax.random.key(seed)")
