@@ -77,12 +77,19 @@ def keep(folder: Path, name: str) -> None:
     """Add what a study found to the tables.
 
     Raises:
-      ValueError: no study was run in the folder.
+      ValueError: no study was run in the folder, or its table would leave out networks that are kept.
     """
     if name in _GRIDS:
         cells = folder / "cells.csv"
         if not cells.exists():
             raise ValueError(f"{cells} is missing: run the study, or its action 'report', first")
+        if (FOLDER / f"{name}.csv").exists():
+            kept, fresh = (_identities(pd.read_csv(path)) for path in (FOLDER / f"{name}.csv", cells))
+            if lost := kept - fresh:
+                raise ValueError(
+                    f"{cells} lacks {len(lost)} of the {len(kept)} networks that {name}.csv keeps, such as "
+                    f"{' '.join(min(lost))}: run the whole study into {folder} first"
+                )
         files.write_bytes(FOLDER / f"{name}.csv", cells.read_bytes())
         files.write_json(FOLDER / f"{name}.json", {"made": provenance.notes(folder)})
         return
@@ -90,6 +97,12 @@ def keep(folder: Path, name: str) -> None:
     if study is None:
         raise ValueError(f"{folder} has no config.json: no study was run there")
     ledger.keep(dataclasses.replace(study, out=folder), name)
+
+
+def _identities(cells: pd.DataFrame) -> set[tuple[str, ...]]:
+    """What tells the networks of a grid apart."""
+    names = ["dataset", "method", "layer", "ratio", "depth", "width", "lr", "epochs", "replicate"]
+    return set(cells[[name for name in names if name in cells]].astype(str).itertuples(index=False, name=None))
 
 
 def report() -> None:

@@ -10,7 +10,7 @@ gradient of that result with respect to the device's own slice of z.
 """
 
 import math
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -92,11 +92,20 @@ def _backward(spec: Spec, residuals: tuple[Any, ...], cotangents: Extremes) -> t
     tied = {sign: _filled(z, valid, sign) == jnp.expand_dims(blocks[sign], space) for sign in spec.signs}
     chosen, ranks = _chosen(spec, tied, space, key)
     known = _Blocks(blocks, ranks, found)
+    wanted = {sign: [axis for axis, s in spec.wanted if s == sign] for sign in chosen}
+
+    def shares() -> list[Any]:
+        return [
+            sum(_share(spec, axis, sign, known, cotangents[axis, sign]) for axis in wanted[sign]) for sign in wanted
+        ]
+
+    if space:  # a branch is compiled apart; else XLA would work a block's share out anew for each of its cells
+        any_slack = reduce(jnp.logical_or, [jnp.any(g != 0) for g in cotangents.values()])
+        handed = lax.cond(any_slack, shares, lambda: [jnp.where(blocks[s] > jnp.inf, blocks[s], 0) for s in wanted])
+    else:
+        handed = shares()
     gradient: Any = 0
-    for sign, cells in chosen.items():
-        share: Any = 0
-        for axis in [axis for axis, s in spec.wanted if s == sign]:
-            share = share + _share(spec, axis, sign, known, cotangents[axis, sign])
+    for share, cells in zip(handed, chosen.values(), strict=True):
         gradient = gradient + jnp.where(cells, jnp.expand_dims(share, space), 0)
     if valid is not None:  # a masked cell equals the extreme where a whole unit or point is masked
         gradient = jnp.where(valid, gradient, 0)

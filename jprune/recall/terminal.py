@@ -40,7 +40,13 @@ def print_summary(audit: "Audit", report: Path | None = None) -> None:
         console.print(Padding(Text(finding.text), (0, 0, 0, 2)))
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for name in _COLUMNS:
-        table.add_column(Text(name), justify="left" if name in ("score", "mark") else "right", no_wrap=name != "score")
+        # Where the terminal is narrow, names and intervals go on in a second line, and numbers stay whole.
+        table.add_column(
+            Text(name),
+            justify="left" if name in ("score", "mark") else "right",
+            no_wrap=name not in ("score", "interval"),
+            overflow="fold",
+        )
     for row in audit.summary.to_dict("records"):
         table.add_row(*(Text(cell) for cell in _cells(row)))
     console.print(table)

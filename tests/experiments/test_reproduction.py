@@ -181,6 +181,21 @@ def test_the_committed_page_is_what_the_committed_tables_give(tmp_path, monkeypa
     assert (tmp_path / "reproduction.md").read_text() == page
 
 
+def test_a_smaller_grid_does_not_replace_a_larger_one(tmp_path, monkeypatch):
+    kept, trial = tmp_path / "kept", tmp_path / "trial"
+    kept.mkdir(), trial.mkdir()
+    monkeypatch.setattr(reproduction, "FOLDER", kept)
+    cells = pd.read_csv(ledger.FOLDER / "moons.csv")
+    cells.to_csv(kept / "moons.csv", index=False)
+    cells[cells["depth"] < 120].to_csv(trial / "cells.csv", index=False)
+    with pytest.raises(ValueError, match=r"lacks 54 of the 702 networks that moons.csv keeps, such as moons P conv 120"):
+        reproduction.keep(trial, "moons")
+    assert len(pd.read_csv(kept / "moons.csv")) == 702
+    cells.assign(val_acc=0.5).to_csv(trial / "cells.csv", index=False)
+    reproduction.keep(trial, "moons")
+    assert set(pd.read_csv(kept / "moons.csv")["val_acc"]) == {0.5}
+
+
 @pytest.mark.optax_promotes
 def test_what_a_study_stored_is_kept_once_and_extended(tmp_path, capsys):
     tiny = ("--epochs", "1", "--finetune-epochs", "1", "--ratios", "1", "4", "--scores", "magnitude", "--limit", "128")
