@@ -125,8 +125,12 @@ def report() -> None:
         pictures["reproduction-alpha"] = alpha_figure(studies)
     if "moons" in grids:
         cells = jumpstart_report.label(grids["moons"])
-        for name, figure in jumpstart_figures.of_grid("moons", cells, published, cells["floor"].iloc[0]).items():
+        floor = cells["floor"].iloc[0]
+        for name, figure in jumpstart_figures.of_grid("moons", cells, published, floor).items():
             pictures[f"reproduction-moons-{name}"] = figure
+        both = cells[cells["method"].isin(["relu", "UP"])]
+        short = jumpstart_figures.heat_maps("moons", both, published, "train_acc", floor)
+        pictures["reproduction-moons-short"] = short  # for the README
     for name, figure in pictures.items():
         files.write_figure(PAGE.parent / "images" / f"{name}.png", figure)
     files.write_bytes(PAGE, filled(PAGE.read_text(), blocks).encode())
