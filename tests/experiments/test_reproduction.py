@@ -188,7 +188,9 @@ def test_a_smaller_grid_does_not_replace_a_larger_one(tmp_path, monkeypatch):
     cells = pd.read_csv(ledger.FOLDER / "moons.csv")
     cells.to_csv(kept / "moons.csv", index=False)
     cells[cells["depth"] < 120].to_csv(trial / "cells.csv", index=False)
-    with pytest.raises(ValueError, match=r"lacks 54 of the 702 networks that moons.csv keeps, such as moons P conv 120"):
+    with pytest.raises(
+        ValueError, match=r"lacks 54 of the 702 networks that moons.csv keeps, such as moons P conv 120"
+    ):
         reproduction.keep(trial, "moons")
     assert len(pd.read_csv(kept / "moons.csv")) == 702
     cells.assign(val_acc=0.5).to_csv(trial / "cells.csv", index=False)
