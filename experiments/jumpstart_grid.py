@@ -6,12 +6,15 @@ and puts it beside the published one; ``--list`` names the other studies, ``--he
 
 import argparse
 import contextlib
+import dataclasses
+import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -44,6 +47,9 @@ _ENGINES: dict[str, ModuleType] = {
 }
 
 
+_CONFIG = "config.json"
+
+
 class _Stopped(Exception):
     """A stage was left because the study ends."""
 
@@ -64,15 +70,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None = None) -> Grid:
     """Read the options; those not given have the preset's values.
 
+    For ``status`` and ``report`` those not given have the values of the run whose results lie there.
+
     Raises:
       ValueError: an unknown preset, or settings that no study can have.
       SystemExit: an unknown option, or a value of the wrong type.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="moons-subset")
-    known, _ = first.parse_known_args(arguments)
-    default = jumpstart_presets.get(known.preset)
+    first.add_argument("--out", type=Path)
+    known, rest = first.parse_known_args(arguments)
+    default = dataclasses.replace(jumpstart_presets.get(known.preset), out=known.out)
+    if {"status", "report"} & set(rest) and (recorded := _recorded(default)):
+        default = dataclasses.replace(recorded, out=default.out)
     return tyro.cli(Grid, args=arguments, default=default, prog="python -m experiments.jumpstart_grid")
+
+
+def _recorded(grid: Grid) -> Grid | None:
+    """The settings of the grid that was last run in a folder, if any was."""
+    path = grid.folder / _CONFIG
+    try:
+        return jumpstart_presets.from_json(json.loads(path.read_text())) if path.exists() else None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise files.StoreError(f"{path} cannot be read ({error}); delete it and give all options again") from error
 
 
 def run(grid: Grid) -> None:
@@ -85,6 +105,7 @@ def run(grid: Grid) -> None:
         for stage in engine.plan(grid)[i::n]
         for gap in store.missing(grid.folder / "store", grid.kind, stage.settings, stage.seeds)
     ]
+    files.write_json(grid.folder / _CONFIG, grid.to_json())
     if work:
         provenance.note(grid.folder, "jumpstart_grid")
         carry_out(grid, engine, work, devices)

@@ -6,8 +6,9 @@ for Efficient Deep Neural Networks", IEEE Access 2025. They were fixed before an
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -115,6 +116,10 @@ class Grid:
         """Where the results go."""
         return self.out or Path("runs") / self.preset
 
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """(depth, width) of every network, shallow ones first.
@@ -131,6 +136,20 @@ class Grid:
                 raise ValueError(f"shapes={self.shapes}: {shape!r} must be DEPTHxWIDTH, such as 20x8")
             sizes.append((int(depth), int(width)))
         return tuple(sizes)
+
+
+def from_json(values: Mapping[str, Any]) -> Grid:
+    """The settings that ``Grid.to_json`` wrote.
+
+    Raises:
+      TypeError: a setting that there is not.
+
+    >>> import json
+    >>> from_json(json.loads(json.dumps(Grid().to_json()))) == Grid()
+    True
+    """
+    typed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Grid(**{**typed, **{name: Path(typed[name]) for name in ("data_dir", "out", "table") if typed.get(name)}})
 
 
 _PRESETS: Registry[Grid] = Registry()

@@ -20,13 +20,19 @@ def note(folder: Path, module: str) -> None:
     Raises:
       StoreError: they cannot be written; the message names the file.
     """
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    commit = _git("rev-parse", "HEAD") or "unknown"
+    if _git("status", "--porcelain", "--untracked-files=no"):
+        commit += " with changes"
     command = re.sub(r"(--data[-_]dir[ =])\S+", r"\1DIR", " ".join([f"python -m experiments.{module}", *sys.argv[1:]]))
     entry = {"command": command, "commit": commit, "jax": jax.__version__}
     earlier = notes(folder)
     if entry not in [{name: old.get(name) for name in entry} for old in earlier]:
         files.write_json(folder / _FILE, [*earlier, {**entry, "began": time.strftime("%Y-%m-%d %H:%M %z")}])
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def notes(folder: Path) -> list[dict[str, str]]:

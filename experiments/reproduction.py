@@ -309,7 +309,7 @@ def _verdicts(found: Iterable[Verdict]) -> str:
 def _made(names: Iterable[str]) -> str:
     """What made each table."""
     rows = [
-        [f"`{name}.csv`", f"`{entry['command']}`", f"`{entry['commit'][:7]}`", entry["began"]]
+        [f"`{name}.csv`", f"`{entry['command']}`", f"`{entry['commit'][:7]}{entry['commit'][40:]}`", entry["began"]]
         for name in names
         for entry in json.loads((FOLDER / f"{name}.json").read_text())["made"]
     ]

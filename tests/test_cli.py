@@ -196,7 +196,7 @@ CSV = {
         (["--labels", "labels.npy", "--num-classes", "2"], "labels.npy holds 2 at example 40; num_classes is 2"),
         (["--dense", "two.npz"], "two.npz has 2 arrays (classes, logits): say which one as two.npz:NAME"),
         (["--dense", "two.npz:none"], "two.npz has no array 'none'"),
-        (["--dense", "word.csv"], "word.csv, column 'm0' holds 'x' at example 1; wanted a number"),
+        (["--dense", "word.csv"], "word.csv, column 'm0' holds 'x' at example 1; wanted a number or a name that"),
         (["--dense", "short.csv"], "short.csv, column 'b' holds '' at example 1; wanted a number (a single column is"),
         (["--dense", "long.csv"], "long.csv is no readable .csv"),
         (["--dense", "twice.csv"], "twice.csv has the column 'a' twice"),

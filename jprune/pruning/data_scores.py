@@ -54,7 +54,7 @@ def snip(*, where: Where | None = None) -> Score:
             return jnp.abs(w.astype(dtype) * g.astype(dtype))
 
         sizes = map_leaves(sensitivity, params, grad)
-        total = sum(jnp.sum(x).astype(jnp.float32) for x in jax.tree.leaves(sizes))
+        total = sum(jnp.sum(x) for x in jax.tree.leaves(sizes))
         scale = jnp.where(total > 0, total, 1.0)
         return map_leaves(lambda x: x / scale.astype(x.dtype), sizes)
 

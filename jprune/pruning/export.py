@@ -7,6 +7,7 @@ holds masks is checkpointed is the checkpoint library's business, because it is 
 
 import importlib
 import json
+import math
 import os
 import secrets
 from pathlib import Path
@@ -189,10 +190,19 @@ def _pack(name: str, mask: Any) -> tuple[NDArray[Any], list[int]]:
 
 def _unpack(path: Any, tensors: dict[str, Any], name: str, shape: list[int]) -> NDArray[Any]:
     """Undo ``_pack``, refusing a number of bytes that does not fit the shape."""
-    bits, count = tensors.get(name + _BITS), int(np.prod(shape))
+    bits, count = tensors.get(name + _BITS), math.prod(shape)
     if bits is None or bits.dtype != np.uint8 or bits.shape != (-(-count // 8),):
         raise ValueError(f"{os.fspath(path)}: the mask of '{name}' does not hold the {count} bits of shape {shape}")
     return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
+
+
+def _shapes(path: Any, text: str) -> dict[str, list[int]]:
+    """The shapes of the masks, which a file from elsewhere may say in any way."""
+    shapes = json.loads(text)
+    lists = shapes.values() if isinstance(shapes, dict) else [None]
+    if not all(isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) for shape in lists):
+        raise ValueError(f"{os.fspath(path)}: the shapes of its masks are no lists of sizes: {text[:80]}")
+    return dict(shapes)
 
 
 def _refuse_misfits(path: Any, wanted: dict[str, Any], shapes: Any) -> None:
@@ -235,7 +245,6 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, list[
             metadata = file.metadata() or {}
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{os.fspath(path)} was not written by jprune: format is {metadata.get('format')!r}")
-        shapes = json.loads(metadata["shapes"])
-        return numpy_format.load_file(os.fspath(path)), shapes
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+        return numpy_format.load_file(os.fspath(path)), _shapes(path, metadata["shapes"])
+    except (safetensors.SafetensorError, KeyError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"{os.fspath(path)} is not a whole safetensors file: {error}") from error

@@ -21,8 +21,8 @@ from jprune.pruning.layers import Layers, choose, layers_of
 from jprune.pruning.limbs import Count, count_of
 from jprune.pruning.masks import erk_counts, erk_masks, global_masks, layer_counts, layer_masks, uniform_masks
 from jprune.pruning.schedules import keep_values
-from jprune.pruning.scores import Score, score_selected
-from jprune.trees import flatten, map_leaves, match
+from jprune.pruning.scores import Score, beside, score_selected
+from jprune.trees import map_leaves
 
 PyTree = Any
 
@@ -69,7 +69,7 @@ class Plan:
         given = {"grad": grad, "batch": batch, "key": key, "whole": whole}
         read = {name: value for name, value in given.items() if name in needs and value is not None}
         if "grad" in read:
-            read["grad"] = _beside(weights, grad)
+            read["grad"] = beside(weights, grad, name="grad")
         return read
 
     def advance(self, count: Any, masks: PyTree, weights: PyTree, evidence: dict[str, Any]) -> PyTree:
@@ -172,12 +172,3 @@ def _first(worth: Any, survivor: Any) -> Any:
 
 def _needs(score: Score | Callable[..., PyTree]) -> set[str]:
     return set(score.needs) if isinstance(score, Score) else {"grad", "batch", "key"}
-
-
-def _beside(weights: PyTree, grad: PyTree) -> PyTree:
-    """The gradient of the weights alone: ``partition`` and ``masked`` hand on the whole tree of it."""
-    paths, leaves, treedef = flatten(weights)
-    wanted = {path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
-    grad_paths, grad_leaves, _ = flatten(grad)
-    near = {path: leaf for path, leaf in zip(grad_paths, grad_leaves, strict=True) if path in wanted}
-    return jax.tree.unflatten(treedef, match(weights, near, reference_name="params", name="grad"))

@@ -261,6 +261,8 @@ def selected_by(where: Where | None, params: PyTree) -> PyTree:
 def beside(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:
     """The leaves of a tree that belong to the selected ones, in their tree; what else it has is dropped.
 
+    ``optax.partition`` and ``masked`` hand on the whole tree of gradients, for one.
+
     Raises:
       ValueError: a selected leaf is missing, no float array, or of another shape; the message names it.
     """

@@ -129,7 +129,7 @@ _CLASSES = (
     Column("change_high", "high", "Upper end of the change's interval", _CHANGE),
     Column("excess", "excess", "Points lost beyond what the accuracy lost", _CHANGE),
     Column("p_holm", "p", "Of no excess, corrected over the classes by Holm's method", _p),
-    Column("intensification", "I", "Class ratio of mean normalized balances, pruned / dense", _fixed(2)),
+    Column("intensification", "balance ratio", "Class ratio of mean normalized balances, pruned / dense", _fixed(2)),
 )
 _GROUPS = (
     *_CLASSES[:2],

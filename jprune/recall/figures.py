@@ -101,7 +101,7 @@ def recall_by_class(audit: "Audit") -> "Figure":
         if len(scores) > 1:
             axes.set_title(panels.short(score), fontsize=11, color=INK, parse_math=False)
         names = [audit.class_names[c] for c in most[:_MOST_LINES]]
-        panels.legend(axes, drawn, names, loc="center left", bbox_to_anchor=(1, 0.5))
+        panels.legend(axes, drawn, names, title="class", loc="center left", bbox_to_anchor=(1, 0.5))
     for row in grid:
         row[0].set_ylabel("recall, mean over models", color=INK)
     return figure

@@ -17,6 +17,7 @@ _MOST_MODELS, _ROUNDING = 100_000, 1e-12
 _VERDICTS = {
     ">": "grew",
     "<": "shrank",
+    "<0": "turned around, the weak classes now being the strong ones,",
     "?": "are not shown to have changed",
     "": "were measured on too few models to judge",
     "undefined": "cannot be compared, alpha being undefined,",
@@ -88,8 +89,14 @@ def _differences(rows: pd.DataFrame, audit: "Audit") -> str:
         return (
             "Alpha is undefined: " + "; ".join(sorted({str(r) for r in _of(audit.alphas, row)["reason"]} - {""})) + "."
         )
-    meaning = {">": "they grew", "<": "they shrank", "?": "no change is shown", "": "no interval, too few models"}
-    text = f"alpha {_interval(row, 'alpha')} at {_times(row)}: {meaning[row['alpha_mark']]}"
+    meaning = {
+        ">": "they grew",
+        "<": "they shrank",
+        "<0": "they turned around, the weak classes now being the strong ones",
+        "?": "no change is shown",
+        "": "no interval, too few models",
+    }
+    text = f"alpha {_interval(row, 'alpha')} at {_times(row)}: {meaning[_verdict(row)]}"
     pattern = [
         f"{word} at {_listed([_ratio(ratio) for ratio in rows['ratio'][rows['alpha_mark'] == mark]])}"
         for mark, word in (("<", "below 1"), ("?", "not told from 1"), (">", "above 1"))
@@ -200,7 +207,9 @@ def _of(frame: pd.DataFrame, row: _Row) -> pd.DataFrame:
 
 def _verdict(row: _Row) -> str:
     """Which of the verdicts a row of the summary comes to."""
-    return str(row["alpha_mark"]) if np.isfinite(row["alpha"]) else "undefined"
+    if not np.isfinite(row["alpha"]):
+        return "undefined"
+    return "<0" if row["alpha_high"] < 0 else str(row["alpha_mark"])
 
 
 def _by(audit: "Audit", row: _Row) -> str:

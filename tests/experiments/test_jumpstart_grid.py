@@ -143,6 +143,11 @@ def test_a_run_stores_and_reports_every_cell(tmp_path, capsys):
     capsys.readouterr()
     assert _run(tmp_path, "status", *TINY) == 0
     assert capsys.readouterr().out.count("1 of 1  ") == 2
+    assert jumpstart_grid.main(["status", "--out", str(tmp_path)]) == 0  # the options are those of the run
+    assert capsys.readouterr().out.count("1 of 1  ") == 2
+    (tmp_path / "config.json").write_text("[]")
+    assert jumpstart_grid.main(["report", "--out", str(tmp_path)]) == 1
+    assert "config.json cannot be read" in capsys.readouterr().err
 
 
 @TRAINS

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -166,6 +167,21 @@ def test_the_same_command_is_noted_once_and_a_single_older_note_is_kept(tmp_path
     (tmp_path / "made.json").write_text(json.dumps({"command": "old"}))
     provenance.note(tmp_path, "recall_distortion")
     assert [each["command"] for each in provenance.notes(tmp_path)] == ["old", noted["command"]]
+
+
+def test_a_note_says_where_the_tree_had_changes(tmp_path, monkeypatch):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (repository / "provenance.py").write_text("committed")
+    monkeypatch.setattr(provenance, "__file__", str(repository / "provenance.py"))
+    git = ["git", "-C", str(repository), "-c", "user.name=me", "-c", "user.email=me@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *command], check=True)
+    provenance.note(tmp_path, "recall_distortion")
+    (repository / "provenance.py").write_text("changed")
+    provenance.note(tmp_path, "recall_distortion")
+    clean, changed = (each["commit"] for each in provenance.notes(tmp_path))
+    assert (len(clean), changed) == (40, f"{clean} with changes")
 
 
 def test_a_page_without_its_marker_is_refused():

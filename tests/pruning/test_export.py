@@ -128,6 +128,24 @@ def test_broken_files_are_named(tmp_path):
         export.load_masks(tmp_path / "lie", params)
 
 
+@pytest.mark.parametrize(
+    "shapes", ["[]", "3", '{"step": 3}', '{"step": ["3"]}', '{"step": [-3, -1]}', '{"step": [3.0]}']
+)
+def test_shapes_that_are_no_lists_of_sizes_are_refused(tmp_path, shapes):
+    bits, metadata = {"step#bits": np.zeros(1, np.uint8)}, {"format": "jprune-1", "shapes": shapes}
+    safetensors.numpy.save_file(bits, tmp_path / "odd", metadata=metadata)
+    with pytest.raises(ValueError, match="odd: the shapes of its masks are no lists of sizes"):
+        export.load_masks(tmp_path / "odd", net()[0])
+
+
+@pytest.mark.parametrize("shapes", ["{", "[" * 100_000])
+def test_shapes_that_are_no_json_are_refused(tmp_path, shapes):
+    bits, metadata = {"step#bits": np.zeros(1, np.uint8)}, {"format": "jprune-1", "shapes": shapes}
+    safetensors.numpy.save_file(bits, tmp_path / "odd", metadata=metadata)
+    with pytest.raises(ValueError, match="odd is not a whole safetensors file"):
+        export.load_masks(tmp_path / "odd", net()[0])
+
+
 def test_bcoo_holds_exactly_the_kept_weights_and_multiplies_like_the_masked_matrix():
     params, masks = net()
     params["conv"]["kernel"] = params["conv"]["kernel"].at[tuple(np.argwhere(masks["conv"]["kernel"])[0])].set(0.0)

@@ -309,6 +309,23 @@ def test_an_undefined_alpha_is_told_with_its_reason():
     )
 
 
+def test_an_alpha_below_zero_is_told_to_turn_the_classes_around():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 500)
+    dense, pruned = (
+        np.where(rng.random((6, 2000)) < 0.05 + 0.05 * weak, (labels + 1) % 4, labels) for weak in (labels, 3 - labels)
+    )
+    audit = recall.audit(labels, dense, {4: pruned})
+    row = audit.summary.iloc[0]
+    assert row["alpha_high"] < 0
+    assert headline.headline(audit).startswith(
+        f"Differences between classes turned around, the weak classes now being the strong ones, at 4x compression "
+        f"(alpha {row['alpha']:.2f})."
+    )
+    told = {finding.topic: finding.text for finding in headline.findings(audit)}
+    assert ": they turned around, the weak classes now being the strong ones." in told["Differences between classes"]
+
+
 def test_models_that_pruning_left_as_they_were_are_told_so():
     audit = recall.audit(audits.LABELS, audits.DENSE, {4: audits.DENSE})
     told = {finding.topic: finding.text for finding in headline.findings(audit)}
