@@ -59,16 +59,16 @@ def point_status(preacts: layers.Preactivations, units: layers.Masks = None) -> 
 
     Raises:
       TypeError: preactivations or masks of another kind or dtype.
-      ValueError: shapes that do not match.
+      ValueError: shapes that do not match; outside jit, a layer whose units are all padding.
 
     >>> point_status([jnp.array([[-1.0, 0.0], [0.5, 2.0], [-1.0, 2.0]])])
     [Array([-1,  0,  1], dtype=int8)]
     """
     statuses = []
     named = layers.check(preacts)
-    for (_, entry), given in zip(named, layers.unit_masks(units, preacts), strict=True):
+    for (name, entry), given in zip(named, layers.unit_masks(units, preacts), strict=True):
         z = _spread(entry)
-        mask = None if given is None else jnp.asarray(given).reshape((-1, 1, 1, z.shape[-1]))
+        mask = None if given is None else _unit_mask(name, z, given)
         statuses.append(_like(entry, _status(z, mask, (2, 3))))
     return layers.like(preacts, statuses)
 
@@ -333,6 +333,12 @@ def _example_mask(name: str, z: jax.Array, examples: Any) -> jax.Array:
     if not isinstance(examples, jax.core.Tracer) and not np.any(examples):
         raise ValueError("examples is False throughout: no unit can be judged by padding alone")
     return jnp.asarray(examples)
+
+
+def _unit_mask(name: str, z: jax.Array, units: Any) -> jax.Array:
+    if not isinstance(units, jax.core.Tracer) and not np.reshape(units, (-1, z.shape[-1])).any(axis=1).all():
+        raise ValueError(f"units is False throughout a layer of '{name}': no point can be judged by padding alone")
+    return jnp.asarray(units).reshape((-1, 1, 1, z.shape[-1]))
 
 
 def _table(point_statuses: Any) -> jax.Array:

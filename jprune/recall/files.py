@@ -296,9 +296,9 @@ def _named(cells: "pd.Series[Any]", where: str, index: dict[str, int]) -> np.nda
     texts = [str(cell).strip() for cell in cells.tolist()]
     for example, text in enumerate(texts):
         if text not in index and not _is_number(text):
-            names = f" or one of the class names {_some(list(index))}" if index else ""
+            listed = f" or one of the class names {_some(list(index))}" if index else ""
             hint = " or a name that --class-names gives" if text and not index else ""
-            raise InputError(f"{where} holds {text!r} at example {example}; wanted a number{names}{hint}")
+            raise InputError(f"{where} holds {text!r} at example {example}; wanted a number{listed}{hint}")
     names = [text in index for text in texts]
     if not any(names):
         return np.array([float(text) for text in texts])

@@ -138,6 +138,8 @@ def test_padding_is_left_out_of_the_statuses():
     z = jnp.array([[1.0, 2.0, -9.0], [1.0, -2.0, -9.0], [-5.0, 7.0, 9.0]])
     assert lists(jprune.unit_status([z], examples=jnp.array([True, True, False]))) == [[LINEAR, NONLINEAR, DEAD]]
     assert lists(jprune.point_status([z], units=jnp.array([True, True, False]))) == [[LINEAR, NONLINEAR, NONLINEAR]]
+    with pytest.raises(ValueError, match="units is False throughout a layer of '0': no point can be judged"):
+        jprune.point_status([z], units=jnp.zeros(3, bool))
     with pytest.raises(ValueError, match="no unit can be judged by padding alone"):
         jprune.unit_status([z], examples=jnp.zeros(3, bool))
 
