@@ -54,7 +54,9 @@ def array(values: Any, name: str) -> np.ndarray:
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} does not convert to a numpy array: {error}") from error
     if converted.dtype.kind not in "iuf" and converted.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        raise InputError(f"{name} must hold numbers, got dtype {converted.dtype}")
+        hint = "; of names give their numbers among class_names (a table may hold names)"
+        text = hint if converted.dtype.kind in "US" else ""
+        raise InputError(f"{name} must hold numbers, got dtype {converted.dtype}{text}")
     return converted
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jprune import recall
-from jprune.recall import EmptyClassWarning
+from jprune.recall import EmptyClassWarning, InputError
 from tests.recall import study
 from tests.recall.study import CLASSES, predictions, row
 
@@ -112,6 +112,19 @@ def test_labels_with_gaps_name_the_classes_between_and_leave_them_out():
     x, y = r / r.mean() - 1, t / t.mean() - 1
     assert report.alphas["alpha"].iloc[0] == pytest.approx((x @ y) / (x @ x))
     assert report.classes.loc[report.classes["support"] > 0, "class"].tolist() == ["0", "5", "7"]
+
+
+def test_correct_counts_of_a_class_without_examples_leave_it_out():
+    with pytest.warns(EmptyClassWarning, match="class without test examples: 1"):
+        report = recall.audit_counts([[9, 0, 7]], {2: [[8, 0, 7]]}, support=[10, 0, 10])
+    r, t = np.array([0.9, 0.7]), np.array([0.8, 0.7])
+    x, y = r / r.mean() - 1, t / t.mean() - 1
+    assert report.alphas["alpha"].iloc[0] == pytest.approx((x @ y) / (x @ x), abs=1e-12)
+
+
+def test_names_in_an_array_are_refused_with_what_to_give():
+    with pytest.raises(InputError, match="labels must hold numbers, got dtype <U3; of names give their numbers"):
+        recall.audit(np.array(["cat", "dog"]), np.array([[0, 1]]), {2: np.array([[0, 1]])})
 
 
 def test_correct_counts_of_one_class_alone_are_not_said_to_be_predictions_of_it():
