@@ -8,12 +8,14 @@ weaknesses there:
 
 * A convolution of few channels spends its time on packing. ``batch_last`` works on (channels,
   height, width, batch), where a tap of the kernel reads runs of memory as long as the batch: patches
-  by slices, then one matrix product. The transpositions of neighbouring layers cancel.
+  by slices, then one matrix product. The transpositions of neighbouring layers cancel. For a handful of
+  channels even writing the patches down costs more than the products: they are summed tap by tap.
 * Inside a loop (``lax.scan``) a convolution is fast only with its dimensions in the canonical order,
   and those of its gradients are not: they take a loop nest a hundred times slower.
   ``channels_last`` writes both gradients as canonical convolutions.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -26,6 +28,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 Strides = tuple[int, int]
 
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
+_HANDFUL = 4  # channels, up to which taps are summed one by one
 
 
 def batch_last(
@@ -106,16 +109,26 @@ def relu(x: jax.Array, narrow: bool = False) -> jax.Array:
     return y if narrow else _materialized(y)
 
 
-def column_sums(x: jax.Array) -> jax.Array:
+def column_sums(x: jax.Array, narrow: bool = False) -> jax.Array:
     """Sum over all axes but the last, (..., channels) -> (channels,).
 
-    On a CPU as a product with ones: XLA's reduction over leading axes takes several times as long.
+    On a CPU as a product with ones, since XLA's reduction over leading axes takes several times as long; where
+    ``batch_last`` convolutions stand around it (``narrow``), over what is last in memory.
     """
-    return lax.platform_dependent(
-        x,
-        cpu=lambda x: (jnp.ones((1, x.size // x.shape[-1]), x.dtype) @ x.reshape(-1, x.shape[-1]))[0],
-        default=lambda x: x.sum(tuple(range(x.ndim - 1))),
-    )
+
+    def on_cpu(x: jax.Array) -> jax.Array:
+        if narrow:
+            return _to_batch_last(x).reshape(x.shape[-1], -1).sum(1)
+        return (jnp.ones((1, x.size // x.shape[-1]), x.dtype) @ x.reshape(-1, x.shape[-1]))[0]
+
+    return lax.platform_dependent(x, cpu=on_cpu, default=lambda x: x.sum(tuple(range(x.ndim - 1))))
+
+
+def affine(x: jax.Array, slope: jax.Array, shift: jax.Array, narrow: bool = False) -> jax.Array:
+    """What x, (..., channels), is times its channel's slope plus its channel's shift, (channels,) each."""
+    last = (1,) * (x.ndim - 1) + (-1,)
+    by_channel = slope.reshape(last), shift.reshape(last)
+    return _in_memory_order(lambda x, slope, shift: x * slope + shift, narrow)(x, *by_channel)
 
 
 # The convolution and its two gradients ------------------------------------------------------------
@@ -138,9 +151,17 @@ def _plain(
     return (strides[0], strides[1]), ((top, bottom), (left, right))
 
 
+def _handful(kernel: jax.Array, strides: Strides, pads: Pads) -> bool:
+    """Whether ``_tap_sums`` serves: few channels, and a gradient that needs no negative padding."""
+    within = all(max(pad) < k for k, pad in zip(kernel.shape[:2], pads, strict=True))
+    return max(kernel.shape[2:]) <= _HANDFUL and strides == (1, 1) and within
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads, narrow: bool) -> jax.Array:
-    on_cpu = _patch_product if narrow else _direct
+    on_cpu = _direct
+    if narrow:
+        on_cpu = _tap_sums if _handful(kernel, strides, pads) else _patch_product
     return lax.platform_dependent(
         x, kernel, cpu=lambda x, w: on_cpu(x, w, strides, pads), default=lambda x, w: _direct(x, w, strides, pads)
     )
@@ -155,7 +176,9 @@ def _convolve_forward(
 def _convolve_backward(
     strides: Strides, pads: Pads, narrow: bool, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    on_cpu = _patch_product_gradients if narrow else _canonical_gradients
+    on_cpu = _canonical_gradients
+    if narrow:
+        on_cpu = _tap_sums_gradients if _handful(residuals[1], strides, pads) else _patch_product_gradients
 
     def default(x: jax.Array, w: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.vjp(lambda x, w: _direct(x, w, strides, pads), x, w)[1](dy)
@@ -240,6 +263,35 @@ def _patch_product_gradients(
             places.append((offset - low, n - (offset - low) - (s * (length - 1) + 1), s - 1))
         dx = dx + lax.pad(d_patches[tap], jnp.zeros((), dy.dtype), [(0, 0, 0), *places, (0, 0, 0)])
     return _from_batch_last(dx), dw
+
+
+def _tap_sums(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
+    """One fused loop for each output channel: it reads the input, and writes nothing but the output."""
+    size, taps = kernel.shape[:2], kernel.reshape(-1, *kernel.shape[2:])
+    rows, columns = (n + sum(pad) - k + 1 for n, k, pad in zip(x.shape[1:3], size, pads, strict=True))
+    padded = jnp.pad(_to_batch_last(x), ((0, 0), *pads, (0, 0)))
+    out = []
+    for o in range(kernel.shape[3]):
+        total = jnp.zeros((rows, columns, x.shape[0]), x.dtype)
+        for tap, (c, channel) in itertools.product(range(len(taps)), enumerate(padded)):
+            i, j = divmod(tap, size[1])
+            total = total + channel[i : i + rows, j : j + columns] * taps[tap, c, o]
+        out.append(total)
+    return _from_batch_last(jnp.stack(out))
+
+
+def _tap_sums_gradients(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, strides: Strides, pads: Pads
+) -> tuple[jax.Array, jax.Array]:
+    """The input's gradient in the same way; the kernel's as a canonical convolution, channels as the batch."""
+    (top, bottom), (left, right) = (
+        tuple(k - 1 - n for n in pad) for k, pad in zip(kernel.shape[:2], pads, strict=True)
+    )
+    dx = _tap_sums(dy, kernel[::-1, ::-1].swapaxes(2, 3), strides, ((top, bottom), (left, right)))
+    dw = lax.conv_general_dilated(
+        _to_batch_last(x), dy.transpose(1, 2, 0, 3), (1, 1), pads, dimension_numbers=_CANONICAL
+    )
+    return dx, dw.transpose(1, 2, 0, 3)
 
 
 # Pooling, and the order of the axes in memory -------------------------------------------------------

@@ -49,7 +49,7 @@ class NormalizedConv(models.RectangularConv):
 
     def __init__(self, *args: Any, depth: int, width: int, rngs: nnx.Rngs, **options: Any):
         super().__init__(*args, depth=depth, width=width, rngs=rngs, **options)
-        self.norms = nnx.List(models.BatchNorm(width, rngs=rngs) for _ in range(depth))
+        self.norms = nnx.List(models.BatchNorm(width, narrow=self.narrow, rngs=rngs) for _ in range(depth))
         for norm in self.norms:
             norm.momentum, norm.epsilon = 0.99, 1e-3
 

@@ -72,11 +72,12 @@ def _conv(
 class BatchNorm(nnx.BatchNorm):
     """``nnx.BatchNorm`` with its moments by ``convolution.column_sums``, and torch's momentum, .9.
 
-    The running variance is the biased one, as always in Flax.
+    The running variance is the biased one, as always in Flax. ``narrow`` is that of the convolutions around it.
     """
 
-    def __init__(self, features: int, *, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, narrow: bool = False, rngs: nnx.Rngs):
         super().__init__(features, momentum=0.9, epsilon=1e-5, rngs=rngs)
+        self.narrow = narrow
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., channels) -> (..., channels)."""
@@ -84,14 +85,13 @@ class BatchNorm(nnx.BatchNorm):
             mean, variance = self.mean[...], self.var[...]
         else:
             count = x.size // x.shape[-1]
-            mean = convolution.column_sums(x) / count
-            variance = jnp.maximum(convolution.column_sums(x * x) / count - mean * mean, 0)
+            mean = convolution.column_sums(x, self.narrow) / count
+            variance = jnp.maximum(convolution.column_sums(x * x, self.narrow) / count - mean * mean, 0)
             self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * lax.stop_gradient(mean)
             self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * lax.stop_gradient(variance)
         slope = self.scale[...] * lax.rsqrt(variance + self.epsilon)
         shift = self.bias[...] - mean * slope
-        shape = (1,) * (x.ndim - 1) + (-1,)
-        return x * slope.reshape(shape) + shift.reshape(shape)
+        return convolution.affine(x, slope, shift, self.narrow)
 
 
 class MLP(nnx.Module):

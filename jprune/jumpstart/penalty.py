@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -219,11 +220,21 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 class _Group(NamedTuple):
-    """Layers of one shape: (layers, batch, *space, units), masks (layers, units) and (batch,) or None."""
+    """Layers of one shape: (layers, batch, *space, units), masks (layers, units) and (batch,) or None.
+
+    With ``batch_last`` they are (layers, units, *space, batch).
+    """
 
     z: jax.Array
     units: Any
     examples: Any
+    batch_last: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """How many layers, examples and units there are."""
+        depth, first, *_, last = self.z.shape
+        return (depth, last, first) if self.batch_last else (depth, first, last)
 
 
 class _Total(NamedTuple):
@@ -289,16 +300,22 @@ def _totals(group: _Group, options: Options, position: int) -> dict[str, _Total]
 def _views(group: _Group, options: Options) -> list[tuple[list[str], _Group]]:
     """How to look at a group for each axis: without pooling, space belongs to the axis that is kept."""
     axes = list(_HINGES[options.mode])
-    if options.spatial == "pool" or group.z.ndim == 3 or axes == ["layer"]:
-        return [(axes, group)]
     depth, batch, *space, width = group.z.shape
     size = math.prod(space)
-    units = None if group.units is None else jnp.tile(group.units, (1, size))
-    examples = None if group.examples is None else jnp.repeat(group.examples, size)
-    views = {
-        "unit": _Group(group.z.reshape((depth, batch, size * width)), units, group.examples),
-        "point": _Group(group.z.reshape((depth, batch * size, width)), group.units, examples),
-    }
+    if space and width < _FEW_CHANNELS + (batch > size):
+        group = group._replace(z=group.z.swapaxes(1, -1), batch_last=True)
+    if options.spatial == "pool" or not space or axes == ["layer"]:
+        return [(axes, group)]
+    # Positions come before the channels and behind the examples, or, with the batch last, the other way round.
+    inner, outer = partial(jnp.tile, reps=size), partial(jnp.repeat, repeats=size, axis=-1)
+    of_unit, of_point = (outer, inner) if group.batch_last else (inner, outer)
+    kept = {"unit": (size * width, batch), "point": (width, size * batch)}
+    shapes = {axis: (depth, *shape) if group.batch_last else (depth, *shape[::-1]) for axis, shape in kept.items()}
+    views = {axis: group._replace(z=group.z.reshape(shape)) for axis, shape in shapes.items()}
+    if group.units is not None:
+        views["unit"] = views["unit"]._replace(units=of_unit(group.units))
+    if group.examples is not None:
+        views["point"] = views["point"]._replace(examples=of_point(group.examples))
     return [([axis], views[axis]) for axis in axes]
 
 
@@ -306,15 +323,11 @@ def _extremes(
     group: _Group, wanted: tuple[tuple[str, int], ...], options: Options, key: jax.Array | None
 ) -> extremes.Extremes:
     """The wanted extremes of every layer of a group, with a leading axis of layers."""
-    depth, batch, *space, width = group.z.shape
-    batch_last = bool(space) and width < _FEW_CHANNELS + (batch > math.prod(space))
-    spec = extremes.Spec(wanted, options.ties, options.axis_name, batch_last)
+    spec = extremes.Spec(wanted, options.ties, options.axis_name, group.batch_last)
+    depth, _, _ = group.sizes
 
     def of_layer(z: jax.Array, units: Any, key: Any) -> extremes.Extremes:
-        valid = _cells(z, units, group.examples)
-        if batch_last:
-            z, valid = z.swapaxes(0, -1), None if valid is None else valid.swapaxes(0, -1)
-        own: extremes.Extremes = extremes.extremes(spec, z, valid, key)
+        own: extremes.Extremes = extremes.extremes(spec, z, _cells(group, units), key)
         return own
 
     if depth == 1:
@@ -325,21 +338,23 @@ def _extremes(
     return found
 
 
-def _cells(z: jax.Array, units: Any, examples: Any) -> jax.Array | None:
+def _cells(group: _Group, units: Any) -> jax.Array | None:
     """Which cells of a layer count, broadcastable to its preactivations; None for all."""
-    if units is None and examples is None:
+    if units is None and group.examples is None:
         return None
-    batch, *space, width = z.shape
-    ones = (1,) * len(space)
-    by_unit = jnp.ones((1, *ones, 1), bool) if units is None else units.reshape((1, *ones, width))
-    return by_unit if examples is None else by_unit & examples.reshape((batch, *ones, 1))
+    _, batch, width = group.sizes
+    ones = (1,) * (group.z.ndim - 3)
+    valid = jnp.ones((1, *ones, 1), bool) if units is None else units.reshape((1, *ones, width))
+    if group.examples is not None:
+        valid = valid & group.examples.reshape((batch, *ones, 1))
+    return valid.swapaxes(0, -1) if group.batch_last else valid
 
 
 def _real(group: _Group, axis: str, axis_name: Any) -> Any:
     """Which units (L, C), points (L, B) or layers (L,) have a cell that counts; None for all."""
     if group.units is None and group.examples is None:
         return None
-    depth, batch, *_, width = group.z.shape
+    depth, batch, width = group.sizes
     units = jnp.ones((depth, width), bool) if group.units is None else group.units
     examples = jnp.ones((batch,), bool) if group.examples is None else group.examples
     if axis == "point":

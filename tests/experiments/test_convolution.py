@@ -28,6 +28,8 @@ SHAPES = [
     ((3, 3), (2, 2), ((1, 1), (1, 1))),
     ((2, 3), (1, 2), ((0, 1), (2, 0))),
     ((1, 1), (2, 2), "VALID"),
+    ((2, 3), (1, 1), ((0, 1), (2, 0))),
+    ((2, 3), (1, 1), ((0, 2), (4, 0))),
 ]
 
 
@@ -49,8 +51,9 @@ def value_and_gradients(conv, x, kernel, strides, padding):
 
 @pytest.mark.parametrize(("size", "strides", "padding"), SHAPES)
 @pytest.mark.parametrize("form", FORMS)
-def test_value_and_gradients_are_those_of_xla(form, size, strides, padding):
-    x, kernel = arguments(size)
+@pytest.mark.parametrize("outputs", [2, 8])
+def test_value_and_gradients_are_those_of_xla(form, outputs, size, strides, padding):
+    x, kernel = arguments(size, outputs=outputs)
     found = jax.jit(lambda *a: value_and_gradients(FORMS[form], *a, strides, padding))(x, kernel)
     expected = value_and_gradients(plain, x, kernel, strides, padding)
     for name, a, b in zip(("y", "dx", "dw"), found, expected, strict=True):
@@ -73,9 +76,10 @@ def test_gradients_are_those_of_torch(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_replicates_and_steps_do_not_change_the_numbers(form):
+@pytest.mark.parametrize("outputs", [2, 8])
+def test_replicates_and_steps_do_not_change_the_numbers(form, outputs):
     """Under vmap over kernels (and, once, over inputs) inside a scan, as replicates are trained."""
-    x, kernel = arguments((3, 3))
+    x, kernel = arguments((3, 3), outputs=outputs)
     kernels = jnp.stack([kernel, 2 * kernel, kernel[::-1]])
 
     def step(conv, x, w):
@@ -105,17 +109,21 @@ def test_one_dimension_is_refused():
         convolution.batch_last(jnp.ones((2, 5, 3)), jnp.ones((3, 3, 4)), (1,), "SAME")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_each_platform_gets_its_own_form(form):
+@pytest.mark.parametrize(("form", "outputs", "on_cpu"), [
+    ("batch_last", 8, 0),
+    ("batch_last", 2, 1),
+    ("channels_last", 8, 3),
+])  # fmt: skip
+def test_each_platform_gets_its_own_form(form, outputs, on_cpu):
     """On a CPU no gradient is left to XLA's slow loop nests; elsewhere the plain convolution stays."""
-    x, kernel = arguments((3, 3))
+    x, kernel = arguments((3, 3), outputs=outputs)
     run = jax.jit(lambda x, w: value_and_gradients(FORMS[form], x, w, (1, 1), ((1, 1), (1, 1))))
     text = {
         platform: jax.export.export(run, platforms=[platform])(x, kernel).mlir_module()
         for platform in ("cpu", "cuda", "tpu")
     }
     convolutions = {platform: module.count("stablehlo.convolution") for platform, module in text.items()}
-    assert convolutions == {"cpu": 0 if form == "batch_last" else 3, "cuda": 3, "tpu": 3}
+    assert convolutions == {"cpu": on_cpu, "cuda": 3, "tpu": 3}
     canonical = {platform: module.count("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]") for platform, module in text.items()}
     assert canonical == {"cpu": convolutions["cpu"], "cuda": 1, "tpu": 1}
 

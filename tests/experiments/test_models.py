@@ -151,9 +151,10 @@ def test_a_residual_block_computes_what_torch_does_gradients_too(inputs, outputs
     np.testing.assert_allclose(pull(jnp.asarray(dy))[0], tx.grad.numpy().transpose(0, 2, 3, 1), atol=2e-5)
 
 
-def test_batch_norm_is_flaxs_and_its_statistics_move_by_a_tenth():
+@pytest.mark.parametrize("narrow", [False, True])
+def test_batch_norm_is_flaxs_and_its_statistics_move_by_a_tenth(narrow):
     x = jnp.asarray(3 * images((5, 5, 6)) + 1)
-    ours, flax = models.BatchNorm(6, rngs=nnx.Rngs(0)), nnx.BatchNorm(6, momentum=0.9, rngs=nnx.Rngs(0))
+    ours, flax = models.BatchNorm(6, narrow=narrow, rngs=nnx.Rngs(0)), nnx.BatchNorm(6, momentum=0.9, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(ours(x), flax(x), atol=1e-5)
     mean, variance = np.asarray(x).mean((0, 1, 2)), np.asarray(x).var((0, 1, 2))
     np.testing.assert_allclose(ours.mean[...], 0.1 * mean, rtol=1e-5)
