@@ -79,7 +79,7 @@ OPTAX = {
             "rprop",
             "sgd",
             "sign_sgd",
-            "signum",
+            *(["signum"] if hasattr(optax, "signum") else []),  # from optax 0.2.7 on
             "sm3",
             "yogi",
         ]
