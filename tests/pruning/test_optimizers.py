@@ -35,7 +35,7 @@ class Case:
 
 
 def plain(name, module=optax, jit=False, **arguments):
-    return Case(functools.partial(getattr(module, name), **arguments), jit=jit)
+    return Case(lambda: getattr(module, name)(**arguments), jit=jit)
 
 
 def value(params, grad):
@@ -79,7 +79,7 @@ OPTAX = {
             "rprop",
             "sgd",
             "sign_sgd",
-            *(["signum"] if hasattr(optax, "signum") else []),  # from optax 0.2.7 on
+            "signum",
             "sm3",
             "yogi",
         ]
@@ -123,6 +123,9 @@ CONTRIB = {
     "schedule_free": Case(lambda: contrib.schedule_free(optax.sgd(0.1), 0.1)),
     "reduce_on_plateau": Case(lambda: optax.chain(optax.adam(0.1), contrib.reduce_on_plateau()), value),
 }
+
+# The oldest optax that is allowed lacks some.
+OPTAX, CONTRIB = ({n: c for n, c in d.items() if hasattr(m, n)} for m, d in ((optax, OPTAX), (contrib, CONTRIB)))
 
 # Public functions that make a transformation but are building blocks of optimizers, or wrappers that
 # tests/pruning/test_composition.py puts prune into.
