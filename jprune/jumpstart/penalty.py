@@ -303,7 +303,9 @@ def _views(group: _Group, options: Options) -> list[tuple[list[str], _Group]]:
     depth, batch, *space, width = group.z.shape
     size = math.prod(space)
     if space and width < _FEW_CHANNELS + (batch > size):
-        group = group._replace(z=group.z.swapaxes(1, -1), batch_last=True)
+        # Without the axis of layers the compiler sees that this undoes the transposition of a convolution.
+        z = group.z[0].swapaxes(0, -1)[None] if depth == 1 else group.z.swapaxes(1, -1)
+        group = group._replace(z=z, batch_last=True)
     if options.spatial == "pool" or not space or axes == ["layer"]:
         return [(axes, group)]
     # Positions come before the channels and behind the examples, or, with the batch last, the other way round.
