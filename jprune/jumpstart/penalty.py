@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jprune.jumpstart import extremes, layers
+from jprune.jumpstart import extremes, groups, layers
 
 Mode = Literal[
     "full",
@@ -51,15 +50,6 @@ _PRESETS: Mapping[str, tuple[Aggregate, Ties, Spatial]] = {
     "ieee": ("balanced", "single", "pool"),
 }
 _DEFAULTS: tuple[Aggregate, Ties, Spatial] = ("balanced", "average", "pool")
-
-# Layers up to this many numbers are stacked with their equals: one kernel for all of them instead of
-# one each halves the step of a deep thin network. Larger ones are not, as stacking copies them.
-_STACK_UP_TO = 1 << 16
-
-# Images of fewer channels than this are looked at with the batch last, and those of as many where the
-# batch is larger than the image: on a CPU, vectors are then as long as the batch, and convolutions of few
-# channels compute in that order too. Elsewhere it is a name.
-_FEW_CHANNELS = 16
 
 
 def jumpstart_penalty(
@@ -156,9 +146,9 @@ def jumpstart_penalty(
         axis_name=axis_name,
         key=key,
     )
-    groups = _grouped(preacts, units, examples)
-    dtype = max((extremes.accumulated(group.z.dtype) for group in groups), key=lambda d: d.itemsize)
-    parts = [_totals(group, options, position) for position, group in enumerate(groups)]
+    given = groups.grouped(preacts, units, examples)
+    dtype = max((extremes.accumulated(group.z.dtype) for group in given), key=lambda d: d.itemsize)
+    parts = [_totals(group, options, position) for position, group in enumerate(given)]
     totals = [_Total.over([part[axis] for part in parts], dtype) for axis in _HINGES[mode]]
     return _aggregate(totals, options.aggregate)
 
@@ -219,24 +209,6 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is not allowed; allowed: {', '.join(allowed)}")
 
 
-class _Group(NamedTuple):
-    """Layers of one shape: (layers, batch, *space, units), masks (layers, units) and (batch,) or None.
-
-    With ``batch_last`` they are (layers, units, *space, batch).
-    """
-
-    z: jax.Array
-    units: Any
-    examples: Any
-    batch_last: bool = False
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """How many layers, examples and units there are."""
-        depth, first, *_, last = self.z.shape
-        return (depth, last, first) if self.batch_last else (depth, first, last)
-
-
 class _Total(NamedTuple):
     """What an aggregate needs to know of some slacks: their sum, sum of squares and number."""
 
@@ -250,41 +222,15 @@ class _Total(NamedTuple):
         return cls(*(sum(jnp.asarray(x, dtype) for x in column) for column in zip(*parts, strict=True)))
 
 
-def _grouped(preacts: layers.Preactivations, units: layers.Masks, examples: Any) -> list[_Group]:
-    """Bring layers into groups, small ones of equal shape together."""
-    named = layers.check(preacts)
-    masks = layers.unit_masks(units, preacts)
-    alike: dict[Any, list[tuple[jax.Array, Any]]] = {}
-    for (name, entry), given in zip(named, masks, strict=True):
-        values = entry.values if isinstance(entry, layers.Stack) else entry[None]
-        depth, batch, *_, width = values.shape
-        if examples is not None:
-            layers.check_mask(f"examples (for layer '{name}')", examples, [(batch,)])
-        mask = None if given is None else jnp.broadcast_to(jnp.asarray(given).reshape((-1, width)), (depth, width))
-        z = jnp.asarray(values)
-        small = math.prod(z.shape[1:]) <= _STACK_UP_TO
-        kind = (z.shape[1:], z.dtype, mask is None, None if small else len(alike))
-        alike.setdefault(kind, []).append((z, mask))
-    examples = None if examples is None else jnp.asarray(examples)
-    return [
-        _Group(_joined([z for z, _ in same]), None if same[0][1] is None else _joined([m for _, m in same]), examples)
-        for same in alike.values()
-    ]
-
-
-def _joined(arrays: list[jax.Array]) -> jax.Array:
-    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)
-
-
-def _totals(group: _Group, options: Options, position: int) -> dict[str, _Total]:
+def _totals(group: groups.Group, options: Options, position: int) -> dict[str, _Total]:
     """The totals of one group's slacks, by axis."""
     key = None if options.ties != "random" else jax.random.fold_in(options.key, position)
     found: extremes.Extremes = {}
     real: dict[str, Any] = {}
-    for axes, view in _views(group, options):
+    for axes, view in groups.views(group, list(_HINGES[options.mode]), pooled=options.spatial == "pool"):
         wanted = tuple((axis, sign) for axis in axes for sign in _HINGES[options.mode][axis])
         found |= _extremes(view, wanted, options, key)
-        real |= {axis: _real(view, axis, options.axis_name) for axis in axes}
+        real |= {axis: groups.real(view, axis, options.axis_name) for axis in axes}
     totals = {}
     for axis in _HINGES[options.mode]:
         slack = _slack(found, axis, real[axis], options)
@@ -297,39 +243,15 @@ def _totals(group: _Group, options: Options, position: int) -> dict[str, _Total]
     return totals
 
 
-def _views(group: _Group, options: Options) -> list[tuple[list[str], _Group]]:
-    """How to look at a group for each axis: without pooling, space belongs to the axis that is kept."""
-    axes = list(_HINGES[options.mode])
-    depth, batch, *space, width = group.z.shape
-    size = math.prod(space)
-    if space and width < _FEW_CHANNELS + (batch > size):
-        # Without the axis of layers the compiler sees that this undoes the transposition of a convolution.
-        z = group.z[0].swapaxes(0, -1)[None] if depth == 1 else group.z.swapaxes(1, -1)
-        group = group._replace(z=z, batch_last=True)
-    if options.spatial == "pool" or not space or axes == ["layer"]:
-        return [(axes, group)]
-    # Positions come before the channels and behind the examples, or, with the batch last, the other way round.
-    inner, outer = partial(jnp.tile, reps=size), partial(jnp.repeat, repeats=size, axis=-1)
-    of_unit, of_point = (outer, inner) if group.batch_last else (inner, outer)
-    kept = {"unit": (size * width, batch), "point": (width, size * batch)}
-    shapes = {axis: (depth, *shape) if group.batch_last else (depth, *shape[::-1]) for axis, shape in kept.items()}
-    views = {axis: group._replace(z=group.z.reshape(shape)) for axis, shape in shapes.items()}
-    if group.units is not None:
-        views["unit"] = views["unit"]._replace(units=of_unit(group.units))
-    if group.examples is not None:
-        views["point"] = views["point"]._replace(examples=of_point(group.examples))
-    return [([axis], views[axis]) for axis in axes]
-
-
 def _extremes(
-    group: _Group, wanted: tuple[tuple[str, int], ...], options: Options, key: jax.Array | None
+    group: groups.Group, wanted: tuple[tuple[str, int], ...], options: Options, key: jax.Array | None
 ) -> extremes.Extremes:
     """The wanted extremes of every layer of a group, with a leading axis of layers."""
     spec = extremes.Spec(wanted, options.ties, options.axis_name, group.batch_last)
     depth, _, _ = group.sizes
 
     def of_layer(z: jax.Array, units: Any, key: Any) -> extremes.Extremes:
-        own: extremes.Extremes = extremes.extremes(spec, z, _cells(group, units), key)
+        own: extremes.Extremes = extremes.extremes(spec, z, groups.cells(group, units), key)
         return own
 
     if depth == 1:
@@ -338,33 +260,6 @@ def _extremes(
     keys = None if key is None else jax.random.split(key, depth)
     found: extremes.Extremes = jax.vmap(of_layer)(group.z, group.units, keys)
     return found
-
-
-def _cells(group: _Group, units: Any) -> jax.Array | None:
-    """Which cells of a layer count, broadcastable to its preactivations; None for all."""
-    if units is None and group.examples is None:
-        return None
-    _, batch, width = group.sizes
-    ones = (1,) * (group.z.ndim - 3)
-    valid = jnp.ones((1, *ones, 1), bool) if units is None else units.reshape((1, *ones, width))
-    if group.examples is not None:
-        valid = valid & group.examples.reshape((batch, *ones, 1))
-    return valid.swapaxes(0, -1) if group.batch_last else valid
-
-
-def _real(group: _Group, axis: str, axis_name: Any) -> Any:
-    """Which units (L, C), points (L, B) or layers (L,) have a cell that counts; None for all."""
-    if group.units is None and group.examples is None:
-        return None
-    depth, batch, width = group.sizes
-    units = jnp.ones((depth, width), bool) if group.units is None else group.units
-    examples = jnp.ones((batch,), bool) if group.examples is None else group.examples
-    if axis == "point":
-        return units.any(axis=1)[:, None] & examples[None, :]
-    some = examples.any()
-    if axis_name is not None:
-        some = lax.pmax(some.astype(jnp.int32), axis_name) > 0  # type: ignore[no-untyped-call]
-    return units & some[None, None] if axis == "unit" else units.any(axis=1) & some[None]
 
 
 def _slack(found: extremes.Extremes, axis: str, real: Any, options: Options) -> jax.Array:

@@ -126,3 +126,16 @@ def test_the_ablation_of_the_negative_margin_moves_the_negative_hinge_alone():
     for negative in (0.0, 1.0):
         agrees(layers, {"preset": "cpaior_torch", "margin": (1.0, negative)},
                {**reference.PRESETS["cpaior_torch"], "margin": (1.0, negative)})  # fmt: skip
+
+
+@pytest.mark.parametrize("spatial", ["none", "pool"])
+@pytest.mark.parametrize("shape", [(40, 3, 3, 4), (3, 4, 5, 4), (5, 3, 3, 20)])
+@pytest.mark.parametrize("mode", ["full", "point_positive"])
+def test_padding_of_images_changes_nothing_whichever_way_they_are_looked_at(mode, shape, spatial):
+    z = jnp.asarray(np.random.default_rng(0).integers(-3, 4, shape), jnp.float32)
+    units, examples = np.arange(shape[-1]) % 3 != 1, np.arange(shape[0]) % 3 != 0
+    options = {"mode": mode, "spatial": spatial, "margin": (2.5, 1.5), "balance": 0.3}
+    padded = lambda z: jprune.jumpstart_penalty([z], **options, units=units, examples=examples)
+    real = lambda z: jprune.jumpstart_penalty([z[examples][..., units]], **options)
+    for found, expected in zip(jax.value_and_grad(padded)(z), jax.value_and_grad(real)(z), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,118 @@
+"""How the penalty looks at layers: small ones of one shape together, space pooled or kept, padding left out.
+
+Here shapes and masks are seen to; what is computed of them is in ``extremes.py`` and ``penalty.py``.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jprune.jumpstart import layers
+
+# Layers up to this many numbers are stacked with their equals: one kernel for all of them instead of
+# one each halves the step of a deep thin network. Larger ones are not, as stacking copies them.
+_STACK_UP_TO = 1 << 16
+
+# Images of fewer channels than this are looked at with the batch last, and those of as many where the
+# batch is larger than the image: on a CPU, vectors are then as long as the batch, and convolutions of few
+# channels compute in that order too. Elsewhere it is a name.
+_FEW_CHANNELS = 16
+
+
+class Group(NamedTuple):
+    """Layers of one shape: (layers, batch, *space, units), masks (layers, units) and (batch,) or None.
+
+    With ``batch_last`` they are (layers, units, *space, batch).
+    """
+
+    z: jax.Array
+    units: Any
+    examples: Any
+    batch_last: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """How many layers, examples and units there are."""
+        depth, first, *_, last = self.z.shape
+        return (depth, last, first) if self.batch_last else (depth, first, last)
+
+
+def grouped(preacts: layers.Preactivations, units: layers.Masks, examples: Any) -> list[Group]:
+    """Bring layers into groups, small ones of equal shape together."""
+    named = layers.check(preacts)
+    masks = layers.unit_masks(units, preacts)
+    alike: dict[Any, list[tuple[jax.Array, Any]]] = {}
+    for (name, entry), given in zip(named, masks, strict=True):
+        values = entry.values if isinstance(entry, layers.Stack) else entry[None]
+        depth, batch, *_, width = values.shape
+        if examples is not None:
+            layers.check_mask(f"examples (for layer '{name}')", examples, [(batch,)])
+        mask = None if given is None else jnp.broadcast_to(jnp.asarray(given).reshape((-1, width)), (depth, width))
+        z = jnp.asarray(values)
+        small = math.prod(z.shape[1:]) <= _STACK_UP_TO
+        kind = (z.shape[1:], z.dtype, mask is None, None if small else len(alike))
+        alike.setdefault(kind, []).append((z, mask))
+    examples = None if examples is None else jnp.asarray(examples)
+    return [
+        Group(_joined([z for z, _ in same]), None if same[0][1] is None else _joined([m for _, m in same]), examples)
+        for same in alike.values()
+    ]
+
+
+def _joined(arrays: list[jax.Array]) -> jax.Array:
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)
+
+
+def views(group: Group, axes: Sequence[str], *, pooled: bool) -> list[tuple[list[str], Group]]:
+    """How to look at a group for each axis: without pooling, space belongs to the axis that is kept."""
+    depth, batch, *space, width = group.z.shape
+    size = math.prod(space)
+    if space and width < _FEW_CHANNELS + (batch > size):
+        # Without the axis of layers the compiler sees that this undoes the transposition of a convolution.
+        z = group.z[0].swapaxes(0, -1)[None] if depth == 1 else group.z.swapaxes(1, -1)
+        group = group._replace(z=z, batch_last=True)
+    if pooled or not space or list(axes) == ["layer"]:
+        return [(list(axes), group)]
+    # Positions come before the channels and behind the examples, or, with the batch last, the other way round.
+    inner, outer = partial(jnp.tile, reps=size), partial(jnp.repeat, repeats=size, axis=-1)
+    of_unit, of_point = (outer, inner) if group.batch_last else (inner, outer)
+    kept = {"unit": (size * width, batch), "point": (width, size * batch)}
+    shapes = {axis: (depth, *shape) if group.batch_last else (depth, *shape[::-1]) for axis, shape in kept.items()}
+    looks = {axis: group._replace(z=group.z.reshape(shape)) for axis, shape in shapes.items()}
+    if group.units is not None:
+        looks["unit"] = looks["unit"]._replace(units=of_unit(group.units))
+    if group.examples is not None:
+        looks["point"] = looks["point"]._replace(examples=of_point(group.examples))
+    return [([axis], looks[axis]) for axis in axes]
+
+
+def cells(group: Group, units: Any) -> jax.Array | None:
+    """Which cells of a layer count, broadcastable to its preactivations; None for all."""
+    if units is None and group.examples is None:
+        return None
+    _, batch, width = group.sizes
+    ones = (1,) * (group.z.ndim - 3)
+    valid = jnp.ones((1, *ones, 1), bool) if units is None else units.reshape((1, *ones, width))
+    if group.examples is not None:
+        valid = valid & group.examples.reshape((batch, *ones, 1))
+    return valid.swapaxes(0, -1) if group.batch_last else valid
+
+
+def real(group: Group, axis: str, axis_name: Any) -> Any:
+    """Which units (L, C), points (L, B) or layers (L,) have a cell that counts; None for all."""
+    if group.units is None and group.examples is None:
+        return None
+    depth, batch, width = group.sizes
+    units = jnp.ones((depth, width), bool) if group.units is None else group.units
+    examples = jnp.ones((batch,), bool) if group.examples is None else group.examples
+    if axis == "point":
+        return units.any(axis=1)[:, None] & examples[None, :]
+    some = examples.any()
+    if axis_name is not None:
+        some = lax.pmax(some.astype(jnp.int32), axis_name) > 0  # type: ignore[no-untyped-call]
+    return units & some[None, None] if axis == "unit" else units.any(axis=1) & some[None]
