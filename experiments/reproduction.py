@@ -2,8 +2,8 @@
 
 ``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and the figures beside it.
 ``python -m experiments.reproduction keep FOLDER NAME`` first adds what a study in FOLDER found to those
-tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet; moons,
-moons-seeds, moons-layers, uci, mnist-grid, prune-and-jumpstart.
+tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet,
+cifar10-resnet20; moons, moons-seeds, moons-layers, uci, mnist-grid, prune-and-jumpstart.
 """
 
 import argparse
@@ -31,6 +31,7 @@ _RECALLS = {
     "mnist-lenet": ("mnist", "MNIST, LeNet"),
     "fashion-no-decay": ("", "Fashion-MNIST, LeNet, weight decay 0"),
     "fashion-by-weights": ("", "Fashion-MNIST, LeNet, as many weights as if the ratio counted prunable ones alone"),
+    "cifar10-resnet20": ("", "CIFAR-10, ResNet-20, one network of one epoch: only the path"),
 }
 _GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid", "prune-and-jumpstart")
 _MAPS = """![Heat maps of training accuracy by width and depth, ours beside the published ones, a row a method](
@@ -259,7 +260,7 @@ def _recall(name: str, study: Recalls) -> str:
                     f"{(mine['parameters'] / kept).mean():.2f}",
                     str(len(replicates)),
                     f"{row['accuracy']:.4f}",
-                    f"{row['alpha']:.2f} [{row['alpha_low']:.2f}, {row['alpha_high']:.2f}] {row['alpha_mark']}",
+                    f"{row['alpha']:.2f}{_interval(row)}",
                     " / ".join(f"{q:.2f}" for q in quartiles),
                     "" if known is None else f"{known['q1']:.2f} / {known['med']:.2f} / {known['q3']:.2f}",
                     f"{row['alpha_null']:.2f}",
@@ -282,7 +283,15 @@ def _recall(name: str, study: Recalls) -> str:
     ]
     dense = study.correct(ledger.DENSE, 1.0, study.complete(["magnitude"])).sum(1) / study.support.sum()
     spread = f", standard deviation {dense.std(ddof=1):.4f}" if len(dense) > 1 else ""
-    return f"### {title}\n\nDense accuracy {dense.mean():.4f}{spread}, {len(dense)} networks.\n\n{_table(header, rows)}"
+    networks = f"{len(dense)} network{'s' if len(dense) > 1 else ''}"
+    return f"### {title}\n\nDense accuracy {dense.mean():.4f}{spread}, {networks}.\n\n{_table(header, rows)}"
+
+
+def _interval(row: pd.Series) -> str:
+    """The interval of alpha and its mark; nothing for a single network."""
+    if not np.isfinite(row["alpha_low"]):
+        return ""
+    return f" [{row['alpha_low']:.2f}, {row['alpha_high']:.2f}] {row['alpha_mark']}"
 
 
 def _grid(name: str, cells: pd.DataFrame) -> str:

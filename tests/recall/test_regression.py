@@ -196,6 +196,10 @@ def test_numbers_may_be_compared_without_logarithms_and_must_where_an_alpha_is_n
     frame.loc[0, "alpha"] = -0.5
     with pytest.raises(ValueError, match=r"alpha must be positive for logarithms, got -0\.5; use logarithm=False"):
         recall.compare_at_equal_accuracy(frame, "magnitude", "undecayed")
+    zero = frame.assign(alpha=frame.alpha.abs())
+    zero.loc[:1, "alpha"] = 0.25, 0.0
+    with pytest.raises(ValueError, match=r"alpha must be positive for logarithms, got 0\.0; use logarithm=False"):
+        recall.compare_at_equal_accuracy(zero, "magnitude", "undecayed")
     second = (frame.score == "undecayed").to_numpy(float)
     beta, *_ = np.linalg.lstsq(np.stack([np.ones(len(frame)), frame.alpha_null, second], -1), frame.alpha.to_numpy())
     ours = recall.compare_at_equal_accuracy(frame, "magnitude", "undecayed", logarithm=False)
