@@ -1,11 +1,14 @@
 """The engines of the jumpstart studies on tables, images and pruned networks: their steps, and a smoke run each."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
-from experiments import data, image_grid, prune_jumpstart, tables
+from experiments import data, image_grid, jumpstart_presets, prune_jumpstart, tables
 from experiments.jumpstart_presets import Grid
 
 TRAINS = pytest.mark.optax_promotes
@@ -100,6 +103,27 @@ def test_an_image_network_trains_a_few_steps(method):
     # Two convolutions of 2 channels; the head reads the average and the maximum of each.
     expected = (9 + 1) * 2 + (18 + 1) * 2 + (4 + 1) * 10 + (8 if method == "relu-bn" else 0)
     assert made["parameters"] == [expected]
+
+
+@TRAINS
+@pytest.mark.parametrize(
+    ("name", "classes", "shape"),
+    [("mnist", 10, (28, 28, 1)), ("cifar10", 10, (32, 32, 3)), ("cifar100", 100, (32, 32, 3))],
+)
+def test_an_image_preset_takes_its_steps_on_images_of_its_shape(monkeypatch, name, classes, shape):
+    """Noise stands for the images, so that it can be tried where the data is not."""
+    images = np.random.default_rng(0).integers(0, 256, (24, *shape), dtype=np.uint8)
+    split = data.Split(images, np.arange(24, dtype=np.int32) % classes)
+    colours = np.full(shape[-1], 127.5, np.float32), np.full(shape[-1], 73.9, np.float32)
+    dataset = data.Dataset(name, split, split, split, tuple(map(str, range(classes))), *colours)
+    monkeypatch.setattr(data, "load", lambda *_, **__: dataset)
+    grid = dataclasses.replace(jumpstart_presets.get(name), epochs=1, batch=8)
+    stages = [stage for stage in image_grid.plan(grid) if stage.settings["coefficient"]]
+    smallest = min(stages, key=lambda stage: stage.settings["depth"] * stage.settings["width"])
+    (cell,) = pd.DataFrame(image_grid.carry_out(grid, smallest, lambda _: None)["cells"]).to_dict("records")
+    assert (cell["dataset"], cell["parameters"] > 0) == (name, True)
+    assert 0 <= cell["train_acc"] <= 1
+    assert 0 <= cell["val_acc"] <= 1
 
 
 def test_a_table_is_no_data_set_for_convolutions():
