@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, jaxprs_in_params, primitives
 from jax.interpreters import ad, batching
 
+from jprune import programs
+
 _tag_p = Primitive("jprune_tag")
 _tag_p.def_abstract_eval(lambda y, weight, **_: y)  # type: ignore[no-untyped-call]
 
@@ -129,8 +131,8 @@ def _scan_of(tagged: Tagged) -> Any:
 
 def _evaluate(closed: Any, args: Iterable[Any]) -> tuple[list[Any], list[Tagged]]:
     """Evaluate a jaxpr, closed or not, and hand out its tagged values."""
-    jaxpr: Jaxpr = getattr(closed, "jaxpr", closed)
-    known = zip([*jaxpr.constvars, *jaxpr.invars], [*getattr(closed, "consts", ()), *args], strict=True)
+    jaxpr = programs.opened(closed)
+    known = zip([*jaxpr.constvars, *jaxpr.invars], [*programs.constants(closed), *args], strict=True)
     values: dict[Any, Any] = dict(known)
     found: list[Tagged] = []
 
@@ -139,18 +141,15 @@ def _evaluate(closed: Any, args: Iterable[Any]) -> tuple[list[Any], list[Tagged]
 
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
-        with equation.ctx.manager:
-            if equation.primitive is _tag_p:
-                outputs = inputs[:1]
-                found.append(_tagged(inputs[0], **equation.params))
-            elif any(_names(inner) for inner in jaxprs_in_params(equation.params)):
-                outputs, tagged = _rule(equation)(inputs, **equation.params)
-                found += tagged
-            else:
-                bind: Any = equation.primitive.bind
-                with_rules: Any = equation.primitive.get_bind_params
-                result = bind(*inputs, **with_rules(equation.params))
-                outputs = result if equation.primitive.multiple_results else [result]
+        if equation.primitive is _tag_p:
+            outputs = inputs[:1]
+            found.append(_tagged(inputs[0], **equation.params))
+        elif any(_names(inner) for inner in jaxprs_in_params(equation.params)):
+            with equation.ctx.manager:
+                outputs, tagged = _rule(equation)(equation, inputs)
+            found += tagged
+        else:
+            outputs = programs.bound(equation, inputs)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars], found
 
@@ -166,7 +165,7 @@ def _names(jaxpr: Jaxpr) -> list[str]:
     return names
 
 
-def _rule(equation: JaxprEqn) -> Callable[..., tuple[list[Any], list[Tagged]]]:
+def _rule(equation: JaxprEqn) -> Callable[[JaxprEqn, list[Any]], tuple[list[Any], list[Tagged]]]:
     if equation.primitive not in _RULES:
         names = [name for inner in jaxprs_in_params(equation.params) for name in _names(inner)]
         raise NotImplementedError(
@@ -176,36 +175,35 @@ def _rule(equation: JaxprEqn) -> Callable[..., tuple[list[Any], list[Tagged]]]:
     return _RULES[equation.primitive]
 
 
-def _through_jit(inputs: list[Any], *, jaxpr: Any, **_: Any) -> tuple[list[Any], list[Tagged]]:
-    return _evaluate(jaxpr, inputs)
+def _through_call(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Tagged]]:
+    return _evaluate(equation.params["jaxpr" if "jaxpr" in equation.params else "call_jaxpr"], inputs)
 
 
-def _through_remat(
-    inputs: list[Any], *, jaxpr: Any, prevent_cse: Any, policy: Any, **_: Any
-) -> tuple[list[Any], list[Tagged]]:
-    body = _Split(jaxpr)
-    outputs, values = jax.checkpoint(body, prevent_cse=prevent_cse, policy=policy)(*inputs)
+def _through_remat(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Tagged]]:
+    body = _Split(equation.params["jaxpr"])
+    options = {name: equation.params[name] for name in ("prevent_cse", "policy")}
+    outputs, values = jax.checkpoint(body, **options)(*inputs)
     return outputs, body.tagged(values)
 
 
-def _through_scan(
-    inputs: list[Any], *, jaxpr: Any, num_consts: int, num_carry: int, length: int, reverse: bool, unroll: int, **_: Any
-) -> tuple[list[Any], list[Tagged]]:
-    consts, carry, xs = inputs[:num_consts], inputs[num_consts:][:num_carry], inputs[num_consts + num_carry :]
-    step = _Split(jaxpr)
+def _through_scan(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Tagged]]:
+    fixed, carried = programs.scan_parts(equation)
+    consts, carry, xs = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
+    step = _Split(equation.params["jaxpr"])
 
     def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], Any]:
         outputs, values = step(*consts, *carry, *xs)
-        return outputs[:num_carry], (outputs[num_carry:], values)
+        return outputs[:carried], (outputs[carried:], values)
 
-    carry, (ys, values) = jax.lax.scan(body, carry, xs, length=length, reverse=reverse, unroll=unroll)
-    steps = (object(), length, reverse)
+    options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
+    carry, (ys, values) = jax.lax.scan(body, carry, xs, **options)
+    steps = (object(), options["length"], options["reverse"])
     return [*carry, *ys], [t._replace(steps=(steps, *t.steps)) for t in step.tagged(values)]
 
 
-_RULES: dict[Any, Callable[..., tuple[list[Any], list[Tagged]]]] = {
-    primitives.jit_p: _through_jit,
-    primitives.closed_call_p: lambda inputs, *, call_jaxpr, **_: _evaluate(call_jaxpr, inputs),
+_RULES: dict[Any, Callable[[JaxprEqn, list[Any]], tuple[list[Any], list[Tagged]]]] = {
+    primitives.jit_p: _through_call,
+    primitives.closed_call_p: _through_call,
     primitives.remat_p: _through_remat,
     primitives.scan_p: _through_scan,
 }

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from jprune import programs
 from jprune.trees import PyTree, flatten, is_float, match
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ def multiply_adds(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> di
     paths, _, _ = flatten(params)
     closed = jax.make_jaxpr(apply)(params, *inputs)
     arrays = [index for index, leaf in enumerate(flatten(params)[1]) if leaf is not None]
-    rest = len(closed.jaxpr.invars) - len(arrays)
+    rest = len(programs.opened(closed).invars) - len(arrays)
     sources = [frozenset({index}) for index in arrays] + [frozenset({_INPUT})] * rest
     counts = [0] * len(paths)
-    _walk(closed.jaxpr, sources, counts, times=1)
+    _walk(programs.opened(closed), sources, counts, times=1)
     return dict(zip(paths, counts, strict=True))
 
 
@@ -126,31 +127,30 @@ def _call(equation: Any, given: list[Sources], counts: list[int], times: int) ->
     """Step into the jaxprs an equation holds; an equation that holds none mixes what it is given."""
     name, options = equation.primitive.name, equation.params
     if name == "scan":
-        return _scan(options, given, counts, times)
+        return _scan(equation, given, counts, times)
     if name == "while":
         inside = [0] * len(counts)
-        body = options["body_jaxpr"].jaxpr
+        body = programs.opened(options["body_jaxpr"])
         results = _walk(body, given[options["cond_nconsts"] :], inside, times=1)
         if any(inside):
             raise ValueError("a weight is used inside a while loop, whose number of rounds is unknown; use lax.scan")
         return results
     if name == "cond":
         return _cond(options["branches"], given[1:], counts, times)
-    for value in options.values():
-        inner = getattr(value, "jaxpr", value)
-        if isinstance(inner, core.Jaxpr) and len(inner.invars) == len(given):
+    for inner in map(programs.opened, programs.held(equation)):
+        if len(inner.invars) == len(given):
             return _walk(inner, given, counts, times)
     return [_NOTHING.union(*given)] * len(equation.outvars)
 
 
-def _scan(options: dict[str, Any], given: list[Sources], counts: list[int], times: int) -> list[Sources]:
+def _scan(equation: Any, given: list[Sources], counts: list[int], times: int) -> list[Sources]:
     """Walk the body until what the carry is made of no longer grows, then count it for every round."""
-    body, fixed, carried = options["jaxpr"].jaxpr, options["num_consts"], options["num_carry"]
+    body, (fixed, carried) = programs.opened(equation.params["jaxpr"]), programs.scan_parts(equation)
     while True:
         results = _walk(body, given, [0] * len(counts), times=0)
         grown = [a | b for a, b in zip(given[fixed : fixed + carried], results[:carried], strict=True)]
         if grown == given[fixed : fixed + carried]:
-            return _walk(body, given, counts, times * options["length"])
+            return _walk(body, given, counts, times * equation.params["length"])
         given = [*given[:fixed], *grown, *given[fixed + carried :]]
 
 
@@ -159,7 +159,7 @@ def _cond(branches: Sequence[Any], given: list[Sources], counts: list[int], time
     tried = []
     for branch in branches:
         inside = [0] * len(counts)
-        tried.append((inside, _walk(branch.jaxpr, given, inside, times)))
+        tried.append((inside, _walk(programs.opened(branch), given, inside, times)))
     costliest = max((inside for inside, _ in tried), key=sum)
     counts[:] = [a + b for a, b in zip(counts, costliest, strict=True)]
     return [_NOTHING.union(*results) for results in zip(*(results for _, results in tried), strict=True)]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from jprune import programs
 from jprune.pruning.scores import Score, working_dtype
 from jprune.trees import Where, flatten
 
@@ -107,7 +108,7 @@ def _seen(
     closed = jax.make_jaxpr(run)(arrays)
     views: list[_View | None] = [_View(all_paths[i], leaves[i].shape, lambda w: w) for i in slots]
     squares: dict[str, Any] = {}
-    _run(closed.jaxpr, closed.consts, arrays, views, squares)
+    _run(closed, arrays, views, squares)
     for path in paths:
         if path not in squares:
             raise ValueError(f"wanda sees no matrix product or convolution that reads '{path}'")
@@ -123,10 +124,13 @@ class _View(NamedTuple):
 
 
 def _run(
-    jaxpr: Any, consts: list[Any], values: list[Any], views: list[_View | None], found: dict[str, Any]
+    program: Any, values: list[Any], views: list[_View | None], found: dict[str, Any]
 ) -> tuple[list[Any], list[_View | None]]:
     """Evaluate a program, adding to ``found`` at every product that reads a weight."""
-    value = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, values, strict=True))
+    jaxpr = programs.opened(program)
+    value = dict(zip(jaxpr.constvars, programs.constants(program), strict=True)) | dict(
+        zip(jaxpr.invars, values, strict=True)
+    )
     view = dict(zip(jaxpr.invars, views, strict=True))
 
     def read(atom: Any) -> tuple[Any, _View | None]:
@@ -139,13 +143,13 @@ def _run(
         results: list[Any]
         through: list[_View | None]
         if inner is not None:
-            results, through = _run(inner.jaxpr, inner.consts, inputs, seen, found)
+            results, through = _run(inner, inputs, seen, found)
         else:
             if equation.primitive.name in _PRODUCTS:
                 for side, own in enumerate(seen):
                     if own is not None and seen[1 - side] is None:
                         _add(equation, inputs[1 - side], own, side, found)
-            results = _evaluate(equation, inputs)
+            results = programs.bound(equation, inputs)
             source = seen[0] if equation.primitive.name in _VIEWS else None
             through = [None if source is None else _viewed(equation, source)] * len(results)
         value.update(zip(equation.outvars, results, strict=True))
@@ -158,17 +162,7 @@ def _inner(equation: Any) -> Any:
     """The program that a call holds; None for any other equation."""
     if equation.primitive.name not in _CALLS:
         return None
-    held = [core.ClosedJaxpr(x, ()) if isinstance(x, core.Jaxpr) else x for x in equation.params.values()]
-    programs = [x for x in held if isinstance(x, core.ClosedJaxpr) and len(x.jaxpr.invars) == len(equation.invars)]
-    return programs[0] if programs else None
-
-
-def _evaluate(equation: Any, inputs: list[Any]) -> list[Any]:
-    bound = equation.primitive.get_bind_params(equation.params)
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older versions of jax give a pair
-    with equation.ctx.manager:
-        results = equation.primitive.bind(*functions, *inputs, **params)
-    return list(results) if equation.primitive.multiple_results else [results]
+    return next((p for p in programs.held(equation) if len(programs.opened(p).invars) == len(equation.invars)), None)
 
 
 def _viewed(equation: Any, source: _View) -> _View:
