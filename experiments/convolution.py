@@ -1,17 +1,19 @@
-"""Convolution and pooling that are fast on a CPU, and plain on an accelerator.
+"""Convolution and pooling in the form that is fast on each platform.
 
 Every function takes and gives channels-last arrays, (batch, height, width, channels), and computes
 the same on every platform. Which form computes it is settled when the program is lowered, so
-``jax.export`` for another platform picks that platform's form. On an accelerator it is
-``lax.conv_general_dilated`` and its own gradient. On a CPU there are two forms, because XLA has two
-weaknesses there:
+``jax.export`` for another platform picks that platform's form. Without one of its own a platform has
+``lax.conv_general_dilated`` and its own gradient. There are two other forms:
 
-* A convolution of few channels spends its time on packing. ``batch_last`` works on (channels,
-  height, width, batch), where a tap of the kernel reads runs of memory as long as the batch: patches
-  by slices, then one matrix product. The transpositions of neighbouring layers cancel. For a handful of
-  channels even writing the patches down costs more than the products: they are summed tap by tap.
-* Inside a loop (``lax.scan``) a convolution is fast only with its dimensions in the canonical order,
-  and those of its gradients are not: they take a loop nest a hundred times slower.
+* A convolution of few channels spends its time on packing, and one of many replicates, each with a
+  kernel of its own, is a grouped convolution, which CUDA's library is slow at. ``batch_last`` works on
+  (channels, height, width, batch), where a tap of the kernel reads runs of memory as long as the batch:
+  patches by slices, then one matrix product. The transpositions of neighbouring layers cancel. For a
+  handful of channels even writing the patches down costs a CPU more than the products: there they are
+  summed tap by tap. On a GPU twenty LeNets in one program take .42 ms a step so, and 2.16 ms as grouped
+  convolutions (H200).
+* On a CPU inside a loop (``lax.scan``) a convolution is fast only with its dimensions in the canonical
+  order, and those of its gradients are not: they take a loop nest a hundred times slower.
   ``channels_last`` writes both gradients as canonical convolutions.
 """
 
@@ -26,6 +28,7 @@ from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Strides = tuple[int, int]
+Gradients = tuple[jax.Array, jax.Array]  # of the input and of the kernel
 
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
 _HANDFUL = 4  # channels, up to which taps are summed one by one
@@ -67,7 +70,7 @@ def max_pool(x: jax.Array, narrow: bool = False) -> jax.Array:
 
     Args:
       x: (batch, height, width, channels).
-      narrow: whether ``batch_last`` convolutions stand around it; it decides the form on a CPU.
+      narrow: whether ``batch_last`` convolutions stand around it; it decides the form.
 
     Returns:
       (batch, height // 2, width // 2, channels).
@@ -100,7 +103,7 @@ def relu(x: jax.Array, narrow: bool = False) -> jax.Array:
 
     Args:
       x: (batch, height, width, channels).
-      narrow: whether ``batch_last`` convolutions stand around it; it decides the form on a CPU.
+      narrow: whether ``batch_last`` convolutions stand around it; it decides the form.
 
     Returns:
       The same shape.
@@ -159,12 +162,13 @@ def _handful(kernel: jax.Array, strides: Strides, pads: Pads) -> bool:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads, narrow: bool) -> jax.Array:
-    on_cpu = _direct
-    if narrow:
-        on_cpu = _tap_sums if _handful(kernel, strides, pads) else _patch_product
-    return lax.platform_dependent(
-        x, kernel, cpu=lambda x, w: on_cpu(x, w, strides, pads), default=lambda x, w: _direct(x, w, strides, pads)
-    )
+    def form(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return lambda x, w: f(x, w, strides, pads)
+
+    if not narrow:
+        return _direct(x, kernel, strides, pads)
+    on_cpu = _tap_sums if _handful(kernel, strides, pads) else _patch_product
+    return lax.platform_dependent(x, kernel, cpu=form(on_cpu), cuda=form(_patch_product), default=form(_direct))
 
 
 def _convolve_forward(
@@ -176,14 +180,15 @@ def _convolve_forward(
 def _convolve_backward(
     strides: Strides, pads: Pads, narrow: bool, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    on_cpu = _canonical_gradients
-    if narrow:
+    def form(f: Callable[..., Gradients]) -> Callable[..., Gradients]:
+        return lambda x, w, dy: f(x, w, dy, strides, pads)
+
+    if not narrow:
+        forms = {"cpu": form(_canonical_gradients)}
+    else:
         on_cpu = _tap_sums_gradients if _handful(residuals[1], strides, pads) else _patch_product_gradients
-
-    def default(x: jax.Array, w: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(lambda x, w: _direct(x, w, strides, pads), x, w)[1](dy)
-
-    return lax.platform_dependent(*residuals, dy, cpu=lambda x, w, dy: on_cpu(x, w, dy, strides, pads), default=default)
+        forms = {"cpu": form(on_cpu), "cuda": form(_patch_product_gradients)}
+    return lax.platform_dependent(*residuals, dy, **forms, default=form(_direct_gradients))
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -191,6 +196,10 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 def _direct(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_CANONICAL)
+
+
+def _direct_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, strides: Strides, pads: Pads) -> Gradients:
+    return jax.vjp(lambda x, w: _direct(x, w, strides, pads), x, kernel)[1](dy)
 
 
 def _canonical_gradients(
@@ -331,9 +340,11 @@ def _in_memory_order(f: Callable[..., jax.Array], narrow: bool) -> Callable[...,
     """``f``, which treats the first and the last axis alike, on batch-last arrays where that is faster."""
     if not narrow:
         return f
-    return lambda *x: lax.platform_dependent(
-        *x, cpu=lambda *x: _from_batch_last(f(*(_to_batch_last(a) for a in x))), default=f
-    )
+
+    def batch_last(*x: jax.Array) -> jax.Array:
+        return _from_batch_last(f(*(_to_batch_last(a) for a in x)))
+
+    return lambda *x: lax.platform_dependent(*x, cpu=batch_last, cuda=batch_last, default=f)
 
 
 @jax.custom_vjp
