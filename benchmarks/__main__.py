@@ -3,7 +3,8 @@
 `python -m benchmarks` runs all, writes results.json and results.md beside this file, and puts the table into the
 README; `--out DIR` writes elsewhere. `python -m benchmarks selection imports` runs only those, and writes
 only with `--out`.
-`python -m benchmarks growth` draws how cost grows, into docs/images/growth/.
+`python -m benchmarks growth` draws how cost grows, into docs/images/growth/, and `python -m benchmarks
+accelerator --out DIR` asks a GPU or TPU what it gains; neither is among "all".
 """
 
 import argparse
@@ -54,7 +55,7 @@ def _told() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [*NAMES, "growth"]
+    known = [*NAMES, "accelerator", "growth"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which benchmarks to run: {', '.join(known)}")
     parser.add_argument("--out", type=pathlib.Path, help="folder to write to")
     parser.add_argument("--data-dir", help="TFDS folder, also JPRUNE_DATA_DIR; by default TFDS's own")
@@ -73,7 +74,7 @@ def _told() -> None:
         if strange := sorted(set(options.curve) - set(growth.CURVES)):
             parser.error(f"--curve {strange[0]}: no such curve; there are {', '.join(growth.CURVES)}")
         growth.draw(options.out or HERE.parent / "docs" / "images" / "growth", options.largest, options.curve)
-    names = [name for name in NAMES if name in options.names or not options.names]
+    names = [name for name in (*NAMES, "accelerator") if name in options.names or (not options.names and name in NAMES)]
     if names:
         run(names, options.out if options.names else options.out or HERE)
 

@@ -28,10 +28,20 @@ def of(
       pairs: against torch; by default as many as the ratio needs.
     """
     ours, theirs = steps.pair(network, coefficient=COEFFICIENT)
-    state, step = steps.program(network)
-    plain = steps.repeated(step, state, *steps.batch(network))
-    what = f"{network.name} step with the penalty, batch {network.batch}"
     return [
-        compare(what, "our step without it", ours, plain, must=without, goal=goal, pairs=pairs or PAIRS),
-        compare(what, "torch eager with the same penalty", ours, theirs, must=torch, pairs=pairs),
+        overhead(network, must=without, goal=goal, pairs=pairs),
+        compare(_named(network), "torch eager with the same penalty", ours, theirs, must=torch, pairs=pairs),
     ]
+
+
+def overhead(network: steps.Network, *, must: float, goal: float | None = None, pairs: int | None = None) -> Row:
+    """Our step with the penalty against our step without it."""
+    sides = []
+    for coefficient in (COEFFICIENT, 0.0):
+        state, step = steps.program(network, coefficient=coefficient)
+        sides.append(steps.repeated(step, state, *steps.batch(network)))
+    return compare(_named(network), "our step without it", *sides, must=must, goal=goal, pairs=pairs or PAIRS)
+
+
+def _named(network: steps.Network) -> str:
+    return f"{network.name} step with the penalty, batch {network.batch}"

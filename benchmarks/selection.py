@@ -47,7 +47,7 @@ def _against_sorting(scores: jax.Array, wait: Side, wanted: np.ndarray) -> list[
     sort = jax.jit(lambda x: x >= jnp.sort(x)[x.size - keep])
     _same(np.asarray(sort(scores)), wanted, keep)
     leaves = [scores[i::8].reshape(1000, -1) for i in range(8)]
-    argsort = jax.jit(partial(_argsort_masks, keep=keep))
+    argsort = jax.jit(partial(argsort_masks, keep=keep))
     tree = jax.jit(lambda xs: jprune.global_masks(xs, keep))
     for a, b in zip(argsort(leaves), tree(leaves), strict=True):
         _same(np.asarray(a), np.asarray(b), int(np.asarray(b).sum()))
@@ -131,7 +131,7 @@ def _spread(n: int, devices: int) -> tuple[jax.sharding.Mesh, jax.sharding.Named
     return mesh, placed, jax.device_put(scores, placed)
 
 
-def _argsort_masks(leaves, keep):
+def argsort_masks(leaves, keep):
     """What JAX's other pruning library does: rank the concatenation of all leaves."""
     flat = jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
     mask = jnp.zeros(flat.shape, bool).at[jnp.argsort(flat)[flat.size - keep :]].set(True)
