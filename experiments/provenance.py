@@ -1,4 +1,4 @@
-"""What made the results in a folder: command, commit, time and version, an entry for each run."""
+"""What made the results in a folder: command, commit, time, version and device, an entry for each run."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def note(folder: Path, module: str) -> None:
     if _git("status", "--porcelain", "--untracked-files=no"):
         commit += " with changes"
     command = re.sub(r"(--data[-_]dir[ =])\S+", r"\1DIR", " ".join([f"python -m experiments.{module}", *sys.argv[1:]]))
-    entry = {"command": command, "commit": commit, "jax": jax.__version__}
+    entry = {"command": command, "commit": commit, "jax": jax.__version__, "device": jax.devices()[0].device_kind}
     earlier = notes(folder)
     if entry not in [{name: old.get(name) for name in entry} for old in earlier]:
         files.write_json(folder / _FILE, [*earlier, {**entry, "began": time.strftime("%Y-%m-%d %H:%M %z")}])

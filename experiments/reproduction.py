@@ -3,7 +3,7 @@
 ``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and the figures beside it.
 ``python -m experiments.reproduction keep FOLDER NAME`` first adds what a study in FOLDER found to those
 tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet,
-cifar10-resnet20; moons, moons-seeds, moons-layers, uci, mnist-grid, prune-and-jumpstart.
+cifar10-resnet20; moons, moons-seeds, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _RECALLS = {
     "fashion-by-weights": ("", "Fashion-MNIST, LeNet, as many weights as if the ratio counted prunable ones alone"),
     "cifar10-resnet20": ("", "CIFAR-10, ResNet-20, one network of one epoch: only the path"),
 }
-_GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid", "prune-and-jumpstart")
+_GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid", "mnist-grid-50", "prune-and-jumpstart")
 _MAPS = """![Heat maps of training accuracy by width and depth, ours beside the published ones, a row a method](
 images/reproduction-moons-train.png)
 
@@ -318,11 +318,17 @@ def _verdicts(found: Iterable[Verdict]) -> str:
 def _made(names: Iterable[str]) -> str:
     """What made each table."""
     rows = [
-        [f"`{name}.csv`", f"`{entry['command']}`", f"`{entry['commit'][:7]}{entry['commit'][40:]}`", entry["began"]]
+        [
+            f"`{name}.csv`",
+            f"`{entry['command']}`",
+            f"`{entry['commit'][:7]}{entry['commit'][40:]}`",
+            entry.get("device", "cpu"),
+            entry["began"],
+        ]
         for name in names
         for entry in json.loads((FOLDER / f"{name}.json").read_text())["made"]
     ]
-    return _table(["table", "command", "commit", "began"], rows)
+    return _table(["table", "command", "commit", "on", "began"], rows)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
