@@ -5,13 +5,15 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import jax
 
 from experiments import files
 
-_FILE = "made.json"
+_FOLDER = "made"  # a file for each run, so that those that begin together lose none
+_EARLIER = "made.json"  # what versions before 0.1.0 wrote
 
 
 def note(folder: Path, module: str) -> None:
@@ -27,7 +29,8 @@ def note(folder: Path, module: str) -> None:
     entry = {"command": command, "commit": commit, "jax": jax.__version__, "device": jax.devices()[0].device_kind}
     earlier = notes(folder)
     if entry not in [{name: old.get(name) for name in entry} for old in earlier]:
-        files.write_json(folder / _FILE, [*earlier, {**entry, "began": time.strftime("%Y-%m-%d %H:%M %z")}])
+        path = folder / _FOLDER / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.json"
+        files.write_json(path, {**entry, "began": time.strftime("%Y-%m-%d %H:%M %z")})
 
 
 def _git(*arguments: str) -> str:
@@ -36,7 +39,8 @@ def _git(*arguments: str) -> str:
 
 
 def notes(folder: Path) -> list[dict[str, str]]:
-    """The notes of a folder, the earliest first; version 0.1.0.dev0 wrote a single one."""
-    path = folder / _FILE
+    """The notes of a folder, the earliest first."""
+    path = folder / _EARLIER
     found = json.loads(path.read_text()) if path.exists() else []
-    return found if isinstance(found, list) else [found]
+    earlier = found if isinstance(found, list) else [found]
+    return earlier + [json.loads(path.read_text()) for path in sorted((folder / _FOLDER).glob("*.json"))]

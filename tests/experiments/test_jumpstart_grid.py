@@ -1,7 +1,6 @@
 """The command line of the jumpstart studies: plans, stages that resume, and the thin engine behind it."""
 
 import functools
-import json
 import os
 import re
 import signal
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import cells, jumpstart_grid, jumpstart_presets, moons, store, thin_networks
+from experiments import cells, jumpstart_grid, jumpstart_presets, moons, provenance, store, thin_networks
 from experiments.jumpstart_presets import Grid
 from experiments.thin_stack import Architecture
 
@@ -138,7 +137,7 @@ def test_a_run_stores_and_reports_every_cell(tmp_path, capsys):
     assert (table["val_acc"] >= table["val_acc_last"]).all()
     np.testing.assert_allclose(table["floor"], 44 / 85, atol=1e-6)
     assert {path.name for path in tmp_path.glob("*.png")} >= {"moons-train.png", "moons-val.png", "units-up-conv.png"}
-    (made,) = json.loads((tmp_path / "made.json").read_text())
+    (made,) = provenance.notes(tmp_path)
     assert made["command"].startswith("python -m experiments.jumpstart_grid")
     capsys.readouterr()
     assert _run(tmp_path, "status", *TINY) == 0

@@ -93,7 +93,7 @@ def stored(study, jumpstart, cell):
 def test_every_file_is_there(study):
     names = {path.name for path in study.folder.iterdir()}
     kinds = ("summary", "alphas", "counts", "classes", "dense", "tests", "stopped", "accuracy")
-    others = {"config.json", "made.json", "alpha.png", "figures", "report.html", "store"}
+    others = {"config.json", "made", "alpha.png", "figures", "report.html", "store"}
     assert names == {f"{kind}.csv" for kind in kinds} | others
     drawn = {str(path.relative_to(study.folder)) for path in study.folder.rglob("*.png")}
     each = ("alpha", "null", "recall", "tradeoff", "variance", "scatter")

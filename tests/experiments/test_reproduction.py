@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -167,6 +169,15 @@ def test_the_same_command_is_noted_once_and_a_single_older_note_is_kept(tmp_path
     (tmp_path / "made.json").write_text(json.dumps({"command": "old"}))
     provenance.note(tmp_path, "recall_distortion")
     assert [each["command"] for each in provenance.notes(tmp_path)] == ["old", noted["command"]]
+
+
+def test_runs_that_begin_together_lose_no_note(tmp_path):
+    modules = [f"study_{i}" for i in range(8)]
+    with ThreadPoolExecutor(len(modules)) as pool:
+        list(pool.map(partial(provenance.note, tmp_path), modules))
+    assert {note["command"].split()[2].removeprefix("experiments.") for note in provenance.notes(tmp_path)} == set(
+        modules
+    )
 
 
 def test_a_note_says_where_the_tree_had_changes(tmp_path, monkeypatch):
