@@ -116,13 +116,15 @@ def _equal_accuracy(study: Recalls | None) -> Verdict:
         return _not_run("R4", question)
     table = study.audit(scores, study.complete(scores)).alphas
     table = table[table["ratio"] != 1]
-    whole = study.standing(table)
+    standing = study.standing(table)
+    whole = standing[standing["alpha"] > 0]  # the others have no logarithm
     result = jprune.recall.compare_at_equal_accuracy(whole, *scores)
     if not np.isfinite(result.low):
         return Verdict("R4", question, result.reason, "open")
     found = f"log alpha at equal alpha_null: {result.difference:+.3f} [{result.low:+.3f}, {result.high:+.3f}]"
     verdict = "supported" if result.high < 0 else "contradicted" if result.low > 0 else "open"
-    lost = f"; {len(table) - len(whole)} of {len(table)} alphas, of collapsed networks, left out"
+    lost = f"; {len(table) - len(standing)} of {len(table)} alphas, of collapsed networks, left out"
+    lost += f", and {len(standing) - len(whole)} below 0" if len(whole) < len(standing) else ""
     return Verdict("R4", question, f"{found}, {result.models} networks{lost}", verdict)
 
 

@@ -72,6 +72,15 @@ def test_the_control_and_the_rise_are_judged(alphas, control, r1, r2):
     assert _verdict("R2", **{"fashion-lenet": study}).verdict == r2
 
 
+def test_alphas_below_0_have_no_logarithm_and_are_counted():
+    rising = (0.9, 1.0, 1.1, 1.2, 1.5)
+    study = _study({"magnitude": (*rising[:4], -0.5), "undecayed": rising})
+    networks, right = study.networks.copy(), [f"correct_{c}" for c in range(4)]
+    networks[right] = networks[right].sub((3 * networks["ratio"]).round().astype(int), axis=0)  # accuracy falls
+    found = _verdict("R4", **{"fashion-lenet": study._replace(networks=networks)}).found
+    assert "0 of 60 alphas, of collapsed networks, left out, and 6 below 0" in found
+
+
 @pytest.mark.parametrize(("shift", "verdict"), [(-0.2, "supported"), (0.2, "contradicted"), (0.0, "open")])
 def test_undecayed_is_judged_by_where_it_differs(shift, verdict):
     magnitude = np.array([0.9, 1.0, 1.1, 1.2, 1.5])
