@@ -74,7 +74,7 @@ def _told() -> None:
         if strange := sorted(set(options.curve) - set(growth.CURVES)):
             parser.error(f"--curve {strange[0]}: no such curve; there are {', '.join(growth.CURVES)}")
         growth.draw(options.out or HERE.parent / "docs" / "images" / "growth", options.largest, options.curve)
-    names = [name for name in (*NAMES, "accelerator") if name in options.names or (not options.names and name in NAMES)]
+    names = [name for name in (*NAMES, "accelerator") if name in (options.names or NAMES)]
     if names:
         run(names, options.out if options.names else options.out or HERE)
 

@@ -1,7 +1,7 @@
 """What an accelerator is asked: selections against sorting there, and what the links of a chain cost there.
 
-Not among the benchmarks that run by default: ``python -m benchmarks accelerator --out DIR``. PyTorch, whose
-CPU build the others are held against, takes no part.
+Not among the benchmarks that run by default: ``python -m benchmarks accelerator --out DIR``. PyTorch has to be
+installed, as for the others, but takes no part.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ def rows() -> list[Row]:
     """Selections of 1e6 to 1e8 scores, the prune link, the penalty, and thirty LeNets in one program."""
     links = [prune_step.update(10**8), prune_step.whole_step(), prune_step.amortised()]
     penalties = [
-        jumpstart.overhead(network, must=must)
+        jumpstart.overhead(network, jumpstart.alone(network), must=must)
         for network, must in ((steps.lenet(), 1.25), (steps.conv(), 1.2), (steps.dense(), 2.0))
     ]
     return [*selections(), *links, *penalties, replicated()]

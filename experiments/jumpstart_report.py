@@ -46,7 +46,7 @@ def write(grid: Grid, cells: pd.DataFrame, statuses: pd.DataFrame | None, consol
     for dataset, mine in cells.groupby("dataset", sort=False):
         theirs = published(dataset)
         labelled = label(mine)
-        tables += [shares(dataset, labelled, theirs), activity(dataset, labelled)]
+        tables += [shares(dataset, labelled, theirs), *seeds(dataset, labelled, theirs), activity(dataset, labelled)]
         if grid.kind == "tables":
             continue
         tables += beside(dataset, labelled, theirs)
@@ -121,6 +121,21 @@ def shares(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Pr
         header,
         rows,
     )
+
+
+def seeds(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> list[Printed]:
+    """How much one seed says: sizes whose networks disagree, and those where all disagree with the published one."""
+    size, rows = ["width", "depth"], []
+    for name, mine in cells.groupby("label", sort=False):
+        same = _same_cells(mine, theirs)
+        if mine["replicate"].nunique() == 1 or not len(same):
+            continue
+        other = same.set_index(size)["train_acc"] >= 0.9
+        reached = mine.assign(reached=mine["train_acc"] >= 0.9).groupby(size)["reached"].agg(["any", "all"])
+        split, against = reached["any"] & ~reached["all"], reached["all"].reindex(other.index) != other
+        rows.append([str(name), str(len(reached)), str(split.sum()), str((against & ~split[other.index]).sum())])
+    header = ["method", "sizes", "seeds disagree", "all disagree with the published network"]
+    return [Printed(f"{dataset}: whether a training accuracy of .9 is reached, by size", header, rows)] if rows else []
 
 
 def activity(dataset: str, cells: pd.DataFrame) -> Printed:

@@ -303,7 +303,9 @@ def _grid(name: str, cells: pd.DataFrame) -> str:
     for dataset, mine in cells.groupby("dataset", sort=False):
         labelled = jumpstart_report.label(mine)
         theirs = jumpstart_report.published(dataset)
-        tables += [jumpstart_report.shares(dataset, labelled, theirs), jumpstart_report.activity(dataset, labelled)]
+        tables += [jumpstart_report.shares(dataset, labelled, theirs)]
+        tables += jumpstart_report.seeds(dataset, labelled, theirs)
+        tables += [jumpstart_report.activity(dataset, labelled)]
         if theirs is not None:
             tables += [each for each in jumpstart_report.beside(dataset, labelled, theirs) if "published" in each.title]
     told = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in tables]

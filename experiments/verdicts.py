@@ -47,7 +47,7 @@ def of_recalls(studies: Mapping[str, Recalls]) -> list[Verdict]:
         _undecayed(_alphas(main, ["magnitude", "undecayed"])),
         _equal_accuracy(main),
         _signed(main),
-        _random(_alphas(main, ["random"])),
+        _random(main),
         _other(
             "R7", "Does the jumpstart penalty in dense training change alpha?", main, studies.get("fashion-jumpstart")
         ),
@@ -141,16 +141,22 @@ def _signed(study: Recalls | None) -> Verdict:
     return Verdict("R5", question, f"{found}; {rows['replicate'].nunique()} networks", verdict)
 
 
-def _random(alphas: pd.DataFrame | None) -> Verdict:
+def _random(study: Recalls | None) -> Verdict:
     question = "Does random pruning of healthy networks intensify from t = 4?"
-    if alphas is None:
+    alphas = _alphas(study, ["random"])
+    if alphas is None or study is None:
         return _not_run("R6", question)
     intervals = {ratio: t_interval(alphas["random", ratio]) for ratio in _PRUNED if ratio >= 4}
-    found = "; ".join(f"t = {r:g}: {i.mean:.2f} [{i.low:.2f}, {i.high:.2f}]" for r, i in intervals.items())
+    found = "; ".join(f"t = {r:g}: {_spread(i)}" for r, i in intervals.items())
     above = all(interval.low > 1 for interval in intervals.values())
     below = intervals[4.0].high < 1
     verdict = "supported" if above else "contradicted" if below else "open"
-    return Verdict("R6", question, f"{found}; {len(alphas)} networks", verdict)
+    table = study.audit(["random"], study.complete(["random"])).alphas
+    standing = study.standing(table).groupby("ratio")["alpha"]
+    few = {r: alpha for r, alpha in standing if r in intervals and 2 <= len(alpha) < len(alphas)}
+    told = "; ".join(f"t = {r:g}: {_spread(t_interval(alpha))}, {len(alpha)} networks" for r, alpha in few.items())
+    apart = f"; without collapsed networks, decided afterwards and not judged: {told}" if few else ""
+    return Verdict("R6", question, f"{found}; {len(alphas)} networks{apart}", verdict)
 
 
 def _other(name: str, question: str, main: Recalls | None, variant: Recalls | None) -> Verdict:
@@ -271,6 +277,10 @@ def _mean(values: pd.Series) -> str:
 
 def _interval(interval: jprune.recall.Interval) -> str:
     return f"{float(interval.mean):+.3f} [{float(interval.low):+.3f}, {float(interval.high):+.3f}]"
+
+
+def _spread(interval: jprune.recall.Interval) -> str:
+    return f"{float(interval.mean):.2f} [{float(interval.low):.2f}, {float(interval.high):.2f}]"
 
 
 def _p(value: float) -> str:

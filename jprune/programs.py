@@ -4,6 +4,7 @@ The form of a program is jax's own affair: it changes what it calls the parts of
 comes closed over its constants, and how an equation is bound again. What depends on that is here.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from jax.extend import core
@@ -20,9 +21,11 @@ def held(equation: Any) -> list[Any]:
     return [x for x in equation.params.values() if isinstance(x, core.Jaxpr | core.ClosedJaxpr)]
 
 
-def constants(program: Any) -> list[Any]:
-    """The values of its ``constvars``; none of a program that is not closed."""
-    return list(getattr(program, "consts", ()))
+def known(program: Any, inputs: Iterable[Any]) -> dict[Any, Any]:
+    """The values of a program's variables before its first equation: its constants and its inputs."""
+    jaxpr = opened(program)
+    values = [*getattr(program, "consts", ()), *inputs]
+    return dict(zip([*jaxpr.constvars, *jaxpr.invars], values, strict=True))
 
 
 def bound(equation: Any, inputs: list[Any]) -> list[Any]:

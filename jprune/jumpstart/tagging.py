@@ -132,8 +132,7 @@ def _scan_of(tagged: Tagged) -> Any:
 def _evaluate(closed: Any, args: Iterable[Any]) -> tuple[list[Any], list[Tagged]]:
     """Evaluate a jaxpr, closed or not, and hand out its tagged values."""
     jaxpr = programs.opened(closed)
-    known = zip([*jaxpr.constvars, *jaxpr.invars], [*programs.constants(closed), *args], strict=True)
-    values: dict[Any, Any] = dict(known)
+    values = programs.known(closed, args)
     found: list[Tagged] = []
 
     def read(atom: Any) -> Any:
@@ -176,7 +175,8 @@ def _rule(equation: JaxprEqn) -> Callable[[JaxprEqn, list[Any]], tuple[list[Any]
 
 
 def _through_call(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Tagged]]:
-    return _evaluate(equation.params["jaxpr" if "jaxpr" in equation.params else "call_jaxpr"], inputs)
+    (program,) = programs.held(equation)
+    return _evaluate(program, inputs)
 
 
 def _through_remat(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Tagged]]:

@@ -128,9 +128,7 @@ def _run(
 ) -> tuple[list[Any], list[_View | None]]:
     """Evaluate a program, adding to ``found`` at every product that reads a weight."""
     jaxpr = programs.opened(program)
-    value = dict(zip(jaxpr.constvars, programs.constants(program), strict=True)) | dict(
-        zip(jaxpr.invars, values, strict=True)
-    )
+    value = programs.known(program, values)
     view = dict(zip(jaxpr.invars, views, strict=True))
 
     def read(atom: Any) -> tuple[Any, _View | None]:

@@ -47,6 +47,21 @@ def test_shares_of_the_published_grid_are_those_of_its_summary(method, means, va
     assert mine["val >= .99"].split(" ")[0] == cut(val_solved)
 
 
+def test_sizes_on_which_seeds_disagree_are_counted_and_those_against_the_published_network():
+    """Of four sizes two split, one agrees with the published network and one does not."""
+    accuracies = [0.95, 0.5, 0.5, 0.9, 0.99, 0.99, 0.6, 0.6]
+    ours = _cells(
+        method=["UP"] * 8, width=[1, 1, 2, 2, 3, 3, 4, 4], depth=[1] * 8, replicate=[0, 1] * 4,
+        train_acc=accuracies, val_acc=accuracies,
+    )  # fmt: skip
+    theirs = pd.DataFrame({"method": "UP", "width": [4, 3, 2, 1], "depth": 1, "train_acc": [0.95, 0.92, 1.0, 0.5]})
+    (printed,) = jumpstart_report.seeds("moons", jumpstart_report.label(ours), theirs)
+    assert printed.rows == [["UP", "4", "2", "1"]]
+    one = ours[ours["replicate"] == 0]
+    assert jumpstart_report.seeds("moons", jumpstart_report.label(one), theirs) == []
+    assert jumpstart_report.seeds("moons", jumpstart_report.label(ours), None) == []
+
+
 def test_intervals_are_wilson_s():
     """5 of 10: (.5 +- 1.96 sqrt(.25 / 10 + 1.96^2 / 400)) / (1 + 1.96^2 / 10), the centre kept at .5."""
     half = 1.959964 * np.sqrt(0.25 / 10 + 1.959964**2 / 400) / (1 + 1.959964**2 / 10)

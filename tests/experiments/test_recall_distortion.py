@@ -241,6 +241,7 @@ def test_the_second_run_trains_nothing(study, monkeypatch):
     monkeypatch.setattr(laboratory, "prune_and_finetune", None)
     monkeypatch.setattr(recall_distortion, "report", lambda study: None)
     recall_distortion.run(study)
+    assert recall_distortion.todo(study, plan.fingerprint(plan.load(study)), chunk=30) == []
 
 
 def test_a_stage_that_is_lost_is_made_again_with_the_same_numbers(study, monkeypatch):

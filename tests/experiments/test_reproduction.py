@@ -104,6 +104,18 @@ def test_random_pruning_is_judged_by_the_interval_from_t_4_on():
     assert _verdict("R6", **{"fashion-lenet": _study({"random": (0.9, 1.1, 1.0, 1.3, 1.4)})}).verdict == "open"
 
 
+def test_random_pruning_is_told_without_collapsed_networks_too():
+    study = _study({"random": (0.9, 1.1, 1.2, 1.3, 1.4)})
+    networks, right = study.networks.copy(), [f"correct_{c}" for c in range(4)]
+    collapsed = (networks["score"] == "random") & (networks["ratio"] == 10) & (networks["replicate"] == 0)
+    networks.loc[collapsed, right] = [1000, 0, 0, 0]
+    found = _verdict("R6", **{"fashion-lenet": study._replace(networks=networks)}).found
+    told = found.partition("; without collapsed networks, decided afterwards and not judged: ")[2]
+    assert told.startswith("t = 10: 1.")
+    assert told.endswith(", 5 networks")
+    assert "without" not in _verdict("R6", **{"fashion-lenet": study}).found
+
+
 def test_two_studies_are_compared_by_welch():
     first, second = (_study({"magnitude": (0.9, 1.0, 1.1, 1.2, last)}) for last in (1.5, 2.0))
     found = _verdict("R9", **{"fashion-lenet": first, "fashion-no-decay": second})
