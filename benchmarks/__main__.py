@@ -22,8 +22,8 @@ import time
 import jax
 
 from benchmarks import timing
-from experiments.commands import quietly
-from experiments.reproduction import filled
+from experiments.cli.commands import quietly
+from experiments.reproduction.__main__ import filled
 
 # glibc hands large blocks back to the system as they are freed, and whether it does depends on what lies beside
 # them: a step of 2.5 ms then spends up to 4 more on page faults. Both sides keep what they have.

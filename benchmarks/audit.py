@@ -12,7 +12,7 @@ import sklearn.metrics
 
 from benchmarks.timing import Row, compare, judge, same, seconds
 from jprune import recall
-from jprune.recall import rates
+from jprune.recall.measures import rates
 
 RATIOS = (2.0, 4.0, 10.0, 20.0, 40.0)
 LIMIT = 10.0  # seconds, for everything together

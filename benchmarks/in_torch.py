@@ -1,6 +1,6 @@
 """The other side: the same networks, penalty and steps in plain eager PyTorch, from the same weights.
 
-Attributes of a module are named like those of its twin in ``experiments.models``, so that ``load``
+Attributes of a module are named like those of its twin in ``experiments.models.networks``, so that ``load``
 can put the twin's parameters in; images are channels-first, as torch has them.
 """
 
@@ -20,7 +20,7 @@ LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 5e-4
 
 
 class Dense(nn.Module):
-    """``experiments.models.MLP``."""
+    """``experiments.models.networks.MLP``."""
 
     def __init__(self, inputs: int, classes: int, features: Sequence[int]):
         super().__init__()
@@ -38,7 +38,7 @@ class Dense(nn.Module):
 
 
 class LeNet(nn.Module):
-    """``experiments.models.LeNet``."""
+    """``experiments.models.networks.LeNet``."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int):
         super().__init__()
@@ -62,7 +62,7 @@ class LeNet(nn.Module):
 
 
 class Conv(nn.Module):
-    """``experiments.models.RectangularConv`` with its average and maximum readout."""
+    """``experiments.models.networks.RectangularConv`` with its average and maximum readout."""
 
     def __init__(self, channels: int, classes: int, depth: int, width: int):
         super().__init__()
@@ -79,7 +79,7 @@ class Conv(nn.Module):
 
 
 class Block(nn.Module):
-    """``experiments.models.Block``."""
+    """``experiments.models.networks.Block``."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -97,7 +97,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """``experiments.models.ResNet``."""
+    """``experiments.models.networks.ResNet``."""
 
     def __init__(self, depth: int, channels: int, classes: int):
         super().__init__()

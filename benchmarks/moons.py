@@ -15,9 +15,10 @@ import torch.nn.functional as F
 
 from benchmarks import in_torch
 from benchmarks.timing import Row, judge, same, seconds
-from experiments import sources, thin_networks
-from experiments.thin_networks import Recipe, Run, State
-from experiments.thin_stack import Architecture
+from experiments.data import sources
+from experiments.jumpstart_grid import thin_networks
+from experiments.jumpstart_grid.thin_networks import Recipe, Run, State
+from experiments.jumpstart_grid.thin_stack import Architecture
 
 BUCKETS = ((1, 2, 3, 4, 5), (10, 15), (20, 25))  # widths that share a program, padded to the last
 SEEDS, DEPTH, EPOCHS = 3, 60, 200

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import steps
 from benchmarks.timing import Row, Side, compare, not_run, same, seconds
-from experiments import replicates
+from experiments.training import replicates
 
 REPLICATES = 16
 STEPS = 8  # of each replicate in one call, as a study scans the steps of an epoch

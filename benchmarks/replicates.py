@@ -15,8 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import in_torch, steps
 from benchmarks.timing import Row, judge, not_run, same, seconds
-from experiments import data, oneshot, phases, replicates, sources, tasks, training
-from experiments.training import Recipe
+from experiments.data import datasets, sources
+from experiments.recall_distortion import oneshot
+from experiments.training import phases, replicates, tasks
+from experiments.training import steps as training
+from experiments.training.steps import Recipe
 
 COUNT, RUN_IN_TORCH = 30, 3
 RECIPE = Recipe(epochs=(2,), learning_rates=(0.01,))
@@ -38,13 +41,13 @@ class Run(NamedTuple):
 def rows() -> list[Row]:
     """Per run; images are in memory on both sides, and every epoch ends with the validation split."""
     try:
-        dataset = data.load("fashion_mnist", data_dir=os.environ.get("JPRUNE_DATA_DIR"))
+        dataset = datasets.load("fashion_mnist", data_dir=os.environ.get("JPRUNE_DATA_DIR"))
     except (ImportError, sources.Missing) as error:
         return [not_run(WHAT, "torch runs one after another", must=0.25, why=str(error))]
     return against_torch(dataset, RECIPE, COUNT, RUN_IN_TORCH)
 
 
-def against_torch(dataset: data.Dataset, recipe: Recipe, count: int, in_turn: int) -> list[Row]:
+def against_torch(dataset: datasets.Dataset, recipe: Recipe, count: int, in_turn: int) -> list[Row]:
     """Train ``count`` replicates in one program and ``in_turn`` of them in torch.
 
     Epoch by epoch the mean training losses must agree to 2 %: rounding differs, and training amplifies it.
@@ -76,7 +79,7 @@ def against_torch(dataset: data.Dataset, recipe: Recipe, count: int, in_turn: in
 
 
 def _starts(
-    task: tasks.Task, dataset: data.Dataset, recipe: Recipe, layout: replicates.Layout, count: int
+    task: tasks.Task, dataset: datasets.Dataset, recipe: Recipe, layout: replicates.Layout, count: int
 ) -> tuple[Any, list[Run]]:
     """What enters our program, and the same for each run of torch's."""
     init = replicates.spread(lambda i: (*task.init(replicates.key(0, i, 0)), replicates.key(0, i, 1)), layout)
@@ -95,7 +98,7 @@ def _starts(
 
 
 def _ours(
-    task: tasks.Task, dataset: data.Dataset, recipe: Recipe, layout: replicates.Layout, entering: Any
+    task: tasks.Task, dataset: datasets.Dataset, recipe: Recipe, layout: replicates.Layout, entering: Any
 ) -> list[training.EpochMetrics]:
     """Compile and train; the metrics of every epoch."""
     sizes = {"examples": len(dataset.train.labels), "validation": len(dataset.validation.labels)}
@@ -106,7 +109,7 @@ def _ours(
     return jax.tree.map(np.asarray, metrics)
 
 
-def _in_torch(dataset: data.Dataset, recipe: Recipe):
+def _in_torch(dataset: datasets.Dataset, recipe: Recipe):
     """A run as a torch user writes it: (mean training loss, validation accuracy) of each epoch."""
     tensors = []
     for split in (dataset.train, dataset.validation):

@@ -12,7 +12,7 @@ from flax import nnx
 
 from benchmarks import in_torch
 from benchmarks.timing import Side, same
-from experiments import models
+from experiments.models import networks
 from jprune import trees
 from jprune.jumpstart.penalty import jumpstart_penalty
 from jprune.jumpstart.preactivations import call_with_preactivations
@@ -81,7 +81,7 @@ def lenet() -> Network:
     """LeNet on images of 28 x 28."""
     return Network(
         "LeNet",
-        lambda rngs: models.create("lenet", num_classes=10, input_shape=(28, 28, 1), rngs=rngs),
+        lambda rngs: networks.create("lenet", num_classes=10, input_shape=(28, 28, 1), rngs=rngs),
         lambda: in_torch.LeNet((28, 28, 1), 10),
         (28, 28, 1),
         flattened=(5, 5, 16),
@@ -92,7 +92,7 @@ def conv(depth: int = 10, width: int = 16) -> Network:
     """A net of the CIFAR grid."""
     return Network(
         f"conv {depth} x {width}",
-        lambda rngs: models.create(
+        lambda rngs: networks.create(
             "conv", num_classes=10, input_shape=(32, 32, 3), depth=depth, width=width, rngs=rngs
         ),
         lambda: in_torch.Conv(3, 10, depth, width),
@@ -116,7 +116,7 @@ def resnet(depth: int = 20) -> Network:
     """ResNet for CIFAR."""
     return Network(
         f"ResNet-{depth}",
-        lambda rngs: models.create(f"resnet{depth}", num_classes=10, input_shape=(32, 32, 3), rngs=rngs),
+        lambda rngs: networks.create(f"resnet{depth}", num_classes=10, input_shape=(32, 32, 3), rngs=rngs),
         lambda: in_torch.ResNet(depth, 3, 10),
         (32, 32, 3),
     )

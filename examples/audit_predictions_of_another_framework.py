@@ -20,7 +20,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
 import jprune
-from jprune.recall.headline import headline
+from jprune.recall.report.headline import headline
 
 RATIOS = (1, 2, 4, 8, 12)  # parameters before / after; 1 is the control, trained on as long and not pruned
 EPOCHS = 15  # of training on

@@ -19,13 +19,16 @@ from jprune.jumpstart import (
     preactivations,
     unit_status,
 )
-from jprune.pruning.accounting import cost_table, multiply_adds
-from jprune.pruning.compaction import Compacted, remove_dead
-from jprune.pruning.data_scores import average_gradients, fisher, iterated_masks, snip, synflow
 from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments, straight_through
-from jprune.pruning.export import load_masks, load_pruned, save_masks, save_pruned, to_bcoo
-from jprune.pruning.inexact import bernoulli_masks, legacy_signed_masks
-from jprune.pruning.masks import (
+from jprune.pruning.export.costs import cost_table, multiply_adds
+from jprune.pruning.export.files import load_masks, load_pruned, save_masks, save_pruned, to_bcoo
+from jprune.pruning.schedules import cubic, geometric, one_shot
+from jprune.pruning.scores.activations import wanda
+from jprune.pruning.scores.elementwise import Score, gradient, magnitude, movement, random, undecayed
+from jprune.pruning.scores.model_based import average_gradients, fisher, iterated_masks, snip, synflow
+from jprune.pruning.selection.as_published import bernoulli_masks, legacy_signed_masks
+from jprune.pruning.selection.patterns import block_masks, channel_masks, nm_masks, output_masks
+from jprune.pruning.selection.unstructured import (
     apply_masks,
     compression,
     erk_masks,
@@ -35,13 +38,10 @@ from jprune.pruning.masks import (
     sparsity,
     uniform_masks,
 )
-from jprune.pruning.patterns import block_masks, channel_masks, nm_masks, output_masks
-from jprune.pruning.schedules import cubic, geometric, one_shot
-from jprune.pruning.scores import Score, gradient, magnitude, movement, random, undecayed
 from jprune.pruning.state import PruneState, check_pruned, masks_of, with_masks
+from jprune.pruning.structured.removal import Compacted, remove_dead
 from jprune.pruning.tickets import Ticket, lottery_ticket
 from jprune.pruning.transform import keep_zeros, prune
-from jprune.pruning.wanda import wanda
 from jprune.trees import kernels, select
 
 __version__ = "0.1.0"  # pyproject.toml says the same

@@ -1,6 +1,6 @@
 """The command line: ``jprune audit``, for the predictions of any framework.
 
-What can be given is in ``jprune.recall.options``, reading files in ``jprune.recall.files``, the audit in
+What can be given is in ``jprune.recall.inputs.options``, reading files in ``jprune.recall.inputs.files``, the audit in
 ``jprune.recall.audit``; here they are put together, and errors are told.
 """
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jprune.recall.audit import Audit
-    from jprune.recall.inputs import Stack
-    from jprune.recall.options import AuditOptions
+    from jprune.recall.inputs.options import AuditOptions
+    from jprune.recall.inputs.predictions import Stack
 
 # The imports inside functions keep `jprune --version` and usage errors from waiting for jax, pandas and matplotlib.
 
@@ -54,14 +54,14 @@ def _told(given: list[str]) -> int:
         print(f"jprune {jprune.__version__}")
         return 0
     try:
-        from jprune.recall.options import parse  # noqa: PLC0415
+        from jprune.recall.inputs.options import parse  # noqa: PLC0415
     except ImportError as error:
         return _fail(f"the command line needs an extra: pip install 'jprune[report]' ({error})")
     try:
         options = parse(given)
     except SystemExit as stop:
         return int(stop.code or 0)
-    from jprune.recall.inputs import InputError  # noqa: PLC0415
+    from jprune.recall.inputs.predictions import InputError  # noqa: PLC0415
 
     try:
         _run(options)
@@ -74,8 +74,8 @@ def _told(given: list[str]) -> int:
 
 def _run(options: "AuditOptions") -> None:
     """Read everything, audit, and only then write."""
-    from jprune.recall.arguments import EmptyClassWarning  # noqa: PLC0415
-    from jprune.recall.files import read_images, write_whole  # noqa: PLC0415
+    from jprune.recall.inputs.arguments import EmptyClassWarning  # noqa: PLC0415
+    from jprune.recall.inputs.files import read_images, write_whole  # noqa: PLC0415
 
     _check(options)
     with warnings.catch_warnings():
@@ -83,7 +83,7 @@ def _run(options: "AuditOptions") -> None:
         audit = _audit(options)
     html = ""
     if options.out is not None:
-        from jprune.recall.report import page  # noqa: PLC0415
+        from jprune.recall.report.page import page  # noqa: PLC0415
 
         images = None if options.images is None else read_images(options.images)
         html = page(audit, images=images, title=options.title, date=options.date)
@@ -94,15 +94,15 @@ def _run(options: "AuditOptions") -> None:
     if options.json:
         sys.stdout.write(audit.to_json())
     else:
-        from jprune.recall.terminal import print_summary  # noqa: PLC0415
+        from jprune.recall.report.terminal import print_summary  # noqa: PLC0415
 
         print_summary(audit, options.out)
 
 
 def _check(options: "AuditOptions") -> None:
     """Refuse options that no file can mend, before anything is read."""
-    from jprune.recall.arguments import check_level, check_resamples  # noqa: PLC0415
-    from jprune.recall.inputs import InputError  # noqa: PLC0415
+    from jprune.recall.inputs.arguments import check_level, check_resamples  # noqa: PLC0415
+    from jprune.recall.inputs.predictions import InputError  # noqa: PLC0415
 
     for name, given in (("--dense", options.dense), ("--pruned", options.pruned)):
         if not given:
@@ -128,16 +128,16 @@ def _check(options: "AuditOptions") -> None:
 
 def _audit(options: "AuditOptions") -> "Audit":
     """Read the files and audit them."""
-    from jprune.recall import files, inputs  # noqa: PLC0415
     from jprune.recall.audit import audit_stacks  # noqa: PLC0415
+    from jprune.recall.inputs import files, predictions  # noqa: PLC0415
 
     names = None if options.class_names is None else files.read_class_names(options.class_names)
     if names is not None:
-        inputs.names_of_classes(names, len(names))
-    true = inputs.labels(files.read_labels(options.labels, names), options.labels)
+        predictions.names_of_classes(names, len(names))
+    true = predictions.labels(files.read_labels(options.labels, names), options.labels)
 
     def read(file: str) -> "Stack":
-        return inputs.stack(files.read_predictions(file, true.size, names), file, true.size)
+        return predictions.stack(files.read_predictions(file, true.size, names), file, true.size)
 
     pruned = _by_score(options.pruned)
     dense = _dense(options.dense, list(pruned))
@@ -147,16 +147,18 @@ def _audit(options: "AuditOptions") -> "Audit":
         found = files.read_groups(file)
         twice = sorted(groups.keys() & found.keys())
         if twice:
-            raise inputs.InputError(f"--groups {file} has the attribute {twice[0]!r}, which a file before it has too")
+            raise predictions.InputError(
+                f"--groups {file} has the attribute {twice[0]!r}, which a file before it has too"
+            )
         groups |= found
     return audit_stacks(
         true,
-        {score: inputs.join([once[file] for file in given]) for score, given in dense.items()},
+        {score: predictions.join([once[file] for file in given]) for score, given in dense.items()},
         {
-            score: {ratio: inputs.join([read(file) for file in given]) for ratio, given in ratios.items()}
+            score: {ratio: predictions.join([read(file) for file in given]) for ratio, given in ratios.items()}
             for score, ratios in pruned.items()
         },
-        groups=inputs.groups(groups, true.size),
+        groups=predictions.groups(groups, true.size),
         labels_name=options.labels,
         class_names=names,
         num_classes=options.num_classes,
@@ -169,7 +171,7 @@ def _audit(options: "AuditOptions") -> "Audit":
 
 def _by_score(given: Sequence[str]) -> dict[str, dict[float, list[str]]]:
     """Sort ``[SCORE:]RATIO=FILE`` by score and ratio; naming a ratio again adds a file to it."""
-    from jprune.recall.inputs import InputError, by_score  # noqa: PLC0415
+    from jprune.recall.inputs.predictions import InputError, by_score  # noqa: PLC0415
 
     found: dict[str | None, dict[float, list[str]]] = {}
     for text in given:
@@ -193,7 +195,7 @@ def _by_score(given: Sequence[str]) -> dict[str, dict[float, list[str]]]:
 
 def _dense(given: Sequence[str], scores: Sequence[str]) -> dict[str, list[str]]:
     """Sort ``[SCORE=]FILE`` by score; files without one are the dense models of every score."""
-    from jprune.recall.inputs import InputError  # noqa: PLC0415
+    from jprune.recall.inputs.predictions import InputError  # noqa: PLC0415
 
     own: dict[str, list[str]] = {}
     for text in given:

@@ -10,8 +10,11 @@ import pytest
 from flax import nnx
 
 import jprune
-from experiments import convolution, data, oneshot, phases, replicates, tasks
-from experiments.training import Recipe
+from experiments.data import datasets
+from experiments.models import convolution
+from experiments.recall_distortion import oneshot
+from experiments.training import phases, replicates, tasks
+from experiments.training.steps import Recipe
 from tests.pruning.steps import largest
 
 pytestmark = [pytest.mark.gpu, pytest.mark.optax_promotes]
@@ -165,8 +168,8 @@ def test_counts_are_those_of_numpy():
 @pytest.mark.parametrize("form", ["vmap", "map"])
 def test_replicates_in_one_program_train_as_they_do_on_a_cpu(form):
     images = RNG.integers(0, 256, (96, 28, 28, 1)).astype(np.uint8)
-    split = data.Split(images, (np.arange(96) % 10).astype(np.int32))
-    dataset = data.Dataset("noise", split, split, split, tuple("abcdefghij"), np.float32([128]), np.float32([70]))
+    split = datasets.Split(images, (np.arange(96) % 10).astype(np.int32))
+    dataset = datasets.Dataset("noise", split, split, split, tuple("abcdefghij"), np.float32([128]), np.float32([70]))
     task = tasks.classification(dataset, "lenet")
     recipe = Recipe((2,), (0.01,), batch=32, jumpstart=0.1)
 

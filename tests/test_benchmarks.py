@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch", reason="the benchmarks need the extra bench
 
 from benchmarks import __main__ as command
 from benchmarks import arithmetic, audit, growth, in_torch, moons, replicates, steps, timing
-from experiments import data
-from experiments.training import Recipe
+from experiments.data import datasets
+from experiments.training.steps import Recipe
 
 
 def _clock(monkeypatch, *durations):
@@ -155,7 +155,7 @@ def test_moons_and_replicates_do_the_same_on_both_sides():
     with jax.numpy_rank_promotion("allow"):
         rows = moons.at(3, 4, ((1, 2),), 1)
         recipe = Recipe(epochs=(2,), learning_rates=(0.01,))
-        rows += replicates.against_torch(data.load("digits"), recipe, 8, 1)
+        rows += replicates.against_torch(datasets.load("digits"), recipe, 8, 1)
     assert len(rows) == 4
     assert all(row.ours > 0 and row.peer > 0 for row in rows)
 

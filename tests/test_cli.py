@@ -318,7 +318,7 @@ def test_usage_errors_and_help(capsys):
 @pytest.mark.usefixtures("folder")
 def test_a_missing_extra_is_named(capsys, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, "jprune.recall.options", raising=False)
+    monkeypatch.delitem(sys.modules, "jprune.recall.inputs.options", raising=False)
     assert "pip install 'jprune[report]'" in failure(capsys, *BASE, "--pruned", "2=two.npy", "--out", "report.html")
     assert not os.path.exists("report.html") or module == "rich.console"
 

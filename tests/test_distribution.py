@@ -42,8 +42,8 @@ named("export", lambda: jprune.save_masks("masks.safetensors", {"kernel": jnp.on
 named("report", lambda: audit.to_html("report.html"))
 told = subprocess.run([sys.executable[:-len("python")] + "jprune", "audit"], capture_output=True, text=True)
 assert told.returncode and "'jprune[report]'" in told.stderr and "Traceback" not in told.stderr, told.stderr
-held = {path.name for path in importlib.resources.files("jprune.recall").iterdir()}
-assert {"report.html.j2", "report.css", "report.js"} <= held
+held = {path.name for path in importlib.resources.files("jprune.recall.report").iterdir()}
+assert {"page.html.j2", "page.css", "page.js"} <= held
 assert importlib.resources.files("jprune").joinpath("py.typed").is_file()
 print(jprune.__file__)
 """
@@ -77,7 +77,7 @@ def test_the_source_archive_holds_every_tracked_file(archives, tracked):
     with tarfile.open(archives[0]) as archive:
         held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert tracked - REPOSITORY - held == set()
-    assert {"jprune/py.typed", "jprune/recall/report.html.j2", "tests/conftest.py", "PKG-INFO"} <= held
+    assert {"jprune/py.typed", "jprune/recall/report/page.html.j2", "tests/conftest.py", "PKG-INFO"} <= held
 
 
 def test_the_wheel_holds_the_library_and_nothing_else(archives, tracked):

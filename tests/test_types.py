@@ -7,8 +7,8 @@ from jaxtyping import TypeCheckError
 
 from jprune.jumpstart.units import convergence
 from jprune.pruning.conditional import where_due
-from jprune.pruning.thresholds import keys
-from jprune.recall.rates import from_predictions
+from jprune.pruning.selection.kth_largest import keys
+from jprune.recall.measures.rates import from_predictions
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, jaxprs_in_params, primitives
 from jax.interpreters import ad, batching
 
-from jprune import programs
+from jprune import jaxprs
 
 _tag_p = Primitive("jprune_tag")
 _tag_p.def_abstract_eval(lambda y, weight, **_: y)  # type: ignore[no-untyped-call]
@@ -131,8 +131,8 @@ def _scan_of(tagged: Tagged) -> Any:
 
 def _evaluate(closed: Any, args: Iterable[Any]) -> tuple[list[Any], list[Tagged]]:
     """Evaluate a jaxpr, closed or not, and hand out its tagged values."""
-    jaxpr = programs.opened(closed)
-    values = programs.known(closed, args)
+    jaxpr = jaxprs.opened(closed)
+    values = jaxprs.known(closed, args)
     found: list[Tagged] = []
 
     def read(atom: Any) -> Any:
@@ -148,7 +148,7 @@ def _evaluate(closed: Any, args: Iterable[Any]) -> tuple[list[Any], list[Tagged]
                 outputs, tagged = _rule(equation)(equation, inputs)
             found += tagged
         else:
-            outputs = programs.bound(equation, inputs)
+            outputs = jaxprs.bound(equation, inputs)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars], found
 
@@ -175,7 +175,7 @@ def _rule(equation: JaxprEqn) -> Callable[[JaxprEqn, list[Any]], tuple[list[Any]
 
 
 def _through_call(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Tagged]]:
-    (program,) = programs.held(equation)
+    (program,) = jaxprs.held(equation)
     return _evaluate(program, inputs)
 
 
@@ -187,7 +187,7 @@ def _through_remat(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], li
 
 
 def _through_scan(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Tagged]]:
-    fixed, carried = programs.scan_parts(equation)
+    fixed, carried = jaxprs.scan_parts(equation)
     consts, carry, xs = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
     step = _Split(equation.params["jaxpr"])
 

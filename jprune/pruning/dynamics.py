@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune.pruning.scores import Score
+from jprune.pruning.scores.elementwise import Score
 from jprune.pruning.state import masks_of, trained
 from jprune.trees import flatten, map_leaves, match, path_string
 

@@ -14,14 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune.pruning import allocation
 from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import Regrow
-from jprune.pruning.layers import Layers, choose, layers_of
-from jprune.pruning.limbs import Count, count_of
-from jprune.pruning.masks import erk_counts, erk_masks, global_masks, layer_counts, layer_masks, uniform_masks
 from jprune.pruning.schedules import keep_values
-from jprune.pruning.scores import Score, beside, score_selected
+from jprune.pruning.scores.elementwise import Score, beside, score_selected
+from jprune.pruning.selection import allocation
+from jprune.pruning.selection.layers import Layers, choose, layers_of
+from jprune.pruning.selection.uint64 import Count, count_of
+from jprune.pruning.selection.unstructured import (
+    erk_counts,
+    erk_masks,
+    global_masks,
+    layer_counts,
+    layer_masks,
+    uniform_masks,
+)
 from jprune.trees import map_leaves
 
 PyTree = Any

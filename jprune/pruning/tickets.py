@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune.pruning.masks import apply_masks, global_masks
 from jprune.pruning.schedules import keep_values
-from jprune.pruning.scores import Score, magnitude, score_selected
+from jprune.pruning.scores.elementwise import Score, magnitude, score_selected
+from jprune.pruning.selection.unstructured import apply_masks, global_masks
 from jprune.pruning.state import masks_of, prunable, with_masks
 from jprune.trees import map_leaves
 

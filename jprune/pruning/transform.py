@@ -27,10 +27,10 @@ import numpy as np
 import optax
 
 from jprune.pruning.dynamics import Regrow
-from jprune.pruning.masks import global_masks
 from jprune.pruning.plan import Plan
 from jprune.pruning.schedules import Schedule, entries
-from jprune.pruning.scores import Score, refuse_no_score
+from jprune.pruning.scores.elementwise import Score, refuse_no_score
+from jprune.pruning.selection.unstructured import global_masks
 from jprune.pruning.state import PruneState, prunable, trained
 from jprune.trees import Where, flatten, kernels, map_leaves, match, only
 

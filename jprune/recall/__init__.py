@@ -6,17 +6,31 @@ say what a handful of training seeds can show. ``audit`` does all of it for the 
 models, and writes the report.
 """
 
-from jprune.recall.arguments import EmptyClassWarning
 from jprune.recall.audit import Audit, audit, audit_counts
-from jprune.recall.bootstrap import (
+from jprune.recall.inference.bootstrap import (
     BootstrapInterval,
     ExampleBootstrap,
     bootstrap_examples,
     bootstrap_models,
     bootstrap_pooled,
 )
-from jprune.recall.comparisons import compare
-from jprune.recall.counts import (
+from jprune.recall.inference.intervals import (
+    Interval,
+    TTest,
+    bonferroni,
+    consecutive_tests,
+    holm,
+    independent_test,
+    mark,
+    paired_test,
+    t_interval,
+)
+from jprune.recall.inference.pairing import PairingTest, pairing_test
+from jprune.recall.inference.power import power, replicates_needed
+from jprune.recall.inference.regression import EqualAccuracy, MixedModel, compare_at_equal_accuracy, mixed_model
+from jprune.recall.inputs.arguments import EmptyClassWarning
+from jprune.recall.inputs.predictions import InputError
+from jprune.recall.measures.counts import (
     accuracy,
     counts,
     f1,
@@ -26,7 +40,7 @@ from jprune.recall.counts import (
     recall,
     support,
 )
-from jprune.recall.disparity import (
+from jprune.recall.measures.disparity import (
     ClassTests,
     Disparity,
     ErrorChange,
@@ -39,20 +53,8 @@ from jprune.recall.disparity import (
     excessive_loss,
     normalized_difference,
 )
-from jprune.recall.exemplars import Exemplars, exemplars, modal_label, taxicab_distance
-from jprune.recall.inference import (
-    Interval,
-    TTest,
-    bonferroni,
-    consecutive_tests,
-    holm,
-    independent_test,
-    mark,
-    paired_test,
-    t_interval,
-)
-from jprune.recall.inputs import InputError
-from jprune.recall.intensification import (
+from jprune.recall.measures.exemplars import Exemplars, exemplars, modal_label, taxicab_distance
+from jprune.recall.measures.intensification import (
     Line,
     Pooled,
     affine_intensification,
@@ -67,9 +69,7 @@ from jprune.recall.intensification import (
     rma_intensification,
     undefined,
 )
-from jprune.recall.pairing import PairingTest, pairing_test
-from jprune.recall.power import power, replicates_needed
-from jprune.recall.regression import EqualAccuracy, MixedModel, compare_at_equal_accuracy, mixed_model
+from jprune.recall.tables.comparisons import compare
 
 __all__ = [
     "Audit",

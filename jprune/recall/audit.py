@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from jprune.recall import caveats, comparisons, example_tables, inputs, tables
-from jprune.recall.arguments import EmptyClassWarning, Rng, check_level, check_resamples
-from jprune.recall.example_tables import resampling
-from jprune.recall.files import records, write_whole
-from jprune.recall.headline import findings, headline
-from jprune.recall.inputs import Groups, InputError, Stack
-from jprune.recall.rates import from_counts, from_predictions, refuse_other_examples
-from jprune.recall.study import Study
+from jprune.recall.inputs import predictions
+from jprune.recall.inputs.arguments import EmptyClassWarning, Rng, check_level, check_resamples
+from jprune.recall.inputs.files import records, write_whole
+from jprune.recall.inputs.predictions import Groups, InputError, Stack
+from jprune.recall.measures.rates import from_counts, from_predictions, refuse_other_examples
+from jprune.recall.report.headline import findings, headline
+from jprune.recall.tables import caveats, comparisons, examples, models
+from jprune.recall.tables.examples import resampling
+from jprune.recall.tables.study import Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,15 +84,15 @@ class Audit:
 
     def figures(self) -> "dict[str, Figure]":
         """Draw the figures, by name; needs the extra ``report``."""
-        from jprune.recall.figures import figures  # noqa: PLC0415 (matplotlib is an extra)
+        from jprune.recall.report.figures import figures  # noqa: PLC0415 (matplotlib is an extra)
 
         return figures(self)
 
     def to_html(
         self, path: str | Path, *, images: Any = None, title: str = "Recall audit", date: str | None = None
     ) -> None:
-        """Write one self-contained page; needs the extra ``report``. See ``jprune.recall.report``."""
-        from jprune.recall.report import write_html  # noqa: PLC0415 (jinja2 and matplotlib are extras)
+        """Write one self-contained page; needs the extra ``report``. See ``jprune.recall.report.page``."""
+        from jprune.recall.report.page import write_html  # noqa: PLC0415 (jinja2 and matplotlib are extras)
 
         write_html(self, path, images=images, title=title, date=date)
 
@@ -166,22 +167,22 @@ def audit(
     >>> float(report.alphas["alpha"].iloc[0].round(4))
     2.3333
     """
-    true = inputs.labels(labels)
+    true = predictions.labels(labels)
     if (pruned is None) == (scores is None):
         raise InputError("give the pruned models by one of pruned= and scores=, not by both or neither")
-    of_score = inputs.by_score(pruned, "pruned") if scores is None else inputs.by_score(scores, "scores")
+    of_score = predictions.by_score(pruned, "pruned") if scores is None else predictions.by_score(scores, "scores")
     stacks = {
-        score: {ratio: inputs.stack(value, name, true.size) for ratio, (name, value) in ratios.items()}
+        score: {ratio: predictions.stack(value, name, true.size) for ratio, (name, value) in ratios.items()}
         for score, ratios in of_score.items()
     }
-    named = inputs.baselines(dense, list(stacks))
-    once = {name: inputs.stack(value, name, true.size) for name, value in dict(named.values()).items()}
+    named = predictions.baselines(dense, list(stacks))
+    once = {name: predictions.stack(value, name, true.size) for name, value in dict(named.values()).items()}
     return audit_stacks(
         true,
         {score: once[name] for score, (name, _) in named.items()},
         stacks,
         class_names=class_names,
-        groups=inputs.groups(groups, true.size),
+        groups=predictions.groups(groups, true.size),
         num_classes=num_classes,
         paired=paired,
         level=level,
@@ -207,7 +208,7 @@ def audit_counts(
 
     Args:
       dense: confusion counts (models, classes, classes), the true class on the rows, as
-        ``jprune.recall.counts`` gives; with ``support``, correct counts (models, classes). Or
+        ``jprune.recall.measures.counts`` gives; with ``support``, correct counts (models, classes). Or
         {score: such}.
       pruned: {ratio: counts} or {score: {ratio: counts}}, each like ``dense``.
       support: examples per class, (classes,), where the counts are of correct predictions only.
@@ -222,8 +223,8 @@ def audit_counts(
     >>> float(report.alphas["alpha"].iloc[0].round(4))
     1.3333
     """
-    of_score = inputs.by_score(pruned)
-    named = inputs.baselines(dense, list(of_score))
+    of_score = predictions.by_score(pruned)
+    named = predictions.baselines(dense, list(of_score))
     once = {name: from_counts(value, support, name) for name, value in dict(named.values()).items()}
     rates = {
         score: {ratio: from_counts(value, support, name) for ratio, (name, value) in ratios.items()}
@@ -233,7 +234,7 @@ def audit_counts(
     given = [*once.items(), *((of_score[s][r][0], rates[s][r]) for s in of_score for r in of_score[s])]
     for name, stack in given:
         refuse_other_examples(name, stack.support, first_name, first.support)
-    names = inputs.names_of_classes(class_names, len(first.support))
+    names = predictions.names_of_classes(class_names, len(first.support))
     baseline = {score: once[name] for score, (name, _) in named.items()}
     check_level(level)
     study = Study(baseline, rates, len(once) == 1, paired, names, level)
@@ -265,7 +266,7 @@ def audit_stacks(
         check_resamples(resamples)
     distinct = {stack.name: stack for stack in dense.values()}
     every = [*distinct.values(), *(stack for ratios in pruned.values() for stack in ratios.values())]
-    classes = inputs.class_count(true, every, class_names=class_names, num_classes=num_classes, name=labels_name)
+    classes = predictions.class_count(true, every, class_names=class_names, num_classes=num_classes, name=labels_name)
     once = {name: from_predictions(true, stack.predicted, classes) for name, stack in distinct.items()}
     study = Study(
         dense={score: once[stack.name] for score, stack in dense.items()},
@@ -275,7 +276,7 @@ def audit_stacks(
         },
         shared=len(distinct) == 1,
         paired=paired,
-        class_names=inputs.names_of_classes(class_names, classes),
+        class_names=predictions.names_of_classes(class_names, classes),
         level=level,
     )
     named: Named = {(score, ratio): stack.name for score, ratios in pruned.items() for ratio, stack in ratios.items()}
@@ -286,8 +287,8 @@ def audit_stacks(
     report = _assemble(study, named, notes)
     report = dataclasses.replace(
         report,
-        pies=example_tables.pies(before, after, true),
-        groups=example_tables.subgroups(study, groups, before, after, true),
+        pies=examples.pies(before, after, true),
+        groups=examples.subgroups(study, groups, before, after, true),
     )
     if rng is None or not paired:
         return report
@@ -303,8 +304,8 @@ def audit_stacks(
 def _assemble(study: Study, named: Named, notes: Sequence[str] = ()) -> Audit:
     """Build what needs rates alone, and say what a reader must know."""
     _refuse_unpaired(study, named)
-    dense, alphas = tables.dense_models(study), tables.alphas(study)
-    summary = tables.summary(study, alphas, dense)
+    dense, alphas = models.dense_models(study), models.alphas(study)
+    summary = models.summary(study, alphas, dense)
     support = next(iter(study.dense.values())).support
     empty = caveats.of_empty_classes(support, study.class_names)
     if empty:
@@ -312,12 +313,12 @@ def _assemble(study: Study, named: Named, notes: Sequence[str] = ()) -> Audit:
     return Audit(
         summary=summary,
         alphas=alphas,
-        classes=tables.classes(study),
+        classes=models.classes(study),
         tests=comparisons.within(alphas, paired=study.paired, shared=study.shared),
-        recalls=tables.recalls(study),
+        recalls=models.recalls(study),
         dense=dense,
-        pies=example_tables.pies({}, {}, np.zeros(0, np.int64)),
-        groups=pd.DataFrame(columns=list(example_tables.GROUP_COLUMNS)),
+        pies=examples.pies({}, {}, np.zeros(0, np.int64)),
+        groups=pd.DataFrame(columns=list(examples.GROUP_COLUMNS)),
         warnings=(*filter(None, [empty]), *notes, *caveats.of_study(study, summary, alphas)),
         class_names=study.class_names,
         examples=int(support.sum()),

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jprune
-from jprune.pruning.masks import erk_counts, layer_counts
+from jprune.pruning.selection.unstructured import erk_counts, layer_counts
 from tests.pruning.steps import by_rank, largest, make_step, slope
 
 

@@ -1,0 +1,32 @@
+"""Prepare data sets with TensorFlow Datasets: ``python -m experiments.data prepare NAME``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.cli.commands import exit_status
+from experiments.data import sources
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``python -m experiments.data``; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.data",
+        description="Prepare data sets with TensorFlow Datasets; needs TensorFlow once.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    prepare = commands.add_parser("prepare", help="download a data set and write it as ArrayRecord")
+    prepare.add_argument("name", help="as TFDS knows it, such as cifar100")
+    prepare.add_argument("--data-dir", type=Path, help="TFDS folder (default: TFDS's own, ~/tensorflow_datasets)")
+
+    def work() -> None:
+        given = parser.parse_args(arguments)
+        where = sources.prepare(given.name.removeprefix("tfds:"), given.data_dir)
+        print(f"{given.name} is in {where}")
+
+    return exit_status(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

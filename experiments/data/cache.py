@@ -1,0 +1,108 @@
+"""Arrays kept on the disk, memory-mapped, each with a checksum.
+
+An entry is a folder: an .npy file for every array and ``contents.json``, which names them with their
+SHA-256 and is written last. Whatever does not agree with it is as good as absent.
+"""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.storage import files
+
+_CONTENTS = "contents.json"
+
+
+class Rows(NamedTuple):
+    """An array that is made row by row.
+
+    Attributes:
+      shape: of the whole array; the first axis counts the rows.
+      dtype: of an entry.
+      blocks: the rows in order, some at a time, each (some, *shape[1:]).
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    blocks: Iterable[np.ndarray]
+
+
+def cached(
+    folder: Path, name: str, identity: Mapping[str, Any], make: Callable[[], Mapping[str, Rows]]
+) -> dict[str, np.ndarray]:
+    """Arrays from the cache, after making them where it lacks them or does not hold what was written.
+
+    Args:
+      folder: of the cache; made where absent.
+      name: what people call the entry; part of its folder's name.
+      identity: JSON of all that decides the arrays.
+      make: what makes them.
+
+    Returns:
+      Read-only memory-mapped arrays by name.
+
+    Raises:
+      files.StoreError: a file cannot be written; the message names it.
+      ValueError: fewer or more rows were made than the shape says.
+    """
+    digest = hashlib.sha256(files.canonical(identity).encode()).hexdigest()
+    entry = folder / f"{re.sub('[^A-Za-z0-9_.-]+', '-', name)}-{digest[:16]}"
+    if (found := _read(entry)) is not None:
+        return found
+    checksums = {array: _write(entry / f"{array}.npy", rows) for array, rows in make().items()}
+    files.write_json(entry / _CONTENTS, {"identity": dict(identity), "sha256": checksums})
+    made = _read(entry)
+    if made is None:
+        raise files.StoreError(f"{entry} does not hold what was just written to it; is the disk sound?")
+    return made
+
+
+def _read(entry: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of an entry, or None where one is absent or is not what was written."""
+    try:
+        checksums = json.loads((entry / _CONTENTS).read_bytes())["sha256"]
+        if any(files.checksum(entry / f"{array}.npy") != checksum for array, checksum in checksums.items()):
+            return None
+        return {array: np.load(entry / f"{array}.npy", mmap_mode="r", allow_pickle=False) for array in checksums}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write(path: Path, rows: Rows) -> str:
+    """Write an array under another name, sync it, rename it, and return its checksum."""
+    partial = path.with_name(f"{path.name}{files.PARTIAL}{uuid.uuid4().hex}")
+    with files.naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with files.naming(path):
+            with partial.open("wb") as file:
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(rows.dtype),
+                    "fortran_order": False,
+                    "shape": rows.shape,
+                }
+                np.lib.format.write_array_header_1_0(file, header)
+                written = 0
+                for block in rows.blocks:
+                    if block.shape[1:] != rows.shape[1:] or block.dtype != rows.dtype:
+                        raise ValueError(
+                            f"rows of {path.stem} are {block.dtype}{block.shape[1:]}, not {rows.dtype}{rows.shape[1:]}"
+                        )
+                    file.write(np.ascontiguousarray(block).data)
+                    written += len(block)
+                if written != rows.shape[0]:
+                    raise ValueError(f"{path.stem} has {written} rows; {rows.shape[0]} were announced")
+            files.sync(partial)
+            checksum = files.checksum(partial)
+            os.replace(partial, path)
+            files.sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+    return checksum

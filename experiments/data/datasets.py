@@ -1,0 +1,226 @@
+"""Data sets as arrays: a split each for training, validation and test.
+
+Images stay as they are stored (uint8 pixels); ``experiments.data.augment.normalise`` brings them to zero
+mean and unit deviation inside jit, with the ``mean`` and ``std`` that the data set carries in the same
+units.
+
+    python -m experiments.data prepare cifar100 --data-dir ~/tensorflow_datasets
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from experiments.data import cache, sources, splits
+
+Selection = Literal["validation", "test"]
+
+# Mean and standard deviation of a channel, on a scale of 0 to 1, as the 2022 study's code has them.
+_MOMENTS = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.5,), (0.5,)),
+    "cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
+    "cifar100": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+}
+# What is held out of data sets that come without a test set.
+_TEST_FRACTION = 0.25
+
+
+class Split(NamedTuple):
+    """Examples of one split.
+
+    Attributes:
+      images: (examples, height, width, channels) uint8, or (examples, features) float32.
+      labels: (examples,) int32 in 0..num_classes-1.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """The examples at these indices, in that order; copies them."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set: three splits, the names of its classes, and what normalises its images.
+
+    Attributes:
+      name: as it was given to ``load``.
+      train: what a model is trained on.
+      validation: what an epoch or a hyperparameter is chosen on.
+      test: what is reported.
+      class_names: one for each class.
+      mean: (channels,) or (features,) float32, in the units of the images as stored.
+      std: the same for the standard deviation; never 0.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return self.train.images.shape[1:]
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    selection: Selection = "validation",
+    validation_fraction: float = 0.1,
+    imbalance: float | None = None,
+    classes: Sequence[int | str] | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> Dataset:
+    """Load a data set by name.
+
+    ``digits``, ``iris``, ``wine`` and ``breast_cancer`` come with scikit-learn, ``moons`` with this
+    package (85 points to train on; the other 15 validate and test). ``mnist``, ``fashion_mnist``,
+    ``cifar10``, ``cifar100`` and ``tfds:NAME`` are read from where TFDS prepared them, and
+    ``folder:PATH`` from a folder of images. Those are decoded once, into memory-mapped arrays.
+
+    What has a test set keeps it. What has none gives a quarter of every class to one, by ``seed``.
+
+    Args:
+      name: as above.
+      data_dir: TFDS folder; by default TFDS's own.
+      cache_dir: folder for decoded images; by default ``jprune`` in the user's cache folder.
+      seed: decides every random choice of examples.
+      selection: ``validation`` holds a part of every class out of the training set; ``test`` trains on
+        all of it and makes the test set the validation set, as the authors of the 2022 study did.
+      validation_fraction: the part held out.
+      imbalance: examples of the first class / examples of the last in the training set, which is
+        thinned out exponentially (``splits.long_tailed``); validation and test stay as they are.
+      classes: numbers or names of the classes to keep, in the order of their new labels.
+      image_size: (height, width) that images are resized to; needed where they differ in size.
+
+    Returns:
+      The data set; arrays that were not cut are read-only and memory-mapped.
+
+    Raises:
+      sources.Missing: the data is not on this machine; the message says how to get it.
+      files.StoreError: the cache cannot be written.
+      ImportError: an extra is missing; the message names it.
+      ValueError: an unknown name, or an argument that this data set cannot have.
+
+    >>> digits = load("digits")
+    >>> [len(split.labels) for split in (digits.train, digits.validation, digits.test)]
+    [1211, 136, 450]
+    """
+    if selection not in ("validation", "test"):
+        raise ValueError(f"selection={selection!r} must be 'validation' or 'test'")
+    train, test, class_names = _everything(name, data_dir, cache_dir, image_size)
+    if classes is not None:
+        numbers = _numbers(classes, class_names)
+        class_names = tuple(class_names[c] for c in numbers)
+        train, test = _only(train, numbers), test and _only(test, numbers)
+    if test is None:
+        train, test = _hold_out(train, _TEST_FRACTION, np.random.default_rng((seed, 0)))
+    validation = test
+    if selection == "validation" and name != "moons":
+        train, validation = _hold_out(train, validation_fraction, np.random.default_rng((seed, 1)))
+    if imbalance is not None:
+        rng = np.random.default_rng((seed, 2))
+        train = train.take(splits.long_tailed(train.labels, len(class_names), imbalance, rng))
+    return Dataset(name, train, validation, test, class_names, *_moments(name, train.images))
+
+
+def _everything(
+    name: str,
+    data_dir: str | os.PathLike[str] | None,
+    cache_dir: str | os.PathLike[str] | None,
+    image_size: tuple[int, int] | None,
+) -> tuple[Split, Split | None, tuple[str, ...]]:
+    """Training examples, test examples where there are such, and the names of the classes."""
+    kind, _, rest = name.partition(":")
+    if name in sources.BUNDLED or name == "moons":
+        if image_size is not None:
+            raise ValueError(f"image_size={image_size} cannot be had for {name}, whose examples have one size")
+        if name == "moons":
+            points = sources.moons()
+            return Split(*points["train"]), Split(*points["validation"]), ("0", "1")
+        *arrays, class_names = sources.bundled(name)
+        return Split(*arrays), None, class_names
+    if kind == "folder" and rest:
+        decoding = sources.folder(Path(rest).expanduser(), image_size)
+    elif name in _MOMENTS or (kind == "tfds" and rest):
+        decoding = sources.tfds(rest or name, None if data_dir is None else Path(data_dir).expanduser(), image_size)
+    else:
+        known = ", ".join([*sources.BUNDLED, "moons", *_MOMENTS])
+        raise ValueError(f"name={name!r} is no data set; there are {known}, tfds:NAME and folder:PATH")
+    arrays = cache.cached(_cache_folder(cache_dir), name, decoding.identity, decoding.make)
+    train, test = (
+        Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) if f"{split}_images" in arrays else None
+        for split in ("train", "test")
+    )
+    return train, test, decoding.class_names
+
+
+def _cache_folder(given: str | os.PathLike[str] | None) -> Path:
+    if given is not None:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jprune"
+
+
+def _numbers(classes: Sequence[int | str], class_names: tuple[str, ...]) -> tuple[int, ...]:
+    """The classes as numbers, refusing what is no class, or is one twice."""
+    numbers = []
+    for c in classes:
+        number = class_names.index(c) if c in class_names else c
+        if not isinstance(number, int) or not 0 <= number < len(class_names):
+            raise ValueError(
+                f"classes={classes!r}: {c!r} is no class; there are 0 to {len(class_names) - 1}: {class_names}"
+            )
+        numbers.append(number)
+    if len(set(numbers)) < max(len(numbers), 2):
+        raise ValueError(f"classes={classes!r} must be two or more, none twice")
+    return tuple(numbers)
+
+
+def _only(split: Split, classes: tuple[int, ...]) -> Split:
+    indices, labels = splits.of_classes(split.labels, classes)
+    return Split(split.images[indices], labels)
+
+
+def _hold_out(split: Split, fraction: float, rng: np.random.Generator) -> tuple[Split, Split]:
+    kept, held = splits.stratified(split.labels, fraction, rng)
+    if len(held) == 0 or len(kept) == 0:
+        raise ValueError(
+            f"holding out {fraction} of {len(split.labels)} examples, class by class, leaves a split empty"
+        )
+    return split.take(kept), split.take(held)
+
+
+def _moments(name: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What normalises the images: published constants, or else the moments of the training set."""
+    if name == "moons":  # divided by their range already
+        return np.zeros(2, np.float32), np.ones(2, np.float32)
+    if name in _MOMENTS:
+        mean, std = (np.float32(255) * np.array(moment, np.float32) for moment in _MOMENTS[name])
+        return mean, std
+    count, total, squares = images.size // images.shape[-1], 0.0, 0.0
+    for start in range(0, len(images), 1024):  # float64 of everything at once would take 8 times the memory
+        block = images[start : start + 1024].reshape(-1, images.shape[-1]).astype(np.float64)
+        total, squares = total + block.sum(0), squares + (block**2).sum(0)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)

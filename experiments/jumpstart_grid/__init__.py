@@ -1,0 +1,1 @@
+"""The jumpstart study: do thin, deep networks train?"""

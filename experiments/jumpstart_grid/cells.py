@@ -1,0 +1,120 @@
+"""What the grids of networks share: stages that are planned, methods by name, the row that a network becomes.
+
+How a network is trained is in the module of its grid.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jprune.jumpstart.units import Activity
+
+
+class Planned(NamedTuple):
+    """A stage of a study: cells that one program makes.
+
+    Attributes:
+      title: for people.
+      settings: everything that decides its numbers, the seeds apart; JSON.
+      seeds: of the networks.
+      work: what it costs, in the unit that the study's progress is counted in.
+    """
+
+    title: str
+    settings: Mapping[str, Any]
+    seeds: range
+    work: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything that decides the numbers of a stage of a grid on images or tables, its seeds apart.
+
+    Attributes:
+      dataset: as ``experiments.data.datasets`` names it.
+      method: a technique of the grid, with its coefficient behind a colon if it has one of its own.
+      depth: hidden layers, or convolutions.
+      width: units, or channels, of each.
+      epochs: passes over the training examples.
+      lr: learning rate of Adam.
+      batch: examples a step; the last step of an epoch takes what is left.
+      coefficient: lambda.
+    """
+
+    dataset: str
+    method: str
+    depth: int
+    width: int
+    epochs: int
+    lr: float
+    batch: int
+    coefficient: float
+
+    @property
+    def technique(self) -> str:
+        """The method without its coefficient."""
+        return technique_of(self.method)
+
+
+def technique_of(method: str) -> str:
+    """The name of a method, without its coefficient."""
+    return method.partition(":")[0]
+
+
+def coefficient_of(method: str, default: float, penalized: Mapping[str, bool]) -> float:
+    """Lambda of a method: behind its colon, or the default; 0 without a penalty.
+
+    Args:
+      method: such as ``norm:0.1``.
+      default: of the grid.
+      penalized: by technique, whether it has a penalty.
+
+    Raises:
+      ValueError: an unknown technique, or what stands behind the colon is no number that is at least 0, or
+        stands there without a penalty.
+
+    >>> [coefficient_of(method, 1e-4, {"UP": True, "relu": False}) for method in ("UP:0.1", "UP", "relu")]
+    [0.1, 0.0001, 0.0]
+    """
+    name, colon, number = method.partition(":")
+    if name not in penalized:
+        raise ValueError(f"method {method!r}: {name!r} is none of {', '.join(penalized)}")
+    if colon and not penalized[name]:
+        raise ValueError(f"method {method!r}: {name!r} has no penalty and takes no coefficient")
+    try:
+        own = float(number) if colon else default
+    except ValueError:
+        own = -1.0
+    if not own >= 0:
+        raise ValueError(f"method {method!r}: what is behind the colon must be a number, at least 0")
+    return own if penalized[name] else 0.0
+
+
+def state_columns(activity: Activity) -> dict[str, float]:
+    """The columns that say how much of a network works: dead and linear units, dead points, linear cells."""
+    return {
+        "unit_dead": float(activity.unit_dead_ratio),
+        "unit_linear": float(activity.unit_linear_ratio),
+        "point_dead": float(activity.point_dead_ratio),
+        "linearity": float(activity.linearity),
+    }
+
+
+def floor(labels: np.ndarray) -> float:
+    """The accuracy of always answering the most frequent class: a network there did not train.
+
+    >>> floor(np.array([0, 1, 1, 1]))
+    0.75
+    """
+    return float(np.bincount(labels).max() / len(labels))
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Rows -> columns, for ``files.write_table``.
+
+    >>> columns([{"width": 2}, {"width": 4}])
+    {'width': [2, 4]}
+    """
+    return {name: [row[name] for row in rows] for name in rows[0]}

@@ -1,0 +1,214 @@
+"""The moons grid: thin deep networks on 85 points, all widths of a depth in a few programs.
+
+As the authors' notebooks have it: full-batch Adam, binary cross-entropy, Glorot-uniform kernels, zero
+biases, the penalty of the hidden layers alone. What is only inferred is marked so in
+``experiments.jumpstart_grid.thin_stack`` and ``experiments.jumpstart_grid.thin_networks``.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jprune
+from experiments.data import datasets
+from experiments.jumpstart_grid import thin_networks
+from experiments.jumpstart_grid.cells import Planned, coefficient_of, columns, floor, state_columns, technique_of
+from experiments.jumpstart_grid.presets import Grid
+from experiments.jumpstart_grid.thin_networks import Problem, Recipe, Run, State
+from experiments.jumpstart_grid.thin_stack import Architecture, Axis
+from jprune.jumpstart.layers import Stack
+
+UNIT = "layer-epochs"
+SMALL_STEPS = True
+DROPOUT_EPOCHS = 1000  # the rate of thin_networks.dropout_rate is 0 from here on
+_CHUNK = 250
+
+
+class Method(NamedTuple):
+    """What a technique changes in the architecture and in the recipe."""
+
+    penalized: tuple[Axis, ...] = ()
+    balance: float = 0.5
+    normalized: bool = False
+    zero: bool = False
+    dropout: bool = False
+
+
+METHODS = {
+    "relu": Method(),
+    "relu-bn": Method(normalized=True),
+    "P": Method(("point",)),
+    "U": Method(("unit",)),
+    "UP": Method(("unit", "point")),
+    "UP-zero": Method(("unit", "point"), balance=0.51, zero=True, dropout=True),
+}
+
+
+def plan(grid: Grid) -> list[Planned]:
+    """The stages of the grid: a stage a layer form, method, depth and group of widths, shallow ones first.
+
+    Raises:
+      ValueError: a method that there is not, several learning rates, another data set, or groups that overlap.
+    """
+    if len(grid.lr) != 1:
+        raise ValueError(f"lr={grid.lr} must be one value for kind='moons'")
+    if grid.datasets != ("moons",):
+        raise ValueError(f"datasets={grid.datasets} must be moons for kind='moons'")
+    planned = []
+    for layer in grid.layer:
+        for method in grid.methods:
+            for depth in sorted({depth for depth, _ in grid.sizes}):
+                for widths in _grouped(grid, sorted(width for d, width in grid.sizes if d == depth)):
+                    settings = _settings(grid, layer, method, depth, widths)
+                    work = depth * grid.epochs * len(widths) * grid.seeds
+                    title = f"{method} ({layer}), depth {depth}, widths {', '.join(map(str, widths))}"
+                    planned.append(Planned(title, settings, range(grid.seeds), work))
+    return sorted(planned, key=lambda stage: stage.settings["depth"])
+
+
+def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
+    """Train the networks of a stage.
+
+    Args:
+      grid: the study.
+      stage: of its plan.
+      advance: told the work that got done, from time to time.
+
+    Returns:
+      Columns of two tables: ``cells``, a row a network, and ``statuses``, the state of every unit
+      (depth * width, layer by layer) and point (depth * 85) of it as int8.
+    """
+    began = time.perf_counter()
+    settings = stage.settings
+    arch, recipe = design(settings)
+    runs = [Run(width, seed) for seed in stage.seeds for width in settings["widths"]]
+    problem = Problem(*points(), thin_networks.real_units(arch, runs))
+    state = thin_networks.start(arch, recipe, runs)
+    done, programs = 0, {}
+    while done < settings["epochs"]:
+        dropping = recipe.dropout and done < DROPOUT_EPOCHS
+        epochs = min(_CHUNK, (DROPOUT_EPOCHS if dropping else settings["epochs"]) - done, settings["epochs"] - done)
+        phase = Recipe(recipe.learning_rate, recipe.zero, dropping, recipe.adam_epsilon)
+        if (phase, epochs) not in programs:  # compiled here, so that it is freed with the stage
+            lowered = thin_networks.train.lower(arch, phase, epochs, state, problem)
+            programs[phase, epochs] = lowered.compile()
+        state = jax.block_until_ready(programs[phase, epochs](state, problem))
+        done += epochs
+        advance(epochs * arch.depth * len(runs))
+    tables = _tables(settings, arch, state, problem, runs)
+    tables["cells"]["seconds"] = [(time.perf_counter() - began) / len(runs)] * len(runs)
+    return tables
+
+
+def design(settings: Any) -> tuple[Architecture, Recipe]:
+    """The architecture and the recipe of a stage."""
+    method = METHODS[technique_of(settings["method"])]
+    arch = Architecture(
+        depth=settings["depth"],
+        width=max(settings["widths"]),
+        train=len(datasets.load("moons").train.labels),
+        layer=settings["layer"],
+        normalized=method.normalized,
+        penalized=method.penalized,
+        balance=method.balance,
+        coefficient=settings["coefficient"],
+    )
+    return arch, Recipe(settings["lr"], method.zero, method.dropout)
+
+
+def parameters(arch: Architecture, width: int) -> int:
+    """How many numbers a thin network learns.
+
+    >>> parameters(Architecture(depth=2, width=3, train=85, layer="dense"), 3)
+    25
+    """
+    places = arch.positions
+    hidden = places * (2 // places) * width + (arch.depth - 1) * places * width**2 + arch.depth * width
+    return hidden + (2 * arch.depth * width if arch.normalized else 0) + places * width + 1
+
+
+def points() -> tuple[jax.Array, jax.Array]:
+    """The inputs (2, 100) and labels (100,), the 85 training points first."""
+    moons = datasets.load("moons")
+    inputs = np.concatenate([moons.train.images, moons.validation.images]).T
+    labels = np.concatenate([moons.train.labels, moons.validation.labels]).astype(np.float32)
+    return jnp.asarray(inputs), jnp.asarray(labels)
+
+
+def _tables(settings, arch, state: State, problem, runs):
+    """What to keep of trained networks; the last validation accuracy is of the weights as they are now."""
+    inputs, labels = np.asarray(problem.inputs), np.asarray(problem.labels)
+    best, last = np.asarray(state.best), jax.tree.map(np.asarray, state.last)
+    cells, statuses = [], []
+    for index, run in enumerate(runs):
+        preactivations, logits = thin_networks.forward_alone(arch, state, index, run, inputs)
+        val_last = float(((logits > 0) == (labels > 0.5))[arch.train :].mean())
+        layers = Stack(preactivations[:, : arch.train])
+        units, in_points = jprune.unit_status(layers), jprune.point_status(layers)
+        activity = jprune.activity(units, in_points)
+        cells.append(
+            {
+                "dataset": "moons",
+                "method": settings["method"],
+                "layer": settings["layer"],
+                "width": run.width,
+                "depth": arch.depth,
+                "replicate": run.seed,
+                "floor": floor(labels[: arch.train].astype(np.int32)),
+                "parameters": parameters(arch, run.width),
+                "epochs": settings["epochs"],
+                "train_acc": float(best[0, index]),
+                "val_acc": max(float(best[1, index]), val_last),
+                "train_acc_last": float(last.train_accuracy[index]),
+                "val_acc_last": val_last,
+                "loss_last": float(last.loss[index]),
+                "penalty_last": float(last.penalty[index]),
+                **state_columns(activity),
+            }
+        )
+        statuses.append(
+            {
+                "method": settings["method"],
+                "replicate": run.seed,
+                "layer": settings["layer"],
+                "width": run.width,
+                "depth": arch.depth,
+                "units": np.asarray(units.values).ravel(),
+                "points": np.asarray(in_points.values).ravel(),
+            }
+        )
+    return {"cells": columns(cells), "statuses": columns(statuses)}
+
+
+def _settings(grid: Grid, layer: str, method: str, depth: int, widths: list[int]) -> dict[str, Any]:
+    return {
+        "dataset": "moons",
+        "method": method,
+        "layer": layer,
+        "depth": depth,
+        "widths": widths,
+        "epochs": grid.epochs,
+        "lr": grid.lr[0],
+        "coefficient": coefficient_of(method, grid.coefficient, {n: bool(m.penalized) for n, m in METHODS.items()}),
+    }
+
+
+def _grouped(grid: Grid, widths: list[int]) -> list[list[int]]:
+    """Split widths into those that share a program."""
+    spans = []
+    for group in grid.groups:
+        low, _, high = group.partition("-")
+        if not (low.isdecimal() and (high or low).isdecimal()):
+            raise ValueError(f"groups={grid.groups}: {group!r} must be WIDTH or FROM-TO")
+        spans.append(range(int(low), int(high or low) + 1))
+    groups: dict[Any, list[int]] = {}
+    for width in widths:
+        held = [i for i, span in enumerate(spans) if width in span]
+        if len(held) > 1:
+            raise ValueError(f"groups={grid.groups} overlap: width {width} is in {len(held)} of them")
+        groups.setdefault(held[0] if held else f"width {width}", []).append(width)
+    return list(groups.values())

@@ -1,0 +1,275 @@
+"""What a jumpstart study found: tables beside the published ones, printed and as Markdown, and figures."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from scipy import stats
+
+import jprune
+from experiments.jumpstart_grid import figures
+from experiments.jumpstart_grid.presets import Grid
+from experiments.storage import files
+from jprune.jumpstart import units
+
+# The lowest validation accuracy that counts as solved, as the study's own summary has it.
+SOLVED = {"moons": 0.99, "mnist": 0.97}
+_PUBLISHED = Path(__file__).parents[1] / "published"
+
+
+class Printed(NamedTuple):
+    """A table for people: its title, a name for each column, and the rows as text."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def write(grid: Grid, cells: pd.DataFrame, statuses: pd.DataFrame | None, console: Console) -> None:
+    """Print the tables of a study; write them as Markdown, and its figures.
+
+    Args:
+      grid: the study; its folder takes the files.
+      cells: a row a network.
+      statuses: of their units and points, where these are known.
+      console: where to.
+    """
+    if grid.kind == "pruning":
+        show(pruning(cells), grid.folder / "report.md", console)
+        return
+    tables = contest(label(cells)) if grid.kind == "tables" else []
+    for dataset, mine in cells.groupby("dataset", sort=False):
+        theirs = published(dataset)
+        labelled = label(mine)
+        tables += [shares(dataset, labelled, theirs), *seeds(dataset, labelled, theirs), activity(dataset, labelled)]
+        if grid.kind == "tables":
+            continue
+        tables += beside(dataset, labelled, theirs)
+        for name, figure in figures.of_grid(dataset, labelled, theirs, mine["floor"].iloc[0]).items():
+            files.write_figure(grid.folder / f"{dataset}-{name}.png", figure)
+    if statuses is not None:
+        for name, figure in figures.of_statuses(statuses).items():
+            files.write_figure(grid.folder / f"{name}.png", figure)
+    show(tables, grid.folder / "report.md", console)
+
+
+def show(tables: list[Printed], path: Path, console: Console) -> None:
+    """Print tables, and write them as Markdown."""
+    for table in tables:
+        console.print(f"[bold]{escape(table.title)}")  # as a title it would be wrapped to the width of the table
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for position, name in enumerate(table.header):
+            shown.add_column(name, justify="left" if position == 0 else "right", no_wrap=True)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+    files.write_bytes(path, "\n".join(map(_markdown, tables)).encode())
+    console.print(f"Tables and figures are in {path.parent}")
+
+
+def published(dataset: str) -> pd.DataFrame | None:
+    """The published grid of a data set, where there is one: method, width, depth, train_acc, val_acc."""
+    path = _PUBLISHED / f"jumpstart_{dataset}.csv"
+    return pd.read_csv(path) if path.is_file() else None
+
+
+def label(cells: pd.DataFrame) -> pd.DataFrame:
+    """Add what tells the networks of a cell apart from those of others: method, and form or rate if several."""
+    labels = cells["method"].astype(str)
+    for column, form in (("layer", "{}"), ("lr", "lr {:g}")):
+        if column in cells and cells[column].nunique() > 1:
+            labels = labels + ", " + cells[column].map(form.format)
+    return cells.assign(label=labels)
+
+
+def shares(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Printed:
+    """How many networks trained, with 95 % Wilson intervals, beside the published cells of the same sizes."""
+    floor, solved = cells["floor"].iloc[0], SOLVED.get(dataset, 0.99)
+    wanted: list[tuple[str, Callable[[pd.DataFrame], pd.Series]]] = [
+        ("train off floor", lambda t: t["train_acc"] > floor + 1e-3),
+        ("train >= .9", lambda t: t["train_acc"] >= 0.9),
+        ("train >= .99", lambda t: t["train_acc"] >= 0.99),
+        ("val >= .9", lambda t: t["val_acc"] >= 0.9),
+        (f"val >= {solved:g}".replace("0.", "."), lambda t: t["val_acc"] >= solved),
+    ]
+    header = [
+        "method",
+        "networks",
+        "mean train / val",
+        *(name for name, _ in wanted),
+        "last epoch: train / val",
+        "val >= .9",
+    ]
+    rows = []
+    for name, mine in cells.groupby("label", sort=False):
+        last = mine.rename(columns={"train_acc": "_", "val_acc": "__"}).rename(
+            columns={"train_acc_last": "train_acc", "val_acc_last": "val_acc"}
+        )
+        counts = (_share(test(mine)) for _, test in wanted)
+        rows.append([str(name), str(len(mine)), _means(mine), *counts, _means(last), _share(last["val_acc"] >= 0.9)])
+        same = _same_cells(mine, theirs)
+        if len(same):
+            counts = (_number(test(same).mean()) for _, test in wanted)
+            rows.append([f"{name}, published", str(len(same)), _means(same), *counts, "", ""])
+    return Printed(
+        f"{dataset}: share of networks that trained, 95 % intervals; accuracies are the maximum over epochs",
+        header,
+        rows,
+    )
+
+
+def seeds(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> list[Printed]:
+    """How much one seed says: sizes whose networks disagree, and those where all disagree with the published one."""
+    size, rows = ["width", "depth"], []
+    for name, mine in cells.groupby("label", sort=False):
+        same = _same_cells(mine, theirs)
+        if mine["replicate"].nunique() == 1 or not len(same):
+            continue
+        other = same.set_index(size)["train_acc"] >= 0.9
+        reached = mine.assign(reached=mine["train_acc"] >= 0.9).groupby(size)["reached"].agg(["any", "all"])
+        split, against = reached["any"] & ~reached["all"], reached["all"].reindex(other.index) != other
+        rows.append([str(name), str(len(reached)), str(split.sum()), str((against & ~split[other.index]).sum())])
+    header = ["method", "sizes", "seeds disagree", "all disagree with the published network"]
+    return [Printed(f"{dataset}: whether a training accuracy of .9 is reached, by size", header, rows)] if rows else []
+
+
+def activity(dataset: str, cells: pd.DataFrame) -> Printed:
+    """Dead and linear shares at the end, by method and depth."""
+    columns = {"unit_dead": "dead units", "unit_linear": "linear units", "point_dead": "points dead in a layer"}
+    depths = sorted(cells["depth"].unique())
+    rows = []
+    for name, mine in cells.groupby("label", sort=False):
+        for column, words in columns.items():
+            means = mine.groupby("depth")[column].mean()
+            rows.append([f"{name}: {words}", *(_number(means[d]) if d in means else "" for d in depths)])
+    return Printed(f"{dataset}: state at the end, mean over widths and seeds, by depth", ["", *map(str, depths)], rows)
+
+
+def beside(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Iterator[Printed]:
+    """Every cell, mean over seeds: ours, and behind the stroke the published one."""
+    widths, depths = sorted(cells["width"].unique()), sorted(cells["depth"].unique())
+    for column, words in (
+        ("train_acc", "training"),
+        ("val_acc", "validation"),
+        ("val_acc_last", "validation, last epoch"),
+    ):
+        for name, mine in cells.groupby("label", sort=False):
+            ours = mine.pivot_table(index="depth", columns="width", values=column)
+            same = _same_cells(mine, theirs)
+            known = column in same and len(same) > 0
+            other = same.pivot_table(index="depth", columns="width", values=column) if known else None
+            rows = [[str(d), *(_cell(ours, other, d, w) for w in widths)] for d in depths]
+            title = f"{dataset}, {name}: {words} accuracy" + (", ours / published" if known else "")
+            yield Printed(title, ["depth \\ width", *map(str, widths)], rows)
+
+
+def contest(cells: pd.DataFrame) -> list[Printed]:
+    """Which technique wins: in the validation accuracy of the same data set and seed, and over all of them."""
+    score = cells.pivot_table(index=["dataset", "replicate"], columns="label", values="val_acc")[
+        list(dict.fromkeys(cells["label"]))
+    ]
+    names = list(score.columns)
+    rows = []
+    for mine in names:
+        row = []
+        for other in names:
+            margin = (score[mine] - score[other]).dropna()
+            row.append("" if mine == other else f"{(margin > 0).sum()}-{(margin == 0).sum()}-{(margin < 0).sum()}")
+        rows.append([mine, *row])
+    pairs = Printed("Wins-draws-losses of the row against the column, data sets x seeds", ["", *names], rows)
+    by_dataset = score.groupby("dataset", sort=False).mean()
+    accuracy = by_dataset.to_numpy().T
+    key = zip(names, units.trainability(accuracy), units.convergence(accuracy), strict=True)
+    means = [[name, *map(_number, by_dataset[name]), _number(a), f"{b:.3f}"] for name, a, b in key]
+    header = ["mean over seeds", *by_dataset.index, "trainability", "convergence"]
+    return [pairs, Printed("Validation accuracy, maximum over epochs", header, means)]
+
+
+def pruning(cells: pd.DataFrame) -> list[Printed]:
+    """Accuracy, dead units and alpha at each ratio, fine-tuned without and with the penalty."""
+    tables = []
+    for dataset, mine in cells.groupby("dataset", sort=False):
+        right = {key: _counts(part["right"]) for key, part in mine.groupby(["method", "ratio"])}
+        methods = [method for method in dict.fromkeys(mine["method"]) if method != "dense"]
+        of_method = {m: {ratio: right[m, ratio] for _, ratio in right if (m, ratio) in right} for m in methods}
+        audit = jprune.recall.audit_counts(right["dense", 1.0], of_method, support=_counts(mine["support"])[0])
+        alphas = audit.alphas.pivot_table(index="model", columns=["score", "ratio"], values="alpha")
+        rows = []
+        for (method, ratio), part in mine.groupby(["method", "ratio"], sort=False):
+            alpha = alphas.get((method, ratio))
+            shown = "" if alpha is None else f"{alpha.mean():.3f} +- {alpha.std():.3f}"
+            means = (_number(part[name].mean()) for name in ("unit_dead_before", "unit_dead", "unit_linear"))
+            rows.append([method, f"{ratio:g}", f"{part['test_acc'].mean():.4f}", *means, shown])
+        header = [
+            "fine-tuned",
+            "ratio",
+            "test accuracy",
+            "dead before",
+            "dead after",
+            "linear after",
+            "alpha, mean +- sd",
+        ]
+        tables.append(Printed(f"{dataset}: pruned by magnitude, then fine-tuned", header, rows))
+        tables += [_paired(dataset, mine, alphas, methods[0], other) for other in methods[1:]]
+    return tables
+
+
+def _counts(column: pd.Series) -> np.ndarray:
+    """Counts by class, as text with blanks between them, -> (rows, classes)."""
+    return np.stack([np.array(text.split(), np.int64) for text in column])
+
+
+def _paired(dataset: str, mine: pd.DataFrame, alphas: pd.DataFrame, first: str, second: str) -> Printed:
+    """The second method minus the first, network by network, with t intervals."""
+    dead = mine.pivot_table(index="replicate", columns=["method", "ratio"], values="unit_dead")
+    rows = []
+    for ratio in sorted({ratio for _, ratio in alphas.columns}):
+        row = [f"{ratio:g}"]
+        for table in (alphas, dead):
+            difference = (table[second, ratio] - table[first, ratio]).dropna()
+            half = stats.t.ppf(0.995, len(difference) - 1) * difference.std() / np.sqrt(len(difference))
+            mean = difference.mean()
+            row.append(f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]")
+        rows.append(row)
+    header = ["ratio", f"alpha, {second} - {first}", f"dead units, {second} - {first}"]
+    return Printed(f"{dataset}: paired differences with 99 % intervals", header, rows)
+
+
+def _same_cells(mine: pd.DataFrame, theirs: pd.DataFrame | None) -> pd.DataFrame:
+    """The published cells of the methods, widths and depths of these."""
+    if theirs is None:
+        return pd.DataFrame()
+    keys = ["method", "width", "depth"]
+    return theirs.merge(mine[keys].drop_duplicates(), on=keys)
+
+
+def _means(table: pd.DataFrame) -> str:
+    return " / ".join(f"{table[column].mean():.3f}".removeprefix("0") for column in ("train_acc", "val_acc"))
+
+
+def _share(hits: pd.Series) -> str:
+    interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return f"{_number(hits.mean())} [{_number(interval.low)}, {_number(interval.high)}]"
+
+
+def _cell(ours: pd.DataFrame, other: pd.DataFrame | None, depth: int, width: int) -> str:
+    values = [
+        table.reindex([depth]).reindex(columns=[width]).iloc[0, 0] for table in (ours, other) if table is not None
+    ]
+    return " / ".join("" if np.isnan(value) else _number(value) for value in values)
+
+
+def _number(value: float) -> str:
+    """Two decimals, cut and not rounded, so that only 1 reads as 1.00."""
+    return f"{np.floor(100 * value + 1e-6) / 100:.2f}".removeprefix("0")
+
+
+def _markdown(table: Printed) -> str:
+    lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
+    return f"**{table.title}**\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -1,0 +1,293 @@
+"""Train many thin deep networks of one depth, of several widths and seeds, in one compiled program.
+
+``train`` is the program: a chunk of epochs of full-batch Adam on binary cross-entropy plus the jumpstart
+penalty, for all runs, on arrays made by ``start``. ``forward_alone`` is the forward pass of one
+thin network in plain numpy, without padding. Layers and shapes: ``experiments.jumpstart_grid.thin_stack``.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from experiments.jumpstart_grid.thin_stack import BN_EPSILON, Architecture, Context, Moments, Norm, Stack, run_stack
+
+BN_MOMENTUM = 0.99  # Keras' default [inferred]
+
+
+class Run(NamedTuple):
+    """One network: its width, and the seed of its initial weights."""
+
+    width: int
+    seed: int
+
+
+class Weights(NamedTuple):
+    """Weights of all runs.
+
+    Attributes:
+      stack: the hidden layers.
+      head: (runs, units).
+      head_bias: (runs,).
+    """
+
+    stack: Stack
+    head: jax.Array
+    head_bias: jax.Array
+
+
+class Problem(NamedTuple):
+    """What the networks are trained on.
+
+    Attributes:
+      inputs: (2, examples) float32, training examples first.
+      labels: (examples,) float32, 0 or 1.
+      real: which units are no padding, from ``real_units``.
+    """
+
+    inputs: jax.Array
+    labels: jax.Array
+    real: jax.Array | None
+
+
+class Outcome(NamedTuple):
+    """What a step saw before it moved the weights, (runs,) each.
+
+    Attributes:
+      loss: mean cross-entropy over the training examples, in nats.
+      penalty: sum of squared slacks, the coefficient not included.
+      train_accuracy: share of training examples classified right, in training mode as Keras reports it.
+      val_accuracy: the same of the validation examples, without dropout and with running moments.
+    """
+
+    loss: jax.Array
+    penalty: jax.Array
+    train_accuracy: jax.Array
+    val_accuracy: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the networks are trained.
+
+    Attributes:
+      learning_rate: of Adam.
+      zero: hidden kernels start at zero instead of Glorot uniform.
+      dropout: whether dropout of falling rate stands before every hidden layer (``dropout_rate``).
+      adam_epsilon: Keras' default [inferred].
+    """
+
+    learning_rate: float = 1e-2
+    zero: bool = False
+    dropout: bool = False
+    adam_epsilon: float = 1e-7
+
+
+class State(NamedTuple):
+    """Everything that training changes.
+
+    Attributes:
+      weights: of all runs.
+      adam: state of the optimizer.
+      running: moments of batch normalization, or None.
+      epoch: how many are done.
+      best: (2, runs): largest training and validation accuracy so far.
+      last: outcome of the last step.
+      key: a PRNG key of the whole training, for dropout.
+    """
+
+    weights: Weights
+    adam: Any
+    running: Moments | None
+    epoch: jax.Array
+    best: jax.Array
+    last: Outcome
+    key: jax.Array
+
+
+def start(arch: Architecture, recipe: Recipe, runs: Sequence[Run]) -> State:
+    """The state before the first epoch: Glorot-uniform kernels with the THIN fan-in and fan-out, zero biases.
+
+    Args:
+      arch: of the program.
+      recipe: of the training.
+      runs: widths and seeds; the same run starts from the same weights in whatever program.
+
+    Raises:
+      ValueError: a width that is not in 1..arch.width.
+    """
+    taps = arch.positions  # a kernel as long as its input
+    inputs = 2 // arch.positions
+    first = np.zeros((len(runs), taps, arch.width, inputs), np.float32)
+    hidden = np.zeros((arch.depth - 1, len(runs), taps, arch.width, arch.width), np.float32)
+    head = np.zeros((len(runs), arch.positions, arch.width), np.float32)
+    for i, (width, seed) in enumerate(runs):
+        if not 1 <= width <= arch.width:
+            raise ValueError(f"runs[{i}].width={width} must be in 1..{arch.width}, the width of the program")
+        rng = np.random.default_rng((seed, arch.depth, width, taps))
+        head[i, :, :width] = _glorot(rng, (arch.positions, width), arch.positions * width, 1)
+        if not recipe.zero:
+            first[i, :, :width] = _glorot(rng, (taps, width, inputs), taps * inputs, taps * width)
+            each = (arch.depth - 1, taps, width, width)
+            hidden[:, i, :, :width, :width] = _glorot(rng, each, taps * width, taps * width)
+    bias = np.zeros((arch.depth, len(runs), arch.units), np.float32)
+    norm = Norm(np.ones_like(bias), np.zeros_like(bias)) if arch.normalized else None
+    stack = Stack(_matrix(first), _matrix(hidden), bias, norm)
+    weights = Weights(stack, head.reshape(len(runs), arch.units), np.zeros(len(runs), np.float32))
+    weights = jax.tree.map(jnp.asarray, weights)
+    moments = (arch.depth, len(runs), arch.width)
+    running = Moments(jnp.zeros(moments), jnp.ones(moments)) if arch.normalized else None
+    last = Outcome(*(jnp.zeros(len(runs)) for _ in Outcome._fields))  # apart, for each is donated
+    adam, epoch, best = _adam(recipe).init(weights), jnp.zeros((), jnp.int32), jnp.zeros((2, len(runs)))
+    return State(weights, adam, running, epoch, best, last, jax.random.key(runs[0].seed))
+
+
+def real_units(arch: Architecture, runs: Sequence[Run]) -> jax.Array | None:
+    """Which units of each run are no padding, (runs, units); None where all are real."""
+    widths = np.array([run.width for run in runs])
+    if (widths == arch.width).all():
+        return None
+    return jnp.asarray(np.tile(np.arange(arch.width) < widths[:, None], (1, arch.positions)))
+
+
+def loss(
+    arch: Architecture,
+    weights: Weights,
+    problem: Problem,
+    running: Moments | None = None,
+    keep: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, tuple[Outcome, Moments | None]]:
+    """The objective of all runs.
+
+    Args:
+      arch: of the program.
+      weights: of all runs.
+      problem: the data, and which units are real.
+      running: the moments that normalize validation examples.
+      keep: what dropout multiplies the inputs with, (runs, 2, examples), and the outputs of the hidden
+        layers that feed another one, (depth - 1, runs, units, examples): 0 or 1 / (1 - rate), and 1
+        for validation examples.
+
+    Returns:
+      The sum over runs of cross-entropy + coefficient * penalty, so that the gradient of each run is its
+      own; the outcome, and the moments of the batch.
+    """
+    inputs = jnp.broadcast_to(problem.inputs[None], (len(weights.head), *problem.inputs.shape))
+    context = Context(problem.real, running)
+    if keep is not None:
+        inputs, context = inputs * keep[0], context._replace(keep=keep[1])
+    outputs, slack, moments = run_stack(arch, weights.stack, context, inputs)
+    logits = jnp.einsum("ru,run->rn", weights.head, outputs) + weights.head_bias[:, None]
+    labels = problem.labels[None]
+    entropy = (jnp.logaddexp(0.0, logits) - labels * logits)[:, : arch.train].mean(1)
+    right = ((logits > 0) == (labels > 0.5)).astype(jnp.float32)
+    outcome = Outcome(entropy, slack, right[:, : arch.train].mean(1), right[:, arch.train :].mean(1))
+    return (entropy + arch.coefficient * slack).sum(), (outcome, moments)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def train(arch: Architecture, recipe: Recipe, epochs: int, state: State, problem: Problem) -> State:
+    """Train all runs for some more epochs; an epoch is one step on all training examples.
+
+    Args:
+      arch: of the program.
+      recipe: of the training.
+      epochs: how many.
+      state: where to go on from; its buffers are given away.
+      problem: the data, and which units are real.
+
+    Returns:
+      The state after them. The validation accuracy of an epoch is measured after its step, so it is the
+      next step that records it, and the last one is for ``forward_alone`` to tell.
+    """
+    optimizer = _adam(recipe)
+
+    def epoch(state, _):
+        keep = _dropout(arch, state, problem) if recipe.dropout else None
+        value = partial(loss, arch)
+        grads, (outcome, moments) = jax.grad(value, has_aux=True)(state.weights, problem, state.running, keep)
+        updates, adam = optimizer.update(grads, state.adam, state.weights)
+        weights = optax.apply_updates(state.weights, updates)
+        running = jax.tree.map(lambda old, new: BN_MOMENTUM * old + (1 - BN_MOMENTUM) * new, state.running, moments)
+        val = jnp.where(state.epoch > 0, outcome.val_accuracy, 0.0)
+        best = jnp.maximum(state.best, jnp.stack([outcome.train_accuracy, val]))
+        return State(weights, adam, running, state.epoch + 1, best, outcome, state.key), None
+
+    return lax.scan(epoch, state, None, length=epochs)[0]
+
+
+def forward_alone(
+    arch: Architecture, state: State, index: int, run: Run, inputs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pass inputs through one thin network, without padding, dropout or batch moments, in numpy.
+
+    Args:
+      arch: of the program that trained it.
+      state: of all runs.
+      index: of the run among them.
+      run: its width.
+      inputs: (2, examples).
+
+    Returns:
+      What enters the ReLUs, channels last: (depth, examples, positions, 1, width); and the logits
+      (examples,).
+    """
+    weights = jax.tree.map(np.asarray, state.weights)
+    stack, positions, width = weights.stack, arch.positions, run.width
+    real = np.flatnonzero(np.tile(np.arange(arch.width) < width, positions))
+    a, preactivations = inputs, []
+    for depth in range(arch.depth):
+        kernel = stack.first[index][real] if depth == 0 else stack.hidden[depth - 1, index][np.ix_(real, real)]
+        z = kernel @ a + stack.bias[depth, index, real][:, None]
+        if arch.normalized:
+            mean, variance = (np.tile(np.asarray(x)[depth, index, :width], positions) for x in state.running)
+            scale, shift = (x[depth, index, real] for x in stack.norm)
+            z = (z - mean[:, None]) * (scale / np.sqrt(variance + BN_EPSILON))[:, None] + shift[:, None]
+        preactivations.append(np.moveaxis(z.reshape(positions, width, -1), 2, 0)[:, :, None])
+        a = np.maximum(z, 0)
+    return np.stack(preactivations), weights.head[index, real] @ a + weights.head_bias[index]
+
+
+def dropout_rate(epoch: Any) -> Any:
+    """The rate of dropout in an epoch, counted from 0: .1 in the first, then .9 falling to 0 at the 1000th.
+
+    >>> [round(float(dropout_rate(epoch)), 4) for epoch in (0, 1, 500, 1000, 2000)]
+    [0.1, 0.8991, 0.45, 0.0, 0.0]
+    """
+    return jnp.where(epoch == 0, 0.1, jnp.maximum(0.0, 0.9 - 0.9 * epoch / 1000))
+
+
+def _dropout(arch, state, problem):
+    """What multiplies the inputs and the outputs of the hidden layers that feed another one."""
+    keep_rate = 1 - dropout_rate(state.epoch.astype(jnp.float32))
+    key_inputs, key_hidden = jax.random.split(jax.random.fold_in(state.key, state.epoch))
+    runs, examples = len(state.weights.head), problem.inputs.shape[-1]
+
+    def factors(key, shape):
+        kept = jax.random.bernoulli(key, keep_rate, (*shape, arch.train)) / keep_rate
+        return jnp.concatenate([kept, jnp.ones((*shape, examples - arch.train))], -1)
+
+    return factors(key_inputs, (runs, 2)), factors(key_hidden, (arch.depth - 1, runs, arch.units))
+
+
+def _adam(recipe):
+    return optax.adam(recipe.learning_rate, eps=recipe.adam_epsilon)
+
+
+def _matrix(taps):
+    """Taps (..., taps, out, in) of a kernel -> the matrix of the layer, numpy."""
+    if taps.shape[-3] == 1:
+        return taps[..., 0, :, :]
+    k0, k1 = taps[..., 0, :, :], taps[..., 1, :, :]
+    return np.concatenate([np.concatenate([k0, k1], -1), np.concatenate([np.zeros_like(k0), k0], -1)], -2)
+
+
+def _glorot(rng, shape, fan_in, fan_out):
+    limit = np.sqrt(6 / (fan_in + fan_out))
+    return rng.uniform(-limit, limit, shape).astype(np.float32)

@@ -1,0 +1,1 @@
+"""The recall-distortion study: what does pruning do to the recall of each class?"""

@@ -1,0 +1,1 @@
+"""The reproduction page, rebuilt from the committed tables of results."""

@@ -1,0 +1,345 @@
+"""The reproduction page, rebuilt in seconds from the tables in ``experiments/results/``.
+
+``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and the figures beside it.
+``python -m experiments.reproduction keep FOLDER NAME`` first adds what a study in FOLDER found to those
+tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet,
+cifar10-resnet20; moons, moons-seeds, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.cli.commands import exit_status
+from experiments.jumpstart_grid import figures
+from experiments.jumpstart_grid import report as reporting
+from experiments.reproduction import hypotheses, ledger
+from experiments.reproduction.hypotheses import Verdict
+from experiments.reproduction.ledger import FOLDER, Recalls
+from experiments.storage import files, provenance, results
+
+PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
+_PUBLISHED = Path(__file__).parents[1] / "published"
+_RECALLS = {
+    "fashion-lenet": ("fashion_mnist", "Fashion-MNIST, LeNet"),
+    "fashion-jumpstart": ("", "Fashion-MNIST, LeNet, jumpstart .1 in dense training"),
+    "mnist-lenet": ("mnist", "MNIST, LeNet"),
+    "fashion-no-decay": ("", "Fashion-MNIST, LeNet, weight decay 0"),
+    "fashion-by-weights": ("", "Fashion-MNIST, LeNet, as many weights as if the ratio counted prunable ones alone"),
+    "cifar10-resnet20": ("", "CIFAR-10, ResNet-20, one network of one epoch: only the path"),
+}
+_GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid", "mnist-grid-50", "prune-and-jumpstart")
+_MAPS = """![Heat maps of training accuracy by width and depth, ours beside the published ones, a row a method](
+images/reproduction-moons-train.png)
+
+![The same of validation accuracy](images/reproduction-moons-val.png)
+
+![Validation accuracy against the number of parameters, a panel a method](images/reproduction-moons-parameters.png)
+
+""".replace("](\n", "](")
+_BOXES = """![Box plots of alpha over networks at each compression ratio: ours by score, and the published ones](
+images/reproduction-alpha.png)
+
+Networks that collapsed to chance are in the tables and not in the figure.
+""".replace("](\n", "](")
+_SCORES = ("magnitude", "undecayed", "random", "gradient", "undecayed-signed")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.reproduction",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", nargs="?", choices=("report", "keep"), default="report")
+    parser.add_argument("folder", nargs="?", type=Path, help="keep: of the study's results, such as runs/moons")
+    parser.add_argument("name", nargs="?", choices=(*_RECALLS, *_GRIDS), help="keep: of the table")
+
+    def work() -> None:
+        given = parser.parse_args(arguments)
+        if given.action == "keep":
+            if given.name is None:
+                parser.error("keep needs FOLDER and NAME")
+            keep(given.folder, given.name)
+        elif given.folder is not None:
+            parser.error(f"report takes no FOLDER, such as {given.folder}; it reads experiments/results/")
+        report()
+
+    return exit_status(work)
+
+
+def keep(folder: Path, name: str) -> None:
+    """Add what a study found to the tables.
+
+    Raises:
+      ValueError: no study was run in the folder, or its table would leave out networks that are kept.
+    """
+    if name in _GRIDS:
+        cells = folder / "cells.csv"
+        if not cells.exists():
+            raise ValueError(f"{cells} is missing: run the study, or its action 'report', first")
+        if (FOLDER / f"{name}.csv").exists():
+            kept, fresh = (_identities(pd.read_csv(path)) for path in (FOLDER / f"{name}.csv", cells))
+            if lost := kept - fresh:
+                raise ValueError(
+                    f"{cells} lacks {len(lost)} of the {len(kept)} networks that {name}.csv keeps, such as "
+                    f"{' '.join(min(lost))}: run the whole study into {folder} first"
+                )
+        files.write_bytes(FOLDER / f"{name}.csv", cells.read_bytes())
+        files.write_json(FOLDER / f"{name}.json", {"made": provenance.notes(folder)})
+        return
+    study = results.recorded(folder)
+    if study is None:
+        raise ValueError(f"{folder} has no config.json: no study was run there")
+    ledger.keep(dataclasses.replace(study, out=folder), name)
+
+
+def _identities(cells: pd.DataFrame) -> set[tuple[str, ...]]:
+    """What tells the networks of a grid apart."""
+    names = ["dataset", "method", "layer", "ratio", "depth", "width", "lr", "epochs", "replicate"]
+    return set(cells[[name for name in names if name in cells]].astype(str).itertuples(index=False, name=None))
+
+
+def report() -> None:
+    """Rewrite the tables of the page, between their markers, and its figures."""
+    studies = {name: ledger.recalls(name) for name in _RECALLS if (FOLDER / f"{name}.csv").exists()}
+    grids = {name: pd.read_csv(FOLDER / f"{name}.csv") for name in _GRIDS if (FOLDER / f"{name}.csv").exists()}
+    published = pd.read_csv(_PUBLISHED / "jumpstart_moons.csv")
+    found = [
+        *hypotheses.of_moons(grids.get("moons"), grids.get("moons-layers"), published),
+        hypotheses.of_tables(grids.get("uci")),
+        *hypotheses.of_recalls(studies),
+    ]
+    blocks = {"verdicts": _verdicts(found)}
+    told = [_recall(name, study) for name, study in studies.items() if study.complete(["magnitude"])]
+    blocks["recall"] = "\n".join([_BOXES, *told] if told else [])
+    blocks["jumpstart"] = "\n".join(_grid(name, cells) for name, cells in grids.items())
+    blocks["made"] = _made([*studies, *grids])
+    pictures = {}
+    if told:
+        pictures["reproduction-alpha"] = alpha_figure(studies)
+    if "moons" in grids:
+        cells = reporting.label(grids["moons"])
+        floor = cells["floor"].iloc[0]
+        for name, figure in figures.of_grid("moons", cells, published, floor).items():
+            pictures[f"reproduction-moons-{name}"] = figure
+        both = cells[cells["method"].isin(["relu", "UP"])]
+        short = figures.heat_maps("moons", both, published, "train_acc", floor)
+        pictures["reproduction-moons-short"] = short  # for the README
+    for name, figure in pictures.items():
+        files.write_figure(PAGE.parent / "images" / f"{name}.png", figure)
+    files.write_bytes(PAGE, filled(PAGE.read_text(), blocks).encode())
+    print(f"{PAGE} and {len(pictures)} figures are rebuilt")
+
+
+def filled(page: str, blocks: dict[str, str]) -> str:
+    """A page with the text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` replaced.
+
+    Raises:
+      ValueError: a marker is missing.
+
+    >>> filled("<!-- begin a -->old<!-- end a -->", {"a": "new"}).split()
+    ['<!--', 'begin', 'a', '-->', 'new', '<!--', 'end', 'a', '-->']
+    """
+    for name, text in blocks.items():
+        between = re.compile(f"(<!-- begin {name} -->).*?(<!-- end {name} -->)", re.DOTALL)
+        if not between.search(page):
+            raise ValueError(f"the page has no '<!-- begin {name} -->' with its end")
+        page = between.sub(lambda match, text=text: f"{match[1]}\n{text.strip()}\n{match[2]}", page)
+    return page
+
+
+def alpha_figure(studies: dict[str, Recalls]) -> Figure:
+    """Box plots of alpha over networks at each ratio, and beside them the published ones of magnitude pruning."""
+    shown = {name: study for name, study in studies.items() if _RECALLS[name][0] and study.complete(["magnitude"])}
+    theirs = pd.read_csv(_PUBLISHED / "recall_alpha_boxplots.csv")
+    figure = Figure(figsize=(5.6 * max(1, len(shown)), 3.8), layout="constrained")
+    for axes, (name, study) in zip(
+        figure.subplots(1, max(1, len(shown)), squeeze=False)[0], shown.items(), strict=False
+    ):
+        dataset, title = _RECALLS[name]
+        boxes = []
+        for score in _usable(study):
+            replicates = study.complete([score])
+            alphas = study.audit([score], replicates).alphas
+            standing = study.standing(alphas)
+            series = [standing.loc[standing["ratio"] == ratio, "alpha"] for ratio in _ratios(study)]
+            boxes.append((f"{score}, {len(replicates)} networks", [_box(values) for values in series]))
+        rows = theirs[(theirs["dataset"] == dataset) & (theirs["score"] == "magnitude")].set_index("ratio")
+        printed = [_published_box(rows, ratio) for ratio in _ratios(study)]
+        boxes.append(("magnitude, published, 30 networks", printed))
+        _draw(axes, boxes, _ratios(study))
+        axes.set_title(title, fontsize=10)
+    return figure
+
+
+def _draw(axes, boxes, ratios) -> None:
+    width = 0.8 / len(boxes)
+    handles = []
+    for index, (_, series) in enumerate(boxes):
+        last = index == len(boxes) - 1
+        colour = "0.45" if last else figures.COLOURS[index % len(figures.COLOURS)]
+        held = [(place, box) for place, box in enumerate(series) if box is not None]
+        drawn = axes.bxp(
+            [box for _, box in held],
+            positions=[place + (index - (len(boxes) - 1) / 2) * width for place, _ in held],
+            widths=0.85 * width,
+            showfliers=False,
+            patch_artist=True,
+            boxprops={"facecolor": "white" if last else colour, "edgecolor": colour, "alpha": 0.75},
+            medianprops={"color": "black"},
+            whiskerprops={"color": colour},
+            capprops={"color": colour},
+        )
+        handles.append(drawn["boxes"][0])
+    axes.axhline(1, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    axes.set_yscale("log")
+    ticks = [
+        tick for tick in (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20) if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]
+    ]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xticks(range(len(ratios)), ["control" if ratio == 1 else f"{ratio:g}" for ratio in ratios])
+    axes.set(xlabel="compression ratio t", ylabel="alpha, log scale")
+    axes.legend(handles, [name for name, _ in boxes], loc="best", fontsize=7, frameon=False)
+
+
+def _box(values: pd.Series) -> dict[str, float] | None:
+    if not len(values):
+        return None
+    q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75])
+    inside = values[(values >= q1 - 1.5 * (q3 - q1)) & (values <= q3 + 1.5 * (q3 - q1))]
+    return {"med": median, "q1": q1, "q3": q3, "whislo": inside.min(), "whishi": inside.max()}
+
+
+def _published_box(rows: pd.DataFrame, ratio: float) -> dict[str, float] | None:
+    if ratio not in rows.index:
+        return None
+    row = rows.loc[ratio]
+    names = {"med": "median", "q1": "q1", "q3": "q3", "whislo": "whisker_low", "whishi": "whisker_high"}
+    return {ours: float(row[theirs]) for ours, theirs in names.items()}
+
+
+def _ratios(study: Recalls) -> list[float]:
+    return [1.0, *study.ratios("magnitude")]
+
+
+def _usable(study: Recalls) -> list[str]:
+    return [score for score in _SCORES if study.ratios(score) and study.complete([score])]
+
+
+def _recall(name: str, study: Recalls) -> str:
+    """The table of one study: every score and ratio, the published quartiles beside ours."""
+    dataset, title = _RECALLS[name]
+    theirs = pd.read_csv(_PUBLISHED / "recall_alpha_boxplots.csv")
+    rows = []
+    for score in _usable(study):
+        replicates = study.complete([score])
+        audit = study.audit([score], replicates)
+        same = theirs[(theirs["dataset"] == dataset) & (theirs["score"] == score)].set_index("ratio")
+        for _, row in audit.summary.iterrows():
+            ratio, label = row["ratio"], "control" if row["ratio"] == 1 else score
+            if ratio == 1 and score != "magnitude":
+                continue
+            networks = study.networks
+            mine = networks[(networks["score"] == label) & (networks["ratio"] == ratio)]
+            mine = mine[mine["replicate"].isin(replicates)]
+            kept = mine["parameters"] - mine["prunable"] + mine["nonzero"]
+            quartiles = np.quantile(audit.alphas.loc[audit.alphas["ratio"] == ratio, "alpha"], [0.25, 0.5, 0.75])
+            known = _published_box(same, ratio)
+            rows.append(
+                [
+                    label,
+                    f"{ratio:g}",
+                    f"{(mine['parameters'] / kept).mean():.2f}",
+                    str(len(replicates)),
+                    f"{row['accuracy']:.4f}",
+                    f"{row['alpha']:.2f}{_interval(row)}",
+                    " / ".join(f"{q:.2f}" for q in quartiles),
+                    "" if known is None else f"{known['q1']:.2f} / {known['med']:.2f} / {known['q3']:.2f}",
+                    f"{row['alpha_null']:.2f}",
+                    f"{row['alpha_over_null']:.2f}",
+                    f"{row['alpha_reverse']:.2f} / {row['alpha_rma']:.2f}",
+                ]
+            )
+    header = [
+        "score",
+        "t",
+        "achieved",
+        "networks",
+        "accuracy",
+        "mean alpha, 99 % interval",
+        "quartiles of alpha",
+        "published",
+        "alpha_null",
+        "alpha / alpha_null",
+        "reverse / RMA slope",
+    ]
+    dense = study.correct(ledger.DENSE, 1.0, study.complete(["magnitude"])).sum(1) / study.support.sum()
+    spread = f", standard deviation {dense.std(ddof=1):.4f}" if len(dense) > 1 else ""
+    networks = f"{len(dense)} network{'s' if len(dense) > 1 else ''}"
+    return f"### {title}\n\nDense accuracy {dense.mean():.4f}{spread}, {networks}.\n\n{_table(header, rows)}"
+
+
+def _interval(row: pd.Series) -> str:
+    """The interval of alpha and its mark; nothing for a single network."""
+    if not np.isfinite(row["alpha_low"]):
+        return ""
+    return f" [{row['alpha_low']:.2f}, {row['alpha_high']:.2f}] {row['alpha_mark']}"
+
+
+def _grid(name: str, cells: pd.DataFrame) -> str:
+    """The tables of a jumpstart study."""
+    if name == "prune-and-jumpstart":
+        told = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in reporting.pruning(cells)]
+        return f"### {name}\n\n" + "\n".join(told)
+    tables = list(reporting.contest(cells.assign(label=cells["method"]))) if name == "uci" else []
+    for dataset, mine in cells.groupby("dataset", sort=False):
+        labelled = reporting.label(mine)
+        theirs = reporting.published(dataset)
+        tables += [reporting.shares(dataset, labelled, theirs)]
+        tables += reporting.seeds(dataset, labelled, theirs)
+        tables += [reporting.activity(dataset, labelled)]
+        if theirs is not None:
+            tables += [each for each in reporting.beside(dataset, labelled, theirs) if "published" in each.title]
+    told = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in tables]
+    return f"### {name}\n\n{_MAPS if name == 'moons' else ''}" + "\n".join(told)
+
+
+def _verdicts(found: Iterable[Verdict]) -> str:
+    rows = [[each.name, each.question, each.found, f"**{each.verdict}**"] for each in found]
+    return _table(["", "question", "found", "verdict"], rows)
+
+
+def _made(names: Iterable[str]) -> str:
+    """What made each table."""
+    rows = [
+        [
+            f"`{name}.csv`",
+            f"`{entry['command']}`",
+            f"`{entry['commit'][:7]}{entry['commit'][40:]}`",
+            entry.get("device", "cpu"),
+            entry["began"],
+        ]
+        for name in names
+        for entry in json.loads((FOLDER / f"{name}.json").read_text())["made"]
+    ]
+    return _table(["table", "command", "commit", "on", "began"], rows)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

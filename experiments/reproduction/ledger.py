@@ -1,0 +1,157 @@
+"""What finished runs leave in the repository: small tables, from which every published number is rebuilt.
+
+A study's store is gigabytes and stays where it was made; what is kept of it is a CSV with a row a network
+and a JSON file that says what the rows are and what made them, under ``experiments/results/``.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+import jprune
+from experiments.recall_distortion import plan, presets
+from experiments.recall_distortion.plan import CONTROL
+from experiments.recall_distortion.presets import Study
+from experiments.storage import files, provenance, results, store
+
+FOLDER = Path(__file__).parents[1] / "results"
+DENSE = "dense"
+_KEY = ["score", "ratio", "replicate"]
+
+
+class Recalls(NamedTuple):
+    """The networks of one recall-distortion study.
+
+    Attributes:
+      networks: a row each: score (``dense`` before pruning, ``control`` fine-tuned only), ratio, replicate,
+        parameters, prunable, nonzero, dead_units, linear_units, and correct_0, correct_1, ...: test examples
+        of each class that are classified right.
+      support: (classes,) test examples of each class.
+      class_names: one per class.
+    """
+
+    networks: pd.DataFrame
+    support: np.ndarray
+    class_names: tuple[str, ...]
+
+    def correct(self, score: str, ratio: float, replicates: Sequence[int]) -> np.ndarray:
+        """Correct counts of some replicates, (replicates, classes)."""
+        rows = self._rows(score, ratio).loc[list(replicates)]
+        return rows[[f"correct_{c}" for c in range(len(self.support))]].to_numpy(np.int64)
+
+    def column(self, name: str, score: str, ratio: float, replicates: Sequence[int]) -> np.ndarray:
+        """Another column of some replicates, (replicates,)."""
+        return self._rows(score, ratio).loc[list(replicates), name].to_numpy(np.float64)
+
+    def ratios(self, score: str) -> list[float]:
+        """The ratios that a score was run at."""
+        return sorted(self.networks.loc[self.networks["score"] == score, "ratio"].unique())
+
+    def complete(self, scores: Sequence[str]) -> list[int]:
+        """The replicates that have the dense network, the control, and every ratio of each of the scores."""
+        wanted = [(DENSE, 1.0), (CONTROL, 1.0), *((score, ratio) for score in scores for ratio in self.ratios(score))]
+        held = [set(self._rows(score, ratio).index) for score, ratio in wanted]
+        return sorted(set.intersection(*held))
+
+    def audit(self, scores: Sequence[str], replicates: Sequence[int]) -> Any:
+        """The audit of some scores, all from the same dense networks; the control is ratio 1 of each."""
+        control = {1.0: self.correct(CONTROL, 1.0, replicates)}
+        pruned = {
+            score: control | {ratio: self.correct(score, ratio, replicates) for ratio in self.ratios(score)}
+            for score in scores
+        }
+        dense = self.correct(DENSE, 1.0, replicates)
+        return jprune.recall.audit_counts(dense, pruned, support=self.support, class_names=self.class_names)
+
+    def standing(self, alphas: pd.DataFrame) -> pd.DataFrame:
+        """The rows of an audit's alphas whose network is better than chance by a tenth: the others have collapsed."""
+        return alphas[alphas["accuracy"] > 1.1 * self.support.max() / self.support.sum()]
+
+    def _rows(self, score: str, ratio: float) -> pd.DataFrame:
+        table = self.networks
+        return table[(table["score"] == score) & (table["ratio"] == ratio)].set_index("replicate")
+
+
+def recalls(name: str, folder: Path = FOLDER) -> Recalls:
+    """Read what is kept of a recall-distortion study.
+
+    Raises:
+      FileNotFoundError: nothing of that name is kept.
+    """
+    known = json.loads((folder / f"{name}.json").read_text())
+    networks = pd.read_csv(folder / f"{name}.csv")
+    return Recalls(networks, np.array(known["support"]), tuple(known["class_names"]))
+
+
+def keep(study: Study, name: str, folder: Path = FOLDER) -> int:
+    """Add what is stored of a study to what is kept of it; networks already kept stay as they are.
+
+    Args:
+      study: its settings, with one coefficient of the penalty; whatever is stored of its own and its preset's
+        scores and ratios is kept.
+      name: of the files.
+      folder: of them.
+
+    Returns:
+      How many networks are kept now.
+
+    Raises:
+      ValueError: several coefficients, or what is kept was made with other settings.
+      StoreError: nothing is stored, or a file is corrupt.
+    """
+    if len(study.jumpstart) > 1:
+        raise ValueError(f"jumpstart={study.jumpstart}: keep one coefficient at a time")
+    preset = presets.get(study.preset)
+    both = {name: dict.fromkeys((*getattr(preset, name), *getattr(study, name))) for name in ("scores", "ratios")}
+    study = dataclasses.replace(study, **{name: tuple(values) for name, values in both.items()})
+    held = results.truth(study)
+    (jumpstart,) = map(float, study.jumpstart)
+    pruned = plan.pruned_settings(study, held.fingerprint, jumpstart, plan.Cell("undecayed", 2.0))
+    settings = pruned["dense"] | {"pruning": {name: pruned[name] for name in ("gradient", "recipe")}}
+    classes = len(held.class_names)
+    known = {
+        "settings": json.loads(json.dumps(settings)),
+        "class_names": list(held.class_names),
+        "support": np.bincount(held.labels, minlength=classes).tolist(),
+        "made": provenance.notes(study.folder),
+    }
+    described, parts = folder / f"{name}.json", []
+    if described.exists():
+        before = json.loads(described.read_text())
+        other = [name for name, value in known["settings"].items() if before["settings"].get(name, value) != value]
+        if other:
+            raise ValueError(f"{described} was made with other settings ({', '.join(other)}); give another name")
+        parts.append(pd.read_csv(folder / f"{name}.csv"))
+        known["made"] = before["made"] + [entry for entry in known["made"] if entry not in before["made"]]
+    stored = [_networks(study, stage, held) for stage in plan.stages(study, held.fingerprint, jumpstart)]
+    parts += [part for part in stored if len(part)]
+    if not parts:
+        raise files.StoreError(f"{plan.root(study)} holds no network of {study.preset!r}: run the study first")
+    table = pd.concat(parts, ignore_index=True).drop_duplicates(_KEY).sort_values(_KEY, kind="stable")
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
+    files.write_json(described, known)
+    return len(table)
+
+
+def _networks(study: Study, stage: plan.Planned, held: results.Truth) -> pd.DataFrame:
+    """A row for each stored network of a stage whose training went through."""
+    rows = results.replicates_of(study, stage)
+    if not len(rows):
+        return rows
+    done = store.find(plan.root(study), stage.kind, stage.settings)
+    counts = store.collect_table(done, "counts.parquet")
+    right = counts[counts["true"] == counts["predicted"]].pivot_table(
+        index="replicate", columns="true", values="count", fill_value=0
+    )
+    right = right.reindex(columns=range(len(held.class_names)), fill_value=0).astype(int).add_prefix("correct_")
+    score, ratio = (DENSE, 1.0) if stage.cell is None else stage.cell
+    columns = ["replicate", "parameters", "prunable", "nonzero", "dead_units", "linear_units"]
+    healthy = rows[rows["stopped"] < 0].reindex(columns=columns)
+    table = healthy.merge(right.reset_index(), on="replicate")
+    return table.assign(score=score, ratio=float(ratio))[["score", "ratio", *columns, *right.columns]]

@@ -1,0 +1,1 @@
+"""Stages of a study on disk, and their files."""

@@ -1,0 +1,46 @@
+"""What made the results in a folder: command, commit, time, version and device, an entry for each run."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import jax
+
+from experiments.storage import files
+
+_FOLDER = "made"  # a file for each run, so that those that begin together lose none
+_EARLIER = "made.json"  # what versions before 0.1.0 wrote
+
+
+def note(folder: Path, module: str) -> None:
+    """Add this run to the notes of a folder, unless the same command of the same commit is there.
+
+    Raises:
+      StoreError: they cannot be written; the message names the file.
+    """
+    commit = _git("rev-parse", "HEAD") or "unknown"
+    if _git("status", "--porcelain", "--untracked-files=no"):
+        commit += " with changes"
+    command = re.sub(r"(--data[-_]dir[ =])\S+", r"\1DIR", " ".join([f"python -m experiments.{module}", *sys.argv[1:]]))
+    entry = {"command": command, "commit": commit, "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    earlier = notes(folder)
+    if entry not in [{name: old.get(name) for name in entry} for old in earlier]:
+        path = folder / _FOLDER / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.json"
+        files.write_json(path, {**entry, "began": time.strftime("%Y-%m-%d %H:%M %z")})
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def notes(folder: Path) -> list[dict[str, str]]:
+    """The notes of a folder, the earliest first."""
+    path = folder / _EARLIER
+    found = json.loads(path.read_text()) if path.exists() else []
+    earlier = found if isinstance(found, list) else [found]
+    return earlier + [json.loads(path.read_text()) for path in sorted((folder / _FOLDER).glob("*.json"))]

@@ -1,0 +1,248 @@
+"""Results that survive: a stage is done or absent, whatever was killed, and whoever else writes.
+
+A stage is what one program made for a contiguous range of replicates. Its folder is named by the kind
+of stage, a hash of every setting that decides its numbers, and the range::
+
+    ROOT/dense-3f2a.../00000-00030/  manifest.json  weights/  *.parquet  *.jsonl
+
+It is written under another name, synced to disk, and renamed: a folder of the right name is complete.
+The manifest holds the settings and a checksum of every file, which each reading verifies.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.storage import files
+from experiments.storage.files import PARTIAL, SCHEMA, StoreError, canonical, checksum, naming, sync
+
+_MANIFEST = "manifest.json"
+_STALE_SECONDS = 3600  # writing a stage takes seconds; computing it happens before
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage of a store, done or absent; made by ``stage`` and ``find``.
+
+    Attributes:
+      root: folder of the store.
+      kind: of stage, such as ``dense``.
+      digest: hash of the settings.
+      replicates: contiguous.
+    """
+
+    root: Path
+    kind: str
+    digest: str
+    replicates: range
+
+    @property
+    def path(self) -> Path:
+        """The folder that exists when the stage is done."""
+        return self.root / f"{self.kind}-{self.digest}" / f"{self.replicates.start:05d}-{self.replicates.stop:05d}"
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage is complete."""
+        return self.path.is_dir()
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """Hash settings, whatever the order they are in: 20 hexadecimal digits.
+
+    Raises:
+      TypeError: a setting is no JSON.
+
+    >>> digest({"a": 1, "b": [0.5]}) == digest({"b": [0.5], "a": 1})
+    True
+    """
+    return hashlib.sha256(canonical({"schema": SCHEMA, **settings}).encode()).hexdigest()[:20]
+
+
+def stage(root: Path, kind: str, settings: Mapping[str, Any], replicates: range) -> Stage:
+    """Name a stage.
+
+    Args:
+      root: folder of the store.
+      kind: of stage; letters, digits and underscores.
+      settings: everything that decides the numbers, the replicates apart; JSON.
+      replicates: contiguous and not empty.
+
+    Raises:
+      ValueError: replicates that are not contiguous.
+    """
+    if len(replicates) == 0 or replicates.step != 1:
+        raise ValueError(f"replicates={replicates} must be contiguous and not empty")
+    return Stage(root, kind, digest(settings), replicates)
+
+
+def find(root: Path, kind: str, settings: Mapping[str, Any]) -> list[Stage]:
+    """The stages that are done with these settings, in the order of their replicates."""
+    folder = stage(root, kind, settings, range(1)).path.parent
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    ends = sorted(tuple(map(int, name.split("-"))) for name in names if re.fullmatch(r"\d{5,}-\d{5,}", name))
+    return [stage(root, kind, settings, range(*pair)) for pair in ends]
+
+
+def missing(root: Path, kind: str, settings: Mapping[str, Any], replicates: range) -> list[range]:
+    """Those of the replicates that no stage holds yet, as contiguous ranges."""
+    held = {replicate for done in find(root, kind, settings) for replicate in done.replicates}
+    absent = [replicate for replicate in replicates if replicate not in held]
+    starts = [replicate for replicate in absent if replicate - 1 not in absent]
+    ends = [replicate + 1 for replicate in absent if replicate + 1 not in absent]
+    return [range(start, end) for start, end in zip(starts, ends, strict=True)]
+
+
+@contextlib.contextmanager
+def writing(target: Stage, settings: Mapping[str, Any]) -> Iterator[Path]:
+    """Give a folder to write the stage's files into; on leaving, make it the stage.
+
+    If another process has finished the same stage meanwhile, its files stay and these are dropped. An
+    exception inside leaves nothing behind; a killed process leaves a partial folder, which a later
+    writer of this kind of stage removes.
+
+    Raises:
+      StoreError: the disk is full or a file cannot be written; the message names it.
+    """
+    partial = target.path.with_name(f"{target.path.name}{PARTIAL}{uuid.uuid4().hex}")
+    try:
+        with naming(partial):
+            partial.mkdir(parents=True)
+            _sweep(partial.parent)
+            yield partial
+            written = sorted(path for path in partial.rglob("*") if path.is_file())
+            sums = {str(path.relative_to(partial)): checksum(path) for path in written}
+            manifest = {"schema": SCHEMA, "kind": target.kind, "settings": settings, "sha256": sums}
+            files.write_json(partial / _MANIFEST, manifest)
+            for path in (*partial.rglob("*"), partial):
+                sync(path)
+            _publish(partial, target.path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_table(done: Stage, name: str) -> pd.DataFrame:
+    """Read a parquet file of a stage.
+
+    Raises:
+      StoreError: the file is missing, altered, or of another schema version; the message names it.
+    """
+    return files.read_table(verified(done, name))
+
+
+def read_weights(done: Stage, name: str = "weights") -> dict[str, np.ndarray]:
+    """Read the arrays of a stage's orbax checkpoint.
+
+    Raises:
+      StoreError: a file of it is missing or altered; the message names it.
+    """
+    for file in _manifest(done)["sha256"]:
+        if Path(file).parts[0] == name:
+            verified(done, file)
+    return files.read_weights(done.path / name)
+
+
+def verified(done: Stage, name: str) -> Path:
+    """The path of a file of a stage, once its checksum has been found right.
+
+    Raises:
+      StoreError: it is missing or altered; the message names it.
+    """
+    path, sums = done.path / name, _manifest(done)["sha256"]
+    if name not in sums or not path.is_file():
+        raise StoreError(f"{path} is missing; {_remedy(done)}")
+    if checksum(path) != sums[name]:
+        raise StoreError(f"{path} is corrupt: it is not what was written; {_remedy(done)}")
+    return path
+
+
+def collect_table(stages: Sequence[Stage], name: str) -> pd.DataFrame:
+    """Read a parquet file of several stages as one table, each replicate from the first that has it.
+
+    Args:
+      stages: done; at least one.
+      name: of the file; it has a column ``replicate``.
+
+    Raises:
+      StoreError: as ``read_table``.
+    """
+    parts = []
+    for done, replicates in _parts(stages):
+        if replicates:
+            table = read_table(done, name)
+            parts.append(table[table["replicate"].isin(replicates)])
+    return pd.concat(parts, ignore_index=True)
+
+
+def collect_weights(stages: Sequence[Stage], replicates: range) -> dict[str, np.ndarray]:
+    """Read the weights of these replicates, in their order, from whichever stages have them.
+
+    Raises:
+      StoreError: as ``read_weights``, or no stage has one of the replicates.
+    """
+    parts = []
+    for done, held in _parts(stages):
+        wanted = [replicate - done.replicates.start for replicate in held if replicate in replicates]
+        if wanted:
+            parts.append({path: array[wanted] for path, array in read_weights(done).items()})
+    weights = {path: np.concatenate([part[path] for part in parts]) for path in (parts[0] if parts else {})}
+    if not weights or any(len(array) != len(replicates) for array in weights.values()):
+        raise StoreError(f"the store has no weights for all of replicates {replicates.start} to {replicates.stop - 1}")
+    return weights
+
+
+def _parts(stages: Sequence[Stage]) -> list[tuple[Stage, list[int]]]:
+    """Which replicates to take from each stage, so that none is taken twice."""
+    seen: set[int] = set()
+    parts = []
+    for done in stages:
+        parts.append((done, [replicate for replicate in done.replicates if replicate not in seen]))
+        seen.update(done.replicates)
+    return parts
+
+
+def _manifest(done: Stage) -> dict[str, Any]:
+    """Read the manifest of a stage."""
+    path = done.path / _MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        named, _ = digest(manifest["settings"]), dict(manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} cannot be read ({error!r}); {_remedy(done)}") from error
+    if named != done.digest:
+        raise StoreError(f"{path} is corrupt: its settings are not those that name its folder; {_remedy(done)}")
+    return manifest
+
+
+def _remedy(done: Stage) -> str:
+    return f"delete {done.path} and give the same command again: the stage will be made anew"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left."""
+    for path in folder.glob(f"*{PARTIAL}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Rename a complete folder to its name, unless another process was first."""
+    try:
+        partial.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    sync(final.parent)

@@ -1,0 +1,1 @@
+"""Training steps, and programs over many replicates."""

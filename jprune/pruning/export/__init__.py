@@ -1,0 +1,1 @@
+"""Masks and weights as files, sparse arrays and cost tables."""

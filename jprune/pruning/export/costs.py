@@ -1,0 +1,176 @@
+"""What a pruned model costs: parameters, nonzeros and multiply-adds, leaf by leaf, as one table.
+
+Multiply-adds are read off the jaxpr of the forward pass, so any model that traces is counted: dense
+layers, convolutions, grouped or not, in a scan or not. What a runtime makes of the zeros is another
+matter: the effective number says what is left to do, not what a given kernel saves.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from jprune import jaxprs
+from jprune.trees import PyTree, flatten, is_float, match
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_INPUT = -1
+Sources = frozenset[int]  # which leaves of params a value is made of; _INPUT for anything else than params
+_NOTHING: Sources = frozenset()
+
+
+def cost_table(
+    params: PyTree,
+    masks: PyTree | None = None,
+    *,
+    apply: Callable[..., Any] | None = None,
+    inputs: Sequence[Any] = (),
+) -> "pd.DataFrame":
+    """Count parameters, nonzeros and multiply-adds of every leaf and of the whole model.
+
+    A weight that enters a matrix product or a convolution is used equally often for every weight of
+    its leaf, so the effective multiply-adds are the dense ones times the share of nonzero weights.
+    Padding counts as input, as is usual; additions of biases and normalization do not count.
+
+    Args:
+      params: float arrays; other leaves are not parameters and are left out.
+      masks: bool arrays like ``params``, ``None`` where a leaf is dense; without masks the nonzeros
+        are counted in the weights themselves.
+      apply: the forward pass, called as ``apply(params, *inputs)``; it is traced, never run. Without
+        it the table has no multiply-adds.
+      inputs: arrays or ``jax.ShapeDtypeStruct``; a batch of 1 gives multiply-adds per example.
+
+    Returns:
+      A pandas frame, one row a leaf and a last row ``total``, with the columns ``shape``,
+      ``parameters``, ``nonzeros``, ``compression`` (parameters / nonzeros), ``multiply_adds`` and
+      ``effective_multiply_adds``.
+
+    Raises:
+      ValueError: a mask fits no leaf, or a weight is used inside a ``while`` loop, whose number of
+        rounds is not known.
+
+    >>> params = {"a": jax.numpy.ones((4, 3)), "b": jax.numpy.ones((3, 2))}
+    >>> masks = {"a": jax.numpy.eye(4, 3, dtype=bool), "b": None}
+    >>> table = cost_table(params, masks, apply=lambda p, x: x @ p["a"] @ p["b"], inputs=[jax.numpy.ones((1, 4))])
+    >>> table[["parameters", "nonzeros", "multiply_adds", "effective_multiply_adds"]].to_dict("split")["data"]
+    [[12, 3, 12, 3], [6, 6, 6, 6], [18, 9, 18, 9]]
+    """
+    import pandas as pd  # noqa: PLC0415 - slow to import, and pruning itself has no need of it
+
+    paths, leaves, _ = flatten(params)
+    kept = [None] * len(leaves) if masks is None else match(params, masks, reference_name="params", name="masks")
+    used = multiply_adds(apply, params, *inputs) if apply is not None else None
+    rows = {}
+    for path, leaf, mask in zip(paths, leaves, kept, strict=True):
+        if not is_float(leaf):
+            continue
+        nonzeros = leaf.size if masks is not None and mask is None else np.count_nonzero(leaf if mask is None else mask)
+        row = {"shape": leaf.shape, "parameters": leaf.size, "nonzeros": int(nonzeros)}
+        if used is not None:
+            row |= {
+                "multiply_adds": used[path],
+                "effective_multiply_adds": used[path] * int(nonzeros) // max(1, leaf.size),
+            }
+        rows[path] = row
+    counted = [name for name in next(iter(rows.values()), {}) if name != "shape"]
+    rows["total"] = {"shape": (), **{name: sum(row[name] for row in rows.values()) for name in counted}}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.insert(3, "compression", table["parameters"] / table["nonzeros"].where(table["nonzeros"] > 0))
+    return table
+
+
+def multiply_adds(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> dict[str, int]:
+    """Count the multiply-adds that each leaf of ``params`` takes part in during ``apply(params, *inputs)``.
+
+    Raises:
+      ValueError: a weight is used inside a ``while`` loop.
+
+    >>> multiply_adds(lambda p, x: x @ p["w"], {"w": jax.numpy.ones((3, 5))}, jax.numpy.ones((2, 3)))
+    {'w': 30}
+    """
+    paths, _, _ = flatten(params)
+    closed = jax.make_jaxpr(apply)(params, *inputs)
+    arrays = [index for index, leaf in enumerate(flatten(params)[1]) if leaf is not None]
+    rest = len(jaxprs.opened(closed).invars) - len(arrays)
+    sources = [frozenset({index}) for index in arrays] + [frozenset({_INPUT})] * rest
+    counts = [0] * len(paths)
+    _walk(jaxprs.opened(closed), sources, counts, times=1)
+    return dict(zip(paths, counts, strict=True))
+
+
+def _walk(jaxpr: Any, sources: Sequence[Sources], counts: list[int], times: int) -> list[Sources]:
+    """Follow the leaves through a jaxpr, adding to ``counts``; return what the outputs are made of."""
+    made_of = dict(zip(jaxpr.invars, sources, strict=True))
+
+    def read(atom: Any) -> Sources:
+        return _NOTHING if isinstance(atom, core.Literal) else made_of.get(atom, _NOTHING)
+
+    for equation in jaxpr.eqns:
+        given = [read(atom) for atom in equation.invars]
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            leaf = next((min(s) for s in given if len(s) == 1 and _INPUT not in s), None)
+            if leaf is not None:
+                counts[leaf] += times * _products(equation)
+            results = [_NOTHING.union(*given)]
+        else:
+            results = _call(equation, given, counts, times)
+        made_of.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _call(equation: Any, given: list[Sources], counts: list[int], times: int) -> list[Sources]:
+    """Step into the jaxprs an equation holds; an equation that holds none mixes what it is given."""
+    name, options = equation.primitive.name, equation.params
+    if name == "scan":
+        return _scan(equation, given, counts, times)
+    if name == "while":
+        inside = [0] * len(counts)
+        body = jaxprs.opened(options["body_jaxpr"])
+        results = _walk(body, given[options["cond_nconsts"] :], inside, times=1)
+        if any(inside):
+            raise ValueError("a weight is used inside a while loop, whose number of rounds is unknown; use lax.scan")
+        return results
+    if name == "cond":
+        return _cond(options["branches"], given[1:], counts, times)
+    for inner in map(jaxprs.opened, jaxprs.held(equation)):
+        if len(inner.invars) == len(given):
+            return _walk(inner, given, counts, times)
+    return [_NOTHING.union(*given)] * len(equation.outvars)
+
+
+def _scan(equation: Any, given: list[Sources], counts: list[int], times: int) -> list[Sources]:
+    """Walk the body until what the carry is made of no longer grows, then count it for every round."""
+    body, (fixed, carried) = jaxprs.opened(equation.params["jaxpr"]), jaxprs.scan_parts(equation)
+    while True:
+        results = _walk(body, given, [0] * len(counts), times=0)
+        grown = [a | b for a, b in zip(given[fixed : fixed + carried], results[:carried], strict=True)]
+        if grown == given[fixed : fixed + carried]:
+            return _walk(body, given, counts, times * equation.params["length"])
+        given = [*given[:fixed], *grown, *given[fixed + carried :]]
+
+
+def _cond(branches: Sequence[Any], given: list[Sources], counts: list[int], times: int) -> list[Sources]:
+    """Count the costliest branch."""
+    tried = []
+    for branch in branches:
+        inside = [0] * len(counts)
+        tried.append((inside, _walk(jaxprs.opened(branch), given, inside, times)))
+    costliest = max((inside for inside, _ in tried), key=sum)
+    counts[:] = [a + b for a, b in zip(counts, costliest, strict=True)]
+    return [_NOTHING.union(*results) for results in zip(*(results for _, results in tried), strict=True)]
+
+
+def _products(equation: Any) -> int:
+    """The multiply-adds of one matrix product or convolution, from its shapes."""
+    left, right = (atom.aval.shape for atom in equation.invars)
+    made: int = math.prod(equation.outvars[0].aval.shape)
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return made * int(math.prod(left[axis] for axis in contracted))
+    features = equation.params["dimension_numbers"].rhs_spec[0]
+    return made * int(math.prod(size for axis, size in enumerate(right) if axis != features))

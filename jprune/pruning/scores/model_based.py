@@ -1,0 +1,316 @@
+"""Scores that run the model: SNIP, SynFlow, Fisher; rounds of scoring and pruning; averaged gradients.
+
+The functions handed in are pure: ``apply(params, inputs)`` and ``loss(params, batch)``. Whether a model runs in
+train or in eval mode is up to them, and statistics that they update are theirs to drop. With Flax NNX:
+
+>>> from flax import nnx
+>>> class Net(nnx.Module):
+...     def __init__(self, rngs):
+...         self.dense, self.norm = nnx.Linear(3, 2, rngs=rngs), nnx.BatchNorm(2, rngs=rngs)
+...     def __call__(self, x):
+...         return self.norm(self.dense(x))
+>>> graphdef, params, rest = nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)
+>>> def loss(params, batch):  # train mode; write nnx.view(model, use_running_average=True) for eval mode
+...     return jnp.mean(nnx.merge(graphdef, params, rest, copy=True)(batch) ** 2)
+>>> grad = average_gradients(loss, params, [jnp.ones((4, 3)), jnp.zeros((4, 3))])
+>>> grad["dense"]["kernel"].shape
+(3, 2)
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jprune.pruning.scores.elementwise import Score, beside, score_selected, selected_by, working_dtype
+from jprune.pruning.selection import allocation, uint64
+from jprune.pruning.selection.layers import choose, layers_of
+from jprune.pruning.selection.uint64 import Count
+from jprune.pruning.selection.unstructured import apply_masks
+from jprune.trees import Where, flatten, is_float, map_leaves
+
+PyTree = Any
+
+
+def snip(*, where: Where | None = None) -> Score:
+    """|w g| / sum of |w g|: how much of the loss's sensitivity to its connections each one carries.
+
+    g is the gradient of the loss at initialization, of one batch or averaged (``average_gradients``). The
+    sum is over all scored weights, so that the scores sum to 1 (or are all 0). Needs ``grad``.
+
+    Source: Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019,
+    arXiv 1810.02340, equations 4 to 6.
+
+    >>> snip()((jnp.array([-2.0, 1.0]),), grad=(jnp.array([0.5, 3.0]),))
+    (Array([0.25, 0.75], dtype=float32),)
+    """
+
+    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
+        def sensitivity(w: Any, g: Any) -> Any:
+            dtype = working_dtype(w, g)
+            return jnp.abs(w.astype(dtype) * g.astype(dtype))
+
+        sizes = map_leaves(sensitivity, params, grad)
+        total = sum(jnp.sum(x) for x in jax.tree.leaves(sizes))
+        scale = jnp.where(total > 0, total, 1.0)
+        return map_leaves(lambda x: x / scale.astype(x.dtype), sizes)
+
+    return Score(function, "snip", ("grad",), where)
+
+
+def synflow(
+    apply: Callable[[PyTree, Any], Any], *, input_shape: tuple[int, ...] | None = None, where: Where | None = None
+) -> Score:
+    """|w dR/dw| with R the sum of the outputs for an input of ones, all parameters made positive.
+
+    Needs no data. Score and prune in rounds (``iterated_masks``): then no layer loses all its weights before
+    that cannot be avoided. Where R or a score is beyond float32, or R underflows to 0, every kernel (two axes
+    or more) is first divided by the mean sum of what goes into an output, which multiplies all scores of a
+    chain of layers by one number; with skip connections it is the score of the network so rescaled.
+
+    Args:
+      apply: ``apply(params, inputs)`` gives the outputs, arrays in any tree; without dropout, and with
+        normalization in eval mode.
+      input_shape: the shape of ``inputs``, float32, batch axis included. ``None`` takes shapes and dtypes from
+        ``batch``, an array or a tree of them, whose values are not used. The batch axis becomes 1.
+      where: see ``Score``.
+
+    Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow",
+    NeurIPS 2020, arXiv 2006.05467, equation 2 and algorithm 1.
+
+    >>> synflow(lambda w, x: x @ w, input_shape=(1, 2))(jnp.array([[1.0], [-3.0]]))[:, 0]
+    Array([1., 3.], dtype=float32)
+    """
+
+    def function(params: PyTree, grad: PyTree, batch: Any, key: Any, whole: PyTree) -> PyTree:
+        like = batch if input_shape is None else np.broadcast_to(np.float32(1.0), input_shape)
+        inputs = jax.tree.map(lambda x: jnp.ones((1, *x.shape[1:]), x.dtype), like)
+        floats = _Floats.of(whole)
+        positive = [jnp.abs(leaf.astype(working_dtype(leaf))) for leaf in floats.leaves]
+
+        def flow(weights: list[Any]) -> Any:
+            cast = [w.astype(leaf.dtype) for w, leaf in zip(weights, floats.leaves, strict=True)]
+            outputs = apply(floats.whole(cast), inputs)
+            return sum(jnp.sum(y).astype(jnp.float32) for y in jax.tree.leaves(outputs))
+
+        def scored(weights: list[Any]) -> tuple[Any, list[Any]]:
+            total, slopes = jax.value_and_grad(flow)(weights)
+            return total, [jnp.abs(w * slope) for w, slope in zip(weights, slopes, strict=True)]
+
+        total, plain = scored(positive)
+        sound = (total != 0) & jnp.isfinite(total)
+        for x in plain:
+            sound &= jnp.all(jnp.isfinite(x))
+        scores = lax.cond(sound, lambda: plain, lambda: scored([_unit_gain(w) for w in positive])[1])
+        return beside(params, floats.alone(scores), name="scores")
+
+    return Score(function, "synflow", ("batch", "whole") if input_shape is None else ("whole",), where)
+
+
+def fisher(
+    loss: Callable[[PyTree, Any], Any], *, microbatch: int = 16, saliency: bool = False, where: Where | None = None
+) -> Score:
+    """The mean over examples of the squared gradient of one example's loss: the diagonal Fisher information.
+
+    Needs ``batch``, a tree of arrays (examples, ...). The labels in it are used as they are (the empirical
+    Fisher); labels drawn from the model's own predictions give the true one.
+
+    Args:
+      loss: ``loss(params, batch)`` gives a scalar, and is handed batches of one example (leading axis 1), so
+        that a loss which averages over a batch can be used as it is.
+      microbatch: how many examples are differentiated at once; memory holds that many gradients.
+      saliency: give w^2 F / 2 instead, the loss expected from removing w.
+      where: see ``Score``.
+
+    Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018, arXiv 1801.05787,
+    equation 6 (with ``saliency``).
+
+    >>> loss = lambda w, batch: jnp.sum(batch @ w)
+    >>> fisher(loss)(jnp.array([[1.0], [1.0]]), batch=jnp.array([[1.0, 3.0], [3.0, 0.0]]))[:, 0]
+    Array([5. , 4.5], dtype=float32)
+    """
+    if microbatch < 1:
+        raise ValueError(f"microbatch={microbatch!r} must be 1 or more")
+
+    def function(params: PyTree, grad: PyTree, batch: Any, key: Any, whole: PyTree) -> PyTree:
+        examples = _examples(batch)
+        floats = _Floats.of(whole)
+
+        def squares(one: Any) -> list[Any]:
+            alone = jax.tree.map(lambda x: x[None], one)
+            slopes = jax.grad(lambda weights: _scalar(loss(floats.whole(weights), alone)))(floats.leaves)
+            return [jnp.square(g.astype(working_dtype(g))) for g in slopes]
+
+        def add(total: list[Any], part: Any) -> tuple[list[Any], None]:
+            return [t + s.sum(0) for t, s in zip(total, jax.vmap(squares)(part), strict=True)], None
+
+        total = [jnp.zeros(leaf.shape, working_dtype(leaf)) for leaf in floats.leaves]
+        rounds = examples // microbatch
+        cut = rounds * microbatch
+        if rounds:
+            parts = jax.tree.map(lambda x: x[:cut].reshape(rounds, microbatch, *x.shape[1:]), batch)
+            total, _ = lax.scan(add, total, parts)
+        if cut < examples:
+            total, _ = add(total, jax.tree.map(lambda x: x[cut:], batch))
+        means = beside(params, floats.alone([t / examples for t in total]), name="scores")
+        if not saliency:
+            return means
+        return map_leaves(lambda w, f: 0.5 * jnp.square(w.astype(f.dtype)) * f, params, means)
+
+    return Score(function, "fisher", ("batch", "whole"), where)
+
+
+def iterated_masks(
+    score: Score,
+    params: PyTree,
+    keep: float,
+    *,
+    rounds: int = 100,
+    batch: Any = None,
+    key: Any = None,
+    min_keep: int = 0,
+) -> PyTree:
+    """Score, prune a little, score what is left, and so on: n (keep / n)^(k / rounds) weights after round k.
+
+    SynFlow is meant to be used so: ``iterated_masks(synflow(apply, input_shape=...), params, keep=0.01)``.
+    The weights pruned so far are 0 in the next round, and pruned weights never come back.
+
+    Args:
+      score: any that needs no gradient.
+      params: tree of arrays; what ``score.where`` selects is pruned.
+      keep: how many weights to keep in the end, or which fraction.
+      rounds: how many.
+      batch: for the score.
+      key: PRNG key for the score, folded with the round.
+      min_keep: the least that every layer keeps.
+
+    Returns:
+      Masks like ``params``, ``None`` where nothing may be pruned; exactly ``keep`` weights are kept.
+
+    Raises:
+      TypeError, ValueError: as ``global_masks``; ``rounds`` is not positive; the score needs a gradient.
+
+    Source: Tanaka et al., 2020, arXiv 2006.05467, algorithm 1.
+
+    >>> iterated_masks(synflow(lambda w, x: x @ w, input_shape=(1, 3)), jnp.array([[1.0], [-3.0], [2.0]]), keep=2)[:, 0]
+    Array([False,  True,  True], dtype=bool)
+    """
+    if "grad" in score.needs:
+        raise ValueError(f"the score {score.name} needs a gradient of every round; prune in a loop of your own")
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds!r} must be 1 or more")
+    selected = selected_by(score.where, params)
+    sizes = layers_of(selected, None, shapes_only=True).sizes
+    size, total = sum(sizes), allocation.kept(keep, sum(sizes))
+    floors = allocation.floors(min_keep, sizes, total) if min_keep else None
+    counts = [max(total, round(size * (total / size) ** (k / rounds))) for k in range(1, rounds)] + [total]
+    table = Count(*(jnp.asarray(limb) for limb in uint64.count_of(counts)))
+
+    def prune(k: Any, masks: PyTree) -> PyTree:
+        scores = score_selected(
+            score,
+            apply_masks(selected, masks),
+            batch=batch,
+            key=None if key is None else jax.random.fold_in(key, k),
+            whole=apply_masks(params, masks),
+        )
+        layers = layers_of(scores, masks)
+        return layers.tree(choose(layers, floors, Count(table.high[k], table.low[k])))
+
+    return lax.fori_loop(0, rounds, prune, map_leaves(lambda w: jnp.ones_like(w, dtype=bool), selected))
+
+
+def average_gradients(
+    loss: Callable[..., Any], params: PyTree, batches: Iterable[Any], *, has_aux: bool = False
+) -> PyTree:
+    """The gradient of a loss averaged over batches, every example with the same weight.
+
+    Args:
+      loss: ``loss(params, batch)``, a pure function that gives the mean over the batch's examples, a scalar.
+        It decides on train or eval mode; see the module for a model with batch normalization.
+      params: tree of arrays; the gradient is taken with respect to its float leaves.
+      batches: any number of them (a list, a generator): trees of arrays (examples, ...). They may differ in
+        the number of examples, and count in proportion to it.
+      has_aux: ``loss`` gives (scalar, aux); aux, the new running statistics say, is dropped.
+
+    Returns:
+      A tree like ``params``, at least float32, ``None`` at the leaves that are no float arrays.
+
+    Raises:
+      ValueError: there is no batch, or ``loss`` gives no scalar.
+
+    >>> average_gradients(lambda w, x: jnp.mean(w * x), jnp.array(1.0), [jnp.array([1.0, 2.0]), jnp.array([6.0])])
+    Array(3., dtype=float32)
+    """
+    floats = _Floats.of(params)
+
+    @jax.jit
+    def add(total: list[Any], weights: list[Any], batch: Any) -> list[Any]:
+        def value(weights: list[Any]) -> Any:
+            result = loss(floats.whole(weights), batch)
+            return _scalar(result[0] if has_aux else result)
+
+        slopes = jax.grad(value)(weights)
+        return [t + g.astype(t.dtype) * _examples(batch) for t, g in zip(total, slopes, strict=True)]
+
+    total, number = [jnp.zeros(leaf.shape, working_dtype(leaf)) for leaf in floats.leaves], 0
+    for batch in batches:
+        total, number = add(total, floats.leaves, batch), number + _examples(batch)
+    if not number:
+        raise ValueError("batches holds no example; a gradient needs at least one batch")
+    return floats.alone([t / number for t in total])
+
+
+class _Floats(NamedTuple):
+    """The float leaves of a tree, which are what is differentiated, and all the leaves they stand among."""
+
+    leaves: list[Any]
+    slots: list[int]
+    among: list[Any]
+    treedef: Any
+
+    @classmethod
+    def of(cls, tree: PyTree) -> "_Floats":
+        _, among, treedef = flatten(tree)
+        slots = [i for i, leaf in enumerate(among) if is_float(leaf)]
+        if not slots:
+            raise ValueError("params holds no float array")
+        return cls([among[i] for i in slots], slots, among, treedef)
+
+    def whole(self, leaves: list[Any]) -> PyTree:
+        """The tree with other float leaves."""
+        return self._put(leaves, list(self.among))
+
+    def alone(self, leaves: list[Any]) -> PyTree:
+        """The tree with other float leaves, and ``None`` for every other leaf."""
+        return self._put(leaves, [None] * len(self.among))
+
+    def _put(self, leaves: list[Any], among: list[Any]) -> PyTree:
+        for slot, leaf in zip(self.slots, leaves, strict=True):
+            among[slot] = leaf
+        return jax.tree.unflatten(self.treedef, among)
+
+
+def _examples(batch: Any) -> int:
+    """The length of the leading axis of the arrays of a batch."""
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if getattr(leaf, "ndim", 0)}
+    if len(lengths) != 1:
+        raise ValueError(f"the arrays of a batch must have one leading axis, the examples; they have {sorted(lengths)}")
+    return int(lengths.pop())
+
+
+def _scalar(value: Any) -> Any:
+    if jnp.size(value) != 1:
+        raise ValueError(f"loss gave an array of shape {jnp.shape(value)}; it must give a scalar")
+    return jnp.reshape(value, ())
+
+
+def _unit_gain(weights: Any) -> Any:
+    """Divide positive weights (..., in, out) by the mean over outputs of their sum."""
+    if weights.ndim < 2:
+        return weights
+    gain = jnp.sum(weights) / weights.shape[-1]
+    return weights / jnp.where(gain > 0, gain, jnp.ones_like(gain))

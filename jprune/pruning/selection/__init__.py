@@ -1,0 +1,1 @@
+"""Selections: scores to masks."""

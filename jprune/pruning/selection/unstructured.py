@@ -1,0 +1,299 @@
+"""Scores to masks: which weights stay, exactly as many as asked; and what masks do to a model.
+
+A selection is a function ``f(scores, keep, *, among=None, min_keep=0) -> masks``. Scores and masks are trees
+like the parameters, ``None`` where nothing may be pruned; a *layer* is a leaf that is not ``None``, and larger
+scores are kept. In every selection
+
+* ``keep`` is an int (exactly that many weights) or a float in [0, 1] (``round(n * keep)``, half to even, worked
+  out in Python, where n counts all the weights that have a score);
+* ``among`` is a tree of bool, ``None`` for all: no other weight is chosen. It does not change n, so that a
+  fraction means the same at every step of a schedule;
+* ``min_keep`` is the least number of weights that every layer keeps, counted inside the exact total (a layer
+  that is smaller keeps all it has), against the collapse of a layer.
+
+Exactly ``keep`` weights are kept as long as so many are alive among ``among``, whatever their scores; ties are
+broken by position: leaf order in the tree, then row-major index. NaN scores are refused where they can be
+seen (outside jit) and count as the lowest inside it.
+
+``global_masks`` and ``layer_masks`` also take ``keep`` as a ``Count``, two uint32 limbs that may be traced: one
+compiled selection then serves every entry of a table of counts. For ``layer_masks`` it has one entry for each
+layer, as ``layer_counts`` and ``erk_counts`` give them.
+"""
+
+import math
+import numbers
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jprune.pruning.selection import allocation, kth_largest, uint64
+from jprune.pruning.selection.layers import Layers, choose, describe, is_mask, layers_of
+from jprune.pruning.selection.uint64 import Count
+from jprune.trees import Where, flatten, is_float, kernels, match, only
+
+PyTree = Any
+
+
+def global_masks(scores: PyTree, keep: float | Count, *, among: PyTree = None, min_keep: int = 0) -> PyTree:
+    """Keep the largest scores of the whole tree.
+
+    Args:
+      scores: tree of float arrays, ``None`` where nothing may be pruned.
+      keep: how many weights, or which fraction, or a ``Count`` (see the module).
+      among: bool tree of the weights that may be chosen; ``None`` for all.
+      min_keep: the least that every layer keeps: its own largest scores come first, then the rest of the tree.
+
+    Returns:
+      A tree like ``scores`` of bool arrays, exactly ``keep`` of them True.
+
+    Raises:
+      TypeError: ``keep`` or ``min_keep`` is not a number.
+      ValueError: ``keep`` is out of range, the floors exceed it, the trees do not match, there is nothing to
+        prune, or a score is NaN (outside jit); the message names the leaf.
+
+    >>> global_masks({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0, 2.0]), "c": None}, keep=2)
+    {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool), 'c': None}
+    """
+    layers = layers_of(scores, among)
+    total = keep if isinstance(keep, Count) else allocation.kept(keep, sum(layers.sizes))
+    floors = allocation.floors(min_keep, layers.sizes, None if isinstance(total, Count) else total)
+    return layers.tree(choose(layers, floors if min_keep else None, total))
+
+
+def layer_masks(
+    scores: PyTree,
+    keep: float | Mapping[str, float] | Count,
+    *,
+    among: PyTree = None,
+    min_keep: int = 0,
+) -> PyTree:
+    """Keep the largest scores of every layer by itself.
+
+    Args:
+      scores: tree of float arrays, ``None`` where nothing may be pruned.
+      keep: a float is the fraction of each layer, rounded layer by layer; an int is divided among the layers
+        in proportion to their sizes (exact in total); a mapping from regular expressions to floats or ints
+        gives each layer its own (the first expression found in its path decides); a ``Count`` has one entry
+        for each layer.
+      among: bool tree of the weights that may be chosen; ``None`` for all. A layer with fewer than its count
+        keeps them all; only where ``keep`` is an int do other layers make up for it.
+      min_keep: the least that every layer keeps.
+
+    Returns:
+      A tree like ``scores`` of bool arrays.
+
+    Raises:
+      TypeError, ValueError: as ``global_masks``; an expression matches no layer, or a layer matches none.
+
+    >>> layer_masks({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0, 2.0])}, keep=0.5)
+    {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool)}
+    """
+    layers = layers_of(scores, among)
+    if isinstance(keep, Count):
+        return layers.tree(choose(layers, keep, None))
+    counts = _layer_counts(layers, keep, min_keep)
+    return layers.tree(
+        choose(layers, counts, sum(counts) if isinstance(keep, numbers.Integral) and among is not None else None)
+    )
+
+
+def uniform_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_keep: int = 0) -> PyTree:
+    """Keep the same fraction of every layer, exact in total: rounding is settled among the layers.
+
+    Takes, gives and raises what ``global_masks`` does.
+
+    >>> uniform_masks({"a": jnp.array([3.0, 1.0, 2.0]), "b": jnp.array([2.0])}, keep=0.5)
+    {'a': Array([ True, False,  True], dtype=bool), 'b': Array([False], dtype=bool)}
+    """
+    layers = layers_of(scores, among)
+    total = allocation.kept(keep, sum(layers.sizes))
+    counts = _layer_counts(layers, total, min_keep)
+    return layers.tree(choose(layers, counts, None if among is None else total))
+
+
+def erk_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_keep: int = 0) -> PyTree:
+    """Keep what the Erdos-Renyi-kernel rule gives each layer, exact in total.
+
+    Layer l keeps the fraction e * (d_1 + ... + d_k) / (d_1 * ... * d_k) of its weights, with d the dimensions
+    of its kernel (all of them: (height, width, in, out) of a convolution) and the one e that makes the total
+    exact. A layer whose fraction would exceed 1 is kept dense and e raised for the rest; counts are rounded
+    by largest remainders.
+
+    Takes, gives and raises what ``global_masks`` does.
+
+    Source: Evci et al., "Rigging the Lottery", ICML 2020, arXiv 1911.11134, section 3 (1).
+
+    >>> masks = erk_masks({"a": jnp.ones((2, 2)), "b": jnp.ones((4, 8))}, keep=12)
+    >>> masks["a"].sum().item(), masks["b"].sum().item()
+    (3, 9)
+    """
+    layers = layers_of(scores, among)
+    total = allocation.kept(keep, sum(layers.sizes))
+    counts = _erk_counts(layers, total, min_keep)
+    return layers.tree(choose(layers, counts, None if among is None else total))
+
+
+def layer_counts(scores: PyTree, keep: float | Mapping[str, float], *, min_keep: int = 0) -> list[int]:
+    """How many weights ``layer_masks`` keeps of each layer, from shapes alone (arrays, or their shapes).
+
+    >>> layer_counts({"a": jnp.ones(4), "b": jnp.ones(10)}, 0.5, min_keep=3)
+    [3, 5]
+    """
+    return _layer_counts(layers_of(scores, None, shapes_only=True), keep, min_keep)
+
+
+def erk_counts(scores: PyTree, keep: float, *, min_keep: int = 0) -> list[int]:
+    """How many weights ``erk_masks`` keeps of each layer, from shapes alone (arrays, or their shapes).
+
+    >>> erk_counts({"a": jnp.ones((2, 2)), "b": jnp.ones((4, 8))}, keep=12)
+    [3, 9]
+    """
+    layers = layers_of(scores, None, shapes_only=True)
+    return _erk_counts(layers, allocation.kept(keep, sum(layers.sizes)), min_keep)
+
+
+def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
+    """Set the weights that a mask leaves out to zero.
+
+    Args:
+      params: tree of arrays.
+      masks: bool tree with the same paths, ``None`` (or no leaf) where everything stays.
+
+    Returns:
+      A tree like ``params``, of the same dtypes.
+
+    Raises:
+      TypeError: a mask is not a bool array.
+      ValueError: the trees do not match; the message names the leaf.
+
+    >>> apply_masks({"w": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, {"w": jnp.array([True, False]), "b": None})
+    {'b': Array([3.], dtype=float32), 'w': Array([1., 0.], dtype=float32)}
+    """
+    _, leaves, treedef = flatten(params)
+    held = _mask_leaves(params, masks)
+    return jax.tree.unflatten(
+        treedef,
+        [
+            leaf if mask is None else jnp.where(mask, leaf, jnp.zeros_like(leaf))
+            for leaf, mask in zip(leaves, held, strict=True)
+        ],
+    )
+
+
+def sparsity(masks: PyTree) -> float:
+    """The fraction of the masked weights that are pruned: exact counts, divided once.
+
+    Args:
+      masks: bool tree, ``None`` where nothing is prunable; concrete arrays.
+
+    Raises:
+      ValueError: there is no mask, or a mask is traced.
+
+    >>> sparsity({"w": jnp.array([True, False, False, False]), "b": None})
+    0.75
+    """
+    kept, size = _kept_of(masks)
+    return (size - kept) / size
+
+
+def compression(params: PyTree, masks: PyTree) -> float:
+    """How many times fewer parameters the whole model has: all of them over those that are left.
+
+    Args:
+      params: tree of arrays (or of their shapes); its float leaves are the parameters.
+      masks: bool tree with the same paths, ``None`` where nothing is prunable; concrete arrays.
+
+    Returns:
+      The ratio of two exact counts; infinity where nothing is left.
+
+    Raises:
+      TypeError: a mask is not a bool array.
+      ValueError: the trees do not match, there is no mask, or a mask is traced.
+
+    >>> compression({"w": jnp.ones(3), "b": jnp.ones(1)}, {"w": jnp.array([True, False, False]), "b": None})
+    2.0
+    """
+    _mask_leaves(params, masks)
+    kept, size = _kept_of(masks)
+    total = _parameters(params)
+    left = total - size + kept
+    return total / left if left else math.inf
+
+
+def keep_count(params: PyTree, *, ratio: float, where: Where = kernels) -> int:
+    """How many prunable weights to keep for a compression ratio of the whole model.
+
+    With N parameters in all (every float leaf) of which D are not prunable, the weights kept are
+    N / ratio - D, worked out exactly and rounded half to even.
+
+    Args:
+      params: tree of arrays, or of their shapes.
+      ratio: parameters before over parameters after; 1 keeps all.
+      where: predicate on (path, leaf): which leaves are prunable.
+
+    Raises:
+      TypeError: ``ratio`` is not a number.
+      ValueError: ``where`` selects nothing; ``ratio`` is below 1, or above N / D, which the message names.
+
+    Source: Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning Algorithm",
+    NeurIPS 2022, arXiv 2206.02976, where t is the ratio.
+
+    >>> keep_count({"kernel": jnp.ones((10, 9)), "bias": jnp.ones(10)}, ratio=4)
+    15
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real):
+        raise TypeError(f"ratio={ratio!r} must be a number: parameters before over parameters after pruning")
+    total = _parameters(params)
+    prunable = sum(leaf.size for leaf in jax.tree.leaves(only(params, where)))
+    dense = total - prunable
+    most = f"{total}/{dense} = {total / dense:.6g}" if dense else "infinity"
+    if not ratio >= 1 or ratio == math.inf or Fraction(float(ratio)) * dense > total:
+        raise ValueError(
+            f"ratio={ratio!r} must lie between 1 and {most}: {dense} of the {total} parameters are not prunable"
+        )
+    return round(Fraction(total) / Fraction(float(ratio)) - dense)
+
+
+def _layer_counts(layers: Layers, keep: float | Mapping[str, float], min_keep: int) -> list[int]:
+    sizes = layers.sizes
+    if isinstance(keep, Mapping):
+        counts = allocation.by_pattern(keep, layers.paths, sizes)
+    elif isinstance(keep, numbers.Integral):
+        total = allocation.kept(keep, sum(sizes))
+        return allocation.proportional(sizes, allocation.floors(min_keep, sizes, total), sizes, total)
+    else:
+        counts = [allocation.kept(keep, size) for size in sizes]
+    return [max(pair) for pair in zip(counts, allocation.floors(min_keep, sizes, None), strict=True)]
+
+
+def _erk_counts(layers: Layers, total: int, min_keep: int) -> list[int]:
+    floors = allocation.floors(min_keep, layers.sizes, total)
+    return allocation.proportional(allocation.erk_shares(layers.shapes), floors, layers.sizes, total)
+
+
+def _parameters(params: PyTree) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params) if is_float(leaf))
+
+
+def _mask_leaves(params: PyTree, masks: PyTree) -> list[Any]:
+    """The masks in the order of the leaves of ``params``."""
+    paths, _, _ = flatten(params)
+    held = match(params, masks, reference_name="params", name="masks")
+    for path, mask in zip(paths, held, strict=True):
+        if mask is not None and not is_mask(mask):
+            raise TypeError(f"masks holds {describe(mask)} at '{path}'; it must be a bool array or None")
+    return held
+
+
+def _kept_of(masks: PyTree) -> tuple[int, int]:
+    """How many entries of concrete masks are True, and how many there are."""
+    present = jax.tree.leaves(masks)
+    size = sum(mask.size for mask in present)
+    if not size:
+        raise ValueError("masks has nothing in it: every leaf is None or empty")
+    if any(isinstance(mask, jax.core.Tracer) for mask in present):
+        raise ValueError("masks are traced; their exact count is a Python number, so take it outside jit")
+    return uint64.number(kth_largest.count_true(present)), size

@@ -1,0 +1,1 @@
+"""Reading and checking predictions, labels and options."""

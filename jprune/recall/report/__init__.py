@@ -1,0 +1,1 @@
+"""The audit as text, figures and an HTML page."""

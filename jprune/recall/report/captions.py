@@ -1,0 +1,119 @@
+"""What each figure shows: its title, its caption, and its content in words for those who do not see it."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jprune.recall.report.headline import number
+
+if TYPE_CHECKING:
+    from jprune.recall.audit import Audit
+
+
+class Caption(NamedTuple):
+    """The words that go with a figure.
+
+    Attributes:
+      title: a few words.
+      text: how to read it.
+      alternative: what it shows, with its numbers.
+    """
+
+    title: str
+    text: str
+    alternative: str
+
+
+def captions(audit: "Audit") -> dict[str, Caption]:
+    """The words for every figure that ``jprune.recall.report.figures.figures`` may draw, by name."""
+    level = f"{100 * audit.level:g} %"
+    alphas = _by_score(audit, lambda row: f"{number(row['alpha'])}{_ends(row)} at {_ratio(row)}")
+    return {
+        "alpha": Caption(
+            "Alpha against the compression ratio",
+            f"Mean over models with its {level} interval. Above the dashed line differences between classes grew.",
+            f"Line chart of mean alpha against the compression ratio. {alphas}",
+        ),
+        "null": Caption(
+            "Alpha against alpha_null",
+            "One point per model. On the dashed line alpha is what the loss of accuracy alone brings; below it, less.",
+            "Scatter plot of alpha against alpha_null, with the line of equality. Means: "
+            + _by_score(
+                audit, lambda row: f"{number(row['alpha'])} against {number(row['alpha_null'])} at {_ratio(row)}"
+            ),
+        ),
+        "recall": Caption(
+            "Recall of each class",
+            "Mean over models. With more than eight classes, those that lost most at the highest ratio are in colour.",
+            f"Line charts of the recall of each class, dense and at every ratio. {_losses(audit)}",
+        ),
+        "tradeoff": Caption(
+            "Alpha against accuracy",
+            "Compare scores where their accuracy is the same. The number at a point is its ratio; of many scores only "
+            "the highest is told.",
+            "Line chart of mean alpha against mean accuracy. "
+            + _by_score(
+                audit, lambda r: f"accuracy {100 * r['accuracy']:.1f} %, alpha {number(r['alpha'])} at {_ratio(r)}"
+            ),
+        ),
+        "variance": Caption(
+            "Variance of recall over the classes",
+            "Mean over models. It grows with any loss of accuracy that is not the same in all classes.",
+            "Line chart of the variance of recall over classes. "
+            + _by_score(audit, lambda row: f"{row['balance_variance']:.5f} at {_ratio(row)}"),
+        ),
+        "boxes": Caption(
+            "Alpha over models",
+            "Boxes span the quartiles, the bold line is the median, whiskers reach 1.5 times the box.",
+            f"Box plots of alpha over models at every ratio. {_medians(audit)}",
+        ),
+        "scatter": Caption(
+            "Recall balance, dense and pruned",
+            "One point per class and model. Dashed: no change. Full: the pooled slope, printed as alpha with the mark "
+            "of the mean alpha's interval against 1.",
+            "Scatter plots of the pruned models' normalized recall balance against the dense models'. Pooled slopes: "
+            + _by_score(audit, lambda row: f"{number(row['pooled_alpha'])} (r² {number(row['r2'])}) at {_ratio(row)}"),
+        ),
+    }
+
+
+def _by_score(audit: "Audit", tell: Callable[[Any], str]) -> str:
+    """Tell every row of the summary, score by score."""
+    told = []
+    for score in audit.scores:
+        rows = audit.summary[audit.summary["score"] == score]
+        told.append(f"{score}: {', '.join(tell(row) for _, row in rows.iterrows())}.")
+    return " ".join(told)
+
+
+def _losses(audit: "Audit") -> str:
+    """Which three classes lost most at the highest ratio of each score."""
+    told = []
+    for score in audit.scores:
+        rows = audit.classes[(audit.classes["score"] == score) & (audit.classes["support"] > 0)]
+        last = rows[rows["ratio"] == rows["ratio"].max()].sort_values("change", kind="stable").head(3)
+        lost = (
+            f"{row['class']} from {100 * row['recall_dense']:.1f} to {100 * row['recall']:.1f} %"
+            for _, row in last.iterrows()
+        )
+        told.append(f"{score}, largest losses: {', '.join(lost)}.")
+    return " ".join(told)
+
+
+def _medians(audit: "Audit") -> str:
+    medians = audit.alphas.groupby(["score", "ratio"], sort=False)["alpha"].median().reset_index()
+    told = []
+    for score in audit.scores:
+        rows = medians[medians["score"] == score]
+        listed = ", ".join(f"{number(row['alpha'])} at {_ratio(row)}" for _, row in rows.iterrows())
+        told.append(f"{score}, medians: {listed}.")
+    return " ".join(told)
+
+
+def _ends(row: Any) -> str:
+    return f" ({row['alpha_low']:.2f} to {row['alpha_high']:.2f})" if np.isfinite(row["alpha_low"]) else ""
+
+
+def _ratio(row: Any) -> str:
+    return f"{row['ratio']:g}"

@@ -1,0 +1,259 @@
+"""The audit's tables as a reader of the page sees them: columns with headings and meanings, cells as text."""
+
+from collections.abc import Callable, Container, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+
+from jprune.recall.report.headline import lost_more
+
+if TYPE_CHECKING:
+    from jprune.recall.audit import Audit
+
+_MOST_ROWS, _LEAST_ROWS = 1_500, 10  # of a table, and of one score and ratio in it; the CSV files have the rest
+# The tables of which the page shows one score and ratio at a time, and the column whose smallest (True) or largest
+# numbers are kept where the rows are too many.
+_FILTERED = {"classes": ("change", True), "groups": ("change", True), "pies": ("pies", False)}
+
+
+class Column(NamedTuple):
+    """A column of a table on the page.
+
+    Attributes:
+      name: of the frame's column.
+      label: its heading.
+      meaning: what it holds, in a sentence.
+      show: how a value becomes text; None for names, which are shown as they are.
+    """
+
+    name: str
+    label: str
+    meaning: str
+    show: Callable[[Any], str] | None = None
+
+    @property
+    def text(self) -> bool:
+        """Whether the column holds names and not numbers."""
+        return self.show is None
+
+
+class Cell(NamedTuple):
+    """Text of a cell, and the number it is sorted by (None for names, "" for undefined)."""
+
+    text: str
+    value: str | None
+
+
+class Row(NamedTuple):
+    """A row: its cells, the score and ratio it is about, and whether it stands out."""
+
+    cells: tuple[Cell, ...]
+    stack: str
+    strong: bool
+
+
+class Table(NamedTuple):
+    """A table of the page.
+
+    Attributes:
+      name: its id on the page.
+      caption: its heading.
+      columns: what it has.
+      rows: what it shows.
+      sortable: whether its headers sort it.
+      filtered: whether the page shows the rows of one score and ratio at a time.
+      note: what was left out.
+    """
+
+    name: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    sortable: bool
+    filtered: bool
+    note: str = ""
+
+
+def _fixed(digits: int, scale: float = 1.0, sign: str = "") -> Callable[[Any], str]:
+    return lambda value: f"{scale * value:{sign}.{digits}f}"
+
+
+def _p(value: Any) -> str:
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+
+
+_RATIO = Column("ratio", "ratio", "Compression ratio: parameters before / after; 1 is the control", lambda v: f"{v:g}")
+_SCORE = Column("score", "score", "What the weights were pruned by")
+_PERCENT, _CHANGE = _fixed(1, 100.0), _fixed(1, 100.0, "+")
+
+_SUMMARY = (
+    _SCORE,
+    _RATIO,
+    Column("models", "models", "How many pruned models", _fixed(0)),
+    Column("accuracy", "accuracy %", "Mean accuracy over models", _PERCENT),
+    Column("accuracy_change", "change", "Mean accuracy minus that of the dense models, in points", _CHANGE),
+    Column("alpha", "alpha", "Mean over models of the model-level intensification ratio", _fixed(2)),
+    Column("alpha_low", "low", "Lower end of the interval of mean alpha", _fixed(2)),
+    Column("alpha_high", "high", "Upper end of the interval of mean alpha", _fixed(2)),
+    Column("alpha_mark", "mark", "Where the interval lies against 1: < below, > above, ? across"),
+    Column("alpha_null", "alpha_null", "Alpha if every class's errors grew in the same proportion", _fixed(2)),
+    Column("alpha_over_null", "alpha / null", "Mean of alpha / alpha_null", _fixed(2)),
+    Column("alpha_over_null_mark", "mark", "Where the interval of alpha / alpha_null lies against 1"),
+    Column("alpha_examples_low", "test low", "Lower end of alpha's interval over test examples", _fixed(2)),
+    Column("alpha_examples_high", "test high", "Upper end of alpha's interval over test examples", _fixed(2)),
+)
+_NEIGHBOURS = (
+    _SCORE,
+    _RATIO,
+    Column("alpha_sd", "sd", "Standard deviation of alpha over models", _fixed(2)),
+    Column("alpha_intercept", "intercept", "Mean slope of a line with an intercept, for unequal classes", _fixed(2)),
+    Column("alpha_reverse", "reverse", "Mean slope from regressing dense on pruned", _fixed(2)),
+    Column("alpha_rma", "RMA", "Mean reduced-major-axis slope", _fixed(2)),
+    Column("pooled_alpha", "pooled", "One slope over all models and classes", _fixed(2)),
+    Column("r2", "r²", "Of the pooled slope", _fixed(2)),
+    Column("worst_recall", "worst %", "Mean recall of each model's worst class", _PERCENT),
+    Column("excess_gap", "max gap", "Mean over models of the largest excess accuracy gap, in points", _PERCENT),
+    Column("balance_variance", "variance", "Variance of recall over classes, mean over models", _fixed(5)),
+    Column("cev", "CEV", "Combined error variance", _fixed(3)),
+    Column("sde", "SDE", "Symmetric distance error", _fixed(3)),
+)
+_CLASSES = (
+    _SCORE,
+    _RATIO,
+    Column("class", "class", "The class"),
+    Column("support", "examples", "How many test examples it has", _fixed(0)),
+    Column("recall_dense", "dense %", "Mean recall of the dense models", _PERCENT),
+    Column("recall", "pruned %", "Mean recall of the pruned models", _PERCENT),
+    Column("change", "change", "In points", _CHANGE),
+    Column("change_low", "low", "Lower end of the change's interval", _CHANGE),
+    Column("change_high", "high", "Upper end of the change's interval", _CHANGE),
+    Column("excess", "excess", "Points lost beyond what the accuracy lost", _CHANGE),
+    Column("p_holm", "p", "Of no excess, corrected over the classes by Holm's method", _p),
+    Column("intensification", "balance ratio", "Class ratio of mean normalized balances, pruned / dense", _fixed(2)),
+)
+_GROUPS = (
+    *_CLASSES[:2],
+    Column("attribute", "attribute", "Which second label"),
+    Column("group", "group", "Its value"),
+    *_CLASSES[2:9],
+    Column("excess", "excess", "Points lost beyond what all examples lost", _CHANGE),
+)
+_TESTS = (
+    Column("question", "question", "What is compared"),
+    *_CLASSES[:2],
+    Column("other_score", "against", "The score compared with"),
+    Column("other_ratio", "ratio", "The ratio compared with", lambda v: f"{v:g}"),
+    Column("test", "test", "Which test"),
+    Column("alternative", "alternative", "The direction that is to be shown"),
+    Column("difference", "difference", "Difference of mean alphas; the correlation, of a pairing", _fixed(3, 1.0, "+")),
+    Column("p", "p", "Uncorrected", _p),
+    Column("p_bonferroni", "Bonferroni", "Corrected by Bonferroni's method", _p),
+    Column("p_holm", "Holm", "Corrected by Holm's method", _p),
+    Column("models", "models", "Pairs, or models of both samples together", _fixed(0)),
+    Column("reason", "why not", "Why there is no answer"),
+)
+_PIES = (
+    *_CLASSES[:2],
+    Column("class", "labelled", "The true class"),
+    Column("support", "examples", "How many test examples it has", _fixed(0)),
+    Column("pies", "changed", "How many of them have another modal label after pruning", _fixed(0)),
+    Column("share", "%", "Their share of the class", _PERCENT),
+)
+_EQUAL = (
+    Column("score", "score", "The score compared with"),
+    Column("other_score", "other", "The score compared"),
+    Column(
+        "difference",
+        "difference",
+        "Log alpha of the other minus that of the first, at equal alpha_null",
+        _fixed(3, 1.0, "+"),
+    ),
+    Column("low", "low", "Lower end of its interval", _fixed(3, 1.0, "+")),
+    Column("high", "high", "Upper end of its interval", _fixed(3, 1.0, "+")),
+    Column("p", "p", "Of no difference", _p),
+    Column("slope", "slope", "Of log alpha on log alpha_null, common to both", _fixed(2)),
+    Column("parallel_p", "parallel p", "Of equal slopes; when small, one difference does not describe the two", _p),
+    Column("observations", "alphas", "How many alphas it stands on", _fixed(0)),
+    Column("reason", "why not", "Why there is no answer"),
+)
+
+
+def tables(audit: "Audit", equal: pd.DataFrame) -> dict[str, Table | None]:
+    """Make every table of the page; None where there is nothing to show.
+
+    Args:
+      audit: the audit.
+      equal: the comparisons at equal accuracy; without rows where there are none.
+    """
+    strong = set(lost_more(audit.classes, audit.level).index)
+    groups = audit.groups.assign(**{"class": audit.groups["class"].fillna("all classes")})
+    return {
+        "summary": _table("summary", "Scores and ratios", _SUMMARY, audit.summary),
+        "neighbours": _table("neighbours", "Other measures", _NEIGHBOURS, audit.summary),
+        "classes": _table("classes", "Recall of each class", _CLASSES, audit.classes, strong=strong),
+        "groups": _table("groups", "Recall within groups", _GROUPS, groups),
+        "pies": _table("pies", "Changed examples by class", _PIES, _pies_by_class(audit)),
+        "tests": _table("tests", "Tests of alpha", _TESTS, audit.tests),
+        "equal": _table("equal", "At equal loss of accuracy", _EQUAL, equal, sortable=False),
+    }
+
+
+def _table(
+    name: str,
+    caption: str,
+    columns: Sequence[Column],
+    frame: pd.DataFrame,
+    *,
+    sortable: bool = True,
+    strong: Container[Any] = (),
+) -> Table | None:
+    """Lay out a frame, without the columns that it lacks or that are undefined throughout."""
+    if not len(frame):
+        return None
+    every = len(frame)
+    if name in _FILTERED:
+        frame = _most(frame, *_FILTERED[name])
+    note = "" if len(frame) == every else f"{len(frame)} of {every} rows are shown; Audit.to_csv writes everything."
+    kept = tuple(c for c in columns if c.name in frame and not (frame[c.name].isna() | (frame[c.name] == "")).all())
+    texts = [[_cell(column, value) for value in frame[column.name]] for column in kept]
+    stacks = _stacks(frame)
+    rows = zip(zip(*texts, strict=True), stacks, (index in strong for index in frame.index), strict=True)
+    return Table(name, caption, kept, tuple(Row(*row) for row in rows), sortable, name in _FILTERED, note)
+
+
+def stack_key(score: str, ratio: float) -> str:
+    """What marks a row as being about a score and ratio, for the filter of the page."""
+    return f"{ratio:g} {score}"
+
+
+def _stacks(frame: pd.DataFrame) -> list[str]:
+    if "ratio" not in frame:
+        return [""] * len(frame)
+    return [stack_key(score, ratio) for score, ratio in zip(frame["score"], frame["ratio"], strict=True)]
+
+
+def _cell(column: Column, value: Any) -> Cell:
+    if column.show is None:
+        return Cell("" if pd.isna(value) else str(value), None)
+    if pd.isna(value):
+        return Cell("n/a", "")
+    return Cell(column.show(value), repr(float(value)))
+
+
+def _most(frame: pd.DataFrame, by: str, ascending: bool) -> pd.DataFrame:
+    """The first rows by a column of each score and ratio, as many as the page bears, in the order they had."""
+    if len(frame) <= _MOST_ROWS:
+        return frame
+    stacks = frame.sort_values(by, ascending=ascending, kind="stable").groupby(["score", "ratio"], sort=False)
+    return frame[frame.index.isin(stacks.head(max(_LEAST_ROWS, _MOST_ROWS // stacks.ngroups)).index)]
+
+
+def _pies_by_class(audit: "Audit") -> pd.DataFrame:
+    """How many examples of each class changed their modal label, for every score and ratio."""
+    if not len(audit.pies):
+        return pd.DataFrame(columns=["score", "ratio", "class", "support", "pies", "share"])
+    counted = audit.pies.groupby(["score", "ratio", "label"], sort=False).size().rename("pies").reset_index()
+    counted["class"] = [audit.class_names[label] for label in counted["label"]]
+    frame = counted.merge(audit.classes[["score", "ratio", "class", "support"]], on=["score", "ratio", "class"])
+    frame["share"] = frame["pies"] / frame["support"]
+    return frame.sort_values(["score", "ratio", "pies"], ascending=[True, True, False], kind="stable")

@@ -1,0 +1,275 @@
+"""Figures of an audit: what the paper shows of its models, for any models.
+
+A function takes an ``Audit``, ``alpha_boxes`` several, and returns a matplotlib ``Figure`` of its own,
+``figures`` all of them by name: nothing is global, no window opens, the background is transparent. The
+colours are those of Okabe and Ito, told apart by colour-blind readers; markers differ too. Class and
+score names are drawn as they are, never as math. What panels are made of is in ``jprune.recall.report.panels``.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from jprune.recall.report import panels
+from jprune.recall.report.headline import number
+from jprune.recall.report.panels import FAINT, INK, MUTED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from jprune.recall.audit import Audit
+
+_MOST_LINES = 8  # classes that get a colour of their own
+
+
+def figures(audit: "Audit") -> "dict[str, Figure]":
+    """Draw every figure that the audit has data for, by name, in reading order.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    drawn = {
+        "alpha": alpha_by_ratio(audit),
+        "null": alpha_against_null(audit),
+        "recall": recall_by_class(audit),
+        "tradeoff": accuracy_tradeoff(audit),
+        "variance": balance_variance(audit),
+    }
+    if (audit.summary["alpha_models"] > 2).any():
+        drawn["boxes"] = alpha_boxes({"": audit})
+    return {**drawn, "scatter": balance_scatter(audit)}
+
+
+def alpha_by_ratio(audit: "Audit") -> "Figure":
+    """Mean alpha with its interval against the compression ratio, one line per score."""
+    figure, axes = panels.panel()
+    positions = panels.ratio_axis(axes, audit)
+    drawn = []
+    for index, (_, rows) in enumerate(_scores(audit.summary)):
+        x = np.array([positions[ratio] for ratio in rows["ratio"]]) + panels.dodge(index, len(audit.scores))
+        drawn.append(_with_interval(axes, x, rows, index))
+    _reference(axes)
+    axes.set_ylabel(f"alpha, mean and {100 * audit.level:g} % interval", color=INK)
+    panels.legend(axes, drawn, audit.scores)
+    return figure
+
+
+def alpha_against_null(audit: "Audit") -> "Figure":
+    """Alpha of every model against the alpha that its loss of accuracy alone would bring."""
+    figure, axes = panels.panel()
+    drawn = [
+        axes.scatter(rows["alpha_null"], rows["alpha"], **panels.dot_style(index, len(rows)))
+        for index, (_, rows) in enumerate(_scores(audit.alphas))
+    ]
+    values = audit.alphas[["alpha_null", "alpha"]].dropna().to_numpy()
+    ends = [float(values.min()), float(values.max())] if values.size else [0.0, 1.0]
+    axes.plot(ends, ends, color=MUTED, linestyle="--", linewidth=1, zorder=1)
+    axes.set_xlabel("alpha_null", color=INK)
+    axes.set_ylabel("alpha of each model", color=INK)
+    panels.legend(axes, drawn, audit.scores)
+    return figure
+
+
+def recall_by_class(audit: "Audit") -> "Figure":
+    """Mean recall of each class, dense and at every ratio, a panel per score.
+
+    With more than eight classes those that lost most at the highest ratio have a colour and a name,
+    the others are grey.
+    """
+    scores = audit.scores
+    columns, lines = min(len(scores), 2), -(-len(scores) // 2)
+    figure = panels.empty(4.8 if columns == 1 else 9.4, 3.6 * lines)
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axes in grid.ravel()[len(scores) :]:
+        axes.set_axis_off()
+    for axes, (score, rows) in zip(grid.ravel(), _scores(audit.classes), strict=False):
+        panels.plain(axes)
+        ratios = [float(ratio) for ratio in rows["ratio"].unique()]
+        steps = [rows["recall"][rows["ratio"] == ratio].to_numpy() for ratio in ratios]
+        dense = rows["recall_dense"][rows["ratio"] == ratios[0]].to_numpy()
+        lines_of = np.stack([dense, *steps], axis=-1)
+        change = rows["change"][rows["ratio"] == ratios[-1]].to_numpy()
+        most = np.argsort(change, kind="stable")[: np.isfinite(change).sum()]  # a class without examples is last
+        for c in most[_MOST_LINES:]:
+            axes.plot(lines_of[c], color=FAINT, linewidth=0.8)
+        drawn = [axes.plot(lines_of[c], **panels.line_style(index))[0] for index, c in enumerate(most[:_MOST_LINES])]
+        axes.set_xticks(range(len(ratios) + 1), ["dense", *(panels.ratio_name(ratio) for ratio in ratios)])
+        axes.set_xlabel("compression ratio", color=INK)
+        if len(scores) > 1:
+            axes.set_title(panels.short(score), fontsize=11, color=INK, parse_math=False)
+        names = [audit.class_names[c] for c in most[:_MOST_LINES]]
+        panels.legend(axes, drawn, names, title="class", loc="center left", bbox_to_anchor=(1, 0.5))
+    for row in grid:
+        row[0].set_ylabel("recall, mean over models", color=INK)
+    return figure
+
+
+def accuracy_tradeoff(audit: "Audit") -> "Figure":
+    """Mean alpha against mean accuracy, one line per score, the points in order of the ratio.
+
+    A ratio is told above or below its interval, and left out where another is told already; of more
+    than three scores only the highest is told.
+    """
+    figure, axes = panels.panel()
+    drawn = [
+        _with_interval(axes, 100 * rows["accuracy"].to_numpy(), rows, index)
+        for index, (_, rows) in enumerate(_scores(audit.summary))
+    ]
+    _reference(axes)
+    axes.margins(x=0.12, y=0.12)  # room for the ratios at the outermost points
+    axes.invert_xaxis()
+    told = audit.summary
+    if len(audit.scores) > panels.MOST_INSIDE:
+        told = told.loc[told.groupby("score", sort=False)["ratio"].idxmax()]
+    _tell_ratios(axes, told)
+    axes.set_xlabel("accuracy after pruning (%), falling", color=INK)
+    axes.set_ylabel("alpha, mean over models", color=INK)
+    panels.legend(axes, drawn, audit.scores)
+    return figure
+
+
+def balance_variance(audit: "Audit") -> "Figure":
+    """Variance of the recall balance over classes, mean over models, dense and at every ratio."""
+    figure, axes = panels.panel()
+    positions = panels.ratio_axis(axes, audit, dense=True)
+    drawn = []
+    for index, (_, rows) in enumerate(_scores(audit.summary)):
+        x = [0, *(positions[ratio] for ratio in rows["ratio"])]
+        drawn += axes.plot(
+            x, [rows["balance_variance_dense"].iloc[0], *rows["balance_variance"]], **panels.line_style(index)
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("variance of recall over classes", color=INK)
+    panels.legend(axes, drawn, audit.scores)
+    return figure
+
+
+def alpha_boxes(audits: "Mapping[str, Audit]") -> "Figure":
+    """Box plots of alpha over models at every ratio: a panel per audit (architecture, data set), a colour per score.
+
+    Args:
+      audits: audits by the name for their panel.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    figure = panels.empty(max(4.8, 3.6 * len(audits)), 3.6)
+    row = figure.subplots(1, len(audits), squeeze=False, sharey=True)[0]
+    shared = len({audit.scores for audit in audits.values()}) == 1
+    for axes, (name, audit) in zip(row, audits.items(), strict=True):
+        panels.plain(axes)
+        positions = panels.ratio_axis(axes, audit)
+        drawn = [
+            _boxes(axes, rows.dropna(subset=["alpha"]), positions, index, len(audit.scores))
+            for index, (_, rows) in enumerate(_scores(audit.alphas))
+        ]
+        _reference(axes)
+        axes.set_title(name, fontsize=11, color=INK, parse_math=False)
+        if not shared:
+            panels.legend(axes, drawn, audit.scores, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        elif axes is row[0]:
+            panels.legend(axes, drawn, audit.scores)
+    row[0].set_ylabel("alpha over models", color=INK)
+    return figure
+
+
+def balance_scatter(audit: "Audit") -> "Figure":
+    """Pruned against dense normalized recall balance of every class and model: rows ratios, columns scores.
+
+    With one score the ratios fill rows of three. Dashed is no change; the full line is the pooled
+    slope. A title has the pooled alpha, r2, the mean accuracy and the mark of mean alpha's interval.
+    """
+    stacks = list(zip(audit.summary["score"], audit.summary["ratio"].astype(float), strict=True))
+    if len(audit.scores) == 1:
+        places = [divmod(place, 3) for place in range(len(stacks))]
+    else:
+        places = [(audit.ratios.index(ratio), audit.scores.index(score)) for score, ratio in stacks]
+    height, width = (1 + max(place[axis] for place in places) for axis in (0, 1))
+    figure = panels.empty(0.8 + 2.7 * width, 0.6 + 2.75 * height)
+    grid = figure.subplots(height, width, squeeze=False, sharex=True, sharey="row")
+    limit = 1.08 * max(float(audit.recalls["balance_dense"].abs().fillna(0.0).max()), 1e-3)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for (_, numbers), (score, ratio), place in zip(audit.summary.iterrows(), stacks, places, strict=True):
+        axes = grid[place]
+        axes.set_axis_on()
+        panels.plain(axes)
+        axes.tick_params(labelbottom=True, labelleft=(place[0], place[1] - 1) not in places)
+        rows = audit.recalls[(audit.recalls["score"] == score) & (audit.recalls["ratio"] == ratio)]
+        axes.plot([-limit, limit], [-limit, limit], color=MUTED, linestyle="--", linewidth=1)
+        axes.scatter(rows["balance_dense"], rows["balance"], **panels.dot_style(audit.scores.index(score), len(rows)))
+        slope = float(numbers["pooled_alpha"])
+        if np.isfinite(slope):
+            axes.plot([-limit, limit], [-limit * slope, limit * slope], color=INK, linewidth=1.3)
+        axes.set_xlim(-limit, limit)
+        alpha = f"alpha {number(slope)} {numbers['alpha_mark']}".strip()
+        where = "control" if ratio == 1 else f"t = {ratio:g}"
+        title = f"{panels.short(score)}, " * (len(audit.scores) > 1) + f"{where}\n{alpha}"
+        title += f", r² {number(numbers['r2'])}, accuracy {numbers['accuracy']:.3f}"
+        axes.set_title(title, fontsize=9.5, color=INK, parse_math=False)
+    figure.supxlabel("normalized recall balance, dense", color=INK, fontsize=10)
+    figure.supylabel("normalized recall balance, pruned", color=INK, fontsize=10)
+    return figure
+
+
+def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index: int, count: int) -> Any:
+    """Draw the boxes of one score, beside those of the others, and return what stands for it in a legend."""
+    stands_for = axes.plot([], [], color=panels.colour(index), linewidth=2.0)[0]
+    ratios = [float(ratio) for ratio in rows["ratio"].unique()]
+    if not ratios:  # no model has an alpha
+        return stands_for
+    drawn = axes.boxplot(
+        [rows["alpha"][rows["ratio"] == ratio].to_numpy() for ratio in ratios],
+        positions=[positions[ratio] + panels.dodge(index, count, 0.8) for ratio in ratios],
+        widths=0.6 / count,
+        manage_ticks=False,
+        flierprops={"marker": ".", "markersize": 4, "markeredgecolor": panels.colour(index)},
+    )
+    for part in ("boxes", "whiskers", "caps", "medians"):
+        for artist in drawn[part]:
+            artist.set(color=panels.colour(index), linewidth=2.0 if part == "medians" else 1.2)
+    return stands_for
+
+
+def _with_interval(axes: "Axes", x: Any, rows: pd.DataFrame, index: int) -> Any:
+    """Draw mean alphas with their intervals; one without an interval (one model) stands alone."""
+    y = rows["alpha"].to_numpy()
+    ends = np.abs(rows[["alpha_low", "alpha_high"]].to_numpy().T - y)
+    axes.errorbar(x, y, yerr=np.where(np.isfinite(ends), ends, 0), fmt="none", color=panels.colour(index), capsize=3)
+    return axes.plot(x, y, **panels.line_style(index))[0]
+
+
+def _reference(axes: "Axes") -> None:
+    axes.axhline(1.0, color=MUTED, linestyle="--", linewidth=1, zorder=1)
+
+
+def _tell_ratios(axes: "Axes", summary: pd.DataFrame) -> None:
+    """Write the ratio of every point above its interval, else below it, else (both are taken) nowhere."""
+    letter, line = 5.0, 11.0  # in points, of the type below
+    figure: Any = axes.figure
+    inches = figure.get_size_inches()
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    taken: list[tuple[float, float, float]] = []  # the middle and the width of what is written
+    for row in summary.to_dict("records"):
+        name, x = panels.ratio_name(row["ratio"]), 100 * row["accuracy"]
+        width = letter * len(name)
+        ends = {5.0: row["alpha_high"], -13.0: row["alpha_low"]}
+        if row["ratio"] == 1:  # the control below its interval: its accuracy is often that of the lowest ratio
+            ends = dict(reversed(ends.items()))
+        for offset, end in ends.items():
+            y = end if np.isfinite(end) else row["alpha"]
+            if not np.isfinite([x, y]).all():
+                continue
+            across, up = 72 * inches * ((x - left) / (right - left), (y - bottom) / (top - bottom))
+            if all(abs(across - a) > (width + w) / 2 or abs(up + offset - u) > line for a, u, w in taken):
+                taken.append((across, up + offset, width))
+                look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 9, "color": MUTED}
+                axes.annotate(name, (x, y), (0, offset), **look)
+                break
+
+
+def _scores(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    return [(str(score), frame[frame["score"] == score]) for score in frame["score"].unique()]

@@ -1,0 +1,198 @@
+"""An audit as one self-contained HTML page: it loads nothing from anywhere, and every name is escaped."""
+
+import base64
+import hashlib
+import importlib.resources
+import io
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from jprune.recall.inference.regression import compare_at_equal_accuracy
+from jprune.recall.inputs.files import write_whole
+from jprune.recall.inputs.predictions import InputError
+from jprune.recall.report import display
+from jprune.recall.report.captions import captions
+from jprune.recall.report.headline import findings, headline
+from jprune.recall.report.svg import inline_svg
+
+if TYPE_CHECKING:
+    from jprune.recall.audit import Audit
+
+_MOST_EXAMPLES = 24
+_MOST_PIXELS = 256  # of an image's longer side
+
+
+def write_html(
+    audit: "Audit",
+    path: str | Path,
+    *,
+    images: Any = None,
+    title: str = "Recall audit",
+    date: str | None = None,
+) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+      audit: what to report.
+      path: the file to write.
+      images: the test examples, (examples, height, width) or (examples, height, width, channels) with
+        1, 3 or 4 channels: uint8, or numbers that are scaled to their own range. The page then shows
+        examples that pruning changes.
+      title: heading of the page.
+      date: put into the footer as it is; without it the same audit gives the same bytes.
+
+    Raises:
+      ImportError: the extra ``report`` is not installed.
+      InputError: ``images`` has another shape, or not as many examples as the audit.
+      OSError: the file cannot be written.
+    """
+    write_whole(path, page(audit, images=images, title=title, date=date))
+
+
+def page(audit: "Audit", *, images: Any = None, title: str = "Recall audit", date: str | None = None) -> str:
+    """Return the page that ``write_html`` writes."""
+    try:
+        import jinja2  # noqa: PLC0415 (an extra)
+        from markupsafe import Markup  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError("the HTML report needs jinja2: pip install 'jprune[report]'") from error
+    import jprune  # noqa: PLC0415 (for its version only)
+
+    template, style, script = (_asset(name) for name in ("page.html.j2", "page.css", "page.js"))
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    words = captions(audit)
+    figures = [
+        {
+            "name": name,
+            "wide": figure.get_figwidth() > 5,
+            "title": words[name].title,
+            "caption": words[name].text,
+            "svg": Markup(inline_svg(figure, name, words[name].alternative)),
+        }
+        for name, figure in audit.figures().items()
+    ]
+    examples, examples_of = _examples(audit, images)
+    return environment.from_string(template).render(
+        title=title,
+        date=date,
+        version=jprune.__version__,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        about=_about(audit),
+        headline=headline(audit),
+        warnings=audit.warnings,
+        findings=[(score, list(told)) for score, told in itertools.groupby(findings(audit), key=lambda f: f.score)],
+        tables=display.tables(audit, at_equal_accuracy(audit)),
+        figures=figures,
+        stacks=[
+            (display.stack_key(score, ratio), f"{score} at {ratio:g}")
+            for score, ratio in zip(audit.summary["score"], audit.summary["ratio"], strict=True)
+        ],
+        examples=examples,
+        examples_of=examples_of,
+        level=f"{100 * audit.level:g} %",
+        paired=audit.paired,
+        resampled="alpha_examples_low" in audit.summary,
+    )
+
+
+def at_equal_accuracy(audit: "Audit") -> pd.DataFrame:
+    """Compare every pair of scores at equal loss of accuracy; one row per pair.
+
+    Scores that do not share their dense models have models of their own.
+    """
+    rows = []
+    frame = audit.alphas[["score", "ratio", "model", "alpha", "alpha_null"]].copy()
+    if not (audit.shared and audit.paired):
+        frame["model"] = frame["score"] + " " + frame["model"].astype(str)
+    positive = frame[~((frame["alpha"] <= 0) | (frame["alpha_null"] <= 0))]
+    for first, second in itertools.combinations(audit.scores, 2):
+        if not {first, second} <= set(positive["score"]):
+            continue
+        found = compare_at_equal_accuracy(positive, first, second, level=audit.level)
+        rows.append(
+            {
+                "score": first,
+                "other_score": second,
+                "difference": found.difference,
+                "low": found.low,
+                "high": found.high,
+                "p": found.p_value,
+                "slope": found.slope,
+                "parallel_p": found.parallel_p_value,
+                "observations": found.observations,
+                "reason": found.reason,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _about(audit: "Audit") -> str:
+    counts = sorted({int(models) for models in audit.summary["models"]})
+    models = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    ratios = ", ".join(f"{ratio:g}" for ratio in audit.ratios)
+    scores = "" if audit.scores == ("pruned",) else f" pruned by {', '.join(audit.scores)}"
+    return (
+        f"{audit.examples} test examples of {len(audit.class_names)} classes; {models} models{scores} at compression "
+        f"ratio{'s' * (len(audit.ratios) > 1)} {ratios}; {100 * audit.level:g} % intervals."
+    )
+
+
+def _asset(name: str) -> str:
+    return importlib.resources.files("jprune.recall.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _examples(audit: "Audit", images: Any) -> tuple[list[dict[str, Any]], str]:
+    """The examples to show, and which score and ratio they are of: the last that changed any."""
+    if images is None:
+        return [], ""
+    pictures, low, high = _pictures(images, audit.examples)
+    if not len(audit.pies):
+        return [], ""
+    last = audit.pies.iloc[-1]
+    rows = audit.pies[(audit.pies["score"] == last["score"]) & (audit.pies["ratio"] == last["ratio"])]
+    shown = []
+    for row in rows.head(_MOST_EXAMPLES).to_dict("records"):
+        source, width, height = _png(pictures[row["example"]], low, high)
+        names = {key: audit.class_names[row[key]] for key in ("label", "dense", "pruned")}
+        shown.append({"index": row["example"], "source": source, "width": width, "height": height, **names})
+    return shown, f"{last['score']} at {last['ratio']:g} ({len(shown)} of {len(rows)})"
+
+
+def _pictures(images: Any, examples: int) -> tuple[np.ndarray, float, float]:
+    """Images as they are, (examples, height, width[, channels]), and the numbers that are black and white."""
+    given = np.asarray(images)
+    grey = given.ndim == 3 or (given.ndim == 4 and given.shape[-1] == 1)
+    if given.ndim not in (3, 4) or not (grey or given.shape[-1] in (3, 4)) or 0 in given.shape:
+        wanted = "(examples, height, width) or (examples, height, width, channels) with 1, 3 or 4 channels"
+        raise InputError(f"images must have shape {wanted}, got {given.shape}")
+    if len(given) != examples:
+        raise InputError(f"images has {len(given)} examples, the labels {examples}")
+    if given.dtype.kind not in "iufb":
+        raise InputError(f"images must hold numbers, got dtype {given.dtype}")
+    given = given.reshape(given.shape[:3]) if grey else given
+    if given.dtype == np.uint8:
+        return given, 0.0, 255.0
+    low, high = float(given.min()), float(given.max())
+    if not np.isfinite([low, high]).all():
+        raise InputError("images hold NaN or infinity")
+    return given, low, high
+
+
+def _png(picture: np.ndarray, low: float, high: float) -> tuple[str, int, int]:
+    """A picture as a data URI, with its width and height in pixels."""
+    from PIL import Image  # noqa: PLC0415 (comes with matplotlib)
+
+    pixels = np.round((picture.astype(np.float64) - low) / (high - low or 1.0) * 255)
+    image = Image.fromarray(pixels.astype(np.uint8))
+    image.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), image.width, image.height

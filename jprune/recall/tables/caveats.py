@@ -1,0 +1,103 @@
+"""What a reader must know before believing an audit, in sentences."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from jprune.recall.inputs.predictions import Stack
+from jprune.recall.tables.study import Study
+
+_FEWEST_PAIRS = 4  # three pairs have six orders: no correlation of theirs is rarer than 1 in 6
+_UNEQUAL = 1.5  # largest over smallest class, beyond which alpha is told with an intercept too
+
+
+def of_empty_classes(support: npt.NDArray[np.int64], class_names: Sequence[str]) -> str:
+    """Name the classes without test examples; empty where there is none.
+
+    >>> of_empty_classes(np.array([3, 0]), ["cat", "dog"])
+    'class without test examples: dog; its recall is undefined and it is left out of every sum'
+    """
+    empty = [name for name, examples in zip(class_names, support, strict=True) if examples == 0]
+    if not empty:
+        return ""
+    if len(empty) == 1:
+        return f"class without test examples: {empty[0]}; its recall is undefined and it is left out of every sum"
+    named = ", ".join(empty[:20]) + (f" and {len(empty) - 20} more" if len(empty) > 20 else "")
+    return f"classes without test examples: {named}; their recall is undefined and they are left out of every sum"
+
+
+def of_copies(stack: Stack) -> list[str]:
+    """Say which models of a stack made the same predictions: copies pass for independent replicates.
+
+    >>> of_copies(Stack("dense", np.array([[0, 1], [1, 1], [0, 1]]), None))
+    ['dense: models 0 and 2 made identical predictions; copies of one model are no replicates']
+    """
+    first: dict[bytes, int] = {}
+    for model, row in enumerate(stack.predicted):
+        earlier = first.setdefault(row.tobytes(), model)
+        if earlier != model:
+            return [
+                f"{stack.name}: models {earlier} and {model} made identical predictions; copies of one model are no "
+                f"replicates"
+            ]
+    return []
+
+
+def of_study(study: Study, summary: pd.DataFrame, alphas: pd.DataFrame) -> list[str]:
+    """What the numbers of models, the classes' sizes, the control and undefined alphas take from the conclusions."""
+    notes = []
+    support = next(iter(study.dense.values())).support
+    present = support[support > 0]
+    if present.max() > _UNEQUAL * present.min():
+        notes.append(
+            f"the classes have between {present.min()} and {present.max()} test examples; alpha assumes equal sizes, "
+            f"so read alpha_intercept beside it"
+        )
+    if (summary["models"] == 1).all():
+        notes.append("one model only: nothing can be said about other training seeds, and there are no intervals")
+    elif (summary["models"] < 5).any():
+        notes.append("fewer than five models: the intervals rest on very few training seeds")
+    if not (summary["ratio"] == 1).any():
+        notes.append(
+            "no control: without models that were fine-tuned but not pruned (ratio 1), what fine-tuning did is counted "
+            "as pruning's doing"
+        )
+    if not study.paired:
+        notes.append("models are not paired: each pruned model is set against the mean dense model")
+    for (score, ratio), rows in alphas.groupby(["score", "ratio"], sort=False):
+        reasons = rows["reason"][rows["reason"] != ""].value_counts(sort=False)
+        for reason, times in reasons.items():
+            notes.append(f"{score} at {ratio:g}: alpha is undefined for {times} of {len(rows)} models: {reason}")
+    for score, ratio, _, pruned in study.stacks():
+        # Of correct counts alone the false positives are NaN: what else such a model predicts is not known.
+        whole = (pruned.recall == 1) & ~(pruned.false_positive < 1)
+        only = whole.any(1) & ((pruned.recall == 0).sum(1) == len(present) - 1)
+        if only.any() and len(present) > 1:
+            known = not np.isnan(pruned.false_positive).all()
+            told = "predict one class for every example" if known else "are right about one class and no other"
+            notes.append(f"{score} at {ratio:g}: {only.sum()} of {len(only)} models {told}")
+    return notes
+
+
+def of_pairing(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Say for which scores nothing shows that models are paired; heavy pruning alone may hide it at a ratio.
+
+    Args:
+      rows: the rows on pairing of the audit's tests.
+
+    >>> found = ("magnitude", 0.6), ("random", 0.01), ("random", 0.5)
+    >>> of_pairing([{"score": score, "p": p, "models": 5} for score, p in found])
+    ['magnitude: the recalls of pruned and dense models correlate by index at no ratio; is their order right?']
+    """
+    smallest: dict[str, float] = {}
+    for row in rows:
+        if row["models"] >= _FEWEST_PAIRS and row["p"] is not None and not np.isnan(row["p"]):
+            smallest[row["score"]] = min(row["p"], smallest.get(row["score"], 1.0))
+    return [
+        f"{score}: the recalls of pruned and dense models correlate by index at no ratio; is their order right?"
+        for score, p in smallest.items()
+        if p > 0.05
+    ]

@@ -1,0 +1,160 @@
+"""The tests of an audit, one row each, and the tests between audits."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from jprune.recall.inference.intervals import Alternative, bonferroni, holm, independent_test, paired_test
+from jprune.recall.inference.pairing import PairingTest
+
+if TYPE_CHECKING:
+    from jprune.recall.audit import Audit
+
+_Stack = tuple[str, float, npt.NDArray[np.float64]]
+_COLUMNS = (
+    "question", "score", "ratio", "other_score", "other_ratio", "test", "alternative", "difference", "statistic",
+    "df", "p", "p_bonferroni", "p_holm", "models", "left_out", "reason",
+)  # fmt: skip
+
+
+def within(per_model: pd.DataFrame, *, paired: bool, shared: bool) -> pd.DataFrame:
+    """Test the alphas of one audit, in the directions of Good et al. 2022, section 4.
+
+    * ``ratio``: does alpha grow from each ratio to the next? One-sided.
+    * ``control``: does alpha differ from that of the control, fine-tuned and not pruned? Two-sided.
+    * ``score``: do two scores differ at the same ratio? Two-sided.
+
+    p-values are corrected over the rows of one question about one score, or one pair of scores.
+
+    Args:
+      per_model: the audit's ``alphas``.
+      paired: whether the models of a score are paired by index.
+      shared: whether the scores start from the same dense models; their models are then paired too.
+    """
+    alphas = by_stack(per_model)
+    families = []
+    for score, ratios in alphas.items():
+        compared = [ratio for ratio in ratios if ratio != 1]
+        steps = itertools.pairwise(ratios)
+        one = {ratio: (score, ratio, values) for ratio, values in ratios.items()}
+        families.append([_row("ratio", one[b], one[a], "greater", paired=paired) for a, b in steps])
+        if 1.0 in ratios:
+            families.append([_row("control", one[r], one[1.0], "two-sided", paired=paired) for r in compared])
+    for first, second in itertools.combinations(alphas, 2):
+        families.append(
+            [
+                _row("score", (first, r, a), (second, r, alphas[second][r]), "two-sided", paired=paired and shared)
+                for r, a in alphas[first].items()
+                if r in alphas[second]
+            ]
+        )
+    return _frame(families)
+
+
+def compare(
+    audits: "Mapping[str, Audit]",
+    pairs: Sequence[tuple[str, str]] | None = None,
+    *,
+    alternative: Alternative = "greater",
+) -> pd.DataFrame:
+    """Test whether alpha differs between audits of different architectures or data sets.
+
+    Welch's t test for every score and ratio that both audits have; p-values are corrected over the
+    rows of one pair and score. One-sided by default, as in Good et al. 2022, section 4: there the
+    first of a pair is the smaller network, or the harder data set.
+
+    Args:
+      audits: audits by name.
+      pairs: which to compare, (first, second) for E[alpha] of the first being greater; by default
+        every pair in the order of ``audits``.
+      alternative: "greater", "less" or "two-sided".
+
+    Returns:
+      A frame like ``Audit.tests``, with columns ``audit`` and ``other_audit`` before the rest.
+
+    Raises:
+      ValueError: a pair names an audit that is not there.
+    """
+    wanted = list(itertools.combinations(audits, 2)) if pairs is None else list(pairs)
+    frames = []
+    for first, second in wanted:
+        for name in (first, second):
+            if name not in audits:
+                raise ValueError(f"pairs name the audit {name!r}; there are {', '.join(map(repr, audits))}")
+        values, others = by_stack(audits[first].alphas), by_stack(audits[second].alphas)
+        families = [
+            [
+                _row("audit", (score, ratio, values[score][ratio]), (score, ratio, others[score][ratio]), alternative)
+                for ratio in values[score]
+                if ratio in others.get(score, {})
+            ]
+            for score in values
+        ]
+        frame = _frame(families)
+        frame.insert(0, "audit", first)
+        frame.insert(1, "other_audit", second)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["audit", "other_audit", *_COLUMNS])
+
+
+def pairing_row(score: str, ratio: float, found: PairingTest) -> dict[str, Any]:
+    """A row that says whether the models of a score and ratio belong to their dense models.
+
+    ``difference`` is the correlation of their recalls over models.
+    """
+    row: dict[str, Any] = dict.fromkeys(_COLUMNS)
+    return row | {
+        "question": "pairing",
+        "score": score,
+        "ratio": ratio,
+        "other_score": "dense",
+        "test": "permutation",
+        "alternative": "greater",
+        "difference": found.correlation,
+        "p": found.p_value,
+        "models": found.models,
+        "left_out": found.left_out,
+        "reason": found.reason,
+    }
+
+
+def by_stack(per_model: pd.DataFrame) -> dict[str, dict[float, npt.NDArray[np.float64]]]:
+    """The alphas of every score and ratio, (models,), from an audit's ``alphas``."""
+    found: dict[str, dict[float, npt.NDArray[np.float64]]] = {}
+    for score in per_model["score"].unique():
+        of_score = per_model[per_model["score"] == score]
+        ratios = of_score["ratio"].unique()
+        found[str(score)] = {float(r): of_score["alpha"][of_score["ratio"] == r].to_numpy() for r in ratios}
+    return found
+
+
+def _row(
+    question: str, one: _Stack, other: _Stack, alternative: Alternative, *, paired: bool = False
+) -> dict[str, Any]:
+    test = paired_test if paired else independent_test
+    fields = test(one[2], other[2], alternative)._asdict()
+    return {
+        "question": question,
+        "score": one[0],
+        "ratio": one[1],
+        "other_score": other[0],
+        "other_ratio": other[1],
+        "test": "paired t" if paired else "Welch t",
+        "alternative": alternative,
+        "p": fields.pop("p_value"),
+        **fields,
+    }
+
+
+def _frame(families: list[list[dict[str, Any]]]) -> pd.DataFrame:
+    """One frame of all rows, p-values corrected within each family."""
+    rows = []
+    for family in families:
+        p = np.array([row["p"] for row in family])
+        for row, corrected, stepped in zip(family, bonferroni(p), holm(p), strict=True):
+            rows.append(row | {"p_bonferroni": float(corrected), "p_holm": float(stepped)})
+    return pd.DataFrame(rows, columns=list(_COLUMNS))

@@ -1,0 +1,172 @@
+"""The engines of the jumpstart studies on tables, images and pruned networks: their steps, and a smoke run each."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.data import datasets
+from experiments.jumpstart_grid import image_grid, presets, prune_jumpstart, uci_tables
+from experiments.jumpstart_grid.presets import Grid
+
+TRAINS = pytest.mark.optax_promotes
+
+
+def _setup(method, **changes):
+    values = {"dataset": "iris", "method": method, "depth": 3, "width": 4, "epochs": 1, "lr": 0.01, "batch": 8}
+    return uci_tables.Setup(**{**values, "coefficient": 0.0, **changes})
+
+
+@TRAINS
+@pytest.mark.parametrize("method", ["jumpstart", "batchnorm"])
+def test_padding_of_the_last_batch_changes_neither_loss_nor_gradient(method):
+    setup = _setup(method, coefficient=0.5 * (method == "jumpstart"))
+    state = uci_tables.start(setup, 2, 3, jax.random.key(0))
+    features = jax.random.normal(jax.random.key(1), (5, 2))
+    labels = jnp.array([0, 1, 2, 0, 1])
+    padded = uci_tables.Examples(
+        jnp.concatenate([features, 99 * jnp.ones((3, 2))]), jnp.concatenate([labels, jnp.zeros(3, labels.dtype)])
+    )
+    grad = jax.jit(jax.value_and_grad(lambda *args: uci_tables._loss(setup, *args), has_aux=True))
+    short = grad(state.params, uci_tables.Examples(features, labels), jnp.ones(5, bool), state.running)
+    long = grad(state.params, padded, jnp.arange(8) < 5, state.running)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), short, long)
+
+
+@TRAINS
+@pytest.mark.parametrize("method", uci_tables.METHODS)
+def test_a_dense_network_is_what_numpy_makes_of_its_weights(method):
+    setup = _setup(method)
+    state = uci_tables.start(setup, 2, 3, jax.random.key(0))
+    x = np.asarray(jax.random.normal(jax.random.key(1), (6, 2)))
+    logits, preactivations, _ = uci_tables.forward(
+        setup, state.params, jnp.asarray(x), jnp.ones(6, bool), state.running
+    )
+    params = jax.tree.map(np.asarray, state.params)
+    layers = [params["first"], *({n: p[i] for n, p in params["hidden"].items()} for i in range(2))]
+    h = x
+    for depth, layer in enumerate(layers):
+        z = h @ layer["kernel"] + layer["bias"]
+        np.testing.assert_allclose(preactivations[depth], z, rtol=1e-4, atol=1e-6)
+        if method == "batchnorm":
+            z = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
+        a = np.asarray(jax.nn.gelu(z)) if method == "gelu" else np.maximum(z, 0)
+        h = h + a if method == "skip" and depth else a
+    np.testing.assert_allclose(logits, h @ params["head"]["kernel"] + params["head"]["bias"], rtol=1e-4, atol=1e-5)
+
+
+@TRAINS
+def test_a_shallow_network_learns_iris():
+    grid = Grid(
+        kind="tables",
+        datasets=("iris",),
+        methods=("jumpstart",),
+        depths=(2,),
+        widths=(8,),
+        seeds=2,
+        epochs=150,
+        batch=64,
+    )
+    done = []
+    made = uci_tables.carry_out(grid, uci_tables.plan(grid)[0], done.append)["cells"]
+    assert sum(done) == uci_tables.plan(grid)[0].work
+    assert made["replicate"] == [0, 1]
+    assert min(made["val_acc"]) > 0.9
+    assert min(made["train_acc"]) > 0.9
+
+
+def test_features_have_zero_mean_and_unit_deviation():
+    train, val, classes = uci_tables.splits("wine")
+    np.testing.assert_allclose(train.features.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(train.features.std(0), 1, atol=1e-5)
+    assert (len(val.labels) / (len(val.labels) + len(train.labels)), classes) == (pytest.approx(0.25, abs=0.01), 3)
+
+
+@TRAINS
+@pytest.mark.parametrize("method", ["relu-bn", "UP:0.01", "norm:0.1"])
+def test_an_image_network_trains_a_few_steps(method):
+    grid = Grid(
+        kind="images",
+        datasets=("digits",),
+        methods=(method,),
+        depths=(2,),
+        widths=(2,),
+        epochs=2,
+        batch=404,
+        lr=(0.01,),
+    )
+    (stage,) = image_grid.plan(grid)
+    done = []
+    made = image_grid.carry_out(grid, stage, done.append)["cells"]
+    assert done == [1, 1]
+    assert 0.05 < made["train_acc_last"][0] <= made["train_acc"][0] < 1
+    # Two convolutions of 2 channels; the head reads the average and the maximum of each.
+    expected = (9 + 1) * 2 + (18 + 1) * 2 + (4 + 1) * 10 + (8 if method == "relu-bn" else 0)
+    assert made["parameters"] == [expected]
+
+
+@TRAINS
+@pytest.mark.parametrize(
+    ("name", "classes", "shape"),
+    [("mnist", 10, (28, 28, 1)), ("cifar10", 10, (32, 32, 3)), ("cifar100", 100, (32, 32, 3))],
+)
+def test_an_image_preset_takes_its_steps_on_images_of_its_shape(monkeypatch, name, classes, shape):
+    """Noise stands for the images, so that it can be tried where the data is not."""
+    images = np.random.default_rng(0).integers(0, 256, (24, *shape), dtype=np.uint8)
+    split = datasets.Split(images, np.arange(24, dtype=np.int32) % classes)
+    colours = np.full(shape[-1], 127.5, np.float32), np.full(shape[-1], 73.9, np.float32)
+    dataset = datasets.Dataset(name, split, split, split, tuple(map(str, range(classes))), *colours)
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: dataset)
+    grid = dataclasses.replace(presets.get(name), epochs=1, batch=8)
+    stages = [stage for stage in image_grid.plan(grid) if stage.settings["coefficient"]]
+    smallest = min(stages, key=lambda stage: stage.settings["depth"] * stage.settings["width"])
+    (cell,) = pd.DataFrame(image_grid.carry_out(grid, smallest, lambda _: None)["cells"]).to_dict("records")
+    assert (cell["dataset"], cell["parameters"] > 0) == (name, True)
+    assert 0 <= cell["train_acc"] <= 1
+    assert 0 <= cell["val_acc"] <= 1
+
+
+def test_a_table_is_no_data_set_for_convolutions():
+    setup = image_grid.Setup("iris", "relu", 2, 2, 1, 0.01, 64, 0.0)
+    with pytest.raises(ValueError, match=r"dataset='iris' has examples of shape \(4,\), which are no images"):
+        image_grid.start(setup, datasets.load("iris"), 0)
+
+
+@TRAINS
+def test_the_gradient_of_an_image_network_holds_the_penalty_of_every_weighted_layer():
+    """The CIFAR penalty includes the output layer: with cross-entropy switched off, the head still moves."""
+    dataset = datasets.load("digits", selection="test")
+    moved = {}
+    for method in ("UP", "norm"):
+        setup = image_grid.Setup("digits", method, 2, 2, 1, 0.01, 64, 1e6)
+        graph, state = image_grid.start(setup, dataset, 0)
+        batch = dataset.train.images[:8], dataset.train.labels[:8]
+        loss = image_grid.Programs(setup, dataset, graph).loss
+        grads, _ = jax.jit(jax.grad(loss, has_aux=True))(state.params, state.stats, *batch)
+        moved[method] = float(jnp.abs(grads["head"]["kernel"][...]).max())
+    assert moved["norm"] > 1e3 > moved["UP"]
+
+
+@TRAINS
+def test_pruned_networks_keep_exactly_what_the_ratio_says_through_fine_tuning():
+    grid = Grid(
+        kind="pruning", datasets=("digits",), methods=("baseline", "jumpstart"), depths=(1,), widths=(20,),
+        seeds=2, epochs=2, finetune_epochs=1, batch=128, ratios=(4.0,), lr=(1e-2,), coefficient=0.01,
+    )  # fmt: skip
+    (stage,) = prune_jumpstart.plan(grid)
+    made = prune_jumpstart.carry_out(grid, stage, lambda units: None)["cells"]
+    assert made["method"] == ["dense"] * 2 + ["baseline"] * 2 + ["jumpstart"] * 2
+    assert made["ratio"] == [1.0] * 2 + [4.0] * 4
+    right, support = (np.array([row.split() for row in made[name]], int) for name in ("right", "support"))
+    np.testing.assert_allclose(right.sum(1) / support.sum(1), made["test_acc"])
+    assert (right <= support).all()
+
+
+def test_pruning_keeps_exactly_as_many_weights_outside_the_head():
+    params = {"hidden": {"kernel": jnp.arange(1.0, 13.0).reshape(3, 4)}, "head": {"kernel": jnp.full((4, 2), 0.5)}}
+    pruned = prune_jumpstart.prune(5, params)
+    assert int((pruned["hidden"]["kernel"] != 0).sum()) == 5
+    assert (pruned["head"]["kernel"] == 0.5).all()

@@ -1,0 +1,261 @@
+"""The command line of the jumpstart studies: plans, stages that resume, and the thin engine behind it."""
+
+import functools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.jumpstart_grid import __main__ as jumpstart_grid
+from experiments.jumpstart_grid import cells, moons, presets, thin_networks
+from experiments.jumpstart_grid.presets import Grid
+from experiments.jumpstart_grid.thin_stack import Architecture
+from experiments.storage import provenance, store
+
+TINY = ("--epochs", "6", "--depths", "2", "--widths", "2", "3", "--groups", "2-3")
+TRAINS = pytest.mark.optax_promotes
+
+
+def _run(out, *options):
+    return jumpstart_grid.main([*options, "--out", str(out)])
+
+
+@pytest.mark.parametrize(
+    ("name", "networks"), [("moons", 702), ("moons-subset", 72), ("moons-seeds", 1170), ("moons-layers", 180)]
+)
+def test_the_moons_presets_plan_every_cell_once(name, networks):
+    planned = moons.plan(presets.get(name))
+    each = [
+        (stage.settings["layer"], stage.settings["method"], stage.settings["depth"], width, seed)
+        for stage in planned
+        for width in stage.settings["widths"]
+        for seed in stage.seeds
+    ]
+    assert len(each) == len(set(each)) == networks
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"), [("mnist", 90), ("cifar10", 210), ("cifar100", 80), ("uci", 20), ("prune-and-jumpstart", 1)]
+)
+def test_the_other_presets_plan_every_network(name, stages):
+    grid = presets.get(name)
+    planned = jumpstart_grid._ENGINES[grid.kind].plan(grid)
+    assert len(planned) == len({(cells.Planned(*stage).title, stage.seeds.start) for stage in planned}) == stages
+
+
+def test_every_preset_is_described():
+    text = presets.listing()
+    assert all(f"{name}\n" in text for name in presets.names())
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"seeds": 0}, "seeds=0 must be at least 1"),
+        ({"widths": ()}, r"widths=\(\) must be one or more values"),
+        ({"depths": (0,)}, r"depths=\(0,\) must be positive"),
+        ({"coefficient": -1.0}, "coefficient=-1.0 must not be negative"),
+        ({"shard": "2/2"}, "shard='2/2' must be i/n"),
+        ({"ratios": (0.5, 2)}, r"ratios=\(0\.5, 2\) must be 1 or more"),
+        ({"shapes": ("20",)}, "'20' must be DEPTHxWIDTH"),
+        ({"shapes": ("20x8", "20x8")}, "must be one or more values, none twice"),
+    ],
+)
+def test_settings_that_no_study_can_have_are_refused(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Grid(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"methods": ("gelu",)}, "'gelu' is none of relu"),
+        ({"methods": ("UP:x",)}, "what is behind the colon must be a number"),
+        ({"methods": ("relu:0.1",)}, "'relu' has no penalty and takes no coefficient"),
+        ({"groups": ("1-5", "5-9")}, "width 5 is in 2 of them"),
+        ({"groups": ("a-b",)}, "'a-b' must be WIDTH or FROM-TO"),
+        ({"lr": (0.1, 0.2)}, "must be one value"),
+        ({"datasets": ("digits",)}, r"datasets=\('digits',\) must be moons"),
+    ],
+)
+def test_moons_settings_that_cannot_be_planned_are_refused(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        moons.plan(Grid(**options))
+
+
+def test_an_unknown_preset_ends_with_an_error_and_not_a_traceback(capsys):
+    assert jumpstart_grid.main(["--preset", "nothing"]) == 1
+    assert "preset='nothing' is unknown; known: moons-subset" in capsys.readouterr().err
+
+
+def test_a_network_without_penalty_is_the_same_stage_whatever_lambda_is():
+    settings = [moons.plan(Grid(methods=("relu",), coefficient=c))[0].settings for c in (0.1, 0.2)]
+    assert settings[0] == settings[1]
+    assert moons.plan(Grid(methods=("UP:0.5",)))[0].settings["coefficient"] == 0.5
+
+
+def test_the_count_of_parameters_is_the_size_of_the_thin_arrays():
+    for layer in ("conv", "dense"):
+        arch = Architecture(3, 4, train=85, layer=layer)
+        dense_stack = sum(
+            x.size
+            for x in jax.tree.leaves(
+                thin_networks.start(arch, thin_networks.Recipe(), [thin_networks.Run(4, 0)]).weights
+            )
+        )
+        # A convolution stands in its matrix twice where it has one tap of weights, and once for each bias.
+        shared = {"conv": 2 * 4 * 2 - 2 * 4 + 2 * (64 - 32) + 3 * 4, "dense": 0}[layer]
+        assert moons.parameters(arch, 4) == dense_stack - shared
+
+
+def test_the_help_names_every_method_of_every_kind(capsys):
+    with pytest.raises(SystemExit):
+        jumpstart_grid.main(["--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for kind, engine in jumpstart_grid._ENGINES.items():
+        listed = told.split("Techniques, ")[1].split(f"{kind}: ")[1].split(". ")[0]
+        names = set(re.sub(r"\(.*?\)", "", listed).replace(",", " ").split())
+        assert names == set(engine.METHODS)
+
+
+@TRAINS
+def test_a_run_stores_and_reports_every_cell(tmp_path, capsys):
+    assert _run(tmp_path, *TINY) == 0
+    printed = capsys.readouterr().out
+    assert "moons, UP: training accuracy" in printed
+    assert "ours / published" not in printed  # the published grid has no network of depth 2
+    table = pd.read_csv(tmp_path / "cells.csv")
+    assert set(zip(table["method"], table["width"], strict=True)) == {("relu", 2), ("relu", 3), ("UP", 2), ("UP", 3)}
+    accuracies = table[["train_acc", "val_acc", "train_acc_last", "val_acc_last"]]
+    assert ((accuracies >= 0) & (accuracies <= 1)).to_numpy().all()
+    assert (table["train_acc"] >= table["train_acc_last"]).all()
+    assert (table["val_acc"] >= table["val_acc_last"]).all()
+    np.testing.assert_allclose(table["floor"], 44 / 85, atol=1e-6)
+    assert {path.name for path in tmp_path.glob("*.png")} >= {"moons-train.png", "moons-val.png", "units-up-conv.png"}
+    (made,) = provenance.notes(tmp_path)
+    assert made["command"].startswith("python -m experiments.jumpstart_grid")
+    capsys.readouterr()
+    assert _run(tmp_path, "status", *TINY) == 0
+    assert capsys.readouterr().out.count("1 of 1  ") == 2
+    assert jumpstart_grid.main(["status", "--out", str(tmp_path)]) == 0  # the options are those of the run
+    assert capsys.readouterr().out.count("1 of 1  ") == 2
+    (tmp_path / "config.json").write_text("[]")
+    assert jumpstart_grid.main(["report", "--out", str(tmp_path)]) == 1
+    assert "config.json cannot be read" in capsys.readouterr().err
+
+
+@TRAINS
+def test_a_report_from_the_written_table_says_the_same_as_one_from_the_store(tmp_path):
+    assert _run(tmp_path / "a", *TINY) == 0
+    assert _run(tmp_path / "b", "report", *TINY, "--table", str(tmp_path / "a" / "cells.csv")) == 0
+    assert (tmp_path / "a" / "report.md").read_bytes() == (tmp_path / "b" / "report.md").read_bytes()
+
+
+@TRAINS
+def test_what_was_stopped_goes_on_and_gives_the_same_numbers(tmp_path, monkeypatch, capsys):
+    assert _run(tmp_path / "whole", *TINY) == 0
+
+    def once(grid, stage, advance, carry_out=moons.carry_out):
+        if stage.settings["method"] == "UP":
+            raise RuntimeError("the power is gone")
+        return carry_out(grid, stage, advance)
+
+    monkeypatch.setattr(moons, "carry_out", once)
+    assert _run(tmp_path / "parts", *TINY) == 1
+    assert "the power is gone" in capsys.readouterr().err
+    monkeypatch.undo()
+    grid, again = jumpstart_grid.parse([*TINY, "--out", str(tmp_path / "parts")]), []
+    lost = {
+        stage.title
+        for stage in moons.plan(grid)
+        if store.missing(grid.folder / "store", "moons", stage.settings, stage.seeds)
+    }
+    monkeypatch.setattr(moons, "carry_out", functools.partial(_noting, again, moons.carry_out))
+    assert _run(tmp_path / "parts", *TINY) == 0
+    assert set(again) == lost
+    assert len(again) == len(lost)
+    whole, parts = (pd.read_csv(tmp_path / name / "cells.csv").drop(columns="seconds") for name in ("whole", "parts"))
+    pd.testing.assert_frame_equal(whole, parts)
+
+
+def _noting(titles, carry_out, grid, stage, advance):
+    titles.append(stage.title)
+    return carry_out(grid, stage, advance)
+
+
+def test_shards_share_the_stages_out(tmp_path, monkeypatch):
+    done = []
+
+    def noted(grid, stage, advance):
+        done.append(stage.title)
+        columns = {"dataset": "moons", "method": "relu", "replicate": 0, "width": 2, "depth": 2, "layer": "conv"}
+        return {"cells": {k: [v] for k, v in columns.items()}, "statuses": {k: [v] for k, v in columns.items()}}
+
+    monkeypatch.setattr(moons, "carry_out", noted)
+    monkeypatch.setattr(jumpstart_grid, "report", lambda grid: None)
+    for shard in ("0/3", "1/3", "2/3"):
+        assert _run(tmp_path / shard[0], "--shard", shard) == 0
+    assert sorted(done) == sorted(stage.title for stage in moons.plan(presets.get("moons-subset")))
+
+
+def test_no_stage_begins_when_the_minutes_are_over(tmp_path, capsys):
+    assert _run(tmp_path, *TINY, "--minutes", "0") == 1
+    assert "no stage of preset 'moons-subset' is done" in capsys.readouterr().err
+
+
+@TRAINS
+def test_dropout_ends_where_its_rate_is_zero(monkeypatch):
+    """UP-zero trains in two phases, with dropout and without, and for the epochs that were asked for."""
+    monkeypatch.setattr(moons, "DROPOUT_EPOCHS", 3)
+    phases = []
+    lower = thin_networks.train.lower
+
+    class Noting:
+        def lower(self, arch, recipe, epochs, state, problem):
+            phases.append((recipe.dropout, epochs))
+            return lower(arch, recipe, epochs, state, problem)
+
+    monkeypatch.setattr(thin_networks, "train", Noting())
+    grid = Grid(methods=("UP-zero",), widths=(2,), depths=(2,), epochs=5)
+    worked = []
+    tables = moons.carry_out(grid, moons.plan(grid)[0], worked.append)
+    assert phases == [(True, 3), (False, 2)]
+    assert sum(worked) == moons.plan(grid)[0].work == 10
+    assert np.isfinite(tables["cells"]["loss_last"]).all()
+    assert np.asarray(tables["statuses"]["units"]).shape == (1, 4)
+
+
+@TRAINS
+def test_the_train_step_lowers_for_accelerators():
+    arch = Architecture(3, 3, train=85, penalized=("unit", "point"))
+    runs = [thin_networks.Run(3, 0), thin_networks.Run(2, 0)]
+    problem = thin_networks.Problem(*moons.points(), thin_networks.real_units(arch, runs))
+    recipe = thin_networks.Recipe(dropout=True)
+    step = functools.partial(thin_networks.train, arch, recipe, 2)
+    state = thin_networks.start(arch, recipe, runs)
+    exported = jax.export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(state, problem)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_and_gives_the_same_numbers(tmp_path):
+    options = ("--epochs", "400", "--depths", "2", "4", "--widths", "2", "3", "5")
+    command = [sys.executable, "-m", "experiments.jumpstart_grid", *options, "--out"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {**os.environ, "XLA_FLAGS": ""}}
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, **quiet)
+    with subprocess.Popen([*command, str(tmp_path / "parts")], **quiet) as process:
+        while not list(tmp_path.glob("parts/store/*/00000-00001")) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    held = len(list(tmp_path.glob("parts/store/*/00000-00001")))
+    assert 0 < held < 4
+    subprocess.run([*command, str(tmp_path / "parts")], check=True, **quiet)
+    whole, parts = (pd.read_csv(tmp_path / name / "cells.csv").drop(columns="seconds") for name in ("whole", "parts"))
+    pd.testing.assert_frame_equal(whole, parts)

@@ -1,0 +1,148 @@
+"""The study as processes of the system: killed and resumed, side by side, and as one over loopback."""
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[3]
+TINY = [
+    *("--replicates", "2", "--ratios", "1", "4", "--scores", "magnitude", "random", "--jumpstart", "0"),
+    *("--epochs", "2", "--finetune-epochs", "1", "--chunk", "2"),
+]
+STAGES = 4  # dense, control, magnitude and random at 4
+KILLS = 20
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Start the command line in another process; programs are compiled once for all of them."""
+    programs = tmp_path_factory.mktemp("programs")
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(programs),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+    started = []
+
+    def begin(out, *arguments, devices=1):
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        command = [sys.executable, "-m", "experiments.recall_distortion", *TINY, "--out", str(out), *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **cache, **flags}, **pipes))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()  # a test may have read it to its end, which closes it too
+
+
+def finish(process):
+    """Wait for success; what was printed."""
+    printed, _ = process.communicate(timeout=1800)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def stages_run(printed):
+    return re.findall(r"%\] jumpstart 0: (.+), replicates", printed)
+
+
+def tables(out):
+    return {name: pd.read_csv(out / f"{name}.csv") for name in ("alphas", "counts", "summary", "tests")}
+
+
+def assert_same(found, expected):
+    for name, table in expected.items():
+        pd.testing.assert_frame_equal(found[name], table, check_exact=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, tmp_path_factory):
+    """The tables of a study that nothing disturbs, and the seconds before its first stage and of each stage.
+
+    The first run compiles; the second is the one that is timed.
+    """
+    finish(start(tmp_path_factory.mktemp("first") / "run"))
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    began = time.monotonic()
+    printed = finish(start(out))
+    seconds = time.monotonic() - began
+    begun = [float(stamp) for stamp in re.findall(r"\[ *([\d.]+) s, .+%\] jumpstart", printed)]
+    assert len(begun) == STAGES
+    return tables(out), (seconds - begun[-1], (begun[-1] - begun[0]) / (STAGES - 1))
+
+
+def kill_at_random(process, moments, before, each):
+    """Kill it at a random moment after it has begun a random number of stages, none among them.
+
+    The moment counts from what the process prints, so that it falls into the study on a loaded machine too.
+    """
+    begun = moments.randrange(STAGES + 1)
+    wait = moments.uniform(0, 2 * each if begun else before)
+    while begun > 0 and (line := process.stdout.readline()):
+        begun -= len(stages_run(line))
+    time.sleep(wait)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_killed_at_any_moment_it_finishes_with_the_same_numbers_and_redoes_no_stage(start, undisturbed, tmp_path):
+    expected, seconds = undisturbed
+    moments = random.Random(0)
+    stopped_midway = 0
+    for trial in range(KILLS):
+        out = tmp_path / str(trial)
+        kill_at_random(start(out), moments, *seconds)
+        done = {path: path.stat().st_mtime_ns for path in out.glob("store/*/?????-?????")}
+        pruned_or_dense = [path for path in done if not path.parent.name.startswith("data-")]
+        printed = finish(start(out))
+        assert len(stages_run(printed)) == STAGES - len(pruned_or_dense), "what was done is not done again"
+        assert {path: path.stat().st_mtime_ns for path in done} == done
+        assert_same(tables(out), expected)
+        stopped_midway += 0 < len(pruned_or_dense) < STAGES
+    assert stopped_midway >= 3, "the kills must hit the study, not only its start and end"
+
+
+def test_two_processes_on_one_store_do_not_harm_each_other(start, undisturbed, tmp_path):
+    both = [start(tmp_path / "run"), start(tmp_path / "run")]
+    for process in both:
+        finish(process)
+    assert_same(tables(tmp_path / "run"), undisturbed[0])
+
+
+def test_shards_make_one_study_in_one_folder(start, undisturbed, tmp_path):
+    shards = [start(tmp_path / "run", "--shard", f"{i}/2") for i in range(2)]
+    first, second = map(finish, shards)
+    assert first.count("replicates 0 to 0\n") == second.count("replicates 1 to 1\n") == STAGES
+    finish(start(tmp_path / "run", "report"))
+    found, expected = tables(tmp_path / "run"), undisturbed[0]
+    # Blocks of one and of two replicates are different programs: equal to float tolerance.
+    pd.testing.assert_frame_equal(found["counts"], expected["counts"])
+    pd.testing.assert_frame_equal(found["alphas"], expected["alphas"], rtol=1e-6)
+
+
+def test_two_processes_over_loopback_give_the_numbers_of_one(start, undisturbed, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id"]
+    both = [start(tmp_path / "run", *together, str(i), devices=2) for i in range(2)]
+    first, second = map(finish, both)
+    assert stages_run(first) == ["dense training", "no pruning (control)", "magnitude, t = 4", "random, t = 4"]
+    assert stages_run(second) == [], "one process tells what happens"
+    assert_same({"counts": tables(tmp_path / "run")["counts"]}, {"counts": undisturbed[0]["counts"]})
+    pd.testing.assert_frame_equal(tables(tmp_path / "run")["alphas"], undisturbed[0]["alphas"], rtol=1e-6)

@@ -1,0 +1,344 @@
+"""The study end to end, small: what is trained, pruned, stored, resumed and reported."""
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+from rich.console import Console
+
+import jprune
+from experiments.recall_distortion import __main__ as recall_distortion
+from experiments.recall_distortion import evidence, oneshot, plan, presets, report, runner
+from experiments.recall_distortion.plan import Cell
+from experiments.storage import results, store
+from experiments.training import replicates
+from jprune.pruning.selection.uint64 import count_of
+
+pytestmark = [
+    pytest.mark.optax_promotes,
+    pytest.mark.filterwarnings("ignore:fewer than five models"),
+]
+
+
+def small(out, **changes):
+    """The demo with three replicates, two scores and two ratios, for a few epochs."""
+    base = dataclasses.replace(
+        presets.get("demo"),
+        replicates=3,
+        ratios=(1, 5),
+        scores=("undecayed", "random"),
+        epochs=(2,),
+        finetune_epochs=(1,),
+        keep_pruned=True,
+        out=out,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Programs that several tests compile are compiled once."""
+    names = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A small study that has been run once for all tests of this module."""
+    study = small(tmp_path_factory.mktemp("study") / "small")
+    recall_distortion.run(study)
+    return study
+
+
+def stage_of(study, jumpstart, cell):
+    planned = plan.stages(study, results.truth(study).fingerprint, jumpstart)
+    return next(stage for stage in planned if stage.cell == cell)
+
+
+def stored(study, jumpstart, cell):
+    stage = stage_of(study, jumpstart, cell)
+    (found,) = store.find(plan.root(study), stage.kind, stage.settings)
+    return found
+
+
+def test_every_file_is_there(study):
+    names = {path.name for path in study.folder.iterdir()}
+    kinds = ("summary", "alphas", "counts", "classes", "dense", "tests", "stopped", "accuracy")
+    others = {"config.json", "made", "alpha.png", "figures", "report.html", "store"}
+    assert names == {f"{kind}.csv" for kind in kinds} | others
+    drawn = {str(path.relative_to(study.folder)) for path in study.folder.rglob("*.png")}
+    each = ("alpha", "null", "recall", "tradeoff", "variance", "scatter")
+    assert drawn == {"alpha.png"} | {f"figures/jumpstart-{c}/{name}.png" for c in ("0", "0.1") for name in each}
+    assert all((study.folder / path).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in drawn)
+    config = json.loads((study.folder / "config.json").read_text())
+    assert presets.from_json(config["study"]) == study
+    assert config["versions"]["jax"] == jax.__version__
+    page = (study.folder / "report.html").read_text()
+    assert "<svg" in page
+    assert "random (jumpstart 0.1)" in page
+
+
+def test_digits_are_drawn_from_black_to_white(study):
+    drawn = re.findall(r"data:image/png;base64,([^\"']+)", (study.folder / "report.html").read_text())
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in drawn]
+    stored = np.rint(results.images(study)[..., 0] / 16 * 255)  # the gray levels of digits are 0 to 16
+    assert pictures
+    assert all((stored == picture).all(axis=(1, 2)).any() for picture in pictures)
+
+
+def test_pruned_weights_are_zero_after_fine_tuning_and_exactly_as_many_are_kept_as_the_ratio_asks(study):
+    # 50,610 parameters, of which 49,200 prunable; a fifth of all is 10,122, less 1,410 that stay.
+    for score in study.scores:
+        found = stored(study, 0.1, Cell(score, 5.0))
+        rows = store.read_table(found, "replicates.parquet")
+        assert rows["kept_by_mask"].tolist() == [8712] * 3
+        assert rows["nonzero"].tolist() == [8712] * 3
+        weights = store.read_weights(found)
+        kernels = [weights["0/hidden/0/kernel"], weights["0/hidden/1/kernel"]]
+        assert [int(sum((kernel[r] != 0).sum() for kernel in kernels)) for r in range(3)] == [8712] * 3
+        assert all((weights["0/head/kernel"][r] != 0).all() for r in range(3))
+        before = store.read_weights(stored(study, 0.1, None))["0/hidden/0/kernel"]
+        kept = kernels[0] != 0
+        assert (before[kept] != kernels[0][kept]).mean() > 0.99, "what is kept was fine-tuned"
+    control = store.read_table(stored(study, 0.1, Cell("control", 1.0)), "replicates.parquet")
+    assert control["nonzero"].tolist() == [49_200] * 3
+
+
+def test_counts_sum_to_the_test_set_and_are_those_of_the_stored_weights(study):
+    truth = results.truth(study)
+    for cell in (None, Cell("control", 1.0), Cell("undecayed", 5.0)):
+        found = stored(study, 0.0, cell)
+        counts = store.read_table(found, "counts.parquet")
+        assert counts.groupby("replicate")["count"].sum().tolist() == [450] * 3
+        predictions = np.stack(store.read_table(found, "predictions.parquet")["prediction"])
+        table = np.zeros((3, 10, 10), int)
+        table[counts["replicate"], counts["true"], counts["predicted"]] = counts["count"]
+        for r in range(3):
+            np.testing.assert_array_equal(
+                table[r], [[((truth.labels == i) & (predictions[r] == j)).sum() for j in range(10)] for i in range(10)]
+            )
+        weights = store.read_weights(found)
+        dataset = plan.load(study)
+        x = (dataset.test.images.reshape(450, 64) - float(dataset.mean[0])) / float(dataset.std[0])
+        for layer in ("hidden/0", "hidden/1"):
+            x = np.maximum(x @ weights[f"0/{layer}/kernel"][1] + weights[f"0/{layer}/bias"][1], 0)
+        logits = x @ weights["0/head/kernel"][1] + weights["0/head/bias"][1]
+        assert (logits.argmax(1) == predictions[1]).mean() > 0.997  # to float tolerance
+
+
+def test_alphas_in_the_report_are_worked_out_from_the_stored_counts(study):
+    alphas = pd.read_csv(study.folder / "alphas.csv")
+    counts = pd.read_csv(study.folder / "counts.csv")
+    assert len(alphas) == 2 * 2 * 2 * 3  # coefficients, scores, ratios, replicates
+    assert set(alphas["jumpstart"]) == {0.0, 0.1}
+    for _, row in alphas.iterrows():
+        same = (
+            counts[["jumpstart", "score", "ratio", "replicate"]] == row[["jumpstart", "score", "ratio", "replicate"]]
+        ).all(axis=1)
+        of = counts[same]
+        assert of["support"].sum() == 450
+        a1, at = of["correct_dense"].sum() / 450, of["correct"].sum() / 450
+        b1 = of["correct_dense"] / of["support"] / a1 - 1
+        bt = of["correct"] / of["support"] / at - 1
+        assert row["alpha"] == pytest.approx((b1 * bt).sum() / (b1**2).sum(), rel=1e-9)
+        assert row["alpha_null"] == pytest.approx((1 - at) / (1 - a1) * a1 / at, rel=1e-9)
+        kept = 49_200 if row["ratio"] == 1 else 8712
+        assert row["achieved_ratio"] == pytest.approx(50_610 / (1410 + kept))
+    control = alphas[alphas["ratio"] == 1].pivot(index=["jumpstart", "replicate"], columns="score", values="alpha")
+    assert (control["undecayed"] == control["random"]).all()
+
+
+def test_the_table_of_dense_accuracy_is_worked_out_from_the_stored_predictions(study):
+    table = pd.read_csv(study.folder / "accuracy.csv")
+    labels = results.truth(study).labels
+    for jumpstart, row in zip(study.jumpstart, table.itertuples(), strict=True):
+        predictions = store.read_table(stored(study, jumpstart, None), "predictions.parquet")["prediction"]
+        accuracies = [(found == labels).mean() for found in predictions]
+        assert row.audit == f"mlp on digits, jumpstart {jumpstart:g}"
+        assert row.networks == 3
+        expected = [np.mean(accuracies), np.std(accuracies, ddof=1), min(accuracies), max(accuracies)]
+        np.testing.assert_allclose([row.mean, row.standard_deviation, row.lowest, row.highest], expected, rtol=1e-9)
+
+
+def test_the_penalty_is_in_dense_training_alone(study):
+    dense = [store.read_weights(stored(study, c, None))["0/hidden/0/kernel"] for c in (0.0, 0.1)]
+    assert (dense[0] != dense[1]).any()
+    assert plan.finetune_recipe(study).jumpstart == 0
+    assert stage_of(study, 0.1, None).settings["recipe"]["jumpstart"] == 0.1
+
+
+def test_the_report_comes_from_the_store_alone(study, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "load", None)
+    before = (study.folder / "alphas.csv").read_text()
+    (study.folder / "alphas.csv").unlink()
+    assert recall_distortion.main(["report", "--out", str(study.folder)]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"The report is {study.folder / 'report.html'}"
+    assert "Jumpstart 0.1: 3 of 3 networks (mlp) on digits, 450 test examples; dense accuracy 0.9" in said
+    assert "Does the jumpstart penalty change alpha?" in said
+    assert (study.folder / "alphas.csv").read_text() == before
+    assert recall_distortion.main(["status", "--out", str(study.folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "   3 of 3  jumpstart 0.1: random, t = 5" in lines
+    assert len(lines) == 2 * 4
+
+
+def test_studies_side_by_side_are_tested_and_tabled(study, tmp_path):
+    """This study at coefficient 0.1 beside the recorded one at its first, 0: Welch's t by scipy."""
+    shutil.copytree(study.folder / "store", tmp_path / "store")
+    here = dataclasses.replace(study, out=tmp_path, jumpstart=(0.1,), beside=(study.folder,))
+    report.write(here, Console(file=io.StringIO()))
+    alphas = pd.read_csv(study.folder / "alphas.csv").groupby(["jumpstart", "score", "ratio"])["alpha"].apply(list)
+    table = pd.read_csv(tmp_path / "beside.csv")
+    assert len(table) == 2 * 2  # scores, ratios
+    other = f"mlp on digits, {study.folder.name}"
+    for row in table.itertuples():
+        assert (row.audit, row.other_audit, row.alternative) == ("mlp on digits", other, "greater")
+        first, second = (alphas[c, row.score, row.ratio] for c in (0.1, 0.0))
+        p = scipy.stats.ttest_ind(first, second, equal_var=False, alternative="greater").pvalue
+        assert row.p == pytest.approx(p, rel=1e-9)
+        assert row.p_bonferroni == pytest.approx(min(1, 2 * p), rel=1e-9)
+    assert pd.read_csv(tmp_path / "accuracy.csv")["audit"].tolist() == ["mlp on digits, jumpstart 0.1", other]
+    assert (tmp_path / "beside.png").exists()
+    with pytest.raises(ValueError, match="has two studies that are both called 'mlp on digits, small'"):
+        report.write(dataclasses.replace(here, beside=(study.folder, study.folder)), Console(file=io.StringIO()))
+    nowhere = dataclasses.replace(here, beside=(tmp_path / "nowhere",))
+    with pytest.raises(store.StoreError, match=r"nowhere has no config\.json: no study was run there"):
+        report.write(nowhere, Console(file=io.StringIO()))
+
+
+def test_the_second_run_trains_nothing(study, monkeypatch):
+    monkeypatch.setattr(runner, "train_dense", None)
+    monkeypatch.setattr(runner, "prune_and_finetune", None)
+    monkeypatch.setattr(recall_distortion, "report", lambda study: None)
+    recall_distortion.run(study)
+    assert recall_distortion.todo(study, plan.fingerprint(plan.load(study)), chunk=30) == []
+
+
+def test_a_stage_that_is_lost_is_made_again_with_the_same_numbers(study, monkeypatch):
+    monkeypatch.setattr(recall_distortion, "report", lambda study: None)
+    found = stored(study, 0.0, Cell("random", 5.0))
+    before = {name: store.read_table(found, f"{name}.parquet") for name in ("predictions", "replicates", "counts")}
+    shutil.rmtree(found.path)
+    recall_distortion.run(study)
+    for name, table in before.items():
+        pd.testing.assert_frame_equal(store.read_table(found, f"{name}.parquet"), table)
+
+
+def test_more_replicates_leave_those_that_are_there(study):
+    more = dataclasses.replace(study, replicates=4, jumpstart=(0.0,), scores=("random",))
+    dataset = plan.load(more)
+    work = recall_distortion.todo(more, plan.fingerprint(dataset), chunk=30)
+    assert [mine for _, mine in work] == [range(3, 4)] * 3
+    assert [stage.cell for stage, _ in work] == [None, Cell("control", 1.0), Cell("random", 5.0)]
+
+
+def test_a_stopped_replicate_is_left_out_with_its_reason(study, tmp_path):
+    copy = dataclasses.replace(study, out=tmp_path, jumpstart=(0.0,), scores=("random",))
+    dataset = plan.load(copy)
+    results.settle(copy, dataset)
+    for stage in plan.stages(copy, plan.fingerprint(dataset), 0.0):
+        (done,) = store.find(plan.root(study), stage.kind, stage.settings)
+        summary = {name: column.to_numpy() for name, column in store.read_table(done, "replicates.parquet").items()}
+        if stage.cell is None:
+            summary["stopped"] = np.array([-1, 7, -1], np.int32)
+        predictions = np.stack(store.read_table(done, "predictions.parquet")["prediction"])
+        weights = {"0/head/bias": np.zeros((3, 10), np.float32)}
+        results.save(copy, stage, range(3), runner.Outcome(weights, summary, predictions, []))
+    found = evidence.gather(copy, results.truth(copy), 0.0)
+    assert found.stopped.to_dict("records") == [
+        {"stage": "jumpstart 0: dense training", "replicate": 1, "reason": "the loss was not finite at step 7"}
+    ]
+    assert sorted(found.alphas["replicate"].unique()) == [0, 2]
+    whole = pd.read_csv(study.folder / "alphas.csv").set_index(["jumpstart", "score", "ratio", "replicate"])["alpha"]
+    for row in found.alphas.itertuples():
+        assert row.alpha == pytest.approx(whole[0.0, row.score, row.ratio, row.replicate], rel=1e-12)
+
+
+def test_a_data_set_that_changed_is_refused(study, monkeypatch):
+    dataset = plan.load(study)
+    flipped = dataset.test._replace(images=dataset.test.images[:, ::-1])
+    monkeypatch.setattr(plan, "load", lambda study: dataclasses.replace(dataset, test=flipped))
+    with pytest.raises(store.StoreError, match="was made from a data set with fingerprint"):
+        recall_distortion.run(study)
+
+
+def test_the_gradient_of_a_score_is_the_mean_over_its_batches(study):
+    dataset = plan.load(study)
+    lab = runner.equip(dataclasses.replace(study, gradient_batches=3), dataset)
+    index = replicates.place(np.arange(2, dtype=np.int32), lab.layout.mesh)
+    params, stats, _ = lab.fresh(index)
+    found = lab.gradient((params, stats, index), lab.train)
+    key = replicates.key(study.seed, jnp.int32(1), 2)
+    order = jax.random.permutation(jax.random.fold_in(key, 0), len(dataset.train.labels))[: 3 * study.batch]
+    x = ((dataset.train.images[order] - dataset.mean) / dataset.std).reshape(len(order), 64).astype(np.float64)
+    y = dataset.train.labels[order]
+    w = {path: np.asarray(leaf[1], np.float64) for path, leaf in zip(*jprune.trees.flatten(params)[:2], strict=True)}
+    h1 = np.maximum(x @ w["hidden/0/kernel"] + w["hidden/0/bias"], 0)
+    h2 = np.maximum(h1 @ w["hidden/1/kernel"] + w["hidden/1/bias"], 0)
+    z = h2 @ w["head/kernel"] + w["head/bias"]
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    back = (p - np.eye(10)[y]) / len(y) @ w["head/kernel"].T * (h2 > 0)
+    np.testing.assert_allclose(found["hidden"][1]["kernel"][1], h1.T @ back, rtol=1e-3, atol=1e-6)
+
+
+def test_more_gradient_batches_than_there_are_examples_are_refused_before_training(study):
+    dataset = plan.load(study)
+    with pytest.raises(
+        ValueError, match=r"gradient_batches=19 of batch=64 examples are more than the 1211 of the training split"
+    ):
+        runner.equip(dataclasses.replace(study, gradient_batches=19), dataset)
+
+
+def test_a_report_is_of_the_replicates_that_are_asked_for(study):
+    found = evidence.gather(dataclasses.replace(study, replicates=2), results.truth(study), 0.0)
+    assert sorted(found.alphas["replicate"].unique()) == [0, 1]
+
+
+def test_the_signed_legacy_keeps_more_than_asked_where_scores_are_negative():
+    params = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4)}
+    scores = {"kernel": jnp.array([[4.0, 3.0, 2.0, 1.0], [-4.0, -3.0, -0.5, -0.1]])}
+    pruned, kept = oneshot.prune(params, scores, count_of(3), signed=True)
+    # The third largest signed score is 2; -4 and -3 are larger in magnitude and stay too.
+    assert int(kept) == 5
+    np.testing.assert_array_equal(pruned["kernel"], [[1, 2, 3, 0], [5, 6, 0, 0]])
+    exact, kept = oneshot.prune(params, {"kernel": jnp.abs(scores["kernel"])}, count_of(3))
+    assert int(kept) == 3
+    assert int((exact["kernel"] != 0).sum()) == 3
+
+
+@pytest.mark.parametrize("jumpstart", [0.0, 0.1])
+def test_the_demo_trains_an_epoch_in_one_program_that_lowers_for_every_platform(jumpstart):
+    study = dataclasses.replace(presets.get("demo"), replicates=2)
+    dataset = plan.load(study)
+    lab = runner.equip(study, dataset)
+    phase = lab.dense[jumpstart]
+    index = replicates.place(np.arange(2, dtype=np.int32), lab.layout.mesh)
+    state = jax.eval_shape(phase.begin.program, jax.eval_shape(lab.fresh.program, index, ()), ())
+    shared = (jnp.int32(0), lab.train, lab.validation)
+    assert isinstance(phase.epoch, replicates.Spread), "one program an epoch"
+    exported = jax.export.export(phase.epoch.program, platforms=("cpu", "cuda", "tpu"))(state, shared)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert "while" in exported.mlir_module(), "the steps of the epoch are a loop of the program"

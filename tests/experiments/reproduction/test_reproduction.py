@@ -1,0 +1,274 @@
+"""What is kept of finished runs, the verdicts drawn from it, and the page rebuilt from both."""
+
+import dataclasses
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from experiments.recall_distortion import __main__ as recall_distortion
+from experiments.reproduction import __main__ as reproduction
+from experiments.reproduction import hypotheses, ledger
+from experiments.reproduction.ledger import Recalls
+from experiments.storage import files, provenance, results
+
+RATIOS = (2.0, 4.0, 10.0, 20.0, 50.0)
+BALANCE = np.array([100, 50, -50, -100])  # of 1,000 examples a class, around 750 right ones
+SPREAD = 0.02 * np.array([-1, 1, 0, 0, -1, 1])  # over replicates; its mean is 0
+
+
+def _study(alphas, *, control=1.0, nonzero=lambda ratio: 1000 / ratio):
+    """Six networks whose mean alpha is as given for each score and ratio."""
+    rows = []
+
+    def add(score, ratio, alpha, keep):
+        order = np.random.default_rng(sum(map(ord, score)) + int(ratio))
+        for replicate, apart in enumerate(order.permutation(SPREAD)):
+            own = alpha + apart
+            right = np.round(750 + (BALANCE if score == "dense" else own * BALANCE)).astype(int)
+            sizes = {"parameters": 1100, "prunable": 1000, "nonzero": round(keep), "dead_units": 0.1 + 0.01 * replicate}
+            counts = {f"correct_{c}": count for c, count in enumerate(right)}
+            rows.append({"score": score, "ratio": ratio, "replicate": replicate, **sizes, **counts})
+
+    add("dense", 1.0, 1.0, 1000)
+    add("control", 1.0, control, 1000)
+    for score, by_ratio in alphas.items():
+        for ratio, alpha in zip(RATIOS, by_ratio, strict=True):
+            add(score, ratio, alpha, nonzero(ratio))
+    return Recalls(pd.DataFrame(rows), np.full(4, 1000), tuple("abcd"))
+
+
+def _verdict(name, **studies):
+    return {each.name: each for each in hypotheses.of_recalls(studies)}[name]
+
+
+def test_a_kept_network_gives_back_its_alpha():
+    study = _study({"magnitude": (0.9, 1.0, 1.1, 1.2, 1.5)})
+    audit = study.audit(["magnitude"], study.complete(["magnitude"]))
+    by_ratio = audit.alphas.groupby("ratio")["alpha"].mean()
+    np.testing.assert_allclose(by_ratio, [1.0, 0.9, 1.0, 1.1, 1.2, 1.5], atol=1e-9)
+
+
+def test_a_replicate_that_lacks_a_stage_is_left_out():
+    study = _study({"magnitude": (1, 1, 1, 1, 1)})
+    networks = study.networks
+    lost = (networks["ratio"] == 50) & (networks["replicate"] == 2)
+    assert study._replace(networks=networks[~lost]).complete(["magnitude"]) == [0, 1, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("alphas", "control", "r1", "r2"),
+    [
+        ((0.7, 0.9, 1.1, 1.4, 2.0), 1.0, "supported", "supported"),
+        ((0.9, 0.9, 0.9, 0.9, 0.9), 0.9, "contradicted", "open"),  # a difference of exactly 0, no rise
+        ((1.4, 1.2, 1.0, 0.9, 0.8), 1.0, "contradicted", "contradicted"),
+    ],
+)
+def test_the_control_and_the_rise_are_judged(alphas, control, r1, r2):
+    study = _study({"magnitude": alphas}, control=control)
+    assert _verdict("R1", **{"fashion-lenet": study}).verdict == r1
+    assert _verdict("R2", **{"fashion-lenet": study}).verdict == r2
+
+
+def test_alphas_below_0_have_no_logarithm_and_are_counted():
+    rising = (0.9, 1.0, 1.1, 1.2, 1.5)
+    study = _study({"magnitude": (*rising[:4], -0.5), "undecayed": rising})
+    networks, right = study.networks.copy(), [f"correct_{c}" for c in range(4)]
+    networks[right] = networks[right].sub((3 * networks["ratio"]).round().astype(int), axis=0)  # accuracy falls
+    found = _verdict("R4", **{"fashion-lenet": study._replace(networks=networks)}).found
+    assert "0 of 60 alphas, of collapsed networks, left out, and 6 below 0" in found
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(-0.2, "supported"), (0.2, "contradicted"), (0.0, "open")])
+def test_undecayed_is_judged_by_where_it_differs(shift, verdict):
+    magnitude = np.array([0.9, 1.0, 1.1, 1.2, 1.5])
+    found = _verdict("R3", **{"fashion-lenet": _study({"magnitude": magnitude, "undecayed": magnitude + shift})})
+    assert found.verdict == verdict
+    assert f"t = 2: {shift:+.3f}" in found.found
+
+
+def test_the_signed_variant_is_judged_by_the_ratio_achieved():
+    flat = (1.0,) * 5
+    for keep, verdict, told in ((2.0, "supported", "asked 2, achieved"), (0.95, "contradicted", "asked 50")):
+        study = _study({"undecayed-signed": flat}, nonzero=lambda ratio, keep=keep: keep * (1100 / ratio - 100))
+        study = study._replace(networks=study.networks[study.networks["ratio"] <= 10])
+        found = _verdict("R5", **{"fashion-lenet": study})
+        assert (found.verdict, told in found.found) == (verdict, told == "asked 2, achieved")
+
+
+def test_random_pruning_is_judged_by_the_interval_from_t_4_on():
+    assert _verdict("R6", **{"fashion-lenet": _study({"random": (0.9, 1.1, 1.2, 1.3, 1.4)})}).verdict == "supported"
+    assert _verdict("R6", **{"fashion-lenet": _study({"random": (0.9, 0.8, 1.2, 1.3, 1.4)})}).verdict == "contradicted"
+    assert _verdict("R6", **{"fashion-lenet": _study({"random": (0.9, 1.1, 1.0, 1.3, 1.4)})}).verdict == "open"
+
+
+def test_random_pruning_is_told_without_collapsed_networks_too():
+    study = _study({"random": (0.9, 1.1, 1.2, 1.3, 1.4)})
+    networks, right = study.networks.copy(), [f"correct_{c}" for c in range(4)]
+    collapsed = (networks["score"] == "random") & (networks["ratio"] == 10) & (networks["replicate"] == 0)
+    networks.loc[collapsed, right] = [1000, 0, 0, 0]
+    found = _verdict("R6", **{"fashion-lenet": study._replace(networks=networks)}).found
+    told = found.partition("; without collapsed networks, decided afterwards and not judged: ")[2]
+    assert told.startswith("t = 10: 1.")
+    assert told.endswith(", 5 networks")
+    assert "without" not in _verdict("R6", **{"fashion-lenet": study}).found
+
+
+def test_two_studies_are_compared_by_welch():
+    first, second = (_study({"magnitude": (0.9, 1.0, 1.1, 1.2, last)}) for last in (1.5, 2.0))
+    found = _verdict("R9", **{"fashion-lenet": first, "fashion-no-decay": second})
+    assert found.verdict == "supported"
+    assert "t = 50: +0.500" in found.found
+    assert _verdict("R8", **{"fashion-lenet": first, "fashion-jumpstart": second}).verdict == "open"
+
+
+def test_a_study_without_one_of_the_ratios_has_no_verdict_yet():
+    study = _study({"magnitude": (0.7, 0.9, 1.1, 1.4, 2.0)})
+    study = study._replace(networks=study.networks[study.networks["ratio"] != 50])
+    assert {each.verdict for each in hypotheses.of_recalls({"fashion-lenet": study})} == {"not run"}
+
+
+def test_what_has_not_run_is_said_to_have_not():
+    assert {each.verdict for each in hypotheses.of_recalls({})} == {"not run"}
+    assert {each.verdict for each in hypotheses.of_moons(None, None, pd.DataFrame())} == {"not run"}
+    assert hypotheses.of_tables(None).verdict == "not run"
+
+
+def _cells(up, relu, **columns):
+    sizes = [(width, depth) for width in range(1, 5) for depth in (1, 10, 20, 30)]
+    return pd.DataFrame(
+        {"method": method, "width": w, "depth": d, "replicate": 0, "train_acc": accuracy, **columns}
+        for method, accuracies in (("UP", up), ("relu", relu))
+        for (w, d), accuracy in zip(sizes, accuracies, strict=True)
+    )
+
+
+def test_the_moons_grid_is_judged_by_an_exact_mcnemar_and_by_fisher():
+    ours = _cells([0.95] * 16, [0.95] * 4 + [0.5] * 12)
+    published = _cells([0.95] * 16, [0.5] * 16)
+    more, agree, form = hypotheses.of_moons(ours, None, published)
+    assert more.verdict == "supported"
+    assert f"{stats.binomtest(12, 12).pvalue:.1e}" in more.found
+    assert "12 with UP alone, 0 with relu alone" in more.found
+    p = min(1.0, 2 * stats.fisher_exact([[4, 12], [0, 16]]).pvalue)  # the smaller of two, by Holm
+    assert f"relu 4 / 0 of 16 (p {p:.3f})" in agree.found
+    assert agree.verdict == "supported"
+    assert form.verdict == "not run"
+
+
+def test_the_form_of_the_layer_is_judged_by_which_agrees_more_often():
+    published = _cells([0.95] * 16, [0.5] * 16)
+    layers = pd.concat([_cells([0.95] * 16, [0.5] * 16, layer="conv"), _cells([0.5] * 16, [0.5] * 16, layer="dense")])
+    form = hypotheses.of_moons(None, layers, published)[2]
+    assert form.verdict == "supported"
+    assert "conv agrees in 32, dense in 16 of 32" in form.found
+    partial = hypotheses.of_moons(None, layers[(layers["layer"] == "conv") | (layers["method"] == "UP")], published)[2]
+    assert "conv agrees in 16, dense in 0 of 16" in partial.found, "what one form alone has run does not count"
+
+
+def test_wins_and_losses_are_judged_by_a_sign_test():
+    rows = [
+        {"dataset": d, "replicate": r, "method": m, "val_acc": 0.9 if m == "jumpstart" else 0.5}
+        for d in ("iris", "wine")
+        for r in range(5)
+        for m in ("jumpstart", "baseline")
+    ]
+    found = hypotheses.of_tables(pd.DataFrame(rows))
+    assert (found.verdict, found.found.startswith("10 wins, 0 draws, 0 losses")) == ("supported", True)
+    without = hypotheses.of_tables(pd.DataFrame(rows[:-1]))
+    assert without.found.startswith("9 wins, 0 draws, 0 losses"), "a pair that is not there is no draw"
+
+
+def test_the_same_command_is_noted_once_and_a_single_older_note_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x", "--preset", "demo", "--data-dir", "/home/me/data"])
+    provenance.note(tmp_path, "recall_distortion")
+    provenance.note(tmp_path, "recall_distortion")
+    (noted,) = provenance.notes(tmp_path)
+    assert noted["command"] == "python -m experiments.recall_distortion --preset demo --data-dir DIR"
+    (tmp_path / "made.json").write_text(json.dumps({"command": "old"}))
+    provenance.note(tmp_path, "recall_distortion")
+    assert [each["command"] for each in provenance.notes(tmp_path)] == ["old", noted["command"]]
+
+
+def test_runs_that_begin_together_lose_no_note(tmp_path):
+    modules = [f"study_{i}" for i in range(8)]
+    with ThreadPoolExecutor(len(modules)) as pool:
+        list(pool.map(partial(provenance.note, tmp_path), modules))
+    assert {note["command"].split()[2].removeprefix("experiments.") for note in provenance.notes(tmp_path)} == set(
+        modules
+    )
+
+
+def test_a_note_says_where_the_tree_had_changes(tmp_path, monkeypatch):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (repository / "provenance.py").write_text("committed")
+    monkeypatch.setattr(provenance, "__file__", str(repository / "provenance.py"))
+    git = ["git", "-C", str(repository), "-c", "user.name=me", "-c", "user.email=me@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *command], check=True)
+    provenance.note(tmp_path, "recall_distortion")
+    (repository / "provenance.py").write_text("changed")
+    provenance.note(tmp_path, "recall_distortion")
+    clean, changed = (each["commit"] for each in provenance.notes(tmp_path))
+    assert (len(clean), changed) == (40, f"{clean} with changes")
+
+
+def test_a_page_without_its_marker_is_refused():
+    with pytest.raises(ValueError, match="begin verdicts"):
+        reproduction.filled("nothing", {"verdicts": "x"})
+
+
+def test_the_committed_page_is_what_the_committed_tables_give(tmp_path, monkeypatch):
+    page = reproduction.PAGE.read_text()
+    (tmp_path / "reproduction.md").write_text(page)
+    monkeypatch.setattr(reproduction, "PAGE", tmp_path / "reproduction.md")
+    assert reproduction.main([]) == 0
+    assert (tmp_path / "reproduction.md").read_text() == page
+
+
+def test_a_smaller_grid_does_not_replace_a_larger_one(tmp_path, monkeypatch):
+    kept, trial = tmp_path / "kept", tmp_path / "trial"
+    kept.mkdir(), trial.mkdir()
+    monkeypatch.setattr(reproduction, "FOLDER", kept)
+    cells = pd.read_csv(ledger.FOLDER / "moons.csv")
+    cells.to_csv(kept / "moons.csv", index=False)
+    cells[cells["depth"] < 120].to_csv(trial / "cells.csv", index=False)
+    with pytest.raises(
+        ValueError, match=r"lacks 54 of the 702 networks that moons.csv keeps, such as moons P conv 120"
+    ):
+        reproduction.keep(trial, "moons")
+    assert len(pd.read_csv(kept / "moons.csv")) == 702
+    cells.assign(val_acc=0.5).to_csv(trial / "cells.csv", index=False)
+    reproduction.keep(trial, "moons")
+    assert set(pd.read_csv(kept / "moons.csv")["val_acc"]) == {0.5}
+
+
+@pytest.mark.optax_promotes
+def test_what_a_study_stored_is_kept_once_and_extended(tmp_path, capsys):
+    tiny = ("--epochs", "1", "--finetune-epochs", "1", "--ratios", "1", "4", "--scores", "magnitude", "--limit", "128")
+    options = (*tiny, "--jumpstart", "0", "--chunk", "1", "--out", str(tmp_path / "study"))
+    for count in (1, 2):
+        assert recall_distortion.main(["--replicates", str(count), *options]) == 0
+        study = results.recorded(tmp_path / "study")
+        assert ledger.keep(study, "tiny", tmp_path / "kept") == 3 * count
+    narrower = dataclasses.replace(study, ratios=(1, 2), scores=("random",))
+    assert ledger.keep(narrower, "tiny", tmp_path / "anew") == 6, "what the last command left out is kept too"
+    kept = ledger.recalls("tiny", tmp_path / "kept")
+    written = pd.read_csv(tmp_path / "study" / "counts.csv")
+    (of_one,) = {tuple(g.sort_values("class")["correct"]) for _, g in written[
+        (written["ratio"] == 4) & (written["replicate"] == 1)
+    ].groupby("score")}  # fmt: skip
+    np.testing.assert_array_equal(kept.correct("magnitude", 4.0, [1])[0], of_one)
+    assert kept.support.sum() == 128
+    for option, other in (("lr", "recipe"), ("finetune_lr", "pruning")):
+        with pytest.raises(ValueError, match=rf"other settings \({other}\); give another name"):
+            ledger.keep(dataclasses.replace(study, **{option: (0.5,)}), "tiny", tmp_path / "kept")
+    with pytest.raises(files.StoreError, match="holds no network of 'demo': run the study first"):
+        ledger.keep(dataclasses.replace(study, lr=(0.5,)), "other", tmp_path / "kept")
+    capsys.readouterr()

@@ -1,0 +1,126 @@
+"""Parameters, nonzeros and multiply-adds against hand counts and the compiler's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from jprune.pruning.export import costs
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(2, 6, (3, 3), rngs=rngs)
+        self.grouped = nnx.Conv(6, 6, (3, 3), padding="VALID", feature_group_count=3, rngs=rngs)
+        self.head = nnx.Linear(6, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = jax.nn.relu(self.grouped(jax.nn.relu(self.conv(x))))
+        return self.head(x.mean((1, 2)))
+
+
+def split_net():
+    graphdef, params = nnx.split(Net(nnx.Rngs(0)))
+    return params, lambda p, x: nnx.merge(graphdef, p)(x)
+
+
+def test_convolutions_and_dense_layers_count_as_by_hand():
+    params, apply = split_net()
+    found = costs.multiply_adds(apply, params, jnp.ones((1, 8, 8, 2)))
+    assert found == {
+        "conv/bias": 0,
+        "conv/kernel": 8 * 8 * 6 * (3 * 3 * 2),
+        "grouped/bias": 0,
+        "grouped/kernel": 6 * 6 * 6 * (3 * 3 * 2),  # two input channels a group
+        "head/bias": 0,
+        "head/kernel": 60,
+    }
+
+
+def test_multiply_adds_grow_with_the_batch_and_shapes_are_enough():
+    params, apply = split_net()
+    abstract = jax.eval_shape(lambda: params)
+    one = costs.multiply_adds(apply, abstract, jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.float32))
+    five = costs.multiply_adds(apply, abstract, jax.ShapeDtypeStruct((5, 8, 8, 2), jnp.float32))
+    assert five == {path: 5 * count for path, count in one.items()}
+
+
+def test_a_dense_net_agrees_with_the_compilers_count():
+    weights = [jnp.ones((30, 20)), jnp.ones((20, 50)), jnp.ones((50, 7))]
+
+    def apply(params, x):
+        for w in params:
+            x = x @ w
+        return x
+
+    x = jnp.ones((4, 30))
+    compiled = jax.jit(apply).lower(weights, x).compile().cost_analysis()
+    assert 2 * sum(costs.multiply_adds(apply, weights, x).values()) == compiled["flops"]
+
+
+def test_layers_in_a_scan_a_remat_a_jit_and_a_cond_are_counted():
+    params = {"stack": jnp.ones((7, 5, 5)), "shared": jnp.ones((5, 5)), "either": jnp.ones((5, 3))}
+
+    def apply(p, x):
+        def layer(h, w):
+            return jax.checkpoint(lambda h: jax.nn.relu(h @ w + h @ p["shared"]))(h), None
+
+        h = jax.jit(lambda h: lax.scan(layer, h, p["stack"])[0])(x)
+        return lax.cond(h.sum() > 0, lambda h: h @ p["either"], lambda h: h[:, :3], h)
+
+    found = costs.multiply_adds(apply, params, jnp.ones((2, 5)))
+    assert found == {"stack": 2 * 7 * 25, "shared": 2 * 7 * 25, "either": 2 * 15}
+
+
+def test_a_weight_fed_back_through_the_carry_is_not_taken_for_a_weight_of_its_own():
+    def apply(p, x):
+        def step(carry, _):
+            h, w = carry
+            return (h @ w, w), None
+
+        return lax.scan(step, (x, p["w"]), None, length=4)[0][0]
+
+    assert costs.multiply_adds(apply, {"w": jnp.ones((3, 3))}, jnp.ones((2, 3))) == {"w": 4 * 2 * 9}
+
+
+def test_masked_and_transposed_weights_are_followed():
+    params = {"w": jnp.ones((3, 5))}
+    mask = np.eye(3, 5)
+    found = costs.multiply_adds(lambda p, x: x @ (p["w"] * mask).T.reshape(5, 3), params, jnp.ones((2, 5)))
+    assert found == {"w": 30}
+
+
+def test_a_weight_in_a_while_loop_is_refused():
+    def apply(p, x):
+        return lax.while_loop(lambda h: h.sum() < 9, lambda h: h @ p["w"], x)
+
+    with pytest.raises(ValueError, match="inside a while loop"):
+        costs.multiply_adds(apply, {"w": jnp.ones((2, 2))}, jnp.ones((1, 2)))
+
+
+def test_the_table_adds_up_and_counts_masks_or_zeros():
+    params, apply = split_net()
+    masks = jax.tree.map(lambda w: None, params)
+    kernel = masks["conv"]["kernel"]
+    masks["conv"]["kernel"] = kernel.replace(jnp.arange(108).reshape(3, 3, 2, 6) < 27)
+    table = costs.cost_table(params, masks, apply=apply, inputs=[jnp.ones((1, 8, 8, 2))])
+    assert list(table.index) == [*costs.multiply_adds(apply, params, jnp.ones((1, 8, 8, 2))), "total"]
+    row = table.loc["conv/kernel"]
+    assert (row["parameters"], row["nonzeros"], row["compression"]) == (108, 27, 4.0)
+    assert row["effective_multiply_adds"] == 8 * 8 * 27
+    total = table.loc["total"]
+    assert total["parameters"] == 108 + 6 + 108 + 6 + 60 + 10
+    assert total["nonzeros"] == total["parameters"] - 81
+    assert total["effective_multiply_adds"] == 8 * 8 * 27 + 6 * 6 * 108 + 60
+
+    zeroed = costs.cost_table({"w": jnp.array([0.0, 1.0]), "step": jnp.int32(1), "none": None})
+    assert zeroed.loc["w", "nonzeros"] == 1
+    assert list(zeroed.index) == ["w", "total"]
+    assert "multiply_adds" not in zeroed
+
+
+def test_a_wholly_pruned_leaf_has_no_compression_rather_than_an_infinite_one():
+    table = costs.cost_table({"w": jnp.zeros((2, 2))})
+    assert np.isnan(table.loc["w", "compression"])

@@ -1,0 +1,158 @@
+"""What goes out comes back: bits, values, dtypes; what does not fit is refused by name."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jprune.pruning.export import files
+
+
+def net():
+    key = jax.random.split(jax.random.key(3), 3)
+    params = {
+        "conv": {"kernel": jax.random.normal(key[0], (3, 3, 2, 5)), "bias": jnp.arange(5.0)},
+        "head": {"kernel": jax.random.normal(key[1], (7, 3)).astype(jnp.bfloat16), "bias": None},
+        "step": jnp.int32(4),
+    }
+    masks = {
+        "conv": {"kernel": jax.random.bernoulli(key[2], 0.3, (3, 3, 2, 5)), "bias": None},
+        "head": {"kernel": jnp.arange(21).reshape(7, 3) % 4 == 0, "bias": None},
+        "step": None,
+    }
+    return params, masks
+
+
+def assert_same(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_masks_come_back_bit_for_bit_in_an_eighth_of_a_byte_a_weight(tmp_path):
+    params, masks = net()
+    files.save_masks(tmp_path / "m", masks)
+    assert_same(files.load_masks(tmp_path / "m", params), masks)
+    stored = safetensors.numpy.load_file(tmp_path / "m")
+    assert stored["conv/kernel#bits"].nbytes == 12  # 90 bits
+    assert os.listdir(tmp_path) == ["m"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=0, max_size=3), st.integers(0, 2**32 - 1))
+def test_masks_of_any_shape_come_back(tmp_path_factory, shape, seed):
+    mask = np.random.default_rng(seed).random(shape) < 0.5
+    file = tmp_path_factory.mktemp("masks") / "m"
+    files.save_masks(file, {"w": jnp.asarray(mask)})
+    np.testing.assert_array_equal(files.load_masks(file, {"w": jnp.zeros(shape)})["w"], mask)
+
+
+def test_masks_fit_the_same_paths_in_another_kind_of_tree(tmp_path):
+    state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
+    mask = jnp.array([[True, False, True], [False, False, True]])
+    files.save_masks(tmp_path / "m", {"params": {"kernel": mask}})
+    loaded = files.load_masks(tmp_path / "m", state)
+    assert isinstance(loaded, nnx.State)
+    np.testing.assert_array_equal(jax.tree.leaves(loaded)[0], mask)
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_weights_come_back_and_pruned_ones_are_zero(tmp_path, with_masks):
+    params, masks = net()
+    files.save_pruned(tmp_path / "w", params, masks if with_masks else None)
+    wanted = params
+    if with_masks:
+        wanted = jax.tree.map(lambda w: w, params)
+        for layer in ("conv", "head"):
+            kernel = params[layer]["kernel"]
+            wanted[layer]["kernel"] = jnp.where(masks[layer]["kernel"], kernel, jnp.zeros_like(kernel))
+    assert_same(files.load_pruned(tmp_path / "w", params), wanted)
+
+
+def test_dense_weights_are_read_by_any_safetensors_reader(tmp_path):
+    params, _ = net()
+    files.save_pruned(tmp_path / "w", params)
+    plain = safetensors.numpy.load_file(tmp_path / "w")
+    np.testing.assert_array_equal(plain["conv/kernel"], params["conv"]["kernel"])
+
+
+def test_masks_that_do_not_fit_are_refused_by_leaf(tmp_path):
+    params, masks = net()
+    files.save_masks(tmp_path / "m", masks)
+    with pytest.raises(ValueError, match=r"holds \['head/kernel'\], which params lacks; params has \['conv/bias'"):
+        files.load_masks(tmp_path / "m", {"conv": params["conv"]})
+    wide = {**params, "head": {"kernel": jnp.zeros((7, 4)), "bias": None}}
+    with pytest.raises(ValueError, match=r"shape \(7, 3\) at 'head/kernel', where params has \(7, 4\)"):
+        files.load_masks(tmp_path / "m", wide)
+    with pytest.raises(ValueError, match="dtype int32 at 'w'; a mask is boolean"):
+        files.save_masks(tmp_path / "n", {"w": jnp.ones(3, jnp.int32)})
+    with pytest.raises(ValueError, match="nothing to save"):
+        files.save_masks(tmp_path / "n", {"w": None})
+    assert not (tmp_path / "n").exists()
+
+
+def test_weights_that_do_not_fit_are_refused_by_leaf(tmp_path):
+    params, masks = net()
+    files.save_pruned(tmp_path / "w", params, masks)
+    with pytest.raises(ValueError, match="has no leaf 'more'"):
+        files.load_pruned(tmp_path / "w", {**params, "more": jnp.ones(1)})
+    half = {**params, "step": jnp.float32(4)}
+    with pytest.raises(ValueError, match="'step' is int32, where params has float32"):
+        files.load_pruned(tmp_path / "w", half)
+
+
+def test_broken_files_are_named(tmp_path):
+    params, masks = net()
+    files.save_pruned(tmp_path / "w", params, masks)
+    whole = (tmp_path / "w").read_bytes()
+    (tmp_path / "cut").write_bytes(whole[:-7])
+    with pytest.raises(ValueError, match="cut is not a whole safetensors file"):
+        files.load_pruned(tmp_path / "cut", params)
+    safetensors.numpy.save_file({"a": np.ones(2)}, tmp_path / "foreign")
+    with pytest.raises(ValueError, match="foreign was not written by jprune"):
+        files.load_masks(tmp_path / "foreign", params)
+    safetensors.numpy.save_file(
+        {"step#bits": np.zeros(9, np.uint8)},
+        tmp_path / "lie",
+        metadata={"format": "jprune-1", "shapes": json.dumps({"step": [3]})},
+    )
+    with pytest.raises(ValueError, match="the mask of 'step' does not hold the 3 bits"):
+        files.load_masks(tmp_path / "lie", params)
+
+
+@pytest.mark.parametrize(
+    "shapes", ["[]", "3", '{"step": 3}', '{"step": ["3"]}', '{"step": [-3, -1]}', '{"step": [3.0]}']
+)
+def test_shapes_that_are_no_lists_of_sizes_are_refused(tmp_path, shapes):
+    bits, metadata = {"step#bits": np.zeros(1, np.uint8)}, {"format": "jprune-1", "shapes": shapes}
+    safetensors.numpy.save_file(bits, tmp_path / "odd", metadata=metadata)
+    with pytest.raises(ValueError, match="odd: the shapes of its masks are no lists of sizes"):
+        files.load_masks(tmp_path / "odd", net()[0])
+
+
+@pytest.mark.parametrize("shapes", ["{", "[" * 100_000])
+def test_shapes_that_are_no_json_are_refused(tmp_path, shapes):
+    bits, metadata = {"step#bits": np.zeros(1, np.uint8)}, {"format": "jprune-1", "shapes": shapes}
+    safetensors.numpy.save_file(bits, tmp_path / "odd", metadata=metadata)
+    with pytest.raises(ValueError, match="odd is not a whole safetensors file"):
+        files.load_masks(tmp_path / "odd", net()[0])
+
+
+def test_bcoo_holds_exactly_the_kept_weights_and_multiplies_like_the_masked_matrix():
+    params, masks = net()
+    params["conv"]["kernel"] = params["conv"]["kernel"].at[tuple(np.argwhere(masks["conv"]["kernel"])[0])].set(0.0)
+    sparse = files.to_bcoo(params, masks)
+    assert sparse["conv"]["kernel"].nse == int(masks["conv"]["kernel"].sum())
+    assert sparse["conv"]["bias"] is params["conv"]["bias"]
+    matrix = params["conv"]["kernel"].reshape(18, 5)
+    mask = masks["conv"]["kernel"].reshape(18, 5)
+    product = files.to_bcoo({"w": matrix}, {"w": mask})["w"].T @ jnp.ones(18)
+    np.testing.assert_allclose(product, np.where(mask, matrix, 0).sum(0), rtol=1e-6)

@@ -1,0 +1,162 @@
+"""Exactly as many weights as asked, the same ones as a stable numpy sort, and errors that name the leaf."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jprune
+from jprune.pruning.selection.uint64 import Count, count_of
+
+
+def largest_by_numpy(arrays, keep):
+    """The stable order: by score, then by position in the flattened tree."""
+    flat = np.concatenate([np.asarray(a, np.float64).reshape(-1) for a in arrays])
+    chosen = np.zeros(flat.size, bool)
+    chosen[np.argsort(-flat, kind="stable")[:keep]] = True
+    return chosen
+
+
+def flat_masks(masks):
+    return np.concatenate([np.asarray(mask).reshape(-1) for mask in masks])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_global_masks_keep_what_a_stable_sort_keeps_on_any_tree_with_ties(data):
+    shapes = data.draw(st.sampled_from([[(3,)], [(2, 3), (4,)], [(5, 2), (1, 3), (2, 2)]]))
+    seed, values = data.draw(st.integers(0, 10**6)), data.draw(st.sampled_from([1, 2, 3, 100]))
+    rng = np.random.default_rng(seed)
+    arrays = [jnp.asarray(rng.integers(0, values, shape) - 1, jnp.float32) for shape in shapes]
+    total = sum(a.size for a in arrays)
+    keep = data.draw(st.integers(0, total))
+    np.testing.assert_array_equal(flat_masks(jprune.global_masks(arrays, keep=keep)), largest_by_numpy(arrays, keep))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 11, 12])
+def test_all_equal_scores_are_cut_by_position(keep):
+    masks = jprune.global_masks([jnp.ones((2, 3)), jnp.ones(6)], keep=keep)
+    assert flat_masks(masks).tolist() == [i < keep for i in range(12)]
+
+
+def test_a_resnet_50_pruned_to_98_percent_keeps_exactly_511141():
+    rng = np.random.default_rng(0)
+    sizes = [25_557_032 - 9_408 - 2_048_000, 9_408, 2_048_000]
+    scores = [rng.random(size, dtype=np.float32) for size in sizes]
+    masks = jprune.global_masks([jnp.asarray(s) for s in scores], keep=round(25_557_032 * (1 - 0.98)))
+    chosen = flat_masks(masks)
+    assert int(chosen.sum()) == 511_141
+    flat = np.concatenate(scores)
+    assert flat[chosen].min() >= flat[~chosen].max()
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0.5, 2), (0.3, 2), (0.1, 0), (1.0, 5), (0.0, 0)])
+def test_a_fraction_rounds_half_to_even(keep, kept):
+    assert int(jprune.global_masks([jnp.arange(5.0)], keep=keep)[0].sum()) == kept == round(5 * keep)
+
+
+def test_layer_masks_keep_the_largest_of_each_layer():
+    scores = {"a": jnp.array([5.0, 6.0, 7.0, 8.0]), "b": jnp.array([1.0, 4.0, 2.0, 3.0]), "c": None}
+    masks = jprune.layer_masks(scores, keep=0.5)
+    assert masks["a"].tolist() == [False, False, True, True]
+    assert masks["b"].tolist() == [False, True, False, True]
+    assert masks["c"] is None
+
+
+@pytest.mark.parametrize(
+    ("select", "keep", "kept"),
+    [
+        (jprune.layer_masks, 4, [1, 3]),
+        (jprune.layer_masks, 0.5, [1, 2]),
+        (jprune.layer_masks, {"": 2}, [1, 2]),
+        (jprune.uniform_masks, 4, [1, 3]),
+        (jprune.uniform_masks, 0.5, [1, 3]),
+        (jprune.erk_masks, 4, [1, 3]),
+    ],
+)
+def test_what_a_layer_lacks_others_make_up_for_where_a_total_was_asked_for(select, keep, kept):
+    scores = {"a": jnp.array([4.0, 3.0, 2.0, 1.0]), "b": jnp.array([5.0, 6.0, 7.0, 8.0])}
+    masks = select(scores, keep, among={"a": jnp.array([False, False, True, False]), "b": None})
+    assert masks["a"].tolist() == [False, False, True, False]
+    assert masks["b"].tolist() == [i >= 4 - kept[1] for i in range(4)]
+
+
+def test_one_program_selects_by_any_counts_that_are_traced():
+    rng = np.random.default_rng(4)
+    arrays = [rng.integers(0, 4, (3, 4)).astype(np.float32), 5 + rng.integers(0, 4, 5).astype(np.float32)]
+    by_layer, whole = jax.jit(jprune.layer_masks), jax.jit(lambda *args: jprune.global_masks(*args, min_keep=2))
+    for each in ([3, 2], [0, 5], [12, 1]):
+        masks = by_layer([jnp.asarray(a) for a in arrays], Count(*map(jnp.asarray, count_of(each))))
+        for mask, array, keep in zip(masks, arrays, each, strict=True):
+            np.testing.assert_array_equal(np.ravel(mask), largest_by_numpy([array], keep))
+    for keep, kept in ((4, [2, 2]), (6, [2, 4]), (9, [4, 5])):  # the second array has the larger scores
+        masks = whole([jnp.asarray(a) for a in arrays], Count(*map(jnp.asarray, count_of(keep))))
+        for mask, array, number in zip(masks, arrays, kept, strict=True):
+            np.testing.assert_array_equal(np.ravel(mask), largest_by_numpy([array], number))
+
+
+def test_two_of_four_keeps_two_of_every_four_inputs():
+    scores = {"kernel": jnp.asarray(np.random.default_rng(1).random((8, 3)), jnp.float32)}
+    mask = np.asarray(jprune.nm_masks(scores, n=2, m=4)["kernel"])
+    groups, values = mask.reshape(2, 4, 3), np.asarray(scores["kernel"]).reshape(2, 4, 3)
+    assert (groups.sum(1) == 2).all()
+    kept_least = np.where(groups, values, np.inf).min(1)
+    assert (kept_least >= np.where(groups, -np.inf, values).max(1)).all()
+
+
+def test_achieved_sparsity_and_compression_are_exact():
+    params = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5), "step": jnp.int32(3)}
+    masks = {"kernel": jnp.arange(20).reshape(4, 5) < 5, "bias": None, "step": None}
+    assert jprune.sparsity(masks) == 0.75
+    assert jprune.compression(params, masks) == 25 / 10
+    pruned = jprune.apply_masks(params, masks)
+    assert int((pruned["kernel"] != 0).sum()) == 5
+    assert pruned["bias"] is params["bias"]
+
+
+def test_keep_count_reaches_the_ratio_of_the_whole_model_or_says_which_it_can():
+    params = {"kernel": jnp.ones((30, 30)), "bias": jnp.ones(100)}
+    assert jprune.keep_count(params, ratio=4.0, where=jprune.kernels) == 150
+    with pytest.raises(ValueError, match=r"ratio=11.* 1000/100 = 10"):
+        jprune.keep_count(params, ratio=11.0, where=jprune.kernels)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=4), r"keep=4 must lie in 0\.\.3"),
+        (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=-1), "keep=-1"),
+        (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=1.5), r"keep=1\.5 must lie in \[0, 1\]"),
+        (lambda: jprune.global_masks({"a": jnp.array([1.0, jnp.nan])}, keep=1), "NaN at 'a'"),
+        (
+            lambda: jprune.apply_masks({"a": jnp.ones(3)}, {"b": jnp.ones(3, bool)}),
+            "masks has no leaf 'a', which params has",
+        ),
+        (lambda: jprune.apply_masks({"a": jnp.ones(3)}, {"a": jnp.ones(4, bool)}), r"\(4,\) at 'a'"),
+        (lambda: jprune.layer_masks({"a": jnp.ones(3)}, keep={"nothing": 0.5}), "nothing"),
+        (
+            lambda: jprune.keep_count({"kernel": jnp.ones((3, 2))}, ratio=math.inf),
+            "ratio=inf must lie between 1 and inf",
+        ),
+        (
+            lambda: jprune.keep_count({"kernel": jnp.ones((3, 2))}, ratio=math.nan),
+            "ratio=nan must lie between 1 and inf",
+        ),
+        (
+            lambda: jprune.keep_count({"kernel": jnp.ones((3, 2))}, ratio=0.99),
+            r"ratio=0\.99 must lie between 1 and inf",
+        ),
+        (lambda: jprune.sparsity({"a": None, "b": jnp.ones(0, bool)}), "every leaf is None or empty"),
+        (
+            lambda: jax.jit(lambda mask: jprune.sparsity([mask, np.ones(2, bool)]))(jnp.ones(2, bool)),
+            "masks are traced",
+        ),
+    ],
+)
+def test_bad_input_is_refused_by_value_and_leaf(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

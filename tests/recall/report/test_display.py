@@ -1,0 +1,29 @@
+"""The tables of the page: what is shown where there is too much."""
+
+import re
+from collections import Counter
+
+from jprune.recall.report.display import tables
+from jprune.recall.report.page import at_equal_accuracy
+from tests.recall import audits
+
+
+def test_a_table_too_long_for_the_page_keeps_what_changed_most_at_every_score_and_ratio(monkeypatch):
+    monkeypatch.setattr("jprune.recall.report.display._MOST_ROWS", 10)
+    monkeypatch.setattr("jprune.recall.report.display._LEAST_ROWS", 2)
+    audit = audits.two_scores()
+    shown = tables(audit, at_equal_accuracy(audit))
+    stacks = [f"{ratio:g} {score}" for score, ratio in zip(audit.summary["score"], audit.summary["ratio"], strict=True)]
+    for name in ("classes", "groups"):
+        assert sorted(row.stack for row in shown[name].rows) == sorted(2 * stacks)
+        assert re.fullmatch(r"10 of \d+ rows are shown; Audit.to_csv writes everything.", shown[name].note)
+    told = Counter(row.stack for row in shown["pies"].rows)
+    assert set(told) == set(stacks)
+    assert max(told.values()) == 2
+    pies = audit.pies[(audit.pies["score"] == "magnitude") & (audit.pies["ratio"] == 10)]
+    wanted = pies["label"].map(dict(enumerate(audits.NAMES))).value_counts().head(2)
+    got = {row.cells[2].text: row.cells[4].text for row in shown["pies"].rows if row.stack == "10 magnitude"}
+    assert got == {name: str(count) for name, count in wanted.items()}
+    change = audit.classes[(audit.classes["score"] == "magnitude") & (audit.classes["ratio"] == 10)]
+    lost = change.sort_values("change")["class"].head(2)
+    assert {row.cells[2].text for row in shown["classes"].rows if row.stack == "10 magnitude"} == set(lost)
