@@ -1,0 +1,5 @@
+"""What the axes of every parameter mean, read from a model's traced program."""
+
+from jprune.graph.axes import KernelAxes
+
+__all__ = ["KernelAxes"]

@@ -1,0 +1,273 @@
+r"""The role of each axis of a kernel, and the ``axes=`` argument that every selection, score and table takes.
+
+Selections that depend on layers, inputs or outputs resolve their ``axes=`` argument with one call::
+
+    found = kernel_axes(axes, tree)       # {path: KernelAxes, or None where the axes are unknown}
+    if found[path] is None:
+        raise ValueError(unknown_axes(path, leaf.shape, "n:m groups run along the inputs"))
+
+``axes`` is one of
+
+* a graph made by ``jprune.trace_model``: exact, for any model that can be traced;
+* ``{regex: KernelAxes(...)}``: patterns searched for in the paths; leaves that no pattern matches follow
+  the rule for None;
+* ``"flax"`` or ``"equinox"``: every leaf follows the convention of that library's layers, by its name;
+* None: the convention is guessed from the leaf's name and shape, where they leave no doubt.
+
+=============  ===============================  ==============================  ===========================
+convention     1-D                              2-D                             3-D and more
+=============  ===============================  ==============================  ===========================
+``"flax"``     ``bias``, ``scale``: outputs     ``kernel``, ``lora_a``,         ``kernel``: (\*spatial, in,
+                                                ``lora_b``: (in, out);          out); attention's
+                                                ``embedding``: (rows, out)      ``query``, ``key``,
+                                                                                ``value``: (in, heads, dim);
+                                                                                its ``out``: (heads, dim,
+                                                                                out)
+``"equinox"``  ``bias``, ``weight``: outputs    ``weight``, ``weight_ih``,      ``weight``: (out, in,
+                                                ``weight_hh``: (out, in)        \*spatial)
+None           outputs                          ``weight``, ``weight_ih``,      4-D ``kernel`` of a square
+                                                ``weight_hh``: (out, in);       or 1 x k window: (h, w, in,
+                                                ``bias``, ``scale``: unknown;   out); 4-D ``weight``, same
+                                                any other name: (in, out)       windows: (out, in, h, w);
+                                                                                others: unknown
+=============  ===============================  ==============================  ===========================
+
+A 3-D ``kernel`` can be a 1-D convolution, stacked dense layers or an attention projection, so without
+``axes`` it is unknown. What no row names is unknown too.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import PyTree
+
+from jprune.trees import flatten
+
+_ROLES = ("stacked", "inputs", "outputs", "spatial")
+_EQUINOX_KERNELS = ("weight", "weight_ih", "weight_hh")
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelAxes:
+    """The role of every axis of one parameter.
+
+    A tied weight is read in two ways, so one axis can have two roles: an embedding (vocabulary, features)
+    that is also the output layer has inputs=(0, 1) and outputs=(0, 1).
+
+    Attributes:
+      stacked: axes that count separate layers or experts: ``scan`` and ``vmap`` over layers.
+      inputs: axes that the layer sums over, or looks rows up in (embeddings).
+      outputs: axes that the layer's result has.
+      spatial: window axes of a convolution; these are summed over too.
+      groups: number of feature groups of a grouped convolution; its inputs axis counts the inputs of one group.
+
+    >>> KernelAxes(stacked=(0,), inputs=(1,), outputs=(2, 3))  # attention queries of scanned blocks
+    KernelAxes(stacked=(0,), inputs=(1,), outputs=(2, 3), spatial=(), groups=1)
+    """
+
+    stacked: tuple[int, ...] = ()
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    spatial: tuple[int, ...] = ()
+    groups: int = 1
+
+    @property
+    def tied(self) -> bool:
+        """Whether an axis has more than one role, because the leaf is read in more than one way."""
+        named = [axis for role in _ROLES for axis in getattr(self, role)]
+        return len(named) != len(set(named))
+
+
+@runtime_checkable
+class HasAxes(Protocol):
+    """What ``kernel_axes`` needs of a graph; ``jprune.trace_model`` returns one."""
+
+    axes: Mapping[str, KernelAxes | None]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+Axes = HasAxes | Mapping[str, KernelAxes] | str | None
+
+
+def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
+    """Resolve an ``axes=`` argument to the axes of every leaf of a tree.
+
+    Args:
+      axes: a graph, ``{regex: KernelAxes(...)}``, ``"flax"``, ``"equinox"`` or None; see the module's
+        description for the conventions.
+      tree: parameters, scores or masks of these shapes; None leaves are left out.
+
+    Returns:
+      A dict from the leaf's path to its axes, or to None where these are unknown.
+
+    Raises:
+      TypeError: ``axes`` is something else, or a value of the dict is not a ``KernelAxes``.
+      ValueError: a pattern matches no leaf, or two patterns disagree about one; an axis is out of range,
+        named twice or not at all; the graph has no leaf of that path and shape.
+
+    >>> import jax.numpy as jnp
+    >>> stacked = KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))
+    >>> kernel_axes({"^blocks/": stacked}, {"blocks": {"kernel": jnp.ones((4, 16, 16))}})
+    {'blocks/kernel': KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,), spatial=(), groups=1)}
+    """
+    paths, leaves, _ = flatten(tree)
+    shapes = {path: tuple(leaf.shape) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
+    if axes is None:
+        return {path: _guess(path, shape) for path, shape in shapes.items()}
+    if isinstance(axes, str):
+        if axes == "flax":
+            attention = _attention_modules(paths)
+            return {path: _flax(path, shape, attention) for path, shape in shapes.items()}
+        if axes == "equinox":
+            return {path: _equinox(path, shape) for path, shape in shapes.items()}
+        raise ValueError(f"axes={axes!r} is not a convention; use 'flax', 'equinox', a graph or a dict of KernelAxes")
+    if isinstance(axes, Mapping):
+        return _by_pattern(axes, paths, shapes)
+    if isinstance(axes, HasAxes):
+        return {path: _of_graph(axes, path, shape) for path, shape in shapes.items()}
+    raise TypeError(
+        f"axes={axes!r} is a {type(axes).__name__}; it must be a graph (jprune.trace_model), "
+        "{regex: jprune.KernelAxes(...)}, 'flax', 'equinox' or None"
+    )
+
+
+def unknown_axes(path: str, shape: tuple[int, ...], why: str) -> str:
+    """The message for a leaf whose axes are needed and unknown.
+
+    >>> unknown_axes("blocks/kernel", (4, 16, 16), "n:m groups run along the inputs")
+    "leaf 'blocks/kernel' of shape (4, 16, 16): n:m groups run along the inputs, and its name and shape do not say
+    which axes these are; give axes=jprune.trace_model(apply, params, *inputs) or
+    axes={'^blocks/kernel$': jprune.KernelAxes(...)}"
+    """
+    return (
+        f"leaf '{path}' of shape {shape}: {why}, and its name and shape do not say which axes these are; "
+        f"give axes=jprune.trace_model(apply, params, *inputs) or axes={{{'^' + path + '$'!r}: jprune.KernelAxes(...)}}"
+    )
+
+
+def _of_graph(graph: HasAxes, path: str, shape: tuple[int, ...]) -> KernelAxes | None:
+    if path not in graph.axes:
+        raise ValueError(
+            f"axes is the graph of another model: it has no leaf '{path}'; trace this model with jprune.trace_model"
+        )
+    if graph.shapes[path] != shape:
+        raise ValueError(
+            f"axes is the graph of another model: its leaf '{path}' has shape {graph.shapes[path]}, this one has "
+            f"{shape}; trace this model with jprune.trace_model"
+        )
+    return graph.axes[path]
+
+
+def _by_pattern(
+    given: Mapping[str, KernelAxes], paths: list[str], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, KernelAxes | None]:
+    for pattern, value in given.items():
+        if not isinstance(value, KernelAxes):
+            raise TypeError(f"axes[{pattern!r}]={value!r} is a {type(value).__name__}; it must be a jprune.KernelAxes")
+        try:
+            matches = any(re.search(pattern, path) for path in paths)
+        except re.error as error:
+            raise ValueError(f"axes has the key {pattern!r}, which is not a regular expression: {error}") from error
+        if not matches:
+            raise ValueError(
+                f"axes has the key {pattern!r}, which matches no leaf; the tree has {', '.join(paths[:8])}"
+            )
+    found: dict[str, KernelAxes | None] = {}
+    for path, shape in shapes.items():
+        matching = [pattern for pattern in given if re.search(pattern, path)]
+        for pattern in matching[1:]:
+            if given[pattern] != given[matching[0]]:
+                raise ValueError(
+                    f"axes has two keys that match leaf '{path}' and differ: {matching[0]!r} and {pattern!r}; "
+                    "make the patterns exclude each other"
+                )
+        found[path] = _checked(given[matching[0]], matching[0], path, shape) if matching else _guess(path, shape)
+    return found
+
+
+def _checked(axes: KernelAxes, pattern: str, path: str, shape: tuple[int, ...]) -> KernelAxes:
+    """Count negative axes from the end, and refuse axes that do not describe a leaf of this shape."""
+    where = f"axes[{pattern!r}]={axes} does not describe leaf '{path}' of shape {shape}"
+    rank = len(shape)
+    roles = {role: getattr(axes, role) for role in _ROLES}
+    for role, named in roles.items():
+        wrong = [axis for axis in named if not -rank <= axis < rank]
+        if wrong:
+            raise ValueError(f"{where}: {role} has axis {wrong[0]}; allowed are {-rank} to {rank - 1}")
+        roles[role] = tuple(axis % rank for axis in named)
+        if len(set(roles[role])) != len(named):
+            raise ValueError(f"{where}: {role} names an axis twice; name each axis once")
+    missing = set(range(rank)).difference(*roles.values())
+    if missing:
+        raise ValueError(f"{where}: axis {min(missing)} has no role; add it to stacked, inputs, outputs or spatial")
+    outputs = math.prod(shape[axis] for axis in roles["outputs"])
+    if axes.groups < 1 or outputs % axes.groups:
+        raise ValueError(f"{where}: groups={axes.groups} must be positive and divide the {outputs} outputs")
+    return KernelAxes(**roles, groups=axes.groups)
+
+
+def _guess(path: str, shape: tuple[int, ...]) -> KernelAxes | None:
+    """The axes that the name and the shape leave no doubt about."""
+    name, rank = path.rsplit("/", 1)[-1], len(shape)
+    if rank == 1:
+        return KernelAxes(outputs=(0,))
+    if rank == 2 and name not in ("bias", "scale"):
+        return _outputs_first(2) if name in _EQUINOX_KERNELS else _outputs_last(2)
+    if rank == 4 and name == "kernel" and _is_window(shape[:2]):
+        return _outputs_last(4)
+    if rank == 4 and name == "weight" and _is_window(shape[2:]):
+        return _outputs_first(4)
+    return None
+
+
+def _is_window(sizes: tuple[int, ...]) -> bool:
+    """Whether two sizes are those of a usual convolution window: square or 1 x k."""
+    return sizes[0] == sizes[1] or 1 in sizes
+
+
+def _flax(path: str, shape: tuple[int, ...], attention: set[str]) -> KernelAxes | None:
+    module, _, name = path.rpartition("/")
+    projection, rank = module.rsplit("/", 1)[-1], len(shape)
+    if module in attention and name == "kernel" and rank == 3:
+        return (
+            KernelAxes(inputs=(0, 1), outputs=(2,)) if projection == "out" else KernelAxes(inputs=(0,), outputs=(1, 2))
+        )
+    if name == "kernel" and rank >= 2:
+        return _outputs_last(rank)
+    if name in ("embedding", "lora_a", "lora_b") and rank == 2:
+        return _outputs_last(2)
+    if name == "bias" and module in attention and rank <= 2:
+        return KernelAxes(outputs=tuple(range(rank)))
+    return KernelAxes(outputs=(0,)) if name in ("bias", "scale") and rank == 1 else None
+
+
+def _attention_modules(paths: list[str]) -> set[str]:
+    """The query, key, value and out modules of Flax's attention layers."""
+    modules = {path.rpartition("/")[0] for path in paths}
+    found = set()
+    for module in modules:
+        parent, _, name = module.rpartition("/")
+        projections = [f"{parent}/{p}" if parent else p for p in ("query", "key", "value", "out")]
+        if name == "query" and modules.issuperset(projections):
+            found.update(projections)
+    return found
+
+
+def _equinox(path: str, shape: tuple[int, ...]) -> KernelAxes | None:
+    name, rank = path.rsplit("/", 1)[-1], len(shape)
+    if name in _EQUINOX_KERNELS and rank >= 2:
+        return _outputs_first(rank)
+    if name == "bias" and rank > 1 and all(size == 1 for size in shape[1:]):
+        return KernelAxes(outputs=(0,), spatial=tuple(range(1, rank)))
+    return KernelAxes(outputs=(0,)) if name in ("bias", "weight") and rank == 1 else None
+
+
+def _outputs_last(rank: int) -> KernelAxes:
+    return KernelAxes(inputs=(rank - 2,), outputs=(rank - 1,), spatial=tuple(range(rank - 2)))
+
+
+def _outputs_first(rank: int) -> KernelAxes:
+    return KernelAxes(outputs=(0,), inputs=(1,), spatial=tuple(range(2, rank)))

@@ -1,0 +1,130 @@
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jprune.graph import KernelAxes
+from jprune.graph.axes import kernel_axes
+
+
+def _shapes(**shapes):
+    return {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+
+
+def _in_out(rank):
+    return KernelAxes(inputs=(rank - 2,), outputs=(rank - 1,), spatial=tuple(range(rank - 2)))
+
+
+def _out_in(rank):
+    return KernelAxes(outputs=(0,), inputs=(1,), spatial=tuple(range(2, rank)))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("kernel", (5, 7), _in_out(2)),
+        ("w", (5, 7), _in_out(2)),
+        ("weight", (7, 5), _out_in(2)),
+        ("weight_hh", (7, 5), _out_in(2)),
+        ("kernel", (3, 3, 5, 7), _in_out(4)),
+        ("kernel", (1, 7, 5, 7), _in_out(4)),
+        ("weight", (7, 5, 3, 3), _out_in(4)),
+        ("bias", (7,), KernelAxes(outputs=(0,))),
+        ("kernel", (4, 16, 16), None),  # a 1-D convolution, four dense layers or four heads
+        ("kernel", (12, 64, 4, 16), None),  # stacked queries, not a window of 12 x 64
+        ("w", (3, 3, 5, 7), None),
+        ("bias", (4, 16), None),
+        ("scale", (4, 16), None),
+    ],
+)
+def test_without_axes_only_unambiguous_names_and_shapes_are_known(name, shape, expected):
+    assert kernel_axes(None, {"layer": _shapes(**{name: shape})}) == {f"layer/{name}": expected}
+
+
+def test_flax_reads_convolutions_and_attention_by_name():
+    attention = {
+        "query": _shapes(kernel=(8, 2, 4), bias=(2, 4)),
+        "key": _shapes(kernel=(8, 2, 4)),
+        "value": _shapes(kernel=(8, 2, 4)),
+        "out": _shapes(kernel=(2, 4, 8), bias=(8,)),
+    }
+    tree = {
+        "conv": _shapes(kernel=(3, 5, 7)),
+        "attention": attention,
+        "out": _shapes(kernel=(3, 5, 7)),
+        "embed": _shapes(embedding=(10, 8)),
+        "norm": _shapes(scale=(8,), other=(8, 8)),
+    }
+    assert kernel_axes("flax", tree) == {
+        "conv/kernel": _in_out(3),
+        "attention/query/kernel": KernelAxes(inputs=(0,), outputs=(1, 2)),
+        "attention/query/bias": KernelAxes(outputs=(0, 1)),
+        "attention/key/kernel": KernelAxes(inputs=(0,), outputs=(1, 2)),
+        "attention/value/kernel": KernelAxes(inputs=(0,), outputs=(1, 2)),
+        "attention/out/kernel": KernelAxes(inputs=(0, 1), outputs=(2,)),
+        "attention/out/bias": KernelAxes(outputs=(0,)),
+        "out/kernel": _in_out(3),  # not part of an attention layer
+        "embed/embedding": _in_out(2),
+        "norm/scale": KernelAxes(outputs=(0,)),
+        "norm/other": None,
+    }
+
+
+def test_equinox_reads_outputs_first():
+    tree = _shapes(weight=(7, 5, 3), bias=(7, 1), weight_ih=(28, 5), kernel=(5, 7))
+    assert kernel_axes("equinox", tree) == {
+        "weight": _out_in(3),
+        "bias": KernelAxes(outputs=(0,), spatial=(1,)),
+        "weight_ih": _out_in(2),
+        "kernel": None,
+    }
+
+
+def test_patterns_come_first_and_other_leaves_follow_the_convention():
+    tree = {"blocks": _shapes(kernel=(4, 16, 16)), "head": _shapes(kernel=(16, 10)), "frozen": None}
+    found = kernel_axes({"^blocks/": KernelAxes(stacked=(0,), inputs=(-2,), outputs=(-1,))}, tree)
+    assert found == {
+        "blocks/kernel": KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,)),
+        "head/kernel": _in_out(2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"^encoder/": KernelAxes(inputs=(0,), outputs=(1,))}, "'^encoder/', which matches no leaf; the tree has w"),
+        ({"(": KernelAxes()}, "not a regular expression"),
+        ({"w": KernelAxes(inputs=(0,), outputs=(2,))}, "outputs has axis 2; allowed are -2 to 1"),
+        ({"w": KernelAxes(inputs=(0, 0), outputs=(1,))}, "inputs names an axis twice"),
+        ({"w": KernelAxes(inputs=(0,))}, "leaf 'w' of shape (5, 6): axis 1 has no role"),
+        ({"w": KernelAxes(inputs=(0,), outputs=(1,), groups=4)}, "groups=4 must be positive and divide the 6 outputs"),
+        (
+            {"w": KernelAxes(inputs=(0,), outputs=(1,)), "^w$": KernelAxes(inputs=(1,), outputs=(0,))},
+            "two keys that match leaf 'w' and differ: 'w' and '^w$'",
+        ),
+        ("torch", "axes='torch' is not a convention"),
+        (SimpleNamespace(axes={}, shapes={}), "it has no leaf 'w'"),
+        (SimpleNamespace(axes={"w": None}, shapes={"w": (6, 5)}), "leaf 'w' has shape (6, 5), this one has (5, 6)"),
+    ],
+)
+def test_axes_that_do_not_fit_are_refused_by_name(axes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kernel_axes(axes, _shapes(w=(5, 6)))
+
+
+@pytest.mark.parametrize("axes", [3, {"w": (0, 1)}])
+def test_axes_of_another_type_are_refused(axes):
+    with pytest.raises(TypeError, match="axes"):
+        kernel_axes(axes, _shapes(w=(5, 6)))
+
+
+def test_a_graph_answers_for_its_leaves():
+    graph = SimpleNamespace(axes={"w": _in_out(2), "v": None}, shapes={"w": (5, 6), "v": (2, 3, 4)})
+    assert kernel_axes(graph, _shapes(w=(5, 6), v=(2, 3, 4))) == {"w": _in_out(2), "v": None}
+
+
+def test_an_axis_with_two_roles_is_tied():
+    assert KernelAxes(inputs=(0, 1), outputs=(1, 0)).tied
+    assert not KernelAxes(inputs=(0,), outputs=(1,)).tied
