@@ -223,38 +223,58 @@ def compression(params: PyTree, masks: PyTree) -> float:
     return total / left if left else math.inf
 
 
-def keep_count(params: PyTree, *, ratio: float, where: Where = kernels) -> int:
-    """How many prunable weights to keep for a compression ratio of the whole model.
+def keep_count(
+    params: PyTree,
+    *,
+    ratio: float,
+    where: Where = kernels,
+    counting: str = "exact",
+) -> int:
+    """Count the prunable weights to keep for a compression ratio of the whole model.
 
-    With N parameters in all (every float leaf) of which D are not prunable, the weights kept are
-    N / ratio - D, worked out exactly and rounded half to even.
+    With N parameters in all (every float leaf) of which D are not prunable, the number of weights to keep is
+    N / ratio - D, computed exactly and rounded half to even. The model then has N / ratio parameters.
+
+    ``counting="shrinkbench"`` reproduces the counts of the published code, which also treats the biases of prunable
+    layers as prunable, B of them in all, but prunes weights only. It keeps the fraction
+    (N / ratio - (D - B)) / (N - (D - B)) of the weights, which is more than the ratio asks for. Models without
+    biases in their prunable layers are unaffected.
 
     Args:
       params: tree of arrays, or of their shapes.
       ratio: parameters before over parameters after; 1 keeps all.
       where: predicate on (path, leaf): which leaves are prunable.
+      counting: ``"exact"``, or ``"shrinkbench"`` for the counts of the published code. A leaf named ``bias`` or
+        ``b`` counts as prunable there if it has the same parent as a prunable leaf.
 
     Raises:
       TypeError: ``ratio`` is not a number.
-      ValueError: ``where`` selects nothing; ``ratio`` is below 1, or above N / D, which the message names.
+      ValueError: ``where`` selects nothing; ``counting`` is unknown; ``ratio`` is below 1, or above the largest that
+        can be reached, which the message names.
 
     Source: Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning Algorithm",
-    NeurIPS 2022, arXiv 2206.02976, where t is the ratio.
+    NeurIPS 2022, arXiv 2206.02976, where t is the ratio; ``fraction_to_keep`` in the code of Blalock et al., "What
+    is the State of Neural Network Pruning?", MLSys 2020, arXiv 2003.03033.
 
-    >>> keep_count({"kernel": jnp.ones((10, 9)), "bias": jnp.ones(10)}, ratio=4)
-    15
+    >>> params = {"kernel": jnp.ones((10, 9)), "bias": jnp.ones(10)}
+    >>> keep_count(params, ratio=4), keep_count(params, ratio=4, counting="shrinkbench")
+    (15, 22)
     """
     if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real):
         raise TypeError(f"ratio={ratio!r} must be a number: parameters before over parameters after pruning")
+    if counting not in ("exact", "shrinkbench"):
+        raise ValueError(f"counting={counting!r} is unknown; use 'exact' or 'shrinkbench'")
+    selected = only(params, where)
     total = _parameters(params)
-    prunable = sum(leaf.size for leaf in jax.tree.leaves(only(params, where)))
-    dense = total - prunable
+    prunable = _parameters(selected)
+    biases = _biases(params, selected) if counting == "shrinkbench" else 0
+    dense = total - prunable - biases
     most = f"{total}/{dense} = {total / dense:.6g}" if dense else "infinity"
     if not ratio >= 1 or ratio == math.inf or Fraction(float(ratio)) * dense > total:
         raise ValueError(
             f"ratio={ratio!r} must lie between 1 and {most}: {dense} of the {total} parameters are not prunable"
         )
-    return round(Fraction(total) / Fraction(float(ratio)) - dense)
+    return round((Fraction(total) / Fraction(float(ratio)) - dense) * Fraction(prunable, prunable + biases))
 
 
 def _layer_counts(layers: Layers, keep: float | Mapping[str, float], min_keep: int) -> list[int]:
@@ -276,6 +296,19 @@ def _erk_counts(layers: Layers, total: int, min_keep: int) -> list[int]:
 
 def _parameters(params: PyTree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params) if is_float(leaf))
+
+
+def _biases(params: PyTree, selected: PyTree) -> int:
+    """The number of biases in the layers of the selected leaves: those that have the same parent."""
+    paths, leaves, _ = flatten(params)
+    _, chosen, _ = flatten(selected)
+    parents = {path.rpartition("/")[0] for path, leaf in zip(paths, chosen, strict=True) if leaf is not None}
+    found = 0
+    for path, leaf, own in zip(paths, leaves, chosen, strict=True):
+        parent, _, name = path.rpartition("/")
+        if own is None and is_float(leaf) and name in ("bias", "b") and parent in parents:
+            found += math.prod(leaf.shape)
+    return found
 
 
 def _mask_leaves(params: PyTree, masks: PyTree) -> list[Any]:

@@ -125,6 +125,52 @@ def test_keep_count_reaches_the_ratio_of_the_whole_model_or_says_which_it_can():
         jprune.keep_count(params, ratio=11.0, where=jprune.kernels)
 
 
+def _convolution(inputs, outputs, bias=True):
+    kernel = {"kernel": jax.ShapeDtypeStruct((3, 3, inputs, outputs), jnp.float32)}
+    return kernel | ({"bias": jax.ShapeDtypeStruct((outputs,), jnp.float32)} if bias else {})
+
+
+def _dense(inputs, outputs):
+    kernel, bias = ((inputs, outputs), (outputs,))
+    return {
+        "kernel": jax.ShapeDtypeStruct(kernel, jnp.float32),
+        "bias": jax.ShapeDtypeStruct(bias, jnp.float32),
+    }
+
+
+LENET = {
+    "conv1": _convolution(1, 6),
+    "conv2": _convolution(6, 16),
+    "dense1": _dense(400, 120),
+    "dense2": _dense(120, 84),
+    "head": _dense(84, 10),
+}
+HIDDEN = jprune.select(exclude="^head/")
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(2, 29_076), (4, 14_114), (10, 5_138), (20, 2_145), (50, 350)])
+def test_keep_count_by_shrinkbench_keeps_what_the_published_code_keeps_of_a_lenet(ratio, kept):
+    assert sum(leaf.size for leaf in jax.tree.leaves(LENET)) == 60_074
+    assert jprune.keep_count(LENET, ratio=ratio, where=HIDDEN, counting="shrinkbench") == kept
+
+
+def test_keep_count_by_shrinkbench_reaches_70_on_a_lenet_where_the_exact_count_reaches_55():
+    assert jprune.keep_count(LENET, ratio=50, where=HIDDEN) == 125
+    assert jprune.keep_count(LENET, ratio=1, where=HIDDEN, counting="shrinkbench") == 58_998
+    with pytest.raises(ValueError, match=r"60074/1076 = 55\.83"):
+        jprune.keep_count(LENET, ratio=56, where=HIDDEN)
+    with pytest.raises(ValueError, match=r"60074/850 = 70\.67"):
+        jprune.keep_count(LENET, ratio=71, where=HIDDEN, counting="shrinkbench")
+
+
+def test_keep_count_by_shrinkbench_changes_nothing_without_biases_in_prunable_layers():
+    norm = {"scale": jax.ShapeDtypeStruct((16,), jnp.float32), "bias": jax.ShapeDtypeStruct((16,), jnp.float32)}
+    model = {"conv": _convolution(3, 16, bias=False), "norm": norm, "head": _dense(16, 10)}
+    for ratio in (1, 2, 2.5):
+        exact = jprune.keep_count(model, ratio=ratio, where=HIDDEN)
+        assert jprune.keep_count(model, ratio=ratio, where=HIDDEN, counting="shrinkbench") == exact
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -150,6 +196,7 @@ def test_keep_count_reaches_the_ratio_of_the_whole_model_or_says_which_it_can():
             lambda: jprune.keep_count({"kernel": jnp.ones((3, 2))}, ratio=0.99),
             r"ratio=0\.99 must lie between 1 and inf",
         ),
+        (lambda: jprune.keep_count(LENET, ratio=2, counting="nominal"), "counting='nominal' is unknown; use 'exact'"),
         (lambda: jprune.sparsity({"a": None, "b": jnp.ones(0, bool)}), "every leaf is None or empty"),
         (
             lambda: jax.jit(lambda mask: jprune.sparsity([mask, np.ones(2, bool)]))(jnp.ones(2, bool)),
