@@ -6,9 +6,7 @@ SHA-256 and is written last. Whatever does not agree with it is as good as absen
 
 import hashlib
 import json
-import os
 import re
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.storage import files
+from jprune.files import replacing
 
 _CONTENTS = "contents.json"
 
@@ -76,13 +75,11 @@ def _read(entry: Path) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, rows: Rows) -> str:
-    """Write an array under another name, sync it, rename it, and return its checksum."""
-    partial = path.with_name(f"{path.name}{files.PARTIAL}{uuid.uuid4().hex}")
+    """Write an array atomically, and return its checksum."""
     with files.naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with files.naming(path):
-            with partial.open("wb") as file:
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
                 header = {
                     "descr": np.lib.format.dtype_to_descr(rows.dtype),
                     "fortran_order": False,
@@ -99,10 +96,5 @@ def _write(path: Path, rows: Rows) -> str:
                     written += len(block)
                 if written != rows.shape[0]:
                     raise ValueError(f"{path.stem} has {written} rows; {rows.shape[0]} were announced")
-            files.sync(partial)
-            checksum = files.checksum(partial)
-            os.replace(partial, path)
-            files.sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+            checksum = files.checksum(temporary)
     return checksum

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jprune import files
+
 SCHEMA = 1
-PARTIAL = ".partial-"
+PARTIAL = files.TEMPORARY
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _OVERHEAD = 2**16  # bytes of a checkpoint beside its arrays
 
@@ -76,16 +77,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
       StoreError: it cannot be written; the message names the file.
     """
-    partial = path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex}")
-    try:
-        with naming(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            sync(partial)
-            os.replace(partial, path)
-            sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, content)
 
 
 def write_figure(path: Path, figure: Any) -> None:
@@ -146,15 +140,6 @@ def naming(path: Path) -> Iterator[None]:
                 "what is done stays, and nothing half-written counts"
             ) from error
         raise StoreError(f"cannot write {where}: {error}") from error
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def checksum(path: Path) -> str:

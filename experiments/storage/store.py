@@ -26,7 +26,8 @@ import numpy as np
 import pandas as pd
 
 from experiments.storage import files
-from experiments.storage.files import PARTIAL, SCHEMA, StoreError, canonical, checksum, naming, sync
+from experiments.storage.files import PARTIAL, SCHEMA, StoreError, canonical, checksum, naming
+from jprune.files import sync
 
 _MANIFEST = "manifest.json"
 _STALE_SECONDS = 3600  # writing a stage takes seconds; computing it happens before

@@ -53,7 +53,7 @@ def assert_ends_quietly(*arguments):
 
 @pytest.mark.parametrize("work", ["print('x')", "(print('help'), sys.exit(0))"])
 def test_a_reader_who_has_left_ends_it_quietly(work):
-    program = f"import sys; from experiments.commands import exit_status; sys.exit(exit_status(lambda: {work}))"
+    program = f"import sys; from experiments.cli.commands import exit_status; sys.exit(exit_status(lambda: {work}))"
     assert_ends_quietly("-c", program)
 
 

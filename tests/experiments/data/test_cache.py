@@ -7,6 +7,7 @@ import pytest
 
 from experiments.data import cache
 from experiments.storage import files
+from jprune import files as atomic
 
 ARRAY = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
 
@@ -126,7 +127,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, monkeypatch):
     def sync(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "sync", sync)
+    monkeypatch.setattr(atomic, "sync", sync)
     with pytest.raises(files.StoreError, match=r"no space left on the disk while writing .*images\.npy"):
         cache.cached(tmp_path, "images", {}, Maker())
     assert list(entry(tmp_path).iterdir()) == []

@@ -184,8 +184,8 @@ def decoded(tmp_path_factory):
 def test_reading_needs_no_tensorflow_and_says_nothing(decoded):
     code = (
         "import sys\n"
-        "from experiments import data\n"
-        f"d = data.load('mnist', data_dir={str(TFDS)!r}, cache_dir={str(decoded)!r})\n"
+        "from experiments.data import datasets\n"
+        f"d = datasets.load('mnist', data_dir={str(TFDS)!r}, cache_dir={str(decoded)!r})\n"
         "print(d.class_names[0], len(d.test.labels), 'tensorflow' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

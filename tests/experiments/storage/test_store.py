@@ -192,7 +192,7 @@ FILE_SIZE_LIMIT = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from experiments import files, store
+from experiments.storage import files, store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 stage = store.stage(Path(sys.argv[1]), "dense", {}, range(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
