@@ -24,6 +24,7 @@ from jprune.pruning.export.costs import cost_table, multiply_adds
 from jprune.pruning.export.files import load_masks, load_pruned, save_masks, save_pruned, to_bcoo
 from jprune.pruning.schedules import cubic, geometric, one_shot
 from jprune.pruning.scores.activations import wanda
+from jprune.pruning.scores.calibration import Gram, Reconstructed, input_grams, sparsegpt
 from jprune.pruning.scores.elementwise import Score, gradient, magnitude, movement, random, undecayed
 from jprune.pruning.scores.model_based import average_gradients, fisher, iterated_masks, snip, synflow
 from jprune.pruning.selection.as_published import bernoulli_masks, legacy_signed_masks
@@ -55,7 +56,9 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "Compacted",
+    "Gram",
     "PruneState",
+    "Reconstructed",
     "Regrow",
     "Score",
     "Ticket",
@@ -79,6 +82,7 @@ __all__ = [
     "geometric",
     "global_masks",
     "gradient",
+    "input_grams",
     "iterated_masks",
     "jumpstart_loss",
     "jumpstart_penalty",
@@ -108,6 +112,7 @@ __all__ = [
     "save_pruned",
     "select",
     "snip",
+    "sparsegpt",
     "sparsity",
     "straight_through",
     "synflow",

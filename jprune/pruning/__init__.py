@@ -5,6 +5,7 @@ from jprune.pruning.export.costs import cost_table, multiply_adds
 from jprune.pruning.export.files import load_masks, load_pruned, save_masks, save_pruned, to_bcoo
 from jprune.pruning.schedules import cubic, geometric, one_shot
 from jprune.pruning.scores.activations import wanda
+from jprune.pruning.scores.calibration import Gram, Reconstructed, input_grams, sparsegpt
 from jprune.pruning.scores.elementwise import Score, gradient, magnitude, movement, random, score_selected, undecayed
 from jprune.pruning.scores.model_based import average_gradients, fisher, iterated_masks, snip, synflow
 from jprune.pruning.selection.as_published import bernoulli_masks, legacy_signed_masks
@@ -30,7 +31,9 @@ from jprune.pruning.transform import keep_zeros, prune
 __all__ = [
     "Compacted",
     "Count",
+    "Gram",
     "PruneState",
+    "Reconstructed",
     "Regrow",
     "Score",
     "Ticket",
@@ -51,6 +54,7 @@ __all__ = [
     "geometric",
     "global_masks",
     "gradient",
+    "input_grams",
     "iterated_masks",
     "keep_count",
     "keep_zeros",
@@ -75,6 +79,7 @@ __all__ = [
     "save_pruned",
     "score_selected",
     "snip",
+    "sparsegpt",
     "sparsity",
     "straight_through",
     "synflow",

@@ -20,6 +20,17 @@ _VIEWS = frozenset({"transpose", "reshape", "squeeze", "expand_dims", "convert_e
 _PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 
 
+class View(NamedTuple):
+    """A value of the program that is a weight, transposed or reshaped: how to get it from the weight."""
+
+    path: str
+    shape: tuple[int, ...]
+    of: Callable[[Any], Any]
+
+
+Visit = Callable[[Any, Any, View, int], None]
+
+
 def wanda(
     apply: Callable[[PyTree, Any], Any] | None = None,
     *,
@@ -91,11 +102,17 @@ def _given(
     return norms
 
 
-def _seen(
-    apply: Callable[[PyTree, Any], Any], paths: list[str], weights: list[Any], whole: PyTree, batch: Any
-) -> list[Any]:
-    """For each weight the norm of what it multiplies in the forward pass; of its shape."""
-    all_paths, leaves, treedef = flatten(whole)
+def visit_products(apply: Callable[[PyTree, Any], Any], params: PyTree, batch: Any, visit: Visit) -> None:
+    """Run a forward pass and call ``visit`` at every matrix product and convolution that reads a weight.
+
+    Args:
+      apply: ``apply(params, batch)``, the forward pass.
+      params: tree of arrays.
+      batch: what ``apply`` reads.
+      visit: called with the equation, the value of the other operand, the weight's ``View`` and the side (0 or 1)
+        that the weight is on.
+    """
+    paths, leaves, treedef = flatten(params)
     slots = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
 
     def run(arrays: list[Any]) -> Any:
@@ -106,32 +123,31 @@ def _seen(
 
     arrays = [leaves[i] for i in slots]
     closed = jax.make_jaxpr(run)(arrays)
-    views: list[_View | None] = [_View(all_paths[i], leaves[i].shape, lambda w: w) for i in slots]
+    views: list[View | None] = [View(paths[i], leaves[i].shape, lambda w: w) for i in slots]
+    _run(closed, arrays, views, visit)
+
+
+def _seen(
+    apply: Callable[[PyTree, Any], Any], paths: list[str], weights: list[Any], whole: PyTree, batch: Any
+) -> list[Any]:
+    """For each weight the norm of what it multiplies in the forward pass; of its shape."""
     squares: dict[str, Any] = {}
-    _run(closed, arrays, views, squares)
+    visit_products(apply, whole, batch, functools.partial(_add, squares))
     for path in paths:
         if path not in squares:
             raise ValueError(f"wanda sees no matrix product or convolution that reads '{path}'")
     return [jnp.sqrt(squares[path]) for path in paths]
 
 
-class _View(NamedTuple):
-    """A value of the program that is a weight, transposed or reshaped: how to get it from the weight."""
-
-    path: str
-    shape: tuple[int, ...]
-    of: Callable[[Any], Any]
-
-
 def _run(
-    program: Any, values: list[Any], views: list[_View | None], found: dict[str, Any]
-) -> tuple[list[Any], list[_View | None]]:
-    """Evaluate a program, adding to ``found`` at every product that reads a weight."""
+    program: Any, values: list[Any], views: list[View | None], visit: Visit
+) -> tuple[list[Any], list[View | None]]:
+    """Evaluate a program, calling ``visit`` at every product that reads a weight."""
     jaxpr = jaxprs.opened(program)
     value = jaxprs.known(program, values)
     view = dict(zip(jaxpr.invars, views, strict=True))
 
-    def read(atom: Any) -> tuple[Any, _View | None]:
+    def read(atom: Any) -> tuple[Any, View | None]:
         return (atom.val, None) if isinstance(atom, core.Literal) else (value[atom], view.get(atom))
 
     for equation in jaxpr.eqns:
@@ -139,14 +155,14 @@ def _run(
         inputs, seen = [x for x, _ in given], [v for _, v in given]
         inner = _inner(equation)
         results: list[Any]
-        through: list[_View | None]
+        through: list[View | None]
         if inner is not None:
-            results, through = _run(inner, inputs, seen, found)
+            results, through = _run(inner, inputs, seen, visit)
         else:
             if equation.primitive.name in _PRODUCTS:
                 for side, own in enumerate(seen):
                     if own is not None and seen[1 - side] is None:
-                        _add(equation, inputs[1 - side], own, side, found)
+                        visit(equation, inputs[1 - side], own, side)
             results = jaxprs.bound(equation, inputs)
             source = seen[0] if equation.primitive.name in _VIEWS else None
             through = [None if source is None else _viewed(equation, source)] * len(results)
@@ -163,14 +179,14 @@ def _inner(equation: Any) -> Any:
     return next((p for p in jaxprs.held(equation) if len(jaxprs.opened(p).invars) == len(equation.invars)), None)
 
 
-def _viewed(equation: Any, source: _View) -> _View:
+def _viewed(equation: Any, source: View) -> View:
     # Only the arrangement matters, so a change of dtype is left out.
     if equation.primitive.name == "convert_element_type":
         return source
-    return _View(source.path, source.shape, lambda w: equation.primitive.bind(source.of(w), **equation.params))
+    return View(source.path, source.shape, lambda w: equation.primitive.bind(source.of(w), **equation.params))
 
 
-def _add(equation: Any, other: Any, own: _View, side: int, found: dict[str, Any]) -> None:
+def _add(found: dict[str, Any], equation: Any, other: Any, own: View, side: int) -> None:
     """Add the squares at one product of a weight (on one side) and something else.
 
     The product is linear in the weight. With the other operand squared, the derivative of the sum of its
