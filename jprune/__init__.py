@@ -22,6 +22,7 @@ from jprune.jumpstart import (
 from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments, straight_through
 from jprune.pruning.export.costs import cost_table, multiply_adds
 from jprune.pruning.export.files import load_masks, load_pruned, save_masks, save_pruned, to_bcoo
+from jprune.pruning.proximal import group_soft_threshold, hard_threshold, soft_threshold
 from jprune.pruning.schedules import cubic, geometric, one_shot
 from jprune.pruning.scores.activations import wanda
 from jprune.pruning.scores.calibration import Gram, Reconstructed, input_grams, sparsegpt
@@ -82,6 +83,8 @@ __all__ = [
     "geometric",
     "global_masks",
     "gradient",
+    "group_soft_threshold",
+    "hard_threshold",
     "input_grams",
     "iterated_masks",
     "jumpstart_loss",
@@ -112,6 +115,7 @@ __all__ = [
     "save_pruned",
     "select",
     "snip",
+    "soft_threshold",
     "sparsegpt",
     "sparsity",
     "straight_through",

@@ -1,0 +1,246 @@
+"""Proximal links: penalties on weights whose minimizers have exact zeros.
+
+A proximal gradient step moves the parameters with the gradient of the loss and then applies the proximal operator
+of the penalty, prox(v) = argmin over w of (1/2) |w - v|^2 + threshold * penalty(w). The links here return
+prox(p + u) - p for the update u of the optimizer before them, so they come last in a chain:
+
+>>> import jprune
+>>> rate, penalty = 0.1, 5.0
+>>> tx = optax.chain(optax.sgd(rate), soft_threshold(rate * penalty))
+>>> params = {"kernel": jnp.array([[3.0, -0.4]])}
+>>> updates, state = tx.update({"kernel": jnp.ones((1, 2))}, tx.init(params), params)
+>>> optax.apply_updates(params, updates)
+{'kernel': Array([[2.4, 0. ]], dtype=float32)}
+
+For plain gradient descent with learning rate r and a penalty weighted by lambda the threshold is r lambda, and
+the iterates converge to the minimizer of loss + lambda * penalty (Parikh & Boyd, "Proximal Algorithms", 2014,
+section 4.2). With a schedule of learning rates pass their product: ``lambda step: penalty * rate(step)``. Momentum
+and preconditioned optimizers (Adam) work too, with the threshold in the same units for all weights (Yun et al.,
+"Adaptive Proximal Gradient Methods", 2021, arXiv 1910.10094, discuss the choice). To train on with the zeros fixed,
+use ``jprune.keep_zeros``.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from jprune.graph.axes import Axes, kernel_axes, unknown_axes
+from jprune.pruning.scores.elementwise import working_dtype
+from jprune.trees import Where, flatten, is_float, kernels, match, only
+
+Threshold = float | Callable[[Any], Any]
+ChannelMembers = Sequence[tuple[str, int]]
+_Arrays = dict[str, Array]
+
+
+class ProximalState(NamedTuple):
+    """The state of a proximal link.
+
+    Attributes:
+      count: int32 scalar, the number of earlier updates.
+    """
+
+    count: Any
+
+
+def soft_threshold(threshold: Threshold, *, where: Where = kernels) -> optax.GradientTransformationExtraArgs:
+    """The l1 penalty: sign(v) max(|v| - threshold, 0), for every weight.
+
+    Args:
+      threshold: learning rate times penalty weight, 0 or more; or a function of the step.
+      where: predicate on (path, leaf): which leaves have the penalty.
+
+    Returns:
+      An optax transformation, the last link of its chain.
+
+    Raises:
+      ValueError: ``threshold`` is negative; at ``init``, ``where`` selects nothing; while tracing, no ``params`` or
+        trees that do not match.
+
+    Source: Beck & Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm", 2009, equations 1.4 and 1.5.
+
+    >>> params = (jnp.array([3.0, -2.0, 0.5]),)
+    >>> tx = soft_threshold(1.0, where=lambda path, leaf: True)
+    >>> updates, _ = tx.update((jnp.zeros(3),), tx.init(params), params)
+    >>> optax.apply_updates(params, updates)
+    (Array([ 2., -1.,  0.], dtype=float32),)
+    """
+
+    def shrink(value: Array, limit: Array) -> Array:
+        return jnp.sign(value) * jnp.maximum(jnp.abs(value) - limit, jnp.zeros_like(value))
+
+    return _link("soft_threshold", threshold, where, _each(shrink))
+
+
+def hard_threshold(threshold: Threshold, *, where: Where = kernels) -> optax.GradientTransformationExtraArgs:
+    """The l0 penalty: v where |v| > threshold, else 0, for every weight.
+
+    For learning rate r and penalty lambda times the number of nonzero weights, the threshold is sqrt(2 r lambda).
+
+    Takes, returns and raises what ``soft_threshold`` does.
+
+    Source: Blumensath & Davies, "Iterative Thresholding for Sparse Approximations", 2008, equation 2.2.
+
+    >>> params = (jnp.array([3.0, -2.0, 0.5]),)
+    >>> tx = hard_threshold(1.0, where=lambda path, leaf: True)
+    >>> updates, _ = tx.update((jnp.zeros(3),), tx.init(params), params)
+    >>> optax.apply_updates(params, updates)
+    (Array([ 3., -2.,  0.], dtype=float32),)
+    """
+
+    def cut(value: Array, limit: Array) -> Array:
+        return jnp.where(jnp.abs(value) > limit, value, jnp.zeros_like(value))
+
+    return _link("hard_threshold", threshold, where, _each(cut))
+
+
+def group_soft_threshold(
+    threshold: Threshold,
+    *,
+    where: Where = kernels,
+    over: str = "outputs",
+    axes: Axes = None,
+    groups: Sequence[ChannelMembers] | None = None,
+    by_size: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """The group lasso penalty: v_g max(1 - threshold sqrt(size_g) / |v_g|, 0), for every group g of weights.
+
+    A group is removed as a whole. By default it is all weights into one output of a kernel; with ``groups``, all
+    weights of one channel in several leaves.
+
+    Args:
+      threshold: learning rate times penalty weight, 0 or more; or a function of the step.
+      where: predicate on (path, leaf): which leaves have the penalty; not used with ``groups``.
+      over: ``"outputs"``: a group for each output of a kernel; ``"inputs"``: for each input.
+      axes: the roles of the axes of each kernel: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
+      groups: sets of channels, each a sequence of (path, axis): weights with the same index along these axes form a
+        group, for example ``[[("conv1/kernel", -1), ("conv1/bias", 0), ("conv2/kernel", -2)]]``.
+      by_size: multiply the threshold by sqrt(number of weights in the group).
+
+    Returns:
+      An optax transformation, the last link of its chain.
+
+    Raises:
+      ValueError: as ``soft_threshold``; ``over`` is unknown; the axes of a kernel are unknown; ``groups`` names a leaf
+        that the parameters lack, names one axis twice, or its sizes differ.
+
+    Source: Yuan & Lin, "Model Selection and Estimation in Regression with Grouped Variables", 2006, equation 2.4;
+    for channels, Wen et al., "Learning Structured Sparsity in Deep Neural Networks", 2016, arXiv 1608.03665 (without
+    the factor sqrt(size_g): ``by_size=False``).
+
+    >>> params = {"kernel": jnp.array([[3.0, 0.3], [4.0, 0.4]])}
+    >>> tx = group_soft_threshold(1.0, by_size=False)
+    >>> updates, _ = tx.update({"kernel": jnp.zeros((2, 2))}, tx.init(params), params)
+    >>> optax.apply_updates(params, updates)
+    {'kernel': Array([[2.4, 0. ],
+           [3.2, 0. ]], dtype=float32)}
+    """
+    if groups is not None:
+        members = [list(group) for group in groups]
+        named = {path for group in members for path, _ in group}
+        prox = functools.partial(_shrink_channels, members, by_size)
+        return _link("group_soft_threshold", threshold, lambda path, leaf: path in named, prox)
+    if over not in ("outputs", "inputs"):
+        raise ValueError(f"over={over!r} is unknown; use 'outputs' or 'inputs'")
+
+    def shrink(arrays: _Arrays, limit: Array) -> _Arrays:
+        roles, shrunk = kernel_axes(axes, arrays), {}
+        for path, array in arrays.items():
+            found = roles[path]
+            if found is None:
+                raise ValueError(unknown_axes(path, array.shape, f"a group has the weights of one of its {over}"))
+            own = {*found.stacked, *(found.outputs if over == "outputs" else found.inputs)}
+            others = tuple(axis for axis in range(array.ndim) if axis not in own)
+            squares = jnp.sum(jnp.square(array), axis=others, keepdims=True)
+            size = math.prod(array.shape[axis] for axis in others)
+            shrunk[path] = array * _factor(squares, limit, size if by_size else 1)
+        return shrunk
+
+    return _link("group_soft_threshold", threshold, where, shrink)
+
+
+def _shrink_channels(members: Sequence[ChannelMembers], by_size: bool, arrays: _Arrays, limit: Array) -> _Arrays:
+    shrunk = dict(arrays)
+    for group in members:
+        used = [(path, axis % arrays[path].ndim) for path, axis in _checked(group, arrays)]
+        squares, size = [], 0
+        for path, axis in used:
+            others = tuple(a for a in range(arrays[path].ndim) if a != axis)
+            squares.append(jnp.sum(jnp.square(arrays[path].astype(limit.dtype)), axis=others))
+            size += math.prod(arrays[path].shape[a] for a in others)
+        factor = _factor(functools.reduce(jnp.add, squares), limit, size if by_size else 1)
+        for path, axis in used:
+            shape = [1] * arrays[path].ndim
+            shape[axis] = factor.size
+            shrunk[path] = shrunk[path] * factor.reshape(shape).astype(shrunk[path].dtype)
+    return shrunk
+
+
+def _checked(group: ChannelMembers, arrays: Mapping[str, Array]) -> ChannelMembers:
+    sizes = {}
+    for path, axis in group:
+        if path not in arrays:
+            raise ValueError(f"groups names '{path}', which is no float leaf; there are {', '.join(map(repr, arrays))}")
+        shape = arrays[path].shape
+        if not -len(shape) <= axis < len(shape):
+            raise ValueError(f"groups has axis {axis} of '{path}', which has shape {shape}")
+        if (path, axis % len(shape)) in sizes:
+            raise ValueError(f"groups names axis {axis} of '{path}' twice; name it once")
+        sizes[path, axis % len(shape)] = shape[axis]
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{size} ('{path}', axis {axis})" for (path, axis), size in sizes.items())
+        raise ValueError(f"groups has a set of channels whose sizes differ: {told}; they must be equal")
+    return group
+
+
+def _factor(squares: Float[Array, "..."], limit: Float[Array, ""], size: int) -> Float[Array, "..."]:
+    """max(1 - limit sqrt(size) / norm, 0), and exactly 0 where the norm is 0."""
+    norm = jnp.sqrt(squares)
+    limit = limit.astype(norm.dtype) * jnp.asarray(math.sqrt(size), norm.dtype)
+    safe = jnp.where(norm > limit, norm, jnp.ones_like(norm))
+    return jnp.where(norm > limit, 1 - limit / safe, jnp.zeros_like(norm))
+
+
+def _each(prox: Callable[[Array, Array], Array]) -> Callable[[_Arrays, Array], _Arrays]:
+    return lambda arrays, limit: {path: prox(array, limit.astype(array.dtype)) for path, array in arrays.items()}
+
+
+def _link(
+    name: str, threshold: Threshold, where: Where, prox: Callable[[_Arrays, Array], _Arrays]
+) -> optax.GradientTransformationExtraArgs:
+    """The link that returns prox(p + u) - p for the leaves that ``where`` selects."""
+    if not callable(threshold) and not threshold >= 0:
+        raise ValueError(f"threshold={threshold} must be 0 or more: learning rate times penalty weight")
+
+    def init(params: PyTree) -> ProximalState:
+        paths, leaves, _ = flatten(only(params, where))
+        shapes = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
+        jax.eval_shape(prox, shapes, jnp.zeros([], jnp.float32))  # refuses groups that do not fit
+        return ProximalState(jnp.zeros([], jnp.int32))
+
+    def update(updates: PyTree, state: ProximalState, params: PyTree = None, **_: Any) -> tuple[PyTree, ProximalState]:
+        if params is None:
+            raise ValueError(f"{name} needs params: call update(updates, state, params)")
+        limit = jnp.asarray(threshold(state.count) if callable(threshold) else threshold)
+        limit = limit.astype(jnp.promote_types(limit.dtype, jnp.float32))
+        paths, given, treedef = flatten(updates)
+        weights = match(updates, params, reference_name="updates", name="params")
+        moved, old = {}, {}
+        for path, step, weight in zip(paths, given, weights, strict=True):
+            if step is not None and is_float(weight) and where(path, weight):
+                dtype = working_dtype(step, weight)
+                old[path] = weight.astype(dtype)
+                moved[path] = old[path] + step.astype(dtype)
+        changed = {
+            path: jnp.where(value == 0, -old[path], value - old[path]) for path, value in prox(moved, limit).items()
+        }
+        steps = [changed.get(path, step) for path, step in zip(paths, given, strict=True)]
+        return jax.tree.unflatten(treedef, steps), ProximalState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
