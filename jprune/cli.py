@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jprune.recall.audit import Audit
     from jprune.recall.inputs.options import AuditOptions
-    from jprune.recall.inputs.predictions import Stack
+    from jprune.recall.inputs.predictions import Predictions
 
 # The imports inside functions keep `jprune --version` and usage errors from waiting for jax, pandas and matplotlib.
 
@@ -74,8 +74,9 @@ def _told(given: list[str]) -> int:
 
 def _run(options: "AuditOptions") -> None:
     """Read everything, audit, and only then write."""
+    from jprune.files import write_text  # noqa: PLC0415
     from jprune.recall.inputs.arguments import EmptyClassWarning  # noqa: PLC0415
-    from jprune.recall.inputs.files import read_images, write_whole  # noqa: PLC0415
+    from jprune.recall.inputs.files import read_images  # noqa: PLC0415
 
     _check(options)
     with warnings.catch_warnings():
@@ -90,7 +91,7 @@ def _run(options: "AuditOptions") -> None:
     if options.csv is not None:
         audit.to_csv(options.csv)
     if options.out is not None:
-        write_whole(options.out, html)
+        write_text(options.out, html)
     if options.json:
         sys.stdout.write(audit.to_json())
     else:
@@ -136,7 +137,7 @@ def _audit(options: "AuditOptions") -> "Audit":
         predictions.names_of_classes(names, len(names))
     true = predictions.labels(files.read_labels(options.labels, names), options.labels)
 
-    def read(file: str) -> "Stack":
+    def read(file: str) -> "Predictions":
         return predictions.stack(files.read_predictions(file, true.size, names), file, true.size)
 
     pruned = _by_score(options.pruned)

@@ -11,15 +11,17 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from jprune.files import write_text
 from jprune.recall.inputs import predictions
 from jprune.recall.inputs.arguments import EmptyClassWarning, Rng, check_level, check_resamples
-from jprune.recall.inputs.files import records, write_whole
-from jprune.recall.inputs.predictions import Groups, InputError, Stack
+from jprune.recall.inputs.files import records
+from jprune.recall.inputs.predictions import Groups, InputError, Predictions
 from jprune.recall.measures.rates import from_counts, from_predictions, refuse_other_examples
 from jprune.recall.report.headline import findings, headline
 from jprune.recall.tables import caveats, comparisons, examples, models
+from jprune.recall.tables.audited import AuditedModels
 from jprune.recall.tables.examples import resampling
-from jprune.recall.tables.study import Study
+from jprune.recall.tables.frames import AuditTables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,59 +30,8 @@ Named = dict[tuple[str, float | None], str]
 """What the caller calls the models of a score and ratio; those of a score's dense models are under None."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Audit:
-    """What pruning did to each class, as tidy tables; made by ``audit`` or ``audit_counts``.
-
-    Every table is a pandas frame with a ``score`` and a ``ratio`` column. ``docs/audit.md`` explains
-    every column.
-
-    Attributes:
-      summary: a row per score and ratio: means, intervals and marks of alpha and its controls.
-      alphas: a row per score, ratio and model.
-      classes: a row per score, ratio and class.
-      tests: a row per test.
-      recalls: a row per score, ratio, model and class.
-      dense: a row per score and dense model.
-      pies: a row per score, ratio and example whose modal label changed.
-      groups: a row per score, ratio, attribute, group and class.
-      warnings: what a reader must know before believing the numbers, in sentences.
-      class_names: the name of every class.
-      examples: how many test examples there are.
-      level: confidence of every interval.
-      paired: whether pruned models are compared with the dense model of the same index.
-      shared: whether all scores start from the same dense models.
-    """
-
-    summary: pd.DataFrame
-    alphas: pd.DataFrame
-    classes: pd.DataFrame
-    tests: pd.DataFrame
-    recalls: pd.DataFrame
-    dense: pd.DataFrame
-    pies: pd.DataFrame
-    groups: pd.DataFrame
-    warnings: tuple[str, ...]
-    class_names: tuple[str, ...]
-    examples: int
-    level: float
-    paired: bool
-    shared: bool
-
-    @property
-    def scores(self) -> tuple[str, ...]:
-        """The scores, in the order given."""
-        return tuple(str(score) for score in self.summary["score"].unique())
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """The compression ratios of all scores, ascending."""
-        return tuple(sorted(float(ratio) for ratio in self.summary["ratio"].unique()))
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Return every table by its name."""
-        names = ("summary", "alphas", "classes", "tests", "recalls", "dense", "pies", "groups")
-        return {name: getattr(self, name) for name in names}
+class Audit(AuditTables):
+    """What compression did to each class, as tidy tables; returned by ``audit`` and ``audit_counts``."""
 
     def figures(self) -> "dict[str, Figure]":
         """Draw the figures, by name; needs the extra ``report``."""
@@ -100,7 +51,7 @@ class Audit:
         """Write one CSV file per table into a folder, which is made where it is not there."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, table in self.tables().items():
-            write_whole(Path(folder) / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+            write_text(Path(folder) / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return (and write, where a path is given) the tables and settings as JSON; NaN becomes null."""
@@ -117,7 +68,7 @@ class Audit:
         }
         text = json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         if path is not None:
-            write_whole(path, text)
+            write_text(path, text)
         return text
 
 
@@ -237,15 +188,15 @@ def audit_counts(
     names = predictions.names_of_classes(class_names, len(first.support))
     baseline = {score: once[name] for score, (name, _) in named.items()}
     check_level(level)
-    study = Study(baseline, rates, len(once) == 1, paired, names, level)
+    study = AuditedModels(baseline, rates, len(once) == 1, paired, names, level)
     names_of: Named = {(s, r): name for s, ratios in of_score.items() for r, (name, _) in ratios.items()}
     return _assemble(study, {**names_of, **{(score, None): name for score, (name, _) in named.items()}})
 
 
 def audit_stacks(
     true: Int[np.ndarray, " examples"],
-    dense: Mapping[str, Stack],
-    pruned: Mapping[str, Mapping[float, Stack]],
+    dense: Mapping[str, Predictions],
+    pruned: Mapping[str, Mapping[float, Predictions]],
     *,
     groups: Groups,
     labels_name: str = "labels",
@@ -268,7 +219,7 @@ def audit_stacks(
     every = [*distinct.values(), *(stack for ratios in pruned.values() for stack in ratios.values())]
     classes = predictions.class_count(true, every, class_names=class_names, num_classes=num_classes, name=labels_name)
     once = {name: from_predictions(true, stack.predicted, classes) for name, stack in distinct.items()}
-    study = Study(
+    study = AuditedModels(
         dense={score: once[stack.name] for score, stack in dense.items()},
         pruned={
             score: {ratio: from_predictions(true, stack.predicted, classes) for ratio, stack in ratios.items()}
@@ -301,7 +252,7 @@ def audit_stacks(
     )
 
 
-def _assemble(study: Study, named: Named, notes: Sequence[str] = ()) -> Audit:
+def _assemble(study: AuditedModels, named: Named, notes: Sequence[str] = ()) -> Audit:
     """Build what needs rates alone, and say what a reader must know."""
     _refuse_unpaired(study, named)
     dense, alphas = models.dense_models(study), models.alphas(study)
@@ -319,16 +270,21 @@ def _assemble(study: Study, named: Named, notes: Sequence[str] = ()) -> Audit:
         dense=dense,
         pies=examples.pies({}, {}, np.zeros(0, np.int64)),
         groups=pd.DataFrame(columns=list(examples.GROUP_COLUMNS)),
+        probabilities=pd.DataFrame(),
+        drift=pd.DataFrame(),
+        at_risk=pd.DataFrame(),
         warnings=(*filter(None, [empty]), *notes, *caveats.of_study(study, summary, alphas)),
         class_names=study.class_names,
         examples=int(support.sum()),
         level=study.level,
+        margin=0.1,
         paired=study.paired,
         shared=study.shared,
+        named=False,
     )
 
 
-def _refuse_unpaired(study: Study, named: Named) -> None:
+def _refuse_unpaired(study: AuditedModels, named: Named) -> None:
     """Refuse stacks of different lengths where models are paired by index."""
     for score, ratios in study.pruned.items():
         wanted = len(study.dense[score].accuracy)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, Shaped
 from jprune.recall.inference.intervals import defined_mean
 from jprune.recall.inputs.arguments import Numbers, Rng, check_level, check_resamples, one_per_model, stacks
 from jprune.recall.measures.counts import class_numbers
-from jprune.recall.measures.intensification import intensification, sums_over_classes
+from jprune.recall.measures.intensification import intensification
 
 _CELLS = 4_000_000  # of a block of resamples that is held at once: 32 MB in float64
 
@@ -88,33 +88,6 @@ def bootstrap_models(values: Numbers, *, rng: Rng, resamples: int = 10_000, leve
     """
     x = one_per_model("values", values)
     return _bootstrap_quotient(x, np.where(np.isnan(x), np.nan, 1.0), rng, resamples, level)
-
-
-def bootstrap_pooled(
-    dense_recall: Numbers,
-    pruned_recall: Numbers,
-    dense_accuracy: Numbers,
-    pruned_accuracy: Numbers,
-    *,
-    rng: Rng,
-    resamples: int = 10_000,
-    level: float = 0.99,
-) -> BootstrapInterval:
-    """Bootstrap interval of the pooled slope, whole models resampled: their classes are not independent.
-
-    The first four arguments and their errors as ``pooled_intensification``, the others as
-    ``bootstrap_models``.
-
-    >>> dense, pruned = [[0.9, 0.7], [0.8, 0.6], [0.9, 0.6]], [[0.7, 0.5], [0.7, 0.5], [0.8, 0.3]]
-    >>> interval = bootstrap_pooled(dense, pruned, [0.8, 0.7, 0.75], [0.6, 0.6, 0.55], rng=0)
-    >>> float(interval.estimate.round(3)), int(interval.models)
-    (1.783, 3)
-    """
-    sums = sums_over_classes(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
-    if sums.xx.ndim == 0:
-        raise ValueError("bootstrap_pooled needs a models axis: recalls of shape (..., models, classes)")
-    up, down = (np.where(sums.reason == "", value, np.nan) for value in (sums.xy, sums.xx))
-    return _bootstrap_quotient(up, down, rng, resamples, level)
 
 
 def bootstrap_examples(

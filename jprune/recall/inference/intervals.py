@@ -10,7 +10,6 @@ The tests and their directions are those of Good et al. 2022 (arXiv 2206.02976),
 data sets, ``paired_test`` two-sided for algorithms, p-values corrected by the number of rows.
 """
 
-import itertools
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -246,29 +245,6 @@ def independent_test(
     )
     df = n_a + n_b - 2 if equal_variances else _welch(sd_a, n_a, sd_b, n_b)[1]
     return out._replace(statistic=float(result.statistic), df=float(df), p_value=float(result.pvalue))
-
-
-def consecutive_tests(values: Numbers) -> list[TTest]:
-    """Test that each ratio's expectation exceeds that of the ratio before it, model by model.
-
-    One-sided paired t tests of row k + 1 against row k; the paper corrects them by Bonferroni.
-
-    Args:
-      values: one row per ratio in increasing order, (ratios, models), the models paired by index.
-
-    Returns:
-      ratios - 1 tests.
-
-    Raises:
-      ValueError: ``values`` is not of shape (ratios, models), or holds an infinity.
-
-    >>> [round(test.p_value, 4) for test in consecutive_tests([[1.0, 1.2, 1.1], [1.2, 1.3, 1.5]])]
-    [0.059]
-    """
-    rows = one_per_model("values", values)
-    if rows.ndim != 2:
-        raise ValueError(f"values must have shape (ratios, models), got {rows.shape}")
-    return [paired_test(later, earlier, "greater") for earlier, later in itertools.pairwise(rows)]
 
 
 def check_alternative(alternative: str) -> None:

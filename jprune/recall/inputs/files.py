@@ -8,7 +8,6 @@ model; other numbers are the logits of one model, one column per class; text is 
 import contextlib
 import csv
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -140,24 +139,6 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
         for name in table.columns
     ]
     return [dict(zip(table.columns, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def write_whole(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all: under a temporary name beside it, then renamed.
-
-    Raises:
-      OSError: it cannot be written.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _split(file: str) -> tuple[Path, str | None]:

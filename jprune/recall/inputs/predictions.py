@@ -24,7 +24,7 @@ class InputError(ValueError):
     """An argument or a file cannot be audited; the message says which, where in it, and why."""
 
 
-class Stack(NamedTuple):
+class Predictions(NamedTuple):
     """The predictions of one or more models for the same examples.
 
     Attributes:
@@ -80,7 +80,7 @@ def labels(values: Any, name: str = "labels") -> Int[np.ndarray, " examples"]:
     return _whole(given, name, _CLASSES)
 
 
-def stack(values: Any, name: str, examples: int) -> Stack:
+def stack(values: Any, name: str, examples: int) -> Predictions:
     """Read the predictions of one or more models.
 
     Args:
@@ -95,7 +95,7 @@ def stack(values: Any, name: str, examples: int) -> Stack:
         may be either.
 
     >>> stack([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], "dense", 3)
-    Stack(name='dense', predicted=array([[1, 0, 1]]), width=2)
+    Predictions(name='dense', predicted=array([[1, 0, 1]]), width=2)
     """
     given = array(values, name)
     as_logits = given.dtype.kind not in "iu" and given.ndim >= 2 and given.shape[-2] == examples
@@ -110,22 +110,22 @@ def stack(values: Any, name: str, examples: int) -> Stack:
         )
     if not as_logits:
         whole = _whole(given, name, f"{_CLASSES} (logits need an axis of classes at the end)")
-        return Stack(name, np.atleast_2d(whole), None)
+        return Predictions(name, np.atleast_2d(whole), None)
     models = given if given.ndim == 3 else given[None]
     undefined = np.isnan(models)
     if undefined.any():
         model, example, column = first_true(undefined)
         raise InputError(f"{name} holds NaN among the logits of model {model}, example {example}, class {column}")
-    return Stack(name, models.argmax(axis=-1).astype(np.int64), models.shape[-1])
+    return Predictions(name, models.argmax(axis=-1).astype(np.int64), models.shape[-1])
 
 
-def join(stacks: Sequence[Stack]) -> Stack:
+def join(stacks: Sequence[Predictions]) -> Predictions:
     """Make one stack of several, models in the order given.
 
     Raises:
       InputError: they hold logits of different widths.
 
-    >>> one = Stack("a.npy", np.zeros((1, 3), int), None)
+    >>> one = Predictions("a.npy", np.zeros((1, 3), int), None)
     >>> join([one, one]).predicted.shape
     (2, 3)
     """
@@ -134,12 +134,12 @@ def join(stacks: Sequence[Stack]) -> Stack:
         told = ", ".join(f"{stack.name} has {stack.width}" for stack in stacks if stack.width is not None)
         raise InputError(f"logits of one set of models must cover the same classes: {told}")
     name = ", ".join(stack.name for stack in stacks)
-    return Stack(name, np.concatenate([stack.predicted for stack in stacks]), widths.pop() if widths else None)
+    return Predictions(name, np.concatenate([stack.predicted for stack in stacks]), widths.pop() if widths else None)
 
 
 def class_count(
     true: Int[np.ndarray, " examples"],
-    stacks: Sequence[Stack],
+    stacks: Sequence[Predictions],
     *,
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
@@ -163,7 +163,7 @@ def class_count(
     Raises:
       InputError: the sources disagree, or an entry is outside 0..C-1.
 
-    >>> class_count(np.array([0, 1, 2]), [Stack("dense", np.array([[0, 2, 2]]), None)])
+    >>> class_count(np.array([0, 1, 2]), [Predictions("dense", np.array([[0, 2, 2]]), None)])
     3
     """
     widest = max((stack for stack in stacks if stack.width is not None), key=lambda s: s.width or 0, default=None)

@@ -12,8 +12,7 @@ import scipy.stats
 from jaxtyping import Float, Int, Shaped
 
 from jprune.recall.inference.intervals import Alternative, check_alternative, defined_mean, t_interval
-from jprune.recall.inputs.arguments import Numbers, first_true, pair, rates, real, recalls_and_accuracy, stacks
-from jprune.recall.measures.counts import false_negative_rate, false_positive_rate
+from jprune.recall.inputs.arguments import Numbers, pair, rates, recalls_and_accuracy, stacks
 from jprune.recall.measures.intensification import balance, normalized_balance, quotient
 
 
@@ -209,35 +208,13 @@ def class_tests(
     return ClassTests(after.mean - before.mean, statistic, p_value, np.asarray(reason))
 
 
-def error_change(dense_counts: Numbers, pruned_counts: Numbers) -> ErrorChange:
+def error_rate_change(dense_rates: Numbers, pruned_rates: Numbers) -> ErrorChange:
     """Combined error variance and symmetric distance error of the classes' false positive and negative rates.
 
     With e_c the relative changes (FPR^c_t / FPR^c_1 - 1, FNR^c_t / FNR^c_1 - 1), CEV = mean_c
     ||e_c - mean e||^2 and SDE = mean_c |e_c,FPR - e_c,FNR|. A class whose dense FPR or FNR is 0 has
     no relative change and is left out. From Blakeney et al., "Simon Says: Evaluating and Mitigating
     Bias in Pruned Neural Networks with Knowledge Distillation" (arXiv 2106.07849).
-
-    Args:
-      dense_counts: confusion counts (..., classes, classes), as ``counts`` gives.
-      pruned_counts: the same of the pruned models; the dense shape must equal it or its last axes.
-
-    Raises:
-      ValueError: no counts, or stacks of different lengths.
-
-    >>> change = error_change([[8, 2], [4, 6]], [[6, 4], [4, 6]])
-    >>> change.per_class.round(3).tolist(), float(change.cev.round(3)), float(change.sde.round(3))
-    ([[0.0, 1.0], [1.0, 0.0]], 0.5, 1.0)
-    """
-    dense, pruned = (
-        np.stack([false_positive_rate(counts), false_negative_rate(counts)], -1)
-        for counts in (dense_counts, pruned_counts)
-    )
-    stacks("dense_counts", dense[..., 0], "pruned_counts", pruned[..., 0])
-    return error_rate_change(dense, pruned)
-
-
-def error_rate_change(dense_rates: Numbers, pruned_rates: Numbers) -> ErrorChange:
-    """``error_change`` of error rates that are known already, for classes too many for their confusion counts.
 
     Args:
       dense_rates: (FPR, FNR) of every class, (..., classes, 2), fractions; NaN where undefined.
@@ -267,43 +244,6 @@ def error_rate_change(dense_rates: Numbers, pruned_rates: Numbers) -> ErrorChang
         classes=np.asarray(usable.sum(-1)),
         left_out=np.asarray((~usable).sum(-1)),
     )
-
-
-def excessive_loss(
-    dense_losses: Numbers, pruned_losses: Numbers, groups: Numbers, num_groups: int
-) -> Float[np.ndarray, "*models groups"]:
-    """Excessive loss J(theta_t; D_a) - J(theta_1; D_a) of each group a; NaN for a group without examples.
-
-    A loss that is NaN or infinite tells on its own group alone.
-
-    From Tran et al., "Pruning has a disparate impact on model accuracy", NeurIPS 2022 (arXiv
-    2205.13574).
-
-    Args:
-      dense_losses: loss of every example, (..., examples), in the loss's own unit.
-      pruned_losses: (..., examples); the dense shape must equal it or its last axes.
-      groups: the group of every example, integers in 0..num_groups-1, (examples,).
-      num_groups: how many groups there are.
-
-    Raises:
-      ValueError: stacks of different lengths, or a group out of range.
-
-    >>> excessive_loss([0.1, 0.3, 0.2], [0.2, 0.6, 0.2], [0, 0, 1], 2).round(3)
-    array([0.2, 0. ])
-    """
-    dense, pruned, group = real("dense_losses", dense_losses), real("pruned_losses", pruned_losses), np.asarray(groups)
-    stacks("dense_losses", dense, "pruned_losses", pruned)
-    if group.shape != pruned.shape[-1:] or not np.issubdtype(group.dtype, np.integer):
-        raise ValueError(f"groups must be integers of shape {pruned.shape[-1:]}, got {group.dtype} {group.shape}")
-    outside = (group < 0) | (group >= num_groups)
-    if outside.any():
-        (index,) = first_true(outside)
-        raise ValueError(f"groups must lie in 0..{num_groups - 1}, got {group[index]} at index {index}")
-    found = np.full((*pruned.shape[:-1], num_groups), np.nan)
-    for number in np.unique(group):
-        member = np.equal(group, number)
-        found[..., number] = pruned[..., member].mean(-1) - dense[..., member].mean(-1)
-    return found
 
 
 def _lowest(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -1,14 +1,12 @@
 """What each figure shows: its title, its caption, and its content in words for those who do not see it."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jprune.recall.report.headline import number
-
-if TYPE_CHECKING:
-    from jprune.recall.audit import Audit
+from jprune.recall.tables.frames import AuditTables
 
 
 class Caption(NamedTuple):
@@ -25,7 +23,7 @@ class Caption(NamedTuple):
     alternative: str
 
 
-def captions(audit: "Audit") -> dict[str, Caption]:
+def captions(audit: AuditTables) -> dict[str, Caption]:
     """The words for every figure that ``jprune.recall.report.figures.figures`` may draw, by name."""
     level = f"{100 * audit.level:g} %"
     alphas = _by_score(audit, lambda row: f"{number(row['alpha'])}{_ends(row)} at {_ratio(row)}")
@@ -78,7 +76,7 @@ def captions(audit: "Audit") -> dict[str, Caption]:
     }
 
 
-def _by_score(audit: "Audit", tell: Callable[[Any], str]) -> str:
+def _by_score(audit: AuditTables, tell: Callable[[Any], str]) -> str:
     """Tell every row of the summary, score by score."""
     told = []
     for score in audit.scores:
@@ -87,7 +85,7 @@ def _by_score(audit: "Audit", tell: Callable[[Any], str]) -> str:
     return " ".join(told)
 
 
-def _losses(audit: "Audit") -> str:
+def _losses(audit: AuditTables) -> str:
     """Which three classes lost most at the highest ratio of each score."""
     told = []
     for score in audit.scores:
@@ -101,7 +99,7 @@ def _losses(audit: "Audit") -> str:
     return " ".join(told)
 
 
-def _medians(audit: "Audit") -> str:
+def _medians(audit: AuditTables) -> str:
     medians = audit.alphas.groupby(["score", "ratio"], sort=False)["alpha"].median().reset_index()
     told = []
     for score in audit.scores:

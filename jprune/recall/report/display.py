@@ -1,14 +1,12 @@
 """The audit's tables as a reader of the page sees them: columns with headings and meanings, cells as text."""
 
 from collections.abc import Callable, Container, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from jprune.recall.report.headline import lost_more
-
-if TYPE_CHECKING:
-    from jprune.recall.audit import Audit
+from jprune.recall.tables.frames import AuditTables
 
 _MOST_ROWS, _LEAST_ROWS = 1_500, 10  # of a table, and of one score and ratio in it; the CSV files have the rest
 # The tables of which the page shows one score and ratio at a time, and the column whose smallest (True) or largest
@@ -178,7 +176,7 @@ _EQUAL = (
 )
 
 
-def tables(audit: "Audit", equal: pd.DataFrame) -> dict[str, Table | None]:
+def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
     """Make every table of the page; None where there is nothing to show.
 
     Args:
@@ -248,7 +246,7 @@ def _most(frame: pd.DataFrame, by: str, ascending: bool) -> pd.DataFrame:
     return frame[frame.index.isin(stacks.head(max(_LEAST_ROWS, _MOST_ROWS // stacks.ngroups)).index)]
 
 
-def _pies_by_class(audit: "Audit") -> pd.DataFrame:
+def _pies_by_class(audit: AuditTables) -> pd.DataFrame:
     """How many examples of each class changed their modal label, for every score and ratio."""
     if not len(audit.pies):
         return pd.DataFrame(columns=["score", "ratio", "class", "support", "pies", "share"])

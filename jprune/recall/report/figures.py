@@ -15,17 +15,16 @@ import pandas as pd
 from jprune.recall.report import panels
 from jprune.recall.report.headline import number
 from jprune.recall.report.panels import FAINT, INK, MUTED
+from jprune.recall.tables.frames import AuditTables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from jprune.recall.audit import Audit
-
 _MOST_LINES = 8  # classes that get a colour of their own
 
 
-def figures(audit: "Audit") -> "dict[str, Figure]":
+def figures(audit: AuditTables) -> "dict[str, Figure]":
     """Draw every figure that the audit has data for, by name, in reading order.
 
     Raises:
@@ -43,7 +42,7 @@ def figures(audit: "Audit") -> "dict[str, Figure]":
     return {**drawn, "scatter": balance_scatter(audit)}
 
 
-def alpha_by_ratio(audit: "Audit") -> "Figure":
+def alpha_by_ratio(audit: AuditTables) -> "Figure":
     """Mean alpha with its interval against the compression ratio, one line per score."""
     figure, axes = panels.panel()
     positions = panels.ratio_axis(axes, audit)
@@ -57,7 +56,7 @@ def alpha_by_ratio(audit: "Audit") -> "Figure":
     return figure
 
 
-def alpha_against_null(audit: "Audit") -> "Figure":
+def alpha_against_null(audit: AuditTables) -> "Figure":
     """Alpha of every model against the alpha that its loss of accuracy alone would bring."""
     figure, axes = panels.panel()
     drawn = [
@@ -73,7 +72,7 @@ def alpha_against_null(audit: "Audit") -> "Figure":
     return figure
 
 
-def recall_by_class(audit: "Audit") -> "Figure":
+def recall_by_class(audit: AuditTables) -> "Figure":
     """Mean recall of each class, dense and at every ratio, a panel per score.
 
     With more than eight classes those that lost most at the highest ratio have a colour and a name,
@@ -107,7 +106,7 @@ def recall_by_class(audit: "Audit") -> "Figure":
     return figure
 
 
-def accuracy_tradeoff(audit: "Audit") -> "Figure":
+def accuracy_tradeoff(audit: AuditTables) -> "Figure":
     """Mean alpha against mean accuracy, one line per score, the points in order of the ratio.
 
     A ratio is told above or below its interval, and left out where another is told already; of more
@@ -131,7 +130,7 @@ def accuracy_tradeoff(audit: "Audit") -> "Figure":
     return figure
 
 
-def balance_variance(audit: "Audit") -> "Figure":
+def balance_variance(audit: AuditTables) -> "Figure":
     """Variance of the recall balance over classes, mean over models, dense and at every ratio."""
     figure, axes = panels.panel()
     positions = panels.ratio_axis(axes, audit, dense=True)
@@ -147,7 +146,7 @@ def balance_variance(audit: "Audit") -> "Figure":
     return figure
 
 
-def alpha_boxes(audits: "Mapping[str, Audit]") -> "Figure":
+def alpha_boxes(audits: Mapping[str, AuditTables]) -> "Figure":
     """Box plots of alpha over models at every ratio: a panel per audit (architecture, data set), a colour per score.
 
     Args:
@@ -176,7 +175,7 @@ def alpha_boxes(audits: "Mapping[str, Audit]") -> "Figure":
     return figure
 
 
-def balance_scatter(audit: "Audit") -> "Figure":
+def balance_scatter(audit: AuditTables) -> "Figure":
     """Pruned against dense normalized recall balance of every class and model: rows ratios, columns scores.
 
     With one score the ratios fill rows of three. Dashed is no change; the full line is the pooled

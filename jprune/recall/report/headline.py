@@ -1,14 +1,12 @@
 """An audit in plain words: which classes lost most, is it more than their share, is the evidence enough."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from jprune.recall.inference.power import replicates_needed
-
-if TYPE_CHECKING:
-    from jprune.recall.audit import Audit
+from jprune.recall.tables.frames import AuditTables
 
 _Row = Any  # a row of a frame, by column
 _MOST_MODELS, _ROUNDING = 100_000, 1e-12
@@ -38,7 +36,7 @@ class Finding(NamedTuple):
     text: str
 
 
-def headline(audit: "Audit") -> str:
+def headline(audit: AuditTables) -> str:
     """Say in two sentences what happened to the differences between classes at the highest ratio."""
     last = audit.summary.groupby("score", sort=False).tail(1)
     told = []
@@ -53,7 +51,7 @@ def headline(audit: "Audit") -> str:
     return f"{sentence} {worst}" if worst else sentence
 
 
-def findings(audit: "Audit") -> list[Finding]:
+def findings(audit: AuditTables) -> list[Finding]:
     """Answer, for every score at its highest ratio, what a reader of an audit asks."""
     found = []
     for score in audit.scores:
@@ -71,7 +69,7 @@ def findings(audit: "Audit") -> list[Finding]:
     return found
 
 
-def _accuracy(row: _Row, audit: "Audit") -> str:
+def _accuracy(row: _Row, audit: AuditTables) -> str:
     text = f"from {_percent(row['accuracy_dense'])} to {_percent(row['accuracy'])}, {_points(row['accuracy_change'])}"
     if np.isfinite(row["accuracy_change_low"]):
         ends = f"{100 * row['accuracy_change_low']:+.1f} to {100 * row['accuracy_change_high']:+.1f}"
@@ -83,7 +81,7 @@ def _accuracy(row: _Row, audit: "Audit") -> str:
     return _sentence(text)
 
 
-def _differences(rows: pd.DataFrame, audit: "Audit") -> str:
+def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
     row = rows.iloc[-1]
     if not np.isfinite(row["alpha"]):
         return (
@@ -112,7 +110,7 @@ def _differences(rows: pd.DataFrame, audit: "Audit") -> str:
     return _sentence(text)
 
 
-def _beyond_null(row: _Row, audit: "Audit") -> str:
+def _beyond_null(row: _Row, audit: AuditTables) -> str:
     if not np.isfinite(row["alpha_over_null"]):
         return ""
     answer = {
@@ -126,7 +124,7 @@ def _beyond_null(row: _Row, audit: "Audit") -> str:
     )
 
 
-def _classes(classes: pd.DataFrame, audit: "Audit") -> str:
+def _classes(classes: pd.DataFrame, audit: AuditTables) -> str:
     present = classes[classes["support"] > 0]
     if len(present) < 2:
         return ""
@@ -151,7 +149,7 @@ def lost_more(classes: pd.DataFrame, level: float) -> pd.DataFrame:
     return classes[(classes["excess"] > 0) & (classes["p_holm"] < 1 - level)]
 
 
-def _evidence(rows: pd.DataFrame, audit: "Audit") -> str:
+def _evidence(rows: pd.DataFrame, audit: AuditTables) -> str:
     row = rows.iloc[-1]
     models = int(row["models"])
     from_examples = ""
@@ -179,7 +177,7 @@ def _evidence(rows: pd.DataFrame, audit: "Audit") -> str:
     return " ".join(told) + from_examples
 
 
-def _needed(row: _Row, audit: "Audit") -> str:
+def _needed(row: _Row, audit: AuditTables) -> str:
     """How many replicates would show a difference of the size that was seen, nine times in ten."""
     try:
         needed = replicates_needed(row["alpha"] - 1, row["alpha_sd"], alpha=1 - audit.level, most=_MOST_MODELS)
@@ -188,7 +186,7 @@ def _needed(row: _Row, audit: "Audit") -> str:
     return f"about {needed}"
 
 
-def _hardest_hit(audit: "Audit", last: pd.DataFrame) -> str:
+def _hardest_hit(audit: AuditTables, last: pd.DataFrame) -> str:
     found = pd.concat([lost_more(_of(audit.classes, row), audit.level) for _, row in last.iterrows()])
     if not len(found):
         return ""
@@ -212,7 +210,7 @@ def _verdict(row: _Row) -> str:
     return "<0" if row["alpha_high"] < 0 else str(row["alpha_mark"])
 
 
-def _by(audit: "Audit", row: _Row) -> str:
+def _by(audit: AuditTables, row: _Row) -> str:
     if audit.scores == ("pruned",):
         return f"at {_times(row)}"
     return f"under {row['score']} at {_times(row)}"

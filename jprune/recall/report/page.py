@@ -6,28 +6,26 @@ import importlib.resources
 import io
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from jprune.files import write_text
 from jprune.recall.inference.regression import compare_at_equal_accuracy
-from jprune.recall.inputs.files import write_whole
 from jprune.recall.inputs.predictions import InputError
 from jprune.recall.report import display
 from jprune.recall.report.captions import captions
 from jprune.recall.report.headline import findings, headline
 from jprune.recall.report.svg import inline_svg
-
-if TYPE_CHECKING:
-    from jprune.recall.audit import Audit
+from jprune.recall.tables.frames import AuditTables
 
 _MOST_EXAMPLES = 24
 _MOST_PIXELS = 256  # of an image's longer side
 
 
 def write_html(
-    audit: "Audit",
+    audit: AuditTables,
     path: str | Path,
     *,
     images: Any = None,
@@ -50,10 +48,10 @@ def write_html(
       InputError: ``images`` has another shape, or not as many examples as the audit.
       OSError: the file cannot be written.
     """
-    write_whole(path, page(audit, images=images, title=title, date=date))
+    write_text(path, page(audit, images=images, title=title, date=date))
 
 
-def page(audit: "Audit", *, images: Any = None, title: str = "Recall audit", date: str | None = None) -> str:
+def page(audit: AuditTables, *, images: Any = None, title: str = "Recall audit", date: str | None = None) -> str:
     """Return the page that ``write_html`` writes."""
     try:
         import jinja2  # noqa: PLC0415 (an extra)
@@ -61,6 +59,7 @@ def page(audit: "Audit", *, images: Any = None, title: str = "Recall audit", dat
     except ImportError as error:
         raise ImportError("the HTML report needs jinja2: pip install 'jprune[report]'") from error
     import jprune  # noqa: PLC0415 (for its version only)
+    from jprune.recall.report import figures as drawings  # noqa: PLC0415 (matplotlib is an extra)
 
     template, style, script = (_asset(name) for name in ("page.html.j2", "page.css", "page.js"))
     environment = jinja2.Environment(
@@ -75,7 +74,7 @@ def page(audit: "Audit", *, images: Any = None, title: str = "Recall audit", dat
             "caption": words[name].text,
             "svg": Markup(inline_svg(figure, name, words[name].alternative)),
         }
-        for name, figure in audit.figures().items()
+        for name, figure in drawings.figures(audit).items()
     ]
     examples, examples_of = _examples(audit, images)
     return environment.from_string(template).render(
@@ -103,7 +102,7 @@ def page(audit: "Audit", *, images: Any = None, title: str = "Recall audit", dat
     )
 
 
-def at_equal_accuracy(audit: "Audit") -> pd.DataFrame:
+def at_equal_accuracy(audit: AuditTables) -> pd.DataFrame:
     """Compare every pair of scores at equal loss of accuracy; one row per pair.
 
     Scores that do not share their dense models have models of their own.
@@ -134,7 +133,7 @@ def at_equal_accuracy(audit: "Audit") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _about(audit: "Audit") -> str:
+def _about(audit: AuditTables) -> str:
     counts = sorted({int(models) for models in audit.summary["models"]})
     models = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
     ratios = ", ".join(f"{ratio:g}" for ratio in audit.ratios)
@@ -149,7 +148,7 @@ def _asset(name: str) -> str:
     return importlib.resources.files("jprune.recall.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _examples(audit: "Audit", images: Any) -> tuple[list[dict[str, Any]], str]:
+def _examples(audit: AuditTables, images: Any) -> tuple[list[dict[str, Any]], str]:
     """The examples to show, and which score and ratio they are of: the last that changed any."""
     if images is None:
         return [], ""

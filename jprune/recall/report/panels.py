@@ -6,11 +6,11 @@ What is drawn on them is in ``jprune.recall.report.figures``.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from jprune.recall.tables.frames import AuditTables
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from jprune.recall.audit import Audit
 
 INK, MUTED, RULE, FAINT = "#1c1e21", "#5c6166", "#d5d8dc", "#b9bec4"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#c4649b", "#b07c00", "#3d9bd1", "#7a5cc7", "#6d6d6e")
@@ -46,7 +46,7 @@ def plain(axes: "Axes") -> None:
     axes.set_axisbelow(True)
 
 
-def ratio_axis(axes: "Axes", audit: "Audit", dense: bool = False) -> dict[float, int]:
+def ratio_axis(axes: "Axes", audit: AuditTables, dense: bool = False) -> dict[float, int]:
     """Give every ratio an equal place on the x axis: the ratios grow by factors."""
     names = ["dense"] * dense + [ratio_name(ratio) for ratio in audit.ratios]
     axes.set_xticks(range(len(names)), names)

@@ -1,17 +1,15 @@
 """An audit on the terminal."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jprune.recall.report.headline import findings, headline, number
-
-if TYPE_CHECKING:
-    from jprune.recall.audit import Audit
+from jprune.recall.tables.frames import AuditTables
 
 
-def print_summary(audit: "Audit", report: Path | None = None) -> None:
+def print_summary(audit: AuditTables, report: Path | None = None) -> None:
     """Print the headline, the answers, the table of ratios and the warnings.
 
     Args:

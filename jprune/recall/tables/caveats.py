@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from jprune.recall.inputs.predictions import Stack
-from jprune.recall.tables.study import Study
+from jprune.recall.inputs.predictions import Predictions
+from jprune.recall.tables.audited import AuditedModels
 
 _FEWEST_PAIRS = 4  # three pairs have six orders: no correlation of theirs is rarer than 1 in 6
 _UNEQUAL = 1.5  # largest over smallest class, beyond which alpha is told with an intercept too
@@ -29,10 +29,10 @@ def of_empty_classes(support: npt.NDArray[np.int64], class_names: Sequence[str])
     return f"classes without test examples: {named}; their recall is undefined and they are left out of every sum"
 
 
-def of_copies(stack: Stack) -> list[str]:
+def of_copies(stack: Predictions) -> list[str]:
     """Say which models of a stack made the same predictions: copies pass for independent replicates.
 
-    >>> of_copies(Stack("dense", np.array([[0, 1], [1, 1], [0, 1]]), None))
+    >>> of_copies(Predictions("dense", np.array([[0, 1], [1, 1], [0, 1]]), None))
     ['dense: models 0 and 2 made identical predictions; copies of one model are no replicates']
     """
     first: dict[bytes, int] = {}
@@ -46,7 +46,7 @@ def of_copies(stack: Stack) -> list[str]:
     return []
 
 
-def of_study(study: Study, summary: pd.DataFrame, alphas: pd.DataFrame) -> list[str]:
+def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) -> list[str]:
     """What the numbers of models, the classes' sizes, the control and undefined alphas take from the conclusions."""
     notes = []
     support = next(iter(study.dense.values())).support

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,7 @@ import pandas as pd
 
 from jprune.recall.inference.intervals import Alternative, bonferroni, holm, independent_test, paired_test
 from jprune.recall.inference.pairing import PairingTest
-
-if TYPE_CHECKING:
-    from jprune.recall.audit import Audit
+from jprune.recall.tables.frames import AuditTables
 
 _Stack = tuple[str, float, npt.NDArray[np.float64]]
 _COLUMNS = (
@@ -56,7 +54,7 @@ def within(per_model: pd.DataFrame, *, paired: bool, shared: bool) -> pd.DataFra
 
 
 def compare(
-    audits: "Mapping[str, Audit]",
+    audits: Mapping[str, AuditTables],
     pairs: Sequence[tuple[str, str]] | None = None,
     *,
     alternative: Alternative = "greater",

@@ -13,8 +13,8 @@ from jprune.recall.inputs.arguments import Rng
 from jprune.recall.inputs.predictions import Groups
 from jprune.recall.measures.exemplars import modal_label, taxicab_distance
 from jprune.recall.measures.rates import Rates, from_predictions
+from jprune.recall.tables.audited import AuditedModels, difference
 from jprune.recall.tables.comparisons import pairing_row
-from jprune.recall.tables.study import Study, difference
 
 Stacks = Mapping[str, Mapping[float, npt.NDArray[np.int64]]]
 GROUP_COLUMNS = (
@@ -59,7 +59,7 @@ def pies(dense: Mapping[str, npt.NDArray[np.int64]], pruned: Stacks, true: npt.N
 
 
 def subgroups(
-    study: Study,
+    study: AuditedModels,
     groups: Groups,
     dense: Mapping[str, npt.NDArray[np.int64]],
     pruned: Stacks,
@@ -87,7 +87,7 @@ def subgroups(
 
 
 def resampling(
-    study: Study,
+    study: AuditedModels,
     true: npt.NDArray[np.int64],
     dense: Mapping[str, npt.NDArray[np.int64]],
     pruned: Stacks,
@@ -120,7 +120,7 @@ def resampling(
     return pd.concat(intervals, ignore_index=True), tests
 
 
-def _subgroup(study: Study, dense: Rates, pruned: Rates, lost: float) -> pd.DataFrame:
+def _subgroup(study: AuditedModels, dense: Rates, pruned: Rates, lost: float) -> pd.DataFrame:
     present = np.flatnonzero(pruned.support)
     before = np.column_stack([dense.accuracy, dense.recall[:, present]])
     after = np.column_stack([pruned.accuracy, pruned.recall[:, present]])

@@ -31,12 +31,12 @@ from jprune.recall.measures.intensification import (
     undefined,
 )
 from jprune.recall.measures.rates import Rates
-from jprune.recall.tables.study import Study, difference
+from jprune.recall.tables.audited import AuditedModels, difference
 
 _WITH_INTERVAL = ("alpha", "alpha_over_null", "alpha_intercept")
 
 
-def dense_models(study: Study) -> pd.DataFrame:
+def dense_models(study: AuditedModels) -> pd.DataFrame:
     """One row per score and dense model: accuracy and how unequal its classes are.
 
     Where the scores share their dense models the rows repeat under every score.
@@ -56,12 +56,12 @@ def dense_models(study: Study) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def alphas(study: Study) -> pd.DataFrame:
+def alphas(study: AuditedModels) -> pd.DataFrame:
     """One row per score, ratio and model: alpha, its controls and neighbours, and why alpha is NaN where it is."""
     return pd.concat([_alphas(study, *stack) for stack in study.stacks()], ignore_index=True)
 
 
-def _alphas(study: Study, score: str, ratio: float, dense: Rates, pruned: Rates) -> pd.DataFrame:
+def _alphas(study: AuditedModels, score: str, ratio: float, dense: Rates, pruned: Rates) -> pd.DataFrame:
     given = (dense.recall, pruned.recall, dense.accuracy, pruned.accuracy)
     gap = excess_accuracy_gap(*given)
     errors = error_rate_change(
@@ -92,7 +92,7 @@ def _alphas(study: Study, score: str, ratio: float, dense: Rates, pruned: Rates)
     )
 
 
-def recalls(study: Study) -> pd.DataFrame:
+def recalls(study: AuditedModels) -> pd.DataFrame:
     """One row per score, ratio, model and class: recall and normalized recall balance, dense and pruned."""
     frames = []
     for score, ratio, dense, pruned in study.stacks():
@@ -114,7 +114,7 @@ def recalls(study: Study) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def summary(study: Study, per_model: pd.DataFrame, dense: pd.DataFrame) -> pd.DataFrame:
+def summary(study: AuditedModels, per_model: pd.DataFrame, dense: pd.DataFrame) -> pd.DataFrame:
     """One row per score and ratio: means over models, intervals, marks against 1, the pooled slope.
 
     Args:
@@ -142,7 +142,7 @@ def summary(study: Study, per_model: pd.DataFrame, dense: pd.DataFrame) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def classes(study: Study) -> pd.DataFrame:
+def classes(study: AuditedModels) -> pd.DataFrame:
     """One row per score, ratio and class: recall before and after, and whether the class lost more than its share.
 
     ``excess`` is the excess accuracy gap, positive where a class lost more than the accuracy did. Its
@@ -155,7 +155,7 @@ def classes(study: Study) -> pd.DataFrame:
     )
 
 
-def _classes(study: Study, score: str, ratio: float, baseline: Rates, pruned: Rates) -> pd.DataFrame:
+def _classes(study: AuditedModels, score: str, ratio: float, baseline: Rates, pruned: Rates) -> pd.DataFrame:
     dense, given = study.dense[score], (baseline.recall, pruned.recall, baseline.accuracy, pruned.accuracy)
     change = difference(dense.recall, pruned.recall, study)
     before, after = balance(dense.recall, dense.accuracy), balance(pruned.recall, pruned.accuracy)
@@ -210,7 +210,7 @@ def _mean(name: str, values: "pd.Series[float]", level: float) -> dict[str, obje
     return found
 
 
-def _inequality(study: Study, rates: Rates) -> dict[str, object]:
+def _inequality(study: AuditedModels, rates: Rates) -> dict[str, object]:
     """The columns that say how unequal the classes of each model are."""
     unequal = disparity(rates.recall, rates.accuracy)
     return {
@@ -222,5 +222,5 @@ def _inequality(study: Study, rates: Rates) -> dict[str, object]:
     }
 
 
-def _names(study: Study, index: npt.NDArray[np.int64]) -> list[str]:
+def _names(study: AuditedModels, index: npt.NDArray[np.int64]) -> list[str]:
     return ["" if c < 0 else study.class_names[c] for c in index]

@@ -47,20 +47,6 @@ def test_the_bootstrap_agrees_with_the_t_interval_on_the_published_runs():
     assert recall.mark(ours.low, ours.high).tolist() == ["<", "<", ">", ">", ">"]
 
 
-def test_the_pooled_bootstrap_resamples_whole_models():
-    r = published.recalls()
-    args = r[1], r[50], r[1].mean(-1), r[50].mean(-1)
-    ours = recall.bootstrap_pooled(*args, rng=0, level=0.95, resamples=2_000)
-    assert float(ours.estimate) == pytest.approx(float(recall.pooled_intensification(*args).slope))
-    rng = np.random.default_rng(1)
-    slopes = [
-        float(recall.pooled_intensification(*(value[drawn] for value in args)).slope)
-        for drawn in rng.integers(30, size=(300, 30))
-    ]
-    assert float(ours.standard_error) == pytest.approx(np.std(slopes, ddof=1), rel=0.15)
-    assert ours.low < ours.estimate < ours.high
-
-
 def test_rows_are_resampled_alike_so_that_ratios_stay_paired():
     row = np.random.default_rng(0).normal(size=12)
     ours = recall.bootstrap_models([row, row + 1], rng=0, resamples=200)
@@ -89,22 +75,6 @@ def test_a_handful_of_models_has_an_interval_within_their_range(values):
 def test_no_model_at_all_says_so():
     ours = recall.bootstrap_models([], rng=0)
     assert (ours.reason, int(ours.models), int(ours.left_out)) == ("no model is defined", 0, 0)
-
-
-def test_a_perfect_dense_model_is_left_out_of_the_pooled_bootstrap():
-    dense, pruned = np.array([[1.0, 1.0], [0.9, 0.7], [0.8, 0.6]]), np.array([[0.9, 0.7], [0.7, 0.5], [0.7, 0.5]])
-    ours = recall.bootstrap_pooled(dense, pruned, dense.mean(-1), pruned.mean(-1), rng=0, resamples=100)
-    assert (int(ours.models), int(ours.left_out)) == (2, 1)
-
-
-def test_the_pooled_bootstrap_leaves_out_the_models_that_the_pooled_slope_leaves_out():
-    dense = np.array(
-        [[0.7, 0.7, 0.7], [0.9, 0.8, 0.7], [0.9, 0.7, 0.8]]
-    )  # the first matches its accuracy but for rounding
-    args = dense, dense[:, ::-1], np.array([np.nextafter(0.7, 1), 0.8, 0.8]), dense.mean(-1)
-    pooled, ours = recall.pooled_intensification(*args), recall.bootstrap_pooled(*args, rng=0, resamples=50)
-    assert (int(ours.models), int(ours.left_out)) == (int(pooled.models), int(pooled.left_out)) == (2, 1)
-    assert float(ours.estimate) == pytest.approx(float(pooled.slope))
 
 
 # over test examples ----------------------------------------------------------------------------------
@@ -209,7 +179,6 @@ def test_a_seed_repeats_itself_and_a_generator_moves_on():
         ),
         (lambda: recall.bootstrap_models([1.0, 2.0], rng=0, resamples=1), "resamples must be at least 2, got 1"),
         (lambda: recall.bootstrap_models([1.0, 2.0], rng=0, level=1.5), "level must lie strictly between 0 and 1"),
-        (lambda: recall.bootstrap_pooled([0.9, 0.7], [0.7, 0.5], 0.8, 0.6, rng=0), "needs a models axis"),
         (lambda: recall.bootstrap_examples([0, 2], [[0, 1]], [[0, 1]], 2, rng=0), "labels must lie in 0..1, got 2 at"),
         (
             lambda: recall.bootstrap_examples([0, 1], [[0, 1]] * 2, [[0, 1]] * 3, 2, rng=0),

@@ -209,23 +209,12 @@ def test_a_sample_without_spread_can_be_compared_with_one_that_has_some():
     assert (test.statistic, test.df) == (pytest.approx(1), pytest.approx(1))
 
 
-def test_consecutive_tests_ask_whether_the_next_ratio_is_larger():
-    rows = [[1.0, 1.2, 1.1], [1.2, 1.3, 1.5], [1.1, 1.35, 1.4]]
-    tests = recall.consecutive_tests(rows)
-    assert tests == [
-        recall.paired_test(rows[1], rows[0], "greater"),
-        recall.paired_test(rows[2], rows[1], "greater"),
-    ]
-    assert recall.consecutive_tests(rows[:1]) == []
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: recall.paired_test([1.0, 2.0], [1.0]), "paired stacks of different lengths: a has 2 models, b has 1"),
         (lambda: recall.paired_test([[1.0, 2.0]], [[1.0, 2.0]]), r"a must have shape \(models,\), got \(1, 2\)"),
         (lambda: recall.independent_test([1.0, np.inf], [1.0, 2.0]), "a must be finite or NaN, got inf"),
-        (lambda: recall.consecutive_tests([1.0, 2.0]), r"values must have shape \(ratios, models\), got \(2,\)"),
     ],
 )
 def test_what_cannot_be_tested_is_refused(call, message):

@@ -10,7 +10,7 @@ from jprune.recall.inference.intervals import Interval, defined_mean, t_interval
 from jprune.recall.measures.rates import Rates
 
 
-class Study(NamedTuple):
+class AuditedModels(NamedTuple):
     """The rates of every set of models, and how they belong together.
 
     Attributes:
@@ -51,7 +51,7 @@ def mean_model(rates: Rates, times: int) -> Rates:
     return Rates(rates.support, *means)
 
 
-def difference(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], study: Study) -> Interval:
+def difference(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], study: AuditedModels) -> Interval:
     """Mean of after - before with its interval, models on the first axis: paired, or of independent samples.
 
     One model on either side of independent samples leaves no interval.

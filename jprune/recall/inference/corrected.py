@@ -1,0 +1,264 @@
+"""Alpha corrected for test-set noise, and the alpha that another training seed has without any compression.
+
+Recalls are measured on a finite test set. Their noise inflates the spread of the dense recall balances, so the
+plain slope is too small: with 100 classes of 20 images it is near 0 where nothing changed. The corrected slope
+takes the noise out of both sums. For class c with n_c of N examples, w_c = n_c / N, dense and compressed recall
+r_c and s_c, accuracies A and B, and b_c the share of class c that both models get right::
+
+    v_c = r_c (1 - r_c) / (n_c - 1)         c_c = (b_c - r_c s_c) / (n_c - 1)
+    noise(q) = sum_c (1 - 2 w_c) q_c + K sum_c w_c^2 q_c
+    D = [sum_c (r_c - A)^2 - noise(v)] / A^2
+    N = [sum_c (r_c - A) (s_c - B) - noise(c)] / (A B)
+    alpha_corrected = sum over models of N / sum over models of D
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Bool, Float, Int, Num
+
+from jprune.recall.inputs.arguments import check_level
+
+_LEAST = 3  # examples of a class: without two of them its noise is still defined
+_MOST_PAIRS = 64  # classes; beyond it the products between classes add less than 2 % to the variance
+
+WITHIN_NOISE = "no class differences beyond sampling noise"
+
+
+class CorrectedAlpha(NamedTuple):
+    """Alpha corrected for test-set noise, with its interval.
+
+    Attributes:
+      alpha: the corrected slope; NaN with a reason.
+      low: lower end of the interval.
+      high: upper end.
+      standard_error: of the slope, by the delta method; NaN with a reason.
+      classes: number of classes that have enough examples (3) to enter.
+      reason: why there is no slope; empty where there is one.
+    """
+
+    alpha: float
+    low: float
+    high: float
+    standard_error: float
+    classes: int
+    reason: str
+
+
+class SeedNull(NamedTuple):
+    """Alpha of one dense model regressed on another, over all ordered pairs.
+
+    Attributes:
+      alpha: mean over the pairs; NaN with fewer than two models.
+      low: lower end of the jackknife interval over models; NaN with fewer than three.
+      high: upper end.
+    """
+
+    alpha: float
+    low: float
+    high: float
+
+
+def corrected_intensification(
+    labels: Int[np.ndarray, " examples"],
+    dense_correct: Num[np.ndarray, "models examples"] | Bool[np.ndarray, "models examples"],
+    correct: Num[np.ndarray, "models examples"] | Bool[np.ndarray, "models examples"],
+    *,
+    level: float = 0.99,
+) -> CorrectedAlpha:
+    """Intensification ratio with the noise of the test set removed, and Fieller's interval.
+
+    The variance of both sums comes from the jackknife over test examples within classes: an example is left out of
+    all models at once. The sums are quadratic, and the jackknife counts the second-order part of their variance
+    twice; the surplus is subtracted. With two or more models the variance between models that test noise does not
+    explain is added, so the interval covers both other examples and other training seeds.
+
+    Args:
+      labels: true classes, (examples,).
+      dense_correct: whether each dense model is right, or a mean over dense models, (models, examples).
+      correct: whether the compressed models are right, (models, examples).
+      level: confidence of the interval.
+
+    Raises:
+      ValueError: ``level`` is not strictly between 0 and 1.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.repeat(np.arange(10), 200)
+    >>> easy = np.linspace(0.98, 0.75, 10)[labels]
+    >>> dense, other = rng.random((2, 1, 2000)) < easy
+    >>> found = corrected_intensification(labels, dense, other, level=0.95)
+    >>> found.low < 1 < found.high
+    True
+    """
+    check_level(level)
+    support = np.bincount(labels)
+    kept = np.flatnonzero(support >= _LEAST)
+    nan = float("nan")
+    out = CorrectedAlpha(nan, nan, nan, nan, len(kept), "")
+    if len(kept) < 2:
+        return out._replace(reason=f"fewer than two classes have {_LEAST} test examples")
+    order = np.argsort(labels, kind="stable")
+    order = order[support[labels[order]] >= _LEAST]
+    sizes = support[kept]
+    d, p = (np.asarray(rows, np.float64)[:, order] for rows in (dense_correct, correct))
+    if (d.sum(1) == 0).any() or (p.sum(1) == 0).any():
+        return out._replace(reason="an accuracy is 0")
+    each, jackknifed, of_models = _sums(d, p, sizes)
+    total = each.sum(0)
+    examples = jackknifed - _second_order(d, p, sizes, jackknifed)
+    models = len(each)
+    alpha = total[0] / total[1] if total[1] > 0 else nan
+    variance, df = examples, np.inf
+    if models > 1 and np.isfinite(alpha):
+        between = models * np.cov(each.T)
+        at = lambda matrix: float(matrix[0, 0] - 2 * alpha * matrix[0, 1] + alpha**2 * matrix[1, 1])
+        unexplained = max(0.0, 1 - at(of_models) / at(between)) if at(between) > 0 else 0.0
+        variance = examples + unexplained * between
+        added = unexplained * at(between)
+        df = (models - 1) * (at(variance) / added) ** 2 if added > 0 else np.inf
+    q = float(scipy.stats.norm.isf((1 - level) / 2) if np.isinf(df) else scipy.stats.t.isf((1 - level) / 2, df))
+    ends = _fieller(total, variance, q)
+    if ends is None:
+        return out._replace(reason=WITHIN_NOISE)
+    error = np.sqrt(max(variance[0, 0] - 2 * alpha * variance[0, 1] + alpha**2 * variance[1, 1], 0.0)) / total[1]
+    return CorrectedAlpha(float(alpha), *ends, float(error), len(kept), "")
+
+
+def seed_null(
+    recall: Float[np.ndarray, "models classes"], accuracy: Float[np.ndarray, " models"], level: float = 0.99
+) -> SeedNull:
+    """Alpha between dense models that differ in the training seed alone.
+
+    Regression to the mean puts it below 1 although nothing was compressed, so it is the second reference for alpha
+    next to 1. Mean over ordered pairs; the interval is a jackknife over models.
+
+    Args:
+      recall: of the dense models, fractions, NaN for a class without examples.
+      accuracy: of the dense models.
+      level: confidence of the interval.
+
+    >>> seed_null(np.array([[0.9, 0.7], [0.8, 0.6]]), np.array([0.8, 0.7])).alpha.__round__(4)
+    1.0089
+    """
+    nan = float("nan")
+    usable = ~np.isnan(recall).any(0)
+    x = (recall[:, usable] - accuracy[:, None])[accuracy > 0] / accuracy[accuracy > 0, None]
+    x = x[(x**2).sum(1) > 1e-20]
+    models = len(x)
+    if models < 2:
+        return SeedNull(nan, nan, nan)
+    products = x @ x.T
+    slopes = products / np.diag(products)[:, None]
+    np.fill_diagonal(slopes, 0.0)
+    whole = slopes.sum()
+    mean = whole / (models * (models - 1))
+    if models < 3:
+        return SeedNull(float(mean), nan, nan)
+    without = (whole - slopes.sum(0) - slopes.sum(1)) / ((models - 1) * (models - 2))
+    error = np.sqrt((models - 1) / models * ((without - without.mean()) ** 2).sum())
+    half = scipy.stats.t.isf((1 - level) / 2, models - 1) * error
+    return SeedNull(float(mean), float(mean - half), float(mean + half))
+
+
+def _sums(
+    d: Float[np.ndarray, "models examples"], p: Float[np.ndarray, "models examples"], sizes: Int[np.ndarray, " classes"]
+) -> tuple[Float[np.ndarray, "models 2"], Float[np.ndarray, "2 2"], Float[np.ndarray, "2 2"]]:
+    """(N, D) of every model; their jackknife covariance summed over models; and the sum of each model's own."""
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    repeat = np.repeat(np.arange(len(sizes)), sizes)
+    of_class = lambda values: np.add.reduceat(values, starts)
+    scale = ((sizes - 1) / sizes)[repeat]
+    each, without, own = [], np.zeros((2, d.shape[1])), np.zeros((2, 2))
+    for x, y in zip(d, p, strict=True):
+        pair = np.stack([_leave_one_out(x, y, sizes, starts, repeat), _leave_one_out(x, x, sizes, starts, repeat)])
+        each.append(pair[:, -1])
+        without += pair[:, :-1]
+        own += _spread(pair[:, :-1], of_class, sizes, repeat, scale)
+    return np.array(each), _spread(without, of_class, sizes, repeat, scale), own
+
+
+def _spread(values, of_class, sizes, repeat, scale):  # type: ignore[no-untyped-def]
+    """The stratified jackknife's covariance of two statistics, (2, examples) without each example in turn."""
+    deviations = np.stack([row - (of_class(row) / sizes)[repeat] for row in values])
+    return (deviations * scale) @ deviations.T
+
+
+def _leave_one_out(
+    x: Float[np.ndarray, " examples"],
+    y: Float[np.ndarray, " examples"],
+    sizes: Int[np.ndarray, " classes"],
+    starts: Int[np.ndarray, " classes"],
+    repeat: Int[np.ndarray, " examples"],
+) -> Float[np.ndarray, " examples_and_one"]:
+    """The corrected sum over classes without each example in turn, and, last, with all of them."""
+    k, every = len(sizes), len(x)
+    sx, sy, sxy = (np.add.reduceat(values, starts) for values in (x, y, x * y))
+    n, r, s = sizes.astype(np.float64), sx / sizes, sy / sizes
+    q = (sxy / n - r * s) / (n - 1)
+    n1 = n[repeat] - 1
+    r1, s1 = (sx[repeat] - x) / n1, (sy[repeat] - y) / n1
+    q1 = ((sxy[repeat] - x * y) / n1 - r1 * s1) / (n1 - 1)
+
+    def swap(whole, part):  # type: ignore[no-untyped-def]
+        """A sum over classes with one class's term replaced, and the sum itself last."""
+        return np.append(whole.sum() - whole[repeat] + part, whole.sum())
+
+    count = np.append(np.full(every, every - 1.0), float(every))
+    a, b = (np.append(values.sum() - values, values.sum()) / count for values in (x, y))
+    products = swap(r * s, r1 * s1) - b * swap(r, r1) - a * swap(s, s1) + k * a * b
+    noise = swap(q, q1) - 2 * swap(n * q, n1 * q1) / count + k * swap(n**2 * q, n1**2 * q1) / count**2
+    return (products - noise) / (a * b)
+
+
+def _second_order(
+    d: Float[np.ndarray, "models examples"],
+    p: Float[np.ndarray, "models examples"],
+    sizes: Int[np.ndarray, " classes"],
+    jackknifed: Float[np.ndarray, "2 2"],
+) -> Float[np.ndarray, "2 2"]:
+    """What the jackknife counts twice: the variance of the products of deviations of two examples.
+
+    At most half of the jackknife's variance is surplus, which also bounds the estimate. With few classes the sums are
+    skewed and the surplus is poorly known: the share 1 - 1.75 / sqrt(classes) of it is subtracted, which in simulations
+    covers 92 to 98 % at a nominal 95 % with 10 classes and with 100.
+    """
+    k, every = len(sizes), int(sizes.sum())
+    x, y = d / d.mean(1, keepdims=True), p / p.mean(1, keepdims=True)
+    w = sizes / every
+    own = 1 - 2 * w + k * w**2
+    surplus, scaled = np.zeros((2, 2)), []
+    for c, (end, n) in enumerate(zip(np.cumsum(sizes), sizes, strict=True)):
+        u, v = (rows[:, end - n : end] - rows[:, end - n : end].mean(1, keepdims=True) for rows in (x, y))
+        xx, xy, yy = u @ u.T, u @ v.T, v @ v.T
+        gx, gxy = (u * u).sum(0), (u * v).sum(0)
+        gy = (v * v).sum(0)
+        dd = (xx**2).sum() - (gx**2).sum()
+        nd = (xx * xy).sum() - (gx * gxy).sum()
+        nn = ((xx * yy).sum() + (xy * xy.T).sum() - (gxy**2).sum() - (gxy**2).sum()) / 2
+        surplus += own[c] ** 2 * 2 / ((n - 1.0) * (n - 2)) ** 2 * np.array([[nn, nd], [nd, dd]])
+        scaled.append([(matrix / ((n - 1.0) * n)).ravel() for matrix in (xx, xy, xy.T, yy)])
+    if k <= _MOST_PAIRS:
+        xx, xy, yx, yy = np.swapaxes(np.array(scaled), 0, 1)
+        cross = (-w[:, None] - w + k * w[:, None] * w) ** 2
+        np.fill_diagonal(cross, 0.0)
+        dd = 2 * (cross * (xx @ xx.T)).sum()
+        nd = 2 * (cross * (xx @ xy.T)).sum()
+        nn = (cross * (xx @ yy.T + xy @ yx.T)).sum()
+        surplus += np.array([[nn, nd], [nd, dd]])
+    largest = float(np.linalg.eigvals(np.linalg.pinv(jackknifed) @ surplus).real.max())
+    share = max(0.0, 1 - 1.75 / np.sqrt(k))
+    return share * min(1.0, 0.5 / largest) * surplus if largest > 0 else np.zeros((2, 2))
+
+
+def _fieller(
+    total: Float[np.ndarray, " 2"], variance: Float[np.ndarray, "2 2"], q: float
+) -> tuple[float, float] | None:
+    """Fieller's interval of the ratio of two totals; None where the denominator may be 0."""
+    n, d = total
+    a = d**2 - q**2 * variance[1, 1]
+    if d <= 0 or a <= 1e-12 * d**2:
+        return None
+    b, c = n * d - q**2 * variance[0, 1], n**2 - q**2 * variance[0, 0]
+    root = np.sqrt(max(b**2 - a * c, 0.0))
+    return float((b - root) / a), float((b + root) / a)
