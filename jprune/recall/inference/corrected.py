@@ -15,6 +15,7 @@ r_c and s_c, accuracies A and B, and b_c the share of class c that both models g
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import scipy.stats
 from jaxtyping import Bool, Float, Int, Num
 
@@ -112,16 +113,15 @@ def corrected_intensification(
     variance, df = examples, np.inf
     if models > 1 and np.isfinite(alpha):
         between = models * np.cov(each.T)
-        at = lambda matrix: float(matrix[0, 0] - 2 * alpha * matrix[0, 1] + alpha**2 * matrix[1, 1])
-        unexplained = max(0.0, 1 - at(of_models) / at(between)) if at(between) > 0 else 0.0
+        unexplained = max(0.0, 1 - _at(alpha, of_models) / _at(alpha, between)) if _at(alpha, between) > 0 else 0.0
         variance = examples + unexplained * between
-        added = unexplained * at(between)
-        df = (models - 1) * (at(variance) / added) ** 2 if added > 0 else np.inf
+        added = unexplained * _at(alpha, between)
+        df = (models - 1) * (_at(alpha, variance) / added) ** 2 if added > 0 else np.inf
     q = float(scipy.stats.norm.isf((1 - level) / 2) if np.isinf(df) else scipy.stats.t.isf((1 - level) / 2, df))
     ends = _fieller(total, variance, q)
     if ends is None:
         return out._replace(reason=WITHIN_NOISE)
-    error = np.sqrt(max(variance[0, 0] - 2 * alpha * variance[0, 1] + alpha**2 * variance[1, 1], 0.0)) / total[1]
+    error = np.sqrt(max(_at(alpha, variance), 0.0)) / total[1]
     return CorrectedAlpha(float(alpha), *ends, float(error), len(kept), "")
 
 
@@ -167,21 +167,24 @@ def _sums(
     """(N, D) of every model; their jackknife covariance summed over models; and the sum of each model's own."""
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     repeat = np.repeat(np.arange(len(sizes)), sizes)
-    of_class = lambda values: np.add.reduceat(values, starts)
-    scale = ((sizes - 1) / sizes)[repeat]
     each, without, own = [], np.zeros((2, d.shape[1])), np.zeros((2, 2))
     for x, y in zip(d, p, strict=True):
         pair = np.stack([_leave_one_out(x, y, sizes, starts, repeat), _leave_one_out(x, x, sizes, starts, repeat)])
         each.append(pair[:, -1])
         without += pair[:, :-1]
-        own += _spread(pair[:, :-1], of_class, sizes, repeat, scale)
-    return np.array(each), _spread(without, of_class, sizes, repeat, scale), own
+        own += _spread(pair[:, :-1], sizes, starts, repeat)
+    return np.array(each), _spread(without, sizes, starts, repeat), own
 
 
-def _spread(values, of_class, sizes, repeat, scale):  # type: ignore[no-untyped-def]
+def _spread(
+    values: Float[np.ndarray, "2 examples"],
+    sizes: Int[np.ndarray, " classes"],
+    starts: Int[np.ndarray, " classes"],
+    repeat: Int[np.ndarray, " examples"],
+) -> Float[np.ndarray, "2 2"]:
     """The stratified jackknife's covariance of two statistics, (2, examples) without each example in turn."""
-    deviations = np.stack([row - (of_class(row) / sizes)[repeat] for row in values])
-    return (deviations * scale) @ deviations.T
+    deviations = values - (np.add.reduceat(values, starts, axis=1) / sizes)[:, repeat]
+    return np.asarray((deviations * ((sizes - 1) / sizes)[repeat]) @ deviations.T)
 
 
 def _leave_one_out(
@@ -200,7 +203,7 @@ def _leave_one_out(
     r1, s1 = (sx[repeat] - x) / n1, (sy[repeat] - y) / n1
     q1 = ((sxy[repeat] - x * y) / n1 - r1 * s1) / (n1 - 1)
 
-    def swap(whole, part):  # type: ignore[no-untyped-def]
+    def swap(whole: npt.NDArray[np.float64], part: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """A sum over classes with one class's term replaced, and the sum itself last."""
         return np.append(whole.sum() - whole[repeat] + part, whole.sum())
 
@@ -208,7 +211,7 @@ def _leave_one_out(
     a, b = (np.append(values.sum() - values, values.sum()) / count for values in (x, y))
     products = swap(r * s, r1 * s1) - b * swap(r, r1) - a * swap(s, s1) + k * a * b
     noise = swap(q, q1) - 2 * swap(n * q, n1 * q1) / count + k * swap(n**2 * q, n1**2 * q1) / count**2
-    return (products - noise) / (a * b)
+    return np.asarray((products - noise) / (a * b))
 
 
 def _second_order(
@@ -232,7 +235,6 @@ def _second_order(
         u, v = (rows[:, end - n : end] - rows[:, end - n : end].mean(1, keepdims=True) for rows in (x, y))
         xx, xy, yy = u @ u.T, u @ v.T, v @ v.T
         gx, gxy = (u * u).sum(0), (u * v).sum(0)
-        gy = (v * v).sum(0)
         dd = (xx**2).sum() - (gx**2).sum()
         nd = (xx * xy).sum() - (gx * gxy).sum()
         nn = ((xx * yy).sum() + (xy * xy.T).sum() - (gxy**2).sum() - (gxy**2).sum()) / 2
@@ -249,6 +251,11 @@ def _second_order(
     largest = float(np.linalg.eigvals(np.linalg.pinv(jackknifed) @ surplus).real.max())
     share = max(0.0, 1 - 1.75 / np.sqrt(k))
     return share * min(1.0, 0.5 / largest) * surplus if largest > 0 else np.zeros((2, 2))
+
+
+def _at(alpha: float, variance: Float[np.ndarray, "2 2"]) -> float:
+    """The variance of N - alpha D."""
+    return float(variance[0, 0] - 2 * alpha * variance[0, 1] + alpha**2 * variance[1, 1])
 
 
 def _fieller(

@@ -47,7 +47,7 @@ def array(values: Any, name: str) -> np.ndarray:
     >>> array([True, False], "labels")
     Traceback (most recent call last):
       ...
-    jprune.recall.inputs.InputError: labels must hold numbers, got dtype bool
+    jprune.recall.inputs.predictions.InputError: labels must hold numbers, got dtype bool
     """
     try:
         converted = np.asarray(values)

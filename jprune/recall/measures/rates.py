@@ -99,7 +99,7 @@ def refuse_other_examples(
     >>> refuse_other_examples("pruned[2]", np.array([10, 9]), "dense", np.array([10, 10]))
     Traceback (most recent call last):
       ...
-    jprune.recall.inputs.InputError: pruned[2] and dense are of different test sets: class 1 has 9 and 10 examples
+    jprune.recall.inputs.predictions.InputError: pruned[2] and dense are of different test sets: class 1 has 9 and 10 examples
     """
     if support.shape != first.shape:
         raise InputError(f"{name} and {first_name} are of different test sets: {support.size} and {first.size} classes")
