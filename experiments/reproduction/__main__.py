@@ -21,19 +21,24 @@ from matplotlib.figure import Figure
 from experiments.cli.commands import exit_status
 from experiments.jumpstart_grid import figures
 from experiments.jumpstart_grid import report as reporting
-from experiments.reproduction import hypotheses, ledger
+from experiments.reproduction import hypotheses, ledger, references
 from experiments.reproduction.hypotheses import Verdict
 from experiments.reproduction.ledger import FOLDER, Recalls
 from experiments.storage import files, provenance, results
+from jprune.recall import mark, t_interval
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
-_PUBLISHED = Path(__file__).parents[1] / "published"
+PUBLISHED = Path(__file__).parents[1] / "published"
 _RECALLS = {
     "fashion-lenet": ("fashion_mnist", "Fashion-MNIST, LeNet"),
     "fashion-jumpstart": ("", "Fashion-MNIST, LeNet, jumpstart .1 in dense training"),
     "mnist-lenet": ("mnist", "MNIST, LeNet"),
     "fashion-no-decay": ("", "Fashion-MNIST, LeNet, weight decay 0"),
     "fashion-by-weights": ("", "Fashion-MNIST, LeNet, as many weights as if the ratio counted prunable ones alone"),
+    "fashion-published-paper": ("fashion_mnist", "Fashion-MNIST, LeNet, published counts, paper's setting"),
+    "fashion-published-script": ("fashion_mnist", "Fashion-MNIST, LeNet, published counts, script's setting"),
+    "mnist-published-paper": ("mnist", "MNIST, LeNet, published counts, paper's setting"),
+    "mnist-published-script": ("mnist", "MNIST, LeNet, published counts, script's setting"),
     "cifar10-resnet20": ("", "CIFAR-10, ResNet-20, one network of one epoch: only the path"),
 }
 _GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid", "mnist-grid-50", "prune-and-jumpstart")
@@ -113,11 +118,13 @@ def report() -> None:
     """Rewrite the tables of the page, between their markers, and its figures."""
     studies = {name: ledger.recalls(name) for name in _RECALLS if (FOLDER / f"{name}.csv").exists()}
     grids = {name: pd.read_csv(FOLDER / f"{name}.csv") for name in _GRIDS if (FOLDER / f"{name}.csv").exists()}
-    published = pd.read_csv(_PUBLISHED / "jumpstart_moons.csv")
+    published = pd.read_csv(PUBLISHED / "jumpstart_moons.csv")
+    boxes = pd.read_csv(PUBLISHED / "recall_alpha_boxplots.csv")
+    known = {**studies, "cifar10-published": ledger.published_counts(PUBLISHED / "recall_cifar10_resnet56_counts.csv")}
     found = [
-        *hypotheses.of_moons(grids.get("moons"), grids.get("moons-layers"), published),
+        *hypotheses.of_moons(grids.get("moons"), grids.get("moons-layers"), published, grids.get("moons-seeds")),
         hypotheses.of_tables(grids.get("uci")),
-        *hypotheses.of_recalls(studies),
+        *hypotheses.of_recalls(known, boxes),
     ]
     blocks = {"verdicts": _verdicts(found)}
     told = [_recall(name, study) for name, study in studies.items() if study.complete(["magnitude"])]
@@ -127,6 +134,7 @@ def report() -> None:
     pictures = {}
     if told:
         pictures["reproduction-alpha"] = alpha_figure(studies)
+        pictures["reproduction-references"] = references_figure(known)
     if "moons" in grids:
         cells = reporting.label(grids["moons"])
         floor = cells["floor"].iloc[0]
@@ -161,7 +169,7 @@ def filled(page: str, blocks: dict[str, str]) -> str:
 def alpha_figure(studies: dict[str, Recalls]) -> Figure:
     """Box plots of alpha over networks at each ratio, and beside them the published ones of magnitude pruning."""
     shown = {name: study for name, study in studies.items() if _RECALLS[name][0] and study.complete(["magnitude"])}
-    theirs = pd.read_csv(_PUBLISHED / "recall_alpha_boxplots.csv")
+    theirs = pd.read_csv(PUBLISHED / "recall_alpha_boxplots.csv")
     figure = Figure(figsize=(5.6 * max(1, len(shown)), 3.8), layout="constrained")
     for axes, (name, study) in zip(
         figure.subplots(1, max(1, len(shown)), squeeze=False)[0], shown.items(), strict=False
@@ -171,14 +179,47 @@ def alpha_figure(studies: dict[str, Recalls]) -> Figure:
         for score in _usable(study):
             replicates = study.complete([score])
             alphas = study.audit([score], replicates).alphas
-            standing = study.standing(alphas)
-            series = [standing.loc[standing["ratio"] == ratio, "alpha"] for ratio in _ratios(study)]
+            working = study.working(alphas)
+            series = [working.loc[working["ratio"] == ratio, "alpha"] for ratio in _ratios(study)]
             boxes.append((f"{score}, {len(replicates)} networks", [_box(values) for values in series]))
         rows = theirs[(theirs["dataset"] == dataset) & (theirs["score"] == "magnitude")].set_index("ratio")
         printed = [_published_box(rows, ratio) for ratio in _ratios(study)]
         boxes.append(("magnitude, published, 30 networks", printed))
         _draw(axes, boxes, _ratios(study))
         axes.set_title(title, fontsize=10)
+    return figure
+
+
+def references_figure(studies: dict[str, Recalls]) -> Figure:
+    """Mean alpha at each ratio with the seed null of the same dense networks, a panel per data set."""
+    shown = {name: studies[name] for name in hypotheses.REFERENCES if name in studies}
+    figure = Figure(figsize=(3.7 * len(shown), 3.4), layout="constrained")
+    for axes, (name, study) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        replicates = study.complete(["magnitude"])
+        dense = references.balances(study.correct(ledger.DENSE, 1.0, replicates), study.support)
+        null = references.seed_null(dense)
+        ratios = [ratio for ratio in study.ratios("magnitude") if ratio <= 20]
+        alphas = study.audit(["magnitude"], replicates).alphas.set_index(["ratio", "model"])["alpha"]
+        means = [t_interval(alphas[ratio]) for ratio in ratios]
+        axes.axhspan(null.low, null.high, color="0.85", zorder=0)
+        axes.axhline(null.value, color="0.45", linewidth=1, zorder=1, label="another dense seed")
+        axes.axhline(1, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+        axes.errorbar(
+            range(len(ratios)),
+            [interval.mean for interval in means],
+            yerr=[
+                [interval.mean - interval.low for interval in means],
+                [interval.high - interval.mean for interval in means],
+            ],
+            fmt="o",
+            color=figures.COLOURS[0],
+            capsize=3,
+            label="magnitude pruning",
+        )
+        axes.set_xticks(range(len(ratios)), [f"{ratio:g}" for ratio in ratios])
+        axes.set(xlabel="compression ratio t", ylabel="mean alpha, 99 % interval")
+        axes.set_title(f"{hypotheses.REFERENCES[name]}\n{len(replicates)} networks", fontsize=9)
+        axes.legend(fontsize=7, frameon=False, loc="upper left")
     return figure
 
 
@@ -238,44 +279,23 @@ def _usable(study: Recalls) -> list[str]:
 
 
 def _recall(name: str, study: Recalls) -> str:
-    """The table of one study: every score and ratio, the published quartiles beside ours."""
+    """The table of one study: every score and ratio, with the published quartiles."""
     dataset, title = _RECALLS[name]
-    theirs = pd.read_csv(_PUBLISHED / "recall_alpha_boxplots.csv")
+    theirs = pd.read_csv(PUBLISHED / "recall_alpha_boxplots.csv")
     rows = []
     for score in _usable(study):
         replicates = study.complete([score])
-        audit = study.audit([score], replicates)
+        alphas = study.audit([score], replicates).alphas
         same = theirs[(theirs["dataset"] == dataset) & (theirs["score"] == score)].set_index("ratio")
-        for _, row in audit.summary.iterrows():
-            ratio, label = row["ratio"], "control" if row["ratio"] == 1 else score
-            if ratio == 1 and score != "magnitude":
-                continue
-            networks = study.networks
-            mine = networks[(networks["score"] == label) & (networks["ratio"] == ratio)]
-            mine = mine[mine["replicate"].isin(replicates)]
-            kept = mine["parameters"] - mine["prunable"] + mine["nonzero"]
-            quartiles = np.quantile(audit.alphas.loc[audit.alphas["ratio"] == ratio, "alpha"], [0.25, 0.5, 0.75])
-            known = _published_box(same, ratio)
-            rows.append(
-                [
-                    label,
-                    f"{ratio:g}",
-                    f"{(mine['parameters'] / kept).mean():.2f}",
-                    str(len(replicates)),
-                    f"{row['accuracy']:.4f}",
-                    f"{row['alpha']:.2f}{_interval(row)}",
-                    " / ".join(f"{q:.2f}" for q in quartiles),
-                    "" if known is None else f"{known['q1']:.2f} / {known['med']:.2f} / {known['q3']:.2f}",
-                    f"{row['alpha_null']:.2f}",
-                    f"{row['alpha_over_null']:.2f}",
-                    f"{row['alpha_reverse']:.2f} / {row['alpha_rma']:.2f}",
-                ]
-            )
+        for ratio, networks in alphas.groupby("ratio", sort=True):
+            if ratio != 1 or score == "magnitude":
+                rows.append(_row(study, (score, float(ratio)), networks, same, replicates))
     header = [
         "score",
         "t",
         "achieved",
         "networks",
+        "collapsed, 95 % interval",
         "accuracy",
         "mean alpha, 99 % interval",
         "quartiles of alpha",
@@ -283,18 +303,77 @@ def _recall(name: str, study: Recalls) -> str:
         "alpha_null",
         "alpha / alpha_null",
         "reverse / RMA slope",
+        "profile slope",
     ]
-    dense = study.correct(ledger.DENSE, 1.0, study.complete(["magnitude"])).sum(1) / study.support.sum()
+    replicates = study.complete(["magnitude"])
+    correct = study.correct(ledger.DENSE, 1.0, replicates)
+    dense = correct.sum(1) / study.support.sum()
     spread = f", standard deviation {dense.std(ddof=1):.4f}" if len(dense) > 1 else ""
     networks = f"{len(dense)} network{'s' if len(dense) > 1 else ''}"
-    return f"### {title}\n\nDense accuracy {dense.mean():.4f}{spread}, {networks}.\n\n{_table(header, rows)}"
+    null = ""
+    if len(dense) >= 3:
+        estimate = references.seed_null(references.balances(correct, study.support))
+        null = f" Seed null {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}], 99 % interval."
+    return f"### {title}\n\nDense accuracy {dense.mean():.4f}{spread}, {networks}.{null}\n\n{_table(header, rows)}"
 
 
-def _interval(row: pd.Series) -> str:
-    """The interval of alpha and its mark; nothing for a single network."""
-    if not np.isfinite(row["alpha_low"]):
+def _row(
+    study: Recalls,
+    cell: tuple[str, float],
+    alphas: pd.DataFrame,
+    published: pd.DataFrame,
+    replicates: Sequence[int],
+) -> list[str]:
+    """One score and ratio: how many networks collapsed, then alpha of the others."""
+    score, ratio = cell
+    label = "control" if ratio == 1 else score
+    sizes = study.networks[(study.networks["score"] == label) & (study.networks["ratio"] == ratio)]
+    sizes = sizes[sizes["replicate"].isin(replicates)]
+    kept = sizes["parameters"] - sizes["prunable"] + sizes["nonzero"]
+    working = study.working(alphas)
+    collapsed = len(alphas) - len(working)
+    low, high = hypotheses.wilson(collapsed, len(alphas))
+    known = _published_box(published, ratio)
+    cells = [
+        label,
+        f"{ratio:g}",
+        f"{(sizes['parameters'] / kept).mean():.2f}",
+        str(len(alphas)),
+        f"{collapsed} [{low:.2f}, {high:.2f}]" if collapsed else "0",
+        f"{alphas['accuracy'].mean():.4f}",
+    ]
+    if len(working):
+        balances = [
+            references.balances(
+                study.correct(name, at, working["model"].map(dict(enumerate(replicates)))), study.support
+            )
+            for name, at in ((ledger.DENSE, 1.0), (label, ratio))
+        ]
+        mean = {name: working[name].mean() for name in ("alpha", "alpha_null", "alpha_reverse", "alpha_rma")}
+        cells += [
+            f"{mean['alpha']:.2f}{_interval(working['alpha'])}",
+            " / ".join(f"{q:.2f}" for q in np.quantile(working["alpha"], [0.25, 0.5, 0.75])),
+        ]
+    else:
+        cells += ["", ""]
+    cells.append("" if known is None else f"{known['q1']:.2f} / {known['med']:.2f} / {known['q3']:.2f}")
+    if not len(working):
+        return [*cells, "", "", "", ""]
+    return [
+        *cells,
+        f"{mean['alpha_null']:.2f}",
+        f"{working['alpha_over_null'].mean():.2f}",
+        f"{mean['alpha_reverse']:.2f} / {mean['alpha_rma']:.2f}",
+        f"{references.profile_slope(*balances):.2f}",
+    ]
+
+
+def _interval(alphas: pd.Series) -> str:
+    """The 99 % interval of mean alpha and its mark; nothing for a single network."""
+    if len(alphas) < 2:
         return ""
-    return f" [{row['alpha_low']:.2f}, {row['alpha_high']:.2f}] {row['alpha_mark']}"
+    interval = t_interval(alphas)
+    return f" [{interval.low:.2f}, {interval.high:.2f}] {mark(interval.low, interval.high)}"
 
 
 def _grid(name: str, cells: pd.DataFrame) -> str:

@@ -68,9 +68,17 @@ class Recalls(NamedTuple):
         dense = self.correct(DENSE, 1.0, replicates)
         return jprune.recall.audit_counts(dense, pruned, support=self.support, class_names=self.class_names)
 
-    def standing(self, alphas: pd.DataFrame) -> pd.DataFrame:
-        """The rows of an audit's alphas whose network is better than chance by a tenth: the others have collapsed."""
-        return alphas[alphas["accuracy"] > 1.1 * self.support.max() / self.support.sum()]
+    def working(self, alphas: pd.DataFrame) -> pd.DataFrame:
+        """The rows of an audit's alphas whose network has not collapsed to chance."""
+        return alphas[alphas["accuracy"] > self._collapse_accuracy]
+
+    def collapsed(self, score: str, ratio: float, replicates: Sequence[int]) -> np.ndarray:
+        """Whether each network has collapsed: accuracy at most 1.1 times the share of the largest class."""
+        return self.correct(score, ratio, replicates).sum(1) / self.support.sum() <= self._collapse_accuracy
+
+    @property
+    def _collapse_accuracy(self) -> float:
+        return float(1.1 * self.support.max() / self.support.sum())
 
     def _rows(self, score: str, ratio: float) -> pd.DataFrame:
         table = self.networks
@@ -86,6 +94,23 @@ def recalls(name: str, folder: Path = FOLDER) -> Recalls:
     known = json.loads((folder / f"{name}.json").read_text())
     networks = pd.read_csv(folder / f"{name}.csv")
     return Recalls(networks, np.array(known["support"]), tuple(known["class_names"]))
+
+
+def published_counts(path: Path) -> Recalls:
+    """Read published counts: a row per network and ratio, 1 for the dense network, with 1,000 examples a class.
+
+    The published networks have no fine-tuned control; the dense network takes its place in ``complete``.
+    """
+    table = pd.read_csv(path).rename(columns={"model_index": "replicate"})
+    dense = table[table["ratio"] == 1]
+    parts = [
+        dense.assign(score=DENSE),
+        dense.assign(score=CONTROL),
+        table[table["ratio"] != 1].assign(score="magnitude"),
+    ]
+    networks = pd.concat(parts, ignore_index=True)
+    classes = sum(name.startswith("correct_") for name in networks)
+    return Recalls(networks, np.full(classes, 1000), tuple(map(str, range(classes))))
 
 
 def keep(study: Study, name: str, folder: Path = FOLDER) -> int:
