@@ -22,7 +22,9 @@ from jprune.jumpstart import (
 from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments, straight_through
 from jprune.pruning.export.costs import cost_table, multiply_adds
 from jprune.pruning.export.files import load_masks, load_pruned, save_masks, save_pruned, to_bcoo
+from jprune.pruning.nm_training import SrSteState, sr_ste
 from jprune.pruning.proximal import group_soft_threshold, hard_threshold, soft_threshold
+from jprune.pruning.recalibration import recalibrate_batch_norm
 from jprune.pruning.schedules import cubic, geometric, one_shot
 from jprune.pruning.scores.activations import wanda
 from jprune.pruning.scores.calibration import Gram, Reconstructed, input_grams, sparsegpt
@@ -62,6 +64,7 @@ __all__ = [
     "Reconstructed",
     "Regrow",
     "Score",
+    "SrSteState",
     "Ticket",
     "activity",
     "activity_report",
@@ -109,6 +112,7 @@ __all__ = [
     "preactivations",
     "prune",
     "random",
+    "recalibrate_batch_norm",
     "remove_dead",
     "reset_moments",
     "save_masks",
@@ -118,6 +122,7 @@ __all__ = [
     "soft_threshold",
     "sparsegpt",
     "sparsity",
+    "sr_ste",
     "straight_through",
     "synflow",
     "to_bcoo",

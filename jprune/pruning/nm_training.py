@@ -1,0 +1,121 @@
+"""n:m sparsity learnt from scratch: sparse-refined straight-through estimation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from jprune.pruning.conditional import where_due
+from jprune.pruning.selection.patterns import nm_masks
+from jprune.trees import Where, flatten, kernels, map_leaves, match, only
+
+
+class SrSteState(NamedTuple):
+    """The state of ``sr_ste``.
+
+    Attributes:
+      count: int32 scalar, the number of earlier updates.
+      masks: bool arrays like the parameters, True where a weight is used; None where there is no pattern.
+      inner: the state of the optimizer.
+    """
+
+    count: Any
+    masks: PyTree
+    inner: PyTree
+
+
+def sr_ste(
+    tx: optax.GradientTransformation,
+    n: int = 2,
+    m: int = 4,
+    *,
+    decay: float = 2e-4,
+    every: int = 1,
+    where: Where = kernels,
+    **pattern: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Train dense weights of which the model uses the n largest of every m, with masks that follow the weights.
+
+    One step, for weights w, masks E of the n:m pattern of |w| and the loss's gradient g at the masked weights:
+
+        w <- w - rate (g(E w) + decay (1 - E) w)
+
+    The gradient reaches every weight unchanged (straight-through), so masked weights can return; the decay term
+    pulls them to 0, which keeps the masks from changing back and forth. The loss takes the masked weights with
+    ``straight_through``:
+
+    >>> import jprune
+    >>> tx = sr_ste(optax.sgd(0.1), n=1, m=2, decay=0.5)
+    >>> params = {"kernel": jnp.array([[1.0], [0.5]])}
+    >>> state = tx.init(params)
+    >>> loss = lambda params, masks: jnp.sum(jprune.straight_through(params, masks)["kernel"])
+    >>> updates, state = tx.update(jax.grad(loss)(params, state.masks), state, params)
+    >>> params = optax.apply_updates(params, updates)
+    >>> params["kernel"][:, 0]  # 1 - .1 * 1, .5 - .1 (1 + .5 * .5)
+    Array([0.9  , 0.375], dtype=float32)
+    >>> sparse = jprune.apply_masks(params, state.masks)  # what to evaluate and to keep
+
+    Args:
+      tx: the optimizer; the decay term is added to the gradients that it receives.
+      n: how many of every m weights the model uses.
+      m: how many weights compete.
+      decay: weight of the decay term on masked weights.
+      every: masks are updated after every so many updates.
+      where: predicate on (path, leaf): which leaves have the pattern.
+      **pattern: further arguments of ``nm_masks`` that say along which axis weights compete.
+
+    Returns:
+      An optax transformation with an ``SrSteState``; ``state.masks`` are the masks for the next loss (inside other
+      wrappers, ``optax.tree.get(state, "masks")``).
+
+    Raises:
+      ValueError: ``every`` or ``decay`` is out of range; at ``init``, m does not divide the axis of a kernel or
+        ``where`` selects nothing; while tracing, no ``params`` or trees that do not match.
+
+    Source: Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch", ICLR 2021,
+    arXiv 2102.04010, equation 9.
+    """
+    if every < 1:
+        raise ValueError(f"every={every} must be 1 or more")
+    if not decay >= 0.0:
+        raise ValueError(f"decay={decay} must not be negative")
+    inner = optax.with_extra_args_support(tx)
+
+    def pattern_of(weights: PyTree) -> PyTree:
+        return nm_masks(map_leaves(jnp.abs, weights), n=n, m=m, **pattern)
+
+    def init(params: PyTree) -> SrSteState:
+        return SrSteState(jnp.zeros([], jnp.int32), pattern_of(only(params, where)), inner.init(params))
+
+    def update(
+        updates: PyTree, state: SrSteState, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, SrSteState]:
+        if params is None:
+            raise ValueError("sr_ste needs params: call update(updates, state, params)")
+        decayed = _with_decay(updates, params, state.masks, decay)
+        updates, inner_state = inner.update(decayed, state.inner, params, **extra_args)
+        count = optax.safe_increment(state.count)
+        new = optax.apply_updates(params, updates)
+        weights = map_leaves(lambda weight, mask: None if mask is None else weight, new, state.masks)
+        due = count % jnp.asarray(every, count.dtype) == 0
+        refresh: Callable[..., PyTree] = lambda masks, weights: pattern_of(weights)
+        masks = where_due(due, refresh, state.masks, weights)
+        return updates, SrSteState(count, masks, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _with_decay(updates: PyTree, params: PyTree, masks: PyTree, decay: float) -> PyTree:
+    _, given, treedef = flatten(updates)
+    weights = match(updates, params, reference_name="updates", name="params")
+    own = match(updates, masks, reference_name="updates", name="the masks of the optimizer state")
+
+    def pulled(step: Any, weight: Any, mask: Any) -> Any:
+        if step is None or mask is None:
+            return step
+        return step + jnp.where(mask, jnp.zeros_like(step), jnp.asarray(decay, step.dtype) * weight.astype(step.dtype))
+
+    return jax.tree.unflatten(treedef, [pulled(*leaf) for leaf in zip(given, weights, own, strict=True)])

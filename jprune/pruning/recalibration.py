@@ -1,0 +1,143 @@
+"""Batch normalization after pruning: running statistics estimated again for the pruned weights."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jprune.trees import flatten, is_float, match
+
+
+def recalibrate_batch_norm(
+    update: Callable[[PyTree, Any], PyTree], statistics: PyTree, batches: Iterable[Any]
+) -> PyTree:
+    """Estimate the running statistics of batch normalization again, as plain averages over batches.
+
+    Pruning changes the mean and the variance of every preactivation, and running averages still describe the dense
+    network; much of the accuracy lost by pruning returns when they are estimated again, before any fine-tuning.
+
+    Means are averaged over all examples. A variance ``var`` with a sibling ``mean`` is the variance over all
+    examples: the mean of the batch variances plus the variance of the batch means. Other statistics are averaged.
+    The momentum of each layer is measured and divided out, so that it has no influence.
+
+    With Flax NNX:
+
+    >>> from flax import nnx
+    >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(1)))
+    >>> graphdef, statistics, rest = nnx.split(model, nnx.BatchStat, ...)
+    >>> def update(statistics, x):
+    ...     model = nnx.merge(graphdef, statistics, rest, copy=True)
+    ...     model(x)  # in train mode
+    ...     return nnx.state(model, nnx.BatchStat)
+    >>> x = jnp.array([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0], [6.0, 5.0]])
+    >>> nnx.update(model, recalibrate_batch_norm(update, statistics, [x[:2], x[2:]]))
+    >>> bool(jnp.allclose(model.layers[1].mean[...], model.layers[0](x).mean(0), atol=1e-5))
+    True
+
+    With Linen, ``variables`` being ``{"params": ..., "batch_stats": ...}``:
+
+    >>> def linen_update(model, params):
+    ...     def update(statistics, x):
+    ...         variables = {"params": params, "batch_stats": statistics}
+    ...         return model.apply(variables, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+    ...     return update
+
+    Args:
+      update: ``update(statistics, batch)`` runs the pruned model in train mode on one batch and returns its updated
+        running statistics; a pure function.
+      statistics: tree of running statistics.
+      batches: trees of arrays (examples, ...); batches count in proportion to their examples.
+
+    Returns:
+      A tree like ``statistics``. Leaves that are not float arrays are unchanged.
+
+    Raises:
+      ValueError: there is no batch; ``update`` leaves a statistic unchanged, as in evaluation mode, or does not
+        average it exponentially.
+
+    Source: Ioffe & Szegedy, "Batch Normalization", 2015, arXiv 1502.03167, algorithm 2; after pruning: Li et al.,
+    "EagleEye", ECCV 2020, arXiv 2007.02491, section 3.2 (adaptive batch normalization).
+    """
+    paths, leaves, treedef = flatten(statistics)
+    slots = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+
+    @jax.jit
+    def run(values: list[Any], batch: Any) -> list[Any]:
+        full = list(leaves)
+        for slot, value in zip(slots, values, strict=True):
+            full[slot] = value
+        given = update(jax.tree.unflatten(treedef, full), batch)
+        found = match(statistics, given, reference_name="statistics", name="what update returned")
+        return [found[slot] for slot in slots]
+
+    zeros = [jnp.zeros_like(leaves[slot]) for slot in slots]
+    momenta: list[float] = []
+    moments: dict[str, Any] = {}
+    examples = 0
+    for batch in batches:
+        updated = run(zeros, batch)  # (1 - momentum) times the statistic of this batch
+        if not momenta:
+            starts = [jnp.full_like(a, max(1.0, float(jnp.max(jnp.abs(a))))) for a in updated]
+            others = run(starts, batch)
+            momenta = [_momentum(paths[slot], *own) for slot, *own in zip(slots, updated, starts, others, strict=True)]
+        own = {
+            paths[slot]: value / jnp.asarray(1 - momentum, value.dtype)
+            for slot, value, momentum in zip(slots, updated, momenta, strict=True)
+        }
+        size = _examples(batch)
+        for path, value in _moments(own).items():
+            moments[path] = moments.get(path, jnp.zeros_like(value)) + value * jnp.asarray(size, value.dtype)
+        examples += size
+    if not examples:
+        raise ValueError("batches has no example; give at least one batch")
+    means = {path: total / jnp.asarray(examples, total.dtype) for path, total in moments.items()}
+    for path, value in _statistics(means).items():
+        leaves[paths.index(path)] = value
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _momentum(path: str, from_zero: Any, start: Any, from_start: Any) -> float:
+    """The momentum of an exponential average: what is left of a start after one update."""
+    difference = jnp.ravel((from_start - from_zero) / start)
+    # Momenta are short decimals; rounding takes off the error of the subtraction.
+    momentum = round(float(jnp.mean(difference)), 6)
+    if momentum == 1.0:
+        raise ValueError(
+            f"update leaves the statistic '{path}' unchanged; run the model in train mode "
+            "(use_running_average=False) and return its updated statistics"
+        )
+    if not 0.0 <= momentum < 1.0 or float(jnp.max(jnp.abs(difference - momentum))) > 1e-3:
+        raise ValueError(f"update does not average the statistic '{path}' exponentially; leave it out of statistics")
+    return momentum
+
+
+def _moments(statistics: dict[str, Any]) -> dict[str, Any]:
+    """Variances as second moments, which average over batches."""
+    return {
+        path: value + jnp.square(statistics[_mean_of(path)]) if _mean_of(path) in statistics else value
+        for path, value in statistics.items()
+    }
+
+
+def _statistics(moments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        path: jnp.maximum(value - jnp.square(moments[_mean_of(path)]), jnp.zeros_like(value))
+        if _mean_of(path) in moments
+        else value
+        for path, value in moments.items()
+    }
+
+
+def _mean_of(path: str) -> str:
+    """The path of the mean that belongs to a variance; '' for any other statistic."""
+    parent, _, name = path.rpartition("/")
+    return "" if name != "var" else f"{parent}/mean" if parent else "mean"
+
+
+def _examples(batch: Any) -> int:
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if getattr(leaf, "ndim", 0)}
+    if len(lengths) != 1:
+        raise ValueError(f"the arrays of a batch must have the same number of examples; they have {sorted(lengths)}")
+    return int(lengths.pop())

@@ -1,0 +1,80 @@
+"""SR-STE against its equation in float64 numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jprune
+from jprune.pruning.nm_training import sr_ste
+
+
+def pattern(w, n, m):
+    """The n largest of every m rows."""
+    groups = np.abs(w).reshape(-1, m, w.shape[1])
+    order = np.argsort(np.argsort(-groups, axis=1, kind="stable"), axis=1, kind="stable")
+    return (order < n).reshape(w.shape)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    random = np.random.default_rng(0)
+    return random.normal(size=(20, 8)), random.normal(size=(20, 3)), random.normal(size=(8, 3))
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_steps_are_those_of_the_published_equation(problem, every):
+    x, y, start = problem
+    rate, decay, steps = 0.05, 0.3, 12
+    w, mask, changed = start.copy(), pattern(start, 2, 4), 0
+    for t in range(steps):
+        gradient = x.T @ (x @ (mask * w) - y) / len(x)
+        w = w - rate * (gradient + decay * ~mask * w)
+        if (t + 1) % every == 0:
+            changed += int((pattern(w, 2, 4) != mask).sum())
+            mask = pattern(w, 2, 4)
+    assert changed > 0
+
+    inputs, targets = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+
+    def loss(params, masks):
+        kernel = jprune.straight_through(params, masks)["kernel"]
+        return jnp.sum(jnp.square(inputs @ kernel - targets)) / (2 * len(x))
+
+    tx = sr_ste(optax.sgd(rate), n=2, m=4, decay=decay, every=every)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params, state.masks), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    params = {"kernel": jnp.asarray(start, jnp.float32)}
+    carry = (params, tx.init(params))
+    (params, state), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps))(carry)
+    np.testing.assert_allclose(params["kernel"], w, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(state.masks["kernel"], mask)
+    sparse = jprune.apply_masks(params, state.masks)["kernel"]
+    assert ((np.asarray(sparse) != 0).reshape(2, 4, 3).sum(1) == 2).all()
+
+
+def test_masks_are_found_in_any_wrapper_and_other_leaves_have_none():
+    params = {"kernel": jnp.array([[1.0], [2.0], [3.0], [0.5]]), "bias": jnp.ones(1)}
+    tx = optax.MultiSteps(sr_ste(optax.adam(0.1), n=1, m=2), every_k_schedule=2)
+    masks = optax.tree.get(tx.init(params), "masks")
+    np.testing.assert_array_equal(masks["kernel"][:, 0], [False, True, True, False])
+    assert masks["bias"] is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sr_ste(optax.sgd(0.1), every=0), "every=0 must be 1 or more"),
+        (lambda: sr_ste(optax.sgd(0.1), decay=-1.0), r"decay=-1\.0 must not be negative"),
+        (lambda: sr_ste(optax.sgd(0.1), 2, 4).init({"kernel": jnp.ones((6, 2))}), "'kernel'"),
+        (lambda: sr_ste(optax.sgd(0.1), 2, 4).init({"bias": jnp.ones(8)}), "selects no float leaf"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
