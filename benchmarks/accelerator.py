@@ -32,7 +32,7 @@ def selections() -> list[Row]:
     table = []
     for n in (10**6, 10**7, 10**8):
         scores, keep = jax.random.normal(jax.random.key(0), (n,)), n // 2
-        ours = jax.jit(lambda x, keep=keep: jprune.global_masks({"kernel": x}, keep)["kernel"])
+        ours = jax.jit(lambda x, keep=keep: jprune.global_masks({"kernel": x}, keep=keep)["kernel"])
         sort = jax.jit(lambda x, keep=keep: x >= jnp.sort(x)[x.size - keep])
         rank = jax.jit(lambda x, keep=keep: argsort_masks([x], keep)[0])
         for mask in (ours(scores), rank(scores)):  # of equal scores they may choose different ones

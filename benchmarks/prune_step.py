@@ -58,7 +58,7 @@ def _updating(side: int, links: list) -> Side:
 def whole_step() -> Row:
     """A LeNet training step; the new weights are equal."""
     network = steps.lenet()
-    prune = jprune.prune(jprune.magnitude(), NEVER, where=jprune.select(exclude=r"^head/"))
+    prune = jprune.prune(jprune.magnitude(), NEVER, where=jprune.by_path(exclude=r"^head/"))
     sides = []
     for links in ([prune], []):
         state, step = steps.program(network, *links)

@@ -20,7 +20,7 @@ def rows() -> list[Row]:
     for n in (10**6, 10**7, 10**8):
         scores = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
         on_device, keep = jnp.asarray(scores), n // 2
-        ours = jax.jit(lambda x, keep=keep: jprune.global_masks({"kernel": x}, keep)["kernel"])
+        ours = jax.jit(lambda x, keep=keep: jprune.global_masks({"kernel": x}, keep=keep)["kernel"])
 
         def partition(scores=scores, keep=keep):
             return scores >= np.partition(scores, len(scores) - keep)[len(scores) - keep]
@@ -48,7 +48,7 @@ def _against_sorting(scores: jax.Array, wait: Side, wanted: np.ndarray) -> list[
     _same(np.asarray(sort(scores)), wanted, keep)
     leaves = [scores[i::8].reshape(1000, -1) for i in range(8)]
     argsort = jax.jit(partial(argsort_masks, keep=keep))
-    tree = jax.jit(lambda xs: jprune.global_masks(xs, keep))
+    tree = jax.jit(lambda xs: jprune.global_masks(xs, keep=keep))
     for a, b in zip(argsort(leaves), tree(leaves), strict=True):
         _same(np.asarray(a), np.asarray(b), int(np.asarray(b).sum()))
     named = f"global selection, {scores.size:.0e} scores"
@@ -79,7 +79,7 @@ def _sharded(n: int) -> list[Row]:
     devices, cores = jax.device_count(), os.cpu_count() or 1
     mesh, placed, spread = _spread(n, devices)
     keep = n // 2
-    ours = jax.jit(lambda x: jprune.global_masks({"kernel": x}, keep)["kernel"])
+    ours = jax.jit(lambda x: jprune.global_masks({"kernel": x}, keep=keep)["kernel"])
     compiled = ours.lower(spread).compile().as_text()
     for moved in ("all-gather", "all-to-all", "collective-permute"):
         if moved in compiled:

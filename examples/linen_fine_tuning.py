@@ -50,7 +50,7 @@ def train(state, images, labels, steps):
 def main() -> float:
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1)
-    net, where = Net(), jprune.select(exclude="^head/")
+    net, where = Net(), jprune.by_path(exclude="^head/")
     params = net.init(jax.random.key(0), images[:1])["params"]
     dense = train(TrainState.create(apply_fn=net.apply, params=params, tx=optax.adam(2e-3)), images, labels, 200)
 
@@ -62,7 +62,7 @@ def main() -> float:
     tuned = train(TrainState.create(apply_fn=net.apply, params=start, tx=tx), images, labels, 200)
 
     jprune.check_pruned(tuned.params, tuned.opt_state)
-    compression = jprune.compression(tuned.params, masks)
+    compression = jprune.selection.compression(tuned.params, masks)
     for name, at in (("dense", dense.params), ("pruned", start), ("fine-tuned", tuned.params)):
         guess = net.apply({"params": at}, images[1200:]).argmax(-1)
         print(f"{name}: accuracy {float((guess == labels[1200:]).mean()):.3f}")

@@ -26,7 +26,7 @@ def main() -> float:
     images = (images / 16).astype(np.float32)
     test = slice(1200, None)
     model = Net(nnx.Rngs(0))
-    where = jprune.select(exclude="^head/")
+    where = jprune.by_path(exclude="^head/")
     tx = optax.chain(
         optax.adamw(2e-3),
         jprune.prune(jprune.undecayed(5e-4), jprune.cubic(0.95, begin=100, end=300, every=20), where=where),

@@ -48,8 +48,8 @@ def main() -> float:
     sharded, masks = train(place(params, P("data", "model")), place(batch, P("data")))
     print("kernel lives as", sharded["one"]["kernel"].sharding.spec, "on", len(jax.devices()), "devices")
     scores = jprune.magnitude()(sharded)
-    alone = jprune.global_masks(jax.tree.map(np.asarray, scores), keep=0.1)
-    again = jprune.global_masks(scores, keep=0.1)
+    alone = jprune.global_masks(jax.tree.map(np.asarray, scores), sparsity=0.9)
+    again = jprune.global_masks(scores, sparsity=0.9)
     same = all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(alone), strict=True))
     assert same
     print(f"sparsity {jprune.sparsity(masks):.4f}; the same weights as on one device: {same}")

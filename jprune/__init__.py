@@ -1,40 +1,32 @@
 """jprune: pruning, jumpstart regularization and per-class recall audits for JAX.
 
-Only the public names live here; each wing has a folder of its own. ``jprune.recall`` needs scipy and
-pandas and is loaded when it is first used.
+The names used most are here; the others are in ``jprune.scores``, ``jprune.selection``, ``jprune.schedules``,
+``jprune.io``, ``jprune.jumpstart`` and ``jprune.recall``. ``jprune.recall`` needs the extra ``recall`` (pandas and
+scipy) and is loaded when it is first used.
 """
 
 import importlib
-from typing import Any
+from types import ModuleType
 
-from jprune.jumpstart import (
-    activity,
-    activity_report,
-    add_jumpstart,
-    call_with_preactivations,
-    jumpstart_loss,
-    jumpstart_penalty,
-    merge_unit_status,
-    point_status,
-    preactivations,
-    unit_status,
-)
-from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments, straight_through
-from jprune.pruning.export.costs import cost_table, multiply_adds
-from jprune.pruning.export.files import load_masks, load_pruned, save_masks, save_pruned, to_bcoo
-from jprune.pruning.nm_training import SrSteState, sr_ste
+from jprune import io as io
+from jprune import schedules as schedules
+from jprune import scores as scores
+from jprune import selection as selection
+from jprune.graph.axes import KernelAxes
+from jprune.jumpstart import add_jumpstart, jumpstart_penalty, preactivations, unit_status
+from jprune.pruning.amounts import Keep
+from jprune.pruning.dynamics import Regrow, reset_moments, straight_through
+from jprune.pruning.export.costs import cost_table
+from jprune.pruning.nm_training import sr_ste
 from jprune.pruning.proximal import group_soft_threshold, hard_threshold, soft_threshold
 from jprune.pruning.recalibration import recalibrate_batch_norm
 from jprune.pruning.schedules import cubic, geometric, one_shot
 from jprune.pruning.scores.activations import wanda
-from jprune.pruning.scores.calibration import Gram, Reconstructed, input_grams, sparsegpt
-from jprune.pruning.scores.elementwise import Score, gradient, magnitude, movement, random, undecayed
-from jprune.pruning.scores.model_based import average_gradients, fisher, iterated_masks, snip, synflow
-from jprune.pruning.selection.as_published import bernoulli_masks, legacy_signed_masks
+from jprune.pruning.scores.calibration import sparsegpt
+from jprune.pruning.scores.elementwise import gradient, magnitude, random, undecayed
 from jprune.pruning.selection.patterns import block_masks, channel_masks, nm_masks, output_masks
 from jprune.pruning.selection.unstructured import (
     apply_masks,
-    compression,
     erk_masks,
     global_masks,
     keep_count,
@@ -42,90 +34,100 @@ from jprune.pruning.selection.unstructured import (
     sparsity,
     uniform_masks,
 )
-from jprune.pruning.state import PruneState, check_pruned, masks_of, with_masks
-from jprune.pruning.structured.removal import Compacted, remove_dead
-from jprune.pruning.tickets import Ticket, lottery_ticket
-from jprune.pruning.transform import keep_zeros, prune
-from jprune.trees import kernels, select
+from jprune.pruning.state import check_pruned, masks_of, with_masks
+from jprune.pruning.structured.removal import remove_dead
+from jprune.pruning.tickets import lottery_ticket
+from jprune.pruning.transform import keep_zeros, prunable, prune
+from jprune.trees import by_path, kernels
 
-__version__ = "0.1.0"  # pyproject.toml says the same
+__version__ = "0.1.0"  # pyproject.toml has the same
+
+_MOVED = {
+    "Compacted": "jprune.pruning.structured.removal.Compacted",
+    "PruneState": "jprune.pruning.state.PruneState",
+    "Score": "jprune.scores.Score",
+    "Ticket": "jprune.pruning.tickets.Ticket",
+    "activity": "jprune.jumpstart.activity",
+    "activity_report": "jprune.jumpstart.activity_report",
+    "average_gradients": "jprune.scores.average_gradients",
+    "bernoulli_masks": "jprune.selection.bernoulli_masks",
+    "call_with_preactivations": "jprune.jumpstart.call_with_preactivations",
+    "compression": "jprune.selection.compression",
+    "cosine_fraction": "jprune.schedules.cosine_fraction",
+    "dense_gradient": "jprune.scores.dense_gradient",
+    "fisher": "jprune.scores.fisher",
+    "iterated_masks": "jprune.selection.iterated_masks",
+    "jumpstart_loss": "jprune.jumpstart.jumpstart_loss",
+    "legacy_signed_masks": "jprune.selection.legacy_signed_masks",
+    "load_masks": "jprune.io.load_masks",
+    "load_pruned": "jprune.io.load_pruned",
+    "merge_unit_status": "jprune.jumpstart.merge_unit_status",
+    "movement": "jprune.scores.movement",
+    "multiply_adds": "jprune.pruning.export.costs.multiply_adds",
+    "point_status": "jprune.jumpstart.point_status",
+    "save_masks": "jprune.io.save_masks",
+    "save_pruned": "jprune.io.save_pruned",
+    "select": "jprune.by_path(include=..., exclude=...)",
+    "snip": "jprune.scores.snip",
+    "synflow": "jprune.scores.synflow",
+    "to_bcoo": "jprune.io.to_bcoo",
+}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> ModuleType:
     if name == "recall":
-        return importlib.import_module("jprune.recall")
+        try:
+            return importlib.import_module("jprune.recall")
+        except ModuleNotFoundError as error:
+            if error.name in ("pandas", "scipy"):
+                raise ImportError("jprune.recall needs the extra 'recall': pip install 'jprune[recall]'") from error
+            raise
+    if name in _MOVED:
+        raise AttributeError(f"jprune.{name} is now {_MOVED[name]}")
     raise AttributeError(f"module 'jprune' has no attribute {name!r}")
 
 
 __all__ = [
-    "Compacted",
-    "Gram",
-    "PruneState",
-    "Reconstructed",
+    "Keep",
+    "KernelAxes",
     "Regrow",
-    "Score",
-    "SrSteState",
-    "Ticket",
-    "activity",
-    "activity_report",
     "add_jumpstart",
     "apply_masks",
-    "average_gradients",
-    "bernoulli_masks",
     "block_masks",
-    "call_with_preactivations",
+    "by_path",
     "channel_masks",
     "check_pruned",
-    "compression",
-    "cosine_fraction",
     "cost_table",
     "cubic",
-    "dense_gradient",
     "erk_masks",
-    "fisher",
     "geometric",
     "global_masks",
     "gradient",
     "group_soft_threshold",
     "hard_threshold",
-    "input_grams",
-    "iterated_masks",
-    "jumpstart_loss",
     "jumpstart_penalty",
     "keep_count",
     "keep_zeros",
     "kernels",
     "layer_masks",
-    "legacy_signed_masks",
-    "load_masks",
-    "load_pruned",
     "lottery_ticket",
     "magnitude",
     "masks_of",
-    "merge_unit_status",
-    "movement",
-    "multiply_adds",
     "nm_masks",
     "one_shot",
     "output_masks",
-    "point_status",
     "preactivations",
+    "prunable",
     "prune",
     "random",
     "recalibrate_batch_norm",
     "remove_dead",
     "reset_moments",
-    "save_masks",
-    "save_pruned",
-    "select",
-    "snip",
     "soft_threshold",
     "sparsegpt",
     "sparsity",
     "sr_ste",
     "straight_through",
-    "synflow",
-    "to_bcoo",
     "undecayed",
     "uniform_masks",
     "unit_status",

@@ -120,7 +120,7 @@ def kernels(path: str, leaf: Any) -> bool:
     """The default predicate: float leaves named ``kernel`` or ``weight`` with two or more axes.
 
     Biases and normalization parameters are never among them. The output layer is; exclude it with
-    ``select(exclude=...)`` where it must stay dense.
+    ``by_path(exclude=...)`` where it must stay dense.
 
     >>> kernels("dense/kernel", jnp.ones((2, 3))), kernels("norm/scale", jnp.ones(3))
     (True, False)
@@ -129,8 +129,8 @@ def kernels(path: str, leaf: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Select:
-    """A predicate on (path, leaf) by regular expressions; made by ``select``."""
+class ByPath:
+    """A predicate on (path, leaf) by regular expressions; made by ``by_path``."""
 
     include: str | None
     exclude: str | None
@@ -141,7 +141,7 @@ class Select:
         return wanted and not (self.exclude is not None and re.search(self.exclude, path))
 
 
-def select(include: str | None = None, exclude: str | None = None) -> Select:
+def by_path(include: str | None = None, exclude: str | None = None) -> ByPath:
     """Choose leaves by regular expressions searched for in their paths.
 
     Args:
@@ -155,7 +155,7 @@ def select(include: str | None = None, exclude: str | None = None) -> Select:
     Raises:
       ValueError: a pattern is not a regular expression.
 
-    >>> select(include=r"kernel$", exclude=r"^head/")("head/kernel", jnp.ones((2, 2)))
+    >>> by_path(include=r"kernel$", exclude=r"^head/")("head/kernel", jnp.ones((2, 2)))
     False
     """
     for name, pattern in (("include", include), ("exclude", exclude)):
@@ -163,7 +163,7 @@ def select(include: str | None = None, exclude: str | None = None) -> Select:
             re.compile(pattern or "")
         except re.error as error:
             raise ValueError(f"{name}={pattern!r} is not a regular expression: {error}") from error
-    return Select(include, exclude)
+    return ByPath(include, exclude)
 
 
 def only(tree: PyTree, where: Where) -> PyTree:
@@ -177,17 +177,17 @@ def only(tree: PyTree, where: Where) -> PyTree:
     True
     """
     if not callable(where):
-        wanted = "a predicate on (path, leaf), such as jprune.select(include=..., exclude=...)"
+        wanted = "a predicate on (path, leaf), such as jprune.by_path(include=..., exclude=...)"
         raise TypeError(f"where={where!r} is a {type(where).__name__}; it must be {wanted}")
     paths, leaves, treedef = flatten(tree)
-    if isinstance(where, Select):
+    if isinstance(where, ByPath):
         for name, pattern in (("include", where.include), ("exclude", where.exclude)):
             if pattern is not None and not any(re.search(pattern, path) for path in paths):
                 raise ValueError(f"{name}={pattern!r} matches no leaf; the tree has {_some(paths)}")
     kept = [leaf if is_float(leaf) and where(path, leaf) else None for path, leaf in zip(paths, leaves, strict=True)]
     if all(leaf is None for leaf in kept):
         told = getattr(where, "__name__", repr(where))
-        wanted = "say by path what to select, such as where=jprune.select(include=...)"
+        wanted = "say by path what to select, such as where=jprune.by_path(include=...)"
         raise ValueError(f"where={told} selects no float leaf; the tree has {_some(paths)}; {wanted}")
     return jax.tree.unflatten(treedef, kept)
 

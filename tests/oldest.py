@@ -1,14 +1,14 @@
 """Print pip constraints that pin what pyproject.toml asks for to the lower bounds that it promises.
 
 ``make test-oldest`` installs under them. They hold for what the library and its tests import: the
-dependencies and the extras flax, report, export, experiments and test; the tools of dev and docs float.
+dependencies and the extras flax, recall, report, export, experiments and test; the tools of dev and docs float.
 """
 
 import re
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("flax", "report", "export", "experiments", "test")
+EXTRAS = ("flax", "recall", "report", "export", "experiments", "test")
 
 
 def constraints(pyproject: str) -> list[str]:

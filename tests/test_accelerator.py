@@ -63,7 +63,7 @@ def test_a_selection_is_that_of_a_stable_sort(kind, dtype):
     scores = tree(kind, dtype)
     size = sum(leaf.size for leaf in jax.tree.leaves(scores))
     for keep in (1, size // 50, size // 2, size - 1):
-        found = jax.jit(lambda s, keep=keep: jprune.global_masks(s, keep))(scores)
+        found = jax.jit(lambda s, keep=keep: jprune.global_masks(s, keep=keep))(scores)
         wanted = largest([np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(scores)], keep)
         for mask, expected in zip(jax.tree.leaves(found), wanted, strict=True):
             np.testing.assert_array_equal(mask, expected)
@@ -72,14 +72,14 @@ def test_a_selection_is_that_of_a_stable_sort(kind, dtype):
 def test_a_selection_of_a_hundred_million_scores_keeps_the_largest():
     scores = RNG.standard_normal(10**8, dtype=np.float32)
     keep = len(scores) // 20
-    found = np.asarray(jax.jit(lambda s: jprune.global_masks({"kernel": s}, keep))(jnp.asarray(scores))["kernel"])
+    found = np.asarray(jax.jit(lambda s: jprune.global_masks({"kernel": s}, keep=keep))(jnp.asarray(scores))["kernel"])
     assert found.sum() == keep
     assert scores[found].min() >= scores[~found].max()
 
 
 @pytest.mark.parametrize("masks", [
-    partial(jprune.layer_masks, keep=0.25), partial(jprune.uniform_masks, keep=0.25),
-    partial(jprune.erk_masks, keep=0.25), partial(jprune.nm_masks, n=2, m=4),
+    partial(jprune.layer_masks, sparsity=0.75), partial(jprune.uniform_masks, sparsity=0.75),
+    partial(jprune.erk_masks, sparsity=0.75), partial(jprune.nm_masks, n=2, m=4),
 ], ids=lambda masks: masks.func.__name__)  # fmt: skip
 def test_masks_of_every_kind_are_those_of_a_cpu(masks):
     agree(masks, tree("ties"))
@@ -96,7 +96,7 @@ def test_a_chain_that_prunes_while_training_ends_with_the_weights_of_a_cpu():
     params = tree()
     tx = optax.chain(
         optax.add_decayed_weights(5e-4), optax.sgd(0.05, 0.9, nesterov=True),
-        jprune.prune(jprune.undecayed(5e-4), {3: 0.5, 6: 0.75, 9: 0.95}, where=jprune.select(exclude=r"^head/")),
+        jprune.prune(jprune.undecayed(5e-4), {3: 0.5, 6: 0.75, 9: 0.95}, where=jprune.by_path(exclude=r"^head/")),
     )  # fmt: skip
 
     def train(params):
@@ -139,7 +139,7 @@ def test_units_and_points_have_the_statuses_they_have_on_a_cpu():
 
     def statuses(params, x):
         found = jprune.preactivations(nnx.merge(graph, params), x)
-        return jprune.unit_status(found), jprune.point_status(found)
+        return jprune.unit_status(found), jprune.jumpstart.point_status(found)
 
     agree(statuses, params, x)
 

@@ -17,7 +17,7 @@ REPOSITORY = {".ci/run"}
 
 BARE = """
 import importlib.resources, subprocess, sys
-import jax.numpy as jnp, numpy as np, optax, jprune
+import jax.numpy as jnp, optax, jprune
 
 def named(extra, call):
     try:
@@ -33,19 +33,30 @@ updates, state = tx.update({"kernel": jnp.zeros((1, 2))}, tx.init(params), param
 assert optax.apply_updates(params, updates)["kernel"].tolist() == [[3.0, 0.0]]
 assert float(jprune.jumpstart_penalty([jnp.array([[2.0], [-2.0]])], mode="unit")) == 0.0
 
-labels, dense = np.array([0, 0, 1, 1]), np.array([[0, 0, 1, 0], [0, 0, 0, 1]])
-audit = jprune.recall.audit(labels, dense, {2.0: dense})
-assert np.allclose(audit.alphas["alpha"], 1.0)
-
+named("recall", lambda: jprune.recall)
+named("recall", lambda: jprune.cost_table(params))
 named("flax", lambda: jprune.preactivations(None, None))
-named("export", lambda: jprune.save_masks("masks.safetensors", {"kernel": jnp.ones((1, 2), bool)}))
-named("report", lambda: audit.to_html("report.html"))
+named("export", lambda: jprune.io.save_masks("masks.safetensors", {"kernel": jnp.ones((1, 2), bool)}))
 told = subprocess.run([sys.executable[:-len("python")] + "jprune", "audit"], capture_output=True, text=True)
 assert told.returncode and "'jprune[report]'" in told.stderr and "Traceback" not in told.stderr, told.stderr
 held = {path.name for path in importlib.resources.files("jprune.recall.report").iterdir()}
 assert {"page.html.j2", "page.css", "page.js"} <= held
 assert importlib.resources.files("jprune").joinpath("py.typed").is_file()
 print(jprune.__file__)
+"""
+
+WITH_RECALL = """
+import numpy as np, jprune
+
+labels, dense = np.array([0, 0, 1, 1]), np.array([[0, 0, 1, 0], [0, 0, 0, 1]])
+audit = jprune.recall.audit(labels, dense, {2.0: dense})
+assert np.allclose(audit.alphas["alpha"], 1.0)
+try:
+    audit.to_html("report.html")
+except ImportError as error:
+    assert "'jprune[report]'" in str(error), error
+else:
+    raise AssertionError("report was not missed")
 """
 
 
@@ -94,3 +105,5 @@ def test_the_wheel_works_in_an_empty_environment_and_names_the_extras_it_lacks(a
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", archives[1])
     told = run(python, "-W", "error", "-c", BARE, cwd=tmp_path)
     assert Path(told.strip()).is_relative_to(tmp_path / "env")
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{archives[1]}[recall]")
+    run(python, "-W", "error", "-c", WITH_RECALL, cwd=tmp_path)

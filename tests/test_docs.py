@@ -65,7 +65,10 @@ def shown_in_the_reference():
     return shown
 
 
-@pytest.mark.parametrize("wing", ["jprune", "jprune.pruning", "jprune.jumpstart", "jprune.recall"])
+PUBLIC = ("", ".scores", ".selection", ".schedules", ".io", ".jumpstart", ".recall")
+
+
+@pytest.mark.parametrize("wing", [f"jprune{part}" for part in PUBLIC])
 def test_every_public_name_is_on_a_reference_page_with_a_docstring(wing):
     module, shown = importlib.import_module(wing), shown_in_the_reference()
     for name in module.__all__:

@@ -86,9 +86,9 @@ def test_only_selects_by_pattern_and_by_default_what_kernels_selects():
         paths, leaves, _ = trees.flatten(trees.only(state, where))
         return [path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None]
 
-    assert chosen(trees.select()) == ["body/kernel", "head/kernel"]
-    assert chosen(trees.select(exclude=r"^head/")) == ["body/kernel"]
-    assert chosen(trees.select(include=r"bias$", exclude=r"^head/")) == ["body/bias"]
+    assert chosen(trees.by_path()) == ["body/kernel", "head/kernel"]
+    assert chosen(trees.by_path(exclude=r"^head/")) == ["body/kernel"]
+    assert chosen(trees.by_path(include=r"bias$", exclude=r"^head/")) == ["body/bias"]
 
 
 def test_only_never_selects_a_leaf_that_is_not_float():
@@ -100,8 +100,8 @@ def test_only_never_selects_a_leaf_that_is_not_float():
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        (trees.select(include="kernal$"), r"include='kernal\$' matches no leaf; the tree has 'body/bias'"),
-        (trees.select(exclude="^tail/"), r"exclude='\^tail/' matches no leaf"),
+        (trees.by_path(include="kernal$"), r"include='kernal\$' matches no leaf; the tree has 'body/bias'"),
+        (trees.by_path(exclude="^tail/"), r"exclude='\^tail/' matches no leaf"),
         (lambda path, leaf: False, "selects no float leaf; the tree has 'body/bias', 'body/kernel'"),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_selection_of_nothing_names_the_paths_there_are(where, message):
 
 def test_a_broken_pattern_is_refused_when_it_is_given():
     with pytest.raises(ValueError, match=r"include='\(' is not a regular expression"):
-        trees.select(include="(")
+        trees.by_path(include="(")
 
 
 def test_match_pairs_leaves_by_path_across_classes_of_tree():

@@ -115,7 +115,7 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
     network = nnx.merge(graph, state.params, state.stats)
     network.eval()
     judged = ((programs.inputs(images),) for images, _ in _batches(dataset.train, 1000))
-    activity = jprune.activity_report(network, judged).attrs["activity"]
+    activity = jprune.jumpstart.activity_report(network, judged).attrs["activity"]
     best = np.max(accuracies, axis=0)
     cell = {
         **{name: getattr(setup, name) for name in ("dataset", "method", "lr", "width", "depth", "epochs")},
@@ -191,7 +191,7 @@ class Programs:
         """Cross-entropy and penalty; also the rest of the network's state, and how many are right."""
         technique = METHODS[self._setup.technique]
         network = nnx.merge(self._graph, params, stats, copy=True)
-        call = partial(jprune.call_with_preactivations, network, self.inputs(images))
+        call = partial(jprune.jumpstart.call_with_preactivations, network, self.inputs(images))
         logits, preactivations = call(skip_last=technique.skip_last)
         mean = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         if self._setup.coefficient:

@@ -148,8 +148,8 @@ def _tables(settings, arch, state: State, problem, runs):
         preactivations, logits = thin_networks.forward_alone(arch, state, index, run, inputs)
         val_last = float(((logits > 0) == (labels > 0.5))[arch.train :].mean())
         layers = Stack(preactivations[:, : arch.train])
-        units, in_points = jprune.unit_status(layers), jprune.point_status(layers)
-        activity = jprune.activity(units, in_points)
+        units, in_points = jprune.unit_status(layers), jprune.jumpstart.point_status(layers)
+        activity = jprune.jumpstart.activity(units, in_points)
         cells.append(
             {
                 "dataset": "moons",

@@ -29,7 +29,7 @@ from experiments.models import networks
 UNIT = "epochs"
 SMALL_STEPS = True
 METHODS = {"baseline": False, "jumpstart": True}  # whether fine-tuning has the penalty
-WHERE = jprune.select(exclude=r"^head/")
+WHERE = jprune.by_path(exclude=r"^head/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +169,10 @@ def _train(task: Task, coefficient: float, epochs: int, params: Any, keys: jax.A
     optimizer = optax.chain(optax.adam(setup.lr), jprune.keep_zeros(where=WHERE))
 
     def loss(params: Any, features: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
-        logits, preactivations = jprune.call_with_preactivations(nnx.merge(task.graph, params), features)
+        logits, preactivations = jprune.jumpstart.call_with_preactivations(nnx.merge(task.graph, params), features)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), preactivations
 
-    objective = jprune.jumpstart_loss(loss, coefficient=coefficient)
+    objective = jprune.jumpstart.jumpstart_loss(loss, coefficient=coefficient)
 
     def step(carry: tuple[Any, Any], rows: jax.Array) -> tuple[tuple[Any, Any], None]:
         params, state = carry
@@ -199,7 +199,7 @@ def _dead_units(task: Task, params: Any) -> np.ndarray:
 
 def _activity(task: Task, params: Any) -> Any:
     preactivations = jprune.preactivations(nnx.merge(task.graph, params), task.features)
-    return jprune.activity(jprune.unit_status(preactivations), jprune.point_status(preactivations))
+    return jprune.jumpstart.activity(jprune.unit_status(preactivations), jprune.jumpstart.point_status(preactivations))
 
 
 def _rows(task: Task, cell: tuple[str, float], seeds: range, params: Any, before: np.ndarray) -> list[dict[str, Any]]:

@@ -107,7 +107,7 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
         mine = jax.tree.map(operator.itemgetter(index), state)
         _, preactivations, _ = forward(setup, mine.params, train.features, None, mine.running)
         layers = Stack(preactivations)
-        found = jprune.activity(jprune.unit_status(layers), jprune.point_status(layers))
+        found = jprune.jumpstart.activity(jprune.unit_status(layers), jprune.jumpstart.point_status(layers))
         cells.append(
             {
                 **{name: stage.settings[name] for name in ("dataset", "method", "width", "depth", "epochs")},

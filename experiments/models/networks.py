@@ -1,7 +1,7 @@
 """The networks of the studies, in Flax NNX, by name.
 
 The output layer of every model is called ``head``, so that a study leaves it dense with
-``jprune.select(exclude=r"^head/")``. Statistics of batch normalization are ``nnx.BatchStat``
+``jprune.by_path(exclude=r"^head/")``. Statistics of batch normalization are ``nnx.BatchStat``
 variables, a state apart from the parameters; ``model.train()`` and ``model.eval()`` choose whether
 they are gathered or used. Images are channels-last; a model flattens what it has to.
 """

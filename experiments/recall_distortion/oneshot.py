@@ -8,10 +8,8 @@ import jax.numpy as jnp
 import jprune
 from experiments.data import datasets
 from experiments.training.tasks import Context, Mode, PyTree, Task
-from jprune import trees
-from jprune.pruning.selection.uint64 import Count
 
-PRUNABLE = jprune.select(exclude=r"^head/")
+PRUNABLE = jprune.by_path(exclude=r"^head/")
 """Kernels except the output layer's: what the study prunes."""
 
 
@@ -58,7 +56,7 @@ def gradient(
     return jax.tree.map(lambda g, w: g / batches + decay * w, total, params)
 
 
-def score_of(name: str, epsilon: float) -> jprune.Score:
+def score_of(name: str, epsilon: float) -> jprune.scores.Score:
     """The score with this name, over what may be pruned.
 
     Args:
@@ -76,24 +74,21 @@ def score_of(name: str, epsilon: float) -> jprune.Score:
     return factories[name]()
 
 
-def prune(params: PyTree, scores: PyTree, keep: Count, *, signed: bool = False) -> tuple[PyTree, jax.Array]:
+def prune(params: PyTree, scores: PyTree, keep: jax.Array, *, signed: bool = False) -> tuple[PyTree, jax.Array]:
     """Keep the best weights of one replicate and set the others to zero.
 
     Args:
       params: of one replicate.
       scores: a tree like it, None where nothing may be pruned.
-      keep: how many prunable weights to keep.
+      keep: int32 scalar, the number of prunable weights to keep.
       signed: keep every weight whose |score| reaches the keep-th largest *signed* score, as the code
         behind the published runs did: more weights than asked, where scores are negative.
 
     Returns:
       the pruned parameters, and int32 how many prunable weights are kept.
     """
-    masks = jprune.global_masks(scores, keep=keep)
-    if signed:
-        lowest = trees.map_leaves(lambda score, mask: jnp.where(mask, score, jnp.inf).min(), scores, masks)
-        threshold = jnp.stack(jax.tree.leaves(lowest)).min()
-        masks = trees.map_leaves(lambda score: jnp.abs(score) >= threshold, scores)
+    selection = jprune.selection.legacy_signed_masks if signed else jprune.global_masks
+    masks = selection(scores, keep=keep)
     kept = [mask.sum(dtype=jnp.int32) for mask in jax.tree.leaves(masks)]
     return jprune.apply_masks(params, masks), jnp.stack(kept).sum(dtype=jnp.int32)
 

@@ -16,7 +16,6 @@ from experiments.recall_distortion.plan import Cell
 from experiments.recall_distortion.presets import Study
 from experiments.training import phases, replicates, tasks, tuning
 from jprune import trees
-from jprune.pruning.selection.uint64 import Count, count_of
 
 Weights = dict[str, np.ndarray]
 Program = Callable[..., Any]
@@ -74,7 +73,7 @@ class Laboratory(NamedTuple):
     dense: Mapping[float, phases.Phase]
     gradient: Program
     score: Mapping[str, Program]
-    keep: Mapping[float, Count]
+    keep: Mapping[float, np.ndarray]
     prune: Mapping[bool, Program]
     finetune: phases.Phase
     finetune_key: Program
@@ -121,7 +120,7 @@ def equip(study: Study, dataset: datasets.Dataset) -> Laboratory:
         template=template,
         dense={float(c): phase(plan.dense_recipe(study, c)) for c in study.jumpstart},
         finetune=phase(plan.finetune_recipe(study)),
-        keep={ratio: count_of(count) for ratio, count in keep.items()},
+        keep={ratio: np.asarray(count, np.int32) for ratio, count in keep.items()},
         predict=phases.compile_predict(task, layout, len(dataset.test.labels)),
         **_programs(study, task, layout),
     )
@@ -183,7 +182,7 @@ def _programs(study: Study, task: tasks.Task, layout: replicates.Layout) -> dict
         params, grads, index = replicate
         return oneshot.score_of(name, study.undecayed_epsilon)(params, grad=grads, key=key(index, _RANDOM))
 
-    def pruned(signed: bool, replicate: tuple[Any, Any], keep: Count) -> tuple[Any, jax.Array]:
+    def pruned(signed: bool, replicate: tuple[Any, Any], keep: jax.Array) -> tuple[Any, jax.Array]:
         return oneshot.prune(*replicate, keep, signed=signed)
 
     def nonzero(params: Any) -> jax.Array:

@@ -122,7 +122,10 @@ def _padded(batches: Iterable[Any], inputs: Callable[[Any], Any]) -> Iterator[tu
 
 
 def _frame(status: Any, counts: units.PointCounts) -> "pd.DataFrame":
-    import pandas as pd  # noqa: PLC0415
+    try:
+        import pandas as pd  # noqa: PLC0415 - slow to import, and the penalty itself does not need it
+    except ImportError as error:
+        raise ImportError("activity_report needs the extra 'recall': pip install 'jprune[recall]'") from error
 
     unit = np.asarray(units.count_units(status), np.float64)
     point = np.stack([counts.dead_cells, counts.linear_cells, counts.nonlinear_cells]).astype(np.float64)

@@ -27,7 +27,7 @@ class Regrow:
 
     SET (Mocanu et al. 2018, arXiv 1707.04780) is ``prune(magnitude(), ..., regrow=Regrow(random(), 0.3), key=key)``.
     RigL (Evci et al. 2020, arXiv 1911.11134) is ``prune(magnitude(), ..., regrow=Regrow(dense_gradient(),
-    cosine_fraction(0.3, end)))``, for one count a layer with ``select=layer_masks`` or ``erk_masks``.
+    cosine_fraction(0.3, end)))``, for one count a layer with ``selection=layer_masks`` or ``erk_masks``.
     Put either in ``reset_moments``.
 
     Attributes:

@@ -1,52 +1,35 @@
 """What a prune link does at each step of its schedule: score, select, regrow.
 
-Every count is a Python integer, worked out from the schedule and the shapes of the weights while
-tracing. Where counts say all of a selection (the unstructured ones), they make a table, and one
-compiled selection serves every step; else there is one branch for each entry of the schedule.
+One compiled selection serves every entry of a schedule where the selection passes its amount on to one of jprune,
+directly, wrapped or as a ``functools.partial``: counts are Python integers worked out while tracing, put in a
+table, and looked up at run time. A selection that computes with its amount is compiled once for each entry.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, PyTree
 
+from jprune.graph.axes import Axes
+from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, as_keywords, without
 from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import Regrow
-from jprune.pruning.schedules import keep_values
-from jprune.pruning.scores.elementwise import Score, beside, score_selected
-from jprune.pruning.selection import allocation
-from jprune.pruning.selection.layers import Layers, choose, layers_of
-from jprune.pruning.selection.uint64 import Count, count_of
-from jprune.pruning.selection.unstructured import (
-    erk_counts,
-    erk_masks,
-    global_masks,
-    layer_counts,
-    layer_masks,
-    uniform_masks,
-)
-from jprune.trees import map_leaves
-
-PyTree = Any
+from jprune.pruning.schedules import entries, keep_counts
+from jprune.pruning.scores.elementwise import Score, beside, score_selected, working_dtype
+from jprune.trees import flatten, map_leaves
 
 
 class _Event(NamedTuple):
     """An entry of the schedule that changes something."""
 
     step: int
-    keep: float | int
+    amount: float | Keep | PerLayer
     exchanged: float  # the fraction of the count that is dropped so that others can regrow
-
-
-class _Quota(NamedTuple):
-    """How many to keep: so many of each layer, then the best of the rest up to the total."""
-
-    each: list[int] | None
-    total: int | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,24 +37,32 @@ class Plan:
     """The static side of a prune link; the attributes are the arguments of ``prune``."""
 
     score: Score | Callable[..., PyTree]
-    schedule: dict[int, float | int]
-    select: Callable[..., PyTree]
+    schedule: dict[int, float | Keep | PerLayer]
+    selection: Callable[..., PyTree]
+    axes: Axes
     min_keep: int
     regrow: Regrow | None
 
     def check(self, weights: PyTree) -> None:
-        """Refuse a schedule that does not fit the weights.
+        """Refuse a schedule or a selection that does not fit the weights, by tracing the selection.
 
         Raises:
-          ValueError: a count exceeds the number of weights, rises without regrowth, or is less than the
-            floors together.
+          ValueError: a count exceeds the number of weights, rises without regrowth, or is less than the minimum
+            of all layers; or what the selection raises for these weights.
         """
-        layers = layers_of(weights, None, shapes_only=True)
-        for event in self._events(weights):
-            self._quota(layers, event.keep)
+        events = self._events(weights)
+        if not events:
+            return
 
-    def evidence(self, weights: PyTree, grad: PyTree, batch: Any, key: Any, whole: PyTree) -> dict[str, Any]:
-        """What the scores read beside the weights, and nothing else, because it must outlive the forward pass."""
+        def probe(weights: PyTree) -> PyTree:
+            scores = map_leaves(lambda weight: weight.astype(working_dtype(weight)), weights)
+            masks = map_leaves(lambda weight: jnp.ones_like(weight, bool), weights)
+            return self._select(scores, events, jnp.int32(0), masks, probe=True)
+
+        jax.eval_shape(probe, weights)
+
+    def evidence(self, weights: PyTree, grad: PyTree, batch: PyTree, key: Any, whole: PyTree) -> dict[str, PyTree]:
+        """What the scores read in addition to the weights, and nothing else: it must outlive the forward pass."""
         needs = _needs(self.score) | (set() if self.regrow is None else _needs(self.regrow.score))
         given = {"grad": grad, "batch": batch, "key": key, "whole": whole}
         read = {name: value for name, value in given.items() if name in needs and value is not None}
@@ -79,7 +70,7 @@ class Plan:
             read["grad"] = beside(weights, grad, name="grad")
         return read
 
-    def advance(self, count: Any, masks: PyTree, weights: PyTree, evidence: dict[str, Any]) -> PyTree:
+    def advance(self, count: Int[Array, ""], masks: PyTree, weights: PyTree, evidence: dict[str, PyTree]) -> PyTree:
         """The masks after the update with this count; the selection runs only where one is due."""
         events = self._events(weights)
         if not events:
@@ -91,89 +82,79 @@ class Plan:
         return where_due(jnp.any(hits), choose, masks, jnp.argmax(hits), weights, evidence)
 
     def _events(self, weights: PyTree) -> list[_Event]:
-        total = sum(leaf.size for leaf in jax.tree.leaves(weights))
+        paths, leaves, _ = flatten(weights)
+        sizes = {path: int(leaf.size) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
+        keep_counts(self.schedule, sizes, regrowing=self.regrow is not None)
         events: list[_Event] = []
-        kept: float | int = total
-        for step, keep in keep_values(self.schedule, total, regrowing=self.regrow is not None):
-            # An int and a float of one value mean different things, except where both keep everything.
-            asked = total if isinstance(keep, float) and keep == 1.0 else keep
+        everything = Keep(sum(sizes.values()))
+        kept: float | Keep | PerLayer = everything
+        for step, amount in entries(self.schedule):
+            asked = everything if amount == 0.0 else amount
             if self.regrow is not None:
-                events.append(_Event(step, keep, self.regrow.at(step)))
-            elif (type(asked), asked) != (type(kept), kept):  # one that asks for no change would cost a selection
-                events.append(_Event(step, keep, 0.0))
+                events.append(_Event(step, amount, self.regrow.at(step)))
+            elif asked != kept:  # an entry that asks for no change would cost a selection
+                events.append(_Event(step, amount, 0.0))
             kept = asked
         return events
 
     def _choose(
-        self, events: list[_Event], masks: PyTree, event: Any, weights: PyTree, evidence: dict[str, Any]
+        self, events: list[_Event], masks: PyTree, event: Int[Array, ""], weights: PyTree, evidence: dict[str, PyTree]
     ) -> PyTree:
         scores = score_selected(self.score, weights, **evidence)
         if self.regrow is None:
-            return self._pick(scores, events, event, masks)
-        survivors = self._pick(scores, events, event, masks, surviving=True)
+            return self._select(scores, events, event, masks)
+        survivors = self._select(scores, events, event, masks, surviving=True)
         if "key" in evidence:  # what is drawn to drop weights must not decide which ones come back
             evidence = evidence | {"key": jax.random.fold_in(evidence["key"], 1)}
-        worth = score_selected(self.regrow.score, weights, **evidence)
+        regrown = score_selected(self.regrow.score, weights, **evidence)
         # Survivors come first and the best of the others fill up the count, whatever the selection is.
-        return self._pick(map_leaves(_first, worth, survivors), events, event, None)
+        return self._select(map_leaves(_first, regrown, survivors), events, event, None)
 
-    def _pick(
-        self, scores: PyTree, events: list[_Event], event: Any, among: PyTree, *, surviving: bool = False
+    def _select(
+        self,
+        scores: PyTree,
+        events: list[_Event],
+        event: Int[Array, ""],
+        among: PyTree,
+        *,
+        surviving: bool = False,
+        probe: bool = False,
     ) -> PyTree:
-        """Select what the entry that is due keeps; or what of it survives before others regrow."""
-        layers = layers_of(scores, among)
-        dropped = [e.exchanged * surviving for e in events]
-        quotas = [_less(self._quota(layers, e.keep), part) for e, part in zip(events, dropped, strict=True)]
-        if any(quota is None for quota in quotas):
-            keeps = [_remaining(e.keep, part) for e, part in zip(events, dropped, strict=True)]
-            branches = [functools.partial(self._selected, keep) for keep in keeps]
-            return jax.lax.switch(event, branches, scores, among)
-        each = _entry([quota.each for quota in quotas if quota], event)
-        total = _entry([quota.total for quota in quotas if quota], event)
-        return layers.tree(choose(layers, each, total))
+        """Select what the entry that is due keeps; or what of it survives before others regrow.
 
-    def _selected(self, keep: float | int, scores: PyTree, among: PyTree) -> PyTree:
-        return self.select(scores, keep, among=among, min_keep=self.min_keep)
+        ``probe`` traces only the last entry where the selection does not serve all entries at once.
+        """
+        dropped = tuple(entry.exchanged if surviving else 0.0 for entry in events)
+        options: dict[str, Any] = {"among": among}
+        if self.min_keep:
+            options["min_keep"] = self.min_keep
+        if self.axes is not None:
+            options["axes"] = self.axes
+        amounts = Scheduled(tuple(entry.amount for entry in events), dropped, event)
+        if len(events) > 1 or surviving:
+            # A selection that computes with its amount cannot do so before the entry is known, and raises.
+            try:
+                return self.selection(scores, **_keyword(amounts), **options)
+            except (TypeError, ValueError):
+                pass
+        plain = [
+            without(entry.amount, part) if part else entry.amount for entry, part in zip(events, dropped, strict=True)
+        ]
+        branches = [functools.partial(self._selected, amount, options) for amount in plain]
+        if probe or len(branches) == 1:
+            return branches[-1](scores, among)
+        return jax.lax.switch(event, branches, scores, among)
 
-    def _quota(self, layers: Layers, keep: float | int) -> _Quota | None:
-        """How many an unstructured selection keeps; None for any other selection."""
-        if self.select not in (global_masks, layer_masks, uniform_masks, erk_masks):
-            return None
-        scores = layers.tree(layers.scores)
-        if self.select is layer_masks:
-            each = layer_counts(scores, keep, min_keep=self.min_keep)
-            return _Quota(each, sum(each) if isinstance(keep, int) else None)
-        total = allocation.kept(keep, sum(layers.sizes))
-        if self.select is global_masks:
-            floors = allocation.floors(self.min_keep, layers.sizes, total)
-            return _Quota(floors if self.min_keep else None, total)
-        counts = erk_counts if self.select is erk_masks else layer_counts
-        return _Quota(counts(scores, total, min_keep=self.min_keep), total)
+    def _selected(self, amount: Amount, options: dict[str, Any], scores: PyTree, among: PyTree) -> PyTree:
+        return self.selection(scores, **as_keywords(amount), **(options | {"among": among}))
 
 
-def _less(quota: _Quota | None, part: float) -> _Quota | None:
-    """The quota without a fraction of it, each count rounded by itself."""
-    if quota is None:
-        return None
-    each = None if quota.each is None else [count - round(count * part) for count in quota.each]
-    return _Quota(each, None if quota.total is None else quota.total - round(quota.total * part))
+def _keyword(amounts: Scheduled) -> dict[str, Scheduled]:
+    return {"keep" if all(isinstance(amount, Keep) for amount in amounts.amounts) else "sparsity": amounts}
 
 
-def _remaining(keep: float | int, part: float) -> float | int:
-    return keep - round(keep * part) if isinstance(keep, int) else keep * (1.0 - part)
-
-
-def _entry(counts: Sequence[Any], event: Any) -> Count | None:
-    """The entry of a table of counts, looked up while the program runs."""
-    if all(count is None for count in counts):
-        return None
-    # A table may mix entries that have a total and ones that add nothing to the counts of the layers.
-    table = count_of([0 if count is None else count for count in counts])
-    return Count(*(jnp.asarray(limb)[event] for limb in table))
-
-
-def _first(worth: Any, survivor: Any) -> Any:
-    finite = jnp.nan_to_num(worth, nan=-jnp.inf, posinf=None, neginf=-jnp.inf)
+def _first(score: Array, survivor: Array) -> Array:
+    finite = jnp.nan_to_num(score, nan=-jnp.inf, posinf=None, neginf=-jnp.inf)
     return jnp.where(survivor, jnp.inf, finite)
 
 

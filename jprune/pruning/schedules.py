@@ -1,42 +1,53 @@
-"""When to prune and how much: finite tables ``{step: sparsity}``.
+"""Schedules: finite tables ``{step: sparsity}`` that say when to prune and how much.
 
-A schedule is a plain dict, so that every count it asks for is known before anything is traced. Step
-s means the update called after s earlier ones. A float is the fraction of the prunable weights that
-are removed; an int is the number of weights that are kept.
+A schedule is a plain dict, so that every count it asks for is known before anything is traced. Step s means the
+update called after s earlier ones. An amount is a sparsity (a float, the fraction of the prunable weights that is
+removed), ``jprune.Keep(count)`` (the number of weights kept), or ``{regex: sparsity}`` for selections that take
+an amount for each layer.
 """
 
 import numbers
 from collections.abc import Mapping
 from typing import Any
 
-# {int: float | int}; any integer and real type of numpy will do, and ``entries`` says what will not.
-Schedule = Mapping[Any, Any]
+from jprune.pruning.amounts import Amount, Keep, PerLayer, amount_by_keyword, amount_of, checked
+from jprune.pruning.selection import allocation
+
+# {int: amount}; any integer and real type of numpy is accepted, and ``entries`` checks it.
+Schedule = Mapping[int, float | Keep | PerLayer]
 
 # The step counter is an int32 that saturates, so a later step would never come.
 _LAST_STEP = 2**31 - 2
 
 
-def one_shot(sparsity: float | int, step: int) -> dict[int, float | int]:
+@amount_by_keyword
+def one_shot(
+    sparsity: float | PerLayer | None = None, step: int | None = None, *, keep: int | None = None
+) -> dict[int, float | Keep | PerLayer]:
     """Prune once.
 
     Args:
-      sparsity: the fraction of the prunable weights to remove, in [0, 1]; an int is the number kept.
+      sparsity: the fraction of the prunable weights to remove, in [0, 1]; or ``{regex: sparsity}`` for each layer.
       step: the number of updates before the one that prunes.
+      keep: the number of weights to keep, in place of ``sparsity``.
 
     Returns:
       A table with one entry.
 
     Raises:
-      TypeError: an argument has the wrong type.
+      TypeError: an argument has the wrong type, or not exactly one of ``sparsity`` and ``keep`` is given.
       ValueError: an argument is out of range.
 
-    >>> one_shot(0.9, step=1000)
-    {1000: 0.9}
+    >>> one_shot(0.9, step=1000), one_shot(keep=500, step=1000)
+    ({1000: 0.9}, {1000: Keep(count=500)})
     """
-    return dict(entries({step: sparsity}))
+    if step is None:
+        raise TypeError("one_shot needs step=, the number of updates before the one that prunes")
+    amount = amount_of(sparsity, keep)
+    return dict(entries({step: amount}))
 
 
-def cubic(sparsity: float, begin: int, end: int, every: int) -> dict[int, float | int]:
+def cubic(sparsity: float, begin: int, end: int, every: int) -> dict[int, float]:
     """Prune fast at first and slower towards the end.
 
     At step t between ``begin`` and ``end`` the sparsity is s (1 - (1 - (t - begin) / (end - begin))^3),
@@ -66,15 +77,16 @@ def cubic(sparsity: float, begin: int, end: int, every: int) -> dict[int, float 
     begin, end, every = _integer("begin", begin, 0), _integer("end", end, 0), _integer("every", every, 1)
     if end <= begin:
         raise ValueError(f"end={end} must come after begin={begin}")
-    table: dict[int, float | int] = {}
+    table: dict[int, float] = {}
     for step in range(begin, end, every):
         left = (end - step) / (end - begin)
         table[step] = target * (1.0 - left * left * left)
     table[end] = target
-    return dict(entries(table))
+    entries(table)
+    return table
 
 
-def geometric(rate: float, every: int, times: int) -> dict[int, float | int]:
+def geometric(rate: float, every: int, times: int) -> dict[int, float]:
     """Remove the same fraction of what remains, again and again.
 
     After the k-th pruning the sparsity is 1 - (1 - rate)^k.
@@ -99,53 +111,54 @@ def geometric(rate: float, every: int, times: int) -> dict[int, float | int]:
     """
     rate = _fraction("rate", rate)
     every, times = _integer("every", every, 1), _integer("times", times, 1)
-    return dict(entries({k * every: 1.0 - (1.0 - rate) ** k for k in range(1, times + 1)}))
+    table = {k * every: 1.0 - (1.0 - rate) ** k for k in range(1, times + 1)}
+    entries(table)
+    return table
 
 
-def entries(schedule: Any) -> tuple[tuple[int, float | int], ...]:
-    """Check a table and give its (step, sparsity) pairs in the order of the steps.
+def entries(schedule: Any) -> tuple[tuple[int, float | Keep | PerLayer], ...]:
+    """Check a table and return its (step, amount) pairs in the order of the steps.
 
     Raises:
-      TypeError: it is no mapping of integer steps to floats and ints.
-      ValueError: it is empty, or a step or a sparsity is out of range.
+      TypeError: it is not a mapping from integer steps to amounts.
+      ValueError: it is empty, or a step or an amount is out of range.
 
-    >>> entries({200: 1000, 100: 0.5})
-    ((100, 0.5), (200, 1000))
+    >>> entries({200: Keep(1000), 100: 0.5})
+    ((100, 0.5), (200, Keep(count=1000)))
     """
     if not isinstance(schedule, Mapping):
         raise TypeError(f"schedule={schedule!r} is a {type(schedule).__name__}; it must be a dict {{step: sparsity}}")
     if not schedule:
-        raise ValueError("schedule is empty; it must hold at least one {step: sparsity}")
+        raise ValueError("schedule is empty; it must have at least one entry {step: sparsity}")
     table = {}
-    for key, sparsity in schedule.items():
+    for key, amount in schedule.items():
         step = _integer("a step of the schedule", key, 0, _LAST_STEP)
-        table[step] = _sparsity(f"the sparsity at step {step}", sparsity)
-    return tuple(sorted(table.items()))
+        table[step] = checked(f"schedule[{step}]", amount)
+    return tuple(sorted(table.items(), key=lambda entry: entry[0]))
 
 
-def keep_counts(schedule: Any, total: int, *, regrowing: bool = False) -> tuple[tuple[int, int], ...]:
+def keep_counts(schedule: Any, sizes: Mapping[str, int], *, regrowing: bool = False) -> tuple[tuple[int, int], ...]:
     """Turn a table into (step, number kept) pairs of Python integers, in the order of the steps.
-
-    A sparsity s of ``total`` weights keeps round-half-even(total (1 - s)).
 
     Args:
       schedule: the table.
-      total: the number of prunable weights.
+      sizes: for the path of each prunable leaf its number of weights.
       regrowing: whether the number kept may rise from one entry to the next.
 
     Raises:
       TypeError: as ``entries``.
-      ValueError: as ``entries``; or a keep count exceeds ``total``; or the number kept rises though
-        nothing regrows.
+      ValueError: as ``entries``; or more weights would be kept than there are; or the number kept rises without
+        regrowth; or an expression of ``{regex: sparsity}`` matches no leaf.
 
-    >>> keep_counts({0: 0.5, 10: 3}, total=11)
+    >>> keep_counts({0: 0.5, 10: Keep(3)}, {"kernel": 11})
     ((0, 6), (10, 3))
     """
+    total = sum(sizes.values())
     counts: list[tuple[int, int]] = []
-    for step, sparsity in entries(schedule):
-        keep = sparsity if isinstance(sparsity, int) else round(total * (1.0 - sparsity))
-        if keep > total:
-            raise ValueError(f"the schedule keeps {keep} weights at step {step}; only {total} are prunable")
+    for step, amount in entries(schedule):
+        if isinstance(amount, Keep) and amount.count > total:
+            raise ValueError(f"the schedule keeps {amount.count} weights at step {step}; only {total} are prunable")
+        keep = _kept(amount, sizes)
         if counts and keep > counts[-1][1] and not regrowing:
             raise ValueError(
                 f"the schedule keeps {keep} weights at step {step}, more than the {counts[-1][1]} at step "
@@ -155,25 +168,10 @@ def keep_counts(schedule: Any, total: int, *, regrowing: bool = False) -> tuple[
     return tuple(counts)
 
 
-def keep_values(schedule: Any, total: int, *, regrowing: bool = False) -> tuple[tuple[int, float | int], ...]:
-    """Turn a table into (step, keep) pairs for a selection: a count as it is, a sparsity s as 1 - s.
-
-    A selection rounds the fraction over its own groups (all weights, or those of each layer).
-
-    Args:
-      schedule: the table.
-      total: the number of prunable weights.
-      regrowing: whether the number kept may rise from one entry to the next.
-
-    Raises:
-      TypeError: as ``entries``.
-      ValueError: as ``keep_counts``.
-
-    >>> keep_values({0: 0.5, 10: 3}, total=11)
-    ((0, 0.5), (10, 3))
-    """
-    keep_counts(schedule, total, regrowing=regrowing)
-    return tuple((step, keep if isinstance(keep, int) else 1.0 - keep) for step, keep in entries(schedule))
+def _kept(amount: Amount, sizes: Mapping[str, int]) -> int:
+    if isinstance(amount, Mapping):
+        return sum(allocation.by_pattern(amount, list(sizes), list(sizes.values())))
+    return allocation.kept(amount, sum(sizes.values()))
 
 
 def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -188,14 +186,8 @@ def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
 
 def _fraction(name: str, value: Any) -> float:
     if isinstance(value, numbers.Integral) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} is {value!r}; it must be a float from 0.0 to 1.0")
+        raise TypeError(f"{name} is {value!r}; it must be a float from 0.0 to 1.0, the fraction removed")
     number = float(value)
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name} is {number}; it must be from 0.0 to 1.0")
     return number
-
-
-def _sparsity(name: str, value: Any) -> float | int:
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return _integer(f"{name}, an int and so a keep count,", value, 0)
-    return _fraction(name, value)

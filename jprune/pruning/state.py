@@ -136,7 +136,7 @@ def trained(params: PyTree) -> PyTree:
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
-def prunable(params: PyTree, masks: PyTree) -> PyTree:
+def masked_weights(params: PyTree, masks: PyTree) -> PyTree:
     """The parameters that have a mask, in the tree of the masks; None for the others."""
     paths, leaves, _ = flatten(params)
     found = dict(zip(paths, leaves, strict=True))

@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PRNGKeyArray, PyTree
 
-from jprune.pruning.schedules import keep_values
+from jprune.graph.axes import Axes
+from jprune.pruning.amounts import Keep, PerLayer, as_keywords, renamed_arguments
+from jprune.pruning.schedules import entries, keep_counts
 from jprune.pruning.scores.elementwise import Score, magnitude, score_selected
 from jprune.pruning.selection.unstructured import apply_masks, global_masks
-from jprune.pruning.state import masks_of, prunable, with_masks
-from jprune.trees import map_leaves
+from jprune.pruning.state import masked_weights, masks_of, with_masks
+from jprune.trees import flatten, map_leaves
 
-PyTree = Any
 Train = Callable[[PyTree, PyTree, int, int], tuple[PyTree, PyTree]]
 
 
@@ -33,20 +35,22 @@ class Ticket(NamedTuple):
     end: tuple[PyTree, PyTree]
 
 
+@renamed_arguments(select="selection=")
 def lottery_ticket(
     train: Train,
     tx: optax.GradientTransformation,
     params: PyTree,
-    sparsities: Iterable[float | int],
+    sparsities: Iterable[float | Keep | PerLayer],
     *,
     steps: int,
     rewind: int = 0,
     score: Score | Callable[..., PyTree] | None = None,
-    select: Callable[..., PyTree] = global_masks,
+    selection: Callable[..., PyTree] = global_masks,
+    axes: Axes = None,
     min_keep: int = 0,
     grad: Callable[[PyTree], PyTree] | None = None,
-    batch: Any = None,
-    key: Any = None,
+    batch: PyTree = None,
+    key: PRNGKeyArray | None = None,
 ) -> Iterator[Ticket]:
     """Train, prune, rewind; again for every sparsity.
 
@@ -66,12 +70,13 @@ def lottery_ticket(
         its ``where`` says what is prunable.
       params: the initial weights.
       sparsities: for each level the fraction of the prunable weights that is removed in all, or the
-        number kept as an int, such as ``geometric(0.2, every=1, times=10).values()``.
+        number kept as a ``Keep``, such as ``geometric(0.2, every=1, times=10).values()``.
       steps: the number of updates from the initial weights to trained ones.
       rewind: the number of updates after which the state is kept, to go back to it.
-      score: what a trained weight is worth; None is ``magnitude()``.
-      select: how scores become masks.
-      min_keep: the least number of weights that every leaf keeps.
+      score: importance of a trained weight; None is ``magnitude()``.
+      selection: how scores become masks; see ``prune``.
+      axes: what the axes of the parameters are; see ``prune``.
+      min_keep: minimum number of weights that every layer keeps.
       grad: gives the gradient at the trained weights, for scores that need one.
       batch: data, for scores that need it.
       key: PRNG key for scores that need one; folded with the level.
@@ -100,14 +105,17 @@ def lottery_ticket(
     # keep_zeros takes a weight that happens to be 0 for a pruned one; the dense network has none.
     masks = map_leaves(jnp.ones_like, masks_of(state))
     state = with_masks(state, masks)
-    total = sum(mask.size for mask in jax.tree.leaves(masks))
-    keeps = [keep for _, keep in keep_values(dict(enumerate(sparsities, start=1)), total)]
+    schedule = dict(enumerate(sparsities, start=1))
+    paths, leaves, _ = flatten(masks)
+    keep_counts(schedule, {path: mask.size for path, mask in zip(paths, leaves, strict=True) if mask is not None})
+    amounts = [amount for _, amount in entries(schedule)]
+    options: dict[str, Any] = ({"min_keep": min_keep} if min_keep else {}) | ({} if axes is None else {"axes": axes})
     score = magnitude() if score is None else score
 
-    def worth(level: int, trained: PyTree) -> PyTree:
+    def scores(level: int, trained: PyTree) -> PyTree:
         return score_selected(
             score,
-            prunable(trained, masks),
+            masked_weights(trained, masks),
             None if grad is None else grad(trained),
             batch,
             None if key is None else jax.random.fold_in(key, level),
@@ -118,8 +126,8 @@ def lottery_ticket(
         rewound = _run(train, params, state, 0, rewind) if rewind else (params, state)
         end = _run(train, *rewound, rewind, steps)
         yield Ticket(0, masks, rewound, end)
-        for level, keep in enumerate(keeps, start=1):
-            masks = select(worth(level, end[0]), keep, among=masks, min_keep=min_keep)
+        for level, amount in enumerate(amounts, start=1):
+            masks = selection(scores(level, end[0]), **as_keywords(amount), among=masks, **options)
             start = apply_masks(rewound[0], masks), with_masks(rewound[1], masks)
             end = _run(train, *start, rewind, steps)
             yield Ticket(level, masks, start, end)

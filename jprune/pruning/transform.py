@@ -18,71 +18,82 @@ subclass that forwards them:
 ``flax.nnx.Optimizer.update(model, grads, grad=grads, batch=batch)`` forwards them as it is.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PRNGKeyArray, PyTree
 
+from jprune.graph.axes import Axes, KernelAxes, kernel_axes
+from jprune.pruning.amounts import renamed_arguments
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.plan import Plan
 from jprune.pruning.schedules import Schedule, entries
 from jprune.pruning.scores.elementwise import Score, refuse_no_score
 from jprune.pruning.selection.unstructured import global_masks
-from jprune.pruning.state import PruneState, prunable, trained
+from jprune.pruning.state import PruneState, masked_weights, trained
 from jprune.trees import Where, flatten, kernels, map_leaves, match, only
 
-PyTree = Any
 
-
+@renamed_arguments(select="selection=")
 def prune(
     score: Score | Callable[..., PyTree],
     schedule: Schedule,
     *,
     where: Where = kernels,
-    select: Callable[..., PyTree] = global_masks,
+    selection: Callable[..., PyTree] = global_masks,
+    axes: Axes = None,
     min_keep: int = 0,
     regrow: Regrow | None = None,
-    key: Any = None,
+    key: PRNGKeyArray | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Prune on a schedule and keep what is pruned at exactly 0; always the last link of its chain.
+    """Prune on a schedule and keep pruned weights at exactly 0; always the last link of its chain.
 
-    At each step of the schedule the weights are scored, with the parameters as they are handed to
-    ``update`` (where the gradient was taken), and the masks shrink to the scheduled count. Between
-    those steps the link reads one byte of mask a weight and does nothing else: no recompilation, no
-    word with the host. It works inside ``optax.partition``, ``masked``, ``inject_hyperparams``,
+    At each step of the schedule the weights are scored, with the parameters that are passed to
+    ``update`` (where the gradient was taken), and the masks shrink to the scheduled amount. Between
+    those steps the link reads one byte of mask per weight and does nothing else: no recompilation, no
+    host synchronization. It works inside ``optax.partition``, ``masked``, ``inject_hyperparams``,
     ``MultiSteps`` and ``apply_if_finite`` and under ``jit``, ``vmap``, ``scan`` and sharding.
     After ``optax.lookahead`` it gives the fast and the slow weights the same masks. Inside
     ``optax.contrib.schedule_free`` it is exact for what is pruned at step 0; for a later step see
     ``reset_moments``.
 
-    Its update takes, beside the usual ones, these arguments: ``grad``, a tree like the parameters, the
-    gradient for scores that need one (under ``MultiSteps`` that of the last micro-batch); ``batch``,
-    for scores that need data; ``key``, in place of the one given here.
+    Its update also takes these arguments: ``grad``, a tree like the parameters, the gradient for scores that
+    need one (under ``MultiSteps`` that of the last micro-batch); ``batch``, for scores that need data; ``key``,
+    in place of the one given here.
 
     Args:
-      score: what a weight is worth, such as ``magnitude()``, or a function with the signature of a ``Score``.
-      schedule: ``{step: sparsity}``, where step s means the update called after s earlier ones. A float
-        is the fraction removed of the selected weights, an int the number kept.
-      where: predicate on (path, leaf): which leaves to prune.
-      select: how scores become masks, such as ``global_masks`` or ``layer_masks``.
-      min_keep: the least number of weights that every leaf keeps.
+      score: importance of a weight, such as ``magnitude()``, or a function with the signature of a ``Score``.
+      schedule: ``{step: sparsity}``, where step s means the update called after s earlier ones. A float is the
+        fraction removed of the selected weights; ``jprune.Keep(count)`` is the number kept; ``{regex: sparsity}``
+        gives an amount for each layer (with ``selection=jprune.layer_masks``).
+      where: predicate on (path, leaf): which leaves to prune; see ``by_path`` and ``prunable``.
+      selection: how scores become masks, such as ``global_masks`` or ``layer_masks``, or any callable with the
+        signature of ``global_masks``. One that passes its amount on to a selection of jprune is compiled once
+        for the whole schedule; one that computes with its amount is compiled once for each entry. ``min_keep``
+        and ``axes`` are passed to it only where they are given here.
+      axes: what the axes of the parameters are, for selections that depend on layers, inputs or outputs: a graph
+        made by ``jprune.trace_model``, ``{regex: KernelAxes(...)}``, "flax" or "equinox".
+      min_keep: minimum number of weights that every layer keeps.
       regrow: which weights to bring back at each step of the schedule (dynamic sparse training).
       key: PRNG key for scores that need one; folded with the step (and, to regrow, with 1). Replicates under
         ``vmap`` have keys of their own if each makes its transformation inside the mapped function, or passes
         ``key`` to update.
 
     Returns:
-      An optax transformation with a ``PruneState``: int32 count, bool masks (one byte a weight), key.
+      An optax transformation with a ``PruneState``: int32 count, bool masks (one byte per weight), key.
 
     Raises:
-      TypeError: the score is none (``jprune.magnitude`` without its parentheses), or the schedule is no table of
-        numbers; at ``init``, ``where`` is no function.
-      ValueError: the schedule is out of range; ``where`` selects nothing; the number kept rises without
-        ``regrow``. While tracing: no ``params``, no ``grad``, ``batch`` or key for a score that
-        needs it, or trees that do not match; the message names the leaf.
+      TypeError: ``score`` is not a valid score (``jprune.magnitude`` without its parentheses), or ``schedule`` is
+        not a table of amounts; at ``init``, ``where`` is not a function.
+      ValueError: the schedule is out of range. At ``init``: ``where`` selects nothing; the number kept rises
+        without ``regrow``; the selection does not fit the weights (groups that do not divide, say). While
+        tracing: no ``params``, no ``grad``, ``batch`` or key for a score that needs it, or trees that do not
+        match; the message names the leaf.
 
     >>> import jprune
     >>> tx = optax.chain(optax.sgd(0.1), prune(jprune.magnitude(), {0: 0.5}))
@@ -92,8 +103,8 @@ def prune(
     {'bias': Array([-0.1, -0.1], dtype=float32), 'kernel': Array([[2.9, 0. ]], dtype=float32)}
     """
     refuse_no_score(score)
-    plan = Plan(score, dict(entries(schedule)), select, min_keep, regrow)
-    # Inside jit this is nothing; an eager update it saves from tracing and compiling every time.
+    plan = Plan(score, dict(entries(schedule)), selection, axes, min_keep, regrow)
+    # Outside jit, this saves tracing and compiling at every update.
     advance = jax.jit(plan.advance)
 
     def init(params: PyTree) -> PruneState:
@@ -115,7 +126,7 @@ def prune(
         if params is None:
             raise ValueError("prune needs params: call update(updates, state, params)")
         old = trained(state.masks)
-        weights = prunable(trained(params), old)
+        weights = masked_weights(trained(params), old)
         evidence = plan.evidence(weights, grad, batch, state.key if key is None else key, trained(params))
         masks = advance(state.count, old, weights, evidence)
         # A weight that regrows at this step starts from 0: the update it was handed is made of momentum
@@ -158,6 +169,75 @@ def keep_zeros(*, where: Where = kernels) -> optax.GradientTransformationExtraAr
         return held, state._replace(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class PrunableLeaf(NamedTuple):
+    """A leaf that ``where`` selects.
+
+    Attributes:
+      path: its path.
+      shape: its shape.
+      axes: the role of each of its axes, or None where they are unknown.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    axes: KernelAxes | None
+
+
+class PrunableLeaves(tuple[PrunableLeaf, ...]):
+    """The leaves that ``where`` selects; ``print`` shows them as a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        rows = [("leaf", "shape", "weights", "axes"), *(_row(leaf) for leaf in self)]
+        rows.append(("total", "", f"{sum(math.prod(leaf.shape) for leaf in self):,}", ""))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
+        return "\n".join(lines)
+
+
+def prunable(params: PyTree, where: Where = kernels, axes: Axes = None) -> PrunableLeaves:
+    """List the leaves that ``where`` selects, with shapes and the roles of their axes.
+
+    Args:
+      params: tree of arrays, or of their shapes.
+      where: predicate on (path, leaf), as for ``prune``.
+      axes: see ``prune``; without it the roles are guessed from names and shapes, "unknown" where that is in doubt.
+
+    Returns:
+      A tuple of (path, shape, axes); ``print`` shows it as a table.
+
+    Raises:
+      TypeError: ``where`` is not a function.
+      ValueError: ``where`` selects nothing.
+
+    >>> params = {"body": {"kernel": jnp.ones((3, 8)), "bias": jnp.ones(8)}, "blocks": {"kernel": jnp.ones((4, 8, 8))}}
+    >>> print(prunable(params))
+    leaf           shape      weights  axes
+    blocks/kernel  (4, 8, 8)      256  unknown
+    body/kernel    (3, 8)          24  inputs 0, outputs 1
+    total                         280
+    """
+    selected = only(params, where)
+    roles = kernel_axes(axes, params)
+    paths, leaves, _ = flatten(selected)
+    return PrunableLeaves(
+        PrunableLeaf(path, tuple(leaf.shape), roles[path])
+        for path, leaf in zip(paths, leaves, strict=True)
+        if leaf is not None
+    )
+
+
+def _row(leaf: PrunableLeaf) -> tuple[str, str, str, str]:
+    if leaf.axes is None:
+        roles = "unknown"
+    else:
+        named = [(role, getattr(leaf.axes, role)) for role in ("stacked", "inputs", "outputs", "spatial")]
+        roles = ", ".join(f"{role} {' '.join(map(str, axes))}" for role, axes in named if axes)
+        roles += f", groups {leaf.axes.groups}" if leaf.axes.groups > 1 else ""
+    return leaf.path, str(leaf.shape), f"{math.prod(leaf.shape):,}", roles
 
 
 def _spread(masks: PyTree, params: PyTree) -> PyTree:

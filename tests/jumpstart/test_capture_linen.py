@@ -76,7 +76,7 @@ def test_a_scanned_stack_counts_as_its_layers():
 def test_a_scanned_stack_that_does_not_lift_intermediates_is_an_error_that_says_what_to_add():
     net, x = scanned({"params": 0}), X.reshape(3, -1)
     variables = net.init(KEY, x)
-    for call in (jprune.preactivations, jprune.call_with_preactivations):
+    for call in (jprune.preactivations, jprune.jumpstart.call_with_preactivations):
         with pytest.raises(ValueError, match=r"layer 'stack/body.*variable_axes=\{\.\.\., 'intermediates': 0\}"):
             call(net, variables, x)
     assert list(jprune.preactivations(net, variables, x, exclude="^stack")) == ["first"]
@@ -116,7 +116,9 @@ def test_batch_statistics_move_as_in_apply_and_only_where_they_are_mutable():
     conv = variables["params"]["conv"]
     bare = nn.Conv(3, (3, 3)).apply({"params": conv}, X)
     close(found["conv"], bare)  # before the normalization
-    (outputs, changed), preacts = jprune.call_with_preactivations(net, variables, X, skip_last=False, **options)
+    (outputs, changed), preacts = jprune.jumpstart.call_with_preactivations(
+        net, variables, X, skip_last=False, **options
+    )
     expected, expected_changed = net.apply(variables, X, **options)
     close(outputs, expected)
     close(preacts["head"], expected)
@@ -128,7 +130,7 @@ def test_batch_statistics_move_as_in_apply_and_only_where_they_are_mutable():
 def test_without_mutable_it_returns_what_apply_returns():
     net = Normed()
     variables = net.init({"params": KEY, "dropout": KEY}, X)
-    outputs, preacts = jprune.call_with_preactivations(net, variables, X, train=False)
+    outputs, preacts = jprune.jumpstart.call_with_preactivations(net, variables, X, train=False)
     close(outputs, net.apply(variables, X, train=False))
     assert list(preacts) == ["conv"]
 

@@ -92,7 +92,7 @@ def test_a_scanned_stack_counts_as_its_layers_which_take_turns():
     stacked = jprune.preactivations(model, x, stacked=True)
     assert list(stacked) == ["first", "blocks/up", "blocks/down"]
     close(jprune.jumpstart_penalty(stacked), jprune.jumpstart_penalty(found))
-    assert len(jprune.activity_report(model, [x])) == 7
+    assert len(jprune.jumpstart.activity_report(model, [x])) == 7
 
 
 def test_capture_works_under_jit_grad_and_vmap_and_leaves_the_model_as_it_was():
@@ -127,7 +127,7 @@ def test_normalization_is_skipped_and_its_statistics_stay_or_move_as_in_a_call()
     after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
     jax.tree.map(np.testing.assert_array_equal, kept, jax.tree.map(np.asarray, after))
     for _ in range(2):  # the stream of dropout moves on as well
-        outputs, preacts = jprune.call_with_preactivations(model, x, skip_last=False)
+        outputs, preacts = jprune.jumpstart.call_with_preactivations(model, x, skip_last=False)
         expected = twin(x)
         close(outputs, expected)
         close(preacts["head"], expected)

@@ -78,7 +78,7 @@ def test_the_link_and_the_fused_loss_give_the_same_updates():
         return jax.nn.relu(h) @ params["b"], [h]
 
     loss = lambda params, x: (jnp.mean(forward(params, x)[0] ** 2), forward(params, x)[1])
-    fused = jax.grad(jprune.jumpstart_loss(loss, coefficient=0.3))(params, x)
+    fused = jax.grad(jprune.jumpstart.jumpstart_loss(loss, coefficient=0.3))(params, x)
     link = jprune.add_jumpstart(lambda params, x: forward(params, x)[1], coefficient=0.3)
     grads = jax.grad(lambda params: loss(params, x)[0])(params)
     updates, state = link.update(grads, link.init(params), params, batch=x)
@@ -107,8 +107,8 @@ def test_presets_set_aggregate_ties_and_space_and_explicit_arguments_override():
 def test_status_of_units_and_points_by_hand_and_merged_over_batches():
     z = jnp.array([[1.0, -1.0, 2.0, 0.0], [3.0, -2.0, -2.0, -1.0]])
     assert [s.tolist() for s in _values(jprune.unit_status([z]))] == [[0, -1, 1, -1]]
-    assert [s.tolist() for s in _values(jprune.point_status([z]))] == [[1, 1]]
-    merged = jprune.merge_unit_status(jprune.unit_status([z]), jprune.unit_status([-z]))
+    assert [s.tolist() for s in _values(jprune.jumpstart.point_status([z]))] == [[1, 1]]
+    merged = jprune.jumpstart.merge_unit_status(jprune.unit_status([z]), jprune.unit_status([-z]))
     assert [s.tolist() for s in _values(merged)] == [[1, 1, 1, 1]]
 
 

@@ -176,7 +176,7 @@ def test_a_stack_a_list_an_ordered_dict_and_an_array_are_the_same_layers():
 )
 def test_options_that_are_not_allowed_are_refused_with_those_that_are(options, complaint):
     """Before anything is traced; the penalty itself checks the same, behind the type checker of these tests."""
-    for make in (jprune.add_jumpstart, jprune.jumpstart_loss):
+    for make in (jprune.add_jumpstart, jprune.jumpstart.jumpstart_loss):
         with pytest.raises(ValueError, match=complaint):
             make(lambda params, batch: params, 1.0, **options)
 

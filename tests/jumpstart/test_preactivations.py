@@ -44,7 +44,7 @@ def test_the_model_stays_as_it_was_and_call_with_preactivations_updates_it_as_a_
     before = frozen(model)
     captured = jprune.preactivations(model, X, skip_last=False)
     jax.tree.map(np.testing.assert_array_equal, before, frozen(model))
-    outputs, preacts = jprune.call_with_preactivations(model, X, skip_last=False)
+    outputs, preacts = jprune.jumpstart.call_with_preactivations(model, X, skip_last=False)
     np.testing.assert_allclose(outputs, twin(X), rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), frozen(model), frozen(twin))
     for name, value in captured.items():

@@ -44,7 +44,7 @@ def shares(highest, lowest):
 def test_a_row_a_layer_as_if_the_data_set_were_one_batch():
     model = network()
     batches = [X[:8], X[8:16], (X[16:], np.zeros(7))]  # the last is shorter, and comes with labels
-    frame = jprune.activity_report(model, batches, skip_last=False)
+    frame = jprune.jumpstart.activity_report(model, batches, skip_last=False)
     expected = preacts_in_numpy(model, X)
     assert list(frame.index) == list(expected)
     for name, z in expected.items():
@@ -60,9 +60,9 @@ def test_a_row_a_layer_as_if_the_data_set_were_one_batch():
 
 def test_the_ratios_of_the_whole_network_are_those_of_its_statuses():
     model = network(seed=3)
-    found = jprune.activity_report(model, [X[:8], X[8:16], X[16:]]).attrs["activity"]
+    found = jprune.jumpstart.activity_report(model, [X[:8], X[8:16], X[16:]]).attrs["activity"]
     preacts = jprune.preactivations(model, jnp.asarray(X))
-    expected = jprune.activity(jprune.unit_status(preacts), jprune.point_status(preacts))
+    expected = jprune.jumpstart.activity(jprune.unit_status(preacts), jprune.jumpstart.point_status(preacts))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert all(isinstance(share, float) for share in found)
 
@@ -75,13 +75,13 @@ def test_a_linen_module_reports_the_same_rows():
             return nn.Dense(4, name="two")(x)
 
     variables = Net().init(jax.random.key(0), X[:1])
-    frame = jprune.activity_report(Net(), [X[:20], X[20:]], variables=variables, skip_last=False)
+    frame = jprune.jumpstart.activity_report(Net(), [X[:20], X[20:]], variables=variables, skip_last=False)
     one = variables["params"]["one"]
     z = X @ np.asarray(one["kernel"]) + np.asarray(one["bias"])
     np.testing.assert_allclose(frame.loc["one", "unit_dead"], (z.max(0) <= 0).mean(), atol=1e-7)
     np.testing.assert_allclose(frame.loc["one", "point_nonlinear"], ((z.max(1) > 0) & (z.min(1) <= 0)).mean())
     with pytest.raises(TypeError, match="needs its variables"):
-        jprune.activity_report(Net(), [X])
+        jprune.jumpstart.activity_report(Net(), [X])
 
 
 def test_memory_does_not_grow_with_the_data_set():
@@ -98,7 +98,7 @@ def test_memory_does_not_grow_with_the_data_set():
             assert sum(ref() is not None for ref in seen) <= 1
             arrays.append(sum(array.nbytes for array in jax.live_arrays()))
 
-    jprune.activity_report(model, batches())
+    jprune.jumpstart.activity_report(model, batches())
     assert len(arrays) == 12
     assert arrays[-1] <= arrays[1]
 
@@ -118,23 +118,23 @@ def test_it_compiles_once_and_alters_nothing():
 
     model = Counting(nnx.Rngs(0))
     before = jax.tree.map(np.asarray, nnx.state(model))
-    jprune.activity_report(model, [X[:8], X[8:16], X[16:], X[:3]])
+    jprune.jumpstart.activity_report(model, [X[:8], X[8:16], X[16:], X[:3]])
     assert traces == [(8, 6)]
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, nnx.state(model)))
 
 
 def test_batches_without_examples_are_left_out():
     model = network()
-    frame = jprune.activity_report(model, [X[:0], X[:8], X[8:8], X[8:], jnp.asarray(X[:0])])
-    wanted = jprune.activity_report(model, [X])
+    frame = jprune.jumpstart.activity_report(model, [X[:0], X[:8], X[8:8], X[8:], jnp.asarray(X[:0])])
+    wanted = jprune.jumpstart.activity_report(model, [X])
     assert frame["points"].tolist() == [23, 23]
     np.testing.assert_allclose(frame.to_numpy(float), wanted.to_numpy(float), rtol=1e-12)
 
 
 def test_batches_that_cannot_be_read_are_refused():
     with pytest.raises(ValueError, match="batches is empty"):
-        jprune.activity_report(network(), [])
+        jprune.jumpstart.activity_report(network(), [])
     with pytest.raises(TypeError, match="a batch is a dict; pass inputs="):
-        jprune.activity_report(network(), [{"x": X}])
-    frame = jprune.activity_report(network(), [{"x": X}], inputs=lambda batch: batch["x"])
+        jprune.jumpstart.activity_report(network(), [{"x": X}])
+    frame = jprune.jumpstart.activity_report(network(), [{"x": X}], inputs=lambda batch: batch["x"])
     assert frame["points"].tolist() == [23, 23]

@@ -52,7 +52,7 @@ def test_a_schedule_gives_the_coefficient_of_the_step():
     steps = jnp.array([0.5, 0.0, 2.0])
     schedule = lambda count: steps[count]
     link = jprune.add_jumpstart(preacts, schedule, **OPTIONS)
-    fused = jax.grad(jprune.jumpstart_loss(loss, schedule, **OPTIONS))
+    fused = jax.grad(jprune.jumpstart.jumpstart_loss(loss, schedule, **OPTIONS))
     state = link.init(PARAMS)
     for step, coefficient in enumerate([0.5, 0.0, 2.0]):
         updates, state = link.update(GRADS, state, PARAMS, batch=X)
@@ -68,7 +68,7 @@ def test_an_optax_schedule_under_jit_over_a_run():
     schedule = optax.exponential_decay(1.0, transition_steps=20, decay_rate=0.1)
     chain = optax.chain(jprune.add_jumpstart(preacts, schedule, **OPTIONS), optax.sgd(0.1, momentum=0.9))
     plain = optax.sgd(0.1, momentum=0.9)
-    fused = jprune.jumpstart_loss(loss, schedule, **OPTIONS)
+    fused = jprune.jumpstart.jumpstart_loss(loss, schedule, **OPTIONS)
 
     @jax.jit
     def linked(carry, _):
@@ -104,7 +104,7 @@ def test_the_auxiliary_output_tells_loss_and_penalty_apart():
         value, layers = loss(params, x)
         return value, (layers, {"batch": x.shape[0]})
 
-    total, aux = jprune.jumpstart_loss(with_aux, 0.3, has_aux=True, **OPTIONS)(PARAMS, X)
+    total, aux = jprune.jumpstart.jumpstart_loss(with_aux, 0.3, has_aux=True, **OPTIONS)(PARAMS, X)
     np.testing.assert_allclose(aux.loss, loss(PARAMS, X)[0], rtol=1e-6)
     np.testing.assert_allclose(aux.penalty, PENALTY, rtol=1e-6)
     np.testing.assert_allclose(total, aux.loss + 0.3 * aux.penalty, rtol=1e-6)
@@ -112,7 +112,7 @@ def test_the_auxiliary_output_tells_loss_and_penalty_apart():
 
 
 def test_a_loss_of_the_number_zero_leaves_the_penalty_whole():
-    fused = jprune.jumpstart_loss(lambda params, x: (0, preacts(params, x)), 0.3, **OPTIONS)
+    fused = jprune.jumpstart.jumpstart_loss(lambda params, x: (0, preacts(params, x)), 0.3, **OPTIONS)
     np.testing.assert_allclose(fused(PARAMS, X), 0.3 * PENALTY, rtol=1e-6)
     close(jax.grad(fused)(PARAMS, X), jax.tree.map(lambda s: 0.3 * s, SLOPE))
 
@@ -125,7 +125,7 @@ def test_padding_of_a_batch_is_left_out_by_both_forms():
         return jnp.where(real[:, None], y**2, 0).sum() / (6 * 2), layers
 
     wanted = jax.tree.map(lambda g, s: g + 0.3 * s, GRADS, SLOPE)
-    fused = jprune.jumpstart_loss(masked, 0.3, **OPTIONS, examples=lambda params, x: real)
+    fused = jprune.jumpstart.jumpstart_loss(masked, 0.3, **OPTIONS, examples=lambda params, x: real)
     close(jax.grad(fused)(PARAMS, padded), wanted)
     link = jprune.add_jumpstart(preacts, 0.3, **OPTIONS, examples=lambda x: real)
     close(link.update(GRADS, link.init(PARAMS), PARAMS, batch=padded)[0], wanted)
@@ -136,7 +136,7 @@ def test_random_ties_draw_anew_at_every_step_and_alike_from_the_same_key():
     x, params = jnp.eye(4), {"kernel": jnp.zeros((4, 1))}
     options = {"mode": "unit_positive", "aggregate": "sum", "ties": "random", "key": jax.random.key(3)}
     link = jprune.add_jumpstart(lambda params, x: [x @ params["kernel"]], 1.0, **options)
-    fused = jprune.jumpstart_loss(lambda params, x: (jnp.zeros(()), [x @ params["kernel"]]), 1.0, **options)
+    fused = jprune.jumpstart.jumpstart_loss(lambda params, x: (jnp.zeros(()), [x @ params["kernel"]]), 1.0, **options)
 
     def run():
         state, chosen = link.init(params), []
@@ -165,7 +165,7 @@ def test_updates_keep_their_dtype_and_what_is_no_float_passes_through():
 
 @pytest.mark.parametrize("coefficient", [-1.0, float("inf"), float("nan")])
 def test_coefficients_that_no_penalty_can_have_are_refused(coefficient):
-    for make in (jprune.add_jumpstart, jprune.jumpstart_loss):
+    for make in (jprune.add_jumpstart, jprune.jumpstart.jumpstart_loss):
         with pytest.raises(ValueError, match="must be finite and not negative"):
             make(preacts, coefficient)
 
@@ -179,6 +179,6 @@ def test_what_is_missing_is_named():
     with pytest.raises(ValueError, match="'a'"):
         link.update({"b": GRADS["b"]}, link.init(PARAMS), PARAMS, batch=X)
     with pytest.raises(TypeError, match=r"must return \(loss, preactivations\)"):
-        jprune.jumpstart_loss(lambda params: jnp.zeros(()), 1.0)(PARAMS)
+        jprune.jumpstart.jumpstart_loss(lambda params: jnp.zeros(()), 1.0)(PARAMS)
     with pytest.raises(ValueError, match="mode='units' is not allowed"):
         jprune.add_jumpstart(preacts, 1.0, mode="units")

@@ -30,8 +30,10 @@ def lists(statuses):
 def test_zero_is_dead_and_not_linear():
     z = jnp.array([[0.0, 0.0, 0.5, -0.5], [0.0, 1.0, 0.5, -0.5]])
     assert lists(jprune.unit_status([z])) == [[DEAD, NONLINEAR, LINEAR, DEAD]]
-    assert lists(jprune.point_status([z])) == [[NONLINEAR, NONLINEAR]]
-    assert lists(jprune.point_status([jnp.array([[0.0, -1.0], [0.1, 2.0], [0.0, 2.0]])])) == [[DEAD, LINEAR, NONLINEAR]]
+    assert lists(jprune.jumpstart.point_status([z])) == [[NONLINEAR, NONLINEAR]]
+    assert lists(jprune.jumpstart.point_status([jnp.array([[0.0, -1.0], [0.1, 2.0], [0.0, 2.0]])])) == [
+        [DEAD, LINEAR, NONLINEAR]
+    ]
 
 
 SHAPES = [(4, 3), (4, 2, 2, 3), (4, 1)]
@@ -45,7 +47,7 @@ def test_statuses_are_those_of_the_definition_over_batch_and_space(seed):
     layers = [(rng.integers(-1, 2, shape) + s).astype(np.float32) for shape, s in zip(SHAPES, shifts, strict=True)]
     given_layers = [jnp.asarray(z) for z in layers]
     assert lists(jprune.unit_status(given_layers)) == [[judged(z[..., c]) for c in range(z.shape[-1])] for z in layers]
-    assert lists(jprune.point_status(given_layers)) == [[judged(z[b]) for b in range(4)] for z in layers]
+    assert lists(jprune.jumpstart.point_status(given_layers)) == [[judged(z[b]) for b in range(4)] for z in layers]
 
 
 @settings(max_examples=25, deadline=None)
@@ -55,7 +57,7 @@ def test_merging_over_batches_gives_the_status_over_all_of_them(seed, sizes):
     batches = [(rng.integers(-1, 2, (size, 5)) + np.array([[-1, 0, 0, 1, 2]])).astype(np.float32) for size in sizes]
     merged = jprune.unit_status([jnp.asarray(batches[0])])
     for batch in batches[1:]:
-        merged = jprune.merge_unit_status(merged, jprune.unit_status([jnp.asarray(batch)]))
+        merged = jprune.jumpstart.merge_unit_status(merged, jprune.unit_status([jnp.asarray(batch)]))
     whole = np.concatenate(batches)
     assert lists(merged) == [[judged(whole[:, c]) for c in range(5)]]
     assert merged[0].dtype == jnp.int8
@@ -63,16 +65,16 @@ def test_merging_over_batches_gives_the_status_over_all_of_them(seed, sizes):
 
 def test_any_disagreement_between_batches_is_nonlinear():
     every = jnp.array([[a, b] for a in (-1, 0, 1) for b in (-1, 0, 1)], jnp.int8)
-    merged = jprune.merge_unit_status([every[:, 0]], [every[:, 1]])
+    merged = jprune.jumpstart.merge_unit_status([every[:, 0]], [every[:, 1]])
     assert lists(merged) == [[-1, 1, 1, 1, 0, 1, 1, 1, 1]]
 
 
 def test_statuses_of_other_networks_cannot_be_merged():
     one, two = [jnp.zeros(2, jnp.int8)], [jnp.zeros(2, jnp.int8)] * 2
     with pytest.raises(ValueError, match="of different layers"):
-        jprune.merge_unit_status(one, two)
+        jprune.jumpstart.merge_unit_status(one, two)
     with pytest.raises(ValueError, match=r"shapes \(2,\) and \(3,\)"):
-        jprune.merge_unit_status(one, [jnp.zeros(3, jnp.int8)])
+        jprune.jumpstart.merge_unit_status(one, [jnp.zeros(3, jnp.int8)])
 
 
 # Four points through three layers:    dead once    linear     mixed     dead twice
@@ -81,7 +83,7 @@ UNITS = [np.array([-1, -1, 0], np.int8), np.array([1, 1], np.int8), np.array([0,
 
 
 def test_every_ratio_by_hand():
-    found = jprune.activity([jnp.asarray(u) for u in UNITS], [jnp.asarray(p) for p in POINTS])
+    found = jprune.jumpstart.activity([jnp.asarray(u) for u in UNITS], [jnp.asarray(p) for p in POINTS])
     expected = {
         "unit_dead_ratio": 3 / 10,
         "unit_linear_ratio": 2 / 10,
@@ -122,10 +124,10 @@ def test_every_ratio_by_loops_with_and_without_padding(seed):
     unit = [rng.integers(-1, 2, width).astype(np.int8) for width in (3, 1, 4)]
     point = [rng.integers(-1, 2, 5).astype(np.int8) for _ in unit]
     expected = by_loops(unit, point)
-    found = jprune.activity([jnp.asarray(u) for u in unit], [jnp.asarray(p) for p in point])
+    found = jprune.jumpstart.activity([jnp.asarray(u) for u in unit], [jnp.asarray(p) for p in point])
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     real = [np.arange(6) < len(u) for u in unit]
-    padded = jprune.activity(
+    padded = jprune.jumpstart.activity(
         [jnp.asarray(np.pad(u, (0, 6 - len(u)), constant_values=-1)) for u in unit],
         [jnp.asarray(np.pad(p, (0, 2), constant_values=-1)) for p in point],
         units=[jnp.asarray(r) for r in real],
@@ -137,19 +139,21 @@ def test_every_ratio_by_loops_with_and_without_padding(seed):
 def test_padding_is_left_out_of_the_statuses():
     z = jnp.array([[1.0, 2.0, -9.0], [1.0, -2.0, -9.0], [-5.0, 7.0, 9.0]])
     assert lists(jprune.unit_status([z], examples=jnp.array([True, True, False]))) == [[LINEAR, NONLINEAR, DEAD]]
-    assert lists(jprune.point_status([z], units=jnp.array([True, True, False]))) == [[LINEAR, NONLINEAR, NONLINEAR]]
+    assert lists(jprune.jumpstart.point_status([z], units=jnp.array([True, True, False]))) == [
+        [LINEAR, NONLINEAR, NONLINEAR]
+    ]
     with pytest.raises(ValueError, match="units is False throughout a layer of '0': no point can be judged"):
-        jprune.point_status([z], units=jnp.zeros(3, bool))
+        jprune.jumpstart.point_status([z], units=jnp.zeros(3, bool))
     with pytest.raises(ValueError, match="no unit can be judged by padding alone"):
         jprune.unit_status([z], examples=jnp.zeros(3, bool))
 
 
 def test_a_stack_has_the_statuses_of_its_layers():
     values = jax.random.normal(jax.random.key(0), (3, 4, 2, 5)) + jnp.linspace(-1, 1, 3)[:, None, None, None]
-    for judge in (jprune.unit_status, jprune.point_status):
+    for judge in (jprune.unit_status, jprune.jumpstart.point_status):
         assert np.asarray(judge(Stack(values)).values).tolist() == lists(judge(list(values)))
-    whole = jprune.activity(jprune.unit_status(Stack(values)), jprune.point_status(Stack(values)))
-    apart = jprune.activity(jprune.unit_status(list(values)), jprune.point_status(list(values)))
+    whole = jprune.jumpstart.activity(jprune.unit_status(Stack(values)), jprune.jumpstart.point_status(Stack(values)))
+    apart = jprune.jumpstart.activity(jprune.unit_status(list(values)), jprune.jumpstart.point_status(list(values)))
     np.testing.assert_allclose(whole, apart, rtol=1e-6)
 
 
@@ -163,13 +167,13 @@ def test_the_first_dead_layer_of_each_point_or_none():
 
 def test_layers_that_lose_their_order_or_their_points_are_refused():
     p = jnp.zeros(2, jnp.int8)
-    for function in (units.first_dead_layer, lambda point: jprune.activity([p, p], point)):
+    for function in (units.first_dead_layer, lambda point: jprune.jumpstart.activity([p, p], point)):
         with pytest.raises(TypeError, match="loses their order under jit"):
             function({"a": p, "b": p})
     with pytest.raises(ValueError, match="every layer must have the same"):
         units.first_dead_layer([p, jnp.zeros(3, jnp.int8)])
     with pytest.raises(ValueError, match="1 layers of units and 2 of points"):
-        jprune.activity([p], [p, p])
+        jprune.jumpstart.activity([p], [p, p])
 
 
 def test_trainability_and_convergence_by_hand():
@@ -188,7 +192,7 @@ def test_statuses_and_ratios_are_the_same_under_jit_and_vmap():
 
     def ratios(z):
         layers = [z, 1 - z]
-        return jprune.activity(jprune.unit_status(layers), jprune.point_status(layers))
+        return jprune.jumpstart.activity(jprune.unit_status(layers), jprune.jumpstart.point_status(layers))
 
     mapped = jax.jit(jax.vmap(ratios))(z)
     for index in range(6):
@@ -203,4 +207,4 @@ def test_no_technique_at_all_is_refused():
 
 def test_units_that_are_no_masks_are_refused():
     with pytest.raises(TypeError, match="units must be a bool array, or a sequence or mapping of them, not bool"):
-        jprune.point_status([jnp.ones((2, 3))], units=True)
+        jprune.jumpstart.point_status([jnp.ones((2, 3))], units=True)

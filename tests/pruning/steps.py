@@ -1,5 +1,7 @@
 """A few training steps on a made-up loss, and the masks numpy would take."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,14 +36,14 @@ def largest(scores, keep, among=None):
     return [part.reshape(np.shape(s)) for part, s in zip(np.split(mask, bounds), scores, strict=True)]
 
 
-def by_rank(scores, keep, *, among=None, min_keep=0):
+def by_rank(scores, *, sparsity=None, keep=None, among=None, min_keep=0):
     """A global selection for a few weights that compiles in no time: everybody counts who is larger."""
     leaves, treedef = jax.tree.flatten(scores)
     flat = jnp.concatenate([leaf.astype(jnp.float32).ravel() for leaf in leaves])
     if among is not None:
         flat = jnp.where(jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(among)]), flat, -jnp.inf)
     n = flat.size
-    keep = keep if isinstance(keep, int) else round(n * keep)
+    keep = round(n * (1.0 - sparsity)) if keep is None else operator.index(keep)
     assert min_keep == 0
     one, other = jnp.expand_dims(flat, 1), jnp.expand_dims(flat, 0)
     first = np.arange(n)[None, :] < np.arange(n)[:, None]

@@ -17,7 +17,7 @@ MAGNITUDE = jprune.magnitude()
 
 
 def prune(score, schedule):
-    return jprune.prune(score, schedule, select=by_rank)
+    return jprune.prune(score, schedule, selection=by_rank)
 
 
 def tree():
@@ -53,12 +53,12 @@ def train(tx, params, steps):
     ids=["clip", "adamw with clipping", "momentum with decay"],
 )
 def test_last_link_of_a_chain(before):
-    _, _, kept = train(optax.chain(before, prune(MAGNITUDE, {1: 0.5, 3: 3})), tree(), 5)
+    _, _, kept = train(optax.chain(before, prune(MAGNITUDE, {1: 0.5, 3: jprune.Keep(3)})), tree(), 5)
     assert kept == [12, 6, 6, 3, 3]
 
 
 def test_last_link_of_the_last_link_and_of_a_named_chain():
-    link = prune(MAGNITUDE, {0: 4})
+    link = prune(MAGNITUDE, {0: jprune.Keep(4)})
     nested = optax.chain(optax.clip(1.0), optax.chain(optax.sgd(0.1), link))
     named = optax.named_chain(("sgd", optax.sgd(0.1)), ("a name that sorts first", link))
     for tx in (nested, named):
@@ -77,7 +77,7 @@ def test_no_hook_is_needed_after_the_step():
 
 def test_inside_partition_with_a_schedule_for_each_group():
     groups = {
-        "a": optax.chain(optax.adam(0.1), prune(jprune.gradient(), {1: 2})),
+        "a": optax.chain(optax.adam(0.1), prune(jprune.gradient(), {1: jprune.Keep(2)})),
         "b": optax.chain(optax.sgd(0.1), prune(MAGNITUDE, {2: 0.25})),
     }
     labels = {name: {"kernel": name, "bias": name} for name in groups}
@@ -89,7 +89,7 @@ def test_inside_partition_with_a_schedule_for_each_group():
 
 
 def test_inside_partition_by_a_prefix_of_the_tree_with_one_group_unpruned():
-    groups = {"pruned": optax.chain(optax.sgd(0.1), prune(MAGNITUDE, {0: 3})), "dense": optax.adam(0.1)}
+    groups = {"pruned": optax.chain(optax.sgd(0.1), prune(MAGNITUDE, {0: jprune.Keep(3)})), "dense": optax.adam(0.1)}
     _, state, kept = train(optax.partition(groups, {"a": "pruned", "b": "dense"}), tree(), 2)
     assert kept == [3, 3]
     assert jprune.masks_of(state)["b"] is None
@@ -125,12 +125,12 @@ def test_inside_apply_if_finite_a_rejected_step_does_not_count():
 
 @pytest.mark.parametrize("inner", [prune, lambda *a: optax.chain(optax.sgd(0.1), prune(*a))])
 def test_inside_multi_steps_a_step_is_a_full_accumulation(inner):
-    tx = optax.MultiSteps(inner(MAGNITUDE, {1: 3}), every_k_schedule=2).gradient_transformation()
+    tx = optax.MultiSteps(inner(MAGNITUDE, {1: jprune.Keep(3)}), every_k_schedule=2).gradient_transformation()
     assert train(tx, tree(), 6)[2] == [12, 12, 12, 3, 3, 3]
 
 
 def test_inside_multi_steps_grad_is_that_of_the_last_micro_batch():
-    tx = optax.MultiSteps(optax.chain(optax.sgd(0.0), prune(jprune.gradient(), {0: 1})), 2)
+    tx = optax.MultiSteps(optax.chain(optax.sgd(0.0), prune(jprune.gradient(), {0: jprune.Keep(1)})), 2)
     params = {"kernel": jnp.ones((1, 3))}
     state = tx.init(params)
     for values in ([100.0, 1.0, 2.0], [0.1, 0.3, 0.2]):  # their mean is largest at the first weight
@@ -141,7 +141,7 @@ def test_inside_multi_steps_grad_is_that_of_the_last_micro_batch():
 
 def test_multi_steps_inside_the_chain():
     accumulated = optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation()
-    assert train(optax.chain(accumulated, prune(MAGNITUDE, {1: 3})), tree(), 4)[2] == [12, 3, 3, 3]
+    assert train(optax.chain(accumulated, prune(MAGNITUDE, {1: jprune.Keep(3)})), tree(), 4)[2] == [12, 3, 3, 3]
 
 
 def schedule_free_run(tx, steps, state_of):
@@ -160,7 +160,7 @@ def test_inside_schedule_free_evaluation_parameters_are_pruned_too():
 
 
 def test_keep_zeros_inside_schedule_free():
-    params = jprune.apply_masks(tree(), jprune.global_masks(MAGNITUDE(tree()), 4))
+    params = jprune.apply_masks(tree(), jprune.global_masks(MAGNITUDE(tree()), keep=4))
     tx = contrib.schedule_free(optax.chain(optax.adam(0.1, b1=0.0), jprune.keep_zeros()), 0.1)
     state, step = tx.init(params), make_step(tx)
     for _ in range(3):
@@ -185,7 +185,7 @@ def test_pruned_late_inside_schedule_free_check_pruned_says_so():
 
 def test_after_lookahead_fast_and_slow_weights_share_one_mask():
     lookahead = optax.lookahead(optax.sgd(0.1, momentum=0.9), sync_period=3, slow_step_size=0.5)
-    tx = optax.chain(lookahead, prune(jprune.gradient(), {1: 0.5, 4: 3}))
+    tx = optax.chain(lookahead, prune(jprune.gradient(), {1: 0.5, 4: jprune.Keep(3)}))
     params = optax.LookaheadParams.init_synced(tree())
     state = tx.init(params)
 
@@ -228,7 +228,7 @@ class Net(nnx.Module):
 
 def test_nnx_optimizer_forwards_grad_and_holds_the_masks():
     model = Net(nnx.Rngs(0))
-    schedule = {1: 0.5, 3: 4}
+    schedule = {1: 0.5, 3: jprune.Keep(4)}
     tx = optax.chain(optax.adam(0.1), prune(jprune.gradient(), schedule))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
@@ -255,7 +255,7 @@ def test_nnx_optimizer_forwards_grad_and_holds_the_masks():
     assert kept == [20, 10, 10, 4, 4]
     masks = jprune.masks_of(optimizer.opt_state)
     assert jprune.sparsity(masks) == 0.8
-    assert jprune.compression(nnx.state(model, nnx.Param), masks) == (20 + 4 + 2 + 8) / (4 + 4 + 2 + 8)
+    assert jprune.selection.compression(nnx.state(model, nnx.Param), masks) == (20 + 4 + 2 + 8) / (4 + 4 + 2 + 8)
 
 
 def test_nnx_optimizer_with_a_link_that_is_not_last_is_refused():
@@ -277,7 +277,7 @@ def test_linen_train_state_with_the_documented_subclass():
     model = linen.Dense(5)
     x = jnp.ones((2, 4))
     variables = model.init(jax.random.key(0), x)
-    tx = optax.chain(optax.sgd(0.1, momentum=0.9), prune(jprune.gradient(), {1: 7}))
+    tx = optax.chain(optax.sgd(0.1, momentum=0.9), prune(jprune.gradient(), {1: jprune.Keep(7)}))
     state = PrunedTrainState.create(apply_fn=model.apply, params=variables, tx=tx)
 
     @jax.jit
@@ -295,7 +295,7 @@ def test_linen_train_state_with_the_documented_subclass():
 
 
 def test_linen_train_state_itself_drops_grad_and_the_error_says_what_to_pass():
-    tx = prune(jprune.gradient(), {1: 7})
+    tx = prune(jprune.gradient(), {1: jprune.Keep(7)})
     state = train_state.TrainState.create(apply_fn=None, params={"kernel": jnp.ones((4, 5))}, tx=tx)
     with pytest.raises(ValueError, match=r"needs grad.*update\(updates, state, params, grad"):
         state.apply_gradients(grads=state.params)
@@ -340,7 +340,7 @@ def test_with_masks_replaces_them_wherever_they_are_and_refuses_others():
     one = optax.chain(optax.sgd(0.1), LINK)
     tx = optax.partition({"one": one, "two": one}, {"a": "one", "b": "two"})
     state = tx.init(tree())
-    masks = jprune.global_masks(MAGNITUDE(tree()), 5)
+    masks = jprune.global_masks(MAGNITUDE(tree()), keep=5)
     found = jprune.masks_of(jprune.with_masks(state, masks))
     assert jax.tree.all(jax.tree.map(jnp.array_equal, found, masks))
     with pytest.raises(ValueError, match="masks has no leaf 'a/kernel', which the masks of the optimizer state has"):

@@ -34,7 +34,7 @@ def rigl_by_numpy(weights, grads, alive, keep, fraction):
     return largest(worth, keep)
 
 
-RIGL = jprune.Regrow(jprune.dense_gradient(), jprune.cosine_fraction(0.4, end=6))
+RIGL = jprune.Regrow(jprune.scores.dense_gradient(), jprune.schedules.cosine_fraction(0.4, end=6))
 SCHEDULE = dict.fromkeys(range(0, 8, 2), 0.75)
 
 
@@ -47,7 +47,7 @@ SCHEDULE = dict.fromkeys(range(0, 8, 2), 0.75)
     ],
 )
 def test_rigl_drops_the_smallest_weights_and_regrows_the_largest_gradients(select):
-    tx = optax.chain(optax.sgd(0.1), jprune.prune(jprune.magnitude(), SCHEDULE, select=select, regrow=RIGL))
+    tx = optax.chain(optax.sgd(0.1), jprune.prune(jprune.magnitude(), SCHEDULE, selection=select, regrow=RIGL))
     params, alive = kernels(), [np.ones((5, 7), bool), np.ones((7, 3), bool)]
     state, exchanged = tx.init(params), []
     for step in range(8):
@@ -76,7 +76,9 @@ def test_rigl_drops_the_smallest_weights_and_regrows_the_largest_gradients(selec
 def test_set_regrows_at_random_and_keeps_the_count():
     regrow = jprune.Regrow(jprune.random(), 0.5)
     key, params = jax.random.key(2), {"kernel": jnp.arange(1.0, 21.0).reshape(4, 5)}
-    tx = jprune.prune(jprune.magnitude(), {0: 10, 1: 10}, select=by_rank, regrow=regrow, key=key)
+    tx = jprune.prune(
+        jprune.magnitude(), {0: jprune.Keep(10), 1: jprune.Keep(10)}, selection=by_rank, regrow=regrow, key=key
+    )
     state, alive = tx.init(params), np.ones((4, 5), bool)
     for step in range(2):
         _, state = tx.update(params, state, params)
@@ -89,7 +91,9 @@ def test_set_regrows_at_random_and_keeps_the_count():
 def test_with_regrowth_the_sparsity_may_fall_and_without_it_may_not():
     params = {"kernel": jnp.arange(1.0, 11.0).reshape(2, 5)}
     table = {0: 0.8, 1: 0.5}
-    tx = jprune.prune(jprune.magnitude(), table, select=by_rank, regrow=jprune.Regrow(jprune.dense_gradient(), 0.0))
+    tx = jprune.prune(
+        jprune.magnitude(), table, selection=by_rank, regrow=jprune.Regrow(jprune.scores.dense_gradient(), 0.0)
+    )
     state = tx.init(params)
     grad = {"kernel": params["kernel"][::-1]}
     for kept in (2, 5):
@@ -115,24 +119,26 @@ def test_a_fraction_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"at step 20 is 2\.0"):
         jprune.prune(jprune.magnitude(), {20: 0.5}, regrow=regrow).init(kernels())
     with pytest.raises(ValueError, match="end=0"):
-        jprune.cosine_fraction(0.3, end=0)
+        jprune.schedules.cosine_fraction(0.3, end=0)
 
 
 def test_the_fraction_follows_the_cosine_of_the_paper():
     steps = np.arange(0, 100, 7)
     expected = 0.3 / 2 * (1 + np.cos(steps * np.pi / 100))
-    np.testing.assert_allclose([jprune.cosine_fraction(0.3, 100)(int(s)) for s in steps], expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        [jprune.schedules.cosine_fraction(0.3, 100)(int(s)) for s in steps], expected, rtol=1e-12
+    )
 
 
 # One link for all: its selection is compiled once.
 EXCHANGE = jprune.prune(
     jprune.magnitude(),
     {0: 0.5, 3: 0.5},
-    select=by_rank,
+    selection=by_rank,
     regrow=jprune.Regrow(jprune.random(), 0.5),
     key=jax.random.key(11),
 )
-HALVE = jprune.prune(jprune.magnitude(), {0: 0.5}, select=by_rank)
+HALVE = jprune.prune(jprune.magnitude(), {0: 0.5}, selection=by_rank)
 
 
 def dynamic(optimizer):
@@ -213,7 +219,7 @@ def test_the_history_of_lbfgs_is_reset_too():
 
 def test_a_leaf_of_the_state_belongs_to_the_parameter_of_the_longest_name():
     params = {"kernel": jnp.ones((2, 2)), "a": {"kernel": jnp.ones((2, 2))}}
-    link = jprune.prune(jprune.magnitude(), {0: 0}, where=jprune.select(include="^kernel$"))
+    link = jprune.prune(jprune.magnitude(), {0: jprune.Keep(0)}, where=jprune.by_path(include="^kernel$"))
     tx = jprune.reset_moments(optax.sgd(0.1, momentum=0.9), link)
     _, state = tx.update(params, tx.init(params), params)
     trace = state[0][0].trace
@@ -225,7 +231,10 @@ def test_a_regrown_weight_moves_as_a_new_one_would():
     """Momentum from before it was pruned, or gathered while it was, must not move it."""
     params = {"kernel": jnp.array([[1.0, 0.1]])}
     link = jprune.prune(
-        jprune.magnitude(), {1: 1, 4: 2}, select=by_rank, regrow=jprune.Regrow(jprune.dense_gradient(), 0.0)
+        jprune.magnitude(),
+        {1: jprune.Keep(1), 4: jprune.Keep(2)},
+        selection=by_rank,
+        regrow=jprune.Regrow(jprune.scores.dense_gradient(), 0.0),
     )
     tx = jprune.reset_moments(optax.sgd(0.1, momentum=0.9), link)
     state, path = tx.init(params), []
@@ -291,7 +300,7 @@ def test_straight_through_training_brings_a_masked_weight_back():
 
     history = []
     for _ in range(4):
-        masks = jprune.global_masks(jprune.magnitude()(params), 0.5)
+        masks = jprune.global_masks(jprune.magnitude()(params), sparsity=0.5)
         history.append(np.asarray(masks["kernel"])[0].tolist())
         grad = jax.grad(loss)(params, masks)
         params = jax.tree.map(lambda w, g: w - 0.1 * g, params, grad)

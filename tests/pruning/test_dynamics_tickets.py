@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jprune
-from jprune.pruning import PruneState
+from jprune.pruning.state import PruneState
 from tests.pruning.steps import by_rank, largest, slope
 
 pytestmark = pytest.mark.optax_promotes
@@ -58,7 +58,7 @@ def same_bits(a, b):
 @functools.cache
 def tickets(rewind):
     sparsities = jprune.geometric(0.2, every=1, times=3).values()
-    found = jprune.lottery_ticket(train, TX, initial(), sparsities, steps=7, rewind=rewind, select=by_rank)
+    found = jprune.lottery_ticket(train, TX, initial(), sparsities, steps=7, rewind=rewind, selection=by_rank)
     return list(found)
 
 
@@ -100,7 +100,7 @@ def test_levels_are_computed_as_they_are_asked_for():
         calls.append((begin, end))
         return params, state
 
-    found = jprune.lottery_ticket(counting, TX, initial(), [0.5, 0.75], steps=5, rewind=2, select=by_rank)
+    found = jprune.lottery_ticket(counting, TX, initial(), [0.5, 0.75], steps=5, rewind=2, selection=by_rank)
     assert calls == []
     next(found)
     assert calls == [(0, 2), (2, 5)]
@@ -113,11 +113,13 @@ def test_scores_get_the_gradient_at_the_trained_weights_and_a_key_for_each_level
     params = {"kernel": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
     tx = jprune.keep_zeros()
     grad = lambda params: {"kernel": jnp.array([[9.0, 4.0, 3.0, 1.0]])}  # |w g| = 9, 8, 9, 4
-    arguments = {"steps": 1, "select": by_rank}
-    _, one = jprune.lottery_ticket(still, tx, params, [2], score=jprune.gradient(), grad=grad, **arguments)
+    arguments = {"steps": 1, "selection": by_rank}
+    _, one = jprune.lottery_ticket(still, tx, params, [jprune.Keep(2)], score=jprune.gradient(), grad=grad, **arguments)
     np.testing.assert_array_equal(one.masks["kernel"], [[True, False, True, False]])
     key = jax.random.key(0)
-    _, one, two = jprune.lottery_ticket(still, tx, params, [3, 1], score=jprune.random(), key=key, **arguments)
+    _, one, two = jprune.lottery_ticket(
+        still, tx, params, [jprune.Keep(3), jprune.Keep(1)], score=jprune.random(), key=key, **arguments
+    )
     alive = [np.ones((1, 4), bool)]
     for level, ticket, keep in ((1, one, 3), (2, two, 1)):
         draws = jprune.random()(params, key=jax.random.fold_in(key, level))["kernel"]
@@ -134,7 +136,13 @@ def test_a_pruned_weight_stays_pruned_however_it_scores_and_every_leaf_keeps_its
         return {"a": {"kernel": next(levels)}, "b": {"kernel": jnp.array([[9.0, 8.0]])}}
 
     levels_of = functools.partial(
-        jprune.lottery_ticket, still, jprune.keep_zeros(), params, [5, 2], steps=1, score=score
+        jprune.lottery_ticket,
+        still,
+        jprune.keep_zeros(),
+        params,
+        [jprune.Keep(5), jprune.Keep(2)],
+        steps=1,
+        score=score,
     )
     _, one, two = levels_of(min_keep=1)
     assert [one.masks[name]["kernel"].tolist() for name in "ab"] == [[[True, True, True, False]], [[True, True]]]
@@ -148,14 +156,14 @@ def test_a_score_that_runs_the_model_gets_the_batch_and_all_the_trained_paramete
     def train(params, state, begin, end):
         return params | {"bias": jnp.array([[1.0, 4.0, 3.0, 2.0]])}, state
 
-    score = jprune.Score(function, "by the bias", needs=("batch", "whole"))
+    score = jprune.scores.Score(function, "by the bias", needs=("batch", "whole"))
     params, batch = {"kernel": jnp.full((1, 4), -1.0), "bias": jnp.ones((1, 4))}, jnp.array([[1.0, 1.0, 2.0, 1.0]])
     where = lambda path, leaf: path == "kernel"
-    call = {"score": score, "steps": 1, "select": by_rank}
-    _, one = jprune.lottery_ticket(train, jprune.keep_zeros(where=where), params, [2], batch=batch, **call)
+    call = {"score": score, "steps": 1, "selection": by_rank}
+    _, one = jprune.lottery_ticket(train, jprune.keep_zeros(where=where), params, [jprune.Keep(2)], batch=batch, **call)
     np.testing.assert_array_equal(one.masks["kernel"], [[False, True, True, False]])  # of 1, 4, 6, 2
     with pytest.raises(ValueError, match="by the bias needs batch"):
-        list(jprune.lottery_ticket(train, jprune.keep_zeros(where=where), params, [2], **call))
+        list(jprune.lottery_ticket(train, jprune.keep_zeros(where=where), params, [jprune.Keep(2)], **call))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +172,7 @@ def test_a_score_that_runs_the_model_gets_the_batch_and_all_the_trained_paramete
         ({"rewind": 7}, r"rewind=7 must be in 0\.\.steps - 1"),
         ({"rewind": -1}, "rewind=-1"),
         ({"sparsities": [0.5, 0.2]}, "must not rise"),
-        ({"sparsities": [0.5, 1.5]}, r"sparsity at step 2 is 1\.5"),  # level 1 is the first that is pruned
+        ({"sparsities": [0.5, 1.5]}, r"schedule\[2\]=1\.5"),  # level 1 is the first that is pruned
         ({"sparsities": []}, "empty"),
         ({"tx": optax.sgd(0.1)}, "no prune or keep_zeros link"),
         ({"tx": optax.chain(jprune.keep_zeros(), optax.sgd(0.1))}, "not the last of its chain"),

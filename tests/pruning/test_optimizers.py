@@ -196,7 +196,7 @@ def test_the_table_names_every_optimizer_that_optax_exports(module, table):
 
 
 # One link and one tree for all: each dtype's selection is compiled once.
-LINK = jprune.prune(jprune.magnitude(), {0: 18, 2: 0.75}, select=by_rank)
+LINK = jprune.prune(jprune.magnitude(), {0: jprune.Keep(18), 2: 0.75}, selection=by_rank)
 
 
 def weights(dtype):

@@ -89,7 +89,7 @@ def test_accuracy_on_digits_before_fine_tuning_rises_after_recalibration():
         model = nnx.view(nnx.merge(graphdef, params, statistics, copy=True), use_running_average=True)
         return jnp.mean((jnp.argmax(model(x[test]), -1) == y[test]).astype(jnp.float32))
 
-    hidden = jprune.select(exclude="^head/")
+    hidden = jprune.by_path(exclude="^head/")
     scores = jprune.magnitude(where=hidden)(params)
     total = 2 * 64 * 64
     pruned = jprune.apply_masks(params, jprune.global_masks(scores, keep=total // 10))

@@ -18,21 +18,21 @@ def weights():
 
 def link(score, regrow):
     table = {1: 0.5, 3: 0.5, 5: 0.6} if regrow is None else dict.fromkeys(range(1, 8), 0.5)
-    return jprune.prune(score, table, select=by_rank, regrow=regrow, key=jax.random.key(9))
+    return jprune.prune(score, table, selection=by_rank, regrow=regrow, key=jax.random.key(9))
 
 
 LINKS = {
     "random": link(jprune.random(), None),
     "SET": link(jprune.magnitude(), jprune.Regrow(jprune.random(), 0.3)),
-    "RigL": link(jprune.magnitude(), jprune.Regrow(jprune.dense_gradient(), 0.3)),
+    "RigL": link(jprune.magnitude(), jprune.Regrow(jprune.scores.dense_gradient(), 0.3)),
 }
 
 
 def to_disk_and_back(params, state, folder):
     """Weights and masks through safetensors, the rest of the state as plain arrays."""
     masks = jprune.masks_of(state)
-    jprune.save_pruned(folder / "weights", params, masks)
-    jprune.save_masks(folder / "masks", masks)
+    jprune.io.save_pruned(folder / "weights", params, masks)
+    jprune.io.save_masks(folder / "masks", masks)
     leaves, treedef = jax.tree.flatten(state)
     is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
     plain = [jax.random.key_data(leaf) if key else leaf for leaf, key in zip(leaves, is_key, strict=True)]
@@ -40,8 +40,8 @@ def to_disk_and_back(params, state, folder):
     with np.load(folder / "state.npz", allow_pickle=False) as held:
         back = [jnp.asarray(held[f"arr_{i}"]) for i in range(len(leaves))]
     back = [jax.random.wrap_key_data(leaf) if key else leaf for leaf, key in zip(back, is_key, strict=True)]
-    state = jprune.with_masks(jax.tree.unflatten(treedef, back), jprune.load_masks(folder / "masks", weights()))
-    return jprune.load_pruned(folder / "weights", weights()), state
+    state = jprune.with_masks(jax.tree.unflatten(treedef, back), jprune.io.load_masks(folder / "masks", weights()))
+    return jprune.io.load_pruned(folder / "weights", weights()), state
 
 
 def bits(leaf):
@@ -70,6 +70,6 @@ def test_resumed_training_gives_the_bits_of_training_that_was_not_interrupted(na
 
 
 def test_loading_masks_of_another_network_names_the_leaf(tmp_path):
-    jprune.save_masks(tmp_path / "masks", {"a": {"kernel": jnp.ones((5, 8), bool)}})
+    jprune.io.save_masks(tmp_path / "masks", {"a": {"kernel": jnp.ones((5, 8), bool)}})
     with pytest.raises(ValueError, match=r"shape \(5, 8\) at 'a/kernel', where params has \(5, 7\)"):
-        jprune.load_masks(tmp_path / "masks", weights())
+        jprune.io.load_masks(tmp_path / "masks", weights())

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jprune.pruning import schedules
+from jprune.pruning.amounts import Keep
 
 
 def test_one_shot_is_one_entry():
     assert schedules.one_shot(0.98, step=7) == {7: 0.98}
-    assert schedules.one_shot(1000, step=0) == {0: 1000}
+    assert schedules.one_shot(keep=1000, step=0) == {0: Keep(1000)}
 
 
 def test_cubic_follows_zhu_and_gupta_in_float64():
@@ -48,47 +49,50 @@ def test_geometric_removes_a_fraction_of_what_remains():
 
 
 def test_keep_counts_round_half_to_even():
-    assert schedules.keep_counts({0: 0.5, 5: 0.75}, total=5) == ((0, 2), (5, 1))
-    assert schedules.keep_counts({0: 0.5}, total=7) == ((0, 4),)
+    assert schedules.keep_counts({0: 0.5, 5: 0.75}, {"w": 5}) == ((0, 2), (5, 1))
+    assert schedules.keep_counts({0: 0.5}, {"w": 7}) == ((0, 4),)
 
 
 def test_keep_counts_of_a_resnet_50_at_98_percent():
-    assert schedules.keep_counts({0: 0.98}, total=25_557_032) == ((0, 511_141),)
+    assert schedules.keep_counts({0: 0.98}, {"w": 25_557_032}) == ((0, 511_141),)
 
 
 def test_keep_counts_beyond_two_to_the_31():
-    assert schedules.keep_counts({0: 0.5}, total=2**33 + 2) == ((0, 2**32 + 1),)
+    assert schedules.keep_counts({0: 0.5}, {"w": 2**33 + 2}) == ((0, 2**32 + 1),)
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 10**6), st.floats(0, 1), min_size=1), st.integers(0, 2**40))
 def test_keep_counts_are_what_python_rounds(table, total):
-    counts = schedules.keep_counts(table, total, regrowing=True)
+    counts = schedules.keep_counts(table, {"w": total}, regrowing=True)
     assert counts == tuple((step, round(total * (1 - table[step]))) for step in sorted(table))
 
 
 def test_counts_and_fractions_mix_and_numpy_scalars_are_numbers():
-    table = {np.int64(3): np.float64(0.5), 9: np.int32(2)}
-    assert schedules.keep_counts(table, total=10) == ((3, 5), (9, 2))
+    table = {np.int64(3): np.float64(0.5), 9: Keep(2)}
+    assert schedules.keep_counts(table, {"w": 10}) == ((3, 5), (9, 2))
 
 
 def test_a_rising_count_needs_regrowth():
     with pytest.raises(ValueError, match=r"keeps 8 weights at step 5, more than the 5 at step 1.*regrow"):
-        schedules.keep_counts({1: 0.5, 5: 0.2}, total=10)
-    assert schedules.keep_counts({1: 0.5, 5: 0.2}, total=10, regrowing=True) == ((1, 5), (5, 8))
+        schedules.keep_counts({1: 0.5, 5: 0.2}, {"w": 10})
+    assert schedules.keep_counts({1: 0.5, 5: 0.2}, {"w": 10}, regrowing=True) == ((1, 5), (5, 8))
 
 
 def test_a_count_may_stay_what_it_was():
-    assert schedules.keep_counts({1: 0.5, 5: 5, 9: 0.5}, total=10) == ((1, 5), (5, 5), (9, 5))
+    assert schedules.keep_counts({1: 0.5, 5: Keep(5), 9: 0.5}, {"w": 10}) == ((1, 5), (5, 5), (9, 5))
 
 
-def test_keep_values_are_counts_as_they_are_and_what_is_left_of_one():
-    assert schedules.keep_values({0: 0.25, 5: 4, 9: 1.0}, total=8) == ((0, 0.75), (5, 4), (9, 0.0))
+def test_amounts_per_layer_are_counted_leaf_by_leaf():
+    schedule = {0: {"^a$": 0.5, "": 0.25}, 9: {"^a$": Keep(1), "b": 0.75}}
+    assert schedules.keep_counts(schedule, {"a": 5, "b": 8}) == ((0, 2 + 6), (9, 1 + 2))
+    with pytest.raises(ValueError, match="'c' in the amounts per layer matches no layer; the layers are 'a', 'b'"):
+        schedules.keep_counts({0: {"c": 0.5, "": 0.5}}, {"a": 5, "b": 8})
 
 
 def test_a_count_above_the_total_is_refused():
     with pytest.raises(ValueError, match="keeps 11 weights at step 4; only 10 are prunable"):
-        schedules.keep_counts({4: 11}, total=10)
+        schedules.keep_counts({4: Keep(11)}, {"w": 10})
 
 
 @pytest.mark.parametrize(
@@ -100,12 +104,15 @@ def test_a_count_above_the_total_is_refused():
         ({2**31: 0.5}, ValueError, "a step of the schedule is 2147483648"),
         ({1.5: 0.5}, TypeError, "a step of the schedule is 1.5"),
         ({True: 0.5}, TypeError, "a step of the schedule is True"),
-        ({0: 1.5}, ValueError, "the sparsity at step 0 is 1.5; it must be from 0.0 to 1.0"),
-        ({0: -0.1}, ValueError, "the sparsity at step 0 is -0.1"),
-        ({0: float("nan")}, ValueError, "the sparsity at step 0 is nan"),
-        ({0: -3}, ValueError, "keep count, is -3; it must be at least 0"),
-        ({0: True}, TypeError, "the sparsity at step 0 is True"),
-        ({0: "0.5"}, TypeError, "the sparsity at step 0 is '0.5'"),
+        ({0: 1.5}, ValueError, r"schedule\[0\]=1\.5 must be from 0\.0 to 1\.0"),
+        ({0: -0.1}, ValueError, r"schedule\[0\]=-0\.1"),
+        ({0: float("nan")}, ValueError, r"schedule\[0\]=nan"),
+        ({0: 1000}, TypeError, r"schedule\[0\]=1000 is an integer.* write jprune\.Keep\(1000\)"),
+        ({0: np.int32(7)}, TypeError, r"write jprune\.Keep\(7\)"),
+        ({0: {}}, ValueError, r"schedule\[0\] is an empty dict"),
+        ({0: {"a": 3}}, TypeError, r"schedule\[0\]\['a'\]=3 is an integer.* write jprune\.Keep\(3\)"),
+        ({0: True}, TypeError, r"schedule\[0\]=True"),
+        ({0: "0.5"}, TypeError, r"schedule\[0\]='0\.5'"),
     ],
 )
 def test_a_bad_table_is_refused(schedule, error, message):
@@ -118,6 +125,12 @@ def test_a_bad_table_is_refused(schedule, error, message):
     [
         (lambda: schedules.one_shot(1.1, 0), ValueError, "1.1"),
         (lambda: schedules.one_shot(0.5, -2), ValueError, "-2"),
+        (lambda: schedules.one_shot(1000, step=0), TypeError, "sparsity=1000 is an integer.* write keep=1000"),
+        (lambda: schedules.one_shot(keep=0.1, step=0), TypeError, r"keep=0\.1 must be an integer.*sparsity=0\.9"),
+        (lambda: schedules.one_shot(0.5), TypeError, "one_shot needs step="),
+        (lambda: schedules.one_shot(step=3), TypeError, "neither is given"),
+        (lambda: Keep(-3), ValueError, r"Keep\(-3\)"),
+        (lambda: schedules.cubic(1, 0, 10, 1), TypeError, "sparsity is 1; it must be a float"),
         (lambda: schedules.cubic(0.5, 10, 10, 1), ValueError, "end=10 must come after begin=10"),
         (lambda: schedules.cubic(0.5, 0, 10, 0), ValueError, "every is 0; it must be at least 1"),
         (lambda: schedules.cubic(0.5, -1, 10, 1), ValueError, "begin is -1"),

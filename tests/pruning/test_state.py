@@ -10,7 +10,7 @@ from tests.pruning.steps import by_rank
 
 pytestmark = pytest.mark.optax_promotes
 
-LINK = jprune.prune(jprune.magnitude(), {0: 0.5}, select=by_rank)
+LINK = jprune.prune(jprune.magnitude(), {0: 0.5}, selection=by_rank)
 PARAMS = {"kernel": jnp.array([[0.0, 1.0], [2.0, 0.0]]), "bias": jnp.ones(2)}
 
 

@@ -63,9 +63,12 @@ class Training(stateful.RuleBasedStateMachine):
         else:
             min_keep = 0
             self.quotas = {step: round(total * (1 - part)) for step, part in fractions.items()}
-            select, table = jprune.global_masks, (self.quotas if counts else fractions)
+            select, table = (
+                jprune.global_masks,
+                ({step: jprune.Keep(count) for step, count in self.quotas.items()} if counts else fractions),
+            )
         self.tx = jprune.prune(
-            jprune.magnitude(), table, where=lambda path, leaf: True, select=select, min_keep=min_keep
+            jprune.magnitude(), table, where=lambda path, leaf: True, selection=select, min_keep=min_keep
         )
         self.weights = [self.draw(16) for _ in range(REPLICATES)]
         self.masks = [[np.ones(shape, bool) for shape, _ in self.shapes] for _ in range(REPLICATES)]
@@ -128,13 +131,13 @@ class Training(stateful.RuleBasedStateMachine):
     @stateful.rule(r=st.integers(0, REPLICATES - 1))
     def stop_and_resume_from_files(self, r):
         masks = jprune.masks_of(self.states[r])
-        jprune.save_pruned(self.folder / "weights", self.params[r], masks)
-        jprune.save_masks(self.folder / "masks", masks)
+        jprune.io.save_pruned(self.folder / "weights", self.params[r], masks)
+        jprune.io.save_masks(self.folder / "masks", masks)
         blank = jax.tree.map(jnp.zeros_like, self.params[r])
         count = int(self.states[r].count)
-        self.params[r] = jprune.load_pruned(self.folder / "weights", blank)
+        self.params[r] = jprune.io.load_pruned(self.folder / "weights", blank)
         state = self.tx.init(blank)._replace(count=jnp.asarray(count, jnp.int32))
-        self.states[r] = jprune.with_masks(state, jprune.load_masks(self.folder / "masks", blank))
+        self.states[r] = jprune.with_masks(state, jprune.io.load_masks(self.folder / "masks", blank))
 
     @stateful.rule(r=st.integers(0, REPLICATES - 1))
     def a_revived_weight_is_found(self, r):

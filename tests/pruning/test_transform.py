@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import jprune
-from jprune.pruning.selection.unstructured import erk_counts, layer_counts
+from jprune.pruning.state import PruneState
+from jprune.selection import erk_counts, layer_counts
 from tests.pruning.steps import by_rank, largest, make_step, slope
 
 
@@ -72,7 +73,7 @@ def test_masks_shrink_monotonically():
 
 
 def test_kept_weights_and_biases_get_the_update_they_would_get_without_prune():
-    tx = optax.chain(optax.sgd(0.5), jprune.prune(jprune.magnitude(), {0: 0.5}, select=by_rank))
+    tx = optax.chain(optax.sgd(0.5), jprune.prune(jprune.magnitude(), {0: 0.5}, selection=by_rank))
     params = small()
     updates, state = tx.update(slope(params), tx.init(params), params)
     plain, _ = optax.sgd(0.5).update(slope(params), optax.sgd(0.5).init(params), params)
@@ -92,7 +93,7 @@ def test_one_program_serves_every_step():
 def test_the_state_is_an_int32_count_and_one_byte_a_weight():
     params = small()
     state = jprune.prune(jprune.magnitude(), {5: 0.5}).init(params)
-    assert isinstance(state, jprune.pruning.PruneState)
+    assert isinstance(state, PruneState)
     assert state.count.dtype == jnp.int32
     assert state.key is None
     assert jax.tree.structure(state.masks) == jax.tree.structure({k: {"bias": None, "kernel": 0} for k in params})
@@ -101,7 +102,7 @@ def test_the_state_is_an_int32_count_and_one_byte_a_weight():
 
 
 def test_step_s_is_the_update_after_s_earlier_ones():
-    tx = jprune.prune(jprune.magnitude(), {2: 1}, select=by_rank)
+    tx = jprune.prune(jprune.magnitude(), {2: jprune.Keep(1)}, selection=by_rank)
     params = {"kernel": jnp.array([[1.0, 2.0, 3.0]])}
     state, kept = tx.init(params), []
     for _ in range(4):
@@ -111,7 +112,7 @@ def test_step_s_is_the_update_after_s_earlier_ones():
 
 
 def test_an_integer_keeps_exactly_that_many_also_with_ties():
-    tx = jprune.prune(jprune.magnitude(), {0: 7, 1: 3, 2: 0})
+    tx = jprune.prune(jprune.magnitude(), {0: jprune.Keep(7), 1: jprune.Keep(3), 2: jprune.Keep(0)})
     params = {"kernel": jnp.ones((4, 3))}
     state, kept = tx.init(params), []
     for _ in range(3):
@@ -121,7 +122,7 @@ def test_an_integer_keeps_exactly_that_many_also_with_ties():
 
 
 def test_scores_see_the_params_handed_to_update_and_the_grad_taken_there():
-    tx = optax.chain(optax.sgd(100.0), jprune.prune(jprune.gradient(), {0: 2}, select=by_rank))
+    tx = optax.chain(optax.sgd(100.0), jprune.prune(jprune.gradient(), {0: jprune.Keep(2)}, selection=by_rank))
     params = {"kernel": jnp.array([[1.0, -2.0, 3.0, 4.0]])}
     grad = {"kernel": jnp.array([[5.0, 1.0, -2.0, 0.1]])}
     updates, state = tx.update(jax.tree.map(jnp.zeros_like, grad), tx.init(params), params, grad=grad)
@@ -130,7 +131,7 @@ def test_scores_see_the_params_handed_to_update_and_the_grad_taken_there():
 
 
 def test_grad_is_matched_by_path_whatever_else_it_holds():
-    tx = jprune.prune(jprune.gradient(), {0: 1}, where=jprune.select(include="^b/"), select=by_rank)
+    tx = jprune.prune(jprune.gradient(), {0: jprune.Keep(1)}, where=jprune.by_path(include="^b/"), selection=by_rank)
     params = {"a": {"kernel": jnp.ones((1, 2))}, "b": {"kernel": jnp.ones((1, 2))}}
     grad = {"b": {"kernel": jnp.array([[1.0, 2.0]])}, "a": {"kernel": jnp.ones((1, 2))}, "c": jnp.ones(7)}
     _, state = tx.update(params, tx.init(params), params, grad=grad)
@@ -145,19 +146,19 @@ def test_grad_is_matched_by_path_whatever_else_it_holds():
         (jprune.erk_masks, erk_counts),
         pytest.param(
             jprune.uniform_masks,
-            lambda s, keep, **floor: layer_counts(s, round(48 * keep), **floor),
+            lambda s, sparsity, **other: layer_counts(s, keep=round(48 * (1 - sparsity)), **other),
             marks=pytest.mark.slow,
         ),
     ],
 )
 def test_every_unstructured_selection_keeps_its_counts_at_every_step(select, counts):
     schedule = {0: 0.4, 1: 0.7, 2: 0.7, 3: 0.85}
-    tx = jprune.prune(jprune.magnitude(), schedule, select=select, min_keep=3)
+    tx = jprune.prune(jprune.magnitude(), schedule, selection=select, min_keep=3, axes="flax")
     params = small()
-    state, weights = tx.init(params), {"conv": params["conv"]["kernel"], "dense": params["dense"]["kernel"]}
+    state, weights = tx.init(params), {name: {"kernel": params[name]["kernel"]} for name in params}
     for step in range(4):
         _, state = tx.update(params, state, params)
-        each = counts(weights, 1.0 - schedule[step], min_keep=3)
+        each = counts(weights, sparsity=schedule[step], min_keep=3, axes="flax")
         for mask, weight, keep in zip(kernels_of(state.masks), kernels_of(params), each, strict=True):
             np.testing.assert_array_equal(mask, largest([np.abs(weight)], keep)[0])
 
@@ -172,7 +173,7 @@ def test_every_unstructured_selection_keeps_its_counts_at_every_step(select, cou
     ids=["2:4", "blocks", "channels"],
 )
 def test_structured_selections_prune_on_a_schedule(select, schedule, expected):
-    tx = jprune.prune(jprune.magnitude(), schedule, select=select)
+    tx = jprune.prune(jprune.magnitude(), schedule, selection=select)
     params = {"kernel": jnp.array([[9.0, 0.1], [2.0, 0.4], [3.0, 0.2], [4.0, 7.1]])}
     state = tx.init(params)
     for _ in range(2):
@@ -186,8 +187,8 @@ def test_a_score_that_runs_the_model_gets_the_batch_and_all_parameters():
 
     params = {"a": {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([0.1, 0.2])}}
     batch = jnp.array([[1.0, 0.5], [0.2, -1.0], [0.3, 0.3]])
-    score = jprune.fisher(loss)
-    tx = jprune.prune(score, {0: 2}, select=by_rank)
+    score = jprune.scores.fisher(loss)
+    tx = jprune.prune(score, {0: jprune.Keep(2)}, selection=by_rank)
     _, state = jax.jit(lambda p, b: tx.update(p, tx.init(p), p, batch=b))(params, batch)
     values = score(params, batch=batch)["a"]["kernel"]
     np.testing.assert_array_equal(state.masks["a"]["kernel"], largest([values], 2)[0])
@@ -195,11 +196,11 @@ def test_a_score_that_runs_the_model_gets_the_batch_and_all_parameters():
         jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
 
 
-def test_any_selection_function_will_do_and_gets_the_fraction_kept():
-    def above(scores, keep, *, among=None, min_keep=0):
-        return jax.tree.map(lambda s, a: a & (s > keep), scores, among)
+def test_any_selection_function_will_do_and_gets_the_sparsity():
+    def above(scores, *, sparsity, among):
+        return jax.tree.map(lambda s, a: a & (s > 1.0 - sparsity), scores, among)
 
-    tx = jprune.prune(jprune.magnitude(), {0: 0.75, 2: 0.8}, select=above)
+    tx = jprune.prune(jprune.magnitude(), {0: 0.75, 2: 0.8}, selection=above)
     params = {"kernel": jnp.array([[0.1, 0.22, 0.7, 0.9]])}
     state, kept = tx.init(params), []
     for _ in range(3):
@@ -218,7 +219,7 @@ def test_min_keep_saves_every_layer():
 def exact_zero(params_dtype, updates_dtype, weights):
     params = {"kernel": jnp.asarray(weights, params_dtype).reshape(1, -1)}
     updates = {"kernel": jnp.full(params["kernel"].shape, 0.3, updates_dtype)}
-    tx = jprune.prune(jprune.magnitude(), {0: 0}, select=by_rank)
+    tx = jprune.prune(jprune.magnitude(), {0: jprune.Keep(0)}, selection=by_rank)
     held, _ = tx.update(updates, tx.init(params), params)
     after = optax.apply_updates(params, held)["kernel"]
     assert after.dtype == params_dtype
@@ -240,27 +241,27 @@ def test_a_pruned_weight_is_exactly_zero_whatever_the_dtypes(params_dtype, updat
 
 def test_a_pruned_weight_that_is_not_finite_stays_visible():
     params = {"kernel": jnp.array([[jnp.inf, -jnp.inf, jnp.nan, 1.0]])}
-    tx = jprune.prune(jprune.random(), {0: 0}, select=by_rank, key=jax.random.key(0))
+    tx = jprune.prune(jprune.random(), {0: jprune.Keep(0)}, selection=by_rank, key=jax.random.key(0))
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     np.testing.assert_array_equal(optax.apply_updates(params, updates)["kernel"], [[np.nan, np.nan, np.nan, 0.0]])
 
 
 def test_a_random_score_draws_from_the_key_folded_with_the_step():
     key, params = jax.random.key(3), {"kernel": jnp.ones((5, 8))}
-    tx = jprune.prune(jprune.random(), {1: 11}, select=by_rank, key=key)
+    tx = jprune.prune(jprune.random(), {1: jprune.Keep(11)}, selection=by_rank, key=key)
     state = tx.init(params)
     for _ in range(2):
         _, state = tx.update(params, state, params)
     scores = jprune.random()(params, key=jax.random.fold_in(key, 1))
-    np.testing.assert_array_equal(state.masks["kernel"], jprune.global_masks(scores, 11)["kernel"])
+    np.testing.assert_array_equal(state.masks["kernel"], jprune.global_masks(scores, keep=11)["kernel"])
     assert jnp.array_equal(jax.random.key_data(state.key), jax.random.key_data(key))
 
 
 def test_a_key_passed_to_update_takes_the_place_of_the_first():
     params = {"kernel": jnp.ones((5, 8))}
-    tx = jprune.prune(jprune.random(), {0: 11}, select=by_rank)
+    tx = jprune.prune(jprune.random(), {0: jprune.Keep(11)}, selection=by_rank)
     _, state = tx.update(params, tx.init(params), params, key=jax.random.key(3))
-    other = jprune.prune(jprune.random(), {0: 11}, select=by_rank, key=jax.random.key(3))
+    other = jprune.prune(jprune.random(), {0: jprune.Keep(11)}, selection=by_rank, key=jax.random.key(3))
     _, expected = other.update(params, other.init(params), params)
     np.testing.assert_array_equal(state.masks["kernel"], expected.masks["kernel"])
 

@@ -37,7 +37,7 @@ def test_an_update_outside_jit_selects_without_compiling_again():
 
 def test_a_schedule_that_asks_for_no_change_compiles_no_selection():
     params = {"kernel": jnp.ones((2, 2))}
-    for schedule in ({0: 0.0}, {0: 4}, {0: 0.0, 7: 4}):
+    for schedule in ({0: 0.0}, {0: jprune.Keep(4)}, {0: 0.0, 7: jprune.Keep(4)}):
         tx = jprune.prune(jprune.magnitude(), schedule)
         assert "cond" not in str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
 
@@ -65,9 +65,11 @@ def test_the_operands_of_the_conditional_never_include_the_updates():
 
 def test_buffers_can_be_donated():
     tx = optax.chain(
-        optax.sgd(0.1, momentum=0.9), jprune.prune(jprune.random(), {1: 0.5}, select=by_rank, key=jax.random.key(0))
+        optax.sgd(0.1, momentum=0.9), jprune.prune(jprune.random(), {1: 0.5}, selection=by_rank, key=jax.random.key(0))
     )
-    key_survives = jprune.prune(jprune.random(), {1: 0.5}, select=by_rank, key=(key := jax.random.key(1))).init(small())
+    key_survives = jprune.prune(jprune.random(), {1: 0.5}, selection=by_rank, key=(key := jax.random.key(1))).init(
+        small()
+    )
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state):

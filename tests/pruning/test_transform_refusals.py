@@ -22,7 +22,7 @@ def test_what_a_score_needs_is_asked_for_while_tracing(score, message):
         jax.eval_shape(tx.update, params, tx.init(params), params)
 
 
-@pytest.mark.parametrize("score", [jprune.magnitude, jprune.undecayed, jprune.synflow, lambda params: params])
+@pytest.mark.parametrize("score", [jprune.magnitude, jprune.undecayed, jprune.scores.synflow, lambda params: params])
 def test_what_cannot_be_called_as_a_score_is_refused_before_any_training(score):
     with pytest.raises(TypeError, match=r"argument.*; it must be a score, such as jprune\.magnitude\(\)"):
         jprune.prune(score, {0: 0.5})
@@ -66,18 +66,18 @@ def test_update_needs_params_and_trees_that_match(link):
 
 def test_bad_schedules_are_refused_before_any_training():
     params = {"kernel": jnp.ones((1, 10))}
-    with pytest.raises(ValueError, match=r"sparsity at step 0 is 1\.5"):
+    with pytest.raises(ValueError, match=r"schedule\[0\]=1\.5 must be from 0\.0 to 1\.0"):
         jprune.prune(jprune.magnitude(), {0: 1.5})
     with pytest.raises(ValueError, match="keeps 11 weights at step 0; only 10"):
-        jprune.prune(jprune.magnitude(), {0: 11}).init(params)
+        jprune.prune(jprune.magnitude(), {0: jprune.Keep(11)}).init(params)
     with pytest.raises(ValueError, match="more than the 2 at step 0"):
         jprune.prune(jprune.magnitude(), {0: 0.8, 5: 0.5}).init(params)
     with pytest.raises(ValueError, match="min_keep=3"):
-        jprune.prune(jprune.magnitude(), {0: 2}, min_keep=3).init(params)
+        jprune.prune(jprune.magnitude(), {0: jprune.Keep(2)}, min_keep=3).init(params)
 
 
 def test_a_where_that_selects_nothing_is_refused_at_init():
     with pytest.raises(ValueError, match="selects no float leaf"):
         jprune.prune(jprune.magnitude(), {0: 0.5}).init({"bias": jnp.ones(3)})
     with pytest.raises(ValueError, match="matches no leaf"):
-        jprune.keep_zeros(where=jprune.select(include="absent")).init({"kernel": jnp.ones((1, 1))})
+        jprune.keep_zeros(where=jprune.by_path(include="absent")).init({"kernel": jnp.ones((1, 1))})

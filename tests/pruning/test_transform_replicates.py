@@ -17,8 +17,8 @@ pytestmark = pytest.mark.optax_promotes
 CUBIC = jprune.cubic(0.8, begin=1, end=6, every=2)
 
 
-def make(select=jprune.global_masks):
-    return optax.chain(optax.sgd(0.05, momentum=0.9), jprune.prune(jprune.gradient(), CUBIC, select=select))
+def make(selection=jprune.global_masks):
+    return optax.chain(optax.sgd(0.05, momentum=0.9), jprune.prune(jprune.gradient(), CUBIC, selection=selection))
 
 
 def step(tx, params, state):
@@ -91,7 +91,7 @@ def test_a_nested_vmap_inside_a_scan_keeps_one_conditional_too():
     "select", [jprune.global_masks, by_rank], ids=["one table of counts", "a branch for each entry"]
 )
 def test_replicates_at_different_steps_each_select_at_their_own(select):
-    tx = jprune.prune(jprune.magnitude(), {1: 0.5, 3: 5}, select=select)
+    tx = jprune.prune(jprune.magnitude(), {1: 0.5, 3: jprune.Keep(5)}, selection=select)
     params = {"kernel": weights(4)["kernel"]}
     state = jax.vmap(tx.init)(params)
     state = state._replace(count=jnp.array([0, 1, 2, 3], jnp.int32))
@@ -107,7 +107,7 @@ def test_replicates_at_different_steps_each_select_at_their_own(select):
 
 def test_axes_that_are_not_mapped_are_not_copied_into_every_replicate():
     """Weights shared by the replicates, a gradient for each: their masks differ."""
-    tx = jprune.prune(jprune.gradient(), {0: 6}, select=by_rank)
+    tx = jprune.prune(jprune.gradient(), {0: jprune.Keep(6)}, selection=by_rank)
     params = {"kernel": weights()["kernel"]}
     grads = {"kernel": weights(3)["kernel"]}
     state = tx.init(params)
@@ -122,7 +122,7 @@ def test_a_score_may_close_over_what_differs_between_replicates():
 
     def masks(power):
         score = lambda params, grad, batch, key: {"kernel": params["kernel"] * power}
-        tx = jprune.prune(score, {0: 6}, select=by_rank)
+        tx = jprune.prune(score, {0: jprune.Keep(6)}, selection=by_rank)
         return tx.update(params, tx.init(params), params)[1].masks["kernel"]
 
     found = jax.jit(jax.vmap(masks))(powers)
@@ -135,10 +135,10 @@ def test_every_replicate_draws_with_its_own_key():
     params = {"kernel": jnp.ones((5, 8))}
 
     def made_inside(key):
-        tx = jprune.prune(jprune.random(), {0: 10}, select=by_rank, key=key)
+        tx = jprune.prune(jprune.random(), {0: jprune.Keep(10)}, selection=by_rank, key=key)
         return tx.update(params, tx.init(params), params)[1].masks["kernel"]
 
-    tx = jprune.prune(jprune.random(), {0: 10}, select=by_rank)
+    tx = jprune.prune(jprune.random(), {0: jprune.Keep(10)}, selection=by_rank)
     handed = jax.vmap(lambda key: tx.update(params, tx.init(params), params, key=key)[1].masks["kernel"])(keys)
     made = jax.vmap(made_inside)(keys)
     for r in range(3):
@@ -149,7 +149,7 @@ def test_every_replicate_draws_with_its_own_key():
 
 
 def test_no_gradient_flows_through_a_selection_so_a_step_can_be_differentiated():
-    tx = optax.chain(optax.sgd(0.1), jprune.prune(jprune.magnitude(), {0: 0.5}, select=by_rank))
+    tx = optax.chain(optax.sgd(0.1), jprune.prune(jprune.magnitude(), {0: 0.5}, selection=by_rank))
     params = {"kernel": jnp.array([[1.0, -2.0, 3.0, 0.5]])}
     state = tx.init(params)
 

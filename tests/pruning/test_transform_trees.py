@@ -72,7 +72,7 @@ def ones(params):
 @pytest.mark.parametrize("name", TREES)
 def test_masks_have_the_tree_of_the_parameters_and_hold(name):
     params = TREES[name]
-    tx = optax.chain(optax.adam(0.01), jprune.prune(jprune.gradient(), {1: 0.5}, select=by_rank))
+    tx = optax.chain(optax.adam(0.01), jprune.prune(jprune.gradient(), {1: 0.5}, selection=by_rank))
     state = tx.init(params)
     for _ in range(3):
         updates, state = tx.update(ones(params), state, params, grad=ones(params))
@@ -99,7 +99,9 @@ def test_masks_have_the_tree_of_the_parameters_and_hold(name):
 
 def test_a_single_array_is_a_tree():
     params = jnp.array([3.0, -1.0, 2.0])
-    tx = optax.chain(optax.sgd(0.1), jprune.prune(jprune.magnitude(), {0: 1}, where=lambda path, leaf: True))
+    tx = optax.chain(
+        optax.sgd(0.1), jprune.prune(jprune.magnitude(), {0: jprune.Keep(1)}, where=lambda path, leaf: True)
+    )
     updates, state = tx.update(params, tx.init(params), params)
     np.testing.assert_array_equal(jprune.masks_of(state), [True, False, False])
     np.testing.assert_allclose(optax.apply_updates(params, updates), [2.7, 0, 0], rtol=1e-6)
@@ -107,7 +109,7 @@ def test_a_single_array_is_a_tree():
 
 def test_leaves_without_a_mask_get_their_update_as_it_is():
     params = {"kernel": FIRST, "bias": jnp.ones(3), "frozen": None, "steps": jnp.arange(3)}
-    tx = jprune.prune(jprune.magnitude(), {0: 0.5}, select=by_rank)
+    tx = jprune.prune(jprune.magnitude(), {0: 0.5}, selection=by_rank)
     updates = {"kernel": FIRST, "bias": jnp.full(3, 2.0), "frozen": None, "steps": jnp.ones(3, jnp.int32)}
     held, _ = tx.update(updates, tx.init(params), params)
     assert held["bias"] is updates["bias"]
@@ -117,7 +119,9 @@ def test_leaves_without_a_mask_get_their_update_as_it_is():
 
 def test_an_equinox_model_is_trained_with_its_static_half_left_out():
     model = Perceptron()
-    tx = optax.chain(optax.sgd(0.1, momentum=0.9), jprune.prune(jprune.gradient(), {0: 3}, select=by_rank))
+    tx = optax.chain(
+        optax.sgd(0.1, momentum=0.9), jprune.prune(jprune.gradient(), {0: jprune.Keep(3)}, selection=by_rank)
+    )
     state = tx.init(eqx.filter(model, eqx.is_inexact_array))
 
     @eqx.filter_jit

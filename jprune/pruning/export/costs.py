@@ -60,7 +60,10 @@ def cost_table(
     >>> table[["parameters", "nonzeros", "multiply_adds", "effective_multiply_adds"]].to_dict("split")["data"]
     [[12, 3, 12, 3], [6, 6, 6, 6], [18, 9, 18, 9]]
     """
-    import pandas as pd  # noqa: PLC0415 - slow to import, and pruning itself has no need of it
+    try:
+        import pandas as pd  # noqa: PLC0415 - slow to import, and pruning itself does not need it
+    except ImportError as error:
+        raise ImportError("cost_table needs the extra 'recall': pip install 'jprune[recall]'") from error
 
     paths, leaves, _ = flatten(params)
     kept = [None] * len(leaves) if masks is None else match(params, masks, reference_name="params", name="masks")

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jprune.pruning.amounts import Counts, Sparsity, amount_by_keyword, amount_of
 from jprune.pruning.scores.elementwise import Score, beside, score_selected, selected_by, working_dtype
 from jprune.pruning.selection import allocation, uint64
-from jprune.pruning.selection.layers import choose, layers_of
+from jprune.pruning.selection.layers import Quota, choose, layers_of
 from jprune.pruning.selection.uint64 import Count
 from jprune.pruning.selection.unstructured import apply_masks
 from jprune.trees import Where, flatten, is_float, map_leaves
@@ -163,32 +164,35 @@ def fisher(
     return Score(function, "fisher", ("batch", "whole"), where)
 
 
+@amount_by_keyword
 def iterated_masks(
     score: Score,
     params: PyTree,
-    keep: float,
     *,
+    sparsity: Sparsity | None = None,
+    keep: Counts | None = None,
     rounds: int = 100,
     batch: Any = None,
     key: Any = None,
     min_keep: int = 0,
 ) -> PyTree:
-    """Score, prune a little, score what is left, and so on: n (keep / n)^(k / rounds) weights after round k.
+    """Score and prune in rounds, keeping n (keep / n)^(k / rounds) of n weights after round k.
 
-    SynFlow is meant to be used so: ``iterated_masks(synflow(apply, input_shape=...), params, keep=0.01)``.
-    The weights pruned so far are 0 in the next round, and pruned weights never come back.
+    SynFlow is meant to be used this way: ``iterated_masks(synflow(apply, input_shape=...), params, sparsity=0.99)``.
+    Weights pruned in one round are 0 in the next, and pruned weights never come back.
 
     Args:
       score: any that needs no gradient.
       params: tree of arrays; what ``score.where`` selects is pruned.
-      keep: how many weights to keep in the end, or which fraction.
-      rounds: how many.
+      sparsity: the fraction of the weights to remove in the end.
+      keep: the number of weights to keep in the end.
+      rounds: number of rounds.
       batch: for the score.
       key: PRNG key for the score, folded with the round.
-      min_keep: the least that every layer keeps.
+      min_keep: minimum number of weights that every layer keeps.
 
     Returns:
-      Masks like ``params``, ``None`` where nothing may be pruned; exactly ``keep`` weights are kept.
+      Masks like ``params``, None where nothing is prunable; exactly ``keep`` weights are kept.
 
     Raises:
       TypeError, ValueError: as ``global_masks``; ``rounds`` is not positive; the score needs a gradient.
@@ -203,8 +207,8 @@ def iterated_masks(
     if rounds < 1:
         raise ValueError(f"rounds={rounds!r} must be 1 or more")
     selected = selected_by(score.where, params)
-    sizes = layers_of(selected, None, shapes_only=True).sizes
-    size, total = sum(sizes), allocation.kept(keep, sum(sizes))
+    sizes = layers_of(selected, shapes_only=True).sizes
+    size, total = sum(sizes), allocation.kept(amount_of(sparsity, keep), sum(sizes))
     floors = allocation.floors(min_keep, sizes, total) if min_keep else None
     counts = [max(total, round(size * (total / size) ** (k / rounds))) for k in range(1, rounds)] + [total]
     table = Count(*(jnp.asarray(limb) for limb in uint64.count_of(counts)))
@@ -218,7 +222,7 @@ def iterated_masks(
             whole=apply_masks(params, masks),
         )
         layers = layers_of(scores, masks)
-        return layers.tree(choose(layers, floors, Count(table.high[k], table.low[k])))
+        return layers.tree(choose(layers, Quota(floors, Count(table.high[k], table.low[k]))))
 
     return lax.fori_loop(0, rounds, prune, map_leaves(lambda w: jnp.ones_like(w, dtype=bool), selected))
 

@@ -1,7 +1,6 @@
-"""How many weights each layer keeps: whole numbers from shapes alone, worked out in exact arithmetic.
+"""The number of weights that each layer keeps, from shapes alone, in exact arithmetic.
 
-A layer is a leaf of a tree of scores. Nothing here looks at a score, so every count is a Python integer
-known before anything is traced.
+Every count is a Python integer, known before anything is traced.
 """
 
 import math
@@ -10,36 +9,41 @@ import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from jprune.pruning.amounts import Amount, Keep, PerLayer
 
-def kept(keep: float, size: int, *, name: str = "keep", of: str = "weights") -> int:
-    """How many of ``size`` an argument ``keep`` asks for.
+
+def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") -> int:
+    """The number kept of ``size`` weights (or blocks, or channels).
 
     Args:
-      keep: an int, that many; a float in [0, 1], that fraction, rounded half to even.
+      amount: a sparsity s, which keeps size (1 - s), rounded half to even; or a ``Keep``.
       size: how many there are.
-      name: what the caller calls ``keep``, for the error.
+      name: what the caller calls a count, for the error.
       of: what is counted, for the error.
 
     Raises:
-      TypeError: ``keep`` is not a number.
-      ValueError: ``keep`` is an int outside 0..size or a float outside [0, 1].
+      TypeError: the amount is one for each layer or an array.
+      ValueError: more would be kept than there are.
 
-    >>> kept(3, 10), kept(0.25, 10), kept(0.02, 25_557_032)
+    >>> kept(Keep(3), 10), kept(0.75, 10), kept(0.98, 25_557_032)
     (3, 2, 511141)
     """
-    if isinstance(keep, bool) or not isinstance(keep, numbers.Real):
-        raise TypeError(f"{name}={keep!r} must be an int (a count) or a float (a fraction)")
-    if isinstance(keep, numbers.Integral):
-        if not 0 <= keep <= size:
-            raise ValueError(f"{name}={keep!r} must lie in 0..{size}, the number of {of}")
-        return int(keep)
-    if not 0.0 <= keep <= 1.0:
-        raise ValueError(f"{name}={keep!r} must lie in [0, 1]; an int would be a count of {of}")
-    return round(size * float(keep))
+    if isinstance(amount, Keep):
+        if amount.count > size:
+            raise ValueError(f"{name}={amount.count} must lie in 0..{size}, the number of {of}")
+        return int(amount.count)
+    if isinstance(amount, float):
+        return round(size * (1.0 - amount))
+    if isinstance(amount, Mapping):
+        raise TypeError(
+            f"{dict(amount)!r} gives an amount for each layer, which only layer_masks takes; in prune, set "
+            "selection=jprune.layer_masks"
+        )
+    raise TypeError(f"keep={amount!r} is an array; only global_masks and layer_masks take counts as an array")
 
 
 def floors(min_keep: int, sizes: Sequence[int], total: int | None) -> list[int]:
-    """The least that each layer keeps: ``min_keep``, or all of a layer that is smaller.
+    """The minimum for each layer: ``min_keep``, or its size where that is smaller.
 
     Raises:
       TypeError: ``min_keep`` is not an int.
@@ -49,12 +53,15 @@ def floors(min_keep: int, sizes: Sequence[int], total: int | None) -> list[int]:
     [3, 5]
     """
     if isinstance(min_keep, bool) or not isinstance(min_keep, numbers.Integral):
-        raise TypeError(f"min_keep={min_keep!r} must be an int: the weights that every layer keeps")
+        raise TypeError(f"min_keep={min_keep!r} must be an int, the number of weights that every layer keeps")
     if min_keep < 0:
         raise ValueError(f"min_keep={min_keep!r} must not be negative")
     lowest = [min(int(min_keep), size) for size in sizes]
     if total is not None and sum(lowest) > total:
-        raise ValueError(f"min_keep={min_keep} in {len(sizes)} layers needs {sum(lowest)} weights; keep gives {total}")
+        raise ValueError(
+            f"min_keep={min_keep} in {len(sizes)} layers needs {sum(lowest)} weights, and only {total} are kept; "
+            "lower min_keep or keep more"
+        )
     return lowest
 
 
@@ -63,12 +70,12 @@ def proportional(shares: Sequence[int], low: Sequence[int], high: Sequence[int],
 
     The exact quota of layer l is min(max(e * shares_l, low_l), high_l), with the one scale e for which the
     quotas sum to the total: layers that would exceed their bound are set to it and the rest rescaled. Each
-    quota is rounded down and what is left goes one each to the largest remainders (ties: the earlier layer).
+    quota is rounded down, and the layers with the largest remainders get one more each (ties: the earlier layer).
 
     Args:
-      shares: integers of 0 or more; without a share a layer keeps its least.
-      low: the least of each layer.
-      high: the most of each layer.
+      shares: integers of 0 or more; a layer whose share is 0 keeps its minimum.
+      low: minimum of each layer.
+      high: maximum of each layer.
       total: between the sums of ``low`` and of ``high``.
 
     >>> proportional([1, 1, 2], [0, 0, 0], [10, 1, 10], 8)
@@ -118,29 +125,37 @@ def erk_shares(shapes: Sequence[tuple[int, ...]]) -> list[int]:
     return [max(1, sum(shape)) for shape in shapes]
 
 
-def by_pattern(keep: Mapping[str, float], paths: Sequence[str], sizes: Sequence[int]) -> list[int]:
-    """The count of each layer from a mapping of regular expressions to fractions or counts.
+def by_pattern(amounts: PerLayer, paths: Sequence[str], sizes: Sequence[int]) -> list[int]:
+    """The number of weights kept of each layer, from a dict of regular expressions.
 
     The first expression found in a layer's path decides.
 
-    Raises:
-      ValueError: an expression matches no layer or is none, a layer matches no expression, or a number is
-        out of range.
+    Args:
+      amounts: ``{regex: sparsity}``, or a ``Keep`` in place of a sparsity.
+      paths: of the layers.
+      sizes: number of weights of each layer.
 
-    >>> by_pattern({"^conv": 0.5, "": 1.0}, ["conv1/kernel", "dense/kernel"], [10, 20])
+    Raises:
+      ValueError: an expression is not regular or matches no layer, a layer matches no expression, or more
+        weights would be kept than a layer has.
+
+    >>> by_pattern({"^conv": 0.5, "": 0.0}, ["conv1/kernel", "dense/kernel"], [10, 20])
     [5, 20]
     """
-    for pattern in keep:
+    for pattern in amounts:
         try:
             matched = any(re.search(pattern, path) for path in paths)
         except re.error as error:
-            raise ValueError(f"keep[{pattern!r}]: not a regular expression: {error}") from error
+            raise ValueError(f"{pattern!r} in the amounts per layer is not a regular expression: {error}") from error
         if not matched:
-            raise ValueError(f"keep[{pattern!r}] matches no layer; the layers are {', '.join(map(repr, paths))}")
+            named = ", ".join(map(repr, dict.fromkeys(paths)))
+            raise ValueError(f"{pattern!r} in the amounts per layer matches no layer; the layers are {named}")
     counts = []
     for path, size in zip(paths, sizes, strict=True):
-        first = next((pattern for pattern in keep if re.search(pattern, path)), None)
+        first = next((pattern for pattern in amounts if re.search(pattern, path)), None)
         if first is None:
-            raise ValueError(f"keep has no pattern for layer '{path}'; '' as the last one would take the rest")
-        counts.append(kept(keep[first], size, name=f"keep[{first!r}]", of=f"weights of '{path}'"))
+            raise ValueError(
+                f"the amounts per layer have no pattern for layer '{path}'; add one, or '' at the end for all others"
+            )
+        counts.append(kept(amounts[first], size, name=f"keep[{first!r}]", of=f"weights of '{path}'"))
     return counts

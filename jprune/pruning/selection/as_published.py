@@ -1,28 +1,40 @@
-"""Selections whose count is not exact, kept because published results were made with them.
+"""Selections as published papers and their code have them; the number kept is not exact.
 
 Report what they achieve: ``sparsity(masks)`` and ``compression(params, masks)``.
 """
 
-import numbers
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
+from jprune.graph.axes import Axes
+from jprune.pruning.amounts import Amount, Counts, Scheduled, Sparsity, amount_by_keyword, amount_of, without
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import allocation
-from jprune.pruning.selection.layers import choose, layers_of
+from jprune.pruning.selection.layers import Layers, Quota, choose, layers_of, quota_of
+from jprune.pruning.selection.uint64 import Count
 
-PyTree = Any
 
-
-def bernoulli_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_keep: int = 0) -> PyTree:
+@amount_by_keyword
+def bernoulli_masks(
+    scores: PyTree,
+    *,
+    sparsity: Sparsity | None = None,
+    keep: Counts | None = None,
+    among: PyTree = None,
+    min_keep: int = 0,
+    axes: Axes = None,
+) -> PyTree:
     """Keep every weight with the same probability, independently: random pruning as published.
 
     Args:
       scores: what ``random`` gives: independent and uniform in [0, 1).
-      keep: the probability, or an int: the expected number of weights.
-      among: bool tree of the weights that may be chosen; ``None`` for all.
-      min_keep: the least that every layer keeps: its largest scores.
+      sparsity: the probability with which a weight is removed.
+      keep: the expected number of weights kept.
+      among: bool tree of the weights that may be kept; None for all.
+      min_keep: minimum number of weights that every layer keeps: its largest scores.
+      axes: see ``global_masks``; only ``min_keep`` depends on it.
 
     Returns:
       A tree like ``scores`` of bool arrays.
@@ -32,32 +44,48 @@ def bernoulli_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_ke
 
     Source: Good et al., NeurIPS 2022, arXiv 2206.02976.
 
-    >>> bernoulli_masks(jnp.array([0.1, 0.95, 0.6, 0.3]), keep=0.5)
+    >>> bernoulli_masks(jnp.array([0.1, 0.95, 0.6, 0.3]), sparsity=0.5)
     Array([False,  True,  True, False], dtype=bool)
     """
-    layers = layers_of(scores, among)
-    expected = allocation.kept(keep, sum(layers.sizes))
-    probability = expected / sum(layers.sizes) if isinstance(keep, numbers.Integral) else float(keep)
-    floors = choose(layers, allocation.floors(min_keep, layers.sizes, None), None)
-    return layers.tree(_at_least(layers.scores, 1.0 - probability, layers.alive, floors))
+    layers = layers_of(scores, among, axes, per_layer="min_keep" if min_keep else None)
+    amount = amount_of(sparsity, keep)
+    if isinstance(amount, Scheduled):
+        each = zip(amount.amounts, amount.dropped, strict=True)
+        thresholds = [_removed(without(one, part), layers.size) for one, part in each]
+        bounds: list[Any] = [jnp.asarray(thresholds, x.dtype)[amount.index] for x in layers.scores]
+    else:
+        bounds = [_removed(amount, layers.size)] * len(layers.scores)
+    return layers.tree(_at_least(layers, bounds, min_keep))
 
 
-def legacy_signed_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_keep: int = 0) -> PyTree:
+@amount_by_keyword
+def legacy_signed_masks(
+    scores: PyTree,
+    *,
+    sparsity: Sparsity | None = None,
+    keep: Counts | None = None,
+    among: PyTree = None,
+    min_keep: int = 0,
+    axes: Axes = None,
+) -> PyTree:
     """Keep every weight whose |score| reaches the ``keep``-th largest *signed* score: more than asked.
 
-    The code behind the published 30-replicate runs of undecayed pruning does this: the threshold is a
-    quantile of the scores with their signs on, the mask compares their magnitudes, so negative scores of
-    large magnitude are kept on top. Use ``undecayed(..., signed=True)`` and report what is achieved. With
-    scores that are never negative it is ``global_masks``, ties at the threshold all kept.
+    This is the rule of the code behind the published 30-replicate runs of undecayed pruning: the threshold is a
+    quantile of the signed scores, and the mask compares absolute scores with it, so that negative scores of
+    large magnitude are kept in addition. Use it with ``undecayed(..., signed=True)`` and report the sparsity reached.
+    Where no score is negative it equals ``global_masks``, except that all ties at the threshold are kept.
 
     Args:
-      scores: tree of signed float arrays, ``None`` where nothing may be pruned.
-      keep: how many weights, or which fraction, the threshold is placed for.
-      among: bool tree of the weights that may be chosen; ``None`` for all.
-      min_keep: the least that every layer keeps, by magnitude.
+      scores: tree of signed float arrays, None where nothing is prunable.
+      sparsity: the fraction of the weights that the threshold is set for, removed.
+      keep: the number of weights that the threshold is set for, kept; an int, or an integer scalar array, which
+        may be traced.
+      among: bool tree of the weights that may be kept; None for all.
+      min_keep: minimum number of weights that every layer keeps, by magnitude.
+      axes: see ``global_masks``; only ``min_keep`` depends on it.
 
     Returns:
-      A tree like ``scores`` of bool arrays, at least ``keep`` of them True.
+      A tree like ``scores`` of bool arrays, at least as many of them True as asked.
 
     Raises:
       TypeError, ValueError: as ``global_masks``.
@@ -67,18 +95,29 @@ def legacy_signed_masks(scores: PyTree, keep: float, *, among: PyTree = None, mi
     >>> legacy_signed_masks(jnp.array([3.0, -5.0, 1.0, -2.0]), keep=2)
     Array([ True,  True,  True,  True], dtype=bool)
     """
-    layers = layers_of(scores, among)
-    total = allocation.kept(keep, sum(layers.sizes))
+    layers = layers_of(scores, among, axes, per_layer="min_keep" if min_keep else None)
+
+    def quota(amount: Amount) -> Quota:
+        return Quota(None, amount if isinstance(amount, Count) else allocation.kept(amount, layers.size))
+
     signed = [x.astype(working_dtype(*layers.scores)) for x in layers.scores]
-    above = choose(layers, None, total)
+    above = choose(layers, quota_of(amount_of(sparsity, keep), quota))
     lowest = [jnp.min(x, where=mask, initial=jnp.inf) for mask, x in zip(above, signed, strict=True)]
     threshold = jnp.min(jnp.stack(lowest))
-    sizes = [jnp.abs(x) for x in signed]
-    floors = choose(layers._replace(scores=sizes), allocation.floors(min_keep, layers.sizes, None), None)
-    return layers.tree(_at_least(sizes, threshold, layers.alive, floors))
+    magnitudes = [jnp.abs(x) for x in signed]
+    return layers.tree(_at_least(layers._replace(scores=magnitudes), [threshold] * len(magnitudes), min_keep))
 
 
-def _at_least(scores: list[Any], threshold: Any, alive: list[Any], floors: list[Any]) -> list[Any]:
-    reached = [x >= threshold for x in scores]
-    may = [mask if own is None else mask & own for mask, own in zip(reached, alive, strict=True)]
-    return [mask | floor for mask, floor in zip(may, floors, strict=True)]
+def _removed(amount: Amount, size: int) -> float:
+    """The probability with which a weight is removed."""
+    return amount if isinstance(amount, float) else 1.0 - allocation.kept(amount, size) / size
+
+
+def _at_least(layers: Layers, bounds: list[Any], min_keep: int) -> list[Any]:
+    """The weights whose scores reach a bound, and the minimum of each layer."""
+    floors = allocation.floors(min_keep, layers.sizes, None)
+    reached = [x >= bound for x, bound in zip(layers.scores, bounds, strict=True)]
+    allowed = [mask if own is None else mask & own for mask, own in zip(reached, layers.masks, strict=True)]
+    if not min_keep:
+        return allowed
+    return [mask | floor for mask, floor in zip(allowed, choose(layers, Quota(floors, None)), strict=True)]

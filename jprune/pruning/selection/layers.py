@@ -1,59 +1,132 @@
-"""The layers of a tree of scores, checked; and how a choice is made among them."""
+"""The layers of a tree of scores, checked, and the choice of the largest scores among them.
 
-from collections.abc import Sequence
+A layer is a leaf of the tree or, where ``axes=`` says that a leaf stacks several layers (``scan`` or ``vmap``
+over layers, experts), one slice of it.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
 
+from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
+from jprune.pruning.amounts import Amount, Scheduled
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.uint64 import Count
 from jprune.trees import flatten, is_float, match
 
-PyTree = Any
+
+class Quota(NamedTuple):
+    """How many scores to keep.
+
+    Attributes:
+      each: the number of every layer's own largest, or None for none.
+      total: the number in all: the largest of the others are added up to it; None to add none.
+    """
+
+    each: Sequence[int] | Count | None
+    total: int | Count | None
 
 
 class Layers(NamedTuple):
-    """The leaves of a tree of scores that are not ``None``.
+    """The leaves of a tree of scores that are not None.
 
     Attributes:
-      paths: their names.
+      paths: paths of the leaves.
       scores: float arrays.
-      alive: bool arrays of what may be chosen, or ``None`` for all of a layer.
-      slots: their places among all the leaves of the tree.
-      treedef: of the tree, ``None`` counting as a leaf.
+      masks: bool arrays of the weights that may be kept, or None for all of a leaf.
+      stacked: for each leaf the axes that count separate layers.
+      slots: positions of the leaves among all leaves of the tree.
+      treedef: of the tree, None counting as a leaf.
     """
 
     paths: list[str]
     scores: list[Any]
-    alive: list[Any]
+    masks: list[Any]
+    stacked: list[tuple[int, ...]]
     slots: list[int]
-    treedef: Any
+    treedef: jax.tree_util.PyTreeDef
 
     @property
-    def sizes(self) -> list[int]:
-        """The number of weights of each layer."""
-        return [int(array.size) for array in self.scores]
+    def leaf_shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each leaf."""
+        return [tuple(array.shape) for array in self.scores]
+
+    @property
+    def stacks(self) -> list[int]:
+        """The number of layers in each leaf."""
+        return [
+            math.prod(shape[axis] for axis in stacked)
+            for shape, stacked in zip(self.leaf_shapes, self.stacked, strict=True)
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        """The path of each layer; of one in a stack with its index: 'blocks/kernel[2]'."""
+        return [
+            path + "".join(f"[{i}]" for i in index)
+            for path, shape, stacked in zip(self.paths, self.leaf_shapes, self.stacked, strict=True)
+            for index in np.ndindex(*(shape[axis] for axis in stacked))
+        ]
+
+    @property
+    def paths_of_layers(self) -> list[str]:
+        """The path of the leaf of each layer."""
+        return [path for path, number in zip(self.paths, self.stacks, strict=True) for _ in range(number)]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of each layer."""
-        return [tuple(array.shape) for array in self.scores]
+        return [
+            tuple(size for axis, size in enumerate(shape) if axis not in stacked)
+            for shape, stacked, number in zip(self.leaf_shapes, self.stacked, self.stacks, strict=True)
+            for _ in range(number)
+        ]
 
-    def tree(self, masks: Sequence[Any]) -> PyTree:
-        """Put one array for each layer back into the tree."""
+    @property
+    def sizes(self) -> list[int]:
+        """The number of weights of each layer."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """The number of weights of all layers."""
+        return sum(math.prod(shape) for shape in self.leaf_shapes)
+
+    def tree(self, arrays: Sequence[Any]) -> PyTree:
+        """Put one array for each leaf back into the tree."""
         leaves: list[Any] = [None] * self.treedef.num_leaves
-        for slot, mask in zip(self.slots, masks, strict=True):
-            leaves[slot] = mask
+        for slot, array in zip(self.slots, arrays, strict=True):
+            leaves[slot] = array
         return jax.tree.unflatten(self.treedef, leaves)
 
 
-def layers_of(scores: PyTree, among: PyTree, *, shapes_only: bool = False) -> Layers:
+def layers_of(
+    scores: PyTree,
+    among: PyTree = None,
+    axes: Axes = None,
+    *,
+    per_layer: str | None = None,
+    shapes_only: bool = False,
+) -> Layers:
     """Flatten scores and check them, and ``among`` with them.
 
+    Args:
+      scores: tree of float arrays, None where nothing is prunable.
+      among: bool tree of the weights that may be kept; None for all.
+      axes: see ``jprune.graph.axes``; which axes of a leaf count layers.
+      per_layer: what treats layers separately, for the warning about leaves whose axes are unknown; None where
+        a leaf need not be divided into layers.
+      shapes_only: whether the arrays may be shapes; their values are not checked.
+
     Raises:
-      TypeError: a score is not a float array, or a leaf of ``among`` not a bool array.
-      ValueError: there is no layer, the trees do not match, or (outside jit) a score that may be chosen is NaN.
+      TypeError: a score is not a float array, or a leaf of ``among`` is not a bool array.
+      ValueError: there is no layer, the trees do not match, or (outside jit) a score that may be kept is NaN.
     """
     paths, leaves, treedef = flatten(scores)
     slots = [i for i, leaf in enumerate(leaves) if leaf is not None]
@@ -62,67 +135,156 @@ def layers_of(scores: PyTree, among: PyTree, *, shapes_only: bool = False) -> La
     for i in slots:
         if not is_float(leaves[i]):
             raise TypeError(
-                f"scores holds {describe(leaves[i])} at '{paths[i]}'; a score must be a float array or None"
+                f"scores has {describe(leaves[i])} at '{paths[i]}'; a score must be a float array, or None to leave "
+                "the leaf alone"
             )
-    alive = [None] * len(leaves) if among is None else match(scores, among, reference_name="scores", name="among")
+    masks = [None] * len(leaves) if among is None else match(scores, among, reference_name="scores", name="among")
     for i in slots:
-        if alive[i] is not None and not is_mask(alive[i]):
-            raise TypeError(f"among holds {describe(alive[i])} at '{paths[i]}'; it must be a bool array or None")
-    layers = Layers([paths[i] for i in slots], [leaves[i] for i in slots], [alive[i] for i in slots], slots, treedef)
+        if masks[i] is not None and not is_mask(masks[i]):
+            raise TypeError(f"among has {describe(masks[i])} at '{paths[i]}'; it must be a bool array or None")
+    stacked: list[tuple[int, ...]] = [()] * len(leaves)
+    if per_layer is not None:
+        found = kernel_axes(axes, scores)
+        stacked = [
+            () if leaf is None else _stacked(path, leaf, found[path], per_layer)
+            for path, leaf in zip(paths, leaves, strict=True)
+        ]
+    layers = Layers(
+        [paths[i] for i in slots],
+        [leaves[i] for i in slots],
+        [masks[i] for i in slots],
+        [stacked[i] for i in slots],
+        slots,
+        treedef,
+    )
     if shapes_only:
         return layers
     layers = layers._replace(
         scores=[jnp.asarray(array) for array in layers.scores],
-        alive=[None if array is None else jnp.asarray(array) for array in layers.alive],
+        masks=[None if array is None else jnp.asarray(array) for array in layers.masks],
     )
-    if not any(isinstance(array, jax.core.Tracer) for array in [*layers.scores, *layers.alive]):
-        for path, found in zip(layers.paths, jax.device_get(_nan(layers.scores, layers.alive)), strict=True):
-            if found:
-                raise ValueError(f"scores is NaN at '{path}'; a score that is no number cannot be ranked")
+    if not any(isinstance(array, jax.core.Tracer) for array in [*layers.scores, *layers.masks]):
+        for path, found_nan in zip(layers.paths, jax.device_get(_nan(layers.scores, layers.masks)), strict=True):
+            if found_nan:
+                raise ValueError(f"scores has NaN at '{path}', which cannot be ranked; check the score's inputs")
     return layers
 
 
-def choose(layers: Layers, each: Sequence[int] | Count | None, total: int | Count | None) -> list[Any]:
-    """Mark the largest ``each`` of every layer, then the largest of what is left, up to ``total`` in all.
+def quota_of(amount: Amount, quota: Callable[[Amount], Quota]) -> Quota:
+    """The quota of an amount; of the entries of a schedule, the quota of the one that is due, looked up in a table.
 
     Args:
-      layers: what to choose from.
-      each: one count for each layer; ``None`` for none.
-      total: the count in all; ``None`` for no more than ``each``.
+      amount: how much to keep.
+      quota: the quota of one amount, in Python integers or limbs.
+    """
+    if not isinstance(amount, Scheduled):
+        return quota(amount)
+    quotas = [_less(quota(each), part) for each, part in zip(amount.amounts, amount.dropped, strict=True)]
+    return Quota(
+        _entry([quota.each for quota in quotas], amount.index), _entry([quota.total for quota in quotas], amount.index)
+    )
+
+
+def choose(layers: Layers, quota: Quota) -> list[Bool[Array, "..."]]:
+    """Mark the largest scores of every layer, then the largest of all others, up to the total.
 
     Returns:
-      One bool array for each layer.
+      One bool array for each leaf.
     """
-    chosen = None
-    if each is not None:
-        chosen = kth_largest.largest(layers.scores, _count(each), layers.alive, each=True)
-    if total is None:
+    chosen = None if quota.each is None else _largest_of_each(layers, _count(quota.each))
+    if quota.total is None:
         return chosen or []
     if chosen is None:
-        return kth_largest.largest(layers.scores, _count(total), layers.alive)
-    left = [~own if alive is None else alive & ~own for own, alive in zip(chosen, layers.alive, strict=True)]
-    rest = uint64.subtract_or_zero(_count(total), kth_largest.count_true(chosen))
+        return kth_largest.largest(layers.scores, _count(quota.total), layers.masks)
+    left = [~own if mask is None else mask & ~own for own, mask in zip(chosen, layers.masks, strict=True)]
+    rest = uint64.subtract_or_zero(_count(quota.total), kth_largest.count_true(chosen))
     more = kth_largest.largest(layers.scores, rest, left)
     return [own | other for own, other in zip(chosen, more, strict=True)]
+
+
+def is_mask(leaf: object) -> bool:
+    """Whether a leaf is a bool array."""
+    return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.bool_))
+
+
+def describe(leaf: object) -> str:
+    """The dtype and shape of a leaf, or its value where it is not an array, for an error."""
+    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else repr(leaf)
+
+
+def _stacked(path: str, leaf: Any, axes: KernelAxes | None, per_layer: str) -> tuple[int, ...]:
+    if axes is None:
+        why = f"{per_layer} treats it as one layer, which is wrong if it stacks several"
+        warnings.warn(unknown_axes(path, tuple(leaf.shape), why), stacklevel=2)
+        return ()
+    return axes.stacked
+
+
+def _largest_of_each(layers: Layers, counts: Count) -> list[Any]:
+    """The largest scores of every layer: limbs (layers,) to one mask for each leaf."""
+    starts = np.cumsum([0, *layers.stacks])
+    plain = [i for i, stacked in enumerate(layers.stacked) if not stacked]
+    masks: list[Any] = [None] * len(layers.scores)
+    if plain:
+        own = counts if len(plain) == len(masks) else Count(*(limb[starts[plain]] for limb in counts))
+        found = kth_largest.largest([layers.scores[i] for i in plain], own, [layers.masks[i] for i in plain], each=True)
+        for i, mask in zip(plain, found, strict=True):
+            masks[i] = mask
+    for i, stacked in enumerate(layers.stacked):
+        if stacked:
+            own = Count(*(jnp.asarray(limb)[starts[i] : starts[i + 1]] for limb in counts))
+            masks[i] = largest_along(layers.scores[i], layers.masks[i], own, stacked)
+    return masks
+
+
+def largest_along(
+    scores: Float[Array, "*shape"], mask: Bool[Array, "*shape"] | None, keep: Count, axes: tuple[int, ...]
+) -> Bool[Array, "*shape"]:
+    """Mark the largest scores of every slice along some axes.
+
+    Args:
+      scores: float array.
+      mask: bool array of the weights that may be kept; None for all.
+      keep: limbs (slices,), how many to mark in each slice.
+      axes: the axes that count the slices, in row-major order.
+    """
+    lead = tuple(range(len(axes)))
+    moved = jnp.moveaxis(scores, axes, lead)
+    rows = moved.reshape(keep.low.shape[0], *moved.shape[len(axes) :])
+    among = jnp.ones_like(rows, bool) if mask is None else jnp.moveaxis(mask, axes, lead).reshape(rows.shape)
+    found = jax.vmap(lambda row, may, k: kth_largest.largest([row], k, [may])[0])(rows, among, keep)
+    return jnp.moveaxis(found.reshape(moved.shape), lead, axes)
 
 
 def _count(number: int | Sequence[int] | Count) -> Count:
     return number if isinstance(number, Count) else uint64.count_of(number)
 
 
+def _less(quota: Quota, part: float) -> Quota:
+    """The quota without a fraction of it, each count rounded by itself."""
+    if not part:
+        return quota
+    each, total = quota
+    if isinstance(each, Count) or isinstance(total, Count):
+        raise TypeError("counts given as an array cannot be used to regrow weights; give numbers")
+    return Quota(
+        None if each is None else [count - round(count * part) for count in each],
+        None if total is None else total - round(total * part),
+    )
+
+
+def _entry(counts: Sequence[int | Sequence[int] | Count | None], index: Any) -> Count | None:
+    """The entry of a table of counts, looked up while the program runs."""
+    if all(count is None for count in counts):
+        return None
+    # A table may mix entries that have a total and entries that add nothing to the counts of the layers.
+    table = uint64.count_of([0 if count is None else count for count in counts])
+    return Count(*(jnp.asarray(limb)[index] for limb in table))
+
+
 @jax.jit
-def _nan(scores: list[Any], alive: list[Any]) -> list[Any]:
+def _nan(scores: list[Any], masks: list[Any]) -> list[Any]:
     return [
         jnp.any(jnp.isnan(array) if mask is None else jnp.isnan(array) & mask)
-        for array, mask in zip(scores, alive, strict=True)
+        for array, mask in zip(scores, masks, strict=True)
     ]
-
-
-def is_mask(leaf: Any) -> bool:
-    """Whether a leaf is a bool array."""
-    return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.bool_))
-
-
-def describe(leaf: Any) -> str:
-    """Name what a leaf is, for an error."""
-    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else repr(leaf)

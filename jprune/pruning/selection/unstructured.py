@@ -1,23 +1,26 @@
-"""Scores to masks: which weights stay, exactly as many as asked; and what masks do to a model.
+"""Scores to masks: select exactly as many weights as asked, and measure what masks do to a model.
 
-A selection is a function ``f(scores, keep, *, among=None, min_keep=0) -> masks``. Scores and masks are trees
-like the parameters, ``None`` where nothing may be pruned; a *layer* is a leaf that is not ``None``, and larger
-scores are kept. In every selection
+A selection is a function ``f(scores, *, sparsity=None, keep=None, among=None, min_keep=0, axes=None) -> masks``.
+Scores and masks are trees like the parameters, None where nothing is prunable; larger scores are kept. In every
+selection
 
-* ``keep`` is an int (exactly that many weights) or a float in [0, 1] (``round(n * keep)``, half to even, worked
-  out in Python, where n counts all the weights that have a score);
-* ``among`` is a tree of bool, ``None`` for all: no other weight is chosen. It does not change n, so that a
-  fraction means the same at every step of a schedule;
-* ``min_keep`` is the least number of weights that every layer keeps, counted inside the exact total (a layer
-  that is smaller keeps all it has), against the collapse of a layer.
+* ``sparsity`` is the fraction removed, a float in [0, 1]: of n weights, n (1 - sparsity) are kept, rounded half to
+  even, with n the number of all weights that have a score;
+* ``keep`` is the number of weights kept, an int. Exactly one of ``sparsity`` and ``keep`` is given;
+* ``among`` is a tree of bool masks, None for all: only weights where it is True can be kept. It does not change n,
+  so that a sparsity means the same at every step of a schedule;
+* ``min_keep`` is the minimum number of weights that every layer keeps, counted inside the exact total (a layer
+  that is smaller keeps all it has), against the collapse of a layer;
+* ``axes`` says what the axes of every leaf are: a graph made by ``jprune.trace_model``, ``{regex: KernelAxes}``,
+  "flax" or "equinox". A layer is a leaf, or one slice of a leaf that stacks several layers.
 
-Exactly ``keep`` weights are kept as long as so many are alive among ``among``, whatever their scores; ties are
+Exactly as many weights are kept as asked, provided that ``among`` has as many, whatever their scores; ties are
 broken by position: leaf order in the tree, then row-major index. NaN scores are refused where they can be
-seen (outside jit) and count as the lowest inside it.
+seen (outside jit) and count as the lowest inside jit.
 
-``global_masks`` and ``layer_masks`` also take ``keep`` as a ``Count``, two uint32 limbs that may be traced: one
-compiled selection then serves every entry of a table of counts. For ``layer_masks`` it has one entry for each
-layer, as ``layer_counts`` and ``erk_counts`` give them.
+``global_masks`` and ``layer_masks`` also take ``keep`` as an integer array that may be traced, so that one compiled
+program serves many ratios: a scalar, or for ``layer_masks`` one count for each layer, as ``layer_counts`` and
+``erk_counts`` give them.
 """
 
 import math
@@ -28,59 +31,80 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
+from jprune.graph.axes import Axes
+from jprune.pruning.amounts import Amount, Counts, Keep, Sparsity, amount_by_keyword, amount_of
 from jprune.pruning.selection import allocation, kth_largest, uint64
-from jprune.pruning.selection.layers import Layers, choose, describe, is_mask, layers_of
+from jprune.pruning.selection.layers import Layers, Quota, choose, describe, is_mask, layers_of, quota_of
 from jprune.pruning.selection.uint64 import Count
 from jprune.trees import Where, flatten, is_float, kernels, match, only
 
-PyTree = Any
 
-
-def global_masks(scores: PyTree, keep: float | Count, *, among: PyTree = None, min_keep: int = 0) -> PyTree:
+@amount_by_keyword
+def global_masks(
+    scores: PyTree,
+    *,
+    sparsity: Sparsity | None = None,
+    keep: Counts | None = None,
+    among: PyTree = None,
+    min_keep: int = 0,
+    axes: Axes = None,
+) -> PyTree:
     """Keep the largest scores of the whole tree.
 
     Args:
-      scores: tree of float arrays, ``None`` where nothing may be pruned.
-      keep: how many weights, or which fraction, or a ``Count`` (see the module).
-      among: bool tree of the weights that may be chosen; ``None`` for all.
-      min_keep: the least that every layer keeps: its own largest scores come first, then the rest of the tree.
+      scores: tree of float arrays, None where nothing is prunable.
+      sparsity: the fraction of all weights to remove, in [0, 1].
+      keep: the number of weights to keep; an int, or an integer scalar array, which may be traced.
+      among: bool tree of the weights that may be kept; None for all.
+      min_keep: minimum number of weights that every layer keeps: its own largest scores are kept first, then the
+        largest of the rest of the tree.
+      axes: see the module; only ``min_keep`` depends on it.
 
     Returns:
-      A tree like ``scores`` of bool arrays, exactly ``keep`` of them True.
+      A tree like ``scores`` of bool arrays.
 
     Raises:
-      TypeError: ``keep`` or ``min_keep`` is not a number.
-      ValueError: ``keep`` is out of range, the floors exceed it, the trees do not match, there is nothing to
-        prune, or a score is NaN (outside jit); the message names the leaf.
+      TypeError: not exactly one of ``sparsity`` and ``keep`` is given, or one has the wrong type.
+      ValueError: a number is out of range, ``min_keep`` exceeds the total, the trees do not match, there is
+        nothing to prune, or a score is NaN (outside jit); the message names the leaf.
 
-    >>> global_masks({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0, 2.0]), "c": None}, keep=2)
+    >>> global_masks({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0, 2.0]), "c": None}, sparsity=0.5)
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool), 'c': None}
     """
-    layers = layers_of(scores, among)
-    total = keep if isinstance(keep, Count) else allocation.kept(keep, sum(layers.sizes))
-    floors = allocation.floors(min_keep, layers.sizes, None if isinstance(total, Count) else total)
-    return layers.tree(choose(layers, floors if min_keep else None, total))
+    layers = layers_of(scores, among, axes, per_layer="min_keep" if min_keep else None)
+
+    def quota(amount: Amount) -> Quota:
+        total = amount if isinstance(amount, Count) else allocation.kept(amount, layers.size)
+        floors = allocation.floors(min_keep, layers.sizes, None if isinstance(total, Count) else total)
+        return Quota(floors if min_keep else None, total)
+
+    return layers.tree(choose(layers, quota_of(amount_of(sparsity, keep), quota)))
 
 
+@amount_by_keyword
 def layer_masks(
     scores: PyTree,
-    keep: float | Mapping[str, float] | Count,
     *,
+    sparsity: Sparsity | None = None,
+    keep: Counts | None = None,
     among: PyTree = None,
     min_keep: int = 0,
+    axes: Axes = None,
 ) -> PyTree:
-    """Keep the largest scores of every layer by itself.
+    """Keep the largest scores of every layer, each layer separately.
 
     Args:
-      scores: tree of float arrays, ``None`` where nothing may be pruned.
-      keep: a float is the fraction of each layer, rounded layer by layer; an int is divided among the layers
-        in proportion to their sizes (exact in total); a mapping from regular expressions to floats or ints
-        gives each layer its own (the first expression found in its path decides); a ``Count`` has one entry
-        for each layer.
-      among: bool tree of the weights that may be chosen; ``None`` for all. A layer with fewer than its count
-        keeps them all; only where ``keep`` is an int do other layers make up for it.
-      min_keep: the least that every layer keeps.
+      scores: tree of float arrays, None where nothing is prunable.
+      sparsity: the fraction of each layer to remove, rounded layer by layer; or ``{regex: sparsity}``, where the
+        first expression found in a layer's path decides and every layer must match one.
+      keep: the number of weights to keep, divided among the layers in proportion to their sizes (exact in
+        total); or ``{regex: number}``, the number for each layer; or an integer array (layers,), which may be traced.
+      among: bool tree of the weights that may be kept; None for all. A layer with fewer than its number keeps
+        them all; other layers make up for it only where ``keep`` is an int.
+      min_keep: minimum number of weights that every layer keeps.
+      axes: see the module; which axes of a leaf count layers.
 
     Returns:
       A tree like ``scores`` of bool arrays.
@@ -88,33 +112,56 @@ def layer_masks(
     Raises:
       TypeError, ValueError: as ``global_masks``; an expression matches no layer, or a layer matches none.
 
-    >>> layer_masks({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0, 2.0])}, keep=0.5)
+    >>> layer_masks({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0, 2.0])}, sparsity=0.5)
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool)}
     """
-    layers = layers_of(scores, among)
-    if isinstance(keep, Count):
-        return layers.tree(choose(layers, keep, None))
-    counts = _layer_counts(layers, keep, min_keep)
-    return layers.tree(
-        choose(layers, counts, sum(counts) if isinstance(keep, numbers.Integral) and among is not None else None)
-    )
+    layers = layers_of(scores, among, axes, per_layer="layer_masks")
+
+    def quota(amount: Amount) -> Quota:
+        if isinstance(amount, Count):
+            return Quota(_per_layer(amount, layers), None)
+        counts = _layer_counts(layers, amount, min_keep)
+        return Quota(counts, sum(counts) if isinstance(amount, Keep) and among is not None else None)
+
+    return layers.tree(choose(layers, quota_of(amount_of(sparsity, keep), quota)))
 
 
-def uniform_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_keep: int = 0) -> PyTree:
+@amount_by_keyword
+def uniform_masks(
+    scores: PyTree,
+    *,
+    sparsity: Sparsity | None = None,
+    keep: Counts | None = None,
+    among: PyTree = None,
+    min_keep: int = 0,
+    axes: Axes = None,
+) -> PyTree:
     """Keep the same fraction of every layer, exact in total: rounding is settled among the layers.
 
-    Takes, gives and raises what ``global_masks`` does.
+    Takes, returns and raises what ``global_masks`` does; each layer keeps its own largest scores.
 
-    >>> uniform_masks({"a": jnp.array([3.0, 1.0, 2.0]), "b": jnp.array([2.0])}, keep=0.5)
+    >>> uniform_masks({"a": jnp.array([3.0, 1.0, 2.0]), "b": jnp.array([2.0])}, sparsity=0.5)
     {'a': Array([ True, False,  True], dtype=bool), 'b': Array([False], dtype=bool)}
     """
-    layers = layers_of(scores, among)
-    total = allocation.kept(keep, sum(layers.sizes))
-    counts = _layer_counts(layers, total, min_keep)
-    return layers.tree(choose(layers, counts, None if among is None else total))
+    layers = layers_of(scores, among, axes, per_layer="uniform_masks")
+
+    def quota(amount: Amount) -> Quota:
+        total = allocation.kept(amount, layers.size)
+        return Quota(_layer_counts(layers, Keep(total), min_keep), None if among is None else total)
+
+    return layers.tree(choose(layers, quota_of(amount_of(sparsity, keep), quota)))
 
 
-def erk_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_keep: int = 0) -> PyTree:
+@amount_by_keyword
+def erk_masks(
+    scores: PyTree,
+    *,
+    sparsity: Sparsity | None = None,
+    keep: Counts | None = None,
+    among: PyTree = None,
+    min_keep: int = 0,
+    axes: Axes = None,
+) -> PyTree:
     """Keep what the Erdos-Renyi-kernel rule gives each layer, exact in total.
 
     Layer l keeps the fraction e * (d_1 + ... + d_k) / (d_1 * ... * d_k) of its weights, with d the dimensions
@@ -122,7 +169,7 @@ def erk_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_keep: in
     exact. A layer whose fraction would exceed 1 is kept dense and e raised for the rest; counts are rounded
     by largest remainders.
 
-    Takes, gives and raises what ``global_masks`` does.
+    Takes, returns and raises what ``global_masks`` does.
 
     Source: Evci et al., "Rigging the Lottery", ICML 2020, arXiv 1911.11134, section 3 (1).
 
@@ -130,29 +177,49 @@ def erk_masks(scores: PyTree, keep: float, *, among: PyTree = None, min_keep: in
     >>> masks["a"].sum().item(), masks["b"].sum().item()
     (3, 9)
     """
-    layers = layers_of(scores, among)
-    total = allocation.kept(keep, sum(layers.sizes))
-    counts = _erk_counts(layers, total, min_keep)
-    return layers.tree(choose(layers, counts, None if among is None else total))
+    layers = layers_of(scores, among, axes, per_layer="erk_masks")
+
+    def quota(amount: Amount) -> Quota:
+        total = allocation.kept(amount, layers.size)
+        return Quota(_erk_counts(layers, total, min_keep), None if among is None else total)
+
+    return layers.tree(choose(layers, quota_of(amount_of(sparsity, keep), quota)))
 
 
-def layer_counts(scores: PyTree, keep: float | Mapping[str, float], *, min_keep: int = 0) -> list[int]:
-    """How many weights ``layer_masks`` keeps of each layer, from shapes alone (arrays, or their shapes).
+@amount_by_keyword
+def layer_counts(
+    scores: PyTree,
+    *,
+    sparsity: Sparsity | None = None,
+    keep: Counts | None = None,
+    min_keep: int = 0,
+    axes: Axes = None,
+) -> list[int]:
+    """The number of weights that ``layer_masks`` keeps of each layer, from arrays or their shapes.
 
-    >>> layer_counts({"a": jnp.ones(4), "b": jnp.ones(10)}, 0.5, min_keep=3)
+    >>> layer_counts({"a": jnp.ones(4), "b": jnp.ones(10)}, sparsity=0.5, min_keep=3)
     [3, 5]
     """
-    return _layer_counts(layers_of(scores, None, shapes_only=True), keep, min_keep)
+    layers = layers_of(scores, None, axes, per_layer="layer_counts", shapes_only=True)
+    return _layer_counts(layers, amount_of(sparsity, keep), min_keep)
 
 
-def erk_counts(scores: PyTree, keep: float, *, min_keep: int = 0) -> list[int]:
-    """How many weights ``erk_masks`` keeps of each layer, from shapes alone (arrays, or their shapes).
+@amount_by_keyword
+def erk_counts(
+    scores: PyTree,
+    *,
+    sparsity: Sparsity | None = None,
+    keep: Counts | None = None,
+    min_keep: int = 0,
+    axes: Axes = None,
+) -> list[int]:
+    """The number of weights that ``erk_masks`` keeps of each layer, from arrays or their shapes.
 
     >>> erk_counts({"a": jnp.ones((2, 2)), "b": jnp.ones((4, 8))}, keep=12)
     [3, 9]
     """
-    layers = layers_of(scores, None, shapes_only=True)
-    return _erk_counts(layers, allocation.kept(keep, sum(layers.sizes)), min_keep)
+    layers = layers_of(scores, None, axes, per_layer="erk_counts", shapes_only=True)
+    return _erk_counts(layers, allocation.kept(amount_of(sparsity, keep), layers.size), min_keep)
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
@@ -277,15 +344,24 @@ def keep_count(
     return round((Fraction(total) / Fraction(float(ratio)) - dense) * Fraction(prunable, prunable + biases))
 
 
-def _layer_counts(layers: Layers, keep: float | Mapping[str, float], min_keep: int) -> list[int]:
+def _per_layer(counts: Count, layers: Layers) -> Count:
+    if counts.low.shape != (len(layers.names),):
+        raise ValueError(
+            f"keep is an array of shape {counts.low.shape}; layer_masks takes one count for each of the "
+            f"{len(layers.names)} layers: {', '.join(layers.names)}"
+        )
+    return counts
+
+
+def _layer_counts(layers: Layers, amount: Amount, min_keep: int) -> list[int]:
     sizes = layers.sizes
-    if isinstance(keep, Mapping):
-        counts = allocation.by_pattern(keep, layers.paths, sizes)
-    elif isinstance(keep, numbers.Integral):
-        total = allocation.kept(keep, sum(sizes))
+    if isinstance(amount, Mapping):
+        counts = allocation.by_pattern(amount, layers.paths_of_layers, sizes)
+    elif isinstance(amount, Keep):
+        total = allocation.kept(amount, layers.size)
         return allocation.proportional(sizes, allocation.floors(min_keep, sizes, total), sizes, total)
     else:
-        counts = [allocation.kept(keep, size) for size in sizes]
+        counts = [allocation.kept(amount, size) for size in sizes]
     return [max(pair) for pair in zip(counts, allocation.floors(min_keep, sizes, None), strict=True)]
 
 

@@ -31,7 +31,7 @@ def count(state):
 def sizes(model):
     """All parameters, and those that a study may prune."""
     params = nnx.state(model, nnx.Param)
-    return count(params), count(trees.only(params, jprune.select(exclude=r"^head/")))
+    return count(params), count(trees.only(params, jprune.by_path(exclude=r"^head/")))
 
 
 @pytest.mark.parametrize(("name", "shape", "total", "prunable"), [

@@ -23,7 +23,6 @@ from experiments.recall_distortion import evidence, oneshot, plan, presets, repo
 from experiments.recall_distortion.plan import Cell
 from experiments.storage import results, store
 from experiments.training import replicates
-from jprune.pruning.selection.uint64 import count_of
 
 pytestmark = [
     pytest.mark.optax_promotes,
@@ -320,11 +319,11 @@ def test_a_report_is_of_the_replicates_that_are_asked_for(study):
 def test_the_signed_legacy_keeps_more_than_asked_where_scores_are_negative():
     params = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4)}
     scores = {"kernel": jnp.array([[4.0, 3.0, 2.0, 1.0], [-4.0, -3.0, -0.5, -0.1]])}
-    pruned, kept = oneshot.prune(params, scores, count_of(3), signed=True)
+    pruned, kept = oneshot.prune(params, scores, jnp.int32(3), signed=True)
     # The third largest signed score is 2; -4 and -3 are larger in magnitude and stay too.
     assert int(kept) == 5
     np.testing.assert_array_equal(pruned["kernel"], [[1, 2, 3, 0], [5, 6, 0, 0]])
-    exact, kept = oneshot.prune(params, {"kernel": jnp.abs(scores["kernel"])}, count_of(3))
+    exact, kept = oneshot.prune(params, {"kernel": jnp.abs(scores["kernel"])}, jnp.int32(3))
     assert int(kept) == 3
     assert int((exact["kernel"] != 0).sum()) == 3
 

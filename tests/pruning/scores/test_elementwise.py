@@ -18,7 +18,7 @@ EPS = 0.25
     [
         (jprune.magnitude(), np.abs(W)),
         (jprune.gradient(), np.abs(W * G)),
-        (jprune.movement(), -W * G),
+        (jprune.scores.movement(), -W * G),
         (jprune.undecayed(EPS), np.abs(-W * G + EPS * W**2)),
         (jprune.undecayed(EPS, gradient_includes_decay=True), np.abs(-W * (G - EPS * W) + EPS * W**2)),
     ],
@@ -70,7 +70,9 @@ def test_random_scores_come_from_the_key_alone():
     assert int(jprune.global_masks({"kernel": first}, keep=123)["kernel"].sum()) == 123
 
 
-@pytest.mark.parametrize("score", [jprune.gradient(), jprune.undecayed(), jprune.movement()], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "score", [jprune.gradient(), jprune.undecayed(), jprune.scores.movement()], ids=lambda s: s.name
+)
 def test_a_missing_gradient_is_named_at_trace_time(score):
     with pytest.raises(ValueError, match=rf"{score.name} needs grad"):
         jax.eval_shape(score, {"kernel": jnp.ones((2, 2))})
@@ -93,7 +95,7 @@ def test_gradients_averaged_over_batches_leave_running_statistics_alone():
         fresh = nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf, rest))
         return jnp.mean(jnp.square(fresh(x) - 1.0))
 
-    averaged = jprune.average_gradients(loss, params, batches)
+    averaged = jprune.scores.average_gradients(loss, params, batches)
     each = [jax.grad(loss)(params, x) for x in batches]
     wanted = jax.tree.map(lambda *g: sum(np.asarray(x, np.float64) for x in g) / 3, *each)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), averaged, wanted)

@@ -42,17 +42,17 @@ def kernels_of(tree):
 def test_snip_is_the_share_of_all_sensitivity():
     w = {"a": {"kernel": jnp.array([[-2.0, 1.0]])}, "b": {"kernel": jnp.array([[0.5], [4.0]])}}
     g = {"a": {"kernel": jnp.array([[0.5, 3.0]])}, "b": {"kernel": jnp.array([[-8.0], [0.0]])}}
-    scores = jprune.snip()(w, grad=g)  # |w g| = 1, 3, 4, 0
+    scores = jprune.scores.snip()(w, grad=g)  # |w g| = 1, 3, 4, 0
     np.testing.assert_allclose(scores["a"]["kernel"], [[0.125, 0.375]])
     np.testing.assert_allclose(scores["b"]["kernel"], [[0.5], [0.0]])
-    nothing = jprune.snip()(w, grad=jax.tree.map(jnp.zeros_like, g))
+    nothing = jprune.scores.snip()(w, grad=jax.tree.map(jnp.zeros_like, g))
     np.testing.assert_array_equal(nothing["a"]["kernel"], 0.0)
 
 
 def test_synflow_is_each_weights_share_of_the_flow():
     params = mlp([4, 5, 3])
     (w1, b1), (w2, _) = [(np.abs(w), np.abs(b)) for w, b in in_numpy(params)]
-    scores = kernels_of(jprune.synflow(forward, input_shape=(7, 4))(params))
+    scores = kernels_of(jprune.scores.synflow(forward, input_shape=(7, 4))(params))
     np.testing.assert_allclose(scores[0], w1 * w2.sum(1), rtol=1e-5)
     np.testing.assert_allclose(scores[1], (w1.sum(0) + b1)[:, None] * w2, rtol=1e-5)
 
@@ -60,7 +60,7 @@ def test_synflow_is_each_weights_share_of_the_flow():
 def test_synflow_is_conserved_from_layer_to_layer():
     params = mlp([6, 9, 4, 5], bias=False)
     total = np.linalg.multi_dot([np.ones((1, 6)), *(np.abs(w) for w, _ in in_numpy(params))]).sum()
-    for scores in kernels_of(jprune.synflow(forward, input_shape=(1, 6))(params)):
+    for scores in kernels_of(jprune.scores.synflow(forward, input_shape=(1, 6))(params)):
         np.testing.assert_allclose(scores.sum(), total, rtol=1e-5)
 
 
@@ -68,7 +68,7 @@ def test_synflow_is_conserved_from_layer_to_layer():
 def test_synflow_ranks_networks_whose_flow_float32_cannot_hold(scale):
     params = mlp([4, 5, 5, 3], bias=False)
     scaled = jax.tree.map(lambda w: w * np.float32(scale), params)
-    score = jprune.synflow(forward, input_shape=(1, 4))
+    score = jprune.scores.synflow(forward, input_shape=(1, 4))
     found, plain = kernels_of(score(scaled)), kernels_of(score(params))
     ratio = found[0][0, 0] / plain[0][0, 0]
     for a, b in zip(found, plain, strict=True):
@@ -78,15 +78,15 @@ def test_synflow_ranks_networks_whose_flow_float32_cannot_hold(scale):
 def test_iterated_synflow_loses_no_layer_before_the_maximum_compression():
     """Four layers can carry flow with four weights, one in each, and not with fewer."""
     params = mlp([30, 40, 3, 20, 2], bias=False)
-    score = jprune.synflow(forward, input_shape=(1, 30))
+    score = jprune.scores.synflow(forward, input_shape=(1, 30))
     for keep in (200, 20, 4):
-        masks = jprune.iterated_masks(score, params, keep)
+        masks = jprune.selection.iterated_masks(score, params, keep=keep)
         counts = [int(mask.sum()) for mask in kernels_of(masks)]
         assert sum(counts) == keep
         assert min(counts) >= 1, counts
         positive = jax.tree.map(jnp.abs, jprune.apply_masks(params, masks))
         assert float(forward(positive, jnp.ones((1, 30))).sum()) > 0
-    at_once = jprune.iterated_masks(score, params, 4, rounds=1)
+    at_once = jprune.selection.iterated_masks(score, params, keep=4, rounds=1)
     assert min(int(mask.sum()) for mask in kernels_of(at_once)) == 0
 
 
@@ -96,14 +96,14 @@ def test_rounds_shrink_geometrically_and_score_what_is_left():
         "a": {"kernel": jnp.array([[3.0, 2.0]]), "bias": jnp.zeros(2)},
         "b": {"kernel": jnp.array([[1.0], [5.0]]), "bias": jnp.zeros(1)},
     }
-    score = jprune.synflow(forward, input_shape=(1, 1))  # flows: 3 through the first unit, 10 through the second
-    masks = jprune.iterated_masks(score, params, 2, rounds=2)
+    score = jprune.scores.synflow(forward, input_shape=(1, 1))  # flows: 3 through the first unit, 10 through the second
+    masks = jprune.selection.iterated_masks(score, params, keep=2, rounds=2)
     assert kernels_of(masks)[0].tolist() == [[False, True]]
     assert kernels_of(masks)[1].tolist() == [[False], [True]]
     with pytest.raises(ValueError, match="rounds=0 must be 1 or more"):
-        jprune.iterated_masks(score, params, 2, rounds=0)
+        jprune.selection.iterated_masks(score, params, keep=2, rounds=0)
     with pytest.raises(ValueError, match="the score gradient needs a gradient of every round"):
-        jprune.iterated_masks(jprune.gradient(), params, 2)
+        jprune.selection.iterated_masks(jprune.gradient(), params, keep=2)
 
 
 def logistic(params, batch):
@@ -118,10 +118,10 @@ def test_fisher_is_the_mean_of_the_squares_of_single_gradients(microbatch):
     each = (1 / (1 + np.exp(-x @ w)) - y) * x  # (examples, weights)
     batch = {"x": jnp.asarray(x, jnp.float32), "y": jnp.asarray(y, jnp.float32)}
     params = {"kernel": jnp.asarray(w, jnp.float32)}
-    found = jprune.fisher(logistic, microbatch=microbatch)(params, batch=batch)["kernel"][:, 0]
+    found = jprune.scores.fisher(logistic, microbatch=microbatch)(params, batch=batch)["kernel"][:, 0]
     np.testing.assert_allclose(found, np.mean(each**2, 0), rtol=1e-5)
     assert (np.mean(each**2, 0) > 1.05 * np.mean(each, 0) ** 2).all()  # it is no square of the mean
-    saliency = jprune.fisher(logistic, microbatch=microbatch, saliency=True)(params, batch=batch)["kernel"][:, 0]
+    saliency = jprune.scores.fisher(logistic, microbatch=microbatch, saliency=True)(params, batch=batch)["kernel"][:, 0]
     np.testing.assert_allclose(saliency, w[:, 0] ** 2 * np.mean(each**2, 0) / 2, rtol=1e-5)
 
 
@@ -186,7 +186,7 @@ def test_gradients_are_averaged_by_example_in_the_mode_of_the_loss(evaluating):
         return jnp.mean(merged(x) ** 2 + merged.kernel[...] * x)
 
     batches = [np.array([[1.0], [3.0]]), np.array([[2.0], [5.0], [11.0]])]
-    found = jprune.average_gradients(loss, params, (jnp.asarray(x, jnp.float32) for x in batches))
+    found = jprune.scores.average_gradients(loss, params, (jnp.asarray(x, jnp.float32) for x in batches))
     every = np.concatenate(batches)
     # Normalized by its own statistics the batch forgets w; by the running ones it is (w x - 1) / 2.
     wanted = every.mean() + (np.mean(2 * (2 * every - 1) / 2 * every / 2) if evaluating else 0.0)
@@ -197,9 +197,11 @@ def test_gradients_are_averaged_by_example_in_the_mode_of_the_loss(evaluating):
 
 def test_averaging_drops_what_a_loss_gives_beside_and_needs_a_batch():
     loss = lambda w, x: (jnp.mean(w * x), {"statistics": x})
-    mean = jprune.average_gradients(loss, jnp.array(1.0), [jnp.array([1.0, 2.0]), jnp.array([6.0])], has_aux=True)
+    mean = jprune.scores.average_gradients(
+        loss, jnp.array(1.0), [jnp.array([1.0, 2.0]), jnp.array([6.0])], has_aux=True
+    )
     assert mean == 3.0
     with pytest.raises(ValueError, match="batches holds no example"):
-        jprune.average_gradients(loss, jnp.array(1.0), [], has_aux=True)
+        jprune.scores.average_gradients(loss, jnp.array(1.0), [], has_aux=True)
     with pytest.raises(ValueError, match=r"loss gave an array of shape \(2,\); it must give a scalar"):
-        jprune.average_gradients(lambda w, x: w * x, jnp.array(1.0), [jnp.ones(2)])
+        jprune.scores.average_gradients(lambda w, x: w * x, jnp.array(1.0), [jnp.ones(2)])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jprune
-from jprune.pruning import erk_counts, layer_counts
+from jprune.selection import erk_counts, layer_counts
 
 SELECTIONS = pytest.mark.parametrize(
     "select",
@@ -26,9 +26,9 @@ def _unchecked():
 
 
 @SELECTIONS
-@pytest.mark.parametrize("keep", [3, 0.5])
-def test_a_layer_without_weights_keeps_none_and_leaves_the_others_theirs(select, keep):
-    masks = select({"a": jnp.zeros((0, 3)), "b": jnp.arange(6.0).reshape(6, 1), "c": jnp.zeros((2, 0))}, keep)
+@pytest.mark.parametrize("amount", [{"keep": 3}, {"sparsity": 0.5}])
+def test_a_layer_without_weights_keeps_none_and_leaves_the_others_theirs(select, amount):
+    masks = select({"a": jnp.zeros((0, 3)), "b": jnp.arange(6.0).reshape(6, 1), "c": jnp.zeros((2, 0))}, **amount)
     assert [masks[name].shape for name in "ac"] == [(0, 3), (2, 0)]
     np.testing.assert_array_equal(masks["b"][:, 0], [False] * 3 + [True] * 3)
 
@@ -36,9 +36,36 @@ def test_a_layer_without_weights_keeps_none_and_leaves_the_others_theirs(select,
 @SELECTIONS
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.parametrize("keep", [True, "2", None, 1j])
-def test_a_keep_that_is_no_number_is_refused(select, keep):
-    with pytest.raises(TypeError, match=r"keep=.* must be an int \(a count\) or a float \(a fraction\)"):
-        select({"a": jnp.ones((3, 2))}, keep)
+def test_a_keep_that_is_not_a_number_is_refused(select, keep):
+    message = "neither is given" if keep is None else r"keep=.* must be an integer, the number of weights kept$"
+    with pytest.raises(TypeError, match=message):
+        select({"a": jnp.ones((3, 2))}, keep=keep)
+
+
+@SELECTIONS
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(
+    ("amount", "message"),
+    [
+        ({"keep": 0.1}, r"keep=0\.1 must be an integer.*; for a fraction give sparsity=0\.9, the fraction removed"),
+        ({"keep": 4.0}, r"keep=4\.0 must be an integer.*; write keep=4$"),
+        ({"keep": {"a": 0.25}}, r"keep\['a'\]=0\.25 must be an integer.*sparsity=0\.75"),
+        ({"sparsity": 3}, "sparsity=3 is an integer.*To keep 3 weights, write keep=3"),
+        ({"sparsity": 1}, "sparsity=1 is an integer"),
+        ({"sparsity": "0.5"}, "sparsity='0.5' is a str"),
+        ({"sparsity": 0.5, "keep": 3}, "both are given"),
+        ({}, "neither is given"),
+    ],
+)
+def test_amounts_of_the_wrong_kind_are_refused_with_the_right_spelling(select, amount, message):
+    with pytest.raises(TypeError, match=message):
+        select({"a": jnp.ones((3, 2))}, **amount)
+
+
+@SELECTIONS
+def test_an_amount_by_position_is_refused_with_the_right_spelling(select):
+    with pytest.raises(TypeError, match=r"takes its amount by keyword, not 0\.1 by position: sparsity=0\.9"):
+        select({"a": jnp.ones((3, 2))}, 0.1)
 
 
 EVERY = pytest.mark.parametrize(
@@ -56,30 +83,32 @@ EVERY = pytest.mark.parametrize(
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.parametrize("min_keep", [True, 1.5, "1"])
 def test_a_floor_that_is_no_count_is_refused(select, min_keep):
-    with pytest.raises(TypeError, match=f"min_keep={min_keep!r} must be an int: the weights that every layer keeps"):
-        select({"a": jnp.ones((3, 2))}, 1.0, min_keep=min_keep)
+    with pytest.raises(
+        TypeError, match=f"min_keep={min_keep!r} must be an int, the number of weights that every layer keeps"
+    ):
+        select({"a": jnp.ones((3, 2))}, sparsity=0.0, min_keep=min_keep)
 
 
 @EVERY
 def test_a_floor_below_zero_is_refused(select):
     with pytest.raises(ValueError, match="min_keep=-1 must not be negative"):
-        select({"a": jnp.ones((3, 2))}, 1.0, min_keep=-1)
+        select({"a": jnp.ones((3, 2))}, sparsity=0.0, min_keep=-1)
 
 
 def test_an_error_says_what_a_count_is_of():
     with pytest.raises(ValueError, match=r"keep=4 must lie in 0\.\.3, the number of weights$"):
-        jprune.global_masks({"a": jnp.ones(3)}, 4)
-    with pytest.raises(ValueError, match=r"keep=1\.5 must lie in \[0, 1\]; an int would be a count of weights$"):
-        jprune.global_masks({"a": jnp.ones(3)}, 1.5)
+        jprune.global_masks({"a": jnp.ones(3)}, keep=4)
+    with pytest.raises(ValueError, match=r"sparsity=1\.5 must be from 0\.0 to 1\.0: it is the fraction of the weights"):
+        jprune.global_masks({"a": jnp.ones(3)}, sparsity=1.5)
 
 
 def test_counts_come_from_shapes_alone():
     shapes = {"a": jax.ShapeDtypeStruct((4,), jnp.float32), "b": jax.ShapeDtypeStruct((5, 2), jnp.float32)}
-    assert layer_counts(shapes, 0.5, min_keep=3) == [3, 5]
-    assert layer_counts(shapes, {"a": 1, "b": 0.25}) == [1, 2]
+    assert layer_counts(shapes, sparsity=0.5, min_keep=3) == [3, 5]
+    assert layer_counts(shapes, sparsity={"a": jprune.Keep(1), "b": 0.75}) == [1, 2]
     # ERK: 8 * 4 / 11 = 2.91 and 8 * 7 / 11 = 5.09; of 13 the first layer, dense, keeps all its 4.
-    assert erk_counts(shapes, 8) == [3, 5]
-    assert erk_counts(shapes, 13) == [4, 9]
+    assert erk_counts(shapes, keep=8) == [3, 5]
+    assert erk_counts(shapes, keep=13) == [4, 9]
     params = {"kernel": jax.ShapeDtypeStruct((10, 9), jnp.float32), "bias": jax.ShapeDtypeStruct((10,), jnp.float32)}
     assert jprune.keep_count(params, ratio=4) == 15
-    assert jprune.compression(params, {"kernel": jnp.arange(90).reshape(10, 9) < 15, "bias": None}) == 4.0
+    assert jprune.selection.compression(params, {"kernel": jnp.arange(90).reshape(10, 9) < 15, "bias": None}) == 4.0

@@ -39,18 +39,20 @@ def train_step(tx, params, state, batch):
     return optax.apply_updates(params, updates), state
 
 
-RIGL = jprune.Regrow(jprune.dense_gradient(), jprune.cosine_fraction(0.3, end=9))
+RIGL = jprune.Regrow(jprune.scores.dense_gradient(), jprune.schedules.cosine_fraction(0.3, end=9))
 PRUNE = jprune.prune(jprune.gradient(), {0: 0.5, 3: 0.75})
 TRANSFORMATIONS = {
-    "layers": optax.chain(optax.adam(0.1), jprune.prune(jprune.magnitude(), {1: 0.5}, select=jprune.layer_masks)),
-    "ERK with a floor": jprune.prune(jprune.undecayed(), {1: 0.5}, select=jprune.erk_masks, min_keep=2),
-    "2:4": jprune.prune(jprune.magnitude(), {1: 0.5}, select=jprune.nm_masks),
-    "blocks": jprune.prune(jprune.magnitude(), {1: 0.5}, select=functools.partial(jprune.block_masks, block=(2, 2))),
-    "channels": jprune.prune(jprune.movement(), {1: 0.5}, select=jprune.channel_masks),
-    "random": jprune.prune(jprune.random(), {1: 0.5}, select=jprune.bernoulli_masks, key=jax.random.key(0)),
-    "fisher": jprune.prune(jprune.fisher(loss), {1: 0.5}),
-    "wanda": jprune.prune(jprune.wanda(forward), {1: 0.5}, select=jprune.output_masks),
-    "synflow": jprune.prune(jprune.synflow(forward, input_shape=(1, 8)), {1: 0.5}),
+    "layers": optax.chain(optax.adam(0.1), jprune.prune(jprune.magnitude(), {1: 0.5}, selection=jprune.layer_masks)),
+    "ERK with a floor": jprune.prune(jprune.undecayed(), {1: 0.5}, selection=jprune.erk_masks, min_keep=2),
+    "2:4": jprune.prune(jprune.magnitude(), {1: 0.5}, selection=jprune.nm_masks),
+    "blocks": jprune.prune(jprune.magnitude(), {1: 0.5}, selection=functools.partial(jprune.block_masks, block=(2, 2))),
+    "channels": jprune.prune(jprune.scores.movement(), {1: 0.5}, selection=jprune.channel_masks),
+    "random": jprune.prune(
+        jprune.random(), {1: 0.5}, selection=jprune.selection.bernoulli_masks, key=jax.random.key(0)
+    ),
+    "fisher": jprune.prune(jprune.scores.fisher(loss), {1: 0.5}),
+    "wanda": jprune.prune(jprune.wanda(forward), {1: 0.5}, selection=jprune.output_masks),
+    "synflow": jprune.prune(jprune.scores.synflow(forward, input_shape=(1, 8)), {1: 0.5}),
     "RigL": jprune.reset_moments(optax.adam(0.1), jprune.prune(jprune.magnitude(), {0: 0.5, 2: 0.5}, regrow=RIGL)),
     "keep_zeros": optax.chain(optax.sgd(0.1, momentum=0.9), jprune.keep_zeros()),
     "partition": optax.partition({"x": PRUNE, "y": optax.adam(0.1)}, {"a": "x", "b": "y"}),
@@ -78,11 +80,15 @@ def test_replicates_under_vmap_keep_their_conditional():
 
 
 def test_masks_straight_through_rounds_of_scoring_and_sparse_products():
-    masks = jprune.global_masks(jprune.magnitude()(params()), 0.5)
+    masks = jprune.global_masks(jprune.magnitude()(params()), sparsity=0.5)
     lowered(lambda p: loss(jprune.straight_through(p, masks), jnp.ones((3, 8))), params())
     lowered(lambda p: jprune.apply_masks(p, masks), params())
-    score = jprune.synflow(forward, input_shape=(1, 8))
-    lowered(lambda p: jprune.iterated_masks(score, p, 9, rounds=3, min_keep=1), params())
-    lowered(lambda p, x: jprune.snip()(p, grad=jprune.average_gradients(loss, p, [x])), params(), jnp.ones((3, 8)))
-    lowered(lambda p: jprune.legacy_signed_masks(jprune.undecayed(signed=True)(p, grad=p), 5), params())
-    lowered(lambda p: jprune.uniform_masks(jprune.magnitude()(p), 5), params())
+    score = jprune.scores.synflow(forward, input_shape=(1, 8))
+    lowered(lambda p: jprune.selection.iterated_masks(score, p, keep=9, rounds=3, min_keep=1), params())
+    lowered(
+        lambda p, x: jprune.scores.snip()(p, grad=jprune.scores.average_gradients(loss, p, [x])),
+        params(),
+        jnp.ones((3, 8)),
+    )
+    lowered(lambda p: jprune.selection.legacy_signed_masks(jprune.undecayed(signed=True)(p, grad=p), keep=5), params())
+    lowered(lambda p: jprune.uniform_masks(jprune.magnitude()(p), keep=5), params())

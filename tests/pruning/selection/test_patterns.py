@@ -49,19 +49,20 @@ def test_n_of_m_along_the_first_axis_and_only_among_what_is_alive():
 
 
 def test_blocks_with_the_largest_sums_over_the_whole_tree():
-    found = kernels_of(jprune.block_masks(SCORES, 0.3, block=(4, 2)))
+    found = kernels_of(jprune.block_masks(SCORES, sparsity=0.7, block=(4, 2)))
     sums = [CONV.reshape(3, 3, 2, 4, 2, 2).sum((3, 5)), DENSE.reshape(3, 4, 4, 2).sum((1, 3))]
     chosen = largest(sums, round((36 + 12) * 0.3))
     for mask, blocks in zip(found, chosen, strict=True):
         np.testing.assert_array_equal(mask, np.repeat(np.repeat(blocks, 4, -2), 2, -1))
-    by_weights = kernels_of(jprune.block_masks(SCORES, 14 * 8, block=(4, 2)))
+    by_weights = kernels_of(jprune.block_masks(SCORES, keep=14 * 8, block=(4, 2)))
     for a, b in zip(found, by_weights, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("axis", [-1, 0])
 def test_whole_channels_with_the_largest_mean_scores(axis):
-    found = kernels_of(jprune.channel_masks(SCORES, 5, axis=axis))
+    sparsity = 1 - 5 / sum(x.shape[axis] for x in (CONV, DENSE))
+    found = kernels_of(jprune.channel_masks(SCORES, sparsity=sparsity, axis=axis))
     means = [np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).mean(1) for x in (CONV, DENSE)]
     for mask, channels in zip(found, largest(means, 5), strict=True):
         lanes = np.moveaxis(mask, axis, 0)
@@ -74,24 +75,24 @@ def test_blocks_and_channels_are_chosen_where_something_is_alive_and_keep_what_i
     scores, among = jnp.asarray(np.where(alive, DENSE, 9)), jnp.asarray(alive)
     live = np.array(alive.reshape(3, 4, 4, 2).any((1, 3)))
     (blocks,) = largest([np.asarray(scores).reshape(3, 4, 4, 2).sum((1, 3))], 6, [live])
-    mask = jprune.block_masks(scores, 0.5, block=(4, 2), among=among)
+    mask = jprune.block_masks(scores, sparsity=0.5, block=(4, 2), among=among)
     np.testing.assert_array_equal(mask, np.repeat(np.repeat(blocks & live, 4, 0), 2, 1) & alive)
     (channels,) = largest([np.asarray(scores).mean(0)], 4, [alive.any(0)])
     for layerwise in (False, True):
-        mask = jprune.channel_masks(scores, 4, layerwise=layerwise, among=among)
+        mask = jprune.channel_masks(scores, keep=4 * 12, layerwise=layerwise, among=among)
         np.testing.assert_array_equal(mask, channels & alive)
 
 
 def test_channels_layer_by_layer_and_a_floor_of_weights_rounded_up_to_channels():
-    found = kernels_of(jprune.channel_masks(SCORES, 0.5, layerwise=True))
+    found = kernels_of(jprune.channel_masks(SCORES, sparsity=0.5, layerwise=True))
     assert [mask.reshape(-1, mask.shape[-1]).any(0).sum() for mask in found] == [2, 4]
     low = {"a": jnp.ones((3, 4)), "b": 5 + jnp.ones((3, 4))}
-    masks = jprune.channel_masks(low, 4, min_keep=4)  # 4 weights are two channels of 3
+    masks = jprune.channel_masks(low, keep=4 * 3, min_keep=4)  # 4 weights are two channels of 3
     assert [int(masks[name].any(0).sum()) for name in "ab"] == [2, 2]
 
 
 def test_so_many_into_each_output():
-    mask = np.asarray(jprune.output_masks(jnp.asarray(DENSE), keep=0.25))
+    mask = np.asarray(jprune.output_masks(jnp.asarray(DENSE), sparsity=0.75))
     for unit in range(8):
         (expected,) = largest([DENSE[:, unit]], 3)
         np.testing.assert_array_equal(mask[:, unit], expected)
@@ -116,7 +117,8 @@ def test_erk_is_exact_in_total_and_keeps_dense_the_layers_that_would_exceed_one(
     shapes = [(3, 3, 2, 4), (16, 10), (2, 2), (4, 4, 3, 3), (4,)]
     rng = np.random.default_rng(keep)
     scores = [rng.random(shape).astype(np.float32) for shape in shapes]
-    masks = jprune.erk_masks([jnp.asarray(s) for s in scores], keep=keep)
+    convolutions = {"^[03]$": jprune.KernelAxes(spatial=(0, 1), inputs=(2,), outputs=(3,))}
+    masks = jprune.erk_masks([jnp.asarray(s) for s in scores], keep=keep, axes=convolutions)
     counts = [int(mask.sum()) for mask in masks]
     assert sum(counts) == keep
     quotas = erk_by_hand(shapes, keep)
@@ -126,7 +128,7 @@ def test_erk_is_exact_in_total_and_keeps_dense_the_layers_that_would_exceed_one(
 
 
 def test_a_fraction_for_each_leaf_by_regular_expression():
-    masks = jprune.layer_masks(SCORES, {"^conv": 0.5, "dense": 17})
+    masks = jprune.layer_masks(SCORES, sparsity={"^conv": 0.5, "dense": jprune.Keep(17)})
     found = kernels_of(masks)
     np.testing.assert_array_equal(found[0], largest([CONV], 144)[0])
     np.testing.assert_array_equal(found[1], largest([DENSE], 17)[0])
@@ -152,16 +154,16 @@ def test_without_a_floor_a_layer_may_lose_all():
 
 def test_bernoulli_keeps_what_lies_above_the_complement_of_its_probability():
     draws = np.random.default_rng(0).random(2000).astype(np.float32)
-    mask = np.asarray(jprune.bernoulli_masks(jnp.asarray(draws), 0.3))
+    mask = np.asarray(jprune.selection.bernoulli_masks(jnp.asarray(draws), sparsity=0.7))
     np.testing.assert_array_equal(mask, draws >= np.float32(0.7))
-    np.testing.assert_array_equal(jprune.bernoulli_masks(jnp.asarray(draws), 600), mask)
+    np.testing.assert_array_equal(jprune.selection.bernoulli_masks(jnp.asarray(draws), keep=600), mask)
 
 
 def test_the_legacy_threshold_is_a_signed_quantile_compared_with_magnitudes():
     scores = np.random.default_rng(1).normal(size=50).astype(np.float32)
     for keep in (1, 10, 20):
         threshold = np.sort(scores)[::-1][keep - 1]
-        mask = np.asarray(jprune.legacy_signed_masks(jnp.asarray(scores), keep=keep))
+        mask = np.asarray(jprune.selection.legacy_signed_masks(jnp.asarray(scores), keep=keep))
         np.testing.assert_array_equal(mask, np.abs(scores) >= threshold)
         assert mask.sum() >= keep
 
@@ -175,21 +177,39 @@ ONES = {"a": jnp.ones((6, 4))}
         (lambda: jprune.nm_masks(ONES, n=2, m=4), r"m=4 must divide axis -2 .*'a' has shape \(6, 4\)"),
         (lambda: jprune.nm_masks(ONES, n=3, m=2), "n=3, m=2.* 0 <= n <= m"),
         (lambda: jprune.nm_masks(ONES, n=1, m=2, axis=2), r"axis 2 .*'a' has shape \(6, 4\)"),
-        (lambda: jprune.nm_masks(ONES, 0.25, n=1, m=2), r"keep=0\.25, but 1:2 keeps 12 of 24"),
-        (lambda: jprune.nm_masks(ONES, n=1, m=2, min_keep=13), "min_keep=13, but 1:2 keeps 12 weights of 'a'"),
-        (lambda: jprune.block_masks(ONES, 0.5), r"block=\(4, 4\) must divide .*'a' has shape \(6, 4\)"),
-        (lambda: jprune.block_masks(ONES, 0.5, block=()), r"block=\(\) must hold"),
-        (lambda: jprune.block_masks(ONES, 5, block=(2, 2)), "keep=5 weights must be a multiple of 4"),
-        (lambda: jprune.block_masks(ONES, 4, block=(2, 2), min_keep=5), "min_keep=5 needs 2 blocks"),
-        (lambda: jprune.channel_masks(ONES, 5), r"keep=5 must lie in 0\.\.4, the number of channels$"),
-        (lambda: jprune.channel_masks(ONES, 1.5, layerwise=True), "keep=1.5 .* an int would be a count of channels$"),
-        (lambda: jprune.channel_masks(ONES, 2, axis=3), r"axis=3, but 'a' has shape \(6, 4\)"),
-        (lambda: jprune.output_masks(ONES, 0.5, axis=-3), r"axis=-3, but 'a' has shape \(6, 4\)"),
-        (lambda: jprune.global_masks(ONES, keep=3, min_keep=4), "min_keep=4 in 1 layers needs 4 weights; keep gives 3"),
-        (lambda: jprune.layer_masks({**ONES, "b": jnp.ones(3)}, {"a": 0.5}), "keep has no pattern for layer 'b'"),
-        (lambda: jprune.layer_masks(ONES, {"(": 0.5}), r"keep\['\('\]: not a regular expression"),
+        (lambda: jprune.nm_masks(ONES, 1, 2, sparsity=0.75), r"sparsity=0\.75 keeps 6 of 24 weights, but 1:2 keeps 12"),
         (
-            lambda: jprune.layer_masks(ONES, {"a": 25}),
+            lambda: jprune.nm_masks(ONES, 1, 2, keep=6),
+            r"keep=6 keeps 6 of 24 weights, but 1:2 keeps 12; give sparsity=0\.5",
+        ),
+        (lambda: jprune.nm_masks(ONES, n=1, m=2, min_keep=13), "min_keep=13, but 1:2 keeps 12 weights of 'a'"),
+        (lambda: jprune.block_masks(ONES, sparsity=0.5), r"block=\(4, 4\) must divide .*'a' has shape \(6, 4\)"),
+        (lambda: jprune.block_masks(ONES, sparsity=0.5, block=()), r"block=\(\) must have"),
+        (lambda: jprune.block_masks(ONES, keep=5, block=(2, 2)), "keep=5 weights must be a multiple of 4"),
+        (lambda: jprune.block_masks(ONES, keep=4, block=(2, 2), min_keep=5), "min_keep=5 needs 2 blocks"),
+        (lambda: jprune.channel_masks(ONES, keep=5 * 6), r"keep=5 must lie in 0\.\.4, the number of channels$"),
+        (
+            lambda: jprune.channel_masks(ONES, keep=5),
+            r"keep=5 weights must be a multiple of 6, the number of weights of a",
+        ),
+        (
+            lambda: jprune.channel_masks({**ONES, "b": jnp.ones((3, 2))}, keep=6),
+            r"have \[3, 6\] weights each; give sparsity=",
+        ),
+        (lambda: jprune.channel_masks(ONES, sparsity=1.5, layerwise=True), r"sparsity=1\.5 must be from 0\.0 to 1\.0"),
+        (lambda: jprune.channel_masks(ONES, keep=12, axis=3), r"axis=3, but 'a' has shape \(6, 4\)"),
+        (lambda: jprune.output_masks(ONES, sparsity=0.5, axis=-3), r"axis=-3, but 'a' has shape \(6, 4\)"),
+        (
+            lambda: jprune.global_masks(ONES, keep=3, min_keep=4),
+            "min_keep=4 in 1 layers needs 4 weights, and only 3 are kept",
+        ),
+        (lambda: jprune.layer_masks({**ONES, "b": jnp.ones(3)}, sparsity={"a": 0.5}), "have no pattern for layer 'b'"),
+        (
+            lambda: jprune.layer_masks(ONES, sparsity={"(": 0.5}),
+            r"'\(' in the amounts per layer is not a regular expression",
+        ),
+        (
+            lambda: jprune.layer_masks(ONES, keep={"a": 25}),
             r"keep\['a'\]=25 must lie in 0\.\.24, the number of weights of 'a'",
         ),
         (lambda: jprune.global_masks({"a": None}, keep=1), "nothing to prune: every leaf is None"),
@@ -203,7 +223,7 @@ def test_what_does_not_fit_is_refused_by_argument_value_and_leaf(call, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: jprune.global_masks(ONES, keep=True), "keep=True must be an int"),
+        (lambda: jprune.global_masks(ONES, keep=True), "keep=True must be an integer"),
         (lambda: jprune.global_masks({"a": jnp.arange(3)}, keep=1), r"int32\[3\] at 'a'; a score must be a float"),
         (lambda: jprune.global_masks(ONES, keep=1, among={"a": jnp.ones((6, 4))}), r"at 'a'; it must be a bool"),
         (lambda: jprune.apply_masks(ONES, {"a": jnp.ones((6, 4))}), r"float32\[6, 4\] at 'a'; it must be a bool"),
@@ -218,7 +238,8 @@ def test_what_is_no_number_or_no_mask_is_refused(call, message):
 def test_selections_are_the_same_twice_and_in_any_container():
     leaves = [SCORES["conv"]["kernel"], SCORES["dense"]["kernel"]]
     for select in (jprune.global_masks, jprune.erk_masks, jprune.uniform_masks):
-        runs = [select(container(leaves), keep=100) for container in (list, tuple, list)]
+        axes = {"^0$": jprune.KernelAxes(spatial=(0, 1), inputs=(2,), outputs=(3,))}
+        runs = [select(container(leaves), keep=100, axes=axes) for container in (list, tuple, list)]
         for one, other in itertools.pairwise(runs):
             for a, b in zip(one, other, strict=True):
                 np.testing.assert_array_equal(a, b)

@@ -121,7 +121,7 @@ def test_the_program_moves_a_few_scalars_a_pass_and_nothing_else(axis_type, layo
 
 def test_replicates_sharded_over_devices_select_for_themselves():
     mesh = jax.make_mesh((8,), ("replicates",), axis_types=(AxisType.Auto,))
-    tx = jprune.prune(jprune.magnitude(), {1: 5})
+    tx = jprune.prune(jprune.magnitude(), {1: jprune.Keep(5)})
     kernels = jax.random.normal(jax.random.key(3), (8, 4, 6))
     params = {"kernel": jax.device_put(kernels, NamedSharding(mesh, P("replicates")))}
     state = jax.vmap(tx.init)(params)
@@ -138,7 +138,7 @@ def test_replicates_sharded_over_devices_select_for_themselves():
 
 def test_data_parallel_inside_shard_map_every_device_prunes_alike():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    tx = optax.chain(optax.sgd(0.1), jprune.prune(jprune.gradient(), {1: 10}))
+    tx = optax.chain(optax.sgd(0.1), jprune.prune(jprune.gradient(), {1: jprune.Keep(10)}))
     params = {"kernel": jax.random.normal(jax.random.key(0), (4, 6))}
     x = jax.random.normal(jax.random.key(1), (16, 4))
 
@@ -172,7 +172,7 @@ def test_a_compiled_selection_holds_no_more_than_one_copy_of_the_scores_beside_t
         return {name: place(spec) for name, spec in layout.items()}
 
     with jax.set_mesh(mesh):
-        select = jax.jit(lambda scores, among: jprune.global_masks(scores, keep=0.1, among=among))
+        select = jax.jit(lambda scores, among: jprune.global_masks(scores, sparsity=0.9, among=among))
         memory = select.lower(shapes(jnp.float32), shapes(bool)).compile().memory_analysis()
     shard = 2 * 1024 * 512 // 8
     assert memory.output_size_in_bytes == pytest.approx(shard, abs=1024)

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jprune
-from jprune.pruning.selection.uint64 import Count, count_of
 
 
 def largest_by_numpy(arrays, keep):
@@ -56,31 +55,31 @@ def test_a_resnet_50_pruned_to_98_percent_keeps_exactly_511141():
 
 @pytest.mark.parametrize(("keep", "kept"), [(0.5, 2), (0.3, 2), (0.1, 0), (1.0, 5), (0.0, 0)])
 def test_a_fraction_rounds_half_to_even(keep, kept):
-    assert int(jprune.global_masks([jnp.arange(5.0)], keep=keep)[0].sum()) == kept == round(5 * keep)
+    assert int(jprune.global_masks([jnp.arange(5.0)], sparsity=1.0 - keep)[0].sum()) == kept == round(5 * keep)
 
 
 def test_layer_masks_keep_the_largest_of_each_layer():
     scores = {"a": jnp.array([5.0, 6.0, 7.0, 8.0]), "b": jnp.array([1.0, 4.0, 2.0, 3.0]), "c": None}
-    masks = jprune.layer_masks(scores, keep=0.5)
+    masks = jprune.layer_masks(scores, sparsity=0.5)
     assert masks["a"].tolist() == [False, False, True, True]
     assert masks["b"].tolist() == [False, True, False, True]
     assert masks["c"] is None
 
 
 @pytest.mark.parametrize(
-    ("select", "keep", "kept"),
+    ("select", "amount", "kept"),
     [
-        (jprune.layer_masks, 4, [1, 3]),
-        (jprune.layer_masks, 0.5, [1, 2]),
-        (jprune.layer_masks, {"": 2}, [1, 2]),
-        (jprune.uniform_masks, 4, [1, 3]),
-        (jprune.uniform_masks, 0.5, [1, 3]),
-        (jprune.erk_masks, 4, [1, 3]),
+        (jprune.layer_masks, {"keep": 4}, [1, 3]),
+        (jprune.layer_masks, {"sparsity": 0.5}, [1, 2]),
+        (jprune.layer_masks, {"keep": {"": 2}}, [1, 2]),
+        (jprune.uniform_masks, {"keep": 4}, [1, 3]),
+        (jprune.uniform_masks, {"sparsity": 0.5}, [1, 3]),
+        (jprune.erk_masks, {"keep": 4}, [1, 3]),
     ],
 )
-def test_what_a_layer_lacks_others_make_up_for_where_a_total_was_asked_for(select, keep, kept):
+def test_what_a_layer_lacks_others_make_up_for_where_a_total_was_asked_for(select, amount, kept):
     scores = {"a": jnp.array([4.0, 3.0, 2.0, 1.0]), "b": jnp.array([5.0, 6.0, 7.0, 8.0])}
-    masks = select(scores, keep, among={"a": jnp.array([False, False, True, False]), "b": None})
+    masks = select(scores, **amount, among={"a": jnp.array([False, False, True, False]), "b": None})
     assert masks["a"].tolist() == [False, False, True, False]
     assert masks["b"].tolist() == [i >= 4 - kept[1] for i in range(4)]
 
@@ -88,13 +87,14 @@ def test_what_a_layer_lacks_others_make_up_for_where_a_total_was_asked_for(selec
 def test_one_program_selects_by_any_counts_that_are_traced():
     rng = np.random.default_rng(4)
     arrays = [rng.integers(0, 4, (3, 4)).astype(np.float32), 5 + rng.integers(0, 4, 5).astype(np.float32)]
-    by_layer, whole = jax.jit(jprune.layer_masks), jax.jit(lambda *args: jprune.global_masks(*args, min_keep=2))
+    by_layer = jax.jit(lambda scores, keep: jprune.layer_masks(scores, keep=keep))
+    whole = jax.jit(lambda scores, keep: jprune.global_masks(scores, keep=keep, min_keep=2))
     for each in ([3, 2], [0, 5], [12, 1]):
-        masks = by_layer([jnp.asarray(a) for a in arrays], Count(*map(jnp.asarray, count_of(each))))
+        masks = by_layer([jnp.asarray(a) for a in arrays], jnp.asarray(each))
         for mask, array, keep in zip(masks, arrays, each, strict=True):
             np.testing.assert_array_equal(np.ravel(mask), largest_by_numpy([array], keep))
     for keep, kept in ((4, [2, 2]), (6, [2, 4]), (9, [4, 5])):  # the second array has the larger scores
-        masks = whole([jnp.asarray(a) for a in arrays], Count(*map(jnp.asarray, count_of(keep))))
+        masks = whole([jnp.asarray(a) for a in arrays], jnp.asarray(keep, jnp.uint8))
         for mask, array, number in zip(masks, arrays, kept, strict=True):
             np.testing.assert_array_equal(np.ravel(mask), largest_by_numpy([array], number))
 
@@ -112,7 +112,7 @@ def test_achieved_sparsity_and_compression_are_exact():
     params = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5), "step": jnp.int32(3)}
     masks = {"kernel": jnp.arange(20).reshape(4, 5) < 5, "bias": None, "step": None}
     assert jprune.sparsity(masks) == 0.75
-    assert jprune.compression(params, masks) == 25 / 10
+    assert jprune.selection.compression(params, masks) == 25 / 10
     pruned = jprune.apply_masks(params, masks)
     assert int((pruned["kernel"] != 0).sum()) == 5
     assert pruned["bias"] is params["bias"]
@@ -145,7 +145,7 @@ LENET = {
     "dense2": _dense(120, 84),
     "head": _dense(84, 10),
 }
-HIDDEN = jprune.select(exclude="^head/")
+HIDDEN = jprune.by_path(exclude="^head/")
 
 
 @pytest.mark.parametrize(("ratio", "kept"), [(2, 29_076), (4, 14_114), (10, 5_138), (20, 2_145), (50, 350)])
@@ -176,14 +176,14 @@ def test_keep_count_by_shrinkbench_changes_nothing_without_biases_in_prunable_la
     [
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=4), r"keep=4 must lie in 0\.\.3"),
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=-1), "keep=-1"),
-        (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=1.5), r"keep=1\.5 must lie in \[0, 1\]"),
+        (lambda: jprune.global_masks({"a": jnp.ones(3)}, sparsity=1.5), r"sparsity=1\.5 must be from 0\.0 to 1\.0"),
         (lambda: jprune.global_masks({"a": jnp.array([1.0, jnp.nan])}, keep=1), "NaN at 'a'"),
         (
             lambda: jprune.apply_masks({"a": jnp.ones(3)}, {"b": jnp.ones(3, bool)}),
             "masks has no leaf 'a', which params has",
         ),
         (lambda: jprune.apply_masks({"a": jnp.ones(3)}, {"a": jnp.ones(4, bool)}), r"\(4,\) at 'a'"),
-        (lambda: jprune.layer_masks({"a": jnp.ones(3)}, keep={"nothing": 0.5}), "nothing"),
+        (lambda: jprune.layer_masks({"a": jnp.ones(3)}, sparsity={"nothing": 0.5}), "'nothing' .* matches no layer"),
         (
             lambda: jprune.keep_count({"kernel": jnp.ones((3, 2))}, ratio=math.inf),
             "ratio=inf must lie between 1 and inf",

@@ -1,0 +1,258 @@
+"""How much to prune: a sparsity (the fraction of weights removed) or a count (the number of weights kept).
+
+Selections and schedules follow one convention: a float is always the fraction removed, and the number of
+weights kept is always said with ``keep=`` or, in a schedule, ``Keep(count)``.
+"""
+
+import dataclasses
+import functools
+import inspect
+import numbers
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Integer
+
+from jprune.pruning.selection.uint64 import Count
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """The number of weights to keep, where a schedule or a table of layers would otherwise have a sparsity.
+
+    Attributes:
+      count: number of weights kept, an integer of 0 or more.
+
+    Raises:
+      TypeError: ``count`` is not an integer.
+      ValueError: ``count`` is negative.
+
+    >>> import jprune
+    >>> schedule = {100: 0.5, 200: jprune.Keep(1000)}
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.count, bool) or not isinstance(self.count, numbers.Integral):
+            raise TypeError(not_a_count("Keep(count)", self.count))
+        if self.count < 0:
+            raise ValueError(f"Keep({self.count}): the number of weights kept must not be negative")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scheduled:
+    """The amounts of all entries of a schedule and the index of the one that is due.
+
+    ``prune`` passes it to its selection in place of a number, so that one compiled selection serves the whole
+    schedule. The selections of jprune look the counts up in a table; any arithmetic or comparison with it
+    raises TypeError, and then ``prune`` calls the selection with numbers, once for each entry.
+
+    Attributes:
+      amounts: for each entry its amount.
+      dropped: for each entry the fraction of every count that is left out, to be regrown.
+      index: which entry is due.
+    """
+
+    amounts: tuple["Amount", ...]
+    dropped: tuple[float, ...]
+    index: Int[Array, ""]
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("an amount that a schedule decides while the program runs cannot be compared")
+
+    def __bool__(self) -> bool:
+        raise TypeError("an amount that a schedule decides while the program runs is neither true nor false")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+PerLayer: TypeAlias = Mapping[str, float | Keep]
+Amount: TypeAlias = float | Keep | PerLayer | Count | Scheduled
+Sparsity: TypeAlias = float | PerLayer | Scheduled
+Counts: TypeAlias = int | Mapping[str, int] | Integer[Array | np.ndarray, "..."] | Scheduled
+
+
+def amount_of(sparsity: object, keep: object) -> Amount:
+    """Check the arguments ``sparsity`` and ``keep`` of a selection, of which exactly one is given.
+
+    Args:
+      sparsity: the fraction removed, a float; or ``{regex: fraction}``.
+      keep: the number of weights kept, an int; or ``{regex: number}``; or an integer array, which may be traced.
+
+    Raises:
+      TypeError: none or both are given, or one has the wrong type.
+      ValueError: a number is out of range.
+
+    >>> amount_of(0.9, None), amount_of(None, 1000)
+    (0.9, Keep(count=1000))
+    """
+    if (sparsity is None) == (keep is None):
+        given = "neither is" if sparsity is None else "both are"
+        raise TypeError(f"give sparsity= (the fraction removed) or keep= (the number of weights kept); {given} given")
+    if isinstance(sparsity, Scheduled):
+        return sparsity
+    if isinstance(keep, Scheduled):
+        return keep
+    if sparsity is not None:
+        return checked("sparsity", sparsity, instead="keep={}")
+    if isinstance(keep, Mapping):
+        return {pattern: _keep(f"keep[{pattern!r}]", count) for pattern, count in keep.items()}
+    if isinstance(keep, jax.Array | np.ndarray) and jnp.issubdtype(keep.dtype, jnp.integer):
+        return _limbs(keep)
+    return _keep("keep", keep)
+
+
+def checked(name: str, value: object, *, instead: str = "jprune.Keep({})") -> "float | Keep | PerLayer":
+    """Check a sparsity, a ``Keep`` or a dict of these.
+
+    Args:
+      name: what the caller calls the value, for the error.
+      value: what is checked.
+      instead: how an integer has to be written, for the error.
+
+    Raises:
+      TypeError: it is none of these.
+      ValueError: a sparsity is not in [0, 1].
+
+    >>> checked("sparsity", 0.5)
+    0.5
+    """
+    if isinstance(value, Mapping):
+        if not value:
+            raise ValueError(f"{name} is an empty dict; it must have a sparsity for every layer: {{regex: sparsity}}")
+        return {pattern: _number(f"{name}[{pattern!r}]", given, "jprune.Keep({})") for pattern, given in value.items()}
+    return _number(name, value, instead)
+
+
+def as_keywords(amount: Amount) -> dict[str, Amount | int]:
+    """The keyword argument with which a selection is called for an amount.
+
+    >>> as_keywords(0.9), as_keywords(Keep(3))
+    ({'sparsity': 0.9}, {'keep': 3})
+    """
+    return {"keep": amount.count} if isinstance(amount, Keep) else {"sparsity": amount}
+
+
+def without(amount: Amount, part: float) -> Amount:
+    """The amount that keeps a fraction ``part`` fewer weights.
+
+    >>> without(0.5, 0.5), without(Keep(10), 0.25)
+    (0.75, Keep(count=8))
+    """
+    if isinstance(amount, Keep):
+        return Keep(amount.count - round(amount.count * part))
+    if isinstance(amount, float):
+        return 1.0 - (1.0 - amount) * (1.0 - part)
+    if isinstance(amount, Mapping):
+        return {pattern: _plain(without(given, part)) for pattern, given in amount.items()}
+    raise TypeError(f"{amount!r} is not a sparsity or a count")
+
+
+def not_a_count(name: str, value: object) -> str:
+    """The message for something that should be a number of weights and is not."""
+    wanted = f"{name}={value!r} must be an integer, the number of weights kept"
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return wanted
+    if 0.0 <= float(value) <= 1.0:
+        return f"{wanted}; for a fraction give sparsity={float(f'{1.0 - float(value):.12g}')!r}, the fraction removed"
+    return f"{wanted}; write {name}={round(value)}"
+
+
+def amount_by_keyword(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a selection refuse an amount by position or of a wrong type; the message shows how to write it."""
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    most = sum(kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for kind in kinds)
+    name = getattr(function, "__name__", repr(function))
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if len(args) > most:
+            raise TypeError(
+                f"{name} takes its amount by keyword, not {args[most]!r} by position: sparsity=0.9 removes nine in ten "
+                "weights, keep=1000 keeps a thousand weights"
+            )
+        sparsity, keep = kwargs.get("sparsity"), kwargs.get("keep")
+        if sparsity is not None or keep is not None:
+            amount_of(sparsity, keep)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def renamed_arguments(**renamed: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a function refuse keywords of earlier versions, with a message that shows the present ones.
+
+    Args:
+      **renamed: for each keyword of an earlier version, what to write in its place.
+
+    >>> @renamed_arguments(select="selection=")
+    ... def prune(selection=None):
+    ...     pass
+    >>> prune(select=None)
+    Traceback (most recent call last):
+    ...
+    TypeError: prune has no argument select=; use selection=
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        name = getattr(function, "__name__", repr(function))
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            for old, new in renamed.items():
+                if old in kwargs:
+                    raise TypeError(f"{name} has no argument {old}=; use {new}")
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _number(name: str, value: object, instead: str) -> float | Keep:
+    if isinstance(value, Keep):
+        return value
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        raise TypeError(
+            f"{name}={value!r} is an integer; a sparsity is a float from 0.0 to 1.0, the fraction removed. To keep "
+            f"{value} weights, write {instead.format(value)}"
+        )
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; it must be a float, the fraction removed")
+    number = float(value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name}={number} must be from 0.0 to 1.0: it is the fraction of the weights that is removed")
+    return number
+
+
+def _keep(name: str, value: object) -> Keep:
+    if isinstance(value, Keep):
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(not_a_count(name, value))
+    if value < 0:
+        raise ValueError(f"{name}={value!r} must not be negative: it is the number of weights kept")
+    return Keep(int(value))
+
+
+def _plain(amount: Amount) -> float | Keep:
+    if not isinstance(amount, float | Keep):
+        raise TypeError(f"{amount!r} is not a sparsity or a count")
+    return amount
+
+
+def _limbs(counts: Integer[Array | np.ndarray, "..."]) -> Count:
+    """Integer arrays as two limbs; what is negative becomes 0."""
+    if not isinstance(counts, jax.core.Tracer) and np.any(np.asarray(counts) < 0):
+        raise ValueError(f"keep={counts!r} must not be negative: it is the number of weights kept")
+    array = jnp.maximum(jnp.asarray(counts), 0)
+    wide = array.dtype.itemsize == 8
+    high = (array >> jnp.asarray(32, array.dtype)).astype(jnp.uint32) if wide else jnp.zeros(array.shape, jnp.uint32)
+    return Count(high, array.astype(jnp.uint32))

@@ -1,0 +1,27 @@
+"""Weight importance scores: functions ``score(params, grad=None, batch=None, key=None)``, larger is kept."""
+
+from jprune.pruning.dynamics import dense_gradient
+from jprune.pruning.scores.activations import wanda
+from jprune.pruning.scores.calibration import Gram, Reconstructed, input_grams, sparsegpt
+from jprune.pruning.scores.elementwise import Score, gradient, magnitude, movement, random, score_selected, undecayed
+from jprune.pruning.scores.model_based import average_gradients, fisher, snip, synflow
+
+__all__ = [
+    "Gram",
+    "Reconstructed",
+    "Score",
+    "average_gradients",
+    "dense_gradient",
+    "fisher",
+    "gradient",
+    "input_grams",
+    "magnitude",
+    "movement",
+    "random",
+    "score_selected",
+    "snip",
+    "sparsegpt",
+    "synflow",
+    "undecayed",
+    "wanda",
+]
