@@ -4,10 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all test-oldest lint format docs bench audit clean
+.PHONY: help demo test test-slow test-all test-oldest lint lint-workflows format docs bench audit clean
+
+# Compiled programs are kept, so that a second `make demo` or `make test` need not compile them again. The benchmarks
+# time compilation, so they run without. `make clean` empties the folder.
+demo test test-slow test-all test-oldest: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jprune needs Python 3.11 or newer; try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
@@ -41,10 +45,17 @@ $(VENV)-oldest/.test: pyproject.toml tests/oldest.py | $(BIN)/python
 test-oldest: $(VENV)-oldest/.test  ## the tests on the oldest versions that pyproject.toml allows, in .venv-oldest
 	$(VENV)-oldest/bin/python -m pytest -n 2 -m "not slow"
 
-lint: $(VENV)/.dev  ## format check, lint and types
+lint: $(VENV)/.dev lint-workflows  ## format check, lint, types, and the workflow files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+lint-workflows: $(VENV)/.dev
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
+	@$(BIN)/pre-commit validate-config
+	$(BIN)/zizmor --offline --quiet .github
 
 docs: $(VENV)/.dev  ## the documentation as a site, built strictly, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
@@ -53,7 +64,7 @@ $(VENV)/.bench: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@ $(VENV)/.demo
 
-bench: $(VENV)/.bench  ## every benchmark beside its peer, under 15 minutes; writes benchmarks/results.md
+bench: $(VENV)/.bench  ## every benchmark and its peer, under 15 minutes; writes benchmarks/results.md
 	$(BIN)/python -m benchmarks
 
 $(VENV)-audit/.done: | $(BIN)/python
@@ -70,9 +81,9 @@ audit: $(VENV)/.dev $(VENV)-audit/.done  ## licences of what is installed, and i
 	  echo 'pip-audit: its service cannot be reached from here, so no vulnerability was looked up'; \
 	else echo "$$found"; exit $$status; fi
 
-format: $(VENV)/.dev  ## rewrite the sources in the house format
+format: $(VENV)/.dev  ## format the sources and apply the automatic fixes of the linter
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## remove the virtual environment and caches; runs/ stays
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-audit .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+clean:  ## remove the virtual environments and caches; keeps runs/
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-audit .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,11 +1,15 @@
 """Strict numerics for every test: eight CPU devices, no silent promotion, shapes checked at run time."""
 
 import os
+from pathlib import Path
 
-# Read by XLA when jax is first imported, so it stands before that import.
+# Read when jax is first imported, so these lines come before that import. The processes that tests start inherit them.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import jaxtyping
 
