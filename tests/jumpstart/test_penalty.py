@@ -20,7 +20,9 @@ def options(case):
     return chosen | {"margin": tuple(case["margin"]), "spatial": "pool"}
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [(np.float64, 1e-9), (np.float32, 1e-5)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [(np.float64, 1e-9), pytest.param(np.float32, 1e-5, marks=pytest.mark.slow)]
+)
 def test_values_and_gradients_are_those_of_the_authors_code(precision, tolerance):
     with jax.enable_x64(precision is np.float64):
         for case in CASES:

@@ -106,6 +106,7 @@ def test_images_of_many_channels_too(mode, ties):
     agrees(layers, {"mode": mode, "ties": ties, "aggregate": "sum_squares"})
 
 
+@pytest.mark.slow
 def test_float32_is_right_to_its_own_precision():
     for number, kind in enumerate(VALUES):
         layers = drawn("mixed", kind, number)
@@ -129,7 +130,9 @@ def test_the_ablation_of_the_negative_margin_moves_the_negative_hinge_alone():
 
 
 @pytest.mark.parametrize("spatial", ["none", "pool"])
-@pytest.mark.parametrize("shape", [(40, 3, 3, 4), (3, 4, 5, 4), (5, 3, 3, 20)])
+@pytest.mark.parametrize(
+    "shape", [(5, 3, 3, 20), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(40, 3, 3, 4), (3, 4, 5, 4)])]
+)
 @pytest.mark.parametrize("mode", ["full", "point_positive"])
 def test_padding_of_images_changes_nothing_whichever_way_they_are_looked_at(mode, shape, spatial):
     z = jnp.asarray(np.random.default_rng(0).integers(-3, 4, shape), jnp.float32)

@@ -109,6 +109,7 @@ def test_vmap_is_a_loop(aggregate, ties):
         np.testing.assert_allclose(slopes[index], slope, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     st.integers(0, 2**31),

@@ -84,6 +84,7 @@ def test_a_linen_module_reports_the_same_rows():
         jprune.jumpstart.activity_report(Net(), [X])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_data_set():
     """No batch, and nothing of the size of a batch, is alive when the next but one is asked for."""
     model, seen, arrays = network(), [], []

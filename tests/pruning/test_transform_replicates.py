@@ -69,6 +69,7 @@ def test_eight_replicates_each_follow_the_schedule_and_the_program_keeps_one_con
     jprune.check_pruned(params, state)
 
 
+@pytest.mark.slow
 def test_a_nested_vmap_inside_a_scan_keeps_one_conditional_too():
     tx, params = make(by_rank), weights(2, 3)
     state = jax.vmap(jax.vmap(tx.init))(params)
@@ -105,6 +106,7 @@ def test_replicates_at_different_steps_each_select_at_their_own(select):
     np.testing.assert_array_equal(state.masks["kernel"][1], expected)
 
 
+@pytest.mark.slow
 def test_axes_that_are_not_mapped_are_not_copied_into_every_replicate():
     """Weights shared by the replicates, a gradient for each: their masks differ."""
     tx = jprune.prune(jprune.gradient(), {0: jprune.Keep(6)}, selection=by_rank)
@@ -148,6 +150,7 @@ def test_every_replicate_draws_with_its_own_key():
     assert not jnp.array_equal(made[0], made[1])
 
 
+@pytest.mark.slow
 def test_no_gradient_flows_through_a_selection_so_a_step_can_be_differentiated():
     tx = optax.chain(optax.sgd(0.1), jprune.prune(jprune.magnitude(), {0: 0.5}, selection=by_rank))
     params = {"kernel": jnp.array([[1.0, -2.0, 3.0, 0.5]])}
