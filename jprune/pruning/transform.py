@@ -44,7 +44,7 @@ def prune(
     score: Score | Callable[..., PyTree],
     schedule: Schedule,
     *,
-    where: Where = kernels,
+    where: Where | None = None,
     selection: Callable[..., PyTree] = global_masks,
     axes: Axes = None,
     min_keep: int = 0,
@@ -71,7 +71,8 @@ def prune(
       schedule: ``{step: sparsity}``, where step s means the update called after s earlier ones. A float is the
         fraction removed of the selected weights; ``jprune.Keep(count)`` is the number kept; ``{regex: sparsity}``
         gives an amount for each layer (with ``selection=jprune.layer_masks``).
-      where: predicate on (path, leaf): which leaves to prune; see ``by_path`` and ``prunable``.
+      where: predicate on (path, leaf): which leaves to prune; see ``by_path`` and ``prunable``. None selects what
+        ``kernels`` does or, where ``axes`` is a graph, the kernels of its matrix products and convolutions.
       selection: how scores become masks, such as ``global_masks`` or ``layer_masks``, or any callable with the
         signature of ``global_masks``. One that passes its amount on to a selection of jprune is compiled once
         for the whole schedule; one that computes with its amount is compiled once for each entry. ``min_keep``
@@ -108,7 +109,7 @@ def prune(
     advance = jax.jit(plan.advance)
 
     def init(params: PyTree) -> PruneState:
-        weights = only(trained(params), where)
+        weights = only(trained(params), where_of(where, axes))
         plan.check(weights)
         masks = map_leaves(lambda weight: jnp.ones_like(weight, dtype=bool), weights)
         return PruneState(jnp.zeros([], jnp.int32), _spread(masks, params), jax.tree.map(jnp.copy, key))
@@ -198,12 +199,12 @@ class PrunableLeaves(tuple[PrunableLeaf, ...]):
         return "\n".join(lines)
 
 
-def prunable(params: PyTree, where: Where = kernels, axes: Axes = None) -> PrunableLeaves:
+def prunable(params: PyTree, where: Where | None = None, axes: Axes = None) -> PrunableLeaves:
     """List the leaves that ``where`` selects, with shapes and the roles of their axes.
 
     Args:
       params: tree of arrays, or of their shapes.
-      where: predicate on (path, leaf), as for ``prune``.
+      where: predicate on (path, leaf); None as for ``prune``.
       axes: see ``prune``; without it the roles are guessed from names and shapes, "unknown" where that is in doubt.
 
     Returns:
@@ -220,7 +221,7 @@ def prunable(params: PyTree, where: Where = kernels, axes: Axes = None) -> Pruna
     body/kernel    (3, 8)          24  inputs 0, outputs 1
     total                         280
     """
-    selected = only(params, where)
+    selected = only(params, where_of(where, axes))
     roles = kernel_axes(axes, params)
     paths, leaves, _ = flatten(selected)
     return PrunableLeaves(
@@ -228,6 +229,22 @@ def prunable(params: PyTree, where: Where = kernels, axes: Axes = None) -> Pruna
         for path, leaf in zip(paths, leaves, strict=True)
         if leaf is not None
     )
+
+
+def where_of(where: Where | None, axes: Axes) -> Where:
+    """The predicate that None stands for: what ``kernels`` selects, or the kernels of a graph.
+
+    >>> where_of(None, None) is kernels
+    True
+    """
+    if where is not None:
+        return where
+    contracted = getattr(axes, "kernels", None)  # of a graph
+    return kernels if contracted is None else _is_among(frozenset(contracted))
+
+
+def _is_among(paths: frozenset[str]) -> Where:
+    return lambda path, leaf: path in paths
 
 
 def _row(leaf: PrunableLeaf) -> tuple[str, str, str, str]:

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from jax.extend import core
+from jaxtyping import PyTree
 
 from jprune import jaxprs
-from jprune.trees import PyTree, flatten, is_float, match
+from jprune.graph.axes import Axes, kernel_axes
+from jprune.pruning.selection import kth_largest, uint64
+from jprune.trees import flatten, is_float, match
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,12 +33,13 @@ def cost_table(
     *,
     apply: Callable[..., Any] | None = None,
     inputs: Sequence[Any] = (),
+    axes: Axes = None,
 ) -> "pd.DataFrame":
-    """Count parameters, nonzeros and multiply-adds of every leaf and of the whole model.
+    """Count parameters, nonzeros and multiply-adds of every layer and of the whole model.
 
-    A weight that enters a matrix product or a convolution is used equally often for every weight of
-    its leaf, so the effective multiply-adds are the dense ones times the share of nonzero weights.
-    Padding counts as input, as is usual; additions of biases and normalization do not count.
+    All weights of a leaf are used equally often in matrix products and convolutions, so the effective multiply-adds
+    are the dense ones times the fraction of nonzero weights. Padding counts as input, as is usual; additions of
+    biases and normalization do not count.
 
     Args:
       params: float arrays; other leaves are not parameters and are left out.
@@ -44,9 +48,11 @@ def cost_table(
       apply: the forward pass, called as ``apply(params, *inputs)``; it is traced, never run. Without
         it the table has no multiply-adds.
       inputs: arrays or ``jax.ShapeDtypeStruct``; a batch of 1 gives multiply-adds per example.
+      axes: what the axes of each leaf are (see ``prune``); a leaf that stacks several layers has a row for each,
+        named 'blocks/kernel[2]'.
 
     Returns:
-      A pandas frame, one row a leaf and a last row ``total``, with the columns ``shape``,
+      A pandas frame, one row per layer and a last row ``total``, with the columns ``shape``,
       ``parameters``, ``nonzeros``, ``compression`` (parameters / nonzeros), ``multiply_adds`` and
       ``effective_multiply_adds``.
 
@@ -68,23 +74,38 @@ def cost_table(
     paths, leaves, _ = flatten(params)
     kept = [None] * len(leaves) if masks is None else match(params, masks, reference_name="params", name="masks")
     used = multiply_adds(apply, params, *inputs) if apply is not None else None
-    rows = {}
+    roles = kernel_axes(axes, params)
+    rows: dict[str, dict[str, Any]] = {}
     for path, leaf, mask in zip(paths, leaves, kept, strict=True):
         if not is_float(leaf):
             continue
-        nonzeros = leaf.size if masks is not None and mask is None else np.count_nonzero(leaf if mask is None else mask)
-        row = {"shape": leaf.shape, "parameters": leaf.size, "nonzeros": int(nonzeros)}
-        if used is not None:
-            row |= {
-                "multiply_adds": used[path],
-                "effective_multiply_adds": used[path] * int(nonzeros) // max(1, leaf.size),
-            }
-        rows[path] = row
+        own = roles[path]
+        stacked = () if own is None else own.stacked
+        shape = tuple(size for axis, size in enumerate(leaf.shape) if axis not in stacked)
+        size = math.prod(shape)
+        for index in np.ndindex(*(leaf.shape[axis] for axis in stacked)):
+            dense = masks is not None and mask is None
+            nonzeros = size if dense else _nonzeros(leaf if mask is None else mask, stacked, index)
+            row = {"shape": shape, "parameters": size, "nonzeros": nonzeros}
+            if used is not None:
+                layer = used[path] * size // max(1, leaf.size)
+                row |= {"multiply_adds": layer, "effective_multiply_adds": layer * nonzeros // max(1, size)}
+            rows[path + "".join(f"[{i}]" for i in index)] = row
     counted = [name for name in next(iter(rows.values()), {}) if name != "shape"]
     rows["total"] = {"shape": (), **{name: sum(row[name] for row in rows.values()) for name in counted}}
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.insert(3, "compression", table["parameters"] / table["nonzeros"].where(table["nonzeros"] > 0))
     return table
+
+
+def _nonzeros(array: Any, stacked: Sequence[int], index: Sequence[int]) -> int:
+    """The number of nonzeros of one layer, exact; of an array of several processes, counted where it lies."""
+    place: list[Any] = [slice(None)] * array.ndim
+    for axis, i in zip(stacked, index, strict=True):
+        place[axis] = i
+    if getattr(array, "is_fully_addressable", True):
+        return int(np.count_nonzero(np.asarray(array)[tuple(place)]))
+    return uint64.number(kth_largest.count_true([array[tuple(place)] != 0]))
 
 
 def multiply_adds(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> dict[str, int]:

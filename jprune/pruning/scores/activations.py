@@ -1,34 +1,47 @@
-"""Wanda: a weight times the norm of what it multiplies, found in the forward pass of any model."""
+"""Wanda: the magnitude of a weight times the norm of its input, found in the forward pass of any model."""
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.extend import core
+from jaxtyping import Array, Float, PyTree
 
 from jprune import jaxprs
+from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
 from jprune.pruning.scores.elementwise import Score, working_dtype
 from jprune.trees import Where, flatten
 
-PyTree = Any
 _CALLS = frozenset(
-    {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint"}
+    {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat", "remat2", "checkpoint"}
 )
 _VIEWS = frozenset({"transpose", "reshape", "squeeze", "expand_dims", "convert_element_type", "copy", "copy_p"})
 _PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 
 
 class View(NamedTuple):
-    """A value of the program that is a weight, transposed or reshaped: how to get it from the weight."""
+    """A value of the program that is a weight, transposed or reshaped.
+
+    Attributes:
+      path: of the leaf.
+      shape: of the weight; in the body of a scan, of the slice that one step reads.
+      of: takes the weight to the value.
+      slot: in the body of a scan, which operand of the scan it is; else None.
+    """
 
     path: str
     shape: tuple[int, ...]
     of: Callable[[Any], Any]
+    slot: int | None = None
 
 
-Visit = Callable[[Any, Any, View, int], None]
+Visit = Callable[[Any, Any, View, int], Any]
+_Found = dict[tuple[str, int | None], Any]
 
 
 def wanda(
@@ -36,23 +49,29 @@ def wanda(
     *,
     activations: Callable[[PyTree, Any], Mapping[str, Any]] | None = None,
     where: Where | None = None,
+    axes: Axes = None,
 ) -> Score:
-    """|w| ||x||_2, where x is what w multiplies: the norm is over the examples (and positions) of the batch.
+    """|w| ||x||_2, where x is the input that w multiplies; the norm is over examples and positions of the batch.
 
     Needs ``batch``. The paper compares the weights into one output with each other, which is what
     ``output_masks`` does with these scores.
 
     Args:
       apply: ``apply(params, batch)`` is the forward pass. The matrix products and convolutions that read a
-        weight are found in it, whatever library wrote them; the weight may be transposed or reshaped first,
-        and where it is used several times the squares add up. What happens inside ``scan``, ``while`` or
-        ``cond`` is not seen.
+        weight are found in it, whatever library wrote them, also inside ``remat`` and ``scan``, where every layer of
+        a stack has its own norms. The weight may be transposed or reshaped first, and where it is used several times
+        the squares add up. Products inside ``while`` and ``cond`` are not seen.
       activations: in place of ``apply``: ``activations(params, batch)`` gives, by the path of each weight or of
-        what holds it, the inputs (..., in) of its layer, for kernels (..., in, out).
+        the module that holds it, the inputs of its layer: (..., in) for kernels (in, out), (layers, ..., in) for
+        stacked kernels (layers, in, out); in general (*stacked, ..., *inputs) in the order of the kernel's axes.
       where: see ``Score``.
+      axes: what the axes of the kernels are (see ``prune``), for ``activations`` of kernels with more than two axes,
+        and for experts: those that no example of the batch reached are named in a warning (outside jit) and get the
+        root mean square of the norms of the others instead of 0.
 
     Raises:
-      ValueError: not one of ``apply`` and ``activations`` is given; while scoring, a weight is in no product.
+      ValueError: not exactly one of ``apply`` and ``activations`` is given; while scoring, no product reads a weight,
+        or the given inputs do not fit it.
 
     Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024,
     arXiv 2306.11695, equation 1.
@@ -62,48 +81,32 @@ def wanda(
     Array([[ 5., 10.],
            [ 1.,  1.]], dtype=float32)
     """
-    norms: Callable[[list[str], list[Any], PyTree, Any], list[Any]]
+    squares: Callable[[dict[str, Any], dict[str, KernelAxes | None], PyTree, Any], list[Any]]
     if apply is not None and activations is None:
-        norms = functools.partial(_seen, apply)
+        squares = functools.partial(_seen, apply)
     elif activations is not None and apply is None:
-        norms = functools.partial(_given, activations)
+        squares = functools.partial(_given, activations)
     else:
         raise ValueError("wanda needs apply or activations, and not both")
 
     def function(params: PyTree, grad: PyTree, batch: Any, key: Any, whole: PyTree) -> PyTree:
         paths, leaves, treedef = flatten(params)
         slots = [i for i, leaf in enumerate(leaves) if leaf is not None]
-        weights = [leaves[i] for i in slots]
-        sizes = norms([paths[i] for i in slots], weights, whole, batch)
-        for slot, weight, norm in zip(slots, weights, sizes, strict=True):
+        weights = {paths[i]: leaves[i] for i in slots}
+        roles = kernel_axes(axes, params)
+        for slot, square in zip(slots, squares(weights, roles, whole, batch), strict=True):
+            path, weight = paths[slot], leaves[slot]
+            norm = jnp.sqrt(_of_unreached(square, path, roles[path]))
             leaves[slot] = jnp.abs(weight.astype(working_dtype(weight))) * norm
         return jax.tree.unflatten(treedef, leaves)
 
     return Score(function, "wanda", ("batch", "whole"), where)
 
 
-def _given(
-    activations: Callable[[PyTree, Any], Mapping[str, Any]],
-    paths: list[str],
-    weights: list[Any],
-    whole: PyTree,
-    batch: Any,
-) -> list[Any]:
-    """The norm of the handed input of each weight, to be broadcast with it."""
-    inputs, norms = activations(whole, batch), []
-    for path, weight in zip(paths, weights, strict=True):
-        x = inputs.get(path, inputs.get(path.rpartition("/")[0]))
-        if x is None or x.shape[-1] != weight.shape[-2]:
-            got = "nothing" if x is None else f"shape {x.shape}"
-            raise ValueError(f"activations gave {got} for '{path}'; it has shape {weight.shape}: (..., in, out)")
-        x = jnp.square(x.astype(working_dtype(x)))
-        norm = jnp.sqrt(jnp.sum(x, axis=tuple(range(x.ndim - 1))))
-        norms.append(jnp.broadcast_to(norm.reshape((1,) * (weight.ndim - 2) + (-1, 1)), weight.shape))
-    return norms
-
-
 def visit_products(apply: Callable[[PyTree, Any], Any], params: PyTree, batch: Any, visit: Visit) -> None:
     """Run a forward pass and call ``visit`` at every matrix product and convolution that reads a weight.
+
+    Those inside ``scan``, ``while`` and ``cond`` are left out.
 
     Args:
       apply: ``apply(params, batch)``, the forward pass.
@@ -112,6 +115,14 @@ def visit_products(apply: Callable[[PyTree, Any], Any], params: PyTree, batch: A
       visit: called with the equation, the value of the other operand, the weight's ``View`` and the side (0 or 1)
         that the weight is on.
     """
+    closed, arrays, views = _program(apply, params, batch)
+    _run(closed, arrays, views, visit, None)
+
+
+def _program(
+    apply: Callable[[PyTree, Any], Any], params: PyTree, batch: Any
+) -> tuple[Any, list[Any], list[View | None]]:
+    """The forward pass as a function of the arrays of ``params``, these arrays, and their views."""
     paths, leaves, treedef = flatten(params)
     slots = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
 
@@ -122,27 +133,97 @@ def visit_products(apply: Callable[[PyTree, Any], Any], params: PyTree, batch: A
         return apply(jax.tree.unflatten(treedef, full), batch)
 
     arrays = [leaves[i] for i in slots]
-    closed = jax.make_jaxpr(run)(arrays)
-    views: list[View | None] = [View(paths[i], leaves[i].shape, lambda w: w) for i in slots]
-    _run(closed, arrays, views, visit)
+    return jax.make_jaxpr(run)(arrays), arrays, [View(paths[i], leaves[i].shape, lambda w: w) for i in slots]
 
 
 def _seen(
-    apply: Callable[[PyTree, Any], Any], paths: list[str], weights: list[Any], whole: PyTree, batch: Any
+    apply: Callable[[PyTree, Any], Any],
+    weights: dict[str, Any],
+    roles: dict[str, KernelAxes | None],
+    whole: PyTree,
+    batch: Any,
 ) -> list[Any]:
-    """For each weight the norm of what it multiplies in the forward pass; of its shape."""
-    squares: dict[str, Any] = {}
-    visit_products(apply, whole, batch, functools.partial(_add, squares))
-    for path in paths:
-        if path not in squares:
-            raise ValueError(f"wanda sees no matrix product or convolution that reads '{path}'")
-    return [jnp.sqrt(squares[path]) for path in paths]
+    """For each weight the sum of squares of what it multiplies in the forward pass; of its shape."""
+    closed, arrays, views = _program(apply, whole, batch)
+    found: _Found = {}
+    _run(closed, arrays, views, _squares, found)
+    for path in weights:
+        if (path, None) not in found:
+            raise ValueError(
+                f"wanda sees no matrix product or convolution that reads '{path}' (inside while and cond none is "
+                "seen); leave it out with where=, or give its inputs as activations="
+            )
+    return [found[path, None] for path in weights]
+
+
+def _given(
+    activations: Callable[[PyTree, Any], Mapping[str, Any]],
+    weights: dict[str, Any],
+    roles: dict[str, KernelAxes | None],
+    whole: PyTree,
+    batch: Any,
+) -> list[Any]:
+    """For each weight the sum of squares of its given inputs, to be broadcast with it."""
+    inputs, squares = activations(whole, batch), []
+    for path, weight in weights.items():
+        x = inputs.get(path, inputs.get(path.rpartition("/")[0]))
+        own = roles[path]
+        if own is None:
+            own = _stacked_like(x, path, weight.shape)
+        lead = tuple(weight.shape[axis] for axis in own.stacked)
+        ends = tuple(weight.shape[axis] for axis in own.inputs)
+        if x is None or x.shape[: len(lead)] != lead or x.shape[x.ndim - len(ends) :] != ends:
+            got = "nothing" if x is None else f"shape {x.shape}"
+            wanted = ", ".join(map(str, (*lead, "...", *ends)))
+            raise ValueError(
+                f"activations gave {got} for '{path}'; it has shape {weight.shape}, so its inputs must have shape "
+                f"({wanted})"
+            )
+        between = tuple(range(len(lead), x.ndim - len(ends)))
+        total = jnp.sum(jnp.square(x.astype(working_dtype(x))), axis=between)
+        order = (*own.stacked, *own.inputs)
+        others = tuple(axis for axis in range(weight.ndim) if axis not in order)
+        squares.append(jnp.expand_dims(total.transpose(np.argsort(order)), others))
+    return squares
+
+
+def _stacked_like(x: Any, path: str, shape: tuple[int, ...]) -> KernelAxes:
+    """The axes of stacked kernels (layers, in, out) where the given inputs are (layers, ..., in)."""
+    if x is None or len(shape) != 3 or x.ndim < 3 or (x.shape[0], x.shape[-1]) != shape[:2]:
+        raise ValueError(unknown_axes(path, shape, "activations are matched to its inputs"))
+    warnings.warn(unknown_axes(path, shape, "wanda takes it for stacked layers, as its activations are"), stacklevel=2)
+    return KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))
+
+
+def _of_unreached(squares: Float[Array, "..."], path: str, axes: KernelAxes | None) -> Float[Array, "..."]:
+    """Sums of squares in which stacked layers that no example reached have the mean of the others."""
+    stacked = axes.stacked if axes is not None else ((0,) if squares.ndim > 2 else ())
+    if not stacked:
+        return squares
+    rest = tuple(axis for axis in range(squares.ndim) if axis not in stacked)
+    reached = jnp.any(squares > 0, axis=rest, keepdims=True)
+    if not isinstance(reached, jax.core.Tracer):
+        flags = np.asarray(reached).reshape([squares.shape[axis] for axis in stacked])
+        if flags.any() and not flags.all():
+            missing = ", ".join(f"'{path}{''.join(f'[{i}]' for i in index)}'" for index in np.argwhere(~flags))
+            remedy = "their norms are those of the others" if axes is not None else "their scores are 0"
+            more = "" if axes is not None else ", and axes= if these are experts"
+            warnings.warn(
+                f"no example of the batch reached {missing}; {remedy}; give more examples{more}", stacklevel=2
+            )
+    if axes is None:
+        return squares
+    number = jnp.maximum(jnp.sum(reached, axis=stacked, keepdims=True), 1).astype(squares.dtype)
+    return jnp.where(reached, squares, jnp.sum(squares, axis=stacked, keepdims=True) / number)
 
 
 def _run(
-    program: Any, values: list[Any], views: list[View | None], visit: Visit
+    program: Any, values: list[Any], views: list[View | None], visit: Visit, found: _Found | None
 ) -> tuple[list[Any], list[View | None]]:
-    """Evaluate a program, calling ``visit`` at every product that reads a weight."""
+    """Evaluate a program, calling ``visit`` at every product that reads a weight.
+
+    With ``found``, what ``visit`` returns is added up there, also over the steps of a scan.
+    """
     jaxpr = jaxprs.opened(program)
     value = jaxprs.known(program, values)
     view = dict(zip(jaxpr.invars, views, strict=True))
@@ -157,12 +238,15 @@ def _run(
         results: list[Any]
         through: list[View | None]
         if inner is not None:
-            results, through = _run(inner, inputs, seen, visit)
+            results, through = _run(inner, inputs, seen, visit, found)
+        elif equation.primitive.name == "scan" and found is not None and any(seen):
+            results = _scan(equation, inputs, seen, visit, found)
+            through = [None] * len(results)
         else:
             if equation.primitive.name in _PRODUCTS:
                 for side, own in enumerate(seen):
                     if own is not None and seen[1 - side] is None:
-                        visit(equation, inputs[1 - side], own, side)
+                        _add(found, own, visit(equation, inputs[1 - side], own, side))
             results = jaxprs.bound(equation, inputs)
             source = seen[0] if equation.primitive.name in _VIEWS else None
             through = [None if source is None else _viewed(equation, source)] * len(results)
@@ -170,6 +254,48 @@ def _run(
         view.update(zip(equation.outvars, through, strict=True))
     pairs = [read(atom) for atom in jaxpr.outvars]
     return [x for x, _ in pairs], [v for _, v in pairs]
+
+
+def _scan(equation: Any, inputs: list[Any], views: list[View | None], visit: Visit, found: _Found) -> list[Any]:
+    """Run a scan whose body reads weights: stacked ones step by step, or the same ones at every step."""
+    body, (fixed, carried) = equation.params["jaxpr"], jaxprs.scan_parts(equation)
+    same, start, stacks = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
+    inner: list[View | None] = [None] * len(inputs)
+    for i, own in enumerate(views):
+        if own is not None and not fixed <= i < fixed + carried:  # a weight that is carried may change
+            inner[i] = View(own.path, inputs[i].shape[i >= fixed :], lambda w: w, i)
+
+    def step(carry: tuple[list[Any], _Found], slices: list[Any]) -> tuple[tuple[list[Any], _Found], Any]:
+        values, total = carry
+        here: _Found = {}
+        results, _ = _run(body, [*same, *values, *slices], inner, visit, here)
+        repeated = {key: here[key] for key in here if _slot(key) < fixed}
+        total = {key: total[key] + square for key, square in repeated.items()} if total else repeated
+        each = {key: square for key, square in here.items() if key not in repeated}
+        return (results[:carried], total), (results[carried:], each)
+
+    first = [stack[0] for stack in stacks]
+    (_, shapes), _ = jax.eval_shape(step, (start, {}), first)
+    zeros = {key: jnp.zeros(shape.shape, shape.dtype) for key, shape in shapes.items()}
+    options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
+    (end, total), (stacked, each) = lax.scan(step, (start, zeros), stacks, **options)
+    for key, square in {**total, **each}.items():
+        own = views[_slot(key)]
+        assert own is not None
+        _, back = jax.vjp(own.of, jnp.zeros(own.shape, square.dtype))
+        _add(found, own, back(square)[0])
+    return [*end, *stacked]
+
+
+def _slot(key: tuple[str, int | None]) -> int:
+    assert key[1] is not None
+    return key[1]
+
+
+def _add(found: _Found | None, own: View, value: Any) -> None:
+    if found is not None:
+        key = own.path, own.slot
+        found[key] = found[key] + value if key in found else value
 
 
 def _inner(equation: Any) -> Any:
@@ -183,11 +309,11 @@ def _viewed(equation: Any, source: View) -> View:
     # Only the arrangement matters, so a change of dtype is left out.
     if equation.primitive.name == "convert_element_type":
         return source
-    return View(source.path, source.shape, lambda w: equation.primitive.bind(source.of(w), **equation.params))
+    return source._replace(of=lambda w: equation.primitive.bind(source.of(w), **equation.params))
 
 
-def _add(found: dict[str, Any], equation: Any, other: Any, own: View, side: int) -> None:
-    """Add the squares at one product of a weight (on one side) and something else.
+def _squares(equation: Any, other: Any, own: View, side: int) -> Array:
+    """The sum of squares of what each weight multiplies in one product, of the weight's shape.
 
     The product is linear in the weight. With the other operand squared, the derivative of the sum of its
     results by a weight is therefore the sum of the squares of what that weight multiplies.
@@ -199,5 +325,5 @@ def _add(found: dict[str, Any], equation: Any, other: Any, own: View, side: int)
         operands = [own.of(weight), squared] if side == 0 else [squared, own.of(weight)]
         return jnp.sum(equation.primitive.bind(*operands, **params))
 
-    squares = jax.grad(total)(jnp.zeros(own.shape, squared.dtype))
-    found[own.path] = found[own.path] + squares if own.path in found else squares
+    squares: Array = jax.grad(total)(jnp.zeros(own.shape, squared.dtype))
+    return squares

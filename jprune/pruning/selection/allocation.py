@@ -109,12 +109,12 @@ def _quotas(shares: Sequence[int], low: Sequence[int], high: Sequence[int], tota
 
 
 def erk_shares(shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    """The Erdos-Renyi-kernel share of each layer: the sum of its kernel's dimensions.
+    """The Erdos-Renyi-kernel share of each layer: the sum of its dimensions.
 
-    ERK gives a layer the density e * (d_1 + ... + d_k) / (d_1 * ... * d_k), where d_1, ..., d_k are all the
-    dimensions of its kernel: (in, out) of a dense layer, (height, width, in, out) of a convolution, in any
-    order. Times its d_1 * ... * d_k weights, that is e * (d_1 + ... + d_k) weights, so the sum of the
-    dimensions is the layer's share of what is kept. A layer whose density would exceed 1 is kept dense
+    ERK gives a layer the density e * (d_1 + ... + d_k) / (d_1 * ... * d_k), where d_1, ..., d_k are its
+    dimensions: (in, out) of a dense layer, (height, width, in, out) of a convolution, in any order. Times its
+    d_1 * ... * d_k weights, that is e * (d_1 + ... + d_k) weights, so the sum of the dimensions is the layer's
+    share of what is kept. A layer whose density would exceed 1 is kept dense
     and e raised for the others.
 
     Source: Evci et al., "Rigging the Lottery", ICML 2020, arXiv 1911.11134, section 3 (1).

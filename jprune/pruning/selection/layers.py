@@ -144,9 +144,9 @@ def layers_of(
             raise TypeError(f"among has {describe(masks[i])} at '{paths[i]}'; it must be a bool array or None")
     stacked: list[tuple[int, ...]] = [()] * len(leaves)
     if per_layer is not None:
-        found = kernel_axes(axes, scores)
+        roles = kernel_axes(axes, scores)
         stacked = [
-            () if leaf is None else _stacked(path, leaf, found[path], per_layer)
+            () if leaf is None else _stacked(path, leaf, roles[path], per_layer)
             for path, leaf in zip(paths, leaves, strict=True)
         ]
     layers = Layers(
@@ -164,8 +164,10 @@ def layers_of(
         masks=[None if array is None else jnp.asarray(array) for array in layers.masks],
     )
     if not any(isinstance(array, jax.core.Tracer) for array in [*layers.scores, *layers.masks]):
-        for path, found_nan in zip(layers.paths, jax.device_get(_nan(layers.scores, layers.masks)), strict=True):
-            if found_nan:
+        with jax.ensure_compile_time_eval():  # scores may be constants of a program that is being traced
+            nan = jax.device_get(_nan(layers.scores, layers.masks))
+        for path, found in zip(layers.paths, nan, strict=True):
+            if found:
                 raise ValueError(f"scores has NaN at '{path}', which cannot be ranked; check the score's inputs")
     return layers
 

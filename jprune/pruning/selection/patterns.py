@@ -5,6 +5,11 @@ own; set those with ``functools.partial`` to pass one to ``prune``:
 
 >>> import functools
 >>> selection = functools.partial(nm_masks, n=1, m=4)
+
+The patterns follow the roles of a leaf's axes, which ``axes`` gives (see ``jprune.graph.axes``): a graph made by
+``jprune.trace_model``, ``{regex: KernelAxes(...)}``, "flax" or "equinox". Without it 2-D kernels and the usual 2-D
+convolutions follow their library's convention. A leaf whose axes are unknown, or that is read in two ways (tied
+weights), is refused by name.
 """
 
 import math
@@ -14,49 +19,61 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from jprune.graph.axes import Axes
-from jprune.pruning.amounts import Amount, Counts, Keep, Scheduled, Sparsity, amount_by_keyword, amount_of
+from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
+from jprune.pruning.amounts import (
+    Amount,
+    Counts,
+    Keep,
+    Scheduled,
+    Sparsity,
+    amount_by_keyword,
+    amount_of,
+    renamed_arguments,
+)
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import Layers, Quota, choose, largest_along, layers_of, quota_of
 from jprune.pruning.selection.uint64 import Count
 
+_AXES = "axes=, such as axes='equinox' or {'': jprune.KernelAxes(outputs=(0,), inputs=(1,))}"
 
+
+@renamed_arguments(axis=_AXES)
 @amount_by_keyword
 def nm_masks(
     scores: PyTree,
     n: int = 2,
     m: int = 4,
     *,
-    axis: int = -2,
     sparsity: Sparsity | None = None,
     keep: Counts | None = None,
     among: PyTree = None,
     min_keep: int = 0,
     axes: Axes = None,
 ) -> PyTree:
-    """Keep the n largest scores of every m neighbors along an axis, such as 2:4.
+    """Keep the n largest scores of every m neighboring inputs of an output, such as 2:4.
+
+    Groups run along the axes that the layer sums over (for a convolution along its input features), as sparse tensor
+    cores require. Several input axes (heads and head_dim of an attention output) are one, in row-major order.
 
     Args:
       scores: tree of float arrays, None where nothing is prunable.
       n: how many of every m weights to keep.
-      m: how many neighboring weights form a group; it must divide the axis of every layer.
-      axis: the axis along which groups run; -2 is the input axis of Flax kernels (..., in, out), which a matrix
-        product sums over, as sparse tensor cores require.
+      m: how many neighboring weights form a group; it must divide the number of inputs of every layer.
       sparsity: None, or what the pattern removes: 1 - n / m.
       keep: None, or the number of weights that the pattern keeps.
       among: bool tree of the weights that may be kept; None for all.
       min_keep: minimum number of weights that every layer keeps; the pattern must keep as many.
-      axes: not used.
+      axes: what the axes of each leaf are; see the module.
 
     Returns:
       A tree like ``scores`` of bool arrays; ties within a group go to the smaller index.
 
     Raises:
       TypeError: n or m is not an integer.
-      ValueError: n is not in 0..m, m does not divide the axis of a layer or a layer has no such axis, or
+      ValueError: n is not in 0..m, m does not divide the inputs of a layer, the axes of a leaf are unknown, or
         ``sparsity``, ``keep`` or ``min_keep`` is not what the pattern gives. Also what ``global_masks`` raises.
 
     Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021, arXiv 2104.08378.
@@ -64,21 +81,23 @@ def nm_masks(
     >>> nm_masks(jnp.array([[3.0], [1.0], [2.0], [2.0]]), n=2, m=4)[:, 0]
     Array([ True, False,  True, False], dtype=bool)
     """
-    layers = layers_of(scores, among)
     if not (m >= 1 and 0 <= n <= m):
         raise ValueError(f"n={n}, m={m}: n of every m weights are kept, so 0 <= n <= m and m >= 1")
-    for path, shape in zip(layers.paths, layers.leaf_shapes, strict=True):
-        if not -len(shape) <= axis < len(shape) or shape[axis] % m:
-            raise ValueError(f"m={m} must divide axis {axis} of every layer; '{path}' has shape {shape}")
+    layers, restore = _arranged(layers_of(scores, among), axes, f"{n}:{m} groups run along its inputs")
+    for path, array in zip(layers.paths, layers.scores, strict=True):
+        if array.shape[-2] % m:
+            raise ValueError(
+                f"m={m} must divide the inputs of every layer; leaf '{path}' of shape {restore.shapes[path]} has "
+                f"{array.shape[-2]}; {_leave_out(path)}"
+            )
     counts = [size // m * n for size in layers.sizes]
     if sparsity is not None or keep is not None:
         _refuse_other_amounts(amount_of(sparsity, keep), f"{n}:{m}", sum(counts), layers.size)
-    for path, count, least in zip(layers.paths, counts, allocation.floors(min_keep, layers.sizes, None), strict=True):
+    for name, count, least in zip(layers.names, counts, allocation.floors(min_keep, layers.sizes, None), strict=True):
         if count < least:
-            raise ValueError(f"min_keep={min_keep}, but {n}:{m} keeps {count} weights of '{path}'; lower min_keep")
-    return layers.tree(
-        [_best_of_neighbors(array, mask, n, m, axis) for array, mask in zip(layers.scores, layers.masks, strict=True)]
-    )
+            raise ValueError(f"min_keep={min_keep}, but {n}:{m} keeps {count} weights of '{name}'; lower min_keep")
+    masks = [_best_of_neighbors(array, mask, n, m) for array, mask in zip(layers.scores, layers.masks, strict=True)]
+    return layers.tree(restore(masks))
 
 
 @amount_by_keyword
@@ -98,42 +117,38 @@ def block_masks(
       scores: tree of float arrays, None where nothing is prunable.
       sparsity: the fraction of the blocks to remove; the number kept is rounded half to even.
       keep: the number of weights to keep, a multiple of the number in a block.
-      block: sizes along the last axes; they must divide those of every layer.
+      block: its size (inputs, outputs), which must divide the inputs and outputs of every layer; several input axes
+        are one, in row-major order, and so are several output axes.
       among: bool tree of the weights that may be kept. Blocks without such weights are not kept, and in other
         blocks only these weights are.
       min_keep: minimum number of weights that every layer keeps, rounded up to whole blocks.
-      axes: see ``global_masks``; only ``min_keep`` depends on it.
+      axes: what the axes of each leaf are; see the module.
 
     Returns:
       A tree like ``scores`` of bool arrays.
 
     Raises:
-      ValueError: ``block`` does not divide a layer, or ``keep`` is not a multiple of the block's weights. Also
-        what ``global_masks`` raises.
+      ValueError: ``block`` does not divide a layer, the axes of a leaf are unknown, or ``keep`` is not a multiple of
+        the block's weights. Also what ``global_masks`` raises.
 
     >>> block_masks(jnp.array([[9.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]), sparsity=0.5, block=(2, 2))[0]
     Array([ True,  True, False, False], dtype=bool)
     """
     block = tuple(block)
+    if len(block) != 2 or any(size < 1 for size in block):
+        raise ValueError(f"block={block} must have two sizes, (inputs, outputs), each 1 or more")
     weights = math.prod(block)
-    if not block or any(size < 1 for size in block):
-        raise ValueError(f"block={block} must have at least one size, each 1 or more")
-    layers = layers_of(scores, among)
+    layers, restore = _arranged(layers_of(scores, among), axes, "blocks run along its inputs and outputs")
     for path, shape in zip(layers.paths, layers.leaf_shapes, strict=True):
-        ends = shape[-len(block) :]
-        if len(shape) < len(block) or any(size % b for size, b in zip(ends, block, strict=True)):
+        if any(size % b for size, b in zip(shape[-2:], block, strict=True)):
             raise ValueError(
-                f"block={block} must divide the last axes of every layer; '{path}' has shape {shape}; leave the leaf "
-                "out with where=jprune.by_path(exclude=...)"
+                f"block={block} must divide the inputs and outputs of every layer; leaf '{path}' of shape "
+                f"{restore.shapes[path]} has {shape[-2]} inputs and {shape[-1]} outputs; {_leave_out(path)}"
             )
-    inner = [tuple(range(len(shape) - len(block) + 1, len(shape) + len(block), 2)) for shape in layers.leaf_shapes]
     parts = [_in_blocks(array.astype(working_dtype(array)), block) for array in layers.scores]
     blocks = layers._replace(
-        scores=[part.sum(axes_) for part, axes_ in zip(parts, inner, strict=True)],
-        masks=[
-            None if mask is None else _in_blocks(mask, block).any(axes_)
-            for mask, axes_ in zip(layers.masks, inner, strict=True)
-        ],
+        scores=[part.sum((-3, -1)) for part in parts],
+        masks=[None if mask is None else _in_blocks(mask, block).any((-3, -1)) for mask in layers.masks],
     )
 
     def quota(amount: Amount) -> Quota:
@@ -146,19 +161,19 @@ def block_masks(
 
     chosen = choose(blocks, quota_of(amount_of(sparsity, keep), quota))
     masks = [
-        jnp.broadcast_to(jnp.expand_dims(mask, axes_), part.shape).reshape(shape)
-        for mask, axes_, part, shape in zip(chosen, inner, parts, layers.leaf_shapes, strict=True)
+        jnp.broadcast_to(jnp.expand_dims(mask, (-3, -1)), part.shape).reshape(shape)
+        for mask, part, shape in zip(chosen, parts, layers.leaf_shapes, strict=True)
     ]
-    return layers.tree(_allowed(masks, layers))
+    return layers.tree(restore(_allowed(masks, layers)))
 
 
+@renamed_arguments(axis=_AXES)
 @amount_by_keyword
 def channel_masks(
     scores: PyTree,
     *,
     sparsity: Sparsity | None = None,
     keep: Counts | None = None,
-    axis: int = -1,
     layerwise: bool = False,
     among: PyTree = None,
     min_keep: int = 0,
@@ -166,23 +181,24 @@ def channel_masks(
 ) -> PyTree:
     """Keep the whole output channels with the largest mean scores.
 
+    A channel is one output of one layer; of stacked layers, each has its own channels.
+
     Args:
       scores: tree of float arrays, None where nothing is prunable.
       sparsity: the fraction of the channels to remove; the number kept is rounded half to even.
       keep: the number of weights to keep, a multiple of the number in a channel, which must be equal in all layers.
-      axis: the axis of output channels: -1 in Flax kernels (..., in, out), 0 in (out, in, ...).
       layerwise: whether to remove the same fraction of every layer (a number is divided among them) instead of
         the channels with the smallest scores of all layers.
       among: bool tree of the weights that may be kept. Channels without such weights are not kept, and in other
         channels only these weights are.
       min_keep: minimum number of weights that every layer keeps, rounded up to whole channels.
-      axes: not used.
+      axes: what the axes of each leaf are; see the module.
 
     Returns:
       A tree like ``scores`` of bool arrays.
 
     Raises:
-      ValueError: a layer has no such axis; or ``keep`` is not a number of whole channels. Also what
+      ValueError: the axes of a leaf are unknown; or ``keep`` is not a number of whole channels. Also what
         ``global_masks`` raises.
 
     Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, arXiv 1608.08710 (with |w| as the
@@ -192,13 +208,13 @@ def channel_masks(
     Array([[False,  True,  True],
            [False,  True,  True]], dtype=bool)
     """
-    layers = layers_of(scores, among)
-    others = [_other_axes(path, shape, axis) for path, shape in zip(layers.paths, layers.leaf_shapes, strict=True)]
+    layers, restore = _arranged(layers_of(scores, among), axes, "channels are its outputs")
+    others = [_summed(array, stacked) for array, stacked in zip(layers.scores, layers.stacked, strict=True)]
     channels = layers._replace(
-        scores=[x.astype(working_dtype(x)).mean(axes_) for x, axes_ in zip(layers.scores, others, strict=True)],
-        masks=[None if x is None else x.any(axes_) for x, axes_ in zip(layers.masks, others, strict=True)],
+        scores=[x.astype(working_dtype(x)).mean(own) for x, own in zip(layers.scores, others, strict=True)],
+        masks=[None if x is None else x.any(own) for x, own in zip(layers.masks, others, strict=True)],
     )
-    fans = [math.prod(shape[a] for a in axes_) for shape, axes_ in zip(layers.leaf_shapes, others, strict=True)]
+    fans = [math.prod(shape[:-1]) for shape in layers.shapes]
 
     def quota(amount: Amount) -> Quota:
         if isinstance(amount, Keep):
@@ -215,40 +231,39 @@ def channel_masks(
 
     chosen = choose(channels, quota_of(amount_of(sparsity, keep), quota))
     masks = [
-        jnp.broadcast_to(jnp.expand_dims(mask, axes_), shape)
-        for mask, axes_, shape in zip(chosen, others, layers.leaf_shapes, strict=True)
+        jnp.broadcast_to(jnp.expand_dims(mask, own), shape)
+        for mask, own, shape in zip(chosen, others, layers.leaf_shapes, strict=True)
     ]
-    return layers.tree(_allowed(masks, layers))
+    return layers.tree(restore(_allowed(masks, layers)))
 
 
+@renamed_arguments(axis=_AXES)
 @amount_by_keyword
 def output_masks(
     scores: PyTree,
     *,
     sparsity: Sparsity | None = None,
     keep: Counts | None = None,
-    axis: int = -1,
     among: PyTree = None,
     min_keep: int = 0,
     axes: Axes = None,
 ) -> PyTree:
-    """Keep the largest scores among the weights into each output, the same number for every output.
+    """Keep the largest scores among the weights into each output, the same number for every output of a layer.
 
     Args:
       scores: tree of float arrays, None where nothing is prunable.
       sparsity: the fraction of the weights into each output to remove; the number kept is rounded half to even.
       keep: the number of weights to keep, divided among layers in proportion to their sizes and then among their
         outputs (the first outputs keep one more where it does not divide evenly).
-      axis: the axis of outputs: -1 in Flax kernels (..., in, out), 0 in (out, in, ...).
       among: bool tree of the weights that may be kept; None for all.
       min_keep: minimum number of weights that every layer keeps.
-      axes: not used.
+      axes: what the axes of each leaf are; see the module.
 
     Returns:
       A tree like ``scores`` of bool arrays; ties go to the smaller index.
 
     Raises:
-      ValueError: a layer has no such axis. Also what ``global_masks`` raises.
+      ValueError: the axes of a leaf are unknown. Also what ``global_masks`` raises.
 
     Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024,
     arXiv 2306.11695: the comparison group of Wanda.
@@ -257,10 +272,9 @@ def output_masks(
     Array([[False, False],
            [ True,  True]], dtype=bool)
     """
-    layers = layers_of(scores, among)
-    others = [_other_axes(path, shape, axis) for path, shape in zip(layers.paths, layers.leaf_shapes, strict=True)]
-    fans = [math.prod(shape[a] for a in axes_) for shape, axes_ in zip(layers.leaf_shapes, others, strict=True)]
-    outputs = [shape[axis] for shape in layers.leaf_shapes]
+    layers, restore = _arranged(layers_of(scores, among), axes, "weights into one output are compared")
+    fans = [math.prod(shape[:-1]) for shape in layers.shapes]
+    outputs = [shape[-1] for shape in layers.shapes]
 
     def quota(amount: Amount) -> Quota:
         if isinstance(amount, Keep):
@@ -275,34 +289,91 @@ def output_masks(
 
     each = quota_of(amount_of(sparsity, keep), quota).each
     limbs = each if isinstance(each, Count) else uint64.count_of(each or [])
-    starts = np.cumsum([0, *outputs])
+    rows = [math.prod(x.shape[a] for a in (*own, -1)) for x, own in zip(layers.scores, layers.stacked, strict=True)]
+    starts = np.cumsum([0, *rows])
     masks = []
-    for i, (array, mask) in enumerate(zip(layers.scores, layers.masks, strict=True)):
+    for i, (array, mask, stacked) in enumerate(zip(layers.scores, layers.masks, layers.stacked, strict=True)):
         own = Count(*(jnp.asarray(limb)[starts[i] : starts[i + 1]] for limb in limbs))
-        masks.append(largest_along(array, mask, own, (axis % array.ndim,)))
-    return layers.tree(masks)
+        masks.append(largest_along(array, mask, own, (*stacked, array.ndim - 1)))
+    return layers.tree(restore(masks))
+
+
+class _Restore:
+    """Take arranged arrays back to the axes of their leaves."""
+
+    def __init__(self, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], axes: Sequence[KernelAxes]):
+        self.shapes = dict(zip(paths, shapes, strict=True))
+        self._orders = [(*own.stacked, *own.spatial, *own.inputs, *own.outputs) for own in axes]
+
+    def __call__(self, arrays: Sequence[Any]) -> list[Any]:
+        """Arrays of the arranged shapes to arrays of the leaves' shapes."""
+        return [
+            array.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+            for array, shape, order in zip(arrays, self.shapes.values(), self._orders, strict=True)
+        ]
+
+
+def _arranged(layers: Layers, axes: Axes, why: str) -> tuple[Layers, _Restore]:
+    """The layers with arrays (*stacked, *spatial, inputs, outputs), and the way back.
+
+    Raises:
+      ValueError: the axes of a leaf are unknown, or it is read in two ways; the message says ``why`` that matters.
+    """
+    found = kernel_axes(axes, layers.tree(layers.scores))
+    roles = [
+        _known(found[path], path, shape, why) for path, shape in zip(layers.paths, layers.leaf_shapes, strict=True)
+    ]
+
+    def arrange(array: Shaped[Array, "..."], own: KernelAxes) -> Shaped[Array, "..."]:
+        sizes = [array.shape[axis] for axis in (*own.stacked, *own.spatial)]
+        ends = [math.prod(array.shape[axis] for axis in part) for part in (own.inputs, own.outputs)]
+        return array.transpose((*own.stacked, *own.spatial, *own.inputs, *own.outputs)).reshape((*sizes, *ends))
+
+    arranged = layers._replace(
+        scores=[arrange(array, own) for array, own in zip(layers.scores, roles, strict=True)],
+        masks=[None if mask is None else arrange(mask, own) for mask, own in zip(layers.masks, roles, strict=True)],
+        stacked=[tuple(range(len(own.stacked))) for own in roles],
+    )
+    return arranged, _Restore(layers.paths, layers.leaf_shapes, roles)
+
+
+def _known(axes: KernelAxes | None, path: str, shape: tuple[int, ...], why: str) -> KernelAxes:
+    if axes is None:
+        raise ValueError(unknown_axes(path, shape, why))
+    if axes.tied:
+        raise ValueError(
+            f"leaf '{path}' of shape {shape} is read in two ways (axes={axes}): {why}, which differ; {_leave_out(path)}"
+        )
+    return axes
+
+
+def _leave_out(path: str) -> str:
+    return f"leave it out with where=jprune.by_path(exclude={'^' + path + '$'!r})"
+
+
+def _summed(array: Shaped[Array, "..."], stacked: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of an arranged array that count the weights into an output."""
+    return tuple(range(len(stacked), array.ndim - 1))
 
 
 def _best_of_neighbors(
-    scores: Float[Array, "*shape"], mask: Bool[Array, "*shape"] | None, n: int, m: int, axis: int
-) -> Bool[Array, "*shape"]:
-    axis %= scores.ndim
-    shape = (*scores.shape[:axis], scores.shape[axis] // m, m, *scores.shape[axis + 1 :])
+    scores: Float[Array, "*lead inputs outputs"], mask: Bool[Array, "*lead inputs outputs"] | None, n: int, m: int
+) -> Bool[Array, "*lead inputs outputs"]:
+    shape = (*scores.shape[:-2], scores.shape[-2] // m, m, scores.shape[-1])
     keys = kth_largest.keys(scores, mask).reshape(shape)
-    place = jnp.arange(m, dtype=np.int32).reshape((1,) * (axis + 1) + (m,) + (1,) * (len(shape) - axis - 2))
+    place = jnp.arange(m, dtype=np.int32).reshape((1,) * (len(shape) - 2) + (m, 1))
     rank = jnp.zeros(shape, np.int32)
     for i in range(m):
-        other = jax.lax.slice_in_dim(keys, i, i + 1, axis=axis + 1)
+        other = jax.lax.slice_in_dim(keys, i, i + 1, axis=-2)
         rank += ((other > keys) | ((other == keys) & (np.int32(i) < place))).astype(np.int32)
     kept = (rank < n).reshape(scores.shape)
     return kept if mask is None else kept & mask
 
 
-def _in_blocks(array: Any, block: tuple[int, ...]) -> Any:
-    """(..., d_1, d_2) -> (..., d_1 / b_1, b_1, d_2 / b_2, b_2)."""
-    lead = array.ndim - len(block)
-    split = [part for size, b in zip(array.shape[lead:], block, strict=True) for part in (size // b, b)]
-    return array.reshape((*array.shape[:lead], *split))
+def _in_blocks(array: Shaped[Array, "*lead inputs outputs"], block: tuple[int, ...]) -> Shaped[Array, "..."]:
+    """(..., inputs, outputs) -> (..., inputs / b_1, b_1, outputs / b_2, b_2)."""
+    (inputs, outputs), (b1, b2) = array.shape[-2:], block
+    return array.reshape((*array.shape[:-2], inputs // b1, b1, outputs // b2, b2))
 
 
 def _unit_floors(units: Layers, min_keep: int, weights: Sequence[int], total: int | None) -> list[int] | None:
@@ -314,12 +385,6 @@ def _unit_floors(units: Layers, min_keep: int, weights: Sequence[int], total: in
     if total is not None and sum(floors) > total:
         raise ValueError(f"min_keep={min_keep} needs {sum(floors)} blocks or channels; keep gives {total}")
     return floors
-
-
-def _other_axes(path: str, shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(f"axis={axis}, but '{path}' has shape {shape}")
-    return tuple(a for a in range(len(shape)) if a != axis % len(shape))
 
 
 def _allowed(masks: list[Any], layers: Layers) -> list[Any]:

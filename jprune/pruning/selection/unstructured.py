@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jprune.graph.axes import Axes
+from jprune.graph.axes import Axes, kernel_axes
 from jprune.pruning.amounts import Amount, Counts, Keep, Sparsity, amount_by_keyword, amount_of
 from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import Layers, Quota, choose, describe, is_mask, layers_of, quota_of
@@ -164,10 +164,10 @@ def erk_masks(
 ) -> PyTree:
     """Keep what the Erdos-Renyi-kernel rule gives each layer, exact in total.
 
-    Layer l keeps the fraction e * (d_1 + ... + d_k) / (d_1 * ... * d_k) of its weights, with d the dimensions
-    of its kernel (all of them: (height, width, in, out) of a convolution) and the one e that makes the total
-    exact. A layer whose fraction would exceed 1 is kept dense and e raised for the rest; counts are rounded
-    by largest remainders.
+    Layer l keeps the fraction e * (d_1 + ... + d_k) / (d_1 * ... * d_k) of its weights, with d its numbers of inputs
+    and outputs and the sizes of its window (height, width, in, out of a convolution; in, heads * head_dim of an
+    attention query) and the one e that makes the total exact. A layer whose fraction would exceed 1 is kept dense and
+    e raised for the rest; counts are rounded by largest remainders.
 
     Takes, returns and raises what ``global_masks`` does.
 
@@ -178,10 +178,11 @@ def erk_masks(
     (3, 9)
     """
     layers = layers_of(scores, among, axes, per_layer="erk_masks")
+    shares = _erk_shares(layers, axes)
 
     def quota(amount: Amount) -> Quota:
         total = allocation.kept(amount, layers.size)
-        return Quota(_erk_counts(layers, total, min_keep), None if among is None else total)
+        return Quota(_erk_counts(layers, shares, total, min_keep), None if among is None else total)
 
     return layers.tree(choose(layers, quota_of(amount_of(sparsity, keep), quota)))
 
@@ -219,7 +220,8 @@ def erk_counts(
     [3, 9]
     """
     layers = layers_of(scores, None, axes, per_layer="erk_counts", shapes_only=True)
-    return _erk_counts(layers, allocation.kept(amount_of(sparsity, keep), layers.size), min_keep)
+    total = allocation.kept(amount_of(sparsity, keep), layers.size)
+    return _erk_counts(layers, _erk_shares(layers, axes), total, min_keep)
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
@@ -365,9 +367,23 @@ def _layer_counts(layers: Layers, amount: Amount, min_keep: int) -> list[int]:
     return [max(pair) for pair in zip(counts, allocation.floors(min_keep, sizes, None), strict=True)]
 
 
-def _erk_counts(layers: Layers, total: int, min_keep: int) -> list[int]:
+def _erk_counts(layers: Layers, shares: list[int], total: int, min_keep: int) -> list[int]:
     floors = allocation.floors(min_keep, layers.sizes, total)
-    return allocation.proportional(allocation.erk_shares(layers.shapes), floors, layers.sizes, total)
+    return allocation.proportional(shares, floors, layers.sizes, total)
+
+
+def _erk_shares(layers: Layers, axes: Axes) -> list[int]:
+    """The share of each layer, with all its input axes as one dimension and all its output axes as another."""
+    found = kernel_axes(axes, layers.tree(layers.scores))
+    shapes = []
+    for path, shape, number in zip(layers.paths, layers.leaf_shapes, layers.stacks, strict=True):
+        own = found[path]
+        if own is None or own.tied:
+            shapes += [shape] * number
+        else:
+            ends = [math.prod(shape[axis] for axis in part) for part in (own.inputs, own.outputs) if part]
+            shapes += [(*ends, *(shape[axis] for axis in own.spatial))] * number
+    return allocation.erk_shares(shapes)
 
 
 def _parameters(params: PyTree) -> int:

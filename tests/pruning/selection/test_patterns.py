@@ -16,6 +16,15 @@ DENSE = RNG.integers(0, 6, (12, 8)).astype(np.float32)
 SCORES = {"conv": {"kernel": jnp.asarray(CONV), "bias": None}, "dense": {"kernel": jnp.asarray(DENSE)}}
 
 
+INPUTS = {  # the axis that is summed over, as axes=
+    -2: None,
+    -1: {
+        "conv/kernel": jprune.KernelAxes(spatial=(0, 1), outputs=(2,), inputs=(3,)),
+        "dense/kernel": jprune.KernelAxes(outputs=(0,), inputs=(1,)),
+    },
+}
+
+
 def kernels_of(masks):
     return [np.asarray(masks[name]["kernel"]) for name in ("conv", "dense")]
 
@@ -33,13 +42,13 @@ def best_of_neighbours(scores, n, m, axis):
 
 @pytest.mark.parametrize(("n", "m", "axis"), [(2, 4, -2), (1, 4, -1), (1, 2, -2), (0, 2, -1), (4, 4, -2), (1, 1, -1)])
 def test_n_of_every_m_neighbours_along_an_axis(n, m, axis):
-    found = kernels_of(jprune.nm_masks(SCORES, n=n, m=m, axis=axis))
+    found = kernels_of(jprune.nm_masks(SCORES, n=n, m=m, axes=INPUTS[axis]))
     for mask, scores in zip(found, (CONV, DENSE), strict=True):
         np.testing.assert_array_equal(mask, best_of_neighbours(scores, n, m, axis))
 
 
 def test_n_of_m_along_the_first_axis_and_only_among_what_is_alive():
-    mask = jprune.nm_masks(jnp.asarray(DENSE), n=2, m=3, axis=0)
+    mask = jprune.nm_masks(jnp.asarray(DENSE), 2, 3)
     np.testing.assert_array_equal(mask, best_of_neighbours(DENSE, 2, 3, 0))
     alive = RNG.random(DENSE.shape) < 0.5
     mask = np.asarray(jprune.nm_masks(jnp.asarray(DENSE), n=2, m=4, among=jnp.asarray(alive)))
@@ -62,7 +71,15 @@ def test_blocks_with_the_largest_sums_over_the_whole_tree():
 @pytest.mark.parametrize("axis", [-1, 0])
 def test_whole_channels_with_the_largest_mean_scores(axis):
     sparsity = 1 - 5 / sum(x.shape[axis] for x in (CONV, DENSE))
-    found = kernels_of(jprune.channel_masks(SCORES, sparsity=sparsity, axis=axis))
+    axes = (
+        None
+        if axis == -1
+        else {
+            "conv/kernel": jprune.KernelAxes(outputs=(0,), spatial=(1, 2), inputs=(3,)),
+            "dense/kernel": jprune.KernelAxes(outputs=(0,), inputs=(1,)),
+        }
+    )
+    found = kernels_of(jprune.channel_masks(SCORES, sparsity=sparsity, axes=axes))
     means = [np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).mean(1) for x in (CONV, DENSE)]
     for mask, channels in zip(found, largest(means, 5), strict=True):
         lanes = np.moveaxis(mask, axis, 0)
@@ -96,7 +113,9 @@ def test_so_many_into_each_output():
     for unit in range(8):
         (expected,) = largest([DENSE[:, unit]], 3)
         np.testing.assert_array_equal(mask[:, unit], expected)
-    rows = np.asarray(jprune.output_masks(jnp.asarray(DENSE), keep=26, axis=0))
+    rows = np.asarray(
+        jprune.output_masks(jnp.asarray(DENSE), keep=26, axes={"": jprune.KernelAxes(outputs=(0,), inputs=(1,))})
+    )
     assert rows.sum(1).tolist() == [3, 3] + [2] * 10
 
 
@@ -169,22 +188,36 @@ def test_the_legacy_threshold_is_a_signed_quantile_compared_with_magnitudes():
 
 
 ONES = {"a": jnp.ones((6, 4))}
+TIED = jprune.KernelAxes(inputs=(0, 1), outputs=(0, 1))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: jprune.nm_masks(ONES, n=2, m=4), r"m=4 must divide axis -2 .*'a' has shape \(6, 4\)"),
+        (
+            lambda: jprune.nm_masks(ONES, n=2, m=4),
+            r"m=4 must divide the inputs .*leaf 'a' of shape \(6, 4\) has 6; leave it out .*exclude='\^a\$'",
+        ),
         (lambda: jprune.nm_masks(ONES, n=3, m=2), "n=3, m=2.* 0 <= n <= m"),
-        (lambda: jprune.nm_masks(ONES, n=1, m=2, axis=2), r"axis 2 .*'a' has shape \(6, 4\)"),
+        (
+            lambda: jprune.nm_masks({"kernel": jnp.ones((4, 4, 4))}),
+            r"leaf 'kernel' of shape \(4, 4, 4\): 2:4 groups run.*axes=",
+        ),
+        (
+            lambda: jprune.nm_masks(ONES, axes={"a": TIED}),
+            r"leaf 'a' of shape \(6, 4\) is read in two ways.*; leave it out",
+        ),
         (lambda: jprune.nm_masks(ONES, 1, 2, sparsity=0.75), r"sparsity=0\.75 keeps 6 of 24 weights, but 1:2 keeps 12"),
         (
             lambda: jprune.nm_masks(ONES, 1, 2, keep=6),
             r"keep=6 keeps 6 of 24 weights, but 1:2 keeps 12; give sparsity=0\.5",
         ),
         (lambda: jprune.nm_masks(ONES, n=1, m=2, min_keep=13), "min_keep=13, but 1:2 keeps 12 weights of 'a'"),
-        (lambda: jprune.block_masks(ONES, sparsity=0.5), r"block=\(4, 4\) must divide .*'a' has shape \(6, 4\)"),
-        (lambda: jprune.block_masks(ONES, sparsity=0.5, block=()), r"block=\(\) must have"),
+        (
+            lambda: jprune.block_masks(ONES, sparsity=0.5),
+            r"block=\(4, 4\) must divide .*leaf 'a' of shape \(6, 4\) has 6 inputs and 4 outputs",
+        ),
+        (lambda: jprune.block_masks(ONES, sparsity=0.5, block=()), r"block=\(\) must have two sizes"),
         (lambda: jprune.block_masks(ONES, keep=5, block=(2, 2)), "keep=5 weights must be a multiple of 4"),
         (lambda: jprune.block_masks(ONES, keep=4, block=(2, 2), min_keep=5), "min_keep=5 needs 2 blocks"),
         (lambda: jprune.channel_masks(ONES, keep=5 * 6), r"keep=5 must lie in 0\.\.4, the number of channels$"),
@@ -197,8 +230,18 @@ ONES = {"a": jnp.ones((6, 4))}
             r"have \[3, 6\] weights each; give sparsity=",
         ),
         (lambda: jprune.channel_masks(ONES, sparsity=1.5, layerwise=True), r"sparsity=1\.5 must be from 0\.0 to 1\.0"),
-        (lambda: jprune.channel_masks(ONES, keep=12, axis=3), r"axis=3, but 'a' has shape \(6, 4\)"),
-        (lambda: jprune.output_masks(ONES, sparsity=0.5, axis=-3), r"axis=-3, but 'a' has shape \(6, 4\)"),
+        (
+            lambda: jprune.channel_masks({"kernel": jnp.ones((2, 3, 4))}, keep=12),
+            r"'kernel' of shape \(2, 3, 4\): channels are its",
+        ),
+        (
+            lambda: jprune.output_masks({"kernel": jnp.ones((2, 3, 4))}, keep=12),
+            r"'kernel' of shape \(2, 3, 4\): weights into one",
+        ),
+        (
+            lambda: jprune.block_masks({"kernel": jnp.ones((2, 4, 4))}, sparsity=0.5),
+            r"'kernel' of shape \(2, 4, 4\): blocks run",
+        ),
         (
             lambda: jprune.global_masks(ONES, keep=3, min_keep=4),
             "min_keep=4 in 1 layers needs 4 weights, and only 3 are kept",
@@ -228,6 +271,8 @@ def test_what_does_not_fit_is_refused_by_argument_value_and_leaf(call, message):
         (lambda: jprune.global_masks(ONES, keep=1, among={"a": jnp.ones((6, 4))}), r"at 'a'; it must be a bool"),
         (lambda: jprune.apply_masks(ONES, {"a": jnp.ones((6, 4))}), r"float32\[6, 4\] at 'a'; it must be a bool"),
         (lambda: jprune.keep_count(ONES, ratio=True), "ratio=True must be a number"),
+        (lambda: jprune.nm_masks(ONES, axis=0), "nm_masks has no argument axis=; use axes="),
+        (lambda: jprune.output_masks(ONES, sparsity=0.5, axis=0), "output_masks has no argument axis=; use axes="),
     ],
 )
 def test_what_is_no_number_or_no_mask_is_refused(call, message):

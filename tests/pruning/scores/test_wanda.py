@@ -1,0 +1,118 @@
+"""Wanda's norms layer by layer: in scans, in remat, in recurrent cells, for experts and for given activations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jprune
+
+RNG = np.random.default_rng(0)
+WEIGHTS = RNG.normal(size=(2, 3, 3)).astype(np.float32)
+X = RNG.normal(size=(5, 3)).astype(np.float32)
+STACKED = {"kernel": jprune.KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))}
+
+
+def scanned(params, x, wrap=lambda body: body, turned=False):
+    def body(hidden, kernel):
+        return jnp.tanh(hidden @ (kernel.T if turned else kernel)), None
+
+    return jax.lax.scan(wrap(body), x, params["kernel"])[0]
+
+
+def by_numpy(weights, x):
+    """|w| ||x|| of every layer of a chain."""
+    scores = []
+    for w in weights:
+        scores.append(np.abs(w) * np.linalg.norm(x, axis=0)[:, None])
+        x = np.tanh(x @ w)
+    return np.stack(scores)
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        scanned,
+        lambda params, x: scanned(params, x, jax.checkpoint),
+        jax.checkpoint(scanned),
+        lambda params, x: scanned({"kernel": jnp.swapaxes(params["kernel"], 1, 2)}, x, turned=True),
+        lambda params, x: jax.lax.scan(lambda h, _: (scanned(params, h * 0 + x), None), x, length=1)[0],
+    ],
+    ids=["scan", "remat in scan", "scan in remat", "transposed", "scan in scan"],
+)
+def test_every_layer_of_a_scan_has_its_own_norms(apply):
+    found = jprune.wanda(apply)({"kernel": jnp.asarray(WEIGHTS)}, batch=jnp.asarray(X))["kernel"]
+    np.testing.assert_allclose(found, by_numpy(WEIGHTS, X), rtol=1e-5)
+
+
+def test_the_weights_of_a_recurrent_cell_add_up_over_the_steps():
+    def apply(params, xs):
+        def cell(hidden, x):
+            return jnp.tanh(x @ params["kernel_x"] + hidden @ params["kernel_h"]), None
+
+        return jax.lax.scan(cell, jnp.zeros((5, 3)), xs)[0]
+
+    xs, (wx, wh) = RNG.normal(size=(4, 5, 3)).astype(np.float32), WEIGHTS
+    hidden = [np.zeros((5, 3), np.float32)]
+    for x in xs:
+        hidden.append(np.tanh(x @ wx + hidden[-1] @ wh))
+    params = {"kernel_x": jnp.asarray(wx), "kernel_h": jnp.asarray(wh)}
+    found = jprune.wanda(apply)(params, batch=jnp.asarray(xs))
+    for name, weight, inputs in (("kernel_x", wx, xs), ("kernel_h", wh, np.stack(hidden[:-1]))):
+        norm = np.sqrt((inputs**2).sum((0, 1)))
+        np.testing.assert_allclose(found[name], np.abs(weight) * norm[:, None], rtol=1e-5)
+
+
+def test_given_activations_of_stacked_layers_have_a_norm_for_each_layer():
+    x = jnp.stack([jnp.ones((5, 3)), jnp.full((5, 3), 100.0)])
+    score = jprune.wanda(activations=lambda params, batch: {"kernel": x}, axes=STACKED)
+    found = score({"kernel": jnp.ones((2, 3, 4))}, batch=0)["kernel"]
+    np.testing.assert_allclose(found[:, 0, 0], [2.236, 223.6], rtol=1e-4)
+    assert found.shape == (2, 3, 4)
+    guessed = jprune.wanda(activations=lambda params, batch: {"kernel": x})
+    with pytest.warns(UserWarning, match=r"leaf 'kernel' of shape \(2, 3, 4\): wanda takes it for stacked layers"):
+        np.testing.assert_array_equal(guessed({"kernel": jnp.ones((2, 3, 4))}, batch=0)["kernel"], found)
+    with pytest.raises(ValueError, match=r"leaf 'kernel' of shape \(3, 3, 4\): activations are matched to its inputs"):
+        guessed({"kernel": jnp.ones((3, 3, 4))}, batch=0)
+    with pytest.raises(ValueError, match=r"gave shape \(2, 5, 3\) for 'kernel'.* must have shape \(3, ..., 3\)"):
+        score({"kernel": jnp.ones((3, 3, 4))}, batch=0)
+
+
+def test_given_activations_fit_the_axes_of_projections_and_convolutions():
+    heads = jnp.asarray(RNG.normal(size=(5, 2, 3)), jnp.float32)
+    axes = {
+        "out": jprune.KernelAxes(inputs=(0, 1), outputs=(2,)),
+        "conv": jprune.KernelAxes(spatial=(0,), inputs=(1,), outputs=(2,)),
+    }
+    score = jprune.wanda(activations=lambda params, batch: {"out": heads, "conv": heads}, axes=axes)
+    found = score({"out": jnp.ones((2, 3, 4)), "conv": jnp.ones((7, 3, 4))}, batch=0)
+    norm = np.sqrt((np.asarray(heads) ** 2).sum(0))
+    np.testing.assert_allclose(found["out"], np.broadcast_to(norm[..., None], (2, 3, 4)), rtol=1e-6)
+    over_positions = np.sqrt((np.asarray(heads) ** 2).sum((0, 1)))
+    np.testing.assert_allclose(found["conv"], np.broadcast_to(over_positions[None, :, None], (7, 3, 4)), rtol=1e-6)
+
+
+def test_experts_without_examples_are_named_and_not_scored_zero():
+    def mixture(params, batch):
+        x, expert = batch
+        dispatched = jnp.einsum("ne,ni->eni", jax.nn.one_hot(expert, 3), x)
+        return jnp.einsum("eni,eio->eno", dispatched, params["kernel"])
+
+    x, weights = jnp.asarray(X), jnp.asarray(RNG.normal(size=(3, 3, 2)), jnp.float32)
+    batch = (x, jnp.array([0, 2, 2, 0, 0]))
+    score = jprune.wanda(mixture, axes=STACKED)
+    with pytest.warns(UserWarning, match=r"no example of the batch reached 'kernel\[1\]'; their norms are those of"):
+        found = score({"kernel": weights}, batch=batch)["kernel"]
+    squares = np.stack([(X[[0, 3, 4]] ** 2).sum(0), np.zeros(3), (X[[1, 2]] ** 2).sum(0)])
+    squares[1] = (squares[0] + squares[2]) / 2
+    np.testing.assert_allclose(found, np.abs(weights) * np.sqrt(squares)[..., None], rtol=1e-5)
+    with pytest.warns(UserWarning, match=r"reached 'kernel\[1\]'; their scores are 0; .*axes= if these are experts"):
+        assert (jprune.wanda(mixture)({"kernel": weights}, batch=batch)["kernel"][1] == 0).all()
+
+
+def test_a_product_inside_a_while_loop_is_not_seen_and_the_error_says_so():
+    def apply(params, x):
+        return jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] @ params["kernel"]), (0, x))[1]
+
+    with pytest.raises(ValueError, match=r"reads 'kernel' \(inside while and cond none is seen\).*activations="):
+        jprune.wanda(apply)({"kernel": jnp.ones((3, 3))}, batch=jnp.ones((1, 3)))
