@@ -17,12 +17,12 @@ from benchmarks import in_torch
 from benchmarks.timing import Row, judge, same, seconds
 from experiments.data import sources
 from experiments.jumpstart_grid import thin_networks
-from experiments.jumpstart_grid.thin_networks import Recipe, Run, State
+from experiments.jumpstart_grid.thin_networks import ThinRecipe, ThinRun, ThinState
 from experiments.jumpstart_grid.thin_stack import Architecture
 
 BUCKETS = ((1, 2, 3, 4, 5), (10, 15), (20, 25))  # widths that share a program, padded to the last
 SEEDS, DEPTH, EPOCHS = 3, 60, 200
-RECIPE = Recipe()
+RECIPE = ThinRecipe()
 
 
 class Points(NamedTuple):
@@ -45,12 +45,12 @@ def at(depth: int, epochs: int, buckets: tuple[tuple[int, ...], ...], seeds: int
     points = Points(joined[0].T.copy(), joined[1].astype(np.float32), len(splits["train"][1]))
     count = seeds * sum(map(len, buckets))
     widest = max(map(max, buckets))
-    mixed = [[Run(width, seed) for width in bucket for seed in range(seeds)] for bucket in buckets]
-    equal = [[Run(widest, seed) for seed in range(count)]]
+    mixed = [[ThinRun(width, seed) for width in bucket for seed in range(seeds)] for bucket in buckets]
+    equal = [[ThinRun(widest, seed) for seed in range(count)]]
     _check(points, depth, buckets)
-    in_torch.use_best_threads(lambda: in_sequence(points, depth, Run(widest, 0), 10), repeats=2)
+    in_torch.use_best_threads(lambda: in_sequence(points, depth, ThinRun(widest, 0), 10), repeats=2)
 
-    def train_all(programs: list[list[Run]]) -> None:
+    def train_all(programs: list[list[ThinRun]]) -> None:
         # Two at a time, as the study works on its stages: one compiles while another trains.
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda runs: train(points, depth, runs, epochs), programs))
@@ -60,7 +60,7 @@ def at(depth: int, epochs: int, buckets: tuple[tuple[int, ...], ...], seeds: int
         for name, programs in (("mixed", mixed), ("equal", equal))
     }
     each = {
-        width: seconds(lambda width=width: in_sequence(points, depth, Run(width, 0), epochs))
+        width: seconds(lambda width=width: in_sequence(points, depth, ThinRun(width, 0), epochs))
         for width in map(max, buckets)
     }
     weights = [len(bucket) for bucket in buckets]
@@ -92,7 +92,7 @@ def architecture(points: Points, depth: int, width: int) -> Architecture:
     return Architecture(depth, width, points.train, penalized=("unit", "point"))
 
 
-def train(points: Points, depth: int, runs: list[Run], epochs: int) -> State:
+def train(points: Points, depth: int, runs: list[ThinRun], epochs: int) -> ThinState:
     """Compile and train runs in one program."""
     arch = architecture(points, depth, max(run.width for run in runs))
     problem = thin_networks.Problem(
@@ -156,8 +156,8 @@ def _trainable(arrays: list[np.ndarray]) -> list[torch.Tensor]:
 def _check(points: Points, depth: int, buckets: tuple[tuple[int, ...], ...], epochs: int = 5) -> None:
     """Raise unless both sides' losses agree after a few epochs, for the first run of each bucket."""
     for bucket in buckets:
-        run = Run(bucket[0], 0)
-        last = train(points, depth, [run, Run(bucket[-1], 0)], epochs).last
+        run = ThinRun(bucket[0], 0)
+        last = train(points, depth, [run, ThinRun(bucket[-1], 0)], epochs).last
         entropy, penalty = in_sequence(points, depth, run, epochs)
         same(f"cross-entropy of width {run.width}", last.loss[0], entropy, rtol=1e-3)
         same(f"penalty of width {run.width}", last.penalty[0], penalty, rtol=1e-3)

@@ -67,7 +67,7 @@ def replicated(
 
     sides = {}
     for form in forms:
-        spread = replicates.spread(train, replicates.Layout(mesh, form), donate=False)
+        spread = replicates.spread(train, replicates.Placement(mesh, form), donate=False)
         sides[form] = lambda spread=spread: jax.block_until_ready(spread((stacked, *own)))
     _, losses = sides[forms[0]]()
     alone = jax.jit(step)

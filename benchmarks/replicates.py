@@ -55,7 +55,7 @@ def against_torch(dataset: datasets.Dataset, recipe: Recipe, count: int, in_turn
     task = tasks.classification(dataset, "lenet-300-100")
     # One after another, a network's weights and momentum stay in a core's cache from step to step.
     form = "map" if jax.default_backend() == "cpu" else "vmap"
-    layout = replicates.Layout(replicates.all_devices(), form, "scan")
+    layout = replicates.Placement(replicates.all_devices(), form, "scan")
     entering, runs = _starts(task, dataset, recipe, layout, count)
     metrics: list[Any] = []
     ours = seconds(lambda: metrics.extend(_ours(task, dataset, recipe, layout, entering)))
@@ -79,7 +79,7 @@ def against_torch(dataset: datasets.Dataset, recipe: Recipe, count: int, in_turn
 
 
 def _starts(
-    task: tasks.Task, dataset: datasets.Dataset, recipe: Recipe, layout: replicates.Layout, count: int
+    task: tasks.Task, dataset: datasets.Dataset, recipe: Recipe, layout: replicates.Placement, count: int
 ) -> tuple[Any, list[Run]]:
     """What enters our program, and the same for each run of torch's."""
     init = replicates.spread(lambda i: (*task.init(replicates.key(0, i, 0)), replicates.key(0, i, 1)), layout)
@@ -98,7 +98,7 @@ def _starts(
 
 
 def _ours(
-    task: tasks.Task, dataset: datasets.Dataset, recipe: Recipe, layout: replicates.Layout, entering: Any
+    task: tasks.Task, dataset: datasets.Dataset, recipe: Recipe, layout: replicates.Placement, entering: Any
 ) -> list[training.EpochMetrics]:
     """Compile and train; the metrics of every epoch."""
     sizes = {"examples": len(dataset.train.labels), "validation": len(dataset.validation.labels)}

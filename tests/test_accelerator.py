@@ -174,7 +174,7 @@ def test_replicates_in_one_program_train_as_they_do_on_a_cpu(form):
     recipe = Recipe((2,), (0.01,), batch=32, jumpstart=0.1)
 
     def losses(mesh):
-        layout = replicates.Layout(mesh, form, "scan")
+        layout = replicates.Placement(mesh, form, "scan")
         phase = phases.compile_phase(task, recipe, oneshot.PRUNABLE, layout, examples=96, validation=96)
         init = lambda i: (*task.init(replicates.key(0, i, 0)), replicates.key(0, i, 1))
         entering = replicates.spread(init, layout)(replicates.place(np.arange(3, dtype=np.int32), mesh))

@@ -1,47 +1,167 @@
-"""What the studies' command lines share: how a shard is written, and how they end. What they do is theirs."""
+"""Run a study's command line: errors as one line, exit statuses, options in groups, recorded settings."""
 
+import argparse
+import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
-from jprune.cli import end_quietly
+import tyro
+
+_Settings = TypeVar("_Settings")
+Action = Literal["run", "status", "report"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Where the results and the data are; none of this changes the numbers."""
+
+    out: Path | None = None
+    """Folder of the results; runs/PRESET by default."""
+    data_dir: Path | None = None
+    """Folder of prepared TensorFlow Datasets; ~/tensorflow_datasets by default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterOptions:
+    """Several processes, machines or jobs; docs/how-to/run-on-a-cluster.md has a command for each case."""
+
+    shard: str | None = None
+    """i/n: compute the i-th (from 0) of n equal parts. By default everything, or, in a Slurm array, the part
+    of the task."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where several processes form one program. Under Slurm, Open MPI, Kubernetes and
+    on TPU pods JAX finds it."""
+    process_id: int | None = None
+    """Number of this process, counted from 0."""
+    num_processes: int | None = None
+    """Number of processes."""
+    launch: Literal["slurm", "local"] | None = None
+    """Submit one job for each part instead of computing here: slurm as a job array, local as processes of this
+    machine. Needs the extra 'cluster'."""
+    jobs: int = 1
+    """With --launch: number of jobs, each of which computes an equal part."""
+    partition: str | None = None
+    """With --launch slurm: partition."""
+    gpus: int = 0
+    """With --launch: GPUs of each job."""
+    cpus: int = 4
+    """With --launch: CPU cores of each job."""
+    hours: float = 24
+    """With --launch: time limit of each job. A job that reaches it is requeued and resumes."""
+
+    def __post_init__(self):
+        """Validate the options."""
+        if self.jobs < 1:
+            raise ValueError(f"jobs={self.jobs} must be at least 1")
+        if self.launch and (self.shard or self.coordinator):
+            raise ValueError(
+                f"launch={self.launch!r} divides the study into --jobs parts itself; remove --shard and --coordinator"
+            )
 
 
 def exit_status(work: Callable[[], None]) -> int:
-    """Do the work of a command; 0, or 1 where it could not be done, told in a line, or 130 where it was interrupted."""
+    """Do the work of a command. Returns 0, 1 after an error printed as one line, or 130 after an interrupt."""
     try:
         return quietly(work)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; give the same command again to go on", file=sys.stderr)
+        print("interrupted; rerun the same command to resume", file=sys.stderr)
         return 130
 
 
 def quietly(work: Callable[[], None]) -> int:
-    """Do the work of a command and print all that it says; 0, or 1 where nobody reads it any more (``| head``)."""
+    """Do the work of a command and flush its output. Returns 0, or 1 if the reader is gone (``| head``)."""
     try:
         try:
             work()
-        except SystemExit:  # from --help or a wrong option; what they printed may still wait
+        except SystemExit:  # from --help or a wrong option; its output may still be buffered
             sys.stdout.flush()
             raise
         sys.stdout.flush()
     except BrokenPipeError:
+        from jprune.cli import end_quietly  # noqa: PLC0415 loads jax, which --help should not wait for
+
         return end_quietly()
     return 0
 
 
-def parse_shard(shard: str) -> tuple[int, int]:
-    """Which part of how many a process takes.
+def first_look(arguments: Sequence[str] | None, preset: str) -> tuple[str, Path | None, set[str]]:
+    """Read --preset and --out, which decide the defaults of all other options; also the actions that are given."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default=preset)
+    first.add_argument("--out", type=Path)
+    known, rest = first.parse_known_args(arguments)
+    return known.preset, known.out, {"run", "status", "report"} & set(rest)
+
+
+def parse(command: type[_Settings], default: _Settings, arguments: Sequence[str] | None, prog: str) -> _Settings:
+    """Read the options of a command whose fields are groups of options.
+
+    Args:
+      command: a dataclass; a field that is a dataclass becomes a group in ``--help``.
+      default: the values of the options that are not given.
+      arguments: of the command line; None for those of this process.
+      prog: the command's name.
 
     Raises:
-      ValueError: it is not i/n, or there is no such part.
-
-    >>> parse_shard("1/4")
-    (1, 4)
+      ValueError: options that contradict each other.
+      SystemExit: an unknown option, or a value of the wrong type.
     """
-    i, _, n = shard.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
-        raise ValueError(f"shard={shard!r} must be i/n with 0 <= i < n")
-    return int(i), int(n)
+    return tyro.cli(
+        command, args=arguments, default=default, prog=prog, config=(tyro.conf.OmitArgPrefixes,), add_help=True
+    )
+
+
+def group(cls: type[_Settings], settings: Any) -> _Settings:
+    """The fields of a group, taken from settings that have all of them.
+
+    >>> group(RunOptions, argparse.Namespace(out=None, data_dir=None, shard="0/1"))
+    RunOptions(out=None, data_dir=None)
+    """
+    return cls(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+def joined(cls: type[_Settings], *groups: Any) -> _Settings:
+    """Settings made of the fields of several groups."""
+    values = {field.name: getattr(part, field.name) for part in groups for field in dataclasses.fields(part)}
+    return cls(**values)
+
+
+def to_json(settings: Any) -> dict[str, Any]:
+    """A dataclass as JSON; paths become strings and tuples lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        return [plain(one) for one in value] if isinstance(value, tuple) else value
+
+    return {field.name: plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+
+
+def from_json(cls: type[_Settings], values: Mapping[str, Any], paths: Sequence[str] = ()) -> _Settings:
+    """Undo ``to_json``. Fields that the dataclass no longer has are ignored.
+
+    Args:
+      cls: the dataclass.
+      values: its fields.
+      paths: names of the fields that are paths.
+
+    >>> from_json(RunOptions, {"out": "runs/demo", "action": "run"}, ("out",)).out.name
+    'demo'
+    """
+
+    def restored(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(Path(one) if name in paths else one for one in value)
+        return Path(value) if name in paths and value is not None else value
+
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: restored(name, value) for name, value in values.items() if name in known})
+
+
+Positional = Annotated[Action, tyro.conf.Positional]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]

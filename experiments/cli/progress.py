@@ -1,4 +1,4 @@
-"""Say how far a study is: a bar on a terminal, plain lines anywhere else."""
+"""Show the progress of a study: a bar in a terminal, plain lines in a log."""
 
 import contextlib
 import sys
@@ -10,55 +10,125 @@ import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+_EVERY = 10.0  # seconds between two lines of a log within a stage
+
 
 class Progress(NamedTuple):
-    """Where to say what happens.
+    """Functions that report progress.
 
     Attributes:
-      stage: called with a name where a stage begins.
-      advance: called with the units of work that got done.
+      stage: call it with the name of a stage when the stage starts.
+      advance: call it with the number of finished units of work and, if known, of finished training
+        steps and examples, from which rates are computed.
     """
 
     stage: Callable[[str], None]
-    advance: Callable[[int], None]
+    advance: Callable[..., None]
+
+
+class _Meter:
+    """Units of work done, and the rates of the current stage after its first report, which includes compiling."""
+
+    def __init__(self, total: int):
+        self.began, self.total, self.done = time.monotonic(), max(total, 1), 0
+        self.rate = 0.0  # units a second, over all stages, without compiling
+        self.start_stage()
+        self._units, self._seconds = 0, 0.0
+
+    def start_stage(self) -> None:
+        self.last, self.reports, self.steps, self.examples, self.seconds = time.monotonic(), 0, 0, 0, 0.0
+
+    def advance(self, units: int, steps: int, examples: int) -> None:
+        now = time.monotonic()
+        self.done += units
+        if self.reports:
+            self.seconds += now - self.last
+            self.steps += steps
+            self.examples += examples
+            self._units += units
+            self._seconds += now - self.last
+        self.last, self.reports = now, self.reports + 1
+
+    def rates(self) -> str:
+        """Steps and examples a second; empty before the second report of a stage."""
+        if not self.seconds or not self.steps:
+            return ""
+        return f"{self.steps / self.seconds:,.0f} steps/s, {self.examples / self.seconds:,.0f} examples/s"
+
+    def remaining(self) -> str:
+        """The time left at the rate so far; empty if there is no rate yet."""
+        if not self._units:
+            return ""
+        return f"{duration((self.total - self.done) * self._seconds / self._units)} left"
+
+
+def duration(seconds: float) -> str:
+    """A duration in the unit that fits it.
+
+    >>> duration(42), duration(600), duration(7200)
+    ('42 s', '10 min', '2.0 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager
 def progress(total: int, unit: str, *, quiet: bool = False, console: Console | None = None) -> Iterator[Progress]:
-    """Show how much of the work is done, and in which stage it is.
+    """Show how much of the work is done, the current stage, its rates and the time left.
 
     Args:
       total: units of work.
-      unit: what they are called.
+      unit: name of a unit.
       quiet: show nothing.
-      console: where to; standard output by default.
+      console: where to print; standard output by default.
     """
     if quiet:
-        yield Progress(lambda name: None, lambda units: None)
+        yield Progress(lambda name: None, lambda units, steps=0, examples=0: None)
         return
     console = console or Console(file=sys.stdout)
     if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with rich.progress.Progress(*columns, console=console) as bar:
-            task = bar.add_task("", total=total)
-            yield Progress(lambda name: bar.update(task, description=name), lambda units: bar.advance(task, units))
+        with _bar(total, unit, console) as shown:
+            yield shown
         return
-    began, done = time.monotonic(), 0
+    meter, printed, current = _Meter(total), time.monotonic(), ""
 
-    def stage(name: str) -> None:
-        percent = 100 * done // max(total, 1)
-        console.file.write(f"[{time.monotonic() - began:6.1f} s, {percent:3d} %] {name}\n")
+    def line(text: str) -> None:
+        nonlocal printed
+        printed = time.monotonic()
+        percent = 100 * meter.done // meter.total
+        console.file.write(f"[{printed - meter.began:6.1f} s, {percent:3d} %] {text}\n")
         console.file.flush()
 
-    def advance(units: int) -> None:
-        nonlocal done
-        done += units
+    def stage(name: str) -> None:
+        nonlocal current
+        current = name
+        meter.start_stage()
+        line(name)
+
+    def advance(units: int, steps: int = 0, examples: int = 0) -> None:
+        meter.advance(units, steps, examples)
+        shown = [part for part in (meter.rates(), meter.remaining()) if part]
+        if shown and time.monotonic() - printed > _EVERY:
+            line(f"  {', '.join(shown)}")
 
     yield Progress(stage, advance)
+
+
+@contextlib.contextmanager
+def _bar(total: int, unit: str, console: Console) -> Iterator[Progress]:
+    """A bar for a terminal. The stage has a line of its own, so that 80 columns suffice."""
+    columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
+    meter = _Meter(total)
+    with rich.progress.Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        name = bar.add_task("", total=total)
+
+        def stage(text: str) -> None:
+            meter.start_stage()
+            bar.console.print(text, highlight=False, markup=False)
+
+        def advance(units: int, steps: int = 0, examples: int = 0) -> None:
+            meter.advance(units, steps, examples)
+            bar.advance(name, units)
+
+        yield Progress(stage, advance)

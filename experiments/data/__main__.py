@@ -1,4 +1,4 @@
-"""Prepare data sets with TensorFlow Datasets: ``python -m experiments.data prepare NAME``."""
+"""Download and prepare data sets with TensorFlow Datasets: ``python -m experiments.data prepare NAME``."""
 
 import argparse
 import sys
@@ -13,12 +13,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``python -m experiments.data``; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.data",
-        description="Prepare data sets with TensorFlow Datasets; needs TensorFlow once.",
+        description="Download and prepare data sets with TensorFlow Datasets; this needs TensorFlow, reading does not.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="download a data set and write it as ArrayRecord")
-    prepare.add_argument("name", help="as TFDS knows it, such as cifar100")
-    prepare.add_argument("--data-dir", type=Path, help="TFDS folder (default: TFDS's own, ~/tensorflow_datasets)")
+    prepare.add_argument("name", help="such as cifar100; package.module:NAME for a builder of your own")
+    prepare.add_argument("--data-dir", type=Path, help="TFDS folder (default: ~/tensorflow_datasets)")
 
     def work() -> None:
         given = parser.parse_args(arguments)

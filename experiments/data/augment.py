@@ -1,4 +1,4 @@
-"""Normalisation and augmentation of image batches: pure functions, for use inside jit."""
+"""Normalization and augmentation of image batches: pure functions, for use inside jit."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jax import lax
 
 
 def normalise(images: jax.Array, mean: jax.Array | np.ndarray, std: jax.Array | np.ndarray) -> jax.Array:
-    """Bring images to zero mean and unit standard deviation a channel.
+    """Scale images to zero mean and unit standard deviation in each channel.
 
     Args:
       images: (..., channels), any real dtype.
@@ -26,7 +26,7 @@ def normalise(images: jax.Array, mean: jax.Array | np.ndarray, std: jax.Array | 
 
 
 def augment(key: jax.Array, images: jax.Array, *, pad: int = 4) -> jax.Array:
-    """Flip every image left to right with probability 1/2, and cut it out of itself padded with zeros.
+    """Flip every image left to right with probability 1/2, pad it with zeros, and crop it at a random place.
 
     As He et al. 2016 augment CIFAR: the padding is black, so this comes before ``normalise``. The same
     key gives the same images, to the last bit, on every platform.
@@ -40,11 +40,11 @@ def augment(key: jax.Array, images: jax.Array, *, pad: int = 4) -> jax.Array:
       Images of the same shape and dtype.
 
     Raises:
-      ValueError: examples that are no images.
+      ValueError: the examples are not images.
     """
     if images.ndim != 4:
         raise ValueError(
-            f"examples of shape {images.shape[1:]} are no images (height, width, channels): none to augment"
+            f"examples of shape {images.shape[1:]} are not images (height, width, channels) and cannot be augmented"
         )
     flip_key, offset_key = jax.random.split(key)
     flip = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))

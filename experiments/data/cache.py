@@ -1,7 +1,7 @@
-"""Arrays kept on the disk, memory-mapped, each with a checksum.
+"""Arrays cached on disk, memory-mapped, each with a checksum.
 
-An entry is a folder: an .npy file for every array and ``contents.json``, which names them with their
-SHA-256 and is written last. Whatever does not agree with it is as good as absent.
+An entry is a folder: an .npy file for every array and ``contents.json``, which lists them with their
+SHA-256 and is written last. An entry that does not agree with it counts as absent.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ _CONTENTS = "contents.json"
 
 
 class Rows(NamedTuple):
-    """An array that is made row by row.
+    """An array that is computed row by row.
 
     Attributes:
       shape: of the whole array; the first axis counts the rows.
       dtype: of an entry.
-      blocks: the rows in order, some at a time, each (some, *shape[1:]).
+      blocks: the rows in order, several at a time, each (several, *shape[1:]).
     """
 
     shape: tuple[int, ...]
@@ -36,20 +36,20 @@ class Rows(NamedTuple):
 def cached(
     folder: Path, name: str, identity: Mapping[str, Any], make: Callable[[], Mapping[str, Rows]]
 ) -> dict[str, np.ndarray]:
-    """Arrays from the cache, after making them where it lacks them or does not hold what was written.
+    """Arrays from the cache; they are made if it lacks them or a checksum is wrong.
 
     Args:
-      folder: of the cache; made where absent.
-      name: what people call the entry; part of its folder's name.
-      identity: JSON of all that decides the arrays.
-      make: what makes them.
+      folder: of the cache; created if it does not exist.
+      name: of the entry, for people; part of the name of its folder.
+      identity: JSON of everything that decides the arrays.
+      make: makes the arrays.
 
     Returns:
       Read-only memory-mapped arrays by name.
 
     Raises:
       files.StoreError: a file cannot be written; the message names it.
-      ValueError: fewer or more rows were made than the shape says.
+      ValueError: the number of rows differs from the shape.
     """
     digest = hashlib.sha256(files.canonical(identity).encode()).hexdigest()
     entry = folder / f"{re.sub('[^A-Za-z0-9_.-]+', '-', name)}-{digest[:16]}"
@@ -59,12 +59,12 @@ def cached(
     files.write_json(entry / _CONTENTS, {"identity": dict(identity), "sha256": checksums})
     made = _read(entry)
     if made is None:
-        raise files.StoreError(f"{entry} does not hold what was just written to it; is the disk sound?")
+        raise files.StoreError(f"{entry} does not have the content that was just written to it; check the disk")
     return made
 
 
 def _read(entry: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of an entry, or None where one is absent or is not what was written."""
+    """The arrays of an entry, or None if one is absent or its checksum is wrong."""
     try:
         checksums = json.loads((entry / _CONTENTS).read_bytes())["sha256"]
         if any(files.checksum(entry / f"{array}.npy") != checksum for array, checksum in checksums.items()):

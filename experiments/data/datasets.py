@@ -1,17 +1,16 @@
-"""Data sets as arrays: a split each for training, validation and test.
+"""Data sets as arrays, with a training, a validation and a test split.
 
-Images stay as they are stored (uint8 pixels); ``experiments.data.augment.normalise`` brings them to zero
-mean and unit deviation inside jit, with the ``mean`` and ``std`` that the data set carries in the same
-units.
+Images stay as they are stored (uint8 pixels); ``experiments.data.augment.normalise`` scales them to zero
+mean and unit deviation inside jit, with the ``mean`` and ``std`` of the data set, in the same units.
 
     python -m experiments.data prepare cifar100 --data-dir ~/tensorflow_datasets
 """
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,14 +18,14 @@ from experiments.data import cache, sources, splits
 
 Selection = Literal["validation", "test"]
 
-# Mean and standard deviation of a channel, on a scale of 0 to 1, as the 2022 study's code has them.
+# Mean and standard deviation of a channel on a scale of 0 to 1, from the code of the 2022 study.
 _MOMENTS = {
     "mnist": ((0.1307,), (0.3081,)),
     "fashion_mnist": ((0.5,), (0.5,)),
     "cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
     "cifar100": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
 }
-# What is held out of data sets that come without a test set.
+# The part of every class that becomes the test set of a data set without one.
 _TEST_FRACTION = 0.25
 
 
@@ -34,7 +33,7 @@ class Split(NamedTuple):
     """Examples of one split.
 
     Attributes:
-      images: (examples, height, width, channels) uint8, or (examples, features) float32.
+      images: (examples, height, width, channels) uint8 or float32, or (examples, features) float32.
       labels: (examples,) int32 in 0..num_classes-1.
     """
 
@@ -42,19 +41,19 @@ class Split(NamedTuple):
     labels: np.ndarray
 
     def take(self, indices: np.ndarray) -> "Split":
-        """The examples at these indices, in that order; copies them."""
+        """Copy the examples at these indices, in that order."""
         return Split(self.images[indices], self.labels[indices])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set: three splits, the names of its classes, and what normalises its images.
+    """A data set: three splits, the names of its classes, and the moments that normalize its images.
 
     Attributes:
-      name: as it was given to ``load``.
-      train: what a model is trained on.
-      validation: what an epoch or a hyperparameter is chosen on.
-      test: what is reported.
+      name: as given to ``load``.
+      train: examples to train on.
+      validation: examples on which an epoch or a hyperparameter is chosen.
+      test: examples on which results are reported.
       class_names: one for each class.
       mean: (channels,) or (features,) float32, in the units of the images as stored.
       std: the same for the standard deviation; never 0.
@@ -70,7 +69,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
@@ -93,25 +92,30 @@ def load(
 ) -> Dataset:
     """Load a data set by name.
 
-    ``digits``, ``iris``, ``wine`` and ``breast_cancer`` come with scikit-learn, ``moons`` with this
-    package (85 points to train on; the other 15 validate and test). ``mnist``, ``fashion_mnist``,
-    ``cifar10``, ``cifar100`` and ``tfds:NAME`` are read from where TFDS prepared them, and
-    ``folder:PATH`` from a folder of images. Those are decoded once, into memory-mapped arrays.
+    | name | data |
+    |---|---|
+    | ``digits``, ``iris``, ``wine``, ``breast_cancer`` | part of scikit-learn |
+    | ``moons`` | part of this package: 85 points to train on; the other 15 validate and test |
+    | ``mnist``, ``fashion_mnist``, ``cifar10``, ``cifar100``, ``tfds:NAME`` | prepared by TensorFlow Datasets |
+    | ``npz:FILE`` | arrays ``x_train``, ``y_train`` and, if there is a test set, ``x_test``, ``y_test`` |
+    | ``table:FILE`` | a CSV or parquet file, whose column ``label`` or ``class``, or else the last, is the class |
+    | ``folder:PATH`` | images ``train/CLASS/IMAGE`` and, if there is a test set, ``test/CLASS/IMAGE`` |
 
-    What has a test set keeps it. What has none gives a quarter of every class to one, by ``seed``.
+    Images of ``tfds:`` and ``folder:`` are decoded once, into memory-mapped arrays. A data set without a
+    test set holds out a quarter of every class, drawn with ``seed``.
 
     Args:
       name: as above.
-      data_dir: TFDS folder; by default TFDS's own.
+      data_dir: TFDS folder; by default that of TFDS.
       cache_dir: folder for decoded images; by default ``jprune`` in the user's cache folder.
       seed: decides every random choice of examples.
       selection: ``validation`` holds a part of every class out of the training set; ``test`` trains on
-        all of it and makes the test set the validation set, as the authors of the 2022 study did.
+        all of it and uses the test set for validation too, as the authors of the 2022 study did.
       validation_fraction: the part held out.
       imbalance: examples of the first class / examples of the last in the training set, which is
         thinned out exponentially (``splits.long_tailed``); validation and test stay as they are.
       classes: numbers or names of the classes to keep, in the order of their new labels.
-      image_size: (height, width) that images are resized to; needed where they differ in size.
+      image_size: (height, width) that images are resized to; needed where their sizes differ.
 
     Returns:
       The data set; arrays that were not cut are read-only and memory-mapped.
@@ -120,7 +124,7 @@ def load(
       sources.Missing: the data is not on this machine; the message says how to get it.
       files.StoreError: the cache cannot be written.
       ImportError: an extra is missing; the message names it.
-      ValueError: an unknown name, or an argument that this data set cannot have.
+      ValueError: an unknown name, a file with unusable content, or an argument that does not apply.
 
     >>> digits = load("digits")
     >>> [len(split.labels) for split in (digits.train, digits.validation, digits.test)]
@@ -133,6 +137,72 @@ def load(
         numbers = _numbers(classes, class_names)
         class_names = tuple(class_names[c] for c in numbers)
         train, test = _only(train, numbers), test and _only(test, numbers)
+    return _assembled(
+        name,
+        train,
+        test,
+        class_names,
+        seed=seed,
+        selection=selection,
+        validation_fraction=validation_fraction,
+        imbalance=imbalance,
+    )
+
+
+def of_arrays(
+    arrays: Mapping[str, Any],
+    name: str = "arrays",
+    *,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+    selection: Selection = "validation",
+    validation_fraction: float = 0.1,
+) -> Dataset:
+    """Make a data set of arrays.
+
+    Args:
+      arrays: ``x_train`` and ``y_train`` and, if there is a test set, ``x_test`` and ``y_test``. Inputs are
+        (examples, features), (examples, height, width) or (examples, height, width, channels); labels are
+        (examples,) integers from 0.
+      name: of the data set; part of the hash of its stages.
+      class_names: one for each class; by default their numbers.
+      seed: decides which examples are held out.
+      selection: as in ``load``.
+      validation_fraction: the part of every class held out for validation.
+
+    Raises:
+      ValueError: an array is missing or unusable; the message names it.
+
+    >>> x, y = np.ones((40, 3), np.float32), np.arange(40) % 2
+    >>> data = of_arrays({"x_train": x, "y_train": y})
+    >>> [len(split.labels) for split in (data.train, data.validation, data.test)]
+    [26, 4, 10]
+    """
+    train, test, names = sources.checked(name, arrays, class_names)
+    whole = None if test is None else Split(*test)
+    return _assembled(
+        name,
+        Split(*train),
+        whole,
+        names,
+        seed=seed,
+        selection=selection,
+        validation_fraction=validation_fraction,
+    )
+
+
+def _assembled(
+    name: str,
+    train: Split,
+    test: Split | None,
+    class_names: tuple[str, ...],
+    *,
+    seed: int,
+    selection: Selection,
+    validation_fraction: float,
+    imbalance: float | None = None,
+) -> Dataset:
+    """Hold out what is missing, thin out the training set, and compute its moments."""
     if test is None:
         train, test = _hold_out(train, _TEST_FRACTION, np.random.default_rng((seed, 0)))
     validation = test
@@ -150,23 +220,31 @@ def _everything(
     cache_dir: str | os.PathLike[str] | None,
     image_size: tuple[int, int] | None,
 ) -> tuple[Split, Split | None, tuple[str, ...]]:
-    """Training examples, test examples where there are such, and the names of the classes."""
+    """Training examples, test examples or None, and the names of the classes."""
     kind, _, rest = name.partition(":")
     if name in sources.BUNDLED or name == "moons":
         if image_size is not None:
-            raise ValueError(f"image_size={image_size} cannot be had for {name}, whose examples have one size")
+            raise ValueError(f"image_size={image_size} does not apply to {name}, whose examples have one size")
         if name == "moons":
             points = sources.moons()
             return Split(*points["train"]), Split(*points["validation"]), ("0", "1")
         *arrays, class_names = sources.bundled(name)
         return Split(*arrays), None, class_names
+    if kind in ("npz", "table") and rest:
+        if image_size is not None:
+            raise ValueError(f"image_size={image_size} does not apply to {name}; resize the arrays yourself")
+        read = sources.npz if kind == "npz" else sources.table
+        train, test, class_names = read(Path(rest).expanduser())
+        return Split(*train), None if test is None else Split(*test), class_names
     if kind == "folder" and rest:
         decoding = sources.folder(Path(rest).expanduser(), image_size)
     elif name in _MOMENTS or (kind == "tfds" and rest):
         decoding = sources.tfds(rest or name, None if data_dir is None else Path(data_dir).expanduser(), image_size)
     else:
         known = ", ".join([*sources.BUNDLED, "moons", *_MOMENTS])
-        raise ValueError(f"name={name!r} is no data set; there are {known}, tfds:NAME and folder:PATH")
+        raise ValueError(
+            f"name={name!r} is not a data set; there are {known}, npz:FILE, table:FILE, folder:PATH and tfds:NAME"
+        )
     arrays = cache.cached(_cache_folder(cache_dir), name, decoding.identity, decoding.make)
     train, test = (
         Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) if f"{split}_images" in arrays else None
@@ -182,17 +260,17 @@ def _cache_folder(given: str | os.PathLike[str] | None) -> Path:
 
 
 def _numbers(classes: Sequence[int | str], class_names: tuple[str, ...]) -> tuple[int, ...]:
-    """The classes as numbers, refusing what is no class, or is one twice."""
+    """Convert class names to integer indices."""
     numbers = []
     for c in classes:
         number = class_names.index(c) if c in class_names else c
         if not isinstance(number, int) or not 0 <= number < len(class_names):
             raise ValueError(
-                f"classes={classes!r}: {c!r} is no class; there are 0 to {len(class_names) - 1}: {class_names}"
+                f"classes={classes!r}: {c!r} is not a class; there are 0 to {len(class_names) - 1}: {class_names}"
             )
         numbers.append(number)
     if len(set(numbers)) < max(len(numbers), 2):
-        raise ValueError(f"classes={classes!r} must be two or more, none twice")
+        raise ValueError(f"classes={classes!r} must be two or more different classes")
     return tuple(numbers)
 
 
@@ -202,16 +280,16 @@ def _only(split: Split, classes: tuple[int, ...]) -> Split:
 
 
 def _hold_out(split: Split, fraction: float, rng: np.random.Generator) -> tuple[Split, Split]:
-    kept, held = splits.stratified(split.labels, fraction, rng)
-    if len(held) == 0 or len(kept) == 0:
+    kept, out = splits.stratified(split.labels, fraction, rng)
+    if len(out) == 0 or len(kept) == 0:
         raise ValueError(
             f"holding out {fraction} of {len(split.labels)} examples, class by class, leaves a split empty"
         )
-    return split.take(kept), split.take(held)
+    return split.take(kept), split.take(out)
 
 
 def _moments(name: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What normalises the images: published constants, or else the moments of the training set."""
+    """Mean and standard deviation of a channel: published constants, or those of the training set."""
     if name == "moons":  # divided by their range already
         return np.zeros(2, np.float32), np.ones(2, np.float32)
     if name in _MOMENTS:

@@ -1,12 +1,16 @@
-"""Where examples come from: scikit-learn, a table of moons, TensorFlow Datasets, a folder of images."""
+"""Sources of examples: scikit-learn, arrays, tables, TensorFlow Datasets, folders of images."""
 
 import contextlib
 import functools
 import hashlib
+import importlib
 import importlib.util
 import io
 import logging
+import sys
+import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +23,8 @@ from experiments.data.cache import Rows
 
 Arrays = Mapping[str, np.ndarray]
 Size = tuple[int, int]
-Encoded = tuple[str, bytes, int]  # what an image is called, its file, its label
+Encoded = tuple[str, bytes, int]  # name of an image, content of its file, label
+Labelled = tuple[np.ndarray, np.ndarray]  # inputs and labels
 
 BUNDLED = ("digits", "iris", "wine", "breast_cancer")
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -27,16 +32,16 @@ _BLOCK = 256
 
 
 class Missing(FileNotFoundError):
-    """Data that is not on this machine; the message says how to get it."""
+    """The data is not on this machine; the message says how to get it."""
 
 
 class Decoding(NamedTuple):
-    """Images that have to be decoded, and what decides the outcome.
+    """Images to be decoded, and what decides the result.
 
     Attributes:
-      identity: JSON that changes where the arrays would.
+      identity: JSON that changes whenever the arrays would.
       class_names: in the order of the labels.
-      make: makes the arrays ``train_images``, ``train_labels`` and, where there is a test set,
+      make: makes the arrays ``train_images``, ``train_labels`` and, if there is a test set,
         ``test_images`` and ``test_labels``.
     """
 
@@ -46,14 +51,14 @@ class Decoding(NamedTuple):
 
 
 def bundled(name: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Images or features, labels and class names of a data set that comes with scikit-learn.
+    """Images or features, labels and class names of a data set of scikit-learn.
 
     Digits are uint8 (1797, 8, 8, 1), pixels 0 to 16; the tables are float32 (examples, features).
     """
     try:
         import sklearn.datasets  # noqa: PLC0415 an extra
     except ImportError as error:
-        raise ImportError(f"{name} comes with scikit-learn: pip install 'jprune[experiments]'") from error
+        raise ImportError(f"{name} is part of scikit-learn: pip install 'jprune[experiments]'") from error
     bunch = getattr(sklearn.datasets, f"load_{name}")()
     features = bunch.images.astype(np.uint8)[..., None] if name == "digits" else bunch.data.astype(np.float32)
     return features, bunch.target.astype(np.int32), tuple(map(str, bunch.target_names))
@@ -74,32 +79,138 @@ def moons() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
+# Arrays and tables ----------------------------------------------------------------------------------
+
+
+def npz(path: Path) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
+    """Read ``x_train``, ``y_train`` and, if they are there, ``x_test``, ``y_test``, ``class_names`` from an .npz.
+
+    Raises:
+      Missing: the file does not exist.
+      ValueError: it is not an .npz, needs unpickling, or lacks an array; or an array is unusable.
+    """
+    if not path.is_file():
+        raise Missing(f"npz:{path} is not a file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise ValueError(f"npz:{path} cannot be read: {error}; write it with numpy.savez, without objects") from error
+    names = arrays.pop("class_names", None)
+    return checked(f"npz:{path}", arrays, None if names is None else list(map(str, names)))
+
+
+def table(path: Path) -> tuple[Labelled, None, tuple[str, ...]]:
+    """Read a table of numbers and classes from a CSV or parquet file.
+
+    The class is in the column ``label``, ``class`` or ``target``, or else in the last one. All other
+    columns must be numbers, except columns of text, which become one column of 0 and 1 for each value.
+
+    Raises:
+      Missing: the file does not exist.
+      ValueError: it cannot be read, has missing values, or has fewer than two classes.
+    """
+    import pandas as pd  # noqa: PLC0415
+
+    if not path.is_file():
+        raise Missing(f"table:{path} is not a file")
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"table:{path} cannot be read as CSV or parquet: {error}") from error
+    if frame.shape[1] < 2:
+        raise ValueError(f"table:{path} has {frame.shape[1]} columns; it needs features and a class")
+    if (lacking := frame.columns[frame.isna().any()]).size:
+        raise ValueError(f"table:{path} has missing values in {', '.join(map(str, lacking))}; fill or drop these rows")
+    target = next((name for name in ("label", "class", "target") if name in frame), frame.columns[-1])
+    names = sorted(frame[target].unique(), key=lambda value: (isinstance(value, str), value))
+    labels = frame[target].map({name: number for number, name in enumerate(names)}).to_numpy(np.int32)
+    features = pd.get_dummies(frame.drop(columns=target)).to_numpy(np.float32)
+    train, _, named = checked(f"table:{path}", {"x_train": features, "y_train": labels}, list(map(str, names)))
+    return train, None, named
+
+
+def checked(
+    name: str, arrays: Mapping[str, Any], class_names: Sequence[str] | None = None
+) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
+    """Check arrays of inputs and labels, and bring them to the form of a data set.
+
+    Args:
+      name: of the data set, for errors.
+      arrays: ``x_train``, ``y_train`` and perhaps ``x_test``, ``y_test``.
+      class_names: one for each class; by default their numbers.
+
+    Raises:
+      ValueError: an array is missing or unusable; the message names it.
+    """
+    surplus = sorted(set(arrays) - {"x_train", "y_train", "x_test", "y_test"})
+    lacking = [one for one in ("x_train", "y_train") if one not in arrays]
+    if lacking or ("x_test" in arrays) != ("y_test" in arrays):
+        raise ValueError(
+            f"{name} has the arrays {', '.join(arrays) or 'none'}; it needs x_train and y_train, and x_test and y_test "
+            "if there is a test set"
+        )
+    if surplus:
+        raise ValueError(f"{name} has the array {surplus[0]!r}; only x_train, y_train, x_test and y_test are used")
+    found = {}
+    for split in ("train", "test"):
+        if f"x_{split}" in arrays:
+            found[split] = _checked_split(name, split, arrays[f"x_{split}"], arrays[f"y_{split}"])
+    train, test = found["train"], found.get("test")
+    if test is not None and test[0].shape[1:] != train[0].shape[1:]:
+        raise ValueError(f"{name}: x_test has examples of shape {test[0].shape[1:]}, x_train of {train[0].shape[1:]}")
+    count = 1 + max(int(labels.max(initial=0)) for _, labels in found.values())
+    names = tuple(map(str, range(count))) if class_names is None else tuple(class_names)
+    missing = sorted(set(range(len(names))) - set(train[1].tolist()))
+    if len(names) < max(count, 2) or missing:
+        raise ValueError(
+            f"{name}: y_train must have two or more classes, numbered 0 to {len(names) - 1} without a gap"
+            + (f"; {missing[0]} has no example" if missing else f"; there are labels up to {count - 1}")
+        )
+    return train, test, names
+
+
+def _checked_split(name: str, split: str, inputs: Any, labels: Any) -> Labelled:
+    x, y = np.asarray(inputs), np.asarray(labels)
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or (y < 0).any():
+        raise ValueError(f"{name}: y_{split} has dtype {y.dtype} and shape {y.shape}; it must be integers (examples,)")
+    if len(x) != len(y) or x.ndim not in (2, 3, 4) or not (np.issubdtype(x.dtype, np.number) or x.dtype == bool):
+        raise ValueError(
+            f"{name}: x_{split} has dtype {x.dtype} and shape {x.shape}; it must be numbers of shape "
+            f"({len(y)}, features), ({len(y)}, height, width) or ({len(y)}, height, width, channels)"
+        )
+    x = x if x.dtype == np.uint8 and x.ndim > 2 else x.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name}: x_{split} has values that are not finite")
+    return x[..., None] if x.ndim == 3 else x, y.astype(np.int32)
+
+
 # TensorFlow Datasets --------------------------------------------------------------------------------
 
 
 def tfds(name: str, data_dir: Path | None, size: Size | None) -> Decoding:
-    """An image classification data set that TFDS has prepared as ArrayRecord; TensorFlow is not needed.
+    """An image classification data set that TFDS has prepared as ArrayRecord; reading needs no TensorFlow.
 
     Args:
       name: as TFDS knows it, such as ``cifar10`` or ``oxford_flowers102``.
-      data_dir: TFDS folder; None for TFDS's own.
-      size: (height, width) to resize images to; None where they are of one size already.
+      data_dir: TFDS folder; None for that of TFDS.
+      size: (height, width) to resize images to; None if all have the same size.
 
     Raises:
       Missing: it has not been prepared there.
-      ValueError: TFDS does not know it, or it is no image classification with a split ``train``, or its
+      ValueError: TFDS does not know it, it is not an image classification with a split ``train``, or its
         images differ in size and ``size`` is None.
     """
     builder = _builder(name, data_dir)
     where = "" if data_dir is None else f" --data-dir {data_dir}"
     if not builder.info.splits:
         raise Missing(
-            f"{name} is not in {builder.data_dir}; python -m experiments.data prepare {name}{where} puts it there, or "
-            "give another --data-dir"
+            f"{name} is not in {builder.data_dir}; run python -m experiments.data prepare {name}{where} once to "
+            "download it, or give another --data-dir"
         )
     if builder.info.file_format.value != "array_record":
         raise Missing(
-            f"{builder.data_dir} holds {name} as {builder.info.file_format.value}, which TensorFlow alone reads; "
+            f"{builder.data_dir} has {name} as {builder.info.file_format.value}, which only TensorFlow reads; "
             f"python -m experiments.data prepare {name} --data-dir FOLDER writes it as array_record to another folder"
         )
     if "train" not in builder.info.splits:
@@ -107,7 +218,7 @@ def tfds(name: str, data_dir: Path | None, size: Size | None) -> Decoding:
     features, keys = builder.info.features, builder.info.supervised_keys
     kinds = [type(features[key]).__name__ for key in keys] if keys and len(keys) == 2 else []
     if kinds != ["Image", "ClassLabel"] or features[keys[0]].np_dtype != np.uint8:
-        raise ValueError(f"{name} is no classification of 8-bit images; TFDS says its examples are {features}")
+        raise ValueError(f"{name} is not a classification of 8-bit images; its examples are {features}")
     shape = (*(size or features[keys[0]].shape[:2]), features[keys[0]].shape[2])
     if None in shape:
         raise ValueError(f"the images of {name} have shape {shape}, not one size; give image_size")
@@ -131,33 +242,60 @@ def tfds(name: str, data_dir: Path | None, size: Size | None) -> Decoding:
     return Decoding(identity, tuple(features[keys[1]].names), make)
 
 
-def prepare(name: str, data_dir: Path | None) -> Path:
-    """Have TFDS download a data set and write it as ArrayRecord; needs TensorFlow, once.
+def prepare(name: str, data_dir: Path | None, *, attempts: int = 3, pause: float = 10.0) -> Path:
+    """Download a data set with TFDS and write it as ArrayRecord; needs TensorFlow, once.
+
+    Args:
+      name: as TFDS knows it.
+      data_dir: TFDS folder; None for that of TFDS.
+      attempts: how often a download is tried. TFDS keeps the files that are complete.
+      pause: seconds before the second attempt; doubled for each further one.
 
     Returns:
-      The folder it lies in.
+      The folder of the data set.
 
     Raises:
       ImportError: TensorFlow is not installed.
+      Missing: the download failed every time; the message says what to do.
       ValueError: TFDS does not know the name.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise ImportError("TFDS prepares data with TensorFlow (reading needs none): pip install 'jprune[prepare]'")
     builder = _builder(name, data_dir)
-    builder.download_and_prepare(file_format="array_record")
-    return Path(builder.data_dir)
+    for attempt in range(1, attempts + 1):
+        try:
+            builder.download_and_prepare(file_format="array_record")
+            return Path(builder.data_dir)
+        except (OSError, ConnectionError, TimeoutError, RuntimeError) as error:
+            if attempt == attempts:
+                raise Missing(
+                    f"{name} could not be downloaded in {attempts} attempts: {error}. Check the connection and the "
+                    f"proxy (https_proxy), or prepare it on a machine with access and copy {builder.data_dir} to the "
+                    "same place under --data-dir; a data set that TFDS does not download by itself says in its "
+                    "documentation which files to put into downloads/manual"
+                ) from error
+            print(f"attempt {attempt} failed: {error}; trying again", file=sys.stderr)
+            time.sleep(pause * 2 ** (attempt - 1))
+    raise AssertionError("unreachable")
 
 
 def _builder(name: str, data_dir: Path | None) -> Any:
+    module, _, name = name.rpartition(":")
     with _quiet():
         try:
             import tensorflow_datasets  # noqa: PLC0415 an extra, and slow to import
+
+            if module:
+                importlib.import_module(module)  # registers a builder of your own
         except ImportError as error:
             raise ImportError(f"{name} is read with tensorflow-datasets: pip install 'jprune[experiments]'") from error
         try:
             return tensorflow_datasets.builder(name, data_dir=data_dir)
         except tensorflow_datasets.core.registered.DatasetNotFoundError as error:
-            raise ValueError(f"{name!r} is no data set of TFDS {tensorflow_datasets.__version__}") from error
+            raise ValueError(
+                f"{name!r} is not a data set of TFDS {tensorflow_datasets.__version__}; for a builder of your own, "
+                "import its module first: tfds:package.module:NAME"
+            ) from error
 
 
 def _undecoded() -> Any:
@@ -174,7 +312,7 @@ def _records(source: Sequence[Any], keys: tuple[str, str]) -> Iterator[Encoded]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep TFDS from logging, and what it imports from warning, about what is no concern here."""
+    """Suppress the log messages of TFDS and the warnings of what it imports."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -192,12 +330,12 @@ def _quiet() -> Iterator[None]:
 def folder(path: Path, size: Size | None) -> Decoding:
     """Images in ``path/train/CLASS/`` and ``path/test/CLASS/``; the test folder may be absent.
 
-    Classes are numbered in the order of their names. Images are read as grey where every one is grey,
-    else as colour.
+    Classes are numbered in the order of their names. Images are read as gray if all of them are gray, and
+    otherwise as color.
 
     Args:
       path: the folder.
-      size: (height, width) to resize images to; None where they are of one size already.
+      size: (height, width) to resize images to; None if all have the same size.
 
     Raises:
       Missing: there is no ``train`` folder.
@@ -206,7 +344,7 @@ def folder(path: Path, size: Size | None) -> Decoding:
         ``size`` is None.
     """
     if not (path / "train").is_dir():
-        raise Missing(f"folder:{path} has no folder train/ with a subfolder for each class")
+        raise Missing(f"folder:{path} has no folder train/; it must have one, with a subfolder for each class")
     splits = [split for split in ("train", "test") if (path / split).is_dir()]
     names = tuple(sorted(entry.name for entry in (path / "train").iterdir() if entry.is_dir()))
     if len(names) < 2:
@@ -234,7 +372,7 @@ def folder(path: Path, size: Size | None) -> Decoding:
 
 
 def _listing(path: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
-    """Every image of a split with its label, the classes mixed evenly: the first examples are of all of them."""
+    """Every image of a split with its label, classes interleaved evenly."""
     surplus = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name not in names)
     if surplus:
         raise ValueError(
@@ -244,13 +382,13 @@ def _listing(path: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
     for label, name in enumerate(names):
         images = sorted(file for file in (path / name).glob("*") if file.suffix.lower() in _IMAGES)
         if not images and path.name == "train":
-            raise ValueError(f"{path / name} has no images; they end in {', '.join(_IMAGES)}")
+            raise ValueError(f"{path / name} has no images, which end in {', '.join(_IMAGES)}")
         listed += [((i + 0.5) / len(images), file, label) for i, file in enumerate(images)]
     return [(file, label) for _, file, label in sorted(listed, key=lambda one: one[0])]
 
 
 def _one_shape(images: list[Path], size: Size | None) -> tuple[int, int, int]:
-    """(height, width, channels) of all images, from their headers alone."""
+    """(height, width, channels) of all images, read from their headers."""
     from PIL import Image  # noqa: PLC0415 an extra
 
     channels, first = 1, None
@@ -275,7 +413,7 @@ def _one_shape(images: list[Path], size: Size | None) -> tuple[int, int, int]:
 def _rows(
     split: str, count: int, shape: tuple[int, int, int], read: Callable[[], Iterator[Encoded]]
 ) -> dict[str, Rows]:
-    """The images of a split, decoded as they are written, and then its labels, gathered on the way."""
+    """The images of a split, decoded while they are written, and then its labels, which are collected meanwhile."""
     labels = np.zeros(count, np.int32)
 
     def blocks() -> Iterator[np.ndarray]:
@@ -286,7 +424,7 @@ def _rows(
                 labels[i] = label
                 try:
                     block.append(_decode(encoded, shape))
-                except (OSError, SyntaxError) as error:  # PIL's, and not of the file that is being written
+                except (OSError, SyntaxError) as error:  # from PIL, not from the file that is being written
                     raise ValueError(f"{name} of the {split} split cannot be decoded: {error}") from error
                 if len(block) == _BLOCK or i + 1 == count:
                     yield np.stack(block)
@@ -302,7 +440,7 @@ def _rows(
 
 
 def _decode(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """An image as uint8 of this shape, always by PIL: other decoders differ in the last bit of JPEG."""
+    """Decode an image to uint8 of this shape, always with PIL: other decoders differ in the last bit of JPEG."""
     from PIL import Image  # noqa: PLC0415 an extra
 
     with Image.open(io.BytesIO(encoded)) as image:

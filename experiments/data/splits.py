@@ -8,11 +8,11 @@ def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) ->
 
     Args:
       labels: (examples,) int.
-      fraction: the part of every class that goes to the second; its count is rounded half to even.
-      rng: decides which examples go there.
+      fraction: the part of every class that goes to the second split; its count is rounded half to even.
+      rng: draws these examples.
 
     Returns:
-      Two sorted arrays of indices, disjoint, of all the examples together.
+      Two sorted, disjoint arrays of indices; together they have every example.
 
     Raises:
       ValueError: ``fraction`` is not between 0 and 1.
@@ -40,10 +40,10 @@ def long_tailed(labels: np.ndarray, num_classes: int, imbalance: float, rng: np.
       labels: (examples,) int in 0..C-1.
       num_classes: C.
       imbalance: size of the first class / size of the last.
-      rng: decides which examples are kept.
+      rng: draws the examples to keep.
 
     Returns:
-      Sorted indices of the examples kept.
+      Sorted indices of the examples to keep.
 
     Raises:
       ValueError: ``imbalance`` is below 1, or there are fewer than two classes.
@@ -63,7 +63,7 @@ def long_tailed(labels: np.ndarray, num_classes: int, imbalance: float, rng: np.
 
 
 def of_classes(labels: np.ndarray, classes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the examples of some classes, and their labels counted anew in the order given.
+    """Indices of the examples of some classes, and their labels, renumbered in the order given.
 
     >>> of_classes(np.array([0, 1, 2, 1]), (2, 1))
     (array([1, 2, 3]), array([1, 0, 1], dtype=int32))

@@ -1,4 +1,4 @@
-"""What the grids of networks share: stages that are planned, methods by name, the row that a network becomes.
+"""What the grids of networks share: planned stages, methods by name, and the table row of a network.
 
 How a network is trained is in the module of its grid.
 """
@@ -12,14 +12,14 @@ import numpy as np
 from jprune.jumpstart.units import Activity
 
 
-class Planned(NamedTuple):
-    """A stage of a study: cells that one program makes.
+class GridStage(NamedTuple):
+    """A stage of a grid: cells that one program computes.
 
     Attributes:
       title: for people.
-      settings: everything that decides its numbers, the seeds apart; JSON.
+      settings: everything that decides its numbers except the seeds; JSON.
       seeds: of the networks.
-      work: what it costs, in the unit that the study's progress is counted in.
+      work: its cost, in the unit of the progress display.
     """
 
     title: str
@@ -30,7 +30,7 @@ class Planned(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything that decides the numbers of a stage of a grid on images or tables, its seeds apart.
+    """Everything that decides the numbers of a stage of a grid on images or tables, except the seeds.
 
     Attributes:
       dataset: as ``experiments.data.datasets`` names it.
@@ -64,7 +64,7 @@ def technique_of(method: str) -> str:
 
 
 def coefficient_of(method: str, default: float, penalized: Mapping[str, bool]) -> float:
-    """Lambda of a method: behind its colon, or the default; 0 without a penalty.
+    """Lambda of a method: the number after its colon, or the default; 0 without a penalty.
 
     Args:
       method: such as ``norm:0.1``.
@@ -72,8 +72,8 @@ def coefficient_of(method: str, default: float, penalized: Mapping[str, bool]) -
       penalized: by technique, whether it has a penalty.
 
     Raises:
-      ValueError: an unknown technique, or what stands behind the colon is no number that is at least 0, or
-        stands there without a penalty.
+      ValueError: an unknown technique, a coefficient that is not a number of at least 0, or a coefficient
+        of a technique without a penalty.
 
     >>> [coefficient_of(method, 1e-4, {"UP": True, "relu": False}) for method in ("UP:0.1", "UP", "relu")]
     [0.1, 0.0001, 0.0]
@@ -88,12 +88,12 @@ def coefficient_of(method: str, default: float, penalized: Mapping[str, bool]) -
     except ValueError:
         own = -1.0
     if not own >= 0:
-        raise ValueError(f"method {method!r}: what is behind the colon must be a number, at least 0")
+        raise ValueError(f"method {method!r}: the coefficient after the colon must be a number, at least 0")
     return own if penalized[name] else 0.0
 
 
 def state_columns(activity: Activity) -> dict[str, float]:
-    """The columns that say how much of a network works: dead and linear units, dead points, linear cells."""
+    """The columns about activity: fractions of dead and linear units, dead points and linear cells."""
     return {
         "unit_dead": float(activity.unit_dead_ratio),
         "unit_linear": float(activity.unit_linear_ratio),
@@ -103,7 +103,7 @@ def state_columns(activity: Activity) -> dict[str, float]:
 
 
 def floor(labels: np.ndarray) -> float:
-    """The accuracy of always answering the most frequent class: a network there did not train.
+    """The accuracy of always predicting the most frequent class; a network at this accuracy did not train.
 
     >>> floor(np.array([0, 1, 1, 1]))
     0.75

@@ -1,4 +1,4 @@
-"""Pictures of a jumpstart study, as matplotlib figures that no window owns."""
+"""Figures of a jumpstart grid, as matplotlib figures without a window."""
 
 from itertools import cycle
 from typing import Any
@@ -18,9 +18,9 @@ def of_grid(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None, floo
 
     Args:
       dataset: for the titles.
-      cells: a row a network, with a column ``label``.
+      cells: a row for each network, with a column ``label``.
       theirs: the published grid, or None.
-      floor: accuracy of a network that did not train; the colours begin there.
+      floor: accuracy of a network that did not train; the lower end of the color scale.
     """
     made = {"train": heat_maps(dataset, cells, theirs, "train_acc", floor)}
     made["val"] = heat_maps(dataset, cells, theirs, "val_acc", min(floor, cells["val_acc"].min()))
@@ -30,7 +30,7 @@ def of_grid(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None, floo
 
 
 def heat_maps(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None, column: str, low: float) -> Figure:
-    """A row a method: the grid here, and the published one beside it; one colour scale, no number rounded to 1."""
+    """A row for each method, our grid next to the published one, with one color scale; no number is rounded to 1."""
     labels = list(dict.fromkeys(cells["label"]))
     widths, depths = sorted(cells["width"].unique()), sorted(cells["depth"].unique())
     columns = 1 if theirs is None else 2
@@ -56,9 +56,9 @@ def heat_maps(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None, co
 
 
 def accuracy_against_parameters(dataset: str, cells: pd.DataFrame) -> Figure:
-    """A panel a method: every network as a point, how many parameters it has, how right it is; the others in grey.
+    """A panel for each method: accuracy and number of parameters of its networks; other methods in gray.
 
-    Accuracies on few examples coincide, so methods in one panel would hide one another.
+    Accuracies on few examples coincide, so methods in one panel would cover each other.
     """
     methods = dict(list(cells.groupby("label", sort=False)))
     columns = min(3, len(methods))
@@ -79,7 +79,7 @@ def accuracy_against_parameters(dataset: str, cells: pd.DataFrame) -> Figure:
 
 
 def of_statuses(statuses: pd.DataFrame) -> dict[str, Figure]:
-    """Maps of the units and points of one network a method: the deepest, and of these the widest."""
+    """Maps of the units and points of one network for each method: the widest of the deepest ones."""
     made = {}
     first = statuses[statuses["replicate"] == statuses["replicate"].min()]
     for (method, layer), mine in first.groupby(["method", "layer"], sort=False):

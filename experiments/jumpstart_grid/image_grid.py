@@ -1,7 +1,7 @@
-"""Grids of 3 x 3 convolutions on MNIST and CIFAR, a network after the other.
+"""Grids of 3 x 3 convolutions on MNIST and CIFAR, one network after the other.
 
 MNIST, as in the authors' Keras code: pixels / 255, a dense layer on every position, Glorot-uniform kernels,
-the penalty of the hidden layers alone. CIFAR, as in their PyTorch code: normalised images, a dense layer on
+the penalty of the hidden layers only. CIFAR, as in their PyTorch code: normalized images, a dense layer on
 the average and the maximum of each channel, torch's initial weights, the penalty of every weighted layer.
 """
 
@@ -20,15 +20,15 @@ from flax import nnx
 import jprune
 from experiments.data import datasets
 from experiments.data.augment import normalise
-from experiments.jumpstart_grid.cells import Planned, Setup, coefficient_of, columns, floor, state_columns
-from experiments.jumpstart_grid.presets import Grid
+from experiments.jumpstart_grid.cells import GridStage, Setup, coefficient_of, columns, floor, state_columns
+from experiments.jumpstart_grid.config import Grid, GridRunning
 from experiments.models import convolution, networks
 
 UNIT = "epochs"
 SMALL_STEPS = False
 
 
-class Method(NamedTuple):
+class ImageMethod(NamedTuple):
     """What a technique adds: batch normalization, or a penalty with these options."""
 
     normalized: bool = False
@@ -37,16 +37,16 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "relu": Method(),
-    "relu-bn": Method(normalized=True),
-    "UP": Method(penalty={"preset": "cpaior_keras"}),
-    "norm": Method(penalty={"preset": "cpaior_torch"}, skip_last=False),
-    "mean": Method(penalty={"preset": "cpaior_torch", "aggregate": "mean"}, skip_last=False),
+    "relu": ImageMethod(),
+    "relu-bn": ImageMethod(normalized=True),
+    "UP": ImageMethod(penalty={"preset": "cpaior_keras"}),
+    "norm": ImageMethod(penalty={"preset": "cpaior_torch"}, skip_last=False),
+    "mean": ImageMethod(penalty={"preset": "cpaior_torch", "aggregate": "mean"}, skip_last=False),
 }
 
 
 class NormalizedConv(networks.RectangularConv):
-    """``models.RectangularConv`` with batch normalization before each ReLU, of Keras' constants [inferred]."""
+    """``models.RectangularConv`` with batch normalization before each ReLU, with the constants of Keras [inferred]."""
 
     def __init__(self, *args: Any, depth: int, width: int, rngs: nnx.Rngs, **options: Any):
         super().__init__(*args, depth=depth, width=width, rngs=rngs, **options)
@@ -63,19 +63,19 @@ class NormalizedConv(networks.RectangularConv):
         return self.head(jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], -1))
 
 
-class State(NamedTuple):
-    """A network in training: its parameters, what else it holds, and Adam's moments."""
+class ImageState(NamedTuple):
+    """A network in training: its parameters, its other state, and Adam's moments."""
 
     params: Any
     stats: Any
     adam: optax.OptState
 
 
-def plan(grid: Grid) -> list[Planned]:
-    """A stage a data set, learning rate, method and size; its seeds are stored one by one.
+def plan(grid: Grid) -> list[GridStage]:
+    """A stage for each data set, learning rate, method, size and seed.
 
     Raises:
-      ValueError: a method that there is not.
+      ValueError: an unknown method.
     """
     planned, penalized = [], {name: bool(method.penalty) for name, method in METHODS.items()}
     for dataset in grid.datasets:
@@ -86,24 +86,24 @@ def plan(grid: Grid) -> list[Planned]:
                     setup = Setup(dataset, method, depth, width, grid.epochs, lr, grid.batch, used)
                     title = f"{dataset}, {method}, {depth} x {width}, lr {lr:g}"
                     settings = dataclasses.asdict(setup)
-                    planned += [Planned(title, settings, range(s, s + 1), grid.epochs) for s in range(grid.seeds)]
+                    planned += [GridStage(title, settings, range(s, s + 1), grid.epochs) for s in range(grid.seeds)]
     return planned
 
 
-def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
+def carry_out(running: GridRunning, stage: GridStage, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
     """Train the network of a stage.
 
     Args:
-      grid: the study; it says where the data is.
-      stage: of its plan.
-      advance: told of every epoch that is done.
+      running: says where the data is.
+      stage: of the plan.
+      advance: called after each epoch.
 
     Returns:
       Columns of the table ``cells``: its one row.
     """
     began = time.perf_counter()
     setup, (seed,) = Setup(**stage.settings), stage.seeds
-    dataset = datasets.load(setup.dataset, data_dir=grid.data_dir, selection="test")
+    dataset = datasets.load(setup.dataset, data_dir=running.data_dir, selection="test")
     graph, state = start(setup, dataset, seed)
     programs = Programs(setup, dataset, graph)
     rng = np.random.default_rng((seed, setup.depth, setup.width))
@@ -114,8 +114,8 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
         advance(1)
     network = nnx.merge(graph, state.params, state.stats)
     network.eval()
-    judged = ((programs.inputs(images),) for images, _ in _batches(dataset.train, 1000))
-    activity = jprune.jumpstart.activity_report(network, judged).attrs["activity"]
+    inputs = ((programs.inputs(images),) for images, _ in _batches(dataset.train, 1000))
+    activity = jprune.jumpstart.activity_report(network, inputs).attrs["activity"]
     best = np.max(accuracies, axis=0)
     cell = {
         **{name: getattr(setup, name) for name in ("dataset", "method", "lr", "width", "depth", "epochs")},
@@ -132,14 +132,17 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
     return {"cells": columns([cell])}
 
 
-def start(setup: Setup, dataset: datasets.Dataset, seed: int) -> tuple[nnx.GraphDef, State]:
+def start(setup: Setup, dataset: datasets.Dataset, seed: int) -> tuple[nnx.GraphDef, ImageState]:
     """The network in training mode, and its state before the first step.
 
     Raises:
-      ValueError: the examples are no images.
+      ValueError: the examples are not images.
     """
     if len(dataset.input_shape) != 3:
-        raise ValueError(f"dataset={dataset.name!r} has examples of shape {dataset.input_shape}, which are no images")
+        raise ValueError(
+            f"dataset={dataset.name!r} has examples of shape {dataset.input_shape}; kind='images' needs images "
+            "(height, width, channels)"
+        )
     keras = dataset.name == "mnist"
     make = NormalizedConv if METHODS[setup.technique].normalized else networks.RectangularConv
     network = make(
@@ -153,14 +156,14 @@ def start(setup: Setup, dataset: datasets.Dataset, seed: int) -> tuple[nnx.Graph
     )
     network.train()
     graph, params, stats = nnx.split(network, nnx.Param, ...)
-    return graph, State(params, stats, _adam(setup).init(params))
+    return graph, ImageState(params, stats, _adam(setup).init(params))
 
 
 class Programs:
     """The compiled step and the compiled evaluation of one network.
 
-    The host calls a step at a time: a convolution inside ``lax.scan`` takes another, far slower path on
-    CPU, and a step here is long enough to hide the call.
+    The host calls one step at a time: on a CPU a convolution inside ``lax.scan`` is far slower, and a step is
+    long enough to hide the time of the call.
     """
 
     def __init__(self, setup: Setup, dataset: datasets.Dataset, graph: nnx.GraphDef):
@@ -168,16 +171,16 @@ class Programs:
         self._step = jax.jit(self._updated, donate_argnums=0)
         self._right = jax.jit(self._count_right)
 
-    def epoch(self, state: State, order: np.ndarray) -> tuple[State, float]:
-        """Train on every example once; the accuracy is over the batches as they came, as Keras reports it."""
+    def epoch(self, state: ImageState, order: np.ndarray) -> tuple[ImageState, float]:
+        """Train on every example once; the accuracy is that of each batch before its step, as Keras reports it."""
         right = []
         for images, labels in _batches(self._dataset.train, self._setup.batch, order):
             state, hits = self._step(state, images, labels)
             right.append(hits)
         return state, float(np.sum(jax.device_get(right))) / len(order)
 
-    def accuracy(self, state: State, split: datasets.Split) -> float:
-        """Share of a split classified right."""
+    def accuracy(self, state: ImageState, split: datasets.Split) -> float:
+        """Fraction of a split classified correctly."""
         hits = [self._right(state.params, state.stats, *batch) for batch in _batches(split, 1000)]
         return float(np.sum(jax.device_get(hits))) / len(split.labels)
 
@@ -188,7 +191,7 @@ class Programs:
         return normalise(jnp.asarray(images), self._dataset.mean, self._dataset.std)
 
     def loss(self, params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
-        """Cross-entropy and penalty; also the rest of the network's state, and how many are right."""
+        """Cross-entropy and penalty; also the network's other state, and the number of correct predictions."""
         technique = METHODS[self._setup.technique]
         network = nnx.merge(self._graph, params, stats, copy=True)
         call = partial(jprune.jumpstart.call_with_preactivations, network, self.inputs(images))
@@ -198,10 +201,10 @@ class Programs:
             mean += self._setup.coefficient * jprune.jumpstart_penalty(preactivations, **technique.penalty)
         return mean, (nnx.state(network, nnx.Not(nnx.Param)), (logits.argmax(-1) == labels).sum())
 
-    def _updated(self, state: State, images: jax.Array, labels: jax.Array) -> tuple[State, jax.Array]:
+    def _updated(self, state: ImageState, images: jax.Array, labels: jax.Array) -> tuple[ImageState, jax.Array]:
         grads, (stats, right) = jax.grad(self.loss, has_aux=True)(state.params, state.stats, images, labels)
         updates, adam = _adam(self._setup).update(grads, state.adam, state.params)
-        return State(optax.apply_updates(state.params, updates), stats, adam), right
+        return ImageState(optax.apply_updates(state.params, updates), stats, adam), right
 
     def _count_right(self, params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         network = nnx.merge(self._graph, params, stats)

@@ -1,8 +1,8 @@
 """The moons grid: thin deep networks on 85 points, all widths of a depth in a few programs.
 
-As the authors' notebooks have it: full-batch Adam, binary cross-entropy, Glorot-uniform kernels, zero
-biases, the penalty of the hidden layers alone. What is only inferred is marked so in
-``experiments.jumpstart_grid.thin_stack`` and ``experiments.jumpstart_grid.thin_networks``.
+As in the authors' notebooks: full-batch Adam, binary cross-entropy, Glorot-uniform kernels, zero biases,
+and the penalty of the hidden layers only. Inferred settings are marked as such in ``thin_stack`` and
+``thin_networks``.
 """
 
 import time
@@ -16,9 +16,9 @@ import numpy as np
 import jprune
 from experiments.data import datasets
 from experiments.jumpstart_grid import thin_networks
-from experiments.jumpstart_grid.cells import Planned, coefficient_of, columns, floor, state_columns, technique_of
-from experiments.jumpstart_grid.presets import Grid
-from experiments.jumpstart_grid.thin_networks import Problem, Recipe, Run, State
+from experiments.jumpstart_grid.cells import GridStage, coefficient_of, columns, floor, state_columns, technique_of
+from experiments.jumpstart_grid.config import Grid, GridRunning
+from experiments.jumpstart_grid.thin_networks import Problem, ThinRecipe, ThinRun, ThinState
 from experiments.jumpstart_grid.thin_stack import Architecture, Axis
 from jprune.jumpstart.layers import Stack
 
@@ -28,8 +28,8 @@ DROPOUT_EPOCHS = 1000  # the rate of thin_networks.dropout_rate is 0 from here o
 _CHUNK = 250
 
 
-class Method(NamedTuple):
-    """What a technique changes in the architecture and in the recipe."""
+class MoonsMethod(NamedTuple):
+    """The changes that a technique makes to the architecture and the recipe."""
 
     penalized: tuple[Axis, ...] = ()
     balance: float = 0.5
@@ -39,20 +39,20 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "relu": Method(),
-    "relu-bn": Method(normalized=True),
-    "P": Method(("point",)),
-    "U": Method(("unit",)),
-    "UP": Method(("unit", "point")),
-    "UP-zero": Method(("unit", "point"), balance=0.51, zero=True, dropout=True),
+    "relu": MoonsMethod(),
+    "relu-bn": MoonsMethod(normalized=True),
+    "P": MoonsMethod(("point",)),
+    "U": MoonsMethod(("unit",)),
+    "UP": MoonsMethod(("unit", "point")),
+    "UP-zero": MoonsMethod(("unit", "point"), balance=0.51, zero=True, dropout=True),
 }
 
 
-def plan(grid: Grid) -> list[Planned]:
-    """The stages of the grid: a stage a layer form, method, depth and group of widths, shallow ones first.
+def plan(grid: Grid) -> list[GridStage]:
+    """The stages of the grid: one for each layer form, method, depth and group of widths, shallow networks first.
 
     Raises:
-      ValueError: a method that there is not, several learning rates, another data set, or groups that overlap.
+      ValueError: an unknown method, several learning rates, another data set, or groups that overlap.
     """
     if len(grid.lr) != 1:
         raise ValueError(f"lr={grid.lr} must be one value for kind='moons'")
@@ -66,34 +66,34 @@ def plan(grid: Grid) -> list[Planned]:
                     settings = _settings(grid, layer, method, depth, widths)
                     work = depth * grid.epochs * len(widths) * grid.seeds
                     title = f"{method} ({layer}), depth {depth}, widths {', '.join(map(str, widths))}"
-                    planned.append(Planned(title, settings, range(grid.seeds), work))
+                    planned.append(GridStage(title, settings, range(grid.seeds), work))
     return sorted(planned, key=lambda stage: stage.settings["depth"])
 
 
-def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
+def carry_out(running: GridRunning, stage: GridStage, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
     """Train the networks of a stage.
 
     Args:
-      grid: the study.
-      stage: of its plan.
-      advance: told the work that got done, from time to time.
+      running: not used; the points are part of this package.
+      stage: of the plan.
+      advance: called with the amount of finished work.
 
     Returns:
-      Columns of two tables: ``cells``, a row a network, and ``statuses``, the state of every unit
-      (depth * width, layer by layer) and point (depth * 85) of it as int8.
+      Columns of two tables: ``cells``, a row for each network, and ``statuses``, the status of each of its
+      units (depth * width, layer by layer) and points (depth * 85) as int8.
     """
     began = time.perf_counter()
     settings = stage.settings
     arch, recipe = design(settings)
-    runs = [Run(width, seed) for seed in stage.seeds for width in settings["widths"]]
+    runs = [ThinRun(width, seed) for seed in stage.seeds for width in settings["widths"]]
     problem = Problem(*points(), thin_networks.real_units(arch, runs))
     state = thin_networks.start(arch, recipe, runs)
     done, programs = 0, {}
     while done < settings["epochs"]:
         dropping = recipe.dropout and done < DROPOUT_EPOCHS
         epochs = min(_CHUNK, (DROPOUT_EPOCHS if dropping else settings["epochs"]) - done, settings["epochs"] - done)
-        phase = Recipe(recipe.learning_rate, recipe.zero, dropping, recipe.adam_epsilon)
-        if (phase, epochs) not in programs:  # compiled here, so that it is freed with the stage
+        phase = ThinRecipe(recipe.learning_rate, recipe.zero, dropping, recipe.adam_epsilon)
+        if (phase, epochs) not in programs:  # compiled here, so that the program is freed with the stage
             lowered = thin_networks.train.lower(arch, phase, epochs, state, problem)
             programs[phase, epochs] = lowered.compile()
         state = jax.block_until_ready(programs[phase, epochs](state, problem))
@@ -104,7 +104,7 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
     return tables
 
 
-def design(settings: Any) -> tuple[Architecture, Recipe]:
+def design(settings: Any) -> tuple[Architecture, ThinRecipe]:
     """The architecture and the recipe of a stage."""
     method = METHODS[technique_of(settings["method"])]
     arch = Architecture(
@@ -117,11 +117,11 @@ def design(settings: Any) -> tuple[Architecture, Recipe]:
         balance=method.balance,
         coefficient=settings["coefficient"],
     )
-    return arch, Recipe(settings["lr"], method.zero, method.dropout)
+    return arch, ThinRecipe(settings["lr"], method.zero, method.dropout)
 
 
 def parameters(arch: Architecture, width: int) -> int:
-    """How many numbers a thin network learns.
+    """Number of parameters of a thin network.
 
     >>> parameters(Architecture(depth=2, width=3, train=85, layer="dense"), 3)
     25
@@ -139,8 +139,8 @@ def points() -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(inputs), jnp.asarray(labels)
 
 
-def _tables(settings, arch, state: State, problem, runs):
-    """What to keep of trained networks; the last validation accuracy is of the weights as they are now."""
+def _tables(settings, arch, state: ThinState, problem, runs):
+    """The tables of trained networks; the last validation accuracy is that of the final weights."""
     inputs, labels = np.asarray(problem.inputs), np.asarray(problem.labels)
     best, last = np.asarray(state.best), jax.tree.map(np.asarray, state.last)
     cells, statuses = [], []
@@ -207,8 +207,8 @@ def _grouped(grid: Grid, widths: list[int]) -> list[list[int]]:
         spans.append(range(int(low), int(high or low) + 1))
     groups: dict[Any, list[int]] = {}
     for width in widths:
-        held = [i for i, span in enumerate(spans) if width in span]
-        if len(held) > 1:
-            raise ValueError(f"groups={grid.groups} overlap: width {width} is in {len(held)} of them")
-        groups.setdefault(held[0] if held else f"width {width}", []).append(width)
+        containing = [i for i, span in enumerate(spans) if width in span]
+        if len(containing) > 1:
+            raise ValueError(f"groups={grid.groups} overlap: width {width} is in {len(containing)} of them")
+        groups.setdefault(containing[0] if containing else f"width {width}", []).append(width)
     return list(groups.values())

@@ -1,4 +1,4 @@
-"""What a jumpstart study found: tables beside the published ones, printed and as Markdown, and figures."""
+"""Tables of a jumpstart grid, compared with the published ones, printed and as Markdown; and figures."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +13,15 @@ from rich.table import Table
 from scipy import stats
 
 import jprune
+from experiments.cli import markdown
 from experiments.jumpstart_grid import figures
-from experiments.jumpstart_grid.presets import Grid
+from experiments.jumpstart_grid.config import Grid
 from experiments.storage import files
 from jprune.jumpstart import units
 
 # The lowest validation accuracy that counts as solved, as the study's own summary has it.
 SOLVED = {"moons": 0.99, "mnist": 0.97}
+PUBLISHED_EPOCHS = {"moons": 5000, "mnist": 50}
 _PUBLISHED = Path(__file__).parents[1] / "published"
 
 
@@ -30,19 +32,21 @@ class Printed(NamedTuple):
     header: list[str]
     rows: list[list[str]]
 
+    def markdown(self) -> str:
+        """The table as Markdown under its title."""
+        return f"**{self.title}**\n\n{markdown.table(self.header, self.rows, right=True)}"
 
-def write(grid: Grid, cells: pd.DataFrame, statuses: pd.DataFrame | None, console: Console) -> None:
-    """Print the tables of a study; write them as Markdown, and its figures.
+
+def write(folder: Path, grid: Grid, cells: pd.DataFrame, statuses: pd.DataFrame | None, console: Console) -> None:
+    """Print the tables of a grid; write them as Markdown, and its figures.
 
     Args:
-      grid: the study; its folder takes the files.
-      cells: a row a network.
-      statuses: of their units and points, where these are known.
-      console: where to.
+      folder: where to write.
+      grid: the settings.
+      cells: a row for each network.
+      statuses: of their units and points, if known.
+      console: where to print.
     """
-    if grid.kind == "pruning":
-        show(pruning(cells), grid.folder / "report.md", console)
-        return
     tables = contest(label(cells)) if grid.kind == "tables" else []
     for dataset, mine in cells.groupby("dataset", sort=False):
         theirs = published(dataset)
@@ -52,11 +56,11 @@ def write(grid: Grid, cells: pd.DataFrame, statuses: pd.DataFrame | None, consol
             continue
         tables += beside(dataset, labelled, theirs)
         for name, figure in figures.of_grid(dataset, labelled, theirs, mine["floor"].iloc[0]).items():
-            files.write_figure(grid.folder / f"{dataset}-{name}.png", figure)
+            files.write_figure(folder / f"{dataset}-{name}.png", figure)
     if statuses is not None:
         for name, figure in figures.of_statuses(statuses).items():
-            files.write_figure(grid.folder / f"{name}.png", figure)
-    show(tables, grid.folder / "report.md", console)
+            files.write_figure(folder / f"{name}.png", figure)
+    show(tables, folder / "report.md", console)
 
 
 def show(tables: list[Printed], path: Path, console: Console) -> None:
@@ -69,7 +73,7 @@ def show(tables: list[Printed], path: Path, console: Console) -> None:
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown)
-    files.write_bytes(path, "\n".join(map(_markdown, tables)).encode())
+    files.write_bytes(path, "\n".join(table.markdown() for table in tables).encode())
     console.print(f"Tables and figures are in {path.parent}")
 
 
@@ -80,7 +84,7 @@ def published(dataset: str) -> pd.DataFrame | None:
 
 
 def label(cells: pd.DataFrame) -> pd.DataFrame:
-    """Add what tells the networks of a cell apart from those of others: method, and form or rate if several."""
+    """Add a label for each cell: the method, and the layer form or learning rate if there are several."""
     labels = cells["method"].astype(str)
     for column, form in (("layer", "{}"), ("lr", "lr {:g}")):
         if column in cells and cells[column].nunique() > 1:
@@ -89,7 +93,7 @@ def label(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Printed:
-    """How many networks trained, with 95 % Wilson intervals, beside the published cells of the same sizes."""
+    """Fraction of networks that trained, with 95 % Wilson intervals, and of the published cells of the same sizes."""
     floor, solved = cells["floor"].iloc[0], SOLVED.get(dataset, 0.99)
     wanted: list[tuple[str, Callable[[pd.DataFrame], pd.Series]]] = [
         ("train off floor", lambda t: t["train_acc"] > floor + 1e-3),
@@ -116,7 +120,9 @@ def shares(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Pr
         same = _same_cells(mine, theirs)
         if len(same):
             counts = (_number(test(same).mean()) for _, test in wanted)
-            rows.append([f"{name}, published", str(len(same)), _means(same), *counts, "", ""])
+            rows.append(
+                [_published_name(f"{name}, published", dataset, mine), str(len(same)), _means(same), *counts, "", ""]
+            )
     return Printed(
         f"{dataset}: share of networks that trained, 95 % intervals; accuracies are the maximum over epochs",
         header,
@@ -125,7 +131,7 @@ def shares(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Pr
 
 
 def seeds(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> list[Printed]:
-    """How much one seed says: sizes whose networks disagree, and those where all disagree with the published one."""
+    """Agreement of seeds: sizes whose networks disagree, and sizes where all disagree with the published one."""
     size, rows = ["width", "depth"], []
     for name, mine in cells.groupby("label", sort=False):
         same = _same_cells(mine, theirs)
@@ -140,7 +146,7 @@ def seeds(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> lis
 
 
 def activity(dataset: str, cells: pd.DataFrame) -> Printed:
-    """Dead and linear shares at the end, by method and depth."""
+    """Fractions of dead and linear units at the end, by method and depth."""
     columns = {"unit_dead": "dead units", "unit_linear": "linear units", "point_dead": "points dead in a layer"}
     depths = sorted(cells["depth"].unique())
     rows = []
@@ -152,7 +158,7 @@ def activity(dataset: str, cells: pd.DataFrame) -> Printed:
 
 
 def beside(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Iterator[Printed]:
-    """Every cell, mean over seeds: ours, and behind the stroke the published one."""
+    """Every cell, mean over seeds: ours, then the published one after a slash."""
     widths, depths = sorted(cells["width"].unique()), sorted(cells["depth"].unique())
     for column, words in (
         ("train_acc", "training"),
@@ -165,12 +171,14 @@ def beside(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> It
             known = column in same and len(same) > 0
             other = same.pivot_table(index="depth", columns="width", values=column) if known else None
             rows = [[str(d), *(_cell(ours, other, d, w) for w in widths)] for d in depths]
-            title = f"{dataset}, {name}: {words} accuracy" + (", ours / published" if known else "")
+            title = f"{dataset}, {name}: {words} accuracy" + (
+                _published_name(", ours / published", dataset, mine) if known else ""
+            )
             yield Printed(title, ["depth \\ width", *map(str, widths)], rows)
 
 
 def contest(cells: pd.DataFrame) -> list[Printed]:
-    """Which technique wins: in the validation accuracy of the same data set and seed, and over all of them."""
+    """Compare techniques by validation accuracy: win-draw-loss counts over data sets and seeds, and mean accuracies."""
     score = cells.pivot_table(index=["dataset", "replicate"], columns="label", values="val_acc")[
         list(dict.fromkeys(cells["label"]))
     ]
@@ -192,13 +200,16 @@ def contest(cells: pd.DataFrame) -> list[Printed]:
 
 
 def pruning(cells: pd.DataFrame) -> list[Printed]:
-    """Accuracy, dead units and alpha at each ratio, fine-tuned without and with the penalty."""
+    """Accuracy, dead units and alpha at each ratio, fine-tuned without and with the penalty.
+
+    The cells are those of the table ``prune-and-jumpstart``, which an earlier version computed.
+    """
     tables = []
     for dataset, mine in cells.groupby("dataset", sort=False):
-        right = {key: _counts(part["right"]) for key, part in mine.groupby(["method", "ratio"])}
+        correct = {key: _counts(part["right"]) for key, part in mine.groupby(["method", "ratio"])}
         methods = [method for method in dict.fromkeys(mine["method"]) if method != "dense"]
-        of_method = {m: {ratio: right[m, ratio] for _, ratio in right if (m, ratio) in right} for m in methods}
-        audit = jprune.recall.audit_counts(right["dense", 1.0], of_method, support=_counts(mine["support"])[0])
+        of_method = {m: {ratio: correct[m, ratio] for _, ratio in correct if (m, ratio) in correct} for m in methods}
+        audit = jprune.recall.audit_counts(correct["dense", 1.0], of_method, support=_counts(mine["support"])[0])
         alphas = audit.alphas.pivot_table(index="model", columns=["score", "ratio"], values="alpha")
         rows = []
         for (method, ratio), part in mine.groupby(["method", "ratio"], sort=False):
@@ -221,7 +232,7 @@ def pruning(cells: pd.DataFrame) -> list[Printed]:
 
 
 def _counts(column: pd.Series) -> np.ndarray:
-    """Counts by class, as text with blanks between them, -> (rows, classes)."""
+    """Parse counts by class, separated by blanks, to an array (rows, classes)."""
     return np.stack([np.array(text.split(), np.int64) for text in column])
 
 
@@ -233,12 +244,17 @@ def _paired(dataset: str, mine: pd.DataFrame, alphas: pd.DataFrame, first: str, 
         row = [f"{ratio:g}"]
         for table in (alphas, dead):
             difference = (table[second, ratio] - table[first, ratio]).dropna()
-            half = stats.t.ppf(0.995, len(difference) - 1) * difference.std() / np.sqrt(len(difference))
-            mean = difference.mean()
-            row.append(f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]")
+            interval = jprune.recall.t_interval(difference.to_numpy())
+            row.append(f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
         rows.append(row)
     header = ["ratio", f"alpha, {second} - {first}", f"dead units, {second} - {first}"]
     return Printed(f"{dataset}: paired differences with 99 % intervals", header, rows)
+
+
+def _published_name(name: str, dataset: str, mine: pd.DataFrame) -> str:
+    """A name for published numbers, with both numbers of epochs if ours differs."""
+    ours, theirs = mine["epochs"].max() if "epochs" in mine else None, PUBLISHED_EPOCHS.get(dataset)
+    return f"{name} ({ours:,} / {theirs:,} epochs)" if ours and theirs and ours != theirs else name
 
 
 def _same_cells(mine: pd.DataFrame, theirs: pd.DataFrame | None) -> pd.DataFrame:
@@ -268,8 +284,3 @@ def _cell(ours: pd.DataFrame, other: pd.DataFrame | None, depth: int, width: int
 def _number(value: float) -> str:
     """Two decimals, cut and not rounded, so that only 1 reads as 1.00."""
     return f"{np.floor(100 * value + 1e-6) / 100:.2f}".removeprefix("0")
-
-
-def _markdown(table: Printed) -> str:
-    lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
-    return f"**{table.title}**\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines)

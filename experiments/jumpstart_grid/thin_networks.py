@@ -1,8 +1,8 @@
-"""Train many thin deep networks of one depth, of several widths and seeds, in one compiled program.
+"""Train many thin deep networks of one depth and several widths and seeds in one compiled program.
 
-``train`` is the program: a chunk of epochs of full-batch Adam on binary cross-entropy plus the jumpstart
-penalty, for all runs, on arrays made by ``start``. ``forward_alone`` is the forward pass of one
-thin network in plain numpy, without padding. Layers and shapes: ``experiments.jumpstart_grid.thin_stack``.
+``train`` is the program: a number of epochs of full-batch Adam on binary cross-entropy plus the jumpstart
+penalty, for all runs, on arrays made by ``start``. ``forward_alone`` is the forward pass of one thin
+network in numpy, without padding. Layers and shapes: ``experiments.jumpstart_grid.thin_stack``.
 """
 
 import dataclasses
@@ -16,12 +16,20 @@ import numpy as np
 import optax
 from jax import lax
 
-from experiments.jumpstart_grid.thin_stack import BN_EPSILON, Architecture, Context, Moments, Norm, Stack, run_stack
+from experiments.jumpstart_grid.thin_stack import (
+    BN_EPSILON,
+    Architecture,
+    HiddenLayers,
+    LayerContext,
+    Moments,
+    Norm,
+    run_stack,
+)
 
 BN_MOMENTUM = 0.99  # Keras' default [inferred]
 
 
-class Run(NamedTuple):
+class ThinRun(NamedTuple):
     """One network: its width, and the seed of its initial weights."""
 
     width: int
@@ -37,18 +45,18 @@ class Weights(NamedTuple):
       head_bias: (runs,).
     """
 
-    stack: Stack
+    stack: HiddenLayers
     head: jax.Array
     head_bias: jax.Array
 
 
 class Problem(NamedTuple):
-    """What the networks are trained on.
+    """The training problem.
 
     Attributes:
       inputs: (2, examples) float32, training examples first.
       labels: (examples,) float32, 0 or 1.
-      real: which units are no padding, from ``real_units``.
+      real: which units are not padding, from ``real_units``.
     """
 
     inputs: jax.Array
@@ -56,13 +64,13 @@ class Problem(NamedTuple):
     real: jax.Array | None
 
 
-class Outcome(NamedTuple):
-    """What a step saw before it moved the weights, (runs,) each.
+class ThinMetrics(NamedTuple):
+    """Metrics of a step before it changed the weights, (runs,) each.
 
     Attributes:
       loss: mean cross-entropy over the training examples, in nats.
-      penalty: sum of squared slacks, the coefficient not included.
-      train_accuracy: share of training examples classified right, in training mode as Keras reports it.
+      penalty: sum of squared slacks, without the coefficient.
+      train_accuracy: fraction of training examples classified correctly, in training mode as Keras reports it.
       val_accuracy: the same of the validation examples, without dropout and with running moments.
     """
 
@@ -73,13 +81,13 @@ class Outcome(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class ThinRecipe:
     """How the networks are trained.
 
     Attributes:
       learning_rate: of Adam.
       zero: hidden kernels start at zero instead of Glorot uniform.
-      dropout: whether dropout of falling rate stands before every hidden layer (``dropout_rate``).
+      dropout: whether dropout with a falling rate precedes every hidden layer (``dropout_rate``).
       adam_epsilon: Keras' default [inferred].
     """
 
@@ -89,14 +97,14 @@ class Recipe:
     adam_epsilon: float = 1e-7
 
 
-class State(NamedTuple):
-    """Everything that training changes.
+class ThinState(NamedTuple):
+    """Everything that training updates.
 
     Attributes:
       weights: of all runs.
       adam: state of the optimizer.
       running: moments of batch normalization, or None.
-      epoch: how many are done.
+      epoch: number of finished epochs.
       best: (2, runs): largest training and validation accuracy so far.
       last: outcome of the last step.
       key: a PRNG key of the whole training, for dropout.
@@ -107,17 +115,17 @@ class State(NamedTuple):
     running: Moments | None
     epoch: jax.Array
     best: jax.Array
-    last: Outcome
+    last: ThinMetrics
     key: jax.Array
 
 
-def start(arch: Architecture, recipe: Recipe, runs: Sequence[Run]) -> State:
+def start(arch: Architecture, recipe: ThinRecipe, runs: Sequence[ThinRun]) -> ThinState:
     """The state before the first epoch: Glorot-uniform kernels with the THIN fan-in and fan-out, zero biases.
 
     Args:
       arch: of the program.
       recipe: of the training.
-      runs: widths and seeds; the same run starts from the same weights in whatever program.
+      runs: widths and seeds; a run starts from the same weights in every program.
 
     Raises:
       ValueError: a width that is not in 1..arch.width.
@@ -138,18 +146,18 @@ def start(arch: Architecture, recipe: Recipe, runs: Sequence[Run]) -> State:
             hidden[:, i, :, :width, :width] = _glorot(rng, each, taps * width, taps * width)
     bias = np.zeros((arch.depth, len(runs), arch.units), np.float32)
     norm = Norm(np.ones_like(bias), np.zeros_like(bias)) if arch.normalized else None
-    stack = Stack(_matrix(first), _matrix(hidden), bias, norm)
+    stack = HiddenLayers(_matrix(first), _matrix(hidden), bias, norm)
     weights = Weights(stack, head.reshape(len(runs), arch.units), np.zeros(len(runs), np.float32))
     weights = jax.tree.map(jnp.asarray, weights)
     moments = (arch.depth, len(runs), arch.width)
     running = Moments(jnp.zeros(moments), jnp.ones(moments)) if arch.normalized else None
-    last = Outcome(*(jnp.zeros(len(runs)) for _ in Outcome._fields))  # apart, for each is donated
+    last = ThinMetrics(*(jnp.zeros(len(runs)) for _ in ThinMetrics._fields))  # separate arrays, because each is donated
     adam, epoch, best = _adam(recipe).init(weights), jnp.zeros((), jnp.int32), jnp.zeros((2, len(runs)))
-    return State(weights, adam, running, epoch, best, last, jax.random.key(runs[0].seed))
+    return ThinState(weights, adam, running, epoch, best, last, jax.random.key(runs[0].seed))
 
 
-def real_units(arch: Architecture, runs: Sequence[Run]) -> jax.Array | None:
-    """Which units of each run are no padding, (runs, units); None where all are real."""
+def real_units(arch: Architecture, runs: Sequence[ThinRun]) -> jax.Array | None:
+    """Which units of each run are not padding, (runs, units); None if all are real."""
     widths = np.array([run.width for run in runs])
     if (widths == arch.width).all():
         return None
@@ -162,7 +170,7 @@ def loss(
     problem: Problem,
     running: Moments | None = None,
     keep: tuple[jax.Array, jax.Array] | None = None,
-) -> tuple[jax.Array, tuple[Outcome, Moments | None]]:
+) -> tuple[jax.Array, tuple[ThinMetrics, Moments | None]]:
     """The objective of all runs.
 
     Args:
@@ -170,16 +178,16 @@ def loss(
       weights: of all runs.
       problem: the data, and which units are real.
       running: the moments that normalize validation examples.
-      keep: what dropout multiplies the inputs with, (runs, 2, examples), and the outputs of the hidden
-        layers that feed another one, (depth - 1, runs, units, examples): 0 or 1 / (1 - rate), and 1
-        for validation examples.
+      keep: factors of dropout for the inputs, (runs, 2, examples), and for the outputs of all hidden
+        layers but the last, (depth - 1, runs, units, examples): 0 or 1 / (1 - rate), and 1 for
+        validation examples.
 
     Returns:
-      The sum over runs of cross-entropy + coefficient * penalty, so that the gradient of each run is its
-      own; the outcome, and the moments of the batch.
+      The sum over runs of cross-entropy + coefficient * penalty, whose gradient is that of each run; the
+      metrics, and the moments of the batch.
     """
     inputs = jnp.broadcast_to(problem.inputs[None], (len(weights.head), *problem.inputs.shape))
-    context = Context(problem.real, running)
+    context = LayerContext(problem.real, running)
     if keep is not None:
         inputs, context = inputs * keep[0], context._replace(keep=keep[1])
     outputs, slack, moments = run_stack(arch, weights.stack, context, inputs)
@@ -187,24 +195,24 @@ def loss(
     labels = problem.labels[None]
     entropy = (jnp.logaddexp(0.0, logits) - labels * logits)[:, : arch.train].mean(1)
     right = ((logits > 0) == (labels > 0.5)).astype(jnp.float32)
-    outcome = Outcome(entropy, slack, right[:, : arch.train].mean(1), right[:, arch.train :].mean(1))
+    outcome = ThinMetrics(entropy, slack, right[:, : arch.train].mean(1), right[:, arch.train :].mean(1))
     return (entropy + arch.coefficient * slack).sum(), (outcome, moments)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def train(arch: Architecture, recipe: Recipe, epochs: int, state: State, problem: Problem) -> State:
+def train(arch: Architecture, recipe: ThinRecipe, epochs: int, state: ThinState, problem: Problem) -> ThinState:
     """Train all runs for some more epochs; an epoch is one step on all training examples.
 
     Args:
       arch: of the program.
       recipe: of the training.
       epochs: how many.
-      state: where to go on from; its buffers are given away.
+      state: to continue from; its buffers are donated.
       problem: the data, and which units are real.
 
     Returns:
-      The state after them. The validation accuracy of an epoch is measured after its step, so it is the
-      next step that records it, and the last one is for ``forward_alone`` to tell.
+      The state after them. The validation accuracy of an epoch is measured after its step, so the next step
+      records it, and ``forward_alone`` computes the last one.
     """
     optimizer = _adam(recipe)
 
@@ -217,13 +225,13 @@ def train(arch: Architecture, recipe: Recipe, epochs: int, state: State, problem
         running = jax.tree.map(lambda old, new: BN_MOMENTUM * old + (1 - BN_MOMENTUM) * new, state.running, moments)
         val = jnp.where(state.epoch > 0, outcome.val_accuracy, 0.0)
         best = jnp.maximum(state.best, jnp.stack([outcome.train_accuracy, val]))
-        return State(weights, adam, running, state.epoch + 1, best, outcome, state.key), None
+        return ThinState(weights, adam, running, state.epoch + 1, best, outcome, state.key), None
 
     return lax.scan(epoch, state, None, length=epochs)[0]
 
 
 def forward_alone(
-    arch: Architecture, state: State, index: int, run: Run, inputs: np.ndarray
+    arch: Architecture, state: ThinState, index: int, run: ThinRun, inputs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pass inputs through one thin network, without padding, dropout or batch moments, in numpy.
 
@@ -235,7 +243,7 @@ def forward_alone(
       inputs: (2, examples).
 
     Returns:
-      What enters the ReLUs, channels last: (depth, examples, positions, 1, width); and the logits
+      The inputs of the ReLUs, channels last: (depth, examples, positions, 1, width); and the logits
       (examples,).
     """
     weights = jax.tree.map(np.asarray, state.weights)
@@ -264,7 +272,7 @@ def dropout_rate(epoch: Any) -> Any:
 
 
 def _dropout(arch, state, problem):
-    """What multiplies the inputs and the outputs of the hidden layers that feed another one."""
+    """Factors of dropout for the inputs and for the outputs of all hidden layers but the last."""
     keep_rate = 1 - dropout_rate(state.epoch.astype(jnp.float32))
     key_inputs, key_hidden = jax.random.split(jax.random.fold_in(state.key, state.epoch))
     runs, examples = len(state.weights.head), problem.inputs.shape[-1]

@@ -1,22 +1,22 @@
-"""The hidden layers of many thin deep networks at once: widths padded, runs batched, layers scanned.
+"""The hidden layers of many thin deep networks in one program: widths padded, runs batched, layers scanned.
 
 A network thinner than its program is padded with units that are zero and stay zero, so its value, its
-gradient and its whole trajectory are those of the thin network alone. Layers are scanned, so compile
-time does not grow with depth.
+gradient and its trajectory are those of the thin network. Layers are scanned, so compile time does not
+grow with depth.
 
-Two forms of a hidden layer. ``dense``: z = k x + b. ``conv``: the (2, 1) 'same' convolution over an
-input of length 2, as in the notebooks of the CPAIOR study: with taps k0 and k1,
+A hidden layer has one of two forms. ``dense``: z = k x + b. ``conv``: the (2, 1) 'same' convolution over
+an input of length 2, as in the notebooks of the CPAIOR study: with taps k0 and k1,
 
     z0 = k0 x0 + k1 x1 + b        [z0]   [k0 k1] [x0]
     z1 =         k0 x1 + b        [z1] = [ 0 k0] [x1] + b
 
-so it is a dense layer of 2 * width units whose matrix has shared blocks; the gradient is summed over
-the places that share a tap, and an elementwise optimizer then keeps them equal.
+so it is a dense layer of 2 * width units whose matrix has shared blocks. The gradient is summed over the
+places that share a tap, and an elementwise optimizer then keeps them equal.
 
-Examples lie along the last axis: whatever the width, the inner loops run over examples, and that is
-what makes thin layers fast. Training and validation examples pass forward together, training ones
-first; only these go backward. The backward pass is written out (``jax.custom_vjp``): it keeps one array
-a layer, the preactivations, and makes the penalty's gradient of comparisons with the extremes.
+Examples are on the last axis, so the inner loops run over examples at any width, which makes thin layers
+fast. Training and validation examples pass forward together, training examples first; only these go
+backward. The backward pass is written by hand (``jax.custom_vjp``): it stores one array for each layer,
+the preactivations, and computes the gradient of the penalty by comparing them with the extremes.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Layer = Literal["conv", "dense"]
+from experiments.jumpstart_grid.config import Layer
+
 Axis = Literal["unit", "point"]
 
 BN_EPSILON = 1e-3  # Keras' default [inferred]
@@ -35,17 +36,17 @@ BN_EPSILON = 1e-3  # Keras' default [inferred]
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What the networks of one program have in common; it decides the compiled code.
+    """The properties shared by the networks of one program; they decide the compiled code.
 
     The penalty is that of ``jprune.jumpstart_penalty`` with the preset ``cpaior_keras``.
 
     Attributes:
       depth: hidden layers.
       width: channels of a hidden layer, padding included.
-      train: how many examples, the first ones, are trained on; the rest are validation.
+      train: number of training examples, which come first; the rest are validation examples.
       layer: form of the hidden layers.
-      normalized: whether batch normalization stands between a hidden layer and its ReLU.
-      penalized: what has a slack in the penalty: units, points, both or neither.
+      normalized: whether there is batch normalization between a hidden layer and its ReLU.
+      penalized: what has a slack in the penalty: units, points, both or none.
       balance: rho of the penalty.
       coefficient: lambda of the penalty.
     """
@@ -61,7 +62,7 @@ class Architecture:
 
     @property
     def positions(self) -> int:
-        """Places in space: 2 for the convolution, 1 for the dense form."""
+        """Positions in space: 2 for the convolution, 1 for the dense form."""
         return 2 if self.layer == "conv" else 1
 
     @property
@@ -84,8 +85,8 @@ class Moments(NamedTuple):
     variance: jax.Array
 
 
-class Stack(NamedTuple):
-    """Weights of the hidden layers; what a convolution shares stands in every place it is used.
+class HiddenLayers(NamedTuple):
+    """Weights of the hidden layers; a weight that a convolution shares is repeated in every place it is used.
 
     Attributes:
       first: (runs, units, 2).
@@ -100,13 +101,13 @@ class Stack(NamedTuple):
     norm: Norm | None
 
 
-class Context(NamedTuple):
+class LayerContext(NamedTuple):
     """What the layers need besides their weights, without a gradient.
 
     Attributes:
-      real: which units are no padding, (runs, units) bool; None where all are real.
+      real: which units are not padding, (runs, units) bool; None if all are real.
       running: the moments that normalize validation examples; None without normalization.
-      keep: what dropout multiplies the outputs of the hidden layers but the last with, (depth - 1,
+      keep: factors of dropout for the outputs of all hidden layers but the last, (depth - 1,
         runs, units, examples): 0 or 1 / (1 - rate), 1 for validation examples; None without dropout.
     """
 
@@ -116,7 +117,7 @@ class Context(NamedTuple):
 
 
 class _Extremes(NamedTuple):
-    """Largest and smallest preactivation of a layer; None for an axis that the penalty leaves out.
+    """Largest and smallest preactivation of a layer; None for an axis that the penalty does not use.
 
     Units: (runs, units) over training examples. Points: (runs, positions, examples) over channels.
     """
@@ -127,7 +128,7 @@ class _Extremes(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def run_stack(
-    arch: Architecture, weights: Stack, context: Context, inputs: jax.Array
+    arch: Architecture, weights: HiddenLayers, context: LayerContext, inputs: jax.Array
 ) -> tuple[jax.Array, jax.Array, Moments | None]:
     """Pass inputs through the hidden layers; differentiable with respect to the weights.
 
@@ -170,7 +171,7 @@ def _backward(arch, residuals, cotangents):
     real, keep = context.real, None if context.keep is None else context.keep[..., : arch.train]
 
     def through(z, extremes, norm, keep, da):
-        """From a layer's outputs to its preactivations and its normalization."""
+        """Backward from a layer's outputs to its preactivations and its normalization."""
         _, pull = jax.vjp(lambda z, norm: _activate(arch, z, norm, None, keep)[0], z, norm)
         dz, d_norm = pull(da)
         return dz + _penalty_gradient(arch, z, real, extremes, d_penalty), d_norm
@@ -192,7 +193,7 @@ def _backward(arch, residuals, cotangents):
         d_first = jnp.where(real[:, :, None], d_first, 0.0)
     d_bias = jnp.concatenate([dz.sum(2)[None], d_bias])
     each = partial(_tied_channels, arch, real)
-    return Stack(d_first, d_hidden, each(d_bias), jax.tree.map(each, _appended(d_norm, d_top))), None, None
+    return HiddenLayers(d_first, d_hidden, each(d_bias), jax.tree.map(each, _appended(d_norm, d_top))), None, None
 
 
 run_stack.defvjp(_forward, _backward)
@@ -241,14 +242,14 @@ def _squared_slacks(arch, real, extremes):
     for pair in extremes:
         if pair is not None:
             slack = arch.balance * jax.nn.relu(1 - pair[0]) + (1 - arch.balance) * jax.nn.relu(1 + pair[1])
-            if real is not None and slack.ndim == 2:  # a unit of padding is none; points have three axes
+            if real is not None and slack.ndim == 2:  # not for padding; points have three axes
                 slack = jnp.where(real, slack, 0.0)
             total += jnp.square(slack).reshape(len(slack), -1).sum(1)
     return total
 
 
 def _penalty_gradient(arch, z, real, extremes, d_penalty):
-    """What the slacks of a layer pull on: the cells that are an extreme, evenly where several are."""
+    """Gradient of the slacks of a layer: nonzero at its extremes, divided evenly among ties."""
     if not arch.penalized:
         return jnp.zeros((), z.dtype)
     _, pull = jax.vjp(partial(_squared_slacks, arch, real), extremes)
@@ -285,7 +286,7 @@ def _tied(arch, gradient):
 
 
 def _tied_channels(arch, real, gradient):
-    """The gradient of what a channel has one of, (depth, runs, units), summed over the positions."""
+    """The gradient of a parameter of each channel, (depth, runs, units), summed over the positions."""
     summed = gradient.reshape(*gradient.shape[:-1], arch.positions, arch.width).sum(-2)
     tied = jnp.concatenate([summed] * arch.positions, -1)
     return tied if real is None else jnp.where(real[None], tied, 0.0)

@@ -1,9 +1,9 @@
-"""Dense networks of 50 layers of 4 units on small tables, with five techniques: who trains, who wins.
+"""Dense networks of 50 layers of 4 units on small tables, trained with five techniques.
 
 Settings of the 2025 study: learning rate .01, batch 256, lambda .01, aggregate ``balanced``, 4,000 epochs.
-What its text leaves open is inferred: Adam; torch's initial weights and batch normalization; a skip
-connection around every layer of equal sizes; features brought to zero mean and unit deviation. All seeds of
-a technique train in one program; layers are scanned.
+Settings that its text does not give are inferred: Adam; torch's initial weights and batch normalization; a
+skip connection around every layer of equal sizes; features with zero mean and unit deviation. All seeds of a
+technique train in one program; layers are scanned.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from jax import lax
 
 import jprune
 from experiments.data import datasets
-from experiments.jumpstart_grid.cells import Planned, Setup, coefficient_of, columns, floor, state_columns
-from experiments.jumpstart_grid.presets import Grid
+from experiments.jumpstart_grid.cells import GridStage, Setup, coefficient_of, columns, floor, state_columns
+from experiments.jumpstart_grid.config import Grid, GridRunning
 from jprune.jumpstart.layers import Stack
 
 UNIT = "layer-epochs"
@@ -35,11 +35,11 @@ _BN_EPSILON, _BN_MOMENTUM = 1e-5, 0.9
 Params = dict[str, Any]
 
 
-class State(NamedTuple):
+class TableState(NamedTuple):
     """One network in training.
 
     Attributes:
-      params: kernels and biases; the hidden layers behind the first are stacked.
+      params: kernels and biases; the hidden layers after the first are stacked.
       adam: state of the optimizer.
       running: mean and variance of each unit, (depth, 2, width).
       key: of the order of the examples.
@@ -56,17 +56,17 @@ class State(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Features (examples, features), standardised, and labels (examples,)."""
+    """Standardized features (examples, features) and labels (examples,)."""
 
     features: jax.Array
     labels: jax.Array
 
 
-def plan(grid: Grid) -> list[Planned]:
-    """A stage a data set, technique and size.
+def plan(grid: Grid) -> list[GridStage]:
+    """A stage for each data set, technique and size.
 
     Raises:
-      ValueError: a method that there is not, or several learning rates.
+      ValueError: an unknown method, or several learning rates.
     """
     if len(grid.lr) != 1:
         raise ValueError(f"lr={grid.lr} must be one value for kind='tables'")
@@ -78,24 +78,24 @@ def plan(grid: Grid) -> list[Planned]:
                 setup = Setup(dataset, method, depth, width, grid.epochs, grid.lr[0], grid.batch, used)
                 title = f"{dataset}, {method}, {depth} x {width}"
                 work = depth * grid.epochs * grid.seeds
-                planned.append(Planned(title, dataclasses.asdict(setup), range(grid.seeds), work))
+                planned.append(GridStage(title, dataclasses.asdict(setup), range(grid.seeds), work))
     return planned
 
 
-def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
-    """Train the networks of a stage, all seeds at once.
+def carry_out(running: GridRunning, stage: GridStage, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
+    """Train the networks of a stage, all seeds in one program.
 
     Args:
-      grid: the study; it says where the data is.
-      stage: of its plan.
-      advance: told the work that got done, from time to time.
+      running: says where the data is.
+      stage: of the plan.
+      advance: called with the amount of finished work.
 
     Returns:
-      Columns of the table ``cells``, a row a network.
+      Columns of the table ``cells``, a row for each network.
     """
     began = time.perf_counter()
     setup = Setup(**stage.settings)
-    train, val, classes = splits(setup.dataset, grid.data_dir)
+    train, val, classes = splits(setup.dataset, running.data_dir)
     keys = jax.vmap(jax.random.key)(np.array(stage.seeds))
     state = jax.jit(jax.vmap(partial(start, setup, train.features.shape[1], classes)))(keys)
     for done in range(0, setup.epochs, _CHUNK):
@@ -125,20 +125,20 @@ def carry_out(grid: Grid, stage: Planned, advance: Callable[[int], None]) -> dic
 
 
 def splits(dataset: str, data_dir: Path | None = None) -> tuple[Examples, Examples, int]:
-    """Training and validation examples, by the moments of the training ones, and how many classes there are."""
+    """Training and validation examples, standardized by the training split, and the number of classes."""
     table = datasets.load(dataset, data_dir=data_dir, selection="test")
 
-    def standardised(split: datasets.Split) -> Examples:
+    def standardized(split: datasets.Split) -> Examples:
         features = split.images.reshape(len(split.labels), -1).astype(np.float32)
         return Examples(jnp.asarray((features - mean) / std), jnp.asarray(split.labels))
 
     flat = table.train.images.reshape(len(table.train.labels), -1).astype(np.float32)
     mean, std = flat.mean(0), flat.std(0)
     std = np.where(std > 0, std, np.float32(1))  # a pixel that is always black
-    return standardised(table.train), standardised(table.validation), table.num_classes
+    return standardized(table.train), standardized(table.validation), table.num_classes
 
 
-def start(setup: Setup, inputs: int, classes: int, key: jax.Array) -> State:
+def start(setup: Setup, inputs: int, classes: int, key: jax.Array) -> TableState:
     """The state before the first epoch: kernels and biases uniform in +-1 / sqrt(fan_in), as in torch."""
     key, *keys = jax.random.split(key, 7)
     width, deep = setup.width, setup.depth - 1
@@ -157,7 +157,7 @@ def start(setup: Setup, inputs: int, classes: int, key: jax.Array) -> State:
     if setup.technique == "batchnorm":
         params["norm"] = {"scale": jnp.ones((setup.depth, width)), "shift": jnp.zeros((setup.depth, width))}
     running = jnp.stack([jnp.zeros((setup.depth, width)), jnp.ones((setup.depth, width))], 1)
-    return State(params, _adam(setup).init(params), running, key, jnp.zeros(2), jnp.zeros(2))
+    return TableState(params, _adam(setup).init(params), running, key, jnp.zeros(2), jnp.zeros(2))
 
 
 def forward(
@@ -169,13 +169,13 @@ def forward(
       setup: the technique and the sizes.
       params: of one network.
       features: (batch, features).
-      real: which examples are no padding, (batch,), in training; None in use, where the running moments
-        normalize.
+      real: which examples are not padding, (batch,), in training; None in evaluation, where the running
+        moments normalize.
       running: (depth, 2, width).
 
     Returns:
-      The logits; the preactivations (depth, batch, width) before any normalization, in use what enters
-      the nonlinearity; and the moments, (depth, 2, width), of this batch.
+      The logits; the preactivations (depth, batch, width), in training before any normalization, in
+      evaluation as they enter the nonlinearity; and the moments (depth, 2, width) of this batch.
     """
     norm = params.get("norm")
 
@@ -196,23 +196,23 @@ def forward(
 
     first = features @ params["first"]["kernel"] + params["first"]["bias"][None]
     x, seen, moments = activate(first, jax.tree.map(lambda p: p[0], norm), running[0])
-    behind = (params["hidden"], jax.tree.map(lambda p: p[1:], norm), running[1:])
-    x, (more_seen, more_moments) = lax.scan(layer, x, behind)
+    rest = (params["hidden"], jax.tree.map(lambda p: p[1:], norm), running[1:])
+    x, (more_seen, more_moments) = lax.scan(layer, x, rest)
     logits = x @ params["head"]["kernel"] + params["head"]["bias"][None]
     return logits, jnp.concatenate([seen[None], more_seen]), jnp.concatenate([moments[None], more_moments])
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _train(setup: Setup, epochs: int, states: State, train: Examples, val: Examples) -> State:
+def _train(setup: Setup, epochs: int, states: TableState, train: Examples, val: Examples) -> TableState:
     """Train every network for some more epochs."""
 
-    def one(state: State) -> State:
+    def one(state: TableState) -> TableState:
         return lax.scan(lambda state, _: (_epoch(setup, state, train, val), None), state, None, length=epochs)[0]
 
     return jax.vmap(one)(states)
 
 
-def _epoch(setup: Setup, state: State, train: Examples, val: Examples) -> State:
+def _epoch(setup: Setup, state: TableState, train: Examples, val: Examples) -> TableState:
     count = len(train.labels)
     steps = -(-count // setup.batch)
     key, order_key = jax.random.split(state.key)
@@ -233,11 +233,11 @@ def _epoch(setup: Setup, state: State, train: Examples, val: Examples) -> State:
     (params, adam, running), right = lax.scan(step, (state.params, state.adam, state.running), batches)
     logits, _, _ = forward(setup, params, val.features, None, running)
     last = jnp.stack([right.sum() / count, (logits.argmax(-1) == val.labels).mean()])
-    return State(params, adam, running, key, jnp.maximum(state.best, last), last)
+    return TableState(params, adam, running, key, jnp.maximum(state.best, last), last)
 
 
 def _loss(setup: Setup, params: Params, batch: Examples, real: jax.Array, running: jax.Array) -> tuple[jax.Array, Any]:
-    """Mean cross-entropy and penalty of the real examples; also the moments and how many are right."""
+    """Mean cross-entropy and penalty of the real examples; also the moments and the number of correct predictions."""
     logits, preactivations, moments = forward(setup, params, batch.features, real, running)
     each = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     loss = jnp.where(real, each, 0.0).sum() / real.sum()

@@ -1,19 +1,18 @@
-"""Convolution and pooling in the form that is fast on each platform.
+"""Convolution and pooling in the form that is fastest on each platform.
 
-Every function takes and gives channels-last arrays, (batch, height, width, channels), and computes
-the same on every platform. Which form computes it is settled when the program is lowered, so
-``jax.export`` for another platform picks that platform's form. Without one of its own a platform has
-``lax.conv_general_dilated`` and its own gradient. There are two other forms:
+Every function takes and returns channels-last arrays, (batch, height, width, channels), and computes the
+same on every platform. The form is chosen when the program is lowered, so ``jax.export`` for another
+platform picks that platform's form. The default is ``lax.conv_general_dilated`` and its gradient. There
+are two other forms:
 
-* A convolution of few channels spends its time on packing, and one of many replicates, each with a
-  kernel of its own, is a grouped convolution, which CUDA's library is slow at. ``batch_last`` works on
-  (channels, height, width, batch), where a tap of the kernel reads runs of memory as long as the batch:
-  patches by slices, then one matrix product. The transpositions of neighbouring layers cancel. For a
-  handful of channels even writing the patches down costs a CPU more than the products: there they are
-  summed tap by tap. On a GPU twenty LeNets in one program take .42 ms a step so, and 2.16 ms as grouped
-  convolutions (H200).
-* On a CPU inside a loop (``lax.scan``) a convolution is fast only with its dimensions in the canonical
-  order, and those of its gradients are not: they take a loop nest a hundred times slower.
+* A convolution of few channels spends its time on packing, and many replicates, each with its own kernel,
+  are a grouped convolution, which is slow in CUDA's library. ``batch_last`` works on (channels, height,
+  width, batch), where a tap of the kernel reads contiguous memory as long as the batch: patches by slices,
+  then one matrix product. The transpositions of neighboring layers cancel. With very few channels, writing
+  the patches costs a CPU more than the products, so they are summed tap by tap. On an H200, twenty LeNets in
+  one program take .42 ms a step, and 2.16 ms as grouped convolutions.
+* On a CPU inside a loop (``lax.scan``), a convolution is fast only if its dimensions are in canonical
+  order. Those of its gradients are not, and take a loop nest that is a hundred times slower.
   ``channels_last`` writes both gradients as canonical convolutions.
 """
 
@@ -31,7 +30,7 @@ Strides = tuple[int, int]
 Gradients = tuple[jax.Array, jax.Array]  # of the input and of the kernel
 
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
-_HANDFUL = 4  # channels, up to which taps are summed one by one
+_HANDFUL = 4  # up to this number of channels, taps are summed one by one
 
 
 def batch_last(
@@ -44,7 +43,7 @@ def batch_last(
       kernel: (kernel_height, kernel_width, in_channels, out_channels), of the dtype of ``x``.
       strides: along height and width.
       padding: ``SAME``, ``VALID`` or ((top, bottom), (left, right)).
-      **rest: what ``nnx.Conv`` passes besides; only what leaves the convolution plain is taken.
+      **rest: the other arguments of ``nnx.Conv``; only their defaults are supported.
 
     Returns:
       (batch, out_height, out_width, out_channels).
@@ -70,7 +69,7 @@ def max_pool(x: jax.Array, narrow: bool = False) -> jax.Array:
 
     Args:
       x: (batch, height, width, channels).
-      narrow: whether ``batch_last`` convolutions stand around it; it decides the form.
+      narrow: whether the neighboring convolutions are ``batch_last``; decides the form.
 
     Returns:
       (batch, height // 2, width // 2, channels).
@@ -103,7 +102,7 @@ def relu(x: jax.Array, narrow: bool = False) -> jax.Array:
 
     Args:
       x: (batch, height, width, channels).
-      narrow: whether ``batch_last`` convolutions stand around it; it decides the form.
+      narrow: whether the neighboring convolutions are ``batch_last``; decides the form.
 
     Returns:
       The same shape.

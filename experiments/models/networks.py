@@ -1,12 +1,13 @@
 """The networks of the studies, in Flax NNX, by name.
 
-The output layer of every model is called ``head``, so that a study leaves it dense with
-``jprune.by_path(exclude=r"^head/")``. Statistics of batch normalization are ``nnx.BatchStat``
-variables, a state apart from the parameters; ``model.train()`` and ``model.eval()`` choose whether
-they are gathered or used. Images are channels-last; a model flattens what it has to.
+The output layer of every model is called ``head``, so that a study can leave it dense with
+``jprune.by_path(exclude=r"^head/")``. Statistics of batch normalization are ``nnx.BatchStat`` variables,
+which are separate from the parameters; ``model.train()`` and ``model.eval()`` choose whether they are
+updated or used. Images are channels-last; dense models flatten their inputs.
 """
 
 import functools
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from flax import nnx
 from jax import lax
 
 from experiments.models import convolution
+from experiments.models.options import arguments_of
 
 Init = Literal["lecun", "glorot", "he", "torch"]
 Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
@@ -28,11 +30,11 @@ def initializers(init: Init, fan_in: int) -> dict[str, Initializer]:
 
     ``lecun``: truncated normal of variance 1 / fan_in. ``glorot``: uniform, Glorot and Bengio 2010.
     ``he``: normal of variance 2 / fan_in, He et al. 2015. These have biases of 0. ``torch``: kernels
-    and biases uniform in +-1 / sqrt(fan_in), what torch does when not told otherwise.
+    and biases uniform in +-1 / sqrt(fan_in), the default of torch.
 
     Args:
       init: one of the names above.
-      fan_in: inputs of one unit.
+      fan_in: number of inputs of one unit.
 
     Raises:
       ValueError: an unknown name.
@@ -61,7 +63,7 @@ def _linear(inputs: int, outputs: int, init: Init, rngs: nnx.Rngs) -> nnx.Linear
 def _conv(
     inputs: int, outputs: int, init: Init, rngs: nnx.Rngs, *, narrow: bool, padding: Any = 1, **options: Any
 ) -> nnx.Conv:
-    """A 3 x 3 convolution, in the form that ``experiments.models.convolution`` has for so many channels."""
+    """A 3 x 3 convolution in the form of ``experiments.models.convolution`` for this number of channels."""
     form = convolution.batch_last if narrow else convolution.channels_last
     initial = initializers(init, 9 * inputs)
     return nnx.Conv(
@@ -72,7 +74,7 @@ def _conv(
 class BatchNorm(nnx.BatchNorm):
     """``nnx.BatchNorm`` with its moments by ``convolution.column_sums``, and torch's momentum, .9.
 
-    The running variance is the biased one, as always in Flax. ``narrow`` is that of the convolutions around it.
+    The running variance is the biased one, as in Flax. ``narrow`` is that of the neighboring convolutions.
     """
 
     def __init__(self, features: int, *, narrow: bool = False, rngs: nnx.Rngs):
@@ -98,11 +100,11 @@ class MLP(nnx.Module):
     """Dense layers with ReLU between them; an input of any shape is flattened.
 
     Args:
-      inputs: entries of one example.
+      inputs: number of entries of one example.
       num_classes: units of the output layer.
       features: units of each hidden layer.
       init: as in ``initializers``.
-      rngs: the initializers' keys.
+      rngs: random keys of the initializers.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class MLP(nnx.Module):
 
 
 class LeNet(nnx.Module):
-    """Two 3 x 3 convolutions without padding, each pooled, and three dense layers.
+    """Two 3 x 3 convolutions without padding, each followed by pooling, and three dense layers.
 
     60,074 parameters for 28 x 28 x 1 and 10 classes: the LeNet of the recall-distortion study.
     """
@@ -155,8 +157,8 @@ class LeNet(nnx.Module):
 class Block(nnx.Module):
     """Two 3 x 3 convolutions with batch normalization, and a shortcut without parameters.
 
-    Where the block halves the image, the shortcut takes every second pixel and fills the new
-    channels with zeros, half of them on each side (option A of He et al. 2016).
+    If the block halves the image, the shortcut takes every second pixel and pads the channels with
+    zeros, half of them on each side (option A of He et al. 2016).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs):
@@ -205,9 +207,9 @@ class ResNet(nnx.Module):
 
 
 class VGG(nnx.Module):
-    """VGG-11 for CIFAR: eight 3 x 3 convolutions with batch normalization, five times pooled.
+    """VGG-11 for CIFAR: eight 3 x 3 convolutions with batch normalization and five poolings.
 
-    Simonyan and Zisserman 2015, configuration A, with one dense layer for three. 9,231,114 parameters
+    Simonyan and Zisserman 2015, configuration A, with one dense layer instead of three. 9,231,114 parameters
     for 32 x 32 x 3 and 10 classes.
     """
 
@@ -235,10 +237,10 @@ class VGG(nnx.Module):
 class RectangularConv(nnx.Module):
     """``depth`` 3 x 3 convolutions of ``width`` channels each, ReLU between, and one dense layer.
 
-    With ``readout="average_max"`` the dense layer reads the global average and the global maximum of
-    every channel, which for 3 input channels and K classes makes 28 w + (d-1) w (9w+1) + 2wK + K
-    parameters (the CIFAR grids of the jumpstart study). With ``"flatten"`` it reads every position (its
-    MNIST grid).
+    With ``readout="average_max"`` the inputs of the dense layer are the global average and the global
+    maximum of every channel, as in the CIFAR grids of the jumpstart study: 28 w + (d-1) w (9w+1) + 2wK + K
+    parameters for 3 input channels and K classes. With ``"flatten"`` they are all positions, as in its MNIST
+    grid.
     """
 
     def __init__(
@@ -272,7 +274,7 @@ class RectangularConv(nnx.Module):
 
 
 def create(name: str, *, num_classes: int, input_shape: tuple[int, ...], rngs: nnx.Rngs, **options: Any) -> nnx.Module:
-    """Make a model by name.
+    """Create a built-in model.
 
     | name | options, with their defaults |
     |---|---|
@@ -287,21 +289,31 @@ def create(name: str, *, num_classes: int, input_shape: tuple[int, ...], rngs: n
       name: one of the above.
       num_classes: units of the output layer.
       input_shape: shape of one example; the convolutional models need (height, width, channels).
-      rngs: the initializers' keys.
+      rngs: random keys of the initializers.
       **options: as in the table; ``init`` as in ``initializers``.
 
     Raises:
-      ValueError: an unknown name, or a shape or option that the model cannot have.
-      TypeError: an option that the model lacks, or one without default that is missing.
+      ValueError: an unknown name or option, a required option that is missing, or an unsuitable shape.
 
     >>> model = create("dense", num_classes=2, input_shape=(3,), rngs=nnx.Rngs(0), depth=2, width=4)
     >>> model(jnp.ones((5, 3))).shape
     (5, 2)
     """
     if name not in _MODELS:
-        raise ValueError(f"name={name!r} is no model; there are {', '.join(_MODELS)}")
+        raise ValueError(
+            f"model={name!r} is not a model; there are {', '.join(_MODELS)}, and package.module:Class for your own"
+        )
     if name not in _FLAT and len(input_shape) != 3:
         raise ValueError(f"input_shape={input_shape} must be (height, width, channels) for {name!r}")
+    arguments = arguments_of(_OPTIONS.get(name, _MODELS[name]))
+    accepted = {key: value for key, value in arguments.items() if value.kind is inspect.Parameter.KEYWORD_ONLY}
+    accepted.pop("rngs", None)
+    if lacking := [key for key, value in accepted.items() if value.default is value.empty and key not in options]:
+        raise ValueError(f"model={name!r} needs the model_options {', '.join(lacking)}, such as {lacking[0]}=4")
+    if surplus := [key for key in options if key not in accepted]:
+        raise ValueError(
+            f"model={name!r} has no option {surplus[0]!r}; its options are {', '.join(accepted) or 'none'}"
+        )
     return _MODELS[name](tuple(input_shape), num_classes, rngs=rngs, **options)
 
 
@@ -332,3 +344,4 @@ _MODELS: Mapping[str, Callable[..., nnx.Module]] = {
     "conv": RectangularConv,
 }
 _FLAT = ("mlp", "lenet-300-100", "dense")
+_OPTIONS: Mapping[str, Callable[..., nnx.Module]] = {"mlp": MLP, "lenet-300-100": MLP}  # where the maker forwards them

@@ -1,16 +1,19 @@
-"""One-shot pruning of dense checkpoints: gradients, scores, and masks of an exact size."""
+"""One-shot pruning of trained networks: gradients, scores, and masks of an exact size."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 import jprune
 from experiments.data import datasets
-from experiments.training.tasks import Context, Mode, PyTree, Task
+from experiments.training.tasks import Context, Mode, Task
+from jprune.trees import Where
 
 PRUNABLE = jprune.by_path(exclude=r"^head/")
-"""Kernels except the output layer's: what the study prunes."""
+"""All kernels except those of the output layer, which the built-in models call head."""
 
 
 def gradient(
@@ -25,18 +28,18 @@ def gradient(
     mode: Mode,
     decay: float,
 ) -> PyTree:
-    """The gradient that a score sees: the mean over training batches drawn without replacement.
+    """The gradient for a score: the mean over training batches drawn without replacement.
 
     Args:
-      task: gives the loss.
+      task: computes the loss.
       params: of one replicate.
-      stats: of the same; they stay as they are.
+      stats: its other state, which does not change.
       key: draws the batches.
       train: the training split.
       batch: examples in a batch.
-      batches: how many.
-      mode: whether the loss is that of training or of use.
-      decay: times every parameter is added, 0 for the gradient of the cross-entropy alone.
+      batches: number of batches.
+      mode: whether the loss is that of training or of evaluation.
+      decay: added, times every parameter; 0 for the gradient of the cross-entropy alone.
 
     Returns:
       A tree like ``params``.
@@ -56,36 +59,56 @@ def gradient(
     return jax.tree.map(lambda g, w: g / batches + decay * w, total, params)
 
 
-def score_of(name: str, epsilon: float) -> jprune.scores.Score:
-    """The score with this name, over what may be pruned.
+def prunable(pattern: str | None) -> Where:
+    """The predicate of the prunable leaves: kernels whose path a pattern matches, or all but those of ``head``.
+
+    Raises:
+      ValueError: the pattern is not a regular expression.
+
+    >>> where = prunable("^(one|two)/")
+    >>> where("one/kernel", jnp.ones((2, 2))), where("three/kernel", jnp.ones((2, 2)))
+    (True, False)
+    """
+    if pattern is None:
+        return PRUNABLE
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"prunable={pattern!r} is not a regular expression: {error}") from error
+    return lambda path, leaf: jprune.kernels(path, leaf) and compiled.search(path) is not None
+
+
+def score_of(name: str, epsilon: float, where: Where = PRUNABLE) -> jprune.scores.Score:
+    """The score with this name.
 
     Args:
-      name: a ``Score`` of the presets.
-      epsilon: the decay that ``undecayed`` gives back.
+      name: a ``Score`` of ``config``.
+      epsilon: of ``undecayed``.
+      where: predicate of the prunable leaves.
     """
-    undecayed = functools.partial(jprune.undecayed, epsilon, where=PRUNABLE)
+    undecayed = functools.partial(jprune.undecayed, epsilon, where=where)
     factories = {
-        "magnitude": functools.partial(jprune.magnitude, where=PRUNABLE),
-        "gradient": functools.partial(jprune.gradient, where=PRUNABLE),
+        "magnitude": functools.partial(jprune.magnitude, where=where),
+        "gradient": functools.partial(jprune.gradient, where=where),
         "undecayed": undecayed,
         "undecayed-signed": functools.partial(undecayed, signed=True),
-        "random": functools.partial(jprune.random, where=PRUNABLE),
+        "random": functools.partial(jprune.random, where=where),
     }
     return factories[name]()
 
 
 def prune(params: PyTree, scores: PyTree, keep: jax.Array, *, signed: bool = False) -> tuple[PyTree, jax.Array]:
-    """Keep the best weights of one replicate and set the others to zero.
+    """Keep the weights with the largest scores and set the others to zero.
 
     Args:
       params: of one replicate.
-      scores: a tree like it, None where nothing may be pruned.
-      keep: int32 scalar, the number of prunable weights to keep.
-      signed: keep every weight whose |score| reaches the keep-th largest *signed* score, as the code
-        behind the published runs did: more weights than asked, where scores are negative.
+      scores: a tree like ``params``, None where nothing is prunable.
+      keep: int32 scalar, number of prunable weights to keep.
+      signed: keep every weight whose |score| is at least the keep-th largest *signed* score, as the code
+        of the published runs does: more weights than asked for where scores are negative.
 
     Returns:
-      the pruned parameters, and int32 how many prunable weights are kept.
+      the pruned parameters, and the number of prunable weights kept, int32.
     """
     selection = jprune.selection.legacy_signed_masks if signed else jprune.global_masks
     masks = selection(scores, keep=keep)
@@ -94,7 +117,7 @@ def prune(params: PyTree, scores: PyTree, keep: jax.Array, *, signed: bool = Fal
 
 
 def needs_gradient(name: str) -> bool:
-    """Whether a score reads the gradient.
+    """Whether a score needs the gradient.
 
     >>> needs_gradient("undecayed"), needs_gradient("magnitude")
     (True, False)

@@ -1,26 +1,45 @@
-"""What a study of recall distortion consists of: its stages, and every setting that decides their numbers.
+"""The stages of a recall-distortion study, and the settings that decide their numbers.
 
-A setting that is here is in the hash that names a stage; how many replicates run, and where, is not.
+A setting that is here is part of the hash that names a stage. The number of replicates, and where they
+run, is not.
 """
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.data import datasets
+from experiments.models import own
+from experiments.models.options import is_own, read_options
+from experiments.recall_distortion.config import Study
 from experiments.recall_distortion.oneshot import needs_gradient
-from experiments.recall_distortion.presets import Study
 from experiments.storage import store
+from experiments.training import tasks
 from experiments.training.steps import Recipe
+from jprune import trees
 
 CONTROL = "control"
+Model = str | Callable[..., Any]
 
 
-class Cell(NamedTuple):
-    """A score and a ratio; the control, which is not pruned, belongs to every score.
+class Coefficients(NamedTuple):
+    """Coefficients of the jumpstart penalty: in dense training, and in fine-tuning."""
+
+    dense: float
+    finetune: float = 0.0
+
+    def __str__(self) -> str:
+        """For people; the second only if it is not 0."""
+        return f"{self.dense:g}" + (f", in fine-tuning {self.finetune:g}" if self.finetune else "")
+
+
+class PruningTarget(NamedTuple):
+    """A score and a compression ratio; the control, which is not pruned, belongs to every score.
 
     Attributes:
       score: its name, or ``control``.
@@ -31,54 +50,67 @@ class Cell(NamedTuple):
     ratio: float
 
 
-class Planned(NamedTuple):
-    """A stage of a study, for whichever replicates.
+class StudyStage(NamedTuple):
+    """A stage of a study, for any replicates.
 
     Attributes:
       name: for people.
       kind: in the store: ``dense`` or ``pruned``.
-      settings: all that decides its numbers, the replicates apart.
-      jumpstart: coefficient in dense training.
-      cell: score and ratio; None for dense training.
+      settings: everything that decides its numbers except the replicates.
+      coefficients: of the jumpstart penalty.
+      target: score and ratio; None for dense training.
     """
 
     name: str
     kind: str
     settings: dict[str, Any]
-    jumpstart: float
-    cell: Cell | None
+    coefficients: Coefficients
+    target: PruningTarget | None
 
     @property
     def title(self) -> str:
-        """The name with the coefficient."""
-        return f"jumpstart {self.jumpstart:g}: {self.name}"
+        """The name with the coefficients."""
+        shown = self.coefficients if self.target else Coefficients(self.coefficients.dense)
+        return f"jumpstart {shown}: {self.name}"
 
 
-def cells(study: Study) -> list[Cell]:
-    """What becomes of each dense checkpoint, the control first.
+def coefficients(study: Study) -> list[Coefficients]:
+    """The coefficients of the study, for each of which there is a report."""
+    return [Coefficients(float(c), float(f)) for c in study.jumpstart for f in study.finetune_jumpstart]
 
-    >>> cells(Study(ratios=(1, 2), scores=("magnitude",)))
-    [Cell(score='control', ratio=1.0), Cell(score='magnitude', ratio=2.0)]
+
+def targets(study: Study) -> list[PruningTarget]:
+    """The scores and ratios to which each dense network is pruned, the control first.
+
+    >>> targets(Study(ratios=(1, 2), scores=("magnitude",)))
+    [PruningTarget(score='control', ratio=1.0), PruningTarget(score='magnitude', ratio=2.0)]
     """
-    control = [Cell(CONTROL, 1.0)] if 1 in study.ratios else []
-    return control + [Cell(score, float(ratio)) for ratio in study.ratios if ratio != 1 for score in study.scores]
+    control = [PruningTarget(CONTROL, 1.0)] if 1 in study.ratios else []
+    return control + [
+        PruningTarget(score, float(ratio)) for ratio in study.ratios if ratio != 1 for score in study.scores
+    ]
 
 
-def load(study: Study) -> datasets.Dataset:
+def load(study: Study, data_dir: Path | None = None) -> datasets.Dataset:
     """Load the data set of a study.
 
     Raises:
-      ValueError: as ``data.load``; likewise when the data is missing or an extra is.
+      ValueError: as ``datasets.load``, as when the data or an extra is missing.
     """
     dataset = datasets.load(
         study.dataset,
-        data_dir=study.data_dir,
+        data_dir=data_dir,
         seed=study.seed,
         selection=study.selection,
         classes=study.classes or None,
         imbalance=study.imbalance,
         image_size=study.image_size,
     )
+    return limited(study, dataset)
+
+
+def limited(study: Study, dataset: datasets.Dataset) -> datasets.Dataset:
+    """At most ``study.limit`` examples of each split, drawn with the seed."""
     if study.limit is None:
         return dataset
     rng = np.random.default_rng((study.seed, 3))
@@ -91,14 +123,14 @@ def dense_recipe(study: Study, jumpstart: float) -> Recipe:
     return _recipe(study, study.epochs, study.lr, jumpstart)
 
 
-def finetune_recipe(study: Study) -> Recipe:
-    """How pruned networks are fine-tuned: without the jumpstart penalty."""
-    return _recipe(study, study.finetune_epochs, study.finetune_lr, 0.0)
+def finetune_recipe(study: Study, jumpstart: float = 0.0) -> Recipe:
+    """How pruned networks are fine-tuned."""
+    return _recipe(study, study.finetune_epochs, study.finetune_lr, jumpstart)
 
 
-def root(study: Study) -> Path:
-    """Folder of the study's store."""
-    return study.folder / "store"
+def root(folder: Path) -> Path:
+    """The store in a folder of results."""
+    return folder / "store"
 
 
 def data_settings(study: Study) -> dict[str, Any]:
@@ -114,19 +146,44 @@ def data_settings(study: Study) -> dict[str, Any]:
     }
 
 
-def dense_settings(study: Study, fingerprint: str, jumpstart: float) -> dict[str, Any]:
-    """What decides a dense network, its replicate index apart."""
+def model_settings(study: Study, dataset: datasets.Dataset | None = None, model: Model | None = None) -> dict[str, Any]:
+    """What decides the network. The built-in models with default options are named, and nothing else.
+
+    Of your own model the settings hold its options, the shapes of its parameters and a hash of the source
+    code of its class, so that results of a class that has changed are not used again.
+
+    Args:
+      study: names the model.
+      dataset: decides the shapes; needed for your own model only.
+      model: a class that is used in place of the model of that name.
+    """
+    settings: dict[str, Any] = {"model": study.model}
+    options = read_options(study.model_options)
+    if options:
+        settings["model_options"] = {name: repr(value) for name, value in options.items()}
+    if study.prunable is not None:
+        settings["prunable"] = study.prunable
+    if dataset is not None and (model is not None or is_own(study.model)):
+        task = tasks.classification(dataset, model or study.model, options=options)
+        paths, leaves, _ = trees.flatten(jax.eval_shape(task.init, jax.random.key(0))[0])
+        settings["parameters"] = {path: list(leaf.shape) for path, leaf in zip(paths, leaves, strict=True)}
+        settings["source"] = own.source_digest(own.load(study.model) if model is None else model)
+    return settings
+
+
+def dense_settings(study: Study, known: "Known", jumpstart: float) -> dict[str, Any]:
+    """What decides a dense network, except the index of the replicate."""
     return {
-        "data": {**data_settings(study), "fingerprint": fingerprint},
-        "model": study.model,
+        "data": {**data_settings(study), "fingerprint": known.fingerprint},
+        **known.model,
         "augment": study.augment,
-        "recipe": dataclasses.asdict(dense_recipe(study, jumpstart)),
+        "recipe": dense_recipe(study, jumpstart).settings(),
         "seed": study.seed,
     }
 
 
-def pruned_settings(study: Study, fingerprint: str, jumpstart: float, cell: Cell) -> dict[str, Any]:
-    """What decides a pruned and fine-tuned network, its replicate index apart."""
+def pruned_settings(study: Study, known: "Known", penalty: Coefficients, target: PruningTarget) -> dict[str, Any]:
+    """What decides a pruned and fine-tuned network, except the index of the replicate."""
     gradient = {
         "batch": study.batch,
         "batches": study.gradient_batches,
@@ -135,30 +192,47 @@ def pruned_settings(study: Study, fingerprint: str, jumpstart: float, cell: Cell
         "epsilon": float(study.undecayed_epsilon),
     }
     return {
-        "dense": dense_settings(study, fingerprint, jumpstart),
-        "score": cell.score,
-        "ratio": cell.ratio,
-        "gradient": gradient if cell.score != CONTROL and needs_gradient(cell.score) else None,
-        "recipe": dataclasses.asdict(finetune_recipe(study)),
+        "dense": dense_settings(study, known, penalty.dense),
+        "score": target.score,
+        "ratio": target.ratio,
+        "gradient": gradient if target.score != CONTROL and needs_gradient(target.score) else None,
+        "recipe": finetune_recipe(study, penalty.finetune).settings(),
     }
 
 
-def stages(study: Study, fingerprint: str, jumpstart: float) -> list[Planned]:
-    """The stages of a study with this coefficient, each before those that start from it."""
-    dense = Planned("dense training", "dense", dense_settings(study, fingerprint, jumpstart), jumpstart, None)
+class Known(NamedTuple):
+    """What the hash of a stage needs besides the study.
+
+    Attributes:
+      fingerprint: of the data set.
+      model: from ``model_settings``.
+    """
+
+    fingerprint: str
+    model: dict[str, Any]
+
+
+def known(study: Study, dataset: datasets.Dataset, model: Model | None = None) -> Known:
+    """Work out what the hash of a stage needs besides the study."""
+    return Known(fingerprint(dataset), model_settings(study, dataset, model))
+
+
+def stages(study: Study, known: Known, penalty: Coefficients) -> list[StudyStage]:
+    """The stages of a study with these coefficients, each before those that start from it."""
+    dense = StudyStage("dense training", "dense", dense_settings(study, known, penalty.dense), penalty, None)
     names = {
-        cell: "no pruning (control)" if cell.score == CONTROL else f"{cell.score}, t = {cell.ratio:g}"
-        for cell in cells(study)
+        target: "no pruning (control)" if target.score == CONTROL else f"{target.score}, t = {target.ratio:g}"
+        for target in targets(study)
     }
     pruned = [
-        Planned(name, "pruned", pruned_settings(study, fingerprint, jumpstart, cell), jumpstart, cell)
-        for cell, name in names.items()
+        StudyStage(name, "pruned", pruned_settings(study, known, penalty, target), penalty, target)
+        for target, name in names.items()
     ]
     return [dense, *pruned]
 
 
 def fingerprint(dataset: datasets.Dataset) -> str:
-    """A checksum over everything of a data set that training and test see: 16 hexadecimal digits."""
+    """A checksum of all examples and of the normalization: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for array in (*(array for split in _splits(dataset) for array in split), dataset.mean, dataset.std):
         digest.update(f"{array.shape}{array.dtype}".encode())
@@ -166,9 +240,9 @@ def fingerprint(dataset: datasets.Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def settled(study: Study) -> store.Stage:
-    """The stage that holds the test labels, the names of the classes, and the data's fingerprint."""
-    return store.stage(root(study), "data", data_settings(study), range(1))
+def data_stage(folder: Path, study: Study) -> store.Stage:
+    """The stage with the test labels, the names of the classes and the fingerprint of the data set."""
+    return store.stage(root(folder), "data", data_settings(study), range(1))
 
 
 def _splits(dataset: datasets.Dataset) -> tuple[datasets.Split, ...]:
@@ -184,4 +258,5 @@ def _recipe(study: Study, epochs: tuple[int, ...], rates: tuple[float, ...], jum
         nesterov=study.nesterov,
         weight_decay=float(study.weight_decay),
         jumpstart=float(jumpstart),
+        optimizer=study.optimizer,
     )

@@ -1,7 +1,7 @@
-"""Tables, figures and words of a recall-distortion study, from its store alone."""
+"""Tables, figures and findings of a recall-distortion study, from its stored results alone."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,29 +10,36 @@ import rich.table
 from rich.console import Console
 
 import jprune
-from experiments.recall_distortion import evidence
-from experiments.recall_distortion.evidence import Audit, Evidence
-from experiments.recall_distortion.presets import Study
-from experiments.storage import files, results
+from experiments.recall_distortion import evidence, plan, results
+from experiments.recall_distortion.config import Study
+from experiments.recall_distortion.evidence import Evidence
+from experiments.recall_distortion.plan import Coefficients
+from experiments.recall_distortion.results import Truth
+from experiments.storage import files
 from experiments.storage.files import StoreError
-from experiments.storage.results import Truth
+from jprune.recall import Audit
 from jprune.recall.report import figures
 from jprune.recall.report.headline import headline
 
 
-def write(study: Study, console: Console) -> None:
-    """Write tables, figures and page into the study's folder, and tell what was found.
+def write(folder: Path, study: Study, console: Console, beside: Sequence[Path] = ()) -> dict[Coefficients, Evidence]:
+    """Write tables, figures and the HTML page into the study's folder, and print the findings.
 
     Args:
-      study: its settings; a coefficient of which nothing has gone through every stage is left out.
+      folder: of the study.
+      study: its settings; coefficients for which no replicate has completed every stage are left out.
       console: where to print the table and, in the last lines, the findings.
+      beside: folders of other studies to compare with.
+
+    Returns:
+      The evidence by coefficients.
 
     Raises:
-      StoreError: nothing has gone through every stage yet, or a file is corrupt.
+      StoreError: no replicate has completed every stage yet, or a file is corrupt.
     """
-    held, found = _gathered(study)
+    truth, found = _gathered(folder, study)
     across = _across(found)
-    each = lambda table: _with_coefficient({jumpstart: table(one) for jumpstart, one in found.items()})
+    each = lambda table: _with_coefficients({penalty: table(one) for penalty, one in found.items()})
     tables = {
         "summary": each(evidence.summary),
         "alphas": each(lambda one: one.alphas),
@@ -42,138 +49,140 @@ def write(study: Study, console: Console) -> None:
         "tests": pd.concat([each(lambda one: one.audit.tests), across]),
         "stopped": pd.concat([one.stopped for one in found.values()]),
     }
-    panels = {f"jumpstart {jumpstart:g}": one.audit for jumpstart, one in found.items()}
+    panels = {f"jumpstart {penalty}": one.audit for penalty, one in found.items()}
     pictures = {"alpha": figures.alpha_boxes(panels)}
     for panel, audit in panels.items():
-        folder = f"figures/{panel.replace(' ', '-')}"
-        pictures |= {f"{folder}/{name}": picture for name, picture in audit.figures().items() if name != "boxes"}
-    beside = _beside(study)
-    if beside:
-        audits = {f"{study.model} on {study.dataset}": next(iter(found.values())).audit, **beside}
+        place = f"figures/{panel.replace(', ', '-').replace(' ', '-')}"
+        pictures |= {f"{place}/{name}": picture for name, picture in audit.figures().items() if name != "boxes"}
+    others = _beside(beside)
+    if others:
+        audits = {f"{study.model} on {study.dataset}": next(iter(found.values())).audit, **others}
         tables["beside"] = jprune.recall.compare(audits)
         pictures["beside"] = figures.alpha_boxes(audits)
     ours = {f"{study.model} on {study.dataset}, {name}": audit for name, audit in panels.items()}
-    tables["accuracy"] = _dense_accuracy(ours | beside)
+    tables["accuracy"] = _dense_accuracy(ours | others)
     for name, table in tables.items():
-        files.write_bytes(study.folder / f"{name}.csv", table.to_csv(index=False).encode())
+        files.write_bytes(folder / f"{name}.csv", table.to_csv(index=False).encode())
     for name, picture in pictures.items():
-        files.write_figure(study.folder / f"{name}.png", picture)
-    page = study.folder / "report.html"
+        files.write_figure(folder / f"{name}.png", picture)
+    page = folder / "report.html"
     title = f"Recall distortion: {study.model} on {study.dataset}"
     with files.naming(page):
-        _together(held, found).to_html(page, images=_shown(results.images(study)), title=title)
+        _together(truth, found).to_html(page, images=_shown(results.images(folder, study)), title=title)
     console.print(_printed(tables["summary"], study))
-    for line in words(study, found, across):
+    for line in findings(study, found, across):
         console.print(line, highlight=False, markup=False)
     console.print(f"The report is {page}", highlight=False, markup=False, soft_wrap=True)
+    return found
 
 
-def words(study: Study, found: Mapping[float, Evidence], across: pd.DataFrame) -> list[str]:
-    """Say in plain words what was measured, what was found, and what the evidence leaves open.
+def findings(study: Study, found: Mapping[Coefficients, Evidence], across: pd.DataFrame) -> list[str]:
+    """Say what was measured, what was found, and what the evidence leaves open.
 
     Args:
       study: its settings.
-      found: by coefficient.
+      found: by coefficients.
       across: tests of alpha between coefficients.
     """
     lines = []
-    for jumpstart, one in found.items():
+    for penalty, one in found.items():
         audit, trained = one.audit, one.trained
         accuracy = trained["accuracy"]
         spread = f" (standard deviation {accuracy.std():.4f})" if len(accuracy) > 1 else ""
+        dead = trained["dead_units"].mean()
+        units = "" if np.isnan(dead) else f", {100 * dead:.1f} % of the hidden units dead"
         lines.append(
-            f"Jumpstart {jumpstart:g}: {len(accuracy)} of {study.replicates} networks ({study.model}) on "
-            f"{study.dataset}, {audit.examples} test examples; dense accuracy {accuracy.mean():.4f}{spread}, "
-            f"{100 * trained['dead_units'].mean():.1f} % of the hidden units dead. {_evidence_told(audit)} "
-            f"{headline(audit)}"
+            f"Jumpstart {penalty}: {len(accuracy)} of {study.replicates} networks ({study.model}) on "
+            f"{study.dataset}, {audit.examples} test examples; dense accuracy {accuracy.mean():.4f}{spread}{units}. "
+            f"{_alpha_sentence(audit)} {headline(audit)}"
         )
         if len(one.stopped):
-            lines.append(f"{len(one.stopped)} trainings stopped; stopped.csv says which and why.")
-    return lines + ([_jumpstart_told(across)] if len(across) else [])
+            lines.append(f"{len(one.stopped)} trainings stopped; stopped.csv lists them with the reason.")
+    return lines + ([_jumpstart_sentence(across)] if len(across) else [])
 
 
-def _evidence_told(audit: Audit) -> str:
-    """Say for how many scores and ratios the replicates tell alpha from 1."""
+def _alpha_sentence(audit: Audit) -> str:
+    """For how many scores and ratios the interval of alpha excludes 1."""
     rows = audit.summary[audit.summary["ratio"] != 1]
     signs = {"above": rows[rows["alpha_mark"] == ">"], "below": rows[rows["alpha_mark"] == "<"]}
     named = [
-        f"{sign} 1 for {', '.join(f'{s} at {r:g}' for s, r in zip(told['score'], told['ratio'], strict=True))}"
-        for sign, told in signs.items()
-        if len(told)
+        f"{sign} 1 for {', '.join(f'{s} at {r:g}' for s, r in zip(those['score'], those['ratio'], strict=True))}"
+        for sign, those in signs.items()
+        if len(those)
     ]
     clear = sum(map(len, signs.values()))
     if not clear:
-        return (
-            f"For none of {len(rows)} prunings does the 99 % interval of alpha exclude 1: the evidence is not enough."
-        )
-    rest = "" if clear == len(rows) else f" The evidence leaves the other {len(rows) - clear} open."
+        return f"None of the 99 % intervals of alpha for {len(rows)} prunings excludes 1."
+    rest = "" if clear == len(rows) else f" The other {len(rows) - clear} intervals contain 1."
     return f"The 99 % interval of alpha lies {'; '.join(named)} ({clear} of {len(rows)} prunings).{rest}"
 
 
-def _jumpstart_told(across: pd.DataFrame) -> str:
-    """Say whether the penalty in dense training changes alpha."""
-    told = [
+def _jumpstart_sentence(across: pd.DataFrame) -> str:
+    """Whether the penalty changes alpha."""
+    significant = [
         f"{row['score']} at {row['ratio']:g} ({row['audit']}: alpha {abs(row['difference']):.2f} "
         f"{'higher' if row['difference'] > 0 else 'lower'} than {row['other_audit']})"
         for _, row in across[across["p_bonferroni"] < 0.01].iterrows()
     ]
     test = f"{len(across)} comparisons of alpha between coefficients (Welch's t, Bonferroni over the ratios, p < .01)"
-    if not told:
-        return (
-            f"Does the jumpstart penalty change alpha? None of {test} shows it, which does not prove that it does not."
-        )
-    return f"Does the jumpstart penalty change alpha? {len(told)} of {test} show it: {'; '.join(told)}."
+    if not significant:
+        return f"Does the jumpstart penalty change alpha? None of {test} is significant; this does not show equality."
+    return (
+        f"Does the jumpstart penalty change alpha? {len(significant)} of {test} are significant: "
+        f"{'; '.join(significant)}."
+    )
 
 
-def _across(found: Mapping[float, Evidence]) -> pd.DataFrame:
+def _across(found: Mapping[Coefficients, Evidence]) -> pd.DataFrame:
     """Test whether alpha differs between coefficients: Welch's t, two-sided."""
-    audits = {f"jumpstart {jumpstart:g}": one.audit for jumpstart, one in found.items()}
+    audits = {f"jumpstart {penalty}": one.audit for penalty, one in found.items()}
     tests = jprune.recall.compare(audits, alternative="two-sided") if len(audits) > 1 else pd.DataFrame()
     return tests[tests["ratio"] != 1] if len(tests) else tests
 
 
 def _shown(images: np.ndarray | None) -> np.ndarray | None:
-    """Images whose range the page finds, where it takes uint8 for 0 to 255: those of digits end at 16."""
+    """Images of which the page finds the range itself: it takes uint8 for 0 to 255, and digits end at 16."""
     return None if images is None else images.astype(np.int16) if images.dtype == np.uint8 else images
 
 
-def _together(held: Truth, found: Mapping[float, Evidence]) -> Audit:
-    """One audit of all coefficients, each score under a name with its coefficient."""
+def _together(truth: Truth, found: Mapping[Coefficients, Evidence]) -> Audit:
+    """One audit of all coefficients; the name of each score has its coefficients."""
     if len(found) == 1:
         return next(iter(found.values())).audit
-    name = lambda score, jumpstart: f"{score} (jumpstart {jumpstart:g})"
+    name = lambda score, penalty: f"{score} (jumpstart {penalty})"
     return jprune.recall.audit(
-        held.labels,
+        truth.labels,
         {name(score, c): one.dense for c, one in found.items() for score in one.pruned},
         {name(score, c): ratios for c, one in found.items() for score, ratios in one.pruned.items()},
-        class_names=held.class_names,
+        class_names=truth.class_names,
     )
 
 
-def _gathered(study: Study) -> tuple[Truth, dict[float, Evidence]]:
-    """What a study has, by coefficient; those without evidence are left out unless all are."""
-    held, found, refused = results.truth(study), {}, []
-    for jumpstart in map(float, study.jumpstart):
+def _gathered(folder: Path, study: Study) -> tuple[Truth, dict[Coefficients, Evidence]]:
+    """The evidence of a study by coefficients; those without any are left out unless all are."""
+    truth, found, refused = results.truth(folder, study), {}, []
+    for penalty in plan.coefficients(study):
         try:
-            found[jumpstart] = evidence.gather(study, held, jumpstart)
+            found[penalty] = evidence.gather(folder, study, truth, penalty)
         except evidence.Incomplete as error:
             refused.append(error)
     if not found:
         raise refused[0]
-    return held, found
+    return truth, found
 
 
-def _beside(study: Study) -> dict[str, Audit]:
-    """The audits of the studies to be set beside this one, at the first coefficient of each, by folder."""
+def _beside(folders: Sequence[Path]) -> dict[str, Audit]:
+    """The audits of other studies, at the first coefficients of each, by name."""
     audits = {}
-    for folder in study.beside:
-        other = results.recorded(folder)
-        if other is None:
+    for folder in folders:
+        recorded = results.recorded(folder)
+        if recorded is None:
             raise StoreError(f"{folder} has no config.json: no study was run there")
+        other, _ = recorded
         name = f"{other.model} on {other.dataset}, {folder.name}"
         if name in audits:
-            raise ValueError(f"beside={study.beside} has two studies that are both called {name!r}; rename a folder")
-        _, gathered = _gathered(dataclasses.replace(other, out=folder))
+            raise ValueError(f"beside={tuple(folders)}: two studies are both called {name!r}; rename a folder")
+        _, gathered = _gathered(folder, other)
         audits[name] = next(iter(gathered.values())).audit
     return audits
 
@@ -187,19 +196,27 @@ def _dense_accuracy(audits: Mapping[str, Audit]) -> pd.DataFrame:
     )
 
 
-def _with_coefficient(tables: Mapping[float, pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat([table.assign(jumpstart=c)[["jumpstart", *table.columns]] for c, table in tables.items()])
+def _with_coefficients(tables: Mapping[Coefficients, pd.DataFrame]) -> pd.DataFrame:
+    """One table with the column ``jumpstart``, and ``finetune_jumpstart`` if any of these is not 0."""
+    second = any(penalty.finetune for penalty in tables)
+    parts = []
+    for penalty, table in tables.items():
+        columns = {"jumpstart": penalty.dense} | ({"finetune_jumpstart": penalty.finetune} if second else {})
+        parts.append(table.assign(**columns)[[*columns, *table.columns]])
+    return pd.concat(parts)
 
 
 def _printed(table: pd.DataFrame, study: Study) -> rich.table.Table:
     """The summary for a terminal."""
     shown = rich.table.Table(box=rich.box.SIMPLE, title=f"{study.model} on {study.dataset}")
-    headings = ("jumpstart", "score", "t", "achieved", "accuracy", "alpha", "99 % interval", "", "alpha_null")
+    second = ("fine-tuning",) if "finetune_jumpstart" in table else ()
+    headings = ("jumpstart", *second, "score", "t", "achieved", "accuracy", "alpha", "99 % interval", "", "alpha_null")
     for heading in headings:
         shown.add_column(heading, justify="left" if heading == "score" else "right")
     for _, row in table.iterrows():
         interval = f"{row['alpha_low']:.2f} to {row['alpha_high']:.2f}"
         numbers = f"{row['alpha']:.2f}", interval, row["alpha_mark"], f"{row['alpha_null']:.2f}"
         achieved, accuracy = f"{row['achieved_ratio']:.2f}", f"{row['accuracy']:.4f}"
-        shown.add_row(f"{row['jumpstart']:g}", row["score"], f"{row['ratio']:g}", achieved, accuracy, *numbers)
+        penalties = [f"{row[name]:g}" for name in ("jumpstart", "finetune_jumpstart") if name in row]
+        shown.add_row(*penalties, row["score"], f"{row['ratio']:g}", achieved, accuracy, *numbers)
     return shown

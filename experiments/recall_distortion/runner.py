@@ -1,4 +1,4 @@
-"""Carry out the stages of a recall-distortion study: train densely; prune, fine-tune and predict."""
+"""Compute the stages of a recall-distortion study: train dense networks; prune, fine-tune and predict."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,24 +11,27 @@ import numpy as np
 import jprune
 from experiments.data import datasets
 from experiments.data.augment import augment
-from experiments.recall_distortion import oneshot, plan
-from experiments.recall_distortion.plan import Cell
-from experiments.recall_distortion.presets import Study
-from experiments.training import phases, replicates, tasks, tuning
+from experiments.models.options import read_options
+from experiments.recall_distortion import oneshot, placement, plan
+from experiments.recall_distortion.config import Running, Study
+from experiments.recall_distortion.plan import Model, PruningTarget
+from experiments.training import phases, processes, replicates, tasks
 from jprune import trees
+from jprune.trees import Where
 
 Weights = dict[str, np.ndarray]
 Program = Callable[..., Any]
-_INIT, _DENSE, _GRADIENT, _RANDOM, _FINETUNE = range(5)  # what the keys of a replicate are for
-_JUDGED = 500  # training examples on which units are judged
+OnEpoch = Callable[[int, Mapping[str, np.ndarray]], None]
+_INIT, _DENSE, _GRADIENT, _RANDOM, _FINETUNE = range(5)  # purposes of the keys of a replicate
+_ACTIVITY_EXAMPLES = 500  # training examples on which dead and linear units are counted
 
 
-class Outcome(NamedTuple):
-    """What a stage leaves behind, for a chunk of replicates.
+class StageResult(NamedTuple):
+    """The result of a stage for a chunk of replicates.
 
     Attributes:
-      weights: arrays by path, the replicate axis first, of the epoch with the lowest validation loss.
-      summary: columns, a row for each replicate.
+      weights: arrays by path, with a leading replicate axis, of the epoch with the lowest validation loss.
+      summary: columns with one entry for each replicate.
       predictions: (replicates, test examples) int32.
       metrics: a record for each epoch and replicate.
     """
@@ -44,26 +47,30 @@ class Laboratory(NamedTuple):
 
     Attributes:
       study: the settings.
-      layout: where replicates run.
-      chunk: how many replicates one program takes.
-      train: training split, on the devices; likewise ``validation`` and ``test``.
+      where: predicate of the prunable leaves.
+      placement: where and how replicates run.
+      chunk: number of replicates in one program.
+      train: training split, on the devices.
+      validation: validation split, on the devices.
+      test: test split, on the devices.
       template: shapes of (params, stats) of one replicate.
-      fresh: index -> (params, stats, key), from which dense training begins.
-      dense: a phase for each jumpstart coefficient.
+      fresh: index -> (params, stats, key), from which dense training starts.
+      dense: phase of dense training by jumpstart coefficient.
       gradient: (params, stats, index) -> gradient for the scores.
       score: by name, (params, gradient, index) -> scores.
-      keep: by ratio, how many prunable weights to keep.
-      prune: ((params, scores), keep) -> (params, how many are kept); True is the legacy of signed scores.
-      finetune: the phase after pruning.
+      keep: number of prunable weights to keep, by ratio.
+      prune: ((params, scores), keep) -> (params, number kept); True is the legacy form of signed scores.
+      finetune: phase of fine-tuning by jumpstart coefficient.
       finetune_key: index -> key of that phase.
       predict: (params, stats) -> predictions on the test split.
-      nonzero: params -> how many prunable weights are not zero.
-      activity: (params, stats, index) -> shares of the hidden units that are dead, and that are linear,
+      nonzero: params -> number of prunable weights that are not zero.
+      activity: (params, stats, index) -> fractions of the hidden units that are dead and that are linear,
         on the first 500 training examples.
     """
 
     study: Study
-    layout: replicates.Layout
+    where: Where
+    placement: replicates.Placement
     chunk: int
     train: datasets.Split
     validation: datasets.Split
@@ -75,98 +82,136 @@ class Laboratory(NamedTuple):
     score: Mapping[str, Program]
     keep: Mapping[float, np.ndarray]
     prune: Mapping[bool, Program]
-    finetune: phases.Phase
+    finetune: Mapping[float, phases.Phase]
     finetune_key: Program
     predict: Program
     nonzero: Program
     activity: Program
 
 
-def equip(study: Study, dataset: datasets.Dataset) -> Laboratory:
-    """Prepare a study; its programs are not compiled yet, but where the layout is to be measured.
+def equip(
+    study: Study, dataset: datasets.Dataset, running: Running | None = None, model: Model | None = None
+) -> Laboratory:
+    """Prepare the programs of a study; none is compiled yet.
+
+    Args:
+      study: the settings.
+      dataset: its data.
+      running: chunk, memory and form; the defaults if None.
+      model: a class used in place of the study's model.
 
     Raises:
       ValueError: an unknown model, a batch (or the batches of a score's gradient) larger than the training
-        split, or a compression ratio that the model cannot reach.
+        split, a pattern that matches no kernel, or a compression ratio that the model cannot reach.
     """
+    running = running or Running()
     examples, wanted = len(dataset.train.labels), study.gradient_batches * study.batch
     if wanted > examples and any(map(oneshot.needs_gradient, study.scores)):
         raise ValueError(
             f"gradient_batches={study.gradient_batches} of batch={study.batch} examples are more than the {examples} "
             "of the training split"
         )
-    task = tasks.classification(dataset, study.model, augment=augment if study.augment else None)
+    task = tasks.classification(
+        dataset,
+        model or study.model,
+        augment=augment if study.augment else None,
+        options=read_options(study.model_options),
+    )
+    where = oneshot.prunable(study.prunable)
     template = jax.eval_shape(task.init, jax.random.key(0))
+    where = _prunable_of(template[0], study, where)
     ratios = map(float, study.ratios)
-    keep = {ratio: jprune.keep_count(template[0], ratio=ratio, where=oneshot.PRUNABLE) for ratio in ratios}
-    chunk = replicates.agree(tuning.chunk_size(study, dataset, task, jax.device_count()))
-    layout = tuning.layout(study, dataset, task, chunk)
+    keep = {ratio: jprune.keep_count(template[0], ratio=ratio, where=where) for ratio in ratios}
+    chunk = processes.agree(placement.chunk_size(study, running, dataset, task, where))
+    placed = placement.placement(study, running)
     phase = functools.partial(
         phases.compile_phase,
         task,
-        where=oneshot.PRUNABLE,
-        layout=layout,
+        where=where,
+        placement=placed,
         examples=examples,
         validation=len(dataset.validation.labels),
     )
-    train, validation, test = replicates.share((dataset.train, dataset.validation, dataset.test), layout.mesh)
+    train, validation, test = replicates.share((dataset.train, dataset.validation, dataset.test), placed.mesh)
     return Laboratory(
         study=study,
-        layout=layout,
+        where=where,
+        placement=placed,
         chunk=chunk,
         train=train,
         validation=validation,
         test=test,
         template=template,
         dense={float(c): phase(plan.dense_recipe(study, c)) for c in study.jumpstart},
-        finetune=phase(plan.finetune_recipe(study)),
+        finetune={float(c): phase(plan.finetune_recipe(study, c)) for c in study.finetune_jumpstart},
         keep={ratio: np.asarray(count, np.int32) for ratio, count in keep.items()},
-        predict=phases.compile_predict(task, layout, len(dataset.test.labels)),
-        **_programs(study, task, layout),
+        predict=phases.compile_predict(task, placed, len(dataset.test.labels)),
+        **_programs(study, task, placed, where),
     )
 
 
-def train_dense(lab: Laboratory, jumpstart: float, chunk: range, on_epoch: Callable[[], None]) -> Outcome:
-    """Train the replicates of a chunk densely."""
+def prunable_paths(lab: Laboratory) -> list[str]:
+    """Paths of the leaves that are pruned."""
+    paths, leaves, _ = trees.flatten(trees.only(lab.template[0], lab.where))
+    return [path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None]
+
+
+def _prunable_of(params: Any, study: Study, where: Where) -> Where:
+    """The predicate for these parameters: a model of your own need not have a layer called head."""
+    paths, leaves, _ = trees.flatten(params)
+    kernels = [path for path, leaf in zip(paths, leaves, strict=True) if jprune.kernels(path, leaf)]
+    if study.prunable is None:
+        return where if any(path.startswith("head/") for path in kernels) else jprune.kernels
+    if not any(where(path, leaf) for path, leaf in zip(paths, leaves, strict=True)):
+        raise ValueError(
+            f"prunable={study.prunable!r} matches no kernel of {study.model}; its kernels are {', '.join(kernels)}"
+        )
+    return where
+
+
+def train_dense(lab: Laboratory, jumpstart: float, chunk: range, on_epoch: OnEpoch) -> StageResult:
+    """Train the dense networks of a chunk of replicates."""
     index = _place(lab, chunk)
-    return _judged(lab, chunk, *_train(lab, lab.dense[jumpstart], lab.fresh(index), chunk, on_epoch))
+    return _with_activity(lab, chunk, *_train(lab, lab.dense[jumpstart], lab.fresh(index), chunk, on_epoch))
 
 
 def prune_and_finetune(
-    lab: Laboratory, cell: Cell, chunk: range, dense: Weights, on_epoch: Callable[[], None]
-) -> Outcome:
-    """Prune the dense replicates of a chunk by a score to a ratio, or not at all, and fine-tune them.
+    lab: Laboratory, target: PruningTarget, jumpstart: float, chunk: range, *, dense: Weights, on_epoch: OnEpoch
+) -> StageResult:
+    """Prune the dense networks of a chunk by a score to a ratio, or not at all, and fine-tune them.
 
     Args:
       lab: the programs.
-      cell: score and ratio, or the control.
+      target: score and ratio, or the control.
+      jumpstart: coefficient of the penalty in fine-tuning.
       chunk: indices of the replicates.
-      dense: their dense weights, as an ``Outcome`` has them.
-      on_epoch: called once an epoch.
+      dense: their dense weights, as in ``StageResult``.
+      on_epoch: called after each epoch with its number and metrics.
     """
     index = _place(lab, chunk)
-    params, stats = replicates.place(_unflatten(lab.template, dense), lab.layout.mesh)
-    asked = {}
-    if cell.score != plan.CONTROL:
-        needed = oneshot.needs_gradient(cell.score)
+    params, stats = replicates.place(_unflatten(lab.template, dense), lab.placement.mesh)
+    extra = {}
+    if target.score != plan.CONTROL:
+        needed = oneshot.needs_gradient(target.score)
         grads = lab.gradient((params, stats, index), lab.train) if needed else params
-        scores = lab.score[cell.score]((params, grads, index))
-        params, kept = lab.prune[cell.score == "undecayed-signed"]((params, scores), lab.keep[cell.ratio])
-        asked = {"kept_by_mask": replicates.fetch(kept, len(chunk))}
-    outcome, best = _train(lab, lab.finetune, (params, stats, lab.finetune_key(index)), chunk, on_epoch)
-    return _judged(lab, chunk, outcome._replace(summary={**outcome.summary, **asked}), best)
+        scores = lab.score[target.score]((params, grads, index))
+        params, kept = lab.prune[target.score == "undecayed-signed"]((params, scores), lab.keep[target.ratio])
+        extra = {"kept_by_mask": replicates.fetch(kept, len(chunk))}
+    start = (params, stats, lab.finetune_key(index))
+    result, best = _train(lab, lab.finetune[jumpstart], start, chunk, on_epoch)
+    return _with_activity(lab, chunk, result._replace(summary={**result.summary, **extra}), best)
 
 
-def _judged(lab: Laboratory, chunk: range, outcome: Outcome, best: tuple[Any, Any]) -> Outcome:
-    """Add the shares of units that are dead, and that are linear, in the networks of the chosen epochs."""
+def _with_activity(lab: Laboratory, chunk: range, result: StageResult, best: tuple[Any, Any]) -> StageResult:
+    """Add the fractions of dead and of linear units of the best epoch's networks to the summary."""
     dead, linear = replicates.fetch(lab.activity((*best, _place(lab, chunk)), lab.train), len(chunk))
-    return outcome._replace(summary={**outcome.summary, "dead_units": dead, "linear_units": linear})
+    return result._replace(summary={**result.summary, "dead_units": dead, "linear_units": linear})
 
 
-def _programs(study: Study, task: tasks.Task, layout: replicates.Layout) -> dict[str, Any]:
-    """What is done to replicates beside training and predicting; fields of a ``Laboratory``."""
+def _programs(study: Study, task: tasks.Task, placed: replicates.Placement, where: Where) -> dict[str, Any]:
+    """The programs besides training and prediction, by field of ``Laboratory``."""
     key = functools.partial(replicates.key, study.seed)
-    spread = functools.partial(replicates.spread, layout=layout)
+    spread = functools.partial(replicates.spread, placement=placed)
 
     def fresh(index: jax.Array) -> tuple[Any, Any, jax.Array]:
         return (*task.init(key(index, _INIT)), key(index, _DENSE))
@@ -175,24 +220,29 @@ def _programs(study: Study, task: tasks.Task, layout: replicates.Layout) -> dict
         params, stats, index = replicate
         decay = study.weight_decay if study.gradient_includes_decay else 0.0
         sizes = {"batch": study.batch, "batches": study.gradient_batches}
-        where = (task, params, stats, key(index, _GRADIENT), train)
-        return oneshot.gradient(*where, mode=study.gradient_mode, decay=decay, **sizes)
+        inputs = (task, params, stats, key(index, _GRADIENT), train)
+        return oneshot.gradient(*inputs, mode=study.gradient_mode, decay=decay, **sizes)
 
     def scored(name: str, replicate: tuple[Any, Any, jax.Array]) -> Any:
         params, grads, index = replicate
-        return oneshot.score_of(name, study.undecayed_epsilon)(params, grad=grads, key=key(index, _RANDOM))
+        score = oneshot.score_of(name, study.undecayed_epsilon, where)
+        return score(params, grad=grads, key=key(index, _RANDOM))
 
     def pruned(signed: bool, replicate: tuple[Any, Any], keep: jax.Array) -> tuple[Any, jax.Array]:
         return oneshot.prune(*replicate, keep, signed=signed)
 
     def nonzero(params: Any) -> jax.Array:
-        prunable = jax.tree.leaves(trees.only(params, oneshot.PRUNABLE))
+        prunable = jax.tree.leaves(trees.only(params, where))
         return sum(jnp.count_nonzero(kernel).astype(jnp.int32) for kernel in prunable)
 
     def activity(replicate: tuple[Any, Any, jax.Array], train: datasets.Split) -> tuple[jax.Array, jax.Array]:
         params, stats, index = replicate
-        some = datasets.Split(train.images[:_JUDGED], train.labels[:_JUDGED])
-        statuses = jprune.unit_status(task.preactivations(params, tasks.Context(stats, some, key(index, _GRADIENT))))
+        some = datasets.Split(train.images[:_ACTIVITY_EXAMPLES], train.labels[:_ACTIVITY_EXAMPLES])
+        context = tasks.Context(stats, some, key(index, _GRADIENT))
+        try:
+            statuses = jprune.unit_status(task.preactivations(params, context))
+        except (NotImplementedError, ValueError):  # a model of your own whose layers cannot be observed
+            return jnp.float32(jnp.nan), jnp.float32(jnp.nan)
         units = jnp.concatenate(jax.tree.leaves(statuses))
         return (units == -1).mean(dtype=jnp.float32), (units == 0).mean(dtype=jnp.float32)
 
@@ -212,10 +262,14 @@ def _train(
     phase: phases.Phase,
     entering: tuple[Any, Any, jax.Array],
     chunk: range,
-    on_epoch: Callable[[], None],
-) -> tuple[Outcome, tuple[Any, Any]]:
+    on_epoch: OnEpoch,
+) -> tuple[StageResult, tuple[Any, Any]]:
     """Train through a phase and predict with the best epoch's weights, which are returned too."""
-    state, metrics = phases.fit(phase, entering, lab.train, lab.validation, on_epoch)
+
+    def report(epoch: int, measured: phases.EpochMetrics) -> None:
+        on_epoch(epoch, replicates.fetch(measured, len(chunk))._asdict())
+
+    state, metrics = phases.fit(phase, entering, lab.train, lab.validation, report)
     best = (state.best_params, state.best_stats)
     found = lab.predict(best, lab.test.images), lab.nonzero(state.best_params)
     ending = _flatten(best), state.stopped, state.best_epoch, state.best_loss
@@ -237,16 +291,16 @@ def _train(
         for epoch, row in enumerate(curves, 1)
         for i, replicate in enumerate(chunk)
     ]
-    return Outcome(weights, summary, predictions, records), best
+    return StageResult(weights, summary, predictions, records), best
 
 
 def _place(lab: Laboratory, chunk: range) -> jax.Array:
-    return replicates.place(np.array(chunk, np.int32), lab.layout.mesh)
+    return replicates.place(np.array(chunk, np.int32), lab.placement.mesh)
 
 
 def _sizes(lab: Laboratory) -> tuple[int, int]:
-    """Parameters in all, and how many of them may be pruned."""
-    prunable = trees.only(lab.template[0], oneshot.PRUNABLE)
+    """Number of parameters, and number of prunable ones."""
+    prunable = trees.only(lab.template[0], lab.where)
     return sum(x.size for x in jax.tree.leaves(lab.template[0])), sum(x.size for x in jax.tree.leaves(prunable))
 
 

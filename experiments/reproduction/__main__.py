@@ -7,7 +7,6 @@ cifar10-resnet20; moons, moons-seeds, moons-layers, uci, mnist-grid, mnist-grid-
 """
 
 import argparse
-import dataclasses
 import json
 import re
 import sys
@@ -18,13 +17,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.cli import markdown
 from experiments.cli.commands import exit_status
 from experiments.jumpstart_grid import figures
 from experiments.jumpstart_grid import report as reporting
+from experiments.recall_distortion import results
 from experiments.reproduction import hypotheses, ledger, references
 from experiments.reproduction.hypotheses import Verdict
 from experiments.reproduction.ledger import FOLDER, Recalls
-from experiments.storage import files, provenance, results
+from experiments.storage import files, provenance
 from jprune.recall import mark, t_interval
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
@@ -102,10 +103,10 @@ def keep(folder: Path, name: str) -> None:
         files.write_bytes(FOLDER / f"{name}.csv", cells.read_bytes())
         files.write_json(FOLDER / f"{name}.json", {"made": provenance.notes(folder)})
         return
-    study = results.recorded(folder)
-    if study is None:
+    recorded = results.recorded(folder)
+    if recorded is None:
         raise ValueError(f"{folder} has no config.json: no study was run there")
-    ledger.keep(dataclasses.replace(study, out=folder), name)
+    ledger.keep(folder, recorded[0], name)
 
 
 def _identities(cells: pd.DataFrame) -> set[tuple[str, ...]]:
@@ -415,9 +416,7 @@ def _made(names: Iterable[str]) -> str:
     return _table(["table", "command", "commit", "on", "began"], rows)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines) + "\n"
+_table = markdown.table
 
 
 if __name__ == "__main__":

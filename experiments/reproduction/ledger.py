@@ -8,16 +8,16 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 
 import jprune
-from experiments.recall_distortion import plan, presets
+from experiments.recall_distortion import plan, presets, results
+from experiments.recall_distortion.config import Score, Study
 from experiments.recall_distortion.plan import CONTROL
-from experiments.recall_distortion.presets import Study
-from experiments.storage import files, provenance, results, store
+from experiments.storage import files, provenance, store
 
 FOLDER = Path(__file__).parents[1] / "results"
 DENSE = "dense"
@@ -113,37 +113,38 @@ def published_counts(path: Path) -> Recalls:
     return Recalls(networks, np.full(classes, 1000), tuple(map(str, range(classes))))
 
 
-def keep(study: Study, name: str, folder: Path = FOLDER) -> int:
-    """Add what is stored of a study to what is kept of it; networks already kept stay as they are.
+def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
+    """Add the stored networks of a study to a table; networks that the table has stay as they are.
 
     Args:
-      study: its settings, with one coefficient of the penalty; whatever is stored of its own and its preset's
-        scores and ratios is kept.
-      name: of the files.
-      folder: of them.
+      stored: folder of the study's results.
+      study: its settings, with one pair of coefficients of the penalty; every score is added, at every ratio
+        of this study, of the presets and of the other studies in the folder.
+      name: of the table's files.
+      folder: of these files.
 
     Returns:
-      How many networks are kept now.
+      Number of networks in the table.
 
     Raises:
-      ValueError: several coefficients, or what is kept was made with other settings.
+      ValueError: several coefficients, or a table that was made with other settings.
       StoreError: nothing is stored, or a file is corrupt.
     """
-    if len(study.jumpstart) > 1:
+    if len(plan.coefficients(study)) > 1:
         raise ValueError(f"jumpstart={study.jumpstart}: keep one coefficient at a time")
-    preset = presets.get(study.preset)
-    both = {name: dict.fromkeys((*getattr(preset, name), *getattr(study, name))) for name in ("scores", "ratios")}
-    study = dataclasses.replace(study, **{name: tuple(values) for name, values in both.items()})
-    held = results.truth(study)
-    (jumpstart,) = map(float, study.jumpstart)
-    pruned = plan.pruned_settings(study, held.fingerprint, jumpstart, plan.Cell("undecayed", 2.0))
+    others = [study, *results.all_recorded(stored), *map(presets.get, presets.names())]
+    ratios = dict.fromkeys(ratio for one in others for ratio in one.ratios)
+    study = dataclasses.replace(study, scores=get_args(Score), ratios=tuple(ratios))
+    held, hashed = results.truth(stored, study), results.known(stored, study)
+    (penalty,) = plan.coefficients(study)
+    pruned = plan.pruned_settings(study, hashed, penalty, plan.PruningTarget("undecayed", 2.0))
     settings = pruned["dense"] | {"pruning": {name: pruned[name] for name in ("gradient", "recipe")}}
     classes = len(held.class_names)
     known = {
         "settings": json.loads(json.dumps(settings)),
         "class_names": list(held.class_names),
         "support": np.bincount(held.labels, minlength=classes).tolist(),
-        "made": provenance.notes(study.folder),
+        "made": provenance.notes(stored),
     }
     described, parts = folder / f"{name}.json", []
     if described.exists():
@@ -153,10 +154,10 @@ def keep(study: Study, name: str, folder: Path = FOLDER) -> int:
             raise ValueError(f"{described} was made with other settings ({', '.join(other)}); give another name")
         parts.append(pd.read_csv(folder / f"{name}.csv"))
         known["made"] = before["made"] + [entry for entry in known["made"] if entry not in before["made"]]
-    stored = [_networks(study, stage, held) for stage in plan.stages(study, held.fingerprint, jumpstart)]
-    parts += [part for part in stored if len(part)]
+    added = [_networks(stored, stage, held) for stage in plan.stages(study, hashed, penalty)]
+    parts += [part for part in added if len(part)]
     if not parts:
-        raise files.StoreError(f"{plan.root(study)} holds no network of {study.preset!r}: run the study first")
+        raise files.StoreError(f"{plan.root(stored)} has no network of this study: run it first")
     table = pd.concat(parts, ignore_index=True).drop_duplicates(_KEY).sort_values(_KEY, kind="stable")
     folder.mkdir(parents=True, exist_ok=True)
     files.write_bytes(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
@@ -164,18 +165,18 @@ def keep(study: Study, name: str, folder: Path = FOLDER) -> int:
     return len(table)
 
 
-def _networks(study: Study, stage: plan.Planned, held: results.Truth) -> pd.DataFrame:
+def _networks(stored: Path, stage: plan.StudyStage, held: results.Truth) -> pd.DataFrame:
     """A row for each stored network of a stage whose training went through."""
-    rows = results.replicates_of(study, stage)
+    rows = results.replicates_of(stored, stage)
     if not len(rows):
         return rows
-    done = store.find(plan.root(study), stage.kind, stage.settings)
+    done = store.find(plan.root(stored), stage.kind, stage.settings)
     counts = store.collect_table(done, "counts.parquet")
     right = counts[counts["true"] == counts["predicted"]].pivot_table(
         index="replicate", columns="true", values="count", fill_value=0
     )
     right = right.reindex(columns=range(len(held.class_names)), fill_value=0).astype(int).add_prefix("correct_")
-    score, ratio = (DENSE, 1.0) if stage.cell is None else stage.cell
+    score, ratio = (DENSE, 1.0) if stage.target is None else stage.target
     columns = ["replicate", "parameters", "prunable", "nonzero", "dead_units", "linear_units"]
     healthy = rows[rows["stopped"] < 0].reindex(columns=columns)
     table = healthy.merge(right.reset_index(), on="replicate")

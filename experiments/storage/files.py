@@ -1,7 +1,7 @@
 """Files in open formats: JSON, JSON lines, parquet, orbax, PNG.
 
-``write_json``, ``write_bytes`` and ``write_figure`` write a file whole or not at all. The others write in place,
-into a folder that ``store.writing`` makes a stage of, whole or not at all.
+``write_json``, ``write_bytes`` and ``write_figure`` write a file atomically. The others write in place, into a
+folder that ``store.writing`` renames when it is complete.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ from jprune import files
 SCHEMA = 1
 PARTIAL = files.TEMPORARY
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_OVERHEAD = 2**16  # bytes of a checkpoint beside its arrays
+_OVERHEAD = 2**16  # bytes of a checkpoint besides its arrays
 
 
 class StoreError(RuntimeError):
-    """A file of the store could not be written or is not what was written; the message names it."""
+    """A file of the store cannot be written, or its content has changed; the message names it."""
 
 
 def write_table(path: Path, columns: Mapping[str, Any]) -> None:
@@ -63,7 +63,7 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people, under another name first, so that no reader finds half of it.
+    """Write indented JSON atomically.
 
     Raises:
       StoreError: it cannot be written; the message names the file.
@@ -72,7 +72,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under another name, sync it, and rename it.
+    """Write a file atomically; its folder is created if it is missing.
 
     Raises:
       StoreError: it cannot be written; the message names the file.
@@ -102,7 +102,7 @@ def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
     _see_that_it_fits(path, sum(array.nbytes for array in weights.values()))
     try:
         _checkpointer().save(path.absolute(), dict(weights))
-    except Exception as error:  # tensorstore raises whatever its backend does
+    except Exception as error:  # tensorstore raises the errors of its backend
         raise StoreError(f"cannot write the weights to {path}: {error}") from error
 
 
@@ -129,15 +129,15 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn what the system refuses into an error that names the file and says what to do."""
+    """Turn errors of the operating system into a ``StoreError`` that names the file and says what to do."""
     try:
         yield
     except OSError as error:
         where = error.filename or path
         if error.errno in _FULL:
             raise StoreError(
-                f"no space left on the disk while writing {where}; free some and give the same command again: "
-                "what is done stays, and nothing half-written counts"
+                f"no space left on the disk while writing {where}; free some space and rerun the same command: "
+                "completed stages stay, and partial files are ignored"
             ) from error
         raise StoreError(f"cannot write {where}: {error}") from error
 
@@ -149,7 +149,7 @@ def checksum(path: Path) -> str:
 
 
 def canonical(value: Any) -> str:
-    """JSON in one form, with null for a float that is not finite."""
+    """JSON with sorted keys and no spaces; null for a float that is not finite."""
     return json.dumps(_finite(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -164,7 +164,7 @@ def _finite(value: Any) -> Any:
 
 
 def _see_that_it_fits(path: Path, size: int) -> None:
-    """Ask the file system for the space first: orbax tells of a full disk in a hundred lines of tracebacks."""
+    """Reserve the space first: orbax reports a full disk with a hundred lines of tracebacks."""
     if not hasattr(os, "posix_fallocate"):
         return
     probe = path.with_name(f"{path.name}{PARTIAL}space")
@@ -173,14 +173,14 @@ def _see_that_it_fits(path: Path, size: int) -> None:
             with probe.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size + _OVERHEAD)
         except OSError as error:
-            if error.errno in _FULL:  # whatever else it does not like may not be in orbax's way
+            if error.errno in _FULL:  # other errors need not stop orbax
                 raise
         finally:
             probe.unlink(missing_ok=True)
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """Orbax in this process alone: replicates come to the host before they are stored."""
+    """An orbax checkpointer of this process alone: replicates are on the host before they are stored."""
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"

@@ -1,4 +1,4 @@
-"""What made the results in a folder: command, commit, time, version and device, an entry for each run."""
+"""Provenance of the results in a folder: command, commit, time, version and device of each run."""
 
 import json
 import re
@@ -12,12 +12,11 @@ import jax
 
 from experiments.storage import files
 
-_FOLDER = "made"  # a file for each run, so that those that begin together lose none
-_EARLIER = "made.json"  # what versions before 0.1.0 wrote
+_FOLDER = "made"  # a file for each run, so that concurrent runs lose no entry
 
 
 def note(folder: Path, module: str) -> None:
-    """Add this run to the notes of a folder, unless the same command of the same commit is there.
+    """Add this run to the notes of a folder, unless the same command of the same commit is there already.
 
     Raises:
       StoreError: they cannot be written; the message names the file.
@@ -39,8 +38,5 @@ def _git(*arguments: str) -> str:
 
 
 def notes(folder: Path) -> list[dict[str, str]]:
-    """The notes of a folder, the earliest first."""
-    path = folder / _EARLIER
-    found = json.loads(path.read_text()) if path.exists() else []
-    earlier = found if isinstance(found, list) else [found]
-    return earlier + [json.loads(path.read_text()) for path in sorted((folder / _FOLDER).glob("*.json"))]
+    """The notes of a folder, earliest first."""
+    return [json.loads(path.read_text()) for path in sorted((folder / _FOLDER).glob("*.json"))]

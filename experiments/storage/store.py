@@ -1,12 +1,15 @@
-"""Results that survive: a stage is done or absent, whatever was killed, and whoever else writes.
+"""Stages of a study on disk. A stage is complete or absent, even if a writer is killed or several write.
 
-A stage is what one program made for a contiguous range of replicates. Its folder is named by the kind
+A stage is the result of one program for a contiguous range of replicates. Its folder is named by the kind
 of stage, a hash of every setting that decides its numbers, and the range::
 
     ROOT/dense-3f2a.../00000-00030/  manifest.json  weights/  *.parquet  *.jsonl
 
-It is written under another name, synced to disk, and renamed: a folder of the right name is complete.
-The manifest holds the settings and a checksum of every file, which each reading verifies.
+It is written under another name, synced to disk, and renamed, so a folder of the right name is complete.
+The manifest has the settings and a checksum of every file, which is verified whenever a file is read.
+
+A run that computes a stage claims it with a file ``00000-00030.claim``, which it touches every few seconds.
+The claim of a killed run is no longer touched, and lapses after a minute.
 """
 
 import contextlib
@@ -14,8 +17,10 @@ import dataclasses
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,12 +35,13 @@ from experiments.storage.files import PARTIAL, SCHEMA, StoreError, canonical, ch
 from jprune.files import sync
 
 _MANIFEST = "manifest.json"
-_STALE_SECONDS = 3600  # writing a stage takes seconds; computing it happens before
+_STALE_SECONDS = 3600  # writing a stage takes seconds
+_LEASE_SECONDS = 60.0  # after which an untouched claim lapses
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage of a store, done or absent; made by ``stage`` and ``find``.
+    """A stage of a store, complete or absent; made by ``stage`` and ``find``.
 
     Attributes:
       root: folder of the store.
@@ -51,7 +57,7 @@ class Stage:
 
     @property
     def path(self) -> Path:
-        """The folder that exists when the stage is done."""
+        """The folder that exists if and only if the stage is complete."""
         return self.root / f"{self.kind}-{self.digest}" / f"{self.replicates.start:05d}-{self.replicates.stop:05d}"
 
     @property
@@ -61,10 +67,10 @@ class Stage:
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Hash settings, whatever the order they are in: 20 hexadecimal digits.
+    """Hash settings, independent of their order: 20 hexadecimal digits.
 
     Raises:
-      TypeError: a setting is no JSON.
+      TypeError: a setting is not JSON.
 
     >>> digest({"a": 1, "b": [0.5]}) == digest({"b": [0.5], "a": 1})
     True
@@ -78,7 +84,7 @@ def stage(root: Path, kind: str, settings: Mapping[str, Any], replicates: range)
     Args:
       root: folder of the store.
       kind: of stage; letters, digits and underscores.
-      settings: everything that decides the numbers, the replicates apart; JSON.
+      settings: everything that decides the numbers except the replicates; JSON.
       replicates: contiguous and not empty.
 
     Raises:
@@ -90,7 +96,7 @@ def stage(root: Path, kind: str, settings: Mapping[str, Any], replicates: range)
 
 
 def find(root: Path, kind: str, settings: Mapping[str, Any]) -> list[Stage]:
-    """The stages that are done with these settings, in the order of their replicates."""
+    """The complete stages with these settings, in the order of their replicates."""
     folder = stage(root, kind, settings, range(1)).path.parent
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     ends = sorted(tuple(map(int, name.split("-"))) for name in names if re.fullmatch(r"\d{5,}-\d{5,}", name))
@@ -98,21 +104,82 @@ def find(root: Path, kind: str, settings: Mapping[str, Any]) -> list[Stage]:
 
 
 def missing(root: Path, kind: str, settings: Mapping[str, Any], replicates: range) -> list[range]:
-    """Those of the replicates that no stage holds yet, as contiguous ranges."""
-    held = {replicate for done in find(root, kind, settings) for replicate in done.replicates}
-    absent = [replicate for replicate in replicates if replicate not in held]
+    """The replicates that are in no complete stage, as contiguous ranges."""
+    present = {replicate for done in find(root, kind, settings) for replicate in done.replicates}
+    absent = [replicate for replicate in replicates if replicate not in present]
     starts = [replicate for replicate in absent if replicate - 1 not in absent]
     ends = [replicate + 1 for replicate in absent if replicate + 1 not in absent]
     return [range(start, end) for start, end in zip(starts, ends, strict=True)]
 
 
 @contextlib.contextmanager
-def writing(target: Stage, settings: Mapping[str, Any]) -> Iterator[Path]:
-    """Give a folder to write the stage's files into; on leaving, make it the stage.
+def claimed(target: Stage) -> Iterator[bool]:
+    """Claim a stage, so that other runs on the same folder compute other stages.
 
-    If another process has finished the same stage meanwhile, its files stay and these are dropped. An
-    exception inside leaves nothing behind; a killed process leaves a partial folder, which a later
-    writer of this kind of stage removes.
+    A claim only saves work: if two runs compute the same stage nonetheless, the first result stays.
+
+    Yields:
+      Whether the claim succeeded; False while the claim of another run is touched regularly.
+
+    Raises:
+      StoreError: the claim cannot be written.
+    """
+    path = target.path.with_name(f"{target.path.name}.claim")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mine = _take(path)
+    if not mine:
+        yield False
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=_touch, args=(path, ended), daemon=True)
+    thread.start()
+    try:
+        yield True
+    finally:
+        ended.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def unclaimed() -> Iterator[bool]:
+    """In place of ``claimed`` for the processes of a program that leave claims to the first one."""
+    yield True
+
+
+def _take(path: Path) -> bool:
+    """Create a claim, after removing one that has lapsed; False if another run has it."""
+    probe = path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex}")
+    probe.touch()
+    try:
+        now = probe.stat().st_mtime  # by the clock of the file system, which may be on another machine
+        with contextlib.suppress(FileNotFoundError):
+            if now - path.stat().st_mtime > _LEASE_SECONDS:
+                os.rename(path, probe)  # of two runs that see the lapsed claim, one renames it
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return False
+        return True
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _touch(path: Path, ended: threading.Event) -> None:
+    """Keep a claim alive until its stage has ended."""
+    while not ended.wait(_LEASE_SECONDS / 6):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+@contextlib.contextmanager
+def writing(target: Stage, settings: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield a folder for the stage's files; when the block ends, rename it to the stage.
+
+    If another process has completed the same stage in the meantime, its files stay and these are dropped.
+    An exception in the block leaves nothing behind; a killed process leaves a partial folder, which a
+    later writer of this kind of stage removes.
 
     Raises:
       StoreError: the disk is full or a file cannot be written; the message names it.
@@ -156,7 +223,7 @@ def read_weights(done: Stage, name: str = "weights") -> dict[str, np.ndarray]:
 
 
 def verified(done: Stage, name: str) -> Path:
-    """The path of a file of a stage, once its checksum has been found right.
+    """The path of a file of a stage, after its checksum has been verified.
 
     Raises:
       StoreError: it is missing or altered; the message names it.
@@ -165,15 +232,15 @@ def verified(done: Stage, name: str) -> Path:
     if name not in sums or not path.is_file():
         raise StoreError(f"{path} is missing; {_remedy(done)}")
     if checksum(path) != sums[name]:
-        raise StoreError(f"{path} is corrupt: it is not what was written; {_remedy(done)}")
+        raise StoreError(f"{path} is corrupt: its checksum differs from the manifest; {_remedy(done)}")
     return path
 
 
 def collect_table(stages: Sequence[Stage], name: str) -> pd.DataFrame:
-    """Read a parquet file of several stages as one table, each replicate from the first that has it.
+    """Read a parquet file of several stages as one table; each replicate comes from the first stage that has it.
 
     Args:
-      stages: done; at least one.
+      stages: complete; at least one.
       name: of the file; it has a column ``replicate``.
 
     Raises:
@@ -188,14 +255,14 @@ def collect_table(stages: Sequence[Stage], name: str) -> pd.DataFrame:
 
 
 def collect_weights(stages: Sequence[Stage], replicates: range) -> dict[str, np.ndarray]:
-    """Read the weights of these replicates, in their order, from whichever stages have them.
+    """Read the weights of these replicates, in order, from the stages that have them.
 
     Raises:
       StoreError: as ``read_weights``, or no stage has one of the replicates.
     """
     parts = []
-    for done, held in _parts(stages):
-        wanted = [replicate - done.replicates.start for replicate in held if replicate in replicates]
+    for done, taken in _parts(stages):
+        wanted = [replicate - done.replicates.start for replicate in taken if replicate in replicates]
         if wanted:
             parts.append({path: array[wanted] for path, array in read_weights(done).items()})
     weights = {path: np.concatenate([part[path] for part in parts]) for path in (parts[0] if parts else {})}
@@ -228,11 +295,11 @@ def _manifest(done: Stage) -> dict[str, Any]:
 
 
 def _remedy(done: Stage) -> str:
-    return f"delete {done.path} and give the same command again: the stage will be made anew"
+    return f"delete {done.path} and rerun the same command, which computes the stage again"
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed writers left."""
+    """Remove partial folders of killed writers."""
     for path in folder.glob(f"*{PARTIAL}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
@@ -240,7 +307,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Rename a complete folder to its name, unless another process was first."""
+    """Rename a complete folder to the stage's name, unless another process was first."""
     try:
         partial.rename(final)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Phases of training as programs over many replicates, and predictions likewise.
+"""Training phases and predictions as programs over many replicates.
 
-The steps of an epoch are scanned in one program or called from the host, whichever is faster; the
-numbers are the same. The host never waits for the device within an epoch.
+The steps of an epoch are scanned in one program or called from the host; the numbers are the same. The
+host never waits for the device within an epoch.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from experiments.data import datasets
 from experiments.training import replicates
@@ -18,7 +19,6 @@ from experiments.training.steps import (
     EpochState,
     Recipe,
     TrainState,
-    Where,
     begin,
     close_epoch,
     learn,
@@ -27,17 +27,18 @@ from experiments.training.steps import (
     steps_per_epoch,
     validate,
 )
-from experiments.training.tasks import PyTree, Task, predict_slice, slices
+from experiments.training.tasks import Task, predict_slice, slices
+from jprune.trees import Where
 
 
 class Phase(NamedTuple):
-    """A phase compiled for many replicates; every tree has the replicate axis first.
+    """A training phase over many replicates; every tree has a leading replicate axis.
 
     Attributes:
-      recipe: what it trains.
+      recipe: how it trains.
       begin: (params, stats, key) -> TrainState.
       epoch: (TrainState, int32 epoch, train split, validation split) -> (TrainState, EpochMetrics);
-        consumes the state.
+        donates the state.
     """
 
     recipe: Recipe
@@ -46,17 +47,17 @@ class Phase(NamedTuple):
 
 
 def compile_phase(
-    task: Task, recipe: Recipe, where: Where, layout: replicates.Layout, *, examples: int, validation: int
+    task: Task, recipe: Recipe, where: Where, placement: replicates.Placement, *, examples: int, validation: int
 ) -> Phase:
-    """Spread a phase over replicates; programs are compiled when they are first called.
+    """Build the programs of a phase; they are compiled when they are first called.
 
     Args:
-      task: what is learnt.
-      recipe: how.
-      where: predicate of the prunable leaves, whose zeros at the beginning stay zero.
-      layout: where replicates run, and whether an epoch is one program or a host loop of steps.
-      examples: of the training split.
-      validation: examples of the validation split.
+      task: computes loss and logits.
+      recipe: how the phase trains.
+      where: predicate of the prunable leaves, whose zeros at the start stay zero.
+      placement: where replicates run, and whether an epoch is one program or a host loop of steps.
+      examples: number of training examples.
+      validation: number of validation examples.
     """
     steps = steps_per_epoch(recipe, examples)
     pieces, size = slices(validation)
@@ -75,28 +76,28 @@ def compile_phase(
         return close_epoch(state, epoch, steps, validation)
 
     def scanned(
-        state: TrainState, epoch: jax.Array, train: datasets.Split, held: datasets.Split
+        state: TrainState, epoch: jax.Array, train: datasets.Split, validation_split: datasets.Split
     ) -> tuple[TrainState, EpochMetrics]:
         inner = opening(state, epoch)
         inner, _ = jax.lax.scan(lambda s, i: (step(s, i, train), None), inner, jnp.arange(steps))
-        inner, _ = jax.lax.scan(lambda s, i: (check(s, i, held), None), inner, jnp.arange(pieces))
+        inner, _ = jax.lax.scan(lambda s, i: (check(s, i, validation_split), None), inner, jnp.arange(pieces))
         return closing(inner, epoch)
 
-    spread = lambda fn, donate=True: replicates.spread(fn, layout, donate=donate)
+    spread = lambda fn, donate=True: replicates.spread(fn, placement, donate=donate)
     opens, stepped, checked, closes = map(spread, (opening, step, check, closing))
 
     def looped(
-        state: TrainState, epoch: jax.Array, train: datasets.Split, held: datasets.Split
+        state: TrainState, epoch: jax.Array, train: datasets.Split, validation_split: datasets.Split
     ) -> tuple[TrainState, EpochMetrics]:
         inner = opens(state, epoch)
         for position in range(steps):
             inner = stepped(inner, np.int32(position), train)
         for position in range(pieces):
-            inner = checked(inner, np.int32(position), held)
+            inner = checked(inner, np.int32(position), validation_split)
         return closes(inner, epoch)
 
     begins = spread(lambda entering: begin(tx, *entering), donate=False)
-    return Phase(recipe, begins, spread(scanned) if layout.epoch == "scan" else looped)
+    return Phase(recipe, begins, spread(scanned) if placement.epoch == "scan" else looped)
 
 
 def fit(
@@ -104,38 +105,40 @@ def fit(
     entering: tuple[PyTree, PyTree, jax.Array],
     train: datasets.Split,
     validation: datasets.Split,
-    on_epoch: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[int, EpochMetrics], None] = lambda epoch, metrics: None,
 ) -> tuple[TrainState, list[EpochMetrics]]:
     """Train many replicates through a phase.
 
     Args:
-      phase: compiled.
-      entering: params, stats and keys, each with the replicate axis first.
-      train: split on the devices.
-      validation: split on the devices.
-      on_epoch: called once an epoch, when the one before has ended: the device never waits for the host.
+      phase: its programs.
+      entering: params, stats and keys, each with a leading replicate axis.
+      train: training split, on the devices.
+      validation: validation split, on the devices.
+      on_epoch: called after each epoch with its number, counted from 1, and its metrics. It is called when
+        the next epoch has been dispatched, so that the device does not wait for the host.
 
     Returns:
-      the state after the last epoch, and the metrics of each.
+      the state after the last epoch, and the metrics of each epoch.
     """
     state = phase.begin(entering)
     metrics: list[EpochMetrics] = []
     for epoch in range(phase.recipe.total_epochs):
         state, measured = phase.epoch(state, np.int32(epoch), train, validation)
-        if metrics:
-            jax.block_until_ready(metrics[-1])
-        on_epoch()
         metrics.append(measured)
+        if epoch:
+            on_epoch(epoch, jax.block_until_ready(metrics[-2]))
+    if metrics:
+        on_epoch(len(metrics), jax.block_until_ready(metrics[-1]))
     return state, metrics
 
 
-def compile_predict(task: Task, layout: replicates.Layout, examples: int) -> Callable[..., jax.Array]:
-    """Spread predicting a split over replicates.
+def compile_predict(task: Task, placement: replicates.Placement, examples: int) -> Callable[..., jax.Array]:
+    """Build the program that predicts a split with many replicates.
 
     Args:
-      task: gives the logits.
-      layout: as for training.
-      examples: of the split.
+      task: computes the logits.
+      placement: as for training.
+      examples: number of examples in the split.
 
     Returns:
       ((params, stats), images) -> (replicates, examples) int32.
@@ -149,10 +152,10 @@ def compile_predict(task: Task, layout: replicates.Layout, examples: int) -> Cal
     def scanned(replicate: tuple[PyTree, PyTree], images: jax.Array) -> jax.Array:
         return jax.lax.map(lambda i: piece(replicate, i, images), jnp.arange(pieces))
 
-    compiled = replicates.spread(scanned if layout.epoch == "scan" else piece, layout)
+    compiled = replicates.spread(scanned if placement.epoch == "scan" else piece, placement)
 
     def predict(replicate: tuple[PyTree, PyTree], images: jax.Array) -> jax.Array:
-        if layout.epoch == "scan":
+        if placement.epoch == "scan":
             found = compiled(replicate, images)
         else:
             found = jnp.stack([compiled(replicate, np.int32(i), images) for i in range(pieces)], 1)

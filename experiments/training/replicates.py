@@ -1,18 +1,14 @@
-"""Run a pure function of one replicate on many: in one program, on every device, on every host.
+"""Run a pure function of one replicate over many replicates: one program, all devices, all processes.
 
-A replicate is known by its index alone: its key is the study's seed folded with the index, so it is
-the same replicate whatever number of others it runs with, in whichever chunk, on whichever device of
-whichever process. Programs never communicate between replicates.
+A replicate is identified by its index. Its random key is the study's seed folded with the index, so a
+replicate does not depend on the number of replicates, the chunk, the device or the process that runs
+it. Programs never communicate between replicates.
 """
 
 import dataclasses
 import itertools
-import json
 import math
-import os
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -21,81 +17,36 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
-from experiments.storage import files
-
-PyTree = Any
 AXIS = "replicate"
-_LONG_ENOUGH = 20.0  # seconds of timing one candidate
+Form = Literal["vmap", "map", "unroll"]
+Loop = Literal["scan", "steps"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where and how replicates run.
+class Placement:
+    """Where replicates run, and how the replicates of one device share it.
 
     Attributes:
-      mesh: one axis, over every device of every process.
-      form: how the replicates of one device share it: ``vmap`` batches them, ``map`` runs one after
-        the other in a loop of the program, ``unroll`` writes that loop out.
-      epoch: whether an epoch is one program that scans its steps (``scan``), or the host calls a
-        program for each step (``steps``).
+      mesh: one axis, over all devices of all processes.
+      form: ``vmap`` batches the replicates of a device, ``map`` runs one after the other in a loop of
+        the program, ``unroll`` writes that loop out.
+      epoch: ``scan`` makes an epoch one program, ``steps`` calls a program for each step.
     """
 
     mesh: Mesh
-    form: Literal["vmap", "map", "unroll"] = "vmap"
-    epoch: Literal["scan", "steps"] = "scan"
-
-
-def start(coordinator: str | None = None, process_id: int | None = None, num_processes: int | None = None) -> None:
-    """Join the processes of one study; call it before anything touches a device.
-
-    Without arguments it joins what Slurm started, if a Slurm step has more than one task, and else
-    does nothing.
-
-    Args:
-      coordinator: HOST:PORT of process 0.
-      process_id: of this process, from 0.
-      num_processes: in all.
-
-    Raises:
-      ValueError: some of the three arguments are given and some are not, or the id is out of range.
-    """
-    given = {"coordinator": coordinator, "process_id": process_id, "num_processes": num_processes}
-    missing = [name for name, value in given.items() if value is None]
-    if missing and len(missing) < len(given):
-        raise ValueError(
-            f"{', '.join(missing)} must be given too: coordinator, process_id and num_processes go together"
-        )
-    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
-        raise ValueError(f"process_id={process_id} must be in 0..{num_processes - 1}")
-    if not missing:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        jax.distributed.initialize()
+    form: Form = "vmap"
+    epoch: Loop = "scan"
 
 
 def all_devices() -> Mesh:
-    """One axis of replicates over every device of every process."""
+    """A mesh with one axis of replicates over all devices of all processes."""
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that writes."""
-    return jax.process_index() == 0
-
-
-def agree(value: Any) -> Any:
-    """The first process's value, in every process; JSON."""
-    if jax.process_count() == 1:
-        return value
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    padded = np.resize(text, length)
-    return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)))
-
-
 def key(seed: jax.Array | int, index: jax.Array, purpose: int) -> jax.Array:
-    """The key of one replicate for one purpose.
+    """The random key of one replicate for one purpose.
 
     >>> a, b = key(0, jnp.int32(7), 1), jax.vmap(lambda i: key(0, i, 1))(jnp.arange(9))[7]
     >>> bool(jax.random.key_data(a)[0] == jax.random.key_data(b)[0])
@@ -115,41 +66,41 @@ class Spread:
     program: Any
 
     def __call__(self, stacked: PyTree, *shared: PyTree) -> PyTree:
-        """Run it: trees with the replicate axis first, then what all replicates share."""
+        """Run the program on trees with a leading replicate axis and on arguments that all replicates share."""
         return self.program(stacked, shared)
 
 
-def spread(fn: Callable[..., PyTree], layout: Layout, *, donate: bool = False) -> Spread:
-    """Make a function of one replicate a program over many.
+def spread(fn: Callable[..., PyTree], placement: Placement, *, donate: bool = False) -> Spread:
+    """Turn a function of one replicate into a program over many.
 
     Args:
       fn: (replicate, *shared) -> tree; pure.
-      layout: devices, and how the replicates of one share it.
-      donate: whether the program consumes the memory of its first argument.
+      placement: the devices, and how the replicates of one device share it.
+      donate: whether the program may reuse the memory of its first argument.
 
     Returns:
-      (replicates, *shared) -> trees, where ``replicates`` and the result have the replicate axis first,
-      its length a multiple of the devices (``place`` sees to that).
+      (replicates, *shared) -> trees. ``replicates`` and the result have a leading replicate axis whose
+      length is a multiple of the number of devices; ``place`` pads to it.
     """
 
-    def here(stacked: PyTree, shared: tuple[PyTree, ...]) -> PyTree:
-        if layout.form == "vmap":
+    def local(stacked: PyTree, shared: tuple[PyTree, ...]) -> PyTree:
+        if placement.form == "vmap":
             return jax.vmap(lambda one: fn(one, *shared))(stacked)
-        if layout.form == "map":
+        if placement.form == "map":
             return jax.lax.map(lambda one: fn(one, *shared), stacked)
         count = jax.tree.leaves(stacked)[0].shape[0]
         each = [fn(jax.tree.map(lambda x, i=i: x[i], stacked), *shared) for i in range(count)]
         return jax.tree.map(lambda *x: jnp.stack(x), *each)
 
     split, same = PartitionSpec(AXIS), PartitionSpec()
-    many = here
-    if layout.mesh.size > 1:
-        many = jax.shard_map(here, mesh=layout.mesh, in_specs=(split, same), out_specs=split, check_vma=False)
-    return Spread(jax.jit(many, donate_argnums=(0,) if donate else ()))
+    program = local
+    if placement.mesh.size > 1:
+        program = jax.shard_map(local, mesh=placement.mesh, in_specs=(split, same), out_specs=split, check_vma=False)
+    return Spread(jax.jit(program, donate_argnums=(0,) if donate else ()))
 
 
 def place(stacked: PyTree, mesh: Mesh) -> PyTree:
-    """Put host arrays with the replicate axis first on the devices, the last repeated to fill them.
+    """Put host arrays with a leading replicate axis on the devices, padded with copies of the last replicate.
 
     Every process passes the same arrays.
     """
@@ -174,17 +125,17 @@ def share(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def fetch(stacked: PyTree, count: int) -> PyTree:
-    """Bring the first ``count`` replicates to the host, in every process."""
+    """Copy the first ``count`` replicates to the host, in every process."""
     if jax.process_count() > 1:
         stacked = multihost_utils.process_allgather(stacked, tiled=True)
     return jax.tree.map(lambda x: np.asarray(x)[:count], stacked)
 
 
 def of_shard(count: int, shard: tuple[int, int]) -> range:
-    """The replicates of shard (i, n): contiguous, and as many as of any other shard or one more.
+    """The replicates of shard (i, n): a contiguous range; sizes differ by at most one between shards.
 
     Raises:
-      ValueError: no such shard.
+      ValueError: i is not in 0..n-1.
 
     >>> [of_shard(10, (i, 4)) for i in range(4)]
     [range(0, 2), range(2, 5), range(5, 7), range(7, 10)]
@@ -196,10 +147,10 @@ def of_shard(count: int, shard: tuple[int, int]) -> range:
 
 
 def chunks(replicates: range, size: int) -> list[range]:
-    """Cut replicates at the multiples of a size, so that a chunk does not depend on where the range ends.
+    """Cut a range of replicates at the multiples of ``size``, so that adding replicates moves no boundary.
 
     Raises:
-      ValueError: a size below 1.
+      ValueError: ``size`` is below 1.
 
     >>> chunks(range(2, 10), 4)
     [range(2, 4), range(4, 8), range(8, 10)]
@@ -213,7 +164,7 @@ def chunks(replicates: range, size: int) -> list[range]:
 
 
 def bytes_of(fn: Callable[..., PyTree], *args: Any) -> int:
-    """An upper estimate of the memory that a program takes, from shapes alone.
+    """An upper estimate of the memory that a program needs, from shapes alone.
 
     Counts the arguments and every intermediate value once, as if none were fused or freed. Nothing is
     compiled, and the estimate is the same on every machine.
@@ -229,69 +180,13 @@ def bytes_of(fn: Callable[..., PyTree], *args: Any) -> int:
     return sum(map(_bytes, jaxpr.invars)) + _intermediates(jaxpr)
 
 
-def fastest(candidates: Mapping[str, Callable[[], Any]], cache: Path, identity: str, *, repeats: int = 3) -> str:
-    """The name of the candidate that takes the least time, measured once and remembered.
-
-    Args:
-      candidates: name -> what to time; its result is waited for. The first call compiles and does not
-        count; of the others the least does. One that fails, as for want of memory, is out.
-      cache: JSON file of earlier choices; the first process reads and writes it.
-      identity: what is measured; the kind and number of devices are added.
-      repeats: calls that count.
-
-    Raises:
-      RuntimeError: every candidate fails; the message has each error.
-    """
-    device, names = jax.devices()[0], list(candidates)
-    machine = f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} cores, {jax.process_count()} processes"
-    entry = f"{identity}; {machine}"
-    known = _measured(cache) if is_first_process() else {}
-    choice = known.get(entry, {}).get("choice")
-    remembered = agree(names.index(choice) if choice in names else -1)
-    if remembered >= 0:
-        return names[remembered]
-    seconds, failures = {}, []
-    for name, run in candidates.items():
-        try:
-            seconds[name] = _least_seconds(run, repeats)
-        except jax.errors.JaxRuntimeError as error:
-            failures.append(f"{name}: {error}")
-    if not seconds:
-        raise RuntimeError(f"no way to run {identity} works: {'; '.join(failures)}")
-    best = names[agree(names.index(min(seconds, key=lambda name: seconds[name])))]
-    if is_first_process():
-        files.write_json(cache, {**known, entry: {"choice": best, "seconds": seconds}})
-    return best
-
-
-def _measured(cache: Path) -> dict[str, dict[str, Any]]:
-    """The choices of a cache; none where it is absent or is not what was written: they are measured anew."""
-    try:
-        known = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        return {}
-    sound = isinstance(known, dict) and all(isinstance(entry, dict) for entry in known.values())
-    return known if sound else {}
-
-
-def _least_seconds(run: Callable[[], Any], repeats: int) -> float:
-    """The least time of some calls, after one that compiles; slow ones are not called as often."""
-    jax.block_until_ready(run())
-    times: list[float] = []
-    while len(times) < repeats and sum(times) < _LONG_ENOUGH:
-        before = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - before)
-    return min(times)
-
-
 def _bytes(variable: Any) -> int:
     shape, dtype = getattr(variable.aval, "shape", ()), getattr(variable.aval, "dtype", None)
     return math.prod(shape) * getattr(dtype, "itemsize", 0)
 
 
 def _intermediates(jaxpr: Any) -> int:
-    """Bytes of what every equation makes; of one with a program inside, of that program instead."""
+    """Bytes of the outputs of all equations; an equation with an inner program counts as that program."""
     total = 0
     for equation in jaxpr.eqns:
         inner = list(jax.extend.core.jaxprs_in_params(equation.params))

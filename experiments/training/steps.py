@@ -1,36 +1,36 @@
-"""Train one replicate: a recipe, its optax chain, a step, and an epoch.
+"""Train one replicate: a recipe, its optimizer, a step and an epoch.
 
-Pure functions of one replicate; ``phases`` makes programs over many of them.
+Pure functions of one replicate; ``phases`` turns them into programs over many.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 import jprune
 from experiments.data import datasets
-from experiments.training.tasks import Context, PyTree, Task, evaluate_slice
-
-Where = Callable[[str, Any], bool]
+from experiments.training.tasks import Context, Task, evaluate_slice
+from jprune.trees import Where
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How one phase trains: SGD with a learning rate that is constant by pieces.
+    """How one phase trains: an optimizer whose learning rate is piecewise constant.
 
     Attributes:
       epochs: length of each piece.
-      learning_rates: one per piece.
-      batch: examples a step; those that fill no batch at the end of an epoch sit that epoch out.
+      learning_rates: one for each piece.
+      batch: examples in a step; the last partial batch of an epoch is dropped.
       momentum: of SGD; 0 for none.
       nesterov: whether the momentum is Nesterov's.
-      weight_decay: times every parameter is added to the gradient.
+      weight_decay: added to the gradient, times every parameter.
       jumpstart: coefficient of the jumpstart penalty.
+      optimizer: ``sgd`` or ``adam``, which ignores ``momentum`` and ``nesterov``.
     """
 
     epochs: tuple[int, ...]
@@ -40,20 +40,31 @@ class Recipe:
     nesterov: bool = True
     weight_decay: float = 5e-4
     jumpstart: float = 0.0
+    optimizer: Literal["sgd", "adam"] = "sgd"
 
     def __post_init__(self):
-        """Refuse what cannot be trained."""
+        """Validate the settings."""
         if len(self.epochs) != len(self.learning_rates):
             raise ValueError(
-                f"epochs={self.epochs} and learning_rates={self.learning_rates} must be of one length: a piece each"
+                f"epochs={self.epochs} and learning_rates={self.learning_rates} must have the same length, one entry "
+                "for each piece of the schedule"
             )
         if self.batch < 1 or min(self.epochs, default=0) < 0:
-            raise ValueError(f"batch={self.batch} must be at least 1, and none of epochs={self.epochs} negative")
+            raise ValueError(
+                f"batch={self.batch} must be at least 1, and every entry of epochs={self.epochs} at least 0"
+            )
 
     @property
     def total_epochs(self) -> int:
-        """Epochs of all pieces."""
+        """Sum of the lengths of all pieces."""
         return sum(self.epochs)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON, for the hash of a stage; the default optimizer, added later, is left out."""
+        values = dataclasses.asdict(self)
+        if self.optimizer == "sgd":
+            del values["optimizer"]
+        return values
 
 
 class TrainState(NamedTuple):
@@ -61,16 +72,17 @@ class TrainState(NamedTuple):
 
     Attributes:
       params: the parameters now.
-      stats: the model's other state now.
+      stats: the model's other state now, such as running means.
       opt_state: of the optax chain.
       key: of this phase; orders and augmentations derive from it.
       step: int32, steps taken.
-      stopped: int32, the first step whose loss was not finite, from which on nothing moves; -1 while
-        there is none.
-      best_params: of the epoch with the lowest validation loss so far; likewise ``best_stats``. Before
-        an epoch has ended, those that entered the phase.
-      best_loss: that validation loss; infinite before the first epoch.
-      best_epoch: int32, counted from 1; 0 before the first.
+      stopped: int32, the first step with a loss that is not finite; from that step on nothing changes. -1
+        if there is none.
+      best_params: parameters of the epoch with the lowest validation loss so far; before the first epoch
+        ends, those that the phase started from.
+      best_stats: the other state of that epoch.
+      best_loss: its validation loss; infinity before the first epoch ends.
+      best_epoch: int32, its number counted from 1; 0 before the first epoch ends.
     """
 
     params: PyTree
@@ -91,24 +103,25 @@ class EpochState(NamedTuple):
     Attributes:
       train: its training state.
       order: of the training examples, (examples,) int32.
-      train_loss: sum over the steps so far; likewise ``validation_loss`` and ``right`` (answers) over
-        the validation examples so far.
+      train_loss: sum over the steps so far.
+      validation_loss: sum over the validation examples so far.
+      correct: number of validation examples classified correctly so far.
     """
 
     train: TrainState
     order: jax.Array
     train_loss: jax.Array
     validation_loss: jax.Array
-    right: jax.Array
+    correct: jax.Array
 
 
 class EpochMetrics(NamedTuple):
-    """What one epoch of one replicate leaves behind, float32.
+    """Metrics of one epoch of one replicate, float32 scalars.
 
     Attributes:
-      train_loss: mean over the steps, without penalty and decay.
+      train_loss: mean over the steps, without penalty and weight decay.
       validation_loss: mean cross-entropy over the validation split after the epoch.
-      validation_accuracy: share of the validation split classified rightly.
+      validation_accuracy: fraction of the validation split classified correctly.
     """
 
     train_loss: jax.Array
@@ -117,40 +130,46 @@ class EpochMetrics(NamedTuple):
 
 
 def steps_per_epoch(recipe: Recipe, examples: int) -> int:
-    """How many full batches the training split fills.
+    """Number of full batches in the training split.
 
     Raises:
-      ValueError: not even one.
+      ValueError: the split has fewer examples than one batch.
 
     >>> steps_per_epoch(Recipe((1,), (0.1,), batch=100), 350)
     3
     """
     if examples < recipe.batch:
-        raise ValueError(f"batch={recipe.batch} is more than the {examples} examples of the training split")
+        raise ValueError(
+            f"batch={recipe.batch} is more than the {examples} examples of the training split; give a smaller batch"
+        )
     return examples // recipe.batch
 
 
 def optimizer(task: Task, recipe: Recipe, steps: int, where: Where) -> optax.GradientTransformationExtraArgs:
-    """The chain of every phase: jumpstart penalty, weight decay, SGD, and zeros that stay zero.
+    """The optimizer of a phase: jumpstart penalty, weight decay, SGD or Adam, and zeros that stay zero.
 
     Args:
-      task: gives the preactivations for the penalty.
+      task: computes the preactivations for the penalty.
       recipe: coefficients and learning rates.
-      steps: of one epoch.
+      steps: number of steps in an epoch.
       where: predicate of the prunable leaves, whose zeros at init stay zero.
     """
     boundaries = np.cumsum([epochs * steps for epochs in recipe.epochs])[:-1].tolist()
     schedule = optax.join_schedules([optax.constant_schedule(rate) for rate in recipe.learning_rates], boundaries)
+    if recipe.optimizer == "adam":
+        rule = optax.adam(schedule)
+    else:
+        rule = optax.sgd(schedule, recipe.momentum or None, recipe.nesterov)
     return optax.chain(
-        jprune.add_jumpstart(task.preactivations, coefficient=recipe.jumpstart),  # for 0 it computes nothing
+        jprune.add_jumpstart(task.preactivations, coefficient=recipe.jumpstart),  # a coefficient of 0 costs nothing
         optax.add_decayed_weights(recipe.weight_decay),
-        optax.sgd(schedule, recipe.momentum or None, recipe.nesterov),
+        rule,
         jprune.keep_zeros(where=where),
     )
 
 
 def begin(tx: optax.GradientTransformation, params: PyTree, stats: PyTree, key: jax.Array) -> TrainState:
-    """The state before the first step; its arrays are copies, because each epoch consumes the state."""
+    """The state before the first step. Its arrays are copies, because each epoch donates the state."""
     params, stats, best_params, best_stats = jax.tree.map(jnp.copy, (params, stats, params, stats))
     return TrainState(
         params=params,
@@ -169,7 +188,7 @@ def begin(tx: optax.GradientTransformation, params: PyTree, stats: PyTree, key: 
 def train_step(
     task: Task, tx: optax.GradientTransformationExtraArgs, state: TrainState, batch: datasets.Split
 ) -> tuple[TrainState, jax.Array]:
-    """One step on one batch; from a loss that is not finite on, nothing moves.
+    """Take one step on one batch; after a loss that is not finite, the state no longer changes.
 
     Returns:
       the next state and the loss, a float32 scalar.
@@ -179,15 +198,15 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params, grad=grads, batch=context)
     params = optax.apply_updates(state.params, updates)
     stopped = jnp.where(jnp.isfinite(loss) | (state.stopped >= 0), state.stopped, state.step)
-    params, stats, opt_state = _choose(
+    params, stats, opt_state = _select(
         stopped < 0, (params, stats, opt_state), (state.params, state.stats, state.opt_state)
     )
-    moved = state._replace(params=params, stats=stats, opt_state=opt_state, step=state.step + 1, stopped=stopped)
-    return moved, loss
+    state = state._replace(params=params, stats=stats, opt_state=opt_state, step=state.step + 1, stopped=stopped)
+    return state, loss
 
 
 def open_epoch(state: TrainState, epoch: jax.Array, examples: int) -> EpochState:
-    """Draw the order of the examples for this epoch, counted from 0."""
+    """Draw the order of the examples for an epoch, counted from 0."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, 0), epoch)
     zero = jnp.float32(0)
     return EpochState(state, jax.random.permutation(key, examples), zero, zero, zero)
@@ -202,7 +221,7 @@ def learn(
     *,
     batch: int,
 ) -> EpochState:
-    """Take the step at this position of the epoch, on ``batch`` examples."""
+    """Take the step at this position of the epoch, on the next ``batch`` examples of its order."""
     chosen = jax.lax.dynamic_slice_in_dim(state.order, position * batch, batch)
     train, loss = train_step(task, tx, state.train, datasets.Split(split.images[chosen], split.labels[chosen]))
     return state._replace(train=train, train_loss=state.train_loss + loss)
@@ -210,30 +229,30 @@ def learn(
 
 def validate(task: Task, state: EpochState, position: jax.Array, split: datasets.Split, *, size: int) -> EpochState:
     """Evaluate the slice of the validation split at this position, of ``size`` examples."""
-    loss, right = evaluate_slice(task, (state.train.params, state.train.stats), split, position, size)
-    return state._replace(validation_loss=state.validation_loss + loss, right=state.right + right)
+    loss, correct = evaluate_slice(task, (state.train.params, state.train.stats), split, position, size)
+    return state._replace(validation_loss=state.validation_loss + loss, correct=state.correct + correct)
 
 
 def close_epoch(state: EpochState, epoch: jax.Array, steps: int, validation: int) -> tuple[TrainState, EpochMetrics]:
-    """Keep the weights if no earlier epoch of the phase had as low a validation loss.
+    """Store the weights as the best if the validation loss is below that of every earlier epoch of the phase.
 
     Args:
-      state: after all steps and all of the validation split.
+      state: after all steps and the whole validation split.
       epoch: counted from 0.
-      steps: of the epoch.
-      validation: examples of that split.
+      steps: number of steps in the epoch.
+      validation: number of validation examples.
     """
     train = state.train
     loss = state.validation_loss / validation
-    best_params, best_stats, best_loss, best_epoch = _choose(
+    best_params, best_stats, best_loss, best_epoch = _select(
         (loss < train.best_loss) & (train.stopped < 0),
         (train.params, train.stats, loss, epoch + 1),
         (train.best_params, train.best_stats, train.best_loss, train.best_epoch),
     )
     train = train._replace(best_params=best_params, best_stats=best_stats, best_loss=best_loss, best_epoch=best_epoch)
-    return train, EpochMetrics(state.train_loss / steps, loss, state.right / validation)
+    return train, EpochMetrics(state.train_loss / steps, loss, state.correct / validation)
 
 
-def _choose(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+def _select(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """``new`` where the scalar condition holds, else ``old``, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

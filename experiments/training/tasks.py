@@ -1,31 +1,33 @@
-"""What is learnt: the classification of a data set by a model, as pure functions of one replicate."""
+"""Classification of a data set by a model, as pure functions of one replicate."""
 
 import dataclasses
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import PyTree
 
 import jprune
 from experiments.data import datasets
 from experiments.data.augment import normalise
-from experiments.models import networks
+from experiments.models import networks, own
+from experiments.models.options import is_own
 
-PyTree = Any
 Mode = Literal["train", "eval"]
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Context(NamedTuple):
-    """What a forward pass in training mode needs beside the parameters.
+    """What a forward pass in training mode needs besides the parameters.
 
     Attributes:
-      stats: the model's state that is no parameter.
+      stats: the model's state that is not trained, such as running means.
       batch: images as stored, and labels.
-      key: of the augmentation, the same for every pass over this batch.
+      key: of the augmentation and of dropout, the same for every pass over this batch.
     """
 
     stats: PyTree
@@ -38,12 +40,12 @@ class Task:
     """Pure functions of one replicate.
 
     Attributes:
-      init: key -> (params, stats); ``stats`` is every other state of the model, such as running means.
+      init: key -> (params, stats); ``stats`` is the model's state that is not trained.
       loss: (params, context, mode) -> (mean loss of the batch, stats). ``train`` augments, normalizes
-        by the batch and updates ``stats``; ``eval`` does neither.
+        by the batch and updates ``stats``; ``eval`` does none of these.
       logits: (params, stats, images as stored) -> (batch, classes), in evaluation mode.
-      preactivations: (params, context) -> preactivations by layer, of the forward pass that ``loss``
-        makes in training mode.
+      preactivations: (params, context) -> preactivations by layer, of the forward pass of ``loss`` in
+        training mode.
     """
 
     init: Callable[[jax.Array], tuple[PyTree, PyTree]]
@@ -52,49 +54,137 @@ class Task:
     preactivations: Callable[[PyTree, Context], PyTree]
 
 
-def classification(dataset: datasets.Dataset, model: str, *, augment: Augment | None = None, **options: Any) -> Task:
-    """The task of classifying a data set with a registered model and cross-entropy.
+def classification(
+    dataset: datasets.Dataset,
+    model: str | Callable[..., Any],
+    *,
+    augment: Augment | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Task:
+    """The task of classifying a data set with a model and cross-entropy.
 
     Args:
-      dataset: decides the input shape, the classes and the normalisation.
-      model: a name that ``models.create`` knows.
-      augment: (key, images as stored) -> images, for training batches; None for none.
-      **options: of the model.
+      dataset: decides the input shape, the classes and the normalization.
+      model: a name that ``networks.create`` knows, ``package.module:Class``, or a class: an NNX module with
+        (inputs) -> logits that takes ``rngs``, or a Linen module with (inputs) -> logits, whose argument
+        ``train``, if it has one, is True in training.
+      augment: (key, images as stored) -> images, for training batches; None for no augmentation.
+      options: keyword arguments of the model.
 
     Raises:
-      ValueError: an unknown model.
+      ValueError: an unknown model or option, or logits that do not have shape (batch, classes).
     """
+    shape, classes, given = dataset.input_shape, dataset.num_classes, dict(options or {})
+    if isinstance(model, str) and not is_own(model):
+        create = lambda rngs: networks.create(model, num_classes=classes, input_shape=shape, rngs=rngs, **given)
+        task = _nnx_task(dataset, create, augment)
+    else:
+        cls = own.load(model) if isinstance(model, str) else model
+        create = lambda rngs: own.create(cls, num_classes=classes, input_shape=shape, rngs=rngs, **given)
+        if own.is_linen(cls):
+            task = _linen_task(dataset, create(nnx.Rngs(0)), augment)
+        else:
+            task = _nnx_task(dataset, create, augment)
+    _check_logits(task, dataset, model)
+    return task
 
-    def create(key: jax.Array) -> nnx.Module:
-        shape, classes = dataset.input_shape, dataset.num_classes
-        return networks.create(model, num_classes=classes, input_shape=shape, rngs=nnx.Rngs(key), **options)
 
-    abstract = nnx.eval_shape(lambda: create(jax.random.key(0)))
+def _check_logits(task: Task, dataset: datasets.Dataset, model: str | Callable[..., Any]) -> None:
+    images = jax.ShapeDtypeStruct((2, *dataset.input_shape), dataset.train.images.dtype)
+    name = model if isinstance(model, str) else own.spec(model)
+    try:
+        found = jax.eval_shape(lambda key, x: task.logits(*task.init(key), x), jax.random.key(0), images)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model={name!r} cannot be called on images of shape {images.shape}: {error}") from error
+    wanted = (2, dataset.num_classes)
+    if getattr(found, "shape", None) != wanted:
+        raise ValueError(
+            f"model={name!r} returns {found} for two examples of {dataset.name}; it must return logits of shape "
+            f"{wanted}, one for each class"
+        )
+
+
+def _nnx_task(dataset: datasets.Dataset, create: Callable[[nnx.Rngs], nnx.Module], augment: Augment | None) -> Task:
+    abstract = nnx.eval_shape(lambda: create(nnx.Rngs(jax.random.key(0))))
     abstract.train()
     training = nnx.graphdef(abstract)
     abstract.eval()
     evaluation = nnx.graphdef(abstract)
+    streams = nnx.state(abstract, nnx.RngState)  # of dropout
+
+    def keys(key: jax.Array) -> PyTree:
+        """Fresh random streams for one pass; empty for a model without dropout."""
+        leaves, treedef = jax.tree.flatten(streams)
+        fresh = [
+            jax.random.fold_in(key, i)
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else jnp.zeros(leaf.shape, leaf.dtype)
+            for i, leaf in enumerate(leaves)
+        ]
+        return jax.tree.unflatten(treedef, fresh)
+
+    def network(graph: Any, params: PyTree, stats: PyTree, key: jax.Array) -> nnx.Module:
+        # A copy: the variables of ``stats`` belong to the caller, perhaps to another trace.
+        return nnx.merge(graph, params, keys(key), stats, copy=True)
 
     def augmented(context: Context) -> jax.Array:
         images = context.batch.images if augment is None else augment(context.key, context.batch.images)
         return normalise(images, dataset.mean, dataset.std)
 
     def init(key: jax.Array) -> tuple[PyTree, PyTree]:
-        _, params, stats = nnx.split(create(key), nnx.Param, ...)
+        _, params, _, stats = nnx.split(create(nnx.Rngs(key)), nnx.Param, nnx.RngState, ...)
         return params, stats
 
     def loss(params: PyTree, context: Context, mode: Mode) -> tuple[jax.Array, PyTree]:
-        # A copy: the variables of ``context.stats`` are the caller's, perhaps of another trace.
-        network = nnx.merge(training if mode == "train" else evaluation, params, context.stats, copy=True)
+        called = network(training if mode == "train" else evaluation, params, context.stats, context.key)
         images = augmented(context) if mode == "train" else normalise(context.batch.images, dataset.mean, dataset.std)
-        mean = cross_entropy(network(images), context.batch.labels).mean()
-        return mean, nnx.state(network, nnx.Not(nnx.Param))
+        mean = cross_entropy(called(images), context.batch.labels).mean()
+        return mean, nnx.state(called, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))
 
     def logits(params: PyTree, stats: PyTree, images: jax.Array) -> jax.Array:
-        return nnx.merge(evaluation, params, stats)(normalise(images, dataset.mean, dataset.std))
+        return network(evaluation, params, stats, jax.random.key(0))(normalise(images, dataset.mean, dataset.std))
 
     def preactivations(params: PyTree, context: Context) -> PyTree:
-        return jprune.preactivations(nnx.merge(training, params, context.stats), augmented(context))
+        return jprune.preactivations(network(training, params, context.stats, context.key), augmented(context))
+
+    return Task(init, loss, logits, preactivations)
+
+
+def _linen_task(dataset: datasets.Dataset, module: Any, augment: Augment | None) -> Task:
+    takes_train = "train" in inspect.signature(type(module).__call__).parameters
+    flag = lambda train: {"train": train} if takes_train else {}
+
+    def augmented(context: Context) -> jax.Array:
+        images = context.batch.images if augment is None else augment(context.key, context.batch.images)
+        return normalise(images, dataset.mean, dataset.std)
+
+    def init(key: jax.Array) -> tuple[PyTree, PyTree]:
+        example = jnp.zeros((1, *dataset.input_shape), jnp.float32)
+        variables = dict(module.init({"params": key, "dropout": key}, example, **flag(False)))
+        return variables.pop("params"), variables
+
+    def loss(params: PyTree, context: Context, mode: Mode) -> tuple[jax.Array, PyTree]:
+        variables = {"params": params, **context.stats}
+        if mode == "eval":
+            images = normalise(context.batch.images, dataset.mean, dataset.std)
+            outputs, stats = module.apply(variables, images, **flag(False)), context.stats
+        else:
+            outputs, stats = module.apply(
+                variables,
+                augmented(context),
+                **flag(True),
+                rngs={"dropout": context.key},
+                mutable=list(context.stats),
+            )
+        return cross_entropy(outputs, context.batch.labels).mean(), dict(stats)
+
+    def logits(params: PyTree, stats: PyTree, images: jax.Array) -> jax.Array:
+        return module.apply({"params": params, **stats}, normalise(images, dataset.mean, dataset.std), **flag(False))
+
+    def preactivations(params: PyTree, context: Context) -> PyTree:
+        variables = {"params": params, **context.stats}
+        extra = {"rngs": {"dropout": context.key}, "mutable": list(context.stats)}
+        return jprune.preactivations(module, variables, augmented(context), **flag(True), **extra)
 
     return Task(init, loss, logits, preactivations)
 
@@ -116,9 +206,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def slices(examples: int, most: int = 500) -> tuple[int, int]:
-    """Cut a split into equal slices for evaluation: how many, and of how many examples each.
+    """Divide a split into slices of equal size for evaluation; returns (number of slices, examples in a slice).
 
-    The last slice begins where it still fits, so its first examples may be in the one before too.
+    The last slice ends with the split, so its first examples may be in the slice before it too.
 
     >>> slices(450), slices(1001)
     ((1, 450), (3, 500))
@@ -130,12 +220,12 @@ def slices(examples: int, most: int = 500) -> tuple[int, int]:
 def evaluate_slice(
     task: Task, weights: tuple[PyTree, PyTree], split: datasets.Split, position: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy and right answers, summed over the examples of a slice that no earlier one has.
+    """Sum cross-entropy and correct predictions over the examples of a slice that no earlier slice has.
 
     Args:
-      task: gives the logits.
+      task: computes the logits.
       weights: (params, stats) of one replicate.
-      split: examples in an order that stays.
+      split: examples, always in the same order.
       position: of the slice.
       size: of a slice.
 
@@ -146,8 +236,8 @@ def evaluate_slice(
     images, labels = (jax.lax.dynamic_slice_in_dim(array, start, size) for array in split)
     new = start + jnp.arange(size) >= position * size
     logits = task.logits(*weights, images)
-    right = (jnp.argmax(logits, -1) == labels) & new
-    return jnp.where(new, cross_entropy(logits, labels), 0).sum(), right.astype(jnp.float32).sum()
+    correct = (jnp.argmax(logits, -1) == labels) & new
+    return jnp.where(new, cross_entropy(logits, labels), 0).sum(), correct.astype(jnp.float32).sum()
 
 
 def predict_slice(
@@ -156,7 +246,7 @@ def predict_slice(
     """The class of the highest logit for each example of a slice, (size,) int32.
 
     Args:
-      task: gives the logits.
+      task: computes the logits.
       weights: (params, stats) of one replicate.
       images: (examples, ...) as stored.
       position: of the slice.

@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from experiments.cli.commands import exit_status, parse_shard
+from experiments.cli import launch
+from experiments.cli.commands import ClusterOptions, exit_status
+
+ROOT = Path(__file__).parents[3]
 
 
 def raising(error):
@@ -23,7 +27,7 @@ def raising(error):
         (ValueError("preset='nix' is unknown"), 1, "error: preset='nix' is unknown\n"),
         (OSError("no space"), 1, "error: no space\n"),
         (ImportError("pip install 'jprune[experiments]'"), 1, "error: pip install 'jprune[experiments]'\n"),
-        (KeyboardInterrupt(), 130, "stopped; give the same command again to go on\n"),
+        (KeyboardInterrupt(), 130, "interrupted; rerun the same command to resume\n"),
     ],
 )
 def test_an_error_is_told_in_a_line(capsys, error, status, told):
@@ -65,8 +69,28 @@ def test_help_says_nothing_to_a_reader_who_has_left(module):
     assert_ends_quietly("-m", module, "--help")
 
 
-@pytest.mark.parametrize("shard", ["2/2", "half", "-1/2", "1/2/3", "/", "1/"])
-def test_a_shard_that_does_not_exist_is_refused(shard):
-    assert parse_shard("3/4") == (3, 4)
-    with pytest.raises(ValueError, match=f"shard='{shard}' must be i/n with 0 <= i < n"):
-        parse_shard(shard)
+def test_launching_and_a_shard_exclude_each_other():
+    with pytest.raises(ValueError, match=r"launch='local' divides the study into --jobs parts itself"):
+        ClusterOptions(launch="local", shard="0/2")
+    with pytest.raises(ValueError, match="jobs=0 must be at least 1"):
+        ClusterOptions(jobs=0)
+
+
+@pytest.mark.slow
+def test_jobs_of_the_local_launcher_compute_every_part_once(tmp_path):
+    """Two jobs of one seed each; the report that follows has both, and no stage is computed twice."""
+    pytest.importorskip("submitit", reason="needs the extra cluster")
+    out = tmp_path / "grid"
+    options = ["--epochs", "6", "--depths", "2", "--widths", "2", "3", "--groups", "2-3", "--out", str(out)]
+    command = [sys.executable, "-m", "experiments.jumpstart_grid", *options, "--launch", "local", "--jobs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "2 jobs" in done.stdout
+    assert (out / "cells.csv").read_text().count("moons,") == 4
+    assert len(list(out.glob("store/*/00000-00001"))) == 2
+
+
+def test_a_failed_job_is_an_error_that_names_its_log(tmp_path):
+    pytest.importorskip("submitit", reason="needs the extra cluster")
+    with pytest.raises(RuntimeError, match=r"1 of 1 jobs failed; the first error is in .*\.err"):
+        launch.launch("experiments.nothing", [], ClusterOptions(launch="local"), tmp_path)

@@ -1,4 +1,4 @@
-"""The engines of the jumpstart studies on tables, images and pruned networks: their steps, and a smoke run each."""
+"""The engines of the jumpstart studies on tables and images: their steps, and a short run of each."""
 
 import dataclasses
 
@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from experiments.data import datasets
-from experiments.jumpstart_grid import image_grid, presets, prune_jumpstart, uci_tables
-from experiments.jumpstart_grid.presets import Grid
+from experiments.jumpstart_grid import image_grid, presets, uci_tables
+from experiments.jumpstart_grid.config import Grid, GridRunning
 
 TRAINS = pytest.mark.optax_promotes
 
@@ -71,7 +71,7 @@ def test_a_shallow_network_learns_iris():
         batch=64,
     )
     done = []
-    made = uci_tables.carry_out(grid, uci_tables.plan(grid)[0], done.append)["cells"]
+    made = uci_tables.carry_out(GridRunning(), uci_tables.plan(grid)[0], done.append)["cells"]
     assert sum(done) == uci_tables.plan(grid)[0].work
     assert made["replicate"] == [0, 1]
     assert min(made["val_acc"]) > 0.9
@@ -100,7 +100,7 @@ def test_an_image_network_trains_a_few_steps(method):
     )
     (stage,) = image_grid.plan(grid)
     done = []
-    made = image_grid.carry_out(grid, stage, done.append)["cells"]
+    made = image_grid.carry_out(GridRunning(), stage, done.append)["cells"]
     assert done == [1, 1]
     assert 0.05 < made["train_acc_last"][0] <= made["train_acc"][0] < 1
     # Two convolutions of 2 channels; the head reads the average and the maximum of each.
@@ -123,7 +123,7 @@ def test_an_image_preset_takes_its_steps_on_images_of_its_shape(monkeypatch, nam
     grid = dataclasses.replace(presets.get(name), epochs=1, batch=8)
     stages = [stage for stage in image_grid.plan(grid) if stage.settings["coefficient"]]
     smallest = min(stages, key=lambda stage: stage.settings["depth"] * stage.settings["width"])
-    (cell,) = pd.DataFrame(image_grid.carry_out(grid, smallest, lambda _: None)["cells"]).to_dict("records")
+    (cell,) = pd.DataFrame(image_grid.carry_out(GridRunning(), smallest, lambda _: None)["cells"]).to_dict("records")
     assert (cell["dataset"], cell["parameters"] > 0) == (name, True)
     assert 0 <= cell["train_acc"] <= 1
     assert 0 <= cell["val_acc"] <= 1
@@ -131,7 +131,7 @@ def test_an_image_preset_takes_its_steps_on_images_of_its_shape(monkeypatch, nam
 
 def test_a_table_is_no_data_set_for_convolutions():
     setup = image_grid.Setup("iris", "relu", 2, 2, 1, 0.01, 64, 0.0)
-    with pytest.raises(ValueError, match=r"dataset='iris' has examples of shape \(4,\), which are no images"):
+    with pytest.raises(ValueError, match=r"dataset='iris' has examples of shape \(4,\); kind='images' needs images"):
         image_grid.start(setup, datasets.load("iris"), 0)
 
 
@@ -148,25 +148,3 @@ def test_the_gradient_of_an_image_network_holds_the_penalty_of_every_weighted_la
         grads, _ = jax.jit(jax.grad(loss, has_aux=True))(state.params, state.stats, *batch)
         moved[method] = float(jnp.abs(grads["head"]["kernel"][...]).max())
     assert moved["norm"] > 1e3 > moved["UP"]
-
-
-@TRAINS
-def test_pruned_networks_keep_exactly_what_the_ratio_says_through_fine_tuning():
-    grid = Grid(
-        kind="pruning", datasets=("digits",), methods=("baseline", "jumpstart"), depths=(1,), widths=(20,),
-        seeds=2, epochs=2, finetune_epochs=1, batch=128, ratios=(4.0,), lr=(1e-2,), coefficient=0.01,
-    )  # fmt: skip
-    (stage,) = prune_jumpstart.plan(grid)
-    made = prune_jumpstart.carry_out(grid, stage, lambda units: None)["cells"]
-    assert made["method"] == ["dense"] * 2 + ["baseline"] * 2 + ["jumpstart"] * 2
-    assert made["ratio"] == [1.0] * 2 + [4.0] * 4
-    right, support = (np.array([row.split() for row in made[name]], int) for name in ("right", "support"))
-    np.testing.assert_allclose(right.sum(1) / support.sum(1), made["test_acc"])
-    assert (right <= support).all()
-
-
-def test_pruning_keeps_exactly_as_many_weights_outside_the_head():
-    params = {"hidden": {"kernel": jnp.arange(1.0, 13.0).reshape(3, 4)}, "head": {"kernel": jnp.full((4, 2), 0.5)}}
-    pruned = prune_jumpstart.prune(5, params)
-    assert int((pruned["hidden"]["kernel"] != 0).sum()) == 5
-    assert (pruned["head"]["kernel"] == 0.5).all()

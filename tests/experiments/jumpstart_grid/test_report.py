@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from experiments.jumpstart_grid import figures, report
-from experiments.jumpstart_grid.presets import Grid
+from experiments.jumpstart_grid.config import Grid
 
 
 def _cells(**columns):
@@ -121,7 +121,7 @@ def test_alpha_of_pruned_networks_is_the_audit_s():
 def test_everything_that_is_printed_is_written_as_markdown(tmp_path):
     table = _cells(method=["relu", "UP"], train_acc=[0.6, 0.9])
     out = io.StringIO()
-    report.write(Grid(out=tmp_path), table, None, Console(file=out, width=200))
+    report.write(tmp_path, Grid(), table, None, Console(file=out, width=200))
     text = (tmp_path / "report.md").read_text()
     assert "| UP |" in text
     assert text.count("**moons") == out.getvalue().count("moons")

@@ -12,7 +12,7 @@ from experiments.jumpstart_grid import thin_networks as tn
 from experiments.jumpstart_grid.thin_stack import Architecture
 from jprune.jumpstart.penalty import jumpstart_penalty
 
-RUNS = [tn.Run(2, 0), tn.Run(5, 2)]
+RUNS = [tn.ThinRun(2, 0), tn.ThinRun(5, 2)]
 
 
 def _problem(arch, runs, rng, examples=14):
@@ -105,7 +105,7 @@ def test_value_and_gradient_of_padded_runs_are_those_of_each_thin_network_alone(
     rng = np.random.default_rng(depth)
     arch = Architecture(depth, 5, train=11, coefficient=0.07, **variant)
     problem = _problem(arch, RUNS, rng)
-    state = tn.start(arch, tn.Recipe(), RUNS)
+    state = tn.start(arch, tn.ThinRecipe(), RUNS)
     weights = _perturbed(arch, state.weights, rng, problem.real)
     seen = _gradient(arch, weights, problem, state.running)
     for index in range(len(RUNS)):
@@ -132,11 +132,11 @@ def _check_run(arch, problem, weights, seen, index):
 
 
 def test_a_network_without_padding_needs_no_mask_and_gives_the_same_gradient_as_one_with_it():
-    runs = [tn.Run(5, 0), tn.Run(5, 1)]
+    runs = [tn.ThinRun(5, 0), tn.ThinRun(5, 1)]
     arch = Architecture(3, 5, train=11, penalized=("unit", "point"))
     problem = _problem(arch, runs, np.random.default_rng(0))
     assert problem.real is None
-    weights = tn.start(arch, tn.Recipe(), runs).weights
+    weights = tn.start(arch, tn.ThinRecipe(), runs).weights
     masked = problem._replace(real=jnp.ones((2, arch.units), bool))
     grads = [_gradient(arch, weights, p)[0] for p in (problem, masked)]
     _assert_equal_trees(*grads, rtol=1e-6, atol=1e-7)
@@ -147,8 +147,8 @@ def test_a_zero_network_splits_the_gradient_over_all_tied_cells():
     examples, width = 11, 3
     for balance, pull in ((0.5, 0.0), (0.51, 0.02)):
         arch = Architecture(2, width, examples, penalized=("unit", "point"), balance=balance, coefficient=1.0)
-        state = tn.start(arch, tn.Recipe(zero=True), [tn.Run(3, 0)])
-        problem = _problem(arch, [tn.Run(3, 0)], np.random.default_rng(0))
+        state = tn.start(arch, tn.ThinRecipe(zero=True), [tn.ThinRun(3, 0)])
+        problem = _problem(arch, [tn.ThinRun(3, 0)], np.random.default_rng(0))
         grads, _ = _gradient(arch, state.weights, problem)
         # Each of a channel's 2 units, and a third of each of the 22 points: d slack^2 = 2 (balance - (1 - balance)).
         expected = -2 * pull * (2 + 2 * examples / width)
@@ -160,7 +160,7 @@ def test_a_zero_network_splits_the_gradient_over_all_tied_cells():
 def test_training_follows_adam_on_each_thin_network_alone(layer):
     rng = np.random.default_rng(3)
     arch = Architecture(6, 5, train=11, layer=layer, penalized=("unit", "point"), coefficient=1e-2)
-    recipe = tn.Recipe()
+    recipe = tn.ThinRecipe()
     problem = _problem(arch, RUNS, rng)
     initial = tn.start(arch, recipe, RUNS)
     alone = [_alone(arch, initial.weights, i, run.width) for i, run in enumerate(RUNS)]
@@ -188,7 +188,7 @@ def test_training_follows_adam_on_each_thin_network_alone(layer):
 def test_padding_stays_zero_and_shared_taps_stay_equal_through_training():
     arch = Architecture(4, 5, train=11, normalized=True)
     problem = _problem(arch, RUNS, np.random.default_rng(0))
-    state = tn.train(arch, tn.Recipe(), 30, tn.start(arch, tn.Recipe(), RUNS), problem)
+    state = tn.train(arch, tn.ThinRecipe(), 30, tn.start(arch, tn.ThinRecipe(), RUNS), problem)
     hidden = np.asarray(state.weights.stack.hidden)
     width = arch.width
     np.testing.assert_array_equal(hidden[..., :width, :width], hidden[..., width:, width:])
@@ -204,7 +204,7 @@ def test_padding_stays_zero_and_shared_taps_stay_equal_through_training():
 def test_forward_alone_sees_what_the_padded_program_sees(normalized):
     arch = Architecture(5, 5, train=11, normalized=normalized)
     problem = _problem(arch, RUNS, np.random.default_rng(1))
-    state = tn.train(arch, tn.Recipe(), 20, tn.start(arch, tn.Recipe(), RUNS), problem)
+    state = tn.train(arch, tn.ThinRecipe(), 20, tn.start(arch, tn.ThinRecipe(), RUNS), problem)
     _, (outcome, _) = tn.loss(arch, state.weights, problem, state.running)
     inputs, labels = np.asarray(problem.inputs), np.asarray(problem.labels)
     for index, run in enumerate(RUNS):
@@ -219,11 +219,11 @@ def test_forward_alone_sees_what_the_padded_program_sees(normalized):
 @pytest.mark.optax_promotes
 def test_running_moments_follow_the_batch_with_momentum():
     arch = Architecture(3, 4, train=11, normalized=True)
-    runs = [tn.Run(4, 0)]
+    runs = [tn.ThinRun(4, 0)]
     problem = _problem(arch, runs, np.random.default_rng(2))
-    initial = tn.start(arch, tn.Recipe(), runs)
+    initial = tn.start(arch, tn.ThinRecipe(), runs)
     _, (_, moments) = tn.loss(arch, initial.weights, problem, initial.running)
-    state = tn.train(arch, tn.Recipe(), 1, initial, problem)
+    state = tn.train(arch, tn.ThinRecipe(), 1, initial, problem)
     np.testing.assert_allclose(state.running.mean, 0.01 * moments.mean, rtol=1e-5, atol=1e-8)
     np.testing.assert_allclose(state.running.variance, 0.99 + 0.01 * moments.variance, rtol=1e-6)
 
@@ -232,10 +232,10 @@ def test_running_moments_follow_the_batch_with_momentum():
 def test_dropout_multiplies_before_every_hidden_layer_and_spares_validation():
     """With a given mask the gradient is autodiff's through the masked network."""
     arch = Architecture(3, 4, train=11, penalized=("unit", "point"), coefficient=0.01)
-    runs = [tn.Run(4, 0)]
+    runs = [tn.ThinRun(4, 0)]
     rng = np.random.default_rng(5)
     problem = _problem(arch, runs, rng)
-    state = tn.start(arch, tn.Recipe(dropout=True), runs)
+    state = tn.start(arch, tn.ThinRecipe(dropout=True), runs)
     keep = tn._dropout(arch, state, problem)
     assert all((np.asarray(k)[..., 11:] == 1).all() for k in keep)
     np.testing.assert_allclose(np.unique(np.asarray(keep[1])[..., :11]), [0, 1 / 0.9], rtol=1e-6)
@@ -262,19 +262,19 @@ def test_dropout_multiplies_before_every_hidden_layer_and_spares_validation():
 def test_the_program_does_not_grow_with_depth():
     def size(depth):
         arch = Architecture(depth, 5, train=11, penalized=("unit", "point"))
-        state = tn.start(arch, tn.Recipe(), RUNS)
+        state = tn.start(arch, tn.ThinRecipe(), RUNS)
         problem = _problem(arch, RUNS, np.random.default_rng(0))
-        return len(tn.train.lower(arch, tn.Recipe(), 2, state, problem).as_text().splitlines())
+        return len(tn.train.lower(arch, tn.ThinRecipe(), 2, state, problem).as_text().splitlines())
 
     assert size(5) == size(60)
 
 
 def test_a_run_wider_than_its_program_is_refused():
     with pytest.raises(ValueError, match=r"runs\[1\].width=6 must be in 1..5"):
-        tn.start(Architecture(2, 5, train=11), tn.Recipe(), [tn.Run(5, 0), tn.Run(6, 0)])
+        tn.start(Architecture(2, 5, train=11), tn.ThinRecipe(), [tn.ThinRun(5, 0), tn.ThinRun(6, 0)])
 
 
 def test_a_run_starts_from_the_same_weights_in_whatever_program():
-    narrow, wide = (tn.start(Architecture(3, w, train=11), tn.Recipe(), [tn.Run(3, 7)]) for w in (3, 5))
+    narrow, wide = (tn.start(Architecture(3, w, train=11), tn.ThinRecipe(), [tn.ThinRun(3, 7)]) for w in (3, 5))
     a, b = (_alone(Architecture(3, w, train=11), s.weights, 0, 3) for w, s in ((3, narrow), (5, wide)))
     _assert_equal_trees(a, b, rtol=0)

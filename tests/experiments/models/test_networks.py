@@ -275,7 +275,7 @@ def test_logits_have_a_column_for_each_class(name, shape, options):
 
 
 @pytest.mark.parametrize(("name", "arguments", "message"), [
-    ("alexnet", {}, "name='alexnet' is no model; there are mlp, .*vgg11"),
+    ("alexnet", {}, "model='alexnet' is not a model; there are mlp, .*vgg11"),
     ("lenet", {"shape": (784,)}, r"input_shape=\(784,\) must be \(height, width, channels\) for 'lenet'"),
     ("lenet", {"shape": (9, 28, 1)}, r"input_shape=\(9, 28, 1\) is too small; LeNet needs at least 10 x 10"),
     ("vgg11", {"shape": MNIST}, "VGG-11 needs at least 32 x 32 pixels"),

@@ -1,27 +1,29 @@
-"""Presets, the stages that they plan, and how far they are told to be."""
+"""Presets, the stages that they plan, and the display of progress."""
 
 import dataclasses
+import functools
 import io
 import json
 import re
 from pathlib import Path
 
+import jax
 import pytest
 from rich.console import Console
 
-from experiments.cli import progress
+from experiments.cli import commands, progress
 from experiments.data import datasets
-from experiments.recall_distortion import plan, presets
-from experiments.recall_distortion.plan import Cell
-from experiments.recall_distortion.presets import Study
+from experiments.recall_distortion import __main__ as recall_distortion
+from experiments.recall_distortion import config, oneshot, placement, plan, presets
+from experiments.recall_distortion.config import Running, Study
+from experiments.recall_distortion.plan import Coefficients, Known, PruningTarget
 from experiments.storage import store
-from experiments.training import tuning
 
 PAPER = ["mnist-lenet", "fashion-lenet", *(f"cifar10-resnet{d}" for d in (20, 32, 44, 56, 110)), "cifar100-resnet56"]
 
 
 def test_there_is_a_preset_for_the_demo_and_every_study_of_the_paper():
-    assert sorted(presets.names()) == sorted(["demo", *PAPER])
+    assert sorted(presets.names()) == sorted(["demo", "digits-finetune-jumpstart", *PAPER])
 
 
 @pytest.mark.parametrize("name", ["demo", *PAPER])
@@ -61,22 +63,38 @@ def test_a_name_is_registered_once():
         return Study()
 
     with pytest.raises(ValueError, match="preset 'demo' is already registered"):
-        presets.preset(demo)
+        presets._PRESETS.preset(demo)
     with pytest.raises(ValueError, match="preset='nix' is unknown; known: demo, fashion-lenet"):
         presets.get("nix")
 
 
 def test_settings_survive_json():
-    study = dataclasses.replace(
-        presets.get("demo"),
-        out=Path("a"),
-        data_dir=Path("b"),
-        beside=(Path("c"),),
-        classes=("x",),
-        limit=3,
-        image_size=(8, 9),
-    )
-    assert presets.from_json(json.loads(json.dumps(study.to_json()))) == study
+    study = dataclasses.replace(presets.get("demo"), classes=("x",), limit=3, image_size=(8, 9), model_options=("a=1",))
+    assert config.study_from_json(json.loads(json.dumps(commands.to_json(study)))) == study
+    running = Running(out=Path("a"), data_dir=Path("b"), beside=(Path("c"),), chunk=4, form="map")
+    assert config.running_from_json(json.loads(json.dumps(commands.to_json(running)))) == running
+
+
+def test_the_settings_of_earlier_layouts_are_read():
+    """One dict had everything, and the form could be measured automatically."""
+    earlier = {
+        "action": "run",
+        "preset": "demo",
+        "ratios": [1, 5],
+        "form": "auto",
+        "chunk": 30,
+        "out": "runs/a",
+        "list": False,
+    }
+    assert config.study_from_json(earlier) == Study(ratios=(1, 5))
+    assert config.running_from_json(earlier) == Running(out=Path("runs/a"), chunk=30)
+
+
+def test_the_options_of_a_command_are_a_study_and_a_way_of_running_it():
+    command = recall_distortion.parse(["--preset", "mnist-lenet", "--limit", "9", "--chunk", "2", "--shard", "1/3"])
+    assert command.study == dataclasses.replace(presets.get("mnist-lenet"), limit=9)
+    assert (command.running.chunk, command.cluster.shard, command.folder) == (2, "1/3", Path("runs/mnist-lenet"))
+    assert recall_distortion.parse([]).running == presets.running("demo") == Running(chunk=30, form="vmap", loop="scan")
 
 
 @pytest.mark.parametrize(
@@ -84,14 +102,14 @@ def test_settings_survive_json():
     [
         ({"replicates": 0}, "replicates=0 must be at least 1"),
         ({"ratios": (0.5, 2)}, "must be 1 or more"),
-        ({"ratios": (2, 2)}, r"ratios=\(2, 2\) must be one or more values, none twice"),
-        ({"scores": ()}, "must be one or more values"),
+        ({"ratios": (2, 2)}, r"ratios=\(2, 2\) must be one or more different values"),
+        ({"scores": ()}, "must be one or more different values"),
         ({"jumpstart": (-1.0,)}, "must not be negative"),
-        ({"shard": "2/2"}, "shard='2/2' must be i/n with 0 <= i < n"),
+        ({"model_options": ("depth",)}, "'depth' must be NAME=VALUE"),
         ({"limit": 0}, "limit=0 must be at least 1"),
         ({"momentum": 1.0}, r"momentum=1\.0 must be at least 0 and below 1"),
         ({"image_size": (8, 0)}, r"image_size=\(8, 0\) must be a height and a width of at least 1 pixel"),
-        ({"finetune_epochs": (1, 2)}, r"finetune_epochs=\(1, 2\) and finetune_lr=\(0\.01,\) must be equally many"),
+        ({"finetune_epochs": (1, 2)}, r"finetune_epochs=\(1, 2\) and finetune_lr=\(0\.01,\) must have the same length"),
     ],
 )
 def test_settings_that_no_study_can_have_are_refused(changes, message):
@@ -101,33 +119,28 @@ def test_settings_that_no_study_can_have_are_refused(changes, message):
 
 def test_the_control_is_planned_once_and_dense_training_first():
     study = Study(ratios=(1, 2, 4), scores=("magnitude", "random"))
-    assert [stage.cell for stage in plan.stages(study, "f", 0.0)] == [
+    assert [stage.target for stage in plan.stages(study, KNOWN, Coefficients(0.0))] == [
         None,
-        Cell("control", 1.0),
-        Cell("magnitude", 2.0),
-        Cell("random", 2.0),
-        Cell("magnitude", 4.0),
-        Cell("random", 4.0),
+        PruningTarget("control", 1.0),
+        PruningTarget("magnitude", 2.0),
+        PruningTarget("random", 2.0),
+        PruningTarget("magnitude", 4.0),
+        PruningTarget("random", 4.0),
     ]
 
 
-def digests(study, fingerprint="f"):
-    return {stage.cell: store.digest(stage.settings) for stage in plan.stages(study, fingerprint, 0.0)}
+KNOWN = Known("f", {"model": "mlp"})
+
+
+def digests(study, known=None):
+    known = known or Known("f", plan.model_settings(study))
+    return {stage.target: store.digest(stage.settings) for stage in plan.stages(study, known, Coefficients(0.0))}
 
 
 def test_a_setting_changes_the_stages_whose_numbers_it_decides_and_no_other():
     study = Study(ratios=(1, 2), scores=("magnitude", "undecayed"))
     before = digests(study)
-    where = {
-        "out": Path("x"),
-        "shard": "0/2",
-        "chunk": 3,
-        "memory": 1.0,
-        "form": "map",
-        "loop": "steps",
-        "replicates": 9,
-    }
-    assert digests(dataclasses.replace(study, **where, keep_pruned=True)) == before
+    assert digests(dataclasses.replace(study, replicates=9)) == before
     assert before[None] == "c740f87c5d5b381a02a0", "stores of earlier versions are found"
     changes = {
         "batch": 64,
@@ -135,18 +148,32 @@ def test_a_setting_changes_the_stages_whose_numbers_it_decides_and_no_other():
         "lr": (0.2,),
         "augment": True,
         "model": "lenet",
+        "model_options": ("features=(20,)",),
+        "prunable": "^hidden/",
+        "optimizer": "adam",
         "limit": 9,
         "image_size": (8, 9),
     }
     for change in changes.items():
         after = digests(dataclasses.replace(study, **dict([change])))
-        assert all(after[cell] != before[cell] for cell in before)
-    assert all(after != before for after, before in zip(digests(study, "g").values(), before.values(), strict=True))
+        assert all(after[target] != before[target] for target in before)
+    other = digests(study, Known("g", {"model": "mlp"}))
+    assert all(after != before for after, before in zip(other.values(), before.values(), strict=True))
     finetune = digests(dataclasses.replace(study, finetune_epochs=(1,)))
     assert finetune[None] == before[None]
-    assert finetune[Cell("control", 1.0)] != before[Cell("control", 1.0)]
+    control = PruningTarget("control", 1.0)
+    assert finetune[control] != before[control]
     gradient = digests(dataclasses.replace(study, gradient_batches=2))
-    assert [cell for cell in before if gradient[cell] != before[cell]] == [Cell("undecayed", 2.0)]
+    assert [target for target in before if gradient[target] != before[target]] == [PruningTarget("undecayed", 2.0)]
+
+
+def test_coefficients_of_fine_tuning_share_the_dense_networks():
+    study = Study(ratios=(1, 2), scores=("magnitude",), jumpstart=(0.0,), finetune_jumpstart=(0.0, 0.01))
+    first, second = (plan.stages(study, KNOWN, penalty) for penalty in plan.coefficients(study))
+    assert first[0].settings == second[0].settings
+    assert first[0].title == second[0].title == "jumpstart 0: dense training"
+    assert first[1].settings != second[1].settings
+    assert second[1].title == "jumpstart 0, in fine-tuning 0.01: no pruning (control)"
 
 
 def test_the_fingerprint_sees_every_array_and_the_limit_draws_from_every_split():
@@ -164,18 +191,37 @@ def test_the_fingerprint_sees_every_array_and_the_limit_draws_from_every_split()
 
 
 @pytest.mark.optax_promotes
-def test_a_chunk_has_as_many_replicates_as_fit_the_memory():
+def test_a_chunk_has_as_many_replicates_as_fit_the_memory(monkeypatch):
     from experiments.training import tasks
 
-    study = Study(batch=64, replicates=1000, memory=1.0)
+    study = Study(batch=64, replicates=1000)
     dataset = plan.load(study)
     task = tasks.classification(dataset, "mlp")
-    fits = tuning.chunk_size(study, dataset, task, 1)
-    assert 50 < fits < 1000
-    assert tuning.chunk_size(dataclasses.replace(study, memory=0.5), dataset, task, 1) == pytest.approx(fits / 2, abs=1)
-    assert tuning.chunk_size(study, dataset, task, 2) == min(2 * fits, 1000)
-    assert tuning.chunk_size(dataclasses.replace(study, memory=1e-6), dataset, task, 8) == 8
-    assert tuning.chunk_size(dataclasses.replace(study, chunk=7), dataset, task, 8) == 7
+    fits = functools.partial(placement.chunk_size, study, dataset=dataset, task=task, where=oneshot.PRUNABLE)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    one = fits(Running(memory=1.0))
+    assert 50 < one < 1000
+    assert fits(Running(memory=0.5)) == pytest.approx(one / 2, abs=1)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert fits(Running(memory=1.0)) == min(8 * one, 1000)
+    assert fits(Running(memory=1e-6)) == 8
+    assert fits(Running(chunk=7)) == 7
+
+
+def test_the_form_is_stated_for_each_backend(monkeypatch):
+    own, built_in = Study(model="my.module:Net"), Study()
+    forms = lambda study, running: (placement.placement(study, running).form, placement.placement(study, running).epoch)
+    assert forms(built_in, Running()) == ("map", "scan")
+    assert forms(own, Running()) == ("unroll", "steps")
+    assert forms(own, Running(form="vmap")) == ("vmap", "steps")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert forms(built_in, Running()) == forms(own, Running()) == ("vmap", "scan")
+
+
+def test_hours_are_those_of_the_measured_steps():
+    study = Study(model="lenet")  # 1.7 ms a step of 128 on a CPU
+    assert placement.hours(study, 30, 10, 128_000) == pytest.approx(30 * 10 * 1000 * 1.7e-3 / 3600)
+    assert placement.hours(dataclasses.replace(study, model="vgg11"), 30, 10, 128_000) is None
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal():
@@ -197,7 +243,24 @@ def test_progress_on_a_terminal_names_the_stage():
         shown.stage("magnitude, t = 2")
         shown.advance(4)
     assert "magnitude, t = 2" in out.getvalue()
-    assert "4/8 epochs" in out.getvalue().replace("\x1b[0m", "").replace("\x1b[32m", "")
+    assert "4/8" in out.getvalue().replace("\x1b[0m", "").replace("\x1b[32m", "")
+
+
+def test_a_log_has_rates_and_the_time_left(monkeypatch):
+    """Two epochs of 10 s each after the first, which compiles: 5 steps of 4 examples a second."""
+    clock = iter(range(0, 1000, 10))
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with progress.progress(4, "epochs", console=Console(file=out)) as shown:
+        next(clock)
+        shown.stage("dense training")
+        for _ in range(3):
+            now[0] = next(clock) * 2.0
+            shown.advance(1, 100, 400)
+    lines = out.getvalue().splitlines()
+    assert lines[-1].endswith("  5 steps/s, 20 examples/s, 20 s left")
+    assert max(map(len, lines)) <= 80
 
 
 def test_quiet_progress_says_nothing(capsys):

@@ -19,9 +19,11 @@ from rich.console import Console
 
 import jprune
 from experiments.recall_distortion import __main__ as recall_distortion
-from experiments.recall_distortion import evidence, oneshot, plan, presets, report, runner
-from experiments.recall_distortion.plan import Cell
-from experiments.storage import results, store
+from experiments.recall_distortion import config, evidence, oneshot, plan, presets, report, results, runner
+from experiments.recall_distortion import study as studies
+from experiments.recall_distortion.config import Running
+from experiments.recall_distortion.plan import Coefficients, PruningTarget
+from experiments.storage import store
 from experiments.training import replicates
 
 pytestmark = [
@@ -30,7 +32,10 @@ pytestmark = [
 ]
 
 
-def small(out, **changes):
+RUNNING = Running(chunk=30, form="vmap", loop="scan", keep_pruned=True)
+
+
+def small(**changes):
     """The demo with three replicates, two scores and two ratios, for a few epochs."""
     base = dataclasses.replace(
         presets.get("demo"),
@@ -39,8 +44,6 @@ def small(out, **changes):
         scores=("undecayed", "random"),
         epochs=(2,),
         finetune_epochs=(1,),
-        keep_pruned=True,
-        out=out,
     )
     return dataclasses.replace(base, **changes)
 
@@ -63,53 +66,60 @@ def compiled_once(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """A small study that has been run once for all tests of this module."""
-    study = small(tmp_path_factory.mktemp("study") / "small")
-    recall_distortion.run(study)
-    return study
+def study():
+    return small()
 
 
-def stage_of(study, jumpstart, cell):
-    planned = plan.stages(study, results.truth(study).fingerprint, jumpstart)
-    return next(stage for stage in planned if stage.cell == cell)
+@pytest.fixture(scope="module")
+def folder(study, tmp_path_factory):
+    """The results of a small study that has been run once for all tests of this module."""
+    folder = tmp_path_factory.mktemp("study") / "small"
+    studies.compute(folder, study, RUNNING)
+    return folder
 
 
-def stored(study, jumpstart, cell):
-    stage = stage_of(study, jumpstart, cell)
-    (found,) = store.find(plan.root(study), stage.kind, stage.settings)
+def stage_of(folder, study, jumpstart, target):
+    planned = plan.stages(study, results.known(folder, study), Coefficients(jumpstart))
+    return next(stage for stage in planned if stage.target == target)
+
+
+def stored(folder, study, jumpstart, target):
+    stage = stage_of(folder, study, jumpstart, target)
+    (found,) = store.find(plan.root(folder), stage.kind, stage.settings)
     return found
 
 
-def test_every_file_is_there(study):
-    names = {path.name for path in study.folder.iterdir()}
+def test_every_file_is_there(folder, study):
+    names = {path.name for path in folder.iterdir()}
     kinds = ("summary", "alphas", "counts", "classes", "dense", "tests", "stopped", "accuracy")
-    others = {"config.json", "made", "alpha.png", "figures", "report.html", "store"}
-    assert names == {f"{kind}.csv" for kind in kinds} | others
-    drawn = {str(path.relative_to(study.folder)) for path in study.folder.rglob("*.png")}
+    others = {"config.json", "studies", "made", "metrics.csv", "alpha.png", "figures", "report.html", "store"}
+    assert names - {"tensorboard"} == {f"{kind}.csv" for kind in kinds} | others
+    drawn = {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
     each = ("alpha", "null", "recall", "tradeoff", "variance", "scatter")
     assert drawn == {"alpha.png"} | {f"figures/jumpstart-{c}/{name}.png" for c in ("0", "0.1") for name in each}
-    assert all((study.folder / path).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in drawn)
-    config = json.loads((study.folder / "config.json").read_text())
-    assert presets.from_json(config["study"]) == study
-    assert config["versions"]["jax"] == jax.__version__
-    page = (study.folder / "report.html").read_text()
+    assert all((folder / path).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in drawn)
+    written = json.loads((folder / "config.json").read_text())
+    assert config.study_from_json(written["study"]) == study
+    assert written["versions"]["jax"] == jax.__version__
+    curves = pd.read_csv(folder / "metrics.csv")
+    assert len(curves) == 3 * 2 * (2 + 3 * 1)  # replicates, coefficients, epochs of dense training and of 3 prunings
+    page = (folder / "report.html").read_text()
     assert "<svg" in page
     assert "random (jumpstart 0.1)" in page
 
 
-def test_digits_are_drawn_from_black_to_white(study):
-    drawn = re.findall(r"data:image/png;base64,([^\"']+)", (study.folder / "report.html").read_text())
+def test_digits_are_drawn_from_black_to_white(folder, study):
+    drawn = re.findall(r"data:image/png;base64,([^\"']+)", (folder / "report.html").read_text())
     pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in drawn]
-    stored = np.rint(results.images(study)[..., 0] / 16 * 255)  # the gray levels of digits are 0 to 16
+    stored = np.rint(results.images(folder, study)[..., 0] / 16 * 255)  # the gray levels of digits are 0 to 16
     assert pictures
     assert all((stored == picture).all(axis=(1, 2)).any() for picture in pictures)
 
 
-def test_pruned_weights_are_zero_after_fine_tuning_and_exactly_as_many_are_kept_as_the_ratio_asks(study):
+def test_pruned_weights_are_zero_after_fine_tuning_and_exactly_as_many_are_kept_as_the_ratio_asks(folder, study):
     # 50,610 parameters, of which 49,200 prunable; a fifth of all is 10,122, less 1,410 that stay.
     for score in study.scores:
-        found = stored(study, 0.1, Cell(score, 5.0))
+        found = stored(folder, study, 0.1, PruningTarget(score, 5.0))
         rows = store.read_table(found, "replicates.parquet")
         assert rows["kept_by_mask"].tolist() == [8712] * 3
         assert rows["nonzero"].tolist() == [8712] * 3
@@ -117,17 +127,17 @@ def test_pruned_weights_are_zero_after_fine_tuning_and_exactly_as_many_are_kept_
         kernels = [weights["0/hidden/0/kernel"], weights["0/hidden/1/kernel"]]
         assert [int(sum((kernel[r] != 0).sum() for kernel in kernels)) for r in range(3)] == [8712] * 3
         assert all((weights["0/head/kernel"][r] != 0).all() for r in range(3))
-        before = store.read_weights(stored(study, 0.1, None))["0/hidden/0/kernel"]
+        before = store.read_weights(stored(folder, study, 0.1, None))["0/hidden/0/kernel"]
         kept = kernels[0] != 0
         assert (before[kept] != kernels[0][kept]).mean() > 0.99, "what is kept was fine-tuned"
-    control = store.read_table(stored(study, 0.1, Cell("control", 1.0)), "replicates.parquet")
+    control = store.read_table(stored(folder, study, 0.1, PruningTarget("control", 1.0)), "replicates.parquet")
     assert control["nonzero"].tolist() == [49_200] * 3
 
 
-def test_counts_sum_to_the_test_set_and_are_those_of_the_stored_weights(study):
-    truth = results.truth(study)
-    for cell in (None, Cell("control", 1.0), Cell("undecayed", 5.0)):
-        found = stored(study, 0.0, cell)
+def test_counts_sum_to_the_test_set_and_are_those_of_the_stored_weights(folder, study):
+    truth = results.truth(folder, study)
+    for target in (None, PruningTarget("control", 1.0), PruningTarget("undecayed", 5.0)):
+        found = stored(folder, study, 0.0, target)
         counts = store.read_table(found, "counts.parquet")
         assert counts.groupby("replicate")["count"].sum().tolist() == [450] * 3
         predictions = np.stack(store.read_table(found, "predictions.parquet")["prediction"])
@@ -146,9 +156,9 @@ def test_counts_sum_to_the_test_set_and_are_those_of_the_stored_weights(study):
         assert (logits.argmax(1) == predictions[1]).mean() > 0.997  # to float tolerance
 
 
-def test_alphas_in_the_report_are_worked_out_from_the_stored_counts(study):
-    alphas = pd.read_csv(study.folder / "alphas.csv")
-    counts = pd.read_csv(study.folder / "counts.csv")
+def test_alphas_in_the_report_are_worked_out_from_the_stored_counts(folder, study):
+    alphas = pd.read_csv(folder / "alphas.csv")
+    counts = pd.read_csv(folder / "counts.csv")
     assert len(alphas) == 2 * 2 * 2 * 3  # coefficients, scores, ratios, replicates
     assert set(alphas["jumpstart"]) == {0.0, 0.1}
     for _, row in alphas.iterrows():
@@ -168,11 +178,11 @@ def test_alphas_in_the_report_are_worked_out_from_the_stored_counts(study):
     assert (control["undecayed"] == control["random"]).all()
 
 
-def test_the_table_of_dense_accuracy_is_worked_out_from_the_stored_predictions(study):
-    table = pd.read_csv(study.folder / "accuracy.csv")
-    labels = results.truth(study).labels
+def test_the_table_of_dense_accuracy_is_worked_out_from_the_stored_predictions(folder, study):
+    table = pd.read_csv(folder / "accuracy.csv")
+    labels = results.truth(folder, study).labels
     for jumpstart, row in zip(study.jumpstart, table.itertuples(), strict=True):
-        predictions = store.read_table(stored(study, jumpstart, None), "predictions.parquet")["prediction"]
+        predictions = store.read_table(stored(folder, study, jumpstart, None), "predictions.parquet")["prediction"]
         accuracies = [(found == labels).mean() for found in predictions]
         assert row.audit == f"mlp on digits, jumpstart {jumpstart:g}"
         assert row.networks == 3
@@ -180,38 +190,38 @@ def test_the_table_of_dense_accuracy_is_worked_out_from_the_stored_predictions(s
         np.testing.assert_allclose([row.mean, row.standard_deviation, row.lowest, row.highest], expected, rtol=1e-9)
 
 
-def test_the_penalty_is_in_dense_training_alone(study):
-    dense = [store.read_weights(stored(study, c, None))["0/hidden/0/kernel"] for c in (0.0, 0.1)]
+def test_the_penalty_is_in_dense_training_alone(folder, study):
+    dense = [store.read_weights(stored(folder, study, c, None))["0/hidden/0/kernel"] for c in (0.0, 0.1)]
     assert (dense[0] != dense[1]).any()
     assert plan.finetune_recipe(study).jumpstart == 0
-    assert stage_of(study, 0.1, None).settings["recipe"]["jumpstart"] == 0.1
+    assert stage_of(folder, study, 0.1, None).settings["recipe"]["jumpstart"] == 0.1
 
 
-def test_the_report_comes_from_the_store_alone(study, capsys, monkeypatch):
+def test_the_report_comes_from_the_store_alone(folder, study, capsys, monkeypatch):
     monkeypatch.setattr(plan, "load", None)
-    before = (study.folder / "alphas.csv").read_text()
-    (study.folder / "alphas.csv").unlink()
-    assert recall_distortion.main(["report", "--out", str(study.folder)]) == 0
+    before = (folder / "alphas.csv").read_text()
+    (folder / "alphas.csv").unlink()
+    assert recall_distortion.main(["report", "--out", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert said.splitlines()[-1] == f"The report is {study.folder / 'report.html'}"
+    assert said.splitlines()[-1] == f"The report is {folder / 'report.html'}"
     assert "Jumpstart 0.1: 3 of 3 networks (mlp) on digits, 450 test examples; dense accuracy 0.9" in said
     assert "Does the jumpstart penalty change alpha?" in said
-    assert (study.folder / "alphas.csv").read_text() == before
-    assert recall_distortion.main(["status", "--out", str(study.folder)]) == 0
+    assert (folder / "alphas.csv").read_text() == before
+    assert recall_distortion.main(["status", "--out", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "   3 of 3  jumpstart 0.1: random, t = 5" in lines
     assert len(lines) == 2 * 4
 
 
-def test_studies_side_by_side_are_tested_and_tabled(study, tmp_path):
+def test_studies_side_by_side_are_tested_and_tabled(folder, study, tmp_path):
     """This study at coefficient 0.1 beside the recorded one at its first, 0: Welch's t by scipy."""
-    shutil.copytree(study.folder / "store", tmp_path / "store")
-    here = dataclasses.replace(study, out=tmp_path, jumpstart=(0.1,), beside=(study.folder,))
-    report.write(here, Console(file=io.StringIO()))
-    alphas = pd.read_csv(study.folder / "alphas.csv").groupby(["jumpstart", "score", "ratio"])["alpha"].apply(list)
+    shutil.copytree(folder / "store", tmp_path / "store")
+    here = dataclasses.replace(study, jumpstart=(0.1,))
+    report.write(tmp_path, here, Console(file=io.StringIO()), beside=(folder,))
+    alphas = pd.read_csv(folder / "alphas.csv").groupby(["jumpstart", "score", "ratio"])["alpha"].apply(list)
     table = pd.read_csv(tmp_path / "beside.csv")
     assert len(table) == 2 * 2  # scores, ratios
-    other = f"mlp on digits, {study.folder.name}"
+    other = f"mlp on digits, {folder.name}"
     for row in table.itertuples():
         assert (row.audit, row.other_audit, row.alternative) == ("mlp on digits", other, "greater")
         first, second = (alphas[c, row.score, row.ratio] for c in (0.1, 0.0))
@@ -220,73 +230,70 @@ def test_studies_side_by_side_are_tested_and_tabled(study, tmp_path):
         assert row.p_bonferroni == pytest.approx(min(1, 2 * p), rel=1e-9)
     assert pd.read_csv(tmp_path / "accuracy.csv")["audit"].tolist() == ["mlp on digits, jumpstart 0.1", other]
     assert (tmp_path / "beside.png").exists()
-    with pytest.raises(ValueError, match="has two studies that are both called 'mlp on digits, small'"):
-        report.write(dataclasses.replace(here, beside=(study.folder, study.folder)), Console(file=io.StringIO()))
-    nowhere = dataclasses.replace(here, beside=(tmp_path / "nowhere",))
+    with pytest.raises(ValueError, match="two studies are both called 'mlp on digits, small'"):
+        report.write(tmp_path, here, Console(file=io.StringIO()), beside=(folder, folder))
     with pytest.raises(store.StoreError, match=r"nowhere has no config\.json: no study was run there"):
-        report.write(nowhere, Console(file=io.StringIO()))
+        report.write(tmp_path, here, Console(file=io.StringIO()), beside=(tmp_path / "nowhere",))
 
 
-def test_the_second_run_trains_nothing(study, monkeypatch):
+def test_the_second_run_trains_nothing(folder, study, monkeypatch):
     monkeypatch.setattr(runner, "train_dense", None)
     monkeypatch.setattr(runner, "prune_and_finetune", None)
-    monkeypatch.setattr(recall_distortion, "report", lambda study: None)
-    recall_distortion.run(study)
-    assert recall_distortion.todo(study, plan.fingerprint(plan.load(study)), chunk=30) == []
+    monkeypatch.setattr(studies, "report", lambda *_: {})
+    studies.compute(folder, study, RUNNING)
+    assert studies.todo(folder, study, results.known(folder, study), chunk=30) == []
 
 
-def test_a_stage_that_is_lost_is_made_again_with_the_same_numbers(study, monkeypatch):
-    monkeypatch.setattr(recall_distortion, "report", lambda study: None)
-    found = stored(study, 0.0, Cell("random", 5.0))
+def test_a_stage_that_is_lost_is_made_again_with_the_same_numbers(folder, study, monkeypatch):
+    monkeypatch.setattr(studies, "report", lambda *_: {})
+    found = stored(folder, study, 0.0, PruningTarget("random", 5.0))
     before = {name: store.read_table(found, f"{name}.parquet") for name in ("predictions", "replicates", "counts")}
     shutil.rmtree(found.path)
-    recall_distortion.run(study)
+    studies.compute(folder, study, RUNNING)
     for name, table in before.items():
         pd.testing.assert_frame_equal(store.read_table(found, f"{name}.parquet"), table)
 
 
-def test_more_replicates_leave_those_that_are_there(study):
+def test_more_replicates_leave_those_that_are_there(folder, study):
     more = dataclasses.replace(study, replicates=4, jumpstart=(0.0,), scores=("random",))
-    dataset = plan.load(more)
-    work = recall_distortion.todo(more, plan.fingerprint(dataset), chunk=30)
+    work = studies.todo(folder, more, results.known(folder, more), chunk=30)
     assert [mine for _, mine in work] == [range(3, 4)] * 3
-    assert [stage.cell for stage, _ in work] == [None, Cell("control", 1.0), Cell("random", 5.0)]
+    assert [stage.target for stage, _ in work] == [None, PruningTarget("control", 1.0), PruningTarget("random", 5.0)]
 
 
-def test_a_stopped_replicate_is_left_out_with_its_reason(study, tmp_path):
-    copy = dataclasses.replace(study, out=tmp_path, jumpstart=(0.0,), scores=("random",))
-    dataset = plan.load(copy)
-    results.settle(copy, dataset)
-    for stage in plan.stages(copy, plan.fingerprint(dataset), 0.0):
-        (done,) = store.find(plan.root(study), stage.kind, stage.settings)
+def test_a_stopped_replicate_is_left_out_with_its_reason(folder, study, tmp_path):
+    copy = dataclasses.replace(study, jumpstart=(0.0,), scores=("random",))
+    results.store_data(tmp_path, copy, plan.load(copy))
+    for stage in plan.stages(copy, results.known(tmp_path, copy), Coefficients(0.0)):
+        (done,) = store.find(plan.root(folder), stage.kind, stage.settings)
         summary = {name: column.to_numpy() for name, column in store.read_table(done, "replicates.parquet").items()}
-        if stage.cell is None:
+        if stage.target is None:
             summary["stopped"] = np.array([-1, 7, -1], np.int32)
         predictions = np.stack(store.read_table(done, "predictions.parquet")["prediction"])
         weights = {"0/head/bias": np.zeros((3, 10), np.float32)}
-        results.save(copy, stage, range(3), runner.Outcome(weights, summary, predictions, []))
-    found = evidence.gather(copy, results.truth(copy), 0.0)
+        results.save(tmp_path, copy, stage, range(3), runner.StageResult(weights, summary, predictions, []))
+    found = evidence.gather(tmp_path, copy, results.truth(tmp_path, copy), Coefficients(0.0))
     assert found.stopped.to_dict("records") == [
         {"stage": "jumpstart 0: dense training", "replicate": 1, "reason": "the loss was not finite at step 7"}
     ]
     assert sorted(found.alphas["replicate"].unique()) == [0, 2]
-    whole = pd.read_csv(study.folder / "alphas.csv").set_index(["jumpstart", "score", "ratio", "replicate"])["alpha"]
+    whole = pd.read_csv(folder / "alphas.csv").set_index(["jumpstart", "score", "ratio", "replicate"])["alpha"]
     for row in found.alphas.itertuples():
         assert row.alpha == pytest.approx(whole[0.0, row.score, row.ratio, row.replicate], rel=1e-12)
 
 
-def test_a_data_set_that_changed_is_refused(study, monkeypatch):
+def test_a_data_set_that_changed_is_refused(folder, study, monkeypatch):
     dataset = plan.load(study)
     flipped = dataset.test._replace(images=dataset.test.images[:, ::-1])
-    monkeypatch.setattr(plan, "load", lambda study: dataclasses.replace(dataset, test=flipped))
+    monkeypatch.setattr(plan, "load", lambda *_: dataclasses.replace(dataset, test=flipped))
     with pytest.raises(store.StoreError, match="was made from a data set with fingerprint"):
-        recall_distortion.run(study)
+        studies.compute(folder, study, RUNNING)
 
 
-def test_the_gradient_of_a_score_is_the_mean_over_its_batches(study):
+def test_the_gradient_of_a_score_is_the_mean_over_its_batches(folder, study):
     dataset = plan.load(study)
-    lab = runner.equip(dataclasses.replace(study, gradient_batches=3), dataset)
-    index = replicates.place(np.arange(2, dtype=np.int32), lab.layout.mesh)
+    lab = runner.equip(dataclasses.replace(study, gradient_batches=3), dataset, RUNNING)
+    index = replicates.place(np.arange(2, dtype=np.int32), lab.placement.mesh)
     params, stats, _ = lab.fresh(index)
     found = lab.gradient((params, stats, index), lab.train)
     key = replicates.key(study.seed, jnp.int32(1), 2)
@@ -303,7 +310,7 @@ def test_the_gradient_of_a_score_is_the_mean_over_its_batches(study):
     np.testing.assert_allclose(found["hidden"][1]["kernel"][1], h1.T @ back, rtol=1e-3, atol=1e-6)
 
 
-def test_more_gradient_batches_than_there_are_examples_are_refused_before_training(study):
+def test_more_gradient_batches_than_there_are_examples_are_refused_before_training(folder, study):
     dataset = plan.load(study)
     with pytest.raises(
         ValueError, match=r"gradient_batches=19 of batch=64 examples are more than the 1211 of the training split"
@@ -311,8 +318,9 @@ def test_more_gradient_batches_than_there_are_examples_are_refused_before_traini
         runner.equip(dataclasses.replace(study, gradient_batches=19), dataset)
 
 
-def test_a_report_is_of_the_replicates_that_are_asked_for(study):
-    found = evidence.gather(dataclasses.replace(study, replicates=2), results.truth(study), 0.0)
+def test_a_report_is_of_the_replicates_that_are_asked_for(folder, study):
+    two = dataclasses.replace(study, replicates=2)
+    found = evidence.gather(folder, two, results.truth(folder, study), Coefficients(0.0))
     assert sorted(found.alphas["replicate"].unique()) == [0, 1]
 
 
@@ -332,12 +340,47 @@ def test_the_signed_legacy_keeps_more_than_asked_where_scores_are_negative():
 def test_the_demo_trains_an_epoch_in_one_program_that_lowers_for_every_platform(jumpstart):
     study = dataclasses.replace(presets.get("demo"), replicates=2)
     dataset = plan.load(study)
-    lab = runner.equip(study, dataset)
+    lab = runner.equip(study, dataset, presets.running("demo"))
     phase = lab.dense[jumpstart]
-    index = replicates.place(np.arange(2, dtype=np.int32), lab.layout.mesh)
+    index = replicates.place(np.arange(2, dtype=np.int32), lab.placement.mesh)
     state = jax.eval_shape(phase.begin.program, jax.eval_shape(lab.fresh.program, index, ()), ())
     shared = (jnp.int32(0), lab.train, lab.validation)
     assert isinstance(phase.epoch, replicates.Spread), "one program an epoch"
     exported = jax.export.export(phase.epoch.program, platforms=("cpu", "cuda", "tpu"))(state, shared)
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert "while" in exported.mlir_module(), "the steps of the epoch are a loop of the program"
+
+
+def test_a_folder_with_another_study_warns_and_keeps_its_results(folder, study, tmp_path, capsys, monkeypatch):
+    """The same folder, another number of fine-tuning epochs: the options that differ are named."""
+    shutil.copytree(folder, tmp_path / "run")
+    monkeypatch.setattr(studies, "report", lambda *_: {})
+    monkeypatch.setattr(studies, "carry_out", lambda *_: None)
+    other = dataclasses.replace(study, finetune_epochs=(2,))
+    with pytest.raises(store.StoreError, match="6 stages are missing"):
+        studies.compute(tmp_path / "run", other, RUNNING)
+    assert "has results of a study with other options (finetune_epochs: [1] -> [2])" in capsys.readouterr().err
+    assert recall_distortion.main(["status", "--all", "--out", str(tmp_path / "run")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("study")] == ["study 0", "study 1"]
+    assert lines.count("   3 of 3  jumpstart 0: dense training") == 2, "both studies start from the same networks"
+    assert [lines.count(f"   {n} of 3  jumpstart 0: random, t = 5") for n in (0, 3)] == [1, 1]
+
+
+def test_a_stage_that_another_run_computes_is_left_to_it(folder, study, tmp_path, monkeypatch):
+    """The stage is claimed when this run looks first; the other run stores it meanwhile."""
+    shutil.copytree(folder, tmp_path / "run")
+    found = stored(tmp_path / "run", study, 0.0, PruningTarget("random", 5.0))
+    shutil.move(found.path, tmp_path / "elsewhere")
+    claim = found.path.with_name(f"{found.path.name}.claim")
+    claim.touch()
+
+    def other_run(seconds):
+        shutil.move(tmp_path / "elsewhere", found.path)
+        claim.unlink()
+
+    monkeypatch.setattr(studies.time, "sleep", other_run)
+    monkeypatch.setattr(studies, "report", lambda *_: {})
+    monkeypatch.setattr(runner, "prune_and_finetune", None)
+    studies.compute(tmp_path / "run", study, RUNNING)
+    assert found.done

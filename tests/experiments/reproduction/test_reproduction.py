@@ -1,7 +1,6 @@
 """What is kept of finished runs, the verdicts drawn from it, and the page rebuilt from both."""
 
 import dataclasses
-import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,10 +11,11 @@ import pytest
 from scipy import stats
 
 from experiments.recall_distortion import __main__ as recall_distortion
+from experiments.recall_distortion import results
 from experiments.reproduction import __main__ as reproduction
 from experiments.reproduction import hypotheses, ledger, references
 from experiments.reproduction.ledger import Recalls
-from experiments.storage import files, provenance, results
+from experiments.storage import files, provenance
 
 PUBLISHED = pd.read_csv(reproduction.PUBLISHED / "recall_alpha_boxplots.csv")
 RATIOS = (2.0, 4.0, 10.0, 20.0, 50.0)
@@ -243,15 +243,12 @@ def test_the_published_networks_have_the_published_seed_null_and_slopes():
         assert change.value + null.value == pytest.approx(mean, abs=6e-4)
 
 
-def test_the_same_command_is_noted_once_and_a_single_older_note_is_kept(tmp_path, monkeypatch):
+def test_the_same_command_is_noted_once(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["x", "--preset", "demo", "--data-dir", "/home/me/data"])
     provenance.note(tmp_path, "recall_distortion")
     provenance.note(tmp_path, "recall_distortion")
     (noted,) = provenance.notes(tmp_path)
     assert noted["command"] == "python -m experiments.recall_distortion --preset demo --data-dir DIR"
-    (tmp_path / "made.json").write_text(json.dumps({"command": "old"}))
-    provenance.note(tmp_path, "recall_distortion")
-    assert [each["command"] for each in provenance.notes(tmp_path)] == ["old", noted["command"]]
 
 
 def test_runs_that_begin_together_lose_no_note(tmp_path):
@@ -314,10 +311,11 @@ def test_what_a_study_stored_is_kept_once_and_extended(tmp_path, capsys):
     options = (*tiny, "--jumpstart", "0", "--chunk", "1", "--out", str(tmp_path / "study"))
     for count in (1, 2):
         assert recall_distortion.main(["--replicates", str(count), *options]) == 0
-        study = results.recorded(tmp_path / "study")
-        assert ledger.keep(study, "tiny", tmp_path / "kept") == 3 * count
+        study, _ = results.recorded(tmp_path / "study")
+        assert ledger.keep(tmp_path / "study", study, "tiny", tmp_path / "kept") == 3 * count
     narrower = dataclasses.replace(study, ratios=(1, 2), scores=("random",))
-    assert ledger.keep(narrower, "tiny", tmp_path / "anew") == 6, "what the last command left out is kept too"
+    added = ledger.keep(tmp_path / "study", narrower, "tiny", tmp_path / "anew")
+    assert added == 6, "what the last command left out is kept too"
     kept = ledger.recalls("tiny", tmp_path / "kept")
     written = pd.read_csv(tmp_path / "study" / "counts.csv")
     (of_one,) = {tuple(g.sort_values("class")["correct"]) for _, g in written[
@@ -327,7 +325,7 @@ def test_what_a_study_stored_is_kept_once_and_extended(tmp_path, capsys):
     assert kept.support.sum() == 128
     for option, other in (("lr", "recipe"), ("finetune_lr", "pruning")):
         with pytest.raises(ValueError, match=rf"other settings \({other}\); give another name"):
-            ledger.keep(dataclasses.replace(study, **{option: (0.5,)}), "tiny", tmp_path / "kept")
-    with pytest.raises(files.StoreError, match="holds no network of 'demo': run the study first"):
-        ledger.keep(dataclasses.replace(study, lr=(0.5,)), "other", tmp_path / "kept")
+            ledger.keep(tmp_path / "study", dataclasses.replace(study, **{option: (0.5,)}), "tiny", tmp_path / "kept")
+    with pytest.raises(files.StoreError, match="has no network of this study: run it first"):
+        ledger.keep(tmp_path / "study", dataclasses.replace(study, lr=(0.5,)), "other", tmp_path / "kept")
     capsys.readouterr()

@@ -1,7 +1,5 @@
 """A replicate is the same replicate in any company: whatever number, block, device or form."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 from jax.sharding import Mesh
 
 from experiments.training import replicates
-from experiments.training.replicates import Layout
+from experiments.training.replicates import Placement
 
 MESHES = {1: Mesh(np.array(jax.devices()[:1]), ("replicate",)), 8: replicates.all_devices()}
 
@@ -19,21 +17,21 @@ def draw(index, shared):
     return {"noise": jax.random.normal(replicates.key(5, index, 2), (3,)), "sum": shared + index}
 
 
-def run(layout, indices):
-    index = replicates.place(np.array(indices, np.int32), layout.mesh)
-    shared = replicates.share(np.int32(10), layout.mesh)
-    return replicates.fetch(replicates.spread(draw, layout)(index, shared), len(indices))
+def run(placement, indices):
+    index = replicates.place(np.array(indices, np.int32), placement.mesh)
+    shared = replicates.share(np.int32(10), placement.mesh)
+    return replicates.fetch(replicates.spread(draw, placement)(index, shared), len(indices))
 
 
 @pytest.mark.parametrize("form", ["vmap", "map", "unroll"])
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_replicate_does_not_depend_on_its_company(form, devices):
-    layout = Layout(MESHES[devices], form)
+    placement = Placement(MESHES[devices], form)
     expected = {
         i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(jax.random.key(5), i), 2), (3,)) for i in range(9)
     }
     for indices in (range(9), range(4, 6), [7]):
-        found = run(layout, indices)
+        found = run(placement, indices)
         assert found["noise"].shape == (len(indices), 3)
         assert found["sum"].tolist() == [10 + i for i in indices]
         np.testing.assert_allclose(found["noise"], [expected[i] for i in indices], rtol=1e-6)
@@ -45,23 +43,23 @@ def test_replicates_lie_on_all_devices_and_shared_arrays_on_each():
     assert placed.shape == (16,)  # padded to a multiple of the devices
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2,)}
     assert placed[9:].tolist() == [9] * 7
-    out = replicates.spread(draw, Layout(mesh))(placed, replicates.share(np.int32(0), mesh))
+    out = replicates.spread(draw, Placement(mesh))(placed, replicates.share(np.int32(0), mesh))
     assert len(out["noise"].sharding.device_set) == 8
 
 
 def test_a_program_has_no_communication_between_devices():
     mesh = MESHES[8]
-    layout = Layout(mesh)
+    placement = Placement(mesh)
     placed = replicates.place(np.arange(8, dtype=np.int32), mesh)
     shared = replicates.share(np.int32(0), mesh)
-    text = replicates.spread(draw, layout).program.lower(placed, (shared,)).compile().as_text()
+    text = replicates.spread(draw, placement).program.lower(placed, (shared,)).compile().as_text()
     assert not any(word in text for word in ("all-gather", "all-reduce", "collective-permute", "all-to-all"))
 
 
 def test_a_donated_argument_is_consumed():
-    layout = Layout(MESHES[8])
-    placed = replicates.place(np.arange(8, dtype=np.float32), layout.mesh)
-    replicates.spread(lambda x: x + 1, layout, donate=True)(placed)
+    placement = Placement(MESHES[8])
+    placed = replicates.place(np.arange(8, dtype=np.float32), placement.mesh)
+    replicates.spread(lambda x: x + 1, placement, donate=True)(placed)
     assert placed.is_deleted()
 
 
@@ -92,75 +90,3 @@ def test_bytes_count_arguments_and_intermediates():
         return jax.lax.scan(lambda c, _: (c + y.sum(), None), jnp.float32(0), None, length=5)[0]  # 2 x 4 bytes a step
 
     assert replicates.bytes_of(f, jax.ShapeDtypeStruct((100,), jnp.float32)) == 400 + 800 + 8
-
-
-def test_the_fastest_is_measured_once(tmp_path):
-    calls = []
-
-    def candidate(name, size):
-        def call():
-            calls.append(name)
-            return jnp.linalg.norm(jnp.ones((size, size)) @ jnp.ones((size, size)))
-
-        return call
-
-    candidates = {"slow": candidate("slow", 1500), "fast": candidate("fast", 2)}
-    cache = tmp_path / "layout.json"
-    assert replicates.fastest(candidates, cache, "model a") == "fast"
-    assert calls == ["slow"] * 4 + ["fast"] * 4
-    assert replicates.fastest(candidates, cache, "model a") == "fast"
-    assert len(calls) == 8
-    replicates.fastest(candidates, cache, "model b", repeats=1)
-    assert len(calls) == 12
-    assert [entry["choice"] for entry in json.loads(cache.read_text()).values()] == ["fast", "fast"]
-
-
-@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 1}', ""])
-def test_measurements_that_are_not_what_was_written_are_made_anew(tmp_path, content):
-    cache = tmp_path / "layout.json"
-    cache.write_text(content)
-    assert replicates.fastest({"only": lambda: jnp.ones(())}, cache, "m", repeats=1) == "only"
-    assert [entry["choice"] for entry in json.loads(cache.read_text()).values()] == ["only"]
-
-
-def test_a_way_that_fails_is_not_chosen(tmp_path):
-    def fail():
-        raise jax.errors.JaxRuntimeError("out of memory")
-
-    candidates = {"fails": fail, "works": lambda: jnp.ones(())}
-    assert replicates.fastest(candidates, tmp_path / "a.json", "m") == "works"
-    with pytest.raises(RuntimeError, match="no way to run m works: fails: out of memory"):
-        replicates.fastest({"fails": fail}, tmp_path / "b.json", "m")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("localhost:1", None, None), "process_id, num_processes must be given too"),
-        ((None, 0, 2), "coordinator must be given too"),
-        (("localhost:1", 2, 2), r"process_id=2 must be in 0\.\.1"),
-    ],
-)
-def test_processes_are_named_completely(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        replicates.start(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("tasks", "arguments", "joined"),
-    [
-        (None, (), []),
-        ("1", (), []),
-        ("4", (), [()]),  # what Slurm started finds itself
-        ("4", ("host:9", 1, 2), [("host:9", 2, 1)]),
-        (None, ("host:9", 0, 1), [("host:9", 1, 0)]),
-    ],
-)
-def test_processes_join_where_they_are_named_or_slurm_started_several(monkeypatch, tasks, arguments, joined):
-    calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
-    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
-    if tasks is not None:
-        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
-    replicates.start(*arguments)
-    assert calls == joined

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 import jprune
 from experiments.data import datasets
 from experiments.training import phases, replicates, steps, tasks
-from experiments.training.replicates import Layout
+from experiments.training.replicates import Placement
 from experiments.training.steps import Recipe
 from experiments.training.tasks import Task
 
@@ -44,24 +44,24 @@ def on_device(split, mesh=ONE):
 
 
 @functools.cache
-def compiled(task, recipe, layout, validation):
+def compiled(task, recipe, placement, validation):
     """What enters training, and the phase: compiled once for all tests that share them."""
-    opening = replicates.spread(lambda i: (*task.init(replicates.key(0, i, 0)), replicates.key(0, i, 1)), layout)
-    phase = phases.compile_phase(task, recipe, jprune.kernels, layout, examples=12, validation=validation)
+    opening = replicates.spread(lambda i: (*task.init(replicates.key(0, i, 0)), replicates.key(0, i, 1)), placement)
+    phase = phases.compile_phase(task, recipe, jprune.kernels, placement, examples=12, validation=validation)
     return opening, phase
 
 
 def entering(task, indices):
-    opening, _ = compiled(task, Recipe((0,), (0.1,), batch=6), Layout(ONE), 12)
+    opening, _ = compiled(task, Recipe((0,), (0.1,), batch=6), Placement(ONE), 12)
     return opening(replicates.place(np.array(indices, np.int32), ONE))
 
 
-def train(task, recipe, indices=(0,), layout=None, validation=SPLIT):
+def train(task, recipe, indices=(0,), placement=None, validation=SPLIT):
     """Train and bring back the state and the metrics (epochs, replicates)."""
-    layout = layout or Layout(ONE)
-    opening, phase = compiled(task, recipe, layout, len(validation.labels))
-    begun = opening(replicates.place(np.array(indices, np.int32), layout.mesh))
-    state, metrics = phases.fit(phase, begun, *(on_device(split, layout.mesh) for split in (SPLIT, validation)))
+    placement = placement or Placement(ONE)
+    opening, phase = compiled(task, recipe, placement, len(validation.labels))
+    begun = opening(replicates.place(np.array(indices, np.int32), placement.mesh))
+    state, metrics = phases.fit(phase, begun, *(on_device(split, placement.mesh) for split in (SPLIT, validation)))
     return replicates.fetch(state._replace(key=0 * state.step), len(indices)), replicates.fetch(metrics, len(indices))
 
 
@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_stops_its_replicate_alone(epoch):
     number = np.asarray(entering(task, range(6))[0]["bias"]) == 2
     assert 0 < number.sum() < 6, "the draw must have both kinds"
     recipe = Recipe((3,), (0.1,), batch=6, weight_decay=0.0)
-    state, metrics = train(task, recipe, range(6), Layout(ONE, epoch=epoch))
+    state, metrics = train(task, recipe, range(6), Placement(ONE, epoch=epoch))
     calm, _ = train(dataclasses.replace(task, loss=loss), recipe, range(6))
     assert state.stopped.tolist() == [3 if n else -1 for n in number]
     np.testing.assert_allclose(state.params["kernel"][~number], calm.params["kernel"][~number], rtol=1e-6)
@@ -166,16 +166,16 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize(("mesh", "form", "epoch"), LAYOUTS, ids=lambda x: str(getattr(x, "size", x)))
-def test_numbers_do_not_depend_on_layout_block_or_number_of_replicates(nine_at_once, mesh, form, epoch):
+def test_numbers_do_not_depend_on_placement_block_or_number_of_replicates(nine_at_once, mesh, form, epoch):
     expected, metrics = nine_at_once
-    state, found = train(LINEAR, Recipe((2,), (0.3,), batch=5), range(3, 6), Layout(mesh, form, epoch))
+    state, found = train(LINEAR, Recipe((2,), (0.3,), batch=5), range(3, 6), Placement(mesh, form, epoch))
     np.testing.assert_allclose(state.best_params["kernel"], expected.best_params["kernel"][3:6], rtol=1e-5)
     np.testing.assert_allclose(found[1].validation_loss, metrics[1].validation_loss[3:6], rtol=1e-5)
 
 
-def test_numbers_are_exactly_the_same_on_the_same_layout():
+def test_numbers_are_exactly_the_same_on_the_same_placement():
     recipe = Recipe((2,), (0.3,), batch=5)
-    runs = [train(LINEAR, recipe, range(9), Layout(ALL))[0] for _ in range(2)]
+    runs = [train(LINEAR, recipe, range(9), Placement(ALL))[0] for _ in range(2)]
     np.testing.assert_array_equal(runs[0].params["kernel"], runs[1].params["kernel"])
 
 
@@ -194,14 +194,14 @@ def test_a_split_is_evaluated_whole_when_its_last_slice_overlaps(epoch):
     assert tasks.slices(1201) == (3, 500)
     x = RNG.normal(size=(1201, 3)).astype(np.float32)
     y = RNG.integers(0, 2, 1201).astype(np.int32)
-    layout = Layout(ONE, epoch=epoch)
-    state, metrics = train(LINEAR, Recipe((1,), (0.3,), batch=6), range(2), layout, datasets.Split(x, y))
+    placement = Placement(ONE, epoch=epoch)
+    state, metrics = train(LINEAR, Recipe((1,), (0.3,), batch=6), range(2), placement, datasets.Split(x, y))
     z = x.astype(np.float64) @ state.params["kernel"].astype(np.float64)
     p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
     expected = -np.log(p[:, np.arange(1201), y]).mean(1)
     np.testing.assert_allclose(metrics[0].validation_loss, expected, rtol=1e-5)
     np.testing.assert_allclose(metrics[0].validation_accuracy, (z.argmax(-1) == y).mean(1), rtol=1e-6)
-    predict = phases.compile_predict(LINEAR, layout, 1201)
+    predict = phases.compile_predict(LINEAR, placement, 1201)
     assert np.asarray(predict((state.params, state.stats), on_device(x))).tolist() == z.argmax(-1).tolist()
 
 

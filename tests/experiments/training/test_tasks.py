@@ -13,7 +13,7 @@ from experiments.data import datasets
 from experiments.data.augment import normalise
 from experiments.models import networks
 from experiments.training import phases, replicates, tasks
-from experiments.training.replicates import Layout
+from experiments.training.replicates import Placement
 from experiments.training.steps import Recipe
 from experiments.training.tasks import Context
 
@@ -98,22 +98,22 @@ def test_preactivations_leave_the_statistics_alone(task):
     assert_close(stats, before, rtol=0)
 
 
-def test_each_replicate_trains_with_statistics_of_its_own_in_every_layout(task):
+def test_each_replicate_trains_with_statistics_of_its_own_in_every_placement(task):
     recipe = Recipe((2,), (0.05,), batch=8)
     fresh = lambda i: (*task.init(replicates.key(0, i, 0)), replicates.key(0, i, 1))
 
-    def train(layout, indices):
+    def train(placement, indices):
         index = replicates.place(np.array(indices, np.int32), ONE)
-        phase = phases.compile_phase(task, recipe, jprune.kernels, layout, examples=16, validation=16)
+        phase = phases.compile_phase(task, recipe, jprune.kernels, placement, examples=16, validation=16)
         split = replicates.share(SPLIT, ONE)
-        state, metrics = phases.fit(phase, replicates.spread(fresh, layout)(index), split, split)
+        state, metrics = phases.fit(phase, replicates.spread(fresh, placement)(index), split, split)
         assert state.step.tolist() == [4] * len(indices)
         return arrays((state.params, state.stats)), np.array([m.validation_loss for m in metrics])
 
-    both, losses = train(Layout(ONE, "vmap", "scan"), [0, 1])
+    both, losses = train(Placement(ONE, "vmap", "scan"), [0, 1])
     means = both["1/norm/mean"]
     assert (np.abs(means[0] - means[1]) > 1e-3).any()
-    alone, alone_losses = train(Layout(ONE, "map", "steps"), [1])
+    alone, alone_losses = train(Placement(ONE, "map", "steps"), [1])
     np.testing.assert_allclose(losses[:, 1:], alone_losses, rtol=1e-3)
     for path, leaf in alone.items():
         np.testing.assert_allclose(both[path][1:], leaf, rtol=2e-3, atol=2e-4, err_msg=path)

@@ -1,19 +1,19 @@
-"""Settings by name. What the names are and what they stand for is in the two modules of presets."""
+"""Presets: named settings, each made by a function whose docstring says command, cost and what to expect."""
 
-import dataclasses
 import inspect
 import textwrap
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 _Settings = TypeVar("_Settings")
 
 
-class Registry(Generic[_Settings]):
-    """Functions that make settings, each under its own name, with hyphens; the settings have a field ``preset``."""
+class Presets(Generic[_Settings]):
+    """Functions that make settings, each registered under its own name with hyphens."""
 
     def __init__(self) -> None:
-        self._makers: dict[str, Callable[[], Any]] = {}
+        self._makers: dict[str, Callable[[], _Settings]] = {}
+        self._descriptions: dict[str, str] = {}
 
     def preset(self, make: Callable[[], _Settings]) -> Callable[[], _Settings]:
         """Register a preset under the name of its function; a decorator.
@@ -21,11 +21,18 @@ class Registry(Generic[_Settings]):
         Raises:
           ValueError: the name is taken.
         """
-        name = make.__name__.replace("_", "-")
+        self.add(make.__name__.replace("_", "-"), make, inspect.getdoc(make) or "")
+        return make
+
+    def add(self, name: str, make: Callable[[], _Settings], description: str) -> None:
+        """Register a preset under a name.
+
+        Raises:
+          ValueError: the name is taken.
+        """
         if name in self._makers:
             raise ValueError(f"preset {name!r} is already registered")
-        self._makers[name] = make
-        return make
+        self._makers[name], self._descriptions[name] = make, description
 
     def names(self) -> list[str]:
         """The names of the presets."""
@@ -39,16 +46,15 @@ class Registry(Generic[_Settings]):
         """
         if name not in self._makers:
             raise ValueError(f"preset={name!r} is unknown; known: {', '.join(self._makers)}")
-        settings: _Settings = dataclasses.replace(self._makers[name](), preset=name)
-        return settings
+        return self._makers[name]()
 
     def describe(self, name: str) -> str:
-        """What a preset is, its command, its cost, and the numbers to expect: its docstring.
+        """What a preset is: its command, its cost and the numbers to expect.
 
         Raises:
           KeyError: no preset has this name.
         """
-        return inspect.getdoc(self._makers[name]) or ""
+        return self._descriptions[name]
 
     def listing(self) -> str:
         """Every preset with its description."""

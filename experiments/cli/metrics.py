@@ -1,0 +1,59 @@
+"""Training curves while a study runs: callbacks that write CSV and TensorBoard files."""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.storage import files
+
+Callback = Callable[[str, range, int, Mapping[str, np.ndarray]], None]
+"""Called after each epoch with the stage's title, its replicates, the epoch counted from 1, and metrics by name,
+each with one float32 a replicate. The callback of three lines for another tracker is in docs/how-to/reproduce.md."""
+
+
+def to_csv(folder: Path) -> Callback:
+    """Append a row a replicate and epoch to ``metrics.csv`` in a folder.
+
+    Raises (when called):
+      StoreError: the file cannot be written; the message names it.
+    """
+    path = folder / "metrics.csv"
+
+    def write(stage: str, replicates: range, epoch: int, metrics: Mapping[str, np.ndarray]) -> None:
+        rows = pd.DataFrame({"stage": stage, "replicate": np.array(replicates), "epoch": epoch, **metrics})
+        with files.naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.6g")
+
+    return write
+
+
+def to_tensorboard(folder: Path) -> Callback | None:
+    """Write the mean over replicates of each metric as TensorBoard files; None without the extra ``tensorboard``.
+
+    Every stage is a run of its own. A loss that is not finite is left out of the mean.
+    """
+    if importlib.util.find_spec("tensorboardX") is None:
+        return None
+    import tensorboardX  # noqa: PLC0415 an extra
+
+    boards: dict[str, Any] = {}
+
+    def write(stage: str, replicates: range, epoch: int, metrics: Mapping[str, np.ndarray]) -> None:
+        name = f"{stage}, {replicates.start}-{replicates.stop - 1}"
+        with files.naming(folder):
+            if name not in boards:
+                for board in boards.values():
+                    board.close()
+                boards.clear()
+                boards[name] = tensorboardX.SummaryWriter(str(folder / name), flush_secs=5)
+            for metric, values in metrics.items():
+                finite = np.asarray(values)[np.isfinite(values)]
+                if len(finite):
+                    boards[name].add_scalar(metric, float(finite.mean()), epoch)
+
+    return write

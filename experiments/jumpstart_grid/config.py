@@ -1,0 +1,165 @@
+"""Settings of a jumpstart grid: what is computed, which is hashed, and how it is run, which is not."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.cli import commands
+from experiments.cli.commands import ClusterOptions, Flag, Positional, RunOptions
+
+Kind = Literal["moons", "images", "tables"]
+Layer = Literal["conv", "dense"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CellOptions:
+    """The networks of the grid: a cell is a data set, a method, a width, a depth and a seed."""
+
+    kind: Kind = "moons"
+    """moons: thin dense or convolutional networks, many in a program. images: 3 x 3 convolutions. tables: dense
+    networks on small tables."""
+    datasets: tuple[str, ...] = ("moons",)
+    """Data sets: moons for kind moons; for the others digits, mnist, cifar10, cifar100, iris, wine, table:FILE, ..."""
+    methods: tuple[str, ...] = ("relu", "UP")
+    """Techniques; a coefficient of its own follows a colon, such as UP:0.1.
+    moons: relu, relu-bn (batch normalization), P, U, UP (slacks of points, units, both), UP-zero (dropout too).
+    images: relu, relu-bn, UP, norm, mean (aggregates).
+    tables: baseline, jumpstart, batchnorm, skip, gelu."""
+    widths: tuple[int, ...] = (1, 2, 3, 4, 5, 10, 15, 20, 25)
+    """Units, or channels, of each hidden layer."""
+    depths: tuple[int, ...] = (1, 10, 60, 120)
+    """Hidden layers."""
+    shapes: tuple[str, ...] = ()
+    """DEPTHxWIDTH, such as 20x8: these instead of every width with every depth."""
+    seeds: int = 1
+    """Networks of each cell; their seeds are 0, 1, ..."""
+    layer: tuple[Layer, ...] = ("conv",)
+    """moons: form of the hidden layers. conv: a convolution over the two coordinates, as in the notebooks of the
+    study; dense: as in its text."""
+    groups: tuple[str, ...] = ("1-5", "10", "15", "20", "25")
+    """moons: ranges of widths FROM-TO that share a program, padded to the widest; any other width has a program of
+    its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GridTrainingOptions:
+    """Training."""
+
+    epochs: int = 5000
+    """Passes over the training examples."""
+    lr: tuple[float, ...] = (1e-2,)
+    """Learning rates of Adam; several, a grid for each, for kind images only."""
+    batch: int = 85
+    """Training examples in a step. moons: always all 85. images, tables: the last step of an epoch takes the
+    remaining examples."""
+    coefficient: float = 1e-4
+    """Lambda of the penalty, if the method does not have its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid(GridTrainingOptions, CellOptions):
+    """Everything that decides the numbers of a grid, and how many networks it has."""
+
+    def __post_init__(self):
+        """Validate the settings."""
+        for name in ("seeds", "epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("datasets", "methods", "widths", "depths", "lr", "layer", "shapes"):
+            value = getattr(self, name)
+            if not (value or name == "shapes") or len(set(value)) < len(value):
+                raise ValueError(f"{name}={value} must be one or more different values")
+        for name in ("widths", "depths", "lr"):
+            if min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if self.coefficient < 0:
+            raise ValueError(f"coefficient={self.coefficient} must not be negative")
+        self.sizes  # noqa: B018 refuses a wrong shape
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(depth, width) of every network, shallow ones first.
+
+        Raises:
+          ValueError: a shape that is not DEPTHxWIDTH.
+        """
+        if not self.shapes:
+            return tuple((depth, width) for depth in self.depths for width in self.widths)
+        sizes = []
+        for shape in self.shapes:
+            depth, cross, width = shape.partition("x")
+            if not (cross and depth.isdecimal() and width.isdecimal() and int(depth) and int(width)):
+                raise ValueError(f"shapes={self.shapes}: {shape!r} must be DEPTHxWIDTH, such as 20x8")
+            sizes.append((int(depth), int(width)))
+        return tuple(sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class GridRunning(RunOptions):
+    """How the grid runs; none of this changes the numbers."""
+
+    table: Path | None = None
+    """With report: read the cells from this CSV instead of the stored stages."""
+    minutes: float | None = None
+    """Start no stage after this many minutes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GridCommand:
+    """Train a grid of networks, thin and deep, with and without the jumpstart penalty.
+
+    Cells that fit in one compiled program are a stage, stored when it is done. To resume a killed run, rerun
+    its command. Each processor core, or accelerator, computes a stage of its own.
+
+    Examples, after python -m experiments.jumpstart_grid:
+      --list                                              the presets: cost, what to expect
+      --preset moons-subset --depths 1 10 --epochs 500    a trial
+      --preset moons --shard 0/4                          a quarter of the stages, into the same folder
+      status --out runs/moons                             what is done
+      report --preset moons --table moons.csv             tables and figures of cells from a file
+    """
+
+    action: Positional = "run"
+    """run: compute what is missing, then report. status: list what is done. report: rebuild tables and figures
+    from the stored results, or from --table."""
+    preset: str = "moons-subset"
+    """Settings that are the defaults of all other options; --list shows them."""
+    list: Flag = False
+    """Print the presets and exit."""
+    all: Flag = False
+    """With status: every grid that was run in the folder, not only the last."""
+    cells: CellOptions = dataclasses.field(default_factory=CellOptions)
+    training: GridTrainingOptions = dataclasses.field(default_factory=GridTrainingOptions)
+    running: GridRunning = dataclasses.field(default_factory=GridRunning)
+    cluster: ClusterOptions = dataclasses.field(default_factory=ClusterOptions)
+
+    @property
+    def grid(self) -> Grid:
+        """The settings that decide the numbers."""
+        return commands.joined(Grid, self.cells, self.training)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the results."""
+        return self.running.out or Path("runs") / self.preset
+
+
+def command_of(grid: Grid, running: GridRunning, **others: Any) -> GridCommand:
+    """The command line with these settings as defaults."""
+    groups = {"cells": commands.group(CellOptions, grid), "training": commands.group(GridTrainingOptions, grid)}
+    return GridCommand(**groups, running=running, **others)
+
+
+def grid_from_json(values: Mapping[str, Any]) -> Grid:
+    """The grid that ``commands.to_json`` wrote.
+
+    >>> grid_from_json(commands.to_json(Grid(widths=(2, 3)))).widths
+    (2, 3)
+    """
+    return commands.from_json(Grid, values)
+
+
+def grid_running_from_json(values: Mapping[str, Any]) -> GridRunning:
+    """The way of running that ``commands.to_json`` wrote."""
+    return commands.from_json(GridRunning, values, ("out", "data_dir", "table"))

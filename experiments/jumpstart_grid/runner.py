@@ -1,0 +1,182 @@
+"""Compute the stages of a jumpstart grid, one a device at a time, and report."""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import pandas as pd
+from rich.console import Console
+
+from experiments.cli import commands
+from experiments.cli.commands import ClusterOptions
+from experiments.cli.progress import Progress, progress
+from experiments.jumpstart_grid import image_grid, moons, uci_tables
+from experiments.jumpstart_grid import report as reporting
+from experiments.jumpstart_grid.cells import GridStage
+from experiments.jumpstart_grid.config import Grid, GridRunning, grid_from_json
+from experiments.storage import files, settings, store
+from experiments.training import processes
+
+ENGINES: dict[str, ModuleType] = {"moons": moons, "images": image_grid, "tables": uci_tables}
+_POLL = 2.0  # seconds between looks at stages that another run is computing
+
+
+class _Stopped(Exception):
+    """A stage was left because the run ends."""
+
+
+def run(folder: Path, grid: Grid, running: GridRunning, cluster: ClusterOptions | None = None) -> None:
+    """Compute what is missing of a grid or of this run's part of it, then report.
+
+    Raises:
+      StoreError: the results cannot be written, or stages are missing at the end.
+    """
+    engine = ENGINES[grid.kind]
+    devices = _devices(engine)
+    (i, n), source = processes.shard_of(None if cluster is None else cluster.shard, os.environ, one_program=False)
+    mine = engine.plan(grid)[i::n]
+    work = missing(folder, grid, mine)
+    if source:
+        print(source, flush=True)
+    changed = settings.record(
+        folder, "jumpstart_grid", commands.to_json(grid), commands.to_json(running), note=bool(work)
+    )
+    for difference in changed:
+        print(
+            f"warning: {folder} has results of a grid with other options ({difference}); they stay, and "
+            "'status --all' lists them",
+            file=sys.stderr,
+        )
+    if work:
+        carry_out(folder, grid, running, work, devices)
+    left = missing(folder, grid, mine)
+    if len(left) < len(mine):
+        report(folder, grid, running)
+    if left:
+        raise store.StoreError(
+            f"{len(left)} of {len(mine)} stages of {folder} are missing, such as {left[0].title}; rerun the same "
+            "command to compute them"
+        )
+
+
+def missing(folder: Path, grid: Grid, stages: Sequence[GridStage]) -> list[GridStage]:
+    """The seeds of these stages that are not stored, as stages."""
+    return [
+        stage._replace(seeds=gap, work=stage.work * len(gap) // len(stage.seeds))
+        for stage in stages
+        for gap in store.missing(folder / "store", grid.kind, stage.settings, stage.seeds)
+    ]
+
+
+def carry_out(
+    folder: Path, grid: Grid, running: GridRunning, work: Sequence[GridStage], devices: Sequence[jax.Device]
+) -> None:
+    """Compute stages, one a device at a time, and store each as it ends; another run's stages are left to it."""
+    engine = ENGINES[grid.kind]
+    deadline = time.monotonic() + 60 * running.minutes if running.minutes is not None else None
+    waiting, lock, stopping = list(work), threading.Lock(), threading.Event()
+
+    def worker(device: jax.Device, shown: Progress) -> None:
+        def advance(units: int) -> None:
+            shown.advance(units)
+            if stopping.is_set():
+                raise _Stopped
+
+        with jax.default_device(device):
+            while not stopping.is_set() and (deadline is None or time.monotonic() < deadline):
+                with lock:
+                    stage = waiting.pop(0) if waiting else None
+                if stage is None:
+                    return
+                target = store.stage(folder / "store", grid.kind, stage.settings, stage.seeds)
+                with store.claimed(target) as mine:
+                    if store.missing(folder / "store", grid.kind, stage.settings, stage.seeds):
+                        if mine:
+                            shown.stage(stage.title)
+                            keep(folder, grid, stage, engine.carry_out(running, stage, advance))
+                        else:
+                            with lock:
+                                waiting.append(stage)
+                if not mine:
+                    time.sleep(_POLL)
+
+    with progress(sum(stage.work for stage in work), engine.UNIT) as shown, ThreadPoolExecutor(len(devices)) as pool:
+        try:
+            for finished in as_completed([pool.submit(worker, device, shown) for device in devices]):
+                finished.result()
+        except BaseException:
+            stopping.set()  # the others leave their stages at the next report of progress
+            raise
+
+
+def keep(folder: Path, grid: Grid, stage: GridStage, made: dict[str, dict[str, Any]]) -> None:
+    """Store the tables of a stage."""
+    target = store.stage(folder / "store", grid.kind, stage.settings, stage.seeds)
+    with store.writing(target, stage.settings) as writing:
+        for name, columns in made.items():
+            files.write_table(writing / f"{name}.parquet", columns)
+
+
+def status(folder: Path, grid: Grid, *, every: bool = False) -> None:
+    """Print how many seeds of each stage are done, of one grid or of every grid in the folder."""
+    grids = [grid_from_json(found["study"]) for found in settings.all_recorded(folder)] if every else [grid]
+    for number, one in enumerate(grids):
+        if every:
+            print(f"grid {number}: {one.kind}, methods {', '.join(one.methods)}, {one.epochs} epochs")
+        for stage in ENGINES[one.kind].plan(one):
+            absent = store.missing(folder / "store", one.kind, stage.settings, stage.seeds)
+            print(f"{len(stage.seeds) - sum(map(len, absent)):4d} of {len(stage.seeds)}  {stage.title}")
+
+
+def report(folder: Path, grid: Grid, running: GridRunning) -> None:
+    """Rebuild tables and figures from the stored results, or from a table of cells."""
+    if running.table is not None:
+        cells, maps = pd.read_csv(running.table), None
+    else:
+        cells = collect(folder, grid, "cells")
+        maps = collect(folder, grid, "statuses") if grid.kind == "moons" else None
+        files.write_bytes(folder / "cells.csv", cells.to_csv(index=False, float_format="%.6g").encode())
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    reporting.write(folder, grid, cells, maps, console)
+
+
+def collect(folder: Path, grid: Grid, name: str) -> pd.DataFrame:
+    """A table of every completed stage, with the seeds of this grid.
+
+    Raises:
+      ValueError: no stage is complete.
+    """
+    parts = []
+    for stage in ENGINES[grid.kind].plan(grid):
+        done = store.find(folder / "store", grid.kind, stage.settings)
+        if done:
+            table = store.collect_table(done, f"{name}.parquet")
+            parts.append(table[table["replicate"].isin(stage.seeds)])
+    if not parts:
+        raise ValueError(f"no stage of this grid is done in {folder}: run it first")
+    return pd.concat(parts, ignore_index=True)
+
+
+def _devices(engine: ModuleType) -> list[jax.Device]:
+    """The devices to compute on: accelerators, or a CPU device for each core if the engine's steps are small.
+
+    Steps of some milliseconds gain nothing from a second thread, but two stages at once do.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if engine.SMALL_STEPS:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+        with contextlib.suppress(RuntimeError):  # jax has its devices already
+            jax.config.update("jax_num_cpu_devices", cores)
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        return devices[: cores if engine.SMALL_STEPS else 1]
+    return devices

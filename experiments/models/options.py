@@ -1,0 +1,45 @@
+"""Names and options of models as text. This module loads no Flax, so that a command line starts quickly."""
+
+import ast
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def is_own(model: str) -> bool:
+    """Whether a model is named as ``package.module:Class``."""
+    return ":" in model
+
+
+def read_options(given: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Read model options: numbers, tuples, booleans and strings in Python's notation.
+
+    Args:
+      given: ``NAME=VALUE`` each; or a mapping, which is returned as a dict.
+
+    Raises:
+      ValueError: an option without ``=``, or one that is given twice.
+
+    >>> read_options(["depth=4", "features=(300, 100)", "init=he"])
+    {'depth': 4, 'features': (300, 100), 'init': 'he'}
+    """
+    if isinstance(given, Mapping):
+        return dict(given)
+    found: dict[str, Any] = {}
+    for option in given:
+        name, equals, value = option.partition("=")
+        if not equals or not name.isidentifier() or name in found:
+            raise ValueError(f"model_options={tuple(given)}: {option!r} must be NAME=VALUE, each name once")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
+
+
+def arguments_of(model: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a model class or function. The metaclass of NNX hides those of a class from ``inspect``."""
+    if isinstance(model, functools.partial):
+        return arguments_of(model.func)
+    return inspect.signature(model.__init__ if isinstance(model, type) else model).parameters

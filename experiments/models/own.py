@@ -1,0 +1,90 @@
+"""Models of your own: a class in any importable module, Flax NNX or Linen, from images to logits."""
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen
+from flax import nnx
+
+from experiments.models.options import arguments_of
+
+
+def load(name: str) -> Callable[..., Any]:
+    """Import the class ``package.module:Class``.
+
+    Raises:
+      ValueError: the module cannot be found, or has no class of this name.
+
+    >>> load("flax.nnx:Linear").__name__
+    'Linear'
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"model={name!r}: {error}; start the command in the folder that has the module, or add that folder to "
+            "PYTHONPATH"
+        ) from error
+    except AttributeError as error:
+        raise ValueError(f"model={name!r} must be package.module:Class; {error}") from error
+    if not callable(found):
+        raise ValueError(f"model={name!r} is a {type(found).__name__}; it must be a class or a function")
+    return found
+
+
+def spec(model: Any) -> str:
+    """The name under which a class is stored, ``package.module:Class``.
+
+    >>> import flax.nnx
+    >>> spec(flax.nnx.Linear)
+    'flax.nnx.nn.linear:Linear'
+    """
+    return f"{model.__module__}:{model.__qualname__}"
+
+
+def create(
+    cls: Callable[..., Any], *, num_classes: int, input_shape: tuple[int, ...], rngs: nnx.Rngs, **given: Any
+) -> Any:
+    """Call a model class with its options, and with what it asks for by name.
+
+    Args:
+      cls: a Linen module class, or an NNX module class or function that takes ``rngs``.
+      num_classes: passed if the class has an argument ``num_classes`` that no option sets.
+      input_shape: shape of one example; likewise passed only if the class asks for it.
+      rngs: random keys of the initializers, for NNX.
+      **given: the model's options.
+
+    Raises:
+      ValueError: the class does not take an option, or needs one that is missing.
+    """
+    arguments = {"num_classes": num_classes, "input_shape": input_shape, "rngs": rngs}
+    accepted = arguments_of(cls)
+    linen = is_linen(cls)
+    passed = {name: value for name, value in arguments.items() if name in accepted and name not in given}
+    passed.pop("rngs" if linen else "", None)
+    try:
+        return cls(**passed, **given)
+    except TypeError as error:
+        takes = ", ".join(name for name in accepted if name not in ("self", "rngs", "parent", "name"))
+        raise ValueError(
+            f"the model {spec(cls)} cannot be made with model_options={given}: {error}; its arguments are {takes}"
+        ) from error
+
+
+def is_linen(cls: Any) -> bool:
+    """Whether a class is a Flax Linen module."""
+    return isinstance(cls, type) and issubclass(cls, flax.linen.Module)
+
+
+def source_digest(cls: Any) -> str | None:
+    """A hash of the source code of a class, 16 hexadecimal digits; None where there is no source."""
+    try:
+        return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return None

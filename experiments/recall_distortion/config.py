@@ -1,0 +1,222 @@
+"""Settings of a recall-distortion study: what is computed, which is hashed, and how it is run, which is not."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.cli import commands
+from experiments.cli.commands import ClusterOptions, Flag, Positional, RunOptions
+from experiments.models.options import read_options
+
+Score = Literal["magnitude", "gradient", "undecayed", "random", "undecayed-signed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """The data set and its split."""
+
+    dataset: str = "digits"
+    """digits, iris, wine, breast_cancer, mnist, fashion_mnist, cifar10, cifar100; npz:FILE with x_train, y_train
+    and, if there is a test set, x_test, y_test; table:FILE, a CSV or parquet file; folder:PATH with
+    train/CLASS/IMAGE and, if there is a test set, test/CLASS/IMAGE; tfds:NAME."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes to keep; all by default."""
+    imbalance: float | None = None
+    """Thin out the training split exponentially: examples of the first class / examples of the last."""
+    selection: Literal["validation", "test"] = "validation"
+    """Split on which the best epoch is chosen. test: the test split itself, as in the published runs."""
+    image_size: tuple[int, int] | None = None
+    """Height and width that images of tfds: and folder: are resized to; needed if their sizes differ."""
+    limit: int | None = None
+    """Number of examples of each split to use, drawn with the seed; all by default. For trials."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """The network, and which of its weights are pruned."""
+
+    model: str = "mlp"
+    """mlp, lenet, resnet20, resnet32, resnet44, resnet56, resnet110, vgg11, dense, conv; or your own Flax
+    module, NNX or Linen, from inputs to logits: package.module:Class."""
+    model_options: tuple[str, ...] = ()
+    """NAME=VALUE arguments of the model, such as depth=4. dense and conv need depth and width."""
+    prunable: str | None = None
+    """Regular expression: prune the kernels whose path it matches. By default all but those of a layer called
+    head."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """Dense training and fine-tuning."""
+
+    replicates: int = 30
+    """Number of networks, trained from different seeds."""
+    epochs: tuple[int, ...] = (30,)
+    """Epochs of dense training, one number for each learning rate."""
+    lr: tuple[float, ...] = (0.01,)
+    """Learning rates of dense training, in order."""
+    finetune_epochs: tuple[int, ...] = (15,)
+    """Epochs of fine-tuning, one number for each learning rate of fine-tuning."""
+    finetune_lr: tuple[float, ...] = (0.01,)
+    """Learning rates of fine-tuning, in order."""
+    jumpstart: tuple[float, ...] = (0.0,)
+    """Coefficients of the jumpstart penalty in dense training; a study for each."""
+    finetune_jumpstart: tuple[float, ...] = (0.0,)
+    """Coefficients of the jumpstart penalty in fine-tuning; a study for each, from the same dense networks."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Optimizer of both phases."""
+    batch: int = 128
+    """Examples in a step."""
+    momentum: float = 0.9
+    """Momentum of SGD, at least 0 and below 1."""
+    nesterov: bool = True
+    """Whether the momentum is Nesterov's."""
+    weight_decay: float = 5e-4
+    """Added to the gradient, times every parameter, in both phases."""
+    augment: bool = False
+    """Whether training images are flipped at random and cropped from a border of 4 pixels."""
+    seed: int = 0
+    """Seed of the study; replicate i has the key of this seed folded with i."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningOptions:
+    """One-shot global pruning of the trained networks."""
+
+    ratios: tuple[float, ...] = (1, 2, 4, 10, 20)
+    """Compression ratios of the whole model, parameters before / after. 1: fine-tuned without pruning."""
+    scores: tuple[Score, ...] = ("magnitude", "gradient", "undecayed", "random")
+    """Weight importance scores. undecayed-signed: as the published runs computed it; keeps more than asked."""
+    gradient_batches: int = 1
+    """Number of training batches over which the gradient of a score is averaged."""
+    gradient_mode: Literal["train", "eval"] = "train"
+    """Whether that gradient sees batches as in training (augmented, batch statistics) or in evaluation."""
+    gradient_includes_decay: bool = False
+    """Whether that gradient includes weight decay, in addition to the cross-entropy."""
+    undecayed_epsilon: float = 5e-4
+    """Epsilon of the undecayed score |eps w^2 - w g|."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
+    """Everything that decides the numbers of a study, and how many replicates it has."""
+
+    def __post_init__(self):
+        """Validate the settings."""
+        for name in ("replicates", "batch", "gradient_batches", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"image_size={self.image_size} must be a height and a width of at least 1 pixel")
+        for name in ("ratios", "scores", "jumpstart", "finetune_jumpstart", "epochs", "finetune_epochs"):
+            value = getattr(self, name)
+            if not value or (len(set(value)) < len(value) and not name.endswith("epochs")):
+                raise ValueError(f"{name}={value} must be one or more different values")
+        for epochs, rates in (("epochs", "lr"), ("finetune_epochs", "finetune_lr")):
+            lengths, values = getattr(self, epochs), getattr(self, rates)
+            if len(lengths) != len(values):
+                raise ValueError(f"{epochs}={lengths} and {rates}={values} must have the same length")
+        if min(self.ratios) < 1:
+            raise ValueError(f"ratios={self.ratios} must be 1 or more: parameters before / parameters after")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1")
+        for name in ("jumpstart", "finetune_jumpstart"):
+            if min(getattr(self, name)) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        read_options(self.model_options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Running(RunOptions):
+    """How the study runs; none of this changes the numbers beyond float rounding."""
+
+    chunk: int | None = None
+    """Replicates in one program; by default as many as fit the memory."""
+    memory: float | None = None
+    """GiB of memory for one program on one device; by default 4 on a CPU, 70 % of an accelerator's."""
+    form: Literal["vmap", "map", "unroll"] | None = None
+    """How the replicates of a device are computed: batched, one after the other in a loop, or in a written-out
+    loop. By default map on a CPU and vmap on an accelerator."""
+    loop: Literal["scan", "steps"] | None = None
+    """scan: an epoch is one program. steps: one call a step. By default scan."""
+    keep_pruned: bool = False
+    """Store the weights of pruned networks too; those of dense networks are always stored."""
+    beside: tuple[Path, ...] = ()
+    """Folders of other studies to compare with in the report: box plots, and tests of whether alpha is greater in
+    the earlier of two, this study first, then these in their order."""
+
+    def __post_init__(self):
+        """Validate the settings."""
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk={self.chunk} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Train dense networks, prune and fine-tune each, and measure the effect on the recall of each class.
+
+    Every score and ratio starts from the same dense networks: one-shot global pruning to the exact compression
+    ratio of the whole model, then fine-tuning with fixed masks. To resume a killed run, rerun its command.
+
+    Examples, after python -m experiments.recall_distortion:
+      --list                                   the presets: command, cost, what to expect
+      --preset mnist-lenet --limit 1000 --epochs 2 --finetune-epochs 1 --replicates 3     a trial
+      --model my_models:Net --model-options depth=4 --prunable '^blocks/' --dataset npz:my_data.npz
+      --preset mnist-lenet --shard 0/4         a quarter of the replicates, into the same folder
+      status --out runs/mnist-lenet            what is done
+      report --out runs/mnist-lenet --beside runs/fashion-lenet          compare two studies
+    """
+
+    action: Positional = "run"
+    """run: compute what is missing, then report. status: list what is done. report: rebuild tables and figures
+    from the stored results."""
+    preset: str = "demo"
+    """Settings that are the defaults of all other options; --list shows them."""
+    list: Flag = False
+    """Print the presets and exit."""
+    all: Flag = False
+    """With status: every study that was run in the folder, not only the last."""
+    data: DataOptions = dataclasses.field(default_factory=DataOptions)
+    model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
+    training: TrainingOptions = dataclasses.field(default_factory=TrainingOptions)
+    pruning: PruningOptions = dataclasses.field(default_factory=PruningOptions)
+    running: Running = dataclasses.field(default_factory=Running)
+    cluster: ClusterOptions = dataclasses.field(default_factory=ClusterOptions)
+
+    @property
+    def study(self) -> Study:
+        """The settings that decide the numbers."""
+        return commands.joined(Study, self.data, self.model, self.training, self.pruning)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the results."""
+        return self.running.out or Path("runs") / self.preset
+
+
+def command_of(study: Study, running: Running, **others: Any) -> Command:
+    """The command line with these settings as defaults."""
+    groups = {
+        "data": commands.group(DataOptions, study),
+        "model": commands.group(ModelOptions, study),
+        "training": commands.group(TrainingOptions, study),
+        "pruning": commands.group(PruningOptions, study),
+    }
+    return Command(**groups, running=running, **others)
+
+
+def study_from_json(values: Mapping[str, Any]) -> Study:
+    """The study that ``commands.to_json`` wrote.
+
+    >>> study_from_json(commands.to_json(Study(ratios=(1, 3)))).ratios
+    (1, 3)
+    """
+    return commands.from_json(Study, values)
+
+
+def running_from_json(values: Mapping[str, Any]) -> Running:
+    """The way of running that ``commands.to_json`` wrote; ``auto``, which earlier versions measured, becomes None."""
+    known = {name: None if value == "auto" else value for name, value in values.items()}
+    return commands.from_json(Running, known, ("out", "data_dir", "beside"))

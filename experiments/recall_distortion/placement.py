@@ -1,0 +1,79 @@
+"""How many replicates go into one program, in which form they run, and how long that takes."""
+
+import jax
+
+from experiments.data import datasets
+from experiments.models.options import is_own
+from experiments.recall_distortion import plan
+from experiments.recall_distortion.config import Running, Study
+from experiments.training import replicates, steps
+from experiments.training.replicates import Placement
+from experiments.training.tasks import Task
+from jprune.trees import Where
+
+# Milliseconds a step of batch 128 takes for one replicate: on two CPU cores, and on an NVIDIA H200 with twenty
+# replicates in one program. From benchmarks/results.md and docs/performance.md.
+_STEP = {"lenet": {"cpu": 1.7, "gpu": 0.022}, "mlp": {"cpu": 0.66}, "resnet20": {"cpu": 288.0}}
+_MOST_UNROLLED = 4
+
+
+def chunk_size(study: Study, running: Running, dataset: datasets.Dataset, task: Task, where: Where) -> int:
+    """How many replicates fit the memory of the devices: at least one each, at most as many as there are.
+
+    Args:
+      study: decides the size of a step.
+      running: the number itself, or the memory of a device.
+      dataset: decides the shape of a batch.
+      task: the model.
+      where: predicate of the prunable leaves.
+    """
+    devices = jax.device_count()
+    if running.chunk is not None:
+        return running.chunk
+    recipe = plan.dense_recipe(study, max(study.jumpstart))
+    tx = steps.optimizer(task, recipe, 1, where)
+    batch = datasets.Split(*(jax.ShapeDtypeStruct((study.batch, *x.shape[1:]), x.dtype) for x in dataset.train))
+    state = jax.eval_shape(lambda: steps.begin(tx, *task.init(jax.random.key(0)), jax.random.key(0)))
+    needed = replicates.bytes_of(lambda s, b: steps.train_step(task, tx, s, b), state, batch)
+    each = max(1, int(_memory(running)) // needed)
+    if placement(study, running).form == "unroll":
+        each = min(each, _MOST_UNROLLED)  # compile time grows with each
+    return min(each * devices, study.replicates)
+
+
+def placement(study: Study, running: Running) -> Placement:
+    """The form in which replicates run: as asked for, or the fastest one measured for the backend.
+
+    Measured (docs/performance.md): on a CPU one replicate after another is 1.3 to 2.4 times faster than a
+    batch of them, because their weights fit the cache; on an accelerator a batch is up to 20 times faster.
+    Your own model may have convolutions, which XLA's CPU backend runs up to a hundred times slower inside
+    a loop, so there nothing is put into one.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    form, loop = ("map", "scan") if on_cpu else ("vmap", "scan")
+    if on_cpu and is_own(study.model):
+        form, loop = "unroll", "steps"
+    return Placement(replicates.all_devices(), running.form or form, running.loop or loop)
+
+
+def hours(study: Study, networks: float, epochs: float, examples: int) -> float | None:
+    """Hours that training takes by the table of measured steps; None for a model or device that is not in it.
+
+    Args:
+      study: model and batch.
+      networks: number of networks.
+      epochs: of each.
+      examples: of an epoch.
+    """
+    milliseconds = _STEP.get(study.model, {}).get(jax.default_backend())
+    if milliseconds is None:
+        return None
+    return networks * epochs * (examples // study.batch) * milliseconds * study.batch / 128 / 3.6e6
+
+
+def _memory(running: Running) -> float:
+    """Bytes for one program on one device."""
+    if running.memory is not None:
+        return running.memory * 2**30
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return 0.7 * stats["bytes_limit"] if "bytes_limit" in stats else 4 * 2**30

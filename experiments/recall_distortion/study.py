@@ -1,0 +1,285 @@
+"""Run a recall-distortion study: compute the missing stages, store each as it ends, report."""
+
+import dataclasses
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.cli import metrics
+from experiments.cli.commands import ClusterOptions
+from experiments.cli.progress import Progress, duration, progress
+from experiments.data import datasets
+from experiments.models import own
+from experiments.recall_distortion import placement, plan, presets, results, runner
+from experiments.recall_distortion import report as reporting
+from experiments.recall_distortion.config import Running, Study
+from experiments.recall_distortion.evidence import Evidence
+from experiments.recall_distortion.plan import Coefficients, Known, Model, StudyStage
+from experiments.recall_distortion.runner import Laboratory, Weights
+from experiments.storage import store
+from experiments.training import processes, replicates
+
+_POLL = 5.0  # seconds between looks at stages that another run is computing
+
+
+def run(
+    model: Model | None = None,
+    data: str | datasets.Dataset | Mapping[str, Any] | None = None,
+    study: str | Study | None = None,
+    *,
+    model_options: Mapping[str, Any] | None = None,
+    prunable: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    running: Running | None = None,
+    callbacks: Sequence[metrics.Callback] = (),
+) -> dict[Coefficients, Evidence]:
+    """Train, prune, fine-tune and audit a model; the same as the command line, from Python.
+
+    Args:
+      model: the name of a built-in model, ``package.module:Class``, or a class: an NNX module class that
+        takes ``rngs``, or a Linen module class, from inputs to logits. By default the study's.
+      data: a name as for ``--dataset``, a ``Dataset``, or a mapping with the arrays ``x_train``, ``y_train``
+        and, if there is a test set, ``x_test``, ``y_test``. By default the study's.
+      study: settings, or the name of a preset; by default ``demo``.
+      model_options: keyword arguments of the model.
+      prunable: regular expression of the kernels to prune; by default all but those of a layer ``head``.
+      out: folder of the results; by default ``runs/NAME`` with the name of the preset or the model.
+      running: memory, form and other options that do not change the numbers.
+      callbacks: each called after every epoch with the stage, its replicates, the epoch and the metrics.
+
+    Returns:
+      The evidence, with its audit, by (jumpstart coefficient in dense training, in fine-tuning).
+
+    Raises:
+      ValueError: settings, a model or data that cannot be used.
+      StoreError: the results cannot be written.
+    """
+    settings = presets.get(study or "demo") if not isinstance(study, Study) else study
+    running = running or (presets.running(study) if isinstance(study, str) else Running())
+    changes: dict[str, Any] = {}
+    if model is not None:
+        changes["model"] = model if isinstance(model, str) else own.spec(model)
+    if model_options is not None:
+        changes["model_options"] = tuple(f"{name}={value!r}" for name, value in model_options.items())
+    if prunable is not None:
+        changes["prunable"] = prunable
+    dataset = None
+    if isinstance(data, str):
+        changes["dataset"] = data
+    elif data is not None:
+        dataset = data
+        if not isinstance(data, datasets.Dataset):
+            dataset = datasets.of_arrays(data, seed=settings.seed, selection=settings.selection)
+        changes["dataset"] = dataset.name
+    settings = dataclasses.replace(settings, **changes)
+    name = study if isinstance(study, str) else settings.model.rpartition(":")[2]
+    folder = Path(out) if out is not None else running.out or Path("runs") / name
+    cls = None if model is None or isinstance(model, str) else model
+    dataset = None if dataset is None else plan.limited(settings, dataset)
+    return compute(folder, settings, running, model=cls, dataset=dataset, callbacks=callbacks)
+
+
+def compute(
+    folder: Path,
+    study: Study,
+    running: Running,
+    cluster: ClusterOptions | None = None,
+    *,
+    model: Model | None = None,
+    dataset: datasets.Dataset | None = None,
+    callbacks: Sequence[metrics.Callback] = (),
+) -> dict[Coefficients, Evidence]:
+    """Compute what is missing of a study or of this run's part of it, then report.
+
+    Args:
+      folder: of the results.
+      study: the settings.
+      running: how to run.
+      cluster: the part of this run, and the other processes of its program.
+      model: a class used in place of the study's model.
+      dataset: used in place of the study's data set.
+      callbacks: called after every epoch.
+
+    Returns:
+      The evidence by coefficients; empty in all processes of a program but the first.
+
+    Raises:
+      StoreError: the results cannot be written, or replicates are missing at the end.
+    """
+    cluster = cluster or ClusterOptions()
+    part, source = processes.shard_of(cluster.shard, os.environ)
+    processes.start(cluster.coordinator, cluster.process_id, cluster.num_processes)
+    processes.watch_peers()
+    first = processes.is_first()
+    dataset = plan.load(study, running.data_dir) if dataset is None else dataset
+    known = plan.known(study, dataset, model)
+    lab = runner.equip(study, dataset, running, model)
+    if first:
+        for difference in results.record(folder, study, running, known):
+            print(
+                f"warning: {folder} has results of a study with other options ({difference}); they stay, and "
+                "'status --all' lists them",
+                file=sys.stderr,
+            )
+        results.store_data(folder, study, dataset)
+        print(_introduction(lab, study, dataset, source), flush=True)
+    work = todo(folder, study, known, lab.chunk, part)
+    carry_out(folder, lab, work, running, callbacks)
+    if missing := todo(folder, study, known, lab.chunk, part):
+        raise store.StoreError(f"{len(missing)} stages are missing in {folder}; rerun the same command")
+    processes.leave()
+    return report(folder, study, running) if first else {}
+
+
+def todo(
+    folder: Path, study: Study, known: Known, chunk: int, part: tuple[int, int] = (0, 1)
+) -> list[tuple[StudyStage, range]]:
+    """The missing stages of a part of the study with the replicates they lack, each before what starts from it."""
+    mine = replicates.of_shard(study.replicates, part)
+    planned: dict[tuple[str, str, range], tuple[StudyStage, range]] = {}
+    for penalty in plan.coefficients(study):
+        for one_chunk in replicates.chunks(mine, chunk):
+            for stage in plan.stages(study, known, penalty):  # coefficients of fine-tuning share dense stages
+                planned.setdefault((stage.kind, store.digest(stage.settings), one_chunk), (stage, one_chunk))
+    root, listed = plan.root(folder), list(planned.values())
+    gaps = [
+        [number, gap.start, gap.stop]
+        for number, (stage, one_chunk) in enumerate(listed)
+        for gap in store.missing(root, stage.kind, stage.settings, one_chunk)
+    ]
+    return [(listed[number][0], range(start, stop)) for number, start, stop in processes.agree(gaps)]
+
+
+def carry_out(
+    folder: Path,
+    lab: Laboratory,
+    work: Sequence[tuple[StudyStage, range]],
+    running: Running,
+    callbacks: Sequence[metrics.Callback] = (),
+) -> None:
+    """Compute stages and store each as it ends; stages that another run is computing are left to it."""
+    study = lab.study
+    epochs = {"dense": sum(study.epochs), "pruned": sum(study.finetune_epochs)}
+    total = sum(epochs[stage.kind] * len(mine) for stage, mine in work)
+    writers = [metrics.to_csv(folder), metrics.to_tensorboard(folder / "tensorboard")] if work else []
+    written = [writer for writer in (*writers, *callbacks) if writer is not None] if processes.is_first() else []
+    cached: dict[str, Any] = {}
+    with progress(total, "epochs", quiet=not processes.is_first()) as shown:
+        waiting = list(work)
+        while waiting:
+            left = []
+            for stage, mine in waiting:
+                if not _attempt(
+                    folder, lab, stage, mine, running=running, shown=shown, callbacks=written, cached=cached
+                ):
+                    left.append((stage, mine))
+            if len(left) == len(waiting):
+                time.sleep(_POLL)
+            waiting = left
+
+
+def _attempt(
+    folder: Path,
+    lab: Laboratory,
+    stage: StudyStage,
+    mine: range,
+    *,
+    running: Running,
+    shown: Progress,
+    callbacks: Sequence[metrics.Callback],
+    cached: dict[str, Any],
+) -> bool:
+    """Compute a stage unless another run does, or has yet to finish the one it starts from; whether it is done."""
+    root = plan.root(folder)
+    target = store.stage(root, stage.kind, stage.settings, mine)
+    with store.claimed(target) if processes.is_first() else store.unclaimed() as mine_now:
+        start = stage.settings.get("dense")
+        done = not store.missing(root, stage.kind, stage.settings, mine)
+        ready = start is None or not store.missing(root, "dense", start, mine)
+        state = processes.agree("done" if done else "go" if mine_now and ready else "wait")
+        if state != "go":
+            return bool(state == "done")
+        shown.stage(f"{stage.title}, replicates {mine.start} to {mine.stop - 1}")
+        on_epoch = _on_epoch(lab, stage, mine, shown, callbacks)
+        if stage.target is None:
+            result = runner.train_dense(lab, stage.coefficients.dense, mine, on_epoch)
+            cached.update(settings=stage.settings, replicates=mine, weights=result.weights)
+        else:
+            weights = _dense_weights(folder, stage, mine, cached)
+            penalty = stage.coefficients.finetune
+            result = runner.prune_and_finetune(lab, stage.target, penalty, mine, dense=weights, on_epoch=on_epoch)
+        if processes.is_first():
+            results.save(folder, lab.study, stage, mine, result, weights=running.keep_pruned)
+        processes.agree(None)  # the others must not read what is still being written
+        return True
+
+
+def _dense_weights(folder: Path, stage: StudyStage, mine: range, cached: dict[str, Any]) -> Weights:
+    """The dense weights that a stage starts from, read once for all stages that start from them."""
+    start = stage.settings["dense"]
+    if (cached.get("settings"), cached.get("replicates")) != (start, mine):
+        weights = results.dense_weights(folder, start, mine)
+        cached.update(settings=start, replicates=mine, weights=weights)
+    return cached["weights"]
+
+
+def _on_epoch(
+    lab: Laboratory, stage: StudyStage, mine: range, shown: Progress, callbacks: Sequence[metrics.Callback]
+) -> Callable[[int, Mapping[str, Any]], None]:
+    """Report an epoch of a stage: to the progress display and to the callbacks."""
+    examples = len(lab.train.labels) // lab.study.batch * lab.study.batch
+    steps = len(mine) * (examples // lab.study.batch)
+    advance = functools.partial(shown.advance, len(mine), steps, len(mine) * examples)
+
+    def report(epoch: int, measured: Mapping[str, Any]) -> None:
+        advance()
+        for callback in callbacks:
+            callback(stage.title, mine, epoch, measured)
+
+    return report
+
+
+def status(folder: Path, study: Study) -> None:
+    """Print how many replicates of each stage are done."""
+    known = results.known(folder, study)
+    seen = set()
+    for penalty in plan.coefficients(study):
+        for stage in plan.stages(study, known, penalty):
+            if stage.title in seen:
+                continue
+            seen.add(stage.title)
+            absent = store.missing(plan.root(folder), stage.kind, stage.settings, range(study.replicates))
+            done = study.replicates - sum(map(len, absent))
+            print(f"{done:4d} of {study.replicates}  {stage.title}")
+
+
+def report(folder: Path, study: Study, running: Running) -> dict[Coefficients, Evidence]:
+    """Rebuild tables and figures from the stored results, and print the findings in the last lines."""
+    return reporting.write(folder, study, Console(width=None if sys.stdout.isatty() else 120), running.beside)
+
+
+def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, source: str) -> str:
+    """What is about to be computed, where, and roughly for how long."""
+    examples = len(dataset.train.labels)
+    arms = len(study.jumpstart) * len(study.finetune_jumpstart) * len(plan.targets(study))
+    epochs = len(study.jumpstart) * sum(study.epochs) + arms * sum(study.finetune_epochs)
+    lines = [
+        f"{study.model} on {study.dataset}: {examples} training, {len(dataset.validation.labels)} validation, "
+        f"{len(dataset.test.labels)} test examples of shape {dataset.input_shape}",
+        f"{study.replicates} replicates of {epochs} epochs, {lab.chunk} in a program ({lab.placement.form}, "
+        f"{lab.placement.epoch}) on {lab.placement.mesh.size} x {lab.placement.mesh.devices.flat[0].device_kind}"
+        + (f"; {source}" if source else ""),
+        f"pruned: {', '.join(runner.prunable_paths(lab))}",
+    ]
+    estimate = placement.hours(study, study.replicates, epochs, examples)
+    if estimate is not None and estimate > 1 / 60:
+        lines.append(f"about {duration(3600 * estimate)} in total by the measured time of a step; first it compiles")
+    else:
+        lines.append("the first epoch of each stage includes compiling it")
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""The settings of the studies in a folder: those of the last run, and of every study that was run there."""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from experiments.storage import files, provenance, store
+
+_LAST = "config.json"
+_ALL = "studies"
+_PACKAGES = ("jprune", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def record(
+    folder: Path,
+    module: str,
+    study: dict[str, Any],
+    running: dict[str, Any],
+    *,
+    model: dict[str, Any] | None = None,
+    note: bool = True,
+) -> list[str]:
+    """Write the settings and the versions of the packages into a folder, and note the command.
+
+    Args:
+      folder: of the results.
+      module: name of the study's package.
+      study: the settings that decide the numbers, as JSON.
+      running: the settings that do not, as JSON.
+      model: what is known of the model besides, as JSON.
+      note: whether to note the command; not if there was nothing to compute.
+
+    Returns:
+      The options in which the last study of this folder differed, each as ``name: before -> now``.
+
+    Raises:
+      StoreError: a file cannot be written, or the settings that are there cannot be read.
+    """
+    before = recorded(folder) or {}
+    known = {**before.get("running", {}), **before.get("study", {})} if before else {}
+    changed = [f"{name}: {known[name]} -> {value}" for name, value in study.items() if known.get(name, value) != value]
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    content = {"study": study, "running": running, "model": model or {}, "versions": versions}
+    files.write_json(folder / _LAST, content)
+    files.write_json(folder / _ALL / f"{store.digest(study)}.json", content)
+    if note:
+        provenance.note(folder, module)
+    return changed
+
+
+def recorded(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """The settings of the last run in a folder, as ``record`` wrote them; None if there are none.
+
+    Files of earlier layouts, which had all settings in one dict, are read too.
+
+    Raises:
+      StoreError: the file cannot be read; the message names it.
+    """
+    path = folder / _LAST
+    return _read(path) if path.exists() else None
+
+
+def of_study(folder: Path, study: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
+    """The recorded settings of one study in a folder; those of the last run if it was never recorded by itself."""
+    path = folder / _ALL / f"{store.digest(study)}.json"
+    return _read(path) if path.exists() else recorded(folder)
+
+
+def all_recorded(folder: Path) -> list[dict[str, dict[str, Any]]]:
+    """The settings of every study that was run in a folder."""
+    return [_read(path) for path in sorted((folder / _ALL).glob("*.json"))] or [
+        one for one in [recorded(folder)] if one is not None
+    ]
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text())
+        study = content.get("study", content)
+        running = {**study, **content.get("running", {})}
+        return {"study": dict(study), "running": running, "model": dict(content.get("model", {}))}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise files.StoreError(f"{path} cannot be read ({error}); delete it and give all options again") from error

@@ -1,0 +1,49 @@
+"""Training curves while a study runs; TensorBoard files are read with the package that writes them."""
+
+import struct
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.cli import metrics
+
+LOSSES = {1: [2.0, 1.0, 0.0], 2: [float("nan"), 0.5, float("inf")]}
+
+
+def scalars(path):
+    """(tag, step, value) of every scalar: a file is records of length, its checksum, an event, its checksum."""
+    from tensorboardX.proto import event_pb2
+
+    content, found = path.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        event = event_pb2.Event.FromString(content[12 : 12 + length])
+        found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        content = content[16 + length :]
+    return found
+
+
+def test_the_mean_over_replicates_is_written_after_each_epoch(tmp_path):
+    pytest.importorskip("tensorboardX", reason="needs the extra tensorboard")
+    write = metrics.to_tensorboard(tmp_path)
+    for epoch, losses in LOSSES.items():
+        write("jumpstart 0: dense", range(3), epoch, {"loss": np.array(losses, np.float32)})
+    write("jumpstart 0: control", range(3), 1, {"loss": np.zeros(3, np.float32)})  # ends the run before it
+    (path,) = (tmp_path / "jumpstart 0: dense, 0-2").iterdir()
+    assert scalars(path) == [("loss", 1, 1.0), ("loss", 2, 0.5)]
+
+
+def test_without_the_extra_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    assert metrics.to_tensorboard(tmp_path / "board") is None
+
+
+def test_every_epoch_and_replicate_is_a_row_of_the_csv(tmp_path):
+    write = metrics.to_csv(tmp_path / "new")
+    for epoch, losses in LOSSES.items():
+        write("dense", range(4, 7), epoch, {"loss": np.array(losses, np.float32)})
+    table = pd.read_csv(tmp_path / "new" / "metrics.csv")
+    assert table["replicate"].tolist() == [4, 5, 6, 4, 5, 6]
+    assert table["epoch"].tolist() == [1, 1, 1, 2, 2, 2]
+    np.testing.assert_array_equal(table["loss"], [2, 1, 0, np.nan, 0.5, np.inf])

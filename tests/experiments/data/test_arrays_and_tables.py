@@ -1,0 +1,101 @@
+"""Data of your own: .npz files and tables, what is read from them and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.data import datasets, sources
+
+X = np.arange(240, dtype=np.float64).reshape(60, 4)
+Y = np.arange(60) % 3
+
+
+def test_an_npz_file_has_its_splits_and_names(tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez(path, x_train=X, y_train=Y, x_test=X[:6], y_test=Y[:6], class_names=np.array(["a", "b", "c"]))
+    data = datasets.load(f"npz:{path}", validation_fraction=0.1)
+    assert [len(split.labels) for split in (data.train, data.validation, data.test)] == [54, 6, 6]
+    assert data.class_names == ("a", "b", "c")
+    assert data.train.images.dtype == np.float32
+    np.testing.assert_allclose(data.mean, data.train.images.mean(0), rtol=1e-6)
+    np.testing.assert_array_equal(data.test.images, X[:6])
+
+
+def test_images_stay_uint8_and_get_a_channel(tmp_path):
+    path = tmp_path / "images.npz"
+    np.savez(path, x_train=np.zeros((60, 5, 6), np.uint8), y_train=Y)
+    data = datasets.load(f"npz:{path}")
+    assert data.input_shape == (5, 6, 1)
+    assert data.train.images.dtype == np.uint8
+    assert len(data.test.labels) == 15  # a quarter of every class
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_has_its_class_in_the_column_label_or_the_last_one(tmp_path, suffix):
+    frame = pd.DataFrame({"label": np.array(["no", "yes"])[np.arange(40) % 2], "size": np.arange(40.0)})
+    frame["color"] = np.array(["red", "blue"])[np.arange(40) // 20]
+    path = tmp_path / f"table.{suffix}"
+    write = {"csv": lambda table: table.to_csv(path, index=False), "parquet": lambda table: table.to_parquet(path)}
+    write[suffix](frame)
+    (features, labels), test, names = sources.table(path)
+    assert (test, names) == (None, ("no", "yes"))
+    np.testing.assert_array_equal(labels, np.arange(40) % 2)
+    np.testing.assert_array_equal(features[19:21], [[19, 0, 1], [20, 1, 0]])  # size, blue, red
+    write[suffix](frame.rename(columns={"label": "x"})[["size", "x"]])
+    (features, labels), _, names = sources.table(path)
+    assert features.shape == (40, 1)
+    assert names == ("no", "yes")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x_train": X}, "has the arrays x_train; it needs x_train and y_train"),
+        ({"x_train": X, "y_train": Y, "x_test": X}, "x_test and y_test if there is a test set"),
+        ({"x_train": X, "y_train": Y, "z": Y}, "has the array 'z'"),
+        ({"x_train": X, "y_train": Y[:5]}, r"x_train has dtype float64 and shape \(60, 4\)"),
+        ({"x_train": X, "y_train": Y.astype(float)}, r"y_train has dtype float64 and shape \(60,\)"),
+        ({"x_train": X, "y_train": Y - 1}, "y_train has dtype"),
+        ({"x_train": X, "y_train": 2 * Y}, "numbered 0 to 4 without a gap; 1 has no example"),
+        ({"x_train": X, "y_train": 0 * Y}, "two or more classes"),
+        ({"x_train": np.where(X == 7, np.nan, X), "y_train": Y}, "x_train has values that are not finite"),
+        ({"x_train": X, "y_train": Y, "x_test": X[:, :2], "y_test": Y}, r"x_test has examples of shape \(2,\)"),
+    ],
+)
+def test_arrays_that_cannot_be_used_are_refused_by_name(arrays, message):
+    with pytest.raises(ValueError, match=message):
+        datasets.of_arrays(arrays)
+
+
+def test_a_file_that_is_not_there_or_not_readable_is_named(tmp_path):
+    with pytest.raises(sources.Missing, match=r"npz:.*none\.npz is not a file"):
+        datasets.load(f"npz:{tmp_path / 'none.npz'}")
+    (tmp_path / "bad.npz").write_text("no archive")
+    with pytest.raises(ValueError, match=r"bad\.npz cannot be read"):
+        datasets.load(f"npz:{tmp_path / 'bad.npz'}")
+    np.savez(tmp_path / "objects.npz", x_train=np.array([{}, []], object))
+    with pytest.raises(ValueError, match="without objects"):
+        datasets.load(f"npz:{tmp_path / 'objects.npz'}")
+    (tmp_path / "gap.csv").write_text("a,label\n1,x\n,y\n")
+    with pytest.raises(ValueError, match="has missing values in a"):
+        datasets.load(f"table:{tmp_path / 'gap.csv'}")
+
+
+def test_a_download_is_tried_again_and_then_says_what_to_do(monkeypatch, tmp_path):
+    tries = []
+
+    class Builder:
+        data_dir = str(tmp_path)
+
+        def download_and_prepare(self, file_format):
+            tries.append(file_format)
+            if len(tries) < 3:
+                raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(sources, "_builder", lambda name, data_dir: Builder())
+    assert sources.prepare("mine", None, pause=0) == tmp_path
+    assert tries == ["array_record"] * 3
+    tries.clear()
+    with pytest.raises(sources.Missing, match=r"could not be downloaded in 2 attempts: reset by peer\. Check the conn"):
+        sources.prepare("mine", None, attempts=2, pause=0)
