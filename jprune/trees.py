@@ -119,8 +119,9 @@ def _stands_for(found: dict[str, Any], path: str) -> bool:
 def kernels(path: str, leaf: Any) -> bool:
     """The default predicate: float leaves named ``kernel`` or ``weight`` with two or more axes.
 
-    Biases and normalization parameters are never among them. The output layer is; exclude it with
-    ``by_path(exclude=...)`` where it must stay dense.
+    Biases are not selected. Normalization parameters are selected only if they are called ``weight`` and have two or
+    more axes, as in ``eqx.nn.LayerNorm((8, 8))``. The output layer is selected. To leave out a layer, pass
+    ``by_path(exclude=...)``.
 
     >>> kernels("dense/kernel", jnp.ones((2, 3))), kernels("norm/scale", jnp.ones(3))
     (True, False)

@@ -68,15 +68,15 @@ def shown_in_the_reference():
 PUBLIC = ("", ".scores", ".selection", ".schedules", ".io", ".jumpstart", ".recall")
 
 
-@pytest.mark.parametrize("wing", [f"jprune{part}" for part in PUBLIC])
-def test_every_public_name_is_on_a_reference_page_with_a_docstring(wing):
-    module, shown = importlib.import_module(wing), shown_in_the_reference()
+@pytest.mark.parametrize("package", [f"jprune{part}" for part in PUBLIC])
+def test_every_public_name_is_on_a_reference_page_with_a_docstring(package):
+    module, shown = importlib.import_module(package), shown_in_the_reference()
     for name in module.__all__:
         public = getattr(module, name)
-        assert public.__module__ in shown, f"{public.__module__}, where {wing}.{name} lives, is on no reference page"
+        assert public.__module__ in shown, f"{public.__module__}, which defines {package}.{name}, is on no reference page"
         listed = shown[public.__module__]
-        assert listed is None or name in listed, f"{wing}.{name} is not among the members of {public.__module__}"
-        assert public.__doc__, f"{wing}.{name} has no docstring"
+        assert listed is None or name in listed, f"{package}.{name} is not among the members of {public.__module__}"
+        assert public.__doc__, f"{package}.{name} has no docstring"
 
 
 def test_the_architecture_page_names_every_folder_and_no_other():
