@@ -1,9 +1,8 @@
-"""The ground every wing stands on: naming, selecting and matching the leaves of a pytree.
+"""Leaves of a pytree by path: names, predicates, and matching of two trees.
 
-A leaf is named by its path, '/'-joined, and the name is the same whichever library made the tree:
-a Flax NNX ``State`` puts a ``value`` behind every leaf and a Linen variable dict puts ``params``
-before it, and both are dropped. ``None`` counts as a leaf here, because a tree of scores or masks
-holds ``None`` where nothing may be pruned. What is done to the leaves lives in the wings.
+A leaf is named by its path, joined with '/'. The name is the same for every library: the ``value`` that a Flax NNX
+``State`` adds at the end and the ``params`` that a Linen variable dict adds at the start are dropped. None counts as a
+leaf, because trees of scores and masks have None where nothing is prunable.
 """
 
 import dataclasses
@@ -13,8 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-PyTree = Any
 Where = Callable[[str, Any], bool]
 
 
@@ -23,7 +22,7 @@ def _is_none(x: Any) -> bool:
 
 
 def path_string(key_path: tuple[Any, ...]) -> str:
-    """Name a leaf by its jax key path: '/'-joined, no trailing ``value``, no leading ``params``.
+    """The path of a leaf from its jax key path, without a trailing ``value`` and a leading ``params``.
 
     >>> from jax.tree_util import DictKey, GetAttrKey
     >>> path_string((DictKey("params"), DictKey("head"), DictKey("kernel")))
@@ -39,8 +38,8 @@ def path_string(key_path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def flatten(tree: PyTree) -> tuple[list[str], list[Any], Any]:
-    """Flatten a tree into paths, leaves (``None`` among them) and a treedef.
+def flatten(tree: PyTree) -> tuple[list[str], list[Any], jax.tree_util.PyTreeDef]:
+    """Flatten a tree into paths, leaves (including None) and a treedef.
 
     >>> flatten({"b": None, "a": (1, 2)})[:2]
     (['a/0', 'a/1', 'b'], [1, 2, None])
@@ -49,15 +48,15 @@ def flatten(tree: PyTree) -> tuple[list[str], list[Any], Any]:
     return [path_string(key_path) for key_path, _ in entries], [leaf for _, leaf in entries], treedef
 
 
-def is_float(leaf: Any) -> bool:
+def is_float(leaf: object) -> bool:
     """Whether a leaf is an array (or a tracer, or a shape) of a real floating dtype."""
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def map_leaves(f: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-    """``jax.tree.map`` that leaves ``None`` alone and takes ``None`` anywhere in the other trees.
+    """``jax.tree.map`` that skips leaves that are None, and accepts None at any leaf of the other trees.
 
-    The other trees have the structure of the first; ``f`` is not called where the first is ``None``.
+    The other trees have the structure of the first; ``f`` is not called where the first has None.
 
     >>> map_leaves(lambda x, y: (x, y), {"a": 1, "b": None}, {"a": None, "b": 2})
     {'a': (1, None), 'b': None}
@@ -68,19 +67,19 @@ def map_leaves(f: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
 def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, shapes: bool = True) -> list[Any]:
     """Return the leaves of ``other`` in the order of ``reference``, matched by path.
 
-    Trees of different classes match (an NNX ``State`` and a dict of the same paths), because only
-    the paths and shapes are compared.
+    Trees of different classes match (an NNX ``State`` and a dict of the same paths): only paths and shapes are
+    compared.
 
     Args:
-      reference: the tree that decides which leaves there are.
-      other: the tree to be matched; it may hold ``None`` at any leaf, and in place of any subtree.
+      reference: the tree whose leaves are looked up.
+      other: the tree to match; it may have None at any leaf, and in place of any subtree.
       reference_name: what the caller calls ``reference``, for the error.
       name: what the caller calls ``other``, for the error.
       shapes: whether to compare the shapes of the leaves that are arrays in both.
 
     Raises:
-      ValueError: a path of ``reference`` is absent from ``other``, or the other way round, or the
-        shapes of a leaf differ; the message names the leaf.
+      ValueError: a path of ``reference`` is missing in ``other``, or the other way round, or the shapes of a leaf
+        differ; the message names the leaf.
 
     >>> match({"a": 1, "b": 2}, {"b": 4, "a": 3}, reference_name="params", name="grad")
     [3, 4]
@@ -90,7 +89,7 @@ def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, s
     found = dict(zip(other_paths, other_leaves, strict=True))
     for path, leaf in zip(paths, leaves, strict=True):
         if path not in found:
-            if leaf is None or _stands_for(found, path):
+            if leaf is None or _none_above(found, path):
                 found[path] = None
                 continue
             raise ValueError(
@@ -109,19 +108,21 @@ def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, s
     return [found[path] for path in paths]
 
 
-def _stands_for(found: dict[str, Any], path: str) -> bool:
-    """Whether a ``None`` stands in place of a subtree that would hold the path."""
+def _none_above(found: dict[str, Any], path: str) -> bool:
+    """Whether None replaces a subtree that would contain the path."""
     parts = path.split("/")
-    ends = ("/".join(parts[:i]) for i in range(1, len(parts)))
-    return any(end in found and found[end] is None for end in ends)
+    above = ("/".join(parts[:i]) for i in range(1, len(parts)))
+    return any(parent in found and found[parent] is None for parent in above)
 
 
 def kernels(path: str, leaf: Any) -> bool:
     """The default predicate: float leaves named ``kernel`` or ``weight`` with two or more axes.
 
-    Biases are not selected. Normalization parameters are selected only if they are called ``weight`` and have two or
-    more axes, as in ``eqx.nn.LayerNorm((8, 8))``. The output layer is selected. To leave out a layer, pass
-    ``by_path(exclude=...)``.
+    It knows names and shapes only. Biases and normalization parameters with one axis are not selected; the output
+    layer is, and so are the weights of Equinox embeddings and of layer normalization over several axes. Not selected
+    are ``weight_ih`` and ``weight_hh`` of Equinox cells, ``lora_a`` and ``lora_b``, and ``embedding``. See what is
+    selected with ``prunable(params)``, choose with ``by_path``, or give ``prune`` a graph as ``axes``, which knows what
+    the matrix products read.
 
     >>> kernels("dense/kernel", jnp.ones((2, 3))), kernels("norm/scale", jnp.ones(3))
     (True, False)
@@ -131,7 +132,12 @@ def kernels(path: str, leaf: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class ByPath:
-    """A predicate on (path, leaf) by regular expressions; made by ``by_path``."""
+    """A predicate on (path, leaf) by regular expressions; made by ``by_path``.
+
+    Attributes:
+      include: pattern of the leaves to take, or None for those that ``kernels`` takes.
+      exclude: pattern of the leaves to leave out, or None.
+    """
 
     include: str | None
     exclude: str | None
@@ -143,15 +149,14 @@ class ByPath:
 
 
 def by_path(include: str | None = None, exclude: str | None = None) -> ByPath:
-    """Choose leaves by regular expressions searched for in their paths.
+    """Select leaves by regular expressions searched for in their paths.
 
     Args:
-      include: leaves to take; ``None`` takes what ``kernels`` takes.
-      exclude: leaves to leave out of those.
+      include: pattern of the leaves to take; None takes what ``kernels`` takes.
+      exclude: pattern of the leaves to leave out.
 
     Returns:
-      A predicate on (path, leaf). Where it is applied to a tree, a pattern that matches no path is
-      an error.
+      A predicate on (path, leaf). Where it is applied to a tree, a pattern that matches no path is an error.
 
     Raises:
       ValueError: a pattern is not a regular expression.
@@ -168,17 +173,17 @@ def by_path(include: str | None = None, exclude: str | None = None) -> ByPath:
 
 
 def only(tree: PyTree, where: Where) -> PyTree:
-    """Keep the float leaves that ``where`` selects and put ``None`` for every other leaf.
+    """Keep the float leaves that ``where`` selects and replace every other leaf by None.
 
     Raises:
-      TypeError: ``where`` is no function.
+      TypeError: ``where`` is not a function.
       ValueError: ``where`` selects nothing, or one of its patterns matches no path.
 
     >>> only({"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}, kernels)["bias"] is None
     True
     """
     if not callable(where):
-        wanted = "a predicate on (path, leaf), such as jprune.by_path(include=..., exclude=...)"
+        wanted = "a predicate on (path, leaf), for example jprune.by_path(include=..., exclude=...)"
         raise TypeError(f"where={where!r} is a {type(where).__name__}; it must be {wanted}")
     paths, leaves, treedef = flatten(tree)
     if isinstance(where, ByPath):
@@ -187,13 +192,13 @@ def only(tree: PyTree, where: Where) -> PyTree:
                 raise ValueError(f"{name}={pattern!r} matches no leaf; the tree has {_some(paths)}")
     kept = [leaf if is_float(leaf) and where(path, leaf) else None for path, leaf in zip(paths, leaves, strict=True)]
     if all(leaf is None for leaf in kept):
-        told = getattr(where, "__name__", repr(where))
-        wanted = "say by path what to select, such as where=jprune.by_path(include=...)"
-        raise ValueError(f"where={told} selects no float leaf; the tree has {_some(paths)}; {wanted}")
+        name = getattr(where, "__name__", repr(where))
+        remedy = "select by path with where=jprune.by_path(include=...)"
+        raise ValueError(f"where={name} selects no float leaf; the tree has {_some(paths)}; {remedy}")
     return jax.tree.unflatten(treedef, kept)
 
 
 def _some(paths: list[str], most: int = 8) -> str:
-    """Name some paths for an error."""
+    """The first paths, for an error."""
     shown = ", ".join(f"'{path}'" for path in paths[:most]) or "no leaf at all"
     return shown + (f" and {len(paths) - most} more" if len(paths) > most else "")

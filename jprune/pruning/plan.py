@@ -21,6 +21,7 @@ from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.schedules import entries, keep_counts
 from jprune.pruning.scores.elementwise import Score, beside, score_selected, working_dtype
+from jprune.pruning.selection.layers import mask_layers, warn_of_collapse
 from jprune.trees import flatten, map_leaves
 
 
@@ -80,6 +81,20 @@ class Plan:
             evidence = evidence | {"key": jax.random.fold_in(evidence["key"], count)}
         choose = functools.partial(self._choose, events)
         return where_due(jnp.any(hits), choose, masks, jnp.argmax(hits), weights, evidence)
+
+    def warn_of_collapse(self, count: Int[Array, ""], before: PyTree, after: PyTree) -> None:
+        """Warn, outside jit, of layers in which the entry of the schedule that was due left nothing.
+
+        Args:
+          count: number of earlier updates.
+          before: the masks before the update.
+          after: the masks after it.
+        """
+        if isinstance(count, jax.core.Tracer) or jnp.ndim(count):
+            return
+        amount = self.schedule.get(int(count))
+        if amount is not None:
+            warn_of_collapse(mask_layers(before, self.axes), jax.tree.leaves(after), amount)
 
     def _events(self, weights: PyTree) -> list[_Event]:
         paths, leaves, _ = flatten(weights)

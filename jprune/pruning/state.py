@@ -1,10 +1,10 @@
-"""The state of a prune link, and finding it wherever in an optimizer's state it sits.
+"""The state of a prune link, and how to find it in the state of any optimizer.
 
-An optax state is a tree of tuples: a plain tuple (or an OrderedDict) for a chain, a NamedTuple for
-anything else. That is enough to see that a prune link is the last of its chain, without asking the
-optimizer.
+An optax state is a tree of tuples: a plain tuple (or an OrderedDict) for a chain, a NamedTuple for anything else. This
+shows whether a prune link is the last of its chain, without knowledge of the optimizer.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -13,29 +13,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PRNGKeyArray, PyTree
 from optax.contrib import MechanicState, SAMState
 
+from jprune.graph.axes import Axes
+from jprune.pruning.amounts import Amount, amount_of
+from jprune.pruning.selection import allocation, kth_largest, uint64
+from jprune.pruning.selection.layers import empty_layers, mask_layers, nothing_left
 from jprune.trees import flatten, match
-
-PyTree = Any
 
 
 class PruneState(NamedTuple):
     """The state of ``prune`` and ``keep_zeros``.
 
     Attributes:
-      count: int32 scalar, how many updates came before.
+      count: int32 scalar, the number of earlier updates.
       masks: bool arrays like the parameters, True where a weight is kept, None where nothing is prunable.
       key: the key given to ``prune``, or None.
     """
 
-    count: Any
+    count: Any  # Int[Array, ""]; a tuple has a method of this name
     masks: PyTree
-    key: Any
+    key: PRNGKeyArray | None
 
 
 def masks_of(state: PyTree) -> PyTree:
-    """The masks held in an optimizer state, wherever the prune links are.
+    """The masks in an optimizer state, wherever the prune links are.
 
     Args:
       state: the state of an optax transformation that has a prune link in it: of a chain, or of
@@ -66,7 +69,7 @@ def masks_of(state: PyTree) -> PyTree:
 
 
 def with_masks(state: PyTree, masks: PyTree) -> PyTree:
-    """The same optimizer state with other masks: loaded ones, or those of the next lottery ticket.
+    """Replace the masks in an optimizer state, for example with loaded ones.
 
     Args:
       state: the state of an optax transformation that has a prune link in it.
@@ -94,23 +97,31 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
         own_paths, own, treedef = flatten(node.masks)
         for path, mask in zip(own_paths, own, strict=True):
             if mask is not None and getattr(given[path], "dtype", None) != np.bool_:
-                raise ValueError(f"masks holds {given[path]!r} at '{path}'; it must be a bool array")
+                raise ValueError(f"masks has {given[path]!r} at '{path}'; it must be a bool array")
         fitted = [None if mask is None else given[path] for path, mask in zip(own_paths, own, strict=True)]
         return node._replace(masks=jax.tree.unflatten(treedef, fitted))
 
     return jax.tree.map(replace, state, is_leaf=lambda node: isinstance(node, PruneState))
 
 
-def check_pruned(params: PyTree, state: PyTree) -> None:
-    """Check, outside jit, that every pruned weight is exactly 0.
+def check_pruned(
+    params: PyTree, state: PyTree, *, sparsity: float | None = None, keep: int | None = None, axes: Axes = None
+) -> None:
+    """Check, outside jit, that every pruned weight is exactly 0, and that as many are pruned as asked.
+
+    A layer in which nothing is left is named in a warning.
 
     Args:
       params: the parameters.
-      state: the optimizer state whose prune links hold the masks of these parameters.
+      state: the optimizer state whose prune links have the masks of these parameters.
+      sparsity: the fraction of the prunable weights that must be pruned, or more; None to check no amount.
+      keep: the number of weights that may be kept at most, in place of ``sparsity``.
+      axes: what the axes of the parameters are (see ``prune``), to name single layers of a stack.
 
     Raises:
-      ValueError: a pruned weight is not 0 (or not finite); the message names the leaves and counts
-        the weights. Also whatever ``masks_of`` refuses, and masks that do not fit the parameters.
+      ValueError: a pruned weight is not 0 (or not finite), where the message names the leaves and counts the
+        weights; or more weights are kept than asked. Also what ``masks_of`` raises, and masks that do not fit the
+        parameters.
 
     >>> import jprune, optax
     >>> state = jprune.keep_zeros().init({"kernel": jnp.zeros((1, 2))})
@@ -129,6 +140,21 @@ def check_pruned(params: PyTree, state: PyTree) -> None:
                 revived.append(f"{count} of {int(jnp.sum(~mask))} in '{path}'")
     if revived:
         raise ValueError(f"pruned weights are not 0: {', '.join(revived)}")
+    layers = mask_layers(masks_of(state), axes)
+    if sparsity is not None or keep is not None:
+        _check_amount(layers.masks, amount_of(sparsity, keep))
+    if empty := empty_layers(layers, layers.masks):
+        warnings.warn(nothing_left(empty), stacklevel=2)
+
+
+def _check_amount(masks: list[Any], amount: Amount) -> None:
+    size = sum(mask.size for mask in masks)
+    wanted, kept = allocation.kept(amount, size), uint64.number(kth_largest.count_true(masks))
+    if kept > wanted:
+        raise ValueError(
+            f"{kept} of {size} prunable weights are kept (sparsity {(size - kept) / size:.6g}), more than the {wanted} "
+            "asked for; check that the schedule's last step was reached"
+        )
 
 
 def trained(params: PyTree) -> PyTree:
@@ -140,9 +166,9 @@ def masked_weights(params: PyTree, masks: PyTree) -> PyTree:
     """The parameters that have a mask, in the tree of the masks; None for the others."""
     paths, leaves, _ = flatten(params)
     found = dict(zip(paths, leaves, strict=True))
-    own, held, treedef = flatten(masks)
+    mask_paths, present, treedef = flatten(masks)
     match(params, masks, reference_name="params", name="the masks of the optimizer state")
-    weights = [None if mask is None else found[path] for path, mask in zip(own, held, strict=True)]
+    weights = [None if mask is None else found[path] for path, mask in zip(mask_paths, present, strict=True)]
     return jax.tree.unflatten(treedef, weights)
 
 

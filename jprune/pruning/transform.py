@@ -130,6 +130,7 @@ def prune(
         weights = masked_weights(trained(params), old)
         evidence = plan.evidence(weights, grad, batch, state.key if key is None else key, trained(params))
         masks = advance(state.count, old, weights, evidence)
+        plan.warn_of_collapse(state.count, old, masks)
         # A weight that regrows at this step starts from 0: the update it was handed is made of momentum
         # that it gathered while it was pruned.
         alive = masks if regrow is None else map_leaves(jnp.logical_and, masks, old)

@@ -6,6 +6,7 @@ matter: the effective number says what is left to do, not what a given kernel sa
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from jaxtyping import PyTree
 from jprune import jaxprs
 from jprune.graph.axes import Axes, kernel_axes
 from jprune.pruning.selection import kth_largest, uint64
-from jprune.trees import flatten, is_float, match
+from jprune.pruning.selection.layers import nothing_left
+from jprune.trees import flatten, is_float, kernels, match
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +78,7 @@ def cost_table(
     used = multiply_adds(apply, params, *inputs) if apply is not None else None
     roles = kernel_axes(axes, params)
     rows: dict[str, dict[str, Any]] = {}
+    masked: list[str] = []  # the layers that may be pruned
     for path, leaf, mask in zip(paths, leaves, kept, strict=True):
         if not is_float(leaf):
             continue
@@ -90,7 +93,13 @@ def cost_table(
             if used is not None:
                 layer = used[path] * size // max(1, leaf.size)
                 row |= {"multiply_adds": layer, "effective_multiply_adds": layer * nonzeros // max(1, size)}
-            rows[path + "".join(f"[{i}]" for i in index)] = row
+            name = path + "".join(f"[{i}]" for i in index)
+            rows[name] = row
+            if mask is not None or (masks is None and kernels(path, leaf)):
+                masked.append(name)
+    empty = [name for name in masked if rows[name]["parameters"] and not rows[name]["nonzeros"]]
+    if empty:
+        warnings.warn(nothing_left(empty), stacklevel=2)
     counted = [name for name in next(iter(rows.values()), {}) if name != "shape"]
     rows["total"] = {"shape": (), **{name: sum(row[name] for row in rows.values()) for name in counted}}
     table = pd.DataFrame.from_dict(rows, orient="index")

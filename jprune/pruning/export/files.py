@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from numpy.typing import NDArray
 
-from jprune.trees import PyTree, flatten, match
+from jprune.trees import flatten, match
 
 _FORMAT = "jprune-1"
 _BITS = "#bits"

@@ -12,7 +12,7 @@ from jprune.graph.axes import Axes
 from jprune.pruning.amounts import Amount, Counts, Scheduled, Sparsity, amount_by_keyword, amount_of, without
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import allocation
-from jprune.pruning.selection.layers import Layers, Quota, choose, layers_of, quota_of
+from jprune.pruning.selection.layers import Layers, Quota, choose, layers_of, quota_of, warn_of_collapse
 from jprune.pruning.selection.uint64 import Count
 
 
@@ -55,7 +55,9 @@ def bernoulli_masks(
         bounds: list[Any] = [jnp.asarray(thresholds, x.dtype)[amount.index] for x in layers.scores]
     else:
         bounds = [_removed(amount, layers.size)] * len(layers.scores)
-    return layers.tree(_at_least(layers, bounds, min_keep))
+    masks = _at_least(layers, bounds, min_keep)
+    warn_of_collapse(layers, masks, amount)
+    return layers.tree(masks)
 
 
 @amount_by_keyword

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
-from jprune.pruning.amounts import Amount, Scheduled
+from jprune.pruning.amounts import Amount, Keep, Scheduled
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.uint64 import Count
 from jprune.trees import flatten, is_float, match
@@ -143,7 +143,7 @@ def layers_of(
         if masks[i] is not None and not is_mask(masks[i]):
             raise TypeError(f"among has {describe(masks[i])} at '{paths[i]}'; it must be a bool array or None")
     stacked: list[tuple[int, ...]] = [()] * len(leaves)
-    if per_layer is not None:
+    if per_layer is not None or axes is not None:
         roles = kernel_axes(axes, scores)
         stacked = [
             () if leaf is None else _stacked(path, leaf, roles[path], per_layer)
@@ -204,6 +204,70 @@ def choose(layers: Layers, quota: Quota) -> list[Bool[Array, "..."]]:
     return [own | other for own, other in zip(chosen, more, strict=True)]
 
 
+def warn_of_collapse(layers: Layers, kept: Sequence[Any], amount: Amount) -> None:
+    """Warn, outside jit, of layers in which nothing is left although not everything was to be removed.
+
+    Args:
+      layers: the layers that were selected from; layers that had nothing to choose from are not named again.
+      kept: one bool array for each leaf.
+      amount: how much was to be kept.
+    """
+    if any(isinstance(mask, jax.core.Tracer) for mask in [*kept, *layers.masks]) or amount in (1.0, Keep(0)):
+        return
+    names = empty_layers(layers, kept)
+    if names and any(mask is not None for mask in layers.masks):
+        possible = [
+            jnp.ones(array.shape, bool) if mask is None else mask
+            for array, mask in zip(layers.scores, layers.masks, strict=True)
+        ]
+        before = set(empty_layers(layers, possible))
+        names = [name for name in names if name not in before]
+    if names:
+        warnings.warn(nothing_left(names), stacklevel=4)
+
+
+def warn_of_counts(layers: Layers, counts: Sequence[int], amount: Amount) -> None:
+    """Warn, while tracing, of layers of which an amount that removes less than everything keeps no weight."""
+    if not any(isinstance(array, jax.core.Tracer) for array in layers.scores) or amount in (1.0, Keep(0)):
+        return
+    names = [name for name, size, count in zip(layers.names, layers.sizes, counts, strict=True) if size and not count]
+    if names:
+        warnings.warn(nothing_left(names), stacklevel=5)
+
+
+def nothing_left(names: Sequence[str]) -> str:
+    """The message about layers in which no weight is left.
+
+    >>> nothing_left(["a/kernel", "blocks/kernel[2]"])
+    "nothing is left of 'a/kernel', 'blocks/kernel[2]'; keep more, or give min_keep=1 to keep a weight of every layer"
+    """
+    shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more layers" if len(names) > 8 else "")
+    return f"nothing is left of {shown}; keep more, or give min_keep=1 to keep a weight of every layer"
+
+
+def mask_layers(masks: PyTree, axes: Axes = None) -> Layers:
+    """The layers of a tree of masks, for ``empty_layers``; leaves whose axes are unknown are one layer."""
+    paths, leaves, treedef = flatten(masks)
+    slots = [i for i, leaf in enumerate(leaves) if leaf is not None]
+    roles = kernel_axes(axes, masks)
+    stacked = [own.stacked if (own := roles[paths[i]]) is not None else () for i in slots]
+    present = [leaves[i] for i in slots]
+    return Layers([paths[i] for i in slots], present, present, stacked, slots, treedef)
+
+
+def empty_layers(layers: Layers, kept: Sequence[Any]) -> list[str]:
+    """The names of the layers that have weights and keep none; ``kept`` are concrete bool arrays."""
+    flags: list[Any] = []
+    with jax.ensure_compile_time_eval():
+        for mask, stacked in zip(kept, layers.stacked, strict=True):
+            rest = tuple(axis for axis in range(mask.ndim) if axis not in stacked)
+            flags.append(jnp.any(mask, axis=rest))
+        left = np.concatenate([np.ravel(flag) for flag in jax.device_get(flags)])
+    return [
+        name for name, size, any_left in zip(layers.names, layers.sizes, left, strict=True) if size and not any_left
+    ]
+
+
 def is_mask(leaf: object) -> bool:
     """Whether a leaf is a bool array."""
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.bool_))
@@ -214,7 +278,9 @@ def describe(leaf: object) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else repr(leaf)
 
 
-def _stacked(path: str, leaf: Any, axes: KernelAxes | None, per_layer: str) -> tuple[int, ...]:
+def _stacked(path: str, leaf: Any, axes: KernelAxes | None, per_layer: str | None) -> tuple[int, ...]:
+    if axes is None and per_layer is None:
+        return ()
     if axes is None:
         why = f"{per_layer} treats it as one layer, which is wrong if it stacks several"
         warnings.warn(unknown_axes(path, tuple(leaf.shape), why), stacklevel=2)

@@ -34,7 +34,7 @@ from jprune.pruning.amounts import (
 )
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import allocation, kth_largest, uint64
-from jprune.pruning.selection.layers import Layers, Quota, choose, largest_along, layers_of, quota_of
+from jprune.pruning.selection.layers import Layers, Quota, choose, largest_along, layers_of, quota_of, warn_of_collapse
 from jprune.pruning.selection.uint64 import Count
 
 _AXES = "axes=, such as axes='equinox' or {'': jprune.KernelAxes(outputs=(0,), inputs=(1,))}"
@@ -164,7 +164,9 @@ def block_masks(
         jnp.broadcast_to(jnp.expand_dims(mask, (-3, -1)), part.shape).reshape(shape)
         for mask, part, shape in zip(chosen, parts, layers.leaf_shapes, strict=True)
     ]
-    return layers.tree(restore(_allowed(masks, layers)))
+    masks = _allowed(masks, layers)
+    warn_of_collapse(layers, masks, amount_of(sparsity, keep))
+    return layers.tree(restore(masks))
 
 
 @renamed_arguments(axis=_AXES)
@@ -234,7 +236,9 @@ def channel_masks(
         jnp.broadcast_to(jnp.expand_dims(mask, own), shape)
         for mask, own, shape in zip(chosen, others, layers.leaf_shapes, strict=True)
     ]
-    return layers.tree(restore(_allowed(masks, layers)))
+    masks = _allowed(masks, layers)
+    warn_of_collapse(layers, masks, amount_of(sparsity, keep))
+    return layers.tree(restore(masks))
 
 
 @renamed_arguments(axis=_AXES)
@@ -295,6 +299,7 @@ def output_masks(
     for i, (array, mask, stacked) in enumerate(zip(layers.scores, layers.masks, layers.stacked, strict=True)):
         own = Count(*(jnp.asarray(limb)[starts[i] : starts[i + 1]] for limb in limbs))
         masks.append(largest_along(array, mask, own, (*stacked, array.ndim - 1)))
+    warn_of_collapse(layers, masks, amount_of(sparsity, keep))
     return layers.tree(restore(masks))
 
 

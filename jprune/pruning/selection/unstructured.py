@@ -36,7 +36,17 @@ from jaxtyping import PyTree
 from jprune.graph.axes import Axes, kernel_axes
 from jprune.pruning.amounts import Amount, Counts, Keep, Sparsity, amount_by_keyword, amount_of
 from jprune.pruning.selection import allocation, kth_largest, uint64
-from jprune.pruning.selection.layers import Layers, Quota, choose, describe, is_mask, layers_of, quota_of
+from jprune.pruning.selection.layers import (
+    Layers,
+    Quota,
+    choose,
+    describe,
+    is_mask,
+    layers_of,
+    quota_of,
+    warn_of_collapse,
+    warn_of_counts,
+)
 from jprune.pruning.selection.uint64 import Count
 from jprune.trees import Where, flatten, is_float, kernels, match, only
 
@@ -80,7 +90,10 @@ def global_masks(
         floors = allocation.floors(min_keep, layers.sizes, None if isinstance(total, Count) else total)
         return Quota(floors if min_keep else None, total)
 
-    return layers.tree(choose(layers, quota_of(amount_of(sparsity, keep), quota)))
+    amount = amount_of(sparsity, keep)
+    masks = choose(layers, quota_of(amount, quota))
+    warn_of_collapse(layers, masks, amount)
+    return layers.tree(masks)
 
 
 @amount_by_keyword
@@ -121,9 +134,13 @@ def layer_masks(
         if isinstance(amount, Count):
             return Quota(_per_layer(amount, layers), None)
         counts = _layer_counts(layers, amount, min_keep)
+        warn_of_counts(layers, counts, amount)
         return Quota(counts, sum(counts) if isinstance(amount, Keep) and among is not None else None)
 
-    return layers.tree(choose(layers, quota_of(amount_of(sparsity, keep), quota)))
+    amount = amount_of(sparsity, keep)
+    masks = choose(layers, quota_of(amount, quota))
+    warn_of_collapse(layers, masks, amount)
+    return layers.tree(masks)
 
 
 @amount_by_keyword
@@ -140,16 +157,21 @@ def uniform_masks(
 
     Takes, returns and raises what ``global_masks`` does; each layer keeps its own largest scores.
 
-    >>> uniform_masks({"a": jnp.array([3.0, 1.0, 2.0]), "b": jnp.array([2.0])}, sparsity=0.5)
-    {'a': Array([ True, False,  True], dtype=bool), 'b': Array([False], dtype=bool)}
+    >>> uniform_masks({"a": jnp.array([3.0, 1.0, 2.0]), "b": jnp.array([2.0, 5.0, 4.0])}, sparsity=0.5)
+    {'a': Array([ True, False,  True], dtype=bool), 'b': Array([False,  True, False], dtype=bool)}
     """
     layers = layers_of(scores, among, axes, per_layer="uniform_masks")
 
     def quota(amount: Amount) -> Quota:
         total = allocation.kept(amount, layers.size)
-        return Quota(_layer_counts(layers, Keep(total), min_keep), None if among is None else total)
+        counts = _layer_counts(layers, Keep(total), min_keep)
+        warn_of_counts(layers, counts, amount)
+        return Quota(counts, None if among is None else total)
 
-    return layers.tree(choose(layers, quota_of(amount_of(sparsity, keep), quota)))
+    amount = amount_of(sparsity, keep)
+    masks = choose(layers, quota_of(amount, quota))
+    warn_of_collapse(layers, masks, amount)
+    return layers.tree(masks)
 
 
 @amount_by_keyword
@@ -182,9 +204,14 @@ def erk_masks(
 
     def quota(amount: Amount) -> Quota:
         total = allocation.kept(amount, layers.size)
-        return Quota(_erk_counts(layers, shares, total, min_keep), None if among is None else total)
+        counts = _erk_counts(layers, shares, total, min_keep)
+        warn_of_counts(layers, counts, amount)
+        return Quota(counts, None if among is None else total)
 
-    return layers.tree(choose(layers, quota_of(amount_of(sparsity, keep), quota)))
+    amount = amount_of(sparsity, keep)
+    masks = choose(layers, quota_of(amount, quota))
+    warn_of_collapse(layers, masks, amount)
+    return layers.tree(masks)
 
 
 @amount_by_keyword

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 from numpy.typing import NDArray
 
-from jprune.trees import PyTree, flatten, match
+from jprune.trees import flatten, match
 
 Layer = dict[str, NDArray[Any]]
 
