@@ -14,8 +14,8 @@ from benchmarks import in_torch
 from benchmarks.timing import Side, same
 from experiments.models import networks
 from jprune import trees
+from jprune.jumpstart.capture import call_with_preactivations
 from jprune.jumpstart.penalty import jumpstart_penalty
-from jprune.jumpstart.preactivations import call_with_preactivations
 
 PyTree = Any
 Step = Callable[[PyTree, jax.Array, jax.Array], tuple[PyTree, jax.Array]]

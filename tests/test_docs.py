@@ -73,7 +73,9 @@ def test_every_public_name_is_on_a_reference_page_with_a_docstring(package):
     module, shown = importlib.import_module(package), shown_in_the_reference()
     for name in module.__all__:
         public = getattr(module, name)
-        assert public.__module__ in shown, f"{public.__module__}, which defines {package}.{name}, is on no reference page"
+        assert public.__module__ in shown, (
+            f"{public.__module__}, which defines {package}.{name}, is on no reference page"
+        )
         listed = shown[public.__module__]
         assert listed is None or name in listed, f"{package}.{name} is not among the members of {public.__module__}"
         assert public.__doc__, f"{package}.{name} has no docstring"

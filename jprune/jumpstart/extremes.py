@@ -1,10 +1,10 @@
-"""Maxima and minima over units, points and layers, with a gradient that obeys a tie rule.
+"""Maxima and minima over units, points and layers, with a gradient that follows a tie rule.
 
 The preactivations of a layer are (batch, *space, units). Space is reduced first and once: the extremes
-of these blocks, (batch, units), then serve units, points and the whole layer, so a convolution is
-read once forward for each of maximum and minimum, and twice backward, whatever is asked for.
+of these blocks, (batch, units), then serve units, points and the whole layer, so a convolution's
+output is read once forward for each of maximum and minimum, and twice backward, for any combination.
 
-``lax.pmax`` has no gradient and ``jnp.max`` knows one tie rule, hence the custom rule. Its convention
+The gradient rule is custom because ``lax.pmax`` has no gradient and ``jnp.max`` has only one tie rule. Its convention
 over devices: every device differentiates its own copy of a replicated result, and receives the
 gradient of that result with respect to the device's own slice of z.
 """
@@ -61,8 +61,7 @@ def extremes(spec: Spec, z: jax.Array, valid: jax.Array | None, key: jax.Array |
       spec: what to compute.
       z: preactivations (batch, *space, units) of a real floating dtype, or with batch and units
         exchanged as ``spec`` says.
-      valid: bool, broadcastable to z and the same throughout space: the cells that count; ``None``
-        for all.
+      valid: bool, broadcastable to z and constant over space: the cells to include; None for all.
       key: a PRNG key for random ties.
 
     Returns:
@@ -99,7 +98,7 @@ def _backward(spec: Spec, residuals: tuple[Any, ...], cotangents: Extremes) -> t
             sum(_share(spec, axis, sign, known, cotangents[axis, sign]) for axis in wanted[sign]) for sign in wanted
         ]
 
-    if space:  # a branch is compiled apart; else XLA would work a block's share out anew for each of its cells
+    if space:  # a branch is compiled apart; otherwise XLA would recompute a block's share for each of its cells
         least = min(found.values(), key=lambda extreme: extreme.size)
         always = ~(least.max() > jnp.inf)  # true, NaN included, and not known to be when compiling
         handed = lax.cond(always, shares, lambda: [jnp.where(blocks[s] > jnp.inf, blocks[s], 0) for s in wanted])
@@ -126,7 +125,7 @@ def _space(z: jax.Array) -> tuple[int, ...]:
 
 
 def _filled(z: jax.Array, valid: jax.Array | None, sign: Sign) -> jax.Array:
-    """Z with what does not count out of the way of this extreme."""
+    """Z with excluded cells replaced by the infinity that this extreme ignores."""
     x = z.astype(accumulated(z.dtype))
     return x if valid is None else jnp.where(valid, x, -sign * jnp.inf)
 
@@ -196,7 +195,7 @@ def _count_blocks(masks: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Arr
 
 
 def _packed(masks: list[jax.Array], second: Any) -> jax.Array:
-    """1 for the first of two masks and ``second`` for the second; by selection, as XLA would hold two terms apart."""
+    """1 for the first of two masks and ``second`` for the second; selected, as XLA would keep two terms apart."""
     first, none = type(second)(1), type(second)(0)
     return jnp.where(masks[0], jnp.where(masks[1], first + second, first), jnp.where(masks[1], second, none))
 
@@ -210,7 +209,7 @@ class _Blocks(NamedTuple):
 
 
 def _share(spec: Spec, axis: Axis, sign: Sign, known: _Blocks, cotangent: jax.Array) -> jax.Array:
-    """What of a cotangent the chosen cells of each block receive."""
+    """The part of a cotangent that the chosen cells of each block receive."""
     over, names = spec.reduced(axis), spec.devices(axis)
     tied = {s: known.extremes[s] == jnp.expand_dims(known.found[axis, s], over) for a, s in spec.wanted if a == axis}
     mine, rank = tied[sign], known.ranks[sign]

@@ -1,6 +1,5 @@
-"""Pictures of units, points and grids of networks, as matplotlib figures that no window owns."""
+"""Figures of the status of units and points; they are not registered with pyplot, so they need not be closed."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +16,11 @@ _NAMES = ("dead", "linear", "nonlinear")
 
 
 def unit_map(unit_statuses: Any, title: str = "Units") -> "Figure":
-    """Draw the status of every unit: a column a layer, in call order, a row a unit.
+    """Draw the status of every unit: one column per layer, in call order, and one row per unit.
 
     Args:
-      unit_statuses: int8 (units,) by layer, as ``unit_status`` returns; layers may differ in width,
-        and what a narrower one lacks stays blank.
+      unit_statuses: int8 (units,) by layer, as ``unit_status`` returns; layers may differ in width;
+        the cells that a narrower layer lacks are blank.
       title: the title.
 
     Returns:
@@ -39,10 +38,9 @@ def unit_map(unit_statuses: Any, title: str = "Units") -> "Figure":
 
 
 def point_map(point_statuses: Any, title: str = "Points") -> "Figure":
-    """Draw the status of every point in every layer: a column a layer, in call order, a row a point.
+    """Draw the status of every point in every layer: one column per layer, in call order, and one row per point.
 
-    Points are sorted by the first layer where they are dead, and by how often they are linear after
-    that, so that like stands beside like.
+    Points are sorted by the first layer in which they are dead, then by the number of layers in which they are linear.
 
     Args:
       point_statuses: int8 (points,) by layer, as ``point_status`` returns.
@@ -66,49 +64,6 @@ def point_map(point_statuses: Any, title: str = "Points") -> "Figure":
     return _status_map({name: status[order] for name, status in named}, title, "point")
 
 
-def grid_map(
-    values: Any, widths: Sequence[int], depths: Sequence[int], *, label: str, title: str = "", limits: Any = (0.0, 1.0)
-) -> "Figure":
-    """Draw a width x depth grid of results as a heat-map, each cell with its number.
-
-    Args:
-      values: (depths, widths), such as accuracies; NaN cells stay blank.
-      widths: the grid's widths, left to right.
-      depths: the grid's depths, bottom to top.
-      label: what the values are, beside the colour bar.
-      title: the title.
-      limits: the values at the ends of the colour scale; ``None`` takes the least and greatest.
-
-    Returns:
-      A ``matplotlib.figure.Figure``.
-
-    Raises:
-      ImportError: matplotlib is not installed.
-      ValueError: values of another shape.
-
-    >>> grid_map(np.array([[0.5, 1.0]]), [2, 4], [10], label="accuracy").axes[0].get_xlabel()
-    'width'
-    """
-    table = np.asarray(values, np.float64)
-    if table.shape != (len(depths), len(widths)):
-        raise ValueError(
-            f"values has shape {table.shape}; {len(depths)} depths and {len(widths)} widths need a cell each"
-        )
-    low, high = (np.nanmin(table), np.nanmax(table)) if limits is None else limits
-    figure = _figure(1.5 + 0.55 * len(widths), 1.2 + 0.35 * len(depths))
-    axes = figure.add_subplot()
-    image = axes.imshow(table, cmap="cividis", vmin=low, vmax=high, origin="lower", aspect="auto")
-    for (row, column), value in np.ndenumerate(table):
-        if np.isfinite(value):
-            shade = "black" if value > (low + high) / 2 else "white"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=shade)
-    axes.set_xticks(range(len(widths)), [str(width) for width in widths])
-    axes.set_yticks(range(len(depths)), [str(depth) for depth in depths])
-    axes.set(xlabel="width", ylabel="depth", title=title)
-    figure.colorbar(image, label=label)
-    return figure
-
-
 def _status_map(statuses: Any, title: str, row: str) -> "Figure":
     columns = [(name, np.asarray(status)) for name, status in layers.unstack(statuses)]
     height = max(len(status) for _, status in columns)
@@ -119,7 +74,7 @@ def _status_map(statuses: Any, title: str, row: str) -> "Figure":
     axes = figure.add_subplot()
     _draw_statuses(axes, table)
     axes.set(xlabel="layer", ylabel=row)
-    axes.set_title(title, loc="left", fontsize=10)  # centred, it would leave the figure of a shallow network
+    axes.set_title(title, loc="left", fontsize=10)  # a centered title would not fit the figure of a shallow network
     step = max(1, len(columns) // 12)
     axes.set_xticks(range(0, len(columns), step), [name for name, _ in columns[::step]], rotation=90, fontsize=7)
     return figure
@@ -140,7 +95,7 @@ def _draw_statuses(axes: "Axes", table: np.ndarray) -> None:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """Make a figure of its own, outside pyplot: nothing is registered, so nothing needs closing."""
+    """Make a figure without pyplot, so that it is not registered and need not be closed."""
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ImportError as error:

@@ -1,6 +1,6 @@
-"""How the penalty looks at layers: small ones of one shape together, space pooled or kept, padding left out.
+"""Arrange layers for the penalty: join small ones of one shape, pool or keep space, leave out padding.
 
-Here shapes and masks are seen to; what is computed of them is in ``extremes.py`` and ``penalty.py``.
+This module handles shapes and masks; ``extremes.py`` and ``penalty.py`` compute.
 """
 
 import math
@@ -14,8 +14,8 @@ from jax import lax
 
 from jprune.jumpstart import layers
 
-# Layers up to this many numbers are stacked with their equals: one kernel for all of them instead of
-# one each halves the step of a deep thin network. Larger ones are not, as stacking copies them.
+# Layers up to this many numbers are stacked with those of the same shape: one kernel for all of them halves the step
+# of a deep thin network. Larger ones are not, because stacking copies them.
 _STACK_UP_TO = 1 << 16
 
 # Images of fewer channels than this are looked at with the batch last, and those of as many where the
@@ -69,7 +69,7 @@ def _joined(arrays: list[jax.Array]) -> jax.Array:
 
 
 def views(group: Group, axes: Sequence[str], *, pooled: bool) -> list[tuple[list[str], Group]]:
-    """How to look at a group for each axis: without pooling, space belongs to the axis that is kept."""
+    """Reshape a group for each axis: without pooling, space belongs to the axis that is kept."""
     depth, batch, *space, width = group.z.shape
     size = math.prod(space)
     if space and width < _FEW_CHANNELS + (batch > size):
@@ -78,7 +78,7 @@ def views(group: Group, axes: Sequence[str], *, pooled: bool) -> list[tuple[list
         group = group._replace(z=z, batch_last=True)
     if pooled or not space or list(axes) == ["layer"]:
         return [(list(axes), group)]
-    # Positions come before the channels and behind the examples, or, with the batch last, the other way round.
+    # Positions come before the channels and after the examples or, with the batch last, the reverse.
     inner, outer = partial(jnp.tile, reps=size), partial(jnp.repeat, repeats=size, axis=-1)
     of_unit, of_point = (outer, inner) if group.batch_last else (inner, outer)
     kept = {"unit": (size * width, batch), "point": (width, size * batch)}

@@ -1,21 +1,24 @@
-"""The layers of a network as the jumpstart wing sees them: names, arrays, masks.
+"""Containers of preactivations: the names, arrays and masks of layers.
 
 A layer is an array of preactivations, channels last: (batch, units) or (batch, height, width, units)
 with any number of spatial axes. Layers come in call order, in an ``OrderedDict`` or a sequence; equal
-layers may come as one ``Stack``, which is what ``lax.scan`` over layers hands out.
+layers may come as one ``Stack``, which ``lax.scan`` over layers returns.
 """
 
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-Preactivations = Any
-Masks = Any
+# An OrderedDict or a sequence of arrays (batch, ..., units) and Stacks, or one of these alone.
+Preactivations: TypeAlias = PyTree
+# The same of bool arrays (units,), one such array for all layers, or None.
+Masks: TypeAlias = PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -23,10 +26,9 @@ Masks = Any
 class Stack:
     """Equal layers in one array with a leading axis of layers: the same as the list of its slices.
 
-    Wherever a layer may stand, a ``Stack`` of (layers, batch, ..., units) may stand for its layers,
-    in that order: in a list, as a value of an ``OrderedDict``, or alone. A mask of ``units`` for it is
-    (units,), the same for each layer, or (layers, units). It costs less than the list, both to
-    compile and to run.
+    A ``Stack`` of (layers, batch, ..., units) can replace its layers, in that order, in a list, as a value of an
+    ``OrderedDict``, or alone. Its mask of ``units`` is (units,), the same for each layer, or (layers, units). It
+    compiles and runs faster than the list.
 
     Attributes:
       values: the preactivations (layers, batch, ..., units).
@@ -48,7 +50,7 @@ def entries(layers: Any) -> list[tuple[str, Any]]:
 
     Raises:
       TypeError: not a mapping, sequence, ``Stack`` or array.
-      ValueError: no layer at all.
+      ValueError: there are no layers.
     """
     if isinstance(layers, Stack) or is_array(layers):
         return [("", layers)]
@@ -61,12 +63,12 @@ def entries(layers: Any) -> list[tuple[str, Any]]:
             f"layers must be an OrderedDict or a list of arrays, an array or a Stack, not {type(layers).__name__}"
         )
     if not named:
-        raise ValueError("there is no layer: preactivations is empty")
+        raise ValueError("preactivations is empty; pass at least one layer")
     return named
 
 
 def like(layers: Any, values: list[Any]) -> Any:
-    """Put the values, one an entry, into a container of the kind that ``entries`` took apart.
+    """Put the values, one per entry, into a container like the one that ``entries`` split.
 
     >>> like([1, 2], ["a", "b"]), like({"x": 1}, ["a"])
     (['a', 'b'], {'x': 'a'})
@@ -111,8 +113,8 @@ def check(layers: Any) -> list[tuple[str, Any]]:
     """Return the named entries after checking that each is an array of preactivations.
 
     Raises:
-      TypeError: an entry is no array, or not of a real floating dtype.
-      ValueError: an entry has too few axes or an axis without entries.
+      TypeError: an entry is not an array, or its dtype is not a real float.
+      ValueError: an entry has too few axes or an axis of size 0.
     """
     named = entries(layers)
     for name, entry in named:
@@ -132,7 +134,7 @@ def check(layers: Any) -> list[tuple[str, Any]]:
 
 
 def unit_masks(units: Masks, layers: Any) -> list[Any]:
-    """Match ``units`` to the entries of ``layers``: one mask an entry, ``None`` where none is given.
+    """Match ``units`` to the entries of ``layers``: one mask per entry, or None.
 
     Args:
       units: ``None``; one bool array for every layer; or a mapping or sequence like ``layers``, each
@@ -159,7 +161,7 @@ def unit_masks(units: Masks, layers: Any) -> list[Any]:
         refuse_unordered(layers, "preactivations, with a list of units,")
         masks = list(units)
         if len(masks) != len(named):
-            raise ValueError(f"units has {len(masks)} masks for {len(named)} layers; they must be as many")
+            raise ValueError(f"units has {len(masks)} masks for {len(named)} layers; the numbers must be equal")
     for (name, entry), mask in zip(named, masks, strict=True):
         _check_unit_mask(name, entry, mask)
     return masks

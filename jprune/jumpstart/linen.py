@@ -12,8 +12,8 @@ from jprune.jumpstart import tagging
 
 _LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvLocal, nn.ConvTranspose)
 
-# nn.jit keeps traces from one application to the next, told apart by the mutable collections among
-# others. A collection of this name, which nobody has, tells those with tags from those without.
+# nn.jit keeps traces from one application to the next, distinguished by the mutable collections among
+# others. A collection of this otherwise unused name distinguishes traces with tags from those without.
 _MARK = "jprune"
 
 
@@ -38,7 +38,7 @@ def capture(module: nn.Module, variables: Any, args: Any, kwargs: Any, method: A
 
 
 def refuse_layers(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    """Intercept the methods of Linen modules where none of their layers may go unseen.
+    """Raise an error when a Linen layer is called inside an NNX model, where it cannot be captured.
 
     Raises:
       NotImplementedError: a layer is called.

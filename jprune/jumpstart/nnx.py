@@ -1,4 +1,4 @@
-"""Preactivations of a Flax NNX model, taken from a copy whose layers tag what they compute."""
+"""Preactivations of a Flax NNX model, from a copy whose layers tag their outputs."""
 
 import functools
 import types
@@ -29,7 +29,7 @@ def capture(
       method: what to call instead of ``__call__``: a name, or a function of the model.
       update: whether state that the call changed is written back into the model and its arguments.
     """
-    context = object()  # keeps the bookkeeping of this capture apart from the user's own
+    context = object()  # separates the bookkeeping of this capture from the user's
 
     def run() -> Any:
         with nnx.merge_context(context, inner=True) as merging:

@@ -1,4 +1,4 @@
-"""The jumpstart penalty: slacks of units and points that are not yet nonlinear, aggregated to one number."""
+"""The jumpstart penalty: the slacks of units and points that are not nonlinear, aggregated to a scalar."""
 
 import math
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ def jumpstart_penalty(
     axis_name: Any = None,
     key: Any = None,
 ) -> Float[Array, ""]:
-    """How far units and points are from being nonlinear: zero where all are, by at least the margins.
+    """Penalty on units and points that are dead or linear: 0 if all are nonlinear by at least the margins.
 
     A unit c (a channel) has maximum M and minimum m over the batch and space, a point b (an example)
     over units and space. Its slack is
@@ -81,14 +81,14 @@ def jumpstart_penalty(
         norm         the Euclidean norm of U and P joined, its gradient 0 at the zero vector
         sum_squares  its square
 
-    Multiply it by a coefficient and add it to the loss, or let ``add_jumpstart`` or
-    ``jumpstart_loss`` do so. Sums are in float32 or better. Differentiable in reverse mode, under
+    Multiply it by a coefficient and add it to the loss, or use ``add_jumpstart`` or
+    ``jumpstart_loss``. Sums are in float32 or wider. Differentiable in reverse mode, under
     jit, vmap, scan and shard_map.
 
     Args:
       preacts: preactivations before the nonlinearity and before any normalization, channels last:
-        (batch, units) or (batch, height, width, units) a layer, of a real floating dtype; in an
-        ``OrderedDict`` or list, ``Stack``s among them; an array alone is one layer.
+        (batch, units) or (batch, height, width, units) for each layer, of a real floating dtype; in an
+        ``OrderedDict`` or list, which may contain ``Stack``s; an array alone is one layer.
       preset: the published variant that sets ``aggregate``, ``ties`` and ``spatial`` unless they are
         given: 'cpaior_keras' (sum_squares, average, none), 'cpaior_torch' (norm, single, pool) or
         'ieee' (balanced, single, pool).
@@ -98,8 +98,8 @@ def jumpstart_penalty(
         'all_but_point_negative'. ``balance`` multiplies a hinge that stands alone too, and a mean
         runs over all units or points unless the mode drops them altogether.
       aggregate: 'balanced' (default), 'norm', 'mean', 'sum' or 'sum_squares'.
-      balance: rho, the weight of the positive hinge, 0 to 1. Take .51 for a network that starts at
-        zero: at .5 the two hinges cancel there.
+      balance: rho, the weight of the positive hinge, 0 to 1. Use .51 for a network that is initialized to
+        zero, where at .5 the two hinges cancel.
       margin: (positive, negative), in the unit of the preactivations.
       ties: where several cells share an extreme: 'average' (default) splits the gradient evenly;
         'single' gives it to the first along the reduced axis, then to the first of the flattened
@@ -109,8 +109,8 @@ def jumpstart_penalty(
         channel) and a point for every (example, height, width).
       units: which units are real, for thin networks padded to wide ones: a bool (units,) for every
         layer, or a sequence or mapping of them like ``preacts``.
-      examples: which examples are real, for padded batches: bool (batch,). Padding enters no
-        maximum, minimum, mean or gradient; what has no real cell at all is left out.
+      examples: which examples are real, for padded batches: bool (batch,). Padding does not
+        affect any maximum, minimum, mean or gradient; units and points without a real cell are left out.
       axis_name: the mesh axis (or axes) over which shard_map splits the batch. Extremes and means
         are then over the global batch and the value is the single-device value on every device; the
         gradient with respect to a device's preactivations is its slice of the single-device
@@ -122,7 +122,7 @@ def jumpstart_penalty(
       A scalar, the coefficient not included, in float32 or the preactivations' wider dtype.
 
     Raises:
-      TypeError: preactivations or masks of another kind or dtype.
+      TypeError: preactivations or masks have the wrong type or dtype.
       ValueError: an unknown option, a margin or balance out of range, shapes that do not match,
         random ties without a key.
 
@@ -182,7 +182,7 @@ class Options(NamedTuple):
         """Resolve a preset and check every option.
 
         Raises:
-          ValueError: an option that is not allowed; the message names it, its value and what is.
+          ValueError: an option that is not allowed; the message names it, its value and the allowed values.
         """
         if preset is not None:
             _one_of("preset", preset, get_args(Preset))

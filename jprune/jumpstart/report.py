@@ -1,4 +1,4 @@
-"""The state of a model's units and points on a whole data set, in one streaming pass."""
+"""Dead, linear and nonlinear units and points of a model on a whole data set, in one pass."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.jumpstart import units
-from jprune.jumpstart.preactivations import preactivations
+from jprune.jumpstart.capture import preactivations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,34 +26,34 @@ def activity_report(
     method: str | Callable[..., Any] | None = None,
     **kwargs: Any,
 ) -> "pd.DataFrame":
-    """Say of every layer which share of its units and points is dead, linear or nonlinear.
+    """Compute the fraction of dead, linear and nonlinear units and points of every layer over a data set.
 
     Costs one forward pass, compiled once: a shorter batch is padded to the longest before it, and
-    the padding is masked. Memory does not grow with the data set. The model runs in the mode it is
-    set to, so call ``model.eval()`` first; it is not altered.
+    the padding is masked. Memory does not grow with the data set. The model runs in its current mode, so call
+    ``model.eval()`` first; it is not modified.
 
     Args:
       model: an ``nnx.Module``, or a Linen module with ``variables``.
       batches: the data set in batches: arrays (batch, ...), or tuples or lists that start with one,
-        or whatever ``inputs`` understands.
+        or anything that ``inputs`` accepts.
       variables: the variables of a Linen module.
-      inputs: a function batch -> what the model is called with, a pytree of arrays (batch, ...).
-      include: a regular expression: the layers to judge; see ``preactivations``.
-      exclude: a regular expression: the layers to leave out of those.
+      inputs: a function from a batch to the model's input, a pytree of arrays (batch, ...).
+      include: a regular expression: the layers to report; see ``preactivations``.
+      exclude: a regular expression: the layers to leave out.
       skip_last: leave out the layer that is called last.
       method: call this instead of ``__call__``.
       **kwargs: passed on to the model.
 
     Returns:
-      A frame with a row a layer, in call order, indexed by the layer's path: ``units``, their shares
-      ``unit_dead``, ``unit_linear``, ``unit_nonlinear``; ``points`` and their shares ``point_dead``,
+      A frame with one row per layer, in call order, indexed by the layer's path: ``units``, their fractions
+      ``unit_dead``, ``unit_linear``, ``unit_nonlinear``; ``points`` and their fractions ``point_dead``,
       ``point_linear``, ``point_nonlinear`` in that layer. ``frame.attrs["activity"]`` is the
       ``Activity`` of the whole network, in Python floats.
 
     Raises:
       ImportError: flax is not installed.
-      TypeError: a batch that is none of these, or a Linen module without ``variables``.
-      ValueError: no batch at all, a layer that does not keep the batch axis, or what
+      TypeError: a batch of another type, or a Linen module without ``variables``.
+      ValueError: no batch, a layer that does not keep the batch axis, or what
         ``preactivations`` refuses.
 
     >>> from flax import nnx
@@ -66,18 +66,18 @@ def activity_report(
     options = {"include": include, "exclude": exclude, "skip_last": skip_last, "method": method, **kwargs}
 
     @jax.jit
-    def judge(state: Any, x: Any, examples: Any) -> tuple[Any, units.PointCounts]:
+    def statuses(state: Any, x: Any, examples: Any) -> tuple[Any, units.PointCounts]:
         preacts = preactivations(*call(state), x, **options)
         return units.unit_status(preacts, examples), units.count_points(units.point_status(preacts), examples)
 
     status, counts = None, None
     for x, examples in _padded(batches, inputs or _first):
-        next_status, next_counts = judge(state, x, examples)
+        next_status, next_counts = statuses(state, x, examples)
         status = next_status if status is None else units.merge_unit_status(status, next_status)
         next_counts = jax.tree.map(lambda n: np.asarray(n, np.int64), next_counts)
         counts = next_counts if counts is None else jax.tree.map(np.add, counts, next_counts)
     if status is None or counts is None:
-        raise ValueError("batches is empty: there is nothing to judge the model on")
+        raise ValueError("batches is empty; pass at least one batch")
     return _frame(status, counts)
 
 

@@ -1,9 +1,9 @@
-"""Values tagged inside a traced function, taken out of it whatever transformations lie in between.
+"""Return values that are tagged inside a traced function, through the transformations around them.
 
 ``tag(y, weight, name)`` is the identity. ``collect(f)`` traces f once and evaluates it again, keeping
-the tagged values in the order of the calls: through jit and remat, one by one out of every scan
-step, and out of vmap with the mapped axis in front. The functions between need know nothing of it,
-and no object is written to, so nothing leaks and threads do not meet.
+the tagged values in the order of the calls: through jit and remat, one for each step of a scan, and
+out of vmap with the mapped axis in front. The functions in between need no changes. Nothing is written
+to shared objects, so no tracer leaks, and threads do not interfere.
 """
 
 from collections.abc import Callable, Iterable
@@ -68,12 +68,12 @@ def collect(f: Callable[[], Any]) -> tuple[Any, list[Tagged]]:
         transformations outside, but not branch on their values.
 
     Returns:
-      The outputs of f, leaves that are no arrays as they were, and the tagged values in call order,
+      The outputs of f, leaves that are not arrays unchanged, and the tagged values in call order,
       the tags of one scanned body after one another.
 
     Raises:
       NotImplementedError: a value is tagged inside a branch, a while loop, a custom derivative or
-        another construct from which it cannot be taken.
+        another construct that it cannot be returned from.
     """
     returned: list[Any] = []
 
@@ -130,7 +130,7 @@ def _scan_of(tagged: Tagged) -> Any:
 
 
 def _evaluate(closed: Any, args: Iterable[Any]) -> tuple[list[Any], list[Tagged]]:
-    """Evaluate a jaxpr, closed or not, and hand out its tagged values."""
+    """Evaluate a jaxpr, closed or not, and return its tagged values too."""
     jaxpr = jaxprs.opened(closed)
     values = jaxprs.known(closed, args)
     found: list[Tagged] = []
@@ -168,8 +168,8 @@ def _rule(equation: JaxprEqn) -> Callable[[JaxprEqn, list[Any]], tuple[list[Any]
     if equation.primitive not in _RULES:
         names = [name for inner in jaxprs_in_params(equation.params) for name in _names(inner)]
         raise NotImplementedError(
-            f"layer '{names[0]}' is called inside '{equation.primitive}', from which its preactivations cannot be"
-            " taken out; layers may be called under jit, remat, scan and vmap"
+            f"layer '{names[0]}' is called inside '{equation.primitive}', which its preactivations cannot be"
+            " returned from; layers may be called under jit, remat, scan and vmap"
         )
     return _RULES[equation.primitive]
 

@@ -1,38 +1,38 @@
 """The jumpstart penalty in training: as a link of an optax chain, or fused into the loss.
 
-Both give the same updates. What they cost beside a step without the penalty:
+Both give the same updates. The extra cost of a step:
 
 ``jumpstart_loss``: the reductions over the preactivations and their gradient, in the forward and
-backward pass that the loss makes anyway.
+backward pass of the loss.
 
-``add_jumpstart``: the same, and a forward and a backward pass of its own up to the last penalized
-layer, so about twice the step. In return the loss need not know of it: it can be added to any
-training loop, and its gradient sees another batch or another mode of the model if so wished.
+``add_jumpstart``: the same, and another forward and backward pass up to the last penalized layer, so a step
+takes about twice as long. In return the loss function does not change, so it can be added to any training
+loop, and it can use another batch or another mode of the model than the loss.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jaxtyping import ArrayLike, PyTree
 
 from jprune.jumpstart.layers import Preactivations
 from jprune.jumpstart.penalty import Options, jumpstart_penalty
 from jprune.trees import flatten, is_float, match
 
-PyTree = Any
-Coefficient = Any  # a number, a scalar array or an optax schedule
+Coefficient: TypeAlias = ArrayLike | Callable[[Any], ArrayLike]  # a number, a scalar array or a schedule
 
 
 class JumpstartState(NamedTuple):
     """State of ``add_jumpstart``.
 
     Attributes:
-      count: int32, how often update was called; the schedule's step.
+      count: int32, the number of updates; the schedule's step.
       penalty: the penalty at the last update, float32, the coefficient not included; 0 at first, and
         always where the coefficient is the number 0.
       key: the PRNG key of random ties, folded with ``count`` at each update; or None.
@@ -44,12 +44,12 @@ class JumpstartState(NamedTuple):
 
 
 class FusedAux(NamedTuple):
-    """What ``jumpstart_loss`` returns beside the total when ``has_aux`` is set.
+    """The second output of ``jumpstart_loss`` with ``has_aux``.
 
     Attributes:
       loss: the loss without the penalty.
       penalty: the penalty, the coefficient not included.
-      aux: what the loss function returned beside its preactivations.
+      aux: the ``aux`` that the loss function returned.
     """
 
     loss: Any
@@ -62,14 +62,14 @@ def add_jumpstart(
 ) -> optax.GradientTransformationExtraArgs:
     """Add coefficient(step) * gradient of the jumpstart penalty to the updates.
 
-    Put it first in a chain, where updates are gradients. Its update takes ``batch`` beside the usual
-    arguments, whatever ``preactivations`` wants to see, and optionally ``key`` in place of the one
-    given here. It costs a forward and a backward pass of its own; ``jumpstart_loss`` costs none.
+    Put it first in a chain, where updates are gradients. Its update also takes ``batch``, the second
+    argument of ``preactivations``, and optionally ``key``, which replaces the one given here. It needs another
+    forward and backward pass; ``jumpstart_loss`` does not.
 
     Args:
       preactivations: a function (params, batch) -> preactivations.
       coefficient: a number, a scalar array or an optax schedule, called with the number of earlier
-        updates. For the number 0 nothing is computed.
+        updates. If it is the number 0, nothing is computed.
       **options: those of ``jumpstart_penalty``. ``examples`` may be a function batch -> mask. With
         ``axis_name``, inside shard_map, parameters are replicated, ``batch`` is the device's slice,
         and what is added is the gradient over the global batch on every device.
@@ -123,9 +123,9 @@ def add_jumpstart(
 def jumpstart_loss(
     loss_fn: Callable[..., Any], coefficient: Coefficient, has_aux: bool = False, **options: Any
 ) -> Callable[..., Any]:
-    """Add the jumpstart penalty to a loss that hands out its preactivations: one forward, one backward.
+    """Add the jumpstart penalty to a loss function that returns its preactivations, in the same pass.
 
-    ``call_with_preactivations`` makes outputs and preactivations in one pass of a Flax model. The
+    ``call_with_preactivations`` returns the outputs and preactivations of a Flax model in one pass. The
     result is an ordinary loss function, to be differentiated by ``jax.value_and_grad``,
     ``nnx.value_and_grad`` or anything else.
 
@@ -138,14 +138,14 @@ def jumpstart_loss(
         called with, returning the mask.
 
     Returns:
-      A function of the arguments of ``loss_fn``, returning loss + coefficient * penalty. Where the
-      coefficient is a schedule, or ties are random, it takes one keyword more, ``step``: the number of
-      earlier updates. It is not handed on to ``loss_fn``.
+      A function of the arguments of ``loss_fn``, returning loss + coefficient * penalty. If the
+      coefficient is a schedule or ties are random, it takes the keyword ``step``, the number of earlier updates,
+      which is not passed to ``loss_fn``.
 
     Raises:
       ValueError: an option that ``jumpstart_penalty`` refuses, or a negative or infinite coefficient;
         while tracing, no ``step`` where it is needed.
-      TypeError: while tracing, ``loss_fn`` does not return what it should.
+      TypeError: while tracing, ``loss_fn`` returns something else.
 
     >>> def loss_fn(params, x):
     ...     z = x @ params["kernel"]
@@ -173,8 +173,7 @@ def jumpstart_loss(
 
 
 def _check(coefficient: Coefficient, options: dict[str, Any]) -> None:
-    number = isinstance(coefficient, int | float | np.number)
-    if number and not (math.isfinite(coefficient) and coefficient >= 0):
+    if isinstance(coefficient, int | float | np.integer | np.floating) and not 0 <= coefficient < math.inf:
         raise ValueError(f"coefficient={coefficient} must be finite and not negative")
     Options.make(**{name: value for name, value in options.items() if name not in ("units", "examples")})
 

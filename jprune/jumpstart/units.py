@@ -1,7 +1,7 @@
-"""Which units and points are dead, linear or nonlinear, and what share of a network works.
+"""Status of units and points (dead, linear or nonlinear), and summaries of a network.
 
-A rectified unit is dead on a data set where no preactivation of it is positive, linear where all are,
-and nonlinear otherwise; so is a point (an example) in a layer, over the layer's units.
+A rectified unit is dead on a data set if none of its preactivations is positive, linear if all are, and nonlinear
+otherwise. The status of a point (an example) in a layer is defined in the same way over the layer's units.
 
 Reference: Riera, Puertas, Pujol, "Unit-Centric Regularization for Efficient Deep Neural Networks",
 IEEE Access 2025.
@@ -20,19 +20,19 @@ DEAD, LINEAR, NONLINEAR = -1, 0, 1
 
 
 def unit_status(preacts: layers.Preactivations, examples: Any = None) -> Any:
-    """Judge every unit over a batch: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
+    """Status of every unit over a batch: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
 
     Args:
       preacts: preactivations of each layer (batch, ..., units), as for ``jumpstart_penalty``; a
-        unit is a channel, judged over the batch and space.
+        unit is a channel; its status is over the batch and space.
       examples: which examples are real: bool (batch,), with at least one.
 
     Returns:
-      A container like ``preacts`` of int8 (units,), (layers, units) for a ``Stack``. A unit that meets
-      a NaN counts as nonlinear.
+      A container like ``preacts`` of int8 (units,), (layers, units) for a ``Stack``. A unit with a NaN
+      counts as nonlinear.
 
     Raises:
-      TypeError: preactivations or masks of another kind or dtype.
+      TypeError: preactivations or masks have the wrong type or dtype.
       ValueError: shapes that do not match; outside jit, examples that are all padding.
 
     >>> unit_status([jnp.array([[-1.0, 0.5, -2.0], [0.0, 1.0, 3.0]])])
@@ -47,18 +47,18 @@ def unit_status(preacts: layers.Preactivations, examples: Any = None) -> Any:
 
 
 def point_status(preacts: layers.Preactivations, units: layers.Masks = None) -> Any:
-    """Judge every point in every layer: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
+    """Status of every point in every layer: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
 
     Args:
       preacts: preactivations of each layer (batch, ..., units), as for ``jumpstart_penalty``; a
-        point is an example, judged over units and space.
+        point is an example; its status is over units and space.
       units: which units are real, as for ``jumpstart_penalty``; at least one in each layer.
 
     Returns:
       A container like ``preacts`` of int8 (batch,), (layers, batch) for a ``Stack``.
 
     Raises:
-      TypeError: preactivations or masks of another kind or dtype.
+      TypeError: preactivations or masks have the wrong type or dtype.
       ValueError: shapes that do not match; outside jit, a layer whose units are all padding.
 
     >>> point_status([jnp.array([[-1.0, 0.0], [0.5, 2.0], [-1.0, 2.0]])])
@@ -74,10 +74,9 @@ def point_status(preacts: layers.Preactivations, units: layers.Masks = None) -> 
 
 
 def merge_unit_status(status: Any, other: Any) -> Any:
-    """Merge the unit statuses of two parts of a data set: any disagreement is nonlinear.
+    """Merge the unit statuses of two parts of a data set: units that differ are nonlinear.
 
-    The merged status is the status over both parts together. Points need no merging: theirs are
-    concatenated.
+    The result is the status over both parts together. For points, concatenate the statuses instead.
 
     Args:
       status: what ``unit_status`` returned for one part.
@@ -87,7 +86,7 @@ def merge_unit_status(status: Any, other: Any) -> Any:
       The same container, int8.
 
     Raises:
-      ValueError: the two are not of the same layers and units.
+      ValueError: the two have different layers or numbers of units.
 
     >>> merge_unit_status([jnp.array([-1, -1, 0], jnp.int8)], [jnp.array([-1, 0, 0], jnp.int8)])
     [Array([-1,  1,  0], dtype=int8)]
@@ -105,7 +104,7 @@ def merge_unit_status(status: Any, other: Any) -> Any:
 
 
 class Activity(NamedTuple):
-    """The state of a network on a data set, each a share from 0 to 1.
+    """Fractions of units, points and (point, layer) cells by status, from 0 to 1.
 
     Attributes:
       unit_dead_ratio: of all units, those dead.
@@ -117,8 +116,8 @@ class Activity(NamedTuple):
       deathness: of all (point, layer) cells, those where the point is dead.
       linearity: of all cells, those where it is linear.
       nonlinearity: of all cells, those where it is nonlinear.
-      point_efficiency: of all cells, those behind the point's last dead layer: nothing of a point
-        passes a layer where it is dead, so every layer up to that one counts as dead.
+      point_efficiency: of all cells, those after the point's last dead layer. A layer in which a point is dead
+        passes on nothing of it, so every layer up to that one counts as dead.
     """
 
     unit_dead_ratio: Any
@@ -134,7 +133,7 @@ class Activity(NamedTuple):
 
 
 class PointCounts(NamedTuple):
-    """Counts of points and of (point, layer) cells, integers; those of parts of a data set add up.
+    """Counts of points and of (point, layer) cells, integers; the counts of parts of a data set can be added.
 
     Attributes:
       points: how many points.
@@ -144,7 +143,7 @@ class PointCounts(NamedTuple):
       dead_cells: points dead, by layer (layers,).
       linear_cells: points linear, by layer (layers,).
       nonlinear_cells: points nonlinear, by layer (layers,).
-      efficient_cells: cells behind the point's last dead layer.
+      efficient_cells: cells after the point's last dead layer.
     """
 
     points: Any
@@ -158,7 +157,7 @@ class PointCounts(NamedTuple):
 
 
 def activity(unit_statuses: Any, point_statuses: Any, units: layers.Masks = None, examples: Any = None) -> Activity:
-    """Every ratio of a network's state on a data set.
+    """Fractions of dead, linear and nonlinear units and points of a network on a data set.
 
     Args:
       unit_statuses: unit statuses by layer, merged over the data set.
@@ -246,31 +245,14 @@ def ratios(unit: Any, counts: PointCounts) -> Activity:
     )
 
 
-def first_dead_layer(point_statuses: Any) -> Int[Array, " points"]:
-    """The index of the first layer, in call order, where each point is dead; -1 where none is.
-
-    Args:
-      point_statuses: point statuses by layer (points,), in call order.
-
-    Raises:
-      TypeError: a plain dict of several layers, whose order jit loses.
-      ValueError: layers with different numbers of points.
-
-    >>> first_dead_layer([jnp.array([1, -1], jnp.int8), jnp.array([1, -1], jnp.int8)])
-    Array([-1,  0], dtype=int32)
-    """
-    dead = _table(point_statuses) == DEAD
-    return jnp.where(dead.any(axis=0), jnp.argmax(dead, axis=0).astype(jnp.int32), -1)
-
-
 def trainability(accuracy: Float[Any, "techniques datasets"]) -> Float[np.ndarray, " techniques"]:
-    """The share of data sets on which a technique's best accuracy is strictly above the worst of all.
+    """Fraction of data sets on which a technique's best accuracy is strictly above the worst of all techniques.
 
     Args:
       accuracy: each technique's best validation accuracy on each data set.
 
     Returns:
-      One share a technique, 0 to 1.
+      One fraction per technique, 0 to 1.
 
     Raises:
       ValueError: an accuracy that is NaN, or another shape.
@@ -283,13 +265,13 @@ def trainability(accuracy: Float[Any, "techniques datasets"]) -> Float[np.ndarra
 
 
 def convergence(accuracy: Float[Any, "techniques datasets"]) -> Float[np.ndarray, " techniques"]:
-    """How far a technique's best accuracy stays behind the best of all, on average: 0 or less.
+    """Mean difference between a technique's best accuracy and the best of all techniques: 0 or less.
 
     Args:
       accuracy: each technique's best validation accuracy on each data set.
 
     Returns:
-      One mean difference a technique, in the unit of the accuracies.
+      One mean difference per technique, in the unit of the accuracies.
 
     Raises:
       ValueError: an accuracy that is NaN, or another shape.
@@ -307,7 +289,7 @@ def _accuracies(accuracy: Any) -> np.ndarray:
         raise ValueError(f"accuracy must have shape (techniques, datasets) with one or more of each, got {best.shape}")
     if np.isnan(best).any():
         technique, dataset = np.argwhere(np.isnan(best))[0]
-        raise ValueError(f"accuracy of technique {technique} on data set {dataset} is NaN; every cell must be given")
+        raise ValueError(f"accuracy of technique {technique} on data set {dataset} is NaN; give every accuracy")
     return best
 
 
@@ -331,13 +313,13 @@ def _status(z: jax.Array, mask: jax.Array | None, axes: tuple[int, ...]) -> jax.
 def _example_mask(name: str, z: jax.Array, examples: Any) -> jax.Array:
     layers.check_mask(f"examples (for layer '{name}')", examples, [z.shape[1:2]])
     if not isinstance(examples, jax.core.Tracer) and not np.any(examples):
-        raise ValueError("examples is False throughout: no unit can be judged by padding alone")
+        raise ValueError("examples is False everywhere; at least one example must be real")
     return jnp.asarray(examples)
 
 
 def _unit_mask(name: str, z: jax.Array, units: Any) -> jax.Array:
     if not isinstance(units, jax.core.Tracer) and not np.reshape(units, (-1, z.shape[-1])).any(axis=1).all():
-        raise ValueError(f"units is False throughout a layer of '{name}': no point can be judged by padding alone")
+        raise ValueError(f"units is False everywhere in layer '{name}'; at least one unit must be real")
     return jnp.asarray(units).reshape((-1, 1, 1, z.shape[-1]))
 
 

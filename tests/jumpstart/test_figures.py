@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from jprune.jumpstart import grid_map, point_map, unit_map
+from jprune.jumpstart import point_map, unit_map
 
 
 def shown(figure):
@@ -49,16 +49,3 @@ def test_title_and_legend_stay_inside_the_figure(depth):
         box, width = artist.get_window_extent(canvas.get_renderer()), figure.bbox.width
         assert box.x0 >= 0
         assert box.x1 <= width
-
-
-def test_a_heat_map_says_the_value_of_every_cell_there_is():
-    figure = grid_map([[0.5, 1.0], [np.nan, 0.25]], widths=[2, 4], depths=[1, 10], label="accuracy")
-    axes = figure.axes[0]
-    assert {text.get_position(): text.get_text() for text in axes.texts} == {
-        (0, 0): "0.50",
-        (1, 0): "1.00",
-        (1, 1): "0.25",
-    }
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["1", "10"]
-    with pytest.raises(ValueError, match=r"shape \(1, 2\); 2 depths and 2 widths"):
-        grid_map([[0.5, 1.0]], widths=[2, 4], depths=[1, 10], label="accuracy")

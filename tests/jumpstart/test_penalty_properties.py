@@ -202,5 +202,5 @@ def test_what_is_no_preactivation_is_refused_by_name():
         jprune.jumpstart_penalty([jnp.ones(3)])
     with pytest.raises(ValueError, match="every axis needs at least one entry"):
         jprune.jumpstart_penalty([jnp.ones((0, 3))])
-    with pytest.raises(ValueError, match="there is no layer"):
+    with pytest.raises(ValueError, match="preactivations is empty"):
         jprune.jumpstart_penalty([])

@@ -1,6 +1,5 @@
 """Units and points by hand and by plain loops: statuses, merging, every ratio, trainability, convergence."""
 
-from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -142,9 +141,9 @@ def test_padding_is_left_out_of_the_statuses():
     assert lists(jprune.jumpstart.point_status([z], units=jnp.array([True, True, False]))) == [
         [LINEAR, NONLINEAR, NONLINEAR]
     ]
-    with pytest.raises(ValueError, match="units is False throughout a layer of '0': no point can be judged"):
+    with pytest.raises(ValueError, match="units is False everywhere in layer '0'"):
         jprune.jumpstart.point_status([z], units=jnp.zeros(3, bool))
-    with pytest.raises(ValueError, match="no unit can be judged by padding alone"):
+    with pytest.raises(ValueError, match="examples is False everywhere"):
         jprune.unit_status([z], examples=jnp.zeros(3, bool))
 
 
@@ -157,21 +156,12 @@ def test_a_stack_has_the_statuses_of_its_layers():
     np.testing.assert_allclose(whole, apart, rtol=1e-6)
 
 
-def test_the_first_dead_layer_of_each_point_or_none():
-    assert units.first_dead_layer([jnp.asarray(p) for p in POINTS]).tolist() == [0, -1, -1, 0]
-    later = [jnp.array([1, 0], jnp.int8), jnp.array([1, -1], jnp.int8), jnp.array([-1, -1], jnp.int8)]
-    assert units.first_dead_layer(later).tolist() == [2, 1]
-    named = OrderedDict(z=later[0], a=later[1], m=later[2])  # call order, not the alphabet
-    assert units.first_dead_layer(named).tolist() == [2, 1]
-
-
 def test_layers_that_lose_their_order_or_their_points_are_refused():
     p = jnp.zeros(2, jnp.int8)
-    for function in (units.first_dead_layer, lambda point: jprune.jumpstart.activity([p, p], point)):
-        with pytest.raises(TypeError, match="loses their order under jit"):
-            function({"a": p, "b": p})
+    with pytest.raises(TypeError, match="loses their order under jit"):
+        jprune.jumpstart.activity([p, p], {"a": p, "b": p})
     with pytest.raises(ValueError, match="every layer must have the same"):
-        units.first_dead_layer([p, jnp.zeros(3, jnp.int8)])
+        jprune.jumpstart.activity([p, p], [p, jnp.zeros(3, jnp.int8)])
     with pytest.raises(ValueError, match="1 layers of units and 2 of points"):
         jprune.jumpstart.activity([p], [p, p])
 

@@ -23,29 +23,27 @@ def preactivations(
     method: str | Callable[..., Any] | None = None,
     **kwargs: Any,
 ) -> Captured:
-    """Call a model and return what each of its layers computes before normalization and nonlinearity.
+    """Call a model and return the outputs of its linear and convolutional layers, before any normalization.
 
     The layers are the Linear, LinearGeneral, Einsum, Conv and ConvTranspose of an NNX model, the
-    Dense, DenseGeneral, Einsum, Conv, ConvLocal and ConvTranspose of a Linen module, and what is
-    derived from them. Nothing needs to be changed in the model, and nothing changes in it: batch
-    statistics, counts of random streams and caches stay as they are. The model runs in the mode it
-    is set to. Works under jit, grad, vmap and in threads; outside jit the model is traced at each
-    call, so put repeated calls under jit.
+    Dense, DenseGeneral, Einsum, Conv, ConvLocal and ConvTranspose of a Linen module, and their
+    subclasses. The model needs no changes and is not modified: batch statistics, counts of random streams and
+    caches stay as they are. It runs in its current mode. Works under jit, grad, vmap and in threads. Outside jit
+    the model is traced at each call, so use jit for repeated calls.
 
-    A layer called several times gives ``path#0``, ``path#1``. Layers under scan, and layers whose
-    weights vmap maps over, are layers of their own: ``path[0]``, ``path[1]``, ...; the layers of one
-    scanned block take turns, as they do when it runs. vmap over shared weights adds a leading axis of
-    data, as it does anywhere.
+    A layer that is called several times gives ``path#0``, ``path#1``. Layers under scan, and layers whose
+    weights vmap maps over, are separate layers: ``path[0]``, ``path[1]``, ...; the layers of a scanned block are
+    in the order in which they run. vmap over shared weights adds a leading axis of data.
 
     Args:
       model: an ``nnx.Module``; or a Linen module, followed by its variables.
-      *args: what the model is called with, x first.
+      *args: arguments of the model, x first.
       include: a regular expression searched for in the names: the layers to return.
-      exclude: a regular expression: the layers to leave out of those.
+      exclude: a regular expression: the layers to leave out.
       skip_last: leave out the layer that is called last, the network's output layer.
-      stacked: return scanned and stacked layers as one ``Stack`` a layer, under its path alone, where
-        its first step stands, its layers in the order in which they ran. That is much cheaper for the
-        penalty than their slices.
+      stacked: return scanned and stacked layers as one ``Stack`` each, under the path without index, at the
+        position of the first step, with the layers in the order in which they ran. The penalty of a ``Stack`` is
+        much cheaper than that of its slices.
       method: call this instead of ``__call__``: a name, or a function of the model.
       **kwargs: passed on to the model; to ``apply`` with Linen, such as ``rngs`` and ``mutable``.
 
@@ -56,7 +54,7 @@ def preactivations(
     Raises:
       ImportError: flax is not installed.
       TypeError: neither an NNX nor a Linen model.
-      ValueError: a pattern that is no regular expression or matches no layer, no layer left, or a
+      ValueError: a pattern that is not a regular expression or matches no layer, no layer left, or a
         Linen layer inside a lifted transformation that does not lift 'intermediates'.
       NotImplementedError: a layer inside a branch, a while loop or a custom derivative.
 
@@ -84,8 +82,8 @@ def call_with_preactivations(
 ) -> tuple[Any, Captured]:
     """Call a model once and return its outputs and its preactivations.
 
-    An NNX model is updated as ``model(x)`` updates it: batch statistics and counts of random streams
-    move on, also those of ``nnx.Rngs`` among the arguments. A Linen module returns what its ``apply``
+    An NNX model is updated as by ``model(x)``: batch statistics and counts of random streams change, also those
+    of ``nnx.Rngs`` among the arguments. A Linen module returns what its ``apply``
     returns: with ``mutable=["batch_stats"]``, the outputs and the updated collections.
 
     Arguments and errors are those of ``preactivations``.
@@ -153,7 +151,7 @@ def _compiled(argument: str, pattern: str | None) -> re.Pattern[str] | None:
 
 
 def _capture(model: Any, args: Any, kwargs: Any, method: Any, update: bool) -> tuple[Any, list[tagging.Tagged]]:
-    """Call a model of either kind; flax is imported here, as the rest of the wing does without it."""
+    """Call a model of either kind; flax is imported here because the rest of jumpstart does not need it."""
     try:
         import flax.linen  # noqa: PLC0415
         import flax.nnx  # noqa: PLC0415
@@ -199,7 +197,7 @@ def _stack(tagged: tagging.Tagged) -> Stack:
 
 
 def _numbered(names: list[str]) -> list[str]:
-    """Add #0, #1, ... to names that occur more than once.
+    """Append #0, #1, ... to names that occur more than once.
 
     >>> _numbered(["a", "b", "a"])
     ['a#0', 'b', 'a#1']
