@@ -242,6 +242,28 @@ def tfds(name: str, data_dir: Path | None, size: Size | None) -> Decoding:
     return Decoding(identity, tuple(features[keys[1]].names), make)
 
 
+def stream(name: str, split: str, data_dir: Path | None) -> Any:
+    """A random-access source of examples with encoded images, for data sets too large for the memory.
+
+    Args:
+      name: as TFDS knows it, prepared as ArrayRecord.
+      split: such as ``train``.
+      data_dir: TFDS folder; None for that of TFDS.
+
+    Raises:
+      Missing: it has not been prepared there.
+      ValueError: TFDS does not know it.
+    """
+    builder = _builder(name, data_dir)
+    if split not in builder.info.splits:
+        raise Missing(
+            f"{name} has no split {split!r} in {builder.data_dir}; run python -m experiments.data prepare {name} "
+            "once, or give another --data-dir"
+        )
+    with _quiet():
+        return builder.as_data_source(split, decoders={"image": _undecoded()})
+
+
 def prepare(name: str, data_dir: Path | None, *, attempts: int = 3, pause: float = 10.0) -> Path:
     """Download a data set with TFDS and write it as ArrayRecord; needs TensorFlow, once.
 

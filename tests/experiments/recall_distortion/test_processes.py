@@ -1,4 +1,4 @@
-"""The study as processes of the system: killed and resumed, side by side, and as one over loopback."""
+"""The study as processes of the system: killed and resumed, several on one folder, and as one over loopback."""
 
 import os
 import random
@@ -146,3 +146,20 @@ def test_two_processes_over_loopback_give_the_numbers_of_one(start, undisturbed,
     assert stages_run(second) == [], "one process tells what happens"
     assert_same({"counts": tables(tmp_path / "run")["counts"]}, {"counts": undisturbed[0]["counts"]})
     pd.testing.assert_frame_equal(tables(tmp_path / "run")["alphas"], undisturbed[0]["alphas"], rtol=1e-6)
+
+
+def test_a_killed_process_ends_the_other_one_within_seconds(start, tmp_path):
+    """Two processes of one program; the second is killed while the first trains."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = ["--epochs", "300", "--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id"]
+    first, second = (start(tmp_path / "run", *together, str(i)) for i in range(2))
+    while "dense training" not in first.stdout.readline():
+        assert first.poll() is None
+    second.kill()
+    killed = time.monotonic()
+    printed, _ = first.communicate(timeout=60)
+    assert time.monotonic() - killed < 10
+    assert first.returncode == 1
+    assert "error: another process of this program has ended" in printed

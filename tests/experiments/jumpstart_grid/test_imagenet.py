@@ -1,0 +1,99 @@
+"""ResNet-50 at toy size: a step whose batch is split over eight devices, and the stream of images."""
+
+import io
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh
+from PIL import Image
+
+from experiments.jumpstart_grid import imagenet
+from experiments.jumpstart_grid.imagenet import ImageNet
+from experiments.models.resnet50 import ResNet50
+
+TOY = {"num_classes": 5, "channels": 2}
+RNG = np.random.default_rng(0)
+BATCH = RNG.integers(0, 256, (8, 16, 16, 3)).astype(np.uint8), (np.arange(8) % 5).astype(np.int32)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_resnet50_has_the_published_number_of_parameters(whole):
+    """25,557,032 with normalization; without it and shortcuts, each convolution has a bias instead."""
+    model = nnx.eval_shape(lambda: ResNet50(normalized=whole, shortcut=whole, rngs=nnx.Rngs(0)))
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    outputs = 64 + sum(count * (2 * w + 4 * w) for count, w in zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True))
+    projections = 64 * 256 + 256 * 512 + 512 * 1024 + 1024 * 2048, 256 + 512 + 1024 + 2048
+    plain = 25_557_032 - 2 * (outputs + projections[1]) - projections[0] + outputs
+    assert total == (25_557_032 if whole else plain)
+
+
+@pytest.mark.slow
+@pytest.mark.optax_promotes
+@pytest.mark.parametrize(("method", "blocks"), [("jumpstart", (1,)), ("resnet", (1, 1))])
+def test_a_step_on_eight_devices_is_that_on_one(method, blocks):
+    settings = ImageNet(method=method, batch=8, epochs=2, lr=0.05)
+    found = {}
+    for devices in (1, 8):
+        mesh = Mesh(np.array(jax.devices()[:devices]), ("batch",))
+        compiled = imagenet.trainer(settings, 2, mesh, **TOY, blocks=blocks)
+        state = compiled.init(jax.random.key(0))
+        losses = []
+        for _ in range(2):
+            state, loss = compiled.step(state, BATCH)
+            losses.append(float(loss))
+        found[devices] = losses, jax.tree.map(np.asarray, state.params)
+    np.testing.assert_allclose(found[1][0], found[8][0], rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), found[1][1], found[8][1])
+    assert 0 <= int(compiled.correct(state, BATCH)) <= 8
+
+
+def test_a_batch_that_does_not_fit_the_devices_is_refused():
+    with pytest.raises(ValueError, match="batch=9 must be a multiple of the 8 devices"):
+        imagenet.trainer(ImageNet(batch=9), 2, Mesh(np.array(jax.devices()), ("batch",)), **TOY)
+
+
+def png(color, size=(20, 10)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Source:
+    """Ten images whose red channel is ten times their label."""
+
+    def __len__(self):
+        return 10
+
+    def __getitems__(self, indices):
+        return [{"image": png((10 * i, 0, 0)), "label": i} for i in indices]
+
+
+def test_every_image_is_streamed_once_and_processes_decode_parts_of_the_same_batches():
+    settings = ImageNet(batch=4, size=8)
+    whole = list(imagenet.batches(Source(), settings, np.random.default_rng(3)))
+    labels = np.concatenate([labels for _, labels in whole])
+    assert len(labels) == len(set(labels.tolist())) == 8  # the last two are dropped
+    for images, labels in whole:
+        assert images.shape == (4, 8, 8, 3)
+        np.testing.assert_array_equal(images[:, 0, 0, 0], 10 * labels)
+    halves = [list(imagenet.batches(Source(), settings, np.random.default_rng(3), (i, 2))) for i in range(2)]
+    for number, (images, labels) in enumerate(whole):
+        np.testing.assert_array_equal(np.concatenate([half[number][0] for half in halves]), images)
+        np.testing.assert_array_equal(np.concatenate([half[number][1] for half in halves]), labels)
+
+
+def test_the_central_crop_is_7_8_of_the_shorter_side():
+    """Of a white image of 16 x 32 with a black border of one pixel, the crop of 14 x 14 is all white."""
+    pixels = np.full((16, 32, 3), 255, np.uint8)
+    pixels[[0, -1]], pixels[:, [0, -1]] = 0, 0
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    assert (imagenet.crop(buffer.getvalue(), 14, None) == 255).all()
+    crops = [imagenet.crop(buffer.getvalue(), 14, seed) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(crops[0], crops[1])
+    assert (crops[0] != crops[2]).any()
+    assert jnp.asarray(crops[0]).shape == (14, 14, 3)
