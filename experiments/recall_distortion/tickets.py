@@ -1,0 +1,157 @@
+"""Recall of each class along an iterative pruning with rewinding (lottery tickets).
+
+``python -m experiments.recall_distortion.tickets --dataset mnist --data-dir DIR`` trains LeNet-300-100, prunes a fifth
+of the remaining weights by magnitude, rewinds, and repeats, as OpenLTH's mnist_lenet_300_100 does: SGD with a
+learning rate of .1, batch 128, 40 epochs. It audits every level against the dense networks.
+
+Cost: 16 levels of 40 epochs are 270,000 steps a network: about three minutes on 2 CPU cores by the step of
+benchmarks/results.md. Not trained to the end here.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jaxtyping import PyTree
+
+import jprune
+import jprune.recall
+from experiments.cli.commands import exit_status
+from experiments.data import datasets
+from experiments.models.options import read_options
+from experiments.recall_distortion.oneshot import prunable
+from experiments.storage import files
+from experiments.training import phases, replicates, tasks
+from experiments.training.tasks import Context
+from jprune.recall import Audit
+
+
+@dataclasses.dataclass(frozen=True)
+class Tickets:
+    """Iterative magnitude pruning with rewinding, audited at every level."""
+
+    dataset: str = "digits"
+    """As for the study: digits, mnist, npz:FILE, ..."""
+    data_dir: Path | None = None
+    """Folder of prepared TensorFlow Datasets; ~/tensorflow_datasets by default."""
+    model: str = "lenet-300-100"
+    """A built-in model, or package.module:Class."""
+    model_options: tuple[str, ...] = ()
+    """NAME=VALUE arguments of the model."""
+    prunable: str | None = None
+    """Regular expression of the kernels to prune; all but those of a layer called head by default."""
+    replicates: int = 5
+    """Number of networks, trained from different seeds."""
+    levels: int = 15
+    """Number of prunings."""
+    fraction: float = 0.2
+    """Fraction of the remaining weights that each level removes."""
+    rewind: int = 0
+    """Number of steps after which the weights are stored, to rewind to."""
+    epochs: int = 40
+    """Epochs of each level."""
+    lr: float = 0.1
+    """Learning rate of SGD."""
+    batch: int = 128
+    """Examples in a step."""
+    seed: int = 0
+    """Seed of the study."""
+    out: Path = Path("runs/tickets")
+    """Folder of the results."""
+
+
+def predictions(settings: Tickets, dataset: datasets.Dataset) -> Iterator[list[tuple[float, np.ndarray]]]:
+    """Compute the tickets of each replicate.
+
+    Yields:
+      For each replicate, by level, the compression ratio of the whole model and the predictions on the test
+      split, (examples,) int32.
+
+    Raises:
+      ValueError: the model, the batch or ``rewind`` does not fit.
+    """
+    task = tasks.classification(dataset, settings.model, options=read_options(settings.model_options))
+    where = prunable(settings.prunable)
+    tx = optax.chain(optax.sgd(settings.lr), jprune.keep_zeros(where=where))
+    steps = settings.epochs * (len(dataset.train.labels) // settings.batch)
+    schedule = [1 - (1 - settings.fraction) ** level for level in range(1, settings.levels + 1)]
+    placement = replicates.Placement(jax.sharding.Mesh(np.array(jax.devices()[:1]), (replicates.AXIS,)))
+    predict = phases.compile_predict(task, placement, len(dataset.test.labels))
+    train = _compiled(task, tx, dataset.train, settings.batch)
+    for index in range(settings.replicates):
+        key = replicates.key(settings.seed, jnp.int32(index), 0)
+        params, stats = task.init(key)
+        if jax.tree.leaves(stats):
+            raise ValueError(f"model={settings.model!r} has statistics, which this study does not rewind")
+        total = sum(leaf.size for leaf in jax.tree.leaves(params))
+        run = functools.partial(train, (key, stats))
+        found = []
+        for ticket in jprune.lottery_ticket(run, tx, params, schedule, steps=steps, rewind=settings.rewind):
+            removed = sum(int((~mask).sum()) for mask in jax.tree.leaves(ticket.masks))
+            stacked = jax.tree.map(lambda leaf: leaf[None], (ticket.end[0], stats))
+            found.append((total / (total - removed), np.asarray(predict(stacked, dataset.test.images)[0])))
+        yield found
+
+
+def _compiled(
+    task: tasks.Task, tx: optax.GradientTransformation, split: datasets.Split, batch: int
+) -> Callable[..., tuple[PyTree, PyTree]]:
+    """((key, stats), params, opt_state, begin, end) -> (params, opt_state), one program for all levels."""
+    images, labels = jnp.asarray(split.images), jnp.asarray(split.labels)
+    each = len(labels) // batch
+
+    def step(carry: tuple[PyTree, PyTree], number: jax.Array, key: jax.Array, stats: PyTree) -> tuple[PyTree, PyTree]:
+        params, state = carry
+        order = jax.random.permutation(jax.random.fold_in(key, number // each), len(labels))
+        chosen = jax.lax.dynamic_slice_in_dim(order, number % each * batch, batch)
+        context = Context(stats, datasets.Split(images[chosen], labels[chosen]), jax.random.fold_in(key, number))
+        grads, _ = jax.grad(task.loss, has_aux=True)(params, context, "train")
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    @jax.jit
+    def train(fixed: tuple[jax.Array, PyTree], params: PyTree, state: PyTree, begin: Any, end: Any) -> Any:
+        advance = lambda number, carry: step(carry, number, *fixed)
+        return jax.lax.fori_loop(begin, end, advance, (params, state))
+
+    return train
+
+
+def audit(settings: Tickets, dataset: datasets.Dataset) -> Audit:
+    """Train, prune and rewind every replicate, and audit each level against the dense networks."""
+    found = list(predictions(settings, dataset))
+    stacked = [np.stack([one[level][1] for one in found]) for level in range(settings.levels + 1)]
+    ratios = [found[0][level][0] for level in range(settings.levels + 1)]
+    pruned = {"magnitude, rewound": dict(zip(ratios[1:], stacked[1:], strict=True))}
+    return jprune.recall.audit(dataset.test.labels, stacked[0], pruned, class_names=dataset.class_names)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+
+    def work() -> None:
+        settings = tyro.cli(Tickets, args=arguments, prog="python -m experiments.recall_distortion.tickets")
+        print(f"results go to {settings.out}; {settings.replicates} replicates, {settings.levels} levels", flush=True)
+        dataset = datasets.load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
+        made = audit(settings, dataset)
+        for name in ("summary", "alphas", "recalls"):
+            table = getattr(made, name)
+            files.write_bytes(settings.out / f"{name}.csv", table.to_csv(index=False).encode())
+        with files.naming(settings.out):
+            made.to_html(settings.out / "report.html", title=f"Lottery tickets: {settings.model} on {settings.dataset}")
+        print(made.summary[["ratio", "accuracy", "alpha"]].to_string(index=False))
+        print(f"The report is {settings.out / 'report.html'}")
+
+    return exit_status(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

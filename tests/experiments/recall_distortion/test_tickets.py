@@ -1,0 +1,45 @@
+"""The lottery-ticket study: sizes of the levels, and training that is the library's rewinding."""
+
+import numpy as np
+import pytest
+
+from experiments.data import datasets
+from experiments.recall_distortion import tickets
+from experiments.recall_distortion.tickets import Tickets
+
+pytestmark = pytest.mark.optax_promotes
+
+RNG = np.random.default_rng(0)
+CENTERS = RNG.normal(size=(3, 4))
+LABELS = np.arange(120) % 3
+DATA = datasets.of_arrays(
+    {"x_train": (CENTERS[LABELS] + 0.1 * RNG.normal(size=(120, 4))).astype(np.float32), "y_train": LABELS}, "toy"
+)
+TOY = Tickets(
+    model="dense",
+    model_options=("depth=2", "width=8"),
+    levels=2,
+    fraction=0.5,
+    epochs=20,
+    batch=16,
+    replicates=2,
+    rewind=4,
+)
+
+
+def test_each_level_removes_its_fraction_and_the_tickets_still_learn():
+    """Of 139 parameters 96 are prunable; 48 and then 72 of them are removed."""
+    found = list(tickets.predictions(TOY, DATA))
+    assert len(found) == 2
+    for levels in found:
+        assert [ratio for ratio, _ in levels] == pytest.approx([1.0, 139 / (139 - 48), 139 / (139 - 72)])
+        accuracies = [(predicted == DATA.test.labels).mean() for _, predicted in levels]
+        assert min(accuracies) > 0.9
+
+
+def test_a_model_with_statistics_is_refused():
+    settings = Tickets(model="resnet20", epochs=1, replicates=1, levels=1)
+    images = RNG.integers(0, 256, (130, 8, 8, 3)).astype(np.uint8)
+    data = datasets.of_arrays({"x_train": images, "y_train": np.arange(130) % 2}, "noise")
+    with pytest.raises(ValueError, match="model='resnet20' has statistics, which this study does not rewind"):
+        next(tickets.predictions(Tickets(**{**vars(settings), "batch": 16}), data))
