@@ -1,4 +1,4 @@
-"""Weights that come back: regrowth (SET, RigL), moments that start fresh, straight-through gradients."""
+"""Dynamic sparse training: regrowth (SET, RigL), reset of optimizer moments, straight-through gradients."""
 
 import dataclasses
 import math
@@ -8,32 +8,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, PyTree, Shaped
 
 from jprune.pruning.scores.elementwise import Score
 from jprune.pruning.state import masks_of, trained
 from jprune.trees import flatten, map_leaves, match, path_string
 
-PyTree = Any
-
 
 @dataclasses.dataclass(frozen=True)
 class Regrow:
-    """Dynamic sparse training: at each step of the schedule some weights are dropped, others come back.
+    """Dynamic sparse training: at each step of the schedule some weights are dropped and others are regrown.
 
-    With k the scheduled count and r = round(fraction k), the k - r kept weights of the best score
-    survive; then as many others return, the best by ``score``, that k are kept. A weight that was
-    dropped may return at once, and then it keeps its value. Any other starts from 0 at the next step.
-    The schedule's entries may hold, lower or raise the sparsity: ``dict.fromkeys(range(0, 1000, 100), 0.9)``.
+    With k the scheduled number and r = round(fraction k), the k - r kept weights with the largest scores survive.
+    Then the weights with the largest regrowth ``score`` are added until k are kept. A weight that was dropped may be
+    regrown at once and then keeps its value; any other starts from 0 at the next step. The schedule may keep, lower
+    or raise the sparsity: ``dict.fromkeys(range(0, 1000, 100), 0.9)``.
 
     SET (Mocanu et al. 2018, arXiv 1707.04780) is ``prune(magnitude(), ..., regrow=Regrow(random(), 0.3), key=key)``.
     RigL (Evci et al. 2020, arXiv 1911.11134) is ``prune(magnitude(), ..., regrow=Regrow(dense_gradient(),
-    cosine_fraction(0.3, end)))``, for one count a layer with ``selection=layer_masks`` or ``erk_masks``.
+    cosine_fraction(0.3, end)))``, for one count per layer with ``selection=layer_masks`` or ``erk_masks``.
     Put either in ``reset_moments``.
 
     Attributes:
-      score: what a pruned weight is worth; larger returns first.
-      fraction: of the scheduled count, how much is exchanged, in [0, 1]; or a function of the step,
-        a Python int, that gives it.
+      score: importance of a pruned weight; weights with larger scores are regrown first.
+      fraction: fraction of the scheduled number that is exchanged, in [0, 1]; or a function from the step (an int) to
+        the fraction.
 
     Raises:
       ValueError: the fraction is out of range.
@@ -55,13 +54,13 @@ class Regrow:
 
 
 def cosine_fraction(fraction: float, end: int) -> Callable[[int], float]:
-    """The fraction RigL exchanges: f / 2 (1 + cos(pi t / end)) at step t, and 0 from ``end`` on.
+    """The fraction that RigL exchanges: f / 2 (1 + cos(pi t / end)) at step t, and 0 from ``end`` on.
 
     Source: Evci et al., "Rigging the Lottery", 2020, arXiv 1911.11134, equation 1.
 
     Args:
       fraction: f, the fraction at step 0.
-      end: the step at which nothing is exchanged any more.
+      end: the first step at which nothing is exchanged.
 
     Returns:
       A function of the step for ``Regrow``.
@@ -78,7 +77,7 @@ def cosine_fraction(fraction: float, end: int) -> Callable[[int], float]:
 
 
 def dense_gradient() -> Score:
-    """The score |g|, for weights that are 0 and may come back; needs ``grad``.
+    """The regrowth score |g| of RigL, for pruned weights; needs ``grad``.
 
     Source: Evci et al., "Rigging the Lottery", 2020, arXiv 1911.11134, section 3.
 
@@ -95,18 +94,17 @@ def dense_gradient() -> Score:
 def reset_moments(
     tx: optax.GradientTransformation, pruner: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    """``optax.chain(tx, pruner)`` in which the optimizer remembers nothing of a pruned weight.
+    """``optax.chain(tx, pruner)`` that resets the optimizer's moments of pruned weights.
 
-    Wherever in the state of ``tx`` there is an array that belongs to a parameter (the end of its path is the
-    parameter's, and its shape ends with the parameter's shape), its entries at pruned weights are what
-    ``tx.init`` gives where the weight is 0: no momentum, no second moment. A weight that regrows therefore
-    starts afresh, with any optimizer: entries are found by the structure of the state, and no class is named.
-    What an optimizer keeps in another shape (the row and column means of adafactor) stays. Updates are those of
-    the chain; the reset costs the optimizer's update one more byte a weight where the compiler fuses the two, and
-    one more pass over its state where it does not.
+    In every array in the state of ``tx`` that belongs to a parameter (its path ends with the parameter's path, and its
+    shape with the parameter's shape), the entries at pruned weights are set to what ``tx.init`` returns for a weight
+    of 0: no momentum, no second moment. Regrown weights therefore start without history, with any optimizer, because
+    entries are found by the structure of the state. Arrays of other shapes (the row and column means of adafactor) are
+    not changed. Updates are those of the chain. The reset costs one more byte per weight where the compiler fuses it
+    with the optimizer's update, and one more pass over the state where it does not.
 
-    ``optax.contrib.schedule_free`` keeps a second copy of the weights, which this sets to 0 as well: put it in
-    ``reset_moments(schedule_free(...), prune(...))`` and the evaluation parameters are pruned exactly.
+    ``optax.contrib.schedule_free`` has a second copy of the weights, which is set to 0 as well: with
+    ``reset_moments(schedule_free(...), prune(...))`` the evaluation parameters are pruned exactly.
 
     Args:
       tx: the optimizer.
@@ -127,20 +125,20 @@ def reset_moments(
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any) -> tuple[PyTree, PyTree]:
         before = masks_of(state)
         updates, (moments, link) = chained.update(updates, state, params, **extra_args)
-        alive = map_leaves(jnp.logical_and, masks_of((moments, link)), before)
+        kept = map_leaves(jnp.logical_and, masks_of((moments, link)), before)
         _, weights, treedef = flatten(params)
-        masks = match(params, alive, reference_name="params", name="the masks of the optimizer state")
+        masks = match(params, kept, reference_name="params", name="the masks of the optimizer state")
         cleared = [w if mask is None else _masked(w, mask) for w, mask in zip(weights, masks, strict=True)]
         fresh = tx.init(jax.tree.unflatten(treedef, cleared))
-        # A lookahead optimizer keeps moments of the fast weights, under their own names.
-        paths, own, _ = flatten(trained(jax.tree.unflatten(treedef, masks)))
-        return updates, (_reset(moments, fresh, dict(zip(paths, own, strict=True))), link)
+        # A lookahead optimizer has moments of the fast weights, under their own paths.
+        paths, matched, _ = flatten(trained(jax.tree.unflatten(treedef, masks)))
+        return updates, (_reset(moments, fresh, dict(zip(paths, matched, strict=True))), link)
 
     return optax.GradientTransformationExtraArgs(chained.init, update)
 
 
 def _reset(state: PyTree, fresh: PyTree, masks: dict[str, Any]) -> PyTree:
-    """Take the entries of ``fresh`` where the mask of the parameter that a leaf belongs to is False."""
+    """Use the entries of ``fresh`` where the mask of the parameter that a leaf belongs to is False."""
 
     def leaf(key_path: tuple[Any, ...], old: Any, new: Any) -> Any:
         # The longest end of the path that names a parameter: 'mu/a/kernel' is of 'a/kernel', not of 'kernel'.
@@ -148,17 +146,17 @@ def _reset(state: PyTree, fresh: PyTree, masks: dict[str, Any]) -> PyTree:
         mask = next((masks[end] for end in ends if end in masks), None)
         if mask is None or jnp.shape(old)[max(0, jnp.ndim(old) - mask.ndim) :] != mask.shape:
             return old
-        # A history (L-BFGS) has leading axes of its own.
+        # A history (L-BFGS) has additional leading axes.
         return jnp.where(mask.reshape((1,) * (old.ndim - mask.ndim) + mask.shape), old, jnp.asarray(new, old.dtype))
 
     return jax.tree_util.tree_map_with_path(leaf, state, fresh)
 
 
 def straight_through(params: PyTree, masks: PyTree) -> PyTree:
-    """Mask the weights in the forward pass, and hand their gradient to the dense weights as it is.
+    """Mask the weights in the forward pass and pass the gradient on to the dense weights unchanged.
 
-    Inside the loss, so that dense weights are trained and the pruned ones can come back when the masks
-    are taken anew. Source: Bengio et al., "Estimating or Propagating Gradients Through Stochastic
+    Used inside the loss, so that dense weights are trained and pruned ones can return when the masks are recomputed.
+    Source: Bengio et al., "Estimating or Propagating Gradients Through Stochastic
     Neurons", 2013, arXiv 1308.3432; as used for masks by Zhou et al., 2021, arXiv 2102.04010.
 
     Args:
@@ -183,7 +181,7 @@ def straight_through(params: PyTree, masks: PyTree) -> PyTree:
 
 
 @jax.custom_jvp
-def _masked(weight: Any, mask: Any) -> Any:
+def _masked(weight: Shaped[Array, "..."], mask: Bool[Array, "..."]) -> Shaped[Array, "..."]:
     return jnp.where(mask, weight, jnp.zeros_like(weight))
 
 

@@ -20,7 +20,7 @@ from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, as_keyword
 from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.schedules import entries, keep_counts
-from jprune.pruning.scores.elementwise import Score, beside, score_selected, working_dtype
+from jprune.pruning.scores.elementwise import Score, matching, score_selected, working_dtype
 from jprune.pruning.selection.layers import mask_layers, warn_of_collapse
 from jprune.trees import flatten, map_leaves
 
@@ -63,12 +63,12 @@ class Plan:
         jax.eval_shape(probe, weights)
 
     def evidence(self, weights: PyTree, grad: PyTree, batch: PyTree, key: Any, whole: PyTree) -> dict[str, PyTree]:
-        """What the scores read in addition to the weights, and nothing else: it must outlive the forward pass."""
+        """The inputs that the scores use in addition to the weights; others are not kept in memory for them."""
         needs = _needs(self.score) | (set() if self.regrow is None else _needs(self.regrow.score))
         given = {"grad": grad, "batch": batch, "key": key, "whole": whole}
         read = {name: value for name, value in given.items() if name in needs and value is not None}
         if "grad" in read:
-            read["grad"] = beside(weights, grad, name="grad")
+            read["grad"] = matching(weights, grad, name="grad")
         return read
 
     def advance(self, count: Int[Array, ""], masks: PyTree, weights: PyTree, evidence: dict[str, PyTree]) -> PyTree:
@@ -119,7 +119,7 @@ class Plan:
         if self.regrow is None:
             return self._select(scores, events, event, masks)
         survivors = self._select(scores, events, event, masks, surviving=True)
-        if "key" in evidence:  # what is drawn to drop weights must not decide which ones come back
+        if "key" in evidence:  # which weights regrow must not depend on the draws that dropped weights
             evidence = evidence | {"key": jax.random.fold_in(evidence["key"], 1)}
         regrown = score_selected(self.regrow.score, weights, **evidence)
         # Survivors come first and the best of the others fill up the count, whatever the selection is.

@@ -48,10 +48,10 @@ def one_shot(
 
 
 def cubic(sparsity: float, begin: int, end: int, every: int) -> dict[int, float]:
-    """Prune fast at first and slower towards the end.
+    """Increase the sparsity fast at first and slower towards the end.
 
     At step t between ``begin`` and ``end`` the sparsity is s (1 - (1 - (t - begin) / (end - begin))^3),
-    with s the final sparsity. The entry at ``end`` is exactly s, also where ``every`` does not
+    with s the final sparsity. The entry at ``end`` is exactly s, even if ``every`` does not
     divide the span.
 
     Args:
@@ -87,7 +87,7 @@ def cubic(sparsity: float, begin: int, end: int, every: int) -> dict[int, float]
 
 
 def geometric(rate: float, every: int, times: int) -> dict[int, float]:
-    """Remove the same fraction of what remains, again and again.
+    """Repeatedly remove the same fraction of the remaining weights.
 
     After the k-th pruning the sparsity is 1 - (1 - rate)^k.
 

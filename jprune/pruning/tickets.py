@@ -1,4 +1,4 @@
-"""Iterative pruning with rewinding: lottery tickets, found with a training function of the caller's."""
+"""Iterative pruning with rewinding: lottery tickets, found with a training function that the caller gives."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ Train = Callable[[PyTree, PyTree, int, int], tuple[PyTree, PyTree]]
 
 
 class Ticket(NamedTuple):
-    """One level of iterative pruning: what training started from, and what it came to.
+    """One level of iterative pruning: the start and the end of its training.
 
     Attributes:
       level: 0 for the dense network, then 1, 2, ...
@@ -52,12 +52,11 @@ def lottery_ticket(
     batch: PyTree = None,
     key: PRNGKeyArray | None = None,
 ) -> Iterator[Ticket]:
-    """Train, prune, rewind; again for every sparsity.
+    """Train, prune and rewind, once for every sparsity.
 
-    The network is trained densely. Then, for each sparsity, the trained weights are scored, the masks
-    shrink, and weights and optimizer state (moments, step counts, all of it) go back to the very bits
-    they had after ``rewind`` updates, the pruned weights at 0; and training resumes from there. The
-    levels are computed as they are asked for.
+    The network is trained densely. Then, for each sparsity, the trained weights are scored, the masks shrink, and
+    weights and optimizer state (moments, step counts, everything) are reset to their exact values after ``rewind``
+    updates, with pruned weights at 0; training resumes from there. Levels are computed lazily, one for each ``next``.
 
     Sources: Frankle & Carbin, "The Lottery Ticket Hypothesis", 2019, arXiv 1803.03635 (rewind=0);
     Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis", 2020, arXiv
@@ -65,14 +64,14 @@ def lottery_ticket(
 
     Args:
       train: ``train(params, opt_state, begin, end)`` runs the updates numbered begin, ..., end - 1 with
-        ``tx`` and returns (params, opt_state). It may donate what it is given.
-      tx: an optax transformation with a ``keep_zeros`` link last in its chain, which holds the masks;
-        its ``where`` says what is prunable.
+        ``tx`` and returns (params, opt_state). It may donate its arguments.
+      tx: an optax transformation with a ``keep_zeros`` link last in its chain, which has the masks;
+        its ``where`` decides what is prunable.
       params: the initial weights.
       sparsities: for each level the fraction of the prunable weights that is removed in all, or the
         number kept as a ``Keep``, such as ``geometric(0.2, every=1, times=10).values()``.
       steps: the number of updates from the initial weights to trained ones.
-      rewind: the number of updates after which the state is kept, to go back to it.
+      rewind: the number of updates after which the state is saved, to be restored at every level.
       score: importance of a trained weight; None is ``magnitude()``.
       selection: how scores become masks; see ``prune``.
       axes: what the axes of the parameters are; see ``prune``.
@@ -102,7 +101,7 @@ def lottery_ticket(
     if not 0 <= rewind < steps:
         raise ValueError(f"rewind={rewind} must be in 0..steps - 1, with steps={steps}")
     state = tx.init(params)
-    # keep_zeros takes a weight that happens to be 0 for a pruned one; the dense network has none.
+    # keep_zeros treats weights that are 0 by chance as pruned; the dense network has no pruned weights.
     masks = map_leaves(jnp.ones_like, masks_of(state))
     state = with_masks(state, masks)
     schedule = dict(enumerate(sparsities, start=1))
@@ -136,6 +135,6 @@ def lottery_ticket(
 
 
 def _run(train: Train, params: PyTree, state: PyTree, begin: int, end: int) -> tuple[PyTree, PyTree]:
-    """Train copies, so that a training step that donates its arguments leaves the originals alive."""
+    """Train copies, so that a training step that donates its arguments does not delete the originals."""
     params, state = jax.tree.map(jnp.copy, (params, state))
     return train(params, state, begin, end)

@@ -1,8 +1,7 @@
 """Pruning as an optax transformation, the last link of a chain.
 
-The link hands on ``where(mask, update, -param)``, so that adding the update leaves a pruned weight at
-exactly 0 whatever came before it: momentum, decay, a rescaled step. There is no hook to call after
-the step.
+The link returns ``where(mask, update, -param)``, so that adding the update sets a pruned weight to exactly 0 after any
+other link: momentum, decay, a rescaled step. No hook has to be called after the step.
 
 Flax's Linen ``TrainState`` drops extra arguments. Where a score needs ``grad`` or ``batch``, use a
 subclass that forwards them:
@@ -15,7 +14,7 @@ subclass that forwards them:
 ...         params = optax.apply_updates(self.params, updates)
 ...         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **changes)
 
-``flax.nnx.Optimizer.update(model, grads, grad=grads, batch=batch)`` forwards them as it is.
+``flax.nnx.Optimizer.update(model, grads, grad=grads, batch=batch)`` forwards them without a subclass.
 """
 
 import math
@@ -26,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes
 from jprune.pruning.amounts import renamed_arguments
@@ -112,7 +111,7 @@ def prune(
         weights = only(trained(params), where_of(where, axes))
         plan.check(weights)
         masks = map_leaves(lambda weight: jnp.ones_like(weight, dtype=bool), weights)
-        return PruneState(jnp.zeros([], jnp.int32), _spread(masks, params), jax.tree.map(jnp.copy, key))
+        return PruneState(jnp.zeros([], jnp.int32), _for_all(masks, params), jax.tree.map(jnp.copy, key))
 
     def update(
         updates: PyTree,
@@ -126,28 +125,28 @@ def prune(
     ) -> tuple[PyTree, PruneState]:
         if params is None:
             raise ValueError("prune needs params: call update(updates, state, params)")
-        old = trained(state.masks)
-        weights = masked_weights(trained(params), old)
+        before = trained(state.masks)
+        weights = masked_weights(trained(params), before)
         evidence = plan.evidence(weights, grad, batch, state.key if key is None else key, trained(params))
-        masks = advance(state.count, old, weights, evidence)
-        plan.warn_of_collapse(state.count, old, masks)
-        # A weight that regrows at this step starts from 0: the update it was handed is made of momentum
-        # that it gathered while it was pruned.
-        alive = masks if regrow is None else map_leaves(jnp.logical_and, masks, old)
-        held = _hold(updates, params, _spread(alive, params))
-        return held, PruneState(optax.safe_increment(state.count), _spread(masks, params), state.key)
+        masks = advance(state.count, before, weights, evidence)
+        plan.warn_of_collapse(state.count, before, masks)
+        # A weight that regrows at this step starts from 0: the update for it comes from momentum gathered while
+        # it was pruned.
+        applied = masks if regrow is None else map_leaves(jnp.logical_and, masks, before)
+        updates = _masked_updates(updates, params, _for_all(applied, params))
+        return updates, PruneState(optax.safe_increment(state.count), _for_all(masks, params), state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def keep_zeros(*, where: Where = kernels) -> optax.GradientTransformationExtraArgs:
-    """Keep at exactly 0 what is 0 at init: fine-tuning of pruned weights; the last link of its chain.
+    """Keep weights that are 0 at init at exactly 0, to fine-tune pruned weights; always the last link of its chain.
 
     Args:
-      where: predicate on (path, leaf): in which leaves.
+      where: predicate on (path, leaf): the leaves in which zeros are kept.
 
     Returns:
-      An optax transformation with a ``PruneState``: int32 count, bool masks (one byte a weight).
+      An optax transformation with a ``PruneState``: int32 count, bool masks (one byte per weight).
 
     Raises:
       ValueError: ``where`` selects nothing; while tracing, no ``params`` or trees that do not match.
@@ -162,13 +161,13 @@ def keep_zeros(*, where: Where = kernels) -> optax.GradientTransformationExtraAr
     def init(params: PyTree) -> PruneState:
         weights = only(trained(params), where)
         masks = map_leaves(lambda weight: weight != 0, weights)
-        return PruneState(jnp.zeros([], jnp.int32), _spread(masks, params), None)
+        return PruneState(jnp.zeros([], jnp.int32), _for_all(masks, params), None)
 
     def update(updates: PyTree, state: PruneState, params: PyTree = None, **_: Any) -> tuple[PyTree, PruneState]:
         if params is None:
             raise ValueError("keep_zeros needs params: call update(updates, state, params)")
-        held = _hold(updates, params, state.masks)
-        return held, state._replace(count=optax.safe_increment(state.count))
+        updates = _masked_updates(updates, params, state.masks)
+        return updates, state._replace(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -258,27 +257,27 @@ def _row(leaf: PrunableLeaf) -> tuple[str, str, str, str]:
     return leaf.path, str(leaf.shape), f"{math.prod(leaf.shape):,}", roles
 
 
-def _spread(masks: PyTree, params: PyTree) -> PyTree:
-    """The masks of all parameters, which under ``optax.lookahead`` are the fast and the slow weights."""
+def _for_all(masks: PyTree, params: PyTree) -> PyTree:
+    """The masks of all parameters; after ``optax.lookahead`` these are the fast and the slow weights."""
     if isinstance(params, optax.LookaheadParams):
         return optax.LookaheadParams(fast=masks, slow=jax.tree.map(jnp.copy, masks))
     return masks
 
 
-def _hold(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
-    """The update where the mask is True, and elsewhere the one that leads to exactly 0."""
+def _masked_updates(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
+    """The update where the mask is True, and elsewhere the one that sets the weight to exactly 0."""
     paths, given, treedef = flatten(updates)
-    own, leaves, _ = flatten(params)
+    param_paths, leaves, _ = flatten(params)
     matched = match(params, masks, reference_name="params", name="the masks of the optimizer state")
     match(params, updates, reference_name="params", name="updates")
-    found = {path: pair for path, *pair in zip(own, leaves, matched, strict=True)}
+    found = {path: pair for path, *pair in zip(param_paths, leaves, matched, strict=True)}
     return jax.tree.unflatten(
-        treedef, [_held(u, *found.get(path, (None, None))) for path, u in zip(paths, given, strict=True)]
+        treedef, [_masked_update(u, *found.get(path, (None, None))) for path, u in zip(paths, given, strict=True)]
     )
 
 
-def _held(update: Any, param: Any, mask: Any) -> Any:
-    if update is None or mask is None:
+def _masked_update(update: Array | None, param: Array | None, mask: Array | None) -> Array | None:
+    if update is None or param is None or mask is None:
         return update
     # The wider of the two dtypes represents both, so that -param is the exact opposite of param.
     if update.dtype == param.dtype:

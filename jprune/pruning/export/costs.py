@@ -1,8 +1,8 @@
-"""What a pruned model costs: parameters, nonzeros and multiply-adds, leaf by leaf, as one table.
+"""Parameters, nonzeros and multiply-adds of a pruned model, layer by layer, in one table.
 
-Multiply-adds are read off the jaxpr of the forward pass, so any model that traces is counted: dense
-layers, convolutions, grouped or not, in a scan or not. What a runtime makes of the zeros is another
-matter: the effective number says what is left to do, not what a given kernel saves.
+Multiply-adds are counted in the jaxpr of the forward pass, so any model that can be traced is counted: dense layers,
+convolutions, grouped or not, in a scan or not. The effective multiply-adds are those with nonzero weights; how much
+time a given runtime saves is a different question.
 """
 
 import math
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _INPUT = -1
-Sources = frozenset[int]  # which leaves of params a value is made of; _INPUT for anything else than params
+Sources = frozenset[int]  # the leaves of params that a value depends on; _INPUT for everything else
 _NOTHING: Sources = frozenset()
 
 
@@ -45,10 +45,10 @@ def cost_table(
 
     Args:
       params: float arrays; other leaves are not parameters and are left out.
-      masks: bool arrays like ``params``, ``None`` where a leaf is dense; without masks the nonzeros
-        are counted in the weights themselves.
-      apply: the forward pass, called as ``apply(params, *inputs)``; it is traced, never run. Without
-        it the table has no multiply-adds.
+      masks: bool arrays like ``params``, None where a leaf is dense; without masks the nonzeros of the weights are
+        counted.
+      apply: the forward pass, called as ``apply(params, *inputs)``; it is traced, not run. Without it the table has no
+        multiply-adds.
       inputs: arrays or ``jax.ShapeDtypeStruct``; a batch of 1 gives multiply-adds per example.
       axes: what the axes of each leaf are (see ``prune``); a leaf that stacks several layers has a row for each,
         named 'blocks/kernel[2]'.
@@ -59,8 +59,10 @@ def cost_table(
       ``effective_multiply_adds``.
 
     Raises:
-      ValueError: a mask fits no leaf, or a weight is used inside a ``while`` loop, whose number of
-        rounds is not known.
+      ImportError: the extra ``recall`` is not installed (pandas).
+      ValueError: a mask fits no leaf, or a weight is used inside a ``while`` loop, whose number of rounds is unknown.
+
+    Layers in which nothing is left are named in a warning.
 
     >>> params = {"a": jax.numpy.ones((4, 3)), "b": jax.numpy.ones((3, 2))}
     >>> masks = {"a": jax.numpy.eye(4, 3, dtype=bool), "b": None}
@@ -137,7 +139,7 @@ def multiply_adds(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> di
 
 
 def _walk(jaxpr: Any, sources: Sequence[Sources], counts: list[int], times: int) -> list[Sources]:
-    """Follow the leaves through a jaxpr, adding to ``counts``; return what the outputs are made of."""
+    """Follow the leaves through a jaxpr, adding to ``counts``; return which leaves each output depends on."""
     made_of = dict(zip(jaxpr.invars, sources, strict=True))
 
     def read(atom: Any) -> Sources:
@@ -157,7 +159,7 @@ def _walk(jaxpr: Any, sources: Sequence[Sources], counts: list[int], times: int)
 
 
 def _call(equation: Any, given: list[Sources], counts: list[int], times: int) -> list[Sources]:
-    """Step into the jaxprs an equation holds; an equation that holds none mixes what it is given."""
+    """Step into the jaxprs of an equation; the outputs of one without jaxprs depend on all its inputs."""
     name, options = equation.primitive.name, equation.params
     if name == "scan":
         return _scan(equation, given, counts, times)
@@ -177,7 +179,7 @@ def _call(equation: Any, given: list[Sources], counts: list[int], times: int) ->
 
 
 def _scan(equation: Any, given: list[Sources], counts: list[int], times: int) -> list[Sources]:
-    """Walk the body until what the carry is made of no longer grows, then count it for every round."""
+    """Walk the body until the leaves that the carry depends on no longer grow, then count every round."""
     body, (fixed, carried) = jaxprs.opened(equation.params["jaxpr"]), jaxprs.scan_parts(equation)
     while True:
         results = _walk(body, given, [0] * len(counts), times=0)

@@ -1,8 +1,7 @@
-"""Masks and pruned weights on their way out: safetensors files, packed to bits, and sparse arrays.
+"""Save masks and pruned weights as safetensors files, and convert them to sparse arrays.
 
-Nothing here is loaded with pickle. A file is written under a temporary name in its own folder and
-renamed, so it is whole or absent. What a mask is lives in ``masks.py``; how an optimizer state that
-holds masks is checkpointed is the checkpoint library's business, because it is a plain pytree.
+Nothing is loaded with pickle. A file is written under a temporary name in its own folder and renamed, so that it is
+never incomplete. An optimizer state with masks is a plain pytree, which any checkpoint library saves.
 """
 
 import importlib
@@ -27,11 +26,11 @@ _VALUES = "#values"
 
 
 def save_masks(path: str | os.PathLike[str], masks: PyTree) -> None:
-    """Write masks to a safetensors file, one bit a weight.
+    """Write masks to a safetensors file, one bit per weight.
 
     Args:
       path: the file to write; its folder must exist.
-      masks: bool arrays of any shapes; ``None`` leaves are not stored.
+      masks: bool arrays of any shapes; leaves that are None are not stored.
 
     Raises:
       ImportError: the extra ``export`` is not installed.
@@ -50,23 +49,23 @@ def save_masks(path: str | os.PathLike[str], masks: PyTree) -> None:
         if leaf is not None:
             tensors[name + _BITS], shapes[name] = _pack(name, leaf)
     if not tensors:
-        raise ValueError("masks hold no array: there is nothing to save")
+        raise ValueError("masks has no array, so there is nothing to save")
     _write(path, tensors, shapes)
 
 
 def load_masks(path: str | os.PathLike[str], params: PyTree) -> PyTree:
-    """Read masks that ``save_masks`` or ``save_pruned`` wrote, as a tree like ``params``.
+    """Read masks written by ``save_masks`` or ``save_pruned``, as a tree like ``params``.
 
     Args:
       path: the file to read.
       params: arrays; they give the structure and the shapes that the masks must have.
 
     Returns:
-      Bool arrays shaped like the leaves of ``params``, ``None`` where the file holds no mask.
+      Bool arrays shaped like the leaves of ``params``, None where the file has no mask.
 
     Raises:
       ImportError: the extra ``export`` is not installed.
-      ValueError: the file is no such file, or a mask in it fits no leaf of ``params``; the message
+      ValueError: the file was not written by jprune, or a mask in it fits no leaf of ``params``; the message
         names the leaf.
     """
     tensors, shapes = _read(path)
@@ -79,14 +78,13 @@ def load_masks(path: str | os.PathLike[str], params: PyTree) -> PyTree:
 def save_pruned(path: str | os.PathLike[str], params: PyTree, masks: PyTree | None = None) -> None:
     """Write weights to a safetensors file: dense, or only those that the masks keep.
 
-    Without masks every array is stored under its path as it is, for any reader of safetensors. With
-    masks a masked leaf is stored as its mask, one bit a weight, and its kept values in row-major
-    order; read those back with ``load_pruned``.
+    Without masks every array is stored unchanged under its path, for any reader of safetensors. With masks, a masked
+    leaf is stored as its mask, one bit per weight, and its kept values in row-major order, for ``load_pruned``.
 
     Args:
       path: the file to write; its folder must exist.
       params: arrays of any dtype that safetensors knows, ``bfloat16`` included.
-      masks: bool arrays like ``params``, ``None`` where a leaf is stored whole.
+      masks: bool arrays like ``params``, None where a leaf is stored whole.
 
     Raises:
       ImportError: the extra ``export`` is not installed.
@@ -114,7 +112,7 @@ def save_pruned(path: str | os.PathLike[str], params: PyTree, masks: PyTree | No
 
 
 def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
-    """Read weights that ``save_pruned`` wrote, as a tree like ``params``; pruned weights are 0.
+    """Read weights written by ``save_pruned``, as a tree like ``params``; pruned weights are 0.
 
     Args:
       path: the file to read.
@@ -123,8 +121,8 @@ def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
 
     Raises:
       ImportError: the extra ``export`` is not installed.
-      ValueError: the file is no such file, or lacks a leaf of ``params``, or holds one that ``params``
-        lacks, or a shape or dtype differs; the message names the leaf.
+      ValueError: the file was not written by jprune, lacks a leaf of ``params`` or has one that ``params`` lacks,
+        or a shape or dtype differs; the message names the leaf.
     """
     tensors, shapes = _read(path)
     paths, leaves, treedef = flatten(params)
@@ -147,14 +145,14 @@ def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
 
 
 def to_bcoo(params: PyTree, masks: PyTree) -> PyTree:
-    """Turn the masked leaves into ``jax.experimental.sparse.BCOO`` arrays of their kept weights.
+    """Convert masked leaves to ``jax.experimental.sparse.BCOO`` arrays of their kept weights.
 
-    Outside jit only, because how many weights are kept decides the shapes. A kept weight is stored
-    even where it is 0, so ``nse`` is the number kept.
+    Only outside jit, because the shapes depend on the number of weights kept. Kept weights are stored even where they
+    are 0, so ``nse`` is the number kept.
 
     Args:
       params: arrays.
-      masks: bool arrays like ``params``, ``None`` where a leaf stays dense.
+      masks: bool arrays like ``params``, None where a leaf stays dense.
 
     Returns:
       A tree like ``params`` with a BCOO array, indices sorted and unique, in place of each masked leaf.
@@ -185,7 +183,7 @@ def _pack(name: str, mask: Any) -> tuple[NDArray[Any], list[int]]:
     """Pack a mask to bits, row-major, the first weight in the highest bit of the first byte."""
     array = np.asarray(mask)
     if array.dtype != np.bool_:
-        raise ValueError(f"masks has dtype {array.dtype} at '{name}'; a mask is boolean")
+        raise ValueError(f"masks has dtype {array.dtype} at '{name}'; masks must be boolean")
     return np.packbits(array.reshape(-1)), list(array.shape)
 
 
@@ -198,11 +196,11 @@ def _unpack(path: Any, tensors: dict[str, Any], name: str, shape: list[int]) -> 
 
 
 def _shapes(path: Any, text: str) -> dict[str, list[int]]:
-    """The shapes of the masks, which a file from elsewhere may say in any way."""
+    """Parse and check the shapes of the masks in a file's metadata."""
     shapes = json.loads(text)
     lists = shapes.values() if isinstance(shapes, dict) else [None]
     if not all(isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) for shape in lists):
-        raise ValueError(f"{os.fspath(path)}: the shapes of its masks are no lists of sizes: {text[:80]}")
+        raise ValueError(f"{os.fspath(path)}: the shapes of its masks are not lists of sizes: {text[:80]}")
     return dict(shapes)
 
 

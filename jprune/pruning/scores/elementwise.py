@@ -1,14 +1,13 @@
-"""What a weight is worth: factories of score functions.
+"""Weight importance scores that are computed weight by weight.
 
-A score is called as ``score(params, grad=None, batch=None, key=None)`` and gives a tree like ``params``, ``None``
-where nothing may be pruned; larger is worth more. It is computed in the dtype of the weight and the
-gradient, and at least in float32. Each factory takes ``where``, a predicate on (path, leaf) that says what
-to score when the score is called by itself: by default what ``jprune.kernels`` selects or, in a tree where
-that selects nothing (a bare tuple of arrays), every float leaf. ``prune`` decides by its own ``where`` and
-calls ``score_selected``.
+A score is called as ``score(params, grad=None, batch=None, key=None)`` and returns a tree like ``params``, None
+where nothing is prunable; weights with larger scores are kept. It is computed in the dtype of the weight and the
+gradient, and at least in float32. Each factory takes ``where``, a predicate on (path, leaf) that says what to score
+when the score is called directly: by default what ``jprune.kernels`` selects or, in a tree where that selects
+nothing (a bare tuple of arrays), every float leaf. ``prune`` uses its own ``where`` instead.
 
-A function with the same signature may stand in the place of a ``Score``. Scores that need data (SynFlow,
-Fisher, Wanda) are in ``jprune.pruning.scores.model_based``.
+A function with the same signature can be used in place of a ``Score``. Scores that need data (SynFlow, Fisher,
+Wanda) are in ``jprune.pruning.scores.model_based`` and ``.activations``.
 """
 
 import dataclasses
@@ -18,10 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jprune.trees import Where, flatten, is_float, kernels, map_leaves, match, only
 
-PyTree = Any
 _HOW = {
     "grad": "grad=gradients (in an optax update: update(updates, state, params, grad=gradients))",
     "batch": "batch=examples (in an optax update: update(updates, state, params, batch=examples))",
@@ -35,12 +34,12 @@ class Score:
     """A score function and what it needs.
 
     Attributes:
-      function: (params, grad, batch, key) -> scores, where ``params`` has ``None`` at every leaf that is not
-        to be scored and ``grad`` is matched to it.
+      function: (params, grad, batch, key) -> scores, where ``params`` has None at every leaf that is not scored and
+        ``grad`` has the same structure.
       name: for errors.
-      needs: which of "grad", "batch", "key" and "whole" it cannot do without; one that needs "whole" gets
-        (params, grad, batch, key, whole), with all the parameters last.
-      where: predicate on (path, leaf): what to score when it is called by itself.
+      needs: which of "grad", "batch", "key" and "whole" it requires; one that needs "whole" is called with
+        (params, grad, batch, key, whole), with all parameters last.
+      where: predicate on (path, leaf): what to score when it is called directly.
     """
 
     function: Callable[..., PyTree]
@@ -48,20 +47,22 @@ class Score:
     needs: tuple[str, ...] = ()
     where: Where | None = None
 
-    def __call__(self, params: PyTree, grad: PyTree = None, batch: Any = None, key: Any = None) -> PyTree:
+    def __call__(
+        self, params: PyTree, grad: PyTree = None, batch: PyTree = None, key: PRNGKeyArray | None = None
+    ) -> PyTree:
         """Score the weights of ``params``.
 
         Args:
           params: tree of arrays.
-          grad: tree of gradients that has at least the scored leaves; they are matched by path.
-          batch: examples, for a score that reads them.
-          key: PRNG key, for a score that draws.
+          grad: tree of gradients of at least the scored leaves, matched by path.
+          batch: examples, for scores that use data.
+          key: PRNG key, for random scores.
 
         Returns:
-          A tree like ``params`` of float arrays, ``None`` where nothing is scored.
+          A tree like ``params`` of float arrays, None where nothing is scored.
 
         Raises:
-          ValueError: something it needs is missing, or nothing is selected.
+          ValueError: an argument that the score needs is missing, or nothing is selected.
         """
         return score_selected(self, selected_by(self.where, params), grad, batch, key, whole=params)
 
@@ -70,23 +71,23 @@ def score_selected(
     score: Score | Callable[..., PyTree],
     selected: PyTree,
     grad: PyTree = None,
-    batch: Any = None,
-    key: Any = None,
+    batch: PyTree = None,
+    key: PRNGKeyArray | None = None,
     *,
     whole: PyTree = None,
 ) -> PyTree:
-    """Score the leaves of ``selected`` that are not ``None``, whatever ``where`` the score has.
+    """Score the leaves of ``selected`` that are not None; the score's own ``where`` is not used.
 
     Args:
       score: a ``Score``, or a function ``f(params, grad=..., batch=..., key=...)``.
-      selected: tree like the parameters, ``None`` where nothing is to be scored.
-      grad: tree that has at least the selected leaves; they are matched by path.
-      batch: examples, for a score that reads them.
-      key: PRNG key, for a score that draws.
-      whole: all the parameters, for a score that runs the model.
+      selected: tree like the parameters, None at leaves that are not scored.
+      grad: tree of gradients of at least the selected leaves, matched by path.
+      batch: examples, for scores that use data.
+      key: PRNG key, for random scores.
+      whole: all parameters, for scores that run the model.
 
     Raises:
-      ValueError: something the score needs is missing, or ``grad`` does not match.
+      ValueError: an argument that the score needs is missing, or ``grad`` does not match.
     """
     if not isinstance(score, Score):
         return score(selected, grad=grad, batch=batch, key=key)
@@ -95,16 +96,16 @@ def score_selected(
         if given[need] is None:
             raise ValueError(f"the score {score.name} needs {need}: pass {_HOW[need]}")
     if "grad" in score.needs:
-        grad = beside(selected, grad, name="grad")
+        grad = matching(selected, grad, name="grad")
     extra = (whole,) if "whole" in score.needs else ()
     return score.function(selected, grad, batch, key, *extra)
 
 
-def refuse_no_score(score: Any) -> None:
+def refuse_no_score(score: object) -> None:
     """Refuse what cannot be called as a score: a name, or a factory without its parentheses.
 
     Raises:
-      TypeError: it cannot.
+      TypeError: ``score`` cannot be called as ``score(params, grad=..., batch=..., key=...)``.
     """
     if isinstance(score, Score):
         return
@@ -115,12 +116,12 @@ def refuse_no_score(score: Any) -> None:
         inspect.signature(score).bind(None, grad=None, batch=None, key=None)
     except TypeError as error:
         raise TypeError(f"score={score!r}: {error}; {wanted}") from error
-    except ValueError:  # a callable that does not tell its signature
+    except ValueError:  # a callable without a signature
         return
 
 
 def magnitude(*, where: Where | None = None) -> Score:
-    """|w|.
+    """Magnitude: |w|.
 
     Source: Han et al., "Learning both Weights and Connections", NeurIPS 2015, arXiv 1506.02626.
 
@@ -131,10 +132,9 @@ def magnitude(*, where: Where | None = None) -> Score:
 
 
 def gradient(*, where: Where | None = None) -> Score:
-    """|w g|, the first-order change of the loss when w is removed.
+    """Gradient: |w g|, the first-order change of the loss when w is removed.
 
-    Needs ``grad``: the gradient g of the loss, of one batch or averaged over several
-    (``average_gradients``).
+    Needs ``grad``, the gradient g of the loss, of one batch or averaged over several (``average_gradients``).
 
     Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference",
     ICLR 2017, arXiv 1611.06440; |-w g| in arXiv 2206.02976.
@@ -146,9 +146,9 @@ def gradient(*, where: Where | None = None) -> Score:
 
 
 def movement(*, where: Where | None = None) -> Score:
-    """-w g: large for a weight that the next gradient step moves away from zero.
+    """Movement: -w g, large for weights that the next gradient step moves away from zero.
 
-    This is one term of the published score, which sums it over the steps of training; the caller sums.
+    This is one term of the published score, which is its sum over training steps; the caller adds them up.
     Needs ``grad``.
 
     Source: Sanh et al., "Movement Pruning", NeurIPS 2020, arXiv 2005.07683, equation 2 without its step size.
@@ -166,25 +166,24 @@ def undecayed(
     signed: bool = False,
     where: Where | None = None,
 ) -> Score:
-    """|-w g + eps w^2|: the gradient score with the pull of weight decay taken off.
+    """Undecayed: |-w g + eps w^2|, the gradient score corrected for weight decay.
 
     g is the gradient of the loss without the decay term (eps / 2) w^2, and eps is ``weight_decay``: this is
-    the score of the published code. Hand it the gradient of the bare loss, or say with
-    ``gradient_includes_decay`` that the handed gradient is g + eps w; eps w is then subtracted first and
-    the score is the same.
+    the score of the published code. Pass the gradient of the loss without decay, or set
+    ``gradient_includes_decay`` if the gradient is g + eps w; eps w is then subtracted first, and the score is the same.
 
-    What becomes of the scores where training has converged under decay, that is where g = -eps w:
+    Where training has converged under weight decay, g = -eps w, and the scores become:
 
-    * undecayed, as here and in the published code: 2 eps w^2, which ranks as the magnitude does;
-    * gradient on the bare loss: eps w^2, which ranks so too. The paper derives this one: it writes
-      -w g' + eps w^2 with g' = g + eps w, which is -w g, plain gradient pruning on the bare loss (hand this
-      score g' and leave ``gradient_includes_decay`` False to compute it);
-    * gradient on the loss with decay: 0 everywhere, which ranks nothing.
+    * undecayed, as here and in the published code: 2 eps w^2, the same ranking as magnitude;
+    * gradient of the loss without decay: eps w^2, also the ranking of magnitude. This is the score that the paper
+      derives: it writes -w g' + eps w^2 with g' = g + eps w, which is -w g (to compute it, pass g' and leave
+      ``gradient_includes_decay`` False);
+    * gradient of the loss with decay: 0 everywhere, which ranks nothing.
 
     Args:
       weight_decay: eps, the coefficient of ``optax.add_decayed_weights``.
-      gradient_includes_decay: whether the handed gradient contains eps w.
-      signed: leave the sign on; for ``legacy_signed_masks``.
+      gradient_includes_decay: whether the given gradient contains eps w.
+      signed: return the signed value, for ``legacy_signed_masks``.
       where: see ``Score``.
 
     Source: Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning Algorithm",
@@ -204,10 +203,10 @@ def undecayed(
 
 
 def random(*, where: Where | None = None) -> Score:
-    """Uniform in [0, 1), float32, independent for every weight. Needs ``key``.
+    """Random scores, uniform in [0, 1), float32, independent for every weight; needs ``key``.
 
-    Through ``global_masks`` the number kept is exact; through ``bernoulli_masks`` every weight is kept with
-    the same probability, as in arXiv 2206.02976.
+    With ``global_masks`` the number kept is exact; with ``bernoulli_masks`` every weight is kept with the same
+    probability, as in arXiv 2206.02976.
 
     >>> scores, = random()((jnp.ones(3),), key=jax.random.key(0))
     >>> bool(((scores >= 0) & (scores < 1)).all())
@@ -242,14 +241,14 @@ def _with_gradient(name: str, f: Callable[[Any, Any], Any], where: Where | None)
 
 
 def working_dtype(*leaves: Any) -> Any:
-    """The dtype to score in: float32, or float64 where a leaf has it."""
+    """The dtype of scores: float32, or float64 if a leaf has it."""
     return jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32
 
 
 def selected_by(where: Where | None, params: PyTree) -> PyTree:
-    """What a score called by itself scores: what ``where`` selects, ``None`` at every other leaf.
+    """The leaves that a score called directly scores, None at every other leaf.
 
-    ``None`` selects what ``jprune.kernels`` does or, in a tree where that is nothing, every float leaf.
+    ``where=None`` selects what ``jprune.kernels`` does or, in a tree where that is nothing, every float leaf.
     """
     if where is None:
         paths, leaves, _ = flatten(params)
@@ -258,13 +257,13 @@ def selected_by(where: Where | None, params: PyTree) -> PyTree:
     return only(params, where)
 
 
-def beside(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:
-    """The leaves of a tree that belong to the selected ones, in their tree; what else it has is dropped.
+def matching(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:
+    """The leaves of ``tree`` at the paths of the selected leaves, in the structure of ``selected``.
 
-    ``optax.partition`` and ``masked`` hand on the whole tree of gradients, for one.
+    Other leaves are dropped: ``optax.partition`` and ``masked`` pass on the whole tree of gradients, for example.
 
     Raises:
-      ValueError: a selected leaf is missing, no float array, or of another shape; the message names it.
+      ValueError: a selected leaf is missing, is not a float array, or has another shape; the message names it.
     """
     paths, leaves, treedef = flatten(selected)
     wanted = {path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
@@ -272,5 +271,5 @@ def beside(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:
     near = {path: leaf for path, leaf in zip(other_paths, others, strict=True) if path in wanted}
     for path, leaf in near.items():
         if not is_float(leaf):
-            raise ValueError(f"{name} holds {leaf!r} at '{path}'; it must be a float array")
+            raise ValueError(f"{name} has {leaf!r} at '{path}'; it must be a float array")
     return jax.tree.unflatten(treedef, match(selected, near, reference_name="params", name=name))

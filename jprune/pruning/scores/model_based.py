@@ -1,7 +1,7 @@
 """Scores that run the model: SNIP, SynFlow, Fisher; rounds of scoring and pruning; averaged gradients.
 
-The functions handed in are pure: ``apply(params, inputs)`` and ``loss(params, batch)``. Whether a model runs in
-train or in eval mode is up to them, and statistics that they update are theirs to drop. With Flax NNX:
+The given functions are pure: ``apply(params, inputs)`` and ``loss(params, batch)``. They decide whether the model runs
+in train or in eval mode, and drop statistics that they update. With Flax NNX:
 
 >>> from flax import nnx
 >>> class Net(nnx.Module):
@@ -24,20 +24,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jprune.pruning.amounts import Counts, Sparsity, amount_by_keyword, amount_of
-from jprune.pruning.scores.elementwise import Score, beside, score_selected, selected_by, working_dtype
+from jprune.pruning.scores.elementwise import Score, matching, score_selected, selected_by, working_dtype
 from jprune.pruning.selection import allocation, uint64
 from jprune.pruning.selection.layers import Quota, choose, layers_of
 from jprune.pruning.selection.uint64 import Count
 from jprune.pruning.selection.unstructured import apply_masks
 from jprune.trees import Where, flatten, is_float, map_leaves
 
-PyTree = Any
-
 
 def snip(*, where: Where | None = None) -> Score:
-    """|w g| / sum of |w g|: how much of the loss's sensitivity to its connections each one carries.
+    """SNIP: |w g| / sum of |w g|, the connection sensitivity.
 
     g is the gradient of the loss at initialization, of one batch or averaged (``average_gradients``). The
     sum is over all scored weights, so that the scores sum to 1 (or are all 0). Needs ``grad``.
@@ -65,18 +64,19 @@ def snip(*, where: Where | None = None) -> Score:
 def synflow(
     apply: Callable[[PyTree, Any], Any], *, input_shape: tuple[int, ...] | None = None, where: Where | None = None
 ) -> Score:
-    """|w dR/dw| with R the sum of the outputs for an input of ones, all parameters made positive.
+    """SynFlow: |w dR/dw| with R the sum of the outputs for an input of ones and the absolute values of all parameters.
 
-    Needs no data. Score and prune in rounds (``iterated_masks``): then no layer loses all its weights before
-    that cannot be avoided. Where R or a score is beyond float32, or R underflows to 0, every kernel (two axes
-    or more) is first divided by the mean sum of what goes into an output, which multiplies all scores of a
-    chain of layers by one number; with skip connections it is the score of the network so rescaled.
+    Needs no data. Score and prune in rounds (``iterated_masks``), so that no layer loses all its weights unless that
+    is unavoidable. Where R or a score exceeds float32, or R underflows to 0, every kernel (two axes or more) is first
+    divided by its mean sum of weights into an output. This multiplies all scores of a chain of layers by one
+    number; with skip connections, the scores are those of the rescaled network.
 
     Args:
       apply: ``apply(params, inputs)`` gives the outputs, arrays in any tree; without dropout, and with
         normalization in eval mode.
-      input_shape: the shape of ``inputs``, float32, batch axis included. ``None`` takes shapes and dtypes from
-        ``batch``, an array or a tree of them, whose values are not used. The batch axis becomes 1.
+      input_shape: the shape of ``inputs`` including the batch axis, in the widest dtype of the parameters (at least
+        float32). None takes shapes and dtypes from ``batch``, an array or a tree of them, whose values are not used.
+        The batch axis becomes 1.
       where: see ``Score``.
 
     Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow",
@@ -87,15 +87,16 @@ def synflow(
     """
 
     def function(params: PyTree, grad: PyTree, batch: Any, key: Any, whole: PyTree) -> PyTree:
-        like = batch if input_shape is None else np.broadcast_to(np.float32(1.0), input_shape)
-        inputs = jax.tree.map(lambda x: jnp.ones((1, *x.shape[1:]), x.dtype), like)
         floats = _Floats.of(whole)
+        dtype = np.dtype(working_dtype(*floats.leaves))
+        like = batch if input_shape is None else np.broadcast_to(np.ones((), dtype), input_shape)
+        inputs = jax.tree.map(lambda x: jnp.ones((1, *x.shape[1:]), x.dtype), like)
         positive = [jnp.abs(leaf.astype(working_dtype(leaf))) for leaf in floats.leaves]
 
         def flow(weights: list[Any]) -> Any:
             cast = [w.astype(leaf.dtype) for w, leaf in zip(weights, floats.leaves, strict=True)]
             outputs = apply(floats.whole(cast), inputs)
-            return sum(jnp.sum(y).astype(jnp.float32) for y in jax.tree.leaves(outputs))
+            return sum(jnp.sum(y).astype(dtype) for y in jax.tree.leaves(outputs))
 
         def scored(weights: list[Any]) -> tuple[Any, list[Any]]:
             total, slopes = jax.value_and_grad(flow)(weights)
@@ -106,7 +107,7 @@ def synflow(
         for x in plain:
             sound &= jnp.all(jnp.isfinite(x))
         scores = lax.cond(sound, lambda: plain, lambda: scored([_unit_gain(w) for w in positive])[1])
-        return beside(params, floats.alone(scores), name="scores")
+        return matching(params, floats.alone(scores), name="scores")
 
     return Score(function, "synflow", ("batch", "whole") if input_shape is None else ("whole",), where)
 
@@ -114,16 +115,16 @@ def synflow(
 def fisher(
     loss: Callable[[PyTree, Any], Any], *, microbatch: int = 16, saliency: bool = False, where: Where | None = None
 ) -> Score:
-    """The mean over examples of the squared gradient of one example's loss: the diagonal Fisher information.
+    """Diagonal Fisher information: the mean over examples of the squared gradient of each example's loss.
 
-    Needs ``batch``, a tree of arrays (examples, ...). The labels in it are used as they are (the empirical
-    Fisher); labels drawn from the model's own predictions give the true one.
+    Needs ``batch``, a tree of arrays (examples, ...). Its labels give the empirical Fisher information; labels
+    drawn from the model's predictions give the true one.
 
     Args:
-      loss: ``loss(params, batch)`` gives a scalar, and is handed batches of one example (leading axis 1), so
-        that a loss which averages over a batch can be used as it is.
-      microbatch: how many examples are differentiated at once; memory holds that many gradients.
-      saliency: give w^2 F / 2 instead, the loss expected from removing w.
+      loss: ``loss(params, batch)`` returns a scalar. It is called with batches of one example (leading axis 1), so
+        that a loss which averages over a batch can be used unchanged.
+      microbatch: number of examples differentiated at once; memory is needed for as many gradients.
+      saliency: return w^2 F / 2 instead, the increase of the loss expected from removing w.
       where: see ``Score``.
 
     Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018, arXiv 1801.05787,
@@ -156,7 +157,7 @@ def fisher(
             total, _ = lax.scan(add, total, parts)
         if cut < examples:
             total, _ = add(total, jax.tree.map(lambda x: x[cut:], batch))
-        means = beside(params, floats.alone([t / examples for t in total]), name="scores")
+        means = matching(params, floats.alone([t / examples for t in total]), name="scores")
         if not saliency:
             return means
         return map_leaves(lambda w, f: 0.5 * jnp.square(w.astype(f.dtype)) * f, params, means)
@@ -172,8 +173,8 @@ def iterated_masks(
     sparsity: Sparsity | None = None,
     keep: Counts | None = None,
     rounds: int = 100,
-    batch: Any = None,
-    key: Any = None,
+    batch: PyTree = None,
+    key: PRNGKeyArray | None = None,
     min_keep: int = 0,
 ) -> PyTree:
     """Score and prune in rounds, keeping n (keep / n)^(k / rounds) of n weights after round k.
@@ -233,18 +234,17 @@ def average_gradients(
     """The gradient of a loss averaged over batches, every example with the same weight.
 
     Args:
-      loss: ``loss(params, batch)``, a pure function that gives the mean over the batch's examples, a scalar.
+      loss: ``loss(params, batch)``, a pure function that returns the mean over the batch's examples, a scalar.
         It decides on train or eval mode; see the module for a model with batch normalization.
       params: tree of arrays; the gradient is taken with respect to its float leaves.
-      batches: any number of them (a list, a generator): trees of arrays (examples, ...). They may differ in
-        the number of examples, and count in proportion to it.
-      has_aux: ``loss`` gives (scalar, aux); aux, the new running statistics say, is dropped.
+      batches: a list or a generator of trees of arrays (examples, ...). Batches with more examples have more weight.
+      has_aux: whether ``loss`` returns (scalar, aux); aux, such as new running statistics, is dropped.
 
     Returns:
-      A tree like ``params``, at least float32, ``None`` at the leaves that are no float arrays.
+      A tree like ``params``, at least float32, None at leaves that are not float arrays.
 
     Raises:
-      ValueError: there is no batch, or ``loss`` gives no scalar.
+      ValueError: there is no batch, or ``loss`` does not return a scalar.
 
     >>> average_gradients(lambda w, x: jnp.mean(w * x), jnp.array(1.0), [jnp.array([1.0, 2.0]), jnp.array([6.0])])
     Array(3., dtype=float32)
@@ -269,33 +269,33 @@ def average_gradients(
 
 
 class _Floats(NamedTuple):
-    """The float leaves of a tree, which are what is differentiated, and all the leaves they stand among."""
+    """The float leaves of a tree, which are differentiated, and all its leaves."""
 
     leaves: list[Any]
     slots: list[int]
-    among: list[Any]
-    treedef: Any
+    every: list[Any]
+    treedef: jax.tree_util.PyTreeDef
 
     @classmethod
     def of(cls, tree: PyTree) -> "_Floats":
-        _, among, treedef = flatten(tree)
-        slots = [i for i, leaf in enumerate(among) if is_float(leaf)]
+        _, every, treedef = flatten(tree)
+        slots = [i for i, leaf in enumerate(every) if is_float(leaf)]
         if not slots:
-            raise ValueError("params holds no float array")
-        return cls([among[i] for i in slots], slots, among, treedef)
+            raise ValueError("params has no float array; give the tree of the model's parameters")
+        return cls([every[i] for i in slots], slots, every, treedef)
 
     def whole(self, leaves: list[Any]) -> PyTree:
         """The tree with other float leaves."""
-        return self._put(leaves, list(self.among))
+        return self._put(leaves, list(self.every))
 
     def alone(self, leaves: list[Any]) -> PyTree:
-        """The tree with other float leaves, and ``None`` for every other leaf."""
-        return self._put(leaves, [None] * len(self.among))
+        """The tree with other float leaves, and None for every other leaf."""
+        return self._put(leaves, [None] * len(self.every))
 
-    def _put(self, leaves: list[Any], among: list[Any]) -> PyTree:
+    def _put(self, leaves: list[Any], into: list[Any]) -> PyTree:
         for slot, leaf in zip(self.slots, leaves, strict=True):
-            among[slot] = leaf
-        return jax.tree.unflatten(self.treedef, among)
+            into[slot] = leaf
+        return jax.tree.unflatten(self.treedef, into)
 
 
 def _examples(batch: Any) -> int:

@@ -252,11 +252,11 @@ def erk_counts(
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
-    """Set the weights that a mask leaves out to zero.
+    """Set pruned weights to zero.
 
     Args:
       params: tree of arrays.
-      masks: bool tree with the same paths, ``None`` (or no leaf) where everything stays.
+      masks: bool tree with the same paths, True where a weight is kept; None (or no leaf) to keep a whole leaf.
 
     Returns:
       A tree like ``params``, of the same dtypes.
@@ -269,21 +269,21 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     {'b': Array([3.], dtype=float32), 'w': Array([1., 0.], dtype=float32)}
     """
     _, leaves, treedef = flatten(params)
-    held = _mask_leaves(params, masks)
+    matched = _mask_leaves(params, masks)
     return jax.tree.unflatten(
         treedef,
         [
             leaf if mask is None else jnp.where(mask, leaf, jnp.zeros_like(leaf))
-            for leaf, mask in zip(leaves, held, strict=True)
+            for leaf, mask in zip(leaves, matched, strict=True)
         ],
     )
 
 
 def sparsity(masks: PyTree) -> float:
-    """The fraction of the masked weights that are pruned: exact counts, divided once.
+    """The fraction of the prunable weights that are pruned, from exact counts.
 
     Args:
-      masks: bool tree, ``None`` where nothing is prunable; concrete arrays.
+      masks: bool tree, None where nothing is prunable; concrete arrays.
 
     Raises:
       ValueError: there is no mask, or a mask is traced.
@@ -296,14 +296,14 @@ def sparsity(masks: PyTree) -> float:
 
 
 def compression(params: PyTree, masks: PyTree) -> float:
-    """How many times fewer parameters the whole model has: all of them over those that are left.
+    """The compression ratio of the whole model: all parameters over those that remain.
 
     Args:
       params: tree of arrays (or of their shapes); its float leaves are the parameters.
-      masks: bool tree with the same paths, ``None`` where nothing is prunable; concrete arrays.
+      masks: bool tree with the same paths, None where nothing is prunable; concrete arrays.
 
     Returns:
-      The ratio of two exact counts; infinity where nothing is left.
+      The ratio of two exact counts; infinity where no parameter remains.
 
     Raises:
       TypeError: a mask is not a bool array.
@@ -433,19 +433,19 @@ def _biases(params: PyTree, selected: PyTree) -> int:
 def _mask_leaves(params: PyTree, masks: PyTree) -> list[Any]:
     """The masks in the order of the leaves of ``params``."""
     paths, _, _ = flatten(params)
-    held = match(params, masks, reference_name="params", name="masks")
-    for path, mask in zip(paths, held, strict=True):
+    matched = match(params, masks, reference_name="params", name="masks")
+    for path, mask in zip(paths, matched, strict=True):
         if mask is not None and not is_mask(mask):
-            raise TypeError(f"masks holds {describe(mask)} at '{path}'; it must be a bool array or None")
-    return held
+            raise TypeError(f"masks has {describe(mask)} at '{path}'; it must be a bool array or None")
+    return matched
 
 
 def _kept_of(masks: PyTree) -> tuple[int, int]:
-    """How many entries of concrete masks are True, and how many there are."""
+    """The number of True entries of concrete masks, and the number of all entries."""
     present = jax.tree.leaves(masks)
     size = sum(mask.size for mask in present)
     if not size:
-        raise ValueError("masks has nothing in it: every leaf is None or empty")
+        raise ValueError("masks has no weight: every leaf is None or empty")
     if any(isinstance(mask, jax.core.Tracer) for mask in present):
-        raise ValueError("masks are traced; their exact count is a Python number, so take it outside jit")
+        raise ValueError("masks are traced; call this outside jit, because the exact count is a Python number")
     return uint64.number(kth_largest.count_true(present)), size

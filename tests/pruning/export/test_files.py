@@ -92,7 +92,7 @@ def test_masks_that_do_not_fit_are_refused_by_leaf(tmp_path):
     wide = {**params, "head": {"kernel": jnp.zeros((7, 4)), "bias": None}}
     with pytest.raises(ValueError, match=r"shape \(7, 3\) at 'head/kernel', where params has \(7, 4\)"):
         files.load_masks(tmp_path / "m", wide)
-    with pytest.raises(ValueError, match="dtype int32 at 'w'; a mask is boolean"):
+    with pytest.raises(ValueError, match="dtype int32 at 'w'; masks must be boolean"):
         files.save_masks(tmp_path / "n", {"w": jnp.ones(3, jnp.int32)})
     with pytest.raises(ValueError, match="nothing to save"):
         files.save_masks(tmp_path / "n", {"w": None})
@@ -134,7 +134,7 @@ def test_broken_files_are_named(tmp_path):
 def test_shapes_that_are_no_lists_of_sizes_are_refused(tmp_path, shapes):
     bits, metadata = {"step#bits": np.zeros(1, np.uint8)}, {"format": "jprune-1", "shapes": shapes}
     safetensors.numpy.save_file(bits, tmp_path / "odd", metadata=metadata)
-    with pytest.raises(ValueError, match="odd: the shapes of its masks are no lists of sizes"):
+    with pytest.raises(ValueError, match="odd: the shapes of its masks are not lists of sizes"):
         files.load_masks(tmp_path / "odd", net()[0])
 
 

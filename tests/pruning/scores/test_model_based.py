@@ -205,3 +205,11 @@ def test_averaging_drops_what_a_loss_gives_beside_and_needs_a_batch():
         jprune.scores.average_gradients(loss, jnp.array(1.0), [], has_aux=True)
     with pytest.raises(ValueError, match=r"loss gave an array of shape \(2,\); it must give a scalar"):
         jprune.scores.average_gradients(lambda w, x: w * x, jnp.array(1.0), [jnp.ones(2)])
+
+
+def test_synflow_runs_in_the_dtype_of_the_parameters():
+    with jax.enable_x64(True):
+        kernel = jnp.array([[1.0], [-3.0]], jnp.float64)
+        found = jprune.scores.synflow(lambda w, x: x @ w, input_shape=(1, 2))(kernel)
+    assert found.dtype == jnp.float64
+    np.testing.assert_array_equal(found[:, 0], [1.0, 3.0])
