@@ -1,6 +1,5 @@
 """Units and points by hand and by plain loops: statuses, merging, every ratio, trainability, convergence."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
