@@ -1,0 +1,129 @@
+"""Scores of whole filters: every weight of a filter has its filter's score.
+
+A filter is all weights into one output channel of a kernel. Use these scores with ``channel_masks``, or with a
+selection of channel groups, which averages the scores of a channel over all leaves that have it.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
+from jprune.pruning.scores.elementwise import Score, working_dtype
+from jprune.trees import Where, flatten, is_float
+
+
+def norm_scale(*, where: Where | None = None) -> Score:
+    """|gamma|, the scale of a normalization layer, for each of its channels.
+
+    Args:
+      where: predicate on (path, leaf): the scales. By default 1-D leaves named ``scale`` or ``gamma``.
+
+    Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017,
+    arXiv 1708.06519; the paper trains with an l1 penalty on gamma: ``soft_threshold(..., where=is_norm_scale)``.
+
+    >>> norm_scale()({"conv": {"kernel": jnp.ones((1, 2))}, "norm": {"scale": jnp.array([-2.0, 1.0])}})
+    {'conv': {'kernel': None}, 'norm': {'scale': Array([2., 1.], dtype=float32)}}
+    """
+
+    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
+        return jax.tree.map(lambda scale: jnp.abs(scale.astype(working_dtype(scale))), params)
+
+    return Score(function, "norm_scale", (), where or is_norm_scale)
+
+
+def is_norm_scale(path: str, leaf: Any) -> bool:
+    """Whether a leaf is the scale of a normalization layer: 1-D, named ``scale`` or ``gamma``.
+
+    >>> is_norm_scale("norm/scale", jnp.ones(3)), is_norm_scale("dense/kernel", jnp.ones((3, 2)))
+    (True, False)
+    """
+    return path.rpartition("/")[2] in ("scale", "gamma") and is_float(leaf) and leaf.ndim == 1
+
+
+def geometric_median(*, axes: Axes = None, where: Where | None = None) -> Score:
+    """The sum over the filters of a layer of the distances to this filter: small for a filter that others can replace.
+
+    Args:
+      axes: the roles of the axes of each kernel: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
+      where: see ``Score``.
+
+    Raises:
+      ValueError: while scoring, the axes of a kernel are unknown; the message names the leaf.
+
+    Source: He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration",
+    CVPR 2019, arXiv 1811.00250, equations 5 and 6.
+
+    >>> geometric_median()({"kernel": jnp.array([[0.0, 3.0, 3.0], [0.0, 4.0, 4.0]])})["kernel"]
+    Array([[10.,  5.,  5.],
+           [10.,  5.,  5.]], dtype=float32)
+    """
+
+    def distances(filters: Float[Array, "outputs weights"]) -> Float[Array, " outputs"]:
+        sums: Array = lax.map(lambda own: jnp.sum(jnp.sqrt(jnp.sum(jnp.square(filters - own[None]), axis=1))), filters)
+        return sums
+
+    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
+        return _by_filter(distances, axes, params)
+
+    return Score(function, "geometric_median", (), where)
+
+
+def filter_taylor(*, axes: Axes = None, where: Where | None = None) -> Score:
+    """(sum of w g over a filter)^2, the first-order change of the loss when the filter is removed, squared.
+
+    Needs ``grad``, the gradient g of the loss.
+
+    Takes what ``geometric_median`` takes.
+
+    Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, arXiv 1906.10771,
+    equations 8 and 9.
+
+    >>> kernel, grad = jnp.array([[1.0, 2.0], [1.0, 2.0]]), jnp.array([[1.0, 1.0], [-1.0, 2.0]])
+    >>> filter_taylor()({"kernel": kernel}, grad={"kernel": grad})["kernel"]
+    Array([[ 0., 36.],
+           [ 0., 36.]], dtype=float32)
+    """
+
+    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
+        def product(weight: Any, slope: Any) -> Any:
+            dtype = working_dtype(weight, slope)
+            return weight.astype(dtype) * slope.astype(dtype)
+
+        products = jax.tree.map(product, params, grad)
+        return _by_filter(lambda filters: jnp.square(jnp.sum(filters, axis=1)), axes, products)
+
+    return Score(function, "filter_taylor", ("grad",), where)
+
+
+def _by_filter(of: Any, axes: Axes, tree: PyTree) -> PyTree:
+    """Score the filters (outputs, weights) of every kernel; None for leaves that sum over nothing."""
+    paths, leaves, treedef = flatten(tree)
+    roles = kernel_axes(axes, tree)
+    scores = [
+        None if leaf is None else _leaf_by_filter(of, path, leaf, roles[path])
+        for path, leaf in zip(paths, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, scores)
+
+
+def _leaf_by_filter(of: Any, path: str, leaf: Any, roles: KernelAxes | None) -> Float[Array, "..."] | None:
+    if roles is None:
+        raise ValueError(unknown_axes(path, leaf.shape, "a filter has the weights into one output"))
+    summed = tuple(axis for axis in range(leaf.ndim) if axis not in (*roles.stacked, *roles.outputs))
+    if not summed:
+        return None
+    order = (*roles.stacked, *roles.outputs, *summed)
+    sizes = [math.prod(leaf.shape[axis] for axis in part) for part in (roles.stacked, roles.outputs, summed)]
+    filters = jnp.transpose(leaf.astype(working_dtype(leaf)), order).reshape(sizes)
+    scores = jax.vmap(of)(filters)
+    kept = [leaf.shape[axis] if axis not in summed else 1 for axis in range(leaf.ndim)]
+    # The axes of stacked layers and outputs come in the order of the roles, which need not be that of the leaf.
+    given = (*roles.stacked, *roles.outputs)
+    arranged = scores.reshape([leaf.shape[axis] for axis in given])
+    arranged = jnp.transpose(arranged, sorted(range(len(given)), key=lambda place: given[place]))
+    return jnp.broadcast_to(arranged.reshape(kept), leaf.shape)
