@@ -22,17 +22,8 @@ from jprune.pruning.proximal import group_soft_threshold, hard_threshold, soft_t
 from jprune.pruning.recalibration import recalibrate_batch_norm
 from jprune.pruning.schedules import cubic, geometric, one_shot
 from jprune.pruning.scores.activations import wanda
-<<<<<<< HEAD
 from jprune.pruning.scores.calibration import sparsegpt
 from jprune.pruning.scores.elementwise import gradient, magnitude, random, undecayed
-=======
-from jprune.pruning.scores.calibration import Gram, Reconstructed, input_grams, sparsegpt
-from jprune.pruning.scores.elementwise import Score, gradient, magnitude, movement, random, undecayed
-from jprune.pruning.scores.filters import filter_taylor, geometric_median, norm_scale
-from jprune.pruning.scores.layer_adaptive import lamp, owl_sparsities
-from jprune.pruning.scores.model_based import average_gradients, fisher, iterated_masks, snip, synflow
-from jprune.pruning.selection.as_published import bernoulli_masks, legacy_signed_masks
->>>>>>> 2185c10 (Score whole filters, LAMP and the OWL allocation)
 from jprune.pruning.selection.patterns import block_masks, channel_masks, nm_masks, output_masks
 from jprune.pruning.selection.unstructured import (
     apply_masks,
@@ -109,13 +100,7 @@ __all__ = [
     "cost_table",
     "cubic",
     "erk_masks",
-<<<<<<< HEAD
-=======
-    "filter_taylor",
-    "fisher",
->>>>>>> 2185c10 (Score whole filters, LAMP and the OWL allocation)
     "geometric",
-    "geometric_median",
     "global_masks",
     "gradient",
     "group_soft_threshold",
@@ -124,20 +109,13 @@ __all__ = [
     "keep_count",
     "keep_zeros",
     "kernels",
-    "lamp",
     "layer_masks",
     "lottery_ticket",
     "magnitude",
     "masks_of",
     "nm_masks",
-    "norm_scale",
     "one_shot",
     "output_masks",
-<<<<<<< HEAD
-=======
-    "owl_sparsities",
-    "point_status",
->>>>>>> 2185c10 (Score whole filters, LAMP and the OWL allocation)
     "preactivations",
     "prunable",
     "prune",

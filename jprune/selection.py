@@ -1,5 +1,6 @@
 """Selections, which turn scores into masks; and counts, sparsity and compression of masks."""
 
+from jprune.pruning.scores.layer_adaptive import owl_sparsities
 from jprune.pruning.scores.model_based import iterated_masks
 from jprune.pruning.selection.as_published import bernoulli_masks, legacy_signed_masks
 from jprune.pruning.selection.patterns import block_masks, channel_masks, nm_masks, output_masks
@@ -32,6 +33,7 @@ __all__ = [
     "legacy_signed_masks",
     "nm_masks",
     "output_masks",
+    "owl_sparsities",
     "sparsity",
     "uniform_masks",
 ]

@@ -113,7 +113,7 @@ def owl_sparsities(
         layers.setdefault(f"block {found.group()}" if found else path, []).append((path, leaf))
     if not layers:
         raise ValueError("scores has nothing in it: every leaf is None")
-    sizes = {name: sum(leaf.size for _, leaf in members) for name, members in layers.items()}
+    sizes = {name: sum(int(leaf.size) for _, leaf in members) for name, members in layers.items()}
     ratios = {name: _outliers([leaf for _, leaf in members], threshold) for name, members in layers.items()}
     low, high = min(ratios.values()), max(ratios.values())
     scaled = {name: 2.0 * spread * (ratio - low) / (high - low or 1.0) for name, ratio in ratios.items()}
@@ -137,7 +137,7 @@ def owl_sparsities(
 
 def _outliers(leaves: list[Any], threshold: float) -> float:
     """The fraction of scores above ``threshold`` times their mean."""
-    size = sum(leaf.size for leaf in leaves)
+    size = sum(int(leaf.size) for leaf in leaves)
     mean = sum(float(jnp.sum(leaf.astype(working_dtype(leaf)))) for leaf in leaves) / size
     count: int = sum(int(jnp.sum(leaf > jnp.asarray(threshold * mean, leaf.dtype))) for leaf in leaves)
     return count / size
