@@ -1,6 +1,7 @@
 """Selections that know the axes: stacked layers, attention projections and Equinox kernels, by hand."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -209,3 +210,28 @@ def test_per_layer_selections_warn_at_init_where_axes_are_unknown():
     tx = jprune.prune(jprune.magnitude(), {100: 0.5}, selection=jprune.layer_masks)
     with pytest.warns(UserWarning, match=r"leaf 'a/kernel' of shape \(4, 4, 4\): layer_masks treats it as one layer"):
         tx.init({"a": {"kernel": jnp.ones((4, 4, 4))}})
+
+
+# What prune reads of a graph: the axes and shapes of all leaves, and which of them are kernels.
+GRAPH = types.SimpleNamespace(
+    axes={
+        "cell/weight_hh": jprune.KernelAxes(outputs=(0,), inputs=(1,)),
+        "norm/weight": jprune.KernelAxes(outputs=(0, 1)),
+        "blocks/lora_a": jprune.KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,)),
+    },
+    shapes={"cell/weight_hh": (8, 4), "norm/weight": (4, 4), "blocks/lora_a": (2, 4, 3)},
+    kernels=("cell/weight_hh", "blocks/lora_a"),
+)
+
+
+def test_with_a_graph_the_default_prunes_the_kernels_of_its_products():
+    params = {path.split("/")[0]: {path.split("/")[1]: jnp.ones(shape)} for path, shape in GRAPH.shapes.items()}
+    assert [leaf.path for leaf in jprune.prunable(params)] == ["norm/weight"]  # by names and shapes alone
+    assert [leaf.path for leaf in jprune.prunable(params, axes=GRAPH)] == ["blocks/lora_a", "cell/weight_hh"]
+    tx = jprune.prune(jprune.magnitude(), {0: 0.5}, selection=jprune.nm_masks, axes=GRAPH)
+    _, state = tx.update(params, tx.init(params), params)
+    assert state.masks["norm"]["weight"] is None
+    assert set(state.masks["cell"]["weight_hh"].sum(1).tolist()) == {2}
+    assert set(state.masks["blocks"]["lora_a"].sum(1).ravel().tolist()) == {2}
+    with pytest.raises(ValueError, match="axes is the graph of another model: it has no leaf 'other/kernel'"):
+        jprune.layer_masks({"other": {"kernel": jnp.ones((4, 4))}}, sparsity=0.5, axes=GRAPH)
