@@ -12,6 +12,7 @@ from jprune import io as io
 from jprune import schedules as schedules
 from jprune import scores as scores
 from jprune import selection as selection
+from jprune._version import __version__ as __version__
 from jprune.graph.axes import KernelAxes
 from jprune.jumpstart import add_jumpstart, jumpstart_penalty, preactivations, unit_status
 from jprune.pruning.amounts import Keep
@@ -39,8 +40,6 @@ from jprune.pruning.structured.removal import remove_dead
 from jprune.pruning.tickets import lottery_ticket
 from jprune.pruning.transform import keep_zeros, prunable, prune
 from jprune.trees import by_path, kernels
-
-__version__ = "0.1.0"  # pyproject.toml has the same
 
 _MOVED = {
     "Compacted": "jprune.pruning.structured.removal.Compacted",

@@ -1,6 +1,7 @@
 """The import graph of the sources: no cycle, no forbidden edge, no crowded folder. Imports inside functions count."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,10 +75,6 @@ def test_imports_in_functions_and_under_type_checking_are_found(monkeypatch, tmp
     assert set(imported("one")) == {"jprune.recall.audit", "jprune.trees", "jprune.files"}
 
 
-RECALL = pytest.mark.xfail(reason="recall's tables and report are being taken apart from recall/audit.py", strict=False)
-
-
-@RECALL
 def test_no_module_imports_itself_through_others():
     assert not cycle(IMPORTS), "import cycle: " + " -> ".join(cycle(IMPORTS))
 
@@ -95,7 +92,7 @@ def test_a_package_imports_only(package, allowed):
         assert not wrong, f"{module} imports {wrong}; {package} may import only {allowed}"
 
 
-@pytest.mark.parametrize("package", ["jprune.pruning", "jprune.jumpstart", pytest.param("jprune.recall", marks=RECALL)])
+@pytest.mark.parametrize("package", ["jprune.pruning", "jprune.jumpstart", "jprune.recall"])
 def test_pruning_jumpstart_and_recall_do_not_import_one_another_or_what_imports_them(package):
     others = {"jprune", "jprune.pruning", "jprune.jumpstart", "jprune.recall", "jprune.cli"} - {package}
     for module in filter(lambda name: within(name, package), IMPORTS):
@@ -109,3 +106,9 @@ def test_no_folder_has_too_many_modules():
         str(f.relative_to(ROOT)): folders.count(f) for f in set(folders) if folders.count(f) > MODULES_PER_FOLDER
     }
     assert not crowded, f"folders with more than {MODULES_PER_FOLDER} modules: {crowded}"
+
+
+def test_the_version_is_the_same_everywhere():
+    (version,) = set(re.findall(r'^__version__ = "(.*?)"', (ROOT / "jprune/_version.py").read_text(), re.MULTILINE))
+    assert f'\nversion = "{version}"\n' in (ROOT / "pyproject.toml").read_text()
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

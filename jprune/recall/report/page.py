@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jprune._version import __version__
 from jprune.files import write_text
 from jprune.recall.inference.regression import compare_at_equal_accuracy
 from jprune.recall.inputs.predictions import InputError
@@ -58,7 +59,6 @@ def page(audit: AuditTables, *, images: Any = None, title: str = "Recall audit",
         from markupsafe import Markup  # noqa: PLC0415
     except ImportError as error:
         raise ImportError("the HTML report needs jinja2: pip install 'jprune[report]'") from error
-    import jprune  # noqa: PLC0415 (for its version only)
     from jprune.recall.report import figures as drawings  # noqa: PLC0415 (matplotlib is an extra)
 
     template, style, script = (_asset(name) for name in ("page.html.j2", "page.css", "page.js"))
@@ -80,7 +80,7 @@ def page(audit: AuditTables, *, images: Any = None, title: str = "Recall audit",
     return environment.from_string(template).render(
         title=title,
         date=date,
-        version=jprune.__version__,
+        version=__version__,
         style=Markup(style),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
