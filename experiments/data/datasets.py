@@ -7,6 +7,7 @@ mean and unit deviation inside jit, with the ``mean`` and ``std`` of the data se
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -189,6 +190,15 @@ def of_arrays(
         selection=selection,
         validation_fraction=validation_fraction,
     )
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A checksum of all examples and of the normalization: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for array in (*dataset.train, *dataset.validation, *dataset.test, dataset.mean, dataset.std):
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()[:16]
 
 
 def _assembled(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.data import datasets
 from jprune.jumpstart.units import Activity
 
 
@@ -41,6 +42,7 @@ class Setup:
       lr: learning rate of Adam.
       batch: examples a step; the last step of an epoch takes what is left.
       coefficient: lambda.
+      fingerprint: of the content of a data set from a file or folder; None for those with a name.
     """
 
     dataset: str
@@ -51,11 +53,27 @@ class Setup:
     lr: float
     batch: int
     coefficient: float
+    fingerprint: str | None = None
 
     @property
     def technique(self) -> str:
         """The method without its coefficient."""
         return technique_of(self.method)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON, for the hash of a stage; without a fingerprint that is None."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def fingerprint_of(dataset: str) -> str | None:
+    """A checksum of a data set from a file or folder, whose content can change; None for those with a name.
+
+    Raises:
+      ValueError: the data cannot be read.
+    """
+    if dataset.partition(":")[0] not in ("npz", "table", "folder"):
+        return None
+    return datasets.fingerprint(datasets.load(dataset, selection="test"))
 
 
 def technique_of(method: str) -> str:

@@ -5,7 +5,6 @@ the penalty of the hidden layers only. CIFAR, as in their PyTorch code: normaliz
 the average and the maximum of each channel, torch's initial weights, the penalty of every weighted layer.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +19,15 @@ from flax import nnx
 import jprune
 from experiments.data import datasets
 from experiments.data.augment import normalise
-from experiments.jumpstart_grid.cells import GridStage, Setup, coefficient_of, columns, floor, state_columns
+from experiments.jumpstart_grid.cells import (
+    GridStage,
+    Setup,
+    coefficient_of,
+    columns,
+    fingerprint_of,
+    floor,
+    state_columns,
+)
 from experiments.jumpstart_grid.config import Grid, GridRunning
 from experiments.models import convolution, networks
 
@@ -79,13 +86,14 @@ def plan(grid: Grid) -> list[GridStage]:
     """
     planned, penalized = [], {name: bool(method.penalty) for name, method in METHODS.items()}
     for dataset in grid.datasets:
+        fingerprint = fingerprint_of(dataset)
         for lr in grid.lr:
             for depth, width in grid.sizes:
                 for method in grid.methods:
                     used = coefficient_of(method, grid.coefficient, penalized)
-                    setup = Setup(dataset, method, depth, width, grid.epochs, lr, grid.batch, used)
+                    setup = Setup(dataset, method, depth, width, grid.epochs, lr, grid.batch, used, fingerprint)
                     title = f"{dataset}, {method}, {depth} x {width}, lr {lr:g}"
-                    settings = dataclasses.asdict(setup)
+                    settings = setup.settings()
                     planned += [GridStage(title, settings, range(s, s + 1), grid.epochs) for s in range(grid.seeds)]
     return planned
 

@@ -6,7 +6,6 @@ skip connection around every layer of equal sizes; features with zero mean and u
 technique train in one program; layers are scanned.
 """
 
-import dataclasses
 import operator
 import time
 from collections.abc import Callable
@@ -22,7 +21,15 @@ from jax import lax
 
 import jprune
 from experiments.data import datasets
-from experiments.jumpstart_grid.cells import GridStage, Setup, coefficient_of, columns, floor, state_columns
+from experiments.jumpstart_grid.cells import (
+    GridStage,
+    Setup,
+    coefficient_of,
+    columns,
+    fingerprint_of,
+    floor,
+    state_columns,
+)
 from experiments.jumpstart_grid.config import Grid, GridRunning
 from jprune.jumpstart.layers import Stack
 
@@ -72,13 +79,14 @@ def plan(grid: Grid) -> list[GridStage]:
         raise ValueError(f"lr={grid.lr} must be one value for kind='tables'")
     planned = []
     for dataset in grid.datasets:
+        fingerprint = fingerprint_of(dataset)
         for method in grid.methods:
             used = coefficient_of(method, grid.coefficient, METHODS)
             for depth, width in grid.sizes:
-                setup = Setup(dataset, method, depth, width, grid.epochs, grid.lr[0], grid.batch, used)
+                setup = Setup(dataset, method, depth, width, grid.epochs, grid.lr[0], grid.batch, used, fingerprint)
                 title = f"{dataset}, {method}, {depth} x {width}"
                 work = depth * grid.epochs * grid.seeds
-                planned.append(GridStage(title, dataclasses.asdict(setup), range(grid.seeds), work))
+                planned.append(GridStage(title, setup.settings(), range(grid.seeds), work))
     return planned
 
 

@@ -5,7 +5,6 @@ run, is not.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,7 +213,7 @@ class Known(NamedTuple):
 
 def known(study: Study, dataset: datasets.Dataset, model: Model | None = None) -> Known:
     """Work out what the hash of a stage needs besides the study."""
-    return Known(fingerprint(dataset), model_settings(study, dataset, model))
+    return Known(datasets.fingerprint(dataset), model_settings(study, dataset, model))
 
 
 def stages(study: Study, known: Known, penalty: Coefficients) -> list[StudyStage]:
@@ -229,15 +228,6 @@ def stages(study: Study, known: Known, penalty: Coefficients) -> list[StudyStage
         for target, name in names.items()
     ]
     return [dense, *pruned]
-
-
-def fingerprint(dataset: datasets.Dataset) -> str:
-    """A checksum of all examples and of the normalization: 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for array in (*(array for split in _splits(dataset) for array in split), dataset.mean, dataset.std):
-        digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()[:16]
 
 
 def data_stage(folder: Path, study: Study) -> store.Stage:

@@ -91,7 +91,11 @@ def store_data(folder: Path, study: Study, dataset: datasets.Dataset) -> None:
     Raises:
       StoreError: the data set has changed since the study began.
     """
-    where, described, fingerprint = plan.data_stage(folder, study), plan.data_settings(study), plan.fingerprint(dataset)
+    where, described, fingerprint = (
+        plan.data_stage(folder, study),
+        plan.data_settings(study),
+        datasets.fingerprint(dataset),
+    )
     if not where.done:
         with store.writing(where, described) as writing:
             files.write_table(writing / "labels.parquet", {"label": dataset.test.labels})

@@ -148,3 +148,15 @@ def test_the_gradient_of_an_image_network_holds_the_penalty_of_every_weighted_la
         grads, _ = jax.jit(jax.grad(loss, has_aux=True))(state.params, state.stats, *batch)
         moved[method] = float(jnp.abs(grads["head"]["kernel"][...]).max())
     assert moved["norm"] > 1e3 > moved["UP"]
+
+
+def test_a_table_from_a_file_is_another_stage_when_its_content_changes(tmp_path):
+    frame = pd.DataFrame({"size": np.arange(40.0), "label": np.arange(40) % 2})
+    grid = Grid(kind="tables", datasets=(f"table:{tmp_path / 'mine.csv'}",), methods=("baseline",), lr=(0.01,))
+    frame.to_csv(tmp_path / "mine.csv", index=False)
+    before = uci_tables.plan(grid)[0].settings
+    assert uci_tables.plan(grid)[0].settings == before
+    frame.assign(size=frame["size"] ** 2).to_csv(tmp_path / "mine.csv", index=False)
+    assert uci_tables.plan(grid)[0].settings["fingerprint"] != before["fingerprint"]
+    named = uci_tables.plan(Grid(kind="tables", datasets=("iris",), methods=("baseline",)))[0].settings
+    assert "fingerprint" not in named

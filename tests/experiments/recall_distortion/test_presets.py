@@ -180,12 +180,12 @@ def test_the_fingerprint_sees_every_array_and_the_limit_draws_from_every_split()
     study = Study(limit=50)
     dataset = plan.load(study)
     assert [len(split.labels) for split in (dataset.train, dataset.validation, dataset.test)] == [50, 50, 50]
-    one = plan.fingerprint(dataset)
-    assert one == plan.fingerprint(plan.load(study))
+    one = datasets.fingerprint(dataset)
+    assert one == datasets.fingerprint(plan.load(study))
     changed = dataset.train.labels.copy()
     changed[3] = (changed[3] + 1) % 10
-    assert plan.fingerprint(dataclasses.replace(dataset, train=dataset.train._replace(labels=changed))) != one
-    assert plan.fingerprint(dataclasses.replace(dataset, mean=dataset.mean + 1)) != one
+    assert datasets.fingerprint(dataclasses.replace(dataset, train=dataset.train._replace(labels=changed))) != one
+    assert datasets.fingerprint(dataclasses.replace(dataset, mean=dataset.mean + 1)) != one
     whole = datasets.load("digits")
     assert {x.tobytes() for x in dataset.test.images} <= {x.tobytes() for x in whole.test.images}
 
