@@ -11,8 +11,22 @@ from experiments.cli.presets import Presets
 from experiments.jumpstart_grid.config import Grid
 
 _PRESETS: Presets[Grid] = Presets()
-preset, names, get = _PRESETS.preset, _PRESETS.names, _PRESETS.get
+preset, names = _PRESETS.preset, _PRESETS.names
 describe, listing = _PRESETS.describe, _PRESETS.listing
+
+
+def get(name: str) -> Grid:
+    """The settings of a preset.
+
+    Raises:
+      ValueError: no preset has this name.
+    """
+    if name == "prune-and-jumpstart":
+        raise ValueError(
+            f"preset={name!r} is now python -m experiments.recall_distortion --preset digits-finetune-jumpstart; stored "
+            "results of the old preset are not used"
+        )
+    return _PRESETS.get(name)
 
 
 @preset

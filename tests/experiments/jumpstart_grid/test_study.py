@@ -91,6 +91,11 @@ def test_an_unknown_preset_ends_with_an_error_and_not_a_traceback(capsys):
     assert "preset='nothing' is unknown; known: moons-subset" in capsys.readouterr().err
 
 
+def test_a_preset_that_moved_names_its_successor(capsys):
+    assert jumpstart_grid.main(["status", "--preset", "prune-and-jumpstart"]) == 1
+    assert "--preset digits-finetune-jumpstart" in capsys.readouterr().err
+
+
 def test_a_network_without_penalty_is_the_same_stage_whatever_lambda_is():
     settings = [moons.plan(Grid(methods=("relu",), coefficient=c))[0].settings for c in (0.1, 0.2)]
     assert settings[0] == settings[1]
