@@ -23,8 +23,8 @@ def get(name: str) -> Grid:
     """
     if name == "prune-and-jumpstart":
         raise ValueError(
-            f"preset={name!r} is now python -m experiments.recall_distortion --preset digits-finetune-jumpstart; stored "
-            "results of the old preset are not used"
+            f"preset={name!r} is now python -m experiments.recall_distortion --preset digits-finetune-jumpstart; "
+            "stored results of the old preset are not used"
         )
     return _PRESETS.get(name)
 
