@@ -2,6 +2,6 @@
 
 from jprune.pruning.amounts import Keep
 from jprune.pruning.dynamics import cosine_fraction
-from jprune.pruning.schedules import cubic, geometric, one_shot
+from jprune.pruning.schedules import cubic, describe, geometric, one_shot
 
-__all__ = ["Keep", "cosine_fraction", "cubic", "geometric", "one_shot"]
+__all__ = ["Keep", "cosine_fraction", "cubic", "describe", "geometric", "one_shot"]

@@ -116,6 +116,51 @@ def geometric(rate: float, every: int, times: int) -> dict[int, float]:
     return table
 
 
+def describe(schedule: Schedule, steps: int) -> str:
+    """Show what a schedule reaches in a number of training steps, as a table.
+
+    An entry at step s is applied by the update that comes after s earlier ones, so that ``steps`` updates apply the
+    entries before ``steps``.
+
+    Args:
+      schedule: ``{step: amount}``.
+      steps: number of updates of the training run.
+
+    Returns:
+      A table with one line for each entry, and a last line that says what the run ends with.
+
+    Raises:
+      TypeError, ValueError: as ``entries``; ``steps`` is not an integer of 0 or more.
+
+    >>> print(describe(cubic(0.8, begin=0, end=10, every=5), steps=10))
+    step  amount           applied
+       0  sparsity 0       yes
+       5  sparsity 0.7     yes
+      10  sparsity 0.8     no: the run has 10 updates, this needs 11
+    ends with sparsity 0.7; the schedule's last amount, sparsity 0.8, is not reached
+    """
+    count = _integer("steps", steps, 0)
+    table = entries(schedule)
+    names = [_amount_name(amount) for _, amount in table]
+    wide = max(map(len, ["amount", *names])) + 5
+    lines = [f"{'step':>4}  {'amount':<{wide}}applied"]
+    for (step, _), name in zip(table, names, strict=True):
+        reached = "yes" if step < count else f"no: the run has {count} updates, this needs {step + 1}"
+        lines.append(f"{step:>4}  {name:<{wide}}{reached}")
+    applied = [name for (step, _), name in zip(table, names, strict=True) if step < count]
+    ends = applied[-1] if applied else "all weights"
+    lacks = "" if len(applied) == len(table) else f"; the schedule's last amount, {names[-1]}, is not reached"
+    return "\n".join([*lines, f"ends with {ends}{lacks}"])
+
+
+def _amount_name(amount: float | Keep | PerLayer) -> str:
+    if isinstance(amount, Keep):
+        return f"keep {amount.count}"
+    if isinstance(amount, Mapping):
+        return ", ".join(f"{pattern}: {_amount_name(own)}" for pattern, own in amount.items())
+    return f"sparsity {amount:.6g}"
+
+
 def entries(schedule: Any) -> tuple[tuple[int, float | Keep | PerLayer], ...]:
     """Check a table and return its (step, amount) pairs in the order of the steps.
 

@@ -141,3 +141,16 @@ def test_a_bad_table_is_refused(schedule, error, message):
 def test_bad_arguments_are_refused_by_name(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_describe_says_what_is_reached_and_what_is_not():
+    table = {0: Keep(500), 4: {"^a": 0.5, "": 0.25}}
+    reached = schedules.describe(table, steps=5).splitlines()
+    assert reached[1].split() == ["0", "keep", "500", "yes"]
+    assert reached[-1] == "ends with ^a: sparsity 0.5, : sparsity 0.25"
+    missed = schedules.describe(table, steps=4).splitlines()
+    assert missed[2].endswith("no: the run has 4 updates, this needs 5")
+    assert missed[-1].startswith("ends with keep 500; the schedule's last amount, ^a: sparsity 0.5")
+    assert schedules.describe({3: 0.5}, steps=0).endswith(
+        "ends with all weights; the schedule's last amount, sparsity 0.5, is not reached"
+    )
