@@ -16,6 +16,7 @@ from jprune._version import __version__ as __version__
 from jprune.graph.axes import KernelAxes
 from jprune.jumpstart import add_jumpstart, jumpstart_penalty, preactivations, unit_status
 from jprune.pruning.amounts import Keep
+from jprune.pruning.dynamic_training import rigl, sparse_evolution
 from jprune.pruning.dynamics import Regrow, reset_moments, straight_through
 from jprune.pruning.export.costs import cost_table
 from jprune.pruning.nm_training import sr_ste
@@ -122,7 +123,9 @@ __all__ = [
     "recalibrate_batch_norm",
     "remove_dead",
     "reset_moments",
+    "rigl",
     "soft_threshold",
+    "sparse_evolution",
     "sparsegpt",
     "sparsity",
     "sr_ste",

@@ -1,0 +1,86 @@
+"""Dynamic sparse training in one line: RigL and SET, put together from ``prune``, ``Regrow`` and ``reset_moments``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments
+from jprune.pruning.scores.elementwise import magnitude, random
+from jprune.pruning.selection.unstructured import erk_masks
+from jprune.pruning.transform import prune
+from jprune.trees import Where, kernels
+
+
+def rigl(
+    tx: optax.GradientTransformation,
+    sparsity: float,
+    *,
+    end: int,
+    every: int = 100,
+    fraction: float = 0.3,
+    where: Where = kernels,
+    selection: Callable[..., PyTree] = erk_masks,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Train with RigL: drop weights of small magnitude, grow those with the largest gradients, at constant sparsity.
+
+    Its update needs ``grad``, the dense gradient: ``tx.update(grads, state, params, grad=grads)``. The weights are
+    pruned at step 0 by their initial magnitudes, which are random; every ``every`` steps before ``end`` a part of each
+    layer is exchanged, from ``fraction`` at step 0 to none at ``end`` along a cosine. Moments of pruned weights are
+    reset.
+
+    Args:
+      tx: the optimizer.
+      sparsity: the fraction of the weights removed.
+      end: the step from which on the masks are fixed; the paper uses three quarters of the training.
+      every: the number of steps between two exchanges.
+      fraction: of the kept weights, how many are exchanged at step 0.
+      where: predicate on (path, leaf): which leaves to prune.
+      selection: how the weights are divided among layers.
+      **options: further arguments of ``prune``.
+
+    Returns:
+      An optax transformation in place of ``tx``.
+
+    Raises:
+      ValueError: as ``prune``, ``Regrow`` and ``cosine_fraction``.
+
+    Source: Evci et al., "Rigging the Lottery", ICML 2020, arXiv 1911.11134, algorithm 1.
+
+    >>> tx = rigl(optax.adam(1e-3), 0.9, end=75_000)
+    """
+    regrow = Regrow(dense_gradient(), cosine_fraction(fraction, end))
+    schedule = dict.fromkeys(range(0, end, every), sparsity)
+    return reset_moments(tx, prune(magnitude(), schedule, where=where, selection=selection, regrow=regrow, **options))
+
+
+def sparse_evolution(
+    tx: optax.GradientTransformation,
+    sparsity: float,
+    *,
+    key: PRNGKeyArray,
+    end: int,
+    every: int = 100,
+    fraction: float = 0.3,
+    where: Where = kernels,
+    selection: Callable[..., PyTree] = erk_masks,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Train with SET: drop weights of small magnitude and grow random ones, at constant sparsity.
+
+    Takes and returns what ``rigl`` does, and needs no gradient; ``key`` draws the weights that grow. The same
+    fraction is exchanged at every step of the schedule.
+
+    Source: Mocanu et al., "Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity",
+    Nature Communications 2018, arXiv 1707.04780, algorithm 1.
+
+    >>> import jax
+    >>> tx = sparse_evolution(optax.sgd(0.1, momentum=0.9), 0.9, key=jax.random.key(0), end=1000)
+    """
+    schedule = dict.fromkeys(range(0, end, every), sparsity)
+    regrow = Regrow(random(), fraction)
+    return reset_moments(
+        tx, prune(magnitude(), schedule, where=where, selection=selection, regrow=regrow, key=key, **options)
+    )

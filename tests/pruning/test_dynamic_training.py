@@ -1,0 +1,50 @@
+"""The one-line forms of RigL and SET are the same programs as their parts."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jprune
+from jprune.pruning.dynamic_training import rigl, sparse_evolution
+from jprune.pruning.dynamics import cosine_fraction, dense_gradient
+
+PARAMS = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(6, 5)), jnp.float32)}
+GRADS = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(6, 5)), jnp.float32)}
+
+
+def trained(tx, steps=5):
+    params, state = PARAMS, tx.init(PARAMS)
+    update = jax.jit(lambda grads, state, params: tx.update(grads, state, params, grad=grads))
+    for _ in range(steps):
+        updates, state = update(GRADS, state, params)
+        params = optax.apply_updates(params, updates)
+    jprune.check_pruned(params, state, sparsity=0.8)
+    return params, jprune.masks_of(state)
+
+
+def test_rigl_is_prune_with_a_dense_gradient_to_regrow():
+    parts = jprune.prune(
+        jprune.magnitude(),
+        {0: 0.8, 2: 0.8},
+        selection=jprune.selection.erk_masks,
+        regrow=jprune.Regrow(dense_gradient(), cosine_fraction(0.5, 4)),
+    )
+    wanted = trained(jprune.reset_moments(optax.sgd(0.1, momentum=0.9), parts))
+    found = trained(rigl(optax.sgd(0.1, momentum=0.9), 0.8, end=4, every=2, fraction=0.5))
+    chex.assert_trees_all_equal(found, wanted)
+    # At step 0 half of the six kept weights go, and the three with the largest gradients come: by hand.
+    weight, slope = (np.abs(np.asarray(tree["kernel"])).ravel() for tree in (PARAMS, GRADS))
+    survivors = set(np.argsort(-weight)[:3].tolist())
+    grown = [i for i in np.argsort(-slope).tolist() if i not in survivors][:3]
+    _, first = trained(rigl(optax.sgd(0.1), 0.8, end=4, every=4, fraction=0.5), steps=1)
+    assert set(np.flatnonzero(np.asarray(first["kernel"]).ravel()).tolist()) == survivors | set(grown)
+
+
+def test_sparse_evolution_exchanges_random_weights():
+    tx = sparse_evolution(optax.sgd(0.1), 0.8, key=jax.random.key(0), end=4, every=2, fraction=0.5)
+    masks = [trained(tx, steps)[1]["kernel"] for steps in (1, 2, 3)]
+    assert [int(mask.sum()) for mask in masks] == [6, 6, 6]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert (masks[2] != masks[1]).any()
