@@ -25,7 +25,7 @@ def step(model, state, batch, tx):
 def main() -> float:
     model = eqx.nn.MLP(in_size=16, out_size=4, width_size=64, depth=2, key=jax.random.key(0))
     batch = {"image": jax.random.normal(jax.random.key(1), (128, 16)), "label": jnp.arange(128) % 4}
-    # Three times, every 20 steps, a half of what remains goes.
+    # Three times, every 20 steps, remove half of the remaining weights.
     tx = optax.chain(optax.adam(1e-3), jprune.prune(jprune.gradient(), jprune.geometric(0.5, every=20, times=3)))
     state = tx.init(eqx.filter(model, eqx.is_inexact_array))
     for _ in range(80):

@@ -1,4 +1,4 @@
-"""Prune a Flax Linen network once, then fine-tune it with its zeros held, through a TrainState.
+"""Prune a Flax Linen network once, then fine-tune it in a TrainState with ``keep_zeros``.
 
 python examples/linen_fine_tuning.py
 """

@@ -1,4 +1,4 @@
-"""Stop a pruned training run, start it again from its checkpoint, and get the same bits.
+"""Stop a pruned training run, resume it from its checkpoint, and get the same bits.
 
 python examples/resume.py
 """

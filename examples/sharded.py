@@ -1,6 +1,6 @@
-"""Train and prune over a mesh of eight devices: the masks are those of one device, bit for bit.
+"""Train and prune over a mesh of eight devices: the masks equal those of one device, bit for bit.
 
-python examples/sharded.py            # a CPU plays eight devices
+python examples/sharded.py            # simulates eight devices on a CPU
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Prune a transformer block to 2:4 along the axis its products sum over, and train on.
+"""Prune a transformer block to 2:4 along the input axis of each kernel, then fine-tune it.
 
 python examples/transformer_two_four.py
 """
