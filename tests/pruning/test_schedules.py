@@ -154,3 +154,8 @@ def test_describe_says_what_is_reached_and_what_is_not():
     assert schedules.describe({3: 0.5}, steps=0).endswith(
         "ends with all weights; the schedule's last amount, sparsity 0.5, is not reached"
     )
+
+
+def test_an_empty_schedule_is_refused_and_points_to_keep_zeros():
+    with pytest.raises(ValueError, match=r"schedule is empty; .* use jprune.keep_zeros\(\)"):
+        schedules.entries({})
