@@ -175,8 +175,8 @@ def entries(schedule: Any) -> tuple[tuple[int, float | Keep | PerLayer], ...]:
         raise TypeError(f"schedule={schedule!r} is a {type(schedule).__name__}; it must be a dict {{step: sparsity}}")
     if not schedule:
         raise ValueError(
-            "schedule is empty; it must have at least one entry {step: sparsity}. To keep the zeros that the parameters "
-            "have already, use jprune.keep_zeros()"
+            "schedule is empty; it must have at least one entry {step: sparsity}. To keep the zeros that the "
+            "parameters have already, use jprune.keep_zeros()"
         )
     table = {}
     for key, amount in schedule.items():
