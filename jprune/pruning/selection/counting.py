@@ -7,6 +7,7 @@ different groups that were packed together are one row each.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, UInt32
 
 from jprune.pruning.selection import uint64
 from jprune.pruning.selection.uint64 import Count
@@ -22,6 +24,8 @@ from jprune.pruning.selection.uint64 import Count
 _ROW = 2**32  # one uint32 counts fewer elements than this
 _AXIS = 2**31
 _SMALL = 2**16  # arrays of fewer elements are packed together, because every array costs time to compile
+_SHORT = 2**6  # rows of fewer elements than its square are one line
+_DIGIT = 8  # a round of a search in counts settles a digit of this base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,25 +36,17 @@ class Part:
       shape: of the array.
       lead: how many leading axes make its rows.
       groups: the group of each row; one where all rows have the same.
-      start: the position in the group of the first element of the first row.
-      stride: the distance between the positions of two rows.
     """
 
     shape: tuple[int, ...]
     lead: int
     groups: tuple[int, ...]
-    start: int
-    stride: int
 
-    def spread(self, values: Any) -> Any:
+    def spread(self, values: Array) -> Array:
         """One value for each row, or one for all, to be broadcast with the array."""
-        return (
-            values.reshape(self.shape[: self.lead] + (1,) * (len(self.shape) - self.lead))
-            if values.size > 1
-            else values.reshape(())
-        )
+        return values.reshape(()) if values.size == 1 else _spread(values, self.shape, self.lead)
 
-    def before(self, cut: Any) -> Any:
+    def before(self, cut: UInt32[Array, "rows"]) -> Bool[Array, "..."]:
         """Whether each element is among the first so many of its row, uint32 (rows): bool of the array's shape.
 
         Compares coordinates one by one, the last first: no position is ever written down, so this shards, and a
@@ -77,6 +73,73 @@ class Part:
         return math.prod(self.shape[self.lead :])
 
 
+class Lines(NamedTuple):
+    """The elements of each row of an array in lines: an axis is divided, and all after it is within a line.
+
+    Attributes:
+      part: the array.
+      axis: the axis that is divided; the number of axes where each row is one line.
+      block: how many indices of that axis are within a line.
+    """
+
+    part: Part
+    axis: int
+    block: int
+
+    def end(self, line: Array, place: Array) -> Array:
+        """The number of elements of a row up to and with one of a line, uint32 (rows,)."""
+        if self.axis == len(self.part.shape):
+            return jnp.ones_like(line)
+        size, after = self.part.shape[self.axis], math.prod(self.part.shape[self.axis + 1 :])
+        outer, block = jnp.divmod(line, np.uint32(max(1, -(-size // max(1, self.block)))))
+        return outer * np.uint32(size * after) + block * np.uint32(self.block * after) + place + np.uint32(1)
+
+    def count_lines(self, predicate: Array) -> Array:
+        """Count where a predicate holds in each line: uint32 (*leading axes, *axes of lines)."""
+        divided, split = self._divide(predicate)
+        return _sum(divided, range(split, divided.ndim))
+
+    def count_places(self, predicate: Array, line: Array) -> Array:
+        """Count at each place within one line (rows,) of each row: uint32 (*leading axes, *axes within a line)."""
+        divided, split = self._divide(predicate)
+        lead = self.part.lead
+        here = _index(divided.shape, lead, split) == _spread(line, divided.shape, lead)
+        return _sum(here & divided, range(lead, split))
+
+    def _divide(self, predicate: Array) -> tuple[Array, int]:
+        """The predicate with its axis divided in two, and the first axis that is within a line."""
+        shape, axis, block = self.part.shape, self.axis, self.block
+        if axis == len(shape) or block == shape[axis]:
+            return predicate, axis
+        if block == 1:
+            return predicate, axis + 1
+        blocks = -(-shape[axis] // block)
+        if blocks * block != shape[axis]:
+            widths = [(0, 0)] * len(shape)
+            widths[axis] = (0, blocks * block - shape[axis])
+            predicate = jnp.pad(predicate, widths)
+        return predicate.reshape(*shape[:axis], blocks, block, *shape[axis + 1 :]), axis + 1
+
+
+def _lines(part: Part, one_device: bool) -> Lines:
+    """Divide the elements of a row into about as many lines as there are elements in each.
+
+    An axis is cut into blocks only for one device: cutting one that is sharded might move the scores.
+    """
+    goal, within = math.isqrt(part.width), 1
+    if goal <= _SHORT:
+        return Lines(part, part.lead, part.shape[part.lead]) if part.lead < len(part.shape) else Lines(part, part.lead, 1)
+    for axis in reversed(range(part.lead, len(part.shape))):
+        size = part.shape[axis]
+        if one_device and within * size > 16 * goal:
+            least = -(-goal // within)
+            return Lines(part, axis, next((b for b in range(least, min(16 * least, size)) if size % b == 0), least))
+        if 16 * within * size >= goal or axis == part.lead:
+            return Lines(part, axis, size)
+        within *= size
+    raise AssertionError("a row of many elements has axes")
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """All the parts of a selection.
@@ -84,8 +147,8 @@ class Layout:
     Attributes:
       parts: one for each array.
       groups: how many groups there are: one, or as many as there are rows.
-      one_device: whether the program is for one device. Then all counts of an array are made in one pass over
-        memory, by one reduction of many operands; partitioned, that would all-gather the partial counts.
+      one_device: whether the program is for one device. Then all counts of an array are made by one reduction of
+        many operands; partitioned, that would all-gather the partial counts.
     """
 
     parts: tuple[Part, ...]
@@ -100,7 +163,11 @@ class Layout:
                 sizes[group] += part.rows * part.width // len(part.groups)
         return sizes
 
-    def count(self, predicates: Callable[[int], Sequence[Any]]) -> Count:
+    def values(self, i: int, values: Array) -> Array:
+        """One value for each group, (groups,), broadcast with an array."""
+        return self.parts[i].spread(values[np.asarray(self.parts[i].groups)])
+
+    def count(self, predicates: Callable[[int], Sequence[Array]]) -> Count:
         """Count for every group where each predicate of its arrays holds: limbs (groups, predicates)."""
         counts = [self._count_rows(part, predicates(i)) for i, part in enumerate(self.parts)]
         order, rows = [], []
@@ -121,61 +188,118 @@ class Layout:
         places = np.argsort(order)
         return Count(every.high[places], every.low[places])
 
-    def _count_rows(self, part: Part, predicates: Sequence[Any]) -> Sequence[Any]:
-        """For each predicate, where it holds in each row: uint32 (rows)."""
-        if not self.one_device:
-            axes = tuple(range(part.lead, len(part.shape)))
+    def _count_rows(self, part: Part, predicates: Sequence[Array]) -> Sequence[Array]:
+        """For each predicate, where it holds in each row: uint32 of the leading axes."""
+        axes = tuple(range(part.lead, len(part.shape)))
+        if not self.one_device or len(predicates) == 1:
             return [jnp.sum(p, axis=axes, dtype=jnp.uint32) for p in predicates]
-        counts: Sequence[Any] = lax.reduce(
-            tuple(p.astype(jnp.uint32).reshape(*part.shape[: part.lead], part.width) for p in predicates),
+        counts: Sequence[Array] = lax.reduce(
+            tuple(p.astype(jnp.uint32) for p in predicates),
             (np.uint32(0),) * len(predicates),
             lambda x, y: tuple(a + b for a, b in zip(x, y, strict=True)),
-            (part.lead,),
+            axes,
         )
         return counts
 
-    def cuts(self, places: Count) -> "Cuts":
-        """Find how many elements of each row lie before positions of its group: limbs (groups, positions)."""
-        single = [part for part in self.parts if part.rows == 1]
-        together = None
-        if single:
-            starts = uint64.count_of([[part.start] for part in single])
-            together = _within(places, [part.groups[0] for part in single], starts, [part.width for part in single])
-        apart = []
-        for part in self.parts:
-            if part.rows > 1:
-                starts = uint64.times(jnp.arange(part.rows, dtype=jnp.uint32)[:, None], part.stride)
-                starts = uint64.add(starts, uint64.fill(part.start, starts.low))
-                apart.append(_within(places, part.groups, starts, [part.width]))
-        return Cuts(together, apart)
+    def first(self, predicate: Callable[[int], Array], goal: Count) -> list[Array]:
+        """Find in every row the end of the first elements that a predicate holds for, so many in each group.
 
-    def before(self, i: int, cuts: "Cuts") -> list[Any]:
-        """For each position of ``cuts``, whether the elements of an array lie before it: bool of its shape."""
-        part = self.parts[i]
-        earlier = sum((other.rows == 1) == (part.rows == 1) for other in self.parts[:i])
-        own = cuts.together[earlier : earlier + 1] if part.rows == 1 else cuts.apart[earlier]
-        return [part.before(own[:, j]) for j in range(own.shape[1])]
+        Reads every array twice: once to count in each line of a row, which leaves a small array to search, and
+        once to count at each place of the line that has the last element wanted.
+
+        Args:
+          predicate: of an array, bool of its shape.
+          goal: how many elements of each group, limbs (groups,).
+
+        Returns:
+          For each array, uint32 (rows,): the number of elements of the row up to and with the last one wanted. A
+          row without any has 0, and one with too few the place of its last.
+        """
+        lines = [_lines(part, self.one_device) for part in self.parts]
+        leads = [part.lead for part in self.parts]
+        counts = [split.count_lines(predicate(i)) for i, split in enumerate(lines)]
+        rows = [_sum(count, range(lead, count.ndim)).reshape(-1) for count, lead in zip(counts, leads, strict=True)]
+        quotas = self._share(rows, goal)
+        found = _reach(counts, leads, quotas)
+        counts = [split.count_places(predicate(i), found[i][0]) for i, split in enumerate(lines)]
+        left = [quota - before for quota, (_, before) in zip(quotas, found, strict=True)]
+        ends = []
+        for split, quota, (line, _), (place, _) in zip(lines, quotas, found, _reach(counts, leads, left), strict=True):
+            ends.append(jnp.where(quota > 0, split.end(line, place), np.uint32(0)))
+        return ends
+
+    def _share(self, rows: Sequence[Array], goal: Count) -> list[Array]:
+        """Divide what each group wants among its rows, the first ones first: uint32 (rows,) for each array."""
+        together = self.groups == 1
+        shares = []
+        for own, groups in [(jnp.concatenate(list(rows)), (0,))] if together else zip(rows, self._groups(), strict=True):
+            wanted = Count(*(jnp.broadcast_to(limb[np.asarray(groups)], own.shape) for limb in goal))
+            nothing = jnp.zeros_like(own)
+            if len(groups) == 1 and own.size > 1:
+                before = uint64.subtract(uint64.cumulative(own), Count(nothing, own))
+                wanted = uint64.subtract_or_zero(wanted, before)
+            shares.append(uint64.at_most(wanted, Count(nothing, own)).low)
+        return jnp.split(shares[0], np.cumsum([row.size for row in rows])[:-1]) if together else shares
+
+    def _groups(self) -> list[tuple[int, ...]]:
+        return [part.groups for part in self.parts]
 
 
-class Cuts(NamedTuple):
-    """Positions, as the number of elements before them in each row.
+def _reach(counts: Sequence[Array], leads: Sequence[int], goals: Sequence[Array]) -> list[tuple[Array, Array]]:
+    """Find where the running sum of counts first reaches a goal, in each row of each array.
 
-    Attributes:
-      together: of the arrays of one row, uint32 (arrays, positions); ``None`` where there is none.
-      apart: of each of the others, uint32 (rows, positions).
+    A running sum would have to be gathered where the counts are sharded; sums up to a few indices at a time do not.
+
+    Args:
+      counts: uint32 arrays, in rows along their leading axes; the sum of a row fits uint32.
+      leads: the number of those axes.
+      goals: uint32 (rows,), at most the sums.
+
+    Returns:
+      For each array the index in row-major order and the sum of the counts before it, uint32 (rows,) both.
     """
+    sizes = [math.prod(count.shape[lead:]) for count, lead in zip(counts, leads, strict=True)]
+    rounds = [max(0, math.ceil(math.log(max(size, 1), _DIGIT) - 1e-9)) for size in sizes]
 
-    together: Any
-    apart: list[Any]
+    def narrow(_: Array, state: Any) -> Any:
+        return [_narrow(count, lead, goal, *s) for count, lead, goal, s in zip(counts, leads, goals, state, strict=True)]
+
+    start = [
+        (goal * np.uint32(0), goal * np.uint32(0), goal * np.uint32(0) + np.uint32(_DIGIT ** max(r - 1, 0)))
+        for goal, r in zip(goals, rounds, strict=True)
+    ]
+    return [state[:2] for state in lax.fori_loop(0, max(rounds), narrow, start)]
 
 
-def _within(cuts: Count, groups: Sequence[int], starts: Count, widths: Sequence[int]) -> Any:
-    """How many elements of each row lie before positions: from limbs (groups, n) to uint32 (rows, n)."""
-    own = Count(*(limb[np.asarray(groups)] for limb in cuts))
-    own, starts = (Count(*pair) for pair in zip(*map(jnp.broadcast_arrays, own, starts), strict=True))
-    room = uint64.subtract_or_zero(own, starts)
-    width = jnp.broadcast_to(np.asarray(widths, np.uint32)[:, None], room.low.shape)
-    return uint64.at_most(room, Count(jnp.zeros_like(width), width)).low
+def _narrow(count: Array, lead: int, goal: Array, place: Array, before: Array, step: Array) -> tuple[Array, ...]:
+    """Settle one digit of the index that ``_reach`` looks for."""
+    index = _index(count.shape, lead, count.ndim)
+    sums = []
+    for digit in range(1, _DIGIT):
+        end = _spread(place + step * np.uint32(digit), count.shape, lead)
+        sums.append(_sum(jnp.where(index < end, count, np.uint32(0)), range(lead, count.ndim)).reshape(-1))
+    short = [total < goal for total in sums]
+    passed = functools.reduce(jnp.add, [s.astype(jnp.uint32) for s in short])
+    best = functools.reduce(jnp.maximum, [jnp.where(s, total, before) for s, total in zip(short, sums, strict=True)])
+    return place + step * passed, jnp.maximum(before, best), step // np.uint32(_DIGIT)
+
+
+def _index(shape: tuple[int, ...], start: int, stop: int) -> Array:
+    """The row-major index over some axes, uint32, of ones elsewhere."""
+    shape = tuple(size if start <= axis < stop else 1 for axis, size in enumerate(shape))
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis in range(start, stop):
+        index = index * np.uint32(shape[axis]) + lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return index
+
+
+def _spread(values: Array, shape: tuple[int, ...], lead: int) -> Array:
+    """One value for each row, (rows,), to be broadcast with an array."""
+    return values.reshape(shape[:lead] + (1,) * (len(shape) - lead))
+
+
+def _sum(counts: Array, axes: range) -> Array:
+    return jnp.sum(counts, axis=tuple(axes), dtype=jnp.uint32)
 
 
 class Packed(NamedTuple):
@@ -215,21 +339,20 @@ def pack(arrays: Sequence[Any], eligible: Sequence[Any], *, each: bool, one_devi
     batches = [[i] for i in range(len(arrays))]
     if one_device:
         batches = _alike(arrays) if each else _neighbours(arrays)
-    parts, joined, may, start = [], [], [], 0
+    parts, joined, may = [], [], []
     for batch in batches:
         if len(batch) == 1:
             array, own = arrays[batch[0]], eligible[batch[0]]
-            part = _part(array.shape, batch[0] if each else 0, start)
+            part = _part(array.shape, batch[0] if each else 0)
         elif each:
             array, own = _stack([arrays[i] for i in batch], [eligible[i] for i in batch])
-            part = Part(array.shape, 1, tuple(batch), 0, 0)
+            part = Part(array.shape, 1, tuple(batch))
         else:
             array, own = _join([arrays[i] for i in batch], [eligible[i] for i in batch])
-            part = _part(array.shape, 0, start)
+            part = _part(array.shape, 0)
         parts.append(part)
         joined.append(array)
         may.append(own)
-        start += 0 if each else array.size
 
     def unpack(packed: list[Any]) -> list[Any]:
         found: dict[int, Any] = {}
@@ -249,11 +372,11 @@ def pack(arrays: Sequence[Any], eligible: Sequence[Any], *, each: bool, one_devi
     return Packed(joined, may, Layout(tuple(parts), len(arrays) if each else 1, one_device), unpack)
 
 
-def _part(shape: tuple[int, ...], group: int, start: int) -> Part:
+def _part(shape: tuple[int, ...], group: int) -> Part:
     lead = 0
     while math.prod(shape[lead:]) >= _ROW:
         lead += 1
-    return Part(shape, lead, (group,), start, math.prod(shape[lead:]))
+    return Part(shape, lead, (group,))
 
 
 def _neighbours(arrays: Sequence[Any]) -> list[list[int]]:

@@ -1,34 +1,63 @@
 """The exact k-th largest value over a whole pytree, found by counting; nothing is sorted or gathered.
 
-A float's bits, read as an integer, keep its order. So the k-th largest of any number of arrays is found by
-bisection on an integer: count how many keys lie at or above a few probes, keep the interval that holds the
-answer, repeat. Each pass reads the scores once and needs nothing but counts, so arrays sharded over any mesh
-are never moved: a pass all-reduces a few scalars. Beside the scores a selection holds at most one copy of
-them. Equal keys are told apart by their position (leaf order in the tree, then row-major index), and the
-position to cut at is found in the same way.
+Floats have an order, so they can be numbered: place 1 is -inf, the last place +inf. The k-th largest of any number
+of arrays is the largest place whose float is reached by k scores, and it is found by counting how many scores reach
+a few candidates, the *probes*, and searching on between two of them. A pass reads the scores as they are, writes
+nothing of their size, and needs nothing but counts, so arrays sharded over a mesh are not moved: a pass all-reduces
+a few scalars. Equal scores are ordered by position (leaf order in the tree, then row-major index): the ties are
+counted in each line of an array, then at each place of the line that the cut goes through.
 
-Names used below: a *group* is a set of arrays that share one threshold (all of them, or each by itself); a
-*probe* is a candidate threshold, of which a pass tries several (sharded: one).
+A *group* is a set of arrays that share one threshold: all of them, or each by itself.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jprune.pruning.selection import counting, uint64
+from jprune.pruning.selection.counting import Layout
 from jprune.pruning.selection.uint64 import Count
 
-# Where probes stand around the place where a straight line meets the goal, in parts of the interval. Reading the
-# scores costs more than comparing them with seven probes. Sharded, every probe would read them anew and hold a copy
-# of them on the CPU; there is one, and it stands a little to that side of the place which leaves less if it is right.
-_MANY = (-(2.0**-3), -(2.0**-6), -(2.0**-9), 0.0, 2.0**-9, 2.0**-6, 2.0**-3)
+# On an accelerator a pass costs what reading the scores costs, and ending a loop early costs a GPU a synchronization
+# with the host: a fixed number of passes with evenly spaced probes. Sharded, each probe is a sum of its own, and this
+# many of them share one reading on a GPU.
+_FIXED, _FIXED_SHARDED = 15, 7
+# On a CPU probes lie around the place where a straight line between the counts at both ends meets the count that is
+# wanted, in parts of the interval, and the search ends when every group has its count. Sharded, each probe would take
+# a copy of the scores there; there is one, to that side of the place which leaves less if it is right.
+_AROUND = (-(2.0**-3), -(2.0**-6), -(2.0**-9), 0.0, 2.0**-9, 2.0**-6, 2.0**-3)
 _ONE = (2.0**-5,)
+_ALL = np.uint32(2**32 - 1)  # a cut after every element of a row
+
+
+class Bounds(NamedTuple):
+    """What is chosen of a group: the scores that reach ``above``, and the first of the others that reach ``tied``.
+
+    Attributes:
+      above: the bound after the threshold, (groups,).
+      tied: the threshold, (groups,); a bound that nothing reaches, where nothing is chosen.
+      lowest: whether every score is tied that does not reach ``above``, NaN too, (groups,).
+      cuts: for each array how many elements of each row may be chosen as ties, uint32 (rows,).
+    """
+
+    above: Array
+    tied: Array
+    lowest: Array
+    cuts: list[Array]
+
+
+class _Found(NamedTuple):
+    """A threshold: the number of its float, how many scores reach it, and how many the float after it."""
+
+    place: Count
+    at: Count
+    after: Count
 
 
 def keys(scores: Float[Array, "*shape"], eligible: Bool[Array, "*shape"] | None = None) -> Int[Array, "*shape"]:
@@ -55,14 +84,17 @@ def keys(scores: Float[Array, "*shape"], eligible: Bool[Array, "*shape"] | None 
 
 
 def largest(
-    scores: Sequence[Any],
+    scores: Sequence[Array],
     keep: Count,
-    eligible: Sequence[Any],
+    eligible: Sequence[Array | None],
     *,
     each: bool = False,
     one_device: bool | None = None,
-) -> list[Any]:
+    magnitude: bool = False,
+) -> list[Array]:
     """Mark the ``keep`` largest scores, exactly that many, ties broken by position.
+
+    NaN counts as the lowest score, -0.0 equals +0.0. Where a device flushes denormals to zero (TPUs), they equal 0.
 
     Args:
       scores: float arrays of any shapes and dtypes.
@@ -71,7 +103,8 @@ def largest(
       eligible: for each array the bool array of what may be marked, or ``None`` for all of it.
       each: whether to mark so many of each array; else of all together.
       one_device: whether the program is for one device, for which counts are made faster; the result is the
-        same. ``None`` finds out where it can: from concrete arrays, else from the number of devices.
+        same. ``None`` finds out from the arrays' shardings and the mesh in context.
+      magnitude: rank by absolute value, which no pass writes out.
 
     Returns:
       One bool array for each of ``scores``.
@@ -79,17 +112,19 @@ def largest(
     Raises:
       ValueError: an axis has 2**31 elements or more.
 
-    >>> mask, = largest([jnp.array([1.0, 3.0, 3.0, 2.0])], limbs.count_of(1), [None])
+    >>> mask, = largest([jnp.array([1.0, 3.0, 3.0, 2.0])], uint64.count_of(1), [None])
     >>> mask.tolist()
     [False, True, False, False]
     """
     one_device = on_one_device(scores) if one_device is None else one_device
     keep = Count(*(jnp.asarray(limb, jnp.uint32).reshape(-1) for limb in keep))
-    marked: list[Any] = _largest(list(scores), keep, list(eligible), each=each, one_device=one_device)
+    marked: list[Array] = _largest(
+        list(scores), keep, list(eligible), each=each, one_device=one_device, magnitude=magnitude
+    )
     return marked
 
 
-def count_true(masks: Sequence[Any], *, one_device: bool | None = None) -> Count:
+def count_true(masks: Sequence[Array], *, one_device: bool | None = None) -> Count:
     """Count what is True in bool arrays together, exactly; scalar limbs.
 
     >>> [int(limb) for limb in count_true([jnp.array([True, False]), jnp.array(True)])]
@@ -100,206 +135,267 @@ def count_true(masks: Sequence[Any], *, one_device: bool | None = None) -> Count
     return counted
 
 
-def on_one_device(arrays: Sequence[Any]) -> bool:
-    """Whether arrays are on one device; of traced ones, whether there is only one."""
-    if jax.device_count() == 1:
-        return True
-    traced = any(isinstance(array, jax.core.Tracer) for array in arrays)
-    return not traced and all(len(jnp.asarray(array).sharding.device_set) == 1 for array in arrays)
+def on_one_device(arrays: Sequence[Array]) -> bool:
+    """Whether arrays are on one device, so far as their shardings and the mesh in context tell.
+
+    Traced arrays carry the mesh that they are sharded over; inside ``shard_map`` each device has its own. Shardings
+    that only ``jit(..., in_shardings=...)`` knows cannot be seen: the masks are the same, but counts are gathered.
+    """
+    shardings = [jax.typeof(array).sharding for array in arrays if isinstance(array, jax.core.Tracer)]
+    meshes = [jax.sharding.get_abstract_mesh(), *(sharding.mesh for sharding in shardings)]
+    if any(mesh.size > 1 and not mesh.are_all_axes_manual for mesh in meshes if not mesh.empty):
+        return False
+    return all(isinstance(a, jax.core.Tracer) or len(jnp.asarray(a).sharding.device_set) == 1 for a in arrays)
 
 
 @functools.partial(jax.jit, static_argnames="one_device")
-def _count_true(masks: list[Any], *, one_device: bool) -> Count:
+def _count_true(masks: list[Array], *, one_device: bool) -> Count:
     packed = counting.pack(masks, [None] * len(masks), each=False, one_device=one_device)
     return Count(*(limb[0, 0] for limb in packed.layout.count(lambda i: [packed.arrays[i]])))
 
 
-@functools.partial(jax.jit, static_argnames=("each", "one_device"))
-def _largest(scores: list[Any], keep: Count, eligible: list[Any], *, each: bool, one_device: bool) -> list[Any]:
-    bits = 64 if any(array.dtype == jnp.float64 for array in scores) else 32
-    dtype = jnp.float64 if bits == 64 else jnp.float32
-    scores = [lax.stop_gradient(array.astype(dtype)) for array in scores]
-    arrays, eligible, layout, unpack = counting.pack(scores, eligible, each=each, one_device=one_device)
+@functools.partial(jax.jit, static_argnames=("each", "one_device", "magnitude"))
+def _largest(
+    scores: list[Array], keep: Count, eligible: list[Array | None], *, each: bool, one_device: bool, magnitude: bool
+) -> list[Array]:
+    dtype = jnp.float64 if any(array.dtype == jnp.float64 for array in scores) else jnp.float32
+    scores = [lax.stop_gradient(array) for array in scores]
+    packed = counting.pack(scores, eligible, each=each, one_device=one_device)
+
+    def mark(arrays: list[Array], eligible: list[Array | None], keep: Count, *, integers: bool) -> list[Array]:
+        values = _Values(arrays, eligible, packed.layout, dtype, magnitude, integers)
+        bounds = _find_cut(values, keep, _find_threshold(values, keep))
+        return [_mark(values, i, bounds) for i in range(len(arrays))]
+
+    marked = lax.platform_dependent(
+        packed.arrays,
+        packed.eligible,
+        keep,
+        cpu=functools.partial(mark, integers=True),
+        default=functools.partial(mark, integers=False),
+    )
+    # Where arrays were packed: without the barrier XLA would compare anew in every piece that ``unpack`` cuts off.
+    return packed.unpack(marked if len(marked) == len(scores) else lax.optimization_barrier(marked))
+
+
+class _Values(NamedTuple):
+    """The arrays that are searched, as packed.
+
+    Attributes:
+      arrays: floats of any dtypes.
+      eligible: bool arrays, or ``None``.
+      layout: of the arrays.
+      dtype: to compare in.
+      magnitude: whether to compare absolute values.
+      integers: whether to compare as integers of the same order, and to search for as long as it takes: on CPUs,
+        which flush denormals to zero. Elsewhere floats are compared, in a fixed number of passes.
+    """
+
+    arrays: list[Array]
+    eligible: list[Array | None]
+    layout: Layout
+    dtype: Any
+    magnitude: bool
+    integers: bool
+
+    def after(self, given: Any) -> tuple["_Values", Any]:
+        """The same once ``given`` is there, so that a loop does not work out ahead, and keep, what it compares.
+
+        On one CPU it may: a pass over integers that are there is bound by reading them.
+        """
+        as_stored = not self.magnitude and all(array.dtype == self.dtype for array in self.arrays)
+        if self.layout.one_device if self.integers else as_stored:
+            return self, given
+        arrays, eligible, given = lax.optimization_barrier((self.arrays, self.eligible, given))
+        return self._replace(arrays=arrays, eligible=eligible), given
+
+    def bound(self, place: Count) -> Array:
+        """What is compared with at places."""
+        return _order_of(place, self.dtype) if self.integers else _float_of(place, self.dtype)
+
+    def reach(self, i: int, *bounds: Array) -> list[Array]:
+        """Where an eligible score of an array is at least a bound, (groups,)."""
+        value = self.arrays[i].astype(self.dtype)
+        value, own = jnp.abs(value) if self.magnitude else value, self.eligible[i]
+        if self.integers:
+            value, own = keys(value, own), None
+        reached = [value >= self.layout.values(i, bound) for bound in bounds]
+        return reached if own is None else [r & own for r in reached]
+
+    def ties(self, i: int, bounds: Bounds) -> tuple[Array, Array]:
+        """Where a score of an array is above the threshold, and where it is tied with it."""
+        above, tied = self.reach(i, bounds.above, bounds.tied)
+        lowest: Array = self.layout.values(i, bounds.lowest)
+        own = self.eligible[i]
+        return above, ~above & (tied | (lowest if own is None else lowest & own))
+
+
+def _find_threshold(values: _Values, keep: Count) -> _Found:
+    """Find for every group the largest float that enough scores reach; on CPUs any that exactly ``keep`` reach."""
+    layout = values.layout
     # Zero, but as varying as the scores are inside shard_map: a loop's carry must be so from the start.
-    anchor = functools.reduce(jnp.bitwise_or, [jnp.any(x > 0) for x in arrays]) & False
+    anchor = functools.reduce(jnp.bitwise_or, [jnp.any(x > 0) for x in values.arrays]) & False
     zero = Count(*[keep.low * 0 + anchor.astype(jnp.uint32)] * 2)
+    goal = uint64.at_least_one(keep)  # so that the threshold is never above every score
+    start = _Found(zero, uint64.add(zero, Count(*map(jnp.asarray, uint64.count_of(layout.sizes())))), zero)
 
-    def rows(i: int, values: Any) -> Any:
-        return layout.parts[i].spread(values[np.asarray(layout.parts[i].groups)])
+    def count(places: Count) -> Count:
+        here, bounds = values.after(values.bound(places))
+        return layout.count(lambda i: here.reach(i, *(bounds[:, j] for j in range(bounds.shape[1]))))
 
-    def anew(given: Any) -> tuple[list[Any], list[Any], Any]:
-        # Without the barrier XLA computes all keys ahead of the loop and holds them, a copy of the scores.
-        barrier: Any = lax.optimization_barrier
-        held: tuple[list[Any], list[Any], Any] = (arrays, eligible, given)
-        return held if one_device else barrier(held)
+    width = _places(values.dtype)
+    if values.integers:
+        return _search_around(count, width, start, goal, probes=_AROUND if layout.one_device else _ONE)
+    return _search_evenly(count, width, start, goal, probes=_FIXED if layout.one_device else _FIXED_SHARDED)
 
-    def reached(candidates: Any) -> Count:
-        arrays, eligible, candidates = anew(candidates)
 
-        def at_least(i: int) -> list[Any]:
-            key = keys(arrays[i], eligible[i])
-            return [key >= rows(i, candidates[:, j]) for j in range(candidates.shape[1])]
-
-        return layout.count(at_least)
-
-    none = uint64.equal(keep, zero)
-    wanted = uint64.where(none, uint64.fill(1, zero.low), keep)  # so that the threshold is never above every key
-    place, least_reached, above = _search(
-        lambda places: _key_of(places, bits),
-        reached,
-        lambda counts: uint64.not_below(counts, uint64.column(wanted)),
-        ends=(uint64.add(zero, Count(*map(jnp.asarray, uint64.count_of(layout.sizes())))), zero),
-        goal=wanted,
-        settled=lambda count: none | uint64.equal(count, keep),
-        width=2**bits - 1,
-        smooth=2**52 if bits == 64 else 2**23,  # an octave
-        probes=_MANY if one_device else _ONE,
+def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
+    """Find how far the scores at the threshold are chosen; only where some of them are, and some not."""
+    layout = values.layout
+    none = (keep.high == 0) & (keep.low == 0)
+    whole = none | uint64.equal(found.at, keep)
+    unreached = uint64.fill(_places(values.dtype), found.place.low)
+    above, tied = (
+        values.bound(uint64.where(none, unreached, place))
+        for place in (uint64.add(found.place, uint64.fill(1, found.place.low)), found.place)
     )
-    threshold = _key_of(place, bits)
-    whole = uint64.equal(least_reached, keep)  # every key at the threshold is kept
-    least = uint64.equal(place, zero)  # the key of what is not eligible: all that is eligible is kept
-    missing = uint64.where(none | whole | least, zero, uint64.subtract(keep, above))
+    everything = [jnp.full_like(found.at.low, _ALL, shape=(part.rows,)) for part in layout.parts]
+    bounds = Bounds(above, tied, ~none & (found.place.high == 0) & (found.place.low == 0), everything)
+    missing = uint64.where(whole, Count(*2 * [jnp.zeros_like(keep.low)]), uint64.subtract(keep, found.after))
 
-    def ties_before(cuts: counting.Cuts) -> Count:
-        arrays, eligible, cuts = anew(cuts)
+    def cut() -> list[Array]:
+        cuts = layout.first(lambda i: values.ties(i, bounds)[1], missing)
+        return [
+            jnp.where(whole[np.asarray(part.groups)], _ALL, own) for part, own in zip(layout.parts, cuts, strict=True)
+        ]
 
-        def tied_before(i: int) -> list[Any]:
-            tied = keys(arrays[i], eligible[i]) == rows(i, threshold)
-            return [tied & early for early in layout.before(i, cuts)]
-
-        return layout.count(tied_before)
-
-    cut, _, _ = _search(
-        layout.cuts,
-        ties_before,
-        lambda counts: uint64.not_below(uint64.column(missing), counts),
-        ends=(zero, uint64.subtract(least_reached, above)),
-        goal=missing,
-        settled=lambda count: uint64.equal(count, missing),
-        width=max(layout.sizes()) + 1,
-        smooth=2**64,
-        probes=_MANY if one_device else _ONE,
-    )
-    cut = uint64.where(none | least, zero, uint64.where(whole, uint64.fill(2**64 - 1, zero.low), cut))
-    cuts = layout.cuts(uint64.column(cut))
-
-    def mark(i: int) -> Any:
-        key, bound = keys(arrays[i], eligible[i]), rows(i, threshold)
-        (early,) = layout.before(i, cuts)
-        return rows(i, ~none) & (key > bound) | ((key == bound) & early)
-
-    def mark_all() -> list[Any]:
-        return [mark(i) for i in range(len(arrays))]
-
-    if len(arrays) == len(scores):
-        return unpack(mark_all())
-    # Arrays were packed. XLA would fuse the comparisons anew into every piece that ``unpack`` cuts off and take
-    # twice as long to compile; a branch of a conditional is compiled apart.
-    marked = lax.cond(
-        jnp.all(none | uint64.equal(least_reached, zero)), lambda: [array > jnp.inf for array in arrays], mark_all
-    )
-    return unpack(marked)
+    return bounds._replace(cuts=lax.cond(jnp.all(whole), lambda: everything, cut))
 
 
-def _search(
-    prepare: Callable[[Count], Any],
-    measure: Callable[[Any], Count],
-    enough: Callable[[Count], Any],
-    *,
-    ends: tuple[Count, Count],
-    goal: Count,
-    settled: Callable[[Count], Any],
-    width: int,
-    smooth: int,
-    probes: tuple[float, ...],
-) -> tuple[Count, Count, Count]:
-    """Find in every group the largest place in 0..width - 1 whose measure is enough.
+def _mark(values: _Values, i: int, bounds: Bounds) -> Bool[Array, "..."]:
+    """Mark what is chosen of an array."""
+    above, tied = values.ties(i, bounds)
+    return above | (tied & values.layout.parts[i].before(bounds.cuts[i]))
 
-    A pass narrows the interval to that between two of its probes. Evenly spaced, seven settle three bits.
-    Where the measure is smooth they stand around the place where a straight line through the measures of
-    the ends meets the goal, ever closer to it, which settles up to eight. A group where that has done worse
-    than even spacing twice is left to even spacing, so the number of passes stays bounded for any scores.
+
+def _search_evenly(
+    count: Callable[[Count], Count], width: int, start: _Found, goal: Count, *, probes: int
+) -> _Found:
+    """Search with evenly spaced probes: the same number of passes for any scores, which the compiler knows."""
+    steps = [width]
+    while steps[-1] > 1:
+        steps.append(-(-steps[-1] // (probes + 1)))
+    table = uint64.count_of([[step * j for j in range(1, probes + 1)] for step in steps[1:]])
+
+    def narrow(i: Array, found: _Found) -> _Found:
+        offsets = Count(*(lax.dynamic_index_in_dim(jnp.asarray(limb), i) for limb in table))
+        places = uint64.add(uint64.column(found.place), offsets)
+        counts = count(uint64.at_most(places, uint64.fill(width, places.low)))
+        passed = jnp.sum(uint64.not_below(counts, uint64.column(goal)), axis=1, dtype=jnp.uint32)
+        nothing = jax.tree.map(jnp.zeros_like, found.place)
+        step = _entry(nothing, offsets, nothing, passed)
+        return _Found(uint64.add(found.place, step), *_ends(found, counts, passed))
+
+    return lax.fori_loop(0, len(steps) - 1, narrow, start)
+
+
+def _search_around(
+    count: Callable[[Count], Count], width: int, start: _Found, goal: Count, *, probes: tuple[float, ...]
+) -> _Found:
+    """Search with probes around a guess; ends when the count of every group is the goal, or its place is settled.
+
+    A pass narrows the interval to that between two of its probes. Evenly spaced, seven settle three bits. Within
+    an octave, where counts are smooth, they lie around the place where a straight line through the counts at the
+    ends meets the goal, ever closer to it, which settles up to eight. A group where that has done worse than even
+    spacing twice is left to even spacing, so the number of passes stays bounded for any scores.
 
     Args:
-      prepare: turns places (groups, probes) into what ``measure`` takes. It runs once a pass; inside ``measure``
-        XLA would fuse it anew into what is done with every array.
-      measure: counts at places so prepared, (groups, probes), monotone in the place.
-      enough: whether counts (groups, probes) are enough; true of place 0, false of place ``width``.
-      ends: the measures of place 0 and of place ``width``, (groups,).
-      goal: the measure looked for, (groups,).
-      settled: whether a place of this measure, (groups,), will do; the search ends once all groups have one.
+      count: how many scores reach the floats of places (groups, probes).
       width: the number of places.
-      smooth: the width of intervals in which the measure may be taken to be smooth.
-      probes: where they stand around that place there, in parts of the interval.
-
-    Returns:
-      The place, its measure, and the measure of the end of the interval: of place + 1 if not settled early.
+      start: place 0 and the counts at both ends, (groups,).
+      goal: the count wanted, (groups,).
+      probes: where they lie around the guess, in parts of the interval.
     """
+    smooth = np.float32(2**52 if width > 2**32 else 2**23)  # an octave
     even = jnp.arange(1, len(probes) + 1, dtype=jnp.float32)[None] / np.float32(len(probes) + 1)
     around = jnp.array(probes, jnp.float32)[None]
 
-    def unsettled(state: Any) -> Any:
-        _, width, at, *_ = state
-        return jnp.any((uint64.to_float(width) > 1) & ~settled(at))
+    def unsettled(state: Any) -> Array:
+        found, width, *_ = state
+        return jnp.any((uint64.to_float(width) > 1) & ~uint64.equal(found.at, goal))
 
-    def steps_of(width: Count, at: Count, after: Count, guess: Any) -> Count:
+    def offsets_of(found: _Found, width: Count, guess: Array) -> Count:
         wide = uint64.to_float(width)
-        line = uint64.to_float(uint64.distance(at, goal)) / jnp.maximum(
-            uint64.to_float(uint64.distance(at, after)), 1.0
+        line = uint64.to_float(uint64.distance(found.at, goal)) / jnp.maximum(
+            uint64.to_float(uint64.subtract(found.at, found.after)), 1.0
         )
         near = line[:, None] + around
         if len(probes) == 1:
-            near = jnp.where(line < 0.5, jnp.minimum(line + probes[0], 0.5), jnp.maximum(line - probes[0], 0.5))[
-                :, None
-            ]
+            near = jnp.where(line < 0.5, jnp.minimum(line + probes[0], 0.5), jnp.maximum(line - probes[0], 0.5))
+            near = near[:, None]
         fractions = jnp.where(guess[:, None], jnp.clip(near, 0.0, 1.0), even)
         steps = uint64.from_float(jnp.floor(wide[:, None] * fractions))
         return uint64.at_least_one(uint64.at_most(steps, uint64.column(uint64.subtract(width, uint64.fill(1, wide)))))
 
     def narrow(state: Any) -> Any:
-        place, width, at, after, failures, guess, steps, prepared = state
-        counts = measure(prepared)
-        passed = jnp.sum(enough(counts), axis=1, dtype=jnp.uint32)
+        found, width, failures, guess, offsets, places = state
+        counts = count(places)
+        passed = jnp.sum(uint64.not_below(counts, uint64.column(goal)), axis=1, dtype=jnp.uint32)
         nothing = jax.tree.map(jnp.zeros_like, width)
-        edges, measures = _between(nothing, steps, width), _between(at, counts, after)
-        step = _pick(edges, passed)
-        narrower = uint64.subtract(_pick(edges, passed + np.uint32(1)), step)
+        step = _entry(nothing, offsets, width, passed)
+        narrower = uint64.subtract(_entry(nothing, offsets, width, passed + np.uint32(1)), step)
         failed = guess & (uint64.to_float(narrower) * max(len(probes), 2) > uint64.to_float(width))
         failures += failed.astype(jnp.int32)
-        guess = (uint64.to_float(narrower) < np.float32(smooth)) & (failures < 2) & ~failed
-        place, at, after = uint64.add(place, step), _pick(measures, passed), _pick(measures, passed + np.uint32(1))
-        steps = steps_of(narrower, at, after, guess)
-        return place, narrower, at, after, failures, guess, steps, prepare(uint64.add(uint64.column(place), steps))
+        guess = (uint64.to_float(narrower) < smooth) & (failures < 2) & ~failed
+        found = _Found(uint64.add(found.place, step), *_ends(found, counts, passed))
+        offsets = offsets_of(found, narrower, guess)
+        # Inside ``count`` XLA would work the places out anew for every array.
+        return found, narrower, failures, guess, offsets, uint64.add(uint64.column(found.place), offsets)
 
-    at, after = ends
-    zero = jax.tree.map(lambda limb: limb * np.uint32(0), at)
-    whole = uint64.add(zero, uint64.fill(width, zero.low))
-    never = zero.low.astype(jnp.int32)
-    after = uint64.add(zero, after)
-    guess = (never == 0) & (width < smooth)
-    steps = steps_of(whole, at, after, guess)
-    start = (zero, whole, at, after, never, guess, steps, prepare(uint64.add(uint64.column(zero), steps)))
-    place, _, at, after, *_ = lax.while_loop(unsettled, narrow, start)
-    return place, at, after
+    whole = uint64.add(start.place, uint64.fill(width, start.place.low))
+    never = start.place.low.astype(jnp.int32)
+    guess = never != 0
+    offsets = offsets_of(start, whole, guess)
+    places = uint64.add(uint64.column(start.place), offsets)
+    found: _Found = lax.while_loop(unsettled, narrow, (start, whole, never, guess, offsets, places))[0]
+    return found
 
 
-def _between(first: Count, middle: Count, last: Count) -> Count:
-    """A row (groups, probes) with a column before and a column after it."""
-    return Count(
-        *(jnp.concatenate([a[:, None], b, c[:, None]], axis=1) for a, b, c in zip(first, middle, last, strict=True))
+def _places(dtype: Any) -> int:
+    """The number of places: the floats from -inf to +inf, and place 0 for what is lower than all of them."""
+    return {jnp.float32: 0xFF000003, jnp.float64: 0xFFE0000000000003}[dtype]
+
+
+def _order_of(place: Count, dtype: Any) -> Array:
+    """The bits of a place as a signed integer that keeps the order, those of a float >= +0."""
+    if dtype == jnp.float32:
+        return lax.bitcast_convert_type(place.low + np.uint32(0x807FFFFE), jnp.int32)
+    whole = (place.high.astype(jnp.uint64) << np.uint64(32)) | place.low.astype(jnp.uint64)
+    return lax.bitcast_convert_type(whole + np.uint64(0x800FFFFFFFFFFFFE), jnp.int64)
+
+
+def _float_of(place: Count, dtype: Any) -> Array:
+    """The float at a place; NaN, which nothing reaches, at place 0 and at the one after +inf."""
+    order = _order_of(place, dtype)
+    bits = jnp.where(order < 0, order ^ order.dtype.type(jnp.iinfo(order.dtype).max), order)
+    return lax.bitcast_convert_type(bits, dtype)
+
+
+def _ends(found: _Found, counts: Count, passed: UInt32[Array, "groups"]) -> tuple[Count, Count]:
+    """The counts at both ends of the interval after so many probes."""
+    return (
+        _entry(found.at, counts, found.after, passed),
+        _entry(found.at, counts, found.after, passed + np.uint32(1)),
     )
 
 
-def _key_of(place: Count, bits: int) -> Any:
-    """The key at a place counted from the smallest integer of so many bits."""
-    if bits == 32:
-        return lax.bitcast_convert_type(place.low ^ np.uint32(2**31), jnp.int32)
-    together = (place.high.astype(jnp.uint64) << np.uint64(32)) | place.low.astype(jnp.uint64)
-    return lax.bitcast_convert_type(together ^ np.uint64(2**63), jnp.int64)
-
-
-def _pick(series: Count, index: Any) -> Count:
-    """Entry index[group] of every group's row, (groups, entries) -> (groups,)."""
-    entries = lax.broadcasted_iota(jnp.uint32, series.low.shape, 1)
-    chosen = entries == index[:, None]
-    return Count(*(jnp.sum(jnp.where(chosen, limb, np.uint32(0)), axis=1, dtype=jnp.uint32) for limb in series))
+def _entry(first: Count, middle: Count, last: Count, index: UInt32[Array, "groups"]) -> Count:
+    """Entry index[group] of (first, *middle, last) of every group: (groups,), (groups, n), (groups,)."""
+    column = lax.broadcasted_iota(jnp.uint32, (1, middle.low.shape[1]), 1) + np.uint32(1)
+    chosen = column == index[:, None]
+    zero, end = np.uint32(0), np.uint32(middle.low.shape[1] + 1)
+    limbs = []
+    for a, b, c in zip(first, middle, last, strict=True):
+        inside = jnp.sum(jnp.where(chosen, b, zero), axis=1, dtype=jnp.uint32)
+        limbs.append(jnp.where(index == zero, a, jnp.where(index == end, c, inside)))
+    return Count(*limbs)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 
 class Count(NamedTuple):
@@ -133,3 +134,14 @@ def total(x: Count) -> Count:
         carried = part >> np.uint32(32 - shift) if shift else jnp.zeros_like(part)
         total = add(total, Count(carried, part << np.uint32(shift)))
     return total
+
+
+def cumulative(x: Array) -> Count:
+    """The running sum of a vector of uint32, each entry with its own: limbs, exact for up to 2**31 entries."""
+    width = 32 - (x.size - 1).bit_length()
+    sums = Count(jnp.zeros_like(x), jnp.zeros_like(x))
+    for shift in range(0, 32, width):
+        part = jnp.cumsum((x >> np.uint32(shift)) & np.uint32(2**width - 1), dtype=jnp.uint32)
+        carried = part >> np.uint32(32 - shift) if shift else jnp.zeros_like(part)
+        sums = add(sums, Count(carried, part << np.uint32(shift)))
+    return sums
