@@ -94,17 +94,23 @@ class Lines(NamedTuple):
         outer, block = jnp.divmod(line, np.uint32(max(1, -(-size // max(1, self.block)))))
         return outer * np.uint32(size * after) + block * np.uint32(self.block * after) + place + np.uint32(1)
 
-    def count_lines(self, predicate: Array) -> Array:
-        """Count where a predicate holds in each line: uint32 (*leading axes, *axes of lines)."""
-        divided, split = self._divide(predicate)
-        return _sum(divided, range(split, divided.ndim))
+    def count(self, predicates: Sequence[Array], one_device: bool) -> list[Array]:
+        """Count where predicates hold in each line: uint32 (*leading axes, *axes of lines)."""
+        divided = [self._divide(p) for p in predicates]
+        _, split = divided[0]
+        return _counts([p for p, _ in divided], range(split, divided[0][0].ndim), one_device)
 
-    def count_places(self, predicate: Array, line: Array) -> Array:
-        """Count at each place within one line (rows,) of each row: uint32 (*leading axes, *axes within a line)."""
+    def places(self, predicate: Array, line: Array, *, sliced: bool) -> Array:
+        """Count at each place of one line (rows,) of each row: uint32 (*leading axes, *axes within a line)."""
         divided, split = self._divide(predicate)
         lead = self.part.lead
-        here = _index(divided.shape, lead, split) == _spread(line, divided.shape, lead)
-        return _sum(here & divided, range(lead, split))
+        if not sliced or lead:
+            here = _index(divided.shape, lead, split) == _spread(line, divided.shape, lead)
+            return jnp.sum(here & divided, axis=tuple(range(lead, split)), dtype=jnp.uint32)
+        start, sizes, rest = [jnp.uint32(0)] * divided.ndim, divided.shape[split:], line[0]
+        for axis in reversed(range(split)):
+            rest, start[axis] = jnp.divmod(rest, np.uint32(divided.shape[axis]))
+        return lax.dynamic_slice(divided, start, (1,) * split + sizes).reshape(sizes).astype(jnp.uint32)
 
     def _divide(self, predicate: Array) -> tuple[Array, int]:
         """The predicate with its axis divided in two, and the first axis that is within a line."""
@@ -190,38 +196,37 @@ class Layout:
 
     def _count_rows(self, part: Part, predicates: Sequence[Array]) -> Sequence[Array]:
         """For each predicate, where it holds in each row: uint32 of the leading axes."""
-        axes = tuple(range(part.lead, len(part.shape)))
-        if not self.one_device or len(predicates) == 1:
-            return [jnp.sum(p, axis=axes, dtype=jnp.uint32) for p in predicates]
-        counts: Sequence[Array] = lax.reduce(
-            tuple(p.astype(jnp.uint32) for p in predicates),
-            (np.uint32(0),) * len(predicates),
-            lambda x, y: tuple(a + b for a, b in zip(x, y, strict=True)),
-            axes,
-        )
-        return counts
+        return _counts(predicates, range(part.lead, len(part.shape)), self.one_device)
 
-    def first(self, predicate: Callable[[int], Array], goal: Count) -> list[Array]:
-        """Find in every row the end of the first elements that a predicate holds for, so many in each group.
+    def cut(self, reached: Callable[[int, Any], tuple[Array, Array]], goal: Count, *, sliced: bool) -> list[Array]:
+        """Find in every row where the ties that are wanted end, the first ones of each group.
 
-        Reads every array twice: once to count in each line of a row, which leaves a small array to search, and
-        once to count at each place of the line that has the last element wanted.
+        Reads every array once to count in each line of a row, which leaves a small array to search, and once more
+        to count at each place of the line that has the last tie wanted.
 
         Args:
-          predicate: of an array, bool of its shape.
-          goal: how many elements of each group, limbs (groups,).
+          reached: of an array, where it reaches the threshold, and where it is above it; bool of its shape. Takes
+            what has to be there before, so that nothing is kept from the first reading for the second.
+          goal: how many ties of each group, limbs (groups,).
+          sliced: whether to cut the line out instead of reading the array again. Under ``vmap`` that is a gather.
 
         Returns:
-          For each array, uint32 (rows,): the number of elements of the row up to and with the last one wanted. A
+          For each array, uint32 (rows,): the number of elements of the row up to and with the last tie wanted. A
           row without any has 0, and one with too few the place of its last.
         """
         lines = [_lines(part, self.one_device) for part in self.parts]
         leads = [part.lead for part in self.parts]
-        counts = [split.count_lines(predicate(i)) for i, split in enumerate(lines)]
-        rows = [_sum(count, range(lead, count.ndim)).reshape(-1) for count, lead in zip(counts, leads, strict=True)]
+        counts = []
+        for i, split in enumerate(lines):
+            reach, above = split.count(reached(i, goal.low), self.one_device)
+            counts.append(reach - above)
+        rows = [_sum(count, lead).reshape(-1) for count, lead in zip(counts, leads, strict=True)]
         quotas = self._share(rows, goal)
         found = _reach(counts, leads, quotas)
-        counts = [split.count_places(predicate(i), found[i][0]) for i, split in enumerate(lines)]
+        counts = []
+        for i, (split, (line, _)) in enumerate(zip(lines, found, strict=True)):
+            reach, above = reached(i, line)
+            counts.append(split.places(reach & ~above, line, sliced=sliced))
         left = [quota - before for quota, (_, before) in zip(quotas, found, strict=True)]
         ends = []
         for split, quota, (line, _), (place, _) in zip(lines, quotas, found, _reach(counts, leads, left), strict=True):
@@ -277,7 +282,7 @@ def _narrow(count: Array, lead: int, goal: Array, place: Array, before: Array, s
     sums = []
     for digit in range(1, _DIGIT):
         end = _spread(place + step * np.uint32(digit), count.shape, lead)
-        sums.append(_sum(jnp.where(index < end, count, np.uint32(0)), range(lead, count.ndim)).reshape(-1))
+        sums.append(_sum(jnp.where(index < end, count, np.uint32(0)), lead).reshape(-1))
     short = [total < goal for total in sums]
     passed = functools.reduce(jnp.add, [s.astype(jnp.uint32) for s in short])
     best = functools.reduce(jnp.maximum, [jnp.where(s, total, before) for s, total in zip(short, sums, strict=True)])
@@ -298,8 +303,22 @@ def _spread(values: Array, shape: tuple[int, ...], lead: int) -> Array:
     return values.reshape(shape[:lead] + (1,) * (len(shape) - lead))
 
 
-def _sum(counts: Array, axes: range) -> Array:
-    return jnp.sum(counts, axis=tuple(axes), dtype=jnp.uint32)
+def _sum(counts: Array, lead: int) -> Array:
+    return jnp.sum(counts, axis=tuple(range(lead, counts.ndim)), dtype=jnp.uint32)
+
+
+def _counts(predicates: Sequence[Array], axes: range, one_device: bool) -> list[Array]:
+    """Count over some axes where predicates hold, uint32: in one reading of what they share."""
+    if not one_device:
+        return [jnp.sum(p, axis=tuple(axes), dtype=jnp.uint32) for p in predicates]
+    return list(
+        lax.reduce(
+            tuple(p.astype(jnp.uint32) for p in predicates),
+            (np.uint32(0),) * len(predicates),
+            lambda x, y: tuple(a + b for a, b in zip(x, y, strict=True)),
+            tuple(axes),
+        )
+    )
 
 
 class Packed(NamedTuple):

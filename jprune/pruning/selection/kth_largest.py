@@ -198,16 +198,10 @@ class _Values(NamedTuple):
     magnitude: bool
     integers: bool
 
-    def after(self, given: Any) -> tuple["_Values", Any]:
-        """The same once ``given`` is there, so that a loop does not work out ahead, and keep, what it compares.
-
-        On one CPU it may: a pass over integers that are there is bound by reading them.
-        """
-        as_stored = not self.magnitude and all(array.dtype == self.dtype for array in self.arrays)
-        if self.layout.one_device if self.integers else as_stored:
-            return self, given
+    def after(self, *given: Any) -> tuple[Any, ...]:
+        """The same once something is there, and that: what is compared is then not worked out earlier, and kept."""
         arrays, eligible, given = lax.optimization_barrier((self.arrays, self.eligible, given))
-        return self._replace(arrays=arrays, eligible=eligible), given
+        return self._replace(arrays=arrays, eligible=eligible), *given
 
     def bound(self, place: Count) -> Array:
         """What is compared with at places."""
@@ -222,12 +216,12 @@ class _Values(NamedTuple):
         reached = [value >= self.layout.values(i, bound) for bound in bounds]
         return reached if own is None else [r & own for r in reached]
 
-    def ties(self, i: int, bounds: Bounds) -> tuple[Array, Array]:
-        """Where a score of an array is above the threshold, and where it is tied with it."""
-        above, tied = self.reach(i, bounds.above, bounds.tied)
+    def beside(self, i: int, bounds: Bounds) -> tuple[Array, Array]:
+        """Where an eligible score of an array reaches the threshold, and where it is above it."""
+        above, reached = self.reach(i, bounds.above, bounds.tied)
         lowest: Array = self.layout.values(i, bounds.lowest)
         own = self.eligible[i]
-        return above, ~above & (tied | (lowest if own is None else lowest & own))
+        return reached | (lowest if own is None else lowest & own), above
 
 
 def _find_threshold(values: _Values, keep: Count) -> _Found:
@@ -239,8 +233,13 @@ def _find_threshold(values: _Values, keep: Count) -> _Found:
     goal = uint64.at_least_one(keep)  # so that the threshold is never above every score
     start = _Found(zero, uint64.add(zero, Count(*map(jnp.asarray, uint64.count_of(layout.sizes())))), zero)
 
+    as_stored = not values.magnitude and all(array.dtype == values.dtype for array in values.arrays)
+    ahead = layout.one_device if values.integers else as_stored
+
     def count(places: Count) -> Count:
-        here, bounds = values.after(values.bound(places))
+        # Integers that are there already make a pass on one CPU a third shorter, for a copy of the scores.
+        bounds = values.bound(places)
+        here, bounds = (values, bounds) if ahead else values.after(bounds)
         return layout.count(lambda i: here.reach(i, *(bounds[:, j] for j in range(bounds.shape[1]))))
 
     width = _places(values.dtype)
@@ -264,7 +263,11 @@ def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
     missing = uint64.where(whole, Count(*2 * [jnp.zeros_like(keep.low)]), uint64.subtract(keep, found.after))
 
     def cut() -> list[Array]:
-        cuts = layout.first(lambda i: values.ties(i, bounds)[1], missing)
+        def reached(i: int, given: Array) -> tuple[Array, Array]:
+            here, own, _ = values.after(bounds, given)
+            return here.beside(i, own)
+
+        cuts = layout.cut(reached, missing, sliced=layout.one_device and values.integers)
         return [
             jnp.where(whole[np.asarray(part.groups)], _ALL, own) for part, own in zip(layout.parts, cuts, strict=True)
         ]
@@ -274,8 +277,8 @@ def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
 
 def _mark(values: _Values, i: int, bounds: Bounds) -> Bool[Array, "..."]:
     """Mark what is chosen of an array."""
-    above, tied = values.ties(i, bounds)
-    return above | (tied & values.layout.parts[i].before(bounds.cuts[i]))
+    reached, above = values.beside(i, bounds)
+    return above | (reached & values.layout.parts[i].before(bounds.cuts[i]))
 
 
 def _search_evenly(
