@@ -94,11 +94,15 @@ class Lines(NamedTuple):
         outer, block = jnp.divmod(line, np.uint32(max(1, -(-size // max(1, self.block)))))
         return outer * np.uint32(size * after) + block * np.uint32(self.block * after) + place + np.uint32(1)
 
-    def count(self, predicates: Sequence[Array], one_device: bool) -> list[Array]:
-        """Count where predicates hold in each line: uint32 (*leading axes, *axes of lines)."""
-        divided = [self._divide(p) for p in predicates]
-        _, split = divided[0]
-        return _counts([p for p, _ in divided], range(split, divided[0][0].ndim), one_device)
+    def ties(self, reach: Array, above: Array, one_device: bool) -> Array:
+        """Count what reaches a threshold and is not above it in each line: uint32 (*leading axes, *axes of lines)."""
+        if not one_device:
+            divided, split = self._divide(reach & ~above)
+            return _sum(divided, split)
+        # The difference of two counts: a reduction with one operand is a plain loop on CPUs.
+        (reach, split), (above, _) = self._divide(reach), self._divide(above)
+        reached, higher = _joint_counts([reach, above], range(split, reach.ndim))
+        return reached - higher
 
     def places(self, predicate: Array, line: Array, *, sliced: bool) -> Array:
         """Count at each place of one line (rows,) of each row: uint32 (*leading axes, *axes within a line)."""
@@ -134,7 +138,9 @@ def _lines(part: Part, one_device: bool) -> Lines:
     """
     goal, within = math.isqrt(part.width), 1
     if goal <= _SHORT:
-        return Lines(part, part.lead, part.shape[part.lead]) if part.lead < len(part.shape) else Lines(part, part.lead, 1)
+        return (
+            Lines(part, part.lead, part.shape[part.lead]) if part.lead < len(part.shape) else Lines(part, part.lead, 1)
+        )
     for axis in reversed(range(part.lead, len(part.shape))):
         size = part.shape[axis]
         if one_device and within * size > 16 * goal:
@@ -196,7 +202,9 @@ class Layout:
 
     def _count_rows(self, part: Part, predicates: Sequence[Array]) -> Sequence[Array]:
         """For each predicate, where it holds in each row: uint32 of the leading axes."""
-        return _counts(predicates, range(part.lead, len(part.shape)), self.one_device)
+        if self.one_device:
+            return _joint_counts(predicates, range(part.lead, len(part.shape)))
+        return [_sum(predicate, part.lead) for predicate in predicates]
 
     def cut(self, reached: Callable[[int, Any], tuple[Array, Array]], goal: Count, *, sliced: bool) -> list[Array]:
         """Find in every row where the ties that are wanted end, the first ones of each group.
@@ -218,8 +226,7 @@ class Layout:
         leads = [part.lead for part in self.parts]
         counts = []
         for i, split in enumerate(lines):
-            reach, above = split.count(reached(i, goal.low), self.one_device)
-            counts.append(reach - above)
+            counts.append(split.ties(*reached(i, goal.low), self.one_device))
         rows = [_sum(count, lead).reshape(-1) for count, lead in zip(counts, leads, strict=True)]
         quotas = self._share(rows, goal)
         found = _reach(counts, leads, quotas)
@@ -237,7 +244,9 @@ class Layout:
         """Divide what each group wants among its rows, the first ones first: uint32 (rows,) for each array."""
         together = self.groups == 1
         shares = []
-        for own, groups in [(jnp.concatenate(list(rows)), (0,))] if together else zip(rows, self._groups(), strict=True):
+        for own, groups in (
+            [(jnp.concatenate(list(rows)), (0,))] if together else zip(rows, self._groups(), strict=True)
+        ):
             wanted = Count(*(jnp.broadcast_to(limb[np.asarray(groups)], own.shape) for limb in goal))
             nothing = jnp.zeros_like(own)
             if len(groups) == 1 and own.size > 1:
@@ -267,7 +276,7 @@ def _reach(counts: Sequence[Array], leads: Sequence[int], goals: Sequence[Array]
     rounds = [max(0, math.ceil(math.log(max(size, 1), _DIGIT) - 1e-9)) for size in sizes]
 
     def narrow(_: Array, state: Any) -> Any:
-        return [_narrow(count, lead, goal, *s) for count, lead, goal, s in zip(counts, leads, goals, state, strict=True)]
+        return [_narrow(count, lead, goal, s) for count, lead, goal, s in zip(counts, leads, goals, state, strict=True)]
 
     start = [
         (goal * np.uint32(0), goal * np.uint32(0), goal * np.uint32(0) + np.uint32(_DIGIT ** max(r - 1, 0)))
@@ -276,8 +285,9 @@ def _reach(counts: Sequence[Array], leads: Sequence[int], goals: Sequence[Array]
     return [state[:2] for state in lax.fori_loop(0, max(rounds), narrow, start)]
 
 
-def _narrow(count: Array, lead: int, goal: Array, place: Array, before: Array, step: Array) -> tuple[Array, ...]:
-    """Settle one digit of the index that ``_reach`` looks for."""
+def _narrow(count: Array, lead: int, goal: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Settle one digit of the index that ``_reach`` looks for: (index, sum before it, step)."""
+    place, before, step = state
     index = _index(count.shape, lead, count.ndim)
     sums = []
     for digit in range(1, _DIGIT):
@@ -307,18 +317,15 @@ def _sum(counts: Array, lead: int) -> Array:
     return jnp.sum(counts, axis=tuple(range(lead, counts.ndim)), dtype=jnp.uint32)
 
 
-def _counts(predicates: Sequence[Array], axes: range, one_device: bool) -> list[Array]:
-    """Count over some axes where predicates hold, uint32: in one reading of what they share."""
-    if not one_device:
-        return [jnp.sum(p, axis=tuple(axes), dtype=jnp.uint32) for p in predicates]
-    return list(
-        lax.reduce(
-            tuple(p.astype(jnp.uint32) for p in predicates),
-            (np.uint32(0),) * len(predicates),
-            lambda x, y: tuple(a + b for a, b in zip(x, y, strict=True)),
-            tuple(axes),
-        )
+def _joint_counts(predicates: Sequence[Array], axes: range) -> Sequence[Array]:
+    """Count over some axes where predicates hold, uint32, in one reading of what they share."""
+    counts: Sequence[Array] = lax.reduce(
+        tuple(p.astype(jnp.uint32) for p in predicates),
+        (np.uint32(0),) * len(predicates),
+        lambda x, y: tuple(a + b for a, b in zip(x, y, strict=True)),
+        tuple(axes),
     )
+    return counts
 
 
 class Packed(NamedTuple):
@@ -337,17 +344,18 @@ class Packed(NamedTuple):
     unpack: Callable[[list[Any]], list[Any]]
 
 
-def pack(arrays: Sequence[Any], eligible: Sequence[Any], *, each: bool, one_device: bool) -> Packed:
+def pack(arrays: Sequence[Any], eligible: Sequence[Any], *, each: bool, one_device: bool, dtype: Any = None) -> Packed:
     """Lay out arrays, with the small ones put together if the program is for one device.
 
     Neighbours in one group are joined end to end. Arrays that are groups of their own are padded to a common
     length, less than twice their own, with what is not eligible.
 
     Args:
-      arrays: float arrays of one dtype.
+      arrays: float arrays of any dtypes.
       eligible: bool arrays of what may be chosen, or ``None`` for all of an array.
       each: whether each array is a group; else all are one.
       one_device: see ``Layout``; sharded arrays are never joined.
+      dtype: of what is put together; large arrays keep their own.
 
     Raises:
       ValueError: an axis is too long.
@@ -363,12 +371,10 @@ def pack(arrays: Sequence[Any], eligible: Sequence[Any], *, each: bool, one_devi
         if len(batch) == 1:
             array, own = arrays[batch[0]], eligible[batch[0]]
             part = _part(array.shape, batch[0] if each else 0)
-        elif each:
-            array, own = _stack([arrays[i] for i in batch], [eligible[i] for i in batch])
-            part = Part(array.shape, 1, tuple(batch))
         else:
-            array, own = _join([arrays[i] for i in batch], [eligible[i] for i in batch])
-            part = _part(array.shape, 0)
+            small = [arrays[i] if dtype is None else arrays[i].astype(dtype) for i in batch]
+            array, own = (_stack if each else _join)(small, [eligible[i] for i in batch])
+            part = Part(array.shape, 1, tuple(batch)) if each else _part(array.shape, 0)
         parts.append(part)
         joined.append(array)
         may.append(own)

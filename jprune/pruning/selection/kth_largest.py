@@ -33,6 +33,7 @@ _FIXED, _FIXED_SHARDED = 15, 7
 # a copy of the scores there; there is one, to that side of the place which leaves less if it is right.
 _AROUND = (-(2.0**-3), -(2.0**-6), -(2.0**-9), 0.0, 2.0**-9, 2.0**-6, 2.0**-3)
 _ONE = (2.0**-5,)
+_barrier: Callable[[Any], Any] = lax.optimization_barrier
 _ALL = np.uint32(2**32 - 1)  # a cut after every element of a row
 
 
@@ -160,7 +161,7 @@ def _largest(
 ) -> list[Array]:
     dtype = jnp.float64 if any(array.dtype == jnp.float64 for array in scores) else jnp.float32
     scores = [lax.stop_gradient(array) for array in scores]
-    packed = counting.pack(scores, eligible, each=each, one_device=one_device)
+    packed = counting.pack(scores, eligible, each=each, one_device=one_device, dtype=dtype)
 
     def mark(arrays: list[Array], eligible: list[Array | None], keep: Count, *, integers: bool) -> list[Array]:
         values = _Values(arrays, eligible, packed.layout, dtype, magnitude, integers)
@@ -175,7 +176,7 @@ def _largest(
         default=functools.partial(mark, integers=False),
     )
     # Where arrays were packed: without the barrier XLA would compare anew in every piece that ``unpack`` cuts off.
-    return packed.unpack(marked if len(marked) == len(scores) else lax.optimization_barrier(marked))
+    return packed.unpack(marked if len(marked) == len(scores) else _barrier(marked))
 
 
 class _Values(NamedTuple):
@@ -200,7 +201,7 @@ class _Values(NamedTuple):
 
     def after(self, *given: Any) -> tuple[Any, ...]:
         """The same once something is there, and that: what is compared is then not worked out earlier, and kept."""
-        arrays, eligible, given = lax.optimization_barrier((self.arrays, self.eligible, given))
+        arrays, eligible, given = _barrier((self.arrays, self.eligible, given))
         return self._replace(arrays=arrays, eligible=eligible), *given
 
     def bound(self, place: Count) -> Array:
@@ -265,7 +266,8 @@ def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
     def cut() -> list[Array]:
         def reached(i: int, given: Array) -> tuple[Array, Array]:
             here, own, _ = values.after(bounds, given)
-            return here.beside(i, own)
+            beside: tuple[Array, Array] = here.beside(i, own)
+            return beside
 
         cuts = layout.cut(reached, missing, sliced=layout.one_device and values.integers)
         return [
@@ -281,9 +283,7 @@ def _mark(values: _Values, i: int, bounds: Bounds) -> Bool[Array, "..."]:
     return above | (reached & values.layout.parts[i].before(bounds.cuts[i]))
 
 
-def _search_evenly(
-    count: Callable[[Count], Count], width: int, start: _Found, goal: Count, *, probes: int
-) -> _Found:
+def _search_evenly(count: Callable[[Count], Count], width: int, start: _Found, goal: Count, *, probes: int) -> _Found:
     """Search with evenly spaced probes: the same number of passes for any scores, which the compiler knows."""
     steps = [width]
     while steps[-1] > 1:
@@ -299,7 +299,8 @@ def _search_evenly(
         step = _entry(nothing, offsets, nothing, passed)
         return _Found(uint64.add(found.place, step), *_ends(found, counts, passed))
 
-    return lax.fori_loop(0, len(steps) - 1, narrow, start)
+    found: _Found = lax.fori_loop(0, len(steps) - 1, narrow, start)
+    return found
 
 
 def _search_around(
@@ -380,7 +381,7 @@ def _order_of(place: Count, dtype: Any) -> Array:
 def _float_of(place: Count, dtype: Any) -> Array:
     """The float at a place; NaN, which nothing reaches, at place 0 and at the one after +inf."""
     order = _order_of(place, dtype)
-    bits = jnp.where(order < 0, order ^ order.dtype.type(jnp.iinfo(order.dtype).max), order)
+    bits = jnp.where(order < 0, order ^ order.dtype.type(np.iinfo(order.dtype).max), order)
     return lax.bitcast_convert_type(bits, dtype)
 
 
