@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all test-oldest lint lint-workflows format docs bench audit clean
+.PHONY: help demo test test-slow test-all test-compilers test-oldest lint lint-workflows format docs bench audit clean
 
 # Compiled programs are kept, so that a second `make demo` or `make test` need not compile them again. The benchmarks
 # time compilation, so they run without. `make clean` empties the folder.
-demo test test-slow test-all test-oldest: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+demo test test-slow test-all test-compilers test-oldest: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,7 +34,18 @@ test: $(VENV)/.dev  ## the tests, on two processes
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m slow
 
-test-all: test test-slow  ## the tests and the slow suites: kill tests, sweeps, fuzzing, the browser
+test-all: test test-slow test-compilers  ## the tests, the slow suites (kill tests, sweeps, fuzzing, the browser) and the compilers
+
+$(VENV)-compilers/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)-compilers
+	$(VENV)-compilers/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,compilers]'
+	$(VENV)-compilers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-cuda-nvcc-cu12 \
+	  $$($(VENV)-compilers/bin/python -c 'import jax; print(f"jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__}")')
+	touch $@
+
+# Nothing runs on a GPU or TPU: their compilers compile ahead of time for devices that are described to them.
+test-compilers: $(VENV)-compilers/.test  ## what the compilers for H100 and TPU v5e make of the programs, in .venv-compilers
+	JAX_PLATFORMS=cpu $(VENV)-compilers/bin/python -m pytest -n 2 tests/compilers
 
 $(VENV)-oldest/.test: pyproject.toml tests/oldest.py | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)-oldest
@@ -86,4 +97,4 @@ format: $(VENV)/.dev  ## format the sources and apply the automatic fixes of the
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the virtual environments and caches; keeps runs/
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-audit .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-compilers $(VENV)-audit .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -4,7 +4,9 @@
 the README; `--out DIR` writes elsewhere. `python -m benchmarks selection imports` runs only those, and writes
 only with `--out`.
 `python -m benchmarks growth` draws how cost grows, into docs/images/growth/, and `python -m benchmarks
-accelerator --out DIR` asks a GPU or TPU what it gains; neither is among "all".
+accelerator --out DIR` asks a GPU or TPU what it gains. `python -m benchmarks compiled`, in `.venv-compilers`
+(`make test-compilers`), compiles for devices that are not there and puts the table into docs/performance.md. None of
+the three is among "all".
 """
 
 import argparse
@@ -18,6 +20,7 @@ import pathlib
 import platform
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
 
@@ -47,13 +50,19 @@ NAMES = ("imports", "selection", "prune_step", "jumpstart", "networks", "replica
 def machine() -> dict[str, str]:
     """What the numbers were measured on."""
     names = ("jax", "flax", "optax", "numpy", "scikit-learn", "torch")
-    packages = {name: importlib.metadata.version(name) for name in names}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": f"{jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores)",
         "Python": platform.python_version(),
-        **packages,
+        **{name: _version(name) for name in names},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def main() -> int:
@@ -66,7 +75,7 @@ def _told() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [*NAMES, "accelerator", "growth"]
+    known = [*NAMES, "accelerator", "growth", "compiled"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which benchmarks to run: {', '.join(known)}")
     parser.add_argument("--out", type=pathlib.Path, help="folder to write to")
     parser.add_argument("--data-dir", help="TFDS folder, also JPRUNE_DATA_DIR; by default TFDS's own")
@@ -80,6 +89,8 @@ def _told() -> None:
         parser.error(f"{', '.join(unknown)}: no such benchmark; there are {', '.join(known)}")
     if options.data_dir is not None:
         os.environ["JPRUNE_DATA_DIR"] = options.data_dir
+    if "compiled" in options.names:
+        importlib.import_module("benchmarks.compiled.table").write()
     if "growth" in options.names:
         growth = importlib.import_module("benchmarks.growth")
         if strange := sorted(set(options.curve) - set(growth.CURVES)):
@@ -95,17 +106,27 @@ def run(names: list[str], out: pathlib.Path | None) -> None:
     rows, start = [], time.perf_counter()
     for name in names:
         began = time.perf_counter()
-        for row in importlib.import_module(f"benchmarks.{name}").rows():
+        for row in _rows(name):
             rows.append(row)
             print(f"{row.what}: {row.ratio:.3g} of {row.against} (at most {row.must:.3g}), {row.verdict}", flush=True)
         print(f"[{name}: {time.perf_counter() - began:.0f} s]", flush=True)
-    measured_on = {**machine(), "seconds in all": f"{time.perf_counter() - start:.0f}"}
+        measured_on = {**machine(), "seconds in all": f"{time.perf_counter() - start:.0f}"}
+        if out is not None:  # after each benchmark, so that what is measured stays if a later one fails
+            write(rows, measured_on, out)
     print(timing.markdown(rows, measured_on))
-    if out is not None:
-        write(rows, measured_on, out)
     if out == HERE:
         shown = [row for row in rows if (row.what, row.against) in IN_README]
         README.write_text(filled(README.read_text(), {"benchmarks": timing.markdown(shown, measured_on, notes=False)}))
+
+
+def _rows(name: str) -> Iterator[timing.Row]:
+    """The rows of a benchmark; one that says "not run" where it is against PyTorch and PyTorch is not installed."""
+    try:
+        yield from importlib.import_module(f"benchmarks.{name}").rows()
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        yield timing.not_run(name, "PyTorch", must=math.nan, why="PyTorch is not installed")
 
 
 def write(rows: list[timing.Row], measured_on: dict[str, str], out: pathlib.Path) -> None:

@@ -4,7 +4,8 @@ import math
 import re
 from typing import NamedTuple
 
-PROBES = 1  # thresholds that a pass counts against where the scores are sharded
+PROBES = 7  # thresholds that a pass counts against where the scores are sharded over accelerators; on CPUs 1
+PLACES = 0xFF000003  # float32 values from -inf to +inf, and what is lower
 COUNT = 4  # bytes of a count: uint32
 COPIES = 1  # of the scores, at most, that the compiled program for eight CPU devices holds beside them
 
@@ -16,8 +17,8 @@ class Selection(NamedTuple):
       scores: bytes of the scores, float32.
       masks: bytes of the masks.
       moved_per_pass: bytes of counts that a pass all-reduces.
-      passes: at most, over the scores; the search for the threshold, then for where ties are cut.
-      moved: bytes that all passes all-reduce, at most.
+      passes: readings of the scores: the search for the threshold (on CPUs at most), then ties where they are cut.
+      moved: bytes that the search all-reduces; ties add the counts of one line of each leaf.
       extra: bytes beside scores and masks, at most, as the CPU backend compiles it.
       gathered: bytes that gathering the scores to sort them would bring to every device.
     """
@@ -31,24 +32,24 @@ class Selection(NamedTuple):
     gathered: int
 
 
-def selection(parameters: int, leaves: int, devices: int) -> Selection:
+def selection(parameters: int, leaves: int, devices: int, probes: int = PROBES) -> Selection:
     """Work out the cost of a selection over a tree that is sharded evenly over all devices.
 
-    Every pass but two of a search at least halves the interval it searches: 2^32 keys, then the
-    positions of all parameters.
+    A pass leaves one of ``probes + 1`` parts of the places. With one probe, as on CPUs, it need not lie in the middle:
+    every pass but two at least halves the interval.
 
     >>> selection(10**11, leaves=1_000, devices=1_024).moved_per_pass
-    4000
+    28000
     """
     each = math.ceil(parameters / devices)
-    per_pass = PROBES * leaves * COUNT
-    passes = 32 + 2, math.ceil(math.log2(parameters + 1)) + 2
+    per_pass = probes * leaves * COUNT
+    search = math.ceil(math.log(PLACES, probes + 1)) + (2 if probes == 1 else 0)
     return Selection(
         scores=4 * each,
         masks=each,
         moved_per_pass=per_pass,
-        passes=passes,
-        moved=sum(passes) * per_pass,
+        passes=(search, 2),
+        moved=search * per_pass,
         extra=COPIES * 4 * each,
         gathered=4 * (parameters - each),
     )

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.recipe import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 from benchmarks.timing import seconds
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 5e-4
 
 
 class Dense(nn.Module):

@@ -1,7 +1,7 @@
 """The jumpstart penalty: a training step with it against one without, and against PyTorch's with it."""
 
 from benchmarks import steps
-from benchmarks.timing import PAIRS, Row, Side, compare
+from benchmarks.timing import PAIRS, Row, Side, compare, not_run
 
 COEFFICIENT = 1e-3
 
@@ -27,10 +27,14 @@ def of(
       goal: what we would like it to cost, in steps without it.
       pairs: against torch; by default as many as the ratio needs.
     """
+    against = "torch eager with the same penalty"
+    if not steps.TORCH:
+        alone_row = overhead(network, alone(network), must=without, goal=goal, pairs=pairs or PAIRS)
+        return [alone_row, not_run(_named(network), against, must=torch, why="PyTorch is not installed")]
     ours, theirs = steps.pair(network, coefficient=COEFFICIENT)
     return [
         overhead(network, ours, must=without, goal=goal, pairs=pairs or PAIRS),
-        compare(_named(network), "torch eager with the same penalty", ours, theirs, must=torch, pairs=pairs),
+        compare(_named(network), against, ours, theirs, must=torch, pairs=pairs),
     ]
 
 

@@ -1,5 +1,6 @@
 """A training step of a network on both sides, checked against each other before anything is timed."""
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,12 +11,16 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks import in_torch
+from benchmarks.recipe import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 from benchmarks.timing import Side, same
 from experiments.models import networks
 from jprune import trees
 from jprune.jumpstart.capture import call_with_preactivations
 from jprune.jumpstart.penalty import jumpstart_penalty
+
+TORCH = importlib.util.find_spec("torch") is not None
+if TORCH:  # our side alone runs without
+    from benchmarks import in_torch
 
 PyTree = Any
 Step = Callable[[PyTree, jax.Array, jax.Array], tuple[PyTree, jax.Array]]
@@ -131,8 +136,8 @@ def batch(network: Network) -> tuple[np.ndarray, np.ndarray]:
 
 def chain(*links: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """The optimizer of every step here: decay, Nesterov momentum, and further links."""
-    sgd = optax.sgd(in_torch.LEARNING_RATE, in_torch.MOMENTUM, nesterov=True)
-    return optax.chain(optax.add_decayed_weights(in_torch.WEIGHT_DECAY), sgd, *links)
+    sgd = optax.sgd(LEARNING_RATE, MOMENTUM, nesterov=True)
+    return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), sgd, *links)
 
 
 def program(

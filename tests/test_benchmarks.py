@@ -196,13 +196,13 @@ def test_the_arithmetic_of_a_selection_is_what_the_program_for_eight_devices_com
     rows = (8_000, 16_000, 24_000)
     tree = [jax.device_put(jnp.ones((n, 64)) * jnp.arange(64.0)[None], placed) for n in rows]
     compiled = jax.jit(lambda tree: jprune.global_masks(tree, sparsity=0.9)).lower(tree).compile()
-    worked_out = arithmetic.selection(64 * sum(rows), leaves=3, devices=8)
+    worked_out = arithmetic.selection(64 * sum(rows), leaves=3, devices=8, probes=1)
     text = compiled.as_text()
     assert not any(moved in text for moved in ("all-gather", "all-to-all", "collective-permute"))
-    # One all-reduce a pass in each of the two loops; what is reduced once, outside them, is no more.
+    # One all-reduce a pass, and where ties are cut the counts at the 64 places of a line of each leaf.
     found = arithmetic.reductions(text)
-    assert found.count(worked_out.moved_per_pass) >= 2
-    assert max(found) == worked_out.moved_per_pass
+    assert found.count(worked_out.moved_per_pass) >= 1
+    assert max(found) <= 3 * 64 * 4
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes == worked_out.scores
     assert memory.output_size_in_bytes == pytest.approx(worked_out.masks, rel=0.01)
@@ -213,6 +213,6 @@ def test_the_arithmetic_of_a_large_tree():
     """1e11 float32 scores are 400 GB, 390.6 MB on each of 1,024 devices."""
     cost = arithmetic.selection(10**11, leaves=1_000, devices=1_024)
     assert cost.scores == 390_625_000
-    assert cost.passes == (34, 39)
-    assert cost.moved == 73 * 1_000 * 4
+    assert cost.passes == (11, 2)
+    assert cost.moved == 11 * 7 * 1_000 * 4
     assert cost.gathered == 4 * (10**11 - 97_656_250)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, UInt32
+from jaxtyping import Array, ArrayLike, Bool, UInt32
 
 from jprune.pruning.selection import uint64
 from jprune.pruning.selection.uint64 import Count
@@ -177,7 +177,7 @@ class Layout:
 
     def values(self, i: int, values: Array) -> Array:
         """One value for each group, (groups,), broadcast with an array."""
-        return self.parts[i].spread(values[np.asarray(self.parts[i].groups)])
+        return self.parts[i].spread(take(values, self.parts[i].groups))
 
     def count(self, predicates: Callable[[int], Sequence[Array]]) -> Count:
         """Count for every group where each predicate of its arrays holds: limbs (groups, predicates)."""
@@ -197,8 +197,7 @@ class Layout:
         every = Count(*(jnp.concatenate(limb) for limb in zip(*rows, strict=True)))
         if self.groups == 1:
             return Count(*(limb[None] for limb in uint64.total(every)))
-        places = np.argsort(order)
-        return Count(every.high[places], every.low[places])
+        return Count(*(take(limb, np.argsort(order).tolist()) for limb in every))
 
     def _count_rows(self, part: Part, predicates: Sequence[Array]) -> Sequence[Array]:
         """For each predicate, where it holds in each row: uint32 of the leading axes."""
@@ -247,7 +246,7 @@ class Layout:
         for own, groups in (
             [(jnp.concatenate(list(rows)), (0,))] if together else zip(rows, self._groups(), strict=True)
         ):
-            wanted = Count(*(jnp.broadcast_to(limb[np.asarray(groups)], own.shape) for limb in goal))
+            wanted = Count(*(jnp.broadcast_to(take(limb, groups), own.shape) for limb in goal))
             nothing = jnp.zeros_like(own)
             if len(groups) == 1 and own.size > 1:
                 before = uint64.subtract(uint64.cumulative(own), Count(nothing, own))
@@ -275,7 +274,7 @@ def _reach(counts: Sequence[Array], leads: Sequence[int], goals: Sequence[Array]
     sizes = [math.prod(count.shape[lead:]) for count, lead in zip(counts, leads, strict=True)]
     rounds = [max(0, math.ceil(math.log(max(size, 1), _DIGIT) - 1e-9)) for size in sizes]
 
-    def narrow(_: Array, state: Any) -> Any:
+    def narrow(_: ArrayLike, state: Any) -> Any:
         return [_narrow(count, lead, goal, s) for count, lead, goal, s in zip(counts, leads, goals, state, strict=True)]
 
     start = [
@@ -297,6 +296,17 @@ def _narrow(count: Array, lead: int, goal: Array, state: tuple[Array, ...]) -> t
     passed = functools.reduce(jnp.add, [s.astype(jnp.uint32) for s in short])
     best = functools.reduce(jnp.maximum, [jnp.where(s, total, before) for s, total in zip(short, sums, strict=True)])
     return place + step * passed, jnp.maximum(before, best), step // np.uint32(_DIGIT)
+
+
+def take(values: Array, indices: Sequence[int]) -> Array:
+    """Entries along the first axis, by slices: under ``vmap`` an index would become a gather."""
+    runs: list[list[int]] = []
+    for index in map(int, indices):
+        if runs and index == runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([index, index + 1])
+    return jnp.concatenate([lax.slice_in_dim(values, *run) for run in runs])
 
 
 def _index(shape: tuple[int, ...], start: int, stop: int) -> Array:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt32
 
 from jprune.pruning.selection import counting, uint64
 from jprune.pruning.selection.counting import Layout
@@ -271,7 +271,8 @@ def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
 
         cuts = layout.cut(reached, missing, sliced=layout.one_device and values.integers)
         return [
-            jnp.where(whole[np.asarray(part.groups)], _ALL, own) for part, own in zip(layout.parts, cuts, strict=True)
+            jnp.where(counting.take(whole, part.groups), _ALL, own)
+            for part, own in zip(layout.parts, cuts, strict=True)
         ]
 
     return bounds._replace(cuts=lax.cond(jnp.all(whole), lambda: everything, cut))
@@ -290,7 +291,7 @@ def _search_evenly(count: Callable[[Count], Count], width: int, start: _Found, g
         steps.append(-(-steps[-1] // (probes + 1)))
     table = uint64.count_of([[step * j for j in range(1, probes + 1)] for step in steps[1:]])
 
-    def narrow(i: Array, found: _Found) -> _Found:
+    def narrow(i: ArrayLike, found: _Found) -> _Found:
         offsets = Count(*(lax.dynamic_index_in_dim(jnp.asarray(limb), i) for limb in table))
         places = uint64.add(uint64.column(found.place), offsets)
         counts = count(uint64.at_most(places, uint64.fill(width, places.low)))

@@ -1,0 +1,49 @@
+"""The table of compiled programs, for the documentation."""
+
+import pathlib
+from collections.abc import Iterator
+
+from benchmarks.compiled import devices, programs, reader
+from benchmarks.compiled.devices import Target
+from benchmarks.compiled.programs import Case
+from experiments.reproduction.__main__ import filled
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "performance.md"
+HEAD = """\
+| program | device | launches | MB moved | scratch, MB | collectives | seconds to compile | floor, MB | ms |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
+
+
+def cases() -> Iterator[tuple[Target, Case]]:
+    """The library's programs, then a decoder past one host."""
+    for target in (devices.h100(), devices.v5e(count=1), devices.h100(per_host=4), devices.v5e()):
+        yield target, programs.selection(target)
+    for target in (devices.h100(), devices.v5e(count=1)):
+        for replicates in (0, 30):
+            for link in ("plain", "keep_zeros", "prune"):
+                yield target, programs.dense_step(target, link, replicates=replicates)
+    for target in (devices.h100(hosts=2, per_host=8), devices.v5e("16x16")):
+        for what in ("selection", "training step"):
+            yield target, programs.decoder(target, what)
+
+
+def row(target: Target, case: Case) -> str:
+    """Compile a program, and say what it launches and moves where no branch is taken that can be avoided."""
+    program = reader.compiled(case.function, *case.arguments, donate_argnums=case.donated)
+    launches, moved = program.entry.least()
+    collectives = program.collectives()
+    sent = sum(kernel.written for kernel in collectives)
+    cells = [case.name, target.name, f"{launches}", f"{moved / 1e6:,.1f}", f"{program.scratch / 1e6:,.1f}"]
+    cells += [f"{len(collectives)} ({sent / 1e6:,.2f} MB)" if collectives else "-", f"{program.seconds:.1f}"]
+    cells += [f"{case.floor / 1e6:,.1f}", f"{1e3 * case.floor / target.bandwidth:.3g}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def write() -> None:
+    """Compile everything, print each row as it comes, and put the table into docs/performance.md."""
+    lines = HEAD.splitlines()
+    print(HEAD)
+    for target, case in cases():
+        lines.append(row(target, case))
+        print(lines[-1], flush=True)
+    PAGE.write_text(filled(PAGE.read_text(), {"compiled": "\n".join(lines) + "\n"}))
