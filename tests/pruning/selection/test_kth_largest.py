@@ -155,7 +155,7 @@ def test_inside_jit_nan_counts_as_the_lowest_and_outside_it_is_refused():
     scores = {"a": jnp.array([jnp.nan, 1.0, -jnp.inf, jnp.nan])}
     select = jax.jit(lambda scores: jprune.global_masks(scores, keep=3))
     assert select(scores)["a"].tolist() == [True, True, True, False]
-    with pytest.raises(ValueError, match="scores is NaN at 'a'"):
+    with pytest.raises(ValueError, match="scores has NaN at 'a'"):
         jprune.global_masks(scores, keep=3)
     among = {"a": jnp.array([False, True, True, False])}  # what may not be chosen may be NaN
     assert jprune.global_masks(scores, keep=1, among=among)["a"].tolist() == [False, True, False, False]
