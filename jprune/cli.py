@@ -1,29 +1,52 @@
 """The command line: ``jprune audit``, for the predictions of any framework.
 
-What can be given is in ``jprune.recall.inputs.options``, reading files in ``jprune.recall.inputs.files``, the audit in
-``jprune.recall.audit``; here they are put together, and errors are told.
+Options are parsed here, files are read in ``jprune.recall.inputs.files``, and the audit is ``jprune.recall.audit``.
+jax, pandas and matplotlib are imported after the options are parsed, so that help and usage errors are immediate.
 """
 
+import argparse
 import os
 import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from jprune.recall.audit import Audit
-    from jprune.recall.inputs.options import AuditOptions
-    from jprune.recall.inputs.predictions import Predictions
+_DESCRIPTION = """\
+Audit what compression did to each class, from predictions that any framework made.
 
-# The imports inside functions keep `jprune --version` and usage errors from waiting for jax, pandas and matplotlib.
+Give the labels of a test set, the predictions of dense models and those of the same models after pruning, at one or
+more compression ratios:
+
+  jprune audit --labels labels.csv --dense dense.npz --pruned 2=p2.npz --pruned 10=p10.npz --out report.html
+
+or, for models that were quantized, distilled or changed in another way, by name:
+
+  jprune audit --labels labels.csv --dense dense.npz --compare int8=int8.npz --out report.html
+"""
+_EPILOG = """\
+FILES are .npy, .npz, .csv, .tsv, .jsonl or .parquet; PATH:NAME picks one array of an .npz, one column of a table or one
+key of a .jsonl. Classes are whole numbers: an array (models, examples) or (examples,), or a table with a row per
+example and a column per model. Logits are floats: an array (models, examples, classes) or (examples, classes), or a
+table with a row per example and a column per class; the largest counts. Text is a class name; without --class-names
+the names in the data are sorted. Tables may be separated by commas, semicolons or tabs. Pickles are never loaded.
+
+ROWS are in the order of the labels, unless --id names a column that identifies the examples.
+
+MODELS are paired by index: model 3 of a --pruned file was pruned from model 3 of --dense. Naming a ratio twice adds
+models to it. Ratio 1 is the control, fine-tuned as long but not pruned; with it the audit separates pruning from
+fine-tuning. To compare pruning scores, name them: --pruned magnitude:2=m2.npz --pruned random:2=r2.npz.
+
+Without --out, --csv and --json a summary is printed and nothing is written. Exit status 2: an input cannot be used, and
+nothing was written.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-      arguments: what stands behind ``jprune``; by default what the shell gave.
+      arguments: those after ``jprune``; by default those of the process.
 
     Returns:
       0, or 2 where the arguments or a file cannot be used; the reason is then on standard error.
@@ -33,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0
     """
     try:
-        status = _told(list(sys.argv[1:] if arguments is None else arguments))
+        status = _status(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except BrokenPipeError:
         return end_quietly()
@@ -41,30 +64,99 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def end_quietly() -> int:
-    """Give up what is not printed yet, once nobody reads it any more (``| head``); the exit status."""
+    """Drop what is not printed yet, once nobody reads it any more (``| head``); the exit status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
 
-def _told(given: list[str]) -> int:
-    """Do what is asked, or say on standard error why not; the exit status."""
-    if given == ["--version"]:
+def parser() -> argparse.ArgumentParser:
+    """The options of ``jprune``."""
+    whole = argparse.ArgumentParser(prog="jprune", description="Per-class audits of compressed models.")
+    whole.add_argument("--version", action="store_true", help="print the version")
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND")
+    audit = commands.add_parser(
+        "audit",
+        help="audit what compression did to each class",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = audit.add_argument
+    add("--labels", metavar="FILE", required=True, help="true classes, one per example")
+    add(
+        "--dense", metavar="[SCORE=]FILE", action="append", default=[],
+        help="predictions of the dense models; repeat it to add models. With SCORE= for the dense models of one score",
+    )  # fmt: skip
+    add(
+        "--pruned", metavar="[SCORE:]RATIO=FILE", action="append", default=[],
+        help="predictions of the models pruned at a compression ratio (parameters before / after); repeat for each",
+    )  # fmt: skip
+    add(
+        "--compare", metavar="NAME=FILE", action="append", default=[],
+        help="predictions of models compressed or changed in any way, by name and without a ratio; repeat for each",
+    )  # fmt: skip
+    add("--out", metavar="FILE.html", type=Path, help="write the report, one self-contained HTML page")
+    add("--csv", metavar="FOLDER", type=Path, help="write every table into this folder, as CSV")
+    add("--json", action="store_true", help="print everything as JSON, and nothing else, on standard output")
+    add(
+        "--class-names", metavar="A,B,...|FILE.txt",
+        help="names of the classes, in order: separated by commas, or a text file with one per line",
+    )  # fmt: skip
+    add(
+        "--num-classes",
+        metavar="INT",
+        type=int,
+        help="number of classes, where names, logits and labels do not show it",
+    )
+    add("--id", metavar="COLUMN", help="join labels, predictions and groups by this column (of .npz files, this array)")
+    add("--ignore-label", metavar="INT", type=int, help="leave out examples with this label, such as -1")
+    add(
+        "--threshold",
+        metavar="P",
+        type=float,
+        help="one sigmoid output per example: the probability that means class 1",
+    )
+    add(
+        "--groups", metavar="FILE", action="append", default=[],
+        help="a second label per example, for recalls within groups: a table's columns, or an .npz file's arrays",
+    )  # fmt: skip
+    add("--images", metavar="FILE", help="the test images (.npy, .npz), to show examples that changed in the report")
+    add("--unpaired", action="store_true", help="models are not paired by index; their numbers may differ")
+    add("--level", type=float, default=0.99, help="confidence of each interval; 0.99 for five ratios is 0.95 for all")
+    add(
+        "--margin", type=float, default=0.1,
+        help="alpha counts as equal to 1 only where its interval lies within 1/(1+margin) and 1+margin",
+    )  # fmt: skip
+    add("--top-k", metavar="K", type=int, help="k of the top-k recall, with logits (default 5, or classes less one)")
+    add("--resamples", type=int, default=1000, help="random pairings in the test of the pairing; 0 for no test")
+    add("--seed", type=int, default=0, help="seed of the random pairings")
+    add("--title", default="Recall audit", help="heading of the report")
+    add("--date", metavar="TEXT", help="date in the report's footer; without it the same input gives the same bytes")
+    return whole
+
+
+def _status(given: list[str]) -> int:
+    """Run a command, or print on standard error why not; the exit status."""
+    options = parser()
+    try:
+        parsed = options.parse_args(given)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if parsed.version:
         import jprune  # noqa: PLC0415
 
         print(f"jprune {jprune.__version__}")
         return 0
+    if parsed.command is None:
+        options.print_usage(sys.stderr)
+        return 2
     try:
-        from jprune.recall.inputs.options import parse  # noqa: PLC0415
+        from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
     except ImportError as error:
         return _fail(f"the command line needs an extra: pip install 'jprune[report]' ({error})")
     try:
-        options = parse(given)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    from jprune.recall.inputs.predictions import InputError  # noqa: PLC0415
-
-    try:
-        _run(options)
+        _run(parsed)
     except BrokenPipeError:
         raise
     except (InputError, OSError, ImportError) as error:
@@ -72,21 +164,25 @@ def _told(given: list[str]) -> int:
     return 0
 
 
-def _run(options: "AuditOptions") -> None:
+def _run(options: argparse.Namespace) -> None:
     """Read everything, audit, and only then write."""
     from jprune.files import write_text  # noqa: PLC0415
     from jprune.recall.inputs.arguments import EmptyClassWarning  # noqa: PLC0415
     from jprune.recall.inputs.files import read_images  # noqa: PLC0415
+    from jprune.recall.inputs.prepare import Prepared  # noqa: PLC0415
 
     _check(options)
+    prepared: Prepared
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EmptyClassWarning)  # told among the audit's own warnings
-        audit = _audit(options)
+        warnings.simplefilter("ignore", EmptyClassWarning)  # among the audit's own warnings
+        audit, prepared = _audit(options)
     html = ""
     if options.out is not None:
         from jprune.recall.report.page import page  # noqa: PLC0415
 
         images = None if options.images is None else read_images(options.images)
+        if images is not None and prepared.kept is not None and len(images) == len(prepared.kept):
+            images = images[prepared.kept]
         html = page(audit, images=images, title=options.title, date=options.date)
     if options.csv is not None:
         audit.to_csv(options.csv)
@@ -100,14 +196,17 @@ def _run(options: "AuditOptions") -> None:
         print_summary(audit, options.out)
 
 
-def _check(options: "AuditOptions") -> None:
-    """Refuse options that no file can mend, before anything is read."""
+def _check(options: argparse.Namespace) -> None:
+    """Validate options before reading files."""
     from jprune.recall.inputs.arguments import check_level, check_resamples  # noqa: PLC0415
-    from jprune.recall.inputs.predictions import InputError  # noqa: PLC0415
+    from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
 
-    for name, given in (("--dense", options.dense), ("--pruned", options.pruned)):
-        if not given:
-            raise InputError(f"{name} is needed; jprune audit --help shows an example")
+    if not options.dense:
+        raise InputError("--dense is needed; jprune audit --help shows an example")
+    if not options.pruned and not options.compare:
+        raise InputError("--pruned or --compare is needed; jprune audit --help shows an example")
+    if options.pruned and options.compare:
+        raise InputError("give --pruned (with ratios) or --compare (with names), not both")
     if options.images is not None and options.out is None:
         raise InputError("--images are shown in the report: say where to write it with --out")
     for name, target in (("--out", options.out), ("--csv", options.csv)):
@@ -119,6 +218,8 @@ def _check(options: "AuditOptions") -> None:
         raise InputError(f"--csv {options.csv} is not a folder")
     if options.seed < 0:
         raise InputError(f"--seed must be 0 or more, got {options.seed}")
+    if options.threshold is not None and not 0 < options.threshold < 1:
+        raise InputError(f"--threshold must lie between 0 and 1, got {options.threshold}")
     try:
         check_level(options.level)
         if options.resamples != 0:
@@ -127,52 +228,64 @@ def _check(options: "AuditOptions") -> None:
         raise InputError(f"--{error}") from error
 
 
-def _audit(options: "AuditOptions") -> "Audit":
-    """Read the files and audit them."""
-    from jprune.recall.audit import audit_stacks  # noqa: PLC0415
+def _audit(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    """Read the files and audit them; the audit, and what was read."""
+    from jprune.recall.audit import Options, audit_prepared  # noqa: PLC0415
     from jprune.recall.inputs import files, predictions  # noqa: PLC0415
+    from jprune.recall.inputs.prepare import prepare  # noqa: PLC0415
 
     names = None if options.class_names is None else files.read_class_names(options.class_names)
     if names is not None:
         predictions.names_of_classes(names, len(names))
-    true = predictions.labels(files.read_labels(options.labels, names), options.labels)
-
-    def read(file: str) -> "Predictions":
-        return predictions.stack(files.read_predictions(file, true.size, names), file, true.size)
-
-    pruned = _by_score(options.pruned)
-    dense = _dense(options.dense, list(pruned))
-    once = {file: read(file) for score in dense for file in dense[score]}
+    labels = files.read_labels(options.labels, names, options.id)
+    compressed = _by_score(options.pruned) if options.pruned else _by_name(options.compare)
+    dense = _dense(options.dense, list(compressed))
+    sets = {", ".join(given): given for given in dense.values()}
+    sets |= {", ".join(given): given for ratios in compressed.values() for given in ratios.values()}
+    examples = max(labels.values.shape)
+    read = {
+        file: files.read_predictions(file, examples, names, options.id) for given in sets.values() for file in given
+    }
     groups: dict[str, object] = {}
     for file in options.groups:
-        found = files.read_groups(file)
+        found = files.read_groups(file, options.id)
         twice = sorted(groups.keys() & found.keys())
         if twice:
             raise predictions.InputError(
                 f"--groups {file} has the attribute {twice[0]!r}, which a file before it has too"
             )
         groups |= found
-    return audit_stacks(
-        true,
-        {score: predictions.join([once[file] for file in given]) for score, given in dense.items()},
-        {
-            score: {ratio: predictions.join([read(file) for file in given]) for ratio, given in ratios.items()}
-            for score, ratios in pruned.items()
-        },
-        groups=predictions.groups(groups, true.size),
-        labels_name=options.labels,
+    prepared = prepare(
+        labels,
+        {name: [read[file] for file in given] for name, given in sets.items()},
+        groups,
         class_names=names,
-        num_classes=options.num_classes,
-        paired=not options.unpaired,
-        level=options.level,
-        rng=options.seed if options.resamples else None,
-        resamples=options.resamples,
+        ignore_label=options.ignore_label,
+        threshold=options.threshold,
     )
+    audit = audit_prepared(
+        prepared,
+        {score: ", ".join(given) for score, given in dense.items()},
+        {s: {ratio: ", ".join(given) for ratio, given in ratios.items()} for s, ratios in compressed.items()},
+        Options(
+            num_classes=options.num_classes,
+            paired=not options.unpaired,
+            level=options.level,
+            margin=options.margin,
+            rng=options.seed if options.resamples else None,
+            resamples=options.resamples,
+            top_k=options.top_k,
+            named=bool(options.compare),
+        ),
+        labels_name=options.labels,
+    )
+    return audit, prepared
 
 
 def _by_score(given: Sequence[str]) -> dict[str, dict[float, list[str]]]:
     """Sort ``[SCORE:]RATIO=FILE`` by score and ratio; naming a ratio again adds a file to it."""
-    from jprune.recall.inputs.predictions import InputError, by_score  # noqa: PLC0415
+    from jprune.recall.inputs.predictions import by_score  # noqa: PLC0415
+    from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
 
     found: dict[str | None, dict[float, list[str]]] = {}
     for text in given:
@@ -194,9 +307,23 @@ def _by_score(given: Sequence[str]) -> dict[str, dict[float, list[str]]]:
     }
 
 
+def _by_name(given: Sequence[str]) -> dict[str, dict[float, list[str]]]:
+    """Sort ``NAME=FILE`` by name; naming a name again adds a file to it."""
+    from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
+    from jprune.recall.tables.frames import UNSTATED  # noqa: PLC0415
+
+    found: dict[str, dict[float, list[str]]] = {}
+    for text in given:
+        name, _, file = text.partition("=")
+        if not file or not name.strip() or not name.isprintable():
+            raise InputError(f"--compare must be NAME=FILE, such as int8=int8.npz, got {text!r}")
+        found.setdefault(name.strip(), {}).setdefault(UNSTATED, []).append(file)
+    return found
+
+
 def _dense(given: Sequence[str], scores: Sequence[str]) -> dict[str, list[str]]:
     """Sort ``[SCORE=]FILE`` by score; files without one are the dense models of every score."""
-    from jprune.recall.inputs.predictions import InputError  # noqa: PLC0415
+    from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
 
     own: dict[str, list[str]] = {}
     for text in given:

@@ -145,7 +145,7 @@ def test_everything_is_written_and_told(folder, capsys):
     ])  # fmt: skip
     assert status == 0
     told = capsys.readouterr().out
-    assert told.startswith("Differences between classes")
+    assert told.startswith(("Class ", "No class is shown"))
     for part in ("Classes that lost most", "Is the evidence enough?", "[bold]cat", "Report: report.html"):
         assert part in told
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -190,14 +190,14 @@ CSV = {
         (["--labels", "two_labels.csv"], "two_labels.csv has 2 columns (x, y)"),
         (["--labels", "labels.csv:y"], "labels.csv has no column 'y'; it has label"),
         (["--labels", "fraction.csv"], "fraction.csv holds 0.5 at example 0"),
-        (["--labels", "bool.csv"], "bool.csv, column 'label' holds True at example 0"),
+        (["--labels", "bool.csv"], "dense.npz holds 2 at model 0, example 3; bool.csv run to 1"),
         (["--labels", "empty.csv"], "empty.csv is no readable .csv"),
         (["--labels", "header.csv"], "header.csv holds no example"),
         (["--labels", "labels.npy", "--num-classes", "2"], "labels.npy holds 2 at example 40; num_classes is 2"),
         (["--dense", "two.npz"], "two.npz has 2 arrays (classes, logits): say which one as two.npz:NAME"),
         (["--dense", "two.npz:none"], "two.npz has no array 'none'"),
-        (["--dense", "word.csv"], "word.csv, column 'm0' holds 'x' at example 1; wanted a number or a name that"),
-        (["--dense", "short.csv"], "short.csv, column 'b' holds '' at example 1; wanted a number (a single column is"),
+        (["--dense", "word.csv"], "word.csv, column 'm0' holds 'x' at example 1, text among numbers"),
+        (["--dense", "short.csv"], "short.csv, column 'b' holds '' at example 1; wanted a number or a class name"),
         (["--dense", "long.csv"], "long.csv is no readable .csv"),
         (["--dense", "twice.csv"], "twice.csv has the column 'a' twice"),
         (["--dense", "decimals.csv"], "decimals.csv holds whole numbers as decimals (such as 0.0)"),
@@ -314,11 +314,10 @@ def test_usage_errors_and_help(capsys):
     assert "jprune audit --labels labels.csv --dense dense.npz --pruned 2=p2.npz --pruned 10=p10.npz" in told
 
 
-@pytest.mark.parametrize("module", ["tyro", "rich.console", "jinja2"])
+@pytest.mark.parametrize("module", ["rich.console", "jinja2"])
 @pytest.mark.usefixtures("folder")
 def test_a_missing_extra_is_named(capsys, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, "jprune.recall.inputs.options", raising=False)
     assert "pip install 'jprune[report]'" in failure(capsys, *BASE, "--pruned", "2=two.npy", "--out", "report.html")
     assert not os.path.exists("report.html") or module == "rich.console"
 

@@ -27,7 +27,7 @@ from jprune.recall.inference.pairing import PairingTest, pairing_test
 from jprune.recall.inference.power import power, replicates_needed
 from jprune.recall.inference.regression import EqualAccuracy, MixedModel, compare_at_equal_accuracy, mixed_model
 from jprune.recall.inputs.arguments import EmptyClassWarning
-from jprune.recall.inputs.predictions import InputError
+from jprune.recall.inputs.raw import InputError
 from jprune.recall.measures.counts import (
     accuracy,
     counts,

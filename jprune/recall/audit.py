@@ -1,33 +1,60 @@
-"""Predictions of dense and pruned models in, one ``Audit`` of tidy tables out."""
+"""Audit what compression did to each class: predictions of dense and compressed models in, an ``Audit`` out."""
 
 import dataclasses
 import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
+import numpy.typing as npt
 import pandas as pd
-from jaxtyping import Int
 
 from jprune.files import write_text
 from jprune.recall.inputs import predictions
 from jprune.recall.inputs.arguments import EmptyClassWarning, Rng, check_level, check_resamples
 from jprune.recall.inputs.files import records
-from jprune.recall.inputs.predictions import Groups, InputError, Predictions
+from jprune.recall.inputs.prepare import Prepared, about_order, prepare
+from jprune.recall.inputs.raw import InputError, of_object
 from jprune.recall.measures.rates import from_counts, from_predictions, refuse_other_examples
 from jprune.recall.report.headline import findings, headline
 from jprune.recall.tables import caveats, comparisons, examples, models
-from jprune.recall.tables.audited import AuditedModels
-from jprune.recall.tables.examples import resampling
-from jprune.recall.tables.frames import AuditTables
+from jprune.recall.tables.audited import AuditedModels, Examples
+from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Named = dict[tuple[str, float | None], str]
+Given = object
+"""Arrays, lists, batches, pandas or Hugging Face objects, or dicts of them; what is wrong is refused by name."""
+
+SetNames = dict[tuple[str, float | None], str]
 """What the caller calls the models of a score and ratio; those of a score's dense models are under None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to audit, for ``audit`` and the command line.
+
+    Attributes:
+      num_classes: number of classes, where names, logits and labels do not show it; or None.
+      paired: whether models are paired by index.
+      level: confidence of every interval.
+      margin: distance of alpha from 1 that counts as equal.
+      rng: generator or seed of the test of the pairing; None for no test.
+      resamples: number of random pairings.
+      top_k: k of the top-k recall; None for 5, or fewer with few classes.
+      named: whether models were given by name, without a ratio.
+    """
+
+    num_classes: int | None = None
+    paired: bool = True
+    level: float = 0.99
+    margin: float = 0.1
+    rng: Rng | None = None
+    resamples: int = 1_000
+    top_k: int | None = None
+    named: bool = False
 
 
 class Audit(AuditTables):
@@ -40,7 +67,12 @@ class Audit(AuditTables):
         return figures(self)
 
     def to_html(
-        self, path: str | Path, *, images: Any = None, title: str = "Recall audit", date: str | None = None
+        self,
+        path: str | Path,
+        *,
+        images: npt.ArrayLike | None = None,
+        title: str = "Recall audit",
+        date: str | None = None,
     ) -> None:
         """Write one self-contained page; needs the extra ``report``. See ``jprune.recall.report.page``."""
         from jprune.recall.report.page import write_html  # noqa: PLC0415 (jinja2 and matplotlib are extras)
@@ -48,10 +80,10 @@ class Audit(AuditTables):
         write_html(self, path, images=images, title=title, date=date)
 
     def to_csv(self, folder: str | Path) -> None:
-        """Write one CSV file per table into a folder, which is made where it is not there."""
+        """Write one CSV file per table into a folder, which is created if needed."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, table in self.tables().items():
-            write_text(Path(folder) / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+            write_text(Path(folder) / f"{name}.csv", _stated(table).to_csv(index=False, lineterminator="\n"))
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return (and write, where a path is given) the tables and settings as JSON; NaN becomes null."""
@@ -62,9 +94,10 @@ class Audit(AuditTables):
             "class_names": list(self.class_names),
             "examples": self.examples,
             "level": self.level,
+            "margin": self.margin,
             "paired": self.paired,
             "shared": self.shared,
-            "tables": {name: records(table) for name, table in self.tables().items()},
+            "tables": {name: records(_stated(table)) for name, table in self.tables().items()},
         }
         text = json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         if path is not None:
@@ -73,38 +106,51 @@ class Audit(AuditTables):
 
 
 def audit(
-    labels: Any,
-    dense: Any,
-    pruned: Any = None,
+    labels: Given,
+    dense: Given,
+    pruned: Given = None,
     *,
     class_names: Sequence[str] | None = None,
-    groups: Any = None,
-    scores: Any = None,
+    groups: Given = None,
+    scores: Given = None,
+    compare: Given = None,
     num_classes: int | None = None,
+    ignore_label: int | None = None,
+    threshold: float | None = None,
     paired: bool = True,
     level: float = 0.99,
+    margin: float = 0.1,
     rng: Rng | None = None,
     resamples: int = 1_000,
+    top_k: int | None = None,
 ) -> Audit:
-    """Audit what pruning did to each class, from the predictions of dense and pruned models.
+    """Audit what compression did to each class, from the predictions of dense and compressed models.
+
+    Arrays may be numpy, jax or torch arrays, lists, lists of batches, pandas objects (rows are examples) or what a
+    Hugging Face trainer returns. Rows of pandas objects with an index must have the index of the labels.
 
     Args:
-      labels: true classes, whole numbers in 0..classes-1, (examples,).
-      dense: predictions of the dense models: classes as integers, (models, examples) or (examples,),
-        or logits as floats, (models, examples, classes) or (examples, classes). Or {score: such}
-        where the scores started from dense models of their own.
-      pruned: {ratio: predictions} or {score: {ratio: predictions}}, each like ``dense``. A ratio is
-        parameters before / after; 1 is the control that was fine-tuned but not pruned.
-      class_names: the name of every class; by default its index.
-      groups: a second label per example, (examples,) text or whole numbers, or {attribute: such}.
-      scores: ``pruned`` by another name; give one of the two.
-      num_classes: how many classes there are, where labels and logits do not show it.
-      paired: whether model m of each pruned stack was pruned from dense model m. Otherwise numbers
-        of models may differ and every pruned model is set against the mean dense model.
+      labels: true classes, (examples,): whole numbers in 0..classes-1, names, booleans, or one-hot rows.
+      dense: predictions of the dense models: classes, (models, examples) or (examples,), or logits as floats,
+        (models, examples, classes) or (examples, classes). Or a dict from score name to such predictions, where
+        scores started from dense models of their own.
+      pruned: a dict from compression ratio (parameters before / after; 1 is the control that was fine-tuned but not
+        pruned) to predictions like ``dense``, or a dict from score name to such a dict.
+      class_names: the name of every class; by default names in the data, sorted, or the index.
+      groups: a second label per example, (examples,) text or whole numbers; or several by name, as a dict or DataFrame.
+      scores: ``pruned`` by another name; give one of ``pruned``, ``scores`` and ``compare``.
+      compare: a dict from name to predictions, for models that were quantized, distilled or otherwise changed and
+        have no ratio.
+      num_classes: number of classes, where labels and logits do not show it.
+      ignore_label: examples of this label are left out.
+      threshold: where models have one sigmoid output, the probability from which it means class 1.
+      paired: whether model m of each compressed set was made from dense model m. Otherwise numbers of models may
+        differ and every compressed model is compared with the mean dense model.
       level: confidence of each interval; 0.99 for five ratios is 0.95 for all (Bonferroni).
-      rng: generator or seed for what is resampled: an interval of the mean alpha over test examples
-        and, where paired, a test of the pairing. Nothing is resampled where it is None.
-      resamples: how often the test examples are drawn anew.
+      margin: corrected alpha is called equal to 1 only where its interval lies within 1 / (1 + margin) and 1 + margin.
+      rng: generator or seed for a permutation test of the pairing; None for no test.
+      resamples: number of random pairings in that test.
+      top_k: k of the top-k recall, with logits; by default 5, or the number of classes less one.
 
     Returns:
       An ``Audit``.
@@ -118,54 +164,62 @@ def audit(
     >>> float(report.alphas["alpha"].iloc[0].round(4))
     2.3333
     """
-    true = predictions.labels(labels)
-    if (pruned is None) == (scores is None):
-        raise InputError("give the pruned models by one of pruned= and scores=, not by both or neither")
-    of_score = predictions.by_score(pruned, "pruned") if scores is None else predictions.by_score(scores, "scores")
-    stacks = {
-        score: {ratio: predictions.stack(value, name, true.size) for ratio, (name, value) in ratios.items()}
-        for score, ratios in of_score.items()
-    }
-    named = predictions.baselines(dense, list(stacks))
-    once = {name: predictions.stack(value, name, true.size) for name, value in dict(named.values()).items()}
-    return audit_stacks(
-        true,
-        {score: once[name] for score, (name, _) in named.items()},
-        stacks,
+    given = [pruned, scores, compare]
+    if sum(value is not None for value in given) != 1:
+        raise InputError("give the compressed models by one of pruned= and scores=, or by compare=")
+    if compare is not None:
+        if not isinstance(compare, Mapping) or not compare:
+            raise InputError(f"compare must be {{name: predictions}}, got {type(compare).__name__}")
+        of_score = {str(name): {UNSTATED: (f"compare[{name!r}]", value)} for name, value in compare.items()}
+    elif scores is None:
+        of_score = predictions.by_score(pruned, "pruned")
+    else:
+        of_score = predictions.by_score(scores, "scores")
+    named = predictions.baselines(dense, list(of_score))
+    sets = {name: [of_object(value, name)] for name, value in dict(named.values()).items()}
+    sets |= {name: [of_object(value, name)] for ratios in of_score.values() for name, value in ratios.values()}
+    prepared = prepare(
+        of_object(labels, "labels"),
+        sets,
+        groups,
         class_names=class_names,
-        groups=predictions.groups(groups, true.size),
-        num_classes=num_classes,
-        paired=paired,
-        level=level,
-        rng=rng,
-        resamples=resamples,
+        ignore_label=ignore_label,
+        threshold=threshold,
+    )
+    return audit_prepared(
+        prepared,
+        {score: name for score, (name, _) in named.items()},
+        {score: {ratio: name for ratio, (name, _) in ratios.items()} for score, ratios in of_score.items()},
+        Options(num_classes, paired, level, margin, rng, resamples, top_k, compare is not None),
     )
 
 
 def audit_counts(
-    dense: Any,
-    pruned: Any,
+    dense: Given,
+    pruned: Given,
     *,
-    support: Any = None,
+    support: Given = None,
     class_names: Sequence[str] | None = None,
     paired: bool = True,
     level: float = 0.99,
+    margin: float = 0.1,
 ) -> Audit:
     """Audit from counts per class, where the predictions themselves are not kept.
 
-    Without predictions there are no PIEs, no subgroups and no resampling of test examples; from
-    correct counts alone no precision, F1, CEV or SDE either. Those columns are NaN, those tables
-    empty.
+    Without predictions nothing is known of single examples: intervals are over training seeds alone, and there is no
+    corrected alpha, no lost and won examples, no groups. From correct counts alone there is no precision, F1, CEV or
+    SDE either. Those columns are NaN, those tables empty.
 
     Args:
       dense: confusion counts (models, classes, classes), the true class on the rows, as
-        ``jprune.recall.measures.counts`` gives; with ``support``, correct counts (models, classes). Or
-        {score: such}.
-      pruned: {ratio: counts} or {score: {ratio: counts}}, each like ``dense``.
+        ``jprune.recall.counts`` gives; with ``support``, correct counts (models, classes). Or a dict from score name
+        to such counts.
+      pruned: a dict from ratio to counts like ``dense``, or a dict from score name to such a dict.
       support: examples per class, (classes,), where the counts are of correct predictions only.
       class_names: the name of every class; by default its index.
       paired: as in ``audit``.
       level: as in ``audit``.
+      margin: as in ``audit``.
 
     Raises:
       InputError: as ``audit``.
@@ -188,72 +242,97 @@ def audit_counts(
     names = predictions.names_of_classes(class_names, len(first.support))
     baseline = {score: once[name] for score, (name, _) in named.items()}
     check_level(level)
-    study = AuditedModels(baseline, rates, len(once) == 1, paired, names, level)
-    names_of: Named = {(s, r): name for s, ratios in of_score.items() for r, (name, _) in ratios.items()}
+    study = AuditedModels(baseline, rates, len(once) == 1, paired, names, level, margin)
+    names_of: SetNames = {(s, r): name for s, ratios in of_score.items() for r, (name, _) in ratios.items()}
     return _assemble(study, {**names_of, **{(score, None): name for score, (name, _) in named.items()}})
 
 
-def audit_stacks(
-    true: Int[np.ndarray, " examples"],
-    dense: Mapping[str, Predictions],
-    pruned: Mapping[str, Mapping[float, Predictions]],
-    *,
-    groups: Groups,
+def audit_prepared(
+    prepared: Prepared,
+    dense: Mapping[str, str],
+    compressed: Mapping[str, Mapping[float, str]],
+    options: Options,
     labels_name: str = "labels",
-    class_names: Sequence[str] | None = None,
-    num_classes: int | None = None,
-    paired: bool = True,
-    level: float = 0.99,
-    rng: Rng | None = None,
-    resamples: int = 1_000,
 ) -> Audit:
-    """``audit`` of labels, predictions and groups that are read already; what the command line calls.
+    """``audit`` of what is read already; the command line calls it.
 
-    Scores whose stacks of dense models have one name share them. ``labels_name`` is what the caller
-    calls the labels, for errors. Other arguments and errors as ``audit``.
+    Args:
+      prepared: labels, predictions and groups.
+      dense: the name of every score's set of dense models; scores that name one set share it.
+      compressed: the name of the set of every score and ratio.
+      options: how to audit.
+      labels_name: what the caller calls the labels, for errors.
+
+    Raises:
+      InputError: predictions and labels do not fit together, or an option is out of range.
     """
-    check_level(level)
-    if rng is not None:
-        check_resamples(resamples)
-    distinct = {stack.name: stack for stack in dense.values()}
-    every = [*distinct.values(), *(stack for ratios in pruned.values() for stack in ratios.values())]
-    classes = predictions.class_count(true, every, class_names=class_names, num_classes=num_classes, name=labels_name)
-    once = {name: from_predictions(true, stack.predicted, classes) for name, stack in distinct.items()}
-    study = AuditedModels(
-        dense={score: once[stack.name] for score, stack in dense.items()},
-        pruned={
-            score: {ratio: from_predictions(true, stack.predicted, classes) for ratio, stack in ratios.items()}
-            for score, ratios in pruned.items()
-        },
-        shared=len(distinct) == 1,
-        paired=paired,
-        class_names=predictions.names_of_classes(class_names, classes),
-        level=level,
+    _check(options)
+    true, sets = prepared.true, prepared.sets
+    classes = predictions.class_count(
+        true,
+        list(sets.values()),
+        class_names=prepared.class_names,
+        num_classes=options.num_classes,
+        name=labels_name,
     )
-    named: Named = {(score, ratio): stack.name for score, ratios in pruned.items() for ratio, stack in ratios.items()}
-    named |= {(score, None): stack.name for score, stack in dense.items()}
-    before = {score: stack.predicted for score, stack in dense.items()}
-    after = {score: {ratio: stack.predicted for ratio, stack in ratios.items()} for score, ratios in pruned.items()}
-    notes = [note for stack in every for note in caveats.of_copies(stack)]
+    rates = {name: from_predictions(true, stack.predicted, classes) for name, stack in sets.items()}
+    known = Examples(
+        true,
+        {score: sets[name] for score, name in dense.items()},
+        {score: {ratio: sets[name] for ratio, name in ratios.items()} for score, ratios in compressed.items()},
+    )
+    study = AuditedModels(
+        dense={score: rates[name] for score, name in dense.items()},
+        pruned={score: {ratio: rates[name] for ratio, name in of.items()} for score, of in compressed.items()},
+        shared=len(set(dense.values())) == 1,
+        paired=options.paired,
+        class_names=predictions.names_of_classes(prepared.class_names, classes),
+        level=options.level,
+        margin=options.margin,
+        named=options.named,
+        examples=known,
+    )
+    named: SetNames = {(score, ratio): name for score, ratios in compressed.items() for ratio, name in ratios.items()}
+    named |= {(score, None): name for score, name in dense.items()}
+    notes = [*prepared.notes, *(note for stack in sets.values() for note in stack.notes)]
+    notes += [note for name in dict.fromkeys(dense.values()) for note in about_order(true, sets[name], classes)]
+    notes += [note for stack in sets.values() for note in caveats.of_copies(stack)]
     report = _assemble(study, named, notes)
+    risky, shown = examples.at_risk(known)
+    groups = examples.subgroups(study, known, prepared.groups)
+    k = options.top_k if options.top_k is not None else min(5, max(1, classes - 1))
     report = dataclasses.replace(
         report,
-        pies=examples.pies(before, after, true),
-        groups=examples.subgroups(study, groups, before, after, true),
+        summary=report.summary.merge(shown, on=["score", "ratio"]),
+        pies=examples.pies(known),
+        groups=groups,
+        probabilities=examples.probabilities(study, known, k),
+        drift=examples.drift(study, known),
+        at_risk=risky,
+        warnings=(*report.warnings, *caveats.of_groups(groups)),
     )
-    if rng is None or not paired:
+    if options.rng is None or not options.paired:
         return report
-    intervals, tests = resampling(study, true, before, after, rng=rng, resamples=resamples)
+    tests = examples.pairing(study, rng=options.rng, resamples=options.resamples)
     return dataclasses.replace(
         report,
-        summary=pd.concat([report.summary, intervals], axis=1),
-        tests=pd.concat([report.tests, pd.DataFrame(tests)], ignore_index=True),
+        tests=comparisons.with_rows(report.tests, tests),
         warnings=(*report.warnings, *caveats.of_pairing(tests)),
     )
 
 
-def _assemble(study: AuditedModels, named: Named, notes: Sequence[str] = ()) -> Audit:
-    """Build what needs rates alone, and say what a reader must know."""
+def _check(options: Options) -> None:
+    check_level(options.level)
+    if not 0 < options.margin < 10:
+        raise InputError(f"margin must lie between 0 and 10 (0.1 for alpha within 0.91 to 1.1), got {options.margin}")
+    if options.rng is not None:
+        check_resamples(options.resamples)
+    if options.top_k is not None and options.top_k < 1:
+        raise InputError(f"top_k must be at least 1, got {options.top_k}")
+
+
+def _assemble(study: AuditedModels, named: SetNames, notes: Sequence[str] = ()) -> Audit:
+    """Build the tables that need rates alone, and collect the warnings."""
     _refuse_unpaired(study, named)
     dense, alphas = models.dense_models(study), models.alphas(study)
     summary = models.summary(study, alphas, dense)
@@ -261,31 +340,32 @@ def _assemble(study: AuditedModels, named: Named, notes: Sequence[str] = ()) -> 
     empty = caveats.of_empty_classes(support, study.class_names)
     if empty:
         warnings.warn(empty, EmptyClassWarning, stacklevel=4)
+    tests = comparisons.within(alphas, paired=study.paired, shared=study.shared)
     return Audit(
         summary=summary,
         alphas=alphas,
         classes=models.classes(study),
-        tests=comparisons.within(alphas, paired=study.paired, shared=study.shared),
+        tests=comparisons.with_rows(tests, comparisons.mcnemar_rows(study)),
         recalls=models.recalls(study),
         dense=dense,
-        pies=examples.pies({}, {}, np.zeros(0, np.int64)),
+        pies=pd.DataFrame(columns=list(examples.PIE_COLUMNS)),
         groups=pd.DataFrame(columns=list(examples.GROUP_COLUMNS)),
-        probabilities=pd.DataFrame(),
-        drift=pd.DataFrame(),
-        at_risk=pd.DataFrame(),
-        warnings=(*filter(None, [empty]), *notes, *caveats.of_study(study, summary, alphas)),
+        probabilities=pd.DataFrame(columns=list(examples.PROBABILITY_COLUMNS)),
+        drift=pd.DataFrame(columns=list(examples.DRIFT_COLUMNS)),
+        at_risk=pd.DataFrame(columns=list(examples.RISK_COLUMNS)),
+        warnings=(*filter(None, [empty]), *dict.fromkeys(notes), *caveats.of_study(study, summary, alphas)),
         class_names=study.class_names,
         examples=int(support.sum()),
         level=study.level,
-        margin=0.1,
+        margin=study.margin,
         paired=study.paired,
         shared=study.shared,
-        named=False,
+        named=study.named,
     )
 
 
-def _refuse_unpaired(study: AuditedModels, named: Named) -> None:
-    """Refuse stacks of different lengths where models are paired by index."""
+def _refuse_unpaired(study: AuditedModels, named: SetNames) -> None:
+    """Refuse sets of different sizes where models are paired by index."""
     for score, ratios in study.pruned.items():
         wanted = len(study.dense[score].accuracy)
         for ratio, stack in ratios.items():
@@ -294,3 +374,10 @@ def _refuse_unpaired(study: AuditedModels, named: Named) -> None:
                     f"{named[score, ratio]} has {len(stack.accuracy)} models, {named[score, None]} has {wanted}; they "
                     f"are paired by index: give as many, or say that they are unpaired (paired=False, --unpaired)"
                 )
+
+
+def _stated(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose ratio is missing where none was stated."""
+    if "ratio" not in table or not (table["ratio"] == UNSTATED).any():
+        return table
+    return table.assign(ratio=table["ratio"].where(table["ratio"] != UNSTATED))

@@ -1,27 +1,23 @@
-"""What the audit accepts: labels, predictions or logits of one or many models, groups, names.
+"""Labels, predictions and logits of one or many models, from any framework.
 
-Predictions come from any framework, so nothing is assumed beyond "convertible to a numpy array".
-Every refusal names the argument or file, the model, the example and the value, counted from 0.
+What was given (``raw.Raw``) becomes classes and, where there are some, logits. Every refusal names the argument or
+file, the model, the example and the value, counted from 0.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from jprune.recall.inputs.arguments import first_true
+from jprune.recall.inputs.raw import SCOPE, InputError, Raw, as_array, of_object
 
 MOST_CLASSES = 46_340  # the square still fits int32, which is how ``jprune.recall.measures.counts`` addresses its cells
 _CLASSES = f"class indices, whole numbers in 0..{MOST_CLASSES - 1}"
 
-
-Groups = dict[str, tuple[Int[np.ndarray, " examples"], tuple[str, ...]]]
-"""For every attribute of the examples, each example's code and the names of the codes."""
-
-
-class InputError(ValueError):
-    """An argument or a file cannot be audited; the message says which, where in it, and why."""
+__all__ = ["MOST_CLASSES", "InputError", "Predictions", "as_array", "baselines", "by_score", "class_count", "join"]
+__all__ += ["labels", "names_of_classes", "predictions"]
 
 
 class Predictions(NamedTuple):
@@ -30,38 +26,20 @@ class Predictions(NamedTuple):
     Attributes:
       name: what the caller calls it (an argument, a file), for errors.
       predicted: predicted classes, int64 (models, examples).
-      width: how many logits there were per example; None where classes were given.
+      width: number of logits per example; None where classes were given.
+      logits: the logits as given, (models, examples, classes); None where classes were given.
+      notes: what a reader of the audit should know about them.
     """
 
     name: str
     predicted: Int[np.ndarray, "models examples"]
     width: int | None
+    logits: Float[np.ndarray, "models examples classes"] | None = None
+    notes: tuple[str, ...] = ()
 
 
-def array(values: Any, name: str) -> np.ndarray:
-    """Convert to a numpy array of integers or floats.
-
-    Raises:
-      InputError: it does not convert, is ragged, or holds anything but numbers.
-
-    >>> array([True, False], "labels")
-    Traceback (most recent call last):
-      ...
-    jprune.recall.inputs.predictions.InputError: labels must hold numbers, got dtype bool
-    """
-    try:
-        converted = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} does not convert to a numpy array: {error}") from error
-    if converted.dtype.kind not in "iuf" and converted.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        hint = "; of names give their numbers among class_names (a table may hold names)"
-        text = hint if converted.dtype.kind in "US" else ""
-        raise InputError(f"{name} must hold numbers, got dtype {converted.dtype}{text}")
-    return converted
-
-
-def labels(values: Any, name: str = "labels") -> Int[np.ndarray, " examples"]:
-    """Read the true classes: (examples,) or (examples, 1) whole numbers from 0 up.
+def labels(given: Raw | Any, name: str = "labels") -> Int[np.ndarray, " examples"]:
+    """Read the true classes: (examples,) or (examples, 1) whole numbers from 0 up, or one-hot rows.
 
     Raises:
       InputError: another shape, no example, or an entry that is negative, fractional or beyond the
@@ -70,57 +48,157 @@ def labels(values: Any, name: str = "labels") -> Int[np.ndarray, " examples"]:
     >>> labels([2, 0, 1.0])
     array([2, 0, 1])
     """
-    given = array(values, name)
-    if given.ndim == 2 and given.shape[1] == 1:
-        given = given[:, 0]
-    if given.ndim != 1:
-        raise InputError(f"{name} must have shape (examples,), got {given.shape}")
-    if given.size == 0:
+    raw = of_object(given, name)
+    values, name = raw.values, raw.name
+    if values.ndim == 2 and 1 in values.shape:
+        values = values.ravel()
+    if values.ndim == 2 and _one_hot(values) and values.shape[1] > 1:
+        return values.argmax(1)
+    if values.ndim == 2 and np.isin(values, (0, 1)).all() and values.shape[0] > 2:
+        raise InputError(f"{name} has shape {values.shape} and rows with several ones or none: multi-label; {SCOPE}")
+    if values.ndim != 1:
+        raise InputError(f"{name} must have shape (examples,), got {values.shape}; {SCOPE}")
+    if values.size == 0:
         raise InputError(f"{name} holds no example")
-    return _whole(given, name, _CLASSES)
+    if values.dtype.kind == "f":
+        bad = ~np.isfinite(values) | (values != np.floor(values))
+        if bad.any():
+            (example,) = first_true(bad)
+            hint = "" if np.isnan(values[example]) else f"; {SCOPE}, not for regression"
+            raise InputError(f"{name} holds {values[example]} at example {example}; wanted {_CLASSES}{hint}")
+    if (values < 0).any() and values.min() >= -128 and (values >= 0).any():
+        (example,) = first_true(values < 0)
+        value = int(values[example])
+        raise InputError(
+            f"{name} holds {value} at example {example}; wanted {_CLASSES}; --ignore-label {value} "
+            f"(ignore_label={value}) leaves these examples out"
+        )
+    return _whole(values, name, _CLASSES)
 
 
-def stack(values: Any, name: str, examples: int) -> Predictions:
+def predictions(given: Raw | Any, name: str, examples: int, threshold: float | None = None) -> Predictions:
     """Read the predictions of one or more models.
 
     Args:
-      values: classes as integers, (examples,) or (models, examples); or logits as floats, (examples,
-        classes) or (models, examples, classes), of which the largest counts (the first of equals).
-        Whole numbers stored as floats are taken for classes where the shape is that of classes alone.
+      given: classes as integers, (examples,) or (models, examples); or logits as floats, (examples,
+        classes) or (models, examples, classes), of which the largest counts (the first of equals). A
+        table has a row per example instead. Floats that are whole numbers are classes where only classes
+        have that shape, and refused where logits could have it.
       name: what the caller calls it, for errors.
-      examples: how many labels there are.
+      examples: number of labels.
+      threshold: probability from which a single sigmoid output means class 1; None where there is none.
 
     Raises:
-      InputError: a shape that does not fit, a NaN logit, an entry that is no class, or floats that
-        may be either.
+      InputError: a shape that does not fit, a NaN logit, an entry that is no class, or numbers that may be either
+        classes or logits.
 
-    >>> stack([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], "dense", 3)
-    Predictions(name='dense', predicted=array([[1, 0, 1]]), width=2)
+    >>> predictions([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], "dense", 3).predicted
+    array([[1, 0, 1]])
     """
-    given = array(values, name)
-    as_logits = given.dtype.kind not in "iu" and given.ndim >= 2 and given.shape[-2] == examples
-    if given.ndim not in ((2, 3) if as_logits else (1, 2)) or (not as_logits and given.shape[-1] != examples):
-        raise InputError(f"{name} has shape {given.shape}{_shape_advice(given, examples)}")
-    if given.size == 0:
-        raise InputError(f"{name} has shape {given.shape}: it holds no prediction")
-    if as_logits and given.shape == (examples, examples) and (given == np.floor(given)).all() and examples > 2:
+    raw = of_object(given, name)
+    values, name = raw.values, raw.name
+    if values.dtype == bool:
+        values = values.astype(np.int64)
+    if values.size == 0:
+        raise InputError(f"{name} has shape {values.shape}: it holds no prediction")
+    if raw.by_row and values.ndim == 1:
+        values = values[:, None]
+    if raw.by_row or (values.ndim == 2 and values.shape == (examples, 1)):
+        return _of_rows(values, raw, examples, threshold)
+    whole = values.dtype.kind in "iu"
+    if values.ndim == 3 and values.shape[1:] == (examples, 1) and not whole:
+        values = values[:, :, 0]
+    if whole and values.ndim == 2 and values.shape[0] == examples != values.shape[1] and _one_hot(values):
+        return _logits(values[None].astype(np.float64), raw)
+    as_logits = not whole and values.ndim >= 2 and values.shape[-2] == examples
+    if as_logits and values.ndim == 2 and values.shape[0] != 1 and _integral(values) and examples > 2:
+        if _one_hot(values):
+            return _logits(values[None], raw)
         raise InputError(
-            f"{name} holds whole numbers as floats, of shape {given.shape} for {examples} labels: make them integers "
-            f"if they are classes of {examples} models; give logits an axis of models, (1, {examples}, {examples})"
+            f"{name} holds whole numbers as floats, of shape {values.shape} for {examples} labels: make them "
+            f"integers of shape (models, {examples}) if they are classes; give logits an axis of models, "
+            f"(1, {', '.join(map(str, values.shape))})"
         )
-    if not as_logits:
-        whole = _whole(given, name, f"{_CLASSES} (logits need an axis of classes at the end)")
-        return Predictions(name, np.atleast_2d(whole), None)
-    models = given if given.ndim == 3 else given[None]
+    if values.ndim not in ((2, 3) if as_logits else (1, 2)) or (not as_logits and values.shape[-1] != examples):
+        raise InputError(f"{name} has shape {values.shape}{_shape_advice(values, examples)}")
+    if as_logits:
+        return _logits(values if values.ndim == 3 else values[None], raw)
+    if not whole and not _integral(values):
+        return _sigmoid(np.atleast_2d(values), raw, threshold)
+    found = _whole(values, name, f"{_CLASSES} (logits need an axis of classes at the end)")
+    return Predictions(name, np.atleast_2d(found), None, None, raw.notes)
+
+
+def _of_rows(values: np.ndarray, raw: Raw, examples: int, threshold: float | None) -> Predictions:
+    """Read a table: a row per example, a column per model, or per class of one model's logits."""
+    name = raw.name
+    if len(values) != examples:
+        raise InputError(f"{name} has {len(values)} rows for {examples} labels: one row per example is needed")
+    several = values.shape[1] > 1
+    if several and _one_hot(values):
+        note = f"{name} has one 1 in every row and was read as one-hot predictions of one model"
+        return _logits(values[None].astype(np.float64), raw._replace(notes=(*raw.notes, note)))
+    if values.dtype.kind in "iu" or (not several and _integral(values)):
+        found = _whole(values.T, name, f"{_CLASSES} (logits need decimals)")
+        return Predictions(name, found, None, None, raw.notes)
+    if not several:
+        return _sigmoid(values.T, raw, threshold)
+    if _integral(values):
+        raise InputError(
+            f"{name} holds whole numbers as decimals (such as {values[0, 0]}): save classes as integers, one column "
+            f"per model; of logits save the largest one's index"
+        )
+    if threshold is not None and ((values >= 0) & (values <= 1)).all() and not np.allclose(values.sum(1), 1, atol=1e-3):
+        return _sigmoid(values.T, raw, threshold)
+    return _logits(values[None], raw)
+
+
+def _logits(models: np.ndarray, raw: Raw) -> Predictions:
     undefined = np.isnan(models)
     if undefined.any():
         model, example, column = first_true(undefined)
-        raise InputError(f"{name} holds NaN among the logits of model {model}, example {example}, class {column}")
-    return Predictions(name, models.argmax(axis=-1).astype(np.int64), models.shape[-1])
+        raise InputError(f"{raw.name} holds NaN among the logits of model {model}, example {example}, class {column}")
+    predicted = models.argmax(axis=-1).astype(np.int64)
+    notes = [*raw.notes]
+    ties = empty = 0
+    for rows in models:
+        best = rows.max(axis=-1)
+        tied = (rows == best[:, None]).sum(axis=-1) > 1 if models.shape[-1] > 1 else np.zeros(len(rows), bool)
+        level = (rows == rows[:, :1]).all(axis=-1) & tied
+        empty += int(level.sum())
+        ties += int((tied & ~level).sum())
+    every = predicted.size
+    if ties:
+        notes.append(f"{raw.name}: {ties} of {every} predictions have several largest logits; the first class is taken")
+    if empty:
+        notes.append(
+            f"{raw.name}: {empty} of {every} predictions have equal logits (or -inf) for every class; class 0 is taken"
+        )
+    return Predictions(raw.name, predicted, models.shape[-1], models, tuple(notes))
+
+
+def _sigmoid(scores: np.ndarray, raw: Raw, threshold: float | None) -> Predictions:
+    """Read one probability per example as class 1 from the threshold on, else class 0."""
+    outside = ~((scores >= 0) & (scores <= 1))
+    if outside.any():
+        model, example = first_true(outside)
+        raise InputError(
+            f"{raw.name} holds {scores[model, example]} at model {model}, example {example}; wanted {_CLASSES}, or "
+            f"probabilities of class 1 with --threshold; {SCOPE}"
+        )
+    if threshold is None:
+        model, example = first_true(scores != np.floor(scores))
+        raise InputError(
+            f"{raw.name} holds {scores[model, example]} at model {model}, example {example}, one number per example: "
+            f"if it is the probability of class 1, say from where on it counts with --threshold 0.5 (threshold=0.5)"
+        )
+    predicted = (scores >= threshold).astype(np.int64)
+    models = np.stack([1 - scores, scores], axis=-1) if threshold == 0.5 else None
+    return Predictions(raw.name, predicted, 2, models, raw.notes)
 
 
 def join(stacks: Sequence[Predictions]) -> Predictions:
-    """Make one stack of several, models in the order given.
+    """Make one set of models of several, models in the order given.
 
     Raises:
       InputError: they hold logits of different widths.
@@ -129,12 +207,18 @@ def join(stacks: Sequence[Predictions]) -> Predictions:
     >>> join([one, one]).predicted.shape
     (2, 3)
     """
+    if len(stacks) == 1:
+        return stacks[0]
     widths = {stack.width for stack in stacks if stack.width is not None}
     if len(widths) > 1:
-        told = ", ".join(f"{stack.name} has {stack.width}" for stack in stacks if stack.width is not None)
-        raise InputError(f"logits of one set of models must cover the same classes: {told}")
+        listed = ", ".join(f"{stack.name} has {stack.width}" for stack in stacks if stack.width is not None)
+        raise InputError(f"logits of one set of models must cover the same classes: {listed}")
     name = ", ".join(stack.name for stack in stacks)
-    return Predictions(name, np.concatenate([stack.predicted for stack in stacks]), widths.pop() if widths else None)
+    given = [stack.logits for stack in stacks if stack.logits is not None]
+    logits = np.concatenate(given) if len(given) == len(stacks) else None
+    notes = tuple(note for stack in stacks for note in stack.notes)
+    predicted = np.concatenate([stack.predicted for stack in stacks])
+    return Predictions(name, predicted, widths.pop() if widths else None, logits, notes)
 
 
 def class_count(
@@ -266,38 +350,6 @@ def baselines(dense: Any, scores: Sequence[str]) -> dict[str, tuple[str, Any]]:
     return {score: (f"dense[{score!r}]", dense[score]) for score in scores}
 
 
-def groups(values: Any, examples: int) -> Groups:
-    """Read a second label per example, or several by name, as codes and the names of the codes.
-
-    Args:
-      values: (examples,) whole numbers or text, or {attribute: such}; None for none.
-      examples: how many labels there are.
-
-    Raises:
-      InputError: another shape, or an entry that is missing.
-
-    >>> groups(["old", "young", "old"], 3)
-    {'group': (array([0, 1, 0]), ('old', 'young'))}
-    """
-    if values is None:
-        return {}
-    attributes = values if isinstance(values, Mapping) else {"group": values}
-    return {str(attribute): _group(given, str(attribute), examples) for attribute, given in attributes.items()}
-
-
-def _group(values: Any, attribute: str, examples: int) -> tuple[Int[np.ndarray, " examples"], tuple[str, ...]]:
-    name = f"groups[{attribute!r}]"
-    given = np.asarray(values)
-    if given.shape != (examples,):
-        raise InputError(f"{name} must have shape ({examples},), one entry per label, got {given.shape}")
-    cells = given.tolist()
-    for example, cell in enumerate(cells):
-        if not isinstance(cell, bool | int | str) and not (isinstance(cell, float) and cell.is_integer()):
-            raise InputError(f"{name} must hold text or whole numbers, got {cell!r} at example {example}")
-    kinds, codes = np.unique(given if given.dtype != object else given.astype(str), return_inverse=True)
-    return codes.astype(np.int64), tuple(str(kind) for kind in kinds.tolist())
-
-
 def _by_ratio(ratios: Mapping[Any, Any], name: str) -> dict[float, tuple[str, Any]]:
     found: dict[float, tuple[str, Any]] = {}
     for key, value in ratios.items():
@@ -313,6 +365,15 @@ def _by_ratio(ratios: Mapping[Any, Any], name: str) -> dict[float, tuple[str, An
             raise InputError(f"{name} has the ratio {ratio:g} twice")
         found[ratio] = (f"{name}[{key}]", value)
     return dict(sorted(found.items()))
+
+
+def _one_hot(values: np.ndarray) -> bool:
+    """Whether every row has a single 1 and otherwise zeros."""
+    return bool(np.isin(values, (0, 1)).all() and (values.sum(axis=-1) == 1).all())
+
+
+def _integral(values: np.ndarray) -> bool:
+    return bool((values == np.floor(values)).all())
 
 
 def _whole(given: np.ndarray, name: str, wanted: str) -> np.ndarray:

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jprune.recall.inputs.arguments import EmptyClassWarning, first_true
-from jprune.recall.inputs.predictions import InputError, array
+from jprune.recall.inputs.raw import InputError
+from jprune.recall.inputs.raw import as_array as array
 from jprune.recall.measures.counts import accuracy, f1, false_positive_rate, precision, recall
 
 
@@ -99,7 +100,7 @@ def refuse_other_examples(
     >>> refuse_other_examples("pruned[2]", np.array([10, 9]), "dense", np.array([10, 10]))
     Traceback (most recent call last):
       ...
-    jprune.recall.inputs.predictions.InputError: pruned[2] and dense are of different test sets: class 1 has 9 and 10 examples
+    jprune.recall.inputs.raw.InputError: pruned[2] and dense are of different test sets: class 1 has 9 and 10 examples
     """
     if support.shape != first.shape:
         raise InputError(f"{name} and {first_name} are of different test sets: {support.size} and {first.size} classes")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jprune.recall.report.headline import number
-from jprune.recall.tables.frames import AuditTables
+from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 
 class Caption(NamedTuple):
@@ -35,7 +35,7 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
         ),
         "null": Caption(
             "Alpha against alpha_null",
-            "One point per model. On the dashed line alpha is what the loss of accuracy alone brings; below it, less.",
+            "One point per model. On the dashed line alpha is what errors growing in proportion would bring.",
             "Scatter plot of alpha against alpha_null, with the line of equality. Means: "
             + _by_score(
                 audit, lambda row: f"{number(row['alpha'])} against {number(row['alpha_null'])} at {_ratio(row)}"
@@ -48,8 +48,8 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
         ),
         "tradeoff": Caption(
             "Alpha against accuracy",
-            "Compare scores where their accuracy is the same. The number at a point is its ratio; of many scores only "
-            "the highest is told.",
+            "Compare scores at the same accuracy. The number at a point is its ratio; with many scores only "
+            "the highest is shown.",
             "Line chart of mean alpha against mean accuracy. "
             + _by_score(
                 audit, lambda r: f"accuracy {100 * r['accuracy']:.1f} %, alpha {number(r['alpha'])} at {_ratio(r)}"
@@ -57,7 +57,7 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
         ),
         "variance": Caption(
             "Variance of recall over the classes",
-            "Mean over models. It grows with any loss of accuracy that is not the same in all classes.",
+            "Mean over models. It grows with any loss of accuracy that differs between classes.",
             "Line chart of the variance of recall over classes. "
             + _by_score(audit, lambda row: f"{row['balance_variance']:.5f} at {_ratio(row)}"),
         ),
@@ -114,4 +114,4 @@ def _ends(row: Any) -> str:
 
 
 def _ratio(row: Any) -> str:
-    return f"{row['ratio']:g}"
+    return str(row["score"]) if row["ratio"] == UNSTATED else f"{row['ratio']:g}"

@@ -6,12 +6,18 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from jprune.recall.report.headline import lost_more
-from jprune.recall.tables.frames import AuditTables
+from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 _MOST_ROWS, _LEAST_ROWS = 1_500, 10  # of a table, and of one score and ratio in it; the CSV files have the rest
 # The tables of which the page shows one score and ratio at a time, and the column whose smallest (True) or largest
 # numbers are kept where the rows are too many.
-_FILTERED = {"classes": ("change", True), "groups": ("change", True), "pies": ("pies", False)}
+_FILTERED = {
+    "classes": ("change", True),
+    "groups": ("change", True),
+    "pies": ("pies", False),
+    "drift": ("lost", False),
+    "probabilities": ("support", False),
+}
 
 
 class Column(NamedTuple):
@@ -43,7 +49,7 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row: its cells, the score and ratio it is about, and whether it stands out."""
+    """A row: its cells, the score and ratio it is about, and whether it is emphasized."""
 
     cells: tuple[Cell, ...]
     stack: str
@@ -81,24 +87,29 @@ def _p(value: Any) -> str:
 
 
 _RATIO = Column("ratio", "ratio", "Compression ratio: parameters before / after; 1 is the control", lambda v: f"{v:g}")
-_SCORE = Column("score", "score", "What the weights were pruned by")
+_SCORE = Column("score", "score", "The pruning score, or the name of the compared models")
 _PERCENT, _CHANGE = _fixed(1, 100.0), _fixed(1, 100.0, "+")
 
 _SUMMARY = (
     _SCORE,
     _RATIO,
-    Column("models", "models", "How many pruned models", _fixed(0)),
+    Column("models", "models", "Number of compressed models", _fixed(0)),
+    Column("collapsed", "at chance", "Models with a mean recall at chance; alpha is of the others", _fixed(0)),
     Column("accuracy", "accuracy %", "Mean accuracy over models", _PERCENT),
     Column("accuracy_change", "change", "Mean accuracy minus that of the dense models, in points", _CHANGE),
     Column("alpha", "alpha", "Mean over models of the model-level intensification ratio", _fixed(2)),
     Column("alpha_low", "low", "Lower end of the interval of mean alpha", _fixed(2)),
     Column("alpha_high", "high", "Upper end of the interval of mean alpha", _fixed(2)),
     Column("alpha_mark", "mark", "Where the interval lies against 1: < below, > above, ? across"),
+    Column("alpha_corrected", "corrected", "Alpha without the noise of the test set", _fixed(2)),
+    Column("alpha_corrected_low", "low", "Lower end of its interval, over examples and models", _fixed(2)),
+    Column("alpha_corrected_high", "high", "Upper end of its interval", _fixed(2)),
+    Column("alpha_seed", "seeds", "Alpha between two dense training runs: the second reference next to 1", _fixed(2)),
+    Column("alpha_seed_low", "low", "Lower end of its interval, a jackknife over models", _fixed(2)),
+    Column("alpha_seed_high", "high", "Upper end of its interval", _fixed(2)),
     Column("alpha_null", "alpha_null", "Alpha if every class's errors grew in the same proportion", _fixed(2)),
     Column("alpha_over_null", "alpha / null", "Mean of alpha / alpha_null", _fixed(2)),
     Column("alpha_over_null_mark", "mark", "Where the interval of alpha / alpha_null lies against 1"),
-    Column("alpha_examples_low", "test low", "Lower end of alpha's interval over test examples", _fixed(2)),
-    Column("alpha_examples_high", "test high", "Upper end of alpha's interval over test examples", _fixed(2)),
 )
 _NEIGHBOURS = (
     _SCORE,
@@ -119,31 +130,44 @@ _CLASSES = (
     _SCORE,
     _RATIO,
     Column("class", "class", "The class"),
-    Column("support", "examples", "How many test examples it has", _fixed(0)),
+    Column("change", "change", "Recall after minus before, in points", _CHANGE),
     Column("recall_dense", "dense %", "Mean recall of the dense models", _PERCENT),
-    Column("recall", "pruned %", "Mean recall of the pruned models", _PERCENT),
-    Column("change", "change", "In points", _CHANGE),
-    Column("change_low", "low", "Lower end of the change's interval", _CHANGE),
+    Column("recall", "after %", "Mean recall of the compressed models", _PERCENT),
+    Column("support", "examples", "Number of test examples", _fixed(0)),
+    Column("lost", "lost", "Examples right before and wrong after, mean over models", _fixed(1)),
+    Column("won", "won", "Examples wrong before and right after, mean over models", _fixed(1)),
+    Column("change_low", "low", "Lower end of the change's interval, over examples and models", _CHANGE),
     Column("change_high", "high", "Upper end of the change's interval", _CHANGE),
-    Column("excess", "excess", "Points lost beyond what the accuracy lost", _CHANGE),
+    Column("excess", "excess", "Points lost beyond what all examples lost", _CHANGE),
     Column("p_holm", "p", "Of no excess, corrected over the classes by Holm's method", _p),
-    Column("intensification", "balance ratio", "Class ratio of mean normalized balances, pruned / dense", _fixed(2)),
+    Column("detectable", "detectable", "Smallest excess that would be shown nine times in ten, in points", _PERCENT),
+    Column("intensification", "balance ratio", "Class ratio of mean normalized balances, after / dense", _fixed(2)),
 )
 _GROUPS = (
     *_CLASSES[:2],
     Column("attribute", "attribute", "Which second label"),
     Column("group", "group", "Its value"),
-    *_CLASSES[2:9],
-    Column("excess", "excess", "Points lost beyond what all examples lost", _CHANGE),
+    *_CLASSES[2:12],
+    Column("excess_low", "low", "Lower end of the excess's interval", _CHANGE),
+    Column("excess_high", "high", "Upper end of the excess's interval", _CHANGE),
+    Column("p_holm", "p", "Of no excess, corrected over the groups of the attribute by Holm's method", _p),
 )
 _TESTS = (
     Column("question", "question", "What is compared"),
     *_CLASSES[:2],
+    Column("class", "class", "The class of a McNemar test"),
     Column("other_score", "against", "The score compared with"),
     Column("other_ratio", "ratio", "The ratio compared with", lambda v: f"{v:g}"),
     Column("test", "test", "Which test"),
     Column("alternative", "alternative", "The direction that is to be shown"),
-    Column("difference", "difference", "Difference of mean alphas; the correlation, of a pairing", _fixed(3, 1.0, "+")),
+    Column(
+        "difference",
+        "difference",
+        "Difference of mean alphas; of recall, in McNemar's test; the correlation, of a pairing",
+        _fixed(3, 1.0, "+"),
+    ),
+    Column("lost", "lost", "Examples right before and wrong after", _fixed(0)),
+    Column("won", "won", "Examples wrong before and right after", _fixed(0)),
     Column("p", "p", "Uncorrected", _p),
     Column("p_bonferroni", "Bonferroni", "Corrected by Bonferroni's method", _p),
     Column("p_holm", "Holm", "Corrected by Holm's method", _p),
@@ -153,8 +177,8 @@ _TESTS = (
 _PIES = (
     *_CLASSES[:2],
     Column("class", "labelled", "The true class"),
-    Column("support", "examples", "How many test examples it has", _fixed(0)),
-    Column("pies", "changed", "How many of them have another modal label after pruning", _fixed(0)),
+    Column("support", "examples", "Number of test examples", _fixed(0)),
+    Column("pies", "changed", "Number of them with another most frequent label afterwards", _fixed(0)),
     Column("share", "%", "Their share of the class", _PERCENT),
 )
 _EQUAL = (
@@ -171,8 +195,45 @@ _EQUAL = (
     Column("p", "p", "Of no difference", _p),
     Column("slope", "slope", "Of log alpha on log alpha_null, common to both", _fixed(2)),
     Column("parallel_p", "parallel p", "Of equal slopes; when small, one difference does not describe the two", _p),
-    Column("observations", "alphas", "How many alphas it stands on", _fixed(0)),
+    Column("observations", "alphas", "Number of alphas in the fit", _fixed(0)),
     Column("reason", "why not", "Why there is no answer"),
+)
+
+
+_PROBABILITIES = (
+    _SCORE,
+    _RATIO,
+    Column("class", "class", "The class"),
+    Column("support", "examples", "Number of test examples", _fixed(0)),
+    Column(
+        "confidence_dense", "confidence before %", "Mean probability of the predicted class, dense models", _PERCENT
+    ),
+    Column("confidence", "after %", "The same, compressed models", _PERCENT),
+    Column("ece_dense", "calibration error before %", "Expected calibration error of 15 bins, dense models", _PERCENT),
+    Column("ece", "after %", "The same, compressed models", _PERCENT),
+    Column("kl", "KL", "Kullback-Leibler divergence of the compressed from the dense probabilities, nats", _fixed(3)),
+    Column("k", "k", "k of the top-k recall", _fixed(0)),
+    Column(
+        "top_k_dense", "top-k before %", "Examples whose class is among the k most probable, dense models", _PERCENT
+    ),
+    Column("top_k", "after %", "The same, compressed models", _PERCENT),
+)
+_DRIFT = (
+    _SCORE,
+    _RATIO,
+    Column("class", "class", "The true class"),
+    Column("predicted", "predicted", "The class predicted instead"),
+    Column("lost", "lost", "Examples that dense models get right, mean over models", _fixed(1)),
+    Column("share", "share %", "Their share of the lost examples of the class", _PERCENT),
+    Column("before", "all before", "All examples of the class predicted so by dense models, mean", _fixed(1)),
+    Column("after", "all after", "The same, by compressed models", _fixed(1)),
+)
+_RISK = (
+    _SCORE,
+    Column("example", "example", "Number of the test example, from 0", _fixed(0)),
+    Column("name", "class", "Its true class"),
+    Column("risk", "risk", "Uncertainty of the dense models, from 0 to 1", _fixed(3)),
+    Column("lost", "lost %", "Share of the models that lost it at the last ratio", _PERCENT),
 )
 
 
@@ -191,7 +252,20 @@ def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
         "classes": _table("classes", "Recall of each class", _CLASSES, audit.classes, strong=strong),
         "groups": _table("groups", "Recall within groups", _GROUPS, groups),
         "pies": _table("pies", "Changed examples by class", _PIES, _pies_by_class(audit)),
-        "tests": _table("tests", "Tests of alpha", _TESTS, audit.tests),
+        "drift": _table("drift", "Where lost examples went", _DRIFT, audit.drift),
+        "probabilities": _table(
+            "probabilities",
+            "Confidence and calibration",
+            _PROBABILITIES,
+            audit.probabilities.assign(**{"class": audit.probabilities["class"].fillna("all classes")}),
+        ),
+        "at_risk": _table(
+            "at_risk",
+            "Examples of which the dense models are least sure",
+            _RISK,
+            audit.at_risk.assign(name=[audit.class_names[int(c)] for c in audit.at_risk["label"]]),
+        ),
+        "tests": _table("tests", "Tests", _TESTS, audit.tests),
         "equal": _table("equal", "At equal loss of accuracy", _EQUAL, equal, sortable=False),
     }
 
@@ -212,7 +286,9 @@ def _table(
     if name in _FILTERED:
         frame = _most(frame, *_FILTERED[name])
     note = "" if len(frame) == every else f"{len(frame)} of {every} rows are shown; Audit.to_csv writes everything."
-    kept = tuple(c for c in columns if c.name in frame and not (frame[c.name].isna() | (frame[c.name] == "")).all())
+    absent = lambda c: (frame[c].isna() | (frame[c] == "")).all() or (c == "ratio" and (frame[c] == UNSTATED).all())
+    kept = tuple(c for c in columns if c.name in frame and not absent(c.name))
+    kept = tuple(c for c in kept if c.name != "collapsed" or frame["collapsed"].any())
     texts = [[_cell(column, value) for value in frame[column.name]] for column in kept]
     stacks = _stacks(frame)
     rows = zip(zip(*texts, strict=True), stacks, (index in strong for index in frame.index), strict=True)
@@ -235,7 +311,16 @@ def _cell(column: Column, value: Any) -> Cell:
         return Cell("" if pd.isna(value) else str(value), None)
     if pd.isna(value):
         return Cell("n/a", "")
-    return Cell(column.show(value), repr(float(value)))
+    return Cell(_never_minus_zero(column.show(value), value), repr(float(value)))
+
+
+def _never_minus_zero(text: str, value: Any) -> str:
+    """Text of a number; 0 without a sign, and not 0 where the number is not."""
+    if value == 0 or float(value) == 0:
+        return text.replace("-", "").replace("+", "")
+    if text[:2] in ("-0", "+0") and not text.strip("+-0.,"):
+        return f"{'<' if value > 0 else '>'} {text[0]}{text[1:-1]}1" if "." in text else text
+    return text
 
 
 def _most(frame: pd.DataFrame, by: str, ascending: bool) -> pd.DataFrame:

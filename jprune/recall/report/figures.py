@@ -15,7 +15,7 @@ import pandas as pd
 from jprune.recall.report import panels
 from jprune.recall.report.headline import number
 from jprune.recall.report.panels import FAINT, INK, MUTED
-from jprune.recall.tables.frames import AuditTables
+from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,14 +30,15 @@ def figures(audit: AuditTables) -> "dict[str, Figure]":
     Raises:
       ImportError: matplotlib is not installed.
     """
-    drawn = {
-        "alpha": alpha_by_ratio(audit),
-        "null": alpha_against_null(audit),
-        "recall": recall_by_class(audit),
-        "tradeoff": accuracy_tradeoff(audit),
-        "variance": balance_variance(audit),
-    }
-    if (audit.summary["alpha_models"] > 2).any():
+    drawn = {"recall": recall_by_class(audit), "null": alpha_against_null(audit)}
+    if not audit.named:
+        drawn = {
+            "alpha": alpha_by_ratio(audit),
+            **drawn,
+            "tradeoff": accuracy_tradeoff(audit),
+            "variance": balance_variance(audit),
+        }
+    if not audit.named and (audit.summary["alpha_models"] > 2).any():
         drawn["boxes"] = alpha_boxes({"": audit})
     return {**drawn, "scatter": balance_scatter(audit)}
 
@@ -96,7 +97,11 @@ def recall_by_class(audit: AuditTables) -> "Figure":
             axes.plot(lines_of[c], color=FAINT, linewidth=0.8)
         drawn = [axes.plot(lines_of[c], **panels.line_style(index))[0] for index, c in enumerate(most[:_MOST_LINES])]
         axes.set_xticks(range(len(ratios) + 1), ["dense", *(panels.ratio_name(ratio) for ratio in ratios)])
-        axes.set_xlabel("compression ratio", color=INK)
+        axes.set_xlabel("" if audit.named else "compression ratio", color=INK)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom, min(top, 1.0))
+        for line in axes.lines:
+            line.set_clip_on(False)
         if len(scores) > 1:
             axes.set_title(panels.short(score), fontsize=11, color=INK, parse_math=False)
         names = [audit.class_names[c] for c in most[:_MOST_LINES]]
@@ -119,12 +124,13 @@ def accuracy_tradeoff(audit: AuditTables) -> "Figure":
     ]
     _reference(axes)
     axes.margins(x=0.12, y=0.12)  # room for the ratios at the outermost points
-    axes.invert_xaxis()
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(high, 100.0), max(low, 0.0))
     told = audit.summary
     if len(audit.scores) > panels.MOST_INSIDE:
         told = told.loc[told.groupby("score", sort=False)["ratio"].idxmax()]
     _tell_ratios(axes, told)
-    axes.set_xlabel("accuracy after pruning (%), falling", color=INK)
+    axes.set_xlabel("accuracy (%), falling", color=INK)
     axes.set_ylabel("alpha, mean over models", color=INK)
     panels.legend(axes, drawn, audit.scores)
     return figure
@@ -205,12 +211,13 @@ def balance_scatter(audit: AuditTables) -> "Figure":
             axes.plot([-limit, limit], [-limit * slope, limit * slope], color=INK, linewidth=1.3)
         axes.set_xlim(-limit, limit)
         alpha = f"alpha {number(slope)} {numbers['alpha_mark']}".strip()
-        where = "control" if ratio == 1 else f"t = {ratio:g}"
-        title = f"{panels.short(score)}, " * (len(audit.scores) > 1) + f"{where}\n{alpha}"
+        where = {1.0: "control", UNSTATED: ""}.get(ratio, f"t = {ratio:g}")
+        named = [panels.short(score)] * (len(audit.scores) > 1 or audit.named)
+        title = ", ".join(filter(None, [*named, where])) + f"\n{alpha}"
         title += f", r² {number(numbers['r2'])}, accuracy {numbers['accuracy']:.3f}"
         axes.set_title(title, fontsize=9.5, color=INK, parse_math=False)
     figure.supxlabel("normalized recall balance, dense", color=INK, fontsize=10)
-    figure.supylabel("normalized recall balance, pruned", color=INK, fontsize=10)
+    figure.supylabel("normalized recall balance, after", color=INK, fontsize=10)
     return figure
 
 

@@ -32,6 +32,7 @@ document.querySelectorAll(".filter").forEach((filter) => {
   const table = document.getElementById(select.dataset.table);
   const show = () => {
     for (const row of table.tBodies[0].rows) row.hidden = select.value !== "" && row.dataset.stack !== select.value;
+    table.classList.toggle("one-stack", select.value !== "");
   };
   filter.hidden = false;
   select.addEventListener("change", show);

@@ -14,12 +14,12 @@ import pandas as pd
 from jprune._version import __version__
 from jprune.files import write_text
 from jprune.recall.inference.regression import compare_at_equal_accuracy
-from jprune.recall.inputs.predictions import InputError
+from jprune.recall.inputs.raw import InputError
 from jprune.recall.report import display
 from jprune.recall.report.captions import captions
-from jprune.recall.report.headline import findings, headline
+from jprune.recall.report.headline import findings, headline, subject
 from jprune.recall.report.svg import inline_svg
-from jprune.recall.tables.frames import AuditTables
+from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 _MOST_EXAMPLES = 24
 _MOST_PIXELS = 256  # of an image's longer side
@@ -91,14 +91,17 @@ def page(audit: AuditTables, *, images: Any = None, title: str = "Recall audit",
         tables=display.tables(audit, at_equal_accuracy(audit)),
         figures=figures,
         stacks=[
-            (display.stack_key(score, ratio), f"{score} at {ratio:g}")
+            (display.stack_key(score, ratio), score if ratio == UNSTATED else f"{score} at {ratio:g}")
             for score, ratio in zip(audit.summary["score"], audit.summary["ratio"], strict=True)
         ],
         examples=examples,
         examples_of=examples_of,
         level=f"{100 * audit.level:g} %",
         paired=audit.paired,
-        resampled="alpha_examples_low" in audit.summary,
+        after=audit.scores[0] if audit.named and len(audit.scores) == 1 else "compared" if audit.named else "pruned",
+        named=audit.named,
+        margin=f"{audit.margin:g}",
+        opened=display.stack_key(*subject(audit)),
     )
 
 
@@ -136,10 +139,14 @@ def at_equal_accuracy(audit: AuditTables) -> pd.DataFrame:
 def _about(audit: AuditTables) -> str:
     counts = sorted({int(models) for models in audit.summary["models"]})
     models = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    start = f"{audit.examples:,} test examples of {len(audit.class_names)} classes; "
+    if audit.named:
+        names = ", ".join(audit.scores)
+        return f"{start}{models} dense and {models} models each of {names}; {100 * audit.level:g} % intervals."
     ratios = ", ".join(f"{ratio:g}" for ratio in audit.ratios)
     scores = "" if audit.scores == ("pruned",) else f" pruned by {', '.join(audit.scores)}"
     return (
-        f"{audit.examples} test examples of {len(audit.class_names)} classes; {models} models{scores} at compression "
+        f"{start}{models} model{'s' * (counts != [1])}{scores} at compression "
         f"ratio{'s' * (len(audit.ratios) > 1)} {ratios}; {100 * audit.level:g} % intervals."
     )
 
@@ -162,7 +169,8 @@ def _examples(audit: AuditTables, images: Any) -> tuple[list[dict[str, Any]], st
         source, width, height = _png(pictures[row["example"]], low, high)
         names = {key: audit.class_names[row[key]] for key in ("label", "dense", "pruned")}
         shown.append({"index": row["example"], "source": source, "width": width, "height": height, **names})
-    return shown, f"{last['score']} at {last['ratio']:g} ({len(shown)} of {len(rows)})"
+    where = last["score"] if last["ratio"] == UNSTATED else f"{last['score']} at {last['ratio']:g}"
+    return shown, f"{where} ({len(shown)} of {len(rows)})"
 
 
 def _pictures(images: Any, examples: int) -> tuple[np.ndarray, float, float]:

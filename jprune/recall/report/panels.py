@@ -6,7 +6,7 @@ What is drawn on them is in ``jprune.recall.report.figures``.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jprune.recall.tables.frames import AuditTables
+from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, RULE, FAINT = "#1c1e21", "#5c6166", "#d5d8dc", "#b9bec4"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#c4649b", "#b07c00", "#3d9bd1", "#7a5cc7", "#6d6d6e")
-MOST_INSIDE = 3  # names that a legend holds inside a panel; more stand below it
+MOST_INSIDE = 3  # scores whose points are labelled with every ratio
 _MARKERS = "osD^vPX*"
 _MOST_POINTS = 1_500  # per panel, as vectors; beyond it they are drawn as pixels
 
@@ -51,13 +51,13 @@ def ratio_axis(axes: "Axes", audit: AuditTables, dense: bool = False) -> dict[fl
     names = ["dense"] * dense + [ratio_name(ratio) for ratio in audit.ratios]
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_xlabel("compression ratio", color=INK)
+    axes.set_xlabel("" if audit.named else "compression ratio", color=INK)
     return {ratio: place + dense for place, ratio in enumerate(audit.ratios)}
 
 
 def ratio_name(ratio: float) -> str:
     """What a compression ratio is called beside a point or a tick."""
-    return "control" if ratio == 1 else f"{ratio:g}"
+    return "after" if ratio == UNSTATED else "control" if ratio == 1 else f"{ratio:g}"
 
 
 def colour(index: int) -> str:
@@ -87,21 +87,19 @@ def dodge(index: int, count: int, width: float = 0.3) -> float:
 
 
 def legend(axes: "Axes", drawn: Sequence[Any], names: Sequence[str], **place: Any) -> None:
-    """Add a legend where there is more than one name: of few inside the panel, of more below the figure.
+    """Add a legend below the figure where there is more than one name, so that it covers no point.
 
     The names are put in afterwards: matplotlib reads a leading underscore as "hide this one".
     """
     if len(names) < 2:
         return
     owner: Any = axes
-    if len(names) > MOST_INSIDE and not place:
+    if not place:
         owner = axes.figure
         width, height = owner.get_size_inches()
         columns = max(1, min(len(names), int(width / (0.55 + 0.075 * max(len(short(name)) for name in names)))))
         owner.set_size_inches(width, height + 0.2 * -(-len(names) // columns))
         place = {"loc": "outside lower center", "ncols": columns}
-    # Said, though it is the default: unsaid, matplotlib warns wherever the search takes a second.
-    place = {"loc": "best"} | place
     made = owner.legend(drawn, [str(index) for index in range(len(names))], fontsize=9.5, frameon=False, **place)
     for text, name in zip(made.get_texts(), names, strict=True):
         text.set(text=short(name), parse_math=False, color=INK)

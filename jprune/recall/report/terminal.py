@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from jprune.recall.report.headline import findings, headline, number
-from jprune.recall.tables.frames import AuditTables
+from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 
 def print_summary(audit: AuditTables, report: Path | None = None) -> None:
     """Print the headline, the answers, the table of ratios and the warnings.
 
     Args:
-      audit: what to tell.
+      audit: what to print.
       report: where the page was written, or None.
 
     Raises:
@@ -41,8 +41,8 @@ def print_summary(audit: AuditTables, report: Path | None = None) -> None:
         # Where the terminal is narrow, names and intervals go on in a second line, and numbers stay whole.
         table.add_column(
             Text(name),
-            justify="left" if name in ("score", "mark") else "right",
-            no_wrap=name not in ("score", "interval"),
+            justify="left" if name == "score" else "right",
+            no_wrap=name not in ("score", "interval", "corrected alpha"),
             overflow="fold",
         )
     for row in audit.summary.to_dict("records"):
@@ -54,20 +54,21 @@ def print_summary(audit: AuditTables, report: Path | None = None) -> None:
         console.print(Text(f"Report: {report}"))
 
 
-_COLUMNS = ("score", "ratio", "models", "accuracy", "alpha", "interval", "mark", "null", "alpha/null")
+_COLUMNS = ("score", "ratio", "models", "accuracy", "corrected alpha", "interval", "alpha", "seeds", "null")
 
 
 def _cells(row: dict[Any, Any]) -> list[str]:
-    """What stands in the columns of the table."""
-    interval = f"{row['alpha_low']:.2f} to {row['alpha_high']:.2f}" if np.isfinite(row["alpha_low"]) else "n/a"
+    """The cells of a row of the table."""
+    low, high = row["alpha_corrected_low"], row["alpha_corrected_high"]
+    interval = f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "n/a"
     return [
         row["score"],
-        f"{row['ratio']:g}",
+        "" if row["ratio"] == UNSTATED else f"{row['ratio']:g}",
         str(row["models"]),
         f"{100 * row['accuracy']:.1f} %",
-        number(row["alpha"]),
+        number(row["alpha_corrected"]),
         interval,
-        row["alpha_mark"],
+        number(row["alpha"]),
+        number(row["alpha_seed"]),
         number(row["alpha_null"]),
-        number(row["alpha_over_null"]),
     ]

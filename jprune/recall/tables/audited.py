@@ -1,13 +1,34 @@
-"""The models under audit: which belong together, and what lies between them."""
+"""The models under audit: which belong together, and how they differ."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Bool, Int
 
 from jprune.recall.inference.intervals import Interval, defined_mean, t_interval, welch_interval
+from jprune.recall.inputs.predictions import Predictions
 from jprune.recall.measures.rates import Rates
+
+
+class Examples(NamedTuple):
+    """What is known of single examples, where predictions were given and not counts alone.
+
+    Attributes:
+      true: the labels, (examples,).
+      dense: predictions of each score's dense models.
+      compressed: predictions of each score and ratio.
+    """
+
+    true: Int[np.ndarray, " examples"]
+    dense: dict[str, Predictions]
+    compressed: dict[str, dict[float, Predictions]]
+
+    def right(self, score: str, ratio: float | None = None) -> Bool[np.ndarray, "models examples"]:
+        """Whether each model of a score is right: compressed at a ratio, or dense."""
+        stack = self.dense[score] if ratio is None else self.compressed[score][ratio]
+        return np.asarray(stack.predicted == self.true)
 
 
 class AuditedModels(NamedTuple):
@@ -15,11 +36,14 @@ class AuditedModels(NamedTuple):
 
     Attributes:
       dense: the dense models of each score; the same for all where ``shared``.
-      pruned: the pruned models of each score and ratio, ratios ascending.
+      pruned: the compressed models of each score and ratio, ratios ascending.
       shared: whether all scores start from the same dense models.
-      paired: whether model m of a pruned set was pruned from model m of its dense set.
+      paired: whether model m of a compressed set was made from model m of its dense set.
       class_names: (classes,) names.
       level: confidence of every interval.
+      margin: distance of alpha from 1 that counts as equal.
+      named: whether sets were given by name, without a ratio.
+      examples: what is known of single examples; None with counts alone.
     """
 
     dense: dict[str, Rates]
@@ -28,11 +52,14 @@ class AuditedModels(NamedTuple):
     paired: bool
     class_names: tuple[str, ...]
     level: float
+    margin: float = 0.1
+    named: bool = False
+    examples: Examples | None = None
 
     def stacks(self) -> Iterator[tuple[str, float, Rates, Rates]]:
-        """Yield score, ratio, a baseline for every pruned model, and the pruned models.
+        """Yield score, ratio, a baseline for every compressed model, and the compressed models.
 
-        Unpaired models all have the mean dense model for their baseline.
+        Unpaired models all have the mean dense model as their baseline.
         """
         for score, ratios in self.pruned.items():
             for ratio, pruned in ratios.items():
@@ -40,8 +67,23 @@ class AuditedModels(NamedTuple):
                 yield score, ratio, dense if self.paired else mean_model(dense, len(pruned.accuracy)), pruned
 
 
+def collapsed(rates: Rates) -> Bool[np.ndarray, " models"]:
+    """Which models are at chance: the mean recall of their classes is at most 1.1 / classes.
+
+    A network that predicts one class for every example has a mean recall of 1 / classes, as has one that guesses.
+
+    >>> recall = np.array([[1.0, 0.0, 0.0], [0.9, 0.8, 0.4]])
+    >>> collapsed(Rates(np.array([9, 9, 9]), *[recall] * 4, np.array([0.33, 0.7])))
+    array([ True, False])
+    """
+    present = int((rates.support > 0).sum())
+    if present < 2:
+        return np.zeros(len(rates.accuracy), bool)
+    return np.asarray(defined_mean(rates.recall) <= 1.1 / present)
+
+
 def mean_model(rates: Rates, times: int) -> Rates:
-    """The mean of a set of models, a given number of times; what unpaired models are set against.
+    """The mean of a set of models, a given number of times; the baseline of unpaired models.
 
     >>> two = Rates(np.array([9, 1]), *[np.array([[0.8, np.nan], [0.6, np.nan]])] * 4, np.array([0.8, 0.6]))
     >>> mean_model(two, 3).accuracy, mean_model(two, 1).recall

@@ -9,9 +9,11 @@ import pandas as pd
 
 from jprune.recall.inputs.predictions import Predictions
 from jprune.recall.tables.audited import AuditedModels
+from jprune.recall.tables.frames import UNSTATED
 
 _FEWEST_PAIRS = 4  # three pairs have six orders: no correlation of theirs is rarer than 1 in 6
-_UNEQUAL = 1.5  # largest over smallest class, beyond which alpha is told with an intercept too
+_FEW_EXAMPLES = 30  # of a group
+_UNEQUAL = 1.5  # largest over smallest class, beyond which alpha is reported with an intercept, too
 
 
 def of_empty_classes(support: npt.NDArray[np.int64], class_names: Sequence[str]) -> str:
@@ -54,23 +56,23 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
     if present.max() > _UNEQUAL * present.min():
         notes.append(
             f"the classes have between {present.min()} and {present.max()} test examples; alpha assumes equal sizes, "
-            f"so read alpha_intercept beside it"
+            f"so read alpha_intercept, too"
         )
     if (summary["models"] == 1).all():
-        notes.append("one model only: nothing can be said about other training seeds, and there are no intervals")
+        notes.append("one model only: other training runs may differ, and nothing here says by how much")
     elif (summary["models"] < 5).any():
         notes.append("fewer than five models: the intervals rest on very few training seeds")
-    if not (summary["ratio"] == 1).any():
+    if not (summary["ratio"] == 1).any() and not study.named:
         notes.append(
-            "no control: without models that were fine-tuned but not pruned (ratio 1), what fine-tuning did is counted "
-            "as pruning's doing"
+            "no control: without models that were fine-tuned but not pruned (ratio 1), the effect of fine-tuning is "
+            "part of what is reported for pruning"
         )
     if not study.paired:
-        notes.append("models are not paired: each pruned model is set against the mean dense model")
+        notes.append("models are not paired: each compressed model is compared with the mean dense model")
     for (score, ratio), rows in alphas.groupby(["score", "ratio"], sort=False):
         reasons = rows["reason"][rows["reason"] != ""].value_counts(sort=False)
         for reason, times in reasons.items():
-            notes.append(f"{score} at {ratio:g}: alpha is undefined for {times} of {len(rows)} models: {reason}")
+            notes.append(f"{_where(score, ratio)}: alpha is undefined for {times} of {len(rows)} models: {reason}")
     for score, ratio, _, pruned in study.stacks():
         # Of correct counts alone the false positives are NaN: what else such a model predicts is not known.
         whole = (pruned.recall == 1) & ~(pruned.false_positive < 1)
@@ -78,8 +80,39 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
         if only.any() and len(present) > 1:
             known = not np.isnan(pruned.false_positive).all()
             told = "predict one class for every example" if known else "are right about one class and no other"
-            notes.append(f"{score} at {ratio:g}: {only.sum()} of {len(only)} models {told}")
+            notes.append(f"{_where(score, ratio)}: {only.sum()} of {len(only)} models {told}")
+    for row in summary.to_dict("records"):
+        if row["collapsed"]:
+            notes.append(
+                f"{_where(row['score'], row['ratio'])}: {row['collapsed']} of {row['models']} models are at chance "
+                f"({100 * study.level:g} % interval of the share {100 * row['collapsed_low']:.0f} to "
+                f"{100 * row['collapsed_high']:.0f} %); alpha is of the others"
+            )
+    if study.examples is None:
+        notes.append(
+            "counts alone: intervals and tests are over training seeds and do not include the chance in the choice of "
+            "test examples"
+        )
     return notes
+
+
+def of_groups(groups: pd.DataFrame) -> list[str]:
+    """Warn of groups with few examples.
+
+    >>> of_groups(pd.DataFrame({"attribute": ["sex"], "group": ["f"], "class": [None], "support": [3]}))
+    ['small groups, of which little can be shown: sex f (3 examples)']
+    """
+    whole = groups[groups["class"].isna() & (groups["support"] < _FEW_EXAMPLES)]
+    small = whole.drop_duplicates(["attribute", "group"])
+    if not len(small):
+        return []
+    listed = [f"{row['attribute']} {row['group']} ({row['support']} examples)" for row in small.to_dict("records")]
+    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+    return [f"small groups, of which little can be shown: {', '.join(listed[:5])}{more}"]
+
+
+def _where(score: str, ratio: float) -> str:
+    return score if ratio == UNSTATED else f"{score} at {ratio:g}"
 
 
 def of_pairing(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -9,13 +9,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from jprune.recall.inference.intervals import Alternative, bonferroni, holm, independent_test, paired_test
+from jprune.recall.inference.losses import mcnemar
 from jprune.recall.inference.pairing import PairingTest
+from jprune.recall.tables.audited import AuditedModels
 from jprune.recall.tables.frames import AuditTables
 
 _Stack = tuple[str, float, npt.NDArray[np.float64]]
-_COLUMNS = (
+COLUMNS = (
     "question", "score", "ratio", "other_score", "other_ratio", "test", "alternative", "difference", "statistic",
-    "df", "p", "p_bonferroni", "p_holm", "models", "left_out", "reason",
+    "df", "p", "p_bonferroni", "p_holm", "models", "left_out", "reason", "class", "examples", "lost", "won",
 )  # fmt: skip
 
 
@@ -96,7 +98,59 @@ def compare(
         frame.insert(0, "audit", first)
         frame.insert(1, "other_audit", second)
         frames.append(frame)
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["audit", "other_audit", *_COLUMNS])
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["audit", "other_audit", *COLUMNS])
+
+
+def mcnemar_rows(study: AuditedModels) -> list[dict[str, Any]]:
+    """McNemar tests of one model before and one after compression: of all examples, and of every class.
+
+    ``difference`` is recall after minus before; p-values of the classes are corrected over the classes. With several
+    models the test would treat models that share test examples as independent, so there are no rows.
+    """
+    rows = []
+    for score, ratio, _, _ in study.stacks():
+        if study.examples is None:
+            continue
+        before, after = study.examples.right(score), study.examples.right(score, ratio)
+        if len(before) != 1 or len(after) != 1:
+            continue
+        true, classes = study.examples.true, len(study.class_names)
+        lost = np.bincount(true[before[0] & ~after[0]], minlength=classes)
+        won = np.bincount(true[~before[0] & after[0]], minlength=classes)
+        support = np.bincount(true, minlength=classes)
+        p = np.array([mcnemar(int(b), int(c)) if n else np.nan for b, c, n in zip(lost, won, support, strict=True)])
+        every = mcnemar(int(lost.sum()), int(won.sum()))
+        counts = [("accuracy", None, len(true), int(lost.sum()), int(won.sum()), every, every, every)]
+        counts += [
+            ("class", *each)
+            for each in zip(study.class_names, support, lost, won, p, bonferroni(p), holm(p), strict=True)
+            if each[1]
+        ]
+        for question, name, n, b, c, single, corrected, stepped in counts:
+            row: dict[str, Any] = dict.fromkeys(COLUMNS)
+            rows.append(
+                row
+                | {
+                    "question": question,
+                    "score": score,
+                    "ratio": ratio,
+                    "other_score": "dense",
+                    "test": "mcnemar",
+                    "alternative": "two-sided",
+                    "difference": float((c - b) / n),
+                    "p": float(single),
+                    "p_bonferroni": float(corrected),
+                    "p_holm": float(stepped),
+                    "models": 1,
+                    "left_out": 0,
+                    "reason": "",
+                    "class": name,
+                    "examples": int(n),
+                    "lost": int(b),
+                    "won": int(c),
+                }
+            )
+    return rows
 
 
 def pairing_row(score: str, ratio: float, found: PairingTest) -> dict[str, Any]:
@@ -104,7 +158,7 @@ def pairing_row(score: str, ratio: float, found: PairingTest) -> dict[str, Any]:
 
     ``difference`` is the correlation of their recalls over models.
     """
-    row: dict[str, Any] = dict.fromkeys(_COLUMNS)
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
     return row | {
         "question": "pairing",
         "score": score,
@@ -118,6 +172,13 @@ def pairing_row(score: str, ratio: float, found: PairingTest) -> dict[str, Any]:
         "left_out": found.left_out,
         "reason": found.reason,
     }
+
+
+def with_rows(table: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """A table of tests with more rows."""
+    if not rows:
+        return table
+    return pd.DataFrame([*table.to_dict("records"), *rows], columns=list(COLUMNS))
 
 
 def by_stack(per_model: pd.DataFrame) -> dict[str, dict[float, npt.NDArray[np.float64]]]:
@@ -155,4 +216,4 @@ def _frame(families: list[list[dict[str, Any]]]) -> pd.DataFrame:
         p = np.array([row["p"] for row in family])
         for row, corrected, stepped in zip(family, bonferroni(p), holm(p), strict=True):
             rows.append(row | {"p_bonferroni": float(corrected), "p_holm": float(stepped)})
-    return pd.DataFrame(rows, columns=list(_COLUMNS))
+    return pd.DataFrame(rows, columns=list(COLUMNS))

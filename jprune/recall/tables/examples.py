@@ -1,44 +1,53 @@
-"""The audit's tables that need the examples themselves: which changed, and the recalls of subgroups."""
+"""The audit's tables that need the examples themselves."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from jaxtyping import Float
 
-from jprune.recall.inference.bootstrap import bootstrap_examples
+from jprune.recall.inference.losses import class_losses
 from jprune.recall.inference.pairing import pairing_test
 from jprune.recall.inputs.arguments import Rng
-from jprune.recall.inputs.predictions import Groups
+from jprune.recall.inputs.groups import Groups
+from jprune.recall.inputs.predictions import Predictions
 from jprune.recall.measures.exemplars import modal_label, taxicab_distance
-from jprune.recall.measures.rates import Rates, from_predictions
-from jprune.recall.tables.audited import AuditedModels, difference
+from jprune.recall.measures.probabilities import (
+    Outlook,
+    area_under_curve,
+    divergence,
+    log_probabilities,
+    outlook,
+)
+from jprune.recall.tables.audited import AuditedModels, Examples
 from jprune.recall.tables.comparisons import pairing_row
 
-Stacks = Mapping[str, Mapping[float, npt.NDArray[np.int64]]]
+PIE_COLUMNS = ("score", "ratio", "example", "label", "dense", "pruned", "distance")
 GROUP_COLUMNS = (
-    "score", "ratio", "attribute", "group", "class", "support", "recall_dense", "recall", "change", "change_low",
-    "change_high", "excess",
+    "score", "ratio", "attribute", "group", "class", "support", "recall_dense", "recall", "lost", "won", "change",
+    "change_low", "change_high", "excess", "excess_low", "excess_high", "p", "p_holm",
 )  # fmt: skip
+PROBABILITY_COLUMNS = (
+    "score", "ratio", "class", "support", "confidence_dense", "confidence", "confidence_change", "ece_dense", "ece",
+    "ece_change", "kl", "k", "top_k_dense", "top_k", "top_k_change",
+)  # fmt: skip
+DRIFT_COLUMNS = ("score", "ratio", "class", "predicted", "lost", "share", "before", "after")
+RISK_COLUMNS = ("score", "example", "label", "risk", "lost")
+_MOST_AT_RISK = 100
 
 
-def pies(dense: Mapping[str, npt.NDArray[np.int64]], pruned: Stacks, true: npt.NDArray[np.int64]) -> pd.DataFrame:
-    """One row per score, ratio and example whose modal label changed, the furthest apart first.
-
-    Args:
-      dense: predicted classes of each score's dense models, (models, examples).
-      pruned: predicted classes of each score and ratio, (models, examples).
-      true: the labels, (examples,).
-    """
+def pies(known: Examples) -> pd.DataFrame:
+    """One row per score, ratio and example whose modal label changed, the furthest apart first."""
     frames = []
-    for score, ratios in pruned.items():
-        before = modal_label(dense[score])
-        for ratio, predicted in ratios.items():
-            after = modal_label(predicted)
+    for score, ratios in known.compressed.items():
+        dense = known.dense[score].predicted
+        before = modal_label(dense)
+        for ratio, stack in ratios.items():
+            after = modal_label(stack.predicted)
             examples = np.flatnonzero(before != after)
             # The distance ranks these few; of all examples it would take half the time of the whole audit.
-            distance = taxicab_distance(dense[score][:, examples], predicted[:, examples])
+            distance = taxicab_distance(dense[:, examples], stack.predicted[:, examples])
             order = np.argsort(-distance, kind="stable")
             examples = examples[order]
             frames.append(
@@ -47,93 +56,239 @@ def pies(dense: Mapping[str, npt.NDArray[np.int64]], pruned: Stacks, true: npt.N
                         "score": score,
                         "ratio": ratio,
                         "example": examples,
-                        "label": true[examples],
+                        "label": known.true[examples],
                         "dense": before[examples],
                         "pruned": after[examples],
                         "distance": distance[order],
                     }
                 )
             )
-    columns = ["score", "ratio", "example", "label", "dense", "pruned", "distance"]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(PIE_COLUMNS))
 
 
-def subgroups(
+def subgroups(study: AuditedModels, known: Examples, groups: Groups) -> pd.DataFrame:
+    """Recall before and after within every group, of all its examples (class None) and of each class.
+
+    ``excess`` is what the group lost beyond what all examples lost, with its interval and p-value over examples and
+    models; p-values are corrected over the groups of one attribute.
+    """
+    frames = []
+    for score, ratios in known.compressed.items():
+        for ratio in ratios:
+            before, after = known.right(score), known.right(score, ratio)
+            lost = float(before.mean() - after.mean())
+            for attribute, (codes, kinds) in groups.items():
+                whole = class_losses(codes, before, after, len(kinds), paired=study.paired, level=study.level)
+                for code, kind in enumerate(kinds):
+                    member = codes == code
+                    frame = _subgroup(study, known.true[member], before[:, member], after[:, member], lost)
+                    for name in (
+                        "lost",
+                        "won",
+                        "change_low",
+                        "change_high",
+                        "excess_low",
+                        "excess_high",
+                        "p",
+                        "p_holm",
+                    ):
+                        frame.loc[0, name] = getattr(whole, name)[code]
+                    frames.append(frame.assign(score=score, ratio=ratio, attribute=attribute, group=kind))
+    columns = list(GROUP_COLUMNS)
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def _subgroup(
     study: AuditedModels,
-    groups: Groups,
-    dense: Mapping[str, npt.NDArray[np.int64]],
-    pruned: Stacks,
     true: npt.NDArray[np.int64],
+    before: npt.NDArray[np.bool_],
+    after: npt.NDArray[np.bool_],
+    lost: float,
 ) -> pd.DataFrame:
-    """One row per score, ratio, attribute, group and class (and for all classes together, class ``None``).
-
-    ``excess`` is what the group lost beyond what all examples lost.
-    """
-    rows = []
-    count = len(study.class_names)
-    for attribute, (codes, kinds) in groups.items():
-        for code, kind in enumerate(kinds):
-            member = codes == code
-            before = {score: from_predictions(true[member], stack[:, member], count) for score, stack in dense.items()}
-            for score, ratios in pruned.items():
-                for ratio, stack in ratios.items():
-                    after = from_predictions(true[member], stack[:, member], count)
-                    lost = study.dense[score].accuracy.mean() - study.pruned[score][ratio].accuracy.mean()
-                    frame = _subgroup(study, before[score], after, float(lost))
-                    rows.append(frame.assign(score=score, ratio=ratio, attribute=attribute, group=kind))
-    return (
-        pd.concat(rows, ignore_index=True)[list(GROUP_COLUMNS)] if rows else pd.DataFrame(columns=list(GROUP_COLUMNS))
-    )
-
-
-def resampling(
-    study: AuditedModels,
-    true: npt.NDArray[np.int64],
-    dense: Mapping[str, npt.NDArray[np.int64]],
-    pruned: Stacks,
-    *,
-    rng: Rng,
-    resamples: int,
-) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Intervals of mean alpha over test examples, a row per row of the summary; and a test of the pairing for each.
-
-    Args:
-      study: the rates; paired.
-      true: the labels, (examples,).
-      dense: predicted classes of each score's dense models, (models, examples).
-      pruned: predicted classes of each score and ratio, (models, examples).
-      rng: generator or seed; a seed draws the same examples for every score.
-      resamples: how often the examples are drawn anew, and at most how many pairings are tried.
-    """
-    intervals, tests = [], []
-    for score, ratios in pruned.items():
-        stack = np.stack(list(ratios.values()))
-        drawn = bootstrap_examples(
-            true, dense[score], stack, len(study.class_names), rng=rng, resamples=resamples, level=study.level
-        )
-        ends = (drawn.low, drawn.high, drawn.bias)
-        names = ("alpha_examples_low", "alpha_examples_high", "alpha_examples_bias")
-        intervals.append(pd.DataFrame(dict(zip(names, ends, strict=True))))
-        for ratio, rates in study.pruned[score].items():
-            found = pairing_test(study.dense[score].recall, rates.recall, rng=rng, resamples=resamples)
-            tests.append(pairing_row(score, ratio, found))
-    return pd.concat(intervals, ignore_index=True), tests
-
-
-def _subgroup(study: AuditedModels, dense: Rates, pruned: Rates, lost: float) -> pd.DataFrame:
-    present = np.flatnonzero(pruned.support)
-    before = np.column_stack([dense.accuracy, dense.recall[:, present]])
-    after = np.column_stack([pruned.accuracy, pruned.recall[:, present]])
-    change = difference(before, after, study)
+    present = np.unique(true)
+    codes = np.searchsorted(present, true)
+    within = class_losses(codes, before, after, len(present), paired=study.paired, level=study.level)
+    mean = lambda right: np.bincount(codes, right.mean(0)) / within.support
+    nothing = np.array([np.nan])
     return pd.DataFrame(
         {
             "class": [None, *(study.class_names[c] for c in present)],
-            "support": [int(pruned.support.sum()), *pruned.support[present].tolist()],
-            "recall_dense": before.mean(0),
-            "recall": after.mean(0),
-            "change": change.mean,
-            "change_low": change.low,
-            "change_high": change.high,
-            "excess": -change.mean - lost,
+            "support": [len(true), *within.support.tolist()],
+            "recall_dense": np.append(before.mean(), mean(before)),
+            "recall": np.append(after.mean(), mean(after)),
+            "lost": np.concatenate([nothing, within.lost]),
+            "won": np.concatenate([nothing, within.won]),
+            "change": np.append(after.mean() - before.mean(), within.change),
+            "change_low": np.concatenate([nothing, within.change_low]),
+            "change_high": np.concatenate([nothing, within.change_high]),
+            "excess": np.append(before.mean() - after.mean() - lost, -within.change - lost),
+            "excess_low": np.nan,
+            "excess_high": np.nan,
+            "p": np.nan,
+            "p_holm": np.nan,
         }
     )
+
+
+def pairing(study: AuditedModels, *, rng: Rng, resamples: int) -> list[dict[str, Any]]:
+    """A permutation test of the pairing for every score and ratio, as rows of ``tests``."""
+    return [
+        pairing_row(score, ratio, pairing_test(study.dense[score].recall, rates.recall, rng=rng, resamples=resamples))
+        for score, ratios in study.pruned.items()
+        for ratio, rates in ratios.items()
+    ]
+
+
+def probabilities(study: AuditedModels, known: Examples, k: int) -> pd.DataFrame:
+    """Confidence, calibration error, KL divergence and top-k recall, per class and (class None) of all examples.
+
+    Means over models; only where dense and compressed models have logits.
+    """
+    frames = []
+    classes = len(study.class_names)
+    support = np.bincount(known.true, minlength=classes)
+    for score, ratios in known.compressed.items():
+        dense = known.dense[score]
+        if dense.logits is None:
+            continue
+        before = [outlook(known.true, log_probabilities(rows), k) for rows in dense.logits]
+        for ratio, stack in ratios.items():
+            if stack.logits is None:
+                continue
+            after, apart = [], []
+            for model, rows in enumerate(stack.logits):
+                log_p = log_probabilities(rows)
+                after.append(outlook(known.true, log_p, k))
+                if study.paired:
+                    apart.append(divergence(known.true, log_probabilities(dense.logits[model]), log_p))
+            frame = {
+                "score": score,
+                "ratio": ratio,
+                "class": [*study.class_names, None],
+                "support": np.append(support, len(known.true)),
+            }
+            for name, field in (("confidence", "confidence"), ("ece", "calibration_error"), ("top_k", "top_k")):
+                one, two = _means(before, field), _means(after, field)
+                frame |= {f"{name}_dense": one, name: two, f"{name}_change": two - one}
+            frame |= {"kl": np.mean(apart, axis=0) if apart else np.nan, "k": k}
+            frames.append(pd.DataFrame(frame))
+    columns = list(PROBABILITY_COLUMNS)
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def drift(study: AuditedModels, known: Examples) -> pd.DataFrame:
+    """Where the lost examples of each class went: a row per class and class predicted instead.
+
+    ``lost`` counts examples that the dense model got right, mean over models; ``share`` is their share of the class's
+    lost examples; ``before`` and ``after`` count all examples of the class predicted so.
+    """
+    frames = []
+    classes = len(study.class_names)
+    names = np.asarray(study.class_names, object)
+    for score, ratios in known.compressed.items():
+        dense = known.dense[score].predicted
+        right = known.right(score)
+        for ratio, stack in ratios.items():
+            models = len(stack.predicted)
+            if study.paired:
+                model, example = np.nonzero(right & (stack.predicted != known.true))
+                weight = np.ones(len(model))
+            else:
+                model, example = np.nonzero(stack.predicted != known.true)
+                weight = right.mean(0)[example]
+            cells, place = np.unique(
+                known.true[example] * classes + stack.predicted[model, example], return_inverse=True
+            )
+            lost = np.bincount(place, weight, len(cells)) / models
+            cells, lost = cells[lost > 0], lost[lost > 0]
+            origin, target = np.divmod(cells, classes)
+            of_class = np.bincount(origin, lost, classes)
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "score": score,
+                        "ratio": ratio,
+                        "class": names[origin],
+                        "predicted": names[target],
+                        "lost": lost,
+                        "share": lost / of_class[origin],
+                        "before": _cells(known.true, dense, cells, classes),
+                        "after": _cells(known.true, stack.predicted, cells, classes),
+                    }
+                ).sort_values("lost", ascending=False, kind="stable")
+            )
+    columns = list(DRIFT_COLUMNS)
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def _cells(
+    true: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], cells: npt.NDArray[np.int64], classes: int
+) -> Float[np.ndarray, " cells"]:
+    """How many examples fall into some cells of the confusion matrix, mean over models."""
+    found, times = np.unique(true * classes + predicted, return_counts=True)
+    if not len(found):
+        return np.zeros(len(cells))
+    at = np.minimum(np.searchsorted(found, cells), len(found) - 1)
+    return np.asarray(np.where(found[at] == cells, times[at], 0) / len(predicted))
+
+
+def risk(stack: Predictions) -> Float[np.ndarray, " examples"]:
+    """How uncertain dense models are of every example, from them alone.
+
+    With logits one minus the distance between the two largest probabilities, mean over models; otherwise the share
+    of models that disagree with the most frequent prediction, which a single model leaves at 0.
+
+    >>> risk(Predictions("dense", np.array([[0, 1], [0, 0], [0, 2]]), None)).round(2).tolist()
+    [0.0, 0.67]
+    """
+    if stack.logits is None or stack.logits.shape[-1] < 2:
+        return np.asarray((stack.predicted != modal_label(stack.predicted)).mean(0))
+    gaps = []
+    for rows in stack.logits:
+        two = np.sort(np.partition(np.exp(log_probabilities(rows)), -2, axis=-1)[:, -2:], axis=-1)
+        gaps.append(1 - (two[:, 1] - two[:, 0]))
+    return np.asarray(np.mean(gaps, axis=0))
+
+
+def at_risk(known: Examples) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The examples of which dense models are least sure, and how well that tells which examples are lost.
+
+    Returns:
+      ``at_risk``, up to 100 examples a score, the riskiest first, with the share of models that lost them at the last
+      ratio; and a row per score and ratio with ``risk_auc``, the area under the ROC curve among the examples that
+      dense models get right, and ``risk_top``, the share of the lost ones among the riskiest tenth.
+    """
+    frames, rows = [], []
+    for score, ratios in known.compressed.items():
+        of_score = risk(known.dense[score])
+        before = known.right(score).mean(0)
+        lost = np.zeros(len(of_score))
+        for ratio in ratios:
+            lost = np.maximum(before - known.right(score, ratio).mean(0), 0)
+            right, gone = before > 0.5, (lost >= 0.5)[before > 0.5]
+            riskiest = np.argsort(-of_score[right], kind="stable")[: -(-int(right.sum()) // 10)]
+            top = float(gone[riskiest].sum() / gone.sum()) if gone.any() else float("nan")
+            unknown = not of_score.any()
+            area = float("nan") if unknown else area_under_curve(of_score[right], gone)
+            rows.append(
+                {"score": score, "ratio": ratio, "risk_auc": area, "risk_top": float("nan") if unknown else top}
+            )
+        order = np.argsort(-of_score, kind="stable")[:_MOST_AT_RISK]
+        order = order[of_score[order] > 0]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "score": score,
+                    "example": order,
+                    "label": known.true[order],
+                    "risk": of_score[order],
+                    "lost": lost[order],
+                }
+            )
+        )
+    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(RISK_COLUMNS))
+    return table, pd.DataFrame(rows)
+
+
+def _means(found: list[Outlook], field: str) -> npt.NDArray[np.float64]:
+    return np.asarray(np.mean([getattr(each, field) for each in found], axis=0))

@@ -4,8 +4,11 @@ import dataclasses
 
 import pandas as pd
 
+UNSTATED = 0.0
+"""The ratio of models that were given by name, without one."""
+
 TABLES = (
-    "summary", "alphas", "classes", "tests", "recalls", "dense", "pies", "groups",
+    "summary", "alphas", "classes", "tests", "recalls", "dense", "pies", "groups", "probabilities", "drift", "at_risk",
 )  # fmt: skip
 
 

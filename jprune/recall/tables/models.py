@@ -1,7 +1,6 @@
 """The audit's tidy tables, one builder each: rates in, a pandas frame out.
 
-Rows are sorted by score (in the order given), ratio (ascending), then model or class. Every number
-comes from the measures of this wing.
+Rows are sorted by score (in the order given), ratio (ascending), then model or class.
 """
 
 import numpy as np
@@ -9,7 +8,9 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.stats
 
+from jprune.recall.inference.corrected import CorrectedAlpha, corrected_intensification, seed_null
 from jprune.recall.inference.intervals import defined_mean, holm, mark, t_interval
+from jprune.recall.inference.losses import class_losses, wilson
 from jprune.recall.measures.disparity import (
     class_tests,
     disparity,
@@ -31,7 +32,7 @@ from jprune.recall.measures.intensification import (
     undefined,
 )
 from jprune.recall.measures.rates import Rates
-from jprune.recall.tables.audited import AuditedModels, difference
+from jprune.recall.tables.audited import AuditedModels, collapsed, difference
 
 _WITH_INTERVAL = ("alpha", "alpha_over_null", "alpha_intercept")
 
@@ -87,6 +88,7 @@ def _alphas(study: AuditedModels, score: str, ratio: float, dense: Rates, pruned
             "excess_gap_class": _names(study, gap.worst_class),
             "cev": errors.cev,
             "sde": errors.sde,
+            "collapsed": collapsed(pruned),
             "reason": undefined(*given),
         }
     )
@@ -117,12 +119,15 @@ def recalls(study: AuditedModels) -> pd.DataFrame:
 def summary(study: AuditedModels, per_model: pd.DataFrame, dense: pd.DataFrame) -> pd.DataFrame:
     """One row per score and ratio: means over models, intervals, marks against 1, the pooled slope.
 
+    Collapsed models are counted, and left out of every column about alpha: intervals that mix both describe neither.
+
     Args:
       study: the rates.
       per_model: what ``alphas`` made of them.
       dense: what ``dense_models`` made of them.
     """
     rows = []
+    seeds = {score: seed_null(rates.recall, rates.accuracy, study.level) for score, rates in study.dense.items()}
     for score, ratio, baseline, pruned in study.stacks():
         of_stack = per_model[(per_model["score"] == score) & (per_model["ratio"] == ratio)]
         of_dense = dense[dense["score"] == score]
@@ -131,23 +136,70 @@ def summary(study: AuditedModels, per_model: pd.DataFrame, dense: pd.DataFrame) 
         change = difference(study.dense[score].accuracy, pruned.accuracy, study)
         row |= {"accuracy": float(pruned.accuracy.mean()), "accuracy_change": float(change.mean)}
         row |= {"accuracy_change_low": float(change.low), "accuracy_change_high": float(change.high)}
+        healthy = ~of_stack["collapsed"].to_numpy()
+        row |= _agreement(study, score, ratio)
         for name in of_stack.columns[of_stack.columns.get_loc("alpha") :]:
             if pd.api.types.is_float_dtype(of_stack[name]):
-                row |= _mean(name, of_stack[name], study.level)
-        pooled = pooled_intensification(baseline.recall, pruned.recall, baseline.accuracy, pruned.accuracy)
+                row |= _mean(name, of_stack[name][healthy] if name.startswith("alpha") else of_stack[name], study.level)
+        row |= _corrected(study, score, ratio, healthy)
+        row |= dict(zip(("alpha_seed", "alpha_seed_low", "alpha_seed_high"), seeds[score], strict=True))
+        pooled = pooled_intensification(
+            baseline.recall[healthy], pruned.recall[healthy], baseline.accuracy[healthy], pruned.accuracy[healthy]
+        )
         row |= {"pooled_alpha": float(pooled.slope), "r2": float(pooled.r2), "pooled_left_out": int(pooled.left_out)}
         row["balance_variance_dense"] = float(of_dense["balance_variance"].mean())
         row["worst_recall_dense"] = float(of_dense["worst_recall"].mean())
+        gone = int((~healthy).sum())
+        low, high = wilson(gone, len(healthy), study.level)
+        row |= {"collapsed": gone, "collapsed_low": low, "collapsed_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def classes(study: AuditedModels) -> pd.DataFrame:
-    """One row per score, ratio and class: recall before and after, and whether the class lost more than its share.
+def _corrected(study: AuditedModels, score: str, ratio: float, healthy: npt.NDArray[np.bool_]) -> dict[str, object]:
+    """Alpha corrected for test-set noise, its interval, whether it is within the margin, and what it could show."""
+    nan = float("nan")
+    found = CorrectedAlpha(nan, nan, nan, nan, 0, "counts alone do not say which examples were lost")
+    if study.examples is not None and healthy.any():
+        before, after = study.examples.right(score), study.examples.right(score, ratio)[healthy]
+        before = before[healthy] if study.paired else np.broadcast_to(before.mean(0), after.shape)
+        found = corrected_intensification(study.examples.true, before, after, level=study.level)
+    elif study.examples is not None:
+        found = found._replace(reason="every model has collapsed")
+    critical = scipy.stats.norm.isf((1 - study.level) / 2) + scipy.stats.norm.ppf(0.9)
+    inside = 1 / (1 + study.margin) <= found.low and found.high <= 1 + study.margin
+    return {
+        "alpha_corrected": found.alpha,
+        "alpha_corrected_low": found.low,
+        "alpha_corrected_high": found.high,
+        "alpha_corrected_mark": str(mark(found.low, found.high)),
+        "alpha_corrected_equal": bool(inside),
+        "alpha_corrected_detectable": critical * found.standard_error,
+        "alpha_corrected_reason": found.reason,
+    }
 
-    ``excess`` is the excess accuracy gap, positive where a class lost more than the accuracy did. Its
-    p-value is of a paired t test where models are paired, else of Hooker's Welch test (which stands
-    beside it in any case), corrected over the classes by Holm's method.
+
+def _agreement(study: AuditedModels, score: str, ratio: float) -> dict[str, object]:
+    """Examples that changed from right to wrong and back, and predictions that agree, mean over models."""
+    if study.examples is None:
+        return {"lost": float("nan"), "won": float("nan"), "agreement": float("nan")}
+    before, after = study.examples.right(score), study.examples.right(score, ratio)
+    if not study.paired:
+        share, other = before.mean(0), after.mean(0)
+        lost, won = (share * (1 - other)).sum(), ((1 - share) * other).sum()
+        return {"lost": float(lost), "won": float(won), "agreement": float("nan")}
+    same = study.examples.dense[score].predicted == study.examples.compressed[score][ratio].predicted
+    models = len(before)
+    lost, won = (before & ~after).sum() / models, (~before & after).sum() / models
+    return {"lost": float(lost), "won": float(won), "agreement": float(same.mean())}
+
+
+def classes(study: AuditedModels) -> pd.DataFrame:
+    """One row per score, ratio and class: recall before and after, and whether the class lost more than all examples.
+
+    ``excess`` is the excess accuracy gap, positive where a class lost more than the accuracy did. Intervals and
+    p-values are over test examples and models together; from counts alone they are over models (a paired t test, or
+    Hooker's Welch test where models are unpaired). p-values are corrected over the classes by Holm's method.
     """
     return pd.concat(
         [_classes(study, score, ratio, baseline, pruned) for score, ratio, baseline, pruned in study.stacks()],
@@ -157,34 +209,61 @@ def classes(study: AuditedModels) -> pd.DataFrame:
 
 def _classes(study: AuditedModels, score: str, ratio: float, baseline: Rates, pruned: Rates) -> pd.DataFrame:
     dense, given = study.dense[score], (baseline.recall, pruned.recall, baseline.accuracy, pruned.accuracy)
+    columns: dict[str, object] = {
+        "score": score,
+        "ratio": ratio,
+        "class": list(study.class_names),
+        "support": pruned.support,
+        "recall_dense": defined_mean(dense.recall.T),
+        "recall": defined_mean(pruned.recall.T),
+    }
+    balances = {
+        "balance_dense": defined_mean(normalized_balance(dense.recall, dense.accuracy).T),
+        "balance": defined_mean(normalized_balance(pruned.recall, pruned.accuracy).T),
+        "intensification": class_intensification(*(defined_mean(field.T) for field in given)),
+        "normalized_difference": defined_mean(normalized_difference(*given).T),
+    }
+    welch = class_tests(dense.recall, pruned.recall, dense.accuracy, pruned.accuracy).p_value
+    found = _losses(study, score, ratio, pruned, welch)
+    before = ("lost", "won", "change", "change_low", "change_high")
+    columns |= {name: found[name] for name in before} | balances
+    columns |= {name: values for name, values in found.items() if name not in before}
+    return pd.DataFrame(columns | {"p_welch": welch})
+
+
+def _losses(
+    study: AuditedModels, score: str, ratio: float, pruned: Rates, welch: npt.NDArray[np.float64]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Changes and excesses of every class with their intervals and tests."""
+    if study.examples is not None:
+        found = class_losses(
+            study.examples.true,
+            study.examples.right(score),
+            study.examples.right(score, ratio),
+            len(study.class_names),
+            paired=study.paired,
+            level=study.level,
+        )
+        return {name: values for name, values in found._asdict().items() if name != "support"}
+    dense = study.dense[score]
     change = difference(dense.recall, pruned.recall, study)
     before, after = balance(dense.recall, dense.accuracy), balance(pruned.recall, pruned.accuracy)
     excess = difference(after, before, study)
-    welch = class_tests(dense.recall, pruned.recall, dense.accuracy, pruned.accuracy).p_value
     p = _paired_p(after - before) if study.paired else welch
-    return pd.DataFrame(
-        {
-            "score": score,
-            "ratio": ratio,
-            "class": list(study.class_names),
-            "support": pruned.support,
-            "recall_dense": defined_mean(dense.recall.T),
-            "recall": defined_mean(pruned.recall.T),
-            "change": change.mean,
-            "change_low": change.low,
-            "change_high": change.high,
-            "balance_dense": defined_mean(normalized_balance(dense.recall, dense.accuracy).T),
-            "balance": defined_mean(normalized_balance(pruned.recall, pruned.accuracy).T),
-            "intensification": class_intensification(*(defined_mean(field.T) for field in given)),
-            "normalized_difference": defined_mean(normalized_difference(*given).T),
-            "excess": excess.mean,
-            "excess_low": excess.low,
-            "excess_high": excess.high,
-            "p": p,
-            "p_holm": holm(p),
-            "p_welch": welch,
-        }
-    )
+    unknown = np.full(len(p), np.nan)
+    return {
+        "lost": unknown,
+        "won": unknown,
+        "change": change.mean,
+        "change_low": change.low,
+        "change_high": change.high,
+        "excess": excess.mean,
+        "excess_low": excess.low,
+        "excess_high": excess.high,
+        "p": p,
+        "p_holm": holm(p),
+        "detectable": unknown,
+    }
 
 
 def _paired_p(differences: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -1,0 +1,248 @@
+"""How many examples of each class compression lost and won, and whether a class lost more than all examples did.
+
+Test examples and training seeds are two sources of chance. An example that one model loses is often lost by all, so
+a test over models alone names classes where none differs. Here both variances are added; what test noise already
+explains of the variance between models is subtracted, so it is not counted twice.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+from jaxtyping import Bool, Float, Int
+
+from jprune.recall.inference.intervals import holm
+
+_POWER = 0.9
+_MOST_CELLS = 4_000_000  # of the joint distribution of lost and won examples
+
+_Floats = npt.NDArray[np.float64]
+
+
+class ClassLosses(NamedTuple):
+    """Losses of every class, or of every group of examples; every field has the shape (classes,).
+
+    Attributes:
+      support: number of examples.
+      lost: examples right before and wrong after compression, mean over models.
+      won: examples wrong before and right after.
+      change: recall after minus recall before.
+      change_low: lower end of its interval over examples and models; NaN with fewer than two examples.
+      change_high: upper end.
+      excess: recall lost beyond what all examples lost together; positive is worse.
+      excess_low: lower end of its interval.
+      excess_high: upper end.
+      p: two-sided, of no excess.
+      p_holm: corrected over the classes by Holm's method.
+      detectable: the smallest excess that would have been shown nine times in ten.
+    """
+
+    support: Int[np.ndarray, " classes"]
+    lost: Float[np.ndarray, " classes"]
+    won: Float[np.ndarray, " classes"]
+    change: Float[np.ndarray, " classes"]
+    change_low: Float[np.ndarray, " classes"]
+    change_high: Float[np.ndarray, " classes"]
+    excess: Float[np.ndarray, " classes"]
+    excess_low: Float[np.ndarray, " classes"]
+    excess_high: Float[np.ndarray, " classes"]
+    p: Float[np.ndarray, " classes"]
+    p_holm: Float[np.ndarray, " classes"]
+    detectable: Float[np.ndarray, " classes"]
+
+
+def class_losses(
+    classes_of: Int[np.ndarray, " examples"],
+    dense_correct: Bool[np.ndarray, "dense_models examples"],
+    correct: Bool[np.ndarray, "models examples"],
+    classes: int,
+    *,
+    paired: bool = True,
+    level: float = 0.99,
+) -> ClassLosses:
+    """Compare the examples lost in each class with those lost overall.
+
+    With one model before and one after compression the p-value is exact: given how many examples were lost and won
+    in all, those of a class are a draw without replacement. It is never smaller than that of a z test with the
+    class's own variance, which holds where classes differ in how much changes without a net loss. With several
+    models it is that of a t statistic whose variance is over examples and models.
+
+    Args:
+      classes_of: the class or group of every example, 0..classes-1.
+      dense_correct: whether each dense model is right about each example.
+      correct: the same after compression.
+      classes: number of classes.
+      paired: whether model m was made from dense model m.
+      level: confidence of the intervals.
+
+    >>> labels = np.repeat([0, 1], 50)
+    >>> dense, after = np.ones((1, 100), bool), (np.arange(100) < 80)[None]
+    >>> found = class_losses(labels, dense, after, 2)
+    >>> found.lost.tolist(), found.excess.round(2).tolist(), bool(found.p_holm[1] < 0.01)
+    ([0.0, 20.0], [-0.2, 0.2], True)
+    """
+    support = np.bincount(classes_of, minlength=classes)
+    n = np.where(support > 0, support, np.nan)
+    of_class = lambda values: np.bincount(classes_of, values, classes)
+    before, after = dense_correct.mean(0), correct.mean(0)
+    if paired:
+        lost = of_class((dense_correct & ~correct).mean(0))
+        won = of_class((~dense_correct & correct).mean(0))
+    else:
+        lost, won = of_class(before * (1 - after)), of_class((1 - before) * after)
+    losses = before - after
+    mean = of_class(losses) / n
+    models = len(correct)
+    # Two pseudo-examples, one lost and one won by as many models as share a lost example, keep a class in which
+    # nothing changed from having a variance of 0.
+    changed = (
+        float((dense_correct != correct).mean())
+        if paired
+        else float((before * (1 - after) + after * (1 - before)).mean())
+    )
+    shared = max(1 / models, min(1.0, float((losses**2).mean()) / changed)) if changed > 0 else 1.0
+    of_change = ((of_class(losses**2) + 2 * shared) / (n + 2) - (of_class(losses) / (n + 2)) ** 2) / (n + 2)
+    w = support / support.sum()
+    # Without a difference between classes all have one variance; a class with less of it by chance must not stand out.
+    of_excess = _of_excess(np.maximum(of_change, float(losses.var()) / n), w)
+    added_change, added_excess, degrees = _between(classes_of, dense_correct, correct, n, paired=paired)
+    excess = of_excess + added_excess
+    gap = mean - float(losses.mean())
+    alone = models == len(dense_correct) == 1
+    ends = {}
+    for name, centre, of_examples, added in (
+        ("change", -mean, of_change, added_change),
+        ("excess", gap, of_excess, added_excess),
+    ):
+        half = _quantile((1 - level) / 2, of_examples, added, n, degrees) * np.sqrt(of_examples + added)
+        ends[name] = centre - half, centre + half
+    with np.errstate(invalid="ignore", divide="ignore"):
+        statistic = np.abs(gap) / np.sqrt(excess)
+        if alone:
+            p = np.maximum(2 * scipy.stats.norm.sf(statistic), _exact(support, lost, won))
+        else:
+            p = 2 * scipy.stats.t.sf(statistic, _degrees(of_excess, added_excess, n, degrees))
+    p = np.where(np.isfinite(gap) & (n > 1), np.minimum(p, 1), np.nan)
+    if (support > 0).sum() < 2:
+        p = np.full(classes, np.nan)
+    tests = max(1, int(np.isfinite(p).sum()))
+    critical = _quantile((1 - level) / 2 / tests, of_excess, added_excess, n, degrees)
+    return ClassLosses(
+        support,
+        np.where(support > 0, lost, np.nan),
+        np.where(support > 0, won, np.nan),
+        -mean,
+        *ends["change"],
+        gap,
+        *ends["excess"],
+        p,
+        holm(p),
+        (critical + scipy.stats.norm.ppf(_POWER)) * np.sqrt(excess),
+    )
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Two-sided McNemar test with the mid-p correction: are as many examples lost as won?
+
+    Fagerland, Lydersen and Laake, "The McNemar test for binary matched-pairs data: mid-p and asymptotic are better
+    than exact conditional" (BMC Medical Research Methodology 2013).
+
+    Args:
+      lost: examples right before and wrong after.
+      won: examples wrong before and right after.
+
+    >>> round(mcnemar(8, 1), 4)
+    0.0215
+    """
+    total = lost + won
+    if total == 0:
+        return 1.0
+    fewer = min(lost, won)
+    return float(min(1.0, 2 * scipy.stats.binom.cdf(fewer, total, 0.5) - scipy.stats.binom.pmf(fewer, total, 0.5)))
+
+
+def wilson(successes: int, trials: int, level: float = 0.99) -> tuple[float, float]:
+    """Wilson's score interval for a share (Wilson 1927); NaN without a trial.
+
+    >>> [round(end, 4) for end in wilson(3, 10, 0.95)]
+    [0.1078, 0.6032]
+    """
+    if trials == 0:
+        return float("nan"), float("nan")
+    z = scipy.stats.norm.isf((1 - level) / 2)
+    share, extra = successes / trials, z**2 / trials
+    centre = (share + extra / 2) / (1 + extra)
+    half = z / (1 + extra) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def _of_excess(of_class: _Floats, w: _Floats) -> _Floats:
+    """The variance of a class's mean minus the overall mean, from the variances of the class means."""
+    known = np.where(np.isnan(of_class), 0, of_class)
+    whole = (known * w**2).sum(-1, keepdims=True)
+    return np.asarray(of_class * (1 - w) ** 2 + whole - known * w**2)
+
+
+def _between(
+    classes_of: Int[np.ndarray, " examples"],
+    dense: Bool[np.ndarray, "dense_models examples"],
+    after: Bool[np.ndarray, "models examples"],
+    n: _Floats,
+    *,
+    paired: bool,
+) -> tuple[_Floats, _Floats, float]:
+    """The variance between models that test noise does not explain, of changes and excesses; and its degrees."""
+    w = np.nan_to_num(n) / np.nansum(n)
+    count = lambda rows: np.stack([np.bincount(classes_of, row, len(n)) for row in rows])
+    if paired:
+        lost, won = count(dense & ~after), count(~dense & after)
+        sets = [((lost - won) / n, ((lost + won) / n - ((lost - won) / n) ** 2) / n)]
+    else:
+        recalls = [count(rows) / n for rows in (dense, after)]
+        sets = [(r, r * (1 - r) / n) for r in recalls]
+    change, excess = np.zeros(len(n)), np.zeros(len(n))
+    noise_change, noise_excess = np.zeros(len(n)), np.zeros(len(n))
+    degrees = min(len(means) for means, _ in sets) - 1
+    if degrees < 1:
+        return change, excess, 1.0
+    for means, noise in sets:
+        models = len(means)
+        overall = (np.where(np.isnan(means), 0, means) * w).sum(1, keepdims=True)
+        change = change + means.var(0, ddof=1) / models
+        excess = excess + (means - overall).var(0, ddof=1) / models
+        noise_change = noise_change + noise.sum(0) / models**2
+        noise_excess = noise_excess + _of_excess(noise, w).sum(0) / models**2
+    return np.maximum(change - noise_change, 0), np.maximum(excess - noise_excess, 0), float(degrees)
+
+
+def _degrees(of_examples: _Floats, added: _Floats, n: _Floats, degrees: float) -> _Floats:
+    """Satterthwaite's degrees of freedom of the sum of both variances."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = of_examples**2 / np.where(n > 1, n - 1, np.nan) + added**2 / degrees
+        return np.asarray((of_examples + added) ** 2 / spread)
+
+
+def _quantile(tail: float, of_examples: _Floats, added: _Floats, n: _Floats, degrees: float) -> _Floats:
+    return np.asarray(scipy.stats.t.isf(tail, _degrees(of_examples, added, n, degrees)))
+
+
+def _exact(support: Int[np.ndarray, " classes"], lost: _Floats, won: _Floats) -> _Floats:
+    """Two-sided p of each class's net loss, given the lost and won examples of all classes together."""
+    every, all_lost, all_won = int(support.sum()), round(lost.sum()), round(won.sum())
+    found = np.full(len(support), np.nan)
+    for c, size in enumerate(support):
+        i = np.arange(min(size, all_lost) + 1)
+        j = np.arange(min(size, all_won) + 1)
+        if size == 0 or i.size * j.size > _MOST_CELLS:
+            found[c] = 0.0 if size else np.nan  # the z test decides
+            continue
+        of_lost = scipy.stats.hypergeom.pmf(i, every, all_lost, size)
+        rest = np.maximum(size - i, 0)
+        of_won = scipy.stats.hypergeom.pmf(j[None], every - all_lost, all_won, rest[:, None])
+        joint = of_lost[:, None] * np.where(np.isfinite(of_won), of_won, 0)
+        net = i[:, None] - j[None]
+        seen = round(lost[c]) - round(won[c])
+        tails = joint[net >= seen].sum(), joint[net <= seen].sum()
+        found[c] = min(1.0, 2 * float(min(tails)))
+    return found

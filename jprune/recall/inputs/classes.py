@@ -1,0 +1,183 @@
+"""Class names and booleans as class numbers, decided once for the labels and all predictions."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jprune.recall.inputs.raw import SCOPE, InputError, Raw
+
+_INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0+)?")
+_NUMBERS = re.compile(r"[\s\d.,;:+\-]*")
+
+
+class Numbered(NamedTuple):
+    """Labels and predictions as numbers.
+
+    Attributes:
+      labels: the labels.
+      stacks: the predictions, in the order given.
+      class_names: given or inferred; None where classes have numbers only.
+      notes: what was inferred.
+    """
+
+    labels: Raw
+    stacks: tuple[Raw, ...]
+    class_names: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None) -> Numbered:
+    """Turn names into numbers. Without ``class_names`` the names in the data are sorted.
+
+    Raises:
+      InputError: a name is unknown, names and numbers are mixed, or the order of the classes stays open.
+
+    >>> numbered = number(Raw("labels", np.array(["b", "a"], object)), [Raw("dense", np.array(["a"], object))], None)
+    >>> numbered.labels.values, numbered.class_names
+    (array([1, 0]), ('a', 'b'))
+    """
+    every = [labels, *stacks]
+    texts = [raw for raw in every if raw.values.dtype == object]
+    if any(raw.values.dtype == bool for raw in every) and not texts:
+        return _booleans(labels, stacks, class_names)
+    if not texts and class_names is not None:
+        return _integer_names(labels, stacks, tuple(class_names))
+    if not texts:
+        return Numbered(labels, tuple(stacks), None, ())
+    notes: tuple[str, ...] = ()
+    if class_names is None:
+        class_names, notes = _inferred(labels, stacks, texts)
+    index = {name: c for c, name in enumerate(class_names)}
+    by_value = _values(class_names)
+    if by_value is not None:
+        index |= {
+            text: by_value[int(float(text))] for raw in texts for text in _distinct(raw) if _known(text, by_value)
+        }
+    return Numbered(_numbers(labels, index), tuple(_numbers(raw, index) for raw in stacks), tuple(class_names), notes)
+
+
+def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names in the data, sorted, or in the order of a table of logits whose columns they are."""
+    for raw in texts:
+        for text in _distinct(raw):
+            if not text or _NUMBERS.fullmatch(text):
+                where = first_text(raw, text)
+                raise InputError(f"{where}; wanted a number or a class name (--class-names gives the names)")
+    if labels.values.dtype != object:
+        where = first_text(texts[0], _distinct(texts[0])[0])
+        raise InputError(
+            f"{where}; wanted a number or a name that class_names (--class-names) gives, as {labels.name} holds numbers"
+        )
+    names = sorted({text for raw in texts for text in _distinct(raw)})
+    ordered: list[str] = []
+    for raw in stacks:
+        if raw.values.dtype != object:
+            if set(raw.columns) != set(names):
+                raise InputError(
+                    f"{labels.name} holds class names, {raw.name} holds numbers: give class_names (--class-names) in "
+                    f"the order of the numbers or of the logits' columns"
+                )
+            if ordered and ordered != list(raw.columns):
+                raise InputError(f"{raw.name} has its columns in another order than the logits before it")
+            ordered = list(raw.columns)
+    unknown = sorted({text for raw in texts[1:] for text in _distinct(raw)} - set(_distinct(labels)))
+    notes = [f"class names inferred from the data, in {'the order of the columns' if ordered else 'sorted order'}"]
+    if unknown:
+        notes.append(f"predicted names that no label has: {', '.join(unknown[:8])}; is one misspelt?")
+    return tuple(ordered or names), tuple(notes)
+
+
+def _booleans(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None) -> Numbered:
+    converted = [
+        raw._replace(values=raw.values.astype(np.int64)) if raw.values.dtype == bool else raw
+        for raw in (labels, *stacks)
+    ]
+    names = tuple(class_names) if class_names is not None else ("False", "True")
+    whole = [raw.values for raw in converted if raw.values.dtype.kind in "iu"]
+    if class_names is None and any(values.size and values.max() > 1 for values in whole):
+        return Numbered(converted[0], tuple(converted[1:]), None, ("True was read as class 1, False as class 0",))
+    return Numbered(converted[0], tuple(converted[1:]), names, ("True was read as class 1, False as class 0",))
+
+
+def _integer_names(labels: Raw, stacks: Sequence[Raw], names: tuple[str, ...]) -> Numbered:
+    """Match whole numbers with class names that are whole numbers, unless they are indices."""
+    by_value = _values(names)
+    whole = [raw for raw in (labels, *stacks) if _holds_classes(raw)]
+    found = {int(v) for raw in whole for v in np.unique(raw.values)}
+    if by_value is None or all(by_value.get(v) == v for v in found):
+        return Numbered(labels, tuple(stacks), names, ())
+    if not found <= by_value.keys():
+        return Numbered(
+            labels, tuple(stacks), names, ()
+        )  # indices into names that happen to be numbers, or refused later
+
+    def matched(raw: Raw) -> Raw:
+        if not _holds_classes(raw):
+            return raw
+        distinct, place = np.unique(raw.values, return_inverse=True)
+        codes = np.array([by_value[int(v)] for v in distinct])
+        return raw._replace(values=codes[place.reshape(raw.values.shape)])
+
+    note = f"classes were matched with the class names {', '.join(names[:5])}{' ...' * (len(names) > 5)} by value"
+    return Numbered(matched(labels), tuple(map(matched, stacks)), names, (note,))
+
+
+def _holds_classes(raw: Raw) -> bool:
+    values = raw.values
+    return values.dtype.kind in "iu" or (values.ndim == 1 and bool((values == np.floor(values)).all()))
+
+
+def _values(names: Sequence[str]) -> dict[int, int] | None:
+    """The class of every value, where all names are whole numbers."""
+    if not all(_INTEGER.fullmatch(str(name).strip()) for name in names):
+        return None
+    return {int(float(name)): c for c, name in enumerate(names)}
+
+
+def _known(text: str, by_value: dict[int, int]) -> bool:
+    return bool(_INTEGER.fullmatch(text)) and int(float(text)) in by_value
+
+
+def _distinct(raw: Raw) -> list[str]:
+    return list(dict.fromkeys(raw.values.ravel().tolist()))
+
+
+def first_text(raw: Raw, text: str) -> str:
+    """Say where a text occurs first: ``FILE, column NAME holds TEXT at example N``."""
+    place = [int(i) for i in np.unravel_index(int((raw.values == text).argmax()), raw.values.shape)]
+    if raw.by_row:
+        named = f", column {raw.columns[place[1]]!r}" if raw.columns else ""
+        return f"{raw.name}{named} holds {text!r} at example {place[0]}"
+    model = f"model {place[0]}, " if len(place) > 1 else ""
+    return f"{raw.name} holds {text!r} at {model}example {place[-1]}"
+
+
+def _numbers(raw: Raw, index: dict[str, int]) -> Raw:
+    if raw.values.dtype != object:
+        return raw
+    unknown = [text for text in _distinct(raw) if text not in index]
+    if unknown:
+        some = ", ".join(list(index)[:8]) + (f" and {len(index) - 8} more" if len(index) > 8 else "")
+        kind = (
+            "a number among class names" if _INTEGER.fullmatch(unknown[0]) else f"wanted one of the class names {some}"
+        )
+        raise InputError(f"{first_text(raw, unknown[0])}, {kind}")
+    codes = np.array([index[text] for text in raw.values.ravel().tolist()], np.int64)
+    return raw._replace(values=codes.reshape(raw.values.shape))
+
+
+def about_many_values(labels: np.ndarray, name: str) -> list[str]:
+    """Warn of labels that look like a quantity or an identity instead of a class.
+
+    >>> about_many_values(np.arange(100), "ages.csv")[0][:49]
+    'ages.csv has 100 distinct labels in 100 examples:'
+    """
+    distinct = len(np.unique(labels))
+    if distinct <= 20 or distinct * 4 <= labels.size:
+        return []
+    return [
+        f"{name} has {distinct} distinct labels in {labels.size} examples: if they are quantities, ranks or ids, no "
+        f"result below means anything; {SCOPE}"
+    ]

@@ -1,0 +1,92 @@
+"""A second label per example: groups, whose recalls are reported next to those of the classes."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+
+from jprune.recall.inputs.raw import InputError, Raw
+
+Groups = dict[str, tuple[Int[np.ndarray, " examples"], tuple[str, ...]]]
+"""For every attribute of the examples, each example's code and the names of the codes."""
+
+MISSING = "(missing)"
+_FEWEST = 10  # examples: with fewer, each may well have a group of its own
+
+
+def given_groups(values: Any) -> dict[str, Any]:
+    """Attributes by name: of a mapping or a DataFrame its columns, of anything else one called ``group``."""
+    if values is None:
+        return {}
+    if isinstance(values, pd.DataFrame):
+        return {str(column): values[column] for column in values.columns}
+    return {str(key): each for key, each in values.items()} if isinstance(values, Mapping) else {"group": values}
+
+
+def groups(values: Any, examples: int) -> tuple[Groups, list[str]]:
+    """Read a second label per example, or several by name, as codes and the names of the codes.
+
+    A missing value (None, NaN, NA, NaT, an empty cell) is a group of its own, called ``(missing)``.
+
+    Args:
+      values: (examples,) text, whole numbers or booleans; a mapping or DataFrame of them by attribute; or None.
+      examples: number of labels.
+
+    Returns:
+      The groups, and sentences that a reader should know: missing values.
+
+    Raises:
+      InputError: another shape, an entry that is neither text nor a whole number, or as many groups as examples.
+
+    >>> groups(["old", "young", "old"], 3)[0]
+    {'group': (array([0, 1, 0]), ('old', 'young'))}
+    """
+    found, notes = {}, []
+    for attribute, given in given_groups(values).items():
+        codes, kinds = _group(given, attribute, examples)
+        if kinds and kinds[-1] == MISSING:
+            notes.append(
+                f"groups: {int((codes == len(kinds) - 1).sum())} of {examples} examples have no {attribute}; they are "
+                f"the group {MISSING}"
+            )
+        found[attribute] = codes, kinds
+    return found, notes
+
+
+def _group(values: Any, attribute: str, examples: int) -> tuple[Int[np.ndarray, " examples"], tuple[str, ...]]:
+    name = f"groups[{attribute!r}]"
+    given = np.asarray(values.values if isinstance(values, Raw) else values)
+    if given.shape != (examples,):
+        raise InputError(f"{name} must have shape ({examples},), one entry per label, got {given.shape}")
+    cells = given.tolist()
+    missing = np.array([_is_missing(cell) for cell in cells])
+    for example, cell in enumerate(cells):
+        whole = isinstance(cell, bool | int | str) or (isinstance(cell, float) and cell.is_integer())
+        if not whole and not missing[example]:
+            raise InputError(f"{name} must hold text or whole numbers, got {cell!r} at example {example}")
+    present = [cell for cell, absent in zip(cells, missing, strict=True) if not absent]
+    numbers = all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in present)
+    texts = [str(int(cell)) if numbers else str(cell).strip() for cell in present]
+    kinds = sorted(set(texts), key=(lambda text: (int(text), text)) if numbers else None)
+    if len(kinds) == examples >= _FEWEST:
+        raise InputError(
+            f"{name} has {examples} groups for {examples} examples: it identifies examples and does not group them; "
+            f"give a column that several examples share"
+        )
+    index = {kind: code for code, kind in enumerate(kinds)}
+    codes = np.full(examples, len(kinds), np.int64)
+    codes[~missing] = [index[text] for text in texts]
+    return codes, (*kinds, MISSING) if missing.any() else tuple(kinds)
+
+
+def _is_missing(cell: Any) -> bool:
+    return (
+        cell is None
+        or cell is pd.NA
+        or cell is pd.NaT
+        or (isinstance(cell, float) and math.isnan(cell))
+        or (isinstance(cell, str) and not cell.strip())
+    )

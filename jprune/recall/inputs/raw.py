@@ -1,0 +1,186 @@
+"""Arrays, tables and containers as they are given, turned into numpy without deciding yet what they mean."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+SCOPE = "the audit is for single-label classification: one true class per example"
+
+
+class InputError(ValueError):
+    """An argument or a file cannot be audited; the message says which, where in it, and why."""
+
+
+class Raw(NamedTuple):
+    """One argument or file before it is known whether it holds classes or logits.
+
+    Attributes:
+      name: what the caller calls it, for errors.
+      values: integers, floats, booleans or text (dtype object).
+      by_row: whether rows are examples, as in a table; arrays have models first.
+      columns: names of a table's columns; empty for arrays.
+      ids: identity of every row: a column asked for, or a table's index; None where there is none.
+      named_ids: whether ``ids`` is a column that was asked for.
+      notes: sentences on how it was read that the reader of the audit should know.
+    """
+
+    name: str
+    values: np.ndarray
+    by_row: bool = False
+    columns: tuple[str, ...] = ()
+    ids: np.ndarray | None = None
+    named_ids: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def of_object(value: Any, name: str) -> Raw:
+    """Read an argument: an array, a list, batches, a pandas object, or what a Hugging Face trainer returns.
+
+    Raises:
+      InputError: it does not convert to an array of numbers or text.
+
+    >>> of_object([True, False], "labels").values
+    array([ True, False])
+    """
+    if isinstance(value, Raw):
+        return value
+    if type(value).__name__ in ("PredictionOutput", "EvalPrediction", "EvalLoopOutput"):
+        value = value.label_ids if name == "labels" else value.predictions
+        value = value[0] if isinstance(value, tuple) else value
+    elif hasattr(value, "column_names") and hasattr(value, "features"):
+        value = _column_of_dataset(value, name)
+    if isinstance(value, pd.DataFrame):
+        return _of_frame(value, name)
+    if isinstance(value, pd.Series | pd.Index):
+        index = value.index if isinstance(value, pd.Series) else None
+        return Raw(name, plain(pd.Series(value), name), ids=_ids(index))
+    batches = _batches(value, name)
+    return Raw(name, as_array(value if batches is None else batches, name))
+
+
+def plain(column: "pd.Series[Any]", where: str) -> np.ndarray:
+    """A column as int64, float64, bool or text (object).
+
+    Raises:
+      InputError: a cell is missing, or the column holds neither numbers nor text.
+
+    >>> plain(pd.Series(["a", "b"], dtype="category"), "labels")
+    array(['a', 'b'], dtype=object)
+    """
+    missing = column.isna().to_numpy()
+    if missing.any():
+        raise InputError(f"{where} has no number at example {int(missing.argmax())}")
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    if pd.api.types.is_bool_dtype(column):
+        return column.to_numpy(dtype=bool)
+    if pd.api.types.is_integer_dtype(column) and (column.abs() < 2**53).all():
+        return column.to_numpy(dtype=np.int64)
+    if pd.api.types.is_complex_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
+        raise InputError(f"{where} must hold numbers or class names, got dtype {column.dtype}")
+    if pd.api.types.is_numeric_dtype(column):
+        return column.to_numpy(dtype=np.float64)
+    cells = column.tolist()
+    if all(isinstance(cell, bool | np.bool_) for cell in cells):
+        return np.array(cells, bool)
+    for example, cell in enumerate(cells):
+        if not isinstance(cell, str | int | float | np.integer | np.floating) or isinstance(cell, bool):
+            raise InputError(f"{where} must hold numbers or class names, got {cell!r} at example {example}")
+    if not any(isinstance(cell, str) for cell in cells):
+        return np.array(cells)
+    return np.array([str(cell).strip() for cell in cells], object)
+
+
+def as_array(values: Any, name: str) -> np.ndarray:
+    """Convert to a numpy array of integers, floats, booleans or text.
+
+    Raises:
+      InputError: it does not convert, is ragged, or holds anything else.
+
+    >>> as_array([1 + 2j], "labels")
+    Traceback (most recent call last):
+      ...
+    jprune.recall.inputs.raw.InputError: labels must hold numbers or class names, got dtype complex128
+    """
+    try:
+        converted = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} does not convert to a numpy array: {error}") from error
+    if converted.dtype.kind == "O" and converted.size and converted.ndim == 1:
+        return plain(pd.Series(converted), name)
+    if converted.dtype.kind == "U":
+        return np.array([str(cell).strip() for cell in converted.ravel()], object).reshape(converted.shape)
+    small = converted.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+    if converted.dtype.kind not in "iufb" and not small:
+        raise InputError(f"{name} must hold numbers or class names, got dtype {converted.dtype}")
+    return converted.astype(np.float32) if small else converted
+
+
+def _of_frame(frame: pd.DataFrame, name: str) -> Raw:
+    if frame.shape[1] == 0 or not len(frame):
+        raise InputError(f"{name} is an empty table")
+    columns = [plain(frame[column], f"{name}, column {str(column)!r}") for column in frame.columns]
+    names = tuple(map(str, frame.columns))
+    if isinstance(frame.columns, pd.RangeIndex):
+        names = ()
+    return Raw(name, together(columns, names, name), by_row=True, columns=names, ids=_ids(frame.index))
+
+
+def together(columns: Sequence[np.ndarray], names: Sequence[str], name: str) -> np.ndarray:
+    """Columns side by side, (rows, columns): all text, or all numbers.
+
+    Raises:
+      InputError: some hold text and some numbers.
+
+    >>> together([np.array([1, 2]), np.array([0.5, 1.0])], "ab", "logits").dtype
+    dtype('float64')
+    """
+    texts = [column.dtype == object for column in columns]
+    if any(texts) and not all(texts):
+        odd = texts.index(True)
+        label = repr(names[odd]) if names else str(odd)
+        raise InputError(
+            f"{name}, column {label} holds {columns[odd][0]!r} at example 0, text among columns of numbers; keep the "
+            f"columns of predictions only, or pick a single column with {name}:NAME"
+        )
+    return np.column_stack(columns)
+
+
+def _ids(index: Any) -> np.ndarray | None:
+    """The identity of rows that a pandas index has; a plain numbering has none."""
+    if index is None or (isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1):
+        return None
+    values = np.array([str(cell) for cell in index.tolist()], object)
+    numbered = values.tolist() == [str(n) for n in range(len(values))]
+    return None if numbered or len(set(values.tolist())) < len(values) else values
+
+
+def _column_of_dataset(dataset: Any, name: str) -> Any:
+    """The labels or predictions of a Hugging Face ``Dataset``, by the usual names of their columns."""
+    usual = ("label", "labels") if name == "labels" else ("predictions", "prediction", "pred", "logits")
+    found = [column for column in dataset.column_names if column in usual]
+    if len(found) != 1:
+        raise InputError(
+            f"{name} is a Dataset with the columns {', '.join(dataset.column_names)}; give one of them, as "
+            f"dataset[{usual[0]!r}]"
+        )
+    return np.asarray(dataset[found[0]])
+
+
+def _batches(value: Any, name: str) -> np.ndarray | None:
+    """Batches of one model joined to one array; None where the value is no list of batches.
+
+    Arrays of one length are models, as they always were; batches differ in length, at least the last.
+    """
+    if not isinstance(value, list | tuple) or len(value) < 2:
+        return None
+    if not all(hasattr(part, "shape") and hasattr(part, "dtype") and getattr(part, "ndim", 0) >= 1 for part in value):
+        return None
+    shapes = [tuple(part.shape) for part in value]
+    if len({shape[1:] for shape in shapes}) != 1:
+        return None
+    if len({shape[0] for shape in shapes}) == 1 and not (name == "labels" and len(shapes[0]) == 1):
+        return None
+    return np.concatenate([as_array(part, f"{name}, batch {index}") for index, part in enumerate(value)])

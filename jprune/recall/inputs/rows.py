@@ -1,0 +1,92 @@
+"""Which example a row is about: rows joined by an id, indices compared, examples left out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jprune.recall.inputs.raw import InputError, Raw
+
+
+def align(raw: Raw, labels: Raw) -> Raw:
+    """Bring rows into the order of the labels by their ids, or check that two indices agree.
+
+    Raises:
+      InputError: an id is missing or occurs twice, or the index of a table differs from that of the labels.
+
+    >>> labels = Raw("y.csv", np.array([0, 1]), ids=np.array(["a", "b"], object), named_ids=True)
+    >>> align(Raw("p.csv", np.array([5, 6]), ids=np.array(["b", "a"], object), named_ids=True), labels).values
+    array([6, 5])
+    """
+    if raw.ids is None or labels.ids is None:
+        return raw
+    if not raw.named_ids:
+        if len(raw.ids) == len(labels.ids) and (raw.ids != labels.ids).any():
+            row = int((raw.ids != labels.ids).argmax())
+            raise InputError(
+                f"{raw.name} and {labels.name} have different row indices: {raw.ids[row]} and {labels.ids[row]} in row "
+                f"{row}; bring the rows into one order, drop the index, or name a column of ids with --id"
+            )
+        return raw
+    refuse_doubled(raw)
+    place = {identity: row for row, identity in enumerate(raw.ids.tolist())}
+    missing = [identity for identity in labels.ids.tolist() if identity not in place]
+    if missing:
+        raise InputError(f"{raw.name} has no row for {_some(missing)} of {labels.name}")
+    order = np.array([place[identity] for identity in labels.ids.tolist()])
+    values = raw.values[order] if raw.by_row or raw.values.ndim == 1 else np.take(raw.values, order, axis=1)
+    extra = len(raw.ids) - len(order)
+    notes = raw.notes
+    if extra:
+        known = set(labels.ids.tolist())
+        named = _some([identity for identity in raw.ids.tolist() if identity not in known])
+        notes = (*notes, f"{raw.name} has rows that {labels.name} has not ({named}); they are left out")
+    return raw._replace(values=values, ids=labels.ids, notes=notes)
+
+
+def refuse_doubled(raw: Raw) -> None:
+    """Check that every id occurs once.
+
+    Raises:
+      InputError: one occurs twice.
+    """
+    first: dict[Any, int] = {}
+    for row, identity in enumerate([] if raw.ids is None else raw.ids.tolist()):
+        if identity in first:
+            raise InputError(f"{raw.name} has the id {identity!r} twice, in rows {first[identity]} and {row}")
+        first[identity] = row
+
+
+def kept_examples(labels: Raw, ignore: int | None) -> np.ndarray | None:
+    """Where labels differ from the label to leave out, (examples,); None where all are kept.
+
+    Raises:
+      InputError: no example is left.
+
+    >>> kept_examples(Raw("labels", np.array([0, -1, 1])), -1)
+    array([ True, False,  True])
+    """
+    if ignore is None or labels.values.dtype == object:
+        return None
+    kept = np.asarray(labels.values.ravel() != ignore)
+    if not kept.any():
+        raise InputError(f"{labels.name} holds nothing but the label {ignore} that is to be left out")
+    return None if kept.all() else kept
+
+
+def take(raw: Raw, kept: np.ndarray | None) -> Raw:
+    """The examples that are kept, of labels or predictions that have all of them."""
+    if kept is None:
+        return raw
+    shape = raw.values.shape
+    axis = next((a for a in ((0,) if raw.by_row else (0, 1)) if a < len(shape) and shape[a] == kept.size), None)
+    if not raw.by_row and len(shape) > 1 and shape[1] == kept.size and (len(shape) == 3 or shape[0] != kept.size):
+        axis = 1
+    if axis is None:
+        return raw  # refused for its shape later
+    return raw._replace(values=np.compress(kept, raw.values, axis=axis), ids=None)
+
+
+def _some(names: Sequence[Any], most: int = 5) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return f"the id{'s' * (len(names) > 1)} {shown}" + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,121 @@
+"""What logits show beyond the predicted class: confidence, calibration, divergence, top-k recall, risk."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float, Int
+
+BINS = 15  # of equal width, as in Guo et al. 2017
+_Floats = npt.NDArray[np.float64]
+
+
+class Outlook(NamedTuple):
+    """What one model's probabilities say of every class; every field has the shape (classes + 1,), all classes last.
+
+    Attributes:
+      confidence: mean probability of the predicted class.
+      calibration_error: expected calibration error, 15 bins.
+      top_k: share of the examples whose class is among the k most probable.
+    """
+
+    confidence: Float[np.ndarray, " classes_and_all"]
+    calibration_error: Float[np.ndarray, " classes_and_all"]
+    top_k: Float[np.ndarray, " classes_and_all"]
+
+
+def log_probabilities(logits: npt.ArrayLike) -> Float[np.ndarray, "examples classes"]:
+    """Log probabilities of logits, or of probabilities: rows of numbers in [0, 1] that sum to 1.
+
+    >>> np.exp(log_probabilities([[0.0, 0.0], [1.0, 0.0]])).round(3).tolist()
+    [[0.5, 0.5], [0.731, 0.269]]
+    >>> np.exp(log_probabilities([[0.2, 0.8], [0.5, 0.5]])).round(3).tolist()
+    [[0.2, 0.8], [0.5, 0.5]]
+    """
+    given = np.asarray(logits, np.float64)
+    if _are_probabilities(given):
+        with np.errstate(divide="ignore"):
+            return np.log(given / given.sum(-1, keepdims=True))
+    best = given.max(-1, keepdims=True)
+    finite = np.where(np.isfinite(best), best, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shifted = np.where(given == best, 0.0, given - finite)  # inf - inf, where the largest is infinite
+        return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def outlook(
+    true: Int[np.ndarray, " examples"],
+    log_p: Float[np.ndarray, "examples classes"],
+    k: int,
+) -> Outlook:
+    """Confidence, calibration and top-k recall of every class, and of all examples.
+
+    The calibration error is Naeini et al. 2015's: the mean over bins of confidence, weighted by their examples, of
+    the distance between accuracy and mean confidence. Of a class it is over the examples of that class. Equal
+    probabilities count in favour of the lower class index, as they do for the predicted class.
+
+    >>> found = outlook(np.array([0, 1]), np.log([[0.9, 0.1], [0.8, 0.2]]), 1)
+    >>> found.confidence.round(2).tolist(), found.calibration_error.round(2).tolist(), found.top_k.tolist()
+    ([0.9, 0.8, 0.85], [0.1, 0.8, 0.45], [1.0, 0.0, 0.5])
+    """
+    classes = log_p.shape[1]
+    predicted = log_p.argmax(1)
+    confidence = np.exp(log_p[np.arange(len(true)), predicted])
+    right = (predicted == true).astype(np.float64)
+    own = log_p[np.arange(len(true)), true][:, None]
+    ahead = (log_p > own).sum(1) + ((log_p == own) & (np.arange(classes) < true[:, None])).sum(1)
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    cells = true * BINS + bins
+    gaps = np.bincount(cells, right - confidence, classes * BINS).reshape(classes, BINS)
+    whole = np.bincount(bins, right - confidence, BINS)
+    support = np.bincount(true, minlength=classes)
+    n = np.append(np.where(support > 0, support, np.nan), float(len(true)))
+    errors = np.append(np.abs(gaps).sum(1), np.abs(whole).sum()) / n
+    return Outlook(_by_class(confidence, true, n), errors, _by_class((ahead < k).astype(np.float64), true, n))
+
+
+def divergence(
+    true: Int[np.ndarray, " examples"],
+    dense: Float[np.ndarray, "examples classes"],
+    after: Float[np.ndarray, "examples classes"],
+) -> Float[np.ndarray, " classes_and_all"]:
+    """Mean Kullback-Leibler divergence, in nats, of the compressed from the dense probabilities, by class.
+
+    sum_k p_dense(k) log(p_dense(k) / p_compressed(k)); infinite where a class has probability 0 after compression
+    alone.
+
+    >>> divergence(np.array([0]), np.log([[0.5, 0.5]]), np.log([[0.9, 0.1]])).round(4).tolist()
+    [0.5108, nan, 0.5108]
+    """
+    p = np.exp(dense)
+    with np.errstate(invalid="ignore"):
+        each = np.where(p > 0, p * (dense - after), 0.0).sum(1)
+    support = np.bincount(true, minlength=dense.shape[1])
+    return _by_class(each, true, np.append(np.where(support > 0, support, np.nan), float(len(true))))
+
+
+def area_under_curve(risk: Float[np.ndarray, " examples"], lost: npt.NDArray[np.bool_]) -> float:
+    """How well a risk ranks lost examples above the others: the area under the ROC curve; NaN without both.
+
+    >>> area_under_curve(np.array([0.9, 0.2, 0.2, 0.1]), np.array([True, False, True, False]))
+    0.875
+    """
+    positives = int(lost.sum())
+    negatives = len(lost) - positives
+    if not positives or not negatives:
+        return float("nan")
+    _, place, times = np.unique(risk, return_inverse=True, return_counts=True)
+    last = np.cumsum(times)
+    ranks = (last - (times - 1) / 2)[place]
+    return float((ranks[lost].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _are_probabilities(given: _Floats) -> bool:
+    if given.min() < 0 or given.max() > 1:
+        return False
+    return bool(np.allclose(given.sum(-1), 1, atol=2e-3))
+
+
+def _by_class(values: _Floats, true: Int[np.ndarray, " examples"], n: _Floats) -> _Floats:
+    classes = len(n) - 1
+    return np.append(np.bincount(true, values, classes), values.sum()) / n

@@ -1,0 +1,87 @@
+"""Lost and won examples: McNemar and Wilson against statsmodels, and how often a class is named where none differs."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+import statsmodels.stats.contingency_tables
+import statsmodels.stats.proportion
+
+from jprune.recall.inference.losses import class_losses, mcnemar, wilson
+
+
+@pytest.mark.parametrize(("lost", "won"), [(8, 1), (3, 3), (0, 5), (40, 22), (1, 0)])
+def test_the_mid_p_is_the_exact_p_less_the_probability_of_the_table(lost, won):
+    exact = statsmodels.stats.contingency_tables.mcnemar([[50, lost], [won, 9]], exact=True).pvalue
+    if lost == won:
+        assert mcnemar(lost, won) == pytest.approx(1 - scipy.stats.binom.pmf(lost, lost + won, 0.5))
+    else:
+        assert mcnemar(lost, won) == pytest.approx(exact - scipy.stats.binom.pmf(min(lost, won), lost + won, 0.5))
+
+
+def test_no_changed_example_has_a_p_of_1():
+    assert mcnemar(0, 0) == 1
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 30), (11, 30), (30, 30), (1, 1)])
+def test_wilsons_interval_is_that_of_statsmodels(successes, trials):
+    wanted = statsmodels.stats.proportion.proportion_confint(successes, trials, 0.05, method="wilson")
+    np.testing.assert_allclose(wilson(successes, trials, 0.95), wanted, atol=1e-12)
+    assert np.isnan(wilson(0, 0)).all()
+
+
+def test_the_p_of_one_pair_is_that_of_every_possible_choice_of_the_classes_examples():
+    labels = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1])
+    dense = np.array([[1, 1, 1, 1, 0, 0, 1, 1, 1]], bool)
+    after = np.array([[0, 0, 1, 0, 1, 0, 1, 1, 1]], bool)
+    net = (dense & ~after).astype(int)[0] - (~dense & after).astype(int)[0]
+    sums = np.array([net[list(chosen)].sum() for chosen in itertools.combinations(range(9), 3)])
+    seen = net[labels == 0].sum()
+    exact = min(1, 2 * min((sums >= seen).mean(), (sums <= seen).mean()))
+    found = class_losses(labels, dense, after, 2)
+    z = 2 * scipy.stats.norm.sf(abs(found.excess[0]) / (found.excess_high[0] - found.excess[0]))
+    assert found.p[0] >= exact - 1e-12
+    assert found.p[0] == pytest.approx(exact) or found.p[0] > z
+    assert (found.lost.tolist(), found.won.tolist()) == ([2, 1], [0, 1])
+    np.testing.assert_allclose(found.change, [-2 / 3, 0])
+    np.testing.assert_allclose(found.excess, [2 / 3 - 2 / 9, -2 / 9])
+
+
+def test_unpaired_models_lose_what_pairs_of_them_lose_on_average():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 30)
+    dense, after = rng.random((3, 60)) < 0.9, rng.random((2, 60)) < 0.6
+    lost = np.mean([[(d & ~a)[labels == c].sum() for c in (0, 1)] for d in dense for a in after], axis=0)
+    np.testing.assert_allclose(class_losses(labels, dense, after, 2, paired=False).lost, lost)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("models", [1, 10, 30])
+@pytest.mark.parametrize(("classes", "size"), [(10, 90), (50, 20)])
+def test_a_class_is_named_in_few_audits_where_no_class_differs(models, classes, size):
+    rng = np.random.default_rng([models, classes])
+    labels, named = np.repeat(np.arange(classes), size), 0
+    for _ in range(200):
+        dense = rng.random((models, labels.size)) < 0.95
+        common, own = rng.random(labels.size) < 0.09, rng.random((models, labels.size)) < 0.01
+        found = class_losses(labels, dense, dense & ~common & ~own, classes, level=0.95)
+        named += bool(np.nanmin(found.p_holm) < 0.05)
+    assert named / 200 <= 0.08
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("models", [1, 10])
+def test_intervals_of_the_excess_cover(models):
+    rng = np.random.default_rng(models)
+    labels, covered = np.repeat(np.arange(10), 90), []
+    rate = np.where(labels == 8, 0.4, 0.1)
+    for _ in range(200):
+        dense = rng.random((models, labels.size)) < 0.95
+        gone = rng.random(labels.size) < 0.7 * rate
+        own = rng.random((models, labels.size)) < 0.3 * rate
+        found = class_losses(labels, dense, dense & ~gone & ~own, 10, level=0.95)
+        lost = 0.95 * (1 - (1 - 0.7 * rate) * (1 - 0.3 * rate))
+        wanted = lost[labels == 8][0] - lost.mean()
+        covered.append(found.excess_low[8] <= wanted <= found.excess_high[8])
+    assert np.mean(covered) >= 0.9

@@ -1,0 +1,366 @@
+"""Files and objects as users bring them: read right, or refused by name."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jprune import recall
+from jprune.cli import main
+from jprune.recall import InputError
+
+NAMES = ("ant", "bee", "cat")
+N = 60
+
+
+LABELS = np.random.default_rng(7).permutation(np.repeat([0, 1, 2], N // 3))
+
+
+def made(seed, rate):
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(N) < rate, rng.integers(0, 3, N), LABELS)
+
+
+DENSE, TWO = made(0, 0.1), made(1, 0.4)
+LOGITS = 2.25 * np.eye(3)[TWO] + np.linspace(0, 1, N * 3).reshape(N, 3)
+ACCURACY = (float((DENSE == LABELS).mean()), float((TWO == LABELS).mean()))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("labels.npy", LABELS)
+    np.save("dense.npy", DENSE)
+    np.save("two.npy", TWO)
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    """Exit status, the audit as JSON (or None), and standard error."""
+    given = ["audit", *arguments]
+    for option, file in (("--labels", "labels.npy"), ("--dense", "dense.npy"), ("--pruned", "2=two.npy")):
+        if option not in given:
+            given += [option, file]
+    status = main([*given, "--json", "--resamples", "0"])
+    out, err = capsys.readouterr()
+    return status, json.loads(out) if status == 0 else None, err
+
+
+def accuracies(found):
+    row = found["tables"]["summary"][0]
+    return row["accuracy_dense"], row["accuracy"]
+
+
+def read(capsys, *arguments):
+    status, found, err = run(capsys, *arguments)
+    assert status == 0, err
+    assert accuracies(found) == pytest.approx(ACCURACY)
+    return found
+
+
+def refused(capsys, *arguments):
+    status, found, err = run(capsys, *arguments)
+    assert (status, found) == (2, None)
+    return err
+
+
+# Tables -----------------------------------------------------------------------------------------------
+
+
+def text(rows, delimiter=",", end="\n"):
+    return end.join(delimiter.join(map(str, row)) for row in rows) + end
+
+
+TABLES = {
+    "plain.csv": text([["p"], *([c] for c in TWO)]),
+    "bare.csv": text([[c] for c in TWO]),
+    "r.csv": text([["p"], *([i + 1, c] for i, c in enumerate(TWO))]),
+    "rownames.csv": text([["p"], *([f"row{i}", c] for i, c in enumerate(TWO))]),
+    "r_space.csv": '"p"\n' + text([[f'"{i + 1}"', c] for i, c in enumerate(TWO)], " "),
+    "semicolon.csv": text([["a", "b", "c"], *LOGITS.round(3)], ";"),
+    "comma.csv": text([["a", "b", "c"], *LOGITS.round(3)], ";").replace(".", ","),
+    "comma_bare.csv": text(LOGITS.round(3), ";").replace(".", ","),
+    "tab.tsv": text([["a", "b", "c"], *LOGITS.round(3)], "\t"),
+    "tab.csv": text([["a", "b", "c"], *LOGITS.round(3)], "\t"),
+    "blanks.csv": text([["a", "b", "c"], *LOGITS.round(3)], " "),
+    "crlf.csv": text([["p"], *([c] for c in TWO)], end="\r\n"),
+    "onehot.csv": text([["a", "b", "c"], *np.eye(3, dtype=int)[TWO]]),
+    "lines.jsonl": text([[c] for c in TWO]),
+    "objects.jsonl": "\n".join(json.dumps({"pred": int(c)}) for c in TWO),
+    "lists.jsonl": "\n".join(json.dumps(row) for row in LOGITS.tolist()) + "\n",
+    "logits.jsonl": "\n".join(json.dumps({"logits": row}) for row in LOGITS.tolist()),
+}
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_tables_in_many_dialects_are_read_right(folder, capsys, name):
+    (folder / name).write_bytes(TABLES[name].encode())
+    read(capsys, "--pruned", f"2={name}")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "latin-1"])
+def test_encodings_are_recognized_and_named(folder, capsys, encoding):
+    names = np.array(["Ähre", "bee", "çat"])
+    (folder / "names.csv").write_bytes(text([["label"], *([name] for name in names[LABELS])]).encode(encoding))
+    for file, codes in (("d.csv", DENSE), ("t.csv", TWO)):
+        (folder / file).write_bytes(text([["p"], *([name] for name in names[codes])]).encode(encoding))
+    found = read(capsys, "--labels", "names.csv", "--dense", "d.csv", "--pruned", "2=t.csv")
+    assert set(found["class_names"]) == set(names)
+    said = {"utf-16": "UTF-16", "latin-1": "Latin-1"}.get(encoding)
+    assert said is None or any(said in warning for warning in found["warnings"])
+
+
+BROKEN = {
+    "gap.csv": ("p\n" + "\n".join(["", *map(str, TWO[1:])]) + "\n", "'' at example 0"),
+    "middle.csv": ("p\n" + "\n".join([*map(str, TWO[:9]), "", *map(str, TWO[10:])]) + "\n", "'' at example 9"),
+    "blank_bare.csv": ("\n".join([*map(str, TWO[:9]), "", *map(str, TWO[10:])]) + "\n", "'' at example 9"),
+    "short.csv": ("a,b\n" + text([[c, c] for c in TWO[:5]]) + "1\n" + text([[c, c] for c in TWO[6:]]), "example 5"),
+    "long.csv": ("p\n" + text([[c] for c in TWO[:5]]) + "1,2\n" + text([[c] for c in TWO[6:]]), "long.csv"),
+    "wide.csv": ("p\n" + text([[c, c] for c in TWO]), "no list of row names"),
+    "whole.csv": ("a,b\n" + text([[float(c), float(c)] for c in TWO]), "whole numbers as decimals"),
+    "mixed.csv": ("p\n" + text([[NAMES[c]] if i else [c] for i, c in enumerate(TWO)]), "among"),
+    "semicolons.csv": ("p\n" + text([[f'"{c};{c}"'] for c in TWO]), "semicolons.csv"),
+    "null.jsonl": ("\n".join(["null", *map(str, TWO[1:])]), "null"),
+    "keys.jsonl": ('{"a": 1}\n' + '{"b": 1}\n' * (N - 1), "other keys in line 2"),
+    "ragged.jsonl": ("[1.5, 2]\n" + "[1.5]\n" * (N - 1), "line 2"),
+    "zero.csv": ("p\0\n1\n", "NUL"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BROKEN))
+def test_tables_that_may_be_misread_are_refused_by_name(folder, capsys, name):
+    content, said = BROKEN[name]
+    (folder / name).write_text(content)
+    err = refused(capsys, "--pruned", f"2={name}")
+    assert said in err
+    assert name in err
+
+
+def test_whole_floats_of_models_are_not_taken_for_logits(capsys):
+    np.save("models.npy", np.stack([TWO, DENSE], 1).astype(float))
+    assert "whole numbers as floats, of shape (60, 2)" in refused(capsys, "--pruned", "2=models.npy")
+    np.save("one_hot.npy", np.eye(3)[TWO])
+    read(capsys, "--pruned", "2=one_hot.npy")
+
+
+# Ids and order ----------------------------------------------------------------------------------------
+
+
+def ids(order, values, column="p", **more):
+    return pd.DataFrame({"key": order + 100, column: values[order], **more})
+
+
+def test_an_id_column_joins_labels_predictions_and_groups(capsys):
+    rng = np.random.default_rng(3)
+    one, two, three, four = (rng.permutation(N) for _ in range(4))
+    ids(one, LABELS, "label").to_csv("y.csv", index=False)
+    ids(two, DENSE).to_csv("d.csv", index=False)
+    ids(three, TWO).set_index("key").to_parquet("t.parquet")
+    sex = np.where(np.arange(N) % 2, "f", "m")
+    ids(four, sex, "sex").to_csv("g.csv", index=False)
+    found = read(
+        capsys, "--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.parquet", "--groups", "g.csv", "--id", "key"
+    )
+    of_group = {row["group"]: row for row in found["tables"]["groups"] if row["class"] is None}
+    assert of_group["f"]["recall"] == pytest.approx((TWO == LABELS)[sex == "f"].mean())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.iloc[1:], "no row for the id '"),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "twice, in rows 0 and 60"),
+        (lambda t: t.rename(columns={"key": "other"}), "no column 'key' for --id"),
+    ],
+)
+def test_missing_and_doubled_ids_are_named(capsys, change, said):
+    order = np.arange(N)
+    ids(order, LABELS, "label").to_csv("y.csv", index=False)
+    ids(order, DENSE).to_csv("d.csv", index=False)
+    change(ids(order, TWO)).to_csv("t.csv", index=False)
+    assert said in refused(capsys, "--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv", "--id", "key")
+
+
+def test_rows_that_no_label_has_are_left_out_and_said(capsys):
+    order = np.arange(N)
+    ids(order, LABELS, "label").to_csv("y.csv", index=False)
+    pd.concat([ids(order, DENSE), pd.DataFrame({"key": [7], "p": [0]})]).to_csv("d.csv", index=False)
+    ids(order, TWO).to_csv("t.csv", index=False)
+    found = read(capsys, "--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv", "--id", "key")
+    assert any("left out" in warning and "'7'" in warning for warning in found["warnings"])
+
+
+def test_an_index_that_differs_is_an_error(capsys):
+    order = np.random.default_rng(0).permutation(N)
+    labels = pd.Series(LABELS[order], index=order)
+    predicted = pd.DataFrame({"m": TWO}, index=np.arange(N)[::-1])
+    with pytest.raises(InputError, match="different row indices"):
+        recall.audit(labels, pd.Series(DENSE[order], index=order), {2: predicted})
+    pd.DataFrame({"label": LABELS[order]}, index=order).to_parquet("y.parquet")
+    predicted.to_csv("t.csv")
+    status, _, err = run(capsys, "--labels", "y.parquet", "--pruned", "2=t.csv")
+    assert status == 2
+    assert "different row indices" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: (d + 1) % 3, "numbered in another order"),
+        (lambda d: d[::-1], "reverse them"),
+        (np.sort, "sort the labels"),
+        (lambda d: np.random.default_rng(5).permutation(d), "in the order of the labels?"),
+    ],
+)
+def test_accuracy_at_chance_warns_with_what_mends_it(change, said):
+    report = recall.audit(LABELS, change(DENSE), {2: TWO})
+    assert any("no more than chance" in warning and said in warning for warning in report.warnings)
+
+
+def test_labels_numbered_from_1_are_noticed():
+    with pytest.warns(recall.EmptyClassWarning):
+        report = recall.audit(LABELS + 1, DENSE, {2: TWO}, num_classes=4)
+    assert any("add 1 to them" in warning for warning in report.warnings)
+    assert not any("chance" in warning for warning in recall.audit(LABELS, DENSE, {2: TWO}).warnings)
+
+
+# Names and kinds --------------------------------------------------------------------------------------
+
+
+def test_text_labels_give_the_class_names():
+    names = np.array(NAMES)
+    report = recall.audit(names[LABELS], names[DENSE], {2: pd.Series(names[TWO], dtype="category")})
+    assert report.class_names == NAMES
+    assert report.summary["accuracy"][0] == pytest.approx(ACCURACY[1])
+    assert any("sorted order" in warning for warning in report.warnings)
+
+
+def test_names_without_a_header_do_not_lose_the_first_example(folder, capsys):
+    for file, codes in (("y.csv", LABELS), ("d.csv", DENSE), ("t.csv", TWO)):
+        (folder / file).write_text("\n".join(np.array(NAMES)[codes]) + "\n")
+    found = read(capsys, "--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv")
+    assert found["examples"] == N
+
+
+def test_columns_of_logits_with_class_names_are_in_their_own_order():
+    frame = pd.DataFrame(LOGITS[:, ::-1], columns=NAMES[::-1])
+    report = recall.audit(pd.Series(np.array(NAMES)[LABELS]), np.array(NAMES)[DENSE], {2: frame})
+    assert report.class_names == NAMES[::-1]
+    assert report.summary["accuracy"][0] == pytest.approx(ACCURACY[1])
+
+
+def test_class_names_that_are_numbers_are_matched_by_value(folder, capsys):
+    for file, codes in (("y.csv", LABELS), ("d.csv", DENSE), ("t.csv", TWO)):
+        pd.DataFrame({"label": codes + 1}).to_csv(folder / file, index=False)
+    found = read(capsys, "--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv", "--class-names", "1,2,3")
+    assert found["class_names"] == ["1", "2", "3"]
+    found = read(capsys, "--class-names", "0,1,2")
+    np.save("labels.npy", LABELS * 10)
+    np.save("dense.npy", DENSE * 10)
+    np.save("two.npy", TWO * 10)
+    assert read(capsys, "--class-names", "20,10,0")["class_names"] == ["20", "10", "0"]
+
+
+def test_a_quoted_name_may_hold_a_comma(folder, capsys):
+    names = np.array(["ant", "bee, big", "cat"])
+    for file, codes in (("y.csv", LABELS), ("d.csv", DENSE), ("t.csv", TWO)):
+        pd.DataFrame({"label": names[codes]}).to_csv(folder / file, index=False)
+    files = ("--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv")
+    assert read(capsys, *files, "--class-names", 'ant,"bee, big",cat')["class_names"] == list(names)
+    assert read(capsys, *files)["class_names"] == list(names)
+
+
+def test_booleans_sigmoids_and_ignored_labels(capsys):
+    truth, rng = np.arange(N) % 2 == 1, np.random.default_rng(0)
+    score = np.clip(truth * 0.4 + 0.3 + rng.normal(size=N) * 0.3, 0.01, 0.99)
+    report = recall.audit(truth, truth ^ (rng.random(N) < 0.1), {2: score}, threshold=0.5)
+    assert report.class_names == ("False", "True")
+    assert report.summary["accuracy"][0] == pytest.approx(((score >= 0.5) == truth).mean())
+    with pytest.raises(InputError, match=r"--threshold 0\.5"):
+        recall.audit(truth, truth, {2: score})
+    some = LABELS.copy()
+    some[::7] = -1
+    kept = some >= 0
+    report = recall.audit(some, DENSE, {2: LOGITS}, ignore_label=-1, groups=np.where(DENSE, "x", "y"))
+    assert report.examples == kept.sum()
+    assert report.summary["accuracy"][0] == pytest.approx((TWO == LABELS)[kept].mean())
+    with pytest.raises(InputError, match="--ignore-label -1"):
+        recall.audit(some, DENSE, {2: TWO})
+    np.save("labels.npy", some)
+    status, found, _ = run(capsys, "--ignore-label", "-1")
+    assert (status, found["examples"]) == (0, kept.sum())
+
+
+def test_pandas_hugging_face_and_batches_are_read():
+    output = type("PredictionOutput", (), {})()
+    output.predictions, output.label_ids = LOGITS, LABELS
+    columns = {"__getitem__": lambda self, key: LABELS.tolist(), "column_names": ["text", "label"], "features": {}}
+    dataset = type("Dataset", (), columns)()
+    batches = [LOGITS[:25], LOGITS[25:50], LOGITS[50:]]
+    frame = pd.DataFrame({"one": TWO})
+    for labels, pruned in (
+        (pd.Series(LABELS), frame),
+        (output, output),
+        (dataset, batches),
+        ([LABELS[:40], LABELS[40:]], pd.DataFrame(LOGITS)),
+    ):
+        report = recall.audit(labels, [DENSE], {2: pruned})
+        assert report.summary["accuracy"][0] == pytest.approx(ACCURACY[1])
+
+
+def test_ties_and_empty_logits_are_counted():
+    logits = LOGITS.copy()
+    logits[3], logits[4], logits[5] = [1, 1, 0], [-np.inf] * 3, [2, 2, 2]
+    said = " ".join(recall.audit(LABELS, DENSE, {2: logits}).warnings)
+    assert "1 of 60 predictions have several largest logits" in said
+    assert "2 of 60 predictions have equal logits (or -inf)" in said
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, "", pd.NA])
+def test_missing_groups_are_one_group(missing, capsys):
+    values = pd.Series(["x", "y"] * (N // 2), dtype=object)
+    values[[0, 5]] = missing
+    for given in (values.to_numpy(), pd.DataFrame({"g": values})):
+        report = recall.audit(LABELS, DENSE, {2: TWO}, groups=given)
+        whole = report.groups[report.groups["class"].isna()].set_index("group")["support"]
+        assert whole["(missing)"] == 2
+        assert any("2 of 60 examples have no g" in warning for warning in report.warnings)
+    values.to_csv("g.csv", index=False, header=["g"])
+    status, found, _ = run(capsys, "--groups", "g.csv")
+    assert status in (0, 2)  # a blank line of a one-column table is refused, as everywhere
+    assert status == 2 or any(row["group"] == "(missing)" for row in found["tables"]["groups"])
+
+
+def test_as_many_groups_as_examples_are_refused():
+    with pytest.raises(InputError, match="60 groups for 60 examples"):
+        recall.audit(LABELS, DENSE, {2: TWO}, groups=np.arange(N))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.eye(3, dtype=int)[LABELS] | np.eye(3, dtype=int)[DENSE], "multi-label"),
+        (np.random.default_rng(0).random((N, 4)), "one true class per example"),
+        (np.random.default_rng(0).random(N), "not for regression"),
+    ],
+)
+def test_what_is_no_single_label_classification_is_refused(labels, said):
+    with pytest.raises(InputError, match=said):
+        recall.audit(labels, DENSE, {2: TWO})
+
+
+def test_many_distinct_labels_are_warned_of():
+    ages = np.random.default_rng(0).permutation(N) % 50
+    assert any("if they are quantities" in warning for warning in recall.audit(ages, ages, {2: ages}).warnings)
+
+
+def test_models_may_be_compared_by_name(capsys):
+    assert "not both" in refused(capsys, "--compare", "int8=two.npy")
+    status = main(["audit", "--labels", "labels.npy", "--dense", "dense.npy", "--compare", "int8=two.npy", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert found["tables"]["summary"][0]["ratio"] is None
+    assert "int8" in found["headline"]
+    assert "pruned" not in found["headline"]
+    assert not any("no control" in warning for warning in found["warnings"])
