@@ -39,7 +39,8 @@ def log_probabilities(logits: npt.ArrayLike) -> Float[np.ndarray, "examples clas
     best = given.max(-1, keepdims=True)
     finite = np.where(np.isfinite(best), best, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        shifted = np.where(given == best, 0.0, given - finite)  # inf - inf, where the largest is infinite
+        below = np.where(np.isposinf(best), -np.inf, given - finite)
+        shifted = np.where(given == best, 0.0, below)  # not inf - inf, where the largest is infinite
         return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 

@@ -406,7 +406,7 @@ def _verdict(row: Row) -> str:
     """Which of the verdicts a row of the summary comes to."""
     if row["alpha_corrected_reason"] == "every model has collapsed":
         return "collapsed"
-    if row["alpha_corrected_reason"] == WITHIN_NOISE:
+    if row["alpha_corrected_reason"] == WITHIN_NOISE and np.isfinite(_number(row, "alpha")):
         return "noise"
     corrected = np.isfinite(_number(row, "alpha_corrected"))
     if not corrected and not np.isfinite(_number(row, "alpha")):
