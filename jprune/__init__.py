@@ -14,6 +14,7 @@ from jprune import scores as scores
 from jprune import selection as selection
 from jprune._version import __version__ as __version__
 from jprune.graph.axes import KernelAxes
+from jprune.graph.trace import trace_model
 from jprune.jumpstart import add_jumpstart, jumpstart_penalty, preactivations, unit_status
 from jprune.pruning.amounts import Keep
 from jprune.pruning.dynamic_training import rigl, sparse_evolution
@@ -130,6 +131,7 @@ __all__ = [
     "sparsity",
     "sr_ste",
     "straight_through",
+    "trace_model",
     "undecayed",
     "uniform_masks",
     "unit_status",

@@ -85,8 +85,15 @@ class KernelAxes:
 class HasAxes(Protocol):
     """What ``kernel_axes`` needs of a graph; ``jprune.trace_model`` returns one."""
 
-    axes: Mapping[str, KernelAxes | None]
-    shapes: Mapping[str, tuple[int, ...]]
+    @property
+    def axes(self) -> Mapping[str, KernelAxes | None]:
+        """By path, the axes of a leaf."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """By path, the shape of a leaf."""
+        ...
 
 
 Axes = HasAxes | Mapping[str, KernelAxes] | str | None
@@ -260,8 +267,8 @@ def _equinox(path: str, shape: tuple[int, ...]) -> KernelAxes | None:
     name, rank = path.rsplit("/", 1)[-1], len(shape)
     if name in _EQUINOX_KERNELS and rank >= 2:
         return _outputs_first(rank)
-    if name == "bias" and rank > 1 and all(size == 1 for size in shape[1:]):
-        return KernelAxes(outputs=(0,), spatial=tuple(range(1, rank)))
+    if name == "bias" and rank > 1 and all(size == 1 for size in shape[1:]):  # of a convolution
+        return KernelAxes(outputs=tuple(range(rank)))
     return KernelAxes(outputs=(0,)) if name in ("bias", "weight") and rank == 1 else None
 
 

@@ -76,7 +76,7 @@ def test_equinox_reads_outputs_first():
     tree = _shapes(weight=(7, 5, 3), bias=(7, 1), weight_ih=(28, 5), kernel=(5, 7))
     assert kernel_axes("equinox", tree) == {
         "weight": _out_in(3),
-        "bias": KernelAxes(outputs=(0,), spatial=(1,)),
+        "bias": KernelAxes(outputs=(0, 1)),
         "weight_ih": _out_in(2),
         "kernel": None,
     }

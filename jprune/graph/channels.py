@@ -1,0 +1,349 @@
+"""Which channels of which parameters are removed together.
+
+Every index of every axis of every array in a traced program has an integer id. Tracing records which ids are
+equal (``tie``), which are never removed (``freeze``) and which are combinations of others (``product``, from
+``reshape``). ``solve`` turns this into classes of ids once, at the end, so the order of the program does not matter:
+removing a class removes every index that carries one of its ids, in every array.
+
+Ids below ``FIRST_CHANNEL`` are never removed; each of them stands for one reason, which ``Constraints.reasons`` has.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+FIRST_CHANNEL = 1024
+_BLOCKS = "removed only in whole blocks: a reshape merges it with an outer axis, whose indices are removed instead"
+
+Ids = Int32[np.ndarray, " n"]
+
+
+class _Product(NamedTuple):
+    """``flat[i, j, ...]`` is removed if and only if one of ``factors[0][i]``, ``factors[1][j]``, ... is."""
+
+    flat: Ids
+    factors: tuple[Ids, ...]
+
+    @property
+    def grid(self) -> np.ndarray:
+        return self.flat.reshape([len(factor) for factor in self.factors])
+
+    def along(self, factor: int) -> np.ndarray:
+        """The ids of one factor, repeated over the others, in the order of ``flat``."""
+        sizes = [len(f) if k == factor else 1 for k, f in enumerate(self.factors)]
+        return np.broadcast_to(self.factors[factor].reshape(sizes), self.grid.shape).reshape(-1)
+
+
+class Mark(NamedTuple):
+    """How much was recorded at some moment, to take back what was recorded since."""
+
+    ties: int
+    products: int
+    notes: int
+    consumed: int
+
+
+class Constraints:
+    """Ids and the equations between them, collected while a program is traced."""
+
+    def __init__(self) -> None:
+        self.count = FIRST_CHANNEL
+        self.reasons: list[str] = [""]
+        self._ties: list[tuple[np.ndarray, np.ndarray]] = []
+        self._products: list[_Product] = []
+        self._notes: list[tuple[np.ndarray, str]] = []
+        self._consumed: list[np.ndarray] = []
+
+    def fresh(self, size: int) -> np.ndarray:
+        """New ids for an axis; an axis of size one is never removed."""
+        if size <= 1:
+            return self.frozen(size, "its size is one")
+        self.count += size
+        return np.arange(self.count - size, self.count, dtype=np.int32)
+
+    def frozen(self, size: int, why: str) -> np.ndarray:
+        """Ids of an axis that is never removed, for a reason that ``print(graph)`` shows."""
+        if why not in self.reasons:
+            if len(self.reasons) == FIRST_CHANNEL - 1:
+                why = self.reasons[-1]
+            else:
+                self.reasons.append(why)
+        return np.broadcast_to(np.int32(self.reasons.index(why)), (size,))
+
+    def tie(self, left: np.ndarray, right: np.ndarray) -> None:
+        """Two axes of one size lose the same indices."""
+        if left is right or (is_frozen(left) and is_frozen(right)) or np.array_equal(left, right):
+            return
+        self._ties.append((left, right))
+
+    def freeze(self, ids: np.ndarray, why: str) -> None:
+        """An axis never loses an index."""
+        if not is_frozen(ids):
+            self.tie(ids, self.frozen(len(ids), why))
+
+    def product(self, flat: np.ndarray, factors: Sequence[np.ndarray]) -> None:
+        """``flat``, an axis that merges others in row-major order, loses what one of them loses."""
+        if not (is_frozen(flat) and all(map(is_frozen, factors))):
+            self._products.append(_Product(flat, tuple(factors)))
+
+    def note(self, ids: np.ndarray, why: str) -> None:
+        """Removing one of these channels is not the same as masking it."""
+        if not is_frozen(ids):
+            self._notes.append((ids, why))
+
+    def consume(self, ids: np.ndarray) -> None:
+        """These channels are read: summed over, or reduced."""
+        if not is_frozen(ids):
+            self._consumed.append(ids)
+
+    def mark(self) -> Mark:
+        """The present moment, for ``rewind``."""
+        return Mark(len(self._ties), len(self._products), len(self._notes), len(self._consumed))
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget what was recorded since ``mark``; ids stay allocated."""
+        del self._ties[mark.ties :], self._products[mark.products :]
+        del self._notes[mark.notes :], self._consumed[mark.consumed :]
+
+    def mute(self, mark: Mark) -> None:
+        """Forget the notes since ``mark``, and what was consumed; keep the equations."""
+        del self._notes[mark.notes :], self._consumed[mark.consumed :]
+
+    def solve(self) -> "Solution":
+        """Find the classes of ids that are removed together."""
+        solver = _Solver(self.count, self._ties)
+        _solve_products(solver, self._products, self.frozen(1, _BLOCKS)[0])
+        read = np.zeros(self.count, bool)
+        for ids in self._consumed:
+            read[solver.label[ids]] = True
+        noted: dict[str, list[np.ndarray]] = {}
+        for ids, note in self._notes:
+            noted.setdefault(note, []).append(solver.label[ids])
+        notes = {note: np.unique(np.concatenate(roots)) for note, roots in noted.items()}
+        why = solver.why(np.arange(self.count))
+        return Solution(np.where(why > 0, 0, solver.label), why, tuple(self.reasons), read, notes)
+
+
+class Solution(NamedTuple):
+    """Classes of ids.
+
+    Attributes:
+      roots: the class of every id; 0 for every id that is never removed.
+      why: the reason that every id is never removed, as an index into ``reasons``; 0 where it can be removed.
+      reasons: texts.
+      read: whether any channel of a class (indexed by root) is summed over or reduced.
+      notes: for every reason that removing differs from masking, the roots concerned.
+    """
+
+    roots: Int32[np.ndarray, " ids"]
+    why: Int32[np.ndarray, " ids"]
+    reasons: tuple[str, ...]
+    read: Bool[np.ndarray, " ids"]
+    notes: Mapping[str, Int32[np.ndarray, " roots"]]
+
+
+def is_frozen(ids: np.ndarray) -> bool:
+    """Whether an axis is known not to lose any index, by its own ids alone."""
+    return len(ids) == 0 or (ids.strides[0] == 0 and int(ids[0]) < FIRST_CHANNEL)
+
+
+class _Solver:
+    """Connected components of ids: ``label`` is the smallest id of each component, its root."""
+
+    def __init__(self, count: int, ties: list[tuple[np.ndarray, np.ndarray]]):
+        self.label = np.arange(count, dtype=np.int32)
+        self._why = np.zeros(count, np.int32)  # by root
+        self._why[:FIRST_CHANNEL] = np.arange(FIRST_CHANNEL)
+        self.tie(ties)
+
+    def why(self, ids: np.ndarray) -> np.ndarray:
+        """The reason that each id is never removed, 0 where there is none."""
+        found: np.ndarray = self._why[self.label[ids]]
+        return found
+
+    def tie(self, ties: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+        pairs = list(ties)
+        if not pairs:
+            return
+        left, right = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
+        low, high = np.minimum(left, right), np.maximum(left, right)
+        stays = low < FIRST_CHANNEL  # a reason: it marks the other side and connects nothing
+        self._connect(low[~stays], high[~stays])
+        self.stay(high[stays], low[stays])
+
+    def stay(self, ids: np.ndarray, reasons: np.ndarray) -> None:
+        """Mark the components of these ids as never removed; the first reason is kept."""
+        roots = self.label[ids]
+        new = (self._why[roots] == 0) & (roots >= FIRST_CHANNEL)
+        self._why[roots[new]] = reasons[new]
+
+    def _connect(self, left: np.ndarray, right: np.ndarray) -> None:
+        label = self.label
+        while True:
+            a, b = label[left], label[right]
+            differ = a != b
+            if not differ.any():
+                break
+            left, right, a, b = left[differ], right[differ], a[differ], b[differ]
+            label[np.maximum(a, b)] = np.minimum(a, b)  # roots point to smaller roots only, so there is no circle
+            while True:
+                above = label[label]
+                if np.array_equal(above, label):
+                    break
+                label = above
+        marked = np.flatnonzero(self._why)
+        self._why[label[marked]] = self._why[marked]
+        self.label = label
+
+
+def _solve_products(solver: _Solver, products: list[_Product], blocks: np.int32) -> None:
+    """Apply the products: as ties where one factor can lose channels, else by the policy that the outermost may."""
+    waiting = list(products)
+    while waiting:
+        undecided, ties = [], []
+        for product in waiting:
+            _freeze_factors(solver, product)
+            live = [k for k, ids in enumerate(product.factors) if not solver.why(ids).all()]
+            if len(live) <= 1:
+                ties.append((product.flat, product.along(live[0] if live else 0)))
+            else:
+                undecided.append((product, live))
+        solver.tie(ties)
+        if not ties and undecided:
+            _keep_inner_axes(solver, undecided, blocks)
+        waiting = [product for product, _ in undecided]
+
+
+def _freeze_factors(solver: _Solver, product: _Product) -> None:
+    """A factor cannot lose an index whose combinations cannot all be removed."""
+    why = solver.why(product.grid)
+    for k, factor in enumerate(product.factors):
+        reason = why.max(axis=tuple(axis for axis in range(why.ndim) if axis != k))
+        hit = (reason > 0) & (solver.why(factor) == 0)
+        if hit.any():
+            solver.stay(factor[hit], reason[hit])
+
+
+def _keep_inner_axes(solver: _Solver, undecided: list[tuple[_Product, list[int]]], blocks: np.int32) -> None:
+    """Let the outermost axis of each reshape lose indices (heads, groups) and freeze the axes inside it.
+
+    One decision settles others, so a product that shares a class with one decided in this round waits.
+    """
+    decided = np.zeros(len(solver.label), bool)
+    for product, live in undecided:
+        if any(decided[solver.label[product.factors[k]]].any() for k in live):
+            continue
+        for k in live:
+            roots = solver.label[product.factors[k]]
+            decided[roots[roots >= FIRST_CHANNEL]] = True
+        for k in live[1:]:
+            solver.stay(product.factors[k], np.full(len(product.factors[k]), blocks))
+
+
+class Member(NamedTuple):
+    """The part of one leaf that a group of channels has.
+
+    Attributes:
+      path: the leaf's path.
+      axis: the axis of the leaf.
+      indices: for every channel of the group, the indices along the axis that belong to it.
+    """
+
+    path: str
+    axis: int
+    indices: Int32[np.ndarray, "channels indices"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that can be removed, each from every member at once.
+
+    Attributes:
+      size: number of channels.
+      members: the axes of parameters that lose indices with a channel.
+      state: the same for the leaves of ``state``.
+      exact: whether the program at the smaller sizes equals the model with these channels masked to zero.
+      kind: "channels" where a channel is one index of every axis, "blocks" where it is several: heads, groups.
+      why: what there is to know: why the group is not exact, or what removing a channel implies.
+      roots: the class of ids of every channel, to be looked up in ``graph.roots``.
+    """
+
+    size: int
+    members: tuple[Member, ...]
+    exact: bool
+    kind: str
+    why: tuple[str, ...]
+    roots: Int32[np.ndarray, " channels"]
+    state: tuple[Member, ...] = ()
+
+
+class LeafAxis(NamedTuple):
+    """An axis of a leaf with its ids, of the parameters or of the state."""
+
+    path: str
+    axis: int
+    ids: np.ndarray
+    is_state: bool
+
+
+def channel_groups(
+    axes: Sequence[LeafAxis], solution: Solution, stacked: Mapping[str, tuple[int, ...]]
+) -> tuple[ChannelGroup, ...]:
+    """Sort the classes of ids into groups whose channels have the same axes, numbers of indices and notes.
+
+    Args:
+      axes: every axis of every leaf.
+      solution: of the constraints.
+      stacked: paths of leaves with stacked axes, for the remark that all layers lose the same channels.
+    """
+    if not axes:
+        return ()
+    roots = np.concatenate([solution.roots[axis.ids] for axis in axes])
+    places = np.repeat(np.arange(len(axes)), [len(axis.ids) for axis in axes])
+    indices = np.concatenate([np.arange(len(axis.ids)) for axis in axes])
+    is_state = np.array([axis.is_state for axis in axes])
+    wanted = solution.read[roots] & (roots > 0)
+    in_params = np.zeros(len(solution.roots), bool)
+    in_params[roots[~is_state[places]]] = True
+    roots, places, indices = (x[wanted & in_params[roots]] for x in (roots, places, indices))
+    # Two channels are alike where the sums of random numbers, one for each axis and note they have, are equal.
+    draw = np.random.default_rng(0)
+    kinds = np.zeros(len(solution.roots), np.uint64)
+    np.add.at(kinds, roots, draw.integers(1 << 62, size=len(axes), dtype=np.uint64)[places])
+    for concerned in solution.notes.values():
+        kinds[concerned] += draw.integers(1 << 62, dtype=np.uint64)
+    _, first, group = np.unique(kinds[roots], return_index=True, return_inverse=True)
+    groups = []
+    for place in np.argsort(first):
+        chosen = group == place
+        groups.append(_group(roots[chosen], places[chosen], indices[chosen], axes, solution=solution, stacked=stacked))
+    return tuple(groups)
+
+
+def _group(
+    roots: np.ndarray,
+    places: np.ndarray,
+    indices: np.ndarray,
+    axes: Sequence[LeafAxis],
+    *,
+    solution: Solution,
+    stacked: Mapping[str, tuple[int, ...]],
+) -> ChannelGroup:
+    channels = np.unique(roots)
+    members: list[Member] = []
+    state: list[Member] = []
+    for place in np.unique(places):
+        order = np.argsort(roots[places == place], kind="stable")
+        index = indices[places == place][order].reshape(len(channels), -1).astype(np.int32)
+        member = Member(axes[place].path, axes[place].axis, index)
+        (state if axes[place].is_state else members).append(member)
+    why = [note for note, concerned in solution.notes.items() if np.isin(channels[0], concerned)]
+    exact = not why
+    layers = dict.fromkeys(member.path for member in members if stacked.get(member.path))
+    if layers:
+        why.append(f"the same channels are removed in every layer of {', '.join(layers)}")
+    kind = "blocks" if any(member.indices.shape[1] > 1 for member in members) else "channels"
+    return ChannelGroup(len(channels), tuple(members), exact, kind, tuple(why), channels, tuple(state))

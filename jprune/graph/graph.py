@@ -1,0 +1,111 @@
+"""The graph of a model: roles of axes, groups of channels and multiply-adds, which print as tables."""
+
+import dataclasses
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jprune.graph.axes import KernelAxes
+from jprune.graph.channels import ChannelGroup, Member
+from jprune.graph.values import Program
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """What a model's traced program says about its parameters; made by ``trace_model``.
+
+    Attributes:
+      axes: by path, the role of every axis; None where it is unknown, for the reason in ``unknown``.
+      shapes: by path, the shape.
+      kernels: paths of the leaves that a matrix product or a convolution reads as its kernel.
+      channels: groups of channels that can be removed.
+      frozen: by (path, axis), why indices of the axis are never removed, with their number.
+      unknown: by path, why the axes are not known.
+      multiply_adds: by path, multiply-adds of the contractions that read the leaf, once for every round of a scan.
+      other_multiply_adds: of contractions that read no parameter, such as attention scores.
+      program: the traced program with the channel ids of each array; its inputs are the arrays of the
+        parameters, of the state and of the inputs, in this order.
+      roots: the class of every channel id, 0 where it is never removed; ``roots[value.axes[0].ids]`` equals a
+        channel's root at the indices it has there.
+      outputs: the tree of what the model returns.
+    """
+
+    axes: Mapping[str, KernelAxes | None]
+    shapes: Mapping[str, tuple[int, ...]]
+    kernels: tuple[str, ...]
+    channels: tuple[ChannelGroup, ...]
+    frozen: Mapping[tuple[str, int], str]
+    unknown: Mapping[str, str]
+    multiply_adds: Mapping[str, int]
+    other_multiply_adds: int
+    program: Program = dataclasses.field(repr=False)
+    roots: np.ndarray = dataclasses.field(repr=False)
+    outputs: Any = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        return _described(self)
+
+
+def _described(graph: Graph) -> str:
+    """Tables of leaves, of groups of channels and of axes that are never removed."""
+    groups: dict[tuple[str, int], list[str]] = {}
+    for number, group in enumerate(graph.channels):
+        for member in group.members:
+            groups.setdefault((member.path, member.axis), []).append(f"#{number}")
+    leaves = [
+        [
+            path,
+            str(shape),
+            _roles(graph.axes[path], graph.unknown.get(path, "")),
+            _marks(groups, path, len(shape)),
+            f"{graph.multiply_adds[path]:,}",
+        ]
+        for path, shape in graph.shapes.items()
+    ]
+    total = sum(graph.multiply_adds.values())
+    leaves.append(["total", "", "", "", f"{total:,}"])
+    if graph.other_multiply_adds:
+        leaves.append(["without parameters", "", "", "", f"{graph.other_multiply_adds:,}"])
+    text = [_aligned([["leaf", "shape", "axes", "channels", "multiply-adds"], *leaves])]
+    text += ["\n".join(_group(number, group)) for number, group in enumerate(graph.channels)]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for (path, axis), why in graph.frozen.items():
+        reasons.setdefault((path, why), []).append(str(axis))
+    if reasons:
+        frozen = [[path, ", ".join(axes), why] for (path, why), axes in reasons.items()]
+        text.append(_aligned([["never removed", "axes", "why"], *frozen]))
+    return "\n\n".join(text)
+
+
+def _group(number: int, group: ChannelGroup) -> list[str]:
+    exact = "exact" if group.exact else "not exact"
+    members = ", ".join(_member(member) for member in (*group.members, *group.state))
+    lines = [f"#{number}: {group.size} {group.kind}, {exact}"]
+    for part in (members, *group.why):
+        lines += textwrap.wrap(part, 110, initial_indent="    ", subsequent_indent="    ", break_long_words=False)
+    return lines
+
+
+def _member(member: Member) -> str:
+    each = member.indices.shape[1]
+    return f"{member.path}[{member.axis}]" + (f" ({each} each)" if each > 1 else "")
+
+
+def _roles(axes: KernelAxes | None, why: str) -> str:
+    if axes is None:
+        return f"unknown: {why}"
+    named = [(role, getattr(axes, role)) for role in ("stacked", "inputs", "outputs", "spatial")]
+    shown = [f"{role} {', '.join(map(str, places))}" for role, places in named if places]
+    return "; ".join([*shown, *([f"groups {axes.groups}"] if axes.groups > 1 else [])])
+
+
+def _marks(groups: Mapping[tuple[str, int], list[str]], path: str, rank: int) -> str:
+    return " ".join(f"{axis}:{','.join(groups[path, axis])}" for axis in range(rank) if (path, axis) in groups)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

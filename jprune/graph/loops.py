@@ -1,0 +1,207 @@
+"""Programs inside programs: calls, scans, conditions and loops, and what is known of each of their arrays."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.extend import core
+
+from jprune import jaxprs
+from jprune.graph.rules import RULES, freeze, not_understood, opaque, shape_of
+from jprune.graph.values import Axis, Program, Record, Step, Value
+
+
+def run(record: Record, program: Any, inputs: Sequence[Value]) -> Program:
+    """Apply the rules to every equation of a jaxpr, closed or not, given what is known of its inputs."""
+    jaxpr = jaxprs.opened(program)
+    consts = tuple(getattr(program, "consts", ()))
+    known = [_constant(record, value) for value in consts] or [_constant(record, var.aval) for var in jaxpr.constvars]
+    values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*known, *inputs], strict=True))
+
+    def read(atom: Any) -> Value:
+        return _literal(record, atom) if isinstance(atom, core.Literal) else values[atom]
+
+    steps = []
+    for equation in jaxpr.eqns:
+        step = _step(record, equation, [read(atom) for atom in equation.invars])
+        values.update(zip(equation.outvars, step.outputs, strict=True))
+        steps.append(step)
+    return Program(jaxpr, consts, tuple(inputs), tuple(map(read, jaxpr.outvars)), tuple(steps))
+
+
+def _constant(record: Record, array: Any) -> Value:
+    return opaque(record, array, "an array written into the program", record.constants)
+
+
+def _literal(record: Record, atom: core.Literal) -> Value:
+    value = _constant(record, atom.aval)
+    return dataclasses.replace(value, literal=atom.val) if np.ndim(atom.val) == 0 else value
+
+
+def _step(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Step:
+    name = equation.primitive.name
+    inside: tuple[Program, ...] = ()
+    if name in RULES:
+        outputs = RULES[name](record, equation, inputs)
+    elif name in _CONTROL:
+        outputs, inside = _CONTROL[name](record, equation, inputs)
+    else:
+        called = _called(equation)
+        if called is None:
+            outputs = not_understood(record, equation, inputs)
+        else:
+            inside = (run(record, called, inputs),)
+            outputs = list(inside[0].outputs)
+    for var, value in zip(equation.outvars, outputs, strict=True):
+        if value.shape != shape_of(var):
+            raise AssertionError(f"the rule of '{name}' gives shape {value.shape}, the program has {shape_of(var)}")
+    return Step(equation, tuple(inputs), tuple(outputs), inside)
+
+
+def _called(equation: core.JaxprEqn) -> Any | None:
+    """The program that an equation calls on its own operands: jit, remat, custom derivatives, under any name."""
+
+    def alike(outer: Sequence[Any], inner: Sequence[Any]) -> bool:
+        return list(map(shape_of, outer)) == list(map(shape_of, inner))
+
+    for program in jaxprs.held(equation):
+        inner = jaxprs.opened(program)
+        if alike(equation.invars, inner.invars) and alike(equation.outvars, inner.outvars):
+            return program
+    return None
+
+
+Control = tuple[list[Value], tuple[Program, ...]]
+
+
+def _scan(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Control:
+    """The body once: the carry keeps its channels, what is scanned over loses its first axis."""
+    fixed, carried = jaxprs.scan_parts(equation)
+    length, body = equation.params["length"], equation.params["jaxpr"]
+    consts, carry, scanned = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
+    for value in scanned:
+        record.channels.freeze(value.axes[0].ids, "it is scanned over")
+        record.role(value.axes[0].sources, "stacked")
+    record.times *= length
+    program = _iterated(record, body, consts, carry, [value.with_axes(value.axes[1:]) for value in scanned])
+    record.times //= max(1, length)
+    steps = Axis(record.channels.frozen(length, "it is scanned over"))
+    stacked = [value.with_axes([steps, *value.axes]) for value in program.outputs[carried:]]
+    return [*program.outputs[:carried], *stacked], (program,)
+
+
+def _while(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Control:
+    """One round of the body; its multiply-adds are counted once, since the number of rounds is unknown."""
+    params = equation.params
+    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    body = _iterated(record, params["body_jaxpr"], inputs[first:second], inputs[second:], [], rounds=None)
+    carry = body.inputs[second - first :]
+    condition = run(record, params["cond_jaxpr"], [*inputs[:first], *carry])
+    return list(body.outputs), (condition, body)
+
+
+def _iterated(
+    record: Record,
+    body: Any,
+    consts: Sequence[Value],
+    carry: Sequence[Value],
+    scanned: Sequence[Value],
+    *,
+    rounds: int | None = 1,
+) -> Program:
+    """Run a loop's body on a carry that is what both the start and the body's result are."""
+    current = list(carry)
+    while True:
+        mark = record.mark()
+        program = run(record, body, [*consts, *current, *scanned])
+        results = program.outputs[: len(carry)]
+        joined = [_joined(start, result) for start, result in zip(current, results, strict=True)]
+        if all(map(_same, current, joined)):
+            break
+        record.rewind(mark)
+        for start, result in zip(current, joined, strict=True):
+            if start.kind.of_parameters and not result.kind.of_parameters:
+                record.settle(start)
+        current = joined
+    if rounds is None:
+        record.uncounted.update(path for path, _ in record.multiply_adds[mark[1][3] :] if path is not None)
+    for start, result in zip(current, results, strict=True):
+        for a, b in zip(start.axes, result.axes, strict=True):
+            record.channels.tie(a.ids, b.ids)
+    return program
+
+
+def _joined(one: Value, other: Value) -> Value:
+    """What is known where either of two arrays may come."""
+    kind = max(one.kind, other.kind)
+    same = [a.sources for a in one.axes] == [b.sources for b in other.axes] and one.chosen == other.chosen
+    if not same and (one.kind.of_parameters or other.kind.of_parameters):
+        kind = type(kind).ACTIVATION
+    axes = [
+        Axis(a.ids, a.sources if kind.of_parameters else (), a.zero and b.zero)
+        for a, b in zip(one.axes, other.axes, strict=True)
+    ]
+    literal = one.literal if one.literal is not None and one.literal is other.literal else None
+    return Value(tuple(axes), kind, one.chosen if kind.of_parameters else (), literal)
+
+
+def _same(one: Value, other: Value) -> bool:
+    known = [(v.kind, v.literal is None, [(a.zero, a.sources) for a in v.axes]) for v in (one, other)]
+    return known[0] == known[1]
+
+
+def _cond(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Control:
+    """All branches on the same operands; of their multiply-adds the costliest branch's count."""
+    programs, costs = [], []
+    for branch in equation.params["branches"]:
+        start = len(record.multiply_adds)
+        programs.append(run(record, branch, inputs[1:]))
+        costs.append(record.multiply_adds[start:])
+        del record.multiply_adds[start:]
+    record.multiply_adds.extend(max(costs, key=lambda cost: sum(count for _, count in cost)))
+    outputs = list(programs[0].outputs)
+    for program in programs[1:]:
+        for place, value in enumerate(program.outputs):
+            for a, b in zip(outputs[place].axes, value.axes, strict=True):
+                record.channels.tie(a.ids, b.ids)
+            joined = _joined(outputs[place], value)
+            for one in (outputs[place], value):
+                if one.kind.of_parameters and not joined.kind.of_parameters:
+                    record.settle(one)
+            outputs[place] = joined
+    return [dataclasses.replace(value, literal=None) for value in outputs], tuple(programs)
+
+
+def _shard_map(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Control:
+    """The program of one device: axes that are split over devices lose no channels."""
+    program = equation.params["jaxpr"]
+    jaxpr = jaxprs.opened(program)
+    why = "it is split over devices inside shard_map"
+    local = [_part(record, value, shape_of(var), why) for value, var in zip(inputs, jaxpr.invars, strict=True)]
+    devices = math.prod(dict(equation.params["mesh"].shape).values()) if "mesh" in equation.params else 1
+    record.times *= devices
+    inside = run(record, program, local)
+    record.times //= devices
+    outputs = []
+    for value, var in zip(inside.outputs, equation.outvars, strict=True):
+        axes = [
+            axis if axis.size == size else dataclasses.replace(axis, ids=record.channels.frozen(size, why))
+            for axis, size in zip(value.axes, shape_of(var), strict=True)
+        ]
+        freeze(record, value.with_axes([a for a, b in zip(value.axes, axes, strict=True) if a is not b]), why)
+        outputs.append(value.with_axes(axes))
+    return outputs, (inside,)
+
+
+def _part(record: Record, value: Value, shape: Sequence[int], why: str) -> Value:
+    axes = []
+    for axis, size in zip(value.axes, shape, strict=True):
+        if axis.size != size:
+            record.channels.freeze(axis.ids, why)
+        axes.append(axis if axis.size == size else dataclasses.replace(axis, ids=record.channels.frozen(size, why)))
+    return value.with_axes(axes)
+
+
+_CONTROL = {"scan": _scan, "while": _while, "cond": _cond, "shard_map": _shard_map}

@@ -1,0 +1,716 @@
+"""What each primitive does to the channels and to the roles of the axes of its operands.
+
+A rule takes the record, the equation and the values of its inputs, and returns the values of its outputs. ``RULES``
+has them by the primitive's name; calls and loops are in ``trace``, since they run programs. A primitive without a
+rule freezes every channel it touches, and the parameters it reads are reported as unknown.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jax.extend import core
+
+from jprune.graph.channels import is_frozen
+from jprune.graph.values import Axis, Kind, Record, Source, Value
+
+Rule = Callable[[Record, core.JaxprEqn, list[Value]], list[Value]]
+RULES: dict[str, Rule] = {}
+
+
+def _rule(*names: str) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, rule))
+        return rule
+
+    return register
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+def shape_of(var: Any) -> tuple[int, ...]:
+    """The shape of a variable of a jaxpr."""
+    return tuple(var.aval.shape)
+
+
+def opaque(record: Record, aval: Any, why: str, kind: Kind = Kind.ACTIVATION) -> Value:
+    """An array none of whose channels is removed, for the reason given."""
+    return Value(tuple(Axis(record.channels.frozen(size, why)) for size in aval.shape), kind)
+
+
+def freeze(record: Record, value: Value, why: str) -> None:
+    """No channel of the array is removed."""
+    for axis in value.axes:
+        record.channels.freeze(axis.ids, why)
+
+
+def not_understood(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    """A primitive without a rule: nothing that it touches is removed, parameters it reads are unknown."""
+    name = equation.primitive.name
+    for value in inputs:
+        freeze(record, value, f"'{name}' is not understood")
+        sources = [*value.chosen, *(source for axis in value.axes for source in axis.sources)]
+        record.unknown.extend((path, name) for path in dict.fromkeys(source.path for source in sources))
+    return [opaque(record, var.aval, f"'{name}' is not understood") for var in equation.outvars]
+
+
+def union(*sources: Sequence[Source]) -> tuple[Source, ...]:
+    """Sources in order, each once."""
+    return tuple(dict.fromkeys(source for group in sources for source in group))
+
+
+def _pick(record: Record, axes: Sequence[Axis]) -> np.ndarray:
+    """Tie axes of one size and return the ids of one that can lose channels, where there is one."""
+    for axis in axes[1:]:
+        record.channels.tie(axes[0].ids, axis.ids)
+    return next((axis.ids for axis in axes if not is_frozen(axis.ids)), axes[0].ids)
+
+
+def _is_zero(value: Value) -> bool:
+    return value.literal is not None and bool(np.all(value.literal == 0))
+
+
+# Elementwise operations.
+
+_ZERO_AT_ZERO = _names(
+    "neg tanh sin tan asin atan sinh asinh atanh sqrt cbrt abs sign erf erf_inv expm1 log1p square real imag conj copy "
+    "copy_p floor ceil round convert_element_type reduce_precision integer_pow bessel_i1e population_count "
+    "stop_gradient"
+)
+_NOT_ZERO_AT_ZERO = _names(
+    "exp exp2 logistic cos cosh acos acosh erfc bessel_i0e is_finite not clz log rsqrt reciprocal lgamma digamma"
+)
+_ZERO_WHERE_ALL_ARE = _names("add sub max min or xor add_any atan2 complex")
+_ZERO_WHERE_ANY_IS = _names("mul and mulhi")
+_ZERO_WHERE_FIRST_IS = _names("div rem pow nextafter shift_left shift_right_logical shift_right_arithmetic")
+_OTHER_ELEMENTWISE = _names(
+    "eq ne lt le gt ge eq_to lt_to le_to igamma igammac igamma_grad_a random_gamma_grad regularized_incomplete_beta "
+    "polygamma zeta"
+)
+_INFINITE_AT_ZERO = _names("log rsqrt reciprocal lgamma digamma")
+
+
+@_rule(
+    *_ZERO_AT_ZERO,
+    *_NOT_ZERO_AT_ZERO,
+    *_ZERO_WHERE_ALL_ARE,
+    *_ZERO_WHERE_ANY_IS,
+    *_ZERO_WHERE_FIRST_IS,
+    *_OTHER_ELEMENTWISE,
+    "select_n",
+    "clamp",
+)
+def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    name, shape = equation.primitive.name, shape_of(equation.outvars[0])
+    parts = inputs[1:] if name == "select_n" else inputs  # the predicate selects, it is not part of the result
+    kind = _combined_kind(record, parts)
+    axes = []
+    for place, size in enumerate(shape):
+        full = [value for value in inputs if value.axes and value.axes[place].size == size]
+        ids = _pick(record, [value.axes[place] for value in full])
+        sources = union(*(value.axes[place].sources for value in full if value in parts)) if kind.of_parameters else ()
+        for value in inputs:  # an axis of size one is broadcast by the operation itself
+            if value.axes and value.axes[place].size != size:
+                record.channels.freeze(value.axes[place].ids, "a single index of it is broadcast")
+        zeros = [value.axes[place].zero and value in full if value.axes else _is_zero(value) for value in inputs]
+        if _is_infinite(equation, zeros):
+            record.channels.note(ids, f"'{name}' of a masked channel is not finite")
+        axes.append(Axis(ids, sources, _zero_after(name, zeros, [value.literal for value in inputs])))
+    chosen = union(*(value.chosen for value in parts)) if kind.of_parameters else ()
+    literal = inputs[0].literal if name == "convert_element_type" else None
+    return [Value(tuple(axes), kind, chosen, literal) for _ in equation.outvars]
+
+
+def _is_infinite(equation: core.JaxprEqn, zeros: list[bool]) -> bool:
+    """Whether a masked channel is divided by."""
+    name = equation.primitive.name
+    negative_power = name == "integer_pow" and equation.params["y"] < 0
+    return (zeros[0] and (name in _INFINITE_AT_ZERO or negative_power)) or (name == "div" and zeros[1])
+
+
+def _zero_after(name: str, zeros: list[bool], literals: list[Any]) -> bool:
+    """Whether the result is zero where the operands in ``zeros`` are."""
+    if name in _ZERO_AT_ZERO or name in _ZERO_WHERE_FIRST_IS:
+        return zeros[0]
+    if name in _ZERO_WHERE_ALL_ARE or name == "clamp":
+        known = [0 if zero else literal for zero, literal in zip(zeros, literals, strict=True)]
+        if name in ("min", "max", "clamp") and None not in known:  # relu6 is min(max(x, 0), 6)
+            low, high = (known[0], known[2]) if name == "clamp" else (min(known), max(known))
+            return bool(low == 0 if name == "min" else high == 0 if name == "max" else low <= 0 <= high)
+        return all(zeros)
+    if name in _ZERO_WHERE_ANY_IS:
+        return any(zeros)
+    return name == "select_n" and all(zeros[1:])
+
+
+def _combined_kind(record: Record, values: list[Value]) -> Kind:
+    """The kind of an elementwise result; parameters that meet data are read here."""
+    kinds = {value.kind for value in values if math.prod(value.shape) > 1} or {value.kind for value in values}
+    scalars = {value.kind for value in values}
+    kind = max(kinds)
+    if kind is Kind.LOOKED_UP and kinds & {Kind.PARAMETER, Kind.SCALED}:
+        kind = Kind.ACTIVATION
+    elif kind is Kind.PARAMETER and max(scalars) > kind:
+        kind = Kind.SCALED
+    elif not kind.of_parameters:
+        kind = max(scalars)
+    if not kind.of_parameters:
+        for value in values:
+            if value.kind.of_parameters:
+                record.settle(value)
+    return kind
+
+
+@_rule("optimization_barrier", "sharding_constraint", "mesh_cast", "reshard", "layout_constraint", "name", "device_put")
+def _identity(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    return [dataclasses.replace(value, literal=None) for value in inputs]
+
+
+RULES.update(dict.fromkeys(_names("pvary psum psum_invariant pmax pmin ppermute pbroadcast pin unpin"), _identity))
+
+
+@_rule("iota", "empty", "axis_index", "random_seed", "random_wrap", "random_unwrap", "random_fold_in", "random_split")
+def _constant(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    axes = []
+    for place, size in enumerate(shape_of(equation.outvars[0])):
+        counted = equation.primitive.name != "empty" and place == equation.params.get("dimension", place)
+        ids = record.channels.frozen(size, "its indices are numbered") if counted else record.channels.fresh(size)
+        axes.append(Axis(ids))
+    return [Value(tuple(axes), Kind.CONSTANT)]
+
+
+@_rule("random_bits", "random_gamma", "rng_uniform", "rng_bit_generator", "threefry2x32", "random_clone")
+def _random(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    return [opaque(record, var.aval, "random numbers are drawn for it", Kind.CONSTANT) for var in equation.outvars]
+
+
+@_rule("debug_callback", "debug_print", "check", "inspect_sharding", "dce_sink")
+def _no_output(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    return [opaque(record, var.aval, "constant", Kind.CONSTANT) for var in equation.outvars]
+
+
+# Moving data.
+
+
+@_rule("transpose")
+def _transpose(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    return [inputs[0].with_axes([inputs[0].axes[axis] for axis in equation.params["permutation"]])]
+
+
+@_rule("rev")
+def _rev(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    axes = list(inputs[0].axes)
+    for axis in equation.params["dimensions"]:
+        axes[axis] = dataclasses.replace(axes[axis], ids=axes[axis].ids[::-1])
+    return [inputs[0].with_axes(axes)]
+
+
+@_rule("squeeze")
+def _squeeze(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    dropped = [axis % len(inputs[0].axes) for axis in equation.params["dimensions"]]
+    return [_drop(record, inputs[0], dropped)]
+
+
+def _drop(record: Record, value: Value, dropped: Sequence[int]) -> Value:
+    """Drop axes of size one: an index taken from a parameter's axis makes that axis a stack of layers."""
+    for place in dropped:
+        record.channels.freeze(value.axes[place].ids, "single indices of it are taken")
+        record.role([source for source in value.axes[place].sources if source not in value.chosen], "stacked")
+    return value.with_axes([axis for place, axis in enumerate(value.axes) if place not in dropped])
+
+
+@_rule("broadcast_in_dim")
+def _broadcast_in_dim(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    shape, places = equation.params["shape"], list(map(int, equation.params["broadcast_dimensions"]))
+    axes = []
+    for place, size in enumerate(shape):
+        old = inputs[0].axes[places.index(place)] if place in places else None
+        if old is not None and old.size == size:
+            axes.append(old)
+            continue
+        if old is not None:
+            record.channels.freeze(old.ids, "a single index of it is broadcast")
+        axes.append(Axis(record.channels.fresh(size), zero=_is_zero(inputs[0])))
+    return [inputs[0].with_axes(axes)]
+
+
+@_rule("slice")
+def _slice(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    starts, limits = equation.params["start_indices"], equation.params["limit_indices"]
+    strides = equation.params["strides"] or (1,) * len(starts)
+    axes = [
+        dataclasses.replace(axis, ids=axis.ids[start:limit:stride])
+        for axis, start, limit, stride in zip(inputs[0].axes, starts, limits, strides, strict=True)
+    ]
+    return [inputs[0].with_axes(axes)]
+
+
+@_rule("split")
+def _split(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    place, outputs, start = equation.params["axis"], [], 0
+    for size in equation.params["sizes"]:
+        axes = list(inputs[0].axes)
+        axes[place] = dataclasses.replace(axes[place], ids=axes[place].ids[start : start + size])
+        outputs.append(inputs[0].with_axes(axes))
+        start += size
+    return outputs
+
+
+@_rule("unstack")
+def _unstack(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    return [_drop(record, inputs[0], [equation.params["axis"]]) for _ in equation.outvars]
+
+
+@_rule("concatenate")
+def _concatenate(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    return [_joined(record, inputs, equation.params["dimension"])]
+
+
+@_rule("stack")
+def _stack(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    place = equation.params["axis"]
+    new = Axis(record.channels.frozen(1, "its size is one"))
+    return [_joined(record, [v.with_axes([*v.axes[:place], new, *v.axes[place:]]) for v in inputs], place)]
+
+
+def _joined(record: Record, values: list[Value], along: int) -> Value:
+    """Arrays one after the other along an axis; where parameters are joined to data they are read."""
+    kind = _combined_kind(record, values)
+    axes = []
+    for place in range(len(values[0].axes)):
+        parts = [value.axes[place] for value in values]
+        sources = union(*(part.sources for part in parts)) if kind.of_parameters else ()
+        ids = np.concatenate([part.ids for part in parts]) if place == along else _pick(record, parts)
+        if place == along and all(is_frozen(part.ids) for part in parts):
+            ids = np.broadcast_to(parts[0].ids[:1], ids.shape)
+        axes.append(Axis(ids, sources, all(part.zero for part in parts)))
+    return Value(tuple(axes), kind, union(*(value.chosen for value in values)) if kind.of_parameters else ())
+
+
+@_rule("tile")
+def _tile(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    axes = [
+        axis if times == 1 else dataclasses.replace(axis, ids=np.tile(axis.ids, times))
+        for axis, times in zip(inputs[0].axes, equation.params["reps"], strict=True)
+    ]
+    return [inputs[0].with_axes(axes)]
+
+
+@_rule("pad")
+def _pad(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    axes = list(inputs[0].axes)
+    for place, (low, high, inside) in enumerate(equation.params["padding_config"]):
+        axis, size = axes[place], shape_of(equation.outvars[0])[place]
+        if (low, high, inside) == (0, 0, 0):
+            continue
+        added = record.channels.frozen(max(low, 0) + max(high, 0), "padded positions are never removed")
+        if low >= 0 and high >= 0 and inside == 0 and not is_frozen(axis.ids):
+            ids = np.concatenate([added[:low], axis.ids, added[:high]])
+        else:
+            record.channels.freeze(axis.ids, "it is padded between its indices or cropped")
+            ids = record.channels.frozen(size, "it is padded")
+        axes[place] = dataclasses.replace(axis, ids=ids)
+    return [inputs[0].with_axes(axes)]
+
+
+@_rule("reshape")
+def _reshape(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    value, new = inputs[0], shape_of(equation.outvars[0])
+    if 0 in new:
+        return [opaque(record, equation.outvars[0].aval, "its array is empty", value.kind)]
+    kept = [place for place, axis in enumerate(value.axes) if axis.size != 1]
+    units = [axis for axis in value.axes if axis.size == 1]
+    surplus = max(0, len(units) - list(new).count(1))
+    _drop(record, value, [place for place in range(len(value.axes)) if place not in kept][len(units) - surplus :])
+    axes = [Axis(record.channels.frozen(1, "its size is one")) for _ in new]
+    for place, unit in zip((p for p, size in enumerate(new) if size == 1), units, strict=False):
+        axes[place] = unit
+    for old, places in _blocks([value.axes[p].size for p in kept], new):
+        for place, axis in zip(places, _regroup(record, [value.axes[kept[p]] for p in old], places, new), strict=True):
+            axes[place] = axis
+    return [value.with_axes(axes)]
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The smallest runs of old and new axes whose sizes have equal products; new axes of size one are left out."""
+    places = [place for place, size in enumerate(new) if size != 1]
+    blocks, i, j = [], 0, 0
+    while i < len(old):
+        left, right, p, q = [i], [places[j]], old[i], new[places[j]]
+        i, j = i + 1, j + 1
+        while p != q:
+            if p < q:
+                left.append(i)
+                p, i = p * old[i], i + 1
+            else:
+                right.append(places[j])
+                q, j = q * new[places[j]], j + 1
+        blocks.append((left, right))
+    return blocks
+
+
+def _regroup(record: Record, old: list[Axis], places: list[int], new: Sequence[int]) -> list[Axis]:
+    """Merge axes into one and split it into others; either may be a single axis."""
+    channels = record.channels
+    if len(old) == len(places) == 1:
+        return old
+    sources = union(*(axis.sources for axis in old))
+    live = [axis for axis in old if not is_frozen(axis.ids)]
+    zero = bool(live) and all(axis.zero for axis in live)
+    if not live:
+        return [Axis(np.broadcast_to(old[0].ids[:1], (new[place],)), sources, zero) for place in places]
+    size = math.prod(axis.size for axis in old)
+    flat = old[0].ids if len(old) == 1 else channels.fresh(size)
+    if len(old) > 1:
+        channels.product(flat, [axis.ids for axis in old])
+    if len(places) == 1:
+        return [Axis(flat, sources, zero)]
+    parts = [channels.fresh(new[place]) for place in places]
+    channels.product(flat, parts)
+    return [Axis(ids, sources, zero) for ids in parts]
+
+
+# Reductions, and operations along an axis.
+
+
+@_rule("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor")
+def _reduce(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    name, value, dropped = equation.primitive.name, inputs[0], {int(axis) for axis in equation.params["axes"]}
+    for place in dropped:
+        record.channels.consume(value.axes[place].ids)
+        if not (name in ("reduce_sum", "reduce_or", "reduce_xor") and value.axes[place].zero):
+            record.channels.note(value.axes[place].ids, f"'{name}' runs over masked channels that are not zero for it")
+    keeps_zero = name != "reduce_and"
+    axes = [
+        dataclasses.replace(axis, zero=axis.zero and keeps_zero)
+        for place, axis in enumerate(value.axes)
+        if place not in dropped
+    ]
+    return [value.with_axes(axes)]
+
+
+@_rule("argmax", "argmin")
+def _argument(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    value, dropped = inputs[0], {int(axis) for axis in equation.params["axes"]}
+    record.settle(value)
+    for place in dropped:
+        record.channels.freeze(value.axes[place].ids, f"'{equation.primitive.name}' numbers its indices")
+    return [Value(tuple(Axis(axis.ids) for place, axis in enumerate(value.axes) if place not in dropped))]
+
+
+@_rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+def _cumulative(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    value, along = inputs[0], equation.params["axis"]
+    record.channels.freeze(value.axes[along].ids, f"'{equation.primitive.name}' runs along it")
+    return [value.with_axes([Axis(a.ids, a.sources, a.zero and place != along) for place, a in enumerate(value.axes)])]
+
+
+@_rule("sort", "top_k", "approx_top_k", "fft")
+def _along_axis(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    """Indices along some axes are mixed; the other axes of all operands and results correspond."""
+    name, params, shape = equation.primitive.name, equation.params, inputs[0].shape
+    first = len(shape) - len(params.get("fft_lengths", (0,)))
+    axis = params.get("dimension", params.get("axis", params.get("reduction_dimension", len(shape) - 1))) % len(shape)
+    mixed = set(range(first, len(shape))) if name == "fft" else {axis}
+    for value in inputs:
+        record.settle(value)
+        for place in mixed:
+            record.channels.freeze(value.axes[place].ids, f"'{name}' runs along it")
+    picked = [_pick(record, [value.axes[place] for value in inputs]) for place in range(len(shape))]
+    return [
+        Value(
+            tuple(
+                Axis(record.channels.frozen(size, f"'{name}' runs along it") if place in mixed else picked[place])
+                for place, size in enumerate(shape_of(var))
+            )
+        )
+        for var in equation.outvars
+    ]
+
+
+@_rule("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
+def _reduce_window(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    params, value = equation.params, inputs[0]
+    record.settle(value)
+    axes = []
+    for place, (axis, size) in enumerate(zip(value.axes, shape_of(equation.outvars[0]), strict=True)):
+        if params["window_dimensions"][place] == 1 and axis.size == size:
+            axes.append(Axis(axis.ids, zero=axis.zero))
+        else:
+            record.channels.freeze(axis.ids, "a window moves over it")
+            axes.append(Axis(record.channels.frozen(size, "a window moves over it")))
+    return [Value(tuple(axes)) for _ in equation.outvars]
+
+
+# Reading and writing by index.
+
+
+@_rule("gather")
+def _gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    value, indices = inputs[:2]
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    shape = shape_of(equation.outvars[0])
+    axes = [Axis(record.channels.frozen(size, "it is indexed")) for size in shape]
+    batch = [place for place in range(len(shape)) if place not in numbers.offset_dims]
+    for k, place in enumerate(batch):
+        axes[place] = Axis(indices.axes[k].ids)
+    for operand, index in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
+        record.channels.tie(value.axes[operand].ids, indices.axes[index].ids)
+        axes[batch[index]] = value.axes[operand]
+    inside = [
+        p
+        for p in range(len(value.axes))
+        if p not in numbers.collapsed_slice_dims and p not in numbers.operand_batching_dims
+    ]
+    for place, operand in zip(numbers.offset_dims, inside, strict=True):
+        if sizes[operand] == value.axes[operand].size:
+            axes[place] = value.axes[operand]
+        else:
+            axes[place] = Axis(axes[place].ids, value.axes[operand].sources)
+    indexed = [p for p, axis in enumerate(value.axes) if p in numbers.collapsed_slice_dims or sizes[p] != axis.size]
+    indexed = [p for p in indexed if p not in numbers.operand_batching_dims]
+    for operand in indexed:
+        record.channels.freeze(value.axes[operand].ids, "it is indexed")
+    return [_looked_up(record, value, indices, axes, indexed=indexed, batch=batch)]
+
+
+def _looked_up(
+    record: Record, value: Value, indices: Value, axes: list[Axis], *, indexed: list[int], batch: list[int]
+) -> Value:
+    """What is read by index: by activations it is chosen by them, by constants it stays what it was."""
+    if not value.kind.of_parameters:
+        return Value(tuple(axes), max(value.kind, indices.kind))
+    sources = union(*(value.axes[operand].sources for operand in indexed))
+    if indices.kind > Kind.CONSTANT:
+        return Value(tuple(axes), Kind.LOOKED_UP, union(value.chosen, sources))
+    many = [place for place in batch if axes[place].size > 1]
+    if not many:  # one layer of a stack
+        record.role(sources, "stacked")
+        return value.with_axes(axes)
+    for place in many[:1]:  # rows in a constant order, or a table of positions
+        axes[place] = dataclasses.replace(axes[place], sources=sources)
+    return dataclasses.replace(value, axes=tuple(axes), chosen=union(value.chosen, sources), literal=None)
+
+
+@_rule("dynamic_slice")
+def _dynamic_slice(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    value, starts, axes, cut = inputs[0], inputs[1:], list(inputs[0].axes), []
+    for place, size in enumerate(equation.params["slice_sizes"]):
+        if size != axes[place].size:
+            record.channels.freeze(axes[place].ids, "it is indexed")
+            axes[place] = dataclasses.replace(axes[place], ids=record.channels.frozen(size, "it is indexed"))
+            cut.append(place)
+    kind = max((starts[place].kind for place in cut), default=Kind.CONSTANT)
+    if value.kind.of_parameters and kind > Kind.CONSTANT:
+        sources = union(*(value.axes[place].sources for place in cut))
+        axes = [dataclasses.replace(axis, sources=() if p in cut else axis.sources) for p, axis in enumerate(axes)]
+        return [Value(tuple(axes), Kind.LOOKED_UP, union(value.chosen, sources))]
+    return [dataclasses.replace(value, axes=tuple(axes), kind=max(value.kind, kind), literal=None)]
+
+
+@_rule("dynamic_update_slice")
+def _dynamic_update_slice(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    value, update = inputs[:2]
+    kind = _combined_kind(record, [value, update])
+    axes = []
+    for old, new in zip(value.axes, update.axes, strict=True):
+        if old.size == new.size:
+            ids, zero = _pick(record, [old, new]), old.zero and new.zero
+        else:
+            record.channels.freeze(old.ids, "it is indexed")
+            record.channels.freeze(new.ids, "it is indexed")
+            ids, zero = record.channels.frozen(old.size, "it is indexed"), False
+        axes.append(Axis(ids, union(old.sources, new.sources) if kind.of_parameters else (), zero))
+    return [Value(tuple(axes), kind)]
+
+
+@_rule(
+    "scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max", "scatter_add", "scatter_mul"
+)
+def _scatter(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    """Slices of the updates are written into the operand: whole axes correspond, indexed ones do not change."""
+    value, indices, updates = inputs
+    numbers = equation.params["dimension_numbers"]
+    kind = _combined_kind(record, [value, updates])
+    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    index_batching = tuple(getattr(numbers, "scatter_indices_batching_dims", ()))
+    window = [p for p in range(len(value.axes)) if p not in numbers.inserted_window_dims and p not in batching]
+    outside = [p for p in range(len(updates.axes)) if p not in numbers.update_window_dims]
+    partner = dict(zip(window, numbers.update_window_dims, strict=True))
+    partner |= {p: outside[index] for p, index in zip(batching, index_batching, strict=True)}
+    for k, place in enumerate(outside):
+        if k < len(indices.axes):
+            record.channels.tie(updates.axes[place].ids, indices.axes[k].ids)
+    axes = []
+    for place, axis in enumerate(value.axes):
+        new = updates.axes[partner[place]] if place in partner else None
+        if new is not None and new.size == axis.size:
+            axes.append(Axis(_pick(record, [axis, new]), union(axis.sources, new.sources), axis.zero and new.zero))
+        else:
+            record.channels.freeze(axis.ids, "it is indexed")
+            axes.append(Axis(record.channels.frozen(axis.size, "it is indexed"), axis.sources))
+    if not kind.of_parameters:
+        axes = [Axis(axis.ids, zero=axis.zero) for axis in axes]
+    return [Value(tuple(axes), kind)]
+
+
+# Contractions.
+
+
+@_rule("dot_general")
+def _dot_general(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    (contracted, batch), (left, right) = equation.params["dimension_numbers"], inputs[:2]
+    sides = [_Side(value, contracted[k], batch[k]) for k, value in enumerate((left, right))]
+    for a, b in [*zip(*contracted, strict=True), *zip(*batch, strict=True)]:
+        record.channels.tie(left.axes[a].ids, right.axes[b].ids)
+    for a, b in zip(*contracted, strict=True):
+        record.channels.consume(left.axes[a].ids)
+        record.channels.consume(right.axes[b].ids)
+        if not (left.axes[a].zero or right.axes[b].zero):
+            record.channels.note(
+                left.axes[a].ids, "a product of two activations sums over it and neither is zero there"
+            )
+    count = math.prod(shape_of(equation.outvars[0])) * math.prod(left.axes[a].size for a in contracted[0])
+    is_product = _read_by_product(record, sides, count)
+    axes = []
+    for a, b in zip(*batch, strict=True):
+        pair = [left.axes[a], right.axes[b]]
+        axes.append(Axis(_pick(record, pair), union(pair[0].sources, pair[1].sources), pair[0].zero or pair[1].zero))
+    axes += [side.value.axes[place] for side in sides for place in side.free]
+    if is_product:
+        return [Value(tuple(axes), max(left.kind, right.kind), union(left.chosen, right.chosen))]
+    kind = max(left.kind, right.kind)
+    kind = Kind.ACTIVATION if kind.of_parameters else kind
+    return [Value(tuple(Axis(axis.ids, zero=axis.zero) for axis in axes), kind)]
+
+
+class _Side:
+    """One operand of a contraction."""
+
+    def __init__(self, value: Value, contracted: Sequence[int], batch: Sequence[int]):
+        self.value, self.contracted, self.batch = value, list(contracted), list(batch)
+        self.free = [p for p in range(len(value.axes)) if p not in self.contracted and p not in self.batch]
+
+    def sources(self, places: Sequence[int]) -> tuple[Source, ...]:
+        return union(*(self.value.axes[place].sources for place in places))
+
+    def is_data(self, other: "_Side") -> bool:
+        """Whether this operand is data to the other, not its kernel.
+
+        Parameters are data where they were looked up, scaled by an activation or repeated over an axis of the data
+        and meet plain parameters: token embeddings, learned queries repeated over the batch.
+        """
+        kind = self.value.kind
+        if not kind.of_parameters:
+            return True
+        repeated = any(
+            self.value.axes[p].size > 1 and not self.value.axes[p].sources for p in [*self.free, *self.batch]
+        )
+        if other.value.kind.of_parameters:
+            return kind is not Kind.PARAMETER or repeated
+        return kind is Kind.LOOKED_UP and not self.sources(self.free)
+
+
+def _read_by_product(record: Record, sides: list[_Side], count: int) -> bool:
+    """Record how a matrix product reads parameters; True where both operands are kernels (a low-rank product)."""
+    data = [side.is_data(other) for side, other in zip(sides, reversed(sides), strict=True)]
+    for side, is_data in zip(sides, data, strict=True):
+        if is_data:
+            record.settle(side.value)
+    kernels = [side for side, is_data in zip(sides, data, strict=True) if not is_data]
+    if len(kernels) == 2:
+        for side in kernels:
+            record.role(side.sources(side.batch), "stacked")
+            record.defer(side.sources(side.contracted), side.sources(side.free))
+        record.count(kernels[0].value, count)
+        return True
+    for side in kernels:
+        in_axes = union(*(axis.sources for axis in side.value.axes))
+        record.role([source for source in side.value.chosen if source not in in_axes], "stacked")
+        record.role(side.sources(side.contracted), "inputs")
+        record.role(side.sources(side.batch), "stacked" if side.contracted or side.free else "outputs")
+        record.role(side.sources(side.free), "outputs")
+    record.count(kernels[0].value if kernels else None, count)
+    return False
+
+
+@_rule("conv_general_dilated")
+def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    params, (data, kernel), channels = equation.params, inputs, record.channels
+    lhs, rhs, out = (getattr(params["dimension_numbers"], f"{name}_spec") for name in ("lhs", "rhs", "out"))
+    groups, shape = params["feature_group_count"], shape_of(equation.outvars[0])
+    record.settle(data)
+    if kernel.kind.of_parameters:
+        _read_by_convolution(record, kernel, rhs, groups * params["batch_group_count"])
+    record.count(
+        kernel if kernel.kind.of_parameters else None, math.prod(shape) * math.prod(kernel.shape) // shape[out[1]]
+    )
+    for axis in [*(data.axes[p] for p in lhs[2:]), *(kernel.axes[p] for p in rhs[2:])]:
+        channels.freeze(axis.ids, "a convolution's window moves over it")
+    axes = [Axis(channels.frozen(size, "a convolution's window moves over it")) for size in shape]
+    axes[out[0]] = Axis(data.axes[lhs[0]].ids)
+    features, inside, made = data.axes[lhs[1]], kernel.axes[rhs[1]], kernel.axes[rhs[0]]
+    axes[out[1]] = Axis(made.ids, zero=made.zero)
+    if params["batch_group_count"] != 1:
+        for axis in (data.axes[lhs[0]], features, inside, made):
+            channels.freeze(axis.ids, "a convolution with groups in its batch")
+    elif groups == 1:
+        channels.tie(features.ids, inside.ids)
+        channels.consume(features.ids)
+        if not (features.zero or inside.zero):
+            channels.note(features.ids, "a convolution sums over it and neither operand is zero there")
+    else:
+        _tie_groups(record, features, inside, made, groups)
+    kind = max(data.kind, kernel.kind)
+    return [Value(tuple(axes), Kind.ACTIVATION if kind.of_parameters else kind)]
+
+
+def _tie_groups(record: Record, features: Axis, inside: Axis, made: Axis, groups: int) -> None:
+    """A grouped convolution loses whole groups: their inputs and outputs go together."""
+    record.channels.freeze(inside.ids, "inputs of a group go with the whole group")
+    record.channels.consume(features.ids)
+    first = features.ids.reshape(groups, -1)[:, 0]
+    for ids in (features.ids.reshape(groups, -1), made.ids.reshape(groups, -1)):
+        for column in range(ids.shape[1]):
+            record.channels.tie(first, ids[:, column])
+    if not (features.zero or made.zero):
+        record.channels.note(features.ids, "a grouped convolution of a channel that is not zero when masked")
+
+
+def _read_by_convolution(record: Record, kernel: Value, spec: Sequence[int], groups: int) -> None:
+    record.role(union(*(kernel.axes[place].sources for place in spec[2:])), "spatial")
+    record.role(kernel.axes[spec[1]].sources, "inputs")
+    record.role([source for source in kernel.chosen if source not in kernel.axes[spec[0]].sources], "stacked")
+    by_path: dict[str, list[Source]] = {}
+    for source in kernel.axes[spec[0]].sources:
+        by_path.setdefault(source.path, []).append(source)
+    for path, sources in by_path.items():
+        # A convolution under vmap is one grouped convolution, with the mapped axis merged into its outputs.
+        outer = record.outer_axes(sources, groups) if len(sources) > 1 else 0
+        record.role(sources[:outer], "stacked")
+        record.role(sources[outer:], "outputs")
+        record.groups.append((path, groups // math.prod(record.sizes[source] for source in sources[:outer])))
+
+
+@_rule("ragged_dot", "ragged_dot_general")
+def _ragged_dot(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    """Rows of the left operand, sorted by expert, times one matrix an expert."""
+    (left, right), shape = inputs[:2], shape_of(equation.outvars[0])
+    numbers = equation.params.get("ragged_dot_dimension_numbers")
+    plain = len(left.axes) == 2 and len(right.axes) == 3 and shape == (left.shape[0], right.shape[2])
+    if numbers is not None:
+        plain = plain and tuple(map(tuple, numbers.dot_dimension_numbers[0])) == ((1,), (1,))
+    if not plain or not right.kind.of_parameters:
+        return not_understood(record, equation, inputs)
+    record.settle(left)
+    for place, what in enumerate(("stacked", "inputs", "outputs")):
+        record.role(right.axes[place].sources, what)
+    record.channels.freeze(right.axes[0].ids, "experts are chosen by number")
+    record.channels.tie(left.axes[1].ids, right.axes[1].ids)
+    record.channels.consume(left.axes[1].ids)
+    record.count(right, math.prod(shape) * left.shape[1])
+    return [Value((Axis(left.axes[0].ids), Axis(right.axes[2].ids, zero=right.axes[2].zero)))]

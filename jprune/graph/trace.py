@@ -1,0 +1,237 @@
+"""Trace a model and say what every axis of every parameter is, and which channels are removed together."""
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from jprune.graph.axes import KernelAxes
+from jprune.graph.channels import LeafAxis, Solution, channel_groups
+from jprune.graph.graph import Graph
+from jprune.graph.loops import run
+from jprune.graph.values import Axis, Kind, Program, Record, Source, Value
+from jprune.trees import flatten
+
+_ROLES = ("stacked", "inputs", "outputs", "spatial")
+
+
+def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, state: PyTree | None = None) -> Graph:
+    """Find the role of every axis of every parameter, and the channels that can be removed, from the program.
+
+    The model is traced with shapes only: nothing is computed and nothing allocated. Parameters are followed through
+    the program to the matrix products and convolutions that read them. A primitive that is not understood is named
+    in a warning; the axes of the leaves it reads are unknown.
+
+    Args:
+      apply: any JAX function ``apply(params, *inputs)``. With ``state`` it is called as
+        ``apply(params, *inputs, state=state)`` if it takes such a keyword, else as ``apply(params, state, *inputs)``.
+      params: parameters as arrays or ``jax.ShapeDtypeStruct``; leaves that are neither are constants.
+      *inputs: arrays or ``jax.ShapeDtypeStruct``.
+      state: batch statistics, caches: cut with the channels they belong to, but never masked. A second output of
+        the same structure is taken to be the new state.
+
+    Returns:
+      A graph; ``print`` shows it as a table.
+
+    Raises:
+      ValueError: ``params`` has no array.
+
+    >>> import jax, jax.numpy as jnp
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]["kernel"]) @ params["head"]["kernel"]
+    >>> params = {"hidden": {"kernel": jnp.ones((3, 8))}, "head": {"kernel": jnp.ones((8, 2))}}
+    >>> graph = trace_model(apply, params, jnp.ones((1, 3)))
+    >>> graph.axes["hidden/kernel"]
+    KernelAxes(stacked=(), inputs=(0,), outputs=(1,), spatial=(), groups=1)
+    >>> [(member.path, member.axis) for member in graph.channels[0].members]
+    [('head/kernel', 0), ('hidden/kernel', 1)]
+    """
+    traced = _make_jaxpr(apply, params, inputs, state)
+    record = Record()
+    if not any(map(_is_array, jax.tree.leaves(inputs))):
+        record.constants = Kind.ACTIVATION  # a model without inputs computes from what is written into it
+    parameters = {path: _parameter(record, path, leaf) for path, leaf in _arrays(params)}
+    if not parameters:
+        raise ValueError("params has no array; give the tree of parameters that apply takes")
+    states = {path: _state(record, leaf) for path, leaf in _arrays(state)}
+    arrays = [leaf for leaf in jax.tree.leaves(inputs) if _is_array(leaf)]
+    given = [_input(record, leaf) for leaf in arrays]
+    program = run(record, traced.jaxpr, [*parameters.values(), *states.values(), *given])
+    _finish_outputs(record, program, traced, list(states.values()), state)
+    return _graph(record, program, parameters, states, traced)
+
+
+class _Traced:
+    """A model's jaxpr as a function of arrays alone, and the tree of its outputs."""
+
+    def __init__(self, jaxpr: Any, outputs: PyTree):
+        self.jaxpr, self.outputs = jaxpr, outputs
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _arrays(tree: PyTree) -> list[tuple[str, Any]]:
+    paths, leaves, _ = flatten(tree)
+    return [(path, leaf) for path, leaf in zip(paths, leaves, strict=True) if _is_array(leaf)]
+
+
+def _make_jaxpr(apply: Callable[..., PyTree], params: PyTree, inputs: Sequence[PyTree], state: PyTree) -> _Traced:
+    leaves, treedef = jax.tree.flatten((params, state, tuple(inputs)))
+    arrays = [place for place, leaf in enumerate(leaves) if _is_array(leaf)]
+    by_keyword = state is not None and _takes_state(apply, params, inputs, state)
+
+    def flat(*given: Array) -> PyTree:
+        filled = list(leaves)
+        for place, leaf in zip(arrays, given, strict=True):
+            filled[place] = leaf
+        params, state, inputs = jax.tree.unflatten(treedef, filled)
+        if state is None:
+            return apply(params, *inputs)
+        return apply(params, *inputs, state=state) if by_keyword else apply(params, state, *inputs)
+
+    described: Callable[..., Any] = jax.ShapeDtypeStruct
+    shapes = [described(leaves[place].shape, leaves[place].dtype) for place in arrays]
+    jaxpr, outputs = jax.make_jaxpr(flat, return_shape=True)(*shapes)
+    return _Traced(jaxpr, outputs)
+
+
+def _takes_state(apply: Callable[..., PyTree], params: PyTree, inputs: Sequence[PyTree], state: PyTree) -> bool:
+    try:
+        inspect.signature(apply).bind(params, *inputs, state=state)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _parameter(record: Record, path: str, leaf: Any) -> Value:
+    axes = []
+    record.leaf_sizes[path] = math.prod(leaf.shape)
+    for axis, size in enumerate(leaf.shape):
+        record.sizes[Source(path, axis)] = size
+        axes.append(Axis(record.channels.fresh(size), (Source(path, axis),), zero=True))
+    return Value(tuple(axes), Kind.PARAMETER)
+
+
+def _state(record: Record, leaf: Any) -> Value:
+    return Value(tuple(Axis(record.channels.fresh(size)) for size in leaf.shape), Kind.STATE)
+
+
+def _input(record: Record, leaf: Any) -> Value:
+    return Value(tuple(Axis(record.channels.frozen(size, "an axis of the model's inputs")) for size in leaf.shape))
+
+
+def _finish_outputs(record: Record, program: Program, traced: _Traced, states: list[Value], state: PyTree) -> None:
+    """Outputs are never removed; a new state has the channels of the old one."""
+    new_state: list[Value] = []
+    outputs = list(program.outputs)
+    pair = traced.outputs if isinstance(traced.outputs, tuple) and len(traced.outputs) == 2 else None
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (state, pair[1] if pair is not None else None)]
+    if states and pair is not None and structures[0] == structures[1]:
+        new_state = outputs[len(outputs) - len(jax.tree.leaves(pair[1])) :]
+        if [value.shape for value in new_state] != [value.shape for value in states]:
+            new_state = []
+    for value in outputs[: len(outputs) - len(new_state)]:
+        for axis in value.axes:
+            record.channels.freeze(axis.ids, "an axis of the model's outputs")
+    for old, new in zip(states, new_state, strict=bool(new_state)):
+        for a, b in zip(old.axes, new.axes, strict=True):
+            record.channels.tie(a.ids, b.ids)
+
+
+def _graph(
+    record: Record, program: Program, parameters: Mapping[str, Value], states: Mapping[str, Value], traced: _Traced
+) -> Graph:
+    roles = _roles(record, program)
+    groups = dict(record.groups)
+    axes: dict[str, KernelAxes | None] = {}
+    unknown: dict[str, str] = {}
+    for path, value in parameters.items():
+        found = [roles.get(Source(path, axis), set()) for axis in range(len(value.axes))]
+        missing = [axis for axis, what in enumerate(found) if not what and value.axes[axis].size > 1]
+        named = sorted({name for leaf, name in record.unknown if leaf == path})
+        if named:
+            unknown[path] = f"'{named[0]}' reads it and is not understood"
+        elif missing:
+            unknown[path] = f"nothing reads {'it' if len(missing) == len(found) else f'its axis {missing[0]}'}"
+        axes[path] = None if path in unknown else _kernel_axes(found, groups.get(path, 1))
+    for name in sorted({name for _, name in record.unknown}):
+        leaves = ", ".join(f"'{leaf}'" for leaf in dict.fromkeys(leaf for leaf, n in record.unknown if n == name))
+        warnings.warn(
+            f"the primitive '{name}' is not understood; the axes of the leaves it reads are unknown: {leaves}; "
+            "give axes={'<path>': jprune.KernelAxes(...)} for them where they are needed",
+            stacklevel=3,
+        )
+    solution = record.channels.solve()
+    leaf_axes = [
+        LeafAxis(path, axis, ids, tree is states)
+        for tree in (parameters, states)
+        for path, value in tree.items()
+        for axis, ids in enumerate(value.ids)
+    ]
+    stacked = {path: found.stacked for path, found in axes.items() if found is not None}
+    counted = dict.fromkeys(parameters, 0)
+    for leaf, count in record.multiply_adds:
+        if leaf is not None:
+            counted[leaf] += count
+    return Graph(
+        axes=axes,
+        shapes={path: value.shape for path, value in parameters.items()},
+        kernels=tuple(path for path in parameters if _is_kernel(roles, path, len(parameters[path].axes))),
+        channels=channel_groups(leaf_axes, solution, stacked),
+        frozen=_frozen(leaf_axes, solution),
+        unknown=unknown,
+        multiply_adds=counted,
+        other_multiply_adds=sum(count for leaf, count in record.multiply_adds if leaf is None),
+        program=program,
+        roots=solution.roots,
+        outputs=jax.tree.structure(traced.outputs),
+    )
+
+
+def _roles(record: Record, program: Program) -> dict[Source, set[str]]:
+    """Collect the roles; the rank axis of a product of two parameters is what its other axes leave it to be."""
+    roles: dict[Source, set[str]] = {}
+    for source, what in record.roles:
+        roles.setdefault(source, set()).add(what)
+    for contracted, free in reversed(record.products):
+        others = set().union(*(roles.get(source, set()) for source in free)) & {"inputs", "outputs"}
+        for source in contracted:
+            roles.setdefault(source, set()).update({"inputs": "outputs", "outputs": "inputs"}[what] for what in others)
+    for value in program.outputs:  # a parameter that is returned as it is
+        for axis in value.axes:
+            for source in axis.sources:
+                if not any(Source(source.path, k) in roles for k in range(len(value.axes))):
+                    roles[source] = {"outputs"}
+    return roles
+
+
+def _kernel_axes(found: Sequence[set[str]], groups: int) -> KernelAxes:
+    named: dict[str, tuple[int, ...]] = {}
+    for role in _ROLES:
+        also = {"inputs": "indexed"}.get(role, role)
+        named[role] = tuple(axis for axis, what in enumerate(found) if role in what or also in what)
+    unread = tuple(axis for axis, what in enumerate(found) if not what)  # of size one
+    named["stacked"] = tuple(sorted({*named["stacked"], *unread}))
+    return KernelAxes(**named, groups=groups)
+
+
+def _is_kernel(roles: Mapping[Source, set[str]], path: str, rank: int) -> bool:
+    return any("inputs" in roles.get(Source(path, axis), set()) for axis in range(rank))
+
+
+def _frozen(axes: Sequence[LeafAxis], solution: Solution) -> dict[tuple[str, int], str]:
+    found = {}
+    for axis in axes:
+        why = solution.why[axis.ids]
+        if not axis.is_state and why.any() and len(axis.ids) > 1:
+            reasons = "; ".join(solution.reasons[reason] for reason in np.unique(why[why > 0]))
+            part = "" if why.all() else f"{np.count_nonzero(why)} of {len(why)}: "
+            found[axis.path, axis.axis] = part + reasons
+    return found

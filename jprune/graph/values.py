@@ -1,0 +1,219 @@
+"""What is known of every array of a traced program, and the record that the rules write."""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend import core
+
+from jprune.graph.channels import Constraints, Mark
+
+
+class Source(NamedTuple):
+    """An axis of a parameter."""
+
+    path: str
+    axis: int
+
+
+class Kind(enum.IntEnum):
+    """What an array is made of; operations take the largest kind of their operands.
+
+    A parameter stays a parameter while its entries are only moved, scaled or combined with other parameters. A
+    looked-up one is chosen by an activation: rows of an embedding, the weights of an expert.
+    """
+
+    CONSTANT = 0
+    STATE = 1
+    PARAMETER = 2
+    SCALED = 3  # a parameter, multiplied by a scalar activation
+    LOOKED_UP = 4
+    ACTIVATION = 5
+
+    @property
+    def of_parameters(self) -> bool:
+        """Whether the axes of the array are still axes of parameters."""
+        return self in (Kind.PARAMETER, Kind.SCALED, Kind.LOOKED_UP)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis of an array.
+
+    Attributes:
+      ids: the channel id of every index.
+      sources: axes of parameters that it comes from, outermost first, while the array is made of parameters.
+      zero: whether the array is 0 at an index whose channel is masked in all parameters.
+    """
+
+    ids: np.ndarray
+    sources: tuple[Source, ...] = ()
+    zero: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of indices."""
+        return len(self.ids)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Value:
+    """One array of the program.
+
+    Attributes:
+      axes: its axes.
+      kind: what it is made of.
+      chosen: axes of parameters of which an index was looked up, while it is not known what for.
+      literal: its value where that is a scalar in the program's text.
+    """
+
+    axes: tuple[Axis, ...]
+    kind: Kind = Kind.ACTIVATION
+    chosen: tuple[Source, ...] = ()
+    literal: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def ids(self) -> tuple[np.ndarray, ...]:
+        """The channel ids of its axes."""
+        return tuple(axis.ids for axis in self.axes)
+
+    def with_axes(self, axes: Sequence[Axis]) -> "Value":
+        """The same kind of array with other axes."""
+        return dataclasses.replace(self, axes=tuple(axes), literal=None)
+
+
+class Step(NamedTuple):
+    """One equation of a program with what is known of its inputs and outputs.
+
+    Attributes:
+      equation: of the jaxpr.
+      inputs: one value for every input, literals too.
+      outputs: one value for every output.
+      inside: the programs it calls: one for a call or a scan, condition and body of a while loop, the branches
+        of a cond.
+      derivative: the program of its own derivative rule; only of custom_jvp and custom_vjp calls.
+    """
+
+    equation: core.JaxprEqn
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    inside: tuple["Program", ...] = ()
+    derivative: "Derivative | None" = None
+
+
+class Program(NamedTuple):
+    """A jaxpr with what is known of each of its arrays.
+
+    Attributes:
+      jaxpr: its equations.
+      consts: values of its constants.
+      inputs: one value for every input.
+      outputs: one value for every output.
+      steps: its equations.
+    """
+
+    jaxpr: core.Jaxpr
+    consts: tuple[Any, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    steps: tuple[Step, ...]
+
+
+class Derivative(NamedTuple):
+    """The derivative rule that a function defines for itself, as a program of its own.
+
+    Attributes:
+      kind: "jvp", a program of (primals, tangents) that gives (outputs, tangents of outputs), or "vjp", a
+        program of (primals, cotangents of outputs) that gives cotangents of primals.
+      program: its program.
+    """
+
+    kind: str
+    program: Program
+
+
+class _Product(NamedTuple):
+    """Two parameters multiplied with each other: which of them comes first is known at the end."""
+
+    contracted: tuple[Source, ...]
+    free: tuple[Source, ...]
+
+
+class Record:
+    """Everything the rules write down: channel constraints, roles, multiply-adds and what was not understood."""
+
+    def __init__(self) -> None:
+        self.channels = Constraints()
+        self.roles: list[tuple[Source, str]] = []
+        self.groups: list[tuple[str, int]] = []
+        self.products: list[_Product] = []
+        self.multiply_adds: list[tuple[str | None, int]] = []
+        self.unknown: list[tuple[str, str]] = []
+        self.times = 1  # how often the equations now traced are carried out
+        self.sizes: dict[Source, int] = {}
+        self.leaf_sizes: dict[str, int] = {}
+        self.uncounted: set[str] = set()  # parameters read in loops of an unknown number of rounds
+        self.constants = Kind.CONSTANT
+
+    def role(self, sources: Sequence[Source], what: str) -> None:
+        """Axes of parameters are read as stacked, inputs, outputs or spatial axes."""
+        self.roles.extend((source, what) for source in sources)
+
+    def settle(self, value: Value) -> None:
+        """Parameters are read entry by entry, as data: their axes are outputs, those looked up in are inputs."""
+        self.role(value.chosen, "indexed")
+        for axis in value.axes:
+            self.role([source for source in axis.sources if source not in value.chosen], "outputs")
+
+    def count(self, kernel: Value | None, multiply_adds: int) -> None:
+        """A contraction reads a parameter, or none."""
+        paths = (
+            dict.fromkeys(source.path for axis in kernel.axes for source in axis.sources) if kernel is not None else {}
+        )
+        sizes = {path: self.leaf_sizes[path] for path in paths}
+        if kernel is None or not sizes:
+            shares: dict[Any, int] = {None: 1}
+        elif sum(sizes.values()) == math.prod(kernel.shape):  # leaves that were concatenated
+            shares = sizes
+        else:
+            shares = {max(sizes, key=lambda path: sizes[path]): 1}
+        for path, share in shares.items():
+            self.multiply_adds.append((path, self.times * multiply_adds * share // sum(shares.values())))
+
+    def defer(self, contracted: tuple[Source, ...], free: tuple[Source, ...]) -> None:
+        """Two parameters are multiplied with each other: the role of the rank axis follows from the others."""
+        self.products.append(_Product(contracted, free))
+
+    def outer_axes(self, sources: Sequence[Source], groups: int) -> int:
+        """How many of the merged axes count groups of a convolution."""
+        sizes = np.cumprod([self.sizes[source] for source in sources[:-1]])
+        return max((k + 1 for k, size in enumerate(sizes) if groups % size == 0), default=0)
+
+    def mark(self) -> tuple[Mark, tuple[int, ...]]:
+        """The present moment, for ``rewind``."""
+        return self.channels.mark(), tuple(map(len, self._lists()))
+
+    def rewind(self, mark: tuple[Mark, tuple[int, ...]]) -> None:
+        """Forget what was recorded since ``mark``."""
+        self.channels.rewind(mark[0])
+        self._forget(mark[1])
+
+    def mute(self, mark: tuple[Mark, tuple[int, ...]]) -> None:
+        """Forget all but the equations between channels since ``mark``: they were traced a second time."""
+        self.channels.mute(mark[0])
+        self._forget(mark[1])
+
+    def _lists(self) -> tuple[list[Any], ...]:
+        return self.roles, self.groups, self.products, self.multiply_adds, self.unknown
+
+    def _forget(self, sizes: tuple[int, ...]) -> None:
+        for events, size in zip(self._lists(), sizes, strict=True):
+            del events[size:]
