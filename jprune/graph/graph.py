@@ -2,14 +2,39 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import PyTree
 
 from jprune.graph.axes import KernelAxes
 from jprune.graph.channels import ChannelGroup, Member
 from jprune.graph.values import Program
+
+
+class Model(NamedTuple):
+    """A function, and the shapes with which it is traced.
+
+    Attributes:
+      apply: the function.
+      params: shapes of its parameters.
+      inputs: shapes of its inputs.
+      state: shapes of its state, or None.
+      state_by_keyword: whether it takes the state as ``state=``, not as its second argument.
+    """
+
+    apply: Callable[..., PyTree]
+    params: PyTree
+    inputs: tuple[PyTree, ...]
+    state: PyTree
+    state_by_keyword: bool
+
+    def __call__(self, params: PyTree, inputs: Sequence[PyTree], state: PyTree) -> PyTree:
+        """Call the function."""
+        if self.state is None:
+            return self.apply(params, *inputs)
+        return self.apply(params, *inputs, state=state) if self.state_by_keyword else self.apply(params, state, *inputs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +55,7 @@ class Graph:
       roots: the class of every channel id, 0 where it is never removed; ``roots[value.axes[0].ids]`` equals a
         channel's root at the indices it has there.
       outputs: the tree of what the model returns.
+      model: the function that was traced, and with which shapes.
     """
 
     axes: Mapping[str, KernelAxes | None]
@@ -43,6 +69,7 @@ class Graph:
     program: Program = dataclasses.field(repr=False)
     roots: np.ndarray = dataclasses.field(repr=False)
     outputs: Any = dataclasses.field(repr=False)
+    model: Model = dataclasses.field(repr=False)
 
     def __str__(self) -> str:
         return _described(self)

@@ -4,7 +4,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from jprune.graph.axes import KernelAxes
 from jprune.graph.channels import LeafAxis, Solution, channel_groups
-from jprune.graph.graph import Graph
+from jprune.graph.graph import Graph, Model
 from jprune.graph.loops import run
 from jprune.graph.values import Axis, Kind, Program, Record, Source, Value
 from jprune.trees import flatten
@@ -51,7 +51,9 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
     >>> [(member.path, member.axis) for member in graph.channels[0].members]
     [('head/kernel', 0), ('hidden/kernel', 1)]
     """
-    traced = _make_jaxpr(apply, params, inputs, state)
+    by_keyword = state is not None and _takes_state(apply, params, inputs, state)
+    model = Model(apply, _shapes(params), tuple(map(_shapes, inputs)), _shapes(state), by_keyword)
+    traced = model_jaxpr(model)
     record = Record()
     if not any(map(_is_array, jax.tree.leaves(inputs))):
         record.constants = Kind.ACTIVATION  # a model without inputs computes from what is written into it
@@ -63,14 +65,14 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
     given = [_input(record, leaf) for leaf in arrays]
     program = run(record, traced.jaxpr, [*parameters.values(), *states.values(), *given])
     _finish_outputs(record, program, traced, list(states.values()), state)
-    return _graph(record, program, parameters, states, traced)
+    return _graph(record, program, parameters, states, model=model, traced=traced)
 
 
-class _Traced:
+class Traced(NamedTuple):
     """A model's jaxpr as a function of arrays alone, and the tree of its outputs."""
 
-    def __init__(self, jaxpr: Any, outputs: PyTree):
-        self.jaxpr, self.outputs = jaxpr, outputs
+    jaxpr: Any
+    outputs: PyTree
 
 
 def _is_array(leaf: Any) -> bool:
@@ -82,24 +84,25 @@ def _arrays(tree: PyTree) -> list[tuple[str, Any]]:
     return [(path, leaf) for path, leaf in zip(paths, leaves, strict=True) if _is_array(leaf)]
 
 
-def _make_jaxpr(apply: Callable[..., PyTree], params: PyTree, inputs: Sequence[PyTree], state: PyTree) -> _Traced:
-    leaves, treedef = jax.tree.flatten((params, state, tuple(inputs)))
+def model_jaxpr(model: Model) -> Traced:
+    """Trace a model with the shapes it has, as a function of its arrays: parameters, state and inputs."""
+    leaves, treedef = jax.tree.flatten((model.params, model.state, model.inputs))
     arrays = [place for place, leaf in enumerate(leaves) if _is_array(leaf)]
-    by_keyword = state is not None and _takes_state(apply, params, inputs, state)
 
     def flat(*given: Array) -> PyTree:
         filled = list(leaves)
         for place, leaf in zip(arrays, given, strict=True):
             filled[place] = leaf
         params, state, inputs = jax.tree.unflatten(treedef, filled)
-        if state is None:
-            return apply(params, *inputs)
-        return apply(params, *inputs, state=state) if by_keyword else apply(params, state, *inputs)
+        return model(params, inputs, state)
 
+    jaxpr, outputs = jax.make_jaxpr(flat, return_shape=True)(*(leaves[place] for place in arrays))
+    return Traced(jaxpr, outputs)
+
+
+def _shapes(tree: PyTree) -> PyTree:
     described: Callable[..., Any] = jax.ShapeDtypeStruct
-    shapes = [described(leaves[place].shape, leaves[place].dtype) for place in arrays]
-    jaxpr, outputs = jax.make_jaxpr(flat, return_shape=True)(*shapes)
-    return _Traced(jaxpr, outputs)
+    return jax.tree.map(lambda leaf: described(leaf.shape, leaf.dtype) if _is_array(leaf) else leaf, tree)
 
 
 def _takes_state(apply: Callable[..., PyTree], params: PyTree, inputs: Sequence[PyTree], state: PyTree) -> bool:
@@ -127,7 +130,7 @@ def _input(record: Record, leaf: Any) -> Value:
     return Value(tuple(Axis(record.channels.frozen(size, "an axis of the model's inputs")) for size in leaf.shape))
 
 
-def _finish_outputs(record: Record, program: Program, traced: _Traced, states: list[Value], state: PyTree) -> None:
+def _finish_outputs(record: Record, program: Program, traced: Traced, states: list[Value], state: PyTree) -> None:
     """Outputs are never removed; a new state has the channels of the old one."""
     new_state: list[Value] = []
     outputs = list(program.outputs)
@@ -146,7 +149,13 @@ def _finish_outputs(record: Record, program: Program, traced: _Traced, states: l
 
 
 def _graph(
-    record: Record, program: Program, parameters: Mapping[str, Value], states: Mapping[str, Value], traced: _Traced
+    record: Record,
+    program: Program,
+    parameters: Mapping[str, Value],
+    states: Mapping[str, Value],
+    *,
+    model: Model,
+    traced: Traced,
 ) -> Graph:
     roles = _roles(record, program)
     groups = dict(record.groups)
@@ -192,6 +201,7 @@ def _graph(
         program=program,
         roots=solution.roots,
         outputs=jax.tree.structure(traced.outputs),
+        model=model,
     )
 
 

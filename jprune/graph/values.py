@@ -99,14 +99,12 @@ class Step(NamedTuple):
       outputs: one value for every output.
       inside: the programs it calls: one for a call or a scan, condition and body of a while loop, the branches
         of a cond.
-      derivative: the program of its own derivative rule; only of custom_jvp and custom_vjp calls.
     """
 
     equation: core.JaxprEqn
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     inside: tuple["Program", ...] = ()
-    derivative: "Derivative | None" = None
 
 
 class Program(NamedTuple):
@@ -125,19 +123,6 @@ class Program(NamedTuple):
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     steps: tuple[Step, ...]
-
-
-class Derivative(NamedTuple):
-    """The derivative rule that a function defines for itself, as a program of its own.
-
-    Attributes:
-      kind: "jvp", a program of (primals, tangents) that gives (outputs, tangents of outputs), or "vjp", a
-        program of (primals, cotangents of outputs) that gives cotangents of primals.
-      program: its program.
-    """
-
-    kind: str
-    program: Program
 
 
 class _Product(NamedTuple):
