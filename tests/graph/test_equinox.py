@@ -1,0 +1,115 @@
+"""Roles and channels of Equinox models, each worked out by hand: weights are (out, in, ...)."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.graph.models import groups, roles, shape, tokens, trace_equinox
+
+
+@pytest.mark.parametrize(
+    ("create", "x", "expected", "count"),
+    [
+        (lambda k: eqx.nn.Linear(3, 4, key=k), (2, 3), "o i", 1),
+        (lambda k: eqx.nn.Conv1d(3, 6, 5, key=k), (2, 3, 9), "o i w", 1),
+        (lambda k: eqx.nn.Conv2d(3, 6, 3, stride=2, key=k), (2, 3, 8, 8), "o i w w", 1),
+        (lambda k: eqx.nn.Conv2d(3, 6, 3, dilation=2, key=k), (2, 3, 8, 8), "o i w w", 1),
+        (lambda k: eqx.nn.Conv2d(4, 6, 3, groups=2, key=k), (2, 4, 8, 8), "o i w w", 2),
+        (lambda k: eqx.nn.Conv2d(4, 4, 3, groups=4, key=k), (2, 4, 8, 8), "o i w w", 4),
+        (lambda k: eqx.nn.ConvTranspose2d(4, 6, 2, stride=2, key=k), (2, 4, 8, 8), "o i w w", 1),
+    ],
+)
+def test_layers(create, x, expected, count):
+    graph = trace_equinox(create, shape(*x))
+    assert graph.kernels == ("weight",)
+    assert roles(graph)["weight"] == expected
+    assert graph.axes["weight"].groups == count
+
+
+@pytest.mark.parametrize(
+    "create",
+    [lambda k: eqx.nn.LayerNorm(8), lambda k: eqx.nn.RMSNorm(8), lambda k: eqx.nn.GroupNorm(2, 8)],
+)
+def test_normalization_is_no_kernel(create):
+    graph = trace_equinox(create, shape(2, 8))
+    assert set(roles(graph).values()) == {"o"}
+    assert graph.kernels == ()
+
+
+def test_an_embedding_is_looked_up():
+    class Tagger(eqx.Module):
+        embed: eqx.nn.Embedding
+        head: eqx.nn.Linear
+
+        def __init__(self, key):
+            self.embed, self.head = eqx.nn.Embedding(11, 8, key=key), eqx.nn.Linear(8, 3, key=key)
+
+        def __call__(self, t):
+            return jax.vmap(self.head)(jax.vmap(self.embed)(t))
+
+    graph = trace_equinox(Tagger, tokens(2, 5))
+    assert roles(graph)["embed/weight"] == "i o"
+    assert graph.kernels == ("head/weight",)
+    assert groups(graph) == [(8, {("embed/weight", 1): 1, ("head/weight", 1): 1})]
+
+
+@pytest.mark.parametrize(("cell", "gates"), [(eqx.nn.LSTMCell, 4), (eqx.nn.GRUCell, 3)])
+def test_recurrent_cells_in_a_scan(cell, gates):
+    class Recurrent(eqx.Module):
+        cell: eqx.Module
+        head: eqx.nn.Linear
+
+        def __init__(self, key):
+            self.cell, self.head = cell(4, 6, key=key), eqx.nn.Linear(6, 3, key=key)
+
+        def __call__(self, x):
+            start = (jnp.zeros(6), jnp.zeros(6)) if gates == 4 else jnp.zeros(6)
+            state, _ = jax.lax.scan(lambda state, x: (self.cell(x, state), None), start, x)
+            return self.head(state[0] if gates == 4 else state)
+
+    graph = trace_equinox(Recurrent, shape(2, 7, 4))
+    assert graph.kernels == ("cell/weight_ih", "cell/weight_hh", "head/weight")
+    assert {roles(graph)[path] for path in graph.kernels} == {"o i"}
+    (group,) = graph.channels
+    assert group.size == 6
+    members = {(m.path, m.axis): m.indices.shape[1] for m in group.members}
+    assert members["cell/weight_hh", 0] == gates
+    assert members["cell/weight_hh", 1] == 1
+
+
+def test_attention_is_cut_by_whole_heads():
+    def create(key):
+        return eqx.nn.MultiheadAttention(2, 8, key=key)
+
+    class Attention(eqx.Module):
+        inner: eqx.nn.MultiheadAttention
+
+        def __init__(self, key):
+            self.inner = create(key)
+
+        def __call__(self, x):
+            return self.inner(x, x, x)
+
+    graph = trace_equinox(Attention, shape(2, 5, 8))
+    assert set(roles(graph).values()) == {"o i"}
+    projections = {(f"inner/{name}_proj/weight", 0): 4 for name in ("query", "key", "value")}
+    assert groups(graph) == [(2, {**projections, ("inner/output_proj/weight", 1): 4})]
+
+
+def test_stacked_layers():
+    class Stack(eqx.Module):
+        layers: eqx.nn.Linear
+
+        def __init__(self, key):
+            self.layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(8, 8, key=key))(jax.random.split(key, 3))
+
+        def __call__(self, x):
+            arrays, static = eqx.partition(self.layers, eqx.is_array_like)
+
+            def step(x, layer):
+                return jax.nn.relu(eqx.combine(layer, static)(x)), None
+
+            return jax.lax.scan(step, x, arrays)[0]
+
+    assert roles(trace_equinox(Stack, shape(2, 8))) == {"layers/weight": "s o i", "layers/bias": "s o"}
