@@ -84,7 +84,10 @@ def class_losses(
     """
     support = np.bincount(classes_of, minlength=classes)
     n = np.where(support > 0, support, np.nan)
-    of_class = lambda values: np.bincount(classes_of, values, classes)
+
+    def of_class(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.bincount(classes_of, values, classes).astype(np.float64)
+
     before, after = dense_correct.mean(0), correct.mean(0)
     if paired:
         lost = of_class((dense_correct & ~correct).mean(0))
@@ -122,7 +125,7 @@ def class_losses(
         if alone:
             p = np.maximum(2 * scipy.stats.norm.sf(statistic), _exact(support, lost, won))
         else:
-            p = 2 * scipy.stats.t.sf(statistic, _degrees(of_excess, added_excess, n, degrees))
+            p = 2 * np.asarray(scipy.stats.t.sf(statistic, _degrees(of_excess, added_excess, n, degrees)))
     p = np.where(np.isfinite(gap) & (n > 1), np.minimum(p, 1), np.nan)
     if (support > 0).sum() < 2:
         p = np.full(classes, np.nan)
@@ -194,7 +197,10 @@ def _between(
 ) -> tuple[_Floats, _Floats, float]:
     """The variance between models that test noise does not explain, of changes and excesses; and its degrees."""
     w = np.nan_to_num(n) / np.nansum(n)
-    count = lambda rows: np.stack([np.bincount(classes_of, row, len(n)) for row in rows])
+
+    def count(rows: Bool[np.ndarray, "models examples"]) -> _Floats:
+        return np.stack([np.bincount(classes_of, row, len(n)) for row in rows])
+
     if paired:
         lost, won = count(dense & ~after), count(~dense & after)
         sets = [((lost - won) / n, ((lost + won) / n - ((lost - won) / n) ** 2) / n)]

@@ -268,9 +268,10 @@ def _read_table(
     examples: int | None = None,
     id_column: str | None = None,
 ) -> Table:
+    notes: tuple[str, ...] = ()
     try:
         if _kind(path) == ".parquet":
-            table, notes = pd.read_parquet(path, engine="pyarrow"), ()
+            table = pd.read_parquet(path, engine="pyarrow")
         elif _kind(path) == ".jsonl":
             table, notes = _read_jsonl(path, name)
             name = None if name is not None and name not in table.columns else name

@@ -53,7 +53,7 @@ def labels(given: Raw | Any, name: str = "labels") -> Int[np.ndarray, " examples
     if values.ndim == 2 and 1 in values.shape:
         values = values.ravel()
     if values.ndim == 2 and _one_hot(values) and values.shape[1] > 1:
-        return values.argmax(1)
+        return np.asarray(values.argmax(1))
     if values.ndim == 2 and np.isin(values, (0, 1)).all() and values.shape[0] > 2:
         raise InputError(f"{name} has shape {values.shape} and rows with several ones or none: multi-label; {SCOPE}")
     if values.ndim != 1:

@@ -35,7 +35,7 @@ def log_probabilities(logits: npt.ArrayLike) -> Float[np.ndarray, "examples clas
     given = np.asarray(logits, np.float64)
     if _are_probabilities(given):
         with np.errstate(divide="ignore"):
-            return np.log(given / given.sum(-1, keepdims=True))
+            return np.asarray(np.log(given / given.sum(-1, keepdims=True)))
     best = given.max(-1, keepdims=True)
     finite = np.where(np.isfinite(best), best, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):

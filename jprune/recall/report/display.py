@@ -286,7 +286,11 @@ def _table(
     if name in _FILTERED:
         frame = _most(frame, *_FILTERED[name])
     note = "" if len(frame) == every else f"{len(frame)} of {every} rows are shown; Audit.to_csv writes everything."
-    absent = lambda c: (frame[c].isna() | (frame[c] == "")).all() or (c == "ratio" and (frame[c] == UNSTATED).all())
+
+    def absent(c: str) -> bool:
+        empty = (frame[c].isna() | (frame[c] == "")).all()
+        return bool(empty or (c == "ratio" and (frame[c] == UNSTATED).all()))
+
     kept = tuple(c for c in columns if c.name in frame and not absent(c.name))
     kept = tuple(c for c in kept if c.name != "collapsed" or frame["collapsed"].any())
     texts = [[_cell(column, value) for value in frame[column.name]] for column in kept]

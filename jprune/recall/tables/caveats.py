@@ -69,7 +69,8 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
         )
     if not study.paired:
         notes.append("models are not paired: each compressed model is compared with the mean dense model")
-    for (score, ratio), rows in alphas.groupby(["score", "ratio"], sort=False):
+    for _, rows in alphas.groupby(["score", "ratio"], sort=False):
+        score, ratio = str(rows["score"].iloc[0]), float(rows["ratio"].iloc[0])
         reasons = rows["reason"][rows["reason"] != ""].value_counts(sort=False)
         for reason, times in reasons.items():
             notes.append(f"{_where(score, ratio)}: alpha is undefined for {times} of {len(rows)} models: {reason}")

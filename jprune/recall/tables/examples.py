@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jprune.recall.inference.losses import class_losses
 from jprune.recall.inference.pairing import pairing_test
@@ -108,7 +108,10 @@ def _subgroup(
     present = np.unique(true)
     codes = np.searchsorted(present, true)
     within = class_losses(codes, before, after, len(present), paired=study.paired, level=study.level)
-    mean = lambda right: np.bincount(codes, right.mean(0)) / within.support
+
+    def mean(right: Bool[np.ndarray, "models examples"]) -> Float[np.ndarray, " classes"]:
+        return np.asarray(np.bincount(codes, right.mean(0)) / within.support)
+
     nothing = np.array([np.nan])
     return pd.DataFrame(
         {
