@@ -49,6 +49,7 @@ class Graph:
       frozen: by (path, axis), why indices of the axis are never removed, with their number.
       unknown: by path, why the axes are not known.
       multiply_adds: by path, multiply-adds of the contractions that read the leaf, once for every round of a scan.
+      in_while_loops: paths whose multiply-adds are counted for one round of a while loop.
       other_multiply_adds: of contractions that read no parameter, such as attention scores.
       program: the traced program with the channel ids of each array; its inputs are the arrays of the
         parameters, of the state and of the inputs, in this order.
@@ -65,6 +66,7 @@ class Graph:
     frozen: Mapping[tuple[str, int], str]
     unknown: Mapping[str, str]
     multiply_adds: Mapping[str, int]
+    in_while_loops: tuple[str, ...]
     other_multiply_adds: int
     program: Program = dataclasses.field(repr=False)
     roots: np.ndarray = dataclasses.field(repr=False)
@@ -95,7 +97,9 @@ def _described(graph: Graph) -> str:
     leaves.append(["total", "", "", "", f"{total:,}"])
     if graph.other_multiply_adds:
         leaves.append(["without parameters", "", "", "", f"{graph.other_multiply_adds:,}"])
-    text = [_aligned([["leaf", "shape", "axes", "channels", "multiply-adds"], *leaves])]
+    loops = ", ".join(graph.in_while_loops)
+    text = [f"multiply-adds of one round of a while loop only: {loops}"] if loops else []
+    text += [_aligned([["leaf", "shape", "axes", "channels", "multiply-adds"], *leaves])]
     text += ["\n".join(_group(number, group)) for number, group in enumerate(graph.channels)]
     reasons: dict[tuple[str, str], list[str]] = {}
     for (path, axis), why in graph.frozen.items():

@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend import core
 
 from jprune.graph.channels import is_frozen
-from jprune.graph.values import Axis, Kind, Record, Source, Value
+from jprune.graph.values import Axis, Factor, Kind, Record, Source, Value
 
 Rule = Callable[[Record, core.JaxprEqn, list[Value]], list[Value]]
 RULES: dict[str, Rule] = {}
@@ -55,7 +55,9 @@ def not_understood(record: Record, equation: core.JaxprEqn, inputs: list[Value])
         freeze(record, value, f"'{name}' is not understood")
         sources = [*value.chosen, *(source for axis in value.axes for source in axis.sources)]
         record.unknown.extend((path, name) for path in dict.fromkeys(source.path for source in sources))
-    return [opaque(record, var.aval, f"'{name}' is not understood") for var in equation.outvars]
+    kind = max((value.kind for value in inputs), default=Kind.CONSTANT)
+    kind = Kind.ACTIVATION if kind.of_parameters else kind
+    return [opaque(record, var.aval, f"'{name}' is not understood", kind) for var in equation.outvars]
 
 
 def union(*sources: Sequence[Source]) -> tuple[Source, ...]:
@@ -107,6 +109,8 @@ _INFINITE_AT_ZERO = _names("log rsqrt reciprocal lgamma digamma")
 def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     name, shape = equation.primitive.name, shape_of(equation.outvars[0])
     parts = inputs[1:] if name == "select_n" else inputs  # the predicate selects, it is not part of the result
+    if name == "add":
+        parts = inputs = _biased(record, inputs)
     kind = _combined_kind(record, parts)
     axes = []
     for place, size in enumerate(shape):
@@ -123,6 +127,32 @@ def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     chosen = union(*(value.chosen for value in parts)) if kind.of_parameters else ()
     literal = inputs[0].literal if name == "convert_element_type" else None
     return [Value(tuple(axes), kind, chosen, literal) for _ in equation.outvars]
+
+
+def _biased(record: Record, inputs: list[Value]) -> list[Value]:
+    """A bias added to a product of two parameters shows that one of them is data: learned queries, not a low rank.
+
+    The bias has the axes of the kernel's outputs only; the others come from the data.
+    """
+    found = []
+    for value, other in zip(inputs, reversed(inputs), strict=True):
+        if value.factors is not None and other.axes and other.kind.of_parameters:
+            repeated = [
+                axis.sources
+                for axis, one in zip(value.axes, other.axes, strict=True)
+                if axis.size > 1 and axis.sources and not one.sources
+            ]
+            left, right = (set(factor.free) for factor in value.factors)
+            missing = set(union(*repeated))
+            if missing and missing in (left, right):
+                data, kernel = value.factors if missing == left else value.factors[::-1]
+                record.role([*data.free, *data.contracted], "outputs")
+                record.role(kernel.contracted, "inputs")
+                record.role(kernel.free, "outputs")
+                found.append(Value(tuple(Axis(axis.ids, zero=axis.zero) for axis in value.axes)))
+                continue
+        found.append(value)
+    return found
 
 
 def _is_infinite(equation: core.JaxprEqn, zeros: list[bool]) -> bool:
@@ -163,6 +193,13 @@ def _combined_kind(record: Record, values: list[Value]) -> Kind:
             if value.kind.of_parameters:
                 record.settle(value)
     return kind
+
+
+@_rule("bitcast_convert_type")
+def _bitcast(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    if inputs[0].shape != shape_of(equation.outvars[0]):
+        return not_understood(record, equation, inputs)
+    return [dataclasses.replace(inputs[0], literal=None)]
 
 
 @_rule("optimization_barrier", "sharding_constraint", "mesh_cast", "reshard", "layout_constraint", "name", "device_put")
@@ -320,6 +357,8 @@ def _pad(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[V
 @_rule("reshape")
 def _reshape(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     value, new = inputs[0], shape_of(equation.outvars[0])
+    if equation.params.get("dimensions") is not None:  # it transposes first
+        value = value.with_axes([value.axes[axis] for axis in equation.params["dimensions"]])
     if 0 in new:
         return [opaque(record, equation.outvars[0].aval, "its array is empty", value.kind)]
     kept = [place for place, axis in enumerate(value.axes) if axis.size != 1]
@@ -575,14 +614,14 @@ def _dot_general(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
                 left.axes[a].ids, "a product of two activations sums over it and neither is zero there"
             )
     count = math.prod(shape_of(equation.outvars[0])) * math.prod(left.axes[a].size for a in contracted[0])
-    is_product = _read_by_product(record, sides, count)
+    factors = _read_by_product(record, sides, count)
     axes = []
     for a, b in zip(*batch, strict=True):
         pair = [left.axes[a], right.axes[b]]
         axes.append(Axis(_pick(record, pair), union(pair[0].sources, pair[1].sources), pair[0].zero or pair[1].zero))
     axes += [side.value.axes[place] for side in sides for place in side.free]
-    if is_product:
-        return [Value(tuple(axes), max(left.kind, right.kind), union(left.chosen, right.chosen))]
+    if factors is not None:
+        return [Value(tuple(axes), max(left.kind, right.kind), union(left.chosen, right.chosen), factors=factors)]
     kind = max(left.kind, right.kind)
     kind = Kind.ACTIVATION if kind.of_parameters else kind
     return [Value(tuple(Axis(axis.ids, zero=axis.zero) for axis in axes), kind)]
@@ -615,19 +654,20 @@ class _Side:
         return kind is Kind.LOOKED_UP and not self.sources(self.free)
 
 
-def _read_by_product(record: Record, sides: list[_Side], count: int) -> bool:
-    """Record how a matrix product reads parameters; True where both operands are kernels (a low-rank product)."""
+def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Factor, Factor] | None:
+    """Record how a matrix product reads parameters; its factors where both are kernels (a low-rank product)."""
     data = [side.is_data(other) for side, other in zip(sides, reversed(sides), strict=True)]
     for side, is_data in zip(sides, data, strict=True):
         if is_data:
             record.settle(side.value)
     kernels = [side for side, is_data in zip(sides, data, strict=True) if not is_data]
     if len(kernels) == 2:
+        factors = [Factor(side.sources(side.contracted), side.sources(side.free)) for side in kernels]
         for side in kernels:
             record.role(side.sources(side.batch), "stacked")
-            record.defer(side.sources(side.contracted), side.sources(side.free))
+        record.factors.extend(factors)
         record.count(kernels[0].value, count)
-        return True
+        return factors[0], factors[1]
     for side in kernels:
         in_axes = union(*(axis.sources for axis in side.value.axes))
         record.role([source for source in side.value.chosen if source not in in_axes], "stacked")
@@ -635,7 +675,7 @@ def _read_by_product(record: Record, sides: list[_Side], count: int) -> bool:
         record.role(side.sources(side.batch), "stacked" if side.contracted or side.free else "outputs")
         record.role(side.sources(side.free), "outputs")
     record.count(kernels[0].value if kernels else None, count)
-    return False
+    return None
 
 
 @_rule("conv_general_dilated")

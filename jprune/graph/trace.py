@@ -32,8 +32,8 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
         ``apply(params, *inputs, state=state)`` if it takes such a keyword, else as ``apply(params, state, *inputs)``.
       params: parameters as arrays or ``jax.ShapeDtypeStruct``; leaves that are neither are constants.
       *inputs: arrays or ``jax.ShapeDtypeStruct``.
-      state: batch statistics, caches: cut with the channels they belong to, but never masked. A second output of
-        the same structure is taken to be the new state.
+      state: batch statistics, caches, masks: cut with the channels they belong to, but never masked, and not data
+        that parameters meet. A second output of the same structure is taken to be the new state.
 
     Returns:
       A graph; ``print`` shows it as a table.
@@ -197,6 +197,7 @@ def _graph(
         frozen=_frozen(leaf_axes, solution),
         unknown=unknown,
         multiply_adds=counted,
+        in_while_loops=tuple(sorted(record.uncounted)),
         other_multiply_adds=sum(count for leaf, count in record.multiply_adds if leaf is None),
         program=program,
         roots=solution.roots,
@@ -210,7 +211,9 @@ def _roles(record: Record, program: Program) -> dict[Source, set[str]]:
     roles: dict[Source, set[str]] = {}
     for source, what in record.roles:
         roles.setdefault(source, set()).add(what)
-    for contracted, free in reversed(record.products):
+    for contracted, free in reversed(record.factors):
+        if all(source in roles for source in contracted):
+            continue
         others = set().union(*(roles.get(source, set()) for source in free)) & {"inputs", "outputs"}
         for source in contracted:
             roles.setdefault(source, set()).update({"inputs": "outputs", "outputs": "inputs"}[what] for what in others)

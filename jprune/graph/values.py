@@ -39,6 +39,18 @@ class Kind(enum.IntEnum):
         return self in (Kind.PARAMETER, Kind.SCALED, Kind.LOOKED_UP)
 
 
+class Factor(NamedTuple):
+    """One of two parameters that are multiplied with each other: which comes first follows from what reads them.
+
+    Attributes:
+      contracted: the axes that the product sums over.
+      free: the axes that the product has.
+    """
+
+    contracted: tuple[Source, ...]
+    free: tuple[Source, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Axis:
     """One axis of an array.
@@ -68,12 +80,14 @@ class Value:
       kind: what it is made of.
       chosen: axes of parameters of which an index was looked up, while it is not known what for.
       literal: its value where that is a scalar in the program's text.
+      factors: the two parameters of which it is the product, where it is one.
     """
 
     axes: tuple[Axis, ...]
     kind: Kind = Kind.ACTIVATION
     chosen: tuple[Source, ...] = ()
     literal: Any = None
+    factors: tuple[Factor, Factor] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,13 +139,6 @@ class Program(NamedTuple):
     steps: tuple[Step, ...]
 
 
-class _Product(NamedTuple):
-    """Two parameters multiplied with each other: which of them comes first is known at the end."""
-
-    contracted: tuple[Source, ...]
-    free: tuple[Source, ...]
-
-
 class Record:
     """Everything the rules write down: channel constraints, roles, multiply-adds and what was not understood."""
 
@@ -139,7 +146,7 @@ class Record:
         self.channels = Constraints()
         self.roles: list[tuple[Source, str]] = []
         self.groups: list[tuple[str, int]] = []
-        self.products: list[_Product] = []
+        self.factors: list[Factor] = []
         self.multiply_adds: list[tuple[str | None, int]] = []
         self.unknown: list[tuple[str, str]] = []
         self.times = 1  # how often the equations now traced are carried out
@@ -173,10 +180,6 @@ class Record:
         for path, share in shares.items():
             self.multiply_adds.append((path, self.times * multiply_adds * share // sum(shares.values())))
 
-    def defer(self, contracted: tuple[Source, ...], free: tuple[Source, ...]) -> None:
-        """Two parameters are multiplied with each other: the role of the rank axis follows from the others."""
-        self.products.append(_Product(contracted, free))
-
     def outer_axes(self, sources: Sequence[Source], groups: int) -> int:
         """How many of the merged axes count groups of a convolution."""
         sizes = np.cumprod([self.sizes[source] for source in sources[:-1]])
@@ -197,7 +200,7 @@ class Record:
         self._forget(mark[1])
 
     def _lists(self) -> tuple[list[Any], ...]:
-        return self.roles, self.groups, self.products, self.multiply_adds, self.unknown
+        return self.roles, self.groups, self.factors, self.multiply_adds, self.unknown
 
     def _forget(self, sizes: tuple[int, ...]) -> None:
         for events, size in zip(self._lists(), sizes, strict=True):

@@ -1,0 +1,231 @@
+"""Odd but ordinary programs: roles worked out by hand, each channel group of the size expected."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jprune
+from tests.graph.models import roles, shape, tokens
+
+X = shape(5, 6)
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+
+
+@jax.custom_vjp
+def straight_through(w):
+    return jnp.round(w * 8) / 8
+
+
+straight_through.defvjp(lambda w: (straight_through(w), None), lambda _, g: (g,))
+
+
+def int8(w):
+    scale = jnp.max(jnp.abs(w), axis=0, keepdims=True) / 127
+    return jnp.round(w / scale).astype(jnp.int8).astype(jnp.float32) * scale
+
+
+def conv(x, w):
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def learned_queries(p, x, batch=()):
+    queries = jnp.broadcast_to(p["l"], (*batch, *p["l"].shape)) @ p["q"]
+    queries = queries + p["b"] if "b" in p else queries
+    return jax.nn.softmax(queries @ jnp.swapaxes(x @ p["k"], -1, -2)) @ (x @ p["v"])
+
+
+def relative_bias(p, x):
+    return x + jax.nn.gelu(jnp.arange(5.0)[:, None] @ p["a"]) @ p["b"]
+
+
+def learned_start(p, x):
+    def step(h, x):
+        return jnp.tanh(h @ p["w"] + x @ p["u"]), None
+
+    return jax.lax.scan(step, jnp.broadcast_to(p["h"], (2, 4)), x)[0] @ p["o"]
+
+
+def sharded(p, x):
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    one = jax.shard_map(lambda w, x: jax.nn.relu(x @ w), mesh=mesh, in_specs=(P(), P("d")), out_specs=P("d"))
+    return one(p["w"], x) @ p["v"]
+
+
+def normalized_rows(p, t):
+    rows = p["e"] / jnp.linalg.norm(p["e"], axis=-1, keepdims=True)
+    return rows[t] @ p["w"]
+
+
+PROGRAMS = {
+    "straight-through quantization": (
+        lambda p, x: jax.nn.relu(x @ straight_through(p["w"])) @ p["v"],
+        {"w": ((6, 4), "i o"), "v": ((4, 3), "i o")},
+        [X],
+        [4],
+    ),
+    "quantization to int8": (
+        lambda p, x: jax.nn.relu(x @ int8(p["w"])) @ p["v"],
+        {"w": ((6, 4), "i o"), "v": ((4, 3), "i o")},
+        [X],
+        [4],
+    ),
+    "tied autoencoder": (lambda p, x: jax.nn.relu(x @ p["w"]) @ p["w"].T, {"w": ((6, 4), "io io")}, [X], [4]),
+    "ensemble": (
+        jax.vmap(lambda p, x: jax.nn.relu(x @ p["w"]) @ p["v"]),
+        {"w": ((3, 6, 4), "s i o"), "v": ((3, 4, 2), "s i o")},
+        [shape(3, 5, 6)],
+        [4],
+    ),
+    "ensemble of convolutions": (
+        jax.vmap(lambda p, x: conv(x, p["w"])),
+        {"w": ((3, 3, 3, 4, 5), "s w w i o")},
+        [shape(3, 2, 8, 8, 4)],
+        [],
+    ),
+    "ensemble of convolutions of one input": (  # one convolution with more outputs
+        lambda p, x: jax.vmap(conv, (None, 0))(x, p["w"]),
+        {"w": ((3, 3, 3, 4, 5), "o w w i o")},
+        [shape(2, 8, 8, 4)],
+        [],
+    ),
+    "weight standardization": (
+        lambda p, x: conv(x, (p["w"] - p["w"].mean((0, 1, 2))) / (p["w"].std((0, 1, 2)) + 1e-5) * p["g"]),
+        {"w": ((3, 3, 4, 5), "w w i o"), "g": ((5,), "o")},
+        [shape(2, 8, 8, 4)],
+        [],
+    ),
+    "dropconnect": (
+        lambda p, key, x: x @ (p["w"] * jax.random.bernoulli(key, 0.5, (6, 4))),
+        {"w": ((6, 4), "i o")},
+        [KEY, X],
+        [],
+    ),
+    "patches by einsum": (
+        lambda p, x: jnp.einsum("bhpwqc,pqcd->bhwd", x.reshape(2, 2, 4, 2, 4, 3), p["w"]),
+        {"w": ((4, 4, 3, 7), "i i i o")},
+        [shape(2, 8, 8, 3)],
+        [],
+    ),
+    "learned queries, repeated over the batch": (
+        lambda p, x: learned_queries(p, x, (2,)),
+        {"l": ((3, 6), "o o"), "q": ((6, 4), "i o"), "k": ((6, 4), "i o"), "v": ((6, 4), "i o")},
+        [shape(2, 5, 6)],
+        [4, 6],
+    ),
+    "learned queries, with a bias": (
+        learned_queries,
+        {"l": ((3, 6), "o o"), "q": ((6, 4), "i o"), "b": ((4,), "o"), "k": ((6, 4), "i o"), "v": ((6, 4), "i o")},
+        [X],
+        [4, 6],
+    ),
+    "learned start of a recurrence": (
+        learned_start,
+        {"h": ((4,), "o"), "w": ((4, 4), "i o"), "u": ((6, 4), "i o"), "o": ((4, 3), "i o")},
+        [shape(7, 2, 6)],
+        [4],
+    ),
+    "while": (
+        lambda p, x: jax.lax.while_loop(lambda x: (x**2).sum() < 9, lambda x: jnp.tanh(x @ p["w"]), x),
+        {"w": ((6, 6), "i o")},
+        [X],
+        [],
+    ),
+    "cond": (
+        lambda p, x: jax.lax.cond(x.sum() > 0, lambda: x @ p["a"], lambda: x @ p["b"]) @ p["c"],
+        {"a": ((6, 4), "i o"), "b": ((6, 4), "i o"), "c": ((4, 2), "i o")},
+        [X],
+        [4],
+    ),
+    "a table of positions": (
+        lambda p, x: (x + jnp.take(p["t"], jnp.arange(5), axis=0)) @ p["w"],
+        {"t": ((9, 6), "i o"), "w": ((6, 3), "i o")},
+        [X],
+        [],
+    ),
+    "a network of constant coordinates": (relative_bias, {"a": ((1, 4), "i o"), "b": ((4, 6), "i o")}, [X], [4]),
+    "a scalar input": (
+        lambda p, t: jnp.cos(t * p["w"]) @ p["v"],
+        {"w": ((8,), "o"), "v": ((8, 3), "i o")},
+        [shape()],
+        [8],
+    ),
+    "permuted columns": (lambda p, x: x @ p["w"][:, jnp.array([3, 1, 0, 2])], {"w": ((6, 4), "i o")}, [X], []),
+    "one vector of all parameters": (
+        lambda p, x: x @ p["all"][:24].reshape(6, 4) + p["all"][24:],
+        {"all": ((28,), "io")},
+        [X],
+        [],
+    ),
+    "normalized embedding": (normalized_rows, {"e": ((11, 6), "i o"), "w": ((6, 2), "i o")}, [tokens(5)], [6]),
+    "one-hot embedding": (
+        lambda p, t: jax.nn.one_hot(t, 11) @ p["e"] @ p["w"],
+        {"e": ((11, 6), "i o"), "w": ((6, 2), "i o")},
+        [tokens(5)],
+        [6],
+    ),
+    "an expert chosen for every row": (
+        lambda p, x: jnp.einsum("bi,bio->bo", x, p["w"][jnp.argmax(x @ p["r"], -1)]),
+        {"w": ((3, 6, 4), "s i o"), "r": ((6, 3), "i o")},
+        [X],
+        [],
+    ),
+    "rows sorted by expert": (
+        lambda p, x: jax.lax.ragged_dot(x, p["w"], jnp.array([2, 2, 1])),
+        {"w": ((3, 6, 4), "s i o")},
+        [X],
+        [],
+    ),
+    "read twice": (lambda p, x: jnp.tanh(x @ p["w"]) * jax.nn.sigmoid(x @ p["w"]), {"w": ((6, 6), "i o")}, [X], []),
+    "scaled by an activation": (lambda p, x: x @ (p["w"] * jax.nn.sigmoid(x.mean())), {"w": ((6, 4), "i o")}, [X], []),
+    "a graph network": (
+        lambda p, x, e: jax.ops.segment_sum((x @ p["w"])[e[0]], e[1], 5) @ p["v"],
+        {"w": ((6, 4), "i o"), "v": ((4, 2), "i o")},
+        [X, tokens(2, 8)],
+        [4],
+    ),
+    "channel shuffle": (  # whole groups of four are removed
+        lambda p, x: (x @ p["w"]).reshape(5, 2, 4).swapaxes(1, 2).reshape(5, 8) @ p["v"],
+        {"w": ((6, 8), "i o"), "v": ((8, 2), "i o")},
+        [X],
+        [2],
+    ),
+    "gated linear unit of one kernel": (
+        lambda p, x: jax.nn.glu(x @ p["w"]) @ p["v"],
+        {"w": ((6, 8), "i o"), "v": ((4, 2), "i o")},
+        [X],
+        [4],
+    ),
+    "shard_map": (sharded, {"w": ((6, 4), "i o"), "v": ((4, 2), "i o")}, [X], [4]),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_roles_of_odd_programs(name):
+    apply, expected, inputs, sizes = PROGRAMS[name]
+    graph = jprune.trace_model(apply, {path: shape(*size) for path, (size, _) in expected.items()}, *inputs)
+    assert roles(graph) == {path: letters for path, (_, letters) in expected.items()}
+    assert sorted(group.size for group in graph.channels) == sizes
+
+
+def test_masks_given_as_state_leave_kernels_what_they_are():
+    params, masks = {"w": shape(6, 4)}, {"w": shape(6, 4)}
+    graph = jprune.trace_model(lambda p, masks, x: x @ (p["w"] * masks["w"]), params, X, state=masks)
+    assert roles(graph) == {"w": "i o"}
+
+
+def test_a_masked_channel_that_is_divided_by_is_not_exact():
+    def apply(p, x):
+        return jax.nn.relu(x @ (p["g"] * p["v"] / jnp.linalg.norm(p["v"], axis=0))) @ p["o"]
+
+    graph = jprune.trace_model(apply, {"g": shape(4), "v": shape(6, 4), "o": shape(4, 2)}, X)
+    (group,) = graph.channels
+    assert not group.exact
+    assert "not finite" in group.why[0]
+
+
+def test_multiply_adds_of_a_while_loop_are_of_one_round():
+    graph = jprune.trace_model(PROGRAMS["while"][0], {"w": shape(6, 6)}, X)
+    assert graph.multiply_adds == {"w": 5 * 6 * 6}
+    assert graph.in_while_loops == ("w",)
+    assert "one round of a while loop" in str(graph)
