@@ -118,6 +118,8 @@ def _identities(cells: pd.DataFrame) -> set[tuple[str, ...]]:
 def report() -> None:
     """Rewrite the tables of the page, between their markers, and its figures."""
     studies = {name: ledger.recalls(name) for name in _RECALLS if (FOLDER / f"{name}.csv").exists()}
+    for name in studies.keys() & hypotheses.PUBLISHED_COUNTS.keys():
+        studies[name] = studies[name].at_nominal((1, 2, 4, 10, 20, 50))
     grids = {name: pd.read_csv(FOLDER / f"{name}.csv") for name in _GRIDS if (FOLDER / f"{name}.csv").exists()}
     published = pd.read_csv(PUBLISHED / "jumpstart_moons.csv")
     boxes = pd.read_csv(PUBLISHED / "recall_alpha_boxplots.csv")

@@ -80,6 +80,12 @@ class Recalls(NamedTuple):
     def _collapse_accuracy(self) -> float:
         return float(1.1 * self.support.max() / self.support.sum())
 
+    def at_nominal(self, ratios: Sequence[float]) -> "Recalls":
+        """The same networks with every ratio replaced by the nearest nominal one, on a log scale."""
+        nominal = np.asarray(ratios, np.float64)
+        distance = np.abs(np.log(self.networks["ratio"].to_numpy()[:, None] / nominal))
+        return self._replace(networks=self.networks.assign(ratio=nominal[distance.argmin(1)]))
+
     def _rows(self, score: str, ratio: float) -> pd.DataFrame:
         table = self.networks
         return table[(table["score"] == score) & (table["ratio"] == ratio)].set_index("replicate")
