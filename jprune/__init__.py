@@ -38,13 +38,14 @@ from jprune.pruning.selection.unstructured import (
     uniform_masks,
 )
 from jprune.pruning.state import check_pruned, masks_of, with_masks
-from jprune.pruning.structured.removal import remove_dead
+from jprune.pruning.structured.removal import remove_channels, remove_dead
+from jprune.pruning.structured.selection import channel_group_masks, structured
 from jprune.pruning.tickets import lottery_ticket
 from jprune.pruning.transform import keep_zeros, prunable, prune
 from jprune.trees import by_path, kernels
 
 _MOVED = {
-    "Compacted": "jprune.pruning.structured.removal.Compacted",
+    "Compacted": "jprune.pruning.structured.removal.SmallModel",
     "PruneState": "jprune.pruning.state.PruneState",
     "Score": "jprune.scores.Score",
     "Ticket": "jprune.pruning.tickets.Ticket",
@@ -96,6 +97,7 @@ __all__ = [
     "apply_masks",
     "block_masks",
     "by_path",
+    "channel_group_masks",
     "channel_masks",
     "check_pruned",
     "cost_table",
@@ -122,6 +124,7 @@ __all__ = [
     "prune",
     "random",
     "recalibrate_batch_norm",
+    "remove_channels",
     "remove_dead",
     "reset_moments",
     "rigl",
@@ -131,6 +134,7 @@ __all__ = [
     "sparsity",
     "sr_ste",
     "straight_through",
+    "structured",
     "trace_model",
     "undecayed",
     "uniform_masks",

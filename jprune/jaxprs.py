@@ -4,7 +4,7 @@ The form of a program is jax's own affair: it changes what it calls the parts of
 comes closed over its constants, and how an equation is bound again. What depends on that is here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jax.extend import core
@@ -28,9 +28,9 @@ def known(program: Any, inputs: Iterable[Any]) -> dict[Any, Any]:
     return dict(zip([*jaxpr.constvars, *jaxpr.invars], values, strict=True))
 
 
-def bound(equation: Any, inputs: list[Any]) -> list[Any]:
-    """Carry out an equation on other inputs, in its context; a list of outputs, whatever the primitive gives."""
-    found = equation.primitive.get_bind_params(equation.params)
+def bound(equation: Any, inputs: Sequence[Any], **changed: Any) -> list[Any]:
+    """Carry out an equation on other inputs, in its context, with some of its parameters changed; a list of outputs."""
+    found = equation.primitive.get_bind_params({**equation.params, **changed})
     functions, params = found if isinstance(found, tuple) else ((), found)  # older versions of jax give a pair
     with equation.ctx.manager:
         results = equation.primitive.bind(*functions, *inputs, **params)

@@ -344,7 +344,7 @@ def _pad(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[V
         axis, size = axes[place], shape_of(equation.outvars[0])[place]
         if (low, high, inside) == (0, 0, 0):
             continue
-        added = record.channels.frozen(max(low, 0) + max(high, 0), "padded positions are never removed")
+        added = record.channels.frozen(int(max(low, 0) + max(high, 0)), "padded positions are never removed")
         if low >= 0 and high >= 0 and inside == 0 and not is_frozen(axis.ids):
             ids = np.concatenate([added[:low], axis.ids, added[:high]])
         else:

@@ -75,7 +75,9 @@ def prune(
       selection: how scores become masks, such as ``global_masks`` or ``layer_masks``, or any callable with the
         signature of ``global_masks``. One that passes its amount on to a selection of jprune is compiled once
         for the whole schedule; one that computes with its amount is compiled once for each entry. ``min_keep``
-        and ``axes`` are passed to it only where they are given here.
+        and ``axes`` are passed to it only where they are given here. ``jprune.structured``
+        removes whole channels: ``where`` then says which leaves their scores are made of, and all others
+        that have the channels are masked with them.
       axes: what the axes of the parameters are, for selections that depend on layers, inputs or outputs: a graph
         made by ``jprune.trace_model``, ``{regex: KernelAxes(...)}``, "flax" or "equinox".
       min_keep: minimum number of weights that every layer keeps.
@@ -103,14 +105,15 @@ def prune(
     {'bias': Array([-0.1, -0.1], dtype=float32), 'kernel': Array([[2.9, 0. ]], dtype=float32)}
     """
     refuse_no_score(score)
+    scored = where_of(where, getattr(selection, "graph", None) if axes is None else axes)
+    masked = _masked_leaves(scored, selection)
     plan = Plan(score, dict(entries(schedule)), selection, axes, min_keep, regrow)
     # Outside jit, this saves tracing and compiling at every update.
     advance = jax.jit(plan.advance)
 
     def init(params: PyTree) -> PruneState:
-        weights = only(trained(params), where_of(where, axes))
-        plan.check(weights)
-        masks = map_leaves(lambda weight: jnp.ones_like(weight, dtype=bool), weights)
+        plan.check(only(trained(params), scored))
+        masks = map_leaves(lambda weight: jnp.ones_like(weight, dtype=bool), only(trained(params), masked))
         return PruneState(jnp.zeros([], jnp.int32), _for_all(masks, params), jax.tree.map(jnp.copy, key))
 
     def update(
@@ -127,6 +130,8 @@ def prune(
             raise ValueError("prune needs params: call update(updates, state, params)")
         before = trained(state.masks)
         weights = masked_weights(trained(params), before)
+        if masked is not scored:
+            weights = _selected(weights, scored)
         evidence = plan.evidence(weights, grad, batch, state.key if key is None else key, trained(params))
         masks = advance(state.count, before, weights, evidence)
         plan.warn_of_collapse(state.count, before, masks)
@@ -170,6 +175,23 @@ def keep_zeros(*, where: Where = kernels) -> optax.GradientTransformationExtraAr
         return updates, state._replace(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _masked_leaves(scored: Where, selection: Callable[..., PyTree]) -> Where:
+    """The leaves with a mask: those that are scored, and all leaves of the channels that a selection removes."""
+    loses_channels = getattr(selection, "loses_channels", None)
+    if loses_channels is None:
+        return scored
+    return lambda path, leaf: scored(path, leaf) or loses_channels(path)
+
+
+def _selected(weights: PyTree, where: Where) -> PyTree:
+    """The weights that ``where`` selects; None for the others."""
+    paths, leaves, treedef = flatten(weights)
+    chosen = [
+        leaf if leaf is not None and where(path, leaf) else None for path, leaf in zip(paths, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, chosen)
 
 
 class PrunableLeaf(NamedTuple):

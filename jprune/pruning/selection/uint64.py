@@ -114,14 +114,25 @@ def from_float(x: Any) -> Count:
     return where(x >= np.float32(2**64), fill(2**64 - 1, limbs.low), limbs)
 
 
-def times(number: Any, factor: int) -> Count:
-    """uint32 numbers times a Python integer below 2**32, by halves of 16 bits."""
+def times(number: Any, factor: Any) -> Count:
+    """uint32 numbers times a Python integer below 2**32, or times uint32 numbers, by halves of 16 bits."""
+    factor = np.uint32(factor) if isinstance(factor, int) else factor
     upper, lower = number >> np.uint32(16), number & np.uint32(0xFFFF)
-    high, low = np.uint32(factor >> 16), np.uint32(factor & 0xFFFF)
+    high, low = factor >> np.uint32(16), factor & np.uint32(0xFFFF)
     product = Count(upper * high, lower * low)
     for middle in (upper * low, lower * high):
         product = add(product, Count(middle >> np.uint32(16), middle << np.uint32(16)))
     return product
+
+
+def multiply(x: Count, factor: Any) -> Count:
+    """The product of x and uint32 numbers, modulo 2**64.
+
+    >>> number(multiply(count_of(2**33 + 3), jnp.uint32(5))) - 5 * 2**33
+    15
+    """
+    product = times(x.low, factor)
+    return Count(product.high + x.high * factor, product.low)
 
 
 def total(x: Count) -> Count:

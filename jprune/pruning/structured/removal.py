@@ -1,157 +1,509 @@
-"""From a masked network to a smaller dense one: units that carry nothing are taken out.
+"""From a masked network to a smaller dense one: channels that are masked in every layer are removed."""
 
-For plain chains of dense and convolutional layers, where taking a unit out is exact. What a graph
-with branches needs is not here.
-"""
-
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
-from numpy.typing import NDArray
+from jaxtyping import Array, Bool, PyTree
 
-from jprune.trees import flatten, match
+from jprune.graph import Graph, trace_model
+from jprune.graph.channels import Member
+from jprune.graph.trace import model_jaxpr
+from jprune.pruning.selection.layers import describe, is_mask
+from jprune.pruning.selection.unstructured import apply_masks
+from jprune.pruning.structured.budgets import cost_of
+from jprune.pruning.structured.comparison import code_differences
+from jprune.pruning.structured.cutting import KeptIndices, cut_along, cut_leaves
+from jprune.pruning.structured.program import Kept, run
+from jprune.pruning.structured.selection import check_leaves
+from jprune.trees import flatten, is_float, match
 
-Layer = dict[str, NDArray[Any]]
+Removed: TypeAlias = tuple[Bool[np.ndarray, " _"], ...]
 
 
-class Compacted(NamedTuple):
-    """A smaller dense network.
+class GroupRow(NamedTuple):
+    """What became of a group of channels.
 
     Attributes:
-      params: a tree like the one given, with smaller kernels and biases.
-      units: for every layer in order, a bool array (units,): which of its units are left.
+      leaf: the first leaf that has the channels.
+      before: number of channels.
+      after: number of channels kept.
+      exact: whether removing these channels is the same as masking them.
+      difference: for a group that is not exact, the largest difference of an output between the model without these
+        channels and the model with them masked, on the inputs given as ``check``; None where it was not measured.
+      why: why the group is not exact, or what there is to know about it.
+    """
+
+    leaf: str
+    before: int
+    after: int
+    exact: bool
+    difference: float | None
+    why: tuple[str, ...]
+
+
+class LeafRow(NamedTuple):
+    """A leaf's shape before and after."""
+
+    leaf: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RemovalTable:
+    """What was removed; ``print`` shows it.
+
+    Attributes:
+      groups: every group of channels.
+      leaves: every leaf whose shape changed.
+      parameters: number of parameters before and after.
+      multiply_adds: multiply-adds before and after, for the inputs with which the graph was traced; None where
+        they are spent in a while loop.
+      differences: where the model's own code would compute something else at the smaller shapes.
+    """
+
+    groups: tuple[GroupRow, ...]
+    leaves: tuple[LeafRow, ...]
+    parameters: tuple[int, int]
+    multiply_adds: tuple[int, int] | None
+    differences: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = [("channels of", "before", "after", "")]
+        for group in self.groups:
+            measured = "" if group.difference is None else f", outputs differ by {group.difference:.2g}"
+            remark = (
+                "" if group.exact or group.before == group.after else f"not exact{measured}: {'; '.join(group.why)}"
+            )
+            rows.append((group.leaf, f"{group.before:,}", f"{group.after:,}", remark))
+        for name, counts in (("parameters", self.parameters), ("multiply-adds", self.multiply_adds)):
+            if counts is not None:
+                rows.append((name, f"{counts[0]:,}", f"{counts[1]:,}", f"{counts[0] / counts[1]:.2f} times fewer"))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
+        if self.differences:
+            lines.append("the model's own code cannot be used with the smaller parameters:")
+            lines.extend(f"  {what}" for what in self.differences)
+        else:
+            lines.append("the model's own code can be used with the smaller parameters")
+        return "\n".join(lines)
+
+
+class SmallModel(NamedTuple):
+    """A model without its masked channels; made by ``remove_channels``.
+
+    Attributes:
+      params: the smaller parameters, a tree like those given.
+      state: the smaller batch statistics, or None.
+      also: the other trees that were given, cut with their parameters.
+      apply: the traced program at the smaller sizes, called like the function that was traced; it can be
+        differentiated, transformed and called with other batch sizes.
+      table: what was removed, and where the model's own code would differ from ``apply``.
+      kept: by path, for every axis, which indices of the leaf are left.
     """
 
     params: PyTree
-    units: dict[str, NDArray[np.bool_]]
+    state: PyTree
+    also: tuple[PyTree, ...]
+    apply: Callable[..., PyTree]
+    table: RemovalTable
+    kept: Mapping[str, KeptIndices]
+
+
+def remove_channels(
+    graph: Graph,
+    params: PyTree,
+    masks: PyTree,
+    *,
+    state: PyTree = None,
+    also: PyTree = (),
+    check: PyTree = None,
+) -> SmallModel:
+    """Remove the masked channels from a model: smaller arrays, the same outputs.
+
+    Removed are the channels whose part of every member of their group is masked; other masks are applied, so that
+    ``small.apply(small.params, *inputs)`` equals ``apply(apply_masks(params, masks), *inputs)`` to float tolerance
+    for every group that is exact.
+
+    The model's own code is traced at the smaller shapes and compared, without computing anything: where it has sizes
+    written into it (a number of heads, declared features, the n of a mean), ``small.table`` names the line.
+
+    Args:
+      graph: made by ``jprune.trace_model``.
+      params: parameters, a tree of arrays.
+      masks: bool tree like ``params``, None where nothing is masked; from ``channel_group_masks`` or ``masks_of``.
+      state: batch statistics, where the graph was traced with ``state``.
+      also: a tuple of other trees to cut: optimizer states, moving averages, batch statistics. Leaves are matched
+        by the end of their paths.
+      check: inputs, one array or a tuple; the outputs of the smaller model on them are compared with those of the
+        masked one.
+
+    Returns:
+      The smaller model.
+
+    Raises:
+      TypeError: a mask is not a bool array, or ``also`` is not a tuple.
+      ValueError: masks remove a channel from some members of its group only; the graph is of another model; a leaf
+        of ``also`` cannot be cut; or the outputs on ``check`` differ.
+
+    >>> import jprune
+    >>> params = {"a": jnp.array([[1.0, 3.0]]), "b": jnp.array([[2.0], [2.0]])}
+    >>> graph = jprune.trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 1)))
+    >>> small = remove_channels(graph, params, jprune.channel_group_masks(graph, params, sparsity=0.5))
+    >>> small.params
+    {'a': Array([[3.]], dtype=float32), 'b': Array([[2.]], dtype=float32)}
+    >>> print(small.table)
+    channels of    before  after
+    a                   2      1
+    parameters          4      2  2.00 times fewer
+    multiply-adds       4      2  2.00 times fewer
+    the model's own code can be used with the smaller parameters
+    """
+    if not isinstance(also, tuple):
+        raise TypeError(f"also is a {type(also).__name__}; it must be a tuple of trees: also=(opt_state,)")
+    check_leaves(graph, params, name="params")
+    state = _state_of(graph, state, also)
+    removed = _masked_channels(graph, params, masks)
+    small = _remove(graph, apply_masks(params, masks), removed, state=state, also=also)
+    if check is not None:
+        return _checked(graph, small, apply_masks(params, masks), removed, state=state, check=check)
+    return small
 
 
 def remove_dead(
+    graph: Graph,
     params: PyTree,
-    masks: PyTree | None = None,
+    masks: PyTree = None,
     *,
-    layers: Sequence[str],
-    activation: Callable[[Any], Any] = jax.nn.relu,
-    dead: Mapping[str, Any] | None = None,
-    padding: str = "SAME",
-) -> Compacted:
-    """Take the units that carry nothing out of a plain chain of dense and convolutional layers.
+    dead: Mapping[str, Bool[np.ndarray | Array, " _"]] | None = None,
+    state: PyTree = None,
+    also: PyTree = (),
+    check: PyTree = None,
+) -> SmallModel:
+    """Remove the channels that are zero in every layer, whatever made them zero.
 
-    A unit goes where every weight out of it is zero, or every weight into it is zero, or it is named
-    in ``dead``. One without weights into it is the constant ``activation(bias)``, which moves into
-    the next layer's bias; before a convolution with zero padding that is exact only where the
-    constant is 0, and otherwise the unit stays. This is repeated until nothing more goes. One unit
-    of a layer always stays, and so do all units of the last layer.
-
-    Between the layers there may be the activation, pooling without padding, and a flattening of
-    channels-last images; nothing else (no normalization, no skip connection).
+    A channel is removed where all its weights are zero, biases and normalization included. Also removed, if ``check``
+    shows that the outputs stay the same, are channels whose weights in every layer that reads them are zero, and
+    channels named in ``dead``.
 
     Args:
-      params: a tree in which every layer of the chain has a float ``kernel`` (in, out) or
-        (*window, in, out), and perhaps a ``bias`` (out,). Other leaves pass through.
-      masks: bool arrays like ``params``; applied first where given.
-      layers: the paths of the layers in forward order, such as ``["conv1", "conv2", "head"]``.
-      activation: the function between the layers, elementwise.
-      dead: units whose activation is known to be 0 on the data that matter, a bool array (units,)
-        a layer, such as ``{"conv1": jprune.unit_status(preacts)["conv1"] == -1}`` of a ReLU network.
-      padding: ``SAME`` (zeros around the image) or ``VALID``, for the convolutions.
+      graph: made by ``jprune.trace_model``.
+      params: parameters, a tree of arrays.
+      masks: bool tree like ``params``, applied first; None for none.
+      dead: by path of a kernel, bool arrays (outputs,): units that are 0 on the data that matter, such as
+        ``{"conv1/kernel": jprune.unit_status(preactivations)["conv1"] == -1}`` of a ReLU network.
+      state: batch statistics, where the graph was traced with ``state``.
+      also: other trees to cut, as for ``remove_channels``.
+      check: inputs on which the outputs are compared with those of the model before.
 
     Returns:
-      The smaller parameters and which units are left. The outputs are those of the masked network up
-      to float rounding; with ``dead``, on the data on which those units are dead.
+      The smaller model.
 
     Raises:
-      ValueError: a layer has no kernel, the sizes of two consecutive layers do not chain, an entry of
-        ``dead`` names no layer of the chain or has another length, or ``padding`` is another word.
+      ValueError: channels would be removed that are not zero in every layer, and there is no ``check``; the outputs
+        on ``check`` differ; ``dead`` names no kernel, or has another length; or as ``remove_channels``.
 
-    >>> import jax.numpy as jnp
-    >>> params = {"a": {"kernel": jnp.array([[1.0, 0.0]]), "bias": jnp.array([0.0, 2.0])},
-    ...           "b": {"kernel": jnp.array([[3.0], [5.0]]), "bias": jnp.array([1.0])}}
-    >>> small = remove_dead(params, layers=["a", "b"])
-    >>> small.units["a"].tolist(), small.params["b"]["bias"].tolist()
-    ([True, False], [11.0])
+    >>> import jprune
+    >>> params = {"a": jnp.array([[1.0, 0.0]]), "b": jnp.array([[2.0], [0.0]])}
+    >>> graph = jprune.trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 1)))
+    >>> remove_dead(graph, params).params
+    {'a': Array([[1.]], dtype=float32), 'b': Array([[2.]], dtype=float32)}
     """
-    if padding not in ("SAME", "VALID"):
-        raise ValueError(f"padding={padding!r}; it is 'SAME' or 'VALID'")
-    paths, leaves, treedef = flatten(params)
-    given = [None] * len(leaves) if masks is None else match(params, masks, reference_name="params", name="masks")
-    arrays = {
-        path: np.asarray(leaf) if mask is None else np.where(np.asarray(mask), leaf, np.zeros_like(leaf))
-        for path, leaf, mask in zip(paths, leaves, given, strict=True)
-        if leaf is not None
-    }
-    chain = [_layer(arrays, name) for name in layers]
-    units = {name: np.ones(layer["kernel"].shape[-1], bool) for name, layer in zip(layers, chain, strict=True)}
-    for name, which in (dead or {}).items():
-        if name not in units or np.shape(which) != units[name].shape:
-            allowed = {layer: len(kept) for layer, kept in units.items()}
-            raise ValueError(f"dead names '{name}' with shape {np.shape(which)}; the layers have {allowed} units")
-    for name, before, after in zip(layers, chain, chain[1:], strict=False):
-        if after["kernel"].shape[-2] % before["kernel"].shape[-1]:
-            width, inputs = before["kernel"].shape[-1], after["kernel"].shape[-2]
-            raise ValueError(f"'{name}' has {width} units and the next layer {inputs} inputs, no multiple of that")
-    silent = {name: np.asarray(which, bool) for name, which in (dead or {}).items()}
-    while _sweep(chain, list(layers), units=units, silent=silent, activation=activation, padding=padding):
-        pass
-    for name, layer in zip(layers, chain, strict=True):
-        arrays.update({f"{name}/{kind}": array for kind, array in layer.items()})
-    small = [
-        None if leaf is None else jax.numpy.asarray(arrays[path]) for path, leaf in zip(paths, leaves, strict=True)
-    ]
-    return Compacted(jax.tree.unflatten(treedef, small), units)
-
-
-def _layer(arrays: dict[str, NDArray[Any]], name: str) -> Layer:
-    layer = {kind: arrays[f"{name}/{kind}"] for kind in ("kernel", "bias") if f"{name}/{kind}" in arrays}
-    if "kernel" not in layer or layer["kernel"].ndim < 2:
-        raise ValueError(f"layers names '{name}', which has no kernel of two or more axes; params has {sorted(arrays)}")
-    return layer
-
-
-def _sweep(
-    chain: list[Layer],
-    names: list[str],
-    *,
-    units: dict[str, NDArray[np.bool_]],
-    silent: dict[str, NDArray[np.bool_]],
-    activation: Callable[[Any], Any],
-    padding: str,
-) -> bool:
-    """Take out, layer by layer, what carries nothing now; return whether anything went."""
-    went = False
-    for name, layer, following in zip(names, chain, chain[1:], strict=False):
-        width = layer["kernel"].shape[-1]
-        outgoing = _by_unit(following["kernel"], width)
-        unheard = ~np.any(outgoing != 0, axis=(0, 1, 3))
-        unfed = ~np.any(layer["kernel"].reshape(-1, width) != 0, axis=0)
-        known = silent[name][units[name]] if name in silent else np.zeros(width, bool)
-        constant = np.asarray(activation(layer.get("bias", np.zeros(width, layer["kernel"].dtype))))
-        constant = np.where(known, np.zeros_like(constant), constant)
-        padded = following["kernel"].ndim > 2 and padding == "SAME" and following["kernel"].shape[:-2] != (1, 1)
-        folds = (constant == 0) | (("bias" in following) and not padded)
-        gone = unheard | ((unfed | known) & folds)
+    check_leaves(graph, params, name="params")
+    state = _state_of(graph, state, also)
+    masked = params if masks is None else apply_masks(params, masks)
+    named = _named_dead(graph, dead or {})
+    nonzero = dict(zip(*flatten(jax.tree.map(lambda x: np.asarray(x) != 0, masked))[:2], strict=True))
+    removed, unverified = [], []
+    for place, group in enumerate(graph.channels):
+        zero = ~np.any([_any_along(nonzero[member.path], member) for member in group.members], axis=0)
+        readers = [member for member in group.members if _reads(graph, member)]
+        unread = ~np.any([_any_along(nonzero[member.path], member) for member in readers], axis=0)
+        gone = zero | named[place] | (unread if readers else False)
         if gone.all():
             gone[0] = False
-        if not gone.any():
+        removed.append(gone)
+        if (gone & ~zero).any():
+            unverified.append(f"{int((gone & ~zero).sum())} of the group of '{group.members[0].path}'")
+    if unverified and check is None:
+        raise ValueError(
+            f"these channels are not zero in every layer that has them: {', '.join(unverified)}; give check=inputs to "
+            "compare the outputs with and without them, or mask them with jprune.channel_group_masks"
+        )
+    small = _remove(graph, masked, tuple(removed), state=state, also=also)
+    if check is not None:
+        _compare(graph, small, masked, state, check)
+    return small
+
+
+def _masked_channels(graph: Graph, params: PyTree, masks: PyTree) -> Removed:
+    """The channels of each group that are masked in every member.
+
+    Raises:
+      ValueError: a channel is masked in some members only.
+    """
+    paths, _, _ = flatten(params)
+    found = dict(zip(paths, match(params, masks, reference_name="params", name="masks"), strict=True))
+    for path, mask in found.items():
+        if mask is not None and not is_mask(mask):
+            raise TypeError(f"masks has {describe(mask)} at '{path}'; it must be a bool array or None")
+    arrays = {path: np.asarray(mask) for path, mask in found.items() if mask is not None}
+    removed = []
+    for group in graph.channels:
+        left = np.array(
+            [
+                _any_along(arrays[member.path], member) if member.path in arrays else np.ones(group.size, bool)
+                for member in group.members
+            ]
+        )
+        partly = left.any(axis=0) & ~left.all(axis=0)
+        if partly.any():
+            channel = int(np.flatnonzero(partly)[0])
+            cut, whole = (
+                [
+                    f"'{member.path}' (axis {member.axis})"
+                    for member, stays in zip(group.members, left, strict=True)
+                    if stays[channel] == side
+                ]
+                for side in (False, True)
+            )
+            raise ValueError(
+                f"masks remove channel {channel} of a group from {', '.join(cut)} but not from {', '.join(whole)}; a "
+                "channel is removed from all of them or none: make masks with jprune.channel_group_masks, or use "
+                "jprune.remove_dead"
+            )
+        removed.append(np.asarray(~left.any(axis=0)))
+    return tuple(removed)
+
+
+def _any_along(array: np.ndarray, member: Member) -> Bool[np.ndarray, " channels"]:
+    """Whether anything is True in each channel's part of a leaf."""
+    along: np.ndarray = np.any(array, axis=tuple(axis for axis in range(array.ndim) if axis != member.axis))
+    parts: Bool[np.ndarray, " channels"] = along[member.indices].any(axis=1)
+    return parts
+
+
+def _reads(graph: Graph, member: Member) -> bool:
+    axes = graph.axes[member.path]
+    return axes is not None and member.axis in axes.inputs
+
+
+def _named_dead(graph: Graph, dead: Mapping[str, Any]) -> Removed:
+    """The channels of each group that ``dead`` names by outputs of a kernel."""
+    named = tuple(np.zeros(group.size, bool) for group in graph.channels)
+    for path, given in dead.items():
+        axes = graph.axes.get(path)
+        outputs = () if axes is None else axes.outputs
+        units = np.asarray(given, bool)
+        if len(outputs) != 1 or units.shape != (graph.shapes[path][outputs[0]],):
+            raise ValueError(
+                f"dead has {units.shape} units for '{path}'; it must name a kernel with one outputs axis, with a bool "
+                f"array of that size; kernels: {', '.join(graph.kernels)}"
+            )
+        for place, group in enumerate(graph.channels):
+            for member in group.members:
+                if (member.path, member.axis) == (path, outputs[0]):
+                    named[place][units[member.indices].all(axis=1)] = True
+    return named
+
+
+def _state_of(graph: Graph, state: PyTree, also: tuple[PyTree, ...]) -> PyTree:
+    """The state that was given, or the one among the other trees; None where the model has none or none is given.
+
+    Raises:
+      ValueError: the state is not like the one with which the graph was traced.
+    """
+    wanted = _array_shapes(graph.model.state)
+    if state is None:
+        return next((tree for tree in also if wanted and _array_shapes(tree) == wanted), None)
+    if _array_shapes(state) != wanted:
+        named = ", ".join(f"'{path}' {shape}" for path, shape in wanted.items()) or "no leaf"
+        raise ValueError(f"state is not like the one with which the graph was traced, which has {named}")
+    return state
+
+
+def _array_shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    paths, leaves, _ = flatten(tree)
+    return {path: tuple(leaf.shape) for path, leaf in zip(paths, leaves, strict=True) if hasattr(leaf, "shape")}
+
+
+def _remove(graph: Graph, params: PyTree, removed: Removed, *, state: PyTree, also: tuple[PyTree, ...]) -> SmallModel:
+    model, kept = graph.model, _kept_ids(graph, removed)
+    kept_params, kept_state = _kept_indices(graph, kept)
+    smaller = model._replace(params=cut_leaves(model.params, kept_params), state=cut_leaves(model.state, kept_state))
+    differences = code_differences(lambda: model_jaxpr(smaller).jaxpr, graph.program, kept)
+    is_state = [bool(kept_state) and _array_shapes(tree) == _array_shapes(model.state) for tree in also]
+    return SmallModel(
+        params=cut_leaves(params, kept_params),
+        state=None if state is None else cut_leaves(state, kept_state),
+        also=tuple(
+            cut_leaves(tree, kept_state) if own else cut_along(tree, kept_state | kept_params, f"also[{place}]")
+            for place, (tree, own) in enumerate(zip(also, is_state, strict=True))
+        ),
+        apply=_small_apply(graph, removed, kept_params),
+        table=_table(graph, removed, kept_params, differences),
+        kept=kept_params,
+    )
+
+
+def _kept_ids(graph: Graph, removed: Removed) -> Kept:
+    kept_roots = np.ones(len(graph.roots), bool)
+    for group, gone in zip(graph.channels, removed, strict=True):
+        kept_roots[group.roots[gone]] = False
+    kept: Kept = kept_roots[graph.roots]
+    return kept
+
+
+def _kept_indices(graph: Graph, kept: Kept) -> tuple[dict[str, KeptIndices], dict[str, KeptIndices]]:
+    """For every leaf of the parameters and of the state, which indices stay."""
+    values = iter(graph.program.inputs)
+    parts = []
+    for tree in (graph.model.params, graph.model.state):
+        parts.append({path: tuple(kept[ids] for ids in next(values).ids) for path in _array_shapes(tree)})
+    return parts[0], parts[1]
+
+
+def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptIndices]) -> Callable[..., PyTree]:
+    """The traced program at the smaller sizes; traced again for inputs of other shapes."""
+    model = graph.model
+    programs: dict[Any, tuple[Graph, Kept]] = {_signature(model.inputs): (graph, _kept_ids(graph, removed))}
+
+    def apply(params: PyTree, *inputs: PyTree, state: PyTree = None) -> PyTree:
+        if model.state is not None and state is None and not model.state_by_keyword:
+            state, inputs = inputs[0], inputs[1:]
+        if (state is None) != (model.state is None):
+            raise TypeError(
+                "small.apply needs the state of the model: state=small.state"
+                if state is None
+                else "small.apply takes no state: the model was traced without one"
+            )
+        _check_small(params, kept_params)
+        signature = _signature(inputs)
+        if signature not in programs:
+            again = trace_model(model.apply, model.params, *_shapes(inputs), state=model.state)
+            programs[signature] = (again, _same_channels(again, kept_params))
+        traced, kept = programs[signature]
+        arrays = [leaf for leaf in jax.tree.leaves((params, state, tuple(inputs))) if hasattr(leaf, "shape")]
+        return jax.tree.unflatten(traced.outputs, run(traced.program, kept, arrays))
+
+    return apply
+
+
+def _signature(inputs: PyTree) -> Any:
+    leaves, treedef = jax.tree.flatten(tuple(inputs))
+    return treedef, tuple((leaf.shape, jnp.dtype(leaf.dtype)) if hasattr(leaf, "shape") else leaf for leaf in leaves)
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    described: Callable[..., Any] = jax.ShapeDtypeStruct
+    return jax.tree.map(lambda leaf: described(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf, tree)
+
+
+def _check_small(params: PyTree, kept: Mapping[str, KeptIndices]) -> None:
+    paths, leaves, _ = flatten(params)
+    found = dict(zip(paths, leaves, strict=True))
+    for path, indices in kept.items():
+        shape = tuple(int(along.sum()) for along in indices)
+        if path not in found or tuple(found[path].shape) != shape:
+            given = f"has shape {found[path].shape}" if path in found else "is missing"
+            raise ValueError(f"params are not those of the smaller model: '{path}' {given}; it must have shape {shape}")
+
+
+def _same_channels(graph: Graph, kept_params: Mapping[str, KeptIndices]) -> Kept:
+    """The same channels removed from a model that was traced with other inputs."""
+    paths = list(kept_params)
+    removed_roots = np.zeros(len(graph.roots), bool)
+    for path, value in zip(paths, graph.program.inputs, strict=False):
+        for ids, kept in zip(value.ids, kept_params[path], strict=True):
+            removed_roots[graph.roots[ids[~kept]]] = True
+    kept_ids: Kept = ~removed_roots[graph.roots]
+    now, _ = _kept_indices(graph, kept_ids)
+    for path in paths:
+        if removed_roots[0] or not all(map(np.array_equal, now[path], kept_params[path])):
+            raise ValueError(
+                f"with inputs of these shapes the model couples the channels of '{path}' in another way than with "
+                "those it was traced with; trace it with inputs like these"
+            )
+    return kept_ids
+
+
+def _checked(
+    graph: Graph, small: SmallModel, masked: PyTree, removed: Removed, *, state: PyTree, check: PyTree
+) -> SmallModel:
+    """Compare outputs: an error for exact groups, a measured difference for each of the others."""
+    inexact = [place for place, group in enumerate(graph.channels) if not group.exact and removed[place].any()]
+    if not inexact:
+        _compare(graph, small, masked, state, check)
+        return small
+
+    def without(places: Sequence[int]) -> SmallModel:
+        part = tuple(gone if place in places else np.zeros_like(gone) for place, gone in enumerate(removed))
+        return _remove(graph, masked, part, state=state, also=())
+
+    _compare(graph, without([place for place in range(len(removed)) if place not in inexact]), masked, state, check)
+    rows = list(small.table.groups)
+    for place in inexact:
+        difference, _ = _difference(graph, without([place]), masked, state, check)
+        rows[place] = rows[place]._replace(difference=difference)
+    return small._replace(table=dataclasses.replace(small.table, groups=tuple(rows)))
+
+
+def _compare(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, check: PyTree) -> None:
+    difference, allowed = _difference(graph, small, masked, state, check)
+    if not difference <= allowed:
+        raise ValueError(
+            f"on check, outputs of the smaller model differ by {difference:.3g} from those of the model before, and "
+            f"{allowed:.3g} is allowed for rounding; the channels that would be removed are not without effect"
+        )
+
+
+def _difference(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, check: PyTree) -> tuple[float, float]:
+    """The largest difference of an output, and how large it may be from rounding alone."""
+    inputs = check if isinstance(check, tuple) else (check,)
+    if state is None and graph.model.state is not None:
+        raise ValueError("check needs the state of the model, such as its batch statistics: give state=")
+    kept_state = {} if state is None else {"state": small.state}
+    with jax.default_matmul_precision("highest"):
+        before = jax.tree.leaves(jax.jit(graph.model.__call__)(masked, inputs, state))
+        after = jax.tree.leaves(jax.jit(small.apply)(small.params, *inputs, **kept_state))
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(before, after, strict=True) if is_float(a)]
+    difference = max((float(np.max(np.abs(_wide(a) - _wide(b)), initial=0.0)) for a, b in pairs), default=0.0)
+    largest = max((float(np.max(np.abs(_wide(a)), initial=0.0)) for a, _ in pairs), default=0.0)
+    finfo: Callable[..., Any] = jnp.finfo
+    rounding = max((float(finfo(a.dtype).eps) for a, _ in pairs), default=0.0)
+    return difference, 1000 * rounding * max(1.0, largest)
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64)
+
+
+def _table(
+    graph: Graph, removed: Removed, kept: Mapping[str, KeptIndices], differences: tuple[str, ...]
+) -> RemovalTable:
+    gone = np.concatenate([np.zeros(0, bool), *removed])
+    counts = {}
+    for budget in ("parameters", "multiply_adds"):
+        try:
+            cost = cost_of(graph, graph.channels, budget)
+        except ValueError:  # multiply-adds in a while loop
             continue
-        if "bias" in following:
-            moved = np.where(gone & ~unheard, constant, np.zeros_like(constant))
-            shift = np.einsum("whio,i->o", outgoing.astype(np.float64), moved.astype(np.float64))
-            following["bias"] = following["bias"] + shift.astype(following["bias"].dtype)
-        layer["kernel"] = layer["kernel"][..., ~gone]
-        if "bias" in layer:
-            layer["bias"] = layer["bias"][~gone]
-        kernel = following["kernel"]
-        left = outgoing[:, :, ~gone]
-        following["kernel"] = left.reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
-        units[name][np.flatnonzero(units[name])[gone]] = False
-        went = True
-    return went
-
-
-def _by_unit(kernel: NDArray[Any], width: int) -> NDArray[Any]:
-    """See a kernel as (window, positions, units in, units out): a flattened image has many positions."""
-    return kernel.reshape(int(np.prod(kernel.shape[:-2])), -1, width, kernel.shape[-1])
+        counts[budget] = (cost.after(np.zeros_like(gone)), cost.after(gone))
+    leaves = [
+        LeafRow(path, tuple(map(len, indices)), tuple(int(along.sum()) for along in indices))
+        for path, indices in kept.items()
+    ]
+    return RemovalTable(
+        groups=tuple(
+            GroupRow(group.members[0].path, group.size, group.size - int(lost.sum()), group.exact, None, group.why)
+            for group, lost in zip(graph.channels, removed, strict=True)
+        ),
+        leaves=tuple(row for row in leaves if row.before != row.after),
+        parameters=counts["parameters"],
+        multiply_adds=counts.get("multiply_adds"),
+        differences=differences,
+    )

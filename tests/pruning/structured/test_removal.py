@@ -1,158 +1,290 @@
-"""The smaller network computes what the masked one computes."""
+"""The smaller network computes what the masked one computes, for networks of every kind."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from jax import lax
 
-from jprune.pruning.structured import removal
-
-
-def conv(x, layer, padding):
-    y = lax.conv_general_dilated(x, layer["kernel"], (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return y + layer["bias"].reshape(1, 1, 1, -1)
+import jprune
+from jprune.graph import trace_model
+from jprune.pruning.structured import removal, selection
+from tests.pruning.structured.models import MODELS
 
 
-def dense(x, layer):
-    return x @ layer["kernel"] + layer["bias"].reshape(1, -1)
+def graph_of(model):
+    return trace_model(model.apply, model.params, *model.inputs, state=model.state)
 
 
-def forward(params, x, padding, activation):
-    h = activation(conv(x, params["conv1"], padding))
-    h = activation(conv(h, params["conv2"], padding))
-    h = lax.reduce_window(h, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-    h = activation(dense(h.reshape(h.shape[0], -1), params["dense"]))
-    return dense(h, params["head"])
-
-
-LAYERS = ["conv1", "conv2", "dense", "head"]
-
-
-def random_net(seed, padding):
-    side = 2 if padding == "VALID" else 4
-    shapes = {"conv1": (3, 3, 2, 6), "conv2": (3, 3, 6, 5), "dense": (side * side * 5, 8), "head": (8, 3)}
+def half_of(graph, *, exact=True, seed=0):
+    """Masks without a random half of the channels of every group that is exact, or not."""
     rng = np.random.default_rng(seed)
+    removed = []
+    for group in graph.channels:
+        gone = np.zeros(group.size, bool)
+        if group.exact == exact:
+            gone[rng.choice(group.size, group.size // 2, replace=False)] = True
+        removed.append((group, jnp.asarray(gone)))
+    tree = dict.fromkeys(graph.shapes, 0.0)
+    return selection.masks_without(graph, tree, removed, {}), removed
+
+
+def masks_like(params, masks):
+    paths, _, treedef = jprune.trees.flatten(params)
+    return jax.tree.unflatten(treedef, [masks.get(path) for path in paths])
+
+
+def run_small(model, small):
+    return lambda params, *inputs: small.apply(
+        params, *inputs, **({} if model.state is None else {"state": small.state})
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_and_gradients_equal_those_of_the_masked_network(name):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = MODELS[name]()
+        graph = graph_of(model)
+        by_path, removed = half_of(graph)
+        masks = masks_like(model.params, by_path)
+        small = jprune.remove_channels(graph, model.params, masks, state=model.state)
+        masked = jprune.apply_masks(model.params, masks)
+
+        def loss(apply, params):
+            out = jax.tree.leaves(apply(params, *model.inputs))[0]
+            return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)), out
+
+        both = jax.jit(
+            lambda one, two: (
+                jax.value_and_grad(lambda p: loss(model, p), has_aux=True, allow_int=True)(one),
+                jax.value_and_grad(lambda p: loss(run_small(model, small), p), has_aux=True, allow_int=True)(two),
+            )
+        )
+        ((_, out), grad), ((_, small_out), small_grad) = both(masked, small.params)
+        full = jax.tree.leaves(model(model.params, *model.inputs))[0]
+    np.testing.assert_allclose(small_out, out, atol=1e-5)
+    assert np.abs(np.asarray(full) - np.asarray(out)).max() > 1e-3  # removing the channels does change the model
+    cut = removal.cut_leaves(grad, small.kept)
+    chex.assert_trees_all_close(small_grad, cut, atol=1e-4)
+    assert sum(x.size for x in jax.tree.leaves(small.params)) < sum(x.size for x in jax.tree.leaves(model.params))
+    assert any(gone.any() for _, gone in removed)
+
+
+SERVES = {
+    "mlp", "sigmoid_mlp", "lenet", "vgg", "resnet50", "densenet", "unet", "squeeze_excite", "scanned", "branches",
+    "nnx_conv_net", "equinox_mlp",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "vgg", "resnet50", "mobilenet", "transformer", "nnx_block", "lstm",
+                                  "linen_conv_net", "equinox_block", "equinox_mlp"])  # fmt: skip
+def test_the_models_own_code_is_named_where_it_cannot_serve(name):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = MODELS[name]()
+        graph = graph_of(model)
+        masks = masks_like(model.params, half_of(graph)[0])
+        differences = jprune.remove_channels(graph, model.params, masks).table.differences
+    print(name, differences)
+    assert (not differences) == (name in SERVES)
+
+
+def mlp_and_masks():
+    model = MODELS["mlp"]()
+    graph = graph_of(model)
+    return model, graph, jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, model.params), sparsity=0.5)
+
+
+def test_the_smaller_program_takes_any_batch_size():
+    for name in ("vgg", "equinox_mlp"):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            model = MODELS[name]()
+            graph = graph_of(model)
+            masks = masks_like(model.params, half_of(graph)[0])
+            small = jprune.remove_channels(graph, model.params, masks, state=model.state)
+            (x,) = model.inputs
+            more = jnp.concatenate([x, x, -x])
+            out = run_small(model, small)(small.params, more)
+            np.testing.assert_allclose(out, model(jprune.apply_masks(model.params, masks), more), atol=1e-5)
+
+
+def test_half_a_group_is_refused_by_the_names_of_its_members():
+    model, graph, masks = mlp_and_masks()
+    masks["one"]["bias"] = None
+    with pytest.raises(
+        ValueError, match=r"from 'one/kernel' \(axis 1\), 'two/kernel' \(axis 0\) but not from 'one/bias' "
+    ):
+        jprune.remove_channels(graph, model.params, masks)
+
+
+def test_a_graph_of_another_model_names_the_first_leaf():
+    model, graph, masks = mlp_and_masks()
+    with pytest.raises(ValueError, match=r"its leaf 'head/kernel' has shape \(6, 3\), that of params \(6, 4\)"):
+        jprune.remove_channels(graph, model.params | {"head": {"kernel": jnp.ones((6, 4)), "bias": jnp.ones(3)}}, masks)
+    with pytest.raises(ValueError, match="params has no leaf 'head/bias'"):
+        jprune.remove_channels(graph, {name: model.params[name] for name in ("one", "two")}, masks)
+    with pytest.raises(TypeError, match="also is a dict; it must be a tuple of trees"):
+        jprune.remove_channels(graph, model.params, masks, also=model.params)
+    with pytest.raises(ValueError, match="params are not those of the smaller model: 'head/kernel' has"):
+        jprune.remove_channels(graph, model.params, masks).apply(model.params, *model.inputs)
+
+
+OPTIMIZERS = {
+    "adamw": optax.adamw(1e-2),
+    "adam of injected": optax.inject_hyperparams(optax.adam)(learning_rate=1e-2),
+    "momentum of steps": optax.MultiSteps(optax.sgd(1e-2, momentum=0.9), 2),
+    "masked": optax.masked(optax.adam(1e-2), {"one": True, "two": False, "head": True}),
+    "partition": optax.partition(
+        {"a": optax.adam(1e-2), "b": optax.sgd(1e-2, momentum=0.9)}, {"one": "a", "two": "b", "head": "a"}
+    ),
+    "lbfgs": optax.scale_by_lbfgs(memory_size=3),
+    "adafactor": optax.adafactor(1e-2, min_dim_size_to_factor=2),
+    "flatten": optax.flatten(optax.adam(1e-2)),
+    "lion and average": optax.chain(optax.lion(1e-3), optax.ema(0.9)),
+}
+
+
+@pytest.mark.optax_promotes
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_goes_on_with_the_optimizer_state_that_was_cut(name):
+    """A step of the smaller network from the cut state is the cut step of the masked network."""
+    tx = OPTIMIZERS[name]
+    model, graph, masks = mlp_and_masks()
+    if name == "adafactor":  # the larger axis of each kernel stays the larger one
+        scores = jax.tree.map(jnp.abs, model.params)
+        masks = jprune.channel_group_masks(graph, scores, sparsity={"^one/": 1 / 8, "^head/": 1 / 6})
+    mask = lambda tree: jprune.apply_masks(tree, masks)
+    params = mask(model.params)
+    loss = lambda apply: lambda p: jnp.sum(apply(p, *model.inputs) ** 2)
+
+    def step(apply, only, params, state):
+        grads = only(jax.grad(loss(apply))(params))
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, only(updates)), state
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        state = tx.init(params)
+        masked_step = jax.jit(functools.partial(step, model.apply, mask))
+        for _ in range(2):
+            params, state = masked_step(params, state)
+        small = jprune.remove_channels(graph, params, masks, also=(state, params))
+        after, _ = masked_step(params, state)
+        small_after, _ = jax.jit(functools.partial(step, small.apply, lambda tree: tree))(small.params, small.also[0])
+    chex.assert_trees_all_equal_shapes_and_dtypes(small.also[0], tx.init(small.params))
+    chex.assert_trees_all_equal(small.also[1], small.params)
+    if name != "adafactor":  # its factors are means over rows and columns, zeros included
+        chex.assert_trees_all_close(small_after, removal.cut_leaves(after, small.kept), atol=1e-6)
+
+
+def test_factors_that_would_be_read_along_other_axes_are_refused():
+    params = {"a": jnp.ones((4, 6)), "b": jnp.ones((6, 3))}
+    graph = trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 4)))
+    state = optax.scale_by_factored_rms(min_dim_size_to_factor=2).init(params)
+    masks = jprune.channel_group_masks(graph, params, sparsity=0.5)
+    with pytest.raises(ValueError, match=r"factored second moments at 'v_row/a'.*start that part of the state again"):
+        jprune.remove_channels(graph, params, masks, also=(state,))
+
+
+def test_batch_statistics_are_cut_with_their_channels():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = MODELS["vgg"]()
+        graph = graph_of(model)
+        masks = jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, model.params), sparsity=0.5)
+        small = jprune.remove_channels(graph, model.params, masks, also=(model.state,), check=model.inputs)
+        with pytest.raises(TypeError, match=r"small\.apply needs the state of the model"):
+            small.apply(small.params, *model.inputs)
+        with pytest.raises(ValueError, match="check needs the state of the model"):
+            jprune.remove_channels(graph, model.params, masks, check=model.inputs)
+        with pytest.raises(ValueError, match=r"state is not like the one .*, which has 'a/mean' \(4,\)"):
+            jprune.remove_channels(graph, model.params, masks, state={"a": 1})
+    kept = np.asarray(masks["a"]["norm"]["scale"])
+    np.testing.assert_array_equal(small.state["a"]["mean"], model.state["a"]["mean"][kept])
+    np.testing.assert_array_equal(small.also[0]["a"]["var"], model.state["a"]["var"][kept])
+
+
+def test_the_difference_of_groups_that_are_not_exact_is_measured():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = MODELS["vit"]()
+        graph = graph_of(model)
+        masks = masks_like(model.params, half_of(graph, exact=False)[0])
+        small = jprune.remove_channels(graph, model.params, masks, check=model.inputs)
+        masked = jprune.apply_masks(model.params, masks)
+        out = jnp.abs(small.apply(small.params, *model.inputs) - model(masked, *model.inputs))
+    (row,) = [group for group in small.table.groups if not group.exact]
+    assert row.difference == pytest.approx(float(out.max()), rel=1e-3)
+    assert row.difference > 1e-2
+    assert f"not exact, outputs differ by {row.difference:.2g}" in str(small.table)
+
+
+def residual():
+    """A chain of two layers with a residual connection around it: the first layer's units stay coupled."""
+    rng = np.random.default_rng(0)
     params = {
-        name: {
-            "kernel": jnp.asarray(rng.normal(size=shape), jnp.float32),
-            "bias": jnp.asarray(rng.normal(size=shape[-1]), jnp.float32),
-        }
-        for name, shape in shapes.items()
+        name: {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32), "bias": jnp.zeros(shape[1], jnp.float32)}
+        for name, shape in {"a": (4, 8), "b": (8, 8), "c": (8, 3)}.items()
     }
-    masks = {name: {"kernel": rng.random(shape) < 0.7, "bias": None} for name, shape in shapes.items()}
-    for name in LAYERS[:-1]:
-        masks[name]["kernel"][..., rng.random(shapes[name][-1]) < 0.4] = False  # without weights into them
-    masks["head"]["kernel"][rng.random(8) < 0.4] = False  # without weights out of them
-    return params, masks
+
+    def dense(p, x):
+        y = x @ p["kernel"]
+        return y + jnp.broadcast_to(p["bias"], y.shape)
+
+    def apply(p, x):
+        x = jax.nn.relu(dense(p["a"], x))
+        return dense(p["c"], x + jax.nn.relu(dense(p["b"], x)))
+
+    return apply, params, jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["SAME", "VALID"]), st.sampled_from(["relu", "tanh"]))
-def test_outputs_equal_those_of_the_masked_network(seed, padding, activation):
-    act = {"relu": jax.nn.relu, "tanh": jnp.tanh}[activation]
-    params, masks = random_net(seed, padding)
-    small = removal.remove_dead(params, masks, layers=LAYERS, activation=act, padding=padding)
-    masked = {
-        name: {
-            "kernel": params[name]["kernel"] * masks[name]["kernel"].astype(np.float32),
-            "bias": params[name]["bias"],
-        }
-        for name in LAYERS
-    }
-    x = jnp.asarray(np.random.default_rng(seed).normal(size=(3, 8, 8, 2)), jnp.float32)
-    np.testing.assert_allclose(
-        forward(small.params, x, padding, act), forward(masked, x, padding, act), rtol=2e-4, atol=2e-4
-    )
-    for name in LAYERS:
-        assert small.params[name]["kernel"].shape[-1] == small.units[name].sum()
-        assert small.params[name]["bias"].shape == (small.units[name].sum(),)
-    assert small.units["head"].all()
-    if padding == "VALID":  # every constant moves on, so what has no weights into it is gone
-        for name in LAYERS[:-1]:
-            unfed = ~masks[name]["kernel"].reshape(-1, masks[name]["kernel"].shape[-1]).any(0)
-            assert not small.units[name][unfed].any() or small.units[name].sum() == 1
+def test_dead_units_inside_a_residual_connection_are_not_removed():
+    """Zero weights out of b's unit 0 look dead to b alone; the residual carries a's unit 0 past it."""
+    apply, params, x = residual()
+    params["b"]["kernel"] = params["b"]["kernel"].at[:, 0].set(0.0)
+    graph = trace_model(apply, params, x)
+    small = jprune.remove_dead(graph, params, check=x)
+    assert small.params["b"]["kernel"].shape == (8, 8)
+    params["a"]["kernel"] = params["a"]["kernel"].at[:, 0].set(0.0)
+    for name in "bc":
+        params[name]["kernel"] = params[name]["kernel"].at[0].set(0.0)
+    small = jprune.remove_dead(graph, params, check=x)
+    assert small.params["b"]["kernel"].shape == (7, 7)
+    np.testing.assert_allclose(small.apply(small.params, x), apply(params, x), atol=1e-5)
 
 
-def test_a_constant_before_a_padded_convolution_stays_unless_it_is_zero():
-    params, _ = random_net(0, "SAME")
-    params["conv1"]["kernel"] = params["conv1"]["kernel"].at[..., :2].set(0.0)
-    params["conv1"]["bias"] = params["conv1"]["bias"].at[0].set(-1.0).at[1].set(1.0)
-    units = removal.remove_dead(params, layers=LAYERS).units["conv1"]
-    assert units.tolist() == [False, True, True, True, True, True]
+def test_dead_channels_are_taken_out_of_batch_normalization_too():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = MODELS["vgg"]()
+        graph = graph_of(model)
+        masks = masks_like(model.params, half_of(graph)[0])
+        small = jprune.remove_dead(graph, model.params, masks, state=model.state, check=model.inputs)
+    assert small.params["a"]["norm"]["scale"].shape == small.state["a"]["mean"].shape == (2,)
 
 
-def test_removal_travels_back_through_layers_that_only_fed_what_went():
-    params = {
-        "a": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
-        "b": {"kernel": jnp.array([[1.0, 0.0], [0.0, 1.0]]), "bias": jnp.zeros(2)},
-        "c": {"kernel": jnp.array([[0.0], [2.0]]), "bias": jnp.zeros(1)},
-    }
-    small = removal.remove_dead(params, layers=["a", "b", "c"])
-    assert small.units["b"].tolist() == [False, True]
-    assert small.units["a"].tolist() == [False, True]
-    assert small.params["b"]["kernel"].tolist() == [[1.0]]
+def test_channels_that_nothing_reads_are_removed_only_after_a_check():
+    apply, params, x = residual()
+    graph = trace_model(apply, params, x)
+    for name in "bc":
+        params[name]["kernel"] = params[name]["kernel"].at[3].set(0.0)
+    with pytest.raises(
+        ValueError, match=r"not zero in every layer that has them: 1 of the group of .*give check=inputs"
+    ):
+        jprune.remove_dead(graph, params)
+    small = jprune.remove_dead(graph, params, check=x)
+    assert small.params["a"]["kernel"].shape == (4, 7)
 
 
-def test_units_known_to_be_dead_on_the_data_go():
-    params, _ = random_net(1, "VALID")
-    params["dense"]["bias"] = params["dense"]["bias"].at[3].set(-1e6)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 2)), jnp.float32)
-    dead = {"dense": np.arange(8) == 3}
-    small = removal.remove_dead(params, layers=LAYERS, dead=dead, padding="VALID")
-    assert small.units["dense"].tolist() == [i != 3 for i in range(8)]
-    np.testing.assert_allclose(
-        forward(small.params, x, "VALID", jax.nn.relu), forward(params, x, "VALID", jax.nn.relu), rtol=1e-4, atol=1e-4
-    )
-
-
-def test_one_unit_of_a_layer_always_stays():
-    params, _ = random_net(2, "VALID")
-    params["dense"]["kernel"] = jnp.zeros_like(params["dense"]["kernel"])
-    small = removal.remove_dead(params, layers=LAYERS, padding="VALID")
-    assert small.units["dense"].sum() == 1
-    x = jnp.ones((1, 8, 8, 2))
-    np.testing.assert_allclose(
-        forward(small.params, x, "VALID", jax.nn.relu), forward(params, x, "VALID", jax.nn.relu), rtol=1e-4
-    )
-
-
-def test_an_nnx_model_takes_its_smaller_state():
-    class Net(nnx.Module):
-        def __init__(self, rngs):
-            self.body = nnx.Linear(4, 6, rngs=rngs)
-            self.head = nnx.Linear(6, 2, rngs=rngs)
-
-        def __call__(self, x):
-            return self.head(jax.nn.relu(self.body(x)))
-
-    model = Net(nnx.Rngs(0))
-    state = nnx.state(model, nnx.Param)
-    masks = jax.tree.map(lambda w: jnp.ones(w.shape, bool), state)
-    masks["body"]["kernel"].set_value(masks["body"]["kernel"].get_value().at[:, 2:5].set(False))
-    small = removal.remove_dead(state, masks, layers=["body", "head"])
-    x = jnp.ones((3, 4))
-    kernel = state["body"]["kernel"].get_value()
-    nnx.update(model, {"body": {"kernel": kernel.at[:, 2:5].set(0.0)}})
-    wanted = model(x)
-    nnx.update(model, small.params)
-    assert model.body.kernel.get_value().shape == (4, 3)
-    np.testing.assert_allclose(model(x), wanted, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"layers": ["conv1", "nope"]}, "layers names 'nope', which has no kernel"),
-        ({"layers": ["conv2", "conv1", "head"]}, "'conv2' has 5 units and the next layer 2 inputs"),
-        ({"layers": LAYERS, "dead": {"conv1": np.ones(5, bool)}}, r"dead names 'conv1' with shape \(5,\)"),
-        ({"layers": LAYERS, "padding": "same"}, "padding='same'; it is 'SAME' or 'VALID'"),
-    ],
-)
-def test_what_is_no_plain_chain_is_refused(options, message):
-    params, _ = random_net(0, "SAME")
-    with pytest.raises(ValueError, match=message):
-        removal.remove_dead(params, **options)
+def test_units_named_dead_are_removed_if_the_outputs_stay():
+    apply, params, x = residual()
+    graph = trace_model(apply, params, x)
+    params["a"]["bias"] = params["a"]["bias"].at[2].set(-100.0)
+    params["b"]["bias"] = params["b"]["bias"].at[2].set(-100.0)
+    dead = np.arange(8) == 2
+    small = jprune.remove_dead(graph, params, dead={"a/kernel": dead}, check=x)
+    assert small.params["c"]["kernel"].shape == (7, 3)
+    with pytest.raises(ValueError, match="on check, outputs of the smaller model differ by"):
+        jprune.remove_dead(graph, params, dead={"a/kernel": np.arange(8) == 1}, check=x)
+    with pytest.raises(ValueError, match=r"dead has \(7,\) units for 'a/kernel'"):
+        jprune.remove_dead(graph, params, dead={"a/kernel": np.ones(7, bool)}, check=x)
+    with pytest.raises(ValueError, match="dead has"):
+        jprune.remove_dead(graph, params, dead={"d/kernel": np.ones(7, bool)}, check=x)

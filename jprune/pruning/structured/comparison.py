@@ -1,0 +1,124 @@
+"""Whether a model's own code does at smaller shapes what its traced program does with channels removed.
+
+Code has sizes in it that do not follow the parameters: a number of heads, declared features, the n of a mean.
+Nothing is computed: the code is traced at the smaller shapes and its equations are compared with those expected.
+"""
+
+import linecache
+import os
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from jprune import jaxprs
+from jprune.graph.values import Program, Step
+from jprune.pruning.structured.program import Kept, resized, sizes_of, sliced
+
+_JAX = os.path.dirname(os.path.abspath(jax.__file__))
+_PACKAGES = os.path.abspath(sysconfig.get_paths()["purelib"])
+_SIMPLE = (int, float, str, bool, tuple, type(None))
+
+
+def code_differences(trace: Callable[[], Any], program: Program, kept: Kept) -> tuple[str, ...]:
+    """Compare a model's code at the smaller shapes with its traced program.
+
+    Args:
+      trace: gives the jaxpr of the code at the smaller shapes.
+      program: traced at the full shapes.
+      kept: for every channel id whether its indices stay.
+
+    Returns:
+      Where they differ, with the line of code; empty where the code does what the program does.
+    """
+    try:
+        traced = trace()
+    except Exception as error:  # whatever a model's code raises at shapes that it was not written for
+        message = (str(error).strip().splitlines() or [""])[0]
+        return (f"{_line_of_error(error)}: {type(error).__name__}: {message}",)
+    return tuple(dict.fromkeys(_differences(program, traced, kept)))
+
+
+def _differences(program: Program, traced: Any, kept: Kept) -> Iterator[str]:
+    equations = jaxprs.opened(traced).eqns
+    for constant, other in zip(program.consts, getattr(traced, "consts", ()), strict=False):
+        if np.shape(constant) != np.shape(other) or not np.array_equal(constant, other):
+            yield f"an array in the program, of shape {np.shape(constant)}, is another at the smaller shapes"
+    for step, equation in zip(program.steps, equations, strict=False):
+        if step.equation.primitive is not equation.primitive:
+            yield f"{_line(equation)}: expected '{step.equation.primitive}', the code gives '{equation.primitive}'"
+            return
+        for what in _in_equation(step, equation, kept):
+            yield f"{_line(equation)}: {what}"
+        for inside, inner in zip(step.inside, _called(equation), strict=False):
+            yield from _differences(inside, inner, kept)
+    if len(program.steps) != len(equations):
+        yield f"the code has {len(equations)} operations at the smaller shapes, {len(program.steps)} at the full ones"
+
+
+def _in_equation(step: Step, equation: core.JaxprEqn, kept: Kept) -> Iterator[str]:
+    name = equation.primitive.name
+    for value, var in zip(step.outputs, equation.outvars, strict=True):
+        expected, given = sizes_of(value, kept), tuple(getattr(var.aval, "shape", ()))
+        if expected != given:
+            yield f"{name}: expected shape {expected}, the code gives {given}"
+    for before, now in zip(step.equation.invars, equation.invars, strict=True):
+        scalars = [atom.val for atom in (before, now) if isinstance(atom, core.Literal) and np.ndim(atom.val) == 0]
+        if len(scalars) == 2 and not np.array_equal(scalars[0], scalars[1], equal_nan=True):
+            yield f"{name}: the number {scalars[0]} becomes {scalars[1]}"
+    expected_params = resized(step, kept)
+    for key, before in step.equation.params.items():
+        if key in ("start_indices", "limit_indices", "strides") and name == "slice":
+            continue
+        wanted, found = expected_params.get(key, before), equation.params.get(key)
+        if isinstance(wanted, _SIMPLE) and isinstance(found, _SIMPLE) and wanted != found and key != "name":
+            yield f"{name}: expected {key}={wanted}, the code gives {key}={found}"
+    if name == "slice":
+        params = equation.params
+        strides = params["strides"] or (1,) * len(params["start_indices"])
+        bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+        for axis, (wanted_indices, bound) in enumerate(zip(sliced(step, kept), bounds, strict=True)):
+            if not np.array_equal(wanted_indices, np.arange(*bound)):
+                part = ":".join(map(str, bound))
+                yield f"slice: along axis {axis} the code takes [{part}], which are other channels than expected"
+
+
+def _called(equation: core.JaxprEqn) -> Sequence[Any]:
+    """The programs that an equation calls, in the order of ``Step.inside``."""
+    params = equation.params
+    if equation.primitive.name == "while":
+        return [params["cond_jaxpr"], params["body_jaxpr"]]
+    if equation.primitive.name == "cond":
+        return list(params["branches"])
+    return jaxprs.held(equation)[:1]
+
+
+def _line(equation: core.JaxprEqn) -> str:
+    """The line of code that an equation comes from: of a library's layer, and of the code that uses it."""
+    found = getattr(equation.source_info, "traceback", None)
+    frames = [(frame.file_name, frame.line_num) for frame in getattr(found, "frames", ())]
+    return _named(frames)
+
+
+def _line_of_error(error: BaseException) -> str:
+    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    return _named(frames[::-1])
+
+
+def _named(frames: Sequence[tuple[str, int]]) -> str:
+    """Name the innermost frame outside of jax and of this package, and the innermost that is no library's."""
+    outside = [frame for frame in frames if not frame[0].startswith((_JAX, os.path.dirname(__file__), "<"))]
+    if not outside:
+        return "an unknown line"
+    own = next((frame for frame in outside if not frame[0].startswith(_PACKAGES)), outside[0])
+    lines = dict.fromkeys((outside[0], own))
+    return ", called by ".join(_shown(file, line) for file, line in lines)
+
+
+def _shown(file: str, line: int) -> str:
+    text = linecache.getline(file, line).strip()
+    return f"{os.path.basename(file)}:{line}" + (f" `{text}`" if text else "")

@@ -1,0 +1,145 @@
+"""Cut trees to the channels that are kept: parameters, batch statistics, averages, optimizer states."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, PyTree
+
+from jprune.trees import flatten
+
+KeptIndices: TypeAlias = tuple[Bool[np.ndarray, " _"], ...]
+
+_FACTORED = 128  # optax factors second moments only of matrices with this many rows and columns, unless set otherwise
+
+
+def cut_leaves(tree: PyTree, kept: Mapping[str, KeptIndices]) -> PyTree:
+    """Cut the leaves of a tree that has the paths of ``kept``; others stay.
+
+    Args:
+      tree: tree of arrays, or of their shapes.
+      kept: for every path, for every axis, which indices stay.
+    """
+    paths, leaves, treedef = flatten(tree)
+    return jax.tree.unflatten(
+        treedef,
+        [take(leaf, kept[path]) if path in kept else leaf for path, leaf in zip(paths, leaves, strict=True)],
+    )
+
+
+def cut_along(tree: PyTree, kept: Mapping[str, KeptIndices], name: str) -> PyTree:
+    """Cut every leaf of a tree that belongs to a parameter or a statistic, wherever it is.
+
+    A leaf belongs to the parameter whose path is the end of its own: ``0/mu/dense/kernel`` to ``dense/kernel``. It
+    may have additional axes in front (the memory of L-BFGS), lack one (Adafactor's factors) or be a scalar. A
+    vector with one entry for each parameter (``optax.flatten``) is cut as well.
+
+    Args:
+      tree: an optimizer state, batch statistics, an average of the parameters, any tree.
+      kept: for every path of a parameter or a statistic, for every axis, which indices stay.
+      name: what the caller calls the tree, for errors.
+
+    Returns:
+      A tree of the same structure.
+
+    Raises:
+      ValueError: a leaf belongs to a parameter and its shape cannot be explained.
+    """
+    paths, leaves, treedef = flatten(tree)
+    owners = [_owner(path, leaf, kept) for path, leaf in zip(paths, leaves, strict=True)]
+    companions: dict[str, int] = {}
+    for owner in owners:
+        if owner is not None:
+            companions[owner.prefix] = companions.get(owner.prefix, 0) + 1
+    raveled = _raveled(kept)
+    out = []
+    for path, leaf, owner in zip(paths, leaves, owners, strict=True):
+        if owner is None:
+            whole = getattr(leaf, "shape", None) == raveled.shape and not raveled.all()
+            out.append(take(leaf, (raveled,)) if whole else leaf)
+        else:
+            alone = companions[owner.prefix] == 1 and len(kept) > 1
+            out.append(_cut(path, leaf, owner, kept[owner.path], name, alone=alone))
+    return jax.tree.unflatten(treedef, out)
+
+
+def take(leaf: Any, kept: KeptIndices) -> Any:
+    """The indices of an array, or of a shape, that stay."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        described: Callable[..., Any] = jax.ShapeDtypeStruct
+        return described(tuple(int(indices.sum()) for indices in kept), leaf.dtype)
+    for axis, indices in enumerate(kept):
+        if not indices.all():
+            leaf = jnp.take(leaf, np.flatnonzero(indices), axis=axis)
+    return leaf
+
+
+class _Owner(NamedTuple):
+    """The parameter that a leaf belongs to, and the path of the leaf without it."""
+
+    path: str
+    prefix: str
+
+
+def _owner(path: str, leaf: Any, kept: Mapping[str, KeptIndices]) -> _Owner | None:
+    if not hasattr(leaf, "shape") or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return None
+    parts = path.split("/")
+    for start in range(len(parts)):
+        end = "/".join(parts[start:])
+        if end in kept:
+            return _Owner(end, "/".join(parts[:start]))
+    return None
+
+
+def _cut(path: str, leaf: Any, owner: _Owner, kept: KeptIndices, name: str, *, alone: bool) -> Any:
+    shape, full = tuple(leaf.shape), tuple(len(indices) for indices in kept)
+    if shape == full:
+        return take(leaf, kept)
+    if len(shape) > len(full) and shape[len(shape) - len(full) :] == full:
+        more = tuple(np.ones(size, bool) for size in shape[: len(shape) - len(full)])
+        return take(leaf, (*more, *kept))
+    if int(np.prod(shape)) <= 1 or all(indices.all() for indices in kept):
+        return leaf
+    missing = _axis_left_out(path, owner, full)
+    if missing is not None and shape == full[:missing] + full[missing + 1 :]:
+        _check_factors(path, full, tuple(int(indices.sum()) for indices in kept), name)
+        return take(leaf, kept[:missing] + kept[missing + 1 :])
+    if alone:  # named like a parameter, by chance
+        return leaf
+    raise ValueError(
+        f"{name} has shape {shape} at '{path}', and the parameter '{owner.path}' has shape {full}; it is not known how "
+        "to cut it: start that part of the state again with tx.init(small.params)"
+    )
+
+
+def _axis_left_out(path: str, owner: _Owner, shape: Sequence[int]) -> int | None:
+    """The axis over which a factored second moment (optax.scale_by_factored_rms) is averaged."""
+    if len(shape) < 2:
+        return None
+    order = np.argsort(shape)
+    factor = owner.prefix.rpartition("/")[2]
+    return {"v_row": int(order[-1]), "v_col": int(order[-2])}.get(factor)
+
+
+def _check_factors(path: str, full: Sequence[int], small: Sequence[int], name: str) -> None:
+    """Refuse factors that the optimizer would read in another way at the smaller shape."""
+    before, after = np.argsort(full)[-2:], np.argsort(small)[-2:]
+    shrunk = min(full[axis] for axis in before) >= _FACTORED > min(small[axis] for axis in after)
+    if tuple(before) != tuple(after) or shrunk:
+        raise ValueError(
+            f"{name} has factored second moments at '{path}', of a parameter of shape {tuple(full)}; at the smaller "
+            f"shape {tuple(small)} the optimizer factors along other axes or not at all: start that part of the state "
+            "again with tx.init(small.params)"
+        )
+
+
+def _raveled(kept: Mapping[str, KeptIndices]) -> np.ndarray:
+    """Which entries stay of the vector of all parameters."""
+    flat = [np.ones((), bool)] * len(kept)
+    for place, indices in enumerate(kept.values()):
+        for axis, along in enumerate(indices):
+            flat[place] = flat[place][..., None] & along if axis else along
+    return np.concatenate([part.reshape(-1) for part in flat]) if flat else np.zeros(0, bool)

@@ -1,0 +1,260 @@
+"""The traced program of a model, carried out with fewer channels.
+
+Only the parameters of equations that have sizes in them change: ``reshape``, ``broadcast_in_dim``, ``iota``,
+``split``, the bounds of ``slice``, ``dynamic_slice`` and ``gather``, and the groups of a convolution. Numbers in the
+program's text, such as the n of a mean, stay.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+from jaxtyping import Array, ArrayLike, Bool
+
+from jprune import jaxprs
+from jprune.graph.loops import run as trace
+from jprune.graph.values import Axis, Program, Record, Step, Value
+
+Kept: TypeAlias = Bool[np.ndarray, " _"]
+Arrays: TypeAlias = Sequence[ArrayLike]
+
+
+def sizes_of(value: Value, kept: Kept) -> tuple[int, ...]:
+    """The shape of an array once channels are removed.
+
+    Args:
+      value: an array of a traced program.
+      kept: for every channel id whether its indices stay.
+    """
+    return tuple(int(np.count_nonzero(kept[ids])) for ids in value.ids)
+
+
+def run(program: Program, kept: Kept, inputs: Arrays) -> list[ArrayLike]:
+    """Carry out a program with the channels that are kept.
+
+    Args:
+      program: the traced program, at its full sizes.
+      kept: for every channel id whether its indices stay.
+      inputs: the program's inputs, at the smaller sizes.
+
+    Returns:
+      The program's outputs.
+    """
+    env: dict[core.Var, Any] = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
+    env.update(zip(program.jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+    for step in program.steps:
+        results = _carry_out(step, kept, [read(atom) for atom in step.equation.invars])
+        env.update(zip(step.equation.outvars, results, strict=True))
+    return [read(atom) for atom in program.jaxpr.outvars]
+
+
+def _carry_out(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
+    name = step.equation.primitive.name
+    if name in _CONTROL_FLOW:
+        return _CONTROL_FLOW[name](step, kept, inputs)
+    if step.inside:
+        return _call(step, kept, inputs)
+    if name == "slice":
+        return [_slice(step, kept, inputs[0])]
+    return jaxprs.bound(step.equation, inputs, **resized(step, kept))
+
+
+def resized(step: Step, kept: Kept) -> dict[str, Any]:
+    """The parameters of an equation that have sizes in them, at the smaller sizes."""
+    name, params = step.equation.primitive.name, step.equation.params
+    sizes = [sizes_of(output, kept) for output in step.outputs]
+    match name:
+        case "reshape":
+            return {"new_sizes": sizes[0]}
+        case "broadcast_in_dim" | "iota":
+            return {"shape": sizes[0]}
+        case "dynamic_slice":
+            return {"slice_sizes": sizes[0]}
+        case "split":
+            return {"sizes": tuple(size[params["axis"]] for size in sizes)}
+        case "gather":
+            before, after = step.inputs[0].shape, sizes_of(step.inputs[0], kept)
+            taken = zip(params["slice_sizes"], before, after, strict=True)
+            changed = {"slice_sizes": tuple(now if size == full else size for size, full, now in taken)}
+        case "conv_general_dilated" if params["feature_group_count"] > 1:
+            numbers = params["dimension_numbers"]
+            image, kernel = (sizes_of(value, kept) for value in step.inputs)
+            changed = {"feature_group_count": image[numbers.lhs_spec[1]] // kernel[numbers.rhs_spec[1]]}
+        case _:
+            changed = {}
+    return changed
+
+
+def sliced(step: Step, kept: Kept) -> list[np.ndarray]:
+    """For every axis of what a slice is taken from, the indices that it takes once channels are removed."""
+    params = step.equation.params
+    strides = params["strides"] or (1,) * len(params["start_indices"])
+    taken = []
+    for ids, *bounds in zip(step.inputs[0].ids, params["start_indices"], params["limit_indices"], strides, strict=True):
+        stays = kept[ids]
+        wanted = np.arange(*bounds)
+        taken.append((np.cumsum(stays) - 1)[wanted[stays[wanted]]])
+    return taken
+
+
+def _slice(step: Step, kept: Kept, x: Array) -> Array:
+    """Take what is left of a slice's indices: a slice where they are evenly spaced, else one by one."""
+    for axis, wanted in enumerate(sliced(step, kept)):
+        if len(wanted) == x.shape[axis]:
+            continue
+        between = np.unique(np.diff(wanted))
+        if len(between) <= 1:
+            stride = int(between[0]) if len(between) else 1
+            first, last = (int(wanted[0]), int(wanted[-1])) if len(wanted) else (0, -1)
+            x = lax.slice_in_dim(x, first, last + 1, stride, axis)
+        else:
+            x = jnp.take(x, jnp.asarray(wanted), axis=axis)
+    return x
+
+
+def _call(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
+    """Carry out the program that an equation calls, with the derivative rule that it has."""
+    name, params, inside = step.equation.primitive.name, step.equation.params, step.inside[0]
+
+    def body(*args: ArrayLike) -> list[ArrayLike]:
+        return run(inside, kept, args)
+
+    if name in ("remat", "remat2", "checkpoint"):
+        options = {option: params[option] for option in ("policy", "prevent_cse") if option in params}
+        results: Arrays = jax.checkpoint(body, **options)(*inputs)
+        return results
+    if name.startswith("custom_jvp"):
+        return _with_jvp(step, kept, body)(*inputs)
+    if name.startswith("custom_vjp"):
+        return _with_vjp(step, kept, body)(*inputs)
+    return body(*inputs)
+
+
+def _with_jvp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[..., Arrays]:
+    """A function with the derivative rule of a custom_jvp call: traced at the full sizes, run at the smaller ones."""
+    function = jax.custom_jvp(body)
+    floats = [place for place, var in enumerate(step.equation.invars) if _is_float(var.aval)]
+
+    @function.defjvp
+    def jvp(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
+        def rule(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
+            return jax.jvp(_of_floats(step.equation, floats, primals), [primals[k] for k in floats], tangents)
+
+        moved = [step.inputs[k] for k in floats]
+        results = _rerun(rule, kept, (step.inputs, moved), (primals, [tangents[k] for k in floats]))
+        return results[: len(results) // 2], results[len(results) // 2 :]
+
+    return function
+
+
+def _with_vjp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[..., Arrays]:
+    """A function with the derivative rule of a custom_vjp call."""
+    function = jax.custom_vjp(body)
+    floats = [place for place, var in enumerate(step.equation.invars) if _is_float(var.aval)]
+
+    def backward(primals: Arrays, cotangents: Arrays) -> tuple[Any, ...]:
+        def rule(primals: Arrays, cotangents: Arrays) -> Arrays:
+            _, pull = jax.vjp(_of_floats(step.equation, floats, primals), *(primals[k] for k in floats))
+            pulled: Arrays = pull(list(cotangents))
+            return pulled
+
+        found = iter(_rerun(rule, kept, (step.inputs, step.outputs), (primals, cotangents)))
+        return tuple(next(found) if k in floats else None for k in range(len(primals)))
+
+    function.defvjp(lambda *args: (body(*args), args), backward)
+    return function
+
+
+def _is_float(aval: Any) -> bool:
+    return bool(jnp.issubdtype(aval.dtype, jnp.floating))
+
+
+def _of_floats(equation: core.JaxprEqn, floats: Sequence[int], inputs: Arrays) -> Callable[..., list[ArrayLike]]:
+    """An equation as a function of its float inputs."""
+
+    def function(*given: ArrayLike) -> list[ArrayLike]:
+        filled = list(inputs)
+        for place, array in zip(floats, given, strict=True):
+            filled[place] = array
+        return jaxprs.bound(equation, filled)
+
+    return function
+
+
+def _rerun(
+    function: Callable[..., Any], kept: Kept, values: tuple[Sequence[Value], ...], arrays: tuple[Arrays, ...]
+) -> list[ArrayLike]:
+    """Trace a function at the full sizes of values, and carry it out on arrays at the smaller sizes."""
+    flat = [value for part in values for value in part]
+    described: Callable[..., Any] = jax.ShapeDtypeStruct
+    shapes = [
+        [described(value.shape, jnp.result_type(array)) for value, array in zip(part, given, strict=True)]
+        for part, given in zip(values, arrays, strict=True)
+    ]
+    record = Record()
+    known, gone = [], []
+    for value in flat:
+        axes = []
+        for ids in value.ids:
+            stays = kept[ids]
+            new = record.channels.frozen(len(ids), "kept") if stays.all() else record.channels.fresh(len(ids))
+            gone.append(new[~stays])
+            axes.append(Axis(new))
+        known.append(Value(tuple(axes)))
+    program = trace(record, jax.make_jaxpr(function)(*shapes), known)
+    solution = record.channels.solve()
+    removed = np.zeros(len(solution.roots), bool)
+    removed[solution.roots[np.concatenate([*gone, np.zeros(0, np.int32)])]] = True
+    if removed[0]:
+        raise ValueError(
+            "a derivative rule (custom_jvp or custom_vjp) combines channels that its function keeps apart; "
+            "it cannot be carried out with fewer channels"
+        )
+    return run(program, ~removed[solution.roots], [array for part in arrays for array in part])
+
+
+def _scan(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
+    params = step.equation.params
+    fixed, carried = params["num_consts"], params["num_carry"]
+
+    def body(carry: list[Any], now: list[Any]) -> tuple[list[Any], list[Any]]:
+        results = run(step.inside[0], kept, [*inputs[:fixed], *carry, *now])
+        return results[:carried], results[carried:]
+
+    options = {option: params[option] for option in ("length", "reverse", "unroll")}
+    carry, outputs = lax.scan(body, inputs[fixed : fixed + carried], inputs[fixed + carried :], **options)
+    return [*carry, *outputs]
+
+
+def _while(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
+    params = step.equation.params
+    one, two = params["cond_nconsts"], params["body_nconsts"]
+    condition, body = step.inside
+
+    def goes_on(carry: Arrays) -> ArrayLike:
+        return run(condition, kept, [*inputs[:one], *carry])[0]
+
+    def once(carry: Arrays) -> Arrays:
+        return run(body, kept, [*inputs[one : one + two], *carry])
+
+    results: Arrays = lax.while_loop(goes_on, once, inputs[one + two :])
+    return results
+
+
+def _cond(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
+    def branch(program: Program) -> Callable[..., Arrays]:
+        return lambda *args: run(program, kept, args)
+
+    results: Arrays = lax.switch(inputs[0], [branch(program) for program in step.inside], *inputs[1:])
+    return results
+
+
+_CONTROL_FLOW: dict[str, Callable[[Step, Kept, list[Any]], Arrays]] = {"scan": _scan, "while": _while, "cond": _cond}

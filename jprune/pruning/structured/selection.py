@@ -1,0 +1,572 @@
+"""Which channels to remove: scores of whole channels, ranked, up to an exact budget."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, PyTree
+
+from jprune.graph import Graph
+from jprune.graph.axes import Axes
+from jprune.graph.channels import ChannelGroup, Member
+from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, amount_of, without
+from jprune.pruning.scores.elementwise import working_dtype
+from jprune.pruning.selection import uint64
+from jprune.pruning.selection.layers import is_mask, layers_of
+from jprune.pruning.selection.uint64 import Count
+from jprune.pruning.structured.budgets import BUDGETS, Cost, cost_of
+from jprune.trees import flatten
+
+_reshard: Callable[..., Array] = jax.sharding.reshard
+_partition: Callable[..., jax.sharding.PartitionSpec] = jax.sharding.PartitionSpec
+_WHOLE = _partition()
+_REDUCTIONS = ("mean", "sum", "l2")
+
+PerGroup: TypeAlias = int | Mapping[str, int]
+
+
+def channel_group_masks(
+    graph: Graph,
+    scores: PyTree,
+    *,
+    sparsity: float | Mapping[str, float] | None = None,
+    keep: int | None = None,
+    parameters: float | None = None,
+    multiply_adds: float | None = None,
+    round_to: PerGroup = 1,
+    min_channels: PerGroup = 1,
+    reduce: str = "mean",
+    per_group: bool = False,
+    groups: str | None = None,
+    inexact: bool = False,
+    among: PyTree = None,
+) -> PyTree:
+    """Keep the best channels of a network, each removed from every layer that has it.
+
+    The channels with the lowest scores are removed until the budget is met: the amount removed is the smallest that
+    reaches the target, so it exceeds the target by less than the last step (one channel, or ``round_to``).
+
+    Args:
+      graph: made by ``jprune.trace_model``.
+      scores: tree of float arrays like the parameters, None where a leaf does not count.
+      sparsity: the fraction of the channels to remove; or ``{regex: fraction}``, the fraction of each group that
+        has a member whose path matches (the first expression that matches decides; other groups stay whole).
+      keep: number of channels to keep.
+      parameters: the fraction of all parameters to remove.
+      multiply_adds: the fraction of the multiply-adds of all matrix products and convolutions to remove, for the
+        inputs with which the graph was traced. Exactly one of these four is given.
+      round_to: axes that lose channels keep a multiple of this number of indices, such as 8 or 16 for tensor cores;
+        an int, or ``{regex: int}`` for groups with a member that matches.
+      min_channels: minimum number of channels that every group keeps, an int or ``{regex: int}``.
+      reduce: how the scores of the weights of a channel become one score: "mean", "sum", or "l2", the root of the
+        sum of squares.
+      per_group: whether every group loses about the same fraction of its channels; otherwise all channels compete.
+      groups: regular expression; only groups with a member whose path matches are pruned.
+      inexact: whether to prune groups for which removing channels is not the same as masking them, too.
+      among: bool tree like the parameters; channels masked there are removed first.
+
+    Returns:
+      A tree like ``scores`` of bool arrays, False in every part of a removed channel (kernels, biases,
+      normalization); None for leaves without channels.
+
+    Raises:
+      TypeError: not exactly one amount is given, or one has the wrong type.
+      ValueError: the budget cannot be met (the message names what stops it), a regular expression matches nothing,
+        the graph is of another model, no group has a score, or (outside jit) a score is NaN.
+
+    >>> import jprune
+    >>> params = {"a": jnp.array([[1.0, 3.0]]), "b": jnp.array([[2.0], [2.0]])}
+    >>> graph = jprune.trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 1)))
+    >>> channel_group_masks(graph, params, sparsity=0.5)
+    {'a': Array([[False,  True]], dtype=bool), 'b': Array([[False],
+           [ True]], dtype=bool)}
+    """
+    amounts = {"sparsity": sparsity, "keep": keep, "parameters": parameters, "multiply_adds": multiply_adds}
+    given = [name for name, amount in amounts.items() if amount is not None]
+    if len(given) != 1:
+        raise TypeError(
+            f"give one of sparsity=, keep=, parameters= or multiply_adds=; given: {', '.join(given) or 'none'}"
+        )
+    budget = "channels" if given[0] in ("sparsity", "keep") else given[0]
+    selection = structured(
+        graph,
+        budget=budget,
+        round_to=round_to,
+        min_channels=min_channels,
+        reduce=reduce,
+        per_group=per_group,
+        groups=groups,
+        inexact=inexact,
+    )
+    if keep is not None:
+        return selection(scores, keep=keep, among=among)
+    return selection(scores, sparsity=amounts[given[0]], among=among)
+
+
+def structured(
+    graph: Graph,
+    *,
+    budget: str = "channels",
+    round_to: PerGroup = 1,
+    min_channels: PerGroup = 1,
+    reduce: str = "mean",
+    per_group: bool = False,
+    groups: str | None = None,
+    inexact: bool = False,
+) -> "ChannelSelection":
+    """Select whole channels in ``prune``: the schedule's amounts are fractions of the channels or of the cost.
+
+    ``prune`` scores the leaves that ``where`` selects and masks every part of a removed channel, whether ``where``
+    selects it or not: biases and normalization parameters become exactly zero with the kernels.
+
+    Args:
+      graph: made by ``jprune.trace_model``.
+      budget: what a sparsity is a fraction of, and what ``jprune.Keep`` counts: "channels", "parameters" or
+        "multiply_adds".
+      round_to: see ``channel_group_masks``, as for the other arguments.
+      min_channels: minimum number of channels that every group keeps.
+      reduce: "mean", "sum" or "l2".
+      per_group: whether every group loses about the same fraction.
+      groups: only groups with a member whose path matches this regular expression are pruned.
+      inexact: whether to prune groups for which removing channels is not the same as masking them, too.
+
+    Returns:
+      A selection for ``prune(selection=...)``.
+
+    Raises:
+      ValueError: an argument is not one of the allowed words, or a regular expression matches no group.
+
+    >>> import jprune, optax
+    >>> params = {"a": {"kernel": jnp.array([[1.0, 3.0]])}, "b": {"kernel": jnp.array([[2.0], [2.0]])}}
+    >>> apply = lambda p, x: jnp.tanh(x @ p["a"]["kernel"]) @ p["b"]["kernel"]
+    >>> graph = jprune.trace_model(apply, params, jnp.ones((1, 1)))
+    >>> tx = jprune.prune(jprune.magnitude(), {100: 0.5}, selection=jprune.structured(graph, budget="multiply_adds"))
+    """
+    if reduce not in _REDUCTIONS:
+        raise ValueError(f"reduce={reduce!r} is unknown; use 'mean', 'sum' or 'l2'")
+    if budget not in BUDGETS:
+        raise ValueError(f"budget={budget!r} is unknown; use 'channels', 'parameters' or 'multiply_adds'")
+    chosen = tuple(group for group in graph.channels if group.exact or inexact)
+    if groups is not None:
+        chosen = tuple(group for group in chosen if _matches(groups, group))
+    if not chosen:
+        wanted = "" if groups is None else f" that groups={groups!r} matches"
+        raise ValueError(
+            f"the graph has no group of channels{wanted} that can be removed exactly; print(graph) shows why, "
+            "inexact=True takes the other groups too"
+        )
+    steps = tuple(
+        _step(group, amount) for group, amount in zip(chosen, _per_group("round_to", round_to, chosen), strict=True)
+    )
+    floors = _per_group("min_channels", min_channels, chosen)
+    return ChannelSelection(graph, budget, chosen, steps, tuple(floors), reduce, per_group)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChannelSelection:
+    """A selection of whole channels, made by ``structured``.
+
+    Attributes:
+      graph: of the model.
+      budget: "channels", "parameters" or "multiply_adds".
+      groups: the groups that may lose channels.
+      steps: for each group, how many channels are removed at a time.
+      floors: for each group, the minimum number of channels kept.
+      reduce: "mean", "sum" or "l2".
+      per_group: whether every group loses about the same fraction.
+    """
+
+    graph: Graph
+    budget: str
+    groups: tuple[ChannelGroup, ...]
+    steps: tuple[int, ...]
+    floors: tuple[int, ...]
+    reduce: str
+    per_group: bool
+
+    def loses_channels(self, path: str) -> bool:
+        """Whether a leaf has channels that may be removed; ``prune`` gives it a mask even if ``where`` does not."""
+        return any(member.path == path for group in self.groups for member in group.members)
+
+    def __call__(
+        self,
+        scores: PyTree,
+        *,
+        sparsity: float | PerLayer | Scheduled | None = None,
+        keep: int | Scheduled | None = None,
+        among: PyTree = None,
+        min_keep: int = 0,
+        axes: Axes = None,
+    ) -> PyTree:
+        """Select channels; see ``channel_group_masks``.
+
+        Args:
+          scores: tree of float arrays, None where a leaf does not count.
+          sparsity: the fraction of the budget to remove, or ``{regex: fraction}`` of the channels of a group.
+          keep: how much of the budget to keep, a count.
+          among: bool tree; channels masked there are removed first.
+          min_keep: must be 0; the minimum is ``min_channels`` of ``structured``.
+          axes: not used; the graph says what the axes are.
+
+        Returns:
+          A tree of bool arrays like ``scores``, with masks for all leaves that have channels.
+        """
+        if min_keep:
+            raise ValueError(
+                f"min_keep={min_keep} counts weights; for channels, give min_channels= to jprune.structured"
+            )
+        amount = amount_of(sparsity, keep)
+        layers = layers_of(scores)
+        scored = dict(zip(layers.paths, layers.scores, strict=True))
+        alive = self._alive(scores, among)
+        groups = self._scored(scored)
+        ranked = [_group_scores(group, scored, _channels_alive(group, alive), self.reduce) for group in groups.groups]
+        removed = _split(self._removed(groups, ranked, amount), groups.groups)
+        masks = dict.fromkeys([member.path for group in self.groups for member in group.members])
+        masks |= {path: jnp.ones_like(score, dtype=bool) for path, score in scored.items()} | alive
+        return masks_without(self.graph, scores, list(zip(groups.groups, removed, strict=True)), masks)
+
+    def _alive(self, scores: PyTree, among: PyTree) -> dict[str, Any]:
+        needed = {member.path for group in self.groups for member in group.members}
+        check_leaves(self.graph, scores, name="scores", needed=needed)
+        if among is None:
+            return {}
+        paths, leaves, _ = flatten(among)
+        check_leaves(self.graph, among, name="among", needed=())
+        for path, leaf in zip(paths, leaves, strict=True):
+            if leaf is not None and not is_mask(leaf):
+                raise TypeError(f"among has {leaf!r} at '{path}'; it must be a bool array or None")
+        return {path: leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
+
+    def _scored(self, scored: Mapping[str, Any]) -> "_Choice":
+        """The groups with a score, and how they lose channels."""
+        places = [i for i, g in enumerate(self.groups) if any(member.path in scored for member in g.members)]
+        if not places:
+            some = self.groups[0].members[0].path
+            raise ValueError(f"scores has no score for any group of channels; give one to '{some}', for example")
+        groups = tuple(self.groups[i] for i in places)
+        blocks = tuple(_blocks(groups[k].size, self.steps[i], self.floors[i]) for k, i in enumerate(places))
+        return _Choice(groups, blocks)
+
+    def _removed(self, choice: "_Choice", scores: Sequence[Array], amount: Amount) -> Bool[Array, " channels"]:
+        amounts = amount.amounts if isinstance(amount, Scheduled) else (amount,)
+        dropped = amount.dropped if isinstance(amount, Scheduled) else (0.0,)
+        plain = [without(a, part) if part else a for a, part in zip(amounts, dropped, strict=True)]
+        by_group = [a for a in plain if isinstance(a, Mapping)]
+        if by_group:
+            if len(plain) > 1:
+                raise TypeError("amounts by regular expression are not looked up while the program runs")
+            return choice.by_group(scores, self._limits_by_group(choice, by_group[0]))
+        cost = cost_of(self.graph, choice.groups, self.budget)
+        limits = uint64.count_of([self._limit(choice, cost, a) for a in plain])
+        index = amount.index if isinstance(amount, Scheduled) else 0
+        limit = Count(*(jnp.asarray(limb)[index] for limb in limits))
+        return choice.up_to(scores, cost, limit, per_group=self.per_group)
+
+    def _limit(self, choice: "_Choice", cost: Cost, amount: Any) -> int:
+        """The largest cost that meets an amount.
+
+        Raises:
+          ValueError: no choice of channels meets it.
+        """
+        total = cost.after(np.zeros(len(cost.classes), bool))
+        if isinstance(amount, Keep):
+            if self.budget == "multiply_adds":
+                raise TypeError(f"keep={amount.count}: multiply-adds are given as the fraction to remove, sparsity=")
+            if amount.count > total:
+                raise ValueError(f"keep={amount.count} is more than there is: {total} {_words(self.budget)}")
+            limit, asked = amount.count, f"keep={amount.count} of {total} {_words(self.budget)}"
+        else:
+            limit = math.floor((1 - Fraction(repr(float(amount)))) * total)
+            asked = f"a sparsity of {amount:.12g} in {_words(self.budget)}"
+        least = cost.after(choice.removable())
+        if least > limit:
+            raise ValueError(
+                f"{asked} cannot be reached: at most {_fraction(total - least, total)} can be removed"
+                f"{self._stopped_by(choice, cost, total)}"
+            )
+        return limit
+
+    def _limits_by_group(self, choice: "_Choice", amount: PerLayer) -> list[int]:
+        """The number of channels that each group keeps at most."""
+        if self.budget != "channels":
+            raise ValueError(
+                f"amounts by regular expression are fractions of the channels of a group; they cannot be combined "
+                f"with budget={self.budget!r}"
+            )
+        for pattern in amount:
+            if not any(_matches(pattern, group) for group in choice.groups):
+                raise ValueError(
+                    f"sparsity has the key {pattern!r}, which matches no group of channels: {_some(choice.groups)}"
+                )
+        limits = []
+        for group, blocks in zip(choice.groups, choice.blocks, strict=True):
+            asked = next((a for pattern, a in amount.items() if _matches(pattern, group)), 0.0)
+            limit = (
+                asked.count if isinstance(asked, Keep) else math.floor((1 - Fraction(repr(float(asked)))) * group.size)
+            )
+            least = group.size - sum(blocks)
+            if least > limit:
+                raise ValueError(
+                    f"a sparsity of {asked} cannot be reached in the group of '{group.members[0].path}': of "
+                    f"{group.size} channels at least {least} stay (min_channels, round_to)"
+                )
+            limits.append(limit)
+        return limits
+
+    def _stopped_by(self, choice: "_Choice", cost: Cost, total: int) -> str:
+        """Name the floors that limit how much can be removed, with what could be reached without them."""
+        reasons = []
+        for name, steps, floors in (
+            ("min_channels", self.steps, (1,) * len(self.groups)),
+            ("round_to", (1,) * len(self.groups), self.floors),
+        ):
+            freed = _Choice(
+                choice.groups,
+                tuple(
+                    _blocks(group.size, steps[i], floors[i])
+                    for i, group in enumerate(self.groups)
+                    if group in choice.groups
+                ),
+            )
+            if freed.removable().sum() > choice.removable().sum():
+                changed = [
+                    group
+                    for group, now, then in zip(choice.groups, choice.blocks, freed.blocks, strict=True)
+                    if sum(then) > sum(now)
+                ]
+                reached = _fraction(total - cost.after(freed.removable()), total)
+                reasons.append(f"{name} stops {_some(changed)} (without it: {reached})")
+        text = "; " + "; ".join(reasons) if reasons else "; every group is down to one channel"
+        unscored = len(self.groups) - len(choice.groups)
+        text += f"; {unscored} groups have no score and stay whole" if unscored else ""
+        return text + "; the rest cannot be removed, for the reasons that print(graph) shows"
+
+
+class _Choice(NamedTuple):
+    """Groups of channels and how they are removed: in blocks, worst first.
+
+    Attributes:
+      groups: the groups.
+      blocks: for each group the sizes of the blocks, in the order in which they are removed.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    blocks: tuple[tuple[int, ...], ...]
+
+    def removable(self) -> Bool[np.ndarray, " channels"]:
+        """As many channels of each group as can be removed; which ones does not change the cost."""
+        return np.concatenate(
+            [np.arange(group.size) < sum(sizes) for group, sizes in zip(self.groups, self.blocks, strict=True)]
+        )
+
+    def up_to(self, scores: Sequence[Array], cost: Cost, limit: Count, *, per_group: bool) -> Bool[Array, " channels"]:
+        """Remove block after block until the cost is within the limit."""
+        priorities, block_of_channel, first = [], [], 0
+        count = sum(map(len, self.blocks))
+        for group, sizes, score in zip(self.groups, self.blocks, scores, strict=True):
+            order = jnp.argsort(score, stable=True)
+            last = np.cumsum(sizes, dtype=int) - 1
+            if per_group:
+                priorities.append(jnp.asarray((last + 1) / group.size, jnp.float32))
+            else:
+                priorities.append(score[order][last])
+            number = np.concatenate(
+                [np.repeat(np.arange(len(sizes)) + first, sizes), np.full(group.size - sum(sizes), count)]
+            )
+            block_of_channel.append(jnp.zeros(group.size, jnp.int32).at[order].set(jnp.asarray(number, jnp.int32)))
+            first += len(sizes)
+        order = jnp.argsort(jnp.concatenate(priorities), stable=True)
+        turn = jnp.full(count + 1, count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))
+        turn_of_channel = turn[jnp.concatenate(block_of_channel)]
+
+        def halve(_: Any, between: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = between
+            middle = (low + high) // 2
+            enough = uint64.not_below(limit, cost.limbs_after(turn_of_channel < middle))
+            return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+        bounds = (jnp.int32(0), jnp.int32(count))
+        _, blocks = lax.fori_loop(0, count.bit_length(), halve, bounds)
+        removed: Array = turn_of_channel < blocks
+        return removed
+
+    def by_group(self, scores: Sequence[Array], limits: Sequence[int]) -> Bool[Array, " channels"]:
+        """Remove the worst blocks of every group by itself, until it keeps no more than its limit."""
+        removed = []
+        for group, sizes, score, limit in zip(self.groups, self.blocks, scores, limits, strict=True):
+            lost = 0
+            for size in sizes:
+                if group.size - lost <= limit:
+                    break
+                lost += size
+            worst = jnp.asarray(np.arange(group.size) < lost)
+            removed.append(jnp.zeros(group.size, bool).at[jnp.argsort(score, stable=True)].set(worst))
+        return jnp.concatenate(removed)
+
+
+def masks_without(
+    graph: Graph,
+    tree: PyTree,
+    removed: Sequence[tuple[ChannelGroup, Array]],
+    masks: Mapping[str, Array | None],
+) -> PyTree:
+    """Masks that leave out channels.
+
+    Args:
+      graph: of the model.
+      tree: a tree like the parameters, for its structure.
+      removed: groups, each with a bool array (channels,) of those to leave out.
+      masks: by path, masks to begin with, or None for all True; other leaves have masks only if they lose channels.
+    """
+    lost: dict[str, dict[int, list[tuple[np.ndarray, Array]]]] = {path: {} for path in masks}
+    for group, gone in removed:
+        for member in group.members:
+            lost.setdefault(member.path, {}).setdefault(member.axis, []).append((member.indices, gone))
+    paths, _, treedef = flatten(tree)
+    out: list[Array | None] = []
+    for path in paths:
+        if path not in lost:
+            out.append(None)
+            continue
+        shape = graph.shapes[path]
+        given = masks.get(path)
+        mask = jnp.ones(shape, bool) if given is None else given
+        for axis, parts in lost[path].items():
+            kept = jnp.ones(shape[axis], bool)
+            for index, gone in parts:
+                kept = kept.at[index].set(jnp.broadcast_to(~gone[:, None], index.shape))
+            kept = jnp.broadcast_to(kept.reshape([-1 if a == axis else 1 for a in range(len(shape))]), shape)
+            sharding = _explicit_sharding(mask)
+            mask = mask & (kept if sharding is None else _reshard(kept, sharding))
+        out.append(mask)
+    return jax.tree.unflatten(treedef, out)
+
+
+def check_leaves(graph: Graph, tree: PyTree, *, name: str, needed: Collection[str] | None = None) -> None:
+    """Refuse a tree that is not of the graph's model.
+
+    Args:
+      graph: of the model.
+      tree: a tree like the parameters.
+      name: what the caller calls the tree, for the error.
+      needed: paths that the tree must have; None for all of the graph.
+
+    Raises:
+      ValueError: a leaf is missing, has another shape or is not in the graph; the message names the first.
+    """
+    paths, leaves, _ = flatten(tree)
+    found = dict(zip(paths, leaves, strict=True))
+    why = "the graph is of another model"
+    for path, shape in graph.shapes.items():
+        if path not in found:
+            if needed is None or path in needed:
+                raise ValueError(f"{why}: {name} has no leaf '{path}'; trace this model with jprune.trace_model")
+            continue
+        given = tuple(getattr(found[path], "shape", shape))
+        if given != tuple(shape):
+            raise ValueError(
+                f"{why}: its leaf '{path}' has shape {tuple(shape)}, that of {name} {given}; trace this model with "
+                "jprune.trace_model"
+            )
+    for path, leaf in found.items():
+        if path not in graph.shapes and hasattr(leaf, "shape"):
+            raise ValueError(
+                f"{why}: it has no leaf '{path}', which {name} has; trace this model with jprune.trace_model"
+            )
+
+
+def _step(group: ChannelGroup, round_to: int) -> int:
+    """How many channels to remove at a time so that every axis keeps a multiple of ``round_to`` indices."""
+    return math.lcm(*(round_to // math.gcd(round_to, member.indices.shape[1]) for member in group.members))
+
+
+def _blocks(size: int, step: int, floor: int) -> tuple[int, ...]:
+    """The blocks in which a group loses channels: multiples of ``step`` stay, and at least ``floor``."""
+    allowed = [kept for kept in range(size - 1, 0, -1) if kept % step == 0 and kept >= floor]
+    return tuple(before - after for before, after in zip([size, *allowed], allowed, strict=False))
+
+
+def _per_group(name: str, given: PerGroup, groups: Sequence[ChannelGroup]) -> list[int]:
+    values = given if isinstance(given, Mapping) else {"": given}
+    for pattern, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={given!r} must be an integer of 1 or more, or {{regex: integer}}")
+        if not any(_matches(pattern, group) for group in groups):
+            raise ValueError(f"{name} has the key {pattern!r}, which matches no group of channels: {_some(groups)}")
+    return [next((v for pattern, v in values.items() if _matches(pattern, group)), 1) for group in groups]
+
+
+def _matches(pattern: str, group: ChannelGroup) -> bool:
+    return any(re.search(pattern, member.path) for member in group.members)
+
+
+def _group_scores(
+    group: ChannelGroup, scores: Mapping[str, Array], alive: Bool[Array, " channels"] | None, reduce: str
+) -> Float[Array, " channels"]:
+    """One score for each channel: -inf where it is masked already or its score is NaN."""
+    total: Any = 0.0
+    weights = 0
+    for member in group.members:
+        if member.path not in scores:
+            continue
+        score = scores[member.path].astype(working_dtype(scores[member.path]))
+        others = tuple(axis for axis in range(score.ndim) if axis != member.axis)
+        along = jnp.sum(score * score if reduce == "l2" else score, axis=others)
+        total = total + jnp.sum(_replicated(along.astype(jnp.float32))[member.indices], axis=1)
+        weights += score.size // score.shape[member.axis] * member.indices.shape[1]
+    if reduce == "l2":
+        total = jnp.sqrt(total)
+    elif reduce == "mean":
+        total = total / np.float32(weights)
+    total = jnp.where(jnp.isnan(total), -jnp.inf, total)
+    return total if alive is None else jnp.where(alive, total, -jnp.inf)
+
+
+def _channels_alive(group: ChannelGroup, masks: Mapping[str, Array]) -> Bool[Array, " channels"] | None:
+    """Whether anything of each channel is left: read off its smallest member."""
+    found = [member for member in group.members if member.path in masks]
+    if not found:
+        return None
+    return _any_left(min(found, key=lambda member: masks[member.path].size), masks)
+
+
+def _any_left(member: Member, masks: Mapping[str, Array]) -> Bool[Array, " channels"]:
+    mask = masks[member.path]
+    along = jnp.any(mask, axis=tuple(axis for axis in range(mask.ndim) if axis != member.axis))
+    return jnp.any(_replicated(along)[member.indices], axis=1)
+
+
+def _replicated(array: Array) -> Array:
+    """The whole array on every device, where a mesh has explicit axes; elsewhere the compiler sees to it."""
+    return array if _explicit_sharding(array) is None else _reshard(array, _WHOLE)
+
+
+def _explicit_sharding(array: Array) -> jax.sharding.NamedSharding | None:
+    sharding = jax.typeof(array).sharding
+    return sharding if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def _split(channels: Array, groups: Sequence[ChannelGroup]) -> list[Array]:
+    ends = np.cumsum([group.size for group in groups])
+    return [channels[end - group.size : end] for end, group in zip(ends, groups, strict=True)]
+
+
+def _words(budget: str) -> str:
+    return budget.replace("multiply_adds", "multiply-adds")
+
+
+def _fraction(part: int, total: int) -> str:
+    return f"{math.floor(10_000 * part / total) / 10_000:g}"
+
+
+def _some(groups: Sequence[ChannelGroup], most: int = 4) -> str:
+    named = ", ".join(f"the group of '{group.members[0].path}'" for group in groups[:most])
+    return named + (f" and {len(groups) - most} more" if len(groups) > most else "")

@@ -1,0 +1,277 @@
+"""Budgets are met exactly, by the channels with the lowest scores, and errors name what stops them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+import jprune
+from jprune.graph import trace_model
+from jprune.pruning.structured import budgets
+from tests.pruning.structured.models import MODELS
+from tests.pruning.structured.test_removal import graph_of, masks_like
+
+WIDTHS = (5, 8, 6, 3)
+
+
+def chain():
+    """Dense layers of 5, 8, 6 and 3 units without biases: 5 * 8 + 8 * 6 + 6 * 3 = 106 weights."""
+    rng = np.random.default_rng(0)
+    shapes = zip("abc", WIDTHS, WIDTHS[1:], strict=False)
+    params = {name: jnp.asarray(rng.normal(size=(i, o)), jnp.float32) for name, i, o in shapes}
+    apply = lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
+    return params, trace_model(apply, params, jax.ShapeDtypeStruct((2, 5), jnp.float32))
+
+
+def kept_widths(masks):
+    """How many of the 8 and of the 6 units are left, after a check that masks are those of whole units."""
+    a, b, c = (np.asarray(masks[name]) for name in "abc")
+    first, second = a[0], c[:, 0]
+    np.testing.assert_array_equal(a, np.broadcast_to(first, a.shape))
+    np.testing.assert_array_equal(b, first[:, None] & second[None, :])
+    np.testing.assert_array_equal(c, np.broadcast_to(second[:, None], c.shape))
+    return int(first.sum()), int(second.sum())
+
+
+def cost(first, second):
+    return 5 * first + first * second + 3 * second
+
+
+def test_channels_are_removed_in_the_order_of_their_mean_scores():
+    params, graph = chain()
+    scores = jax.tree.map(jnp.abs, params)
+    means = [("a", i, (np.abs(params["a"])[:, i].sum() + np.abs(params["b"])[i].sum()) / 11) for i in range(8)] + [
+        ("b", i, (np.abs(params["b"])[:, i].sum() + np.abs(params["c"])[i].sum()) / 11) for i in range(6)
+    ]
+    worst = {(name, i) for name, i, _ in sorted(means, key=lambda entry: entry[2])[:5]}
+    masks = jprune.channel_group_masks(graph, scores, keep=9)
+    kept_widths(masks)
+    gone = {("a", i) for i in range(8) if not masks["a"][0, i]} | {("b", i) for i in range(6) if not masks["c"][i, 0]}
+    assert gone == worst
+
+
+@pytest.mark.parametrize("reduce", ["sum", "l2"])
+def test_scores_are_reduced_as_asked(reduce):
+    params, graph = chain()
+    scores = jax.tree.map(jnp.abs, params)
+    power = {"sum": 1, "l2": 2}[reduce]
+    total = (np.abs(params["a"]) ** power).sum(0) + (np.abs(params["b"]) ** power).sum(1)
+    masks = jprune.channel_group_masks(graph, scores, sparsity=0.5, reduce=reduce, groups="^a$")
+    np.testing.assert_array_equal(np.asarray(masks["a"][0]), total >= np.sort(total)[4])
+
+
+@pytest.mark.parametrize("amount", [0.1, 0.25, 0.5, 0.77])
+@pytest.mark.parametrize("budget", ["parameters", "multiply_adds"])
+def test_the_cost_is_met_and_one_channel_more_would_exceed_it(budget, amount):
+    params, graph = chain()
+    scores = jax.tree.map(jnp.abs, params)
+    first, second = kept_widths(jprune.channel_group_masks(graph, scores, **{budget: amount}))
+    assert cost(first, second) <= (1 - amount) * cost(8, 6)
+    assert cost(first + 1, second) > (1 - amount) * cost(8, 6) or cost(first, second + 1) > (1 - amount) * cost(8, 6)
+
+
+def test_a_target_that_a_choice_meets_exactly_is_not_overshot():
+    """Half of one group of 8: 5 * 4 + 4 * 3 = 32 of 64 multiply-adds, although 0.5 is rounded nowhere."""
+    params = {"a": jnp.arange(40.0).reshape(5, 8), "b": jnp.ones((8, 3))}
+    graph = trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jax.ShapeDtypeStruct((7, 5), jnp.float32))
+    masks = jprune.channel_group_masks(graph, params, multiply_adds=0.5)
+    np.testing.assert_array_equal(masks["b"][:, 0], [False] * 4 + [True] * 4)
+
+
+def test_a_sparsity_of_nine_tenths_leaves_one_of_ten():
+    params = {"a": jnp.arange(20.0).reshape(2, 10), "b": jnp.ones((10, 3))}
+    graph = trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jax.ShapeDtypeStruct((7, 2), jnp.float32))
+    assert int(jprune.channel_group_masks(graph, params, sparsity=0.9)["a"][0].sum()) == 1
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet", "unet", "transformer", "scanned", "lstm"])
+def test_costs_of_a_choice_are_those_of_the_smaller_program(name):
+    model = MODELS[name]()
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        graph = graph_of(model)
+        scores = jax.tree.map(jnp.abs, model.params)
+        masks = jprune.channel_group_masks(graph, scores, multiply_adds=0.5)
+        small = jprune.remove_channels(graph, model.params, masks, state=model.state)
+        inside = lambda p, *x: small.apply(p, *x, **({} if model.state is None else {"state": small.state}))
+        counted = trace_model(inside, small.params, *model.inputs)
+    assert small.table.parameters[1] == sum(leaf.size for leaf in jax.tree.leaves(small.params))
+    assert small.table.multiply_adds[1] == sum(counted.multiply_adds.values()) + counted.other_multiply_adds
+    assert small.table.multiply_adds[0] == sum(graph.multiply_adds.values()) + graph.other_multiply_adds
+    assert small.table.multiply_adds[1] <= small.table.multiply_adds[0] / 2
+
+
+def test_the_cost_is_the_same_in_limbs_for_numbers_beyond_32_bits():
+    params = {"a": jax.ShapeDtypeStruct((3000, 8), jnp.float32), "b": jax.ShapeDtypeStruct((8, 500), jnp.float32)}
+    inputs = jax.ShapeDtypeStruct((700_000, 3000), jnp.float32)
+    graph = trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, inputs)
+    found = budgets.cost_of(graph, graph.channels, "multiply_adds")
+    removed = np.array([True, False, True] + [False] * 5)
+    assert found.after(removed) == 700_000 * 6 * 3500
+    limbs = jax.jit(found.limbs_after)(jnp.asarray(removed))
+    assert (int(limbs.high) << 32) + int(limbs.low) == 700_000 * 6 * 3500
+
+
+def test_widths_are_multiples_of_round_to_and_not_below_the_minimum():
+    params, graph = chain()
+    scores = jax.tree.map(jnp.abs, params)
+    masks = jprune.channel_group_masks(graph, scores, sparsity=0.4, round_to=4)
+    assert kept_widths(masks) in [(8, 4), (4, 4), (4, 6)]
+    masks = jprune.channel_group_masks(graph, scores, keep=8, min_channels={"^c$": 5})
+    assert kept_widths(masks)[1] >= 5
+    assert sum(kept_widths(masks)) == 8
+
+
+def test_every_group_loses_the_same_fraction_if_asked():
+    params, graph = chain()
+    scores = {"a": 100 * jnp.abs(params["a"]), "b": jnp.abs(params["b"]), "c": jnp.abs(params["c"])}
+    assert kept_widths(jprune.channel_group_masks(graph, scores, keep=7, per_group=True)) == (4, 3)
+    assert kept_widths(jprune.channel_group_masks(graph, scores, keep=7)) != (4, 3)
+
+
+def test_amounts_of_single_groups():
+    params, graph = chain()
+    scores = jax.tree.map(jnp.abs, params)
+    assert kept_widths(jprune.channel_group_masks(graph, scores, sparsity={"^a$": 0.5, "^c$": 1 / 3})) == (4, 4)
+    assert kept_widths(jprune.channel_group_masks(graph, scores, sparsity={"^a$": 0.25})) == (6, 6)
+
+
+def test_a_head_is_rounded_as_the_indices_it_has():
+    model = MODELS["equinox_block"]()
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        graph = graph_of(model)
+    scores = jax.tree.map(jnp.abs, model.params)
+    masks = jprune.channel_group_masks(graph, scores, sparsity=0.5, round_to=4, groups="attention")
+    assert int(jprune.trees.flatten(masks)[1][0][:, 0].sum()) == 4
+
+
+def test_budgets_that_cannot_be_met_name_the_floor():
+    params, graph = chain()
+    scores = jax.tree.map(jnp.abs, params)
+    with pytest.raises(ValueError, match=r"at most 0\.6886 can be removed; min_channels stops the group of 'a', the gr"
+                       r"oup of 'b' \(without it: 0\.915\)"):  # fmt: skip
+        jprune.channel_group_masks(graph, scores, multiply_adds=0.95, min_channels=3)
+    with pytest.raises(ValueError, match="round_to stops"):
+        jprune.channel_group_masks(graph, scores, parameters=0.8, round_to=4)
+    with pytest.raises(ValueError, match="every group is down to one channel"):
+        jprune.channel_group_masks(graph, scores, sparsity=0.99)
+
+
+def test_bad_arguments_are_named():
+    params, graph = chain()
+    scores = jax.tree.map(jnp.abs, params)
+    with pytest.raises(TypeError, match="give one of sparsity=, keep=, parameters= or multiply_adds=; given: none"):
+        jprune.channel_group_masks(graph, scores)
+    with pytest.raises(ValueError, match="budget='flops' is unknown"):
+        jprune.structured(graph, budget="flops")
+    with pytest.raises(ValueError, match="reduce='median' is unknown"):
+        jprune.structured(graph, reduce="median")
+    with pytest.raises(ValueError, match="groups='conv' matches"):
+        jprune.structured(graph, groups="conv")
+    with pytest.raises(ValueError, match="its leaf 'b' has shape \\(8, 6\\), that of scores \\(8, 7\\)"):
+        jprune.channel_group_masks(graph, scores | {"b": jnp.ones((8, 7))}, sparsity=0.5)
+    with pytest.raises(ValueError, match="scores has no leaf 'c'"):
+        jprune.channel_group_masks(graph, {"a": scores["a"], "b": scores["b"]}, sparsity=0.5)
+    with pytest.raises(ValueError, match="min_keep=3 counts weights"):
+        jprune.structured(graph)(scores, sparsity=0.5, min_keep=3)
+
+
+class TestInTheChain:
+    """Whole channels are zero in training, whatever optimizer comes before."""
+
+    def setup_method(self):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            self.model = MODELS["vgg"]()
+            self.graph = graph_of(self.model)
+        self.selection = jprune.structured(self.graph, budget="multiply_adds")
+
+    def train(self, tx, steps, params=None):
+        model = self.model
+
+        def step(carry, _):
+            params, state = carry
+            grads = jax.grad(lambda p: jnp.mean(model(p, *model.inputs) ** 2))(params)
+            updates, state = tx.update(grads, state, params, grad=grads)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = model.params if params is None else params
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, length=steps)[0])(params)
+
+    def dead(self, params):
+        """Channels that are zero in every member, by group."""
+        leaves = dict(zip(*jprune.trees.flatten(params)[:2], strict=True))
+        found = []
+        for group in self.graph.channels:
+            zero = np.ones(group.size, bool)
+            for member in group.members:
+                others = tuple(axis for axis in range(leaves[member.path].ndim) if axis != member.axis)
+                zero &= (np.abs(leaves[member.path]).sum(others)[member.indices] == 0).all(1)
+            found.append(int(zero.sum()))
+        return found
+
+    @pytest.mark.optax_promotes
+    @pytest.mark.parametrize("optimizer", [optax.adamw(1e-2), optax.sgd(1e-2, momentum=0.9), optax.lion(1e-3)])
+    def test_members_are_zero_together(self, optimizer):
+        tx = optax.chain(optimizer, jprune.prune(jprune.magnitude(), {1: 0.3, 3: 0.6}, selection=self.selection))
+        params, state = self.train(tx, 5)
+        masks = jprune.masks_of(state)
+        jprune.check_pruned(params, state)
+        assert masks["a"]["norm"]["bias"] is not None
+        assert sum(self.dead(params)) == sum(int((~masks[n]["norm"]["scale"]).sum()) for n in "ab") > 0
+        small = jprune.remove_channels(self.graph, params, masks, state=self.model.state, also=(state,))
+        assert small.table.multiply_adds[1] <= 0.4 * small.table.multiply_adds[0]
+        assert [group.after for group in small.table.groups] == [
+            group.size - dead for group, dead in zip(self.graph.channels, self.dead(params), strict=True)
+        ]
+        jax.tree.map(lambda mask: np.testing.assert_array_equal(mask, True), jprune.masks_of(small.also[0]))
+
+    @pytest.mark.optax_promotes
+    def test_replicates_select_their_own_channels(self):
+        tx = optax.chain(optax.adam(1e-2), jprune.prune(jprune.magnitude(), {0: 0.5}, selection=self.selection))
+        noise = lambda x: jnp.stack([x, x * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)])
+        both = jax.tree.map(noise, self.model.params)
+        params, _ = jax.vmap(lambda p: self.train(tx, 2, p))(both)
+        for replicate in range(2):
+            alone, _ = self.train(tx, 2, jax.tree.map(lambda x, r=replicate: x[r], both))
+            one = jax.tree.map(lambda x, r=replicate: np.asarray(x[r]), params)
+            assert self.dead(one) == self.dead(alone)
+            jax.tree.map(lambda x, y: np.testing.assert_array_equal(x == 0, y == 0), one, alone)
+
+    def test_scores_of_batch_normalization_alone_decide(self):
+        """Network slimming: the scores are the scales of batch normalization."""
+        where = jprune.by_path(include="norm/scale$")
+        tx = jprune.prune(jprune.magnitude(), {0: 0.5}, where=where, selection=jprune.structured(self.graph))
+        state = tx.init(self.model.params)
+        _, state = tx.update(jax.tree.map(jnp.zeros_like, self.model.params), state, self.model.params)
+        scales = np.concatenate([np.abs(self.model.params[name]["norm"]["scale"]) for name in "ab"])
+        masks = jprune.masks_of(state)
+        kept = np.concatenate([masks[name]["norm"]["scale"] for name in "ab"])
+        np.testing.assert_array_equal(kept, scales >= np.sort(scales)[5])
+        assert masks["a"]["conv"]["kernel"].shape == (3, 3, 3, 4)
+
+    @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+    def test_sharded_parameters_lose_the_same_channels(self, axis_type):
+        mesh = jax.make_mesh((2,), ("d",), axis_types=(axis_type,))
+        params, graph = chain()
+        params = {"a": params["a"], "b": params["b"], "c": params["c"]}
+        scores = jax.tree.map(jnp.abs, params)
+        expected = jprune.channel_group_masks(graph, scores, multiply_adds=0.5)
+        place = lambda spec: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+        sharded = {
+            "a": jax.device_put(scores["a"], place((None, "d"))),
+            "b": jax.device_put(scores["b"], place(("d", None))),
+            "c": jax.device_put(scores["c"], place(())),
+        }
+        with jax.set_mesh(mesh):
+            masks = jax.jit(lambda s: jprune.channel_group_masks(graph, s, multiply_adds=0.5))(sharded)
+        jax.tree.map(np.testing.assert_array_equal, masks, expected)
+        if axis_type == AxisType.Explicit:
+            assert masks["a"].sharding.spec == sharded["a"].sharding.spec
+
+
+def test_masks_of_another_tree_class_fit():
+    params, graph = chain()
+    masks = jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, params), sparsity=0.5)
+    assert masks_like(params, masks).keys() == params.keys()
