@@ -58,5 +58,5 @@ def test_normalise_is_numpys():
 
 
 def test_examples_that_are_no_images_are_refused():
-    with pytest.raises(ValueError, match=r"examples of shape \(4,\) are no images"):
+    with pytest.raises(ValueError, match=r"examples of shape \(4,\) are not images"):
         augment(jax.random.key(0), jnp.zeros((3, 4)))

@@ -96,7 +96,7 @@ def test_the_recall_study_reads_images_that_differ_at_the_size_that_is_given(pic
     monkeypatch.setenv("XDG_CACHE_HOME", str(pictures.parent))
     Image.fromarray(np.full((12, 8), 50, np.uint8)).save(pictures / "train" / "dog" / "z.png")
     given = ["--dataset", f"folder:{pictures}", "--selection", "test", "--image-size", "3", "2"]
-    study = recall_distortion.parse(given)
+    study = recall_distortion.parse(given).study
     assert plan.load(study).input_shape == (3, 2, 1)
     with pytest.raises(ValueError, match=r"z\.png is 12 x 8 pixels .* give image_size, a height and a width"):
         plan.load(dataclasses.replace(study, image_size=None))
@@ -111,7 +111,7 @@ def test_a_folder_without_test_images_gives_a_quarter_of_every_class(tmp_path, p
 
 def empty_class(pictures):
     (pictures / "train" / "eel").mkdir()
-    return r"eel has no images; they end in \.png"
+    return r"eel has no images, which end in \.png"
 
 
 def surplus_class(pictures):
