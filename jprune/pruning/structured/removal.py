@@ -104,6 +104,8 @@ class SmallModel(NamedTuple):
         differentiated, transformed and called with other batch sizes.
       table: what was removed, and where the model's own code would differ from ``apply``.
       kept: by path, for every axis, which indices of the leaf are left.
+      differences: ``differences(apply)`` compares other code with ``small.apply``, operation by operation and without
+        computing anything: a rebuilt module, for example. It returns where they differ, with the line of code.
     """
 
     params: PyTree
@@ -112,6 +114,7 @@ class SmallModel(NamedTuple):
     apply: Callable[..., PyTree]
     table: RemovalTable
     kept: Mapping[str, KeptIndices]
+    differences: Callable[[Callable[..., PyTree]], tuple[str, ...]]
 
 
 def remove_channels(
@@ -335,7 +338,10 @@ def _remove(graph: Graph, params: PyTree, removed: Removed, *, state: PyTree, al
     model, kept = graph.model, _kept_ids(graph, removed)
     kept_params, kept_state = _kept_indices(graph, kept)
     smaller = model._replace(params=cut_leaves(model.params, kept_params), state=cut_leaves(model.state, kept_state))
-    differences = code_differences(lambda: model_jaxpr(smaller).jaxpr, graph.program, kept)
+
+    def differences(apply: Callable[..., PyTree]) -> tuple[str, ...]:
+        return code_differences(lambda: model_jaxpr(smaller._replace(apply=apply)).jaxpr, graph.program, kept)
+
     is_state = [bool(kept_state) and _array_shapes(tree) == _array_shapes(model.state) for tree in also]
     return SmallModel(
         params=cut_leaves(params, kept_params),
@@ -345,8 +351,9 @@ def _remove(graph: Graph, params: PyTree, removed: Removed, *, state: PyTree, al
             for place, (tree, own) in enumerate(zip(also, is_state, strict=True))
         ),
         apply=_small_apply(graph, removed, kept_params),
-        table=_table(graph, removed, kept_params, differences),
+        table=_table(graph, removed, kept_params, differences(model.apply)),
         kept=kept_params,
+        differences=differences,
     )
 
 

@@ -57,7 +57,8 @@ def channel_group_masks(
       graph: made by ``jprune.trace_model``.
       scores: tree of float arrays like the parameters, None where a leaf does not count.
       sparsity: the fraction of the channels to remove; or ``{regex: fraction}``, the fraction of each group that
-        has a member whose path matches (the first expression that matches decides; other groups stay whole).
+        has a member that matches (the first expression that matches decides; other groups stay whole). Members are
+        named as in ``print(graph)``: by path, or by path and axis, ``attention/out/kernel[0]`` for its heads.
       keep: number of channels to keep.
       parameters: the fraction of all parameters to remove.
       multiply_adds: the fraction of the multiply-adds of all matrix products and convolutions to remove, for the
@@ -68,7 +69,7 @@ def channel_group_masks(
       reduce: how the scores of the weights of a channel become one score: "mean", "sum", or "l2", the root of the
         sum of squares.
       per_group: whether every group loses about the same fraction of its channels; otherwise all channels compete.
-      groups: regular expression; only groups with a member whose path matches are pruned.
+      groups: regular expression; only groups with a member that matches are pruned.
       inexact: whether to prune groups for which removing channels is not the same as masking them, too.
       among: bool tree like the parameters; channels masked there are removed first.
 
@@ -134,7 +135,7 @@ def structured(
       min_channels: minimum number of channels that every group keeps.
       reduce: "mean", "sum" or "l2".
       per_group: whether every group loses about the same fraction.
-      groups: only groups with a member whose path matches this regular expression are pruned.
+      groups: only groups with a member that matches this regular expression are pruned.
       inexact: whether to prune groups for which removing channels is not the same as masking them, too.
 
     Returns:
@@ -505,7 +506,9 @@ def _per_group(name: str, given: PerGroup, groups: Sequence[ChannelGroup]) -> li
 
 
 def _matches(pattern: str, group: ChannelGroup) -> bool:
-    return any(re.search(pattern, member.path) for member in group.members)
+    """Whether a regular expression matches a member, as its path or as ``path[axis]``."""
+    names = [name for member in group.members for name in (member.path, f"{member.path}[{member.axis}]")]
+    return any(re.search(pattern, name) for name in names)
 
 
 def _group_scores(

@@ -137,6 +137,14 @@ def test_amounts_of_single_groups():
     assert kept_widths(jprune.channel_group_masks(graph, scores, sparsity={"^a$": 0.25})) == (6, 6)
 
 
+def test_a_group_is_named_by_path_and_axis_as_it_is_printed():
+    """Both groups have a part of b; only one has its axis 0."""
+    params, graph = chain()
+    scores = jax.tree.map(jnp.abs, params)
+    assert kept_widths(jprune.channel_group_masks(graph, scores, sparsity=0.5, groups=r"^b\[0\]$")) == (4, 6)
+    assert "b[0]" in str(graph)
+
+
 def test_a_head_is_rounded_as_the_indices_it_has():
     model = MODELS["equinox_block"]()
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

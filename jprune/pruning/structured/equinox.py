@@ -1,0 +1,81 @@
+"""Put smaller parameters back into an Equinox module."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+
+def smaller_module(model: PyTree, params: PyTree) -> PyTree:
+    """A copy of a module with smaller parameters, and the sizes of its layers set to theirs.
+
+    Set are ``in_features``, ``out_features``, ``in_channels``, ``out_channels``, ``groups``, ``num_heads`` and the like
+    of the layers of ``equinox.nn``. Sizes in the code of your own modules stay as they are: ``small.differences`` names
+    them.
+
+    Args:
+      model: the module before channels were removed; it is not changed.
+      params: smaller parameters, the arrays of the module as ``equinox.partition`` gives them.
+
+    Returns:
+      A module of the same class.
+
+    >>> import jax.numpy as jnp
+    >>> model = eqx.nn.Linear(4, 8, key=jax.random.key(0))
+    >>> arrays = eqx.tree_at(lambda m: (m.weight, m.bias), model, (jnp.ones((5, 4)), jnp.ones(5)))
+    >>> small = smaller_module(model, arrays)
+    >>> small.out_features, small(jnp.ones(4)).shape
+    (5, (5,))
+    """
+    arrays, _ = eqx.partition(params, eqx.is_array)
+    leaves = jax.tree.leaves(arrays)
+    given, treedef = jax.tree.flatten(model)
+    places = [place for place, leaf in enumerate(given) if eqx.is_array(leaf)]
+    for place, leaf in zip(places, leaves, strict=True):
+        given[place] = leaf
+    copy = jax.tree.unflatten(treedef, given)
+    for layer in _layers(copy):
+        for name, size in _sizes(layer).items():
+            object.__setattr__(layer, name, size)  # modules are frozen; this copy is not in use yet
+    return copy
+
+
+def _layers(node: Any) -> Iterator[eqx.Module]:
+    """Every module of a tree, outermost first."""
+    if isinstance(node, eqx.Module):
+        yield node
+        children: Any = vars(node).values()
+    elif isinstance(node, dict):
+        children = node.values()
+    else:
+        children = node if isinstance(node, list | tuple) else ()
+    for child in children:
+        yield from _layers(child)
+
+
+def _sizes(layer: Any) -> dict[str, Any]:
+    """The declared sizes of a layer, read off its parameters."""
+    sizes: dict[str, Any] = {}
+    match layer:
+        case eqx.nn.Linear():
+            named = dict(zip(("out_features", "in_features"), layer.weight.shape, strict=True))
+            sizes = {name: size for name, size in named.items() if getattr(layer, name) != "scalar"}
+        case eqx.nn.Conv():
+            sizes["out_channels"], per_group = layer.weight.shape[:2]
+            if layer.groups > 1:  # groups are removed whole
+                sizes["groups"] = sizes["out_channels"] // (layer.out_channels // layer.groups)
+            sizes["in_channels"] = per_group * sizes.get("groups", 1)
+        case eqx.nn.MultiheadAttention():
+            sizes["num_heads"] = layer.query_proj.weight.shape[0] // layer.qk_size
+            sizes["output_size"] = layer.output_proj.weight.shape[0]
+            for name in ("query", "key", "value"):
+                sizes[f"{name}_size"] = getattr(layer, f"{name}_proj").weight.shape[1]
+        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm() if layer.weight is not None:
+            sizes["shape"] = layer.weight.shape
+        case eqx.nn.Embedding():
+            sizes["num_embeddings"], sizes["embedding_size"] = layer.weight.shape
+        case eqx.nn.LSTMCell() | eqx.nn.GRUCell():
+            sizes["hidden_size"], sizes["input_size"] = layer.weight_hh.shape[1], layer.weight_ih.shape[1]
+    return sizes

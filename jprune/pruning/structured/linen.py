@@ -1,0 +1,76 @@
+"""Call a Flax Linen module with smaller parameters."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import PyTree
+
+
+def smaller_apply(module: nn.Module) -> Callable[..., PyTree]:
+    """The ``apply`` of a Linen module whose layers take their sizes from the parameters they are given.
+
+    Linen layers declare ``features`` and refuse parameters of other sizes. While the returned function runs,
+    ``features``, ``feature_group_count``, ``num_heads`` and the like of the layers of ``flax.linen`` follow the
+    parameters. Sizes in the code of your own modules stay as they are: ``small.differences`` names them.
+
+    Args:
+      module: the module that was pruned; it is not changed.
+
+    Returns:
+      A function called like ``module.apply``.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.zeros(5)}
+    >>> smaller_apply(nn.Dense(8))({"params": params}, jnp.ones((1, 4))).shape
+    (1, 5)
+    """
+
+    @functools.wraps(module.apply)
+    def apply(*args: Any, **kwargs: Any) -> PyTree:
+        with nn.intercept_methods(_with_sizes_of_parameters):
+            return module.apply(*args, **kwargs)
+
+    return apply
+
+
+def _with_sizes_of_parameters(
+    function: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+) -> Any:
+    # A recurrent layer asks its cell for a carry without a call that could be intercepted.
+    for layer in (context.module, getattr(context.module, "cell", None)):
+        if isinstance(layer, nn.Module) and layer.scope is not None:
+            for name, size in _sizes(layer, layer.variables.get("params", {})).items():
+                object.__setattr__(layer, name, size)  # modules are frozen; this one exists for the call only
+    return function(*args, **kwargs)
+
+
+def _sizes(layer: Any, params: Any) -> dict[str, Any]:
+    """The declared sizes of a layer, read off its parameters."""
+    sizes: dict[str, Any] = {}
+    match layer:
+        case nn.Dense() if "kernel" in params:
+            sizes["features"] = params["kernel"].shape[-1]
+        case nn.DenseGeneral() if "kernel" in params:
+            shape = params["kernel"].shape
+            declared = layer.features
+            sizes["features"] = shape[-1] if isinstance(declared, int) else shape[len(shape) - len(declared) :]
+        case nn.Conv() if "kernel" in params:
+            sizes["features"] = params["kernel"].shape[-1]
+            if layer.feature_group_count > 1:  # groups are removed whole
+                per_group = layer.features // layer.feature_group_count
+                sizes["feature_group_count"] = sizes["features"] // per_group
+        case nn.ConvTranspose() if "kernel" in params:
+            sizes["features"] = params["kernel"].shape[-2 if layer.transpose_kernel else -1]
+        case nn.Embed() if "embedding" in params:
+            sizes["num_embeddings"], sizes["features"] = params["embedding"].shape
+        case nn.MultiHeadDotProductAttention() if "query" in params:
+            _, sizes["num_heads"], size = params["query"]["kernel"].shape
+            sizes["qkv_features"] = sizes["num_heads"] * size
+            sizes["out_features"] = params["out"]["kernel"].shape[-1]
+        case nn.LSTMCell() | nn.OptimizedLSTMCell() | nn.GRUCell() | nn.SimpleCell():
+            hidden = next((params[name]["kernel"] for name in ("hi", "hn", "h") if name in params), None)
+            if hidden is not None:
+                sizes["features"] = hidden.shape[0]
+    return sizes

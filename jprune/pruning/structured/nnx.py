@@ -1,0 +1,93 @@
+"""Put smaller parameters back into a Flax NNX module."""
+
+import math
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import PyTree
+
+from jprune.trees import flatten
+
+
+def smaller_module(model: nnx.Module, params: PyTree, state: PyTree = None) -> nnx.Module:
+    """A copy of a module with smaller parameters, and the sizes of its layers set to theirs.
+
+    Set are ``in_features``, ``out_features``, ``num_features``, ``features``, ``feature_group_count``, ``num_heads``,
+    ``head_dim`` and the like of the layers of ``flax.nnx``. Sizes in the code of your own modules stay as they are:
+    ``small.differences`` names them.
+
+    Args:
+      model: the module before channels were removed; it is not changed.
+      params: smaller parameters with the paths of the module, a ``State`` or a dict.
+      state: smaller batch statistics, or None.
+
+    Returns:
+      A module of the same class.
+
+    Raises:
+      ValueError: the parameters have a leaf that the module lacks.
+
+    >>> import jax.numpy as jnp
+    >>> model = smaller_module(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)})
+    >>> model.out_features, model(jnp.ones((1, 4))).shape
+    (5, (1, 5))
+    """
+    graphdef, whole = nnx.split(model)
+    copy = nnx.merge(graphdef, whole)
+    given = {path: leaf for tree in (params, state) for path, leaf in _leaves(tree)}
+    for parts, variable in nnx.iter_graph(copy):
+        path = "/".join(map(str, parts))
+        if isinstance(variable, nnx.Variable) and path in given:
+            variable.set_value(given.pop(path))
+    if given:
+        raise ValueError(f"params has a leaf '{next(iter(given))}' that the module lacks; give those of this module")
+    for _, layer in nnx.iter_modules(copy):
+        _set_sizes(layer)
+    return copy
+
+
+def _leaves(tree: PyTree) -> list[tuple[str, jax.Array]]:
+    paths, leaves, _ = flatten(tree)
+    return [(path, leaf) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None]
+
+
+def _set_sizes(layer: Any) -> None:
+    """Set the attributes of one layer from the shapes of its parameters."""
+    match layer:
+        case nnx.Linear():
+            layer.in_features, layer.out_features = layer.kernel.shape
+        case nnx.LinearGeneral():
+            first = len(layer.kernel.shape) - len(layer.in_features) - len(layer.out_features)
+            middle = first + len(layer.in_features)
+            layer.in_features, layer.out_features = layer.kernel.shape[first:middle], layer.kernel.shape[middle:]
+        case nnx.Conv():
+            per_group, outputs = layer.kernel.shape[-2:]
+            if layer.feature_group_count > 1:  # groups are removed whole
+                layer.feature_group_count = outputs // (layer.out_features // layer.feature_group_count)
+            layer.in_features, layer.out_features = per_group * layer.feature_group_count, outputs
+            layer.kernel_shape = layer.kernel.shape
+        case nnx.ConvTranspose():
+            inputs, outputs = layer.kernel.shape[-2:]
+            layer.in_features, layer.out_features = (outputs, inputs) if layer.transpose_kernel else (inputs, outputs)
+            layer.kernel_shape = layer.kernel.shape
+        case nnx.Embed():
+            layer.num_embeddings, layer.features = layer.embedding.shape
+        case nnx.BatchNorm() | nnx.LayerNorm() | nnx.RMSNorm():
+            known = [p for p in (getattr(layer, name, None) for name in ("scale", "bias", "mean")) if p is not None]
+            if known:
+                layer.num_features = math.prod(known[0].shape)
+        case nnx.MultiHeadAttention():
+            inputs, layer.num_heads, layer.head_dim = layer.query.kernel.shape
+            layer.in_features, layer.qkv_features = inputs, layer.num_heads * layer.head_dim
+            layer.out_features = layer.out.kernel.shape[-1]
+        case nnx.LSTMCell() | nnx.OptimizedLSTMCell() | nnx.GRUCell() | nnx.SimpleCell():
+            _set_cell_sizes(layer)
+
+
+def _set_cell_sizes(cell: Any) -> None:
+    """Recurrent cells: the first kernel that has a bias of its own reads the hidden state."""
+    kernels = {name: getattr(cell, name).kernel.shape for name in vars(cell) if hasattr(getattr(cell, name), "kernel")}
+    hidden = next(shape for name, shape in kernels.items() if name in ("hi", "hg", "dense_h"))
+    inputs = next(shape for name, shape in kernels.items() if name in ("ii", "ig", "dense_i"))
+    cell.in_features, cell.hidden_features = inputs[0], hidden[0]
