@@ -208,9 +208,9 @@ def test_a_split_is_evaluated_whole_when_its_last_slice_overlaps(epoch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": (1, 2), "learning_rates": (0.1,)}, "must be of one length"),
+        ({"epochs": (1, 2), "learning_rates": (0.1,)}, "must have the same length"),
         ({"epochs": (1,), "learning_rates": (0.1,), "batch": 0}, "batch=0 must be at least 1"),
-        ({"epochs": (-1,), "learning_rates": (0.1,)}, r"none of epochs=\(-1,\) negative"),
+        ({"epochs": (-1,), "learning_rates": (0.1,)}, r"every entry of epochs=\(-1,\) at least 0"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_is_refused(arguments, message):
