@@ -16,7 +16,7 @@ from jprune.pruning.selection.layers import describe, is_mask
 from jprune.pruning.selection.unstructured import apply_masks
 from jprune.pruning.structured.budgets import cost_of
 from jprune.pruning.structured.comparison import code_differences
-from jprune.pruning.structured.cutting import KeptIndices, cut_along, cut_leaves
+from jprune.pruning.structured.cutting import KeptIndices, cut_along, cut_leaves, take
 from jprune.pruning.structured.program import Kept, run
 from jprune.pruning.structured.selection import check_leaves
 from jprune.trees import flatten, is_float, match
@@ -469,7 +469,10 @@ def _compare(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, che
 
 
 def _difference(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, check: PyTree) -> tuple[float, float]:
-    """The largest difference of an output, and how large it may be from rounding alone."""
+    """The largest difference of an output, and how large it may be from rounding alone.
+
+    A new state among the outputs is compared at the channels that are kept.
+    """
     inputs = check if isinstance(check, tuple) else (check,)
     if state is None and graph.model.state is not None:
         raise ValueError("check needs the state of the model, such as its batch statistics: give state=")
@@ -477,7 +480,9 @@ def _difference(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, 
     with jax.default_matmul_precision("highest"):
         before = jax.tree.leaves(jax.jit(graph.model.__call__)(masked, inputs, state))
         after = jax.tree.leaves(jax.jit(small.apply)(small.params, *inputs, **kept_state))
-    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(before, after, strict=True) if is_float(a)]
+    kept = _same_channels(graph, small.kept)
+    left = [take(a, tuple(kept[ids] for ids in v.ids)) for a, v in zip(before, graph.program.outputs, strict=True)]
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(left, after, strict=True) if is_float(a)]
     difference = max((float(np.max(np.abs(_wide(a) - _wide(b)), initial=0.0)) for a, b in pairs), default=0.0)
     largest = max((float(np.max(np.abs(_wide(a)), initial=0.0)) for a, _ in pairs), default=0.0)
     finfo: Callable[..., Any] = jnp.finfo

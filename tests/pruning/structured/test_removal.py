@@ -204,6 +204,24 @@ def test_batch_statistics_are_cut_with_their_channels():
     np.testing.assert_array_equal(small.also[0]["a"]["var"], model.state["a"]["var"][kept])
 
 
+def test_a_new_state_among_the_outputs_is_checked_at_the_channels_that_are_left():
+    """Batch normalization in training returns its statistics, which have lost the same channels."""
+    params = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32), "b": jnp.ones((6, 2))}
+    state = {"mean": jnp.arange(6.0)}
+
+    def apply(p, x, *, state):
+        y = x @ p["a"]
+        mean = jnp.mean(y, axis=0)
+        return jnp.tanh(y - jnp.broadcast_to(mean, y.shape)) @ p["b"], {"mean": 0.9 * state["mean"] + 0.1 * mean}
+
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(5, 4)), jnp.float32)
+    graph = trace_model(apply, params, x, state=state)
+    masks = jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, params), sparsity=0.5)
+    small = jprune.remove_channels(graph, params, masks, state=state, check=x[:3])
+    _, new = small.apply(small.params, x, state=small.state)
+    assert new["mean"].shape == small.state["mean"].shape == (3,)
+
+
 def test_the_difference_of_groups_that_are_not_exact_is_measured():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         model = MODELS["vit"]()
