@@ -1,6 +1,6 @@
 """The reproduction page, rebuilt in seconds from the tables in ``experiments/results/``.
 
-``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and the figures beside it.
+``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and its figures.
 ``python -m experiments.reproduction keep FOLDER NAME`` first adds what a study in FOLDER found to those
 tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet,
 cifar10-resnet20; moons, moons-seeds, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart.
@@ -43,7 +43,7 @@ _RECALLS = {
     "cifar10-resnet20": ("", "CIFAR-10, ResNet-20, one network of one epoch: only the path"),
 }
 _GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid", "mnist-grid-50", "prune-and-jumpstart")
-_MAPS = """![Heat maps of training accuracy by width and depth, ours beside the published ones, a row a method](
+_MAPS = """![Heat maps of training accuracy by width and depth, ours and the published ones, a row a method](
 images/reproduction-moons-train.png)
 
 ![The same of validation accuracy](images/reproduction-moons-val.png)
@@ -130,12 +130,12 @@ def report() -> None:
         *hypotheses.of_recalls(known, boxes),
     ]
     blocks = {"verdicts": _verdicts(found)}
-    told = [_recall(name, study) for name, study in studies.items() if study.complete(["magnitude"])]
-    blocks["recall"] = "\n".join([_BOXES, *told] if told else [])
+    parts = [_recall(name, study) for name, study in studies.items() if study.complete(["magnitude"])]
+    blocks["recall"] = "\n".join([_BOXES, *parts] if parts else [])
     blocks["jumpstart"] = "\n".join(_grid(name, cells) for name, cells in grids.items())
     blocks["made"] = _made([*studies, *grids])
     pictures = {}
-    if told:
+    if parts:
         pictures["reproduction-alpha"] = alpha_figure(studies)
         pictures["reproduction-references"] = references_figure(known)
     if "moons" in grids:
@@ -170,7 +170,7 @@ def filled(page: str, blocks: dict[str, str]) -> str:
 
 
 def alpha_figure(studies: dict[str, Recalls]) -> Figure:
-    """Box plots of alpha over networks at each ratio, and beside them the published ones of magnitude pruning."""
+    """Box plots of alpha over networks at each ratio, with the published ones of magnitude pruning."""
     shown = {name: study for name, study in studies.items() if _RECALLS[name][0] and study.complete(["magnitude"])}
     theirs = pd.read_csv(PUBLISHED / "recall_alpha_boxplots.csv")
     figure = Figure(figsize=(5.6 * max(1, len(shown)), 3.8), layout="constrained")
@@ -199,8 +199,7 @@ def references_figure(studies: dict[str, Recalls]) -> Figure:
     figure = Figure(figsize=(3.7 * len(shown), 3.4), layout="constrained")
     for axes, (name, study) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         replicates = study.complete(["magnitude"])
-        dense = references.balances(study.correct(ledger.DENSE, 1.0, replicates), study.support)
-        null = references.seed_null(dense)
+        null = references.seed_null(study.correct(ledger.DENSE, 1.0, replicates), study.support)
         ratios = [ratio for ratio in study.ratios("magnitude") if ratio <= 20]
         alphas = study.audit(["magnitude"], replicates).alphas.set_index(["ratio", "model"])["alpha"]
         means = [t_interval(alphas[ratio]) for ratio in ratios]
@@ -315,7 +314,7 @@ def _recall(name: str, study: Recalls) -> str:
     networks = f"{len(dense)} network{'s' if len(dense) > 1 else ''}"
     null = ""
     if len(dense) >= 3:
-        estimate = references.seed_null(references.balances(correct, study.support))
+        estimate = references.seed_null(correct, study.support)
         null = f" Seed null {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}], 99 % interval."
     return f"### {title}\n\nDense accuracy {dense.mean():.4f}{spread}, {networks}.{null}\n\n{_table(header, rows)}"
 
@@ -382,8 +381,8 @@ def _interval(alphas: pd.Series) -> str:
 def _grid(name: str, cells: pd.DataFrame) -> str:
     """The tables of a jumpstart study."""
     if name == "prune-and-jumpstart":
-        told = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in reporting.pruning(cells)]
-        return f"### {name}\n\n" + "\n".join(told)
+        parts = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in reporting.pruning(cells)]
+        return f"### {name}\n\n" + "\n".join(parts)
     tables = list(reporting.contest(cells.assign(label=cells["method"]))) if name == "uci" else []
     for dataset, mine in cells.groupby("dataset", sort=False):
         labelled = reporting.label(mine)
@@ -393,8 +392,8 @@ def _grid(name: str, cells: pd.DataFrame) -> str:
         tables += [reporting.activity(dataset, labelled)]
         if theirs is not None:
             tables += [each for each in reporting.beside(dataset, labelled, theirs) if "published" in each.title]
-    told = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in tables]
-    return f"### {name}\n\n{_MAPS if name == 'moons' else ''}" + "\n".join(told)
+    parts = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in tables]
+    return f"### {name}\n\n{_MAPS if name == 'moons' else ''}" + "\n".join(parts)
 
 
 def _verdicts(found: Iterable[Verdict]) -> str:

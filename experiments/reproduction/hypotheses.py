@@ -80,11 +80,9 @@ def of_recalls(studies: Mapping[str, Recalls], published: pd.DataFrame) -> list[
     ]
 
 
-def _alphas(
-    study: Recalls | None, scores: Sequence[str], ratios: Sequence[float] | None = _PRUNED
-) -> pd.DataFrame | None:
+def _alphas(study: Recalls | None, scores: Sequence[str]) -> pd.DataFrame | None:
     """Alpha by model (rows) and (score, ratio); None where fewer than two networks have every ratio."""
-    if study is None or not all(set(ratios or ()) <= set(study.ratios(score)) for score in scores):
+    if study is None or not all(set(_PRUNED) <= set(study.ratios(score)) for score in scores):
         return None
     replicates = study.complete(scores)
     if len(replicates) < 2:
@@ -285,13 +283,12 @@ def _published_counts(studies: Mapping[str, Recalls]) -> Verdict:
     found, verdicts = [], []
     for name, words in PUBLISHED_COUNTS.items():
         study = studies.get(name)
-        if study is None or not study.ratios("magnitude"):
+        if study is None or _PRUNED[-1] not in study.ratios("magnitude"):
             continue
-        ratio = max(study.ratios("magnitude"))
         replicates = study.complete(["magnitude"])
         if len(replicates) < 2:
             continue
-        collapsed = int(study.collapsed("magnitude", ratio, replicates).sum())
+        collapsed = int(study.collapsed("magnitude", _PRUNED[-1], replicates).sum())
         low, high = wilson(collapsed, len(replicates))
         found.append(f"{words}: {collapsed} of {len(replicates)} [{low:.2f}, {high:.2f}]")
         verdicts.append("no" if high < 0.15 else "yes" if low > 0.15 else "open")
@@ -302,22 +299,21 @@ def _published_counts(studies: Mapping[str, Recalls]) -> Verdict:
 
 def _quartiles(studies: Mapping[str, Recalls], published: pd.DataFrame) -> Verdict:
     question = "Which setting, the paper's or the script's, matches the published quartiles of alpha?"
-    found, counts = [], {}
+    found = []
     for name, words in PUBLISHED_COUNTS.items():
         study = studies.get(name)
-        alphas = _alphas(study, ["magnitude"], None)
+        alphas = _alphas(study, ["magnitude"])
         if study is None or alphas is None:
             continue
         dataset = "fashion_mnist" if name.startswith("fashion") else "mnist"
         rows = published[(published["dataset"] == dataset) & (published["score"] == "magnitude")].set_index("ratio")
         matches = []
-        for nominal, ratio in zip(_PRUNED, study.ratios("magnitude"), strict=True):
-            values, row = alphas["magnitude", ratio], rows.loc[nominal]
+        for nominal in _PRUNED:
+            values, row = alphas["magnitude", nominal], rows.loc[nominal]
             below = int((values < row["median"]).sum())
             p = min(1.0, len(_PRUNED) * float(stats.binomtest(below, len(values)).pvalue))
             if row["q1"] <= values.median() <= row["q3"] and p >= _P:
                 matches.append(f"{nominal:g}")
-        counts[name] = len(matches)
         found.append(f"{words}: {len(matches)} of 5 (t = {', '.join(matches) or 'none'}; {len(alphas)} networks)")
     if not found:
         return _not_run("R11", question)
@@ -334,12 +330,12 @@ def _seed_null(studies: Mapping[str, Recalls]) -> Verdict:
         replicates = study.complete(["magnitude"])
         if len(replicates) < 3:
             continue
-        dense = references.balances(study.correct(DENSE, 1.0, replicates), study.support)
-        null = references.seed_null(dense)
+        dense = study.correct(DENSE, 1.0, replicates)
+        null = references.seed_null(dense, study.support)
         parts, answers = [], set()
         for ratio in (2.0, 4.0):
-            pruned = references.balances(study.correct("magnitude", ratio, replicates), study.support)
-            change = references.above_seed_null(dense, pruned)
+            pruned = study.correct("magnitude", ratio, replicates)
+            change = references.above_seed_null(dense, pruned, study.support)
             parts.append(f"t = {ratio:g}: {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]")
             within = max(abs(change.low), abs(change.high)) <= 0.05
             answers.add("lower" if change.high < 0 else "no larger than .05" if within else "open")

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from jprune.recall import normalized_balance
+from jprune.recall.inference import corrected
 
 
 class Estimate(NamedTuple):
@@ -39,39 +40,46 @@ def balances(
     return normalized_balance(correct / support, accuracy)
 
 
-def seed_null(dense: Float[np.ndarray, "networks classes"], confidence: float = 0.99) -> Estimate:
+def seed_null(
+    correct: Int[np.ndarray, "networks classes"], support: Int[np.ndarray, " classes"], confidence: float = 0.99
+) -> Estimate:
     """Mean slope of one dense network's balances on another's, over ordered pairs.
 
     Args:
-      dense: normalized recall balances of dense networks that differ in their seed; at least 3.
+      correct: right test examples of every class, of dense networks that differ in their seed; at least 3.
+      support: test examples of every class.
       confidence: of the interval, from a delete-one-network jackknife.
 
-    Returns:
-      The mean over ordered pairs, and its interval.
-
-    >>> same = np.array([[0.1, -0.1], [0.1, -0.1], [0.1, -0.1]])
-    >>> round(float(seed_null(same).value), 6)
+    >>> round(seed_null(np.array([[9, 7], [9, 7], [9, 7]]), np.array([10, 10])).value, 6)
     1.0
     """
-    return _jackknife(_pair_mean(dense), np.array([_pair_mean(rest) for rest in _deleted(dense)]), confidence)
+    return Estimate(*corrected.seed_null(correct / support, correct.sum(1) / support.sum(), confidence))
 
 
 def above_seed_null(
-    dense: Float[np.ndarray, "networks classes"],
-    pruned: Float[np.ndarray, "networks classes"],
+    dense: Int[np.ndarray, "networks classes"],
+    pruned: Int[np.ndarray, "networks classes"],
+    support: Int[np.ndarray, " classes"],
     confidence: float = 0.99,
 ) -> Estimate:
-    """Mean alpha of pruned networks minus the seed null, jackknifed over networks.
+    """Mean alpha of pruned networks minus the seed null, with a delete-one-network jackknife.
 
     Args:
-      dense: normalized recall balances of dense networks.
+      dense: right test examples of every class, of dense networks.
       pruned: those of the same networks after pruning, in the same order.
+      support: test examples of every class.
       confidence: of the interval.
     """
-    alphas = (dense * pruned).sum(1) / (dense**2).sum(1)
-    each = np.array([_pair_mean(rest) for rest in _deleted(dense)])
-    rest = (alphas.sum() - alphas) / (len(alphas) - 1)
-    return _jackknife(alphas.mean() - _pair_mean(dense), rest - each, confidence)
+    x, y = balances(dense, support), balances(pruned, support)
+    alphas = (x * y).sum(1) / (x**2).sum(1)
+    networks = len(alphas)
+    whole = alphas.mean() - seed_null(dense, support).value
+    parts = np.array(
+        [np.delete(alphas, i).mean() - seed_null(np.delete(dense, i, axis=0), support).value for i in range(networks)]
+    )
+    error = np.sqrt((networks - 1) / networks * ((parts - parts.mean()) ** 2).sum())
+    margin = stats.t.ppf((1 + confidence) / 2, networks - 1) * error
+    return Estimate(float(whole), float(whole - margin), float(whole + margin))
 
 
 def profile_slope(dense: Float[np.ndarray, "networks classes"], pruned: Float[np.ndarray, "networks classes"]) -> float:
@@ -83,21 +91,3 @@ def profile_slope(dense: Float[np.ndarray, "networks classes"], pruned: Float[np
     """
     x, y = dense.mean(0), pruned.mean(0)
     return float(x @ y / (x @ x))
-
-
-def _pair_mean(dense: np.ndarray) -> float:
-    products = dense @ dense.T
-    slopes = products / np.diag(products)[:, None]
-    networks = len(dense)
-    return float((slopes.sum() - networks) / (networks * (networks - 1)))
-
-
-def _deleted(rows: np.ndarray) -> list[np.ndarray]:
-    return [np.delete(rows, i, axis=0) for i in range(len(rows))]
-
-
-def _jackknife(whole: float, parts: np.ndarray, confidence: float) -> Estimate:
-    networks = len(parts)
-    error = np.sqrt((networks - 1) / networks * ((parts - parts.mean()) ** 2).sum())
-    margin = stats.t.ppf((1 + confidence) / 2, networks - 1) * error
-    return Estimate(whole, whole - margin, whole + margin)

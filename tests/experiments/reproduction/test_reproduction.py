@@ -222,24 +222,25 @@ def test_published_counts_are_judged_by_wilson_and_by_quartiles():
 
 
 def test_the_seed_null_is_the_mean_slope_between_dense_networks():
-    dense = np.random.default_rng(0).normal(size=(5, 4))
+    support = np.full(4, 1000)
+    correct = np.random.default_rng(0).integers(500, 900, size=(5, 4))
+    dense = references.balances(correct, support)
     slopes = [
         np.linalg.lstsq(dense[i][:, None], dense[j], rcond=None)[0][0] for i in range(5) for j in range(5) if i != j
     ]
-    assert references.seed_null(dense).value == pytest.approx(np.mean(slopes), rel=1e-12)
-    change = references.above_seed_null(dense, 1.5 * dense)
-    assert change.value == pytest.approx(1.5 - np.mean(slopes), rel=1e-12)
+    assert references.seed_null(correct, support).value == pytest.approx(np.mean(slopes), rel=1e-12)
+    change = references.above_seed_null(correct, correct, support)
+    assert change.value == pytest.approx(1 - np.mean(slopes), rel=1e-12)
 
 
 def test_the_published_networks_have_the_published_seed_null_and_slopes():
     study = ledger.published_counts(reproduction.PUBLISHED / "recall_cifar10_resnet56_counts.csv")
     replicates = study.complete(["magnitude"])
-    dense = references.balances(study.correct("dense", 1.0, replicates), study.support)
-    null = references.seed_null(dense)
+    dense = study.correct("dense", 1.0, replicates)
+    null = references.seed_null(dense, study.support)
     np.testing.assert_allclose(null, (0.994, 0.986, 1.003), atol=6e-4)
     for ratio, mean in zip(RATIOS, (0.933, 0.959, 1.065, 1.247, 1.802), strict=True):
-        pruned = references.balances(study.correct("magnitude", ratio, replicates), study.support)
-        change = references.above_seed_null(dense, pruned)
+        change = references.above_seed_null(dense, study.correct("magnitude", ratio, replicates), study.support)
         assert change.value + null.value == pytest.approx(mean, abs=6e-4)
 
 
