@@ -296,7 +296,7 @@ def _by_score(given: Sequence[str]) -> dict[str, dict[float, list[str]]]:
         try:
             number = float(ratio)
         except ValueError as error:
-            raise InputError(f"--pruned {text}: the ratio {ratio!r} is no number") from error
+            raise InputError(f"--pruned {text}: the ratio {ratio!r} is not a number") from error
         found.setdefault(score if colon else None, {}).setdefault(number, []).append(file)
     if None in found and len(found) > 1:
         raise InputError("--pruned: name a score for every file (SCORE:RATIO=FILE) or for none (RATIO=FILE)")

@@ -186,7 +186,9 @@ def _checked(group: ChannelMembers, arrays: Mapping[str, Array]) -> ChannelMembe
     sizes = {}
     for path, axis in group:
         if path not in arrays:
-            raise ValueError(f"groups names '{path}', which is no float leaf; there are {', '.join(map(repr, arrays))}")
+            raise ValueError(
+                f"groups names '{path}', which is not a float leaf; there are {', '.join(map(repr, arrays))}"
+            )
         shape = arrays[path].shape
         if not -len(shape) <= axis < len(shape):
             raise ValueError(f"groups has axis {axis} of '{path}', which has shape {shape}")

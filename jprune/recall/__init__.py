@@ -1,4 +1,4 @@
-"""The recall wing: what pruning did to each class, and how sure that is.
+"""Per-class recall of compressed models: measures, statistics and the audit report.
 
 Confusion counts come from ``counts``; rates per class from them (``recall``, ``accuracy``, ...);
 ``intensification`` and its neighbours compare pruned with dense models; ``t_interval`` and the tests

@@ -183,7 +183,7 @@ KERNEL = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
         ),
         (
             lambda: proximal.group_soft_threshold(1.0, groups=[[("kernel", -1), ("norm", 0)]]).init(KERNEL),
-            "groups names 'norm', which is no float leaf",
+            "groups names 'norm', which is not a float leaf",
         ),
         (
             lambda: proximal.group_soft_threshold(1.0, groups=[[("kernel", 0), ("bias", 0)]]).init(KERNEL),

@@ -75,7 +75,7 @@ def bootstrap_models(values: Numbers, *, rng: Rng, resamples: int = 10_000, leve
       values: one number per model on the last axis, (..., models); NaN is left out and counted. All
         rows are resampled alike, so that ratios stay paired.
       rng: generator, seed sequence or integer seed.
-      resamples: how often the models are drawn anew.
+      resamples: number of bootstrap resamples.
       level: confidence of each interval, strictly between 0 and 1.
 
     Raises:
@@ -110,11 +110,11 @@ def bootstrap_examples(
       pruned_predictions: of the same models pruned, (..., models, examples).
       num_classes: how many classes there are.
       rng: generator, seed sequence or integer seed.
-      resamples: how often the test set is drawn anew.
+      resamples: number of bootstrap resamples.
       level: confidence of each interval, strictly between 0 and 1.
 
     Raises:
-      ValueError: a label or prediction is no class, shapes that do not belong together, or
+      ValueError: a label or prediction is not a class, shapes that do not belong together, or
         ``level`` or ``resamples`` out of range.
 
     >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1] * 20)

@@ -86,7 +86,7 @@ def mixed_model(frame: pd.DataFrame, *, level: float = 0.99, reference: str | No
     Raises:
       ImportError: statsmodels is not installed.
       ValueError: a column is missing, a ratio or alpha is infinite, a score or model is missing, or
-        ``reference`` is no score of the frame.
+        ``reference`` is not a score of the frame.
 
     >>> rng = np.random.default_rng(0)
     >>> model, ratio = np.repeat(np.arange(20), 3), np.tile([2.0, 4.0, 10.0], 20)

@@ -132,7 +132,7 @@ def recalls_and_accuracy(
     """Check rates per class (..., classes) and the accuracies (...) that belong to them.
 
     Raises:
-      ValueError: an entry is outside [0, 1], an accuracy is NaN, there is no class axis, or the
+      ValueError: an entry is outside [0, 1], an accuracy is NaN, there is not a class axis, or the
         shapes do not belong together.
 
     >>> recalls_and_accuracy([0.9, 0.7], 0.8)

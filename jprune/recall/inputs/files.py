@@ -185,9 +185,9 @@ def _opened(path: Path) -> Iterator[Any]:
         try:
             archive = np.load(file, allow_pickle=False)
         except Exception as error:  # whatever a decoder stumbles over, the file is what is broken
-            raise InputError(f"{path} is no readable .npz: {_reason(error)}") from error
+            raise InputError(f"{path} is not a readable .npz: {_reason(error)}") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"{path} is no .npz: it holds a single array without a name; call it .npy")
+            raise InputError(f"{path} is not an .npz: it holds a single array without a name; call it .npy")
         yield archive
 
 
@@ -196,7 +196,7 @@ def _read_numpy(path: Path, name: str | None, pick: Sequence[str] = (), without:
         try:
             return np.lib.format.open_memmap(path, mode="r")
         except Exception as error:  # as above
-            raise InputError(f"{path} is no readable .npy: {_reason(error)}") from error
+            raise InputError(f"{path} is not a readable .npy: {_reason(error)}") from error
     with _opened(path) as archive:
         names = [each for each in archive.files if each != without]
         usual = [each for each in names if each.lower() in pick]
@@ -282,7 +282,7 @@ def _read_table(
     except ImportError as error:
         raise InputError(f"{path}: parquet needs pyarrow: pip install 'jprune[report]'") from error
     except Exception as error:  # as above
-        raise InputError(f"{path} is no readable {_kind(path)}: {_reason(error)}") from error
+        raise InputError(f"{path} is not a readable {_kind(path)}: {_reason(error)}") from error
     if table.empty:
         raise InputError(f"{path} holds no example")
     table, ids = _without_ids(table, path, id_column)
@@ -355,7 +355,7 @@ def _json_lines(path: Path) -> tuple[list[Any], tuple[str, ...]]:
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise InputError(f"{path} is no readable .jsonl: line {number + 1}: {_reason(error)}") from error
+            raise InputError(f"{path} is not a readable .jsonl: line {number + 1}: {_reason(error)}") from error
     if not rows:
         raise InputError(f"{path} holds no example")
     return rows, notes
@@ -374,12 +374,12 @@ def _encoding(content: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
         content.decode("utf-16")
         return "utf-16", (f"{path} was read as UTF-16",)
     if b"\0" in content:
-        raise InputError(f"{path} holds NUL bytes: it is no text, or UTF-16 without a mark; save it as UTF-8")
+        raise InputError(f"{path} holds NUL bytes: it is not text, or UTF-16 without a mark; save it as UTF-8")
     try:
         content.decode("utf-8-sig")
     except UnicodeDecodeError:
         if not any(part.isalpha() for part in content.decode("latin-1")):
-            raise InputError(f"{path} is no text in UTF-8, UTF-16 or Latin-1") from None
+            raise InputError(f"{path} is not text in UTF-8, UTF-16 or Latin-1") from None
         return "latin-1", (f"{path} is not UTF-8 and was read as Latin-1: check the letters with accents",)
     return "utf-8-sig", ()
 
@@ -387,7 +387,7 @@ def _encoding(content: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
 def _read_csv(
     path: Path, class_names: Sequence[str] | None, examples: int | None
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Read a delimited table; its first row is a header where a cell is no number and no class name.
+    """Read a delimited table; its first row is a header where a cell is neither a number nor a class name.
 
     A first row 0, 1, 2, ... may be a header of column numbers: it is one where there is a row too many. A header
     with one name fewer than the rows have cells is R's: the first column has the names of the rows.
@@ -397,7 +397,7 @@ def _read_csv(
     if text[:1] in "\r\n" and text:
         raise InputError(f"{path} begins with a blank line; wanted a header or the first example")
     if not text:
-        raise InputError(f"{path} is no readable {path.suffix.lower()}: it is empty")
+        raise InputError(f"{path} is not a readable {path.suffix.lower()}: it is empty")
     delimiter = _delimiter(text, path)
     space = delimiter == " "
     sample = _sample(text, delimiter)
@@ -436,7 +436,7 @@ def _read_csv(
             )
         except pd.errors.ParserWarning as error:
             raise InputError(
-                f"{path} is no readable {path.suffix.lower()}: a row has more cells than the header has "
+                f"{path} is not a readable {path.suffix.lower()}: a row has more cells than the header has "
                 f"names ({len(first)})"
             ) from error
     blank = (table.isna() | (table == "")).all(axis=1).to_numpy() if table.shape[1] else np.zeros(0, bool)
@@ -456,7 +456,7 @@ def _read_csv(
     if row_names and table[""].duplicated().any():
         raise InputError(
             f"{path} has {len(first)} names in its header and {len(first) + 1} cells in its rows, and the "
-            f"first column is no list of row names"
+            f"first column is not a list of row names"
         )
     return table, notes
 

@@ -89,7 +89,7 @@ def predictions(given: Raw | Any, name: str, examples: int, threshold: float | N
       threshold: probability from which a single sigmoid output means class 1; None where there is none.
 
     Raises:
-      InputError: a shape that does not fit, a NaN logit, an entry that is no class, or numbers that may be either
+      InputError: a shape that does not fit, a NaN logit, an entry that is not a class, or numbers that may be either
         classes or logits.
 
     >>> predictions([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], "dense", 3).predicted
@@ -284,7 +284,7 @@ def names_of_classes(class_names: Sequence[str] | None, classes: int) -> tuple[s
     """Give every class a name: those given, or its index.
 
     Raises:
-      InputError: a name is no text, or two are equal.
+      InputError: a name is not text, or two are equal.
 
     >>> names_of_classes(None, 3)
     ('0', '1', '2')
@@ -309,7 +309,7 @@ def by_score(pruned: Any, name: str = "pruned") -> dict[str, dict[float, tuple[s
     Models pruned by a score without a name are under ``"pruned"``.
 
     Raises:
-      InputError: no mapping, nothing in it, scores and ratios mixed, or a ratio that is no finite
+      InputError: no mapping, nothing in it, scores and ratios mixed, or a ratio that is not a finite
         number from 1 up.
 
     >>> by_score({10: "b", 2.0: "a"})

@@ -170,7 +170,7 @@ def _column_of_dataset(dataset: Any, name: str) -> Any:
 
 
 def _batches(value: Any, name: str) -> np.ndarray | None:
-    """Batches of one model joined to one array; None where the value is no list of batches.
+    """Batches of one model joined to one array; None where the value is not a list of batches.
 
     Arrays of one length are models, as they always were; batches differ in length, at least the last.
     """

@@ -37,7 +37,7 @@ def counts(labels: Numbers, predictions: Numbers, num_classes: int) -> Int[Array
       the columns.
 
     Raises:
-      ValueError: a label or prediction is no class, a logit is NaN, a dtype is neither integer nor
+      ValueError: a label or prediction is not a class, a logit is NaN, a dtype is neither integer nor
         (for predictions) float, or shapes do not match; the message has the index and the value.
 
     >>> counts([0, 0, 1], [[0, 1, 1], [0, 0, 0]], 2)
@@ -91,7 +91,7 @@ def recall(counts: Numbers) -> Float[np.ndarray, "*models classes"]:
       float64 (*models, classes).
 
     Raises:
-      ValueError: ``counts`` is no stack of square count matrices, or holds no example.
+      ValueError: ``counts`` is not a stack of square count matrices, or holds no example.
 
     >>> recall([[3, 1], [0, 2]])
     array([0.75, 1.  ])
@@ -214,7 +214,7 @@ def _refuse_floats(name: str, array: Any, num_classes: int) -> None:
 
 
 def _refuse(name: str, array: Any, num_classes: int) -> None:
-    """Raise for the first entry that is no class, or NaN among logits; a tracer has no values to check."""
+    """Raise for the first entry that is not a class, or NaN among logits; a tracer has no values to check."""
     if isinstance(array, jax.core.Tracer) or array.size == 0:
         return
     xp = jnp if isinstance(array, jax.Array) else np

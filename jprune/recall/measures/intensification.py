@@ -1,4 +1,4 @@
-"""Recall balance, intensification ratios and the controls that belong beside them.
+"""Recall balance, intensification ratios and their controls.
 
 Notation of Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning
 Algorithm", NeurIPS 2022 (arXiv 2206.02976), with subscript 1 for the dense model, t for the one

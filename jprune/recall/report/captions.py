@@ -77,17 +77,17 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
 
 
 def _by_score(audit: AuditTables, tell: Callable[[Any], str]) -> str:
-    """Tell every row of the summary, score by score."""
-    told = []
+    """Describe every row of the summary, score by score."""
+    sentences = []
     for score in audit.scores:
         rows = audit.summary[audit.summary["score"] == score]
-        told.append(f"{score}: {', '.join(tell(row) for _, row in rows.iterrows())}.")
-    return " ".join(told)
+        sentences.append(f"{score}: {', '.join(tell(row) for _, row in rows.iterrows())}.")
+    return " ".join(sentences)
 
 
 def _losses(audit: AuditTables) -> str:
     """Which three classes lost most at the highest ratio of each score."""
-    told = []
+    sentences = []
     for score in audit.scores:
         rows = audit.classes[(audit.classes["score"] == score) & (audit.classes["support"] > 0)]
         last = rows[rows["ratio"] == rows["ratio"].max()].sort_values("change", kind="stable").head(3)
@@ -95,18 +95,18 @@ def _losses(audit: AuditTables) -> str:
             f"{row['class']} from {100 * row['recall_dense']:.1f} to {100 * row['recall']:.1f} %"
             for _, row in last.iterrows()
         )
-        told.append(f"{score}, largest losses: {', '.join(lost)}.")
-    return " ".join(told)
+        sentences.append(f"{score}, largest losses: {', '.join(lost)}.")
+    return " ".join(sentences)
 
 
 def _medians(audit: AuditTables) -> str:
     medians = audit.alphas.groupby(["score", "ratio"], sort=False)["alpha"].median().reset_index()
-    told = []
+    sentences = []
     for score in audit.scores:
         rows = medians[medians["score"] == score]
         listed = ", ".join(f"{number(row['alpha'])} at {_ratio(row)}" for _, row in rows.iterrows())
-        told.append(f"{score}, medians: {listed}.")
-    return " ".join(told)
+        sentences.append(f"{score}, medians: {listed}.")
+    return " ".join(sentences)
 
 
 def _ends(row: Any) -> str:

@@ -114,8 +114,8 @@ def recall_by_class(audit: AuditTables) -> "Figure":
 def accuracy_tradeoff(audit: AuditTables) -> "Figure":
     """Mean alpha against mean accuracy, one line per score, the points in order of the ratio.
 
-    A ratio is told above or below its interval, and left out where another is told already; of more
-    than three scores only the highest is told.
+    A ratio is written above or below its interval, and omitted where it would overlap another; with more than three
+    scores only the highest ratio of each is written.
     """
     figure, axes = panels.panel()
     drawn = [
@@ -126,10 +126,10 @@ def accuracy_tradeoff(audit: AuditTables) -> "Figure":
     axes.margins(x=0.12, y=0.12)  # room for the ratios at the outermost points
     low, high = axes.get_xlim()
     axes.set_xlim(min(high, 100.0), max(low, 0.0))
-    told = audit.summary
+    labelled = audit.summary
     if len(audit.scores) > panels.MOST_INSIDE:
-        told = told.loc[told.groupby("score", sort=False)["ratio"].idxmax()]
-    _tell_ratios(axes, told)
+        labelled = labelled.loc[labelled.groupby("score", sort=False)["ratio"].idxmax()]
+    _tell_ratios(axes, labelled)
     axes.set_xlabel("accuracy (%), falling", color=INK)
     axes.set_ylabel("alpha, mean over models", color=INK)
     panels.legend(axes, drawn, audit.scores)

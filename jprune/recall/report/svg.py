@@ -28,7 +28,7 @@ def inline_svg(figure: "Figure", name: str, alternative: str) -> str:
     """Draw a figure as an ``<svg>`` element for an HTML page.
 
     Text stays text, so that it can be read aloud, searched and selected; every name in it is escaped
-    as XML. The house colours become the page's CSS variables. Ids carry ``name``, so that several
+    as XML. The figure colors become the page's CSS variables. Ids carry ``name``, so that several
     figures share a page. The same figure gives the same text.
 
     Args:

@@ -35,14 +35,14 @@ def of_copies(stack: Predictions) -> list[str]:
     """Say which models of a stack made the same predictions: copies pass for independent replicates.
 
     >>> of_copies(Predictions("dense", np.array([[0, 1], [1, 1], [0, 1]]), None))
-    ['dense: models 0 and 2 made identical predictions; copies of one model are no replicates']
+    ['dense: models 0 and 2 made identical predictions; copies of one model are not replicates']
     """
     first: dict[bytes, int] = {}
     for model, row in enumerate(stack.predicted):
         earlier = first.setdefault(row.tobytes(), model)
         if earlier != model:
             return [
-                f"{stack.name}: models {earlier} and {model} made identical predictions; copies of one model are no "
+                f"{stack.name}: models {earlier} and {model} made identical predictions; copies of one model are not "
                 f"replicates"
             ]
     return []

@@ -117,7 +117,7 @@ BROKEN = {
     "blank_bare.csv": ("\n".join([*map(str, TWO[:9]), "", *map(str, TWO[10:])]) + "\n", "'' at example 9"),
     "short.csv": ("a,b\n" + text([[c, c] for c in TWO[:5]]) + "1\n" + text([[c, c] for c in TWO[6:]]), "example 5"),
     "long.csv": ("p\n" + text([[c] for c in TWO[:5]]) + "1,2\n" + text([[c] for c in TWO[6:]]), "long.csv"),
-    "wide.csv": ("p\n" + text([[c, c] for c in TWO]), "no list of row names"),
+    "wide.csv": ("p\n" + text([[c, c] for c in TWO]), "not a list of row names"),
     "whole.csv": ("a,b\n" + text([[float(c), float(c)] for c in TWO]), "whole numbers as decimals"),
     "mixed.csv": ("p\n" + text([[NAMES[c]] if i else [c] for i, c in enumerate(TWO)]), "among"),
     "semicolons.csv": ("p\n" + text([[f'"{c};{c}"'] for c in TWO]), "semicolons.csv"),
