@@ -2,39 +2,53 @@
 
 Nothing is loaded with pickle. A file is written under a temporary name in its own folder and renamed, so that it is
 never incomplete. An optimizer state with masks is a plain pytree, which any checkpoint library saves.
+
+Files have arrays. PRNG keys and leaves that are not arrays (functions and Python numbers in Equinox modules) are not
+stored.
 """
 
 import importlib
 import json
 import math
 import os
-import secrets
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, NamedSharding
 from jaxtyping import PyTree
 from numpy.typing import NDArray
 
+from jprune.files import replacing
 from jprune.trees import flatten, match
 
 _FORMAT = "jprune-1"
 _BITS = "#bits"
 _VALUES = "#values"
+# What safetensors writes and its reader for numpy gives back.
+_DTYPES = frozenset(
+    ["bool", "float16", "bfloat16", "float32", "float64", "complex64"]
+    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
 
 
-def save_masks(path: str | os.PathLike[str], masks: PyTree) -> None:
+def save_masks(path: str | os.PathLike[str], masks: PyTree, *, gather: bool = False) -> None:
     """Write masks to a safetensors file, one bit per weight.
 
     Args:
       path: the file to write; its folder must exist.
-      masks: bool arrays of any shapes; leaves that are None are not stored.
+      masks: bool arrays of any shapes; leaves that are None or PRNG keys are not stored.
+      gather: see ``save_pruned``.
 
     Raises:
       ImportError: the extra ``export`` is not installed.
-      ValueError: there is no mask, or a leaf is not boolean.
+      OSError: the file cannot be written.
+      ValueError: there is no mask, a leaf is not boolean, two leaves have one path, or a leaf is spread over several
+        processes and ``gather`` is False.
 
     >>> import tempfile, pathlib
     >>> masks = {"kernel": jnp.array([[True, False, True]]), "bias": None}
@@ -44,13 +58,14 @@ def save_masks(path: str | os.PathLike[str], masks: PyTree) -> None:
     {'bias': None, 'kernel': Array([[ True, False,  True]], dtype=bool)}
     """
     paths, leaves, _ = flatten(masks)
+    _refuse_repeated(paths, leaves, "masks")
     tensors, shapes = {}, {}
     for name, leaf in zip(paths, leaves, strict=True):
-        if leaf is not None:
-            tensors[name + _BITS], shapes[name] = _pack(name, leaf)
+        if _is_stored(leaf):
+            tensors[name + _BITS], shapes[name] = _pack(name, leaf, gather)
     if not tensors:
         raise ValueError("masks has no array, so there is nothing to save")
-    _write(path, tensors, shapes)
+    _write(path, tensors, shapes, gather)
 
 
 def load_masks(path: str | os.PathLike[str], params: PyTree) -> PyTree:
@@ -61,7 +76,7 @@ def load_masks(path: str | os.PathLike[str], params: PyTree) -> PyTree:
       params: arrays; they give the structure and the shapes that the masks must have.
 
     Returns:
-      Bool arrays shaped like the leaves of ``params``, None where the file has no mask.
+      Bool arrays shaped and sharded like the leaves of ``params``, None where the file has no mask.
 
     Raises:
       ImportError: the extra ``export`` is not installed.
@@ -72,10 +87,15 @@ def load_masks(path: str | os.PathLike[str], params: PyTree) -> PyTree:
     paths, leaves, treedef = flatten(params)
     masks = {name: _unpack(path, tensors, name, shape) for name, shape in shapes.items()}
     _refuse_misfits(path, dict(zip(paths, leaves, strict=True)), shapes)
-    return jax.tree.unflatten(treedef, [jnp.asarray(masks[name]) if name in masks else None for name in paths])
+    return jax.tree.unflatten(
+        treedef,
+        [_placed(masks[name], leaf) if name in masks else None for name, leaf in zip(paths, leaves, strict=True)],
+    )
 
 
-def save_pruned(path: str | os.PathLike[str], params: PyTree, masks: PyTree | None = None) -> None:
+def save_pruned(
+    path: str | os.PathLike[str], params: PyTree, masks: PyTree | None = None, *, gather: bool = False
+) -> None:
     """Write weights to a safetensors file: dense, or only those that the masks keep.
 
     Without masks every array is stored unchanged under its path, for any reader of safetensors. With masks, a masked
@@ -83,12 +103,19 @@ def save_pruned(path: str | os.PathLike[str], params: PyTree, masks: PyTree | No
 
     Args:
       path: the file to write; its folder must exist.
-      params: arrays of any dtype that safetensors knows, ``bfloat16`` included.
+      params: bool, integer, float or complex64 arrays, ``bfloat16`` included. PRNG keys and leaves that are not arrays
+        are not stored.
       masks: bool arrays like ``params``, None where a leaf is stored whole.
+      gather: for arrays that are spread over several processes: call the function in every process with
+        ``gather=True``. One leaf after another is collected, which must fit on a device; process 0 writes the file,
+        and the others return when it is there.
 
     Raises:
       ImportError: the extra ``export`` is not installed.
-      ValueError: a mask is not boolean or fits no leaf of ``params``.
+      OSError: the file cannot be written.
+      ValueError: a mask is not boolean or fits no leaf of ``params``; a dtype cannot be stored; two leaves have one
+        path; a leaf is traced, or it is spread over several processes and ``gather`` is False. The message names the
+        leaf.
 
     >>> import tempfile, pathlib
     >>> params = {"kernel": jnp.array([[1.0, 5.0, 2.0]]), "bias": jnp.zeros(3)}
@@ -100,15 +127,24 @@ def save_pruned(path: str | os.PathLike[str], params: PyTree, masks: PyTree | No
     """
     paths, leaves, _ = flatten(params)
     given = [None] * len(paths) if masks is None else match(params, masks, reference_name="params", name="masks")
+    _refuse_repeated(paths, leaves, "params")
     tensors: dict[str, NDArray[Any]] = {}
     shapes: dict[str, list[int]] = {}
     for name, leaf, mask in zip(paths, leaves, given, strict=True):
-        if mask is not None:
-            tensors[name + _BITS], shapes[name] = _pack(name, mask)
-            tensors[name + _VALUES] = np.asarray(leaf)[np.asarray(mask)]
-        elif leaf is not None:
-            tensors[name] = np.asarray(leaf, order="C")
-    _write(path, tensors, shapes)
+        if not _is_stored(leaf):
+            continue
+        array = _on_host("params", name, leaf, gather)
+        if array.dtype.name not in _DTYPES:
+            raise ValueError(
+                f"params has dtype {array.dtype} at '{name}', which a safetensors file cannot give back; cast it, or "
+                "save with a checkpoint library"
+            )
+        if mask is None:
+            tensors[name] = np.asarray(array, order="C")
+        else:
+            tensors[name + _BITS], shapes[name] = _pack(name, mask, gather)
+            tensors[name + _VALUES] = array[_unpack(path, tensors, name, shapes[name])]
+    _write(path, tensors, shapes, gather)
 
 
 def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
@@ -117,7 +153,10 @@ def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
     Args:
       path: the file to read.
       params: arrays or ``jax.ShapeDtypeStruct``; they give the structure, the shapes and the dtypes
-        that the file must have.
+        that the file must have, and the shardings of what is returned.
+
+    Returns:
+      A tree like ``params``. PRNG keys and leaves that are not arrays are those of ``params``.
 
     Raises:
       ImportError: the extra ``export`` is not installed.
@@ -134,17 +173,20 @@ def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
             raise ValueError(f"{os.fspath(path)}: '{name}' has {kept} for {int(mask.sum())} kept weights")
         found[name] = np.zeros(mask.shape, values.dtype)
         found[name][mask] = values
-    wanted = {name: leaf for name, leaf in zip(paths, leaves, strict=True) if leaf is not None}
+    wanted = {name: leaf for name, leaf in zip(paths, leaves, strict=True) if _is_stored(leaf)}
     _refuse_misfits(path, wanted, {name: array.shape for name, array in found.items()})
     for name, leaf in wanted.items():
         if name not in found:
             raise ValueError(f"{os.fspath(path)} has no leaf '{name}', which params has")
         if found[name].dtype != leaf.dtype:
             raise ValueError(f"{os.fspath(path)}: '{name}' is {found[name].dtype}, where params has {leaf.dtype}")
-    return jax.tree.unflatten(treedef, [jnp.asarray(found[name]) if name in found else None for name in paths])
+    return jax.tree.unflatten(
+        treedef,
+        [_placed(found[name], leaf) if name in wanted else leaf for name, leaf in zip(paths, leaves, strict=True)],
+    )
 
 
-def to_bcoo(params: PyTree, masks: PyTree) -> PyTree:
+def to_bcoo(params: PyTree, masks: PyTree, *, gather: bool = False) -> PyTree:
     """Convert masked leaves to ``jax.experimental.sparse.BCOO`` arrays of their kept weights.
 
     Only outside jit, because the shapes depend on the number of weights kept. Kept weights are stored even where they
@@ -153,12 +195,15 @@ def to_bcoo(params: PyTree, masks: PyTree) -> PyTree:
     Args:
       params: arrays.
       masks: bool arrays like ``params``, None where a leaf stays dense.
+      gather: for masked leaves that are spread over several processes: collect them, so that every process has the
+        whole sparse array; call the function in every process with ``gather=True``.
 
     Returns:
       A tree like ``params`` with a BCOO array, indices sorted and unique, in place of each masked leaf.
 
     Raises:
-      ValueError: a mask fits no leaf of ``params``.
+      ValueError: a mask is not boolean, traced, or fits no leaf of ``params``; or a masked leaf is spread over several
+        processes and ``gather`` is False.
 
     >>> sparse = to_bcoo({"w": jnp.array([[1.0, 5.0, 2.0]])}, {"w": jnp.array([[True, False, True]])})
     >>> sparse["w"].nse, sparse["w"].todense()
@@ -166,24 +211,70 @@ def to_bcoo(params: PyTree, masks: PyTree) -> PyTree:
     """
     from jax.experimental.sparse import BCOO  # noqa: PLC0415 - slow to import and rarely needed
 
-    _, leaves, treedef = flatten(params)
+    paths, leaves, treedef = flatten(params)
     matched = match(params, masks, reference_name="params", name="masks")
 
-    def sparse(leaf: Any, mask: Any) -> Any:
+    def sparse(name: str, leaf: Any, mask: Any) -> Any:
         if mask is None:
             return leaf
-        indices = np.argwhere(np.asarray(mask)).astype(np.int32)
-        values = jnp.asarray(leaf)[tuple(indices.T)]
+        indices = np.argwhere(_bool_on_host(name, mask, gather)).astype(np.int32)
+        whole = _on_host("params", name, leaf, gather) if _is_spread(leaf) else leaf
+        values = jnp.asarray(whole)[tuple(indices.T)]
         return BCOO((values, jnp.asarray(indices)), shape=leaf.shape, indices_sorted=True, unique_indices=True)
 
-    return jax.tree.unflatten(treedef, [sparse(*pair) for pair in zip(leaves, matched, strict=True)])
+    return jax.tree.unflatten(treedef, [sparse(*each) for each in zip(paths, leaves, matched, strict=True)])
 
 
-def _pack(name: str, mask: Any) -> tuple[NDArray[Any], list[int]]:
-    """Pack a mask to bits, row-major, the first weight in the highest bit of the first byte."""
-    array = np.asarray(mask)
+def _is_stored(leaf: Any) -> bool:
+    """Whether a file has the leaf: an array (or a shape) that is not a PRNG key."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
+def _refuse_repeated(paths: list[str], leaves: list[Any], argument: str) -> None:
+    times = Counter(path for path, leaf in zip(paths, leaves, strict=True) if _is_stored(leaf))
+    if repeated := [path for path, number in times.items() if number > 1]:
+        raise ValueError(f"{argument} has more than one leaf with the path '{repeated[0]}'; rename one")
+
+
+def _is_spread(leaf: Any) -> bool:
+    """Whether no process has the whole array."""
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return concrete and not leaf.is_fully_addressable and not leaf.is_fully_replicated
+
+
+def _on_host(argument: str, name: str, leaf: Any, gather: bool) -> NDArray[Any]:
+    """The whole leaf as a numpy array."""
+    if isinstance(leaf, jax.core.Tracer):
+        raise ValueError(f"{argument} is traced at '{name}'; call this function outside jit")
+    if _is_spread(leaf):
+        if not gather:
+            raise ValueError(
+                f"{argument} is spread over several processes at '{name}'; call this function in every process with "
+                "gather=True"
+            )
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
+
+
+def _bool_on_host(name: str, mask: Any, gather: bool) -> NDArray[Any]:
+    array = _on_host("masks", name, mask, gather)
     if array.dtype != np.bool_:
         raise ValueError(f"masks has dtype {array.dtype} at '{name}'; masks must be boolean")
+    return array
+
+
+def _placed(array: NDArray[Any], leaf: Any) -> jax.Array:
+    """The array on the devices of the leaf; a leaf that is on the default device by default decides nothing."""
+    sharding = getattr(leaf, "sharding", None)
+    abstract = isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh)
+    if sharding is None or abstract or (isinstance(leaf, jax.Array) and not leaf.committed):
+        return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _pack(name: str, mask: Any, gather: bool) -> tuple[NDArray[Any], list[int]]:
+    """Pack a mask to bits, row-major, the first weight in the highest bit of the first byte."""
+    array = _bool_on_host(name, mask, gather)
     return np.packbits(array.reshape(-1)), list(array.shape)
 
 
@@ -223,18 +314,27 @@ def _safetensors() -> Any:
         raise ImportError("safetensors files need the extra 'export': pip install 'jprune[export]'") from error
 
 
-def _write(path: str | os.PathLike[str], tensors: dict[str, Any], shapes: dict[str, list[int]]) -> None:
+def _write(path: str | os.PathLike[str], tensors: dict[str, Any], shapes: dict[str, list[int]], gather: bool) -> None:
+    """Write a file; with ``gather`` and several processes, process 0 does and the others wait for it."""
+    several = gather and jax.process_count() > 1
+    fault: Exception | None = None
+    if not several or jax.process_index() == 0:
+        try:
+            _write_here(path, tensors, shapes)
+        except Exception as error:
+            fault = error
+    if several and not multihost_utils.broadcast_one_to_all(np.bool_(fault is None)) and fault is None:
+        fault = OSError(f"process 0 could not write {os.fspath(path)}; its own error says why")
+    if fault is not None:
+        raise fault
+
+
+def _write_here(path: str | os.PathLike[str], tensors: dict[str, Any], shapes: dict[str, list[int]]) -> None:
     numpy_format, _ = _safetensors()
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    metadata = {"format": _FORMAT, "shapes": json.dumps(shapes)}
-    try:
-        numpy_format.save_file(tensors, str(partial), metadata=metadata)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"{os.fspath(path)}: its folder does not exist; create it first")
+    with replacing(path) as temporary:
+        numpy_format.save_file(tensors, str(temporary), metadata={"format": _FORMAT, "shapes": json.dumps(shapes)})
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, list[int]]]:

@@ -3,6 +3,8 @@
 import json
 import os
 
+import chex
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,9 @@ import safetensors.numpy
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import jprune
 from jprune.pruning.export import files
 
 
@@ -156,3 +160,69 @@ def test_bcoo_holds_exactly_the_kept_weights_and_multiplies_like_the_masked_matr
     mask = masks["conv"]["kernel"].reshape(18, 5)
     product = files.to_bcoo({"w": matrix}, {"w": mask})["w"].T @ jnp.ones(18)
     np.testing.assert_allclose(product, np.where(mask, matrix, 0).sum(0), rtol=1e-6)
+
+
+def test_keys_and_leaves_that_are_not_arrays_are_skipped_and_come_from_the_template(tmp_path):
+    key = jax.random.key(0)
+    params = {"kernel": jnp.ones((2, 2)), "rng": key, "activation": jnp.tanh, "depth": 3}
+    masks = {"kernel": jnp.eye(2, dtype=bool), "rng": None, "activation": None, "depth": None}
+    files.save_pruned(tmp_path / "w", params, masks)
+    loaded = files.load_pruned(tmp_path / "w", {**params, "kernel": jnp.zeros((2, 2))})
+    np.testing.assert_array_equal(loaded["kernel"], np.eye(2))
+    assert loaded["rng"] is key
+    assert loaded["activation"] is jnp.tanh
+    assert loaded["depth"] == 3
+    assert set(safetensors.numpy.load_file(tmp_path / "w")) == {"kernel#bits", "kernel#values"}
+    files.save_masks(tmp_path / "m", {**masks, "rng": key})
+    assert set(safetensors.numpy.load_file(tmp_path / "m")) == {"kernel#bits"}
+
+
+def test_modules_are_saved_as_they_are(tmp_path):
+    mlp = equinox.nn.MLP(2, 3, 4, 1, key=jax.random.key(0))
+    files.save_pruned(tmp_path / "w", mlp)
+    loaded = files.load_pruned(tmp_path / "w", mlp)
+    assert loaded.activation is mlp.activation
+    assert_same(equinox.filter(loaded, equinox.is_array), equinox.filter(mlp, equinox.is_array))
+    dropout = nnx.state(nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1))))
+    files.save_pruned(tmp_path / "d", dropout)
+    loaded = files.load_pruned(tmp_path / "d", dropout)
+    assert jax.tree.structure(loaded) == jax.tree.structure(dropout)
+    chex.assert_trees_all_equal(loaded["layers"][0], dropout["layers"][0])
+
+
+def test_what_is_loaded_has_the_shardings_of_the_template(tmp_path):
+    mesh = jax.make_mesh((8,), ("shard",), axis_types=(AxisType.Auto,))
+    spread = NamedSharding(mesh, PartitionSpec("shard"))
+    params = {"kernel": jax.device_put(jnp.arange(32.0).reshape(8, 4), spread), "bias": jnp.ones(4)}
+    masks = {"kernel": params["kernel"] > 7, "bias": None}
+    files.save_pruned(tmp_path / "w", params, masks)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
+    for template in (params, shapes):
+        loaded = files.load_pruned(tmp_path / "w", template)
+        assert loaded["kernel"].sharding == spread
+        np.testing.assert_array_equal(loaded["kernel"], jprune.apply_masks(params, masks)["kernel"])
+        assert files.load_masks(tmp_path / "w", template)["kernel"].sharding == spread
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda file: files.save_pruned(file, {"x": jnp.ones(2, jnp.int4)}), "dtype int4 at 'x', .* cast it"),
+        (lambda file: files.save_pruned(file, {"a/b": jnp.ones(1), "a": {"b": jnp.ones(2)}}), "more than .* 'a/b'"),
+        (lambda file: files.save_masks(file, {"a/b": jnp.ones(1, bool), "a": {"b": jnp.ones(2, bool)}}), "'a/b'"),
+        (lambda file: jax.jit(lambda p: files.save_pruned(file, p))({"x": jnp.ones(2)}), "traced at 'x'; call .* jit"),
+        (
+            lambda file: files.to_bcoo({"x": jnp.ones(2)}, {"x": jnp.ones(2)}),
+            "dtype float32 at 'x'; masks must be bool",
+        ),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_by_leaf(tmp_path, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tmp_path / "w")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="its folder does not exist; create it first"):
+        files.save_pruned(tmp_path / "none" / "w", {"x": jnp.ones(2)})
