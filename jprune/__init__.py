@@ -2,48 +2,89 @@
 
 The names used most are here; the others are in ``jprune.scores``, ``jprune.selection``, ``jprune.schedules``,
 ``jprune.io``, ``jprune.jumpstart`` and ``jprune.recall``. ``jprune.recall`` needs the extra ``recall`` (pandas and
-scipy) and is loaded when it is first used.
+scipy). Everything is imported when it is first used, so that ``jprune --help`` does not wait for jax.
 """
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING
 
-from jprune import io as io
-from jprune import schedules as schedules
-from jprune import scores as scores
-from jprune import selection as selection
 from jprune._version import __version__ as __version__
-from jprune.graph.axes import KernelAxes
-from jprune.graph.trace import trace_model
-from jprune.jumpstart import add_jumpstart, jumpstart_penalty, preactivations, unit_status
-from jprune.pruning.amounts import Keep
-from jprune.pruning.dynamic_training import rigl, sparse_evolution
-from jprune.pruning.dynamics import Regrow, reset_moments, straight_through
-from jprune.pruning.export.costs import cost_table
-from jprune.pruning.nm_training import sr_ste
-from jprune.pruning.proximal import group_soft_threshold, hard_threshold, soft_threshold
-from jprune.pruning.recalibration import recalibrate_batch_norm
-from jprune.pruning.schedules import cubic, geometric, one_shot
-from jprune.pruning.scores.activations import wanda
-from jprune.pruning.scores.calibration import sparsegpt
-from jprune.pruning.scores.elementwise import gradient, magnitude, random, undecayed
-from jprune.pruning.selection.patterns import block_masks, channel_masks, nm_masks, output_masks
-from jprune.pruning.selection.unstructured import (
-    apply_masks,
-    erk_masks,
-    global_masks,
-    keep_count,
-    layer_masks,
-    sparsity,
-    uniform_masks,
-)
-from jprune.pruning.state import check_pruned, masks_of, with_masks
-from jprune.pruning.structured.removal import remove_channels, remove_dead
-from jprune.pruning.structured.selection import channel_group_masks, structured
-from jprune.pruning.tickets import lottery_ticket
-from jprune.pruning.transform import keep_zeros, prunable, prune
-from jprune.trees import by_path, kernels
 
+if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ imports the same names
+    from jprune import graph as graph
+    from jprune import io as io
+    from jprune import jumpstart as jumpstart
+    from jprune import pruning as pruning
+    from jprune import recall as recall
+    from jprune import schedules as schedules
+    from jprune import scores as scores
+    from jprune import selection as selection
+    from jprune import trees as trees
+    from jprune.graph.axes import KernelAxes
+    from jprune.graph.trace import trace_model
+    from jprune.jumpstart import add_jumpstart, jumpstart_penalty, preactivations, unit_status
+    from jprune.pruning.amounts import Keep
+    from jprune.pruning.dynamic_training import rigl, sparse_evolution
+    from jprune.pruning.dynamics import Regrow, reset_moments, straight_through
+    from jprune.pruning.export.costs import cost_table
+    from jprune.pruning.nm_training import sr_ste
+    from jprune.pruning.proximal import group_soft_threshold, hard_threshold, soft_threshold
+    from jprune.pruning.recalibration import recalibrate_batch_norm
+    from jprune.pruning.schedules import cubic, geometric, one_shot
+    from jprune.pruning.scores.activations import wanda
+    from jprune.pruning.scores.calibration import sparsegpt
+    from jprune.pruning.scores.elementwise import gradient, magnitude, random, undecayed
+    from jprune.pruning.selection.patterns import block_masks, channel_masks, nm_masks, output_masks
+    from jprune.pruning.selection.unstructured import (
+        apply_masks,
+        erk_masks,
+        global_masks,
+        keep_count,
+        layer_masks,
+        sparsity,
+        uniform_masks,
+    )
+    from jprune.pruning.state import check_pruned, masks_of, with_masks
+    from jprune.pruning.structured.removal import remove_channels, remove_dead
+    from jprune.pruning.structured.selection import channel_group_masks, structured
+    from jprune.pruning.tickets import lottery_ticket
+    from jprune.pruning.transform import keep_zeros, prunable, prune
+    from jprune.trees import by_path, kernels
+
+_MODULES = ("graph", "io", "jumpstart", "pruning", "recall", "schedules", "scores", "selection", "trees")
+_NAMES = {
+    "graph.axes": ["KernelAxes"],
+    "graph.trace": ["trace_model"],
+    "jumpstart": ["add_jumpstart", "jumpstart_penalty", "preactivations", "unit_status"],
+    "pruning.amounts": ["Keep"],
+    "pruning.dynamic_training": ["rigl", "sparse_evolution"],
+    "pruning.dynamics": ["Regrow", "reset_moments", "straight_through"],
+    "pruning.export.costs": ["cost_table"],
+    "pruning.nm_training": ["sr_ste"],
+    "pruning.proximal": ["group_soft_threshold", "hard_threshold", "soft_threshold"],
+    "pruning.recalibration": ["recalibrate_batch_norm"],
+    "pruning.schedules": ["cubic", "geometric", "one_shot"],
+    "pruning.scores.activations": ["wanda"],
+    "pruning.scores.calibration": ["sparsegpt"],
+    "pruning.scores.elementwise": ["gradient", "magnitude", "random", "undecayed"],
+    "pruning.selection.patterns": ["block_masks", "channel_masks", "nm_masks", "output_masks"],
+    "pruning.selection.unstructured": [
+        "apply_masks",
+        "erk_masks",
+        "global_masks",
+        "keep_count",
+        "layer_masks",
+        "sparsity",
+        "uniform_masks",
+    ],
+    "pruning.state": ["check_pruned", "masks_of", "with_masks"],
+    "pruning.structured.removal": ["remove_channels", "remove_dead"],
+    "pruning.structured.selection": ["channel_group_masks", "structured"],
+    "pruning.tickets": ["lottery_ticket"],
+    "pruning.transform": ["keep_zeros", "prunable", "prune"],
+    "trees": ["by_path", "kernels"],
+}
+_MODULE_OF = {name: f"jprune.{module}" for module, names in _NAMES.items() for name in names}
 _MOVED = {
     "Compacted": "jprune.pruning.structured.removal.SmallModel",
     "PruneState": "jprune.pruning.state.PruneState",
@@ -75,18 +116,26 @@ _MOVED = {
     "to_bcoo": "jprune.io.to_bcoo",
 }
 
+if not TYPE_CHECKING:  # a type checker would take every name for one that is here
 
-def __getattr__(name: str) -> ModuleType:
-    if name == "recall":
+    def __getattr__(name: str) -> object:
+        if name in _MODULE_OF:
+            value = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name]), name)
+            return value
+        if name in _MOVED:
+            raise AttributeError(f"jprune.{name} is now {_MOVED[name]}")
+        if name not in _MODULES:
+            raise AttributeError(f"module 'jprune' has no attribute {name!r}")
         try:
-            return importlib.import_module("jprune.recall")
+            return importlib.import_module(f"jprune.{name}")
         except ModuleNotFoundError as error:
-            if error.name in ("pandas", "scipy"):
+            if name == "recall" and error.name in ("pandas", "scipy"):
                 raise ImportError("jprune.recall needs the extra 'recall': pip install 'jprune[recall]'") from error
             raise
-    if name in _MOVED:
-        raise AttributeError(f"jprune.{name} is now {_MOVED[name]}")
-    raise AttributeError(f"module 'jprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_MODULE_OF})
 
 
 __all__ = [

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from jprune._version import __version__
+
 _DESCRIPTION = """\
 Audit what compression did to each class, from predictions that any framework made.
 
@@ -144,9 +146,7 @@ def _status(given: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     if parsed.version:
-        import jprune  # noqa: PLC0415
-
-        print(f"jprune {jprune.__version__}")
+        print(f"jprune {__version__}")
         return 0
     if parsed.command is None:
         options.print_usage(sys.stderr)

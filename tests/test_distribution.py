@@ -37,7 +37,9 @@ named("recall", lambda: jprune.recall)
 named("recall", lambda: jprune.cost_table(params))
 named("flax", lambda: jprune.preactivations(None, None))
 named("export", lambda: jprune.io.save_masks("masks.safetensors", {"kernel": jnp.ones((1, 2), bool)}))
-told = subprocess.run([sys.executable[:-len("python")] + "jprune", "audit"], capture_output=True, text=True)
+command = sys.executable[: -len("python")] + "jprune"
+files = ["--labels", "y.npy", "--dense", "d.npy", "--pruned", "2=p.npy"]
+told = subprocess.run([command, "audit", *files], capture_output=True, text=True)
 assert told.returncode and "'jprune[report]'" in told.stderr and "Traceback" not in told.stderr, told.stderr
 held = {path.name for path in importlib.resources.files("jprune.recall.report").iterdir()}
 assert {"page.html.j2", "page.css", "page.js"} <= held

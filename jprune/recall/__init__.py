@@ -1,10 +1,16 @@
 """Per-class recall of compressed models: measures, statistics and the audit report.
 
-Confusion counts come from ``counts``; rates per class from them (``recall``, ``accuracy``, ...);
-``intensification`` and its neighbours compare pruned with dense models; ``t_interval`` and the tests
-say what a handful of training seeds can show. ``audit`` does all of it for the predictions of any
-models, and writes the report.
+``audit`` takes the predictions of dense and compressed models from any framework, computes everything below and
+writes the report. ``counts`` gives confusion counts, and ``recall``, ``accuracy`` and others the rates per class.
+``intensification`` and related measures compare pruned with dense models. ``t_interval`` and the tests say what a
+few training seeds can show.
+
+Only ``counts`` needs jax, which is imported when ``counts`` is first used: the audit of predictions in files starts
+without it.
 """
+
+import importlib
+from typing import TYPE_CHECKING
 
 from jprune.recall.audit import Audit, audit, audit_counts
 from jprune.recall.inference.bootstrap import (
@@ -30,7 +36,6 @@ from jprune.recall.inputs.arguments import EmptyClassWarning
 from jprune.recall.inputs.raw import InputError
 from jprune.recall.measures.counts import (
     accuracy,
-    counts,
     f1,
     false_negative_rate,
     false_positive_rate,
@@ -66,6 +71,21 @@ from jprune.recall.measures.intensification import (
     undefined,
 )
 from jprune.recall.tables.comparisons import compare
+
+if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ imports it
+    from jprune.recall.measures.confusion import counts
+else:
+
+    def __getattr__(name: str) -> object:
+        if name != "counts":
+            raise AttributeError(f"module 'jprune.recall' has no attribute {name!r}")
+        counts = globals()["counts"] = importlib.import_module("jprune.recall.measures.confusion").counts
+        return counts
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "Audit",

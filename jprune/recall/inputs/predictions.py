@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from jprune.recall.inputs.arguments import first_true
 from jprune.recall.inputs.raw import SCOPE, InputError, Raw, as_array, of_object
 
-MOST_CLASSES = 46_340  # the square still fits int32, which is how ``jprune.recall.measures.counts`` addresses its cells
+MOST_CLASSES = 46_340  # the square still fits int32, in which ``jprune.recall.counts`` addresses its cells
 _CLASSES = f"class indices, whole numbers in 0..{MOST_CLASSES - 1}"
 
 __all__ = ["MOST_CLASSES", "InputError", "Predictions", "as_array", "baselines", "by_score", "class_count", "join"]
