@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ impo
     from jprune.pruning.dynamic_training import rigl, sparse_evolution
     from jprune.pruning.dynamics import Regrow, reset_moments, straight_through
     from jprune.pruning.export.costs import cost_table
+    from jprune.pruning.lora import merge_lora
     from jprune.pruning.nm_training import sr_ste
     from jprune.pruning.proximal import group_soft_threshold, hard_threshold, soft_threshold
     from jprune.pruning.recalibration import recalibrate_batch_norm
@@ -60,6 +61,7 @@ _NAMES = {
     "pruning.dynamic_training": ["rigl", "sparse_evolution"],
     "pruning.dynamics": ["Regrow", "reset_moments", "straight_through"],
     "pruning.export.costs": ["cost_table"],
+    "pruning.lora": ["merge_lora"],
     "pruning.nm_training": ["sr_ste"],
     "pruning.proximal": ["group_soft_threshold", "hard_threshold", "soft_threshold"],
     "pruning.recalibration": ["recalibrate_batch_norm"],
@@ -165,6 +167,7 @@ __all__ = [
     "lottery_ticket",
     "magnitude",
     "masks_of",
+    "merge_lora",
     "nm_masks",
     "one_shot",
     "output_masks",
