@@ -60,6 +60,9 @@ class TrainingOptions:
     """Epochs of fine-tuning, one number for each learning rate of fine-tuning."""
     finetune_lr: tuple[float, ...] = (0.01,)
     """Learning rates of fine-tuning, in order."""
+    schedule: Literal["constant", "one-cycle"] = "constant"
+    """Learning rate within the epochs of each. one-cycle: up to that rate in 30 % of the steps, then down to almost
+    0."""
     jumpstart: tuple[float, ...] = (0.0,)
     """Coefficients of the jumpstart penalty in dense training; a study for each."""
     finetune_jumpstart: tuple[float, ...] = (0.0,)

@@ -249,4 +249,5 @@ def _recipe(study: Study, epochs: tuple[int, ...], rates: tuple[float, ...], jum
         weight_decay=float(study.weight_decay),
         jumpstart=float(jumpstart),
         optimizer=study.optimizer,
+        schedule=study.schedule,
     )

@@ -20,13 +20,14 @@ from experiments.recall_distortion.plan import Coefficients, Known, PruningTarge
 from experiments.storage import store
 
 PAPER = ["mnist-lenet", "fashion-lenet", *(f"cifar10-resnet{d}" for d in (20, 32, 44, 56, 110)), "cifar100-resnet56"]
+SHORT = "cifar10-resnet20-short"
 
 
 def test_there_is_a_preset_for_the_demo_and_every_study_of_the_paper():
-    assert sorted(presets.names()) == sorted(["demo", "digits-finetune-jumpstart", *PAPER])
+    assert sorted(presets.names()) == sorted(["demo", "digits-finetune-jumpstart", SHORT, *PAPER])
 
 
-@pytest.mark.parametrize("name", ["demo", *PAPER])
+@pytest.mark.parametrize("name", ["demo", SHORT, *PAPER])
 def test_a_preset_says_command_cost_and_what_to_expect(name):
     lines = presets.describe(name).splitlines()
     assert lines[0].endswith(".")
@@ -56,6 +57,16 @@ def test_settings_are_those_of_the_paper(name):
             (10, 0.1), (5, 0.01), (5, 0.001), (5, 0.0001),
         ]  # fmt: skip
         assert study.augment
+
+
+def test_the_short_schedule_of_cifar_is_the_planned_one():
+    study = presets.get(SHORT)
+    assert (study.dataset, study.model, study.batch, study.augment) == ("cifar10", "resnet20", 512, True)
+    assert (study.epochs, study.lr, study.finetune_epochs, study.finetune_lr) == ((15,), (0.4,), (5,), (0.1,))
+    assert (study.momentum, study.nesterov, study.weight_decay) == (0.9, True, 5e-4)
+    assert study.ratios == (1, 2, 4, 10, 20, 50)
+    assert study.scores == ("magnitude", "undecayed")
+    assert plan.dense_recipe(study, 0.0).schedule == plan.finetune_recipe(study).schedule == "one-cycle"
 
 
 def test_a_name_is_registered_once():
@@ -153,6 +164,7 @@ def test_a_setting_changes_the_stages_whose_numbers_it_decides_and_no_other():
         "optimizer": "adam",
         "limit": 9,
         "image_size": (8, 9),
+        "schedule": "one-cycle",
     }
     for change in changes.items():
         after = digests(dataclasses.replace(study, **dict([change])))

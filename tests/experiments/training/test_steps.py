@@ -95,6 +95,29 @@ def test_steps_are_those_of_sgd_with_momentum_and_decay_worked_out_by_numpy(nest
     assert state.stats["seen"].tolist() == [6]
 
 
+def test_one_cycle_rises_to_the_peak_and_falls_to_nothing_in_every_piece():
+    """Two pieces of 10 and 20 steps, from the formula of a half cosine between 1/25, 1 and 1/250,000 of the peak."""
+    recipe = Recipe((1, 2), (0.4, 0.1), schedule="one-cycle")
+    found = [float(recipe.learning_rate(10)(step)) for step in range(30)]
+
+    def between(start, stop, fraction):
+        return stop + (start - stop) * (1 + np.cos(np.pi * fraction)) / 2
+
+    expected = []
+    for peak, length in ((0.4, 10), (0.1, 20)):
+        rise = int(0.3 * length)
+        expected += [between(peak / 25, peak, step / rise) for step in range(rise)]
+        expected += [between(peak, peak / 250_000, step / (length - rise)) for step in range(length - rise)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+    assert found[3] == pytest.approx(0.4)
+    assert found[16] == pytest.approx(0.1)
+
+
+def test_a_constant_schedule_is_not_part_of_the_settings_of_a_recipe():
+    assert "schedule" not in Recipe((1,), (0.1,)).settings()
+    assert Recipe((1,), (0.1,), schedule="one-cycle").settings()["schedule"] == "one-cycle"
+
+
 class NO_TX:
     init = staticmethod(lambda params: ())
 
