@@ -345,5 +345,7 @@ def _group(
     layers = dict.fromkeys(member.path for member in members if stacked.get(member.path))
     if layers:
         why.append(f"the same channels are removed in every layer of {', '.join(layers)}")
+    if len(channels) == 1:
+        why.append("it always stays: no axis loses all of its indices, and all of these go together")
     kind = "blocks" if any(member.indices.shape[1] > 1 for member in members) else "channels"
     return ChannelGroup(len(channels), tuple(members), exact, kind, tuple(why), channels, tuple(state))

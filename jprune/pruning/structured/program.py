@@ -196,7 +196,7 @@ def _rerun(
     flat = [value for part in values for value in part]
     described: Callable[..., Any] = jax.ShapeDtypeStruct
     shapes = [
-        [described(value.shape, jnp.result_type(array)) for value, array in zip(part, given, strict=True)]
+        [described(value.shape, jax.typeof(array).dtype) for value, array in zip(part, given, strict=True)]
         for part, given in zip(values, arrays, strict=True)
     ]
     record = Record()

@@ -402,7 +402,7 @@ def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptI
 
 def _signature(inputs: PyTree) -> Any:
     leaves, treedef = jax.tree.flatten(tuple(inputs))
-    return treedef, tuple((leaf.shape, jnp.dtype(leaf.dtype)) if hasattr(leaf, "shape") else leaf for leaf in leaves)
+    return treedef, tuple((leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf for leaf in leaves)
 
 
 def _shapes(tree: PyTree) -> PyTree:

@@ -1,0 +1,109 @@
+"""Less common networks: which groups they have, and that the smaller network computes what the masked one does."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jprune
+from jprune.pruning.structured import removal
+from tests.pruning.structured.odd_models import MODELS
+from tests.pruning.structured.test_removal import graph_of, half_of, masks_like, run_small
+
+GROUPS = {  # sizes of the groups that are exact, and of those that are not
+    "two_heads": ([6, 8], []),
+    "siamese": ([8], []),
+    "gated_residual": ([8], []),
+    "dense_skip": ([4, 4, 6], []),
+    "squeeze_excite_reduction": ([4, 4, 8], []),
+    "shuffle": ([1], []),
+    "pixel_shuffle": ([4, 4], []),
+    "pixel_shuffle_channels_outside": ([4, 4], []),
+    "cross_attention": ([2, 2, 3, 5, 6, 8], []),
+    "tied_encoder_decoder": ([6, 6, 6], []),
+    "normalised_by_channel_mean": ([6], [8]),
+    "layer_norm_between": ([6], [8]),
+    "group_norm": ([2, 4], []),
+    "instance_norm": ([8], []),
+    "softmax_over_channels": ([6], [8]),
+    "argmax_over_channels": ([6], []),
+    "max_over_channels": ([4], [8]),
+    "flatten_images": ([4, 6], []),
+    "flatten_channels_first": ([4, 6], []),
+    "pooled_both_ways": ([5], []),
+    "transposed_convolution": ([4, 6], []),
+    "glu": ([6, 8], []),
+    "glu_interleaved": ([8], []),
+    "concatenated_with_itself": ([4, 6], []),
+    "repeated_in_einsum": ([4, 6], []),
+    "running_statistics": ([6], []),
+    "stochastic_depth": ([6, 8], []),
+    "dropout": ([6], []),
+    "learned_positions": ([6, 8], []),
+    "elman": ([6, 6], []),
+    "gru": ([6], []),
+    "mixture_of_experts": ([6, 8], [3]),
+    "low_rank": ([2, 6, 8], []),
+    "mixer": ([5, 6, 8], []),
+    "autoencoder": ([4, 8], []),
+    "vmapped_ensemble": ([3, 8], []),
+    "fused_heads": ([3], []),
+    "interleaved_heads": ([3], []),
+}
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_the_groups_are_those_of_the_network(name):
+    graph = graph_of(MODELS[name]())
+    sizes = lambda exact: sorted(group.size for group in graph.channels if group.exact == exact)
+    assert (sizes(True), sizes(False)) == GROUPS[name]
+    assert all(group.why for group in graph.channels if not group.exact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GROUPS)
+def test_outputs_and_gradients_equal_those_of_the_masked_network(name):
+    model = MODELS[name]()
+    graph = graph_of(model)
+    masks = masks_like(model.params, half_of(graph)[0])
+    small = jprune.remove_channels(graph, model.params, masks, state=model.state)
+    masked = jprune.apply_masks(model.params, masks)
+
+    def loss(apply, params):
+        outputs = apply(params, *model.inputs)
+        if model.state is not None:
+            outputs = outputs[0]
+        weigh = lambda x: jnp.sum(x * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape))
+        return sum(map(weigh, jax.tree.leaves(outputs))), outputs
+
+    differentiate = lambda apply: jax.jit(jax.value_and_grad(lambda p: loss(apply, p), has_aux=True))
+    (_, outputs), grads = differentiate(model)(masked)
+    (_, small_outputs), small_grads = differentiate(run_small(model, small))(small.params)
+    chex.assert_trees_all_close(small_outputs, outputs, atol=1e-5)
+    chex.assert_trees_all_close(small_grads, removal.cut_leaves(grads, small.kept), atol=1e-4)
+
+
+def test_channels_that_are_all_coupled_are_said_to_stay():
+    """A shuffle between two grouped convolutions couples all channels: none can be removed without the others."""
+    graph = graph_of(MODELS["shuffle"]())
+    assert "it always stays: no axis loses all of its indices" in str(graph)
+    with pytest.raises(ValueError, match="at most 0 can be removed"):
+        jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, MODELS["shuffle"]().params), multiply_adds=0.1)
+
+
+def test_random_keys_are_inputs_like_others():
+    model = MODELS["stochastic_depth"]()
+    graph = graph_of(model)
+    masks = masks_like(model.params, half_of(graph)[0])
+    small = jprune.remove_channels(graph, model.params, masks, check=model.inputs)
+    x, key = model.inputs
+    more = (jnp.concatenate([x, -x]), jax.random.fold_in(key, 1))
+    expected = model(jprune.apply_masks(model.params, masks), *more)
+    np.testing.assert_allclose(small.apply(small.params, *more), expected, atol=1e-5)
