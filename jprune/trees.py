@@ -53,6 +53,11 @@ def is_float(leaf: object) -> bool:
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
+def is_complex(leaf: object) -> bool:
+    """Whether a leaf is an array (or a tracer, or a shape) of a complex dtype."""
+    return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.complexfloating))
+
+
 def map_leaves(f: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     """``jax.tree.map`` that skips leaves that are None, and accepts None at any leaf of the other trees.
 
@@ -177,7 +182,7 @@ def only(tree: PyTree, where: Where) -> PyTree:
 
     Raises:
       TypeError: ``where`` is not a function.
-      ValueError: ``where`` selects nothing, or one of its patterns matches no path.
+      ValueError: ``where`` selects nothing or a complex leaf, or one of its patterns matches no path.
 
     >>> only({"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}, kernels)["bias"] is None
     True
@@ -190,6 +195,12 @@ def only(tree: PyTree, where: Where) -> PyTree:
         for name, pattern in (("include", where.include), ("exclude", where.exclude)):
             if pattern is not None and not any(re.search(pattern, path) for path in paths):
                 raise ValueError(f"{name}={pattern!r} matches no leaf; the tree has {_some(paths)}")
+    for path, leaf in zip(paths, leaves, strict=True):
+        if is_complex(leaf) and where(path, jax.ShapeDtypeStruct(leaf.shape, jnp.float32)):
+            raise ValueError(
+                f"where selects '{path}', which is {leaf.dtype}; only real weights have scores and masks; leave it out "
+                f"with where=jprune.by_path(exclude='^{re.escape(path)}$')"
+            )
     kept = [leaf if is_float(leaf) and where(path, leaf) else None for path, leaf in zip(paths, leaves, strict=True)]
     if all(leaf is None for leaf in kept):
         name = getattr(where, "__name__", repr(where))

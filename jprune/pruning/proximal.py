@@ -169,10 +169,11 @@ def _shrink_channels(members: Sequence[ChannelMembers], by_size: bool, arrays: _
     shrunk = dict(arrays)
     for group in members:
         used = [(path, axis % arrays[path].ndim) for path, axis in _checked(group, arrays)]
+        dtype = working_dtype(limit, *(arrays[path] for path, _ in used))
         squares, size = [], 0
         for path, axis in used:
             others = tuple(a for a in range(arrays[path].ndim) if a != axis)
-            squares.append(jnp.sum(jnp.square(arrays[path].astype(limit.dtype)), axis=others))
+            squares.append(jnp.sum(jnp.square(arrays[path].astype(dtype)), axis=others))
             size += math.prod(arrays[path].shape[a] for a in others)
         factor = _factor(functools.reduce(jnp.add, squares), limit, size if by_size else 1)
         for path, axis in used:
@@ -230,7 +231,7 @@ def _link(
         if params is None:
             raise ValueError(f"{name} needs params: call update(updates, state, params)")
         limit = jnp.asarray(threshold(state.count) if callable(threshold) else threshold)
-        limit = limit.astype(jnp.promote_types(limit.dtype, jnp.float32))
+        limit = limit.astype(working_dtype(limit))
         paths, given, treedef = flatten(updates)
         weights = match(updates, params, reference_name="updates", name="params")
         moved, old = {}, {}

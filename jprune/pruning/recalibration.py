@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from jprune.pruning.scores.elementwise import working_dtype
 from jprune.trees import flatten, is_float, match
 
 
@@ -47,7 +48,7 @@ def recalibrate_batch_norm(
     Args:
       update: ``update(statistics, batch)`` runs the pruned model in train mode on one batch and returns its updated
         running statistics; a pure function.
-      statistics: tree of running statistics.
+      statistics: tree of running statistics; ``update`` gets those in half precision as float32.
       batches: trees of arrays (examples, ...); batches count in proportion to their examples.
 
     Returns:
@@ -62,6 +63,8 @@ def recalibrate_batch_norm(
     """
     paths, leaves, treedef = flatten(statistics)
     slots = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+    # In half precision neither the momentum can be measured nor sums be taken.
+    dtypes = [working_dtype(leaves[slot]) for slot in slots]
 
     @jax.jit
     def run(values: list[Any], batch: Any) -> list[Any]:
@@ -70,9 +73,9 @@ def recalibrate_batch_norm(
             full[slot] = value
         given = update(jax.tree.unflatten(treedef, full), batch)
         found = match(statistics, given, reference_name="statistics", name="what update returned")
-        return [found[slot] for slot in slots]
+        return [found[slot].astype(dtype) for slot, dtype in zip(slots, dtypes, strict=True)]
 
-    zeros = [jnp.zeros_like(leaves[slot]) for slot in slots]
+    zeros = [jnp.zeros(leaves[slot].shape, dtype) for slot, dtype in zip(slots, dtypes, strict=True)]
     momenta: list[float] = []
     moments: dict[str, Any] = {}
     examples = 0
@@ -94,7 +97,8 @@ def recalibrate_batch_norm(
         raise ValueError("batches has no example; give at least one batch")
     means = {path: total / jnp.asarray(examples, total.dtype) for path, total in moments.items()}
     for path, value in _statistics(means).items():
-        leaves[paths.index(path)] = value
+        slot = paths.index(path)
+        leaves[slot] = value.astype(leaves[slot].dtype)
     return jax.tree.unflatten(treedef, leaves)
 
 

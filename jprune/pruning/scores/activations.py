@@ -97,7 +97,8 @@ def wanda(
         for slot, square in zip(slots, squares(weights, roles, whole, batch), strict=True):
             path, weight = paths[slot], leaves[slot]
             norm = jnp.sqrt(_of_unreached(square, path, roles[path]))
-            leaves[slot] = jnp.abs(weight.astype(working_dtype(weight))) * norm
+            dtype = working_dtype(weight, norm)
+            leaves[slot] = jnp.abs(weight.astype(dtype)) * norm.astype(dtype)
         return jax.tree.unflatten(treedef, leaves)
 
     return Score(function, "wanda", ("batch", "whole"), where)

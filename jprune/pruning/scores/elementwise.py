@@ -253,8 +253,12 @@ def selected_by(where: Where | None, params: PyTree) -> PyTree:
     if where is None:
         paths, leaves, _ = flatten(params)
         named = any(kernels(path, leaf) for path, leaf in zip(paths, leaves, strict=True))
-        where = kernels if named else lambda path, leaf: is_float(leaf)
+        where = kernels if named else _every_float
     return only(params, where)
+
+
+def _every_float(path: str, leaf: Any) -> bool:
+    return is_float(leaf)
 
 
 def matching(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:

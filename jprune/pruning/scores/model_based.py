@@ -54,8 +54,9 @@ def snip(*, where: Where | None = None) -> Score:
             return jnp.abs(w.astype(dtype) * g.astype(dtype))
 
         sizes = map_leaves(sensitivity, params, grad)
-        total = sum(jnp.sum(x) for x in jax.tree.leaves(sizes))
-        scale = jnp.where(total > 0, total, 1.0)
+        each = jax.tree.leaves(sizes)
+        total = sum(jnp.sum(x).astype(working_dtype(*each)) for x in each)
+        scale = jnp.where(total > 0, total, jnp.ones_like(total))
         return map_leaves(lambda x: x / scale.astype(x.dtype), sizes)
 
     return Score(function, "snip", ("grad",), where)
@@ -74,8 +75,8 @@ def synflow(
     Args:
       apply: ``apply(params, inputs)`` gives the outputs, arrays in any tree; without dropout, and with
         normalization in eval mode.
-      input_shape: the shape of ``inputs`` including the batch axis, in the widest dtype of the parameters (at least
-        float32). None takes shapes and dtypes from ``batch``, an array or a tree of them, whose values are not used.
+      input_shape: the shape of ``inputs`` including the batch axis; they have the widest float dtype of the parameters.
+        None takes shapes and dtypes from ``batch``, an array or a tree of them, whose values are not used.
         The batch axis becomes 1.
       where: see ``Score``.
 
@@ -89,7 +90,9 @@ def synflow(
     def function(params: PyTree, grad: PyTree, batch: Any, key: Any, whole: PyTree) -> PyTree:
         floats = _Floats.of(whole)
         dtype = np.dtype(working_dtype(*floats.leaves))
-        like = batch if input_shape is None else np.broadcast_to(np.ones((), dtype), input_shape)
+        # The model's own dtype, so that nothing is promoted in it.
+        own = max((leaf.dtype for leaf in floats.leaves), key=lambda own: own.itemsize)
+        like = batch if input_shape is None else jax.ShapeDtypeStruct(input_shape, own)
         inputs = jax.tree.map(lambda x: jnp.ones((1, *x.shape[1:]), x.dtype), like)
         positive = [jnp.abs(leaf.astype(working_dtype(leaf))) for leaf in floats.leaves]
 
