@@ -10,6 +10,7 @@ from experiments.cli.commands import ClusterOptions, Flag, Positional, RunOption
 from experiments.models.options import read_options
 
 Score = Literal["magnitude", "gradient", "undecayed", "random", "undecayed-signed"]
+Structure = Literal["weights", "channels"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,9 @@ class PruningOptions:
 
     ratios: tuple[float, ...] = (1, 2, 4, 10, 20)
     """Compression ratios of the whole model, parameters before / after. 1: fine-tuned without pruning."""
+    structure: Structure = "weights"
+    """What is removed: single weights, or channels, whole units and features with the lowest mean scores. For
+    channels the ratios are multiply-adds before / after."""
     scores: tuple[Score, ...] = ("magnitude", "gradient", "undecayed", "random")
     """Weight importance scores. undecayed-signed: as the published runs computed it; keeps more than asked."""
     gradient_batches: int = 1
@@ -128,6 +132,10 @@ class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
         for name in ("jumpstart", "finetune_jumpstart"):
             if min(getattr(self, name)) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.structure == "channels" and "undecayed-signed" in self.scores:
+            raise ValueError(
+                "scores has undecayed-signed, which selects single weights; with structure=channels use undecayed"
+            )
         read_options(self.model_options)
 
 

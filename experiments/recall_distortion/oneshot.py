@@ -10,6 +10,8 @@ from jaxtyping import PyTree
 import jprune
 from experiments.data import datasets
 from experiments.training.tasks import Context, Mode, Task
+from jprune.pruning.amounts import Scheduled
+from jprune.pruning.structured.selection import ChannelSelection
 from jprune.trees import Where
 
 PRUNABLE = jprune.by_path(exclude=r"^head/")
@@ -114,6 +116,49 @@ def prune(params: PyTree, scores: PyTree, keep: jax.Array, *, signed: bool = Fal
     masks = selection(scores, keep=keep)
     kept = [mask.sum(dtype=jnp.int32) for mask in jax.tree.leaves(masks)]
     return jprune.apply_masks(params, masks), jnp.stack(kept).sum(dtype=jnp.int32)
+
+
+def channel_selection(task: Task, template: tuple[PyTree, PyTree], images: jax.ShapeDtypeStruct) -> ChannelSelection:
+    """The selection of whole channels of a model, by a fraction of its multiply-adds.
+
+    Args:
+      task: has the model.
+      template: shapes of (params, stats) of one replicate.
+      images: shape and dtype of a batch of stored images.
+
+    Raises:
+      ValueError: the model has no channels that can be removed. The wide networks (resnet20, vgg11) have none, as
+        their ReLU ends in a product with the identity matrix on a CPU (``models.convolution.relu``).
+    """
+    params, stats = template
+    if jax.tree.leaves(stats):
+        graph = jprune.trace_model(lambda p, x, *, state: task.logits(p, state, x), params, images, state=stats)
+    else:
+        graph = jprune.trace_model(lambda p, x: task.logits(p, stats, x), params, images)
+    return jprune.structured(graph, budget="multiply_adds")
+
+
+def prune_channels(
+    selection: ChannelSelection, params: PyTree, scores: PyTree, sparsities: tuple[float, ...], index: jax.Array
+) -> tuple[PyTree, jax.Array]:
+    """Remove the channels with the lowest mean scores: kernels in and out, biases and normalization become zero.
+
+    Zero they stay in training: a channel with no weights in or out has no gradient.
+
+    Args:
+      selection: from ``channel_selection``.
+      params: of one replicate.
+      scores: a tree like ``params``, None where nothing is prunable.
+      sparsities: the fractions of the multiply-adds that can be asked for.
+      index: int32 scalar, which of them is.
+
+    Returns:
+      the pruned parameters, and the number of prunable weights kept, int32.
+    """
+    masks = selection(scores, sparsity=Scheduled(sparsities, (0.0,) * len(sparsities), index))
+    kept = jax.tree.map(lambda score, mask: None if score is None else mask.sum(dtype=jnp.int32), scores, masks,
+                        is_leaf=lambda leaf: leaf is None)  # fmt: skip
+    return jprune.apply_masks(params, masks), jnp.stack(jax.tree.leaves(kept)).sum(dtype=jnp.int32)
 
 
 def needs_gradient(name: str) -> bool:

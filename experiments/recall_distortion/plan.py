@@ -196,7 +196,12 @@ def pruned_settings(study: Study, known: "Known", penalty: Coefficients, target:
         "ratio": target.ratio,
         "gradient": gradient if target.score != CONTROL and needs_gradient(target.score) else None,
         "recipe": finetune_recipe(study, penalty.finetune).settings(),
-    }
+    } | ({"structure": study.structure} if _of_channels(study, target) else {})
+
+
+def _of_channels(study: Study, target: PruningTarget) -> bool:
+    """Whether channels are removed; settings of single weights do not name their structure, as before there was one."""
+    return study.structure == "channels" and target.score != CONTROL
 
 
 class Known(NamedTuple):
@@ -220,7 +225,9 @@ def stages(study: Study, known: Known, penalty: Coefficients) -> list[StudyStage
     """The stages of a study with these coefficients, each before those that start from it."""
     dense = StudyStage("dense training", "dense", dense_settings(study, known, penalty.dense), penalty, None)
     names = {
-        target: "no pruning (control)" if target.score == CONTROL else f"{target.score}, t = {target.ratio:g}"
+        target: "no pruning (control)"
+        if target.score == CONTROL
+        else f"{target.score}{', channels' if _of_channels(study, target) else ''}, t = {target.ratio:g}"
         for target in targets(study)
     }
     pruned = [

@@ -58,7 +58,7 @@ class Laboratory(NamedTuple):
       dense: phase of dense training by jumpstart coefficient.
       gradient: (params, stats, index) -> gradient for the scores.
       score: by name, (params, gradient, index) -> scores.
-      keep: number of prunable weights to keep, by ratio.
+      keep: by ratio, the number of prunable weights to keep, or with structure=channels the place of the ratio.
       prune: ((params, scores), keep) -> (params, number kept); True is the legacy form of signed scores.
       finetune: phase of fine-tuning by jumpstart coefficient.
       finetune_key: index -> key of that phase.
@@ -120,8 +120,10 @@ def equip(
     where = oneshot.prunable(study.prunable)
     template = jax.eval_shape(task.init, jax.random.key(0))
     where = _prunable_of(template[0], study, where)
-    ratios = map(float, study.ratios)
-    keep = {ratio: jprune.keep_count(template[0], ratio=ratio, where=where) for ratio in ratios}
+    if study.structure == "channels":
+        keep = {float(ratio): place for place, ratio in enumerate(study.ratios)}
+    else:
+        keep = {float(r): jprune.keep_count(template[0], ratio=float(r), where=where) for r in study.ratios}
     chunk = processes.agree(placement.chunk_size(study, running, dataset, task, where))
     placed = placement.placement(study, running)
     phase = functools.partial(
@@ -146,7 +148,7 @@ def equip(
         finetune={float(c): phase(plan.finetune_recipe(study, c)) for c in study.finetune_jumpstart},
         keep={ratio: np.asarray(count, np.int32) for ratio, count in keep.items()},
         predict=phases.compile_predict(task, placed, len(dataset.test.labels)),
-        **_programs(study, task, placed, where),
+        **_programs(study, task, placed, where, prune=_pruning(study, task, dataset, template)),
     )
 
 
@@ -208,7 +210,24 @@ def _with_activity(lab: Laboratory, chunk: range, result: StageResult, best: tup
     return result._replace(summary={**result.summary, "dead_units": dead, "linear_units": linear})
 
 
-def _programs(study: Study, task: tasks.Task, placed: replicates.Placement, where: Where) -> dict[str, Any]:
+def _pruning(
+    study: Study, task: tasks.Task, dataset: datasets.Dataset, template: tuple[Any, Any]
+) -> Mapping[bool, Program]:
+    """The functions that prune one replicate, (params, scores, keep) -> (params, number kept)."""
+    if study.structure == "weights":
+        return {signed: functools.partial(oneshot.prune, signed=signed) for signed in (False, True)}
+    images = jax.ShapeDtypeStruct((1, *dataset.input_shape), dataset.train.images.dtype)
+    try:
+        selection = oneshot.channel_selection(task, template, images)
+    except ValueError as error:
+        raise ValueError(f"structure='channels' cannot prune {study.model}: {error}") from error
+    sparsities = tuple(1 - 1 / ratio for ratio in study.ratios)
+    return {False: lambda params, scores, place: oneshot.prune_channels(selection, params, scores, sparsities, place)}
+
+
+def _programs(
+    study: Study, task: tasks.Task, placed: replicates.Placement, where: Where, *, prune: Mapping[bool, Program]
+) -> dict[str, Any]:
     """The programs besides training and prediction, by field of ``Laboratory``."""
     key = functools.partial(replicates.key, study.seed)
     spread = functools.partial(replicates.spread, placement=placed)
@@ -228,8 +247,8 @@ def _programs(study: Study, task: tasks.Task, placed: replicates.Placement, wher
         score = oneshot.score_of(name, study.undecayed_epsilon, where)
         return score(params, grad=grads, key=key(index, _RANDOM))
 
-    def pruned(signed: bool, replicate: tuple[Any, Any], keep: jax.Array) -> tuple[Any, jax.Array]:
-        return oneshot.prune(*replicate, keep, signed=signed)
+    def pruned(one: Program, replicate: tuple[Any, Any], keep: jax.Array) -> tuple[Any, jax.Array]:
+        return one(*replicate, keep)
 
     def nonzero(params: Any) -> jax.Array:
         prunable = jax.tree.leaves(trees.only(params, where))
@@ -250,7 +269,7 @@ def _programs(study: Study, task: tasks.Task, placed: replicates.Placement, wher
         "fresh": spread(fresh),
         "gradient": spread(gradient),
         "score": {name: spread(functools.partial(scored, name)) for name in study.scores},
-        "prune": {signed: spread(functools.partial(pruned, signed)) for signed in (False, True)},
+        "prune": {signed: spread(functools.partial(pruned, one)) for signed, one in prune.items()},
         "finetune_key": spread(lambda index: key(index, _FINETUNE)),
         "nonzero": spread(nonzero),
         "activity": spread(activity),

@@ -40,6 +40,7 @@ _RECALLS = {
     "fashion-published-script": ("fashion_mnist", "Fashion-MNIST, LeNet, published counts, script's setting"),
     "mnist-published-paper": ("mnist", "MNIST, LeNet, published counts, paper's setting"),
     "mnist-published-script": ("mnist", "MNIST, LeNet, published counts, script's setting"),
+    "fashion-channels": ("", "Fashion-MNIST, LeNet, channels removed, t in multiply-adds"),
     "cifar10-resnet20": ("", "CIFAR-10, ResNet-20, one network of one epoch: only the path"),
 }
 _GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid", "mnist-grid-50", "prune-and-jumpstart")

@@ -77,6 +77,7 @@ def of_recalls(studies: Mapping[str, Recalls], published: pd.DataFrame) -> list[
         _seed_null(studies),
         _collapse(main),
         _devices(main),
+        *([_channels(main, studies["fashion-channels"])] if "fashion-channels" in studies else []),
     ]
 
 
@@ -276,6 +277,26 @@ def _devices(study: Recalls | None) -> Verdict:
     least = max(_detectable(alphas["magnitude", r][gpu], alphas["magnitude", r][cpu], len(tests)) for r in ratios)
     found += f"; {gpu.sum()} and {cpu.sum()} networks; smallest effect found with a chance of 80 %: at most {least:.2f}"
     return Verdict("R17", question, f"{found} (asked on 2026-11-28)", "supported" if min(p.values()) < _P else "open")
+
+
+def _channels(main: Recalls | None, channels: Recalls) -> Verdict:
+    question = "Does removing channels distort recalls more than removing weights, at equal accuracy?"
+    if main is None:
+        return _not_run("R15", question)
+    replicates = sorted({*main.complete(["magnitude"])} & {*channels.complete(["magnitude"])})
+    parts = []
+    for score, study, most in (("magnitude", main, 20), ("channels", channels, np.inf)):
+        table = study.audit(["magnitude"], replicates).alphas
+        parts.append(study.working(table[(table["ratio"] > 1) & (table["ratio"] <= most)]).assign(score=score))
+    table = pd.concat(parts)
+    positive = table[table["alpha"] > 0]  # the others have no logarithm
+    result = jprune.recall.compare_at_equal_accuracy(positive, "magnitude", "channels")
+    if not np.isfinite(result.low):
+        return Verdict("R15", question, result.reason, "open")
+    found = f"log alpha at equal alpha_null: {_change(result)}, {result.models} networks"
+    found += f", {len(table) - len(positive)} alphas below 0 left out" if len(positive) < len(table) else ""
+    small = max(abs(result.low), abs(result.high)) <= 0.05
+    return Verdict("R15", question, found, "no larger than 5 %" if small else "yes" if result.low > 0 else "open")
 
 
 def _published_counts(studies: Mapping[str, Recalls]) -> Verdict:

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 
-def smaller_module(model: PyTree, params: PyTree) -> PyTree:
+def smaller_module(model: PyTree, params: PyTree = None) -> PyTree:
     """A copy of a module with smaller parameters, and the sizes of its layers set to theirs.
 
     Set are ``in_features``, ``out_features``, ``in_channels``, ``out_channels``, ``groups``, ``num_heads`` and the like
@@ -17,10 +17,12 @@ def smaller_module(model: PyTree, params: PyTree) -> PyTree:
 
     Args:
       model: the module before channels were removed; it is not changed.
-      params: smaller parameters, the arrays of the module as ``equinox.partition`` gives them.
+      params: smaller parameters, the arrays of the module as ``equinox.partition`` gives them; None where the
+        arrays of ``model`` are the smaller ones already. The moments of an optimizer state are modules too, whose
+        sizes must be those of the parameters: ``smaller_module(small.also[0])``.
 
     Returns:
-      A module of the same class.
+      A module of the same class, or a tree like ``model``.
 
     >>> import jax.numpy as jnp
     >>> model = eqx.nn.Linear(4, 8, key=jax.random.key(0))
@@ -29,7 +31,7 @@ def smaller_module(model: PyTree, params: PyTree) -> PyTree:
     >>> small.out_features, small(jnp.ones(4)).shape
     (5, (5,))
     """
-    arrays, _ = eqx.partition(params, eqx.is_array)
+    arrays, _ = eqx.partition(model if params is None else params, eqx.is_array)
     leaves = jax.tree.leaves(arrays)
     given, treedef = jax.tree.flatten(model)
     places = [place for place, leaf in enumerate(given) if eqx.is_array(leaf)]
@@ -59,23 +61,23 @@ def _sizes(layer: Any) -> dict[str, Any]:
     """The declared sizes of a layer, read off its parameters."""
     sizes: dict[str, Any] = {}
     match layer:
-        case eqx.nn.Linear():
+        case eqx.nn.Linear() if eqx.is_array(layer.weight):
             named = dict(zip(("out_features", "in_features"), layer.weight.shape, strict=True))
             sizes = {name: size for name, size in named.items() if getattr(layer, name) != "scalar"}
-        case eqx.nn.Conv():
+        case eqx.nn.Conv() if eqx.is_array(layer.weight):
             sizes["out_channels"], per_group = layer.weight.shape[:2]
             if layer.groups > 1:  # groups are removed whole
                 sizes["groups"] = sizes["out_channels"] // (layer.out_channels // layer.groups)
             sizes["in_channels"] = per_group * sizes.get("groups", 1)
-        case eqx.nn.MultiheadAttention():
+        case eqx.nn.MultiheadAttention() if eqx.is_array(layer.query_proj.weight):
             sizes["num_heads"] = layer.query_proj.weight.shape[0] // layer.qk_size
             sizes["output_size"] = layer.output_proj.weight.shape[0]
             for name in ("query", "key", "value"):
                 sizes[f"{name}_size"] = getattr(layer, f"{name}_proj").weight.shape[1]
-        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm() if layer.weight is not None:
+        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm() if eqx.is_array(layer.weight):
             sizes["shape"] = layer.weight.shape
-        case eqx.nn.Embedding():
+        case eqx.nn.Embedding() if eqx.is_array(layer.weight):
             sizes["num_embeddings"], sizes["embedding_size"] = layer.weight.shape
-        case eqx.nn.LSTMCell() | eqx.nn.GRUCell():
+        case eqx.nn.LSTMCell() | eqx.nn.GRUCell() if eqx.is_array(layer.weight_hh):
             sizes["hidden_size"], sizes["input_size"] = layer.weight_hh.shape[1], layer.weight_ih.shape[1]
     return sizes

@@ -134,6 +134,36 @@ def test_pruned_weights_are_zero_after_fine_tuning_and_exactly_as_many_are_kept_
     assert control["nonzero"].tolist() == [49_200] * 3
 
 
+def test_channels_are_removed_whole_and_stay_zero_in_fine_tuning(folder):
+    """Of a 64-300-100-10 network: 50,200 multiply-adds, of which half stay at t = 2."""
+    study = small(structure="channels", ratios=(1, 2), scores=("magnitude",), jumpstart=(0.0,))
+    known = results.known(folder, study)
+    hashed = lambda score, **changes: plan.pruned_settings(
+        dataclasses.replace(study, **changes), known, Coefficients(0.0), PruningTarget(score, 2.0)
+    )
+    assert hashed("magnitude") == hashed("magnitude", structure="weights") | {"structure": "channels"}
+    assert hashed("control") == hashed("control", structure="weights")
+    studies.compute(folder, study, RUNNING)
+    weights = store.read_weights(stored(folder, study, 0.0, PruningTarget("magnitude", 2.0)))
+    for replicate in range(3):
+        one, two, head = (weights[f"0/{name}/kernel"][replicate] for name in ("hidden/0", "hidden/1", "head"))
+        first, second = one.any(0), two.any(0)
+        np.testing.assert_array_equal(first, two.any(1))
+        np.testing.assert_array_equal(second, head.any(1))
+        assert not weights["0/hidden/0/bias"][replicate][~first].any()
+        assert not weights["0/hidden/1/bias"][replicate][~second].any()
+        a, b = int(first.sum()), int(second.sum())
+        assert 25_100 - 400 < 64 * a + a * b + 10 * b <= 25_100  # less than the largest channel below the target
+
+
+def test_a_model_without_removable_channels_is_refused_by_name(folder):
+    study = small(structure="channels", scores=("magnitude",), model="dense", model_options=("depth=1", "width=1"))
+    with pytest.raises(ValueError, match=r"structure='channels' cannot prune dense: .*no group of channels"):
+        runner.equip(study, plan.load(study))
+    with pytest.raises(ValueError, match="scores has undecayed-signed, which selects single weights"):
+        small(structure="channels", scores=("undecayed-signed",))
+
+
 def test_counts_sum_to_the_test_set_and_are_those_of_the_stored_weights(folder, study):
     truth = results.truth(folder, study)
     for target in (None, PruningTarget("control", 1.0), PruningTarget("undecayed", 5.0)):

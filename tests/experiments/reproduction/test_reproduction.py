@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+import jprune.recall
 from experiments.recall_distortion import __main__ as recall_distortion
 from experiments.recall_distortion import results
 from experiments.reproduction import __main__ as reproduction
@@ -205,6 +206,28 @@ def test_collapse_is_counted_and_compared_by_an_exact_test():
     found = _verdict("R16", **{"fashion-lenet": study._replace(networks=networks)})
     assert found.found.startswith("0 and 6 of 6 collapsed; 6 with magnitude alone, 0 with undecayed alone (p 0.031")
     assert found.verdict == "open"
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.2, "yes"), (1.0, "no larger than 5 %"), (0.8, "open")])
+def test_channels_are_compared_with_weights_at_equal_accuracy(factor, verdict, monkeypatch):
+    """The comparison itself is tested with the library; here, which rows it gets and how it is judged."""
+    frames = []
+
+    def compare(frame, a, b):
+        frames.append(frame)
+        assert (a, b) == ("magnitude", "channels")
+        shift = float(np.log(factor))
+        low, high = shift - 0.02, shift + 0.02
+        return jprune.recall.EqualAccuracy(shift, low, high, 0.5, 1.0, 0.5, 0.9, len(frame), 6, 0, "")
+
+    monkeypatch.setattr(jprune.recall, "compare_at_equal_accuracy", compare)
+    main = _study({"magnitude": (1.0, 1.1, 1.2, 1.3, 1.9)})
+    channels = main.at_nominal((1, 2, 4, 10))
+    found = hypotheses._channels(main, channels._replace(networks=channels.networks.drop_duplicates(
+        ["score", "ratio", "replicate"])))  # fmt: skip
+    assert found.verdict == verdict
+    assert sorted(frames[0].groupby("score")["ratio"].unique()["magnitude"]) == [2, 4, 10, 20]
+    assert sorted(frames[0].groupby("score")["ratio"].unique()["channels"]) == [2, 4, 10]
 
 
 def test_published_counts_are_judged_by_wilson_and_by_quartiles():
