@@ -74,7 +74,7 @@ def _sizes(layer: Any) -> dict[str, Any]:
             sizes["output_size"] = layer.output_proj.weight.shape[0]
             for name in ("query", "key", "value"):
                 sizes[f"{name}_size"] = getattr(layer, f"{name}_proj").weight.shape[1]
-        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm() if eqx.is_array(layer.weight):
+        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm() if layer.weight is not None and eqx.is_array(layer.weight):
             sizes["shape"] = layer.weight.shape
         case eqx.nn.Embedding() if eqx.is_array(layer.weight):
             sizes["num_embeddings"], sizes["embedding_size"] = layer.weight.shape
