@@ -1,5 +1,6 @@
 """What is published: the source archive holds all that is tracked, the wheel the library alone, and it imports bare."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -63,7 +64,8 @@ else:
 
 
 def run(*command, **options):
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=bare, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -241,7 +241,8 @@ def nothing_left(names: Sequence[str]) -> str:
     >>> nothing_left(["a/kernel", "blocks/kernel[2]"])
     "nothing is left of 'a/kernel', 'blocks/kernel[2]'; keep more, or give min_keep=1 to keep a weight of every layer"
     """
-    shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more layers" if len(names) > 8 else "")
+    named = [repr(name) if name else "the parameters" for name in names[:8]]  # a tree that is one array has no path
+    shown = ", ".join(named) + (f" and {len(names) - 8} more layers" if len(names) > 8 else "")
     return f"nothing is left of {shown}; keep more, or give min_keep=1 to keep a weight of every layer"
 
 

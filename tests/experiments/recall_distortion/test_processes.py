@@ -19,7 +19,7 @@ TINY = [
     *("--epochs", "2", "--finetune-epochs", "1", "--chunk", "2"),
 ]
 STAGES = 4  # dense, control, magnitude and random at 4
-KILLS = 20
+KILLS = 8
 
 pytestmark = pytest.mark.slow
 
