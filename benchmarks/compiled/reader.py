@@ -81,11 +81,14 @@ class Block:
             yield from block.kernels
 
     def least(self) -> tuple[int, int]:
-        """Launches and bytes of a run in which each conditional takes its cheapest branch; unknown loops run once."""
+        """Launches and bytes of a run in which each conditional takes its cheapest branch.
+
+        A loop whose trip count depends on data, as that of a selection that is due at some steps only, does not run.
+        """
         launches, moved = self.launches, self.moved
         for trips, body in self.loops:
             inner = body.least()
-            launches, moved = launches + (trips or 1) * inner[0], moved + (trips or 1) * inner[1]
+            launches, moved = launches + (trips or 0) * inner[0], moved + (trips or 0) * inner[1]
         for branches in self.conditionals:
             inner = min((branch.least() for branch in branches), key=lambda cost: cost[::-1])
             launches, moved = launches + inner[0], moved + inner[1]

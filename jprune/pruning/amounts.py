@@ -155,6 +155,19 @@ def without(amount: Amount, part: float) -> Amount:
     raise TypeError(f"{amount!r} is not a sparsity or a count")
 
 
+def exact_name(amount: "float | Keep | PerLayer") -> str:
+    """An amount as text, the same text for the same amount only.
+
+    >>> exact_name(0.1), exact_name(Keep(3)), exact_name({"^a": 0.5, "": Keep(2)})
+    ('0.1', 'keep 3', "{'^a': 0.5, '': keep 2}")
+    """
+    if isinstance(amount, Keep):
+        return f"keep {int(amount.count)}"
+    if isinstance(amount, Mapping):
+        return "{" + ", ".join(f"{pattern!r}: {exact_name(own)}" for pattern, own in amount.items()) + "}"
+    return repr(float(amount))
+
+
 def not_a_count(name: str, value: object) -> str:
     """The message for something that should be a number of weights and is not."""
     wanted = f"{name}={value!r} must be an integer, the number of weights kept"

@@ -3,20 +3,26 @@
 One compiled selection serves every entry of a schedule where the selection passes its amount on to one of jprune,
 directly, wrapped or as a ``functools.partial``: counts are Python integers worked out while tracing, put in a
 table, and looked up at run time. A selection that computes with its amount is compiled once for each entry.
+
+Which entry is due does not depend on having seen its step. The entry in force at a count is the last one whose step
+is not after it, and the state has a checksum of the entry that was applied last: an update applies the entry in force
+if the two differ. So an entry is applied once, whether the count reaches its step, jumps over it, or the schedule was
+changed before a resume; and an update that has nothing to apply compares two numbers.
 """
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int, PyTree, UInt32
 
 from jprune.graph.axes import Axes
-from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, as_keywords, without
+from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, as_keywords, exact_name, without
 from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.schedules import entries, keep_counts
@@ -31,6 +37,7 @@ class _Event(NamedTuple):
     step: int
     amount: float | Keep | PerLayer
     exchanged: float  # the fraction of the count that is dropped so that others can regrow
+    checksum: int  # uint32, not 0: what the state compares to know whether the entry was applied
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,30 +78,54 @@ class Plan:
             read["grad"] = matching(weights, grad, name="grad")
         return read
 
-    def advance(self, count: Int[Array, ""], masks: PyTree, weights: PyTree, evidence: dict[str, PyTree]) -> PyTree:
-        """The masks after the update with this count; the selection runs only where one is due."""
+    def advance(
+        self,
+        count: Int[Array, ""],
+        applied: UInt32[Array, ""],
+        masks: PyTree,
+        weights: PyTree,
+        evidence: dict[str, PyTree],
+    ) -> tuple[PyTree, UInt32[Array, ""]]:
+        """The masks after the update with this count, and the checksum of the entry that they follow.
+
+        The selection runs only where the entry in force at this count is not the one that was applied last.
+        """
         events = self._events(weights)
         if not events:
-            return masks
-        hits = count == np.asarray([event.step for event in events], np.int32)
+            return masks, applied
+        reached = jnp.sum(np.asarray([event.step for event in events], np.int32) <= count, dtype=jnp.int32)
+        checksums = np.asarray([0, *(event.checksum for event in events)], np.uint32)
+        in_force = jnp.asarray(checksums)[reached]
+        due = (in_force != applied) & (reached > 0)
         if "key" in evidence:
             evidence = evidence | {"key": jax.random.fold_in(evidence["key"], count)}
         choose = functools.partial(self._choose, events)
-        return where_due(jnp.any(hits), choose, masks, jnp.argmax(hits), weights, evidence)
+        masks = where_due(due, choose, masks, jnp.maximum(reached - 1, 0), weights, evidence)
+        return masks, jnp.where(due, in_force, applied)
 
-    def warn_of_collapse(self, count: Int[Array, ""], before: PyTree, after: PyTree) -> None:
+    def warn_of_collapse(
+        self, applied: UInt32[Array, ""], now: UInt32[Array, ""], before: PyTree, after: PyTree
+    ) -> None:
         """Warn, outside jit, of layers in which the entry of the schedule that was due left nothing.
 
         Args:
-          count: number of earlier updates.
+          applied: the checksum of the entry that was applied before the update.
+          now: that of the entry applied after it.
           before: the masks before the update.
           after: the masks after it.
         """
-        if isinstance(count, jax.core.Tracer) or jnp.ndim(count):
+        if isinstance(now, jax.core.Tracer) or jnp.ndim(now) or int(now) == int(applied):
             return
-        amount = self.schedule.get(int(count))
-        if amount is not None:
-            warn_of_collapse(mask_layers(before, self.axes), jax.tree.leaves(after), amount)
+        amount = next(amount for step, amount in entries(self.schedule) if self._checksum(step, amount) == int(now))
+        warn_of_collapse(mask_layers(before, self.axes), jax.tree.leaves(after), amount)
+
+    def _checksum(self, step: int, amount: float | Keep | PerLayer) -> int:
+        """A number for an entry, the same in every process and version of Python.
+
+        Without regrowth masks only shrink, so that an amount need not be applied again at another step.
+        """
+        name = exact_name(amount) if self.regrow is None else f"{step}: {exact_name(amount)}"
+        return zlib.crc32(name.encode()) or 1
 
     def _events(self, weights: PyTree) -> list[_Event]:
         paths, leaves, _ = flatten(weights)
@@ -106,9 +137,9 @@ class Plan:
         for step, amount in entries(self.schedule):
             asked = everything if amount == 0.0 else amount
             if self.regrow is not None:
-                events.append(_Event(step, amount, self.regrow.at(step)))
+                events.append(_Event(step, amount, self.regrow.at(step), self._checksum(step, amount)))
             elif asked != kept:  # an entry that asks for no change would cost a selection
-                events.append(_Event(step, amount, 0.0))
+                events.append(_Event(step, amount, 0.0, self._checksum(step, amount)))
             kept = asked
         return events
 

@@ -4,6 +4,7 @@ An optax state is a tree of tuples: a plain tuple (or an OrderedDict) for a chai
 shows whether a prune link is the last of its chain, without knowledge of the optimizer.
 """
 
+import functools
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, UInt32
 from optax.contrib import MechanicState, SAMState
 
 from jprune.graph.axes import Axes
@@ -30,11 +31,15 @@ class PruneState(NamedTuple):
       count: int32 scalar, the number of earlier updates.
       masks: bool arrays like the parameters, True where a weight is kept, None where nothing is prunable.
       key: the key given to ``prune``, or None.
+      applied: uint32 scalar, a checksum of the entry of the schedule that was applied last, 0 before the first one.
+        None, in the state of ``keep_zeros`` and in one that an earlier version saved, counts as 0: the next update of
+        ``prune`` applies the entry in force, which changes nothing where the masks follow it already.
     """
 
     count: Any  # Int[Array, ""]; a tuple has a method of this name
     masks: PyTree
     key: PRNGKeyArray | None
+    applied: UInt32[Array, ""] | None = None
 
 
 def masks_of(state: PyTree) -> PyTree:
@@ -76,7 +81,8 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
       masks: bool arrays like the parameters, matched by path.
 
     Returns:
-      A state of the same structure. Counts, keys and all that is not a mask are the same arrays.
+      A state of the same structure. Counts, keys and all that is not a mask are the same arrays. Where masks bring
+      a pruned weight back, the next update of ``prune`` applies the entry of the schedule that is in force again.
 
     Raises:
       ValueError: as ``masks_of``; or the masks do not fit those in the state.
@@ -99,9 +105,22 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
             if mask is not None and getattr(given[path], "dtype", None) != np.bool_:
                 raise ValueError(f"masks has {given[path]!r} at '{path}'; it must be a bool array")
         fitted = [None if mask is None else given[path] for path, mask in zip(own_paths, own, strict=True)]
-        return node._replace(masks=jax.tree.unflatten(treedef, fitted))
+        pairs = [(given[path], mask) for path, mask in zip(own_paths, own, strict=True) if mask is not None]
+        return node._replace(masks=jax.tree.unflatten(treedef, fitted), applied=_still_applied(node.applied, pairs))
 
     return jax.tree.map(replace, state, is_leaf=lambda node: isinstance(node, PruneState))
+
+
+def _still_applied(
+    applied: UInt32[Array, "*replicates"] | None, masks: list[tuple[Bool[Array, "..."], Bool[Array, "..."]]]
+) -> UInt32[Array, "*replicates"] | None:
+    """``applied``, or 0 for the replicates in which some weight is pruned in the second masks and not in the first."""
+    if applied is None:
+        return None
+    lead = jnp.ndim(applied)
+    revived = [jnp.any(new & ~old, axis=tuple(range(min(lead, jnp.ndim(old)), jnp.ndim(old)))) for new, old in masks]
+    anywhere = functools.reduce(jnp.logical_or, revived, jnp.zeros_like(applied, dtype=bool))
+    return jnp.where(anywhere, jnp.zeros_like(applied), applied)
 
 
 def check_pruned(

@@ -54,9 +54,11 @@ def prune(
 
     At each step of the schedule the weights are scored, with the parameters that are passed to
     ``update`` (where the gradient was taken), and the masks shrink to the scheduled amount. Between
-    those steps the link reads one byte of mask per weight and does nothing else: no recompilation, no
-    host synchronization. It works inside ``optax.partition``, ``masked``, ``inject_hyperparams``,
-    ``MultiSteps`` and ``apply_if_finite`` and under ``jit``, ``vmap``, ``scan`` and sharding.
+    those steps the link reads one byte of mask per weight and does nothing else: no recompilation, and on a CPU or TPU
+    no host synchronization. No entry is missed: the last one whose step has passed without being applied (the count
+    was set forward, a run resumed with another schedule) is applied at the next update. The link works inside
+    ``optax.partition``, ``masked``, ``inject_hyperparams``, ``MultiSteps`` and ``apply_if_finite`` and under ``jit``,
+    ``vmap``, ``scan`` and sharding.
     After ``optax.lookahead`` it gives the fast and the slow weights the same masks. Inside
     ``optax.contrib.schedule_free`` it is exact for what is pruned at step 0; for a later step see
     ``reset_moments``.
@@ -87,7 +89,8 @@ def prune(
         ``key`` to update.
 
     Returns:
-      An optax transformation with a ``PruneState``: int32 count, bool masks (one byte per weight), key.
+      An optax transformation with a ``PruneState``: int32 count, bool masks (one byte per weight), key, uint32
+      checksum of the entry applied last.
 
     Raises:
       TypeError: ``score`` is not a valid score (``jprune.magnitude`` without its parentheses), or ``schedule`` is
@@ -114,7 +117,8 @@ def prune(
     def init(params: PyTree) -> PruneState:
         plan.check(only(trained(params), scored))
         masks = map_leaves(lambda weight: jnp.ones_like(weight, dtype=bool), only(trained(params), masked))
-        return PruneState(jnp.zeros([], jnp.int32), _for_all(masks, params), jax.tree.map(jnp.copy, key))
+        own_key = jax.tree.map(jnp.copy, key)
+        return PruneState(jnp.zeros([], jnp.int32), _for_all(masks, params), own_key, jnp.zeros([], jnp.uint32))
 
     def update(
         updates: PyTree,
@@ -133,13 +137,15 @@ def prune(
         if masked is not scored:
             weights = _selected(weights, scored)
         evidence = plan.evidence(weights, grad, batch, state.key if key is None else key, trained(params))
-        masks = advance(state.count, before, weights, evidence)
-        plan.warn_of_collapse(state.count, before, masks)
+        applied = jnp.zeros_like(state.count, jnp.uint32) if state.applied is None else state.applied
+        masks, now_applied = advance(state.count, applied, before, weights, evidence)
+        plan.warn_of_collapse(applied, now_applied, before, masks)
         # A weight that regrows at this step starts from 0: the update for it comes from momentum gathered while
         # it was pruned.
-        applied = masks if regrow is None else map_leaves(jnp.logical_and, masks, before)
-        updates = _masked_updates(updates, params, _for_all(applied, params))
-        return updates, PruneState(optax.safe_increment(state.count), _for_all(masks, params), state.key)
+        moving = masks if regrow is None else map_leaves(jnp.logical_and, masks, before)
+        updates = _masked_updates(updates, params, _for_all(moving, params))
+        count = optax.safe_increment(state.count)
+        return updates, PruneState(count, _for_all(masks, params), state.key, now_applied)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
