@@ -20,6 +20,11 @@ from hypothesis import strategies as st
 import jprune
 from tests.pruning.steps import largest
 
+# Trees of a few weights lose layers, and have leaves of any number of axes; both are said, and are no fault here.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning"),
+    pytest.mark.filterwarnings("ignore:leaf .* treats it as one layer:UserWarning"),
+]
 REPLICATES = 2
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 SHAPES = ((), (3,), (2, 3), (1, 2, 2), (0, 2))
