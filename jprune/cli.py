@@ -242,7 +242,7 @@ def _audit(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     dense = _dense(options.dense, list(compressed))
     sets = {", ".join(given): given for given in dense.values()}
     sets |= {", ".join(given): given for ratios in compressed.values() for given in ratios.values()}
-    examples = max(labels.values.shape)
+    examples = max(labels.values.shape, default=0)
     read = {
         file: files.read_predictions(file, examples, names, options.id) for given in sets.values() for file in given
     }

@@ -13,14 +13,14 @@ import pandas as pd
 from jprune.files import write_text
 from jprune.recall.inputs import predictions
 from jprune.recall.inputs.arguments import EmptyClassWarning, Rng, check_level, check_resamples
-from jprune.recall.inputs.files import records
-from jprune.recall.inputs.prepare import Prepared, about_order, prepare
+from jprune.recall.inputs.order import about_order, perfect_models
+from jprune.recall.inputs.prepare import Prepared, prepare
 from jprune.recall.inputs.raw import InputError, of_object
 from jprune.recall.measures.rates import from_counts, from_predictions, refuse_other_examples
 from jprune.recall.report.headline import findings, headline
 from jprune.recall.tables import caveats, comparisons, examples, models
 from jprune.recall.tables.audited import AuditedModels, Examples
-from jprune.recall.tables.frames import UNSTATED, AuditTables
+from jprune.recall.tables.frames import UNSTATED, AuditTables, records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -295,7 +295,9 @@ def audit_prepared(
     named: SetNames = {(score, ratio): name for score, ratios in compressed.items() for ratio, name in ratios.items()}
     named |= {(score, None): name for score, name in dense.items()}
     notes = [*prepared.notes, *(note for stack in sets.values() for note in stack.notes)]
-    notes += [note for name in dict.fromkeys(dense.values()) for note in about_order(true, sets[name], classes)]
+    for name, stack in sets.items():
+        notes += about_order(true, stack, classes, dense=name in dense.values())
+        notes += perfect_models(true, stack)
     notes += [note for stack in sets.values() for note in caveats.of_copies(stack)]
     report = _assemble(study, named, notes)
     risky, shown = examples.at_risk(known)
@@ -322,11 +324,14 @@ def audit_prepared(
 
 
 def _check(options: Options) -> None:
-    check_level(options.level)
+    try:
+        check_level(options.level)
+        if options.rng is not None:
+            check_resamples(options.resamples)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if not 0 < options.margin < 10:
         raise InputError(f"margin must lie between 0 and 10 (0.1 for alpha within 0.91 to 1.1), got {options.margin}")
-    if options.rng is not None:
-        check_resamples(options.resamples)
     if options.top_k is not None and options.top_k < 1:
         raise InputError(f"top_k must be at least 1, got {options.top_k}")
 

@@ -40,14 +40,6 @@ def number(text):
     return float(text)
 
 
-def rows_of_csv(path, examples):
-    """The cells of a table without its header: a first row with text, or with column numbers and one row too many."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
-    numbered = len(rows) == examples + 1 and rows[0] == [str(n) for n in range(len(rows[0]))]
-    return rows[1:] if numbered or not all(map(is_number, rows[0])) else rows
-
-
 def is_number(text):
     try:
         number(text)
@@ -56,13 +48,48 @@ def is_number(text):
     return True
 
 
-def classes_of(path, examples):
+def rows_of_csv(path, examples):
+    """The cells of a table without its header: a first row with text, or with column numbers and one row too many."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
+    numbered = len(rows) == examples + 1 and rows[0] == [str(n) for n in range(len(rows[0]))]
+    header = numbered or not all(map(is_number, rows[0]))
+    if header and len(rows) > 1 and len(rows[1]) == len(rows[0]) + 1:  # R's table: the first cells name the rows
+        return [row[1:] for row in rows[1:]]
+    return rows[1:] if header else rows
+
+
+def is_one_hot(cells):
+    return cells.ndim == 2 and cells.shape[1] > 1 and np.isin(cells, (0, 1)).all() and (cells.sum(1) == 1).all()
+
+
+def classes_of(path, examples, role):
     """The classes that the models of a file predict, (models, examples), by the documented rules."""
     if path.suffix in (".npy", ".npz"):
         loaded = np.load(path, allow_pickle=False)
         array = loaded if path.suffix == ".npy" else loaded[loaded.files[0]]
-        if array.dtype.kind == "f" and array.ndim >= 2 and array.shape[-2] == examples:
-            return np.atleast_2d(array.argmax(-1))
+        array = array.astype(int) if array.dtype == bool else array
+        if array.ndim == 2 and 1 in array.shape and role == "labels":
+            array = array.ravel()
+        if array.dtype.kind == "U":
+            raise Unreadable("text")
+        whole = array.dtype.kind in "iu"
+        if (
+            is_one_hot(array)
+            and len(array) == examples
+            and (role == "labels" or not whole or array.shape[1] != examples)
+        ):
+            return array.argmax(1)[None]
+        if not whole and array.ndim >= 2 and array.shape[-2] == examples:
+            if array.ndim == 2 and array.shape[1] > 1 and (array == np.floor(array)).all():
+                raise Unreadable("models as floats, or logits without decimals")
+            if array.shape[-1] > 1:
+                return np.atleast_2d(array.argmax(-1))
+            array = array[..., 0]
         return np.atleast_2d(array).astype(float)
     if path.suffix == ".parquet":
         table = pyarrow.parquet.read_table(path)
@@ -72,18 +99,24 @@ def classes_of(path, examples):
         texts = rows_of_csv(path, examples)
         cells = np.array([[number(text) for text in row] for row in texts])
         whole = all(re.fullmatch(r"[+-]?[0-9]+", text) for row in texts for text in row)
+    if is_one_hot(cells):
+        return cells.argmax(1)[None]
+    if not whole and cells.shape[1] > 1 and (cells == np.floor(cells)).all():
+        raise Unreadable("models as decimals, or logits without decimals")
     return cells.T if whole or cells.shape[1] == 1 else cells.argmax(1)[None]
 
 
 def right_answer(paths, count):
     """Recall of every class (NaN without examples) for every model of the dense and pruned files."""
-    labels = classes_of(paths["labels"], count)[0]
+    labels = classes_of(paths["labels"], count, "labels")[0]
 
     def recall(predicted, c):
         return float((predicted[labels == c] == c).mean()) if (labels == c).any() else None
 
     return {
-        role: [[recall(row, c) for c in range(int(labels.max()) + 1)] for row in classes_of(paths[role], labels.size)]
+        role: [
+            [recall(row, c) for c in range(int(labels.max()) + 1)] for row in classes_of(paths[role], labels.size, role)
+        ]
         for role in ("dense", "pruned")
     }
 
@@ -211,13 +244,15 @@ def test_any_files_give_a_right_answer_or_a_clean_error(data, forms, damage):
             assert damage["way"] != "none", f"refused whole files: {err}"
             return
         assert (status, err) == (0, "")
-        rows = json.loads(out)["tables"]["recalls"]
+        found = json.loads(out)
+        rows, names = found["tables"]["recalls"], found["class_names"]
         wanted = right_answer(paths, data["labels"].size)
         for role, column in (("dense", "recall_dense"), ("pruned", "recall")):
             models = wanted[role]
             assert len({row["model"] for row in rows}) == len(models)
             for row in rows:
                 of_model = models[row["model"]]
-                value = of_model[int(row["class"])] if int(row["class"]) < len(of_model) else None
+                c = names.index(row["class"])
+                value = of_model[c] if c < len(of_model) else None
                 assert (row[column] is None) == (value is None), (row, value)
                 assert value is None or math.isclose(row[column], value, abs_tol=1e-12), (row, value)

@@ -105,6 +105,8 @@ def corrected_intensification(
     d, p = (np.asarray(rows, np.float64)[:, order] for rows in (dense_correct, correct))
     if (d.sum(1) == 0).any() or (p.sum(1) == 0).any():
         return out._replace(reason="an accuracy is 0")
+    if any((rows.sum(1) == rows.max(1)).any() for rows in (d, p)):
+        return out._replace(reason="a model is right about one example only")
     each, jackknifed, of_models = _sums(d, p, sizes)
     total = each.sum(0)
     examples = jackknifed - _second_order(d, p, sizes, jackknifed)

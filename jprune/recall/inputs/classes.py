@@ -9,6 +9,7 @@ import numpy as np
 from jprune.recall.inputs.raw import SCOPE, InputError, Raw
 
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0+)?")
+_MARKS = (99, 127, 254, 255, 999, 9999, 32767)  # often used for no class
 _NUMBERS = re.compile(r"[\s\d.,;:+\-]*")
 
 
@@ -86,10 +87,22 @@ def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple
     notes = [f"class names inferred from the data, in {'the order of the columns' if ordered else 'sorted order'}"]
     if unknown:
         notes.append(f"predicted names that no label has: {', '.join(unknown[:8])}; is one misspelt?")
+    several = [n for n in names if re.search(r"\w[|;]\w", n) or ("," in n and {*re.split(r", ?", n)} & {*names})]
+    if several:
+        notes.append(
+            f"the label {several[0]!r} looks like several labels of one example, and was read as a class of its own; "
+            f"{SCOPE}"
+        )
     return tuple(ordered or names), tuple(notes)
 
 
 def _booleans(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None) -> Numbered:
+    if labels.values.dtype.kind in "iu" and labels.values.size and labels.values.max() > 1:
+        odd = next(raw for raw in stacks if raw.values.dtype == bool)
+        raise InputError(
+            f"{odd.name} holds booleans and {labels.name} holds {labels.values.max()}: give the predicted classes, not "
+            f"whether they are right"
+        )
     converted = [
         raw._replace(values=raw.values.astype(np.int64)) if raw.values.dtype == bool else raw
         for raw in (labels, *stacks)
@@ -168,13 +181,19 @@ def _numbers(raw: Raw, index: dict[str, int]) -> Raw:
     return raw._replace(values=codes.reshape(raw.values.shape))
 
 
-def about_many_values(labels: np.ndarray, name: str) -> list[str]:
-    """Warn of labels that look like a quantity or an identity instead of a class.
+def about_labels(labels: np.ndarray, name: str) -> list[str]:
+    """Warn of labels that look like a mark for no class, a quantity or an identity instead of a class.
 
-    >>> about_many_values(np.arange(100), "ages.csv")[0][:49]
+    >>> about_labels(np.arange(100), "ages.csv")[0][:49]
     'ages.csv has 100 distinct labels in 100 examples:'
     """
-    distinct = len(np.unique(labels))
+    found = np.unique(labels)
+    distinct = len(found)
+    if distinct > 2 and found[-1] in _MARKS and found[-2] < found[-1] // 2:
+        return [
+            f"{name} holds {found[-1]}, and otherwise 0 to {found[-2]}: if it marks examples without a class, leave "
+            f"them out with --ignore-label {found[-1]} (ignore_label={found[-1]})"
+        ]
     if distinct <= 20 or distinct * 4 <= labels.size:
         return []
     return [

@@ -97,10 +97,7 @@ def predictions(given: Raw | Any, name: str, examples: int, threshold: float | N
     """
     raw = of_object(given, name)
     values, name = raw.values, raw.name
-    if values.dtype == bool:
-        values = values.astype(np.int64)
-    if values.size == 0:
-        raise InputError(f"{name} has shape {values.shape}: it holds no prediction")
+    values = _joined(values, raw, examples)
     if raw.by_row and values.ndim == 1:
         values = values[:, None]
     if raw.by_row or (values.ndim == 2 and values.shape == (examples, 1)):
@@ -127,6 +124,17 @@ def predictions(given: Raw | Any, name: str, examples: int, threshold: float | N
         return _sigmoid(np.atleast_2d(values), raw, threshold)
     found = _whole(values, name, f"{_CLASSES} (logits need an axis of classes at the end)")
     return Predictions(name, np.atleast_2d(found), None, None, raw.notes)
+
+
+def _joined(values: np.ndarray, raw: Raw, examples: int) -> np.ndarray:
+    """Batches of one size as one array, booleans as 0 and 1; what holds no prediction is refused."""
+    if values.ndim == 0:
+        raise InputError(f"{raw.name} is a single value, {values}; an entry per example is needed")
+    if values.size == 0:
+        raise InputError(f"{raw.name} has shape {values.shape}: it holds no prediction")
+    if raw.listed and values.ndim > 1 and values.shape[1] != examples == values.shape[0] * values.shape[1]:
+        values = values.reshape(examples, *values.shape[2:])
+    return values.astype(np.int64) if values.dtype == bool else values
 
 
 def _of_rows(values: np.ndarray, raw: Raw, examples: int, threshold: float | None) -> Predictions:
@@ -273,6 +281,8 @@ def class_count(
         if beyond.any():
             model, example = first_true(beyond)
             more = "; give num_classes (--num-classes) if some have no examples" * (num_classes is None)
+            if each.predicted.max() == classes and each.predicted.min() > 0:
+                more += "; are the predictions numbered from 1?"
             raise InputError(
                 f"{each.name} holds {each.predicted[model, example]} at model {model}, example {example}; "
                 f"{source}: allowed 0..{classes - 1}{more}"

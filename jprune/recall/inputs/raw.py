@@ -1,6 +1,7 @@
 """Arrays, tables and containers as they are given, turned into numpy without deciding yet what they mean."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ class Raw(NamedTuple):
       ids: identity of every row: a column asked for, or a table's index; None where there is none.
       named_ids: whether ``ids`` is a column that was asked for.
       notes: sentences on how it was read that the reader of the audit should know.
+      listed: whether it was a list of arrays, which may be the batches of one model.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Raw(NamedTuple):
     ids: np.ndarray | None = None
     named_ids: bool = False
     notes: tuple[str, ...] = ()
+    listed: bool = False
 
 
 def of_object(value: Any, name: str) -> Raw:
@@ -46,6 +49,10 @@ def of_object(value: Any, name: str) -> Raw:
     """
     if isinstance(value, Raw):
         return value
+    if isinstance(value, str | Path):
+        raise InputError(f"{name} is the text {str(value)!r}; read the file first (np.load, pandas.read_csv)")
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise InputError(f"{name} is an array with masked entries; leave these examples out of all arguments")
     if type(value).__name__ in ("PredictionOutput", "EvalPrediction", "EvalLoopOutput"):
         value = value.label_ids if name == "labels" else value.predictions
         value = value[0] if isinstance(value, tuple) else value
@@ -57,7 +64,8 @@ def of_object(value: Any, name: str) -> Raw:
         index = value.index if isinstance(value, pd.Series) else None
         return Raw(name, plain(pd.Series(value), name), ids=_ids(index))
     batches = _batches(value, name)
-    return Raw(name, as_array(value if batches is None else batches, name))
+    listed = isinstance(value, list | tuple) and all(hasattr(part, "shape") for part in value)
+    return Raw(name, as_array(value if batches is None else batches, name), listed=listed)
 
 
 def plain(column: "pd.Series[Any]", where: str) -> np.ndarray:
@@ -108,6 +116,8 @@ def as_array(values: Any, name: str) -> np.ndarray:
         converted = np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} does not convert to a numpy array: {error}") from error
+    if converted.dtype.kind == "S":
+        converted = decoded(converted, name)
     if converted.dtype.kind == "O" and converted.size and converted.ndim == 1:
         return plain(pd.Series(converted), name)
     if converted.dtype.kind == "U":
@@ -116,6 +126,21 @@ def as_array(values: Any, name: str) -> np.ndarray:
     if converted.dtype.kind not in "iufb" and not small:
         raise InputError(f"{name} must hold numbers or class names, got dtype {converted.dtype}")
     return converted.astype(np.float32) if small else converted
+
+
+def decoded(texts: np.ndarray, name: str) -> np.ndarray:
+    """Bytes as text.
+
+    Raises:
+      InputError: they are not UTF-8.
+
+    >>> decoded(np.array([b"cat"]), "labels")
+    array(['cat'], dtype='<U3')
+    """
+    try:
+        return np.char.decode(texts, "utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} holds bytes that are not UTF-8: {error}") from error
 
 
 def _of_frame(frame: pd.DataFrame, name: str) -> Raw:
@@ -132,9 +157,9 @@ def together(columns: Sequence[np.ndarray], names: Sequence[str], name: str) -> 
     """Columns side by side, (rows, columns): all text, or all numbers.
 
     Raises:
-      InputError: some hold text and some numbers.
+      InputError: some hold text and some numbers, or some whole numbers and some decimals.
 
-    >>> together([np.array([1, 2]), np.array([0.5, 1.0])], "ab", "logits").dtype
+    >>> together([np.array([0.1, 2.5]), np.array([0.5, 1.0])], "ab", "logits").dtype
     dtype('float64')
     """
     texts = [column.dtype == object for column in columns]
@@ -144,6 +169,15 @@ def together(columns: Sequence[np.ndarray], names: Sequence[str], name: str) -> 
         raise InputError(
             f"{name}, column {label} holds {columns[odd][0]!r} at example 0, text among columns of numbers; keep the "
             f"columns of predictions only, or pick a single column with {name}:NAME"
+        )
+    whole = [column.dtype.kind in "iu" and len(np.unique(column)) > 1 for column in columns]
+    if any(whole) and any(column.dtype.kind == "f" for column in columns):
+        odd = whole.index(True)
+        label = repr(names[odd]) if names else str(odd)
+        raise InputError(
+            f"{name}, column {label} holds whole numbers only and other columns hold decimals: is it an id, a label or "
+            f"a prediction? Keep the columns of logits only, name a column of ids with --id, or pick a single column "
+            f"with {name}:NAME"
         )
     return np.column_stack(columns)
 

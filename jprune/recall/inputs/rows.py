@@ -19,6 +19,11 @@ def align(raw: Raw, labels: Raw) -> Raw:
     array([6, 5])
     """
     if raw.ids is None or labels.ids is None:
+        if raw.ids is not None and not raw.named_ids and _permuted(raw.ids):
+            raise InputError(
+                f"{raw.name} has its row indices in another order ({', '.join(raw.ids[:3])}, ...) and {labels.name} "
+                f"has no index: sort the rows, or drop the index if they are in the order of the labels"
+            )
         return raw
     if not raw.named_ids:
         if len(raw.ids) == len(labels.ids) and (raw.ids != labels.ids).any():
@@ -85,6 +90,16 @@ def take(raw: Raw, kept: np.ndarray | None) -> Raw:
     if axis is None:
         return raw  # refused for its shape later
     return raw._replace(values=np.compress(kept, raw.values, axis=axis), ids=None)
+
+
+def _permuted(ids: np.ndarray) -> bool:
+    """Whether ids are the numbers of the rows, from 0 or from 1, in another order.
+
+    >>> _permuted(np.array(["2", "0", "1"], object)), _permuted(np.array(["0", "1", "5"], object))
+    (True, False)
+    """
+    found, n = set(ids.tolist()), len(ids)
+    return any(found == {str(row + start) for row in range(n)} for start in (0, 1))
 
 
 def _some(names: Sequence[Any], most: int = 5) -> str:

@@ -1,6 +1,8 @@
 """The tables of an audit, as the report reads them."""
 
 import dataclasses
+import math
+from typing import Any
 
 import pandas as pd
 
@@ -74,3 +76,16 @@ class AuditTables:
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return every table by its name."""
         return {name: getattr(self, name) for name in TABLES}
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as dicts that JSON can hold: what is undefined is None.
+
+    >>> records(pd.DataFrame({"score": ["random"], "alpha": [float("nan")]}))
+    [{'score': 'random', 'alpha': None}]
+    """
+    columns = [
+        [None if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in table[name].tolist()]
+        for name in table.columns
+    ]
+    return [dict(zip(table.columns, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -106,3 +106,12 @@ def test_nominal_95_percent_intervals_cover_92_to_98_percent(classes, size, mode
     assert 0.92 - 0.03 <= np.mean(covered) <= 0.98 + 0.02
     if models > 1:
         assert np.mean(alphas) == pytest.approx(wanted, rel=0.1)
+
+
+def test_a_model_right_about_one_example_has_no_corrected_alpha_and_raises_no_warning():
+    labels = np.repeat([0, 1], 4)
+    dense, once = np.ones((1, 8), bool), (np.arange(8) == 2)[None]
+    for before, after in ((dense, once), (once, dense)):
+        found = corrected_intensification(labels, before, after)
+        assert np.isnan(found.alpha)
+        assert found.reason == "a model is right about one example only"

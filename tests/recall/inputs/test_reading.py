@@ -137,6 +137,73 @@ def test_tables_that_may_be_misread_are_refused_by_name(folder, capsys, name):
     assert name in err
 
 
+LIKE_OTHERS = {
+    "label.csv": ("label,p\n" + text(zip(LABELS, TWO, strict=True)), "looks like true classes"),
+    "id.csv": ("id,p\n" + text([[i % 3, c] for i, c in enumerate(TWO)]), "name the ids with --id id"),
+    "confidence.csv": (
+        "p,confidence\n" + text([[c, 0.75] for c in TWO]),
+        "whole numbers only and other columns hold dec",
+    ),
+    "numbers.csv": (text([[i, *row] for i, row in enumerate(LOGITS.round(3))]), "column '0' holds whole numbers only"),
+    "with_class.csv": (
+        text([[*row, c] for row, c in zip(LOGITS.round(3), TWO, strict=True)]),
+        "column '3' holds whole",
+    ),
+    "thousands.csv": (
+        "a,b\n" + text([[f'"{1000.5 * (c + 1):,}"', 0.5] for c in TWO]),
+        "without separators of thousands",
+    ),
+    "swiss.csv": (
+        "a;b\n" + text([[f"{1000.5 * (c + 1):,}".replace(",", "'"), 0.5] for c in TWO], ";"),
+        "separators of",
+    ),
+    "ids.jsonl": ("\n".join(f'{{"id": {i % 3}, "p": {c}}}' for i, c in enumerate(TWO)), "looks like ids"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LIKE_OTHERS))
+def test_columns_that_are_not_predictions_do_not_become_models_or_logits(folder, capsys, name):
+    content, said = LIKE_OTHERS[name]
+    (folder / name).write_text(content)
+    err = refused(capsys, "--dense", name, "--pruned", f"2={name}")
+    assert said in err
+    assert name in err
+
+
+def test_columns_of_logits_may_be_called_like_labels_and_may_be_constant(folder, capsys):
+    pd.DataFrame(LOGITS, columns=["true", "id", "file"]).to_csv("two.csv", index=False)
+    read(capsys, "--pruned", "2=two.csv")
+    reference = LOGITS - LOGITS[:, :1]
+    (folder / "zero.csv").write_text("a,b,c\n" + text([[0, *row[1:]] for row in reference]))
+    read(capsys, "--pruned", "2=zero.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-le", "utf-16-le"])
+def test_other_unicode_encodings_are_read_or_refused(folder, capsys, encoding):
+    (folder / "two.csv").write_bytes(text([["p"], *([c] for c in TWO)]).encode(encoding))
+    if encoding == "utf-32":
+        assert any("UTF-32" in warning for warning in read(capsys, "--pruned", "2=two.csv")["warnings"])
+    else:
+        assert "NUL" in refused(capsys, "--pruned", "2=two.csv")
+
+
+def test_lines_that_end_in_carriage_returns_alone_are_read(folder, capsys):
+    (folder / "two.csv").write_bytes(text([["p"], *([c] for c in TWO)], end="\r").encode())
+    read(capsys, "--pruned", "2=two.csv")
+
+
+def test_arrays_of_bytes_are_text_and_arrays_of_objects_are_refused_with_a_remedy(capsys):
+    for file, codes in (("labels.npy", LABELS), ("dense.npy", DENSE), ("two.npy", TWO)):
+        np.save(file, np.array(NAMES)[codes].astype("S"))
+    assert read(capsys)["class_names"] == list(NAMES)
+    np.save("two.npy", np.array(NAMES)[TWO].astype(object))
+    assert "save names as text" in refused(capsys)
+    np.save("two.npy", np.int64(1))
+    assert "two.npy holds a single value, 1" in refused(capsys)
+    np.save("labels.npy", np.int64(1))
+    assert "labels.npy holds a single value, 1" in refused(capsys)
+
+
 def test_whole_floats_of_models_are_not_taken_for_logits(capsys):
     np.save("models.npy", np.stack([TWO, DENSE], 1).astype(float))
     assert "whole numbers as floats, of shape (60, 2)" in refused(capsys, "--pruned", "2=models.npy")
@@ -204,6 +271,19 @@ def test_an_index_that_differs_is_an_error(capsys):
     assert "different row indices" in err
 
 
+def test_an_index_in_another_order_is_an_error_also_where_labels_have_none():
+    shuffled = pd.Series(TWO).sample(frac=1, random_state=0)
+    for labels in (LABELS, pd.Series(LABELS)):
+        with pytest.raises(
+            InputError, match=r"row indices in another order \(26, 35, 59, ...\) and labels has no index"
+        ):
+            recall.audit(labels, DENSE, {2: shuffled})
+        with pytest.raises(InputError, match="row indices in another order"):
+            recall.audit(labels, DENSE, {2: TWO}, groups=pd.DataFrame({"g": LABELS}).sample(frac=1, random_state=0))
+    subset = pd.Series(LABELS, index=np.arange(N) * 7)  # of a train-test split; predictions are in its order
+    assert recall.audit(subset, DENSE, {2: pd.Series(TWO)}).summary["accuracy"][0] == pytest.approx(ACCURACY[1])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -216,6 +296,31 @@ def test_an_index_that_differs_is_an_error(capsys):
 def test_accuracy_at_chance_warns_with_what_mends_it(change, said):
     report = recall.audit(LABELS, change(DENSE), {2: TWO})
     assert any("no more than chance" in warning and said in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("compressed", "said"),
+    [
+        (TWO[::-1], "reverse them"),
+        (-LOGITS, "the smallest number marks the class"),
+        (np.random.default_rng(5).permutation(TWO), "in the order of the labels?"),
+        (np.zeros(N, int), None),
+    ],
+)
+def test_compressed_models_in_another_order_are_warned_of_and_collapsed_ones_are_not(compressed, said):
+    found = [warning for warning in recall.audit(LABELS, DENSE, {2: compressed}).warnings if "than chance" in warning]
+    assert len(found) == (said is not None)
+    assert said is None or (said in found[0] and found[0].startswith("pruned[2]: "))
+
+
+def test_labels_among_the_models_are_noticed():
+    report = recall.audit(LABELS, np.stack([DENSE, LABELS]), {2: np.stack([TWO, TWO])})
+    assert any("dense: model 1 is right about every example" in warning for warning in report.warnings)
+
+
+def test_predictions_numbered_from_1_are_asked_about(capsys):
+    np.save("two.npy", TWO + 1)
+    assert "numbered from 1?" in refused(capsys)
 
 
 def test_labels_numbered_from_1_are_noticed():
@@ -304,6 +409,8 @@ def test_pandas_hugging_face_and_batches_are_read():
         (output, output),
         (dataset, batches),
         ([LABELS[:40], LABELS[40:]], pd.DataFrame(LOGITS)),
+        (LABELS, [LOGITS[:20], LOGITS[20:40], LOGITS[40:]]),
+        (LABELS, [TWO[:30], TWO[30:]]),
     ):
         report = recall.audit(labels, [DENSE], {2: pruned})
         assert report.summary["accuracy"][0] == pytest.approx(ACCURACY[1])
@@ -348,6 +455,46 @@ def test_as_many_groups_as_examples_are_refused():
 def test_what_is_no_single_label_classification_is_refused(labels, said):
     with pytest.raises(InputError, match=said):
         recall.audit(labels, DENSE, {2: TWO})
+
+
+def test_whether_models_are_right_is_not_taken_for_their_predictions():
+    with pytest.raises(InputError, match=r"pruned\[2\] holds booleans and labels holds 2: give the predicted classes"):
+        recall.audit(LABELS, DENSE, {2: TWO == LABELS})
+
+
+def test_several_labels_in_one_cell_and_marks_for_no_class_are_warned_of():
+    names = np.array(["cat|dog", "cat", "dog"])
+    warnings = recall.audit(names[LABELS], names[DENSE], {2: names[TWO]}).warnings
+    assert any("'cat|dog' looks like several labels" in warning for warning in warnings)
+    names = np.array(["tench, Tinca tinca", "cat", "dog"])
+    assert not any("several" in w for w in recall.audit(names[LABELS], names[DENSE], {2: names[TWO]}).warnings)
+    marked = np.where(np.arange(N) % 6, LABELS, 255)
+    with pytest.warns(recall.EmptyClassWarning):
+        report = recall.audit(marked, DENSE, {2: TWO})
+    assert any("holds 255, and otherwise 0 to 2" in w and "--ignore-label 255" in w for w in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("two.npy", "is the text 'two.npy'; read the file first"),
+        (np.ma.masked_array(TWO, np.arange(N) < 3), "masked entries"),
+        (1, "is a single value, 1"),
+        (pd.DataFrame({"m": pd.array([None, *TWO[1:]], dtype="Int64")}), "column 'm' has no number at example 0"),
+        ([{"p": int(c)} for c in TWO], "got {'p': "),
+        (None, "dtype object"),
+    ],
+)
+def test_objects_that_hold_no_predictions_are_refused(given, said):
+    with pytest.raises(InputError) as error:
+        recall.audit(LABELS, DENSE, {2: given})
+    assert said in str(error.value)
+    assert "pruned[2]" in str(error.value)
+
+
+def test_options_out_of_range_are_input_errors():
+    with pytest.raises(InputError, match=r"level must lie strictly between 0 and 1 .* got 99"):
+        recall.audit(LABELS, DENSE, {2: TWO}, level=99)
 
 
 def test_many_distinct_labels_are_warned_of():

@@ -1,0 +1,210 @@
+"""Delimited text and .jsonl as tables: encodings, delimiters, decimal commas and headers are recognized."""
+
+import csv
+import io
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jprune.recall.inputs.raw import InputError
+
+NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf(?:inity)?|nan)", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+(?:e[+-]?[0-9]+)?", re.IGNORECASE)
+
+
+def read_jsonl(path: Path, name: str | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Read one JSON value per line: a number or text, a list, or an object of them."""
+    rows, notes = _json_lines(path)
+    if all(isinstance(row, dict) for row in rows):
+        keys = list(rows[0])
+        odd = next((n for n, row in enumerate(rows) if set(row) != set(keys)), None)
+        if odd is not None:
+            raise InputError(f"{path} has other keys in line {odd + 1} than in line 1: {some(list(rows[odd]))}")
+        chosen = keys if name is None else [name]
+        if name is not None and name not in keys:
+            raise InputError(f"{path} has no key {name!r}; it has {some(keys)}")
+        if len(chosen) == 1 and isinstance(rows[0][chosen[0]], list):
+            rows = [row[chosen[0]] for row in rows]
+        else:
+            return pd.DataFrame({key: [row[key] for row in rows] for key in keys}), notes
+    if all(isinstance(row, list) for row in rows):
+        odd = next((n for n, row in enumerate(rows) if len(row) != len(rows[0])), None)
+        if odd is not None:
+            raise InputError(f"{path} has {len(rows[odd])} values in line {odd + 1} and {len(rows[0])} in line 1")
+        return pd.DataFrame(rows).rename(columns=str), notes
+    if any(isinstance(row, dict | list) or row is None for row in rows):
+        raise InputError(f"{path} mixes numbers, lists and objects among its lines, or has a null")
+    return pd.DataFrame({"values": rows}), notes
+
+
+def _json_lines(path: Path) -> tuple[list[Any], tuple[str, ...]]:
+    text, notes = decoded_text(path)
+    lines = text.rstrip().splitlines()
+    rows = []
+    for number, line in enumerate(lines):
+        if not line.strip():
+            raise InputError(f"{path} has a blank line {number + 1} between examples")
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(f"{path} is not a readable .jsonl: line {number + 1}: {reason(error)}") from error
+    if not rows:
+        raise InputError(f"{path} holds no example")
+    return rows, notes
+
+
+def decoded_text(path: Path) -> tuple[str, tuple[str, ...]]:
+    """The text of a file, and a note where it is not UTF-8."""
+    content = path.read_bytes()
+    encoding, notes = _encoding(content, path)
+    return content.decode(encoding), notes
+
+
+def _encoding(content: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
+    """How a file is encoded: UTF-8, UTF-16 or UTF-32 by their marks, else Latin-1; all but UTF-8 are named."""
+    if content[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        content.decode("utf-32")
+        return "utf-32", (f"{path} was read as UTF-32",)
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        content.decode("utf-16")
+        return "utf-16", (f"{path} was read as UTF-16",)
+    if b"\0" in content:
+        raise InputError(f"{path} holds NUL bytes: it is not text, or UTF-16 without a mark; save it as UTF-8")
+    try:
+        content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if not any(part.isalpha() for part in content.decode("latin-1")):
+            raise InputError(f"{path} is not text in UTF-8, UTF-16 or Latin-1") from None
+        return "latin-1", (f"{path} is not UTF-8 and was read as Latin-1: check the letters with accents",)
+    return "utf-8-sig", ()
+
+
+def read_csv(
+    path: Path, class_names: Sequence[str] | None, examples: int | None
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Read a delimited table; its first row is a header where a cell is neither a number nor a class name.
+
+    A first row 0, 1, 2, ... may be a header of column numbers: it is one where there is a row too many. A header
+    with one name fewer than the rows have cells is R's: the first column has the names of the rows.
+    """
+    text, notes = decoded_text(path)
+    if "\n" not in text:
+        text = text.replace("\r", "\n")  # as old spreadsheets end lines
+    text = text.rstrip("\r\n") + "\n" if text.strip() else ""
+    if text[:1] in "\r\n" and text:
+        raise InputError(f"{path} begins with a blank line; wanted a header or the first example")
+    if not text:
+        raise InputError(f"{path} is not a readable {path.suffix.lower()}: it is empty")
+    delimiter = _delimiter(text, path)
+    space = delimiter == " "
+    sample = _sample(text, delimiter)
+    first, second = sample[0], sample[1] if len(sample) > 1 else None
+    comma = (
+        not space
+        and delimiter != ","
+        and any(_DECIMAL_COMMA.fullmatch(cell) for row in sample[1:] or sample for cell in row)
+    )
+    number = (lambda cell: bool(_DECIMAL_COMMA.fullmatch(cell)) or _is_number(cell)) if comma else _is_number
+    header = not all(number(cell) or cell in (class_names or ()) for cell in first)
+    if header and second is not None and len(first) == len(second):
+        below = {cell for row in sample[1:] for cell in row}
+        header = not all(number(cell) or cell in below for cell in first)  # names of classes, not of columns
+    repeated = [cell for cell in first if first.count(cell) > 1] if header else []
+    if repeated:
+        raise InputError(f"{path} has the column {repeated[0]!r} twice")
+    names = list(first) if header else [str(n) for n in range(len(first))]
+    row_names = header and second is not None and len(second) == len(first) + 1
+    if row_names:
+        names = ["", *names]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            table = pd.read_csv(
+                io.StringIO(text),
+                sep=r"\s+" if space else delimiter,
+                header=0 if header else None,
+                names=names,
+                index_col=False,
+                keep_default_na=False,
+                skipinitialspace=True,
+                skip_blank_lines=False,
+                decimal="," if comma else ".",
+                low_memory=False,
+            )
+        except pd.errors.ParserWarning as error:
+            raise InputError(
+                f"{path} is not a readable {path.suffix.lower()}: a row has more cells than the header has "
+                f"names ({len(first)})"
+            ) from error
+    blank = (table.isna() | (table == "")).all(axis=1).to_numpy() if table.shape[1] else np.zeros(0, bool)
+    if blank.any():
+        row = int(blank.argmax())
+        label = names[0] if table.shape[1] == 1 else ""
+        where = f"{path}, column {label!r}" if label else str(path)
+        raise InputError(f"{where} holds '' at example {row}: the line is blank; wanted a number or a class name")
+    if not header and examples is not None and len(first) > 1 and first == [str(n) for n in range(len(first))]:
+        if len(table) == examples + 1:
+            return table.iloc[1:].reset_index(drop=True), notes
+        if len(first) > 2:
+            raise InputError(
+                f"{path} begins with the row 0, 1, ... {len(first) - 1}: a header of column numbers, or predictions? "
+                f"Give the columns names, or save them without a header"
+            )
+    if row_names and table[""].duplicated().any():
+        raise InputError(
+            f"{path} has {len(first)} names in its header and {len(first) + 1} cells in its rows, and the "
+            f"first column is not a list of row names"
+        )
+    return table, notes
+
+
+def _delimiter(text: str, path: Path) -> str:
+    """Tab, semicolon, comma or blanks, by the first row (outside quotes)."""
+    lines = text.split("\n", 2)[:2]
+    bare = re.sub(r'"[^"]*"', "", lines[0])
+    if path.suffix.lower() == ".tsv" or "\t" in bare:
+        return "\t"
+    if ";" in bare:
+        return ";"
+    if "," in bare:
+        return ","
+    below = lines[1].split() if len(lines) > 1 else []
+    if len(below) > 1 and all(map(_is_number, below[1:])) and len(bare.split() or lines[0].split()) + 1 >= len(below):
+        return " "
+    return ","
+
+
+def _sample(text: str, delimiter: str, most: int = 200) -> list[list[str]]:
+    """The cells of the first rows, without the blanks around them."""
+    lines = io.StringIO(text)
+    if delimiter == " ":
+        return [line.replace('"', "").split() for line, _ in zip(lines, range(most), strict=False)]
+    rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    return [[cell.strip() for cell in row] for row, _ in zip(rows, range(most), strict=False)]
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell is a number as files write it; Python's float also takes 1_0 and digits of other scripts."""
+    return NUMBER.fullmatch(cell.strip()) is not None
+
+
+def some(names: Any, most: int = 8) -> str:
+    """The first names of many, for an error.
+
+    >>> some(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    shown = [str(name) for name in list(names)[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line; the message of another library may be long or empty."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + " ..."
