@@ -21,7 +21,7 @@ from jprune.graph.axes import Axes
 from jprune.pruning.amounts import Amount, amount_of
 from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import empty_layers, mask_layers, nothing_left
-from jprune.trees import flatten, match
+from jprune.trees import flatten, match, path_string
 
 
 class PruneState(NamedTuple):
@@ -45,6 +45,11 @@ class PruneState(NamedTuple):
 def masks_of(state: PyTree) -> PyTree:
     """The masks in an optimizer state, wherever the prune links are.
 
+    After a prune link there may be prune links with masks of other leaves, and links inside ``optax.masked`` that
+    change other leaves. Where such a link has no array for each leaf (``masked(set_to_zero(), ...)``,
+    ``masked(scale(...), ...)``), its state does not show which leaves these are: ``check_pruned`` then finds pruned
+    weights that it changed.
+
     Args:
       state: the state of an optax transformation that has a prune link in it: of a chain, or of
         ``partition``, ``masked``, ``inject_hyperparams``, ``MultiSteps``, ``apply_if_finite``, ... around one.
@@ -54,9 +59,9 @@ def masks_of(state: PyTree) -> PyTree:
       prune links (one for each group of a ``partition``, say) are merged leaf by leaf.
 
     Raises:
-      ValueError: there is no prune link; one is not the last of its chain, or sits inside a wrapper
-        that changes the updates it returns, so that pruned weights would revive; or two prune links
-        hold a mask of the same leaf.
+      ValueError: there is no prune link; a link after one may change the leaves that it has masks of, or it is
+        inside a wrapper that changes the updates it returns, so that pruned weights would revive; or two prune
+        links have a mask of the same leaf.
 
     >>> import jprune, optax
     >>> tx = optax.chain(optax.adam(1e-3), jprune.prune(jprune.magnitude(), {0: 0.5}))
@@ -191,25 +196,56 @@ def masked_weights(params: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, weights)
 
 
-def _prune_states(node: Any, path: str, fault: str | None) -> Iterator[tuple[str, PruneState]]:
-    """Every prune state below a node; ``fault`` says why there must be none."""
+def _prune_states(
+    node: Any, path: str, fault: str | None, later: tuple[tuple[str, Any], ...] = ()
+) -> Iterator[tuple[str, PruneState]]:
+    """Every prune state below a node.
+
+    ``fault`` says why there must be none; ``later`` has the states of the links that come after it in a chain, which
+    must not change what it has masks of, each with what to say if it does.
+    """
     if isinstance(node, PruneState):
+        fault = fault or next((why for why, other in later if _may_change(other, node)), None)
         if fault is not None:
             raise ValueError(f"the prune state at state{path} {fault}, so pruned weights would not stay 0")
         yield path, node
         return
     children = _children(node)
     for i, (key, child) in enumerate(children):
-        below = fault
-        if type(node) in (tuple, OrderedDict) and i < len(children) - 1:
-            below = f"is not the last of its chain (a state of {len(children)}, at {i})"
+        below, after = fault, later
+        if type(node) in (tuple, OrderedDict):
+            why = f"is not the last of its chain (a state of {len(children)}, at {i})"
+            after = (*later, *((why, other) for _, other in children[i + 1 :]))
         elif isinstance(node, optax.LookaheadState):
             below = "is inside optax.lookahead, which mixes slow weights into its updates; chain prune after it"
         elif isinstance(node, MechanicState):
             below = "is inside optax.contrib.mechanize, which scales its updates; chain prune after it"
         elif isinstance(node, SAMState) and node.cache is not None:
             below = "is inside optax.contrib.sam, which moves its updates; chain prune after it"
-        yield from _prune_states(child, path + key, below)
+        yield from _prune_states(child, path + key, below, after)
+
+
+def _may_change(node: Any, link: PruneState) -> bool:
+    """Whether the link with this state may change updates of leaves that a prune link before it has masks of.
+
+    A prune link changes the leaves that it has masks of. A link inside ``optax.masked`` changes some leaves, and its
+    state shows which if it has an array for each; without any it is taken to change others, if there are others.
+    """
+    if type(node) in (tuple, OrderedDict):
+        return any(_may_change(child, link) for _, child in _children(node))
+    if not isinstance(node, PruneState | optax.MaskedState):
+        return True
+    entries, _ = jax.tree_util.tree_flatten_with_path(link.masks, is_leaf=_absent)
+    masked = {path_string(key_path): not _absent(mask) for key_path, mask in entries}
+    if isinstance(node, optax.MaskedState) and all(masked.values()):
+        return True
+    for key_path, leaf in jax.tree_util.tree_flatten_with_path(node, is_leaf=_absent)[0]:
+        # The longest end of the path that names a parameter: 'mu/a/kernel' is of 'a/kernel', not of 'kernel'.
+        ends = (path_string(key_path[i:]) for i in range(len(key_path)))
+        own = next((end for end in ends if end in masked), None)
+        if own is not None and masked[own] and not _absent(leaf):
+            return True
+    return False
 
 
 def _children(node: Any) -> list[tuple[str, Any]]:

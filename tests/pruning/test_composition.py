@@ -360,3 +360,72 @@ def test_check_pruned_names_the_leaves_that_revived_and_how_much():
     params["b"]["kernel"] = jnp.full((2, 2), jnp.nan)
     with pytest.raises(ValueError, match=r"1 of 4 in 'a/kernel', 2 of 2 in 'b/kernel'"):
         jprune.check_pruned(params, state)
+
+
+def chained_after(first, second, order):
+    return optax.chain(optax.sgd(0.1), *((first, second) if order == "as given" else (second, first)))
+
+
+OTHER = {"a": False, "b": True}
+FIRST = {"a": True, "b": False}
+
+
+@pytest.mark.parametrize("order", ["as given", "reversed"])
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [
+        (
+            jprune.prune(MAGNITUDE, {0: 0.5}, where=jprune.by_path("^a/kernel"), selection=by_rank),
+            jprune.prune(MAGNITUDE, {1: 0.75}, where=jprune.by_path("^b/kernel"), selection=by_rank),
+            [8, 5],
+        ),
+        (optax.masked(LINK, FIRST), optax.masked(prune(MAGNITUDE, {1: 0.75}), OTHER), [8, 5]),
+        (optax.masked(LINK, FIRST), optax.masked(jprune.keep_zeros(), OTHER), [8, 8]),
+        (optax.masked(LINK, FIRST), optax.masked(optax.set_to_zero(), OTHER), [4, 4]),
+        (optax.masked(LINK, FIRST), optax.masked(optax.scale(0.5), OTHER), [4, 4]),
+        (optax.masked(LINK, FIRST), optax.masked(optax.trace(0.9), OTHER), [4, 4]),
+        (optax.masked(LINK, FIRST), optax.masked(optax.adam(0.1), OTHER), [4, 4]),
+    ],
+    ids=["prune prune", "masked prune", "keep_zeros", "set_to_zero", "scale", "trace", "adam"],
+)
+def test_links_that_change_other_leaves_may_come_after_prune(first, second, kept, order):
+    tx = chained_after(first, second, order)
+    params, state, step, found = tree(), None, None, []
+    state, step = tx.init(params), make_step(tx)
+    for _ in range(2):
+        params, state = step(params, state)
+        jprune.check_pruned(params, state)
+        found.append(sum(int(mask.sum()) for mask in jax.tree.leaves(jprune.masks_of(state))))
+    assert found == kept
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        optax.masked(optax.adam(0.1), FIRST),
+        optax.masked(optax.trace(0.9), {"a": True, "b": True}),
+        optax.chain(optax.masked(optax.set_to_zero(), OTHER), optax.scale(0.5)),
+        optax.masked(LINK, {"a": {"kernel": True, "bias": True}, "b": True}),
+        optax.masked(optax.chain(optax.identity(), optax.adam(0.1)), FIRST),
+    ],
+    ids=["adam", "trace", "a chain", "prune", "a masked chain"],
+)
+def test_links_that_change_the_same_leaves_are_refused_after_prune(after):
+    state = optax.chain(optax.masked(LINK, FIRST), after).init(tree())
+    with pytest.raises(
+        ValueError, match=r"state\[0\]\.inner_state is not the last of its chain \(a state of 2, at 0\)"
+    ):
+        jprune.masks_of(state)
+
+
+def test_a_masked_link_after_prune_of_every_leaf_is_refused():
+    link = jprune.prune(MAGNITUDE, {0: 0.5}, where=lambda path, leaf: True, selection=by_rank)
+    with pytest.raises(ValueError, match="is not the last of its chain"):
+        jprune.masks_of(optax.chain(link, optax.masked(optax.scale(0.5), FIRST)).init(tree()))
+
+
+def test_check_pruned_finds_weights_that_a_masked_link_without_state_changed():
+    tx = optax.chain(optax.sgd(0.1), optax.masked(LINK, FIRST), optax.masked(optax.scale(0.5), FIRST))
+    params, state = make_step(tx)(tree(), tx.init(tree()))
+    with pytest.raises(ValueError, match="pruned weights are not 0: 4 of 4 in 'a/kernel'"):
+        jprune.check_pruned(params, state)
