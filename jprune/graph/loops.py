@@ -9,8 +9,8 @@ import numpy as np
 from jax.extend import core
 
 from jprune import jaxprs
-from jprune.graph.rules import RULES, freeze, not_understood, opaque, shape_of
-from jprune.graph.values import Axis, Program, Record, Step, Value
+from jprune.graph.rules import RULES, freeze, not_understood, opaque, shape_of, union
+from jprune.graph.values import Axis, Kind, Program, Record, Step, Value
 
 
 def run(record: Record, program: Any, inputs: Sequence[Value]) -> Program:
@@ -136,19 +136,18 @@ def _iterated(
 def _joined(one: Value, other: Value) -> Value:
     """What is known where either of two arrays may come."""
     kind = max(one.kind, other.kind)
-    same = [a.sources for a in one.axes] == [b.sources for b in other.axes] and one.chosen == other.chosen
-    if not same and (one.kind.of_parameters or other.kind.of_parameters):
-        kind = type(kind).ACTIVATION
+    if kind is Kind.LOOKED_UP and min(one.kind, other.kind) is not kind:
+        kind = Kind.ACTIVATION
     axes = [
-        Axis(a.ids, a.sources if kind.of_parameters else (), a.zero and b.zero)
+        Axis(a.ids, union(a.sources, b.sources) if kind.of_parameters else (), a.zero and b.zero)
         for a, b in zip(one.axes, other.axes, strict=True)
     ]
     literal = one.literal if one.literal is not None and one.literal is other.literal else None
-    return Value(tuple(axes), kind, one.chosen if kind.of_parameters else (), literal)
+    return Value(tuple(axes), kind, union(one.chosen, other.chosen) if kind.of_parameters else (), literal)
 
 
 def _same(one: Value, other: Value) -> bool:
-    known = [(v.kind, v.literal is None, [(a.zero, a.sources) for a in v.axes]) for v in (one, other)]
+    known = [(v.kind, v.literal is None, v.chosen, [(a.zero, a.sources) for a in v.axes]) for v in (one, other)]
     return known[0] == known[1]
 
 

@@ -207,7 +207,35 @@ def _identity(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> l
     return [dataclasses.replace(value, literal=None) for value in inputs]
 
 
-RULES.update(dict.fromkeys(_names("pvary psum psum_invariant pmax pmin ppermute pbroadcast pin unpin"), _identity))
+RULES.update(dict.fromkeys(_names("pvary ppermute pbroadcast pin unpin"), _identity))
+
+
+@_rule("psum", "psum_invariant", "pmax", "pmin")
+def _over_devices(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    """Devices keep their shapes; an axis name that ``vmap`` bound is an axis of the array."""
+    dropped = [axis for axis in equation.params.get("axes", ()) if isinstance(axis, int)]
+    for value in inputs if dropped else ():
+        for place in dropped:
+            record.channels.freeze(value.axes[place].ids, f"'{equation.primitive.name}' runs over it")
+    return [
+        value.with_axes([axis for place, axis in enumerate(value.axes) if place not in dropped]) for value in inputs
+    ]
+
+
+@_rule("all_gather", "all_gather_invariant")
+def _all_gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    """The parts of an axis that devices have are put together again."""
+    place, why = equation.params["all_gather_dimension"], "it is gathered from devices"
+    outputs = []
+    for value, var in zip(inputs, equation.outvars, strict=True):
+        axes, whole = list(value.axes), record.channels.frozen(shape_of(var)[place], why)
+        if equation.params["tiled"]:
+            record.channels.freeze(axes[place].ids, why)
+            axes[place] = dataclasses.replace(axes[place], ids=whole)
+        else:
+            axes.insert(place, Axis(whole))
+        outputs.append(value.with_axes(axes))
+    return outputs
 
 
 @_rule("iota", "empty", "axis_index", "random_seed", "random_wrap", "random_unwrap", "random_fold_in", "random_split")
@@ -435,7 +463,6 @@ def _reduce(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> lis
 @_rule("argmax", "argmin")
 def _argument(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     value, dropped = inputs[0], {int(axis) for axis in equation.params["axes"]}
-    record.settle(value)
     for place in dropped:
         record.channels.freeze(value.axes[place].ids, f"'{equation.primitive.name}' numbers its indices")
     return [Value(tuple(Axis(axis.ids) for place, axis in enumerate(value.axes) if place not in dropped))]
@@ -450,22 +477,37 @@ def _cumulative(record: Record, equation: core.JaxprEqn, inputs: list[Value]) ->
 
 @_rule("sort", "top_k", "approx_top_k", "fft")
 def _along_axis(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    """Indices along some axes are mixed; the other axes of all operands and results correspond."""
+    """Indices along some axes are mixed; the other axes of all operands and results correspond.
+
+    Of parameters the result is made of them still, but its mixed axes are not theirs: thresholds by ``sort`` say
+    nothing about a kernel, and a kernel's transform leaves the role of the mixed axes open.
+    """
     name, params, shape = equation.primitive.name, equation.params, inputs[0].shape
     first = len(shape) - len(params.get("fft_lengths", (0,)))
     axis = params.get("dimension", params.get("axis", params.get("reduction_dimension", len(shape) - 1))) % len(shape)
     mixed = set(range(first, len(shape))) if name == "fft" else {axis}
+    kind = _combined_kind(record, inputs)
     for value in inputs:
-        record.settle(value)
         for place in mixed:
             record.channels.freeze(value.axes[place].ids, f"'{name}' runs along it")
+            record.mixed.update(dict.fromkeys(value.axes[place].sources, name))
     picked = [_pick(record, [value.axes[place] for value in inputs]) for place in range(len(shape))]
+    sources = [
+        union(*(value.axes[place].sources for value in inputs)) if kind.of_parameters and place not in mixed else ()
+        for place in range(len(shape))
+    ]
+    chosen = union(*(value.chosen for value in inputs)) if kind.of_parameters else ()
     return [
         Value(
             tuple(
-                Axis(record.channels.frozen(size, f"'{name}' runs along it") if place in mixed else picked[place])
+                Axis(
+                    record.channels.frozen(size, f"'{name}' runs along it") if place in mixed else picked[place],
+                    sources[place],
+                )
                 for place, size in enumerate(shape_of(var))
-            )
+            ),
+            kind,
+            chosen,
         )
         for var in equation.outvars
     ]
@@ -474,15 +516,15 @@ def _along_axis(record: Record, equation: core.JaxprEqn, inputs: list[Value]) ->
 @_rule("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
 def _reduce_window(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     params, value = equation.params, inputs[0]
-    record.settle(value)
+    kind = _combined_kind(record, inputs)
     axes = []
     for place, (axis, size) in enumerate(zip(value.axes, shape_of(equation.outvars[0]), strict=True)):
         if params["window_dimensions"][place] == 1 and axis.size == size:
-            axes.append(Axis(axis.ids, zero=axis.zero))
+            axes.append(Axis(axis.ids, axis.sources if kind.of_parameters else (), axis.zero))
         else:
             record.channels.freeze(axis.ids, "a window moves over it")
             axes.append(Axis(record.channels.frozen(size, "a window moves over it")))
-    return [Value(tuple(axes)) for _ in equation.outvars]
+    return [Value(tuple(axes), kind, value.chosen if kind.of_parameters else ()) for _ in equation.outvars]
 
 
 # Reading and writing by index.
@@ -498,8 +540,12 @@ def _gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> lis
     for k, place in enumerate(batch):
         axes[place] = Axis(indices.axes[k].ids)
     for operand, index in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
-        record.channels.tie(value.axes[operand].ids, indices.axes[index].ids)
-        axes[batch[index]] = value.axes[operand]
+        own = value.axes[operand]
+        record.channels.tie(own.ids, indices.axes[index].ids)
+        if value.kind.of_parameters and indices.kind > Kind.CONSTANT:  # each row looks up in a table of its own
+            record.role(own.sources, "stacked")
+            own = Axis(own.ids, zero=own.zero)
+        axes[batch[index]] = own
     inside = [
         p
         for p in range(len(value.axes))
@@ -530,7 +576,7 @@ def _looked_up(
     if not many:  # one layer of a stack
         record.role(sources, "stacked")
         return value.with_axes(axes)
-    for place in many[:1]:  # rows in a constant order, or a table of positions
+    for place in many:  # rows in a constant order, a table of positions, a kernel of few numbers
         axes[place] = dataclasses.replace(axes[place], sources=sources)
     return dataclasses.replace(value, axes=tuple(axes), chosen=union(value.chosen, sources), literal=None)
 
@@ -545,8 +591,9 @@ def _dynamic_slice(record: Record, equation: core.JaxprEqn, inputs: list[Value])
             cut.append(place)
     kind = max((starts[place].kind for place in cut), default=Kind.CONSTANT)
     if value.kind.of_parameters and kind > Kind.CONSTANT:
-        sources = union(*(value.axes[place].sources for place in cut))
-        axes = [dataclasses.replace(axis, sources=() if p in cut else axis.sources) for p, axis in enumerate(axes)]
+        single = [place for place in cut if axes[place].size == 1]  # a window of several indices is still of its axis
+        sources = union(*(value.axes[place].sources for place in single))
+        axes = [dataclasses.replace(axis, sources=() if p in single else axis.sources) for p, axis in enumerate(axes)]
         return [Value(tuple(axes), Kind.LOOKED_UP, union(value.chosen, sources))]
     return [dataclasses.replace(value, axes=tuple(axes), kind=max(value.kind, kind), literal=None)]
 
@@ -663,8 +710,6 @@ def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Fa
     kernels = [side for side, is_data in zip(sides, data, strict=True) if not is_data]
     if len(kernels) == 2:
         factors = [Factor(side.sources(side.contracted), side.sources(side.free)) for side in kernels]
-        for side in kernels:
-            record.role(side.sources(side.batch), "stacked")
         record.factors.extend(factors)
         record.count(kernels[0].value, count)
         return factors[0], factors[1]
@@ -683,6 +728,8 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     params, (data, kernel), channels = equation.params, inputs, record.channels
     lhs, rhs, out = (getattr(params["dimension_numbers"], f"{name}_spec") for name in ("lhs", "rhs", "out"))
     groups, shape = params["feature_group_count"], shape_of(equation.outvars[0])
+    if data.kind in (Kind.PARAMETER, Kind.SCALED) and not kernel.kind.of_parameters:
+        return not_understood(record, equation, inputs)  # a kernel on the side of the data
     record.settle(data)
     if kernel.kind.of_parameters:
         _read_by_convolution(record, kernel, rhs, groups * params["batch_group_count"])
@@ -692,7 +739,8 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     for axis in [*(data.axes[p] for p in lhs[2:]), *(kernel.axes[p] for p in rhs[2:])]:
         channels.freeze(axis.ids, "a convolution's window moves over it")
     axes = [Axis(channels.frozen(size, "a convolution's window moves over it")) for size in shape]
-    axes[out[0]] = Axis(data.axes[lhs[0]].ids)
+    if params["batch_group_count"] == 1:
+        axes[out[0]] = Axis(data.axes[lhs[0]].ids)
     features, inside, made = data.axes[lhs[1]], kernel.axes[rhs[1]], kernel.axes[rhs[0]]
     axes[out[1]] = Axis(made.ids, zero=made.zero)
     if params["batch_group_count"] != 1:

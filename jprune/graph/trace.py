@@ -168,7 +168,9 @@ def _graph(
         if named:
             unknown[path] = f"'{named[0]}' reads it and is not understood"
         elif missing:
-            unknown[path] = f"nothing reads {'it' if len(missing) == len(found) else f'its axis {missing[0]}'}"
+            mixed = record.mixed.get(Source(path, missing[0]))
+            what = "it" if len(missing) == len(found) and not mixed else f"its axis {missing[0]}"
+            unknown[path] = f"nothing reads {what}" + (f" but '{mixed}'" if mixed else "")
         axes[path] = None if path in unknown else _kernel_axes(found, groups.get(path, 1))
     for name in sorted({name for _, name in record.unknown}):
         leaves = ", ".join(f"'{leaf}'" for leaf in dict.fromkeys(leaf for leaf, n in record.unknown if n == name))
@@ -230,6 +232,7 @@ def _kernel_axes(found: Sequence[set[str]], groups: int) -> KernelAxes:
     for role in _ROLES:
         also = {"inputs": "indexed"}.get(role, role)
         named[role] = tuple(axis for axis, what in enumerate(found) if role in what or also in what)
+    named["spatial"] = tuple(axis for axis in named["spatial"] if axis not in named["inputs"])  # a flattened window
     unread = tuple(axis for axis, what in enumerate(found) if not what)  # of size one
     named["stacked"] = tuple(sorted({*named["stacked"], *unread}))
     return KernelAxes(**named, groups=groups)

@@ -149,6 +149,7 @@ class Record:
         self.factors: list[Factor] = []
         self.multiply_adds: list[tuple[str | None, int]] = []
         self.unknown: list[tuple[str, str]] = []
+        self.mixed: dict[Source, str] = {}  # axes of parameters along which a sort or a transform ran, and its name
         self.times = 1  # how often the equations now traced are carried out
         self.sizes: dict[Source, int] = {}
         self.leaf_sizes: dict[str, int] = {}

@@ -1,5 +1,7 @@
 """Odd but ordinary programs: roles worked out by hand, each channel group of the size expected."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -50,6 +52,13 @@ def sharded(p, x):
     mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     one = jax.shard_map(lambda w, x: jax.nn.relu(x @ w), mesh=mesh, in_specs=(P(), P("d")), out_specs=P("d"))
     return one(p["w"], x) @ p["v"]
+
+
+def over_devices(one, in_specs, out_specs):
+    axis_types = (jax.sharding.AxisType.Auto,) * 2
+    return jax.shard_map(
+        one, mesh=jax.make_mesh((2, 2), ("d", "m"), axis_types=axis_types), in_specs=in_specs, out_specs=out_specs
+    )
 
 
 def normalized_rows(p, t):
@@ -196,6 +205,108 @@ PROGRAMS = {
         [X],
         [4],
     ),
+    "a kernel chosen by cond": (
+        lambda p, x: x @ jax.lax.cond(x.sum() > 0, lambda: p["a"], lambda: p["b"]),
+        {"a": ((6, 4), "i o"), "b": ((6, 4), "i o")},
+        [X],
+        [],
+    ),
+    "a kernel or its transpose, by cond": (
+        lambda p, x: x @ jax.lax.cond(x.sum() > 0, lambda: p["w"], lambda: p["w"].T),
+        {"w": ((6, 6), "io io")},
+        [X],
+        [],
+    ),
+    "a kernel changed in a loop": (
+        lambda p, x: x @ jax.lax.fori_loop(0, 3, lambda i, w: 1.5 * w - 0.5 * w @ w.T @ w, p["w"]),
+        {"w": ((6, 4), "i o")},
+        [X],
+        [],
+    ),
+    "kernels added up in a scan": (
+        lambda p, x: x @ jax.lax.scan(lambda total, w: (total + w, None), jnp.zeros((6, 4)), p["w"])[0],
+        {"w": ((3, 6, 4), "s i o")},
+        [X],
+        [],
+    ),
+    "masked below a sorted threshold": (
+        lambda p, x: x @ jnp.where(jnp.abs(p["w"]) >= jnp.sort(jnp.abs(p["w"]).ravel())[12], p["w"], 0),
+        {"w": ((6, 4), "i o")},
+        [X],
+        [],
+    ),
+    "a circulant kernel": (
+        lambda p, x: x @ p["w"][(jnp.arange(6)[:, None] - jnp.arange(6)) % 6],
+        {"w": ((6,), "io")},
+        [X],
+        [],
+    ),
+    "columns chosen by data": (
+        lambda p, x: x @ jax.lax.dynamic_slice_in_dim(p["w"], jnp.argmax(x[0]), 2, axis=1),
+        {"w": ((6, 4), "i o")},
+        [X],
+        [],
+    ),
+    "one table for each codebook": (
+        lambda p, t: jax.vmap(lambda e, t: e[t])(p["e"], t.T).sum(0) @ p["w"],
+        {"e": ((3, 7, 4), "s i o"), "w": ((4, 2), "i o")},
+        [tokens(5, 3)],
+        [4],
+    ),
+    "a convolution's kernel stored as a matrix": (
+        lambda p, x: conv(x, p["w"].reshape(3, 3, 4, 6)),
+        {"w": ((36, 6), "i o")},
+        [shape(2, 8, 8, 4)],
+        [],
+    ),
+    "a convolution with groups in its batch": (
+        lambda p, x: jax.lax.conv_general_dilated(
+            x, p["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), batch_group_count=2
+        ),
+        {"w": ((3, 3, 4, 6), "w w i o")},
+        [shape(2, 8, 8, 4)],
+        [],
+    ),
+    "queries and keys multiplied with each other first": (  # latent attention, absorbed
+        lambda p, x: jnp.einsum("bi,ihr->bhr", x, jnp.einsum("ihk,rhk->ihr", p["q"], p["k"])),
+        {"q": ((6, 2, 4), "i o o"), "k": ((3, 2, 4), "o o i")},
+        [X],
+        [4],
+    ),
+    "a sum over vmap's axis": (
+        lambda p, x: jax.vmap(lambda x: jax.lax.psum(x @ p["w"], "batch"), axis_name="batch")(x),
+        {"w": ((6, 4), "i o")},
+        [X],
+        [],
+    ),
+    "complex kernels of frequencies": (
+        lambda p, x: jnp.einsum("bfi,fio->bfo", jnp.fft.rfft(x, axis=1), jax.lax.complex(p["re"], p["im"])).real,
+        {"re": ((5, 6, 4), "s i o"), "im": ((5, 6, 4), "s i o")},
+        [shape(2, 8, 6)],
+        [],
+    ),
+    "tensor parallel": (
+        lambda p, x: over_devices(
+            lambda a, b, x: jax.lax.psum(jax.nn.relu(x @ a) @ b, "m"), (P(None, "m"), P("m"), P("d")), P("d")
+        )(p["a"], p["b"], x),
+        {"a": ((6, 8), "i o"), "b": ((8, 3), "i o")},
+        [shape(4, 6)],
+        [],
+    ),
+    "a kernel gathered from devices": (
+        lambda p, x: over_devices(
+            lambda w, x: x @ jax.lax.all_gather(w, "d", axis=0, tiled=True), (P("d"), P("d")), P("d")
+        )(p["w"], x),
+        {"w": ((6, 8), "i o")},
+        [shape(4, 6)],
+        [],
+    ),
+    "experts on devices": (
+        lambda p, x: over_devices(lambda w, x: jnp.einsum("ecd,edf->ecf", x, w), (P("m"), P("m")), P("m"))(p["w"], x),
+        {"w": ((4, 5, 7), "s i o")},
+        [shape(4, 6, 5)],
+        [],
+    ),
     "shard_map": (sharded, {"w": ((6, 4), "i o"), "v": ((4, 2), "i o")}, [X], [4]),
 }
 
@@ -229,3 +340,35 @@ def test_multiply_adds_of_a_while_loop_are_of_one_round():
     assert graph.multiply_adds == {"w": 5 * 6 * 6}
     assert graph.in_while_loops == ("w",)
     assert "one round of a while loop" in str(graph)
+
+
+@pytest.mark.parametrize(
+    ("apply", "size", "name"),
+    [
+        (lambda w, x: jnp.linalg.solve(w, x.T), (6, 6), "custom_linear_solve"),
+        (lambda w, x: x @ jnp.linalg.svd(w, full_matrices=False)[0], (6, 4), "svd"),
+        (lambda w, x: conv(w[None], x.reshape(1, 1, 5, 6)), (3, 3, 5), "conv_general_dilated"),
+    ],
+)
+def test_what_is_not_understood_is_named_in_a_warning(apply, size, name):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        graph = jprune.trace_model(lambda p, x: apply(p["w"], x), {"w": shape(*size)}, X)
+    assert any(f"'{name}'" in str(warning.message) and "'w'" in str(warning.message) for warning in caught)
+    assert graph.axes == {"w": None}
+    with pytest.raises(ValueError, match=r"'w'.*axes="):
+        jprune.output_masks({"w": jnp.ones(size)}, sparsity=0.5, axes=graph)
+
+
+@pytest.mark.parametrize(
+    ("apply", "why"),
+    [
+        (lambda w, x: x @ jnp.sort(w, axis=0), "nothing reads its axis 0 but 'sort'"),
+        (lambda w, x: x @ jnp.fft.irfft(w, n=4, axis=1), "nothing reads its axis 1 but 'fft'"),
+        (lambda w, x: x @ w.sum(1, keepdims=True), "nothing reads its axis 1"),
+    ],
+)
+def test_axes_that_are_mixed_before_a_product_are_unknown(apply, why):
+    graph = jprune.trace_model(lambda p, x: apply(p["w"], x), {"w": shape(6, 4)}, X)
+    assert graph.axes == {"w": None}
+    assert graph.unknown["w"] == why
