@@ -74,6 +74,24 @@ def test_outputs_and_gradients_equal_those_of_the_masked_network(name):
     assert any(gone.any() for _, gone in removed)
 
 
+def test_channels_that_a_shortcut_pads_can_be_removed():
+    """A shortcut of option A pads 4 channels to 8: two zeros at each end, which the other branch fills."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = MODELS["resnet20"]()
+        graph = graph_of(model)
+        (padded,) = [g for g in graph.channels if ("head/kernel", 0) in {(m.path, m.axis) for m in g.members}
+                     and ("stem/conv/kernel", 3) not in {(m.path, m.axis) for m in g.members}]  # fmt: skip
+        np.testing.assert_array_equal(
+            next(m.indices[:, 0] for m in padded.members if m.path == "head/kernel"), [0, 1, 6, 7]
+        )
+        gone = [(padded, jnp.asarray([True, True, False, True]))]
+        masks = masks_like(model.params, selection.masks_without(graph, dict.fromkeys(graph.shapes, 0.0), gone, {}))
+        small = jprune.remove_channels(graph, model.params, masks, state=model.state, check=model.inputs)
+    assert small.params["head"]["kernel"].shape == (5, 3)
+    (difference,) = small.table.differences  # the code pads as many zeros at one end as at the other
+    assert "add got incompatible shapes for broadcasting: (2, 2, 2, 8), (2, 2, 2, 5)" in difference
+
+
 SERVES = {
     "mlp", "sigmoid_mlp", "lenet", "vgg", "resnet50", "densenet", "unet", "squeeze_excite", "scanned", "branches",
     "nnx_conv_net", "equinox_mlp",
