@@ -117,6 +117,10 @@ class PruningOptions:
         """Validate the settings."""
         if self.rounding is not None and not 2 <= self.rounding <= 16:
             raise ValueError(f"rounding={self.rounding} must be 2 to 16 bits")
+        if self.structure == "channels" and "undecayed-signed" in self.scores:
+            raise ValueError(
+                "scores has undecayed-signed, which selects single weights; with structure=channels use undecayed"
+            )
         if self.structure == "channels" and (self.min_keep or self.counting != "exact"):
             raise ValueError(
                 f"min_keep={self.min_keep} and counting={self.counting!r} are about numbers of weights; leave them out "
@@ -161,10 +165,6 @@ class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
         for name in ("jumpstart", "finetune_jumpstart"):
             if min(getattr(self, name)) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-        if self.structure == "channels" and "undecayed-signed" in self.scores:
-            raise ValueError(
-                "scores has undecayed-signed, which selects single weights; with structure=channels use undecayed"
-            )
         read_options(self.model_options)
 
 
