@@ -1,7 +1,7 @@
 """Reading a jax program equation by equation, whatever version of jax wrote it.
 
-The form of a program is jax's own affair: it changes what it calls the parts of a scan, whether a program
-comes closed over its constants, and how an equation is bound again. What depends on that is here.
+Versions of jax differ in the names of the parts of a scan, in whether a program is closed over its constants, and in
+how an equation is bound again. All code that depends on this is in this module.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ def opened(program: Any) -> core.Jaxpr:
 
 
 def held(equation: Any) -> list[Any]:
-    """The programs that a call holds, closed or not."""
+    """The programs among the parameters of an equation, closed over their constants or not."""
     return [x for x in equation.params.values() if isinstance(x, core.Jaxpr | core.ClosedJaxpr)]
 
 
@@ -29,7 +29,7 @@ def known(program: Any, inputs: Iterable[Any]) -> dict[Any, Any]:
 
 
 def bound(equation: Any, inputs: Sequence[Any], **changed: Any) -> list[Any]:
-    """Carry out an equation on other inputs, in its context, with some of its parameters changed; a list of outputs."""
+    """Evaluate an equation on other inputs, in its context, with some parameters changed; returns a list of outputs."""
     found = equation.primitive.get_bind_params({**equation.params, **changed})
     functions, params = found if isinstance(found, tuple) else ((), found)  # older versions of jax give a pair
     with equation.ctx.manager:
@@ -38,9 +38,9 @@ def bound(equation: Any, inputs: Sequence[Any], **changed: Any) -> list[Any]:
 
 
 def scan_parts(equation: Any) -> tuple[int, int]:
-    """How many of a scan's inputs come first and stay the same, and how many behind them are carried.
+    """The numbers of constants and of carried values of a scan, in the order of its inputs.
 
-    Read off the ranks: what a scan takes or gives step by step has an axis more outside than inside.
+    They are read off the ranks: what a scan reads or returns step by step has one more axis outside than inside.
 
     >>> import jax, jax.numpy as jnp
     >>> step = lambda carry, x: (carry + x * jnp.arange(2.0), carry)

@@ -49,7 +49,7 @@ class Spec(NamedTuple):
         return {"unit": (batch,), "point": (units,), "layer": (0, 1)}[axis]
 
     def devices(self, axis: Axis) -> Any:
-        """The mesh axes that this reduction crosses: a point lies on one device."""
+        """The mesh axes that this reduction crosses; none for a point, which is on one device."""
         return None if axis == "point" else self.axis_name
 
 
@@ -98,14 +98,14 @@ def _backward(spec: Spec, residuals: tuple[Any, ...], cotangents: Extremes) -> t
             sum(_share(spec, axis, sign, known, cotangents[axis, sign]) for axis in wanted[sign]) for sign in wanted
         ]
 
-    if space:  # a branch is compiled apart; otherwise XLA would recompute a block's share for each of its cells
+    if space:  # a branch is compiled separately; otherwise XLA would recompute a block's share for each of its cells
         least = min(found.values(), key=lambda extreme: extreme.size)
         always = ~(least.max() > jnp.inf)  # true, NaN included, and not known to be when compiling
-        handed = lax.cond(always, shares, lambda: [jnp.where(blocks[s] > jnp.inf, blocks[s], 0) for s in wanted])
+        by_sign = lax.cond(always, shares, lambda: [jnp.where(blocks[s] > jnp.inf, blocks[s], 0) for s in wanted])
     else:
-        handed = shares()
+        by_sign = shares()
     gradient: Any = 0
-    for share, cells in zip(handed, chosen.values(), strict=True):
+    for share, cells in zip(by_sign, chosen.values(), strict=True):
         gradient = gradient + jnp.where(cells, jnp.expand_dims(share, space), 0)
     if valid is not None:  # a masked cell equals the extreme where a whole unit or point is masked
         gradient = jnp.where(valid, gradient, 0)
@@ -147,7 +147,7 @@ def _chosen(
     """The cells of each block that a gradient goes to, and what decides between blocks.
 
     That rank, shaped like the blocks, is with 'average' the number of tied cells (None: one), with
-    'single' the position of the first in space, with 'random' the highest lot among them.
+    'single' the position of the first in space, with 'random' the largest random number among them.
     """
     if spec.ties == "average":
         counts = _count_cells(list(tied.values()), space) if space else [None] * len(tied)
@@ -158,11 +158,11 @@ def _chosen(
             order = _position(cells.shape, space)
             ranks[sign] = _extreme(jnp.where(cells, order, np.iinfo(np.int32).max), -1, space)
         else:
-            lot = jax.random.fold_in(key, sign + 1)
+            draw = jax.random.fold_in(key, sign + 1)
             if spec.axis_name is not None:
-                lot = jax.random.fold_in(lot, lax.axis_index(spec.axis_name))
+                draw = jax.random.fold_in(draw, lax.axis_index(spec.axis_name))
             # Two of k tied cells draw the same 32 bits, and both receive the gradient, once in 2^33 / k^2.
-            order = jax.random.bits(lot, cells.shape, jnp.uint32)
+            order = jax.random.bits(draw, cells.shape, jnp.uint32)
             ranks[sign] = _extreme(jnp.where(cells, order, 0), 1, space)
         chosen[sign] = cells & (order == jnp.expand_dims(ranks[sign], space))
     return chosen, ranks
@@ -195,7 +195,7 @@ def _count_blocks(masks: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Arr
 
 
 def _packed(masks: list[jax.Array], second: Any) -> jax.Array:
-    """1 for the first of two masks and ``second`` for the second; selected, as XLA would keep two terms apart."""
+    """1 for the first of two masks and ``second`` for the second; by selections, because XLA would not fuse a sum."""
     first, none = type(second)(1), type(second)(0)
     return jnp.where(masks[0], jnp.where(masks[1], first + second, first), jnp.where(masks[1], second, none))
 

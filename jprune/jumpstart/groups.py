@@ -18,9 +18,9 @@ from jprune.jumpstart import layers
 # of a deep thin network. Larger ones are not, because stacking copies them.
 _STACK_UP_TO = 1 << 16
 
-# Images of fewer channels than this are looked at with the batch last, and those of as many where the
-# batch is larger than the image: on a CPU, vectors are then as long as the batch, and convolutions of few
-# channels compute in that order too. Elsewhere it is a name.
+# Images with fewer channels than this are processed with the batch as the last axis, as are images with exactly this
+# many channels if the batch is larger than the image. On a CPU vectors are then as long as the batch, and convolutions
+# of few channels compute in the same layout. On other devices the layout makes no difference.
 _FEW_CHANNELS = 16
 
 
@@ -46,7 +46,7 @@ def grouped(preacts: layers.Preactivations, units: layers.Masks, examples: Any) 
     """Bring layers into groups, small ones of equal shape together."""
     named = layers.check(preacts)
     masks = layers.unit_masks(units, preacts)
-    alike: dict[Any, list[tuple[jax.Array, Any]]] = {}
+    by_shape: dict[Any, list[tuple[jax.Array, Any]]] = {}
     for (name, entry), given in zip(named, masks, strict=True):
         values = entry.values if isinstance(entry, layers.Stack) else entry[None]
         depth, batch, *_, width = values.shape
@@ -55,12 +55,12 @@ def grouped(preacts: layers.Preactivations, units: layers.Masks, examples: Any) 
         mask = None if given is None else jnp.broadcast_to(jnp.asarray(given).reshape((-1, width)), (depth, width))
         z = jnp.asarray(values)
         small = math.prod(z.shape[1:]) <= _STACK_UP_TO
-        kind = (z.shape[1:], z.dtype, mask is None, None if small else len(alike))
-        alike.setdefault(kind, []).append((z, mask))
+        kind = (z.shape[1:], z.dtype, mask is None, None if small else len(by_shape))
+        by_shape.setdefault(kind, []).append((z, mask))
     examples = None if examples is None else jnp.asarray(examples)
     return [
         Group(_joined([z for z, _ in same]), None if same[0][1] is None else _joined([m for _, m in same]), examples)
-        for same in alike.values()
+        for same in by_shape.values()
     ]
 
 
@@ -83,12 +83,12 @@ def views(group: Group, axes: Sequence[str], *, pooled: bool) -> list[tuple[list
     of_unit, of_point = (outer, inner) if group.batch_last else (inner, outer)
     kept = {"unit": (size * width, batch), "point": (width, size * batch)}
     shapes = {axis: (depth, *shape) if group.batch_last else (depth, *shape[::-1]) for axis, shape in kept.items()}
-    looks = {axis: group._replace(z=group.z.reshape(shape)) for axis, shape in shapes.items()}
+    reshaped = {axis: group._replace(z=group.z.reshape(shape)) for axis, shape in shapes.items()}
     if group.units is not None:
-        looks["unit"] = looks["unit"]._replace(units=of_unit(group.units))
+        reshaped["unit"] = reshaped["unit"]._replace(units=of_unit(group.units))
     if group.examples is not None:
-        looks["point"] = looks["point"]._replace(examples=of_point(group.examples))
-    return [([axis], looks[axis]) for axis in axes]
+        reshaped["point"] = reshaped["point"]._replace(examples=of_point(group.examples))
+    return [([axis], reshaped[axis]) for axis in axes]
 
 
 def cells(group: Group, units: Any) -> jax.Array | None:

@@ -95,7 +95,7 @@ def jumpstart_penalty(
       mode: which slacks: 'full' (units and points), 'unit', 'point', 'layer' (one maximum and
         minimum a layer), or some hinges only: 'unit_positive', 'point_positive', 'positive',
         'all_but_unit_positive', 'all_but_unit_negative', 'all_but_point_positive',
-        'all_but_point_negative'. ``balance`` multiplies a hinge that stands alone too, and a mean
+        'all_but_point_negative'. ``balance`` also multiplies a hinge that is the only one, and a mean
         runs over all units or points unless the mode drops them altogether.
       aggregate: 'balanced' (default), 'norm', 'mean', 'sum' or 'sum_squares'.
       balance: rho, the weight of the positive hinge, 0 to 1. Use .51 for a network that is initialized to

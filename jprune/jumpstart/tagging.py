@@ -98,7 +98,7 @@ class Call(NamedTuple):
 
 
 def in_call_order(found: list[Tagged]) -> list[Call]:
-    """Take scans and stacks apart into single calls, as they ran.
+    """Split scans and stacks into single calls, in the order in which they ran.
 
     The tags of one scanned body take turns: all of step 0, then all of step 1.
     """

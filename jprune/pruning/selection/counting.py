@@ -1,9 +1,9 @@
-"""Arrays laid out to be counted, and counted: by one threshold for all of them, or by one for each.
+"""The layout of arrays for counting, and exact counts of where predicates hold.
 
-Arrays that share a threshold are a *group*: all of them, or each by itself. Elements have positions in their
-group: the arrays in order, and row-major within an array. An array is counted in *rows*, which are almost
-always one: leading axes make rows of their own where an array is too large for one uint32, and small arrays of
-different groups that were packed together are one row each.
+Arrays that share a threshold form a *group*: either all arrays together, or each array alone. Elements are ordered
+within their group by array, then row-major within the array. An array is counted in *rows*. Almost always it is a
+single row; an array that one uint32 cannot count is split along its leading axes, and small arrays of different groups
+that are packed into one array are one row each.
 """
 
 import dataclasses
@@ -47,10 +47,10 @@ class Part:
         return values.reshape(()) if values.size == 1 else _spread(values, self.shape, self.lead)
 
     def before(self, cut: UInt32[Array, "rows"]) -> Bool[Array, "..."]:
-        """Whether each element is among the first so many of its row, uint32 (rows): bool of the array's shape.
+        """Whether each element is among the first ``cut`` elements of its row, bool of the array's shape.
 
-        Compares coordinates one by one, the last first: no position is ever written down, so this shards, and a
-        loop has nothing to compute ahead and keep.
+        Compares coordinates one by one, the last first, without computing positions: so it works on shards, and XLA
+        finds nothing to compute before a loop and keep.
         """
         if self.lead == len(self.shape):  # a row is one element
             return self.spread(cut > 0)
@@ -74,7 +74,7 @@ class Part:
 
 
 class Lines(NamedTuple):
-    """The elements of each row of an array in lines: an axis is divided, and all after it is within a line.
+    """The elements of each row of an array in lines: one axis is divided, and the axes after it are within a line.
 
     Attributes:
       part: the array.
@@ -208,18 +208,18 @@ class Layout:
     def cut(self, reached: Callable[[int, Any], tuple[Array, Array]], goal: Count, *, sliced: bool) -> list[Array]:
         """Find in every row where the ties that are wanted end, the first ones of each group.
 
-        Reads every array once to count in each line of a row, which leaves a small array to search, and once more
-        to count at each place of the line that has the last tie wanted.
+        Reads every array once to count the ties in each line of a row, searches these counts, and reads the array once
+        more to count at each place of the line that has the last wanted tie.
 
         Args:
-          reached: of an array, where it reaches the threshold, and where it is above it; bool of its shape. Takes
-            what has to be there before, so that nothing is kept from the first reading for the second.
-          goal: how many ties of each group, limbs (groups,).
-          sliced: whether to cut the line out instead of reading the array again. Under ``vmap`` that is a gather.
+          reached: for an array, where it reaches the threshold, and where it is above it; bool of its shape. Its
+            second argument must be computed first, so that XLA keeps no array from the first reading for the second.
+          goal: the number of ties wanted in each group, limbs (groups,).
+          sliced: whether to slice the line out instead of reading the array again. Under ``vmap`` that is a gather.
 
         Returns:
-          For each array, uint32 (rows,): the number of elements of the row up to and with the last tie wanted. A
-          row without any has 0, and one with too few the place of its last.
+          For each array, uint32 (rows,): the number of elements of the row up to and including the last wanted tie; 0
+          if there is none, and the place of the last tie if there are too few.
         """
         lines = [_lines(part, self.one_device) for part in self.parts]
         leads = [part.lead for part in self.parts]
@@ -285,7 +285,7 @@ def _reach(counts: Sequence[Array], leads: Sequence[int], goals: Sequence[Array]
 
 
 def _narrow(count: Array, lead: int, goal: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Settle one digit of the index that ``_reach`` looks for: (index, sum before it, step)."""
+    """Find one digit of the index that ``_reach`` looks for: (index, sum before it, step)."""
     place, before, step = state
     index = _index(count.shape, lead, count.ndim)
     sums = []

@@ -1,13 +1,13 @@
 """The exact k-th largest value over a whole pytree, found by counting; nothing is sorted or gathered.
 
-Floats have an order, so they can be numbered: place 1 is -inf, the last place +inf. The k-th largest of any number
-of arrays is the largest place whose float is reached by k scores, and it is found by counting how many scores reach
-a few candidates, the *probes*, and searching on between two of them. A pass reads the scores as they are, writes
-nothing of their size, and needs nothing but counts, so arrays sharded over a mesh are not moved: a pass all-reduces
-a few scalars. Equal scores are ordered by position (leaf order in the tree, then row-major index): the ties are
-counted in each line of an array, then at each place of the line that the cut goes through.
+Floats are ordered, so they can be numbered: place 1 is -inf, the last place +inf. The k-th largest score is the largest
+place whose float is reached by at least k scores. It is found by counting how many scores reach a few candidates, the
+*probes*, and continuing between two of them. A pass reads the scores, writes no array of their size and needs only
+counts, so arrays sharded over a mesh are not moved: a pass all-reduces a few scalars. Equal scores are ordered by
+position (leaf order in the tree, then row-major index): the ties are counted in each line of an array, then at each
+place of the line that contains the cut.
 
-A *group* is a set of arrays that share one threshold: all of them, or each by itself.
+A *group* is a set of arrays that share one threshold: all arrays together, or each array alone.
 """
 
 import functools
@@ -24,13 +24,13 @@ from jprune.pruning.selection import counting, uint64
 from jprune.pruning.selection.counting import Layout
 from jprune.pruning.selection.uint64 import Count
 
-# On an accelerator a pass costs what reading the scores costs, and ending a loop early costs a GPU a synchronization
-# with the host: a fixed number of passes with evenly spaced probes. Sharded, each probe is a sum of its own, and this
-# many of them share one reading on a GPU.
+# On an accelerator a pass costs as much as reading the scores, and ending a loop early makes a GPU synchronize with the
+# host, so there is a fixed number of passes with evenly spaced probes. For sharded scores each probe is a separate sum,
+# and a GPU computes up to 7 of them in one reading.
 _FIXED, _FIXED_SHARDED = 15, 7
-# On a CPU probes lie around the place where a straight line between the counts at both ends meets the count that is
-# wanted, in parts of the interval, and the search ends when every group has its count. Sharded, each probe would take
-# a copy of the scores there; there is one, to that side of the place which leaves less if it is right.
+# On a CPU the probes are placed around a guess: where a straight line between the counts at both ends reaches the
+# wanted count. The offsets below are fractions of the interval. The search ends when every group has its count. For
+# sharded scores each probe would need a copy of the scores, so there is one, on the side that leaves less.
 _AROUND = (-(2.0**-3), -(2.0**-6), -(2.0**-9), 0.0, 2.0**-9, 2.0**-6, 2.0**-3)
 _ONE = (2.0**-5,)
 _barrier: Callable[[Any], Any] = lax.optimization_barrier
@@ -102,7 +102,7 @@ def largest(
       keep: how many to mark: scalar limbs, or limbs (arrays,) with ``each``. Where fewer are eligible, all of
         those are marked.
       eligible: for each array the bool array of what may be marked, or ``None`` for all of it.
-      each: whether to mark so many of each array; else of all together.
+      each: whether ``keep`` counts for each array; otherwise for all arrays together.
       one_device: whether the program is for one device, for which counts are made faster; the result is the
         same. ``None`` finds out from the arrays' shardings and the mesh in context.
       magnitude: rank by absolute value, which no pass writes out.
@@ -175,7 +175,7 @@ def _largest(
         cpu=functools.partial(mark, integers=True),
         default=functools.partial(mark, integers=False),
     )
-    # Where arrays were packed: without the barrier XLA would compare anew in every piece that ``unpack`` cuts off.
+    # Without the barrier XLA would repeat the comparison for every piece that ``unpack`` cuts from a packed array.
     return packed.unpack(marked if len(marked) == len(scores) else _barrier(marked))
 
 
@@ -200,7 +200,7 @@ class _Values(NamedTuple):
     integers: bool
 
     def after(self, *given: Any) -> tuple[Any, ...]:
-        """The same once something is there, and that: what is compared is then not worked out earlier, and kept."""
+        """These values, once ``given`` was computed: XLA then computes no comparison early and keeps it."""
         arrays, eligible, given = _barrier((self.arrays, self.eligible, given))
         return self._replace(arrays=arrays, eligible=eligible), *given
 
@@ -217,7 +217,7 @@ class _Values(NamedTuple):
         reached = [value >= self.layout.values(i, bound) for bound in bounds]
         return reached if own is None else [r & own for r in reached]
 
-    def beside(self, i: int, bounds: Bounds) -> tuple[Array, Array]:
+    def reached_and_above(self, i: int, bounds: Bounds) -> tuple[Array, Array]:
         """Where an eligible score of an array reaches the threshold, and where it is above it."""
         above, reached = self.reach(i, bounds.above, bounds.tied)
         lowest: Array = self.layout.values(i, bounds.lowest)
@@ -266,8 +266,8 @@ def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
     def cut() -> list[Array]:
         def reached(i: int, given: Array) -> tuple[Array, Array]:
             here, own, _ = values.after(bounds, given)
-            beside: tuple[Array, Array] = here.beside(i, own)
-            return beside
+            pair: tuple[Array, Array] = here.reached_and_above(i, own)
+            return pair
 
         cuts = layout.cut(reached, missing, sliced=layout.one_device and values.integers)
         return [
@@ -280,7 +280,7 @@ def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
 
 def _mark(values: _Values, i: int, bounds: Bounds) -> Bool[Array, "..."]:
     """Mark what is chosen of an array."""
-    reached, above = values.beside(i, bounds)
+    reached, above = values.reached_and_above(i, bounds)
     return above | (reached & values.layout.parts[i].before(bounds.cuts[i]))
 
 
@@ -307,19 +307,19 @@ def _search_evenly(count: Callable[[Count], Count], width: int, start: _Found, g
 def _search_around(
     count: Callable[[Count], Count], width: int, start: _Found, goal: Count, *, probes: tuple[float, ...]
 ) -> _Found:
-    """Search with probes around a guess; ends when the count of every group is the goal, or its place is settled.
+    """Search with probes around a guess, until every group has the wanted count or its threshold is found.
 
-    A pass narrows the interval to that between two of its probes. Evenly spaced, seven settle three bits. Within
-    an octave, where counts are smooth, they lie around the place where a straight line through the counts at the
-    ends meets the goal, ever closer to it, which settles up to eight. A group where that has done worse than even
-    spacing twice is left to even spacing, so the number of passes stays bounded for any scores.
+    A pass narrows the interval to that between two of its probes. Seven evenly spaced probes determine three bits of
+    the threshold. Within an octave, where counts are smooth, the probes are placed around the point where a straight
+    line through the counts at both ends reaches the goal, which determines up to eight bits. A group where the guess
+    was worse than even spacing twice uses even spacing from then on, so the number of passes is bounded for any scores.
 
     Args:
       count: how many scores reach the floats of places (groups, probes).
       width: the number of places.
       start: place 0 and the counts at both ends, (groups,).
       goal: the count wanted, (groups,).
-      probes: where they lie around the guess, in parts of the interval.
+      probes: their offsets from the guess, as fractions of the interval.
     """
     smooth = np.float32(2**52 if width > 2**32 else 2**23)  # an octave
     even = jnp.arange(1, len(probes) + 1, dtype=jnp.float32)[None] / np.float32(len(probes) + 1)
@@ -354,7 +354,7 @@ def _search_around(
         guess = (uint64.to_float(narrower) < smooth) & (failures < 2) & ~failed
         found = _Found(uint64.add(found.place, step), *_ends(found, counts, passed))
         offsets = offsets_of(found, narrower, guess)
-        # Inside ``count`` XLA would work the places out anew for every array.
+        # Inside ``count`` XLA would compute the places again for every array.
         return found, narrower, failures, guess, offsets, uint64.add(uint64.column(found.place), offsets)
 
     whole = uint64.add(start.place, uint64.fill(width, start.place.low))
@@ -387,7 +387,7 @@ def _float_of(place: Count, dtype: Any) -> Array:
 
 
 def _ends(found: _Found, counts: Count, passed: UInt32[Array, "groups"]) -> tuple[Count, Count]:
-    """The counts at both ends of the interval after so many probes."""
+    """The counts at both ends of the interval after the probes that passed."""
     return (
         _entry(found.at, counts, found.after, passed),
         _entry(found.at, counts, found.after, passed + np.uint32(1)),

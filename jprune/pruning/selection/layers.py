@@ -204,13 +204,14 @@ def choose(layers: Layers, quota: Quota) -> list[Bool[Array, "..."]]:
     return [own | other for own, other in zip(chosen, more, strict=True)]
 
 
-def warn_of_collapse(layers: Layers, kept: Sequence[Any], amount: Amount) -> None:
+def warn_of_collapse(layers: Layers, kept: Sequence[Any], amount: Amount, *, stacklevel: int = 4) -> None:
     """Warn, outside jit, of layers in which nothing is left although not everything was to be removed.
 
     Args:
       layers: the layers that were selected from; layers that had nothing to choose from are not named again.
       kept: one bool array for each leaf.
       amount: how much was to be kept.
+      stacklevel: that of ``warnings.warn``, so that the warning names the caller's line.
     """
     if any(isinstance(mask, jax.core.Tracer) for mask in [*kept, *layers.masks]) or amount in (1.0, Keep(0)):
         return
@@ -223,7 +224,7 @@ def warn_of_collapse(layers: Layers, kept: Sequence[Any], amount: Amount) -> Non
         before = set(empty_layers(layers, possible))
         names = [name for name in names if name not in before]
     if names:
-        warnings.warn(nothing_left(names), stacklevel=4)
+        warnings.warn(nothing_left(names), stacklevel=stacklevel)
 
 
 def warn_of_counts(layers: Layers, counts: Sequence[int], amount: Amount) -> None:

@@ -164,9 +164,7 @@ def block_masks(
         jnp.broadcast_to(jnp.expand_dims(mask, (-3, -1)), part.shape).reshape(shape)
         for mask, part, shape in zip(chosen, parts, layers.leaf_shapes, strict=True)
     ]
-    masks = _allowed(masks, layers)
-    warn_of_collapse(layers, masks, amount_of(sparsity, keep))
-    return layers.tree(restore(masks))
+    return _restored(layers, restore, _allowed(masks, layers), amount_of(sparsity, keep))
 
 
 @renamed_arguments(axis=_AXES)
@@ -236,9 +234,7 @@ def channel_masks(
         jnp.broadcast_to(jnp.expand_dims(mask, own), shape)
         for mask, own, shape in zip(chosen, others, layers.leaf_shapes, strict=True)
     ]
-    masks = _allowed(masks, layers)
-    warn_of_collapse(layers, masks, amount_of(sparsity, keep))
-    return layers.tree(restore(masks))
+    return _restored(layers, restore, _allowed(masks, layers), amount_of(sparsity, keep))
 
 
 @renamed_arguments(axis=_AXES)
@@ -299,8 +295,7 @@ def output_masks(
     for i, (array, mask, stacked) in enumerate(zip(layers.scores, layers.masks, layers.stacked, strict=True)):
         own = Count(*(jnp.asarray(limb)[starts[i] : starts[i + 1]] for limb in limbs))
         masks.append(largest_along(array, mask, own, (*stacked, array.ndim - 1)))
-    warn_of_collapse(layers, masks, amount_of(sparsity, keep))
-    return layers.tree(restore(masks))
+    return _restored(layers, restore, masks, amount_of(sparsity, keep))
 
 
 class _Restore:
@@ -392,6 +387,12 @@ def _unit_floors(units: Layers, min_keep: int, weights: Sequence[int], total: in
     return floors
 
 
+def _restored(layers: Layers, restore: _Restore, masks: list[Any], amount: Amount) -> PyTree:
+    """The masks as a tree like the scores, with a warning outside jit about layers that keep no weight."""
+    warn_of_collapse(layers, masks, amount, stacklevel=5)
+    return layers.tree(restore(masks))
+
+
 def _allowed(masks: list[Any], layers: Layers) -> list[Any]:
     """The masks without the weights that may not be kept."""
     return [mask if own is None else mask & own for mask, own in zip(masks, layers.masks, strict=True)]
@@ -403,7 +404,7 @@ def _evenly(total: int, parts: int) -> list[int]:
 
 
 def _whole_channels(keep: int, fans: Sequence[int]) -> int:
-    """The number of channels that have so many weights."""
+    """The number of channels that ``keep`` weights fill."""
     sizes = sorted(set(fans))
     if len(sizes) > 1:
         raise ValueError(

@@ -36,7 +36,7 @@ def count_of(number: int | Sequence[Any]) -> Count:
 
 
 def number(x: Count) -> int:
-    """The Python integer that concrete scalar limbs stand for.
+    """Convert concrete scalar limbs to a Python integer.
 
     >>> number(count_of(2**40 + 1)) - 2**40
     1
@@ -102,7 +102,7 @@ def at_least_one(x: Count) -> Count:
 
 
 def to_float(x: Count) -> Any:
-    """The nearest float32 or one beside it."""
+    """The nearest float32, or a neighbor of it."""
     return x.high.astype(jnp.float32) * np.float32(2**32) + x.low.astype(jnp.float32)
 
 

@@ -25,7 +25,7 @@ program serves many ratios: a scalar, or for ``layer_masks`` one count for each 
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -90,10 +90,7 @@ def global_masks(
         floors = allocation.floors(min_keep, layers.sizes, None if isinstance(total, Count) else total)
         return Quota(floors if min_keep else None, total)
 
-    amount = amount_of(sparsity, keep)
-    masks = choose(layers, quota_of(amount, quota))
-    warn_of_collapse(layers, masks, amount)
-    return layers.tree(masks)
+    return _chosen(layers, amount_of(sparsity, keep), quota)
 
 
 @amount_by_keyword
@@ -137,10 +134,7 @@ def layer_masks(
         warn_of_counts(layers, counts, amount)
         return Quota(counts, sum(counts) if isinstance(amount, Keep) and among is not None else None)
 
-    amount = amount_of(sparsity, keep)
-    masks = choose(layers, quota_of(amount, quota))
-    warn_of_collapse(layers, masks, amount)
-    return layers.tree(masks)
+    return _chosen(layers, amount_of(sparsity, keep), quota)
 
 
 @amount_by_keyword
@@ -153,7 +147,7 @@ def uniform_masks(
     min_keep: int = 0,
     axes: Axes = None,
 ) -> PyTree:
-    """Keep the same fraction of every layer, exact in total: rounding is settled among the layers.
+    """Keep the same fraction of every layer; the total is exact, because fractions are rounded jointly.
 
     Takes, returns and raises what ``global_masks`` does; each layer keeps its own largest scores.
 
@@ -162,16 +156,10 @@ def uniform_masks(
     """
     layers = layers_of(scores, among, axes, per_layer="uniform_masks")
 
-    def quota(amount: Amount) -> Quota:
-        total = allocation.kept(amount, layers.size)
-        counts = _layer_counts(layers, Keep(total), min_keep)
-        warn_of_counts(layers, counts, amount)
-        return Quota(counts, None if among is None else total)
+    def counts_of(total: int) -> list[int]:
+        return _layer_counts(layers, Keep(total), min_keep)
 
-    amount = amount_of(sparsity, keep)
-    masks = choose(layers, quota_of(amount, quota))
-    warn_of_collapse(layers, masks, amount)
-    return layers.tree(masks)
+    return _exact_in_total(layers, amount_of(sparsity, keep), counts_of)
 
 
 @amount_by_keyword
@@ -202,16 +190,10 @@ def erk_masks(
     layers = layers_of(scores, among, axes, per_layer="erk_masks")
     shares = _erk_shares(layers, axes)
 
-    def quota(amount: Amount) -> Quota:
-        total = allocation.kept(amount, layers.size)
-        counts = _erk_counts(layers, shares, total, min_keep)
-        warn_of_counts(layers, counts, amount)
-        return Quota(counts, None if among is None else total)
+    def counts_of(total: int) -> list[int]:
+        return _erk_counts(layers, shares, total, min_keep)
 
-    amount = amount_of(sparsity, keep)
-    masks = choose(layers, quota_of(amount, quota))
-    warn_of_collapse(layers, masks, amount)
-    return layers.tree(masks)
+    return _exact_in_total(layers, amount_of(sparsity, keep), counts_of)
 
 
 @amount_by_keyword
@@ -371,6 +353,29 @@ def keep_count(
             f"ratio={ratio!r} must lie between 1 and {most}: {dense} of the {total} parameters are not prunable"
         )
     return round((Fraction(total) / Fraction(float(ratio)) - dense) * Fraction(prunable, prunable + biases))
+
+
+def _chosen(layers: Layers, amount: Amount, quota: Callable[[Amount], Quota]) -> PyTree:
+    """The masks that a quota gives for an amount, with a warning outside jit about layers that keep no weight."""
+    masks = choose(layers, quota_of(amount, quota))
+    warn_of_collapse(layers, masks, amount, stacklevel=5)
+    return layers.tree(masks)
+
+
+def _exact_in_total(layers: Layers, amount: Amount, counts_of: Callable[[int], list[int]]) -> PyTree:
+    """The masks for an amount of all weights that ``counts_of`` divides among the layers.
+
+    If some weights may not be kept, a layer can lack some of its count, and the other layers make up for it.
+    """
+    restricted = any(mask is not None for mask in layers.masks)
+
+    def quota(amount: Amount) -> Quota:
+        total = allocation.kept(amount, layers.size)
+        counts = counts_of(total)
+        warn_of_counts(layers, counts, amount)
+        return Quota(counts, total if restricted else None)
+
+    return _chosen(layers, amount, quota)
 
 
 def _per_layer(counts: Count, layers: Layers) -> Count:
