@@ -10,7 +10,7 @@ from experiments.reproduction.__main__ import filled
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "performance.md"
 HEAD = """\
-| program | device | launches | MB moved | scratch, MB | collectives | seconds to compile | floor, MB | ms |
+| program | device | launches | MB moved | scratch, MB | collectives | compiled in, s | floor, MB | floor, ms |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
 
 
