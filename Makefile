@@ -29,10 +29,11 @@ demo: $(VENV)/.demo  ## train, prune and audit 30 replicates on real digits; wri
 	$(BIN)/python -m experiments.recall_distortion --preset demo
 
 test: $(VENV)/.dev  ## the tests, on two processes
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
+# The slow suites compile with XLA's own settings, as users do; the others compile quickly (see tests/conftest.py).
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 test-all: test test-slow test-compilers  ## the tests, the slow suites (kill tests, sweeps, fuzzing, the browser) and the compilers
 
@@ -45,7 +46,7 @@ $(VENV)-compilers/.test: pyproject.toml | $(BIN)/python
 
 # Nothing runs on a GPU or TPU: their compilers compile ahead of time for devices that are described to them.
 test-compilers: $(VENV)-compilers/.test  ## what the compilers for H100 and TPU v5e make of the programs, in .venv-compilers
-	JAX_PLATFORMS=cpu $(VENV)-compilers/bin/python -m pytest -n 2 tests/compilers
+	XLA_FLAGS= JAX_PLATFORMS=cpu $(VENV)-compilers/bin/python -m pytest -n 2 tests/compilers
 
 $(VENV)-oldest/.test: pyproject.toml tests/oldest.py | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)-oldest
@@ -54,7 +55,7 @@ $(VENV)-oldest/.test: pyproject.toml tests/oldest.py | $(BIN)/python
 	touch $@
 
 test-oldest: $(VENV)-oldest/.test  ## the tests on the oldest versions that pyproject.toml allows, in .venv-oldest
-	$(VENV)-oldest/bin/python -m pytest -n 2 -m "not slow"
+	$(VENV)-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 lint: $(VENV)/.dev lint-workflows  ## format check, lint, types, and the workflow files
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +61,7 @@ OPTIONS = st.fixed_dictionaries(
 INPUTS = st.tuples(st.sampled_from(list(NETWORKS)), st.sampled_from(list(VALUES)), st.integers(0, 2**31))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(INPUTS, OPTIONS)
 def test_values_and_gradients_are_those_of_plain_loops(inputs, options):
     agrees(drawn(*inputs), options)
@@ -98,7 +99,14 @@ def test_each_preset_is_its_published_variant(preset, kind):
     agrees(layers, {"preset": preset, "aggregate": "mean"}, {**reference.PRESETS[preset], "aggregate": "mean"})
 
 
-@pytest.mark.parametrize(("mode", "ties"), [("full", "average"), ("full", "single"), ("layer", "single")])
+@pytest.mark.parametrize(
+    ("mode", "ties"),
+    [
+        pytest.param("full", "average", marks=pytest.mark.slow),
+        ("full", "single"),
+        pytest.param("layer", "single", marks=pytest.mark.slow),
+    ],
+)
 def test_images_of_many_channels_too(mode, ties):
     """Images of 16 channels and more are looked at in another order in memory."""
     rng = np.random.default_rng(1)
@@ -140,5 +148,6 @@ def test_padding_of_images_changes_nothing_whichever_way_they_are_looked_at(mode
     options = {"mode": mode, "spatial": spatial, "margin": (2.5, 1.5), "balance": 0.3}
     padded = lambda z: jprune.jumpstart_penalty([z], **options, units=units, examples=examples)
     real = lambda z: jprune.jumpstart_penalty([z[examples][..., units]], **options)
-    for found, expected in zip(jax.value_and_grad(padded)(z), jax.value_and_grad(real)(z), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(
+        jax.jit(jax.value_and_grad(padded))(z), jax.jit(jax.value_and_grad(real))(z), rtol=1e-5, atol=1e-7
+    )

@@ -61,10 +61,12 @@ def test_a_reader_who_has_left_ends_it_quietly(work):
     assert_ends_quietly("-c", program)
 
 
-COMMANDS = [f"experiments.{name}" for name in ("data", "reproduction", "recall_distortion", "jumpstart_grid")]
+COMMANDS = [f"experiments.{name}" for name in ("reproduction", "recall_distortion", "jumpstart_grid")]
 
 
-@pytest.mark.parametrize("module", [*COMMANDS, "benchmarks"])
+@pytest.mark.parametrize(
+    "module", ["experiments.data", *(pytest.param(name, marks=pytest.mark.slow) for name in [*COMMANDS, "benchmarks"])]
+)
 def test_help_says_nothing_to_a_reader_who_has_left(module):
     assert_ends_quietly("-m", module, "--help")
 

@@ -59,6 +59,7 @@ def test_a_dense_network_is_what_numpy_makes_of_its_weights(method):
 
 
 @TRAINS
+@pytest.mark.slow
 def test_a_shallow_network_learns_iris():
     grid = Grid(
         kind="tables",
@@ -86,7 +87,7 @@ def test_features_have_zero_mean_and_unit_deviation():
 
 
 @TRAINS
-@pytest.mark.parametrize("method", ["relu-bn", "UP:0.01", "norm:0.1"])
+@pytest.mark.parametrize("method", ["relu-bn", "UP:0.01", pytest.param("norm:0.1", marks=pytest.mark.slow)])
 def test_an_image_network_trains_a_few_steps(method):
     grid = Grid(
         kind="images",
@@ -111,7 +112,11 @@ def test_an_image_network_trains_a_few_steps(method):
 @TRAINS
 @pytest.mark.parametrize(
     ("name", "classes", "shape"),
-    [("mnist", 10, (28, 28, 1)), ("cifar10", 10, (32, 32, 3)), ("cifar100", 100, (32, 32, 3))],
+    [
+        ("mnist", 10, (28, 28, 1)),
+        pytest.param("cifar10", 10, (32, 32, 3), marks=pytest.mark.slow),
+        pytest.param("cifar100", 100, (32, 32, 3), marks=pytest.mark.slow),
+    ],
 )
 def test_an_image_preset_takes_its_steps_on_images_of_its_shape(monkeypatch, name, classes, shape):
     """Noise stands for the images, so that it can be tried where the data is not."""

@@ -75,10 +75,10 @@ CASES = [
     (1, {"penalized": ("unit", "point")}),
     (1, {"normalized": True}),
     (4, {"penalized": ("unit", "point"), "balance": 0.51}),
-    (4, {"penalized": ("unit",)}),
-    (4, {"penalized": ("point",)}),
-    (4, {}),
-    (4, {"normalized": True}),
+    pytest.param(4, {"penalized": ("unit",)}, marks=pytest.mark.slow),
+    pytest.param(4, {"penalized": ("point",)}, marks=pytest.mark.slow),
+    pytest.param(4, {}, marks=pytest.mark.slow),
+    pytest.param(4, {"normalized": True}, marks=pytest.mark.slow),
     (4, {"penalized": ("unit", "point"), "layer": "dense"}),
 ]
 

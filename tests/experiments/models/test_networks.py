@@ -243,7 +243,10 @@ def test_preactivations_come_in_call_order_channels_last(name, shape, paths):
 # Convolutions: each layer forward, its kernel's gradient and, but for the first layer, its input's.
 @pytest.mark.parametrize(
     ("name", "shape", "convolutions"),
-    [("resnet20", CIFAR, {"cpu": 56, "cuda": 56, "tpu": 56}), ("lenet", MNIST, {"cpu": 0, "cuda": 0, "tpu": 5})],
+    [
+        pytest.param("resnet20", CIFAR, {"cpu": 56, "cuda": 56, "tpu": 56}, marks=pytest.mark.slow),
+        ("lenet", MNIST, {"cpu": 0, "cuda": 0, "tpu": 5}),
+    ],
 )
 @pytest.mark.optax_promotes
 def test_gradients_lower_for_every_platform_each_in_its_own_form(name, shape, convolutions):

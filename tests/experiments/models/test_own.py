@@ -117,7 +117,7 @@ def test_the_hash_has_options_shapes_normalization_and_the_source_of_the_class()
 @pytest.mark.parametrize(
     ("model", "options"),
     [
-        (Net, {"width": 8}),
+        pytest.param(Net, {"width": 8}, marks=pytest.mark.slow),
         pytest.param("tests.experiments.models.test_own:LinenNet", {}, marks=pytest.mark.slow),
     ],
 )

@@ -304,6 +304,7 @@ def test_a_page_without_its_marker_is_refused():
         reproduction.filled("nothing", {"verdicts": "x"})
 
 
+@pytest.mark.slow
 def test_the_committed_page_is_what_the_committed_tables_give(tmp_path, monkeypatch):
     page = reproduction.PAGE.read_text()
     (tmp_path / "reproduction.md").write_text(page)
@@ -329,6 +330,7 @@ def test_a_smaller_grid_does_not_replace_a_larger_one(tmp_path, monkeypatch):
     assert set(pd.read_csv(kept / "moons.csv")["val_acc"]) == {0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.optax_promotes
 def test_what_a_study_stored_is_kept_once_and_extended(tmp_path, capsys):
     tiny = ("--epochs", "1", "--finetune-epochs", "1", "--ratios", "1", "4", "--scores", "magnitude", "--limit", "128")

@@ -75,8 +75,8 @@ CASES = pytest.mark.parametrize(
     ("axis_type", "layout"),
     [
         (AxisType.Auto, "one axis"),
-        (AxisType.Auto, "two axes"),
-        (AxisType.Explicit, "one axis"),
+        pytest.param(AxisType.Auto, "two axes", marks=pytest.mark.slow),
+        pytest.param(AxisType.Explicit, "one axis", marks=pytest.mark.slow),
         (AxisType.Explicit, "two axes"),
     ],
     ids=["auto-1", "auto-2", "explicit-1", "explicit-2"],
@@ -151,18 +151,25 @@ def test_data_parallel_inside_shard_map_every_device_prunes_alike():
         return optax.apply_updates(params, updates), state
 
     step = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=(P(), P())))
+
+    @jax.jit
+    def step_alone(params, state, x):
+        grad = grad_of(params, x)
+        updates, state = tx.update(grad, state, params, grad=grad)
+        return optax.apply_updates(params, updates), state
+
     state, alone, other = tx.init(params), params, tx.init(params)
     for _ in range(3):
         params, state = step(params, state, x)
-        grad = grad_of(alone, x)
-        updates, other = tx.update(grad, other, alone, grad=grad)
-        alone = optax.apply_updates(alone, updates)
+        alone, other = step_alone(alone, other, x)
     np.testing.assert_array_equal(jprune.masks_of(state)["kernel"], jprune.masks_of(other)["kernel"])
     np.testing.assert_allclose(params["kernel"], alone["kernel"], rtol=1e-5, atol=1e-7)
     assert int(jprune.masks_of(state)["kernel"].sum()) == 10
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize(
+    "axis_type", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)], ids=["auto", "explicit"]
+)
 def test_a_compiled_selection_holds_no_more_than_one_copy_of_the_scores_beside_them(axis_type):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type, axis_type))
     layout = {"a": P("x", "y"), "b": P(("x", "y"), None)}

@@ -86,7 +86,14 @@ def test_a_sparsity_of_nine_tenths_leaves_one_of_ten():
     assert int(jprune.channel_group_masks(graph, params, sparsity=0.9)["a"][0].sum()) == 1
 
 
-@pytest.mark.parametrize("name", ["resnet20", "mobilenet", "unet", "transformer", "scanned", "lstm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet20", "mobilenet", "unet", "lstm")),
+        "transformer",
+        "scanned",
+    ],
+)
 def test_costs_of_a_choice_are_those_of_the_smaller_program(name):
     model = MODELS[name]()
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -220,7 +227,14 @@ class TestInTheChain:
         return found
 
     @pytest.mark.optax_promotes
-    @pytest.mark.parametrize("optimizer", [optax.adamw(1e-2), optax.sgd(1e-2, momentum=0.9), optax.lion(1e-3)])
+    @pytest.mark.parametrize(
+        "optimizer",
+        [
+            optax.adamw(1e-2),
+            pytest.param(optax.sgd(1e-2, momentum=0.9), marks=pytest.mark.slow),
+            pytest.param(optax.lion(1e-3), marks=pytest.mark.slow),
+        ],
+    )
     def test_members_are_zero_together(self, optimizer):
         tx = optax.chain(optimizer, jprune.prune(jprune.magnitude(), {1: 0.3, 3: 0.6}, selection=self.selection))
         params, state = self.train(tx, 5)

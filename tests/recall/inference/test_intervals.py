@@ -104,7 +104,7 @@ def test_ends_that_make_no_interval_are_refused(low, high, message):
 # corrections -----------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=10)  # statsmodels takes a seventh of a second each time
+@settings(deadline=None, max_examples=4)  # statsmodels takes a seventh of a second each time
 @given(p_values)
 def test_corrections_agree_with_statsmodels(p):
     np.testing.assert_allclose(recall.bonferroni(p), multipletests(p, method="bonferroni")[1])
