@@ -44,7 +44,10 @@ IN_README = [
         "alpha by numpy and scikit-learn, a model at a time",
     ),
 ]
-NAMES = ("imports", "selection", "prune_step", "structured", "jumpstart", "networks", "replicates", "moons", "audit")
+NAMES = (
+    *("imports", "selection", "prune_step", "sparsegpt", "structured"),
+    *("jumpstart", "networks", "replicates", "moons", "audit"),
+)
 
 
 def machine() -> dict[str, str]:

@@ -102,7 +102,7 @@ def train(points: Points, depth: int, runs: list[ThinRun], epochs: int) -> ThinS
     return jax.block_until_ready(thin_networks.train(arch, RECIPE, epochs, state, problem))
 
 
-def in_sequence(points: Points, depth: int, run: Run, epochs: int) -> tuple[float, float]:
+def in_sequence(points: Points, depth: int, run: ThinRun, epochs: int) -> tuple[float, float]:
     """Train one run in a loop over layers; the cross-entropy and penalty that the last step saw.
 
     Layers are the (2, 1) 'same' convolutions of the study over an input of length 2; training and
@@ -139,7 +139,7 @@ def _slacks(z: torch.Tensor, balance: float) -> list[torch.Tensor]:
     return [(balance * F.relu(1 - high) + (1 - balance) * F.relu(1 + low)).flatten() for high, low in pairs]
 
 
-def _start(arch: Architecture, run: Run) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _start(arch: Architecture, run: ThinRun) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Our initial weights as torch's kernels (out, in, 2), and the readout (channels * positions,)."""
     weights: Any = jax.tree.map(np.asarray, thin_networks.start(arch, RECIPE, [run]).weights)
     width, kernels = run.width, []

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 Where = Callable[[str, Any], bool]
@@ -56,6 +57,11 @@ def is_float(leaf: object) -> bool:
 def is_complex(leaf: object) -> bool:
     """Whether a leaf is an array (or a tracer, or a shape) of a complex dtype."""
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.complexfloating))
+
+
+def is_placeholder(tree: object) -> bool:
+    """Whether a tree is what ``optax.tree.map_params`` gives to ``init`` in place of the parameters."""
+    return type(tree).__name__ == "_ParamsPlaceholder"
 
 
 def map_leaves(f: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
@@ -196,7 +202,7 @@ def only(tree: PyTree, where: Where) -> PyTree:
             if pattern is not None and not any(re.search(pattern, path) for path in paths):
                 raise ValueError(f"{name}={pattern!r} matches no leaf; the tree has {_some(paths)}")
     for path, leaf in zip(paths, leaves, strict=True):
-        if is_complex(leaf) and where(path, jax.ShapeDtypeStruct(leaf.shape, jnp.float32)):
+        if is_complex(leaf) and where(path, np.broadcast_to(np.float32(0), leaf.shape)):
             raise ValueError(
                 f"where selects '{path}', which is {leaf.dtype}; only real weights have scores and masks; leave it out "
                 f"with where=jprune.by_path(exclude='^{re.escape(path)}$')"

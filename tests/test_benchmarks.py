@@ -15,7 +15,7 @@ import jprune
 torch = pytest.importorskip("torch", reason="the benchmarks need the extra bench")
 
 from benchmarks import __main__ as command
-from benchmarks import arithmetic, audit, growth, in_torch, moons, replicates, steps, timing
+from benchmarks import arithmetic, audit, growth, in_torch, moons, replicates, sparsegpt, steps, timing
 from experiments.data import datasets
 from experiments.training.steps import Recipe
 
@@ -216,3 +216,16 @@ def test_the_arithmetic_of_a_large_tree():
     assert cost.passes == (11, 2)
     assert cost.moved == 11 * 7 * 1_000 * 4
     assert cost.gathered == 4 * (10**11 - 97_656_250)
+
+
+@pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"n": 2, "m": 4}])
+def test_sparsegpt_in_torch_prunes_as_ours_does(options):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(600, 200)) @ (np.eye(200) + random.normal(size=(200, 200)) / 14)
+    gram, kernel = (x.T @ x).astype(np.float32), random.normal(size=(200, 24)).astype(np.float32)
+    ours = jprune.sparsegpt(
+        {"kernel": jnp.asarray(kernel)}, {"kernel": jprune.scores.Gram(jnp.asarray(gram))}, **options
+    )
+    theirs = sparsegpt.published(torch.from_numpy(kernel.T.copy()), torch.from_numpy(gram), **options).numpy().T
+    assert ((theirs != 0) == np.asarray(ours.masks["kernel"])).mean() > 0.999
+    sparsegpt._same_quality("small", gram, kernel, np.asarray(ours.params["kernel"]), theirs)

@@ -29,6 +29,8 @@ class DataOptions:
     """Split on which the best epoch is chosen. test: the test split itself, as in the published runs."""
     image_size: tuple[int, int] | None = None
     """Height and width that images of tfds: and folder: are resized to; needed if their sizes differ."""
+    label_noise: float = 0.0
+    """Fraction of the training labels that are replaced by another class, drawn uniformly."""
     limit: int | None = None
     """Number of examples of each split to use, drawn with the seed; all by default. For trials."""
 
@@ -93,6 +95,13 @@ class PruningOptions:
     structure: Structure = "weights"
     """What is removed: single weights, or channels, whole units and features with the lowest mean scores. For
     channels the ratios are multiply-adds before / after."""
+    counting: Literal["exact", "shrinkbench"] = "exact"
+    """How a ratio becomes a number of weights. shrinkbench: as the published code counts, which keeps more weights
+    than the ratio says."""
+    rounding: int | None = None
+    """Bits, 2 to 16, to which the prunable weights are rounded after pruning, on a symmetric grid for each leaf."""
+    min_keep: int = 0
+    """Number of weights that every prunable layer keeps at least; the total stays the same."""
     scores: tuple[Score, ...] = ("magnitude", "gradient", "undecayed", "random")
     """Weight importance scores. undecayed-signed: as the published runs computed it; keeps more than asked."""
     gradient_batches: int = 1
@@ -104,6 +113,27 @@ class PruningOptions:
     undecayed_epsilon: float = 5e-4
     """Epsilon of the undecayed score |eps w^2 - w g|."""
 
+    def __post_init__(self):
+        """Validate the settings."""
+        if self.rounding is not None and not 2 <= self.rounding <= 16:
+            raise ValueError(f"rounding={self.rounding} must be 2 to 16 bits")
+        if self.structure == "channels" and "undecayed-signed" in self.scores:
+            raise ValueError(
+                "scores has undecayed-signed, which selects single weights; with structure=channels use undecayed"
+            )
+        if self.structure == "channels" and (self.min_keep or self.counting != "exact"):
+            raise ValueError(
+                f"min_keep={self.min_keep} and counting={self.counting!r} are about numbers of weights; leave them out "
+                "with structure=channels"
+            )
+        if self.min_keep < 0:
+            raise ValueError(f"min_keep={self.min_keep} must not be negative")
+        if self.min_keep and "undecayed-signed" in self.scores:
+            raise ValueError(
+                f"min_keep={self.min_keep} does not apply to the score undecayed-signed, which keeps more weights than "
+                "asked; remove it from scores"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
@@ -111,6 +141,7 @@ class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
 
     def __post_init__(self):
         """Validate the settings."""
+        super().__post_init__()
         for name in ("replicates", "batch", "gradient_batches", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -127,15 +158,13 @@ class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
                 raise ValueError(f"{epochs}={lengths} and {rates}={values} must have the same length")
         if min(self.ratios) < 1:
             raise ValueError(f"ratios={self.ratios} must be 1 or more: parameters before / parameters after")
+        if not 0 <= self.label_noise <= 1:
+            raise ValueError(f"label_noise={self.label_noise} must lie between 0 and 1")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1")
         for name in ("jumpstart", "finetune_jumpstart"):
             if min(getattr(self, name)) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-        if self.structure == "channels" and "undecayed-signed" in self.scores:
-            raise ValueError(
-                "scores has undecayed-signed, which selects single weights; with structure=channels use undecayed"
-            )
         read_options(self.model_options)
 
 

@@ -1,15 +1,18 @@
-"""One-shot pruning of trained networks: gradients, scores, and masks of an exact size."""
+"""One-shot pruning of trained networks through ``jprune.prune``: gradients, scores, and exact numbers of weights."""
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import PyTree
 
 import jprune
 from experiments.data import datasets
 from experiments.training.tasks import Context, Mode, Task
+from jprune import trees
 from jprune.pruning.amounts import Scheduled
 from jprune.pruning.structured.selection import ChannelSelection
 from jprune.trees import Where
@@ -99,23 +102,56 @@ def score_of(name: str, epsilon: float, where: Where = PRUNABLE) -> jprune.score
     return factories[name]()
 
 
-def prune(params: PyTree, scores: PyTree, keep: jax.Array, *, signed: bool = False) -> tuple[PyTree, jax.Array]:
+def prune(
+    params: PyTree,
+    scores: PyTree,
+    keep: jax.Array,
+    *,
+    where: Where = jprune.kernels,
+    signed: bool = False,
+    min_keep: int = 0,
+) -> tuple[PyTree, jax.Array]:
     """Keep the weights with the largest scores and set the others to zero.
 
     Args:
       params: of one replicate.
       scores: a tree like ``params``, None where nothing is prunable.
-      keep: int32 scalar, number of prunable weights to keep.
+      keep: int32 scalar, number of prunable weights to keep; traced, so that one program serves all ratios.
+      where: predicate of the prunable leaves.
       signed: keep every weight whose |score| is at least the keep-th largest *signed* score, as the code
         of the published runs does: more weights than asked for where scores are negative.
+      min_keep: number of weights that every layer keeps at least.
 
     Returns:
       the pruned parameters, and the number of prunable weights kept, int32.
     """
-    selection = jprune.selection.legacy_signed_masks if signed else jprune.global_masks
-    masks = selection(scores, keep=keep)
-    kept = [mask.sum(dtype=jnp.int32) for mask in jax.tree.leaves(masks)]
-    return jprune.apply_masks(params, masks), jnp.stack(kept).sum(dtype=jnp.int32)
+    masks_of = jprune.selection.legacy_signed_masks if signed else jprune.global_masks
+
+    def selection(scores: PyTree, sparsity: float, **options: Any) -> PyTree:  # the traced count replaces the sparsity
+        return masks_of(scores, keep=keep, **options)
+
+    tx = jprune.prune(lambda weights, **_: scores, {0: 0.5}, where=where, selection=selection, min_keep=min_keep)
+    updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    kept = [mask.sum(dtype=jnp.int32) for mask in jax.tree.leaves(state.masks)]
+    return optax.apply_updates(params, updates), jnp.stack(kept).sum(dtype=jnp.int32)
+
+
+def rounded(params: PyTree, bits: int, where: Where) -> PyTree:
+    """Round the prunable weights to a symmetric grid: 2^(bits - 1) - 1 steps from 0 to the largest |w| of each leaf.
+
+    >>> rounded({"kernel": jnp.array([[1.0, 0.3, -0.1]])}, 2, jprune.kernels)["kernel"].tolist()
+    [[1.0, 0.0, -0.0]]
+    """
+    levels = 2 ** (bits - 1) - 1
+
+    def leaf(weights: jax.Array) -> jax.Array:
+        step = jnp.abs(weights).max() / levels
+        return jnp.where(step > 0, jnp.round(weights / jnp.where(step > 0, step, 1)) * step, 0)
+
+    paths, leaves, treedef = trees.flatten(params)
+    return jax.tree.unflatten(
+        treedef, [leaf(w) if where(path, w) else w for path, w in zip(paths, leaves, strict=True)]
+    )
 
 
 def channel_selection(task: Task, template: tuple[PyTree, PyTree], images: jax.ShapeDtypeStruct) -> ChannelSelection:

@@ -105,7 +105,18 @@ def load(study: Study, data_dir: Path | None = None) -> datasets.Dataset:
         imbalance=study.imbalance,
         image_size=study.image_size,
     )
-    return limited(study, dataset)
+    return with_noise(study, limited(study, dataset))
+
+
+def with_noise(study: Study, dataset: datasets.Dataset) -> datasets.Dataset:
+    """Replace a fraction ``study.label_noise`` of the training labels by another class, drawn with the seed."""
+    if not study.label_noise:
+        return dataset
+    rng = np.random.default_rng((study.seed, 4))
+    labels = dataset.train.labels.copy()
+    noisy = rng.permutation(len(labels))[: round(study.label_noise * len(labels))]
+    labels[noisy] = (labels[noisy] + rng.integers(1, dataset.num_classes, len(noisy))) % dataset.num_classes
+    return dataclasses.replace(dataset, train=dataset.train._replace(labels=labels))
 
 
 def limited(study: Study, dataset: datasets.Dataset) -> datasets.Dataset:
@@ -134,8 +145,12 @@ def root(folder: Path) -> Path:
 
 def data_settings(study: Study) -> dict[str, Any]:
     """What decides the data set and its split."""
-    resized = {} if study.image_size is None else {"image_size": list(study.image_size)}
-    return resized | {
+    later: dict[str, Any] = {}  # options that were added later are left out at their defaults
+    if study.image_size is not None:
+        later["image_size"] = list(study.image_size)
+    if study.label_noise:
+        later["label_noise"] = study.label_noise
+    return later | {
         "dataset": study.dataset,
         "selection": study.selection,
         "classes": list(study.classes),
@@ -190,13 +205,24 @@ def pruned_settings(study: Study, known: "Known", penalty: Coefficients, target:
         "includes_decay": study.gradient_includes_decay,
         "epsilon": float(study.undecayed_epsilon),
     }
-    return {
-        "dense": dense_settings(study, known, penalty.dense),
-        "score": target.score,
-        "ratio": target.ratio,
-        "gradient": gradient if target.score != CONTROL and needs_gradient(target.score) else None,
-        "recipe": finetune_recipe(study, penalty.finetune).settings(),
-    } | ({"structure": study.structure} if _of_channels(study, target) else {})
+    later: dict[str, Any] = {}  # options that were added later are left out at their defaults
+    if study.rounding is not None:
+        later["rounding"] = study.rounding
+    if target.score != CONTROL and study.counting != "exact":
+        later["counting"] = study.counting
+    if target.score != CONTROL and study.min_keep:
+        later["min_keep"] = study.min_keep
+    return (
+        later
+        | {
+            "dense": dense_settings(study, known, penalty.dense),
+            "score": target.score,
+            "ratio": target.ratio,
+            "gradient": gradient if target.score != CONTROL and needs_gradient(target.score) else None,
+            "recipe": finetune_recipe(study, penalty.finetune).settings(),
+        }
+        | ({"structure": study.structure} if _of_channels(study, target) else {})
+    )
 
 
 def _of_channels(study: Study, target: PruningTarget) -> bool:

@@ -62,6 +62,7 @@ class Laboratory(NamedTuple):
       prune: ((params, scores), keep) -> (params, number kept); True is the legacy form of signed scores.
       finetune: phase of fine-tuning by jumpstart coefficient.
       finetune_key: index -> key of that phase.
+      rounded: params -> the same with prunable weights rounded to the study's number of bits.
       predict: (params, stats) -> predictions on the test split.
       nonzero: params -> number of prunable weights that are not zero.
       activity: (params, stats, index) -> fractions of the hidden units that are dead and that are linear,
@@ -84,6 +85,7 @@ class Laboratory(NamedTuple):
     prune: Mapping[bool, Program]
     finetune: Mapping[float, phases.Phase]
     finetune_key: Program
+    rounded: Program
     predict: Program
     nonzero: Program
     activity: Program
@@ -123,7 +125,9 @@ def equip(
     if study.structure == "channels":
         keep = {float(ratio): place for place, ratio in enumerate(study.ratios)}
     else:
-        keep = {float(r): jprune.keep_count(template[0], ratio=float(r), where=where) for r in study.ratios}
+        count = functools.partial(jprune.keep_count, template[0], where=where, counting=study.counting)
+        keep = {float(ratio): count(ratio=float(ratio)) for ratio in study.ratios}
+        _check_floor(study, template[0], where, keep)
     chunk = processes.agree(placement.chunk_size(study, running, dataset, task, where))
     placed = placement.placement(study, running)
     phase = functools.partial(
@@ -148,7 +152,7 @@ def equip(
         finetune={float(c): phase(plan.finetune_recipe(study, c)) for c in study.finetune_jumpstart},
         keep={ratio: np.asarray(count, np.int32) for ratio, count in keep.items()},
         predict=phases.compile_predict(task, placed, len(dataset.test.labels)),
-        **_programs(study, task, placed, where, prune=_pruning(study, task, dataset, template)),
+        **_programs(study, task, placed, where, prune=_pruning(study, task, dataset, template, where)),
     )
 
 
@@ -169,6 +173,18 @@ def _prunable_of(params: Any, study: Study, where: Where) -> Where:
             f"prunable={study.prunable!r} matches no kernel of {study.model}; its kernels are {', '.join(kernels)}"
         )
     return where
+
+
+def _check_floor(study: Study, params: Any, where: Where, keep: Mapping[float, int]) -> None:
+    """Refuse a minimum of every layer that is more than a ratio keeps in all."""
+    layers = jax.tree.leaves(trees.only(params, where))
+    floor = sum(min(layer.size, study.min_keep) for layer in layers)
+    for ratio, count in keep.items():
+        if count < floor:
+            raise ValueError(
+                f"min_keep={study.min_keep} of {len(layers)} layers is more than the {count} weights of ratio "
+                f"{ratio:g}; at most {count // len(layers)} are possible"
+            )
 
 
 def train_dense(lab: Laboratory, jumpstart: float, chunk: range, on_epoch: OnEpoch) -> StageResult:
@@ -199,6 +215,8 @@ def prune_and_finetune(
         scores = lab.score[target.score]((params, grads, index))
         params, kept = lab.prune[target.score == "undecayed-signed"]((params, scores), lab.keep[target.ratio])
         extra = {"kept_by_mask": replicates.fetch(kept, len(chunk))}
+    if lab.study.rounding is not None:
+        params = lab.rounded(params)
     start = (params, stats, lab.finetune_key(index))
     result, best = _train(lab, lab.finetune[jumpstart], start, chunk, on_epoch)
     return _with_activity(lab, chunk, result._replace(summary={**result.summary, **extra}), best)
@@ -211,11 +229,12 @@ def _with_activity(lab: Laboratory, chunk: range, result: StageResult, best: tup
 
 
 def _pruning(
-    study: Study, task: tasks.Task, dataset: datasets.Dataset, template: tuple[Any, Any]
+    study: Study, task: tasks.Task, dataset: datasets.Dataset, template: tuple[Any, Any], where: Where
 ) -> Mapping[bool, Program]:
     """The functions that prune one replicate, (params, scores, keep) -> (params, number kept)."""
     if study.structure == "weights":
-        return {signed: functools.partial(oneshot.prune, signed=signed) for signed in (False, True)}
+        exact = functools.partial(oneshot.prune, where=where, min_keep=study.min_keep)
+        return {signed: functools.partial(exact, signed=signed) for signed in (False, True)}
     images = jax.ShapeDtypeStruct((1, *dataset.input_shape), dataset.train.images.dtype)
     try:
         selection = oneshot.channel_selection(task, template, images)
@@ -270,6 +289,7 @@ def _programs(
         "gradient": spread(gradient),
         "score": {name: spread(functools.partial(scored, name)) for name in study.scores},
         "prune": {signed: spread(functools.partial(pruned, one)) for signed, one in prune.items()},
+        "rounded": spread(lambda params: oneshot.rounded(params, study.rounding or 16, where)),
         "finetune_key": spread(lambda index: key(index, _FINETUNE)),
         "nonzero": spread(nonzero),
         "activity": spread(activity),

@@ -81,7 +81,7 @@ def run(
     name = study if isinstance(study, str) else settings.model.rpartition(":")[2]
     folder = Path(out) if out is not None else running.out or Path("runs") / name
     cls = None if model is None or isinstance(model, str) else model
-    dataset = None if dataset is None else plan.limited(settings, dataset)
+    dataset = None if dataset is None else plan.with_noise(settings, plan.limited(settings, dataset))
     return compute(folder, settings, running, model=cls, dataset=dataset, callbacks=callbacks)
 
 

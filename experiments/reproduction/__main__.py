@@ -3,7 +3,9 @@
 ``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and its figures.
 ``python -m experiments.reproduction keep FOLDER NAME`` first adds what a study in FOLDER found to those
 tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet,
-cifar10-resnet20; moons, moons-seeds, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart.
+cifar10-resnet20; fashion-few-weights, fashion-few-weights-floor, fashion-round-8, fashion-round-4,
+fashion-fewer-epochs-10, -20, fashion-label-noise-10, -20;
+moons, moons-seeds, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from experiments.cli.commands import exit_status
 from experiments.jumpstart_grid import figures
 from experiments.jumpstart_grid import report as reporting
 from experiments.recall_distortion import results
-from experiments.reproduction import hypotheses, ledger, references
+from experiments.reproduction import explanations, hypotheses, ledger, references
 from experiments.reproduction.hypotheses import Verdict
 from experiments.reproduction.ledger import FOLDER, Recalls
 from experiments.storage import files, provenance
@@ -43,6 +45,7 @@ _RECALLS = {
     "fashion-channels": ("", "Fashion-MNIST, LeNet, channels removed, t in multiply-adds"),
     "cifar10-resnet20": ("", "CIFAR-10, ResNet-20, one network of one epoch: only the path"),
 }
+_EXPLAINING = (*explanations.FEW_WEIGHTS, *explanations.CHANGES)
 _GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid", "mnist-grid-50", "prune-and-jumpstart")
 _MAPS = """![Heat maps of training accuracy by width and depth, ours and the published ones, a row a method](
 images/reproduction-moons-train.png)
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("action", nargs="?", choices=("report", "keep"), default="report")
     parser.add_argument("folder", nargs="?", type=Path, help="keep: of the study's results, such as runs/moons")
-    parser.add_argument("name", nargs="?", choices=(*_RECALLS, *_GRIDS), help="keep: of the table")
+    parser.add_argument("name", nargs="?", choices=(*_RECALLS, *_EXPLAINING, *_GRIDS), help="keep: of the table")
 
     def work() -> None:
         given = parser.parse_args(arguments)
@@ -118,7 +121,7 @@ def _identities(cells: pd.DataFrame) -> set[tuple[str, ...]]:
 
 def report() -> None:
     """Rewrite the tables of the page, between their markers, and its figures."""
-    studies = {name: ledger.recalls(name) for name in _RECALLS if (FOLDER / f"{name}.csv").exists()}
+    studies, explaining = _kept(_RECALLS), _kept(_EXPLAINING)
     for name in studies.keys() & hypotheses.PUBLISHED_COUNTS.keys():
         studies[name] = studies[name].at_nominal((1, 2, 4, 10, 20, 50))
     grids = {name: pd.read_csv(FOLDER / f"{name}.csv") for name in _GRIDS if (FOLDER / f"{name}.csv").exists()}
@@ -129,12 +132,13 @@ def report() -> None:
         *hypotheses.of_moons(grids.get("moons"), grids.get("moons-layers"), published, grids.get("moons-seeds")),
         hypotheses.of_tables(grids.get("uci")),
         *hypotheses.of_recalls(known, boxes),
+        *explanations.of_explanations(studies | explaining),
     ]
     blocks = {"verdicts": _verdicts(found)}
     parts = [_recall(name, study) for name, study in studies.items() if study.complete(["magnitude"])]
     blocks["recall"] = "\n".join([_BOXES, *parts] if parts else [])
     blocks["jumpstart"] = "\n".join(_grid(name, cells) for name, cells in grids.items())
-    blocks["made"] = _made([*studies, *grids])
+    blocks["made"] = _made([*studies, *explaining, *grids])
     pictures = {}
     if parts:
         pictures["reproduction-alpha"] = alpha_figure(studies)
@@ -151,6 +155,11 @@ def report() -> None:
         files.write_figure(PAGE.parent / "images" / f"{name}.png", figure)
     files.write_bytes(PAGE, filled(PAGE.read_text(), blocks).encode())
     print(f"{PAGE} and {len(pictures)} figures are rebuilt")
+
+
+def _kept(names: Iterable[str]) -> dict[str, Recalls]:
+    """The tables that are there, by name."""
+    return {name: ledger.recalls(name) for name in names if (FOLDER / f"{name}.csv").exists()}
 
 
 def filled(page: str, blocks: dict[str, str]) -> str:

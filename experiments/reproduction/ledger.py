@@ -140,11 +140,13 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
         raise ValueError(f"jumpstart={study.jumpstart}: keep one coefficient at a time")
     others = [study, *results.all_recorded(stored), *map(presets.get, presets.names())]
     ratios = dict.fromkeys(ratio for one in others for ratio in one.ratios)
-    study = dataclasses.replace(study, scores=get_args(Score), ratios=tuple(ratios))
+    scores = [score for score in get_args(Score) if not study.min_keep or score != "undecayed-signed"]
+    study = dataclasses.replace(study, scores=tuple(scores), ratios=tuple(ratios))
     held, hashed = results.truth(stored, study), results.known(stored, study)
     (penalty,) = plan.coefficients(study)
     pruned = plan.pruned_settings(study, hashed, penalty, plan.PruningTarget("undecayed", 2.0))
-    settings = pruned["dense"] | {"pruning": {name: pruned[name] for name in ("gradient", "recipe")}}
+    decisive = ("gradient", "recipe", "counting", "min_keep", "rounding", "structure")
+    settings = pruned["dense"] | {"pruning": {name: pruned[name] for name in decisive if name in pruned}}
     classes = len(held.class_names)
     known = {
         "settings": json.loads(json.dumps(settings)),

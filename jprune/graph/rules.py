@@ -367,14 +367,21 @@ def _tile(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[
 
 @_rule("pad")
 def _pad(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    axes = list(inputs[0].axes)
-    for place, (low, high, inside) in enumerate(equation.params["padding_config"]):
+    """Zeros at the ends of an axis are channels of their own: what is added to them later decides."""
+    axes, literal = list(inputs[0].axes), inputs[1].literal
+    zeros = literal is not None and bool(np.all(np.asarray(literal) == 0))
+    for place, config in enumerate(equation.params["padding_config"]):
+        low, high, inside = map(int, config)
         axis, size = axes[place], shape_of(equation.outvars[0])[place]
         if (low, high, inside) == (0, 0, 0):
             continue
-        added = record.channels.frozen(int(max(low, 0) + max(high, 0)), "padded positions are never removed")
         if low >= 0 and high >= 0 and inside == 0 and not is_frozen(axis.ids):
-            ids = np.concatenate([added[:low], axis.ids, added[:high]])
+            if zeros:
+                before, after = record.channels.fresh(low), record.channels.fresh(high)
+            else:
+                why = "padded with a number that is not zero"
+                before, after = record.channels.frozen(low, why), record.channels.frozen(high, why)
+            ids = np.concatenate([before, axis.ids, after])
         else:
             record.channels.freeze(axis.ids, "it is padded between its indices or cropped")
             ids = record.channels.frozen(size, "it is padded")

@@ -51,11 +51,12 @@ def merge_lora(
     paths, leaves, treedef = flatten(params)
     _refuse_unknown(adapters, paths, leaves)
     given = [None] * len(paths) if masks is None else match(params, masks, reference_name="params", name="masks")
-    for i, (path, leaf, mask) in enumerate(zip(paths, leaves, given, strict=True)):
+    for i, (path, base, mask) in enumerate(zip(paths, leaves, given, strict=True)):
         if path not in adapters:
             continue
-        dtype = working_dtype(leaf, *adapters[path])
-        product = _product(path, leaf.shape, [jnp.asarray(factor, dtype) for factor in adapters[path]])
+        leaf, factors = jnp.asarray(base), [jnp.asarray(factor) for factor in adapters[path]]
+        dtype = working_dtype(leaf, *factors)
+        product = _product(path, leaf.shape, [factor.astype(dtype) for factor in factors])
         merged = (leaf.astype(dtype) + jnp.asarray(scale, dtype) * product).astype(leaf.dtype)
         kept = leaf != 0 if masks is None else mask
         leaves[i] = merged if kept is None else jnp.where(kept, merged, jnp.zeros_like(leaf))

@@ -17,7 +17,8 @@ the iterates converge to the minimizer of loss + lambda * penalty (Parikh & Boyd
 section 4.2). With a schedule of learning rates pass their product: ``lambda step: penalty * rate(step)``. Momentum
 and preconditioned optimizers (Adam) work too, with the threshold in the same units for all weights (Yun et al.,
 "Adaptive Proximal Gradient Methods", 2021, arXiv 1910.10094, discuss the choice). To train on with the zeros fixed,
-use ``jprune.keep_zeros``.
+use ``jprune.keep_zeros``. To change a threshold while training, use ``optax.inject_hyperparams(soft_threshold)(
+threshold=...)``, with ``static_args`` for a ``where`` of your own.
 """
 
 import functools
@@ -27,14 +28,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jprune.graph.axes import Axes, kernel_axes, unknown_axes
 from jprune.pruning.scores.elementwise import working_dtype
-from jprune.trees import Where, flatten, is_float, kernels, match, only
+from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, match, only
 
-Threshold = float | Callable[[Any], Any]
+Threshold = ArrayLike | Callable[[Any], Any]
 ChannelMembers = Sequence[tuple[str, int]]
 _Arrays = dict[str, Array]
 
@@ -49,12 +51,12 @@ class ProximalState(NamedTuple):
     count: Any
 
 
-def soft_threshold(threshold: Threshold, *, where: Where = kernels) -> optax.GradientTransformationExtraArgs:
+def soft_threshold(threshold: Threshold, *, where: Where | None = None) -> optax.GradientTransformationExtraArgs:
     """The l1 penalty: sign(v) max(|v| - threshold, 0), for every weight.
 
     Args:
       threshold: learning rate times penalty weight, 0 or more; or a function of the step.
-      where: predicate on (path, leaf): which leaves have the penalty.
+      where: predicate on (path, leaf): which leaves have the penalty; None selects what ``kernels`` does.
 
     Returns:
       An optax transformation, the last link of its chain.
@@ -78,7 +80,7 @@ def soft_threshold(threshold: Threshold, *, where: Where = kernels) -> optax.Gra
     return _link("soft_threshold", threshold, where, _each(shrink))
 
 
-def hard_threshold(threshold: Threshold, *, where: Where = kernels) -> optax.GradientTransformationExtraArgs:
+def hard_threshold(threshold: Threshold, *, where: Where | None = None) -> optax.GradientTransformationExtraArgs:
     """The l0 penalty: v where |v| > threshold, else 0, for every weight.
 
     For learning rate r and penalty lambda times the number of nonzero weights, the threshold is sqrt(2 r lambda).
@@ -103,11 +105,11 @@ def hard_threshold(threshold: Threshold, *, where: Where = kernels) -> optax.Gra
 def group_soft_threshold(
     threshold: Threshold,
     *,
-    where: Where = kernels,
+    where: Where | None = None,
     over: str = "outputs",
     axes: Axes = None,
     groups: Sequence[ChannelMembers] | None = None,
-    by_size: bool = True,
+    by_size: bool | Array = True,
 ) -> optax.GradientTransformationExtraArgs:
     """The group lasso penalty: v_g max(1 - threshold sqrt(size_g) / |v_g|, 0), for every group g of weights.
 
@@ -159,13 +161,15 @@ def group_soft_threshold(
             others = tuple(axis for axis in range(array.ndim) if axis not in own)
             squares = jnp.sum(jnp.square(array), axis=others, keepdims=True)
             size = math.prod(array.shape[axis] for axis in others)
-            shrunk[path] = array * _factor(squares, limit, size if by_size else 1)
+            shrunk[path] = array * _factor(squares, limit, size, by_size)
         return shrunk
 
     return _link("group_soft_threshold", threshold, where, shrink)
 
 
-def _shrink_channels(members: Sequence[ChannelMembers], by_size: bool, arrays: _Arrays, limit: Array) -> _Arrays:
+def _shrink_channels(
+    members: Sequence[ChannelMembers], by_size: bool | Array, arrays: _Arrays, limit: Array
+) -> _Arrays:
     shrunk = dict(arrays)
     for group in members:
         used = [(path, axis % arrays[path].ndim) for path, axis in _checked(group, arrays)]
@@ -175,7 +179,7 @@ def _shrink_channels(members: Sequence[ChannelMembers], by_size: bool, arrays: _
             others = tuple(a for a in range(arrays[path].ndim) if a != axis)
             squares.append(jnp.sum(jnp.square(arrays[path].astype(dtype)), axis=others))
             size += math.prod(arrays[path].shape[a] for a in others)
-        factor = _factor(functools.reduce(jnp.add, squares), limit, size if by_size else 1)
+        factor = _factor(functools.reduce(jnp.add, squares), limit, size, by_size)
         for path, axis in used:
             shape = [1] * arrays[path].ndim
             shape[axis] = factor.size
@@ -202,10 +206,12 @@ def _checked(group: ChannelMembers, arrays: Mapping[str, Array]) -> ChannelMembe
     return group
 
 
-def _factor(squares: Float[Array, "..."], limit: Float[Array, ""], size: int) -> Float[Array, "..."]:
-    """max(1 - limit sqrt(size) / norm, 0), and exactly 0 where the norm is 0."""
+def _factor(
+    squares: Float[Array, "..."], limit: Float[Array, ""], size: int, by_size: bool | Array
+) -> Float[Array, "..."]:
+    """max(1 - limit sqrt(size) / norm, 0), and exactly 0 where the norm is 0; without ``by_size`` the size is 1."""
     norm = jnp.sqrt(squares)
-    limit = limit.astype(norm.dtype) * jnp.asarray(math.sqrt(size), norm.dtype)
+    limit = limit.astype(norm.dtype) * jnp.where(by_size, math.sqrt(size), 1.0).astype(norm.dtype)
     safe = jnp.where(norm > limit, norm, jnp.ones_like(norm))
     return jnp.where(norm > limit, 1 - limit / safe, jnp.zeros_like(norm))
 
@@ -215,14 +221,19 @@ def _each(prox: Callable[[Array, Array], Array]) -> Callable[[_Arrays, Array], _
 
 
 def _link(
-    name: str, threshold: Threshold, where: Where, prox: Callable[[_Arrays, Array], _Arrays]
+    name: str, threshold: Threshold, where: Where | None, prox: Callable[[_Arrays, Array], _Arrays]
 ) -> optax.GradientTransformationExtraArgs:
     """The link that returns prox(p + u) - p for the leaves that ``where`` selects."""
-    if not callable(threshold) and not threshold >= 0:
+    if isinstance(threshold, int | float | np.number) and not threshold >= 0:
         raise ValueError(f"threshold={threshold} must be 0 or more: learning rate times penalty weight")
+    if not callable(threshold) and not hasattr(threshold, "dtype") and not isinstance(threshold, int | float):
+        raise TypeError(f"threshold={threshold!r} must be a number or a function of the step")
+    chosen = kernels if where is None else where
 
     def init(params: PyTree) -> ProximalState:
-        paths, leaves, _ = flatten(only(params, where))
+        if is_placeholder(params):
+            return ProximalState(jnp.zeros([], jnp.int32))
+        paths, leaves, _ = flatten(only(params, chosen))
         shapes = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
         jax.eval_shape(prox, shapes, jnp.zeros([], jnp.float32))  # refuses groups that do not fit
         return ProximalState(jnp.zeros([], jnp.int32))
@@ -236,7 +247,7 @@ def _link(
         weights = match(updates, params, reference_name="updates", name="params")
         moved, old = {}, {}
         for path, step, weight in zip(paths, given, weights, strict=True):
-            if step is not None and is_float(weight) and where(path, weight):
+            if step is not None and is_float(weight) and chosen(path, weight):
                 dtype = working_dtype(step, weight)
                 old[path] = weight.astype(dtype)
                 moved[path] = old[path] + step.astype(dtype)

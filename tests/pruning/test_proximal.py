@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -202,3 +203,30 @@ KERNEL = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
 def test_bad_arguments_are_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.optax_promotes
+@pytest.mark.parametrize("link", [jprune.soft_threshold, jprune.hard_threshold, jprune.group_soft_threshold])
+def test_a_threshold_can_be_injected_and_changed(link):
+    params = {"kernel": jnp.array([[3.0, -0.5], [4.0, 0.0]])}
+    tx = optax.inject_hyperparams(link)(threshold=0.1)
+    state = tx.init(params)
+    plain = link(2.0)
+    state.hyperparams["threshold"] = jnp.float32(2.0)
+    for update in (tx.update, jax.jit(tx.update)):
+        updates, _ = update(jax.tree.map(jnp.zeros_like, params), state, params)
+        wanted, _ = plain.update(jax.tree.map(jnp.zeros_like, params), plain.init(params), params)
+        np.testing.assert_allclose(updates["kernel"], wanted["kernel"], rtol=1e-6)
+
+
+def test_parameters_in_the_state_can_be_mapped():
+    tx = optax.chain(optax.trace(0.9), jprune.soft_threshold(0.1))
+    state = tx.init({"kernel": jnp.ones((2, 2))})
+    doubled = optax.tree.map_params(tx, lambda leaf: leaf + 2.0, state)
+    np.testing.assert_array_equal(doubled[0].trace["kernel"], np.full((2, 2), 2.0))
+    assert int(doubled[1].count) == 0
+
+
+def test_a_threshold_that_is_not_a_number_is_refused():
+    with pytest.raises((TypeError, jaxtyping.TypeCheckError), match="threshold"):
+        jprune.soft_threshold("0.1")

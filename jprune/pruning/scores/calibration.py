@@ -108,7 +108,8 @@ def sparsegpt(
     Raises:
       TypeError: not exactly one of ``sparsity``, ``n`` with ``m``, and ``masks`` is given.
       ValueError: an argument is out of range; ``m`` does not divide the inputs; a kernel has no activations, or they
-        have another shape; the axes of a kernel are unknown. The message names the leaf.
+        have another shape; the axes of a kernel are unknown; H is not positive definite (found outside jit only). The
+        message names the leaf.
 
     Source: Frantar & Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", ICML 2023,
     arXiv 2301.00774, algorithm 1.
@@ -143,6 +144,7 @@ def sparsegpt(
         solve = functools.partial(_prune_rows, counts=counts, n=n, m=m, block=block, damping=damping)
         dtype = working_dtype(leaf)
         rows, kept_rows = jax.vmap(solve)(stacked.astype(dtype), gram.astype(dtype), mask)
+        _refuse_nan(path, rows, damping)
         leaves[i] = _unstacked_rows(rows.astype(leaf.dtype), leaf.shape, own)
         kept[i] = _unstacked_rows(kept_rows, leaf.shape, own)
     return Reconstructed(jax.tree.unflatten(treedef, leaves), jax.tree.unflatten(treedef, kept))
@@ -230,6 +232,16 @@ def _check_amount(
         raise ValueError(f"block={block} must be positive and a multiple of m={m}")
     if not damping >= 0.0:
         raise ValueError(f"damping={damping} must not be negative")
+
+
+def _refuse_nan(path: str, rows: Array, damping: float) -> None:
+    if isinstance(rows, jax.core.Tracer) or bool(jnp.all(jnp.isfinite(rows))):
+        return
+    raise ValueError(
+        f"the weights of '{path}' became NaN or infinite: the weights or activations are not finite, or X^T X with "
+        f"damping={damping} is not positive definite; give at least as many examples as the kernel has inputs, or more "
+        "damping"
+    )
 
 
 class _Roles(NamedTuple):

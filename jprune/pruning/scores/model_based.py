@@ -92,7 +92,7 @@ def synflow(
         dtype = np.dtype(working_dtype(*floats.leaves))
         # The model's own dtype, so that nothing is promoted in it.
         own = max((leaf.dtype for leaf in floats.leaves), key=lambda own: own.itemsize)
-        like = batch if input_shape is None else jax.ShapeDtypeStruct(input_shape, own)
+        like = batch if input_shape is None else np.broadcast_to(np.ones((), own), input_shape)
         inputs = jax.tree.map(lambda x: jnp.ones((1, *x.shape[1:]), x.dtype), like)
         positive = [jnp.abs(leaf.astype(working_dtype(leaf))) for leaf in floats.leaves]
 

@@ -1,8 +1,8 @@
 """The traced program of a model, carried out with fewer channels.
 
 Only the parameters of equations that have sizes in them change: ``reshape``, ``broadcast_in_dim``, ``iota``,
-``split``, the bounds of ``slice``, ``dynamic_slice`` and ``gather``, and the groups of a convolution. Numbers in the
-program's text, such as the n of a mean, stay.
+``split``, ``pad``, the bounds of ``slice``, ``dynamic_slice`` and ``gather``, and the groups of a convolution. Numbers
+in the program's text, such as the n of a mean, stay.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,6 +78,9 @@ def resized(step: Step, kept: Kept) -> dict[str, Any]:
             return {"shape": sizes[0]}
         case "dynamic_slice":
             return {"slice_sizes": sizes[0]}
+        case "pad":
+            added = zip(params["padding_config"], step.outputs[0].ids, strict=True)
+            return {"padding_config": tuple(_padding(tuple(map(int, config)), kept[ids]) for config, ids in added)}
         case "split":
             return {"sizes": tuple(size[params["axis"]] for size in sizes)}
         case "gather":
@@ -91,6 +94,14 @@ def resized(step: Step, kept: Kept) -> dict[str, Any]:
         case _:
             changed = {}
     return changed
+
+
+def _padding(config: tuple[int, ...], stays: Kept) -> tuple[int, int, int]:
+    """How much is padded at the ends of an axis, some of whose indices are removed; inside it nothing is."""
+    low, high, inside = config
+    if stays.all():
+        return low, high, inside
+    return int(np.count_nonzero(stays[:low])), int(np.count_nonzero(stays[len(stays) - high :])), inside
 
 
 def sliced(step: Step, kept: Kept) -> list[np.ndarray]:

@@ -8,11 +8,16 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 from rich.console import Console
 
+import jprune
 from experiments.cli import commands, progress
 from experiments.data import datasets
+from experiments.models import networks
 from experiments.recall_distortion import __main__ as recall_distortion
 from experiments.recall_distortion import config, oneshot, placement, plan, presets
 from experiments.recall_distortion.config import Running, Study
@@ -21,13 +26,14 @@ from experiments.storage import store
 
 PAPER = ["mnist-lenet", "fashion-lenet", *(f"cifar10-resnet{d}" for d in (20, 32, 44, 56, 110)), "cifar100-resnet56"]
 SHORT = "cifar10-resnet20-short"
+FASHION = ["fashion-few-weights", "fashion-few-weights-floor", "fashion-changed"]
 
 
 def test_there_is_a_preset_for_the_demo_and_every_study_of_the_paper():
-    assert sorted(presets.names()) == sorted(["demo", "digits-finetune-jumpstart", SHORT, *PAPER])
+    assert sorted(presets.names()) == sorted(["demo", "digits-finetune-jumpstart", SHORT, *FASHION, *PAPER])
 
 
-@pytest.mark.parametrize("name", ["demo", SHORT, *PAPER])
+@pytest.mark.parametrize("name", ["demo", SHORT, *FASHION[:2], *PAPER])
 def test_a_preset_says_command_cost_and_what_to_expect(name):
     lines = presets.describe(name).splitlines()
     assert lines[0].endswith(".")
@@ -67,6 +73,35 @@ def test_the_short_schedule_of_cifar_is_the_planned_one():
     assert study.ratios == (1, 2, 4, 10, 20, 50)
     assert study.scores == ("magnitude", "undecayed")
     assert plan.dense_recipe(study, 0.0).schedule == plan.finetune_recipe(study).schedule == "one-cycle"
+
+
+def test_few_weights_are_exact_counts_of_lenet():
+    study = presets.get("fashion-few-weights")
+    params = jax.eval_shape(
+        lambda: nnx.state(
+            networks.create("lenet", num_classes=10, input_shape=(28, 28, 1), rngs=nnx.Rngs(0)), nnx.Param
+        )
+    )
+    counts = [jprune.keep_count(params, ratio=ratio, where=oneshot.PRUNABLE) for ratio in study.ratios[1:]]
+    assert counts == [1200, 600, 350, 250, 125, 60]
+    assert presets.get("fashion-few-weights-floor") == dataclasses.replace(study, min_keep=10)
+
+
+def test_label_noise_changes_a_fraction_of_the_training_labels_and_nothing_else():
+    clean, noisy = (plan.load(Study(label_noise=noise)) for noise in (0.0, 0.25))
+    changed = clean.train.labels != noisy.train.labels
+    assert changed.sum() == round(0.25 * len(changed))
+    assert set(noisy.train.labels.tolist()) == set(range(10))
+    np.testing.assert_array_equal(clean.validation.labels, noisy.validation.labels)
+    np.testing.assert_array_equal(clean.test.labels, noisy.test.labels)
+
+
+def test_weights_are_rounded_to_a_symmetric_grid():
+    """Three bits: 3 steps from 0 to the largest weight, 0.9; the head is not rounded."""
+    params = {"a": {"kernel": jnp.array([[0.9, 0.4, -0.5, 0.1]])}, "head": {"kernel": jnp.array([[0.4]])}}
+    found = oneshot.rounded(params, 3, oneshot.PRUNABLE)
+    np.testing.assert_allclose(found["a"]["kernel"], [[0.9, 0.3, -0.6, 0.0]], rtol=1e-6)
+    np.testing.assert_array_equal(found["head"]["kernel"], params["head"]["kernel"])
 
 
 def test_a_name_is_registered_once():
@@ -118,6 +153,11 @@ def test_the_options_of_a_command_are_a_study_and_a_way_of_running_it():
         ({"jumpstart": (-1.0,)}, "must not be negative"),
         ({"model_options": ("depth",)}, "'depth' must be NAME=VALUE"),
         ({"limit": 0}, "limit=0 must be at least 1"),
+        ({"rounding": 1}, "rounding=1 must be 2 to 16 bits"),
+        ({"label_noise": 1.5}, r"label_noise=1\.5 must lie between 0 and 1"),
+        ({"structure": "channels", "min_keep": 3}, "min_keep=3 and counting='exact' are about numbers of weights"),
+        ({"min_keep": -1}, "min_keep=-1 must not be negative"),
+        ({"min_keep": 1, "scores": ("undecayed-signed",)}, "min_keep=1 does not apply to the score undecayed-signed"),
         ({"momentum": 1.0}, r"momentum=1\.0 must be at least 0 and below 1"),
         ({"image_size": (8, 0)}, r"image_size=\(8, 0\) must be a height and a width of at least 1 pixel"),
         ({"finetune_epochs": (1, 2)}, r"finetune_epochs=\(1, 2\) and finetune_lr=\(0\.01,\) must have the same length"),
@@ -165,6 +205,7 @@ def test_a_setting_changes_the_stages_whose_numbers_it_decides_and_no_other():
         "limit": 9,
         "image_size": (8, 9),
         "schedule": "one-cycle",
+        "label_noise": 0.1,
     }
     for change in changes.items():
         after = digests(dataclasses.replace(study, **dict([change])))
@@ -175,6 +216,10 @@ def test_a_setting_changes_the_stages_whose_numbers_it_decides_and_no_other():
     assert finetune[None] == before[None]
     control = PruningTarget("control", 1.0)
     assert finetune[control] != before[control]
+    pruned = [target for target in before if target not in (None, control)]
+    for change in ({"counting": "shrinkbench"}, {"min_keep": 2}):
+        after = digests(dataclasses.replace(study, **change))
+        assert [target for target in before if after[target] != before[target]] == pruned
     gradient = digests(dataclasses.replace(study, gradient_batches=2))
     assert [target for target in before if gradient[target] != before[target]] == [PruningTarget("undecayed", 2.0)]
 

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,8 +135,9 @@ def test_pruned_weights_are_zero_after_fine_tuning_and_exactly_as_many_are_kept_
     assert control["nonzero"].tolist() == [49_200] * 3
 
 
-def test_channels_are_removed_whole_and_stay_zero_in_fine_tuning(folder):
+def test_channels_are_removed_whole_and_stay_zero_in_fine_tuning(folder, tmp_path):
     """Of a 64-300-100-10 network: 50,200 multiply-adds, of which half stay at t = 2."""
+    folder = shutil.copytree(folder, tmp_path / "copy")  # other tests read the reports in the folder
     study = small(structure="channels", ratios=(1, 2), scores=("magnitude",), jumpstart=(0.0,))
     known = results.known(folder, study)
     hashed = lambda score, **changes: plan.pruned_settings(
@@ -365,6 +367,32 @@ def test_the_signed_legacy_keeps_more_than_asked_where_scores_are_negative():
     exact, kept = oneshot.prune(params, {"kernel": jnp.abs(scores["kernel"])}, jnp.int32(3))
     assert int(kept) == 3
     assert int((exact["kernel"] != 0).sum()) == 3
+
+
+def test_one_program_prunes_to_every_count_and_a_floor_keeps_the_largest_of_each_layer():
+    params = {"a": {"kernel": jnp.array([[9.0, -8.0, 7.0, -6.0]])}, "b": {"kernel": jnp.array([[1.0, 3.0, -2.0]])}}
+    scores = jax.tree.map(jnp.abs, params)
+    prune = jax.jit(chex.assert_max_traces(lambda *inputs: oneshot.prune(*inputs, min_keep=1), n=1))
+    for keep, first, second in (
+        (2, [9, 0, 0, 0], [0, 3, 0]),
+        (4, [9, -8, 7, 0], [0, 3, 0]),
+        (6, [9, -8, 7, -6], [0, 3, -2]),
+    ):
+        pruned, kept = prune(params, scores, jnp.int32(keep))
+        assert int(kept) == keep
+        np.testing.assert_array_equal(pruned["a"]["kernel"][0], first)
+        np.testing.assert_array_equal(pruned["b"]["kernel"][0], second)
+
+
+def test_published_counts_keep_more_weights_than_the_ratio_says(study):
+    """An MLP 64-300-100-10: 50,610 parameters, 49,200 prunable, 1,010 in the head, 400 biases before it."""
+    published = dataclasses.replace(study, ratios=(1, 20), counting="shrinkbench")
+    dataset = plan.load(study)
+    assert runner.equip(dataclasses.replace(study, ratios=(1, 20)), dataset).keep[20.0] == round(50_610 / 20 - 1_410)
+    wanted = round((50_610 / 20 - 1_010) * 49_200 / 49_600)
+    assert runner.equip(published, dataset).keep[20.0] == wanted
+    with pytest.raises(ValueError, match=r"min_keep=600 of 2 layers is more than the 1120 weights of ratio 20"):
+        runner.equip(dataclasses.replace(study, ratios=(1, 20), min_keep=600), dataset)
 
 
 @pytest.mark.parametrize("jumpstart", [0.0, 0.1])

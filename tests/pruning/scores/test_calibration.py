@@ -269,3 +269,11 @@ X = jnp.ones((4, 6))
 def test_bad_arguments_are_refused_by_name(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("x", "damping"), [(jnp.ones((2, 6)), 0.0), (jnp.full((8, 6), jnp.nan), 0.01)], ids=["singular", "NaN"]
+)
+def test_weights_that_are_not_finite_are_refused_by_leaf(x, damping):
+    with pytest.raises(ValueError, match=r"weights of 'a/kernel' became NaN .* not positive definite; give at least"):
+        sparsegpt(KERNEL, {"a": x}, sparsity=0.5, damping=damping)

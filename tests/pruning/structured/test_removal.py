@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
 
 import jprune
@@ -76,6 +77,24 @@ def test_outputs_and_gradients_equal_those_of_the_masked_network(name):
     chex.assert_trees_all_close(small_grad, cut, atol=1e-4)
     assert sum(x.size for x in jax.tree.leaves(small.params)) < sum(x.size for x in jax.tree.leaves(model.params))
     assert any(gone.any() for _, gone in removed)
+
+
+def test_channels_that_a_shortcut_pads_can_be_removed():
+    """A shortcut of option A pads 4 channels to 8: two zeros at each end, which the other branch fills."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = MODELS["resnet20"]()
+        graph = graph_of(model)
+        (padded,) = [g for g in graph.channels if ("head/kernel", 0) in {(m.path, m.axis) for m in g.members}
+                     and ("stem/conv/kernel", 3) not in {(m.path, m.axis) for m in g.members}]  # fmt: skip
+        np.testing.assert_array_equal(
+            next(m.indices[:, 0] for m in padded.members if m.path == "head/kernel"), [0, 1, 6, 7]
+        )
+        gone = [(padded, jnp.asarray([True, True, False, True]))]
+        masks = masks_like(model.params, selection.masks_without(graph, dict.fromkeys(graph.shapes, 0.0), gone, {}))
+        small = jprune.remove_channels(graph, model.params, masks, state=model.state, check=model.inputs)
+    assert small.params["head"]["kernel"].shape == (5, 3)
+    (difference,) = small.table.differences  # the code pads as many zeros at one end as at the other
+    assert "add got incompatible shapes for broadcasting: (2, 2, 2, 8), (2, 2, 2, 5)" in difference
 
 
 SERVES = {
@@ -153,6 +172,14 @@ OPTIMIZERS = {
     "adafactor": optax.adafactor(1e-2, min_dim_size_to_factor=2),
     "flatten": optax.flatten(optax.adam(1e-2)),
     "lion and average": optax.chain(optax.lion(1e-3), optax.ema(0.9)),
+    "schedule-free": optax.contrib.schedule_free(optax.sgd(1e-2), learning_rate=1e-2, b1=0.9),
+    "accumulated in a mask": optax.MultiSteps(
+        optax.masked(optax.adam(1e-2), {"one": True, "two": False, "head": True}), 2
+    ),
+    "injected partition": optax.partition(
+        {"a": optax.inject_hyperparams(optax.adamw)(learning_rate=1e-2), "b": optax.set_to_zero()},
+        {"one": "a", "two": "b", "head": "a"},
+    ),
 }
 
 
@@ -192,6 +219,57 @@ def test_training_goes_on_with_the_optimizer_state_that_was_cut(name):
     chex.assert_trees_all_equal(small.also[1], small.params)
     if name != "adafactor":  # its factors are means over rows and columns, zeros included
         chex.assert_trees_all_close(small_after, removal.cut_leaves(after, small.kept), atol=1e-6)
+
+
+@pytest.mark.optax_promotes
+def test_lookahead_averages_and_arrays_of_another_form():
+    """The slow weights of lookahead and a separate average are trees of parameters; Shampoo's statistics are not."""
+    model, graph, masks = mlp_and_masks()
+    params = jprune.apply_masks(model.params, masks)
+    both = optax.LookaheadParams.init_synced(params)
+    tx = optax.lookahead(optax.adam(1e-2), sync_period=2, slow_step_size=0.5)
+    average = {"decay": jnp.float32(0.9), "ema": jax.tree.map(lambda x: 0.5 * x, params)}
+    small = jprune.remove_channels(graph, params, masks, also=(tx.init(both), both, average))
+    state, small_both, small_average = small.also
+    expected = optax.LookaheadParams.init_synced(small.params)
+    chex.assert_trees_all_equal(small_both, expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(expected))
+    chex.assert_trees_all_close(small_average["ema"], jax.tree.map(lambda x: 0.5 * x, small.params))
+    statistics = {"left": jax.tree.map(lambda x: jnp.ones((x.shape[0], x.shape[0], 2)), params)}
+    with pytest.raises(
+        ValueError, match=r"also\[0\] has shape .* at 'left/.*start that part of the state again with tx\.init"
+    ):
+        jprune.remove_channels(graph, params, masks, also=(statistics,))
+
+
+@pytest.mark.optax_promotes
+@pytest.mark.parametrize("library", ["safetensors", "orbax"])
+def test_the_smaller_model_is_saved_and_loaded(library, tmp_path):
+    """Parameters, batch statistics and the optimizer state come back, and are those of the smaller model."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = MODELS["vgg"]()
+        graph = graph_of(model)
+        masks = masks_like(model.params, half_of(graph)[0])
+        tx = optax.adam(1e-2)
+        opt_state = tx.update(jax.tree.map(jnp.cos, model.params), tx.init(model.params), model.params)[1]
+        small = jprune.remove_channels(graph, model.params, masks, state=model.state, also=(opt_state,))
+        saved = {"params": small.params, "state": small.state, "opt_state": small.also[0]}
+        like = {"params": small.params, "state": small.state, "opt_state": tx.init(small.params)}
+        described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+        if library == "safetensors":
+            jprune.io.save_pruned(tmp_path / "small.safetensors", saved)
+            loaded = jprune.io.load_pruned(tmp_path / "small.safetensors", described)
+        else:
+            with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+                checkpointer.save(tmp_path / "small", saved)
+                checkpointer.wait_until_finished()
+                one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+                placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), described)
+                loaded = checkpointer.restore(tmp_path / "small", placed)
+        chex.assert_trees_all_equal(loaded, saved)
+        outputs = small.apply(loaded["params"], *model.inputs, state=loaded["state"])
+        masked = jprune.apply_masks(model.params, masks)
+        np.testing.assert_allclose(outputs, model(masked, *model.inputs), atol=1e-5)
 
 
 def test_factors_that_would_be_read_along_other_axes_are_refused():

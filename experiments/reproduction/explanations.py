@@ -1,0 +1,124 @@
+"""What explains the effects of pruning: questions R13 and R14 of the second round, planned before their runs.
+
+They are answered only from studies that have run; the others are left out.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+import jprune
+from experiments.recall_distortion import presets
+from experiments.recall_distortion.plan import CONTROL
+from experiments.reproduction.hypotheses import Verdict, paired_shares
+from experiments.reproduction.ledger import DENSE, Recalls
+from jprune.recall import holm
+
+FEW_WEIGHTS = ("fashion-few-weights", "fashion-few-weights-floor")
+CHANGES = {
+    "fashion-round-8": (CONTROL, "rounding to 8 bits"),
+    "fashion-round-4": (CONTROL, "rounding to 4 bits"),
+    "fashion-fewer-epochs-10": (DENSE, "fewer epochs"),
+    "fashion-fewer-epochs-20": (DENSE, "fewer epochs"),
+    "fashion-label-noise-10": (DENSE, "label noise"),
+    "fashion-label-noise-20": (DENSE, "label noise"),
+}  # table: which of its networks are the changed ones, the kind of change
+_P, _MARGIN = 0.01, 0.05
+
+
+def of_explanations(studies: Mapping[str, Recalls]) -> list[Verdict]:
+    """Verdicts on R13 and R14 where their studies have run.
+
+    Args:
+      studies: by name of the committed table.
+    """
+    verdicts = [_other_changes(studies), _layer_collapse(*(studies.get(name) for name in FEW_WEIGHTS))]
+    return [verdict for verdict in verdicts if verdict is not None]
+
+
+def collapse_table(study: Recalls) -> pd.DataFrame:
+    """Networks at chance after magnitude and undecayed pruning, a row for each planned number of weights.
+
+    Returns:
+      Columns ``keep`` (weights kept), ``networks``, ``magnitude`` and ``undecayed`` (collapsed networks),
+      ``magnitude_alone`` and ``undecayed_alone`` (collapsed after one of the two only), ``p`` (exact McNemar test,
+      Holm over rows), ``low`` and ``high`` (95 % interval of share(undecayed) - share(magnitude)).
+    """
+    scores = ["magnitude", "undecayed"]
+    replicates = study.complete(scores)
+    rows = []
+    planned = presets.get(FEW_WEIGHTS[0]).ratios[1:]
+    for ratio in study.ratios("magnitude"):
+        if not np.isclose(ratio, planned, rtol=2e-5).any():
+            continue  # of another study in the same folder
+        magnitude, undecayed = (study.collapsed(score, ratio, replicates) for score in scores)
+        fewer, more = int((magnitude & ~undecayed).sum()), int((undecayed & ~magnitude).sum())
+        low, high = paired_shares(more, fewer, len(replicates), confidence=0.95)
+        p = float(stats.binomtest(fewer, fewer + more).pvalue) if fewer + more else 1.0
+        keep = int(study.column("nonzero", "magnitude", ratio, replicates).max())
+        counts = {"magnitude": int(magnitude.sum()), "undecayed": int(undecayed.sum())}
+        alone = {"magnitude_alone": fewer, "undecayed_alone": more}
+        rows.append({"keep": keep, "networks": len(replicates), **counts, **alone, "p": p, "low": low, "high": high})
+    table = pd.DataFrame(rows)
+    return table.assign(p=holm(table["p"].to_numpy()))
+
+
+def _layer_collapse(free: Recalls | None, floor: Recalls | None) -> Verdict | None:
+    question = "Does undecayed pruning help only by avoiding layer collapse?"
+    if free is None or floor is None:
+        return None
+    tables = [collapse_table(study) for study in (free, floor)]
+    parts = []
+    for table, words in zip(tables, ("without a floor", "with at least 10 weights a layer"), strict=True):
+        shown = [
+            f"{row.keep:,}: {row.undecayed} and {row.magnitude} of {row.networks} (p {row.p:.2g}, difference "
+            f"[{row.low:+.2f}, {row.high:+.2f}])"
+            for row in table.itertuples()
+        ]
+        parts.append(f"collapsed after undecayed and magnitude {words}, by weights kept: {', '.join(shown)}")
+    differs, remains = (bool((table["p"] < _P).any()) for table in tables)
+    within = bool((tables[1][["low", "high"]].abs() <= 0.2).all(axis=None))
+    verdict = "no" if remains else "yes" if differs and within else "open"
+    return Verdict("R14", question, "; ".join(parts), verdict)
+
+
+def _other_changes(studies: Mapping[str, Recalls]) -> Verdict | None:
+    question = "Is recall distortion more than accuracy loss and seed noise?"
+    main = studies.get("fashion-lenet")
+    kinds = list(dict.fromkeys(kind for _, kind in CHANGES.values()))
+    changed = {name: studies[name] for name in CHANGES if name in studies}
+    if main is None or {CHANGES[name][1] for name in changed} != set(kinds):
+        return None
+    alphas = _alphas_of_changes(main, changed)
+    found, answers = [], []
+    for kind in kinds:
+        result = jprune.recall.compare_at_equal_accuracy(alphas, kind, "magnitude", level=1 - _P / len(kinds))
+        if not np.isfinite(result.low):
+            found.append(f"{kind}: {result.reason}")
+            answers.append("open")
+            continue
+        found.append(f"{kind}: {result.difference:+.3f} [{result.low:+.3f}, {result.high:+.3f}]")
+        apart = result.low > 0 or result.high < 0
+        answers.append("yes" if apart else "small" if max(-result.low, result.high) <= _MARGIN else "open")
+    verdict = "yes" if set(answers) == {"yes"} else "no larger than 5 %" if set(answers) == {"small"} else "open"
+    text = "log alpha of magnitude pruning at equal alpha_null minus that of each other change, Bonferroni x 4: "
+    return Verdict("R13", question, text + "; ".join(found), verdict)
+
+
+def _alphas_of_changes(main: Recalls, changed: Mapping[str, Recalls]) -> pd.DataFrame:
+    """Positive alphas of networks that work: pruned by magnitude, t = 2 to 20, and changed in the other ways."""
+    wanted = [set(main.complete(["magnitude"]))]
+    for name, study in changed.items():
+        rows = study.networks[study.networks["score"] == CHANGES[name][0]]
+        wanted.append(set(rows["replicate"]))
+    replicates = sorted(set.intersection(*wanted))
+    counts = {"magnitude": {t: main.correct("magnitude", t, replicates) for t in main.ratios("magnitude") if t <= 20}}
+    for level, (name, study) in enumerate(changed.items()):
+        score, kind = CHANGES[name]
+        counts.setdefault(kind, {})[2.0 + level] = study.correct(score, 1.0, replicates)
+    dense = main.correct(DENSE, 1.0, replicates)
+    audit = jprune.recall.audit_counts(dense, counts, support=main.support, class_names=main.class_names)
+    working = main.working(audit.alphas)
+    return working[working["alpha"] > 0]

@@ -1,0 +1,95 @@
+"""Questions R13 and R14 on made-up networks whose answers are known by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from experiments.recall_distortion import presets
+from experiments.reproduction import explanations
+from experiments.reproduction.ledger import Recalls
+
+BALANCE = np.array([100, 50, -50, -100])  # of 1,000 examples a class, around 750 right ones
+REPLICATES = 30
+COUNTS = (1200, 600, 350, 250, 125, 60)
+
+
+def _row(score, ratio, replicate, right, nonzero=1000):
+    sizes = {"parameters": 1100, "prunable": 1000, "nonzero": nonzero}
+    counts = {f"correct_{c}": count for c, count in enumerate(right)}
+    return {"score": score, "ratio": ratio, "replicate": replicate, **sizes, **counts}
+
+
+def _recalls(rows):
+    return Recalls(pd.DataFrame(rows), np.full(4, 1000), tuple("abcd"))
+
+
+def _few(collapsed):
+    """Thirty networks; ``collapsed`` says how many of the first collapse, by score and number of weights."""
+    fine, chance = 750 + BALANCE, [1000, 0, 0, 0]
+    rows = [_row(score, 1.0, i, fine) for score in ("dense", "control") for i in range(REPLICATES)]
+    ratios = [float(f"{ratio:.6g}") for ratio in presets.get("fashion-few-weights").ratios[1:]]
+    for score in ("magnitude", "undecayed"):
+        for ratio, keep in [*zip(ratios, COUNTS, strict=True), (50.0, 125)]:  # t = 50 is of another study
+            hits = collapsed.get((score, keep), 0) if ratio != 50 else REPLICATES
+            rows += [_row(score, ratio, i, chance if i < hits else fine, keep) for i in range(REPLICATES)]
+    return _recalls(rows)
+
+
+def _verdict(**studies):
+    return explanations.of_explanations({name.replace("_", "-"): study for name, study in studies.items()})
+
+
+def test_collapse_is_compared_at_each_planned_count_by_an_exact_mcnemar_test_with_holm():
+    table = explanations.collapse_table(_few({("magnitude", 125): 24, ("undecayed", 125): 11, ("magnitude", 60): 30}))
+    assert table["keep"].tolist() == list(COUNTS)
+    assert table["magnitude"].tolist() == [0, 0, 0, 0, 24, 30]
+    assert table["undecayed"].tolist() == [0, 0, 0, 0, 11, 0]
+    assert table["magnitude_alone"].tolist() == [0, 0, 0, 0, 13, 30]
+    p = [2 * 0.5**13, 2 * 0.5**30]  # all discordant networks on one side
+    np.testing.assert_allclose(table["p"], [1, 1, 1, 1, 5 * p[0], 6 * p[1]])
+    # Bonett and Price: shares (0 + 1) / 32 and (13 + 1) / 32.
+    a, b = 1 / 32, 14 / 32
+    margin = stats.norm.ppf(0.975) * np.sqrt((a + b - (a - b) ** 2) / 32)
+    np.testing.assert_allclose(table.loc[4, ["low", "high"]].astype(float), [a - b - margin, a - b + margin])
+
+
+@pytest.mark.parametrize(
+    ("floor", "verdict"),
+    [({}, "yes"), ({("magnitude", 60): 20}, "no"), ({("magnitude", 60): 5}, "open")],
+)
+def test_undecayed_helps_only_by_avoiding_collapse_if_a_floor_removes_the_difference(floor, verdict):
+    found = _verdict(fashion_few_weights=_few({("magnitude", 125): 24}), fashion_few_weights_floor=_few(floor))
+    assert [(each.name, each.verdict) for each in found] == [("R14", verdict)]
+    assert "125: 0 and 24 of 30 (p 7.2e-07" in found[0].found
+
+
+def test_what_has_not_run_is_left_out():
+    assert _verdict() == _verdict(fashion_few_weights=_few({})) == []
+
+
+def _changed(score, alpha, seed):
+    """Networks whose class balance is multiplied by alpha, and accuracy lowered with it, with a little noise."""
+    rng = np.random.default_rng(seed)
+    return [_row(score, 1.0, i, _right(alpha, rng)) for i in range(REPLICATES)]
+
+
+def _right(alpha, rng):
+    return np.round(750 + alpha * BALANCE + rng.normal(0, 1, 4)).astype(int)
+
+
+@pytest.mark.parametrize(("other", "verdict"), [(1.0, "no larger than 5 %"), (0.8, "yes")])
+def test_pruning_is_compared_with_other_changes_at_equal_accuracy(other, verdict):
+    """Every change loses as much accuracy; pruning multiplies the class balance by 1, the others by ``other``."""
+    rng = np.random.default_rng(0)
+    dense = [_row("dense", 1.0, i, 750 + BALANCE) for i in range(REPLICATES)]
+    main = dense + [_row("control", 1.0, i, 750 + BALANCE) for i in range(REPLICATES)]
+    main += [_row("magnitude", t, i, _right(1, rng) - int(t)) for t in (2.0, 20.0) for i in range(REPLICATES)]
+    tables = {}
+    for seed, (name, (score, _)) in enumerate(explanations.CHANGES.items()):
+        rows = _changed(score, other, seed)
+        for row in rows:
+            row.update({f"correct_{c}": row[f"correct_{c}"] - (2 if seed % 2 else 20) for c in range(4)})
+        tables[name] = _recalls(rows)
+    (found,) = explanations.of_explanations({"fashion-lenet": _recalls(main), **tables})
+    assert (found.name, found.verdict) == ("R13", verdict)
