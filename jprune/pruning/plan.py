@@ -26,9 +26,12 @@ from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, as_keyword
 from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.schedules import entries, keep_counts
-from jprune.pruning.scores.elementwise import Score, matching, score_selected, working_dtype
+from jprune.pruning.scores.elementwise import Score, matching, ranks_by_magnitude, score_selected, working_dtype
 from jprune.pruning.selection.layers import mask_layers, warn_of_collapse
+from jprune.pruning.selection.unstructured import erk_masks, global_masks, layer_masks, uniform_masks
 from jprune.trees import flatten, map_leaves
+
+_BY_MAGNITUDE = (global_masks, layer_masks, uniform_masks, erk_masks)
 
 
 class _Event(NamedTuple):
@@ -146,15 +149,27 @@ class Plan:
     def _choose(
         self, events: list[_Event], masks: PyTree, event: Int[Array, ""], weights: PyTree, evidence: dict[str, PyTree]
     ) -> PyTree:
-        scores = score_selected(self.score, weights, **evidence)
+        # The selection reads the weights themselves where it can: no array of absolute values is written.
+        folded = ranks_by_magnitude(self.score) and self._compares_magnitudes()
+        scores = weights if folded else score_selected(self.score, weights, **evidence)
         if self.regrow is None:
-            return self._select(scores, events, event, masks)
-        survivors = self._select(scores, events, event, masks, surviving=True)
+            return self._select(scores, events, event, masks, magnitude=folded)
+        survivors = self._select(scores, events, event, masks, surviving=True, magnitude=folded)
         if "key" in evidence:  # which weights regrow must not depend on the draws that dropped weights
             evidence = evidence | {"key": jax.random.fold_in(evidence["key"], 1)}
         regrown = score_selected(self.regrow.score, weights, **evidence)
         # Survivors come first and the best of the others fill up the count, whatever the selection is.
         return self._select(map_leaves(_first, regrown, survivors), events, event, None)
+
+    def _compares_magnitudes(self) -> bool:
+        """Whether the selection is one of jprune that can rank by absolute value, or a partial of one.
+
+        What wraps such a selection may compute with the scores, and is given the scores.
+        """
+        selection = self.selection
+        while isinstance(selection, functools.partial):
+            selection = selection.func
+        return selection in _BY_MAGNITUDE
 
     def _select(
         self,
@@ -164,6 +179,7 @@ class Plan:
         among: PyTree,
         *,
         surviving: bool = False,
+        magnitude: bool = False,
         probe: bool = False,
     ) -> PyTree:
         """Select what the entry that is due keeps; or what of it survives before others regrow.
@@ -176,6 +192,8 @@ class Plan:
             options["min_keep"] = self.min_keep
         if self.axes is not None:
             options["axes"] = self.axes
+        if magnitude:
+            options["magnitude"] = True
         amounts = Scheduled(tuple(entry.amount for entry in events), dropped, event)
         if len(events) > 1 or surviving:
             # A selection that computes with its amount cannot do so before the entry is known, and raises.

@@ -132,6 +132,12 @@ def test_a_step_with_nothing_due_copies_no_mask_and_launches_few_kernels_more(re
     assert copied == [] == steps["prune"].entry.conditionals
 
 
+def test_a_selection_that_is_due_writes_no_array_of_absolute_values():
+    step = compiled("one H100", functools.partial(programs.dense_step, replicates=0), "prune")
+    ((_, body),) = step.entry.loops
+    assert [kernel for kernel in body.every_kernel() if kernel.written >= 4 * 784 * 300] == []
+
+
 ONE_DEVICE = """
 import hashlib, jax
 from benchmarks.compiled import devices, programs

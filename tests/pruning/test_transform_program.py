@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.extend.core
 import jax.numpy as jnp
@@ -123,3 +124,41 @@ def test_nothing_of_a_selection_is_computed_outside_the_loop_that_runs_it():
     assert len(re.findall(r" while\(", entry)) == 1
     assert "tan" not in entry
     assert not re.findall(r"pred\[40,50\]\S* copy\(", entry)
+
+
+SELECTIONS = [jprune.global_masks, jprune.layer_masks, jprune.selection.uniform_masks, jprune.erk_masks]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_magnitudes_compared_by_the_selection_give_the_masks_of_magnitudes_given_to_it(dtype):
+    draw = lambda key, shape: jnp.round(4 * jax.random.normal(key, shape)).astype(dtype)  # many ties
+    keys = jax.random.split(jax.random.key(3), 2)
+    params = {"a": {"kernel": draw(keys[0], (9, 7))}, "b": {"kernel": draw(keys[1], (3, 5, 8))}}
+    params["a"]["kernel"] = params["a"]["kernel"].at[0, :3].set(jnp.array([-jnp.inf, -0.0, 0.0], dtype))
+    axes = {"^b": jprune.KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,)), "^a": jprune.KernelAxes((), (0,), (1,))}
+    scores = jprune.magnitude()(params)
+    for selection in SELECTIONS:
+        options = {"axes": axes, "min_keep": 2, "sparsity": 0.7}
+        wanted = jax.jit(functools.partial(selection, **options))(scores)
+        found = jax.jit(functools.partial(selection, magnitude=True, **options))(params)
+        chex.assert_trees_all_equal(found, wanted)
+
+
+def test_prune_by_magnitude_gives_the_weights_to_the_selections_of_jprune_only():
+    params = {"kernel": jnp.arange(-40.0, 40.0).reshape(8, 10)}
+
+    @functools.wraps(jprune.global_masks)
+    def normalized(scores, **options):
+        seen.append(bool("magnitude" in options))
+        return jprune.global_masks(jax.tree.map(lambda score: score / jnp.max(score), scores), **options)
+
+    seen, masks = [], []
+    for selection in (jprune.global_masks, functools.partial(jprune.global_masks, min_keep=1), normalized):
+        tx = jprune.prune(jprune.magnitude(), {0: 0.75}, selection=selection)
+        step = jax.jit(lambda params, state, tx=tx: tx.update(params, state, params)[1])
+        masks.append(step(params, tx.init(params)).masks)
+    assert seen
+    assert not any(seen)
+    weights = np.asarray(params["kernel"])
+    for own in masks:  # 31 to 39, and by their place -30 before 30
+        np.testing.assert_array_equal(own["kernel"], (weights >= 31) | (weights <= -30))

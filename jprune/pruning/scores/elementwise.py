@@ -128,7 +128,16 @@ def magnitude(*, where: Where | None = None) -> Score:
     >>> magnitude()({"kernel": jnp.array([[-2.0, 1.0]]), "bias": jnp.ones(2)})
     {'bias': None, 'kernel': Array([[2., 1.]], dtype=float32)}
     """
-    return _elementwise("magnitude", jnp.abs, where)
+    return Score(_magnitude, "magnitude", (), where)
+
+
+def ranks_by_magnitude(score: "Score | Callable[..., PyTree]") -> bool:
+    """Whether a score is ``magnitude()``, so that a selection can compare the weights themselves.
+
+    >>> ranks_by_magnitude(magnitude()), ranks_by_magnitude(gradient())
+    (True, False)
+    """
+    return isinstance(score, Score) and score.function is _magnitude
 
 
 def gradient(*, where: Where | None = None) -> Score:
@@ -222,11 +231,8 @@ def random(*, where: Where | None = None) -> Score:
     return Score(function, "random", ("key",), where)
 
 
-def _elementwise(name: str, f: Callable[[Any], Any], where: Where | None) -> Score:
-    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
-        return map_leaves(lambda w: f(w.astype(working_dtype(w))), params)
-
-    return Score(function, name, (), where)
+def _magnitude(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
+    return map_leaves(lambda w: jnp.abs(w.astype(working_dtype(w))), params)
 
 
 def _with_gradient(name: str, f: Callable[[Any, Any], Any], where: Where | None) -> Score:

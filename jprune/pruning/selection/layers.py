@@ -43,6 +43,7 @@ class Layers(NamedTuple):
       stacked: for each leaf the axes that count separate layers.
       slots: positions of the leaves among all leaves of the tree.
       treedef: of the tree, None counting as a leaf.
+      magnitude: whether scores are ranked by absolute value.
     """
 
     paths: list[str]
@@ -51,6 +52,7 @@ class Layers(NamedTuple):
     stacked: list[tuple[int, ...]]
     slots: list[int]
     treedef: jax.tree_util.PyTreeDef
+    magnitude: bool = False
 
     @property
     def leaf_shapes(self) -> list[tuple[int, ...]]:
@@ -113,6 +115,7 @@ def layers_of(
     *,
     per_layer: str | None = None,
     shapes_only: bool = False,
+    magnitude: bool = False,
 ) -> Layers:
     """Flatten scores and check them, and ``among`` with them.
 
@@ -123,6 +126,7 @@ def layers_of(
       per_layer: what treats layers separately, for the warning about leaves whose axes are unknown; None where
         a leaf need not be divided into layers.
       shapes_only: whether the arrays may be shapes; their values are not checked.
+      magnitude: whether to rank by absolute value.
 
     Raises:
       TypeError: a score is not a float array, or a leaf of ``among`` is not a bool array.
@@ -156,6 +160,7 @@ def layers_of(
         [stacked[i] for i in slots],
         slots,
         treedef,
+        magnitude,
     )
     if shapes_only:
         return layers
@@ -197,10 +202,10 @@ def choose(layers: Layers, quota: Quota) -> list[Bool[Array, "..."]]:
     if quota.total is None:
         return chosen or []
     if chosen is None:
-        return kth_largest.largest(layers.scores, _count(quota.total), layers.masks)
+        return kth_largest.largest(layers.scores, _count(quota.total), layers.masks, magnitude=layers.magnitude)
     left = [~own if mask is None else mask & ~own for own, mask in zip(chosen, layers.masks, strict=True)]
     rest = uint64.subtract_or_zero(_count(quota.total), kth_largest.count_true(chosen))
-    more = kth_largest.largest(layers.scores, rest, left)
+    more = kth_largest.largest(layers.scores, rest, left, magnitude=layers.magnitude)
     return [own | other for own, other in zip(chosen, more, strict=True)]
 
 
@@ -297,18 +302,24 @@ def _largest_of_each(layers: Layers, counts: Count) -> list[Any]:
     masks: list[Any] = [None] * len(layers.scores)
     if plain:
         own = counts if len(plain) == len(masks) else Count(*(limb[starts[plain]] for limb in counts))
-        found = kth_largest.largest([layers.scores[i] for i in plain], own, [layers.masks[i] for i in plain], each=True)
+        scores, masks_of_plain = [layers.scores[i] for i in plain], [layers.masks[i] for i in plain]
+        found = kth_largest.largest(scores, own, masks_of_plain, each=True, magnitude=layers.magnitude)
         for i, mask in zip(plain, found, strict=True):
             masks[i] = mask
     for i, stacked in enumerate(layers.stacked):
         if stacked:
             own = Count(*(jnp.asarray(limb)[starts[i] : starts[i + 1]] for limb in counts))
-            masks[i] = largest_along(layers.scores[i], layers.masks[i], own, stacked)
+            masks[i] = largest_along(layers.scores[i], layers.masks[i], own, stacked, magnitude=layers.magnitude)
     return masks
 
 
 def largest_along(
-    scores: Float[Array, "*shape"], mask: Bool[Array, "*shape"] | None, keep: Count, axes: tuple[int, ...]
+    scores: Float[Array, "*shape"],
+    mask: Bool[Array, "*shape"] | None,
+    keep: Count,
+    axes: tuple[int, ...],
+    *,
+    magnitude: bool = False,
 ) -> Bool[Array, "*shape"]:
     """Mark the largest scores of every slice along some axes.
 
@@ -317,12 +328,17 @@ def largest_along(
       mask: bool array of the weights that may be kept; None for all.
       keep: limbs (slices,), how many to mark in each slice.
       axes: the axes that count the slices, in row-major order.
+      magnitude: whether to rank by absolute value.
     """
     lead = tuple(range(len(axes)))
     moved = jnp.moveaxis(scores, axes, lead)
     rows = moved.reshape(keep.low.shape[0], *moved.shape[len(axes) :])
     among = jnp.ones_like(rows, bool) if mask is None else jnp.moveaxis(mask, axes, lead).reshape(rows.shape)
-    found = jax.vmap(lambda row, may, k: kth_largest.largest([row], k, [may])[0])(rows, among, keep)
+
+    def mark(row: Array, may: Array, k: Count) -> Array:
+        return kth_largest.largest([row], k, [may], magnitude=magnitude)[0]
+
+    found = jax.vmap(mark)(rows, among, keep)
     return jnp.moveaxis(found.reshape(moved.shape), lead, axes)
 
 

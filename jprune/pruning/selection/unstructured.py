@@ -12,7 +12,9 @@ selection
 * ``min_keep`` is the minimum number of weights that every layer keeps, counted inside the exact total (a layer
   that is smaller keeps all it has), against the collapse of a layer;
 * ``axes`` says what the axes of every leaf are: a graph made by ``jprune.trace_model``, ``{regex: KernelAxes}``,
-  "flax" or "equinox". A layer is a leaf, or one slice of a leaf that stacks several layers.
+  "flax" or "equinox". A layer is a leaf, or one slice of a leaf that stacks several layers;
+* ``magnitude`` ranks by absolute value, of the selections below: with the weights themselves as scores this is
+  magnitude pruning, and no array of absolute values is written.
 
 Exactly as many weights are kept as asked, provided that ``among`` has as many, whatever their scores; ties are
 broken by position: leaf order in the tree, then row-major index. NaN scores are refused where they can be
@@ -60,6 +62,7 @@ def global_masks(
     among: PyTree = None,
     min_keep: int = 0,
     axes: Axes = None,
+    magnitude: bool = False,
 ) -> PyTree:
     """Keep the largest scores of the whole tree.
 
@@ -71,6 +74,7 @@ def global_masks(
       min_keep: minimum number of weights that every layer keeps: its own largest scores are kept first, then the
         largest of the rest of the tree.
       axes: see the module; only ``min_keep`` depends on it.
+      magnitude: rank by absolute value; ``scores`` may then be the weights.
 
     Returns:
       A tree like ``scores`` of bool arrays.
@@ -83,7 +87,7 @@ def global_masks(
     >>> global_masks({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0, 2.0]), "c": None}, sparsity=0.5)
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool), 'c': None}
     """
-    layers = layers_of(scores, among, axes, per_layer="min_keep" if min_keep else None)
+    layers = layers_of(scores, among, axes, per_layer="min_keep" if min_keep else None, magnitude=magnitude)
 
     def quota(amount: Amount) -> Quota:
         total = amount if isinstance(amount, Count) else allocation.kept(amount, layers.size)
@@ -102,6 +106,7 @@ def layer_masks(
     among: PyTree = None,
     min_keep: int = 0,
     axes: Axes = None,
+    magnitude: bool = False,
 ) -> PyTree:
     """Keep the largest scores of every layer, each layer separately.
 
@@ -115,6 +120,7 @@ def layer_masks(
         them all; other layers make up for it only where ``keep`` is an int.
       min_keep: minimum number of weights that every layer keeps.
       axes: see the module; which axes of a leaf count layers.
+      magnitude: rank by absolute value; ``scores`` may then be the weights.
 
     Returns:
       A tree like ``scores`` of bool arrays.
@@ -125,7 +131,7 @@ def layer_masks(
     >>> layer_masks({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0, 2.0])}, sparsity=0.5)
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool)}
     """
-    layers = layers_of(scores, among, axes, per_layer="layer_masks")
+    layers = layers_of(scores, among, axes, per_layer="layer_masks", magnitude=magnitude)
 
     def quota(amount: Amount) -> Quota:
         if isinstance(amount, Count):
@@ -146,6 +152,7 @@ def uniform_masks(
     among: PyTree = None,
     min_keep: int = 0,
     axes: Axes = None,
+    magnitude: bool = False,
 ) -> PyTree:
     """Keep the same fraction of every layer; the total is exact, because fractions are rounded jointly.
 
@@ -154,7 +161,7 @@ def uniform_masks(
     >>> uniform_masks({"a": jnp.array([3.0, 1.0, 2.0]), "b": jnp.array([2.0, 5.0, 4.0])}, sparsity=0.5)
     {'a': Array([ True, False,  True], dtype=bool), 'b': Array([False,  True, False], dtype=bool)}
     """
-    layers = layers_of(scores, among, axes, per_layer="uniform_masks")
+    layers = layers_of(scores, among, axes, per_layer="uniform_masks", magnitude=magnitude)
 
     def counts_of(total: int) -> list[int]:
         return _layer_counts(layers, Keep(total), min_keep)
@@ -171,6 +178,7 @@ def erk_masks(
     among: PyTree = None,
     min_keep: int = 0,
     axes: Axes = None,
+    magnitude: bool = False,
 ) -> PyTree:
     """Keep what the Erdos-Renyi-kernel rule gives each layer, exact in total.
 
@@ -187,7 +195,7 @@ def erk_masks(
     >>> masks["a"].sum().item(), masks["b"].sum().item()
     (3, 9)
     """
-    layers = layers_of(scores, among, axes, per_layer="erk_masks")
+    layers = layers_of(scores, among, axes, per_layer="erk_masks", magnitude=magnitude)
     shares = _erk_shares(layers, axes)
 
     def counts_of(total: int) -> list[int]:
