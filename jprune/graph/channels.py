@@ -124,7 +124,7 @@ class Constraints:
             noted.setdefault(note, []).append(solver.label[ids])
         notes = {note: np.unique(np.concatenate(roots)) for note, roots in noted.items()}
         why = solver.why(np.arange(self.count))
-        return Solution(np.where(why > 0, 0, solver.label), why, tuple(self.reasons), read, notes)
+        return Solution(np.where(why > 0, 0, solver.label), solver.label, why, tuple(self.reasons), read, notes)
 
 
 class Solution(NamedTuple):
@@ -132,6 +132,7 @@ class Solution(NamedTuple):
 
     Attributes:
       roots: the class of every id; 0 for every id that is never removed.
+      labels: the class of every id, whether or not it can be removed.
       why: the reason that every id is never removed, as an index into ``reasons``; 0 where it can be removed.
       reasons: texts.
       read: whether any channel of a class (indexed by root) is summed over or reduced.
@@ -139,6 +140,7 @@ class Solution(NamedTuple):
     """
 
     roots: Int32[np.ndarray, " ids"]
+    labels: Int32[np.ndarray, " ids"]
     why: Int32[np.ndarray, " ids"]
     reasons: tuple[str, ...]
     read: Bool[np.ndarray, " ids"]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jprune.graph.axes import KernelAxes
-from jprune.graph.channels import LeafAxis, Solution, channel_groups
+from jprune.graph.channels import FIRST_CHANNEL, LeafAxis, Solution, channel_groups
 from jprune.graph.graph import Graph, Model
 from jprune.graph.loops import run
 from jprune.graph.values import Axis, Kind, Program, Record, Source, Value
@@ -157,7 +157,9 @@ def _graph(
     model: Model,
     traced: Traced,
 ) -> Graph:
+    solution = record.channels.solve()
     roles = _roles(record, program)
+    _separate_experts(roles, parameters, solution)
     groups = dict(record.groups)
     axes: dict[str, KernelAxes | None] = {}
     unknown: dict[str, str] = {}
@@ -179,7 +181,6 @@ def _graph(
             "give axes={'<path>': jprune.KernelAxes(...)} for them where they are needed",
             stacklevel=3,
         )
-    solution = record.channels.solve()
     leaf_axes = [
         LeafAxis(path, axis, ids, tree is states)
         for tree in (parameters, states)
@@ -225,6 +226,32 @@ def _roles(record: Record, program: Program) -> dict[Source, set[str]]:
                 if not any(Source(source.path, k) in roles for k in range(len(value.axes))):
                     roles[source] = {"outputs"}
     return roles
+
+
+def _separate_experts(roles: dict[Source, set[str]], parameters: Mapping[str, Value], solution: Solution) -> None:
+    """Outputs that go to separate kernels of a next layer, one each, are of separate layers themselves: experts.
+
+    A leaf that has other outputs has that axis stacked; one that has none, a router, keeps its outputs. Axes behind
+    the inputs are heads of one layer, and stay outputs.
+    """
+
+    def label(source: Source) -> int:
+        labels = solution.labels[parameters[source.path].axes[source.axis].ids]
+        return int(labels[0]) if len(labels) > 1 and labels[0] >= FIRST_CHANNEL else 0
+
+    def all_of(path: str, what: str) -> list[Source]:
+        sources = [Source(path, axis) for axis in range(len(parameters[path].axes))]
+        return [source for source in sources if roles.get(source) == {what} and parameters[path].shape[source.axis] > 1]
+
+    stacks = {label(source) for path in parameters for source in all_of(path, "stacked")} - {0}
+    for path in parameters if stacks else ():
+        outputs = all_of(path, "outputs")
+        inputs = [source.axis for source in all_of(path, "inputs")]
+        experts = [
+            s for s in outputs if label(s) in stacks and s.axis < min(inputs, default=len(parameters[path].axes))
+        ]
+        if len(experts) < len(outputs):
+            roles.update({source: {"stacked"} for source in experts})
 
 
 def _kernel_axes(found: Sequence[set[str]], groups: int) -> KernelAxes:

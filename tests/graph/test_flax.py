@@ -38,7 +38,8 @@ def test_nnx_layers(create, x, expected, count):
     assert roles(graph)[path] == expected
     assert graph.axes[path].groups == count
     rank = len(graph.shapes.get("bias", ()))
-    assert roles(graph).get("bias", "") == " ".join("o" * rank)
+    stacked = expected.startswith("s") and rank == 2
+    assert roles(graph).get("bias", "") == ("s o" if stacked else " ".join("o" * rank))
 
 
 @pytest.mark.parametrize(
@@ -268,9 +269,15 @@ class Dispatched(Experts):
 
 def test_mixture_of_experts():
     dense = trace_nnx(Experts, shape(5, 8))
-    # Every expert sees every example: to the first product they are one wide layer.
-    assert roles(dense) == {"router/kernel": "i o", "up": "o i o", "down": "s i o"}
+    # Every expert sees every example, but what it makes goes to its own second kernel: experts are separate layers.
+    assert roles(dense) == {"router/kernel": "i o", "up": "s i o", "down": "s i o"}
     assert (16, {("up", 2): 1, ("down", 1): 1}) in groups(dense)
+
+    def headwise(p, x):  # a product for each head: heads of one projection, not experts
+        return jnp.einsum("bhk,hkm->bhm", jnp.einsum("bd,dhk->bhk", x, p["q"]), p["w"])
+
+    heads = jprune.trace_model(headwise, {"q": shape(8, 2, 4), "w": shape(2, 4, 3)}, shape(5, 8))
+    assert roles(heads) == {"q": "i o o", "w": "s i o"}
     dispatched = trace_nnx(Dispatched, shape(5, 8))
     assert roles(dispatched) == {"router/kernel": "i o", "up": "s i o", "down": "s i o"}
 

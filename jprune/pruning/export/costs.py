@@ -7,7 +7,7 @@ time a given runtime saves is a different question.
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 
 from jprune import jaxprs
 from jprune.graph.axes import Axes, kernel_axes
+from jprune.graph.graph import Graph
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.layers import nothing_left
 from jprune.trees import flatten, is_float, kernels, match
@@ -48,7 +49,7 @@ def cost_table(
       masks: bool arrays like ``params``, None where a leaf is dense; without masks the nonzeros of the weights are
         counted.
       apply: the forward pass, called as ``apply(params, *inputs)``; it is traced, not run. Without it the table has no
-        multiply-adds.
+        multiply-adds, unless ``axes`` is a graph, which has counted them for the inputs it was traced with.
       inputs: arrays or ``jax.ShapeDtypeStruct``; a batch of 1 gives multiply-adds per example.
       axes: what the axes of each leaf are (see ``prune``); a leaf that stacks several layers has a row for each,
         named 'blocks/kernel[2]'.
@@ -77,7 +78,7 @@ def cost_table(
 
     paths, leaves, _ = flatten(params)
     kept = [None] * len(leaves) if masks is None else match(params, masks, reference_name="params", name="masks")
-    used = multiply_adds(apply, params, *inputs) if apply is not None else None
+    used = multiply_adds(apply, params, *inputs) if apply is not None else _of_graph(axes)
     roles = kernel_axes(axes, params)
     rows: dict[str, dict[str, Any]] = {}
     masked: list[str] = []  # the layers that may be pruned
@@ -93,7 +94,7 @@ def cost_table(
             nonzeros = size if dense else _nonzeros(leaf if mask is None else mask, stacked, index)
             row = {"shape": shape, "parameters": size, "nonzeros": nonzeros}
             if used is not None:
-                layer = used[path] * size // max(1, leaf.size)
+                layer = used.get(path, 0) * size // max(1, leaf.size)
                 row |= {"multiply_adds": layer, "effective_multiply_adds": layer * nonzeros // max(1, size)}
             name = path + "".join(f"[{i}]" for i in index)
             rows[name] = row
@@ -107,6 +108,18 @@ def cost_table(
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.insert(3, "compression", table["parameters"] / table["nonzeros"].where(table["nonzeros"] > 0))
     return table
+
+
+def _of_graph(axes: Axes) -> Mapping[str, int] | None:
+    """The multiply-adds that a graph has counted, by path; None where ``axes`` is no graph."""
+    if not isinstance(axes, Graph):
+        return None
+    if axes.in_while_loops:
+        raise ValueError(
+            f"'{axes.in_while_loops[0]}' is used inside a while loop, whose number of rounds is unknown; use lax.scan, "
+            "or a graph of a program without it"
+        )
+    return axes.multiply_adds
 
 
 def _nonzeros(array: Any, stacked: Sequence[int], index: Sequence[int]) -> int:
