@@ -1,1 +1,1 @@
-"""Speed, memory and scale, each against what people would use instead; `python -m benchmarks`."""
+"""Speed, memory and scale, each compared with the usual alternative; `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""Time everything, or what is named, against what people would use instead.
+"""Time all benchmarks, or those named, against the usual alternatives.
 
 `python -m benchmarks` runs all, writes results.json and results.md next to this file, and five rows of the table into
 the README; `--out DIR` writes elsewhere. `python -m benchmarks selection imports` runs only those, and writes
@@ -28,8 +28,8 @@ from benchmarks import timing
 from experiments.cli.commands import quietly
 from experiments.reproduction.__main__ import filled
 
-# glibc hands large blocks back to the system as they are freed, and whether it does depends on what lies beside
-# them: a step of 2.5 ms then spends up to 4 more on page faults. Both sides keep what they have.
+# glibc may return large blocks to the system when they are freed, depending on their neighbors: a step of 2.5 ms then
+# spends up to 4 more on page faults. Both sides keep their memory instead.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 HERE = pathlib.Path(__file__).parent
 README = HERE.parent / "README.md"

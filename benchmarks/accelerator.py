@@ -1,7 +1,7 @@
-"""What an accelerator is asked: selections against sorting there, and what the links of a chain cost there.
+"""Benchmarks for an accelerator: selections against sorting, and the cost of the links of a chain.
 
 Not among the benchmarks that run by default: ``python -m benchmarks accelerator --out DIR``. PyTorch has to be
-installed, as for the others, but takes no part.
+installed, as for the others, but is not timed.
 """
 
 from functools import partial

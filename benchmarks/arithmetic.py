@@ -1,4 +1,4 @@
-"""What a selection costs on more devices than anyone has at hand: arithmetic, checked on eight in the tests."""
+"""The cost of a selection on very many devices, by arithmetic that the tests check on eight."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from typing import NamedTuple
 PROBES = 7  # thresholds that a pass counts against where the scores are sharded over accelerators; on CPUs 1
 PLACES = 0xFF000003  # float32 values from -inf to +inf, and what is lower
 COUNT = 4  # bytes of a count: uint32
-COPIES = 1  # of the scores, at most, that the compiled program for eight CPU devices holds beside them
+COPIES = 1  # of the scores, at most, that the compiled program for eight CPU devices needs in addition
 
 
 class Selection(NamedTuple):
@@ -19,7 +19,7 @@ class Selection(NamedTuple):
       moved_per_pass: bytes of counts that a pass all-reduces.
       passes: readings of the scores: the search for the threshold (on CPUs at most), then ties where they are cut.
       moved: bytes that the search all-reduces; ties add the counts of one line of each leaf.
-      extra: bytes beside scores and masks, at most, as the CPU backend compiles it.
+      extra: bytes needed in addition to scores and masks, at most, as the CPU backend compiles it.
       gathered: bytes that gathering the scores to sort them would bring to every device.
     """
 

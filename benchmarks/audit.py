@@ -124,7 +124,7 @@ def plain_alphas(of: Predictions, chosen: np.ndarray | slice = slice(None)) -> n
 
 
 def _over_models(alphas: np.ndarray, resamples: int) -> Row:
-    """Means of resampled models: the percentiles of the plain side lie beside the ends of the BCa interval."""
+    """Means of resampled models: the percentiles of the plain side are close to the ends of the BCa interval."""
     found, means = [], []
     ours = seconds(lambda: found.append(recall.bootstrap_models(alphas, rng=0, resamples=resamples)))
 

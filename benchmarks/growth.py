@@ -1,7 +1,7 @@
-"""How cost grows: a figure each, its numbers beside it, and the line of the order that is expected.
+"""How cost grows with size: one figure and one CSV file for each curve, with the expected order of growth as a line.
 
 `python -m benchmarks growth` draws them; `--largest N` ends the selection's curve at N scores, `--curve NAME` draws
-only that. All of them take longer than all the other benchmarks and are no part of `make bench`.
+only that. Together they take longer than all other benchmarks, so `make bench` does not run them.
 """
 
 import csv

@@ -74,7 +74,7 @@ def at(depth: int, epochs: int, buckets: tuple[tuple[int, ...], ...], seeds: int
             [ours["mixed"] / count],
             [peer],
             must=1 / 18,
-            note=f"{timed}, weighted by the widths they stand for",
+            note=f"{timed}, weighted by the number of widths that each represents",
         ),
         judge(
             f"moons, {count} runs of width {widest}, {form}",

@@ -67,7 +67,7 @@ def _against_sorting(scores: jax.Array, wait: Side, wanted: np.ndarray) -> list[
 def sharded(devices: int = 8, n: int = 10**7) -> list[Row]:
     """The same over forced CPU devices, against gathering and sorting and against one device.
 
-    In a process of its own: how many devices there are is settled when jax starts.
+    Runs in a new process, because jax fixes the number of devices when it starts.
     """
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-m", "benchmarks.selection", str(n)]
@@ -118,13 +118,13 @@ def _sharded(n: int) -> list[Row]:
 
 
 def _run_on(cores: int) -> None:
-    """Hold every thread of this process to so many cores."""
+    """Restrict every thread of this process to ``cores`` cores."""
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), range(cores))
 
 
 def _spread(n: int, devices: int) -> tuple[jax.sharding.Mesh, jax.sharding.NamedSharding, jax.Array]:
-    """Scores over the first devices, how they lie there, and the mesh."""
+    """The mesh of the first devices, the sharding, and scores sharded over it."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("shard",))
     placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("shard"))
     scores = np.random.default_rng(0).standard_normal(n, dtype=np.float32)

@@ -159,7 +159,7 @@ def duration(value: float) -> str:
 
 
 def markdown(rows: Sequence[Row], machine: dict[str, str], *, notes: bool = True) -> str:
-    """The table, ours and the peer's, with what must be reached beside each ratio, and the rows' notes."""
+    """The table of both sides with ratio and target, and the notes of the rows."""
     lines = [
         ", ".join(f"{name} {value}" for name, value in machine.items()) + ".",
         "",
@@ -174,5 +174,5 @@ def markdown(rows: Sequence[Row], machine: dict[str, str], *, notes: bool = True
         verdict = row.verdict if row.passed else f"**{row.verdict}**"
         cells = [row.what, row.against, duration(row.ours), duration(row.peer), ratio, allowed, verdict]
         lines.append("| " + " | ".join(cells) + " |")
-    told = [f"* {row.what}, against {row.against}: {row.note}." for row in rows if row.note and notes]
-    return "\n".join([*lines, *(["", *told] if told else [])]) + "\n"
+    listed = [f"* {row.what}, against {row.against}: {row.note}." for row in rows if row.note and notes]
+    return "\n".join([*lines, *(["", *listed] if listed else [])]) + "\n"

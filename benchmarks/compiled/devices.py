@@ -45,7 +45,7 @@ class Target(NamedTuple):
 
 
 def h100(hosts: int = 1, per_host: int = 1) -> Target:
-    """So many H100 SXM5; memory at 3.35 TB/s."""
+    """H100 SXM5 devices with a memory bandwidth of 3.35 TB/s."""
     described = (pathlib.Path(__file__).parent / "h100.txtpb").read_text()
     found = topologies.get_topology_desc(
         platform="cuda", target_config=described, topology=f"1x{hosts}x{per_host}"

@@ -103,7 +103,7 @@ class Program:
       entry: what it launches.
       arguments: bytes, on one device.
       outputs: bytes; those that reuse the memory of arguments are not among them.
-      scratch: bytes beside arguments and outputs.
+      scratch: bytes in addition to arguments and outputs.
       seconds: that compiling took.
       busy: seconds of processor time that it took, which other programs do not change much.
       text: the compiled program.

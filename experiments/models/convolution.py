@@ -115,7 +115,7 @@ def column_sums(x: jax.Array, narrow: bool = False) -> jax.Array:
     """Sum over all axes but the last, (..., channels) -> (channels,).
 
     On a CPU as a product with ones, since XLA's reduction over leading axes takes several times as long; where
-    ``batch_last`` convolutions stand around it (``narrow``), over what is last in memory.
+    ``batch_last`` convolutions come before and after it (``narrow``), over what is last in memory.
     """
 
     def on_cpu(x: jax.Array) -> jax.Array:
