@@ -30,14 +30,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int32, PyTree
 
 from jprune.graph.axes import Axes, kernel_axes, unknown_axes
+from jprune.graph.channels import ChannelGroup
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, match, only
 
 Threshold = ArrayLike | Callable[[Any], Any]
-ChannelMembers = Sequence[tuple[str, int]]
+ChannelMembers = Sequence[tuple[str, int]] | ChannelGroup
 _Arrays = dict[str, Array]
 
 
@@ -122,7 +123,8 @@ def group_soft_threshold(
       over: ``"outputs"``: a group for each output of a kernel; ``"inputs"``: for each input.
       axes: the roles of the axes of each kernel: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
       groups: sets of channels, each a sequence of (path, axis): weights with the same index along these axes form a
-        group, for example ``[[("conv1/kernel", -1), ("conv1/bias", 0), ("conv2/kernel", -2)]]``.
+        group, for example ``[[("conv1/kernel", -1), ("conv1/bias", 0), ("conv2/kernel", -2)]]``; or the channels of a
+        traced network, ``jprune.trace_model(apply, params, *inputs).channels``.
       by_size: multiply the threshold by sqrt(number of weights in the group).
 
     Returns:
@@ -144,8 +146,8 @@ def group_soft_threshold(
            [3.2, 0. ]], dtype=float32)}
     """
     if groups is not None:
-        members = [list(group) for group in groups]
-        named = {path for group in members for path, _ in group}
+        members = [_members(group) for group in groups]
+        named = {member.path for group in members for member in group}
         prox = functools.partial(_shrink_channels, members, by_size)
         return _link("group_soft_threshold", threshold, lambda path, leaf: path in named, prox)
     if over not in ("outputs", "inputs"):
@@ -167,29 +169,51 @@ def group_soft_threshold(
     return _link("group_soft_threshold", threshold, where, shrink)
 
 
+class _Part(NamedTuple):
+    """An axis of a leaf; ``indices`` (channels, indices) belong to each channel, None for one index a channel."""
+
+    path: str
+    axis: int
+    indices: Int32[np.ndarray, "channels indices"] | None
+
+
+def _members(group: ChannelMembers) -> list[_Part]:
+    if isinstance(group, ChannelGroup):
+        return [_Part(member.path, member.axis, member.indices) for member in group.members]
+    return [_Part(path, axis, None) for path, axis in group]
+
+
 def _shrink_channels(
-    members: Sequence[ChannelMembers], by_size: bool | Array, arrays: _Arrays, limit: Array
+    members: Sequence[Sequence[_Part]], by_size: bool | Array, arrays: _Arrays, limit: Array
 ) -> _Arrays:
     shrunk = dict(arrays)
     for group in members:
-        used = [(path, axis % arrays[path].ndim) for path, axis in _checked(group, arrays)]
-        dtype = working_dtype(limit, *(arrays[path] for path, _ in used))
+        used = _checked(group, arrays)
+        dtype = working_dtype(limit, *(arrays[path] for path, _, _ in used))
         squares, size = [], 0
-        for path, axis in used:
+        for path, axis, indices in used:
             others = tuple(a for a in range(arrays[path].ndim) if a != axis)
-            squares.append(jnp.sum(jnp.square(arrays[path].astype(dtype)), axis=others))
-            size += math.prod(arrays[path].shape[a] for a in others)
+            along = jnp.sum(jnp.square(arrays[path].astype(dtype)), axis=others)
+            squares.append(jnp.sum(along[indices], axis=1))
+            size += math.prod(arrays[path].shape[a] for a in others) * indices.shape[1]
         factor = _factor(functools.reduce(jnp.add, squares), limit, size, by_size)
-        for path, axis in used:
+        # One more entry, for indices that belong to no channel of the group.
+        factors = jnp.concatenate([factor, jnp.ones_like(factor, shape=(1,))])
+        for path, axis, indices in used:
             shape = [1] * arrays[path].ndim
-            shape[axis] = factor.size
-            shrunk[path] = shrunk[path] * factor.reshape(shape).astype(shrunk[path].dtype)
+            shape[axis] = arrays[path].shape[axis]
+            channel = np.full(shape[axis], len(indices))
+            channel[indices] = np.arange(len(indices))[:, None]
+            shrunk[path] = shrunk[path] * factors[channel].reshape(shape).astype(shrunk[path].dtype)
     return shrunk
 
 
-def _checked(group: ChannelMembers, arrays: Mapping[str, Array]) -> ChannelMembers:
-    sizes = {}
-    for path, axis in group:
+def _checked(
+    group: Sequence[_Part], arrays: Mapping[str, Array]
+) -> list[tuple[str, int, Int32[np.ndarray, "channels indices"]]]:
+    """The members with axes counted from the front and the indices of every channel."""
+    used: dict[tuple[str, int], Int32[np.ndarray, "channels indices"]] = {}
+    for path, axis, indices in group:
         if path not in arrays:
             raise ValueError(
                 f"groups names '{path}', which is not a float leaf; there are {', '.join(map(repr, arrays))}"
@@ -197,13 +221,18 @@ def _checked(group: ChannelMembers, arrays: Mapping[str, Array]) -> ChannelMembe
         shape = arrays[path].shape
         if not -len(shape) <= axis < len(shape):
             raise ValueError(f"groups has axis {axis} of '{path}', which has shape {shape}")
-        if (path, axis % len(shape)) in sizes:
+        place = path, axis % len(shape)
+        if place in used:
             raise ValueError(f"groups names axis {axis} of '{path}' twice; name it once")
-        sizes[path, axis % len(shape)] = shape[axis]
-    if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{size} ('{path}', axis {axis})" for (path, axis), size in sizes.items())
-        raise ValueError(f"groups has a set of channels whose sizes differ: {told}; they must be equal")
-    return group
+        used[place] = np.arange(shape[axis], dtype=np.int32)[:, None] if indices is None else np.asarray(indices)
+        if np.any(used[place] >= shape[axis]):
+            raise ValueError(
+                f"groups has index {used[place].max()} of axis {axis} of '{path}', which has shape {shape}"
+            )
+    if len({len(indices) for indices in used.values()}) > 1:
+        sizes = ", ".join(f"{len(indices)} ('{path}', axis {axis})" for (path, axis), indices in used.items())
+        raise ValueError(f"groups has a set of channels whose sizes differ: {sizes}; they must be equal")
+    return [(path, axis, indices) for (path, axis), indices in used.items()]
 
 
 def _factor(

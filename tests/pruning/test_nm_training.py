@@ -78,3 +78,22 @@ def test_masks_are_found_in_any_wrapper_and_other_leaves_have_none():
 def test_bad_arguments_are_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_axes_say_along_which_axis_weights_compete():
+    """An Equinox weight (outputs, inputs), with rows of four inputs of which the two largest stay."""
+    weight = {"layer": {"weight": jnp.array([[4.0, -3.0, 2.0, 1.0], [1.0, 2.0, -3.0, 4.0], [1.0, 4.0, 3.0, -2.0]])}}
+    wanted = [[1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]]
+    roles = {"weight$": jprune.KernelAxes(inputs=(1,), outputs=(0,))}
+    x = jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    graph = jprune.trace_model(lambda params, x: x @ params["layer"]["weight"].T, weight, x)
+    for axes in ("equinox", roles, graph):
+        state = sr_ste(optax.sgd(0.1), axes=axes).init(weight)
+        np.testing.assert_array_equal(state.masks["layer"]["weight"], np.array(wanted, bool))
+    # The masks follow the weights along the same axis: after the step the first row is -1, -8, -3, -4 (rate 1).
+    tx = sr_ste(optax.sgd(1.0), decay=0.0, axes=roles)
+    grads = {"layer": {"weight": jnp.zeros((3, 4)).at[0].set(5.0)}}
+    _, state = tx.update(grads, tx.init(weight), weight)
+    np.testing.assert_array_equal(state.masks["layer"]["weight"], np.array([[0, 1, 0, 1], *wanted[1:]], bool))
+    with pytest.raises(ValueError, match=r"3 inputs|divide"):
+        sr_ste(optax.sgd(0.1), axes={"weight$": jprune.KernelAxes(inputs=(0,), outputs=(1,))}).init(weight)

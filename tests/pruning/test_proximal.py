@@ -230,3 +230,31 @@ def test_parameters_in_the_state_can_be_mapped():
 def test_a_threshold_that_is_not_a_number_is_refused():
     with pytest.raises((TypeError, jaxtyping.TypeCheckError), match="threshold"):
         jprune.soft_threshold("0.1")
+
+
+def test_the_channels_of_a_traced_network_are_groups():
+    """Two heads of three units: a channel is a head, three columns of the first kernel and three rows of the second."""
+    random = np.random.default_rng(3)
+    first, second = random.normal(size=(4, 6)), random.normal(size=(6, 2))
+    first[:, :3], second[:3] = 0.1 * first[:, :3], 0.1 * second[:3]
+    params = {"first": jnp.asarray(first, jnp.float32), "second": jnp.asarray(second, jnp.float32)}
+
+    def apply(params, x):
+        heads = (x @ params["first"]).reshape(-1, 2, 3)
+        heads = heads / (1 + jnp.sum(heads * heads, axis=2, keepdims=True))
+        return heads.reshape(-1, 6) @ params["second"]
+
+    graph = jprune.trace_model(apply, params, jax.ShapeDtypeStruct((5, 4), jnp.float32))
+    limit = 0.3
+    groups = {(g.size, tuple((m.path, m.axis, m.indices.shape) for m in g.members)) for g in graph.channels}
+    assert groups == {(2, (("first", 1, (2, 3)), ("second", 0, (2, 3))))}
+    tx = proximal.group_soft_threshold(limit, groups=graph.channels)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    new = optax.apply_updates(params, updates)
+    for head in range(2):
+        own = slice(3 * head, 3 * head + 3)
+        norm = np.sqrt((first[:, own] ** 2).sum() + (second[own] ** 2).sum())
+        factor = max(1 - limit * np.sqrt(18) / norm, 0)  # (4 + 2) * 3 weights
+        np.testing.assert_allclose(new["first"][:, own], factor * first[:, own], rtol=1e-5)
+        np.testing.assert_allclose(new["second"][own], factor * second[own], rtol=1e-5)
+    assert (np.asarray(new["first"]) == 0).all(0).tolist() == [True] * 3 + [False] * 3

@@ -347,7 +347,9 @@ def keep_count(
     (15, 22)
     """
     if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real):
-        raise TypeError(f"ratio={ratio!r} must be a number: parameters before over parameters after pruning")
+        named = isinstance(ratio, str) and ratio in ("exact", "shrinkbench")
+        instead = f"; how parameters are counted is counting={ratio!r}, with a number as ratio" if named else ""
+        raise TypeError(f"ratio={ratio!r} must be a number: parameters before over parameters after pruning{instead}")
     if counting not in ("exact", "shrinkbench"):
         raise ValueError(f"counting={counting!r} is unknown; use 'exact' or 'shrinkbench'")
     selected = only(params, where)

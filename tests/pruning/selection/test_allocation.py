@@ -112,3 +112,9 @@ def test_counts_come_from_shapes_alone():
     params = {"kernel": jax.ShapeDtypeStruct((10, 9), jnp.float32), "bias": jax.ShapeDtypeStruct((10,), jnp.float32)}
     assert jprune.keep_count(params, ratio=4) == 15
     assert jprune.selection.compression(params, {"kernel": jnp.arange(90).reshape(10, 9) < 15, "bias": None}) == 4.0
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_a_way_of_counting_given_as_the_ratio_is_pointed_to_its_argument():
+    with pytest.raises(TypeError, match=r"ratio='shrinkbench' must be a number: .*; .* counting='shrinkbench', with"):
+        jprune.selection.keep_count({"kernel": jnp.ones((2, 2))}, ratio="shrinkbench")
