@@ -17,6 +17,12 @@ Examples are on the last axis, so the inner loops run over examples at any width
 fast. Training and validation examples pass forward together, training examples first; only these go
 backward. The backward pass is written by hand (``jax.custom_vjp``): it stores one array for each layer,
 the preactivations, and computes the gradient of the penalty by comparing them with the extremes.
+
+Why by hand: with ``jprune.jumpstart_penalty`` on a ``Stack`` of the scanned preactivations and its ``units``, and
+jax's own gradient of the scan, an epoch with the penalty takes 1.3 to 1.8 times the CPU time in padded groups
+(widths 5 to 15 at depth 44, 20 to 25 at depth 60) and 1.3 times for width 4 alone; with the penalty inside the scan
+2.2 to 2.5 times (medians of 8 interleaved runs on a shared CPU, user time). Values and gradients of both are compared
+in the tests.
 """
 
 import dataclasses

@@ -62,9 +62,12 @@ def recorded(folder: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def of_study(folder: Path, study: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
-    """The recorded settings of one study in a folder; those of the last run if it was never recorded by itself."""
-    path = folder / _ALL / f"{store.digest(study)}.json"
-    return _read(path) if path.exists() else recorded(folder)
+    """The recorded settings of one study in a folder; those of the last run if it was never recorded by itself.
+
+    Options that were added after the study was recorded do not matter.
+    """
+    same = lambda one: all(study[name] == value for name, value in one["study"].items() if name in study)
+    return next(filter(same, all_recorded(folder)), None) or recorded(folder)
 
 
 def all_recorded(folder: Path) -> list[dict[str, dict[str, Any]]]:
