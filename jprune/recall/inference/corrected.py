@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int, Num
 
 from jprune.recall.inputs.arguments import check_level
 
-_LEAST = 3  # examples of a class: without two of them its noise is still defined
+_LEAST = 10  # examples of a class; with fewer its recall is often 0 or 1, which has no estimate of its noise
 _MOST_PAIRS = 64  # classes; beyond it the products between classes add less than 2 % to the variance
 
 WITHIN_NOISE = "no class differences beyond sampling noise"
@@ -35,7 +35,7 @@ class CorrectedAlpha(NamedTuple):
       low: lower end of the interval.
       high: upper end.
       standard_error: of the slope, by the delta method; NaN with a reason.
-      classes: number of classes that have enough examples (3) to enter.
+      classes: number of classes that have enough examples (10) to enter.
       reason: why there is no slope; empty where there is one.
     """
 

@@ -15,6 +15,7 @@ Row = Mapping[str, object]
 
 _MOST_MODELS, _ROUNDING = 100_000, 1e-12
 _MOST_NAMES = 8
+_HANDFUL = 10  # examples; a class with fewer is not what a headline begins with
 
 _VERDICTS = {
     ">": "widened {}",
@@ -23,10 +24,10 @@ _VERDICTS = {
     "<0": "reversed {}: the weak classes are now the strong ones",
     "=": "stayed the same within the margin {}",
     "?": "are not shown to have changed {}",
-    "noise": "cannot be compared {} because the dense models show no class differences beyond sampling noise",
+    "noise": "cannot be measured by alpha {}: the dense models show no class differences beyond sampling noise",
     "collapsed": "say nothing {} because every model is at chance",
     "": "have no interval {}, with too few models and no predictions",
-    "undefined": "cannot be compared {} because alpha is undefined",
+    "undefined": "cannot be measured by alpha {}, which is undefined",
 }
 
 
@@ -85,6 +86,7 @@ def subject(audit: AuditTables) -> tuple[str, float]:
     """The score and ratio that the headline begins with."""
     last = [dict(row) for _, row in audit.summary.groupby("score", sort=False).tail(1).iterrows()]
     shown = pd.concat([lost_more(_of(audit.classes, row), audit.level) for row in last])
+    shown = shown[shown["support"] >= _HANDFUL]
     row = dict(shown.sort_values("change", kind="stable").iloc[0]) if len(shown) else _lost_most(last)
     return str(row["score"]), _number(row, "ratio")
 
@@ -98,7 +100,27 @@ def _lost_most(last: list[dict[str, object]]) -> dict[str, object]:
 
 def _hardest_hit(audit: AuditTables, last: list[dict[str, object]]) -> str:
     """The class that lost most among those shown to have lost more than all examples did."""
+    collapsed = [row for row in last if _verdict(row) == "collapsed"]
+    said = [
+        f"All models{_by(audit, row)} are at chance: accuracy {_change_of_accuracy(row)}."
+        if row["models"] != 1
+        else f"The model{_by(audit, row)} is at chance: accuracy {_change_of_accuracy(row)}."
+        for row in collapsed
+    ]
+    last = [row for row in last if _verdict(row) != "collapsed"]
+    if not last:
+        return " ".join(said)
     shown = pd.concat([lost_more(_of(audit.classes, row), audit.level) for row in last])
+    few, shown = shown[shown["support"] < _HANDFUL], shown[shown["support"] >= _HANDFUL]
+    small = [
+        f"Class {each['class']} lost {_count(each['lost'])} of {each['support']} test examples, too few to say more."
+        for _, each in few.sort_values("change", kind="stable").head(1).iterrows()
+        if np.isfinite(each["lost"])
+    ]
+    return " ".join([*said, _lost_most_class(audit, last, shown), *small])
+
+
+def _lost_most_class(audit: AuditTables, last: list[dict[str, object]], shown: pd.DataFrame) -> str:
     if not len(shown):
         row = _lost_most(last)
         return (
@@ -107,16 +129,17 @@ def _hardest_hit(audit: AuditTables, last: list[dict[str, object]]) -> str:
     hit = dict(shown.sort_values("change", kind="stable").iloc[0])
     row = next(r for r in last if r["score"] == hit["score"])
     rest = _of(audit.classes, row)
-    most = float(hit["change"]) <= float(rest["change"].min())
+    most = float(hit["change"]) <= float(rest["change"][rest["support"] >= _HANDFUL].min())
     lost = -float(str(row["accuracy_change"]))
-    overall = f"the overall loss of {_size(lost)}" if lost > 0 else f"all examples, which gained {_size(-lost)}"
+    overall = (
+        f"clearly more than the overall loss of {_size(lost)}"
+        if lost > 0
+        else f"while all examples together gained {_size(-lost)}"
+    )
     digits = 0 if hit["support"] <= 200 else 1
     ends = f"{100 * hit['recall_dense']:.{digits}f} % to {100 * hit['recall']:.{digits}f} %"
     verb = "lost most" if most else "lost more than the rest"
-    return (
-        f"Class {hit['class']} {verb}{_by(audit, row)}: {ends} of {hit['support']:,} test examples right, clearly more "
-        f"than {overall}."
-    )
+    return f"Class {hit['class']} {verb}{_by(audit, row)}: {ends} of {hit['support']:,} test examples right, {overall}."
 
 
 def _group_hit(audit: AuditTables, last: list[dict[str, object]]) -> str:
@@ -137,18 +160,23 @@ def _group_hit(audit: AuditTables, last: list[dict[str, object]]) -> str:
 def _apart(audit: AuditTables, last: list[dict[str, object]]) -> str:
     """Whether differences between classes changed, scores with one verdict together."""
     parts = []
+    last = [row for row in last if _verdict(row) != "collapsed"]
+    if not last:
+        return ""
     for verdict, verb in _VERDICTS.items():
         rows = [row for row in last if _verdict(row) == verdict]
         if rows:
             named = _listed([f"{_by(audit, row).strip()}{_shown_alpha(row)}".strip() for row in rows])
-            parts.append(verb.format(named))
+            parts.append(verb.format(named) + (_reasons(audit, rows) if verdict == "undefined" else ""))
     return f"Differences between classes {'; they '.join(parts)}."
 
 
+def _reasons(audit: AuditTables, rows: list[dict[str, object]]) -> str:
+    found = sorted({str(reason) for row in rows for reason in _of(audit.alphas, row)["reason"]} - {""})
+    return f" ({'; '.join(found)})" if found else ""
+
+
 def _limits(audit: AuditTables, last: list[dict[str, object]]) -> str:
-    if all(row["models"] == 1 for row in last):
-        which = "these two models" if len(last) == 1 else "these models"
-        return f"This holds for {which}; other training runs may differ."
     row = last[0]
     unseen = []
     if _verdict(row) == "?" and np.isfinite(_number(row, "alpha_corrected_detectable")):
@@ -156,7 +184,12 @@ def _limits(audit: AuditTables, last: list[dict[str, object]]) -> str:
     classes = _of(audit.classes, row)
     if not len(lost_more(classes, audit.level)) and classes["detectable"].notna().any():
         unseen.append(f"a class that lost {_size(float(classes['detectable'].median()))} more than the rest")
-    return f"The data could have missed {_listed(unseen)}." if unseen else ""
+    where = _by(audit, row) if len(last) > 1 else ""
+    said = [f"The data could have missed {_listed(unseen)}{where}."] if unseen else []
+    if all(row["models"] == 1 for row in last):
+        which = "these two models" if len(last) == 1 else "these models"
+        said.append(f"This holds for {which}; other training runs may differ.")
+    return " ".join(said)
 
 
 # The answers ------------------------------------------------------------------------------------------
@@ -184,7 +217,8 @@ def _change_of_accuracy(row: Row) -> str:
     counts = ""
     if np.isfinite(_number(row, "lost")):
         mean = " (mean over models)" if row["models"] != 1 else ""
-        counts = f", {_count(_number(row, 'lost'))} examples lost and {_count(_number(row, 'won'))} won{mean}"
+        plural = "" if _number(row, "lost") == 1 else "s"
+        counts = f", {_count(_number(row, 'lost'))} example{plural} lost and {_count(_number(row, 'won'))} won{mean}"
     return f"{text}, {_points(change)}{counts}"
 
 

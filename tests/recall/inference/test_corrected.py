@@ -109,9 +109,21 @@ def test_nominal_95_percent_intervals_cover_92_to_98_percent(classes, size, mode
 
 
 def test_a_model_right_about_one_example_has_no_corrected_alpha_and_raises_no_warning():
-    labels = np.repeat([0, 1], 4)
-    dense, once = np.ones((1, 8), bool), (np.arange(8) == 2)[None]
+    labels = np.repeat([0, 1], 10)
+    dense, once = np.ones((1, 20), bool), (np.arange(20) == 2)[None]
     for before, after in ((dense, once), (once, dense)):
         found = corrected_intensification(labels, before, after)
         assert np.isnan(found.alpha)
         assert found.reason == "a model is right about one example only"
+
+
+def test_classes_with_a_handful_of_examples_are_left_out():
+    labels = np.repeat([0, 1, 2], [40, 40, 9])
+    dense = np.arange(89)[None] % 4 > (labels == 0)
+    dense[0, 80:] = True
+    other = dense.copy()
+    other[0, 80:] = False
+    found = corrected_intensification(labels, dense, other)
+    assert found.classes == 2
+    assert found.reason == WITHIN_NOISE or found.alpha == pytest.approx(1.0)
+    assert corrected_intensification(labels[:49] // 2, dense[:, :49], dense[:, :49]).reason.startswith("fewer than two")
