@@ -9,6 +9,7 @@ from jprune.recall.report.headline import lost_more
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 _MOST_ROWS, _LEAST_ROWS = 1_500, 10  # of a table, and of one score and ratio in it; the CSV files have the rest
+_MOST_DESTINATIONS = 3  # of the lost examples of a class
 # The tables of which the page shows one score and ratio at a time, and the column whose smallest (True) or largest
 # numbers are kept where the rows are too many.
 _FILTERED = {
@@ -82,6 +83,11 @@ def _fixed(digits: int, scale: float = 1.0, sign: str = "") -> Callable[[Any], s
     return lambda value: f"{scale * value:{sign}.{digits}f}"
 
 
+def _mean_count(value: float) -> str:
+    """A number of examples, which a mean over models makes fractional."""
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
+
+
 def _p(value: Any) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
@@ -134,8 +140,8 @@ _CLASSES = (
     Column("recall_dense", "dense %", "Mean recall of the dense models", _PERCENT),
     Column("recall", "after %", "Mean recall of the compressed models", _PERCENT),
     Column("support", "examples", "Number of test examples", _fixed(0)),
-    Column("lost", "lost", "Examples right before and wrong after, mean over models", _fixed(1)),
-    Column("won", "won", "Examples wrong before and right after, mean over models", _fixed(1)),
+    Column("lost", "lost", "Examples right before and wrong after, mean over models", _mean_count),
+    Column("won", "won", "Examples wrong before and right after, mean over models", _mean_count),
     Column("change_low", "low", "Lower end of the change's interval, over examples and models", _CHANGE),
     Column("change_high", "high", "Upper end of the change's interval", _CHANGE),
     Column("excess", "excess", "Points lost beyond what all examples lost", _CHANGE),
@@ -223,10 +229,10 @@ _DRIFT = (
     _RATIO,
     Column("class", "class", "The true class"),
     Column("predicted", "predicted", "The class predicted instead"),
-    Column("lost", "lost", "Examples that dense models get right, mean over models", _fixed(1)),
+    Column("lost", "lost", "Examples that dense models get right, mean over models", _mean_count),
     Column("share", "share %", "Their share of the lost examples of the class", _PERCENT),
-    Column("before", "all before", "All examples of the class predicted so by dense models, mean", _fixed(1)),
-    Column("after", "all after", "The same, by compressed models", _fixed(1)),
+    Column("before", "all before", "All examples of the class predicted so by dense models, mean", _mean_count),
+    Column("after", "all after", "The same, by compressed models", _mean_count),
 )
 _RISK = (
     _SCORE,
@@ -252,7 +258,13 @@ def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
         "classes": _table("classes", "Recall of each class", _CLASSES, audit.classes, strong=strong),
         "groups": _table("groups", "Recall within groups", _GROUPS, groups),
         "pies": _table("pies", "Changed examples by class", _PIES, _pies_by_class(audit)),
-        "drift": _table("drift", "Where lost examples went", _DRIFT, audit.drift),
+        "drift": _table(
+            "drift",
+            "Where lost examples went",
+            _DRIFT,
+            audit.drift[audit.drift.groupby(["score", "ratio", "class"], sort=False).cumcount() < _MOST_DESTINATIONS],
+            every=len(audit.drift),
+        ),
         "probabilities": _table(
             "probabilities",
             "Confidence and calibration",
@@ -278,11 +290,12 @@ def _table(
     *,
     sortable: bool = True,
     strong: Container[Any] = (),
+    every: int | None = None,
 ) -> Table | None:
     """Lay out a frame, without the columns that it lacks or that are undefined throughout."""
     if not len(frame):
         return None
-    every = len(frame)
+    every = len(frame) if every is None else every
     if name in _FILTERED:
         frame = _most(frame, *_FILTERED[name])
     note = "" if len(frame) == every else f"{len(frame)} of {every} rows are shown; Audit.to_csv writes everything."

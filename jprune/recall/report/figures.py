@@ -98,14 +98,16 @@ def recall_by_class(audit: AuditTables) -> "Figure":
         drawn = [axes.plot(lines_of[c], **panels.line_style(index))[0] for index, c in enumerate(most[:_MOST_LINES])]
         axes.set_xticks(range(len(ratios) + 1), ["dense", *(panels.ratio_name(ratio) for ratio in ratios)])
         axes.set_xlabel("" if audit.named else "compression ratio", color=INK)
-        bottom, top = axes.get_ylim()
-        axes.set_ylim(bottom, min(top, 1.0))
         for line in axes.lines:
             line.set_clip_on(False)
         if len(scores) > 1:
             axes.set_title(panels.short(score), fontsize=11, color=INK, parse_math=False)
         names = [audit.class_names[c] for c in most[:_MOST_LINES]]
         panels.legend(axes, drawn, names, title="class", loc="center left", bbox_to_anchor=(1, 0.5))
+    found = audit.classes[["recall_dense", "recall"]].to_numpy()
+    low, high = np.nanmin(found), np.nanmax(found)
+    margin = 0.05 * (high - low) or 0.05
+    grid[0, 0].set_ylim(max(low - margin, 0.0), min(high + margin, 1.0))  # shared by all panels
     for row in grid:
         row[0].set_ylabel("recall, mean over models", color=INK)
     return figure

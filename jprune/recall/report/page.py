@@ -142,7 +142,11 @@ def _about(audit: AuditTables) -> str:
     start = f"{audit.examples:,} test examples of {len(audit.class_names)} classes; "
     if audit.named:
         names = ", ".join(audit.scores)
-        return f"{start}{models} dense and {models} models each of {names}; {100 * audit.level:g} % intervals."
+        each = " each" * (len(audit.scores) > 1)
+        dense = int(audit.dense.groupby("score", sort=False).size().iloc[0])
+        before = f"{dense} dense model{'s' * (dense != 1)}"
+        after = f"{models} model{'s' * (counts != [1])}{each} of {names}"
+        return f"{start}{before} and {after}; {100 * audit.level:g} % intervals."
     ratios = ", ".join(f"{ratio:g}" for ratio in audit.ratios)
     scores = "" if audit.scores == ("pruned",) else f" pruned by {', '.join(audit.scores)}"
     return (

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jprune.recall.report import headline
 from tests.recall import audits
 
 pytestmark = pytest.mark.slow
@@ -211,3 +212,74 @@ def test_print_is_light_and_fits_the_paper_whatever_the_screen(page):
     assert wanted == 718
     hidden = page.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert base64.b64decode(hidden["data"]).startswith(b"%PDF")
+
+
+def boxes(page, selector):
+    """Where elements are on the page: left, top, right and bottom, in pixels."""
+    return page.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect())"
+        ".map(b => [b.left, b.top, b.right, b.bottom])",
+        selector,
+    )
+
+
+@pytest.mark.parametrize(("width", "media"), [(390, ""), (1280, ""), (718, "print")])
+def test_the_meaning_of_every_column_is_readable_without_a_pointer(page, width, media):
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    )
+    unexplained = page.execute_script(
+        "return [...document.querySelectorAll('table')].flatMap(table => {"
+        "  let legend = table.closest('figure, section, div') ?? table;"
+        "  while (legend && !legend.matches('.legend')) legend = legend.nextElementSibling;"
+        "  const explained = legend && legend.getBoundingClientRect().height > 0"
+        "    ? [...legend.querySelectorAll('strong')].map(e => e.innerText) : [];"
+        "  return [...table.tHead.rows[0].cells].filter(cell => cell.getBoundingClientRect().width > 0)"
+        "    .map(cell => cell.innerText.trim()).filter(label => !explained.includes(label))"
+        "    .map(label => [table.id, label]); })"
+    )
+    count = len(page.find_elements("css selector", "p.legend"))
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert count == len(page.find_elements("css selector", "table"))
+    assert unexplained == []
+
+
+def test_the_class_table_opens_on_what_the_headline_is_about_with_the_change_in_sight_on_a_phone(page):
+    audit = audits.two_scores()
+    score, ratio = headline.subject(audit)
+    assert set(zip(shown(page, 0), shown(page, 1), strict=True)) == {(score, f"{ratio:g}")}
+    assert score in headline.headline(audit).split(":")[0]
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    )
+    change = page.execute_script(
+        "return [...document.querySelectorAll('#classes th')].find(th => th.innerText.trim() === 'change')"
+        ".getBoundingClientRect().right"
+    )
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert 0 < change <= 390
+
+
+def test_no_axis_of_recalls_goes_beyond_1_and_no_point_outside_its_axes(page):
+    ticks = page.execute_script("return [...document.querySelectorAll('#figure-recall text')].map(t => t.textContent)")
+    numbers = [float(text) for text in ticks if text.replace(".", "", 1).isdigit() and "." in text]
+    assert numbers
+    assert max(numbers) <= 1
+    for n, panel in enumerate(boxes(page, "[id^=recall-axes_] > g:first-of-type"), 1):
+        points = boxes(page, f"#recall-axes_{n} > [id*=line2d] use")
+        assert points
+        for left, top, right, bottom in points:
+            middle = (top + bottom) / 2
+            assert panel[0] - 8 <= (left + right) / 2 <= panel[2] + 8
+            assert panel[1] - 1 <= middle <= panel[3] + 1
+
+
+def test_no_legend_covers_a_panel(page):
+    panels, legends = boxes(page, "[id*=-axes_] > g:first-of-type"), boxes(page, "[id*=-legend_]")
+    assert panels
+    assert len(legends) >= 5
+    for left, top, right, bottom in legends:
+        for box in panels:
+            assert left >= box[2] - 1 or right <= box[0] + 1 or top >= box[3] - 1 or bottom <= box[1] + 1
