@@ -4,6 +4,8 @@
 smaller one computes what the masked one computes is checked first.
 """
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ import numpy as np
 import optax
 
 import jprune
-from benchmarks.timing import Row, Side, compare
+from benchmarks.timing import Row, Side, compare, not_run
 
 MUST = 1 / 1.6  # of the dense network's time
 ROUND_TO = 4
@@ -30,8 +32,12 @@ class Model(NamedTuple):
 
 
 def rows() -> list[Row]:
-    """ResNet-20 on CIFAR images and a transformer block, at 50 % of their multiply-adds."""
-    return [row for model in (resnet(), transformer_block()) for row in of_model(model)]
+    """ResNet-20 on CIFAR images and a transformer block, at 50 % of their multiply-adds, and against Torch-Pruning."""
+    table = [row for model in (resnet(), transformer_block()) for row in of_model(model)]
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "torch_pruning")):
+        why = "PyTorch and Torch-Pruning are not installed"
+        return [*table, not_run("groups of ResNet-20 found", "Torch-Pruning", must=1.0, why=why)]
+    return [*table, *importlib.import_module("benchmarks.structured_in_torch").rows()]
 
 
 def of_model(model: Model) -> list[Row]:
@@ -62,7 +68,7 @@ def halved(model: Model) -> Any:
     return jprune.remove_channels(graph, model.params, masks, state=model.state, check=model.inputs[:8])
 
 
-def resnet(blocks: int = 3, batch: int = 128) -> Model:
+def resnet(blocks: int = 3, batch: int = 128, shape: tuple[int, int, int] = (32, 32, 3)) -> Model:
     """ResNet-20 for CIFAR in training: He et al. 2016, shortcuts of option A, batch normalization."""
     rng = np.random.default_rng(0)
 
@@ -71,7 +77,10 @@ def resnet(blocks: int = 3, batch: int = 128) -> Model:
         return {"kernel": jnp.asarray(kernel, jnp.float32), "scale": jnp.ones(outputs), "bias": jnp.zeros(outputs)}
 
     widths = [width for width in (16, 32, 64) for _ in range(blocks)]
-    params: dict[str, Any] = {"stem": layer(3, 16), "head": jnp.asarray(rng.normal(size=(64, 10)) / 8, jnp.float32)}
+    params: dict[str, Any] = {
+        "stem": layer(shape[2], 16),
+        "head": jnp.asarray(rng.normal(size=(64, 10)) / 8, jnp.float32),
+    }
     for i, (inputs, outputs) in enumerate(zip([16, *widths], widths, strict=False)):
         params[f"block{i}"] = {"one": layer(inputs, outputs), "two": layer(outputs, outputs)}
     statistics = lambda p: {"mean": jnp.zeros_like(p["bias"]), "var": jnp.ones_like(p["bias"])}
@@ -99,7 +108,7 @@ def resnet(blocks: int = 3, batch: int = 128) -> Model:
             x, before, new[f"block{i}"] = jax.nn.relu(x + y), width, {"one": one, "two": two}
         return jnp.mean(x, axis=(1, 2)) @ p["head"], new
 
-    images = jnp.asarray(rng.normal(size=(batch, 32, 32, 3)), jnp.float32)
+    images = jnp.asarray(rng.normal(size=(batch, *shape)), jnp.float32)
     return Model(f"ResNet-{6 * blocks + 2}", apply, params, state, images)
 
 

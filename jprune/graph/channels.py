@@ -232,7 +232,9 @@ def _freeze_factors(solver: _Solver, product: _Product) -> None:
 def _keep_inner_axes(solver: _Solver, undecided: list[tuple[_Product, list[int]]], blocks: np.int32) -> None:
     """Let the outermost axis of each reshape lose indices (heads, groups) and freeze the axes inside it.
 
-    One decision settles others, so a product that shares a class with one decided in this round waits.
+    An axis of which no index is known to stay goes before one that keeps some: of (query, key or value) x heads x
+    size, of which query, key and value are taken one at a time, heads are removed. One decision settles others, so a
+    product that shares a class with one decided in this round waits.
     """
     decided = np.zeros(len(solver.label), bool)
     for product, live in undecided:
@@ -241,7 +243,8 @@ def _keep_inner_axes(solver: _Solver, undecided: list[tuple[_Product, list[int]]
         for k in live:
             roots = solver.label[product.factors[k]]
             decided[roots[roots >= FIRST_CHANNEL]] = True
-        for k in live[1:]:
+        first = next((k for k in live if not solver.why(product.factors[k]).any()), live[0])
+        for k in (k for k in live if k != first):
             solver.stay(product.factors[k], np.full(len(product.factors[k]), blocks))
 
 

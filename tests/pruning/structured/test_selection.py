@@ -152,6 +152,40 @@ def test_a_group_is_named_by_path_and_axis_as_it_is_printed():
     assert "b[0]" in str(graph)
 
 
+@pytest.mark.parametrize(("name", "members"), [
+    ("vit", {("qkv/kernel", 1): [[0, 8, 16], [4, 12, 20]], ("out/kernel", 0): [[0], [4]]}),
+    ("transformer", {("query", 1): [[0], [2]], ("key", 1): [[0], [1]], ("out", 0): [[0], [2]]}),
+])  # fmt: skip
+def test_heads_are_removed_whole_where_they_are_fused_or_share_keys(name, members):
+    """Query, key and value of 2 heads of 4 in one projection; 4 query heads on 2 keys. Where each part begins."""
+    model = MODELS[name]()
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        graph = graph_of(model)
+    wide = {"vit": 4, "transformer": 1}[name]
+    (group,) = [g for g in graph.channels if set(members) <= {(m.path, m.axis) for m in g.members}]
+    assert (group.size, group.exact, group.kind) == (2, True, "blocks")
+    for member in group.members:
+        if (member.path, member.axis) in members:
+            starts = np.array(members[member.path, member.axis])
+            each = wide if name == "vit" else {"query": 2, "key": 1, "out": 2}[member.path]
+            expected = (starts[:, :, None] + np.arange(each)).reshape(2, -1)
+            np.testing.assert_array_equal(member.indices, expected)
+    scores = jax.tree.map(jnp.abs, model.params)
+    pattern = {"vit": r"^qkv/kernel\[1\]$", "transformer": r"^key\[1\]$"}[name]
+    masks = jprune.channel_group_masks(graph, scores, sparsity={pattern: 0.5})
+    kernel = masks["qkv"]["kernel"] if name == "vit" else masks["key"]
+    assert int(np.asarray(kernel).any((0, *range(2, kernel.ndim))).sum()) == {"vit": 12, "transformer": 1}[name]
+
+
+def test_a_sparsity_that_a_floor_stops_in_one_group_is_named():
+    params, graph = chain()
+    scores = jax.tree.map(jnp.abs, params)
+    with pytest.raises(
+        ValueError, match=r"sparsity of 0\.75 cannot be reached in the group of 'a': of 8 channels at least 4"
+    ):
+        jprune.channel_group_masks(graph, scores, sparsity={"^a$": 0.75}, min_channels={r"^b\[0\]$": 4})
+
+
 def test_a_head_is_rounded_as_the_indices_it_has():
     model = MODELS["equinox_block"]()
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

@@ -1,0 +1,236 @@
+"""The same networks with the same budget, pruned by Torch-Pruning (Fang et al. 2023, DepGraph) in PyTorch.
+
+The time to find the groups of channels, and ResNet-20 on Fashion-MNIST: trained in PyTorch, halved by both libraries
+from the same weights, fine-tuned by each in its own framework on the same batches. Accuracy is that of the first test
+images, normalized by the statistics of their batch on both sides.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+import torch.nn.functional as F
+import torch_pruning
+from torch import nn
+
+import jprune
+from benchmarks import in_torch, structured
+from benchmarks.timing import Row, Side, compare
+from experiments.data import datasets
+from jprune.pruning.structured.removal import SmallModel
+
+BATCH, RATE, FINE_RATE = 128, 0.1, 0.02
+TEST = 2000
+Batches = list[tuple[np.ndarray, np.ndarray]]
+
+
+def rows(steps: int = 468, fine_tuning: int = 234) -> list[Row]:
+    """Time to find the groups of both networks; the notes have what was kept and the accuracies.
+
+    Args:
+      steps: of dense training.
+      fine_tuning: steps after pruning.
+    """
+    block = structured.transformer_block(batch=1)
+    found = [
+        compare(
+            "groups of ResNet-20 found",
+            "Torch-Pruning",
+            _traced(structured.resnet(batch=1, shape=(28, 28, 1))),
+            _dependencies(in_torch.ResNet(20, 1, 10), torch.zeros(1, 1, 28, 28)),
+            must=10.0,
+            note=_accuracies(steps, fine_tuning),
+        ),
+        compare(
+            f"groups of a {block.name} found",
+            "Torch-Pruning",
+            _traced(block),
+            _dependencies(TransformerBlock(), torch.zeros(1, 128, 64)),
+            must=10.0,
+            note=_transformer_kept(),
+        ),
+    ]
+    return found
+
+
+class RMSNorm(nn.Module):
+    """Of any width; the size that ``nn.RMSNorm`` declares does not follow its weight."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+class TransformerBlock(nn.Module):
+    """``structured.transformer_block``."""
+
+    def __init__(self, width: int = 512, heads: int = 8):
+        super().__init__()
+        linear = lambda inputs, outputs: nn.Linear(inputs, outputs, bias=False)
+        self.embed, self.head, self.heads = linear(64, width), linear(width, 64), heads
+        self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
+        self.query, self.key, self.value, self.out = (linear(width, width) for _ in range(4))
+        self.gate, self.up, self.down = linear(width, 4 * width), linear(width, 4 * width), linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        y = self.norm1(x)
+        split = lambda z: z.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        y = F.scaled_dot_product_attention(split(self.query(y)), split(self.key(y)), split(self.value(y)))
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        y = self.norm2(x)
+        return self.head(x + self.down(F.silu(self.gate(y)) * self.up(y)))
+
+
+def _traced(model: structured.Model) -> Side:
+    return lambda: jprune.trace_model(model.apply, model.params, model.inputs, state=model.state).channels
+
+
+def _dependencies(net: nn.Module, inputs: torch.Tensor) -> Side:
+    def find() -> object:
+        graph = torch_pruning.DependencyGraph().build_dependency(net.eval(), example_inputs=inputs)
+        return list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
+
+    return find
+
+
+def _halved(net: nn.Module, inputs: torch.Tensor, ignored: list[nn.Module], **options: Any) -> tuple[nn.Module, float]:
+    """Prune by mean magnitude in steps of one percent until half of the multiply-adds are left."""
+    multiply_adds = lambda: torch_pruning.utils.count_ops_and_params(net, inputs)[0]
+    whole = multiply_adds()
+    importance = torch_pruning.importance.GroupMagnitudeImportance(p=1)
+    pruner = torch_pruning.pruner.BasePruner(
+        net, inputs, importance, pruning_ratio=0.99, iterative_steps=99, ignored_layers=ignored, **options
+    )
+    while multiply_adds() > whole / 2:
+        pruner.step()
+    return net, multiply_adds() / whole
+
+
+def _transformer_kept() -> str:
+    net, left = _halved(*_with_head_kept(TransformerBlock()), round_to=structured.ROUND_TO)
+    small = structured.halved(structured.transformer_block(batch=8))
+    before, after = small.table.multiply_adds or (1, 1)
+    widths = f"{net.embed.out_features}, {net.query.out_features} and {net.up.out_features}"
+    return f"multiply-adds left {after / before:.3f} {_kept(small)}; Torch-Pruning {left:.3f}, widths {widths}"
+
+
+def _with_head_kept(net: Any) -> tuple[nn.Module, torch.Tensor, list[nn.Module]]:
+    net.eval()
+    return net, torch.zeros(1, 128, 64), [net.head, net.query, net.key, net.value]  # heads of a fixed number
+
+
+def _kept(small: SmallModel) -> str:
+    return "(channels " + ", ".join(f"{row.after} of {row.before}" for row in small.table.groups) + ")"
+
+
+def _accuracies(steps: int, fine_tuning: int) -> str:
+    """Train ResNet-20, halve it by both libraries, fine-tune; in words."""
+    data = datasets.load("fashion_mnist", data_dir=os.environ.get("JPRUNE_DATA_DIR"))
+    torch.manual_seed(0)
+    net = in_torch.ResNet(20, 1, 10)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    batches = list(_batches(data, steps + fine_tuning))
+    _train_torch(net, batches[:steps], RATE)
+    test = _prepared(data, data.test.images[:TEST]), data.test.labels[:TEST]
+    theirs = copy.deepcopy(net).eval()
+    # Torch-Pruning does not follow the channels through the padding of the shortcuts: the residual stream stays whole.
+    stream = [theirs.head, theirs.stem, *(block.conv2 for block in theirs.blocks)]
+    theirs, left = _halved(theirs, torch.zeros(1, 1, 28, 28), stream, round_to=structured.ROUND_TO)
+    widths = [block.conv1.out_channels for block in theirs.blocks]
+
+    model = _in_jax(net)
+    small = structured.halved(model)
+    before, after = small.table.multiply_adds or (1, 1)
+    accuracies = [_accuracy_torch(net, test), _accuracy_torch(theirs, test), _accuracy_jax(small, small.params, test)]
+    _train_torch(theirs, batches[steps:], FINE_RATE)
+    params = _train_jax(small, batches[steps:], FINE_RATE)
+    accuracies += [_accuracy_torch(theirs, test), _accuracy_jax(small, params, test)]
+    dense, cut, own_cut, tuned, own_tuned = (f"{accuracy:.3f}" for accuracy in accuracies)
+    return (
+        f"Fashion-MNIST, dense accuracy {dense} after {steps} steps; jprune leaves {after / before:.3f} of the "
+        f"multiply-adds {_kept(small)}, accuracy {own_cut}, after {fine_tuning} steps of fine-tuning {own_tuned}; "
+        f"Torch-Pruning leaves {left:.3f}, widths inside the blocks {widths}, accuracy {cut}, then {tuned}"
+    )
+
+
+def _prepared(data: datasets.Dataset, images: np.ndarray) -> np.ndarray:
+    return ((np.asarray(images, np.float32) / 255 - 0.286) / 0.353).reshape(-1, 28, 28, 1)
+
+
+def _batches(data: datasets.Dataset, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        rows = rng.integers(0, len(data.train.labels), BATCH)
+        yield _prepared(data, np.asarray(data.train.images)[rows]), np.asarray(data.train.labels)[rows]
+
+
+def _train_torch(net: nn.Module, batches: Batches, rate: float) -> None:
+    net.train()
+    optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9)
+    for images, labels in batches:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(_channels_first(images))[0], torch.tensor(labels, dtype=torch.int64))
+        loss.backward()
+        optimizer.step()
+
+
+def _accuracy_torch(net: nn.Module, test: tuple[np.ndarray, np.ndarray]) -> float:
+    net = copy.deepcopy(net).train()
+    with torch.no_grad():
+        logits = [net(_channels_first(test[0][i : i + 500]))[0] for i in range(0, len(test[0]), 500)]
+    return float((torch.cat(logits).argmax(1).numpy() == test[1]).mean())
+
+
+def _channels_first(images: np.ndarray) -> torch.Tensor:
+    return torch.tensor(images.transpose(0, 3, 1, 2).copy())
+
+
+def _in_jax(net: Any) -> structured.Model:
+    """The weights of the dense network in ``structured.resnet``."""
+    model = structured.resnet(batch=8, shape=(28, 28, 1))
+    array = lambda tensor: jnp.asarray(tensor.detach().numpy())
+
+    def layer(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> dict[str, jax.Array]:
+        kernel = array(conv.weight).transpose(2, 3, 1, 0)
+        return {"kernel": kernel, "scale": array(norm.weight), "bias": array(norm.bias)}
+
+    params = {"stem": layer(net.stem, net.norm), "head": array(net.head.weight).T}
+    for i, block in enumerate(net.blocks):
+        params[f"block{i}"] = {"one": layer(block.conv1, block.norm1), "two": layer(block.conv2, block.norm2)}
+    return model._replace(params=params)
+
+
+def _train_jax(small: SmallModel, batches: Batches, rate: float) -> Any:
+    tx = optax.sgd(rate, momentum=0.9)
+
+    @jax.jit
+    def step(params: Any, moments: Any, images: jax.Array, labels: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            logits, _ = small.apply(params, images, state=small.state)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        updates, moments = tx.update(jax.grad(loss)(params), moments, params)
+        return optax.apply_updates(params, updates), moments
+
+    params, moments = small.params, tx.init(small.params)
+    for images, labels in batches:
+        params, moments = step(params, moments, images, labels.astype(np.int32))
+    return params
+
+
+def _accuracy_jax(small: SmallModel, params: Any, test: tuple[np.ndarray, np.ndarray]) -> float:
+    run: Callable[..., Any] = jax.jit(lambda params, x: small.apply(params, x, state=small.state)[0].argmax(-1))
+    found = [run(params, test[0][i : i + 500]) for i in range(0, len(test[0]), 500)]
+    return float((np.concatenate(found) == test[1]).mean())
