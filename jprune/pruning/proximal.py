@@ -278,8 +278,8 @@ def _link(
         for path, step, weight in zip(paths, given, weights, strict=True):
             if step is not None and is_float(weight) and chosen(path, weight):
                 dtype = working_dtype(step, weight)
-                old[path] = weight.astype(dtype)
-                moved[path] = old[path] + step.astype(dtype)
+                old[path] = jnp.asarray(weight, dtype)
+                moved[path] = old[path] + jnp.asarray(step, dtype)
         changed = {
             path: jnp.where(value == 0, -old[path], value - old[path]) for path, value in prox(moved, limit).items()
         }

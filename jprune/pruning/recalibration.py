@@ -98,7 +98,7 @@ def recalibrate_batch_norm(
     means = {path: total / jnp.asarray(examples, total.dtype) for path, total in moments.items()}
     for path, value in _statistics(means).items():
         slot = paths.index(path)
-        leaves[slot] = value.astype(leaves[slot].dtype)
+        leaves[slot] = value.astype(jax.dtypes.canonicalize_dtype(leaves[slot].dtype))
     return jax.tree.unflatten(treedef, leaves)
 
 

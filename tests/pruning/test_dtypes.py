@@ -160,3 +160,20 @@ def test_complex_weights_are_refused_by_name(use):
 def test_complex_weights_that_are_not_selected_are_left_alone():
     params = {"body": {"kernel": jnp.ones((2, 2))}, "fourier": {"weight": jnp.ones(3, jnp.complex64)}}
     assert jprune.magnitude()(params)["fourier"]["weight"] is None
+
+
+def test_float64_arrays_of_numpy_are_computed_in_single_precision_without_a_warning():
+    params = {"body": {"kernel": KERNEL}, "head": {"kernel": HEAD}}
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    for compute in (
+        scores.synflow(apply, input_shape=(3, 8)),
+        lambda params: jprune.wanda(apply)(params, batch=INPUTS),
+        lambda params: scores.average_gradients(lambda params, x: jnp.sum(apply(params, x)), params, [INPUTS]),
+    ):
+        chex.assert_trees_all_close(compute(params), compute(single), rtol=1e-5)
+    link = jprune.soft_threshold(0.5)
+    updates, _ = link.update(params, link.init(params), params)
+    chex.assert_trees_all_close(updates, link.update(single, link.init(single), single)[0], rtol=1e-5)
+    average = lambda old, batch: {"mean": 0.5 * old["mean"] + 0.5 * batch.mean(0)}
+    found = jprune.recalibrate_batch_norm(average, {"mean": np.zeros(8)}, [jnp.asarray(INPUTS, jnp.float32)])
+    np.testing.assert_allclose(found["mean"], INPUTS.mean(0), rtol=1e-5, atol=1e-6)

@@ -145,7 +145,7 @@ def sparsegpt(
         dtype = working_dtype(leaf)
         rows, kept_rows = jax.vmap(solve)(stacked.astype(dtype), gram.astype(dtype), mask)
         _refuse_nan(path, rows, damping)
-        leaves[i] = _unstacked_rows(rows.astype(leaf.dtype), leaf.shape, own)
+        leaves[i] = _unstacked_rows(rows.astype(jax.dtypes.canonicalize_dtype(leaf.dtype)), leaf.shape, own)
         kept[i] = _unstacked_rows(kept_rows, leaf.shape, own)
     return Reconstructed(jax.tree.unflatten(treedef, leaves), jax.tree.unflatten(treedef, kept))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jprune.trees import Where, flatten, is_float, kernels, map_leaves, match, only
@@ -247,8 +248,8 @@ def _with_gradient(name: str, f: Callable[[Any, Any], Any], where: Where | None)
 
 
 def working_dtype(*leaves: Any) -> Any:
-    """The dtype of scores: float32, or float64 if a leaf has it."""
-    return jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32
+    """The dtype of scores: float32, or float64 if a leaf has it and jax computes in it (numpy arrays may have it)."""
+    return jax.dtypes.canonicalize_dtype(np.float64 if any(leaf.dtype == np.float64 for leaf in leaves) else np.float32)
 
 
 def selected_by(where: Where | None, params: PyTree) -> PyTree:

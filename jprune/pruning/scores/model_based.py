@@ -91,13 +91,14 @@ def synflow(
         floats = _Floats.of(whole)
         dtype = np.dtype(working_dtype(*floats.leaves))
         # The model's own dtype, so that nothing is promoted in it.
-        own = max((leaf.dtype for leaf in floats.leaves), key=lambda own: own.itemsize)
+        dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in floats.leaves]
+        own = max(dtypes, key=lambda own: own.itemsize)
         like = batch if input_shape is None else np.broadcast_to(np.ones((), own), input_shape)
         inputs = jax.tree.map(lambda x: jnp.ones((1, *x.shape[1:]), x.dtype), like)
         positive = [jnp.abs(leaf.astype(working_dtype(leaf))) for leaf in floats.leaves]
 
         def flow(weights: list[Any]) -> Any:
-            cast = [w.astype(leaf.dtype) for w, leaf in zip(weights, floats.leaves, strict=True)]
+            cast = [w.astype(dtype) for w, dtype in zip(weights, dtypes, strict=True)]
             outputs = apply(floats.whole(cast), inputs)
             return sum(jnp.sum(y).astype(dtype) for y in jax.tree.leaves(outputs))
 
