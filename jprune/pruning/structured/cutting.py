@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, PyTree
 
+from jprune.pruning.structured.selection import replicated
 from jprune.trees import flatten
 
 KeptIndices: TypeAlias = tuple[Bool[np.ndarray, " _"], ...]
@@ -66,10 +67,12 @@ def cut_along(tree: PyTree, kept: Mapping[str, KeptIndices], name: str) -> PyTre
 
 
 def take(leaf: Any, kept: KeptIndices) -> Any:
-    """The indices of an array, or of a shape, that stay."""
+    """The indices of an array, or of a shape, that stay; an array on a mesh with explicit axes is replicated first."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         described: Callable[..., Any] = jax.ShapeDtypeStruct
         return described(tuple(int(indices.sum()) for indices in kept), leaf.dtype)
+    if isinstance(leaf, jax.Array) and not all(indices.all() for indices in kept):
+        leaf = replicated(leaf)
     for axis, indices in enumerate(kept):
         if not indices.all():
             leaf = jnp.take(leaf, np.flatnonzero(indices), axis=axis)

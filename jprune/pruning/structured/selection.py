@@ -523,7 +523,7 @@ def _group_scores(
         score = scores[member.path].astype(working_dtype(scores[member.path]))
         others = tuple(axis for axis in range(score.ndim) if axis != member.axis)
         along = jnp.sum(score * score if reduce == "l2" else score, axis=others)
-        total = total + jnp.sum(_replicated(along.astype(jnp.float32))[member.indices], axis=1)
+        total = total + jnp.sum(replicated(along.astype(jnp.float32))[member.indices], axis=1)
         weights += score.size // score.shape[member.axis] * member.indices.shape[1]
     if reduce == "l2":
         total = jnp.sqrt(total)
@@ -544,10 +544,10 @@ def _channels_alive(group: ChannelGroup, masks: Mapping[str, Array]) -> Bool[Arr
 def _any_left(member: Member, masks: Mapping[str, Array]) -> Bool[Array, " channels"]:
     mask = masks[member.path]
     along = jnp.any(mask, axis=tuple(axis for axis in range(mask.ndim) if axis != member.axis))
-    return jnp.any(_replicated(along)[member.indices], axis=1)
+    return jnp.any(replicated(along)[member.indices], axis=1)
 
 
-def _replicated(array: Array) -> Array:
+def replicated(array: Array) -> Array:
     """The whole array on every device, where a mesh has explicit axes; elsewhere the compiler sees to it."""
     return array if _explicit_sharding(array) is None else _reshard(array, _WHOLE)
 

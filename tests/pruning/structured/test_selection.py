@@ -325,6 +325,15 @@ class TestInTheChain:
         jax.tree.map(np.testing.assert_array_equal, masks, expected)
         if axis_type == AxisType.Explicit:
             assert masks["a"].sharding.spec == sharded["a"].sharding.spec
+        weights = jax.tree.map(lambda w, s: jax.device_put(w, s.sharding), params, sharded)
+        x = np.ones((2, 5), np.float32)
+        with jax.set_mesh(mesh):
+            small = jprune.remove_channels(graph, weights, masks, also=(weights,))
+            out = small.apply(small.params, x)
+        alone = jprune.remove_channels(graph, params, expected)
+        jax.tree.map(np.testing.assert_array_equal, small.params, alone.params)
+        jax.tree.map(np.testing.assert_array_equal, small.also[0], alone.params)
+        np.testing.assert_allclose(out, alone.apply(alone.params, x), atol=1e-5)
 
 
 def test_masks_of_another_tree_class_fit():
