@@ -222,6 +222,22 @@ def test_wanda_has_norms_for_each_layer(create):
         x = x @ (kernel if summed == 1 else kernel.T) + np.asarray(bias[layer], np.float64)
 
 
+@STACKS
+def test_grams_are_those_of_each_layer(create):
+    apply, params, path, _ = create()
+    batch = jax.random.normal(jax.random.key(1), (5, 16))
+    graph = _graph(apply, params, batch)
+    grams = jprune.scores.input_grams(apply, params, [batch, batch], where=lambda leaf, _: leaf == path, axes=graph)
+    bias = next(leaf for p, leaf in zip(*_flat(params), strict=True) if p != path)
+    x, (summed,) = np.asarray(batch, np.float64), graph.axes[path].inputs
+    for layer in range(4):
+        np.testing.assert_allclose(grams[path].matrix[layer], 2 * x.T @ x, rtol=1e-3, atol=1e-3)
+        kernel = np.asarray(STACK[layer], np.float64)
+        x = x @ (kernel if summed == 1 else kernel.T) + np.asarray(bias[layer], np.float64)
+    pruned = jprune.scores.sparsegpt(params, grams, sparsity=0.5, where=lambda leaf, _: leaf == path, axes=graph)
+    assert _only(pruned.masks).sum((1, 2)).tolist() == [128] * 4
+
+
 def _flat(tree):
     return jprune.trees.flatten(tree)[:2]
 

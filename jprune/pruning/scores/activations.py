@@ -32,15 +32,31 @@ class View(NamedTuple):
       shape: of the weight; in the body of a scan, of the slice that one step reads.
       of: takes the weight to the value.
       slot: in the body of a scan, which operand of the scan it is; else None.
+      arranged: whether it is transposed or reshaped.
     """
 
     path: str
     shape: tuple[int, ...]
     of: Callable[[Any], Any]
     slot: int | None = None
+    arranged: bool = False
 
 
-Visit = Callable[[Any, Any, View, int], Any]
+class Visitor(NamedTuple):
+    """What is added up of the products that read a weight.
+
+    Attributes:
+      visit: called with the equation, the value of the other operand, the weight's ``View`` and the side (0 or 1)
+        that the weight is on; returns an array, or None where there is nothing to add.
+      join: called with the view of what a scan reads and with what was found in it: the sum over its steps where
+        each step reads the whole weight, and stacked along a first axis where it reads a slice; returns what is
+        added for the weight.
+    """
+
+    visit: Callable[[Any, Any, View, int], Any]
+    join: Callable[[View, Any], Any]
+
+
 _Found = dict[tuple[str, int | None], Any]
 
 
@@ -104,20 +120,26 @@ def wanda(
     return Score(function, "wanda", ("batch", "whole"), where)
 
 
-def visit_products(apply: Callable[[PyTree, Any], Any], params: PyTree, batch: Any, visit: Visit) -> None:
-    """Run a forward pass and call ``visit`` at every matrix product and convolution that reads a weight.
+def collect_products(
+    apply: Callable[[PyTree, Any], Any], params: PyTree, batch: Any, visitor: Visitor
+) -> dict[str, Any]:
+    """Run a forward pass and add up what ``visitor.visit`` returns at every product that reads a weight.
 
-    Those inside ``scan``, ``while`` and ``cond`` are left out.
+    Those inside ``while`` and ``cond`` are left out.
 
     Args:
       apply: ``apply(params, batch)``, the forward pass.
       params: tree of arrays.
       batch: what ``apply`` reads.
-      visit: called with the equation, the value of the other operand, the weight's ``View`` and the side (0 or 1)
-        that the weight is on.
+      visitor: what to add up.
+
+    Returns:
+      By path, the sum.
     """
     closed, arrays, views = _program(apply, params, batch)
-    _run(closed, arrays, views, visit, None)
+    found: _Found = {}
+    _run(closed, arrays, views, visitor, found)
+    return {path: value for (path, _), value in found.items()}
 
 
 def _program(
@@ -145,16 +167,14 @@ def _seen(
     batch: Any,
 ) -> list[Any]:
     """For each weight the sum of squares of what it multiplies in the forward pass; of its shape."""
-    closed, arrays, views = _program(apply, whole, batch)
-    found: _Found = {}
-    _run(closed, arrays, views, _squares, found)
+    found = collect_products(apply, whole, batch, Visitor(_squares, _pulled_back))
     for path in weights:
-        if (path, None) not in found:
+        if path not in found:
             raise ValueError(
                 f"wanda sees no matrix product or convolution that reads '{path}' (inside while and cond none is "
                 "seen); leave it out with where=, or give its inputs as activations="
             )
-    return [found[path, None] for path in weights]
+    return [found[path] for path in weights]
 
 
 def _given(
@@ -219,12 +239,9 @@ def _of_unreached(squares: Float[Array, "..."], path: str, axes: KernelAxes | No
 
 
 def _run(
-    program: Any, values: list[Any], views: list[View | None], visit: Visit, found: _Found | None
+    program: Any, values: list[Any], views: list[View | None], visitor: Visitor, found: _Found
 ) -> tuple[list[Any], list[View | None]]:
-    """Evaluate a program, calling ``visit`` at every product that reads a weight.
-
-    With ``found``, what ``visit`` returns is added up there, also over the steps of a scan.
-    """
+    """Evaluate a program and add up in ``found`` what the visitor returns at every product that reads a weight."""
     jaxpr = jaxprs.opened(program)
     value = jaxprs.known(program, values)
     view = dict(zip(jaxpr.invars, views, strict=True))
@@ -239,15 +256,15 @@ def _run(
         results: list[Any]
         through: list[View | None]
         if inner is not None:
-            results, through = _run(inner, inputs, seen, visit, found)
-        elif equation.primitive.name == "scan" and found is not None and any(seen):
-            results = _scan(equation, inputs, seen, visit, found)
+            results, through = _run(inner, inputs, seen, visitor, found)
+        elif equation.primitive.name == "scan" and any(seen):
+            results = _scan(equation, inputs, seen, visitor, found)
             through = [None] * len(results)
         else:
             if equation.primitive.name in _PRODUCTS:
                 for side, own in enumerate(seen):
                     if own is not None and seen[1 - side] is None:
-                        _add(found, own, visit(equation, inputs[1 - side], own, side))
+                        _add(found, own, visitor.visit(equation, inputs[1 - side], own, side))
             results = jaxprs.bound(equation, inputs)
             source = seen[0] if equation.primitive.name in _VIEWS else None
             through = [None if source is None else _viewed(equation, source)] * len(results)
@@ -257,7 +274,7 @@ def _run(
     return [x for x, _ in pairs], [v for _, v in pairs]
 
 
-def _scan(equation: Any, inputs: list[Any], views: list[View | None], visit: Visit, found: _Found) -> list[Any]:
+def _scan(equation: Any, inputs: list[Any], views: list[View | None], visitor: Visitor, found: _Found) -> list[Any]:
     """Run a scan whose body reads weights: stacked ones step by step, or the same ones at every step."""
     body, (fixed, carried) = equation.params["jaxpr"], jaxprs.scan_parts(equation)
     same, start, stacks = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
@@ -269,7 +286,7 @@ def _scan(equation: Any, inputs: list[Any], views: list[View | None], visit: Vis
     def step(carry: tuple[list[Any], _Found], slices: list[Any]) -> tuple[tuple[list[Any], _Found], Any]:
         values, total = carry
         here: _Found = {}
-        results, _ = _run(body, [*same, *values, *slices], inner, visit, here)
+        results, _ = _run(body, [*same, *values, *slices], inner, visitor, here)
         repeated = {key: here[key] for key in here if _slot(key) < fixed}
         total = {key: total[key] + square for key, square in repeated.items()} if total else repeated
         each = {key: square for key, square in here.items() if key not in repeated}
@@ -283,9 +300,15 @@ def _scan(equation: Any, inputs: list[Any], views: list[View | None], visit: Vis
     for key, square in {**total, **each}.items():
         own = views[_slot(key)]
         assert own is not None
-        _, back = jax.vjp(own.of, jnp.zeros(own.shape, square.dtype))
-        _add(found, own, back(square)[0])
+        _add(found, own, visitor.join(own, square))
     return [*end, *stacked]
+
+
+def _pulled_back(own: View, squares: Array) -> Array:
+    """What was found of a view of a weight, arranged as the weight."""
+    _, back = jax.vjp(own.of, jnp.zeros(own.shape, squares.dtype))
+    weight: Array = back(squares)[0]
+    return weight
 
 
 def _slot(key: tuple[str, int | None]) -> int:
@@ -293,8 +316,8 @@ def _slot(key: tuple[str, int | None]) -> int:
     return key[1]
 
 
-def _add(found: _Found | None, own: View, value: Any) -> None:
-    if found is not None:
+def _add(found: _Found, own: View, value: Any) -> None:
+    if value is not None:
         key = own.path, own.slot
         found[key] = found[key] + value if key in found else value
 
@@ -310,7 +333,7 @@ def _viewed(equation: Any, source: View) -> View:
     # Only the arrangement matters, so a change of dtype is left out.
     if equation.primitive.name == "convert_element_type":
         return source
-    return source._replace(of=lambda w: equation.primitive.bind(source.of(w), **equation.params))
+    return source._replace(of=lambda w: equation.primitive.bind(source.of(w), **equation.params), arranged=True)
 
 
 def _squares(equation: Any, other: Any, own: View, side: int) -> Array:

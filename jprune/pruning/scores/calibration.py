@@ -27,7 +27,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
-from jprune.pruning.scores.activations import View, visit_products
+from jprune.pruning.scores.activations import View, Visitor, collect_products
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.uint64 import Count
@@ -161,8 +161,8 @@ def input_grams(
     """Add up x x^T over batches, where x are the inputs of each kernel in the forward pass.
 
     The matrix products and convolutions that read a kernel are found in the program, as ``wanda`` finds them; a
-    kernel that is used several times adds up over its uses. Memory: inputs^2 numbers a kernel, whatever the number
-    of batches.
+    kernel that is used several times adds up over its uses, and stacked layers of a scan have a matrix each. Memory:
+    inputs^2 numbers a layer, whatever the number of batches.
 
     Args:
       apply: ``apply(params, batch)``, the forward pass.
@@ -175,8 +175,8 @@ def input_grams(
       A dict from path to ``Gram``, at least float32.
 
     Raises:
-      ValueError: there is no batch; a kernel is in no matrix product or convolution (those inside ``scan``, ``while``
-        and ``cond`` are not seen), or in a convolution with feature groups; its axes are unknown.
+      ValueError: there is no batch; a kernel is in no matrix product or convolution (those inside ``while`` and
+        ``cond`` are not seen), or in a convolution with feature groups; its axes are unknown.
 
     >>> grams = input_grams(lambda w, x: x @ w, jnp.ones((2, 1)), [jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0]])],
     ...     where=lambda path, leaf: True)
@@ -191,18 +191,31 @@ def input_grams(
 
     @jax.jit
     def one(params: PyTree, batch: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        def visit(equation: Any, other: Any, view: View, side: int) -> Any:
+            if view.path not in wanted:
+                return None
+            own, steps = summed[view.path], wanted[view.path].ndim - len(view.shape)
+            if own.stacked[:steps] != tuple(range(steps)):
+                raise ValueError(
+                    f"'{view.path}' of shape {wanted[view.path].shape} is read in a scan over its first {steps} axes, "
+                    f"which are not stacked: {roles[view.path]}; give axes=jprune.trace_model(apply, params, *inputs)"
+                )
+            parts = (tuple(axis - steps for axis in part if axis >= steps) for part in own)
+            return _product_gram(equation, other, view, side, _Roles(*parts))
 
-        def visit(equation: Any, other: Any, view: View, side: int) -> None:
-            if view.path in wanted:
-                more = _product_gram(equation, other, view, side, summed[view.path])
-                found[view.path] = found[view.path] + more if view.path in found else more
+        def join(view: View, grams: Any) -> Any:
+            if view.arranged:
+                raise ValueError(
+                    f"'{view.path}' is transposed or reshaped before a scan reads it; exclude it with where=, or "
+                    "capture its inputs and pass them to sparsegpt"
+                )
+            return grams
 
-        visit_products(apply, params, batch, visit)
+        found = collect_products(apply, params, batch, Visitor(visit, join))
         for path in wanted:
             if path not in found:
                 raise ValueError(
-                    f"no matrix product or convolution reads '{path}' (inside scan, while and cond none is seen); "
+                    f"no matrix product or convolution reads '{path}' (inside while and cond none is seen); "
                     "exclude it with where=, or capture its inputs and pass them to sparsegpt"
                 )
         return found
