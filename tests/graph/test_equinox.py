@@ -113,3 +113,101 @@ def test_stacked_layers():
             return jax.lax.scan(step, x, arrays)[0]
 
     assert roles(trace_equinox(Stack, shape(2, 8))) == {"layers/weight": "s o i", "layers/bias": "s o"}
+
+
+class DecoderBlock(eqx.Module):
+    """RMS norm, grouped queries with rotary positions, SwiGLU."""
+
+    norm: eqx.nn.RMSNorm
+    rope: eqx.nn.RotaryPositionalEmbedding
+    q: eqx.nn.Linear
+    k: eqx.nn.Linear
+    v: eqx.nn.Linear
+    o: eqx.nn.Linear
+    gate: eqx.nn.Linear
+    up: eqx.nn.Linear
+    down: eqx.nn.Linear
+
+    def __init__(self, key):
+        width, heads, shared, size, hidden = 16, 4, 2, 4, 24
+        sizes = {"q": (width, heads * size), "k": (width, shared * size), "v": (width, shared * size)}
+        sizes |= {"o": (heads * size, width), "gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
+        for name, ends in sizes.items():
+            setattr(self, name, eqx.nn.Linear(*ends, use_bias=False, key=key))
+        self.norm, self.rope = eqx.nn.RMSNorm(width, use_bias=False), eqx.nn.RotaryPositionalEmbedding(size)
+
+    def __call__(self, x):
+        h = jax.vmap(self.norm)(x)
+        q, k, v = (jax.vmap(layer)(h).reshape(len(x), -1, 4) for layer in (self.q, self.k, self.v))
+        q, k = (jax.vmap(self.rope, in_axes=1, out_axes=1)(heads) for heads in (q, k))
+        logits = jnp.einsum("tgrd,sgd->grts", q.reshape(len(x), 2, 2, 4), k)
+        mixed = jnp.einsum("grts,sgd->tgrd", jax.nn.softmax(logits), v).reshape(len(x), -1)
+        x = x + jax.vmap(self.o)(mixed)
+        return x + jax.vmap(self.down)(jax.nn.silu(jax.vmap(self.gate)(x)) * jax.vmap(self.up)(x))
+
+
+def test_a_decoder_with_grouped_queries():
+    class Decoder(eqx.Module):
+        embed: eqx.nn.Embedding
+        block: DecoderBlock
+
+        def __init__(self, key):
+            self.embed, self.block = eqx.nn.Embedding(11, 16, key=key), DecoderBlock(key)
+
+        def __call__(self, t):
+            return self.block(jax.vmap(self.embed)(t)) @ self.embed.weight.T
+
+    graph = trace_equinox(Decoder, tokens(2, 5))
+    found = roles(graph)
+    assert found.pop("embed/weight") == "io io"
+    assert found.pop("block/norm/weight") == "o"
+    assert set(found.values()) == {"o i"}
+    assert len(found) == 7
+    gated = {("block/gate/weight", 0): 1, ("block/up/weight", 0): 1, ("block/down/weight", 1): 1}
+    assert (24, gated) in groups(graph)
+    # A key and value head of four entries goes with the two query heads that use it.
+    heads = {("block/q/weight", 0): 8, ("block/k/weight", 0): 4, ("block/v/weight", 0): 4, ("block/o/weight", 1): 8}
+    assert (2, heads) in groups(graph)
+
+
+def test_convolutional_networks():
+    class UNet(eqx.Module):
+        a: eqx.nn.Conv2d
+        norm: eqx.nn.GroupNorm
+        b: eqx.nn.Conv2d
+        up: eqx.nn.ConvTranspose2d
+        c: eqx.nn.Conv2d
+
+        def __init__(self, key):
+            self.a, self.norm = eqx.nn.Conv2d(3, 4, 3, padding=1, key=key), eqx.nn.GroupNorm(2, 4)
+            self.b = eqx.nn.Conv2d(4, 6, 3, stride=2, padding=1, key=key)
+            self.up, self.c = eqx.nn.ConvTranspose2d(6, 5, 2, stride=2, key=key), eqx.nn.Conv2d(9, 2, 1, key=key)
+
+        def __call__(self, x):
+            a = jax.nn.relu(self.norm(self.a(x)))
+            return self.c(jnp.concatenate([a, jax.nn.relu(self.up(jax.nn.relu(self.b(a))))]))
+
+    graph = trace_equinox(UNet, shape(2, 3, 8, 8))
+    assert {roles(graph)[path] for path in graph.kernels} == {"o i w w"}
+    assert len(graph.kernels) == 4
+    assert roles(graph)["norm/weight"] == "o"
+    sized = {group.size: {m.path: m.indices[:, 0].tolist() for m in group.members} for group in graph.channels}
+    assert sized[5]["c/weight"] == [4, 5, 6, 7, 8]
+    assert set(sized[6]) == {"b/weight", "b/bias", "up/weight"}
+
+
+def test_experts():
+    class Experts(eqx.Module):
+        router: eqx.nn.Linear
+        up: jax.Array
+        down: jax.Array
+
+        def __init__(self, key):
+            self.router = eqx.nn.Linear(8, 4, use_bias=False, key=key)
+            self.up, self.down = jnp.ones((4, 8, 16)), jnp.ones((4, 16, 8))
+
+        def __call__(self, x):
+            h = jax.nn.relu(jnp.einsum("d,edf->ef", x, self.up))
+            return jnp.einsum("e,ed->d", jax.nn.softmax(self.router(x)), jnp.einsum("ef,efd->ed", h, self.down))
+
+    assert roles(trace_equinox(Experts, shape(5, 8))) == {"router/weight": "o i", "up": "s i o", "down": "s i o"}
