@@ -77,8 +77,9 @@ def main(seeds=10):
         audit.to_html(f"{name}.html", images=split[1].reshape(-1, 8, 8), title=f"Digits, {name}")
         audit.figures()["recall"].savefig(f"{name}.png", dpi=100, facecolor="white")
         print(f"{name}: {headline(audit)}\n")
-        columns = ["ratio", "accuracy", "alpha", "alpha_low", "alpha_high", "alpha_mark", "alpha_null"]
-        print(audit.summary[columns].round(3).to_string(index=False), end="\n\n")
+        corrected = [f"alpha_corrected{end}" for end in ("", "_low", "_high")]
+        columns = ["ratio", "accuracy", "alpha", *corrected, "alpha_seed", "alpha_null"]
+        print(audit.summary[columns].round(2).to_string(index=False), end="\n\n")
         if order is not None:
             halves = audit.groups[audit.groups["class"].isna()]
             columns = ["group", "ratio", "recall_dense", "recall", "change", "change_low", "change_high", "excess"]

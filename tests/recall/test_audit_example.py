@@ -55,5 +55,5 @@ def test_the_page_shows_what_the_script_prints():
     """The numbers on the page are of ten seeds; their form is that of the script."""
     page = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
     for name in ("balanced", "zero-commonest", "zero-rarest"):
-        assert f"\n{name}: Differences between classes " in page
+        assert f"\n{name}: Class " in page
     assert f"python examples/{SCRIPT.name}" in page
