@@ -135,7 +135,7 @@ def audit(
         (models, examples, classes) or (examples, classes). Or a dict from score name to such predictions, where
         scores started from dense models of their own.
       pruned: a dict from compression ratio (parameters before / after; 1 is the control that was fine-tuned but not
-        pruned) to predictions like ``dense``, or a dict from score name to such a dict.
+        pruned) to predictions like ``dense``, or a dict from score name to {ratio: predictions}.
       class_names: the name of every class; by default names in the data, sorted, or the index.
       groups: a second label per example, (examples,) text or whole numbers; or several by name, as a dict or DataFrame.
       scores: ``pruned`` by another name; give one of ``pruned``, ``scores`` and ``compare``.

@@ -30,7 +30,7 @@ class Interval(NamedTuple):
       sd: standard deviation over models, ddof 1; NaN with fewer than two.
       low: lower end of the interval; NaN with fewer than two models.
       high: upper end.
-      models: how many values the mean stands on.
+      models: number of values in the mean.
       left_out: how many were NaN and left out.
     """
 

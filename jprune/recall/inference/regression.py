@@ -23,7 +23,7 @@ class MixedModel(NamedTuple):
       model_variance: variance of the random intercepts; NaN without an answer.
       residual_variance: what is left; NaN without an answer.
       models: how many models there are.
-      observations: how many alphas the fit stands on.
+      observations: number of alphas in the fit.
       left_out: how many were left out, being NaN.
       note: what the optimizer had to say (a variance at 0, no convergence); empty when all is well.
       reason: why there is no answer; empty where there is one.
@@ -51,7 +51,7 @@ class EqualAccuracy(NamedTuple):
       slope: of log alpha on log alpha_null, common to both scores.
       parallel_p_value: of equal slopes; when it is small, one difference does not describe the two.
       r2: share of the variance that both explain.
-      observations: how many alphas the fit stands on.
+      observations: number of alphas in the fit.
       models: how many models (clusters) they come from.
       left_out: how many rows were left out because alpha or alpha_null is NaN.
       reason: why there is no answer (NaN); empty where there is one.
@@ -73,7 +73,7 @@ class EqualAccuracy(NamedTuple):
 def mixed_model(frame: pd.DataFrame, *, level: float = 0.99, reference: str | None = None) -> MixedModel:
     """Fit alpha ~ ratio * score + (1 | model) by restricted maximum likelihood.
 
-    The random intercept stands for what the alphas of one dense checkpoint share. The ratio is a
+    The random intercept models what the alphas of one dense checkpoint share. The ratio is a
     number; where alpha bends over it, give a transformed one (its logarithm, say) in that column.
     With a single score the fixed effects are the ratio alone.
 

@@ -1,8 +1,7 @@
 """What the measures accept, and the errors that say what was given instead.
 
-Every measure but ``counts`` works on small arrays in numpy float64, whatever it is handed: lists,
-numpy or jax arrays. The checks here turn such an argument into float64 or refuse it, naming the
-argument, the index and the value.
+Every measure but ``counts`` works on small arrays in numpy float64 and accepts lists, numpy and jax arrays. The checks
+here convert an argument to float64 or refuse it, naming the argument, the index and the value.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ Numbers = npt.ArrayLike | float | int
 """A number, a nested list of numbers, or a numpy or jax array; converted to numpy."""
 
 Rng = np.random.Generator | np.random.SeedSequence | int
-"""Where randomness comes from: what ``numpy.random.default_rng`` takes, and never nothing."""
+"""Where randomness comes from: what ``numpy.random.default_rng`` takes, never None."""
 
 
 class EmptyClassWarning(UserWarning):
@@ -29,7 +28,7 @@ class Pair(NamedTuple):
       pruned: rates of the pruned models, the same shape.
       dense_accuracy: accuracies of the dense models, float64 (...).
       pruned_accuracy: accuracies of the pruned models, the same shape.
-      zero: a recall balance no larger than this is rounding of the given dtypes, thus 0.
+      zero: a recall balance no larger than this is rounding error of the given dtypes and counts as 0.
     """
 
     dense: npt.NDArray[np.float64]

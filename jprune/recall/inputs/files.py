@@ -146,7 +146,7 @@ def read_class_names(text: str) -> tuple[str, ...]:
     """Read class names: a comma-separated list (quote a name with a comma), or a text file with one name per line.
 
     Raises:
-      InputError: the text ends in .txt and no such file can be read.
+      InputError: the text ends in .txt and the file cannot be read.
 
     >>> read_class_names('cat, "dog, big"')
     ('cat', 'dog, big')
@@ -165,7 +165,7 @@ def read_class_names(text: str) -> tuple[str, ...]:
 
 
 def _split(file: str) -> tuple[Path, str | None]:
-    """Tell ``PATH:NAME`` from ``PATH``; a file that has such a name wins."""
+    """Split ``PATH:NAME``; an existing file whose name contains a colon takes precedence."""
     picked = _PICKED.match(file)
     path, name = (Path(picked["path"]), picked["name"]) if picked and not Path(file).exists() else (Path(file), None)
     if not path.is_file():

@@ -26,7 +26,7 @@ def support(counts: Numbers) -> Int[np.ndarray, "*models classes"]:
 def recall(counts: Numbers) -> Float[np.ndarray, "*models classes"]:
     """The fraction of each class's examples that are predicted as that class: R^c.
 
-    NaN for a class without examples; an ``EmptyClassWarning`` names such classes.
+    NaN for a class without examples; an ``EmptyClassWarning`` names them.
 
     Args:
       counts: confusion counts (*models, classes, classes), the true class on the rows.
@@ -50,7 +50,7 @@ def precision(counts: Numbers) -> Float[np.ndarray, "*models classes"]:
     """The fraction of the examples predicted as each class that are of that class.
 
     NaN for a class that a model never predicts or that has no examples; an ``EmptyClassWarning``
-    names such classes. Arguments and errors as ``recall``.
+    names them. Arguments and errors as ``recall``.
 
     >>> precision([[3, 1], [0, 2]]).round(4)
     array([1.    , 0.6667])

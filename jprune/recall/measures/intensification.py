@@ -43,7 +43,7 @@ class Pooled(NamedTuple):
     Attributes:
       slope: float64 (...), the models axis reduced.
       r2: 1 - residual / total sum of squares about 0, as for any line without intercept.
-      models: how many models the slope stands on.
+      models: number of models in the fit.
       left_out: how many were left out, their normalized balance being undefined.
     """
 

@@ -1,4 +1,4 @@
-"""The rates of a stack of models, from predictions or from counts: what the audit's tables stand on.
+"""The rates of a stack of models, from predictions or from counts: the input of the audit's tables.
 
 A class's rates need only its own two-by-two table of that class against the rest, so the audit never
 holds a confusion matrix: memory and time grow with the classes, not with their square.
@@ -95,7 +95,7 @@ def refuse_other_examples(
     """Check that two sets of models saw equally many examples of each class.
 
     Raises:
-      InputError: they did not, and thus were not tested on the same examples.
+      InputError: they did not, so they were not tested on the same examples.
 
     >>> refuse_other_examples("pruned[2]", np.array([10, 9]), "dense", np.array([10, 10]))
     Traceback (most recent call last):
@@ -107,8 +107,8 @@ def refuse_other_examples(
     differs = support != first
     if differs.any():
         (c,) = first_true(differs)
-        told = f"class {c} has {support[c]} and {first[c]} examples"
-        raise InputError(f"{name} and {first_name} are of different test sets: {told}")
+        found = f"class {c} has {support[c]} and {first[c]} examples"
+        raise InputError(f"{name} and {first_name} are of different test sets: {found}")
 
 
 def _rates(
@@ -124,7 +124,7 @@ def _rates(
     one_against_rest = np.moveaxis(np.array([[examples - support - false, false], [missed, hits]]), (0, 1), (-2, -1))
     right = hits.sum(-1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EmptyClassWarning)  # the audit names such classes once, by their names
+        warnings.simplefilter("ignore", EmptyClassWarning)  # the audit warns of these classes once, by their names
         return Rates(
             support,
             recall(one_against_rest)[..., 1],

@@ -341,7 +341,7 @@ def _never_minus_zero(text: str, value: Any) -> str:
 
 
 def _most(frame: pd.DataFrame, by: str, ascending: bool) -> pd.DataFrame:
-    """The first rows by a column of each score and ratio, as many as the page bears, in the order they had."""
+    """The first rows by a column of each score and ratio, as many as the page has room for, in their order."""
     if len(frame) <= _MOST_ROWS:
         return frame
     stacks = frame.sort_values(by, ascending=ascending, kind="stable").groupby(["score", "ratio"], sort=False)

@@ -2,7 +2,7 @@
 
 A function takes an ``Audit``, ``alpha_boxes`` several, and returns a matplotlib ``Figure`` of its own,
 ``figures`` all of them by name: nothing is global, no window opens, the background is transparent. The
-colours are those of Okabe and Ito, told apart by colour-blind readers; markers differ too. Class and
+colours are those of Okabe and Ito, which colour-blind readers can tell apart; markers differ too. Class and
 score names are drawn as they are, never as math. What panels are made of is in ``jprune.recall.report.panels``.
 """
 
@@ -224,7 +224,7 @@ def balance_scatter(audit: AuditTables) -> "Figure":
 
 
 def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index: int, count: int) -> Any:
-    """Draw the boxes of one score, beside those of the others, and return what stands for it in a legend."""
+    """Draw the boxes of one score next to those of the others, and return its legend handle."""
     stands_for = axes.plot([], [], color=panels.colour(index), linewidth=2.0)[0]
     ratios = [float(ratio) for ratio in rows["ratio"].unique()]
     if not ratios:  # no model has an alpha
@@ -243,7 +243,7 @@ def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index:
 
 
 def _with_interval(axes: "Axes", x: Any, rows: pd.DataFrame, index: int) -> Any:
-    """Draw mean alphas with their intervals; one without an interval (one model) stands alone."""
+    """Draw mean alphas with their intervals; with one model there is a point without an interval."""
     y = rows["alpha"].to_numpy()
     ends = np.abs(rows[["alpha_low", "alpha_high"]].to_numpy().T - y)
     axes.errorbar(x, y, yerr=np.where(np.isfinite(ends), ends, 0), fmt="none", color=panels.colour(index), capsize=3)

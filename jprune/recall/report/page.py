@@ -87,7 +87,9 @@ def page(audit: AuditTables, *, images: Any = None, title: str = "Recall audit",
         about=_about(audit),
         headline=headline(audit),
         warnings=audit.warnings,
-        findings=[(score, list(told)) for score, told in itertools.groupby(findings(audit), key=lambda f: f.score)],
+        findings=[
+            (score, list(answers)) for score, answers in itertools.groupby(findings(audit), key=lambda f: f.score)
+        ],
         tables=display.tables(audit, at_equal_accuracy(audit)),
         figures=figures,
         stacks=[

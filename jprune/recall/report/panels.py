@@ -56,7 +56,7 @@ def ratio_axis(axes: "Axes", audit: AuditTables, dense: bool = False) -> dict[fl
 
 
 def ratio_name(ratio: float) -> str:
-    """What a compression ratio is called beside a point or a tick."""
+    """The label of a compression ratio at a point or a tick."""
     return "after" if ratio == UNSTATED else "control" if ratio == 1 else f"{ratio:g}"
 
 
@@ -82,7 +82,7 @@ def dot_style(index: int, count: int) -> dict[str, Any]:
 
 
 def dodge(index: int, count: int, width: float = 0.3) -> float:
-    """How far to the side of a tick a series of ``count`` stands, so that all stand beside one another."""
+    """Horizontal offset from a tick of one of ``count`` series, so that they do not overlap."""
     return width * ((index + 0.5) / count - 0.5)
 
 

@@ -75,13 +75,13 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
         for reason, times in reasons.items():
             notes.append(f"{_where(score, ratio)}: alpha is undefined for {times} of {len(rows)} models: {reason}")
     for score, ratio, _, pruned in study.stacks():
-        # Of correct counts alone the false positives are NaN: what else such a model predicts is not known.
+        # Of correct counts alone the false positives are NaN: what else the model predicts is not known.
         whole = (pruned.recall == 1) & ~(pruned.false_positive < 1)
         only = whole.any(1) & ((pruned.recall == 0).sum(1) == len(present) - 1)
         if only.any() and len(present) > 1:
             known = not np.isnan(pruned.false_positive).all()
-            told = "predict one class for every example" if known else "are right about one class and no other"
-            notes.append(f"{_where(score, ratio)}: {only.sum()} of {len(only)} models {told}")
+            what = "predict one class for every example" if known else "are right about one class and no other"
+            notes.append(f"{_where(score, ratio)}: {only.sum()} of {len(only)} models {what}")
     for row in summary.to_dict("records"):
         if row["collapsed"]:
             notes.append(
