@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
+from jprune.graph.axes import Axes
 from jprune.pruning.conditional import where_due
 from jprune.pruning.selection.patterns import nm_masks
-from jprune.trees import Where, flatten, kernels, map_leaves, match, only
+from jprune.pruning.transform import where_of
+from jprune.trees import Where, flatten, is_placeholder, map_leaves, match, only
 
 
 class SrSteState(NamedTuple):
@@ -32,10 +34,10 @@ def sr_ste(
     n: int = 2,
     m: int = 4,
     *,
-    decay: float = 2e-4,
+    decay: float | Float[Array, ""] = 2e-4,
     every: int = 1,
-    where: Where = kernels,
-    **pattern: Any,
+    where: Where | None = None,
+    axes: Axes = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Train dense weights of which the model uses the n largest of every m, with masks that follow the weights.
 
@@ -64,8 +66,8 @@ def sr_ste(
       m: how many weights compete.
       decay: weight of the decay term on masked weights.
       every: masks are updated after every so many updates.
-      where: predicate on (path, leaf): which leaves have the pattern.
-      **pattern: further arguments of ``nm_masks`` that say along which axis weights compete.
+      where: predicate on (path, leaf): which leaves have the pattern; None as for ``prune``.
+      axes: what the axes of the parameters are, as for ``nm_masks``; weights compete along the inputs.
 
     Returns:
       An optax transformation with an ``SrSteState``; ``state.masks`` are the masks for the next loss (inside other
@@ -80,15 +82,18 @@ def sr_ste(
     """
     if every < 1:
         raise ValueError(f"every={every} must be 1 or more")
-    if not decay >= 0.0:
+    if isinstance(decay, int | float) and not decay >= 0.0:  # or an array, from optax.inject_hyperparams
         raise ValueError(f"decay={decay} must not be negative")
     inner = optax.with_extra_args_support(tx)
 
     def pattern_of(weights: PyTree) -> PyTree:
-        return nm_masks(map_leaves(jnp.abs, weights), n=n, m=m, **pattern)
+        return nm_masks(map_leaves(jnp.abs, weights), n=n, m=m, axes=axes)
 
     def init(params: PyTree) -> SrSteState:
-        return SrSteState(jnp.zeros([], jnp.int32), pattern_of(only(params, where)), inner.init(params))
+        if is_placeholder(params):
+            return SrSteState(jnp.zeros([], jnp.int32), params, inner.init(params))
+        chosen = only(params, where_of(where, axes))
+        return SrSteState(jnp.zeros([], jnp.int32), pattern_of(chosen), inner.init(params))
 
     def update(
         updates: PyTree, state: SrSteState, params: PyTree = None, **extra_args: Any

@@ -70,12 +70,43 @@ def masks_of(state: PyTree) -> PyTree:
     """
     found = list(_prune_states(state, "", None))
     if not found:
-        raise ValueError("there is no prune or keep_zeros link in this optimizer state")
+        raise ValueError(f"there is no prune or keep_zeros link in this optimizer state{_hint_of_restoring(state)}")
     (_, first), *rest = found
     masks = first.masks
     for _, other in rest:
         masks = _merge(masks, other.masks, "")
     return jax.tree.map(lambda leaf: None if _absent(leaf) else leaf, masks, is_leaf=_absent)
+
+
+def refuse_restored(state: object, name: str) -> None:
+    """Refuse a state that is no ``PruneState``.
+
+    Args:
+      state: the state that a link was given.
+      name: of the link.
+
+    Raises:
+      TypeError: the state is a dict, a list or anything else; the message says where that comes from.
+    """
+    if not isinstance(state, PruneState):
+        raise TypeError(
+            f"{name} was given a state of type {type(state).__name__}, not a PruneState{_hint_of_restoring(state)}"
+        )
+
+
+def _hint_of_restoring(state: PyTree) -> str:
+    """What to do, where a state has the containers of a checkpoint that was restored without a target."""
+    arrays = jax.tree.leaves(state)
+    named = any(
+        getattr(entry, "key", None) == "masks" for path, _ in jax.tree.leaves_with_path(state) for entry in path
+    )
+    plain = type(state) in (dict, list)
+    if not arrays or not (named or plain):
+        return ""
+    return (
+        f": it is a {type(state).__name__}, as a checkpoint restored without a target is; restore it with "
+        "the state of tx.init(params) as the target"
+    )
 
 
 def with_masks(state: PyTree, masks: PyTree) -> PyTree:

@@ -34,8 +34,8 @@ from jprune.pruning.plan import Plan
 from jprune.pruning.schedules import Schedule, entries
 from jprune.pruning.scores.elementwise import Score, refuse_no_score
 from jprune.pruning.selection.unstructured import global_masks
-from jprune.pruning.state import PruneState, masked_weights, trained
-from jprune.trees import Where, flatten, kernels, map_leaves, match, only
+from jprune.pruning.state import PruneState, masked_weights, refuse_restored, trained
+from jprune.trees import Where, flatten, is_placeholder, kernels, map_leaves, match, only
 
 
 @renamed_arguments(select="selection=")
@@ -115,6 +115,8 @@ def prune(
     advance = jax.jit(plan.advance)
 
     def init(params: PyTree) -> PruneState:
+        if is_placeholder(params):
+            return PruneState(jnp.zeros([], jnp.int32), params, key, jnp.zeros([], jnp.uint32))
         plan.check(only(trained(params), scored))
         masks = map_leaves(lambda weight: jnp.ones_like(weight, dtype=bool), only(trained(params), masked))
         own_key = jax.tree.map(jnp.copy, key)
@@ -132,6 +134,7 @@ def prune(
     ) -> tuple[PyTree, PruneState]:
         if params is None:
             raise ValueError("prune needs params: call update(updates, state, params)")
+        refuse_restored(state, "prune")
         before = trained(state.masks)
         weights = masked_weights(trained(params), before)
         if masked is not scored:
@@ -150,11 +153,11 @@ def prune(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def keep_zeros(*, where: Where = kernels) -> optax.GradientTransformationExtraArgs:
+def keep_zeros(*, where: Where | None = None) -> optax.GradientTransformationExtraArgs:
     """Keep weights that are 0 at init at exactly 0, to fine-tune pruned weights; always the last link of its chain.
 
     Args:
-      where: predicate on (path, leaf): the leaves in which zeros are kept.
+      where: predicate on (path, leaf): the leaves in which zeros are kept; None selects what ``kernels`` does.
 
     Returns:
       An optax transformation with a ``PruneState``: int32 count, bool masks (one byte per weight).
@@ -170,13 +173,16 @@ def keep_zeros(*, where: Where = kernels) -> optax.GradientTransformationExtraAr
     """
 
     def init(params: PyTree) -> PruneState:
-        weights = only(trained(params), where)
+        if is_placeholder(params):
+            return PruneState(jnp.zeros([], jnp.int32), params, None)
+        weights = only(trained(params), kernels if where is None else where)
         masks = map_leaves(lambda weight: weight != 0, weights)
         return PruneState(jnp.zeros([], jnp.int32), _for_all(masks, params), None)
 
     def update(updates: PyTree, state: PruneState, params: PyTree = None, **_: Any) -> tuple[PyTree, PruneState]:
         if params is None:
             raise ValueError("keep_zeros needs params: call update(updates, state, params)")
+        refuse_restored(state, "keep_zeros")
         updates = _masked_updates(updates, params, state.masks)
         return updates, state._replace(count=optax.safe_increment(state.count))
 

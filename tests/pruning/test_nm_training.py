@@ -97,3 +97,11 @@ def test_axes_say_along_which_axis_weights_compete():
     np.testing.assert_array_equal(state.masks["layer"]["weight"], np.array([[0, 1, 0, 1], *wanted[1:]], bool))
     with pytest.raises(ValueError, match=r"3 inputs|divide"):
         sr_ste(optax.sgd(0.1), axes={"weight$": jprune.KernelAxes(inputs=(0,), outputs=(1,))}).init(weight)
+
+
+def test_the_decay_can_be_injected():
+    make = optax.inject_hyperparams(sr_ste, static_args=("tx", "n", "m", "every"))
+    params = {"kernel": jnp.array([[1.0], [0.5]])}
+    tx = make(optax.sgd(0.1), n=1, m=2, decay=0.5)
+    updates, _ = tx.update({"kernel": jnp.zeros((2, 1))}, tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"][:, 0], [0.0, -0.1 * 0.5 * 0.5], rtol=1e-6)

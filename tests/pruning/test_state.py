@@ -1,11 +1,13 @@
 """Masks in an optimizer state that belong to other parameters than those at hand."""
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from optax import contrib
 
 import jprune
+from jprune.pruning.state import refuse_restored
 from tests.pruning.steps import by_rank
 
 pytestmark = pytest.mark.optax_promotes
@@ -47,3 +49,35 @@ def test_a_link_whose_zeros_would_not_hold_is_told_where_to_go(tx, why):
     place = "" if "chain" in why else "; chain prune after it"
     with pytest.raises(ValueError, match=f"{why}{place}, so pruned weights would not stay 0$"):
         jprune.masks_of(state)
+
+
+class TestRestoredWithoutATarget:
+    """A checkpoint restored without a target has dicts and lists where the state has named tuples."""
+
+    @pytest.mark.parametrize(
+        "restored",
+        [
+            {"0": {}, "1": {"count": np.zeros(()), "masks": {"kernel": np.ones((1, 2), bool)}, "key": None}},
+            [[], [np.zeros(()), {"kernel": np.ones((1, 2), bool)}]],
+        ],
+        ids=["dict", "list"],
+    )
+    def test_masks_of_says_so(self, restored):
+        with pytest.raises(ValueError, match=r"restored without a target is; restore it with the state of tx\.init"):
+            jprune.masks_of(restored)
+
+    def test_a_link_says_so(self):
+        with pytest.raises(TypeError, match="prune was given a state of type dict, not a PruneState: it is a dict, as"):
+            refuse_restored({"count": 0, "masks": {"kernel": np.ones((1, 2), bool)}}, "prune")
+
+
+@pytest.mark.parametrize(
+    "link",
+    [jprune.prune(jprune.magnitude(), {0: 0.5}), jprune.keep_zeros(), jprune.sr_ste(optax.sgd(0.1), 1, 2)],
+    ids=["prune", "keep_zeros", "sr_ste"],
+)
+def test_optax_maps_the_masks_as_what_is_like_the_parameters(link):
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    shapes = optax.tree.map_params(link, lambda leaf: leaf.shape, link.init(params))
+    assert shapes.masks["kernel"] == (2, 2)
+    assert shapes.count == 0

@@ -61,7 +61,8 @@ def cost_table(
 
     Raises:
       ImportError: the extra ``recall`` is not installed (pandas).
-      ValueError: a mask fits no leaf, or a weight is used inside a ``while`` loop, whose number of rounds is unknown.
+      ValueError: no leaf is of a real floating dtype, a mask fits no leaf, or a weight is used inside a ``while``
+        loop, whose number of rounds is unknown.
 
     Layers in which nothing is left are named in a warning.
 
@@ -100,10 +101,12 @@ def cost_table(
             rows[name] = row
             if mask is not None or (masks is None and kernels(path, leaf)):
                 masked.append(name)
+    if not rows:
+        raise ValueError("params has no array of a real floating dtype, so there is nothing to count")
     empty = [name for name in masked if rows[name]["parameters"] and not rows[name]["nonzeros"]]
     if empty:
         warnings.warn(nothing_left(empty), stacklevel=2)
-    counted = [name for name in next(iter(rows.values()), {}) if name != "shape"]
+    counted = [name for name in next(iter(rows.values())) if name != "shape"]
     rows["total"] = {"shape": (), **{name: sum(row[name] for row in rows.values()) for name in counted}}
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.insert(3, "compression", table["parameters"] / table["nonzeros"].where(table["nonzeros"] > 0))

@@ -150,6 +150,7 @@ def structured(
     >>> graph = jprune.trace_model(apply, params, jnp.ones((1, 1)))
     >>> tx = jprune.prune(jprune.magnitude(), {100: 0.5}, selection=jprune.structured(graph, budget="multiply_adds"))
     """
+    refuse_no_graph(graph)
     if reduce not in _REDUCTIONS:
         raise ValueError(f"reduce={reduce!r} is unknown; use 'mean', 'sum' or 'l2'")
     if budget not in BUDGETS:
@@ -451,6 +452,14 @@ def masks_without(
     return jax.tree.unflatten(treedef, out)
 
 
+def refuse_no_graph(graph: object) -> None:
+    """Raise a ``TypeError`` that says how a graph is made, where one is not given."""
+    if not isinstance(graph, Graph):
+        raise TypeError(
+            f"graph is of type {type(graph).__name__}; it must be made by jprune.trace_model(apply, params, *inputs)"
+        )
+
+
 def check_leaves(graph: Graph, tree: PyTree, *, name: str, needed: Collection[str] | None = None) -> None:
     """Refuse a tree that is not of the graph's model.
 
@@ -461,8 +470,10 @@ def check_leaves(graph: Graph, tree: PyTree, *, name: str, needed: Collection[st
       needed: paths that the tree must have; None for all of the graph.
 
     Raises:
+      TypeError: ``graph`` is no graph.
       ValueError: a leaf is missing, has another shape or is not in the graph; the message names the first.
     """
+    refuse_no_graph(graph)
     paths, leaves, _ = flatten(tree)
     found = dict(zip(paths, leaves, strict=True))
     why = "the graph is of another model"

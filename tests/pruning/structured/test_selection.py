@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 import jprune
 from jprune.graph import trace_model
 from jprune.pruning.structured import budgets
+from jprune.pruning.structured.selection import refuse_no_graph
 from tests.pruning.structured.models import MODELS
 from tests.pruning.structured.test_removal import graph_of, masks_like
 
@@ -340,3 +341,8 @@ def test_masks_of_another_tree_class_fit():
     params, graph = chain()
     masks = jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, params), sparsity=0.5)
     assert masks_like(params, masks).keys() == params.keys()
+
+
+def test_a_function_in_place_of_the_graph_is_refused():
+    with pytest.raises(TypeError, match=r"graph is of type function; it must be made by jprune\.trace_model"):
+        refuse_no_graph(lambda p, x: x)
