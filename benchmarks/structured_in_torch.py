@@ -103,13 +103,13 @@ def _dependencies(net: nn.Module, inputs: torch.Tensor) -> Side:
     return find
 
 
-def _halved(net: nn.Module, inputs: torch.Tensor, ignored: list[nn.Module], **options: Any) -> tuple[nn.Module, float]:
+def _halved(net: nn.Module, inputs: torch.Tensor, ignored: list[nn.Module]) -> tuple[nn.Module, float]:
     """Prune by mean magnitude in steps of one percent until half of the multiply-adds are left."""
     multiply_adds = lambda: torch_pruning.utils.count_ops_and_params(net, inputs)[0]
     whole = multiply_adds()
     importance = torch_pruning.importance.GroupMagnitudeImportance(p=1)
     pruner = torch_pruning.pruner.BasePruner(
-        net, inputs, importance, pruning_ratio=0.99, iterative_steps=99, ignored_layers=ignored, **options
+        net, inputs, importance, pruning_ratio=0.99, iterative_steps=99, ignored_layers=ignored
     )
     while multiply_adds() > whole / 2:
         pruner.step()
@@ -117,7 +117,7 @@ def _halved(net: nn.Module, inputs: torch.Tensor, ignored: list[nn.Module], **op
 
 
 def _transformer_kept() -> str:
-    net, left = _halved(*_with_head_kept(TransformerBlock()), round_to=structured.ROUND_TO)
+    net, left = _halved(*_with_head_kept(TransformerBlock()))
     small = structured.halved(structured.transformer_block(batch=8))
     before, after = small.table.multiply_adds or (1, 1)
     widths = f"{net.embed.out_features}, {net.query.out_features} and {net.up.out_features}"
@@ -147,7 +147,7 @@ def _accuracies(steps: int, fine_tuning: int) -> str:
     theirs = copy.deepcopy(net).eval()
     # Torch-Pruning does not follow the channels through the padding of the shortcuts: the residual stream stays whole.
     stream = [theirs.head, theirs.stem, *(block.conv2 for block in theirs.blocks)]
-    theirs, left = _halved(theirs, torch.zeros(1, 1, 28, 28), stream, round_to=structured.ROUND_TO)
+    theirs, left = _halved(theirs, torch.zeros(1, 1, 28, 28), stream)
     widths = [block.conv1.out_channels for block in theirs.blocks]
 
     model = _in_jax(net)
