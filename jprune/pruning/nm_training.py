@@ -113,7 +113,7 @@ def sr_ste(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _with_decay(updates: PyTree, params: PyTree, masks: PyTree, decay: float) -> PyTree:
+def _with_decay(updates: PyTree, params: PyTree, masks: PyTree, decay: float | Float[Array, ""]) -> PyTree:
     _, given, treedef = flatten(updates)
     weights = match(updates, params, reference_name="updates", name="params")
     own = match(updates, masks, reference_name="updates", name="the masks of the optimizer state")
