@@ -121,9 +121,10 @@ def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
             if value.axes and value.axes[place].size != size:
                 record.channels.freeze(value.axes[place].ids, "a single index of it is broadcast")
         zeros = [value.axes[place].zero and value in full if value.axes else _is_zero(value) for value in inputs]
-        if _is_infinite(equation, zeros):
+        if _is_infinite(equation, zeros, inputs):
             record.channels.note(ids, f"'{name}' of a masked channel is not finite")
-        axes.append(Axis(ids, sources, _zero_after(name, zeros, [value.literal for value in inputs])))
+        zero = _zero_after(name, zeros, [value.literal for value in inputs]) and equation.params.get("y") != 0
+        axes.append(Axis(ids, sources, zero))
     chosen = union(*(value.chosen for value in parts)) if kind.of_parameters else ()
     literal = inputs[0].literal if name == "convert_element_type" else None
     return [Value(tuple(axes), kind, chosen, literal) for _ in equation.outvars]
@@ -155,17 +156,23 @@ def _biased(record: Record, inputs: list[Value]) -> list[Value]:
     return found
 
 
-def _is_infinite(equation: core.JaxprEqn, zeros: list[bool]) -> bool:
-    """Whether a masked channel is divided by."""
+def _is_infinite(equation: core.JaxprEqn, zeros: list[bool], inputs: list[Value]) -> bool:
+    """Whether a masked channel is divided by, or raised to a power that is not known to be positive."""
     name = equation.primitive.name
-    negative_power = name == "integer_pow" and equation.params["y"] < 0
-    return (zeros[0] and (name in _INFINITE_AT_ZERO or negative_power)) or (name == "div" and zeros[1])
+    other_power = (name == "integer_pow" and equation.params["y"] < 0) or (
+        name == "pow" and not _is_positive(inputs[1].literal)
+    )
+    return (zeros[0] and (name in _INFINITE_AT_ZERO or other_power)) or (name in ("div", "rem") and zeros[1])
+
+
+def _is_positive(literal: Any) -> bool:
+    return literal is not None and bool(np.all(literal > 0))
 
 
 def _zero_after(name: str, zeros: list[bool], literals: list[Any]) -> bool:
     """Whether the result is zero where the operands in ``zeros`` are."""
     if name in _ZERO_AT_ZERO or name in _ZERO_WHERE_FIRST_IS:
-        return zeros[0]
+        return zeros[0] and (name != "pow" or _is_positive(literals[1]))
     if name in _ZERO_WHERE_ALL_ARE or name == "clamp":
         known = [0 if zero else literal for zero, literal in zip(zeros, literals, strict=True)]
         if name in ("min", "max", "clamp") and None not in known:  # relu6 is min(max(x, 0), 6)
@@ -479,7 +486,12 @@ def _argument(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> l
 def _cumulative(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     value, along = inputs[0], equation.params["axis"]
     record.channels.freeze(value.axes[along].ids, f"'{equation.primitive.name}' runs along it")
-    return [value.with_axes([Axis(a.ids, a.sources, a.zero and place != along) for place, a in enumerate(value.axes)])]
+    keeps_zero = equation.primitive.name != "cumlogsumexp"
+    return [
+        value.with_axes(
+            [Axis(a.ids, a.sources, a.zero and place != along and keeps_zero) for place, a in enumerate(value.axes)]
+        )
+    ]
 
 
 @_rule("sort", "top_k", "approx_top_k", "fft")

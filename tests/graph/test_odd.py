@@ -325,6 +325,21 @@ def test_masks_given_as_state_leave_kernels_what_they_are():
     assert roles(graph) == {"w": "i o"}
 
 
+@pytest.mark.parametrize(
+    ("inner", "exact"),
+    [
+        (lambda h: h**0.5, True),
+        (lambda h: h**-0.5, False),  # 0 ** -0.5 is infinite
+        (lambda h: jnp.cumsum(h, axis=0), True),
+        (lambda h: jax.lax.cumlogsumexp(h, axis=0), False),  # log(exp(0) + exp(0)) is not 0
+    ],
+)
+def test_a_sum_over_masked_channels_is_exact_only_where_they_are_zero(inner, exact):
+    graph = jprune.trace_model(lambda p, x: inner(x @ p["w"]).sum(1), {"w": shape(6, 4)}, X)
+    (group,) = graph.channels
+    assert group.exact == exact
+
+
 def test_a_masked_channel_that_is_divided_by_is_not_exact():
     def apply(p, x):
         return jax.nn.relu(x @ (p["g"] * p["v"] / jnp.linalg.norm(p["v"], axis=0))) @ p["o"]
