@@ -211,7 +211,7 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("--images are shown in the report: say where to write it with --out")
     for name, target in (("--out", options.out), ("--csv", options.csv)):
         if target is not None and not target.parent.is_dir():
-            raise InputError(f"{name} {target}: the folder {target.parent} is not there")
+            raise InputError(f"{name} {target}: the folder {target.parent} does not exist; create it or name another")
     if options.out is not None and options.out.is_dir():
         raise InputError(f"--out {options.out} is a folder; give the report a file name")
     if options.csv is not None and options.csv.exists() and not options.csv.is_dir():

@@ -184,7 +184,7 @@ CSV = {
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (["--labels", "none.csv"], "none.csv is not there"),
+        (["--labels", "none.csv"], "none.csv does not exist; check the path"),
         (["--labels", "."], ". is not a file"),
         (["--labels", "labels.txt"], "labels.txt has the suffix '.txt'"),
         (["--labels", "two_labels.csv"], "two_labels.csv has 2 columns (x, y)"),
@@ -227,7 +227,7 @@ CSV = {
         (["--images", "two.npy"], "--images are shown in the report"),
         (["--images", "two.csv", "--out", "report.html"], "two.csv: images are read from .npy or .npz only"),
         (["--images", "two.npy", "--out", "report.html"], "images must have shape"),
-        (["--out", "none/report.html"], "the folder none is not there"),
+        (["--out", "none/report.html"], "the folder none does not exist; create it"),
         (["--out", "."], "is a folder"),
         (["--csv", "two.csv"], "--csv two.csv is not a folder"),
         (["--level", "99.0"], "--level must lie strictly between 0 and 1"),

@@ -93,8 +93,8 @@ def prune(
       checksum of the entry applied last.
 
     Raises:
-      TypeError: ``score`` is not a valid score (``jprune.magnitude`` without its parentheses), or ``schedule`` is
-        not a table of amounts; at ``init``, ``where`` is not a function.
+      TypeError: ``score`` is not a valid score (``jprune.magnitude`` without its parentheses), ``selection`` is
+        not callable, or ``schedule`` is not a dict of amounts; at ``init``, ``where`` is not a function.
       ValueError: the schedule is out of range. At ``init``: ``where`` selects nothing; the number kept rises
         without ``regrow``; the selection does not fit the weights (groups that do not divide, say). While
         tracing: no ``params``, no ``grad``, ``batch`` or key for a score that needs it, or trees that do not
@@ -108,6 +108,11 @@ def prune(
     {'bias': Array([-0.1, -0.1], dtype=float32), 'kernel': Array([[2.9, 0. ]], dtype=float32)}
     """
     refuse_no_score(score)
+    if not callable(selection):
+        raise TypeError(
+            f"selection={selection!r} is a {type(selection).__name__}; it must be a function from scores to masks: "
+            "pass selection=jprune.global_masks or selection=jprune.layer_masks"
+        )
     scored = where_of(where, getattr(selection, "graph", None) if axes is None else axes)
     masked = _masked_leaves(scored, selection)
     plan = Plan(score, dict(entries(schedule)), selection, axes, min_keep, regrow)

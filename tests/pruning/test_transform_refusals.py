@@ -81,3 +81,8 @@ def test_a_where_that_selects_nothing_is_refused_at_init():
         jprune.prune(jprune.magnitude(), {0: 0.5}).init({"bias": jnp.ones(3)})
     with pytest.raises(ValueError, match="matches no leaf"):
         jprune.keep_zeros(where=jprune.by_path(include="absent")).init({"kernel": jnp.ones((1, 1))})
+
+
+def test_a_selection_by_name_is_refused_with_the_functions_to_pass():
+    with pytest.raises(TypeError, match=r"selection='layer' is a str; .* pass selection=jprune\.global_masks or"):
+        inspect.unwrap(jprune.prune)(jprune.magnitude(), {0: 0.5}, selection="layer")

@@ -169,7 +169,7 @@ def _split(file: str) -> tuple[Path, str | None]:
     picked = _PICKED.match(file)
     path, name = (Path(picked["path"]), picked["name"]) if picked and not Path(file).exists() else (Path(file), None)
     if not path.is_file():
-        raise InputError(f"{path} is not there" if not path.exists() else f"{path} is not a file")
+        raise InputError(f"{path} does not exist; check the path" if not path.exists() else f"{path} is not a file")
     _kind(path)
     return path, name
 
