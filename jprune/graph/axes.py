@@ -4,7 +4,7 @@ Selections that depend on layers, inputs or outputs resolve their ``axes=`` argu
 
     found = kernel_axes(axes, tree)       # {path: KernelAxes, or None where the axes are unknown}
     if found[path] is None:
-        raise ValueError(unknown_axes(path, leaf.shape, "n:m groups run along the inputs"))
+        raise ValueError(unknown_axes(path, leaf.shape, "n:m groups run along the inputs", axes))
 
 ``axes`` is one of
 
@@ -95,6 +95,11 @@ class HasAxes(Protocol):
         """By path, the shape of a leaf."""
         ...
 
+    @property
+    def unknown(self) -> Mapping[str, str]:
+        """By path, why the axes of a leaf are unknown."""
+        ...
+
 
 Axes = HasAxes | Mapping[str, KernelAxes] | str | None
 
@@ -141,17 +146,30 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     )
 
 
-def unknown_axes(path: str, shape: tuple[int, ...], why: str) -> str:
+def unknown_axes(path: str, shape: tuple[int, ...], why: str, axes: Axes = None) -> str:
     """The message for a leaf whose axes are needed and unknown.
+
+    Args:
+      path: of the leaf.
+      shape: of the leaf.
+      why: what the axes are needed for.
+      axes: the ``axes=`` argument in which they are unknown; of a graph, its reason is quoted.
 
     >>> unknown_axes("blocks/kernel", (4, 16, 16), "n:m groups run along the inputs")
     "leaf 'blocks/kernel' of shape (4, 16, 16): n:m groups run along the inputs, and its name and shape do not say
     which axes these are; give axes=jprune.trace_model(apply, params, *inputs) or
     axes={'^blocks/kernel$': jprune.KernelAxes(...)}"
     """
+    by_hand = f"axes={{{'^' + path + '$'!r}: jprune.KernelAxes(...)}}"
+    if isinstance(axes, HasAxes):
+        reason = axes.unknown.get(path, "no reason is recorded")
+        return (
+            f"leaf '{path}' of shape {shape}: {why}, and the graph does not say which axes these are ({reason}); "
+            f"leave the leaf out, or give {by_hand} in place of the graph, with patterns for the other leaves"
+        )
     return (
         f"leaf '{path}' of shape {shape}: {why}, and its name and shape do not say which axes these are; "
-        f"give axes=jprune.trace_model(apply, params, *inputs) or axes={{{'^' + path + '$'!r}: jprune.KernelAxes(...)}}"
+        f"give axes=jprune.trace_model(apply, params, *inputs) or {by_hand}"
     )
 
 

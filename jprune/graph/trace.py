@@ -187,7 +187,11 @@ def _graph(
         for path, value in tree.items()
         for axis, ids in enumerate(value.ids)
     ]
-    stacked = {path: found.stacked for path, found in axes.items() if found is not None}
+    stacked = {
+        path: tuple(axis for axis in found.stacked if parameters[path].axes[axis].size > 1)
+        for path, found in axes.items()
+        if found is not None
+    }
     counted = dict.fromkeys(parameters, 0)
     for leaf, count in record.multiply_adds:
         if leaf is not None:

@@ -158,7 +158,7 @@ def group_soft_threshold(
         for path, array in arrays.items():
             found = roles[path]
             if found is None:
-                raise ValueError(unknown_axes(path, array.shape, f"a group has the weights of one of its {over}"))
+                raise ValueError(unknown_axes(path, array.shape, f"a group has the weights of one of its {over}", axes))
             own = {*found.stacked, *(found.outputs if over == "outputs" else found.inputs)}
             others = tuple(axis for axis in range(array.ndim) if axis not in own)
             squares = jnp.sum(jnp.square(array), axis=others, keepdims=True)

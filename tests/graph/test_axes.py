@@ -105,8 +105,11 @@ def test_patterns_come_first_and_other_leaves_follow_the_convention():
             "two keys that match leaf 'w' and differ: 'w' and '^w$'",
         ),
         ("torch", "axes='torch' is not a convention"),
-        (SimpleNamespace(axes={}, shapes={}), "it has no leaf 'w'"),
-        (SimpleNamespace(axes={"w": None}, shapes={"w": (6, 5)}), "leaf 'w' has shape (6, 5), this one has (5, 6)"),
+        (SimpleNamespace(axes={}, shapes={}, unknown={}), "it has no leaf 'w'"),
+        (
+            SimpleNamespace(axes={"w": None}, shapes={"w": (6, 5)}, unknown={}),
+            "leaf 'w' has shape (6, 5), this one has (5, 6)",
+        ),
     ],
 )
 def test_axes_that_do_not_fit_are_refused_by_name(axes, message):
@@ -121,7 +124,8 @@ def test_axes_of_another_type_are_refused(axes):
 
 
 def test_a_graph_answers_for_its_leaves():
-    graph = SimpleNamespace(axes={"w": _in_out(2), "v": None}, shapes={"w": (5, 6), "v": (2, 3, 4)})
+    shapes = {"w": (5, 6), "v": (2, 3, 4)}
+    graph = SimpleNamespace(axes={"w": _in_out(2), "v": None}, shapes=shapes, unknown={"v": "nothing reads it"})
     assert kernel_axes(graph, _shapes(w=(5, 6), v=(2, 3, 4))) == {"w": _in_out(2), "v": None}
 
 

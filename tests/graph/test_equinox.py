@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import jprune
 from tests.graph.models import groups, roles, shape, tokens, trace_equinox
 
 
@@ -211,3 +212,131 @@ def test_experts():
             return jnp.einsum("e,ed->d", jax.nn.softmax(self.router(x)), jnp.einsum("ef,efd->ed", h, self.down))
 
     assert roles(trace_equinox(Experts, shape(5, 8))) == {"router/weight": "o i", "up": "s i o", "down": "s i o"}
+
+
+def test_batch_norm_loses_its_state_with_its_channels():
+    class Normalized(eqx.Module):
+        conv: eqx.nn.Conv2d
+        norm: eqx.nn.BatchNorm
+        head: eqx.nn.Linear
+
+        def __init__(self, key):
+            self.conv, self.norm = eqx.nn.Conv2d(3, 4, 3, key=key), eqx.nn.BatchNorm(4, "batch", mode="batch")
+            self.head = eqx.nn.Linear(4, 2, key=key)
+
+        def __call__(self, x, state):
+            x, state = self.norm(self.conv(x), state)
+            return self.head(jax.nn.relu(x).mean((1, 2))), state
+
+    model, state = eqx.filter_eval_shape(eqx.nn.make_with_state(Normalized), jax.random.key(0))
+
+    def apply(model, state, x):
+        return jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
+
+    graph = jprune.trace_model(apply, model, shape(2, 3, 8, 8), state=state)
+    assert roles(graph) == {
+        "conv/weight": "o i w w",
+        "conv/bias": "o o o",
+        "norm/weight": "o",
+        "norm/bias": "o",
+        "head/weight": "o i",
+        "head/bias": "o",
+    }
+    assert graph.kernels == ("conv/weight", "head/weight")
+    members = {("conv/weight", 0): 1, ("conv/bias", 0): 1, ("norm/weight", 0): 1, ("norm/bias", 0): 1}
+    running = {("1/0", 0): 1, ("1/1", 0): 1}  # mean and variance, after the counter of batches
+    assert groups(graph) == [(4, {**members, **running, ("head/weight", 1): 1})]
+    assert [member.path for member in graph.channels[0].state] == ["1/0", "1/1"]
+    assert graph.channels[0].exact
+
+
+def test_squeeze_and_excite():
+    class SqueezeAndExcite(eqx.Module):
+        conv: eqx.nn.Conv2d
+        down: eqx.nn.Linear
+        up: eqx.nn.Linear
+        head: eqx.nn.Linear
+
+        def __init__(self, key):
+            self.conv = eqx.nn.Conv2d(3, 8, 3, key=key)
+            self.down, self.up = eqx.nn.Linear(8, 2, key=key), eqx.nn.Linear(2, 8, key=key)
+            self.head = eqx.nn.Linear(8, 5, key=key)
+
+        def __call__(self, x):
+            x = jax.nn.relu(self.conv(x))
+            gate = jax.nn.sigmoid(self.up(jax.nn.relu(self.down(x.mean((1, 2))))))
+            return self.head((x * gate[:, None, None]).mean((1, 2)))
+
+    graph = trace_equinox(SqueezeAndExcite, shape(2, 3, 8, 8))
+    assert {path: roles(graph)[path] for path in graph.kernels} == {
+        "conv/weight": "o i w w",
+        "down/weight": "o i",
+        "up/weight": "o i",
+        "head/weight": "o i",
+    }
+    channels = {("conv/weight", 0): 1, ("conv/bias", 0): 1, ("down/weight", 1): 1, ("up/weight", 0): 1}
+    channels |= {("up/bias", 0): 1, ("head/weight", 1): 1}
+    squeezed = {("down/weight", 0): 1, ("down/bias", 0): 1, ("up/weight", 1): 1}
+    assert groups(graph) == [(8, channels), (2, squeezed)]
+    assert all(group.exact for group in graph.channels)
+
+
+def test_patch_embedding_by_reshape():
+    class Patches(eqx.Module):
+        embed: eqx.nn.Linear
+        token: jax.Array
+        positions: jax.Array
+        head: eqx.nn.Linear
+
+        def __init__(self, key):
+            self.embed, self.head = eqx.nn.Linear(4 * 4 * 3, 16, key=key), eqx.nn.Linear(16, 10, key=key)
+            self.token, self.positions = jnp.zeros((1, 16)), jnp.zeros((5, 16))
+
+        def __call__(self, x):
+            x = x.reshape(3, 2, 4, 2, 4).transpose(1, 3, 0, 2, 4).reshape(4, 48)
+            x = jnp.concatenate([self.token, jax.vmap(self.embed)(x)]) + self.positions
+            return self.head(x[0])
+
+    graph = trace_equinox(Patches, shape(2, 3, 8, 8))
+    assert {path: roles(graph)[path] for path in graph.kernels} == {"embed/weight": "o i", "head/weight": "o i"}
+    stream = {("embed/weight", 0): 1, ("embed/bias", 0): 1, ("token", 1): 1, ("positions", 1): 1, ("head/weight", 1): 1}
+    assert groups(graph) == [(16, stream)]
+    assert graph.frozen["embed/weight", 1] == "an axis of the model's inputs"
+
+
+def test_scanned_and_rematerialized_blocks():
+    class Block(eqx.Module):
+        up: eqx.nn.Linear
+        down: eqx.nn.Linear
+
+        def __init__(self, key):
+            self.up, self.down = eqx.nn.Linear(8, 16, key=key), eqx.nn.Linear(16, 8, key=key)
+
+        def __call__(self, x):
+            return x + self.down(jax.nn.gelu(self.up(x)))
+
+    class Stack(eqx.Module):
+        blocks: Block
+
+        def __init__(self, key):
+            self.blocks = eqx.filter_vmap(Block)(jax.random.split(key, 3))
+
+        def __call__(self, x):
+            arrays, static = eqx.partition(self.blocks, eqx.is_array_like)
+
+            @eqx.filter_checkpoint
+            def step(x, block):
+                return eqx.combine(block, static)(x), None
+
+            return jax.lax.scan(step, x, arrays)[0]
+
+    graph = trace_equinox(Stack, shape(2, 8))
+    assert roles(graph) == {
+        "blocks/up/weight": "s o i",
+        "blocks/up/bias": "s o",
+        "blocks/down/weight": "s o i",
+        "blocks/down/bias": "s o",
+    }
+    hidden = {("blocks/up/weight", 1): 1, ("blocks/up/bias", 1): 1, ("blocks/down/weight", 2): 1}
+    assert groups(graph) == [(16, hidden)]
+    assert graph.multiply_adds["blocks/up/weight"] == 3 * 2 * 8 * 16

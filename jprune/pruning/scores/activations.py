@@ -101,7 +101,7 @@ def wanda(
     if apply is not None and activations is None:
         squares = functools.partial(_seen, apply)
     elif activations is not None and apply is None:
-        squares = functools.partial(_given, activations)
+        squares = functools.partial(_given, activations, axes=axes)
     else:
         raise ValueError("wanda needs apply or activations, and not both")
 
@@ -183,6 +183,8 @@ def _given(
     roles: dict[str, KernelAxes | None],
     whole: PyTree,
     batch: Any,
+    *,
+    axes: Axes,
 ) -> list[Any]:
     """For each weight the sum of squares of its given inputs, to be broadcast with it."""
     inputs, squares = activations(whole, batch), []
@@ -190,7 +192,7 @@ def _given(
         x = inputs.get(path, inputs.get(path.rpartition("/")[0]))
         own = roles[path]
         if own is None:
-            own = _stacked_like(x, path, weight.shape)
+            own = _stacked_like(x, path, weight.shape, axes)
         lead = tuple(weight.shape[axis] for axis in own.stacked)
         ends = tuple(weight.shape[axis] for axis in own.inputs)
         if x is None or x.shape[: len(lead)] != lead or x.shape[x.ndim - len(ends) :] != ends:
@@ -208,11 +210,12 @@ def _given(
     return squares
 
 
-def _stacked_like(x: Any, path: str, shape: tuple[int, ...]) -> KernelAxes:
+def _stacked_like(x: Any, path: str, shape: tuple[int, ...], axes: Axes) -> KernelAxes:
     """The axes of stacked kernels (layers, in, out) where the given inputs are (layers, ..., in)."""
     if x is None or len(shape) != 3 or x.ndim < 3 or (x.shape[0], x.shape[-1]) != shape[:2]:
-        raise ValueError(unknown_axes(path, shape, "activations are matched to its inputs"))
-    warnings.warn(unknown_axes(path, shape, "wanda takes it for stacked layers, as its activations are"), stacklevel=2)
+        raise ValueError(unknown_axes(path, shape, "activations are matched to its inputs", axes))
+    why = "wanda takes it for stacked layers, as its activations are"
+    warnings.warn(unknown_axes(path, shape, why, axes), stacklevel=2)
     return KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))
 
 

@@ -130,7 +130,7 @@ def sparsegpt(
     for i, (path, leaf) in enumerate(zip(paths, chosen, strict=True)):
         if leaf is None:
             continue
-        own = _summing(roles[path], path, leaf.shape)
+        own = _summing(roles[path], path, leaf.shape, axes)
         gram = _gram_of(activations, path, leaf, own)
         stacked = _stacked_rows(leaf, own)
         inputs, outputs = stacked.shape[1:]
@@ -187,7 +187,7 @@ def input_grams(
     paths, chosen, _ = flatten(only(params, where))
     wanted = {path: leaf for path, leaf in zip(paths, chosen, strict=True) if leaf is not None}
     roles = kernel_axes(axes, params)
-    summed = {path: _summing(roles[path], path, leaf.shape) for path, leaf in wanted.items()}
+    summed = {path: _summing(roles[path], path, leaf.shape, axes) for path, leaf in wanted.items()}
 
     @jax.jit
     def one(params: PyTree, batch: Any) -> dict[str, Any]:
@@ -265,13 +265,13 @@ class _Roles(NamedTuple):
     outputs: tuple[int, ...]
 
 
-def _summing(axes: KernelAxes | None, path: str, shape: tuple[int, ...]) -> _Roles:
-    if axes is None:
-        raise ValueError(unknown_axes(path, shape, "the inputs are what its outputs are reconstructed from"))
-    if axes.tied or axes.groups != 1:
-        problem = "is read in more than one way (tied weights)" if axes.tied else f"has {axes.groups} feature groups"
+def _summing(own: KernelAxes | None, path: str, shape: tuple[int, ...], axes: Axes) -> _Roles:
+    if own is None:
+        raise ValueError(unknown_axes(path, shape, "the inputs are what its outputs are reconstructed from", axes))
+    if own.tied or own.groups != 1:
+        problem = "is read in more than one way (tied weights)" if own.tied else f"has {own.groups} feature groups"
         raise ValueError(f"leaf '{path}' {problem}, so it has no single set of inputs; exclude it with where=")
-    return _Roles(axes.stacked, tuple(sorted(axes.inputs + axes.spatial)), axes.outputs)
+    return _Roles(own.stacked, tuple(sorted(own.inputs + own.spatial)), own.outputs)
 
 
 def _sizes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -105,15 +105,15 @@ def _by_filter(of: Any, axes: Axes, tree: PyTree) -> PyTree:
     paths, leaves, treedef = flatten(tree)
     roles = kernel_axes(axes, tree)
     scores = [
-        None if leaf is None else _leaf_by_filter(of, path, leaf, roles[path])
+        None if leaf is None else _leaf_by_filter(of, path, leaf, roles[path], axes)
         for path, leaf in zip(paths, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, scores)
 
 
-def _leaf_by_filter(of: Any, path: str, leaf: Any, roles: KernelAxes | None) -> Float[Array, "..."] | None:
+def _leaf_by_filter(of: Any, path: str, leaf: Any, roles: KernelAxes | None, axes: Axes) -> Float[Array, "..."] | None:
     if roles is None:
-        raise ValueError(unknown_axes(path, leaf.shape, "a filter has the weights into one output"))
+        raise ValueError(unknown_axes(path, leaf.shape, "a filter has the weights into one output", axes))
     summed = tuple(axis for axis in range(leaf.ndim) if axis not in (*roles.stacked, *roles.outputs))
     if not summed:
         return None

@@ -42,7 +42,7 @@ def lamp(*, axes: Axes = None, where: Where | None = None) -> Score:
                 continue
             found = roles[path]
             if found is None:
-                warnings.warn(unknown_axes(path, leaf.shape, "it counts as one layer"), stacklevel=2)
+                warnings.warn(unknown_axes(path, leaf.shape, "it counts as one layer", axes), stacklevel=2)
             stacked = () if found is None else found.stacked
             moved = jnp.moveaxis(leaf.astype(working_dtype(leaf)), stacked, range(len(stacked)))
             layers = moved.reshape(math.prod(moved.shape[: len(stacked)]), -1)

@@ -150,7 +150,7 @@ def layers_of(
     if per_layer is not None or axes is not None:
         roles = kernel_axes(axes, scores)
         stacked = [
-            () if leaf is None else _stacked(path, leaf, roles[path], per_layer)
+            () if leaf is None else _stacked(path, leaf, roles[path], per_layer, axes)
             for path, leaf in zip(paths, leaves, strict=True)
         ]
     layers = Layers(
@@ -285,14 +285,14 @@ def describe(leaf: object) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else repr(leaf)
 
 
-def _stacked(path: str, leaf: Any, axes: KernelAxes | None, per_layer: str | None) -> tuple[int, ...]:
-    if axes is None and per_layer is None:
+def _stacked(path: str, leaf: Any, own: KernelAxes | None, per_layer: str | None, axes: Axes) -> tuple[int, ...]:
+    if own is None and per_layer is None:
         return ()
-    if axes is None:
+    if own is None:
         why = f"{per_layer} treats it as one layer, which is wrong if it stacks several"
-        warnings.warn(unknown_axes(path, tuple(leaf.shape), why), stacklevel=2)
+        warnings.warn(unknown_axes(path, tuple(leaf.shape), why, axes), stacklevel=2)
         return ()
-    return axes.stacked
+    return own.stacked
 
 
 def _largest_of_each(layers: Layers, counts: Count) -> list[Any]:

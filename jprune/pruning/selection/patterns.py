@@ -321,7 +321,8 @@ def _arranged(layers: Layers, axes: Axes, why: str) -> tuple[Layers, _Restore]:
     """
     found = kernel_axes(axes, layers.tree(layers.scores))
     roles = [
-        _known(found[path], path, shape, why) for path, shape in zip(layers.paths, layers.leaf_shapes, strict=True)
+        _known(found[path], path, shape, why, axes)
+        for path, shape in zip(layers.paths, layers.leaf_shapes, strict=True)
     ]
 
     def arrange(array: Shaped[Array, "..."], own: KernelAxes) -> Shaped[Array, "..."]:
@@ -337,14 +338,14 @@ def _arranged(layers: Layers, axes: Axes, why: str) -> tuple[Layers, _Restore]:
     return arranged, _Restore(layers.paths, layers.leaf_shapes, roles)
 
 
-def _known(axes: KernelAxes | None, path: str, shape: tuple[int, ...], why: str) -> KernelAxes:
-    if axes is None:
-        raise ValueError(unknown_axes(path, shape, why))
-    if axes.tied:
+def _known(own: KernelAxes | None, path: str, shape: tuple[int, ...], why: str, axes: Axes) -> KernelAxes:
+    if own is None:
+        raise ValueError(unknown_axes(path, shape, why, axes))
+    if own.tied:
         raise ValueError(
-            f"leaf '{path}' of shape {shape} is read in two ways (axes={axes}): {why}, which differ; {_leave_out(path)}"
+            f"leaf '{path}' of shape {shape} is read in two ways (axes={own}): {why}, which differ; {_leave_out(path)}"
         )
-    return axes
+    return own
 
 
 def _leave_out(path: str) -> str:

@@ -220,6 +220,7 @@ GRAPH = types.SimpleNamespace(
         "blocks/lora_a": jprune.KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,)),
     },
     shapes={"cell/weight_hh": (8, 4), "norm/weight": (4, 4), "blocks/lora_a": (2, 4, 3)},
+    unknown={},
     kernels=("cell/weight_hh", "blocks/lora_a"),
 )
 
