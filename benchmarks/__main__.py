@@ -46,7 +46,7 @@ IN_README = [
 ]
 NAMES = (
     *("imports", "selection", "prune_step", "sparsegpt", "structured"),
-    *("jumpstart", "networks", "replicates", "moons", "audit"),
+    *("jumpstart", "networks", "replicates", "moons", "audit", "tracing"),
 )
 
 

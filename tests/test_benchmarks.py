@@ -15,7 +15,7 @@ import jprune
 torch = pytest.importorskip("torch", reason="the benchmarks need the extra bench")
 
 from benchmarks import __main__ as command
-from benchmarks import arithmetic, audit, growth, in_torch, moons, replicates, sparsegpt, steps, timing
+from benchmarks import arithmetic, audit, growth, in_torch, moons, replicates, sparsegpt, steps, timing, tracing
 from experiments.data import datasets
 from experiments.training.steps import Recipe
 
@@ -216,6 +216,28 @@ def test_the_arithmetic_of_a_large_tree():
     assert cost.passes == (11, 2)
     assert cost.moved == 11 * 7 * 1_000 * 4
     assert cost.gathered == 4 * (10**11 - 97_656_250)
+
+
+def test_the_graphs_that_are_timed_have_the_parameters_and_channels_they_are_named_for():
+    """The decoder's and ViT-B/16's published counts; two layers of a small decoder, unrolled and scanned."""
+    for create, count in (
+        (lambda: tracing.decoder(tracing.Decoder(), scanned=False), 1_235_814_400),
+        (lambda: tracing.vision_transformer(tracing.Encoder()), 86_567_656),
+    ):
+        assert sum(leaf.size for leaf in jax.tree.leaves(create()[1])) == count
+    small = tracing.Decoder(layers=2, width=16, heads=4, groups=2, size=4, hidden=24, vocabulary=11)
+    for scanned in (False, True):
+        graph = jprune.trace_model(*tracing.decoder(small, scanned=scanned))
+        assert not graph.unknown
+        assert {16, 24} <= {group.size for group in graph.channels}
+    encoder = tracing.Encoder(layers=1, width=8, heads=2, patch=4, image=8, classes=3)
+    rows = tracing.rows((2,), small, small, encoder)
+    assert [row.what for row in rows] == [
+        "graph of: unrolled decoder, 2 layers, 4.1e+03 parameters",
+        "graph of: scanned decoder, 2 layers, 4.1e+03 parameters",
+        "graph of: vision transformer, 1 layers, 1.4e+03 parameters",
+        "graph of: unrolled decoder, 2 layers, 4.1e+03 parameters",
+    ]
 
 
 @pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"n": 2, "m": 4}])
