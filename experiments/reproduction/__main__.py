@@ -1,9 +1,10 @@
-"""The reproduction page, rebuilt in seconds from the tables in ``experiments/results/``.
+"""Rebuild the reproduction page in seconds from the tables in ``experiments/results/``.
 
 ``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and its figures.
-``python -m experiments.reproduction keep FOLDER NAME`` first adds what a study in FOLDER found to those
+``python -m experiments.reproduction keep FOLDER NAME`` first adds the results of the study in FOLDER to those
 tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet,
-cifar10-resnet20; fashion-few-weights, fashion-few-weights-floor, fashion-round-8, fashion-round-4,
+cifar10-resnet20, fashion-channels; fashion-published-paper, -script, mnist-published-paper, -script;
+fashion-few-weights, fashion-few-weights-floor, fashion-round-8, fashion-round-4,
 fashion-fewer-epochs-10, -20, fashion-label-noise-10, -20;
 moons, moons-seeds, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart.
 """
@@ -70,9 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("action", nargs="?", choices=("report", "keep"), default="report")
-    parser.add_argument("folder", nargs="?", type=Path, help="keep: of the study's results, such as runs/moons")
-    parser.add_argument("name", nargs="?", choices=(*_RECALLS, *_EXPLAINING, *_GRIDS), help="keep: of the table")
+    parser.add_argument("action", nargs="?", choices=("report", "keep"), default="report", help="default: report")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, metavar="FOLDER", help="with keep: results of the study, such as runs/moons"
+    )
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        choices=(*_RECALLS, *_EXPLAINING, *_GRIDS),
+        help="with keep: name of the table, one of those above",
+    )
 
     def work() -> None:
         given = parser.parse_args(arguments)
