@@ -76,7 +76,7 @@ def _row(name: str, create: Callable[[], Model]) -> Row:
 
     count = sum(leaf.size for leaf in jax.tree.leaves(create()[1]))
     return compare(
-        f"graph of: {name}, {count:.2g} parameters",
+        f"trace_model, {name}, {count:.2g} parameters",
         "jax.make_jaxpr of the same function",
         graph,
         jaxpr,

@@ -233,10 +233,10 @@ def test_the_graphs_that_are_timed_have_the_parameters_and_channels_they_are_nam
     encoder = tracing.Encoder(layers=1, width=8, heads=2, patch=4, image=8, classes=3)
     rows = tracing.rows((2,), small, small, encoder)
     assert [row.what for row in rows] == [
-        "graph of: unrolled decoder, 2 layers, 4.1e+03 parameters",
-        "graph of: scanned decoder, 2 layers, 4.1e+03 parameters",
-        "graph of: vision transformer, 1 layers, 1.4e+03 parameters",
-        "graph of: unrolled decoder, 2 layers, 4.1e+03 parameters",
+        "trace_model, unrolled decoder, 2 layers, 4.1e+03 parameters",
+        "trace_model, scanned decoder, 2 layers, 4.1e+03 parameters",
+        "trace_model, vision transformer, 1 layers, 1.4e+03 parameters",
+        "trace_model, unrolled decoder, 2 layers, 4.1e+03 parameters",
     ]
 
 

@@ -42,7 +42,7 @@ command = sys.executable[: -len("python")] + "jprune"
 files = ["--labels", "y.npy", "--dense", "d.npy", "--pruned", "2=p.npy"]
 told = subprocess.run([command, "audit", *files], capture_output=True, text=True)
 assert told.returncode and "'jprune[report]'" in told.stderr and "Traceback" not in told.stderr, told.stderr
-held = {path.name for path in importlib.resources.files("jprune.recall.report").iterdir()}
+held = {path.name for path in importlib.resources.files("jprune").joinpath("recall/report").iterdir()}
 assert {"page.html.j2", "page.css", "page.js"} <= held
 assert importlib.resources.files("jprune").joinpath("py.typed").is_file()
 print(jprune.__file__)

@@ -117,21 +117,23 @@ def _where(score: str, ratio: float) -> str:
 
 
 def of_pairing(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Say for which scores nothing shows that models are paired; heavy pruning alone may hide it at a ratio.
+    """Warn of scores for which nothing shows that models are paired; heavy pruning alone may hide it at a ratio.
 
     Args:
       rows: the rows on pairing of the audit's tests.
 
     >>> found = ("magnitude", 0.6), ("random", 0.01), ("random", 0.5)
     >>> of_pairing([{"score": score, "p": p, "models": 5} for score, p in found])
-    ['magnitude: the recalls of pruned and dense models correlate by index at no ratio; is their order right?']
+    ['magnitude: not shown that models with the same number are pairs (their recalls do not correlate clearly); check
+    that both files list the models in the same order']
     """
     smallest: dict[str, float] = {}
     for row in rows:
         if row["models"] >= _FEWEST_PAIRS and row["p"] is not None and not np.isnan(row["p"]):
             smallest[row["score"]] = min(row["p"], smallest.get(row["score"], 1.0))
     return [
-        f"{score}: the recalls of pruned and dense models correlate by index at no ratio; is their order right?"
+        f"{score}: not shown that models with the same number are pairs (their recalls do not correlate clearly); "
+        "check that both files list the models in the same order"
         for score, p in smallest.items()
         if p > 0.05
     ]
