@@ -164,7 +164,7 @@ class Plan:
     def _compares_magnitudes(self) -> bool:
         """Whether the selection is one of jprune that can rank by absolute value, or a partial of one.
 
-        What wraps such a selection may compute with the scores, and is given the scores.
+        A function that wraps one may compute with the scores, so it is given the scores.
         """
         selection = self.selection
         while isinstance(selection, functools.partial):

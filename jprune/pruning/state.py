@@ -46,7 +46,7 @@ def masks_of(state: PyTree) -> PyTree:
     """The masks in an optimizer state, wherever the prune links are.
 
     After a prune link there may be prune links with masks of other leaves, and links inside ``optax.masked`` that
-    change other leaves. Where such a link has no array for each leaf (``masked(set_to_zero(), ...)``,
+    change other leaves. Where a link of this kind has no array for each leaf (``masked(set_to_zero(), ...)``,
     ``masked(scale(...), ...)``), its state does not show which leaves these are: ``check_pruned`` then finds pruned
     weights that it changed.
 
@@ -101,7 +101,9 @@ def _hint_of_restoring(state: PyTree) -> str:
         getattr(entry, "key", None) == "masks" for path, _ in jax.tree.leaves_with_path(state) for entry in path
     )
     plain = type(state) in (dict, list)
-    if not arrays or not (named or plain):
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: hasattr(node, "_fields"))
+    of_optax = any(hasattr(node, "_fields") for node in nodes)  # a dict of states is not restored without a target
+    if not arrays or of_optax or not (named or plain):
         return ""
     return (
         f": it is a {type(state).__name__}, as a checkpoint restored without a target is; restore it with "

@@ -81,3 +81,8 @@ def test_optax_maps_the_masks_as_what_is_like_the_parameters(link):
     shapes = optax.tree.map_params(link, lambda leaf: leaf.shape, link.init(params))
     assert shapes.masks["kernel"] == (2, 2)
     assert shapes.count == 0
+
+
+def test_a_dict_of_optimizer_states_is_not_called_a_restored_one():
+    with pytest.raises(ValueError, match=r"no prune or keep_zeros link in this optimizer state$"):
+        jprune.masks_of({"encoder": optax.adam(0.1).init(PARAMS)})
