@@ -132,8 +132,8 @@ def audit(
     Args:
       labels: true classes, (examples,): whole numbers in 0..classes-1, names, booleans, or one-hot rows.
       dense: predictions of the dense models: classes, (models, examples) or (examples,), or logits as floats,
-        (models, examples, classes) or (examples, classes). Or a dict from score name to such predictions, where
-        scores started from dense models of their own.
+        (models, examples, classes) or (examples, classes). Or a dict from score name to predictions of these shapes,
+        where each score started from its own dense models.
       pruned: a dict from compression ratio (parameters before / after; 1 is the control that was fine-tuned but not
         pruned) to predictions like ``dense``, or a dict from score name to {ratio: predictions}.
       class_names: the name of every class; by default names in the data, sorted, or the index.
@@ -213,8 +213,8 @@ def audit_counts(
     Args:
       dense: confusion counts (models, classes, classes), the true class on the rows, as
         ``jprune.recall.counts`` gives; with ``support``, correct counts (models, classes). Or a dict from score name
-        to such counts.
-      pruned: a dict from ratio to counts like ``dense``, or a dict from score name to such a dict.
+        to counts of this shape.
+      pruned: a dict from ratio to counts like ``dense``, or a dict from score name to a dict of this kind.
       support: examples per class, (classes,), where the counts are of correct predictions only.
       class_names: the name of every class; by default its index.
       paired: as in ``audit``.
