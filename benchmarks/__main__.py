@@ -89,7 +89,7 @@ def _told() -> None:
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(known))
     if unknown:
-        parser.error(f"{', '.join(unknown)}: no such benchmark; there are {', '.join(known)}")
+        parser.error(f"{', '.join(unknown)}: not a benchmark; use one of {', '.join(known)}")
     if options.data_dir is not None:
         os.environ["JPRUNE_DATA_DIR"] = options.data_dir
     if "compiled" in options.names:
@@ -97,7 +97,7 @@ def _told() -> None:
     if "growth" in options.names:
         growth = importlib.import_module("benchmarks.growth")
         if strange := sorted(set(options.curve) - set(growth.CURVES)):
-            parser.error(f"--curve {strange[0]}: no such curve; there are {', '.join(growth.CURVES)}")
+            parser.error(f"--curve {strange[0]}: not a curve; use one of {', '.join(growth.CURVES)}")
         growth.draw(options.out or HERE.parent / "docs" / "images" / "growth", options.largest, options.curve)
     names = [name for name in (*NAMES, "accelerator") if name in (options.names or NAMES)]
     if names:

@@ -50,7 +50,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """The word of the table."""
+        """The verdict in the table."""
         return "not run" if math.isnan(self.ratio) else "reached" if self.passed else "short"
 
 

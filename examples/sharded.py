@@ -46,7 +46,7 @@ def main() -> float:
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
     place = lambda tree, spec: jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec)), tree)
     sharded, masks = train(place(params, P("data", "model")), place(batch, P("data")))
-    print("kernel lives as", sharded["one"]["kernel"].sharding.spec, "on", len(jax.devices()), "devices")
+    print("kernel is sharded as", sharded["one"]["kernel"].sharding.spec, "on", len(jax.devices()), "devices")
     scores = jprune.magnitude()(sharded)
     alone = jprune.global_masks(jax.tree.map(np.asarray, scores), sparsity=0.9)
     again = jprune.global_masks(scores, sparsity=0.9)

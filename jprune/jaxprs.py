@@ -16,7 +16,7 @@ def opened(program: Any) -> core.Jaxpr:
     return inner
 
 
-def held(equation: Any) -> list[Any]:
+def subjaxprs(equation: Any) -> list[Any]:
     """The programs among the parameters of an equation, closed over their constants or not."""
     return [x for x in equation.params.values() if isinstance(x, core.Jaxpr | core.ClosedJaxpr)]
 

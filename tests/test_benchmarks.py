@@ -107,7 +107,7 @@ def test_an_unknown_benchmark_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", "nothing"])
     with pytest.raises(SystemExit):
         command.main()
-    assert "nothing: no such benchmark; there are imports, selection" in capsys.readouterr().err
+    assert "nothing: not a benchmark; use one of imports, selection" in capsys.readouterr().err
 
 
 @pytest.mark.optax_promotes

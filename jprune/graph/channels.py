@@ -5,7 +5,7 @@ equal (``tie``), which are never removed (``freeze``) and which are combinations
 ``reshape``). ``solve`` turns this into classes of ids once, at the end, so the order of the program does not matter:
 removing a class removes every index that carries one of its ids, in every array.
 
-Ids below ``FIRST_CHANNEL`` are never removed; each of them stands for one reason, which ``Constraints.reasons`` has.
+Ids below ``FIRST_CHANNEL`` are never removed; each of them has one reason, given in ``Constraints.reasons``.
 """
 
 import dataclasses

@@ -66,7 +66,7 @@ def _called(equation: core.JaxprEqn) -> Any | None:
     def alike(outer: Sequence[Any], inner: Sequence[Any]) -> bool:
         return list(map(shape_of, outer)) == list(map(shape_of, inner))
 
-    for program in jaxprs.held(equation):
+    for program in jaxprs.subjaxprs(equation):
         inner = jaxprs.opened(program)
         if alike(equation.invars, inner.invars) and alike(equation.outvars, inner.outvars):
             return program

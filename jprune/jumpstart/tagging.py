@@ -175,7 +175,7 @@ def _rule(equation: JaxprEqn) -> Callable[[JaxprEqn, list[Any]], tuple[list[Any]
 
 
 def _through_call(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Tagged]]:
-    (program,) = jaxprs.held(equation)
+    (program,) = jaxprs.subjaxprs(equation)
     return _evaluate(program, inputs)
 
 

@@ -1,7 +1,7 @@
 """How much to prune: a sparsity (the fraction of weights removed) or a count (the number of weights kept).
 
 Selections and schedules follow one convention: a float is always the fraction removed, and the number of
-weights kept is always said with ``keep=`` or, in a schedule, ``Keep(count)``.
+weights kept is always given with ``keep=`` or, in a schedule, ``Keep(count)``.
 """
 
 import dataclasses

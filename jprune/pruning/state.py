@@ -79,7 +79,7 @@ def masks_of(state: PyTree) -> PyTree:
 
 
 def refuse_restored(state: object, name: str) -> None:
-    """Refuse a state that is no ``PruneState``.
+    """Refuse a state that is not a ``PruneState``.
 
     Args:
       state: the state that a link was given.

@@ -271,7 +271,7 @@ def prunable(params: PyTree, where: Where | None = None, axes: Axes = None) -> P
 
 
 def where_of(where: Where | None, axes: Axes) -> Where:
-    """The predicate that None stands for: what ``kernels`` selects, or the kernels of a graph.
+    """The predicate used for None: what ``kernels`` selects, or the kernels of a graph.
 
     >>> where_of(None, None) is kernels
     True

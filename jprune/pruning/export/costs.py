@@ -114,7 +114,7 @@ def cost_table(
 
 
 def _of_graph(axes: Axes) -> Mapping[str, int] | None:
-    """The multiply-adds that a graph has counted, by path; None where ``axes`` is no graph."""
+    """The multiply-adds that a graph has counted, by path; None where ``axes`` is not a graph."""
     if not isinstance(axes, Graph):
         return None
     if axes.in_while_loops:
@@ -188,7 +188,7 @@ def _call(equation: Any, given: list[Sources], counts: list[int], times: int) ->
         return results
     if name == "cond":
         return _cond(options["branches"], given[1:], counts, times)
-    for inner in map(jaxprs.opened, jaxprs.held(equation)):
+    for inner in map(jaxprs.opened, jaxprs.subjaxprs(equation)):
         if len(inner.invars) == len(given):
             return _walk(inner, given, counts, times)
     return [_NOTHING.union(*given)] * len(equation.outvars)

@@ -329,7 +329,7 @@ def _inner(equation: Any) -> Any:
     """The program that a call holds; None for any other equation."""
     if equation.primitive.name not in _CALLS:
         return None
-    return next((p for p in jaxprs.held(equation) if len(jaxprs.opened(p).invars) == len(equation.invars)), None)
+    return next((p for p in jaxprs.subjaxprs(equation) if len(jaxprs.opened(p).invars) == len(equation.invars)), None)
 
 
 def _viewed(equation: Any, source: View) -> View:

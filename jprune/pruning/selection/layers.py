@@ -25,7 +25,7 @@ class Quota(NamedTuple):
     """How many scores to keep.
 
     Attributes:
-      each: the number of every layer's own largest, or None for none.
+      each: the number of largest scores that every layer keeps, or None.
       total: the number in all: the largest of the others are added up to it; None to add none.
     """
 

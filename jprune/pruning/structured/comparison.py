@@ -94,7 +94,7 @@ def _called(equation: core.JaxprEqn) -> Sequence[Any]:
         return [params["cond_jaxpr"], params["body_jaxpr"]]
     if equation.primitive.name == "cond":
         return list(params["branches"])
-    return jaxprs.held(equation)[:1]
+    return jaxprs.subjaxprs(equation)[:1]
 
 
 def _line(equation: core.JaxprEqn) -> str:
@@ -110,7 +110,7 @@ def _line_of_error(error: BaseException) -> str:
 
 
 def _named(frames: Sequence[tuple[str, int]]) -> str:
-    """Name the innermost frame outside of jax and of this package, and the innermost that is no library's."""
+    """Name the innermost frame outside of jax and of this package, and the innermost outside of any library."""
     outside = [frame for frame in frames if not frame[0].startswith((_JAX, os.path.dirname(__file__), "<"))]
     if not outside:
         return "an unknown line"

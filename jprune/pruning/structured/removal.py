@@ -196,7 +196,7 @@ def remove_dead(
     Args:
       graph: made by ``jprune.trace_model``.
       params: parameters, a tree of arrays.
-      masks: bool tree like ``params``, applied first; None for none.
+      masks: bool tree like ``params``, applied first, or None.
       dead: by path of a kernel, bool arrays (outputs,): units that are 0 on the data that matter, such as
         ``{"conv1/kernel": jprune.unit_status(preactivations)["conv1"] == -1}`` of a ReLU network.
       state: batch statistics, where the graph was traced with ``state``.

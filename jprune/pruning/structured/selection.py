@@ -470,7 +470,7 @@ def check_leaves(graph: Graph, tree: PyTree, *, name: str, needed: Collection[st
       needed: paths that the tree must have; None for all of the graph.
 
     Raises:
-      TypeError: ``graph`` is no graph.
+      TypeError: ``graph`` is not a graph.
       ValueError: a leaf is missing, has another shape or is not in the graph; the message names the first.
     """
     refuse_no_graph(graph)
