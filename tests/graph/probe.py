@@ -6,7 +6,6 @@ outputs (the axis is summed over), or their data (the axis is one of outputs), o
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -26,9 +25,9 @@ def measured_roles(apply, params, x):
 
 
 def _roles_of(f, kernel, x):
-    mixed = jax.jacobian(jax.jacobian(f, argnums=0), argnums=1)(kernel, x)  # (*y, *kernel, *x)
+    mixed = jax.jit(jax.jacobian(jax.jacobian(f, argnums=0), argnums=1))(kernel, x)  # (*y, *kernel, *x)
     outputs = mixed.ndim - kernel.ndim - x.ndim
-    used = np.asarray(jnp.abs(mixed) > 1e-6)
+    used = np.abs(mixed) > 1e-6
     of_output = used.any(axis=tuple(range(outputs + kernel.ndim, used.ndim)))  # (*y, *kernel)
     of_data = used.any(axis=tuple(range(outputs)))  # (*kernel, *x)
     of_output = np.moveaxis(of_output.reshape(-1, *kernel.shape), 0, -1)

@@ -9,7 +9,7 @@ import jprune
 from tests.graph.models import roles
 from tests.graph.probe import measured_roles
 
-SIZES = {"s": 2, "t": 3, "i": 3, "j": 2, "o": 3, "p": 2}
+SIZES = {"s": 2, "t": 2, "i": 3, "j": 2, "o": 2, "p": 2}
 
 
 def _drawn(seed):

@@ -1,5 +1,6 @@
 """Every option of the penalty against plain loops in float64: values and gradients, ties and zeros included."""
 
+import functools
 import itertools
 
 import chex
@@ -37,12 +38,16 @@ def drawn(network, kind, seed):
     return [VALUES[kind](rng, shape) for shape in NETWORKS[network]]
 
 
+@functools.cache
+def compiled(**options):
+    """The penalty and its gradient in one program, instead of one for each operation."""
+    return jax.jit(jax.value_and_grad(lambda z: jprune.jumpstart_penalty(z, **options)))
+
+
 def agrees(layers, options, wanted=None):
     value, gradients = reference.penalty(layers, **(wanted or options))
     with jax.enable_x64(True):
-        found, slopes = jax.value_and_grad(lambda z: jprune.jumpstart_penalty(z, **options))(
-            [jnp.asarray(z, jnp.float64) for z in layers]
-        )
+        found, slopes = compiled(**options)([jnp.asarray(z, jnp.float64) for z in layers])
     np.testing.assert_allclose(found, value, rtol=1e-10, atol=1e-10, err_msg=str(options))
     for slope, gradient in zip(slopes, gradients, strict=True):
         np.testing.assert_allclose(slope, gradient, rtol=1e-10, atol=1e-10, err_msg=str(options))
@@ -121,9 +126,7 @@ def test_float32_is_right_to_its_own_precision():
         for aggregate in reference.AGGREGATES:
             options = {"aggregate": aggregate, "ties": "single"}
             value, gradients = reference.penalty(layers, **options)
-            found, slopes = jax.value_and_grad(lambda z, options=options: jprune.jumpstart_penalty(z, **options))(
-                [jnp.asarray(z, jnp.float32) for z in layers]
-            )
+            found, slopes = compiled(**options)([jnp.asarray(z, jnp.float32) for z in layers])
             assert found.dtype == jnp.float32
             np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
             for slope, gradient in zip(slopes, gradients, strict=True):
