@@ -114,7 +114,7 @@ def keep(folder: Path, name: str) -> None:
                     f"{' '.join(min(lost))}: run the whole study into {folder} first"
                 )
         files.write_bytes(FOLDER / f"{name}.csv", cells.read_bytes())
-        files.write_json(FOLDER / f"{name}.json", {"made": provenance.notes(folder)})
+        files.write_json(FOLDER / f"{name}.json", {"made": provenance.portable(provenance.notes(folder))})
         return
     recorded = results.recorded(folder)
     if recorded is None:

@@ -152,7 +152,7 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
         "settings": json.loads(json.dumps(settings)),
         "class_names": list(held.class_names),
         "support": np.bincount(held.labels, minlength=classes).tolist(),
-        "made": provenance.notes(stored),
+        "made": provenance.portable(provenance.notes(stored)),
     }
     described, parts = folder / f"{name}.json", []
     if described.exists():

@@ -40,3 +40,12 @@ def _git(*arguments: str) -> str:
 def notes(folder: Path) -> list[dict[str, str]]:
     """The notes of a folder, earliest first."""
     return [json.loads(path.read_text()) for path in sorted((folder / _FOLDER).glob("*.json"))]
+
+
+def portable(entries: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The notes with ``runs/NAME`` in place of every absolute path in a command, for tables that are published.
+
+    >>> portable([{"command": "python -m experiments.jumpstart_grid --out /tmp/me/moons --shard 0/2"}])
+    [{'command': 'python -m experiments.jumpstart_grid --out runs/moons --shard 0/2'}]
+    """
+    return [{**entry, "command": re.sub(r"(?<=[ =])/\S*/([^/\s]+)", r"runs/\1", entry["command"])} for entry in entries]
