@@ -163,8 +163,7 @@ def channel_selection(task: Task, template: tuple[PyTree, PyTree], images: jax.S
       images: shape and dtype of a batch of stored images.
 
     Raises:
-      ValueError: the model has no channels that can be removed. The wide networks (resnet20, vgg11) have none, as
-        their ReLU ends in a product with the identity matrix on a CPU (``models.convolution.relu``).
+      ValueError: the model has no channels that can be removed.
     """
     params, stats = template
     if jax.tree.leaves(stats):

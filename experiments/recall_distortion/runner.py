@@ -239,13 +239,7 @@ def _pruning(
     try:
         selection = oneshot.channel_selection(task, template, images)
     except ValueError as error:
-        why = (
-            "its ReLU ends in a product with the identity matrix (experiments.models.convolution.relu), which fixes "
-            "its channels; use lenet, mlp or dense, or a model of your own"
-            if study.model.startswith(("resnet", "vgg"))
-            else str(error)
-        )
-        raise ValueError(f"structure='channels' cannot prune {study.model}: {why}") from error
+        raise ValueError(f"structure='channels' cannot prune {study.model}: {error}") from error
     sparsities = tuple(1 - 1 / ratio for ratio in study.ratios)
     return {False: lambda params, scores, place: oneshot.prune_channels(selection, params, scores, sparsities, place)}
 

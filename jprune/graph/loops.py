@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from jprune import jaxprs
-from jprune.graph.rules import RULES, freeze, not_understood, opaque, shape_of, union
+from jprune.graph.rules import RULES, freeze, not_understood, opaque, passes_numbers, shape_of, union, without_numbers
 from jprune.graph.values import Axis, Kind, Program, Record, Step, Value
 
 
@@ -43,6 +43,8 @@ def _literal(record: Record, atom: core.Literal) -> Value:
 def _step(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Step:
     name = equation.primitive.name
     inside: tuple[Program, ...] = ()
+    if name in _CONTROL or (name in RULES and not passes_numbers(equation, inputs)):
+        inputs = [without_numbers(record, value) for value in inputs]
     if name in RULES:
         outputs = RULES[name](record, equation, inputs)
     elif name in _CONTROL:

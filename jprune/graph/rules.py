@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -93,6 +94,7 @@ _OTHER_ELEMENTWISE = _names(
     "eq ne lt le gt ge eq_to lt_to le_to igamma igammac igamma_grad_a random_gamma_grad regularized_incomplete_beta "
     "polygamma zeta"
 )
+_LARGEST_IDENTITY = 1 << 16  # longer iotas are no part of an identity matrix
 _INFINITE_AT_ZERO = _names("log rsqrt reciprocal lgamma digamma")
 
 
@@ -127,7 +129,58 @@ def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
         axes.append(Axis(ids, sources, zero))
     chosen = union(*(value.chosen for value in parts)) if kind.of_parameters else ()
     literal = inputs[0].literal if name == "convert_element_type" else None
-    return [Value(tuple(axes), kind, chosen, literal) for _ in equation.outvars]
+    same = inputs[0] if name != "eq" and passes_numbers(equation, inputs) else Value(())
+    identity = _identity_axes(inputs) if name == "eq" else same.identity
+    if name == "eq" and identity is not None:
+        record.channels.tie(axes[identity[0]].ids, axes[identity[1]].ids)
+    return [
+        Value(tuple(axes), kind, chosen, literal, numbers=same.numbers, identity=identity) for _ in equation.outvars
+    ]
+
+
+def passes_numbers(equation: core.JaxprEqn, inputs: list[Value]) -> bool:
+    """Whether an array that numbers its indices still does after an equation, or becomes an identity matrix.
+
+    Numbered indices cannot be removed, as those behind them would get other numbers; but ``jnp.eye`` of fewer channels
+    is what is left of an identity matrix.
+    """
+    match equation.primitive.name:
+        case "convert_element_type" | "broadcast_in_dim":
+            place, shape = inputs[0].numbers, inputs[0].shape
+            return place is None or (shape[place] > 1 and _counts(equation, shape[place]))
+        case "add":
+            return _is_zero(inputs[1])
+        case "eq":
+            return _identity_axes(inputs) is not None
+    return False
+
+
+def _counts(equation: core.JaxprEqn, size: int) -> bool:
+    """Whether the type of an equation's output has the integers below ``size``."""
+    dtype = getattr(equation.outvars[0].aval, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.number):
+        return False
+    numbers = np.arange(size)
+    return bool((numbers.astype(dtype).astype(np.int64) == numbers).all())
+
+
+def _identity_axes(inputs: list[Value]) -> tuple[int, int] | None:
+    """The two axes along which both operands number their indices, if they are two of one size."""
+    left, right = inputs
+    if left.numbers is None or right.numbers is None or left.numbers == right.numbers:
+        return None
+    same_size = left.axes[left.numbers].size == right.axes[right.numbers].size
+    return (left.numbers, right.numbers) if same_size else None
+
+
+def without_numbers(record: Record, value: Value) -> Value:
+    """An array whose numbered indices are used as numbers, so that none of them is removed."""
+    if value.numbers is None:
+        return value
+    axes, why = list(value.axes), "its indices are numbered"
+    record.channels.freeze(axes[value.numbers].ids, why)
+    axes[value.numbers] = Axis(record.channels.frozen(axes[value.numbers].size, why))
+    return value.with_axes(axes)
 
 
 def _biased(record: Record, inputs: list[Value]) -> list[Value]:
@@ -247,12 +300,14 @@ def _all_gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) ->
 
 @_rule("iota", "empty", "axis_index", "random_seed", "random_wrap", "random_unwrap", "random_fold_in", "random_split")
 def _constant(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    axes = []
+    axes, numbers = [], None
     for place, size in enumerate(shape_of(equation.outvars[0])):
         counted = equation.primitive.name != "empty" and place == equation.params.get("dimension", place)
+        if counted and equation.primitive.name == "iota" and size <= _LARGEST_IDENTITY and _counts(equation, size):
+            counted, numbers = False, place
         ids = record.channels.frozen(size, "its indices are numbered") if counted else record.channels.fresh(size)
         axes.append(Axis(ids))
-    return [Value(tuple(axes), Kind.CONSTANT)]
+    return [Value(tuple(axes), Kind.CONSTANT, numbers=numbers)]
 
 
 @_rule("random_bits", "random_gamma", "rng_uniform", "rng_bit_generator", "threefry2x32", "random_clone")
@@ -270,7 +325,12 @@ def _no_output(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> 
 
 @_rule("transpose")
 def _transpose(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    return [inputs[0].with_axes([inputs[0].axes[axis] for axis in equation.params["permutation"]])]
+    order = equation.params["permutation"]
+    value = inputs[0].with_axes([inputs[0].axes[axis] for axis in order])
+    if inputs[0].identity is not None:
+        one, other = inputs[0].identity
+        value = dataclasses.replace(value, identity=(order.index(one), order.index(other)))
+    return [value]
 
 
 @_rule("rev")
@@ -307,7 +367,10 @@ def _broadcast_in_dim(record: Record, equation: core.JaxprEqn, inputs: list[Valu
         if old is not None:
             record.channels.freeze(old.ids, "a single index of it is broadcast")
         axes.append(Axis(record.channels.fresh(size), zero=_is_zero(inputs[0])))
-    return [inputs[0].with_axes(axes)]
+    value = inputs[0].with_axes(axes)
+    if inputs[0].numbers is not None:
+        value = dataclasses.replace(value, numbers=places[inputs[0].numbers])
+    return [value]
 
 
 @_rule("slice")
@@ -669,6 +732,9 @@ def _scatter(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
 @_rule("dot_general")
 def _dot_general(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     (contracted, batch), (left, right) = equation.params["dimension_numbers"], inputs[:2]
+    for kernel, other, summed in ((left, right, contracted), (right, left, contracted[::-1])):
+        if kernel.identity is not None and len(kernel.axes) == 2 and len(summed[0]) == 1:
+            return [_times_identity(record, kernel, other, summed[1][0], other is left)]
     sides = [_Side(value, contracted[k], batch[k]) for k, value in enumerate((left, right))]
     for a, b in [*zip(*contracted, strict=True), *zip(*batch, strict=True)]:
         record.channels.tie(left.axes[a].ids, right.axes[b].ids)
@@ -691,6 +757,14 @@ def _dot_general(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     kind = max(left.kind, right.kind)
     kind = Kind.ACTIVATION if kind.of_parameters else kind
     return [Value(tuple(Axis(axis.ids, zero=axis.zero) for axis in axes), kind)]
+
+
+def _times_identity(record: Record, kernel: Value, other: Value, place: int, is_left: bool) -> Value:
+    """What a product with an identity matrix leaves: the other operand, with the axis that is summed over moved."""
+    record.channels.tie(kernel.axes[0].ids, other.axes[place].ids)
+    record.count(None, math.prod(other.shape) * other.axes[place].size)
+    rest = [axis for p, axis in enumerate(other.axes) if p != place]
+    return other.with_axes([*rest, other.axes[place]] if is_left else [other.axes[place], *rest])
 
 
 class _Side:

@@ -81,6 +81,8 @@ class Value:
       chosen: axes of parameters of which an index was looked up, while it is not known what for.
       literal: its value where that is a scalar in the program's text.
       factors: the two parameters of which it is the product, where it is one.
+      numbers: the axis along which it is 0, 1, 2, ..., where it is an ``iota``.
+      identity: two axes along which it is 1 where the indices are equal and 0 elsewhere.
     """
 
     axes: tuple[Axis, ...]
@@ -88,6 +90,8 @@ class Value:
     chosen: tuple[Source, ...] = ()
     literal: Any = None
     factors: tuple[Factor, Factor] | None = None
+    numbers: int | None = None
+    identity: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,7 +105,7 @@ class Value:
 
     def with_axes(self, axes: Sequence[Axis]) -> "Value":
         """The same kind of array with other axes."""
-        return dataclasses.replace(self, axes=tuple(axes), literal=None)
+        return dataclasses.replace(self, axes=tuple(axes), literal=None, numbers=None, identity=None)
 
 
 class Step(NamedTuple):

@@ -307,6 +307,32 @@ PROGRAMS = {
         [shape(4, 6, 5)],
         [],
     ),
+    "a kernel times an identity matrix": (
+        lambda p, x: jax.nn.relu(x @ (jnp.eye(6) @ p["w"] @ jnp.eye(4))) @ p["v"],
+        {"w": ((6, 4), "i o"), "v": ((4, 2), "i o")},
+        [X],
+        [4],
+    ),
+    "numbers of channels as data": (  # not removed: the channels behind would get other numbers
+        lambda p, x: (x @ p["w"] + jnp.arange(4.0)) @ p["v"],
+        {"w": ((6, 4), "i o"), "v": ((4, 2), "i o")},
+        [X],
+        [],
+    ),
+    "numbers in a type that has not all of them": (  # ones beyond the diagonal
+        lambda p, x: (
+            (x @ p["w"] @ (jnp.arange(300, dtype="bfloat16")[:, None] == jnp.arange(300, dtype="bfloat16"))) @ p["v"]
+        ),
+        {"w": ((6, 300), "i o"), "v": ((300, 2), "i o")},
+        [X],
+        [],
+    ),
+    "a diagonal beside the main one": (
+        lambda p, x: (x @ p["w"] @ jnp.eye(4, k=1)) @ p["v"],
+        {"w": ((6, 4), "i o"), "v": ((4, 2), "i o")},
+        [X],
+        [],
+    ),
     "shard_map": (sharded, {"w": ((6, 4), "i o"), "v": ((4, 2), "i o")}, [X], [4]),
 }
 
@@ -338,6 +364,14 @@ def test_a_sum_over_masked_channels_is_exact_only_where_they_are_zero(inner, exa
     graph = jprune.trace_model(lambda p, x: inner(x @ p["w"]).sum(1), {"w": shape(6, 4)}, X)
     (group,) = graph.channels
     assert group.exact == exact
+
+
+def test_a_trace_by_an_identity_matrix_is_not_exact():
+    """The diagonal of a masked channel would have to be zero."""
+    graph = jprune.trace_model(
+        lambda p, x: jnp.sum(jax.nn.sigmoid(x @ p["w"]) * jnp.eye(4)), {"w": shape(6, 4)}, shape(4, 6)
+    )
+    assert [group.exact for group in graph.channels] in ([], [False])
 
 
 def test_a_masked_channel_that_is_divided_by_is_not_exact():

@@ -21,7 +21,8 @@ from jprune.pruning.structured.program import Kept, resized, sizes_of, sliced
 
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
 _PACKAGES = os.path.abspath(sysconfig.get_paths()["purelib"])
-_SIMPLE = (int, float, str, bool, tuple, type(None))
+_SIMPLE = (int, float, str, bool, np.integer, type(None))
+_UNKNOWN = "an unknown line"
 
 
 def code_differences(trace: Callable[[], Any], program: Program, kept: Kept) -> tuple[str, ...]:
@@ -43,19 +44,22 @@ def code_differences(trace: Callable[[], Any], program: Program, kept: Kept) -> 
     return tuple(dict.fromkeys(_differences(program, traced, kept)))
 
 
-def _differences(program: Program, traced: Any, kept: Kept) -> Iterator[str]:
+def _differences(program: Program, traced: Any, kept: Kept, caller: str = _UNKNOWN) -> Iterator[str]:
+    """Compare equation by equation; ``caller`` is the line that calls the program, for equations that have none."""
     equations = jaxprs.opened(traced).eqns
     for constant, other in zip(program.consts, getattr(traced, "consts", ()), strict=False):
         if np.shape(constant) != np.shape(other) or not np.array_equal(constant, other):
             yield f"an array in the program, of shape {np.shape(constant)}, is another at the smaller shapes"
     for step, equation in zip(program.steps, equations, strict=False):
+        line = _line(equation)
+        line = caller if line == _UNKNOWN else line
         if step.equation.primitive is not equation.primitive:
-            yield f"{_line(equation)}: expected '{step.equation.primitive}', the code gives '{equation.primitive}'"
+            yield f"{line}: expected '{step.equation.primitive}', the code gives '{equation.primitive}'"
             return
         for what in _in_equation(step, equation, kept):
-            yield f"{_line(equation)}: {what}"
+            yield f"{line}: {what}"
         for inside, inner in zip(step.inside, _called(equation), strict=False):
-            yield from _differences(inside, inner, kept)
+            yield from _differences(inside, inner, kept, line)
     if len(program.steps) != len(equations):
         yield f"the code has {len(equations)} operations at the smaller shapes, {len(program.steps)} at the full ones"
 
@@ -75,8 +79,8 @@ def _in_equation(step: Step, equation: core.JaxprEqn, kept: Kept) -> Iterator[st
         if key in ("start_indices", "limit_indices", "strides") and name == "slice":
             continue
         wanted, found = expected_params.get(key, before), equation.params.get(key)
-        if isinstance(wanted, _SIMPLE) and isinstance(found, _SIMPLE) and wanted != found and key != "name":
-            yield f"{name}: expected {key}={wanted}, the code gives {key}={found}"
+        if _is_simple(wanted) and _is_simple(found) and wanted != found and key != "name":
+            yield f"{name}: expected {key}={_plain(wanted)}, the code gives {key}={_plain(found)}"
     if name == "slice":
         params = equation.params
         strides = params["strides"] or (1,) * len(params["start_indices"])
@@ -85,6 +89,18 @@ def _in_equation(step: Step, equation: core.JaxprEqn, kept: Kept) -> Iterator[st
             if not np.array_equal(wanted_indices, np.arange(*bound)):
                 part = ":".join(map(str, bound))
                 yield f"slice: along axis {axis} the code takes [{part}], which are other channels than expected"
+
+
+def _is_simple(value: Any) -> bool:
+    """Whether a parameter is a number, a text or a tuple of these; programs are compared by their equations."""
+    return all(map(_is_simple, value)) if isinstance(value, tuple) else isinstance(value, _SIMPLE)
+
+
+def _plain(value: Any) -> Any:
+    """Numpy's integers as Python's, which print as digits."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _called(equation: core.JaxprEqn) -> Sequence[Any]:
@@ -113,7 +129,7 @@ def _named(frames: Sequence[tuple[str, int]]) -> str:
     """Name the innermost frame outside of jax and of this package, and the innermost outside of any library."""
     outside = [frame for frame in frames if not frame[0].startswith((_JAX, os.path.dirname(__file__), "<"))]
     if not outside:
-        return "an unknown line"
+        return _UNKNOWN
     own = next((frame for frame in outside if not frame[0].startswith(_PACKAGES)), outside[0])
     lines = dict.fromkeys((outside[0], own))
     return ", called by ".join(_shown(file, line) for file, line in lines)

@@ -295,3 +295,20 @@ def test_what_no_model_can_be_is_refused(name, arguments, message):
 def test_a_resnet_of_another_depth_is_refused():
     with pytest.raises(ValueError, match="depth=18 must be 6 n \\+ 2"):
         networks.ResNet(18, CIFAR, 10, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        # Inside the blocks 3 x 16, 32, 64; in the stream 16, and 16 and 32 where shortcuts pad zeros.
+        ("resnet20", [16] * 5 + [32] * 4 + [64] * 3),
+        ("vgg11", [64, 128, 256, 256, 512, 512, 512, 512]),
+    ],
+)
+def test_wide_networks_can_lose_channels(name, sizes):
+    """ReLU ends in a product with an identity matrix, which loses the channels of its operand."""
+    graphdef, params, state = nnx.split(nnx.eval_shape(lambda: create(name)), nnx.Param, ...)
+    apply = lambda p, x, *, state: nnx.merge(graphdef, p, state)(x)
+    graph = jprune.trace_model(apply, params, jax.ShapeDtypeStruct((1, *CIFAR), jnp.float32), state=state)
+    assert sorted(group.size for group in graph.channels) == sizes
+    assert all(group.exact for group in graph.channels)

@@ -599,6 +599,24 @@ def interleaved_heads():
     return Model(apply, params, (d(2, 4, width),))
 
 
+def identity_products():
+    """Products with an identity matrix, by comparison or one-hot, one in a branch chosen by the platform."""
+    d = _Draw()
+    params = {"one": d.dense(5, 8), "two": d.dense(8, 6), "three": d.dense(6, 4), "head": d.dense(4, 3)}
+
+    def materialized(x):
+        by_product = lambda x: (x.reshape(-1, x.shape[-1]) @ jnp.eye(x.shape[-1])).reshape(x.shape)
+        return lax.platform_dependent(x, cpu=by_product, default=lambda x: x)
+
+    def apply(p, x):
+        h = materialized(_dense(p["one"], x))  # not zero where it is masked, if its bias were not
+        h = materialized(jax.nn.sigmoid(_dense(p["two"], h)))
+        h = jnp.einsum("oi,bli->blo", jax.nn.one_hot(jnp.arange(4), 4), _dense(p["three"], h))
+        return _dense(p["head"], jnp.tanh(h))
+
+    return Model(apply, params, (d(2, 3, 5),))
+
+
 MODELS = {
     build.__name__: build
     for build in (
@@ -608,6 +626,6 @@ MODELS = {
         flatten_images, flatten_channels_first, pooled_both_ways, transposed_convolution, glu, glu_interleaved,
         concatenated_with_itself, repeated_in_einsum, running_statistics, stochastic_depth, dropout,
         learned_positions, elman, gru, mixture_of_experts, low_rank, mixer, autoencoder, vmapped_ensemble,
-        fused_heads, interleaved_heads,
+        fused_heads, interleaved_heads, identity_products,
     )
 }  # fmt: skip

@@ -50,7 +50,11 @@ GROUPS = {  # sizes of the groups that are exact, and of those that are not
     "vmapped_ensemble": ([3, 8], []),
     "fused_heads": ([3], []),
     "interleaved_heads": ([3], []),
+    "identity_products": ([4, 6, 8], []),
 }
+
+
+QUICK = {"identity_products"}
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +71,9 @@ def test_the_groups_are_those_of_the_network(name):
     assert all(group.why for group in graph.channels if not group.exact)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in GROUPS]
+)
 def test_outputs_and_gradients_equal_those_of_the_masked_network(name):
     model = MODELS[name]()
     graph = graph_of(model)
@@ -96,6 +101,14 @@ def test_channels_that_are_all_coupled_are_said_to_stay():
     assert "it always stays: no axis loses all of its indices" in str(graph)
     with pytest.raises(ValueError, match="at most 0 can be removed"):
         jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, MODELS["shuffle"]().params), multiply_adds=0.1)
+
+
+def test_the_models_own_code_serves_with_smaller_identities_in_branches():
+    model = MODELS["identity_products"]()
+    graph = graph_of(model)
+    masks = masks_like(model.params, half_of(graph)[0])
+    (difference,) = jprune.remove_channels(graph, model.params, masks).table.differences
+    assert "one_hot(jnp.arange(4), 4)" in difference  # the only size that is written out
 
 
 def test_random_keys_are_inputs_like_others():
