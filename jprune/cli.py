@@ -5,11 +5,12 @@ jax, pandas and matplotlib are imported after the options are parsed, so that he
 """
 
 import argparse
+import contextlib
 import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jprune._version import __version__
@@ -180,7 +181,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.out is not None:
         from jprune.recall.report.page import page  # noqa: PLC0415
 
-        images = None if options.images is None else read_images(options.images)
+        with _reading("--images"):
+            images = None if options.images is None else read_images(options.images)
         if images is not None and prepared.kept is not None and len(images) == len(prepared.kept):
             images = images[prepared.kept]
         html = page(audit, images=images, title=options.title, date=options.date)
@@ -234,21 +236,27 @@ def _audit(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     from jprune.recall.inputs import files, predictions  # noqa: PLC0415
     from jprune.recall.inputs.prepare import prepare  # noqa: PLC0415
 
-    names = None if options.class_names is None else files.read_class_names(options.class_names)
-    if names is not None:
-        predictions.names_of_classes(names, len(names))
-    labels = files.read_labels(options.labels, names, options.id)
+    names = None
+    if options.class_names is not None:
+        with _reading("--class-names"):
+            names = files.read_class_names(options.class_names)
+            predictions.names_of_classes(names, len(names))
+    with _reading("--labels"):
+        labels = files.read_labels(options.labels, names, options.id)
     compressed = _by_score(options.pruned) if options.pruned else _by_name(options.compare)
     dense = _dense(options.dense, list(compressed))
     sets = {", ".join(given): given for given in dense.values()}
     sets |= {", ".join(given): given for ratios in compressed.values() for given in ratios.values()}
     examples = max(labels.values.shape, default=0)
-    read = {
-        file: files.read_predictions(file, examples, names, options.id) for given in sets.values() for file in given
-    }
+    read = {}
+    for name, given in sets.items():
+        for file in given:
+            with _reading(_option_of(name, dense, options)):
+                read[file] = files.read_predictions(file, examples, names, options.id)
     groups: dict[str, object] = {}
     for file in options.groups:
-        found = files.read_groups(file, options.id)
+        with _reading("--groups"):
+            found = files.read_groups(file, options.id)
         twice = sorted(groups.keys() & found.keys())
         if twice:
             raise predictions.InputError(
@@ -280,6 +288,24 @@ def _audit(options: argparse.Namespace):  # type: ignore[no-untyped-def]
         labels_name=options.labels,
     )
     return audit, prepared
+
+
+@contextlib.contextmanager
+def _reading(option: str) -> Iterator[None]:
+    """Name the option whose file cannot be used."""
+    from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
+
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
+
+
+def _option_of(name: str, dense: Mapping[str, Sequence[str]], options: argparse.Namespace) -> str:
+    """The option that gave a set of models."""
+    if name in {", ".join(given) for given in dense.values()}:
+        return "--dense"
+    return "--pruned" if options.pruned else "--compare"
 
 
 def _by_score(given: Sequence[str]) -> dict[str, dict[float, list[str]]]:

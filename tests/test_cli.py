@@ -190,7 +190,7 @@ CSV = {
         (["--labels", "two_labels.csv"], "two_labels.csv has 2 columns (x, y)"),
         (["--labels", "labels.csv:y"], "labels.csv has no column 'y'; it has label"),
         (["--labels", "fraction.csv"], "fraction.csv holds 0.5 at example 0"),
-        (["--labels", "bool.csv"], "dense.npz holds 2 at model 0, example 3; bool.csv run to 1"),
+        (["--labels", "bool.csv"], "dense.npz holds 2 at model 0, example 3; the largest label in bool.csv is 1"),
         (["--labels", "empty.csv"], "empty.csv is not a readable .csv"),
         (["--labels", "header.csv"], "header.csv holds no example"),
         (["--labels", "labels.npy", "--num-classes", "2"], "labels.npy holds 2 at example 40; num_classes is 2"),
@@ -205,7 +205,7 @@ CSV = {
         (["--dense", "nan.csv"], "nan.csv"),
         (["--dense", "numbers.csv"], "numbers.csv begins with the row 0, 1, ... 3: a header"),
         (["--dense", "pickle.npy"], "pickle.npy is not a readable .npy"),
-        (["--dense", "object.npy"], "object.npy is not a readable .npy"),
+        (["--dense", "object.npy"], "object.npy holds Python objects: save names as text"),
         (["--dense", "object.npz"], "object.npz has an unreadable array"),
         (["--dense", "broken.npz"], "broken.npz is not a readable .npz"),
         (["--dense", "named.npz"], "named.npz is not an .npz"),
@@ -287,8 +287,9 @@ def test_an_error_says_from_where_examples_are_counted_and_prints_no_control_cha
     np.savetxt("wild\x1b[31m.csv", LABELS + 9, fmt="%d")
     told = failure(capsys, "--labels", "labels.npy", "--dense", "labels.npy", "--pruned", "2=wild\x1b[31m.csv")
     assert told == (
-        "jprune audit: wild\\x1b[31m.csv holds 9 at model 0, example 0; labels.npy run to 2: allowed 0..2; give "
-        "num_classes (--num-classes) if some have no examples (models and examples are counted from 0)"
+        "jprune audit: wild\\x1b[31m.csv holds 9 at model 0, example 0; the largest label in labels.npy is "
+        "2: allowed 0..2; give num_classes (--num-classes) if some classes have no examples (models and "
+        "examples are counted from 0)"
     )
 
 

@@ -13,11 +13,12 @@ import pandas as pd
 from jprune.files import write_text
 from jprune.recall.inputs import predictions
 from jprune.recall.inputs.arguments import EmptyClassWarning, Rng, check_level, check_resamples
-from jprune.recall.inputs.order import about_order, perfect_models
+from jprune.recall.inputs.order import about_order, about_quantities, perfect_models
 from jprune.recall.inputs.prepare import Prepared, prepare
 from jprune.recall.inputs.raw import InputError, of_object
 from jprune.recall.measures.rates import from_counts, from_predictions, refuse_other_examples
-from jprune.recall.report.headline import findings, headline
+from jprune.recall.report.findings import findings
+from jprune.recall.report.headline import headline
 from jprune.recall.tables import caveats, comparisons, examples, models
 from jprune.recall.tables.audited import AuditedModels, Examples
 from jprune.recall.tables.frames import UNSTATED, AuditTables, records
@@ -295,10 +296,12 @@ def audit_prepared(
     named: SetNames = {(score, ratio): name for score, ratios in compressed.items() for ratio, name in ratios.items()}
     named |= {(score, None): name for score, name in dense.items()}
     notes = [*prepared.notes, *(note for stack in sets.values() for note in stack.notes)]
+    all_perfect = all((stack.predicted == true).all() for stack in sets.values())
     for name, stack in sets.items():
-        notes += about_order(true, stack, classes, dense=name in dense.values())
-        notes += perfect_models(true, stack)
-    notes += [note for stack in sets.values() for note in caveats.of_copies(stack)]
+        notes += about_order(true, stack, study.class_names, dense=name in dense.values())
+        notes += perfect_models(true, stack, all_perfect=all_perfect)
+        notes += about_quantities(true, stack) if prepared.class_names is None else []
+    notes += [note for stack in sets.values() for note in (*caveats.of_scores(stack), *caveats.of_copies(stack))]
     report = _assemble(study, named, notes)
     risky, shown = examples.at_risk(known)
     groups = examples.subgroups(study, known, prepared.groups)

@@ -58,7 +58,7 @@ def test_a_model_that_predicts_one_class_is_named_and_counted(data):
     collapsed[1] = 3
     report = recall.audit(labels, dense, {10.0: collapsed})
     assert np.isfinite(report.alphas["alpha"]).all()
-    assert any("1 of 5 models predict one class" in warning for warning in report.warnings)
+    assert any("1 of 5 models predicts one class" in warning for warning in report.warnings)
 
 
 def test_warnings_name_copies_unequal_classes_few_models_and_the_missing_control(data):
@@ -87,7 +87,7 @@ def test_a_model_that_only_mistakes_classes_for_one_another_is_not_said_to_predi
     report = recall.audit(labels, dense, {10.0: turned})
     assert not any("predict one class" in warning for warning in report.warnings)
     collapsed = np.where(np.arange(len(turned))[:, None] == 1, 0, turned)
-    assert any("1 of 5 models predict one class" in w for w in recall.audit(labels, dense, {10.0: collapsed}).warnings)
+    assert any("1 of 5 models predicts one class" in w for w in recall.audit(labels, dense, {10.0: collapsed}).warnings)
 
 
 def test_unpaired_models_that_are_all_right_about_a_class_have_a_change_of_zero_without_a_warning(data):
@@ -132,4 +132,4 @@ def test_names_in_an_array_are_refused_with_what_to_give():
 
 def test_correct_counts_of_one_class_alone_are_not_said_to_be_predictions_of_it():
     report = recall.audit_counts([[9, 8, 7], [8, 8, 9]], {2: [[0, 10, 0], [9, 9, 9]]}, support=[10, 10, 10])
-    assert "pruned at 2: 1 of 2 models are right about one class and no other" in report.warnings
+    assert "pruned at 2: 1 of 2 models is right about one class and no other" in report.warnings

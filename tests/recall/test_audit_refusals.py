@@ -22,7 +22,7 @@ from jprune.recall import InputError
         ({"labels": ["a", "b", "c"]}, "labels holds class names, dense holds numbers: give class_names"),
         ({"dense": [[0, 1], [0, 1]]}, r"dense has shape \(2, 2\); for 3 labels"),
         ({"dense": [[0, 1, 0], [0, 1]]}, "dense does not convert"),
-        ({"dense": [0, 1, 2]}, "dense holds 2 at model 0, example 2; labels run to 1: allowed 0..1"),
+        ({"dense": [0, 1, 2]}, "dense holds 2 at model 0, example 2; the largest label in labels is 1: allowed 0..1"),
         ({"dense": [[[0.1, 0.9], [np.nan, 0.1], [0.5, 0.5]]]}, "NaN among the logits of model 0, example 1, class 0"),
         ({"dense": [[0, 1], [1, 1], [0, 1]]}, "transpose it"),
         ({"dense": np.eye(3) * 2}, r"dense holds whole numbers as floats, of shape \(3, 3\) for 3 labels"),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jprune.recall.inputs.raw import SCOPE, InputError, Raw
+from jprune.recall.inputs.raw import SCOPE, InputError, Raw, option
 
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0+)?")
 _MARKS = (99, 127, 254, 255, 999, 9999, 32767)  # often used for no class
@@ -39,6 +39,7 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
     >>> numbered.labels.values, numbered.class_names
     (array([1, 0]), ('a', 'b'))
     """
+    stacks = [_in_order(raw, class_names) for raw in stacks]
     every = [labels, *stacks]
     texts = [raw for raw in every if raw.values.dtype == object]
     if any(raw.values.dtype == bool for raw in every) and not texts:
@@ -50,6 +51,7 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
     notes: tuple[str, ...] = ()
     if class_names is None:
         class_names, notes = _inferred(labels, stacks, texts)
+        stacks = [_in_order(raw, class_names) for raw in stacks]
     index = {name: c for c, name in enumerate(class_names)}
     by_value = _values(class_names)
     if by_value is not None:
@@ -59,17 +61,28 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
     return Numbered(_numbers(labels, index), tuple(_numbers(raw, index) for raw in stacks), tuple(class_names), notes)
 
 
+def _in_order(raw: Raw, class_names: Sequence[str] | None) -> Raw:
+    """Logits whose columns are called like the classes, with the columns in the order of the classes."""
+    wanted = [str(n) for n in range(len(raw.columns))] if class_names is None else list(class_names)
+    given = [column.strip() for column in raw.columns]
+    if raw.values.dtype.kind != "f" or len(given) < 2 or given == wanted or sorted(given) != sorted(wanted):
+        return raw
+    note = f"{raw.name}: the columns were put in the order of the classes that they are named after"
+    values = raw.values[:, [given.index(name) for name in wanted]]
+    return raw._replace(values=values, columns=tuple(wanted), notes=(*raw.notes, note))
+
+
 def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names in the data, sorted, or in the order of a table of logits whose columns they are."""
     for raw in texts:
         for text in _distinct(raw):
             if not text or _NUMBERS.fullmatch(text):
                 where = first_text(raw, text)
-                raise InputError(f"{where}; wanted a number or a class name (--class-names gives the names)")
+                raise InputError(f"{where}; wanted a number or a class name (see {option('class_names')})")
     if labels.values.dtype != object:
         where = first_text(texts[0], _distinct(texts[0])[0])
         raise InputError(
-            f"{where}; wanted a number or a name that class_names (--class-names) gives, as {labels.name} holds numbers"
+            f"{where}; wanted a number, as {labels.name} holds numbers, or a name from {option('class_names')}"
         )
     names = sorted({text for raw in texts for text in _distinct(raw)})
     ordered: list[str] = []
@@ -77,12 +90,10 @@ def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple
         if raw.values.dtype != object:
             if set(raw.columns) != set(names):
                 raise InputError(
-                    f"{labels.name} holds class names, {raw.name} holds numbers: give class_names (--class-names) in "
+                    f"{labels.name} holds class names, {raw.name} holds numbers: give {option('class_names')} in "
                     f"the order of the numbers or of the logits' columns"
                 )
-            if ordered and ordered != list(raw.columns):
-                raise InputError(f"{raw.name} has its columns in another order than the logits before it")
-            ordered = list(raw.columns)
+            ordered = ordered or list(raw.columns)
     unknown = sorted({text for raw in texts[1:] for text in _distinct(raw)} - set(_distinct(labels)))
     notes = [f"class names inferred from the data, in {'the order of the columns' if ordered else 'sorted order'}"]
     if unknown:
@@ -192,7 +203,7 @@ def about_labels(labels: np.ndarray, name: str) -> list[str]:
     if distinct > 2 and found[-1] in _MARKS and found[-2] < found[-1] // 2:
         return [
             f"{name} holds {found[-1]}, and otherwise 0 to {found[-2]}: if it marks examples without a class, leave "
-            f"them out with --ignore-label {found[-1]} (ignore_label={found[-1]})"
+            f"them out with {option('ignore_label', found[-1])}"
         ]
     if distinct <= 20 or distinct * 4 <= labels.size:
         return []

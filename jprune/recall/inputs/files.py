@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jprune.recall.inputs.raw import InputError, Raw, decoded, plain, together
+from jprune.recall.inputs.raw import InputError, Raw, decoded, lists_as_columns, plain, together
 from jprune.recall.inputs.text import NUMBER, decoded_text, read_csv, read_jsonl, reason, some
 
 _PICKED = re.compile(r"^(?P<path>.+\.(?:npz|csv|tsv|jsonl|parquet)):(?P<name>[^/\\]+)$", re.IGNORECASE)
 _SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".jsonl", ".parquet")
+_PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".joblib", ".bin")
 _LABELS = ("label", "labels")
 _NOT_PREDICTED = {
     "true classes": {"label", "labels", "target", "targets", "true", "truth", "y_true", "true_label", "ground_truth"},
@@ -26,6 +27,7 @@ _NOT_PREDICTED = {
 }
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}([.,' ][0-9]{3})+([.,][0-9]+)?")
 _BLANK = "(blank line)"
+_FEWEST_ROWS = 20  # in which a column of predictions surely repeats a class
 
 
 class Table(NamedTuple):
@@ -105,6 +107,14 @@ def _refuse_other_columns(frame: pd.DataFrame, path: Path) -> None:
                     f"{path} has a column {str(column)!r}, which looks like {kind} and not like predictions: pick one "
                     f"column of predictions as {path}:{others[0]}{ids}, or keep only the columns of predictions"
                 )
+    unique = [frame[column].is_unique for column in frame.columns]
+    whole = all(pd.api.types.is_integer_dtype(frame[column]) for column in frame.columns)
+    if whole and len(frame) >= _FEWEST_ROWS and any(unique) and not all(unique):
+        column = frame.columns[unique.index(True)]
+        raise InputError(
+            f"{path} has another number in every row of column {str(column)!r}, which looks like ids and not like "
+            f"predictions: keep only the columns of predictions, or name the columns and give the ids with --id"
+        )
 
 
 def read_groups(file: str, id_column: str | None = None) -> dict[str, Raw]:
@@ -177,7 +187,10 @@ def _split(file: str) -> tuple[Path, str | None]:
 def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
-        raise InputError(f"{path} has the suffix {suffix!r}; use {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
+        pickled = "; pickles are never loaded: save the array with numpy.save" if suffix in _PICKLED else ""
+        raise InputError(
+            f"{path} has the suffix {suffix!r}; use {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}{pickled}"
+        )
     return suffix
 
 
@@ -199,8 +212,9 @@ def _read_numpy(path: Path, name: str | None, pick: Sequence[str] = (), without:
         try:
             return np.lib.format.open_memmap(path, mode="r")
         except Exception as error:  # as above
-            objects = "; save names as text, np.array(names, str)" if "Python objects" in str(error) else ""
-            raise InputError(f"{path} is not a readable .npy: {reason(error)}{objects}") from error
+            if "Python objects" in str(error):
+                raise InputError(f"{path} holds Python objects: save names as text, np.array(names, str)") from error
+            raise InputError(f"{path} is not a readable .npy: {reason(error)}") from error
     with _opened(path) as archive:
         names = [each for each in archive.files if each != without]
         usual = [each for each in names if each.lower() in pick]
@@ -222,7 +236,7 @@ def _raw_array(path: Path, name: str | None, file: str, id_column: str | None, p
     if id_column is not None:
         if _kind(path) == ".npy":
             raise InputError(f"{path} is an .npy and has no ids: --id needs tables, or .npz files with an array of ids")
-        ids = _identities(_read_numpy(path, id_column).tolist())
+        ids = _identities(_read_numpy(path, id_column).tolist(), path)
     if values.dtype.kind == "S":
         values = decoded(values, file)
     if values.ndim == 0:
@@ -235,20 +249,25 @@ def _raw_array(path: Path, name: str | None, file: str, id_column: str | None, p
 
 
 def _raw_table(file: str, path: Path, table: Table) -> Raw:
-    columns = [_column(table.frame[name], f"{path}, column {str(name)!r}") for name in table.frame.columns]
     names = tuple(map(str, table.frame.columns))
-    return Raw(file, together(columns, names, str(path)), True, names, table.ids, table.named_ids, table.notes)
+    if len(names) == 1:
+        rows = lists_as_columns(table.frame.iloc[:, 0], f"{path}, column {names[0]!r}")
+        if rows is not None:
+            return Raw(file, rows, True, (), table.ids, table.named_ids, table.notes)
+    columns = [_column(table.frame[name], f"{path}, column {str(name)!r}") for name in table.frame.columns]
+    pick = f", name a column of ids with --id, or pick a single column with {path}:NAME"
+    return Raw(file, together(columns, names, str(path), pick), True, names, table.ids, table.named_ids, table.notes)
 
 
 def _column(cells: "pd.Series[Any]", where: str) -> np.ndarray:
     """A column as numbers where all cells are, else as text."""
     missing = cells.isna().to_numpy()
     if missing.any():
-        raise InputError(f"{where} has no number at example {int(missing.argmax())}: the cell is missing")
+        raise InputError(f"{where} has no value at example {int(missing.argmax())}: the cell is missing")
     if not pd.api.types.is_object_dtype(cells) and not pd.api.types.is_string_dtype(cells):
         return plain(cells, where)
-    if any(isinstance(cell, list | dict) for cell in cells):
-        raise InputError(f"{where} holds lists; give each its own column, or one list of numbers per line in a .jsonl")
+    if any(isinstance(cell, list | dict | np.ndarray) for cell in cells):
+        raise InputError(f"{where} holds lists next to other columns; pick this column as PATH:NAME, or save it alone")
     texts = [str(cell).strip() for cell in cells.tolist()]
     for example, text in enumerate(texts):
         if text in ("", _BLANK):
@@ -289,7 +308,7 @@ def _read_table(
             table, notes = read_jsonl(path, name)
             name = None if name is not None and name not in table.columns else name
         else:
-            table, notes = read_csv(path, class_names, examples)
+            table, notes = read_csv(path, class_names, examples, id_column)
     except InputError:
         raise
     except ImportError as error:
@@ -312,22 +331,25 @@ def _without_ids(table: pd.DataFrame, path: Path, id_column: str | None) -> tupl
     """Split off what identifies the rows: the column asked for, or an index."""
     if id_column is not None:
         if id_column in table.columns:
-            return table.drop(columns=[id_column]), _identities(table[id_column].tolist())
+            return table.drop(columns=[id_column]), _identities(table[id_column].tolist(), path)
         if table.index.name == id_column:
-            return table, _identities(table.index.tolist())
+            return table, _identities(table.index.tolist(), path)
         raise InputError(f"{path} has no column {id_column!r} for --id; it has {some(table.columns)}")
     first = table.columns[0]
     if table.shape[1] > 1 and str(first).strip() in ("", "Unnamed: 0", "rownames"):
         cells = table[first].tolist()
         if len(set(cells)) == len(cells) and table[first].dtype.kind != "f":
             table = table.drop(columns=[first]).set_axis(pd.Index(cells), axis=0)
-    index = _identities(table.index.tolist())
+    index = _identities(table.index.tolist(), path)
     start = index[0] if len(index) else ""
     numbered = start in ("0", "1") and index.tolist() == [str(int(start) + n) for n in range(len(index))]
     return table, None if numbered or len(set(index.tolist())) < len(index) else index
 
 
-def _identities(cells: Sequence[Any]) -> np.ndarray:
+def _identities(cells: Sequence[Any], path: Path) -> np.ndarray:
     """Ids as text, so that 7, 7.0 and '7' are one id."""
     whole = [int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in cells]
-    return np.array([str(cell).strip() for cell in whole], object)
+    texts = ["" if pd.isna(cell) else str(cell).strip() for cell in whole]
+    if "" in texts:
+        raise InputError(f"{path} has no id at example {texts.index('')}")
+    return np.array(texts, object)

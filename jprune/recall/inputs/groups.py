@@ -14,6 +14,7 @@ Groups = dict[str, tuple[Int[np.ndarray, " examples"], tuple[str, ...]]]
 """For every attribute of the examples, each example's code and the names of the codes."""
 
 MISSING = "(missing)"
+_USUAL_MISSING = ("na", "n/a", "nan", "none", "null", "<na>")
 _FEWEST = 10  # examples: with fewer, each may well have a group of its own
 
 
@@ -51,6 +52,12 @@ def groups(values: Any, examples: int) -> tuple[Groups, list[str]]:
             notes.append(
                 f"groups: {int((codes == len(kinds) - 1).sum())} of {examples} examples have no {attribute}; they are "
                 f"the group {MISSING}"
+            )
+        named = [kind for kind in kinds if kind.lower() in _USUAL_MISSING]
+        if named:
+            notes.append(
+                f"groups: the {attribute} {named[0]!r} is read as the name of a group; leave the cell empty where the "
+                f"{attribute} is missing"
             )
         found[attribute] = codes, kinds
     return found, notes

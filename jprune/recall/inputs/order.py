@@ -1,50 +1,121 @@
-"""Whether predictions and labels are in one order: warnings, with the shift or order that makes them agree."""
+"""Whether predictions fit the labels: warnings on the order of rows and classes, on copies, and on quantities."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.optimize
 import scipy.special
-from jaxtyping import Float, Int
+import scipy.stats
+from jaxtyping import Bool, Float, Int
 
 from jprune.recall.inputs.predictions import Predictions
+from jprune.recall.inputs.raw import SCOPE
 
-_FEW = 50  # examples, with fewer of which chance may well exceed its expectation
+_RARE = 1e-3  # how seldom predictions that are independent of the labels may pass for related ones
+_GOOD = 0.9  # accuracy that a test set must tell from chance before a chance accuracy is suspicious
 _FEW_LABELS = 20  # examples, all of which a model may well get right
 _MOST_CLASSES = 1_000  # for which an order of the classes is looked for
+_FEWEST_VALUES, _FEWEST_WRONG, _CLOSE = 8, 20, 0.9  # distinct labels, wrong predictions, and their correlation
 
 
-def perfect_models(true: Int[np.ndarray, " examples"], stack: Predictions) -> list[str]:
-    """Warn of a set of several models of which one is right about every example and the others are not.
+def perfect_models(true: Int[np.ndarray, " examples"], stack: Predictions, *, all_perfect: bool = False) -> list[str]:
+    """Warn of models that are right about every example: their predictions may be the labels.
+
+    Args:
+      true: the labels.
+      stack: one set of models.
+      all_perfect: whether every model of every set is right about every example, which is not suspicious.
 
     >>> perfect_models(np.arange(40) % 4, Predictions("dense", np.stack([np.arange(40) % 4, np.zeros(40, int)]), None))
     ['dense: model 0 is right about every example and others are not: is it the labels?']
     """
     right = (stack.predicted == true).all(1)
-    if len(true) < _FEW_LABELS or right.all() or not right.any():
+    if len(true) < _FEW_LABELS or all_perfect or not right.any() or (true == true[0]).all():
         return []
+    if right.all():
+        return [f"{stack.name}: every prediction equals the label: is it the file of the labels?"]
     return [f"{stack.name}: model {right.argmax()} is right about every example and others are not: is it the labels?"]
 
 
-def about_order(
-    true: Int[np.ndarray, " examples"], stack: Predictions, classes: int, *, dense: bool = True
-) -> list[str]:
-    """Warn of predictions that agree with the labels no more than chance, with the shift or order that mends it.
+def about_quantities(true: Int[np.ndarray, " examples"], stack: Predictions) -> list[str]:
+    """Warn of wrong predictions that are close to the label in number, as predicted ages or ratings are.
 
-    A compressed model that is at chance may have collapsed onto a few classes. It is warned of where a shift or order
-    mends it, or where it still predicts all classes about equally often.
+    >>> ages = np.arange(200) % 50
+    >>> about_quantities(ages, Predictions("dense", (ages + np.arange(200) % 3)[None], None))[0][:60]
+    'dense: wrong predictions are close to the label (correlation'
+    """
+    wrong = stack.predicted[0] != true
+    label, said = true[wrong], stack.predicted[0][wrong]
+    if len(label) < _FEWEST_WRONG or len(np.unique(label)) < _FEWEST_VALUES or len(np.unique(said)) < 2:
+        return []
+    correlation = float(np.corrcoef(label, said)[0, 1])
+    if correlation < _CLOSE:
+        return []
+    return [
+        f"{stack.name}: wrong predictions are close to the label (correlation {correlation:.2f}). If the labels are "
+        f"quantities or ratings, the audit counts a near miss as an error like any other: {SCOPE}"
+    ]
+
+
+def about_order(
+    true: Int[np.ndarray, " examples"], stack: Predictions, names: Sequence[str], *, dense: bool = True
+) -> list[str]:
+    """Warn of predictions that agree with the labels no more than chance, with the shift or order that corrects it.
+
+    A compressed model at chance may have collapsed onto a few classes. It gets a warning only where a shift or order
+    raises its accuracy, or where it still predicts all classes about equally often.
+
+    Args:
+      true: the labels.
+      stack: one set of models.
+      names: the name of every class.
+      dense: whether the models are dense models.
 
     >>> true = np.arange(100) % 4
-    >>> about_order(true, Predictions("dense", (true[None] + 1) % 4, None), 4)[0][:61]
-    'dense: their accuracy is 0.0 %, no more than chance (25.0 %).'
+    >>> about_order(true, Predictions("dense", (true[None] + 1) % 4, None), "abcd")[0][:54]
+    'dense: accuracy 0.0 % is no more than chance (25.0 %).'
     """
-    n = len(true)
+    n, classes = len(true), len(names)
     truth = np.bincount(true, minlength=classes) / n
     said = np.bincount(stack.predicted.ravel(), minlength=classes) / stack.predicted.size
     chance, accuracy = float(truth @ said), float((stack.predicted == true).mean())
-    error = np.sqrt(chance * (1 - chance) / n)
-    if classes < 2 or n < 5 or accuracy >= chance + (2 * error if n >= _FEW else 0) or chance == 1:
+    if n < 5 or (truth > 0).sum() < 2:
         return []
-    text = f"{stack.name}: their accuracy is {100 * accuracy:.1f} %, no more than chance ({100 * chance:.1f} %)"
-    first = stack.predicted[0]
+    if _beyond_chance(accuracy, chance, n):
+        return _swapped_classes(true, stack, names, accuracy)
+    text = f"{stack.name}: accuracy {100 * accuracy:.1f} % is no more than chance ({100 * chance:.1f} %)"
+    best, right = max(_corrections(true, stack, names).items(), key=lambda item: item[1].mean())
+    share, error = float(right.mean()), np.sqrt(chance * (1 - chance) / n)
+    if share > max(chance + 5 * error, 2 * accuracy, 0.3) and n >= _FEW_LABELS:
+        return [f"{text}. It would be {100 * share:.1f} % if {best}"]
+    if (said > 0).sum() < 2 and dense:
+        return [f"{text}: one class is predicted for every example"]
+    if not dense and _entropy(said) < 0.8 * _entropy(truth):
+        return []
+    return [text + _question(true, stack, classes, dense=dense)]
+
+
+def _question(true: Int[np.ndarray, " examples"], stack: Predictions, classes: int, *, dense: bool) -> str:
+    """What to ask of an accuracy at chance that no simple correction explains."""
+    if _independent(true, stack.predicted[0], classes):
+        other = "" if dense else ", or are the models at chance"
+        return f": predictions are independent of the labels. Are the rows in another order{other}?"
+    return ", although predictions depend on the labels. Are the classes in the order of the labels?"
+
+
+def _beyond_chance(accuracy: float, chance: float, n: int) -> bool:
+    """Whether an accuracy is above what predictions independent of the labels reach."""
+    if chance == 1:
+        return True
+    least = float(scipy.stats.binom.isf(_RARE, n, chance))
+    return accuracy * n > least if least < _GOOD * n else accuracy >= chance
+
+
+def _corrections(
+    true: Int[np.ndarray, " examples"], stack: Predictions, names: Sequence[str]
+) -> dict[str, Bool[np.ndarray, " examples"]]:
+    """What may be wrong, and which examples the first model would then be right about."""
+    first, classes = stack.predicted[0], len(names)
     tried = {
         "the predictions are numbered one too low: add 1 to them": first + 1 == true,
         "the predictions are numbered one too high (from 1?): subtract 1 from them": first - 1 == true,
@@ -52,21 +123,74 @@ def about_order(
         "the predictions are of the examples sorted by label: sort the labels": first == np.sort(true),
     }
     if classes <= _MOST_CLASSES:
-        confusion = np.bincount(true * classes + first, minlength=classes**2).reshape(classes, classes)
-        of_class, numbers = scipy.optimize.linear_sum_assignment(-confusion)
-        renumber = np.empty(classes, int)
-        renumber[numbers] = of_class
-        moved = [f"{p} for {c}" for p, c in enumerate(renumber) if p != c and confusion[c, p]]
-        tried[f"the classes are numbered in another order (predicted {', '.join(moved[:5])})"] = renumber[first] == true
+        half = np.random.default_rng(0).random(len(true)) < 0.5
+        tested = _best_numbers(true[half], first[half], classes)[first] == true
+        confusion, renumber = _confusion(true, first, classes), _best_numbers(true, first, classes)
+        moved = {p: c for p, c in enumerate(renumber.tolist()) if p != c and confusion[c, p]}
+        # With many classes some order always fits: count the half of the examples that it was not fitted to.
+        fits = renumber[first] == true if tested[~half].mean() > 0.5 * tested[half].mean() else tested & ~half
+        tried[f"the classes are numbered in another order ({_moves(moved, names)})"] = fits
     if stack.logits is not None:
         tried["the smallest number marks the class (distances?): change the signs"] = stack.logits[0].argmin(1) == true
-    best, right = max(tried.items(), key=lambda item: item[1].mean())
-    share = float(right.mean())
-    if share > max(chance + 5 * error, 2 * accuracy, 0.3) and n >= 20:
-        return [f"{text}. It would be {100 * share:.1f} % if {best}"]
-    if not dense and _entropy(said) < 0.8 * _entropy(truth):
+    return tried
+
+
+def _best_numbers(
+    true: Int[np.ndarray, " examples"], said: Int[np.ndarray, " examples"], classes: int
+) -> Int[np.ndarray, " classes"]:
+    """The class that each predicted number stands for, by which most predictions are right."""
+    of_class, numbers = scipy.optimize.linear_sum_assignment(-_confusion(true, said, classes))
+    renumber = np.empty(classes, int)
+    renumber[numbers] = of_class
+    return renumber
+
+
+def _swapped_classes(
+    true: Int[np.ndarray, " examples"], stack: Predictions, names: Sequence[str], accuracy: float
+) -> list[str]:
+    """Warn of classes most of whose examples are predicted as one another, in a circle."""
+    classes = len(names)
+    if classes > _MOST_CLASSES:
         return []
-    return [f"{text}. Are rows and classes in the order of the labels?"]
+    confusion = _confusion(true, stack.predicted[0], classes)
+    most, support = confusion.argmax(1), confusion.sum(1)
+    moved = np.flatnonzero((most != np.arange(classes)) & (confusion.max(1) > support / 2) & (support >= 5))
+    if len(moved) < 2 or set(most[moved]) != set(moved):
+        return []
+    renumber = np.arange(classes)
+    renumber[most[moved]] = moved
+    share = float((renumber[stack.predicted[0]] == true).mean())
+    return [
+        f"{stack.name}: accuracy {100 * accuracy:.1f} % would be {100 * share:.1f} % if the classes are numbered in "
+        f"another order ({_moves({int(most[c]): int(c) for c in moved}, names)})"
+    ]
+
+
+def _independent(true: Int[np.ndarray, " examples"], said: Int[np.ndarray, " examples"], classes: int) -> bool:
+    """Whether Pearson's chi-squared statistic of labels and predictions is what random orders of the rows give.
+
+    It is compared with 99 random orders, because its own distribution needs many examples in each cell.
+    """
+    rows, columns = np.bincount(true, minlength=classes), np.bincount(said, minlength=classes)
+
+    def statistic(order: Int[np.ndarray, " examples"]) -> float:
+        place, cells = np.unique(true * classes + order, return_counts=True)
+        return float((cells**2 / (rows[place // classes] * columns[place % classes])).sum())
+
+    rng = np.random.default_rng(0)
+    random = np.array([statistic(rng.permutation(said)) for _ in range(99)])
+    return bool(statistic(said) < random.mean() + 8 * random.std())
+
+
+def _confusion(
+    true: Int[np.ndarray, " examples"], said: Int[np.ndarray, " examples"], classes: int
+) -> Int[np.ndarray, "classes classes"]:
+    return np.bincount(true * classes + said, minlength=classes**2).reshape(classes, classes)
+
+
+def _moves(moved: dict[int, int], names: Sequence[str]) -> str:
+    named = [f"{names[p]} for {names[c]}" for p, c in sorted(moved.items())]
+    return f"predicted {', '.join(named[:5])}{' ...' * (len(named) > 5)}"
 
 
 def _entropy(shares: Float[np.ndarray, " classes"]) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jprune.recall.inputs.arguments import first_true
-from jprune.recall.inputs.raw import SCOPE, InputError, Raw, as_array, of_object
+from jprune.recall.inputs.raw import SCOPE, InputError, Raw, as_array, of_object, option
 
 MOST_CLASSES = 46_340  # the square still fits int32, in which ``jprune.recall.counts`` addresses its cells
 _CLASSES = f"class indices, whole numbers in 0..{MOST_CLASSES - 1}"
@@ -69,10 +69,10 @@ def labels(given: Raw | Any, name: str = "labels") -> Int[np.ndarray, " examples
     if (values < 0).any() and values.min() >= -128 and (values >= 0).any():
         (example,) = first_true(values < 0)
         value = int(values[example])
-        raise InputError(
-            f"{name} holds {value} at example {example}; wanted {_CLASSES}; --ignore-label {value} "
-            f"(ignore_label={value}) leaves these examples out"
-        )
+        way = f"{option('ignore_label', value)} leaves these examples out"
+        if set(np.unique(values)) == {-1, 1}:
+            way = "name the two classes with class_names=['-1', '1'] (--class-names=-1,1)"
+        raise InputError(f"{name} holds {value} at example {example}; wanted {_CLASSES}; {way}")
     return _whole(values, name, _CLASSES)
 
 
@@ -141,7 +141,8 @@ def _of_rows(values: np.ndarray, raw: Raw, examples: int, threshold: float | Non
     """Read a table: a row per example, a column per model, or per class of one model's logits."""
     name = raw.name
     if len(values) != examples:
-        raise InputError(f"{name} has {len(values)} rows for {examples} labels: one row per example is needed")
+        more = "; is its first row a header of numbers?" if len(values) == examples + 1 else ""
+        raise InputError(f"{name} has {len(values)} rows for {examples} labels: one row per example is needed{more}")
     several = values.shape[1] > 1
     if several and _one_hot(values):
         note = f"{name} has one 1 in every row and was read as one-hot predictions of one model"
@@ -187,18 +188,21 @@ def _logits(models: np.ndarray, raw: Raw) -> Predictions:
 
 def _sigmoid(scores: np.ndarray, raw: Raw, threshold: float | None) -> Predictions:
     """Read one probability per example as class 1 from the threshold on, else class 0."""
+    if np.isnan(scores).any():
+        model, example = first_true(np.isnan(scores))
+        raise InputError(f"{raw.name} holds NaN at model {model}, example {example}; every example needs a prediction")
     outside = ~((scores >= 0) & (scores <= 1))
     if outside.any():
         model, example = first_true(outside)
         raise InputError(
             f"{raw.name} holds {scores[model, example]} at model {model}, example {example}; wanted {_CLASSES}, or "
-            f"probabilities of class 1 with --threshold; {SCOPE}"
+            f"probabilities of class 1 with {option('threshold')}; {SCOPE}"
         )
     if threshold is None:
         model, example = first_true(scores != np.floor(scores))
         raise InputError(
             f"{raw.name} holds {scores[model, example]} at model {model}, example {example}, one number per example: "
-            f"if it is the probability of class 1, say from where on it counts with --threshold 0.5 (threshold=0.5)"
+            f"if it is the probability of class 1, give the least one that means class 1, {option('threshold', 0.5)}"
         )
     predicted = (scores >= threshold).astype(np.int64)
     models = np.stack([1 - scores, scores], axis=-1) if threshold == 0.5 else None
@@ -267,20 +271,23 @@ def class_count(
     elif widest is not None and widest.width is not None:
         classes, source = widest.width, f"{widest.name} has {widest.width} logits per example"
     else:
-        classes, source = largest + 1, f"{name} run to {largest}"
+        classes, source = largest + 1, f"the largest label in {name} is {largest}"
     if not 1 <= classes <= MOST_CLASSES:
         raise InputError(f"{source}, but the number of classes must lie in 1..{MOST_CLASSES}")
     if class_names is not None and len(class_names) != classes:
         raise InputError(f"{len(class_names)} class names were given, but {source}")
     if largest >= classes:
-        raise InputError(f"{name} holds {largest} at example {int(true.argmax())}; {source}: allowed 0..{classes - 1}")
+        more = "; are the labels numbered from 1?" if largest == classes and true.min() > 0 else ""
+        raise InputError(
+            f"{name} holds {largest} at example {int(true.argmax())}; {source}: allowed 0..{classes - 1}{more}"
+        )
     for each in stacks:
         if each.width not in (None, classes):
             raise InputError(f"{each.name} has {each.width} logits per example, but {source}")
         beyond = each.predicted >= classes
         if beyond.any():
             model, example = first_true(beyond)
-            more = "; give num_classes (--num-classes) if some have no examples" * (num_classes is None)
+            more = f"; give {option('num_classes')} if some classes have no examples" * (num_classes is None)
             if each.predicted.max() == classes and each.predicted.min() > 0:
                 more += "; are the predictions numbered from 1?"
             raise InputError(

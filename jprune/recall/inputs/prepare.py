@@ -68,10 +68,15 @@ def prepare(
         for name, raws in sets.items()
     }
     found, missing = groups(_attributes(given_attributes, given_labels, kept), true.size)
-    left_out = () if kept is None else (f"{int((~kept).sum())} examples with the label {ignore_label} are left out",)
+    left_out = () if kept is None else (_left_out(int((~kept).sum()), ignore_label),)
     notes = (*given_labels.notes, *numbered.notes, *left_out, *missing)
     notes += tuple(classes.about_labels(true, given_labels.name))
     return Prepared(true, read, found, numbered.class_names, tuple(dict.fromkeys(notes)), kept)
+
+
+def _left_out(examples: int, label: int | None) -> str:
+    which = "1 example with the label {} is" if examples == 1 else f"{examples} examples with the label {{}} are"
+    return f"{which.format(label)} left out"
 
 
 def _attributes(given: Any, given_labels: Raw, kept: np.ndarray | None) -> dict[str, Any]:

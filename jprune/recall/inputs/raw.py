@@ -14,6 +14,16 @@ class InputError(ValueError):
     """An argument or a file cannot be audited; the message says which, where in it, and why."""
 
 
+def option(name: str, value: object = "") -> str:
+    """How to give an option, in Python and on the command line.
+
+    >>> option("threshold", 0.5), option("class_names")
+    ('threshold=0.5 (--threshold 0.5)', 'class_names (--class-names)')
+    """
+    flag = f"--{name.replace('_', '-')}"
+    return f"{name} ({flag})" if value == "" else f"{name}={value} ({flag} {value})"
+
+
 class Raw(NamedTuple):
     """One argument or file before it is known whether it holds classes or logits.
 
@@ -62,7 +72,8 @@ def of_object(value: Any, name: str) -> Raw:
         return _of_frame(value, name)
     if isinstance(value, pd.Series | pd.Index):
         index = value.index if isinstance(value, pd.Series) else None
-        return Raw(name, plain(pd.Series(value), name), ids=_ids(index))
+        rows = lists_as_columns(pd.Series(value), name)
+        return Raw(name, plain(pd.Series(value), name) if rows is None else rows, ids=_ids(index))
     batches = _batches(value, name)
     listed = isinstance(value, list | tuple) and all(hasattr(part, "shape") for part in value)
     return Raw(name, as_array(value if batches is None else batches, name), listed=listed)
@@ -153,8 +164,35 @@ def _of_frame(frame: pd.DataFrame, name: str) -> Raw:
     return Raw(name, together(columns, names, name), by_row=True, columns=names, ids=_ids(frame.index))
 
 
-def together(columns: Sequence[np.ndarray], names: Sequence[str], name: str) -> np.ndarray:
+def lists_as_columns(column: "pd.Series[Any]", where: str) -> np.ndarray | None:
+    """A column of lists of numbers, all of one length, as (rows, length); None for a column of anything else.
+
+    Raises:
+      InputError: some cells are lists and some are not, or they differ in length.
+
+    >>> lists_as_columns(pd.Series([[0.1, 0.9], [0.5, 0.5]]), "logits").shape
+    (2, 2)
+    """
+    if not pd.api.types.is_object_dtype(column):
+        return None
+    lists = [isinstance(cell, list | tuple | np.ndarray) for cell in column]
+    if not any(lists):
+        return None
+    sizes = [np.size(cell) if listed else 0 for cell, listed in zip(column, lists, strict=True)]
+    if len(set(sizes)) > 1:
+        odd = next(row for row, size in enumerate(sizes) if size != sizes[0])
+        raise InputError(f"{where} holds {sizes[0]} numbers at example 0 and {sizes[odd]} at example {odd}")
+    return as_array(np.stack([np.asarray(cell) for cell in column]), where)
+
+
+def together(columns: Sequence[np.ndarray], names: Sequence[str], name: str, pick: str = "") -> np.ndarray:
     """Columns side by side, (rows, columns): all text, or all numbers.
+
+    Args:
+      columns: the columns, (rows,) each.
+      names: their names, or none.
+      name: what the caller calls the table, for errors.
+      pick: how to pick a single column of it, for errors.
 
     Raises:
       InputError: some hold text and some numbers, or some whole numbers and some decimals.
@@ -167,17 +205,16 @@ def together(columns: Sequence[np.ndarray], names: Sequence[str], name: str) -> 
         odd = texts.index(True)
         label = repr(names[odd]) if names else str(odd)
         raise InputError(
-            f"{name}, column {label} holds {columns[odd][0]!r} at example 0, text among columns of numbers; keep the "
-            f"columns of predictions only, or pick a single column with {name}:NAME"
+            f"{name}, column {label} holds {columns[odd][0]!r} at example 0, text among columns of numbers; keep only "
+            f"the columns of predictions{pick}"
         )
     whole = [column.dtype.kind in "iu" and len(np.unique(column)) > 1 for column in columns]
     if any(whole) and any(column.dtype.kind == "f" for column in columns):
         odd = whole.index(True)
         label = repr(names[odd]) if names else str(odd)
         raise InputError(
-            f"{name}, column {label} holds whole numbers only and other columns hold decimals: is it an id, a label or "
-            f"a prediction? Keep the columns of logits only, name a column of ids with --id, or pick a single column "
-            f"with {name}:NAME"
+            f"{name}, column {label} holds whole numbers and other columns hold decimals: is it an id, a label or a "
+            f"prediction? Keep only the columns of logits{pick}"
         )
     return np.column_stack(columns)
 

@@ -1,5 +1,6 @@
 """Which example a row is about: rows joined by an id, indices compared, examples left out."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,22 +31,27 @@ def align(raw: Raw, labels: Raw) -> Raw:
             row = int((raw.ids != labels.ids).argmax())
             raise InputError(
                 f"{raw.name} and {labels.name} have different row indices: {raw.ids[row]} and {labels.ids[row]} in row "
-                f"{row}; bring the rows into one order, drop the index, or name a column of ids with --id"
+                f"{row}; bring the rows into one order, or drop the index if the rows are in one order; on the command "
+                f"line --id joins them by a column"
             )
         return raw
     refuse_doubled(raw)
-    place = {identity: row for row, identity in enumerate(raw.ids.tolist())}
-    missing = [identity for identity in labels.ids.tolist() if identity not in place]
+    wanted, own, notes = labels.ids.tolist(), raw.ids.tolist(), raw.notes
+    place = {identity: row for row, identity in enumerate(own)}
+    missing = [identity for identity in wanted if identity not in place]
     if missing:
-        raise InputError(f"{raw.name} has no row for {_some(missing)} of {labels.name}")
-    order = np.array([place[identity] for identity in labels.ids.tolist()])
+        numbers = _as_numbers(wanted, own)
+        if numbers is None or not set(numbers[0]) <= set(numbers[1]):
+            raise InputError(f"{raw.name} has no row for {_some(missing)} of {labels.name}")
+        wanted, own = numbers
+        place = {identity: row for row, identity in enumerate(own)}
+        notes = (*notes, f"{raw.name}: ids were matched with those of {labels.name} as numbers, as 007 with 7")
+    order = np.array([place[identity] for identity in wanted])
     values = raw.values[order] if raw.by_row or raw.values.ndim == 1 else np.take(raw.values, order, axis=1)
-    extra = len(raw.ids) - len(order)
-    notes = raw.notes
-    if extra:
-        known = set(labels.ids.tolist())
-        named = _some([identity for identity in raw.ids.tolist() if identity not in known])
-        notes = (*notes, f"{raw.name} has rows that {labels.name} has not ({named}); they are left out")
+    if len(own) > len(order):
+        known = set(wanted)
+        named = _some([identity for identity in own if identity not in known])
+        notes = (*notes, f"{raw.name} has rows that {labels.name} does not have ({named}); they are left out")
     return raw._replace(values=values, ids=labels.ids, notes=notes)
 
 
@@ -90,6 +96,14 @@ def take(raw: Raw, kept: np.ndarray | None) -> Raw:
     if axis is None:
         return raw  # refused for its shape later
     return raw._replace(values=np.compress(kept, raw.values, axis=axis), ids=None)
+
+
+def _as_numbers(wanted: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]] | None:
+    """Ids of two tables without leading zeros; None where one is not a number, or two of a table are one number."""
+    if not all(re.fullmatch(r"[+-]?[0-9]+(?:\.0+)?", identity) for identity in (*wanted, *own)):
+        return None
+    numbers = [[str(int(identity.split(".")[0])) for identity in ids] for ids in (wanted, own)]
+    return (numbers[0], numbers[1]) if all(len(set(ids)) == len(ids) for ids in numbers) else None
 
 
 def _permuted(ids: np.ndarray) -> bool:

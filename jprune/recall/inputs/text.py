@@ -86,7 +86,7 @@ def _encoding(content: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def read_csv(
-    path: Path, class_names: Sequence[str] | None, examples: int | None
+    path: Path, class_names: Sequence[str] | None, examples: int | None, id_column: str | None = None
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read a delimited table; its first row is a header where a cell is neither a number nor a class name.
 
@@ -101,36 +101,69 @@ def read_csv(
         raise InputError(f"{path} begins with a blank line; wanted a header or the first example")
     if not text:
         raise InputError(f"{path} is not a readable {path.suffix.lower()}: it is empty")
-    delimiter = _delimiter(text, path)
-    space = delimiter == " "
+    announced = re.match(r"sep=(.)\r?\n", text)  # how Excel is given the delimiter
+    text = text[announced.end() :] if announced else text
+    delimiter = announced[1] if announced else _delimiter(text, path)
     sample = _sample(text, delimiter)
-    first, second = sample[0], sample[1] if len(sample) > 1 else None
-    comma = (
-        not space
-        and delimiter != ","
-        and any(_DECIMAL_COMMA.fullmatch(cell) for row in sample[1:] or sample for cell in row)
-    )
-    number = (lambda cell: bool(_DECIMAL_COMMA.fullmatch(cell)) or _is_number(cell)) if comma else _is_number
-    header = not all(number(cell) or cell in (class_names or ()) for cell in first)
-    if header and second is not None and len(first) == len(second):
-        below = {cell for row in sample[1:] for cell in row}
-        header = not all(number(cell) or cell in below for cell in first)  # names of classes, not of columns
+    comma = delimiter not in ", " and any(_DECIMAL_COMMA.fullmatch(c) for row in sample[1:] or sample for c in row)
+    header = _has_header(sample, class_names, comma=comma)
+    first = sample[0]
     repeated = [cell for cell in first if first.count(cell) > 1] if header else []
     if repeated:
         raise InputError(f"{path} has the column {repeated[0]!r} twice")
     names = list(first) if header else [str(n) for n in range(len(first))]
-    row_names = header and second is not None and len(second) == len(first) + 1
+    row_names = header and len(sample) > 1 and len(sample[1]) == len(first) + 1
     if row_names:
         names = ["", *names]
+    table = _parsed(text, path, names, delimiter, header=header, comma=comma, id_column=id_column)
+    if row_names and table[""].duplicated().any():
+        raise InputError(
+            f"{path} has {len(first)} names in its header and {len(first) + 1} cells in its rows, and the "
+            f"first column is not a list of row names"
+        )
+    if not header and examples is not None and len(first) > 1:
+        table = _without_numbers_of_columns(table, first, path, examples)
+    return table, notes
+
+
+def _has_header(sample: list[list[str]], class_names: Sequence[str] | None, *, comma: bool) -> bool:
+    """Whether the first row names the columns."""
+
+    def number(cell: str) -> bool:
+        return _is_number(cell) or (comma and _DECIMAL_COMMA.fullmatch(cell) is not None)
+
+    first, rest = sample[0], [cell for row in sample[1:] for cell in row]
+    if all(map(number, first)):
+        return False
+    if rest and all(map(number, rest)):
+        return True  # also where the names of the columns of logits are those of the classes
+    if len(sample) > 1 and len(first) == len(sample[1]):
+        known = {*rest, *(class_names or ())}
+        return not all(number(cell) or cell in known for cell in first)  # names of classes, not of columns
+    return not all(number(cell) or cell in (class_names or ()) for cell in first)
+
+
+def _parsed(
+    text: str,
+    path: Path,
+    names: list[str],
+    delimiter: str,
+    *,
+    header: bool,
+    comma: bool,
+    id_column: str | None,
+) -> pd.DataFrame:
+    """The rows of delimited text; a blank line or a row with too many cells is refused."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
             table = pd.read_csv(
                 io.StringIO(text),
-                sep=r"\s+" if space else delimiter,
+                sep=r"\s+" if delimiter == " " else delimiter,
                 header=0 if header else None,
                 names=names,
                 index_col=False,
+                dtype={id_column: str} if id_column in names else None,
                 keep_default_na=False,
                 skipinitialspace=True,
                 skip_blank_lines=False,
@@ -139,8 +172,8 @@ def read_csv(
             )
         except pd.errors.ParserWarning as error:
             raise InputError(
-                f"{path} is not a readable {path.suffix.lower()}: a row has more cells than the header has "
-                f"names ({len(first)})"
+                f"{path} is not a readable {path.suffix.lower()}: a row has more cells than the first row has "
+                f"({len(names)})"
             ) from error
     blank = (table.isna() | (table == "")).all(axis=1).to_numpy() if table.shape[1] else np.zeros(0, bool)
     if blank.any():
@@ -148,20 +181,20 @@ def read_csv(
         label = names[0] if table.shape[1] == 1 else ""
         where = f"{path}, column {label!r}" if label else str(path)
         raise InputError(f"{where} holds '' at example {row}: the line is blank; wanted a number or a class name")
-    if not header and examples is not None and len(first) > 1 and first == [str(n) for n in range(len(first))]:
-        if len(table) == examples + 1:
-            return table.iloc[1:].reset_index(drop=True), notes
-        if len(first) > 2:
-            raise InputError(
-                f"{path} begins with the row 0, 1, ... {len(first) - 1}: a header of column numbers, or predictions? "
-                f"Give the columns names, or save them without a header"
-            )
-    if row_names and table[""].duplicated().any():
+    return table
+
+
+def _without_numbers_of_columns(table: pd.DataFrame, first: list[str], path: Path, examples: int) -> pd.DataFrame:
+    """A table without its first row, where that has the numbers 0, 1, 2, ... of the columns in any order."""
+    numbers = [str(n) for n in range(len(first))]
+    if sorted(first) == sorted(numbers) and len(table) == examples + 1:
+        return table.iloc[1:].reset_index(drop=True).set_axis(first, axis=1)
+    if first == numbers and len(first) > 2:
         raise InputError(
-            f"{path} has {len(first)} names in its header and {len(first) + 1} cells in its rows, and the "
-            f"first column is not a list of row names"
+            f"{path} begins with the row 0, 1, ... {len(first) - 1}: a header of column numbers, or predictions? "
+            f"Give the columns names, or save them without a header"
         )
-    return table, notes
+    return table
 
 
 def _delimiter(text: str, path: Path) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
 
+_ROUNDED = 0.05  # of the sum of a row's probabilities, each rounded
 BINS = 15  # of equal width, as in Guo et al. 2017
 _Floats = npt.NDArray[np.float64]
 
@@ -25,7 +26,7 @@ class Outlook(NamedTuple):
 
 
 def log_probabilities(logits: npt.ArrayLike) -> Float[np.ndarray, "examples classes"]:
-    """Log probabilities of logits, or of probabilities: rows of numbers in [0, 1] that sum to 1.
+    """Log probabilities of logits, or of probabilities: rows of numbers in [0, 1] that sum to 1 but for rounding.
 
     >>> np.exp(log_probabilities([[0.0, 0.0], [1.0, 0.0]])).round(3).tolist()
     [[0.5, 0.5], [0.731, 0.269]]
@@ -33,7 +34,7 @@ def log_probabilities(logits: npt.ArrayLike) -> Float[np.ndarray, "examples clas
     [[0.2, 0.8], [0.5, 0.5]]
     """
     given = np.asarray(logits, np.float64)
-    if _are_probabilities(given):
+    if are_probabilities(given):
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(given / given.sum(-1, keepdims=True)))
     best = given.max(-1, keepdims=True)
@@ -111,10 +112,15 @@ def area_under_curve(risk: Float[np.ndarray, " examples"], lost: npt.NDArray[np.
     return float((ranks[lost].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _are_probabilities(given: _Floats) -> bool:
+def are_probabilities(given: npt.NDArray[np.floating]) -> bool:
+    """Whether all rows are numbers in [0, 1] that sum to 1; a table may hold them rounded to two decimals.
+
+    >>> are_probabilities(np.array([[0.33, 0.33, 0.33]])), are_probabilities(np.array([[0.9, 0.8, 0.1]]))
+    (True, False)
+    """
     if given.min() < 0 or given.max() > 1:
         return False
-    return bool(np.allclose(given.sum(-1), 1, atol=2e-3))
+    return bool((np.abs(given.sum(-1, dtype=np.float64) - 1) <= _ROUNDED).all())
 
 
 def _by_class(values: _Floats, true: Int[np.ndarray, " examples"], n: _Floats) -> _Floats:

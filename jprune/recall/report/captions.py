@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jprune.recall.report.headline import number
+from jprune.recall.report.words import number
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 

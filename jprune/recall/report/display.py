@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from jprune.recall.report.headline import lost_more
+from jprune.recall.report.verdicts import lost_more
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 _MOST_ROWS, _LEAST_ROWS = 1_500, 10  # of a table, and of one score and ratio in it; the CSV files have the rest

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from jprune.recall.report import panels
-from jprune.recall.report.headline import number
 from jprune.recall.report.panels import FAINT, INK, MUTED
+from jprune.recall.report.words import number
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 if TYPE_CHECKING:

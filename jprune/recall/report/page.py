@@ -17,7 +17,8 @@ from jprune.recall.inference.regression import compare_at_equal_accuracy
 from jprune.recall.inputs.raw import InputError
 from jprune.recall.report import display
 from jprune.recall.report.captions import captions
-from jprune.recall.report.headline import findings, headline, subject
+from jprune.recall.report.findings import findings
+from jprune.recall.report.headline import headline, subject
 from jprune.recall.report.svg import inline_svg
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from jprune.recall.report.headline import findings, headline, number
+from jprune.recall.report.findings import findings
+from jprune.recall.report.headline import headline
+from jprune.recall.report.words import number
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 

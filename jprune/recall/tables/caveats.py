@@ -1,6 +1,6 @@
 """What a reader must know before believing an audit, in sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from jprune.recall.inputs.predictions import Predictions
+from jprune.recall.measures.probabilities import are_probabilities
 from jprune.recall.tables.audited import AuditedModels
 from jprune.recall.tables.frames import UNSTATED
 
@@ -17,7 +18,7 @@ _UNEQUAL = 1.5  # largest over smallest class, beyond which alpha is reported wi
 
 
 def of_empty_classes(support: npt.NDArray[np.int64], class_names: Sequence[str]) -> str:
-    """Name the classes without test examples; empty where there is none.
+    """Name the classes without test examples; empty if all have some.
 
     >>> of_empty_classes(np.array([3, 0]), ["cat", "dog"])
     'class without test examples: dog; its recall is undefined and it is left out of every sum'
@@ -48,6 +49,24 @@ def of_copies(stack: Predictions) -> list[str]:
     return []
 
 
+def of_scores(stack: Predictions) -> list[str]:
+    """Say that numbers in [0, 1] are read as logits where their rows do not sum to 1.
+
+    >>> sigmoids = np.array([[[0.9, 0.8], [0.2, 0.1]]])
+    >>> of_scores(Predictions("dense", sigmoids.argmax(-1), 2, sigmoids))[0][:65]
+    'dense holds numbers from 0 to 1 whose rows do not sum to 1; the l'
+    """
+    if stack.logits is None:
+        return []
+    if all(rows.min() < 0 or rows.max() > 1 or are_probabilities(rows) for rows in stack.logits):
+        return []
+    two = "; for one sigmoid output a model give threshold (--threshold)" if stack.width == 2 else ""
+    return [
+        f"{stack.name} holds numbers from 0 to 1 whose rows do not sum to 1; the largest of a row counts, and "
+        f"confidence and calibration take them for logits{two}"
+    ]
+
+
 def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) -> list[str]:
     """What the numbers of models, the classes' sizes, the control and undefined alphas take from the conclusions."""
     notes = []
@@ -56,7 +75,7 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
     if present.max() > _UNEQUAL * present.min():
         notes.append(
             f"the classes have between {present.min()} and {present.max()} test examples; alpha assumes equal sizes, "
-            f"so read alpha_intercept, too"
+            f"so read alpha_intercept too"
         )
     if (summary["models"] == 1).all():
         notes.append("one model only: other training runs may differ, and nothing here says by how much")
@@ -73,28 +92,41 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
         score, ratio = str(rows["score"].iloc[0]), float(rows["ratio"].iloc[0])
         reasons = rows["reason"][rows["reason"] != ""].value_counts(sort=False)
         for reason, times in reasons.items():
-            notes.append(f"{_where(score, ratio)}: alpha is undefined for {times} of {len(rows)} models: {reason}")
+            which = "" if len(rows) == 1 else f" for {times} of {len(rows)} models"
+            notes.append(f"{_where(score, ratio)}: alpha is undefined{which}: {reason}")
     for score, ratio, _, pruned in study.stacks():
         # Of correct counts alone the false positives are NaN: what else the model predicts is not known.
         whole = (pruned.recall == 1) & ~(pruned.false_positive < 1)
         only = whole.any(1) & ((pruned.recall == 0).sum(1) == len(present) - 1)
         if only.any() and len(present) > 1:
             known = not np.isnan(pruned.false_positive).all()
-            what = "predict one class for every example" if known else "are right about one class and no other"
-            notes.append(f"{_where(score, ratio)}: {only.sum()} of {len(only)} models {what}")
+            one = bool(only.sum() == 1)
+            what = (
+                f"predict{'s' * one} one class for every example"
+                if known
+                else f"{'is' if one else 'are'} right about one class and no other"
+            )
+            which = "the model" if len(only) == 1 else f"{only.sum()} of {len(only)} models"
+            notes.append(f"{_where(score, ratio)}: {which} {what}")
     for row in summary.to_dict("records"):
         if row["collapsed"]:
-            notes.append(
-                f"{_where(row['score'], row['ratio'])}: {row['collapsed']} of {row['models']} models are at chance "
-                f"({100 * study.level:g} % interval of the share {100 * row['collapsed_low']:.0f} to "
-                f"{100 * row['collapsed_high']:.0f} %); alpha is of the others"
-            )
+            notes.append(f"{_where(row['score'], row['ratio'])}: {_at_chance(row, study.level)}")
     if study.examples is None:
         notes.append(
             "counts alone: intervals and tests are over training seeds and do not include the chance in the choice of "
             "test examples"
         )
     return notes
+
+
+def _at_chance(row: Mapping[Any, Any], level: float) -> str:
+    gone, models = row["collapsed"], row["models"]
+    if gone == models:
+        return f"{'the model is' if models == 1 else f'all {models} models are'} at chance, so there is no alpha"
+    return (
+        f"{gone} of {models} models {'is' if gone == 1 else 'are'} at chance ({100 * level:g} % interval of the share "
+        f"{100 * row['collapsed_low']:.0f} to {100 * row['collapsed_high']:.0f} %); alpha is of the others"
+    )
 
 
 def of_groups(groups: pd.DataFrame) -> list[str]:

@@ -9,6 +9,8 @@ import pytest
 from jprune import recall
 from jprune.cli import main
 from jprune.recall import InputError
+from jprune.recall.inputs.order import about_order, about_quantities
+from jprune.recall.inputs.predictions import Predictions
 
 NAMES = ("ant", "bee", "cat")
 N = 60
@@ -84,6 +86,8 @@ TABLES = {
     "tab.tsv": text([["a", "b", "c"], *LOGITS.round(3)], "\t"),
     "tab.csv": text([["a", "b", "c"], *LOGITS.round(3)], "\t"),
     "blanks.csv": text([["a", "b", "c"], *LOGITS.round(3)], " "),
+    "sep.csv": "sep=;\r\n" + text([["a", "b", "c"], *LOGITS.round(3)], ";", "\r\n").replace(".", ","),
+    "numbered.csv": text([[2, 0, 1], *LOGITS[:, [2, 0, 1]].round(3)]),
     "crlf.csv": text([["p"], *([c] for c in TWO)], end="\r\n"),
     "onehot.csv": text([["a", "b", "c"], *np.eye(3, dtype=int)[TWO]]),
     "lines.jsonl": text([[c] for c in TWO]),
@@ -142,9 +146,9 @@ LIKE_OTHERS = {
     "id.csv": ("id,p\n" + text([[i % 3, c] for i, c in enumerate(TWO)]), "name the ids with --id id"),
     "confidence.csv": (
         "p,confidence\n" + text([[c, 0.75] for c in TWO]),
-        "whole numbers only and other columns hold dec",
+        "whole numbers and other columns hold dec",
     ),
-    "numbers.csv": (text([[i, *row] for i, row in enumerate(LOGITS.round(3))]), "column '0' holds whole numbers only"),
+    "numbers.csv": (text([[i, *row] for i, row in enumerate(LOGITS.round(3))]), "column '0' holds whole numbers and"),
     "with_class.csv": (
         text([[*row, c] for row, c in zip(LOGITS.round(3), TWO, strict=True)]),
         "column '3' holds whole",
@@ -157,6 +161,7 @@ LIKE_OTHERS = {
         "a;b\n" + text([[f"{1000.5 * (c + 1):,}".replace(",", "'"), 0.5] for c in TWO], ";"),
         "separators of",
     ),
+    "rows.csv": (text([[i, c] for i, c in enumerate(TWO)]), "another number in every row of column '0'"),
     "ids.jsonl": ("\n".join(f'{{"id": {i % 3}, "p": {c}}}' for i, c in enumerate(TWO)), "looks like ids"),
 }
 
@@ -258,6 +263,34 @@ def test_rows_that_no_label_has_are_left_out_and_said(capsys):
     assert any("left out" in warning and "'7'" in warning for warning in found["warnings"])
 
 
+@pytest.mark.parametrize("kind", [str, int, float])
+def test_ids_with_leading_zeros_join_ids_that_are_text_or_numbers(capsys, kind):
+    order = np.random.default_rng(0).permutation(N)
+    named = np.array([f"{n:03d}" for n in range(N)])
+    pd.DataFrame({"key": named, "label": LABELS}).to_csv("y.csv", index=False)
+    pd.DataFrame({"key": named[order], "p": DENSE[order]}).to_csv("d.csv", index=False)
+    pd.DataFrame({"key": named[order].astype(kind), "p": TWO[order]}).to_parquet("t.parquet")
+    found = read(capsys, "--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.parquet", "--id", "key")
+    assert any("as numbers, as 007 with 7" in warning for warning in found["warnings"]) == (kind is not str)
+
+
+def test_ids_that_differ_in_leading_zeros_alone_are_two_ids(capsys):
+    keys = np.array(["7", "007", *(f"x{n}" for n in range(N - 2))])
+    order = np.arange(N)[::-1]
+    for file, column, codes in (("y.csv", "label", LABELS), ("d.csv", "p", DENSE), ("t.csv", "p", TWO)):
+        pd.DataFrame({"key": keys[order], column: codes[order]}).to_csv(file, index=False)
+        order = order[::-1]
+    read(capsys, "--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv", "--id", "key")
+
+
+def test_a_missing_id_is_an_error(capsys):
+    pd.DataFrame({"key": np.arange(N), "label": LABELS}).to_csv("y.csv", index=False)
+    pd.DataFrame({"key": [None, *range(1, N)], "p": DENSE}).to_csv("d.csv", index=False)
+    assert "--dense: d.csv has no id at example 0" in refused(
+        capsys, "--labels", "y.csv", "--dense", "d.csv", "--id", "key"
+    )
+
+
 def test_an_index_that_differs_is_an_error(capsys):
     order = np.random.default_rng(0).permutation(N)
     labels = pd.Series(LABELS[order], index=order)
@@ -290,7 +323,7 @@ def test_an_index_in_another_order_is_an_error_also_where_labels_have_none():
         (lambda d: (d + 1) % 3, "numbered in another order"),
         (lambda d: d[::-1], "reverse them"),
         (np.sort, "sort the labels"),
-        (lambda d: np.random.default_rng(5).permutation(d), "in the order of the labels?"),
+        (lambda d: np.random.default_rng(5).permutation(d), "are independent of the labels. Are the rows"),
     ],
 )
 def test_accuracy_at_chance_warns_with_what_mends_it(change, said):
@@ -303,7 +336,7 @@ def test_accuracy_at_chance_warns_with_what_mends_it(change, said):
     [
         (TWO[::-1], "reverse them"),
         (-LOGITS, "the smallest number marks the class"),
-        (np.random.default_rng(5).permutation(TWO), "in the order of the labels?"),
+        (np.random.default_rng(5).permutation(TWO), "Are the rows in another order, or are the models"),
         (np.zeros(N, int), None),
     ],
 )
@@ -311,6 +344,70 @@ def test_compressed_models_in_another_order_are_warned_of_and_collapsed_ones_are
     found = [warning for warning in recall.audit(LABELS, DENSE, {2: compressed}).warnings if "than chance" in warning]
     assert len(found) == (said is not None)
     assert said is None or (said in found[0] and found[0].startswith("pruned[2]: "))
+
+
+def test_classes_that_are_swapped_are_noticed_although_accuracy_is_above_chance():
+    labels = np.repeat(np.arange(6), 50)
+    right = np.where(np.random.default_rng(0).random(300) < 0.1, 0, labels)
+    swapped = np.array([0, 1, 2, 3, 5, 4])[right]
+    names = ["ant", "bee", "cat", "dog", "elk", "fox"]
+    warnings = recall.audit(labels, swapped, {2: right}, class_names=names).warnings
+    accuracy, corrected = 100 * (swapped == labels).mean(), 100 * (right == labels).mean()
+    assert [w for w in warnings if "another order" in w] == [
+        f"dense: accuracy {accuracy:.1f} % would be {corrected:.1f} % if the classes are numbered in another order "
+        f"(predicted elk for fox, fox for elk)"
+    ]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_shuffled_rows_are_noticed_and_models_in_order_are_not(classes):
+    rng = np.random.default_rng(classes)
+    for _ in range(20):
+        labels = rng.integers(0, classes, 400)
+        said = np.where(rng.random(400) < 0.4, rng.integers(0, classes, 400), labels)
+        assert about_order(labels, Predictions("p", said[None], None), [*map(str, range(classes))]) == []
+        (warning,) = about_order(
+            labels, Predictions("p", rng.permutation(said)[None], None), [*map(str, range(classes))]
+        )
+        assert "independent of the labels. Are the rows in another order?" in warning
+
+
+def test_a_collapsed_network_or_a_test_set_of_one_class_gives_no_alarm_about_order():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 400)
+    few = np.where(rng.random(400) < 0.9, 3, rng.integers(0, 10, 400))
+    assert about_order(labels, Predictions("pruned", few[None], None), [*"0123456789"], dense=False) == []
+    (warning,) = about_order(labels, Predictions("dense", np.full((1, 400), 3), None), [*"0123456789"])
+    assert warning.endswith("one class is predicted for every example")
+    assert about_order(np.zeros(400, int), Predictions("dense", few[None], None), [*"0123456789"]) == []
+
+
+def test_predictions_that_depend_on_the_labels_but_are_wrong_ask_about_the_classes():
+    labels = np.arange(400) % 10
+    said = np.where(labels < 5, 7, 2)
+    (warning,) = about_order(labels, Predictions("dense", said[None], None), [*"0123456789"])
+    assert warning == (
+        "dense: accuracy 0.0 % is no more than chance (10.0 %), although predictions depend on the labels. Are the "
+        "classes in the order of the labels?"
+    )
+
+
+def test_quantities_are_noticed_and_classes_are_not():
+    rng = np.random.default_rng(0)
+    for low, high, error in ((0, 60, 3), (1, 10, 1)):
+        ages = rng.integers(low, high + 1, 400)
+        said = np.clip(ages + rng.integers(-error, error + 1, 400), low, high)
+        (warning,) = about_quantities(ages, Predictions("dense", said[None], None))
+        assert "close to the label" in warning
+    labels = rng.integers(0, 100, 400)
+    wrong = np.where(rng.random(400) < 0.5, rng.integers(0, 100, 400), labels)
+    assert about_quantities(labels, Predictions("dense", wrong[None], None)) == []
+
+
+@pytest.mark.parametrize("of", ["dense", "pruned"])
+def test_labels_given_as_predictions_are_noticed(of):
+    given = {"dense": DENSE, "pruned": {2: TWO}} | {of: LABELS if of == "dense" else {2: LABELS}}
+    assert any("every prediction equals the label" in w for w in recall.audit(LABELS, **given).warnings)
 
 
 def test_labels_among_the_models_are_noticed():
@@ -346,6 +443,17 @@ def test_names_without_a_header_do_not_lose_the_first_example(folder, capsys):
         (folder / file).write_text("\n".join(np.array(NAMES)[codes]) + "\n")
     found = read(capsys, "--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv")
     assert found["examples"] == N
+
+
+@pytest.mark.parametrize("labels", [LABELS, np.array(NAMES)[LABELS]])
+def test_columns_of_logits_are_put_in_the_order_of_the_class_names(labels):
+    other = pd.DataFrame(LOGITS[:, [2, 0, 1]], columns=[NAMES[2], NAMES[0], NAMES[1]])
+    for dense in (np.array(NAMES)[DENSE], pd.DataFrame(np.eye(3)[DENSE] * 2.5, columns=NAMES)):
+        report = recall.audit(labels, dense, {2: other}, class_names=NAMES)
+        assert (report.summary["accuracy_dense"][0], report.summary["accuracy"][0]) == pytest.approx(ACCURACY)
+        assert any("put in the order of the classes" in warning for warning in report.warnings)
+    numbered = pd.DataFrame(LOGITS[:, ::-1], columns=[2, 1, 0])
+    assert recall.audit(LABELS, DENSE, {2: numbered}).summary["accuracy"][0] == pytest.approx(ACCURACY[1])
 
 
 def test_columns_of_logits_with_class_names_are_in_their_own_order():
@@ -450,6 +558,7 @@ def test_as_many_groups_as_examples_are_refused():
         (np.eye(3, dtype=int)[LABELS] | np.eye(3, dtype=int)[DENSE], "multi-label"),
         (np.random.default_rng(0).random((N, 4)), "one true class per example"),
         (np.random.default_rng(0).random(N), "not for regression"),
+        (2 * (LABELS == 0) - 1, r"class_names=\['-1', '1'\] \(--class-names=-1,1\)"),
     ],
 )
 def test_what_is_no_single_label_classification_is_refused(labels, said):
@@ -460,6 +569,35 @@ def test_what_is_no_single_label_classification_is_refused(labels, said):
 def test_whether_models_are_right_is_not_taken_for_their_predictions():
     with pytest.raises(InputError, match=r"pruned\[2\] holds booleans and labels holds 2: give the predicted classes"):
         recall.audit(LABELS, DENSE, {2: TWO == LABELS})
+
+
+def test_lists_of_logits_in_a_column_are_read(capsys):
+    pd.DataFrame({"logits": list(LOGITS)}).to_parquet("two.parquet")
+    read(capsys, "--pruned", "2=two.parquet")
+    assert recall.audit(LABELS, DENSE, {2: pd.Series(list(LOGITS))}).summary["accuracy"][0] == ACCURACY[1]
+    with pytest.raises(InputError, match="3 numbers at example 0 and 2 at example 59"):
+        recall.audit(LABELS, DENSE, {2: pd.Series([*LOGITS[:-1], LOGITS[-1, :2]])})
+
+
+def test_rounded_probabilities_are_probabilities_and_sigmoids_are_named():
+    rounded = np.round(np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True), 2)
+    report = recall.audit(LABELS, rounded, {2: rounded})
+    whole = report.probabilities[report.probabilities["class"].isna()]
+    assert whole["confidence"].iloc[0] == pytest.approx((rounded.max(1) / rounded.sum(1)).mean())
+    assert not any("do not sum to 1" in warning for warning in report.warnings)
+    report = recall.audit(LABELS, rounded, {2: np.clip(rounded + 0.1, 0, 1)})
+    assert any("pruned[2] holds numbers from 0 to 1 whose rows do not" in w for w in report.warnings)
+
+
+def test_a_group_called_na_is_asked_about():
+    report = recall.audit(LABELS, DENSE, {2: TWO}, groups={"sex": np.where(LABELS == 0, "NA", "f")})
+    assert any("the sex 'NA' is read as the name of a group" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("option", ["--labels", "--dense", "--pruned", "--groups"])
+def test_a_file_that_is_missing_is_named_with_its_option(capsys, option):
+    value = "2=none.npy" if option == "--pruned" else "none.npy"
+    assert f"jprune audit: {option}: none.npy does not exist" in refused(capsys, option, value)
 
 
 def test_several_labels_in_one_cell_and_marks_for_no_class_are_warned_of():
@@ -480,6 +618,7 @@ def test_several_labels_in_one_cell_and_marks_for_no_class_are_warned_of():
         ("two.npy", "is the text 'two.npy'; read the file first"),
         (np.ma.masked_array(TWO, np.arange(N) < 3), "masked entries"),
         (1, "is a single value, 1"),
+        (np.where(np.arange(N) == 7, np.nan, TWO), "holds NaN at model 0, example 7; every example needs a prediction"),
         (pd.DataFrame({"m": pd.array([None, *TWO[1:]], dtype="Int64")}), "column 'm' has no number at example 0"),
         ([{"p": int(c)} for c in TWO], "got {'p': "),
         (None, "dtype object"),

@@ -18,6 +18,7 @@ from PIL import Image
 import jprune
 from jprune import recall
 from jprune.recall.report import captions, headline
+from jprune.recall.report.findings import findings
 from jprune.recall.report.page import at_equal_accuracy, page
 from tests.recall import audits, published
 
@@ -264,7 +265,7 @@ def test_the_headline_of_the_published_runs(golden):
 
 
 def test_the_answers_of_the_published_runs(golden):
-    answers = {finding.topic: finding.text for finding in headline.findings(golden)}
+    answers = {finding.topic: finding.text for finding in findings(golden)}
     assert answers == {
         "Accuracy at 50x compression": (
             "Went from 89.3 % to 78.7 %, -10.6 points (99 % interval over models -11.2 to -10.0 points)."
@@ -287,7 +288,7 @@ def test_the_answers_of_the_published_runs(golden):
 
 def test_one_pair_of_models_gets_an_answer_about_these_two():
     audit = audits.one_model()
-    answers = {finding.topic: finding.text for finding in headline.findings(audit)}
+    answers = {finding.topic: finding.text for finding in findings(audit)}
     assert answers["Is the evidence enough?"].startswith("For these two models yes:")
     assert headline.headline(audit).endswith("This holds for these two models; other training runs may differ.")
     lost = row_of(audit.classes, audit.classes["change"].idxmin())
@@ -347,7 +348,7 @@ def test_small_changes_are_never_minus_zero():
     changed = dense.copy()
     changed[labels == 0] = np.where(np.arange(5_000) == np.flatnonzero(dense[:5_000] == 0)[0], 1, dense[:5_000])
     audit = recall.audit(labels, dense, {2: changed})
-    said = " ".join([headline.headline(audit), *(finding.text for finding in headline.findings(audit))])
+    said = " ".join([headline.headline(audit), *(finding.text for finding in findings(audit))])
     assert not re.search(r"[-+]0\.0+ ", said)
     assert "1 example lost and 0 won" in said
 
@@ -355,13 +356,13 @@ def test_small_changes_are_never_minus_zero():
 def test_several_models_of_which_one_has_an_alpha_have_no_interval():
     dense = np.stack([audits.LABELS, audits.LABELS, audits.DENSE[0]])
     audit = recall.audit(audits.LABELS, dense, {10: audits.MAGNITUDE[10.0][:3]})
-    answers = {finding.topic: finding.text for finding in headline.findings(audit)}
+    answers = {finding.topic: finding.text for finding in findings(audit)}
     assert "no corrected alpha" in answers["Differences between classes"]
     assert answers["More than the lost accuracy explains?"].startswith("Too few models to say, compared with errors")
 
 
 def test_an_undefined_alpha_comes_with_its_reason():
-    answers = {finding.topic: finding.text for finding in headline.findings(audits.undefined())}
+    answers = {finding.topic: finding.text for finding in findings(audits.undefined())}
     assert answers["Differences between classes"] == "Alpha is undefined: the dense model is perfect."
     assert "More than the lost accuracy explains?" not in answers
     said = headline.headline(audits.undefined())
@@ -390,7 +391,7 @@ def test_an_open_question_comes_with_what_could_have_been_shown():
     audit = recall.audit(labels, dense, {4: pruned}, rng=1, resamples=50)
     row = audit.summary.iloc[0]
     assert row["alpha_corrected_mark"] == "?"
-    (said,) = [finding.text for finding in headline.findings(audit) if finding.topic == "Is the evidence enough?"]
+    (said,) = [finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?"]
     assert said.startswith(
         f"6 models do not show that corrected alpha differs from 1 at 4x ({row['alpha_corrected']:.2f})."
     )
@@ -412,7 +413,7 @@ def test_collapsed_models_are_counted_and_left_out_of_alpha():
         row[["alpha", "alpha_low", "alpha_corrected", "alpha_corrected_high"]].astype(float),
         rest.summary.iloc[0][["alpha", "alpha_low", "alpha_corrected", "alpha_corrected_high"]].astype(float),
     )
-    assert "2 of 6 models are at chance" in " ".join(finding.text for finding in headline.findings(audit))
+    assert "2 of 6 models are at chance" in " ".join(finding.text for finding in findings(audit))
 
 
 def test_equal_is_said_only_within_the_margin():

@@ -1,0 +1,282 @@
+"""The answers of an audit to what a reader asks, for every score at its highest ratio."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jprune.recall.inference.corrected import WITHIN_NOISE
+from jprune.recall.inference.power import replicates_needed
+from jprune.recall.report.verdicts import lost_more, plain, rows_of, verdict_of
+from jprune.recall.report.words import (
+    Row,
+    at_ratio,
+    cell,
+    change_of_accuracy,
+    count,
+    interval,
+    listed,
+    number,
+    p_value,
+    percent,
+    points,
+    ratio_or_name,
+    sentence,
+    signed,
+    size,
+)
+from jprune.recall.tables.frames import AuditTables
+
+_MOST_MODELS, _ROUNDING = 100_000, 1e-12
+_MOST_NAMES = 8
+
+
+class Finding(NamedTuple):
+    """One answer of an audit.
+
+    Attributes:
+      score: the score it is about.
+      topic: the question.
+      text: the answer, a sentence or more.
+    """
+
+    score: str
+    topic: str
+    text: str
+
+
+def findings(audit: AuditTables) -> list[Finding]:
+    """Answer, for every score at its highest ratio, what a reader of an audit asks."""
+    found = []
+    for score in audit.scores:
+        rows = audit.summary[audit.summary["score"] == score]
+        row = dict(rows.iloc[-1])
+        classes = rows_of(audit.classes, row)
+        answers = {
+            f"Accuracy {at_ratio(row)}".strip(): _accuracy(row, audit),
+            "Classes that lost most": _classes(classes, audit, row),
+            "Where the lost examples went": _drift(audit, row),
+            "Groups": _groups(audit, row),
+            "Differences between classes": _differences(rows, audit),
+            "More than the lost accuracy explains?": _beyond_null(row),
+            "Confidence": _confidence(audit, row),
+            "Examples at risk": _risk(row),
+            "Collapsed models": _collapsed(row, audit),
+            "Is the evidence enough?": _evidence(rows, audit),
+        }
+        found += [Finding(score, topic, text) for topic, text in answers.items() if text]
+    return found
+
+
+def _accuracy(row: Row, audit: AuditTables) -> str:
+    text = change_of_accuracy(row)
+    if np.isfinite(cell(row, "accuracy_change_low")):
+        ends = f"{signed(cell(row, 'accuracy_change_low'))} to {signed(cell(row, 'accuracy_change_high'))}"
+        text += f" ({100 * audit.level:g} % interval over models {ends} points)"
+    tests = audit.tests[(audit.tests["test"] == "mcnemar") & (audit.tests["question"] == "accuracy")]
+    for test in rows_of(tests, row).to_dict("records"):
+        text += f"; McNemar's test of all examples: {p_value(test['p'])}"
+    changed = rows_of(audit.pies, row)
+    if len(changed) and row["models"] != 1:
+        share = percent(len(changed) / audit.examples)
+        text += f"; {len(changed)} of {audit.examples} examples ({share}) changed the class that most models give them"
+    return sentence(text)
+
+
+def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
+    present = classes[classes["support"] > 0]
+    if len(present) < 2:
+        return ""
+    most = present[present["change"] < 0].sort_values("change", kind="stable").head(3)
+    if not len(most):
+        return "No class has a lower recall than before, on average over the models."
+    counted = row["models"] == 1 and np.isfinite(present["lost"]).any()
+    text = "; ".join(
+        f"{each['class']}: {points(each['change'])} ({percent(each['recall_dense'])} to {percent(each['recall'])} "
+        f"of {each['support']:,}" + (f", {each['lost']:.0f} lost and {each['won']:.0f} won)" if counted else ")")
+        for _, each in most.iterrows()
+    )
+    if not np.isfinite(present["p_holm"]).any():
+        return f"{text}. Whether that is more than the rest lost needs predictions, or models that differ."
+    beyond = lost_more(classes, audit.level).sort_values("excess", ascending=False, kind="stable")
+    if not len(beyond):
+        found = float(present["detectable"].median()) if present["detectable"].notna().any() else float("nan")
+        least = f"; a typical class would have had to lose {size(found)} more" if np.isfinite(found) else ""
+        return f"{text}. No class is shown to have lost more than all examples did{least}."
+    more = f" and {len(beyond) - _MOST_NAMES} more" if len(beyond) > _MOST_NAMES else ""
+    named = listed([str(name) for name in beyond["class"][:_MOST_NAMES]]) + more
+    return f"{text}. Shown to have lost more than all examples did: {named}."
+
+
+def _drift(audit: AuditTables, row: Row) -> str:
+    rows = rows_of(audit.drift, row)
+    rows = rows[rows["lost"] >= 1].head(3)
+    if not len(rows):
+        return ""
+    return sentence(
+        "; ".join(
+            f"{count(each['lost'])} of class {each['class']} to {each['predicted']} ({percent(each['share'])} of "
+            f"its lost)"
+            for _, each in rows.iterrows()
+        )
+    )
+
+
+def _groups(audit: AuditTables, row: Row) -> str:
+    if not len(audit.groups):
+        return ""
+    rows = rows_of(audit.groups[audit.groups["class"].isna()], row)
+    shown = lost_more(rows, audit.level)
+    if not len(shown):
+        return "No group is shown to have lost more than all examples did."
+    return sentence(
+        "shown to have lost more than all examples did: "
+        + "; ".join(
+            f"{each['attribute']} {each['group']} ({percent(each['recall_dense'])} to {percent(each['recall'])} "
+            f"{each['support']:,} examples, {size(each['excess'])} more, interval "
+            f"{signed(each['excess_low'])} to {signed(each['excess_high'])})"
+            for _, each in shown.sort_values("excess", ascending=False).iterrows()
+        )
+    )
+
+
+def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
+    row = dict(rows.iloc[-1])
+    verdict = verdict_of(row)
+    if verdict == "undefined":
+        reasons = sorted({str(r) for r in rows_of(audit.alphas, row)["reason"]} - {""})
+        return f"Alpha is undefined: {'; '.join(reasons)}."
+    if verdict == "collapsed":
+        return "Every model is at chance, so alpha says nothing about classes."
+    if verdict == "noise":
+        text = f"The dense models show {WITHIN_NOISE}, so there is no corrected alpha"
+    elif np.isfinite(cell(row, "alpha_corrected")):
+        text = f"corrected alpha {interval(row, 'alpha_corrected')} {at_ratio(row)}: they {plain(verdict)}"
+        if verdict == "=":
+            text += f" (1/{1 + audit.margin:g} to {1 + audit.margin:g})"
+        elif verdict == "?":
+            text += f"; a change by {number(cell(row, 'alpha_corrected_detectable'))} would be shown nine times in ten"
+    else:
+        text = f"alpha {interval(row, 'alpha')} {at_ratio(row)}: they {plain(verdict)}"
+    if np.isfinite(cell(row, "alpha_corrected")) or verdict == "noise":
+        text += f". Without the correction for test-set noise alpha is {interval(row, 'alpha')}"
+    if np.isfinite(cell(row, "alpha_seed")):
+        text += f"; between two dense training runs it is {interval(row, 'alpha_seed')}"
+    pattern = [
+        f"{word} at {listed([ratio_or_name(ratio) for ratio in rows['ratio'][rows['alpha_mark'] == mark]])}"
+        for mark, word in (("<", "below 1"), ("?", "not shown to differ from 1"), (">", "above 1"))
+        if (rows["alpha_mark"] == mark).any()
+    ]
+    if len(rows) > 1 and pattern:
+        text += f". Over the ratios alpha is {', '.join(pattern)}"
+    if row["alpha_intercept_mark"] != row["alpha_mark"] and np.isfinite(cell(row, "alpha_intercept")):
+        text += f". With an intercept, for classes of unequal sizes, it is {interval(row, 'alpha_intercept')}"
+    control = rows[rows["ratio"] == 1]
+    if len(control) and row["ratio"] != 1 and control["alpha_mark"].iloc[0] in ("<", ">"):
+        text += f". The control, fine-tuned and not pruned, already has {interval(dict(control.iloc[0]), 'alpha')}"
+    return sentence(text)
+
+
+def _beyond_null(row: Row) -> str:
+    if not np.isfinite(cell(row, "alpha_over_null")):
+        return ""
+    answer = {
+        ">": "yes, more than errors that grow in proportion in every class would bring",
+        "<": "no: errors that grow in proportion in every class would bring more",
+        "?": "not shown: the data do not separate it from errors that grow in proportion in every class",
+        "": "too few models to say, compared with errors that grow in proportion in every class",
+    }[str(row["alpha_over_null_mark"])]
+    return sentence(
+        f"{answer} (alpha_null {number(cell(row, 'alpha_null'))}, alpha / alpha_null "
+        f"{interval(row, 'alpha_over_null')})"
+    )
+
+
+def _confidence(audit: AuditTables, row: Row) -> str:
+    rows = rows_of(audit.probabilities, row)
+    rows = rows[rows["class"].isna()]
+    if not len(rows):
+        return ""
+    each = dict(rows.iloc[0])
+    divergence = f"; KL divergence {each['kl']:.3g} nats an example" if np.isfinite(each["kl"]) else ""
+    top = (
+        f"; top-{each['k']} recall {percent(each['top_k_dense'])} to {percent(each['top_k'])}" if each["k"] > 1 else ""
+    )
+    return sentence(
+        f"mean confidence {percent(each['confidence_dense'])} to {percent(each['confidence'])}, expected calibration "
+        f"error {percent(each['ece_dense'])} to {percent(each['ece'])}{divergence}{top}"
+    )
+
+
+def _risk(row: Row) -> str:
+    if not np.isfinite(float(str(row.get("risk_auc", "nan")))):
+        return ""
+    return (
+        f"The dense models' uncertainty ranks an example that was lost above one that was kept in "
+        f"{100 * cell(row, 'risk_auc'):.0f} % of pairs; the most uncertain tenth of the examples that they got "
+        f"right holds {100 * cell(row, 'risk_top'):.0f} % of the lost ones."
+    )
+
+
+def _collapsed(row: Row, audit: AuditTables) -> str:
+    if not row["collapsed"]:
+        return ""
+    low, high = cell(row, "collapsed_low"), cell(row, "collapsed_high")
+    return (
+        f"{row['collapsed']} of {row['models']} models are at chance ({100 * audit.level:g} % interval "
+        f"{100 * low:.0f} to {100 * high:.0f} %). Alpha is of the others."
+    )
+
+
+def _evidence(rows: pd.DataFrame, audit: AuditTables) -> str:
+    row = dict(rows.iloc[-1])
+    models = int(str(row["models"]))
+    if models == 1:
+        if not np.isfinite(rows["lost"]).all():
+            return "No: counts of one model say nothing about other training runs. Train at least 5, better 30."
+        return (
+            "For these two models yes: intervals and tests are over test examples. Other training runs may differ: to "
+            "speak of them, train at least 5 pairs, better 30."
+        )
+    counts = sorted({int(count) for count in rows["models"]})
+    who = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(models)
+    column = "alpha_corrected" if np.isfinite(rows["alpha_corrected"]).any() else "alpha"
+    name = "corrected alpha" if column == "alpha_corrected" else "alpha"
+    marks = rows[f"{column}_mark"]
+    open_rows, silent = rows[marks == "?"], rows[marks == ""]
+    parts = []
+    if len(open_rows):
+        named = listed(
+            [f"{ratio_or_name(r['ratio'], r['score'])} ({number(r[column])})" for _, r in open_rows.iterrows()]
+        )
+        parts.append(f"{who} models do not show that {name} differs from 1 at {named}.")
+        if column == "alpha_corrected":
+            least = [number(r["alpha_corrected_detectable"]) for _, r in open_rows.iterrows()]
+            parts.append(f"Differences of {listed(least)} from 1 would have been shown nine times in ten.")
+        needed = [
+            _needed(dict(r), audit)
+            for _, r in open_rows.iterrows()
+            if abs(r["alpha"] - 1) > _ROUNDING and r["alpha_sd"] > 0
+        ]
+        if needed:
+            parts.append(f"With alpha as far from 1 as measured, showing it would take {listed(needed)} models.")
+    elif not len(silent):
+        parts.append(f"{who} models show at every ratio on which side of 1 {name} is.")
+    if len(silent):
+        named = listed(
+            [ratio_or_name(ratio, score) for ratio, score in zip(silent["ratio"], silent["score"], strict=True)]
+        )
+        lead = "At" if parts else "No: at"
+        parts.append(f"{lead} {named} there is no interval of {name}.")
+    return " ".join(parts)
+
+
+def _needed(row: Row, audit: AuditTables) -> str:
+    """How many replicates would show a difference of the size that was seen, nine times in ten."""
+    try:
+        needed = replicates_needed(
+            cell(row, "alpha") - 1, cell(row, "alpha_sd"), alpha=1 - audit.level, most=_MOST_MODELS
+        )
+    except ValueError:
+        return f"more than {_MOST_MODELS:,}"
+    return f"about {needed}"

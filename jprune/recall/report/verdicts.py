@@ -1,0 +1,73 @@
+"""What the tables of an audit show, as the sentences of a report need it."""
+
+import numpy as np
+import pandas as pd
+
+from jprune.recall.inference.corrected import WITHIN_NOISE
+from jprune.recall.report.words import Row, cell
+from jprune.recall.tables.frames import AuditTables
+
+VERDICTS = {
+    ">": "widened {}",
+    "<": "narrowed {}",
+    "seed": "narrowed {}, but no more than between two dense training runs",
+    "<0": "reversed {}: the weak classes are now the strong ones",
+    "=": "stayed the same within the margin {}",
+    "?": "are not shown to have changed {}",
+    "noise": "cannot be measured by alpha {}: the dense models show no class differences beyond sampling noise",
+    "collapsed": "say nothing {} because every model is at chance",
+    "": "have no interval {}, with too few models and no predictions",
+    "undefined": "cannot be measured by alpha {}, which is undefined",
+}
+
+
+def verdict_of(row: Row) -> str:
+    """Which of the verdicts a row of the summary comes to."""
+    if row["alpha_corrected_reason"] == "every model has collapsed":
+        return "collapsed"
+    if row["alpha_corrected_reason"] == WITHIN_NOISE and np.isfinite(cell(row, "alpha")):
+        return "noise"
+    corrected = np.isfinite(cell(row, "alpha_corrected"))
+    if not corrected and not np.isfinite(cell(row, "alpha")):
+        return "undefined"
+    name = "alpha_corrected" if corrected else "alpha"
+    mark = str(row[f"{name}_mark"])
+    if cell(row, f"{name}_high") < 0:
+        return "<0"
+    if mark == "<" and np.isfinite(cell(row, "alpha_seed_low")) and not _below_seeds(row):
+        return "seed"
+    return "=" if corrected and mark == "?" and row["alpha_corrected_equal"] else mark
+
+
+def plain(verdict: str) -> str:
+    """A verdict without the place where the models are named."""
+    return VERDICTS[verdict].replace(" {}", "")
+
+
+def _below_seeds(row: Row) -> bool:
+    """Whether alpha lies below what another training seed has."""
+    high = cell(row, "alpha_high")
+    return (high if np.isfinite(high) else cell(row, "alpha")) < cell(row, "alpha_seed_low")
+
+
+def lost_more(classes: pd.DataFrame, level: float) -> pd.DataFrame:
+    """The classes or groups shown to have lost more than all examples did, at 1 - level after Holm's correction."""
+    shown: pd.DataFrame = classes[(classes["excess"] > 0) & (classes["change"] < 0) & (classes["p_holm"] < 1 - level)]
+    return shown
+
+
+def rows_of(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
+    """The rows of a table about the score and ratio of a row of another."""
+    found: pd.DataFrame = frame[(frame["score"] == row["score"]) & (frame["ratio"] == row["ratio"])]
+    return found
+
+
+def reasons(audit: AuditTables, rows: list[dict[str, object]]) -> str:
+    """Why alpha is undefined for models of some rows of the summary, in parentheses."""
+    found = sorted({str(reason) for row in rows for reason in rows_of(audit.alphas, row)["reason"]} - {""})
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def lost_most(last: list[dict[str, object]]) -> dict[str, object]:
+    """The row of the summary with the largest loss of accuracy."""
+    return min(last, key=lambda row: cell(row, "accuracy_change"))

@@ -1,0 +1,123 @@
+"""Numbers, ratios and lists in words, as the sentences of a report use them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from jprune.recall.tables.frames import UNSTATED, AuditTables
+
+Row = Mapping[str, object]
+"""A row of a frame, by column."""
+
+
+def cell(row: Row, name: str) -> float:
+    """The number in a column of a row."""
+    return float(row[name])  # type: ignore[arg-type]
+
+
+def number(value: float) -> str:
+    """A number in a sentence; n/a where it is undefined, and more digits where two would be 0."""
+    if not np.isfinite(value):
+        return "n/a"
+    return f"{value:.2f}" if abs(value) >= 0.005 or value == 0 else f"{value:.1g}"
+
+
+def interval(row: Row, name: str) -> str:
+    """A number with the ends of its interval, where it has one."""
+    low, high = cell(row, f"{name}_low"), cell(row, f"{name}_high")
+    ends = f" ({number(low)} to {number(high)})" if np.isfinite(low) else ""
+    return number(cell(row, name)) + ends
+
+
+def percent(value: float) -> str:
+    """A fraction in per cent; not 100 % or 0 % where it is only close to it."""
+    text = f"{100 * value:.1f}"
+    if text in ("100.0", "0.0") and value not in (0, 1):  # never a whole where some are missing
+        text = f"{100 * value:.2g}" if value < 0.5 else f"{100 * value:.{_digits(1 - value)}f}"
+    return f"{text} %"
+
+
+def _digits(distance: float) -> int:
+    return int(min(6, np.ceil(-np.log10(100 * distance))))
+
+
+def points(value: float) -> str:
+    """A change in percentage points."""
+    return "no change" if value == 0 else f"{signed(value)} points"
+
+
+def size(value: float) -> str:
+    """A distance in points, with enough digits that it is not 0."""
+    points = 100 * value
+    return f"{points:.1f} points" if points >= 0.05 or value == 0 else f"{points:.1g} points"
+
+
+def signed(value: float) -> str:
+    """A change in points without the word, with its sign and enough digits that it is not 0."""
+    points = 100 * value
+    if value == 0:
+        return "0"
+    return f"{points:+.1f}" if abs(points) >= 0.05 else f"{points:+.1g}"
+
+
+def count(value: float) -> str:
+    """A number of examples; a mean over models may be fractional."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def p_value(value: float) -> str:
+    """A p-value."""
+    return "p < 0.0001" if value < 1e-4 else f"p = {value:.4f}"
+
+
+def change_of_accuracy(row: Row) -> str:
+    """Accuracy before and after, the change, and how many examples were lost and won."""
+    before, after = cell(row, "accuracy_dense"), cell(row, "accuracy")
+    text = f"went from {percent(before)} to {percent(after)}"
+    change = cell(row, "accuracy_change")
+    counts = ""
+    if np.isfinite(cell(row, "lost")):
+        mean = " (mean over models)" if row["models"] != 1 else ""
+        plural = "" if cell(row, "lost") == 1 else "s"
+        counts = f", {count(cell(row, 'lost'))} example{plural} lost and {count(cell(row, 'won'))} won{mean}"
+    return f"{text}, {points(change)}{counts}"
+
+
+def kind(audit: AuditTables) -> str:
+    """What the models that are compared with the dense ones are called."""
+    if not audit.named:
+        return "pruned"
+    return audit.scores[0] if len(audit.scores) == 1 else "compared"
+
+
+def at_score(audit: AuditTables, row: Row) -> str:
+    """The models of a row: by the name, or by score and ratio."""
+    if row["ratio"] == UNSTATED:
+        return f" in {row['score']}"
+    if audit.scores == ("pruned",):
+        return f" {at_ratio(row)}"
+    return f" under {row['score']} {at_ratio(row)}"
+
+
+def at_ratio(row: Row) -> str:
+    """The models of a row, by their ratio or name."""
+    if row["ratio"] == UNSTATED:
+        return f"of {row['score']}"
+    return "at the control's ratio 1" if row["ratio"] == 1 else f"at {row['ratio']:g}x compression"
+
+
+def ratio_or_name(ratio: float, score: str = "") -> str:
+    """A ratio, or the name of models that have none."""
+    if ratio == UNSTATED:
+        return score
+    return "the control" if ratio == 1 else f"{ratio:g}x"
+
+
+def listed(names: list[str]) -> str:
+    """Names with commas and an "and"."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def sentence(text: str) -> str:
+    """A text with a capital and a full stop."""
+    return text[0].upper() + text[1:] + "."
