@@ -18,8 +18,8 @@ from jprune._version import __version__
 _DESCRIPTION = """\
 Audit what compression did to each class, from predictions that any framework made.
 
-Give the labels of a test set, the predictions of dense models and those of the same models after pruning, at one or
-more compression ratios:
+Give the labels of a test set, the predictions of dense models, and the predictions of the same models after pruning at
+one or more compression ratios:
 
   jprune audit --labels labels.csv --dense dense.npz --pruned 2=p2.npz --pruned 10=p10.npz --out report.html
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-      arguments: those after ``jprune``; by default those of the process.
+      arguments: what follows ``jprune``; by default the arguments of the process.
 
     Returns:
       0, or 2 where the arguments or a file cannot be used; the reason is then on standard error.
@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
         help="number of classes, where names, logits and labels do not show it",
     )
     add("--id", metavar="COLUMN", help="join labels, predictions and groups by this column (of .npz files, this array)")
-    add("--ignore-label", metavar="INT", type=int, help="leave out examples with this label, such as -1")
+    add("--ignore-label", metavar="INT", type=int, help="leave out examples with this label, for example -1")
     add(
         "--threshold",
         metavar="P",
@@ -318,14 +318,16 @@ def _by_score(given: Sequence[str]) -> dict[str, dict[float, list[str]]]:
         key, _, file = text.partition("=")
         score, colon, ratio = key.rpartition(":")
         if not file or not re.fullmatch(r"\s*[\d.]+(e\d+)?\s*", ratio):
-            raise InputError(f"--pruned must be [SCORE:]RATIO=FILE, such as 10=p10.npz, got {text!r}")
+            raise InputError(f"--pruned must be [SCORE:]RATIO=FILE, for example 10=p10.npz, got {text!r}")
         try:
             number = float(ratio)
         except ValueError as error:
             raise InputError(f"--pruned {text}: the ratio {ratio!r} is not a number") from error
         found.setdefault(score if colon else None, {}).setdefault(number, []).append(file)
     if None in found and len(found) > 1:
-        raise InputError("--pruned: name a score for every file (SCORE:RATIO=FILE) or for none (RATIO=FILE)")
+        raise InputError(
+            "--pruned: name a score for every file (SCORE:RATIO=FILE) or leave it out everywhere (RATIO=FILE)"
+        )
     nested = found.get(None, found)
     return {
         score: {ratio: files for ratio, (_, files) in ratios.items()}
@@ -342,7 +344,7 @@ def _by_name(given: Sequence[str]) -> dict[str, dict[float, list[str]]]:
     for text in given:
         name, _, file = text.partition("=")
         if not file or not name.strip() or not name.isprintable():
-            raise InputError(f"--compare must be NAME=FILE, such as int8=int8.npz, got {text!r}")
+            raise InputError(f"--compare must be NAME=FILE, for example int8=int8.npz, got {text!r}")
         found.setdefault(name.strip(), {}).setdefault(UNSTATED, []).append(file)
     return found
 

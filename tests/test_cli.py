@@ -194,7 +194,7 @@ CSV = {
         (["--labels", "empty.csv"], "empty.csv is not a readable .csv"),
         (["--labels", "header.csv"], "header.csv holds no example"),
         (["--labels", "labels.npy", "--num-classes", "2"], "labels.npy holds 2 at example 40; num_classes is 2"),
-        (["--dense", "two.npz"], "two.npz has 2 arrays (classes, logits): say which one as two.npz:NAME"),
+        (["--dense", "two.npz"], "two.npz has 2 arrays (classes, logits): pick one as two.npz:NAME"),
         (["--dense", "two.npz:none"], "two.npz has no array 'none'"),
         (["--dense", "word.csv"], "word.csv, column 'm0' holds 'x' at example 1, text among numbers"),
         (["--dense", "short.csv"], "short.csv, column 'b' holds '' at example 1; wanted a number or a class name"),

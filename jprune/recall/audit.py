@@ -30,7 +30,7 @@ Given = object
 """Arrays, lists, batches, pandas or Hugging Face objects, or dicts of them; what is wrong is refused by name."""
 
 SetNames = dict[tuple[str, float | None], str]
-"""What the caller calls the models of a score and ratio; those of a score's dense models are under None."""
+"""What the caller calls the models of a score and ratio; the ratio None is for the dense models."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,9 +207,9 @@ def audit_counts(
 ) -> Audit:
     """Audit from counts per class, where the predictions themselves are not kept.
 
-    Without predictions nothing is known of single examples: intervals are over training seeds alone, and there is no
-    corrected alpha, no lost and won examples, no groups. From correct counts alone there is no precision, F1, CEV or
-    SDE either. Those columns are NaN, those tables empty.
+    Counts do not identify single examples: intervals are over training seeds alone, and corrected alpha, lost and won
+    examples and groups are missing. Correct counts alone leave out precision, F1, CEV and SDE too. Missing columns are
+    NaN and missing tables are empty.
 
     Args:
       dense: confusion counts (models, classes, classes), the true class on the rows, as
@@ -385,7 +385,7 @@ def _refuse_unpaired(study: AuditedModels, named: SetNames) -> None:
 
 
 def _stated(table: pd.DataFrame) -> pd.DataFrame:
-    """A table whose ratio is missing where none was stated."""
+    """A table with a missing ratio where models were given by name."""
     if "ratio" not in table or not (table["ratio"] == UNSTATED).any():
         return table
     return table.assign(ratio=table["ratio"].where(table["ratio"] != UNSTATED))

@@ -20,7 +20,7 @@ from jprune.recall.inputs.arguments import Numbers, Rng, check_level, check_resa
 from jprune.recall.measures.counts import class_numbers
 from jprune.recall.measures.intensification import intensification
 
-_CELLS = 4_000_000  # of a block of resamples that is held at once: 32 MB in float64
+_CELLS = 4_000_000  # of a block of resamples in memory at once: 32 MB in float64
 
 
 class BootstrapInterval(NamedTuple):
@@ -179,7 +179,7 @@ def _bca(
 ) -> tuple[float, float, float, float, str]:
     nan = float("nan")
     if up.size == 0:
-        return nan, nan, nan, nan, "no model is defined"
+        return nan, nan, nan, nan, "the statistic is undefined for every model"
     estimate = float(up.sum() / down.sum())
     if up.size < 2:
         return estimate, nan, nan, nan, "fewer than two models"

@@ -99,7 +99,7 @@ def t_interval(values: Numbers, level: float = 0.99) -> Interval:
 def welch_interval(before: Interval, after: Interval, level: float) -> Interval:
     """Welch's interval for the mean of ``after`` minus that of ``before``, two sets of other models.
 
-    ``models`` and ``left_out`` are those of both together; ``sd`` is NaN, there being no pairs.
+    ``models`` and ``left_out`` are those of both together; ``sd`` is NaN, because there are no pairs.
 
     >>> interval = welch_interval(t_interval([1.0, 1.2, 1.1]), t_interval([1.2, 1.3, 1.5]), 0.95)
     >>> [round(float(end), 3) for end in (interval.low, interval.high)]

@@ -1,7 +1,7 @@
 """How many examples of each class compression lost and won, and whether a class lost more than all examples did.
 
 Test examples and training seeds are two sources of chance. An example that one model loses is often lost by all, so
-a test over models alone names classes where none differs. Here both variances are added; what test noise already
+a test over models alone names classes where no class differs. Here both variances are added; what test noise already
 explains of the variance between models is subtracted, so it is not counted twice.
 """
 

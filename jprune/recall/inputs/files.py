@@ -1,7 +1,7 @@
 """Labels, predictions, groups and images from files: .npy, .npz, .csv, .tsv, .jsonl and .parquet.
 
 A file is named ``PATH``, or ``PATH:NAME`` to pick one array of an .npz, one column of a table or one key of a
-.jsonl. No pickle is ever loaded. A table has one row per example.
+.jsonl. Pickles are never loaded. A table has one row per example.
 """
 
 import contextlib
@@ -66,8 +66,8 @@ def read_labels(file: str, class_names: Sequence[str] | None = None, id_column: 
         called = [column for column in frame.columns if str(column).lower() in _LABELS]
         if len(called) != 1:
             raise InputError(
-                f"{path} has {frame.shape[1]} columns ({some(frame.columns)}) and none or several called label: "
-                f"say which one as {path}:NAME"
+                f"{path} has {frame.shape[1]} columns ({some(frame.columns)}), and not exactly one called label: "
+                f"pick one as {path}:NAME"
             )
         frame = frame[called]
     return _raw_table(file, path, table._replace(frame=frame))
@@ -221,7 +221,7 @@ def _read_numpy(path: Path, name: str | None, pick: Sequence[str] = (), without:
         if name is None and len(names) != 1 and len(usual) == 1:
             name = usual[0]
         if name is None and len(names) != 1:
-            raise InputError(f"{path} has {len(names)} arrays ({some(names)}): say which one as {path}:NAME")
+            raise InputError(f"{path} has {len(names)} arrays ({some(names)}): pick one as {path}:NAME")
         if name is not None and name not in archive.files:
             raise InputError(f"{path} has no array {name!r}; it has {some(names)}")
         try:

@@ -55,7 +55,7 @@ def labels(given: Raw | Any, name: str = "labels") -> Int[np.ndarray, " examples
     if values.ndim == 2 and _one_hot(values) and values.shape[1] > 1:
         return np.asarray(values.argmax(1))
     if values.ndim == 2 and np.isin(values, (0, 1)).all() and values.shape[0] > 2:
-        raise InputError(f"{name} has shape {values.shape} and rows with several ones or none: multi-label; {SCOPE}")
+        raise InputError(f"{name} has shape {values.shape} and rows without exactly one 1: multi-label; {SCOPE}")
     if values.ndim != 1:
         raise InputError(f"{name} must have shape (examples,), got {values.shape}; {SCOPE}")
     if values.size == 0:
@@ -127,11 +127,11 @@ def predictions(given: Raw | Any, name: str, examples: int, threshold: float | N
 
 
 def _joined(values: np.ndarray, raw: Raw, examples: int) -> np.ndarray:
-    """Batches of one size as one array, booleans as 0 and 1; what holds no prediction is refused."""
+    """Batches of one size as one array, booleans as 0 and 1; an empty array is refused."""
     if values.ndim == 0:
         raise InputError(f"{raw.name} is a single value, {values}; an entry per example is needed")
     if values.size == 0:
-        raise InputError(f"{raw.name} has shape {values.shape}: it holds no prediction")
+        raise InputError(f"{raw.name} has shape {values.shape}: it is empty")
     if raw.listed and values.ndim > 1 and values.shape[1] != examples == values.shape[0] * values.shape[1]:
         values = values.reshape(examples, *values.shape[2:])
     return values.astype(np.int64) if values.dtype == bool else values
@@ -394,7 +394,7 @@ def _integral(values: np.ndarray) -> bool:
 
 
 def _whole(given: np.ndarray, name: str, wanted: str) -> np.ndarray:
-    """Return whole numbers in 0..MOST_CLASSES-1 as int64, or refuse the first entry that is none."""
+    """Return whole numbers in 0..MOST_CLASSES-1 as int64, or refuse the first entry that is not one."""
     bad = ~((given >= 0) & (given < MOST_CLASSES))
     if given.dtype.kind not in "iu":
         bad |= given != np.floor(given)

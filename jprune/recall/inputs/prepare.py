@@ -48,7 +48,7 @@ def prepare(
       sets: for every set of models what holds them, one or more arrays or files.
       given_attributes: a second label per example, or several by name, or None.
       class_names: the name of every class; None to infer names from the data where it has any.
-      ignore_label: examples of this label are left out; None for none.
+      ignore_label: examples of this label are left out; or None.
       threshold: probability from which a single sigmoid output means class 1.
 
     Raises:

@@ -190,7 +190,7 @@ def together(columns: Sequence[np.ndarray], names: Sequence[str], name: str, pic
 
     Args:
       columns: the columns, (rows,) each.
-      names: their names, or none.
+      names: their names; may be empty.
       name: what the caller calls the table, for errors.
       pick: how to pick a single column of it, for errors.
 
@@ -220,7 +220,7 @@ def together(columns: Sequence[np.ndarray], names: Sequence[str], name: str, pic
 
 
 def _ids(index: Any) -> np.ndarray | None:
-    """The identity of rows that a pandas index has; a plain numbering has none."""
+    """The identity of rows that a pandas index has; a plain numbering does not count."""
     if index is None or (isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1):
         return None
     values = np.array([str(cell) for cell in index.tolist()], object)

@@ -81,7 +81,7 @@ def kept_examples(labels: Raw, ignore: int | None) -> np.ndarray | None:
         return None
     kept = np.asarray(labels.values.ravel() != ignore)
     if not kept.any():
-        raise InputError(f"{labels.name} holds nothing but the label {ignore} that is to be left out")
+        raise InputError(f"{labels.name} holds only the label {ignore}, which is left out")
     return None if kept.all() else kept
 
 

@@ -112,7 +112,7 @@ def _refuse(name: str, array: Any, num_classes: int) -> None:
 
 
 def _largest(logits: Any) -> Any:
-    """The class of the largest logit; -1, which is none, where one is NaN and a trace could not refuse it."""
+    """The class of the largest logit; -1, which is not a class, where one is NaN and the function is traced."""
     if isinstance(logits, np.ndarray):  # jax would round float64 to float32 first
         return logits.argmax(-1)
     return jnp.where(jnp.isnan(logits).any(-1), -1, jnp.argmax(logits, -1))

@@ -61,7 +61,7 @@ class ErrorChange(NamedTuple):
       per_class: relative change of (FPR, FNR), (..., classes, 2); NaN where undefined.
       cev: combined error variance (...).
       sde: symmetric distance error (...).
-      classes: how many classes both stand on.
+      classes: number of classes that both are computed from.
       left_out: how many were left out because a dense rate is 0 or undefined.
     """
 

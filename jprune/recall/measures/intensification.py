@@ -10,7 +10,7 @@ pruned at compression ratio t, superscript c for a class:
 * alpha_t = sum_c Bn^c_1 Bn^c_t / sum_c (Bn^c_1)^2 is ``intensification``: above 1 the differences
   between classes grew, below 1 they shrank.
 
-Everything here is numpy float64 on whatever array is given. Precision or F1 may stand in for
+Everything here is numpy float64 on whatever array is given. Precision or F1 may replace
 recall throughout. A class whose rate is NaN is left out of every sum; a model whose alpha is
 undefined gets NaN, and ``undefined`` says why. The baseline is always the dense checkpoint; a model
 that was fine-tuned and not pruned is one more entry among the pruned, at ratio 1.

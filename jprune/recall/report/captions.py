@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jprune.recall.report.words import number
+from jprune.recall.report.words import kind, number
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 
@@ -25,13 +25,16 @@ class Caption(NamedTuple):
 
 def captions(audit: AuditTables) -> dict[str, Caption]:
     """The words for every figure that ``jprune.recall.report.figures.figures`` may draw, by name."""
-    level = f"{100 * audit.level:g} %"
+    level, after = f"{100 * audit.level:g} %", kind(audit)
+    across = "for each set of models" if audit.named else "against the compression ratio"
+    highest = "" if audit.named else " at the highest ratio"
+    points = "" if audit.named else " The number at a point is its ratio; with many scores only the highest is shown."
     alphas = _by_score(audit, lambda row: f"{number(row['alpha'])}{_ends(row)} at {_ratio(row)}")
     return {
         "alpha": Caption(
-            "Alpha against the compression ratio",
+            f"Alpha {across}",
             f"Mean over models with its {level} interval. Above the dashed line differences between classes grew.",
-            f"Line chart of mean alpha against the compression ratio. {alphas}",
+            f"Line chart of mean alpha {across}. {alphas}",
         ),
         "null": Caption(
             "Alpha against alpha_null",
@@ -43,13 +46,12 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
         ),
         "recall": Caption(
             "Recall of each class",
-            "Mean over models. With more than eight classes, those that lost most at the highest ratio are in colour.",
-            f"Line charts of the recall of each class, dense and at every ratio. {_losses(audit)}",
+            f"Mean over models. With more than eight classes, those that lost most{highest} are in colour.",
+            f"Line charts of the recall of each class, before and after. {_losses(audit)}",
         ),
         "tradeoff": Caption(
             "Alpha against accuracy",
-            "Compare scores at the same accuracy. The number at a point is its ratio; with many scores only "
-            "the highest is shown.",
+            f"Compare sets of models at the same accuracy.{points}",
             "Line chart of mean alpha against mean accuracy. "
             + _by_score(
                 audit, lambda r: f"accuracy {100 * r['accuracy']:.1f} %, alpha {number(r['alpha'])} at {_ratio(r)}"
@@ -64,13 +66,13 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
         "boxes": Caption(
             "Alpha over models",
             "Boxes span the quartiles, the bold line is the median, whiskers reach 1.5 times the box.",
-            f"Box plots of alpha over models at every ratio. {_medians(audit)}",
+            f"Box plots of alpha over models. {_medians(audit)}",
         ),
         "scatter": Caption(
-            "Recall balance, dense and pruned",
+            f"Recall balance, dense and {after}",
             "One point per class and model. Dashed: no change. Full: the pooled slope, printed as alpha with the mark "
             "of the mean alpha's interval against 1.",
-            "Scatter plots of the pruned models' normalized recall balance against the dense models'. Pooled slopes: "
+            f"Scatter plots of the {after} models' normalized recall balance against the dense models'. Pooled slopes: "
             + _by_score(audit, lambda row: f"{number(row['pooled_alpha'])} (r² {number(row['r2'])}) at {_ratio(row)}"),
         ),
     }

@@ -122,7 +122,7 @@ _NEIGHBOURS = (
     _RATIO,
     Column("alpha_sd", "sd", "Standard deviation of alpha over models", _fixed(2)),
     Column("alpha_intercept", "intercept", "Mean slope of a line with an intercept, for unequal classes", _fixed(2)),
-    Column("alpha_reverse", "reverse", "Mean slope from regressing dense on pruned", _fixed(2)),
+    Column("alpha_reverse", "reverse", "Mean slope from regressing dense on compressed balances", _fixed(2)),
     Column("alpha_rma", "RMA", "Mean reduced-major-axis slope", _fixed(2)),
     Column("pooled_alpha", "pooled", "One slope over all models and classes", _fixed(2)),
     Column("r2", "r²", "Of the pooled slope", _fixed(2)),
@@ -248,7 +248,7 @@ def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
 
     Args:
       audit: the audit.
-      equal: the comparisons at equal accuracy; without rows where there are none.
+      equal: the comparisons at equal accuracy; without rows if there is nothing to compare.
     """
     strong = set(lost_more(audit.classes, audit.level).index)
     groups = audit.groups.assign(**{"class": audit.groups["class"].fillna("all classes")})

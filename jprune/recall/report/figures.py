@@ -2,7 +2,7 @@
 
 A function takes an ``Audit``, ``alpha_boxes`` several, and returns a matplotlib ``Figure`` of its own,
 ``figures`` all of them by name: nothing is global, no window opens, the background is transparent. The
-colours are those of Okabe and Ito, which colour-blind readers can tell apart; markers differ too. Class and
+colours are those of Okabe and Ito, which colour-blind readers can distinguish; markers differ too. Class and
 score names are drawn as they are, never as math. What panels are made of is in ``jprune.recall.report.panels``.
 """
 

@@ -53,6 +53,12 @@ def _hardest_hit(audit: AuditTables, last: list[dict[str, object]]) -> str:
         else f"The model{at_score(audit, row)} is at chance: accuracy {change_of_accuracy(row)}."
         for row in collapsed
     ]
+    said += [
+        f"{row['collapsed']} of {row['models']} models{at_score(audit, row)} are at chance; accuracy and classes "
+        f"below include them."
+        for row in last
+        if row not in collapsed and row["collapsed"]
+    ]
     last = [row for row in last if verdict_of(row) != "collapsed"]
     if not last:
         return " ".join(said)
@@ -69,8 +75,8 @@ def _hardest_hit(audit: AuditTables, last: list[dict[str, object]]) -> str:
 def _lost_most_class(audit: AuditTables, last: list[dict[str, object]], shown: pd.DataFrame) -> str:
     if not len(shown):
         row = lost_most(last)
-        accuracy = f"accuracy {change_of_accuracy(row)}{at_score(audit, row)}"
-        return f"No class is shown to have lost more than the rest; {accuracy}."
+        models = at_score(audit, row)
+        return f"No class is shown to have lost more than the rest{models}; accuracy {change_of_accuracy(row)}."
     hit = dict(shown.sort_values("change", kind="stable").iloc[0])
     row = next(r for r in last if r["score"] == hit["score"])
     rest = rows_of(audit.classes, row)
@@ -97,9 +103,10 @@ def _group_hit(audit: AuditTables, last: list[dict[str, object]]) -> str:
     if not len(shown):
         return ""
     hit = dict(shown.sort_values("change", kind="stable").iloc[0])
+    named = str(hit["group"]) if hit["attribute"] == "group" else f"{hit['group']} ({hit['attribute']})"
     return (
-        f"Of the groups, {hit['attribute']} {hit['group']} lost more than the rest: "
-        f"{100 * hit['recall_dense']:.1f} % to {100 * hit['recall']:.1f} % of {hit['support']:,} examples."
+        f"Of the groups, {named} lost more than the rest: {100 * hit['recall_dense']:.1f} % to "
+        f"{100 * hit['recall']:.1f} % of {hit['support']:,} test examples right."
     )
 
 
@@ -127,15 +134,17 @@ def _shown_alpha(row: Row) -> str:
 
 
 def _limits(audit: AuditTables, last: list[dict[str, object]]) -> str:
-    row = last[0]
-    unseen = []
-    if verdict_of(row) == "?" and np.isfinite(cell(row, "alpha_corrected_detectable")):
-        unseen.append(f"a change of alpha by less than {number(cell(row, 'alpha_corrected_detectable'))}")
-    classes = rows_of(audit.classes, row)
-    if not len(lost_more(classes, audit.level)) and classes["detectable"].notna().any():
-        unseen.append(f"a class that lost {size(float(classes['detectable'].median()))} more than the rest")
-    where = at_score(audit, row) if len(last) > 1 else ""
-    said = [f"The data could have missed {listed(unseen)}{where}."] if unseen else []
+    """What the data could have missed under the first score that is not at chance, and whom the answer is about."""
+    said = []
+    for row in [row for row in last if verdict_of(row) != "collapsed"][:1]:
+        unseen = []
+        if verdict_of(row) == "?" and np.isfinite(cell(row, "alpha_corrected_detectable")):
+            unseen.append(f"a change of alpha by less than {number(cell(row, 'alpha_corrected_detectable'))}")
+        classes = rows_of(audit.classes, row)
+        if not len(lost_more(classes, audit.level)) and classes["detectable"].notna().any():
+            unseen.append(f"a class that lost up to {size(float(classes['detectable'].median()))} more than the rest")
+        where = at_score(audit, row) if len(last) > 1 else ""
+        said += [f"The data could have missed {listed(unseen)}{where}."] if unseen else []
     if all(row["models"] == 1 for row in last):
         which = "these two models" if len(last) == 1 else "these models"
         said.append(f"This holds for {which}; other training runs may differ.")

@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG that lives inside a page: its colours, its fonts, its dark mode."""
+"""Matplotlib figures as inline SVG of a page: its colours, its fonts, its dark mode."""
 
 import io
 import re

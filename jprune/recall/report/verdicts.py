@@ -16,7 +16,7 @@ VERDICTS = {
     "?": "are not shown to have changed {}",
     "noise": "cannot be measured by alpha {}: the dense models show no class differences beyond sampling noise",
     "collapsed": "say nothing {} because every model is at chance",
-    "": "have no interval {}, with too few models and no predictions",
+    "": "cannot be judged {}: alpha has no interval",
     "undefined": "cannot be measured by alpha {}, which is undefined",
 }
 

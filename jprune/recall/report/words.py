@@ -107,7 +107,7 @@ def at_ratio(row: Row) -> str:
 
 
 def ratio_or_name(ratio: float, score: str = "") -> str:
-    """A ratio, or the name of models that have none."""
+    """A ratio, or the name of models without one."""
     if ratio == UNSTATED:
         return score
     return "the control" if ratio == 1 else f"{ratio:g}x"

@@ -89,7 +89,7 @@ def _alphas(study: AuditedModels, score: str, ratio: float, dense: Rates, pruned
             "cev": errors.cev,
             "sde": errors.sde,
             "collapsed": collapsed(pruned),
-            "reason": undefined(*given),
+            "reason": [text.replace("pruned", "compressed") if study.named else text for text in undefined(*given)],
         }
     )
 

@@ -60,7 +60,7 @@ def test_undefined_models_are_left_out_and_what_is_too_little_says_why():
     )
     assert ours.models.tolist() == [3, 1, 0, 4]
     assert ours.left_out.tolist() == [1, 3, 4, 0]
-    assert ours.reason.tolist() == ["", "fewer than two models", "no model is defined", ""]
+    assert ours.reason.tolist() == ["", "fewer than two models", "the statistic is undefined for every model", ""]
     np.testing.assert_allclose(ours.estimate, [1.1, 1.0, np.nan, 2.0])
     assert np.isnan(ours.low).tolist() == [False, True, True, False]
     assert (ours.low[3], ours.high[3], ours.standard_error[3]) == (2, 2, 0)
@@ -74,7 +74,7 @@ def test_a_handful_of_models_has_an_interval_within_their_range(values):
 
 def test_no_model_at_all_says_so():
     ours = recall.bootstrap_models([], rng=0)
-    assert (ours.reason, int(ours.models), int(ours.left_out)) == ("no model is defined", 0, 0)
+    assert (ours.reason, int(ours.models), int(ours.left_out)) == ("the statistic is undefined for every model", 0, 0)
 
 
 # over test examples ----------------------------------------------------------------------------------
