@@ -10,6 +10,7 @@ import optax
 
 import jprune
 from benchmarks.compiled.devices import Target, mesh, on_one, sharded
+from jprune.trees import Where
 
 PyTree = Any
 NEVER = {2**30: 0.5}  # a schedule whose selection is compiled in and not due
@@ -47,12 +48,12 @@ def selection(target: Target, shape: tuple[int, ...] = (25_000, 4_000), dtype: A
     return Case(f"selection, {size:.0e} {jnp.dtype(dtype).name}", select, (scores,), (), floor)
 
 
-def dense_step(target: Target, link: str, *, replicates: int = 0, donate: bool = True) -> Case:
+def dense_step(target: Target, link: str, *, replicates: int = 0, where: Where | None = None) -> Case:
     """A LeNet-300-100 training step: alone, with ``keep_zeros``, or with ``prune`` and nothing due."""
     links = {
         "plain": [],
-        "keep_zeros": [jprune.keep_zeros()],
-        "prune": [jprune.prune(jprune.magnitude(), NEVER)],
+        "keep_zeros": [jprune.keep_zeros(where=where)],
+        "prune": [jprune.prune(jprune.magnitude(), NEVER, where=where)],
     }[link]
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, 0.9, nesterov=True), *links)
 
@@ -83,7 +84,7 @@ def dense_step(target: Target, link: str, *, replicates: int = 0, donate: bool =
     batch = (jax.ShapeDtypeStruct((128, 784), jnp.float32), jax.ShapeDtypeStruct((128,), jnp.int32))
     weights = 266_610 * max(replicates, 1)
     floor = 5 * FLOAT * weights + (0 if link == "plain" else MASK * weights)  # weight, momentum and gradient
-    return Case(name, run, on_one(target, (params, state, *batch)), (0, 1) if donate else (), floor)
+    return Case(name, run, on_one(target, (params, state, *batch)), (0, 1), floor)
 
 
 def decoder_sizes(layers: int = 20, width: int = 2048, vocabulary: int = 32_768) -> dict[str, tuple[int, ...]]:

@@ -96,15 +96,11 @@ class Plan:
         events = self._events(weights)
         if not events:
             return masks, applied
-        reached = jnp.sum(np.asarray([event.step for event in events], np.int32) <= count, dtype=jnp.int32)
-        checksums = np.asarray([0, *(event.checksum for event in events)], np.uint32)
-        in_force = jnp.asarray(checksums)[reached]
-        due = (in_force != applied) & (reached > 0)
-        if "key" in evidence:
-            evidence = evidence | {"key": jax.random.fold_in(evidence["key"], count)}
+        in_force = _entry_in_force(events, count, applied)
+        now = (in_force, count if "key" in evidence else None)  # what a loop reads is copied before it
         choose = functools.partial(self._choose, events)
-        masks = where_due(due, choose, masks, jnp.maximum(reached - 1, 0), weights, evidence)
-        return masks, jnp.where(due, in_force, applied)
+        masks = where_due(in_force != applied, choose, masks, now, weights, evidence)
+        return masks, in_force
 
     def warn_of_collapse(
         self, applied: UInt32[Array, ""], now: UInt32[Array, ""], before: PyTree, after: PyTree
@@ -147,8 +143,18 @@ class Plan:
         return events
 
     def _choose(
-        self, events: list[_Event], masks: PyTree, event: Int[Array, ""], weights: PyTree, evidence: dict[str, PyTree]
+        self,
+        events: list[_Event],
+        masks: PyTree,
+        now: tuple[UInt32[Array, ""], Int[Array, ""] | None],
+        weights: PyTree,
+        evidence: dict[str, PyTree],
     ) -> PyTree:
+        in_force, count = now
+        # Entries with one checksum ask for one amount, so any of them will do.
+        event = jnp.argmax(np.asarray([event.checksum for event in events], np.uint32) == in_force).astype(jnp.int32)
+        if count is not None:
+            evidence = evidence | {"key": jax.random.fold_in(evidence["key"], count)}
         # The selection reads the weights themselves where it can: no array of absolute values is written.
         folded = ranks_by_magnitude(self.score) and self._compares_magnitudes()
         scores = weights if folded else score_selected(self.score, weights, **evidence)
@@ -211,6 +217,17 @@ class Plan:
 
     def _selected(self, amount: Amount, options: dict[str, Any], scores: PyTree, among: PyTree) -> PyTree:
         return self.selection(scores, **as_keywords(amount), **(options | {"among": among}))
+
+
+def _entry_in_force(events: list[_Event], count: Int[Array, ""], applied: UInt32[Array, ""]) -> UInt32[Array, ""]:
+    """The checksum of the last entry whose step is not after the count; ``applied`` before the first step.
+
+    Every step of training computes this, so it is a sum of differences, which wraps around, and not a lookup.
+    """
+    steps = np.asarray([event.step for event in events], np.int32)
+    checksums = np.asarray([event.checksum for event in events], np.uint32)
+    later = jnp.sum(jnp.where(steps[1:] <= count, np.diff(checksums), np.uint32(0)), dtype=jnp.uint32)
+    return jnp.where(count >= steps[0], checksums[0] + later, applied)
 
 
 def _keyword(amounts: Scheduled) -> dict[str, Scheduled]:

@@ -25,8 +25,8 @@ from jprune.pruning.selection.counting import Layout
 from jprune.pruning.selection.uint64 import Count
 
 # On an accelerator a pass costs as much as reading the scores, and ending a loop early makes a GPU synchronize with the
-# host, so there is a fixed number of passes with evenly spaced probes. For sharded scores each probe is a separate sum,
-# and a GPU computes up to 7 of them in one reading.
+# host, so there is a fixed number of passes with evenly spaced probes: 8 with 15 of them, 11 with 7. For sharded scores
+# each probe is a separate sum. A TPU computes 15 of them in one reading, a GPU not more than 8.
 _FIXED, _FIXED_SHARDED = 15, 7
 # On a CPU the probes are placed around a guess: where a straight line between the counts at both ends reaches the
 # wanted count. The offsets below are fractions of the interval. The search ends when every group has its count. For
@@ -163,18 +163,18 @@ def _largest(
     scores = [lax.stop_gradient(array) for array in scores]
     packed = counting.pack(scores, eligible, each=each, one_device=one_device, dtype=dtype)
 
-    def mark(arrays: list[Array], eligible: list[Array | None], keep: Count, *, integers: bool) -> list[Array]:
+    def mark(
+        arrays: list[Array], eligible: list[Array | None], keep: Count, *, integers: bool = False, probes: int = _FIXED
+    ) -> list[Array]:
         values = _Values(arrays, eligible, packed.layout, dtype, magnitude, integers)
-        bounds = _find_cut(values, keep, _find_threshold(values, keep))
+        bounds = _find_cut(values, keep, _find_threshold(values, keep, probes))
         return [_mark(values, i, bounds) for i in range(len(arrays))]
 
-    marked = lax.platform_dependent(
-        packed.arrays,
-        packed.eligible,
-        keep,
-        cpu=functools.partial(mark, integers=True),
-        default=functools.partial(mark, integers=False),
-    )
+    platforms: dict[str, Callable[..., list[Array]]] = {"cpu": functools.partial(mark, integers=True)}
+    default: Callable[..., list[Array]] = mark
+    if not one_device:
+        platforms["tpu"], default = mark, functools.partial(mark, probes=_FIXED_SHARDED)
+    marked = lax.platform_dependent(packed.arrays, packed.eligible, keep, **platforms, default=default)
     # Without the barrier XLA would repeat the comparison for every piece that ``unpack`` cuts from a packed array.
     return packed.unpack(marked if len(marked) == len(scores) else _barrier(marked))
 
@@ -225,8 +225,11 @@ class _Values(NamedTuple):
         return reached | (lowest if own is None else lowest & own), above
 
 
-def _find_threshold(values: _Values, keep: Count) -> _Found:
-    """Find for every group the largest float that enough scores reach; on CPUs any that exactly ``keep`` reach."""
+def _find_threshold(values: _Values, keep: Count, probes: int) -> _Found:
+    """Find for every group the largest float that enough scores reach; on CPUs any that exactly ``keep`` reach.
+
+    On CPUs the search places its own probes.
+    """
     layout = values.layout
     # Zero, but as varying as the scores are inside shard_map: a loop's carry must be so from the start.
     anchor = functools.reduce(jnp.bitwise_or, [jnp.any(x > 0) for x in values.arrays]) & False
@@ -246,7 +249,7 @@ def _find_threshold(values: _Values, keep: Count) -> _Found:
     width = _places(values.dtype)
     if values.integers:
         return _search_around(count, width, start, goal, probes=_AROUND if layout.one_device else _ONE)
-    return _search_evenly(count, width, start, goal, probes=_FIXED if layout.one_device else _FIXED_SHARDED)
+    return _search_evenly(count, width, start, goal, probes=probes)
 
 
 def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
