@@ -2,11 +2,13 @@
 
 `python -m benchmarks` runs all, writes results.json and results.md next to this file, and five rows of the table into
 the README; `--out DIR` writes elsewhere. `python -m benchmarks selection imports` runs only those, and writes
-only with `--out`.
+only with `--out`, after each row. `python -m benchmarks readme` measures the five rows of the README alone, in about
+two minutes on two quiet cores, prints them, and writes them into the README.
 `python -m benchmarks growth` draws how cost grows, into docs/images/growth/, and `python -m benchmarks
-accelerator --out DIR` asks a GPU or TPU what it gains. `python -m benchmarks compiled`, in `.venv-compilers`
-(`make test-compilers`), compiles for devices that are not there and puts the table into docs/performance.md. None of
-the three is among "all".
+accelerator --out DIR` asks a GPU or TPU what it gains, in under four minutes, and saves a profile of the worst row in
+DIR/profile. `python -m benchmarks compiled`, in `.venv-compilers` (`make test-compilers`), compiles for devices that
+are not there and puts the table into docs/performance.md. None of the four is among "all". Rows that need PyTorch
+say "not run" where it is not installed.
 """
 
 import argparse
@@ -78,7 +80,7 @@ def _told() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [*NAMES, "accelerator", "growth", "compiled"]
+    known = [*NAMES, "accelerator", "growth", "compiled", "readme"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which benchmarks to run: {', '.join(known)}")
     parser.add_argument("--out", type=pathlib.Path, help="folder to write to")
     parser.add_argument("--data-dir", help="TFDS folder, also JPRUNE_DATA_DIR; by default TFDS's own")
@@ -99,6 +101,8 @@ def _told() -> None:
         if strange := sorted(set(options.curve) - set(growth.CURVES)):
             parser.error(f"--curve {strange[0]}: not a curve; use one of {', '.join(growth.CURVES)}")
         growth.draw(options.out or HERE.parent / "docs" / "images" / "growth", options.largest, options.curve)
+    if "readme" in options.names:
+        run(["readme"], options.out)
     names = [name for name in (*NAMES, "accelerator") if name in (options.names or NAMES)]
     if names:
         run(names, options.out if options.names else options.out or HERE)
@@ -107,29 +111,44 @@ def _told() -> None:
 def run(names: list[str], out: pathlib.Path | None) -> None:
     """Run benchmarks one after another, print each row as it comes, and write the table where ``out`` says."""
     rows, start = [], time.perf_counter()
+    measured_on = {**machine(), "seconds in all": "0"}
     for name in names:
         began = time.perf_counter()
-        for row in _rows(name):
+        for row in _rows(name, out):
             rows.append(row)
             print(f"{row.what}: {row.ratio:.3g} of {row.against} (at most {row.must:.3g}), {row.verdict}", flush=True)
+            measured_on["seconds in all"] = f"{time.perf_counter() - start:.0f}"
+            if out is not None:  # after each row, so that what is measured stays if a later one fails
+                write(rows, measured_on, out)
         print(f"[{name}: {time.perf_counter() - began:.0f} s]", flush=True)
-        measured_on = {**machine(), "seconds in all": f"{time.perf_counter() - start:.0f}"}
-        if out is not None:  # after each benchmark, so that what is measured stays if a later one fails
-            write(rows, measured_on, out)
     print(timing.markdown(rows, measured_on))
-    if out == HERE:
+    if out == HERE or names == ["readme"]:
         shown = [row for row in rows if (row.what, row.against) in IN_README]
         README.write_text(filled(README.read_text(), {"benchmarks": timing.markdown(shown, measured_on, notes=False)}))
 
 
-def _rows(name: str) -> Iterator[timing.Row]:
+def _rows(name: str, out: pathlib.Path | None) -> Iterator[timing.Row]:
     """The rows of a benchmark; one that says "not run" where it is against PyTorch and PyTorch is not installed."""
     try:
-        yield from importlib.import_module(f"benchmarks.{name}").rows()
+        if name == "readme":
+            yield from _readme_rows()
+            return
+        module = importlib.import_module(f"benchmarks.{name}")
+        profile = {"profile": out / "profile"} if name == "accelerator" and out is not None else {}
+        yield from module.rows(**profile)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        yield timing.not_run(name, "PyTorch", must=math.nan, why="PyTorch is not installed")
+        yield timing.not_run(f"{name}, all rows", "PyTorch", must=math.nan, why="PyTorch is not installed")
+
+
+def _readme_rows() -> Iterator[timing.Row]:
+    """The rows that the README shows, without the others of their benchmarks."""
+    of = lambda name: importlib.import_module(f"benchmarks.{name}")
+    yield from of("selection").in_memory(10**7, leaves=False)
+    yield of("prune_step").update(10**8)
+    yield from of("jumpstart").of(of("steps").lenet(), without=1.25, torch=1.0)
+    yield of("audit").tables(of("audit").made_up(1_000, models=30, examples=50_000))
 
 
 def write(rows: list[timing.Row], measured_on: dict[str, str], out: pathlib.Path) -> None:

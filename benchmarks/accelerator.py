@@ -1,62 +1,241 @@
-"""Benchmarks for an accelerator: selections against sorting, and the cost of the links of a chain.
+"""One command for an accelerator, under four minutes: what a selection, the links and the penalty cost there.
 
-Not among the benchmarks that run by default: ``python -m benchmarks accelerator --out DIR``. PyTorch has to be
-installed, as for the others, but is not timed.
+``python -m benchmarks accelerator --out DIR`` measures in the order below and writes each row as it is measured.
+Where the time is used up, the rows that are left say "not run". The row that misses its target most is run again under
+the profiler, into DIR/profile. It is not among the benchmarks that run by default.
 """
 
+import importlib
+import pathlib
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import jprune
-from benchmarks import jumpstart, networks, prune_step, steps
+from benchmarks import jumpstart, networks, prune_step, steps, structured, tracing
 from benchmarks.selection import argsort_masks
-from benchmarks.timing import Row, compare
+from benchmarks.timing import Row, Side, compare, judge, not_run
 
-REPLICATES = 30
-
-
-def rows() -> list[Row]:
-    """Selections of 1e6 to 1e8 scores, the prune link, the penalty, and thirty LeNets in one program."""
-    links = [prune_step.update(10**8), prune_step.whole_step(), prune_step.amortised()]
-    penalties = [
-        jumpstart.overhead(network, jumpstart.alone(network), must=must)
-        for network, must in ((steps.lenet(), 1.25), (steps.conv(), 1.2), (steps.dense(), 2.0))
-    ]
-    return [*selections(), *links, *penalties, replicated()]
+SECONDS = 220.0  # for the rows; starting and the profile come on top
+READINGS = 8  # of the scores in a selection, and one byte of mask
+BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12, "v5 lite": 8.19e11}  # bytes a second, by device kind
+# The largest ratio to jnp.sort that passes, by the number of scores.
+AGAINST_SORT = {10**6: 0.7, 10**7: 0.5, 10**8: 0.3, 10**9: 0.3}
 
 
-def selections() -> list[Row]:
-    """Half of the scores are kept; the masks are the same."""
+class Sizes(NamedTuple):
+    """What is measured; smaller on a machine where it is only tried out.
+
+    Attributes:
+      scores: of the selections.
+      trained: networks of the steps with and without ``prune``.
+      transformer: of about 1e8 parameters.
+      tokens: of its batch, (examples, length).
+      penalized: with the largest ratio to the step without the penalty.
+      replicates: of the vmapped updates and of the step.
+      replicated: network of that step.
+      halved: models of which channels are removed.
+      updated: weights of the update alone.
+      pairs: of a step with and without ``prune``.
+    """
+
+    scores: tuple[int, ...] = (10**6, 10**7, 10**8, 10**9)
+    trained: tuple[steps.Network, ...] = (steps.lenet(), steps.resnet())
+    transformer: tracing.Decoder = tracing.Decoder(12, 768, 12, 12, 64, 2048, 32_768)
+    tokens: tuple[int, int] = (8, 512)
+    penalized: tuple[tuple[steps.Network, float], ...] = (
+        (steps.lenet(), 1.25),
+        (steps.conv(), 1.2),
+        (steps.dense(), 2),
+    )
+    replicates: tuple[int, int] = (8, 30)
+    replicated: steps.Network = steps.lenet()
+    halved: tuple[Callable[[], structured.Model], ...] = (structured.resnet, structured.transformer_block)
+    updated: int = 10**8
+    pairs: int = 300
+
+
+class Measurement(NamedTuple):
+    """Some rows that are measured together.
+
+    Attributes:
+      what: for the table, where they are not run.
+      run: measures them.
+    """
+
+    what: str
+    run: Callable[[], list[Row]]
+
+
+def rows(sizes: Sizes | None = None, seconds: float = SECONDS, profile: pathlib.Path | None = None) -> Iterator[Row]:
+    """Each row as it is measured; "not run" for what no time is left for, or what fails there.
+
+    Args:
+      sizes: what is measured.
+      seconds: no measurement begins after this time.
+      profile: folder for the profile of the row that misses its target most, or None for no profile.
+    """
+    start, measured = time.perf_counter(), []
+    for each in measurements(sizes or Sizes()):
+        if time.perf_counter() - start > seconds:
+            yield not_run(each.what, "-", must=1.0, why=f"the {seconds:.0f} s were used up")
+            continue
+        try:
+            found = each.run()
+        except (RuntimeError, MemoryError, ImportError) as error:  # out of memory, or a program that does not compile
+            found = [not_run(each.what, "-", must=1.0, why=f"{type(error).__name__}: {str(error).splitlines()[0]}")]
+        measured += [(row.ratio / row.must, each) for row in found if row.ratio == row.ratio]
+        yield from found
+    if profile is not None and measured:
+        _, worst = max(measured, key=lambda pair: pair[0])
+        with jax.profiler.trace(str(profile)):
+            worst.run()
+        print(f"profile of {worst.what}: {profile}", flush=True)
+
+
+def measurements(sizes: Sizes) -> Iterator[Measurement]:
+    """In the order in which they matter."""
+    for n in sizes.scores:
+        yield Measurement(f"global selection, {n:.0e} scores", partial(selection, n))
+    for network in sizes.trained:
+        what = f"{network.name} step, prune with no selection due"
+        yield Measurement(what, lambda network=network: [prune_step.whole_step(network, sizes.pairs)])
+    what = "transformer step, prune with no selection due"
+    yield Measurement(what, lambda: [transformer_step(sizes.transformer, sizes.tokens, sizes.pairs)])
+    updates, replicas = sizes.replicates
+    yield Measurement(f"100 updates of {updates} replicates", lambda: [prune_step.amortised(updates)])
+    what = f"{sizes.replicated.name} step of {replicas} replicates"
+    yield Measurement(what, lambda: [replicated(sizes.replicated, replicas)])
+    for network, must in sizes.penalized:
+        what = f"{network.name} step with the penalty"
+        yield Measurement(what, lambda network=network, must=must: [_penalized(network, must)])
+    for create in sizes.halved:
+        yield Measurement("half the multiply-adds", lambda create=create: structured.of_model(create()))
+    yield Measurement("optimizer update", lambda: [prune_step.update(sizes.updated)])
+
+
+def selection(n: int) -> list[Row]:
+    """Half of the scores are kept: against sorting, against the memory's speed, and against PyTorch where it is."""
+    scores, keep = jax.random.normal(jax.random.key(0), (n,)), n // 2
+    ours = jax.jit(lambda x: jprune.global_masks({"kernel": x}, keep=keep)["kernel"])
+    sort = jax.jit(lambda x: x >= jnp.sort(x)[x.size - keep])
+    rank = jax.jit(lambda x: argsort_masks([x], keep)[0])
+    _check(ours(scores), scores, keep)
+    run = lambda f: jax.block_until_ready(f(scores))
+    what = f"global selection, {n:.0e} scores"
+    mine = partial(run, ours)
+    must = AGAINST_SORT.get(n, 1.0)
+    table = [compare(what, "jnp.sort and comparison", mine, partial(run, sort), must=must)]
+    if n <= 10**8:
+        _check(rank(scores), scores, keep)
+        table.append(compare(what, "argsort and scatter", mine, partial(run, rank), must=0.5))
+    if (bandwidth := _bandwidth()) is not None:
+        floor = n * (READINGS * 4 + 1) / bandwidth
+        against = f"{READINGS} readings and the mask at {bandwidth / 1e12:.2f} TB/s"
+        table.append(judge(what, against, [table[0].ours], [floor], must=3.0))
+    return [*table, *_against_torch(what, mine, n, keep)]
+
+
+def _check(mask: jax.Array, scores: jax.Array, keep: int) -> None:
+    least, most = jnp.where(mask, scores, jnp.inf).min(), jnp.where(mask, -jnp.inf, scores).max()
+    if int(mask.sum()) != keep or least < most:
+        raise AssertionError("a side did not choose the largest")
+
+
+def _against_torch(what: str, mine: Side, n: int, keep: int) -> list[Row]:
+    """Three ways to a threshold in PyTorch, on its GPU where it has one and jax too."""
+    names = ("torch.topk and scatter", "torch.kthvalue and comparison", "torch.sort and comparison")
+    if not steps.TORCH:
+        return [not_run(what, name, must=1.0, why="PyTorch is not installed") for name in names]
+    torch = importlib.import_module("torch")
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        return [not_run(what, name, must=1.0, why="this PyTorch has no GPU") for name in names]
+    scores = torch.randn(n, device="cuda" if on_gpu else "cpu")
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    forms = (
+        lambda: torch.zeros_like(scores, dtype=torch.bool).scatter_(0, scores.topk(keep, sorted=False).indices, True),
+        lambda: scores >= scores.kthvalue(n - keep + 1).values,
+        lambda: scores >= scores.sort().values[n - keep],
+    )
     table = []
-    for n in (10**6, 10**7, 10**8):
-        scores, keep = jax.random.normal(jax.random.key(0), (n,)), n // 2
-        ours = jax.jit(lambda x, keep=keep: jprune.global_masks({"kernel": x}, keep=keep)["kernel"])
-        sort = jax.jit(lambda x, keep=keep: x >= jnp.sort(x)[x.size - keep])
-        rank = jax.jit(lambda x, keep=keep: argsort_masks([x], keep)[0])
-        for mask in (ours(scores), rank(scores)):  # of equal scores they may choose different ones
-            least, most = jnp.where(mask, scores, jnp.inf).min(), jnp.where(mask, -jnp.inf, scores).max()
-            if int(mask.sum()) != keep or least < most or (mask & ~sort(scores)).any():
-                raise AssertionError("a side did not choose the largest")
-        run = lambda f, x=scores: f(x).block_until_ready()
-        what = f"global selection, {n:.0e} scores"
-        table.append(compare(what, "jnp.sort and comparison", partial(run, ours), partial(run, sort), must=1.0))
-        table.append(compare(what, "argsort and scatter", partial(run, ours), partial(run, rank), must=0.5))
+    for name, form in zip(names, forms, strict=True):
+        try:
+            table.append(compare(what, name, mine, lambda form=form: (form(), wait()), must=1.0))
+        except RuntimeError as error:  # out of memory
+            table.append(not_run(what, name, must=1.0, why=str(error).splitlines()[0]))
     return table
 
 
-def replicated() -> Row:
-    """A step of a LeNet among thirty, against a step of one alone."""
-    network = steps.lenet()
-    form, many = networks.replicated(network, REPLICATES)
+def _bandwidth() -> float | None:
+    """Bytes a second of this device's memory, where it is known."""
+    kind = jax.devices()[0].device_kind
+    return next((speed for name, speed in BANDWIDTH.items() if name in kind), None)
+
+
+def transformer_step(sizes: tracing.Decoder, tokens: tuple[int, int], pairs: int) -> Row:
+    """A step of Adam on a decoder, with ``prune`` and without."""
+    apply, shapes, _ = tracing.decoder(sizes, scanned=True)
+    leaves, treedef = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    draw = lambda key, leaf: jax.random.normal(key, leaf.shape) / leaf.shape[-2 if len(leaf.shape) > 1 else -1] ** 0.5
+    made = [draw(key, leaf) for key, leaf in zip(keys, leaves, strict=True)]
+    batch = jax.random.randint(jax.random.key(1), tokens, 0, sizes.vocabulary)
+    everything = lambda path, leaf: leaf.ndim > 1
+
+    def side(*links: optax.GradientTransformation) -> Side:
+        tx = optax.chain(optax.adam(1e-4), *links)
+
+        def loss(params: Any) -> jax.Array:
+            logits = apply(params, batch)
+            return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], batch[:, 1:]).mean()
+
+        @partial(jax.jit, donate_argnums=0)
+        def step(carry: Any) -> Any:
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        params = jax.tree.unflatten(treedef, [jnp.copy(leaf) for leaf in made])
+        carry = (params, tx.init(params))
+
+        def call() -> object:
+            nonlocal carry
+            carry = jax.block_until_ready(step(carry))
+            return carry
+
+        return call
+
+    count = sum(leaf.size for leaf in leaves)
+    return compare(
+        f"transformer step, {count:.1e} parameters, prune with no selection due",
+        "the same step without prune",
+        side(jprune.prune(jprune.magnitude(), prune_step.NEVER, where=everything)),
+        side(),
+        must=1.02,
+        pairs=min(pairs, 50),
+    )
+
+
+def _penalized(network: steps.Network, must: float) -> Row:
+    return jumpstart.overhead(network, jumpstart.alone(network), must=must)
+
+
+def replicated(network: steps.Network, count: int) -> Row:
+    """A step of a network among many, against a step of one alone."""
+    form, many = networks.replicated(network, count)
     state, step = steps.program(network)
     return compare(
-        f"LeNet step, batch 128, a replicate of {REPLICATES}",
+        f"{network.name} step, batch {network.batch}, a replicate of {count}",
         "the same step of one alone",
         many,
         steps.repeated(step, state, *steps.batch(network)),
         must=0.25,
-        per=(REPLICATES * networks.STEPS, 1),
+        per=(count * networks.STEPS, 1),
         note=f"form {form}, {networks.STEPS} steps scanned",
     )

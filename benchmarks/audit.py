@@ -17,6 +17,7 @@ from jprune.recall.measures import rates
 RATIOS = (2.0, 4.0, 10.0, 20.0, 40.0)
 LIMIT = 10.0  # seconds, for everything together
 TIMED = 20  # resamples of the plain side
+PLAIN = "alpha by numpy and scikit-learn, a model at a time"
 
 
 class Predictions(NamedTuple):
@@ -65,28 +66,34 @@ def made_up(classes: int, *, models: int, examples: int, ratios: tuple[float, ..
 def against_plain(many: Predictions, few: Predictions, *, over_models: int, over_examples: int) -> list[Row]:
     """Four rows, each checked: alphas, every table of the audit, the interval over models, alphas of resamples."""
     wanted = plain_alphas(many)
-    report = recall.audit(many.labels, many.dense, many.pruned, num_classes=many.classes)
-    table = report.alphas.sort_values(["ratio", "model"])["alpha"].to_numpy().reshape(wanted.shape)
     same("alpha of every model", alphas(many), wanted, rtol=1e-9)
-    same("alpha of every model in the audit", table, wanted, rtol=1e-9)
-    models, examples = len(many.dense), len(many.labels)
-    size = f"{models} models x {len(many.pruned)} ratios x {examples:,} examples"
-    what, against = f"{size} x {many.classes:,} classes", "alpha by numpy and scikit-learn, a model at a time"
-    plain = lambda: plain_alphas(many)
-    audited = lambda: recall.audit(many.labels, many.dense, many.pruned, num_classes=many.classes)
+    what, plain = f"rates and alpha, {_size(many)} x {many.classes:,} classes", lambda: plain_alphas(many)
     return [
-        compare(f"rates and alpha, {what}", against, lambda: alphas(many), plain, must=1 / 10),
-        compare(
-            f"audit, {what}",
-            against,
-            audited,
-            plain,
-            must=1 / 10,
-            note="the audit makes every table of the report, intervals and tests too",
-        ),
+        compare(what, PLAIN, lambda: alphas(many), plain, must=1 / 10),
+        tables(many),
         _over_models(wanted, over_models),
-        _over_examples(few, over_examples, size),
+        _over_examples(few, over_examples, _size(many)),
     ]
+
+
+def tables(of: Predictions) -> Row:
+    """Every table of the audit, against alpha alone."""
+    audited = lambda: recall.audit(of.labels, of.dense, of.pruned, num_classes=of.classes)
+    wanted = plain_alphas(of)
+    found = audited().alphas.sort_values(["ratio", "model"])["alpha"].to_numpy().reshape(wanted.shape)
+    same("alpha of every model in the audit", found, wanted, rtol=1e-9)
+    return compare(
+        f"audit, {_size(of)} x {of.classes:,} classes",
+        PLAIN,
+        audited,
+        lambda: plain_alphas(of),
+        must=1 / 10,
+        note="the audit makes every table of the report, intervals and tests too",
+    )
+
+
+def _size(of: Predictions) -> str:
+    return f"{len(of.dense)} models x {len(of.pruned)} ratios x {of.dense.shape[1]:,} examples"
 
 
 def alphas(of: Predictions) -> np.ndarray:

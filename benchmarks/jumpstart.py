@@ -1,18 +1,18 @@
 """The jumpstart penalty: a training step with it against one without, and against PyTorch's with it."""
 
+from collections.abc import Iterator
+
 from benchmarks import steps
 from benchmarks.timing import PAIRS, Row, Side, compare, not_run
 
 COEFFICIENT = 1e-3
 
 
-def rows() -> list[Row]:
+def rows() -> Iterator[Row]:
     """LeNet, a CIFAR net and a thin deep one; the loss, its gradient and the new weights equal torch's."""
-    return [
-        *of(steps.lenet(), without=1.25, torch=1.0),
-        *of(steps.conv(), without=1.2, torch=1.0, pairs=7),
-        *of(steps.dense(), without=2.0, goal=1.5, torch=1 / 8),
-    ]
+    yield from of(steps.lenet(), without=1.25, torch=1.0)
+    yield from of(steps.conv(), without=1.2, torch=1.0, pairs=7)
+    yield from of(steps.dense(), without=2.0, goal=1.5, torch=1 / 8)
 
 
 def of(

@@ -1,6 +1,7 @@
 """What the prune link costs in an optimizer chain, where no selection is due and where one is now and then."""
 
 import itertools
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -15,9 +16,11 @@ NEVER = {2**30: 0.5}  # a schedule whose selection is compiled in and not due
 EVERY = 100
 
 
-def rows() -> list[Row]:
+def rows() -> Iterator[Row]:
     """The update alone, a whole step, and a cycle of steps with a selection."""
-    return [update(10**8), whole_step(), amortised()]
+    yield update(10**8)
+    yield whole_step()
+    yield amortised()
 
 
 def update(n: int) -> Row:
@@ -55,9 +58,9 @@ def _updating(side: int, links: list) -> Side:
     return call
 
 
-def whole_step() -> Row:
-    """A LeNet training step; the new weights are equal."""
-    network = steps.lenet()
+def whole_step(network: steps.Network | None = None, pairs: int = 300) -> Row:
+    """A training step, by default of LeNet; the new weights are equal."""
+    network = steps.lenet() if network is None else network
     prune = jprune.prune(jprune.magnitude(), NEVER, where=jprune.by_path(exclude=r"^head/"))
     sides = []
     for links in ([prune], []):
@@ -67,11 +70,11 @@ def whole_step() -> Row:
     for path, weights in steps.by_path(ours[0]).items():
         same(path, weights, steps.by_path(plain[0])[path], rtol=1e-5, atol=1e-7)
     return compare(
-        "LeNet step, batch 128, prune with no selection due",
+        f"{network.name} step, batch {network.batch}, prune with no selection due",
         "the same step without prune",
         *sides,
         must=1.02,
-        pairs=300,
+        pairs=pairs,
     )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -14,54 +15,54 @@ import jprune
 from benchmarks.timing import ROUNDS, Row, Side, compare
 
 
-def rows() -> list[Row]:
+def rows() -> Iterator[Row]:
     """1e6, 1e7 and 1e8 float32 scores, half of them kept."""
-    table = []
     for n in (10**6, 10**7, 10**8):
-        scores = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
-        on_device, keep = jnp.asarray(scores), n // 2
-        ours = jax.jit(lambda x, keep=keep: jprune.global_masks({"kernel": x}, keep=keep)["kernel"])
-
-        def partition(scores=scores, keep=keep):
-            return scores >= np.partition(scores, len(scores) - keep)[len(scores) - keep]
-
-        _same(np.asarray(ours(on_device)), partition(), keep)
-        wait = lambda f=ours, x=on_device: f(x).block_until_ready()
-        table.append(
-            compare(
-                f"global selection, {n:.0e} scores",
-                "numpy.partition and comparison",
-                wait,
-                partition,
-                must=0.5,
-                pairs=None if n < 10**8 else ROUNDS,
-            )
-        )
-        if n == 10**7:
-            table.extend(_against_sorting(on_device, wait, partition()))
-    return [*table, *sharded()]
+        yield from in_memory(n)
+    yield from sharded()
 
 
-def _against_sorting(scores: jax.Array, wait: Side, wanted: np.ndarray) -> list[Row]:
+def in_memory(n: int, *, leaves: bool = True) -> Iterator[Row]:
+    """Against NumPy, and for 1e7 scores also against sorting; ``leaves`` also as eight leaves."""
+    scores = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
+    on_device, keep = jnp.asarray(scores), n // 2
+    ours = jax.jit(lambda x: jprune.global_masks({"kernel": x}, keep=keep)["kernel"])
+
+    def partition() -> np.ndarray:
+        return scores >= np.partition(scores, len(scores) - keep)[len(scores) - keep]
+
+    _same(np.asarray(ours(on_device)), partition(), keep)
+    wait = lambda: ours(on_device).block_until_ready()
+    what, pairs = f"global selection, {n:.0e} scores", None if n < 10**8 else ROUNDS
+    yield compare(what, "numpy.partition and comparison", wait, partition, must=0.5, pairs=pairs)
+    if n == 10**7:
+        yield _against_sorting(on_device, wait, partition())
+        if leaves:
+            yield _in_leaves(on_device)
+
+
+def _against_sorting(scores: jax.Array, wait: Side, wanted: np.ndarray) -> Row:
     keep = scores.size // 2
     sort = jax.jit(lambda x: x >= jnp.sort(x)[x.size - keep])
     _same(np.asarray(sort(scores)), wanted, keep)
+    what = f"global selection, {scores.size:.0e} scores"
+    return compare(what, "jnp.sort and comparison", wait, lambda: sort(scores).block_until_ready(), must=1 / 30)
+
+
+def _in_leaves(scores: jax.Array) -> Row:
+    keep = scores.size // 2
     leaves = [scores[i::8].reshape(1000, -1) for i in range(8)]
     argsort = jax.jit(partial(argsort_masks, keep=keep))
     tree = jax.jit(lambda xs: jprune.global_masks(xs, keep=keep))
     for a, b in zip(argsort(leaves), tree(leaves), strict=True):
         _same(np.asarray(a), np.asarray(b), int(np.asarray(b).sum()))
-    named = f"global selection, {scores.size:.0e} scores"
-    return [
-        compare(named, "jnp.sort and comparison", wait, lambda: sort(scores).block_until_ready(), must=1 / 30),
-        compare(
-            f"{named} in 8 leaves",
-            "argsort of the concatenated leaves",
-            lambda: jax.block_until_ready(tree(leaves)),
-            lambda: jax.block_until_ready(argsort(leaves)),
-            must=1 / 30,
-        ),
-    ]
+    return compare(
+        f"global selection, {scores.size:.0e} scores in 8 leaves",
+        "argsort of the concatenated leaves",
+        lambda: jax.block_until_ready(tree(leaves)),
+        lambda: jax.block_until_ready(argsort(leaves)),
+        must=1 / 30,
+    )
 
 
 def sharded(devices: int = 8, n: int = 10**7) -> list[Row]:
