@@ -6,6 +6,7 @@ leaf, because trees of scores and masks have None where nothing is prunable.
 """
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -187,15 +188,21 @@ def only(tree: PyTree, where: Where) -> PyTree:
     """Keep the float leaves that ``where`` selects and replace every other leaf by None.
 
     Raises:
-      TypeError: ``where`` is not a function.
+      TypeError: ``where`` is not a function of (path, leaf).
       ValueError: ``where`` selects nothing or a complex leaf, or one of its patterns matches no path.
 
     >>> only({"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}, kernels)["bias"] is None
     True
     """
+    wanted = "a predicate on (path, leaf), for example jprune.by_path(include=..., exclude=...)"
     if not callable(where):
-        wanted = "a predicate on (path, leaf), for example jprune.by_path(include=..., exclude=...)"
         raise TypeError(f"where={where!r} is a {type(where).__name__}; it must be {wanted}")
+    try:
+        inspect.signature(where).bind("", None)
+    except TypeError as error:
+        raise TypeError(f"where={where!r}: {error}; it must be {wanted}") from error
+    except ValueError:  # a callable without a signature
+        pass
     paths, leaves, treedef = flatten(tree)
     if isinstance(where, ByPath):
         for name, pattern in (("include", where.include), ("exclude", where.exclude)):

@@ -235,14 +235,64 @@ def _number(name: str, value: object, instead: str) -> float | Keep:
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         raise TypeError(
             f"{name}={value!r} is an integer; a sparsity is a float from 0.0 to 1.0, the fraction removed. To keep "
-            f"{value} weights, write {instead.format(value)}"
+            f"{value} weights, write {instead.format(value)}{_percent(float(value))}"
         )
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; it must be a float, the fraction removed")
     number = float(value)
     if not 0.0 <= number <= 1.0:
-        raise ValueError(f"{name}={number} must be from 0.0 to 1.0: it is the fraction of the weights that is removed")
+        raise ValueError(
+            f"{name}={number} must be from 0.0 to 1.0: it is the fraction of the weights that is removed"
+            f"{_percent(number)}"
+        )
     return number
+
+
+def fraction(name: str, value: object) -> float:
+    """Check a float from 0.0 to 1.0, a fraction removed.
+
+    Raises:
+      TypeError: it is not a float.
+      ValueError: it is out of range.
+
+    >>> fraction("rate", 20.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: rate is 20.0; it must be from 0.0 to 1.0; for 20 % write 0.2
+    """
+    if isinstance(value, numbers.Integral) or not isinstance(value, numbers.Real):
+        hint = _percent(float(value)) if isinstance(value, numbers.Integral) else ""
+        raise TypeError(f"{name} is {value!r}; it must be a float from 0.0 to 1.0, the fraction removed{hint}")
+    number = float(value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name} is {number}; it must be from 0.0 to 1.0{_percent(number)}")
+    return number
+
+
+def integer(name: str, value: object, least: int, most: int | None = None) -> int:
+    """Check an integer.
+
+    Raises:
+      TypeError: it is not an integer.
+      ValueError: it is out of range.
+
+    >>> integer("every", 0, least=1)
+    Traceback (most recent call last):
+    ...
+    ValueError: every is 0; it must be at least 1
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} is {value!r}; it must be an integer")
+    number = int(value)
+    if number < least or (most is not None and number > most):
+        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} is {number}; it must be {allowed}")
+    return number
+
+
+def _percent(number: float) -> str:
+    """What to write in place of a number that may be meant as a percentage."""
+    return f"; for {number:g} % write {number / 100:g}" if 1.0 <= number < 100.0 else ""
 
 
 def _keep(name: str, value: object) -> Keep:

@@ -6,7 +6,8 @@ from typing import Any
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, reset_moments
+from jprune.pruning.amounts import Keep, PerLayer, checked, integer
+from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, refuse_no_transformation, reset_moments
 from jprune.pruning.scores.elementwise import magnitude, random
 from jprune.pruning.selection.unstructured import erk_masks
 from jprune.pruning.transform import prune
@@ -45,14 +46,14 @@ def rigl(
       An optax transformation in place of ``tx``.
 
     Raises:
-      ValueError: as ``prune``, ``Regrow`` and ``cosine_fraction``.
+      TypeError, ValueError: an argument has the wrong type or is out of range; also what ``prune`` raises.
 
     Source: Evci et al., "Rigging the Lottery", ICML 2020, arXiv 1911.11134, algorithm 1.
 
     >>> tx = rigl(optax.adam(1e-3), 0.9, end=75_000)
     """
+    schedule = _constant(tx, sparsity, end, every)
     regrow = Regrow(dense_gradient(), cosine_fraction(fraction, end))
-    schedule = dict.fromkeys(range(0, end, every), sparsity)
     return reset_moments(tx, prune(magnitude(), schedule, where=where, selection=selection, regrow=regrow, **options))
 
 
@@ -79,8 +80,19 @@ def sparse_evolution(
     >>> import jax
     >>> tx = sparse_evolution(optax.sgd(0.1, momentum=0.9), 0.9, key=jax.random.key(0), end=1000)
     """
-    schedule = dict.fromkeys(range(0, end, every), sparsity)
+    schedule = _constant(tx, sparsity, end, every)
+    if key is None:
+        raise TypeError("key is None; sparse_evolution draws the weights that grow: pass key=jax.random.key(...)")
     regrow = Regrow(random(), fraction)
     return reset_moments(
         tx, prune(magnitude(), schedule, where=where, selection=selection, regrow=regrow, key=key, **options)
     )
+
+
+def _constant(
+    tx: optax.GradientTransformation, sparsity: float, end: int, every: int
+) -> dict[int, float | Keep | PerLayer]:
+    """The schedule of exchanges, with all arguments checked."""
+    refuse_no_transformation("tx", tx)
+    amount = checked("sparsity", sparsity)
+    return dict.fromkeys(range(0, integer("end", end, least=1), integer("every", every, least=1)), amount)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, PyTree, Shaped
 
-from jprune.pruning.scores.elementwise import Score
+from jprune.pruning.amounts import integer
+from jprune.pruning.scores.elementwise import Score, refuse_no_score
 from jprune.pruning.state import masks_of, trained
-from jprune.trees import flatten, map_leaves, match, path_string
+from jprune.trees import flatten, is_placeholder, map_leaves, match, path_string
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Regrow:
         the fraction.
 
     Raises:
+      TypeError: ``score`` is not a valid score, or ``fraction`` is neither a number nor a function.
       ValueError: the fraction is out of range.
     """
 
@@ -42,7 +45,12 @@ class Regrow:
     fraction: float | Callable[[int], float]
 
     def __post_init__(self) -> None:
+        refuse_no_score(self.score)
         if not callable(self.fraction):
+            if not isinstance(self.fraction, numbers.Real):
+                raise TypeError(
+                    f"fraction={self.fraction!r} must be a number from 0.0 to 1.0 or a function of the step"
+                )
             self.at(0)
 
     def at(self, step: int) -> float:
@@ -66,13 +74,14 @@ def cosine_fraction(fraction: float, end: int) -> Callable[[int], float]:
       A function of the step for ``Regrow``.
 
     Raises:
-      ValueError: ``end`` is not positive.
+      TypeError, ValueError: ``fraction`` is not a number from 0 to 1, or ``end`` not a positive integer.
 
     >>> [round(cosine_fraction(0.3, end=100)(step), 4) for step in (0, 50, 100, 150)]
     [0.3, 0.15, 0.0, 0.0]
     """
-    if end <= 0:
-        raise ValueError(f"end={end} must be positive")
+    integer("end", end, least=1)
+    if not isinstance(fraction, numbers.Real) or not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"fraction={fraction!r} must be a number from 0.0 to 1.0, the part of the weights exchanged")
     return lambda step: 0.5 * fraction * (1.0 + math.cos(math.pi * min(step, end) / end))
 
 
@@ -113,6 +122,10 @@ def reset_moments(
     Returns:
       An optax transformation whose state is the tuple (state of ``tx``, state of ``pruner``).
 
+    Raises:
+      TypeError: ``tx`` or ``pruner`` is not an optax transformation.
+      ValueError: at ``init``, as ``masks_of``: ``pruner`` has no prune link, or they are in the wrong order.
+
     >>> import jprune
     >>> tx = reset_moments(optax.sgd(0.1, momentum=0.9), jprune.prune(jprune.magnitude(), {0: 0.5}))
     >>> params = {"kernel": jnp.array([[3.0, -1.0]])}
@@ -120,7 +133,15 @@ def reset_moments(
     >>> state[0][0].trace["kernel"]
     Array([[1., 0.]], dtype=float32)
     """
+    refuse_no_transformation("tx", tx)
+    refuse_no_transformation("pruner", pruner)
     chained = optax.chain(tx, pruner)
+
+    def init(params: PyTree) -> PyTree:
+        state = chained.init(params)
+        if not is_placeholder(params):
+            masks_of(state)  # refuses links in the wrong order
+        return state
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any) -> tuple[PyTree, PyTree]:
         before = masks_of(state)
@@ -134,7 +155,17 @@ def reset_moments(
         paths, matched, _ = flatten(trained(jax.tree.unflatten(treedef, masks)))
         return updates, (_reset(moments, fresh, dict(zip(paths, matched, strict=True))), link)
 
-    return optax.GradientTransformationExtraArgs(chained.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def refuse_no_transformation(name: str, tx: object) -> None:
+    """Refuse an argument that is not an optax transformation.
+
+    Raises:
+      TypeError: it has no ``init`` and ``update``.
+    """
+    if not callable(getattr(tx, "init", None)) or not callable(getattr(tx, "update", None)):
+        raise TypeError(f"{name}={tx!r} is a {type(tx).__name__}; it must be an optax transformation: optax.adam(1e-3)")
 
 
 def _reset(state: PyTree, fresh: PyTree, masks: dict[str, Any]) -> PyTree:

@@ -9,7 +9,9 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jprune.graph.axes import Axes
+from jprune.pruning.amounts import integer
 from jprune.pruning.conditional import where_due
+from jprune.pruning.dynamics import refuse_no_transformation
 from jprune.pruning.selection.patterns import nm_masks
 from jprune.pruning.transform import where_of
 from jprune.trees import Where, flatten, is_placeholder, map_leaves, match, only
@@ -74,15 +76,19 @@ def sr_ste(
       wrappers, ``optax.tree.get(state, "masks")``).
 
     Raises:
-      ValueError: ``every`` or ``decay`` is out of range; at ``init``, m does not divide the axis of a kernel or
-        ``where`` selects nothing; while tracing, no ``params`` or trees that do not match.
+      TypeError: ``tx`` is not an optax transformation, or a number has the wrong type.
+      ValueError: ``n``, ``m``, ``every`` or ``decay`` is out of range; at ``init``, m does not divide the axis of a
+        kernel or ``where`` selects nothing; while tracing, no ``params`` or trees that do not match.
 
     Source: Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch", ICLR 2021,
     arXiv 2102.04010, equation 9.
     """
-    if every < 1:
-        raise ValueError(f"every={every} must be 1 or more")
-    if isinstance(decay, int | float) and not decay >= 0.0:  # or an array, from optax.inject_hyperparams
+    refuse_no_transformation("tx", tx)
+    integer("every", every, least=1)
+    integer("n", n, least=1, most=integer("m", m, least=1))
+    if not isinstance(decay, int | float) and not hasattr(decay, "dtype"):  # an array: optax.inject_hyperparams
+        raise TypeError(f"decay={decay!r} must be a number")
+    if isinstance(decay, int | float) and not decay >= 0.0:
         raise ValueError(f"decay={decay} must not be negative")
     inner = optax.with_extra_args_support(tx)
 

@@ -12,6 +12,7 @@ changed before a resume; and an update that has nothing to apply compares two nu
 
 import dataclasses
 import functools
+import warnings
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.schedules import entries, keep_counts
 from jprune.pruning.scores.elementwise import Score, matching, ranks_by_magnitude, score_selected, working_dtype
+from jprune.pruning.selection import uint64
+from jprune.pruning.selection.kth_largest import count_true
 from jprune.pruning.selection.layers import mask_layers, warn_of_collapse
 from jprune.pruning.selection.unstructured import erk_masks, global_masks, layer_masks, uniform_masks
 from jprune.trees import flatten, map_leaves
@@ -102,10 +105,8 @@ class Plan:
         masks = where_due(in_force != applied, choose, masks, now, weights, evidence)
         return masks, in_force
 
-    def warn_of_collapse(
-        self, applied: UInt32[Array, ""], now: UInt32[Array, ""], before: PyTree, after: PyTree
-    ) -> None:
-        """Warn, outside jit, of layers in which the entry of the schedule that was due left nothing.
+    def warn_of_entry(self, applied: UInt32[Array, ""], now: UInt32[Array, ""], before: PyTree, after: PyTree) -> None:
+        """Warn, outside jit, where the entry of the schedule that was due empties a layer or keeps too few weights.
 
         Args:
           applied: the checksum of the entry that was applied before the update.
@@ -115,8 +116,19 @@ class Plan:
         """
         if isinstance(now, jax.core.Tracer) or jnp.ndim(now) or int(now) == int(applied):
             return
-        amount = next(amount for step, amount in entries(self.schedule) if self._checksum(step, amount) == int(now))
-        warn_of_collapse(mask_layers(before, self.axes), jax.tree.leaves(after), amount)
+        step, amount = next(each for each in entries(self.schedule) if self._checksum(*each) == int(now))
+        layers = mask_layers(before, self.axes)
+        warn_of_collapse(layers, jax.tree.leaves(after), amount)
+        if self.regrow is None:
+            wanted = dict(keep_counts({step: amount}, dict(zip(layers.paths, map(np.size, layers.masks), strict=True))))
+            left = [uint64.number(count_true(jax.tree.leaves(masks))) for masks in (before, after)]
+            if left[0] == left[1] < wanted[step]:
+                warnings.warn(
+                    f"the schedule keeps {wanted[step]} weights from step {step} on, but only {left[1]} are left, "
+                    "because an earlier schedule pruned more; pruned weights do not come back: give regrow=, or start "
+                    "again from weights and masks with more (jprune.with_masks)",
+                    stacklevel=3,
+                )
 
     def _checksum(self, step: int, amount: float | Keep | PerLayer) -> int:
         """A number for an entry, the same in every process and version of Python.

@@ -63,8 +63,9 @@ def soft_threshold(threshold: Threshold, *, where: Where | None = None) -> optax
       An optax transformation, the last link of its chain.
 
     Raises:
-      ValueError: ``threshold`` is negative; at ``init``, ``where`` selects nothing; while tracing, no ``params`` or
-        trees that do not match.
+      TypeError: ``threshold`` is not a number or a function of the step.
+      ValueError: ``threshold`` is negative or infinite; at ``init``, ``where`` selects nothing; while tracing, no
+        ``params`` or trees that do not match.
 
     Source: Beck & Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm", 2009, equations 1.4 and 1.5.
 
@@ -119,7 +120,7 @@ def group_soft_threshold(
 
     Args:
       threshold: learning rate times penalty weight, 0 or more; or a function of the step.
-      where: predicate on (path, leaf): which leaves have the penalty; not used with ``groups``.
+      where: predicate on (path, leaf): which leaves have the penalty; not together with ``groups``.
       over: ``"outputs"``: a group for each output of a kernel; ``"inputs"``: for each input.
       axes: the roles of the axes of each kernel: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
       groups: sets of channels, each a sequence of (path, axis): weights with the same index along these axes form a
@@ -131,8 +132,9 @@ def group_soft_threshold(
       An optax transformation, the last link of its chain.
 
     Raises:
-      ValueError: as ``soft_threshold``; ``over`` is unknown; the axes of a kernel are unknown; ``groups`` names a leaf
-        that the parameters lack, names one axis twice, or its sizes differ.
+      TypeError: as ``soft_threshold``; ``groups`` is not made of groups, or ``where`` is given as well.
+      ValueError: as ``soft_threshold``; ``over`` is unknown; the axes of a kernel are unknown; ``groups`` is empty,
+        names a leaf that the parameters lack, names one axis twice, or its sizes differ.
 
     Source: Yuan & Lin, "Model Selection and Estimation in Regression with Grouped Variables", 2006, equation 2.4;
     for channels, Wen et al., "Learning Structured Sparsity in Deep Neural Networks", 2016, arXiv 1608.03665 (without
@@ -145,11 +147,17 @@ def group_soft_threshold(
     {'kernel': Array([[2.4, 0. ],
            [3.2, 0. ]], dtype=float32)}
     """
+    if not isinstance(by_size, bool | np.bool_) and not hasattr(by_size, "dtype"):
+        raise TypeError(f"by_size={by_size!r} must be a bool")
     if groups is not None:
-        members = [_members(group) for group in groups]
+        if where is not None:
+            raise TypeError("groups and where are both given; the groups name their leaves: leave where out")
+        members = [_members(group) for group in _checked_groups(groups)]
         named = {member.path for group in members for member in group}
         prox = functools.partial(_shrink_channels, members, by_size)
-        return _link("group_soft_threshold", threshold, lambda path, leaf: path in named, prox)
+        in_groups: Where = lambda path, leaf: path in named
+        in_groups.__name__ = "groups"  # for the error, where no leaf is named
+        return _link("group_soft_threshold", threshold, in_groups, prox)
     if over not in ("outputs", "inputs"):
         raise ValueError(f"over={over!r} is unknown; use 'outputs' or 'inputs'")
 
@@ -175,6 +183,21 @@ class _Part(NamedTuple):
     path: str
     axis: int
     indices: Int32[np.ndarray, "channels indices"] | None
+
+
+def _checked_groups(groups: object) -> Sequence[ChannelMembers]:
+    wanted = "it must be graph.channels, or for each group a list of (path, axis)"
+    if isinstance(groups, str) or not isinstance(groups, Sequence):
+        raise TypeError(f"groups={groups!r} is a {type(groups).__name__}; {wanted}")
+    if not groups:
+        raise ValueError(f"groups is empty; {wanted}")
+    for group in groups:
+        pairs = isinstance(group, list | tuple) and all(
+            isinstance(pair, list | tuple) and len(pair) == 2 for pair in group
+        )
+        if not isinstance(group, ChannelGroup) and not pairs:
+            raise TypeError(f"groups has {group!r}; {wanted}")
+    return groups
 
 
 def _members(group: ChannelMembers) -> list[_Part]:
@@ -249,19 +272,28 @@ def _each(prox: Callable[[Array, Array], Array]) -> Callable[[_Arrays, Array], _
     return lambda arrays, limit: {path: prox(array, limit.astype(array.dtype)) for path, array in arrays.items()}
 
 
+def _check_threshold(name: str, value: Any) -> None:
+    """Refuse what is not one number of 0 or more; a traced number has any value."""
+    wanted = "must be one number, 0 or more (learning rate times penalty weight), or a function of the step"
+    if isinstance(value, bool) or not (isinstance(value, int | float) or hasattr(value, "dtype")) or np.ndim(value):
+        raise TypeError(f"{name}={value!r} {wanted}")
+    if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name}={value!r} {wanted}")
+
+
 def _link(
     name: str, threshold: Threshold, where: Where | None, prox: Callable[[_Arrays, Array], _Arrays]
 ) -> optax.GradientTransformationExtraArgs:
     """The link that returns prox(p + u) - p for the leaves that ``where`` selects."""
-    if isinstance(threshold, int | float | np.number) and not threshold >= 0:
-        raise ValueError(f"threshold={threshold} must be 0 or more: learning rate times penalty weight")
-    if not callable(threshold) and not hasattr(threshold, "dtype") and not isinstance(threshold, int | float):
-        raise TypeError(f"threshold={threshold!r} must be a number or a function of the step")
+    if not callable(threshold):
+        _check_threshold("threshold", threshold)
     chosen = kernels if where is None else where
 
     def init(params: PyTree) -> ProximalState:
         if is_placeholder(params):
             return ProximalState(jnp.zeros([], jnp.int32))
+        if callable(threshold):
+            _check_threshold("threshold(step=0)", threshold(jnp.zeros([], jnp.int32)))
         paths, leaves, _ = flatten(only(params, chosen))
         shapes = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
         jax.eval_shape(prox, shapes, jnp.zeros([], jnp.float32))  # refuses groups that do not fit

@@ -6,11 +6,19 @@ removed), ``jprune.Keep(count)`` (the number of weights kept), or ``{regex: spar
 an amount for each layer.
 """
 
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
-from jprune.pruning.amounts import Amount, Keep, PerLayer, amount_by_keyword, amount_of, checked
+from jprune.pruning.amounts import (
+    Amount,
+    Keep,
+    PerLayer,
+    amount_by_keyword,
+    amount_of,
+    checked,
+    fraction,
+    integer,
+)
 from jprune.pruning.selection import allocation
 
 # {int: amount}; any integer and real type of numpy is accepted, and ``entries`` checks it.
@@ -73,8 +81,8 @@ def cubic(sparsity: float, begin: int, end: int, every: int) -> dict[int, float]
     >>> cubic(0.8, begin=0, end=10, every=4)
     {0: 0.0, 4: 0.627..., 8: 0.793..., 10: 0.8}
     """
-    target = _fraction("sparsity", sparsity)
-    begin, end, every = _integer("begin", begin, 0), _integer("end", end, 0), _integer("every", every, 1)
+    target = fraction("sparsity", sparsity)
+    begin, end, every = integer("begin", begin, 0), integer("end", end, 0), integer("every", every, 1)
     if end <= begin:
         raise ValueError(f"end={end} must come after begin={begin}")
     table: dict[int, float] = {}
@@ -109,8 +117,8 @@ def geometric(rate: float, every: int, times: int) -> dict[int, float]:
     >>> geometric(0.5, every=100, times=3)
     {100: 0.5, 200: 0.75, 300: 0.875}
     """
-    rate = _fraction("rate", rate)
-    every, times = _integer("every", every, 1), _integer("times", times, 1)
+    rate = fraction("rate", rate)
+    every, times = integer("every", every, 1), integer("times", times, 1)
     table = {k * every: 1.0 - (1.0 - rate) ** k for k in range(1, times + 1)}
     entries(table)
     return table
@@ -139,7 +147,7 @@ def describe(schedule: Schedule, steps: int) -> str:
       10  sparsity 0.8     no: the run has 10 updates, this needs 11
     ends with sparsity 0.7; the schedule's last amount, sparsity 0.8, is not reached
     """
-    count = _integer("steps", steps, 0)
+    count = integer("steps", steps, 0)
     table = entries(schedule)
     names = [_amount_name(amount) for _, amount in table]
     wide = max(map(len, ["amount", *names])) + 5
@@ -180,7 +188,7 @@ def entries(schedule: Any) -> tuple[tuple[int, float | Keep | PerLayer], ...]:
         )
     table = {}
     for key, amount in schedule.items():
-        step = _integer("a step of the schedule", key, 0, _LAST_STEP)
+        step = integer("a step of the schedule", key, 0, _LAST_STEP)
         table[step] = checked(f"schedule[{step}]", amount)
     return tuple(sorted(table.items(), key=lambda entry: entry[0]))
 
@@ -220,22 +228,3 @@ def _kept(amount: Amount, sizes: Mapping[str, int]) -> int:
     if isinstance(amount, Mapping):
         return sum(allocation.by_pattern(amount, list(sizes), list(sizes.values())))
     return allocation.kept(amount, sum(sizes.values()))
-
-
-def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} is {value!r}; it must be an integer")
-    number = int(value)
-    if number < least or (most is not None and number > most):
-        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} is {number}; it must be {allowed}")
-    return number
-
-
-def _fraction(name: str, value: Any) -> float:
-    if isinstance(value, numbers.Integral) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} is {value!r}; it must be a float from 0.0 to 1.0, the fraction removed")
-    number = float(value)
-    if not 0.0 <= number <= 1.0:
-        raise ValueError(f"{name} is {number}; it must be from 0.0 to 1.0")
-    return number

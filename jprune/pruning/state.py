@@ -20,7 +20,7 @@ from optax.contrib import MechanicState, SAMState
 from jprune.graph.axes import Axes
 from jprune.pruning.amounts import Amount, amount_of
 from jprune.pruning.selection import allocation, kth_largest, uint64
-from jprune.pruning.selection.layers import empty_layers, mask_layers, nothing_left
+from jprune.pruning.selection.layers import Layers, empty_layers, mask_layers, nothing_left
 from jprune.trees import flatten, match, path_string
 
 
@@ -166,13 +166,14 @@ def check_pruned(
 ) -> None:
     """Check, outside jit, that every pruned weight is exactly 0, and that as many are pruned as asked.
 
-    A layer in which nothing is left is named in a warning.
+    A layer in which nothing is left is named in a warning. There is also a warning where more weights are pruned than
+    asked, beyond what rounding in each layer explains.
 
     Args:
       params: the parameters.
       state: the optimizer state whose prune links have the masks of these parameters.
-      sparsity: the fraction of the prunable weights that must be pruned, or more; None to check no amount.
-      keep: the number of weights that may be kept at most, in place of ``sparsity``.
+      sparsity: the fraction of the prunable weights that must be pruned; None to check no amount.
+      keep: the number of weights that may be kept, in place of ``sparsity``.
       axes: what the axes of the parameters are (see ``prune``), to name single layers of a stack.
 
     Raises:
@@ -199,18 +200,24 @@ def check_pruned(
         raise ValueError(f"pruned weights are not 0: {', '.join(revived)}")
     layers = mask_layers(masks_of(state), axes)
     if sparsity is not None or keep is not None:
-        _check_amount(layers.masks, amount_of(sparsity, keep))
+        _check_amount(layers, amount_of(sparsity, keep))
     if empty := empty_layers(layers, layers.masks):
         warnings.warn(nothing_left(empty), stacklevel=2)
 
 
-def _check_amount(masks: list[Any], amount: Amount) -> None:
-    size = sum(mask.size for mask in masks)
-    wanted, kept = allocation.kept(amount, size), uint64.number(kth_largest.count_true(masks))
+def _check_amount(layers: Layers, amount: Amount) -> None:
+    size = layers.size
+    wanted, kept = allocation.kept(amount, size), uint64.number(kth_largest.count_true(layers.masks))
     if kept > wanted:
         raise ValueError(
             f"{kept} of {size} prunable weights are kept (sparsity {(size - kept) / size:.6g}), more than the {wanted} "
             "asked for; check that the schedule's last step was reached"
+        )
+    if kept < wanted - len(layers.sizes):  # the count of every layer may be rounded
+        warnings.warn(
+            f"{kept} of {size} prunable weights are kept (sparsity {(size - kept) / size:.6g}), fewer than the "
+            f"{wanted} asked for; pruned weights do not come back where a target is lowered, unless regrow= is given",
+            stacklevel=3,
         )
 
 

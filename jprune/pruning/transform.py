@@ -17,8 +17,10 @@ subclass that forwards them:
 ``flax.nnx.Optimizer.update(model, grads, grad=grads, batch=batch)`` forwards them without a subclass.
 """
 
+import inspect
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +30,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes
-from jprune.pruning.amounts import renamed_arguments
+from jprune.pruning.amounts import Amount, as_keywords, renamed_arguments
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.plan import Plan
 from jprune.pruning.schedules import Schedule, entries
@@ -72,8 +74,9 @@ def prune(
       schedule: ``{step: sparsity}``, where step s means the update called after s earlier ones. A float is the
         fraction removed of the selected weights; ``jprune.Keep(count)`` is the number kept; ``{regex: sparsity}``
         gives an amount for each layer (with ``selection=jprune.layer_masks``).
-      where: predicate on (path, leaf): which leaves to prune; see ``by_path`` and ``prunable``. None selects what
-        ``kernels`` does or, where ``axes`` is a graph, the kernels of its matrix products and convolutions.
+      where: predicate on (path, leaf): which leaves to prune; see ``by_path`` and ``prunable``. None selects what the
+        score's own ``where`` does or, if it has none, what ``kernels`` does or, where ``axes`` is a graph, the kernels
+        of its matrix products and convolutions.
       selection: how scores become masks, such as ``global_masks`` or ``layer_masks``, or any callable with the
         signature of ``global_masks``. One that passes its amount on to a selection of jprune is compiled once
         for the whole schedule; one that computes with its amount is compiled once for each entry. ``min_keep``
@@ -93,8 +96,9 @@ def prune(
       checksum of the entry applied last.
 
     Raises:
-      TypeError: ``score`` is not a valid score (``jprune.magnitude`` without its parentheses), ``selection`` is
-        not callable, or ``schedule`` is not a dict of amounts; at ``init``, ``where`` is not a function.
+      TypeError: ``score`` is not a valid score (``jprune.magnitude`` without its parentheses), ``selection`` cannot
+        be called as a selection, ``schedule`` is not a dict of amounts, ``regrow`` is not a ``Regrow``, or ``key`` is
+        not one PRNG key; at ``init``, ``where`` is not a function.
       ValueError: the schedule is out of range. At ``init``: ``where`` selects nothing; the number kept rises
         without ``regrow``; the selection does not fit the weights (groups that do not divide, say). While
         tracing: no ``params``, no ``grad``, ``batch`` or key for a score that needs it, or trees that do not
@@ -108,14 +112,16 @@ def prune(
     {'bias': Array([-0.1, -0.1], dtype=float32), 'kernel': Array([[2.9, 0. ]], dtype=float32)}
     """
     refuse_no_score(score)
-    if not callable(selection):
-        raise TypeError(
-            f"selection={selection!r} is a {type(selection).__name__}; it must be a function from scores to masks: "
-            "pass selection=jprune.global_masks or selection=jprune.layer_masks"
-        )
+    table = dict(entries(schedule))
+    _refuse_no_selection(selection, table, {"axes": axes, "min_keep": min_keep or None})
+    if regrow is not None and not isinstance(regrow, Regrow):
+        raise TypeError(f"regrow={regrow!r} is a {type(regrow).__name__}; it must be jprune.Regrow(score, fraction)")
+    _refuse_no_key(key)
+    if where is None and isinstance(score, Score):
+        where = score.where
     scored = where_of(where, getattr(selection, "graph", None) if axes is None else axes)
     masked = _masked_leaves(scored, selection)
-    plan = Plan(score, dict(entries(schedule)), selection, axes, min_keep, regrow)
+    plan = Plan(score, table, selection, axes, min_keep, regrow)
     # Outside jit, this saves tracing and compiling at every update.
     advance = jax.jit(plan.advance)
 
@@ -140,6 +146,13 @@ def prune(
         if params is None:
             raise ValueError("prune needs params: call update(updates, state, params)")
         refuse_restored(state, "prune")
+        if state.applied is None and isinstance(state.count, jax.core.Tracer):
+            warnings.warn(
+                "the state of prune was saved by an earlier version and has no `applied`; this update adds it, which "
+                "loops of jax (scan, while_loop) refuse, because the structure of the state changes. Add it before a "
+                "loop: state = optax.tree_utils.tree_set(state, applied=jnp.zeros([], jnp.uint32))",
+                stacklevel=2,
+            )
         before = trained(state.masks)
         weights = masked_weights(trained(params), before)
         if masked is not scored:
@@ -147,7 +160,7 @@ def prune(
         evidence = plan.evidence(weights, grad, batch, state.key if key is None else key, trained(params))
         applied = jnp.zeros_like(state.count, jnp.uint32) if state.applied is None else state.applied
         masks, now_applied = advance(state.count, applied, before, weights, evidence)
-        plan.warn_of_collapse(applied, now_applied, before, masks)
+        plan.warn_of_entry(applied, now_applied, before, masks)
         # A weight that regrows at this step starts from 0: the update for it comes from momentum gathered while
         # it was pruned.
         moving = masks if regrow is None else map_leaves(jnp.logical_and, masks, before)
@@ -192,6 +205,42 @@ def keep_zeros(*, where: Where | None = None) -> optax.GradientTransformationExt
         return updates, state._replace(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _refuse_no_selection(selection: object, table: Mapping[int, Amount], options: Mapping[str, object]) -> None:
+    """Refuse what cannot be called with scores and the amounts of the schedule.
+
+    Raises:
+      TypeError: ``selection`` is not such a function.
+    """
+    wanted = (
+        "it must be a function from scores to masks with the signature of jprune.global_masks: pass "
+        "selection=jprune.global_masks or selection=jprune.layer_masks"
+    )
+    if not callable(selection):
+        raise TypeError(f"selection is a {type(selection).__name__}; {wanted}")
+    given = {name: value for name, value in options.items() if value is not None}
+    for amount in table.values():
+        try:
+            inspect.signature(selection).bind(None, **as_keywords(amount), among=None, **given)
+        except TypeError as error:
+            raise TypeError(f"selection={selection!r}: {error}; {wanted}") from error
+        except ValueError:  # a callable without a signature
+            return
+
+
+def _refuse_no_key(key: object) -> None:
+    """Refuse what is not one PRNG key.
+
+    Raises:
+      TypeError: ``key`` is a seed, several keys or anything else.
+    """
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    raw = dtype is not None and dtype == np.uint32 and shape is not None and len(shape) == 1
+    if key is not None and not (typed or raw):
+        given = f"{dtype}{list(shape)}" if shape is not None else repr(key)
+        raise TypeError(f"key is {given}; it must be one PRNG key: key=jax.random.key(0)")
 
 
 def _masked_leaves(scored: Where, selection: Callable[..., PyTree]) -> Where:

@@ -159,9 +159,39 @@ def test_a_state_that_an_earlier_version_saved_goes_on(regrow):
     tx, update = make({0: 0.5, 3: 0.75}, regrow=regrow)
     params, state, _ = run(update, PARAMS, tx.init(PARAMS), 1)
     old = PruneState(state.count, state.masks, state.key)  # three fields, as they were
-    _, state, kept = run(update, params, old, 4)
+    with pytest.warns(UserWarning, match="saved by an earlier version and has no `applied`.* Add it before a loop"):
+        _, state, kept = run(update, params, old, 4)
     assert kept == [10, 10, 5, 5]
     assert state.applied.dtype == jnp.uint32
+    # In a loop, with what the warning says.
+    old = optax.tree_utils.tree_set(old, applied=jnp.zeros([], jnp.uint32))
+    step = lambda carry, _: (tx.update(carry[0], carry[1], carry[0]), None)
+    (_, state), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=3))((params, old))
+    assert sum(int(mask.sum()) for mask in jax.tree.leaves(state.masks)) == 5
+
+
+def test_a_target_lowered_at_a_resume_is_named_outside_jit_and_by_the_check():
+    _, update = make({0: 0.9})
+    params, state, kept = run(update, PARAMS, make({0: 0.9})[0].init(PARAMS), 1)
+    assert kept == [2]
+    lowered, _ = make({0: 0.5})
+    with pytest.warns(UserWarning, match="keeps 10 weights from step 0 on, but only 2 are left.* do not come back"):
+        _, state = lowered.update(params, state, params)
+    lowered.update(params, state, params)  # the entry is applied, and nothing is said again
+    with pytest.warns(UserWarning, match=r"2 of 20 prunable weights are kept \(sparsity 0\.9\), fewer than the 10"):
+        jprune.check_pruned(params, state, sparsity=0.5)
+    jprune.check_pruned(params, state, keep=3)  # two layers: as much as rounding explains
+
+
+def test_a_selection_changed_at_a_resume_is_used_from_the_next_entry_on():
+    _, update = make({0: 0.5})
+    params, state, _ = run(update, PARAMS, make({0: 0.5})[0].init(PARAMS), 1)
+    _, update = make({0: 0.5, 2: 0.75}, selection=jprune.layer_masks)
+    before = [int(mask.sum()) for mask in jax.tree.leaves(state.masks)]
+    _, state, kept = run(update, params, state, 2)
+    assert (before, kept) == ([2, 8], [10, 4])
+    # A quarter of each layer would be 3 and 2; what is pruned in the first one stays pruned.
+    assert [int(mask.sum()) for mask in jax.tree.leaves(state.masks)] == [2, 2]
 
 
 def test_masks_that_bring_weights_back_are_pruned_to_the_amount_in_force():

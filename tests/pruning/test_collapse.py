@@ -35,9 +35,18 @@ def test_a_selection_outside_jit_names_the_layers_it_emptied():
         jprune.channel_masks(scores, sparsity=0.5, axes=STACKED)
     with pytest.warns(UserWarning, match=BOTH):
         jprune.block_masks(scores, sparsity=0.5, block=(1, 1), axes=STACKED)
+    with pytest.warns(UserWarning, match=BOTH):
+        jprune.selection.legacy_signed_masks(scores, keep=12, axes=STACKED)
     jprune.global_masks(scores, keep=12, min_keep=1, axes=STACKED)
     jprune.global_masks(scores, sparsity=1.0)
     jprune.global_masks(scores, keep=0)
+
+
+def test_sparsegpt_names_the_layers_it_emptied():
+    inputs = {"head": jnp.eye(3), "tail": jnp.eye(3)}
+    params = {name: PARAMS[name] for name in inputs}
+    with pytest.warns(UserWarning, match="nothing is left of 'head/kernel', 'tail/kernel'; lower sparsity="):
+        jprune.sparsegpt(params, inputs, sparsity=0.95)  # .3 of 6 weights
 
 
 def test_a_layer_that_was_empty_before_is_not_named_again():

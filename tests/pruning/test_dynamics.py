@@ -118,7 +118,7 @@ def test_a_fraction_out_of_range_is_refused():
     regrow = jprune.Regrow(jprune.random(), lambda step: step / 10)
     with pytest.raises(ValueError, match=r"at step 20 is 2\.0"):
         jprune.prune(jprune.magnitude(), {20: 0.5}, regrow=regrow).init(kernels())
-    with pytest.raises(ValueError, match="end=0"):
+    with pytest.raises(ValueError, match="end is 0; it must be at least 1"):
         jprune.schedules.cosine_fraction(0.3, end=0)
 
 

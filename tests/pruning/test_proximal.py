@@ -174,7 +174,7 @@ KERNEL = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: proximal.soft_threshold(-1.0), "threshold=-1.0 must be 0 or more"),
+        (lambda: proximal.soft_threshold(-1.0), r"threshold=-1.0 must be one number, 0 or more"),
         (lambda: _without_params(proximal.hard_threshold(1.0)), "hard_threshold needs params"),
         (lambda: proximal.soft_threshold(1.0).init({"a": jnp.ones(3)}), "where=kernels selects no float leaf"),
         (lambda: proximal.group_soft_threshold(1.0, over="rows"), "over='rows' is unknown"),

@@ -84,5 +84,5 @@ def test_a_where_that_selects_nothing_is_refused_at_init():
 
 
 def test_a_selection_by_name_is_refused_with_the_functions_to_pass():
-    with pytest.raises(TypeError, match=r"selection='layer' is a str; .* pass selection=jprune\.global_masks or"):
+    with pytest.raises(TypeError, match=r"selection is a str; .* pass selection=jprune\.global_masks or"):
         inspect.unwrap(jprune.prune)(jprune.magnitude(), {0: 0.5}, selection="layer")

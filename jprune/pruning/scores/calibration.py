@@ -17,6 +17,7 @@ recomputes them from the weights pruned so far: call the two functions once for 
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
 from jprune.pruning.scores.activations import View, Visitor, collect_products
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import kth_largest, uint64
+from jprune.pruning.selection.layers import empty_layers, mask_layers
 from jprune.pruning.selection.uint64 import Count
 from jprune.trees import Where, flatten, kernels, match, only
 
@@ -147,7 +149,20 @@ def sparsegpt(
         _refuse_nan(path, rows, damping)
         leaves[i] = _unstacked_rows(rows.astype(jax.dtypes.canonicalize_dtype(leaf.dtype)), leaf.shape, own)
         kept[i] = _unstacked_rows(kept_rows, leaf.shape, own)
-    return Reconstructed(jax.tree.unflatten(treedef, leaves), jax.tree.unflatten(treedef, kept))
+    chosen_masks = jax.tree.unflatten(treedef, kept)
+    if sparsity != 1.0 and masks is None:
+        _warn_of_collapse(chosen_masks, axes)
+    return Reconstructed(jax.tree.unflatten(treedef, leaves), chosen_masks)
+
+
+def _warn_of_collapse(masks: PyTree, axes: Axes) -> None:
+    """Warn, outside jit, of layers in which nothing is left."""
+    layers = mask_layers(masks, axes)
+    if any(isinstance(mask, jax.core.Tracer) for mask in layers.masks):
+        return
+    if empty := empty_layers(layers, layers.masks):
+        named = ", ".join(map(repr, empty))
+        warnings.warn(f"nothing is left of {named}; lower sparsity=, or leave it out with where=", stacklevel=3)
 
 
 def input_grams(

@@ -103,11 +103,14 @@ def legacy_signed_masks(
         return Quota(None, amount if isinstance(amount, Count) else allocation.kept(amount, layers.size))
 
     signed = [x.astype(working_dtype(*layers.scores)) for x in layers.scores]
-    above = choose(layers, quota_of(amount_of(sparsity, keep), quota))
+    amount = amount_of(sparsity, keep)
+    above = choose(layers, quota_of(amount, quota))
     lowest = [jnp.min(x, where=mask, initial=jnp.inf) for mask, x in zip(above, signed, strict=True)]
     threshold = jnp.min(jnp.stack(lowest))
     magnitudes = [jnp.abs(x) for x in signed]
-    return layers.tree(_at_least(layers._replace(scores=magnitudes), [threshold] * len(magnitudes), min_keep))
+    masks = _at_least(layers._replace(scores=magnitudes), [threshold] * len(magnitudes), min_keep)
+    warn_of_collapse(layers, masks, amount)
+    return layers.tree(masks)
 
 
 def _removed(amount: Amount, size: int) -> float:

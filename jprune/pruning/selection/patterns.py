@@ -30,6 +30,7 @@ from jprune.pruning.amounts import (
     Sparsity,
     amount_by_keyword,
     amount_of,
+    integer,
     renamed_arguments,
 )
 from jprune.pruning.scores.elementwise import working_dtype
@@ -81,7 +82,8 @@ def nm_masks(
     >>> nm_masks(jnp.array([[3.0], [1.0], [2.0], [2.0]]), n=2, m=4)[:, 0]
     Array([ True, False,  True, False], dtype=bool)
     """
-    if not (m >= 1 and 0 <= n <= m):
+    n, m = integer("n", n, least=0), integer("m", m, least=1)
+    if n > m:
         raise ValueError(f"n={n}, m={m}: n of every m weights are kept, so 0 <= n <= m and m >= 1")
     layers, restore = _arranged(layers_of(scores, among), axes, f"{n}:{m} groups run along its inputs")
     for path, array in zip(layers.paths, layers.scores, strict=True):

@@ -1,0 +1,1 @@
+"""The comparison of scores, selections, penalties and sparse training on one small network."""
