@@ -260,6 +260,8 @@ def _prune_states(
             below = "is inside optax.lookahead, which mixes slow weights into its updates; chain prune after it"
         elif isinstance(node, MechanicState):
             below = "is inside optax.contrib.mechanize, which scales its updates; chain prune after it"
+        elif isinstance(node, optax.ConditionallyTransformState):
+            below = "is inside optax.conditionally_transform, which skips it at some steps; chain prune after it"
         elif isinstance(node, SAMState) and node.cache is not None:
             below = "is inside optax.contrib.sam, which moves its updates; chain prune after it"
         yield from _prune_states(child, path + key, below, after)

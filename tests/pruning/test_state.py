@@ -42,6 +42,10 @@ def test_masks_of_other_parameters_are_refused_by_leaf(link, params, message):
         ),
         (contrib.mechanize(LINK), r"is inside optax\.contrib\.mechanize, which scales its updates"),
         (contrib.sam(LINK, optax.sgd(0.1)), r"is inside optax\.contrib\.sam, which moves its updates"),
+        (
+            optax.conditionally_transform(LINK, lambda step: step < 3),
+            r"is inside optax\.conditionally_transform, which skips it at some steps",
+        ),
     ],
 )
 def test_a_link_whose_zeros_would_not_hold_is_told_where_to_go(tx, why):

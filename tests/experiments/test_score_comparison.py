@@ -1,0 +1,37 @@
+"""The comparison of methods at equal sparsity: its table, and a short run."""
+
+import csv
+
+import jax
+import pytest
+
+from experiments.score_comparison import __main__ as comparison
+
+
+def test_differences_are_paired_by_seed_with_an_interval_over_seeds():
+    def run(reference, other):
+        return [
+            comparison.Outcome("weights", "magnitude, global", 1 / 16, 10, 0.5, reference),
+            comparison.Outcome("weights", "LAMP", 1 / 16, 10, float("nan"), other),
+        ]
+
+    first, second = comparison.table([run(0.80, 0.70), run(0.90, 0.85)])
+    assert (first["kept"], first["before"], first["after"], first["difference"]) == ("1/16", "0.5000", "0.8500", "")
+    assert (second["before"], second["after"], second["sd"]) == ("", "0.7750", "0.1061")
+    # The differences -.1 and -.05 have mean -.075 and standard error .025; t is 12.706 with one degree of freedom.
+    assert (second["difference"], second["low"], second["high"]) == ("-0.0750", "-0.3927", "+0.2427")
+
+
+@pytest.mark.slow
+@pytest.mark.optax_promotes
+def test_a_short_run_writes_what_every_method_keeps(tmp_path):
+    arguments = ["--seeds", "2", "--steps", "6", "--fine-tuning", "4", "--families", "1:16", "units"]
+    with jax.numpy_rank_promotion("allow"):
+        assert comparison.main([*arguments, "--out", str(tmp_path / "table.csv")]) == 0
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    kept = {(row["family"], row["method"], row["kept"]): int(row["weights"]) for row in rows}
+    total = 64 * 256 + 256 * 128 + 128 * 10
+    assert kept["dense", "dense", "1/1"] == total
+    assert kept["1:16", "SR-STE", "1/16"] == total // 16
+    # 32 and 16 of the hidden units.
+    assert kept["units", "Taylor", "1/8"] == 64 * 32 + 32 * 16 + 16 * 10
