@@ -43,6 +43,7 @@ class Setup:
       batch: examples a step; the last step of an epoch takes what is left.
       coefficient: lambda.
       fingerprint: of the content of a data set from a file or folder; None for those with a name.
+      prune: ratios to which the trained network is pruned; None for not at all.
     """
 
     dataset: str
@@ -54,6 +55,7 @@ class Setup:
     batch: int
     coefficient: float
     fingerprint: str | None = None
+    prune: Sequence[float] | None = None
 
     @property
     def technique(self) -> str:
@@ -61,7 +63,7 @@ class Setup:
         return technique_of(self.method)
 
     def settings(self) -> dict[str, Any]:
-        """The fields as JSON, for the hash of a stage; without a fingerprint that is None."""
+        """The fields as JSON, for the hash of a stage; without a fingerprint or ratios that are None."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 

@@ -37,6 +37,9 @@ class CellOptions:
     layer: tuple[Layer, ...] = ("conv",)
     """moons: form of the hidden layers. conv: a convolution over the two coordinates, as in the notebooks of the
     study; dense: as in its text."""
+    prune: tuple[float, ...] = ()
+    """moons, images: also prune the trained networks by magnitude to these ratios, prunable weights over weights kept,
+    without fine-tuning; pruned.csv has their training accuracies."""
     groups: tuple[str, ...] = ("1-5", "10", "15", "20", "25")
     """moons: ranges of widths FROM-TO that share a program, padded to the widest; any other width has a program of
     its own."""
@@ -66,13 +69,17 @@ class Grid(GridTrainingOptions, CellOptions):
         for name in ("seeds", "epochs", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("datasets", "methods", "widths", "depths", "lr", "layer", "shapes"):
+        for name in ("datasets", "methods", "widths", "depths", "lr", "layer", "shapes", "prune"):
             value = getattr(self, name)
-            if not (value or name == "shapes") or len(set(value)) < len(value):
+            if not (value or name in ("shapes", "prune")) or len(set(value)) < len(value):
                 raise ValueError(f"{name}={value} must be one or more different values")
         for name in ("widths", "depths", "lr"):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if any(ratio <= 1 for ratio in self.prune):
+            raise ValueError(f"prune={self.prune} must be ratios above 1, such as 2 to keep half of the weights")
+        if self.prune and self.kind == "tables":
+            raise ValueError(f"prune={self.prune} is for kind='moons' and kind='images'; kind='tables' does not prune")
         if self.coefficient < 0:
             raise ValueError(f"coefficient={self.coefficient} must not be negative")
         self.sizes  # noqa: B018 refuses a wrong shape

@@ -5,6 +5,7 @@ the penalty of the hidden layers only. CIFAR, as in their PyTorch code: normaliz
 the average and the maximum of each channel, torch's initial weights, the penalty of every weighted layer.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import PyTree
 
 import jprune
 from experiments.data import datasets
 from experiments.data.augment import normalise
+from experiments.jumpstart_grid import pruned
 from experiments.jumpstart_grid.cells import (
     GridStage,
     Setup,
@@ -92,6 +95,7 @@ def plan(grid: Grid) -> list[GridStage]:
                 for method in grid.methods:
                     used = coefficient_of(method, grid.coefficient, penalized)
                     setup = Setup(dataset, method, depth, width, grid.epochs, lr, grid.batch, used, fingerprint)
+                    setup = dataclasses.replace(setup, prune=list(grid.prune) or None)
                     title = f"{dataset}, {method}, {depth} x {width}, lr {lr:g}"
                     settings = setup.settings()
                     planned += [GridStage(title, settings, range(s, s + 1), grid.epochs) for s in range(grid.seeds)]
@@ -107,7 +111,7 @@ def carry_out(running: GridRunning, stage: GridStage, advance: Callable[[int], N
       advance: called after each epoch.
 
     Returns:
-      Columns of the table ``cells``: its one row.
+      Columns of the table ``cells``, its one row; and, if it is pruned, of ``pruned``, a row for each ratio.
     """
     began = time.perf_counter()
     setup, (seed,) = Setup(**stage.settings), stage.seeds
@@ -137,7 +141,15 @@ def carry_out(running: GridRunning, stage: GridStage, advance: Callable[[int], N
         **state_columns(activity),
         "seconds": time.perf_counter() - began,
     }
-    return {"cells": columns([cell])}
+    tables = {"cells": columns([cell])}
+    if setup.prune:
+        kernels = jprune.trees.only(state.params, jprune.by_path(include=r"^convs/.*kernel"))
+
+        def accuracy(masks: PyTree) -> float:
+            return programs.accuracy(state._replace(params=jprune.apply_masks(state.params, masks)), dataset.train)
+
+        tables["pruned"] = columns(pruned.rows(cell, kernels, setup.prune, accuracy))
+    return tables
 
 
 def start(setup: Setup, dataset: datasets.Dataset, seed: int) -> tuple[nnx.GraphDef, ImageState]:

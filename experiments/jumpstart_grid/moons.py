@@ -7,6 +7,7 @@ and the penalty of the hidden layers only. Inferred settings are marked as such 
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 
 import jprune
 from experiments.data import datasets
-from experiments.jumpstart_grid import thin_networks
+from experiments.jumpstart_grid import pruned, thin_networks
 from experiments.jumpstart_grid.cells import GridStage, coefficient_of, columns, floor, state_columns, technique_of
 from experiments.jumpstart_grid.config import Grid, GridRunning
 from experiments.jumpstart_grid.thin_networks import Problem, ThinRecipe, ThinRun, ThinState
@@ -79,8 +80,9 @@ def carry_out(running: GridRunning, stage: GridStage, advance: Callable[[int], N
       advance: called with the amount of finished work.
 
     Returns:
-      Columns of two tables: ``cells``, a row for each network, and ``statuses``, the status of each of its
-      units (depth * width, layer by layer) and points (depth * 85) as int8.
+      Columns of the tables ``cells``, a row for each network; ``statuses``, the status of each of its units
+      (depth * width, layer by layer) and points (depth * 85) as int8; and, if it prunes, ``pruned``, a row for each
+      network and ratio.
     """
     began = time.perf_counter()
     settings = stage.settings
@@ -143,7 +145,7 @@ def _tables(settings, arch, state: ThinState, problem, runs):
     """The tables of trained networks; the last validation accuracy is that of the final weights."""
     inputs, labels = np.asarray(problem.inputs), np.asarray(problem.labels)
     best, last = np.asarray(state.best), jax.tree.map(np.asarray, state.last)
-    cells, statuses = [], []
+    cells, statuses, after = [], [], []
     for index, run in enumerate(runs):
         preactivations, logits = thin_networks.forward_alone(arch, state, index, run, inputs)
         val_last = float(((logits > 0) == (labels > 0.5))[arch.train :].mean())
@@ -181,11 +183,23 @@ def _tables(settings, arch, state: ThinState, problem, runs):
                 "points": np.asarray(in_points.values).ravel(),
             }
         )
-    return {"cells": columns(cells), "statuses": columns(statuses)}
+        if "prune" in settings:
+            kernels = thin_networks.kernels_alone(arch, state, index, run)
+            alone = partial(thin_networks.forward_alone, arch, state, index, run, inputs[:, : arch.train])
+            accuracy = partial(_accuracy, alone, labels[: arch.train])
+            after += pruned.rows(cells[-1], kernels, settings["prune"], accuracy)
+    tables = {"cells": columns(cells), "statuses": columns(statuses)}
+    return {**tables, "pruned": columns(after)} if after else tables
+
+
+def _accuracy(alone, labels, masks) -> float:
+    """The fraction of labels that a network with these masks predicts."""
+    _, logits = alone(masks=masks)
+    return float(((logits > 0) == (labels > 0.5)).mean())
 
 
 def _settings(grid: Grid, layer: str, method: str, depth: int, widths: list[int]) -> dict[str, Any]:
-    return {
+    settings = {
         "dataset": "moons",
         "method": method,
         "layer": layer,
@@ -195,6 +209,7 @@ def _settings(grid: Grid, layer: str, method: str, depth: int, widths: list[int]
         "lr": grid.lr[0],
         "coefficient": coefficient_of(method, grid.coefficient, {n: bool(m.penalized) for n, m in METHODS.items()}),
     }
+    return {**settings, "prune": list(grid.prune)} if grid.prune else settings
 
 
 def _grouped(grid: Grid, widths: list[int]) -> list[list[int]]:

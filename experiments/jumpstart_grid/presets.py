@@ -11,6 +11,7 @@ from experiments.cli.presets import Presets
 from experiments.jumpstart_grid.config import Grid
 
 _PRESETS: Presets[Grid] = Presets()
+_PRUNE = (1.5, 2.0, 4.0, 10.0)
 preset, names = _PRESETS.preset, _PRESETS.names
 describe, listing = _PRESETS.describe, _PRESETS.listing
 
@@ -63,6 +64,27 @@ def moons_seeds() -> Grid:
 def moons_layers() -> Grid:
     """Both forms of the hidden layer on a sample of the moons grid, five seeds."""
     return Grid(layer=("conv", "dense"), depths=(10, 60, 120), widths=(2, 5, 25), groups=("2-5", "25"), seeds=5)
+
+
+@preset
+def moons_pruned() -> Grid:
+    """Thin, deep networks on moons, pruned after training: 3 methods x depth 20 and 44 x width 2 and 8, five seeds.
+
+    Cost: about 6 minutes on two cores.
+    Expect: beyond the papers; question J5 of docs/reproduction.md, whether networks that were trained with jumpstart
+    can be pruned further.
+    """
+    return Grid(methods=("relu", "relu-bn", "UP"), depths=(20, 44), widths=(2, 8), seeds=5, prune=_PRUNE)
+
+
+@preset
+def mnist_pruned() -> Grid:
+    """The networks of moons-pruned on MNIST, 60 of 50 epochs; needs the data.
+
+    Cost: days on two cores; an accelerator's work.
+    Expect: beyond the papers; question J5 of docs/reproduction.md.
+    """
+    return dataclasses.replace(mnist(), depths=(20, 44), widths=(2, 8), seeds=5, prune=_PRUNE)
 
 
 @preset

@@ -16,6 +16,7 @@ import jprune
 from experiments.cli import markdown
 from experiments.jumpstart_grid import figures
 from experiments.jumpstart_grid.config import Grid
+from experiments.jumpstart_grid.pruned import TRAINED
 from experiments.storage import files
 from jprune.jumpstart import units
 
@@ -37,7 +38,15 @@ class Printed(NamedTuple):
         return f"**{self.title}**\n\n{markdown.table(self.header, self.rows, right=True)}"
 
 
-def write(folder: Path, grid: Grid, cells: pd.DataFrame, statuses: pd.DataFrame | None, console: Console) -> None:
+def write(
+    folder: Path,
+    grid: Grid,
+    cells: pd.DataFrame,
+    statuses: pd.DataFrame | None,
+    console: Console,
+    *,
+    after: pd.DataFrame | None = None,
+) -> None:
     """Print the tables of a grid; write them as Markdown, and its figures.
 
     Args:
@@ -46,6 +55,7 @@ def write(folder: Path, grid: Grid, cells: pd.DataFrame, statuses: pd.DataFrame 
       cells: a row for each network.
       statuses: of their units and points, if known.
       console: where to print.
+      after: the table ``pruned``, if the networks were pruned.
     """
     tables = contest(label(cells)) if grid.kind == "tables" else []
     for dataset, mine in cells.groupby("dataset", sort=False):
@@ -54,13 +64,40 @@ def write(folder: Path, grid: Grid, cells: pd.DataFrame, statuses: pd.DataFrame 
         tables += [shares(dataset, labelled, theirs), *seeds(dataset, labelled, theirs), activity(dataset, labelled)]
         if grid.kind == "tables":
             continue
-        tables += beside(dataset, labelled, theirs)
+        tables += by_size(dataset, labelled, theirs)
         for name, figure in figures.of_grid(dataset, labelled, theirs, mine["floor"].iloc[0]).items():
             files.write_figure(folder / f"{dataset}-{name}.png", figure)
     if statuses is not None:
         for name, figure in figures.of_statuses(statuses).items():
             files.write_figure(folder / f"{name}.png", figure)
+    if after is not None:
+        tables.append(still_trained(after))
     show(tables, folder / "report.md", console)
+
+
+def still_trained(after: pd.DataFrame) -> Printed:
+    """By data set, method and size: networks that trained to .9, and how many still reach .9 at each ratio."""
+    ratios = sorted(ratio for ratio in after["ratio"].unique() if ratio > 1)
+    rows = []
+    for (dataset, method, depth, width), mine in after.groupby(["dataset", "method", "depth", "width"], sort=False):
+        reached = mine.pivot_table(index="replicate", columns="ratio", values="train_acc") >= TRAINED
+        trained = reached[reached[1.0]]
+        each = (str(trained[ratio].sum()) for ratio in ratios)
+        rows.append([f"{dataset}, {method}, depth {depth}, width {width}", str(len(reached)), str(len(trained)), *each])
+    title = "Networks with a training accuracy of .9 after magnitude pruning, by ratio; not fine-tuned"
+    return Printed(title, ["", "networks", "before", *(f"t = {ratio:g}" for ratio in ratios)], rows)
+
+
+def largest_ratio(after: pd.DataFrame) -> pd.Series:
+    """The largest ratio at which a network that trained to .9 still reaches .9; 1 if it does at none.
+
+    Returns:
+      A series by (dataset, depth, width, replicate, method), of the networks that trained to .9 before pruning.
+    """
+    network = ["dataset", "depth", "width", "replicate", "method"]
+    reaching = after[after["train_acc"] >= TRAINED]
+    before = pd.MultiIndex.from_frame(reaching.loc[reaching["ratio"] == 1, network])
+    return reaching.groupby(network)["ratio"].max().reindex(before)
 
 
 def show(tables: list[Printed], path: Path, console: Console) -> None:
@@ -157,7 +194,7 @@ def activity(dataset: str, cells: pd.DataFrame) -> Printed:
     return Printed(f"{dataset}: state at the end, mean over widths and seeds, by depth", ["", *map(str, depths)], rows)
 
 
-def beside(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Iterator[Printed]:
+def by_size(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Iterator[Printed]:
     """Every cell, mean over seeds: ours, then the published one after a slash."""
     widths, depths = sorted(cells["width"].unique()), sorted(cells["depth"].unique())
     for column, words in (

@@ -144,8 +144,12 @@ def report(folder: Path, grid: Grid, running: GridRunning) -> None:
         cells = collect(folder, grid, "cells")
         maps = collect(folder, grid, "statuses") if grid.kind == "moons" else None
         files.write_bytes(folder / "cells.csv", cells.to_csv(index=False, float_format="%.6g").encode())
+    after = None
+    if grid.prune and running.table is None:
+        after = collect(folder, grid, "pruned")
+        files.write_bytes(folder / "pruned.csv", after.to_csv(index=False, float_format="%.6g").encode())
     console = Console(width=None if sys.stdout.isatty() else 180)
-    reporting.write(folder, grid, cells, maps, console)
+    reporting.write(folder, grid, cells, maps, console, after=after)
 
 
 def collect(folder: Path, grid: Grid, name: str) -> pd.DataFrame:

@@ -6,7 +6,7 @@ network in numpy, without padding. Layers and shapes: ``experiments.jumpstart_gr
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jaxtyping import ArrayLike
 
 from experiments.jumpstart_grid.thin_stack import (
     BN_EPSILON,
@@ -230,8 +231,34 @@ def train(arch: Architecture, recipe: ThinRecipe, epochs: int, state: ThinState,
     return lax.scan(epoch, state, None, length=epochs)[0]
 
 
+def kernels_alone(arch: Architecture, state: ThinState, index: int, run: ThinRun) -> dict[str, np.ndarray]:
+    """The hidden kernels of one thin network, without padding, each shared weight once.
+
+    Args:
+      arch: of the program that trained it.
+      state: of all runs.
+      index: of the run among them.
+      run: its width.
+
+    Returns:
+      ``first`` (taps, width, inputs) and, for more than one layer, ``hidden`` (depth - 1, taps, width, width).
+    """
+    stack, width = state.weights.stack, run.width
+    inputs = 2 // arch.positions
+    kernels = {"first": _taps(arch, np.asarray(stack.first[index]), inputs)[..., :width, :]}
+    if arch.depth > 1:
+        kernels["hidden"] = _taps(arch, np.asarray(stack.hidden[:, index]), arch.width)[..., :width, :width]
+    return kernels
+
+
 def forward_alone(
-    arch: Architecture, state: ThinState, index: int, run: ThinRun, inputs: np.ndarray
+    arch: Architecture,
+    state: ThinState,
+    index: int,
+    run: ThinRun,
+    inputs: np.ndarray,
+    *,
+    masks: Mapping[str, ArrayLike] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pass inputs through one thin network, without padding, dropout or batch moments, in numpy.
 
@@ -241,6 +268,7 @@ def forward_alone(
       index: of the run among them.
       run: its width.
       inputs: (2, examples).
+      masks: which weights of ``kernels_alone`` to keep; None for all.
 
     Returns:
       The inputs of the ReLUs, channels last: (depth, examples, positions, 1, width); and the logits
@@ -249,9 +277,12 @@ def forward_alone(
     weights = jax.tree.map(np.asarray, state.weights)
     stack, positions, width = weights.stack, arch.positions, run.width
     real = np.flatnonzero(np.tile(np.arange(arch.width) < width, positions))
+    kept = {name: _matrix(np.asarray(mask)) for name, mask in (masks or {}).items()}
     a, preactivations = inputs, []
     for depth in range(arch.depth):
         kernel = stack.first[index][real] if depth == 0 else stack.hidden[depth - 1, index][np.ix_(real, real)]
+        if kept:
+            kernel = kernel * (kept["first"] if depth == 0 else kept["hidden"][depth - 1])
         z = kernel @ a + stack.bias[depth, index, real][:, None]
         if arch.normalized:
             mean, variance = (np.tile(np.asarray(x)[depth, index, :width], positions) for x in state.running)
@@ -294,6 +325,12 @@ def _matrix(taps):
         return taps[..., 0, :, :]
     k0, k1 = taps[..., 0, :, :], taps[..., 1, :, :]
     return np.concatenate([np.concatenate([k0, k1], -1), np.concatenate([np.zeros_like(k0), k0], -1)], -2)
+
+
+def _taps(arch, matrix, inputs):
+    """The matrix of a layer -> taps (..., taps, out, in) of its kernel; undoes ``_matrix``."""
+    rows = matrix[..., : arch.width, :]
+    return np.stack([rows[..., tap * inputs : (tap + 1) * inputs] for tap in range(arch.positions)], -3)
 
 
 def _glorot(rng, shape, fan_in, fan_out):

@@ -6,7 +6,8 @@ tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-
 cifar10-resnet20, fashion-channels; fashion-published-paper, -script, mnist-published-paper, -script;
 fashion-few-weights, fashion-few-weights-floor, fashion-round-8, fashion-round-4,
 fashion-fewer-epochs-10, -20, fashion-label-noise-10, -20;
-moons, moons-seeds, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart.
+moons, moons-seeds, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart;
+moons-pruned, mnist-pruned.
 """
 
 import argparse
@@ -48,6 +49,7 @@ _RECALLS = {
 }
 _EXPLAINING = (*explanations.FEW_WEIGHTS, *explanations.CHANGES)
 _GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid", "mnist-grid-50", "prune-and-jumpstart")
+_PRUNED = ("moons-pruned", "mnist-pruned")
 _MAPS = """![Heat maps of training accuracy by width and depth, ours and the published ones, a row a method](
 images/reproduction-moons-train.png)
 
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "name",
         nargs="?",
         metavar="NAME",
-        choices=(*_RECALLS, *_EXPLAINING, *_GRIDS),
+        choices=(*_RECALLS, *_EXPLAINING, *_GRIDS, *_PRUNED),
         help="with keep: name of the table, one of those above",
     )
 
@@ -102,8 +104,8 @@ def keep(folder: Path, name: str) -> None:
     Raises:
       ValueError: no study was run in the folder, or its table would leave out networks that are kept.
     """
-    if name in _GRIDS:
-        cells = folder / "cells.csv"
+    if name in (*_GRIDS, *_PRUNED):
+        cells = folder / ("pruned.csv" if name in _PRUNED else "cells.csv")
         if not cells.exists():
             raise ValueError(f"{cells} is missing: run the study, or its action 'report', first")
         if (FOLDER / f"{name}.csv").exists():
@@ -134,20 +136,24 @@ def report() -> None:
     for name in studies.keys() & hypotheses.PUBLISHED_COUNTS.keys():
         studies[name] = studies[name].at_nominal((1, 2, 4, 10, 20, 50))
     grids = {name: pd.read_csv(FOLDER / f"{name}.csv") for name in _GRIDS if (FOLDER / f"{name}.csv").exists()}
+    pruned = {name: pd.read_csv(FOLDER / f"{name}.csv") for name in _PRUNED if (FOLDER / f"{name}.csv").exists()}
     published = pd.read_csv(PUBLISHED / "jumpstart_moons.csv")
     boxes = pd.read_csv(PUBLISHED / "recall_alpha_boxplots.csv")
     known = {**studies, "cifar10-published": ledger.published_counts(PUBLISHED / "recall_cifar10_resnet56_counts.csv")}
     found = [
         *hypotheses.of_moons(grids.get("moons"), grids.get("moons-layers"), published, grids.get("moons-seeds")),
         hypotheses.of_tables(grids.get("uci")),
+        *([hypotheses.of_pruned(list(pruned.values()))] if pruned else []),
         *hypotheses.of_recalls(known, boxes),
         *explanations.of_explanations(studies | explaining),
     ]
     blocks = {"verdicts": _verdicts(found)}
     parts = [_recall(name, study) for name, study in studies.items() if study.complete(["magnitude"])]
     blocks["recall"] = "\n".join([_BOXES, *parts] if parts else [])
-    blocks["jumpstart"] = "\n".join(_grid(name, cells) for name, cells in grids.items())
-    blocks["made"] = _made([*studies, *explaining, *grids])
+    jumpstart = [_grid(name, cells) for name, cells in grids.items()]
+    jumpstart += [_titled(name, [reporting.still_trained(after)]) for name, after in pruned.items()]
+    blocks["jumpstart"] = "\n".join(jumpstart)
+    blocks["made"] = _made([*studies, *explaining, *grids, *pruned])
     pictures = {}
     if parts:
         pictures["reproduction-alpha"] = alpha_figure(studies)
@@ -400,8 +406,7 @@ def _interval(alphas: pd.Series) -> str:
 def _grid(name: str, cells: pd.DataFrame) -> str:
     """The tables of a jumpstart study."""
     if name == "prune-and-jumpstart":
-        parts = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in reporting.pruning(cells)]
-        return f"### {name}\n\n" + "\n".join(parts)
+        return _titled(name, reporting.pruning(cells))
     tables = list(reporting.contest(cells.assign(label=cells["method"]))) if name == "uci" else []
     for dataset, mine in cells.groupby("dataset", sort=False):
         labelled = reporting.label(mine)
@@ -410,9 +415,14 @@ def _grid(name: str, cells: pd.DataFrame) -> str:
         tables += reporting.seeds(dataset, labelled, theirs)
         tables += [reporting.activity(dataset, labelled)]
         if theirs is not None:
-            tables += [each for each in reporting.beside(dataset, labelled, theirs) if "published" in each.title]
+            tables += [each for each in reporting.by_size(dataset, labelled, theirs) if "published" in each.title]
+    return _titled(name, tables, _MAPS if name == "moons" else "")
+
+
+def _titled(name: str, tables: Iterable[reporting.Printed], maps: str = "") -> str:
+    """The tables of a jumpstart study under its name."""
     parts = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in tables]
-    return f"### {name}\n\n{_MAPS if name == 'moons' else ''}" + "\n".join(parts)
+    return f"### {name}\n\n{maps}" + "\n".join(parts)
 
 
 def _verdicts(found: Iterable[Verdict]) -> str:

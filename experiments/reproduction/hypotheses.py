@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import stats
 
 import jprune
+from experiments.jumpstart_grid import report
 from experiments.reproduction import references
 from experiments.reproduction.ledger import DENSE, Recalls
 from jprune.recall import independent_test, paired_test, t_interval
@@ -398,6 +399,36 @@ def of_tables(cells: pd.DataFrame | None) -> Verdict:
         found += f"; skip connections beat jumpstart on {better}" if better else ""
     decided = "supported" if won > lost else "contradicted"
     return Verdict("J4", question, found, decided if p < 0.05 else "open")
+
+
+def of_pruned(tables: Sequence[pd.DataFrame]) -> Verdict:
+    """Verdict J5.
+
+    Args:
+      tables: ``pruned`` of the grids that have run, a row for each network and ratio.
+    """
+    question = "Can thin, deep networks that were trained with jumpstart be pruned further?"
+    if not tables:
+        return _not_run("J5", question)
+    largest = report.largest_ratio(pd.concat(tables)).unstack("method")
+    found, answers = [], {}
+    for other in ("relu-bn", "relu"):
+        pairs = largest.reindex(columns=["UP", other]).dropna()  # both trained to .9 before pruning
+        further, less = (int(count.sum()) for count in (pairs["UP"] > pairs[other], pairs["UP"] < pairs[other]))
+        p = min(1.0, 2 * _sign_test(further, less))
+        words = f"UP against {other}: further in {further}, less far in {less} of {len(pairs)} pairs (p {_p(p)})"
+        if len(pairs):
+            words += f", median of the largest t {pairs['UP'].median():g} and {pairs[other].median():g}"
+        found.append(words)
+        decided = len(pairs) >= 10 and p < 0.05
+        answers[other] = ("supported" if further > less else "contradicted") if decided else "open"
+    datasets = ", ".join(largest.index.unique("dataset"))
+    verdict = (
+        answers["relu"]
+        if len(set(answers.values())) == 1
+        else ", ".join(f"{answer} against {other}" for other, answer in answers.items())
+    )
+    return Verdict("J5", question, f"{'; '.join(found)}; {datasets}", verdict)
 
 
 def _more_train(cells: pd.DataFrame | None) -> Verdict:

@@ -98,15 +98,21 @@ def test_an_image_network_trains_a_few_steps(method):
         epochs=2,
         batch=404,
         lr=(0.01,),
+        prune=(2.0,),
     )
     (stage,) = image_grid.plan(grid)
     done = []
-    made = image_grid.carry_out(GridRunning(), stage, done.append)["cells"]
+    tables = image_grid.carry_out(GridRunning(), stage, done.append)
+    made, pruned = tables["cells"], tables["pruned"]
     assert done == [1, 1]
     assert 0.05 < made["train_acc_last"][0] <= made["train_acc"][0] < 1
     # Two convolutions of 2 channels; the head reads the average and the maximum of each.
     expected = (9 + 1) * 2 + (18 + 1) * 2 + (4 + 1) * 10 + (8 if method == "relu-bn" else 0)
     assert made["parameters"] == [expected]
+    kernels = 9 * 2 + 18 * 2  # of the convolutions, without those of the head
+    assert pruned["prunable"] == [kernels] * 2
+    assert pruned["kept"] == [kernels, kernels // 2]
+    assert all(0 < accuracy < 1 for accuracy in pruned["train_acc"])
 
 
 @TRAINS

@@ -74,9 +74,9 @@ def test_numbers_are_cut_so_that_only_one_reads_as_one(value, text):
     assert report._number(value) == text
 
 
-def test_cells_stand_beside_the_published_ones_and_gaps_stay_blank():
+def test_published_cells_follow_ours_and_gaps_stay_blank():
     ours = _cells(method=["UP", "UP"], width=[2, 7], depth=[60, 10], train_acc=[0.75, 0.25])
-    first = next(report.beside("moons", report.label(ours), report.published("moons")))
+    first = next(report.by_size("moons", report.label(ours), report.published("moons")))
     assert first.header == ["depth \\ width", "2", "7"]
     theirs = report.published("moons").query("method == 'UP' and width == 2 and depth == 60")
     assert theirs["train_acc"].item() == 1.0
@@ -154,3 +154,18 @@ def test_status_maps_are_of_the_deepest_and_widest_network():
     made = figures.of_statuses(table)
     assert set(made) == {"units-up-conv", "points-up-conv"}
     assert made["units-up-conv"].axes[0].get_title(loc="left") == "Units: UP (conv), depth 2, width 3"
+
+
+def test_pruned_networks_are_counted_and_their_largest_ratio_is_found():
+    """The first reaches .9 at 2 and, after a drop, at 4; the second only before pruning; the third never."""
+    accuracies = {0: [0.95, 0.92, 0.8, 0.9], 1: [0.99, 0.8, 0.8, 0.8], 2: [0.89, 0.95, 0.95, 0.95]}
+    after = pd.DataFrame(
+        {"dataset": "moons", "method": "UP", "depth": 20, "width": 2, "replicate": seed, "ratio": ratio, "train_acc": a}
+        for seed, row in accuracies.items()
+        for ratio, a in zip((1.0, 2.0, 3.0, 4.0), row, strict=True)
+    )
+    largest = report.largest_ratio(after)
+    assert largest.to_dict() == {("moons", 20, 2, 0, "UP"): 4.0, ("moons", 20, 2, 1, "UP"): 1.0}
+    table = report.still_trained(after)
+    assert table.header == ["", "networks", "before", "t = 2", "t = 3", "t = 4"]
+    assert table.rows == [["moons, UP, depth 20, width 2", "3", "2", "1", "0", "1"]]

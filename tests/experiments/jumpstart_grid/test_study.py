@@ -60,6 +60,9 @@ def test_every_preset_is_described():
         ({"widths": ()}, r"widths=\(\) must be one or more different values"),
         ({"depths": (0,)}, r"depths=\(0,\) must be positive"),
         ({"coefficient": -1.0}, "coefficient=-1.0 must not be negative"),
+        ({"prune": (1.0, 2.0)}, r"prune=\(1.0, 2.0\) must be ratios above 1"),
+        ({"prune": (2.0, 2.0)}, "must be one or more different values"),
+        ({"prune": (2.0,), "kind": "tables"}, "kind='tables' does not prune"),
         ({"shapes": ("20",)}, "'20' must be DEPTHxWIDTH"),
         ({"shapes": ("20x8", "20x8")}, "must be one or more different values"),
     ],
@@ -152,6 +155,31 @@ def test_a_run_stores_and_reports_every_cell(tmp_path, capsys):
     (tmp_path / "config.json").write_text("[]")
     assert jumpstart_grid.main(["report", "--out", str(tmp_path)]) == 1
     assert "config.json cannot be read" in capsys.readouterr().err
+
+
+@TRAINS
+def test_trained_networks_are_pruned_and_those_of_a_grid_without_pruning_are_other_stages(tmp_path, capsys):
+    small = ("--epochs", "6", "--depths", "2", "--widths", "2", "--methods", "relu-bn", "UP")
+    assert _run(tmp_path, *small, "--prune", "1.5", "10") == 0
+    assert "Networks with a training accuracy of .9 after magnitude pruning" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "pruned.csv")
+    assert table["ratio"].tolist() == [1, 1.5, 10] * 2
+    assert set(table["prunable"]) == {2 * 2 * 1 + 2 * 2 * 2}, "two taps of 2 x 1 weights, then of 2 x 2"
+    assert table["kept"].tolist() == [12, 8, 1] * 2
+    assert table["train_acc"].between(0.3, 1).all()
+    settings = [moons.plan(Grid(prune=ratios))[0].settings for ratios in ((), (2.0,))]
+    assert "prune" not in settings[0], "the stages that are stored keep their names"
+    assert settings[1]["prune"] == [2.0]
+
+
+@pytest.mark.parametrize("name", ["moons-pruned", "mnist-pruned"])
+def test_the_pruned_presets_have_three_methods_four_sizes_and_five_seeds(name):
+    grid = presets.get(name)
+    planned = runner.ENGINES[grid.kind].plan(grid)
+    count = sum(len(stage.seeds) * len(stage.settings.get("widths", [1])) for stage in planned)
+    assert count == 3 * 4 * 5
+    assert {tuple(stage.settings["prune"]) for stage in planned} == {(1.5, 2, 4, 10)}
+    assert {stage.settings["method"] for stage in planned} == {"relu", "relu-bn", "UP"}
 
 
 @TRAINS

@@ -278,3 +278,29 @@ def test_a_run_starts_from_the_same_weights_in_whatever_program():
     narrow, wide = (tn.start(Architecture(3, w, train=11), tn.ThinRecipe(), [tn.ThinRun(3, 7)]) for w in (3, 5))
     a, b = (_alone(Architecture(3, w, train=11), s.weights, 0, 3) for w, s in ((3, narrow), (5, wide)))
     _assert_equal_trees(a, b, rtol=0)
+
+
+@pytest.mark.parametrize("layer", ["conv", "dense"])
+def test_masks_of_a_thin_network_remove_a_shared_weight_wherever_it_is_used(layer):
+    """Width 1, depth 2: z = k x + b by hand, with the second layer's first tap removed."""
+    arch, runs = Architecture(2, 3, train=3, layer=layer), [tn.ThinRun(3, 0), tn.ThinRun(1, 1)]
+    state = tn.start(arch, tn.ThinRecipe(), runs)
+    kernels = tn.kernels_alone(arch, state, 1, runs[1])
+    taps = 2 if layer == "conv" else 1
+    assert {name: kernel.shape for name, kernel in kernels.items()} == {
+        "first": (taps, 1, 2 // taps),
+        "hidden": (1, taps, 1, 1),
+    }
+    inputs = np.array([[0.5, -1.0, 2.0], [1.0, 3.0, -0.5]], np.float32)
+    masks = {"first": np.ones((taps, 1, 2 // taps), bool), "hidden": np.ones((1, taps, 1, 1), bool)}
+    masks["hidden"][0, 0] = False
+    preactivations, logits = tn.forward_alone(arch, state, 1, runs[1], inputs, masks=masks)
+    first, head = kernels["first"], np.asarray(state.weights.head)[1].reshape(taps, 3)[:, 0]
+    if layer == "conv":
+        k0, k1 = first.ravel()
+        a = np.maximum(np.stack([k0 * inputs[0] + k1 * inputs[1], k0 * inputs[1]]), 0)
+        z = np.stack([kernels["hidden"][0, 1, 0, 0] * a[1], 0 * a[1]])
+    else:
+        z = np.zeros((1, 3))
+    np.testing.assert_allclose(preactivations[1][..., 0, 0], z.T, rtol=1e-6)
+    np.testing.assert_allclose(logits, head @ np.maximum(z, 0), rtol=1e-6)

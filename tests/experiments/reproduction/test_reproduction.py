@@ -188,6 +188,36 @@ def test_wins_and_losses_are_judged_by_a_sign_test():
     assert without.found.startswith("9 wins, 0 draws, 0 losses"), "a pair that is not there is no draw"
 
 
+def _pruned(method, seeds, largest, width=2):
+    """Networks that reach .95 up to these ratios and .6 above; at 0 also before pruning."""
+    return pd.DataFrame(
+        {"dataset": "moons", "method": method, "depth": 20, "width": width, "replicate": seed, "ratio": ratio,
+         "train_acc": 0.95 if ratio <= most else 0.6}
+        for seed, most in zip(seeds, largest, strict=True)
+        for ratio in (1.0, 1.5, 2.0, 4.0, 10.0)
+    )  # fmt: skip
+
+
+def test_pruning_further_is_judged_over_pairs_that_both_trained():
+    up = _pruned("UP", range(12), [4.0] * 10 + [1.0, 0.0])
+    batch_norm = _pruned("relu-bn", range(12), [2.0] * 8 + [4.0, 10.0, 1.0, 4.0])
+    relu = _pruned("relu", range(5), [1.5] * 5)
+    found = hypotheses.of_pruned([up, pd.concat([batch_norm, relu])])
+    p = 2 * stats.binomtest(8, 9).pvalue  # a tie, and a tie at t = 1; network 11 of UP did not train
+    assert (
+        f"UP against relu-bn: further in 8, less far in 1 of 11 pairs (p {p:.3f}), median of the largest t 4 and 2"
+        in (found.found)
+    )
+    assert "UP against relu: further in 5, less far in 0 of 5 pairs" in found.found
+    assert found.verdict == "open", "p = .039 x 2 against relu-bn, and five pairs against relu are too few"
+    more = hypotheses.of_pruned([up, batch_norm, _pruned("relu", range(12), [1.5] * 12)])
+    assert more.verdict == "open against relu-bn, supported against relu"
+    with_widths = [pd.concat([t, t.assign(width=8)]) for t in (up, batch_norm, _pruned("relu", range(12), [1.5] * 12))]
+    assert hypotheses.of_pruned(with_widths).verdict == "supported"
+    assert hypotheses.of_pruned([]).verdict == "not run"
+    assert hypotheses.of_pruned([up]).verdict == "open", "no pair"
+
+
 def test_equal_shares_of_trained_cells_are_equivalent_and_own_seeds_are_compared():
     ours = pd.concat(
         [_cells([0.95] * 16, [0.5] * 16).assign(replicate=seed, width=w) for seed in (0, 1) for w in range(9)]
@@ -328,6 +358,19 @@ def test_a_smaller_grid_does_not_replace_a_larger_one(tmp_path, monkeypatch):
     cells.assign(val_acc=0.5).to_csv(trial / "cells.csv", index=False)
     reproduction.keep(trial, "moons")
     assert set(pd.read_csv(kept / "moons.csv")["val_acc"]) == {0.5}
+
+
+def test_pruned_networks_are_kept_from_their_own_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduction, "FOLDER", tmp_path / "kept")
+    table = _pruned("UP", range(2), [2.0, 4.0])
+    with pytest.raises(ValueError, match=r"pruned.csv is missing: run the study"):
+        reproduction.keep(tmp_path, "moons-pruned")
+    table.to_csv(tmp_path / "pruned.csv", index=False)
+    reproduction.keep(tmp_path, "moons-pruned")
+    assert len(pd.read_csv(tmp_path / "kept" / "moons-pruned.csv")) == 10
+    table[table["ratio"] < 10].to_csv(tmp_path / "pruned.csv", index=False)
+    with pytest.raises(ValueError, match="lacks 2 of the 10"):
+        reproduction.keep(tmp_path, "moons-pruned")
 
 
 @pytest.mark.slow
