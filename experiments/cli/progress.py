@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import rich.progress
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 _EVERY = 10.0  # seconds between two lines of a log within a stage
 
@@ -117,18 +118,29 @@ def progress(total: int, unit: str, *, quiet: bool = False, console: Console | N
 
 @contextlib.contextmanager
 def _bar(total: int, unit: str, console: Console) -> Iterator[Progress]:
-    """A bar for a terminal. The stage has a line of its own, so that 80 columns suffice."""
+    """A bar for a terminal. The stage and the rates have lines of their own, so that 80 columns suffice."""
     columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
     meter = _Meter(total)
-    with rich.progress.Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+    rates = Text(no_wrap=True)
+
+    class Display(rich.progress.Progress):
+        """The bar, and under it the rates of the current stage."""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield from super().get_renderables()
+            yield rates
+
+    with Display(*columns, TimeRemainingColumn(), console=console) as bar:
         name = bar.add_task("", total=total)
 
         def stage(text: str) -> None:
             meter.start_stage()
+            rates.plain = "compiling; rates follow"
             bar.console.print(text, highlight=False, markup=False)
 
         def advance(units: int, steps: int = 0, examples: int = 0) -> None:
             meter.advance(units, steps, examples)
+            rates.plain = meter.rates()
             bar.advance(name, units)
 
         yield Progress(stage, advance)

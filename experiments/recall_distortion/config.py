@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from experiments.cli import commands
 from experiments.cli.commands import ClusterOptions, Flag, Positional, RunOptions
@@ -183,9 +185,9 @@ class Running(RunOptions):
     """scan: an epoch is one program. steps: one call a step. By default scan."""
     keep_pruned: bool = False
     """Store the weights of pruned networks too; those of dense networks are always stored."""
-    beside: tuple[Path, ...] = ()
+    compare: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=("--beside",))] = ()
     """Folders of other studies to compare with in the report: box plots, and tests of whether alpha is greater in
-    the earlier of two, this study first, then these in their order."""
+    the earlier of two, this study first, then these in their order. --beside is the earlier name of this option."""
 
     def __post_init__(self):
         """Validate the settings."""
@@ -206,7 +208,7 @@ class Command:
       --model my_models:Net --model-options depth=4 --prunable '^blocks/' --dataset npz:my_data.npz
       --preset mnist-lenet --shard 0/4         a quarter of the replicates, into the same folder
       status --out runs/mnist-lenet            what is done
-      report --out runs/mnist-lenet --beside runs/fashion-lenet          compare two studies
+      report --out runs/mnist-lenet --compare runs/fashion-lenet         compare two studies
     """
 
     action: Positional = "run"
@@ -257,6 +259,10 @@ def study_from_json(values: Mapping[str, Any]) -> Study:
 
 
 def running_from_json(values: Mapping[str, Any]) -> Running:
-    """The way of running that ``commands.to_json`` wrote; ``auto``, which earlier versions measured, becomes None."""
-    known = {name: None if value == "auto" else value for name, value in values.items()}
-    return commands.from_json(Running, known, ("out", "data_dir", "beside"))
+    """The way of running that ``commands.to_json`` wrote.
+
+    Files of earlier versions are read too: ``auto`` becomes None, and ``beside`` is ``compare``.
+    """
+    names = {"beside": "compare"}
+    known = {names.get(name, name): None if value == "auto" else value for name, value in values.items()}
+    return commands.from_json(Running, known, ("out", "data_dir", "compare"))

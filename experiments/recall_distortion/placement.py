@@ -1,5 +1,8 @@
 """How many replicates go into one program, in which form they run, and how long that takes."""
 
+import math
+from typing import NamedTuple
+
 import jax
 
 from experiments.data import datasets
@@ -14,7 +17,16 @@ from jprune.trees import Where
 # Milliseconds a step of batch 128 takes for one replicate: on two CPU cores, and on an NVIDIA H200 with twenty
 # replicates in one program. From benchmarks/results.md and docs/performance.md.
 _STEP = {"lenet": {"cpu": 1.7, "gpu": 0.022}, "mlp": {"cpu": 0.66}, "resnet20": {"cpu": 288.0}}
+# Floating-point operations of their forward pass of 128 examples, by which the steps of other models are estimated.
+_FORWARD = {"lenet": 5.36e7, "mlp": 6.86e7, "resnet20": 1.082e10}
 _MOST_UNROLLED = 4
+
+
+class StepTime(NamedTuple):
+    """Milliseconds that a training step of one replicate takes, and in words how they are known."""
+
+    milliseconds: float
+    source: str
 
 
 def chunk_size(study: Study, running: Running, dataset: datasets.Dataset, task: Task, where: Where) -> int:
@@ -56,19 +68,42 @@ def placement(study: Study, running: Running) -> Placement:
     return Placement(replicates.all_devices(), running.form or form, running.loop or loop)
 
 
-def hours(study: Study, networks: float, epochs: float, examples: int) -> float | None:
-    """Hours that training takes by the table of measured steps; None for a model or device that is not in it.
+def step_time(study: Study, dataset: datasets.Dataset, task: Task) -> StepTime | None:
+    """The time of a step, measured or estimated; None on a device on which no model was measured.
+
+    The estimate scales a measured time by the floating-point operations of the forward pass, as XLA counts them. It
+    starts from the model whose number of operations is closest.
 
     Args:
       study: model and batch.
-      networks: number of networks.
-      epochs: of each.
+      dataset: decides the shape of an example.
+      task: the model.
+    """
+    device = jax.default_backend()
+    measured = {model: times[device] for model, times in _STEP.items() if device in times}
+    batches = study.batch / 128
+    if study.model in measured:
+        return StepTime(measured[study.model] * batches, "by the measured time of a step")
+    images = jax.ShapeDtypeStruct((128, *dataset.input_shape), dataset.train.images.dtype)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    operations = (jax.jit(task.logits).lower(*shapes, images).cost_analysis() or {}).get("flops", 0.0)
+    if not (measured and operations > 0):
+        return None
+    closest = min(measured, key=lambda model: abs(math.log(operations / _FORWARD[model])))
+    milliseconds = measured[closest] * operations / _FORWARD[closest] * batches
+    return StepTime(milliseconds, f"estimated from floating-point operations and the measured time of {closest}")
+
+
+def hours(step: StepTime, study: Study, epochs: float, examples: int) -> float:
+    """Hours that the study's replicates take in all.
+
+    Args:
+      step: time of a step.
+      study: replicates and batch.
+      epochs: of each replicate.
       examples: of an epoch.
     """
-    milliseconds = _STEP.get(study.model, {}).get(jax.default_backend())
-    if milliseconds is None:
-        return None
-    return networks * epochs * (examples // study.batch) * milliseconds * study.batch / 128 / 3.6e6
+    return study.replicates * epochs * (examples // study.batch) * step.milliseconds / 3.6e6
 
 
 def _memory(running: Running) -> float:

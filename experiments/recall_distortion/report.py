@@ -22,14 +22,14 @@ from jprune.recall.report import figures
 from jprune.recall.report.headline import headline
 
 
-def write(folder: Path, study: Study, console: Console, beside: Sequence[Path] = ()) -> dict[Coefficients, Evidence]:
+def write(folder: Path, study: Study, console: Console, compare: Sequence[Path] = ()) -> dict[Coefficients, Evidence]:
     """Write tables, figures and the HTML page into the study's folder, and print the findings.
 
     Args:
       folder: of the study.
       study: its settings; coefficients for which no replicate has completed every stage are left out.
       console: where to print the table and, in the last lines, the findings.
-      beside: folders of other studies to compare with.
+      compare: folders of other studies to compare with.
 
     Returns:
       The evidence by coefficients.
@@ -54,11 +54,11 @@ def write(folder: Path, study: Study, console: Console, beside: Sequence[Path] =
     for panel, audit in panels.items():
         place = f"figures/{panel.replace(', ', '-').replace(' ', '-')}"
         pictures |= {f"{place}/{name}": picture for name, picture in audit.figures().items() if name != "boxes"}
-    others = _beside(beside)
+    others = _other_audits(compare)
     if others:
         audits = {f"{study.model} on {study.dataset}": next(iter(found.values())).audit, **others}
-        tables["beside"] = jprune.recall.compare(audits)
-        pictures["beside"] = figures.alpha_boxes(audits)
+        tables["comparison"] = jprune.recall.compare(audits)
+        pictures["comparison"] = figures.alpha_boxes(audits)
     ours = {f"{study.model} on {study.dataset}, {name}": audit for name, audit in panels.items()}
     tables["accuracy"] = _dense_accuracy(ours | others)
     for name, table in tables.items():
@@ -171,7 +171,7 @@ def _gathered(folder: Path, study: Study) -> tuple[Truth, dict[Coefficients, Evi
     return truth, found
 
 
-def _beside(folders: Sequence[Path]) -> dict[str, Audit]:
+def _other_audits(folders: Sequence[Path]) -> dict[str, Audit]:
     """The audits of other studies, at the first coefficients of each, by name."""
     audits = {}
     for folder in folders:
@@ -181,7 +181,7 @@ def _beside(folders: Sequence[Path]) -> dict[str, Audit]:
         other, _ = recorded
         name = f"{other.model} on {other.dataset}, {folder.name}"
         if name in audits:
-            raise ValueError(f"beside={tuple(folders)}: two studies are both called {name!r}; rename a folder")
+            raise ValueError(f"compare={tuple(folders)}: two studies are both called {name!r}; rename a folder")
         _, gathered = _gathered(folder, other)
         audits[name] = next(iter(gathered.values())).audit
     return audits

@@ -67,6 +67,7 @@ class Laboratory(NamedTuple):
       nonzero: params -> number of prunable weights that are not zero.
       activity: (params, stats, index) -> fractions of the hidden units that are dead and that are linear,
         on the first 500 training examples.
+      step_time: of one replicate, if known.
     """
 
     study: Study
@@ -89,6 +90,7 @@ class Laboratory(NamedTuple):
     predict: Program
     nonzero: Program
     activity: Program
+    step_time: placement.StepTime | None
 
 
 def equip(
@@ -152,6 +154,7 @@ def equip(
         finetune={float(c): phase(plan.finetune_recipe(study, c)) for c in study.finetune_jumpstart},
         keep={ratio: np.asarray(count, np.int32) for ratio, count in keep.items()},
         predict=phases.compile_predict(task, placed, len(dataset.test.labels)),
+        step_time=placement.step_time(study, dataset, task),
         **_programs(study, task, placed, where, prune=_pruning(study, task, dataset, template, where)),
     )
 

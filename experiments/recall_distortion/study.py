@@ -261,7 +261,7 @@ def status(folder: Path, study: Study) -> None:
 
 def report(folder: Path, study: Study, running: Running) -> dict[Coefficients, Evidence]:
     """Rebuild tables and figures from the stored results, and print the findings in the last lines."""
-    return reporting.write(folder, study, Console(width=None if sys.stdout.isatty() else 120), running.beside)
+    return reporting.write(folder, study, Console(width=None if sys.stdout.isatty() else 120), running.compare)
 
 
 def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, source: str) -> str:
@@ -277,9 +277,8 @@ def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, sour
         + (f"; {source}" if source else ""),
         f"pruned: {', '.join(runner.prunable_paths(lab))}",
     ]
-    estimate = placement.hours(study, study.replicates, epochs, examples)
-    if estimate is not None and estimate > 1 / 60:
-        lines.append(f"about {duration(3600 * estimate)} in total by the measured time of a step; first it compiles")
-    else:
-        lines.append("the first epoch of each stage includes compiling it")
+    estimate = 0.0 if lab.step_time is None else placement.hours(lab.step_time, study, epochs, examples)
+    if lab.step_time is not None and estimate > 1 / 60:
+        lines.append(f"about {duration(3600 * estimate)} in total, {lab.step_time.source}")
+    lines.append("the first epoch of each stage includes compiling it")
     return "\n".join(lines)

@@ -23,6 +23,7 @@ from experiments.recall_distortion import config, oneshot, placement, plan, pres
 from experiments.recall_distortion.config import Running, Study
 from experiments.recall_distortion.plan import Coefficients, Known, PruningTarget
 from experiments.storage import store
+from experiments.training import tasks
 
 PAPER = ["mnist-lenet", "fashion-lenet", *(f"cifar10-resnet{d}" for d in (20, 32, 44, 56, 110)), "cifar100-resnet56"]
 SHORT = "cifar10-resnet20-short"
@@ -117,7 +118,7 @@ def test_a_name_is_registered_once():
 def test_settings_survive_json():
     study = dataclasses.replace(presets.get("demo"), classes=("x",), limit=3, image_size=(8, 9), model_options=("a=1",))
     assert config.study_from_json(json.loads(json.dumps(commands.to_json(study)))) == study
-    running = Running(out=Path("a"), data_dir=Path("b"), beside=(Path("c"),), chunk=4, form="map")
+    running = Running(out=Path("a"), data_dir=Path("b"), compare=(Path("c"),), chunk=4, form="map")
     assert config.running_from_json(json.loads(json.dumps(commands.to_json(running)))) == running
 
 
@@ -131,9 +132,15 @@ def test_the_settings_of_earlier_layouts_are_read():
         "chunk": 30,
         "out": "runs/a",
         "list": False,
+        "beside": ["runs/b"],
     }
     assert config.study_from_json(earlier) == Study(ratios=(1, 5))
-    assert config.running_from_json(earlier) == Running(out=Path("runs/a"), chunk=30)
+    assert config.running_from_json(earlier) == Running(out=Path("runs/a"), chunk=30, compare=(Path("runs/b"),))
+
+
+def test_the_earlier_name_of_an_option_is_understood():
+    command = recall_distortion.parse(["--out", "a", "--beside", "b", "c"])
+    assert command.running.compare == (Path("b"), Path("c"))
 
 
 def test_the_options_of_a_command_are_a_study_and_a_way_of_running_it():
@@ -277,8 +284,23 @@ def test_the_form_is_stated_for_each_backend(monkeypatch):
 
 def test_hours_are_those_of_the_measured_steps():
     study = Study(model="lenet")  # 1.7 ms a step of 128 on a CPU
-    assert placement.hours(study, 30, 10, 128_000) == pytest.approx(30 * 10 * 1000 * 1.7e-3 / 3600)
-    assert placement.hours(dataclasses.replace(study, model="vgg11"), 30, 10, 128_000) is None
+    data = datasets.load("digits")
+    step = placement.step_time(study, data, tasks.classification(data, "lenet"))
+    assert step == (1.7, "by the measured time of a step")
+    assert placement.hours(step, study, 10, 128_000) == pytest.approx(30 * 10 * 1000 * 1.7e-3 / 3600)
+
+
+def test_the_step_of_another_model_is_estimated_from_its_operations(monkeypatch):
+    """A dense layer of 64 x 100 and one of 100 x 10: two operations a weight and example, and few others."""
+    data, options = datasets.load("digits"), {"depth": 1, "width": 100}
+    task = tasks.classification(data, "dense", options=options)
+    study = Study(model="dense", model_options=("depth=1", "width=100"), batch=256)
+    step = placement.step_time(study, data, task)
+    products = 2 * 128 * (64 * 100 + 100 * 10)
+    assert step.milliseconds == pytest.approx(1.7 * products / 5.36e7 * 256 / 128, rel=0.1)
+    assert step.source == "estimated from floating-point operations and the measured time of lenet"
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert placement.step_time(study, data, task) is None
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal():
@@ -301,6 +323,21 @@ def test_progress_on_a_terminal_names_the_stage():
         shown.advance(4)
     assert "magnitude, t = 2" in out.getvalue()
     assert "4/8" in out.getvalue().replace("\x1b[0m", "").replace("\x1b[32m", "")
+
+
+def test_a_terminal_of_80_columns_shows_the_rates(monkeypatch):
+    """Epochs of 10 s, 100 steps and 400 examples each."""
+    out = io.StringIO()
+    with progress.progress(177_000, "epochs", console=Console(file=out, force_terminal=True, width=80)) as shown:
+        shown.stage("magnitude, t = 2")
+        now = progress.time.monotonic()
+        for epoch in (1, 2):
+            monkeypatch.setattr(progress.time, "monotonic", lambda now=now + 10 * epoch: now)
+            shown.advance(1, 100, 400)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", out.getvalue()).replace("\r", "\n").splitlines()
+    assert "compiling; rates follow" in plain
+    assert "10 steps/s, 40 examples/s" in plain
+    assert max(map(len, plain)) <= 80
 
 
 def test_a_log_has_rates_and_the_time_left(monkeypatch):

@@ -247,12 +247,12 @@ def test_the_report_comes_from_the_store_alone(folder, study, capsys, monkeypatc
 
 @pytest.mark.slow
 def test_studies_side_by_side_are_tested_and_tabled(folder, study, tmp_path):
-    """This study at coefficient 0.1 beside the recorded one at its first, 0: Welch's t by scipy."""
+    """This study at coefficient 0.1 against the recorded one at its first, 0: Welch's t by scipy."""
     shutil.copytree(folder / "store", tmp_path / "store")
     here = dataclasses.replace(study, jumpstart=(0.1,))
-    report.write(tmp_path, here, Console(file=io.StringIO()), beside=(folder,))
+    report.write(tmp_path, here, Console(file=io.StringIO()), compare=(folder,))
     alphas = pd.read_csv(folder / "alphas.csv").groupby(["jumpstart", "score", "ratio"])["alpha"].apply(list)
-    table = pd.read_csv(tmp_path / "beside.csv")
+    table = pd.read_csv(tmp_path / "comparison.csv")
     assert len(table) == 2 * 2  # scores, ratios
     other = f"mlp on digits, {folder.name}"
     for row in table.itertuples():
@@ -262,11 +262,11 @@ def test_studies_side_by_side_are_tested_and_tabled(folder, study, tmp_path):
         assert row.p == pytest.approx(p, rel=1e-9)
         assert row.p_bonferroni == pytest.approx(min(1, 2 * p), rel=1e-9)
     assert pd.read_csv(tmp_path / "accuracy.csv")["audit"].tolist() == ["mlp on digits, jumpstart 0.1", other]
-    assert (tmp_path / "beside.png").exists()
+    assert (tmp_path / "comparison.png").exists()
     with pytest.raises(ValueError, match="two studies are both called 'mlp on digits, small'"):
-        report.write(tmp_path, here, Console(file=io.StringIO()), beside=(folder, folder))
+        report.write(tmp_path, here, Console(file=io.StringIO()), compare=(folder, folder))
     with pytest.raises(store.StoreError, match=r"nowhere has no config\.json: no study was run there"):
-        report.write(tmp_path, here, Console(file=io.StringIO()), beside=(tmp_path / "nowhere",))
+        report.write(tmp_path, here, Console(file=io.StringIO()), compare=(tmp_path / "nowhere",))
 
 
 def test_the_second_run_trains_nothing(folder, study, monkeypatch):
