@@ -65,6 +65,7 @@ def write(
         if grid.kind == "tables":
             continue
         tables += by_size(dataset, labelled, theirs)
+        tables += best(dataset, labelled) if grid.kind == "images" else []
         for name, figure in figures.of_grid(dataset, labelled, theirs, mine["floor"].iloc[0]).items():
             files.write_figure(folder / f"{dataset}-{name}.png", figure)
     if statuses is not None:
@@ -212,6 +213,43 @@ def by_size(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> I
                 _published_name(", ours / published", dataset, mine) if known else ""
             )
             yield Printed(title, ["depth \\ width", *map(str, widths)], rows)
+
+
+def best(dataset: str, cells: pd.DataFrame) -> list[Printed]:
+    """The best method of each size, and how often each is the best and better than relu, by validation accuracy.
+
+    Accuracies are means over seeds. A method is compared with relu at the same learning rate; methods that share the
+    largest accuracy of a size are all the best.
+    """
+    if cells["label"].nunique() < 2:
+        return []
+    score = cells.pivot_table(index=["depth", "width"], columns="label", values="val_acc")
+    score = score[list(dict.fromkeys(cells["label"]))]
+    highest = score.eq(score.max(axis=1), axis=0)
+    rows = []
+    for name in score:
+        mine = cells[cells["label"] == name].iloc[0]
+        same = cells[(cells["method"] == "relu") & (cells["lr"] == mine["lr"] if "lr" in cells else True)]
+        baseline = None if mine["method"] == "relu" or same.empty else score[same["label"].iloc[0]]
+        pairs = pd.DataFrame() if baseline is None else pd.concat([score[name], baseline], axis=1).dropna()
+        better = f"{int((pairs.iloc[:, 0] > pairs.iloc[:, 1]).sum())} of {len(pairs)}" if len(pairs) else ""
+        rows.append([str(name), str(score[name].count()), str(highest[name].sum()), better])
+    counts = Printed(f"{dataset}: sizes in which a method is the best", ["", "sizes", "best", "better than relu"], rows)
+    widths = sorted(cells["width"].unique())
+    each = []
+    for depth in sorted(cells["depth"].unique()):
+        row = [str(depth)]
+        for width in widths:
+            if (depth, width) not in score.index:
+                row.append("")
+                continue
+            names = ", ".join(map(str, highest.columns[highest.loc[depth, width]]))
+            row.append(f"{_number(score.loc[(depth, width)].max())} {names}")
+        each.append(row)
+    sizes = Printed(
+        f"{dataset}: largest validation accuracy and its method", ["depth \\ width", *map(str, widths)], each
+    )
+    return [counts, sizes]
 
 
 def contest(cells: pd.DataFrame) -> list[Printed]:

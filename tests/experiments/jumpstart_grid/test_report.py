@@ -101,6 +101,37 @@ def test_wins_draws_and_losses_are_counted_over_data_sets_and_seeds():
     assert means.rows == [["baseline", ".55", ".40", ".00", "-0.300"], ["skip", ".75", ".80", "1.00", "0.000"]]
 
 
+def test_the_best_method_of_each_size_is_found_and_counted_against_relu_at_its_rate():
+    """Two sizes. At (10, 2) norm wins at .1; at (10, 4) relu at .1 and norm at .01 tie, and norm at .1 has not run."""
+    names = [("relu", 0.1), ("norm:1", 0.1), ("relu", 0.01), ("norm:1", 0.01)]
+    accuracies = {2: [0.5, 0.75, 0.5, 0.25], 4: [0.75, None, 0.5, 0.75]}
+    rows = [(m, lr, w, a) for w, row in accuracies.items() for (m, lr), a in zip(names, row, strict=True) if a]
+    table = _cells(
+        **{
+            name: list(column)
+            for name, column in zip(["method", "lr", "width", "val_acc"], zip(*rows, strict=True), strict=True)
+        }
+    )
+    counts, sizes = report.best("cifar10", report.label(table.assign(replicate=0)))
+    assert counts.rows == [
+        ["relu, lr 0.1", "2", "1", ""],
+        ["norm:1, lr 0.1", "1", "1", "1 of 1"],
+        ["relu, lr 0.01", "2", "0", ""],
+        ["norm:1, lr 0.01", "2", "1", "1 of 2"],
+    ]
+    assert sizes.rows == [["10", ".75 norm:1, lr 0.1", ".75 relu, lr 0.1, norm:1, lr 0.01"]]
+    assert report.best("cifar10", report.label(table[table["method"] == "none"])) == []
+
+
+def test_the_published_cifar_cells_are_compared_with_ours():
+    theirs = report.published("cifar10")
+    assert len(theirs) == 18
+    ours = _cells(dataset="cifar10", method=["UP"], width=[10], depth=[40], train_acc=[0.7], val_acc=[0.5])
+    train, val, _ = report.by_size("cifar10", report.label(ours), theirs)
+    assert (train.title, train.rows) == ("cifar10, UP: training accuracy, ours / published", [["40", ".70 / .68"]])
+    assert val.rows == [["40", ".50 / .53"]]
+
+
 def test_alpha_of_pruned_networks_is_the_audit_s():
     """Dense right 9 and 7 of 10, pruned 7 and 5: alpha 4/3, as jprune.recall says of these counts."""
     rows = [("dense", 1.0, "9 7", 0.0), ("baseline", 2.0, "7 5", 0.25), ("jumpstart", 2.0, "7 5", 0.5)]

@@ -41,7 +41,9 @@ def test_the_moons_presets_plan_every_cell_once(name, networks):
     assert len(each) == len(set(each)) == networks
 
 
-@pytest.mark.parametrize(("name", "stages"), [("mnist", 90), ("cifar10", 210), ("cifar100", 80), ("uci", 20)])
+@pytest.mark.parametrize(
+    ("name", "stages"), [("mnist", 90), ("cifar10", 210), ("cifar10-notebook", 21), ("cifar100", 80), ("uci", 20)]
+)
 def test_the_other_presets_plan_every_network(name, stages):
     grid = presets.get(name)
     planned = runner.ENGINES[grid.kind].plan(grid)
