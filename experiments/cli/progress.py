@@ -32,9 +32,7 @@ class _Meter:
 
     def __init__(self, total: int):
         self.began, self.total, self.done = time.monotonic(), max(total, 1), 0
-        self.rate = 0.0  # units a second, over all stages, without compiling
         self.start_stage()
-        self._units, self._seconds = 0, 0.0
 
     def start_stage(self) -> None:
         self.last, self.reports, self.steps, self.examples, self.seconds = time.monotonic(), 0, 0, 0, 0.0
@@ -46,8 +44,6 @@ class _Meter:
             self.seconds += now - self.last
             self.steps += steps
             self.examples += examples
-            self._units += units
-            self._seconds += now - self.last
         self.last, self.reports = now, self.reports + 1
 
     def rates(self) -> str:
@@ -57,10 +53,10 @@ class _Meter:
         return f"{self.steps / self.seconds:,.0f} steps/s, {self.examples / self.seconds:,.0f} examples/s"
 
     def remaining(self) -> str:
-        """The time left at the rate so far; empty if there is no rate yet."""
-        if not self._units:
+        """The time left at the pace so far, compiling included; empty before the first report."""
+        if not self.done:
             return ""
-        return f"{duration((self.total - self.done) * self._seconds / self._units)} left"
+        return f"{duration((self.total - self.done) * (time.monotonic() - self.began) / self.done)} left"
 
 
 def duration(seconds: float) -> str:

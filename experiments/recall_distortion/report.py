@@ -102,7 +102,7 @@ def findings(study: Study, found: Mapping[Coefficients, Evidence], across: pd.Da
 
 
 def _alpha_sentence(audit: Audit) -> str:
-    """For how many scores and ratios the interval of alpha excludes 1."""
+    """Scores and ratios at which the interval of alpha excludes 1."""
     rows = audit.summary[audit.summary["ratio"] != 1]
     signs = {"above": rows[rows["alpha_mark"] == ">"], "below": rows[rows["alpha_mark"] == "<"]}
     named = [
@@ -112,23 +112,32 @@ def _alpha_sentence(audit: Audit) -> str:
     ]
     clear = sum(map(len, signs.values()))
     if not clear:
-        return f"None of the 99 % intervals of alpha for {len(rows)} prunings excludes 1."
+        which = "The 99 % interval of alpha contains 1" if len(rows) == 1 else "Every 99 % interval of alpha contains 1"
+        return f"{which} ({_count(len(rows), 'pruning')})."
     rest = "" if clear == len(rows) else f" The other {len(rows) - clear} intervals contain 1."
-    return f"The 99 % interval of alpha lies {'; '.join(named)} ({clear} of {len(rows)} prunings).{rest}"
+    return f"The 99 % interval of alpha lies {'; '.join(named)} ({clear} of {_count(len(rows), 'pruning')}).{rest}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _jumpstart_sentence(across: pd.DataFrame) -> str:
-    """Whether the penalty changes alpha."""
+    """Comparisons of alpha between coefficients of the penalty, in a sentence."""
     significant = [
         f"{row['score']} at {row['ratio']:g} ({row['audit']}: alpha {abs(row['difference']):.2f} "
         f"{'higher' if row['difference'] > 0 else 'lower'} than {row['other_audit']})"
         for _, row in across[across["p_bonferroni"] < 0.01].iterrows()
     ]
-    test = f"{len(across)} comparisons of alpha between coefficients (Welch's t, Bonferroni over the ratios, p < .01)"
+    tests = f"{_count(len(across), 'comparison')} of alpha between coefficients"
+    level = "Welch's t, Bonferroni over the ratios, p < .01"
     if not significant:
-        return f"Does the jumpstart penalty change alpha? None of {test} is significant; this does not show equality."
+        return (
+            f"Does the jumpstart penalty change alpha? No significant difference in {tests} ({level}); this does not "
+            "show equality."
+        )
     return (
-        f"Does the jumpstart penalty change alpha? {len(significant)} of {test} are significant: "
+        f"Does the jumpstart penalty change alpha? Significant differences in {len(significant)} of {tests} ({level}): "
         f"{'; '.join(significant)}."
     )
 

@@ -272,8 +272,8 @@ def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, sour
     lines = [
         f"{study.model} on {study.dataset}: {examples} training, {len(dataset.validation.labels)} validation, "
         f"{len(dataset.test.labels)} test examples of shape {dataset.input_shape}",
-        f"{study.replicates} replicates of {epochs} epochs, {lab.chunk} in a program ({lab.placement.form}, "
-        f"{lab.placement.epoch}) on {lab.placement.mesh.size} x {lab.placement.mesh.devices.flat[0].device_kind}"
+        f"{study.replicates} replicates of {epochs} epochs, {min(lab.chunk, study.replicates)} in a program "
+        f"({lab.placement.form}, {lab.placement.epoch}) on {lab.placement.mesh.size} x {lab.placement.mesh.devices.flat[0].device_kind}"
         + (f"; {source}" if source else ""),
         f"pruned: {', '.join(runner.prunable_paths(lab))}",
     ]

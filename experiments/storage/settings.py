@@ -28,11 +28,12 @@ def record(
       module: name of the study's package.
       study: the settings that decide the numbers, as JSON.
       running: the settings that do not, as JSON.
-      model: what is known of the model besides, as JSON.
+      model: shapes of its parameters and what else identifies it, as JSON.
       note: whether to note the command; not if there was nothing to compute.
 
     Returns:
-      The options in which the last study of this folder differed, each as ``name: before -> now``.
+      The options in which the last study of this folder differed, each as ``name: before -> now``; if they are the
+      same, whether the model is another.
 
     Raises:
       StoreError: a file cannot be written, or the settings that are there cannot be read.
@@ -40,6 +41,8 @@ def record(
     before = recorded(folder) or {}
     known = {**before.get("running", {}), **before.get("study", {})} if before else {}
     changed = [f"{name}: {known[name]} -> {value}" for name, value in study.items() if known.get(name, value) != value]
+    if not changed and before.get("model") and model and before["model"] != json.loads(json.dumps(model)):
+        changed.append("the model's code or the shapes of its parameters")
     versions = {name: metadata.version(name) for name in _PACKAGES}
     content = {"study": study, "running": running, "model": model or {}, "versions": versions}
     files.write_json(folder / _LAST, content)

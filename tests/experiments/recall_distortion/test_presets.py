@@ -284,7 +284,9 @@ def test_the_form_is_stated_for_each_backend(monkeypatch):
 
 def test_hours_are_those_of_the_measured_steps():
     study = Study(model="lenet")  # 1.7 ms a step of 128 on a CPU
-    data = datasets.load("digits")
+    rng = np.random.default_rng(0)
+    images = {"x_train": rng.random((40, 28, 28, 1), np.float32), "y_train": np.arange(40) % 2}
+    data = datasets.of_arrays(images)
     step = placement.step_time(study, data, tasks.classification(data, "lenet"))
     assert step == (1.7, "by the measured time of a step")
     assert placement.hours(step, study, 10, 128_000) == pytest.approx(30 * 10 * 1000 * 1.7e-3 / 3600)
