@@ -15,7 +15,7 @@ Action = Literal["run", "status", "report"]
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """Where the results and the data are; none of this changes the numbers."""
+    """Folders of the results and the data, which do not change the numbers."""
 
     out: Path | None = None
     """Folder of the results; runs/PRESET by default."""

@@ -63,7 +63,7 @@ def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions
     if failed:
         raise RuntimeError(
             f"{len(failed)} of {len(jobs)} jobs failed; the first error is in {failed[0].paths.stderr}. Rerun the same "
-            "command to compute what is missing"
+            "command to compute the missing stages"
         )
     subprocess.run([*command, "report"], check=True)
 

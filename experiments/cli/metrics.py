@@ -11,8 +11,8 @@ import pandas as pd
 from experiments.storage import files
 
 Callback = Callable[[str, range, int, Mapping[str, np.ndarray]], None]
-"""Called after each epoch with the stage's title, its replicates, the epoch counted from 1, and metrics by name,
-each with one float32 a replicate. The callback of three lines for another tracker is in docs/how-to/reproduce.md."""
+"""Called after each epoch with the stage's title, its replicates, the epoch counted from 1, and a dict from metric to
+float32 values, one for each replicate. docs/how-to/reproduce.md has the callback of three lines for another tracker."""
 
 
 def to_csv(folder: Path) -> Callback:
@@ -35,7 +35,7 @@ def to_csv(folder: Path) -> Callback:
 def to_tensorboard(folder: Path) -> Callback | None:
     """Write the mean over replicates of each metric as TensorBoard files; None without the extra ``tensorboard``.
 
-    Every stage is a run of its own. A loss that is not finite is left out of the mean.
+    Every stage is a separate run. A loss that is not finite is left out of the mean.
     """
     if importlib.util.find_spec("tensorboardX") is None:
         return None

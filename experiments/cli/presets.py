@@ -1,4 +1,4 @@
-"""Presets: named settings, each made by a function whose docstring says command, cost and what to expect."""
+"""Presets: named settings, each made by a function whose docstring has command, cost and expected results."""
 
 import inspect
 import textwrap
@@ -49,7 +49,7 @@ class Presets(Generic[_Settings]):
         return self._makers[name]()
 
     def describe(self, name: str) -> str:
-        """What a preset is: its command, its cost and the numbers to expect.
+        """Description of a preset: its command, its cost and the expected numbers.
 
         Raises:
           KeyError: no preset has this name.

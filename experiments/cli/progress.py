@@ -77,7 +77,7 @@ def progress(total: int, unit: str, *, quiet: bool = False, console: Console | N
     Args:
       total: units of work.
       unit: name of a unit.
-      quiet: show nothing.
+      quiet: whether to suppress the display.
       console: where to print; standard output by default.
     """
     if quiet:

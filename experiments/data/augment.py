@@ -12,7 +12,7 @@ def normalise(images: jax.Array, mean: jax.Array | np.ndarray, std: jax.Array | 
     Args:
       images: (..., channels), any real dtype.
       mean: (channels,), in the units of the images.
-      std: (channels,), likewise.
+      std: of each channel, (channels,).
 
     Returns:
       (..., channels) float32.

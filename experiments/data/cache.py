@@ -45,7 +45,7 @@ def cached(
       make: makes the arrays.
 
     Returns:
-      Read-only memory-mapped arrays by name.
+      A dict of read-only memory-mapped arrays.
 
     Raises:
       files.StoreError: a file cannot be written; the message names it.

@@ -91,7 +91,7 @@ def load(
     classes: Sequence[int | str] | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> Dataset:
-    """Load a data set by name.
+    """Load a data set.
 
     | name | data |
     |---|---|
@@ -212,7 +212,7 @@ def _assembled(
     validation_fraction: float,
     imbalance: float | None = None,
 ) -> Dataset:
-    """Hold out what is missing, thin out the training set, and compute its moments."""
+    """Split off the missing sets, thin out the training set, and compute its moments."""
     if test is None:
         train, test = _hold_out(train, _TEST_FRACTION, np.random.default_rng((seed, 0)))
     validation = test

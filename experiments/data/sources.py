@@ -67,7 +67,7 @@ def bundled(name: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 def moons() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The 100 points of the jumpstart study, by split: 85 to train on, 15 to validate.
 
-    ``moons.csv`` holds what the authors' notebooks split: ``make_moons(100, noise=None)`` of
+    ``moons.csv`` has the points that the authors' notebooks split: ``make_moons(100, noise=None)`` of
     scikit-learn, divided by its range, to the last bit of float32.
     """
     path = Path(__file__).with_name("moons.csv")
@@ -83,7 +83,7 @@ def moons() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def npz(path: Path) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
-    """Read ``x_train``, ``y_train`` and, if they are there, ``x_test``, ``y_test``, ``class_names`` from an .npz.
+    """Read ``x_train``, ``y_train`` and, if present, ``x_test``, ``y_test``, ``class_names`` from an .npz.
 
     Raises:
       Missing: the file does not exist.
@@ -91,6 +91,8 @@ def npz(path: Path) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
     """
     if not path.is_file():
         raise Missing(f"npz:{path} is not a file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"npz:{path} is not an .npz file; write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -172,16 +174,25 @@ def checked(
 
 def _checked_split(name: str, split: str, inputs: Any, labels: Any) -> Labelled:
     x, y = np.asarray(inputs), np.asarray(labels)
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or (y < 0).any():
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise ValueError(f"{name}: y_{split} has dtype {y.dtype} and shape {y.shape}; it must be integers (examples,)")
-    if len(x) != len(y) or x.ndim not in (2, 3, 4) or not (np.issubdtype(x.dtype, np.number) or x.dtype == bool):
+    if (y < 0).any():
+        raise ValueError(f"{name}: y_{split} has the label {y.min()}; number the classes from 0")
+    if x.ndim and len(x) != len(y):
+        raise ValueError(
+            f"{name}: x_{split} has {len(x)} examples and y_{split} has {len(y)} labels; they must be as many"
+        )
+    if x.ndim not in (2, 3, 4) or not (np.issubdtype(x.dtype, np.number) or x.dtype == bool):
         raise ValueError(
             f"{name}: x_{split} has dtype {x.dtype} and shape {x.shape}; it must be numbers of shape "
             f"({len(y)}, features), ({len(y)}, height, width) or ({len(y)}, height, width, channels)"
         )
     x = x if x.dtype == np.uint8 and x.ndim > 2 else x.astype(np.float32)
     if not np.isfinite(x).all():
-        raise ValueError(f"{name}: x_{split} has values that are not finite")
+        place = ", ".join(map(str, np.argwhere(~np.isfinite(x))[0]))
+        raise ValueError(
+            f"{name}: x_{split} has values that are not finite, the first at [{place}]; fill them or drop the rows"
+        )
     return x[..., None] if x.ndim == 3 else x, y.astype(np.int32)
 
 
@@ -308,14 +319,14 @@ def _builder(name: str, data_dir: Path | None) -> Any:
             import tensorflow_datasets  # noqa: PLC0415 an extra, and slow to import
 
             if module:
-                importlib.import_module(module)  # registers a builder of your own
+                importlib.import_module(module)  # registers a user-defined builder
         except ImportError as error:
             raise ImportError(f"{name} is read with tensorflow-datasets: pip install 'jprune[experiments]'") from error
         try:
             return tensorflow_datasets.builder(name, data_dir=data_dir)
         except tensorflow_datasets.core.registered.DatasetNotFoundError as error:
             raise ValueError(
-                f"{name!r} is not a data set of TFDS {tensorflow_datasets.__version__}; for a builder of your own, "
+                f"{name!r} is not a data set of TFDS {tensorflow_datasets.__version__}; for your own builder, "
                 "import its module first: tfds:package.module:NAME"
             ) from error
 
@@ -334,7 +345,7 @@ def _records(source: Sequence[Any], keys: tuple[str, str]) -> Iterator[Encoded]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the log messages of TFDS and the warnings of what it imports."""
+    """Suppress the log messages and warnings of TFDS and its imports."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

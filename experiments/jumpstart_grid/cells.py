@@ -1,6 +1,6 @@
-"""What the grids of networks share: planned stages, methods by name, and the table row of a network.
+"""Shared by the grids: planned stages, methods, and the table row of a network.
 
-How a network is trained is in the module of its grid.
+Training is in the module of each grid.
 """
 
 import dataclasses
@@ -35,15 +35,15 @@ class Setup:
 
     Attributes:
       dataset: as ``experiments.data.datasets`` names it.
-      method: a technique of the grid, with its coefficient behind a colon if it has one of its own.
+      method: a technique of the grid, followed by a colon and its coefficient if that is not the grid's.
       depth: hidden layers, or convolutions.
       width: units, or channels, of each.
       epochs: passes over the training examples.
       lr: learning rate of Adam.
-      batch: examples a step; the last step of an epoch takes what is left.
+      batch: examples a step; the last step of an epoch takes the remaining examples.
       coefficient: lambda.
-      fingerprint: of the content of a data set from a file or folder; None for those with a name.
-      prune: ratios to which the trained network is pruned; None for not at all.
+      fingerprint: of the content of a data set from a file or folder; None for named data sets.
+      prune: ratios to which the trained network is pruned, or None.
     """
 
     dataset: str
@@ -68,7 +68,7 @@ class Setup:
 
 
 def fingerprint_of(dataset: str) -> str | None:
-    """A checksum of a data set from a file or folder, whose content can change; None for those with a name.
+    """A checksum of a data set from a file or folder, whose content can change; None for named data sets.
 
     Raises:
       ValueError: the data cannot be read.
@@ -100,7 +100,7 @@ def coefficient_of(method: str, default: float, penalized: Mapping[str, bool]) -
     """
     name, colon, number = method.partition(":")
     if name not in penalized:
-        raise ValueError(f"method {method!r}: {name!r} is none of {', '.join(penalized)}")
+        raise ValueError(f"method {method!r}: {name!r} must be one of {', '.join(penalized)}")
     if colon and not penalized[name]:
         raise ValueError(f"method {method!r}: {name!r} has no penalty and takes no coefficient")
     try:

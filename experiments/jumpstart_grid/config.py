@@ -1,4 +1,4 @@
-"""Settings of a jumpstart grid: what is computed, which is hashed, and how it is run, which is not."""
+"""Settings of a jumpstart grid. Those that decide the numbers are hashed; those of how it runs are not."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class CellOptions:
     datasets: tuple[str, ...] = ("moons",)
     """Data sets: moons for kind moons; for the others digits, mnist, cifar10, cifar100, iris, wine, table:FILE, ..."""
     methods: tuple[str, ...] = ("relu", "UP")
-    """Techniques; a coefficient of its own follows a colon, such as UP:0.1.
+    """Techniques; a separate coefficient follows a colon, such as UP:0.1.
     moons: relu, relu-bn (batch normalization), P, U, UP (slacks of points, units, both), UP-zero (dropout too).
     images: relu, relu-bn, UP, norm, mean (aggregates).
     tables: baseline, jumpstart, batchnorm, skip, gelu."""
@@ -41,8 +41,8 @@ class CellOptions:
     """moons, images: also prune the trained networks by magnitude to these ratios, prunable weights over weights kept,
     without fine-tuning; pruned.csv has their training accuracies."""
     groups: tuple[str, ...] = ("1-5", "10", "15", "20", "25")
-    """moons: ranges of widths FROM-TO that share a program, padded to the widest; any other width has a program of
-    its own."""
+    """moons: ranges of widths FROM-TO that share a program, padded to the widest; any other width has a separate
+    program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Grid(GridTrainingOptions, CellOptions):
 
 @dataclasses.dataclass(frozen=True)
 class GridRunning(RunOptions):
-    """How the grid runs; none of this changes the numbers."""
+    """How the grid runs; these options do not change the numbers."""
 
     table: Path | None = None
     """With report: read the cells from this CSV instead of the stored stages."""
@@ -117,19 +117,19 @@ class GridCommand:
     """Train a grid of networks, thin and deep, with and without the jumpstart penalty.
 
     Cells that fit in one compiled program are a stage, stored when it is done. To resume a killed run, rerun
-    its command. Each processor core, or accelerator, computes a stage of its own.
+    its command. Each processor core, or accelerator, computes a different stage.
 
     Examples, after python -m experiments.jumpstart_grid:
       --list                                              the presets: cost, what to expect
       --preset moons-subset --depths 1 10 --epochs 500    a trial
       --preset moons --shard 0/4                          a quarter of the stages, into the same folder
-      status --out runs/moons                             what is done
+      status --out runs/moons                             completed stages
       report --preset moons --table moons.csv             tables and figures of cells from a file
     """
 
     action: Positional = "run"
-    """run: compute what is missing, then report. status: list what is done. report: rebuild tables and figures
-    from the stored results, or from --table."""
+    """run: compute the missing stages, then report. status: list the completed stages. report: rebuild tables and
+    figures from the stored results, or from --table."""
     preset: str = "moons-subset"
     """Settings that are the defaults of all other options; --list shows them."""
     list: Flag = False

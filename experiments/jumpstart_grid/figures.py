@@ -14,7 +14,7 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 
 
 def of_grid(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None, floor: float) -> dict[str, Figure]:
-    """The figures of a width x depth grid, by name.
+    """A dict of the figures of a width x depth grid.
 
     Args:
       dataset: for the titles.

@@ -39,7 +39,7 @@ SMALL_STEPS = False
 
 
 class ImageMethod(NamedTuple):
-    """What a technique adds: batch normalization, or a penalty with these options."""
+    """A technique: batch normalization, or a penalty with these options."""
 
     normalized: bool = False
     penalty: dict[str, Any] | None = None

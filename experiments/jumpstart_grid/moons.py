@@ -1,7 +1,7 @@
 """The moons grid: thin deep networks on 85 points, all widths of a depth in a few programs.
 
 As in the authors' notebooks: full-batch Adam, binary cross-entropy, Glorot-uniform kernels, zero biases,
-and the penalty of the hidden layers only. Inferred settings are marked as such in ``thin_stack`` and
+and the penalty of the hidden layers only. Inferred settings are marked in ``thin_stack`` and
 ``thin_networks``.
 """
 

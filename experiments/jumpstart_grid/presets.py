@@ -1,4 +1,4 @@
-"""The jumpstart grids by name, and what to expect of each.
+"""Presets of the jumpstart grids, with their cost and expected results.
 
 Settings follow Riera, Rey, Serra, Puertas, Pujol, "Training Thinner and Deeper Neural Networks: Jumpstart
 Regularization", CPAIOR 2022 (arXiv 2201.12795), and Riera, Puertas, Pujol, "Unit-Centric Regularization

@@ -34,7 +34,7 @@ class _Stopped(Exception):
 
 
 def run(folder: Path, grid: Grid, running: GridRunning, cluster: ClusterOptions | None = None) -> None:
-    """Compute what is missing of a grid or of this run's part of it, then report.
+    """Compute the missing stages of a grid, or of this run's part of it, then report.
 
     Raises:
       StoreError: the results cannot be written, or stages are missing at the end.
@@ -172,7 +172,7 @@ def collect(folder: Path, grid: Grid, name: str) -> pd.DataFrame:
 def _devices(engine: ModuleType) -> list[jax.Device]:
     """The devices to compute on: accelerators, or a CPU device for each core if the engine's steps are small.
 
-    Steps of some milliseconds gain nothing from a second thread, but two stages at once do.
+    Steps of some milliseconds are not faster with a second thread, but two stages at once are.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if engine.SMALL_STEPS:

@@ -268,7 +268,7 @@ def forward_alone(
       index: of the run among them.
       run: its width.
       inputs: (2, examples).
-      masks: which weights of ``kernels_alone`` to keep; None for all.
+      masks: which weights of ``kernels_alone`` to keep; all by default.
 
     Returns:
       The inputs of the ReLUs, channels last: (depth, examples, positions, 1, width); and the logits

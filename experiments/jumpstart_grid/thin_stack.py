@@ -108,7 +108,7 @@ class HiddenLayers(NamedTuple):
 
 
 class LayerContext(NamedTuple):
-    """What the layers need besides their weights, without a gradient.
+    """Inputs of the layers that have no gradient.
 
     Attributes:
       real: which units are not padding, (runs, units) bool; None if all are real.

@@ -115,7 +115,7 @@ def column_sums(x: jax.Array, narrow: bool = False) -> jax.Array:
     """Sum over all axes but the last, (..., channels) -> (channels,).
 
     On a CPU as a product with ones, since XLA's reduction over leading axes takes several times as long; where
-    ``batch_last`` convolutions come before and after it (``narrow``), over what is last in memory.
+    ``batch_last`` convolutions come before and after it (``narrow``), over the last axis in memory.
     """
 
     def on_cpu(x: jax.Array) -> jax.Array:
@@ -208,7 +208,7 @@ def _canonical_gradients(
 
     The input's is the convolution of ``dy``, spread out by the strides, with the kernel turned round.
     The kernel's is the convolution of ``x``, its channels as the batch, with ``dy`` as the kernel:
-    batch and positions are what is summed over.
+    batch and positions are the axes summed over.
     """
     spread = [s * (n - 1) + 1 for s, n in zip(strides, dy.shape[1:3], strict=True)]
     sizes = list(zip(x.shape[1:3], kernel.shape[:2], spread, pads, strict=True))
@@ -274,7 +274,7 @@ def _patch_product_gradients(
 
 
 def _tap_sums(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
-    """One fused loop for each output channel: it reads the input, and writes nothing but the output."""
+    """One fused loop for each output channel: it reads the input and writes only the output."""
     size, taps = kernel.shape[:2], kernel.reshape(-1, *kernel.shape[2:])
     rows, columns = (n + sum(pad) - k + 1 for n, k, pad in zip(x.shape[1:3], size, pads, strict=True))
     padded = jnp.pad(_to_batch_last(x), ((0, 0), *pads, (0, 0)))

@@ -1,4 +1,4 @@
-"""The networks of the studies, in Flax NNX, by name.
+"""Built-in networks of the studies, in Flax NNX.
 
 The output layer of every model is called ``head``, so that a study can leave it dense with
 ``jprune.by_path(exclude=r"^head/")``. Statistics of batch normalization are ``nnx.BatchStat`` variables,

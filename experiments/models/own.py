@@ -1,4 +1,4 @@
-"""Models of your own: a class in any importable module, Flax NNX or Linen, from images to logits."""
+"""User-defined models: a class in any importable module, Flax NNX or Linen, from images to logits."""
 
 import hashlib
 import importlib
@@ -51,12 +51,12 @@ def spec(model: Any) -> str:
 def create(
     cls: Callable[..., Any], *, num_classes: int, input_shape: tuple[int, ...], rngs: nnx.Rngs, **given: Any
 ) -> Any:
-    """Call a model class with its options, and with what it asks for by name.
+    """Instantiate a model class with its options and those of our arguments that its signature names.
 
     Args:
       cls: a Linen module class, or an NNX module class or function that takes ``rngs``.
       num_classes: passed if the class has an argument ``num_classes`` that no option sets.
-      input_shape: shape of one example; likewise passed only if the class asks for it.
+      input_shape: shape of one example; passed only if the signature names it.
       rngs: random keys of the initializers, for NNX.
       **given: the model's options.
 

@@ -1,4 +1,4 @@
-"""Settings of a recall-distortion study: what is computed, which is hashed, and how it is run, which is not."""
+"""Settings of a recall-distortion study. Those that decide the numbers are hashed; those of how it runs are not."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -105,7 +105,8 @@ class PruningOptions:
     min_keep: int = 0
     """Number of weights that every prunable layer keeps at least; the total stays the same."""
     scores: tuple[Score, ...] = ("magnitude", "gradient", "undecayed", "random")
-    """Weight importance scores. undecayed-signed: as the published runs computed it; keeps more than asked."""
+    """Weight importance scores. undecayed-signed: as the published runs computed it; keeps more weights than
+    requested."""
     gradient_batches: int = 1
     """Number of training batches over which the gradient of a score is averaged."""
     gradient_mode: Literal["train", "eval"] = "train"
@@ -133,7 +134,7 @@ class PruningOptions:
         if self.min_keep and "undecayed-signed" in self.scores:
             raise ValueError(
                 f"min_keep={self.min_keep} does not apply to the score undecayed-signed, which keeps more weights than "
-                "asked; remove it from scores"
+                "requested; remove it from scores"
             )
 
 
@@ -172,7 +173,7 @@ class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Running(RunOptions):
-    """How the study runs; none of this changes the numbers beyond float rounding."""
+    """How the study runs. These options change the numbers by float rounding at most."""
 
     chunk: int | None = None
     """Replicates in one program; by default as many as fit the memory."""
@@ -207,13 +208,13 @@ class Command:
       --preset mnist-lenet --limit 1000 --epochs 2 --finetune-epochs 1 --replicates 3     a trial
       --model my_models:Net --model-options depth=4 --prunable '^blocks/' --dataset npz:my_data.npz
       --preset mnist-lenet --shard 0/4         a quarter of the replicates, into the same folder
-      status --out runs/mnist-lenet            what is done
+      status --out runs/mnist-lenet            completed replicates
       report --out runs/mnist-lenet --compare runs/fashion-lenet         compare two studies
     """
 
     action: Positional = "run"
-    """run: compute what is missing, then report. status: list what is done. report: rebuild tables and figures
-    from the stored results."""
+    """run: compute the missing stages, then report. status: list the completed stages. report: rebuild tables and
+    figures from the stored results."""
     preset: str = "demo"
     """Settings that are the defaults of all other options; --list shows them."""
     list: Flag = False

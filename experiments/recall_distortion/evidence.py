@@ -77,9 +77,9 @@ def gather(folder: Path, study: Study, truth: Truth, penalty: Coefficients) -> E
 
 
 def _incomplete(folder: Path, stages: list[tuple[StudyStage, pd.DataFrame]], penalty: Coefficients) -> Incomplete:
-    """Why there is nothing to report, and what to do."""
+    """The message where no replicate is complete: the reason, and what to do."""
     stopped = pd.concat([_stopped(stage, table) for stage, table in stages]) if stages else ()
-    advice = "the action 'status' lists what is done, and 'run' computes the rest"
+    advice = "the action 'status' lists the completed stages, and 'run' computes the others"
     if len(stopped):
         first = stopped.iloc[0]
         advice = (

@@ -115,11 +115,11 @@ def prune(
 
     Args:
       params: of one replicate.
-      scores: a tree like ``params``, None where nothing is prunable.
+      scores: a tree like ``params``, None in place of leaves that are not prunable.
       keep: int32 scalar, number of prunable weights to keep; traced, so that one program serves all ratios.
       where: predicate of the prunable leaves.
       signed: keep every weight whose |score| is at least the keep-th largest *signed* score, as the code
-        of the published runs does: more weights than asked for where scores are negative.
+        of the published runs does: more than ``keep`` weights where scores are negative.
       min_keep: number of weights that every layer keeps at least.
 
     Returns:
@@ -183,8 +183,8 @@ def prune_channels(
     Args:
       selection: from ``channel_selection``.
       params: of one replicate.
-      scores: a tree like ``params``, None where nothing is prunable.
-      sparsities: the fractions of the multiply-adds that can be asked for.
+      scores: a tree like ``params``, None in place of leaves that are not prunable.
+      sparsities: the fractions of the multiply-adds to choose from.
       index: int32 scalar, which of them is.
 
     Returns:

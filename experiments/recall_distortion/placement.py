@@ -54,12 +54,12 @@ def chunk_size(study: Study, running: Running, dataset: datasets.Dataset, task: 
 
 
 def placement(study: Study, running: Running) -> Placement:
-    """The form in which replicates run: as asked for, or the fastest one measured for the backend.
+    """The form in which replicates run: the one in ``running``, or the fastest measured for the backend.
 
     Measured (docs/performance.md): on a CPU one replicate after another is 1.3 to 2.4 times faster than a
     batch of them, because their weights fit the cache; on an accelerator a batch is up to 20 times faster.
     Your own model may have convolutions, which XLA's CPU backend runs up to a hundred times slower inside
-    a loop, so there nothing is put into one.
+    a loop, so its steps are not put into one.
     """
     on_cpu = jax.default_backend() == "cpu"
     form, loop = ("map", "scan") if on_cpu else ("vmap", "scan")
@@ -95,7 +95,7 @@ def step_time(study: Study, dataset: datasets.Dataset, task: Task) -> StepTime |
 
 
 def hours(step: StepTime, study: Study, epochs: float, examples: int) -> float:
-    """Hours that the study's replicates take in all.
+    """Total hours of the study's replicates.
 
     Args:
       step: time of a step.

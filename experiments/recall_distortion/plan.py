@@ -161,7 +161,7 @@ def data_settings(study: Study) -> dict[str, Any]:
 
 
 def model_settings(study: Study, dataset: datasets.Dataset | None = None, model: Model | None = None) -> dict[str, Any]:
-    """What decides the network. The built-in models with default options are named, and nothing else.
+    """Settings that decide the network; for built-in models with default options the name alone.
 
     Of your own model the settings hold its options, the shapes of its parameters and a hash of the source
     code of its class, so that results of a class that has changed are not used again.
@@ -231,7 +231,7 @@ def _of_channels(study: Study, target: PruningTarget) -> bool:
 
 
 class Known(NamedTuple):
-    """What the hash of a stage needs besides the study.
+    """Inputs of a stage's hash that are not settings of the study.
 
     Attributes:
       fingerprint: of the data set.
@@ -243,7 +243,7 @@ class Known(NamedTuple):
 
 
 def known(study: Study, dataset: datasets.Dataset, model: Model | None = None) -> Known:
-    """Work out what the hash of a stage needs besides the study."""
+    """Fingerprint the data and describe the model, for the hash of a stage."""
     return Known(datasets.fingerprint(dataset), model_settings(study, dataset, model))
 
 

@@ -1,4 +1,4 @@
-"""The recall-distortion studies by name, and what to expect of each.
+"""Presets of the recall-distortion studies, with their cost and expected results.
 
 Settings follow Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning
 Algorithm", NeurIPS 2022 (arXiv 2206.02976), and the code that made its 30-replicate runs. They were
@@ -36,7 +36,7 @@ _RUNNING = {"demo": Running(chunk=30, form="vmap", loop="scan")}
 
 
 def running(name: str) -> Running:
-    """How a preset is run by default, measured once: nothing special but for ``demo``, one batch of 30 networks."""
+    """Default options of running a preset: for ``demo`` one batch of 30 networks, which measured fastest."""
     return _RUNNING.get(name, Running())
 
 

@@ -181,7 +181,7 @@ def _gathered(folder: Path, study: Study) -> tuple[Truth, dict[Coefficients, Evi
 
 
 def _other_audits(folders: Sequence[Path]) -> dict[str, Audit]:
-    """The audits of other studies, at the first coefficients of each, by name."""
+    """The audits of other studies, at the first coefficients of each; a dict from name to audit."""
     audits = {}
     for folder in folders:
         recorded = results.recorded(folder)

@@ -73,10 +73,10 @@ def _restored(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> tuple[Stu
 
 
 def known(folder: Path, study: Study) -> Known:
-    """What the hashes of the study's stages need, from what is stored.
+    """Read from the store what the hashes of the study's stages need.
 
     Raises:
-      StoreError: nothing of the study is stored, or a file is corrupt.
+      StoreError: no result of the study is stored, or a file is corrupt.
     """
     model = plan.model_settings(study)
     if is_own(study.model):
@@ -116,11 +116,11 @@ def truth(folder: Path, study: Study) -> Truth:
     """Read the test labels of a study.
 
     Raises:
-      StoreError: nothing of the study is stored, or a file is corrupt.
+      StoreError: no result of the study is stored, or a file is corrupt.
     """
     where = plan.data_stage(folder, study)
     if not where.done:
-        raise store.StoreError(f"{where.path} is missing: nothing of this study has been run yet")
+        raise store.StoreError(f"{where.path} is missing: no stage of this study has run yet")
     data = json.loads(store.verified(where, "data.json").read_text())
     labels = store.read_table(where, "labels.parquet")["label"].to_numpy()
     return Truth(labels, tuple(data["class_names"]), data["fingerprint"])
@@ -188,7 +188,7 @@ def dense_weights(folder: Path, settings: Mapping[str, Any], mine: range) -> Wei
 
 
 def replicates_of(folder: Path, stage: StudyStage) -> pd.DataFrame:
-    """The stored replicates of a stage, a row each; empty if there are none."""
+    """The stored replicates of a stage, a row each; possibly empty."""
     found = store.find(plan.root(folder), stage.kind, stage.settings)
     return store.collect_table(found, "replicates.parquet") if found else pd.DataFrame({"replicate": []})
 

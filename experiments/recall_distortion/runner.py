@@ -57,7 +57,7 @@ class Laboratory(NamedTuple):
       fresh: index -> (params, stats, key), from which dense training starts.
       dense: phase of dense training by jumpstart coefficient.
       gradient: (params, stats, index) -> gradient for the scores.
-      score: by name, (params, gradient, index) -> scores.
+      score: from name to (params, gradient, index) -> scores.
       keep: by ratio, the number of prunable weights to keep, or with structure=channels the place of the ratio.
       prune: ((params, scores), keep) -> (params, number kept); True is the legacy form of signed scores.
       finetune: phase of fine-tuning by jumpstart coefficient.
@@ -96,7 +96,7 @@ class Laboratory(NamedTuple):
 def equip(
     study: Study, dataset: datasets.Dataset, running: Running | None = None, model: Model | None = None
 ) -> Laboratory:
-    """Prepare the programs of a study; none is compiled yet.
+    """Prepare the programs of a study, without compiling them.
 
     Args:
       study: the settings.
@@ -166,7 +166,7 @@ def prunable_paths(lab: Laboratory) -> list[str]:
 
 
 def _prunable_of(params: Any, study: Study, where: Where) -> Where:
-    """The predicate for these parameters: a model of your own need not have a layer called head."""
+    """The predicate for these parameters; without a layer called head, all kernels of a user-defined model."""
     paths, leaves, _ = trees.flatten(params)
     kernels = [path for path, leaf in zip(paths, leaves, strict=True) if jprune.kernels(path, leaf)]
     if study.prunable is None:
@@ -179,7 +179,7 @@ def _prunable_of(params: Any, study: Study, where: Where) -> Where:
 
 
 def _check_floor(study: Study, params: Any, where: Where, keep: Mapping[float, int]) -> None:
-    """Refuse a minimum of every layer that is more than a ratio keeps in all."""
+    """Refuse ``min_keep`` if the minimum of all layers exceeds the total of a ratio."""
     layers = jax.tree.leaves(trees.only(params, where))
     floor = sum(min(layer.size, study.min_keep) for layer in layers)
     for ratio, count in keep.items():
@@ -250,7 +250,7 @@ def _pruning(
 def _programs(
     study: Study, task: tasks.Task, placed: replicates.Placement, where: Where, *, prune: Mapping[bool, Program]
 ) -> dict[str, Any]:
-    """The programs besides training and prediction, by field of ``Laboratory``."""
+    """The programs other than training and prediction, by field of ``Laboratory``."""
     key = functools.partial(replicates.key, study.seed)
     spread = functools.partial(replicates.spread, placement=placed)
 
@@ -282,7 +282,7 @@ def _programs(
         context = tasks.Context(stats, some, key(index, _GRADIENT))
         try:
             statuses = jprune.unit_status(task.preactivations(params, context))
-        except (NotImplementedError, ValueError):  # a model of your own whose layers cannot be observed
+        except (NotImplementedError, ValueError):  # a user-defined model whose layers cannot be observed
             return jnp.float32(jnp.nan), jnp.float32(jnp.nan)
         units = jnp.concatenate(jax.tree.leaves(statuses))
         return (units == -1).mean(dtype=jnp.float32), (units == 0).mean(dtype=jnp.float32)

@@ -95,7 +95,7 @@ def compute(
     dataset: datasets.Dataset | None = None,
     callbacks: Sequence[metrics.Callback] = (),
 ) -> dict[Coefficients, Evidence]:
-    """Compute what is missing of a study or of this run's part of it, then report.
+    """Compute the missing stages of a study, or of this run's part of it, then report.
 
     Args:
       folder: of the results.
@@ -216,7 +216,7 @@ def _attempt(
             result = runner.prune_and_finetune(lab, stage.target, penalty, mine, dense=weights, on_epoch=on_epoch)
         if processes.is_first():
             results.save(folder, lab.study, stage, mine, result, weights=running.keep_pruned)
-        processes.agree(None)  # the others must not read what is still being written
+        processes.agree(None)  # the others must not read files that are still being written
         return True
 
 
@@ -269,11 +269,12 @@ def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, sour
     examples = len(dataset.train.labels)
     arms = len(study.jumpstart) * len(study.finetune_jumpstart) * len(plan.targets(study))
     epochs = len(study.jumpstart) * sum(study.epochs) + arms * sum(study.finetune_epochs)
+    devices = lab.placement.mesh.devices
     lines = [
         f"{study.model} on {study.dataset}: {examples} training, {len(dataset.validation.labels)} validation, "
         f"{len(dataset.test.labels)} test examples of shape {dataset.input_shape}",
         f"{study.replicates} replicates of {epochs} epochs, {min(lab.chunk, study.replicates)} in a program "
-        f"({lab.placement.form}, {lab.placement.epoch}) on {lab.placement.mesh.size} x {lab.placement.mesh.devices.flat[0].device_kind}"
+        f"({lab.placement.form}, {lab.placement.epoch}) on {devices.size} x {devices.flat[0].device_kind}"
         + (f"; {source}" if source else ""),
         f"pruned: {', '.join(runner.prunable_paths(lab))}",
     ]

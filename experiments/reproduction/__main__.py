@@ -125,7 +125,7 @@ def keep(folder: Path, name: str) -> None:
 
 
 def _identities(cells: pd.DataFrame) -> set[tuple[str, ...]]:
-    """What tells the networks of a grid apart."""
+    """The columns that identify the networks of a grid, as a set of rows."""
     names = ["dataset", "method", "layer", "ratio", "depth", "width", "lr", "epochs", "replicate"]
     return set(cells[[name for name in names if name in cells]].astype(str).itertuples(index=False, name=None))
 
@@ -173,7 +173,7 @@ def report() -> None:
 
 
 def _kept(names: Iterable[str]) -> dict[str, Recalls]:
-    """The tables that are there, by name."""
+    """The existing tables, as a dict from name to study."""
     return {name: ledger.recalls(name) for name in names if (FOLDER / f"{name}.csv").exists()}
 
 
@@ -256,10 +256,10 @@ def _draw(axes, boxes, ratios) -> None:
     for index, (_, series) in enumerate(boxes):
         last = index == len(boxes) - 1
         colour = "0.45" if last else figures.COLOURS[index % len(figures.COLOURS)]
-        held = [(place, box) for place, box in enumerate(series) if box is not None]
+        drawable = [(place, box) for place, box in enumerate(series) if box is not None]
         drawn = axes.bxp(
-            [box for _, box in held],
-            positions=[place + (index - (len(boxes) - 1) / 2) * width for place, _ in held],
+            [box for _, box in drawable],
+            positions=[place + (index - (len(boxes) - 1) / 2) * width for place, _ in drawable],
             widths=0.85 * width,
             showfliers=False,
             patch_artist=True,
@@ -396,7 +396,7 @@ def _row(
 
 
 def _interval(alphas: pd.Series) -> str:
-    """The 99 % interval of mean alpha and its mark; nothing for a single network."""
+    """The 99 % interval of mean alpha and its mark; empty for a single network."""
     if len(alphas) < 2:
         return ""
     interval = t_interval(alphas)

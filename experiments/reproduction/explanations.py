@@ -32,7 +32,7 @@ def of_explanations(studies: Mapping[str, Recalls]) -> list[Verdict]:
     """Verdicts on R13 and R14 where their studies have run.
 
     Args:
-      studies: by name of the committed table.
+      studies: from the name of the committed table to its study.
     """
     verdicts = [_other_changes(studies), _layer_collapse(*(studies.get(name) for name in FEW_WEIGHTS))]
     return [verdict for verdict in verdicts if verdict is not None]

@@ -56,7 +56,7 @@ def of_recalls(studies: Mapping[str, Recalls], published: pd.DataFrame) -> list[
     """Verdicts on recall distortion.
 
     Args:
-      studies: by name of the committed table; those that have not run are absent.
+      studies: from the name of the committed table to its study, for those that have run.
       published: quartiles of the published alphas, a row per data set, score and ratio.
     """
     main = studies.get("fashion-lenet")

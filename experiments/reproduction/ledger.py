@@ -1,6 +1,6 @@
 """What finished runs leave in the repository: small tables, from which every published number is rebuilt.
 
-A study's store is gigabytes and stays where it was made; what is kept of it is a CSV with a row a network
+A study's store is gigabytes and is not committed; committed are a CSV with a row a network
 and a JSON file that says what the rows are and what made them, under ``experiments/results/``.
 """
 
@@ -55,8 +55,8 @@ class Recalls(NamedTuple):
     def complete(self, scores: Sequence[str]) -> list[int]:
         """The replicates that have the dense network, the control, and every ratio of each of the scores."""
         wanted = [(DENSE, 1.0), (CONTROL, 1.0), *((score, ratio) for score in scores for ratio in self.ratios(score))]
-        held = [set(self._rows(score, ratio).index) for score, ratio in wanted]
-        return sorted(set.intersection(*held))
+        complete = [set(self._rows(score, ratio).index) for score, ratio in wanted]
+        return sorted(set.intersection(*complete))
 
     def audit(self, scores: Sequence[str], replicates: Sequence[int]) -> Any:
         """The audit of some scores, all from the same dense networks; the control is ratio 1 of each."""
@@ -92,10 +92,10 @@ class Recalls(NamedTuple):
 
 
 def recalls(name: str, folder: Path = FOLDER) -> Recalls:
-    """Read what is kept of a recall-distortion study.
+    """Read the committed table of a recall-distortion study.
 
     Raises:
-      FileNotFoundError: nothing of that name is kept.
+      FileNotFoundError: there is no table of that name.
     """
     known = json.loads((folder / f"{name}.json").read_text())
     networks = pd.read_csv(folder / f"{name}.csv")
@@ -134,7 +134,7 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
 
     Raises:
       ValueError: several coefficients, or a table that was made with other settings.
-      StoreError: nothing is stored, or a file is corrupt.
+      StoreError: no result is stored, or a file is corrupt.
     """
     if len(plan.coefficients(study)) > 1:
         raise ValueError(f"jumpstart={study.jumpstart}: keep one coefficient at a time")
@@ -174,7 +174,7 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
 
 
 def _networks(stored: Path, stage: plan.StudyStage, held: results.Truth) -> pd.DataFrame:
-    """A row for each stored network of a stage whose training went through."""
+    """A row for each stored network of a stage whose training was not stopped."""
     rows = results.replicates_of(stored, stage)
     if not len(rows):
         return rows

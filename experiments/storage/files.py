@@ -26,7 +26,7 @@ from jprune import files
 SCHEMA = 1
 PARTIAL = files.TEMPORARY
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_OVERHEAD = 2**16  # bytes of a checkpoint besides its arrays
+_OVERHEAD = 2**16  # bytes of a checkpoint in addition to its arrays
 
 
 class StoreError(RuntimeError):
@@ -94,7 +94,7 @@ def write_figure(path: Path, figure: Any) -> None:
 
 
 def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name as an orbax checkpoint.
+    """Write a dict of arrays as an orbax checkpoint.
 
     Raises:
       StoreError: the checkpoint cannot be written; the message names its folder.

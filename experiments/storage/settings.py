@@ -29,14 +29,14 @@ def record(
       study: the settings that decide the numbers, as JSON.
       running: the settings that do not, as JSON.
       model: shapes of its parameters and what else identifies it, as JSON.
-      note: whether to note the command; not if there was nothing to compute.
+      note: whether to note the command; False if every stage was stored already.
 
     Returns:
       The options in which the last study of this folder differed, each as ``name: before -> now``; if they are the
       same, whether the model is another.
 
     Raises:
-      StoreError: a file cannot be written, or the settings that are there cannot be read.
+      StoreError: a file cannot be written, or the earlier settings cannot be read.
     """
     before = recorded(folder) or {}
     known = {**before.get("running", {}), **before.get("study", {})} if before else {}
@@ -53,7 +53,7 @@ def record(
 
 
 def recorded(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """The settings of the last run in a folder, as ``record`` wrote them; None if there are none.
+    """The settings of the last run in a folder, as ``record`` wrote them, or None.
 
     Files of earlier layouts, which had all settings in one dict, are read too.
 
@@ -65,7 +65,7 @@ def recorded(folder: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def of_study(folder: Path, study: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
-    """The recorded settings of one study in a folder; those of the last run if it was never recorded by itself.
+    """The recorded settings of one study in a folder; those of the last run if this study was not recorded separately.
 
     Options that were added after the study was recorded do not matter.
     """

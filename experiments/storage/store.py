@@ -116,7 +116,7 @@ def missing(root: Path, kind: str, settings: Mapping[str, Any], replicates: rang
 def claimed(target: Stage) -> Iterator[bool]:
     """Claim a stage, so that other runs on the same folder compute other stages.
 
-    A claim only saves work: if two runs compute the same stage nonetheless, the first result stays.
+    A claim only saves work: if two runs compute the same stage, the first result stays.
 
     Yields:
       Whether the claim succeeded; False while the claim of another run is touched regularly.
@@ -178,7 +178,7 @@ def writing(target: Stage, settings: Mapping[str, Any]) -> Iterator[Path]:
     """Yield a folder for the stage's files; when the block ends, rename it to the stage.
 
     If another process has completed the same stage in the meantime, its files stay and these are dropped.
-    An exception in the block leaves nothing behind; a killed process leaves a partial folder, which a
+    After an exception in the block the partial folder is deleted; a killed process leaves it, which a
     later writer of this kind of stage removes.
 
     Raises:
@@ -272,7 +272,7 @@ def collect_weights(stages: Sequence[Stage], replicates: range) -> dict[str, np.
 
 
 def _parts(stages: Sequence[Stage]) -> list[tuple[Stage, list[int]]]:
-    """Which replicates to take from each stage, so that none is taken twice."""
+    """Which replicates to take from each stage, each only once."""
     seen: set[int] = set()
     parts = []
     for done in stages:

@@ -74,7 +74,7 @@ def local_gpus(environment: Mapping[str, str], node: int) -> list[int] | None:
 
     Args:
       environment: of the process.
-      node: number of GPUs of the node; 0 where there are none.
+      node: number of GPUs of the node, or 0.
 
     Returns:
       Indices for ``jax.distributed.initialize``, or None, which leaves the choice to JAX.
@@ -137,7 +137,7 @@ def shard_of(
     Args:
       given: ``i/n`` from the command line, or None. Then a Slurm array task takes the part of its index.
       environment: of the process.
-      one_program: whether several processes form one program. If not, each computes a part of its own.
+      one_program: whether several processes form one program. If not, each computes a separate part.
 
     Returns:
       ((i, n), a phrase for people, empty for the whole study).

@@ -97,8 +97,8 @@ class TrainState(NamedTuple):
       opt_state: of the optax chain.
       key: of this phase; orders and augmentations derive from it.
       step: int32, steps taken.
-      stopped: int32, the first step with a loss that is not finite; from that step on nothing changes. -1
-        if there is none.
+      stopped: int32, the first step with a loss that is not finite, after which the state no longer changes;
+        -1 if every loss is finite.
       best_params: parameters of the epoch with the lowest validation loss so far; before the first epoch
         ends, those that the phase started from.
       best_stats: the other state of that epoch.
@@ -181,7 +181,7 @@ def optimizer(task: Task, recipe: Recipe, steps: int, where: Where) -> optax.Gra
     else:
         rule = optax.sgd(schedule, recipe.momentum or None, recipe.nesterov)
     return optax.chain(
-        jprune.add_jumpstart(task.preactivations, coefficient=recipe.jumpstart),  # a coefficient of 0 costs nothing
+        jprune.add_jumpstart(task.preactivations, coefficient=recipe.jumpstart),  # a coefficient of 0 has no cost
         optax.add_decayed_weights(recipe.weight_decay),
         rule,
         jprune.keep_zeros(where=where),
@@ -274,5 +274,5 @@ def close_epoch(state: EpochState, epoch: jax.Array, steps: int, validation: int
 
 
 def _select(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """``new`` where the scalar condition holds, else ``old``, leaf by leaf."""
+    """``new`` where the scalar condition is true, else ``old``, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

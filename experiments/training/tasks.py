@@ -22,7 +22,7 @@ Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Context(NamedTuple):
-    """What a forward pass in training mode needs besides the parameters.
+    """Inputs of a forward pass in training mode, other than the parameters.
 
     Attributes:
       stats: the model's state that is not trained, such as running means.
@@ -42,7 +42,7 @@ class Task:
     Attributes:
       init: key -> (params, stats); ``stats`` is the model's state that is not trained.
       loss: (params, context, mode) -> (mean loss of the batch, stats). ``train`` augments, normalizes
-        by the batch and updates ``stats``; ``eval`` does none of these.
+        by the batch and updates ``stats``; ``eval`` does neither.
       logits: (params, stats, images as stored) -> (batch, classes), in evaluation mode.
       preactivations: (params, context) -> preactivations by layer, of the forward pass of ``loss`` in
         training mode.

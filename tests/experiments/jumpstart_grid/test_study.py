@@ -77,7 +77,7 @@ def test_settings_that_no_study_can_have_are_refused(options, complaint):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"methods": ("gelu",)}, "'gelu' is none of relu"),
+        ({"methods": ("gelu",)}, "'gelu' must be one of relu"),
         ({"methods": ("UP:x",)}, "the coefficient after the colon must be a number"),
         ({"methods": ("relu:0.1",)}, "'relu' has no penalty and takes no coefficient"),
         ({"groups": ("1-5", "5-9")}, "width 5 is in 2 of them"),
