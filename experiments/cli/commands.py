@@ -55,6 +55,11 @@ class ClusterOptions:
         """Validate the options."""
         if self.jobs < 1:
             raise ValueError(f"jobs={self.jobs} must be at least 1")
+        if self.shard and self.coordinator:
+            raise ValueError(
+                f"shard={self.shard!r} cannot be combined with coordinator={self.coordinator!r}: the processes of one "
+                "program divide the work themselves; remove one of the two"
+            )
         if self.launch and (self.shard or self.coordinator):
             raise ValueError(
                 f"launch={self.launch!r} divides the study into --jobs parts itself; remove --shard and --coordinator"

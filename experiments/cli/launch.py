@@ -65,7 +65,7 @@ def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions
             f"{len(failed)} of {len(jobs)} jobs failed; the first error is in {failed[0].paths.stderr}. Rerun the same "
             "command to compute the missing stages"
         )
-    subprocess.run([*command, "report"], check=True)
+    subprocess.run([sys.executable, "-m", module, "report", "--out", str(folder)], check=True)
 
 
 def without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -253,7 +253,7 @@ def _everything(
     else:
         known = ", ".join([*sources.BUNDLED, "moons", *_MOMENTS])
         raise ValueError(
-            f"name={name!r} is not a data set; there are {known}, npz:FILE, table:FILE, folder:PATH and tfds:NAME"
+            f"dataset={name!r} is not a data set; there are {known}, npz:FILE, table:FILE, folder:PATH and tfds:NAME"
         )
     arrays = cache.cached(_cache_folder(cache_dir), name, decoding.identity, decoding.make)
     train, test = (

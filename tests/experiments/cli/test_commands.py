@@ -74,6 +74,8 @@ def test_help_says_nothing_to_a_reader_who_has_left(module):
 def test_launching_and_a_shard_exclude_each_other():
     with pytest.raises(ValueError, match=r"launch='local' divides the study into --jobs parts itself"):
         ClusterOptions(launch="local", shard="0/2")
+    with pytest.raises(ValueError, match=r"shard='0/2' cannot be combined with coordinator='a:1'"):
+        ClusterOptions(shard="0/2", coordinator="a:1", process_id=0, num_processes=2)
     with pytest.raises(ValueError, match="jobs=0 must be at least 1"):
         ClusterOptions(jobs=0)
 
@@ -84,7 +86,7 @@ def test_jobs_of_the_local_launcher_compute_every_part_once(tmp_path):
     pytest.importorskip("submitit", reason="needs the extra cluster")
     out = tmp_path / "grid"
     options = ["--epochs", "6", "--depths", "2", "--widths", "2", "3", "--groups", "2-3", "--out", str(out)]
-    command = [sys.executable, "-m", "experiments.jumpstart_grid", *options, "--launch", "local", "--jobs", "2"]
+    command = [sys.executable, "-m", "experiments.jumpstart_grid", "run", *options, "--launch", "local", "--jobs", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "2 jobs" in done.stdout

@@ -128,7 +128,7 @@ def test_a_subset_of_classes_is_labelled_in_the_order_given():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"name": "digit"}, "name='digit' is not a data set; there are digits, iris.*folder:PATH"),
+    ({"name": "digit"}, "dataset='digit' is not a data set; there are digits, iris.*folder:PATH"),
     ({"selection": "train"}, "selection='train' must be 'validation' or 'test'"),
     ({"classes": (1, 10)}, "10 is not a class; there are 0 to 9"),
     ({"classes": (1, 1)}, "must be two or more different classes"),
