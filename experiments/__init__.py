@@ -1,1 +1,1 @@
-"""The laboratory: the studies, run as `python -m experiments.NAME`; the library never imports it."""
+"""The studies, run as `python -m experiments.NAME`; jprune never imports this package."""

@@ -21,14 +21,14 @@ class Part:
         return subprocess.run(self.command, check=True).returncode
 
     def checkpoint(self) -> "Part":
-        """What submitit submits when the job was preempted or reached its time limit."""
+        """The job that submitit submits after a preemption or a time-out."""
         import submitit  # noqa: PLC0415 an extra
 
         return submitit.helpers.DelayedSubmission(self)
 
 
 def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions, folder: Path) -> None:
-    """Submit the parts of a study, wait for local ones, and say how to follow them.
+    """Submit the parts of a study, wait for local ones, and print where the logs are.
 
     Args:
       module: of the command line, run with ``python -m``.

@@ -9,7 +9,7 @@ _Settings = TypeVar("_Settings")
 
 
 class Presets(Generic[_Settings]):
-    """Functions that make settings, each registered under its own name with hyphens."""
+    """Functions that return settings, each registered under its name with hyphens."""
 
     def __init__(self) -> None:
         self._makers: dict[str, Callable[[], _Settings]] = {}

@@ -114,7 +114,7 @@ def progress(total: int, unit: str, *, quiet: bool = False, console: Console | N
 
 @contextlib.contextmanager
 def _bar(total: int, unit: str, console: Console) -> Iterator[Progress]:
-    """A bar for a terminal. The stage and the rates have lines of their own, so that 80 columns suffice."""
+    """A bar for a terminal. The stage and the rates are on separate lines, so that 80 columns suffice."""
     columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
     meter = _Meter(total)
     rates = Text(no_wrap=True)

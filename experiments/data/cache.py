@@ -36,11 +36,11 @@ class Rows(NamedTuple):
 def cached(
     folder: Path, name: str, identity: Mapping[str, Any], make: Callable[[], Mapping[str, Rows]]
 ) -> dict[str, np.ndarray]:
-    """Arrays from the cache; they are made if it lacks them or a checksum is wrong.
+    """Read arrays from the cache; compute and store them if they are missing or a checksum is wrong.
 
     Args:
       folder: of the cache; created if it does not exist.
-      name: of the entry, for people; part of the name of its folder.
+      name: of the entry, readable; part of the name of its folder.
       identity: JSON of everything that decides the arrays.
       make: makes the arrays.
 

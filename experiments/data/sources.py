@@ -36,7 +36,7 @@ class Missing(FileNotFoundError):
 
 
 class Decoding(NamedTuple):
-    """Images to be decoded, and what decides the result.
+    """Images to decode, and the settings that decide the result.
 
     Attributes:
       identity: JSON that changes whenever the arrays would.
@@ -446,7 +446,7 @@ def _one_shape(images: list[Path], size: Size | None) -> tuple[int, int, int]:
 def _rows(
     split: str, count: int, shape: tuple[int, int, int], read: Callable[[], Iterator[Encoded]]
 ) -> dict[str, Rows]:
-    """The images of a split, decoded while they are written, and then its labels, which are collected meanwhile."""
+    """The images of a split, decoded while they are written, then its labels, which are collected during decoding."""
     labels = np.zeros(count, np.int32)
 
     def blocks() -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ class GridStage(NamedTuple):
     """A stage of a grid: cells that one program computes.
 
     Attributes:
-      title: for people.
+      title: to print.
       settings: everything that decides its numbers except the seeds; JSON.
       seeds: of the networks.
       work: its cost, in the unit of the progress display.

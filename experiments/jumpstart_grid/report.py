@@ -27,7 +27,7 @@ _PUBLISHED = Path(__file__).parents[1] / "published"
 
 
 class Printed(NamedTuple):
-    """A table for people: its title, a name for each column, and the rows as text."""
+    """A table as text: its title, a name for each column, and the rows."""
 
     title: str
     header: list[str]
@@ -357,5 +357,5 @@ def _cell(ours: pd.DataFrame, other: pd.DataFrame | None, depth: int, width: int
 
 
 def _number(value: float) -> str:
-    """Two decimals, cut and not rounded, so that only 1 reads as 1.00."""
+    """Two decimals, truncated, so that only 1 is shown as 1.00."""
     return f"{np.floor(100 * value + 1e-6) / 100:.2f}".removeprefix("0")

@@ -79,7 +79,7 @@ def missing(folder: Path, grid: Grid, stages: Sequence[GridStage]) -> list[GridS
 def carry_out(
     folder: Path, grid: Grid, running: GridRunning, work: Sequence[GridStage], devices: Sequence[jax.Device]
 ) -> None:
-    """Compute stages, one a device at a time, and store each as it ends; another run's stages are left to it."""
+    """Compute stages, one a device at a time, and store each as it ends; skip stages of other runs."""
     engine = ENGINES[grid.kind]
     deadline = time.monotonic() + 60 * running.minutes if running.minutes is not None else None
     waiting, lock, stopping = list(work), threading.Lock(), threading.Event()

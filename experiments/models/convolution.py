@@ -57,7 +57,7 @@ def batch_last(
 def channels_last(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], **rest: Any
 ) -> jax.Array:
-    """2-D convolution for 16 channels and more; takes, gives and raises what ``batch_last`` does."""
+    """2-D convolution for 16 channels and more; arguments, result and errors are those of ``batch_last``."""
     return _convolve(x, kernel, *_plain(x, kernel, strides, padding, rest), False)
 
 
@@ -127,7 +127,7 @@ def column_sums(x: jax.Array, narrow: bool = False) -> jax.Array:
 
 
 def affine(x: jax.Array, slope: jax.Array, shift: jax.Array, narrow: bool = False) -> jax.Array:
-    """What x, (..., channels), is times its channel's slope plus its channel's shift, (channels,) each."""
+    """Multiply x, (..., channels), by a slope and add a shift, (channels,) each."""
     last = (1,) * (x.ndim - 1) + (-1,)
     by_channel = slope.reshape(last), shift.reshape(last)
     return _in_memory_order(lambda x, slope, shift: x * slope + shift, narrow)(x, *by_channel)
@@ -154,7 +154,7 @@ def _plain(
 
 
 def _handful(kernel: jax.Array, strides: Strides, pads: Pads) -> bool:
-    """Whether ``_tap_sums`` serves: few channels, and a gradient that needs no negative padding."""
+    """Whether ``_tap_sums`` can be used: few channels, and a gradient that needs no negative padding."""
     within = all(max(pad) < k for k, pad in zip(kernel.shape[:2], pads, strict=True))
     return max(kernel.shape[2:]) <= _HANDFUL and strides == (1, 1) and within
 
@@ -206,7 +206,7 @@ def _canonical_gradients(
 ) -> tuple[jax.Array, jax.Array]:
     """Both gradients as convolutions in canonical order.
 
-    The input's is the convolution of ``dy``, spread out by the strides, with the kernel turned round.
+    The input's is the convolution of ``dy``, spread out by the strides, with the flipped kernel.
     The kernel's is the convolution of ``x``, its channels as the batch, with ``dy`` as the kernel:
     batch and positions are the axes summed over.
     """

@@ -178,14 +178,14 @@ def prune_channels(
 ) -> tuple[PyTree, jax.Array]:
     """Remove the channels with the lowest mean scores: kernels in and out, biases and normalization become zero.
 
-    Zero they stay in training: a channel with no weights in or out has no gradient.
+    They stay zero in training, because a channel without weights in and out has no gradient.
 
     Args:
       selection: from ``channel_selection``.
       params: of one replicate.
       scores: a tree like ``params``, None in place of leaves that are not prunable.
       sparsities: the fractions of the multiply-adds to choose from.
-      index: int32 scalar, which of them is.
+      index: int32 scalar, position in ``sparsities``.
 
     Returns:
       the pruned parameters, and the number of prunable weights kept, int32.

@@ -23,7 +23,7 @@ _MOST_UNROLLED = 4
 
 
 class StepTime(NamedTuple):
-    """Milliseconds that a training step of one replicate takes, and in words how they are known."""
+    """Milliseconds that a training step of one replicate takes, and how that number is known, in words."""
 
     milliseconds: float
     source: str

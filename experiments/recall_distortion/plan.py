@@ -33,7 +33,7 @@ class Coefficients(NamedTuple):
     finetune: float = 0.0
 
     def __str__(self) -> str:
-        """For people; the second only if it is not 0."""
+        """Readable text, with the second coefficient if it is not 0."""
         return f"{self.dense:g}" + (f", in fine-tuning {self.finetune:g}" if self.finetune else "")
 
 
@@ -53,7 +53,7 @@ class StudyStage(NamedTuple):
     """A stage of a study, for any replicates.
 
     Attributes:
-      name: for people.
+      name: to print.
       kind: in the store: ``dense`` or ``pruned``.
       settings: everything that decides its numbers except the replicates.
       coefficients: of the jumpstart penalty.
@@ -144,7 +144,7 @@ def root(folder: Path) -> Path:
 
 
 def data_settings(study: Study) -> dict[str, Any]:
-    """What decides the data set and its split."""
+    """Settings that decide the data set and its split."""
     later: dict[str, Any] = {}  # options that were added later are left out at their defaults
     if study.image_size is not None:
         later["image_size"] = list(study.image_size)
@@ -163,7 +163,7 @@ def data_settings(study: Study) -> dict[str, Any]:
 def model_settings(study: Study, dataset: datasets.Dataset | None = None, model: Model | None = None) -> dict[str, Any]:
     """Settings that decide the network; for built-in models with default options the name alone.
 
-    Of your own model the settings hold its options, the shapes of its parameters and a hash of the source
+    For your own model the settings contain its options, the shapes of its parameters and a hash of the source
     code of its class, so that results of a class that has changed are not used again.
 
     Args:
@@ -186,7 +186,7 @@ def model_settings(study: Study, dataset: datasets.Dataset | None = None, model:
 
 
 def dense_settings(study: Study, known: "Known", jumpstart: float) -> dict[str, Any]:
-    """What decides a dense network, except the index of the replicate."""
+    """Settings that decide a dense network, except the index of the replicate."""
     return {
         "data": {**data_settings(study), "fingerprint": known.fingerprint},
         **known.model,
@@ -197,7 +197,7 @@ def dense_settings(study: Study, known: "Known", jumpstart: float) -> dict[str, 
 
 
 def pruned_settings(study: Study, known: "Known", penalty: Coefficients, target: PruningTarget) -> dict[str, Any]:
-    """What decides a pruned and fine-tuned network, except the index of the replicate."""
+    """Settings that decide a pruned and fine-tuned network, except the index of the replicate."""
     gradient = {
         "batch": study.batch,
         "batches": study.gradient_batches,
@@ -226,7 +226,7 @@ def pruned_settings(study: Study, known: "Known", penalty: Coefficients, target:
 
 
 def _of_channels(study: Study, target: PruningTarget) -> bool:
-    """Whether channels are removed; settings of single weights do not name their structure, as before there was one."""
+    """Whether channels are removed; settings of single weights omit the structure, as in earlier versions."""
     return study.structure == "channels" and target.score != CONTROL
 
 

@@ -50,7 +50,7 @@ def demo() -> Study:
 
     The learning rate is the best of .03, .1 and .3 by the validation loss of dense training; fine-tuning
     takes half the epochs, as in the paper. The coefficient is the smallest power of ten that leaves under
-    .1 % of the hidden units dead. Alpha was not looked at.
+    .1 % of the hidden units dead, chosen without looking at alpha.
     """
     return Study(jumpstart=(0.0, 0.1), epochs=(12,), lr=(0.1,), finetune_epochs=(6,), finetune_lr=(0.1,), batch=64)
 
@@ -116,7 +116,7 @@ def fashion_few_weights_floor() -> Study:
 
 @_PRESETS.preset
 def fashion_changed() -> Study:
-    """LeNet on Fashion-MNIST, changed in other ways than by pruning, and not fine-tuned.
+    """LeNet on Fashion-MNIST, with changes other than pruning, and not fine-tuned.
 
     Command: python -m experiments.recall_distortion --preset fashion-changed --rounding 4
     Cost: 12,600 steps a replicate (30 epochs): .006 hours a replicate on 2 CPU cores; with --rounding and --out

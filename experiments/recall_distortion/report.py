@@ -77,7 +77,7 @@ def write(folder: Path, study: Study, console: Console, compare: Sequence[Path] 
 
 
 def findings(study: Study, found: Mapping[Coefficients, Evidence], across: pd.DataFrame) -> list[str]:
-    """Say what was measured, what was found, and what the evidence leaves open.
+    """Describe the measurements, the findings and what remains open, in sentences.
 
     Args:
       study: its settings.
@@ -150,12 +150,12 @@ def _across(found: Mapping[Coefficients, Evidence]) -> pd.DataFrame:
 
 
 def _shown(images: np.ndarray | None) -> np.ndarray | None:
-    """Images of which the page finds the range itself: it takes uint8 for 0 to 255, and digits end at 16."""
+    """Images as a type whose range the page finds: it assumes 0 to 255 for uint8, and digits are 0 to 16."""
     return None if images is None else images.astype(np.int16) if images.dtype == np.uint8 else images
 
 
 def _together(truth: Truth, found: Mapping[Coefficients, Evidence]) -> Audit:
-    """One audit of all coefficients; the name of each score has its coefficients."""
+    """One audit of all coefficients; the name of each score includes its coefficients."""
     if len(found) == 1:
         return next(iter(found.values())).audit
     name = lambda score, penalty: f"{score} (jumpstart {penalty})"

@@ -1,4 +1,4 @@
-"""What the stages of a study store, and reading it back."""
+"""Store and read the results of the stages of a study."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _MOST_BYTES = 2**26  # of test images that are stored for the report
 
 
 class Truth(NamedTuple):
-    """What the predictions of a study are compared with.
+    """The reference for the predictions of a study.
 
     Attributes:
       labels: of the test split, (examples,) int32.

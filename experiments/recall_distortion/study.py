@@ -163,7 +163,7 @@ def carry_out(
     running: Running,
     callbacks: Sequence[metrics.Callback] = (),
 ) -> None:
-    """Compute stages and store each as it ends; stages that another run is computing are left to it."""
+    """Compute stages and store each as it ends; stages that another run is computing are skipped."""
     study = lab.study
     epochs = {"dense": sum(study.epochs), "pruned": sum(study.finetune_epochs)}
     total = sum(epochs[stage.kind] * len(mine) for stage, mine in work)
@@ -265,7 +265,7 @@ def report(folder: Path, study: Study, running: Running) -> dict[Coefficients, E
 
 
 def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, source: str) -> str:
-    """What is about to be computed, where, and roughly for how long."""
+    """A summary before the run: data, replicates, devices and an estimate of the time."""
     examples = len(dataset.train.labels)
     arms = len(study.jumpstart) * len(study.finetune_jumpstart) * len(plan.targets(study))
     epochs = len(study.jumpstart) * sum(study.epochs) + arms * sum(study.finetune_epochs)

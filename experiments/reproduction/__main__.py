@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def keep(folder: Path, name: str) -> None:
-    """Add what a study found to the tables.
+    """Add the results of a study to the tables.
 
     Raises:
       ValueError: no study was run in the folder, or its table would leave out networks that are kept.
@@ -431,7 +431,7 @@ def _verdicts(found: Iterable[Verdict]) -> str:
 
 
 def _made(names: Iterable[str]) -> str:
-    """What made each table."""
+    """The command, commit and device of each table."""
     rows = [
         [
             f"`{name}.csv`",

@@ -1,4 +1,4 @@
-"""What explains the effects of pruning: questions R13 and R14 of the second round, planned before their runs.
+"""Explanations of the effects of pruning: questions R13 and R14 of the second round, planned before their runs.
 
 They are answered only from studies that have run; the others are left out.
 """

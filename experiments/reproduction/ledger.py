@@ -1,7 +1,7 @@
-"""What finished runs leave in the repository: small tables, from which every published number is rebuilt.
+"""Committed results of finished runs: small tables, from which every published number is rebuilt.
 
 A study's store is gigabytes and is not committed; committed are a CSV with a row a network
-and a JSON file that says what the rows are and what made them, under ``experiments/results/``.
+and a JSON file with their columns and origin, under ``experiments/results/``.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Recalls(NamedTuple):
     Attributes:
       networks: a row each: score (``dense`` before pruning, ``control`` fine-tuned only), ratio, replicate,
         parameters, prunable, nonzero, dead_units, linear_units, and correct_0, correct_1, ...: test examples
-        of each class that are classified right.
+        of each class that are classified correctly.
       support: (classes,) test examples of each class.
       class_names: one per class.
     """
@@ -120,7 +120,7 @@ def published_counts(path: Path) -> Recalls:
 
 
 def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
-    """Add the stored networks of a study to a table; networks that the table has stay as they are.
+    """Add the stored networks of a study to a table; networks that the table has do not change.
 
     Args:
       stored: folder of the study's results.

@@ -46,7 +46,7 @@ def seed_null(
     """Mean slope of one dense network's balances on another's, over ordered pairs.
 
     Args:
-      correct: right test examples of every class, of dense networks that differ in their seed; at least 3.
+      correct: correctly classified test examples of every class, of 3 or more dense networks with different seeds.
       support: test examples of every class.
       confidence: of the interval, from a delete-one-network jackknife.
 
@@ -65,7 +65,7 @@ def above_seed_null(
     """Mean alpha of pruned networks minus the seed null, with a delete-one-network jackknife.
 
     Args:
-      dense: right test examples of every class, of dense networks.
+      dense: correctly classified test examples of every class, of dense networks.
       pruned: those of the same networks after pruning, in the same order.
       support: test examples of every class.
       confidence: of the interval.

@@ -164,7 +164,7 @@ def _finite(value: Any) -> Any:
 
 
 def _see_that_it_fits(path: Path, size: int) -> None:
-    """Reserve the space first: orbax reports a full disk with a hundred lines of tracebacks."""
+    """Reserve the space first, because orbax reports a full disk with a hundred lines of tracebacks."""
     if not hasattr(os, "posix_fallocate"):
         return
     probe = path.with_name(f"{path.name}{PARTIAL}space")

@@ -16,7 +16,7 @@ _FOLDER = "made"  # a file for each run, so that concurrent runs lose no entry
 
 
 def note(folder: Path, module: str) -> None:
-    """Add this run to the notes of a folder, unless the same command of the same commit is there already.
+    """Add this run to the notes of a folder, unless it has the same command at the same commit.
 
     Raises:
       StoreError: they cannot be written; the message names the file.

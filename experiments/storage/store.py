@@ -9,7 +9,7 @@ It is written under another name, synced to disk, and renamed, so a folder of th
 The manifest has the settings and a checksum of every file, which is verified whenever a file is read.
 
 A run that computes a stage claims it with a file ``00000-00030.claim``, which it touches every few seconds.
-The claim of a killed run is no longer touched, and lapses after a minute.
+The claim of a killed run is no longer touched, and expires after a minute.
 """
 
 import contextlib
@@ -144,12 +144,12 @@ def claimed(target: Stage) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def unclaimed() -> Iterator[bool]:
-    """In place of ``claimed`` for the processes of a program that leave claims to the first one."""
+    """Stand-in for ``claimed`` in the processes of a program other than the first, which makes the claims."""
     yield True
 
 
 def _take(path: Path) -> bool:
-    """Create a claim, after removing one that has lapsed; False if another run has it."""
+    """Create a claim, after removing an expired one; False if another run has it."""
     probe = path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex}")
     probe.touch()
     try:

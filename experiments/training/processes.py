@@ -140,7 +140,7 @@ def shard_of(
       one_program: whether several processes form one program. If not, each computes a separate part.
 
     Returns:
-      ((i, n), a phrase for people, empty for the whole study).
+      ((i, n), a phrase to print, empty for the whole study).
 
     Raises:
       ValueError: ``given`` is not i/n, or it is given to several processes of one launcher: the shell
@@ -192,7 +192,7 @@ def watch_peers() -> None:
     """End this process with a sentence as soon as another process of the program ends early.
 
     Process 0 accepts a connection of every other process. The system closes the connection when a
-    process ends, however it ends. A process that finishes its work says so first (``leave``).
+    process ends, however it ends. A process that has finished its work calls ``leave`` first.
     """
     if jax.process_count() == 1:
         return
@@ -212,7 +212,7 @@ _CONNECTIONS: list[socket.socket] = []
 
 
 def leave() -> None:
-    """Tell the other processes that this one has finished, so that its end stops nobody."""
+    """Tell the other processes that this one has finished, so that its end does not stop them."""
     for connection in _CONNECTIONS:
         try:
             connection.sendall(b"done")

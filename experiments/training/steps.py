@@ -28,7 +28,7 @@ class Recipe:
       epochs: length of each piece of the learning-rate schedule.
       learning_rates: one for each piece: its constant value, or its peak.
       batch: examples in a step; the last partial batch of an epoch is dropped.
-      momentum: of SGD; 0 for none.
+      momentum: of SGD; 0 for plain SGD.
       nesterov: whether the momentum is Nesterov's.
       weight_decay: added to the gradient, times every parameter.
       jumpstart: coefficient of the jumpstart penalty.
