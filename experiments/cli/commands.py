@@ -5,6 +5,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -116,9 +117,27 @@ def parse(command: type[_Settings], default: _Settings, arguments: Sequence[str]
       ValueError: options that contradict each other.
       SystemExit: an unknown option, or a value of the wrong type.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(given):
+        _reflow_help(command)
     return tyro.cli(
         command, args=arguments, default=default, prog=prog, config=(tyro.conf.OmitArgPrefixes,), add_help=True
     )
+
+
+def _reflow_help(command: type) -> None:
+    """Remove the line breaks of the source, which tyro keeps, from the help of every option."""
+    import docstring_parser  # noqa: PLC0415 a requirement of tyro, which loads it for --help alone
+
+    documented: dict[str, str] = {}
+    for cls in reversed(command.__mro__[:-1]):
+        parameters = docstring_parser.parse_from_object(cls).params
+        documented |= {one.arg_name: one.description for one in parameters if one.description}
+    for field in dataclasses.fields(command):
+        if field.name in documented:
+            field.metadata = MappingProxyType({**field.metadata, "help": " ".join(documented[field.name].split())})
+        elif isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            _reflow_help(field.type)
 
 
 def group(cls: type[_Settings], settings: Any) -> _Settings:

@@ -1,5 +1,6 @@
 """How a study's command line ends."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import launch
+from experiments.cli import commands, launch
 from experiments.cli.commands import ClusterOptions, exit_status
 
 ROOT = Path(__file__).parents[3]
@@ -69,6 +70,16 @@ COMMANDS = [f"experiments.{name}" for name in ("reproduction", "recall_distortio
 )
 def test_help_says_nothing_to_a_reader_who_has_left(module):
     assert_ends_quietly("-m", module, "--help")
+
+
+def test_help_has_no_line_break_of_the_source(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        commands.parse(ClusterOptions, ClusterOptions(), ["--help"], "demo")
+    text = " ".join(line.strip("│ ") for line in capsys.readouterr().out.splitlines())
+    assert "the part of the task. (default: None)" in text
+    for field in dataclasses.fields(ClusterOptions):
+        assert "\n" not in field.metadata["help"]
 
 
 def test_launching_and_a_shard_exclude_each_other():
