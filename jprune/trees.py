@@ -131,10 +131,10 @@ def kernels(path: str, leaf: Any) -> bool:
     """The default predicate: float leaves named ``kernel`` or ``weight`` with two or more axes.
 
     It knows names and shapes only. Biases and normalization parameters with one axis are not selected; the output
-    layer is, and so are the weights of Equinox embeddings and of layer normalization over several axes. Not selected
-    are ``weight_ih`` and ``weight_hh`` of Equinox cells, ``lora_a`` and ``lora_b``, and ``embedding``. See what is
-    selected with ``prunable(params)``, choose with ``by_path``, or give ``prune`` a graph as ``axes``, which knows what
-    the matrix products read.
+    layer is, and so are the weights of Equinox embeddings, and of layer normalization in stacked layers or over several
+    axes. Not selected are ``weight_ih`` and ``weight_hh`` of Equinox cells, ``lora_a`` and ``lora_b``, and
+    ``embedding``. ``print(prunable(params))`` shows what is selected and what is not. Choose with ``by_path``, or give
+    ``prune`` a graph as ``axes``, which knows what the matrix products read.
 
     >>> kernels("dense/kernel", jnp.ones((2, 3))), kernels("norm/scale", jnp.ones(3))
     (True, False)

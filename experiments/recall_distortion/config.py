@@ -96,7 +96,8 @@ class PruningOptions:
     """Compression ratios of the whole model, parameters before / after. 1: fine-tuned without pruning."""
     structure: Structure = "weights"
     """What is removed: single weights, or channels, whole units and features with the lowest mean scores. For
-    channels the ratios are multiply-adds before / after."""
+    channels the ratios are multiply-adds before / after, and the ratio achieved is of parameters: it counts the
+    weights of removed channels, but keeps their biases and normalization parameters, so it is slightly too low."""
     counting: Literal["exact", "shrinkbench"] = "exact"
     """How a ratio becomes a number of weights. shrinkbench: as the published code counts, which keeps more weights
     than the ratio says."""

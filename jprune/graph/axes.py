@@ -48,6 +48,7 @@ from jprune.trees import flatten
 
 _ROLES = ("stacked", "inputs", "outputs", "spatial")
 _EQUINOX_KERNELS = ("weight", "weight_ih", "weight_hh")
+KERNEL_NAMES = {"flax": ("kernel", "lora_a", "lora_b"), "equinox": _EQUINOX_KERNELS}  # what each convention calls one
 
 
 @dataclasses.dataclass(frozen=True)

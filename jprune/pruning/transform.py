@@ -29,7 +29,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jprune.graph.axes import Axes, KernelAxes, kernel_axes
+from jprune.graph.axes import KERNEL_NAMES, Axes, KernelAxes, kernel_axes
 from jprune.pruning.amounts import Amount, as_keywords, renamed_arguments
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.plan import Plan
@@ -37,7 +37,7 @@ from jprune.pruning.schedules import Schedule, entries
 from jprune.pruning.scores.elementwise import Score, refuse_no_score
 from jprune.pruning.selection.unstructured import global_masks
 from jprune.pruning.state import PruneState, masked_weights, refuse_restored, trained
-from jprune.trees import Where, flatten, is_placeholder, kernels, map_leaves, match, only
+from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, map_leaves, match, only
 
 
 @renamed_arguments(select="selection=")
@@ -76,7 +76,8 @@ def prune(
         gives an amount for each layer (with ``selection=jprune.layer_masks``).
       where: predicate on (path, leaf): which leaves to prune; see ``by_path`` and ``prunable``. None selects what the
         score's own ``where`` does or, if it has none, what ``kernels`` does or, where ``axes`` is a graph, the kernels
-        of its matrix products and convolutions.
+        of its matrix products and convolutions; where it is a convention, what that calls a kernel: "flax" ``lora_a``
+        and ``lora_b`` too, "equinox" ``weight_ih`` and ``weight_hh`` too, but not ``kernel``.
       selection: how scores become masks, such as ``global_masks`` or ``layer_masks``, or any callable with the
         signature of ``global_masks``. One that passes its amount on to a selection of jprune is compiled once
         for the whole schedule; one that computes with its amount is compiled once for each entry. ``min_keep``
@@ -275,13 +276,18 @@ class PrunableLeaf(NamedTuple):
 
 
 class PrunableLeaves(tuple[PrunableLeaf, ...]):
-    """The leaves that ``where`` selects; ``print`` shows them as a table."""
+    """The leaves that ``where`` selects; ``print`` shows them as a table.
 
-    __slots__ = ()
+    Attributes:
+      others: float leaves with two or more axes that ``where`` does not select.
+    """
+
+    others: tuple[PrunableLeaf, ...] = ()
 
     def __str__(self) -> str:
         rows = [("leaf", "shape", "weights", "axes"), *(_row(leaf) for leaf in self)]
         rows.append(("total", "", f"{sum(math.prod(leaf.shape) for leaf in self):,}", ""))
+        rows += [("not selected", "", "", ""), *(_row(leaf) for leaf in self.others)] if self.others else []
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
         return "\n".join(lines)
@@ -290,49 +296,70 @@ class PrunableLeaves(tuple[PrunableLeaf, ...]):
 def prunable(params: PyTree, where: Where | None = None, axes: Axes = None) -> PrunableLeaves:
     """List the leaves that ``where`` selects, with shapes and the roles of their axes.
 
+    Without ``where`` and without a graph as ``axes``, leaves are selected by name, which can take a leaf that is not a
+    kernel (``weight`` of an Equinox embedding) or miss one (``weight_ih`` of an Equinox LSTM): see ``kernels`` for the
+    rule. The table therefore also has the matrices that are not selected.
+
     Args:
       params: tree of arrays, or of their shapes.
       where: predicate on (path, leaf); None as for ``prune``.
       axes: see ``prune``; without it the roles are guessed from names and shapes, "unknown" where that is in doubt.
 
     Returns:
-      A tuple of (path, shape, axes); ``print`` shows it as a table.
+      A tuple of (path, shape, axes), with ``others``, the same of float leaves with two or more axes that are not
+      selected; ``print`` shows both as a table.
 
     Raises:
       TypeError: ``where`` is not a function.
       ValueError: ``where`` selects nothing.
 
     >>> params = {"body": {"kernel": jnp.ones((3, 8)), "bias": jnp.ones(8)}, "blocks": {"kernel": jnp.ones((4, 8, 8))}}
+    >>> params["cell"] = {"weight_hh": jnp.ones((8, 2))}
     >>> print(prunable(params))
-    leaf           shape      weights  axes
-    blocks/kernel  (4, 8, 8)      256  unknown
-    body/kernel    (3, 8)          24  inputs 0, outputs 1
-    total                         280
+    leaf            shape      weights  axes
+    blocks/kernel   (4, 8, 8)      256  unknown
+    body/kernel     (3, 8)          24  inputs 0, outputs 1
+    total                          280
+    not selected
+    cell/weight_hh  (8, 2)          16  inputs 1, outputs 0
     """
     selected = only(params, where_of(where, axes))
     roles = kernel_axes(axes, params)
-    paths, leaves, _ = flatten(selected)
-    return PrunableLeaves(
-        PrunableLeaf(path, tuple(leaf.shape), roles[path])
-        for path, leaf in zip(paths, leaves, strict=True)
-        if leaf is not None
-    )
+    paths, leaves, _ = flatten(params)
+    chosen = [leaf is not None for leaf in flatten(selected)[1]]
+    rows = [
+        (PrunableLeaf(path, tuple(leaf.shape), roles[path]), taken)
+        for path, leaf, taken in zip(paths, leaves, chosen, strict=True)
+        if taken or (is_float(leaf) and leaf.ndim >= 2)
+    ]
+    found = PrunableLeaves(row for row, taken in rows if taken)
+    found.others = tuple(row for row, taken in rows if not taken)
+    return found
 
 
 def where_of(where: Where | None, axes: Axes) -> Where:
-    """The predicate used for None: what ``kernels`` selects, or the kernels of a graph.
+    """The predicate used for None: what ``kernels`` selects, or the kernels of a graph or of a convention.
 
     >>> where_of(None, None) is kernels
     True
     """
     if where is not None:
         return where
+    if isinstance(axes, str) and axes in _OF_CONVENTION:
+        return _OF_CONVENTION[axes]
     contracted = getattr(axes, "kernels", None)  # of a graph
     return kernels if contracted is None else _is_among(frozenset(contracted))
 
 
 def _is_among(paths: frozenset[str]) -> Where:
     return lambda path, leaf: path in paths
+
+
+def _is_called(names: tuple[str, ...]) -> Where:
+    return lambda path, leaf: path.rsplit("/", 1)[-1] in names and is_float(leaf) and leaf.ndim >= 2
+
+
+_OF_CONVENTION = {convention: _is_called(names) for convention, names in KERNEL_NAMES.items()}
 
 
 def _row(leaf: PrunableLeaf) -> tuple[str, str, str, str]:

@@ -155,5 +155,31 @@ def test_prunable_is_a_table_of_paths_shapes_and_roles():
         "dense/kernel            (8, 16)        128  inputs 0, outputs 1",
         "total                                  192",
     ]
-    (only_dense,) = jprune.prunable(params, jprune.by_path(include="^dense/.*kernel"))
+    (only_dense,) = leaves = jprune.prunable(params, jprune.by_path(include="^dense/.*kernel"))
     assert only_dense.path == "dense/kernel"
+    assert [leaf.path for leaf in leaves.others] == ["attention/query/kernel"]
+    assert str(leaves).splitlines()[-2:] == ["not selected", "attention/query/kernel  (8, 2, 4)       64  unknown"]
+
+
+@pytest.mark.parametrize(
+    ("axes", "selected"),
+    [
+        (None, ["dense/kernel", "dense/weight"]),
+        ("flax", ["dense/kernel", "dense/lora_a"]),
+        ("equinox", ["cell/weight_hh", "dense/weight"]),
+    ],
+)
+def test_the_default_selection_is_what_the_convention_calls_a_kernel(axes, selected):
+    matrix, vector = jnp.ones((4, 4)), jnp.ones(4)
+    params = {
+        "cell": {"weight_hh": matrix, "bias": vector},
+        "dense": {"kernel": matrix, "weight": matrix, "lora_a": matrix, "embedding": matrix},
+        "norm": {"weight": vector, "scale": vector},
+    }
+    leaves = jprune.prunable(params, axes=axes)
+    assert [leaf.path for leaf in leaves] == selected
+    assert len(leaves) + len(leaves.others) == 5
+    state = jprune.prune(jprune.magnitude(), {0: 0.5}, axes=axes).init(params)
+    assert [
+        path for path, mask in zip(*jprune.trees.flatten(state.masks)[:2], strict=True) if mask is not None
+    ] == selected

@@ -280,8 +280,6 @@ class ChannelSelection:
         """
         total = cost.after(np.zeros(len(cost.classes), bool))
         if isinstance(amount, Keep):
-            if self.budget == "multiply_adds":
-                raise TypeError(f"keep={amount.count}: multiply-adds are given as the fraction to remove, sparsity=")
             if amount.count > total:
                 raise ValueError(f"keep={amount.count} is more than there is: {total} {_words(self.budget)}")
             limit, asked = amount.count, f"keep={amount.count} of {total} {_words(self.budget)}"
@@ -301,7 +299,7 @@ class ChannelSelection:
         if self.budget != "channels":
             raise ValueError(
                 f"amounts by regular expression are fractions of the channels of a group; they cannot be combined "
-                f"with budget={self.budget!r}"
+                f"with budget={self.budget!r}: use budget='channels', or one amount with min_channels={{regex: number}}"
             )
         for pattern in amount:
             if not any(_matches(pattern, group) for group in choice.groups):
@@ -349,6 +347,8 @@ class ChannelSelection:
         text = "; " + "; ".join(reasons) if reasons else "; every group is down to one channel"
         unscored = len(self.groups) - len(choice.groups)
         text += f"; {unscored} groups have no score and stay whole" if unscored else ""
+        inexact = [group for group in self.graph.channels if not group.exact and group not in self.groups]
+        text += f"; {_some(inexact)} stays whole, as it is not exact (inexact=True prunes it too)" if inexact else ""
         return text + "; the rest cannot be removed, for the reasons that print(graph) shows"
 
 

@@ -81,6 +81,21 @@ def test_a_target_that_a_choice_meets_exactly_is_not_overshot():
     np.testing.assert_array_equal(masks["b"][:, 0], [False] * 4 + [True] * 4)
 
 
+def test_a_number_of_multiply_adds_to_keep():
+    """Of 2 x (5 a + a b + 3 b) for a batch of 2; one channel more would exceed it."""
+    params, graph = chain()
+    select = jprune.structured(graph, budget="multiply_adds", min_channels={"^a$": 4})
+    first, second = kept_widths(select(jax.tree.map(jnp.abs, params), keep=130))
+    assert first >= 4
+    assert 2 * cost(first, second) <= 130 < 2 * max(cost(first + 1, second), cost(first, second + 1))
+    with pytest.raises(ValueError, match="keep=213 is more than there is: 212 multiply-adds"):
+        select(jax.tree.map(jnp.abs, params), keep=213)
+    with pytest.raises(
+        ValueError, match=r"cannot be combined with budget='multiply_adds': use budget='channels', or one"
+    ):
+        select(jax.tree.map(jnp.abs, params), sparsity={"^a$": 0.5})
+
+
 def test_a_sparsity_of_nine_tenths_leaves_one_of_ten():
     params = {"a": jnp.arange(20.0).reshape(2, 10), "b": jnp.ones((10, 3))}
     graph = trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jax.ShapeDtypeStruct((7, 2), jnp.float32))
@@ -206,6 +221,12 @@ def test_budgets_that_cannot_be_met_name_the_floor():
         jprune.channel_group_masks(graph, scores, parameters=0.8, round_to=4)
     with pytest.raises(ValueError, match="every group is down to one channel"):
         jprune.channel_group_masks(graph, scores, sparsity=0.99)
+    normalized = lambda p, x: jax.nn.softmax(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
+    graph = trace_model(normalized, params, jax.ShapeDtypeStruct((2, 5), jnp.float32))
+    with pytest.raises(
+        ValueError, match=r"the group of 'b' stays whole, as it is not exact \(inexact=True prunes it too"
+    ):
+        jprune.channel_group_masks(graph, scores, parameters=0.9)
 
 
 def test_bad_arguments_are_named():
