@@ -344,6 +344,9 @@ class ChannelSelection:
                 ]
                 reached = _fraction(total - cost.after(freed.removable()), total)
                 reasons.append(f"{name} stops {_some(changed)} (without it: {reached})")
+        coupled = [group for group in choice.groups if group.size == 1]
+        if coupled:
+            reasons.append(f"{_some(coupled)} stays whole, as all of its indices are coupled and go together")
         text = "; " + "; ".join(reasons) if reasons else "; every group is down to one channel"
         unscored = len(self.groups) - len(choice.groups)
         text += f"; {unscored} groups have no score and stay whole" if unscored else ""
