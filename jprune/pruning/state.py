@@ -70,7 +70,8 @@ def masks_of(state: PyTree) -> PyTree:
     """
     found = list(_prune_states(state, "", None))
     if not found:
-        raise ValueError(f"there is no prune or keep_zeros link in this optimizer state{_hint_of_restoring(state)}")
+        hint = _hint_of_sr_ste(state) or _hint_of_restoring(state)
+        raise ValueError(f"there is no prune or keep_zeros link in this optimizer state{hint}")
     (_, first), *rest = found
     masks = first.masks
     for _, other in rest:
@@ -92,6 +93,17 @@ def refuse_restored(state: object, name: str) -> None:
         raise TypeError(
             f"{name} was given a state of type {type(state).__name__}, not a PruneState{_hint_of_restoring(state)}"
         )
+
+
+def _hint_of_sr_ste(state: PyTree) -> str:
+    """Where the masks of ``sr_ste`` are, whose module imports this one."""
+    is_sr_ste: Callable[[Any], bool] = lambda node: type(node).__name__ == "SrSteState"
+    if not any(map(is_sr_ste, jax.tree.leaves(state, is_leaf=is_sr_ste))):
+        return ""
+    return (
+        "; sr_ste trains dense weights, and what to evaluate and keep is "
+        'jprune.apply_masks(params, optax.tree.get(state, "masks"))'
+    )
 
 
 def _hint_of_restoring(state: PyTree) -> str:

@@ -64,6 +64,8 @@ def test_masks_are_found_in_any_wrapper_and_other_leaves_have_none():
     masks = optax.tree.get(tx.init(params), "masks")
     np.testing.assert_array_equal(masks["kernel"][:, 0], [False, True, True, False])
     assert masks["bias"] is None
+    with pytest.raises(ValueError, match="sr_ste trains dense weights, and what to evaluate and keep is jprune"):
+        jprune.masks_of(tx.init(params))
 
 
 @pytest.mark.parametrize(
