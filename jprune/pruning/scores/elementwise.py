@@ -4,7 +4,7 @@ A score is called as ``score(params, grad=None, batch=None, key=None)`` and retu
 where nothing is prunable; weights with larger scores are kept. It is computed in the dtype of the weight and the
 gradient, and at least in float32. Each factory takes ``where``, a predicate on (path, leaf) that says what to score
 when the score is called directly: by default what ``jprune.kernels`` selects or, in a tree where that selects
-nothing (a bare tuple of arrays), every float leaf. ``prune`` uses its own ``where`` instead.
+nothing (a bare tuple of arrays), every float leaf. ``prune`` uses it too, unless it has a ``where`` of its own.
 
 A function with the same signature can be used in place of a ``Score``. Scores that need data (SynFlow, Fisher,
 Wanda) are in ``jprune.pruning.scores.model_based`` and ``.activations``.
@@ -40,7 +40,7 @@ class Score:
       name: for errors.
       needs: which of "grad", "batch", "key" and "whole" it requires; one that needs "whole" is called with
         (params, grad, batch, key, whole), with all parameters last.
-      where: predicate on (path, leaf): what to score when it is called directly.
+      where: predicate on (path, leaf): what to score when it is called directly, and in a ``prune`` without ``where``.
     """
 
     function: Callable[..., PyTree]
