@@ -23,7 +23,7 @@ def raising(error):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "told"),
+    ("error", "status", "printed"),
     [
         (ValueError("preset='nix' is unknown"), 1, "error: preset='nix' is unknown\n"),
         (OSError("no space"), 1, "error: no space\n"),
@@ -31,9 +31,9 @@ def raising(error):
         (KeyboardInterrupt(), 130, "interrupted; rerun the same command to resume\n"),
     ],
 )
-def test_an_error_is_told_in_a_line(capsys, error, status, told):
+def test_an_error_is_one_line(capsys, error, status, printed):
     assert exit_status(raising(error)) == status
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == printed
 
 
 def test_what_is_no_error_of_the_caller_keeps_its_traceback():

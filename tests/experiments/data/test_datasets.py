@@ -223,7 +223,7 @@ def test_any_name_of_tfds_is_taken_with_its_classes_and_splits(decoded, monkeypa
     fashion = datasets.load("tfds:fashion_mnist", data_dir=TFDS, cache_dir=decoded, selection="test")
     assert fashion.class_names[:3] == ("T-shirt/top", "Trouser", "Pullover")
     assert (found["entry"], found["name"], found["shape"]) == ("tfds:fashion_mnist", "fashion_mnist/3.0.1", (28, 28, 1))
-    splits = {split: tuple(told[:2]) for split, told in found["splits"].items()}
+    splits = {split: tuple(found_split[:2]) for split, found_split in found["splits"].items()}
     assert splits == {"train": ("train", 60_000), "test": ("test", 10_000)}
 
 

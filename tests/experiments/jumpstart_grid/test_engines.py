@@ -125,7 +125,7 @@ def test_an_image_network_trains_a_few_steps(method):
     ],
 )
 def test_an_image_preset_takes_its_steps_on_images_of_its_shape(monkeypatch, name, classes, shape):
-    """Noise stands for the images, so that it can be tried where the data is not."""
+    """Noise in place of the images, so that the test needs no data."""
     images = np.random.default_rng(0).integers(0, 256, (24, *shape), dtype=np.uint8)
     split = datasets.Split(images, np.arange(24, dtype=np.int32) % classes)
     colours = np.full(shape[-1], 127.5, np.float32), np.full(shape[-1], 73.9, np.float32)

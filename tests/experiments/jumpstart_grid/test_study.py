@@ -116,7 +116,7 @@ def test_the_count_of_parameters_is_the_size_of_the_thin_arrays():
                 thin_networks.start(arch, thin_networks.ThinRecipe(), [thin_networks.ThinRun(4, 0)]).weights
             )
         )
-        # A convolution stands in its matrix twice where it has one tap of weights, and once for each bias.
+        # A tap of a convolution is twice in its matrix, and each of its biases too.
         shared = {"conv": 2 * 4 * 2 - 2 * 4 + 2 * (64 - 32) + 3 * 4, "dense": 0}[layer]
         assert moons.parameters(arch, 4) == dense_stack - shared
 
@@ -124,9 +124,9 @@ def test_the_count_of_parameters_is_the_size_of_the_thin_arrays():
 def test_the_help_names_every_method_of_every_kind(capsys):
     with pytest.raises(SystemExit):
         jumpstart_grid.main(["--help"])
-    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for kind, engine in runner.ENGINES.items():
-        listed = told.split("Techniques; ")[1].split(f"{kind}: ")[1].split(". ")[0]
+        listed = shown.split("Techniques; ")[1].split(f"{kind}: ")[1].split(". ")[0]
         names = set(re.sub(r"\(.*?\)", "", listed).replace(",", " ").split())
         assert names == set(engine.METHODS)
 
@@ -287,8 +287,8 @@ def test_a_killed_process_goes_on_and_gives_the_same_numbers(tmp_path):
         while not list(tmp_path.glob("parts/store/*/00000-00001")) and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
-    held = len(list(tmp_path.glob("parts/store/*/00000-00001")))
-    assert 0 < held < 4
+    stored = len(list(tmp_path.glob("parts/store/*/00000-00001")))
+    assert 0 < stored < 4
     subprocess.run([*command, str(tmp_path / "parts")], check=True, **quiet)
     whole, parts = (pd.read_csv(tmp_path / name / "cells.csv").drop(columns="seconds") for name in ("whole", "parts"))
     pd.testing.assert_frame_equal(whole, parts)

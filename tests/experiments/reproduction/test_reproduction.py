@@ -96,11 +96,11 @@ def test_undecayed_is_judged_by_where_it_differs(shift, verdict):
 
 def test_the_signed_variant_is_judged_by_the_ratio_achieved():
     flat = (1.0,) * 5
-    for keep, verdict, told in ((2.0, "supported", "asked 2, achieved"), (0.95, "contradicted", "asked 50")):
+    for keep, verdict, words in ((2.0, "supported", "asked 2, achieved"), (0.95, "contradicted", "asked 50")):
         study = _study({"undecayed-signed": flat}, nonzero=lambda ratio, keep=keep: keep * (1100 / ratio - 100))
         study = study._replace(networks=study.networks[study.networks["ratio"] <= 10])
         found = _verdict("R5", **{"fashion-lenet": study})
-        assert (found.verdict, told in found.found) == (verdict, told == "asked 2, achieved")
+        assert (found.verdict, words in found.found) == (verdict, words == "asked 2, achieved")
 
 
 def test_random_pruning_is_judged_by_the_interval_from_t_4_on():
@@ -115,9 +115,9 @@ def test_random_pruning_is_reported_without_collapsed_networks_too():
     collapsed = (networks["score"] == "random") & (networks["ratio"] == 10) & (networks["replicate"] == 0)
     networks.loc[collapsed, right] = [1000, 0, 0, 0]
     found = _verdict("R6", **{"fashion-lenet": study._replace(networks=networks)}).found
-    told = found.partition("; without collapsed networks (2026-11-26, not judged): ")[2]
-    assert told.startswith("t = 10: 1.")
-    assert told.endswith(", 5 networks")
+    words = found.partition("; without collapsed networks (2026-11-26, not judged): ")[2]
+    assert words.startswith("t = 10: 1.")
+    assert words.endswith(", 5 networks")
     assert "without" not in _verdict("R6", **{"fashion-lenet": study}).found
 
 
@@ -383,7 +383,7 @@ def test_what_a_study_stored_is_kept_once_and_extended(tmp_path, capsys):
         study, _ = results.recorded(tmp_path / "study")
         assert ledger.keep(tmp_path / "study", study, "tiny", tmp_path / "kept") == 3 * count
     narrower = dataclasses.replace(study, ratios=(1, 2), scores=("random",))
-    added = ledger.keep(tmp_path / "study", narrower, "tiny", tmp_path / "anew")
+    added = ledger.keep(tmp_path / "study", narrower, "tiny", tmp_path / "fresh")
     assert added == 6, "what the last command left out is kept too"
     kept = ledger.recalls("tiny", tmp_path / "kept")
     written = pd.read_csv(tmp_path / "study" / "counts.csv")

@@ -1,4 +1,4 @@
-"""Stages of a store: complete or absent, checked when read, whoever writes beside."""
+"""Stages of a store: complete or absent, checked when read, whoever else writes."""
 
 import errno
 import json

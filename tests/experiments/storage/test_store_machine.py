@@ -25,12 +25,12 @@ TABLE, WEIGHTS, MANIFEST = "rows.parquet", "weights", "manifest.json"
 
 
 class Store(stateful.RuleBasedStateMachine):
-    """A store on disk beside a dict: (settings, replicates) -> [value, the parts that are damaged]."""
+    """A store on disk compared with a dict: (settings, replicates) -> [value, the parts that are damaged]."""
 
     def __init__(self):
         super().__init__()
         self.root = Path(tempfile.mkdtemp())
-        self.held = {}
+        self.stored = {}
         self.partial = {}  # folder that a killed writer left -> whether it is stale
         self.writes = 0
 
@@ -44,8 +44,8 @@ class Store(stateful.RuleBasedStateMachine):
 
     def swept(self, which):
         """What a writer does first: stale partial folders of its own kind of stage go."""
-        beside = self.stage(which, range(1)).path.parent
-        self.partial = {path: stale for path, stale in self.partial.items() if not (stale and path.parent == beside)}
+        folder = self.stage(which, range(1)).path.parent
+        self.partial = {path: stale for path, stale in self.partial.items() if not (stale and path.parent == folder)}
 
     @stateful.rule(which=which, replicates=ranges)
     def write(self, which, replicates):
@@ -53,7 +53,7 @@ class Store(stateful.RuleBasedStateMachine):
         stage = self.stage(which, replicates)
         with store.writing(stage, SETTINGS[which]) as folder:
             self.fill(folder, replicates, self.writes)
-        self.held.setdefault((which, replicates), [self.writes, set()])
+        self.stored.setdefault((which, replicates), [self.writes, set()])
         self.swept(which)
         assert stage.done
 
@@ -69,7 +69,7 @@ class Store(stateful.RuleBasedStateMachine):
         with pytest.raises(ZeroDivisionError):
             fail()
         self.swept(which)
-        assert stage.done == ((which, replicates) in self.held)
+        assert stage.done == ((which, replicates) in self.stored)
 
     @stateful.rule(which=which, replicates=ranges, stale=st.booleans())
     def be_killed_while_writing(self, which, replicates, stale):
@@ -81,18 +81,18 @@ class Store(stateful.RuleBasedStateMachine):
         os.utime(path, (time.time() - age,) * 2)
         self.partial[path] = stale
 
-    @stateful.precondition(lambda self: self.held)
+    @stateful.precondition(lambda self: self.stored)
     @stateful.rule(data=st.data())
     def lose(self, data):
-        key = data.draw(st.sampled_from(list(self.held)))
-        del self.held[key]
+        key = data.draw(st.sampled_from(list(self.stored)))
+        del self.stored[key]
         shutil.rmtree(self.stage(*key).path)
 
-    @stateful.precondition(lambda self: self.held)
+    @stateful.precondition(lambda self: self.stored)
     @stateful.rule(data=st.data(), part=st.sampled_from([TABLE, WEIGHTS, MANIFEST]), how=st.integers(0, 2))
     def damage(self, data, part, how):
-        key = data.draw(st.sampled_from(list(self.held)))
-        if part in self.held[key][1]:
+        key = data.draw(st.sampled_from(list(self.stored)))
+        if part in self.stored[key][1]:
             return
         path = self.stage(*key).path / part
         path = path if path.is_file() else max(path.rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
@@ -103,14 +103,14 @@ class Store(stateful.RuleBasedStateMachine):
             path.write_bytes(content[: len(content) // 2])
         else:
             path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-        self.held[key][1].add(part)
+        self.stored[key][1].add(part)
 
     @stateful.rule(which=which, replicates=ranges)
     def collect_weights(self, which, replicates):
-        stages = [self.stage(which, held) for held in self.ranges(which)]
+        stages = [self.stage(which, stored) for stored in self.ranges(which)]
         expected, owners = self.owned(which)
         needed = {owners[r] for r in replicates if r in owners}
-        refused = [owner for owner in needed if self.held[which, owner][1] & {WEIGHTS, MANIFEST}]
+        refused = [owner for owner in needed if self.stored[which, owner][1] & {WEIGHTS, MANIFEST}]
         if refused or not all(r in expected for r in replicates):
             with pytest.raises(store.StoreError, match=r"delete .*dense-|the store has no weights for all of"):
                 store.collect_weights(stages, replicates)
@@ -120,9 +120,9 @@ class Store(stateful.RuleBasedStateMachine):
 
     @stateful.rule(which=which)
     def collect_table(self, which):
-        stages = [self.stage(which, held) for held in self.ranges(which)]
+        stages = [self.stage(which, stored) for stored in self.ranges(which)]
         expected, owners = self.owned(which)
-        refused = [owner for owner in set(owners.values()) if self.held[which, owner][1] & {TABLE, MANIFEST}]
+        refused = [owner for owner in set(owners.values()) if self.stored[which, owner][1] & {TABLE, MANIFEST}]
         if not stages:
             return
         if refused:
@@ -135,8 +135,8 @@ class Store(stateful.RuleBasedStateMachine):
             assert table["replicate"].tolist() == sorted(expected)
 
     def ranges(self, which):
-        held = [replicates for one, replicates in self.held if one == which]
-        return sorted(held, key=lambda replicates: (replicates.start, replicates.stop))
+        stored = [replicates for one, replicates in self.stored if one == which]
+        return sorted(stored, key=lambda replicates: (replicates.start, replicates.stop))
 
     def owned(self, which):
         """The value of every replicate, and the stage it comes from: the first that has it."""
@@ -144,7 +144,7 @@ class Store(stateful.RuleBasedStateMachine):
         for replicates in self.ranges(which):
             for r in replicates:
                 owners.setdefault(r, replicates)
-        return {r: float(np.float32(self.held[which, owner][0] + r)) for r, owner in owners.items()}, owners
+        return {r: float(np.float32(self.stored[which, owner][0] + r)) for r, owner in owners.items()}, owners
 
     @stateful.invariant()
     def the_store_finds_what_the_dict_holds(self):
@@ -158,7 +158,7 @@ class Store(stateful.RuleBasedStateMachine):
 
     @stateful.invariant()
     def nothing_else_lies_about(self):
-        wanted = {self.stage(*key).path for key in self.held} | set(self.partial)
+        wanted = {self.stage(*key).path for key in self.stored} | set(self.partial)
         assert set(self.root.glob("*/*")) == wanted
 
     def teardown(self):
