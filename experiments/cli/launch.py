@@ -7,6 +7,7 @@ from pathlib import Path
 
 from experiments.cli.commands import ClusterOptions
 
+_TIMEOUTS = 100  # how often a job may reach its time limit and be requeued; submitit's own limit is 3
 _OWN = ("--launch", "--jobs", "--partition", "--gpus", "--cpus", "--hours")
 
 
@@ -46,7 +47,8 @@ def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions
         raise ImportError("--launch needs submitit: pip install 'jprune[cluster]'") from error
     given = without(sys.argv[1:] if arguments is None else arguments, _OWN)
     logs = folder / "jobs"
-    executor = submitit.AutoExecutor(folder=logs, cluster=cluster.launch)
+    limits = {f"{cluster.launch}_max_num_timeout": _TIMEOUTS}
+    executor = submitit.AutoExecutor(folder=logs, cluster=cluster.launch, **limits)
     executor.update_parameters(timeout_min=round(60 * cluster.hours), cpus_per_task=cluster.cpus, name=folder.name)
     if cluster.gpus:
         executor.update_parameters(gpus_per_node=cluster.gpus)

@@ -109,3 +109,37 @@ def test_a_failed_job_is_an_error_that_names_its_log(tmp_path):
     pytest.importorskip("submitit", reason="needs the extra cluster")
     with pytest.raises(RuntimeError, match=r"1 of 1 jobs failed; the first error is in .*\.err"):
         launch.launch("experiments.nothing", [], ClusterOptions(launch="local"), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_job_that_reaches_its_time_limit_is_requeued_and_its_program_ends(tmp_path, monkeypatch):
+    """The program waits forever the first time, and ends at once the second time and for the report."""
+    pytest.importorskip("submitit", reason="needs the extra cluster")
+    (tmp_path / "waiting.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "with open(here / 'calls', 'a') as file: print(os.getpid(), *sys.argv[1:], file=file)\n"
+        "while len((here / 'calls').read_text().splitlines()) == 1: time.sleep(0.1)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    launch.launch("waiting", [], ClusterOptions(launch="local", hours=1 / 60), tmp_path / "out")
+    first, second, report = (line.split() for line in (tmp_path / "calls").read_text().splitlines())
+    assert first[1:] == second[1:] == ["--shard", "0/1"]
+    assert report[1] == "report"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(first[0]), 0)
+
+
+def test_a_job_may_reach_its_time_limit_often(tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit", reason="needs the extra cluster")
+    made = []
+
+    class Unsubmitted(submitit.AutoExecutor):
+        def submit_array(self, parts):
+            made.append(self._executor.max_num_timeout)
+            raise RuntimeError(f"{len(parts)} parts are not submitted")
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Unsubmitted)
+    with pytest.raises(RuntimeError, match="2 parts"):
+        launch.launch("experiments.nothing", [], ClusterOptions(launch="local", jobs=2), tmp_path)
+    assert made == [100]
