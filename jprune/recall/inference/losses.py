@@ -237,18 +237,23 @@ def _exact(support: Int[np.ndarray, " classes"], lost: _Floats, won: _Floats) ->
     """Two-sided p of each class's net loss, given the lost and won examples of all classes together."""
     every, all_lost, all_won = int(support.sum()), round(lost.sum()), round(won.sum())
     found = np.full(len(support), np.nan)
-    for c, size in enumerate(support):
-        i = np.arange(min(size, all_lost) + 1)
-        j = np.arange(min(size, all_won) + 1)
-        if size == 0 or i.size * j.size > _MOST_CELLS:
-            found[c] = 0.0 if size else np.nan  # the z test decides
+    for size in np.unique(support[support > 0]):  # classes of one size have one distribution
+        of_size = support == size
+        if (min(size, all_lost) + 1) * (min(size, all_won) + 1) > _MOST_CELLS:
+            found[of_size] = 0.0  # the z test decides
             continue
-        of_lost = scipy.stats.hypergeom.pmf(i, every, all_lost, size)
-        rest = np.maximum(size - i, 0)
-        of_won = scipy.stats.hypergeom.pmf(j[None], every - all_lost, all_won, rest[:, None])
-        joint = of_lost[:, None] * np.where(np.isfinite(of_won), of_won, 0)
-        net = i[:, None] - j[None]
-        seen = round(lost[c]) - round(won[c])
-        tails = joint[net >= seen].sum(), joint[net <= seen].sum()
-        found[c] = min(1.0, 2 * float(min(tails)))
+        net, joint = _net_losses(int(size), every, all_lost, all_won)
+        seen = np.round(lost[of_size]) - np.round(won[of_size])
+        of_net = np.bincount((net - net.min()).ravel(), joint.ravel())
+        at_most, at_least = np.cumsum(of_net), np.cumsum(of_net[::-1])[::-1]
+        place = (seen - net.min()).astype(np.int64)
+        found[of_size] = np.minimum(1.0, 2 * np.minimum(at_most, at_least)[place])
     return found
+
+
+def _net_losses(size: int, every: int, all_lost: int, all_won: int) -> tuple[Int[np.ndarray, "a b"], _Floats]:
+    """The net losses that a class of a size may have, and their probabilities, over lost and won examples."""
+    i, j = np.arange(min(size, all_lost) + 1), np.arange(min(size, all_won) + 1)
+    of_lost = scipy.stats.hypergeom.pmf(i, every, all_lost, size)
+    of_won = scipy.stats.hypergeom.pmf(j[None], every - all_lost, all_won, np.maximum(size - i, 0)[:, None])
+    return i[:, None] - j[None], of_lost[:, None] * np.where(np.isfinite(of_won), of_won, 0)

@@ -1,11 +1,13 @@
 """What logits show beyond the predicted class: confidence, calibration, divergence, top-k recall, risk."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
 
+_CELLS = 1 << 18  # of a block of examples and classes: 2 MB in float64
 _ROUNDED = 0.05  # of the sum of a row's probabilities, each rounded
 BINS = 15  # of equal width, as in Guo et al. 2017
 _Floats = npt.NDArray[np.float64]
@@ -33,21 +35,40 @@ def log_probabilities(logits: npt.ArrayLike) -> Float[np.ndarray, "examples clas
     >>> np.exp(log_probabilities([[0.2, 0.8], [0.5, 0.5]])).round(3).tolist()
     [[0.2, 0.8], [0.5, 0.5]]
     """
-    given = np.asarray(logits, np.float64)
-    if are_probabilities(given):
+    given = np.asarray(logits)
+    found = np.empty(given.shape, np.float64)
+    for block, log_p in _blocks(given):
+        found[block] = log_p
+    return found
+
+
+def _blocks(logits: npt.NDArray[np.floating]) -> Iterator[tuple[slice, Float[np.ndarray, "rows classes"]]]:
+    """Log probabilities of some examples after others, few enough at once that they stay in the processor's cache."""
+    probabilities = are_probabilities(logits)
+    rows = max(1, _CELLS // logits.shape[-1])
+    for start in range(0, len(logits), rows):
+        given = logits[start : start + rows].astype(np.float64)
+        yield slice(start, start + rows), _normalized(given, probabilities=probabilities)
+
+
+def _normalized(given: Float[np.ndarray, "rows classes"], *, probabilities: bool) -> Float[np.ndarray, "rows classes"]:
+    if probabilities:
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(given / given.sum(-1, keepdims=True)))
     best = given.max(-1, keepdims=True)
-    finite = np.where(np.isfinite(best), best, 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        below = np.where(np.isposinf(best), -np.inf, given - finite)
+    if np.isfinite(best).all():
+        shifted = given - best
+    else:
+        finite = np.where(np.isfinite(best), best, 0.0)
+        with np.errstate(invalid="ignore"):
+            below = np.where(np.isposinf(best), -np.inf, given - finite)
         shifted = np.where(given == best, 0.0, below)  # not inf - inf, where the largest is infinite
-        return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
 def outlook(
     true: Int[np.ndarray, " examples"],
-    log_p: Float[np.ndarray, "examples classes"],
+    logits: Float[np.ndarray, "examples classes"],
     k: int,
 ) -> Outlook:
     """Confidence, calibration and top-k recall of every class, and of all examples.
@@ -60,12 +81,13 @@ def outlook(
     >>> found.confidence.round(2).tolist(), found.calibration_error.round(2).tolist(), found.top_k.tolist()
     ([0.9, 0.8, 0.85], [0.1, 0.8, 0.45], [1.0, 0.0, 0.5])
     """
-    classes = log_p.shape[1]
-    predicted = log_p.argmax(1)
-    confidence = np.exp(log_p[np.arange(len(true)), predicted])
-    right = (predicted == true).astype(np.float64)
-    own = log_p[np.arange(len(true)), true][:, None]
-    ahead = (log_p > own).sum(1) + ((log_p == own) & (np.arange(classes) < true[:, None])).sum(1)
+    classes = logits.shape[1]
+    confidence, right, ahead = np.empty(len(true)), np.empty(len(true)), np.empty(len(true))
+    for block, log_p in _blocks(logits):
+        row, label, predicted = np.arange(len(log_p)), true[block], log_p.argmax(1)
+        confidence[block], right[block] = np.exp(log_p[row, predicted]), predicted == label
+        own = log_p[row, label][:, None]
+        ahead[block] = (log_p > own).sum(1) + ((log_p == own) & (np.arange(classes) < label[:, None])).sum(1)
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     cells = true * BINS + bins
     gaps = np.bincount(cells, right - confidence, classes * BINS).reshape(classes, BINS)
@@ -83,17 +105,34 @@ def divergence(
 ) -> Float[np.ndarray, " classes_and_all"]:
     """Mean Kullback-Leibler divergence, in nats, of the compressed from the dense probabilities, by class.
 
+    Both are given as logits or probabilities.
+
     sum_k p_dense(k) log(p_dense(k) / p_compressed(k)); infinite where a class has probability 0 after compression
     alone.
 
     >>> divergence(np.array([0]), np.log([[0.5, 0.5]]), np.log([[0.9, 0.1]])).round(4).tolist()
     [0.5108, nan, 0.5108]
     """
-    p = np.exp(dense)
-    with np.errstate(invalid="ignore"):
-        each = np.where(p > 0, p * (dense - after), 0.0).sum(1)
+    each = np.empty(len(true))
+    for (block, one), (_, other) in zip(_blocks(dense), _blocks(after), strict=True):
+        p = np.exp(one)
+        with np.errstate(invalid="ignore"):
+            each[block] = np.where(p > 0, p * (one - other), 0.0).sum(1)
     support = np.bincount(true, minlength=dense.shape[1])
     return _by_class(each, true, np.append(np.where(support > 0, support, np.nan), float(len(true))))
+
+
+def margins(logits: Float[np.ndarray, "examples classes"]) -> Float[np.ndarray, " examples"]:
+    """The distance between the two largest probabilities of each example.
+
+    >>> margins(np.array([[0.7, 0.2, 0.1]])).round(2).tolist()
+    [0.5]
+    """
+    found = np.empty(len(logits))
+    for block, log_p in _blocks(logits):
+        two = np.exp(np.partition(log_p, -2, axis=-1)[:, -2:])
+        found[block] = two[:, 1] - two[:, 0]
+    return found
 
 
 def area_under_curve(risk: Float[np.ndarray, " examples"], lost: npt.NDArray[np.bool_]) -> float:
@@ -118,7 +157,7 @@ def are_probabilities(given: npt.NDArray[np.floating]) -> bool:
     >>> are_probabilities(np.array([[0.33, 0.33, 0.33]])), are_probabilities(np.array([[0.9, 0.8, 0.1]]))
     (True, False)
     """
-    if given.min() < 0 or given.max() > 1:
+    if given[:1].min() < 0 or given.min() < 0 or given.max() > 1:  # mostly known from the first row
         return False
     return bool((np.abs(given.sum(-1, dtype=np.float64) - 1) <= _ROUNDED).all())
 

@@ -17,7 +17,7 @@ from jprune.recall.measures.probabilities import (
     Outlook,
     area_under_curve,
     divergence,
-    log_probabilities,
+    margins,
     outlook,
 )
 from jprune.recall.tables.audited import AuditedModels, Examples
@@ -154,16 +154,15 @@ def probabilities(study: AuditedModels, known: Examples, k: int) -> pd.DataFrame
         dense = known.dense[score]
         if dense.logits is None:
             continue
-        before = [outlook(known.true, log_probabilities(rows), k) for rows in dense.logits]
+        before = [outlook(known.true, rows, k) for rows in dense.logits]
         for ratio, stack in ratios.items():
             if stack.logits is None:
                 continue
             after, apart = [], []
             for model, rows in enumerate(stack.logits):
-                log_p = log_probabilities(rows)
-                after.append(outlook(known.true, log_p, k))
+                after.append(outlook(known.true, rows, k))
                 if study.paired:
-                    apart.append(divergence(known.true, log_probabilities(dense.logits[model]), log_p))
+                    apart.append(divergence(known.true, dense.logits[model], rows))
             frame = {
                 "score": score,
                 "ratio": ratio,
@@ -246,11 +245,7 @@ def risk(stack: Predictions) -> Float[np.ndarray, " examples"]:
     """
     if stack.logits is None or stack.logits.shape[-1] < 2:
         return np.asarray((stack.predicted != modal_label(stack.predicted)).mean(0))
-    gaps = []
-    for rows in stack.logits:
-        two = np.sort(np.partition(np.exp(log_probabilities(rows)), -2, axis=-1)[:, -2:], axis=-1)
-        gaps.append(1 - (two[:, 1] - two[:, 0]))
-    return np.asarray(np.mean(gaps, axis=0))
+    return np.asarray(np.mean([1 - margins(rows) for rows in stack.logits], axis=0))
 
 
 def at_risk(known: Examples) -> tuple[pd.DataFrame, pd.DataFrame]:
