@@ -1,4 +1,4 @@
-"""Grids of 3 x 3 convolutions on MNIST and CIFAR, one network after the other.
+"""Grids of 3 x 3 convolutions on MNIST and CIFAR.
 
 MNIST, as in the authors' Keras code: pixels / 255, a dense layer on every position, Glorot-uniform kernels,
 the penalty of the hidden layers only. CIFAR, as in their PyTorch code: normalized images, a dense layer on
@@ -7,7 +7,7 @@ the average and the maximum of each channel, torch's initial weights, the penalt
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -82,12 +82,14 @@ class ImageState(NamedTuple):
 
 
 def plan(grid: Grid) -> list[GridStage]:
-    """A stage for each data set, learning rate, method, size and seed.
+    """A stage for each data set, learning rate, method and size, on a CPU also for each seed.
 
     Raises:
       ValueError: an unknown method.
     """
     planned, penalized = [], {name: bool(method.penalty) for name, method in METHODS.items()}
+    apart = jax.default_backend() == "cpu"
+    together = [range(s, s + 1) for s in range(grid.seeds)] if apart else [range(grid.seeds)]
     for dataset in grid.datasets:
         fingerprint = fingerprint_of(dataset)
         for lr in grid.lr:
@@ -98,40 +100,69 @@ def plan(grid: Grid) -> list[GridStage]:
                     setup = dataclasses.replace(setup, prune=list(grid.prune) or None)
                     title = f"{dataset}, {method}, {depth} x {width}, lr {lr:g}"
                     settings = setup.settings()
-                    planned += [GridStage(title, settings, range(s, s + 1), grid.epochs) for s in range(grid.seeds)]
+                    planned += [GridStage(title, settings, seeds, grid.epochs * len(seeds)) for seeds in together]
     return planned
 
 
 def carry_out(running: GridRunning, stage: GridStage, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
-    """Train the network of a stage.
+    """Train the networks of a stage.
 
     Args:
       running: says where the data is.
       stage: of the plan.
-      advance: called after each epoch.
+      advance: called after each epoch with the number of networks that took it.
 
     Returns:
-      Columns of the table ``cells``, its one row; and, if it is pruned, of ``pruned``, a row for each ratio.
+      Columns of the table ``cells``, a row for each seed; and, if they are pruned, of ``pruned``, a row for each seed
+      and ratio.
     """
     began = time.perf_counter()
-    setup, (seed,) = Setup(**stage.settings), stage.seeds
+    setup, seeds = Setup(**stage.settings), list(stage.seeds)
     dataset = datasets.load(setup.dataset, data_dir=running.data_dir, selection="test")
-    graph, state = start(setup, dataset, seed)
+    started = [start(setup, dataset, seed) for seed in seeds]
+    graph = started[0][0]
     programs = Programs(setup, dataset, graph)
-    rng = np.random.default_rng((seed, setup.depth, setup.width))
-    accuracies = []
-    for _ in range(setup.epochs):
-        state, train_acc = programs.epoch(state, rng.permutation(len(dataset.train.labels)))
-        accuracies.append((train_acc, programs.accuracy(state, dataset.validation)))
-        advance(1)
+    generators = [np.random.default_rng((seed, setup.depth, setup.width)) for seed in seeds]
+    orders = [
+        np.stack([generator.permutation(len(dataset.train.labels)).astype(np.int32) for generator in generators])
+        for _ in range(setup.epochs)
+    ]
+    train = by_steps if jax.default_backend() == "cpu" else by_epochs
+    states, accuracies = train(programs, [state for _, state in started], orders, advance)
+    seconds = (time.perf_counter() - began) / len(seeds)
+    cells = [
+        _cell(programs, graph, state, accuracies[:, i]) | {"replicate": seed, "seconds": seconds}
+        for i, (seed, state) in enumerate(zip(seeds, states, strict=True))
+    ]
+    tables = {"cells": columns(cells)}
+    if setup.prune:
+        pairs = zip(cells, states, strict=True)
+        tables["pruned"] = columns([row for cell, state in pairs for row in _pruned(programs, cell, state)])
+    return tables
+
+
+def _pruned(programs: "Programs", cell: dict[str, Any], state: "ImageState") -> list[dict[str, Any]]:
+    """The rows of a network that is pruned after training, one for each ratio."""
+    kernels = jprune.trees.only(state.params, jprune.by_path(include=r"^convs/.*kernel"))
+
+    def accuracy(masks: PyTree) -> float:
+        params = jprune.apply_masks(state.params, masks)
+        return programs.accuracy(state._replace(params=params), programs.dataset.train)
+
+    return pruned.rows(cell, kernels, programs.setup.prune, accuracy)
+
+
+def _cell(programs: "Programs", graph: nnx.GraphDef, state: "ImageState", accuracies: np.ndarray) -> dict[str, Any]:
+    """The row of a trained network; ``accuracies`` are (epochs, 2), of training and validation."""
+    setup, dataset = programs.setup, programs.dataset
     network = nnx.merge(graph, state.params, state.stats)
     network.eval()
     inputs = ((programs.inputs(images),) for images, _ in _batches(dataset.train, 1000))
     activity = jprune.jumpstart.activity_report(network, inputs).attrs["activity"]
-    best = np.max(accuracies, axis=0)
-    cell = {
+    best = accuracies.max(axis=0)
+    return {
         **{name: getattr(setup, name) for name in ("dataset", "method", "lr", "width", "depth", "epochs")},
-        "replicate": seed,
+        "replicate": 0,
         "floor": floor(dataset.train.labels),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "train_acc": float(best[0]),
@@ -139,17 +170,8 @@ def carry_out(running: GridRunning, stage: GridStage, advance: Callable[[int], N
         "train_acc_last": float(accuracies[-1][0]),
         "val_acc_last": float(accuracies[-1][1]),
         **state_columns(activity),
-        "seconds": time.perf_counter() - began,
+        "seconds": 0.0,
     }
-    tables = {"cells": columns([cell])}
-    if setup.prune:
-        kernels = jprune.trees.only(state.params, jprune.by_path(include=r"^convs/.*kernel"))
-
-        def accuracy(masks: PyTree) -> float:
-            return programs.accuracy(state._replace(params=jprune.apply_masks(state.params, masks)), dataset.train)
-
-        tables["pruned"] = columns(pruned.rows(cell, kernels, setup.prune, accuracy))
-    return tables
 
 
 def start(setup: Setup, dataset: datasets.Dataset, seed: int) -> tuple[nnx.GraphDef, ImageState]:
@@ -180,56 +202,122 @@ def start(setup: Setup, dataset: datasets.Dataset, seed: int) -> tuple[nnx.Graph
 
 
 class Programs:
-    """The compiled step and the compiled evaluation of one network.
-
-    The host calls one step at a time: on a CPU a convolution inside ``lax.scan`` is far slower, and a step is
-    long enough to hide the time of the call.
-    """
+    """The compiled training and evaluation of the networks of a stage."""
 
     def __init__(self, setup: Setup, dataset: datasets.Dataset, graph: nnx.GraphDef):
-        self._setup, self._dataset, self._graph = setup, dataset, graph
-        self._step = jax.jit(self._updated, donate_argnums=0)
-        self._right = jax.jit(self._count_right)
+        self.setup, self.dataset, self._graph = setup, dataset, graph
+        self.step = jax.jit(self._updated, donate_argnums=0)
+        self.right = jax.jit(self._count_right)
+        self.epoch = jax.jit(jax.vmap(self._epoch, in_axes=(0, 0, None, None)), donate_argnums=0)
 
-    def epoch(self, state: ImageState, order: np.ndarray) -> tuple[ImageState, float]:
-        """Train on every example once; the accuracy is that of each batch before its step, as Keras reports it."""
-        right = []
-        for images, labels in _batches(self._dataset.train, self._setup.batch, order):
-            state, hits = self._step(state, images, labels)
-            right.append(hits)
-        return state, float(np.sum(jax.device_get(right))) / len(order)
+    def _epoch(
+        self, state: ImageState, order: jax.Array, train: datasets.Split, validation: datasets.Split
+    ) -> tuple[ImageState, tuple[jax.Array, jax.Array]]:
+        """Train on every example once, then evaluate: (state, numbers of correct predictions of both)."""
+
+        def step(state: ImageState, chosen: jax.Array) -> tuple[ImageState, jax.Array]:
+            return self._updated(state, train.images[chosen], train.labels[chosen])
+
+        def check(_: None, batch: datasets.Split) -> tuple[None, jax.Array]:
+            return None, self._count_right(state.params, state.stats, *batch)
+
+        batch = self.setup.batch
+        full = len(train.labels) // batch
+        state, right = jax.lax.scan(step, state, order[: full * batch].reshape(full, batch))
+        trained = right.sum()
+        if full * batch < len(train.labels):
+            state, last = step(state, order[full * batch :])
+            trained += last
+        full = len(validation.labels) // 1000
+        pieces = jax.tree.map(lambda x: x[: full * 1000].reshape(full, 1000, *x.shape[1:]), validation)
+        checked = jax.lax.scan(check, None, pieces)[1].sum()
+        if full * 1000 < len(validation.labels):
+            checked += check(None, jax.tree.map(lambda x: x[full * 1000 :], validation))[1]
+        return state, (trained, checked)
 
     def accuracy(self, state: ImageState, split: datasets.Split) -> float:
         """Fraction of a split classified correctly."""
-        hits = [self._right(state.params, state.stats, *batch) for batch in _batches(split, 1000)]
+        hits = [self.right(state.params, state.stats, *batch) for batch in _batches(split, 1000)]
         return float(np.sum(jax.device_get(hits))) / len(split.labels)
 
     def inputs(self, images: jax.Array) -> jax.Array:
         """Images as the network reads them."""
-        if self._dataset.name == "mnist":
+        if self.dataset.name == "mnist":
             return jnp.asarray(images, jnp.float32) / 255
-        return normalise(jnp.asarray(images), self._dataset.mean, self._dataset.std)
+        return normalise(jnp.asarray(images), self.dataset.mean, self.dataset.std)
 
     def loss(self, params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
         """Cross-entropy and penalty; also the network's other state, and the number of correct predictions."""
-        technique = METHODS[self._setup.technique]
+        technique = METHODS[self.setup.technique]
         network = nnx.merge(self._graph, params, stats, copy=True)
         call = partial(jprune.jumpstart.call_with_preactivations, network, self.inputs(images))
         logits, preactivations = call(skip_last=technique.skip_last)
         mean = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        if self._setup.coefficient:
-            mean += self._setup.coefficient * jprune.jumpstart_penalty(preactivations, **technique.penalty)
+        if self.setup.coefficient:
+            mean += self.setup.coefficient * jprune.jumpstart_penalty(preactivations, **technique.penalty)
         return mean, (nnx.state(network, nnx.Not(nnx.Param)), (logits.argmax(-1) == labels).sum())
 
     def _updated(self, state: ImageState, images: jax.Array, labels: jax.Array) -> tuple[ImageState, jax.Array]:
         grads, (stats, right) = jax.grad(self.loss, has_aux=True)(state.params, state.stats, images, labels)
-        updates, adam = _adam(self._setup).update(grads, state.adam, state.params)
+        updates, adam = _adam(self.setup).update(grads, state.adam, state.params)
         return ImageState(optax.apply_updates(state.params, updates), stats, adam), right
 
     def _count_right(self, params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         network = nnx.merge(self._graph, params, stats)
         network.eval()
         return (network(self.inputs(images)).argmax(-1) == labels).sum()
+
+
+Train = tuple[list[ImageState], np.ndarray]  # trained states, and accuracies (epochs, networks, 2)
+
+
+def by_steps(
+    programs: Programs, states: list[ImageState], orders: Sequence[np.ndarray], advance: Callable[[int], None]
+) -> Train:
+    """Train one network after the other, with the host calling one step at a time.
+
+    On a CPU a convolution inside ``lax.scan`` is far slower, and a step is long enough to hide the time of the call.
+    The training accuracy is that of each batch before its step, as Keras reports it.
+
+    Args:
+      programs: of the stage.
+      states: of the networks.
+      orders: for each epoch the order of the examples for each network, (networks, examples).
+      advance: called after each epoch of a network.
+    """
+    train = programs.dataset.train
+    trained, accuracies = [], np.zeros((len(orders), len(states), 2))
+    for i, first in enumerate(states):
+        state = first
+        for epoch, order in enumerate(orders):
+            right = []
+            for images, labels in _batches(train, programs.setup.batch, order[i]):
+                state, hits = programs.step(state, images, labels)
+                right.append(hits)
+            trained_right = float(np.sum(jax.device_get(right))) / len(train.labels)
+            accuracies[epoch, i] = trained_right, programs.accuracy(state, programs.dataset.validation)
+            advance(1)
+        trained.append(state)
+    return trained, accuracies
+
+
+def by_epochs(
+    programs: Programs, states: list[ImageState], orders: Sequence[np.ndarray], advance: Callable[[int], None]
+) -> Train:
+    """Train all networks together, an epoch in one program, with the data on the device; arguments as ``by_steps``.
+
+    The host sends the orders and reads two numbers of each network once an epoch.
+    """
+    data = programs.dataset
+    train, validation = jax.tree.map(jnp.asarray, (data.train, data.validation))
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    accuracies = np.zeros((len(orders), len(states), 2))
+    for epoch, order in enumerate(orders):
+        state, (trained, checked) = programs.epoch(state, jnp.asarray(order), train, validation)
+        accuracies[epoch, :, 0] = np.asarray(trained) / len(train.labels)
+        accuracies[epoch, :, 1] = np.asarray(checked) / len(validation.labels)
+        advance(len(states))
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(len(states))], accuracies
 
 
 def _batches(

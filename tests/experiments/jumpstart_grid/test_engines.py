@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,6 +139,35 @@ def test_an_image_preset_takes_its_steps_on_images_of_its_shape(monkeypatch, nam
     assert (cell["dataset"], cell["parameters"] > 0) == (name, True)
     assert 0 <= cell["train_acc"] <= 1
     assert 0 <= cell["val_acc"] <= 1
+
+
+@TRAINS
+@pytest.mark.parametrize("method", ["relu-bn", "UP"])
+def test_epochs_of_several_seeds_in_one_program_train_as_single_steps_do(method):
+    """The program for accelerators on a CPU: the same predictions in every epoch, the same weights to rounding."""
+    dataset = datasets.load("digits", selection="test")
+    setup = image_grid.Setup("digits", method, 2, 2, 2, 0.01, 400, 1e-3 if method == "UP" else 0.0)
+    rng = np.random.default_rng(0)
+    orders = [np.stack([rng.permutation(len(dataset.train.labels)) for _ in range(2)]) for _ in range(2)]
+    found = {}
+    for train in (image_grid.by_steps, image_grid.by_epochs):
+        started = [image_grid.start(setup, dataset, seed) for seed in (0, 1)]
+        programs, done = image_grid.Programs(setup, dataset, started[0][0]), []
+        found[train] = train(programs, [state for _, state in started], orders, done.append)
+        assert sum(done) == 4
+    (stepped, accuracies), (scanned, others) = found.values()
+    assert accuracies.shape == (2, 2, 2)
+    np.testing.assert_array_equal(accuracies, others)
+    for one, other in zip(stepped, scanned, strict=True):
+        chex.assert_trees_all_close(one.params, other.params, rtol=1e-4, atol=1e-6)
+
+
+def test_on_an_accelerator_a_stage_has_all_seeds(monkeypatch):
+    grid = Grid(kind="images", datasets=("digits",), methods=("relu",), depths=(2,), widths=(2,), seeds=3, epochs=2)
+    assert [stage.seeds for stage in image_grid.plan(grid)] == [range(1), range(1, 2), range(2, 3)]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    (stage,) = image_grid.plan(grid)
+    assert (stage.seeds, stage.work) == (range(3), 6)
 
 
 def test_a_table_is_no_data_set_for_convolutions():
