@@ -141,9 +141,10 @@ def test_two_of_four_and_outputs_of_attention(create):
     graph = _graph(apply, params, jnp.ones((2, 3, 20)))
     assert len(graph.kernels) == 4
     where = lambda path, _: path in graph.kernels
+    scores = jprune.magnitude(where=where)(params)
     for masks, each in (
-        (jprune.nm_masks(jprune.magnitude(where=where)(params), n=2, m=4, axes=graph), {2}),
-        (jprune.output_masks(jprune.magnitude(where=where)(params), sparsity=0.4, axes=graph), {12}),
+        (jax.jit(lambda scores: jprune.nm_masks(scores, n=2, m=4, axes=graph))(scores), {2}),
+        (jax.jit(lambda scores: jprune.output_masks(scores, sparsity=0.4, axes=graph))(scores), {12}),
     ):
         paths = [path for path in graph.shapes if path in graph.kernels]
         for path, mask in zip(paths, jax.tree.leaves(masks), strict=True):
@@ -178,7 +179,7 @@ def test_two_of_four_of_convolutions_and_einsum():
     m = {"grouped/kernel": 4, "up/kernel": 2, "einsum/kernel": 4, "general/kernel": 2}
     for path, (outputs, inputs) in fans.items():
         scores = _scores(params, path)
-        mask = _only(jprune.nm_masks(scores, n=1, m=m[path], axes=graph))
+        mask = _only(jax.jit(lambda scores, m=m[path]: jprune.nm_masks(scores, n=1, m=m, axes=graph))(scores))
         rows = _rows(mask, graph.axes[path])
         assert rows.shape == (outputs, inputs)
         assert set(rows.reshape(outputs, -1, m[path]).sum(-1).ravel().tolist()) == {1}, path

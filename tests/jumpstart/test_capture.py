@@ -1,5 +1,6 @@
 """Every layer's preactivation, in call order, from a model that stays as it was."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,10 +44,10 @@ def test_the_model_stays_as_it_was_and_call_with_preactivations_updates_it_as_a_
     model, twin = Net(nnx.Rngs(0)), Net(nnx.Rngs(0))
     before = frozen(model)
     captured = jprune.preactivations(model, X, skip_last=False)
-    jax.tree.map(np.testing.assert_array_equal, before, frozen(model))
+    chex.assert_trees_all_equal(before, frozen(model))
     outputs, preacts = jprune.jumpstart.call_with_preactivations(model, X, skip_last=False)
     np.testing.assert_allclose(outputs, twin(X), rtol=1e-5, atol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), frozen(model), frozen(twin))
+    chex.assert_trees_all_close(frozen(model), frozen(twin), rtol=1e-6)
     for name, value in captured.items():
         np.testing.assert_allclose(preacts[name], value, rtol=1e-6)
 

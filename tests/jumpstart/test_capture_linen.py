@@ -125,7 +125,7 @@ def test_batch_statistics_move_as_in_apply_and_only_where_they_are_mutable():
     close(preacts["head"], expected)
     assert list(changed) == ["batch_stats"]
     jax.tree.map(close, changed["batch_stats"], expected_changed["batch_stats"])
-    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, variables))
+    chex.assert_trees_all_equal(before, jax.tree.map(np.asarray, variables))
 
 
 def test_without_mutable_it_returns_what_apply_returns():

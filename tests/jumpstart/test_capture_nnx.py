@@ -131,7 +131,7 @@ def test_normalization_is_skipped_and_its_statistics_stay_or_move_as_in_a_call()
     assert list(found) == ["body", "head"]
     close(found["body"], model.body(x))
     after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
-    jax.tree.map(np.testing.assert_array_equal, kept, jax.tree.map(np.asarray, after))
+    chex.assert_trees_all_equal(kept, jax.tree.map(np.asarray, after))
     for _ in range(2):  # the stream of dropout moves on as well
         outputs, preacts = jprune.jumpstart.call_with_preactivations(model, x, skip_last=False)
         expected = twin(x)

@@ -73,8 +73,8 @@ def test_padding_of_units_and_examples_changes_neither_value_nor_gradient():
     units, examples = jnp.arange(6) < 3, jnp.arange(8) < 5
     for aggregate in ("balanced", "norm", "mean", "sum_squares"):
         fn = lambda z, aggregate=aggregate, **masks: jprune.jumpstart_penalty([z], aggregate=aggregate, **masks)
-        value, gradient = jax.value_and_grad(fn)(thin)
-        padded, spread = jax.value_and_grad(lambda z, fn=fn: fn(z, units=[units], examples=examples))(wide)
+        value, gradient = jax.jit(jax.value_and_grad(fn))(thin)
+        padded, spread = jax.jit(jax.value_and_grad(lambda z, fn=fn: fn(z, units=[units], examples=examples)))(wide)
         np.testing.assert_allclose(padded, value, rtol=1e-6)
         np.testing.assert_allclose(spread[:5, :3], gradient, rtol=1e-6, atol=1e-9)
         assert not np.asarray(spread).copy()[5:].any()
@@ -90,30 +90,30 @@ def test_the_link_and_the_fused_loss_give_the_same_updates():
         return jax.nn.relu(h) @ params["b"], [h]
 
     loss = lambda params, x: (jnp.mean(forward(params, x)[0] ** 2), forward(params, x)[1])
-    fused = jax.grad(jprune.jumpstart.jumpstart_loss(loss, coefficient=0.3))(params, x)
+    fused = jax.jit(jax.grad(jprune.jumpstart.jumpstart_loss(loss, coefficient=0.3)))(params, x)
     link = jprune.add_jumpstart(lambda params, x: forward(params, x)[1], coefficient=0.3)
-    grads = jax.grad(lambda params: loss(params, x)[0])(params)
-    updates, state = link.update(grads, link.init(params), params, batch=x)
-    for name in params:
-        np.testing.assert_allclose(updates[name], fused[name], rtol=1e-5, atol=1e-7)
+    grads = jax.jit(jax.grad(lambda params: loss(params, x)[0]))(params)
+    updates, state = jax.jit(link.update)(grads, link.init(params), params, batch=x)
+    chex.assert_trees_all_close(updates, fused, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(state.penalty, jprune.jumpstart_penalty([x @ params["a"]]), rtol=1e-6)
 
 
 def test_presets_set_aggregate_ties_and_space_and_explicit_arguments_override():
     z = jax.random.normal(jax.random.key(3), (4, 2, 2, 3))
-    keras = jprune.jumpstart_penalty([z], preset="cpaior_keras")
-    np.testing.assert_allclose(
-        keras, jprune.jumpstart_penalty([z], aggregate="sum_squares", ties="average", spatial="none"), rtol=1e-6
-    )
+    choices = [
+        *({"preset": "cpaior_keras"}, {"aggregate": "sum_squares", "ties": "average", "spatial": "none"}),
+        *({"preset": "cpaior_torch", "aggregate": "mean"}, {"aggregate": "mean", "ties": "single"}),
+        *({"preset": "ieee"}, {"aggregate": "balanced"}),
+    ]
+    penalties = jax.jit(lambda z: [jprune.jumpstart_penalty([z], **choice) for choice in choices])(z)
+    keras, like_keras, torch, like_torch, ieee, like_ieee = penalties
+    np.testing.assert_allclose(keras, like_keras, rtol=1e-6)
     flat = np.asarray(z, np.float64)
     hinge = lambda top, bottom: 0.5 * np.maximum(1 - top, 0) + 0.5 * np.maximum(1 + bottom, 0)
     by_hand = (hinge(flat.max(0), flat.min(0)) ** 2).sum() + (hinge(flat.max(-1), flat.min(-1)) ** 2).sum()
     np.testing.assert_allclose(keras, by_hand, rtol=1e-6)
-    torch = jprune.jumpstart_penalty([z], preset="cpaior_torch", aggregate="mean")
-    np.testing.assert_allclose(torch, jprune.jumpstart_penalty([z], aggregate="mean", ties="single"), rtol=1e-6)
-    np.testing.assert_allclose(
-        jprune.jumpstart_penalty([z], preset="ieee"), jprune.jumpstart_penalty([z], aggregate="balanced"), rtol=1e-6
-    )
+    np.testing.assert_allclose(torch, like_torch, rtol=1e-6)
+    np.testing.assert_allclose(ieee, like_ieee, rtol=1e-6)
 
 
 def test_status_of_units_and_points_by_hand_and_merged_over_batches():

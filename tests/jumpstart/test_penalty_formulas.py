@@ -79,18 +79,25 @@ def test_values_and_gradients_are_those_of_plain_loops_in_many_more_cases(inputs
     agrees(drawn(*inputs), options)
 
 
+CHOICES = list(itertools.product(["average", "single"], ["pool", "none"]))
+
+
+@pytest.mark.parametrize("choices", [CHOICES[1:3], pytest.param(CHOICES, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize("mode", reference.HINGES)
-def test_every_mode_with_every_tie_rule_and_reduction_on_a_mixed_network(mode):
-    choices = itertools.product(["average", "single"], ["pool", "none"])
+def test_every_mode_with_every_tie_rule_and_reduction_on_a_mixed_network(mode, choices):
     for seed, (ties, spatial) in enumerate(choices):
         aggregate = reference.AGGREGATES[(seed + len(mode)) % 5]
         options = {"mode": mode, "aggregate": aggregate, "ties": ties, "spatial": spatial, "balance": 0.51}
         agrees(drawn("mixed", "few", seed), options)
 
 
+MODES = ("full", "layer", "unit", "point", "all_but_unit_positive")
+
+
+@pytest.mark.parametrize("modes", [MODES[:2], pytest.param(MODES, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize("aggregate", reference.AGGREGATES)
-def test_every_aggregate_of_units_points_both_and_layers(aggregate):
-    for seed, mode in enumerate(("full", "unit", "point", "layer", "all_but_unit_positive")):
+def test_every_aggregate_of_units_points_both_and_layers(aggregate, modes):
+    for seed, mode in enumerate(modes):
         agrees(drawn("mixed", "ties", seed), {"mode": mode, "aggregate": aggregate, "ties": "single"})
 
 

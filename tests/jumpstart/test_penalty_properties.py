@@ -46,7 +46,7 @@ def test_a_random_tie_over_space_and_batch_is_uniform_over_both():
 def test_random_ties_have_the_value_of_the_others_and_average_to_their_gradient():
     z = jnp.asarray(np.random.default_rng(2).integers(-1, 2, (4, 3)) / 2, jnp.float32)
     value, (gradient,) = reference.penalty([np.asarray(z, np.float64)], aggregate="sum")
-    random = jprune.jumpstart_penalty([z], aggregate="sum", ties="random", key=KEYS[0])
+    random = jax.jit(lambda z: jprune.jumpstart_penalty([z], aggregate="sum", ties="random", key=KEYS[0]))(z)
     np.testing.assert_allclose(random, value, rtol=1e-6)
     # Slopes lie within +-2; the mean of 600 is within .25 of its expectation but once in millions.
     np.testing.assert_allclose(slopes_of_random_ties(z).mean(0), gradient, atol=0.25)
@@ -66,7 +66,7 @@ def test_short_floats_are_summed_in_float32(dtype):
     """Of 4,096 slacks of 1 / 8, a sum in bfloat16 would stand still at 32."""
     z = jnp.full((1, 4096), 0.75, dtype)
     total = lambda z: jprune.jumpstart_penalty([z], mode="unit_positive", aggregate="sum")
-    value, gradient = jax.value_and_grad(total)(z)
+    value, gradient = jax.jit(jax.value_and_grad(total))(z)
     assert (value.dtype, float(value)) == (jnp.float32, 4096 / 8)
     assert gradient.dtype == dtype
     assert (np.asarray(gradient, np.float32) == -0.5).all()
@@ -75,11 +75,12 @@ def test_short_floats_are_summed_in_float32(dtype):
 
 
 def test_a_tie_among_ten_thousand_cells_is_counted_exactly_in_bfloat16():
-    slope = jax.grad(lambda z: jprune.jumpstart_penalty([z], mode="layer").astype(jnp.float32))(
-        jnp.zeros((100, 100, 4), jnp.bfloat16)
+    slope_of = lambda z, **options: jax.jit(jax.grad(lambda z: jprune.jumpstart_penalty([z], mode="layer", **options)))(
+        z
     )
+    slope = slope_of(jnp.zeros((100, 100, 4), jnp.bfloat16))
     assert not np.asarray(slope, np.float32).any()  # the hinges cancel
-    slope = jax.grad(lambda z: jprune.jumpstart_penalty([z], mode="layer", balance=1.0))(jnp.zeros((100, 100, 4)))
+    slope = slope_of(jnp.zeros((100, 100, 4)), balance=1.0)
     np.testing.assert_allclose(slope, np.full((100, 100, 4), -1 / 40000), rtol=1e-6)
 
 
@@ -92,7 +93,7 @@ def test_ties_of_both_extremes_over_a_large_image_are_counted_exactly(cells, low
     # Each of 3 units and 2 points hands -.75 to its maxima and .25 to its minima, in equal shares.
     above, below = -0.75 * 5 / (6 * (cells - low)), 0.25 * 5 / (6 * (low or cells))
     wanted = np.where(image > 0, above, below) if low else np.full(cells, above + below)
-    gradient = jax.grad(lambda z: penalty([z]))(z)
+    gradient = jax.jit(jax.grad(lambda z: penalty([z])))(z)
     np.testing.assert_allclose(gradient, np.broadcast_to(wanted[None, :, None], z.shape), rtol=1e-5)
 
 
@@ -134,7 +135,7 @@ def test_a_padded_wide_network_and_batch_have_the_thin_ones_value_and_gradient(s
     units = [jnp.arange(4) < z.shape[-1] for z in thin]
     with jax.enable_x64(True):
         of = lambda z: jprune.jumpstart_penalty(z, units=units, examples=jnp.arange(8) < 5, **options)
-        found, slopes = jax.value_and_grad(of)([jnp.asarray(z, jnp.float64) for z in wide])
+        found, slopes = jax.jit(jax.value_and_grad(of))([jnp.asarray(z, jnp.float64) for z in wide])
     np.testing.assert_allclose(found, value, rtol=1e-10, atol=1e-12)
     for slope, gradient, pad in zip(slopes, gradients, padding, strict=True):
         np.testing.assert_allclose(slope, np.pad(gradient, pad), rtol=1e-10, atol=1e-12)
@@ -147,7 +148,7 @@ def test_where_all_is_padding_value_and_gradient_are_zero(aggregate):
             of = lambda z, masks=masks, mode=mode: jprune.jumpstart_penalty(
                 [z], mode=mode, aggregate=aggregate, **masks
             )
-            value, slope = jax.value_and_grad(of)(jnp.ones((3, 2)))
+            value, slope = jax.jit(jax.value_and_grad(of))(jnp.ones((3, 2)))
             assert float(value) == 0.0
             assert not np.asarray(slope).any()
 
@@ -155,7 +156,9 @@ def test_where_all_is_padding_value_and_gradient_are_zero(aggregate):
 @pytest.mark.parametrize(("balance", "push"), [(0.5, 0.0), (0.51, 0.02)])
 def test_a_zero_network_stands_still_at_a_balance_of_one_half_and_is_pushed_at_51_percent(balance, push):
     of = lambda z: jprune.jumpstart_penalty([z], mode="unit", aggregate="sum", balance=balance)
-    np.testing.assert_allclose(jax.grad(of)(jnp.zeros((4, 2))), np.full((4, 2), -push / 4), rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        jax.jit(jax.grad(of))(jnp.zeros((4, 2))), np.full((4, 2), -push / 4), rtol=1e-5, atol=1e-9
+    )
 
 
 def test_a_stack_a_list_an_ordered_dict_and_an_array_are_the_same_layers():
@@ -163,7 +166,7 @@ def test_a_stack_a_list_an_ordered_dict_and_an_array_are_the_same_layers():
     wanted = reference.penalty(list(np.asarray(values, np.float64)))[0]
     named = OrderedDict((name, z) for name, z in zip("zyx", values, strict=True))
     for layers in (Stack(values), list(values), named, [values[0], Stack(values[1:])]):
-        np.testing.assert_allclose(jprune.jumpstart_penalty(layers), wanted, rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(jprune.jumpstart_penalty)(layers), wanted, rtol=1e-6)
     one = reference.penalty([np.asarray(values[0], np.float64)])[0]
     np.testing.assert_allclose(jprune.jumpstart_penalty(values[0]), one, rtol=1e-6)
 

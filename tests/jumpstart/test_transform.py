@@ -1,5 +1,6 @@
 """The penalty in training: as a link of a chain and fused into the loss, the same updates."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,25 +28,32 @@ def loss(params, x):
     return jnp.mean(y**2), layers
 
 
-GRADS = jax.grad(lambda params: loss(params, X)[0])(PARAMS)
-PENALTY, SLOPE = jax.value_and_grad(lambda params: jprune.jumpstart_penalty(preacts(params, X), **OPTIONS))(PARAMS)
+GRADS = jax.jit(jax.grad(lambda params: loss(params, X)[0]))(PARAMS)
+penalty_of = jax.jit(lambda params: jprune.jumpstart_penalty(preacts(params, X), **OPTIONS))
+PENALTY, SLOPE = jax.jit(jax.value_and_grad(penalty_of))(PARAMS)
 
 
 def close(a, b, tolerance=1e-6):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=tolerance), a, b)
+    chex.assert_trees_all_close(a, b, rtol=1e-5, atol=tolerance)
+
+
+def moved(scale):
+    """The gradient of the loss and ``scale`` times that of the penalty."""
+    return jax.tree.map(lambda g, s: np.asarray(g) + np.float32(scale) * np.asarray(s), GRADS, SLOPE)
 
 
 def test_the_updates_are_coefficient_times_the_gradient_and_the_state_shows_the_last_penalty():
     link = jprune.add_jumpstart(preacts, 0.3, **OPTIONS)
     state = link.init(PARAMS)
     assert (int(state.count), float(state.penalty)) == (0, 0.0)
-    updates, state = link.update(GRADS, state, PARAMS, batch=X)
-    close(updates, jax.tree.map(lambda g, s: g + 0.3 * s, GRADS, SLOPE))
+    update = jax.jit(link.update)
+    updates, state = update(GRADS, state, PARAMS, batch=X)
+    close(updates, moved(0.3))
     assert (int(state.count), state.penalty.dtype) == (1, jnp.float32)
     np.testing.assert_allclose(state.penalty, PENALTY, rtol=1e-6)
     elsewhere = jax.tree.map(lambda p: 2 * p, PARAMS)
-    _, state = link.update(GRADS, state, elsewhere, batch=X)
-    np.testing.assert_allclose(state.penalty, jprune.jumpstart_penalty(preacts(elsewhere, X), **OPTIONS), rtol=1e-6)
+    _, state = update(GRADS, state, elsewhere, batch=X)
+    np.testing.assert_allclose(state.penalty, penalty_of(elsewhere), rtol=1e-6)
 
 
 def test_a_schedule_gives_the_coefficient_of_the_step():
@@ -53,11 +61,12 @@ def test_a_schedule_gives_the_coefficient_of_the_step():
     schedule = lambda count: steps[count]
     link = jprune.add_jumpstart(preacts, schedule, **OPTIONS)
     fused = jax.grad(jprune.jumpstart.jumpstart_loss(loss, schedule, **OPTIONS))
+    update, fused_jit = jax.jit(link.update), jax.jit(fused)
     state = link.init(PARAMS)
     for step, coefficient in enumerate([0.5, 0.0, 2.0]):
-        updates, state = link.update(GRADS, state, PARAMS, batch=X)
-        close(updates, jax.tree.map(lambda g, s, c=coefficient: g + c * s, GRADS, SLOPE))
-        close(fused(PARAMS, X, step=step), updates)
+        updates, state = update(GRADS, state, PARAMS, batch=X)
+        close(updates, moved(coefficient))
+        close(fused_jit(PARAMS, X, step=step), updates)
     with pytest.raises(ValueError, match="need the step: call the loss with step=step"):
         fused(PARAMS, X)
 
@@ -114,7 +123,7 @@ def test_the_auxiliary_output_tells_loss_and_penalty_apart():
 def test_a_loss_of_the_number_zero_leaves_the_penalty_whole():
     fused = jprune.jumpstart.jumpstart_loss(lambda params, x: (0, preacts(params, x)), 0.3, **OPTIONS)
     np.testing.assert_allclose(fused(PARAMS, X), 0.3 * PENALTY, rtol=1e-6)
-    close(jax.grad(fused)(PARAMS, X), jax.tree.map(lambda s: 0.3 * s, SLOPE))
+    close(jax.jit(jax.grad(fused))(PARAMS, X), jax.tree.map(lambda s: np.float32(0.3) * np.asarray(s), SLOPE))
 
 
 def test_padding_of_a_batch_is_left_out_by_both_forms():
@@ -124,11 +133,11 @@ def test_padding_of_a_batch_is_left_out_by_both_forms():
         y, layers = forward(params, x)
         return jnp.where(real[:, None], y**2, 0).sum() / (6 * 2), layers
 
-    wanted = jax.tree.map(lambda g, s: g + 0.3 * s, GRADS, SLOPE)
+    wanted = moved(0.3)
     fused = jprune.jumpstart.jumpstart_loss(masked, 0.3, **OPTIONS, examples=lambda params, x: real)
-    close(jax.grad(fused)(PARAMS, padded), wanted)
+    close(jax.jit(jax.grad(fused))(PARAMS, padded), wanted)
     link = jprune.add_jumpstart(preacts, 0.3, **OPTIONS, examples=lambda x: real)
-    close(link.update(GRADS, link.init(PARAMS), PARAMS, batch=padded)[0], wanted)
+    close(jax.jit(link.update)(GRADS, link.init(PARAMS), PARAMS, batch=padded)[0], wanted)
 
 
 def test_random_ties_draw_anew_at_every_step_and_alike_from_the_same_key():
@@ -137,14 +146,15 @@ def test_random_ties_draw_anew_at_every_step_and_alike_from_the_same_key():
     options = {"mode": "unit_positive", "aggregate": "sum", "ties": "random", "key": jax.random.key(3)}
     link = jprune.add_jumpstart(lambda params, x: [x @ params["kernel"]], 1.0, **options)
     fused = jprune.jumpstart.jumpstart_loss(lambda params, x: (jnp.zeros(()), [x @ params["kernel"]]), 1.0, **options)
+    update, slope_of = jax.jit(link.update), jax.jit(jax.grad(fused))
 
     def run():
         state, chosen = link.init(params), []
         for step in range(12):
-            updates, state = link.update(jax.tree.map(jnp.zeros_like, params), state, params, batch=x)
+            updates, state = update(jax.tree.map(jnp.zeros_like, params), state, params, batch=x)
             slope = np.asarray(updates["kernel"]).ravel()
             assert sorted(slope) == [-0.5, 0.0, 0.0, 0.0]
-            close(jax.grad(fused)(params, x, step=step)["kernel"], updates["kernel"])
+            close(slope_of(params, x, step=step)["kernel"], updates["kernel"])
             chosen.append(int(slope.argmin()))
         return chosen
 
@@ -157,7 +167,7 @@ def test_updates_keep_their_dtype_and_what_is_no_float_passes_through():
     params = {"kernel": jnp.zeros((1, 1), jnp.bfloat16), "steps": jnp.zeros((), jnp.int32), "none": None}
     grads = {"kernel": jnp.ones((1, 1), jnp.bfloat16), "steps": jnp.ones((), jnp.int32), "none": None}
     link = jprune.add_jumpstart(lambda p, x: [x @ p["kernel"].astype(jnp.float32)], 1.0, mode="unit", balance=0.75)
-    updates, state = link.update(grads, link.init(params), params, batch=jnp.array([[3.0], [1.0]]))
+    updates, state = jax.jit(link.update)(grads, link.init(params), params, batch=jnp.array([[3.0], [1.0]]))
     assert updates["kernel"].dtype == jnp.bfloat16
     assert float(updates["kernel"][0, 0]) == 0.0  # 1 - (.75 - .25) * 2, the mean input
     assert (int(updates["steps"]), updates["none"], float(state.penalty)) == (1, None, 1.0)

@@ -78,6 +78,11 @@ def test_fisher_and_averaged_gradients(case):
     check(scores.average_gradients(loss, params, [x]), [s.mean(0) for s in slopes], working, 4 * rtol)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [name if name in ("bfloat16", "mixed") else pytest.param(name, marks=pytest.mark.slow) for name in DTYPES],
+    indirect=True,
+)
 def test_sparsegpt_computes_in_single_precision_at_least_and_gives_back_the_dtype(case):
     params, x, _, rtol = case
     pruned = jprune.sparsegpt(params, scores.input_grams(apply, params, [x, x]), sparsity=0.5)

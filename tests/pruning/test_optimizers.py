@@ -51,6 +51,7 @@ def per_example(params):
 
 
 RATE = {"learning_rate": 0.1}
+HALF_TOO = ("adam", "adamw", "sgd", "adafactor", "lion", "rmsprop")  # in half precision the others are slow tests
 ADVERSARY = lambda: optax.chain(contrib.normalize(), optax.sgd(0.05))
 
 OPTAX = {
@@ -207,8 +208,16 @@ def weights(dtype):
 @pytest.mark.optax_promotes
 @pytest.mark.filterwarnings("ignore:`optimistic_adam` is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings('ignore:"seed" is deprecated:DeprecationWarning')
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", [*OPTAX, *CONTRIB])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, jnp.float32) for name in (*OPTAX, *CONTRIB)),
+        *(
+            pytest.param(name, jnp.bfloat16, marks=[] if name in HALF_TOO else pytest.mark.slow)
+            for name in (*OPTAX, *CONTRIB)
+        ),
+    ],
+)
 def test_pruned_weights_are_exactly_zero_after_every_step(name, dtype):
     case = (OPTAX | CONTRIB)[name]
     tx = optax.chain(case.make(), LINK)

@@ -129,15 +129,23 @@ def test_nothing_of_a_selection_is_computed_outside_the_loop_that_runs_it():
 SELECTIONS = [jprune.global_masks, jprune.layer_masks, jprune.selection.uniform_masks, jprune.erk_masks]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_magnitudes_compared_by_the_selection_give_the_masks_of_magnitudes_given_to_it(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "selections"),
+    [
+        (jnp.float32, SELECTIONS[:2]),
+        pytest.param(jnp.float32, SELECTIONS[2:], marks=pytest.mark.slow),
+        pytest.param(jnp.bfloat16, SELECTIONS, marks=pytest.mark.slow),
+    ],
+    ids=["float32", "float32, allocated", "bfloat16"],
+)
+def test_magnitudes_compared_by_the_selection_give_the_masks_of_magnitudes_given_to_it(dtype, selections):
     draw = lambda key, shape: jnp.round(4 * jax.random.normal(key, shape)).astype(dtype)  # many ties
     keys = jax.random.split(jax.random.key(3), 2)
     params = {"a": {"kernel": draw(keys[0], (9, 7))}, "b": {"kernel": draw(keys[1], (3, 5, 8))}}
     params["a"]["kernel"] = params["a"]["kernel"].at[0, :3].set(jnp.array([-jnp.inf, -0.0, 0.0], dtype))
     axes = {"^b": jprune.KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,)), "^a": jprune.KernelAxes((), (0,), (1,))}
     scores = jprune.magnitude()(params)
-    for selection in SELECTIONS:
+    for selection in selections:
         options = {"axes": axes, "min_keep": 2, "sparsity": 0.7}
         wanted = jax.jit(functools.partial(selection, **options))(scores)
         found = jax.jit(functools.partial(selection, magnitude=True, **options))(params)

@@ -3,6 +3,7 @@
 import io
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +48,7 @@ def test_a_step_on_eight_devices_is_that_on_one(method, blocks):
             losses.append(float(loss))
         found[devices] = losses, jax.tree.map(np.asarray, state.params)
     np.testing.assert_allclose(found[1][0], found[8][0], rtol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), found[1][1], found[8][1])
+    chex.assert_trees_all_close(found[1][1], found[8][1], rtol=2e-3, atol=1e-4)
     assert 0 <= int(compiled.correct(state, BATCH)) <= 8
 
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +98,7 @@ def _perturbed(arch, weights, rng, real):
 
 
 def _assert_equal_trees(thin, plain, **tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), thin, plain)
+    chex.assert_trees_all_close(thin, plain, **tolerance)
 
 
 @pytest.mark.parametrize(("depth", "variant"), CASES, ids=str)
@@ -156,7 +157,7 @@ def test_a_zero_network_splits_the_gradient_over_all_tied_cells():
 
 
 @pytest.mark.optax_promotes
-@pytest.mark.parametrize("layer", ["conv", "dense"])
+@pytest.mark.parametrize("layer", [pytest.param("conv", marks=pytest.mark.slow), "dense"])
 def test_training_follows_adam_on_each_thin_network_alone(layer):
     rng = np.random.default_rng(3)
     arch = Architecture(6, 5, train=11, layer=layer, penalized=("unit", "point"), coefficient=1e-2)
@@ -200,7 +201,7 @@ def test_padding_stays_zero_and_shared_taps_stay_equal_through_training():
 
 
 @pytest.mark.optax_promotes
-@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("normalized", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_forward_alone_sees_what_the_padded_program_sees(normalized):
     arch = Architecture(5, 5, train=11, normalized=normalized)
     problem = _problem(arch, RUNS, np.random.default_rng(1))

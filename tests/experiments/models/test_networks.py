@@ -40,9 +40,9 @@ def sizes(model):
     ("mlp", (8, 8, 1), 50_610, 49_200),
     ("resnet20", CIFAR, 269_722, 267_696),
     ("resnet32", CIFAR, 464_154, 461_232),
-    ("resnet44", CIFAR, 658_586, 654_768),
+    pytest.param("resnet44", CIFAR, 658_586, 654_768, marks=pytest.mark.slow),
     ("resnet56", CIFAR, 853_018, 848_304),
-    ("resnet110", CIFAR, 1_727_962, 1_719_216),
+    pytest.param("resnet110", CIFAR, 1_727_962, 1_719_216, marks=pytest.mark.slow),
     ("vgg11", CIFAR, 9_231_114, 9_217_728),
 ])  # fmt: skip
 def test_parameter_counts_are_the_published_ones(name, shape, total, prunable):

@@ -150,7 +150,7 @@ def test_no_epoch_leaves_the_weights_that_entered():
     assert state.best_epoch.tolist() == [0]
 
 
-@pytest.mark.parametrize("epoch", ["scan", "steps"])
+@pytest.mark.parametrize("epoch", ["scan", pytest.param("steps", marks=pytest.mark.slow)])
 def test_a_loss_that_is_not_finite_stops_its_replicate_alone(epoch):
     def breaks(params, context, mode):
         value, stats = loss(params, context, mode)
@@ -212,7 +212,7 @@ def test_what_is_zero_when_training_begins_stays_zero():
     assert (state.params["kernel"][0, [0, 2]] != 0).all()
 
 
-@pytest.mark.parametrize("epoch", ["scan", "steps"])
+@pytest.mark.parametrize("epoch", [pytest.param("scan", marks=pytest.mark.slow), "steps"])
 def test_a_split_is_evaluated_whole_when_its_last_slice_overlaps(epoch):
     assert tasks.slices(1201) == (3, 500)
     x = RNG.normal(size=(1201, 3)).astype(np.float32)

@@ -1,5 +1,6 @@
 """What goes out comes back: bits, values, dtypes; what does not fit is refused by name."""
 
+import functools
 import json
 import os
 
@@ -34,11 +35,7 @@ def net():
     return params, masks
 
 
-def assert_same(left, right):
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
+assert_same = functools.partial(chex.assert_trees_all_equal, strict=True)  # shapes and dtypes too
 
 
 def test_masks_come_back_bit_for_bit_in_an_eighth_of_a_byte_a_weight(tmp_path):

@@ -1,5 +1,6 @@
 """Scores against numbers worked out by hand, and the undecayed score's three limits."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +99,6 @@ def test_gradients_averaged_over_batches_leave_running_statistics_alone():
     averaged = jprune.scores.average_gradients(loss, params, batches)
     each = [jax.grad(loss)(params, x) for x in batches]
     wanted = jax.tree.map(lambda *g: sum(np.asarray(x, np.float64) for x in g) / 3, *each)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), averaged, wanted)
+    chex.assert_trees_all_close(averaged, wanted, rtol=1e-4, atol=1e-6)
     after = jax.tree.map(np.asarray, nnx.state(model, nnx.BatchStat))
-    jax.tree.map(np.testing.assert_array_equal, before, after)
+    chex.assert_trees_all_equal(before, after)

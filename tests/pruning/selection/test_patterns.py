@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def best_of_neighbours(scores, n, m, axis):
 
 @pytest.mark.parametrize(("n", "m", "axis"), [(2, 4, -2), (1, 4, -1), (1, 2, -2), (0, 2, -1), (4, 4, -2), (1, 1, -1)])
 def test_n_of_every_m_neighbours_along_an_axis(n, m, axis):
-    found = kernels_of(jprune.nm_masks(SCORES, n=n, m=m, axes=INPUTS[axis]))
+    found = kernels_of(jax.jit(lambda scores: jprune.nm_masks(scores, n=n, m=m, axes=INPUTS[axis]))(SCORES))
     for mask, scores in zip(found, (CONV, DENSE), strict=True):
         np.testing.assert_array_equal(mask, best_of_neighbours(scores, n, m, axis))
 

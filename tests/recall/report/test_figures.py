@@ -138,9 +138,14 @@ def many():
     return recall.audit_counts(dense, pruned, support=[100] * 5)
 
 
+@pytest.fixture(scope="module")
+def many_drawn(many):
+    return many.figures()
+
+
 @pytest.mark.parametrize("name", ["alpha", "null", "tradeoff", "variance", "boxes"])
-def test_the_legend_of_many_scores_stands_below_the_panel_and_inside_the_figure(many, name):
-    figure = many.figures()[name]
+def test_the_legend_of_many_scores_stands_below_the_panel_and_inside_the_figure(many, many_drawn, name):
+    figure = many_drawn[name]
     figure.draw_without_rendering()
     (axes,), (legend,) = figure.axes, figure.legends
     assert axes.get_legend() is None
