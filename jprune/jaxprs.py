@@ -5,39 +5,41 @@ how an equation is bound again. All code that depends on this is in this module.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from jax.extend import core
 
+Program: TypeAlias = core.Jaxpr | core.ClosedJaxpr
+Value: TypeAlias = Any  # an array, a tracer, a key or a number: what the variables of a program hold
 
-def opened(program: Any) -> core.Jaxpr:
+
+def opened(program: Program) -> core.Jaxpr:
     """The equations of a program, closed over its constants or not."""
-    inner: core.Jaxpr = getattr(program, "jaxpr", program)
-    return inner
+    return program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
 
 
-def subjaxprs(equation: Any) -> list[Any]:
+def subjaxprs(equation: core.JaxprEqn) -> list[Program]:
     """The programs among the parameters of an equation, closed over their constants or not."""
     return [x for x in equation.params.values() if isinstance(x, core.Jaxpr | core.ClosedJaxpr)]
 
 
-def known(program: Any, inputs: Iterable[Any]) -> dict[Any, Any]:
+def known(program: Program, inputs: Iterable[Value]) -> dict[core.Var, Value]:
     """The values of a program's variables before its first equation: its constants and its inputs."""
     jaxpr = opened(program)
     values = [*getattr(program, "consts", ()), *inputs]
     return dict(zip([*jaxpr.constvars, *jaxpr.invars], values, strict=True))
 
 
-def bound(equation: Any, inputs: Sequence[Any], **changed: Any) -> list[Any]:
+def bound(equation: core.JaxprEqn, inputs: Sequence[Value], **changed: object) -> list[Value]:
     """Evaluate an equation on other inputs, in its context, with some parameters changed; returns a list of outputs."""
-    found = equation.primitive.get_bind_params({**equation.params, **changed})
+    found = equation.primitive.get_bind_params({**equation.params, **changed})  # type: ignore[no-untyped-call]
     functions, params = found if isinstance(found, tuple) else ((), found)  # older versions of jax give a pair
     with equation.ctx.manager:
-        results = equation.primitive.bind(*functions, *inputs, **params)
+        results = equation.primitive.bind(*functions, *inputs, **params)  # type: ignore[no-untyped-call]
     return list(results) if equation.primitive.multiple_results else [results]
 
 
-def scan_parts(equation: Any) -> tuple[int, int]:
+def scan_parts(equation: core.JaxprEqn) -> tuple[int, int]:
     """The numbers of constants and of carried values of a scan, in the order of its inputs.
 
     They are read off the ranks: what a scan reads or returns step by step has one more axis outside than inside.
@@ -53,5 +55,5 @@ def scan_parts(equation: Any) -> tuple[int, int]:
     return _handed_whole(equation.invars, body.invars) - carried, carried
 
 
-def _handed_whole(outer: list[Any], inner: list[Any]) -> int:
+def _handed_whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
     return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outer, inner, strict=True))

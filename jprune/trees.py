@@ -9,21 +9,22 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-Where = Callable[[str, Any], bool]
+Leaf: TypeAlias = Any  # an array, a tracer, a shape, None, or whatever else a tree holds
+Where = Callable[[str, Leaf], bool]
 
 
-def _is_none(x: Any) -> bool:
+def _is_none(x: object) -> bool:
     return x is None
 
 
-def path_string(key_path: tuple[Any, ...]) -> str:
+def path_string(key_path: tuple[jax.tree_util.KeyEntry, ...]) -> str:
     """The path of a leaf from its jax key path, without a trailing ``value`` and a leading ``params``.
 
     >>> from jax.tree_util import DictKey, GetAttrKey
@@ -40,7 +41,7 @@ def path_string(key_path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def flatten(tree: PyTree) -> tuple[list[str], list[Any], jax.tree_util.PyTreeDef]:
+def flatten(tree: PyTree) -> tuple[list[str], list[Leaf], jax.tree_util.PyTreeDef]:
     """Flatten a tree into paths, leaves (including None) and a treedef.
 
     >>> flatten({"b": None, "a": (1, 2)})[:2]
@@ -65,7 +66,7 @@ def is_placeholder(tree: object) -> bool:
     return type(tree).__name__ == "_ParamsPlaceholder"
 
 
-def map_leaves(f: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+def map_leaves(f: Callable[..., PyTree], tree: PyTree, *rest: PyTree) -> PyTree:
     """``jax.tree.map`` that skips leaves that are None, and accepts None at any leaf of the other trees.
 
     The other trees have the structure of the first; ``f`` is not called where the first has None.
@@ -76,7 +77,7 @@ def map_leaves(f: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     return jax.tree.map(lambda x, *y: None if x is None else f(x, *y), tree, *rest, is_leaf=_is_none)
 
 
-def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, shapes: bool = True) -> list[Any]:
+def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, shapes: bool = True) -> list[Leaf]:
     """Return the leaves of ``other`` in the order of ``reference``, matched by path.
 
     Trees of different classes match (an NNX ``State`` and a dict of the same paths): only paths and shapes are
@@ -120,14 +121,14 @@ def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, s
     return [found[path] for path in paths]
 
 
-def _none_above(found: dict[str, Any], path: str) -> bool:
+def _none_above(found: dict[str, Leaf], path: str) -> bool:
     """Whether None replaces a subtree that would contain the path."""
     parts = path.split("/")
     above = ("/".join(parts[:i]) for i in range(1, len(parts)))
     return any(parent in found and found[parent] is None for parent in above)
 
 
-def kernels(path: str, leaf: Any) -> bool:
+def kernels(path: str, leaf: Leaf) -> bool:
     """The default predicate: float leaves named ``kernel`` or ``weight`` with two or more axes.
 
     It knows names and shapes only. Biases and normalization parameters with one axis are not selected; the output
@@ -154,7 +155,7 @@ class ByPath:
     include: str | None
     exclude: str | None
 
-    def __call__(self, path: str, leaf: Any) -> bool:
+    def __call__(self, path: str, leaf: Leaf) -> bool:
         """Whether the leaf is included and not excluded."""
         wanted = kernels(path, leaf) if self.include is None else bool(re.search(self.include, path))
         return wanted and not (self.exclude is not None and re.search(self.exclude, path))

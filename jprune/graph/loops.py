@@ -13,14 +13,14 @@ from jprune.graph.rules import RULES, freeze, not_understood, opaque, passes_num
 from jprune.graph.values import Axis, Kind, Program, Record, Step, Value
 
 
-def run(record: Record, program: Any, inputs: Sequence[Value]) -> Program:
+def run(record: Record, program: jaxprs.Program, inputs: Sequence[Value]) -> Program:
     """Apply the rules to every equation of a jaxpr, closed or not, given what is known of its inputs."""
     jaxpr = jaxprs.opened(program)
     consts = tuple(getattr(program, "consts", ()))
     known = [_constant(record, value) for value in consts] or [_constant(record, var.aval) for var in jaxpr.constvars]
-    values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*known, *inputs], strict=True))
+    values: dict[core.Var, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*known, *inputs], strict=True))
 
-    def read(atom: Any) -> Value:
+    def read(atom: core.Var | core.Literal) -> Value:
         return _literal(record, atom) if isinstance(atom, core.Literal) else values[atom]
 
     steps = []
@@ -106,7 +106,7 @@ def _while(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Cont
 
 def _iterated(
     record: Record,
-    body: Any,
+    body: jaxprs.Program,
     consts: Sequence[Value],
     carry: Sequence[Value],
     scanned: Sequence[Value],

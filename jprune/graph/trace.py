@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.extend import core
 from jaxtyping import Array, PyTree
 
 from jprune.graph.axes import KernelAxes
@@ -15,7 +16,7 @@ from jprune.graph.channels import FIRST_CHANNEL, LeafAxis, Solution, channel_gro
 from jprune.graph.graph import Graph, Model
 from jprune.graph.loops import run
 from jprune.graph.values import Axis, Kind, Program, Record, Source, Value
-from jprune.trees import flatten
+from jprune.trees import Leaf, flatten
 
 _ROLES = ("stacked", "inputs", "outputs", "spatial")
 
@@ -71,15 +72,15 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
 class Traced(NamedTuple):
     """A model's jaxpr as a function of arrays alone, and the tree of its outputs."""
 
-    jaxpr: Any
+    jaxpr: core.ClosedJaxpr
     outputs: PyTree
 
 
-def _is_array(leaf: Any) -> bool:
+def _is_array(leaf: Leaf) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-def _arrays(tree: PyTree) -> list[tuple[str, Any]]:
+def _arrays(tree: PyTree) -> list[tuple[str, Leaf]]:
     paths, leaves, _ = flatten(tree)
     return [(path, leaf) for path, leaf in zip(paths, leaves, strict=True) if _is_array(leaf)]
 
@@ -113,7 +114,7 @@ def _takes_state(apply: Callable[..., PyTree], params: PyTree, inputs: Sequence[
     return True
 
 
-def _parameter(record: Record, path: str, leaf: Any) -> Value:
+def _parameter(record: Record, path: str, leaf: Leaf) -> Value:
     axes = []
     record.leaf_sizes[path] = math.prod(leaf.shape)
     for axis, size in enumerate(leaf.shape):
@@ -122,11 +123,11 @@ def _parameter(record: Record, path: str, leaf: Any) -> Value:
     return Value(tuple(axes), Kind.PARAMETER)
 
 
-def _state(record: Record, leaf: Any) -> Value:
+def _state(record: Record, leaf: Leaf) -> Value:
     return Value(tuple(Axis(record.channels.fresh(size)) for size in leaf.shape), Kind.STATE)
 
 
-def _input(record: Record, leaf: Any) -> Value:
+def _input(record: Record, leaf: Leaf) -> Value:
     return Value(tuple(Axis(record.channels.frozen(size, "an axis of the model's inputs")) for size in leaf.shape))
 
 

@@ -2,26 +2,28 @@
 
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from jprune.jumpstart import tagging
 from jprune.jumpstart.layers import Stack
 
-Captured = OrderedDict[str, Any]
+Captured = OrderedDict[str, PyTree]
+_Layer: TypeAlias = Array | Stack
+_NamedCall: TypeAlias = tuple[str, bool, _Layer | None]  # (name, hidden, value; None for the layer to be skipped)
 
 
 def preactivations(
-    model: Any,
-    *args: Any,
+    model: object,
+    *args: PyTree,
     include: str | None = None,
     exclude: str | None = None,
     skip_last: bool = True,
     stacked: bool = False,
-    method: str | Callable[..., Any] | None = None,
-    **kwargs: Any,
+    method: tagging.Method = None,
+    **kwargs: PyTree,
 ) -> Captured:
     """Call a model and return the outputs of its linear and convolutional layers, before any normalization.
 
@@ -71,15 +73,15 @@ def preactivations(
 
 
 def call_with_preactivations(
-    model: Any,
-    *args: Any,
+    model: object,
+    *args: PyTree,
     include: str | None = None,
     exclude: str | None = None,
     skip_last: bool = True,
     stacked: bool = False,
-    method: str | Callable[..., Any] | None = None,
-    **kwargs: Any,
-) -> tuple[Any, Captured]:
+    method: tagging.Method = None,
+    **kwargs: PyTree,
+) -> tuple[PyTree, Captured]:
     """Call a model once and return its outputs and its preactivations.
 
     An NNX model is updated as by ``model(x)``: batch statistics and counts of random streams change, also those
@@ -111,7 +113,7 @@ class _Choice:
         self._skip_last = skip_last
         self._stacked = stacked
 
-    def of(self, found: list[tagging.Tagged], model: Any) -> Captured:
+    def of(self, found: list[tagging.Tagged], model: object) -> Captured:
         """Choose among the tagged values, in call order."""
         if not found:
             raise ValueError(f"{type(model).__name__} called no layer that has preactivations")
@@ -130,7 +132,7 @@ class _Choice:
             raise ValueError(f"include, exclude and skip_last={self._skip_last} leave no layer of {', '.join(names)}")
         return kept
 
-    def _keeps(self, name: str, hidden: bool, value: Any) -> bool:
+    def _keeps(self, name: str, hidden: bool, value: _Layer | None) -> bool:
         include, exclude = self._patterns["include"], self._patterns["exclude"]
         wanted = include is None or include.search(name)
         if value is None or not wanted or (exclude is not None and exclude.search(name)):
@@ -150,7 +152,9 @@ def _compiled(argument: str, pattern: str | None) -> re.Pattern[str] | None:
         raise ValueError(f"{argument}={pattern!r} is not a regular expression: {error}") from error
 
 
-def _capture(model: Any, args: Any, kwargs: Any, method: Any, update: bool) -> tuple[Any, list[tagging.Tagged]]:
+def _capture(
+    model: object, args: tuple[PyTree, ...], kwargs: dict[str, PyTree], method: tagging.Method, update: bool
+) -> tuple[PyTree, list[tagging.Tagged]]:
     """Call a model of either kind; flax is imported here because the rest of jumpstart does not need it."""
     try:
         import flax.linen  # noqa: PLC0415
@@ -168,13 +172,10 @@ def _capture(model: Any, args: Any, kwargs: Any, method: Any, update: bool) -> t
     raise TypeError(f"model must be a flax nnx.Module or linen.Module, not {type(model).__name__}")
 
 
-_NamedCall = tuple[str, bool, Any]  # (name, hidden, value; None for the layer to be skipped)
-
-
 def _singles(calls: list[tagging.Call], skip_last: bool) -> list[_NamedCall]:
     """Name single calls: path[step] under scans and stacks, #call where a name recurs."""
     names = _numbered([call.name + "".join(f"[{step}]" for step in call.place) for call in calls])
-    values = [call.value for call in calls]
+    values: list[_Layer | None] = [call.value for call in calls]
     if skip_last:
         values[-1] = None
     return list(zip(names, (call.hidden for call in calls), values, strict=True))
@@ -182,11 +183,10 @@ def _singles(calls: list[tagging.Call], skip_last: bool) -> list[_NamedCall]:
 
 def _stacks(found: list[tagging.Tagged], skip_last: bool) -> list[_NamedCall]:
     """Name tags by path alone, each scanned or stacked one a ``Stack`` of its layers as they ran."""
-    values = [_stack(t) if t.steps else t.value for t in found]
+    values: list[_Layer | None] = [_stack(t) if t.steps else t.value for t in found]
     if skip_last:
         last = values[-1]
-        one = not isinstance(last, Stack) or last.values.shape[0] == 1
-        values[-1] = None if one else Stack(last.values[:-1])
+        values[-1] = Stack(last.values[:-1]) if isinstance(last, Stack) and last.values.shape[0] > 1 else None
     return list(zip(_numbered([t.name for t in found]), (t.hidden for t in found), values, strict=True))
 
 

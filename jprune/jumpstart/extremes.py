@@ -10,17 +10,21 @@ gradient of that result with respect to the device's own slice of z.
 """
 
 import math
+from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 Axis = str  # "unit", "point" or "layer"
 Sign = int  # 1 for the maximum, -1 for the minimum
-Extremes = dict[tuple[Axis, Sign], jax.Array]
+Extremes = dict[tuple[Axis, Sign], Array]
+_Residuals: TypeAlias = tuple[Array, Array | None, Array | None, dict[Sign, Array], Extremes]
 
 
 class Spec(NamedTuple):
@@ -35,7 +39,7 @@ class Spec(NamedTuple):
 
     wanted: tuple[tuple[Axis, Sign], ...]
     ties: str
-    axis_name: Any
+    axis_name: Hashable
     batch_last: bool
 
     @property
@@ -48,13 +52,13 @@ class Spec(NamedTuple):
         batch, units = (1, 0) if self.batch_last else (0, 1)
         return {"unit": (batch,), "point": (units,), "layer": (0, 1)}[axis]
 
-    def devices(self, axis: Axis) -> Any:
+    def devices(self, axis: Axis) -> Hashable:
         """The mesh axes that this reduction crosses; none for a point, which is on one device."""
         return None if axis == "point" else self.axis_name
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def extremes(spec: Spec, z: jax.Array, valid: jax.Array | None, key: jax.Array | None) -> Extremes:
+def extremes(spec: Spec, z: Array, valid: Array | None, key: Array | None) -> Extremes:
     """The wanted maxima and minima of z, in float32 or better.
 
     Args:
@@ -74,7 +78,7 @@ def extremes(spec: Spec, z: jax.Array, valid: jax.Array | None, key: jax.Array |
     return _forward(spec, z, valid, key)[0]
 
 
-def _forward(spec: Spec, z: Any, valid: Any, key: Any) -> tuple[Extremes, tuple[Any, ...]]:
+def _forward(spec: Spec, z: Array, valid: Array | None, key: Array | None) -> tuple[Extremes, _Residuals]:
     blocks = {sign: _extreme(_filled(z, valid, sign), sign, _space(z)) for sign in spec.signs}
     if _space(z):  # otherwise XLA joins the reductions of a reduction, and reads z once more for each
         blocks = lax.optimization_barrier(blocks)  # type: ignore[no-untyped-call]
@@ -85,7 +89,7 @@ def _forward(spec: Spec, z: Any, valid: Any, key: Any) -> tuple[Extremes, tuple[
     return found, (z, valid, key, blocks, found)
 
 
-def _backward(spec: Spec, residuals: tuple[Any, ...], cotangents: Extremes) -> tuple[Any, None, None]:
+def _backward(spec: Spec, residuals: _Residuals, cotangents: Extremes) -> tuple[Array, None, None]:
     z, valid, key, blocks, found = residuals
     space = _space(z)
     tied = {sign: _filled(z, valid, sign) == jnp.expand_dims(blocks[sign], space) for sign in spec.signs}
@@ -93,7 +97,7 @@ def _backward(spec: Spec, residuals: tuple[Any, ...], cotangents: Extremes) -> t
     known = _Blocks(blocks, ranks, found)
     wanted = {sign: [axis for axis, s in spec.wanted if s == sign] for sign in chosen}
 
-    def shares() -> list[Any]:
+    def shares() -> list[Array | int]:
         return [
             sum(_share(spec, axis, sign, known, cotangents[axis, sign]) for axis in wanted[sign]) for sign in wanted
         ]
@@ -115,35 +119,35 @@ def _backward(spec: Spec, residuals: tuple[Any, ...], cotangents: Extremes) -> t
 extremes.defvjp(_forward, _backward)
 
 
-def accumulated(dtype: Any) -> Any:
+def accumulated(dtype: DTypeLike) -> np.dtype:
     """The dtype to compute in: float32 for the shorter ones, otherwise their own."""
     return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
 
 
-def _space(z: jax.Array) -> tuple[int, ...]:
+def _space(z: Array) -> tuple[int, ...]:
     return tuple(range(1, z.ndim - 1))
 
 
-def _filled(z: jax.Array, valid: jax.Array | None, sign: Sign) -> jax.Array:
+def _filled(z: Array, valid: Array | None, sign: Sign) -> Array:
     """Z with excluded cells replaced by the infinity that this extreme ignores."""
     x = z.astype(accumulated(z.dtype))
     return x if valid is None else jnp.where(valid, x, -sign * jnp.inf)
 
 
-def _extreme(x: jax.Array, sign: Sign, axes: tuple[int, ...]) -> jax.Array:
+def _extreme(x: Array, sign: Sign, axes: tuple[int, ...]) -> Array:
     if not axes:
         return x
     return x.max(axis=axes) if sign > 0 else x.min(axis=axes)
 
 
-def _over_devices(x: jax.Array, reduce: Any, names: Any) -> jax.Array:
-    reduced: jax.Array = x if names is None else reduce(x, names)
+def _over_devices(x: Array, reduce: Callable[[Array, Hashable], Array], names: Hashable) -> Array:
+    reduced: Array = x if names is None else reduce(x, names)
     return reduced
 
 
 def _chosen(
-    spec: Spec, tied: dict[Sign, jax.Array], space: tuple[int, ...], key: Any
-) -> tuple[dict[Sign, jax.Array], dict[Sign, Any]]:
+    spec: Spec, tied: dict[Sign, Array], space: tuple[int, ...], key: Array | None
+) -> tuple[dict[Sign, Array], dict[Sign, Array | None]]:
     """The cells of each block that a gradient goes to, and what decides between blocks.
 
     That rank, shaped like the blocks, is with 'average' the number of tied cells (None: one), with
@@ -152,23 +156,26 @@ def _chosen(
     if spec.ties == "average":
         counts = _count_cells(list(tied.values()), space) if space else [None] * len(tied)
         return tied, dict(zip(tied, counts, strict=True))
-    chosen, ranks = {}, {}
+    chosen: dict[Sign, Array] = {}
+    ranks: dict[Sign, Array | None] = {}
     for sign, cells in tied.items():
         if spec.ties == "single":
             order = _position(cells.shape, space)
-            ranks[sign] = _extreme(jnp.where(cells, order, np.iinfo(np.int32).max), -1, space)
+            rank = _extreme(jnp.where(cells, order, np.iinfo(np.int32).max), -1, space)
         else:
+            assert key is not None
             draw = jax.random.fold_in(key, sign + 1)
             if spec.axis_name is not None:
                 draw = jax.random.fold_in(draw, lax.axis_index(spec.axis_name))
             # Two of k tied cells draw the same 32 bits, and both receive the gradient, once in 2^33 / k^2.
             order = jax.random.bits(draw, cells.shape, jnp.uint32)
-            ranks[sign] = _extreme(jnp.where(cells, order, 0), 1, space)
-        chosen[sign] = cells & (order == jnp.expand_dims(ranks[sign], space))
+            rank = _extreme(jnp.where(cells, order, 0), 1, space)
+        ranks[sign] = rank
+        chosen[sign] = cells & (order == jnp.expand_dims(rank, space))
     return chosen, ranks
 
 
-def _position(shape: tuple[int, ...], space: tuple[int, ...]) -> jax.Array:
+def _position(shape: tuple[int, ...], space: tuple[int, ...]) -> Array:
     """The row-major position of each cell in space."""
     position = jnp.zeros(shape, jnp.int32)
     for axis in space:
@@ -176,7 +183,7 @@ def _position(shape: tuple[int, ...], space: tuple[int, ...]) -> jax.Array:
     return position
 
 
-def _count_cells(masks: list[jax.Array], space: tuple[int, ...]) -> list[jax.Array]:
+def _count_cells(masks: list[Array], space: tuple[int, ...]) -> list[Array]:
     """Count True over space; as floats where that is exact, which a CPU adds up twice as fast."""
     cells = math.prod(masks[0].shape[axis] for axis in space)
     if len(masks) == 2 and cells < 1 << 12:
@@ -186,7 +193,7 @@ def _count_cells(masks: list[jax.Array], space: tuple[int, ...]) -> list[jax.Arr
     return [mask.sum(axis=space, dtype=jnp.float32 if cells <= 1 << 24 else jnp.int32) for mask in masks]
 
 
-def _count_blocks(masks: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
+def _count_blocks(masks: list[Array], axes: tuple[int, ...]) -> list[Array]:
     """Count True over the axes; two masks in one pass, in the halves of an int32, where they fit."""
     if len(masks) == 2 and math.prod(masks[0].shape[axis] for axis in axes) < 1 << 15:
         both = _packed(masks, np.int32(1 << 16)).sum(axis=axes, dtype=jnp.int32)
@@ -194,7 +201,7 @@ def _count_blocks(masks: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Arr
     return [mask.sum(axis=axes, dtype=jnp.int32) for mask in masks]
 
 
-def _packed(masks: list[jax.Array], second: Any) -> jax.Array:
+def _packed(masks: list[Array], second: np.number) -> Array:
     """1 for the first of two masks and ``second`` for the second; by selections, because XLA would not fuse a sum."""
     first, none = type(second)(1), type(second)(0)
     return jnp.where(masks[0], jnp.where(masks[1], first + second, first), jnp.where(masks[1], second, none))
@@ -203,12 +210,12 @@ def _packed(masks: list[jax.Array], second: Any) -> jax.Array:
 class _Blocks(NamedTuple):
     """What is known of the blocks: by sign their extremes and ranks, and the results."""
 
-    extremes: dict[Sign, jax.Array]
-    ranks: dict[Sign, Any]
+    extremes: dict[Sign, Array]
+    ranks: dict[Sign, Array | None]
     found: Extremes
 
 
-def _share(spec: Spec, axis: Axis, sign: Sign, known: _Blocks, cotangent: jax.Array) -> jax.Array:
+def _share(spec: Spec, axis: Axis, sign: Sign, known: _Blocks, cotangent: Array) -> Array:
     """The part of a cotangent that the chosen cells of each block receive."""
     over, names = spec.reduced(axis), spec.devices(axis)
     tied = {s: known.extremes[s] == jnp.expand_dims(known.found[axis, s], over) for a, s in spec.wanted if a == axis}
@@ -221,6 +228,7 @@ def _share(spec: Spec, axis: Axis, sign: Sign, known: _Blocks, cotangent: jax.Ar
             count = jnp.where(mine, rank, 0).sum(axis=over)
         count = _over_devices(count, lax.psum, names).astype(g.dtype)
         return jnp.where(mine, g / jnp.expand_dims(count, over), 0)
+    assert rank is not None
     if spec.ties == "single":
         for key in _order(spec, axis, rank):
             first = jnp.where(mine, key, np.iinfo(np.int32).max).min(axis=over)
@@ -230,7 +238,7 @@ def _share(spec: Spec, axis: Axis, sign: Sign, known: _Blocks, cotangent: jax.Ar
     return jnp.where(mine & (rank == jnp.expand_dims(winner, over)), g, 0)
 
 
-def _order(spec: Spec, axis: Axis, position: jax.Array) -> list[jax.Array]:
+def _order(spec: Spec, axis: Axis, position: Array) -> list[Array]:
     """What decides in turn which block is the first under rule 'single', given the first tied position in each.
 
     Several numbers and not one, which would pass 2^31 for large batches of large images.

@@ -1,6 +1,6 @@
 """Figures of the status of units and points; they are not registered with pyplot, so they need not be closed."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +15,7 @@ _COLOURS = ("#222255", "#cc6677", "#eeddaa")
 _NAMES = ("dead", "linear", "nonlinear")
 
 
-def unit_map(unit_statuses: Any, title: str = "Units") -> "Figure":
+def unit_map(unit_statuses: layers.Statuses, title: str = "Units") -> "Figure":
     """Draw the status of every unit: one column per layer, in call order, and one row per unit.
 
     Args:
@@ -37,7 +37,7 @@ def unit_map(unit_statuses: Any, title: str = "Units") -> "Figure":
     return _status_map(unit_statuses, title, "unit")
 
 
-def point_map(point_statuses: Any, title: str = "Points") -> "Figure":
+def point_map(point_statuses: layers.Statuses, title: str = "Points") -> "Figure":
     """Draw the status of every point in every layer: one column per layer, in call order, and one row per point.
 
     Points are sorted by the first layer in which they are dead, then by the number of layers in which they are linear.
@@ -64,7 +64,7 @@ def point_map(point_statuses: Any, title: str = "Points") -> "Figure":
     return _status_map({name: status[order] for name, status in named}, title, "point")
 
 
-def _status_map(statuses: Any, title: str, row: str) -> "Figure":
+def _status_map(statuses: layers.Statuses, title: str, row: str) -> "Figure":
     columns = [(name, np.asarray(status)) for name, status in layers.unstack(statuses)]
     height = max(len(status) for _, status in columns)
     table = np.full((height, len(columns)), np.nan)

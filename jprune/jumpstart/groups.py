@@ -4,13 +4,13 @@ This module handles shapes and masks; ``extremes.py`` and ``penalty.py`` compute
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, ArrayLike
 
 from jprune.jumpstart import layers
 
@@ -30,9 +30,9 @@ class Group(NamedTuple):
     With ``batch_last`` they are (layers, units, *space, batch).
     """
 
-    z: jax.Array
-    units: Any
-    examples: Any
+    z: Array
+    units: Array | None
+    examples: Array | None
     batch_last: bool = False
 
     @property
@@ -42,11 +42,11 @@ class Group(NamedTuple):
         return (depth, last, first) if self.batch_last else (depth, first, last)
 
 
-def grouped(preacts: layers.Preactivations, units: layers.Masks, examples: Any) -> list[Group]:
+def grouped(preacts: layers.Preactivations, units: layers.Masks, examples: ArrayLike | None) -> list[Group]:
     """Bring layers into groups, small ones of equal shape together."""
     named = layers.check(preacts)
     masks = layers.unit_masks(units, preacts)
-    by_shape: dict[Any, list[tuple[jax.Array, Any]]] = {}
+    by_shape: dict[Hashable, list[tuple[Array, Array | None]]] = {}
     for (name, entry), given in zip(named, masks, strict=True):
         values = entry.values if isinstance(entry, layers.Stack) else entry[None]
         depth, batch, *_, width = values.shape
@@ -59,12 +59,16 @@ def grouped(preacts: layers.Preactivations, units: layers.Masks, examples: Any) 
         by_shape.setdefault(kind, []).append((z, mask))
     examples = None if examples is None else jnp.asarray(examples)
     return [
-        Group(_joined([z for z, _ in same]), None if same[0][1] is None else _joined([m for _, m in same]), examples)
+        Group(
+            _joined([z for z, _ in same]),
+            None if same[0][1] is None else _joined([m for _, m in same if m is not None]),
+            examples,
+        )
         for same in by_shape.values()
     ]
 
 
-def _joined(arrays: list[jax.Array]) -> jax.Array:
+def _joined(arrays: list[Array]) -> Array:
     return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)
 
 
@@ -91,7 +95,7 @@ def views(group: Group, axes: Sequence[str], *, pooled: bool) -> list[tuple[list
     return [([axis], reshaped[axis]) for axis in axes]
 
 
-def cells(group: Group, units: Any) -> jax.Array | None:
+def cells(group: Group, units: Array | None) -> Array | None:
     """Which cells of a layer count, broadcastable to its preactivations; None for all."""
     if units is None and group.examples is None:
         return None
@@ -103,7 +107,7 @@ def cells(group: Group, units: Any) -> jax.Array | None:
     return valid.swapaxes(0, -1) if group.batch_last else valid
 
 
-def real(group: Group, axis: str, axis_name: Any) -> Any:
+def real(group: Group, axis: str, axis_name: Hashable) -> Array | None:
     """Which units (L, C), points (L, B) or layers (L,) have a cell that counts; None for all."""
     if group.units is None and group.examples is None:
         return None

@@ -8,17 +8,21 @@ layers may come as one ``Stack``, which ``lax.scan`` over layers returns.
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 # An OrderedDict or a sequence of arrays (batch, ..., units) and Stacks, or one of these alone.
 Preactivations: TypeAlias = PyTree
 # The same of bool arrays (units,), one such array for all layers, or None.
 Masks: TypeAlias = PyTree
+# The same of int8 arrays: the status of each unit or point.
+Statuses: TypeAlias = PyTree
+# An array or a Stack.
+Entry: TypeAlias = PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -37,15 +41,15 @@ class Stack:
     ['0', '1[0]', '1[1]']
     """
 
-    values: Any
+    values: PyTree
 
 
-def is_array(x: Any) -> bool:
+def is_array(x: object) -> bool:
     """Whether x is a jax array, a tracer, a numpy array or a shape with a dtype."""
     return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
-def entries(layers: Any) -> list[tuple[str, Any]]:
+def entries(layers: PyTree) -> list[tuple[str, Entry]]:
     """Name the entries of a container of layers: by its keys, or by position, or '' when it is one layer.
 
     Raises:
@@ -67,7 +71,7 @@ def entries(layers: Any) -> list[tuple[str, Any]]:
     return named
 
 
-def like(layers: Any, values: list[Any]) -> Any:
+def like(layers: PyTree, values: list[Entry]) -> PyTree:
     """Put the values, one per entry, into a container like the one that ``entries`` split.
 
     >>> like([1, 2], ["a", "b"]), like({"x": 1}, ["a"])
@@ -82,7 +86,7 @@ def like(layers: Any, values: list[Any]) -> Any:
     return values
 
 
-def refuse_unordered(layers: Any, argument: str) -> None:
+def refuse_unordered(layers: PyTree, argument: str) -> None:
     """Refuse a plain dict of several layers where their order matters.
 
     jax sorts the keys of a dict whenever it passes through a transformation, so the order in which
@@ -98,7 +102,7 @@ def refuse_unordered(layers: Any, argument: str) -> None:
         )
 
 
-def unstack(layers: Any) -> list[tuple[str, Any]]:
+def unstack(layers: PyTree) -> list[tuple[str, Array | np.ndarray]]:
     """Name every single layer, the members of a ``Stack`` as name[0], name[1], ..."""
     named = []
     for name, value in entries(layers):
@@ -109,7 +113,7 @@ def unstack(layers: Any) -> list[tuple[str, Any]]:
     return named
 
 
-def check(layers: Any) -> list[tuple[str, Any]]:
+def check(layers: Preactivations) -> list[tuple[str, Entry]]:
     """Return the named entries after checking that each is an array of preactivations.
 
     Raises:
@@ -133,7 +137,7 @@ def check(layers: Any) -> list[tuple[str, Any]]:
     return named
 
 
-def unit_masks(units: Masks, layers: Any) -> list[Any]:
+def unit_masks(units: Masks, layers: PyTree) -> list[ArrayLike | None]:
     """Match ``units`` to the entries of ``layers``: one mask per entry, or None.
 
     Args:
@@ -167,7 +171,7 @@ def unit_masks(units: Masks, layers: Any) -> list[Any]:
     return masks
 
 
-def _check_unit_mask(name: str, entry: Any, mask: Any) -> None:
+def _check_unit_mask(name: str, entry: Entry, mask: PyTree) -> None:
     if mask is None:
         return
     if isinstance(entry, Stack):
@@ -177,7 +181,7 @@ def _check_unit_mask(name: str, entry: Any, mask: Any) -> None:
     check_mask(f"units of layer '{name}'", mask, allowed)
 
 
-def check_mask(label: str, mask: Any, allowed: list[tuple[int, ...]]) -> None:
+def check_mask(label: str, mask: PyTree, allowed: list[tuple[int, ...]]) -> None:
     """Refuse a mask that is not bool or has none of the allowed shapes.
 
     Raises:

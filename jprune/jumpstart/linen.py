@@ -1,12 +1,13 @@
 """Preactivations of a Flax Linen module, tagged by an interceptor while it is applied."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 from flax import nnx
 from flax.core.scope import DenyList, in_filter, union_filters
+from flax.linen.module import InterceptorContext
+from jaxtyping import PyTree
 
 from jprune.jumpstart import tagging
 
@@ -17,7 +18,9 @@ _LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvLocal, nn.ConvT
 _MARK = "jprune"
 
 
-def capture(module: nn.Module, variables: Any, args: Any, kwargs: Any, method: Any) -> tuple[Any, list[tagging.Tagged]]:
+def capture(
+    module: nn.Module, variables: PyTree, args: tuple[PyTree, ...], kwargs: dict[str, PyTree], method: tagging.Method
+) -> tuple[PyTree, list[tagging.Tagged]]:
     """Apply a module and return what ``module.apply`` returns and the tagged preactivations.
 
     A tag is hidden where the layer runs inside a lifted transformation that does not lift
@@ -27,7 +30,7 @@ def capture(module: nn.Module, variables: Any, args: Any, kwargs: Any, method: A
     mutable = options.pop("mutable", False)
     extended = _extended(mutable)
 
-    def run() -> Any:
+    def run() -> PyTree:
         with nn.intercept_methods(_tag_layers):
             return module.apply(variables, *args, method=method, mutable=extended, **options)
 
@@ -37,7 +40,9 @@ def capture(module: nn.Module, variables: Any, args: Any, kwargs: Any, method: A
     return (outputs, {name: value for name, value in changed.items() if in_filter(mutable, name)}), found
 
 
-def refuse_layers(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+def refuse_layers(
+    call: Callable[..., PyTree], args: tuple[PyTree, ...], kwargs: dict[str, PyTree], context: InterceptorContext
+) -> PyTree:
     """Raise an error when a Linen layer is called inside an NNX model, where it cannot be captured.
 
     Raises:
@@ -49,14 +54,16 @@ def refuse_layers(call: Callable[..., Any], args: Any, kwargs: Any, context: Any
     return call(*args, **kwargs)
 
 
-def _extended(mutable: Any) -> Any:
+def _extended(mutable: PyTree) -> PyTree:
     if mutable is True or isinstance(mutable, DenyList):
         denied = mutable.deny if isinstance(mutable, DenyList) else ()
         return union_filters(DenyList(union_filters(denied, _MARK)), "intermediates")
     return union_filters(mutable, ["intermediates", _MARK])
 
 
-def _tag_layers(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+def _tag_layers(
+    call: Callable[..., PyTree], args: tuple[PyTree, ...], kwargs: dict[str, PyTree], context: InterceptorContext
+) -> PyTree:
     layer = context.module
     if isinstance(layer, nnx.bridge.ToLinen):
         raise NotImplementedError(

@@ -3,11 +3,11 @@
 import functools
 import types
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen
 import jax
 from flax import nnx
+from jaxtyping import PyTree
 
 from jprune.jumpstart import linen, tagging
 
@@ -18,8 +18,8 @@ _PATH = "jprune_path"
 
 
 def capture(
-    model: nnx.Module, args: Any, kwargs: Any, method: str | Callable[..., Any] | None, update: bool
-) -> tuple[Any, list[tagging.Tagged]]:
+    model: nnx.Module, args: tuple[PyTree, ...], kwargs: dict[str, PyTree], method: tagging.Method, update: bool
+) -> tuple[PyTree, list[tagging.Tagged]]:
     """Call a model and return its outputs and the tagged preactivations of its layers.
 
     Args:
@@ -31,7 +31,7 @@ def capture(
     """
     context = object()  # separates the bookkeeping of this capture from the user's
 
-    def run() -> Any:
+    def run() -> PyTree:
         with nnx.merge_context(context, inner=True) as merging:
             copy, copied_args, copied_kwargs = merging.merge(graphdef, state)
         layers = _start_tagging(copy)
@@ -43,7 +43,7 @@ def capture(
         after[:] = [definition]
         return outputs, changed
 
-    after: list[Any] = []
+    after: list[PyTree] = []
     with nnx.update_context(context):
         with nnx.split_context(context) as splitting:
             graphdef, state = splitting.split((model, args, kwargs))
@@ -54,7 +54,7 @@ def capture(
     return outputs, found
 
 
-def _called(method: str | Callable[..., Any] | None) -> Callable[..., Any]:
+def _called(method: tagging.Method) -> Callable[..., PyTree]:
     if callable(method):
         return method
     return lambda model, *args, **kwargs: getattr(model, method or "__call__")(*args, **kwargs)
@@ -82,11 +82,11 @@ def _stop_tagging(layers: list[nnx.Module]) -> None:
 def _tagging(layer: type[nnx.Module]) -> type[nnx.Module]:
     """Derive a class that tags its output: transformations inside a model keep a node's class."""
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: PyTree, *args: PyTree, **kwargs: PyTree) -> PyTree:
         y = layer.__call__(self, *args, **kwargs)
         return tagging.tag(y, jax.tree.leaves(self.kernel)[0], getattr(self, _PATH))
 
-    def fill(namespace: dict[str, Any]) -> None:
+    def fill(namespace: dict[str, object]) -> None:
         namespace.update(__call__=call, __module__=layer.__module__, __qualname__=layer.__qualname__)
 
     return types.new_class(layer.__name__, (layer,), {"pytree": layer._pytree__is_pytree}, fill)

@@ -1,14 +1,14 @@
 """The jumpstart penalty: the slacks of units and points that are not nonlinear, aggregated to a scalar."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Hashable, Mapping
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jprune.jumpstart import extremes, groups, layers
 
@@ -29,6 +29,7 @@ Aggregate = Literal["balanced", "norm", "mean", "sum", "sum_squares"]
 Ties = Literal["average", "single", "random"]
 Spatial = Literal["pool", "none"]
 Preset = Literal["cpaior_keras", "cpaior_torch", "ieee"]
+Scalar: TypeAlias = float | np.number | np.ndarray | Array
 
 _BOTH, _POSITIVE, _NEGATIVE = (1, -1), (1,), (-1,)
 _HINGES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
@@ -58,14 +59,14 @@ def jumpstart_penalty(
     *,
     mode: Mode = "full",
     aggregate: Aggregate | None = None,
-    balance: Any = 0.5,
-    margin: tuple[Any, Any] = (1.0, 1.0),
+    balance: Scalar = 0.5,
+    margin: tuple[Scalar, Scalar] = (1.0, 1.0),
     ties: Ties | None = None,
     spatial: Spatial | None = None,
     units: layers.Masks = None,
-    examples: Any = None,
-    axis_name: Any = None,
-    key: Any = None,
+    examples: ArrayLike | None = None,
+    axis_name: Hashable = None,
+    key: Array | None = None,
 ) -> Float[Array, ""]:
     """Penalty on units and points that are dead or linear: 0 if all are nonlinear by at least the margins.
 
@@ -158,12 +159,12 @@ class Options(NamedTuple):
 
     mode: str
     aggregate: str
-    balance: Any
-    margin: tuple[Any, Any]
+    balance: Scalar
+    margin: tuple[Scalar, Scalar]
     ties: str
     spatial: str
-    axis_name: Any
-    key: Any
+    axis_name: Hashable
+    key: Array | None
 
     @classmethod
     def make(
@@ -172,12 +173,12 @@ class Options(NamedTuple):
         preset: str | None = None,
         mode: str = "full",
         aggregate: str | None = None,
-        balance: Any = 0.5,
-        margin: tuple[Any, Any] = (1.0, 1.0),
+        balance: Scalar = 0.5,
+        margin: tuple[Scalar, Scalar] = (1.0, 1.0),
         ties: str | None = None,
         spatial: str | None = None,
-        axis_name: Any = None,
-        key: Any = None,
+        axis_name: Hashable = None,
+        key: Array | None = None,
     ) -> "Options":
         """Resolve a preset and check every option.
 
@@ -212,29 +213,31 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 class _Total(NamedTuple):
     """What an aggregate needs to know of some slacks: their sum, sum of squares and number."""
 
-    slack: Any
-    square: Any
-    count: Any
+    slack: Array
+    square: Array
+    count: ArrayLike  # type: ignore[assignment]
 
     @classmethod
-    def over(cls, parts: list["_Total"], dtype: Any) -> "_Total":
+    def over(cls, parts: list["_Total"], dtype: jnp.dtype) -> "_Total":
         """Join the totals of several groups of slacks."""
-        return cls(*(sum(jnp.asarray(x, dtype) for x in column) for column in zip(*parts, strict=True)))
+        return cls(*(jnp.asarray(sum(jnp.asarray(x, dtype) for x in column)) for column in zip(*parts, strict=True)))
 
 
 def _totals(group: groups.Group, options: Options, position: int) -> dict[str, _Total]:
     """The totals of one group's slacks, by axis."""
-    key = None if options.ties != "random" else jax.random.fold_in(options.key, position)
+    key = options.key if options.ties == "random" else None
+    key = None if key is None else jax.random.fold_in(key, position)
     found: extremes.Extremes = {}
-    real: dict[str, Any] = {}
+    real: dict[str, Array | None] = {}
     for axes, view in groups.views(group, list(_HINGES[options.mode]), pooled=options.spatial == "pool"):
         wanted = tuple((axis, sign) for axis in axes for sign in _HINGES[options.mode][axis])
         found |= _extremes(view, wanted, options, key)
         real |= {axis: groups.real(view, axis, options.axis_name) for axis in axes}
     totals = {}
     for axis in _HINGES[options.mode]:
-        slack = _slack(found, axis, real[axis], options)
-        count = math.prod(slack.shape) if real[axis] is None else real[axis].sum(dtype=slack.dtype)
+        cells = real[axis]
+        slack = _slack(found, axis, cells, options)
+        count = math.prod(slack.shape) if cells is None else cells.sum(dtype=slack.dtype)
         sums = (slack.sum(), jnp.square(slack).sum())
         if axis == "point" and options.axis_name is not None:
             sums = (_summed(options.axis_name, sums[0]), _summed(options.axis_name, sums[1]))
@@ -244,13 +247,13 @@ def _totals(group: groups.Group, options: Options, position: int) -> dict[str, _
 
 
 def _extremes(
-    group: groups.Group, wanted: tuple[tuple[str, int], ...], options: Options, key: jax.Array | None
+    group: groups.Group, wanted: tuple[tuple[str, int], ...], options: Options, key: Array | None
 ) -> extremes.Extremes:
     """The wanted extremes of every layer of a group, with a leading axis of layers."""
     spec = extremes.Spec(wanted, options.ties, options.axis_name, group.batch_last)
     depth, _, _ = group.sizes
 
-    def of_layer(z: jax.Array, units: Any, key: Any) -> extremes.Extremes:
+    def of_layer(z: Array, units: Array | None, key: Array | None) -> extremes.Extremes:
         own: extremes.Extremes = extremes.extremes(spec, z, groups.cells(group, units), key)
         return own
 
@@ -262,9 +265,9 @@ def _extremes(
     return found
 
 
-def _slack(found: extremes.Extremes, axis: str, real: Any, options: Options) -> jax.Array:
+def _slack(found: extremes.Extremes, axis: str, real: Array | None, options: Options) -> Array:
     """Weigh and add the hinges that the mode has; 0 where nothing is real."""
-    slack: Any = 0
+    total: Array | int = 0
     weights = {1: options.balance, -1: 1 - options.balance}
     margins = dict(zip((1, -1), options.margin, strict=True))
     for sign in _HINGES[options.mode][axis]:
@@ -272,24 +275,26 @@ def _slack(found: extremes.Extremes, axis: str, real: Any, options: Options) -> 
         if real is not None:
             extreme = jnp.where(real, extreme, 0)
         margin, weight = (jnp.asarray(x, extreme.dtype) for x in (margins[sign], weights[sign]))
-        slack = slack + weight * jax.nn.relu(margin - sign * extreme)
+        total = total + weight * jax.nn.relu(margin - sign * extreme)
+    slack = jnp.asarray(total)
     return slack if real is None else jnp.where(real, slack, 0)
 
 
-def _summed(axis_name: Any, x: jax.Array) -> jax.Array:
+def _summed(axis_name: Hashable, x: Array) -> Array:
     """Sum over the devices; backwards, each device's term receives the cotangent of its own copy."""
 
     @jax.custom_vjp
-    def total(x: jax.Array) -> Any:
-        return lax.psum(x, axis_name)  # type: ignore[no-untyped-call]
+    def total(x: Array) -> Array:
+        summed: Array = lax.psum(x, axis_name)  # type: ignore[no-untyped-call]
+        return summed
 
     # Adding the zero makes the cotangent vary over the devices as x does, which shard_map checks.
     total.defvjp(lambda x: (total(x), x), lambda x, g: (g + jnp.zeros_like(x),))
-    summed: jax.Array = total(x)
-    return summed
+    result: Array = total(x)
+    return result
 
 
-def _aggregate(totals: list[_Total], aggregate: str) -> jax.Array:
+def _aggregate(totals: list[_Total], aggregate: str) -> Array:
     """Aggregate units and points, given the totals of each axis that the mode has."""
     if aggregate == "balanced":
         means = [_mean(total) for total in totals]
@@ -304,7 +309,7 @@ def _aggregate(totals: list[_Total], aggregate: str) -> jax.Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, joined.square, 1)), 0)
 
 
-def _mean(total: _Total) -> jax.Array:
+def _mean(total: _Total) -> Array:
     """The mean slack; 0 where there is none to take it over."""
-    mean: jax.Array = total.slack / jnp.maximum(total.count, 1)
+    mean: Array = total.slack / jnp.maximum(total.count, 1)
     return mean

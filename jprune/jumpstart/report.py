@@ -1,13 +1,14 @@
 """Dead, linear and nonlinear units and points of a model on a whole data set, in one pass."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
-from jprune.jumpstart import units
+from jprune.jumpstart import layers, tagging, units
 from jprune.jumpstart.capture import preactivations
 
 if TYPE_CHECKING:
@@ -15,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def activity_report(
-    model: Any,
-    batches: Iterable[Any],
+    model: object,
+    batches: Iterable[PyTree],
     *,
-    variables: Any = None,
-    inputs: Callable[[Any], Any] | None = None,
+    variables: PyTree = None,
+    inputs: Callable[[PyTree], PyTree] | None = None,
     include: str | None = None,
     exclude: str | None = None,
     skip_last: bool = True,
-    method: str | Callable[..., Any] | None = None,
-    **kwargs: Any,
+    method: tagging.Method = None,
+    **kwargs: PyTree,
 ) -> "pd.DataFrame":
     """Compute the fraction of dead, linear and nonlinear units and points of every layer over a data set.
 
@@ -66,7 +67,7 @@ def activity_report(
     options = {"include": include, "exclude": exclude, "skip_last": skip_last, "method": method, **kwargs}
 
     @jax.jit
-    def statuses(state: Any, x: Any, examples: Any) -> tuple[Any, units.PointCounts]:
+    def statuses(state: PyTree, x: PyTree, examples: Array) -> tuple[layers.Statuses, units.PointCounts]:
         preacts = preactivations(*call(state), x, **options)
         return units.unit_status(preacts, examples), units.count_points(units.point_status(preacts), examples)
 
@@ -81,7 +82,7 @@ def activity_report(
     return _frame(status, counts)
 
 
-def _functional(model: Any, variables: Any) -> tuple[Callable[[Any], tuple[Any, ...]], Any]:
+def _functional(model: object, variables: PyTree) -> tuple[Callable[[PyTree], tuple[PyTree, ...]], PyTree]:
     """Split a model into state for jit and a function from it to the first arguments of a capture."""
     if variables is not None:
         return lambda state: (model, state), variables
@@ -95,7 +96,7 @@ def _functional(model: Any, variables: Any) -> tuple[Callable[[Any], tuple[Any, 
     return lambda state: (nnx.merge(graphdef, state, copy=True),), state
 
 
-def _first(batch: Any) -> Any:
+def _first(batch: PyTree) -> Array | np.ndarray:
     if isinstance(batch, tuple | list):
         batch = batch[0]
     if not isinstance(batch, jax.Array | np.ndarray):
@@ -103,7 +104,7 @@ def _first(batch: Any) -> Any:
     return batch
 
 
-def _padded(batches: Iterable[Any], inputs: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
+def _padded(batches: Iterable[PyTree], inputs: Callable[[PyTree], PyTree]) -> Iterator[tuple[PyTree, Array]]:
     """Pad each batch to the longest so far by repeating its first example; with the mask of real ones.
 
     Batches without examples are left out.
@@ -121,7 +122,7 @@ def _padded(batches: Iterable[Any], inputs: Callable[[Any], Any]) -> Iterator[tu
         yield x, jnp.arange(longest) < size
 
 
-def _frame(status: Any, counts: units.PointCounts) -> "pd.DataFrame":
+def _frame(status: layers.Statuses, counts: units.PointCounts) -> "pd.DataFrame":
     try:
         import pandas as pd  # noqa: PLC0415 - slow to import, and the penalty itself does not need it
     except ImportError as error:
@@ -129,7 +130,7 @@ def _frame(status: Any, counts: units.PointCounts) -> "pd.DataFrame":
 
     unit = np.asarray(units.count_units(status), np.float64)
     point = np.stack([counts.dead_cells, counts.linear_cells, counts.nonlinear_cells]).astype(np.float64)
-    columns: dict[str, Any] = {"units": unit.sum(axis=0).astype(np.int64)}
+    columns: dict[str, np.ndarray] = {"units": unit.sum(axis=0).astype(np.int64)}
     names = ("dead", "linear", "nonlinear")
     columns |= {f"unit_{name}": row / unit.sum(axis=0) for name, row in zip(names, unit, strict=True)}
     columns["points"] = np.full(unit.shape[1], int(counts.points))

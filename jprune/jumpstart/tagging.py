@@ -7,26 +7,32 @@ to shared objects, so no tracer leaks, and threads do not interfere.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, jaxprs_in_params, primitives
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxprs_in_params, primitives
 from jax.interpreters import ad, batching
+from jaxtyping import Array, PyTree
 
 from jprune import jaxprs
+
+# What a model is called by: the name of a method, a function of the model, or None for `__call__`.
+Method: TypeAlias = str | Callable[..., PyTree] | None
 
 _tag_p = Primitive("jprune_tag")
 _tag_p.def_abstract_eval(lambda y, weight, **_: y)  # type: ignore[no-untyped-call]
 
 
-def tag(y: jax.Array, weight: jax.Array, name: str, hidden: bool = False) -> jax.Array:
+def tag(y: Array, weight: Array, name: str, hidden: bool = False) -> Array:
     """Mark y, which a layer of that name and weight computed, for the ``collect`` around it."""
-    tagged: jax.Array = _tag_p.bind(y, weight, name=name, hidden=hidden, mapped=())  # type: ignore[no-untyped-call]
+    tagged: Array = _tag_p.bind(y, weight, name=name, hidden=hidden, mapped=())  # type: ignore[no-untyped-call]
     return tagged
 
 
-def _batch_tag(args: Any, dims: Any, *, mapped: tuple[bool, ...], **params: Any) -> Any:
+def _batch_tag(
+    args: tuple[Array, Array], dims: tuple[int | None, int | None], *, mapped: tuple[bool, ...], **params: object
+) -> tuple[Array, int | None]:
     """Under vmap: mapped weights make a stack of layers, shared weights one layer on more data."""
     (y, weight), (y_dim, weight_dim) = args, dims
     if y_dim is None:
@@ -35,7 +41,9 @@ def _batch_tag(args: Any, dims: Any, *, mapped: tuple[bool, ...], **params: Any)
     return _tag_p.bind(y, weight, mapped=(weight_dim is not None, *mapped), **params), 0  # type: ignore[no-untyped-call]
 
 
-def _differentiate_tag(primals: Any, tangents: Any, **params: Any) -> Any:
+def _differentiate_tag(
+    primals: tuple[Array, Array], tangents: tuple[PyTree, PyTree], **params: object
+) -> tuple[Array, PyTree]:
     return _tag_p.bind(*primals, **params), tangents[0]  # type: ignore[no-untyped-call]
 
 
@@ -56,11 +64,11 @@ class Tagged(NamedTuple):
 
     name: str
     hidden: bool
-    value: Any
-    steps: tuple[tuple[Any, int, bool], ...]
+    value: Array
+    steps: tuple[tuple[object, int, bool], ...]
 
 
-def collect(f: Callable[[], Any]) -> tuple[Any, list[Tagged]]:
+def collect(f: Callable[[], PyTree]) -> tuple[PyTree, list[Tagged]]:
     """Call f once and return what it returns and every value tagged on the way.
 
     Args:
@@ -75,9 +83,9 @@ def collect(f: Callable[[], Any]) -> tuple[Any, list[Tagged]]:
       NotImplementedError: a value is tagged inside a branch, a while loop, a custom derivative or
         another construct that it cannot be returned from.
     """
-    returned: list[Any] = []
+    returned: list[PyTree] = []
 
-    def arrays() -> list[Any]:
+    def arrays() -> list[Array]:
         leaves, treedef = jax.tree.flatten(f())
         returned[:] = [leaves, treedef]
         return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
@@ -94,7 +102,7 @@ class Call(NamedTuple):
     name: str
     hidden: bool
     place: tuple[int, ...]
-    value: Any
+    value: Array
 
 
 def in_call_order(found: list[Tagged]) -> list[Call]:
@@ -125,17 +133,17 @@ def _taken_apart(found: list[tuple[Tagged, tuple[int, ...]]]) -> list[Call]:
     return calls
 
 
-def _scan_of(tagged: Tagged) -> Any:
+def _scan_of(tagged: Tagged) -> object:
     return tagged.steps[0][0] if tagged.steps else None
 
 
-def _evaluate(closed: Any, args: Iterable[Any]) -> tuple[list[Any], list[Tagged]]:
+def _evaluate(closed: jaxprs.Program, args: Iterable[jaxprs.Value]) -> tuple[list[jaxprs.Value], list[Tagged]]:
     """Evaluate a jaxpr, closed or not, and return its tagged values too."""
     jaxpr = jaxprs.opened(closed)
     values = jaxprs.known(closed, args)
     found: list[Tagged] = []
 
-    def read(atom: Any) -> Any:
+    def read(atom: Literal | Var) -> jaxprs.Value:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for equation in jaxpr.eqns:
@@ -164,7 +172,7 @@ def _names(jaxpr: Jaxpr) -> list[str]:
     return names
 
 
-def _rule(equation: JaxprEqn) -> Callable[[JaxprEqn, list[Any]], tuple[list[Any], list[Tagged]]]:
+def _rule(equation: JaxprEqn) -> Callable[[JaxprEqn, list[jaxprs.Value]], tuple[list[jaxprs.Value], list[Tagged]]]:
     if equation.primitive not in _RULES:
         names = [name for inner in jaxprs_in_params(equation.params) for name in _names(inner)]
         raise NotImplementedError(
@@ -174,24 +182,24 @@ def _rule(equation: JaxprEqn) -> Callable[[JaxprEqn, list[Any]], tuple[list[Any]
     return _RULES[equation.primitive]
 
 
-def _through_call(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Tagged]]:
+def _through_call(equation: JaxprEqn, inputs: list[jaxprs.Value]) -> tuple[list[jaxprs.Value], list[Tagged]]:
     (program,) = jaxprs.subjaxprs(equation)
     return _evaluate(program, inputs)
 
 
-def _through_remat(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Tagged]]:
+def _through_remat(equation: JaxprEqn, inputs: list[jaxprs.Value]) -> tuple[list[jaxprs.Value], list[Tagged]]:
     body = _Split(equation.params["jaxpr"])
     options = {name: equation.params[name] for name in ("prevent_cse", "policy")}
     outputs, values = jax.checkpoint(body, **options)(*inputs)
     return outputs, body.tagged(values)
 
 
-def _through_scan(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Tagged]]:
+def _through_scan(equation: JaxprEqn, inputs: list[jaxprs.Value]) -> tuple[list[jaxprs.Value], list[Tagged]]:
     fixed, carried = jaxprs.scan_parts(equation)
     consts, carry, xs = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
     step = _Split(equation.params["jaxpr"])
 
-    def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], Any]:
+    def body(carry: list[Array], xs: list[Array]) -> tuple[list[Array], PyTree]:
         outputs, values = step(*consts, *carry, *xs)
         return outputs[:carried], (outputs[carried:], values)
 
@@ -201,7 +209,7 @@ def _through_scan(equation: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], lis
     return [*carry, *ys], [t._replace(steps=(steps, *t.steps)) for t in step.tagged(values)]
 
 
-_RULES: dict[Any, Callable[[JaxprEqn, list[Any]], tuple[list[Any], list[Tagged]]]] = {
+_RULES: dict[Primitive, Callable[[JaxprEqn, list[jaxprs.Value]], tuple[list[jaxprs.Value], list[Tagged]]]] = {
     primitives.jit_p: _through_call,
     primitives.closed_call_p: _through_call,
     primitives.remat_p: _through_remat,
@@ -212,20 +220,20 @@ _RULES: dict[Any, Callable[[JaxprEqn, list[Any]], tuple[list[Any], list[Tagged]]
 class _Split:
     """A jaxpr as a function for jax to trace, returning outputs and tagged values as arrays alone."""
 
-    def __init__(self, jaxpr: Any):
+    def __init__(self, jaxpr: jaxprs.Program):
         self._jaxpr = jaxpr
         self._found: list[Tagged] = []
 
-    def __call__(self, *args: Any) -> tuple[list[Any], list[Any]]:
+    def __call__(self, *args: jaxprs.Value) -> tuple[list[jaxprs.Value], list[Array]]:
         outputs, self._found = _evaluate(self._jaxpr, args)
         return outputs, [tagged.value for tagged in self._found]
 
-    def tagged(self, values: list[Any]) -> list[Tagged]:
+    def tagged(self, values: list[Array]) -> list[Tagged]:
         """Name the values that came out of the transformation of this function."""
         return [t._replace(value=value) for t, value in zip(self._found, values, strict=True)]
 
 
-def _tagged(y: jax.Array, *, name: str, hidden: bool, mapped: tuple[bool, ...]) -> Tagged:
+def _tagged(y: Array, *, name: str, hidden: bool, mapped: tuple[bool, ...]) -> Tagged:
     """Bring the axes of stacked layers to the front; those of more data stay behind them."""
     stacked = [axis for axis, is_stack in enumerate(mapped) if is_stack]
     value = jnp.moveaxis(y, stacked, range(len(stacked)))

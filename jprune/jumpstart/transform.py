@@ -11,7 +11,7 @@ loop, and it can use another batch or another mode of the model than the loss.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from jprune.jumpstart.layers import Preactivations
 from jprune.jumpstart.penalty import Options, jumpstart_penalty
 from jprune.trees import flatten, is_float, match
 
-Coefficient: TypeAlias = ArrayLike | Callable[[Any], ArrayLike]  # a number, a scalar array or a schedule
+Coefficient: TypeAlias = ArrayLike | Callable[[ArrayLike], ArrayLike]  # a number, a scalar array or a schedule
 
 
 class JumpstartState(NamedTuple):
@@ -38,9 +38,9 @@ class JumpstartState(NamedTuple):
       key: the PRNG key of random ties, folded with ``count`` at each update; or None.
     """
 
-    count: jax.Array  # type: ignore[assignment]
-    penalty: jax.Array
-    key: Any
+    count: Array  # type: ignore[assignment]
+    penalty: Array
+    key: Array | None
 
 
 class FusedAux(NamedTuple):
@@ -52,13 +52,13 @@ class FusedAux(NamedTuple):
       aux: the ``aux`` that the loss function returned.
     """
 
-    loss: Any
-    penalty: Any
-    aux: Any
+    loss: ArrayLike
+    penalty: Array
+    aux: PyTree
 
 
 def add_jumpstart(
-    preactivations: Callable[[PyTree, Any], Preactivations], coefficient: Coefficient, **options: Any
+    preactivations: Callable[[PyTree, PyTree], Preactivations], coefficient: Coefficient, **options: Any
 ) -> optax.GradientTransformationExtraArgs:
     """Add coefficient(step) * gradient of the jumpstart penalty to the updates.
 
@@ -91,7 +91,7 @@ def add_jumpstart(
     (1.0, [[1.0]])
     """
     _check(coefficient, options)
-    off = not callable(coefficient) and not isinstance(coefficient, jax.Array) and coefficient == 0
+    off = not callable(coefficient) and not isinstance(coefficient, Array) and coefficient == 0
     seed = options.pop("key", None)
 
     def init(params: PyTree) -> JumpstartState:
@@ -99,7 +99,13 @@ def add_jumpstart(
         return JumpstartState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32), jax.tree.map(jnp.copy, seed))
 
     def update(
-        updates: PyTree, state: JumpstartState, params: PyTree = None, *, batch: Any = None, key: Any = None, **_: Any
+        updates: PyTree,
+        state: JumpstartState,
+        params: PyTree = None,
+        *,
+        batch: PyTree = None,
+        key: Array | None = None,
+        **_: object,
     ) -> tuple[PyTree, JumpstartState]:
         if params is None:
             raise ValueError("add_jumpstart needs params: call update(updates, state, params, batch=batch)")
@@ -110,7 +116,7 @@ def add_jumpstart(
             return updates, JumpstartState(count, state.penalty, state.key)
         chosen = _at(options, batch) | _folded(state.key if key is None else key, state.count)
 
-        def penalty(params: PyTree) -> jax.Array:
+        def penalty(params: PyTree) -> Array:
             return jumpstart_penalty(preactivations(params, batch), **chosen)
 
         value, gradient = _value_and_gradient(penalty, params, options.get("axis_name"))
@@ -184,15 +190,15 @@ def _at(options: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
     return options | {"examples": examples(*args, **kwargs) if callable(examples) else examples}
 
 
-def _folded(key: Any, step: Any) -> dict[str, Any]:
+def _folded(key: Array | None, step: ArrayLike) -> dict[str, Array | None]:
     return {"key": None if key is None else jax.random.fold_in(key, step)}
 
 
-def _value(coefficient: Coefficient, step: Any) -> jax.Array:
+def _value(coefficient: Coefficient, step: ArrayLike) -> Array:
     return jnp.asarray(coefficient(step) if callable(coefficient) else coefficient, jnp.float32)
 
 
-def _unpacked(returned: Any, has_aux: bool) -> tuple[Any, Preactivations, Any]:
+def _unpacked(returned: PyTree, has_aux: bool) -> tuple[ArrayLike, Preactivations, PyTree]:
     wanted = "(loss, (preactivations, aux))" if has_aux else "(loss, preactivations)"
     pair = isinstance(returned, tuple) and len(returned) == 2
     if pair and not has_aux:
@@ -203,8 +209,8 @@ def _unpacked(returned: Any, has_aux: bool) -> tuple[Any, Preactivations, Any]:
 
 
 def _value_and_gradient(
-    penalty: Callable[[PyTree], jax.Array], params: PyTree, axis_name: Any
-) -> tuple[jax.Array, list[Any]]:
+    penalty: Callable[[PyTree], Array], params: PyTree, axis_name: Hashable
+) -> tuple[Array, list[Array | None]]:
     """The penalty and its gradient by leaf of ``params``, None for leaves that are not real floats."""
     _, leaves, treedef = flatten(params)
     trained = [leaf if is_float(leaf) else None for leaf in leaves]
@@ -213,7 +219,7 @@ def _value_and_gradient(
         # left replicated, shard_map would sum them or not according to its check_vma.
         trained = lax.pcast(trained, axis_name, to="varying")
 
-    def of(trained: list[Any]) -> jax.Array:
+    def of(trained: list[Array | None]) -> Array:
         return penalty(
             jax.tree.unflatten(treedef, [x if t is None else t for t, x in zip(trained, leaves, strict=True)])
         )
@@ -222,13 +228,13 @@ def _value_and_gradient(
     return value, gradient if axis_name is None else lax.psum(gradient, axis_name)  # type: ignore[no-untyped-call]
 
 
-def _add(updates: PyTree, params: PyTree, gradient: list[Any], coefficient: jax.Array) -> PyTree:
+def _add(updates: PyTree, params: PyTree, gradient: list[Array | None], coefficient: Array) -> PyTree:
     """Add to the updates leaf by leaf, matched by path, each in its own dtype."""
     match(params, updates, reference_name="params", name="updates")
     by_path = dict(zip(flatten(params)[0], gradient, strict=True))
     paths, leaves, treedef = flatten(updates)
 
-    def added(update: Any, gradient: Any) -> Any:
+    def added(update: PyTree, gradient: Array | None) -> PyTree:
         if update is None or gradient is None:
             return update
         dtype = jnp.dtype(jnp.float64) if update.dtype == jnp.float64 else jnp.dtype(jnp.float32)

@@ -7,19 +7,19 @@ Reference: Riera, Puertas, Pujol, "Unit-Centric Regularization for Efficient Dee
 IEEE Access 2025.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jprune.jumpstart import layers
 
 DEAD, LINEAR, NONLINEAR = -1, 0, 1
 
 
-def unit_status(preacts: layers.Preactivations, examples: Any = None) -> Any:
+def unit_status(preacts: layers.Preactivations, examples: ArrayLike | None = None) -> layers.Statuses:
     """Status of every unit over a batch: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
 
     Args:
@@ -46,7 +46,7 @@ def unit_status(preacts: layers.Preactivations, examples: Any = None) -> Any:
     return layers.like(preacts, statuses)
 
 
-def point_status(preacts: layers.Preactivations, units: layers.Masks = None) -> Any:
+def point_status(preacts: layers.Preactivations, units: layers.Masks = None) -> layers.Statuses:
     """Status of every point in every layer: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
 
     Args:
@@ -73,7 +73,7 @@ def point_status(preacts: layers.Preactivations, units: layers.Masks = None) -> 
     return layers.like(preacts, statuses)
 
 
-def merge_unit_status(status: Any, other: Any) -> Any:
+def merge_unit_status(status: layers.Statuses, other: layers.Statuses) -> layers.Statuses:
     """Merge the unit statuses of two parts of a data set: units that differ are nonlinear.
 
     The result is the status over both parts together. For points, concatenate the statuses instead.
@@ -91,11 +91,12 @@ def merge_unit_status(status: Any, other: Any) -> Any:
     >>> merge_unit_status([jnp.array([-1, -1, 0], jnp.int8)], [jnp.array([-1, 0, 0], jnp.int8)])
     [Array([-1,  1,  0], dtype=int8)]
     """
-    kinds: list[Any] = [jax.tree.structure(status), jax.tree.structure(other)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(f"the statuses are of different layers: {kinds[0]} and {kinds[1]}")
+    one: object = jax.tree.structure(status)
+    two: object = jax.tree.structure(other)
+    if one != two:
+        raise ValueError(f"the statuses are of different layers: {one} and {two}")
 
-    def merged(a: Any, b: Any) -> jax.Array:
+    def merged(a: ArrayLike, b: ArrayLike) -> Array:
         if jnp.shape(a) != jnp.shape(b):
             raise ValueError(f"the statuses of a layer have shapes {jnp.shape(a)} and {jnp.shape(b)}")
         return jnp.where(jnp.asarray(a) == jnp.asarray(b), jnp.asarray(a), jnp.asarray(NONLINEAR, jnp.int8))
@@ -120,16 +121,16 @@ class Activity(NamedTuple):
         passes on nothing of it, so every layer up to that one counts as dead.
     """
 
-    unit_dead_ratio: Any
-    unit_linear_ratio: Any
-    unit_nonlinear_ratio: Any
-    point_dead_ratio: Any
-    point_linear_ratio: Any
-    point_nonlinear_ratio: Any
-    deathness: Any
-    linearity: Any
-    nonlinearity: Any
-    point_efficiency: Any
+    unit_dead_ratio: Array | float
+    unit_linear_ratio: Array | float
+    unit_nonlinear_ratio: Array | float
+    point_dead_ratio: Array | float
+    point_linear_ratio: Array | float
+    point_nonlinear_ratio: Array | float
+    deathness: Array | float
+    linearity: Array | float
+    nonlinearity: Array | float
+    point_efficiency: Array | float
 
 
 class PointCounts(NamedTuple):
@@ -146,17 +147,22 @@ class PointCounts(NamedTuple):
       efficient_cells: cells after the point's last dead layer.
     """
 
-    points: Any
-    dead: Any
-    linear: Any
-    nonlinear: Any
-    dead_cells: Any
-    linear_cells: Any
-    nonlinear_cells: Any
-    efficient_cells: Any
+    points: Array
+    dead: Array
+    linear: Array
+    nonlinear: Array
+    dead_cells: Array
+    linear_cells: Array
+    nonlinear_cells: Array
+    efficient_cells: Array
 
 
-def activity(unit_statuses: Any, point_statuses: Any, units: layers.Masks = None, examples: Any = None) -> Activity:
+def activity(
+    unit_statuses: layers.Statuses,
+    point_statuses: layers.Statuses,
+    units: layers.Masks = None,
+    examples: ArrayLike | None = None,
+) -> Activity:
     """Fractions of dead, linear and nonlinear units and points of a network on a data set.
 
     Args:
@@ -188,7 +194,7 @@ def activity(unit_statuses: Any, point_statuses: Any, units: layers.Masks = None
     return ratios(unit, counts)
 
 
-def count_units(unit_statuses: Any, units: layers.Masks = None) -> Int[Array, "status layers"]:
+def count_units(unit_statuses: layers.Statuses, units: layers.Masks = None) -> Int[Array, "status layers"]:
     """Count the dead, linear and nonlinear units of each layer, in these three rows."""
     masks = layers.unit_masks(units, unit_statuses)
     columns = []
@@ -199,7 +205,7 @@ def count_units(unit_statuses: Any, units: layers.Masks = None) -> Int[Array, "s
     return jnp.concatenate(columns, axis=1)
 
 
-def count_points(point_statuses: Any, examples: Any = None) -> PointCounts:
+def count_points(point_statuses: layers.Statuses, examples: ArrayLike | None = None) -> PointCounts:
     """Count points and (point, layer) cells by status; arguments as for ``activity``."""
     table = _table(point_statuses)
     real = jnp.ones((1, table.shape[1]), bool)
@@ -220,15 +226,15 @@ def count_points(point_statuses: Any, examples: Any = None) -> PointCounts:
     )
 
 
-def ratios(unit: Any, counts: PointCounts) -> Activity:
+def ratios(unit: Array | np.ndarray, counts: PointCounts) -> Activity:
     """Turn counts into ratios: (dead, linear, nonlinear) units of all layers, and points."""
     depth = counts.dead_cells.shape[0]
     points = jnp.asarray(counts.points, jnp.float32)
     cells = points * depth
     units = jnp.asarray(unit.sum(), jnp.float32)
 
-    def share(count: Any, of: Any) -> jax.Array:
-        ratio: jax.Array = jnp.asarray(count, jnp.float32) / of
+    def share(count: ArrayLike, of: Array) -> Array:
+        ratio: Array = jnp.asarray(count, jnp.float32) / of
         return ratio
 
     return Activity(
@@ -245,7 +251,7 @@ def ratios(unit: Any, counts: PointCounts) -> Activity:
     )
 
 
-def trainability(accuracy: Float[Any, "techniques datasets"]) -> Float[np.ndarray, " techniques"]:
+def trainability(accuracy: Float[np.ndarray, "techniques datasets"]) -> Float[np.ndarray, " techniques"]:
     """Fraction of data sets on which a technique's best accuracy is strictly above the worst of all techniques.
 
     Args:
@@ -264,7 +270,7 @@ def trainability(accuracy: Float[Any, "techniques datasets"]) -> Float[np.ndarra
     return np.asarray((best > best.min(axis=0, keepdims=True)).mean(axis=1))
 
 
-def convergence(accuracy: Float[Any, "techniques datasets"]) -> Float[np.ndarray, " techniques"]:
+def convergence(accuracy: Float[np.ndarray, "techniques datasets"]) -> Float[np.ndarray, " techniques"]:
     """Mean difference between a technique's best accuracy and the best of all techniques: 0 or less.
 
     Args:
@@ -283,7 +289,7 @@ def convergence(accuracy: Float[Any, "techniques datasets"]) -> Float[np.ndarray
     return np.asarray((best - best.max(axis=0, keepdims=True)).mean(axis=1))
 
 
-def _accuracies(accuracy: Any) -> np.ndarray:
+def _accuracies(accuracy: ArrayLike) -> np.ndarray:
     best = np.asarray(accuracy, np.float64)
     if best.ndim != 2 or 0 in best.shape:
         raise ValueError(f"accuracy must have shape (techniques, datasets) with one or more of each, got {best.shape}")
@@ -293,37 +299,37 @@ def _accuracies(accuracy: Any) -> np.ndarray:
     return best
 
 
-def _spread(entry: Any) -> jax.Array:
+def _spread(entry: layers.Entry) -> Array:
     """Bring a layer into (layers, batch, space, units)."""
     z = jnp.asarray(entry.values if isinstance(entry, layers.Stack) else entry[None])
     return z.reshape((*z.shape[:2], -1, z.shape[-1]))
 
 
-def _like(entry: Any, status: jax.Array) -> Any:
+def _like(entry: layers.Entry, status: Array) -> layers.Entry:
     return layers.Stack(status) if isinstance(entry, layers.Stack) else status[0]
 
 
-def _status(z: jax.Array, mask: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
+def _status(z: Array, mask: Array | None, axes: tuple[int, ...]) -> Array:
     highest = (z if mask is None else jnp.where(mask, z, -jnp.inf)).max(axis=axes)
     lowest = (z if mask is None else jnp.where(mask, z, jnp.inf)).min(axis=axes)
     status = jnp.where(highest <= 0, DEAD, jnp.where(lowest > 0, LINEAR, NONLINEAR))
     return status.astype(jnp.int8)
 
 
-def _example_mask(name: str, z: jax.Array, examples: Any) -> jax.Array:
+def _example_mask(name: str, z: Array, examples: ArrayLike) -> Array:
     layers.check_mask(f"examples (for layer '{name}')", examples, [z.shape[1:2]])
     if not isinstance(examples, jax.core.Tracer) and not np.any(examples):
         raise ValueError("examples is False everywhere; at least one example must be real")
     return jnp.asarray(examples)
 
 
-def _unit_mask(name: str, z: jax.Array, units: Any) -> jax.Array:
+def _unit_mask(name: str, z: Array, units: ArrayLike) -> Array:
     if not isinstance(units, jax.core.Tracer) and not np.reshape(units, (-1, z.shape[-1])).any(axis=1).all():
         raise ValueError(f"units is False everywhere in layer '{name}'; at least one unit must be real")
     return jnp.asarray(units).reshape((-1, 1, 1, z.shape[-1]))
 
 
-def _table(point_statuses: Any) -> jax.Array:
+def _table(point_statuses: layers.Statuses) -> Array:
     """Stack point statuses to (layers, points)."""
     layers.refuse_unordered(point_statuses, "point_statuses")
     rows = [(name, jnp.asarray(status)) for name, status in layers.unstack(point_statuses)]

@@ -1,18 +1,17 @@
 """Batch normalization after pruning: running statistics estimated again for the pruned weights."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.trees import flatten, is_float, match
 
 
 def recalibrate_batch_norm(
-    update: Callable[[PyTree, Any], PyTree], statistics: PyTree, batches: Iterable[Any]
+    update: Callable[[PyTree, PyTree], PyTree], statistics: PyTree, batches: Iterable[PyTree]
 ) -> PyTree:
     """Estimate the running statistics of batch normalization again, as plain averages over batches.
 
@@ -67,7 +66,7 @@ def recalibrate_batch_norm(
     dtypes = [working_dtype(leaves[slot]) for slot in slots]
 
     @jax.jit
-    def run(values: list[Any], batch: Any) -> list[Any]:
+    def run(values: list[Array], batch: PyTree) -> list[Array]:
         full = list(leaves)
         for slot, value in zip(slots, values, strict=True):
             full[slot] = value
@@ -77,7 +76,7 @@ def recalibrate_batch_norm(
 
     zeros = [jnp.zeros(leaves[slot].shape, dtype) for slot, dtype in zip(slots, dtypes, strict=True)]
     momenta: list[float] = []
-    moments: dict[str, Any] = {}
+    moments: dict[str, Array] = {}
     examples = 0
     for batch in batches:
         updated = run(zeros, batch)  # (1 - momentum) times the statistic of this batch
@@ -102,7 +101,7 @@ def recalibrate_batch_norm(
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _momentum(path: str, from_zero: Any, start: Any, from_start: Any) -> float:
+def _momentum(path: str, from_zero: Array, start: Array, from_start: Array) -> float:
     """The momentum of an exponential average: what is left of a start after one update."""
     difference = jnp.ravel((from_start - from_zero) / start)
     # Momenta are short decimals; rounding takes off the error of the subtraction.
@@ -117,7 +116,7 @@ def _momentum(path: str, from_zero: Any, start: Any, from_start: Any) -> float:
     return momentum
 
 
-def _moments(statistics: dict[str, Any]) -> dict[str, Any]:
+def _moments(statistics: dict[str, Array]) -> dict[str, Array]:
     """Variances as second moments, which average over batches."""
     return {
         path: value + jnp.square(statistics[_mean_of(path)]) if _mean_of(path) in statistics else value
@@ -125,7 +124,7 @@ def _moments(statistics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _statistics(moments: dict[str, Any]) -> dict[str, Any]:
+def _statistics(moments: dict[str, Array]) -> dict[str, Array]:
     return {
         path: jnp.maximum(value - jnp.square(moments[_mean_of(path)]), jnp.zeros_like(value))
         if _mean_of(path) in moments
@@ -140,7 +139,7 @@ def _mean_of(path: str) -> str:
     return "" if name != "var" else f"{parent}/mean" if parent else "mean"
 
 
-def _examples(batch: Any) -> int:
+def _examples(batch: PyTree) -> int:
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if getattr(leaf, "ndim", 0)}
     if len(lengths) != 1:
         raise ValueError(f"the arrays of a batch must have the same number of examples; they have {sorted(lengths)}")

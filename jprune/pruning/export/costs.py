@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from jax.extend import core
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jprune import jaxprs
 from jprune.graph.axes import Axes, kernel_axes
@@ -34,8 +34,8 @@ def cost_table(
     params: PyTree,
     masks: PyTree | None = None,
     *,
-    apply: Callable[..., Any] | None = None,
-    inputs: Sequence[Any] = (),
+    apply: Callable[..., PyTree] | None = None,
+    inputs: Sequence[PyTree] = (),
     axes: Axes = None,
 ) -> "pd.DataFrame":
     """Count parameters, nonzeros and multiply-adds of every layer and of the whole model.
@@ -125,9 +125,9 @@ def _of_graph(axes: Axes) -> Mapping[str, int] | None:
     return axes.multiply_adds
 
 
-def _nonzeros(array: Any, stacked: Sequence[int], index: Sequence[int]) -> int:
+def _nonzeros(array: Array | np.ndarray, stacked: Sequence[int], index: Sequence[int]) -> int:
     """The number of nonzeros of one layer, exact; of an array of several processes, counted where it lies."""
-    place: list[Any] = [slice(None)] * array.ndim
+    place: list[slice | int] = [slice(None)] * array.ndim
     for axis, i in zip(stacked, index, strict=True):
         place[axis] = i
     if getattr(array, "is_fully_addressable", True):
@@ -135,7 +135,7 @@ def _nonzeros(array: Any, stacked: Sequence[int], index: Sequence[int]) -> int:
     return uint64.number(kth_largest.count_true([array[tuple(place)] != 0]))
 
 
-def multiply_adds(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> dict[str, int]:
+def multiply_adds(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree) -> dict[str, int]:
     """Count the multiply-adds that each leaf of ``params`` takes part in during ``apply(params, *inputs)``.
 
     Raises:
@@ -154,11 +154,11 @@ def multiply_adds(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> di
     return dict(zip(paths, counts, strict=True))
 
 
-def _walk(jaxpr: Any, sources: Sequence[Sources], counts: list[int], times: int) -> list[Sources]:
+def _walk(jaxpr: core.Jaxpr, sources: Sequence[Sources], counts: list[int], times: int) -> list[Sources]:
     """Follow the leaves through a jaxpr, adding to ``counts``; return which leaves each output depends on."""
     made_of = dict(zip(jaxpr.invars, sources, strict=True))
 
-    def read(atom: Any) -> Sources:
+    def read(atom: core.Var | core.Literal) -> Sources:
         return _NOTHING if isinstance(atom, core.Literal) else made_of.get(atom, _NOTHING)
 
     for equation in jaxpr.eqns:
@@ -174,7 +174,7 @@ def _walk(jaxpr: Any, sources: Sequence[Sources], counts: list[int], times: int)
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _call(equation: Any, given: list[Sources], counts: list[int], times: int) -> list[Sources]:
+def _call(equation: core.JaxprEqn, given: list[Sources], counts: list[int], times: int) -> list[Sources]:
     """Step into the jaxprs of an equation; the outputs of one without jaxprs depend on all its inputs."""
     name, options = equation.primitive.name, equation.params
     if name == "scan":
@@ -194,7 +194,7 @@ def _call(equation: Any, given: list[Sources], counts: list[int], times: int) ->
     return [_NOTHING.union(*given)] * len(equation.outvars)
 
 
-def _scan(equation: Any, given: list[Sources], counts: list[int], times: int) -> list[Sources]:
+def _scan(equation: core.JaxprEqn, given: list[Sources], counts: list[int], times: int) -> list[Sources]:
     """Walk the body until the leaves that the carry depends on no longer grow, then count every round."""
     body, (fixed, carried) = jaxprs.opened(equation.params["jaxpr"]), jaxprs.scan_parts(equation)
     while True:
@@ -205,7 +205,7 @@ def _scan(equation: Any, given: list[Sources], counts: list[int], times: int) ->
         given = [*given[:fixed], *grown, *given[fixed + carried :]]
 
 
-def _cond(branches: Sequence[Any], given: list[Sources], counts: list[int], times: int) -> list[Sources]:
+def _cond(branches: Sequence[jaxprs.Program], given: list[Sources], counts: list[int], times: int) -> list[Sources]:
     """Count the costliest branch."""
     tried = []
     for branch in branches:

@@ -13,7 +13,7 @@ import math
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, NamedSharding
 from jaxtyping import PyTree
-from numpy.typing import NDArray
 
 from jprune.files import replacing
-from jprune.trees import flatten, match
+from jprune.trees import Leaf, flatten, match
 
 _FORMAT = "jprune-1"
 _BITS = "#bits"
@@ -128,7 +127,7 @@ def save_pruned(
     paths, leaves, _ = flatten(params)
     given = [None] * len(paths) if masks is None else match(params, masks, reference_name="params", name="masks")
     _refuse_repeated(paths, leaves, "params")
-    tensors: dict[str, NDArray[Any]] = {}
+    tensors: dict[str, np.ndarray] = {}
     shapes: dict[str, list[int]] = {}
     for name, leaf, mask in zip(paths, leaves, given, strict=True):
         if not _is_stored(leaf):
@@ -165,7 +164,9 @@ def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
     """
     tensors, shapes = _read(path)
     paths, leaves, treedef = flatten(params)
-    found: dict[str, Any] = {name: array for name, array in tensors.items() if not name.endswith((_BITS, _VALUES))}
+    found: dict[str, np.ndarray] = {
+        name: array for name, array in tensors.items() if not name.endswith((_BITS, _VALUES))
+    }
     for name, shape in shapes.items():
         mask, values = _unpack(path, tensors, name, shape), tensors.get(name + _VALUES)
         if values is None or values.shape != (int(mask.sum()),):
@@ -214,7 +215,7 @@ def to_bcoo(params: PyTree, masks: PyTree, *, gather: bool = False) -> PyTree:
     paths, leaves, treedef = flatten(params)
     matched = match(params, masks, reference_name="params", name="masks")
 
-    def sparse(name: str, leaf: Any, mask: Any) -> Any:
+    def sparse(name: str, leaf: Leaf, mask: Leaf) -> PyTree:
         if mask is None:
             return leaf
         indices = np.argwhere(_bool_on_host(name, mask, gather)).astype(np.int32)
@@ -225,24 +226,24 @@ def to_bcoo(params: PyTree, masks: PyTree, *, gather: bool = False) -> PyTree:
     return jax.tree.unflatten(treedef, [sparse(*each) for each in zip(paths, leaves, matched, strict=True)])
 
 
-def _is_stored(leaf: Any) -> bool:
+def _is_stored(leaf: Leaf) -> bool:
     """Whether a file has the leaf: an array (or a shape) that is not a PRNG key."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
-def _refuse_repeated(paths: list[str], leaves: list[Any], argument: str) -> None:
+def _refuse_repeated(paths: list[str], leaves: list[Leaf], argument: str) -> None:
     times = Counter(path for path, leaf in zip(paths, leaves, strict=True) if _is_stored(leaf))
     if repeated := [path for path, number in times.items() if number > 1]:
         raise ValueError(f"{argument} has more than one leaf with the path '{repeated[0]}'; rename one")
 
 
-def _is_spread(leaf: Any) -> bool:
+def _is_spread(leaf: Leaf) -> bool:
     """Whether no process has the whole array."""
     concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
     return concrete and not leaf.is_fully_addressable and not leaf.is_fully_replicated
 
 
-def _on_host(argument: str, name: str, leaf: Any, gather: bool) -> NDArray[Any]:
+def _on_host(argument: str, name: str, leaf: Leaf, gather: bool) -> np.ndarray:
     """The whole leaf as a numpy array."""
     if isinstance(leaf, jax.core.Tracer):
         raise ValueError(f"{argument} is traced at '{name}'; call this function outside jit")
@@ -256,14 +257,14 @@ def _on_host(argument: str, name: str, leaf: Any, gather: bool) -> NDArray[Any]:
     return np.asarray(leaf)
 
 
-def _bool_on_host(name: str, mask: Any, gather: bool) -> NDArray[Any]:
+def _bool_on_host(name: str, mask: Leaf, gather: bool) -> np.ndarray:
     array = _on_host("masks", name, mask, gather)
     if array.dtype != np.bool_:
         raise ValueError(f"masks has dtype {array.dtype} at '{name}'; masks must be boolean")
     return array
 
 
-def _placed(array: NDArray[Any], leaf: Any) -> jax.Array:
+def _placed(array: np.ndarray, leaf: Leaf) -> jax.Array:
     """The array on the devices of the leaf; a leaf that is on the default device by default decides nothing."""
     sharding = getattr(leaf, "sharding", None)
     abstract = isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh)
@@ -272,13 +273,13 @@ def _placed(array: NDArray[Any], leaf: Any) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _pack(name: str, mask: Any, gather: bool) -> tuple[NDArray[Any], list[int]]:
+def _pack(name: str, mask: Leaf, gather: bool) -> tuple[np.ndarray, list[int]]:
     """Pack a mask to bits, row-major, the first weight in the highest bit of the first byte."""
     array = _bool_on_host(name, mask, gather)
     return np.packbits(array.reshape(-1)), list(array.shape)
 
 
-def _unpack(path: Any, tensors: dict[str, Any], name: str, shape: list[int]) -> NDArray[Any]:
+def _unpack(path: str | os.PathLike[str], tensors: dict[str, np.ndarray], name: str, shape: list[int]) -> np.ndarray:
     """Undo ``_pack``, refusing a number of bytes that does not fit the shape."""
     bits, count = tensors.get(name + _BITS), math.prod(shape)
     if bits is None or bits.dtype != np.uint8 or bits.shape != (-(-count // 8),):
@@ -286,7 +287,7 @@ def _unpack(path: Any, tensors: dict[str, Any], name: str, shape: list[int]) -> 
     return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
 
 
-def _shapes(path: Any, text: str) -> dict[str, list[int]]:
+def _shapes(path: str | os.PathLike[str], text: str) -> dict[str, list[int]]:
     """Parse and check the shapes of the masks in a file's metadata."""
     shapes = json.loads(text)
     lists = shapes.values() if isinstance(shapes, dict) else [None]
@@ -295,7 +296,9 @@ def _shapes(path: Any, text: str) -> dict[str, list[int]]:
     return dict(shapes)
 
 
-def _refuse_misfits(path: Any, wanted: dict[str, Any], shapes: Any) -> None:
+def _refuse_misfits(
+    path: str | os.PathLike[str], wanted: dict[str, Leaf], shapes: dict[str, tuple[int, ...]] | dict[str, list[int]]
+) -> None:
     """Raise where the file holds a leaf that the tree lacks or has in another shape."""
     absent = [name for name in shapes if wanted.get(name) is None]
     if absent:
@@ -306,7 +309,7 @@ def _refuse_misfits(path: Any, wanted: dict[str, Any], shapes: Any) -> None:
             raise ValueError(f"{os.fspath(path)} holds shape {given} at '{name}', where params has {allowed}")
 
 
-def _safetensors() -> Any:
+def _safetensors() -> tuple[ModuleType, ModuleType]:
     try:
         importlib.import_module("ml_dtypes")
         return importlib.import_module("safetensors.numpy"), importlib.import_module("safetensors")
@@ -314,7 +317,9 @@ def _safetensors() -> Any:
         raise ImportError("safetensors files need the extra 'export': pip install 'jprune[export]'") from error
 
 
-def _write(path: str | os.PathLike[str], tensors: dict[str, Any], shapes: dict[str, list[int]], gather: bool) -> None:
+def _write(
+    path: str | os.PathLike[str], tensors: dict[str, np.ndarray], shapes: dict[str, list[int]], gather: bool
+) -> None:
     """Write a file; with ``gather`` and several processes, process 0 does and the others wait for it."""
     several = gather and jax.process_count() > 1
     fault: Exception | None = None
@@ -329,7 +334,7 @@ def _write(path: str | os.PathLike[str], tensors: dict[str, Any], shapes: dict[s
         raise fault
 
 
-def _write_here(path: str | os.PathLike[str], tensors: dict[str, Any], shapes: dict[str, list[int]]) -> None:
+def _write_here(path: str | os.PathLike[str], tensors: dict[str, np.ndarray], shapes: dict[str, list[int]]) -> None:
     numpy_format, _ = _safetensors()
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"{os.fspath(path)}: its folder does not exist; create it first")
@@ -337,7 +342,7 @@ def _write_here(path: str | os.PathLike[str], tensors: dict[str, Any], shapes: d
         numpy_format.save_file(tensors, str(temporary), metadata={"format": _FORMAT, "shapes": json.dumps(shapes)})
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, list[int]]]:
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
     numpy_format, safetensors = _safetensors()
     try:
         with safetensors.safe_open(os.fspath(path), framework="np") as file:

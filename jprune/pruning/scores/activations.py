@@ -3,14 +3,14 @@
 import functools
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jprune import jaxprs
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
@@ -37,7 +37,7 @@ class View(NamedTuple):
 
     path: str
     shape: tuple[int, ...]
-    of: Callable[[Any], Any]
+    of: Callable[[Array], Array]
     slot: int | None = None
     arranged: bool = False
 
@@ -53,17 +53,17 @@ class Visitor(NamedTuple):
         added for the weight.
     """
 
-    visit: Callable[[Any, Any, View, int], Any]
-    join: Callable[[View, Any], Any]
+    visit: Callable[[core.JaxprEqn, jaxprs.Value, View, int], PyTree]
+    join: Callable[[View, PyTree], PyTree]
 
 
-_Found = dict[tuple[str, int | None], Any]
+_Found: TypeAlias = dict[tuple[str, int | None], PyTree]
 
 
 def wanda(
-    apply: Callable[[PyTree, Any], Any] | None = None,
+    apply: Callable[[PyTree, PyTree], PyTree] | None = None,
     *,
-    activations: Callable[[PyTree, Any], Mapping[str, Any]] | None = None,
+    activations: Callable[[PyTree, PyTree], Mapping[str, Array | np.ndarray]] | None = None,
     where: Where | None = None,
     axes: Axes = None,
 ) -> Score:
@@ -97,7 +97,7 @@ def wanda(
     Array([[ 5., 10.],
            [ 1.,  1.]], dtype=float32)
     """
-    squares: Callable[[dict[str, Any], dict[str, KernelAxes | None], PyTree, Any], list[Any]]
+    squares: Callable[[dict[str, Array | np.ndarray], dict[str, KernelAxes | None], PyTree, PyTree], list[Array]]
     if apply is not None and activations is None:
         squares = functools.partial(_seen, apply)
     elif activations is not None and apply is None:
@@ -105,7 +105,7 @@ def wanda(
     else:
         raise ValueError("wanda needs apply or activations, and not both")
 
-    def function(params: PyTree, grad: PyTree, batch: Any, key: Any, whole: PyTree) -> PyTree:
+    def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
         paths, leaves, treedef = flatten(params)
         slots = [i for i, leaf in enumerate(leaves) if leaf is not None]
         weights = {paths[i]: leaves[i] for i in slots}
@@ -121,8 +121,8 @@ def wanda(
 
 
 def collect_products(
-    apply: Callable[[PyTree, Any], Any], params: PyTree, batch: Any, visitor: Visitor
-) -> dict[str, Any]:
+    apply: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree, visitor: Visitor
+) -> dict[str, PyTree]:
     """Run a forward pass and add up what ``visitor.visit`` returns at every product that reads a weight.
 
     Those inside ``while`` and ``cond`` are left out.
@@ -143,13 +143,13 @@ def collect_products(
 
 
 def _program(
-    apply: Callable[[PyTree, Any], Any], params: PyTree, batch: Any
-) -> tuple[Any, list[Any], list[View | None]]:
+    apply: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree
+) -> tuple[jaxprs.Program, list[Array | np.ndarray], list[View | None]]:
     """The forward pass as a function of the arrays of ``params``, these arrays, and their views."""
     paths, leaves, treedef = flatten(params)
     slots = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
 
-    def run(arrays: list[Any]) -> Any:
+    def run(arrays: list[Array | np.ndarray]) -> PyTree:
         full = list(leaves)
         for slot, array in zip(slots, arrays, strict=True):
             full[slot] = array
@@ -160,12 +160,12 @@ def _program(
 
 
 def _seen(
-    apply: Callable[[PyTree, Any], Any],
-    weights: dict[str, Any],
+    apply: Callable[[PyTree, PyTree], PyTree],
+    weights: dict[str, Array | np.ndarray],
     roles: dict[str, KernelAxes | None],
     whole: PyTree,
-    batch: Any,
-) -> list[Any]:
+    batch: PyTree,
+) -> list[Array]:
     """For each weight the sum of squares of what it multiplies in the forward pass; of its shape."""
     found = collect_products(apply, whole, batch, Visitor(_squares, _pulled_back))
     for path in weights:
@@ -178,14 +178,14 @@ def _seen(
 
 
 def _given(
-    activations: Callable[[PyTree, Any], Mapping[str, Any]],
-    weights: dict[str, Any],
+    activations: Callable[[PyTree, PyTree], Mapping[str, Array | np.ndarray]],
+    weights: dict[str, Array | np.ndarray],
     roles: dict[str, KernelAxes | None],
     whole: PyTree,
-    batch: Any,
+    batch: PyTree,
     *,
     axes: Axes,
-) -> list[Any]:
+) -> list[Array]:
     """For each weight the sum of squares of its given inputs, to be broadcast with it."""
     inputs, squares = activations(whole, batch), []
     for path, weight in weights.items():
@@ -210,7 +210,7 @@ def _given(
     return squares
 
 
-def _stacked_like(x: Any, path: str, shape: tuple[int, ...], axes: Axes) -> KernelAxes:
+def _stacked_like(x: Array | np.ndarray | None, path: str, shape: tuple[int, ...], axes: Axes) -> KernelAxes:
     """The axes of stacked kernels (layers, in, out) where the given inputs are (layers, ..., in)."""
     if x is None or len(shape) != 3 or x.ndim < 3 or (x.shape[0], x.shape[-1]) != shape[:2]:
         raise ValueError(unknown_axes(path, shape, "activations are matched to its inputs", axes))
@@ -242,21 +242,21 @@ def _of_unreached(squares: Float[Array, "..."], path: str, axes: KernelAxes | No
 
 
 def _run(
-    program: Any, values: list[Any], views: list[View | None], visitor: Visitor, found: _Found
-) -> tuple[list[Any], list[View | None]]:
+    program: jaxprs.Program, values: list[jaxprs.Value], views: list[View | None], visitor: Visitor, found: _Found
+) -> tuple[list[jaxprs.Value], list[View | None]]:
     """Evaluate a program and add up in ``found`` what the visitor returns at every product that reads a weight."""
     jaxpr = jaxprs.opened(program)
     value = jaxprs.known(program, values)
     view = dict(zip(jaxpr.invars, views, strict=True))
 
-    def read(atom: Any) -> tuple[Any, View | None]:
+    def read(atom: core.Var | core.Literal) -> tuple[jaxprs.Value, View | None]:
         return (atom.val, None) if isinstance(atom, core.Literal) else (value[atom], view.get(atom))
 
     for equation in jaxpr.eqns:
         given = [read(atom) for atom in equation.invars]
         inputs, seen = [x for x, _ in given], [v for _, v in given]
         inner = _inner(equation)
-        results: list[Any]
+        results: list[jaxprs.Value]
         through: list[View | None]
         if inner is not None:
             results, through = _run(inner, inputs, seen, visitor, found)
@@ -277,7 +277,13 @@ def _run(
     return [x for x, _ in pairs], [v for _, v in pairs]
 
 
-def _scan(equation: Any, inputs: list[Any], views: list[View | None], visitor: Visitor, found: _Found) -> list[Any]:
+def _scan(
+    equation: core.JaxprEqn,
+    inputs: list[jaxprs.Value],
+    views: list[View | None],
+    visitor: Visitor,
+    found: _Found,
+) -> list[jaxprs.Value]:
     """Run a scan whose body reads weights: stacked ones step by step, or the same ones at every step."""
     body, (fixed, carried) = equation.params["jaxpr"], jaxprs.scan_parts(equation)
     same, start, stacks = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
@@ -286,7 +292,7 @@ def _scan(equation: Any, inputs: list[Any], views: list[View | None], visitor: V
         if own is not None and not fixed <= i < fixed + carried:  # a weight that is carried may change
             inner[i] = View(own.path, inputs[i].shape[i >= fixed :], lambda w: w, i)
 
-    def step(carry: tuple[list[Any], _Found], slices: list[Any]) -> tuple[tuple[list[Any], _Found], Any]:
+    def step(carry: tuple[list[Array], _Found], slices: list[Array]) -> tuple[tuple[list[Array], _Found], PyTree]:
         values, total = carry
         here: _Found = {}
         results, _ = _run(body, [*same, *values, *slices], inner, visitor, here)
@@ -319,27 +325,27 @@ def _slot(key: tuple[str, int | None]) -> int:
     return key[1]
 
 
-def _add(found: _Found, own: View, value: Any) -> None:
+def _add(found: _Found, own: View, value: PyTree) -> None:
     if value is not None:
         key = own.path, own.slot
         found[key] = found[key] + value if key in found else value
 
 
-def _inner(equation: Any) -> Any:
+def _inner(equation: core.JaxprEqn) -> jaxprs.Program | None:
     """The program that a call holds; None for any other equation."""
     if equation.primitive.name not in _CALLS:
         return None
     return next((p for p in jaxprs.subjaxprs(equation) if len(jaxprs.opened(p).invars) == len(equation.invars)), None)
 
 
-def _viewed(equation: Any, source: View) -> View:
+def _viewed(equation: core.JaxprEqn, source: View) -> View:
     # Only the arrangement matters, so a change of dtype is left out.
     if equation.primitive.name == "convert_element_type":
         return source
-    return source._replace(of=lambda w: equation.primitive.bind(source.of(w), **equation.params), arranged=True)
+    return source._replace(of=lambda w: equation.primitive.bind(source.of(w), **equation.params), arranged=True)  # type: ignore[no-untyped-call]
 
 
-def _squares(equation: Any, other: Any, own: View, side: int) -> Array:
+def _squares(equation: core.JaxprEqn, other: jaxprs.Value, own: View, side: int) -> Array:
     """The sum of squares of what each weight multiplies in one product, of the weight's shape.
 
     The product is linear in the weight. With the other operand squared, the derivative of the sum of its
@@ -348,9 +354,9 @@ def _squares(equation: Any, other: Any, own: View, side: int) -> Array:
     squared = jnp.square(other.astype(working_dtype(other)))
     params = equation.params | {"preferred_element_type": squared.dtype}
 
-    def total(weight: Any) -> Any:
+    def total(weight: Array) -> Array:
         operands = [own.of(weight), squared] if side == 0 else [squared, own.of(weight)]
-        return jnp.sum(equation.primitive.bind(*operands, **params))
+        return jnp.sum(equation.primitive.bind(*operands, **params))  # type: ignore[no-untyped-call]
 
     squares: Array = jax.grad(total)(jnp.zeros(own.shape, squared.dtype))
     return squares

@@ -25,8 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, PyTree, Shaped
+from jax.extend import core
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
+from jprune import jaxprs
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
 from jprune.pruning.scores.activations import View, Visitor, collect_products
 from jprune.pruning.scores.elementwise import working_dtype
@@ -124,11 +126,11 @@ def sparsegpt(
     paths, leaves, treedef = flatten(params)
     _, chosen, _ = flatten(only(params, where))
     roles = kernel_axes(axes, params)
-    given: list[Any] = [None] * len(paths)
+    given: list[Array | None] = [None] * len(paths)
     if masks is not None:
         given = match(params, masks, reference_name="params", name="masks")
         chosen = [leaf if mask is not None else None for leaf, mask in zip(chosen, given, strict=True)]
-    kept: list[Any] = [None] * len(paths)
+    kept: list[Array | None] = [None] * len(paths)
     for i, (path, leaf) in enumerate(zip(paths, chosen, strict=True)):
         if leaf is None:
             continue
@@ -142,7 +144,8 @@ def sparsegpt(
                 "exclude it with where=, or give axes= if these are not its inputs"
             )
         counts = None if sparsity is None else _block_counts(sparsity, inputs, outputs, block)
-        mask = None if given[i] is None else _stacked_rows(given[i], own)
+        fixed = given[i]
+        mask = None if fixed is None else _stacked_rows(fixed, own)
         solve = functools.partial(_prune_rows, counts=counts, n=n, m=m, block=block, damping=damping)
         dtype = working_dtype(leaf)
         rows, kept_rows = jax.vmap(solve)(stacked.astype(dtype), gram.astype(dtype), mask)
@@ -166,9 +169,9 @@ def _warn_of_collapse(masks: PyTree, axes: Axes) -> None:
 
 
 def input_grams(
-    apply: Callable[[PyTree, Any], Any],
+    apply: Callable[[PyTree, PyTree], PyTree],
     params: PyTree,
-    batches: Iterable[Any],
+    batches: Iterable[PyTree],
     *,
     where: Where = kernels,
     axes: Axes = None,
@@ -205,8 +208,8 @@ def input_grams(
     summed = {path: _summing(roles[path], path, leaf.shape, axes) for path, leaf in wanted.items()}
 
     @jax.jit
-    def one(params: PyTree, batch: Any) -> dict[str, Any]:
-        def visit(equation: Any, other: Any, view: View, side: int) -> Any:
+    def one(params: PyTree, batch: PyTree) -> dict[str, Array]:
+        def visit(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side: int) -> PyTree:
             if view.path not in wanted:
                 return None
             own, steps = summed[view.path], wanted[view.path].ndim - len(view.shape)
@@ -218,7 +221,7 @@ def input_grams(
             parts = (tuple(axis - steps for axis in part if axis >= steps) for part in own)
             return _product_gram(equation, other, view, side, _Roles(*parts))
 
-        def join(view: View, grams: Any) -> Any:
+        def join(view: View, grams: PyTree) -> PyTree:
             if view.arranged:
                 raise ValueError(
                     f"'{view.path}' is transposed or reshaped before a scan reads it; exclude it with where=, or "
@@ -235,7 +238,7 @@ def input_grams(
                 )
         return found
 
-    total: dict[str, Any] | None = None
+    total: dict[str, Array] | None = None
     for batch in batches:
         found = one(params, batch)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
@@ -335,7 +338,7 @@ def _outer_sum(x: Float[Array, "examples inputs"]) -> Float[Array, "inputs input
     return jnp.matmul(x.T, x, precision=lax.Precision.HIGHEST)
 
 
-def _product_gram(equation: Any, other: Any, view: View, side: int, roles: _Roles) -> Any:
+def _product_gram(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side: int, roles: _Roles) -> Array | None:
     """X^T X of one product, with its rows in the order of the kernel's own summed axes."""
     if equation.primitive.name == "dot_general":
         inputs, places = _dot_inputs(equation.params, other, view, side)
@@ -344,7 +347,7 @@ def _product_gram(equation: Any, other: Any, view: View, side: int, roles: _Role
     # places[b, i, o] is the flat index in the kernel of the weight at (batch b, input i, output o) of the product.
     where = np.unravel_index(places, view.shape)
 
-    def index(axes: tuple[int, ...]) -> Any:
+    def index(axes: tuple[int, ...]) -> np.ndarray:
         if not axes:
             return np.zeros(places.shape, int)
         return np.ravel_multi_index([where[axis] for axis in axes], _sizes(view.shape, axes))
@@ -361,16 +364,16 @@ def _product_gram(equation: Any, other: Any, view: View, side: int, roles: _Role
     return grams.reshape(*_sizes(view.shape, roles.stacked), *grams.shape[1:])
 
 
-def _places(view: View) -> Any:
+def _places(view: View) -> np.ndarray:
     """The flat index of every weight, arranged as the product reads it."""
     with jax.ensure_compile_time_eval():
         return np.asarray(view.of(jnp.arange(math.prod(view.shape)).reshape(view.shape)))
 
 
-def _dot_inputs(params: Any, other: Any, view: View, side: int) -> tuple[Any, Any]:
+def _dot_inputs(params: dict[str, Any], other: jaxprs.Value, view: View, side: int) -> tuple[Array, np.ndarray]:
     """The other operand as (batch, examples, inputs), the indices of the weights as (batch, inputs, outputs)."""
     contracted, batched = params["dimension_numbers"]
-    arrays = []
+    arrays: list[PyTree] = []
     for array, summed, layers in (
         (other, contracted[1 - side], batched[1 - side]),
         (_places(view), contracted[side], batched[side]),
@@ -381,7 +384,7 @@ def _dot_inputs(params: Any, other: Any, view: View, side: int) -> tuple[Any, An
     return arrays[0], arrays[1].transpose(0, 2, 1)
 
 
-def _convolution_inputs(params: Any, other: Any, view: View, side: int) -> tuple[Any, Any]:
+def _convolution_inputs(params: dict[str, Any], other: jaxprs.Value, view: View, side: int) -> tuple[Array, np.ndarray]:
     """The patches as (1, examples, inputs), the indices of the weights as (1, inputs, outputs)."""
     if side != 1 or params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
         raise ValueError(
@@ -442,8 +445,14 @@ def _prune_rows(
         segment = factor[start:stop, start:stop]
 
         def step(
-            i: Any, carry: tuple[Any, Any], *, start: int = start, size: int = size, past: Any = past, r: Any = segment
-        ) -> tuple[Any, Any]:
+            i: ArrayLike,
+            carry: tuple[Array, Array],
+            *,
+            start: int = start,
+            size: int = size,
+            past: Array = past,
+            r: Array = segment,
+        ) -> tuple[Array, Array]:
             own, chosen = carry
             at = i * size
             sums = _rows(past, at, size) + _product(lax.dynamic_slice_in_dim(r, at, size, 1).T, own)
@@ -496,7 +505,7 @@ def _prune_block(
         mask = kth_largest.largest([jnp.square(updated * scale[:, None])], count, [None], one_device=None)[0]
     together = m or math.gcd(size, _ROWS)
 
-    def group(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+    def group(i: ArrayLike, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         changes, kept = carry
         at = i * together
         rows, weight = _rows(sums, at, together), _rows(weights, at, together)
@@ -509,7 +518,7 @@ def _prune_block(
         else:
             keep = _rows(mask, at, together)
 
-        def row(j: Any, deltas: Any) -> Any:
+        def row(j: ArrayLike, deltas: Array) -> Array:
             before = lax.dynamic_slice_in_dim(square, j, 1, 1)  # R_ij of the group's rows; later changes are still 0
             total = _rows(rows, j, 1) + jnp.sum(before * deltas, axis=0, keepdims=True)
             delta = jnp.where(_rows(keep, j, 1), -total / _rows(before, j, 1), _rows(weight, j, 1))
@@ -533,7 +542,7 @@ def _best(scores: Float[Array, "rows outputs"], count: int) -> Bool[Array, "rows
     return jnp.sum(larger | ties, axis=1) < count
 
 
-def _rows(array: Shaped[Array, "all ..."], start: Any, size: int) -> Shaped[Array, "rows ..."]:
+def _rows(array: Shaped[Array, "all ..."], start: ArrayLike, size: int) -> Shaped[Array, "rows ..."]:
     return lax.dynamic_slice_in_dim(array, start, size, 0)
 
 

@@ -13,14 +13,13 @@ Wanda) are in ``jprune.pruning.scores.model_based`` and ``.activations``.
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jprune.trees import Where, flatten, is_float, kernels, map_leaves, match, only
+from jprune.trees import Leaf, Where, flatten, is_float, kernels, map_leaves, match, only
 
 _HOW = {
     "grad": "grad=gradients (in an optax update: update(updates, state, params, grad=gradients))",
@@ -203,7 +202,7 @@ def undecayed(
     (Array([4.], dtype=float32),)
     """
 
-    def score(w: Any, g: Any) -> Any:
+    def score(w: Leaf, g: Leaf) -> Leaf:
         eps = jnp.asarray(weight_decay, w.dtype)
         g = g - eps * w if gradient_includes_decay else g
         value = eps * w * w - w * g
@@ -223,8 +222,9 @@ def random(*, where: Where | None = None) -> Score:
     True
     """
 
-    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
+    def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:
         leaves, treedef = jax.tree.flatten(params)
+        assert key is not None
         keys = jax.random.split(key, max(len(leaves), 1))
         draws = [jax.random.uniform(k, leaf.shape, jnp.float32) for k, leaf in zip(keys, leaves, strict=False)]
         return jax.tree.unflatten(treedef, draws)
@@ -232,13 +232,13 @@ def random(*, where: Where | None = None) -> Score:
     return Score(function, "random", ("key",), where)
 
 
-def _magnitude(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
+def _magnitude(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:
     return map_leaves(lambda w: jnp.abs(w.astype(working_dtype(w))), params)
 
 
-def _with_gradient(name: str, f: Callable[[Any, Any], Any], where: Where | None) -> Score:
-    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
-        def score(w: Any, g: Any) -> Any:
+def _with_gradient(name: str, f: Callable[[Leaf, Leaf], Leaf], where: Where | None) -> Score:
+    def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:
+        def score(w: Leaf, g: Leaf) -> Leaf:
             dtype = working_dtype(w, g)
             return f(w.astype(dtype), g.astype(dtype))
 
@@ -247,7 +247,7 @@ def _with_gradient(name: str, f: Callable[[Any, Any], Any], where: Where | None)
     return Score(function, name, ("grad",), where)
 
 
-def working_dtype(*leaves: Any) -> Any:
+def working_dtype(*leaves: Leaf) -> jnp.dtype:
     """The dtype of scores: float32, or float64 if a leaf has it and jax computes in it (numpy arrays may have it)."""
     return jax.dtypes.canonicalize_dtype(np.float64 if any(leaf.dtype == np.float64 for leaf in leaves) else np.float32)
 
@@ -264,7 +264,7 @@ def selected_by(where: Where | None, params: PyTree) -> PyTree:
     return only(params, where)
 
 
-def _every_float(path: str, leaf: Any) -> bool:
+def _every_float(path: str, leaf: Leaf) -> bool:
     return is_float(leaf)
 
 

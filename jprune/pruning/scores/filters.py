@@ -5,16 +5,18 @@ selection of channel groups, which averages the scores of a channel over all lea
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
 from jprune.pruning.scores.elementwise import Score, working_dtype
-from jprune.trees import Where, flatten, is_float
+from jprune.trees import Leaf, Where, flatten, is_float
 
 
 def norm_scale(*, where: Where | None = None) -> Score:
@@ -30,13 +32,13 @@ def norm_scale(*, where: Where | None = None) -> Score:
     {'conv': {'kernel': None}, 'norm': {'scale': Array([2., 1.], dtype=float32)}}
     """
 
-    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
+    def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:
         return jax.tree.map(lambda scale: jnp.abs(scale.astype(working_dtype(scale))), params)
 
     return Score(function, "norm_scale", (), where or is_norm_scale)
 
 
-def is_norm_scale(path: str, leaf: Any) -> bool:
+def is_norm_scale(path: str, leaf: Leaf) -> bool:
     """Whether a leaf is the scale of a normalization layer: 1-D, named ``scale`` or ``gamma``.
 
     >>> is_norm_scale("norm/scale", jnp.ones(3)), is_norm_scale("dense/kernel", jnp.ones((3, 2)))
@@ -67,7 +69,7 @@ def geometric_median(*, axes: Axes = None, where: Where | None = None) -> Score:
         sums: Array = lax.map(lambda own: jnp.sum(jnp.sqrt(jnp.sum(jnp.square(filters - own[None]), axis=1))), filters)
         return sums
 
-    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
+    def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:
         return _by_filter(distances, axes, params)
 
     return Score(function, "geometric_median", (), where)
@@ -89,8 +91,8 @@ def filter_taylor(*, axes: Axes = None, where: Where | None = None) -> Score:
            [ 0., 36.]], dtype=float32)
     """
 
-    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
-        def product(weight: Any, slope: Any) -> Any:
+    def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:
+        def product(weight: Array | np.ndarray, slope: Array | np.ndarray) -> Any:
             dtype = working_dtype(weight, slope)
             return weight.astype(dtype) * slope.astype(dtype)
 
@@ -100,7 +102,7 @@ def filter_taylor(*, axes: Axes = None, where: Where | None = None) -> Score:
     return Score(function, "filter_taylor", ("grad",), where)
 
 
-def _by_filter(of: Any, axes: Axes, tree: PyTree) -> PyTree:
+def _by_filter(of: Callable[[Array], Array], axes: Axes, tree: PyTree) -> PyTree:
     """Score the filters (outputs, weights) of every kernel; None for leaves that sum over nothing."""
     paths, leaves, treedef = flatten(tree)
     roles = kernel_axes(axes, tree)
@@ -111,7 +113,9 @@ def _by_filter(of: Any, axes: Axes, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, scores)
 
 
-def _leaf_by_filter(of: Any, path: str, leaf: Any, roles: KernelAxes | None, axes: Axes) -> Float[Array, "..."] | None:
+def _leaf_by_filter(
+    of: Callable[[Array], Array], path: str, leaf: Leaf, roles: KernelAxes | None, axes: Axes
+) -> Float[Array, "..."] | None:
     if roles is None:
         raise ValueError(unknown_axes(path, leaf.shape, "a filter has the weights into one output", axes))
     summed = tuple(axis for axis in range(leaf.ndim) if axis not in (*roles.stacked, *roles.outputs))

@@ -18,13 +18,13 @@ in train or in eval mode, and drop statistics that they update. With Flax NNX:
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jprune.pruning.amounts import Counts, Sparsity, amount_by_keyword, amount_of
 from jprune.pruning.scores.elementwise import Score, matching, score_selected, selected_by, working_dtype
@@ -32,7 +32,7 @@ from jprune.pruning.selection import allocation, uint64
 from jprune.pruning.selection.layers import Quota, choose, layers_of
 from jprune.pruning.selection.uint64 import Count
 from jprune.pruning.selection.unstructured import apply_masks
-from jprune.trees import Where, flatten, is_float, map_leaves
+from jprune.trees import Leaf, Where, flatten, is_float, map_leaves
 
 
 def snip(*, where: Where | None = None) -> Score:
@@ -48,8 +48,8 @@ def snip(*, where: Where | None = None) -> Score:
     (Array([0.25, 0.75], dtype=float32),)
     """
 
-    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
-        def sensitivity(w: Any, g: Any) -> Any:
+    def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:
+        def sensitivity(w: Array | np.ndarray, g: Array | np.ndarray) -> Array:
             dtype = working_dtype(w, g)
             return jnp.abs(w.astype(dtype) * g.astype(dtype))
 
@@ -63,7 +63,7 @@ def snip(*, where: Where | None = None) -> Score:
 
 
 def synflow(
-    apply: Callable[[PyTree, Any], Any], *, input_shape: tuple[int, ...] | None = None, where: Where | None = None
+    apply: Callable[[PyTree, PyTree], PyTree], *, input_shape: tuple[int, ...] | None = None, where: Where | None = None
 ) -> Score:
     """SynFlow: |w dR/dw| with R the sum of the outputs for an input of ones and the absolute values of all parameters.
 
@@ -87,7 +87,7 @@ def synflow(
     Array([1., 3.], dtype=float32)
     """
 
-    def function(params: PyTree, grad: PyTree, batch: Any, key: Any, whole: PyTree) -> PyTree:
+    def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
         floats = _Floats.of(whole)
         dtype = np.dtype(working_dtype(*floats.leaves))
         # The model's own dtype, so that nothing is promoted in it.
@@ -97,12 +97,12 @@ def synflow(
         inputs = jax.tree.map(lambda x: jnp.ones((1, *x.shape[1:]), x.dtype), like)
         positive = [jnp.abs(leaf.astype(working_dtype(leaf))) for leaf in floats.leaves]
 
-        def flow(weights: list[Any]) -> Any:
+        def flow(weights: list[Array]) -> Array:
             cast = [w.astype(dtype) for w, dtype in zip(weights, dtypes, strict=True)]
             outputs = apply(floats.whole(cast), inputs)
-            return sum(jnp.sum(y).astype(dtype) for y in jax.tree.leaves(outputs))
+            return jnp.asarray(sum(jnp.sum(y).astype(dtype) for y in jax.tree.leaves(outputs)))
 
-        def scored(weights: list[Any]) -> tuple[Any, list[Any]]:
+        def scored(weights: list[Array]) -> tuple[Array, list[Array]]:
             total, slopes = jax.value_and_grad(flow)(weights)
             return total, [jnp.abs(w * slope) for w, slope in zip(weights, slopes, strict=True)]
 
@@ -117,7 +117,11 @@ def synflow(
 
 
 def fisher(
-    loss: Callable[[PyTree, Any], Any], *, microbatch: int = 16, saliency: bool = False, where: Where | None = None
+    loss: Callable[[PyTree, PyTree], PyTree],
+    *,
+    microbatch: int = 16,
+    saliency: bool = False,
+    where: Where | None = None,
 ) -> Score:
     """Diagonal Fisher information: the mean over examples of the squared gradient of each example's loss.
 
@@ -141,16 +145,16 @@ def fisher(
     if microbatch < 1:
         raise ValueError(f"microbatch={microbatch!r} must be 1 or more")
 
-    def function(params: PyTree, grad: PyTree, batch: Any, key: Any, whole: PyTree) -> PyTree:
+    def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
         examples = _examples(batch)
         floats = _Floats.of(whole)
 
-        def squares(one: Any) -> list[Any]:
+        def squares(one: PyTree) -> list[Array]:
             alone = jax.tree.map(lambda x: x[None], one)
             slopes = jax.grad(lambda weights: _scalar(loss(floats.whole(weights), alone)))(floats.leaves)
             return [jnp.square(g.astype(working_dtype(g))) for g in slopes]
 
-        def add(total: list[Any], part: Any) -> tuple[list[Any], None]:
+        def add(total: list[Array], part: PyTree) -> tuple[list[Array], None]:
             return [t + s.sum(0) for t, s in zip(total, jax.vmap(squares)(part), strict=True)], None
 
         total = [jnp.zeros(leaf.shape, working_dtype(leaf)) for leaf in floats.leaves]
@@ -218,7 +222,7 @@ def iterated_masks(
     counts = [max(total, round(size * (total / size) ** (k / rounds))) for k in range(1, rounds)] + [total]
     table = Count(*(jnp.asarray(limb) for limb in uint64.count_of(counts)))
 
-    def prune(k: Any, masks: PyTree) -> PyTree:
+    def prune(k: Array, masks: PyTree) -> PyTree:
         scores = score_selected(
             score,
             apply_masks(selected, masks),
@@ -233,7 +237,7 @@ def iterated_masks(
 
 
 def average_gradients(
-    loss: Callable[..., Any], params: PyTree, batches: Iterable[Any], *, has_aux: bool = False
+    loss: Callable[..., PyTree], params: PyTree, batches: Iterable[PyTree], *, has_aux: bool = False
 ) -> PyTree:
     """The gradient of a loss averaged over batches, every example with the same weight.
 
@@ -256,8 +260,8 @@ def average_gradients(
     floats = _Floats.of(params)
 
     @jax.jit
-    def add(total: list[Any], weights: list[Any], batch: Any) -> list[Any]:
-        def value(weights: list[Any]) -> Any:
+    def add(total: list[Array], weights: list[Array], batch: PyTree) -> list[Array]:
+        def value(weights: list[Array]) -> Array:
             result = loss(floats.whole(weights), batch)
             return _scalar(result[0] if has_aux else result)
 
@@ -275,9 +279,9 @@ def average_gradients(
 class _Floats(NamedTuple):
     """The float leaves of a tree, which are differentiated, and all its leaves."""
 
-    leaves: list[Any]
+    leaves: list[Leaf]
     slots: list[int]
-    every: list[Any]
+    every: list[Leaf]
     treedef: jax.tree_util.PyTreeDef
 
     @classmethod
@@ -288,21 +292,21 @@ class _Floats(NamedTuple):
             raise ValueError("params has no float array; give the tree of the model's parameters")
         return cls([every[i] for i in slots], slots, every, treedef)
 
-    def whole(self, leaves: list[Any]) -> PyTree:
+    def whole(self, leaves: list[Leaf]) -> PyTree:
         """The tree with other float leaves."""
         return self._put(leaves, list(self.every))
 
-    def alone(self, leaves: list[Any]) -> PyTree:
+    def alone(self, leaves: list[Leaf]) -> PyTree:
         """The tree with other float leaves, and None for every other leaf."""
         return self._put(leaves, [None] * len(self.every))
 
-    def _put(self, leaves: list[Any], into: list[Any]) -> PyTree:
+    def _put(self, leaves: list[Leaf], into: list[Leaf]) -> PyTree:
         for slot, leaf in zip(self.slots, leaves, strict=True):
             into[slot] = leaf
         return jax.tree.unflatten(self.treedef, into)
 
 
-def _examples(batch: Any) -> int:
+def _examples(batch: PyTree) -> int:
     """The length of the leading axis of the arrays of a batch."""
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if getattr(leaf, "ndim", 0)}
     if len(lengths) != 1:
@@ -310,13 +314,13 @@ def _examples(batch: Any) -> int:
     return int(lengths.pop())
 
 
-def _scalar(value: Any) -> Any:
+def _scalar(value: PyTree) -> Array:
     if jnp.size(value) != 1:
         raise ValueError(f"loss gave an array of shape {jnp.shape(value)}; it must give a scalar")
     return jnp.reshape(value, ())
 
 
-def _unit_gain(weights: Any) -> Any:
+def _unit_gain(weights: Array) -> Array:
     """Divide positive weights (..., in, out) by the mean over outputs of their sum."""
     if weights.ndim < 2:
         return weights

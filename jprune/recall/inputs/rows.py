@@ -1,8 +1,7 @@
 """Which example a row is about: rows joined by an id, indices compared, examples left out."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -61,7 +60,7 @@ def refuse_doubled(raw: Raw) -> None:
     Raises:
       InputError: one occurs twice.
     """
-    first: dict[Any, int] = {}
+    first: dict[Hashable, int] = {}
     for row, identity in enumerate([] if raw.ids is None else raw.ids.tolist()):
         if identity in first:
             raise InputError(f"{raw.name} has the id {identity!r} twice, in rows {first[identity]} and {row}")
@@ -116,6 +115,6 @@ def _permuted(ids: np.ndarray) -> bool:
     return any(found == {str(row + start) for row in range(n)} for start in (0, 1))
 
 
-def _some(names: Sequence[Any], most: int = 5) -> str:
+def _some(names: Sequence[object], most: int = 5) -> str:
     shown = ", ".join(repr(name) for name in names[:most])
     return f"the id{'s' * (len(names) > 1)} {shown}" + (f" and {len(names) - most} more" if len(names) > most else "")

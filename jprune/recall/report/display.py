@@ -34,7 +34,7 @@ class Column(NamedTuple):
     name: str
     label: str
     meaning: str
-    show: Callable[[Any], str] | None = None
+    show: Callable[[float], str] | None = None
 
     @property
     def text(self) -> bool:
@@ -79,7 +79,7 @@ class Table(NamedTuple):
     note: str = ""
 
 
-def _fixed(digits: int, scale: float = 1.0, sign: str = "") -> Callable[[Any], str]:
+def _fixed(digits: int, scale: float = 1.0, sign: str = "") -> Callable[[float], str]:
     return lambda value: f"{scale * value:{sign}.{digits}f}"
 
 
@@ -88,7 +88,7 @@ def _mean_count(value: float) -> str:
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
 
 
-def _p(value: Any) -> str:
+def _p(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
@@ -289,7 +289,7 @@ def _table(
     frame: pd.DataFrame,
     *,
     sortable: bool = True,
-    strong: Container[Any] = (),
+    strong: Container[object] = (),
     every: int | None = None,
 ) -> Table | None:
     """Lay out a frame, without the columns that it lacks or that are undefined throughout."""
@@ -331,7 +331,7 @@ def _cell(column: Column, value: Any) -> Cell:
     return Cell(_never_minus_zero(column.show(value), value), repr(float(value)))
 
 
-def _never_minus_zero(text: str, value: Any) -> str:
+def _never_minus_zero(text: str, value: float) -> str:
     """Text of a number; 0 without a sign, and not 0 where the number is not."""
     if value == 0 or float(value) == 0:
         return text.replace("-", "").replace("+", "")

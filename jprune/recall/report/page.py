@@ -6,7 +6,6 @@ import importlib.resources
 import io
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from jprune.recall.report.captions import captions
 from jprune.recall.report.findings import findings
 from jprune.recall.report.headline import headline, subject
 from jprune.recall.report.svg import inline_svg
-from jprune.recall.tables.frames import UNSTATED, AuditTables
+from jprune.recall.tables.frames import UNSTATED, AuditTables, Row
 
 _MOST_EXAMPLES = 24
 _MOST_PIXELS = 256  # of an image's longer side
@@ -30,7 +29,7 @@ def write_html(
     audit: AuditTables,
     path: str | Path,
     *,
-    images: Any = None,
+    images: object = None,
     title: str = "Recall audit",
     date: str | None = None,
 ) -> None:
@@ -53,7 +52,7 @@ def write_html(
     write_text(path, page(audit, images=images, title=title, date=date))
 
 
-def page(audit: AuditTables, *, images: Any = None, title: str = "Recall audit", date: str | None = None) -> str:
+def page(audit: AuditTables, *, images: object = None, title: str = "Recall audit", date: str | None = None) -> str:
     """Return the page that ``write_html`` writes."""
     try:
         import jinja2  # noqa: PLC0415 (an extra)
@@ -162,7 +161,7 @@ def _asset(name: str) -> str:
     return importlib.resources.files("jprune.recall.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _examples(audit: AuditTables, images: Any) -> tuple[list[dict[str, Any]], str]:
+def _examples(audit: AuditTables, images: object) -> tuple[list[Row], str]:
     """The examples to show, and which score and ratio they are of: the last that changed any."""
     if images is None:
         return [], ""
@@ -180,7 +179,7 @@ def _examples(audit: AuditTables, images: Any) -> tuple[list[dict[str, Any]], st
     return shown, f"{where} ({len(shown)} of {len(rows)})"
 
 
-def _pictures(images: Any, examples: int) -> tuple[np.ndarray, float, float]:
+def _pictures(images: object, examples: int) -> tuple[np.ndarray, float, float]:
     """Images as they are, (examples, height, width[, channels]), and the numbers that are black and white."""
     given = np.asarray(images)
     grey = given.ndim == 3 or (given.ndim == 4 and given.shape[-1] == 1)

@@ -10,7 +10,7 @@ import pandas as pd
 from jprune.recall.inputs.predictions import Predictions
 from jprune.recall.measures.probabilities import are_probabilities
 from jprune.recall.tables.audited import AuditedModels
-from jprune.recall.tables.frames import UNSTATED
+from jprune.recall.tables.frames import UNSTATED, Row
 
 _FEWEST_PAIRS = 4  # three pairs have six orders: no correlation of theirs is rarer than 1 in 6
 _FEW_EXAMPLES = 30  # of a group
@@ -148,7 +148,7 @@ def _where(score: str, ratio: float) -> str:
     return score if ratio == UNSTATED else f"{score} at {ratio:g}"
 
 
-def of_pairing(rows: Sequence[dict[str, Any]]) -> list[str]:
+def of_pairing(rows: Sequence[Row]) -> list[str]:
     """Warn of scores for which nothing shows that models are paired; heavy pruning alone may hide it at a ratio.
 
     Args:

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ from jprune.recall.inference.intervals import Alternative, bonferroni, holm, ind
 from jprune.recall.inference.losses import mcnemar
 from jprune.recall.inference.pairing import PairingTest
 from jprune.recall.tables.audited import AuditedModels
-from jprune.recall.tables.frames import AuditTables
+from jprune.recall.tables.frames import AuditTables, Row
 
 _Stack = tuple[str, float, npt.NDArray[np.float64]]
 COLUMNS = (
@@ -101,7 +100,7 @@ def compare(
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["audit", "other_audit", *COLUMNS])
 
 
-def mcnemar_rows(study: AuditedModels) -> list[dict[str, Any]]:
+def mcnemar_rows(study: AuditedModels) -> list[Row]:
     """McNemar tests of one model before and one after compression: of all examples, and of every class.
 
     ``difference`` is recall after minus before; p-values of the classes are corrected over the classes. With several
@@ -127,7 +126,7 @@ def mcnemar_rows(study: AuditedModels) -> list[dict[str, Any]]:
             if each[1]
         ]
         for question, name, n, b, c, single, corrected, stepped in counts:
-            row: dict[str, Any] = dict.fromkeys(COLUMNS)
+            row: Row = dict.fromkeys(COLUMNS)
             rows.append(
                 row
                 | {
@@ -153,12 +152,12 @@ def mcnemar_rows(study: AuditedModels) -> list[dict[str, Any]]:
     return rows
 
 
-def pairing_row(score: str, ratio: float, found: PairingTest) -> dict[str, Any]:
+def pairing_row(score: str, ratio: float, found: PairingTest) -> Row:
     """A row that says whether the models of a score and ratio belong to their dense models.
 
     ``difference`` is the correlation of their recalls over models.
     """
-    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row: Row = dict.fromkeys(COLUMNS)
     return row | {
         "question": "pairing",
         "score": score,
@@ -174,7 +173,7 @@ def pairing_row(score: str, ratio: float, found: PairingTest) -> dict[str, Any]:
     }
 
 
-def with_rows(table: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def with_rows(table: pd.DataFrame, rows: Sequence[Row]) -> pd.DataFrame:
     """A table of tests with more rows."""
     if not rows:
         return table
@@ -191,9 +190,7 @@ def by_stack(per_model: pd.DataFrame) -> dict[str, dict[float, npt.NDArray[np.fl
     return found
 
 
-def _row(
-    question: str, one: _Stack, other: _Stack, alternative: Alternative, *, paired: bool = False
-) -> dict[str, Any]:
+def _row(question: str, one: _Stack, other: _Stack, alternative: Alternative, *, paired: bool = False) -> Row:
     test = paired_test if paired else independent_test
     fields = test(one[2], other[2], alternative)._asdict()
     return {
@@ -209,7 +206,7 @@ def _row(
     }
 
 
-def _frame(families: list[list[dict[str, Any]]]) -> pd.DataFrame:
+def _frame(families: list[list[Row]]) -> pd.DataFrame:
     """One frame of all rows, p-values corrected within each family."""
     rows = []
     for family in families:

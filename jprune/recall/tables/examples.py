@@ -1,7 +1,5 @@
 """The audit's tables that need the examples themselves."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -22,6 +20,7 @@ from jprune.recall.measures.probabilities import (
 )
 from jprune.recall.tables.audited import AuditedModels, Examples
 from jprune.recall.tables.comparisons import pairing_row
+from jprune.recall.tables.frames import Row
 
 PIE_COLUMNS = ("score", "ratio", "example", "label", "dense", "pruned", "distance")
 GROUP_COLUMNS = (
@@ -133,7 +132,7 @@ def _subgroup(
     )
 
 
-def pairing(study: AuditedModels, *, rng: Rng, resamples: int) -> list[dict[str, Any]]:
+def pairing(study: AuditedModels, *, rng: Rng, resamples: int) -> list[Row]:
     """A permutation test of the pairing for every score and ratio, as rows of ``tests``."""
     return [
         pairing_row(score, ratio, pairing_test(study.dense[score].recall, rates.recall, rng=rng, resamples=resamples))

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
+
+Row: TypeAlias = dict[str, Any]  # of a table: numbers, text or None, by column
 
 UNSTATED = 0.0
 """The ratio of models that were given by name, without one."""
@@ -78,7 +80,7 @@ class AuditTables:
         return {name: getattr(self, name) for name in TABLES}
 
 
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def records(table: pd.DataFrame) -> list[Row]:
     """The rows of a table as dicts that JSON can hold: what is undefined is None.
 
     >>> records(pd.DataFrame({"score": ["random"], "alpha": [float("nan")]}))
