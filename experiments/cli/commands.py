@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
+
+from experiments.storage.files import JSON
 
 _Settings = TypeVar("_Settings")
 Action = Literal["run", "status", "report"]
@@ -140,7 +142,7 @@ def _reflow_help(command: type) -> None:
             _reflow_help(field.type)
 
 
-def group(cls: type[_Settings], settings: Any) -> _Settings:
+def group(cls: type[_Settings], settings: object) -> _Settings:
     """The fields of a group, taken from settings that have all of them.
 
     >>> group(RunOptions, argparse.Namespace(out=None, data_dir=None, shard="0/1"))
@@ -149,16 +151,16 @@ def group(cls: type[_Settings], settings: Any) -> _Settings:
     return cls(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
-def joined(cls: type[_Settings], *groups: Any) -> _Settings:
+def joined(cls: type[_Settings], *groups: object) -> _Settings:
     """Settings made of the fields of several groups."""
     values = {field.name: getattr(part, field.name) for part in groups for field in dataclasses.fields(part)}
     return cls(**values)
 
 
-def to_json(settings: Any) -> dict[str, Any]:
+def to_json(settings: object) -> dict[str, JSON]:
     """A dataclass as JSON; paths become strings and tuples lists."""
 
-    def plain(value: Any) -> Any:
+    def plain(value: object) -> JSON:
         if isinstance(value, Path):
             return str(value)
         return [plain(one) for one in value] if isinstance(value, tuple) else value
@@ -166,7 +168,7 @@ def to_json(settings: Any) -> dict[str, Any]:
     return {field.name: plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
 
 
-def from_json(cls: type[_Settings], values: Mapping[str, Any], paths: Sequence[str] = ()) -> _Settings:
+def from_json(cls: type[_Settings], values: Mapping[str, JSON], paths: Sequence[str] = ()) -> _Settings:
     """Undo ``to_json``. Fields that the dataclass no longer has are ignored.
 
     Args:
@@ -178,7 +180,7 @@ def from_json(cls: type[_Settings], values: Mapping[str, Any], paths: Sequence[s
     'demo'
     """
 
-    def restored(name: str, value: Any) -> Any:
+    def restored(name: str, value: object) -> JSON:
         if isinstance(value, list):
             return tuple(Path(one) if name in paths else one for one in value)
         return Path(value) if name in paths and value is not None else value

@@ -9,11 +9,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.storage import files
+from experiments.storage.files import JSON
 from jprune.files import replacing
 
 _CONTENTS = "contents.json"
@@ -34,7 +35,7 @@ class Rows(NamedTuple):
 
 
 def cached(
-    folder: Path, name: str, identity: Mapping[str, Any], make: Callable[[], Mapping[str, Rows]]
+    folder: Path, name: str, identity: Mapping[str, JSON], make: Callable[[], Mapping[str, Rows]]
 ) -> dict[str, np.ndarray]:
     """Read arrays from the cache; compute and store them if they are missing or a checksum is wrong.
 

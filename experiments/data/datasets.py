@@ -11,9 +11,10 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import ArrayLike
 
 from experiments.data import cache, sources, splits
 
@@ -151,7 +152,7 @@ def load(
 
 
 def of_arrays(
-    arrays: Mapping[str, Any],
+    arrays: Mapping[str, ArrayLike],
     name: str = "arrays",
     *,
     class_names: Sequence[str] | None = None,

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import ArrayLike
 from rich.console import Console
 
 from experiments.cli.progress import progress
 from experiments.data.cache import Rows
+from experiments.storage.files import JSON
 
 Arrays = Mapping[str, np.ndarray]
 Size = tuple[int, int]
@@ -45,7 +47,7 @@ class Decoding(NamedTuple):
         ``test_images`` and ``test_labels``.
     """
 
-    identity: dict[str, Any]
+    identity: dict[str, JSON]
     class_names: tuple[str, ...]
     make: Callable[[], dict[str, Rows]]
 
@@ -133,7 +135,7 @@ def table(path: Path) -> tuple[Labelled, None, tuple[str, ...]]:
 
 
 def checked(
-    name: str, arrays: Mapping[str, Any], class_names: Sequence[str] | None = None
+    name: str, arrays: Mapping[str, ArrayLike], class_names: Sequence[str] | None = None
 ) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
     """Check arrays of inputs and labels, and bring them to the form of a data set.
 
@@ -172,7 +174,7 @@ def checked(
     return train, test, names
 
 
-def _checked_split(name: str, split: str, inputs: Any, labels: Any) -> Labelled:
+def _checked_split(name: str, split: str, inputs: ArrayLike, labels: ArrayLike) -> Labelled:
     x, y = np.asarray(inputs), np.asarray(labels)
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise ValueError(f"{name}: y_{split} has dtype {y.dtype} and shape {y.shape}; it must be integers (examples,)")

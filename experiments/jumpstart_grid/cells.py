@@ -5,11 +5,12 @@ Training is in the module of each grid.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.data import datasets
+from experiments.storage.files import JSON
 from jprune.jumpstart.units import Activity
 
 
@@ -24,7 +25,7 @@ class GridStage(NamedTuple):
     """
 
     title: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, JSON]
     seeds: range
     work: int
 
@@ -62,7 +63,7 @@ class Setup:
         """The method without its coefficient."""
         return technique_of(self.method)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, JSON]:
         """The fields as JSON, for the hash of a stage; without a fingerprint or ratios that are None."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
@@ -131,7 +132,7 @@ def floor(labels: np.ndarray) -> float:
     return float(np.bincount(labels).max() / len(labels))
 
 
-def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def columns(rows: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
     """Rows -> columns, for ``files.write_table``.
 
     >>> columns([{"width": 2}, {"width": 4}])

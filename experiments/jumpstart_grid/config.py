@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from experiments.cli import commands
 from experiments.cli.commands import ClusterOptions, Flag, Positional, RunOptions
+from experiments.storage.files import JSON
 
 Kind = Literal["moons", "images", "tables"]
 Layer = Literal["conv", "dense"]
@@ -152,13 +153,13 @@ class GridCommand:
         return self.running.out or Path("runs") / self.preset
 
 
-def command_of(grid: Grid, running: GridRunning, **others: Any) -> GridCommand:
+def command_of(grid: Grid, running: GridRunning, **others: object) -> GridCommand:
     """The command line with these settings as defaults."""
     groups = {"cells": commands.group(CellOptions, grid), "training": commands.group(GridTrainingOptions, grid)}
     return GridCommand(**groups, running=running, **others)
 
 
-def grid_from_json(values: Mapping[str, Any]) -> Grid:
+def grid_from_json(values: Mapping[str, JSON]) -> Grid:
     """The grid that ``commands.to_json`` wrote.
 
     >>> grid_from_json(commands.to_json(Grid(widths=(2, 3)))).widths
@@ -167,6 +168,6 @@ def grid_from_json(values: Mapping[str, Any]) -> Grid:
     return commands.from_json(Grid, values)
 
 
-def grid_running_from_json(values: Mapping[str, Any]) -> GridRunning:
+def grid_running_from_json(values: Mapping[str, JSON]) -> GridRunning:
     """The way of running that ``commands.to_json`` wrote."""
     return commands.from_json(GridRunning, values, ("out", "data_dir", "table"))

@@ -42,7 +42,7 @@ class ImageMethod(NamedTuple):
     """A technique: batch normalization, or a penalty with these options."""
 
     normalized: bool = False
-    penalty: dict[str, Any] | None = None
+    penalty: dict[str, object] | None = None
     skip_last: bool = True
 
 
@@ -58,7 +58,7 @@ METHODS = {
 class NormalizedConv(networks.RectangularConv):
     """``models.RectangularConv`` with batch normalization before each ReLU, with the constants of Keras [inferred]."""
 
-    def __init__(self, *args: Any, depth: int, width: int, rngs: nnx.Rngs, **options: Any):
+    def __init__(self, *args: object, depth: int, width: int, rngs: nnx.Rngs, **options: object):
         super().__init__(*args, depth=depth, width=width, rngs=rngs, **options)
         self.norms = nnx.List(networks.BatchNorm(width, narrow=self.narrow, rngs=rngs) for _ in range(depth))
         for norm in self.norms:
@@ -76,8 +76,8 @@ class NormalizedConv(networks.RectangularConv):
 class ImageState(NamedTuple):
     """A network in training: its parameters, its other state, and Adam's moments."""
 
-    params: Any
-    stats: Any
+    params: PyTree
+    stats: PyTree
     adam: optax.OptState
 
 
@@ -104,7 +104,9 @@ def plan(grid: Grid) -> list[GridStage]:
     return planned
 
 
-def carry_out(running: GridRunning, stage: GridStage, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
+def carry_out(
+    running: GridRunning, stage: GridStage, advance: Callable[[int], None]
+) -> dict[str, dict[str, Sequence[object]]]:
     """Train the networks of a stage.
 
     Args:
@@ -246,7 +248,7 @@ class Programs:
             return jnp.asarray(images, jnp.float32) / 255
         return normalise(jnp.asarray(images), self.dataset.mean, self.dataset.std)
 
-    def loss(self, params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+    def loss(self, params: PyTree, stats: PyTree, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, PyTree]:
         """Cross-entropy and penalty; also the network's other state, and the number of correct predictions."""
         technique = METHODS[self.setup.technique]
         network = nnx.merge(self._graph, params, stats, copy=True)
@@ -262,7 +264,7 @@ class Programs:
         updates, adam = _adam(self.setup).update(grads, state.adam, state.params)
         return ImageState(optax.apply_updates(state.params, updates), stats, adam), right
 
-    def _count_right(self, params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    def _count_right(self, params: PyTree, stats: PyTree, images: jax.Array, labels: jax.Array) -> jax.Array:
         network = nnx.merge(self._graph, params, stats)
         network.eval()
         return (network(self.inputs(images)).argmax(-1) == labels).sum()

@@ -23,7 +23,7 @@ import optax
 import tyro
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, PyTree
 
 import jprune
 from experiments.cli import metrics
@@ -34,7 +34,7 @@ from experiments.models.resnet50 import ResNet50
 from experiments.storage import files
 
 _MEAN, _STD = np.array([123.675, 116.28, 103.53], np.float32), np.array([58.395, 57.12, 57.375], np.float32)
-Batch = tuple[Any, Any]  # images (batch, height, width, 3) uint8 and labels (batch,) int32
+Batch = tuple[ArrayLike, ArrayLike]  # images (batch, height, width, 3) uint8 and labels (batch,) int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Trainer(NamedTuple):
     dead: Callable[[ImageNetState, Batch], jax.Array]
 
 
-def trainer(settings: ImageNet, steps: int, mesh: Mesh, **model: Any) -> Trainer:
+def trainer(settings: ImageNet, steps: int, mesh: Mesh, **model: object) -> Trainer:
     """Build the training functions; parameters are replicated and batches split over the mesh.
 
     The compiler makes means, and the extremes of the penalty, those of the whole batch.

@@ -6,9 +6,9 @@ and the penalty of the hidden layers only. Inferred settings are marked in ``thi
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from experiments.jumpstart_grid.cells import GridStage, coefficient_of, columns,
 from experiments.jumpstart_grid.config import Grid, GridRunning
 from experiments.jumpstart_grid.thin_networks import Problem, ThinRecipe, ThinRun, ThinState
 from experiments.jumpstart_grid.thin_stack import Architecture, Axis
+from experiments.storage.files import JSON
 from jprune.jumpstart.layers import Stack
 
 UNIT = "layer-epochs"
@@ -71,7 +72,9 @@ def plan(grid: Grid) -> list[GridStage]:
     return sorted(planned, key=lambda stage: stage.settings["depth"])
 
 
-def carry_out(running: GridRunning, stage: GridStage, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
+def carry_out(
+    running: GridRunning, stage: GridStage, advance: Callable[[int], None]
+) -> dict[str, dict[str, Sequence[object]]]:
     """Train the networks of a stage.
 
     Args:
@@ -106,7 +109,7 @@ def carry_out(running: GridRunning, stage: GridStage, advance: Callable[[int], N
     return tables
 
 
-def design(settings: Any) -> tuple[Architecture, ThinRecipe]:
+def design(settings: Mapping[str, JSON]) -> tuple[Architecture, ThinRecipe]:
     """The architecture and the recipe of a stage."""
     method = METHODS[technique_of(settings["method"])]
     arch = Architecture(
@@ -198,7 +201,7 @@ def _accuracy(alone, labels, masks) -> float:
     return float(((logits > 0) == (labels > 0.5)).mean())
 
 
-def _settings(grid: Grid, layer: str, method: str, depth: int, widths: list[int]) -> dict[str, Any]:
+def _settings(grid: Grid, layer: str, method: str, depth: int, widths: list[int]) -> dict[str, JSON]:
     settings = {
         "dataset": "moons",
         "method": method,
@@ -220,7 +223,7 @@ def _grouped(grid: Grid, widths: list[int]) -> list[list[int]]:
         if not (low.isdecimal() and (high or low).isdecimal()):
             raise ValueError(f"groups={grid.groups}: {group!r} must be WIDTH or FROM-TO")
         spans.append(range(int(low), int(high or low) + 1))
-    groups: dict[Any, list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for width in widths:
         containing = [i for i, span in enumerate(spans) if width in span]
         if len(containing) > 1:

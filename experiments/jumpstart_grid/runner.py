@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import jax
 import pandas as pd
@@ -117,7 +116,7 @@ def carry_out(
             raise
 
 
-def keep(folder: Path, grid: Grid, stage: GridStage, made: dict[str, dict[str, Any]]) -> None:
+def keep(folder: Path, grid: Grid, stage: GridStage, made: dict[str, dict[str, Sequence[object]]]) -> None:
     """Store the tables of a stage."""
     target = store.stage(folder / "store", grid.kind, stage.settings, stage.seeds)
     with store.writing(target, stage.settings) as writing:

@@ -8,7 +8,7 @@ network in numpy, without padding. Layers and shapes: ``experiments.jumpstart_gr
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ class ThinState(NamedTuple):
     """
 
     weights: Weights
-    adam: Any
+    adam: optax.OptState
     running: Moments | None
     epoch: jax.Array
     best: jax.Array
@@ -293,7 +293,7 @@ def forward_alone(
     return np.stack(preactivations), weights.head[index, real] @ a + weights.head_bias[index]
 
 
-def dropout_rate(epoch: Any) -> Any:
+def dropout_rate(epoch: ArrayLike) -> ArrayLike:
     """The rate of dropout in an epoch, counted from 0: .1 in the first, then .9 falling to 0 at the 1000th.
 
     >>> [round(float(dropout_rate(epoch)), 4) for epoch in (0, 1, 500, 1000, 2000)]

@@ -27,7 +27,7 @@ in the tests.
 
 import dataclasses
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,8 +80,8 @@ class Architecture:
 class Norm(NamedTuple):
     """Scale and shift of batch normalization, (depth, runs, units) each."""
 
-    scale: Any
-    shift: Any
+    scale: jax.Array
+    shift: jax.Array
 
 
 class Moments(NamedTuple):
@@ -101,9 +101,9 @@ class HiddenLayers(NamedTuple):
       norm: of batch normalization, or None.
     """
 
-    first: Any
-    hidden: Any
-    bias: Any
+    first: jax.Array
+    hidden: jax.Array
+    bias: jax.Array
     norm: Norm | None
 
 

@@ -8,16 +8,17 @@ technique train in one program; layers are scanned.
 
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jaxtyping import PyTree
 
 import jprune
 from experiments.data import datasets
@@ -39,7 +40,7 @@ METHODS = {"baseline": False, "jumpstart": True, "batchnorm": False, "skip": Fal
 _CHUNK = 100
 _BN_EPSILON, _BN_MOMENTUM = 1e-5, 0.9
 
-Params = dict[str, Any]
+Params = dict[str, PyTree]
 
 
 class TableState(NamedTuple):
@@ -90,7 +91,9 @@ def plan(grid: Grid) -> list[GridStage]:
     return planned
 
 
-def carry_out(running: GridRunning, stage: GridStage, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
+def carry_out(
+    running: GridRunning, stage: GridStage, advance: Callable[[int], None]
+) -> dict[str, dict[str, Sequence[object]]]:
     """Train the networks of a stage, all seeds in one program.
 
     Args:
@@ -197,7 +200,7 @@ def forward(
             seen = seen if real is not None else z
         return jax.nn.gelu(z) if setup.technique == "gelu" else jax.nn.relu(z), seen, moments
 
-    def layer(x: jax.Array, xs: tuple[Any, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def layer(x: jax.Array, xs: tuple[PyTree, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         hidden, norm, running = xs
         a, seen, moments = activate(x @ hidden["kernel"] + hidden["bias"][None], norm, running)
         return (x + a if setup.technique == "skip" else a), (seen, moments)
@@ -228,7 +231,7 @@ def _epoch(setup: Setup, state: TableState, train: Examples, val: Examples) -> T
     order = jnp.concatenate([jax.random.permutation(order_key, count).astype(jnp.int32), padding])
     real = jnp.arange(steps * setup.batch) < count
 
-    def step(carry: tuple[Any, ...], xs: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, ...], jax.Array]:
+    def step(carry: tuple[PyTree, ...], xs: tuple[jax.Array, jax.Array]) -> tuple[tuple[PyTree, ...], jax.Array]:
         params, adam, running = carry
         rows, real = xs
         batch = Examples(train.features[rows], train.labels[rows])
@@ -244,7 +247,9 @@ def _epoch(setup: Setup, state: TableState, train: Examples, val: Examples) -> T
     return TableState(params, adam, running, key, jnp.maximum(state.best, last), last)
 
 
-def _loss(setup: Setup, params: Params, batch: Examples, real: jax.Array, running: jax.Array) -> tuple[jax.Array, Any]:
+def _loss(
+    setup: Setup, params: Params, batch: Examples, real: jax.Array, running: jax.Array
+) -> tuple[jax.Array, PyTree]:
     """Mean cross-entropy and penalty of the real examples; also the moments and the number of correct predictions."""
     logits, preactivations, moments = forward(setup, params, batch.features, real, running)
     each = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)

@@ -19,7 +19,6 @@ are two other forms:
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,7 @@ _HANDFUL = 4  # up to this number of channels, taps are summed one by one
 
 
 def batch_last(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], **rest: Any
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], **rest: object
 ) -> jax.Array:
     """2-D convolution for few channels, to be passed to ``nnx.Conv(conv_general_dilated=...)``.
 
@@ -55,7 +54,7 @@ def batch_last(
 
 
 def channels_last(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], **rest: Any
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], **rest: object
 ) -> jax.Array:
     """2-D convolution for 16 channels and more; arguments, result and errors are those of ``batch_last``."""
     return _convolve(x, kernel, *_plain(x, kernel, strides, padding, rest), False)
@@ -137,7 +136,11 @@ def affine(x: jax.Array, slope: jax.Array, shift: jax.Array, narrow: bool = Fals
 
 
 def _plain(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], rest: Any
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    rest: dict[str, object],
 ) -> tuple[Strides, Pads]:
     """The strides and explicit pads of a convolution, which must be plain in everything else."""
     if x.ndim != 4 or kernel.ndim != 4:

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 
 from experiments.models import convolution
 from experiments.models.options import arguments_of
 
 Init = Literal["lecun", "glorot", "he", "torch"]
-Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
+Initializer = Callable[[jax.Array, Sequence[int], DTypeLike], jax.Array]
 
 
 def initializers(init: Init, fan_in: int) -> dict[str, Initializer]:
@@ -61,7 +62,7 @@ def _linear(inputs: int, outputs: int, init: Init, rngs: nnx.Rngs) -> nnx.Linear
 
 
 def _conv(
-    inputs: int, outputs: int, init: Init, rngs: nnx.Rngs, *, narrow: bool, padding: Any = 1, **options: Any
+    inputs: int, outputs: int, init: Init, rngs: nnx.Rngs, *, narrow: bool, padding: Any = 1, **options: object
 ) -> nnx.Conv:
     """A 3 x 3 convolution in the form of ``experiments.models.convolution`` for this number of channels."""
     form = convolution.batch_last if narrow else convolution.channels_last
@@ -273,7 +274,9 @@ class RectangularConv(nnx.Module):
         return self.head(jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], -1))
 
 
-def create(name: str, *, num_classes: int, input_shape: tuple[int, ...], rngs: nnx.Rngs, **options: Any) -> nnx.Module:
+def create(
+    name: str, *, num_classes: int, input_shape: tuple[int, ...], rngs: nnx.Rngs, **options: object
+) -> nnx.Module:
     """Create a built-in model.
 
     | name | options, with their defaults |
@@ -317,7 +320,7 @@ def create(name: str, *, num_classes: int, input_shape: tuple[int, ...], rngs: n
     return _MODELS[name](tuple(input_shape), num_classes, rngs=rngs, **options)
 
 
-def _mlp(input_shape: tuple[int, ...], num_classes: int, *, rngs: nnx.Rngs, **options: Any) -> MLP:
+def _mlp(input_shape: tuple[int, ...], num_classes: int, *, rngs: nnx.Rngs, **options: object) -> MLP:
     return MLP(math.prod(input_shape), num_classes, rngs=rngs, **options)
 
 

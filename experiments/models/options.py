@@ -4,7 +4,6 @@ import ast
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 
 def is_own(model: str) -> bool:
@@ -12,7 +11,7 @@ def is_own(model: str) -> bool:
     return ":" in model
 
 
-def read_options(given: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+def read_options(given: Sequence[str] | Mapping[str, object]) -> dict[str, object]:
     """Read model options: numbers, tuples, booleans and strings in Python's notation.
 
     Args:
@@ -26,7 +25,7 @@ def read_options(given: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     """
     if isinstance(given, Mapping):
         return dict(given)
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for option in given:
         name, equals, value = option.partition("=")
         if not equals or not name.isidentifier() or name in found:
@@ -38,7 +37,7 @@ def read_options(given: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def arguments_of(model: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def arguments_of(model: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
     """The arguments of a model class or function. The metaclass of NNX hides those of a class from ``inspect``."""
     if isinstance(model, functools.partial):
         return arguments_of(model.func)

@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen
 from flax import nnx
@@ -12,7 +11,7 @@ from flax import nnx
 from experiments.models.options import arguments_of
 
 
-def load(name: str) -> Callable[..., Any]:
+def load(name: str) -> Callable[..., object]:
     """Import the class ``package.module:Class``.
 
     Raises:
@@ -38,7 +37,7 @@ def load(name: str) -> Callable[..., Any]:
     return found
 
 
-def spec(model: Any) -> str:
+def spec(model: object) -> str:
     """The name under which a class is stored, ``package.module:Class``.
 
     >>> import flax.nnx
@@ -49,8 +48,8 @@ def spec(model: Any) -> str:
 
 
 def create(
-    cls: Callable[..., Any], *, num_classes: int, input_shape: tuple[int, ...], rngs: nnx.Rngs, **given: Any
-) -> Any:
+    cls: Callable[..., object], *, num_classes: int, input_shape: tuple[int, ...], rngs: nnx.Rngs, **given: object
+) -> object:
     """Instantiate a model class with its options and those of our arguments that its signature names.
 
     Args:
@@ -77,12 +76,12 @@ def create(
         ) from error
 
 
-def is_linen(cls: Any) -> bool:
+def is_linen(cls: object) -> bool:
     """Whether a class is a Flax Linen module."""
     return isinstance(cls, type) and issubclass(cls, flax.linen.Module)
 
 
-def source_digest(cls: Any) -> str | None:
+def source_digest(cls: object) -> str | None:
     """A hash of the source code of a class, 16 hexadecimal digits; None where there is no source."""
     try:
         return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:16]

@@ -6,10 +6,8 @@
     evidence = recall_distortion.run(model=Net, data="npz:my_data.npz", study="demo")
 """
 
-from typing import Any
 
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "run":
         from experiments.recall_distortion.study import run  # noqa: PLC0415 the command line starts without jax
 

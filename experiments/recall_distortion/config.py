@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from experiments.cli import commands
 from experiments.cli.commands import ClusterOptions, Flag, Positional, RunOptions
 from experiments.models.options import read_options
+from experiments.storage.files import JSON
 
 Score = Literal["magnitude", "gradient", "undecayed", "random", "undecayed-signed"]
 Structure = Literal["weights", "channels"]
@@ -240,7 +241,7 @@ class Command:
         return self.running.out or Path("runs") / self.preset
 
 
-def command_of(study: Study, running: Running, **others: Any) -> Command:
+def command_of(study: Study, running: Running, **others: object) -> Command:
     """The command line with these settings as defaults."""
     groups = {
         "data": commands.group(DataOptions, study),
@@ -251,7 +252,7 @@ def command_of(study: Study, running: Running, **others: Any) -> Command:
     return Command(**groups, running=running, **others)
 
 
-def study_from_json(values: Mapping[str, Any]) -> Study:
+def study_from_json(values: Mapping[str, JSON]) -> Study:
     """The study that ``commands.to_json`` wrote.
 
     >>> study_from_json(commands.to_json(Study(ratios=(1, 3)))).ratios
@@ -260,7 +261,7 @@ def study_from_json(values: Mapping[str, Any]) -> Study:
     return commands.from_json(Study, values)
 
 
-def running_from_json(values: Mapping[str, Any]) -> Running:
+def running_from_json(values: Mapping[str, JSON]) -> Running:
     """The way of running that ``commands.to_json`` wrote.
 
     Files of earlier versions are read too: ``auto`` becomes None, and ``beside`` is ``compare``.

@@ -2,7 +2,6 @@
 
 import functools
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +126,9 @@ def prune(
     """
     masks_of = jprune.selection.legacy_signed_masks if signed else jprune.global_masks
 
-    def selection(scores: PyTree, sparsity: float, **options: Any) -> PyTree:  # the traced count replaces the sparsity
+    def selection(
+        scores: PyTree, sparsity: float, **options: object
+    ) -> PyTree:  # the traced count replaces the sparsity
         return masks_of(scores, keep=keep, **options)
 
     tx = jprune.prune(lambda weights, **_: scores, {0: 0.5}, where=where, selection=selection, min_keep=min_keep)

@@ -7,7 +7,7 @@ run, is not.
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,12 +18,13 @@ from experiments.models.options import is_own, read_options
 from experiments.recall_distortion.config import Study
 from experiments.recall_distortion.oneshot import needs_gradient
 from experiments.storage import store
+from experiments.storage.files import JSON
 from experiments.training import tasks
 from experiments.training.steps import Recipe
 from jprune import trees
 
 CONTROL = "control"
-Model = str | Callable[..., Any]
+Model = str | Callable[..., object]
 
 
 class Coefficients(NamedTuple):
@@ -62,7 +63,7 @@ class StudyStage(NamedTuple):
 
     name: str
     kind: str
-    settings: dict[str, Any]
+    settings: dict[str, JSON]
     coefficients: Coefficients
     target: PruningTarget | None
 
@@ -143,9 +144,9 @@ def root(folder: Path) -> Path:
     return folder / "store"
 
 
-def data_settings(study: Study) -> dict[str, Any]:
+def data_settings(study: Study) -> dict[str, JSON]:
     """Settings that decide the data set and its split."""
-    later: dict[str, Any] = {}  # options that were added later are left out at their defaults
+    later: dict[str, JSON] = {}  # options that were added later are left out at their defaults
     if study.image_size is not None:
         later["image_size"] = list(study.image_size)
     if study.label_noise:
@@ -160,7 +161,9 @@ def data_settings(study: Study) -> dict[str, Any]:
     }
 
 
-def model_settings(study: Study, dataset: datasets.Dataset | None = None, model: Model | None = None) -> dict[str, Any]:
+def model_settings(
+    study: Study, dataset: datasets.Dataset | None = None, model: Model | None = None
+) -> dict[str, JSON]:
     """Settings that decide the network; for built-in models with default options the name alone.
 
     For your own model the settings contain its options, the shapes of its parameters and a hash of the source
@@ -171,7 +174,7 @@ def model_settings(study: Study, dataset: datasets.Dataset | None = None, model:
       dataset: decides the shapes; needed for your own model only.
       model: a class that is used in place of the model of that name.
     """
-    settings: dict[str, Any] = {"model": study.model}
+    settings: dict[str, JSON] = {"model": study.model}
     options = read_options(study.model_options)
     if options:
         settings["model_options"] = {name: repr(value) for name, value in options.items()}
@@ -185,7 +188,7 @@ def model_settings(study: Study, dataset: datasets.Dataset | None = None, model:
     return settings
 
 
-def dense_settings(study: Study, known: "Known", jumpstart: float) -> dict[str, Any]:
+def dense_settings(study: Study, known: "Known", jumpstart: float) -> dict[str, JSON]:
     """Settings that decide a dense network, except the index of the replicate."""
     return {
         "data": {**data_settings(study), "fingerprint": known.fingerprint},
@@ -196,7 +199,7 @@ def dense_settings(study: Study, known: "Known", jumpstart: float) -> dict[str, 
     }
 
 
-def pruned_settings(study: Study, known: "Known", penalty: Coefficients, target: PruningTarget) -> dict[str, Any]:
+def pruned_settings(study: Study, known: "Known", penalty: Coefficients, target: PruningTarget) -> dict[str, JSON]:
     """Settings that decide a pruned and fine-tuned network, except the index of the replicate."""
     gradient = {
         "batch": study.batch,
@@ -205,7 +208,7 @@ def pruned_settings(study: Study, known: "Known", penalty: Coefficients, target:
         "includes_decay": study.gradient_includes_decay,
         "epsilon": float(study.undecayed_epsilon),
     }
-    later: dict[str, Any] = {}  # options that were added later are left out at their defaults
+    later: dict[str, JSON] = {}  # options that were added later are left out at their defaults
     if study.rounding is not None:
         later["rounding"] = study.rounding
     if target.score != CONTROL and study.counting != "exact":
@@ -239,7 +242,7 @@ class Known(NamedTuple):
     """
 
     fingerprint: str
-    model: dict[str, Any]
+    model: dict[str, JSON]
 
 
 def known(study: Study, dataset: datasets.Dataset, model: Model | None = None) -> Known:

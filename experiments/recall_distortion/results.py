@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from experiments.recall_distortion.config import Running, Study, running_from_js
 from experiments.recall_distortion.plan import Known, StudyStage
 from experiments.recall_distortion.runner import StageResult, Weights
 from experiments.storage import files, settings, store
+from experiments.storage.files import JSON
 
 _MOST_BYTES = 2**26  # of test images that are stored for the report
 
@@ -63,7 +64,7 @@ def all_recorded(folder: Path) -> list[Study]:
     return [_restored(folder, found)[0] for found in settings.all_recorded(folder)]
 
 
-def _restored(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> tuple[Study, Running]:
+def _restored(folder: Path, found: Mapping[str, Mapping[str, JSON]]) -> tuple[Study, Running]:
     try:
         return study_from_json(found["study"]), running_from_json(found["running"])
     except (ValueError, TypeError) as error:
@@ -178,7 +179,7 @@ def save(
             files.write_weights(writing / "weights", result.weights)
 
 
-def dense_weights(folder: Path, settings: Mapping[str, Any], mine: range) -> Weights:
+def dense_weights(folder: Path, settings: Mapping[str, JSON], mine: range) -> Weights:
     """Read the weights of dense networks trained with these settings.
 
     Raises:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 import jprune
 from experiments.data import datasets
@@ -20,7 +21,7 @@ from jprune import trees
 from jprune.trees import Where
 
 Weights = dict[str, np.ndarray]
-Program = Callable[..., Any]
+Program = Callable[..., PyTree]
 OnEpoch = Callable[[int, Mapping[str, np.ndarray]], None]
 _INIT, _DENSE, _GRADIENT, _RANDOM, _FINETUNE = range(5)  # purposes of the keys of a replicate
 _ACTIVITY_EXAMPLES = 500  # training examples on which dead and linear units are counted
@@ -39,7 +40,7 @@ class StageResult(NamedTuple):
     weights: Weights
     summary: dict[str, np.ndarray]
     predictions: np.ndarray
-    metrics: list[dict[str, Any]]
+    metrics: list[dict[str, float]]
 
 
 class Laboratory(NamedTuple):
@@ -77,7 +78,7 @@ class Laboratory(NamedTuple):
     train: datasets.Split
     validation: datasets.Split
     test: datasets.Split
-    template: tuple[Any, Any]
+    template: tuple[PyTree, PyTree]
     fresh: Program
     dense: Mapping[float, phases.Phase]
     gradient: Program
@@ -165,7 +166,7 @@ def prunable_paths(lab: Laboratory) -> list[str]:
     return [path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None]
 
 
-def _prunable_of(params: Any, study: Study, where: Where) -> Where:
+def _prunable_of(params: PyTree, study: Study, where: Where) -> Where:
     """The predicate for these parameters; without a layer called head, all kernels of a user-defined model."""
     paths, leaves, _ = trees.flatten(params)
     kernels = [path for path, leaf in zip(paths, leaves, strict=True) if jprune.kernels(path, leaf)]
@@ -178,7 +179,7 @@ def _prunable_of(params: Any, study: Study, where: Where) -> Where:
     return where
 
 
-def _check_floor(study: Study, params: Any, where: Where, keep: Mapping[float, int]) -> None:
+def _check_floor(study: Study, params: PyTree, where: Where, keep: Mapping[float, int]) -> None:
     """Refuse ``min_keep`` if the minimum of all layers exceeds the total of a ratio."""
     layers = jax.tree.leaves(trees.only(params, where))
     floor = sum(min(layer.size, study.min_keep) for layer in layers)
@@ -225,14 +226,14 @@ def prune_and_finetune(
     return _with_activity(lab, chunk, result._replace(summary={**result.summary, **extra}), best)
 
 
-def _with_activity(lab: Laboratory, chunk: range, result: StageResult, best: tuple[Any, Any]) -> StageResult:
+def _with_activity(lab: Laboratory, chunk: range, result: StageResult, best: tuple[PyTree, PyTree]) -> StageResult:
     """Add the fractions of dead and of linear units of the best epoch's networks to the summary."""
     dead, linear = replicates.fetch(lab.activity((*best, _place(lab, chunk)), lab.train), len(chunk))
     return result._replace(summary={**result.summary, "dead_units": dead, "linear_units": linear})
 
 
 def _pruning(
-    study: Study, task: tasks.Task, dataset: datasets.Dataset, template: tuple[Any, Any], where: Where
+    study: Study, task: tasks.Task, dataset: datasets.Dataset, template: tuple[PyTree, PyTree], where: Where
 ) -> Mapping[bool, Program]:
     """The functions that prune one replicate, (params, scores, keep) -> (params, number kept)."""
     if study.structure == "weights":
@@ -249,34 +250,34 @@ def _pruning(
 
 def _programs(
     study: Study, task: tasks.Task, placed: replicates.Placement, where: Where, *, prune: Mapping[bool, Program]
-) -> dict[str, Any]:
+) -> dict[str, Program]:
     """The programs other than training and prediction, by field of ``Laboratory``."""
     key = functools.partial(replicates.key, study.seed)
     spread = functools.partial(replicates.spread, placement=placed)
 
-    def fresh(index: jax.Array) -> tuple[Any, Any, jax.Array]:
+    def fresh(index: jax.Array) -> tuple[PyTree, PyTree, jax.Array]:
         return (*task.init(key(index, _INIT)), key(index, _DENSE))
 
-    def gradient(replicate: tuple[Any, Any, jax.Array], train: datasets.Split) -> Any:
+    def gradient(replicate: tuple[PyTree, PyTree, jax.Array], train: datasets.Split) -> PyTree:
         params, stats, index = replicate
         decay = study.weight_decay if study.gradient_includes_decay else 0.0
         sizes = {"batch": study.batch, "batches": study.gradient_batches}
         inputs = (task, params, stats, key(index, _GRADIENT), train)
         return oneshot.gradient(*inputs, mode=study.gradient_mode, decay=decay, **sizes)
 
-    def scored(name: str, replicate: tuple[Any, Any, jax.Array]) -> Any:
+    def scored(name: str, replicate: tuple[PyTree, PyTree, jax.Array]) -> PyTree:
         params, grads, index = replicate
         score = oneshot.score_of(name, study.undecayed_epsilon, where)
         return score(params, grad=grads, key=key(index, _RANDOM))
 
-    def pruned(one: Program, replicate: tuple[Any, Any], keep: jax.Array) -> tuple[Any, jax.Array]:
+    def pruned(one: Program, replicate: tuple[PyTree, PyTree], keep: jax.Array) -> tuple[Any, jax.Array]:
         return one(*replicate, keep)
 
-    def nonzero(params: Any) -> jax.Array:
+    def nonzero(params: PyTree) -> jax.Array:
         prunable = jax.tree.leaves(trees.only(params, where))
         return sum(jnp.count_nonzero(kernel).astype(jnp.int32) for kernel in prunable)
 
-    def activity(replicate: tuple[Any, Any, jax.Array], train: datasets.Split) -> tuple[jax.Array, jax.Array]:
+    def activity(replicate: tuple[PyTree, PyTree, jax.Array], train: datasets.Split) -> tuple[jax.Array, jax.Array]:
         params, stats, index = replicate
         some = datasets.Split(train.images[:_ACTIVITY_EXAMPLES], train.labels[:_ACTIVITY_EXAMPLES])
         context = tasks.Context(stats, some, key(index, _GRADIENT))
@@ -302,10 +303,10 @@ def _programs(
 def _train(
     lab: Laboratory,
     phase: phases.Phase,
-    entering: tuple[Any, Any, jax.Array],
+    entering: tuple[PyTree, PyTree, jax.Array],
     chunk: range,
     on_epoch: OnEpoch,
-) -> tuple[StageResult, tuple[Any, Any]]:
+) -> tuple[StageResult, tuple[PyTree, PyTree]]:
     """Train through a phase and predict with the best epoch's weights, which are returned too."""
 
     def report(epoch: int, measured: phases.EpochMetrics) -> None:
@@ -346,13 +347,13 @@ def _sizes(lab: Laboratory) -> tuple[int, int]:
     return sum(x.size for x in jax.tree.leaves(lab.template[0])), sum(x.size for x in jax.tree.leaves(prunable))
 
 
-def _flatten(tree: tuple[Any, Any]) -> Weights:
+def _flatten(tree: tuple[PyTree, PyTree]) -> Weights:
     """Name the arrays of (params, stats) by their paths."""
     paths, leaves, _ = trees.flatten(tree)
     return dict(zip(paths, leaves, strict=True))
 
 
-def _unflatten(template: tuple[Any, Any], weights: Weights) -> tuple[Any, Any]:
+def _unflatten(template: tuple[PyTree, PyTree], weights: Weights) -> tuple[PyTree, PyTree]:
     """Put arrays back in their places."""
     paths, _, treedef = trees.flatten(template)
     return jax.tree.unflatten(treedef, [weights[path] for path in paths])

@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from jaxtyping import ArrayLike
 from rich.console import Console
 
 from experiments.cli import metrics
@@ -30,10 +30,10 @@ _POLL = 5.0  # seconds between looks at stages that another run is computing
 
 def run(
     model: Model | None = None,
-    data: str | datasets.Dataset | Mapping[str, Any] | None = None,
+    data: str | datasets.Dataset | Mapping[str, ArrayLike] | None = None,
     study: str | Study | None = None,
     *,
-    model_options: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, object] | None = None,
     prunable: str | None = None,
     out: str | os.PathLike[str] | None = None,
     running: Running | None = None,
@@ -62,7 +62,7 @@ def run(
     """
     settings = presets.get(study or "demo") if not isinstance(study, Study) else study
     running = running or (presets.running(study) if isinstance(study, str) else Running())
-    changes: dict[str, Any] = {}
+    changes: dict[str, object] = {}
     if model is not None:
         changes["model"] = model if isinstance(model, str) else own.spec(model)
     if model_options is not None:
@@ -169,7 +169,7 @@ def carry_out(
     total = sum(epochs[stage.kind] * len(mine) for stage, mine in work)
     writers = [metrics.to_csv(folder), metrics.to_tensorboard(folder / "tensorboard")] if work else []
     written = [writer for writer in (*writers, *callbacks) if writer is not None] if processes.is_first() else []
-    cached: dict[str, Any] = {}
+    cached: dict[str, Weights] = {}
     with progress(total, "epochs", quiet=not processes.is_first()) as shown:
         waiting = list(work)
         while waiting:
@@ -193,7 +193,7 @@ def _attempt(
     running: Running,
     shown: Progress,
     callbacks: Sequence[metrics.Callback],
-    cached: dict[str, Any],
+    cached: dict[str, Weights],
 ) -> bool:
     """Compute a stage unless another run does, or has yet to finish the one it starts from; whether it is done."""
     root = plan.root(folder)
@@ -220,7 +220,7 @@ def _attempt(
         return True
 
 
-def _dense_weights(folder: Path, stage: StudyStage, mine: range, cached: dict[str, Any]) -> Weights:
+def _dense_weights(folder: Path, stage: StudyStage, mine: range, cached: dict[str, Weights]) -> Weights:
     """The dense weights that a stage starts from, read once for all stages that start from them."""
     start = stage.settings["dense"]
     if (cached.get("settings"), cached.get("replicates")) != (start, mine):
@@ -231,13 +231,13 @@ def _dense_weights(folder: Path, stage: StudyStage, mine: range, cached: dict[st
 
 def _on_epoch(
     lab: Laboratory, stage: StudyStage, mine: range, shown: Progress, callbacks: Sequence[metrics.Callback]
-) -> Callable[[int, Mapping[str, Any]], None]:
+) -> Callable[[int, Mapping[str, ArrayLike]], None]:
     """Report an epoch of a stage: to the progress display and to the callbacks."""
     examples = len(lab.train.labels) // lab.study.batch * lab.study.batch
     steps = len(mine) * (examples // lab.study.batch)
     advance = functools.partial(shown.advance, len(mine), steps, len(mine) * examples)
 
-    def report(epoch: int, measured: Mapping[str, Any]) -> None:
+    def report(epoch: int, measured: Mapping[str, ArrayLike]) -> None:
         advance()
         for callback in callbacks:
             callback(stage.title, mine, epoch, measured)

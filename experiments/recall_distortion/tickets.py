@@ -13,7 +13,6 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +117,9 @@ def _compiled(
         return optax.apply_updates(params, updates), state
 
     @jax.jit
-    def train(fixed: tuple[jax.Array, PyTree], params: PyTree, state: PyTree, begin: Any, end: Any) -> Any:
+    def train(
+        fixed: tuple[jax.Array, PyTree], params: PyTree, state: PyTree, begin: jax.Array, end: jax.Array
+    ) -> PyTree:
         advance = lambda number, carry: step(carry, number, *fixed)
         return jax.lax.fori_loop(begin, end, advance, (params, state))
 

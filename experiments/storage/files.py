@@ -10,9 +10,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -20,8 +20,12 @@ import orbax.checkpoint as ocp
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import ArrayLike
 
 from jprune import files
+
+# What a JSON file holds.
+JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
 SCHEMA = 1
 PARTIAL = files.TEMPORARY
@@ -33,7 +37,7 @@ class StoreError(RuntimeError):
     """A file of the store cannot be written, or its content has changed; the message names it."""
 
 
-def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+def write_table(path: Path, columns: Mapping[str, ArrayLike | Sequence[object]]) -> None:
     """Write columns of one length as parquet, with the schema version in the file's metadata.
 
     Args:
@@ -52,7 +56,7 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
         pq.write_table(table.replace_schema_metadata({"jprune.schema": str(SCHEMA)}), path)
 
 
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_lines(path: Path, records: Iterable[Mapping[str, JSON]]) -> None:
     """Write records as JSON lines; a float that is not finite becomes null.
 
     Raises:
@@ -62,7 +66,7 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         path.write_text("".join(canonical(record) + "\n" for record in records))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: JSON) -> None:
     """Write indented JSON atomically.
 
     Raises:
@@ -148,12 +152,12 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def canonical(value: Any) -> str:
+def canonical(value: JSON) -> str:
     """JSON with sorted keys and no spaces; null for a float that is not finite."""
     return json.dumps(_finite(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: JSON) -> JSON:
     if isinstance(value, Mapping):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

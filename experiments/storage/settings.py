@@ -3,9 +3,9 @@
 import json
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from experiments.storage import files, provenance, store
+from experiments.storage.files import JSON
 
 _LAST = "config.json"
 _ALL = "studies"
@@ -15,10 +15,10 @@ _PACKAGES = ("jprune", "jax", "jaxlib", "flax", "optax", "numpy")
 def record(
     folder: Path,
     module: str,
-    study: dict[str, Any],
-    running: dict[str, Any],
+    study: dict[str, JSON],
+    running: dict[str, JSON],
     *,
-    model: dict[str, Any] | None = None,
+    model: dict[str, JSON] | None = None,
     note: bool = True,
 ) -> list[str]:
     """Write the settings and the versions of the packages into a folder, and note the command.
@@ -52,7 +52,7 @@ def record(
     return changed
 
 
-def recorded(folder: Path) -> dict[str, dict[str, Any]] | None:
+def recorded(folder: Path) -> dict[str, dict[str, JSON]] | None:
     """The settings of the last run in a folder, as ``record`` wrote them, or None.
 
     Files of earlier layouts, which had all settings in one dict, are read too.
@@ -64,7 +64,7 @@ def recorded(folder: Path) -> dict[str, dict[str, Any]] | None:
     return _read(path) if path.exists() else None
 
 
-def of_study(folder: Path, study: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
+def of_study(folder: Path, study: dict[str, JSON]) -> dict[str, dict[str, JSON]] | None:
     """The recorded settings of one study in a folder; those of the last run if this study was not recorded separately.
 
     Options that were added after the study was recorded do not matter.
@@ -73,14 +73,14 @@ def of_study(folder: Path, study: dict[str, Any]) -> dict[str, dict[str, Any]] |
     return next(filter(same, all_recorded(folder)), None) or recorded(folder)
 
 
-def all_recorded(folder: Path) -> list[dict[str, dict[str, Any]]]:
+def all_recorded(folder: Path) -> list[dict[str, dict[str, JSON]]]:
     """The settings of every study that was run in a folder."""
     return [_read(path) for path in sorted((folder / _ALL).glob("*.json"))] or [
         one for one in [recorded(folder)] if one is not None
     ]
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> dict[str, dict[str, JSON]]:
     try:
         content = json.loads(path.read_text())
         study = content.get("study", content)

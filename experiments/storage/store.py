@@ -25,13 +25,12 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from experiments.storage import files
-from experiments.storage.files import PARTIAL, SCHEMA, StoreError, canonical, checksum, naming
+from experiments.storage.files import JSON, PARTIAL, SCHEMA, StoreError, canonical, checksum, naming
 from jprune.files import sync
 
 _MANIFEST = "manifest.json"
@@ -66,7 +65,7 @@ class Stage:
         return self.path.is_dir()
 
 
-def digest(settings: Mapping[str, Any]) -> str:
+def digest(settings: Mapping[str, JSON]) -> str:
     """Hash settings, independent of their order: 20 hexadecimal digits.
 
     Raises:
@@ -78,7 +77,7 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical({"schema": SCHEMA, **settings}).encode()).hexdigest()[:20]
 
 
-def stage(root: Path, kind: str, settings: Mapping[str, Any], replicates: range) -> Stage:
+def stage(root: Path, kind: str, settings: Mapping[str, JSON], replicates: range) -> Stage:
     """Name a stage.
 
     Args:
@@ -95,7 +94,7 @@ def stage(root: Path, kind: str, settings: Mapping[str, Any], replicates: range)
     return Stage(root, kind, digest(settings), replicates)
 
 
-def find(root: Path, kind: str, settings: Mapping[str, Any]) -> list[Stage]:
+def find(root: Path, kind: str, settings: Mapping[str, JSON]) -> list[Stage]:
     """The complete stages with these settings, in the order of their replicates."""
     folder = stage(root, kind, settings, range(1)).path.parent
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -103,7 +102,7 @@ def find(root: Path, kind: str, settings: Mapping[str, Any]) -> list[Stage]:
     return [stage(root, kind, settings, range(*pair)) for pair in ends]
 
 
-def missing(root: Path, kind: str, settings: Mapping[str, Any], replicates: range) -> list[range]:
+def missing(root: Path, kind: str, settings: Mapping[str, JSON], replicates: range) -> list[range]:
     """The replicates that are in no complete stage, as contiguous ranges."""
     present = {replicate for done in find(root, kind, settings) for replicate in done.replicates}
     absent = [replicate for replicate in replicates if replicate not in present]
@@ -174,7 +173,7 @@ def _touch(path: Path, ended: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def writing(target: Stage, settings: Mapping[str, Any]) -> Iterator[Path]:
+def writing(target: Stage, settings: Mapping[str, JSON]) -> Iterator[Path]:
     """Yield a folder for the stage's files; when the block ends, rename it to the stage.
 
     If another process has completed the same stage in the meantime, its files stay and these are dropped.
@@ -281,11 +280,11 @@ def _parts(stages: Sequence[Stage]) -> list[tuple[Stage, list[int]]]:
     return parts
 
 
-def _manifest(done: Stage) -> dict[str, Any]:
+def _manifest(done: Stage) -> dict[str, JSON]:
     """Read the manifest of a stage."""
     path = done.path / _MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, JSON] = json.loads(path.read_text())
         named, _ = digest(manifest["settings"]), dict(manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} cannot be read ({error!r}); {_remedy(done)}") from error

@@ -8,11 +8,11 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
 _SHARD_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_STEP")
 
@@ -119,7 +119,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def agree(value: Any) -> Any:
+def agree(value: PyTree) -> PyTree:
     """Return the first process's value in every process; the value must be JSON."""
     if jax.process_count() == 1:
         return value

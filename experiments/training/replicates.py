@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, PyTree
 
 AXIS = "replicate"
 Form = Literal["vmap", "map", "unroll"]
@@ -63,7 +63,7 @@ class Spread:
       program: the jitted function of (replicates, tuple of shared arguments).
     """
 
-    program: Any
+    program: Callable[..., PyTree]
 
     def __call__(self, stacked: PyTree, *shared: PyTree) -> PyTree:
         """Run the program on trees with a leading replicate axis and on arguments that all replicates share."""
@@ -105,7 +105,7 @@ def place(stacked: PyTree, mesh: Mesh) -> PyTree:
     Every process passes the same arrays.
     """
 
-    def put(x: Any) -> jax.Array:
+    def put(x: ArrayLike) -> jax.Array:
         x = np.asarray(x)
         padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % mesh.size, axis=0)])
         sharding = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -117,7 +117,7 @@ def place(stacked: PyTree, mesh: Mesh) -> PyTree:
 def share(tree: PyTree, mesh: Mesh) -> PyTree:
     """Put host arrays that all replicates read on every device."""
 
-    def put(x: Any) -> jax.Array:
+    def put(x: ArrayLike) -> jax.Array:
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, NamedSharding(mesh, PartitionSpec()), lambda index: x[index])
 
@@ -163,7 +163,7 @@ def chunks(replicates: range, size: int) -> list[range]:
     return [range(a, b) for a, b in itertools.pairwise(cuts)]
 
 
-def bytes_of(fn: Callable[..., PyTree], *args: Any) -> int:
+def bytes_of(fn: Callable[..., PyTree], *args: PyTree) -> int:
     """An upper estimate of the memory that a program needs, from shapes alone.
 
     Counts the arguments and every intermediate value once, as if none were fused or freed. Nothing is

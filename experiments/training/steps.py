@@ -4,7 +4,7 @@ Pure functions of one replicate; ``phases`` turns them into programs over many.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 import jprune
 from experiments.data import datasets
+from experiments.storage.files import JSON
 from experiments.training.tasks import Context, Task, evaluate_slice
 from jprune.trees import Where
 
@@ -65,7 +66,7 @@ class Recipe:
         """Sum of the lengths of all pieces."""
         return sum(self.epochs)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, JSON]:
         """The fields as JSON, for the hash of a stage; fields that were added later are left out at their defaults."""
         values = dataclasses.asdict(self)
         for name, default in (("optimizer", "sgd"), ("schedule", "constant")):

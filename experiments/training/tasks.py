@@ -56,10 +56,10 @@ class Task:
 
 def classification(
     dataset: datasets.Dataset,
-    model: str | Callable[..., Any],
+    model: str | Callable[..., object],
     *,
     augment: Augment | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> Task:
     """The task of classifying a data set with a model and cross-entropy.
 
@@ -89,7 +89,7 @@ def classification(
     return task
 
 
-def _check_logits(task: Task, dataset: datasets.Dataset, model: str | Callable[..., Any]) -> None:
+def _check_logits(task: Task, dataset: datasets.Dataset, model: str | Callable[..., object]) -> None:
     images = jax.ShapeDtypeStruct((2, *dataset.input_shape), dataset.train.images.dtype)
     name = model if isinstance(model, str) else own.spec(model)
     try:
@@ -123,7 +123,7 @@ def _nnx_task(dataset: datasets.Dataset, create: Callable[[nnx.Rngs], nnx.Module
         ]
         return jax.tree.unflatten(treedef, fresh)
 
-    def network(graph: Any, params: PyTree, stats: PyTree, key: jax.Array) -> nnx.Module:
+    def network(graph: nnx.GraphDef, params: PyTree, stats: PyTree, key: jax.Array) -> nnx.Module:
         # A copy: the variables of ``stats`` belong to the caller, perhaps to another trace.
         return nnx.merge(graph, params, keys(key), stats, copy=True)
 
