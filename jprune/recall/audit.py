@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -295,14 +295,7 @@ def audit_prepared(
     )
     named: SetNames = {(score, ratio): name for score, ratios in compressed.items() for ratio, name in ratios.items()}
     named |= {(score, None): name for score, name in dense.items()}
-    notes = [*prepared.notes, *(note for stack in sets.values() for note in stack.notes)]
-    all_perfect = all((stack.predicted == true).all() for stack in sets.values())
-    for name, stack in sets.items():
-        notes += about_order(true, stack, study.class_names, dense=name in dense.values())
-        notes += perfect_models(true, stack, all_perfect=all_perfect)
-        notes += about_quantities(true, stack) if prepared.class_names is None else []
-    notes += [note for stack in sets.values() for note in (*caveats.of_scores(stack), *caveats.of_copies(stack))]
-    report = _assemble(study, named, notes)
+    report = _assemble(study, named, _notes(prepared, study.class_names, set(dense.values())))
     risky, shown = examples.at_risk(known)
     groups = examples.subgroups(study, known, prepared.groups)
     k = options.top_k if options.top_k is not None else min(5, max(1, classes - 1))
@@ -324,6 +317,19 @@ def audit_prepared(
         tests=comparisons.with_rows(report.tests, tests),
         warnings=(*report.warnings, *caveats.of_pairing(tests)),
     )
+
+
+def _notes(prepared: Prepared, class_names: Sequence[str], dense: Collection[str]) -> list[str]:
+    """What a reader should know of how labels and predictions were read, and of what looks wrong in them."""
+    true, sets = prepared.true, prepared.sets
+    notes = [*prepared.notes, *(note for stack in sets.values() for note in stack.notes)]
+    all_perfect = all((stack.predicted == true).all() for stack in sets.values())
+    for name, stack in sets.items():
+        notes += about_order(true, stack, class_names, dense=name in dense)
+        notes += perfect_models(true, stack, all_perfect=all_perfect)
+        notes += about_quantities(true, stack) if prepared.class_names is None else []
+    notes += [note for stack in sets.values() for note in (*caveats.of_scores(stack), *caveats.of_copies(stack))]
+    return notes
 
 
 def _check(options: Options) -> None:
