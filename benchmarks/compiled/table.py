@@ -3,7 +3,8 @@
 import pathlib
 from collections.abc import Iterator
 
-from benchmarks.compiled import devices, programs, reader
+from benchmarks import steps
+from benchmarks.compiled import devices, programs, reader, studies
 from benchmarks.compiled.devices import Target
 from benchmarks.compiled.programs import Case
 from experiments.reproduction.__main__ import filled
@@ -22,6 +23,15 @@ def cases() -> Iterator[tuple[Target, Case]]:
         for replicates in (0, 30):
             for link in ("plain", "keep_zeros", "prune"):
                 yield target, programs.dense_step(target, link, replicates=replicates)
+    for target in (devices.h100(), devices.v5e(count=1), devices.h100(per_host=4), devices.v5e()):
+        for count in (len(target.devices), 28):
+            yield target, studies.replicated_step(target, "lenet", studies.MNIST, count)
+        yield target, studies.replicated_step(target, "resnet20", studies.CIFAR, len(target.devices))
+    yield devices.h100(), studies.replicated_step(devices.h100(), "resnet20", studies.CIFAR, 20)
+    for target in (devices.h100(), devices.v5e(count=1)):
+        for network in (steps.lenet(), steps.conv(), steps.dense()):
+            for coefficient in (0.0, 1e-3):
+                yield target, studies.penalty_step(target, network, coefficient)
     for target in (devices.h100(hosts=2, per_host=8), devices.v5e("16x16")):
         for what in ("selection", "training step"):
             yield target, programs.decoder(target, what)

@@ -15,7 +15,8 @@ if not all(importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plu
     pytest.skip("the compilers are in .venv-compilers: make test-compilers", allow_module_level=True)
 
 import jprune
-from benchmarks.compiled import devices, programs, reader
+from benchmarks import steps
+from benchmarks.compiled import devices, programs, reader, studies
 
 pytestmark = [pytest.mark.compilers, pytest.mark.optax_promotes]
 SIZE = 10**8
@@ -144,6 +145,44 @@ def test_a_tpu_computes_at_most_four_operations_more_with_nothing_due(replicates
         computed[link] = len(kernels)
         assert [k for k in kernels if k.op == "copy" and k.written == 784 * 300 * max(replicates, 1)] == []
     assert computed["prune"] - computed["keep_zeros"] <= 4
+
+
+@EVERYWHERE
+def test_an_epoch_of_the_recall_study_is_one_program_without_the_host(name):
+    """45,000 examples are 351 steps of 128 and 5,000 are 10 slices of 500; a step moves no copy of the examples."""
+    count = 2 * len(target(name).devices)
+    program = compiled(name, studies.epoch, "lenet-300-100", studies.MNIST, count)
+    bodies = alone(program)
+    assert program.collectives() == []
+    assert bodies[351].launches <= (60 if "H100" in name else 130)
+    assert max(kernel.written for kernel in bodies[351].every_kernel()) < 45_000 * 784
+    # A TPU reads single examples from a copy of their array in another layout, which it makes once an epoch.
+    assert program.scratch <= (50e6 if "H100" in name else 250e6)
+
+
+def test_an_epoch_of_the_image_grid_is_one_program_without_the_host():
+    """Three seeds; the 5,000 images of the validation split are 5 slices of 1,000."""
+    bodies = alone(compiled("one H100", functools.partial(studies.grid_epoch, depth=2, width=2)))
+    assert set(bodies) >= {351, 5}
+    assert max(kernel.written for kernel in bodies[351].every_kernel()) < 45_000 * 32 * 32 * 3
+
+
+def alone(program):
+    """The bodies of a program's loops by trip count, after a check that it runs without the host."""
+    loops = [loop for block in program.entry.blocks() for loop in block.loops]
+    assert None not in [trips for trips, _ in loops]
+    assert not any(block.conditionals for block in program.entry.blocks())
+    assert not any(word in program.text for word in ("infeed", "outfeed", "callback", "send(", "recv("))
+    return dict(loops)
+
+
+@pytest.mark.parametrize("network", [steps.lenet(), steps.conv(), steps.dense()], ids=lambda network: network.name)
+def test_the_penalty_reads_each_preactivation_a_few_times_and_keeps_no_copy(network):
+    """It adds no gather, and no more scratch than a tenth of what the step without it needs, or 2 MB."""
+    plain, penalized = (compiled("one H100", studies.penalty_step, network, c) for c in (0.0, 1e-3))
+    assert len(penalized.gathers()) == len(plain.gathers())
+    assert penalized.scratch <= max(1.1 * plain.scratch, plain.scratch + 2e6)
+    assert penalized.entry.least()[1] <= 1.65 * plain.entry.least()[1]
 
 
 def test_a_selection_that_is_due_writes_no_array_of_absolute_values():
