@@ -25,7 +25,7 @@ _SIMPLE = (int, float, str, bool, np.integer, type(None))
 _UNKNOWN = "an unknown line"
 
 
-def code_differences(trace: Callable[[], Any], program: Program, kept: Kept) -> tuple[str, ...]:
+def code_differences(trace: Callable[[], core.ClosedJaxpr], program: Program, kept: Kept) -> tuple[str, ...]:
     """Compare a model's code at the smaller shapes with its traced program.
 
     Args:
@@ -44,7 +44,9 @@ def code_differences(trace: Callable[[], Any], program: Program, kept: Kept) -> 
     return tuple(dict.fromkeys(_differences(program, traced, kept)))
 
 
-def _differences(program: Program, traced: Any, kept: Kept, caller: str = _UNKNOWN) -> Iterator[str]:
+def _differences(
+    program: Program, traced: core.Jaxpr | core.ClosedJaxpr, kept: Kept, caller: str = _UNKNOWN
+) -> Iterator[str]:
     """Compare equation by equation; ``caller`` is the line that calls the program, for equations that have none."""
     equations = jaxprs.opened(traced).eqns
     for constant, other in zip(program.consts, getattr(traced, "consts", ()), strict=False):
@@ -91,12 +93,12 @@ def _in_equation(step: Step, equation: core.JaxprEqn, kept: Kept) -> Iterator[st
                 yield f"slice: along axis {axis} the code takes [{part}], which are other channels than expected"
 
 
-def _is_simple(value: Any) -> bool:
+def _is_simple(value: object) -> bool:
     """Whether a parameter is a number, a text or a tuple of these; programs are compared by their equations."""
     return all(map(_is_simple, value)) if isinstance(value, tuple) else isinstance(value, _SIMPLE)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Numpy's integers as Python's, which print as digits."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))

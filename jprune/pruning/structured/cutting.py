@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, PyTree
 
 from jprune.pruning.structured.selection import replicated
-from jprune.trees import flatten
+from jprune.trees import Leaf, flatten
 
 KeptIndices: TypeAlias = tuple[Bool[np.ndarray, " _"], ...]
 
@@ -66,7 +66,7 @@ def cut_along(tree: PyTree, kept: Mapping[str, KeptIndices], name: str) -> PyTre
     return jax.tree.unflatten(treedef, out)
 
 
-def take(leaf: Any, kept: KeptIndices) -> Any:
+def take(leaf: Leaf, kept: KeptIndices) -> Leaf:
     """The indices of an array, or of a shape, that stay; an array on a mesh with explicit axes is replicated first."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         described: Callable[..., Any] = jax.ShapeDtypeStruct
@@ -86,7 +86,7 @@ class _Owner(NamedTuple):
     prefix: str
 
 
-def _owner(path: str, leaf: Any, kept: Mapping[str, KeptIndices]) -> _Owner | None:
+def _owner(path: str, leaf: Leaf, kept: Mapping[str, KeptIndices]) -> _Owner | None:
     if not hasattr(leaf, "shape") or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return None
     parts = path.split("/")
@@ -97,7 +97,7 @@ def _owner(path: str, leaf: Any, kept: Mapping[str, KeptIndices]) -> _Owner | No
     return None
 
 
-def _cut(path: str, leaf: Any, owner: _Owner, kept: KeptIndices, name: str, *, alone: bool) -> Any:
+def _cut(path: str, leaf: Leaf, owner: _Owner, kept: KeptIndices, name: str, *, alone: bool) -> Leaf:
     shape, full = tuple(leaf.shape), tuple(len(indices) for indices in kept)
     if shape == full:
         return take(leaf, kept)

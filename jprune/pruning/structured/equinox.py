@@ -1,7 +1,6 @@
 """Put smaller parameters back into an Equinox module."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -44,11 +43,11 @@ def smaller_module(model: PyTree, params: PyTree = None) -> PyTree:
     return copy
 
 
-def _layers(node: Any) -> Iterator[eqx.Module]:
+def _layers(node: PyTree) -> Iterator[eqx.Module]:
     """Every module of a tree, outermost first."""
     if isinstance(node, eqx.Module):
         yield node
-        children: Any = vars(node).values()
+        children: PyTree = vars(node).values()
     elif isinstance(node, dict):
         children = node.values()
     else:
@@ -57,9 +56,9 @@ def _layers(node: Any) -> Iterator[eqx.Module]:
         yield from _layers(child)
 
 
-def _sizes(layer: Any) -> dict[str, Any]:
+def _sizes(layer: PyTree) -> dict[str, PyTree]:
     """The declared sizes of a layer, read off its parameters."""
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, PyTree] = {}
     match layer:
         case eqx.nn.Linear() if eqx.is_array(layer.weight):
             named = dict(zip(("out_features", "in_features"), layer.weight.shape, strict=True))

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 from jaxtyping import PyTree
@@ -28,7 +27,7 @@ def smaller_apply(module: nn.Module) -> Callable[..., PyTree]:
     """
 
     @functools.wraps(module.apply)
-    def apply(*args: Any, **kwargs: Any) -> PyTree:
+    def apply(*args: PyTree, **kwargs: PyTree) -> PyTree:
         with nn.intercept_methods(_with_sizes_of_parameters):
             return module.apply(*args, **kwargs)
 
@@ -36,8 +35,11 @@ def smaller_apply(module: nn.Module) -> Callable[..., PyTree]:
 
 
 def _with_sizes_of_parameters(
-    function: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
-) -> Any:
+    function: Callable[..., PyTree],
+    args: tuple[PyTree, ...],
+    kwargs: dict[str, PyTree],
+    context: nn.module.InterceptorContext,
+) -> PyTree:
     # A recurrent layer asks its cell for a carry without a call that could be intercepted.
     for layer in (context.module, getattr(context.module, "cell", None)):
         if isinstance(layer, nn.Module) and layer.scope is not None:
@@ -46,9 +48,9 @@ def _with_sizes_of_parameters(
     return function(*args, **kwargs)
 
 
-def _sizes(layer: Any, params: Any) -> dict[str, Any]:
+def _sizes(layer: nn.Module, params: PyTree) -> dict[str, PyTree]:
     """The declared sizes of a layer, read off its parameters."""
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, PyTree] = {}
     match layer:
         case nn.Dense() if "kernel" in params:
             sizes["features"] = params["kernel"].shape[-1]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core
-from jaxtyping import Array, ArrayLike, Bool
+from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from jprune import jaxprs
 from jprune.graph.loops import run as trace
@@ -44,10 +44,10 @@ def run(program: Program, kept: Kept, inputs: Arrays) -> list[ArrayLike]:
     Returns:
       The program's outputs.
     """
-    env: dict[core.Var, Any] = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
+    env: dict[core.Var, jaxprs.Value] = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
     env.update(zip(program.jaxpr.invars, inputs, strict=True))
 
-    def read(atom: Any) -> Any:
+    def read(atom: core.Var | core.Literal) -> jaxprs.Value:
         return atom.val if isinstance(atom, core.Literal) else env[atom]
 
     for step in program.steps:
@@ -56,7 +56,7 @@ def run(program: Program, kept: Kept, inputs: Arrays) -> list[ArrayLike]:
     return [read(atom) for atom in program.jaxpr.outvars]
 
 
-def _carry_out(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
+def _carry_out(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
     name = step.equation.primitive.name
     if name in _CONTROL_FLOW:
         return _CONTROL_FLOW[name](step, kept, inputs)
@@ -131,7 +131,7 @@ def _slice(step: Step, kept: Kept, x: Array) -> Array:
     return x
 
 
-def _call(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
+def _call(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
     """Carry out the program that an equation calls, with the derivative rule that it has."""
     name, params, inside = step.equation.primitive.name, step.equation.params, step.inside[0]
 
@@ -171,7 +171,7 @@ def _with_vjp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[.
     function = jax.custom_vjp(body)
     floats = [place for place, var in enumerate(step.equation.invars) if _is_float(var.aval)]
 
-    def backward(primals: Arrays, cotangents: Arrays) -> tuple[Any, ...]:
+    def backward(primals: Arrays, cotangents: Arrays) -> tuple[PyTree, ...]:
         def rule(primals: Arrays, cotangents: Arrays) -> Arrays:
             _, pull = jax.vjp(_of_floats(step.equation, floats, primals), *(primals[k] for k in floats))
             pulled: Arrays = pull(list(cotangents))
@@ -201,7 +201,7 @@ def _of_floats(equation: core.JaxprEqn, floats: Sequence[int], inputs: Arrays) -
 
 
 def _rerun(
-    function: Callable[..., Any], kept: Kept, values: tuple[Sequence[Value], ...], arrays: tuple[Arrays, ...]
+    function: Callable[..., PyTree], kept: Kept, values: tuple[Sequence[Value], ...], arrays: tuple[Arrays, ...]
 ) -> list[ArrayLike]:
     """Trace a function at the full sizes of values, and carry it out on arrays at the smaller sizes."""
     flat = [value for part in values for value in part]
@@ -232,11 +232,11 @@ def _rerun(
     return run(program, ~removed[solution.roots], [array for part in arrays for array in part])
 
 
-def _scan(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
+def _scan(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
     params = step.equation.params
     fixed, carried = params["num_consts"], params["num_carry"]
 
-    def body(carry: list[Any], now: list[Any]) -> tuple[list[Any], list[Any]]:
+    def body(carry: list[jaxprs.Value], now: list[jaxprs.Value]) -> tuple[list[jaxprs.Value], list[jaxprs.Value]]:
         results = run(step.inside[0], kept, [*inputs[:fixed], *carry, *now])
         return results[:carried], results[carried:]
 
@@ -245,7 +245,7 @@ def _scan(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
     return [*carry, *outputs]
 
 
-def _while(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
+def _while(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
     params = step.equation.params
     one, two = params["cond_nconsts"], params["body_nconsts"]
     condition, body = step.inside
@@ -260,7 +260,7 @@ def _while(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
     return results
 
 
-def _cond(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
+def _cond(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
     def branch(program: Program) -> Callable[..., Arrays]:
         return lambda *args: run(program, kept, args)
 
@@ -268,4 +268,8 @@ def _cond(step: Step, kept: Kept, inputs: list[Any]) -> Arrays:
     return results
 
 
-_CONTROL_FLOW: dict[str, Callable[[Step, Kept, list[Any]], Arrays]] = {"scan": _scan, "while": _while, "cond": _cond}
+_CONTROL_FLOW: dict[str, Callable[[Step, Kept, list[jaxprs.Value]], Arrays]] = {
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}

@@ -1,13 +1,13 @@
 """From a masked network to a smaller dense one: channels that are masked in every layer are removed."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from jprune.graph import Graph, trace_model
 from jprune.graph.channels import Member
@@ -295,7 +295,7 @@ def _reads(graph: Graph, member: Member) -> bool:
     return axes is not None and member.axis in axes.inputs
 
 
-def _named_dead(graph: Graph, dead: Mapping[str, Any]) -> Removed:
+def _named_dead(graph: Graph, dead: Mapping[str, ArrayLike]) -> Removed:
     """The channels of each group that ``dead`` names by outputs of a kernel."""
     named = tuple(np.zeros(group.size, bool) for group in graph.channels)
     for path, given in dead.items():
@@ -377,7 +377,7 @@ def _kept_indices(graph: Graph, kept: Kept) -> tuple[dict[str, KeptIndices], dic
 def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptIndices]) -> Callable[..., PyTree]:
     """The traced program at the smaller sizes; traced again for inputs of other shapes."""
     model = graph.model
-    programs: dict[Any, tuple[Graph, Kept]] = {_signature(model.inputs): (graph, _kept_ids(graph, removed))}
+    programs: dict[Hashable, tuple[Graph, Kept]] = {_signature(model.inputs): (graph, _kept_ids(graph, removed))}
 
     def apply(params: PyTree, *inputs: PyTree, state: PyTree = None) -> PyTree:
         if model.state is not None and state is None and not model.state_by_keyword:
@@ -400,7 +400,7 @@ def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptI
     return apply
 
 
-def _signature(inputs: PyTree) -> Any:
+def _signature(inputs: PyTree) -> Hashable:
     leaves, treedef = jax.tree.flatten(tuple(inputs))
     return treedef, tuple((leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf for leaf in leaves)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from jprune.graph import Graph
 from jprune.graph.axes import Axes
@@ -235,7 +235,7 @@ class ChannelSelection:
         masks |= {path: jnp.ones_like(score, dtype=bool) for path, score in scored.items()} | alive
         return masks_without(self.graph, scores, list(zip(groups.groups, removed, strict=True)), masks)
 
-    def _alive(self, scores: PyTree, among: PyTree) -> dict[str, Any]:
+    def _alive(self, scores: PyTree, among: PyTree) -> dict[str, Array]:
         needed = {member.path for group in self.groups for member in group.members}
         check_leaves(self.graph, scores, name="scores", needed=needed)
         if among is None:
@@ -247,7 +247,7 @@ class ChannelSelection:
                 raise TypeError(f"among has {leaf!r} at '{path}'; it must be a bool array or None")
         return {path: leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
 
-    def _scored(self, scored: Mapping[str, Any]) -> "_Choice":
+    def _scored(self, scored: Mapping[str, Array]) -> "_Choice":
         """The groups with a score, and how they lose channels."""
         places = [i for i, g in enumerate(self.groups) if any(member.path in scored for member in g.members)]
         if not places:
@@ -392,7 +392,7 @@ class _Choice(NamedTuple):
         turn = jnp.full(count + 1, count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))
         turn_of_channel = turn[jnp.concatenate(block_of_channel)]
 
-        def halve(_: Any, between: tuple[Array, Array]) -> tuple[Array, Array]:
+        def halve(_: ArrayLike, between: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = between
             middle = (low + high) // 2
             enough = uint64.not_below(limit, cost.limbs_after(turn_of_channel < middle))

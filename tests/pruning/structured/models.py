@@ -44,26 +44,27 @@ class _Draw:
     def __init__(self, seed=0):
         self.rng = np.random.default_rng(seed)
 
-    def __call__(self, *shape):
+    def __call__(self, *shape, mean=0.0, scale=1.0, of=np.asarray):
+        """Computed by numpy: jax would compile a program for each shape."""
         fan_in = np.prod(shape[:-1]) if len(shape) > 1 else 1
-        return jnp.asarray(self.rng.normal(size=shape) / np.sqrt(fan_in), jnp.float32)
+        return jnp.asarray(of(mean + scale * self.rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32))
 
     def dense(self, inputs, outputs):
-        return {"kernel": self(inputs, outputs), "bias": 0.3 * self(outputs)}
+        return {"kernel": self(inputs, outputs), "bias": self(outputs, scale=0.3)}
 
     def conv(self, inputs, outputs, window=3, bias=False):
         kernel = {"kernel": self(window, window, inputs, outputs)}
-        return kernel | ({"bias": 0.3 * self(outputs)} if bias else {})
+        return kernel | ({"bias": self(outputs, scale=0.3)} if bias else {})
 
     def norm(self, features):
-        return {"scale": 1 + 0.3 * self(features), "bias": 0.3 * self(features)}
+        return {"scale": self(features, mean=1, scale=0.3), "bias": self(features, scale=0.3)}
 
     def statistics(self, features):
-        return {"mean": 0.1 * self(features), "var": jnp.exp(0.3 * self(features))}
+        return {"mean": self(features, scale=0.1), "var": self(features, scale=0.3, of=np.exp)}
 
     def like(self, tree):
         """Random values in place of every float leaf of a tree: initializers leave biases at 0."""
-        move = lambda x: x + 0.3 * jnp.asarray(self.rng.normal(size=x.shape), x.dtype)
+        move = lambda x: jnp.asarray((np.asarray(x) + 0.3 * self.rng.normal(size=x.shape)).astype(x.dtype))
         return jax.tree.map(lambda x: move(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 

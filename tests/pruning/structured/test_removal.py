@@ -30,12 +30,19 @@ def half_of(graph, *, exact=True, seed=0):
             gone[rng.choice(group.size, group.size // 2, replace=False)] = True
         removed.append((group, jnp.asarray(gone)))
     tree = dict.fromkeys(graph.shapes, 0.0)
-    return selection.masks_without(graph, tree, removed, {}), removed
+    return jax.jit(lambda: selection.masks_without(graph, tree, removed, {}))(), removed
 
 
 def masks_like(params, masks):
     paths, _, treedef = jprune.trees.flatten(params)
     return jax.tree.unflatten(treedef, [masks.get(path) for path in paths])
+
+
+apply_masks = jax.jit(jprune.apply_masks)  # one program instead of one for each shape
+
+
+def compiled(model):
+    return jax.jit(functools.partial(model))  # jit holds a weak reference, which a NamedTuple cannot have
 
 
 def run_small(model, small):
@@ -57,7 +64,7 @@ def test_outputs_and_gradients_equal_those_of_the_masked_network(name):
         by_path, removed = half_of(graph)
         masks = masks_like(model.params, by_path)
         small = jprune.remove_channels(graph, model.params, masks, state=model.state)
-        masked = jprune.apply_masks(model.params, masks)
+        masked = apply_masks(model.params, masks)
 
         def loss(apply, params):
             out = jax.tree.leaves(apply(params, *model.inputs))[0]
@@ -70,7 +77,7 @@ def test_outputs_and_gradients_equal_those_of_the_masked_network(name):
             )
         )
         ((_, out), grad), ((_, small_out), small_grad) = both(masked, small.params)
-        full = jax.tree.leaves(model(model.params, *model.inputs))[0]
+        full = jax.tree.leaves(compiled(model)(model.params, *model.inputs))[0]
     np.testing.assert_allclose(small_out, out, atol=1e-5)
     assert np.abs(np.asarray(full) - np.asarray(out)).max() > 1e-3  # removing the channels does change the model
     cut = removal.cut_leaves(grad, small.kept)
@@ -123,7 +130,11 @@ def test_the_models_own_code_is_named_where_it_cannot_serve(name):
 def mlp_and_masks():
     model = MODELS["mlp"]()
     graph = graph_of(model)
-    return model, graph, jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, model.params), sparsity=0.5)
+    return model, graph, half_by_magnitude(graph, model.params)
+
+
+def half_by_magnitude(graph, params):
+    return jax.jit(lambda p: jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, p), sparsity=0.5))(params)
 
 
 def test_the_smaller_program_takes_any_batch_size():
@@ -135,8 +146,8 @@ def test_the_smaller_program_takes_any_batch_size():
             small = jprune.remove_channels(graph, model.params, masks, state=model.state)
             (x,) = model.inputs
             more = jnp.concatenate([x, x, -x])
-            out = run_small(model, small)(small.params, more)
-            np.testing.assert_allclose(out, model(jprune.apply_masks(model.params, masks), more), atol=1e-5)
+            out = jax.jit(run_small(model, small))(small.params, more)
+            np.testing.assert_allclose(out, compiled(model)(apply_masks(model.params, masks), more), atol=1e-5)
 
 
 def test_half_a_group_is_refused_by_the_names_of_its_members():
@@ -225,7 +236,7 @@ def test_training_goes_on_with_the_optimizer_state_that_was_cut(name):
 def test_lookahead_averages_and_arrays_of_another_form():
     """The slow weights of lookahead and a separate average are trees of parameters; Shampoo's statistics are not."""
     model, graph, masks = mlp_and_masks()
-    params = jprune.apply_masks(model.params, masks)
+    params = apply_masks(model.params, masks)
     both = optax.LookaheadParams.init_synced(params)
     tx = optax.lookahead(optax.adam(1e-2), sync_period=2, slow_step_size=0.5)
     average = {"decay": jnp.float32(0.9), "ema": jax.tree.map(lambda x: 0.5 * x, params)}
@@ -251,7 +262,7 @@ def test_the_smaller_model_is_saved_and_loaded(library, tmp_path):
         graph = graph_of(model)
         masks = masks_like(model.params, half_of(graph)[0])
         tx = optax.adam(1e-2)
-        opt_state = tx.update(jax.tree.map(jnp.cos, model.params), tx.init(model.params), model.params)[1]
+        opt_state = jax.jit(lambda p: tx.update(jax.tree.map(jnp.cos, p), tx.init(p), p)[1])(model.params)
         small = jprune.remove_channels(graph, model.params, masks, state=model.state, also=(opt_state,))
         saved = {"params": small.params, "state": small.state, "opt_state": small.also[0]}
         like = {"params": small.params, "state": small.state, "opt_state": tx.init(small.params)}
@@ -267,9 +278,9 @@ def test_the_smaller_model_is_saved_and_loaded(library, tmp_path):
                 placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), described)
                 loaded = checkpointer.restore(tmp_path / "small", placed)
         chex.assert_trees_all_equal(loaded, saved)
-        outputs = small.apply(loaded["params"], *model.inputs, state=loaded["state"])
-        masked = jprune.apply_masks(model.params, masks)
-        np.testing.assert_allclose(outputs, model(masked, *model.inputs), atol=1e-5)
+        outputs = jax.jit(small.apply)(loaded["params"], *model.inputs, state=loaded["state"])
+        masked = apply_masks(model.params, masks)
+        np.testing.assert_allclose(outputs, compiled(model)(masked, *model.inputs), atol=1e-5)
 
 
 def test_factors_that_would_be_read_along_other_axes_are_refused():
@@ -285,7 +296,7 @@ def test_batch_statistics_are_cut_with_their_channels():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         model = MODELS["vgg"]()
         graph = graph_of(model)
-        masks = jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, model.params), sparsity=0.5)
+        masks = half_by_magnitude(graph, model.params)
         small = jprune.remove_channels(graph, model.params, masks, also=(model.state,), check=model.inputs)
         with pytest.raises(TypeError, match=r"small\.apply needs the state of the model"):
             small.apply(small.params, *model.inputs)
@@ -310,7 +321,7 @@ def test_a_new_state_among_the_outputs_is_checked_at_the_channels_that_are_left(
 
     x = jnp.asarray(np.random.default_rng(1).normal(size=(5, 4)), jnp.float32)
     graph = trace_model(apply, params, x, state=state)
-    masks = jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, params), sparsity=0.5)
+    masks = half_by_magnitude(graph, params)
     small = jprune.remove_channels(graph, params, masks, state=state, check=x[:3])
     _, new = small.apply(small.params, x, state=small.state)
     assert new["mean"].shape == small.state["mean"].shape == (3,)
@@ -322,8 +333,8 @@ def test_the_difference_of_groups_that_are_not_exact_is_measured():
         graph = graph_of(model)
         masks = masks_like(model.params, half_of(graph, exact=False)[0])
         small = jprune.remove_channels(graph, model.params, masks, check=model.inputs)
-        masked = jprune.apply_masks(model.params, masks)
-        out = jnp.abs(small.apply(small.params, *model.inputs) - model(masked, *model.inputs))
+        masked = apply_masks(model.params, masks)
+        out = np.abs(jax.jit(small.apply)(small.params, *model.inputs) - compiled(model)(masked, *model.inputs))
     (row,) = [group for group in small.table.groups if not group.exact]
     assert row.difference == pytest.approx(float(out.max()), rel=1e-3)
     assert row.difference > 1e-2

@@ -1,5 +1,6 @@
 """Budgets are met exactly, by the channels with the lowest scores, and errors name what stops them."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,11 @@ from tests.pruning.structured.models import MODELS
 from tests.pruning.structured.test_removal import graph_of, masks_like
 
 WIDTHS = (5, 8, 6, 3)
+
+
+def select(graph, scores, **options):
+    """The selection as one program; errors, and the order of the mean scores, are tested outside jit too."""
+    return jax.jit(lambda scores: jprune.channel_group_masks(graph, scores, **options))(scores)
 
 
 def chain():
@@ -59,7 +65,7 @@ def test_scores_are_reduced_as_asked(reduce):
     scores = jax.tree.map(jnp.abs, params)
     power = {"sum": 1, "l2": 2}[reduce]
     total = (np.abs(params["a"]) ** power).sum(0) + (np.abs(params["b"]) ** power).sum(1)
-    masks = jprune.channel_group_masks(graph, scores, sparsity=0.5, reduce=reduce, groups="^a$")
+    masks = select(graph, scores, sparsity=0.5, reduce=reduce, groups="^a$")
     np.testing.assert_array_equal(np.asarray(masks["a"][0]), total >= np.sort(total)[4])
 
 
@@ -68,7 +74,7 @@ def test_scores_are_reduced_as_asked(reduce):
 def test_the_cost_is_met_and_one_channel_more_would_exceed_it(budget, amount):
     params, graph = chain()
     scores = jax.tree.map(jnp.abs, params)
-    first, second = kept_widths(jprune.channel_group_masks(graph, scores, **{budget: amount}))
+    first, second = kept_widths(select(graph, scores, **{budget: amount}))
     assert cost(first, second) <= (1 - amount) * cost(8, 6)
     assert cost(first + 1, second) > (1 - amount) * cost(8, 6) or cost(first, second + 1) > (1 - amount) * cost(8, 6)
 
@@ -77,7 +83,7 @@ def test_a_target_that_a_choice_meets_exactly_is_not_overshot():
     """Half of one group of 8: 5 * 4 + 4 * 3 = 32 of 64 multiply-adds, although 0.5 is rounded nowhere."""
     params = {"a": jnp.arange(40.0).reshape(5, 8), "b": jnp.ones((8, 3))}
     graph = trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jax.ShapeDtypeStruct((7, 5), jnp.float32))
-    masks = jprune.channel_group_masks(graph, params, multiply_adds=0.5)
+    masks = select(graph, params, multiply_adds=0.5)
     np.testing.assert_array_equal(masks["b"][:, 0], [False] * 4 + [True] * 4)
 
 
@@ -99,7 +105,7 @@ def test_a_number_of_multiply_adds_to_keep():
 def test_a_sparsity_of_nine_tenths_leaves_one_of_ten():
     params = {"a": jnp.arange(20.0).reshape(2, 10), "b": jnp.ones((10, 3))}
     graph = trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jax.ShapeDtypeStruct((7, 2), jnp.float32))
-    assert int(jprune.channel_group_masks(graph, params, sparsity=0.9)["a"][0].sum()) == 1
+    assert int(select(graph, params, sparsity=0.9)["a"][0].sum()) == 1
 
 
 @pytest.mark.parametrize(
@@ -115,7 +121,7 @@ def test_costs_of_a_choice_are_those_of_the_smaller_program(name):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         graph = graph_of(model)
         scores = jax.tree.map(jnp.abs, model.params)
-        masks = jprune.channel_group_masks(graph, scores, multiply_adds=0.5)
+        masks = select(graph, scores, multiply_adds=0.5)
         small = jprune.remove_channels(graph, model.params, masks, state=model.state)
         inside = lambda p, *x: small.apply(p, *x, **({} if model.state is None else {"state": small.state}))
         counted = trace_model(inside, small.params, *model.inputs)
@@ -139,7 +145,7 @@ def test_the_cost_is_the_same_in_limbs_for_numbers_beyond_32_bits():
 def test_widths_are_multiples_of_round_to_and_not_below_the_minimum():
     params, graph = chain()
     scores = jax.tree.map(jnp.abs, params)
-    masks = jprune.channel_group_masks(graph, scores, sparsity=0.4, round_to=4)
+    masks = select(graph, scores, sparsity=0.4, round_to=4)
     assert kept_widths(masks) in [(8, 4), (4, 4), (4, 6)]
     masks = jprune.channel_group_masks(graph, scores, keep=8, min_channels={"^c$": 5})
     assert kept_widths(masks)[1] >= 5
@@ -188,7 +194,7 @@ def test_heads_are_removed_whole_where_they_are_fused_or_share_keys(name, member
             np.testing.assert_array_equal(member.indices, expected)
     scores = jax.tree.map(jnp.abs, model.params)
     pattern = {"vit": r"^qkv/kernel\[1\]$", "transformer": r"^key\[1\]$"}[name]
-    masks = jprune.channel_group_masks(graph, scores, sparsity={pattern: 0.5})
+    masks = select(graph, scores, sparsity={pattern: 0.5})
     kernel = masks["qkv"]["kernel"] if name == "vit" else masks["key"]
     assert int(np.asarray(kernel).any((0, *range(2, kernel.ndim))).sum()) == {"vit": 12, "transformer": 1}[name]
 
@@ -207,7 +213,7 @@ def test_a_head_is_rounded_as_the_indices_it_has():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         graph = graph_of(model)
     scores = jax.tree.map(jnp.abs, model.params)
-    masks = jprune.channel_group_masks(graph, scores, sparsity=0.5, round_to=4, groups="attention")
+    masks = select(graph, scores, sparsity=0.5, round_to=4, groups="attention")
     assert int(jprune.trees.flatten(masks)[1][0][:, 0].sum()) == 4
 
 
@@ -258,6 +264,11 @@ class TestInTheChain:
         self.selection = jprune.structured(self.graph, budget="multiply_adds")
 
     def train(self, tx, steps, params=None):
+        params = self.model.params if params is None else params
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return jax.jit(self.training(tx, steps))(params)
+
+    def training(self, tx, steps):
         model = self.model
 
         def step(carry, _):
@@ -266,9 +277,7 @@ class TestInTheChain:
             updates, state = tx.update(grads, state, params, grad=grads)
             return (optax.apply_updates(params, updates), state), None
 
-        params = model.params if params is None else params
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, length=steps)[0])(params)
+        return lambda params: jax.lax.scan(step, (params, tx.init(params)), None, length=steps)[0]
 
     def dead(self, params):
         """Channels that are zero in every member, by group."""
@@ -308,11 +317,14 @@ class TestInTheChain:
     @pytest.mark.optax_promotes
     def test_replicates_select_their_own_channels(self):
         tx = optax.chain(optax.adam(1e-2), jprune.prune(jprune.magnitude(), {0: 0.5}, selection=self.selection))
-        noise = lambda x: jnp.stack([x, x * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)])
+        noise = lambda x: np.stack([x, x * np.cos(np.arange(x.size, dtype=x.dtype)).reshape(x.shape)])
         both = jax.tree.map(noise, self.model.params)
-        params, _ = jax.vmap(lambda p: self.train(tx, 2, p))(both)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            of_one = jax.jit(self.training(tx, 2))
+            params, _ = jax.jit(jax.vmap(self.training(tx, 2)))(both)
         for replicate in range(2):
-            alone, _ = self.train(tx, 2, jax.tree.map(lambda x, r=replicate: x[r], both))
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                alone, _ = of_one(jax.tree.map(lambda x, r=replicate: x[r], both))
             one = jax.tree.map(lambda x, r=replicate: np.asarray(x[r]), params)
             assert self.dead(one) == self.dead(alone)
             jax.tree.map(lambda x, y: np.testing.assert_array_equal(x == 0, y == 0), one, alone)
@@ -344,7 +356,7 @@ class TestInTheChain:
         }
         with jax.set_mesh(mesh):
             masks = jax.jit(lambda s: jprune.channel_group_masks(graph, s, multiply_adds=0.5))(sharded)
-        jax.tree.map(np.testing.assert_array_equal, masks, expected)
+        chex.assert_trees_all_equal(masks, expected)
         if axis_type == AxisType.Explicit:
             assert masks["a"].sharding.spec == sharded["a"].sharding.spec
         weights = jax.tree.map(lambda w, s: jax.device_put(w, s.sharding), params, sharded)
@@ -353,8 +365,8 @@ class TestInTheChain:
             small = jprune.remove_channels(graph, weights, masks, also=(weights,))
             out = small.apply(small.params, x)
         alone = jprune.remove_channels(graph, params, expected)
-        jax.tree.map(np.testing.assert_array_equal, small.params, alone.params)
-        jax.tree.map(np.testing.assert_array_equal, small.also[0], alone.params)
+        chex.assert_trees_all_equal(small.params, alone.params)
+        chex.assert_trees_all_equal(small.also[0], alone.params)
         np.testing.assert_allclose(out, alone.apply(alone.params, x), atol=1e-5)
 
 
