@@ -114,7 +114,8 @@ class Plan:
           before: the masks before the update.
           after: the masks after it.
         """
-        if isinstance(now, jax.core.Tracer) or jnp.ndim(now) or int(now) == int(applied):
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in (now, *jax.tree.leaves(after)))
+        if traced or jnp.ndim(now) or int(now) == int(applied):
             return
         step, amount = next(each for each in entries(self.schedule) if self._checksum(*each) == int(now))
         layers = mask_layers(before, self.axes)
