@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int, Num
 from jprune.recall.inputs.arguments import check_level
 
 _LEAST = 10  # examples of a class; with fewer its recall is often 0 or 1, which has no estimate of its noise
+_BLOCK = 2**16  # examples that are handled together
 _MOST_PAIRS = 64  # classes; beyond it the products between classes add less than 2 % to the variance
 
 WITHIN_NOISE = "no class differences beyond sampling noise"
@@ -170,12 +171,36 @@ def _sums(
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     repeat = np.repeat(np.arange(len(sizes)), sizes)
     each, without, own = [], np.zeros((2, d.shape[1])), np.zeros((2, 2))
+    binary = all(bool(((rows == 0) | (rows == 1)).all()) for rows in (d, p))
     for x, y in zip(d, p, strict=True):
-        pair = np.stack([_leave_one_out(x, y, sizes, starts, repeat), _leave_one_out(x, x, sizes, starts, repeat)])
-        each.append(pair[:, -1])
-        without += pair[:, :-1]
-        own += _spread(pair[:, :-1], sizes, starts, repeat)
+        points, place = _points(x, y, repeat, len(sizes)) if binary else (_Points(repeat, x, y), np.arange(len(x)))
+        one = _leave_one_out(x, y, points, sizes, starts)
+        two = _leave_one_out(x, x, points._replace(y=points.x), sizes, starts)
+        pair = np.stack([one[:-1], two[:-1]])[:, place]
+        each.append((one[-1], two[-1]))
+        without += pair
+        own += _spread(pair, sizes, starts, repeat)
     return np.array(each), _spread(without, sizes, starts, repeat), own
+
+
+class _Points(NamedTuple):
+    """Examples that are left out, one of every kind."""
+
+    of_class: Int[np.ndarray, " points"]
+    x: Float[np.ndarray, " points"]
+    y: Float[np.ndarray, " points"]
+
+
+def _points(
+    x: Float[np.ndarray, " examples"],
+    y: Float[np.ndarray, " examples"],
+    repeat: Int[np.ndarray, " examples"],
+    classes: int,
+) -> tuple[_Points, Int[np.ndarray, " examples"]]:
+    """The four kinds of examples of every class where x and y are 0 or 1, and the place of every example among them."""
+    bits = np.arange(4 * classes)
+    points = _Points(bits // 4, (bits // 2 % 2).astype(np.float64), (bits % 2).astype(np.float64))
+    return points, 4 * repeat + (2 * x + y).astype(np.int64)
 
 
 def _spread(
@@ -192,25 +217,26 @@ def _spread(
 def _leave_one_out(
     x: Float[np.ndarray, " examples"],
     y: Float[np.ndarray, " examples"],
+    points: _Points,
     sizes: Int[np.ndarray, " classes"],
     starts: Int[np.ndarray, " classes"],
-    repeat: Int[np.ndarray, " examples"],
-) -> Float[np.ndarray, " examples_and_one"]:
-    """The corrected sum over classes without each example in turn, and, last, with all of them."""
-    k, every = len(sizes), len(x)
+) -> Float[np.ndarray, " points_and_one"]:
+    """The corrected sum over classes without one example like each point, and, last, with all examples."""
+    k, every, at = len(sizes), len(x), points.of_class
     sx, sy, sxy = (np.add.reduceat(values, starts) for values in (x, y, x * y))
     n, r, s = sizes.astype(np.float64), sx / sizes, sy / sizes
     q = (sxy / n - r * s) / (n - 1)
-    n1 = n[repeat] - 1
-    r1, s1 = (sx[repeat] - x) / n1, (sy[repeat] - y) / n1
-    q1 = ((sxy[repeat] - x * y) / n1 - r1 * s1) / (n1 - 1)
+    n1 = n[at] - 1
+    r1, s1 = (sx[at] - points.x) / n1, (sy[at] - points.y) / n1
+    q1 = ((sxy[at] - points.x * points.y) / n1 - r1 * s1) / (n1 - 1)
 
     def swap(whole: npt.NDArray[np.float64], part: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """A sum over classes with one class's term replaced, and the sum itself last."""
-        return np.append(whole.sum() - whole[repeat] + part, whole.sum())
+        return np.append(whole.sum() - whole[at] + part, whole.sum())
 
-    count = np.append(np.full(every, every - 1.0), float(every))
-    a, b = (np.append(values.sum() - values, values.sum()) / count for values in (x, y))
+    count = np.append(np.full(len(at), every - 1.0), float(every))
+    a = np.append(x.sum() - points.x, x.sum()) / count
+    b = np.append(y.sum() - points.y, y.sum()) / count
     products = swap(r * s, r1 * s1) - b * swap(r, r1) - a * swap(s, s1) + k * a * b
     noise = swap(q, q1) - 2 * swap(n * q, n1 * q1) / count + k * swap(n**2 * q, n1**2 * q1) / count**2
     return np.asarray((products - noise) / (a * b))
@@ -232,18 +258,27 @@ def _second_order(
     x, y = d / d.mean(1, keepdims=True), p / p.mean(1, keepdims=True)
     w = sizes / every
     own = 1 - 2 * w + k * w**2
-    surplus, scaled = np.zeros((2, 2)), []
-    for c, (end, n) in enumerate(zip(np.cumsum(sizes), sizes, strict=True)):
-        u, v = (rows[:, end - n : end] - rows[:, end - n : end].mean(1, keepdims=True) for rows in (x, y))
-        xx, xy, yy = u @ u.T, u @ v.T, v @ v.T
-        gx, gxy = (u * u).sum(0), (u * v).sum(0)
-        dd = (xx**2).sum() - (gx**2).sum()
-        nd = (xx * xy).sum() - (gx * gxy).sum()
-        nn = ((xx * yy).sum() + (xy * xy.T).sum() - (gxy**2).sum() - (gxy**2).sum()) / 2
-        surplus += own[c] ** 2 * 2 / ((n - 1.0) * (n - 2)) ** 2 * np.array([[nn, nd], [nd, dd]])
-        scaled.append([(matrix / ((n - 1.0) * n)).ravel() for matrix in (xx, xy, xy.T, yy)])
+    surplus, scaled = np.zeros((2, 2)), [np.empty((k, len(d) ** 2)) for _ in range(4 if k <= _MOST_PAIRS else 0)]
+    starts = np.cumsum(sizes) - sizes
+    for n in np.unique(sizes):
+        same = np.flatnonzero(sizes == n)
+        for block in np.array_split(same, min(len(same), -(-len(same) * int(n) // _BLOCK))):
+            where = starts[block, None] + np.arange(n)
+            u, v = (np.swapaxes(rows[:, where], 0, 1) for rows in (x, y))  # (classes, models, examples)
+            u, v = (rows - rows.mean(2, keepdims=True) for rows in (u, v))
+            ut, vt = (np.swapaxes(rows, 1, 2) for rows in (u, v))
+            xx, xy, yy = u @ ut, u @ vt, v @ vt
+            gx, gxy = (u * u).sum(1), (u * v).sum(1)
+            dd = (xx**2).sum((1, 2)) - (gx**2).sum(1)
+            nd = (xx * xy).sum((1, 2)) - (gx * gxy).sum(1)
+            nn = ((xx * yy).sum((1, 2)) + (xy * np.swapaxes(xy, 1, 2)).sum((1, 2)) - 2 * (gxy**2).sum(1)) / 2
+            weight = own[block] ** 2 * 2 / ((n - 1.0) * (n - 2)) ** 2
+            surplus += np.array([[weight @ nn, weight @ nd], [weight @ nd, weight @ dd]])
+            if scaled:
+                for kept, part in zip(scaled, (xx, xy, np.swapaxes(xy, 1, 2), yy), strict=True):
+                    kept[block] = part.reshape(len(block), -1) / ((n - 1.0) * n)
     if k <= _MOST_PAIRS:
-        xx, xy, yx, yy = np.swapaxes(np.array(scaled), 0, 1)
+        xx, xy, yx, yy = scaled
         cross = (-w[:, None] - w + k * w[:, None] * w) ** 2
         np.fill_diagonal(cross, 0.0)
         dd = 2 * (cross * (xx @ xx.T)).sum()

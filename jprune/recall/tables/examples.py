@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jprune.recall.inference.losses import class_losses
 from jprune.recall.inference.pairing import pairing_test
@@ -34,6 +34,7 @@ PROBABILITY_COLUMNS = (
 DRIFT_COLUMNS = ("score", "ratio", "class", "predicted", "lost", "share", "before", "after")
 RISK_COLUMNS = ("score", "example", "label", "risk", "lost")
 _MOST_AT_RISK = 100
+_MOST_CELLS = 2**24  # of a confusion matrix that is counted whole
 
 
 def pies(known: Examples) -> pd.DataFrame:
@@ -197,11 +198,10 @@ def drift(study: AuditedModels, known: Examples) -> pd.DataFrame:
             else:
                 model, example = np.nonzero(stack.predicted != known.true)
                 weight = right.mean(0)[example]
-            cells, place = np.unique(
-                known.true[example] * classes + stack.predicted[model, example], return_inverse=True
+            cells, lost = _sums_of_cells(
+                known.true[example] * classes + stack.predicted[model, example], weight, classes
             )
-            lost = np.bincount(place, weight, len(cells)) / models
-            cells, lost = cells[lost > 0], lost[lost > 0]
+            lost = lost / models
             origin, target = np.divmod(cells, classes)
             of_class = np.bincount(origin, lost, classes)
             frames.append(
@@ -222,11 +222,24 @@ def drift(study: AuditedModels, known: Examples) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
+def _sums_of_cells(
+    cells: npt.NDArray[np.int64], weight: npt.NDArray[np.float64] | None, classes: int
+) -> tuple[Int[np.ndarray, " cells"], Float[np.ndarray, " cells"]]:
+    """The cells of a confusion matrix that something falls into, and the sum of the weights in each."""
+    if classes**2 <= _MOST_CELLS:
+        sums = np.bincount(cells, weight, classes**2).astype(np.float64)
+        found = np.flatnonzero(sums)
+        return found, sums[found]
+    found, place = np.unique(cells, return_inverse=True)
+    sums = np.bincount(place, weight, len(found)).astype(np.float64)
+    return found[sums > 0], sums[sums > 0]
+
+
 def _cells(
     true: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], cells: npt.NDArray[np.int64], classes: int
 ) -> Float[np.ndarray, " cells"]:
     """How many examples fall into some cells of the confusion matrix, mean over models."""
-    found, times = np.unique(true * classes + predicted, return_counts=True)
+    found, times = _sums_of_cells((true * classes + predicted).ravel(), None, classes)
     if not len(found):
         return np.zeros(len(cells))
     at = np.minimum(np.searchsorted(found, cells), len(found) - 1)
