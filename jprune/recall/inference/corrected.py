@@ -103,7 +103,7 @@ def corrected_intensification(
     order = np.argsort(labels, kind="stable")
     order = order[support[labels[order]] >= _LEAST]
     sizes = support[kept]
-    d, p = (np.asarray(rows, np.float64)[:, order] for rows in (dense_correct, correct))
+    d, p = (np.asarray(rows)[:, order] for rows in (dense_correct, correct))
     if (d.sum(1) == 0).any() or (p.sum(1) == 0).any():
         return out._replace(reason="an accuracy is 0")
     if any((rows.sum(1) == rows.max(1)).any() for rows in (d, p)):
@@ -164,87 +164,93 @@ def seed_null(
     return SeedNull(float(mean), float(mean - half), float(mean + half))
 
 
+class _Kinds(NamedTuple):
+    """The examples by kind, where examples of one class, x and y are alike; classes one after another.
+
+    Attributes:
+      of_class: (kinds,).
+      x: whether dense models are right, or their mean, (kinds,).
+      y: the same of compressed models.
+      times: how many examples are of the kind.
+      starts: the first kind of each class, (classes,).
+    """
+
+    of_class: Int[np.ndarray, " kinds"]
+    x: Num[np.ndarray, " kinds"] | Bool[np.ndarray, " kinds"]
+    y: Num[np.ndarray, " kinds"] | Bool[np.ndarray, " kinds"]
+    times: Int[np.ndarray, " kinds"]
+    starts: Int[np.ndarray, " classes"]
+
+
 def _sums(
-    d: Float[np.ndarray, "models examples"], p: Float[np.ndarray, "models examples"], sizes: Int[np.ndarray, " classes"]
+    d: Num[np.ndarray, "models examples"] | Bool[np.ndarray, "models examples"],
+    p: Num[np.ndarray, "models examples"] | Bool[np.ndarray, "models examples"],
+    sizes: Int[np.ndarray, " classes"],
 ) -> tuple[Float[np.ndarray, "models 2"], Float[np.ndarray, "2 2"], Float[np.ndarray, "2 2"]]:
     """(N, D) of every model; their jackknife covariance summed over models; and the sum of each model's own."""
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    repeat = np.repeat(np.arange(len(sizes)), sizes)
-    each, without, own = [], np.zeros((2, d.shape[1])), np.zeros((2, 2))
-    binary = all(bool(((rows == 0) | (rows == 1)).all()) for rows in (d, p))
+    of_class = np.repeat(np.arange(len(sizes)), sizes)
+    once = np.ones(len(of_class), np.int64)
+    examples = _Kinds(of_class, once, once, once, np.cumsum(sizes) - sizes)
+    each, without, own = [], np.zeros((2, len(of_class))), np.zeros((2, 2))
     for x, y in zip(d, p, strict=True):
-        points, place = _points(x, y, repeat, len(sizes)) if binary else (_Points(repeat, x, y), np.arange(len(x)))
-        one = _leave_one_out(x, y, points, sizes, starts)
-        two = _leave_one_out(x, x, points._replace(y=points.x), sizes, starts)
-        pair = np.stack([one[:-1], two[:-1]])[:, place]
-        each.append((one[-1], two[-1]))
-        without += pair
-        own += _spread(pair, sizes, starts, repeat)
-    return np.array(each), _spread(without, sizes, starts, repeat), own
+        if x.dtype == y.dtype == bool:
+            kinds, place = _four_kinds(x, y, of_class, len(sizes))
+        else:
+            kinds, place = examples._replace(x=x, y=y), np.arange(len(x))
+        pair = np.stack([_leave_one_out(kinds, sizes), _leave_one_out(kinds._replace(y=kinds.x), sizes)])
+        each.append(pair[:, -1])
+        without += pair[:, :-1][:, place]
+        own += _spread(pair[:, :-1], kinds, sizes)
+    return np.array(each), _spread(without, examples, sizes), own
 
 
-class _Points(NamedTuple):
-    """Examples that are left out, one of every kind."""
-
-    of_class: Int[np.ndarray, " points"]
-    x: Float[np.ndarray, " points"]
-    y: Float[np.ndarray, " points"]
-
-
-def _points(
-    x: Float[np.ndarray, " examples"],
-    y: Float[np.ndarray, " examples"],
-    repeat: Int[np.ndarray, " examples"],
+def _four_kinds(
+    x: Bool[np.ndarray, " examples"],
+    y: Bool[np.ndarray, " examples"],
+    of_class: Int[np.ndarray, " examples"],
     classes: int,
-) -> tuple[_Points, Int[np.ndarray, " examples"]]:
-    """The four kinds of examples of every class where x and y are 0 or 1, and the place of every example among them."""
-    bits = np.arange(4 * classes)
-    points = _Points(bits // 4, (bits // 2 % 2).astype(np.float64), (bits % 2).astype(np.float64))
-    return points, 4 * repeat + (2 * x + y).astype(np.int64)
+) -> tuple[_Kinds, Int[np.ndarray, " examples"]]:
+    """Both models wrong, one of them right, or both right, in each class; and the kind of every example."""
+    kind = np.arange(4 * classes)
+    place = 4 * of_class + 2 * x + y
+    times = np.bincount(place, minlength=4 * classes)
+    return _Kinds(kind // 4, kind // 2 % 2, kind % 2, times, 4 * np.arange(classes)), place
 
 
 def _spread(
-    values: Float[np.ndarray, "2 examples"],
-    sizes: Int[np.ndarray, " classes"],
-    starts: Int[np.ndarray, " classes"],
-    repeat: Int[np.ndarray, " examples"],
+    values: Float[np.ndarray, "2 kinds"], kinds: _Kinds, sizes: Int[np.ndarray, " classes"]
 ) -> Float[np.ndarray, "2 2"]:
-    """The stratified jackknife's covariance of two statistics, (2, examples) without each example in turn."""
-    deviations = values - (np.add.reduceat(values, starts, axis=1) / sizes)[:, repeat]
-    return np.asarray((deviations * ((sizes - 1) / sizes)[repeat]) @ deviations.T)
+    """The stratified jackknife's covariance of two statistics, (2, kinds) without one example of each kind."""
+    means = np.add.reduceat(values * kinds.times, kinds.starts, axis=1) / sizes
+    deviations = values - means[:, kinds.of_class]
+    return np.asarray((deviations * (kinds.times * ((sizes - 1) / sizes)[kinds.of_class])) @ deviations.T)
 
 
-def _leave_one_out(
-    x: Float[np.ndarray, " examples"],
-    y: Float[np.ndarray, " examples"],
-    points: _Points,
-    sizes: Int[np.ndarray, " classes"],
-    starts: Int[np.ndarray, " classes"],
-) -> Float[np.ndarray, " points_and_one"]:
-    """The corrected sum over classes without one example like each point, and, last, with all examples."""
-    k, every, at = len(sizes), len(x), points.of_class
-    sx, sy, sxy = (np.add.reduceat(values, starts) for values in (x, y, x * y))
+def _leave_one_out(kinds: _Kinds, sizes: Int[np.ndarray, " classes"]) -> Float[np.ndarray, " kinds_and_one"]:
+    """The corrected sum over classes without one example of each kind, and, last, with all examples."""
+    k, every, at = len(sizes), int(sizes.sum()), kinds.of_class
+    x, y = kinds.x, kinds.y
+    sx, sy, sxy = (np.add.reduceat(values * kinds.times, kinds.starts) for values in (x, y, x * y))
     n, r, s = sizes.astype(np.float64), sx / sizes, sy / sizes
     q = (sxy / n - r * s) / (n - 1)
     n1 = n[at] - 1
-    r1, s1 = (sx[at] - points.x) / n1, (sy[at] - points.y) / n1
-    q1 = ((sxy[at] - points.x * points.y) / n1 - r1 * s1) / (n1 - 1)
+    r1, s1 = (sx[at] - x) / n1, (sy[at] - y) / n1
+    q1 = ((sxy[at] - x * y) / n1 - r1 * s1) / (n1 - 1)
 
     def swap(whole: npt.NDArray[np.float64], part: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """A sum over classes with one class's term replaced, and the sum itself last."""
         return np.append(whole.sum() - whole[at] + part, whole.sum())
 
     count = np.append(np.full(len(at), every - 1.0), float(every))
-    a = np.append(x.sum() - points.x, x.sum()) / count
-    b = np.append(y.sum() - points.y, y.sum()) / count
+    a, b = (np.append(total.sum() - values, total.sum()) / count for total, values in ((sx, x), (sy, y)))
     products = swap(r * s, r1 * s1) - b * swap(r, r1) - a * swap(s, s1) + k * a * b
     noise = swap(q, q1) - 2 * swap(n * q, n1 * q1) / count + k * swap(n**2 * q, n1**2 * q1) / count**2
     return np.asarray((products - noise) / (a * b))
 
 
 def _second_order(
-    d: Float[np.ndarray, "models examples"],
-    p: Float[np.ndarray, "models examples"],
+    d: Num[np.ndarray, "models examples"] | Bool[np.ndarray, "models examples"],
+    p: Num[np.ndarray, "models examples"] | Bool[np.ndarray, "models examples"],
     sizes: Int[np.ndarray, " classes"],
     jackknifed: Float[np.ndarray, "2 2"],
 ) -> Float[np.ndarray, "2 2"]:
