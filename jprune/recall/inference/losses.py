@@ -35,7 +35,8 @@ class ClassLosses(NamedTuple):
       excess_high: upper end.
       p: two-sided, of no excess.
       p_holm: corrected over the classes by Holm's method.
-      detectable: the smallest excess that would have been shown nine times in ten.
+      detectable: the smallest excess that would have been shown nine times in ten; NaN where not even the loss of
+        every example that was right would have been shown, as with two models that differ much.
     """
 
     support: Int[np.ndarray, " classes"]
@@ -131,6 +132,10 @@ def class_losses(
         p = np.full(classes, np.nan)
     tests = max(1, int(np.isfinite(p).sum()))
     critical = _quantile((1 - level) / 2 / tests, of_excess, added_excess, n, degrees)
+    detectable = (critical + scipy.stats.norm.ppf(_POWER)) * np.sqrt(excess)
+    # A class loses at most its recall, and what it loses counts in the overall loss too.
+    recall = of_class(before) / n
+    possible = recall - (float(losses.mean()) + w * (recall - mean))
     return ClassLosses(
         support,
         np.where(support > 0, lost, np.nan),
@@ -141,7 +146,7 @@ def class_losses(
         *ends["excess"],
         p,
         holm(p),
-        (critical + scipy.stats.norm.ppf(_POWER)) * np.sqrt(excess),
+        np.where(detectable <= possible, detectable, np.nan),
     )
 
 

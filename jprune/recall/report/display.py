@@ -146,7 +146,12 @@ _CLASSES = (
     Column("change_high", "high", "Upper end of the change's interval", _CHANGE),
     Column("excess", "excess", "Points lost beyond what all examples lost", _CHANGE),
     Column("p_holm", "p", "Of no excess, corrected over the classes by Holm's method", _p),
-    Column("detectable", "detectable", "Smallest excess that would be shown nine times in ten, in points", _PERCENT),
+    Column(
+        "detectable",
+        "detectable",
+        "Smallest excess that would be shown nine times in ten, in points; n/a where no possible loss would be",
+        _PERCENT,
+    ),
     Column("intensification", "balance ratio", "Class ratio of mean normalized balances, after / dense", _fixed(2)),
 )
 _GROUPS = (
@@ -178,6 +183,9 @@ _TESTS = (
     Column("p_bonferroni", "Bonferroni", "Corrected by Bonferroni's method", _p),
     Column("p_holm", "Holm", "Corrected by Holm's method", _p),
     Column("models", "models", "Pairs, or models of both samples together", _fixed(0)),
+    Column(
+        "left_out", "left out", "Pairs or models left out because alpha is undefined; negative ones stay in", _fixed(0)
+    ),
     Column("reason", "why not", "Why there is no answer"),
 )
 _PIES = (
@@ -202,6 +210,7 @@ _EQUAL = (
     Column("slope", "slope", "Of log alpha on log alpha_null, common to both", _fixed(2)),
     Column("parallel_p", "parallel p", "Of equal slopes; when small, one difference does not describe the two", _p),
     Column("observations", "alphas", "Number of alphas in the fit", _fixed(0)),
+    Column("left_out", "left out", "Alphas left out: undefined, 0 or negative, so without a logarithm", _fixed(0)),
     Column("reason", "why not", "Why there is no answer"),
 )
 

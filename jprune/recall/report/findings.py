@@ -7,7 +7,7 @@ import pandas as pd
 
 from jprune.recall.inference.corrected import WITHIN_NOISE
 from jprune.recall.inference.power import replicates_needed
-from jprune.recall.report.verdicts import lost_more, plain, rows_of, verdict_of
+from jprune.recall.report.verdicts import detectable_excess, lost_more, plain, rows_of, verdict_of
 from jprune.recall.report.words import (
     Row,
     at_ratio,
@@ -16,6 +16,8 @@ from jprune.recall.report.words import (
     count,
     interval,
     listed,
+    no_alpha_shown,
+    no_class_shown,
     number,
     p_value,
     percent,
@@ -100,9 +102,10 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
         return f"{text}. Whether that is more than the rest lost needs predictions, or models that differ."
     beyond = lost_more(classes, audit.level).sort_values("excess", ascending=False, kind="stable")
     if not len(beyond):
-        found = float(present["detectable"].median()) if present["detectable"].notna().any() else float("nan")
+        found = detectable_excess(classes)
         least = f"; a typical class would have had to lose {size(found)} more" if np.isfinite(found) else ""
-        return f"{text}. No class is shown to have lost more than all examples did{least}."
+        none = f" {sentence(no_class_shown(row, audit, classes))}" if np.isinf(found) else ""
+        return f"{text}. No class is shown to have lost more than all examples did{least}.{none}"
     more = f" and {len(beyond) - _MOST_NAMES} more" if len(beyond) > _MOST_NAMES else ""
     named = listed([str(name) for name in beyond["class"][:_MOST_NAMES]]) + more
     return f"{text}. Shown to have lost more than all examples did: {named}."
@@ -155,7 +158,9 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
         if verdict == "=":
             text += f" (1/{1 + audit.margin:g} to {1 + audit.margin:g})"
         elif verdict == "?":
-            text += f"; a change by {number(cell(row, 'alpha_corrected_detectable'))} would be shown nine times in ten"
+            least = cell(row, "alpha_corrected_detectable")
+            text += f"; a change by {number(least)} would be shown nine times in ten" if least < 1 else ""
+            text += f". {sentence(no_alpha_shown(row, audit))[:-1]}" if 1 <= least < np.inf else ""
     else:
         text = f"alpha {interval(row, 'alpha')} {at_ratio(row)}: they {plain(verdict)}"
     if np.isfinite(cell(row, "alpha_corrected")) or verdict == "noise":
@@ -251,8 +256,11 @@ def _evidence(rows: pd.DataFrame, audit: AuditTables) -> str:
         )
         parts.append(f"{who} models do not show that {name} differs from 1 at {named}.")
         if column == "alpha_corrected":
-            least = [number(r["alpha_corrected_detectable"]) for _, r in open_rows.iterrows()]
-            parts.append(f"Differences of {listed(least)} from 1 would have been shown nine times in ten.")
+            least = [r["alpha_corrected_detectable"] for _, r in open_rows.iterrows()]
+            shown = listed([number(value) for value in least])
+            parts.append(f"Differences of {shown} from 1 would have been shown nine times in ten.")
+            if max(least) >= 1:
+                parts.append("Where this is 1 or more, not even alpha 0 (no class differences left) would be shown.")
         needed = [
             _needed(dict(r), audit)
             for _, r in open_rows.iterrows()

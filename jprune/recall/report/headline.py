@@ -4,7 +4,15 @@ import numpy as np
 import pandas as pd
 
 from jprune.recall.inference.corrected import WITHIN_NOISE
-from jprune.recall.report.verdicts import VERDICTS, lost_more, lost_most, reasons, rows_of, verdict_of
+from jprune.recall.report.verdicts import (
+    VERDICTS,
+    detectable_excess,
+    lost_more,
+    lost_most,
+    reasons,
+    rows_of,
+    verdict_of,
+)
 from jprune.recall.report.words import (
     Row,
     at_score,
@@ -13,7 +21,10 @@ from jprune.recall.report.words import (
     count,
     kind,
     listed,
+    no_alpha_shown,
+    no_class_shown,
     number,
+    sentence,
     size,
 )
 from jprune.recall.tables.frames import AuditTables
@@ -134,17 +145,23 @@ def _shown_alpha(row: Row) -> str:
 
 
 def _limits(audit: AuditTables, last: list[dict[str, object]]) -> str:
-    """What the data could have missed under the first score that is not at chance, and whom the answer is about."""
+    """What the data could have missed under the first score that is not at chance, and which models it is about."""
     said = []
     for row in [row for row in last if verdict_of(row) != "collapsed"][:1]:
-        unseen = []
-        if verdict_of(row) == "?" and np.isfinite(cell(row, "alpha_corrected_detectable")):
-            unseen.append(f"a change of alpha by less than {number(cell(row, 'alpha_corrected_detectable'))}")
-        classes = rows_of(audit.classes, row)
-        if not len(lost_more(classes, audit.level)) and classes["detectable"].notna().any():
-            unseen.append(f"a class that lost up to {size(float(classes['detectable'].median()))} more than the rest")
+        unseen, alpha = [], cell(row, "alpha_corrected_detectable")
         where = at_score(audit, row) if len(last) > 1 else ""
+        first = f"{where.strip()}, " if where else ""
+        if verdict_of(row) == "?" and alpha < 1:
+            unseen.append(f"a change of alpha by less than {number(alpha)}")
+        classes = rows_of(audit.classes, row)
+        excess = np.nan if len(lost_more(classes, audit.level)) else detectable_excess(classes)
+        if np.isfinite(excess):
+            unseen.append(f"a class that lost up to {size(excess)} more than the rest")
         said += [f"The data could have missed {listed(unseen)}{where}."] if unseen else []
+        if verdict_of(row) == "?" and 1 <= alpha < np.inf:
+            said.append(sentence(f"{first}{no_alpha_shown(row, audit)}"))
+        if np.isinf(excess):
+            said.append(sentence(f"{first}{no_class_shown(row, audit, classes)}"))
     if all(row["models"] == 1 for row in last):
         which = "these two models" if len(last) == 1 else "these models"
         said.append(f"This holds for {which}; other training runs may differ.")

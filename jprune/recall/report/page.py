@@ -110,7 +110,8 @@ def page(audit: AuditTables, *, images: object = None, title: str = "Recall audi
 def at_equal_accuracy(audit: AuditTables) -> pd.DataFrame:
     """Compare every pair of scores at equal loss of accuracy; one row per pair.
 
-    Scores that do not share their dense models have models of their own.
+    Scores that do not share their dense models have models of their own. An alpha that is undefined, 0 or negative has
+    no logarithm: it is left out and counted in ``left_out``.
     """
     rows = []
     frame = audit.alphas[["score", "ratio", "model", "alpha", "alpha_null"]].copy()
@@ -118,13 +119,16 @@ def at_equal_accuracy(audit: AuditTables) -> pd.DataFrame:
         frame["model"] = frame["score"] + " " + frame["model"].astype(str)
     positive = frame[~((frame["alpha"] <= 0) | (frame["alpha_null"] <= 0))]
     for first, second in itertools.combinations(audit.scores, 2):
-        if not {first, second} <= set(positive["score"]):
+        pair, given = {"score": first, "other_score": second}, frame["score"].isin([first, second])
+        without = [score for score in (first, second) if score not in set(positive["score"])]
+        if without:
+            reason = f"no alpha of {' and '.join(without)} is above 0"
+            rows.append(pair | {"observations": 0, "left_out": int(given.sum()), "reason": reason})
             continue
         found = compare_at_equal_accuracy(positive, first, second, level=audit.level)
         rows.append(
-            {
-                "score": first,
-                "other_score": second,
+            pair
+            | {
                 "difference": found.difference,
                 "low": found.low,
                 "high": found.high,
@@ -132,6 +136,7 @@ def at_equal_accuracy(audit: AuditTables) -> pd.DataFrame:
                 "slope": found.slope,
                 "parallel_p": found.parallel_p_value,
                 "observations": found.observations,
+                "left_out": int(given.sum()) - found.observations,
                 "reason": found.reason,
             }
         )

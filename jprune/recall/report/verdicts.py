@@ -56,6 +56,17 @@ def lost_more(classes: pd.DataFrame, level: float) -> pd.DataFrame:
     return shown
 
 
+def detectable_excess(classes: pd.DataFrame) -> float:
+    """The excess loss that would have been shown in a typical class; infinite where no loss would have been.
+
+    NaN where it is unknown, because there are no tests over examples.
+    """
+    tested = classes[classes["p_holm"].notna()]
+    if not len(tested) or classes["lost"].isna().all():
+        return float("nan")
+    return float(np.median(tested["detectable"].fillna(np.inf)))
+
+
 def rows_of(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
     """The rows of a table about the score and ratio of a row of another."""
     found: pd.DataFrame = frame[(frame["score"] == row["score"]) & (frame["ratio"] == row["ratio"])]

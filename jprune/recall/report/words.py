@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
@@ -81,6 +82,26 @@ def change_of_accuracy(row: Row) -> str:
         plural = "" if cell(row, "lost") == 1 else "s"
         counts = f", {count(cell(row, 'lost'))} example{plural} lost and {count(cell(row, 'won'))} won{mean}"
     return f"{text}, {points(change)}{counts}"
+
+
+def no_class_shown(row: Row, audit: AuditTables, classes: pd.DataFrame) -> str:
+    """That not even the largest possible loss of a class would have been shown, in every class or in most."""
+    which = "a class" if classes["detectable"].isna().all() else "one of most classes"
+    return f"{_so_few(row, audit)} cannot show that {which} lost more than the rest, even if it lost every example"
+
+
+def no_alpha_shown(row: Row, audit: AuditTables) -> str:
+    """That not even the disappearance of all class differences would have been shown."""
+    most = number(1 + cell(row, "alpha_corrected_detectable"))
+    return (
+        f"{_so_few(row, audit)} cannot show that class differences disappeared (alpha 0); of growth, they show only an "
+        f"alpha above {most}"
+    )
+
+
+def _so_few(row: Row, audit: AuditTables) -> str:
+    models = "one model" if row["models"] == 1 else f"{row['models']} models"
+    return f"{models} and {audit.examples:,} test examples"
 
 
 def kind(audit: AuditTables) -> str:

@@ -1,9 +1,11 @@
 """The page: whole, self-contained, escaped, readable without seeing, the same every time; and the words in it."""
 
 import base64
+import dataclasses
 import hashlib
 import html
 import io
+import json
 import re
 import sys
 from html.parser import HTMLParser
@@ -17,7 +19,7 @@ from PIL import Image
 
 import jprune
 from jprune import recall
-from jprune.recall.report import captions, headline
+from jprune.recall.report import captions, display, headline, words
 from jprune.recall.report.findings import findings
 from jprune.recall.report.page import at_equal_accuracy, page
 from tests.recall import audits, published
@@ -236,7 +238,24 @@ def test_scores_are_compared_at_equal_accuracy_pair_by_pair():
     assert table.loc[0, ["score", "other_score", "difference", "p"]].tolist() == [
         "magnitude", "<i>random", found.difference, found.p_value,
     ]  # fmt: skip
+    assert table.loc[0, ["observations", "left_out"]].tolist() == [len(audit.alphas), 0]
     assert len(at_equal_accuracy(audits.one_score())) == 0
+
+
+def test_alphas_without_a_logarithm_are_counted_in_the_row_and_named_in_the_text():
+    audit = audits.two_scores()
+    alphas = audit.alphas.copy()
+    alphas.loc[alphas.index[[0, 3]], "alpha"] = [-0.2, np.nan]
+    audit = dataclasses.replace(audit, alphas=alphas)
+    assert at_equal_accuracy(audit).loc[0, ["observations", "left_out"]].tolist() == [len(alphas) - 2, 2]
+    shown = display.tables(audit, at_equal_accuracy(audit))["equal"]
+    (left_out,) = [i for i, column in enumerate(shown.columns) if column.name == "left_out"]
+    assert shown.rows[0].cells[left_out].text == "2"
+    assert "An alpha that is undefined, 0 or negative has no logarithm" in page(audit)
+    alphas.loc[alphas["score"] == "magnitude", "alpha"] = -0.1
+    (row,) = at_equal_accuracy(dataclasses.replace(audit, alphas=alphas)).to_dict("records")
+    assert row["reason"] == "no alpha of magnitude is above 0"
+    assert row["left_out"] == len(alphas)
 
 
 def test_without_jinja_the_error_names_the_extra(monkeypatch):
@@ -495,3 +514,57 @@ def test_where_nothing_is_shown_the_headline_says_what_could_have_been_missed():
     assert "This holds for these two models; other training runs may differ." in said
     for word in ("in line", "unchanged", "no change"):
         assert word not in said
+
+
+def differing_models(models, *, spread, size=20, classes=4):
+    """Models that lose class m % classes most, so that losses vary between models more than between classes."""
+    labels = np.repeat(np.arange(classes), size)
+    place = np.tile(np.arange(size) / size, classes)
+    dense = np.stack([np.where(place < 0.9, labels, (labels + 1) % classes)] * models)
+    dense[:, 0] = np.arange(models) % classes  # so that no two models are copies
+    after = np.stack(
+        [
+            np.where(place < 0.8 - spread * (labels == m % classes), labels, (labels + 1 + m % 2) % classes)
+            for m in range(models)
+        ]
+    )
+    return recall.audit(labels, dense, {10: after})
+
+
+def test_no_headline_names_a_loss_beyond_what_a_class_can_lose():
+    audit = differing_models(2, spread=0.4, classes=2, size=40)
+    assert audit.classes["detectable"].isna().all()  # before the cap: several hundred points
+    said = headline.headline(audit)
+    assert "more than the rest." not in said.replace("to have lost more than the rest", "")
+    only = (
+        "2 models and 80 test examples cannot show that a class lost more than the rest, even if it lost every example."
+    )
+    assert only in said
+    (answer,) = [f.text for f in findings(audit) if f.topic == "Classes that lost most"]
+    assert only in answer
+    assert "would have had to lose" not in answer
+    assert only in json.loads(audit.to_json())["headline"]
+    assert only in page(audit)
+    table = display.tables(audit, at_equal_accuracy(audit))["classes"]
+    assert "detectable" not in [column.name for column in table.columns]  # n/a in every row
+
+
+def test_a_headline_says_so_where_no_loss_of_most_classes_can_be_shown():
+    said = headline.headline(differing_models(2, spread=0.4))
+    assert "2 models and 80 test examples cannot show that one of most classes lost more than the rest" in said
+
+
+def test_detectable_losses_are_at_most_what_the_class_can_lose():
+    for models, spread in ((1, 0.0), (2, 0.1), (3, 0.2), (5, 0.1), (8, 0.3)):
+        classes = differing_models(models, spread=spread).classes
+        known = classes[classes["detectable"].notna()]
+        assert (known["detectable"] <= known["recall_dense"]).all()
+
+
+def test_a_detectable_change_of_alpha_by_more_than_1_is_said_as_what_cannot_be_shown():
+    audit = differing_models(2, spread=0.4)
+    row = dict(audit.summary.iloc[-1]) | {"alpha_corrected_detectable": 4.5}
+    assert words.no_alpha_shown(row, audit) == (
+        "2 models and 80 test examples cannot show that class differences disappeared (alpha 0); of growth, they show "
+        "only an alpha above 5.50"
+    )
