@@ -13,7 +13,7 @@ import pandas as pd
 from jprune.files import write_text
 from jprune.recall.inputs import predictions
 from jprune.recall.inputs.arguments import EmptyClassWarning, Rng, check_level, check_resamples
-from jprune.recall.inputs.order import about_order, about_quantities, perfect_models
+from jprune.recall.inputs.order import about_order, about_quantities, about_ratings, perfect_models
 from jprune.recall.inputs.prepare import Prepared, prepare
 from jprune.recall.inputs.raw import InputError, of_object
 from jprune.recall.measures.rates import from_counts, from_predictions, refuse_other_examples
@@ -327,7 +327,8 @@ def _notes(prepared: Prepared, class_names: Sequence[str], dense: Collection[str
     for name, stack in sets.items():
         notes += about_order(true, stack, class_names, dense=name in dense)
         notes += perfect_models(true, stack, all_perfect=all_perfect)
-        notes += about_quantities(true, stack) if prepared.class_names is None else []
+        rated = about_ratings(true, stack, class_names)
+        notes += rated or (about_quantities(true, stack) if prepared.class_names is None else [])
     notes += [note for stack in sets.values() for note in (*caveats.of_scores(stack), *caveats.of_copies(stack))]
     return notes
 

@@ -12,10 +12,14 @@ from jprune.recall.inputs.predictions import Predictions
 from jprune.recall.inputs.raw import SCOPE
 
 _RARE = 1e-3  # how seldom predictions that are independent of the labels may pass for related ones
+_ROUNDING = 1e-12  # relative, of the statistic of a permutation test
+_MOST_SHUFFLED = 5_000  # examples of a permutation test
 _GOOD = 0.9  # accuracy that a test set must tell from chance before a chance accuracy is suspicious
 _FEW_LABELS = 20  # examples, all of which a model may well get right
 _MOST_CLASSES = 1_000  # for which an order of the classes is looked for
 _FEWEST_VALUES, _FEWEST_WRONG, _CLOSE = 8, 20, 0.9  # distinct labels, wrong predictions, and their correlation
+_RATINGS = range(5, 11)  # the numbers of grades of a rating from 1 up; with fewer, classes are adjacent by chance
+_WRONG_OF_GRADE, _ADJACENT, _ADJACENT_OF_GRADE = 5, 0.8, 0.5  # wrong predictions; how many are one grade off
 
 
 def perfect_models(true: Int[np.ndarray, " examples"], stack: Predictions, *, all_perfect: bool = False) -> list[str]:
@@ -54,6 +58,42 @@ def about_quantities(true: Int[np.ndarray, " examples"], stack: Predictions) -> 
     return [
         f"{stack.name}: wrong predictions are close to the label (correlation {correlation:.2f}). If the labels are "
         f"quantities or ratings, the audit counts a near miss as an error like any other: {SCOPE}"
+    ]
+
+
+def about_ratings(true: Int[np.ndarray, " examples"], stack: Predictions, names: Sequence[str]) -> list[str]:
+    """Warn of labels that look like ratings: grades 1 to k, 5 to 10 of them, mistaken for their neighbours.
+
+    Class ids from 1 have no order, so their errors rarely fall on the neighbouring id in every class. The warning
+    needs 5 wrong predictions of each class, more than half of them one grade off, and 80 % of all.
+
+    Args:
+      true: the labels.
+      stack: one set of models, of which the first counts.
+      names: the name of every class.
+
+    >>> stars = np.arange(200) % 5
+    >>> said = np.clip(stars + np.arange(200) % 3 - 1, 0, 4)
+    >>> about_ratings(stars, Predictions("dense", said[None], None), "12345")[0][:57]
+    'dense: the labels 1 to 5 look like ratings, because 100 %'
+    """
+    present = np.unique(true)
+    grades = len(present)
+    if grades not in _RATINGS or [names[c].strip() for c in present] != [str(i + 1) for i in range(grades)]:
+        return []
+    place = np.full(len(names), 2 * len(names))  # a class that is not a grade is adjacent to none
+    place[present] = np.arange(grades)
+    wrong = stack.predicted[0] != true
+    label, off = place[true[wrong]], np.abs(place[stack.predicted[0][wrong]] - place[true[wrong]])
+    each = np.bincount(label, minlength=grades)
+    adjacent = np.bincount(label, off == 1, grades)
+    share = float(adjacent.sum() / max(1, each.sum()))
+    if each.min() < _WRONG_OF_GRADE or share < _ADJACENT or (adjacent <= _ADJACENT_OF_GRADE * each).any():
+        return []
+    return [
+        f"{stack.name}: the labels 1 to {grades} look like ratings, because {100 * share:.0f} % of the wrong "
+        f"predictions are one grade off. The audit ignores the order of classes: one grade off counts as wrong, like "
+        f"any other error"
     ]
 
 
@@ -167,10 +207,18 @@ def _swapped_classes(
 
 
 def _independent(true: Int[np.ndarray, " examples"], said: Int[np.ndarray, " examples"], classes: int) -> bool:
-    """Whether Pearson's chi-squared statistic of labels and predictions is what random orders of the rows give.
+    """Whether labels and predictions are independent, by a permutation test of Pearson's chi-squared statistic.
 
-    It is compared with 99 random orders, because its own distribution needs many examples in each cell.
+    "Not independent" needs a statistic above those of all 999 random orders of the rows, so rows in random order pass
+    for related with a probability of at most 1/1000, whatever the numbers of classes and examples.
+
+    In simulations with 2 to 1,000 classes and 50 to 5,000 examples, 2 of 3,300 shuffled sets passed for related. Where
+    the classes were renumbered and 60 % of the predictions not random, every set of 200 examples or more was found to
+    be related, most of those of 50, and none of 50 examples of 1,000 classes.
     """
+    if len(true) > _MOST_SHUFFLED:
+        some = np.random.default_rng(1).choice(len(true), _MOST_SHUFFLED, replace=False)
+        true, said = true[some], said[some]
     rows, columns = np.bincount(true, minlength=classes), np.bincount(said, minlength=classes)
 
     def statistic(order: Int[np.ndarray, " examples"]) -> float:
@@ -178,8 +226,8 @@ def _independent(true: Int[np.ndarray, " examples"], said: Int[np.ndarray, " exa
         return float((cells**2 / (rows[place // classes] * columns[place % classes])).sum())
 
     rng = np.random.default_rng(0)
-    random = np.array([statistic(rng.permutation(said)) for _ in range(99)])
-    return bool(statistic(said) < random.mean() + 8 * random.std())
+    least = statistic(said) * (1 - _ROUNDING)
+    return any(statistic(rng.permutation(said)) >= least for _ in range(round(1 / _RARE) - 1))
 
 
 def _confusion(

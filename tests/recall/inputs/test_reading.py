@@ -1,6 +1,7 @@
 """Files and objects as users bring them: read right, or refused by name."""
 
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 from jprune import recall
 from jprune.cli import main
 from jprune.recall import InputError
-from jprune.recall.inputs.order import about_order, about_quantities
+from jprune.recall.inputs.order import about_order, about_quantities, about_ratings
 from jprune.recall.inputs.predictions import Predictions
 
 NAMES = ("ant", "bee", "cat")
@@ -402,6 +403,40 @@ def test_quantities_are_noticed_and_classes_are_not():
     labels = rng.integers(0, 100, 400)
     wrong = np.where(rng.random(400) < 0.5, rng.integers(0, 100, 400), labels)
     assert about_quantities(labels, Predictions("dense", wrong[None], None)) == []
+
+
+@pytest.mark.parametrize("grades", [5, 7, 10])
+def test_ratings_are_noticed_as_numbers_and_by_their_names(grades):
+    rng = np.random.default_rng(grades)
+    stars = rng.integers(1, grades + 1, 800)
+    said = np.clip(stars + rng.choice([-2, -1, 0, 1, 2], 800, p=[0.02, 0.15, 0.66, 0.15, 0.02]), 1, grades)
+    names = [str(i + 1) for i in range(grades)]
+    for labels, predicted, given in ((stars, said, None), (stars - 1, said - 1, names)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", recall.EmptyClassWarning)  # whole numbers from 1 leave class 0 empty
+            found = recall.audit(labels, predicted, {2: predicted}, class_names=given).warnings
+        assert not any("close to the label" in warning for warning in found)
+        found = [warning for warning in found if "look like ratings" in warning]
+        assert len(found) == 2
+        assert found[0].startswith(f"dense: the labels 1 to {grades} look like ratings")
+        assert "ignores the order of classes" in found[0]
+
+
+def test_class_ids_are_not_taken_for_ratings():
+    names = {start: [str(i + start) for i in range(10)] for start in (0, 1)}
+    alike = np.array([8, 9, 4, 5, 7, 3, 3, 4, 0, 1])  # CIFAR-10: airplane as ship, cat as dog, ...
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        true = rng.integers(0, 10, 2000)
+        wrong = np.where(rng.random(2000) < 0.7, alike[true], rng.integers(0, 10, 2000))
+        said = Predictions("dense", np.where(rng.random(2000) < 0.3, wrong, true)[None], None)
+        assert about_ratings(true, said, names[1]) == []
+        near = Predictions("dense", np.clip(true + rng.integers(-1, 2, 2000), 0, 9)[None], None)
+        assert about_ratings(true, near, names[0]) == []  # digits from 0
+        assert about_ratings(true, near, [*"abcdefghij"]) == []
+        few = true % 5
+        uniform = Predictions("dense", np.where(rng.random(2000) < 0.3, rng.integers(0, 5, 2000), few)[None], None)
+        assert about_ratings(few, uniform, names[1][:5]) == []
 
 
 @pytest.mark.parametrize("of", ["dense", "pruned"])
