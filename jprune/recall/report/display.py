@@ -252,6 +252,12 @@ _RISK = (
 )
 
 
+_NEUTRAL = {
+    "score": ("name", "The name of the models that are compared with the dense ones"),
+    "other_score": ("against", "The name of the models compared with"),
+}  # headings where models have a name and no ratio, so that nothing says that they were pruned
+
+
 def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
     """Make every table of the page; None where there is nothing to show.
 
@@ -261,7 +267,7 @@ def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
     """
     strong = set(lost_more(audit.classes, audit.level).index)
     groups = audit.groups.assign(**{"class": audit.groups["class"].fillna("all classes")})
-    return {
+    made = {
         "summary": _table("summary", "Scores and ratios", _SUMMARY, audit.summary),
         "neighbours": _table("neighbours", "Other measures", _NEIGHBOURS, audit.summary),
         "classes": _table("classes", "Recall of each class", _CLASSES, audit.classes, strong=strong),
@@ -289,6 +295,18 @@ def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
         "tests": _table("tests", "Tests", _TESTS, audit.tests),
         "equal": _table("equal", "At equal loss of accuracy", _EQUAL, equal, sortable=False),
     }
+    return {name: _neutral(table) if audit.named and table else table for name, table in made.items()}
+
+
+def _neutral(table: Table) -> Table:
+    """A table without the word score."""
+    renamed = [
+        column._replace(label=_NEUTRAL[column.name][0], meaning=_NEUTRAL[column.name][1])
+        if column.name in _NEUTRAL
+        else column
+        for column in table.columns
+    ]
+    return table._replace(columns=tuple(renamed))
 
 
 def _table(

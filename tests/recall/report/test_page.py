@@ -568,3 +568,20 @@ def test_a_detectable_change_of_alpha_by_more_than_1_is_said_as_what_cannot_be_s
         "2 models and 80 test examples cannot show that class differences disappeared (alpha 0); of growth, they show "
         "only an alpha above 5.50"
     )
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("names", [("int8",), ("int8", "int4")])
+def test_a_page_of_named_models_does_not_say_that_they_were_pruned(names):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+
+    def made(rate):
+        return np.where(rng.random((3, 200)) < rate, rng.integers(0, 4, (3, 200)), labels)
+
+    audit = recall.audit(labels, made(0.1), compare={name: made(0.5) for name in names}, rng=0, resamples=20)
+    text = page(audit, images=rng.random((200, 4, 4)))
+    assert "<p>Examples for which most" in text
+    said = text.replace("Recall Distortion in Neural Network\nPruning and the Undecayed Pruning Algorithm", "")
+    said = re.sub(r"<(style|script)>.*?</(style|script)>", "", said, flags=re.DOTALL)
+    assert not re.findall(r"(?i).{0,40}(?:prun(?!e )|pies\)|the score).{0,40}", said)
