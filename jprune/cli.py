@@ -31,8 +31,9 @@ _EPILOG = """\
 FILES are .npy, .npz, .csv, .tsv, .jsonl or .parquet; PATH:NAME picks one array of an .npz, one column of a table or one
 key of a .jsonl. Classes are whole numbers: an array (models, examples) or (examples,), or a table with a row per
 example and a column per model. Logits are floats: an array (models, examples, classes) or (examples, classes), or a
-table with a row per example and a column per class; the largest counts. Text is a class name; without --class-names
-the names in the data are sorted. Tables may be separated by commas, semicolons or tabs. Pickles are never loaded.
+table with a row per example and a column per class; the largest is the prediction. Text is a class name; without
+--class-names the names in the data are sorted. Tables may be separated by commas, semicolons or tabs. Pickles are never
+loaded.
 
 ROWS are in the order of the labels, unless --id names a column that identifies the examples.
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def end_quietly() -> int:
-    """Drop what is not printed yet, once nobody reads it any more (``| head``); the exit status."""
+    """Discard pending output after the reader closed the pipe (``| head``); return the exit status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
@@ -126,12 +127,12 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--images", metavar="FILE", help="the test images (.npy, .npz), to show examples that changed in the report")
     add("--unpaired", action="store_true", help="models are not paired by index; their numbers may differ")
-    add("--level", type=float, default=0.99, help="confidence of each interval; 0.99 for five ratios is 0.95 for all")
+    add("--level", type=float, default=0.99, help="confidence of each interval; five at 0.99 hold together at 0.95")
     add(
         "--margin", type=float, default=0.1,
         help="alpha counts as equal to 1 only where its interval lies within 1/(1+margin) and 1+margin",
     )  # fmt: skip
-    add("--top-k", metavar="K", type=int, help="k of the top-k recall, with logits (default 5, or classes less one)")
+    add("--top-k", metavar="K", type=int, help="k of the top-k recall, with logits (default 5, or classes minus one)")
     add("--resamples", type=int, default=1000, help="random pairings in the test of the pairing; 0 for no test")
     add("--seed", type=int, default=0, help="seed of the random pairings")
     add("--title", default="Recall audit", help="heading of the report")

@@ -139,7 +139,7 @@ def audit(
         pruned) to predictions like ``dense``, or a dict from score name to {ratio: predictions}.
       class_names: the name of every class; by default names in the data, sorted, or the index.
       groups: a second label per example, (examples,) text or whole numbers; or several by name, as a dict or DataFrame.
-      scores: ``pruned`` by another name; give one of ``pruned``, ``scores`` and ``compare``.
+      scores: an alias of ``pruned``; give one of ``pruned``, ``scores`` and ``compare``.
       compare: a dict from name to predictions, for models that were quantized, distilled or otherwise changed and
         have no ratio.
       num_classes: number of classes, where labels and logits do not show it.
@@ -151,7 +151,7 @@ def audit(
       margin: corrected alpha is called equal to 1 only where its interval lies within 1 / (1 + margin) and 1 + margin.
       rng: generator or seed for a permutation test of the pairing; None for no test.
       resamples: number of random pairings in that test.
-      top_k: k of the top-k recall, with logits; by default 5, or the number of classes less one.
+      top_k: k of the top-k recall, with logits; by default 5, or the number of classes minus one.
 
     Returns:
       An ``Audit``.
@@ -255,7 +255,7 @@ def audit_prepared(
     options: Options,
     labels_name: str = "labels",
 ) -> Audit:
-    """``audit`` of what is read already; the command line calls it.
+    """Audit inputs that have been read; the command line calls it.
 
     Args:
       prepared: labels, predictions and groups.
@@ -320,7 +320,7 @@ def audit_prepared(
 
 
 def _notes(prepared: Prepared, class_names: Sequence[str], dense: Collection[str]) -> list[str]:
-    """What a reader should know of how labels and predictions were read, and of what looks wrong in them."""
+    """Notes on how labels and predictions were read, and warnings of what looks wrong in them."""
     true, sets = prepared.true, prepared.sets
     notes = [*prepared.notes, *(note for stack in sets.values() for note in stack.notes)]
     all_perfect = all((stack.predicted == true).all() for stack in sets.values())

@@ -1,8 +1,8 @@
-"""The bootstrap: what the t-based intervals say, without their assumptions.
+"""Bootstrap intervals, without the assumptions of the t-based ones.
 
 Models are resampled to ask what other training seeds would have given, test examples to ask what
 another test set would have. Randomness comes from ``rng``: a ``numpy.random.Generator``, a
-``SeedSequence`` or an integer seed. The same integer gives the same resamples; a generator moves on.
+``SeedSequence`` or an integer seed. The same integer gives the same resamples; a generator advances.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""What the alphas of a handful of training seeds say about their expectation.
+"""Inference on the expected alpha from a few training seeds.
 
 The target is E[alpha_t] over training seeds. The alphas of different models are independent, the
 classes of one model are not, so everything here takes one number per model. A model whose alpha is
@@ -97,7 +97,7 @@ def t_interval(values: Numbers, level: float = 0.99) -> Interval:
 
 
 def welch_interval(before: Interval, after: Interval, level: float) -> Interval:
-    """Welch's interval for the mean of ``after`` minus that of ``before``, two sets of other models.
+    """Welch's interval for the mean of ``after`` minus that of ``before``, two independent sets of models.
 
     ``models`` and ``left_out`` are those of both together; ``sd`` is NaN, because there are no pairs.
 
@@ -113,7 +113,7 @@ def welch_interval(before: Interval, after: Interval, level: float) -> Interval:
 
 
 def defined_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean over the last axis of what is not NaN; NaN where nothing is left.
+    """Mean over the last axis without NaN; NaN where nothing is left.
 
     >>> defined_mean(np.array([[1.0, np.nan, 3.0], [np.nan] * 3]))
     array([ 2., nan])
@@ -215,7 +215,7 @@ def paired_test(a: Numbers, b: Numbers, alternative: Alternative = "two-sided") 
 def independent_test(
     a: Numbers, b: Numbers, alternative: Alternative = "two-sided", *, equal_variances: bool = False
 ) -> TTest:
-    """Welch's t test between models that share nothing: is E[a] - E[b] zero?
+    """Welch's t test between independent models: is E[a] - E[b] zero?
 
     Args:
       a: one value per model, (models_a,); NaN is left out.

@@ -1,4 +1,4 @@
-"""How many examples of each class compression lost and won, and whether a class lost more than all examples did.
+"""Lost and won examples of each class, and tests of whether a class lost more than all examples did.
 
 Test examples and training seeds are two sources of chance. An example that one model loses is often lost by all, so
 a test over models alone names classes where no class differs. Here both variances are added; what test noise already

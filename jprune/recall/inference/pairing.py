@@ -1,4 +1,4 @@
-"""Whether models that are said to be paired are: a permutation test."""
+"""A permutation test of whether models are paired as stated."""
 
 from typing import NamedTuple
 

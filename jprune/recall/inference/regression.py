@@ -25,7 +25,7 @@ class MixedModel(NamedTuple):
       models: how many models there are.
       observations: number of alphas in the fit.
       left_out: how many were left out, being NaN.
-      note: what the optimizer had to say (a variance at 0, no convergence); empty when all is well.
+      note: warnings of the optimizer (a variance at 0, no convergence); empty where there are none.
       reason: why there is no answer; empty where there is one.
     """
 
@@ -43,7 +43,7 @@ class EqualAccuracy(NamedTuple):
     """Two scores compared at equal alpha_null, that is at equal loss of accuracy.
 
     Attributes:
-      difference: log alpha (or alpha, where so asked) of score ``b`` minus that of score ``a`` at
+      difference: log alpha (alpha, without ``logarithm``) of score ``b`` minus that of score ``a`` at
         equal alpha_null.
       low: lower end of its interval.
       high: upper end.
@@ -74,7 +74,7 @@ def mixed_model(frame: pd.DataFrame, *, level: float = 0.99, reference: str | No
     """Fit alpha ~ ratio * score + (1 | model) by restricted maximum likelihood.
 
     The random intercept models what the alphas of one dense checkpoint share. The ratio is a
-    number; where alpha bends over it, give a transformed one (its logarithm, say) in that column.
+    number; where alpha is not linear in it, give a transformed ratio (such as its logarithm) in that column.
     With a single score the fixed effects are the ratio alone.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the measures accept, and the errors that say what was given instead.
+"""Validation of the arguments of the measures.
 
 Every measure but ``counts`` works on small arrays in numpy float64 and accepts lists, numpy and jax arrays. The checks
 here convert an argument to float64 or refuse it, naming the argument, the index and the value.

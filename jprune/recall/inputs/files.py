@@ -281,7 +281,7 @@ def _column(cells: "pd.Series[Any]", where: str) -> np.ndarray:
     grouped = next((example for example, text in enumerate(texts) if _THOUSANDS.fullmatch(text)), None)
     if grouped is not None and all(n or _THOUSANDS.fullmatch(t) for n, t in zip(numbers, texts, strict=True)):
         raise InputError(
-            f"{where} holds {texts[grouped]!r} at example {grouped}: save numbers without separators of thousands"
+            f"{where} holds {texts[grouped]!r} at example {grouped}: save numbers without thousands separators"
         )
     if any(numbers):
         odd = numbers.index(False) if sum(numbers) * 2 > len(numbers) else numbers.index(True)

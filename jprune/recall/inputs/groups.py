@@ -1,4 +1,4 @@
-"""A second label per example: groups, whose recalls are reported next to those of the classes."""
+"""Groups: a second label per example, with recalls of its own."""
 
 import math
 from collections.abc import Mapping

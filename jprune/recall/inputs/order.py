@@ -37,7 +37,7 @@ def perfect_models(true: Int[np.ndarray, " examples"], stack: Predictions, *, al
     if len(true) < _FEW_LABELS or all_perfect or not right.any() or (true == true[0]).all():
         return []
     if right.all():
-        return [f"{stack.name}: every prediction equals the label: is it the file of the labels?"]
+        return [f"{stack.name}: every prediction equals the label: is it the labels file?"]
     return [f"{stack.name}: model {right.argmax()} is right about every example and others are not: is it the labels?"]
 
 
@@ -154,7 +154,7 @@ def _beyond_chance(accuracy: float, chance: float, n: int) -> bool:
 def _corrections(
     true: Int[np.ndarray, " examples"], stack: Predictions, names: Sequence[str]
 ) -> dict[str, Bool[np.ndarray, " examples"]]:
-    """What may be wrong, and which examples the first model would then be right about."""
+    """What may be wrong, and which examples the first model would then get right."""
     first, classes = stack.predicted[0], len(names)
     tried = {
         "the predictions are numbered one too low: add 1 to them": first + 1 == true,

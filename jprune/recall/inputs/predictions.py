@@ -243,7 +243,7 @@ def class_count(
 ) -> int:
     """Decide how many classes there are, and refuse labels and predictions outside them.
 
-    What is said decides (``num_classes``, ``class_names``), then the width of the logits, then the
+    Explicit arguments decide (``num_classes``, ``class_names``), then the width of the logits, then the
     largest label: a prediction beyond it is more often a mistake than a class without examples.
 
     Args:

@@ -1,4 +1,4 @@
-"""From what was given to labels, predictions and groups of the same examples in the same order."""
+"""Turn the given inputs into labels, predictions and groups of the same examples in the same order."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Arrays, tables and containers as they are given, turned into numpy without deciding yet what they mean."""
+"""Convert arrays, tables and containers to numpy, before deciding what they mean."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -243,7 +243,7 @@ def _column_of_dataset(dataset: Any, name: str) -> Any:
 def _batches(value: Any, name: str) -> np.ndarray | None:
     """Batches of one model joined to one array; None where the value is not a list of batches.
 
-    Arrays of one length are models, as they always were; batches differ in length, at least the last.
+    Arrays of equal length are models; batches differ in length, at least the last.
     """
     if not isinstance(value, list | tuple) or len(value) < 2:
         return None

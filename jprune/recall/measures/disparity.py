@@ -1,4 +1,4 @@
-"""Neighbouring measures of what pruning does to classes, each from its own paper.
+"""Related measures of how pruning affects classes, each from its own paper.
 
 They take rates per class (..., classes) with the overall accuracies (...), confusion counts, or losses
 per example, and answer in numpy float64 for every model of a stack. A class whose rate is NaN is left out.

@@ -1,4 +1,4 @@
-"""The examples that pruning changes: those on which a population of pruned models and one of dense models part.
+"""The examples that pruning changes: those on which pruned models and dense models disagree.
 
 Both measures compare K dense with K' pruned models on the same examples, without looking at the
 true label; no pairing of models is needed, and K' need not be K.

@@ -220,7 +220,7 @@ def rma_intensification(
 
 
 def null_intensification(dense_accuracy: Numbers, pruned_accuracy: Numbers) -> Float[np.ndarray, "*models"]:
-    """The alpha that loss of accuracy alone brings: alpha_null = (1 - A_t) / (1 - A_1) * A_1 / A_t.
+    """The alpha that loss of accuracy alone causes: alpha_null = (1 - A_t) / (1 - A_1) * A_1 / A_t.
 
     What alpha is when the error of every class grows in the same proportion: R^c_t = 1 - k (1 -
     R^c_1). NaN where the dense model is perfect or the pruned accuracy is 0.
@@ -245,7 +245,7 @@ def null_intensification(dense_accuracy: Numbers, pruned_accuracy: Numbers) -> F
 def relative_intensification(
     dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
 ) -> Float[np.ndarray, "*models"]:
-    """Alpha beyond what loss of accuracy alone brings: alpha / alpha_null.
+    """Alpha relative to what loss of accuracy alone causes: alpha / alpha_null.
 
     NaN where either is undefined, or the pruned model is perfect (alpha_null is 0). Arguments and
     errors as ``intensification``.

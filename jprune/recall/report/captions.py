@@ -1,4 +1,4 @@
-"""What each figure shows: its title, its caption, and its content in words for those who do not see it."""
+"""The title, caption and alternative text of each figure."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
         ),
         "null": Caption(
             "Alpha against alpha_null",
-            "One point per model. On the dashed line alpha is what errors growing in proportion would bring.",
+            "One point per model. On the dashed line alpha is what errors that grow in proportion would cause.",
             "Scatter plot of alpha against alpha_null, with the line of equality. Means: "
             + _by_score(
                 audit, lambda row: f"{number(row['alpha'])} against {number(row['alpha_null'])} at {_ratio(row)}"

@@ -100,7 +100,9 @@ _SUMMARY = (
     _SCORE,
     _RATIO,
     Column("models", "models", "Number of compressed models", _fixed(0)),
-    Column("collapsed", "at chance", "Models with a mean recall at chance; alpha is of the others", _fixed(0)),
+    Column(
+        "collapsed", "at chance", "Models with a mean recall at chance; alpha is computed from the others", _fixed(0)
+    ),
     Column("accuracy", "accuracy %", "Mean accuracy over models", _PERCENT),
     Column("accuracy_change", "change", "Mean accuracy minus that of the dense models, in points", _CHANGE),
     Column("alpha", "alpha", "Mean over models of the model-level intensification ratio", _fixed(2)),
@@ -125,7 +127,7 @@ _NEIGHBOURS = (
     Column("alpha_reverse", "reverse", "Mean slope from regressing dense on compressed balances", _fixed(2)),
     Column("alpha_rma", "RMA", "Mean reduced-major-axis slope", _fixed(2)),
     Column("pooled_alpha", "pooled", "One slope over all models and classes", _fixed(2)),
-    Column("r2", "r²", "Of the pooled slope", _fixed(2)),
+    Column("r2", "r²", "r² of the pooled slope", _fixed(2)),
     Column("worst_recall", "worst %", "Mean recall of each model's worst class", _PERCENT),
     Column("excess_gap", "max gap", "Mean over models of the largest excess accuracy gap, in points", _PERCENT),
     Column("balance_variance", "variance", "Variance of recall over classes, mean over models", _fixed(5)),
@@ -145,7 +147,7 @@ _CLASSES = (
     Column("change_low", "low", "Lower end of the change's interval, over examples and models", _CHANGE),
     Column("change_high", "high", "Upper end of the change's interval", _CHANGE),
     Column("excess", "excess", "Points lost beyond what all examples lost", _CHANGE),
-    Column("p_holm", "p", "Of no excess, corrected over the classes by Holm's method", _p),
+    Column("p_holm", "p", "Test of no excess, corrected over the classes by Holm's method", _p),
     Column(
         "detectable",
         "detectable",
@@ -156,12 +158,12 @@ _CLASSES = (
 )
 _GROUPS = (
     *_CLASSES[:2],
-    Column("attribute", "attribute", "Which second label"),
+    Column("attribute", "attribute", "The second label"),
     Column("group", "group", "Its value"),
     *_CLASSES[2:12],
     Column("excess_low", "low", "Lower end of the excess's interval", _CHANGE),
     Column("excess_high", "high", "Upper end of the excess's interval", _CHANGE),
-    Column("p_holm", "p", "Of no excess, corrected over the groups of the attribute by Holm's method", _p),
+    Column("p_holm", "p", "Test of no excess, corrected over the groups of the attribute by Holm's method", _p),
 )
 _TESTS = (
     Column("question", "question", "What is compared"),
@@ -170,7 +172,7 @@ _TESTS = (
     Column("other_score", "against", "The score compared with"),
     Column("other_ratio", "ratio", "The ratio compared with", lambda v: f"{v:g}"),
     Column("test", "test", "Which test"),
-    Column("alternative", "alternative", "The direction that is to be shown"),
+    Column("alternative", "alternative", "The alternative hypothesis"),
     Column(
         "difference",
         "difference",
@@ -186,13 +188,13 @@ _TESTS = (
     Column(
         "left_out", "left out", "Pairs or models left out because alpha is undefined; negative ones stay in", _fixed(0)
     ),
-    Column("reason", "why not", "Why there is no answer"),
+    Column("reason", "why not", "Why there is no result"),
 )
 _PIES = (
     *_CLASSES[:2],
     Column("class", "labelled", "The true class"),
     Column("support", "examples", "Number of test examples", _fixed(0)),
-    Column("pies", "changed", "Number of them with another most frequent label afterwards", _fixed(0)),
+    Column("pies", "changed", "Number of examples whose most frequent prediction changed", _fixed(0)),
     Column("share", "%", "Their share of the class", _PERCENT),
 )
 _EQUAL = (
@@ -206,12 +208,14 @@ _EQUAL = (
     ),
     Column("low", "low", "Lower end of its interval", _fixed(3, 1.0, "+")),
     Column("high", "high", "Upper end of its interval", _fixed(3, 1.0, "+")),
-    Column("p", "p", "Of no difference", _p),
-    Column("slope", "slope", "Of log alpha on log alpha_null, common to both", _fixed(2)),
-    Column("parallel_p", "parallel p", "Of equal slopes; when small, one difference does not describe the two", _p),
+    Column("p", "p", "Test of no difference", _p),
+    Column("slope", "slope", "Slope of log alpha on log alpha_null, common to both", _fixed(2)),
+    Column(
+        "parallel_p", "parallel p", "Test of equal slopes; when small, one difference does not describe the two", _p
+    ),
     Column("observations", "alphas", "Number of alphas in the fit", _fixed(0)),
     Column("left_out", "left out", "Alphas left out: undefined, 0 or negative, so without a logarithm", _fixed(0)),
-    Column("reason", "why not", "Why there is no answer"),
+    Column("reason", "why not", "Why there is no result"),
 )
 
 
@@ -288,7 +292,7 @@ def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
         ),
         "at_risk": _table(
             "at_risk",
-            "Examples of which the dense models are least sure",
+            "Examples on which the dense models are least certain",
             _RISK,
             audit.at_risk.assign(name=[audit.class_names[int(c)] for c in audit.at_risk["label"]]),
         ),

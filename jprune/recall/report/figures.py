@@ -1,4 +1,4 @@
-"""Figures of an audit: what the paper shows of its models, for any models.
+"""Figures of an audit: those of the paper, for any models.
 
 A function takes an ``Audit``, ``alpha_boxes`` several, and returns a matplotlib ``Figure`` of its own,
 ``figures`` all of them by name: nothing is global, no window opens, the background is transparent. The

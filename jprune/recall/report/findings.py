@@ -1,4 +1,4 @@
-"""The answers of an audit to what a reader asks, for every score at its highest ratio."""
+"""The findings of an audit, for every score at its highest ratio."""
 
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ class Finding(NamedTuple):
 
 
 def findings(audit: AuditTables) -> list[Finding]:
-    """Answer, for every score at its highest ratio, what a reader of an audit asks."""
+    """Answer the questions of a reader, for every score at its highest ratio."""
     found = []
     for score in audit.scores:
         rows = audit.summary[audit.summary["score"] == score]
@@ -81,7 +81,7 @@ def _accuracy(row: Row, audit: AuditTables) -> str:
     changed = rows_of(audit.pies, row)
     if len(changed) and row["models"] != 1:
         share = percent(len(changed) / audit.examples)
-        text += f"; {len(changed)} of {audit.examples} examples ({share}) changed the class that most models give them"
+        text += f"; {len(changed)} of {audit.examples} examples ({share}) changed their most frequent prediction"
     return sentence(text)
 
 
@@ -99,7 +99,7 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
         for _, each in most.iterrows()
     )
     if not np.isfinite(present["p_holm"]).any():
-        return f"{text}. Whether that is more than the rest lost needs predictions, or models that differ."
+        return f"{text}. Testing whether that is more than the rest lost takes predictions, or models that differ."
     beyond = lost_more(classes, audit.level).sort_values("excess", ascending=False, kind="stable")
     if not len(beyond):
         found = detectable_excess(classes)
@@ -186,8 +186,8 @@ def _beyond_null(row: Row) -> str:
     if not np.isfinite(cell(row, "alpha_over_null")):
         return ""
     answer = {
-        ">": "yes, more than errors that grow in proportion in every class would bring",
-        "<": "no: errors that grow in proportion in every class would bring more",
+        ">": "yes, more than errors that grow in proportion in every class would cause",
+        "<": "no: errors that grow in proportion in every class would cause more",
         "?": "not shown: the data do not separate it from errors that grow in proportion in every class",
         "": "too few models to say, compared with errors that grow in proportion in every class",
     }[str(row["alpha_over_null_mark"])]
@@ -203,7 +203,7 @@ def _confidence(audit: AuditTables, row: Row) -> str:
     if not len(rows):
         return ""
     each = dict(rows.iloc[0])
-    divergence = f"; KL divergence {each['kl']:.3g} nats an example" if np.isfinite(each["kl"]) else ""
+    divergence = f"; KL divergence {each['kl']:.3g} nats per example" if np.isfinite(each["kl"]) else ""
     top = (
         f"; top-{each['k']} recall {percent(each['top_k_dense'])} to {percent(each['top_k'])}" if each["k"] > 1 else ""
     )
@@ -219,7 +219,7 @@ def _risk(row: Row) -> str:
     return (
         f"The dense models' uncertainty ranks an example that was lost above one that was kept in "
         f"{100 * cell(row, 'risk_auc'):.0f} % of pairs; the most uncertain tenth of the examples that they got "
-        f"right holds {100 * cell(row, 'risk_top'):.0f} % of the lost ones."
+        f"right contains {100 * cell(row, 'risk_top'):.0f} % of the lost ones."
     )
 
 
@@ -229,7 +229,7 @@ def _collapsed(row: Row, audit: AuditTables) -> str:
     low, high = cell(row, "collapsed_low"), cell(row, "collapsed_high")
     return (
         f"{row['collapsed']} of {row['models']} models are at chance ({100 * audit.level:g} % interval "
-        f"{100 * low:.0f} to {100 * high:.0f} %). Alpha is of the others."
+        f"{100 * low:.0f} to {100 * high:.0f} %). Alpha is computed from the others."
     )
 
 
@@ -238,10 +238,10 @@ def _evidence(rows: pd.DataFrame, audit: AuditTables) -> str:
     models = int(str(row["models"]))
     if models == 1:
         if not np.isfinite(rows["lost"]).all():
-            return "No: counts of one model say nothing about other training runs. Train at least 5, better 30."
+            return "No: counts of one model say nothing about other training runs. Train at least 5, preferably 30."
         return (
             "For these two models yes: intervals and tests are over test examples. Other training runs may differ: to "
-            "speak of them, train at least 5 pairs, better 30."
+            "say something about them, train at least 5 pairs, preferably 30."
         )
     counts = sorted({int(count) for count in rows["models"]})
     who = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(models)
@@ -249,12 +249,12 @@ def _evidence(rows: pd.DataFrame, audit: AuditTables) -> str:
     name = "corrected alpha" if column == "alpha_corrected" else "alpha"
     marks = rows[f"{column}_mark"]
     open_rows, silent = rows[marks == "?"], rows[marks == ""]
-    parts = []
+    where, parts = "in" if audit.named else "at", []
     if len(open_rows):
         named = listed(
             [f"{ratio_or_name(r['ratio'], r['score'])} ({number(r[column])})" for _, r in open_rows.iterrows()]
         )
-        parts.append(f"{who} models do not show that {name} differs from 1 at {named}.")
+        parts.append(f"{who} models do not show that {name} differs from 1 {where} {named}.")
         if column == "alpha_corrected":
             least = [r["alpha_corrected_detectable"] for _, r in open_rows.iterrows()]
             shown = listed([number(value) for value in least])
@@ -269,12 +269,12 @@ def _evidence(rows: pd.DataFrame, audit: AuditTables) -> str:
         if needed:
             parts.append(f"With alpha as far from 1 as measured, showing it would take {listed(needed)} models.")
     elif not len(silent):
-        parts.append(f"{who} models show at every ratio on which side of 1 {name} is.")
+        parts.append(f"{who} models show{' at every ratio' * (not audit.named)} on which side of 1 {name} is.")
     if len(silent):
         named = listed(
             [ratio_or_name(ratio, score) for ratio, score in zip(silent["ratio"], silent["score"], strict=True)]
         )
-        lead = "At" if parts else "No: at"
+        lead = where.capitalize() if parts else f"No: {where}"
         parts.append(f"{lead} {named} there is no interval of {name}.")
     return " ".join(parts)
 

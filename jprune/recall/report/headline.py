@@ -1,4 +1,4 @@
-"""The headline of an audit: what happened to which class, whether classes drifted apart, what cannot be said."""
+"""The headline of an audit: the class that lost most, whether class differences grew, and what cannot be shown."""
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ FEWEST = 10  # examples; a class with fewer is not what a headline begins with
 
 
 def headline(audit: AuditTables) -> str:
-    """What happened to which class, whether differences between classes changed, and what cannot be said."""
+    """The class that lost most, whether differences between classes changed, and what cannot be shown."""
     last = [dict(row) for _, row in audit.summary.groupby("score", sort=False).tail(1).iterrows()]
     if all(row["agreement"] == 1 for row in last):
         single = all(row["models"] == 1 for row in last) and len(last) == 1

@@ -1,4 +1,4 @@
-"""An audit as one self-contained HTML page: it loads nothing from anywhere, and every name is escaped."""
+"""An audit as one self-contained HTML page: it loads no external resources, and every name is escaped."""
 
 import base64
 import hashlib

@@ -8,7 +8,7 @@ import numpy as np
 from jprune.recall.report.findings import findings
 from jprune.recall.report.headline import headline
 from jprune.recall.report.words import number
-from jprune.recall.tables.frames import UNSTATED, AuditTables
+from jprune.recall.tables.frames import AuditTables
 
 
 def print_summary(audit: AuditTables, report: Path | None = None) -> None:
@@ -39,16 +39,17 @@ def print_summary(audit: AuditTables, report: Path | None = None) -> None:
         console.print(Text(f"\n{finding.topic}", style="cyan"))
         console.print(Padding(Text(finding.text), (0, 0, 0, 2)))
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for name in _COLUMNS:
+    columns = [name for name in _COLUMNS if not (audit.named and name == "ratio")]
+    for name in columns:
         # Where the terminal is narrow, names and intervals go on in a second line, and numbers stay whole.
         table.add_column(
-            Text(name),
+            Text("name" if audit.named and name == "score" else name),
             justify="left" if name == "score" else "right",
             no_wrap=name not in ("score", "interval", "corrected alpha"),
             overflow="fold",
         )
     for row in audit.summary.to_dict("records"):
-        table.add_row(*(Text(cell) for cell in _cells(row)))
+        table.add_row(*(Text(cell) for name, cell in zip(_COLUMNS, _cells(row), strict=True) if name in columns))
     console.print(table)
     for warning in audit.warnings:
         console.print(Text(f"Note: {warning}", style="yellow"))
@@ -65,7 +66,7 @@ def _cells(row: dict[Any, Any]) -> list[str]:
     interval = f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "n/a"
     return [
         row["score"],
-        "" if row["ratio"] == UNSTATED else f"{row['ratio']:g}",
+        f"{row['ratio']:g}",
         str(row["models"]),
         f"{100 * row['accuracy']:.1f} %",
         number(row["alpha_corrected"]),

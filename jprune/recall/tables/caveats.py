@@ -1,4 +1,4 @@
-"""What a reader must know before believing an audit, in sentences."""
+"""Warnings about what limits the conclusions of an audit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -68,7 +68,7 @@ def of_scores(stack: Predictions) -> list[str]:
 
 
 def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) -> list[str]:
-    """What the numbers of models, the classes' sizes, the control and undefined alphas take from the conclusions."""
+    """Warn of limits: few models, unequal classes, no control, undefined alphas."""
     notes = []
     support = next(iter(study.dense.values())).support
     present = support[support > 0]
@@ -80,7 +80,7 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
     if (summary["models"] == 1).all():
         notes.append("one model only: other training runs may differ, and nothing here says by how much")
     elif (summary["models"] < 5).any():
-        notes.append("fewer than five models: the intervals rest on very few training seeds")
+        notes.append("fewer than five models: the intervals are based on very few training seeds")
     if not (summary["ratio"] == 1).any() and not study.named:
         notes.append(
             "no control: without models that were fine-tuned but not pruned (ratio 1), the effect of fine-tuning is "
@@ -113,8 +113,7 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
             notes.append(f"{_where(row['score'], row['ratio'])}: {_at_chance(row, study.level)}")
     if study.examples is None:
         notes.append(
-            "counts alone: intervals and tests are over training seeds and do not include the chance in the choice of "
-            "test examples"
+            "counts alone: intervals and tests are over training seeds and do not include the sampling of test examples"
         )
     return notes
 
@@ -125,7 +124,7 @@ def _at_chance(row: Mapping[Any, Any], level: float) -> str:
         return f"{'the model is' if models == 1 else f'all {models} models are'} at chance, so there is no alpha"
     return (
         f"{gone} of {models} models {'is' if gone == 1 else 'are'} at chance ({100 * level:g} % interval of the share "
-        f"{100 * row['collapsed_low']:.0f} to {100 * row['collapsed_high']:.0f} %); alpha is of the others"
+        f"{100 * row['collapsed_low']:.0f} to {100 * row['collapsed_high']:.0f} %); alpha is computed from the others"
     )
 
 
@@ -133,7 +132,7 @@ def of_groups(groups: pd.DataFrame) -> list[str]:
     """Warn of groups with few examples.
 
     >>> of_groups(pd.DataFrame({"attribute": ["sex"], "group": ["f"], "class": [None], "support": [3]}))
-    ['small groups, of which little can be shown: sex f (3 examples)']
+    ['small groups, about which little can be shown: sex f (3 examples)']
     """
     whole = groups[groups["class"].isna() & (groups["support"] < _FEW_EXAMPLES)]
     small = whole.drop_duplicates(["attribute", "group"])
@@ -141,7 +140,7 @@ def of_groups(groups: pd.DataFrame) -> list[str]:
         return []
     listed = [f"{row['attribute']} {row['group']} ({row['support']} examples)" for row in small.to_dict("records")]
     more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
-    return [f"small groups, of which little can be shown: {', '.join(listed[:5])}{more}"]
+    return [f"small groups, about which little can be shown: {', '.join(listed[:5])}{more}"]
 
 
 def _where(score: str, ratio: float) -> str:

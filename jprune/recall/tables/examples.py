@@ -261,7 +261,7 @@ def risk(stack: Predictions) -> Float[np.ndarray, " examples"]:
 
 
 def at_risk(known: Examples) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The examples of which dense models are least sure, and how well that tells which examples are lost.
+    """The examples on which dense models are least certain, and how well that predicts the lost ones.
 
     Returns:
       ``at_risk``, up to 100 examples a score, the riskiest first, with the share of models that lost them at the last

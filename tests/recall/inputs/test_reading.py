@@ -156,11 +156,11 @@ LIKE_OTHERS = {
     ),
     "thousands.csv": (
         "a,b\n" + text([[f'"{1000.5 * (c + 1):,}"', 0.5] for c in TWO]),
-        "without separators of thousands",
+        "without thousands separators",
     ),
     "swiss.csv": (
         "a;b\n" + text([[f"{1000.5 * (c + 1):,}".replace(",", "'"), 0.5] for c in TWO], ";"),
-        "separators of",
+        "thousands separators",
     ),
     "rows.csv": (text([[i, c] for i, c in enumerate(TWO)]), "another number in every row of column '0'"),
     "ids.jsonl": ("\n".join(f'{{"id": {i % 3}, "p": {c}}}' for i, c in enumerate(TWO)), "looks like ids"),

@@ -22,6 +22,7 @@ from jprune import recall
 from jprune.recall.report import captions, display, headline, words
 from jprune.recall.report.findings import findings
 from jprune.recall.report.page import at_equal_accuracy, page
+from jprune.recall.report.terminal import print_summary
 from tests.recall import audits, published
 
 
@@ -294,7 +295,7 @@ def test_the_answers_of_the_published_runs(golden):
             "(0.99 to 1.00). Over the ratios alpha is below 1 at 2x and 4x, above 1 at 10x, 20x and 50x."
         ),
         "More than the lost accuracy explains?": (
-            "No: errors that grow in proportion in every class would bring more (alpha_null 2.25, alpha / alpha_null "
+            "No: errors that grow in proportion in every class would cause more (alpha_null 2.25, alpha / alpha_null "
             "0.80 (0.77 to 0.83))."
         ),
         "Classes that lost most": (
@@ -585,3 +586,10 @@ def test_a_page_of_named_models_does_not_say_that_they_were_pruned(names):
     said = text.replace("Recall Distortion in Neural Network\nPruning and the Undecayed Pruning Algorithm", "")
     said = re.sub(r"<(style|script)>.*?</(style|script)>", "", said, flags=re.DOTALL)
     assert not re.findall(r"(?i).{0,40}(?:prun(?!e )|pies\)|the score).{0,40}", said)
+
+
+def test_the_terminal_shows_names_without_a_ratio(capsys):
+    audit = recall.audit([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0], compare={"int8": [0, 0, 1, 1, 1, 0]})
+    print_summary(audit)
+    (header,) = [line for line in capsys.readouterr().out.splitlines() if "accuracy" in line and "models" in line]
+    assert header.split()[:2] == ["name", "models"]
