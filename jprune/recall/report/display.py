@@ -233,7 +233,10 @@ _PROBABILITIES = (
     Column("kl", "KL", "Kullback-Leibler divergence of the compressed from the dense probabilities, nats", _fixed(3)),
     Column("k", "k", "k of the top-k recall", _fixed(0)),
     Column(
-        "top_k_dense", "top-k before %", "Examples whose class is among the k most probable, dense models", _PERCENT
+        "top_k_dense",
+        "top-k before %",
+        "Share of examples whose class is among the k most probable, dense models",
+        _PERCENT,
     ),
     Column("top_k", "after %", "The same, compressed models", _PERCENT),
 )

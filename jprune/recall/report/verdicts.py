@@ -22,7 +22,7 @@ VERDICTS = {
 
 
 def verdict_of(row: Row) -> str:
-    """Which of the verdicts a row of the summary comes to."""
+    """The verdict on a row of the summary."""
     if row["alpha_corrected_reason"] == "every model has collapsed":
         return "collapsed"
     if row["alpha_corrected_reason"] == WITHIN_NOISE and np.isfinite(cell(row, "alpha")):

@@ -86,8 +86,13 @@ def change_of_accuracy(row: Row) -> str:
 
 def no_class_shown(row: Row, audit: AuditTables, classes: pd.DataFrame) -> str:
     """That not even the largest possible loss of a class would have been shown, in every class or in most."""
-    which = "a class" if classes["detectable"].isna().all() else "one of most classes"
-    return f"{_so_few(row, audit)} cannot show that {which} lost more than the rest, even if it lost every example"
+    every = classes["detectable"].isna().all()
+    which = (
+        "that a class lost more than the rest, even if it"
+        if every
+        else ("for most classes that they lost more than the rest, even if they")
+    )
+    return f"{_so_few(row, audit)} cannot show {which} lost every example"
 
 
 def no_alpha_shown(row: Row, audit: AuditTables) -> str:

@@ -552,7 +552,7 @@ def test_no_headline_names_a_loss_beyond_what_a_class_can_lose():
 
 def test_a_headline_says_so_where_no_loss_of_most_classes_can_be_shown():
     said = headline.headline(differing_models(2, spread=0.4))
-    assert "2 models and 80 test examples cannot show that one of most classes lost more than the rest" in said
+    assert "2 models and 80 test examples cannot show for most classes that they lost more than the rest" in said
 
 
 def test_detectable_losses_are_at_most_what_the_class_can_lose():
