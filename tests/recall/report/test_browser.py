@@ -54,8 +54,18 @@ def address(tmp_path_factory):
 @pytest.fixture
 def page(browser, address):
     browser.get_log("browser"), browser.get_log("performance")
+    browser.get("about:blank")  # the last test's page has the same address: on a busy machine it is read once more
     browser.get(address)
     return browser
+
+
+def pairs(page):
+    """The first two cells of the rows of classes that can be seen, read at one moment."""
+    rows = page.execute_script(
+        "return [...document.getElementById('classes').tBodies[0].rows].filter(row => !row.hidden)"
+        ".map(row => [row.cells[0].textContent, row.cells[1].textContent])"
+    )
+    return {tuple(row) for row in rows}
 
 
 def shown(page, column, table="classes"):
@@ -156,12 +166,12 @@ def test_undefined_numbers_sort_last_both_ways(page):
 
 def test_the_classes_are_shown_for_one_score_and_ratio_at_a_time(page):
     audit = audits.two_scores()
-    assert set(zip(shown(page, 0), shown(page, 1), strict=True)) == {("<i>random", "10")}
+    assert pairs(page) == {("<i>random", "10")}
     select = page.find_element("css selector", "select[data-table=classes]")
     choices = select.find_elements("tag name", "option")
     assert len(choices) == len(audit.summary) + 1
     choices[0].click()
-    assert set(zip(shown(page, 0), shown(page, 1), strict=True)) == {("magnitude", "1")}
+    assert pairs(page) == {("magnitude", "1")}
     choices[-1].click()
     assert len(shown(page, 0)) == len(audit.classes)
 
@@ -249,7 +259,7 @@ def test_the_meaning_of_every_column_is_readable_without_a_pointer(page, width, 
 def test_the_class_table_opens_on_what_the_headline_is_about_with_the_change_in_sight_on_a_phone(page):
     audit = audits.two_scores()
     score, ratio = headline.subject(audit)
-    assert set(zip(shown(page, 0), shown(page, 1), strict=True)) == {(score, f"{ratio:g}")}
+    assert pairs(page) == {(score, f"{ratio:g}")}
     assert score in headline.headline(audit).split(":")[0]
     page.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 900, "deviceScaleFactor": 1, "mobile": True}
