@@ -132,7 +132,7 @@ def class_losses(
         p = np.full(classes, np.nan)
     tests = max(1, int(np.isfinite(p).sum()))
     critical = _quantile((1 - level) / 2 / tests, of_excess, added_excess, n, degrees)
-    detectable = (critical + scipy.stats.norm.ppf(_POWER)) * np.sqrt(excess)
+    detectable = _detectable(critical + scipy.stats.norm.ppf(_POWER), excess, (1 - w) ** 2 / n)
     # A class loses at most its recall, and what it loses counts in the overall loss too.
     recall = of_class(before) / n
     possible = recall - (float(losses.mean()) + w * (recall - mean))
@@ -183,6 +183,22 @@ def wilson(successes: int, trials: int, level: float = 0.99) -> tuple[float, flo
     centre = (share + extra / 2) / (1 + extra)
     half = z / (1 + extra) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def _detectable(quantiles: _Floats, variance: _Floats, per_loss: _Floats) -> _Floats:
+    """The excess loss e that is ``quantiles`` standard deviations from 0.
+
+    A class that loses e more than it did has more variance than ``variance``: that of the examples that are lost,
+    e (1 - e) times ``per_loss``, if all models lose the same examples, which is the worst case. So e solves
+    e^2 = quantiles^2 (variance + per_loss e (1 - e)).
+
+    >>> e = _detectable(np.array([4.0]), np.array([0.0003]), np.array([0.01]))
+    >>> e.round(4).tolist(), (4 * np.sqrt(0.0003 + 0.01 * e * (1 - e))).round(4).tolist()
+    ([0.1633], [0.1633])
+    """
+    with np.errstate(invalid="ignore"):
+        a, b = 1 + quantiles**2 * per_loss, quantiles**2 * per_loss
+        return np.asarray((b + np.sqrt(b**2 + 4 * a * quantiles**2 * variance)) / (2 * a))
 
 
 def _of_excess(of_class: _Floats, w: _Floats) -> _Floats:

@@ -105,7 +105,7 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
         found = detectable_excess(classes)
         least = f"; a typical class would have had to lose {size(found)} more" if np.isfinite(found) else ""
         none = f" {sentence(no_class_shown(row, audit, classes))}" if np.isinf(found) else ""
-        return f"{text}. No class is shown to have lost more than all examples did{least}.{none}"
+        return f"{text}. No single class is shown to have lost more than all examples did{least}.{none}"
     more = f" and {len(beyond) - _MOST_NAMES} more" if len(beyond) > _MOST_NAMES else ""
     named = listed([str(name) for name in beyond["class"][:_MOST_NAMES]]) + more
     return f"{text}. Shown to have lost more than all examples did: {named}."

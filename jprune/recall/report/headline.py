@@ -87,7 +87,7 @@ def _lost_most_class(audit: AuditTables, last: list[dict[str, object]], shown: p
     if not len(shown):
         row = lost_most(last)
         models = at_score(audit, row)
-        return f"No class is shown to have lost more than the rest{models}; accuracy {change_of_accuracy(row)}."
+        return f"No single class is shown to have lost more than the rest{models}; accuracy {change_of_accuracy(row)}."
     hit = dict(shown.sort_values("change", kind="stable").iloc[0])
     row = next(r for r in last if r["score"] == hit["score"])
     rest = rows_of(audit.classes, row)
@@ -156,7 +156,7 @@ def _limits(audit: AuditTables, last: list[dict[str, object]]) -> str:
         classes = rows_of(audit.classes, row)
         excess = np.nan if len(lost_more(classes, audit.level)) else detectable_excess(classes)
         if np.isfinite(excess):
-            unseen.append(f"a class that lost up to {size(excess)} more than the rest")
+            unseen.append(f"a class that lost up to {size(excess)} more than the overall loss")
         said += [f"The data could have missed {listed(unseen)}{where}."] if unseen else []
         if verdict_of(row) == "?" and 1 <= alpha < np.inf:
             said.append(sentence(f"{first}{no_alpha_shown(row, audit)}"))

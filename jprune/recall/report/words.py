@@ -96,11 +96,11 @@ def no_class_shown(row: Row, audit: AuditTables, classes: pd.DataFrame) -> str:
 
 
 def no_alpha_shown(row: Row, audit: AuditTables) -> str:
-    """That not even the disappearance of all class differences would have been shown."""
+    """How far class differences would have to grow to be shown, where not even their disappearance would be."""
     most = number(1 + cell(row, "alpha_corrected_detectable"))
     return (
-        f"{_so_few(row, audit)} cannot show that class differences disappeared (alpha 0); of growth, they show only an "
-        f"alpha above {most}"
+        f"{_so_few(row, audit)} are too few to judge whether class differences changed: growth would be noticed only "
+        f"if alpha were above {most}"
     )
 
 
