@@ -6,7 +6,7 @@ smaller one computes what the masked one computes is checked first.
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,13 +35,15 @@ class Model(NamedTuple):
     floors: Any = 1
 
 
-def rows() -> list[Row]:
+def rows() -> Iterator[Row]:
     """ResNet-20 on CIFAR images and a transformer block, at 50 % of their multiply-adds, and against Torch-Pruning."""
-    table = [row for model in (resnet(), transformer_block()) for row in of_model(model)]
+    for model in (resnet(), transformer_block()):
+        yield from of_model(model)
     if any(importlib.util.find_spec(name) is None for name in ("torch", "torch_pruning")):
         why = "PyTorch and Torch-Pruning are not installed"
-        return [*table, not_run("groups of ResNet-20 found", "Torch-Pruning", must=1.0, why=why)]
-    return [*table, *importlib.import_module("benchmarks.structured_in_torch").rows()]
+        yield not_run("groups of ResNet-20 found", "Torch-Pruning", must=1.0, why=why)
+    else:
+        yield from importlib.import_module("benchmarks.structured_in_torch").rows()
 
 
 def of_model(model: Model) -> list[Row]:
