@@ -94,7 +94,7 @@ _OTHER_ELEMENTWISE = _names(
     "eq ne lt le gt ge eq_to lt_to le_to igamma igammac igamma_grad_a random_gamma_grad regularized_incomplete_beta "
     "polygamma zeta"
 )
-_LARGEST_IDENTITY = 1 << 16  # longer iotas are no part of an identity matrix
+_LARGEST_IDENTITY = 1 << 16  # longer iotas are not taken for part of an identity matrix
 _INFINITE_AT_ZERO = _names("log rsqrt reciprocal lgamma digamma")
 
 

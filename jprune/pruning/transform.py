@@ -212,7 +212,7 @@ def _refuse_no_selection(selection: object, table: Mapping[int, Amount], options
     """Refuse what cannot be called with scores and the amounts of the schedule.
 
     Raises:
-      TypeError: ``selection`` is not such a function.
+      TypeError: ``selection`` cannot be called with scores and amounts.
     """
     wanted = (
         "it must be a function from scores to masks with the signature of jprune.global_masks: pass "

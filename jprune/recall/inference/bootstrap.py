@@ -186,7 +186,7 @@ def _bca(
     if np.ptp(up / down) <= 8 * np.finfo(np.float64).eps * max(np.abs(up / down).max(), 1):
         return estimate, 0.0, estimate, estimate, ""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)  # said by the reason
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)  # the reason names it
         result = scipy.stats.bootstrap(
             (up, down),
             lambda u, d, axis: u.sum(axis) / d.sum(axis),

@@ -49,10 +49,10 @@ def about_quantities(true: Int[np.ndarray, " examples"], stack: Predictions) -> 
     'dense: wrong predictions are close to the label (correlation'
     """
     wrong = stack.predicted[0] != true
-    label, said = true[wrong], stack.predicted[0][wrong]
-    if len(label) < _FEWEST_WRONG or len(np.unique(label)) < _FEWEST_VALUES or len(np.unique(said)) < 2:
+    label, predicted = true[wrong], stack.predicted[0][wrong]
+    if len(label) < _FEWEST_WRONG or len(np.unique(label)) < _FEWEST_VALUES or len(np.unique(predicted)) < 2:
         return []
-    correlation = float(np.corrcoef(label, said)[0, 1])
+    correlation = float(np.corrcoef(label, predicted)[0, 1])
     if correlation < _CLOSE:
         return []
     return [
@@ -73,8 +73,8 @@ def about_ratings(true: Int[np.ndarray, " examples"], stack: Predictions, names:
       names: the name of every class.
 
     >>> stars = np.arange(200) % 5
-    >>> said = np.clip(stars + np.arange(200) % 3 - 1, 0, 4)
-    >>> about_ratings(stars, Predictions("dense", said[None], None), "12345")[0][:57]
+    >>> predicted = np.clip(stars + np.arange(200) % 3 - 1, 0, 4)
+    >>> about_ratings(stars, Predictions("dense", predicted[None], None), "12345")[0][:57]
     'dense: the labels 1 to 5 look like ratings, because 100 %'
     """
     present = np.unique(true)
@@ -117,8 +117,8 @@ def about_order(
     """
     n, classes = len(true), len(names)
     truth = np.bincount(true, minlength=classes) / n
-    said = np.bincount(stack.predicted.ravel(), minlength=classes) / stack.predicted.size
-    chance, accuracy = float(truth @ said), float((stack.predicted == true).mean())
+    shares = np.bincount(stack.predicted.ravel(), minlength=classes) / stack.predicted.size
+    chance, accuracy = float(truth @ shares), float((stack.predicted == true).mean())
     if n < 5 or (truth > 0).sum() < 2:
         return []
     if _beyond_chance(accuracy, chance, n):
@@ -128,9 +128,9 @@ def about_order(
     share, error = float(right.mean()), np.sqrt(chance * (1 - chance) / n)
     if share > max(chance + 5 * error, 2 * accuracy, 0.3) and n >= _FEW_LABELS:
         return [f"{text}. It would be {100 * share:.1f} % if {best}"]
-    if (said > 0).sum() < 2 and dense:
+    if (shares > 0).sum() < 2 and dense:
         return [f"{text}: one class is predicted for every example"]
-    if not dense and _entropy(said) < 0.8 * _entropy(truth):
+    if not dense and _entropy(shares) < 0.8 * _entropy(truth):
         return []
     return [text + _question(true, stack, classes, dense=dense)]
 
@@ -176,10 +176,10 @@ def _corrections(
 
 
 def _best_numbers(
-    true: Int[np.ndarray, " examples"], said: Int[np.ndarray, " examples"], classes: int
+    true: Int[np.ndarray, " examples"], predicted: Int[np.ndarray, " examples"], classes: int
 ) -> Int[np.ndarray, " classes"]:
-    """The class that each predicted number stands for, by which most predictions are right."""
-    of_class, numbers = scipy.optimize.linear_sum_assignment(-_confusion(true, said, classes))
+    """The class that each predicted number means, chosen so that most predictions are right."""
+    of_class, numbers = scipy.optimize.linear_sum_assignment(-_confusion(true, predicted, classes))
     renumber = np.empty(classes, int)
     renumber[numbers] = of_class
     return renumber
@@ -206,7 +206,7 @@ def _swapped_classes(
     ]
 
 
-def _independent(true: Int[np.ndarray, " examples"], said: Int[np.ndarray, " examples"], classes: int) -> bool:
+def _independent(true: Int[np.ndarray, " examples"], predicted: Int[np.ndarray, " examples"], classes: int) -> bool:
     """Whether labels and predictions are independent, by a permutation test of Pearson's chi-squared statistic.
 
     "Not independent" needs a statistic above those of all 999 random orders of the rows, so rows in random order pass
@@ -218,22 +218,22 @@ def _independent(true: Int[np.ndarray, " examples"], said: Int[np.ndarray, " exa
     """
     if len(true) > _MOST_SHUFFLED:
         some = np.random.default_rng(1).choice(len(true), _MOST_SHUFFLED, replace=False)
-        true, said = true[some], said[some]
-    rows, columns = np.bincount(true, minlength=classes), np.bincount(said, minlength=classes)
+        true, predicted = true[some], predicted[some]
+    rows, columns = np.bincount(true, minlength=classes), np.bincount(predicted, minlength=classes)
 
     def statistic(order: Int[np.ndarray, " examples"]) -> float:
         place, cells = np.unique(true * classes + order, return_counts=True)
         return float((cells**2 / (rows[place // classes] * columns[place % classes])).sum())
 
     rng = np.random.default_rng(0)
-    least = statistic(said) * (1 - _ROUNDING)
-    return any(statistic(rng.permutation(said)) >= least for _ in range(round(1 / _RARE) - 1))
+    least = statistic(predicted) * (1 - _ROUNDING)
+    return any(statistic(rng.permutation(predicted)) >= least for _ in range(round(1 / _RARE) - 1))
 
 
 def _confusion(
-    true: Int[np.ndarray, " examples"], said: Int[np.ndarray, " examples"], classes: int
+    true: Int[np.ndarray, " examples"], predicted: Int[np.ndarray, " examples"], classes: int
 ) -> Int[np.ndarray, "classes classes"]:
-    return np.bincount(true * classes + said, minlength=classes**2).reshape(classes, classes)
+    return np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def _moves(moved: dict[int, int], names: Sequence[str]) -> str:

@@ -58,13 +58,13 @@ def subject(audit: AuditTables) -> tuple[str, float]:
 def _hardest_hit(audit: AuditTables, last: list[dict[str, object]]) -> str:
     """The class that lost most among those shown to have lost more than all examples did."""
     collapsed = [row for row in last if verdict_of(row) == "collapsed"]
-    said = [
+    sentences = [
         f"All models{at_score(audit, row)} are at chance: accuracy {change_of_accuracy(row)}."
         if row["models"] != 1
         else f"The model{at_score(audit, row)} is at chance: accuracy {change_of_accuracy(row)}."
         for row in collapsed
     ]
-    said += [
+    sentences += [
         f"{row['collapsed']} of {row['models']} models{at_score(audit, row)} are at chance; accuracy and classes "
         f"below include them."
         for row in last
@@ -72,7 +72,7 @@ def _hardest_hit(audit: AuditTables, last: list[dict[str, object]]) -> str:
     ]
     last = [row for row in last if verdict_of(row) != "collapsed"]
     if not last:
-        return " ".join(said)
+        return " ".join(sentences)
     shown = pd.concat([lost_more(rows_of(audit.classes, row), audit.level) for row in last])
     few, shown = shown[shown["support"] < FEWEST], shown[shown["support"] >= FEWEST]
     small = [
@@ -80,7 +80,7 @@ def _hardest_hit(audit: AuditTables, last: list[dict[str, object]]) -> str:
         for _, each in few.sort_values("change", kind="stable").head(1).iterrows()
         if np.isfinite(each["lost"])
     ]
-    return " ".join([*said, _lost_most_class(audit, last, shown), *small])
+    return " ".join([*sentences, _lost_most_class(audit, last, shown), *small])
 
 
 def _lost_most_class(audit: AuditTables, last: list[dict[str, object]], shown: pd.DataFrame) -> str:
@@ -146,7 +146,7 @@ def _shown_alpha(row: Row) -> str:
 
 def _limits(audit: AuditTables, last: list[dict[str, object]]) -> str:
     """What the data could have missed under the first score that is not at chance, and which models it is about."""
-    said = []
+    sentences = []
     for row in [row for row in last if verdict_of(row) != "collapsed"][:1]:
         unseen, alpha = [], cell(row, "alpha_corrected_detectable")
         where = at_score(audit, row) if len(last) > 1 else ""
@@ -157,12 +157,12 @@ def _limits(audit: AuditTables, last: list[dict[str, object]]) -> str:
         excess = np.nan if len(lost_more(classes, audit.level)) else detectable_excess(classes)
         if np.isfinite(excess):
             unseen.append(f"a class that lost up to {size(excess)} more than the overall loss")
-        said += [f"The data could have missed {listed(unseen)}{where}."] if unseen else []
+        sentences += [f"The data could have missed {listed(unseen)}{where}."] if unseen else []
         if verdict_of(row) == "?" and 1 <= alpha < np.inf:
-            said.append(sentence(f"{first}{no_alpha_shown(row, audit)}"))
+            sentences.append(sentence(f"{first}{no_alpha_shown(row, audit)}"))
         if np.isinf(excess):
-            said.append(sentence(f"{first}{no_class_shown(row, audit, classes)}"))
+            sentences.append(sentence(f"{first}{no_class_shown(row, audit, classes)}"))
     if all(row["models"] == 1 for row in last):
         which = "these two models" if len(last) == 1 else "these models"
-        said.append(f"This holds for {which}; other training runs may differ.")
-    return " ".join(said)
+        sentences.append(f"This holds for {which}; other training runs may differ.")
+    return " ".join(sentences)
