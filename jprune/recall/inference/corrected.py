@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int, Num
 from jprune.recall.inputs.arguments import check_level
 
 _LEAST = 10  # examples of a class; with fewer its recall is often 0 or 1, which has no estimate of its noise
-_BLOCK = 2**16  # examples that are handled together
+_BLOCK = 2**16  # numbers of one model that are handled together
 _MOST_PAIRS = 64  # classes; beyond it the products between classes add less than 2 % to the variance
 
 WITHIN_NOISE = "no class differences beyond sampling noise"
@@ -268,7 +268,7 @@ def _second_order(
     starts = np.cumsum(sizes) - sizes
     for n in np.unique(sizes):
         same = np.flatnonzero(sizes == n)
-        for block in np.array_split(same, min(len(same), -(-len(same) * int(n) // _BLOCK))):
+        for block in np.array_split(same, min(len(same), -(-len(same) * max(int(n), len(d)) // _BLOCK))):
             where = starts[block, None] + np.arange(n)
             u, v = (np.swapaxes(rows[:, where], 0, 1) for rows in (x, y))  # (classes, models, examples)
             u, v = (rows - rows.mean(2, keepdims=True) for rows in (u, v))
