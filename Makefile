@@ -1,4 +1,4 @@
-# Everything sets itself up: `make demo` and `make test` on a fresh clone need only python3 (3.11+) and make.
+# Targets create their own environments: `make demo` and `make test` on a fresh clone need only python3 (3.11+) and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-all test-compilers test-oldest lint lint-workflows format docs bench audit clean
 
-# Compiled programs are kept, so that a second `make demo` or `make test` need not compile them again. The benchmarks
-# time compilation, so they run without. `make clean` empties the folder.
+# Compiled programs are cached, so that a second `make demo` or `make test` does not compile them again. The benchmarks
+# time compilation, so they do not use the cache. `make clean` removes it.
 demo test test-slow test-all test-compilers test-oldest: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 help:  ## list the targets
@@ -28,14 +28,14 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.demo  ## train, prune and audit 30 replicates on real digits; writes runs/demo/report.html
 	$(BIN)/python -m experiments.recall_distortion --preset demo
 
-test: $(VENV)/.dev  ## the tests, on two processes
+test: $(VENV)/.dev  ## run the tests in two processes, without the slow ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # The slow suites compile with XLA's own settings, as users do; the others compile quickly (see tests/conftest.py).
 test-slow: $(VENV)/.dev
 	XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
-test-all: test test-slow test-compilers  ## the tests, the slow suites (kill tests, sweeps, fuzzing, the browser) and the compilers
+test-all: test test-slow test-compilers  ## run all tests: also the slow ones (sweeps, fuzzing, killed runs, a browser) and test-compilers
 
 $(VENV)-compilers/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)-compilers
@@ -44,8 +44,8 @@ $(VENV)-compilers/.test: pyproject.toml | $(BIN)/python
 	  $$($(VENV)-compilers/bin/python -c 'import jax; print(f"jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__}")')
 	touch $@
 
-# Nothing runs on a GPU or TPU: their compilers compile ahead of time for devices that are described to them.
-test-compilers: $(VENV)-compilers/.test  ## what the compilers for H100 and TPU v5e make of the programs, in .venv-compilers
+# The compilers run on the CPU and compile ahead of time for a described device; no GPU or TPU is used.
+test-compilers: $(VENV)-compilers/.test  ## compile for H100 and TPU v5e and check the programs, in .venv-compilers
 	XLA_FLAGS= JAX_PLATFORMS=cpu $(VENV)-compilers/bin/python -m pytest -n 2 tests/compilers
 
 $(VENV)-oldest/.test: pyproject.toml tests/oldest.py | $(BIN)/python
@@ -54,10 +54,10 @@ $(VENV)-oldest/.test: pyproject.toml tests/oldest.py | $(BIN)/python
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)-oldest/constraints.txt --editable '.[test]'
 	touch $@
 
-test-oldest: $(VENV)-oldest/.test  ## the tests on the oldest versions that pyproject.toml allows, in .venv-oldest
+test-oldest: $(VENV)-oldest/.test  ## run the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
 	$(VENV)-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-lint: $(VENV)/.dev lint-workflows  ## format check, lint, types, and the workflow files
+lint: $(VENV)/.dev lint-workflows  ## check format, lint, types and the workflow files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -69,14 +69,14 @@ lint-workflows: $(VENV)/.dev
 	@$(BIN)/pre-commit validate-config
 	$(BIN)/zizmor --offline --quiet .github
 
-docs: $(VENV)/.dev  ## the documentation as a site, built strictly, in site/
+docs: $(VENV)/.dev  ## build the documentation in site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 $(VENV)/.bench: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@ $(VENV)/.demo
 
-bench: $(VENV)/.bench  ## every benchmark and its peer, under 15 minutes; writes benchmarks/results.md
+bench: $(VENV)/.bench  ## run every benchmark and its peer, under 15 minutes; writes benchmarks/results.md
 	$(BIN)/python -m benchmarks
 
 $(VENV)-audit/.done: | $(BIN)/python
@@ -84,18 +84,18 @@ $(VENV)-audit/.done: | $(BIN)/python
 	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit pip-licenses
 	touch $@
 
-# Where its service is out of reach, pip-audit crashes, or finds no package at all and calls that no vulnerability.
-audit: $(VENV)/.dev $(VENV)-audit/.done  ## licences of what is installed, and its known vulnerabilities where they can be looked up
+# If its service cannot be reached, pip-audit crashes, or finds no packages and reports no vulnerabilities.
+audit: $(VENV)/.dev $(VENV)-audit/.done  ## list the licenses of the installed packages, and their known vulnerabilities if the service can be reached
 	$(VENV)-audit/bin/pip-licenses --python $(BIN)/python --order license
 	@packages=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	found=$$($(VENV)-audit/bin/pip-audit --progress-spinner off --path "$$packages" 2>&1); status=$$?; \
 	if echo "$$found" | grep -q -e '^jax .*could not be audited' -e 'ConnectionError' -e 'ServiceError'; then \
-	  echo 'pip-audit: its service cannot be reached from here, so no vulnerability was looked up'; \
+	  echo 'pip-audit: the vulnerability service cannot be reached, so nothing was checked'; \
 	else echo "$$found"; exit $$status; fi
 
-format: $(VENV)/.dev  ## format the sources and apply the automatic fixes of the linter
+format: $(VENV)/.dev  ## format the sources and apply the linter's automatic fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## remove the virtual environments and caches; keeps runs/
+clean:  ## remove the virtual environments and caches, but not runs/
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-compilers $(VENV)-audit .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
