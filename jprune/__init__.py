@@ -1,6 +1,6 @@
 """jprune: pruning, jumpstart regularization and per-class recall audits for JAX.
 
-The names used most are here; the others are in ``jprune.scores``, ``jprune.selection``, ``jprune.schedules``,
+The most used names are here; the others are in ``jprune.scores``, ``jprune.selection``, ``jprune.schedules``,
 ``jprune.io``, ``jprune.jumpstart`` and ``jprune.recall``. ``jprune.recall`` needs the extra ``recall`` (pandas and
 scipy). Everything is imported when it is first used, so that ``jprune --help`` does not wait for jax.
 """
@@ -118,7 +118,7 @@ _MOVED = {
     "to_bcoo": "jprune.io.to_bcoo",
 }
 
-if not TYPE_CHECKING:  # a type checker would take every name for one that is here
+if not TYPE_CHECKING:  # hidden from type checkers, which would otherwise accept any name
 
     def __getattr__(name: str) -> object:
         if name in _MODULE_OF:

@@ -1,3 +1,3 @@
-"""The version, in a module that every part of the package can import."""
+"""The version of the package, in a module without imports."""
 
 __version__ = "0.1.0"  # pyproject.toml and CITATION.cff have the same

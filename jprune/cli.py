@@ -16,7 +16,7 @@ from pathlib import Path
 from jprune._version import __version__
 
 _DESCRIPTION = """\
-Audit what compression did to each class, from predictions that any framework made.
+Audit what compression did to each class, from the predictions of any framework.
 
 Give the labels of a test set, the predictions of dense models, and the predictions of the same models after pruning at
 one or more compression ratios:
@@ -35,14 +35,14 @@ table with a row per example and a column per class; the largest is the predicti
 --class-names the names in the data are sorted. Tables may be separated by commas, semicolons or tabs. Pickles are never
 loaded.
 
-ROWS are in the order of the labels, unless --id names a column that identifies the examples.
+ROWS must be in the order of the labels, unless --id names a column that identifies the examples.
 
 MODELS are paired by index: model 3 of a --pruned file was pruned from model 3 of --dense. Naming a ratio twice adds
 models to it. Ratio 1 is the control, fine-tuned as long but not pruned; with it the audit separates pruning from
 fine-tuning. To compare pruning scores, name them: --pruned magnitude:2=m2.npz --pruned random:2=r2.npz.
 
-Without --out, --csv and --json a summary is printed and nothing is written. Exit status 2: an input cannot be used, and
-nothing was written.
+Without --out, --csv and --json a summary is printed and nothing is written. Exit status 2 means that an input cannot be
+used and nothing was written.
 """
 
 
@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-      arguments: what follows ``jprune``; by default the arguments of the process.
+      arguments: the arguments after ``jprune``; by default those of the process.
 
     Returns:
-      0, or 2 where the arguments or a file cannot be used; the reason is then on standard error.
+      0, or 2 if the arguments or a file cannot be used; the reason is then printed on standard error.
 
     >>> main(["--version"])
     jprune ...
@@ -74,7 +74,7 @@ def end_quietly() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of ``jprune``."""
+    """Return the parser of the options of ``jprune``."""
     whole = argparse.ArgumentParser(prog="jprune", description="Per-class audits of compressed models.")
     whole.add_argument("--version", action="store_true", help="print the version")
     commands = whole.add_subparsers(dest="command", metavar="COMMAND")
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         "--num-classes",
         metavar="INT",
         type=int,
-        help="number of classes, where names, logits and labels do not show it",
+        help="number of classes, if names, logits and labels do not determine it",
     )
     add("--id", metavar="COLUMN", help="join labels, predictions and groups by this column (of .npz files, this array)")
     add("--ignore-label", metavar="INT", type=int, help="leave out examples with this label, for example -1")
@@ -119,14 +119,14 @@ def parser() -> argparse.ArgumentParser:
         "--threshold",
         metavar="P",
         type=float,
-        help="one sigmoid output per example: the probability that means class 1",
+        help="for one sigmoid output per example: the probability from which on the class is 1",
     )
     add(
         "--groups", metavar="FILE", action="append", default=[],
         help="a second label per example, for recalls within groups: a table's columns, or an .npz file's arrays",
     )  # fmt: skip
     add("--images", metavar="FILE", help="the test images (.npy, .npz), to show examples that changed in the report")
-    add("--unpaired", action="store_true", help="models are not paired by index; their numbers may differ")
+    add("--unpaired", action="store_true", help="models are not paired by index; the numbers of models may differ")
     add("--level", type=float, default=0.99, help="confidence of each interval; five at 0.99 hold together at 0.95")
     add(
         "--margin", type=float, default=0.1,
@@ -141,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _status(given: list[str]) -> int:
-    """Run a command, or print on standard error why not; the exit status."""
+    """Run a command and return its exit status; print errors on standard error."""
     options = parser()
     try:
         parsed = options.parse_args(given)
@@ -167,7 +167,7 @@ def _status(given: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Read everything, audit, and only then write."""
+    """Read all files, audit, and only then write."""
     from jprune.files import write_text  # noqa: PLC0415
     from jprune.recall.inputs.arguments import EmptyClassWarning  # noqa: PLC0415
     from jprune.recall.inputs.files import read_images  # noqa: PLC0415
@@ -176,7 +176,7 @@ def _run(options: argparse.Namespace) -> None:
     _check(options)
     prepared: Prepared
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EmptyClassWarning)  # among the audit's own warnings
+        warnings.simplefilter("ignore", EmptyClassWarning)  # the audit reports it among its own warnings
         audit, prepared = _audit(options)
     html = ""
     if options.out is not None:
@@ -211,14 +211,14 @@ def _check(options: argparse.Namespace) -> None:
     if options.pruned and options.compare:
         raise InputError("give --pruned (with ratios) or --compare (with names), not both")
     if options.images is not None and options.out is None:
-        raise InputError("--images are shown in the report: say where to write it with --out")
+        raise InputError("--images are shown only in the report; add --out FILE.html")
     for name, target in (("--out", options.out), ("--csv", options.csv)):
         if target is not None and not target.parent.is_dir():
             raise InputError(f"{name} {target}: the folder {target.parent} does not exist; create it or name another")
     if options.out is not None and options.out.is_dir():
         raise InputError(f"--out {options.out} is a folder; give the report a file name")
     if options.csv is not None and options.csv.exists() and not options.csv.is_dir():
-        raise InputError(f"--csv {options.csv} is not a folder")
+        raise InputError(f"--csv {options.csv} is not a folder; name a folder for the tables")
     if options.seed < 0:
         raise InputError(f"--seed must be 0 or more, got {options.seed}")
     if options.threshold is not None and not 0 < options.threshold < 1:
@@ -232,7 +232,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _audit(options: argparse.Namespace):  # type: ignore[no-untyped-def]
-    """Read the files and audit them; the audit, and what was read."""
+    """Read the files and audit them; return the audit and the inputs."""
     from jprune.recall.audit import Options, audit_prepared  # noqa: PLC0415
     from jprune.recall.inputs import files, predictions  # noqa: PLC0415
     from jprune.recall.inputs.prepare import prepare  # noqa: PLC0415
@@ -293,7 +293,7 @@ def _audit(options: argparse.Namespace):  # type: ignore[no-untyped-def]
 
 @contextlib.contextmanager
 def _reading(option: str) -> Iterator[None]:
-    """Name the option whose file cannot be used."""
+    """Add the option to errors about its file."""
     from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
 
     try:
@@ -303,7 +303,7 @@ def _reading(option: str) -> Iterator[None]:
 
 
 def _option_of(name: str, dense: Mapping[str, Sequence[str]], options: argparse.Namespace) -> str:
-    """The option that gave a set of models."""
+    """Return the option that gave a set of models."""
     if name in {", ".join(given) for given in dense.values()}:
         return "--dense"
     return "--pruned" if options.pruned else "--compare"
@@ -370,7 +370,7 @@ def _dense(given: Sequence[str], scores: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _fail(message: str) -> int:
-    """Say on standard error, in printable characters, why nothing was done."""
+    """Print an error on standard error, in printable characters; return exit status 2."""
     counted = " (models and examples are counted from 0)" if re.search(r"\b(model|example) \d", message) else ""
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message + counted)
     print(f"jprune audit: {text}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Reading a jax program equation by equation, whatever version of jax wrote it.
+"""Read jaxprs equation by equation, with any supported version of jax.
 
 Versions of jax differ in the names of the parts of a scan, in whether a program is closed over its constants, and in
-how an equation is bound again. All code that depends on this is in this module.
+    how an equation is bound again. All code that depends on the version is in this module.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,28 +10,28 @@ from typing import Any, TypeAlias
 from jax.extend import core
 
 Program: TypeAlias = core.Jaxpr | core.ClosedJaxpr
-Value: TypeAlias = Any  # an array, a tracer, a key or a number: what the variables of a program hold
+Value: TypeAlias = Any  # the value of a variable of a program: an array, a tracer, a key or a number
 
 
 def opened(program: Program) -> core.Jaxpr:
-    """The equations of a program, closed over its constants or not."""
+    """Return the jaxpr of a program that may be closed over its constants."""
     return program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
 
 
 def subjaxprs(equation: core.JaxprEqn) -> list[Program]:
-    """The programs among the parameters of an equation, closed over their constants or not."""
+    """Return the programs among the parameters of an equation, closed over their constants or not."""
     return [x for x in equation.params.values() if isinstance(x, core.Jaxpr | core.ClosedJaxpr)]
 
 
 def known(program: Program, inputs: Iterable[Value]) -> dict[core.Var, Value]:
-    """The values of a program's variables before its first equation: its constants and its inputs."""
+    """Return the values of a program's constants and inputs, by variable."""
     jaxpr = opened(program)
     values = [*getattr(program, "consts", ()), *inputs]
     return dict(zip([*jaxpr.constvars, *jaxpr.invars], values, strict=True))
 
 
 def bound(equation: core.JaxprEqn, inputs: Sequence[Value], **changed: object) -> list[Value]:
-    """Evaluate an equation on other inputs, in its context, with some parameters changed; returns a list of outputs."""
+    """Evaluate an equation on other inputs, with some parameters changed; return the list of its outputs."""
     found = equation.primitive.get_bind_params({**equation.params, **changed})  # type: ignore[no-untyped-call]
     functions, params = found if isinstance(found, tuple) else ((), found)  # older versions of jax give a pair
     with equation.ctx.manager:
@@ -40,9 +40,9 @@ def bound(equation: core.JaxprEqn, inputs: Sequence[Value], **changed: object) -
 
 
 def scan_parts(equation: core.JaxprEqn) -> tuple[int, int]:
-    """The numbers of constants and of carried values of a scan, in the order of its inputs.
+    """Return the numbers of constants and of carried values of a scan.
 
-    They are read off the ranks: what a scan reads or returns step by step has one more axis outside than inside.
+    They follow from the ranks: an array that a scan reads or returns step by step has one more axis outside the body.
 
     >>> import jax, jax.numpy as jnp
     >>> step = lambda carry, x: (carry + x * jnp.arange(2.0), carry)

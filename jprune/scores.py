@@ -1,4 +1,4 @@
-"""Weight importance scores: functions ``score(params, grad=None, batch=None, key=None)``, larger is kept."""
+"""Weight importance scores: functions ``score(params, grad=None, batch=None, key=None)``; larger scores are kept."""
 
 from jprune.pruning.dynamics import dense_gradient
 from jprune.pruning.scores.activations import wanda

@@ -1,4 +1,4 @@
-"""Selections, which turn scores into masks; and counts, sparsity and compression of masks."""
+"""Selections, which turn scores into masks, and functions of masks: counts, sparsity, compression."""
 
 from jprune.pruning.scores.layer_adaptive import owl_sparsities
 from jprune.pruning.scores.model_based import iterated_masks

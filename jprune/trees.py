@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-Leaf: TypeAlias = Any  # an array, a tracer, a shape, None, or whatever else a tree holds
+Leaf: TypeAlias = Any  # an array, a tracer, a shape, None, or anything else in a tree
 Where = Callable[[str, Leaf], bool]
 
 
@@ -25,7 +25,7 @@ def _is_none(x: object) -> bool:
 
 
 def path_string(key_path: tuple[jax.tree_util.KeyEntry, ...]) -> str:
-    """The path of a leaf from its jax key path, without a trailing ``value`` and a leading ``params``.
+    """Return the path of a leaf as a string, without a trailing ``value`` or a leading ``params``.
 
     >>> from jax.tree_util import DictKey, GetAttrKey
     >>> path_string((DictKey("params"), DictKey("head"), DictKey("kernel")))
@@ -62,14 +62,14 @@ def is_complex(leaf: object) -> bool:
 
 
 def is_placeholder(tree: object) -> bool:
-    """Whether a tree is what ``optax.tree.map_params`` gives to ``init`` in place of the parameters."""
+    """Whether a tree is the placeholder that ``optax.tree.map_params`` passes to ``init``."""
     return type(tree).__name__ == "_ParamsPlaceholder"
 
 
 def map_leaves(f: Callable[..., PyTree], tree: PyTree, *rest: PyTree) -> PyTree:
     """``jax.tree.map`` that skips leaves that are None, and accepts None at any leaf of the other trees.
 
-    The other trees have the structure of the first; ``f`` is not called where the first has None.
+    The other trees must have the structure of the first; ``f`` is not called where the first has None.
 
     >>> map_leaves(lambda x, y: (x, y), {"a": 1, "b": None}, {"a": None, "b": 2})
     {'a': (1, None), 'b': None}
@@ -85,14 +85,13 @@ def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, s
 
     Args:
       reference: the tree whose leaves are looked up.
-      other: the tree to match; it may have None at any leaf, and in place of any subtree.
+      other: the tree to match; it may have None in place of any leaf or subtree.
       reference_name: what the caller calls ``reference``, for the error.
       name: what the caller calls ``other``, for the error.
       shapes: whether to compare the shapes of the leaves that are arrays in both.
 
     Raises:
-      ValueError: a path of ``reference`` is missing in ``other``, or the other way round, or the shapes of a leaf
-        differ; the message names the leaf.
+      ValueError: one tree has a path that the other lacks, or the shapes of a leaf differ; the message names the leaf.
 
     >>> match({"a": 1, "b": 2}, {"b": 4, "a": 3}, reference_name="params", name="grad")
     [3, 4]
@@ -131,11 +130,11 @@ def _none_above(found: dict[str, Leaf], path: str) -> bool:
 def kernels(path: str, leaf: Leaf) -> bool:
     """The default predicate: float leaves named ``kernel`` or ``weight`` with two or more axes.
 
-    It knows names and shapes only. Biases and normalization parameters with one axis are not selected; the output
-    layer is, and so are the weights of Equinox embeddings, and of layer normalization in stacked layers or over several
-    axes. Not selected are ``weight_ih`` and ``weight_hh`` of Equinox cells, ``lora_a`` and ``lora_b``, and
-    ``embedding``. ``print(prunable(params))`` shows what is selected and what is not. Choose with ``by_path``, or give
-    ``prune`` a graph as ``axes``, which knows what the matrix products read.
+    It uses only names and shapes. The output layer is selected, and so are the weights of Equinox embeddings and of
+    layer normalization in stacked layers or over several axes. Biases and normalization parameters with one axis are
+    not selected, nor are ``weight_ih`` and ``weight_hh`` of Equinox cells, ``lora_a``, ``lora_b`` and ``embedding``.
+    ``print(prunable(params))`` shows which leaves are selected and which are not. Choose leaves with ``by_path``, or
+    pass ``prune`` a graph as ``axes``, which knows which leaves the matrix products read.
 
     >>> kernels("dense/kernel", jnp.ones((2, 3))), kernels("norm/scale", jnp.ones(3))
     (True, False)
@@ -148,7 +147,7 @@ class ByPath:
     """A predicate on (path, leaf) by regular expressions; made by ``by_path``.
 
     Attributes:
-      include: pattern of the leaves to take, or None for those that ``kernels`` takes.
+      include: pattern of the leaves to select, or None for the leaves that ``kernels`` selects.
       exclude: pattern of the leaves to leave out, or None.
     """
 
@@ -165,11 +164,11 @@ def by_path(include: str | None = None, exclude: str | None = None) -> ByPath:
     """Select leaves by regular expressions searched for in their paths.
 
     Args:
-      include: pattern of the leaves to take; None takes what ``kernels`` takes.
+      include: pattern of the leaves to select; None selects the leaves that ``kernels`` selects.
       exclude: pattern of the leaves to leave out.
 
     Returns:
-      A predicate on (path, leaf). Where it is applied to a tree, a pattern that matches no path is an error.
+      A predicate on (path, leaf). When it is applied to a tree, a pattern that matches no path is an error.
 
     Raises:
       ValueError: a pattern is not a regular expression.
@@ -224,6 +223,6 @@ def only(tree: PyTree, where: Where) -> PyTree:
 
 
 def _some(paths: list[str], most: int = 8) -> str:
-    """The first paths, for an error."""
+    """Format the first paths for an error message."""
     shown = ", ".join(f"'{path}'" for path in paths[:most]) or "no leaf at all"
     return shown + (f" and {len(paths) - most} more" if len(paths) > most else "")

@@ -224,7 +224,7 @@ CSV = {
         (["--class-names", "none.txt"], "none.txt cannot be read"),
         (["--groups", "two.csv"], ""),
         (["--groups", "header.csv"], "header.csv holds no example"),
-        (["--images", "two.npy"], "--images are shown in the report"),
+        (["--images", "two.npy"], "--images are shown only in the report; add --out"),
         (["--images", "two.csv", "--out", "report.html"], "two.csv: images are read from .npy or .npz only"),
         (["--images", "two.npy", "--out", "report.html"], "images must have shape"),
         (["--out", "none/report.html"], "the folder none does not exist; create it"),

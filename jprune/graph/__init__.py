@@ -1,4 +1,4 @@
-"""What the axes of every parameter mean and which channels belong together, read from a model's traced program."""
+"""Roles of the axes of each parameter, and groups of coupled channels, found by tracing a model."""
 
 from jprune.graph.axes import KernelAxes
 from jprune.graph.channels import ChannelGroup

@@ -9,10 +9,10 @@ Selections that depend on layers, inputs or outputs resolve their ``axes=`` argu
 ``axes`` is one of
 
 * a graph made by ``jprune.trace_model``: exact, for any model that can be traced;
-* ``{regex: KernelAxes(...)}``: patterns searched for in the paths; leaves that no pattern matches follow
+* ``{regex: KernelAxes(...)}``: patterns searched for in the paths; leaves that match no pattern follow
   the rule for None;
 * ``"flax"`` or ``"equinox"``: every leaf follows the convention of that library's layers, by its name;
-* None: the convention is guessed from the leaf's name and shape, where they leave no doubt.
+* None: the convention is inferred from the leaf's name and shape if they are unambiguous.
 
 =============  ===============================  ==============================  ===========================
 convention     1-D                              2-D                             3-D and more
@@ -33,7 +33,7 @@ None           outputs                          ``weight``, ``weight_ih``,      
 =============  ===============================  ==============================  ===========================
 
 A 3-D ``kernel`` can be a 1-D convolution, stacked dense layers or an attention projection, so without
-``axes`` it is unknown. What no row names is unknown too.
+``axes`` its axes are unknown. So are the axes of any leaf that no row covers.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ from jprune.trees import flatten
 
 _ROLES = ("stacked", "inputs", "outputs", "spatial")
 _EQUINOX_KERNELS = ("weight", "weight_ih", "weight_hh")
-KERNEL_NAMES = {"flax": ("kernel", "lora_a", "lora_b"), "equinox": _EQUINOX_KERNELS}  # what each convention calls one
+KERNEL_NAMES = {"flax": ("kernel", "lora_a", "lora_b"), "equinox": _EQUINOX_KERNELS}  # names of kernels by convention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +59,11 @@ class KernelAxes:
     that is also the output layer has inputs=(0, 1) and outputs=(0, 1).
 
     Attributes:
-      stacked: axes that count separate layers or experts: ``scan`` and ``vmap`` over layers.
-      inputs: axes that the layer sums over, or looks rows up in (embeddings).
-      outputs: axes that the layer's result has.
+      stacked: axes over separate layers (``scan`` or ``vmap`` over layers) or experts.
+      inputs: axes that the layer sums over, or indexes (embeddings).
+      outputs: axes that the layer's output has.
       spatial: window axes of a convolution; these are summed over too.
-      groups: number of feature groups of a grouped convolution; its inputs axis counts the inputs of one group.
+      groups: number of feature groups of a grouped convolution; its inputs axis has the inputs of one group.
 
     >>> KernelAxes(stacked=(0,), inputs=(1,), outputs=(2, 3))  # attention queries of scanned blocks
     KernelAxes(stacked=(0,), inputs=(1,), outputs=(2, 3), spatial=(), groups=1)
@@ -84,21 +84,21 @@ class KernelAxes:
 
 @runtime_checkable
 class HasAxes(Protocol):
-    """What ``kernel_axes`` needs of a graph; ``jprune.trace_model`` returns one."""
+    """The part of a graph that ``kernel_axes`` reads; ``jprune.trace_model`` returns a graph."""
 
     @property
     def axes(self) -> Mapping[str, KernelAxes | None]:
-        """By path, the axes of a leaf."""
+        """The axes of each leaf, by path."""
         ...
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """By path, the shape of a leaf."""
+        """The shape of each leaf, by path."""
         ...
 
     @property
     def unknown(self) -> Mapping[str, str]:
-        """By path, why the axes of a leaf are unknown."""
+        """Why the axes of a leaf are unknown, by path."""
         ...
 
 
@@ -111,7 +111,7 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     Args:
       axes: a graph, ``{regex: KernelAxes(...)}``, ``"flax"``, ``"equinox"`` or None; see the module's
         description for the conventions.
-      tree: parameters, scores or masks of these shapes; None leaves are left out.
+      tree: parameters, scores or masks; None leaves are left out.
 
     Returns:
       A dict from the leaf's path to its axes, or to None where these are unknown.
@@ -148,13 +148,13 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
 
 
 def unknown_axes(path: str, shape: tuple[int, ...], why: str, axes: Axes = None) -> str:
-    """The message for a leaf whose axes are needed and unknown.
+    """Return the error message for a leaf whose axes are needed but unknown.
 
     Args:
-      path: of the leaf.
-      shape: of the leaf.
+      path: path of the leaf.
+      shape: shape of the leaf.
       why: what the axes are needed for.
-      axes: the ``axes=`` argument in which they are unknown; of a graph, its reason is quoted.
+      axes: the ``axes=`` argument; if it is a graph, its reason is quoted.
 
     >>> unknown_axes("blocks/kernel", (4, 16, 16), "n:m groups run along the inputs")
     "leaf 'blocks/kernel' of shape (4, 16, 16): n:m groups run along the inputs, and its name and shape do not say
@@ -215,7 +215,7 @@ def _by_pattern(
 
 
 def _checked(axes: KernelAxes, pattern: str, path: str, shape: tuple[int, ...]) -> KernelAxes:
-    """Count negative axes from the end, and refuse axes that do not describe a leaf of this shape."""
+    """Normalize negative axes, and raise if the axes do not describe a leaf of this shape."""
     where = f"axes[{pattern!r}]={axes} does not describe leaf '{path}' of shape {shape}"
     rank = len(shape)
     roles = {role: getattr(axes, role) for role in _ROLES}
@@ -236,7 +236,7 @@ def _checked(axes: KernelAxes, pattern: str, path: str, shape: tuple[int, ...]) 
 
 
 def _guess(path: str, shape: tuple[int, ...]) -> KernelAxes | None:
-    """The axes that the name and the shape leave no doubt about."""
+    """Infer the axes from name and shape; None if these are ambiguous."""
     name, rank = path.rsplit("/", 1)[-1], len(shape)
     if rank == 1:
         return KernelAxes(outputs=(0,))
@@ -250,7 +250,7 @@ def _guess(path: str, shape: tuple[int, ...]) -> KernelAxes | None:
 
 
 def _is_window(sizes: tuple[int, ...]) -> bool:
-    """Whether two sizes are those of a usual convolution window: square or 1 x k."""
+    """Whether two sizes look like a convolution window: square or 1 x k."""
     return sizes[0] == sizes[1] or 1 in sizes
 
 
@@ -271,7 +271,7 @@ def _flax(path: str, shape: tuple[int, ...], attention: set[str]) -> KernelAxes 
 
 
 def _attention_modules(paths: list[str]) -> set[str]:
-    """The query, key, value and out modules of Flax's attention layers."""
+    """Return the paths of the query, key, value and out modules of Flax's attention layers."""
     modules = {path.rpartition("/")[0] for path in paths}
     found = set()
     for module in modules:

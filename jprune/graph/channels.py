@@ -1,11 +1,11 @@
-"""Which channels of which parameters are removed together.
+"""Find the channels of different parameters that must be removed together.
 
 Every index of every axis of every array in a traced program has an integer id. Tracing records which ids are
 equal (``tie``), which are never removed (``freeze``) and which are combinations of others (``product``, from
-``reshape``). ``solve`` turns this into classes of ids once, at the end, so the order of the program does not matter:
-removing a class removes every index that carries one of its ids, in every array.
+``reshape``). ``solve`` turns this into classes of ids once, at the end, so the order of the equations does not
+matter. Removing a class removes every index that has one of its ids, in every array.
 
-Ids below ``FIRST_CHANNEL`` are never removed; each of them has one reason, given in ``Constraints.reasons``.
+Ids below ``FIRST_CHANNEL`` are never removed; ``Constraints.reasons`` has the reason for each of them.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ class _Product(NamedTuple):
         return self.flat.reshape([len(factor) for factor in self.factors])
 
     def along(self, factor: int) -> np.ndarray:
-        """The ids of one factor, repeated over the others, in the order of ``flat``."""
+        """Return the ids of one factor, repeated over the others, in the order of ``flat``."""
         sizes = [len(f) if k == factor else 1 for k, f in enumerate(self.factors)]
         return np.broadcast_to(self.factors[factor].reshape(sizes), self.grid.shape).reshape(-1)
 
 
 class Mark(NamedTuple):
-    """How much was recorded at some moment, to take back what was recorded since."""
+    """Lengths of the recorded lists, so that later entries can be undone."""
 
     ties: int
     products: int
@@ -47,7 +47,7 @@ class Mark(NamedTuple):
 
 
 class Constraints:
-    """Ids and the equations between them, collected while a program is traced."""
+    """Ids and the constraints between them, collected while a program is traced."""
 
     def __init__(self) -> None:
         self.count = FIRST_CHANNEL
@@ -58,14 +58,14 @@ class Constraints:
         self._consumed: list[np.ndarray] = []
 
     def fresh(self, size: int) -> np.ndarray:
-        """New ids for an axis; an axis of size one is never removed."""
+        """Return new ids for an axis; an axis of size one is never removed."""
         if size <= 1:
             return self.frozen(size, "its size is one")
         self.count += size
         return np.arange(self.count - size, self.count, dtype=np.int32)
 
     def frozen(self, size: int, why: str) -> np.ndarray:
-        """Ids of an axis that is never removed, for a reason that ``print(graph)`` shows."""
+        """Return ids of an axis that is never removed, for a reason that ``print(graph)`` shows."""
         if why not in self.reasons:
             if len(self.reasons) == FIRST_CHANNEL - 1:
                 why = self.reasons[-1]
@@ -74,42 +74,42 @@ class Constraints:
         return np.broadcast_to(np.int32(self.reasons.index(why)), (size,))
 
     def tie(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Two axes of one size lose the same indices."""
+        """Require that two axes of the same size lose the same indices."""
         if left is right or (is_frozen(left) and is_frozen(right)) or np.array_equal(left, right):
             return
         self._ties.append((left, right))
 
     def freeze(self, ids: np.ndarray, why: str) -> None:
-        """An axis never loses an index."""
+        """Require that an axis never loses an index."""
         if not is_frozen(ids):
             self.tie(ids, self.frozen(len(ids), why))
 
     def product(self, flat: np.ndarray, factors: Sequence[np.ndarray]) -> None:
-        """``flat``, an axis that merges others in row-major order, loses what one of them loses."""
+        """Require that ``flat``, which merges axes in row-major order, loses an index if one of them does."""
         if not (is_frozen(flat) and all(map(is_frozen, factors))):
             self._products.append(_Product(flat, tuple(factors)))
 
     def note(self, ids: np.ndarray, why: str) -> None:
-        """Removing one of these channels is not the same as masking it."""
+        """Record why removing one of these channels differs from masking it."""
         if not is_frozen(ids):
             self._notes.append((ids, why))
 
     def consume(self, ids: np.ndarray) -> None:
-        """These channels are read: summed over, or reduced."""
+        """Record that these channels are read: summed over, or reduced."""
         if not is_frozen(ids):
             self._consumed.append(ids)
 
     def mark(self) -> Mark:
-        """The present moment, for ``rewind``."""
+        """Return the current position, for ``rewind``."""
         return Mark(len(self._ties), len(self._products), len(self._notes), len(self._consumed))
 
     def rewind(self, mark: Mark) -> None:
-        """Forget what was recorded since ``mark``; ids stay allocated."""
+        """Discard all records since ``mark``; ids stay allocated."""
         del self._ties[mark.ties :], self._products[mark.products :]
         del self._notes[mark.notes :], self._consumed[mark.consumed :]
 
     def mute(self, mark: Mark) -> None:
-        """Forget the notes since ``mark``, and what was consumed; keep the equations."""
+        """Discard the notes and the reads since ``mark``; keep the constraints."""
         del self._notes[mark.notes :], self._consumed[mark.consumed :]
 
     def solve(self) -> "Solution":
@@ -133,10 +133,10 @@ class Solution(NamedTuple):
     Attributes:
       roots: the class of every id; 0 for every id that is never removed.
       labels: the class of every id, whether or not it can be removed.
-      why: the reason that every id is never removed, as an index into ``reasons``; 0 where it can be removed.
+      why: for every id an index into ``reasons`` that says why it is never removed; 0 if it can be removed.
       reasons: texts.
       read: whether any channel of a class (indexed by root) is summed over or reduced.
-      notes: for every reason that removing differs from masking, the roots concerned.
+      notes: for every reason why removing differs from masking, the roots concerned.
     """
 
     roots: Int32[np.ndarray, " ids"]
@@ -148,7 +148,7 @@ class Solution(NamedTuple):
 
 
 def is_frozen(ids: np.ndarray) -> bool:
-    """Whether an axis is known not to lose any index, by its own ids alone."""
+    """Whether the ids of an axis alone show that it never loses an index."""
     return len(ids) == 0 or (ids.strides[0] == 0 and int(ids[0]) < FIRST_CHANNEL)
 
 
@@ -162,7 +162,7 @@ class _Solver:
         self.tie(ties)
 
     def why(self, ids: np.ndarray) -> np.ndarray:
-        """The reason that each id is never removed, 0 where there is none."""
+        """Return the index of the reason why each id is never removed, 0 if it can be."""
         found: np.ndarray = self._why[self.label[ids]]
         return found
 
@@ -172,7 +172,7 @@ class _Solver:
             return
         left, right = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
         low, high = np.minimum(left, right), np.maximum(left, right)
-        stays = low < FIRST_CHANNEL  # a reason: it marks the other side and connects nothing
+        stays = low < FIRST_CHANNEL  # a frozen id: its reason marks the other side, and nothing is connected
         self._connect(low[~stays], high[~stays])
         self.stay(high[stays], low[stays])
 
@@ -190,7 +190,7 @@ class _Solver:
             if not differ.any():
                 break
             left, right, a, b = left[differ], right[differ], a[differ], b[differ]
-            label[np.maximum(a, b)] = np.minimum(a, b)  # roots point to smaller roots only, so there is no circle
+            label[np.maximum(a, b)] = np.minimum(a, b)  # roots point only to smaller roots, so there is no cycle
             while True:
                 above = label[label]
                 if np.array_equal(above, label):
@@ -202,7 +202,7 @@ class _Solver:
 
 
 def _solve_products(solver: _Solver, products: list[_Product], blocks: np.int32) -> None:
-    """Apply the products: as ties where one factor can lose channels, else by the policy that the outermost may."""
+    """Apply the products: tie those where only one factor can lose channels; in the others the outermost may."""
     waiting = list(products)
     while waiting:
         undecided, ties = [], []
@@ -220,7 +220,7 @@ def _solve_products(solver: _Solver, products: list[_Product], blocks: np.int32)
 
 
 def _freeze_factors(solver: _Solver, product: _Product) -> None:
-    """A factor cannot lose an index whose combinations cannot all be removed."""
+    """Freeze each index of a factor whose combinations cannot all be removed."""
     why = solver.why(product.grid)
     for k, factor in enumerate(product.factors):
         reason = why.max(axis=tuple(axis for axis in range(why.ndim) if axis != k))
@@ -232,9 +232,9 @@ def _freeze_factors(solver: _Solver, product: _Product) -> None:
 def _keep_inner_axes(solver: _Solver, undecided: list[tuple[_Product, list[int]]], blocks: np.int32) -> None:
     """Let the outermost axis of each reshape lose indices (heads, groups) and freeze the axes inside it.
 
-    An axis of which no index is known to stay goes before one that keeps some: of (query, key or value) x heads x
-    size, of which query, key and value are taken one at a time, heads are removed. One decision settles others, so a
-    product that shares a class with one decided in this round waits.
+    An axis without frozen indices is preferred to one with some. For example, in (query, key or value) x heads x size,
+    heads are removed, because query, key and value are sliced separately. A decision can determine others, so a product
+    that shares a class with one decided in this round waits for the next round.
     """
     decided = np.zeros(len(solver.label), bool)
     for product, live in undecided:
@@ -249,7 +249,7 @@ def _keep_inner_axes(solver: _Solver, undecided: list[tuple[_Product, list[int]]
 
 
 class Member(NamedTuple):
-    """The part of one leaf that a group of channels has.
+    """The axis of one leaf that a group of channels belongs to.
 
     Attributes:
       path: the leaf's path.
@@ -264,16 +264,16 @@ class Member(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Channels that can be removed, each from every member at once.
+    """Channels that can be removed; each is removed from all members together.
 
     Attributes:
       size: number of channels.
       members: the axes of parameters that lose indices with a channel.
       state: the same for the leaves of ``state``.
       exact: whether the program at the smaller sizes equals the model with these channels masked to zero.
-      kind: "channels" where a channel is one index of every axis, "blocks" where it is several: heads, groups.
-      why: what there is to know: why the group is not exact, or what removing a channel implies.
-      roots: the class of ids of every channel, to be looked up in ``graph.roots``.
+      kind: "channels" if a channel is one index of every axis, "blocks" if it is several (heads, groups).
+      why: remarks: why the group is not exact, or what removing a channel implies.
+      roots: the class of ids of every channel, an entry of ``graph.roots``.
     """
 
     size: int
@@ -286,7 +286,7 @@ class ChannelGroup:
 
 
 class LeafAxis(NamedTuple):
-    """An axis of a leaf with its ids, of the parameters or of the state."""
+    """An axis of a leaf of the parameters or the state, with its ids."""
 
     path: str
     axis: int
@@ -301,7 +301,7 @@ def channel_groups(
 
     Args:
       axes: every axis of every leaf.
-      solution: of the constraints.
+      solution: the solved constraints.
       stacked: paths of leaves with stacked axes, for the remark that all layers lose the same channels.
     """
     if not axes:
@@ -314,7 +314,7 @@ def channel_groups(
     in_params = np.zeros(len(solution.roots), bool)
     in_params[roots[~is_state[places]]] = True
     roots, places, indices = (x[wanted & in_params[roots]] for x in (roots, places, indices))
-    # Two channels are alike where the sums of random numbers, one for each axis and note they have, are equal.
+    # Each axis and each note has a random number. Channels with equal sums of these belong to one group.
     draw = np.random.default_rng(0)
     kinds = np.zeros(len(solution.roots), np.uint64)
     np.add.at(kinds, roots, draw.integers(1 << 62, size=len(axes), dtype=np.uint64)[places])
@@ -351,6 +351,6 @@ def _group(
     if layers:
         why.append(f"the same channels are removed in every layer of {', '.join(layers)}")
     if len(channels) == 1:
-        why.append("it always stays: no axis loses all of its indices, and all of these go together")
+        why.append("it always stays: no axis loses all of its indices, and these can only be removed together")
     kind = "blocks" if any(member.indices.shape[1] > 1 for member in members) else "channels"
     return ChannelGroup(len(channels), tuple(members), exact, kind, tuple(why), channels, tuple(state))

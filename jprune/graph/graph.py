@@ -1,4 +1,4 @@
-"""The graph of a model: roles of axes, groups of channels and multiply-adds, which print as tables."""
+"""The graph of a model: roles of axes, groups of channels and multiply-adds. It prints as tables."""
 
 import dataclasses
 import textwrap
@@ -14,7 +14,7 @@ from jprune.graph.values import Program
 
 
 class Model(NamedTuple):
-    """A function, and the shapes with which it is traced.
+    """A function and the shapes with which it is traced.
 
     Attributes:
       apply: the function.
@@ -39,24 +39,24 @@ class Model(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
-    """What a model's traced program says about its parameters; made by ``trace_model``.
+    """Roles of axes, channel groups and multiply-adds of a traced model; made by ``trace_model``.
 
     Attributes:
-      axes: by path, the role of every axis; None where it is unknown, for the reason in ``unknown``.
-      shapes: by path, the shape.
+      axes: the role of every axis, by path; None if it is unknown, for the reason in ``unknown``.
+      shapes: shapes, by path.
       kernels: paths of the leaves that a matrix product or a convolution reads as its kernel.
       channels: groups of channels that can be removed.
-      frozen: by (path, axis), why indices of the axis are never removed, with their number.
-      unknown: by path, why the axes are not known.
-      multiply_adds: by path, multiply-adds of the contractions that read the leaf, once for every round of a scan.
-      in_while_loops: paths whose multiply-adds are counted for one round of a while loop.
-      other_multiply_adds: of contractions that read no parameter, such as attention scores.
+      frozen: why indices of an axis are never removed, and how many, by (path, axis).
+      unknown: why the axes are not known, by path.
+      multiply_adds: multiply-adds of the contractions that read the leaf, by path; all iterations of a scan count.
+      in_while_loops: paths whose multiply-adds are counted for one iteration of a while loop.
+      other_multiply_adds: multiply-adds of contractions that read no parameter, such as attention scores.
       program: the traced program with the channel ids of each array; its inputs are the arrays of the
         parameters, of the state and of the inputs, in this order.
-      roots: the class of every channel id, 0 where it is never removed; ``roots[value.axes[0].ids]`` equals a
-        channel's root at the indices it has there.
-      outputs: the tree of what the model returns.
-      model: the function that was traced, and with which shapes.
+      roots: the class of every channel id, 0 if it is never removed; ``roots[value.axes[0].ids]`` gives the channel of
+        each index of the first axis.
+      outputs: tree structure of the model's outputs.
+      model: the function that was traced, and its shapes.
     """
 
     axes: Mapping[str, KernelAxes | None]
@@ -98,7 +98,7 @@ def _described(graph: Graph) -> str:
     if graph.other_multiply_adds:
         leaves.append(["without parameters", "", "", "", f"{graph.other_multiply_adds:,}"])
     loops = ", ".join(graph.in_while_loops)
-    text = [f"multiply-adds of one round of a while loop only: {loops}"] if loops else []
+    text = [f"multiply-adds of only one iteration of a while loop: {loops}"] if loops else []
     text += [_aligned([["leaf", "shape", "axes", "channels", "multiply-adds"], *leaves])]
     text += ["\n".join(_group(number, group)) for number, group in enumerate(graph.channels)]
     reasons: dict[tuple[str, str], list[str]] = {}

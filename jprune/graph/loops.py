@@ -1,4 +1,4 @@
-"""Programs inside programs: calls, scans, conditions and loops, and what is known of each of their arrays."""
+"""Trace programs inside programs: calls, scans, conditionals and loops."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from jprune.graph.values import Axis, Kind, Program, Record, Step, Value
 
 
 def run(record: Record, program: jaxprs.Program, inputs: Sequence[Value]) -> Program:
-    """Apply the rules to every equation of a jaxpr, closed or not, given what is known of its inputs."""
+    """Apply the rules to every equation of a jaxpr, closed or not, given the values of its inputs."""
     jaxpr = jaxprs.opened(program)
     consts = tuple(getattr(program, "consts", ()))
     known = [_constant(record, value) for value in consts] or [_constant(record, var.aval) for var in jaxpr.constvars]
@@ -63,7 +63,7 @@ def _step(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Step:
 
 
 def _called(equation: core.JaxprEqn) -> Any | None:
-    """The program that an equation calls on its own operands: jit, remat, custom derivatives, under any name."""
+    """Return the program that an equation calls on its operands (jit, remat, custom derivatives), or None."""
 
     def alike(outer: Sequence[Any], inner: Sequence[Any]) -> bool:
         return list(map(shape_of, outer)) == list(map(shape_of, inner))
@@ -79,7 +79,7 @@ Control = tuple[list[Value], tuple[Program, ...]]
 
 
 def _scan(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Control:
-    """The body once: the carry keeps its channels, what is scanned over loses its first axis."""
+    """Trace the body once: the carry keeps its channels, scanned inputs lose their first axis."""
     fixed, carried = jaxprs.scan_parts(equation)
     length, body = equation.params["length"], equation.params["jaxpr"]
     consts, carry, scanned = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
@@ -95,7 +95,7 @@ def _scan(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Contr
 
 
 def _while(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Control:
-    """One round of the body; its multiply-adds are counted once, since the number of rounds is unknown."""
+    """Trace one iteration; its multiply-adds are counted once, since the number of iterations is unknown."""
     params = equation.params
     first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
     body = _iterated(record, params["body_jaxpr"], inputs[first:second], inputs[second:], [], rounds=None)
@@ -113,7 +113,7 @@ def _iterated(
     *,
     rounds: int | None = 1,
 ) -> Program:
-    """Run a loop's body on a carry that is what both the start and the body's result are."""
+    """Trace a loop's body until the carry describes both the initial carry and the body's result."""
     current = list(carry)
     while True:
         mark = record.mark()
@@ -136,7 +136,7 @@ def _iterated(
 
 
 def _joined(one: Value, other: Value) -> Value:
-    """What is known where either of two arrays may come."""
+    """Return what is known of an array that may be either of two."""
     kind = max(one.kind, other.kind)
     if kind is Kind.LOOKED_UP and min(one.kind, other.kind) is not kind:
         kind = Kind.ACTIVATION
@@ -154,7 +154,7 @@ def _same(one: Value, other: Value) -> bool:
 
 
 def _cond(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Control:
-    """All branches on the same operands; of their multiply-adds the costliest branch's count."""
+    """Trace all branches on the same operands; count the multiply-adds of the costliest branch."""
     programs, costs = [], []
     for branch in equation.params["branches"]:
         start = len(record.multiply_adds)
@@ -176,7 +176,7 @@ def _cond(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Contr
 
 
 def _shard_map(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Control:
-    """The program of one device: axes that are split over devices lose no channels."""
+    """Trace the program of one device; axes that are split over devices lose no channels."""
     program = equation.params["jaxpr"]
     jaxpr = jaxprs.opened(program)
     why = "it is split over devices inside shard_map"

@@ -1,8 +1,8 @@
-"""What each primitive does to the channels and to the roles of the axes of its operands.
+"""Rules that say how each primitive affects channels and the roles of axes.
 
 A rule takes the record, the equation and the values of its inputs, and returns the values of its outputs. ``RULES``
-has them by the primitive's name; calls and loops are in ``trace``, since they run programs. A primitive without a
-rule freezes every channel it touches, and the parameters it reads are reported as unknown.
+    maps the primitive's name to its rule; calls and loops are in ``loops``, since they run programs. A primitive
+    without a rule freezes every channel it touches, and the axes of the parameters it reads are unknown.
 """
 
 import dataclasses
@@ -39,35 +39,35 @@ def shape_of(var: Any) -> tuple[int, ...]:
 
 
 def opaque(record: Record, aval: Any, why: str, kind: Kind = Kind.ACTIVATION) -> Value:
-    """An array none of whose channels is removed, for the reason given."""
+    """Return an array whose channels are never removed, for the given reason."""
     return Value(tuple(Axis(record.channels.frozen(size, why)) for size in aval.shape), kind)
 
 
 def freeze(record: Record, value: Value, why: str) -> None:
-    """No channel of the array is removed."""
+    """Freeze all channels of the array."""
     for axis in value.axes:
         record.channels.freeze(axis.ids, why)
 
 
 def not_understood(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    """A primitive without a rule: nothing that it touches is removed, parameters it reads are unknown."""
+    """Freeze everything that a primitive without a rule touches; the axes of parameters it reads are unknown."""
     name = equation.primitive.name
     for value in inputs:
-        freeze(record, value, f"'{name}' is not understood")
+        freeze(record, value, f"'{name}' is not supported")
         sources = [*value.chosen, *(source for axis in value.axes for source in axis.sources)]
         record.unknown.extend((path, name) for path in dict.fromkeys(source.path for source in sources))
     kind = max((value.kind for value in inputs), default=Kind.CONSTANT)
     kind = Kind.ACTIVATION if kind.of_parameters else kind
-    return [opaque(record, var.aval, f"'{name}' is not understood", kind) for var in equation.outvars]
+    return [opaque(record, var.aval, f"'{name}' is not supported", kind) for var in equation.outvars]
 
 
 def union(*sources: Sequence[Source]) -> tuple[Source, ...]:
-    """Sources in order, each once."""
+    """Return the sources in order, without duplicates."""
     return tuple(dict.fromkeys(source for group in sources for source in group))
 
 
 def _pick(record: Record, axes: Sequence[Axis]) -> np.ndarray:
-    """Tie axes of one size and return the ids of one that can lose channels, where there is one."""
+    """Tie axes of one size, and return the ids of one that can lose channels if there is one."""
     for axis in axes[1:]:
         record.channels.tie(axes[0].ids, axis.ids)
     return next((axis.ids for axis in axes if not is_frozen(axis.ids)), axes[0].ids)
@@ -94,7 +94,7 @@ _OTHER_ELEMENTWISE = _names(
     "eq ne lt le gt ge eq_to lt_to le_to igamma igammac igamma_grad_a random_gamma_grad regularized_incomplete_beta "
     "polygamma zeta"
 )
-_LARGEST_IDENTITY = 1 << 16  # longer iotas are not taken for part of an identity matrix
+_LARGEST_IDENTITY = 1 << 16  # longer iotas are not treated as part of an identity matrix
 _INFINITE_AT_ZERO = _names("log rsqrt reciprocal lgamma digamma")
 
 
@@ -110,7 +110,7 @@ _INFINITE_AT_ZERO = _names("log rsqrt reciprocal lgamma digamma")
 )
 def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     name, shape = equation.primitive.name, shape_of(equation.outvars[0])
-    parts = inputs[1:] if name == "select_n" else inputs  # the predicate selects, it is not part of the result
+    parts = inputs[1:] if name == "select_n" else inputs  # without the predicate, which is not part of the result
     if name == "add":
         parts = inputs = _biased(record, inputs)
     kind = _combined_kind(record, parts)
@@ -139,10 +139,10 @@ def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
 
 
 def passes_numbers(equation: core.JaxprEqn, inputs: list[Value]) -> bool:
-    """Whether an array that numbers its indices still does after an equation, or becomes an identity matrix.
+    """Whether an array of consecutive numbers (an iota) remains one after an equation, or becomes an identity matrix.
 
-    Numbered indices cannot be removed, as those behind them would get other numbers; but ``jnp.eye`` of fewer channels
-    is what is left of an identity matrix.
+    Channels numbered by an iota cannot be removed, because the later ones would get other numbers. An identity matrix
+    is an exception: with channels removed it is again an identity matrix.
     """
     match equation.primitive.name:
         case "convert_element_type" | "broadcast_in_dim":
@@ -156,7 +156,7 @@ def passes_numbers(equation: core.JaxprEqn, inputs: list[Value]) -> bool:
 
 
 def _counts(equation: core.JaxprEqn, size: int) -> bool:
-    """Whether the type of an equation's output has the integers below ``size``."""
+    """Whether the dtype of an equation's output can represent the integers below ``size``."""
     dtype = getattr(equation.outvars[0].aval, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.number):
         return False
@@ -165,7 +165,7 @@ def _counts(equation: core.JaxprEqn, size: int) -> bool:
 
 
 def _identity_axes(inputs: list[Value]) -> tuple[int, int] | None:
-    """The two axes along which both operands number their indices, if they are two of one size."""
+    """Return the axes along which the two operands are iotas, if these are different axes of one size."""
     left, right = inputs
     if left.numbers is None or right.numbers is None or left.numbers == right.numbers:
         return None
@@ -174,7 +174,7 @@ def _identity_axes(inputs: list[Value]) -> tuple[int, int] | None:
 
 
 def without_numbers(record: Record, value: Value) -> Value:
-    """An array whose numbered indices are used as numbers, so that none of them is removed."""
+    """Freeze an iota whose numbers are used as numbers."""
     if value.numbers is None:
         return value
     axes, why = list(value.axes), "its indices are numbered"
@@ -184,9 +184,9 @@ def without_numbers(record: Record, value: Value) -> Value:
 
 
 def _biased(record: Record, inputs: list[Value]) -> list[Value]:
-    """A bias added to a product of two parameters shows that one of them is data: learned queries, not a low rank.
+    """Assign the roles of two parameters whose product gets a bias: one is data (learned queries), the other a kernel.
 
-    The bias has the axes of the kernel's outputs only; the others come from the data.
+    The bias has only the axes of the kernel's outputs; the other axes come from the data.
     """
     found = []
     for value, other in zip(inputs, reversed(inputs), strict=True):
@@ -210,7 +210,7 @@ def _biased(record: Record, inputs: list[Value]) -> list[Value]:
 
 
 def _is_infinite(equation: core.JaxprEqn, zeros: list[bool], inputs: list[Value]) -> bool:
-    """Whether a masked channel is divided by, or raised to a power that is not known to be positive."""
+    """Whether the operation divides by a masked channel, or raises it to a power that may not be positive."""
     name = equation.primitive.name
     other_power = (name == "integer_pow" and equation.params["y"] < 0) or (
         name == "pow" and not _is_positive(inputs[1].literal)
@@ -238,7 +238,7 @@ def _zero_after(name: str, zeros: list[bool], literals: list[Any]) -> bool:
 
 
 def _combined_kind(record: Record, values: list[Value]) -> Kind:
-    """The kind of an elementwise result; parameters that meet data are read here."""
+    """Return the kind of an elementwise result; parameters combined with data count as read here."""
     kinds = {value.kind for value in values if math.prod(value.shape) > 1} or {value.kind for value in values}
     scalars = {value.kind for value in values}
     kind = max(kinds)
@@ -272,7 +272,7 @@ RULES.update(dict.fromkeys(_names("pvary ppermute pbroadcast pin unpin"), _ident
 
 @_rule("psum", "psum_invariant", "pmax", "pmin")
 def _over_devices(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    """Devices keep their shapes; an axis name that ``vmap`` bound is an axis of the array."""
+    """Apply a collective: shapes per device do not change; a named axis of ``vmap`` is an axis of the array."""
     dropped = [axis for axis in equation.params.get("axes", ()) if isinstance(axis, int)]
     for value in inputs if dropped else ():
         for place in dropped:
@@ -284,7 +284,7 @@ def _over_devices(record: Record, equation: core.JaxprEqn, inputs: list[Value]) 
 
 @_rule("all_gather", "all_gather_invariant")
 def _all_gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    """The parts of an axis that devices have are put together again."""
+    """Join the parts of an axis that are on different devices."""
     place, why = equation.params["all_gather_dimension"], "it is gathered from devices"
     outputs = []
     for value, var in zip(inputs, equation.outvars, strict=True):
@@ -348,7 +348,7 @@ def _squeeze(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
 
 
 def _drop(record: Record, value: Value, dropped: Sequence[int]) -> Value:
-    """Drop axes of size one: an index taken from a parameter's axis makes that axis a stack of layers."""
+    """Drop axes of size one; a parameter's axis from which one index was taken is an axis of stacked layers."""
     for place in dropped:
         record.channels.freeze(value.axes[place].ids, "single indices of it are taken")
         record.role([source for source in value.axes[place].sources if source not in value.chosen], "stacked")
@@ -413,7 +413,7 @@ def _stack(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list
 
 
 def _joined(record: Record, values: list[Value], along: int) -> Value:
-    """Arrays one after the other along an axis; where parameters are joined to data they are read."""
+    """Concatenate arrays along an axis; parameters concatenated with data count as read."""
     kind = _combined_kind(record, values)
     axes = []
     for place in range(len(values[0].axes)):
@@ -437,7 +437,7 @@ def _tile(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[
 
 @_rule("pad")
 def _pad(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    """Zeros at the ends of an axis are channels of their own: what is added to them later decides."""
+    """Pad an axis; zeros at its ends are new channels, which may be tied to others later."""
     axes, literal = list(inputs[0].axes), inputs[1].literal
     zeros = literal is not None and bool(np.all(np.asarray(literal) == 0))
     for place, config in enumerate(equation.params["padding_config"]):
@@ -480,7 +480,7 @@ def _reshape(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The smallest runs of old and new axes whose sizes have equal products; new axes of size one are left out."""
+    """Return the smallest runs of old and new axes with equal products of sizes; new axes of size one are left out."""
     places = [place for place, size in enumerate(new) if size != 1]
     blocks, i, j = [], 0, 0
     while i < len(old):
@@ -559,10 +559,10 @@ def _cumulative(record: Record, equation: core.JaxprEqn, inputs: list[Value]) ->
 
 @_rule("sort", "top_k", "approx_top_k", "fft")
 def _along_axis(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    """Indices along some axes are mixed; the other axes of all operands and results correspond.
+    """Apply an operation that mixes indices along some axes; the other axes of operands and results correspond.
 
-    Of parameters the result is made of them still, but its mixed axes are not theirs: thresholds by ``sort`` say
-    nothing about a kernel, and a kernel's transform leaves the role of the mixed axes open.
+    A result computed from parameters still counts as parameters, but its mixed axes are no longer theirs: a threshold
+    found by ``sort`` does not determine a kernel's axes, and after a transform the role of the mixed axes is unknown.
     """
     name, params, shape = equation.primitive.name, equation.params, inputs[0].shape
     first = len(shape) - len(params.get("fft_lengths", (0,)))
@@ -624,7 +624,7 @@ def _gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> lis
     for operand, index in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
         own = value.axes[operand]
         record.channels.tie(own.ids, indices.axes[index].ids)
-        if value.kind.of_parameters and indices.kind > Kind.CONSTANT:  # each row looks up in a table of its own
+        if value.kind.of_parameters and indices.kind > Kind.CONSTANT:  # each row indexes a table of its own
             record.role(own.sources, "stacked")
             own = Axis(own.ids, zero=own.zero)
         axes[batch[index]] = own
@@ -648,7 +648,7 @@ def _gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> lis
 def _looked_up(
     record: Record, value: Value, indices: Value, axes: list[Axis], *, indexed: list[int], batch: list[int]
 ) -> Value:
-    """What is read by index: by activations it is chosen by them, by constants it stays what it was."""
+    """Return the result of indexing: parameters indexed by activations are looked up, by constants stay parameters."""
     if not value.kind.of_parameters:
         return Value(tuple(axes), max(value.kind, indices.kind))
     sources = union(*(value.axes[operand].sources for operand in indexed))
@@ -673,7 +673,7 @@ def _dynamic_slice(record: Record, equation: core.JaxprEqn, inputs: list[Value])
             cut.append(place)
     kind = max((starts[place].kind for place in cut), default=Kind.CONSTANT)
     if value.kind.of_parameters and kind > Kind.CONSTANT:
-        single = [place for place in cut if axes[place].size == 1]  # a window of several indices is still of its axis
+        single = [place for place in cut if axes[place].size == 1]  # a window of several indices keeps its axis
         sources = union(*(value.axes[place].sources for place in single))
         axes = [dataclasses.replace(axis, sources=() if p in single else axis.sources) for p, axis in enumerate(axes)]
         return [Value(tuple(axes), Kind.LOOKED_UP, union(value.chosen, sources))]
@@ -700,7 +700,7 @@ def _dynamic_update_slice(record: Record, equation: core.JaxprEqn, inputs: list[
     "scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max", "scatter_add", "scatter_mul"
 )
 def _scatter(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    """Slices of the updates are written into the operand: whole axes correspond, indexed ones do not change."""
+    """Write slices of the updates into the operand: whole axes correspond, indexed axes are frozen."""
     value, indices, updates = inputs
     numbers = equation.params["dimension_numbers"]
     kind = _combined_kind(record, [value, updates])
@@ -760,7 +760,7 @@ def _dot_general(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
 
 
 def _times_identity(record: Record, kernel: Value, other: Value, place: int, is_left: bool) -> Value:
-    """What a product with an identity matrix leaves: the other operand, with the axis that is summed over moved."""
+    """Return the product with an identity matrix: the other operand, with the contracted axis moved."""
     record.channels.tie(kernel.axes[0].ids, other.axes[place].ids)
     record.count(None, math.prod(other.shape) * other.axes[place].size)
     rest = [axis for p, axis in enumerate(other.axes) if p != place]
@@ -778,10 +778,10 @@ class _Side:
         return union(*(self.value.axes[place].sources for place in places))
 
     def is_data(self, other: "_Side") -> bool:
-        """Whether this operand is data to the other, not its kernel.
+        """Whether this operand is the data and the other its kernel.
 
-        Parameters are data where they were looked up, scaled by an activation or repeated over an axis of the data
-        and meet plain parameters: token embeddings, learned queries repeated over the batch.
+        Parameters are data if they were looked up, scaled by an activation or repeated over an axis of the data, and
+        the other operand is plain parameters: token embeddings, learned queries repeated over the batch.
         """
         kind = self.value.kind
         if not kind.of_parameters:
@@ -795,7 +795,7 @@ class _Side:
 
 
 def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Factor, Factor] | None:
-    """Record how a matrix product reads parameters; its factors where both are kernels (a low-rank product)."""
+    """Record how a matrix product reads parameters; return its factors if both are kernels (a low-rank product)."""
     data = [side.is_data(other) for side, other in zip(sides, reversed(sides), strict=True)]
     for side, is_data in zip(sides, data, strict=True):
         if is_data:
@@ -822,7 +822,7 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     lhs, rhs, out = (getattr(params["dimension_numbers"], f"{name}_spec") for name in ("lhs", "rhs", "out"))
     groups, shape = params["feature_group_count"], shape_of(equation.outvars[0])
     if data.kind in (Kind.PARAMETER, Kind.SCALED) and not kernel.kind.of_parameters:
-        return not_understood(record, equation, inputs)  # a kernel on the side of the data
+        return not_understood(record, equation, inputs)  # the kernel is the left operand
     record.settle(data)
     if kernel.kind.of_parameters:
         _read_by_convolution(record, kernel, rhs, groups * params["batch_group_count"])
@@ -851,8 +851,8 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
 
 
 def _tie_groups(record: Record, features: Axis, inside: Axis, made: Axis, groups: int) -> None:
-    """A grouped convolution loses whole groups: their inputs and outputs go together."""
-    record.channels.freeze(inside.ids, "inputs of a group go with the whole group")
+    """Tie the inputs and outputs of each group: a grouped convolution loses whole groups."""
+    record.channels.freeze(inside.ids, "inputs of a group are removed with the whole group")
     record.channels.consume(features.ids)
     first = features.ids.reshape(groups, -1)[:, 0]
     for ids in (features.ids.reshape(groups, -1), made.ids.reshape(groups, -1)):
@@ -879,7 +879,7 @@ def _read_by_convolution(record: Record, kernel: Value, spec: Sequence[int], gro
 
 @_rule("ragged_dot", "ragged_dot_general")
 def _ragged_dot(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    """Rows of the left operand, sorted by expert, times one matrix an expert."""
+    """Multiply rows of the left operand, sorted by expert, by one matrix per expert."""
     (left, right), shape = inputs[:2], shape_of(equation.outvars[0])
     numbers = equation.params.get("ragged_dot_dimension_numbers")
     plain = len(left.axes) == 2 and len(right.axes) == 3 and shape == (left.shape[0], right.shape[2])

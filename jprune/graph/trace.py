@@ -1,4 +1,4 @@
-"""Trace a model and say what every axis of every parameter is, and which channels are removed together."""
+"""Trace a model to find the role of every axis of every parameter, and the channels that are removed together."""
 
 import inspect
 import math
@@ -24,17 +24,17 @@ _ROLES = ("stacked", "inputs", "outputs", "spatial")
 def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, state: PyTree | None = None) -> Graph:
     """Find the role of every axis of every parameter, and the channels that can be removed, from the program.
 
-    The model is traced with shapes only: nothing is computed and nothing allocated. Parameters are followed through
-    the program to the matrix products and convolutions that read them. A primitive that is not understood is named
-    in a warning; the axes of the leaves it reads are unknown.
+    The model is traced with shapes only; nothing is computed or allocated. Parameters are followed through the program
+    to the matrix products and convolutions that read them. A warning names each primitive that is not supported; the
+    axes of the leaves it reads are unknown.
 
     Args:
       apply: any JAX function ``apply(params, *inputs)``. With ``state`` it is called as
         ``apply(params, *inputs, state=state)`` if it takes such a keyword, else as ``apply(params, state, *inputs)``.
       params: parameters as arrays or ``jax.ShapeDtypeStruct``; leaves that are neither are constants.
       *inputs: arrays or ``jax.ShapeDtypeStruct``.
-      state: batch statistics, caches, masks: cut with the channels they belong to, but never masked, and not data
-        that parameters meet. A second output of the same structure is taken to be the new state.
+      state: batch statistics, caches or masks. They are cut with their channels but never masked, and do not count as
+        data. A second output of the same structure is taken to be the new state.
 
     Returns:
       A graph; ``print`` shows it as a table.
@@ -57,7 +57,7 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
     traced = model_jaxpr(model)
     record = Record()
     if not any(map(_is_array, jax.tree.leaves(inputs))):
-        record.constants = Kind.ACTIVATION  # a model without inputs computes from what is written into it
+        record.constants = Kind.ACTIVATION  # a model without inputs computes from its constants
     parameters = {path: _parameter(record, path, leaf) for path, leaf in _arrays(params)}
     if not parameters:
         raise ValueError("params has no array; give the tree of parameters that apply takes")
@@ -86,7 +86,7 @@ def _arrays(tree: PyTree) -> list[tuple[str, Leaf]]:
 
 
 def model_jaxpr(model: Model) -> Traced:
-    """Trace a model with the shapes it has, as a function of its arrays: parameters, state and inputs."""
+    """Trace a model with its shapes, as a function of its arrays: parameters, state and inputs."""
     leaves, treedef = jax.tree.flatten((model.params, model.state, model.inputs))
     arrays = [place for place, leaf in enumerate(leaves) if _is_array(leaf)]
 
@@ -132,7 +132,7 @@ def _input(record: Record, leaf: Leaf) -> Value:
 
 
 def _finish_outputs(record: Record, program: Program, traced: Traced, states: list[Value], state: PyTree) -> None:
-    """Outputs are never removed; a new state has the channels of the old one."""
+    """Freeze the outputs, and tie the channels of the new state to those of the old one."""
     new_state: list[Value] = []
     outputs = list(program.outputs)
     pair = traced.outputs if isinstance(traced.outputs, tuple) and len(traced.outputs) == 2 else None
@@ -169,7 +169,7 @@ def _graph(
         missing = [axis for axis, what in enumerate(found) if not what and value.axes[axis].size > 1]
         named = sorted({name for leaf, name in record.unknown if leaf == path})
         if named:
-            unknown[path] = f"'{named[0]}' reads it and is not understood"
+            unknown[path] = f"'{named[0]}' reads it and is not supported"
         elif missing:
             mixed = record.mixed.get(Source(path, missing[0]))
             what = "it" if len(missing) == len(found) and not mixed else f"its axis {missing[0]}"
@@ -178,7 +178,7 @@ def _graph(
     for name in sorted({name for _, name in record.unknown}):
         leaves = ", ".join(f"'{leaf}'" for leaf in dict.fromkeys(leaf for leaf, n in record.unknown if n == name))
         warnings.warn(
-            f"the primitive '{name}' is not understood; the axes of the leaves it reads are unknown: {leaves}; "
+            f"the primitive '{name}' is not supported; the axes of the leaves it reads are unknown: {leaves}; "
             "give axes={'<path>': jprune.KernelAxes(...)} for them where they are needed",
             stacklevel=3,
         )
@@ -215,7 +215,7 @@ def _graph(
 
 
 def _roles(record: Record, program: Program) -> dict[Source, set[str]]:
-    """Collect the roles; the rank axis of a product of two parameters is what its other axes leave it to be."""
+    """Collect the roles; the role of the rank axis of a low-rank product follows from its other axes."""
     roles: dict[Source, set[str]] = {}
     for source, what in record.roles:
         roles.setdefault(source, set()).add(what)
@@ -225,7 +225,7 @@ def _roles(record: Record, program: Program) -> dict[Source, set[str]]:
         others = set().union(*(roles.get(source, set()) for source in free)) & {"inputs", "outputs"}
         for source in contracted:
             roles.setdefault(source, set()).update({"inputs": "outputs", "outputs": "inputs"}[what] for what in others)
-    for value in program.outputs:  # a parameter that is returned as it is
+    for value in program.outputs:  # a parameter that is returned unchanged
         for axis in value.axes:
             for source in axis.sources:
                 if not any(Source(source.path, k) in roles for k in range(len(value.axes))):
@@ -234,10 +234,10 @@ def _roles(record: Record, program: Program) -> dict[Source, set[str]]:
 
 
 def _separate_experts(roles: dict[Source, set[str]], parameters: Mapping[str, Value], solution: Solution) -> None:
-    """Outputs that go to separate kernels of a next layer, one each, are of separate layers themselves: experts.
+    """Turn output axes into stacked axes where each index feeds its own kernel in the next layer: experts.
 
-    A leaf that has other outputs has that axis stacked; one that has none, a router, keeps its outputs. Axes behind
-    the inputs are heads of one layer, and stay outputs.
+    This applies to leaves that have other outputs too; a router, which has none, keeps its outputs. Axes after the
+    inputs are heads of one layer, and stay outputs.
     """
 
     def label(source: Source) -> int:

@@ -1,4 +1,4 @@
-"""What is known of every array of a traced program, and the record that the rules write."""
+"""Descriptions of the arrays of a traced program, and the record that the rules write."""
 
 import dataclasses
 import enum
@@ -20,10 +20,10 @@ class Source(NamedTuple):
 
 
 class Kind(enum.IntEnum):
-    """What an array is made of; operations take the largest kind of their operands.
+    """What an array is computed from; the result of an operation has the largest kind of its operands.
 
     A parameter stays a parameter while its entries are only moved, scaled or combined with other parameters. A
-    looked-up one is chosen by an activation: rows of an embedding, the weights of an expert.
+    looked-up parameter was indexed by an activation: rows of an embedding, the weights of an expert.
     """
 
     CONSTANT = 0
@@ -40,7 +40,7 @@ class Kind(enum.IntEnum):
 
 
 class Factor(NamedTuple):
-    """One of two parameters that are multiplied with each other: which comes first follows from what reads them.
+    """One of two parameters that are multiplied with each other; their roles follow from what reads the product.
 
     Attributes:
       contracted: the axes that the product sums over.
@@ -78,11 +78,11 @@ class Value:
     Attributes:
       axes: its axes.
       kind: what it is made of.
-      chosen: axes of parameters of which an index was looked up, while it is not known what for.
-      literal: its value where that is a scalar in the program's text.
-      factors: the two parameters of which it is the product, where it is one.
-      numbers: the axis along which it is 0, 1, 2, ..., where it is an ``iota``.
-      identity: two axes along which it is 1 where the indices are equal and 0 elsewhere.
+      chosen: axes of parameters that were indexed, until their role is known.
+      literal: its value if it is a scalar literal of the jaxpr.
+      factors: the two parameters of which it is the product, or None.
+      numbers: the axis along which it is 0, 1, 2, ... if it is an ``iota``, or None.
+      identity: two axes along which it is 1 where the indices are equal and 0 elsewhere, or None.
     """
 
     axes: tuple[Axis, ...]
@@ -104,16 +104,16 @@ class Value:
         return tuple(axis.ids for axis in self.axes)
 
     def with_axes(self, axes: Sequence[Axis]) -> "Value":
-        """The same kind of array with other axes."""
+        """Return this value with other axes."""
         return dataclasses.replace(self, axes=tuple(axes), literal=None, numbers=None, identity=None)
 
 
 class Step(NamedTuple):
-    """One equation of a program with what is known of its inputs and outputs.
+    """One equation of a program, with the values of its inputs and outputs.
 
     Attributes:
-      equation: of the jaxpr.
-      inputs: one value for every input, literals too.
+      equation: equation of the jaxpr.
+      inputs: one value for every input, including literals.
       outputs: one value for every output.
       inside: the programs it calls: one for a call or a scan, condition and body of a while loop, the branches
         of a cond.
@@ -126,14 +126,14 @@ class Step(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A jaxpr with what is known of each of its arrays.
+    """A jaxpr with the values of its arrays.
 
     Attributes:
-      jaxpr: its equations.
+      jaxpr: the jaxpr.
       consts: values of its constants.
       inputs: one value for every input.
       outputs: one value for every output.
-      steps: its equations.
+      steps: its equations with their values.
     """
 
     jaxpr: core.Jaxpr
@@ -144,7 +144,7 @@ class Program(NamedTuple):
 
 
 class Record:
-    """Everything the rules write down: channel constraints, roles, multiply-adds and what was not understood."""
+    """The results that the rules write: channel constraints, roles, multiply-adds and unsupported primitives."""
 
     def __init__(self) -> None:
         self.channels = Constraints()
@@ -153,25 +153,25 @@ class Record:
         self.factors: list[Factor] = []
         self.multiply_adds: list[tuple[str | None, int]] = []
         self.unknown: list[tuple[str, str]] = []
-        self.mixed: dict[Source, str] = {}  # axes of parameters along which a sort or a transform ran, and its name
-        self.times = 1  # how often the equations now traced are carried out
+        self.mixed: dict[Source, str] = {}  # axes of parameters mixed by a sort or a transform, and its name
+        self.times = 1  # how often the equations being traced are executed
         self.sizes: dict[Source, int] = {}
         self.leaf_sizes: dict[str, int] = {}
-        self.uncounted: set[str] = set()  # parameters read in loops of an unknown number of rounds
+        self.uncounted: set[str] = set()  # parameters read in loops with an unknown number of iterations
         self.constants = Kind.CONSTANT
 
     def role(self, sources: Sequence[Source], what: str) -> None:
-        """Axes of parameters are read as stacked, inputs, outputs or spatial axes."""
+        """Record that axes of parameters are read as stacked, inputs, outputs or spatial axes."""
         self.roles.extend((source, what) for source in sources)
 
     def settle(self, value: Value) -> None:
-        """Parameters are read entry by entry, as data: their axes are outputs, those looked up in are inputs."""
+        """Record that parameters are read as data: their axes are outputs, and indexed axes are inputs."""
         self.role(value.chosen, "indexed")
         for axis in value.axes:
             self.role([source for source in axis.sources if source not in value.chosen], "outputs")
 
     def count(self, kernel: Value | None, multiply_adds: int) -> None:
-        """A contraction reads a parameter, or none."""
+        """Count the multiply-adds of a contraction for the parameter it reads, if any."""
         paths = (
             dict.fromkeys(source.path for axis in kernel.axes for source in axis.sources) if kernel is not None else {}
         )
@@ -186,21 +186,21 @@ class Record:
             self.multiply_adds.append((path, self.times * multiply_adds * share // sum(shares.values())))
 
     def outer_axes(self, sources: Sequence[Source], groups: int) -> int:
-        """How many of the merged axes count groups of a convolution."""
+        """Return how many of the merged axes are over the groups of a convolution."""
         sizes = np.cumprod([self.sizes[source] for source in sources[:-1]])
         return max((k + 1 for k, size in enumerate(sizes) if groups % size == 0), default=0)
 
     def mark(self) -> tuple[Mark, tuple[int, ...]]:
-        """The present moment, for ``rewind``."""
+        """Return the current position, for ``rewind``."""
         return self.channels.mark(), tuple(map(len, self._lists()))
 
     def rewind(self, mark: tuple[Mark, tuple[int, ...]]) -> None:
-        """Forget what was recorded since ``mark``."""
+        """Discard all records since ``mark``."""
         self.channels.rewind(mark[0])
         self._forget(mark[1])
 
     def mute(self, mark: tuple[Mark, tuple[int, ...]]) -> None:
-        """Forget all but the equations between channels since ``mark``: they were traced a second time."""
+        """Discard the records since ``mark``, of equations traced twice, except constraints between channels."""
         self.channels.mute(mark[0])
         self._forget(mark[1])
 

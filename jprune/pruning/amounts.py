@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """The number of weights to keep, where a schedule or a table of layers would otherwise have a sparsity.
+    """The number of weights to keep, used in a schedule or a dict of layers in place of a sparsity.
 
     Attributes:
-      count: number of weights kept, an integer of 0 or more.
+      count: number of weights kept, a nonnegative integer.
 
     Raises:
       TypeError: ``count`` is not an integer.
@@ -43,21 +43,21 @@ class Keep:
         if isinstance(self.count, bool) or not isinstance(self.count, numbers.Integral):
             raise TypeError(not_a_count("Keep(count)", self.count))
         if self.count < 0:
-            raise ValueError(f"Keep({self.count}): the number of weights kept must not be negative")
+            raise ValueError(f"Keep({self.count}) is negative; give the number of weights kept, 0 or more")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scheduled:
     """The amounts of all entries of a schedule and the index of the one that is due.
 
-    ``prune`` passes it to its selection in place of a number, so that one compiled selection serves the whole
-    schedule. The selections of jprune look the counts up in a table; any arithmetic or comparison with it
-    raises TypeError, and then ``prune`` calls the selection with numbers, once for each entry.
+    ``prune`` passes it to its selection in place of a number, so that the selection is compiled once for the whole
+    schedule. The selections of jprune look up the counts in a table. Any arithmetic or comparison with it raises
+    TypeError; ``prune`` then calls the selection with numbers, once for each entry.
 
     Attributes:
-      amounts: for each entry its amount.
+      amounts: the amount of each entry.
       dropped: for each entry the fraction of every count that is left out, to be regrown.
-      index: which entry is due.
+      index: index of the entry that is due.
     """
 
     amounts: tuple["Amount", ...]
@@ -65,10 +65,10 @@ class Scheduled:
     index: Int[Array, ""]
 
     def __eq__(self, other: object) -> bool:
-        raise TypeError("an amount that a schedule decides while the program runs cannot be compared")
+        raise TypeError("the amount of a schedule is not known while tracing and cannot be compared")
 
     def __bool__(self) -> bool:
-        raise TypeError("an amount that a schedule decides while the program runs is neither true nor false")
+        raise TypeError("the amount of a schedule is not known while tracing and has no truth value")
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -80,14 +80,14 @@ Counts: TypeAlias = int | Mapping[str, int] | Integer[Array | np.ndarray, "..."]
 
 
 def amount_of(sparsity: object, keep: object) -> Amount:
-    """Check the arguments ``sparsity`` and ``keep`` of a selection, of which exactly one is given.
+    """Check the arguments ``sparsity`` and ``keep`` of a selection; exactly one must be given.
 
     Args:
       sparsity: the fraction removed, a float; or ``{regex: fraction}``.
       keep: the number of weights kept, an int; or ``{regex: number}``; or an integer array, which may be traced.
 
     Raises:
-      TypeError: none or both are given, or one has the wrong type.
+      TypeError: neither or both are given, or one has the wrong type.
       ValueError: a number is out of range.
 
     >>> amount_of(0.9, None), amount_of(None, 1000)
@@ -113,9 +113,9 @@ def checked(name: str, value: object, *, instead: str = "jprune.Keep({})") -> "f
     """Check a sparsity, a ``Keep`` or a dict of these.
 
     Args:
-      name: what the caller calls the value, for the error.
-      value: what is checked.
-      instead: how an integer has to be written, for the error.
+      name: the caller's name for the value, for the error.
+      value: the value to check.
+      instead: how to write an integer, for the error.
 
     Raises:
       TypeError: it is none of these.
@@ -132,7 +132,7 @@ def checked(name: str, value: object, *, instead: str = "jprune.Keep({})") -> "f
 
 
 def as_keywords(amount: Amount) -> dict[str, Amount | int]:
-    """The keyword argument with which a selection is called for an amount.
+    """Return an amount as the keyword argument of a selection.
 
     >>> as_keywords(0.9), as_keywords(Keep(3))
     ({'sparsity': 0.9}, {'keep': 3})
@@ -141,7 +141,7 @@ def as_keywords(amount: Amount) -> dict[str, Amount | int]:
 
 
 def without(amount: Amount, part: float) -> Amount:
-    """The amount that keeps a fraction ``part`` fewer weights.
+    """Return the amount that keeps a fraction ``part`` fewer weights.
 
     >>> without(0.5, 0.5), without(Keep(10), 0.25)
     (0.75, Keep(count=8))
@@ -156,7 +156,7 @@ def without(amount: Amount, part: float) -> Amount:
 
 
 def exact_name(amount: "float | Keep | PerLayer") -> str:
-    """An amount as text, the same text for the same amount only.
+    """Return an amount as text; different amounts have different texts.
 
     >>> exact_name(0.1), exact_name(Keep(3)), exact_name({"^a": 0.5, "": Keep(2)})
     ('0.1', 'keep 3', "{'^a': 0.5, '': keep 2}")
@@ -169,7 +169,7 @@ def exact_name(amount: "float | Keep | PerLayer") -> str:
 
 
 def not_a_count(name: str, value: object) -> str:
-    """The message for something that should be a number of weights and is not."""
+    """Return the error message for a value that should be a number of weights."""
     wanted = f"{name}={value!r} must be an integer, the number of weights kept"
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return wanted
@@ -179,7 +179,7 @@ def not_a_count(name: str, value: object) -> str:
 
 
 def amount_by_keyword(function: Callable[P, T]) -> Callable[P, T]:
-    """Make a selection refuse an amount by position or of a wrong type; the message shows how to write it."""
+    """Make a selection reject amounts given by position; the message shows how to write them."""
     kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
     most = sum(kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for kind in kinds)
     name = getattr(function, "__name__", repr(function))
@@ -200,10 +200,10 @@ def amount_by_keyword(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def renamed_arguments(**renamed: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Make a function refuse keywords of earlier versions, with a message that shows the present ones.
+    """Make a function reject keywords of earlier versions, with a message that shows the current ones.
 
     Args:
-      **renamed: for each keyword of an earlier version, what to write in its place.
+      **renamed: the replacement of each keyword of an earlier version.
 
     >>> @renamed_arguments(select="selection=")
     ... def prune(selection=None):
@@ -291,7 +291,7 @@ def integer(name: str, value: object, least: int, most: int | None = None) -> in
 
 
 def _percent(number: float) -> str:
-    """What to write in place of a number that may be meant as a percentage."""
+    """Return a hint for a number that may be meant as a percentage."""
     return f"; for {number:g} % write {number / 100:g}" if 1.0 <= number < 100.0 else ""
 
 
@@ -312,7 +312,7 @@ def _plain(amount: Amount) -> float | Keep:
 
 
 def _limbs(counts: Integer[Array | np.ndarray, "..."]) -> Count:
-    """Integer arrays as two limbs; what is negative becomes 0."""
+    """Convert integer arrays to two limbs; negative entries become 0."""
     if not isinstance(counts, jax.core.Tracer) and np.any(np.asarray(counts) < 0):
         raise ValueError(f"keep={counts!r} must not be negative: it is the number of weights kept")
     array = jnp.maximum(jnp.asarray(counts), 0)

@@ -1,8 +1,8 @@
-"""A computation that runs only where it is due, in place, also under ``vmap``.
+"""Conditional in-place updates that also skip the computation under ``vmap``.
 
-A ``lax.cond`` whose other branch hands its operand through copies that operand, and ``jax.vmap`` of one with a
-batched predicate is a ``select`` that runs both branches at every step. A loop that runs at most once does
-neither: what a loop carries is updated in place, and a batched loop runs while any replicate has to.
+A ``lax.cond`` copies an operand that one branch returns unchanged, and under ``vmap`` with a batched predicate it
+    becomes a ``select`` that runs both branches at every step. A loop of at most one iteration avoids both: its carry
+    is updated in place, and a batched loop runs while any replicate needs it.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ _barrier: Callable[[T], T] = jax.lax.optimization_barrier
 
 
 def where_due(due: Bool[Array, ""], compute: Callable[..., PyTree], current: PyTree, *operands: PyTree) -> PyTree:
-    """``compute(current, *operands)`` where ``due``, else ``current``; computed only where some are due.
+    """Return ``compute(current, *operands)`` if ``due``, else ``current``, without computing it needlessly.
 
     Args:
       due: whether to compute, a scalar; under ``vmap`` one for each replicate.
-      compute: gives a tree with the structure, shapes and dtypes of ``current``. It may close over
-        arrays and tracers.
+      compute: returns a tree with the structure, shapes and dtypes of ``current``. It may close over arrays and
+        tracers.
       current: the tree to replace.
-      *operands: what else ``compute`` reads.
+      *operands: further arguments of ``compute``.
 
     Returns:
       A tree like ``current``. No gradient flows through it.
@@ -33,15 +33,15 @@ def where_due(due: Bool[Array, ""], compute: Callable[..., PyTree], current: PyT
     Array([1, 2], dtype=int32)
     """
     arguments = jax.lax.stop_gradient((current, operands))
-    # What ``compute`` closes over (a traced weight decay, a replicate's data) must be behind the barrier too.
+    # Arrays that ``compute`` closes over (a traced weight decay, a replicate's data) need the barrier too.
     closed = jax.make_jaxpr(lambda arguments: compute(arguments[0], *arguments[1]))(arguments)
     treedef = jax.tree.structure(current)
     others = jax.lax.stop_gradient([*closed.consts, *jax.tree.leaves(arguments[1])])
 
     def once(carry: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
         due, leaves = carry
-        # The loop changes none of the others. Without the barrier XLA would move what depends on them alone (scores,
-        # say) to before the loop, where it runs at every step.
+        # The loop does not change the others. Without the barrier XLA would hoist computations that depend only on
+        # them, such as scores, out of the loop, and they would run at every step.
         leaves, read = _barrier((leaves, others))
         consts, rest = read[: len(closed.consts)], read[len(closed.consts) :]
         fresh: list[Array] = jax.core.eval_jaxpr(closed.jaxpr, consts, *leaves, *rest)

@@ -1,4 +1,4 @@
-"""Dynamic sparse training in one line: RigL and SET, put together from ``prune``, ``Regrow`` and ``reset_moments``."""
+"""Dynamic sparse training in one line: RigL and SET, built from ``prune``, ``Regrow`` and ``reset_moments``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,23 +27,23 @@ def rigl(
 ) -> optax.GradientTransformationExtraArgs:
     """Train with RigL: drop weights of small magnitude, grow those with the largest gradients, at constant sparsity.
 
-    Its update needs ``grad``, the dense gradient: ``tx.update(grads, state, params, grad=grads)``. The weights are
-    pruned at step 0 by their initial magnitudes, which are random; every ``every`` steps before ``end`` a part of each
-    layer is exchanged, from ``fraction`` at step 0 to none at ``end`` along a cosine. Moments of pruned weights are
-    reset.
+    ``update`` needs ``grad``, the dense gradient: ``tx.update(grads, state, params, grad=grads)``. The weights are
+    pruned at step 0 by their initial magnitudes, which are random. Then, every ``every`` steps before ``end``, a part
+    of each layer is exchanged; the part decreases from ``fraction`` at step 0 to 0 at ``end`` along a cosine. Moments
+    of pruned weights are reset.
 
     Args:
       tx: the optimizer.
       sparsity: the fraction of the weights removed.
       end: the step from which on the masks are fixed; the paper uses three quarters of the training.
       every: the number of steps between two exchanges.
-      fraction: of the kept weights, how many are exchanged at step 0.
-      where: predicate on (path, leaf): which leaves to prune.
+      fraction: fraction of the kept weights that is exchanged at step 0.
+      where: predicate on (path, leaf) that selects the leaves to prune.
       selection: how the weights are divided among layers.
       **options: further arguments of ``prune``.
 
     Returns:
-      An optax transformation in place of ``tx``.
+      An optax transformation that replaces ``tx``.
 
     Raises:
       TypeError, ValueError: an argument has the wrong type or is out of range; also what ``prune`` raises.
@@ -71,7 +71,7 @@ def sparse_evolution(
 ) -> optax.GradientTransformationExtraArgs:
     """Train with SET: drop weights of small magnitude and grow random ones, at constant sparsity.
 
-    Takes and returns what ``rigl`` does, and needs no gradient; ``key`` draws the weights that grow. The same
+    Arguments and result are those of ``rigl``, but no gradient is needed; ``key`` draws the weights that grow. The same
     fraction is exchanged at every step of the schedule.
 
     Source: Mocanu et al., "Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity",
@@ -82,7 +82,7 @@ def sparse_evolution(
     """
     schedule = _constant(tx, sparsity, end, every)
     if key is None:
-        raise TypeError("key is None; sparse_evolution draws the weights that grow: pass key=jax.random.key(...)")
+        raise TypeError("key is None; sparse_evolution draws random weights to grow: pass key=jax.random.key(...)")
     regrow = Regrow(random(), fraction)
     return reset_moments(
         tx, prune(magnitude(), schedule, where=where, selection=selection, regrow=regrow, key=key, **options)
@@ -92,7 +92,7 @@ def sparse_evolution(
 def _constant(
     tx: optax.GradientTransformation, sparsity: float, end: int, every: int
 ) -> dict[int, float | Keep | PerLayer]:
-    """The schedule of exchanges, with all arguments checked."""
+    """Check the arguments and return the schedule of exchanges."""
     refuse_no_transformation("tx", tx)
     amount = checked("sparsity", sparsity)
     return dict.fromkeys(range(0, integer("end", end, least=1), integer("every", every, least=1)), amount)

@@ -19,7 +19,7 @@ from jprune.trees import flatten, is_placeholder, map_leaves, match, path_string
 
 @dataclasses.dataclass(frozen=True)
 class Regrow:
-    """Dynamic sparse training: at each step of the schedule some weights are dropped and others are regrown.
+    """Drop some weights and regrow others at each step of the schedule (dynamic sparse training).
 
     With k the scheduled number and r = round(fraction k), the k - r kept weights with the largest scores survive.
     Then the weights with the largest regrowth ``score`` are added until k are kept. A weight that was dropped may be
@@ -29,7 +29,7 @@ class Regrow:
     SET (Mocanu et al. 2018, arXiv 1707.04780) is ``prune(magnitude(), ..., regrow=Regrow(random(), 0.3), key=key)``.
     RigL (Evci et al. 2020, arXiv 1911.11134) is ``prune(magnitude(), ..., regrow=Regrow(dense_gradient(),
     cosine_fraction(0.3, end)))``, for one count per layer with ``selection=layer_masks`` or ``erk_masks``.
-    Put either in ``reset_moments``.
+    Wrap either in ``reset_moments``.
 
     Attributes:
       score: importance of a pruned weight; weights with larger scores are regrown first.
@@ -54,7 +54,7 @@ class Regrow:
             self.at(0)
 
     def at(self, step: int) -> float:
-        """The fraction exchanged at a step."""
+        """Return the fraction exchanged at a step."""
         fraction = float(self.fraction(step) if callable(self.fraction) else self.fraction)
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"the fraction to regrow at step {step} is {fraction}; it must be from 0.0 to 1.0")
@@ -62,7 +62,7 @@ class Regrow:
 
 
 def cosine_fraction(fraction: float, end: int) -> Callable[[int], float]:
-    """The fraction that RigL exchanges: f / 2 (1 + cos(pi t / end)) at step t, and 0 from ``end`` on.
+    """Return RigL's schedule of the fraction exchanged: f / 2 (1 + cos(pi t / end)) at step t, and 0 from ``end`` on.
 
     Source: Evci et al., "Rigging the Lottery", 2020, arXiv 1911.11134, equation 1.
 
@@ -71,7 +71,7 @@ def cosine_fraction(fraction: float, end: int) -> Callable[[int], float]:
       end: the first step at which nothing is exchanged.
 
     Returns:
-      A function of the step for ``Regrow``.
+      A function of the step, for ``Regrow``.
 
     Raises:
       TypeError, ValueError: ``fraction`` is not a number from 0 to 1, or ``end`` not a positive integer.
@@ -86,7 +86,7 @@ def cosine_fraction(fraction: float, end: int) -> Callable[[int], float]:
 
 
 def dense_gradient() -> Score:
-    """The regrowth score |g| of RigL, for pruned weights; needs ``grad``.
+    """Score pruned weights by |g|, the regrowth score of RigL; needs ``grad``.
 
     Source: Evci et al., "Rigging the Lottery", 2020, arXiv 1911.11134, section 3.
 
@@ -103,14 +103,14 @@ def dense_gradient() -> Score:
 def reset_moments(
     tx: optax.GradientTransformation, pruner: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    """``optax.chain(tx, pruner)`` that resets the optimizer's moments of pruned weights.
+    """Chain an optimizer and a prune link, and reset the optimizer's moments of pruned weights.
 
-    In every array in the state of ``tx`` that belongs to a parameter (its path ends with the parameter's path, and its
-    shape with the parameter's shape), the entries at pruned weights are set to what ``tx.init`` returns for a weight
-    of 0: no momentum, no second moment. Regrown weights therefore start without history, with any optimizer, because
-    entries are found by the structure of the state. Arrays of other shapes (the row and column means of adafactor) are
-    not changed. Updates are those of the chain. The reset costs one more byte per weight where the compiler fuses it
-    with the optimizer's update, and one more pass over the state where it does not.
+    An array in the state of ``tx`` belongs to a parameter if its path ends with the parameter's path and its shape with
+    the parameter's shape. In these arrays the entries at pruned weights are set to what ``tx.init`` returns for a
+    weight of 0: no momentum, no second moment. Regrown weights therefore start without history, with any optimizer.
+    Arrays of other shapes (the row and column means of adafactor) are not changed. Updates are those of
+    ``optax.chain(tx, pruner)``. The reset reads one more byte per weight if the compiler fuses it with the optimizer's
+    update; otherwise it takes one more pass over the state.
 
     ``optax.contrib.schedule_free`` has a second copy of the weights, which is set to 0 as well: with
     ``reset_moments(schedule_free(...), prune(...))`` the evaluation parameters are pruned exactly.
@@ -124,7 +124,7 @@ def reset_moments(
 
     Raises:
       TypeError: ``tx`` or ``pruner`` is not an optax transformation.
-      ValueError: at ``init``, as ``masks_of``: ``pruner`` has no prune link, or they are in the wrong order.
+      ValueError: at ``init``, as ``masks_of``: ``pruner`` has no prune link, or the links are in the wrong order.
 
     >>> import jprune
     >>> tx = reset_moments(optax.sgd(0.1, momentum=0.9), jprune.prune(jprune.magnitude(), {0: 0.5}))
@@ -140,7 +140,7 @@ def reset_moments(
     def init(params: PyTree) -> PyTree:
         state = chained.init(params)
         if not is_placeholder(params):
-            masks_of(state)  # refuses links in the wrong order
+            masks_of(state)  # raises if the links are in the wrong order
         return state
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any) -> tuple[PyTree, PyTree]:
@@ -159,7 +159,7 @@ def reset_moments(
 
 
 def refuse_no_transformation(name: str, tx: object) -> None:
-    """Refuse an argument that is not an optax transformation.
+    """Raise if an argument is not an optax transformation.
 
     Raises:
       TypeError: it has no ``init`` and ``update``.
@@ -169,10 +169,10 @@ def refuse_no_transformation(name: str, tx: object) -> None:
 
 
 def _reset(state: PyTree, fresh: PyTree, masks: dict[str, Any]) -> PyTree:
-    """Use the entries of ``fresh`` where the mask of the parameter that a leaf belongs to is False."""
+    """Take the entries of ``fresh`` where the mask of a leaf's parameter is False."""
 
     def leaf(key_path: tuple[Any, ...], old: Any, new: Any) -> Any:
-        # The longest end of the path that names a parameter: 'mu/a/kernel' is of 'a/kernel', not of 'kernel'.
+        # The longest end of the path that names a parameter: 'mu/a/kernel' belongs to 'a/kernel', not to 'kernel'.
         ends = (path_string(key_path[i:]) for i in range(len(key_path) + 1))
         mask = next((masks[end] for end in ends if end in masks), None)
         if mask is None or jnp.shape(old)[max(0, jnp.ndim(old) - mask.ndim) :] != mask.shape:
@@ -184,9 +184,9 @@ def _reset(state: PyTree, fresh: PyTree, masks: dict[str, Any]) -> PyTree:
 
 
 def straight_through(params: PyTree, masks: PyTree) -> PyTree:
-    """Mask the weights in the forward pass and pass the gradient on to the dense weights unchanged.
+    """Mask the weights in the forward pass; pass the gradient unchanged to the dense weights in the backward pass.
 
-    Used inside the loss, so that dense weights are trained and pruned ones can return when the masks are recomputed.
+    Use it inside the loss: the dense weights are trained, and pruned ones can return when the masks are recomputed.
     Source: Bengio et al., "Estimating or Propagating Gradients Through Stochastic
     Neurons", 2013, arXiv 1308.3432; as used for masks by Zhou et al., 2021, arXiv 2102.04010.
 

@@ -18,9 +18,9 @@ def merge_lora(
     scale: ArrayLike = 1.0,
     masks: PyTree = None,
 ) -> PyTree:
-    """Add scale * a b to weights and keep those that are pruned at exactly 0: w + scale * mask * (a b).
+    """Merge adapters into weights, with pruned weights kept at exactly 0: w + scale * mask * (a b).
 
-    Call it in the loss too, so that the adapters are trained for the weights that they end up in:
+    Call it in the loss too, so that the adapters are trained for the merged weights:
 
     >>> params = {"body": {"kernel": jnp.array([[1.0, 0.0], [0.0, 2.0]])}}
     >>> adapters = {"body/kernel": (jnp.ones((2, 1)), jnp.array([[3.0, 5.0]]))}
@@ -30,7 +30,7 @@ def merge_lora(
 
     Args:
       params: tree of arrays, the base model.
-      adapters: for each adapted leaf, by its path, the two factors, whose product has the shape of the leaf:
+      adapters: the two factors for each adapted leaf, by path; their product must have the shape of the leaf:
         (inputs, rank) and (rank, outputs) for a kernel (inputs, outputs), (inputs, rank) and (rank, heads, size) for
         (inputs, heads, size), (layers, inputs, rank) and (layers, rank, outputs) for stacked layers. For a weight
         (outputs, inputs) the first factor is (outputs, rank).
@@ -38,8 +38,8 @@ def merge_lora(
       masks: bool arrays like ``params``, None where a leaf is dense. By default the weights that are 0 are pruned.
 
     Returns:
-      A tree like ``params``, in its dtypes. Products are computed in float32, or in float64 where the weight or a
-      factor has it.
+      A tree like ``params``, with its dtypes. Products are computed in float32, or in float64 if the weight or a factor
+      is float64.
 
     Raises:
       ValueError: ``adapters`` is empty or names a leaf that ``params`` lacks; the product has another shape; ``masks``
@@ -69,13 +69,13 @@ def _refuse_unknown(adapters: Mapping[str, Any], paths: list[str], leaves: list[
     floats = [path for path, leaf in zip(paths, leaves, strict=True) if is_float(leaf)]
     for path, factors in adapters.items():
         if path not in floats:
-            raise ValueError(f"adapters has '{path}', which is not a float leaf of params; there are {floats}")
+            raise ValueError(f"adapters has '{path}', which is not a float leaf of params; use one of {floats}")
         if not isinstance(factors, (tuple, list)) or len(factors) != 2 or not all(map(is_float, factors)):
             raise ValueError(f"adapters has {type(factors).__name__} at '{path}'; it must be two float arrays (a, b)")
 
 
 def _product(path: str, shape: tuple[int, ...], factors: list[Array]) -> Array:
-    """The product of two factors: over the last axis of the first, or layer by layer."""
+    """Multiply two factors: over the last axis of the first, or layer by layer."""
     a, b = factors
     if a.ndim and b.ndim and a.shape[-1] == b.shape[0] and a.shape[:-1] + b.shape[1:] == shape:
         return jnp.tensordot(a, b, axes=1, precision=jax.lax.Precision.HIGHEST)

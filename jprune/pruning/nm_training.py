@@ -1,4 +1,4 @@
-"""n:m sparsity learnt from scratch: sparse-refined straight-through estimation."""
+"""Train n:m sparse networks from scratch by sparse-refined straight-through estimation (SR-STE)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class SrSteState(NamedTuple):
 
     Attributes:
       count: int32 scalar, the number of earlier updates.
-      masks: bool arrays like the parameters, True where a weight is used; None where there is no pattern.
+      masks: bool arrays like the parameters, True where a weight is used; None for leaves without a pattern.
       inner: the state of the optimizer.
     """
 
@@ -41,7 +41,7 @@ def sr_ste(
     where: Where | None = None,
     axes: Axes = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Train dense weights of which the model uses the n largest of every m, with masks that follow the weights.
+    """Train dense weights, of which the model uses the n largest in every group of m (SR-STE).
 
     One step, for weights w, masks E of the n:m pattern of |w| and the loss's gradient g at the masked weights:
 
@@ -64,12 +64,12 @@ def sr_ste(
 
     Args:
       tx: the optimizer; the decay term is added to the gradients that it receives.
-      n: how many of every m weights the model uses.
-      m: how many weights compete.
-      decay: weight of the decay term on masked weights.
-      every: masks are updated after every so many updates.
-      where: predicate on (path, leaf): which leaves have the pattern; None as for ``prune``.
-      axes: what the axes of the parameters are, as for ``nm_masks``; weights compete along the inputs.
+      n: number of weights in each group that the model uses.
+      m: number of weights in a group.
+      decay: coefficient of the decay term on masked weights.
+      every: number of updates between two updates of the masks.
+      where: predicate on (path, leaf) that selects the leaves with the pattern; None as for ``prune``.
+      axes: roles of the axes of the parameters, as for ``nm_masks``; groups run along the inputs.
 
     Returns:
       An optax transformation with an ``SrSteState``; ``state.masks`` are the masks for the next loss (inside other
@@ -87,9 +87,9 @@ def sr_ste(
     integer("every", every, least=1)
     integer("n", n, least=1, most=integer("m", m, least=1))
     if not isinstance(decay, int | float) and not hasattr(decay, "dtype"):  # an array: optax.inject_hyperparams
-        raise TypeError(f"decay={decay!r} must be a number")
+        raise TypeError(f"decay={decay!r} is not a number; give a number of 0 or more")
     if isinstance(decay, int | float) and not decay >= 0.0:
-        raise ValueError(f"decay={decay} must not be negative")
+        raise ValueError(f"decay={decay} is negative; give a number of 0 or more")
     inner = optax.with_extra_args_support(tx)
 
     def pattern_of(weights: PyTree) -> PyTree:

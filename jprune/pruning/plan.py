@@ -1,13 +1,13 @@
-"""What a prune link does at each step of its schedule: score, select, regrow.
+"""Score, select and regrow at each step of a schedule.
 
-One compiled selection serves every entry of a schedule where the selection passes its amount on to one of jprune,
-directly, wrapped or as a ``functools.partial``: counts are Python integers worked out while tracing, put in a
-table, and looked up at run time. A selection that computes with its amount is compiled once for each entry.
+A selection that passes its amount to a selection of jprune (directly, wrapped or as a ``functools.partial``) is
+    compiled once for the whole schedule: counts are Python integers that are computed while tracing, put in a table,
+    and looked up at run time. A selection that computes with its amount is compiled once for each entry.
 
-Which entry is due does not depend on having seen its step. The entry in force at a count is the last one whose step
-is not after it, and the state has a checksum of the entry that was applied last: an update applies the entry in force
-if the two differ. So an entry is applied once, whether the count reaches its step, jumps over it, or the schedule was
-changed before a resume; and an update that has nothing to apply compares two numbers.
+The current entry at a count is the last one whose step is not after the count. The state has a checksum of the entry
+    that was applied last, and an update applies the current entry if its checksum differs. So an entry is applied once,
+    whether the count reaches its step, jumps over it, or the schedule was changed before a resume. An update without
+    anything to apply compares two numbers.
 """
 
 import dataclasses
@@ -42,13 +42,13 @@ class _Event(NamedTuple):
 
     step: int
     amount: float | Keep | PerLayer
-    exchanged: float  # the fraction of the count that is dropped so that others can regrow
-    checksum: int  # uint32, not 0: what the state compares to know whether the entry was applied
+    exchanged: float  # the fraction of the count that is dropped, so that others can regrow
+    checksum: int  # uint32, not 0; the state has the checksum of the entry that was applied last
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """The static side of a prune link; the attributes are the arguments of ``prune``."""
+    """The static part of a prune link; the attributes are the arguments of ``prune``."""
 
     score: Score | Callable[..., PyTree]
     schedule: dict[int, float | Keep | PerLayer]
@@ -58,11 +58,11 @@ class Plan:
     regrow: Regrow | None
 
     def check(self, weights: PyTree) -> None:
-        """Refuse a schedule or a selection that does not fit the weights, by tracing the selection.
+        """Check that the schedule and the selection fit the weights, by tracing the selection.
 
         Raises:
-          ValueError: a count exceeds the number of weights, rises without regrowth, or is less than the minimum
-            of all layers; or what the selection raises for these weights.
+          ValueError: a count exceeds the number of weights, rises without regrowth, or is less than the minimum of all
+            layers; or the selection raises it for these weights.
         """
         events = self._events(weights)
         if not events:
@@ -76,7 +76,7 @@ class Plan:
         jax.eval_shape(probe, weights)
 
     def evidence(self, weights: PyTree, grad: PyTree, batch: PyTree, key: Any, whole: PyTree) -> dict[str, PyTree]:
-        """The inputs that the scores use in addition to the weights; others are not kept in memory for them."""
+        """Return the inputs that the scores use in addition to the weights; the others can be freed."""
         needs = _needs(self.score) | (set() if self.regrow is None else _needs(self.regrow.score))
         given = {"grad": grad, "batch": batch, "key": key, "whole": whole}
         read = {name: value for name, value in given.items() if name in needs and value is not None}
@@ -92,25 +92,25 @@ class Plan:
         weights: PyTree,
         evidence: dict[str, PyTree],
     ) -> tuple[PyTree, UInt32[Array, ""]]:
-        """The masks after the update with this count, and the checksum of the entry that they follow.
+        """Return the masks after the update with this count, and the checksum of the entry applied last.
 
-        The selection runs only where the entry in force at this count is not the one that was applied last.
+        The selection runs only if the current entry is not the one that was applied last.
         """
         events = self._events(weights)
         if not events:
             return masks, applied
         in_force = _entry_in_force(events, count, applied)
-        now = (in_force, count if "key" in evidence else None)  # what a loop reads is copied before it
+        now = (in_force, count if "key" in evidence else None)  # a loop copies what it reads
         choose = functools.partial(self._choose, events)
         masks = where_due(in_force != applied, choose, masks, now, weights, evidence)
         return masks, in_force
 
     def warn_of_entry(self, applied: UInt32[Array, ""], now: UInt32[Array, ""], before: PyTree, after: PyTree) -> None:
-        """Warn, outside jit, where the entry of the schedule that was due empties a layer or keeps too few weights.
+        """Warn, outside jit, if the applied entry of the schedule leaves a layer empty or too few weights.
 
         Args:
-          applied: the checksum of the entry that was applied before the update.
-          now: that of the entry applied after it.
+          applied: the checksum of the entry applied last before the update.
+          now: the checksum of the entry applied last after it.
           before: the masks before the update.
           after: the masks after it.
         """
@@ -127,14 +127,14 @@ class Plan:
                 warnings.warn(
                     f"the schedule keeps {wanted[step]} weights from step {step} on, but only {left[1]} are left, "
                     "because an earlier schedule pruned more; pruned weights do not come back: give regrow=, or start "
-                    "again from weights and masks with more (jprune.with_masks)",
+                    "again from dense weights and larger masks (jprune.with_masks)",
                     stacklevel=3,
                 )
 
     def _checksum(self, step: int, amount: float | Keep | PerLayer) -> int:
-        """A number for an entry, the same in every process and version of Python.
+        """Return a number for an entry that is the same in every process and version of Python.
 
-        Without regrowth masks only shrink, so that an amount need not be applied again at another step.
+        Without regrowth masks only shrink, so the same amount at another step has the same number.
         """
         name = exact_name(amount) if self.regrow is None else f"{step}: {exact_name(amount)}"
         return zlib.crc32(name.encode()) or 1
@@ -150,7 +150,7 @@ class Plan:
             asked = everything if amount == 0.0 else amount
             if self.regrow is not None:
                 events.append(_Event(step, amount, self.regrow.at(step), self._checksum(step, amount)))
-            elif asked != kept:  # an entry that asks for no change would cost a selection
+            elif asked != kept:  # an entry without a change would cost a selection
                 events.append(_Event(step, amount, 0.0, self._checksum(step, amount)))
             kept = asked
         return events
@@ -164,26 +164,26 @@ class Plan:
         evidence: dict[str, PyTree],
     ) -> PyTree:
         in_force, count = now
-        # Entries with one checksum ask for one amount, so any of them will do.
+        # Entries with the same checksum have the same amount, so any of them can be used.
         event = jnp.argmax(np.asarray([event.checksum for event in events], np.uint32) == in_force).astype(jnp.int32)
         if count is not None:
             evidence = evidence | {"key": jax.random.fold_in(evidence["key"], count)}
-        # The selection reads the weights themselves where it can: no array of absolute values is written.
+        # If the selection can rank by absolute value, it reads the weights themselves and no scores are written.
         folded = ranks_by_magnitude(self.score) and self._compares_magnitudes()
         scores = weights if folded else score_selected(self.score, weights, **evidence)
         if self.regrow is None:
             return self._select(scores, events, event, masks, magnitude=folded)
         survivors = self._select(scores, events, event, masks, surviving=True, magnitude=folded)
-        if "key" in evidence:  # which weights regrow must not depend on the draws that dropped weights
+        if "key" in evidence:  # regrowth must be independent of the random numbers that dropped weights
             evidence = evidence | {"key": jax.random.fold_in(evidence["key"], 1)}
         regrown = score_selected(self.regrow.score, weights, **evidence)
-        # Survivors come first and the best of the others fill up the count, whatever the selection is.
+        # Survivors rank first, so that any selection keeps them and adds the best of the others.
         return self._select(map_leaves(_first, regrown, survivors), events, event, None)
 
     def _compares_magnitudes(self) -> bool:
         """Whether the selection is one of jprune that can rank by absolute value, or a partial of one.
 
-        A function that wraps one may compute with the scores, so it is given the scores.
+        A function that wraps a selection may compute with the scores, so it gets the scores.
         """
         selection = self.selection
         while isinstance(selection, functools.partial):
@@ -201,9 +201,9 @@ class Plan:
         magnitude: bool = False,
         probe: bool = False,
     ) -> PyTree:
-        """Select what the entry that is due keeps; or what of it survives before others regrow.
+        """Select the weights that the due entry keeps; or those that survive before others regrow.
 
-        ``probe`` traces only the last entry where the selection does not serve all entries at once.
+        With ``probe`` only the last entry is traced if the selection needs one program per entry.
         """
         dropped = tuple(entry.exchanged if surviving else 0.0 for entry in events)
         options: dict[str, Any] = {"among": among}
@@ -215,7 +215,7 @@ class Plan:
             options["magnitude"] = True
         amounts = Scheduled(tuple(entry.amount for entry in events), dropped, event)
         if len(events) > 1 or surviving:
-            # A selection that computes with its amount cannot do so before the entry is known, and raises.
+            # A selection that computes with its amount raises, because the entry is not known while tracing.
             try:
                 return self.selection(scores, **_keyword(amounts), **options)
             except (TypeError, ValueError):
@@ -233,9 +233,9 @@ class Plan:
 
 
 def _entry_in_force(events: list[_Event], count: Int[Array, ""], applied: UInt32[Array, ""]) -> UInt32[Array, ""]:
-    """The checksum of the last entry whose step is not after the count; ``applied`` before the first step.
+    """Return the checksum of the last entry whose step is not after the count; ``applied`` before the first step.
 
-    Every step of training computes this, so it is a sum of differences, which wraps around, and not a lookup.
+    Every training step computes this, so it is a sum of differences (modulo 2^32) instead of a lookup.
     """
     steps = np.asarray([event.step for event in events], np.int32)
     checksums = np.asarray([event.checksum for event in events], np.uint32)

@@ -16,9 +16,9 @@ For plain gradient descent with learning rate r and a penalty weighted by lambda
 the iterates converge to the minimizer of loss + lambda * penalty (Parikh & Boyd, "Proximal Algorithms", 2014,
 section 4.2). With a schedule of learning rates pass their product: ``lambda step: penalty * rate(step)``. Momentum
 and preconditioned optimizers (Adam) work too, with the threshold in the same units for all weights (Yun et al.,
-"Adaptive Proximal Gradient Methods", 2021, arXiv 1910.10094, discuss the choice). To train on with the zeros fixed,
-use ``jprune.keep_zeros``. To change a threshold while training, use ``optax.inject_hyperparams(soft_threshold)(
-threshold=...)``, with ``static_args`` for a ``where`` of your own.
+"Adaptive Proximal Gradient Methods", 2021, arXiv 1910.10094, discuss the choice). To continue training with the zeros
+fixed, use ``jprune.keep_zeros``. To change a threshold during training, use
+``optax.inject_hyperparams(soft_threshold)(threshold=...)``, with ``static_args="where"`` if you pass one.
 """
 
 import functools
@@ -53,7 +53,7 @@ class ProximalState(NamedTuple):
 
 
 def soft_threshold(threshold: Threshold, *, where: Where | None = None) -> optax.GradientTransformationExtraArgs:
-    """The l1 penalty: sign(v) max(|v| - threshold, 0), for every weight.
+    """Apply the proximal operator of the l1 penalty to every weight: sign(v) max(|v| - threshold, 0).
 
     Args:
       threshold: learning rate times penalty weight, 0 or more; or a function of the step.
@@ -83,11 +83,11 @@ def soft_threshold(threshold: Threshold, *, where: Where | None = None) -> optax
 
 
 def hard_threshold(threshold: Threshold, *, where: Where | None = None) -> optax.GradientTransformationExtraArgs:
-    """The l0 penalty: v where |v| > threshold, else 0, for every weight.
+    """Apply the proximal operator of the l0 penalty to every weight: v where |v| > threshold, else 0.
 
     For learning rate r and penalty lambda times the number of nonzero weights, the threshold is sqrt(2 r lambda).
 
-    Takes, returns and raises what ``soft_threshold`` does.
+    Arguments, result and errors are those of ``soft_threshold``.
 
     Source: Blumensath & Davies, "Iterative Thresholding for Sparse Approximations", 2008, equation 2.2.
 
@@ -113,15 +113,15 @@ def group_soft_threshold(
     groups: Sequence[ChannelMembers] | None = None,
     by_size: bool | Array = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """The group lasso penalty: v_g max(1 - threshold sqrt(size_g) / |v_g|, 0), for every group g of weights.
+    """Apply the proximal operator of the group lasso: v_g max(1 - threshold sqrt(size_g) / |v_g|, 0) for every group g.
 
-    A group is removed as a whole. By default it is all weights into one output of a kernel; with ``groups``, all
+    A group becomes zero as a whole. By default a group is all weights of one output of a kernel; with ``groups``, all
     weights of one channel in several leaves.
 
     Args:
       threshold: learning rate times penalty weight, 0 or more; or a function of the step.
-      where: predicate on (path, leaf): which leaves have the penalty; not together with ``groups``.
-      over: ``"outputs"``: a group for each output of a kernel; ``"inputs"``: for each input.
+      where: predicate on (path, leaf) that selects the leaves with the penalty; cannot be combined with ``groups``.
+      over: ``"outputs"`` for one group per output of a kernel, ``"inputs"`` for one per input.
       axes: the roles of the axes of each kernel: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
       groups: sets of channels, each a sequence of (path, axis): weights with the same index along these axes form a
         group, for example ``[[("conv1/kernel", -1), ("conv1/bias", 0), ("conv2/kernel", -2)]]``; or the channels of a
@@ -132,7 +132,7 @@ def group_soft_threshold(
       An optax transformation, the last link of its chain.
 
     Raises:
-      TypeError: as ``soft_threshold``; ``groups`` is not made of groups, or ``where`` is given as well.
+      TypeError: as ``soft_threshold``; ``groups`` has the wrong type, or ``where`` is given as well.
       ValueError: as ``soft_threshold``; ``over`` is unknown; the axes of a kernel are unknown; ``groups`` is empty,
         names a leaf that the parameters lack, names one axis twice, or its sizes differ.
 
@@ -151,12 +151,12 @@ def group_soft_threshold(
         raise TypeError(f"by_size={by_size!r} must be a bool")
     if groups is not None:
         if where is not None:
-            raise TypeError("groups and where are both given; the groups name their leaves: leave where out")
+            raise TypeError("groups and where are both given; groups already names its leaves: leave where out")
         members = [_members(group) for group in _checked_groups(groups)]
         named = {member.path for group in members for member in group}
         prox = functools.partial(_shrink_channels, members, by_size)
         in_groups: Where = lambda path, leaf: path in named
-        in_groups.__name__ = "groups"  # for the error, where no leaf is named
+        in_groups.__name__ = "groups"  # named in the error if it selects no leaf
         return _link("group_soft_threshold", threshold, in_groups, prox)
     if over not in ("outputs", "inputs"):
         raise ValueError(f"over={over!r} is unknown; use 'outputs' or 'inputs'")
@@ -178,7 +178,7 @@ def group_soft_threshold(
 
 
 class _Part(NamedTuple):
-    """An axis of a leaf; ``indices`` (channels, indices) belong to each channel, None for one index a channel."""
+    """An axis of a leaf; ``indices`` (channels, indices) has those of each channel, None if each channel has one."""
 
     path: str
     axis: int
@@ -220,7 +220,7 @@ def _shrink_channels(
             squares.append(jnp.sum(along[indices], axis=1))
             size += math.prod(arrays[path].shape[a] for a in others) * indices.shape[1]
         factor = _factor(functools.reduce(jnp.add, squares), limit, size, by_size)
-        # One more entry, for indices that belong to no channel of the group.
+        # The additional entry is for indices that belong to no channel of the group.
         factors = jnp.concatenate([factor, jnp.ones_like(factor, shape=(1,))])
         for path, axis, indices in used:
             shape = [1] * arrays[path].ndim
@@ -234,12 +234,12 @@ def _shrink_channels(
 def _checked(
     group: Sequence[_Part], arrays: Mapping[str, Array]
 ) -> list[tuple[str, int, Int32[np.ndarray, "channels indices"]]]:
-    """The members with axes counted from the front and the indices of every channel."""
+    """Check the members; return them with nonnegative axes and the indices of every channel."""
     used: dict[tuple[str, int], Int32[np.ndarray, "channels indices"]] = {}
     for path, axis, indices in group:
         if path not in arrays:
             raise ValueError(
-                f"groups names '{path}', which is not a float leaf; there are {', '.join(map(repr, arrays))}"
+                f"groups names '{path}', which is not a float leaf; use one of {', '.join(map(repr, arrays))}"
             )
         shape = arrays[path].shape
         if not -len(shape) <= axis < len(shape):
@@ -261,7 +261,7 @@ def _checked(
 def _factor(
     squares: Float[Array, "..."], limit: Float[Array, ""], size: int, by_size: bool | Array
 ) -> Float[Array, "..."]:
-    """max(1 - limit sqrt(size) / norm, 0), and exactly 0 where the norm is 0; without ``by_size`` the size is 1."""
+    """Return max(1 - limit sqrt(size) / norm, 0), exactly 0 where the norm is 0; without ``by_size`` the size is 1."""
     norm = jnp.sqrt(squares)
     limit = limit.astype(norm.dtype) * jnp.where(by_size, math.sqrt(size), 1.0).astype(norm.dtype)
     safe = jnp.where(norm > limit, norm, jnp.ones_like(norm))
@@ -273,7 +273,7 @@ def _each(prox: Callable[[Array, Array], Array]) -> Callable[[_Arrays, Array], _
 
 
 def _check_threshold(name: str, value: Any) -> None:
-    """Refuse what is not one number of 0 or more; a traced number has any value."""
+    """Raise unless the value is one nonnegative number; the value of a traced number is not checked."""
     wanted = "must be one number, 0 or more (learning rate times penalty weight), or a function of the step"
     if isinstance(value, bool) or not (isinstance(value, int | float) or hasattr(value, "dtype")) or np.ndim(value):
         raise TypeError(f"{name}={value!r} {wanted}")
@@ -284,7 +284,7 @@ def _check_threshold(name: str, value: Any) -> None:
 def _link(
     name: str, threshold: Threshold, where: Where | None, prox: Callable[[_Arrays, Array], _Arrays]
 ) -> optax.GradientTransformationExtraArgs:
-    """The link that returns prox(p + u) - p for the leaves that ``where`` selects."""
+    """Return the link that computes prox(p + u) - p for the leaves that ``where`` selects."""
     if not callable(threshold):
         _check_threshold("threshold", threshold)
     chosen = kernels if where is None else where
@@ -296,7 +296,7 @@ def _link(
             _check_threshold("threshold(step=0)", threshold(jnp.zeros([], jnp.int32)))
         paths, leaves, _ = flatten(only(params, chosen))
         shapes = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
-        jax.eval_shape(prox, shapes, jnp.zeros([], jnp.float32))  # refuses groups that do not fit
+        jax.eval_shape(prox, shapes, jnp.zeros([], jnp.float32))  # raises for groups that do not fit
         return ProximalState(jnp.zeros([], jnp.int32))
 
     def update(updates: PyTree, state: ProximalState, params: PyTree = None, **_: Any) -> tuple[PyTree, ProximalState]:

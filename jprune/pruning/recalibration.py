@@ -1,4 +1,4 @@
-"""Batch normalization after pruning: running statistics estimated again for the pruned weights."""
+"""Estimate the running statistics of batch normalization again after pruning."""
 
 from collections.abc import Callable, Iterable
 
@@ -15,12 +15,12 @@ def recalibrate_batch_norm(
 ) -> PyTree:
     """Estimate the running statistics of batch normalization again, as plain averages over batches.
 
-    Pruning changes the mean and the variance of every preactivation, and running averages still describe the dense
-    network; much of the accuracy lost by pruning returns when they are estimated again, before any fine-tuning.
+    Pruning changes the mean and the variance of every preactivation, but the running averages still describe the dense
+    network. Estimating them again recovers much of the lost accuracy, before any fine-tuning.
 
-    Means are averaged over all examples. A variance ``var`` with a sibling ``mean`` is the variance over all
+    Means are averaged over all examples. A variance ``var`` with a sibling ``mean`` becomes the variance over all
     examples: the mean of the batch variances plus the variance of the batch means. Other statistics are averaged.
-    The momentum of each layer is measured and divided out, so that it has no influence.
+    The momentum of each layer is measured and divided out, so it does not affect the result.
 
     With Flax NNX:
 
@@ -45,16 +45,16 @@ def recalibrate_batch_norm(
     ...     return update
 
     Args:
-      update: ``update(statistics, batch)`` runs the pruned model in train mode on one batch and returns its updated
-        running statistics; a pure function.
-      statistics: tree of running statistics; ``update`` gets those in half precision as float32.
-      batches: trees of arrays (examples, ...); batches count in proportion to their examples.
+      update: pure function ``update(statistics, batch)`` that runs the pruned model in train mode on one batch and
+        returns its updated running statistics.
+      statistics: tree of running statistics; ``update`` gets half-precision statistics as float32.
+      batches: trees of arrays (examples, ...); each batch is weighted by its number of examples.
 
     Returns:
       A tree like ``statistics``. Leaves that are not float arrays are unchanged.
 
     Raises:
-      ValueError: there is no batch; ``update`` leaves a statistic unchanged, as in evaluation mode, or does not
+      ValueError: ``batches`` is empty; ``update`` leaves a statistic unchanged, as in evaluation mode, or does not
         average it exponentially.
 
     Source: Ioffe & Szegedy, "Batch Normalization", 2015, arXiv 1502.03167, algorithm 2; after pruning: Li et al.,
@@ -62,7 +62,7 @@ def recalibrate_batch_norm(
     """
     paths, leaves, treedef = flatten(statistics)
     slots = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
-    # In half precision neither the momentum can be measured nor sums be taken.
+    # Half precision is too coarse to measure the momentum or to sum over batches.
     dtypes = [working_dtype(leaves[slot]) for slot in slots]
 
     @jax.jit
@@ -102,9 +102,9 @@ def recalibrate_batch_norm(
 
 
 def _momentum(path: str, from_zero: Array, start: Array, from_start: Array) -> float:
-    """The momentum of an exponential average: what is left of a start after one update."""
+    """Return the momentum of an exponential average: the fraction of the initial value left after one update."""
     difference = jnp.ravel((from_start - from_zero) / start)
-    # Momenta are short decimals; rounding takes off the error of the subtraction.
+    # Momenta are short decimals; rounding removes the error of the subtraction.
     momentum = round(float(jnp.mean(difference)), 6)
     if momentum == 1.0:
         raise ValueError(
@@ -117,7 +117,7 @@ def _momentum(path: str, from_zero: Array, start: Array, from_start: Array) -> f
 
 
 def _moments(statistics: dict[str, Array]) -> dict[str, Array]:
-    """Variances as second moments, which average over batches."""
+    """Convert variances to second moments, which can be averaged over batches."""
     return {
         path: value + jnp.square(statistics[_mean_of(path)]) if _mean_of(path) in statistics else value
         for path, value in statistics.items()
@@ -134,7 +134,7 @@ def _statistics(moments: dict[str, Array]) -> dict[str, Array]:
 
 
 def _mean_of(path: str) -> str:
-    """The path of the mean that belongs to a variance; '' for any other statistic."""
+    """Return the path of the mean that belongs to a variance; '' for any other statistic."""
     parent, _, name = path.rpartition("/")
     return "" if name != "var" else f"{parent}/mean" if parent else "mean"
 

@@ -1,9 +1,8 @@
-"""Schedules: finite tables ``{step: sparsity}`` that say when to prune and how much.
+"""Schedules: finite tables ``{step: sparsity}`` that determine when and how much to prune.
 
-A schedule is a plain dict, so that every count it asks for is known before anything is traced. Step s means the
-update called after s earlier ones. An amount is a sparsity (a float, the fraction of the prunable weights that is
-removed), ``jprune.Keep(count)`` (the number of weights kept), or ``{regex: sparsity}`` for selections that take
-an amount for each layer.
+A schedule is a plain dict, so every count is known before tracing. Step s means the update called after s earlier ones.
+An amount is a sparsity (a float, the fraction of the prunable weights removed), ``jprune.Keep(count)`` (the number of
+weights kept), or ``{regex: sparsity}`` for selections that take an amount for each layer.
 """
 
 from collections.abc import Mapping
@@ -21,10 +20,10 @@ from jprune.pruning.amounts import (
 )
 from jprune.pruning.selection import allocation
 
-# {int: amount}; any integer and real type of numpy is accepted, and ``entries`` checks it.
+# {int: amount}; numpy's integer and real types are accepted, and ``entries`` checks them.
 Schedule = Mapping[int, float | Keep | PerLayer]
 
-# The step counter is an int32 that saturates, so a later step would never come.
+# The step counter is an int32 that saturates, so a later step would never be reached.
 _LAST_STEP = 2**31 - 2
 
 
@@ -32,12 +31,12 @@ _LAST_STEP = 2**31 - 2
 def one_shot(
     sparsity: float | PerLayer | None = None, step: int | None = None, *, keep: int | None = None
 ) -> dict[int, float | Keep | PerLayer]:
-    """Prune once.
+    """Return a schedule that prunes once.
 
     Args:
       sparsity: the fraction of the prunable weights to remove, in [0, 1]; or ``{regex: sparsity}`` for each layer.
       step: the number of updates before the one that prunes.
-      keep: the number of weights to keep, in place of ``sparsity``.
+      keep: the number of weights to keep, instead of ``sparsity``.
 
     Returns:
       A table with one entry.
@@ -56,7 +55,7 @@ def one_shot(
 
 
 def cubic(sparsity: float, begin: int, end: int, every: int) -> dict[int, float]:
-    """Increase the sparsity fast at first and slower towards the end.
+    """Return a schedule whose sparsity increases fast at first and slowly towards the end.
 
     At step t between ``begin`` and ``end`` the sparsity is s (1 - (1 - (t - begin) / (end - begin))^3),
     with s the final sparsity. The entry at ``end`` is exactly s, even if ``every`` does not
@@ -95,13 +94,13 @@ def cubic(sparsity: float, begin: int, end: int, every: int) -> dict[int, float]
 
 
 def geometric(rate: float, every: int, times: int) -> dict[int, float]:
-    """Repeatedly remove the same fraction of the remaining weights.
+    """Return a schedule that repeatedly removes the same fraction of the remaining weights.
 
     After the k-th pruning the sparsity is 1 - (1 - rate)^k.
 
     Args:
       rate: the fraction of the remaining weights to remove each time, in [0, 1].
-      every: the number of steps before the first pruning, and between two of them.
+      every: the number of steps before the first pruning and between two prunings.
       times: how many times to prune.
 
     Returns:
@@ -125,17 +124,17 @@ def geometric(rate: float, every: int, times: int) -> dict[int, float]:
 
 
 def describe(schedule: Schedule, steps: int) -> str:
-    """Show what a schedule reaches in a number of training steps, as a table.
+    """Return a table of the entries of a schedule that a training run of ``steps`` updates applies.
 
-    An entry at step s is applied by the update that comes after s earlier ones, so that ``steps`` updates apply the
-    entries before ``steps``.
+    An entry at step s is applied by the update that comes after s earlier ones, so ``steps`` updates apply the entries
+    before ``steps``.
 
     Args:
       schedule: ``{step: amount}``.
       steps: number of updates of the training run.
 
     Returns:
-      A table with one line for each entry, and a last line that says what the run ends with.
+      A table with one line per entry and a last line with the final amount.
 
     Raises:
       TypeError, ValueError: as ``entries``; ``steps`` is not an integer of 0 or more.
@@ -198,7 +197,7 @@ def keep_counts(schedule: Any, sizes: Mapping[str, int], *, regrowing: bool = Fa
 
     Args:
       schedule: the table.
-      sizes: for the path of each prunable leaf its number of weights.
+      sizes: the number of weights of each prunable leaf, by path.
       regrowing: whether the number kept may rise from one entry to the next.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The state of a prune link, and how to find it in the state of any optimizer.
+"""Find, check and replace the masks in the state of any optimizer.
 
 An optax state is a tree of tuples: a plain tuple (or an OrderedDict) for a chain, a NamedTuple for anything else. This
 shows whether a prune link is the last of its chain, without knowledge of the optimizer.
@@ -32,8 +32,8 @@ class PruneState(NamedTuple):
       masks: bool arrays like the parameters, True where a weight is kept, None where nothing is prunable.
       key: the key given to ``prune``, or None.
       applied: uint32 scalar, a checksum of the entry of the schedule that was applied last, 0 before the first one.
-        None, in the state of ``keep_zeros`` and in one that an earlier version saved, counts as 0: the next update of
-        ``prune`` applies the entry in force, which changes nothing where the masks follow it already.
+        None (in the state of ``keep_zeros``, or saved by an earlier version) counts as 0: the next update of ``prune``
+        applies the current entry, which changes nothing if the masks already follow it.
     """
 
     count: Any  # Int[Array, ""]; a tuple has a method of this name
@@ -43,25 +43,24 @@ class PruneState(NamedTuple):
 
 
 def masks_of(state: PyTree) -> PyTree:
-    """The masks in an optimizer state, wherever the prune links are.
+    """Return the masks in an optimizer state, wherever its prune links are.
 
-    After a prune link there may be prune links with masks of other leaves, and links inside ``optax.masked`` that
-    change other leaves. Where a link of this kind has no array for each leaf (``masked(set_to_zero(), ...)``,
-    ``masked(scale(...), ...)``), its state does not show which leaves these are: ``check_pruned`` then finds pruned
-    weights that it changed.
+    A prune link may be followed by prune links with masks of other leaves, and by links inside ``optax.masked`` that
+    change other leaves. If the state of such a masked link has no array per leaf (``masked(set_to_zero(), ...)``,
+    ``masked(scale(...), ...)``), it does not show which leaves the link changes; ``check_pruned`` then finds pruned
+    weights that were changed.
 
     Args:
-      state: the state of an optax transformation that has a prune link in it: of a chain, or of
-        ``partition``, ``masked``, ``inject_hyperparams``, ``MultiSteps``, ``apply_if_finite``, ... around one.
+      state: the state of an optax transformation that contains a prune link: a chain, or ``partition``, ``masked``,
+        ``inject_hyperparams``, ``MultiSteps``, ``apply_if_finite``, ... around one.
 
     Returns:
       A tree like the parameters: bool arrays, None where nothing is prunable. The masks of several
-      prune links (one for each group of a ``partition``, say) are merged leaf by leaf.
+      prune links, for example one for each group of a ``partition``, are merged leaf by leaf.
 
     Raises:
-      ValueError: there is no prune link; a link after one may change the leaves that it has masks of, or it is
-        inside a wrapper that changes the updates it returns, so that pruned weights would revive; or two prune
-        links have a mask of the same leaf.
+      ValueError: there is no prune link; pruned weights would not stay 0, because a later link may change their leaves
+        or a wrapper changes the updates of the prune link; or two prune links have a mask of the same leaf.
 
     >>> import jprune, optax
     >>> tx = optax.chain(optax.adam(1e-3), jprune.prune(jprune.magnitude(), {0: 0.5}))
@@ -80,14 +79,14 @@ def masks_of(state: PyTree) -> PyTree:
 
 
 def refuse_restored(state: object, name: str) -> None:
-    """Refuse a state that is not a ``PruneState``.
+    """Raise if a state is not a ``PruneState``.
 
     Args:
       state: the state that a link was given.
-      name: of the link.
+      name: name of the link.
 
     Raises:
-      TypeError: the state is a dict, a list or anything else; the message says where that comes from.
+      TypeError: the state is a dict, a list or anything else; the message gives the likely cause.
     """
     if not isinstance(state, PruneState):
         raise TypeError(
@@ -96,18 +95,15 @@ def refuse_restored(state: object, name: str) -> None:
 
 
 def _hint_of_sr_ste(state: PyTree) -> str:
-    """Where the masks of ``sr_ste`` are, whose module imports this one."""
+    """Return a hint if a state is that of ``sr_ste``, whose module imports this one."""
     is_sr_ste: Callable[[Any], bool] = lambda node: type(node).__name__ == "SrSteState"
     if not any(map(is_sr_ste, jax.tree.leaves(state, is_leaf=is_sr_ste))):
         return ""
-    return (
-        "; sr_ste trains dense weights, and what to evaluate and keep is "
-        'jprune.apply_masks(params, optax.tree.get(state, "masks"))'
-    )
+    return '; sr_ste trains dense weights: evaluate and save jprune.apply_masks(params, optax.tree.get(state, "masks"))'
 
 
 def _hint_of_restoring(state: PyTree) -> str:
-    """What to do, where a state has the containers of a checkpoint that was restored without a target."""
+    """Return a hint if a state looks like a checkpoint that was restored without a target."""
     arrays = jax.tree.leaves(state)
     named = any(
         getattr(entry, "key", None) == "masks" for path, _ in jax.tree.leaves_with_path(state) for entry in path
@@ -127,12 +123,12 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
     """Replace the masks in an optimizer state, for example with loaded ones.
 
     Args:
-      state: the state of an optax transformation that has a prune link in it.
+      state: the state of an optax transformation that contains a prune link.
       masks: bool arrays like the parameters, matched by path.
 
     Returns:
-      A state of the same structure. Counts, keys and all that is not a mask are the same arrays. Where masks bring
-      a pruned weight back, the next update of ``prune`` applies the entry of the schedule that is in force again.
+      A state of the same structure with other masks; all other arrays are the same. If the masks bring a pruned weight
+      back, the next update of ``prune`` applies the current entry of the schedule again.
 
     Raises:
       ValueError: as ``masks_of``; or the masks do not fit those in the state.
@@ -164,7 +160,7 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
 def _still_applied(
     applied: UInt32[Array, "*replicates"] | None, masks: list[tuple[Bool[Array, "..."], Bool[Array, "..."]]]
 ) -> UInt32[Array, "*replicates"] | None:
-    """``applied``, or 0 for the replicates in which some weight is pruned in the second masks and not in the first."""
+    """Return ``applied``, or 0 for replicates in which the first masks keep a weight that the second ones prune."""
     if applied is None:
         return None
     lead = jnp.ndim(applied)
@@ -176,22 +172,21 @@ def _still_applied(
 def check_pruned(
     params: PyTree, state: PyTree, *, sparsity: float | None = None, keep: int | None = None, axes: Axes = None
 ) -> None:
-    """Check, outside jit, that every pruned weight is exactly 0, and that as many are pruned as asked.
+    """Check, outside jit, that every pruned weight is exactly 0, and that the requested amount is pruned.
 
-    A layer in which nothing is left is named in a warning. There is also a warning where more weights are pruned than
-    asked, beyond what rounding in each layer explains.
+    A warning names layers that keep no weight. Another is given if more weights are pruned than requested, beyond
+    rounding in each layer.
 
     Args:
       params: the parameters.
       state: the optimizer state whose prune links have the masks of these parameters.
       sparsity: the fraction of the prunable weights that must be pruned; None to check no amount.
       keep: the number of weights that may be kept, in place of ``sparsity``.
-      axes: what the axes of the parameters are (see ``prune``), to name single layers of a stack.
+      axes: roles of the axes of the parameters (see ``prune``), to name single layers of a stack.
 
     Raises:
-      ValueError: a pruned weight is not 0 (or not finite), where the message names the leaves and counts the
-        weights; or more weights are kept than asked. Also what ``masks_of`` raises, and masks that do not fit the
-        parameters.
+      ValueError: a pruned weight is not 0 or not finite; the message names the leaves and counts the weights. Or more
+        weights are kept than requested, the masks do not fit the parameters, or as ``masks_of``.
 
     >>> import jprune, optax
     >>> state = jprune.keep_zeros().init({"kernel": jnp.zeros((1, 2))})
@@ -225,7 +220,7 @@ def _check_amount(layers: Layers, amount: Amount) -> None:
             f"{kept} of {size} prunable weights are kept (sparsity {(size - kept) / size:.6g}), more than the {wanted} "
             "asked for; check that the schedule's last step was reached"
         )
-    if kept < wanted - len(layers.sizes):  # the count of every layer may be rounded
+    if kept < wanted - len(layers.sizes):  # each layer's count may be rounded
         warnings.warn(
             f"{kept} of {size} prunable weights are kept (sparsity {(size - kept) / size:.6g}), fewer than the "
             f"{wanted} asked for; pruned weights do not come back where a target is lowered, unless regrow= is given",
@@ -234,12 +229,12 @@ def _check_amount(layers: Layers, amount: Amount) -> None:
 
 
 def trained(params: PyTree) -> PyTree:
-    """The weights that the gradient belongs to: the fast ones of ``optax.lookahead``, else all."""
+    """Return the weights that the gradient belongs to: the fast ones of ``optax.lookahead``, else all."""
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
 def masked_weights(params: PyTree, masks: PyTree) -> PyTree:
-    """The parameters that have a mask, in the tree of the masks; None for the others."""
+    """Return the parameters that have a mask, in the tree of the masks; None for the others."""
     paths, leaves, _ = flatten(params)
     found = dict(zip(paths, leaves, strict=True))
     mask_paths, present, treedef = flatten(masks)
@@ -251,10 +246,10 @@ def masked_weights(params: PyTree, masks: PyTree) -> PyTree:
 def _prune_states(
     node: Any, path: str, fault: str | None, later: tuple[tuple[str, Any], ...] = ()
 ) -> Iterator[tuple[str, PruneState]]:
-    """Every prune state below a node.
+    """Return every prune state below a node.
 
-    ``fault`` says why there must be none; ``later`` has the states of the links that come after it in a chain, which
-    must not change what it has masks of, each with what to say if it does.
+    ``fault`` says why there must be none. ``later`` has the states of later links in the chain, which must not change
+    the masked leaves, each with the message if it does.
     """
     if isinstance(node, PruneState):
         fault = fault or next((why for why, other in later if _may_change(other, node)), None)
@@ -280,10 +275,10 @@ def _prune_states(
 
 
 def _may_change(node: Any, link: PruneState) -> bool:
-    """Whether the link with this state may change updates of leaves that a prune link before it has masks of.
+    """Whether the link with this state may change updates of leaves that an earlier prune link masks.
 
-    A prune link changes the leaves that it has masks of. A link inside ``optax.masked`` changes some leaves, and its
-    state shows which if it has an array for each; without any it is taken to change others, if there are others.
+    A prune link changes the leaves that it masks. A link inside ``optax.masked`` changes some leaves, and its state
+    shows which if it has an array for each; if it has none, it is assumed to change other leaves, if there are any.
     """
     if type(node) in (tuple, OrderedDict):
         return any(_may_change(child, link) for _, child in _children(node))
@@ -294,7 +289,7 @@ def _may_change(node: Any, link: PruneState) -> bool:
     if isinstance(node, optax.MaskedState) and all(masked.values()):
         return True
     for key_path, leaf in jax.tree_util.tree_flatten_with_path(node, is_leaf=_absent)[0]:
-        # The longest end of the path that names a parameter: 'mu/a/kernel' is of 'a/kernel', not of 'kernel'.
+        # The longest end of the path that names a parameter: 'mu/a/kernel' belongs to 'a/kernel', not to 'kernel'.
         ends = (path_string(key_path[i:]) for i in range(len(key_path)))
         own = next((end for end in ends if end in masked), None)
         if own is not None and masked[own] and not _absent(leaf):
@@ -303,7 +298,7 @@ def _may_change(node: Any, link: PruneState) -> bool:
 
 
 def _children(node: Any) -> list[tuple[str, Any]]:
-    """The children of one node of a tree with the names they have there; a leaf has none."""
+    """Return the children of a node with their names; a leaf has none."""
     below: Callable[[Any], bool] = lambda child: child is not node
     entries, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=below)
     return [(jax.tree_util.keystr(key_path), child) for key_path, child in entries if key_path]
@@ -314,11 +309,13 @@ def _absent(mask: Any) -> bool:
 
 
 def _merge(a: PyTree, b: PyTree, path: str) -> PyTree:
-    """Merge two trees of masks that have, where one has a mask, nothing in the other."""
+    """Merge two trees of masks that have no leaf in common."""
     if _absent(a) or _absent(b):
         return b if _absent(a) else a
     below, others = _children(a), _children(b)
     if not below or [key for key, _ in below] != [key for key, _ in others]:
-        raise ValueError(f"two prune links hold a mask of the same leaf {path or '(the only one)'}")
+        raise ValueError(
+            f"two prune links have a mask of the same leaf {path or '(the only one)'}; give them disjoint where="
+        )
     merged = [_merge(x, y, path + key) for (key, x), (_, y) in zip(below, others, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(a, is_leaf=lambda child: child is not a), merged)

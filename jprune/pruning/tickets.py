@@ -1,4 +1,4 @@
-"""Iterative pruning with rewinding: lottery tickets, found with a training function that the caller gives."""
+"""Find lottery tickets by iterative pruning with rewinding, with the caller's training function."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class Ticket(NamedTuple):
     Attributes:
       level: 0 for the dense network, then 1, 2, ...
       masks: bool arrays like the parameters, None where nothing is prunable.
-      start: (params, optimizer state) at the rewinding step, the params pruned.
+      start: (params, optimizer state) at the rewinding step, with pruned params.
       end: (params, optimizer state) after training from there.
     """
 
@@ -54,9 +54,9 @@ def lottery_ticket(
 ) -> Iterator[Ticket]:
     """Train, prune and rewind, once for every sparsity.
 
-    The network is trained densely. Then, for each sparsity, the trained weights are scored, the masks shrink, and
-    weights and optimizer state (moments, step counts, everything) are reset to their exact values after ``rewind``
-    updates, with pruned weights at 0; training resumes from there. Levels are computed lazily, one for each ``next``.
+    First the dense network is trained. Then, for each sparsity, the trained weights are scored, the masks shrink, and
+    the weights and the whole optimizer state are reset to their values after ``rewind`` updates, with pruned weights at
+    0; training resumes from there. Levels are computed lazily, one for each ``next``.
 
     Sources: Frankle & Carbin, "The Lottery Ticket Hypothesis", 2019, arXiv 1803.03635 (rewind=0);
     Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis", 2020, arXiv
@@ -65,27 +65,27 @@ def lottery_ticket(
     Args:
       train: ``train(params, opt_state, begin, end)`` runs the updates numbered begin, ..., end - 1 with
         ``tx`` and returns (params, opt_state). It may donate its arguments.
-      tx: an optax transformation with a ``keep_zeros`` link last in its chain, which has the masks;
-        its ``where`` decides what is prunable.
+      tx: an optax transformation whose last link is ``keep_zeros``, which has the masks; the ``where`` of that link
+        determines the prunable leaves.
       params: the initial weights.
-      sparsities: for each level the fraction of the prunable weights that is removed in all, or the
-        number kept as a ``Keep``, such as ``geometric(0.2, every=1, times=10).values()``.
-      steps: the number of updates from the initial weights to trained ones.
+      sparsities: for each level the total fraction of the prunable weights removed, or the number kept as a ``Keep``;
+        for example ``geometric(0.2, every=1, times=10).values()``.
+      steps: the number of updates from the initial to the trained weights.
       rewind: the number of updates after which the state is saved, to be restored at every level.
-      score: importance of a trained weight; None is ``magnitude()``.
-      selection: how scores become masks; see ``prune``.
-      axes: what the axes of the parameters are; see ``prune``.
+      score: score of the trained weights; None is ``magnitude()``.
+      selection: function from scores to masks; see ``prune``.
+      axes: roles of the axes of the parameters; see ``prune``.
       min_keep: minimum number of weights that every layer keeps.
-      grad: gives the gradient at the trained weights, for scores that need one.
-      batch: data, for scores that need it.
+      grad: function that returns the gradient at the trained weights, for scores that need it.
+      batch: data for scores that need it.
       key: PRNG key for scores that need one; folded with the level.
 
     Returns:
-      An iterator of ``Ticket``, one more than there are sparsities: level 0 is dense.
+      An iterator of ``Ticket``, one for the dense network (level 0) and one for each sparsity.
 
     Raises:
-      ValueError: ``rewind`` is not in 0..steps - 1; a sparsity is out of range or falls; ``tx`` has no
-        prune link, or one that is not last in its chain.
+      ValueError: ``rewind`` is not in 0..steps - 1; a sparsity is out of range or smaller than the one before; ``tx``
+        has no prune link, or one that is not last in its chain.
 
     >>> import jprune
     >>> tx = optax.chain(optax.sgd(0.1), jprune.keep_zeros())
@@ -101,7 +101,7 @@ def lottery_ticket(
     if not 0 <= rewind < steps:
         raise ValueError(f"rewind={rewind} must be in 0..steps - 1, with steps={steps}")
     state = tx.init(params)
-    # keep_zeros treats weights that are 0 by chance as pruned; the dense network has no pruned weights.
+    # keep_zeros would treat weights that happen to be 0 as pruned; the dense network has no pruned weights.
     masks = map_leaves(jnp.ones_like, masks_of(state))
     state = with_masks(state, masks)
     schedule = dict(enumerate(sparsities, start=1))

@@ -1,10 +1,10 @@
 """Pruning as an optax transformation, the last link of a chain.
 
 The link returns ``where(mask, update, -param)``, so that adding the update sets a pruned weight to exactly 0 after any
-other link: momentum, decay, a rescaled step. No hook has to be called after the step.
+other link, such as momentum, weight decay or a rescaled step. No call is needed after the step.
 
-Flax's Linen ``TrainState`` drops extra arguments. Where a score needs ``grad`` or ``batch``, use a
-subclass that forwards them:
+Flax's Linen ``TrainState`` drops extra arguments. If a score needs ``grad`` or ``batch``, use a subclass that forwards
+    them:
 
 >>> import optax
 >>> from flax.training import train_state
@@ -52,48 +52,45 @@ def prune(
     regrow: Regrow | None = None,
     key: PRNGKeyArray | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Prune on a schedule and keep pruned weights at exactly 0; always the last link of its chain.
+    """Prune on a schedule and keep pruned weights at exactly 0; the last link of a chain.
 
-    At each step of the schedule the weights are scored, with the parameters that are passed to
-    ``update`` (where the gradient was taken), and the masks shrink to the scheduled amount. Between
-    those steps the link reads one byte of mask per weight and does nothing else: no recompilation, and on a CPU or TPU
-    no host synchronization. No entry is missed: the last one whose step has passed without being applied (the count
-    was set forward, a run resumed with another schedule) is applied at the next update. The link works inside
-    ``optax.partition``, ``masked``, ``inject_hyperparams``, ``MultiSteps`` and ``apply_if_finite`` and under ``jit``,
-    ``vmap``, ``scan`` and sharding.
-    After ``optax.lookahead`` it gives the fast and the slow weights the same masks. Inside
-    ``optax.contrib.schedule_free`` it is exact for what is pruned at step 0; for a later step see
-    ``reset_moments``.
+    At each step of the schedule the parameters passed to ``update`` are scored, and the masks shrink to the scheduled
+    amount. Between those steps the link only reads one byte of mask per weight, without recompilation and, on a CPU or
+    TPU, without host synchronization. No entry is missed: if the count jumped over its step, or a run was resumed with
+    another schedule, the last entry whose step has passed is applied at the next update.
 
-    Its update also takes these arguments: ``grad``, a tree like the parameters, the gradient for scores that
-    need one (under ``MultiSteps`` that of the last micro-batch); ``batch``, for scores that need data; ``key``,
-    in place of the one given here.
+    The link works inside ``optax.partition``, ``masked``, ``inject_hyperparams``, ``MultiSteps`` and
+    ``apply_if_finite``, and under ``jit``, ``vmap``, ``scan`` and sharding. After ``optax.lookahead`` the fast and the
+    slow weights have the same masks. Inside ``optax.contrib.schedule_free`` pruning is exact at step 0; for later steps
+    see ``reset_moments``.
+
+    ``update`` also takes ``grad``, a tree like the parameters, for scores that need the gradient (under ``MultiSteps``
+    that of the last micro-batch); ``batch``, for scores that need data; and ``key``, which replaces the one given here.
 
     Args:
-      score: importance of a weight, such as ``magnitude()``, or a function with the signature of a ``Score``.
-      schedule: ``{step: sparsity}``, where step s means the update called after s earlier ones. A float is the
-        fraction removed of the selected weights; ``jprune.Keep(count)`` is the number kept; ``{regex: sparsity}``
-        gives an amount for each layer (with ``selection=jprune.layer_masks``).
-      where: predicate on (path, leaf): which leaves to prune; see ``by_path`` and ``prunable``. None selects what the
-        score's own ``where`` does or, if it has none, what ``kernels`` does or, where ``axes`` is a graph, the kernels
-        of its matrix products and convolutions; where it is a convention, what that calls a kernel: "flax" ``lora_a``
-        and ``lora_b`` too, "equinox" ``weight_ih`` and ``weight_hh`` too, but not ``kernel``.
-      selection: how scores become masks, such as ``global_masks`` or ``layer_masks``, or any callable with the
-        signature of ``global_masks``. One that passes its amount on to a selection of jprune is compiled once
-        for the whole schedule; one that computes with its amount is compiled once for each entry. ``min_keep``
-        and ``axes`` are passed to it only where they are given here. ``jprune.structured``
-        removes whole channels: ``where`` then says which leaves their scores are made of, and all others
-        that have the channels are masked with them.
-      axes: what the axes of the parameters are, for selections that depend on layers, inputs or outputs: a graph
-        made by ``jprune.trace_model``, ``{regex: KernelAxes(...)}``, "flax" or "equinox".
+      score: weight importance score, such as ``magnitude()``, or a function with the signature of a ``Score``.
+      schedule: ``{step: sparsity}``, where step s means the update called after s earlier ones. A float is the fraction
+        of the selected weights removed; ``jprune.Keep(count)`` is the number kept; ``{regex: sparsity}`` gives an
+        amount for each layer (with ``selection=jprune.layer_masks``).
+      where: predicate on (path, leaf) that selects the leaves to prune; see ``by_path`` and ``prunable``. None uses the
+        ``where`` of the score, if it has one. Otherwise it selects the leaves that ``kernels`` selects, or with a graph
+        as ``axes`` the kernels of its matrix products and convolutions, or with a convention as ``axes`` that library's
+        kernels: "flax" adds ``lora_a`` and ``lora_b``; "equinox" adds ``weight_ih`` and ``weight_hh`` and leaves out
+        ``kernel``.
+      selection: function from scores to masks, such as ``global_masks`` or ``layer_masks``, or any callable with the
+        signature of ``global_masks``. One that passes its amount to a selection of jprune is compiled once for the
+        whole schedule; one that computes with its amount is compiled once for each entry. ``min_keep`` and ``axes`` are
+        passed to it only if they are given here. ``jprune.structured`` removes whole channels: ``where`` then selects
+        the leaves that are scored, and the other leaves with these channels are masked too.
+      axes: roles of the axes of the parameters, for selections that depend on layers, inputs or outputs: a graph made
+        by ``jprune.trace_model``, ``{regex: KernelAxes(...)}``, "flax" or "equinox".
       min_keep: minimum number of weights that every layer keeps.
-      regrow: which weights to bring back at each step of the schedule (dynamic sparse training).
-      key: PRNG key for scores that need one; folded with the step (and, to regrow, with 1). Replicates under
-        ``vmap`` have keys of their own if each makes its transformation inside the mapped function, or passes
-        ``key`` to update.
+      regrow: how to bring weights back at each step of the schedule (dynamic sparse training).
+      key: PRNG key for scores that need one; folded with the step (and, to regrow, with 1). To give each replicate
+        under ``vmap`` its own key, create the transformation inside the mapped function or pass ``key`` to ``update``.
 
     Returns:
-      An optax transformation with a ``PruneState``: int32 count, bool masks (one byte per weight), key, uint32
+      An optax transformation with a ``PruneState``: int32 count, bool masks (one byte per weight), key, and uint32
       checksum of the entry applied last.
 
     Raises:
@@ -101,9 +98,9 @@ def prune(
         be called as a selection, ``schedule`` is not a dict of amounts, ``regrow`` is not a ``Regrow``, or ``key`` is
         not one PRNG key; at ``init``, ``where`` is not a function.
       ValueError: the schedule is out of range. At ``init``: ``where`` selects nothing; the number kept rises
-        without ``regrow``; the selection does not fit the weights (groups that do not divide, say). While
-        tracing: no ``params``, no ``grad``, ``batch`` or key for a score that needs it, or trees that do not
-        match; the message names the leaf.
+        without ``regrow``; the selection does not fit the weights (for example groups that do not divide an axis).
+        While tracing: ``params`` is missing, ``grad``, ``batch`` or a key is missing for a score that needs it, or
+        trees do not match; the message names the leaf.
 
     >>> import jprune
     >>> tx = optax.chain(optax.sgd(0.1), prune(jprune.magnitude(), {0: 0.5}))
@@ -123,7 +120,7 @@ def prune(
     scored = where_of(where, getattr(selection, "graph", None) if axes is None else axes)
     masked = _masked_leaves(scored, selection)
     plan = Plan(score, table, selection, axes, min_keep, regrow)
-    # Outside jit, this saves tracing and compiling at every update.
+    # Outside jit, this avoids tracing and compiling at every update.
     advance = jax.jit(plan.advance)
 
     def init(params: PyTree) -> PruneState:
@@ -150,7 +147,7 @@ def prune(
         if state.applied is None and isinstance(state.count, jax.core.Tracer):
             warnings.warn(
                 "the state of prune was saved by an earlier version and has no `applied`; this update adds it, which "
-                "loops of jax (scan, while_loop) refuse, because the structure of the state changes. Add it before a "
+                "changes the structure of the state and is an error inside scan and while_loop. Add it before a "
                 "loop: state = optax.tree_utils.tree_set(state, applied=jnp.zeros([], jnp.uint32))",
                 stacklevel=2,
             )
@@ -173,10 +170,11 @@ def prune(
 
 
 def keep_zeros(*, where: Where | None = None) -> optax.GradientTransformationExtraArgs:
-    """Keep weights that are 0 at init at exactly 0, to fine-tune pruned weights; always the last link of its chain.
+    """Keep weights that are 0 at init at exactly 0, to fine-tune pruned weights; the last link of a chain.
 
     Args:
-      where: predicate on (path, leaf): the leaves in which zeros are kept; None selects what ``kernels`` does.
+      where: predicate on (path, leaf) that selects the leaves whose zeros are kept; None selects the leaves that
+        ``kernels`` selects.
 
     Returns:
       An optax transformation with a ``PruneState``: int32 count, bool masks (one byte per weight).
@@ -209,7 +207,7 @@ def keep_zeros(*, where: Where | None = None) -> optax.GradientTransformationExt
 
 
 def _refuse_no_selection(selection: object, table: Mapping[int, Amount], options: Mapping[str, object]) -> None:
-    """Refuse what cannot be called with scores and the amounts of the schedule.
+    """Raise if ``selection`` cannot be called with scores and the amounts of the schedule.
 
     Raises:
       TypeError: ``selection`` cannot be called with scores and amounts.
@@ -231,7 +229,7 @@ def _refuse_no_selection(selection: object, table: Mapping[int, Amount], options
 
 
 def _refuse_no_key(key: object) -> None:
-    """Refuse what is not one PRNG key.
+    """Raise if ``key`` is not one PRNG key.
 
     Raises:
       TypeError: ``key`` is a seed, several keys or anything else.
@@ -245,7 +243,7 @@ def _refuse_no_key(key: object) -> None:
 
 
 def _masked_leaves(scored: Where, selection: Callable[..., PyTree]) -> Where:
-    """The leaves with a mask: those that are scored, and all leaves of the channels that a selection removes."""
+    """Return a predicate for the leaves with a mask: those scored, and all leaves of channels that are removed."""
     loses_channels = getattr(selection, "loses_channels", None)
     if loses_channels is None:
         return scored
@@ -253,7 +251,7 @@ def _masked_leaves(scored: Where, selection: Callable[..., PyTree]) -> Where:
 
 
 def _selected(weights: PyTree, where: Where) -> PyTree:
-    """The weights that ``where`` selects; None for the others."""
+    """Return the weights that ``where`` selects; None for the others."""
     paths, leaves, treedef = flatten(weights)
     chosen = [
         leaf if leaf is not None and where(path, leaf) else None for path, leaf in zip(paths, leaves, strict=True)
@@ -265,9 +263,9 @@ class PrunableLeaf(NamedTuple):
     """A leaf that ``where`` selects.
 
     Attributes:
-      path: its path.
-      shape: its shape.
-      axes: the role of each of its axes, or None where they are unknown.
+      path: path of the leaf.
+      shape: shape of the leaf.
+      axes: roles of its axes, or None if they are unknown.
     """
 
     path: str
@@ -296,18 +294,18 @@ class PrunableLeaves(tuple[PrunableLeaf, ...]):
 def prunable(params: PyTree, where: Where | None = None, axes: Axes = None) -> PrunableLeaves:
     """List the leaves that ``where`` selects, with shapes and the roles of their axes.
 
-    Without ``where`` and without a graph as ``axes``, leaves are selected by name, which can take a leaf that is not a
-    kernel (``weight`` of an Equinox embedding) or miss one (``weight_ih`` of an Equinox LSTM): see ``kernels`` for the
-    rule. The table therefore also has the matrices that are not selected.
+    Without ``where`` and without a graph as ``axes``, leaves are selected by name (see ``kernels`` for the rule). This
+    can select a leaf that is not a kernel (``weight`` of an Equinox embedding) or miss one (``weight_ih`` of an Equinox
+    LSTM), so the table also lists the matrices that are not selected.
 
     Args:
       params: tree of arrays, or of their shapes.
       where: predicate on (path, leaf); None as for ``prune``.
-      axes: see ``prune``; without it the roles are guessed from names and shapes, "unknown" where that is in doubt.
+      axes: see ``prune``; without it the roles are inferred from names and shapes, or "unknown" if ambiguous.
 
     Returns:
-      A tuple of (path, shape, axes), with ``others``, the same of float leaves with two or more axes that are not
-      selected; ``print`` shows both as a table.
+      A tuple of (path, shape, axes). Its attribute ``others`` has the same for float leaves with two or more axes that
+      are not selected. ``print`` shows both as a table.
 
     Raises:
       TypeError: ``where`` is not a function.
@@ -338,7 +336,7 @@ def prunable(params: PyTree, where: Where | None = None, axes: Axes = None) -> P
 
 
 def where_of(where: Where | None, axes: Axes) -> Where:
-    """The predicate used for None: what ``kernels`` selects, or the kernels of a graph or of a convention.
+    """Return ``where``, or if it is None the default: ``kernels``, or the kernels of a graph or of a convention.
 
     >>> where_of(None, None) is kernels
     True
@@ -373,14 +371,14 @@ def _row(leaf: PrunableLeaf) -> tuple[str, str, str, str]:
 
 
 def _for_all(masks: PyTree, params: PyTree) -> PyTree:
-    """The masks of all parameters; after ``optax.lookahead`` these are the fast and the slow weights."""
+    """Return the masks of all parameters; under ``optax.lookahead`` both the fast and the slow weights."""
     if isinstance(params, optax.LookaheadParams):
         return optax.LookaheadParams(fast=masks, slow=jax.tree.map(jnp.copy, masks))
     return masks
 
 
 def _masked_updates(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
-    """The update where the mask is True, and elsewhere the one that sets the weight to exactly 0."""
+    """Keep the update where the mask is True; elsewhere return the update that sets the weight to exactly 0."""
     paths, given, treedef = flatten(updates)
     param_paths, leaves, _ = flatten(params)
     matched = match(params, masks, reference_name="params", name="the masks of the optimizer state")
@@ -394,7 +392,7 @@ def _masked_updates(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
 def _masked_update(update: Array | None, param: Array | None, mask: Array | None) -> Array | None:
     if update is None or param is None or mask is None:
         return update
-    # The wider of the two dtypes represents both, so that -param is the exact opposite of param.
+    # The wider of the two dtypes represents both exactly, so that param + (-param) is 0.
     if update.dtype == param.dtype:
         dtype = param.dtype
     elif update.dtype.itemsize == param.dtype.itemsize:

@@ -388,7 +388,7 @@ def test_multiply_adds_of_a_while_loop_are_of_one_round():
     graph = jprune.trace_model(PROGRAMS["while"][0], {"w": shape(6, 6)}, X)
     assert graph.multiply_adds == {"w": 5 * 6 * 6}
     assert graph.in_while_loops == ("w",)
-    assert "one round of a while loop" in str(graph)
+    assert "one iteration of a while loop" in str(graph)
 
 
 @pytest.mark.parametrize(

@@ -299,9 +299,9 @@ def test_the_graph_adds_nothing_to_the_training_step():
 
 def test_a_leaf_that_the_graph_does_not_know_is_refused_with_the_graphs_reason():
     params = {"w": jnp.arange(16.0).reshape(4, 4), "v": jnp.ones((4, 2))}
-    with pytest.warns(UserWarning, match="primitive 'qr' is not understood"):
+    with pytest.warns(UserWarning, match="primitive 'qr' is not supported"):
         graph = jprune.trace_model(lambda p, x: x @ jnp.linalg.qr(p["w"])[0] @ p["v"], params, jnp.ones((5, 4)))
-    quoted = r"the graph does not say which axes these are \('qr' reads it and is not understood\); leave the leaf out"
+    quoted = r"the graph does not say which axes these are \('qr' reads it and is not supported\); leave the leaf out"
     with pytest.raises(ValueError, match=r"leaf 'w' of shape \(4, 4\): 2:4 groups .*" + quoted):
         jprune.nm_masks(params, 2, 4, axes=graph)
     with pytest.warns(UserWarning, match=quoted):

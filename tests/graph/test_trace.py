@@ -123,7 +123,7 @@ def test_an_unknown_primitive_is_named_with_the_leaf():
     def apply(p, x):
         return x @ jnp.linalg.qr(p["w"])[0] @ p["v"]
 
-    with pytest.warns(UserWarning, match="primitive 'qr' is not understood.*'w'"):
+    with pytest.warns(UserWarning, match="primitive 'qr' is not supported.*'w'"):
         graph = _trace(apply, shape(5, 4), w=shape(4, 4), v=shape(4, 2))
     assert roles(graph) == {"w": None, "v": "i o"}
     assert "qr" in graph.unknown["w"]

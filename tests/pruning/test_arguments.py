@@ -52,7 +52,11 @@ def prune(score=None, schedule=None, **options):
         (lambda: call(jprune.sr_ste, SGD, 0, 4), ValueError, "n is 0; it must be from 1 to 4"),
         (lambda: call(jprune.sr_ste, SGD, 0.5, 4), TypeError, r"n is 0\.5; it must be an integer"),
         (lambda: call(jprune.sr_ste, SGD, every=1.5), TypeError, r"every is 1\.5; it must be an integer"),
-        (lambda: call(jprune.sr_ste, SGD, decay="x"), TypeError, "decay='x' must be a number"),
+        (
+            lambda: call(jprune.sr_ste, SGD, decay="x"),
+            TypeError,
+            "decay='x' is not a number; give a number of 0 or more",
+        ),
         (lambda: inspect.unwrap(jprune.nm_masks)(PARAMS, 0.5, 4), TypeError, r"n is 0\.5; it must be an integer"),
         (lambda: call(jprune.reset_moments, SGD, SGD), ValueError, "there is no prune or keep_zeros link"),
         (
