@@ -1,7 +1,7 @@
 """Read jaxprs equation by equation, with any supported version of jax.
 
 Versions of jax differ in the names of the parts of a scan, in whether a program is closed over its constants, and in
-    how an equation is bound again. All code that depends on the version is in this module.
+how an equation is bound again. All code that depends on the version is in this module.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,8 +1,8 @@
 """Rules that say how each primitive affects channels and the roles of axes.
 
 A rule takes the record, the equation and the values of its inputs, and returns the values of its outputs. ``RULES``
-    maps the primitive's name to its rule; calls and loops are in ``loops``, since they run programs. A primitive
-    without a rule freezes every channel it touches, and the axes of the parameters it reads are unknown.
+maps the primitive's name to its rule; calls and loops are in ``loops``, since they run programs. A primitive without a
+rule freezes every channel it touches, and the axes of the parameters it reads are unknown.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Conditional in-place updates that also skip the computation under ``vmap``.
 
 A ``lax.cond`` copies an operand that one branch returns unchanged, and under ``vmap`` with a batched predicate it
-    becomes a ``select`` that runs both branches at every step. A loop of at most one iteration avoids both: its carry
-    is updated in place, and a batched loop runs while any replicate needs it.
+becomes a ``select`` that runs both branches at every step. A loop of at most one iteration avoids both: its carry is
+updated in place, and a batched loop runs while any replicate needs it.
 """
 
 from collections.abc import Callable

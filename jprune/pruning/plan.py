@@ -1,13 +1,13 @@
 """Score, select and regrow at each step of a schedule.
 
 A selection that passes its amount to a selection of jprune (directly, wrapped or as a ``functools.partial``) is
-    compiled once for the whole schedule: counts are Python integers that are computed while tracing, put in a table,
-    and looked up at run time. A selection that computes with its amount is compiled once for each entry.
+compiled once for the whole schedule: counts are Python integers that are computed while tracing, put in a table, and
+looked up at run time. A selection that computes with its amount is compiled once for each entry.
 
 The current entry at a count is the last one whose step is not after the count. The state has a checksum of the entry
-    that was applied last, and an update applies the current entry if its checksum differs. So an entry is applied once,
-    whether the count reaches its step, jumps over it, or the schedule was changed before a resume. An update without
-    anything to apply compares two numbers.
+that was applied last, and an update applies the current entry if its checksum differs. So an entry is applied once,
+whether the count reaches its step, jumps over it, or the schedule was changed before a resume. An update without
+anything to apply compares two numbers.
 """
 
 import dataclasses

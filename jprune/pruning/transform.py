@@ -4,7 +4,7 @@ The link returns ``where(mask, update, -param)``, so that adding the update sets
 other link, such as momentum, weight decay or a rescaled step. No call is needed after the step.
 
 Flax's Linen ``TrainState`` drops extra arguments. If a score needs ``grad`` or ``batch``, use a subclass that forwards
-    them:
+them:
 
 >>> import optax
 >>> from flax.training import train_state

@@ -1,4 +1,4 @@
-"""Wanda: the magnitude of a weight times the norm of its input, found in the forward pass of any model."""
+"""Wanda scores: the magnitude of a weight times the norm of its input, found in the forward pass of any model."""
 
 import functools
 import warnings
@@ -25,13 +25,13 @@ _PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 
 
 class View(NamedTuple):
-    """A value of the program that is a weight, transposed or reshaped.
+    """A value of the program that is a weight, possibly transposed or reshaped.
 
     Attributes:
-      path: of the leaf.
-      shape: of the weight; in the body of a scan, of the slice that one step reads.
-      of: takes the weight to the value.
-      slot: in the body of a scan, which operand of the scan it is; else None.
+      path: path of the leaf.
+      shape: shape of the weight; in the body of a scan, of the slice that one step reads.
+      of: function from the weight to the value.
+      slot: in the body of a scan, the index of the operand of the scan; else None.
       arranged: whether it is transposed or reshaped.
     """
 
@@ -43,14 +43,13 @@ class View(NamedTuple):
 
 
 class Visitor(NamedTuple):
-    """What is added up of the products that read a weight.
+    """Functions that compute the sum over the products that read a weight.
 
     Attributes:
-      visit: called with the equation, the value of the other operand, the weight's ``View`` and the side (0 or 1)
-        that the weight is on; returns an array, or None where there is nothing to add.
-      join: called with the view of what a scan reads and with what was found in it: the sum over its steps where
-        each step reads the whole weight, and stacked along a first axis where it reads a slice; returns what is
-        added for the weight.
+      visit: called with the equation, the value of the other operand, the weight's ``View`` and the position (0 or 1)
+        of the weight among the operands; returns an array to add, or None.
+      join: called with the view of an operand of a scan and the result of its body: summed over the steps if each step
+        reads the whole weight, stacked along a first axis if it reads a slice. Returns the array to add.
     """
 
     visit: Callable[[core.JaxprEqn, jaxprs.Value, View, int], PyTree]
@@ -67,23 +66,23 @@ def wanda(
     where: Where | None = None,
     axes: Axes = None,
 ) -> Score:
-    """|w| ||x||_2, where x is the input that w multiplies; the norm is over examples and positions of the batch.
+    """Score weights by |w| ||x||_2 (Wanda), where x is the input that w multiplies.
 
-    Needs ``batch``. The paper compares the weights into one output with each other, which is what
-    ``output_masks`` does with these scores.
+    The norm is over examples and positions of the batch. Needs ``batch``. The paper compares the weights of each output
+    with each other; ``output_masks`` does the same with these scores.
 
     Args:
-      apply: ``apply(params, batch)`` is the forward pass. The matrix products and convolutions that read a
-        weight are found in it, whatever library wrote them, also inside ``remat`` and ``scan``, where every layer of
-        a stack has its own norms. The weight may be transposed or reshaped first, and where it is used several times
-        the squares add up. Products inside ``while`` and ``cond`` are not seen.
-      activations: in place of ``apply``: ``activations(params, batch)`` gives, by the path of each weight or of
-        the module that holds it, the inputs of its layer: (..., in) for kernels (in, out), (layers, ..., in) for
-        stacked kernels (layers, in, out); in general (*stacked, ..., *inputs) in the order of the kernel's axes.
+      apply: ``apply(params, batch)``, the forward pass. The matrix products and convolutions that read a weight are
+        found in it for any library, also inside ``remat`` and ``scan``, where every layer of a stack has its own norms.
+        The weight may be transposed or reshaped first; if it is used several times, the squares are added. Products
+        inside ``while`` and ``cond`` are not found.
+      activations: used instead of ``apply``: ``activations(params, batch)`` returns the inputs of each layer by the
+        path of the weight or of its module: (..., in) for kernels (in, out), (layers, ..., in) for stacked kernels
+        (layers, in, out); in general (*stacked, ..., *inputs) in the order of the kernel's axes.
       where: see ``Score``.
-      axes: what the axes of the kernels are (see ``prune``), for ``activations`` of kernels with more than two axes,
-        and for experts: those that no example of the batch reached are named in a warning (outside jit) and get the
-        root mean square of the norms of the others instead of 0.
+      axes: roles of the axes of the kernels (see ``prune``), for ``activations`` of kernels with more than two axes,
+        and for experts: a warning (outside jit) names experts that no example of the batch reached; they get the root
+        mean square of the norms of the others instead of 0.
 
     Raises:
       ValueError: not exactly one of ``apply`` and ``activations`` is given; while scoring, no product reads a weight,
@@ -103,7 +102,7 @@ def wanda(
     elif activations is not None and apply is None:
         squares = functools.partial(_given, activations, axes=axes)
     else:
-        raise ValueError("wanda needs apply or activations, and not both")
+        raise ValueError("wanda needs either apply or activations; give exactly one of them")
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
         paths, leaves, treedef = flatten(params)
@@ -123,18 +122,18 @@ def wanda(
 def collect_products(
     apply: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree, visitor: Visitor
 ) -> dict[str, PyTree]:
-    """Run a forward pass and add up what ``visitor.visit`` returns at every product that reads a weight.
+    """Run a forward pass and sum the arrays that ``visitor.visit`` returns at every product that reads a weight.
 
-    Those inside ``while`` and ``cond`` are left out.
+    Products inside ``while`` and ``cond`` are left out.
 
     Args:
       apply: ``apply(params, batch)``, the forward pass.
       params: tree of arrays.
-      batch: what ``apply`` reads.
-      visitor: what to add up.
+      batch: second argument of ``apply``.
+      visitor: computes the arrays to sum.
 
     Returns:
-      By path, the sum.
+      A dict from path to sum.
     """
     closed, arrays, views = _program(apply, params, batch)
     found: _Found = {}
@@ -145,7 +144,7 @@ def collect_products(
 def _program(
     apply: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree
 ) -> tuple[jaxprs.Program, list[Array | np.ndarray], list[View | None]]:
-    """The forward pass as a function of the arrays of ``params``, these arrays, and their views."""
+    """Return the forward pass as a function of the arrays of ``params``, these arrays, and their views."""
     paths, leaves, treedef = flatten(params)
     slots = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
 
@@ -166,13 +165,13 @@ def _seen(
     whole: PyTree,
     batch: PyTree,
 ) -> list[Array]:
-    """For each weight the sum of squares of what it multiplies in the forward pass; of its shape."""
+    """Return the sum of squares of the inputs of each weight in the forward pass, with its shape."""
     found = collect_products(apply, whole, batch, Visitor(_squares, _pulled_back))
     for path in weights:
         if path not in found:
             raise ValueError(
-                f"wanda sees no matrix product or convolution that reads '{path}' (inside while and cond none is "
-                "seen); leave it out with where=, or give its inputs as activations="
+                f"wanda sees no matrix product or convolution that reads '{path}' (those inside while and cond are not "
+                "found); leave it out with where=, or give its inputs as activations="
             )
     return [found[path] for path in weights]
 
@@ -186,7 +185,7 @@ def _given(
     *,
     axes: Axes,
 ) -> list[Array]:
-    """For each weight the sum of squares of its given inputs, to be broadcast with it."""
+    """Return the sum of squares of the given inputs of each weight, to be broadcast with it."""
     inputs, squares = activations(whole, batch), []
     for path, weight in weights.items():
         x = inputs.get(path, inputs.get(path.rpartition("/")[0]))
@@ -211,16 +210,16 @@ def _given(
 
 
 def _stacked_like(x: Array | np.ndarray | None, path: str, shape: tuple[int, ...], axes: Axes) -> KernelAxes:
-    """The axes of stacked kernels (layers, in, out) where the given inputs are (layers, ..., in)."""
+    """Return the axes of stacked kernels (layers, in, out) if the given inputs are (layers, ..., in)."""
     if x is None or len(shape) != 3 or x.ndim < 3 or (x.shape[0], x.shape[-1]) != shape[:2]:
         raise ValueError(unknown_axes(path, shape, "activations are matched to its inputs", axes))
-    why = "wanda takes it for stacked layers, as its activations are"
+    why = "wanda treats it as stacked layers, because its activations are stacked"
     warnings.warn(unknown_axes(path, shape, why, axes), stacklevel=2)
     return KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))
 
 
 def _of_unreached(squares: Float[Array, "..."], path: str, axes: KernelAxes | None) -> Float[Array, "..."]:
-    """Sums of squares in which stacked layers that no example reached have the mean of the others."""
+    """Replace the sums of squares of stacked layers that no example reached by the mean of the others."""
     stacked = axes.stacked if axes is not None else ((0,) if squares.ndim > 2 else ())
     if not stacked:
         return squares
@@ -230,7 +229,7 @@ def _of_unreached(squares: Float[Array, "..."], path: str, axes: KernelAxes | No
         flags = np.asarray(reached).reshape([squares.shape[axis] for axis in stacked])
         if flags.any() and not flags.all():
             missing = ", ".join(f"'{path}{''.join(f'[{i}]' for i in index)}'" for index in np.argwhere(~flags))
-            remedy = "their norms are those of the others" if axes is not None else "their scores are 0"
+            remedy = "they get the mean norm of the others" if axes is not None else "their scores are 0"
             more = "" if axes is not None else ", and axes= if these are experts"
             warnings.warn(
                 f"no example of the batch reached {missing}; {remedy}; give more examples{more}", stacklevel=2
@@ -244,7 +243,7 @@ def _of_unreached(squares: Float[Array, "..."], path: str, axes: KernelAxes | No
 def _run(
     program: jaxprs.Program, values: list[jaxprs.Value], views: list[View | None], visitor: Visitor, found: _Found
 ) -> tuple[list[jaxprs.Value], list[View | None]]:
-    """Evaluate a program and add up in ``found`` what the visitor returns at every product that reads a weight."""
+    """Evaluate a program and sum in ``found`` the arrays that the visitor returns at products that read a weight."""
     jaxpr = jaxprs.opened(program)
     value = jaxprs.known(program, values)
     view = dict(zip(jaxpr.invars, views, strict=True))
@@ -289,7 +288,7 @@ def _scan(
     same, start, stacks = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
     inner: list[View | None] = [None] * len(inputs)
     for i, own in enumerate(views):
-        if own is not None and not fixed <= i < fixed + carried:  # a weight that is carried may change
+        if own is not None and not fixed <= i < fixed + carried:  # a carried weight may change
             inner[i] = View(own.path, inputs[i].shape[i >= fixed :], lambda w: w, i)
 
     def step(carry: tuple[list[Array], _Found], slices: list[Array]) -> tuple[tuple[list[Array], _Found], PyTree]:
@@ -314,7 +313,7 @@ def _scan(
 
 
 def _pulled_back(own: View, squares: Array) -> Array:
-    """What was found of a view of a weight, arranged as the weight."""
+    """Rearrange the result for a view of a weight to the axes of the weight."""
     _, back = jax.vjp(own.of, jnp.zeros(own.shape, squares.dtype))
     weight: Array = back(squares)[0]
     return weight
@@ -332,24 +331,24 @@ def _add(found: _Found, own: View, value: PyTree) -> None:
 
 
 def _inner(equation: core.JaxprEqn) -> jaxprs.Program | None:
-    """The program that a call holds; None for any other equation."""
+    """Return the program of a call; None for any other equation."""
     if equation.primitive.name not in _CALLS:
         return None
     return next((p for p in jaxprs.subjaxprs(equation) if len(jaxprs.opened(p).invars) == len(equation.invars)), None)
 
 
 def _viewed(equation: core.JaxprEqn, source: View) -> View:
-    # Only the arrangement matters, so a change of dtype is left out.
+    # Only the arrangement matters, so changes of dtype are skipped.
     if equation.primitive.name == "convert_element_type":
         return source
     return source._replace(of=lambda w: equation.primitive.bind(source.of(w), **equation.params), arranged=True)  # type: ignore[no-untyped-call]
 
 
 def _squares(equation: core.JaxprEqn, other: jaxprs.Value, own: View, side: int) -> Array:
-    """The sum of squares of what each weight multiplies in one product, of the weight's shape.
+    """Return the sum of squares of the inputs of each weight in one product, with the weight's shape.
 
-    The product is linear in the weight. With the other operand squared, the derivative of the sum of its
-    results by a weight is therefore the sum of the squares of what that weight multiplies.
+    The product is linear in the weight. With the other operand squared, the derivative of the sum of its results with
+    respect to a weight is therefore the sum of the squares of that weight's inputs.
     """
     squared = jnp.square(other.astype(working_dtype(other)))
     params = equation.params | {"preferred_element_type": squared.dtype}

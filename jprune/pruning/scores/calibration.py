@@ -1,7 +1,7 @@
-"""SparseGPT: prune a layer and change the weights that remain so that its outputs on calibration data stay the same.
+"""SparseGPT: prune a layer and adjust the remaining weights so that its outputs on calibration data change little.
 
-Two steps. ``input_grams`` runs the model on calibration batches and adds up X^T X for every kernel, where X are the
-inputs of its layer; ``sparsegpt`` then prunes kernel by kernel:
+It takes two steps: ``input_grams`` runs the model on calibration batches and sums X^T X for every kernel, where X are
+the inputs of its layer; ``sparsegpt`` then prunes kernel by kernel:
 
 >>> params = {"kernel": jnp.array([[1.0], [0.5], [1.0]])}
 >>> apply = lambda params, x: x @ params["kernel"]
@@ -11,7 +11,7 @@ inputs of its layer; ``sparsegpt`` then prunes kernel by kernel:
 Array([0. , 1.5, 1. ], dtype=float32)
 
 The inputs of a layer depend on the layers before it, so the paper prunes in the order of the forward pass and
-recomputes them from the weights pruned so far: call the two functions once for each layer, with ``where``.
+recomputes the inputs from the weights pruned so far. To do this, call the two functions once per layer, with ``where``.
 """
 
 import functools
@@ -37,8 +37,8 @@ from jprune.pruning.selection.layers import empty_layers, mask_layers
 from jprune.pruning.selection.uint64 import Count
 from jprune.trees import Where, flatten, kernels, match, only
 
-# A layer is pruned in segments whose sizes the compiler knows. The blocks of a segment share a loop, in which every
-# product covers all rows of the segment.
+# A layer is pruned in segments of static size. The blocks of a segment share a loop, in which every product covers all
+# rows of the segment.
 _SEGMENTS, _SEGMENT_ROWS = 8, 512
 _ROWS = 16  # rows of a block that are updated together
 
@@ -47,8 +47,8 @@ class Gram(NamedTuple):
     """Second moments of the inputs of a layer.
 
     Attributes:
-      matrix: sum over examples and positions of x x^T; its rows follow the kernel's summed axes, flattened in the
-        kernel's own order, and stacked layers come first.
+      matrix: sum over examples and positions of x x^T; its rows are the kernel's summed axes, flattened in the order of
+        the kernel's axes, after axes of stacked layers.
     """
 
     matrix: Float[Array, "*stacked inputs inputs"]
@@ -85,29 +85,28 @@ def sparsegpt(
     the weights of input i are pruned where w_i^2 / U_ii^2 is smallest, and the weights of every later input j
     change by -U_ij w_i / U_ii: the least-squares solution for the outputs, given that the weights of earlier inputs
     are fixed. The weights to prune are chosen ``block`` inputs at a time, so that each block of a kernel has the
-    same sparsity; n:m groups choose theirs when they are reached.
+    same sparsity; those of an n:m group are chosen when the group is reached.
 
-    Here the same numbers come from one Cholesky factorization H = R R^T, with R = U^-1 upper triangular:
+    This implementation gets the same numbers from one Cholesky factorization H = R R^T, with R = U^-1 upper triangular:
     w_j + sum over i < j of R_ij (w_i - v_i) / R_jj, where v are the weights after pruning. No inverse of H is
     needed.
 
     Args:
       params: tree of arrays.
-      activations: for each kernel, by its path or that of the module that holds it, what ``input_grams`` returns, or
-        the captured inputs: (..., inputs) for a kernel (inputs, outputs); in general
-        (*stacked, ..., *summed axes of the kernel).
+      activations: for each kernel, by its path or the path of its module, the result of ``input_grams`` or the captured
+        inputs: (..., inputs) for a kernel (inputs, outputs); in general (*stacked, ..., *summed axes of the kernel).
       sparsity: fraction of each kernel to remove; exact, rounded half to even.
-      n: keep n of every m weights along the inputs, in place of ``sparsity``.
-      m: see ``n``; it divides ``block`` and the number of inputs.
-      masks: bool tree of the weights to keep, in place of ``sparsity``: only the weight update is computed.
+      n: keep n of every m weights along the inputs, instead of ``sparsity``.
+      m: see ``n``; it must divide ``block`` and the number of inputs.
+      masks: bool tree of the weights to keep, instead of ``sparsity``: only the weight update is computed.
       block: the number of inputs whose weights are compared with each other.
       damping: added to the diagonal of H, as a fraction of its mean.
-      where: predicate on (path, leaf): which leaves to prune.
+      where: predicate on (path, leaf) that selects the leaves to prune.
       axes: the roles of the axes of each kernel: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
 
     Returns:
-      ``Reconstructed(params, masks)``. Weights whose input is always 0 are pruned first, and are not changed
-      otherwise.
+      ``Reconstructed(params, masks)``. Weights whose input is always 0 are pruned first; those that are kept are not
+      changed.
 
     Raises:
       TypeError: not exactly one of ``sparsity``, ``n`` with ``m``, and ``masks`` is given.
@@ -159,7 +158,7 @@ def sparsegpt(
 
 
 def _warn_of_collapse(masks: PyTree, axes: Axes) -> None:
-    """Warn, outside jit, of layers in which nothing is left."""
+    """Warn, outside jit, about layers that keep no weight."""
     layers = mask_layers(masks, axes)
     if any(isinstance(mask, jax.core.Tracer) for mask in layers.masks):
         return
@@ -176,25 +175,25 @@ def input_grams(
     where: Where = kernels,
     axes: Axes = None,
 ) -> dict[str, Gram]:
-    """Add up x x^T over batches, where x are the inputs of each kernel in the forward pass.
+    """Sum x x^T over batches, where x are the inputs of each kernel in the forward pass.
 
-    The matrix products and convolutions that read a kernel are found in the program, as ``wanda`` finds them; a
-    kernel that is used several times adds up over its uses, and stacked layers of a scan have a matrix each. Memory:
-    inputs^2 numbers a layer, whatever the number of batches.
+    The matrix products and convolutions that read a kernel are found in the program, as for ``wanda``. The sum is over
+    all uses of a kernel; each stacked layer of a scan has its own matrix. The memory is inputs^2 numbers per layer, for
+    any number of batches.
 
     Args:
       apply: ``apply(params, batch)``, the forward pass.
       params: tree of arrays.
       batches: any number of batches.
-      where: predicate on (path, leaf): of which leaves.
+      where: predicate on (path, leaf) that selects the kernels.
       axes: see ``sparsegpt``.
 
     Returns:
       A dict from path to ``Gram``, at least float32.
 
     Raises:
-      ValueError: there is no batch; a kernel is in no matrix product or convolution (those inside ``while`` and
-        ``cond`` are not seen), or in a convolution with feature groups; its axes are unknown.
+      ValueError: ``batches`` is empty; no matrix product or convolution reads a kernel (those inside ``while`` and
+        ``cond`` are not found), or one with feature groups does; the axes of a kernel are unknown.
 
     >>> grams = input_grams(lambda w, x: x @ w, jnp.ones((2, 1)), [jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0]])],
     ...     where=lambda path, leaf: True)
@@ -233,7 +232,7 @@ def input_grams(
         for path in wanted:
             if path not in found:
                 raise ValueError(
-                    f"no matrix product or convolution reads '{path}' (inside while and cond none is seen); "
+                    f"no matrix product or convolution reads '{path}' (those inside while and cond are not found); "
                     "exclude it with where=, or capture its inputs and pass them to sparsegpt"
                 )
         return found
@@ -262,7 +261,7 @@ def _check_amount(
     if block < 1 or (m is not None and block % m):
         raise ValueError(f"block={block} must be positive and a multiple of m={m}")
     if not damping >= 0.0:
-        raise ValueError(f"damping={damping} must not be negative")
+        raise ValueError(f"damping={damping} is negative; give a number of 0 or more")
 
 
 def _refuse_nan(path: str, rows: Array, damping: float) -> None:
@@ -285,7 +284,7 @@ class _Roles(NamedTuple):
 
 def _summing(own: KernelAxes | None, path: str, shape: tuple[int, ...], axes: Axes) -> _Roles:
     if own is None:
-        raise ValueError(unknown_axes(path, shape, "the inputs are what its outputs are reconstructed from", axes))
+        raise ValueError(unknown_axes(path, shape, "its outputs are reconstructed from its inputs", axes))
     if own.tied or own.groups != 1:
         problem = "is read in more than one way (tied weights)" if own.tied else f"has {own.groups} feature groups"
         raise ValueError(f"leaf '{path}' {problem}, so it has no single set of inputs; exclude it with where=")
@@ -314,7 +313,8 @@ def _gram_of(
     given = activations.get(path, activations.get(path.rpartition("/")[0]))
     if given is None:
         raise ValueError(
-            f"activations has nothing for '{path}'; it has {', '.join(map(repr, activations)) or 'nothing'}"
+            f"activations has no entry for '{path}'; add one, or leave the leaf out with where=; it has "
+            f"{', '.join(map(repr, activations)) or 'none'}"
         )
     stacked, summed = _sizes(leaf.shape, roles.stacked), _sizes(leaf.shape, roles.summed)
     inputs = math.prod(summed)
@@ -339,7 +339,7 @@ def _outer_sum(x: Float[Array, "examples inputs"]) -> Float[Array, "inputs input
 
 
 def _product_gram(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side: int, roles: _Roles) -> Array | None:
-    """X^T X of one product, with its rows in the order of the kernel's own summed axes."""
+    """Return X^T X of one product, with rows in the order of the kernel's summed axes."""
     if equation.primitive.name == "dot_general":
         inputs, places = _dot_inputs(equation.params, other, view, side)
     else:
@@ -365,13 +365,13 @@ def _product_gram(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side
 
 
 def _places(view: View) -> np.ndarray:
-    """The flat index of every weight, arranged as the product reads it."""
+    """Return the flat index of every weight, arranged as the product reads it."""
     with jax.ensure_compile_time_eval():
         return np.asarray(view.of(jnp.arange(math.prod(view.shape)).reshape(view.shape)))
 
 
 def _dot_inputs(params: dict[str, Any], other: jaxprs.Value, view: View, side: int) -> tuple[Array, np.ndarray]:
-    """The other operand as (batch, examples, inputs), the indices of the weights as (batch, inputs, outputs)."""
+    """Return the other operand (batch, examples, inputs) and the indices of the weights (batch, inputs, outputs)."""
     contracted, batched = params["dimension_numbers"]
     arrays: list[PyTree] = []
     for array, summed, layers in (
@@ -385,7 +385,7 @@ def _dot_inputs(params: dict[str, Any], other: jaxprs.Value, view: View, side: i
 
 
 def _convolution_inputs(params: dict[str, Any], other: jaxprs.Value, view: View, side: int) -> tuple[Array, np.ndarray]:
-    """The patches as (1, examples, inputs), the indices of the weights as (1, inputs, outputs)."""
+    """Return the patches (1, examples, inputs) and the indices of the weights (1, inputs, outputs)."""
     if side != 1 or params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
         raise ValueError(
             f"the convolution that reads '{view.path}' has feature or batch groups; exclude it with where="
@@ -404,12 +404,12 @@ def _convolution_inputs(params: dict[str, Any], other: jaxprs.Value, view: View,
     )
     features = numbers.out_spec[1]
     inputs = jnp.moveaxis(patches, features, -1)
-    places = places.transpose([*spec[1:], spec[0]])  # patches count (in, *spatial)
+    places = places.transpose([*spec[1:], spec[0]])  # patches are ordered (in, *spatial)
     return inputs.reshape(1, -1, inputs.shape[-1]), places.reshape(1, -1, places.shape[-1])
 
 
 def _block_counts(sparsity: float, inputs: int, outputs: int, block: int) -> tuple[int, ...]:
-    """How many weights each block keeps; the sum is the exact count of the kernel."""
+    """Return the number of weights that each block keeps; the sum is the exact count of the kernel."""
     ends = [min(end, inputs) * outputs for end in range(block, inputs + block, block)]
     kept = [0, *(end - round(end * sparsity) for end in ends)]
     return tuple(b - a for a, b in itertools.pairwise(kept))
@@ -427,11 +427,11 @@ def _prune_rows(
     block: int,
     damping: float,
 ) -> tuple[Float[Array, "inputs outputs"], Bool[Array, "inputs outputs"]]:
-    """The weights after pruning, and which are kept."""
+    """Return the weights after pruning and the mask."""
     inputs = weights.shape[0]
     factor, scale = _factor(gram, damping)
-    # The change of a weight that is kept, w_j - v_j = -(sum over i < j of R_ij (w_i - v_i)) / R_jj, needs only the
-    # changes so far. Segments have sizes that the compiler knows; the blocks of one share a loop.
+    # The change of a kept weight, w_j - v_j = -(sum over i < j of R_ij (w_i - v_i)) / R_jj, needs only the changes so
+    # far. Segments have static sizes; the blocks of a segment share a loop.
     changes, kept = jnp.zeros_like(weights), jnp.zeros(weights.shape, bool)
     table = None if counts is None else Count(*map(jnp.asarray, uint64.count_of(list(counts))))
     whole = inputs // block
@@ -475,12 +475,12 @@ def _prune_rows(
 def _factor(
     gram: Float[Array, "inputs inputs"], damping: float
 ) -> tuple[Float[Array, "inputs inputs"], Float[Array, " inputs"]]:
-    """R, upper triangular with H = R R^T, and its diagonal, 0 where an input is always 0."""
+    """Return R, upper triangular with H = R R^T, and its diagonal, 0 where an input is always 0."""
     diagonal = jnp.diagonal(gram)
     dead = diagonal == 0
     size = jnp.mean(jnp.where(dead, jnp.ones_like(diagonal), diagonal))
     shift = jnp.where(dead, jnp.ones_like(diagonal), damping * size)
-    # With rows and columns in reverse order, the lower factor that Cholesky gives becomes the upper one wanted.
+    # With rows and columns reversed, the lower Cholesky factor becomes the upper one needed here.
     lower = jnp.linalg.cholesky((gram + jnp.diag(shift))[::-1, ::-1])
     factor = lower[::-1, ::-1]
     return factor, jnp.where(dead, jnp.zeros_like(diagonal), jnp.diagonal(factor))
@@ -497,7 +497,7 @@ def _prune_block(
     n: int | None,
     m: int | None,
 ) -> tuple[Float[Array, "rows outputs"], Bool[Array, "rows outputs"]]:
-    """The changes of the weights of one block, and which are kept; ``sums`` is R^T times earlier changes."""
+    """Return the changes of the weights of one block and the mask; ``sums`` is R^T times earlier changes."""
     size = weights.shape[0]
     inverse = jax.scipy.linalg.solve_triangular(factor, jnp.eye(size, dtype=factor.dtype))  # U of this block
     if count is not None:
@@ -535,7 +535,7 @@ def _prune_block(
 
 
 def _best(scores: Float[Array, "rows outputs"], count: int) -> Bool[Array, "rows outputs"]:
-    """The ``count`` largest of each column; ties go to the smaller index."""
+    """Mark the ``count`` largest entries of each column; ties go to the smaller index."""
     place = jnp.arange(scores.shape[0])
     larger = scores[None, :, :] > scores[:, None, :]
     ties = (scores[None, :, :] == scores[:, None, :]) & (place[None, :] < place[:, None])[:, :, None]

@@ -2,9 +2,10 @@
 
 A score is called as ``score(params, grad=None, batch=None, key=None)`` and returns a tree like ``params``, None
 where nothing is prunable; weights with larger scores are kept. It is computed in the dtype of the weight and the
-gradient, and at least in float32. Each factory takes ``where``, a predicate on (path, leaf) that says what to score
-when the score is called directly: by default what ``jprune.kernels`` selects or, in a tree where that selects
-nothing (a bare tuple of arrays), every float leaf. ``prune`` uses it too, unless it has a ``where`` of its own.
+gradient, and at least in float32. Each factory takes ``where``, a predicate on (path, leaf) that selects the leaves to
+score when the score is called directly. By default these are the leaves that ``jprune.kernels`` selects, or every float
+leaf if it selects nothing, as in a bare tuple of arrays. ``prune`` uses the same predicate, unless it has its own
+``where``.
 
 A function with the same signature can be used in place of a ``Score``. Scores that need data (SynFlow, Fisher,
 Wanda) are in ``jprune.pruning.scores.model_based`` and ``.activations``.
@@ -36,10 +37,11 @@ class Score:
     Attributes:
       function: (params, grad, batch, key) -> scores, where ``params`` has None at every leaf that is not scored and
         ``grad`` has the same structure.
-      name: for errors.
-      needs: which of "grad", "batch", "key" and "whole" it requires; one that needs "whole" is called with
+      name: name for errors.
+      needs: which of "grad", "batch", "key" and "whole" it requires; a function that needs "whole" is called with
         (params, grad, batch, key, whole), with all parameters last.
-      where: predicate on (path, leaf): what to score when it is called directly, and in a ``prune`` without ``where``.
+      where: predicate on (path, leaf) that selects the leaves to score, used when the score is called directly and in a
+        ``prune`` without ``where``.
     """
 
     function: Callable[..., PyTree]
@@ -102,7 +104,7 @@ def score_selected(
 
 
 def refuse_no_score(score: object) -> None:
-    """Refuse what cannot be called as a score: a name, or a factory without its parentheses.
+    """Raise if ``score`` cannot be called as a score, such as a name or a factory without its parentheses.
 
     Raises:
       TypeError: ``score`` cannot be called as ``score(params, grad=..., batch=..., key=...)``.
@@ -121,7 +123,7 @@ def refuse_no_score(score: object) -> None:
 
 
 def magnitude(*, where: Where | None = None) -> Score:
-    """Magnitude: |w|.
+    """Score weights by magnitude: |w|.
 
     Source: Han et al., "Learning both Weights and Connections", NeurIPS 2015, arXiv 1506.02626.
 
@@ -141,7 +143,7 @@ def ranks_by_magnitude(score: "Score | Callable[..., PyTree]") -> bool:
 
 
 def gradient(*, where: Where | None = None) -> Score:
-    """Gradient: |w g|, the first-order change of the loss when w is removed.
+    """Score weights by |w g|, the first-order change of the loss when w is removed.
 
     Needs ``grad``, the gradient g of the loss, of one batch or averaged over several (``average_gradients``).
 
@@ -155,10 +157,9 @@ def gradient(*, where: Where | None = None) -> Score:
 
 
 def movement(*, where: Where | None = None) -> Score:
-    """Movement: -w g, large for weights that the next gradient step moves away from zero.
+    """Score weights by movement: -w g, large for weights that the next gradient step moves away from zero.
 
-    This is one term of the published score, which is its sum over training steps; the caller adds them up.
-    Needs ``grad``.
+    The published score is the sum of this over training steps, which the caller computes. Needs ``grad``.
 
     Source: Sanh et al., "Movement Pruning", NeurIPS 2020, arXiv 2005.07683, equation 2 without its step size.
 
@@ -175,19 +176,19 @@ def undecayed(
     signed: bool = False,
     where: Where | None = None,
 ) -> Score:
-    """Undecayed: |-w g + eps w^2|, the gradient score corrected for weight decay.
+    """Score weights by |-w g + eps w^2|, the gradient score corrected for weight decay (undecayed).
 
     g is the gradient of the loss without the decay term (eps / 2) w^2, and eps is ``weight_decay``: this is
     the score of the published code. Pass the gradient of the loss without decay, or set
     ``gradient_includes_decay`` if the gradient is g + eps w; eps w is then subtracted first, and the score is the same.
 
-    Where training has converged under weight decay, g = -eps w, and the scores become:
+    If training has converged under weight decay, g = -eps w, and the scores become:
 
     * undecayed, as here and in the published code: 2 eps w^2, the same ranking as magnitude;
     * gradient of the loss without decay: eps w^2, also the ranking of magnitude. This is the score that the paper
       derives: it writes -w g' + eps w^2 with g' = g + eps w, which is -w g (to compute it, pass g' and leave
       ``gradient_includes_decay`` False);
-    * gradient of the loss with decay: 0 everywhere, which ranks nothing.
+    * gradient of the loss with decay: 0 everywhere, so it ranks nothing.
 
     Args:
       weight_decay: eps, the coefficient of ``optax.add_decayed_weights``.
@@ -212,7 +213,7 @@ def undecayed(
 
 
 def random(*, where: Where | None = None) -> Score:
-    """Random scores, uniform in [0, 1), float32, independent for every weight; needs ``key``.
+    """Score weights at random: uniform in [0, 1), float32, independent for every weight; needs ``key``.
 
     With ``global_masks`` the number kept is exact; with ``bernoulli_masks`` every weight is kept with the same
     probability, as in arXiv 2206.02976.
@@ -248,14 +249,14 @@ def _with_gradient(name: str, f: Callable[[Leaf, Leaf], Leaf], where: Where | No
 
 
 def working_dtype(*leaves: Leaf) -> jnp.dtype:
-    """The dtype of scores: float32, or float64 if a leaf has it and jax computes in it (numpy arrays may have it)."""
+    """Return the dtype of scores: float32, or float64 if a leaf is float64 and jax has x64 enabled."""
     return jax.dtypes.canonicalize_dtype(np.float64 if any(leaf.dtype == np.float64 for leaf in leaves) else np.float32)
 
 
 def selected_by(where: Where | None, params: PyTree) -> PyTree:
-    """The leaves that a score called directly scores, None at every other leaf.
+    """Return the leaves that are scored when a score is called directly, None at every other leaf.
 
-    ``where=None`` selects what ``jprune.kernels`` does or, in a tree where that is nothing, every float leaf.
+    ``where=None`` selects the leaves that ``jprune.kernels`` selects, or every float leaf if there are none.
     """
     if where is None:
         paths, leaves, _ = flatten(params)
@@ -269,9 +270,9 @@ def _every_float(path: str, leaf: Leaf) -> bool:
 
 
 def matching(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:
-    """The leaves of ``tree`` at the paths of the selected leaves, in the structure of ``selected``.
+    """Return the leaves of ``tree`` at the paths of the selected leaves, in the structure of ``selected``.
 
-    Other leaves are dropped: ``optax.partition`` and ``masked`` pass on the whole tree of gradients, for example.
+    Other leaves are dropped: for example ``optax.partition`` and ``masked`` pass the whole tree of gradients.
 
     Raises:
       ValueError: a selected leaf is missing, is not a float array, or has another shape; the message names it.

@@ -1,7 +1,7 @@
-"""Scores of whole filters: every weight of a filter has its filter's score.
+"""Scores of whole filters: every weight of a filter has the same score.
 
-A filter is all weights into one output channel of a kernel. Use these scores with ``channel_masks``, or with a
-selection of channel groups, which averages the scores of a channel over all leaves that have it.
+A filter is all weights of one output channel of a kernel. Use these scores with ``channel_masks``, or with a selection
+of channel groups, which averages the scores of a channel over all leaves that have it.
 """
 
 import math
@@ -20,10 +20,10 @@ from jprune.trees import Leaf, Where, flatten, is_float
 
 
 def norm_scale(*, where: Where | None = None) -> Score:
-    """|gamma|, the scale of a normalization layer, for each of its channels.
+    """Score channels by |gamma|, the scale of their normalization layer.
 
     Args:
-      where: predicate on (path, leaf): the scales. By default 1-D leaves named ``scale`` or ``gamma``.
+      where: predicate on (path, leaf) that selects the scales; by default 1-D leaves named ``scale`` or ``gamma``.
 
     Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017,
     arXiv 1708.06519; the paper trains with an l1 penalty on gamma: ``soft_threshold(..., where=is_norm_scale)``.
@@ -48,7 +48,7 @@ def is_norm_scale(path: str, leaf: Leaf) -> bool:
 
 
 def geometric_median(*, axes: Axes = None, where: Where | None = None) -> Score:
-    """The sum over the filters of a layer of the distances to this filter: small for a filter that others can replace.
+    """Score filters by the sum of their distances to all filters of the layer: small if others can replace them.
 
     Args:
       axes: the roles of the axes of each kernel: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
@@ -76,11 +76,9 @@ def geometric_median(*, axes: Axes = None, where: Where | None = None) -> Score:
 
 
 def filter_taylor(*, axes: Axes = None, where: Where | None = None) -> Score:
-    """(sum of w g over a filter)^2, the first-order change of the loss when the filter is removed, squared.
+    """Score filters by (sum of w g)^2, the squared first-order change of the loss when the filter is removed.
 
-    Needs ``grad``, the gradient g of the loss.
-
-    Takes what ``geometric_median`` takes.
+    Needs ``grad``, the gradient g of the loss. Arguments are those of ``geometric_median``.
 
     Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, arXiv 1906.10771,
     equations 8 and 9.
@@ -126,7 +124,7 @@ def _leaf_by_filter(
     filters = jnp.transpose(leaf.astype(working_dtype(leaf)), order).reshape(sizes)
     scores = jax.vmap(of)(filters)
     kept = [leaf.shape[axis] if axis not in summed else 1 for axis in range(leaf.ndim)]
-    # The axes of stacked layers and outputs come in the order of the roles, which need not be that of the leaf.
+    # Stacked and output axes are in the order of the roles, which may differ from the order in the leaf.
     given = (*roles.stacked, *roles.outputs)
     arranged = scores.reshape([leaf.shape[axis] for axis in given])
     arranged = jnp.transpose(arranged, sorted(range(len(given)), key=lambda place: given[place]))

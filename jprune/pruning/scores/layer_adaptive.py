@@ -1,4 +1,4 @@
-"""How much to prune each layer, from scores: LAMP scores for a global selection, and the OWL allocation."""
+"""Amounts per layer from scores: LAMP scores for a global selection, and the OWL allocation."""
 
 import math
 import re
@@ -15,15 +15,15 @@ from jprune.trees import Where, flatten
 
 
 def lamp(*, axes: Axes = None, where: Where | None = None) -> Score:
-    """w^2 / sum of the squares of all weights of the layer that are at least as large: layer-adaptive magnitude.
+    """Score weights by w^2 / (sum of the squares of all weights of the layer that are at least as large) (LAMP).
 
-    For ``global_masks``: the largest weight of every layer has score 1, so that no layer is emptied before the
-    others are down to one weight, and no amount per layer needs to be chosen. Ties within a layer are ordered by
-    position, as in selections.
+    Use it with ``global_masks``: no amount per layer needs to be chosen. The largest weight of every layer has score 1,
+    so no layer is empty before all layers are down to one weight. Ties within a layer are broken by position, as in
+    selections.
 
     Args:
-      axes: tells which axes of a leaf count stacked layers; each of those is a layer. A leaf whose axes are unknown
-        counts as one layer, with a warning.
+      axes: roles of the axes (see ``prune``); each stacked layer of a leaf is a layer. A leaf whose axes are unknown is
+        treated as one layer, with a warning.
       where: see ``Score``.
 
     Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, arXiv 2010.07611,
@@ -42,7 +42,7 @@ def lamp(*, axes: Axes = None, where: Where | None = None) -> Score:
                 continue
             found = roles[path]
             if found is None:
-                warnings.warn(unknown_axes(path, leaf.shape, "it counts as one layer", axes), stacklevel=2)
+                warnings.warn(unknown_axes(path, leaf.shape, "it is treated as one layer", axes), stacklevel=2)
             stacked = () if found is None else found.stacked
             moved = jnp.moveaxis(leaf.astype(working_dtype(leaf)), stacked, range(len(stacked)))
             layers = moved.reshape(math.prod(moved.shape[: len(stacked)]), -1)
@@ -55,7 +55,7 @@ def lamp(*, axes: Axes = None, where: Where | None = None) -> Score:
 
 def _lamp(weights: Float[Array, " weights"]) -> Float[Array, " weights"]:
     squares = jnp.square(weights)
-    order = jnp.argsort(-squares, stable=True)  # largest first; of equal ones the first is the larger
+    order = jnp.argsort(-squares, stable=True)  # largest first; among equal weights the first counts as larger
     ranked = squares[order]
     sums = jnp.cumsum(ranked)
     safe = jnp.where(sums > 0, sums, jnp.ones_like(sums))
@@ -70,21 +70,21 @@ def owl_sparsities(
     spread: float = 0.08,
     blocks: str | None = None,
 ) -> dict[str, float]:
-    r"""Give layers with many outlying scores a lower sparsity: outlier weighed layerwise sparsity.
+    r"""Give layers with many outlying scores a lower sparsity: outlier weighed layerwise sparsity (OWL).
 
-    The outlier ratio D of a layer is the fraction of its scores that exceed ``threshold`` times their mean. Layers
-    keep the fraction 1 - sparsity + (x - mean of x), where x is D scaled linearly to [0, 2 spread] and the mean
-    weighs layers by their sizes, so that the total stays as asked for. Where one
-    would leave [0, 1], the others make up for it.
+    The outlier ratio D of a layer is the fraction of its scores that exceed ``threshold`` times their mean. Layers keep
+    the fraction 1 - sparsity + (x - mean of x), where x is D scaled linearly to [0, 2 spread]. The mean is weighted by
+    the sizes of the layers, so the total is as requested. A fraction is clipped to [0, 1], and the other layers
+    compensate.
 
     Args:
       scores: tree of concrete arrays; the paper uses ``wanda`` scores.
       sparsity: the fraction of all weights to remove.
-      threshold: M, how many times the mean score an outlier exceeds; the paper uses 5 or 7.
+      threshold: M; a score above M times the mean is an outlier. The paper uses 5 or 7.
       spread: lambda, the largest deviation allowed; the paper uses 0.08.
-      blocks: regular expression found in the path of each leaf; leaves in which it finds the same text share one
-        outlier ratio and one sparsity, for example ``r"^blocks/\d+/"``: the paper compares transformer blocks. By
-        default, and where nothing is found, each leaf is a layer of its own.
+      blocks: regular expression searched for in the path of each leaf; leaves with the same match share one outlier
+        ratio and one sparsity, for example ``r"^blocks/\d+/"``: the paper compares transformer blocks. By default, and
+        for leaves without a match, each leaf is one layer.
 
     Returns:
       ``{regex: sparsity}`` for ``layer_masks`` and ``prune``, with one expression for each leaf.
@@ -112,7 +112,7 @@ def owl_sparsities(
         found = re.search(blocks, path) if blocks is not None else None
         layers.setdefault(f"block {found.group()}" if found else path, []).append((path, leaf))
     if not layers:
-        raise ValueError("scores has nothing in it: every leaf is None")
+        raise ValueError("scores has no array: every leaf is None; check the where= of the score")
     sizes = {name: sum(int(leaf.size) for _, leaf in members) for name, members in layers.items()}
     ratios = {name: _outliers([leaf for _, leaf in members], threshold) for name, members in layers.items()}
     low, high = min(ratios.values()), max(ratios.values())
@@ -126,7 +126,7 @@ def owl_sparsities(
         return sum(amount * sizes[name] for name, amount in at(shift).items()) / total - sparsity
 
     shift = sum(scaled[name] * sizes[name] for name in layers) / total
-    if abs(excess(shift)) > 1e-9:  # a sparsity is at 0 or 1, and the others make up for it
+    if abs(excess(shift)) > 1e-9:  # a sparsity is at 0 or 1, and the others compensate
         below, above = -1.0, 2.0
         for _ in range(60):
             shift = (below + above) / 2
@@ -136,7 +136,7 @@ def owl_sparsities(
 
 
 def _outliers(leaves: list[Any], threshold: float) -> float:
-    """The fraction of scores above ``threshold`` times their mean."""
+    """Return the fraction of scores above ``threshold`` times their mean."""
     size = sum(int(leaf.size) for leaf in leaves)
     mean = sum(float(jnp.sum(leaf.astype(working_dtype(leaf)))) for leaf in leaves) / size
     count: int = sum(int(jnp.sum(leaf > jnp.asarray(threshold * mean, leaf.dtype))) for leaf in leaves)

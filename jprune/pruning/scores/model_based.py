@@ -1,7 +1,7 @@
-"""Scores that run the model: SNIP, SynFlow, Fisher; rounds of scoring and pruning; averaged gradients.
+"""Scores that run the model (SNIP, SynFlow, Fisher), iterated pruning, and averaged gradients.
 
-The given functions are pure: ``apply(params, inputs)`` and ``loss(params, batch)``. They decide whether the model runs
-in train or in eval mode, and drop statistics that they update. With Flax NNX:
+The functions given, ``apply(params, inputs)`` and ``loss(params, batch)``, must be pure. They run the model in train or
+in eval mode, and discard updated statistics. With Flax NNX:
 
 >>> from flax import nnx
 >>> class Net(nnx.Module):
@@ -36,7 +36,7 @@ from jprune.trees import Leaf, Where, flatten, is_float, map_leaves
 
 
 def snip(*, where: Where | None = None) -> Score:
-    """SNIP: |w g| / sum of |w g|, the connection sensitivity.
+    """Score weights by connection sensitivity (SNIP): |w g| / sum of |w g|.
 
     g is the gradient of the loss at initialization, of one batch or averaged (``average_gradients``). The
     sum is over all scored weights, so that the scores sum to 1 (or are all 0). Needs ``grad``.
@@ -65,19 +65,20 @@ def snip(*, where: Where | None = None) -> Score:
 def synflow(
     apply: Callable[[PyTree, PyTree], PyTree], *, input_shape: tuple[int, ...] | None = None, where: Where | None = None
 ) -> Score:
-    """SynFlow: |w dR/dw| with R the sum of the outputs for an input of ones and the absolute values of all parameters.
+    """Score weights by synaptic flow (SynFlow): |w dR/dw|.
 
-    Needs no data. Score and prune in rounds (``iterated_masks``), so that no layer loses all its weights unless that
-    is unavoidable. Where R or a score exceeds float32, or R underflows to 0, every kernel (two axes or more) is first
-    divided by its mean sum of weights into an output. This multiplies all scores of a chain of layers by one
-    number; with skip connections, the scores are those of the rescaled network.
+    R is the sum of the outputs for an input of ones, with the absolute values of all parameters. Needs no data. Score
+    and prune in rounds (``iterated_masks``), so that no layer loses all its weights unless that is unavoidable. If R or
+    a score exceeds float32, or R underflows to 0, every kernel (two axes or more) is first divided by the mean over its
+    outputs of the sum of their weights. In a chain of layers this multiplies all scores by one number; with skip
+    connections, the scores are those of the rescaled network.
 
     Args:
-      apply: ``apply(params, inputs)`` gives the outputs, arrays in any tree; without dropout, and with
-        normalization in eval mode.
-      input_shape: the shape of ``inputs`` including the batch axis; they have the widest float dtype of the parameters.
-        None takes shapes and dtypes from ``batch``, an array or a tree of them, whose values are not used.
-        The batch axis becomes 1.
+      apply: ``apply(params, inputs)`` returns the outputs, a tree of arrays; without dropout, and with normalization in
+        eval mode.
+      input_shape: the shape of ``inputs`` including the batch axis, which becomes 1; their dtype is the widest float
+        dtype of the parameters. None takes shapes and dtypes from ``batch``, an array or a tree of arrays, whose values
+        are not used.
       where: see ``Score``.
 
     Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow",
@@ -90,7 +91,7 @@ def synflow(
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
         floats = _Floats.of(whole)
         dtype = np.dtype(working_dtype(*floats.leaves))
-        # The model's own dtype, so that nothing is promoted in it.
+        # The model's own dtype, so that the model promotes nothing.
         dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in floats.leaves]
         own = max(dtypes, key=lambda own: own.itemsize)
         like = batch if input_shape is None else np.broadcast_to(np.ones((), own), input_shape)
@@ -123,14 +124,14 @@ def fisher(
     saliency: bool = False,
     where: Where | None = None,
 ) -> Score:
-    """Diagonal Fisher information: the mean over examples of the squared gradient of each example's loss.
+    """Score weights by diagonal Fisher information: the mean over examples of the squared gradient of the loss.
 
     Needs ``batch``, a tree of arrays (examples, ...). Its labels give the empirical Fisher information; labels
     drawn from the model's predictions give the true one.
 
     Args:
-      loss: ``loss(params, batch)`` returns a scalar. It is called with batches of one example (leading axis 1), so
-        that a loss which averages over a batch can be used unchanged.
+      loss: ``loss(params, batch)`` returns a scalar. It is called with batches of one example (leading axis 1), so a
+      loss that averages over a batch can be used unchanged.
       microbatch: number of examples differentiated at once; memory is needed for as many gradients.
       saliency: return w^2 F / 2 instead, the increase of the loss expected from removing w.
       where: see ``Score``.
@@ -187,16 +188,16 @@ def iterated_masks(
 ) -> PyTree:
     """Score and prune in rounds, keeping n (keep / n)^(k / rounds) of n weights after round k.
 
-    SynFlow is meant to be used this way: ``iterated_masks(synflow(apply, input_shape=...), params, sparsity=0.99)``.
+    Use SynFlow in this way: ``iterated_masks(synflow(apply, input_shape=...), params, sparsity=0.99)``.
     Weights pruned in one round are 0 in the next, and pruned weights never come back.
 
     Args:
-      score: any that needs no gradient.
-      params: tree of arrays; what ``score.where`` selects is pruned.
+      score: any score that needs no gradient.
+      params: tree of arrays; the leaves that ``score.where`` selects are pruned.
       sparsity: the fraction of the weights to remove in the end.
       keep: the number of weights to keep in the end.
       rounds: number of rounds.
-      batch: for the score.
+      batch: batch for the score.
       key: PRNG key for the score, folded with the round.
       min_keep: minimum number of weights that every layer keeps.
 
@@ -212,7 +213,7 @@ def iterated_masks(
     Array([False,  True,  True], dtype=bool)
     """
     if "grad" in score.needs:
-        raise ValueError(f"the score {score.name} needs a gradient of every round; prune in a loop of your own")
+        raise ValueError(f"the score {score.name} needs a new gradient in every round; write your own loop instead")
     if rounds < 1:
         raise ValueError(f"rounds={rounds!r} must be 1 or more")
     selected = selected_by(score.where, params)
@@ -239,11 +240,11 @@ def iterated_masks(
 def average_gradients(
     loss: Callable[..., PyTree], params: PyTree, batches: Iterable[PyTree], *, has_aux: bool = False
 ) -> PyTree:
-    """The gradient of a loss averaged over batches, every example with the same weight.
+    """Return the gradient of a loss averaged over batches, with the same weight for every example.
 
     Args:
-      loss: ``loss(params, batch)``, a pure function that returns the mean over the batch's examples, a scalar.
-        It decides on train or eval mode; see the module for a model with batch normalization.
+      loss: ``loss(params, batch)``, a pure function that returns the mean over the batch's examples, a scalar. It sets
+      train or eval mode; see the module for a model with batch normalization.
       params: tree of arrays; the gradient is taken with respect to its float leaves.
       batches: a list or a generator of trees of arrays (examples, ...). Batches with more examples have more weight.
       has_aux: whether ``loss`` returns (scalar, aux); aux, such as new running statistics, is dropped.
@@ -272,12 +273,12 @@ def average_gradients(
     for batch in batches:
         total, number = add(total, floats.leaves, batch), number + _examples(batch)
     if not number:
-        raise ValueError("batches holds no example; a gradient needs at least one batch")
+        raise ValueError("batches has no example; give at least one batch")
     return floats.alone([t / number for t in total])
 
 
 class _Floats(NamedTuple):
-    """The float leaves of a tree, which are differentiated, and all its leaves."""
+    """The leaves of a tree, and its float leaves, which are differentiated."""
 
     leaves: list[Leaf]
     slots: list[int]
@@ -293,11 +294,11 @@ class _Floats(NamedTuple):
         return cls([every[i] for i in slots], slots, every, treedef)
 
     def whole(self, leaves: list[Leaf]) -> PyTree:
-        """The tree with other float leaves."""
+        """Return the tree with other float leaves."""
         return self._put(leaves, list(self.every))
 
     def alone(self, leaves: list[Leaf]) -> PyTree:
-        """The tree with other float leaves, and None for every other leaf."""
+        """Return the tree with other float leaves, and None for every other leaf."""
         return self._put(leaves, [None] * len(self.every))
 
     def _put(self, leaves: list[Leaf], into: list[Leaf]) -> PyTree:
@@ -307,7 +308,7 @@ class _Floats(NamedTuple):
 
 
 def _examples(batch: PyTree) -> int:
-    """The length of the leading axis of the arrays of a batch."""
+    """Return the length of the leading axis of the arrays of a batch."""
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if getattr(leaf, "ndim", 0)}
     if len(lengths) != 1:
         raise ValueError(f"the arrays of a batch must have one leading axis, the examples; they have {sorted(lengths)}")
@@ -316,7 +317,7 @@ def _examples(batch: PyTree) -> int:
 
 def _scalar(value: PyTree) -> Array:
     if jnp.size(value) != 1:
-        raise ValueError(f"loss gave an array of shape {jnp.shape(value)}; it must give a scalar")
+        raise ValueError(f"loss returned an array of shape {jnp.shape(value)}; it must return a scalar")
     return jnp.reshape(value, ())
 
 

@@ -1,1 +1,1 @@
-"""Selections: scores to masks."""
+"""Selections: functions from scores to masks."""

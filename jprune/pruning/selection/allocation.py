@@ -1,6 +1,6 @@
-"""The number of weights that each layer keeps, from shapes alone, in exact arithmetic.
+"""Compute the number of weights that each layer keeps, from shapes alone, in exact arithmetic.
 
-Every count is a Python integer, known before anything is traced.
+Every count is a Python integer, known before tracing.
 """
 
 import math
@@ -13,16 +13,16 @@ from jprune.pruning.amounts import Amount, Keep, PerLayer
 
 
 def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") -> int:
-    """The number kept of ``size`` weights (or blocks, or channels).
+    """Return the number kept of ``size`` weights (or blocks, or channels).
 
     Args:
       amount: a sparsity s, which keeps size (1 - s), rounded half to even; or a ``Keep``.
-      size: how many there are.
-      name: what the caller calls a count, for the error.
-      of: what is counted, for the error.
+      size: the total number.
+      name: the caller's name for a count, for the error.
+      of: the unit that is counted, for the error.
 
     Raises:
-      TypeError: the amount is one for each layer or an array.
+      TypeError: the amount is a dict of layers or an array.
       ValueError: more would be kept than there are.
 
     >>> kept(Keep(3), 10), kept(0.75, 10), kept(0.98, 25_557_032)
@@ -43,7 +43,7 @@ def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") 
 
 
 def floors(min_keep: int, sizes: Sequence[int], total: int | None) -> list[int]:
-    """The minimum for each layer: ``min_keep``, or its size where that is smaller.
+    """Return the minimum for each layer: ``min_keep``, or its size if that is smaller.
 
     Raises:
       TypeError: ``min_keep`` is not an int.
@@ -66,14 +66,14 @@ def floors(min_keep: int, sizes: Sequence[int], total: int | None) -> list[int]:
 
 
 def proportional(shares: Sequence[int], low: Sequence[int], high: Sequence[int], total: int) -> list[int]:
-    """Divide ``total`` among layers in proportion to shares, within bounds, to whole numbers.
+    """Divide ``total`` among layers into integers in proportion to shares, within bounds.
 
-    The exact quota of layer l is min(max(e * shares_l, low_l), high_l), with the one scale e for which the
-    quotas sum to the total: layers that would exceed their bound are set to it and the rest rescaled. Each
-    quota is rounded down, and the layers with the largest remainders get one more each (ties: the earlier layer).
+    The exact quota of layer l is min(max(e * shares_l, low_l), high_l), with the scale e for which the quotas sum to
+    the total: layers that would exceed a bound are set to it and the rest rescaled. Each quota is rounded down, and the
+    layers with the largest remainders get one more each (ties: the earlier layer).
 
     Args:
-      shares: integers of 0 or more; a layer whose share is 0 keeps its minimum.
+      shares: nonnegative integers; a layer whose share is 0 keeps its minimum.
       low: minimum of each layer.
       high: maximum of each layer.
       total: between the sums of ``low`` and of ``high``.
@@ -109,13 +109,12 @@ def _quotas(shares: Sequence[int], low: Sequence[int], high: Sequence[int], tota
 
 
 def erk_shares(shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    """The Erdos-Renyi-kernel share of each layer: the sum of its dimensions.
+    """Return the Erdos-Renyi-kernel share of each layer: the sum of its dimensions.
 
     ERK gives a layer the density e * (d_1 + ... + d_k) / (d_1 * ... * d_k), where d_1, ..., d_k are its
-    dimensions: (in, out) of a dense layer, (height, width, in, out) of a convolution, in any order. Times its
-    d_1 * ... * d_k weights, that is e * (d_1 + ... + d_k) weights, so the sum of the dimensions is the layer's
-    share of what is kept. A layer whose density would exceed 1 is kept dense
-    and e raised for the others.
+    dimensions: (in, out) of a dense layer, (height, width, in, out) of a convolution, in any order. With d_1 * ... *
+      d_k weights, it keeps e * (d_1 + ... + d_k) of them, so the sum of the dimensions is the layer's share of the
+      weights kept. A layer whose density would exceed 1 is kept dense and e is raised for the others.
 
     Source: Evci et al., "Rigging the Lottery", ICML 2020, arXiv 1911.11134, section 3 (1).
 
@@ -126,18 +125,18 @@ def erk_shares(shapes: Sequence[tuple[int, ...]]) -> list[int]:
 
 
 def by_pattern(amounts: PerLayer, paths: Sequence[str], sizes: Sequence[int]) -> list[int]:
-    """The number of weights kept of each layer, from a dict of regular expressions.
+    """Return the number of weights that each layer keeps, from a dict of regular expressions.
 
-    The first expression found in a layer's path decides.
+    The first expression found in a layer's path applies.
 
     Args:
       amounts: ``{regex: sparsity}``, or a ``Keep`` in place of a sparsity.
-      paths: of the layers.
+      paths: paths of the layers.
       sizes: number of weights of each layer.
 
     Raises:
-      ValueError: an expression is not regular or matches no layer, a layer matches no expression, or more
-        weights would be kept than a layer has.
+      ValueError: a key is not a regular expression or matches no layer, a layer matches no expression, or more weights
+        would be kept than a layer has.
 
     >>> by_pattern({"^conv": 0.5, "": 0.0}, ["conv1/kernel", "dense/kernel"], [10, 20])
     [5, 20]

@@ -1,6 +1,6 @@
-"""Selections as published papers and their code have them; the number kept is not exact.
+"""Selections as in published papers and their code; the number kept is not exact.
 
-Report what they achieve: ``sparsity(masks)`` and ``compression(params, masks)``.
+Report the amounts that they reach: ``sparsity(masks)`` and ``compression(params, masks)``.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def bernoulli_masks(
     """Keep every weight with the same probability, independently: random pruning as published.
 
     Args:
-      scores: what ``random`` gives: independent and uniform in [0, 1).
+      scores: scores of ``random``: independent and uniform in [0, 1).
       sparsity: the probability with which a weight is removed.
       keep: the expected number of weights kept.
       among: bool tree of the weights that may be kept; None for all.
@@ -70,24 +70,23 @@ def legacy_signed_masks(
     min_keep: int = 0,
     axes: Axes = None,
 ) -> PyTree:
-    """Keep every weight whose |score| reaches the ``keep``-th largest *signed* score: more than asked.
+    """Keep every weight whose |score| reaches the ``keep``-th largest *signed* score: possibly more than ``keep``.
 
-    This is the rule of the code behind the published 30-replicate runs of undecayed pruning: the threshold is a
-    quantile of the signed scores, and the mask compares absolute scores with it, so that negative scores of
-    large magnitude are kept in addition. Use it with ``undecayed(..., signed=True)`` and report the sparsity reached.
-    Where no score is negative it equals ``global_masks``, except that all ties at the threshold are kept.
+    This is the rule of the code of the published 30-replicate runs of undecayed pruning: the threshold is a quantile of
+    the signed scores, but the mask compares absolute scores with it, so negative scores of large magnitude are kept
+    too. Use it with ``undecayed(..., signed=True)`` and report the sparsity reached. If no score is negative it equals
+    ``global_masks``, except that all ties at the threshold are kept.
 
     Args:
       scores: tree of signed float arrays, None where nothing is prunable.
-      sparsity: the fraction of the weights that the threshold is set for, removed.
-      keep: the number of weights that the threshold is set for, kept; an int, or an integer scalar array, which
-        may be traced.
+      sparsity: the fraction of the weights removed that sets the threshold.
+      keep: the number of weights kept that sets the threshold; an int, or an integer scalar array, which may be traced.
       among: bool tree of the weights that may be kept; None for all.
       min_keep: minimum number of weights that every layer keeps, by magnitude.
       axes: see ``global_masks``; only ``min_keep`` depends on it.
 
     Returns:
-      A tree like ``scores`` of bool arrays, at least as many of them True as asked.
+      A tree like ``scores`` of bool arrays; at least the given number of weights are kept.
 
     Raises:
       TypeError, ValueError: as ``global_masks``.
@@ -114,12 +113,12 @@ def legacy_signed_masks(
 
 
 def _removed(amount: Amount, size: int) -> float:
-    """The probability with which a weight is removed."""
+    """Return the probability with which a weight is removed."""
     return amount if isinstance(amount, float) else 1.0 - allocation.kept(amount, size) / size
 
 
 def _at_least(layers: Layers, bounds: list[Any], min_keep: int) -> list[Any]:
-    """The weights whose scores reach a bound, and the minimum of each layer."""
+    """Mark the weights whose scores reach a bound, and at least ``min_keep`` in each layer."""
     floors = allocation.floors(min_keep, layers.sizes, None)
     reached = [x >= bound for x, bound in zip(layers.scores, bounds, strict=True)]
     allowed = [mask if own is None else mask & own for mask, own in zip(reached, layers.masks, strict=True)]

@@ -1,9 +1,9 @@
-"""The layout of arrays for counting, and exact counts of where predicates hold.
+"""Lay out arrays for counting, and count exactly where predicates hold.
 
 Arrays that share a threshold form a *group*: either all arrays together, or each array alone. Elements are ordered
 within their group by array, then row-major within the array. An array is counted in *rows*. Almost always it is a
-single row; an array that one uint32 cannot count is split along its leading axes, and small arrays of different groups
-that are packed into one array are one row each.
+single row; an array with too many elements for a uint32 is split along its leading axes, and small arrays of different
+groups that are packed into one array are one row each.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from jaxtyping import Array, ArrayLike, Bool, UInt32
 from jprune.pruning.selection import uint64
 from jprune.pruning.selection.uint64 import Count
 
-_ROW = 2**32  # one uint32 counts fewer elements than this
+_ROW = 2**32  # a uint32 can count fewer elements than this
 _AXIS = 2**31
-_SMALL = 2**16  # arrays of fewer elements are packed together, because every array costs time to compile
-_SHORT = 2**6  # rows of fewer elements than its square are one line
-_DIGIT = 8  # a round of a search in counts settles a digit of this base
+_SMALL = 2**16  # smaller arrays are packed together, because every array costs compile time
+_SHORT = 2**6  # a row of fewer elements than the square of this is one line
+_DIGIT = 8  # each iteration of a search in counts finds one digit in this base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Part:
     """One array to be counted.
 
     Attributes:
-      shape: of the array.
-      lead: how many leading axes make its rows.
-      groups: the group of each row; one where all rows have the same.
+      shape: shape of the array.
+      lead: number of leading axes that index its rows.
+      groups: the group of each row; one entry if all rows have the same group.
     """
 
     shape: tuple[int, ...]
@@ -43,14 +43,14 @@ class Part:
     groups: tuple[int, ...]
 
     def spread(self, values: Array) -> Array:
-        """One value for each row, or one for all, to be broadcast with the array."""
+        """Reshape one value per row, or one for all, to broadcast with the array."""
         return values.reshape(()) if values.size == 1 else _spread(values, self.shape, self.lead)
 
     def before(self, cut: UInt32[Array, "rows"]) -> Bool[Array, "..."]:
         """Whether each element is among the first ``cut`` elements of its row, bool of the array's shape.
 
-        Compares coordinates one by one, the last first, without computing positions: so it works on shards, and XLA
-        finds nothing to compute before a loop and keep.
+        Compares coordinates one by one, the last first, without computing positions. So it works on shards, and XLA
+        cannot hoist an array of positions out of a loop.
         """
         if self.lead == len(self.shape):  # a row is one element
             return self.spread(cut > 0)
@@ -64,7 +64,7 @@ class Part:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return math.prod(self.shape[: self.lead])
 
     @property
@@ -74,12 +74,12 @@ class Part:
 
 
 class Lines(NamedTuple):
-    """The elements of each row of an array in lines: one axis is divided, and the axes after it are within a line.
+    """A division of each row of an array into lines: one axis is divided, and the axes after it are within a line.
 
     Attributes:
       part: the array.
-      axis: the axis that is divided; the number of axes where each row is one line.
-      block: how many indices of that axis are within a line.
+      axis: the axis that is divided; the number of axes if each row is one line.
+      block: the number of indices of that axis within a line.
     """
 
     part: Part
@@ -87,7 +87,7 @@ class Lines(NamedTuple):
     block: int
 
     def end(self, line: Array, place: Array) -> Array:
-        """The number of elements of a row up to and with one of a line, uint32 (rows,)."""
+        """Return the number of elements of a row up to and including a place of a line, uint32 (rows,)."""
         if self.axis == len(self.part.shape):
             return jnp.ones_like(line)
         size, after = self.part.shape[self.axis], math.prod(self.part.shape[self.axis + 1 :])
@@ -95,7 +95,7 @@ class Lines(NamedTuple):
         return outer * np.uint32(size * after) + block * np.uint32(self.block * after) + place + np.uint32(1)
 
     def ties(self, reach: Array, above: Array, one_device: bool) -> Array:
-        """Count what reaches a threshold and is not above it in each line: uint32 (*leading axes, *axes of lines)."""
+        """Count the elements equal to the threshold in each line: uint32 (*leading axes, *axes of lines)."""
         if not one_device:
             divided, split = self._divide(reach & ~above)
             return _sum(divided, split)
@@ -117,7 +117,7 @@ class Lines(NamedTuple):
         return lax.dynamic_slice(divided, start, (1,) * split + sizes).reshape(sizes).astype(jnp.uint32)
 
     def _divide(self, predicate: Array) -> tuple[Array, int]:
-        """The predicate with its axis divided in two, and the first axis that is within a line."""
+        """Divide the axis of a predicate in two; return it with the first axis that is within a line."""
         shape, axis, block = self.part.shape, self.axis, self.block
         if axis == len(shape) or block == shape[axis]:
             return predicate, axis
@@ -132,9 +132,9 @@ class Lines(NamedTuple):
 
 
 def _lines(part: Part, one_device: bool) -> Lines:
-    """Divide the elements of a row into about as many lines as there are elements in each.
+    """Divide a row into about as many lines as there are elements in each.
 
-    An axis is cut into blocks only for one device: cutting one that is sharded might move the scores.
+    An axis is cut into blocks only on one device: cutting a sharded axis might move the scores.
     """
     goal, within = math.isqrt(part.width), 1
     if goal <= _SHORT:
@@ -158,9 +158,9 @@ class Layout:
 
     Attributes:
       parts: one for each array.
-      groups: how many groups there are: one, or as many as there are rows.
-      one_device: whether the program is for one device. Then all counts of an array are made by one reduction of
-        many operands; partitioned, that would all-gather the partial counts.
+      groups: number of groups: one, or the number of rows.
+      one_device: whether the program is for one device. If so, one reduction of many operands computes all counts of an
+        array; in a partitioned program it would all-gather the partial counts.
     """
 
     parts: tuple[Part, ...]
@@ -176,7 +176,7 @@ class Layout:
         return sizes
 
     def values(self, i: int, values: Array) -> Array:
-        """One value for each group, (groups,), broadcast with an array."""
+        """Broadcast one value per group, (groups,), with an array."""
         return self.parts[i].spread(take(values, self.parts[i].groups))
 
     def count(self, predicates: Callable[[int], Sequence[Array]]) -> Count:
@@ -200,25 +200,25 @@ class Layout:
         return Count(*(take(limb, np.argsort(order).tolist()) for limb in every))
 
     def _count_rows(self, part: Part, predicates: Sequence[Array]) -> Sequence[Array]:
-        """For each predicate, where it holds in each row: uint32 of the leading axes."""
+        """Count where each predicate holds in each row: uint32 (*leading axes)."""
         if self.one_device:
             return _joint_counts(predicates, range(part.lead, len(part.shape)))
         return [_sum(predicate, part.lead) for predicate in predicates]
 
     def cut(self, reached: Callable[[int, Any], tuple[Array, Array]], goal: Count, *, sliced: bool) -> list[Array]:
-        """Find in every row where the ties that are wanted end, the first ones of each group.
+        """Find the end of the ties to keep, the first ones of each group, in every row.
 
         Reads every array once to count the ties in each line of a row, searches these counts, and reads the array once
-        more to count at each place of the line that has the last wanted tie.
+        more to count at each place of the line that has the last tie to keep.
 
         Args:
-          reached: for an array, where it reaches the threshold, and where it is above it; bool of its shape. Its
-            second argument must be computed first, so that XLA keeps no array from the first reading for the second.
-          goal: the number of ties wanted in each group, limbs (groups,).
-          sliced: whether to slice the line out instead of reading the array again. Under ``vmap`` that is a gather.
+          reached: returns for an array where it reaches the threshold and where it is above it; bool of its shape. Its
+            second argument must be computed first, so that XLA keeps no array from the first read for the second.
+          goal: the number of ties to keep in each group, limbs (groups,).
+          sliced: whether to slice the line instead of reading the array again. Under ``vmap`` the slice is a gather.
 
         Returns:
-          For each array, uint32 (rows,): the number of elements of the row up to and including the last wanted tie; 0
+          For each array, uint32 (rows,): the number of elements of the row up to and including the last tie to keep; 0
           if there is none, and the place of the last tie if there are too few.
         """
         lines = [_lines(part, self.one_device) for part in self.parts]
@@ -240,7 +240,7 @@ class Layout:
         return ends
 
     def _share(self, rows: Sequence[Array], goal: Count) -> list[Array]:
-        """Divide what each group wants among its rows, the first ones first: uint32 (rows,) for each array."""
+        """Divide the number for each group among its rows, the first rows first: uint32 (rows,) for each array."""
         together = self.groups == 1
         shares = []
         for own, groups in (
@@ -261,7 +261,7 @@ class Layout:
 def _reach(counts: Sequence[Array], leads: Sequence[int], goals: Sequence[Array]) -> list[tuple[Array, Array]]:
     """Find where the running sum of counts first reaches a goal, in each row of each array.
 
-    A running sum would have to be gathered where the counts are sharded; sums up to a few indices at a time do not.
+    Sharded counts would have to be gathered for a running sum; sums up to a few indices at a time avoid this.
 
     Args:
       counts: uint32 arrays, in rows along their leading axes; the sum of a row fits uint32.
@@ -299,7 +299,7 @@ def _narrow(count: Array, lead: int, goal: Array, state: tuple[Array, ...]) -> t
 
 
 def take(values: Array, indices: Sequence[int]) -> Array:
-    """Entries along the first axis, by slices: under ``vmap`` an index would become a gather."""
+    """Take entries along the first axis by slices: under ``vmap`` an index would become a gather."""
     runs: list[list[int]] = []
     for index in map(int, indices):
         if runs and index == runs[-1][1]:
@@ -310,7 +310,7 @@ def take(values: Array, indices: Sequence[int]) -> Array:
 
 
 def _index(shape: tuple[int, ...], start: int, stop: int) -> Array:
-    """The row-major index over some axes, uint32, of ones elsewhere."""
+    """Return the row-major index over some axes, uint32, with size 1 in the other axes."""
     shape = tuple(size if start <= axis < stop else 1 for axis, size in enumerate(shape))
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(start, stop):
@@ -319,7 +319,7 @@ def _index(shape: tuple[int, ...], start: int, stop: int) -> Array:
 
 
 def _spread(values: Array, shape: tuple[int, ...], lead: int) -> Array:
-    """One value for each row, (rows,), to be broadcast with an array."""
+    """Reshape one value per row, (rows,), to broadcast with an array."""
     return values.reshape(shape[:lead] + (1,) * (len(shape) - lead))
 
 
@@ -328,7 +328,7 @@ def _sum(counts: Array, lead: int) -> Array:
 
 
 def _joint_counts(predicates: Sequence[Array], axes: range) -> Sequence[Array]:
-    """Count over some axes where predicates hold, uint32, in one reading of what they share."""
+    """Count over some axes where predicates hold, uint32, in one read of their shared inputs."""
     counts: Sequence[Array] = lax.reduce(
         tuple(p.astype(jnp.uint32) for p in predicates),
         (np.uint32(0),) * len(predicates),
@@ -339,13 +339,13 @@ def _joint_counts(predicates: Sequence[Array], axes: range) -> Sequence[Array]:
 
 
 class Packed(NamedTuple):
-    """Arrays with the small ones put together.
+    """Arrays, with small ones packed together.
 
     Attributes:
       arrays: float arrays.
-      eligible: bool arrays of what may be chosen, or ``None`` for all of an array.
-      layout: how they are counted.
-      unpack: takes arrays of the packed shapes back to the shapes that were packed.
+      eligible: bool arrays of the entries that may be chosen, or ``None`` for all of an array.
+      layout: layout for counting.
+      unpack: converts arrays of the packed shapes back to the original shapes.
     """
 
     arrays: list[Any]
@@ -355,17 +355,17 @@ class Packed(NamedTuple):
 
 
 def pack(arrays: Sequence[Any], eligible: Sequence[Any], *, each: bool, one_device: bool, dtype: Any = None) -> Packed:
-    """Lay out arrays, with the small ones put together if the program is for one device.
+    """Lay out arrays, with small ones packed together if the program is for one device.
 
-    Neighbours in one group are joined end to end. Arrays that are groups of their own are padded to a common
-    length, less than twice their own, with what is not eligible.
+    Neighboring arrays of one group are concatenated. Arrays that are separate groups are padded with ineligible entries
+    to a common length, less than twice their own.
 
     Args:
       arrays: float arrays of any dtypes.
-      eligible: bool arrays of what may be chosen, or ``None`` for all of an array.
-      each: whether each array is a group; else all are one.
-      one_device: see ``Layout``; sharded arrays are never joined.
-      dtype: of what is put together; large arrays keep their own.
+      eligible: bool arrays of the entries that may be chosen, or ``None`` for all of an array.
+      each: whether each array is a group; otherwise all arrays are one group.
+      one_device: see ``Layout``; sharded arrays are never packed.
+      dtype: dtype of packed arrays; large arrays keep theirs.
 
     Raises:
       ValueError: an axis is too long.
@@ -415,7 +415,7 @@ def _part(shape: tuple[int, ...], group: int) -> Part:
 
 
 def _neighbours(arrays: Sequence[Any]) -> list[list[int]]:
-    """Runs of small arrays; each of the others by itself."""
+    """Return runs of consecutive small arrays, and each large array alone."""
     batches: list[list[int]] = []
     for i, array in enumerate(arrays):
         if batches and max(array.size, arrays[batches[-1][-1]].size) < _SMALL:
@@ -426,7 +426,7 @@ def _neighbours(arrays: Sequence[Any]) -> list[list[int]]:
 
 
 def _alike(arrays: Sequence[Any]) -> list[list[int]]:
-    """Small arrays whose sizes have the same number of bits; each of the others by itself."""
+    """Group small arrays whose sizes have the same number of bits; each large array is alone."""
     batches: dict[tuple[bool, int], list[int]] = {}
     for i, array in enumerate(arrays):
         small = array.size < _SMALL

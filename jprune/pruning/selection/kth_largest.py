@@ -1,11 +1,11 @@
-"""The exact k-th largest value over a whole pytree, found by counting; nothing is sorted or gathered.
+"""Find the exact k-th largest value over a whole pytree by counting, without sorting or gathering.
 
-Floats are ordered, so they can be numbered: place 1 is -inf, the last place +inf. The k-th largest score is the largest
-place whose float is reached by at least k scores. It is found by counting how many scores reach a few candidates, the
-*probes*, and continuing between two of them. A pass reads the scores, writes no array of their size and needs only
-counts, so arrays sharded over a mesh are not moved: a pass all-reduces a few scalars. Equal scores are ordered by
-position (leaf order in the tree, then row-major index): the ties are counted in each line of an array, then at each
-place of the line that contains the cut.
+Floats are ordered, so they can be numbered: *place* 1 is -inf, the last place +inf. The k-th largest score is the float
+at the largest place that at least k scores reach. The search counts how many scores reach a few candidates, the
+*probes*, and continues between two of them. A pass reads the scores, writes no array of their size and needs only
+counts, so sharded arrays are not moved: a pass all-reduces a few scalars. Ties are broken by position (leaf order in
+the tree, then row-major index): they are counted in each line of an array, then at each place of the line that contains
+the cut.
 
 A *group* is a set of arrays that share one threshold: all arrays together, or each array alone.
 """
@@ -25,26 +25,26 @@ from jprune.pruning.selection.counting import Layout
 from jprune.pruning.selection.uint64 import Count
 
 # On an accelerator a pass costs as much as reading the scores, and ending a loop early makes a GPU synchronize with the
-# host, so there is a fixed number of passes with evenly spaced probes: 8 with 15 of them, 11 with 7. For sharded scores
-# each probe is a separate sum. A TPU computes 15 of them in one reading, a GPU not more than 8.
+# host, so there is a fixed number of passes with evenly spaced probes: 8 passes with 15 probes, 11 with 7. For sharded
+# scores each probe is a separate sum. A TPU computes 15 sums in one read, a GPU at most 8.
 _FIXED, _FIXED_SHARDED = 15, 7
-# On a CPU the probes are placed around a guess: where a straight line between the counts at both ends reaches the
-# wanted count. The offsets below are fractions of the interval. The search ends when every group has its count. For
-# sharded scores each probe would need a copy of the scores, so there is one, on the side that leaves less.
+# On a CPU the probes are placed around a guess: the point where a straight line between the counts at both ends reaches
+# the goal. The offsets below are fractions of the interval. The search ends when every group has its count. For sharded
+# scores each probe needs a copy of the scores, so there is only one, on the side that leaves the smaller interval.
 _AROUND = (-(2.0**-3), -(2.0**-6), -(2.0**-9), 0.0, 2.0**-9, 2.0**-6, 2.0**-3)
 _ONE = (2.0**-5,)
 _barrier: Callable[[Any], Any] = lax.optimization_barrier
-_ALL = np.uint32(2**32 - 1)  # a cut after every element of a row
+_ALL = np.uint32(2**32 - 1)  # a cut after the last element of a row
 
 
 class Bounds(NamedTuple):
-    """What is chosen of a group: the scores that reach ``above``, and the first of the others that reach ``tied``.
+    """Bounds of the selected scores: those that reach ``above``, and the first of the others that reach ``tied``.
 
     Attributes:
-      above: the bound after the threshold, (groups,).
-      tied: the threshold, (groups,); a bound that nothing reaches, where nothing is chosen.
-      lowest: whether every score is tied that does not reach ``above``, NaN too, (groups,).
-      cuts: for each array how many elements of each row may be chosen as ties, uint32 (rows,).
+      above: the next float after the threshold, (groups,).
+      tied: the threshold, (groups,); a bound that no score reaches if nothing is selected.
+      lowest: whether all scores that do not reach ``above`` are ties, including NaN, (groups,).
+      cuts: for each array the number of leading elements of each row that may be selected as ties, uint32 (rows,).
     """
 
     above: Array
@@ -54,7 +54,7 @@ class Bounds(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A threshold: the number of its float, how many scores reach it, and how many the float after it."""
+    """A threshold: its place, the number of scores that reach it, and the number that reach the next float."""
 
     place: Count
     at: Count
@@ -69,7 +69,7 @@ def keys(scores: Float[Array, "*shape"], eligible: Bool[Array, "*shape"] | None 
       eligible: bool, of the same shape, or ``None`` for all.
 
     Returns:
-      int32, or int64 for float64 scores; the smallest integer marks what is not eligible.
+      int32, or int64 for float64 scores; the smallest integer marks scores that are not eligible.
 
     >>> keys(jnp.array([-jnp.inf, -0.0, 0.0, 1.0])).tolist()
     [-2139095041, 0, 0, 1065353216]
@@ -95,17 +95,17 @@ def largest(
 ) -> list[Array]:
     """Mark the ``keep`` largest scores, exactly that many, ties broken by position.
 
-    NaN counts as the lowest score, -0.0 equals +0.0. Where a device flushes denormals to zero (TPUs), they equal 0.
+    NaN is the lowest score, -0.0 equals +0.0. On devices that flush denormals to zero (TPUs), denormals equal 0.
 
     Args:
       scores: float arrays of any shapes and dtypes.
-      keep: how many to mark: scalar limbs, or limbs (arrays,) with ``each``. Where fewer are eligible, all of
-        those are marked.
-      eligible: for each array the bool array of what may be marked, or ``None`` for all of it.
-      each: whether ``keep`` counts for each array; otherwise for all arrays together.
-      one_device: whether the program is for one device, for which counts are made faster; the result is the
-        same. ``None`` finds out from the arrays' shardings and the mesh in context.
-      magnitude: rank by absolute value, which no pass writes out.
+      keep: the number to mark: scalar limbs, or limbs (arrays,) with ``each``. If fewer are eligible, all of them are
+        marked.
+      eligible: for each array a bool array of the scores that may be marked, or ``None`` for all.
+      each: whether ``keep`` is a number for each array; otherwise it is for all arrays together.
+      one_device: whether the program is for one device, which allows faster counts; the result is the same. ``None``
+        infers it from the arrays' shardings and the mesh in context.
+      magnitude: rank by absolute value, without writing an array of absolute values.
 
     Returns:
       One bool array for each of ``scores``.
@@ -126,7 +126,7 @@ def largest(
 
 
 def count_true(masks: Sequence[Array], *, one_device: bool | None = None) -> Count:
-    """Count what is True in bool arrays together, exactly; scalar limbs.
+    """Count the True entries of all arrays together, exactly; return scalar limbs.
 
     >>> [int(limb) for limb in count_true([jnp.array([True, False]), jnp.array(True)])]
     [0, 2]
@@ -137,10 +137,11 @@ def count_true(masks: Sequence[Array], *, one_device: bool | None = None) -> Cou
 
 
 def on_one_device(arrays: Sequence[Array]) -> bool:
-    """Whether arrays are on one device, so far as their shardings and the mesh in context tell.
+    """Whether arrays are on one device, as far as their shardings and the mesh in context show.
 
-    Traced arrays carry the mesh that they are sharded over; inside ``shard_map`` each device has its own. Shardings
-    that only ``jit(..., in_shardings=...)`` knows cannot be seen: the masks are the same, but counts are gathered.
+    Traced arrays have the mesh over which they are sharded; inside ``shard_map`` each device has its own arrays.
+    Shardings given only to ``jit(..., in_shardings=...)`` are not visible: the masks are then the same, but counts are
+    gathered.
     """
     shardings = [jax.typeof(array).sharding for array in arrays if isinstance(array, jax.core.Tracer)]
     meshes = [jax.sharding.get_abstract_mesh(), *(sharding.mesh for sharding in shardings)]
@@ -175,21 +176,21 @@ def _largest(
     if not one_device:
         platforms["tpu"], default = mark, functools.partial(mark, probes=_FIXED_SHARDED)
     marked = lax.platform_dependent(packed.arrays, packed.eligible, keep, **platforms, default=default)
-    # Without the barrier XLA would repeat the comparison for every piece that ``unpack`` cuts from a packed array.
+    # Without the barrier XLA would repeat the comparison for every array that ``unpack`` slices from a packed one.
     return packed.unpack(marked if len(marked) == len(scores) else _barrier(marked))
 
 
 class _Values(NamedTuple):
-    """The arrays that are searched, as packed.
+    """The packed arrays that are searched.
 
     Attributes:
       arrays: floats of any dtypes.
       eligible: bool arrays, or ``None``.
-      layout: of the arrays.
-      dtype: to compare in.
+      layout: layout of the arrays.
+      dtype: dtype of the comparisons.
       magnitude: whether to compare absolute values.
-      integers: whether to compare as integers of the same order, and to search for as long as it takes: on CPUs,
-        which flush denormals to zero. Elsewhere floats are compared, in a fixed number of passes.
+      integers: whether to compare integers of the same order, in as many passes as needed: on CPUs, which flush
+        denormals to zero. On other devices floats are compared, in a fixed number of passes.
     """
 
     arrays: list[Array]
@@ -200,16 +201,16 @@ class _Values(NamedTuple):
     integers: bool
 
     def after(self, *given: Any) -> tuple[Any, ...]:
-        """These values, once ``given`` was computed: XLA then computes no comparison early and keeps it."""
+        """Return these values with a barrier after ``given``, so that XLA does not compute comparisons early."""
         arrays, eligible, given = _barrier((self.arrays, self.eligible, given))
         return self._replace(arrays=arrays, eligible=eligible), *given
 
     def bound(self, place: Count) -> Array:
-        """What is compared with at places."""
+        """Return the numbers to compare with at places."""
         return _order_of(place, self.dtype) if self.integers else _float_of(place, self.dtype)
 
     def reach(self, i: int, *bounds: Array) -> list[Array]:
-        """Where an eligible score of an array is at least a bound, (groups,)."""
+        """Return where an eligible score of an array is at least each bound, (groups,)."""
         value = self.arrays[i].astype(self.dtype)
         value, own = jnp.abs(value) if self.magnitude else value, self.eligible[i]
         if self.integers:
@@ -218,7 +219,7 @@ class _Values(NamedTuple):
         return reached if own is None else [r & own for r in reached]
 
     def reached_and_above(self, i: int, bounds: Bounds) -> tuple[Array, Array]:
-        """Where an eligible score of an array reaches the threshold, and where it is above it."""
+        """Return where an eligible score of an array reaches the threshold, and where it is above it."""
         above, reached = self.reach(i, bounds.above, bounds.tied)
         lowest: Array = self.layout.values(i, bounds.lowest)
         own = self.eligible[i]
@@ -226,12 +227,12 @@ class _Values(NamedTuple):
 
 
 def _find_threshold(values: _Values, keep: Count, probes: int) -> _Found:
-    """Find for every group the largest float that enough scores reach; on CPUs any that exactly ``keep`` reach.
+    """Find for every group the largest float that ``keep`` scores reach; on CPUs any that exactly ``keep`` reach.
 
-    On CPUs the search places its own probes.
+    On CPUs ``probes`` is not used: the probes are placed around a guess.
     """
     layout = values.layout
-    # Zero, but as varying as the scores are inside shard_map: a loop's carry must be so from the start.
+    # Zero with the varying axes of the scores inside shard_map, which a loop's initial carry must have.
     anchor = functools.reduce(jnp.bitwise_or, [jnp.any(x > 0) for x in values.arrays]) & False
     zero = Count(*[keep.low * 0 + anchor.astype(jnp.uint32)] * 2)
     goal = uint64.at_least_one(keep)  # so that the threshold is never above every score
@@ -241,7 +242,7 @@ def _find_threshold(values: _Values, keep: Count, probes: int) -> _Found:
     ahead = layout.one_device if values.integers else as_stored
 
     def count(places: Count) -> Count:
-        # Integers that are there already make a pass on one CPU a third shorter, for a copy of the scores.
+        # Precomputed integers make a pass on one CPU a third shorter, at the cost of a copy of the scores.
         bounds = values.bound(places)
         here, bounds = (values, bounds) if ahead else values.after(bounds)
         return layout.count(lambda i: here.reach(i, *(bounds[:, j] for j in range(bounds.shape[1]))))
@@ -253,7 +254,7 @@ def _find_threshold(values: _Values, keep: Count, probes: int) -> _Found:
 
 
 def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
-    """Find how far the scores at the threshold are chosen; only where some of them are, and some not."""
+    """Find how many of the scores at the threshold are selected, if some are and some are not."""
     layout = values.layout
     none = (keep.high == 0) & (keep.low == 0)
     whole = none | uint64.equal(found.at, keep)
@@ -282,13 +283,13 @@ def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
 
 
 def _mark(values: _Values, i: int, bounds: Bounds) -> Bool[Array, "..."]:
-    """Mark what is chosen of an array."""
+    """Mark the selected scores of an array."""
     reached, above = values.reached_and_above(i, bounds)
     return above | (reached & values.layout.parts[i].before(bounds.cuts[i]))
 
 
 def _search_evenly(count: Callable[[Count], Count], width: int, start: _Found, goal: Count, *, probes: int) -> _Found:
-    """Search with evenly spaced probes: the same number of passes for any scores, which the compiler knows."""
+    """Search with evenly spaced probes, in a static number of passes."""
     steps = [width]
     while steps[-1] > 1:
         steps.append(-(-steps[-1] // (probes + 1)))
@@ -310,19 +311,20 @@ def _search_evenly(count: Callable[[Count], Count], width: int, start: _Found, g
 def _search_around(
     count: Callable[[Count], Count], width: int, start: _Found, goal: Count, *, probes: tuple[float, ...]
 ) -> _Found:
-    """Search with probes around a guess, until every group has the wanted count or its threshold is found.
+    """Search with probes around a guess, until every group has its count or its threshold is found.
 
-    A pass narrows the interval to that between two of its probes. Seven evenly spaced probes determine three bits of
-    the threshold. Within an octave, where counts are smooth, the probes are placed around the point where a straight
-    line through the counts at both ends reaches the goal, which determines up to eight bits. A group where the guess
-    was worse than even spacing twice uses even spacing from then on, so the number of passes is bounded for any scores.
+    A pass narrows the interval to the part between two of its probes. Seven evenly spaced probes determine three bits
+    of the threshold. Within an octave, where counts are smooth, the probes are placed around the point where a straight
+    line through the counts at both ends reaches the goal, which determines up to eight bits. If the guess was worse
+    than even spacing twice, the group uses even spacing from then on, so the number of passes is bounded for any
+    scores.
 
     Args:
-      count: how many scores reach the floats of places (groups, probes).
+      count: returns how many scores reach the floats at places (groups, probes).
       width: the number of places.
       start: place 0 and the counts at both ends, (groups,).
-      goal: the count wanted, (groups,).
-      probes: their offsets from the guess, as fractions of the interval.
+      goal: the count to find, (groups,).
+      probes: offsets of the probes from the guess, as fractions of the interval.
     """
     smooth = np.float32(2**52 if width > 2**32 else 2**23)  # an octave
     even = jnp.arange(1, len(probes) + 1, dtype=jnp.float32)[None] / np.float32(len(probes) + 1)
@@ -357,7 +359,7 @@ def _search_around(
         guess = (uint64.to_float(narrower) < smooth) & (failures < 2) & ~failed
         found = _Found(uint64.add(found.place, step), *_ends(found, counts, passed))
         offsets = offsets_of(found, narrower, guess)
-        # Inside ``count`` XLA would compute the places again for every array.
+        # Inside ``count`` XLA would recompute the places for every array.
         return found, narrower, failures, guess, offsets, uint64.add(uint64.column(found.place), offsets)
 
     whole = uint64.add(start.place, uint64.fill(width, start.place.low))
@@ -370,12 +372,12 @@ def _search_around(
 
 
 def _places(dtype: Any) -> int:
-    """The number of places: the floats from -inf to +inf, and place 0 for what is lower than all of them."""
+    """Return the number of places: the floats from -inf to +inf, and place 0, which is lower than all of them."""
     return {jnp.float32: 0xFF000003, jnp.float64: 0xFFE0000000000003}[dtype]
 
 
 def _order_of(place: Count, dtype: Any) -> Array:
-    """The bits of a place as a signed integer that keeps the order, those of a float >= +0."""
+    """Return a place as a signed integer of the same order; for floats >= +0 these are the bits of the float."""
     if dtype == jnp.float32:
         return lax.bitcast_convert_type(place.low + np.uint32(0x807FFFFE), jnp.int32)
     whole = (place.high.astype(jnp.uint64) << np.uint64(32)) | place.low.astype(jnp.uint64)
@@ -383,14 +385,14 @@ def _order_of(place: Count, dtype: Any) -> Array:
 
 
 def _float_of(place: Count, dtype: Any) -> Array:
-    """The float at a place; NaN, which nothing reaches, at place 0 and at the one after +inf."""
+    """Return the float at a place; NaN, which no score reaches, at place 0 and after +inf."""
     order = _order_of(place, dtype)
     bits = jnp.where(order < 0, order ^ order.dtype.type(np.iinfo(order.dtype).max), order)
     return lax.bitcast_convert_type(bits, dtype)
 
 
 def _ends(found: _Found, counts: Count, passed: UInt32[Array, "groups"]) -> tuple[Count, Count]:
-    """The counts at both ends of the interval after the probes that passed."""
+    """Return the counts at both ends of the interval after the probes that passed."""
     return (
         _entry(found.at, counts, found.after, passed),
         _entry(found.at, counts, found.after, passed + np.uint32(1)),
@@ -398,7 +400,7 @@ def _ends(found: _Found, counts: Count, passed: UInt32[Array, "groups"]) -> tupl
 
 
 def _entry(first: Count, middle: Count, last: Count, index: UInt32[Array, "groups"]) -> Count:
-    """Entry index[group] of (first, *middle, last) of every group: (groups,), (groups, n), (groups,)."""
+    """Return entry index[group] of (first, *middle, last) of every group: (groups,), (groups, n), (groups,)."""
     column = lax.broadcasted_iota(jnp.uint32, (1, middle.low.shape[1]), 1) + np.uint32(1)
     chosen = column == index[:, None]
     zero, end = np.uint32(0), np.uint32(middle.low.shape[1] + 1)

@@ -1,7 +1,7 @@
-"""The layers of a tree of scores, checked, and the choice of the largest scores among them.
+"""Check and flatten a tree of scores into layers, and select the largest scores.
 
-A layer is a leaf of the tree or, where ``axes=`` says that a leaf stacks several layers (``scan`` or ``vmap``
-over layers, experts), one slice of it.
+A layer is a leaf of the tree or, if ``axes=`` says that the leaf stacks several layers (``scan`` or ``vmap`` over
+layers, experts), one slice of it.
 """
 
 import math
@@ -22,11 +22,11 @@ from jprune.trees import flatten, is_float, match
 
 
 class Quota(NamedTuple):
-    """How many scores to keep.
+    """The numbers of scores to keep.
 
     Attributes:
-      each: the number of largest scores that every layer keeps, or None.
-      total: the number in all: the largest of the others are added up to it; None to add none.
+      each: the number of its largest scores that every layer keeps, or None.
+      total: the total number, filled up with the largest of the other scores; None to add none.
     """
 
     each: Sequence[int] | Count | None
@@ -40,9 +40,9 @@ class Layers(NamedTuple):
       paths: paths of the leaves.
       scores: float arrays.
       masks: bool arrays of the weights that may be kept, or None for all of a leaf.
-      stacked: for each leaf the axes that count separate layers.
+      stacked: for each leaf the axes over separate layers.
       slots: positions of the leaves among all leaves of the tree.
-      treedef: of the tree, None counting as a leaf.
+      treedef: structure of the tree, with None as a leaf.
       magnitude: whether scores are ranked by absolute value.
     """
 
@@ -69,7 +69,7 @@ class Layers(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The path of each layer; of one in a stack with its index: 'blocks/kernel[2]'."""
+        """The path of each layer; stacked layers have their index: 'blocks/kernel[2]'."""
         return [
             path + "".join(f"[{i}]" for i in index)
             for path, shape, stacked in zip(self.paths, self.leaf_shapes, self.stacked, strict=True)
@@ -117,14 +117,14 @@ def layers_of(
     shapes_only: bool = False,
     magnitude: bool = False,
 ) -> Layers:
-    """Flatten scores and check them, and ``among`` with them.
+    """Flatten and check a tree of scores, and ``among`` with it.
 
     Args:
       scores: tree of float arrays, None where nothing is prunable.
       among: bool tree of the weights that may be kept; None for all.
-      axes: see ``jprune.graph.axes``; which axes of a leaf count layers.
-      per_layer: what treats layers separately, for the warning about leaves whose axes are unknown; None where
-        a leaf need not be divided into layers.
+      axes: roles of the axes, see ``jprune.graph.axes``; stacked axes are over layers.
+      per_layer: the function that treats layers separately, for the warning about leaves whose axes are unknown; None
+        if leaves need not be divided into layers.
       shapes_only: whether the arrays may be shapes; their values are not checked.
       magnitude: whether to rank by absolute value.
 
@@ -135,12 +135,12 @@ def layers_of(
     paths, leaves, treedef = flatten(scores)
     slots = [i for i, leaf in enumerate(leaves) if leaf is not None]
     if not slots:
-        raise ValueError("scores has nothing to prune: every leaf is None")
+        raise ValueError("scores has nothing to prune: every leaf is None; check where=")
     for i in slots:
         if not is_float(leaves[i]):
             raise TypeError(
-                f"scores has {describe(leaves[i])} at '{paths[i]}'; a score must be a float array, or None to leave "
-                "the leaf alone"
+                f"scores has {describe(leaves[i])} at '{paths[i]}'; a score must be a float array, or None for a "
+                "leaf that is not pruned"
             )
     masks = [None] * len(leaves) if among is None else match(scores, among, reference_name="scores", name="among")
     for i in slots:
@@ -169,7 +169,7 @@ def layers_of(
         masks=[None if array is None else jnp.asarray(array) for array in layers.masks],
     )
     if not any(isinstance(array, jax.core.Tracer) for array in [*layers.scores, *layers.masks]):
-        with jax.ensure_compile_time_eval():  # scores may be constants of a program that is being traced
+        with jax.ensure_compile_time_eval():  # scores may be constants of a traced program
             nan = jax.device_get(_nan(layers.scores, layers.masks))
         for path, found in zip(layers.paths, nan, strict=True):
             if found:
@@ -178,11 +178,11 @@ def layers_of(
 
 
 def quota_of(amount: Amount, quota: Callable[[Amount], Quota]) -> Quota:
-    """The quota of an amount; of the entries of a schedule, the quota of the one that is due, looked up in a table.
+    """Return the quota of an amount; for a schedule, look up the quota of the due entry in a table.
 
     Args:
-      amount: how much to keep.
-      quota: the quota of one amount, in Python integers or limbs.
+      amount: the amount to prune.
+      quota: returns the quota of one amount, in Python integers or limbs.
     """
     if not isinstance(amount, Scheduled):
         return quota(amount)
@@ -193,7 +193,7 @@ def quota_of(amount: Amount, quota: Callable[[Amount], Quota]) -> Quota:
 
 
 def choose(layers: Layers, quota: Quota) -> list[Bool[Array, "..."]]:
-    """Mark the largest scores of every layer, then the largest of all others, up to the total.
+    """Mark the largest scores of every layer, then the largest of the others, up to the total.
 
     Returns:
       One bool array for each leaf.
@@ -210,13 +210,13 @@ def choose(layers: Layers, quota: Quota) -> list[Bool[Array, "..."]]:
 
 
 def warn_of_collapse(layers: Layers, kept: Sequence[Any], amount: Amount, *, stacklevel: int = 4) -> None:
-    """Warn, outside jit, of layers in which nothing is left although not everything was to be removed.
+    """Warn, outside jit, about layers that keep no weight although not everything is removed.
 
     Args:
-      layers: the layers that were selected from; layers that had nothing to choose from are not named again.
+      layers: the layers that were selected from; layers that were already empty are not named again.
       kept: one bool array for each leaf.
-      amount: how much was to be kept.
-      stacklevel: that of ``warnings.warn``, so that the warning names the caller's line.
+      amount: the amount pruned.
+      stacklevel: argument of ``warnings.warn``, so that the warning names the caller's line.
     """
     if any(isinstance(mask, jax.core.Tracer) for mask in [*kept, *layers.masks]) or amount in (1.0, Keep(0)):
         return
@@ -233,7 +233,7 @@ def warn_of_collapse(layers: Layers, kept: Sequence[Any], amount: Amount, *, sta
 
 
 def warn_of_counts(layers: Layers, counts: Sequence[int], amount: Amount) -> None:
-    """Warn, while tracing, of layers of which an amount that removes less than everything keeps no weight."""
+    """Warn, while tracing, about layers that keep no weight although the amount does not remove everything."""
     if not any(isinstance(array, jax.core.Tracer) for array in layers.scores) or amount in (1.0, Keep(0)):
         return
     names = [name for name, size, count in zip(layers.names, layers.sizes, counts, strict=True) if size and not count]
@@ -242,18 +242,18 @@ def warn_of_counts(layers: Layers, counts: Sequence[int], amount: Amount) -> Non
 
 
 def nothing_left(names: Sequence[str]) -> str:
-    """The message about layers in which no weight is left.
+    """Return the message about layers that keep no weight.
 
     >>> nothing_left(["a/kernel", "blocks/kernel[2]"])
     "nothing is left of 'a/kernel', 'blocks/kernel[2]'; keep more, or give min_keep=1 to keep a weight of every layer"
     """
-    named = [repr(name) if name else "the parameters" for name in names[:8]]  # a tree that is one array has no path
+    named = [repr(name) if name else "the parameters" for name in names[:8]]  # a single array has no path
     shown = ", ".join(named) + (f" and {len(names) - 8} more layers" if len(names) > 8 else "")
     return f"nothing is left of {shown}; keep more, or give min_keep=1 to keep a weight of every layer"
 
 
 def mask_layers(masks: PyTree, axes: Axes = None) -> Layers:
-    """The layers of a tree of masks, for ``empty_layers``; leaves whose axes are unknown are one layer."""
+    """Flatten a tree of masks into layers, for ``empty_layers``; leaves whose axes are unknown are one layer."""
     paths, leaves, treedef = flatten(masks)
     slots = [i for i, leaf in enumerate(leaves) if leaf is not None]
     roles = kernel_axes(axes, masks)
@@ -263,7 +263,7 @@ def mask_layers(masks: PyTree, axes: Axes = None) -> Layers:
 
 
 def empty_layers(layers: Layers, kept: Sequence[Any]) -> list[str]:
-    """The names of the layers that have weights and keep none; ``kept`` are concrete bool arrays."""
+    """Return the names of layers that have weights but keep none; ``kept`` are concrete bool arrays."""
     flags: list[Any] = []
     with jax.ensure_compile_time_eval():
         for mask, stacked in zip(kept, layers.stacked, strict=True):
@@ -281,7 +281,7 @@ def is_mask(leaf: object) -> bool:
 
 
 def describe(leaf: object) -> str:
-    """The dtype and shape of a leaf, or its value where it is not an array, for an error."""
+    """Describe a leaf for an error: dtype and shape, or its value if it is not an array."""
     return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else repr(leaf)
 
 
@@ -296,7 +296,7 @@ def _stacked(path: str, leaf: Any, own: KernelAxes | None, per_layer: str | None
 
 
 def _largest_of_each(layers: Layers, counts: Count) -> list[Any]:
-    """The largest scores of every layer: limbs (layers,) to one mask for each leaf."""
+    """Mark the largest scores of every layer; ``counts`` are limbs (layers,), with one mask for each leaf."""
     starts = np.cumsum([0, *layers.stacks])
     plain = [i for i, stacked in enumerate(layers.stacked) if not stacked]
     masks: list[Any] = [None] * len(layers.scores)
@@ -326,8 +326,8 @@ def largest_along(
     Args:
       scores: float array.
       mask: bool array of the weights that may be kept; None for all.
-      keep: limbs (slices,), how many to mark in each slice.
-      axes: the axes that count the slices, in row-major order.
+      keep: limbs (slices,), the number to mark in each slice.
+      axes: the axes that index the slices, in row-major order.
       magnitude: whether to rank by absolute value.
     """
     lead = tuple(range(len(axes)))
@@ -347,7 +347,7 @@ def _count(number: int | Sequence[int] | Count) -> Count:
 
 
 def _less(quota: Quota, part: float) -> Quota:
-    """The quota without a fraction of it, each count rounded by itself."""
+    """Return the quota reduced by a fraction, each count rounded separately."""
     if not part:
         return quota
     each, total = quota
@@ -360,10 +360,10 @@ def _less(quota: Quota, part: float) -> Quota:
 
 
 def _entry(counts: Sequence[int | Sequence[int] | Count | None], index: Any) -> Count | None:
-    """The entry of a table of counts, looked up while the program runs."""
+    """Look up an entry of a table of counts at run time."""
     if all(count is None for count in counts):
         return None
-    # A table may mix entries that have a total and entries that add nothing to the counts of the layers.
+    # A table may have entries with a total and entries that only have counts of layers.
     table = uint64.count_of([0 if count is None else count for count in counts])
     return Count(*(jnp.asarray(limb)[index] for limb in table))
 

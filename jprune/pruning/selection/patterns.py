@@ -1,15 +1,15 @@
-"""Masks with a pattern that hardware or a smaller dense network can use: n:m, blocks, channels, outputs.
+"""Selections with a pattern that hardware or a smaller dense network can use: n:m, blocks, channels, outputs.
 
-All have the signature of a selection (see ``jprune.pruning.selection.unstructured``) and keyword options of their
-own; set those with ``functools.partial`` to pass one to ``prune``:
+All have the signature of a selection (see ``jprune.pruning.selection.unstructured``) and further keyword arguments,
+which ``functools.partial`` sets for ``prune``:
 
 >>> import functools
 >>> selection = functools.partial(nm_masks, n=1, m=4)
 
-The patterns follow the roles of a leaf's axes, which ``axes`` gives (see ``jprune.graph.axes``): a graph made by
+The patterns depend on the roles of a leaf's axes, given by ``axes`` (see ``jprune.graph.axes``): a graph made by
 ``jprune.trace_model``, ``{regex: KernelAxes(...)}``, "flax" or "equinox". Without it 2-D kernels and the usual 2-D
 convolutions follow their library's convention. A leaf whose axes are unknown, or that is read in two ways (tied
-weights), is refused by name.
+weights), is an error that names it.
 """
 
 import math
@@ -57,17 +57,17 @@ def nm_masks(
     """Keep the n largest scores of every m neighboring inputs of an output, such as 2:4.
 
     Groups run along the axes that the layer sums over (for a convolution along its input features), as sparse tensor
-    cores require. Several input axes (heads and head_dim of an attention output) are one, in row-major order.
+    cores require. Several input axes (heads and head_dim of an attention output) are flattened in row-major order.
 
     Args:
       scores: tree of float arrays, None where nothing is prunable.
-      n: how many of every m weights to keep.
-      m: how many neighboring weights form a group; it must divide the number of inputs of every layer.
-      sparsity: None, or what the pattern removes: 1 - n / m.
+      n: number of weights to keep in every group of m.
+      m: number of neighboring weights in a group; it must divide the number of inputs of every layer.
+      sparsity: None, or the fraction that the pattern removes: 1 - n / m.
       keep: None, or the number of weights that the pattern keeps.
       among: bool tree of the weights that may be kept; None for all.
-      min_keep: minimum number of weights that every layer keeps; the pattern must keep as many.
-      axes: what the axes of each leaf are; see the module.
+      min_keep: minimum number of weights that every layer keeps; an error if the pattern keeps fewer.
+      axes: roles of the axes of each leaf; see the module.
 
     Returns:
       A tree like ``scores`` of bool arrays; ties within a group go to the smaller index.
@@ -75,7 +75,7 @@ def nm_masks(
     Raises:
       TypeError: n or m is not an integer.
       ValueError: n is not in 0..m, m does not divide the inputs of a layer, the axes of a leaf are unknown, or
-        ``sparsity``, ``keep`` or ``min_keep`` is not what the pattern gives. Also what ``global_masks`` raises.
+        ``sparsity``, ``keep`` or ``min_keep`` does not fit the pattern; also as ``global_masks``.
 
     Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021, arXiv 2104.08378.
 
@@ -119,19 +119,19 @@ def block_masks(
       scores: tree of float arrays, None where nothing is prunable.
       sparsity: the fraction of the blocks to remove; the number kept is rounded half to even.
       keep: the number of weights to keep, a multiple of the number in a block.
-      block: its size (inputs, outputs), which must divide the inputs and outputs of every layer; several input axes
-        are one, in row-major order, and so are several output axes.
+      block: size of a block (inputs, outputs), which must divide the inputs and outputs of every layer; several input
+      axes, and several output axes, are flattened in row-major order.
       among: bool tree of the weights that may be kept. Blocks without such weights are not kept, and in other
         blocks only these weights are.
       min_keep: minimum number of weights that every layer keeps, rounded up to whole blocks.
-      axes: what the axes of each leaf are; see the module.
+      axes: roles of the axes of each leaf; see the module.
 
     Returns:
       A tree like ``scores`` of bool arrays.
 
     Raises:
       ValueError: ``block`` does not divide a layer, the axes of a leaf are unknown, or ``keep`` is not a multiple of
-        the block's weights. Also what ``global_masks`` raises.
+        the number of weights in a block; also as ``global_masks``.
 
     >>> block_masks(jnp.array([[9.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]), sparsity=0.5, block=(2, 2))[0]
     Array([ True,  True, False, False], dtype=bool)
@@ -183,25 +183,24 @@ def channel_masks(
 ) -> PyTree:
     """Keep the whole output channels with the largest mean scores.
 
-    A channel is one output of one layer; of stacked layers, each has its own channels.
+    A channel is one output of one layer; each stacked layer has its own channels.
 
     Args:
       scores: tree of float arrays, None where nothing is prunable.
       sparsity: the fraction of the channels to remove; the number kept is rounded half to even.
       keep: the number of weights to keep, a multiple of the number in a channel, which must be equal in all layers.
-      layerwise: whether to remove the same fraction of every layer (a number is divided among them) instead of
-        the channels with the smallest scores of all layers.
+      layerwise: whether to remove the same fraction of every layer (``keep`` is divided among them) instead of the
+      channels with the smallest scores over all layers.
       among: bool tree of the weights that may be kept. Channels without such weights are not kept, and in other
         channels only these weights are.
       min_keep: minimum number of weights that every layer keeps, rounded up to whole channels.
-      axes: what the axes of each leaf are; see the module.
+      axes: roles of the axes of each leaf; see the module.
 
     Returns:
       A tree like ``scores`` of bool arrays.
 
     Raises:
-      ValueError: the axes of a leaf are unknown; or ``keep`` is not a number of whole channels. Also what
-        ``global_masks`` raises.
+      ValueError: the axes of a leaf are unknown, or ``keep`` does not fill whole channels; also as ``global_masks``.
 
     Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, arXiv 1608.08710 (with |w| as the
     score, layer by layer).
@@ -259,13 +258,13 @@ def output_masks(
         outputs (the first outputs keep one more where it does not divide evenly).
       among: bool tree of the weights that may be kept; None for all.
       min_keep: minimum number of weights that every layer keeps.
-      axes: what the axes of each leaf are; see the module.
+      axes: roles of the axes of each leaf; see the module.
 
     Returns:
       A tree like ``scores`` of bool arrays; ties go to the smaller index.
 
     Raises:
-      ValueError: the axes of a leaf are unknown. Also what ``global_masks`` raises.
+      ValueError: the axes of a leaf are unknown; also as ``global_masks``.
 
     Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024,
     arXiv 2306.11695: the comparison group of Wanda.
@@ -301,14 +300,14 @@ def output_masks(
 
 
 class _Restore:
-    """Take arranged arrays back to the axes of their leaves."""
+    """Convert arranged arrays back to the axes of their leaves."""
 
     def __init__(self, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], axes: Sequence[KernelAxes]):
         self.shapes = dict(zip(paths, shapes, strict=True))
         self._orders = [(*own.stacked, *own.spatial, *own.inputs, *own.outputs) for own in axes]
 
     def __call__(self, arrays: Sequence[Any]) -> list[Any]:
-        """Arrays of the arranged shapes to arrays of the leaves' shapes."""
+        """Convert arrays of the arranged shapes to the leaves' shapes."""
         return [
             array.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
             for array, shape, order in zip(arrays, self.shapes.values(), self._orders, strict=True)
@@ -316,10 +315,10 @@ class _Restore:
 
 
 def _arranged(layers: Layers, axes: Axes, why: str) -> tuple[Layers, _Restore]:
-    """The layers with arrays (*stacked, *spatial, inputs, outputs), and the way back.
+    """Arrange arrays as (*stacked, *spatial, inputs, outputs); return the layers and the inverse.
 
     Raises:
-      ValueError: the axes of a leaf are unknown, or it is read in two ways; the message says ``why`` that matters.
+      ValueError: the axes of a leaf are unknown, or it is read in two ways; the message contains ``why``.
     """
     found = kernel_axes(axes, layers.tree(layers.scores))
     roles = [
@@ -355,7 +354,7 @@ def _leave_out(path: str) -> str:
 
 
 def _summed(array: Shaped[Array, "..."], stacked: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes of an arranged array that count the weights into an output."""
+    """Return the axes of an arranged array over the weights into an output."""
     return tuple(range(len(stacked), array.ndim - 1))
 
 
@@ -374,13 +373,13 @@ def _best_of_neighbors(
 
 
 def _in_blocks(array: Shaped[Array, "*lead inputs outputs"], block: tuple[int, ...]) -> Shaped[Array, "..."]:
-    """(..., inputs, outputs) -> (..., inputs / b_1, b_1, outputs / b_2, b_2)."""
+    """Reshape (..., inputs, outputs) to (..., inputs / b_1, b_1, outputs / b_2, b_2)."""
     (inputs, outputs), (b1, b2) = array.shape[-2:], block
     return array.reshape((*array.shape[:-2], inputs // b1, b1, outputs // b2, b2))
 
 
 def _unit_floors(units: Layers, min_keep: int, weights: Sequence[int], total: int | None) -> list[int] | None:
-    """``min_keep`` weights of every layer in blocks or channels, rounded up."""
+    """Convert ``min_keep`` weights per layer to blocks or channels, rounded up."""
     if not min_keep:
         return None
     allocation.floors(min_keep, units.sizes, None)
@@ -391,23 +390,23 @@ def _unit_floors(units: Layers, min_keep: int, weights: Sequence[int], total: in
 
 
 def _restored(layers: Layers, restore: _Restore, masks: list[Any], amount: Amount) -> PyTree:
-    """The masks as a tree like the scores, with a warning outside jit about layers that keep no weight."""
+    """Return the masks as a tree like the scores, and warn outside jit about layers that keep no weight."""
     warn_of_collapse(layers, masks, amount, stacklevel=5)
     return layers.tree(restore(masks))
 
 
 def _allowed(masks: list[Any], layers: Layers) -> list[Any]:
-    """The masks without the weights that may not be kept."""
+    """Return the masks without the weights that must not be kept."""
     return [mask if own is None else mask & own for mask, own in zip(masks, layers.masks, strict=True)]
 
 
 def _evenly(total: int, parts: int) -> list[int]:
-    """Divide a number into whole parts, the first ones one larger where it does not divide evenly."""
+    """Divide a number into integer parts; the first ones are larger by one if it does not divide evenly."""
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
 def _whole_channels(keep: int, fans: Sequence[int]) -> int:
-    """The number of channels that ``keep`` weights fill."""
+    """Return the number of channels that ``keep`` weights fill."""
     sizes = sorted(set(fans))
     if len(sizes) > 1:
         raise ValueError(
@@ -420,10 +419,12 @@ def _whole_channels(keep: int, fans: Sequence[int]) -> int:
 
 
 def _refuse_other_amounts(amount: Amount, pattern: str, kept: int, size: int) -> None:
-    """Refuse an amount that is not what a pattern keeps."""
+    """Raise if an amount differs from the number that a pattern keeps."""
     amounts = amount.amounts if isinstance(amount, Scheduled) else (amount,)
     if isinstance(amount, Scheduled) and any(amount.dropped):
-        raise ValueError(f"{pattern} masks keep a fixed number of every group and cannot be used with regrow")
+        raise ValueError(
+            f"{pattern} masks keep a fixed number of every group and cannot be used with regrow; leave regrow= out"
+        )
     for each in amounts:
         asked = allocation.kept(each, size)
         if asked != kept:

@@ -1,4 +1,4 @@
-"""Counts beyond 32 bits without x64: nonnegative integers below 2**64 as two uint32 limbs."""
+"""Counts beyond 32 bits without x64 mode: nonnegative integers below 2**64 as two uint32 limbs."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ class Count(NamedTuple):
 
 
 def count_of(number: int | Sequence[Any]) -> Count:
-    """Write Python integers (a number, or a list of them) as limbs.
+    """Convert Python integers (a number or a list) to limbs.
 
     Raises:
       ValueError: a number is negative or does not fit 64 bits.
@@ -50,7 +50,7 @@ def column(x: Count) -> Count:
 
 
 def fill(number: int, like: Any) -> Count:
-    """A Python integer in every place of an array of limbs."""
+    """Return limbs of the shape of ``like``, filled with a Python integer."""
     return Count(*(jnp.full_like(like, limb, dtype=jnp.uint32) for limb in count_of(number)))
 
 
@@ -87,17 +87,17 @@ def subtract_or_zero(x: Count, y: Count) -> Count:
 
 
 def distance(x: Count, y: Count) -> Count:
-    """The difference of the larger and the smaller."""
+    """The absolute difference."""
     return where(not_below(x, y), subtract(x, y), subtract(y, x))
 
 
 def at_most(x: Count, bound: Count) -> Count:
-    """The smaller of the two."""
+    """The minimum of x and a bound."""
     return where(not_below(x, bound), bound, x)
 
 
 def at_least_one(x: Count) -> Count:
-    """The number, or 1 where it is 0."""
+    """The maximum of x and 1."""
     return Count(x.high, jnp.where((x.high == 0) & (x.low == 0), np.uint32(1), x.low))
 
 
@@ -107,7 +107,7 @@ def to_float(x: Count) -> Any:
 
 
 def from_float(x: Any) -> Count:
-    """Limbs of float32 that are whole numbers in 0..2**64 - 1; what is beyond becomes the largest."""
+    """Convert float32 integers in 0..2**64 - 1 to limbs; larger values become the largest count."""
     high = jnp.floor(x * np.float32(2.0**-32))
     low = x - high * np.float32(2**32)
     limbs = Count(high.astype(jnp.uint32), low.astype(jnp.uint32))
@@ -115,7 +115,7 @@ def from_float(x: Any) -> Count:
 
 
 def times(number: Any, factor: Any) -> Count:
-    """uint32 numbers times a Python integer below 2**32, or times uint32 numbers, by halves of 16 bits."""
+    """Multiply uint32 numbers by a Python integer below 2**32, or by uint32 numbers, in halves of 16 bits."""
     factor = np.uint32(factor) if isinstance(factor, int) else factor
     upper, lower = number >> np.uint32(16), number & np.uint32(0xFFFF)
     high, low = factor >> np.uint32(16), factor & np.uint32(0xFFFF)
@@ -148,7 +148,7 @@ def total(x: Count) -> Count:
 
 
 def cumulative(x: Array) -> Count:
-    """The running sum of a vector of uint32, each entry with its own: limbs, exact for up to 2**31 entries."""
+    """The inclusive running sum of a vector of uint32, as limbs; exact for up to 2**31 entries."""
     width = 32 - (x.size - 1).bit_length()
     sums = Count(jnp.zeros_like(x), jnp.zeros_like(x))
     for shift in range(0, 32, width):

@@ -1,28 +1,27 @@
-"""Scores to masks: select exactly as many weights as asked, and measure what masks do to a model.
+"""Unstructured selections, which turn scores into masks with exact counts, and measures of masks.
 
 A selection is a function ``f(scores, *, sparsity=None, keep=None, among=None, min_keep=0, axes=None) -> masks``.
 Scores and masks are trees like the parameters, None where nothing is prunable; larger scores are kept. In every
 selection
 
-* ``sparsity`` is the fraction removed, a float in [0, 1]: of n weights, n (1 - sparsity) are kept, rounded half to
-  even, with n the number of all weights that have a score;
-* ``keep`` is the number of weights kept, an int. Exactly one of ``sparsity`` and ``keep`` is given;
+* ``sparsity`` is the fraction removed, a float in [0, 1]: n (1 - sparsity) weights are kept, rounded half to even,
+  with n the number of all weights that have a score;
+* ``keep`` is the number of weights kept, an int. Exactly one of ``sparsity`` and ``keep`` must be given;
 * ``among`` is a tree of bool masks, None for all: only weights where it is True can be kept. It does not change n,
   so that a sparsity means the same at every step of a schedule;
-* ``min_keep`` is the minimum number of weights that every layer keeps, counted inside the exact total (a layer
-  that is smaller keeps all it has), against the collapse of a layer;
-* ``axes`` says what the axes of every leaf are: a graph made by ``jprune.trace_model``, ``{regex: KernelAxes}``,
+* ``min_keep`` is the minimum number of weights that every layer keeps, within the exact total, to avoid layer
+  collapse (a smaller layer keeps all its weights);
+* ``axes`` gives the roles of the axes of every leaf: a graph made by ``jprune.trace_model``, ``{regex: KernelAxes}``,
   "flax" or "equinox". A layer is a leaf, or one slice of a leaf that stacks several layers;
-* ``magnitude`` ranks by absolute value, of the selections below: with the weights themselves as scores this is
+* ``magnitude`` (of the selections below) ranks by absolute value: with the weights themselves as scores this is
   magnitude pruning, and no array of absolute values is written.
 
-Exactly as many weights are kept as asked, provided that ``among`` has as many, whatever their scores; ties are
-broken by position: leaf order in the tree, then row-major index. NaN scores are refused where they can be
-seen (outside jit) and count as the lowest inside jit.
+The number of weights kept is exact, provided that ``among`` has enough of them. Ties are broken by position: leaf order
+in the tree, then row-major index. NaN scores raise an error outside jit and rank lowest inside jit.
 
-``global_masks`` and ``layer_masks`` also take ``keep`` as an integer array that may be traced, so that one compiled
-program serves many ratios: a scalar, or for ``layer_masks`` one count for each layer, as ``layer_counts`` and
-``erk_counts`` give them.
+``global_masks`` and ``layer_masks`` also accept ``keep`` as an integer array that may be traced, so that one compiled
+program serves many ratios: a scalar, or for ``layer_masks`` one count for each layer, as returned by ``layer_counts``
+and ``erk_counts``.
 """
 
 import math
@@ -71,8 +70,8 @@ def global_masks(
       sparsity: the fraction of all weights to remove, in [0, 1].
       keep: the number of weights to keep; an int, or an integer scalar array, which may be traced.
       among: bool tree of the weights that may be kept; None for all.
-      min_keep: minimum number of weights that every layer keeps: its own largest scores are kept first, then the
-        largest of the rest of the tree.
+      min_keep: minimum number of weights that every layer keeps: first the largest scores of each layer are kept, then
+      the largest of the rest of the tree.
       axes: see the module; only ``min_keep`` depends on it.
       magnitude: rank by absolute value; ``scores`` may then be the weights.
 
@@ -112,14 +111,14 @@ def layer_masks(
 
     Args:
       scores: tree of float arrays, None where nothing is prunable.
-      sparsity: the fraction of each layer to remove, rounded layer by layer; or ``{regex: sparsity}``, where the
-        first expression found in a layer's path decides and every layer must match one.
+      sparsity: the fraction of each layer to remove, rounded layer by layer; or ``{regex: sparsity}``, where the first
+      expression found in a layer's path applies and every layer must match one.
       keep: the number of weights to keep, divided among the layers in proportion to their sizes (exact in
         total); or ``{regex: number}``, the number for each layer; or an integer array (layers,), which may be traced.
       among: bool tree of the weights that may be kept; None for all. A layer with fewer than its number keeps
-        them all; other layers make up for it only where ``keep`` is an int.
+        them all; other layers compensate only if ``keep`` is an int.
       min_keep: minimum number of weights that every layer keeps.
-      axes: see the module; which axes of a leaf count layers.
+      axes: see the module; stacked axes are over layers.
       magnitude: rank by absolute value; ``scores`` may then be the weights.
 
     Returns:
@@ -156,7 +155,7 @@ def uniform_masks(
 ) -> PyTree:
     """Keep the same fraction of every layer; the total is exact, because fractions are rounded jointly.
 
-    Takes, returns and raises what ``global_masks`` does; each layer keeps its own largest scores.
+    Each layer keeps its largest scores. Arguments, result and errors are those of ``global_masks``.
 
     >>> uniform_masks({"a": jnp.array([3.0, 1.0, 2.0]), "b": jnp.array([2.0, 5.0, 4.0])}, sparsity=0.5)
     {'a': Array([ True, False,  True], dtype=bool), 'b': Array([False,  True, False], dtype=bool)}
@@ -180,14 +179,14 @@ def erk_masks(
     axes: Axes = None,
     magnitude: bool = False,
 ) -> PyTree:
-    """Keep what the Erdos-Renyi-kernel rule gives each layer, exact in total.
+    """Divide the weights kept among layers by the Erdos-Renyi-kernel rule (ERK); the total is exact.
 
-    Layer l keeps the fraction e * (d_1 + ... + d_k) / (d_1 * ... * d_k) of its weights, with d its numbers of inputs
-    and outputs and the sizes of its window (height, width, in, out of a convolution; in, heads * head_dim of an
-    attention query) and the one e that makes the total exact. A layer whose fraction would exceed 1 is kept dense and
-    e raised for the rest; counts are rounded by largest remainders.
+    Layer l keeps the fraction e * (d_1 + ... + d_k) / (d_1 * ... * d_k) of its weights. d are its numbers of inputs and
+    outputs and the sizes of its window (height, width, in, out of a convolution; in, heads * head_dim of an attention
+    query), and e is the scale that makes the total exact. A layer whose fraction would exceed 1 is kept dense and e is
+    raised for the rest; counts are rounded by largest remainders.
 
-    Takes, returns and raises what ``global_masks`` does.
+    Arguments, result and errors are those of ``global_masks``.
 
     Source: Evci et al., "Rigging the Lottery", ICML 2020, arXiv 1911.11134, section 3 (1).
 
@@ -213,7 +212,7 @@ def layer_counts(
     min_keep: int = 0,
     axes: Axes = None,
 ) -> list[int]:
-    """The number of weights that ``layer_masks`` keeps of each layer, from arrays or their shapes.
+    """Return the number of weights that ``layer_masks`` keeps in each layer, from arrays or their shapes.
 
     >>> layer_counts({"a": jnp.ones(4), "b": jnp.ones(10)}, sparsity=0.5, min_keep=3)
     [3, 5]
@@ -231,7 +230,7 @@ def erk_counts(
     min_keep: int = 0,
     axes: Axes = None,
 ) -> list[int]:
-    """The number of weights that ``erk_masks`` keeps of each layer, from arrays or their shapes.
+    """Return the number of weights that ``erk_masks`` keeps in each layer, from arrays or their shapes.
 
     >>> erk_counts({"a": jnp.ones((2, 2)), "b": jnp.ones((4, 8))}, keep=12)
     [3, 9]
@@ -249,7 +248,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
       masks: bool tree with the same paths, True where a weight is kept; None (or no leaf) to keep a whole leaf.
 
     Returns:
-      A tree like ``params``, of the same dtypes.
+      A tree like ``params``, with the same dtypes.
 
     Raises:
       TypeError: a mask is not a bool array.
@@ -270,7 +269,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def sparsity(masks: PyTree) -> float:
-    """The fraction of the prunable weights that are pruned, from exact counts.
+    """Return the fraction of the prunable weights that are pruned, from exact counts.
 
     Args:
       masks: bool tree, None where nothing is prunable; concrete arrays.
@@ -286,14 +285,14 @@ def sparsity(masks: PyTree) -> float:
 
 
 def compression(params: PyTree, masks: PyTree) -> float:
-    """The compression ratio of the whole model: all parameters over those that remain.
+    """Return the compression ratio of the whole model: all parameters over those that remain.
 
     Args:
       params: tree of arrays (or of their shapes); its float leaves are the parameters.
       masks: bool tree with the same paths, None where nothing is prunable; concrete arrays.
 
     Returns:
-      The ratio of two exact counts; infinity where no parameter remains.
+      The ratio of two exact counts; infinity if no parameter remains.
 
     Raises:
       TypeError: a mask is not a bool array.
@@ -316,27 +315,26 @@ def keep_count(
     where: Where = kernels,
     counting: str = "exact",
 ) -> int:
-    """Count the prunable weights to keep for a compression ratio of the whole model.
+    """Return the number of prunable weights to keep for a compression ratio of the whole model.
 
     With N parameters in all (every float leaf) of which D are not prunable, the number of weights to keep is
     N / ratio - D, computed exactly and rounded half to even. The model then has N / ratio parameters.
 
-    ``counting="shrinkbench"`` reproduces the counts of the published code, which also treats the biases of prunable
-    layers as prunable, B of them in all, but prunes weights only. It keeps the fraction
-    (N / ratio - (D - B)) / (N - (D - B)) of the weights, which is more than the ratio asks for. Models without
-    biases in their prunable layers are unaffected.
+    ``counting="shrinkbench"`` reproduces the counts of the published code, which also counts the B biases of prunable
+    layers as prunable, but prunes only weights. It keeps the fraction (N / ratio - (D - B)) / (N - (D - B)) of the
+    weights, which is more than exact counting keeps. Models without biases in their prunable layers are unaffected.
 
     Args:
       params: tree of arrays, or of their shapes.
       ratio: parameters before over parameters after; 1 keeps all.
-      where: predicate on (path, leaf): which leaves are prunable.
+      where: predicate on (path, leaf) that selects the prunable leaves.
       counting: ``"exact"``, or ``"shrinkbench"`` for the counts of the published code. A leaf named ``bias`` or
         ``b`` counts as prunable there if it has the same parent as a prunable leaf.
 
     Raises:
       TypeError: ``ratio`` is not a number.
-      ValueError: ``where`` selects nothing; ``counting`` is unknown; ``ratio`` is below 1, or above the largest that
-        can be reached, which the message names.
+      ValueError: ``where`` selects nothing; ``counting`` is unknown; ``ratio`` is below 1, or above the largest
+        reachable ratio, which the message gives.
 
     Source: Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning Algorithm",
     NeurIPS 2022, arXiv 2206.02976, where t is the ratio; ``fraction_to_keep`` in the code of Blalock et al., "What
@@ -348,7 +346,7 @@ def keep_count(
     """
     if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real):
         named = isinstance(ratio, str) and ratio in ("exact", "shrinkbench")
-        instead = f"; how parameters are counted is counting={ratio!r}, with a number as ratio" if named else ""
+        instead = f"; write counting={ratio!r} for the way of counting, with a number as ratio" if named else ""
         raise TypeError(f"ratio={ratio!r} must be a number: parameters before over parameters after pruning{instead}")
     if counting not in ("exact", "shrinkbench"):
         raise ValueError(f"counting={counting!r} is unknown; use 'exact' or 'shrinkbench'")
@@ -366,16 +364,16 @@ def keep_count(
 
 
 def _chosen(layers: Layers, amount: Amount, quota: Callable[[Amount], Quota]) -> PyTree:
-    """The masks that a quota gives for an amount, with a warning outside jit about layers that keep no weight."""
+    """Return the masks of the quota for an amount, and warn outside jit about layers that keep no weight."""
     masks = choose(layers, quota_of(amount, quota))
     warn_of_collapse(layers, masks, amount, stacklevel=5)
     return layers.tree(masks)
 
 
 def _exact_in_total(layers: Layers, amount: Amount, counts_of: Callable[[int], list[int]]) -> PyTree:
-    """The masks for an amount of all weights that ``counts_of`` divides among the layers.
+    """Return the masks for a total amount that ``counts_of`` divides among the layers.
 
-    If some weights may not be kept, a layer can lack some of its count, and the other layers make up for it.
+    If some weights must not be kept, a layer may not reach its count, and the other layers compensate.
     """
     restricted = any(mask is not None for mask in layers.masks)
 
@@ -415,7 +413,7 @@ def _erk_counts(layers: Layers, shares: list[int], total: int, min_keep: int) ->
 
 
 def _erk_shares(layers: Layers, axes: Axes) -> list[int]:
-    """The share of each layer, with all its input axes as one dimension and all its output axes as another."""
+    """Return the share of each layer, with its input axes as one dimension and its output axes as another."""
     found = kernel_axes(axes, layers.tree(layers.scores))
     shapes = []
     for path, shape, number in zip(layers.paths, layers.leaf_shapes, layers.stacks, strict=True):
@@ -433,7 +431,7 @@ def _parameters(params: PyTree) -> int:
 
 
 def _biases(params: PyTree, selected: PyTree) -> int:
-    """The number of biases in the layers of the selected leaves: those that have the same parent."""
+    """Return the number of biases in the layers of the selected leaves, which have the same parent."""
     paths, leaves, _ = flatten(params)
     _, chosen, _ = flatten(selected)
     parents = {path.rpartition("/")[0] for path, leaf in zip(paths, chosen, strict=True) if leaf is not None}
@@ -446,7 +444,7 @@ def _biases(params: PyTree, selected: PyTree) -> int:
 
 
 def _mask_leaves(params: PyTree, masks: PyTree) -> list[Any]:
-    """The masks in the order of the leaves of ``params``."""
+    """Return the masks in the order of the leaves of ``params``."""
     paths, _, _ = flatten(params)
     matched = match(params, masks, reference_name="params", name="masks")
     for path, mask in zip(paths, matched, strict=True):
@@ -456,11 +454,11 @@ def _mask_leaves(params: PyTree, masks: PyTree) -> list[Any]:
 
 
 def _kept_of(masks: PyTree) -> tuple[int, int]:
-    """The number of True entries of concrete masks, and the number of all entries."""
+    """Return the number of True entries of concrete masks and the number of all entries."""
     present = jax.tree.leaves(masks)
     size = sum(mask.size for mask in present)
     if not size:
-        raise ValueError("masks has no weight: every leaf is None or empty")
+        raise ValueError("masks has no weight: every leaf is None or empty; give the masks of at least one leaf")
     if any(isinstance(mask, jax.core.Tracer) for mask in present):
         raise ValueError("masks are traced; call this outside jit, because the exact count is a Python number")
     return uint64.number(kth_largest.count_true(present)), size

@@ -95,7 +95,7 @@ def test_lamp_of_zeros_and_ties():
 
 
 def test_lamp_warns_of_a_leaf_whose_layers_it_cannot_tell():
-    with pytest.warns(UserWarning, match=r"leaf 'kernel' of shape \(2, 3, 4\): it counts as one layer"):
+    with pytest.warns(UserWarning, match=r"leaf 'kernel' of shape \(2, 3, 4\): it is treated as one layer"):
         lamp()({"kernel": jnp.ones((2, 3, 4))})
 
 

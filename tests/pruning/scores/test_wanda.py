@@ -70,7 +70,7 @@ def test_given_activations_of_stacked_layers_have_a_norm_for_each_layer():
     np.testing.assert_allclose(found[:, 0, 0], [2.236, 223.6], rtol=1e-4)
     assert found.shape == (2, 3, 4)
     guessed = jprune.wanda(activations=lambda params, batch: {"kernel": x})
-    with pytest.warns(UserWarning, match=r"leaf 'kernel' of shape \(2, 3, 4\): wanda takes it for stacked layers"):
+    with pytest.warns(UserWarning, match=r"leaf 'kernel' of shape \(2, 3, 4\): wanda treats it as stacked layers"):
         np.testing.assert_array_equal(guessed({"kernel": jnp.ones((2, 3, 4))}, batch=0)["kernel"], found)
     with pytest.raises(ValueError, match=r"leaf 'kernel' of shape \(3, 3, 4\): activations are matched to its inputs"):
         guessed({"kernel": jnp.ones((3, 3, 4))}, batch=0)
@@ -101,7 +101,7 @@ def test_experts_without_examples_are_named_and_not_scored_zero():
     x, weights = jnp.asarray(X), jnp.asarray(RNG.normal(size=(3, 3, 2)), jnp.float32)
     batch = (x, jnp.array([0, 2, 2, 0, 0]))
     score = jprune.wanda(mixture, axes=STACKED)
-    with pytest.warns(UserWarning, match=r"no example of the batch reached 'kernel\[1\]'; their norms are those of"):
+    with pytest.warns(UserWarning, match=r"no example of the batch reached 'kernel\[1\]'; they get the mean norm of"):
         found = score({"kernel": weights}, batch=batch)["kernel"]
     squares = np.stack([(X[[0, 3, 4]] ** 2).sum(0), np.zeros(3), (X[[1, 2]] ** 2).sum(0)])
     squares[1] = (squares[0] + squares[2]) / 2
@@ -114,5 +114,5 @@ def test_a_product_inside_a_while_loop_is_not_seen_and_the_error_says_so():
     def apply(params, x):
         return jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] @ params["kernel"]), (0, x))[1]
 
-    with pytest.raises(ValueError, match=r"reads 'kernel' \(inside while and cond none is seen\).*activations="):
+    with pytest.raises(ValueError, match=r"reads 'kernel' \(those inside while and cond are not found\).*activations="):
         jprune.wanda(apply)({"kernel": jnp.ones((3, 3))}, batch=jnp.ones((1, 3)))
