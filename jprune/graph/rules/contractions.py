@@ -1,0 +1,177 @@
+"""Products that sum over axes: matrix products and convolutions, where parameters get their roles."""
+
+import math
+from collections.abc import Sequence
+
+from jax.extend import core
+
+from jprune.graph.rules.registry import not_understood, pick, rule, shape_of, union
+from jprune.graph.values import Axis, Factor, Kind, Record, Source, Value
+
+
+@rule("dot_general")
+def _dot_general(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    (contracted, batch), (left, right) = equation.params["dimension_numbers"], inputs[:2]
+    for kernel, other, summed in ((left, right, contracted), (right, left, contracted[::-1])):
+        if kernel.identity is not None and len(kernel.axes) == 2 and len(summed[0]) == 1:
+            return [_times_identity(record, kernel, other, summed[1][0], other is left)]
+    sides = [_Side(value, contracted[k], batch[k]) for k, value in enumerate((left, right))]
+    for a, b in [*zip(*contracted, strict=True), *zip(*batch, strict=True)]:
+        record.channels.tie(left.axes[a].ids, right.axes[b].ids)
+    for a, b in zip(*contracted, strict=True):
+        record.channels.consume(left.axes[a].ids)
+        record.channels.consume(right.axes[b].ids)
+        if not (left.axes[a].zero or right.axes[b].zero):
+            record.channels.note(
+                left.axes[a].ids, "a product of two activations sums over it and neither is zero there"
+            )
+    count = math.prod(shape_of(equation.outvars[0])) * math.prod(left.axes[a].size for a in contracted[0])
+    factors = _read_by_product(record, sides, count)
+    axes = []
+    for a, b in zip(*batch, strict=True):
+        pair = [left.axes[a], right.axes[b]]
+        axes.append(Axis(pick(record, pair), union(pair[0].sources, pair[1].sources), pair[0].zero or pair[1].zero))
+    axes += [side.value.axes[place] for side in sides for place in side.free]
+    if factors is not None:
+        return [Value(tuple(axes), max(left.kind, right.kind), union(left.chosen, right.chosen), factors=factors)]
+    kind = max(left.kind, right.kind)
+    kind = Kind.ACTIVATION if kind.of_parameters else kind
+    return [Value(tuple(Axis(axis.ids, zero=axis.zero) for axis in axes), kind)]
+
+
+def _times_identity(record: Record, kernel: Value, other: Value, place: int, is_left: bool) -> Value:
+    """Return the product with an identity matrix: the other operand, with the contracted axis moved."""
+    record.channels.tie(kernel.axes[0].ids, other.axes[place].ids)
+    record.count(None, math.prod(other.shape) * other.axes[place].size)
+    rest = [axis for p, axis in enumerate(other.axes) if p != place]
+    return other.with_axes([*rest, other.axes[place]] if is_left else [other.axes[place], *rest])
+
+
+class _Side:
+    """One operand of a contraction."""
+
+    def __init__(self, value: Value, contracted: Sequence[int], batch: Sequence[int]):
+        self.value, self.contracted, self.batch = value, list(contracted), list(batch)
+        self.free = [p for p in range(len(value.axes)) if p not in self.contracted and p not in self.batch]
+
+    def sources(self, places: Sequence[int]) -> tuple[Source, ...]:
+        return union(*(self.value.axes[place].sources for place in places))
+
+    def is_data(self, other: "_Side") -> bool:
+        """Whether this operand is the data and the other its kernel.
+
+        Parameters are data if they were looked up, scaled by an activation or repeated over an axis of the data, and
+        the other operand is plain parameters: token embeddings, learned queries repeated over the batch.
+        """
+        kind = self.value.kind
+        if not kind.of_parameters:
+            return True
+        repeated = any(
+            self.value.axes[p].size > 1 and not self.value.axes[p].sources for p in [*self.free, *self.batch]
+        )
+        if other.value.kind.of_parameters:
+            return kind is not Kind.PARAMETER or repeated
+        return kind is Kind.LOOKED_UP and not self.sources(self.free)
+
+
+def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Factor, Factor] | None:
+    """Record how a matrix product reads parameters; return its factors if both are kernels (a low-rank product)."""
+    data = [side.is_data(other) for side, other in zip(sides, reversed(sides), strict=True)]
+    for side, is_data in zip(sides, data, strict=True):
+        if is_data:
+            record.settle(side.value)
+    kernels = [side for side, is_data in zip(sides, data, strict=True) if not is_data]
+    if len(kernels) == 2:
+        factors = [Factor(side.sources(side.contracted), side.sources(side.free)) for side in kernels]
+        record.factors.extend(factors)
+        record.count(kernels[0].value, count)
+        return factors[0], factors[1]
+    for side in kernels:
+        in_axes = union(*(axis.sources for axis in side.value.axes))
+        record.role([source for source in side.value.chosen if source not in in_axes], "stacked")
+        record.role(side.sources(side.contracted), "inputs")
+        record.role(side.sources(side.batch), "stacked" if side.contracted or side.free else "outputs")
+        record.role(side.sources(side.free), "outputs")
+    record.count(kernels[0].value if kernels else None, count)
+    return None
+
+
+@rule("conv_general_dilated")
+def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    params, (data, kernel), channels = equation.params, inputs, record.channels
+    lhs, rhs, out = (getattr(params["dimension_numbers"], f"{name}_spec") for name in ("lhs", "rhs", "out"))
+    groups, shape = params["feature_group_count"], shape_of(equation.outvars[0])
+    if data.kind in (Kind.PARAMETER, Kind.SCALED) and not kernel.kind.of_parameters:
+        return not_understood(record, equation, inputs)  # the kernel is the left operand
+    record.settle(data)
+    if kernel.kind.of_parameters:
+        _read_by_convolution(record, kernel, rhs, groups * params["batch_group_count"])
+    record.count(
+        kernel if kernel.kind.of_parameters else None, math.prod(shape) * math.prod(kernel.shape) // shape[out[1]]
+    )
+    for axis in [*(data.axes[p] for p in lhs[2:]), *(kernel.axes[p] for p in rhs[2:])]:
+        channels.freeze(axis.ids, "a convolution's window moves over it")
+    axes = [Axis(channels.frozen(size, "a convolution's window moves over it")) for size in shape]
+    if params["batch_group_count"] == 1:
+        axes[out[0]] = Axis(data.axes[lhs[0]].ids)
+    features, inside, made = data.axes[lhs[1]], kernel.axes[rhs[1]], kernel.axes[rhs[0]]
+    axes[out[1]] = Axis(made.ids, zero=made.zero)
+    if params["batch_group_count"] != 1:
+        for axis in (data.axes[lhs[0]], features, inside, made):
+            channels.freeze(axis.ids, "a convolution with groups in its batch")
+    elif groups == 1:
+        channels.tie(features.ids, inside.ids)
+        channels.consume(features.ids)
+        if not (features.zero or inside.zero):
+            channels.note(features.ids, "a convolution sums over it and neither operand is zero there")
+    else:
+        _tie_groups(record, features, inside, made, groups)
+    kind = max(data.kind, kernel.kind)
+    return [Value(tuple(axes), Kind.ACTIVATION if kind.of_parameters else kind)]
+
+
+def _tie_groups(record: Record, features: Axis, inside: Axis, made: Axis, groups: int) -> None:
+    """Tie the inputs and outputs of each group: a grouped convolution loses whole groups."""
+    record.channels.freeze(inside.ids, "inputs of a group are removed with the whole group")
+    record.channels.consume(features.ids)
+    first = features.ids.reshape(groups, -1)[:, 0]
+    for ids in (features.ids.reshape(groups, -1), made.ids.reshape(groups, -1)):
+        for column in range(ids.shape[1]):
+            record.channels.tie(first, ids[:, column])
+    if not (features.zero or made.zero):
+        record.channels.note(features.ids, "a grouped convolution of a channel that is not zero when masked")
+
+
+def _read_by_convolution(record: Record, kernel: Value, spec: Sequence[int], groups: int) -> None:
+    record.role(union(*(kernel.axes[place].sources for place in spec[2:])), "spatial")
+    record.role(kernel.axes[spec[1]].sources, "inputs")
+    record.role([source for source in kernel.chosen if source not in kernel.axes[spec[0]].sources], "stacked")
+    by_path: dict[str, list[Source]] = {}
+    for source in kernel.axes[spec[0]].sources:
+        by_path.setdefault(source.path, []).append(source)
+    for path, sources in by_path.items():
+        # A convolution under vmap is one grouped convolution, with the mapped axis merged into its outputs.
+        outer = record.outer_axes(sources, groups) if len(sources) > 1 else 0
+        record.role(sources[:outer], "stacked")
+        record.role(sources[outer:], "outputs")
+        record.groups.append((path, groups // math.prod(record.sizes[source] for source in sources[:outer])))
+
+
+@rule("ragged_dot", "ragged_dot_general")
+def _ragged_dot(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    """Multiply rows of the left operand, sorted by expert, by one matrix per expert."""
+    (left, right), shape = inputs[:2], shape_of(equation.outvars[0])
+    numbers = equation.params.get("ragged_dot_dimension_numbers")
+    plain = len(left.axes) == 2 and len(right.axes) == 3 and shape == (left.shape[0], right.shape[2])
+    if numbers is not None:
+        plain = plain and tuple(map(tuple, numbers.dot_dimension_numbers[0])) == ((1,), (1,))
+    if not plain or not right.kind.of_parameters:
+        return not_understood(record, equation, inputs)
+    record.settle(left)
+    for place, what in enumerate(("stacked", "inputs", "outputs")):
+        record.role(right.axes[place].sources, what)
+    record.channels.freeze(right.axes[0].ids, "experts are chosen by number")
+    record.channels.tie(left.axes[1].ids, right.axes[1].ids)
+    record.channels.consume(left.axes[1].ids)
+    record.count(right, math.prod(shape) * left.shape[1])
+    return [Value((Axis(left.axes[0].ids), Axis(right.axes[2].ids, zero=right.axes[2].zero)))]

@@ -1,0 +1,147 @@
+"""Elementwise operations: the axes of the operands correspond, and zeros may stay zeros."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jax.extend import core
+
+from jprune.graph.rules.constants import identity_axes, passes_numbers
+from jprune.graph.rules.registry import (
+    RULES,
+    combined_kind,
+    is_zero,
+    names,
+    not_understood,
+    pick,
+    rule,
+    shape_of,
+    union,
+)
+from jprune.graph.values import Axis, Record, Value
+
+_ZERO_AT_ZERO = names(
+    "neg tanh sin tan asin atan sinh asinh atanh sqrt cbrt abs sign erf erf_inv expm1 log1p square real imag conj copy "
+    "copy_p floor ceil round convert_element_type reduce_precision integer_pow bessel_i1e population_count "
+    "stop_gradient"
+)
+_NOT_ZERO_AT_ZERO = names(
+    "exp exp2 logistic cos cosh acos acosh erfc bessel_i0e is_finite not clz log rsqrt reciprocal lgamma digamma"
+)
+_ZERO_WHERE_ALL_ARE = names("add sub max min or xor add_any atan2 complex")
+_ZERO_WHERE_ANY_IS = names("mul and mulhi")
+_ZERO_WHERE_FIRST_IS = names("div rem pow nextafter shift_left shift_right_logical shift_right_arithmetic")
+_OTHER_ELEMENTWISE = names(
+    "eq ne lt le gt ge eq_to lt_to le_to igamma igammac igamma_grad_a random_gamma_grad regularized_incomplete_beta "
+    "polygamma zeta"
+)
+_INFINITE_AT_ZERO = names("log rsqrt reciprocal lgamma digamma")
+
+
+@rule(
+    *_ZERO_AT_ZERO,
+    *_NOT_ZERO_AT_ZERO,
+    *_ZERO_WHERE_ALL_ARE,
+    *_ZERO_WHERE_ANY_IS,
+    *_ZERO_WHERE_FIRST_IS,
+    *_OTHER_ELEMENTWISE,
+    "select_n",
+    "clamp",
+)
+def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    name, shape = equation.primitive.name, shape_of(equation.outvars[0])
+    parts = inputs[1:] if name == "select_n" else inputs  # without the predicate, which is not part of the result
+    if name == "add":
+        parts = inputs = _biased(record, inputs)
+    kind = combined_kind(record, parts)
+    axes = []
+    for place, size in enumerate(shape):
+        full = [value for value in inputs if value.axes and value.axes[place].size == size]
+        ids = pick(record, [value.axes[place] for value in full])
+        sources = union(*(value.axes[place].sources for value in full if value in parts)) if kind.of_parameters else ()
+        for value in inputs:  # an axis of size one is broadcast by the operation itself
+            if value.axes and value.axes[place].size != size:
+                record.channels.freeze(value.axes[place].ids, "a single index of it is broadcast")
+        zeros = [value.axes[place].zero and value in full if value.axes else is_zero(value) for value in inputs]
+        if _is_infinite(equation, zeros, inputs):
+            record.channels.note(ids, f"'{name}' of a masked channel is not finite")
+        zero = _zero_after(name, zeros, [value.literal for value in inputs]) and equation.params.get("y") != 0
+        axes.append(Axis(ids, sources, zero))
+    chosen = union(*(value.chosen for value in parts)) if kind.of_parameters else ()
+    literal = inputs[0].literal if name == "convert_element_type" else None
+    same = inputs[0] if name != "eq" and passes_numbers(equation, inputs) else Value(())
+    identity = identity_axes(inputs) if name == "eq" else same.identity
+    if name == "eq" and identity is not None:
+        record.channels.tie(axes[identity[0]].ids, axes[identity[1]].ids)
+    return [
+        Value(tuple(axes), kind, chosen, literal, numbers=same.numbers, identity=identity) for _ in equation.outvars
+    ]
+
+
+def _biased(record: Record, inputs: list[Value]) -> list[Value]:
+    """Assign the roles of two parameters whose product gets a bias: one is data (learned queries), the other a kernel.
+
+    The bias has only the axes of the kernel's outputs; the other axes come from the data.
+    """
+    found = []
+    for value, other in zip(inputs, reversed(inputs), strict=True):
+        if value.factors is not None and other.axes and other.kind.of_parameters:
+            repeated = [
+                axis.sources
+                for axis, one in zip(value.axes, other.axes, strict=True)
+                if axis.size > 1 and axis.sources and not one.sources
+            ]
+            left, right = (set(factor.free) for factor in value.factors)
+            missing = set(union(*repeated))
+            if missing and missing in (left, right):
+                data, kernel = value.factors if missing == left else value.factors[::-1]
+                record.role([*data.free, *data.contracted], "outputs")
+                record.role(kernel.contracted, "inputs")
+                record.role(kernel.free, "outputs")
+                found.append(Value(tuple(Axis(axis.ids, zero=axis.zero) for axis in value.axes)))
+                continue
+        found.append(value)
+    return found
+
+
+def _is_infinite(equation: core.JaxprEqn, zeros: list[bool], inputs: list[Value]) -> bool:
+    """Whether the operation divides by a masked channel, or raises it to a power that may not be positive."""
+    name = equation.primitive.name
+    other_power = (name == "integer_pow" and equation.params["y"] < 0) or (
+        name == "pow" and not _is_positive(inputs[1].literal)
+    )
+    return (zeros[0] and (name in _INFINITE_AT_ZERO or other_power)) or (name in ("div", "rem") and zeros[1])
+
+
+def _is_positive(literal: Any) -> bool:
+    return literal is not None and bool(np.all(literal > 0))
+
+
+def _zero_after(name: str, zeros: list[bool], literals: list[Any]) -> bool:
+    """Whether the result is zero where the operands in ``zeros`` are."""
+    if name in _ZERO_AT_ZERO or name in _ZERO_WHERE_FIRST_IS:
+        return zeros[0] and (name != "pow" or _is_positive(literals[1]))
+    if name in _ZERO_WHERE_ALL_ARE or name == "clamp":
+        known = [0 if zero else literal for zero, literal in zip(zeros, literals, strict=True)]
+        if name in ("min", "max", "clamp") and None not in known:  # relu6 is min(max(x, 0), 6)
+            low, high = (known[0], known[2]) if name == "clamp" else (min(known), max(known))
+            return bool(low == 0 if name == "min" else high == 0 if name == "max" else low <= 0 <= high)
+        return all(zeros)
+    if name in _ZERO_WHERE_ANY_IS:
+        return any(zeros)
+    return name == "select_n" and all(zeros[1:])
+
+
+@rule("bitcast_convert_type")
+def _bitcast(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    if inputs[0].shape != shape_of(equation.outvars[0]):
+        return not_understood(record, equation, inputs)
+    return [dataclasses.replace(inputs[0], literal=None)]
+
+
+@rule("optimization_barrier", "sharding_constraint", "mesh_cast", "reshard", "layout_constraint", "name", "device_put")
+def _identity(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    return [dataclasses.replace(value, literal=None) for value in inputs]
+
+
+RULES.update(dict.fromkeys(names("pvary ppermute pbroadcast pin unpin"), _identity))

@@ -1,0 +1,96 @@
+"""Reductions, and other operations along an axis."""
+
+import dataclasses
+
+from jax.extend import core
+
+from jprune.graph.rules.registry import combined_kind, pick, rule, shape_of, union
+from jprune.graph.values import Axis, Record, Value
+
+
+@rule("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor")
+def _reduce(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    name, value, dropped = equation.primitive.name, inputs[0], {int(axis) for axis in equation.params["axes"]}
+    for place in dropped:
+        record.channels.consume(value.axes[place].ids)
+        if not (name in ("reduce_sum", "reduce_or", "reduce_xor") and value.axes[place].zero):
+            record.channels.note(value.axes[place].ids, f"'{name}' runs over masked channels that are not zero for it")
+    keeps_zero = name != "reduce_and"
+    axes = [
+        dataclasses.replace(axis, zero=axis.zero and keeps_zero)
+        for place, axis in enumerate(value.axes)
+        if place not in dropped
+    ]
+    return [value.with_axes(axes)]
+
+
+@rule("argmax", "argmin")
+def _argument(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    value, dropped = inputs[0], {int(axis) for axis in equation.params["axes"]}
+    for place in dropped:
+        record.channels.freeze(value.axes[place].ids, f"'{equation.primitive.name}' numbers its indices")
+    return [Value(tuple(Axis(axis.ids) for place, axis in enumerate(value.axes) if place not in dropped))]
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+def _cumulative(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    value, along = inputs[0], equation.params["axis"]
+    record.channels.freeze(value.axes[along].ids, f"'{equation.primitive.name}' runs along it")
+    keeps_zero = equation.primitive.name != "cumlogsumexp"
+    return [
+        value.with_axes(
+            [Axis(a.ids, a.sources, a.zero and place != along and keeps_zero) for place, a in enumerate(value.axes)]
+        )
+    ]
+
+
+@rule("sort", "top_k", "approx_top_k", "fft")
+def _along_axis(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    """Apply an operation that mixes indices along some axes; the other axes of operands and results correspond.
+
+    A result computed from parameters still counts as parameters, but its mixed axes are no longer theirs: a threshold
+    found by ``sort`` does not determine a kernel's axes, and after a transform the role of the mixed axes is unknown.
+    """
+    name, params, shape = equation.primitive.name, equation.params, inputs[0].shape
+    first = len(shape) - len(params.get("fft_lengths", (0,)))
+    axis = params.get("dimension", params.get("axis", params.get("reduction_dimension", len(shape) - 1))) % len(shape)
+    mixed = set(range(first, len(shape))) if name == "fft" else {axis}
+    kind = combined_kind(record, inputs)
+    for value in inputs:
+        for place in mixed:
+            record.channels.freeze(value.axes[place].ids, f"'{name}' runs along it")
+            record.mixed.update(dict.fromkeys(value.axes[place].sources, name))
+    picked = [pick(record, [value.axes[place] for value in inputs]) for place in range(len(shape))]
+    sources = [
+        union(*(value.axes[place].sources for value in inputs)) if kind.of_parameters and place not in mixed else ()
+        for place in range(len(shape))
+    ]
+    chosen = union(*(value.chosen for value in inputs)) if kind.of_parameters else ()
+    return [
+        Value(
+            tuple(
+                Axis(
+                    record.channels.frozen(size, f"'{name}' runs along it") if place in mixed else picked[place],
+                    sources[place],
+                )
+                for place, size in enumerate(shape_of(var))
+            ),
+            kind,
+            chosen,
+        )
+        for var in equation.outvars
+    ]
+
+
+@rule("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
+def _reduce_window(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
+    params, value = equation.params, inputs[0]
+    kind = combined_kind(record, inputs)
+    axes = []
+    for place, (axis, size) in enumerate(zip(value.axes, shape_of(equation.outvars[0]), strict=True)):
+        if params["window_dimensions"][place] == 1 and axis.size == size:
+            axes.append(Axis(axis.ids, axis.sources if kind.of_parameters else (), axis.zero))
+        else:
+            record.channels.freeze(axis.ids, "a window moves over it")
+            axes.append(Axis(record.channels.frozen(size, "a window moves over it")))
+    return [Value(tuple(axes), kind, value.chosen if kind.of_parameters else ()) for _ in equation.outvars]
