@@ -1,8 +1,8 @@
-"""Parameters, nonzeros and multiply-adds of a pruned model, layer by layer, in one table.
+"""Table of parameters, nonzeros and multiply-adds of a pruned model, layer by layer.
 
-Multiply-adds are counted in the jaxpr of the forward pass, so any model that can be traced is counted: dense layers,
-convolutions, grouped or not, in a scan or not. The effective multiply-adds are those with nonzero weights; how much
-time a given runtime saves is a different question.
+Multiply-adds are counted in the jaxpr of the forward pass, so this works for any model that can be traced: dense layers
+and convolutions, grouped or not, in a scan or not. The effective multiply-adds are those with nonzero weights; they do
+not predict the time that a given runtime saves.
 """
 
 import math
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _INPUT = -1
-Sources = frozenset[int]  # the leaves of params that a value depends on; _INPUT for everything else
+Sources = frozenset[int]  # the leaves of params that a value depends on; _INPUT for other inputs
 _NOTHING: Sources = frozenset()
 
 
@@ -40,19 +40,19 @@ def cost_table(
 ) -> "pd.DataFrame":
     """Count parameters, nonzeros and multiply-adds of every layer and of the whole model.
 
-    All weights of a leaf are used equally often in matrix products and convolutions, so the effective multiply-adds
-    are the dense ones times the fraction of nonzero weights. Padding counts as input, as is usual; additions of
-    biases and normalization do not count.
+    Matrix products and convolutions use all weights of a leaf equally often, so the effective multiply-adds are the
+    dense ones times the fraction of nonzero weights. Padding counts as input, as is usual; biases and normalization are
+    not counted.
 
     Args:
       params: float arrays; other leaves are not parameters and are left out.
       masks: bool arrays like ``params``, None where a leaf is dense; without masks the nonzeros of the weights are
         counted.
       apply: the forward pass, called as ``apply(params, *inputs)``; it is traced, not run. Without it the table has no
-        multiply-adds, unless ``axes`` is a graph, which has counted them for the inputs it was traced with.
+      multiply-adds, unless ``axes`` is a graph, which has them for the inputs with which it was traced.
       inputs: arrays or ``jax.ShapeDtypeStruct``; a batch of 1 gives multiply-adds per example.
-      axes: what the axes of each leaf are (see ``prune``); a leaf that stacks several layers has a row for each,
-        named 'blocks/kernel[2]'.
+      axes: roles of the axes of each leaf (see ``prune``); a leaf that stacks several layers has a row for each layer,
+        such as 'blocks/kernel[2]'.
 
     Returns:
       A pandas frame, one row per layer and a last row ``total``, with the columns ``shape``,
@@ -61,10 +61,10 @@ def cost_table(
 
     Raises:
       ImportError: the extra ``recall`` is not installed (pandas).
-      ValueError: no leaf is of a real floating dtype, a mask fits no leaf, or a weight is used inside a ``while``
-        loop, whose number of rounds is unknown.
+      ValueError: no leaf has a real floating dtype, a mask fits no leaf, or a weight is used inside a ``while``
+        loop, whose number of iterations is unknown.
 
-    Layers in which nothing is left are named in a warning.
+    A warning names layers that keep no weight.
 
     >>> params = {"a": jax.numpy.ones((4, 3)), "b": jax.numpy.ones((3, 2))}
     >>> masks = {"a": jax.numpy.eye(4, 3, dtype=bool), "b": None}
@@ -102,7 +102,7 @@ def cost_table(
             if mask is not None or (masks is None and kernels(path, leaf)):
                 masked.append(name)
     if not rows:
-        raise ValueError("params has no array of a real floating dtype, so there is nothing to count")
+        raise ValueError("params has no array of a real floating dtype; give the tree of the model's parameters")
     empty = [name for name in masked if rows[name]["parameters"] and not rows[name]["nonzeros"]]
     if empty:
         warnings.warn(nothing_left(empty), stacklevel=2)
@@ -114,19 +114,19 @@ def cost_table(
 
 
 def _of_graph(axes: Axes) -> Mapping[str, int] | None:
-    """The multiply-adds that a graph has counted, by path; None where ``axes`` is not a graph."""
+    """Return the multiply-adds of a graph, by path; None if ``axes`` is not a graph."""
     if not isinstance(axes, Graph):
         return None
     if axes.in_while_loops:
         raise ValueError(
-            f"'{axes.in_while_loops[0]}' is used inside a while loop, whose number of rounds is unknown; use lax.scan, "
-            "or a graph of a program without it"
+            f"'{axes.in_while_loops[0]}' is used inside a while loop, whose number of iterations is unknown; use "
+            "lax.scan, or a graph of a program without it"
         )
     return axes.multiply_adds
 
 
 def _nonzeros(array: Array | np.ndarray, stacked: Sequence[int], index: Sequence[int]) -> int:
-    """The number of nonzeros of one layer, exact; of an array of several processes, counted where it lies."""
+    """Return the exact number of nonzeros of one layer; arrays of several processes are counted in place."""
     place: list[slice | int] = [slice(None)] * array.ndim
     for axis, i in zip(stacked, index, strict=True):
         place[axis] = i
@@ -184,7 +184,9 @@ def _call(equation: core.JaxprEqn, given: list[Sources], counts: list[int], time
         body = jaxprs.opened(options["body_jaxpr"])
         results = _walk(body, given[options["cond_nconsts"] :], inside, times=1)
         if any(inside):
-            raise ValueError("a weight is used inside a while loop, whose number of rounds is unknown; use lax.scan")
+            raise ValueError(
+                "a weight is used inside a while loop, whose number of iterations is unknown; use lax.scan"
+            )
         return results
     if name == "cond":
         return _cond(options["branches"], given[1:], counts, times)
@@ -195,7 +197,7 @@ def _call(equation: core.JaxprEqn, given: list[Sources], counts: list[int], time
 
 
 def _scan(equation: core.JaxprEqn, given: list[Sources], counts: list[int], times: int) -> list[Sources]:
-    """Walk the body until the leaves that the carry depends on no longer grow, then count every round."""
+    """Walk the body until the set of leaves that the carry depends on is stable, then count every iteration."""
     body, (fixed, carried) = jaxprs.opened(equation.params["jaxpr"]), jaxprs.scan_parts(equation)
     while True:
         results = _walk(body, given, [0] * len(counts), times=0)
@@ -217,7 +219,7 @@ def _cond(branches: Sequence[jaxprs.Program], given: list[Sources], counts: list
 
 
 def _products(equation: Any) -> int:
-    """The multiply-adds of one matrix product or convolution, from its shapes."""
+    """Return the multiply-adds of one matrix product or convolution, from its shapes."""
     left, right = (atom.aval.shape for atom in equation.invars)
     made: int = math.prod(equation.outvars[0].aval.shape)
     if equation.primitive.name == "dot_general":

@@ -1,10 +1,10 @@
 """Save masks and pruned weights as safetensors files, and convert them to sparse arrays.
 
-Nothing is loaded with pickle. A file is written under a temporary name in its own folder and renamed, so that it is
-never incomplete. An optimizer state with masks is a plain pytree, which any checkpoint library saves.
+Nothing is loaded with pickle. A file is written under a temporary name in its folder and renamed, so it is never
+incomplete. An optimizer state with masks is a plain pytree, which any checkpoint library can save.
 
-Files have arrays. PRNG keys and leaves that are not arrays (functions and Python numbers in Equinox modules) are not
-stored.
+Files contain only arrays. PRNG keys and leaves that are not arrays (functions and Python numbers in Equinox modules)
+are not stored.
 """
 
 import importlib
@@ -28,7 +28,7 @@ from jprune.trees import Leaf, flatten, match
 _FORMAT = "jprune-1"
 _BITS = "#bits"
 _VALUES = "#values"
-# What safetensors writes and its reader for numpy gives back.
+# The dtypes that safetensors can write and its numpy reader can read.
 _DTYPES = frozenset(
     ["bool", "float16", "bfloat16", "float32", "float64", "complex64"]
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -72,7 +72,7 @@ def load_masks(path: str | os.PathLike[str], params: PyTree) -> PyTree:
 
     Args:
       path: the file to read.
-      params: arrays; they give the structure and the shapes that the masks must have.
+      params: arrays; the masks must have their structure and shapes.
 
     Returns:
       Bool arrays shaped and sharded like the leaves of ``params``, None where the file has no mask.
@@ -106,8 +106,8 @@ def save_pruned(
         are not stored.
       masks: bool arrays like ``params``, None where a leaf is stored whole.
       gather: for arrays that are spread over several processes: call the function in every process with
-        ``gather=True``. One leaf after another is collected, which must fit on a device; process 0 writes the file,
-        and the others return when it is there.
+        ``gather=True``. Leaves are collected one at a time, and each must fit on a device. Process 0 writes the file;
+        the others return when it exists.
 
     Raises:
       ImportError: the extra ``export`` is not installed.
@@ -151,8 +151,8 @@ def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
 
     Args:
       path: the file to read.
-      params: arrays or ``jax.ShapeDtypeStruct``; they give the structure, the shapes and the dtypes
-        that the file must have, and the shardings of what is returned.
+      params: arrays or ``jax.ShapeDtypeStruct``; the file must have their structure, shapes and dtypes, and the result
+        has their shardings.
 
     Returns:
       A tree like ``params``. PRNG keys and leaves that are not arrays are those of ``params``.
@@ -190,7 +190,7 @@ def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
 def to_bcoo(params: PyTree, masks: PyTree, *, gather: bool = False) -> PyTree:
     """Convert masked leaves to ``jax.experimental.sparse.BCOO`` arrays of their kept weights.
 
-    Only outside jit, because the shapes depend on the number of weights kept. Kept weights are stored even where they
+    Call it outside jit, because the shapes depend on the number of weights kept. Kept weights are stored even if they
     are 0, so ``nse`` is the number kept.
 
     Args:
@@ -244,7 +244,7 @@ def _is_spread(leaf: Leaf) -> bool:
 
 
 def _on_host(argument: str, name: str, leaf: Leaf, gather: bool) -> np.ndarray:
-    """The whole leaf as a numpy array."""
+    """Return the whole leaf as a numpy array."""
     if isinstance(leaf, jax.core.Tracer):
         raise ValueError(f"{argument} is traced at '{name}'; call this function outside jit")
     if _is_spread(leaf):
@@ -265,7 +265,7 @@ def _bool_on_host(name: str, mask: Leaf, gather: bool) -> np.ndarray:
 
 
 def _placed(array: np.ndarray, leaf: Leaf) -> jax.Array:
-    """The array on the devices of the leaf; a leaf that is on the default device by default decides nothing."""
+    """Place an array on the devices of a leaf; a leaf that is uncommitted on the default device has no influence."""
     sharding = getattr(leaf, "sharding", None)
     abstract = isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh)
     if sharding is None or abstract or (isinstance(leaf, jax.Array) and not leaf.committed):
@@ -280,10 +280,10 @@ def _pack(name: str, mask: Leaf, gather: bool) -> tuple[np.ndarray, list[int]]:
 
 
 def _unpack(path: str | os.PathLike[str], tensors: dict[str, np.ndarray], name: str, shape: list[int]) -> np.ndarray:
-    """Undo ``_pack``, refusing a number of bytes that does not fit the shape."""
+    """Undo ``_pack``; raise if the number of bytes does not fit the shape."""
     bits, count = tensors.get(name + _BITS), math.prod(shape)
     if bits is None or bits.dtype != np.uint8 or bits.shape != (-(-count // 8),):
-        raise ValueError(f"{os.fspath(path)}: the mask of '{name}' does not hold the {count} bits of shape {shape}")
+        raise ValueError(f"{os.fspath(path)}: the mask of '{name}' does not have the {count} bits of shape {shape}")
     return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
 
 
@@ -299,14 +299,14 @@ def _shapes(path: str | os.PathLike[str], text: str) -> dict[str, list[int]]:
 def _refuse_misfits(
     path: str | os.PathLike[str], wanted: dict[str, Leaf], shapes: dict[str, tuple[int, ...]] | dict[str, list[int]]
 ) -> None:
-    """Raise where the file holds a leaf that the tree lacks or has in another shape."""
+    """Raise if the file has a leaf that the tree lacks or has in another shape."""
     absent = [name for name in shapes if wanted.get(name) is None]
     if absent:
-        raise ValueError(f"{os.fspath(path)} holds {absent}, which params lacks; params has {sorted(wanted)}")
+        raise ValueError(f"{os.fspath(path)} has {absent}, which params lacks; params has {sorted(wanted)}")
     for name, shape in shapes.items():
         given, allowed = tuple(shape), tuple(wanted[name].shape)
         if given != allowed:
-            raise ValueError(f"{os.fspath(path)} holds shape {given} at '{name}', where params has {allowed}")
+            raise ValueError(f"{os.fspath(path)} has shape {given} at '{name}', where params has {allowed}")
 
 
 def _safetensors() -> tuple[ModuleType, ModuleType]:
@@ -320,7 +320,7 @@ def _safetensors() -> tuple[ModuleType, ModuleType]:
 def _write(
     path: str | os.PathLike[str], tensors: dict[str, np.ndarray], shapes: dict[str, list[int]], gather: bool
 ) -> None:
-    """Write a file; with ``gather`` and several processes, process 0 does and the others wait for it."""
+    """Write a file; with ``gather`` and several processes, process 0 writes and the others wait for it."""
     several = gather and jax.process_count() > 1
     fault: Exception | None = None
     if not several or jax.process_index() == 0:

@@ -1,8 +1,8 @@
-"""The exact cost of a network as a function of the channels that are removed.
+"""Compute the exact cost of a network as a function of the channels that are removed.
 
-Channels, parameters and multiply-adds are sums of products of axis sizes, and the size of an axis is a linear
-function of the numbers of channels removed. So the cost of any choice of channels is known without building it, in
-Python integers or, while a program runs, in two uint32 limbs.
+Channels, parameters and multiply-adds are sums of products of axis sizes, and the size of an axis is a linear function
+of the numbers of channels removed. So the cost of any choice of channels is known without building the network:
+in Python integers or, at run time, in two uint32 limbs.
 """
 
 import math
@@ -26,11 +26,11 @@ class Cost(NamedTuple):
     """The sum over ``terms`` of a coefficient times the product of the sizes of some axes.
 
     Attributes:
-      classes: for every channel the class it belongs to; channels of one class have the same cost.
+      classes: the class of every channel; channels of one class have the same cost.
       sizes: the size of every axis with all channels.
-      widths: how many indices of an axis a channel of each class has.
-      coefficients: one for each term.
-      factors: for each term its axes, as indices into ``sizes``.
+      widths: the number of indices of an axis that a channel of each class has.
+      coefficients: the coefficient of each term.
+      factors: the axes of each term, as indices into ``sizes``.
     """
 
     classes: Int[np.ndarray, " channels"]
@@ -40,7 +40,7 @@ class Cost(NamedTuple):
     factors: tuple[tuple[int, ...], ...]
 
     def after(self, removed: np.ndarray) -> int:
-        """The cost once these channels are removed, exactly.
+        """Return the exact cost after these channels are removed.
 
         Args:
           removed: bool array (channels,).
@@ -51,7 +51,7 @@ class Cost(NamedTuple):
         return sum(coefficient * math.prod(sizes[axis] for axis in factors) for coefficient, factors in terms)
 
     def limbs_after(self, removed: Array) -> Count:
-        """The cost once these channels are removed, exactly, while a program runs.
+        """Return the exact cost after these channels are removed, as limbs; works on traced arrays.
 
         Args:
           removed: bool array (channels,), which may be traced.
@@ -71,16 +71,17 @@ class Cost(NamedTuple):
 
 
 def cost_of(graph: Graph, groups: Sequence[ChannelGroup], budget: str) -> Cost:
-    """The cost of a traced model as a function of the channels of some of its groups.
+    """Return the cost of a traced model as a function of the channels of some of its groups.
 
     Args:
       graph: made by ``jprune.trace_model``.
       groups: the groups whose channels can be removed, in the order of the channels.
       budget: "channels", "parameters" or "multiply_adds". Multiply-adds are those of all matrix products and
-        convolutions for the traced inputs, a scan counted as often as it runs and the costliest branch of a cond.
+        convolutions for the traced inputs, with all iterations of a scan and the costliest branch of a cond.
 
     Raises:
-      ValueError: ``budget`` is unknown, or multiply-adds are spent in a while loop, which runs unknown times.
+      ValueError: ``budget`` is unknown, or there are multiply-adds in a while loop, whose number of iterations is
+        unknown.
     """
     if budget not in BUDGETS:
         raise ValueError(f"budget={budget!r} is unknown; use 'channels', 'parameters' or 'multiply_adds'")
@@ -100,7 +101,7 @@ def cost_of(graph: Graph, groups: Sequence[ChannelGroup], budget: str) -> Cost:
 
 
 class _Axes:
-    """The axes that lose channels, each once."""
+    """The distinct axes that lose channels."""
 
     def __init__(self, channel_of_id: np.ndarray, channels: int):
         self._channel_of_id = channel_of_id
@@ -110,7 +111,7 @@ class _Axes:
         self._sizes: list[int] = []
 
     def add(self, ids: np.ndarray) -> int:
-        """The number of an axis, or -1 for one that loses nothing."""
+        """Add an axis and return its number, or -1 for an axis that loses no channels."""
         owners = self._channel_of_id[ids]
         owners = owners[owners >= 0]
         if not owners.size:
@@ -138,11 +139,11 @@ class _Axes:
         return terms
 
     def cost(self, terms: dict[tuple[int, ...], int]) -> Cost:
-        """Sort the channels into classes that take the same number of indices of every axis."""
+        """Group the channels into classes with the same number of indices of every axis."""
         counts = [np.bincount(owners, minlength=self._channels) for owners in self._counts]
         draw = np.random.default_rng(0)
         kinds = np.zeros(self._channels, np.uint64)
-        for count in counts:  # two channels are alike where the random sums are equal
+        for count in counts:  # channels with equal random sums are in one class
             kinds += count.astype(np.uint64) * draw.integers(1 << 62, dtype=np.uint64)
         _, first, classes = np.unique(kinds, return_index=True, return_inverse=True)
         widths = np.array([count[first] for count in counts]).reshape(len(counts), len(first))
@@ -155,7 +156,7 @@ def _leaves(graph: Graph) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
 
 
 def _products(program: Program, times: int) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
-    """The matrix products and convolutions of a program, each as a product of axes."""
+    """Yield the matrix products and convolutions of a program, each as a product of axes."""
     for step in program.steps:
         name = step.equation.primitive.name
         if name == "dot_general":
@@ -173,8 +174,8 @@ def _inside(step: Step, name: str, times: int) -> Iterator[tuple[int, Sequence[n
     if name == "while":
         if any(True for program in step.inside for _ in _products(program, 1)):
             raise ValueError(
-                "multiply-adds are spent in a while loop, whose number of rounds is unknown; use lax.scan, or another "
-                "budget: 'channels' or 'parameters'"
+                "there are multiply-adds in a while loop, whose number of iterations is unknown; use lax.scan, or "
+                "another budget: 'channels' or 'parameters'"
             )
     elif name == "cond":
         branches = [list(_products(branch, times)) for branch in step.inside]

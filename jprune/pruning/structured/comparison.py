@@ -1,7 +1,7 @@
-"""Whether a model's own code does at smaller shapes what its traced program does with channels removed.
+"""Check whether a model's own code at the smaller shapes is equivalent to the traced program without the channels.
 
-Code has sizes in it that do not follow the parameters: a number of heads, declared features, the n of a mean.
-Nothing is computed: the code is traced at the smaller shapes and its equations are compared with those expected.
+Code may contain sizes that do not follow the parameters: a number of heads, declared features, the n of a mean. Nothing
+is computed: the code is traced at the smaller shapes and its equations are compared with those expected.
 """
 
 import linecache
@@ -29,16 +29,16 @@ def code_differences(trace: Callable[[], core.ClosedJaxpr], program: Program, ke
     """Compare a model's code at the smaller shapes with its traced program.
 
     Args:
-      trace: gives the jaxpr of the code at the smaller shapes.
-      program: traced at the full shapes.
-      kept: for every channel id whether its indices stay.
+      trace: returns the jaxpr of the code at the smaller shapes.
+      program: the program, traced at the full shapes.
+      kept: for every channel id whether its indices are kept.
 
     Returns:
-      Where they differ, with the line of code; empty where the code does what the program does.
+      The differences, with the line of code; empty if the code and the program are equivalent.
     """
     try:
         traced = trace()
-    except Exception as error:  # whatever a model's code raises at shapes that it was not written for
+    except Exception as error:  # a model's code may raise anything at other shapes
         message = (str(error).strip().splitlines() or [""])[0]
         return (f"{_line_of_error(error)}: {type(error).__name__}: {message}",)
     return tuple(dict.fromkeys(_differences(program, traced, kept)))
@@ -47,11 +47,11 @@ def code_differences(trace: Callable[[], core.ClosedJaxpr], program: Program, ke
 def _differences(
     program: Program, traced: core.Jaxpr | core.ClosedJaxpr, kept: Kept, caller: str = _UNKNOWN
 ) -> Iterator[str]:
-    """Compare equation by equation; ``caller`` is the line that calls the program, for equations that have none."""
+    """Compare equation by equation; ``caller`` is the line that calls the program, for equations without a line."""
     equations = jaxprs.opened(traced).eqns
     for constant, other in zip(program.consts, getattr(traced, "consts", ()), strict=False):
         if np.shape(constant) != np.shape(other) or not np.array_equal(constant, other):
-            yield f"an array in the program, of shape {np.shape(constant)}, is another at the smaller shapes"
+            yield f"an array in the program, of shape {np.shape(constant)}, is different at the smaller shapes"
     for step, equation in zip(program.steps, equations, strict=False):
         line = _line(equation)
         line = caller if line == _UNKNOWN else line
@@ -90,7 +90,7 @@ def _in_equation(step: Step, equation: core.JaxprEqn, kept: Kept) -> Iterator[st
         for axis, (wanted_indices, bound) in enumerate(zip(sliced(step, kept), bounds, strict=True)):
             if not np.array_equal(wanted_indices, np.arange(*bound)):
                 part = ":".join(map(str, bound))
-                yield f"slice: along axis {axis} the code takes [{part}], which are other channels than expected"
+                yield f"slice: along axis {axis} the code takes [{part}], which are not the expected channels"
 
 
 def _is_simple(value: object) -> bool:
@@ -99,14 +99,14 @@ def _is_simple(value: object) -> bool:
 
 
 def _plain(value: object) -> object:
-    """Numpy's integers as Python's, which print as digits."""
+    """Convert numpy integers to Python integers, which print as digits."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     return int(value) if isinstance(value, np.integer) else value
 
 
 def _called(equation: core.JaxprEqn) -> Sequence[Any]:
-    """The programs that an equation calls, in the order of ``Step.inside``."""
+    """Return the programs that an equation calls, in the order of ``Step.inside``."""
     params = equation.params
     if equation.primitive.name == "while":
         return [params["cond_jaxpr"], params["body_jaxpr"]]
@@ -116,7 +116,7 @@ def _called(equation: core.JaxprEqn) -> Sequence[Any]:
 
 
 def _line(equation: core.JaxprEqn) -> str:
-    """The line of code that an equation comes from: of a library's layer, and of the code that uses it."""
+    """Return the line of code of an equation: in a library's layer, and in the code that calls it."""
     found = getattr(equation.source_info, "traceback", None)
     frames = [(frame.file_name, frame.line_num) for frame in getattr(found, "frames", ())]
     return _named(frames)

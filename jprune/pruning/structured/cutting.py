@@ -1,4 +1,4 @@
-"""Cut trees to the channels that are kept: parameters, batch statistics, averages, optimizer states."""
+"""Remove channels from trees: parameters, batch statistics, averages, optimizer states."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -17,11 +17,11 @@ _FACTORED = 128  # optax factors second moments only of matrices with this many 
 
 
 def cut_leaves(tree: PyTree, kept: Mapping[str, KeptIndices]) -> PyTree:
-    """Cut the leaves of a tree that has the paths of ``kept``; others stay.
+    """Cut the leaves of a tree that have a path in ``kept``; other leaves are unchanged.
 
     Args:
       tree: tree of arrays, or of their shapes.
-      kept: for every path, for every axis, which indices stay.
+      kept: the kept indices of every axis, by path.
     """
     paths, leaves, treedef = flatten(tree)
     return jax.tree.unflatten(
@@ -31,22 +31,22 @@ def cut_leaves(tree: PyTree, kept: Mapping[str, KeptIndices]) -> PyTree:
 
 
 def cut_along(tree: PyTree, kept: Mapping[str, KeptIndices], name: str) -> PyTree:
-    """Cut every leaf of a tree that belongs to a parameter or a statistic, wherever it is.
+    """Cut every leaf of a tree that belongs to a parameter or a statistic, anywhere in the tree.
 
-    A leaf belongs to the parameter whose path is the end of its own: ``0/mu/dense/kernel`` to ``dense/kernel``. It
-    may have additional axes in front (the memory of L-BFGS), lack one (Adafactor's factors) or be a scalar. A
-    vector with one entry for each parameter (``optax.flatten``) is cut as well.
+    A leaf belongs to the parameter whose path is the end of its own path: ``0/mu/dense/kernel`` to ``dense/kernel``. It
+    may have additional leading axes (the memory of L-BFGS), lack one axis (Adafactor's factors) or be a scalar. A
+    vector with one entry for each parameter (``optax.flatten``) is cut too.
 
     Args:
-      tree: an optimizer state, batch statistics, an average of the parameters, any tree.
-      kept: for every path of a parameter or a statistic, for every axis, which indices stay.
-      name: what the caller calls the tree, for errors.
+      tree: an optimizer state, batch statistics, an average of the parameters, or any other tree.
+      kept: the kept indices of every axis, by path of a parameter or a statistic.
+      name: the caller's name for the tree, for errors.
 
     Returns:
       A tree of the same structure.
 
     Raises:
-      ValueError: a leaf belongs to a parameter and its shape cannot be explained.
+      ValueError: a leaf belongs to a parameter but has an unexpected shape.
     """
     paths, leaves, treedef = flatten(tree)
     owners = [_owner(path, leaf, kept) for path, leaf in zip(paths, leaves, strict=True)]
@@ -67,7 +67,7 @@ def cut_along(tree: PyTree, kept: Mapping[str, KeptIndices], name: str) -> PyTre
 
 
 def take(leaf: Leaf, kept: KeptIndices) -> Leaf:
-    """The indices of an array, or of a shape, that stay; an array on a mesh with explicit axes is replicated first."""
+    """Take the kept indices of an array or a shape; an array on a mesh with explicit axes is replicated first."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         described: Callable[..., Any] = jax.ShapeDtypeStruct
         return described(tuple(int(indices.sum()) for indices in kept), leaf.dtype)
@@ -80,7 +80,7 @@ def take(leaf: Leaf, kept: KeptIndices) -> Leaf:
 
 
 class _Owner(NamedTuple):
-    """The parameter that a leaf belongs to, and the path of the leaf without it."""
+    """The parameter that a leaf belongs to, and the rest of the leaf's path."""
 
     path: str
     prefix: str
@@ -110,16 +110,16 @@ def _cut(path: str, leaf: Leaf, owner: _Owner, kept: KeptIndices, name: str, *, 
     if missing is not None and shape == full[:missing] + full[missing + 1 :]:
         _check_factors(path, full, tuple(int(indices.sum()) for indices in kept), name)
         return take(leaf, kept[:missing] + kept[missing + 1 :])
-    if alone:  # named like a parameter, by chance
+    if alone:  # has the name of a parameter by coincidence
         return leaf
     raise ValueError(
-        f"{name} has shape {shape} at '{path}', and the parameter '{owner.path}' has shape {full}; it is not known how "
-        "to cut it: start that part of the state again with tx.init(small.params)"
+        f"{name} has shape {shape} at '{path}', and the parameter '{owner.path}' has shape {full}; it cannot be "
+        "cut: initialize that part of the state again with tx.init(small.params)"
     )
 
 
 def _axis_left_out(path: str, owner: _Owner, shape: Sequence[int]) -> int | None:
-    """The axis over which a factored second moment (optax.scale_by_factored_rms) is averaged."""
+    """Return the axis over which a factored second moment (optax.scale_by_factored_rms) is averaged."""
     if len(shape) < 2:
         return None
     order = np.argsort(shape)
@@ -128,19 +128,19 @@ def _axis_left_out(path: str, owner: _Owner, shape: Sequence[int]) -> int | None
 
 
 def _check_factors(path: str, full: Sequence[int], small: Sequence[int], name: str) -> None:
-    """Refuse factors that the optimizer would read in another way at the smaller shape."""
+    """Raise for factors that the optimizer would interpret differently at the smaller shape."""
     before, after = np.argsort(full)[-2:], np.argsort(small)[-2:]
     shrunk = min(full[axis] for axis in before) >= _FACTORED > min(small[axis] for axis in after)
     if tuple(before) != tuple(after) or shrunk:
         raise ValueError(
             f"{name} has factored second moments at '{path}', of a parameter of shape {tuple(full)}; at the smaller "
-            f"shape {tuple(small)} the optimizer factors along other axes or not at all: start that part of the state "
-            "again with tx.init(small.params)"
+            f"shape {tuple(small)} the optimizer factors along other axes or not at all: initialize that part of the "
+            "state again with tx.init(small.params)"
         )
 
 
 def _raveled(kept: Mapping[str, KeptIndices]) -> np.ndarray:
-    """Which entries stay of the vector of all parameters."""
+    """Return the kept entries of the vector of all parameters."""
     flat = [np.ones((), bool)] * len(kept)
     for place, indices in enumerate(kept.values()):
         for axis, along in enumerate(indices):

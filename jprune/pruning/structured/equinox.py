@@ -8,17 +8,17 @@ from jaxtyping import PyTree
 
 
 def smaller_module(model: PyTree, params: PyTree = None) -> PyTree:
-    """A copy of a module with smaller parameters, and the sizes of its layers set to theirs.
+    """Return a copy of a module with smaller parameters, and with the sizes of its layers set to match.
 
-    Set are ``in_features``, ``out_features``, ``in_channels``, ``out_channels``, ``groups``, ``num_heads`` and the like
-    of the layers of ``equinox.nn``. Sizes in the code of your own modules stay as they are: ``small.differences`` names
-    them.
+    This sets ``in_features``, ``out_features``, ``in_channels``, ``out_channels``, ``groups``, ``num_heads`` and
+    similar attributes of the layers of ``equinox.nn``. Sizes in the code of your own modules are not changed;
+    ``small.differences`` names them.
 
     Args:
       model: the module before channels were removed; it is not changed.
-      params: smaller parameters, the arrays of the module as ``equinox.partition`` gives them; None where the
-        arrays of ``model`` are the smaller ones already. The moments of an optimizer state are modules too, whose
-        sizes must be those of the parameters: ``smaller_module(small.also[0])``.
+      params: smaller parameters, the arrays of the module as returned by ``equinox.partition``; None if the arrays of
+        ``model`` are already the smaller ones. The moments of an optimizer state are modules too, whose sizes must
+        match those of the parameters: ``smaller_module(small.also[0])``.
 
     Returns:
       A module of the same class, or a tree like ``model``.
@@ -44,7 +44,7 @@ def smaller_module(model: PyTree, params: PyTree = None) -> PyTree:
 
 
 def _layers(node: PyTree) -> Iterator[eqx.Module]:
-    """Every module of a tree, outermost first."""
+    """Yield every module of a tree, outermost first."""
     if isinstance(node, eqx.Module):
         yield node
         children: PyTree = vars(node).values()
@@ -57,7 +57,7 @@ def _layers(node: PyTree) -> Iterator[eqx.Module]:
 
 
 def _sizes(layer: PyTree) -> dict[str, PyTree]:
-    """The declared sizes of a layer, read off its parameters."""
+    """Return the declared sizes of a layer, according to its parameters."""
     sizes: dict[str, PyTree] = {}
     match layer:
         case eqx.nn.Linear() if eqx.is_array(layer.weight):

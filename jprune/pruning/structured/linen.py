@@ -8,11 +8,11 @@ from jaxtyping import PyTree
 
 
 def smaller_apply(module: nn.Module) -> Callable[..., PyTree]:
-    """The ``apply`` of a Linen module whose layers take their sizes from the parameters they are given.
+    """Return the ``apply`` of a Linen module whose layers take their sizes from the given parameters.
 
-    Linen layers declare ``features`` and refuse parameters of other sizes. While the returned function runs,
-    ``features``, ``feature_group_count``, ``num_heads`` and the like of the layers of ``flax.linen`` follow the
-    parameters. Sizes in the code of your own modules stay as they are: ``small.differences`` names them.
+    Linen layers declare ``features`` and raise for parameters of other sizes. While the returned function runs,
+    ``features``, ``feature_group_count``, ``num_heads`` and similar attributes of the layers of ``flax.linen`` follow
+    the parameters. Sizes in the code of your own modules are not changed; ``small.differences`` names them.
 
     Args:
       module: the module that was pruned; it is not changed.
@@ -40,7 +40,7 @@ def _with_sizes_of_parameters(
     kwargs: dict[str, PyTree],
     context: nn.module.InterceptorContext,
 ) -> PyTree:
-    # A recurrent layer asks its cell for a carry without a call that could be intercepted.
+    # A recurrent layer gets the carry of its cell without a call that can be intercepted.
     for layer in (context.module, getattr(context.module, "cell", None)):
         if isinstance(layer, nn.Module) and layer.scope is not None:
             for name, size in _sizes(layer, layer.variables.get("params", {})).items():
@@ -49,7 +49,7 @@ def _with_sizes_of_parameters(
 
 
 def _sizes(layer: nn.Module, params: PyTree) -> dict[str, PyTree]:
-    """The declared sizes of a layer, read off its parameters."""
+    """Return the declared sizes of a layer, according to its parameters."""
     sizes: dict[str, PyTree] = {}
     match layer:
         case nn.Dense() if "kernel" in params:

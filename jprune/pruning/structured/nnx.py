@@ -11,11 +11,11 @@ from jprune.trees import flatten
 
 
 def smaller_module(model: nnx.Module, params: PyTree, state: PyTree = None) -> nnx.Module:
-    """A copy of a module with smaller parameters, and the sizes of its layers set to theirs.
+    """Return a copy of a module with smaller parameters, and with the sizes of its layers set to match.
 
-    Set are ``in_features``, ``out_features``, ``num_features``, ``features``, ``feature_group_count``, ``num_heads``,
-    ``head_dim`` and the like of the layers of ``flax.nnx``. Sizes in the code of your own modules stay as they are:
-    ``small.differences`` names them.
+    This sets ``in_features``, ``out_features``, ``num_features``, ``features``, ``feature_group_count``, ``num_heads``,
+    ``head_dim`` and similar attributes of the layers of ``flax.nnx``. Sizes in the code of your own modules are not
+    changed; ``small.differences`` names them.
 
     Args:
       model: the module before channels were removed; it is not changed.
@@ -86,7 +86,7 @@ def _set_sizes(layer: Any) -> None:
 
 
 def _set_cell_sizes(cell: Any) -> None:
-    """Recurrent cells: the first kernel that has a bias of its own reads the hidden state."""
+    """Set the sizes of a recurrent cell; the first kernel with its own bias reads the hidden state."""
     kernels = {name: getattr(cell, name).kernel.shape for name in vars(cell) if hasattr(getattr(cell, name), "kernel")}
     hidden = next(shape for name, shape in kernels.items() if name in ("hi", "hg", "dense_h"))
     inputs = next(shape for name, shape in kernels.items() if name in ("ii", "ig", "dense_i"))

@@ -1,8 +1,8 @@
-"""The traced program of a model, carried out with fewer channels.
+"""Run the traced program of a model with fewer channels.
 
-Only the parameters of equations that have sizes in them change: ``reshape``, ``broadcast_in_dim``, ``iota``,
-``split``, ``pad``, the bounds of ``slice``, ``dynamic_slice`` and ``gather``, and the groups of a convolution. Numbers
-in the program's text, such as the n of a mean, stay.
+Only equation parameters that contain sizes change: those of ``reshape``, ``broadcast_in_dim``, ``iota``, ``split`` and
+``pad``, the bounds of ``slice``, ``dynamic_slice`` and ``gather``, and the groups of a convolution. Literals of the
+program, such as the n of a mean, do not change.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,21 +24,21 @@ Arrays: TypeAlias = Sequence[ArrayLike]
 
 
 def sizes_of(value: Value, kept: Kept) -> tuple[int, ...]:
-    """The shape of an array once channels are removed.
+    """Return the shape of an array after channels are removed.
 
     Args:
       value: an array of a traced program.
-      kept: for every channel id whether its indices stay.
+      kept: for every channel id whether its indices are kept.
     """
     return tuple(int(np.count_nonzero(kept[ids])) for ids in value.ids)
 
 
 def run(program: Program, kept: Kept, inputs: Arrays) -> list[ArrayLike]:
-    """Carry out a program with the channels that are kept.
+    """Run a program with the kept channels.
 
     Args:
       program: the traced program, at its full sizes.
-      kept: for every channel id whether its indices stay.
+      kept: for every channel id whether its indices are kept.
       inputs: the program's inputs, at the smaller sizes.
 
     Returns:
@@ -68,7 +68,7 @@ def _carry_out(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
 
 
 def resized(step: Step, kept: Kept) -> dict[str, Any]:
-    """The parameters of an equation that have sizes in them, at the smaller sizes."""
+    """Return the parameters of an equation that contain sizes, at the smaller sizes."""
     name, params = step.equation.primitive.name, step.equation.params
     sizes = [sizes_of(output, kept) for output in step.outputs]
     match name:
@@ -97,7 +97,7 @@ def resized(step: Step, kept: Kept) -> dict[str, Any]:
 
 
 def _padding(config: tuple[int, ...], stays: Kept) -> tuple[int, int, int]:
-    """How much is padded at the ends of an axis, some of whose indices are removed; inside it nothing is."""
+    """Return the padding at the ends of an axis after indices are removed; there is none between indices."""
     low, high, inside = config
     if stays.all():
         return low, high, inside
@@ -105,7 +105,7 @@ def _padding(config: tuple[int, ...], stays: Kept) -> tuple[int, int, int]:
 
 
 def sliced(step: Step, kept: Kept) -> list[np.ndarray]:
-    """For every axis of what a slice is taken from, the indices that it takes once channels are removed."""
+    """Return the indices of each operand axis that a slice takes after channels are removed."""
     params = step.equation.params
     strides = params["strides"] or (1,) * len(params["start_indices"])
     taken = []
@@ -117,7 +117,7 @@ def sliced(step: Step, kept: Kept) -> list[np.ndarray]:
 
 
 def _slice(step: Step, kept: Kept, x: Array) -> Array:
-    """Take what is left of a slice's indices: a slice where they are evenly spaced, else one by one."""
+    """Take the remaining indices of a slice: by a slice if they are evenly spaced, otherwise one by one."""
     for axis, wanted in enumerate(sliced(step, kept)):
         if len(wanted) == x.shape[axis]:
             continue
@@ -132,7 +132,7 @@ def _slice(step: Step, kept: Kept, x: Array) -> Array:
 
 
 def _call(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
-    """Carry out the program that an equation calls, with the derivative rule that it has."""
+    """Run the program that an equation calls, with its derivative rule."""
     name, params, inside = step.equation.primitive.name, step.equation.params, step.inside[0]
 
     def body(*args: ArrayLike) -> list[ArrayLike]:
@@ -150,7 +150,7 @@ def _call(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
 
 
 def _with_jvp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[..., Arrays]:
-    """A function with the derivative rule of a custom_jvp call: traced at the full sizes, run at the smaller ones."""
+    """Return a function with the derivative rule of a custom_jvp call, traced at the full sizes."""
     function = jax.custom_jvp(body)
     floats = [place for place, var in enumerate(step.equation.invars) if _is_float(var.aval)]
 
@@ -167,7 +167,7 @@ def _with_jvp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[.
 
 
 def _with_vjp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[..., Arrays]:
-    """A function with the derivative rule of a custom_vjp call."""
+    """Return a function with the derivative rule of a custom_vjp call."""
     function = jax.custom_vjp(body)
     floats = [place for place, var in enumerate(step.equation.invars) if _is_float(var.aval)]
 
@@ -189,7 +189,7 @@ def _is_float(aval: Any) -> bool:
 
 
 def _of_floats(equation: core.JaxprEqn, floats: Sequence[int], inputs: Arrays) -> Callable[..., list[ArrayLike]]:
-    """An equation as a function of its float inputs."""
+    """Return an equation as a function of its float inputs."""
 
     def function(*given: ArrayLike) -> list[ArrayLike]:
         filled = list(inputs)
@@ -203,7 +203,7 @@ def _of_floats(equation: core.JaxprEqn, floats: Sequence[int], inputs: Arrays) -
 def _rerun(
     function: Callable[..., PyTree], kept: Kept, values: tuple[Sequence[Value], ...], arrays: tuple[Arrays, ...]
 ) -> list[ArrayLike]:
-    """Trace a function at the full sizes of values, and carry it out on arrays at the smaller sizes."""
+    """Trace a function at the full sizes of values, and run it on arrays of the smaller sizes."""
     flat = [value for part in values for value in part]
     described: Callable[..., Any] = jax.ShapeDtypeStruct
     shapes = [
@@ -226,8 +226,8 @@ def _rerun(
     removed[solution.roots[np.concatenate([*gone, np.zeros(0, np.int32)])]] = True
     if removed[0]:
         raise ValueError(
-            "a derivative rule (custom_jvp or custom_vjp) combines channels that its function keeps apart; "
-            "it cannot be carried out with fewer channels"
+            "a derivative rule (custom_jvp or custom_vjp) combines channels that its function keeps apart, so "
+            "it cannot be run with fewer channels; leave its channels whole"
         )
     return run(program, ~removed[solution.roots], [array for part in arrays for array in part])
 

@@ -1,4 +1,4 @@
-"""From a masked network to a smaller dense one: channels that are masked in every layer are removed."""
+"""Turn a masked network into a smaller dense one by removing the channels that are masked in every layer."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -25,7 +25,7 @@ Removed: TypeAlias = tuple[Bool[np.ndarray, " _"], ...]
 
 
 class GroupRow(NamedTuple):
-    """What became of a group of channels.
+    """A row of the table: the channels of a group before and after.
 
     Attributes:
       leaf: the first leaf that has the channels.
@@ -33,8 +33,8 @@ class GroupRow(NamedTuple):
       after: number of channels kept.
       exact: whether removing these channels is the same as masking them.
       difference: for a group that is not exact, the largest difference of an output between the model without these
-        channels and the model with them masked, on the inputs given as ``check``; None where it was not measured.
-      why: why the group is not exact, or what there is to know about it.
+        channels and the model with them masked, on the inputs given as ``check``; None if it was not measured.
+      why: why the group is not exact, or remarks.
     """
 
     leaf: str
@@ -46,7 +46,7 @@ class GroupRow(NamedTuple):
 
 
 class LeafRow(NamedTuple):
-    """A leaf's shape before and after."""
+    """The shape of a leaf before and after."""
 
     leaf: str
     before: tuple[int, ...]
@@ -55,15 +55,15 @@ class LeafRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RemovalTable:
-    """What was removed; ``print`` shows it.
+    """A summary of the removed channels, which ``print`` shows as a table.
 
     Attributes:
       groups: every group of channels.
       leaves: every leaf whose shape changed.
       parameters: number of parameters before and after.
-      multiply_adds: multiply-adds before and after, for the inputs with which the graph was traced; None where
-        they are spent in a while loop.
-      differences: where the model's own code would compute something else at the smaller shapes.
+      multiply_adds: multiply-adds before and after, for the inputs with which the graph was traced; None if some
+        are in a while loop.
+      differences: lines where the model's own code would compute something else at the smaller shapes.
     """
 
     groups: tuple[GroupRow, ...]
@@ -99,13 +99,13 @@ class SmallModel(NamedTuple):
     Attributes:
       params: the smaller parameters, a tree like those given.
       state: the smaller batch statistics, or None.
-      also: the other trees that were given, cut with their parameters.
+      also: the trees given as ``also``, cut with their parameters.
       apply: the traced program at the smaller sizes, called like the function that was traced; it can be
         differentiated, transformed and called with other batch sizes.
-      table: what was removed, and where the model's own code would differ from ``apply``.
-      kept: by path, for every axis, which indices of the leaf are left.
-      differences: ``differences(apply)`` compares other code with ``small.apply``, operation by operation and without
-        computing anything: a rebuilt module, for example. It returns where they differ, with the line of code.
+      table: the removed channels, and where the model's own code would differ from ``apply``.
+      kept: the kept indices of every axis, by path.
+      differences: ``differences(apply)`` compares other code, such as a rebuilt module, with ``small.apply``, operation
+        by operation and without computing anything. It returns the differences, with the line of code.
     """
 
     params: PyTree
@@ -126,23 +126,23 @@ def remove_channels(
     also: PyTree = (),
     check: PyTree = None,
 ) -> SmallModel:
-    """Remove the masked channels from a model: smaller arrays, the same outputs.
+    """Remove the masked channels from a model, which gives smaller arrays and the same outputs.
 
-    Removed are the channels whose part of every member of their group is masked; other masks are applied, so that
-    ``small.apply(small.params, *inputs)`` equals ``apply(apply_masks(params, masks), *inputs)`` to float tolerance
-    for every group that is exact.
+    A channel is removed if it is masked in every member of its group; other masks are applied. Therefore
+    ``small.apply(small.params, *inputs)`` equals ``apply(apply_masks(params, masks), *inputs)`` to float tolerance for
+    every group that is exact.
 
-    The model's own code is traced at the smaller shapes and compared, without computing anything: where it has sizes
-    written into it (a number of heads, declared features, the n of a mean), ``small.table`` names the line.
+    The model's own code is traced at the smaller shapes and compared, without computing anything. If it contains fixed
+    sizes (a number of heads, declared features, the n of a mean), ``small.table`` names the line.
 
     Args:
       graph: made by ``jprune.trace_model``.
       params: parameters, a tree of arrays.
       masks: bool tree like ``params``, None where nothing is masked; from ``channel_group_masks`` or ``masks_of``.
-      state: batch statistics, where the graph was traced with ``state``.
+      state: batch statistics, if the graph was traced with ``state``.
       also: a tuple of other trees to cut: optimizer states, moving averages, batch statistics. Leaves are matched
         by the end of their paths.
-      check: inputs, one array or a tuple; the outputs of the smaller model on them are compared with those of the
+      check: inputs, one array or a tuple, on which the outputs of the smaller model are compared with those of the
         masked one.
 
     Returns:
@@ -150,8 +150,8 @@ def remove_channels(
 
     Raises:
       TypeError: a mask is not a bool array, or ``also`` is not a tuple.
-      ValueError: masks remove a channel from some members of its group only; the graph is of another model; a leaf
-        of ``also`` cannot be cut; or the outputs on ``check`` differ.
+      ValueError: masks remove a channel from only some members of its group; the graph is of another model; a leaf of
+        ``also`` cannot be cut; or the outputs on ``check`` differ.
 
     >>> import jprune
     >>> params = {"a": jnp.array([[1.0, 3.0]]), "b": jnp.array([[2.0], [2.0]])}
@@ -187,21 +187,21 @@ def remove_dead(
     also: PyTree = (),
     check: PyTree = None,
 ) -> SmallModel:
-    """Remove the channels that are zero in every layer, whatever made them zero.
+    """Remove the channels that are zero in every layer, for whatever reason.
 
-    A channel is removed where all its weights are zero, biases and normalization included. Also removed, if ``check``
-    shows that the outputs stay the same, are channels whose weights in every layer that reads them are zero, and
-    channels named in ``dead``.
+    A channel is removed if all its weights are zero, including biases and normalization. If ``check`` shows that the
+    outputs stay the same, channels whose weights are zero in every layer that reads them, and channels named in
+    ``dead``, are removed too.
 
     Args:
       graph: made by ``jprune.trace_model``.
       params: parameters, a tree of arrays.
       masks: bool tree like ``params``, applied first, or None.
-      dead: by path of a kernel, bool arrays (outputs,): units that are 0 on the data that matter, such as
-        ``{"conv1/kernel": jprune.unit_status(preactivations)["conv1"] == -1}`` of a ReLU network.
-      state: batch statistics, where the graph was traced with ``state``.
+      dead: bool arrays (outputs,) by path of a kernel: units that are 0 on the relevant data, such as
+        ``{"conv1/kernel": jprune.unit_status(preactivations)["conv1"] == -1}`` for a ReLU network.
+      state: batch statistics, if the graph was traced with ``state``.
       also: other trees to cut, as for ``remove_channels``.
-      check: inputs on which the outputs are compared with those of the model before.
+      check: inputs on which the outputs are compared with those of the original model.
 
     Returns:
       The smaller model.
@@ -244,10 +244,10 @@ def remove_dead(
 
 
 def _masked_channels(graph: Graph, params: PyTree, masks: PyTree) -> Removed:
-    """The channels of each group that are masked in every member.
+    """Return the channels of each group that are masked in every member.
 
     Raises:
-      ValueError: a channel is masked in some members only.
+      ValueError: a channel is masked in only some members.
     """
     paths, _, _ = flatten(params)
     found = dict(zip(paths, match(params, masks, reference_name="params", name="masks"), strict=True))
@@ -284,7 +284,7 @@ def _masked_channels(graph: Graph, params: PyTree, masks: PyTree) -> Removed:
 
 
 def _any_along(array: np.ndarray, member: Member) -> Bool[np.ndarray, " channels"]:
-    """Whether anything is True in each channel's part of a leaf."""
+    """Whether any entry of each channel in a leaf is True."""
     along: np.ndarray = np.any(array, axis=tuple(axis for axis in range(array.ndim) if axis != member.axis))
     parts: Bool[np.ndarray, " channels"] = along[member.indices].any(axis=1)
     return parts
@@ -296,7 +296,7 @@ def _reads(graph: Graph, member: Member) -> bool:
 
 
 def _named_dead(graph: Graph, dead: Mapping[str, ArrayLike]) -> Removed:
-    """The channels of each group that ``dead`` names by outputs of a kernel."""
+    """Return the channels of each group that ``dead`` names by outputs of a kernel."""
     named = tuple(np.zeros(group.size, bool) for group in graph.channels)
     for path, given in dead.items():
         axes = graph.axes.get(path)
@@ -315,17 +315,17 @@ def _named_dead(graph: Graph, dead: Mapping[str, ArrayLike]) -> Removed:
 
 
 def _state_of(graph: Graph, state: PyTree, also: tuple[PyTree, ...]) -> PyTree:
-    """The state that was given, or the one among the other trees; None where the model has none or none is given.
+    """Return the given state, or the one among the other trees; None if there is none.
 
     Raises:
-      ValueError: the state is not like the one with which the graph was traced.
+      ValueError: the state differs in structure from the one with which the graph was traced.
     """
     wanted = _array_shapes(graph.model.state)
     if state is None:
         return next((tree for tree in also if wanted and _array_shapes(tree) == wanted), None)
     if _array_shapes(state) != wanted:
         named = ", ".join(f"'{path}' {shape}" for path, shape in wanted.items()) or "no leaf"
-        raise ValueError(f"state is not like the one with which the graph was traced, which has {named}")
+        raise ValueError(f"state differs from the one with which the graph was traced; give a tree with {named}")
     return state
 
 
@@ -366,7 +366,7 @@ def _kept_ids(graph: Graph, removed: Removed) -> Kept:
 
 
 def _kept_indices(graph: Graph, kept: Kept) -> tuple[dict[str, KeptIndices], dict[str, KeptIndices]]:
-    """For every leaf of the parameters and of the state, which indices stay."""
+    """Return the kept indices of every leaf of the parameters and of the state."""
     values = iter(graph.program.inputs)
     parts = []
     for tree in (graph.model.params, graph.model.state):
@@ -375,7 +375,7 @@ def _kept_indices(graph: Graph, kept: Kept) -> tuple[dict[str, KeptIndices], dic
 
 
 def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptIndices]) -> Callable[..., PyTree]:
-    """The traced program at the smaller sizes; traced again for inputs of other shapes."""
+    """Return the traced program at the smaller sizes; it is traced again for inputs of other shapes."""
     model = graph.model
     programs: dict[Hashable, tuple[Graph, Kept]] = {_signature(model.inputs): (graph, _kept_ids(graph, removed))}
 
@@ -421,7 +421,7 @@ def _check_small(params: PyTree, kept: Mapping[str, KeptIndices]) -> None:
 
 
 def _same_channels(graph: Graph, kept_params: Mapping[str, KeptIndices]) -> Kept:
-    """The same channels removed from a model that was traced with other inputs."""
+    """Find the channels to keep in the same model traced with other inputs."""
     paths = list(kept_params)
     removed_roots = np.zeros(len(graph.roots), bool)
     for path, value in zip(paths, graph.program.inputs, strict=False):
@@ -432,8 +432,8 @@ def _same_channels(graph: Graph, kept_params: Mapping[str, KeptIndices]) -> Kept
     for path in paths:
         if removed_roots[0] or not all(map(np.array_equal, now[path], kept_params[path])):
             raise ValueError(
-                f"with inputs of these shapes the model couples the channels of '{path}' in another way than with "
-                "those it was traced with; trace it with inputs like these"
+                f"with inputs of these shapes the model couples the channels of '{path}' differently than with "
+                "the inputs it was traced with; trace it with inputs of these shapes"
             )
     return kept_ids
 
@@ -441,7 +441,7 @@ def _same_channels(graph: Graph, kept_params: Mapping[str, KeptIndices]) -> Kept
 def _checked(
     graph: Graph, small: SmallModel, masked: PyTree, removed: Removed, *, state: PyTree, check: PyTree
 ) -> SmallModel:
-    """Compare outputs: an error for exact groups, a measured difference for each of the others."""
+    """Compare outputs: raise if exact groups differ, and measure the difference for each of the others."""
     inexact = [place for place, group in enumerate(graph.channels) if not group.exact and removed[place].any()]
     if not inexact:
         _compare(graph, small, masked, state, check)
@@ -464,14 +464,14 @@ def _compare(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, che
     if not difference <= allowed:
         raise ValueError(
             f"on check, outputs of the smaller model differ by {difference:.3g} from those of the model before, and "
-            f"{allowed:.3g} is allowed for rounding; the channels that would be removed are not without effect"
+            f"{allowed:.3g} is allowed for rounding; the removed channels affect the outputs: keep them"
         )
 
 
 def _difference(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, check: PyTree) -> tuple[float, float]:
-    """The largest difference of an output, and how large it may be from rounding alone.
+    """Return the largest difference of an output, and the difference that rounding can cause.
 
-    A new state among the outputs is compared at the channels that are kept.
+    A new state among the outputs is compared at the kept channels.
     """
     inputs = check if isinstance(check, tuple) else (check,)
     if state is None and graph.model.state is not None:

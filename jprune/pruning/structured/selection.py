@@ -1,4 +1,4 @@
-"""Which channels to remove: scores of whole channels, ranked, up to an exact budget."""
+"""Select the channels to remove: rank scores of whole channels, up to an exact budget."""
 
 import dataclasses
 import math
@@ -48,38 +48,38 @@ def channel_group_masks(
     inexact: bool = False,
     among: PyTree = None,
 ) -> PyTree:
-    """Keep the best channels of a network, each removed from every layer that has it.
+    """Return masks that remove the channels with the lowest scores from every layer that has them.
 
     The channels with the lowest scores are removed until the budget is met: the amount removed is the smallest that
     reaches the target, so it exceeds the target by less than the last step (one channel, or ``round_to``).
 
     Args:
       graph: made by ``jprune.trace_model``.
-      scores: tree of float arrays like the parameters, None where a leaf does not count.
-      sparsity: the fraction of the channels to remove; or ``{regex: fraction}``, the fraction of each group that
-        has a member that matches (the first expression that matches decides; other groups stay whole). Members are
-        named as in ``print(graph)``: by path, or by path and axis, ``attention/out/kernel[0]`` for its heads.
+      scores: tree of float arrays like the parameters, None for leaves that are not scored.
+      sparsity: the fraction of the channels to remove; or ``{regex: fraction}``, the fraction for each group with a
+        member that matches (the first expression that matches applies; other groups stay whole). Members are named as
+        in ``print(graph)``: by path, or by path and axis, ``attention/out/kernel[0]`` for its heads.
       keep: number of channels to keep.
       parameters: the fraction of all parameters to remove.
       multiply_adds: the fraction of the multiply-adds of all matrix products and convolutions to remove, for the
-        inputs with which the graph was traced. Exactly one of these four is given.
+        inputs with which the graph was traced. Exactly one of these four must be given.
       round_to: axes that lose channels keep a multiple of this number of indices, such as 8 or 16 for tensor cores;
         an int, or ``{regex: int}`` for groups with a member that matches.
       min_channels: minimum number of channels that every group keeps, an int or ``{regex: int}``.
-      reduce: how the scores of the weights of a channel become one score: "mean", "sum", or "l2", the root of the
-        sum of squares.
+      reduce: how to combine the scores of the weights of a channel: "mean", "sum", or "l2", the root of the sum of
+        squares.
       per_group: whether every group loses about the same fraction of its channels; otherwise all channels compete.
       groups: regular expression; only groups with a member that matches are pruned.
-      inexact: whether to prune groups for which removing channels is not the same as masking them, too.
+      inexact: whether to prune also groups for which removing channels is not the same as masking them.
       among: bool tree like the parameters; channels masked there are removed first.
 
     Returns:
-      A tree like ``scores`` of bool arrays, False in every part of a removed channel (kernels, biases,
-      normalization); None for leaves without channels.
+      A tree like ``scores`` of bool arrays, False at all weights of a removed channel (kernels, biases, normalization);
+      None for leaves without channels.
 
     Raises:
       TypeError: not exactly one amount is given, or one has the wrong type.
-      ValueError: the budget cannot be met (the message names what stops it), a regular expression matches nothing,
+      ValueError: the budget cannot be met (the message gives the reason), a regular expression matches nothing,
         the graph is of another model, no group has a score, or (outside jit) a score is NaN.
 
     >>> import jprune
@@ -122,27 +122,26 @@ def structured(
     groups: str | None = None,
     inexact: bool = False,
 ) -> "ChannelSelection":
-    """Select whole channels in ``prune``: the schedule's amounts are fractions of the channels or of the cost.
+    """Return a selection of whole channels for ``prune``; amounts are fractions of the channels or of the cost.
 
-    ``prune`` scores the leaves that ``where`` selects and masks every part of a removed channel, whether ``where``
-    selects it or not: biases and normalization parameters become exactly zero with the kernels.
+    ``prune`` scores the leaves that ``where`` selects and masks all weights of a removed channel, even in leaves that
+    ``where`` does not select: biases and normalization parameters become exactly zero with the kernels.
 
     Args:
       graph: made by ``jprune.trace_model``.
-      budget: what a sparsity is a fraction of, and what ``jprune.Keep`` counts: "channels", "parameters" or
-        "multiply_adds".
+      budget: the unit of a sparsity and of ``jprune.Keep``: "channels", "parameters" or "multiply_adds".
       round_to: see ``channel_group_masks``, as for the other arguments.
       min_channels: minimum number of channels that every group keeps.
       reduce: "mean", "sum" or "l2".
       per_group: whether every group loses about the same fraction.
       groups: only groups with a member that matches this regular expression are pruned.
-      inexact: whether to prune groups for which removing channels is not the same as masking them, too.
+      inexact: whether to prune also groups for which removing channels is not the same as masking them.
 
     Returns:
       A selection for ``prune(selection=...)``.
 
     Raises:
-      ValueError: an argument is not one of the allowed words, or a regular expression matches no group.
+      ValueError: an argument is not one of the allowed values, or a regular expression matches no group.
 
     >>> import jprune, optax
     >>> params = {"a": {"kernel": jnp.array([[1.0, 3.0]])}, "b": {"kernel": jnp.array([[2.0], [2.0]])}}
@@ -162,7 +161,7 @@ def structured(
         wanted = "" if groups is None else f" that groups={groups!r} matches"
         raise ValueError(
             f"the graph has no group of channels{wanted} that can be removed exactly; print(graph) shows why, "
-            "inexact=True takes the other groups too"
+            "inexact=True prunes the other groups too"
         )
     steps = tuple(
         _step(group, amount) for group, amount in zip(chosen, _per_group("round_to", round_to, chosen), strict=True)
@@ -176,10 +175,10 @@ class ChannelSelection:
     """A selection of whole channels, made by ``structured``.
 
     Attributes:
-      graph: of the model.
+      graph: graph of the model.
       budget: "channels", "parameters" or "multiply_adds".
       groups: the groups that may lose channels.
-      steps: for each group, how many channels are removed at a time.
+      steps: for each group, the number of channels removed at a time.
       floors: for each group, the minimum number of channels kept.
       reduce: "mean", "sum" or "l2".
       per_group: whether every group loses about the same fraction.
@@ -194,7 +193,7 @@ class ChannelSelection:
     per_group: bool
 
     def loses_channels(self, path: str) -> bool:
-        """Whether a leaf has channels that may be removed; ``prune`` gives it a mask even if ``where`` does not."""
+        """Whether a leaf has channels that may be removed; ``prune`` masks it even if ``where`` does not select it."""
         return any(member.path == path for group in self.groups for member in group.members)
 
     def __call__(
@@ -210,12 +209,12 @@ class ChannelSelection:
         """Select channels; see ``channel_group_masks``.
 
         Args:
-          scores: tree of float arrays, None where a leaf does not count.
+          scores: tree of float arrays, None for leaves that are not scored.
           sparsity: the fraction of the budget to remove, or ``{regex: fraction}`` of the channels of a group.
-          keep: how much of the budget to keep, a count.
+          keep: the count of the budget to keep.
           among: bool tree; channels masked there are removed first.
-          min_keep: must be 0; the minimum is ``min_channels`` of ``structured``.
-          axes: not used; the graph says what the axes are.
+          min_keep: must be 0; use ``min_channels`` of ``structured``.
+          axes: not used; the graph has the roles of the axes.
 
         Returns:
           A tree of bool arrays like ``scores``, with masks for all leaves that have channels.
@@ -248,7 +247,7 @@ class ChannelSelection:
         return {path: leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
 
     def _scored(self, scored: Mapping[str, Array]) -> "_Choice":
-        """The groups with a score, and how they lose channels."""
+        """Return the groups with a score, and how they lose channels."""
         places = [i for i, g in enumerate(self.groups) if any(member.path in scored for member in g.members)]
         if not places:
             some = self.groups[0].members[0].path
@@ -264,7 +263,7 @@ class ChannelSelection:
         by_group = [a for a in plain if isinstance(a, Mapping)]
         if by_group:
             if len(plain) > 1:
-                raise TypeError("amounts by regular expression are not looked up while the program runs")
+                raise TypeError("amounts by regular expression cannot be looked up at run time")
             return choice.by_group(scores, self._limits_by_group(choice, by_group[0]))
         cost = cost_of(self.graph, choice.groups, self.budget)
         limits = uint64.count_of([self._limit(choice, cost, a) for a in plain])
@@ -273,15 +272,17 @@ class ChannelSelection:
         return choice.up_to(scores, cost, limit, per_group=self.per_group)
 
     def _limit(self, choice: "_Choice", cost: Cost, amount: Any) -> int:
-        """The largest cost that meets an amount.
+        """Return the largest cost that meets an amount.
 
         Raises:
-          ValueError: no choice of channels meets it.
+          ValueError: no choice of channels meets the amount.
         """
         total = cost.after(np.zeros(len(cost.classes), bool))
         if isinstance(amount, Keep):
             if amount.count > total:
-                raise ValueError(f"keep={amount.count} is more than there is: {total} {_words(self.budget)}")
+                raise ValueError(
+                    f"keep={amount.count} is more than the total of {total} {_words(self.budget)}; keep fewer"
+                )
             limit, asked = amount.count, f"keep={amount.count} of {total} {_words(self.budget)}"
         else:
             limit = math.floor((1 - Fraction(repr(float(amount)))) * total)
@@ -295,7 +296,7 @@ class ChannelSelection:
         return limit
 
     def _limits_by_group(self, choice: "_Choice", amount: PerLayer) -> list[int]:
-        """The number of channels that each group keeps at most."""
+        """Return the maximum number of channels that each group keeps."""
         if self.budget != "channels":
             raise ValueError(
                 f"amounts by regular expression are fractions of the channels of a group; they cannot be combined "
@@ -322,7 +323,7 @@ class ChannelSelection:
         return limits
 
     def _stopped_by(self, choice: "_Choice", cost: Cost, total: int) -> str:
-        """Name the floors that limit how much can be removed, with what could be reached without them."""
+        """Name the minimums that limit the amount removed, with the amount that could be reached without each."""
         reasons = []
         for name, steps, floors in (
             ("min_channels", self.steps, (1,) * len(self.groups)),
@@ -346,28 +347,29 @@ class ChannelSelection:
                 reasons.append(f"{name} stops {_some(changed)} (without it: {reached})")
         coupled = [group for group in choice.groups if group.size == 1]
         if coupled:
-            reasons.append(f"{_some(coupled)} stays whole, as all of its indices are coupled and go together")
+            reasons.append(f"{_some(coupled)} stays whole, because all its channels can only be removed together")
         text = "; " + "; ".join(reasons) if reasons else "; every group is down to one channel"
         unscored = len(self.groups) - len(choice.groups)
         text += f"; {unscored} groups have no score and stay whole" if unscored else ""
         inexact = [group for group in self.graph.channels if not group.exact and group not in self.groups]
-        text += f"; {_some(inexact)} stays whole, as it is not exact (inexact=True prunes it too)" if inexact else ""
+        if inexact:
+            text += f"; {_some(inexact)} stays whole, because it is not exact (inexact=True prunes it too)"
         return text + "; the rest cannot be removed, for the reasons that print(graph) shows"
 
 
 class _Choice(NamedTuple):
-    """Groups of channels and how they are removed: in blocks, worst first.
+    """Groups of channels and the blocks in which they are removed, lowest scores first.
 
     Attributes:
       groups: the groups.
-      blocks: for each group the sizes of the blocks, in the order in which they are removed.
+      blocks: for each group the sizes of the blocks, in the order of removal.
     """
 
     groups: tuple[ChannelGroup, ...]
     blocks: tuple[tuple[int, ...], ...]
 
     def removable(self) -> Bool[np.ndarray, " channels"]:
-        """As many channels of each group as can be removed; which ones does not change the cost."""
+        """A mask with the maximum number of removed channels in each group; which ones does not change the cost."""
         return np.concatenate(
             [np.arange(group.size) < sum(sizes) for group, sizes in zip(self.groups, self.blocks, strict=True)]
         )
@@ -404,7 +406,7 @@ class _Choice(NamedTuple):
         return removed
 
     def by_group(self, scores: Sequence[Array], limits: Sequence[int]) -> Bool[Array, " channels"]:
-        """Remove the worst blocks of every group by itself, until it keeps no more than its limit."""
+        """Remove the lowest blocks of each group separately, until it is within its limit."""
         removed = []
         for group, sizes, score, limit in zip(self.groups, self.blocks, scores, limits, strict=True):
             lost = 0
@@ -423,13 +425,13 @@ def masks_without(
     removed: Sequence[tuple[ChannelGroup, Array]],
     masks: Mapping[str, Array | None],
 ) -> PyTree:
-    """Masks that leave out channels.
+    """Return masks without some channels.
 
     Args:
-      graph: of the model.
+      graph: graph of the model.
       tree: a tree like the parameters, for its structure.
-      removed: groups, each with a bool array (channels,) of those to leave out.
-      masks: by path, masks to begin with, or None for all True; other leaves have masks only if they lose channels.
+      removed: groups, each with a bool array (channels,) of the channels to mask.
+      masks: initial masks by path, or None for all True; other leaves have masks only if they lose channels.
     """
     lost: dict[str, dict[int, list[tuple[np.ndarray, Array]]]] = {path: {} for path in masks}
     for group, gone in removed:
@@ -456,7 +458,7 @@ def masks_without(
 
 
 def refuse_no_graph(graph: object) -> None:
-    """Raise a ``TypeError`` that says how a graph is made, where one is not given."""
+    """Raise a ``TypeError`` that says how to make a graph if the argument is not one."""
     if not isinstance(graph, Graph):
         raise TypeError(
             f"graph is of type {type(graph).__name__}; it must be made by jprune.trace_model(apply, params, *inputs)"
@@ -464,13 +466,13 @@ def refuse_no_graph(graph: object) -> None:
 
 
 def check_leaves(graph: Graph, tree: PyTree, *, name: str, needed: Collection[str] | None = None) -> None:
-    """Refuse a tree that is not of the graph's model.
+    """Raise if a tree does not belong to the graph's model.
 
     Args:
-      graph: of the model.
+      graph: graph of the model.
       tree: a tree like the parameters.
-      name: what the caller calls the tree, for the error.
-      needed: paths that the tree must have; None for all of the graph.
+      name: the caller's name for the tree, for the error.
+      needed: paths that the tree must have; None for all paths of the graph.
 
     Raises:
       TypeError: ``graph`` is not a graph.
@@ -499,12 +501,12 @@ def check_leaves(graph: Graph, tree: PyTree, *, name: str, needed: Collection[st
 
 
 def _step(group: ChannelGroup, round_to: int) -> int:
-    """How many channels to remove at a time so that every axis keeps a multiple of ``round_to`` indices."""
+    """Return how many channels to remove at a time so that every axis keeps a multiple of ``round_to`` indices."""
     return math.lcm(*(round_to // math.gcd(round_to, member.indices.shape[1]) for member in group.members))
 
 
 def _blocks(size: int, step: int, floor: int) -> tuple[int, ...]:
-    """The blocks in which a group loses channels: multiples of ``step`` stay, and at least ``floor``."""
+    """Return the sizes of blocks to remove so that a group keeps multiples of ``step``, at least ``floor``."""
     allowed = [kept for kept in range(size - 1, 0, -1) if kept % step == 0 and kept >= floor]
     return tuple(before - after for before, after in zip([size, *allowed], allowed, strict=False))
 
@@ -528,7 +530,7 @@ def _matches(pattern: str, group: ChannelGroup) -> bool:
 def _group_scores(
     group: ChannelGroup, scores: Mapping[str, Array], alive: Bool[Array, " channels"] | None, reduce: str
 ) -> Float[Array, " channels"]:
-    """One score for each channel: -inf where it is masked already or its score is NaN."""
+    """Return one score for each channel: -inf if the channel is already masked or its score is NaN."""
     total: Any = 0.0
     weights = 0
     for member in group.members:
@@ -548,7 +550,7 @@ def _group_scores(
 
 
 def _channels_alive(group: ChannelGroup, masks: Mapping[str, Array]) -> Bool[Array, " channels"] | None:
-    """Whether anything of each channel is left: read off its smallest member."""
+    """Whether each channel has any weight left, according to its smallest member."""
     found = [member for member in group.members if member.path in masks]
     if not found:
         return None
@@ -562,7 +564,7 @@ def _any_left(member: Member, masks: Mapping[str, Array]) -> Bool[Array, " chann
 
 
 def replicated(array: Array) -> Array:
-    """The whole array on every device, where a mesh has explicit axes; elsewhere the compiler sees to it."""
+    """Replicate an array if its mesh has explicit axes; otherwise the compiler does so when needed."""
     return array if _explicit_sharding(array) is None else _reshard(array, _WHOLE)
 
 

@@ -88,7 +88,7 @@ def test_dense_weights_are_read_by_any_safetensors_reader(tmp_path):
 def test_masks_that_do_not_fit_are_refused_by_leaf(tmp_path):
     params, masks = net()
     files.save_masks(tmp_path / "m", masks)
-    with pytest.raises(ValueError, match=r"holds \['head/kernel'\], which params lacks; params has \['conv/bias'"):
+    with pytest.raises(ValueError, match=r"has \['head/kernel'\], which params lacks; params has \['conv/bias'"):
         files.load_masks(tmp_path / "m", {"conv": params["conv"]})
     wide = {**params, "head": {"kernel": jnp.zeros((7, 4)), "bias": None}}
     with pytest.raises(ValueError, match=r"shape \(7, 3\) at 'head/kernel', where params has \(7, 4\)"):
@@ -125,7 +125,7 @@ def test_broken_files_are_named(tmp_path):
         tmp_path / "lie",
         metadata={"format": "jprune-1", "shapes": json.dumps({"step": [3]})},
     )
-    with pytest.raises(ValueError, match="the mask of 'step' does not hold the 3 bits"):
+    with pytest.raises(ValueError, match="the mask of 'step' does not have the 3 bits"):
         files.load_masks(tmp_path / "lie", params)
 
 

@@ -99,7 +99,9 @@ def test_channels_that_are_all_coupled_are_said_to_stay():
     """A shuffle between two grouped convolutions couples all channels: none can be removed without the others."""
     graph = graph_of(MODELS["shuffle"]())
     assert "it always stays: no axis loses all of its indices" in str(graph)
-    with pytest.raises(ValueError, match="at most 0 can be removed; the group of 'depthwise/bias' stays whole, as all"):
+    with pytest.raises(
+        ValueError, match="at most 0 can be removed; the group of 'depthwise/bias' stays whole, because all"
+    ):
         jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, MODELS["shuffle"]().params), multiply_adds=0.1)
 
 

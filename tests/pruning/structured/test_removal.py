@@ -248,7 +248,7 @@ def test_lookahead_averages_and_arrays_of_another_form():
     chex.assert_trees_all_close(small_average["ema"], jax.tree.map(lambda x: 0.5 * x, small.params))
     statistics = {"left": jax.tree.map(lambda x: jnp.ones((x.shape[0], x.shape[0], 2)), params)}
     with pytest.raises(
-        ValueError, match=r"also\[0\] has shape .* at 'left/.*start that part of the state again with tx\.init"
+        ValueError, match=r"also\[0\] has shape .* at 'left/.*initialize that part of the state again with tx\.init"
     ):
         jprune.remove_channels(graph, params, masks, also=(statistics,))
 
@@ -288,7 +288,9 @@ def test_factors_that_would_be_read_along_other_axes_are_refused():
     graph = trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 4)))
     state = optax.scale_by_factored_rms(min_dim_size_to_factor=2).init(params)
     masks = jprune.channel_group_masks(graph, params, sparsity=0.5)
-    with pytest.raises(ValueError, match=r"factored second moments at 'v_row/a'.*start that part of the state again"):
+    with pytest.raises(
+        ValueError, match=r"factored second moments at 'v_row/a'.*initialize that part of the state again"
+    ):
         jprune.remove_channels(graph, params, masks, also=(state,))
 
 
@@ -302,7 +304,7 @@ def test_batch_statistics_are_cut_with_their_channels():
             small.apply(small.params, *model.inputs)
         with pytest.raises(ValueError, match="check needs the state of the model"):
             jprune.remove_channels(graph, model.params, masks, check=model.inputs)
-        with pytest.raises(ValueError, match=r"state is not like the one .*, which has 'a/mean' \(4,\)"):
+        with pytest.raises(ValueError, match=r"state differs from the one .*; give a tree with 'a/mean' \(4,\)"):
             jprune.remove_channels(graph, model.params, masks, state={"a": 1})
     kept = np.asarray(masks["a"]["norm"]["scale"])
     np.testing.assert_array_equal(small.state["a"]["mean"], model.state["a"]["mean"][kept])

@@ -94,7 +94,7 @@ def test_a_number_of_multiply_adds_to_keep():
     first, second = kept_widths(select(jax.tree.map(jnp.abs, params), keep=130))
     assert first >= 4
     assert 2 * cost(first, second) <= 130 < 2 * max(cost(first + 1, second), cost(first, second + 1))
-    with pytest.raises(ValueError, match="keep=213 is more than there is: 212 multiply-adds"):
+    with pytest.raises(ValueError, match="keep=213 is more than the total of 212 multiply-adds"):
         select(jax.tree.map(jnp.abs, params), keep=213)
     with pytest.raises(
         ValueError, match=r"cannot be combined with budget='multiply_adds': use budget='channels', or one"
@@ -230,7 +230,7 @@ def test_budgets_that_cannot_be_met_name_the_floor():
     normalized = lambda p, x: jax.nn.softmax(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
     graph = trace_model(normalized, params, jax.ShapeDtypeStruct((2, 5), jnp.float32))
     with pytest.raises(
-        ValueError, match=r"the group of 'b' stays whole, as it is not exact \(inexact=True prunes it too"
+        ValueError, match=r"the group of 'b' stays whole, because it is not exact \(inexact=True prunes it too"
     ):
         jprune.channel_group_masks(graph, scores, parameters=0.9)
 
