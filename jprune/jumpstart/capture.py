@@ -1,4 +1,4 @@
-"""Preactivations of a Flax model, in the order in which its layers are called."""
+"""Capture the preactivations of a Flax model, in the order in which its layers are called."""
 
 import re
 from collections import Counter, OrderedDict
@@ -12,7 +12,7 @@ from jprune.jumpstart.layers import Stack
 
 Captured = OrderedDict[str, PyTree]
 _Layer: TypeAlias = Array | Stack
-_NamedCall: TypeAlias = tuple[str, bool, _Layer | None]  # (name, hidden, value; None for the layer to be skipped)
+_NamedCall: TypeAlias = tuple[str, bool, _Layer | None]  # (name, hidden, value; None for a skipped layer)
 
 
 def preactivations(
@@ -28,37 +28,37 @@ def preactivations(
     """Call a model and return the outputs of its linear and convolutional layers, before any normalization.
 
     The layers are the Linear, LinearGeneral, Einsum, Conv and ConvTranspose of an NNX model, the
-    Dense, DenseGeneral, Einsum, Conv, ConvLocal and ConvTranspose of a Linen module, and their
-    subclasses. The model needs no changes and is not modified: batch statistics, counts of random streams and
-    caches stay as they are. It runs in its current mode. Works under jit, grad, vmap and in threads. Outside jit
-    the model is traced at each call, so use jit for repeated calls.
+    Dense, DenseGeneral, Einsum, Conv, ConvLocal and ConvTranspose of a Linen module, and their subclasses. The model
+    needs no changes and is not modified: batch statistics, counts of random streams and caches do not change. It runs
+    in its current mode. This works under jit, grad and vmap, and in threads. Outside jit the model is traced at each
+    call, so use jit for repeated calls.
 
-    A layer that is called several times gives ``path#0``, ``path#1``. Layers under scan, and layers whose
-    weights vmap maps over, are separate layers: ``path[0]``, ``path[1]``, ...; the layers of a scanned block are
-    in the order in which they run. vmap over shared weights adds a leading axis of data.
+    A layer that is called several times is returned as ``path#0``, ``path#1``, ... Layers under scan, and layers whose
+    weights vmap maps over, are separate layers: ``path[0]``, ``path[1]``, ...; the layers of a scanned block are in the
+    order in which they run. vmap over shared weights adds a leading axis of data.
 
     Args:
       model: an ``nnx.Module``; or a Linen module, followed by its variables.
       *args: arguments of the model, x first.
-      include: a regular expression searched for in the names: the layers to return.
-      exclude: a regular expression: the layers to leave out.
+      include: a regular expression searched for in the names, which selects the layers to return.
+      exclude: a regular expression for the layers to leave out.
       skip_last: leave out the layer that is called last, the network's output layer.
       stacked: return scanned and stacked layers as one ``Stack`` each, under the path without index, at the
         position of the first step, with the layers in the order in which they ran. The penalty of a ``Stack`` is
         much cheaper than that of its slices.
-      method: call this instead of ``__call__``: a name, or a function of the model.
-      **kwargs: passed on to the model; to ``apply`` with Linen, such as ``rngs`` and ``mutable``.
+      method: what to call instead of ``__call__``: a name, or a function of the model.
+      **kwargs: passed to the model, or with Linen to ``apply``, such as ``rngs`` and ``mutable``.
 
     Returns:
-      An ``OrderedDict`` from '/'-joined paths, those of the layers' parameters, to arrays
-      (batch, ..., units), in call order.
+      An ``OrderedDict`` from the '/'-joined paths of the layers' parameters to arrays (batch, ..., units), in call
+      order.
 
     Raises:
       ImportError: flax is not installed.
-      TypeError: neither an NNX nor a Linen model.
-      ValueError: a pattern that is not a regular expression or matches no layer, no layer left, or a
-        Linen layer inside a lifted transformation that does not lift 'intermediates'.
-      NotImplementedError: a layer inside a branch, a while loop or a custom derivative.
+      TypeError: ``model`` is neither an NNX nor a Linen model.
+      ValueError: a pattern is not a regular expression or matches no layer, no layer is left, or a Linen layer is
+        inside a lifted transformation that does not lift 'intermediates'.
+      NotImplementedError: a layer is called inside a branch, a while loop or a custom derivative.
 
     >>> import jax
     >>> from flax import nnx
@@ -84,9 +84,9 @@ def call_with_preactivations(
 ) -> tuple[PyTree, Captured]:
     """Call a model once and return its outputs and its preactivations.
 
-    An NNX model is updated as by ``model(x)``: batch statistics and counts of random streams change, also those
-    of ``nnx.Rngs`` among the arguments. A Linen module returns what its ``apply``
-    returns: with ``mutable=["batch_stats"]``, the outputs and the updated collections.
+    An NNX model is updated as by ``model(x)``: batch statistics and counts of random streams change, including those of
+    ``nnx.Rngs`` among the arguments. For a Linen module the outputs are those of ``apply``: with
+    ``mutable=["batch_stats"]``, the outputs and the updated collections.
 
     Arguments and errors are those of ``preactivations``.
 
@@ -106,7 +106,7 @@ def call_with_preactivations(
 
 
 class _Choice:
-    """Which layers to return, and how: the checked options of a capture."""
+    """The checked options of a capture: which layers to return, and how."""
 
     def __init__(self, include: str | None, exclude: str | None, skip_last: bool, stacked: bool):
         self._patterns = {"include": _compiled("include", include), "exclude": _compiled("exclude", exclude)}
@@ -114,7 +114,7 @@ class _Choice:
         self._stacked = stacked
 
     def of(self, found: list[tagging.Tagged], model: object) -> Captured:
-        """Choose among the tagged values, in call order."""
+        """Select from the tagged values, in call order."""
         if not found:
             raise ValueError(f"{type(model).__name__} called no layer that has preactivations")
         if self._stacked:
@@ -173,7 +173,7 @@ def _capture(
 
 
 def _singles(calls: list[tagging.Call], skip_last: bool) -> list[_NamedCall]:
-    """Name single calls: path[step] under scans and stacks, #call where a name recurs."""
+    """Name single calls: path[step] under scans and stacks, #call if a name recurs."""
     names = _numbered([call.name + "".join(f"[{step}]" for step in call.place) for call in calls])
     values: list[_Layer | None] = [call.value for call in calls]
     if skip_last:
@@ -182,7 +182,7 @@ def _singles(calls: list[tagging.Call], skip_last: bool) -> list[_NamedCall]:
 
 
 def _stacks(found: list[tagging.Tagged], skip_last: bool) -> list[_NamedCall]:
-    """Name tags by path alone, each scanned or stacked one a ``Stack`` of its layers as they ran."""
+    """Name tags by path; a scanned or stacked tag becomes one ``Stack`` of its layers in call order."""
     values: list[_Layer | None] = [_stack(t) if t.steps else t.value for t in found]
     if skip_last:
         last = values[-1]

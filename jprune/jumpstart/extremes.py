@@ -1,12 +1,12 @@
 """Maxima and minima over units, points and layers, with a gradient that follows a tie rule.
 
-The preactivations of a layer are (batch, *space, units). Space is reduced first and once: the extremes
-of these blocks, (batch, units), then serve units, points and the whole layer, so a convolution's
-output is read once forward for each of maximum and minimum, and twice backward, for any combination.
+The preactivations of a layer are (batch, *space, units). Space is reduced first, and only once. The extremes of these
+blocks, (batch, units), are then used for units, points and the whole layer. So a convolution's output is read once
+forward for each of maximum and minimum, and twice backward, for any combination.
 
-The gradient rule is custom because ``lax.pmax`` has no gradient and ``jnp.max`` has only one tie rule. Its convention
-over devices: every device differentiates its own copy of a replicated result, and receives the
-gradient of that result with respect to the device's own slice of z.
+The gradient rule is custom because ``lax.pmax`` has no gradient and ``jnp.max`` has only one tie rule. On several
+devices, every device differentiates its own copy of a replicated result, and receives the gradient of that result with
+respect to its own slice of z.
 """
 
 import math
@@ -28,7 +28,7 @@ _Residuals: TypeAlias = tuple[Array, Array | None, Array | None, dict[Sign, Arra
 
 
 class Spec(NamedTuple):
-    """What to compute: static under jit.
+    """The extremes to compute; static under jit.
 
     Attributes:
       wanted: the (axis, sign) pairs.
@@ -44,22 +44,22 @@ class Spec(NamedTuple):
 
     @property
     def signs(self) -> list[Sign]:
-        """The signs that any pair asks for."""
+        """The signs of the wanted pairs."""
         return sorted({sign for _, sign in self.wanted}, reverse=True)
 
     def reduced(self, axis: Axis) -> tuple[int, ...]:
-        """Which axes of the blocks a unit, a point or a layer is reduced over."""
+        """Return the axes of the blocks over which a unit, a point or a layer is reduced."""
         batch, units = (1, 0) if self.batch_last else (0, 1)
         return {"unit": (batch,), "point": (units,), "layer": (0, 1)}[axis]
 
     def devices(self, axis: Axis) -> Hashable:
-        """The mesh axes that this reduction crosses; none for a point, which is on one device."""
+        """Return the mesh axes of this reduction; none for a point, which is on one device."""
         return None if axis == "point" else self.axis_name
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def extremes(spec: Spec, z: Array, valid: Array | None, key: Array | None) -> Extremes:
-    """The wanted maxima and minima of z, in float32 or better.
+    """Compute the wanted maxima and minima of z, in float32 or wider.
 
     Args:
       spec: what to compute.
@@ -69,18 +69,17 @@ def extremes(spec: Spec, z: Array, valid: Array | None, key: Array | None) -> Ex
       key: a PRNG key for random ties.
 
     Returns:
-      {(axis, sign): (units,), (batch,) for points, or a scalar for the layer}; an infinity where no
-      cell counts. With 'average' the gradient is split evenly over tied cells. With
-      'single' a unit's goes to the first position in space and there to the first example, a point's
-      to the first position and there to the first unit, a layer's to the first cell. With 'random' it
-      goes to a random one.
+      A dict from (axis, sign) to an array: (units,), (batch,) for points, or a scalar for the layer; infinite if no
+      cell is included. With 'average' the gradient is split evenly over tied cells. With 'single' the gradient of a
+      unit goes to the first position in space and there to the first example, that of a point to the first position and
+      there to the first unit, that of a layer to the first cell. With 'random' it goes to a random tied cell.
     """
     return _forward(spec, z, valid, key)[0]
 
 
 def _forward(spec: Spec, z: Array, valid: Array | None, key: Array | None) -> tuple[Extremes, _Residuals]:
     blocks = {sign: _extreme(_filled(z, valid, sign), sign, _space(z)) for sign in spec.signs}
-    if _space(z):  # otherwise XLA joins the reductions of a reduction, and reads z once more for each
+    if _space(z):  # otherwise XLA merges nested reductions, and reads z once more for each
         blocks = lax.optimization_barrier(blocks)  # type: ignore[no-untyped-call]
     found = {}
     for axis, sign in spec.wanted:
@@ -104,14 +103,14 @@ def _backward(spec: Spec, residuals: _Residuals, cotangents: Extremes) -> tuple[
 
     if space:  # a branch is compiled separately; otherwise XLA would recompute a block's share for each of its cells
         least = min(found.values(), key=lambda extreme: extreme.size)
-        always = ~(least.max() > jnp.inf)  # true, NaN included, and not known to be when compiling
+        always = ~(least.max() > jnp.inf)  # always true, also for NaN, but not known at compile time
         by_sign = lax.cond(always, shares, lambda: [jnp.where(blocks[s] > jnp.inf, blocks[s], 0) for s in wanted])
     else:
         by_sign = shares()
     gradient: Any = 0
     for share, cells in zip(by_sign, chosen.values(), strict=True):
         gradient = gradient + jnp.where(cells, jnp.expand_dims(share, space), 0)
-    if valid is not None:  # a masked cell equals the extreme where a whole unit or point is masked
+    if valid is not None:  # a masked cell equals the extreme if a whole unit or point is masked
         gradient = jnp.where(valid, gradient, 0)
     return gradient.astype(z.dtype), None, None
 
@@ -120,7 +119,7 @@ extremes.defvjp(_forward, _backward)
 
 
 def accumulated(dtype: DTypeLike) -> np.dtype:
-    """The dtype to compute in: float32 for the shorter ones, otherwise their own."""
+    """Return the dtype to compute in: float32 for narrower dtypes, otherwise the dtype itself."""
     return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
 
 
@@ -129,7 +128,7 @@ def _space(z: Array) -> tuple[int, ...]:
 
 
 def _filled(z: Array, valid: Array | None, sign: Sign) -> Array:
-    """Z with excluded cells replaced by the infinity that this extreme ignores."""
+    """Replace excluded cells of z by the infinity that this extreme ignores."""
     x = z.astype(accumulated(z.dtype))
     return x if valid is None else jnp.where(valid, x, -sign * jnp.inf)
 
@@ -148,10 +147,10 @@ def _over_devices(x: Array, reduce: Callable[[Array, Hashable], Array], names: H
 def _chosen(
     spec: Spec, tied: dict[Sign, Array], space: tuple[int, ...], key: Array | None
 ) -> tuple[dict[Sign, Array], dict[Sign, Array | None]]:
-    """The cells of each block that a gradient goes to, and what decides between blocks.
+    """Return the cells of each block that receive the gradient, and a rank that decides between blocks.
 
-    That rank, shaped like the blocks, is with 'average' the number of tied cells (None: one), with
-    'single' the position of the first in space, with 'random' the largest random number among them.
+    The rank, shaped like the blocks, is the number of tied cells with 'average' (None: one), the position of the first
+    one in space with 'single', and the largest random number among them with 'random'.
     """
     if spec.ties == "average":
         counts = _count_cells(list(tied.values()), space) if space else [None] * len(tied)
@@ -167,7 +166,7 @@ def _chosen(
             draw = jax.random.fold_in(key, sign + 1)
             if spec.axis_name is not None:
                 draw = jax.random.fold_in(draw, lax.axis_index(spec.axis_name))
-            # Two of k tied cells draw the same 32 bits, and both receive the gradient, once in 2^33 / k^2.
+            # With probability k^2 / 2^33, two of k tied cells draw the same 32 bits, and both receive the gradient.
             order = jax.random.bits(draw, cells.shape, jnp.uint32)
             rank = _extreme(jnp.where(cells, order, 0), 1, space)
         ranks[sign] = rank
@@ -176,7 +175,7 @@ def _chosen(
 
 
 def _position(shape: tuple[int, ...], space: tuple[int, ...]) -> Array:
-    """The row-major position of each cell in space."""
+    """Return the row-major position of each cell in space."""
     position = jnp.zeros(shape, jnp.int32)
     for axis in space:
         position = position * shape[axis] + lax.broadcasted_iota(jnp.int32, shape, axis)
@@ -184,7 +183,7 @@ def _position(shape: tuple[int, ...], space: tuple[int, ...]) -> Array:
 
 
 def _count_cells(masks: list[Array], space: tuple[int, ...]) -> list[Array]:
-    """Count True over space; as floats where that is exact, which a CPU adds up twice as fast."""
+    """Count True over space; as floats if that is exact, because a CPU sums floats twice as fast."""
     cells = math.prod(masks[0].shape[axis] for axis in space)
     if len(masks) == 2 and cells < 1 << 12:
         both = _packed(masks, np.float32(1 << 12)).sum(axis=space)
@@ -194,7 +193,7 @@ def _count_cells(masks: list[Array], space: tuple[int, ...]) -> list[Array]:
 
 
 def _count_blocks(masks: list[Array], axes: tuple[int, ...]) -> list[Array]:
-    """Count True over the axes; two masks in one pass, in the halves of an int32, where they fit."""
+    """Count True over the axes; two masks in one pass, in the halves of an int32, if they fit."""
     if len(masks) == 2 and math.prod(masks[0].shape[axis] for axis in axes) < 1 << 15:
         both = _packed(masks, np.int32(1 << 16)).sum(axis=axes, dtype=jnp.int32)
         return [both & 0xFFFF, both >> 16]
@@ -202,13 +201,13 @@ def _count_blocks(masks: list[Array], axes: tuple[int, ...]) -> list[Array]:
 
 
 def _packed(masks: list[Array], second: np.number) -> Array:
-    """1 for the first of two masks and ``second`` for the second; by selections, because XLA would not fuse a sum."""
+    """Return 1 for the first mask plus ``second`` for the second, by selects, because XLA would not fuse a sum."""
     first, none = type(second)(1), type(second)(0)
     return jnp.where(masks[0], jnp.where(masks[1], first + second, first), jnp.where(masks[1], second, none))
 
 
 class _Blocks(NamedTuple):
-    """What is known of the blocks: by sign their extremes and ranks, and the results."""
+    """Extremes and ranks of the blocks, by sign, and the results."""
 
     extremes: dict[Sign, Array]
     ranks: dict[Sign, Array | None]
@@ -216,7 +215,7 @@ class _Blocks(NamedTuple):
 
 
 def _share(spec: Spec, axis: Axis, sign: Sign, known: _Blocks, cotangent: Array) -> Array:
-    """The part of a cotangent that the chosen cells of each block receive."""
+    """Return the part of a cotangent that the chosen cells of each block receive."""
     over, names = spec.reduced(axis), spec.devices(axis)
     tied = {s: known.extremes[s] == jnp.expand_dims(known.found[axis, s], over) for a, s in spec.wanted if a == axis}
     mine, rank = tied[sign], known.ranks[sign]
@@ -239,9 +238,9 @@ def _share(spec: Spec, axis: Axis, sign: Sign, known: _Blocks, cotangent: Array)
 
 
 def _order(spec: Spec, axis: Axis, position: Array) -> list[Array]:
-    """What decides in turn which block is the first under rule 'single', given the first tied position in each.
+    """Return the keys, in order, that decide which block is first under 'single', from the first tied position in each.
 
-    Several numbers and not one, which would pass 2^31 for large batches of large images.
+    They are several numbers because one number would exceed 2^31 for large batches of large images.
     """
     (batch,), (width,) = spec.reduced("unit"), spec.reduced("point")
     example = lax.broadcasted_iota(jnp.int32, position.shape, batch)

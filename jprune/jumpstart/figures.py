@@ -1,4 +1,4 @@
-"""Figures of the status of units and points; they are not registered with pyplot, so they need not be closed."""
+"""Figures of the status of units and points, made without pyplot, so they need not be closed."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Dead, linear, nonlinear: dark to light, so that they differ in grey and to every eye.
+# Dead, linear, nonlinear: dark to light, so that they differ in grayscale and for color-blind readers.
 _COLOURS = ("#222255", "#cc6677", "#eeddaa")
 _NAMES = ("dead", "linear", "nonlinear")
 
@@ -19,8 +19,8 @@ def unit_map(unit_statuses: layers.Statuses, title: str = "Units") -> "Figure":
     """Draw the status of every unit: one column per layer, in call order, and one row per unit.
 
     Args:
-      unit_statuses: int8 (units,) by layer, as ``unit_status`` returns; layers may differ in width;
-        the cells that a narrower layer lacks are blank.
+      unit_statuses: int8 (units,) by layer, as ``unit_status`` returns; layers may differ in width,
+        and the missing cells of narrower layers are blank.
       title: the title.
 
     Returns:
@@ -28,7 +28,7 @@ def unit_map(unit_statuses: layers.Statuses, title: str = "Units") -> "Figure":
 
     Raises:
       ImportError: matplotlib is not installed.
-      TypeError: a plain dict of several layers, whose order jit loses.
+      TypeError: the statuses are a plain dict of several layers, whose order is lost under jit.
 
     >>> unit_map([np.array([-1, 0, 1], np.int8), np.array([1], np.int8)]).axes[0].get_xlabel()
     'layer'
@@ -51,7 +51,7 @@ def point_map(point_statuses: layers.Statuses, title: str = "Points") -> "Figure
 
     Raises:
       ImportError: matplotlib is not installed.
-      TypeError: a plain dict of several layers, whose order jit loses.
+      TypeError: the statuses are a plain dict of several layers, whose order is lost under jit.
 
     >>> point_map([np.array([-1, 0, 1], np.int8)]).axes[0].get_ylabel()
     'point'

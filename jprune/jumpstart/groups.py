@@ -1,4 +1,4 @@
-"""Arrange layers for the penalty: join small ones of one shape, pool or keep space, leave out padding.
+"""Arrange layers for the penalty: stack small ones of the same shape, pool or keep space, leave out padding.
 
 This module handles shapes and masks; ``extremes.py`` and ``penalty.py`` compute.
 """
@@ -14,8 +14,8 @@ from jaxtyping import Array, ArrayLike
 
 from jprune.jumpstart import layers
 
-# Layers up to this many numbers are stacked with those of the same shape: one kernel for all of them halves the step
-# of a deep thin network. Larger ones are not, because stacking copies them.
+# Layers up to this size are stacked with those of the same shape: one kernel for all of them halves the step time of a
+# thin, deep network. Larger layers are not stacked, because stacking copies them.
 _STACK_UP_TO = 1 << 16
 
 # Images with fewer channels than this are processed with the batch as the last axis, as are images with exactly this
@@ -37,13 +37,13 @@ class Group(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """How many layers, examples and units there are."""
+        """The numbers of layers, examples and units."""
         depth, first, *_, last = self.z.shape
         return (depth, last, first) if self.batch_last else (depth, first, last)
 
 
 def grouped(preacts: layers.Preactivations, units: layers.Masks, examples: ArrayLike | None) -> list[Group]:
-    """Bring layers into groups, small ones of equal shape together."""
+    """Arrange layers in groups; small layers of equal shape share one."""
     named = layers.check(preacts)
     masks = layers.unit_masks(units, preacts)
     by_shape: dict[Hashable, list[tuple[Array, Array | None]]] = {}
@@ -77,7 +77,7 @@ def views(group: Group, axes: Sequence[str], *, pooled: bool) -> list[tuple[list
     depth, batch, *space, width = group.z.shape
     size = math.prod(space)
     if space and width < _FEW_CHANNELS + (batch > size):
-        # Without the axis of layers the compiler sees that this undoes the transposition of a convolution.
+        # Without the axis of layers the compiler can cancel this with the transposition of a convolution.
         z = group.z[0].swapaxes(0, -1)[None] if depth == 1 else group.z.swapaxes(1, -1)
         group = group._replace(z=z, batch_last=True)
     if pooled or not space or list(axes) == ["layer"]:
@@ -96,7 +96,7 @@ def views(group: Group, axes: Sequence[str], *, pooled: bool) -> list[tuple[list
 
 
 def cells(group: Group, units: Array | None) -> Array | None:
-    """Which cells of a layer count, broadcastable to its preactivations; None for all."""
+    """Return the mask of real cells of a layer, broadcastable to its preactivations; None for all."""
     if units is None and group.examples is None:
         return None
     _, batch, width = group.sizes
@@ -108,7 +108,7 @@ def cells(group: Group, units: Array | None) -> Array | None:
 
 
 def real(group: Group, axis: str, axis_name: Hashable) -> Array | None:
-    """Which units (L, C), points (L, B) or layers (L,) have a cell that counts; None for all."""
+    """Return which units (L, C), points (L, B) or layers (L,) have a real cell; None for all."""
     if group.units is None and group.examples is None:
         return None
     depth, batch, width = group.sizes

@@ -1,8 +1,8 @@
 """Containers of preactivations: the names, arrays and masks of layers.
 
-A layer is an array of preactivations, channels last: (batch, units) or (batch, height, width, units)
-with any number of spatial axes. Layers come in call order, in an ``OrderedDict`` or a sequence; equal
-layers may come as one ``Stack``, which ``lax.scan`` over layers returns.
+A layer is an array of preactivations, channels last: (batch, units) or (batch, height, width, units) with any number of
+spatial axes. Layers are in call order, in an ``OrderedDict`` or a sequence. Layers of equal shape may be one ``Stack``,
+as ``lax.scan`` over layers returns them.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ Entry: TypeAlias = PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Equal layers in one array with a leading axis of layers: the same as the list of its slices.
+    """Layers of equal shape in one array with a leading axis of layers, equivalent to the list of its slices.
 
     A ``Stack`` of (layers, batch, ..., units) can replace its layers, in that order, in a list, as a value of an
     ``OrderedDict``, or alone. Its mask of ``units`` is (units,), the same for each layer, or (layers, units). It
@@ -50,10 +50,10 @@ def is_array(x: object) -> bool:
 
 
 def entries(layers: PyTree) -> list[tuple[str, Entry]]:
-    """Name the entries of a container of layers: by its keys, or by position, or '' when it is one layer.
+    """Name the entries of a container of layers: by key, by position, or '' for a single layer.
 
     Raises:
-      TypeError: not a mapping, sequence, ``Stack`` or array.
+      TypeError: ``layers`` is not a mapping, sequence, ``Stack`` or array.
       ValueError: there are no layers.
     """
     if isinstance(layers, Stack) or is_array(layers):
@@ -72,7 +72,7 @@ def entries(layers: PyTree) -> list[tuple[str, Entry]]:
 
 
 def like(layers: PyTree, values: list[Entry]) -> PyTree:
-    """Put the values, one per entry, into a container like the one that ``entries`` split.
+    """Put the values, one per entry, into a container like ``layers``.
 
     >>> like([1, 2], ["a", "b"]), like({"x": 1}, ["a"])
     (['a', 'b'], {'x': 'a'})
@@ -87,10 +87,10 @@ def like(layers: PyTree, values: list[Entry]) -> PyTree:
 
 
 def refuse_unordered(layers: PyTree, argument: str) -> None:
-    """Refuse a plain dict of several layers where their order matters.
+    """Raise for a plain dict of several layers, for functions that depend on their order.
 
-    jax sorts the keys of a dict whenever it passes through a transformation, so the order in which
-    the layers were called is lost under jit. An ``OrderedDict`` keeps it.
+    jax sorts the keys of a dict that passes through a transformation, so the call order of the layers is lost under
+    jit. An ``OrderedDict`` keeps it.
 
     Raises:
       TypeError: a mapping of two or more entries that is not an ``OrderedDict``.
@@ -98,7 +98,7 @@ def refuse_unordered(layers: PyTree, argument: str) -> None:
     if isinstance(layers, Mapping) and not isinstance(layers, OrderedDict) and len(layers) > 1:
         raise TypeError(
             f"{argument} is a {type(layers).__name__} of {len(layers)} layers, which loses their order under jit;"
-            " the order matters here: pass a collections.OrderedDict or a list"
+            " pass a collections.OrderedDict or a list, because the order matters here"
         )
 
 
@@ -114,7 +114,7 @@ def unstack(layers: PyTree) -> list[tuple[str, Array | np.ndarray]]:
 
 
 def check(layers: Preactivations) -> list[tuple[str, Entry]]:
-    """Return the named entries after checking that each is an array of preactivations.
+    """Check that each entry is an array of preactivations, and return the named entries.
 
     Raises:
       TypeError: an entry is not an array, or its dtype is not a real float.
@@ -146,8 +146,8 @@ def unit_masks(units: Masks, layers: PyTree) -> list[ArrayLike | None]:
       layers: the container of preactivations that the masks belong to.
 
     Raises:
-      TypeError: a mask that is not a bool array, or a sequence of masks for a plain dict.
-      ValueError: a mask of the wrong shape, or masks for other layers than these.
+      TypeError: a mask is not a bool array, or a sequence of masks is given for a plain dict.
+      ValueError: a mask has the wrong shape, or the masks are for other layers.
     """
     named = entries(layers)
     if units is None or is_array(units):
@@ -182,11 +182,11 @@ def _check_unit_mask(name: str, entry: Entry, mask: PyTree) -> None:
 
 
 def check_mask(label: str, mask: PyTree, allowed: list[tuple[int, ...]]) -> None:
-    """Refuse a mask that is not bool or has none of the allowed shapes.
+    """Raise if a mask is not bool or has none of the allowed shapes.
 
     Raises:
-      TypeError: not a bool array.
-      ValueError: another shape.
+      TypeError: the mask is not a bool array.
+      ValueError: its shape is not allowed.
     """
     if not is_array(mask) or mask.dtype != np.bool_:
         given = f"an array of {mask.dtype}" if is_array(mask) else f"a {type(mask).__name__}"

@@ -1,4 +1,4 @@
-"""Preactivations of a Flax Linen module, tagged by an interceptor while it is applied."""
+"""Capture preactivations of a Flax Linen module with a method interceptor."""
 
 from collections.abc import Callable
 
@@ -13,18 +13,18 @@ from jprune.jumpstart import tagging
 
 _LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvLocal, nn.ConvTranspose)
 
-# nn.jit keeps traces from one application to the next, distinguished by the mutable collections among
-# others. A collection of this otherwise unused name distinguishes traces with tags from those without.
+# nn.jit caches traces between applications, with a key that includes the mutable collections. A collection with this
+# otherwise unused name distinguishes traces with tags from those without.
 _MARK = "jprune"
 
 
 def capture(
     module: nn.Module, variables: PyTree, args: tuple[PyTree, ...], kwargs: dict[str, PyTree], method: tagging.Method
 ) -> tuple[PyTree, list[tagging.Tagged]]:
-    """Apply a module and return what ``module.apply`` returns and the tagged preactivations.
+    """Apply a module; return the result of ``module.apply`` and the tagged preactivations.
 
-    A tag is hidden where the layer runs inside a lifted transformation that does not lift
-    'intermediates', Linen's collection for what happens inside.
+    A tag is hidden if the layer runs inside a lifted transformation that does not lift 'intermediates', Linen's
+    collection for intermediate values.
     """
     options = dict(kwargs)
     mutable = options.pop("mutable", False)
@@ -43,14 +43,16 @@ def capture(
 def refuse_layers(
     call: Callable[..., PyTree], args: tuple[PyTree, ...], kwargs: dict[str, PyTree], context: InterceptorContext
 ) -> PyTree:
-    """Raise an error when a Linen layer is called inside an NNX model, where it cannot be captured.
+    """Raise an error if a Linen layer is called inside an NNX model, where it cannot be captured.
 
     Raises:
       NotImplementedError: a layer is called.
     """
     if isinstance(context.module, _LAYERS):
         name = "/".join(context.module.path) or type(context.module).__name__
-        raise NotImplementedError(f"'{name}' is a Linen layer inside an NNX model: it cannot be seen from there")
+        raise NotImplementedError(
+            f"'{name}' is a Linen layer inside an NNX model, where it cannot be captured; use layers of one library"
+        )
     return call(*args, **kwargs)
 
 
@@ -67,7 +69,7 @@ def _tag_layers(
     layer = context.module
     if isinstance(layer, nnx.bridge.ToLinen):
         raise NotImplementedError(
-            f"'{'/'.join(layer.path)}' is an NNX module inside a Linen one: its layers cannot be seen from there"
+            f"'{'/'.join(layer.path)}' is an NNX module inside a Linen one, where it cannot be captured; use one kind"
         )
     y = call(*args, **kwargs)
     if context.method_name != "__call__" or not isinstance(layer, _LAYERS):

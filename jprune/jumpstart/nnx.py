@@ -1,4 +1,4 @@
-"""Preactivations of a Flax NNX model, from a copy whose layers tag their outputs."""
+"""Capture preactivations of a Flax NNX model with a copy whose layers tag their outputs."""
 
 import functools
 import types
@@ -11,8 +11,8 @@ from jaxtyping import PyTree
 
 from jprune.jumpstart import linen, tagging
 
-# Subclasses are layers too: an nnx.LoRALinear is tagged where its low-rank part has been added.
-# nnx.Embed looks up and nnx.LoRA is a part of another layer: neither has preactivations.
+# Subclasses are layers too: an nnx.LoRALinear is tagged after its low-rank part is added. nnx.Embed (a lookup) and
+# nnx.LoRA (a part of another layer) have no preactivations.
 _LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.ConvTranspose)
 _PATH = "jprune_path"
 
@@ -23,13 +23,13 @@ def capture(
     """Call a model and return its outputs and the tagged preactivations of its layers.
 
     Args:
-      model: the model, in whichever mode it is set to.
-      args: positional arguments, graph nodes such as ``nnx.Rngs`` among them.
+      model: the model, in its current mode.
+      args: positional arguments, which may include graph nodes such as ``nnx.Rngs``.
       kwargs: keyword arguments.
       method: what to call instead of ``__call__``: a name, or a function of the model.
-      update: whether state that the call changed is written back into the model and its arguments.
+      update: whether to write changed state back into the model and its arguments.
     """
-    context = object()  # separates the bookkeeping of this capture from the user's
+    context = object()  # separates the state of this capture from the user's
 
     def run() -> PyTree:
         with nnx.merge_context(context, inner=True) as merging:
@@ -72,7 +72,7 @@ def _start_tagging(model: nnx.Module) -> list[nnx.Module]:
 
 
 def _stop_tagging(layers: list[nnx.Module]) -> None:
-    """Undo ``_start_tagging``, so that nothing of it is written back."""
+    """Undo ``_start_tagging``, so that none of its changes are written back."""
     for layer in layers:
         object.__setattr__(layer, "__class__", type(layer).__mro__[1])
         delattr(layer, _PATH)
@@ -80,7 +80,7 @@ def _stop_tagging(layers: list[nnx.Module]) -> None:
 
 @functools.cache
 def _tagging(layer: type[nnx.Module]) -> type[nnx.Module]:
-    """Derive a class that tags its output: transformations inside a model keep a node's class."""
+    """Derive a class that tags its output, because transformations inside a model keep a node's class."""
 
     def call(self: PyTree, *args: PyTree, **kwargs: PyTree) -> PyTree:
         y = layer.__call__(self, *args, **kwargs)

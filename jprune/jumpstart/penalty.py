@@ -1,4 +1,4 @@
-"""The jumpstart penalty: the slacks of units and points that are not nonlinear, aggregated to a scalar."""
+"""The jumpstart penalty on units and points that are dead or linear."""
 
 import math
 from collections.abc import Hashable, Mapping
@@ -68,23 +68,21 @@ def jumpstart_penalty(
     axis_name: Hashable = None,
     key: Array | None = None,
 ) -> Float[Array, ""]:
-    """Penalty on units and points that are dead or linear: 0 if all are nonlinear by at least the margins.
+    """Penalize units and points that are dead or linear; the penalty is 0 if all are nonlinear by the margins.
 
-    A unit c (a channel) has maximum M and minimum m over the batch and space, a point b (an example)
-    over units and space. Its slack is
+    A unit c (a channel) has maximum M and minimum m over the batch and space; a point b (an example) over units and
+    space. Its slack is
 
         balance * relu(positive - M) + (1 - balance) * relu(negative + m)
 
     and the penalty aggregates the slacks of all units and points of all layers:
 
-        balanced     mean(U) + mean(P), the units' slacks U and the points' P of all layers joined
-        mean, sum    over U and P joined
-        norm         the Euclidean norm of U and P joined, its gradient 0 at the zero vector
-        sum_squares  its square
+        balanced mean(U) + mean(P), with the slacks U of the units and P of the points of all layers mean, sum over U
+        and P together norm the Euclidean norm of U and P together, with gradient 0 at the zero vector sum_squares its
+        square
 
-    Multiply it by a coefficient and add it to the loss, or use ``add_jumpstart`` or
-    ``jumpstart_loss``. Sums are in float32 or wider. Differentiable in reverse mode, under
-    jit, vmap, scan and shard_map.
+    Multiply it by a coefficient and add it to the loss, or use ``add_jumpstart`` or ``jumpstart_loss``. Sums are in
+    float32 or wider. It is differentiable in reverse mode, under jit, vmap, scan and shard_map.
 
     Args:
       preacts: preactivations before the nonlinearity and before any normalization, channels last:
@@ -93,39 +91,37 @@ def jumpstart_penalty(
       preset: the published variant that sets ``aggregate``, ``ties`` and ``spatial`` unless they are
         given: 'cpaior_keras' (sum_squares, average, none), 'cpaior_torch' (norm, single, pool) or
         'ieee' (balanced, single, pool).
-      mode: which slacks: 'full' (units and points), 'unit', 'point', 'layer' (one maximum and
-        minimum a layer), or some hinges only: 'unit_positive', 'point_positive', 'positive',
-        'all_but_unit_positive', 'all_but_unit_negative', 'all_but_point_positive',
-        'all_but_point_negative'. ``balance`` also multiplies a hinge that is the only one, and a mean
-        runs over all units or points unless the mode drops them altogether.
+      mode: the slacks to use: 'full' (units and points), 'unit', 'point', 'layer' (one maximum and minimum per layer),
+      or only some hinges: 'unit_positive', 'point_positive', 'positive', 'all_but_unit_positive',
+      'all_but_unit_negative', 'all_but_point_positive', 'all_but_point_negative'. ``balance`` also multiplies a hinge
+      that is used alone, and a mean is over all units or points unless the mode drops them entirely.
       aggregate: 'balanced' (default), 'norm', 'mean', 'sum' or 'sum_squares'.
       balance: rho, the weight of the positive hinge, 0 to 1. Use .51 for a network that is initialized to
         zero, where at .5 the two hinges cancel.
       margin: (positive, negative), in the unit of the preactivations.
-      ties: where several cells share an extreme: 'average' (default) splits the gradient evenly;
-        'single' gives it to the first along the reduced axis, then to the first of the flattened
-        rest, so a unit's goes to the first position in space that has it and there to the first
-        example; 'random' to a random one.
-      spatial: 'pool' (default) reduces over space; 'none' takes a unit for every (height, width,
-        channel) and a point for every (example, height, width).
-      units: which units are real, for thin networks padded to wide ones: a bool (units,) for every
-        layer, or a sequence or mapping of them like ``preacts``.
-      examples: which examples are real, for padded batches: bool (batch,). Padding does not
-        affect any maximum, minimum, mean or gradient; units and points without a real cell are left out.
-      axis_name: the mesh axis (or axes) over which shard_map splits the batch. Extremes and means
-        are then over the global batch and the value is the single-device value on every device; the
-        gradient with respect to a device's preactivations is its slice of the single-device
-        gradient. So gradients of parameters must be SUMMED over the devices: shard_map does that by
-        itself for replicated parameters; with ``check_vma=False``, take the gradient inside it and psum that.
+      ties: the gradient if several cells share an extreme: 'average' (default) splits it evenly; 'single' gives it to
+        the first cell along the reduced axis, then to the first of the flattened rest (for a unit, the first position
+        in space and there the first example); 'random' gives it to a random cell.
+      spatial: 'pool' (default) reduces over space; 'none' takes a unit for every (height, width, channel) and a point
+        for every (example, height, width).
+      units: mask of the real units, for thin networks padded to wide ones: a bool (units,) for every layer, or a
+        sequence or mapping of them like ``preacts``.
+      examples: mask of the real examples, for padded batches: bool (batch,). Padding does not affect any maximum,
+        minimum, mean or gradient; units and points without a real cell are left out.
+      axis_name: the mesh axis (or axes) over which shard_map splits the batch. Extremes and means are then over the
+        global batch, and the value on every device is the single-device value. The gradient with respect to a device's
+        preactivations is its slice of the single-device gradient, so gradients of parameters must be SUMMED over the
+        devices. shard_map does this automatically for replicated parameters; with ``check_vma=False``, take the
+        gradient inside it and apply psum.
       key: a PRNG key, for random ties only.
 
     Returns:
-      A scalar, the coefficient not included, in float32 or the preactivations' wider dtype.
+      A scalar without the coefficient, in float32 or the preactivations' wider dtype.
 
     Raises:
       TypeError: preactivations or masks have the wrong type or dtype.
-      ValueError: an unknown option, a margin or balance out of range, shapes that do not match,
-        random ties without a key.
+      ValueError: an option is unknown, a margin or the balance is out of range, shapes do not match, or ties are random
+        without a key.
 
     Reference: Riera, Rey, Serra, Puertas, Pujol, "Training Thinner and Deeper Neural Networks:
     Jumpstart Regularization", CPAIOR 2022, equations 3 to 7; the balanced aggregate and the modes:
@@ -211,7 +207,7 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 class _Total(NamedTuple):
-    """What an aggregate needs to know of some slacks: their sum, sum of squares and number."""
+    """The sum, sum of squares and number of some slacks, from which aggregates are computed."""
 
     slack: Array
     square: Array
@@ -224,7 +220,7 @@ class _Total(NamedTuple):
 
 
 def _totals(group: groups.Group, options: Options, position: int) -> dict[str, _Total]:
-    """The totals of one group's slacks, by axis."""
+    """Return the totals of the slacks of one group, by axis."""
     key = options.key if options.ties == "random" else None
     key = None if key is None else jax.random.fold_in(key, position)
     found: extremes.Extremes = {}
@@ -249,7 +245,7 @@ def _totals(group: groups.Group, options: Options, position: int) -> dict[str, _
 def _extremes(
     group: groups.Group, wanted: tuple[tuple[str, int], ...], options: Options, key: Array | None
 ) -> extremes.Extremes:
-    """The wanted extremes of every layer of a group, with a leading axis of layers."""
+    """Return the wanted extremes of every layer of a group, with a leading axis of layers."""
     spec = extremes.Spec(wanted, options.ties, options.axis_name, group.batch_last)
     depth, _, _ = group.sizes
 
@@ -266,7 +262,7 @@ def _extremes(
 
 
 def _slack(found: extremes.Extremes, axis: str, real: Array | None, options: Options) -> Array:
-    """Weigh and add the hinges that the mode has; 0 where nothing is real."""
+    """Compute the weighted sum of the hinges of the mode; 0 where no cell is real."""
     total: Array | int = 0
     weights = {1: options.balance, -1: 1 - options.balance}
     margins = dict(zip((1, -1), options.margin, strict=True))
@@ -288,14 +284,14 @@ def _summed(axis_name: Hashable, x: Array) -> Array:
         summed: Array = lax.psum(x, axis_name)  # type: ignore[no-untyped-call]
         return summed
 
-    # Adding the zero makes the cotangent vary over the devices as x does, which shard_map checks.
+    # Adding zero makes the cotangent vary over the devices like x, which shard_map checks.
     total.defvjp(lambda x: (total(x), x), lambda x, g: (g + jnp.zeros_like(x),))
     result: Array = total(x)
     return result
 
 
 def _aggregate(totals: list[_Total], aggregate: str) -> Array:
-    """Aggregate units and points, given the totals of each axis that the mode has."""
+    """Aggregate units and points, given the totals of each axis of the mode."""
     if aggregate == "balanced":
         means = [_mean(total) for total in totals]
         return means[0] if len(means) == 1 else means[0] + means[1]
@@ -304,12 +300,12 @@ def _aggregate(totals: list[_Total], aggregate: str) -> Array:
         return _mean(joined)
     if aggregate in ("sum", "sum_squares"):
         return jnp.asarray(joined.slack if aggregate == "sum" else joined.square)
-    # The root has an infinite slope at zero, where the norm's gradient is taken to be 0.
+    # The root has an infinite slope at zero, where the norm's gradient is defined as 0.
     positive = joined.square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, joined.square, 1)), 0)
 
 
 def _mean(total: _Total) -> Array:
-    """The mean slack; 0 where there is none to take it over."""
+    """Return the mean slack; 0 if there are no slacks."""
     mean: Array = total.slack / jnp.maximum(total.count, 1)
     return mean

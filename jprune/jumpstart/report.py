@@ -1,4 +1,4 @@
-"""Dead, linear and nonlinear units and points of a model on a whole data set, in one pass."""
+"""Report the dead, linear and nonlinear units and points of a model on a whole data set, in one pass."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ def activity_report(
 ) -> "pd.DataFrame":
     """Compute the fraction of dead, linear and nonlinear units and points of every layer over a data set.
 
-    Costs one forward pass, compiled once: a shorter batch is padded to the longest before it, and
+    This takes one forward pass over the data, compiled once: shorter batches are padded to the longest before them, and
     the padding is masked. Memory does not grow with the data set. The model runs in its current mode, so call
     ``model.eval()`` first; it is not modified.
 
@@ -39,11 +39,11 @@ def activity_report(
         or anything that ``inputs`` accepts.
       variables: the variables of a Linen module.
       inputs: a function from a batch to the model's input, a pytree of arrays (batch, ...).
-      include: a regular expression: the layers to report; see ``preactivations``.
-      exclude: a regular expression: the layers to leave out.
+      include: a regular expression for the layers to report; see ``preactivations``.
+      exclude: a regular expression for the layers to leave out.
       skip_last: leave out the layer that is called last.
-      method: call this instead of ``__call__``.
-      **kwargs: passed on to the model.
+      method: what to call instead of ``__call__``.
+      **kwargs: passed to the model.
 
     Returns:
       A frame with one row per layer, in call order, indexed by the layer's path: ``units``, their fractions
@@ -53,9 +53,8 @@ def activity_report(
 
     Raises:
       ImportError: flax is not installed.
-      TypeError: a batch of another type, or a Linen module without ``variables``.
-      ValueError: no batch, a layer that does not keep the batch axis, or what
-        ``preactivations`` refuses.
+      TypeError: a batch has another type, or a Linen module is given without ``variables``.
+      ValueError: there is no batch, a layer does not keep the batch axis, or as ``preactivations``.
 
     >>> from flax import nnx
     >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(3, 1, rngs=nnx.Rngs(1)))
@@ -83,7 +82,7 @@ def activity_report(
 
 
 def _functional(model: object, variables: PyTree) -> tuple[Callable[[PyTree], tuple[PyTree, ...]], PyTree]:
-    """Split a model into state for jit and a function from it to the first arguments of a capture."""
+    """Split a model into state for jit and a function from the state to the first arguments of a capture."""
     if variables is not None:
         return lambda state: (model, state), variables
     try:
@@ -105,9 +104,9 @@ def _first(batch: PyTree) -> Array | np.ndarray:
 
 
 def _padded(batches: Iterable[PyTree], inputs: Callable[[PyTree], PyTree]) -> Iterator[tuple[PyTree, Array]]:
-    """Pad each batch to the longest so far by repeating its first example; with the mask of real ones.
+    """Pad each batch to the longest so far by repeating its first example; yield it with the mask of real examples.
 
-    Batches without examples are left out.
+    Empty batches are left out.
     """
     longest = 0
     for batch in batches:

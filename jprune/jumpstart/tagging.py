@@ -1,9 +1,9 @@
-"""Return values that are tagged inside a traced function, through the transformations around them.
+"""Collect values that are tagged inside a traced function, through transformations.
 
-``tag(y, weight, name)`` is the identity. ``collect(f)`` traces f once and evaluates it again, keeping
-the tagged values in the order of the calls: through jit and remat, one for each step of a scan, and
-out of vmap with the mapped axis in front. The functions in between need no changes. Nothing is written
-to shared objects, so no tracer leaks, and threads do not interfere.
+``tag(y, weight, name)`` is the identity. ``collect(f)`` traces f once and evaluates the jaxpr, collecting the tagged
+values in call order: through jit and remat, one for each step of a scan, and out of vmap with the mapped axis in front.
+The functions in between need no changes. Nothing is written to shared objects, so no tracer leaks, and threads do not
+interfere.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 
 from jprune import jaxprs
 
-# What a model is called by: the name of a method, a function of the model, or None for `__call__`.
+# How to call a model: the name of a method, a function of the model, or None for `__call__`.
 Method: TypeAlias = str | Callable[..., PyTree] | None
 
 _tag_p = Primitive("jprune_tag")
@@ -25,7 +25,7 @@ _tag_p.def_abstract_eval(lambda y, weight, **_: y)  # type: ignore[no-untyped-ca
 
 
 def tag(y: Array, weight: Array, name: str, hidden: bool = False) -> Array:
-    """Mark y, which a layer of that name and weight computed, for the ``collect`` around it."""
+    """Tag y, the output of a layer with this name and weight, for the enclosing ``collect``."""
     tagged: Array = _tag_p.bind(y, weight, name=name, hidden=hidden, mapped=())  # type: ignore[no-untyped-call]
     return tagged
 
@@ -33,7 +33,7 @@ def tag(y: Array, weight: Array, name: str, hidden: bool = False) -> Array:
 def _batch_tag(
     args: tuple[Array, Array], dims: tuple[int | None, int | None], *, mapped: tuple[bool, ...], **params: object
 ) -> tuple[Array, int | None]:
-    """Under vmap: mapped weights make a stack of layers, shared weights one layer on more data."""
+    """Batch a tag: mapped weights are a stack of layers, shared weights one layer with more data."""
     (y, weight), (y_dim, weight_dim) = args, dims
     if y_dim is None:
         return _tag_p.bind(y, weight, mapped=mapped, **params), None  # type: ignore[no-untyped-call]
@@ -55,8 +55,8 @@ class Tagged(NamedTuple):
     """One tagged call, or one tag of a scanned body.
 
     Attributes:
-      name: the name that the tag gave.
-      hidden: what the tag said.
+      name: the name given to the tag.
+      hidden: the flag given to the tag.
       value: the value; the axes of scan steps and stacked layers come first, outermost first.
       steps: for each such axis (scan identity or None, length, whether the scan runs backwards).
         Tags with the same scan identity were called in turn, step by step.
@@ -69,19 +69,19 @@ class Tagged(NamedTuple):
 
 
 def collect(f: Callable[[], PyTree]) -> tuple[PyTree, list[Tagged]]:
-    """Call f once and return what it returns and every value tagged on the way.
+    """Call f once; return its result and every value tagged during the call.
 
     Args:
       f: a function of no arguments; it is traced, so it may close over arrays and tracers of
         transformations outside, but not branch on their values.
 
     Returns:
-      The outputs of f, leaves that are not arrays unchanged, and the tagged values in call order,
-      the tags of one scanned body after one another.
+      The outputs of f, with leaves that are not arrays unchanged, and the tagged values in call order; the tags of one
+      scanned body are consecutive.
 
     Raises:
-      NotImplementedError: a value is tagged inside a branch, a while loop, a custom derivative or
-        another construct that it cannot be returned from.
+      NotImplementedError: a value is tagged inside a branch, a while loop, a custom derivative or another construct
+        from which it cannot be returned.
     """
     returned: list[PyTree] = []
 
@@ -108,7 +108,7 @@ class Call(NamedTuple):
 def in_call_order(found: list[Tagged]) -> list[Call]:
     """Split scans and stacks into single calls, in the order in which they ran.
 
-    The tags of one scanned body take turns: all of step 0, then all of step 1.
+    The tags of one scanned body alternate: all tags of step 0, then all tags of step 1, ...
     """
     return _taken_apart([(tagged, ()) for tagged in found])
 
@@ -138,7 +138,7 @@ def _scan_of(tagged: Tagged) -> object:
 
 
 def _evaluate(closed: jaxprs.Program, args: Iterable[jaxprs.Value]) -> tuple[list[jaxprs.Value], list[Tagged]]:
-    """Evaluate a jaxpr, closed or not, and return its tagged values too."""
+    """Evaluate a jaxpr, closed or not; return its outputs and its tagged values."""
     jaxpr = jaxprs.opened(closed)
     values = jaxprs.known(closed, args)
     found: list[Tagged] = []
@@ -162,7 +162,7 @@ def _evaluate(closed: jaxprs.Program, args: Iterable[jaxprs.Value]) -> tuple[lis
 
 
 def _names(jaxpr: Jaxpr) -> list[str]:
-    """The names tagged in a jaxpr, at any depth."""
+    """Return the names tagged in a jaxpr, at any depth."""
     names = []
     for equation in jaxpr.eqns:
         if equation.primitive is _tag_p:
@@ -176,8 +176,8 @@ def _rule(equation: JaxprEqn) -> Callable[[JaxprEqn, list[jaxprs.Value]], tuple[
     if equation.primitive not in _RULES:
         names = [name for inner in jaxprs_in_params(equation.params) for name in _names(inner)]
         raise NotImplementedError(
-            f"layer '{names[0]}' is called inside '{equation.primitive}', which its preactivations cannot be"
-            " returned from; layers may be called under jit, remat, scan and vmap"
+            f"layer '{names[0]}' is called inside '{equation.primitive}', from which its preactivations"
+            " cannot be returned; call layers only under jit, remat, scan and vmap"
         )
     return _RULES[equation.primitive]
 
@@ -218,7 +218,7 @@ _RULES: dict[Primitive, Callable[[JaxprEqn, list[jaxprs.Value]], tuple[list[jaxp
 
 
 class _Split:
-    """A jaxpr as a function for jax to trace, returning outputs and tagged values as arrays alone."""
+    """A jaxpr as a traceable function that returns outputs and tagged values as arrays."""
 
     def __init__(self, jaxpr: jaxprs.Program):
         self._jaxpr = jaxpr
@@ -229,12 +229,12 @@ class _Split:
         return outputs, [tagged.value for tagged in self._found]
 
     def tagged(self, values: list[Array]) -> list[Tagged]:
-        """Name the values that came out of the transformation of this function."""
+        """Attach names to the values that the transformed function returned."""
         return [t._replace(value=value) for t, value in zip(self._found, values, strict=True)]
 
 
 def _tagged(y: Array, *, name: str, hidden: bool, mapped: tuple[bool, ...]) -> Tagged:
-    """Bring the axes of stacked layers to the front; those of more data stay behind them."""
+    """Move the axes of stacked layers to the front, before additional axes of data."""
     stacked = [axis for axis, is_stack in enumerate(mapped) if is_stack]
     value = jnp.moveaxis(y, stacked, range(len(stacked)))
     return Tagged(name, hidden, value, tuple((None, y.shape[axis], False) for axis in stacked))

@@ -1,13 +1,13 @@
-"""The jumpstart penalty in training: as a link of an optax chain, or fused into the loss.
+"""Train with the jumpstart penalty: as a link of an optax chain, or fused into the loss.
 
-Both give the same updates. The extra cost of a step:
+Both give the same updates. They differ in the additional cost of a step:
 
-``jumpstart_loss``: the reductions over the preactivations and their gradient, in the forward and
-backward pass of the loss.
+``jumpstart_loss`` adds the reductions over the preactivations and their gradient to the forward and backward pass of
+the loss.
 
-``add_jumpstart``: the same, and another forward and backward pass up to the last penalized layer, so a step
-takes about twice as long. In return the loss function does not change, so it can be added to any training
-loop, and it can use another batch or another mode of the model than the loss.
+``add_jumpstart`` adds the same and another forward and backward pass up to the last penalized layer, so a step takes
+about twice as long. In return the loss function does not change, so the link works in any training loop, and it can use
+another batch or another mode of the model than the loss.
 """
 
 import math
@@ -33,8 +33,8 @@ class JumpstartState(NamedTuple):
 
     Attributes:
       count: int32, the number of updates; the schedule's step.
-      penalty: the penalty at the last update, float32, the coefficient not included; 0 at first, and
-        always where the coefficient is the number 0.
+      penalty: the penalty at the last update without the coefficient, float32; 0 initially, and always 0 if the
+      coefficient is the number 0.
       key: the PRNG key of random ties, folded with ``count`` at each update; or None.
     """
 
@@ -48,8 +48,8 @@ class FusedAux(NamedTuple):
 
     Attributes:
       loss: the loss without the penalty.
-      penalty: the penalty, the coefficient not included.
-      aux: the ``aux`` that the loss function returned.
+      penalty: the penalty without the coefficient.
+      aux: the ``aux`` of the loss function.
     """
 
     loss: ArrayLike
@@ -62,26 +62,25 @@ def add_jumpstart(
 ) -> optax.GradientTransformationExtraArgs:
     """Add coefficient(step) * gradient of the jumpstart penalty to the updates.
 
-    Put it first in a chain, where updates are gradients. Its update also takes ``batch``, the second
-    argument of ``preactivations``, and optionally ``key``, which replaces the one given here. It needs another
-    forward and backward pass; ``jumpstart_loss`` does not.
+    Put it first in a chain, where updates are gradients. ``update`` also takes ``batch``, the second argument of
+    ``preactivations``, and optionally ``key``, which replaces the one given here. It needs another forward and backward
+    pass; ``jumpstart_loss`` does not.
 
     Args:
       preactivations: a function (params, batch) -> preactivations.
       coefficient: a number, a scalar array or an optax schedule, called with the number of earlier
         updates. If it is the number 0, nothing is computed.
-      **options: those of ``jumpstart_penalty``. ``examples`` may be a function batch -> mask. With
-        ``axis_name``, inside shard_map, parameters are replicated, ``batch`` is the device's slice,
-        and what is added is the gradient over the global batch on every device.
+      **options: options of ``jumpstart_penalty``. ``examples`` may be a function from batch to mask. With
+        ``axis_name``, inside shard_map, parameters must be replicated and ``batch`` is the device's slice; the gradient
+        over the global batch is added on every device.
 
     Returns:
-      An optax transformation with a ``JumpstartState``. Float leaves receive the gradient in their
-      update's dtype; ``None`` and others pass through.
+      An optax transformation with a ``JumpstartState``. The gradient is added to
+      float leaves in their update's dtype; ``None`` and other leaves are unchanged.
 
     Raises:
-      ValueError: an option that ``jumpstart_penalty`` refuses, or a negative or infinite coefficient.
-        While tracing: no ``params`` or no ``batch``, or updates that do not match ``params``; the
-        message names the leaf.
+      ValueError: as ``jumpstart_penalty``; the coefficient is negative or infinite. While tracing: ``params`` or
+        ``batch`` is missing, or updates do not match ``params``; the message names the leaf.
 
     >>> fn = lambda params, x: [x @ params["kernel"]]
     >>> tx = optax.chain(add_jumpstart(fn, coefficient=1.0, mode="unit", balance=0.75), optax.sgd(1.0))
@@ -131,17 +130,16 @@ def jumpstart_loss(
 ) -> Callable[..., Any]:
     """Add the jumpstart penalty to a loss function that returns its preactivations, in the same pass.
 
-    ``call_with_preactivations`` returns the outputs and preactivations of a Flax model in one pass. The
-    result is an ordinary loss function, to be differentiated by ``jax.value_and_grad``,
-    ``nnx.value_and_grad`` or anything else.
+    ``call_with_preactivations`` returns the outputs and preactivations of a Flax model in one pass. The result is an
+    ordinary loss function, for ``jax.value_and_grad``, ``nnx.value_and_grad`` or any other transformation.
 
     Args:
       loss_fn: returns (loss, preactivations), or with ``has_aux`` (loss, (preactivations, aux)).
       coefficient: a number, a scalar array or an optax schedule.
       has_aux: whether the result returns (total, FusedAux(loss, penalty, aux)), for
-        ``value_and_grad(..., has_aux=True)``; without it, it returns the total alone.
-      **options: those of ``jumpstart_penalty``. ``examples`` may be a function of what the loss is
-        called with, returning the mask.
+        ``value_and_grad(..., has_aux=True)``; otherwise it returns only the total.
+      **options: options of ``jumpstart_penalty``. ``examples`` may be a function from the arguments of the loss to the
+        mask.
 
     Returns:
       A function of the arguments of ``loss_fn``, returning loss + coefficient * penalty. If the
@@ -149,8 +147,8 @@ def jumpstart_loss(
       which is not passed to ``loss_fn``.
 
     Raises:
-      ValueError: an option that ``jumpstart_penalty`` refuses, or a negative or infinite coefficient;
-        while tracing, no ``step`` where it is needed.
+      ValueError: as ``jumpstart_penalty``; the coefficient is negative or infinite; while tracing, ``step`` is missing
+        where it is needed.
       TypeError: while tracing, ``loss_fn`` returns something else.
 
     >>> def loss_fn(params, x):
@@ -180,12 +178,12 @@ def jumpstart_loss(
 
 def _check(coefficient: Coefficient, options: dict[str, Any]) -> None:
     if isinstance(coefficient, int | float | np.integer | np.floating) and not 0 <= coefficient < math.inf:
-        raise ValueError(f"coefficient={coefficient} must be finite and not negative")
+        raise ValueError(f"coefficient={coefficient} must be finite and not negative; give 0 or more, such as 1e-3")
     Options.make(**{name: value for name, value in options.items() if name not in ("units", "examples")})
 
 
 def _at(options: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The options for one batch."""
+    """Return the options for one batch."""
     examples = options.get("examples")
     return options | {"examples": examples(*args, **kwargs) if callable(examples) else examples}
 
@@ -211,12 +209,12 @@ def _unpacked(returned: PyTree, has_aux: bool) -> tuple[ArrayLike, Preactivation
 def _value_and_gradient(
     penalty: Callable[[PyTree], Array], params: PyTree, axis_name: Hashable
 ) -> tuple[Array, list[Array | None]]:
-    """The penalty and its gradient by leaf of ``params``, None for leaves that are not real floats."""
+    """Return the penalty and its gradient by leaf of ``params``, None for leaves that are not real floats."""
     _, leaves, treedef = flatten(params)
     trained = [leaf if is_float(leaf) else None for leaf in leaves]
     if axis_name is not None:
-        # Each device differentiates its own copy of the parameters, and the parts are summed below:
-        # left replicated, shard_map would sum them or not according to its check_vma.
+        # Each device differentiates its own copy of the parameters, and the parts are summed below. With replicated
+        # parameters, check_vma would determine whether shard_map sums them.
         trained = lax.pcast(trained, axis_name, to="varying")
 
     def of(trained: list[Array | None]) -> Array:

@@ -1,4 +1,4 @@
-"""Status of units and points (dead, linear or nonlinear), and summaries of a network.
+"""Compute the status of units and points (dead, linear or nonlinear), and summaries of a network.
 
 A rectified unit is dead on a data set if none of its preactivations is positive, linear if all are, and nonlinear
 otherwise. The status of a point (an example) in a layer is defined in the same way over the layer's units.
@@ -20,20 +20,19 @@ DEAD, LINEAR, NONLINEAR = -1, 0, 1
 
 
 def unit_status(preacts: layers.Preactivations, examples: ArrayLike | None = None) -> layers.Statuses:
-    """Status of every unit over a batch: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
+    """Return the status of every unit over a batch: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
 
     Args:
-      preacts: preactivations of each layer (batch, ..., units), as for ``jumpstart_penalty``; a
-        unit is a channel; its status is over the batch and space.
-      examples: which examples are real: bool (batch,), with at least one.
+      preacts: preactivations of each layer (batch, ..., units), as for ``jumpstart_penalty``. A unit is a channel; its
+        status is over the batch and space.
+      examples: mask of the real examples, bool (batch,), with at least one True.
 
     Returns:
-      A container like ``preacts`` of int8 (units,), (layers, units) for a ``Stack``. A unit with a NaN
-      counts as nonlinear.
+      A container like ``preacts`` of int8 (units,), or (layers, units) for a ``Stack``. A unit with a NaN is nonlinear.
 
     Raises:
       TypeError: preactivations or masks have the wrong type or dtype.
-      ValueError: shapes that do not match; outside jit, examples that are all padding.
+      ValueError: shapes do not match; outside jit, all examples are padding.
 
     >>> unit_status([jnp.array([[-1.0, 0.5, -2.0], [0.0, 1.0, 3.0]])])
     [Array([-1,  0,  1], dtype=int8)]
@@ -47,19 +46,19 @@ def unit_status(preacts: layers.Preactivations, examples: ArrayLike | None = Non
 
 
 def point_status(preacts: layers.Preactivations, units: layers.Masks = None) -> layers.Statuses:
-    """Status of every point in every layer: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
+    """Return the status of every point in every layer: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
 
     Args:
-      preacts: preactivations of each layer (batch, ..., units), as for ``jumpstart_penalty``; a
-        point is an example; its status is over units and space.
-      units: which units are real, as for ``jumpstart_penalty``; at least one in each layer.
+      preacts: preactivations of each layer (batch, ..., units), as for ``jumpstart_penalty``. A point is an example;
+        its status is over units and space.
+      units: mask of the real units, as for ``jumpstart_penalty``; at least one in each layer.
 
     Returns:
-      A container like ``preacts`` of int8 (batch,), (layers, batch) for a ``Stack``.
+      A container like ``preacts`` of int8 (batch,), or (layers, batch) for a ``Stack``.
 
     Raises:
       TypeError: preactivations or masks have the wrong type or dtype.
-      ValueError: shapes that do not match; outside jit, a layer whose units are all padding.
+      ValueError: shapes do not match; outside jit, all units of a layer are padding.
 
     >>> point_status([jnp.array([[-1.0, 0.0], [0.5, 2.0], [-1.0, 2.0]])])
     [Array([-1,  0,  1], dtype=int8)]
@@ -74,13 +73,13 @@ def point_status(preacts: layers.Preactivations, units: layers.Masks = None) -> 
 
 
 def merge_unit_status(status: layers.Statuses, other: layers.Statuses) -> layers.Statuses:
-    """Merge the unit statuses of two parts of a data set: units that differ are nonlinear.
+    """Merge the unit statuses of two parts of a data set; units with different statuses are nonlinear.
 
     The result is the status over both parts together. For points, concatenate the statuses instead.
 
     Args:
-      status: what ``unit_status`` returned for one part.
-      other: the same for another part.
+      status: result of ``unit_status`` for one part.
+      other: result for another part.
 
     Returns:
       The same container, int8.
@@ -94,7 +93,7 @@ def merge_unit_status(status: layers.Statuses, other: layers.Statuses) -> layers
     one: object = jax.tree.structure(status)
     two: object = jax.tree.structure(other)
     if one != two:
-        raise ValueError(f"the statuses are of different layers: {one} and {two}")
+        raise ValueError(f"the statuses are of different layers: {one} and {two}; merge statuses of one model")
 
     def merged(a: ArrayLike, b: ArrayLike) -> Array:
         if jnp.shape(a) != jnp.shape(b):
@@ -108,17 +107,17 @@ class Activity(NamedTuple):
     """Fractions of units, points and (point, layer) cells by status, from 0 to 1.
 
     Attributes:
-      unit_dead_ratio: of all units, those dead.
-      unit_linear_ratio: of all units, those linear.
-      unit_nonlinear_ratio: of all units, those nonlinear.
-      point_dead_ratio: of all points, those dead in any layer.
-      point_linear_ratio: of all points, those linear in every layer.
-      point_nonlinear_ratio: of all points, those nonlinear in every layer.
-      deathness: of all (point, layer) cells, those where the point is dead.
-      linearity: of all cells, those where it is linear.
-      nonlinearity: of all cells, those where it is nonlinear.
-      point_efficiency: of all cells, those after the point's last dead layer. A layer in which a point is dead
-        passes on nothing of it, so every layer up to that one counts as dead.
+      unit_dead_ratio: fraction of units that are dead.
+      unit_linear_ratio: fraction of units that are linear.
+      unit_nonlinear_ratio: fraction of units that are nonlinear.
+      point_dead_ratio: fraction of points that are dead in any layer.
+      point_linear_ratio: fraction of points that are linear in every layer.
+      point_nonlinear_ratio: fraction of points that are nonlinear in every layer.
+      deathness: fraction of (point, layer) cells in which the point is dead.
+      linearity: fraction of cells in which the point is linear.
+      nonlinearity: fraction of cells in which the point is nonlinear.
+      point_efficiency: fraction of cells after the point's last dead layer. A layer in which a point is dead loses all
+        information about it, so every layer up to that one counts as dead.
     """
 
     unit_dead_ratio: Array | float
@@ -134,10 +133,10 @@ class Activity(NamedTuple):
 
 
 class PointCounts(NamedTuple):
-    """Counts of points and of (point, layer) cells, integers; the counts of parts of a data set can be added.
+    """Integer counts of points and of (point, layer) cells; the counts of parts of a data set can be added.
 
     Attributes:
-      points: how many points.
+      points: number of points.
       dead: points dead in any layer.
       linear: points linear in every layer.
       nonlinear: points nonlinear in every layer.
@@ -163,21 +162,20 @@ def activity(
     units: layers.Masks = None,
     examples: ArrayLike | None = None,
 ) -> Activity:
-    """Fractions of dead, linear and nonlinear units and points of a network on a data set.
+    """Return the fractions of dead, linear and nonlinear units and points of a network on a data set.
 
     Args:
       unit_statuses: unit statuses by layer, merged over the data set.
       point_statuses: point statuses by layer (points,), of the whole data set, in call order.
-      units: which units are real: bool (units,) for every layer, or a container like
-        ``unit_statuses`` of them.
-      examples: which points are real: bool (points,).
+      units: mask of the real units: bool (units,) for every layer, or a container of masks like ``unit_statuses``.
+      examples: mask of the real points, bool (points,).
 
     Returns:
       An ``Activity`` of float32 scalars.
 
     Raises:
-      TypeError: a plain dict of several layers, whose order jit loses.
-      ValueError: layers with different numbers of points, or other numbers of layers.
+      TypeError: the statuses are a plain dict of several layers, whose order is lost under jit.
+      ValueError: the layers have different numbers of points, or the numbers of layers differ.
 
     >>> unit = [jnp.array([-1, 1], jnp.int8), jnp.array([0, 1], jnp.int8)]
     >>> point = [jnp.array([1, -1], jnp.int8), jnp.array([0, 1], jnp.int8)]
@@ -213,7 +211,7 @@ def count_points(point_statuses: layers.Statuses, examples: ArrayLike | None = N
         layers.check_mask("examples", examples, [(table.shape[1],)])
         real = jnp.asarray(examples)[None, :]
     dead, linear, nonlinear = (table == status for status in (DEAD, LINEAR, NONLINEAR))
-    blocked = jnp.flip(jnp.cumsum(jnp.flip(dead, axis=0), axis=0), axis=0) > 0  # dead here or further on
+    blocked = jnp.flip(jnp.cumsum(jnp.flip(dead, axis=0), axis=0), axis=0) > 0  # dead in this layer or a later one
     return PointCounts(
         points=real.sum(),
         dead=(dead.any(axis=0)[None, :] & real).sum(),
@@ -227,7 +225,7 @@ def count_points(point_statuses: layers.Statuses, examples: ArrayLike | None = N
 
 
 def ratios(unit: Array | np.ndarray, counts: PointCounts) -> Activity:
-    """Turn counts into ratios: (dead, linear, nonlinear) units of all layers, and points."""
+    """Convert counts to ratios: (dead, linear, nonlinear) units of all layers, and points."""
     depth = counts.dead_cells.shape[0]
     points = jnp.asarray(counts.points, jnp.float32)
     cells = points * depth
@@ -252,7 +250,7 @@ def ratios(unit: Array | np.ndarray, counts: PointCounts) -> Activity:
 
 
 def trainability(accuracy: Float[np.ndarray, "techniques datasets"]) -> Float[np.ndarray, " techniques"]:
-    """Fraction of data sets on which a technique's best accuracy is strictly above the worst of all techniques.
+    """Return the fraction of data sets on which a technique's accuracy is strictly above the worst of all techniques.
 
     Args:
       accuracy: each technique's best validation accuracy on each data set.
@@ -261,7 +259,7 @@ def trainability(accuracy: Float[np.ndarray, "techniques datasets"]) -> Float[np
       One fraction per technique, 0 to 1.
 
     Raises:
-      ValueError: an accuracy that is NaN, or another shape.
+      ValueError: an accuracy is NaN, or the array has another shape.
 
     >>> trainability(np.array([[0.9, 0.8], [0.5, 0.8]]))
     array([0.5, 0. ])
@@ -271,7 +269,7 @@ def trainability(accuracy: Float[np.ndarray, "techniques datasets"]) -> Float[np
 
 
 def convergence(accuracy: Float[np.ndarray, "techniques datasets"]) -> Float[np.ndarray, " techniques"]:
-    """Mean difference between a technique's best accuracy and the best of all techniques: 0 or less.
+    """Return the mean difference between a technique's accuracy and the best of all techniques: 0 or less.
 
     Args:
       accuracy: each technique's best validation accuracy on each data set.
@@ -280,7 +278,7 @@ def convergence(accuracy: Float[np.ndarray, "techniques datasets"]) -> Float[np.
       One mean difference per technique, in the unit of the accuracies.
 
     Raises:
-      ValueError: an accuracy that is NaN, or another shape.
+      ValueError: an accuracy is NaN, or the array has another shape.
 
     >>> convergence(np.array([[0.75, 0.5], [0.5, 0.75]]))
     array([-0.125, -0.125])
@@ -300,7 +298,7 @@ def _accuracies(accuracy: ArrayLike) -> np.ndarray:
 
 
 def _spread(entry: layers.Entry) -> Array:
-    """Bring a layer into (layers, batch, space, units)."""
+    """Reshape a layer to (layers, batch, space, units)."""
     z = jnp.asarray(entry.values if isinstance(entry, layers.Stack) else entry[None])
     return z.reshape((*z.shape[:2], -1, z.shape[-1]))
 
