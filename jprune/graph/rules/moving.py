@@ -91,7 +91,7 @@ def _unstack(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
 
 @rule("concatenate")
 def _concatenate(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    return [_joined(record, inputs, equation.params["dimension"])]
+    return [_joined(record, inputs, int(equation.params["dimension"]))]  # jnp.roll gives one of numpy's integers
 
 
 @rule("stack")

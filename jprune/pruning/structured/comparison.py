@@ -5,6 +5,7 @@ is computed: the code is traced at the smaller shapes and its equations are comp
 """
 
 import linecache
+import math
 import os
 import sysconfig
 import traceback
@@ -81,7 +82,7 @@ def _in_equation(step: Step, equation: core.JaxprEqn, kept: Kept) -> Iterator[st
         if key in ("start_indices", "limit_indices", "strides") and name == "slice":
             continue
         wanted, found = expected_params.get(key, before), equation.params.get(key)
-        if _is_simple(wanted) and _is_simple(found) and wanted != found and key != "name":
+        if _is_simple(wanted) and _is_simple(found) and not _equal(wanted, found) and key != "name":
             yield f"{name}: expected {key}={_plain(wanted)}, the code gives {key}={_plain(found)}"
     if name == "slice":
         params = equation.params
@@ -96,6 +97,11 @@ def _in_equation(step: Step, equation: core.JaxprEqn, kept: Kept) -> Iterator[st
 def _is_simple(value: object) -> bool:
     """Whether a parameter is a number, a text or a tuple of these; programs are compared by their equations."""
     return all(map(_is_simple, value)) if isinstance(value, tuple) else isinstance(value, _SIMPLE)
+
+
+def _equal(one: object, other: object) -> bool:
+    """Whether two parameters are the same; NaN, with which a gather fills what is out of bounds, equals itself."""
+    return one == other or all(isinstance(value, float) and math.isnan(value) for value in (one, other))
 
 
 def _plain(value: object) -> object:

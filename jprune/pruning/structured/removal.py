@@ -378,6 +378,7 @@ def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptI
     """Return the traced program at the smaller sizes; it is traced again for inputs of other shapes."""
     model = graph.model
     programs: dict[Hashable, tuple[Graph, Kept]] = {_signature(model.inputs): (graph, _kept_ids(graph, removed))}
+    exact = all(group.exact or not gone.any() for group, gone in zip(graph.channels, removed, strict=True))
 
     def apply(params: PyTree, *inputs: PyTree, state: PyTree = None) -> PyTree:
         if model.state is not None and state is None and not model.state_by_keyword:
@@ -392,7 +393,7 @@ def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptI
         signature = _signature(inputs)
         if signature not in programs:
             again = trace_model(model.apply, model.params, *_shapes(inputs), state=model.state)
-            programs[signature] = (again, _same_channels(again, kept_params))
+            programs[signature] = (again, _same_channels(again, kept_params, exact=exact))
         traced, kept = programs[signature]
         arrays = [leaf for leaf in jax.tree.leaves((params, state, tuple(inputs))) if hasattr(leaf, "shape")]
         return jax.tree.unflatten(traced.outputs, run(traced.program, kept, arrays))
@@ -420,13 +421,23 @@ def _check_small(params: PyTree, kept: Mapping[str, KeptIndices]) -> None:
             raise ValueError(f"params are not those of the smaller model: '{path}' {given}; it must have shape {shape}")
 
 
-def _same_channels(graph: Graph, kept_params: Mapping[str, KeptIndices]) -> Kept:
-    """Find the channels to keep in the same model traced with other inputs."""
+def _same_channels(graph: Graph, kept_params: Mapping[str, KeptIndices], *, exact: bool = False) -> Kept:
+    """Find the channels to keep in the same model traced with other inputs.
+
+    Code may do something else with inputs of other shapes: ``exact`` asks that removing equals masking there too.
+    """
     paths = list(kept_params)
     removed_roots = np.zeros(len(graph.roots), bool)
     for path, value in zip(paths, graph.program.inputs, strict=False):
         for ids, kept in zip(value.ids, kept_params[path], strict=True):
             removed_roots[graph.roots[ids[~kept]]] = True
+    for group in graph.channels:
+        if exact and not group.exact and removed_roots[group.roots].any():
+            raise ValueError(
+                f"with inputs of these shapes, removing channels of '{group.members[0].path}' is not the same as "
+                f"masking them, as it is with those the model was traced with: {group.why[0]}; trace it with inputs "
+                "like these"
+            )
     kept_ids: Kept = ~removed_roots[graph.roots]
     now, _ = _kept_indices(graph, kept_ids)
     for path in paths:

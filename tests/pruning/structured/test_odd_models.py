@@ -8,9 +8,10 @@ import pytest
 
 import jprune
 from jprune.pruning.structured import removal
-from tests.pruning.structured.odd_models import MODELS
+from tests.pruning.structured import architectures, odd_models
 from tests.pruning.structured.test_removal import graph_of, half_of, masks_like, run_small
 
+MODELS = odd_models.MODELS | architectures.MODELS
 GROUPS = {  # sizes of the groups that are exact, and of those that are not
     "two_heads": ([6, 8], []),
     "siamese": ([8], []),
@@ -51,10 +52,26 @@ GROUPS = {  # sizes of the groups that are exact, and of those that are not
     "fused_heads": ([3], []),
     "interleaved_heads": ([3], []),
     "identity_products": ([4, 6, 8], []),
+    # Indices that are not removed exactly: positions inside a window, latents and heads that a softmax runs over.
+    "swin": ([2, 6], [8]),
+    "perceiver": ([6, 6, 7, 8, 8, 8, 8, 10], [2, 4]),
+    "decoding_step": ([2, 6, 8], []),
+    "experts_with_a_capacity": ([6, 8], []),
+    "wavenet": ([5, 6, 8, 8], []),
+    "diffusion_unet": ([2, 2, 10, 12, 12, 12], []),
+    "albert": ([2, 4, 5, 8, 10], []),
+    "parallel_block": ([3, 6, 8], []),
+    "shuffle_of_halves": ([1, 1, 4, 4, 4], []),
+    "graph_attention": ([2, 6], []),
+    "mamba": ([2, 3, 6, 8], []),
+    "linear_attention": ([2, 3, 6], [4]),
+    "quantized_code": ([4, 7, 8], []),
+    "hypernetwork": ([4, 6], []),
+    "force_field": ([6, 8], []),
 }
 
 
-QUICK = {"identity_products"}
+QUICK = {"identity_products", "decoding_step"}
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +128,18 @@ def test_the_models_own_code_serves_with_smaller_identities_in_branches():
     masks = masks_like(model.params, half_of(graph)[0])
     (difference,) = jprune.remove_channels(graph, model.params, masks).table.differences
     assert "one_hot(jnp.arange(4), 4)" in difference  # the only size that is written out
+
+
+def test_a_lookup_that_fills_with_nan_is_code_that_serves():
+    def apply(p, x):
+        h = jnp.tanh(x @ p["one"])
+        rows = jnp.broadcast_to(jnp.argsort(x[:, 0])[:, None], h.shape)
+        return jnp.take_along_axis(h, rows, axis=0) @ p["two"]
+
+    params = {"one": jnp.ones((3, 4)), "two": jnp.ones((4, 2))}
+    graph = jprune.trace_model(apply, params, jnp.ones((2, 3)))
+    masks = jprune.channel_group_masks(graph, params, sparsity=0.5)
+    assert jprune.remove_channels(graph, params, masks).table.differences == ()
 
 
 def test_random_keys_are_inputs_like_others():

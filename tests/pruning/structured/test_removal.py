@@ -150,6 +150,20 @@ def test_the_smaller_program_takes_any_batch_size():
             np.testing.assert_allclose(out, compiled(model)(apply_masks(model.params, masks), more), atol=1e-5)
 
 
+def test_code_that_does_something_inexact_with_other_shapes_is_refused():
+    """Two rows are squashed one by one; with more, a softmax over the channels would count those that are masked."""
+
+    def apply(p, x):
+        return (jnp.tanh if len(x) < 4 else jax.nn.softmax)(x @ p["one"]) @ p["two"]
+
+    params = {"one": jnp.arange(1.0, 5.0).reshape(2, 2), "two": jnp.ones((2, 1))}
+    graph = trace_model(apply, params, jnp.ones((2, 2)))
+    small = jprune.remove_channels(graph, params, jprune.channel_group_masks(graph, params, sparsity=0.5))
+    assert small.apply(small.params, jnp.ones((3, 2))).shape == (3, 1)
+    with pytest.raises(ValueError, match=r"removing channels of 'one' is not the same as masking them.*'reduce_max'"):
+        small.apply(small.params, jnp.ones((4, 2)))
+
+
 def test_half_a_group_is_refused_by_the_names_of_its_members():
     model, graph, masks = mlp_and_masks()
     masks["one"]["bias"] = None
