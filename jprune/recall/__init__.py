@@ -1,12 +1,11 @@
 """Per-class recall of compressed models: measures, statistics and the audit report.
 
-``audit`` takes the predictions of dense and compressed models from any framework, computes everything below and
-writes the report. ``counts`` gives confusion counts, and ``recall``, ``accuracy`` and others the rates per class.
-``intensification`` and related measures compare pruned with dense models. ``t_interval`` and the tests say what a
-few training seeds can show.
+``audit`` takes the predictions of dense and compressed models from any framework, computes all measures below and
+writes the report. ``counts`` computes confusion counts; ``recall``, ``accuracy`` and others compute rates from them.
+``intensification`` and related measures compare pruned with dense models. ``t_interval`` and the tests quantify the
+evidence from a few training seeds.
 
-Only ``counts`` needs jax, which is imported when ``counts`` is first used: the audit of predictions in files starts
-without it.
+Only ``counts`` needs jax, which is imported when ``counts`` is first used, so an audit of files does not load it.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Validation of the arguments of the measures.
 
-Every measure but ``counts`` works on small arrays in numpy float64 and accepts lists, numpy and jax arrays. The checks
-here convert an argument to float64 or refuse it, naming the argument, the index and the value.
+Every measure except ``counts`` works on small arrays in numpy float64 and accepts lists, numpy and jax arrays. The
+checks here convert an argument to float64, or raise an error that names the argument, the index and the value.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ Numbers = npt.ArrayLike | float | int
 """A number, a nested list of numbers, or a numpy or jax array; converted to numpy."""
 
 Rng = np.random.Generator | np.random.SeedSequence | int
-"""Where randomness comes from: what ``numpy.random.default_rng`` takes, never None."""
+"""A source of randomness: an argument of ``numpy.random.default_rng``, but not None."""
 
 
 class EmptyClassWarning(UserWarning):
@@ -21,14 +21,14 @@ class EmptyClassWarning(UserWarning):
 
 
 class Pair(NamedTuple):
-    """Rates of dense and pruned models, checked and of one shape.
+    """Checked rates of dense and pruned models, of the same shape.
 
     Attributes:
       dense: rates of the dense models, float64 (..., classes); NaN where undefined.
       pruned: rates of the pruned models, the same shape.
       dense_accuracy: accuracies of the dense models, float64 (...).
       pruned_accuracy: accuracies of the pruned models, the same shape.
-      zero: a recall balance no larger than this is rounding error of the given dtypes and counts as 0.
+      zero: a recall balance up to this size is treated as 0, because it is rounding error of the given dtypes.
     """
 
     dense: npt.NDArray[np.float64]
@@ -42,7 +42,7 @@ def real(name: str, value: Numbers) -> npt.NDArray[np.float64]:
     """Convert an argument to a float64 array.
 
     Raises:
-      ValueError: it is ragged, complex, or holds no numbers.
+      ValueError: it is ragged or complex, or not numeric.
 
     >>> real("alphas", [1, 2])
     array([1., 2.])
@@ -75,7 +75,7 @@ def one_per_model(name: str, value: Numbers) -> npt.NDArray[np.float64]:
 
 
 def first_true(bad: Any) -> tuple[int, ...]:
-    """The index of the first True of a numpy or jax array that has one.
+    """Return the index of the first True of a numpy or jax array, which must have one.
 
     >>> first_true(np.array([[False, False], [True, True]]))
     (1, 0)
@@ -84,7 +84,7 @@ def first_true(bad: Any) -> tuple[int, ...]:
 
 
 def refuse_infinite(name: str, array: npt.NDArray[np.float64]) -> None:
-    """Refuse infinities, naming the first.
+    """Raise if an entry is infinite.
 
     Raises:
       ValueError: an entry is infinite.
@@ -103,7 +103,7 @@ def rates(name: str, value: Numbers, *, nan: bool) -> npt.NDArray[np.float64]:
     """Convert an argument whose entries are fractions in [0, 1] to float64.
 
     Args:
-      name: what the caller calls it, for the error.
+      name: the caller's name for it, for the error.
       value: the argument.
       nan: whether NaN (undefined) is allowed among the entries.
 
@@ -116,7 +116,7 @@ def rates(name: str, value: Numbers, *, nan: bool) -> npt.NDArray[np.float64]:
     ValueError: accuracy must lie in [0, 1], got 93.1 at index (1,)
     """
     array = real(name, value)
-    bad = ~((array >= 0) & (array <= 1 + 1e-6))  # a float32 mean may end a little above 1
+    bad = ~((array >= 0) & (array <= 1 + 1e-6))  # a float32 mean can be slightly above 1
     if nan:
         bad &= ~np.isnan(array)
     if bad.any():
@@ -128,11 +128,10 @@ def rates(name: str, value: Numbers, *, nan: bool) -> npt.NDArray[np.float64]:
 def recalls_and_accuracy(
     recall: Numbers, accuracy: Numbers, *, recall_name: str = "recall", accuracy_name: str = "accuracy"
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Check rates per class (..., classes) and the accuracies (...) that belong to them.
+    """Check rates per class (..., classes) and the corresponding accuracies (...).
 
     Raises:
-      ValueError: an entry is outside [0, 1], an accuracy is NaN, there is not a class axis, or the
-        shapes do not belong together.
+      ValueError: an entry is outside [0, 1], an accuracy is NaN, there is no class axis, or the shapes do not match.
 
     >>> recalls_and_accuracy([0.9, 0.7], 0.8)
     (array([0.9, 0.7]), array(0.8))
@@ -152,8 +151,8 @@ def recalls_and_accuracy(
 def pair(dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers) -> Pair:
     """Check the four arguments of every measure that compares pruned with dense models.
 
-    The dense stack must have the shape of the pruned one, or of its last axes: dense (models,
-    classes) goes with pruned (ratios, models, classes). An axis of length 1 is not stretched.
+    The dense stack must have the shape of the pruned one, or of its last axes: dense (models, classes) matches pruned
+    (ratios, models, classes). An axis of length 1 is not broadcast.
 
     Raises:
       ValueError: as ``recalls_and_accuracy``, or the stacks have different lengths.
@@ -182,7 +181,7 @@ def stacks(dense_name: str, dense: npt.NDArray[Any], pruned_name: str, pruned: n
     """Check that a dense stack has the shape of the pruned one, or of its last axes.
 
     Raises:
-      ValueError: it has not.
+      ValueError: it has another shape.
 
     >>> stacks("dense", np.ones((30, 10)), "pruned", np.ones((29, 10)))
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Class names and booleans as class numbers, decided once for the labels and all predictions."""
+"""Convert class names and booleans to class indices, in the same way for the labels and all predictions."""
 
 import re
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ import numpy as np
 from jprune.recall.inputs.raw import SCOPE, InputError, Raw, option
 
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0+)?")
-_MARKS = (99, 127, 254, 255, 999, 9999, 32767)  # often used for no class
+_MARKS = (99, 127, 254, 255, 999, 9999, 32767)  # often used for examples without a class
 _NUMBERS = re.compile(r"[\s\d.,;:+\-]*")
 
 
 class Numbered(NamedTuple):
-    """Labels and predictions as numbers.
+    """Labels and predictions as class indices.
 
     Attributes:
       labels: the labels.
       stacks: the predictions, in the order given.
-      class_names: given or inferred; None where classes have numbers only.
-      notes: what was inferred.
+      class_names: given or inferred names; None if classes have only numbers.
+      notes: notes on what was inferred.
     """
 
     labels: Raw
@@ -30,10 +30,10 @@ class Numbered(NamedTuple):
 
 
 def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None) -> Numbered:
-    """Turn names into numbers. Without ``class_names`` the names in the data are sorted.
+    """Convert class names to integer indices. Without ``class_names`` the names in the data are sorted.
 
     Raises:
-      InputError: a name is unknown, names and numbers are mixed, or the order of the classes stays open.
+      InputError: a name is unknown, names and numbers are mixed, or the order of the classes is ambiguous.
 
     >>> numbered = number(Raw("labels", np.array(["b", "a"], object)), [Raw("dense", np.array(["a"], object))], None)
     >>> numbered.labels.values, numbered.class_names
@@ -62,7 +62,7 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
 
 
 def _in_order(raw: Raw, class_names: Sequence[str] | None) -> Raw:
-    """Logits whose columns are called like the classes, with the columns in the order of the classes."""
+    """Sort the columns of logits by class if they are named after the classes."""
     wanted = [str(n) for n in range(len(raw.columns))] if class_names is None else list(class_names)
     given = [column.strip() for column in raw.columns]
     if raw.values.dtype.kind != "f" or len(given) < 2 or given == wanted or sorted(given) != sorted(wanted):
@@ -73,7 +73,7 @@ def _in_order(raw: Raw, class_names: Sequence[str] | None) -> Raw:
 
 
 def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names in the data, sorted, or in the order of a table of logits whose columns they are."""
+    """Infer the class names: the names in the data, sorted, or in the order of the columns of a table of logits."""
     for raw in texts:
         for text in _distinct(raw):
             if not text or _NUMBERS.fullmatch(text):
@@ -133,9 +133,7 @@ def _integer_names(labels: Raw, stacks: Sequence[Raw], names: tuple[str, ...]) -
     if by_value is None or all(by_value.get(v) == v for v in found):
         return Numbered(labels, tuple(stacks), names, ())
     if not found <= by_value.keys():
-        return Numbered(
-            labels, tuple(stacks), names, ()
-        )  # indices into names that happen to be numbers, or refused later
+        return Numbered(labels, tuple(stacks), names, ())  # indices into names that are numbers, or an error later
 
     def matched(raw: Raw) -> Raw:
         if not _holds_classes(raw):
@@ -154,7 +152,7 @@ def _holds_classes(raw: Raw) -> bool:
 
 
 def _values(names: Sequence[str]) -> dict[int, int] | None:
-    """The class of every value, where all names are whole numbers."""
+    """Map each value to its class if all names are whole numbers."""
     if not all(_INTEGER.fullmatch(str(name).strip()) for name in names):
         return None
     return {int(float(name)): c for c, name in enumerate(names)}
@@ -169,7 +167,7 @@ def _distinct(raw: Raw) -> list[str]:
 
 
 def first_text(raw: Raw, text: str) -> str:
-    """Say where a text occurs first: ``FILE, column NAME holds TEXT at example N``."""
+    """Describe where a text first occurs: ``FILE, column NAME holds TEXT at example N``."""
     place = [int(i) for i in np.unravel_index(int((raw.values == text).argmax()), raw.values.shape)]
     if raw.by_row:
         named = f", column {raw.columns[place[1]]!r}" if raw.columns else ""
@@ -193,7 +191,7 @@ def _numbers(raw: Raw, index: dict[str, int]) -> Raw:
 
 
 def about_labels(labels: np.ndarray, name: str) -> list[str]:
-    """Warn of labels that look like a mark for no class, a quantity or an identity instead of a class.
+    """Warn about labels that look like a marker for missing classes, a quantity or an id instead of a class.
 
     >>> about_labels(np.arange(100), "ages.csv")[0][:49]
     'ages.csv has 100 distinct labels in 100 examples:'
@@ -208,6 +206,6 @@ def about_labels(labels: np.ndarray, name: str) -> list[str]:
     if distinct <= 20 or distinct * 4 <= labels.size:
         return []
     return [
-        f"{name} has {distinct} distinct labels in {labels.size} examples: if they are quantities, ranks or ids, no "
-        f"result below means anything; {SCOPE}"
+        f"{name} has {distinct} distinct labels in {labels.size} examples: if they are quantities, ranks or ids, the "
+        f"results below are meaningless; {SCOPE}"
     ]

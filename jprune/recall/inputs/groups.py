@@ -1,4 +1,4 @@
-"""Groups: a second label per example, with recalls of its own."""
+"""Read groups: a second label per example, for recalls within each group."""
 
 import math
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from jaxtyping import Int
 from jprune.recall.inputs.raw import InputError, Raw
 
 Groups = dict[str, tuple[Int[np.ndarray, " examples"], tuple[str, ...]]]
-"""For every attribute of the examples, each example's code and the names of the codes."""
+"""The code of each example and the names of the codes, by attribute."""
 
 MISSING = "(missing)"
 _USUAL_MISSING = ("na", "n/a", "nan", "none", "null", "<na>")
-_FEWEST = 10  # examples: with fewer, each may well have a group of its own
+_FEWEST = 10  # with fewer examples, each may have its own group
 
 
 def given_groups(values: Any) -> dict[str, Any]:
-    """Attributes by name: of a mapping or a DataFrame its columns, of anything else one called ``group``."""
+    """Return the attributes by name: the columns of a mapping or DataFrame, or one attribute called ``group``."""
     if values is None:
         return {}
     if isinstance(values, pd.DataFrame):
@@ -28,19 +28,20 @@ def given_groups(values: Any) -> dict[str, Any]:
 
 
 def groups(values: Any, examples: int) -> tuple[Groups, list[str]]:
-    """Read a second label per example, or several by name, as codes and the names of the codes.
+    """Convert a second label per example, or several by name, to codes and the names of the codes.
 
-    A missing value (None, NaN, NA, NaT, an empty cell) is a group of its own, called ``(missing)``.
+    Missing values (None, NaN, NA, NaT, an empty cell) form a group called ``(missing)``.
 
     Args:
       values: (examples,) text, whole numbers or booleans; a mapping or DataFrame of them by attribute; or None.
       examples: number of labels.
 
     Returns:
-      The groups, and sentences that a reader should know: missing values.
+      The groups, and notes on missing values.
 
     Raises:
-      InputError: another shape, an entry that is neither text nor a whole number, or as many groups as examples.
+      InputError: the shape is wrong, an entry is neither text nor a whole number, or there are as many groups as
+        examples.
 
     >>> groups(["old", "young", "old"], 3)[0]
     {'group': (array([0, 1, 0]), ('old', 'young'))}
@@ -80,8 +81,8 @@ def _group(values: Any, attribute: str, examples: int) -> tuple[Int[np.ndarray, 
     kinds = sorted(set(texts), key=(lambda text: (int(text), text)) if numbers else None)
     if len(kinds) == examples >= _FEWEST:
         raise InputError(
-            f"{name} has {examples} groups for {examples} examples: it identifies examples and does not group them; "
-            f"give a column that several examples share"
+            f"{name} has {examples} groups for {examples} examples: it identifies examples instead of grouping them; "
+            f"give a column whose values several examples share"
         )
     index = {kind: code for code, kind in enumerate(kinds)}
     codes = np.full(examples, len(kinds), np.int64)

@@ -1,4 +1,4 @@
-"""Whether predictions fit the labels: warnings on the order of rows and classes, on copies, and on quantities."""
+"""Warn if predictions do not fit the labels: order of rows or classes, copied labels, quantities."""
 
 from collections.abc import Sequence
 
@@ -11,19 +11,19 @@ from jaxtyping import Bool, Float, Int
 from jprune.recall.inputs.predictions import Predictions
 from jprune.recall.inputs.raw import SCOPE
 
-_RARE = 1e-3  # how seldom predictions that are independent of the labels may pass for related ones
-_ROUNDING = 1e-12  # relative, of the statistic of a permutation test
-_MOST_SHUFFLED = 5_000  # examples of a permutation test
-_GOOD = 0.9  # accuracy that a test set must tell from chance before a chance accuracy is suspicious
-_FEW_LABELS = 20  # examples, all of which a model may well get right
-_MOST_CLASSES = 1_000  # for which an order of the classes is looked for
+_RARE = 1e-3  # probability with which independent predictions are taken for related ones
+_ROUNDING = 1e-12  # relative tolerance of the statistic of a permutation test
+_MOST_SHUFFLED = 5_000  # examples in a permutation test
+_GOOD = 0.9  # a chance accuracy is suspicious only if the test set could distinguish this accuracy from chance
+_FEW_LABELS = 20  # with so few examples a model may get all of them right
+_MOST_CLASSES = 1_000  # for which another order of the classes is tried
 _FEWEST_VALUES, _FEWEST_WRONG, _CLOSE = 8, 20, 0.9  # distinct labels, wrong predictions, and their correlation
-_RATINGS = range(5, 11)  # the numbers of grades of a rating from 1 up; with fewer, classes are adjacent by chance
-_WRONG_OF_GRADE, _ADJACENT, _ADJACENT_OF_GRADE = 5, 0.8, 0.5  # wrong predictions; how many are one grade off
+_RATINGS = range(5, 11)  # numbers of grades of a rating from 1 up; with fewer, classes are adjacent by chance
+_WRONG_OF_GRADE, _ADJACENT, _ADJACENT_OF_GRADE = 5, 0.8, 0.5  # minimum wrong predictions, and fractions one grade off
 
 
 def perfect_models(true: Int[np.ndarray, " examples"], stack: Predictions, *, all_perfect: bool = False) -> list[str]:
-    """Warn of models that are right about every example: their predictions may be the labels.
+    """Warn about models that are right about every example: their predictions may be the labels.
 
     Args:
       true: the labels.
@@ -42,7 +42,7 @@ def perfect_models(true: Int[np.ndarray, " examples"], stack: Predictions, *, al
 
 
 def about_quantities(true: Int[np.ndarray, " examples"], stack: Predictions) -> list[str]:
-    """Warn of wrong predictions that are close to the label in number, as predicted ages or ratings are.
+    """Warn if wrong predictions are numerically close to the label, like predicted ages or ratings.
 
     >>> ages = np.arange(200) % 50
     >>> about_quantities(ages, Predictions("dense", (ages + np.arange(200) % 3)[None], None))[0][:60]
@@ -62,14 +62,15 @@ def about_quantities(true: Int[np.ndarray, " examples"], stack: Predictions) -> 
 
 
 def about_ratings(true: Int[np.ndarray, " examples"], stack: Predictions, names: Sequence[str]) -> list[str]:
-    """Warn of labels that look like ratings: grades 1 to k, 5 to 10 of them, mistaken for their neighbours.
+    """Warn about labels that look like ratings: grades 1 to k (5 to 10), confused with neighboring grades.
 
-    Class ids from 1 have no order, so their errors rarely fall on the neighbouring id in every class. The warning
-    needs 5 wrong predictions of each class, more than half of them one grade off, and 80 % of all.
+    Class ids from 1 have no order, so errors rarely fall on the neighboring id in every class. The warning requires 5
+    wrong predictions of each class, more than half of them one grade off, and 80 % of all wrong predictions one grade
+    off.
 
     Args:
       true: the labels.
-      stack: one set of models, of which the first counts.
+      stack: one set of models; only the first is used.
       names: the name of every class.
 
     >>> stars = np.arange(200) % 5
@@ -81,7 +82,7 @@ def about_ratings(true: Int[np.ndarray, " examples"], stack: Predictions, names:
     grades = len(present)
     if grades not in _RATINGS or [names[c].strip() for c in present] != [str(i + 1) for i in range(grades)]:
         return []
-    place = np.full(len(names), 2 * len(names))  # a class that is not a grade is adjacent to none
+    place = np.full(len(names), 2 * len(names))  # a class that is not a grade has no neighbors
     place[present] = np.arange(grades)
     wrong = stack.predicted[0] != true
     label, off = place[true[wrong]], np.abs(place[stack.predicted[0][wrong]] - place[true[wrong]])
@@ -100,10 +101,10 @@ def about_ratings(true: Int[np.ndarray, " examples"], stack: Predictions, names:
 def about_order(
     true: Int[np.ndarray, " examples"], stack: Predictions, names: Sequence[str], *, dense: bool = True
 ) -> list[str]:
-    """Warn of predictions that agree with the labels no more than chance, with the shift or order that corrects it.
+    """Warn about predictions that agree with the labels only by chance, and name the shift or order that corrects them.
 
-    A compressed model at chance may have collapsed onto a few classes. It gets a warning only where a shift or order
-    raises its accuracy, or where it still predicts all classes about equally often.
+    A compressed model at chance may have collapsed onto a few classes. It gets a warning only if a shift or order
+    raises its accuracy, or if it still predicts all classes about equally often.
 
     Args:
       true: the labels.
@@ -136,7 +137,7 @@ def about_order(
 
 
 def _question(true: Int[np.ndarray, " examples"], stack: Predictions, classes: int, *, dense: bool) -> str:
-    """What to ask of an accuracy at chance that no simple correction explains."""
+    """Return the question to ask if no simple correction explains an accuracy at chance."""
     if _independent(true, stack.predicted[0], classes):
         other = "" if dense else ", or are the models at chance"
         return f": predictions are independent of the labels. Are the rows in another order{other}?"
@@ -144,7 +145,7 @@ def _question(true: Int[np.ndarray, " examples"], stack: Predictions, classes: i
 
 
 def _beyond_chance(accuracy: float, chance: float, n: int) -> bool:
-    """Whether an accuracy is above what predictions independent of the labels reach."""
+    """Whether an accuracy is higher than predictions that are independent of the labels would reach."""
     if chance == 1:
         return True
     least = float(scipy.stats.binom.isf(_RARE, n, chance))
@@ -154,7 +155,7 @@ def _beyond_chance(accuracy: float, chance: float, n: int) -> bool:
 def _corrections(
     true: Int[np.ndarray, " examples"], stack: Predictions, names: Sequence[str]
 ) -> dict[str, Bool[np.ndarray, " examples"]]:
-    """What may be wrong, and which examples the first model would then get right."""
+    """Return possible mistakes, and the examples that the first model gets right if they are corrected."""
     first, classes = stack.predicted[0], len(names)
     tried = {
         "the predictions are numbered one too low: add 1 to them": first + 1 == true,
@@ -167,7 +168,7 @@ def _corrections(
         tested = _best_numbers(true[half], first[half], classes)[first] == true
         confusion, renumber = _confusion(true, first, classes), _best_numbers(true, first, classes)
         moved = {p: c for p, c in enumerate(renumber.tolist()) if p != c and confusion[c, p]}
-        # With many classes some order always fits: count the half of the examples that it was not fitted to.
+        # With many classes some order always fits, so count only the half of the examples that was not used to fit it.
         fits = renumber[first] == true if tested[~half].mean() > 0.5 * tested[half].mean() else tested & ~half
         tried[f"the classes are numbered in another order ({_moves(moved, names)})"] = fits
     if stack.logits is not None:
@@ -178,7 +179,7 @@ def _corrections(
 def _best_numbers(
     true: Int[np.ndarray, " examples"], predicted: Int[np.ndarray, " examples"], classes: int
 ) -> Int[np.ndarray, " classes"]:
-    """The class that each predicted number means, chosen so that most predictions are right."""
+    """Return the class that each predicted number means, chosen to maximize the number of correct predictions."""
     of_class, numbers = scipy.optimize.linear_sum_assignment(-_confusion(true, predicted, classes))
     renumber = np.empty(classes, int)
     renumber[numbers] = of_class
@@ -188,7 +189,7 @@ def _best_numbers(
 def _swapped_classes(
     true: Int[np.ndarray, " examples"], stack: Predictions, names: Sequence[str], accuracy: float
 ) -> list[str]:
-    """Warn of classes most of whose examples are predicted as one another, in a circle."""
+    """Warn about cycles of classes, each mostly predicted as the next."""
     classes = len(names)
     if classes > _MOST_CLASSES:
         return []
@@ -209,12 +210,13 @@ def _swapped_classes(
 def _independent(true: Int[np.ndarray, " examples"], predicted: Int[np.ndarray, " examples"], classes: int) -> bool:
     """Whether labels and predictions are independent, by a permutation test of Pearson's chi-squared statistic.
 
-    "Not independent" needs a statistic above those of all 999 random orders of the rows, so rows in random order pass
-    for related with a probability of at most 1/1000, whatever the numbers of classes and examples.
+    They are "not independent" if the statistic exceeds those of all 999 random orders of the rows. So rows in random
+    order
+    are taken for related with a probability of at most 1/1000, for any numbers of classes and examples.
 
-    In simulations with 2 to 1,000 classes and 50 to 5,000 examples, 2 of 3,300 shuffled sets passed for related. Where
-    the classes were renumbered and 60 % of the predictions not random, every set of 200 examples or more was found to
-    be related, most of those of 50, and none of 50 examples of 1,000 classes.
+    In simulations with 2 to 1,000 classes and 50 to 5,000 examples, 2 of 3,300 shuffled sets were taken for related.
+    With renumbered classes and 60 % of the predictions not random, every set of 200 examples or more was found to be
+    related, most sets of 50 examples, and no set of 50 examples of 1,000 classes.
     """
     if len(true) > _MOST_SHUFFLED:
         some = np.random.default_rng(1).choice(len(true), _MOST_SHUFFLED, replace=False)

@@ -1,7 +1,7 @@
-"""Labels, predictions and logits of one or many models, from any framework.
+"""Read labels, predictions and logits of one or several models, from any framework.
 
-What was given (``raw.Raw``) becomes classes and, where there are some, logits. Every refusal names the argument or
-file, the model, the example and the value, counted from 0.
+An input (``raw.Raw``) is converted to classes and, if it has them, logits. Every error names the argument or file, the
+model, the example and the value, counted from 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from jprune.recall.inputs.arguments import first_true
 from jprune.recall.inputs.raw import SCOPE, InputError, Raw, as_array, of_object, option
 
-MOST_CLASSES = 46_340  # the square still fits int32, in which ``jprune.recall.counts`` addresses its cells
+MOST_CLASSES = 46_340  # its square fits int32, with which ``jprune.recall.counts`` indexes cells
 _CLASSES = f"class indices, whole numbers in 0..{MOST_CLASSES - 1}"
 
 __all__ = ["MOST_CLASSES", "InputError", "Predictions", "as_array", "baselines", "by_score", "class_count", "join"]
@@ -24,11 +24,11 @@ class Predictions(NamedTuple):
     """The predictions of one or more models for the same examples.
 
     Attributes:
-      name: what the caller calls it (an argument, a file), for errors.
+      name: the caller's name (an argument, a file), for errors.
       predicted: predicted classes, int64 (models, examples).
-      width: number of logits per example; None where classes were given.
-      logits: the logits as given, (models, examples, classes); None where classes were given.
-      notes: what a reader of the audit should know about them.
+      width: number of logits per example; None if classes were given.
+      logits: the logits as given, (models, examples, classes); None if classes were given.
+      notes: notes for the reader of the audit.
     """
 
     name: str
@@ -42,8 +42,8 @@ def labels(given: Raw | Any, name: str = "labels") -> Int[np.ndarray, " examples
     """Read the true classes: (examples,) or (examples, 1) whole numbers from 0 up, or one-hot rows.
 
     Raises:
-      InputError: another shape, no example, or an entry that is negative, fractional or beyond the
-        largest number of classes; the message has its index.
+      InputError: the shape is wrong, there is no example, or an entry is negative, fractional or beyond the largest
+        number of classes; the message has its index.
 
     >>> labels([2, 0, 1.0])
     array([2, 0, 1])
@@ -80,17 +80,18 @@ def predictions(given: Raw | Any, name: str, examples: int, threshold: float | N
     """Read the predictions of one or more models.
 
     Args:
-      given: classes as integers, (examples,) or (models, examples); or logits as floats, (examples,
-        classes) or (models, examples, classes), of which the largest counts (the first of equals). A
-        table has a row per example instead. Floats that are whole numbers are classes where only classes
-        have that shape, and refused where logits could have it.
-      name: what the caller calls it, for errors.
+      given: classes as integers, (examples,) or (models, examples); or logits as floats, (examples, classes) or
+        (models,
+        examples, classes), of which the largest is the prediction (ties: the first). A table has a row per example
+        instead. Floats that are whole numbers are classes if only classes have that shape, and an error if logits could
+        have it.
+      name: the caller's name for it, for errors.
       examples: number of labels.
-      threshold: probability from which a single sigmoid output means class 1; None where there is none.
+      threshold: probability from which on a single sigmoid output means class 1; or None.
 
     Raises:
-      InputError: a shape that does not fit, a NaN logit, an entry that is not a class, or numbers that may be either
-        classes or logits.
+      InputError: the shape does not fit, a logit is NaN, an entry is not a class, or the numbers may be either classes
+        or logits.
 
     >>> predictions([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], "dense", 3).predicted
     array([[1, 0, 1]])
@@ -127,7 +128,7 @@ def predictions(given: Raw | Any, name: str, examples: int, threshold: float | N
 
 
 def _joined(values: np.ndarray, raw: Raw, examples: int) -> np.ndarray:
-    """Batches of one size as one array, booleans as 0 and 1; an empty array is refused."""
+    """Join batches of one size to one array, with booleans as 0 and 1; raise for an empty array."""
     if values.ndim == 0:
         raise InputError(f"{raw.name} is a single value, {values}; an entry per example is needed")
     if values.size == 0:
@@ -210,10 +211,10 @@ def _sigmoid(scores: np.ndarray, raw: Raw, threshold: float | None) -> Predictio
 
 
 def join(stacks: Sequence[Predictions]) -> Predictions:
-    """Make one set of models of several, models in the order given.
+    """Join several sets of models to one, in the order given.
 
     Raises:
-      InputError: they hold logits of different widths.
+      InputError: they have logits of different widths.
 
     >>> one = Predictions("a.npy", np.zeros((1, 3), int), None)
     >>> join([one, one]).predicted.shape
@@ -241,20 +242,20 @@ def class_count(
     num_classes: int | None = None,
     name: str = "labels",
 ) -> int:
-    """Decide how many classes there are, and refuse labels and predictions outside them.
+    """Return the number of classes; raise for labels and predictions outside them.
 
-    Explicit arguments decide (``num_classes``, ``class_names``), then the width of the logits, then the
-    largest label: a prediction beyond it is more often a mistake than a class without examples.
+    It is the first that is available of the explicit arguments (``num_classes``, ``class_names``), the width of the
+    logits, and the largest label: a larger prediction is more often a mistake than a class without examples.
 
     Args:
       true: the true classes.
       stacks: the predictions of every set of models.
       class_names: a name per class, or None.
-      num_classes: how many there are, or None.
-      name: what the caller calls the labels, for errors.
+      num_classes: number of classes, or None.
+      name: the caller's name for the labels, for errors.
 
     Returns:
-      The number of classes, C; every label and prediction lies in 0..C-1.
+      The number of classes, C; every label and prediction is in 0..C-1.
 
     Raises:
       InputError: the sources disagree, or an entry is outside 0..C-1.
@@ -298,7 +299,7 @@ def class_count(
 
 
 def names_of_classes(class_names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
-    """Give every class a name: those given, or its index.
+    """Return the names of the classes: those given, or the indices.
 
     Raises:
       InputError: a name is not text, or two are equal.
@@ -321,13 +322,13 @@ def names_of_classes(class_names: Sequence[str] | None, classes: int) -> tuple[s
 
 
 def by_score(pruned: Any, name: str = "pruned") -> dict[str, dict[float, tuple[str, Any]]]:
-    """Sort {ratio: array} or {score: {ratio: array}} into the latter, ratios ascending, each array with a name.
+    """Convert {ratio: array} or {score: {ratio: array}} to the latter, with ratios ascending and a name for each array.
 
-    Models pruned by a score without a name are under ``"pruned"``.
+    Models pruned by a score without a name have the key ``"pruned"``.
 
     Raises:
-      InputError: no mapping, nothing in it, scores and ratios mixed, or a ratio that is not a finite
-        number from 1 up.
+      InputError: ``pruned`` is not a mapping or empty, scores and ratios are mixed, or a ratio is not a finite number
+        of at least 1.
 
     >>> by_score({10: "b", 2.0: "a"})
     {'pruned': {2.0: ('pruned[2.0]', 'a'), 10.0: ('pruned[10]', 'b')}}
@@ -352,10 +353,10 @@ def by_score(pruned: Any, name: str = "pruned") -> dict[str, dict[float, tuple[s
 
 
 def baselines(dense: Any, scores: Sequence[str]) -> dict[str, tuple[str, Any]]:
-    """Give every score its dense models, each with a name: one array for all, or {score: array}.
+    """Return the dense models of every score, each with a name: one array for all, or {score: array}.
 
     Raises:
-      InputError: a mapping without one of the scores, or with one more.
+      InputError: a mapping lacks a score or has an additional one.
 
     >>> baselines("a", ["magnitude", "random"])
     {'magnitude': ('dense', 'a'), 'random': ('dense', 'a')}
@@ -385,17 +386,17 @@ def _by_ratio(ratios: Mapping[Any, Any], name: str) -> dict[float, tuple[str, An
 
 
 def _one_hot(values: np.ndarray) -> bool:
-    """Whether every row has a single 1 and otherwise zeros."""
+    """Whether every row has one 1 and zeros elsewhere."""
     return bool(np.isin(values, (0, 1)).all() and (values.sum(axis=-1) == 1).all())
 
 
 def _integral(values: np.ndarray) -> bool:
-    first = values[(slice(1),) * (values.ndim - 1)]  # decides for most logits, of which there may be many
+    first = values[(slice(1),) * (values.ndim - 1)]  # enough for most logits, which may be large
     return bool((first == np.floor(first)).all() and (values == np.floor(values)).all())
 
 
 def _whole(given: np.ndarray, name: str, wanted: str) -> np.ndarray:
-    """Return whole numbers in 0..MOST_CLASSES-1 as int64, or refuse the first entry that is not one."""
+    """Return whole numbers in 0..MOST_CLASSES-1 as int64; raise for the first entry that is not one."""
     bad = ~((given >= 0) & (given < MOST_CLASSES))
     if given.dtype.kind not in "iu":
         bad |= given != np.floor(given)

@@ -1,4 +1,4 @@
-"""Turn the given inputs into labels, predictions and groups of the same examples in the same order."""
+"""Convert the inputs to labels, predictions and groups of the same examples in the same order."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,15 +13,15 @@ from jprune.recall.inputs.raw import Raw, of_object
 
 
 class Prepared(NamedTuple):
-    """Everything of an audit, read.
+    """The inputs of an audit.
 
     Attributes:
       true: the labels, int64 (examples,).
       sets: predictions by the name of their set of models.
       groups: codes of every attribute.
-      class_names: given or inferred, or None.
-      notes: how things were read, where a reader should know.
-      kept: which of the examples given are audited; None for all.
+      class_names: given or inferred names, or None.
+      notes: notes for the reader on how inputs were read.
+      kept: mask of the audited examples; None for all.
     """
 
     true: Int[np.ndarray, " examples"]
@@ -45,14 +45,14 @@ def prepare(
 
     Args:
       given_labels: the labels as given.
-      sets: for every set of models what holds them, one or more arrays or files.
+      sets: for every set of models one or more arrays or files.
       given_attributes: a second label per example, or several by name, or None.
       class_names: the name of every class; None to infer names from the data where it has any.
       ignore_label: examples of this label are left out; or None.
-      threshold: probability from which a single sigmoid output means class 1.
+      threshold: probability from which on a single sigmoid output means class 1.
 
     Raises:
-      InputError: something cannot be read, or does not belong together.
+      InputError: an input cannot be read, or inputs do not match.
     """
     if class_names is not None:
         names_of_classes(class_names, len(class_names))

@@ -1,4 +1,4 @@
-"""Convert arrays, tables and containers to numpy, before deciding what they mean."""
+"""Convert arrays, tables and containers to numpy, before they are interpreted as classes or logits."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ SCOPE = "the audit is for single-label classification: one true class per exampl
 
 
 class InputError(ValueError):
-    """An argument or a file cannot be audited; the message says which, where in it, and why."""
+    """An argument or a file cannot be audited; the message says which one, where in it, and why."""
 
 
 def option(name: str, value: object = "") -> str:
-    """How to give an option, in Python and on the command line.
+    """Describe how to give an option, in Python and on the command line.
 
     >>> option("threshold", 0.5), option("class_names")
     ('threshold=0.5 (--threshold 0.5)', 'class_names (--class-names)')
@@ -25,16 +25,16 @@ def option(name: str, value: object = "") -> str:
 
 
 class Raw(NamedTuple):
-    """One argument or file before it is known whether it holds classes or logits.
+    """One argument or file, not yet interpreted as classes or logits.
 
     Attributes:
-      name: what the caller calls it, for errors.
+      name: the caller's name for it, for errors.
       values: integers, floats, booleans or text (dtype object).
       by_row: whether rows are examples, as in a table; arrays have models first.
       columns: names of a table's columns; empty for arrays.
-      ids: identity of every row: a column asked for, or a table's index; None where there is none.
-      named_ids: whether ``ids`` is a column that was asked for.
-      notes: sentences on how it was read that the reader of the audit should know.
+      ids: id of every row: a column that the user named, or a table's index; or None.
+      named_ids: whether ``ids`` is a column that the user named.
+      notes: notes for the reader of the audit on how it was read.
       listed: whether it was a list of arrays, which may be the batches of one model.
     """
 
@@ -49,10 +49,10 @@ class Raw(NamedTuple):
 
 
 def of_object(value: Any, name: str) -> Raw:
-    """Read an argument: an array, a list, batches, a pandas object, or what a Hugging Face trainer returns.
+    """Read an argument: an array, a list, batches, a pandas object, or the result of a Hugging Face trainer.
 
     Raises:
-      InputError: it does not convert to an array of numbers or text.
+      InputError: it cannot be converted to an array of numbers or text.
 
     >>> of_object([True, False], "labels").values
     array([ True, False])
@@ -80,10 +80,10 @@ def of_object(value: Any, name: str) -> Raw:
 
 
 def plain(column: "pd.Series[Any]", where: str) -> np.ndarray:
-    """A column as int64, float64, bool or text (object).
+    """Convert a column to int64, float64, bool or text (object).
 
     Raises:
-      InputError: a cell is missing, or the column holds neither numbers nor text.
+      InputError: a cell is missing, or the column has neither numbers nor text.
 
     >>> plain(pd.Series(["a", "b"], dtype="category"), "labels")
     array(['a', 'b'], dtype=object)
@@ -116,7 +116,7 @@ def as_array(values: Any, name: str) -> np.ndarray:
     """Convert to a numpy array of integers, floats, booleans or text.
 
     Raises:
-      InputError: it does not convert, is ragged, or holds anything else.
+      InputError: it cannot be converted, is ragged, or has another dtype.
 
     >>> as_array([1 + 2j], "labels")
     Traceback (most recent call last):
@@ -140,7 +140,7 @@ def as_array(values: Any, name: str) -> np.ndarray:
 
 
 def decoded(texts: np.ndarray, name: str) -> np.ndarray:
-    """Bytes as text.
+    """Decode bytes as text.
 
     Raises:
       InputError: they are not UTF-8.
@@ -165,7 +165,7 @@ def _of_frame(frame: pd.DataFrame, name: str) -> Raw:
 
 
 def lists_as_columns(column: "pd.Series[Any]", where: str) -> np.ndarray | None:
-    """A column of lists of numbers, all of one length, as (rows, length); None for a column of anything else.
+    """Convert a column of lists of numbers of equal length to (rows, length); return None for other columns.
 
     Raises:
       InputError: some cells are lists and some are not, or they differ in length.
@@ -186,16 +186,16 @@ def lists_as_columns(column: "pd.Series[Any]", where: str) -> np.ndarray | None:
 
 
 def together(columns: Sequence[np.ndarray], names: Sequence[str], name: str, pick: str = "") -> np.ndarray:
-    """Columns side by side, (rows, columns): all text, or all numbers.
+    """Stack columns to (rows, columns): all text, or all numbers.
 
     Args:
       columns: the columns, (rows,) each.
       names: their names; may be empty.
-      name: what the caller calls the table, for errors.
+      name: the caller's name for the table, for errors.
       pick: how to pick a single column of it, for errors.
 
     Raises:
-      InputError: some hold text and some numbers, or some whole numbers and some decimals.
+      InputError: text and numbers are mixed, or whole numbers and decimals.
 
     >>> together([np.array([0.1, 2.5]), np.array([0.5, 1.0])], "ab", "logits").dtype
     dtype('float64')
@@ -220,7 +220,7 @@ def together(columns: Sequence[np.ndarray], names: Sequence[str], name: str, pic
 
 
 def _ids(index: Any) -> np.ndarray | None:
-    """The identity of rows that a pandas index has; a plain numbering does not count."""
+    """Return the ids in a pandas index; None for a default index."""
     if index is None or (isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1):
         return None
     values = np.array([str(cell) for cell in index.tolist()], object)
@@ -229,7 +229,7 @@ def _ids(index: Any) -> np.ndarray | None:
 
 
 def _column_of_dataset(dataset: Any, name: str) -> Any:
-    """The labels or predictions of a Hugging Face ``Dataset``, by the usual names of their columns."""
+    """Return the labels or predictions of a Hugging Face ``Dataset``, by the usual names of their columns."""
     usual = ("label", "labels") if name == "labels" else ("predictions", "prediction", "pred", "logits")
     found = [column for column in dataset.column_names if column in usual]
     if len(found) != 1:
@@ -241,7 +241,7 @@ def _column_of_dataset(dataset: Any, name: str) -> Any:
 
 
 def _batches(value: Any, name: str) -> np.ndarray | None:
-    """Batches of one model joined to one array; None where the value is not a list of batches.
+    """Join the batches of one model to one array; return None if the value is not a list of batches.
 
     Arrays of equal length are models; batches differ in length, at least the last.
     """

@@ -1,4 +1,4 @@
-"""Which example a row is about: rows joined by an id, indices compared, examples left out."""
+"""Match rows to examples: join by id, compare indices, leave out examples."""
 
 import re
 from collections.abc import Hashable, Sequence
@@ -9,7 +9,7 @@ from jprune.recall.inputs.raw import InputError, Raw
 
 
 def align(raw: Raw, labels: Raw) -> Raw:
-    """Bring rows into the order of the labels by their ids, or check that two indices agree.
+    """Sort rows into the order of the labels by their ids, or check that two indices agree.
 
     Raises:
       InputError: an id is missing or occurs twice, or the index of a table differs from that of the labels.
@@ -30,7 +30,7 @@ def align(raw: Raw, labels: Raw) -> Raw:
             row = int((raw.ids != labels.ids).argmax())
             raise InputError(
                 f"{raw.name} and {labels.name} have different row indices: {raw.ids[row]} and {labels.ids[row]} in row "
-                f"{row}; bring the rows into one order, or drop the index if the rows are in one order; on the command "
+                f"{row}; sort the rows into the same order, or drop the index if they already are; on the command "
                 f"line --id joins them by a column"
             )
         return raw
@@ -68,7 +68,7 @@ def refuse_doubled(raw: Raw) -> None:
 
 
 def kept_examples(labels: Raw, ignore: int | None) -> np.ndarray | None:
-    """Where labels differ from the label to leave out, (examples,); None where all are kept.
+    """Return where labels differ from the label to leave out, (examples,); None if all are kept.
 
     Raises:
       InputError: no example is left.
@@ -85,7 +85,7 @@ def kept_examples(labels: Raw, ignore: int | None) -> np.ndarray | None:
 
 
 def take(raw: Raw, kept: np.ndarray | None) -> Raw:
-    """The examples that are kept, of labels or predictions that have all of them."""
+    """Take the kept examples of labels or predictions of all examples."""
     if kept is None:
         return raw
     shape = raw.values.shape
@@ -93,12 +93,12 @@ def take(raw: Raw, kept: np.ndarray | None) -> Raw:
     if not raw.by_row and len(shape) > 1 and shape[1] == kept.size and (len(shape) == 3 or shape[0] != kept.size):
         axis = 1
     if axis is None:
-        return raw  # refused for its shape later
+        return raw  # its shape is an error later
     return raw._replace(values=np.compress(kept, raw.values, axis=axis), ids=None)
 
 
 def _as_numbers(wanted: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]] | None:
-    """Ids of two tables without leading zeros; None where one is not a number, or two of a table are one number."""
+    """Strip leading zeros of the ids of two tables; return None if an id is not a number or becomes ambiguous."""
     if not all(re.fullmatch(r"[+-]?[0-9]+(?:\.0+)?", identity) for identity in (*wanted, *own)):
         return None
     numbers = [[str(int(identity.split(".")[0])) for identity in ids] for ids in (wanted, own)]

@@ -1,4 +1,4 @@
-"""Delimited text and .jsonl as tables: encodings, delimiters, decimal commas and headers are recognized."""
+"""Read delimited text and .jsonl as tables; encodings, delimiters, decimal commas and headers are detected."""
 
 import csv
 import io
@@ -60,14 +60,14 @@ def _json_lines(path: Path) -> tuple[list[Any], tuple[str, ...]]:
 
 
 def decoded_text(path: Path) -> tuple[str, tuple[str, ...]]:
-    """The text of a file, and a note where it is not UTF-8."""
+    """Return the text of a file, and a note if it is not UTF-8."""
     content = path.read_bytes()
     encoding, notes = _encoding(content, path)
     return content.decode(encoding), notes
 
 
 def _encoding(content: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
-    """How a file is encoded: UTF-8, UTF-16 or UTF-32 by their marks, else Latin-1; all but UTF-8 are named."""
+    """Detect the encoding: UTF-8, UTF-16 or UTF-32 by byte order mark, else Latin-1; add a note unless it is UTF-8."""
     if content[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
         content.decode("utf-32")
         return "utf-32", (f"{path} was read as UTF-32",)
@@ -88,20 +88,20 @@ def _encoding(content: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
 def read_csv(
     path: Path, class_names: Sequence[str] | None, examples: int | None, id_column: str | None = None
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Read a delimited table; its first row is a header where a cell is neither a number nor a class name.
+    """Read a delimited table; its first row is a header if a cell is neither a number nor a class name.
 
-    A first row 0, 1, 2, ... may be a header of column numbers: it is one where there is a row too many. A header
-    with one name fewer than the rows have cells is R's: the first column has the names of the rows.
+    A first row 0, 1, 2, ... is a header of column numbers if there is one row too many. If the header has one name
+    fewer than the rows have cells, as written by R, the first column has the names of the rows.
     """
     text, notes = decoded_text(path)
     if "\n" not in text:
-        text = text.replace("\r", "\n")  # as old spreadsheets end lines
+        text = text.replace("\r", "\n")  # line ends of old spreadsheets
     text = text.rstrip("\r\n") + "\n" if text.strip() else ""
     if text[:1] in "\r\n" and text:
         raise InputError(f"{path} begins with a blank line; wanted a header or the first example")
     if not text:
         raise InputError(f"{path} is not a readable {path.suffix.lower()}: it is empty")
-    announced = re.match(r"sep=(.)\r?\n", text)  # how Excel is given the delimiter
+    announced = re.match(r"sep=(.)\r?\n", text)  # the line that gives Excel the delimiter
     text = text[announced.end() :] if announced else text
     delimiter = announced[1] if announced else _delimiter(text, path)
     sample = _sample(text, delimiter)
@@ -136,7 +136,7 @@ def _has_header(sample: list[list[str]], class_names: Sequence[str] | None, *, c
     if all(map(number, first)):
         return False
     if rest and all(map(number, rest)):
-        return True  # also where the names of the columns of logits are those of the classes
+        return True  # also if the columns of logits are named after the classes
     if len(sample) > 1 and len(first) == len(sample[1]):
         known = {*rest, *(class_names or ())}
         return not all(number(cell) or cell in known for cell in first)  # names of classes, not of columns
@@ -153,7 +153,7 @@ def _parsed(
     comma: bool,
     id_column: str | None,
 ) -> pd.DataFrame:
-    """The rows of delimited text; a blank line or a row with too many cells is refused."""
+    """Parse the rows of delimited text; raise for a blank line or a row with too many cells."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
@@ -185,7 +185,7 @@ def _parsed(
 
 
 def _without_numbers_of_columns(table: pd.DataFrame, first: list[str], path: Path, examples: int) -> pd.DataFrame:
-    """A table without its first row, where that has the numbers 0, 1, 2, ... of the columns in any order."""
+    """Drop the first row of a table if it has the column numbers 0, 1, 2, ... in any order."""
     numbers = [str(n) for n in range(len(first))]
     if sorted(first) == sorted(numbers) and len(table) == examples + 1:
         return table.iloc[1:].reset_index(drop=True).set_axis(first, axis=1)
@@ -198,7 +198,7 @@ def _without_numbers_of_columns(table: pd.DataFrame, first: list[str], path: Pat
 
 
 def _delimiter(text: str, path: Path) -> str:
-    """Tab, semicolon, comma or blanks, by the first row (outside quotes)."""
+    """Detect the delimiter in the first row, outside quotes: tab, semicolon, comma or blanks."""
     lines = text.split("\n", 2)[:2]
     bare = re.sub(r'"[^"]*"', "", lines[0])
     if path.suffix.lower() == ".tsv" or "\t" in bare:
@@ -214,7 +214,7 @@ def _delimiter(text: str, path: Path) -> str:
 
 
 def _sample(text: str, delimiter: str, most: int = 200) -> list[list[str]]:
-    """The cells of the first rows, without the blanks around them."""
+    """Return the stripped cells of the first rows."""
     lines = io.StringIO(text)
     if delimiter == " ":
         return [line.replace('"', "").split() for line, _ in zip(lines, range(most), strict=False)]
@@ -223,12 +223,12 @@ def _sample(text: str, delimiter: str, most: int = 200) -> list[list[str]]:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell is a number as files write it; Python's float also takes 1_0 and digits of other scripts."""
+    """Whether a cell is a plain number; Python's float also accepts 1_0 and digits of other scripts."""
     return NUMBER.fullmatch(cell.strip()) is not None
 
 
 def some(names: Any, most: int = 8) -> str:
-    """The first names of many, for an error.
+    """Format the first of many names for an error message.
 
     >>> some(["a", "b", "c"], 2)
     'a, b and 1 more'
@@ -238,6 +238,6 @@ def some(names: Any, most: int = 8) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line; the message of another library may be long or empty."""
+    """Return an error in one line; messages of other libraries may be long or empty."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:200] + " ..."

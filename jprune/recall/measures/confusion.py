@@ -1,4 +1,4 @@
-"""Confusion counts of one model or of several, on the device.
+"""Count confusions of one or several models on the device.
 
 ``counts`` is compiled by jax. The other measures work on its result in numpy.
 """
@@ -20,15 +20,16 @@ from jprune.recall.measures.counts import outside
 def counts(labels: Numbers, predictions: Numbers, num_classes: int) -> Int[Array, "*models classes classes"]:
     """Count how often each model predicts each class for the examples of each class.
 
-    Counts of batches add up: the sum over batches is the count of the whole data set; add them in numpy
-    int64 where a cell may pass 2^31 - 1. Inside ``jax.jit`` values cannot be checked; an example whose
-    label or prediction is out of range, or whose logits hold a NaN, is then counted nowhere.
+    The counts of a data set are the sum of the counts of its batches; add them in numpy int64 if a cell may exceed 2^31
+    - 1. Inside ``jax.jit`` values cannot be checked; an example whose label or prediction is out of range, or whose
+    logits have a NaN, is then not counted.
 
     Args:
       labels: true classes, integers in 0..num_classes-1, (examples,).
-      predictions: predicted classes, integers, (*models, examples); or logits, floats, (*models,
-        examples, num_classes), of which the largest counts (the first among equals).
-      num_classes: how many classes there are.
+      predictions: predicted classes, integers, (*models, examples); or logits, floats, (*models, examples,
+        num_classes),
+        of which the largest is the prediction (ties: the first).
+      num_classes: number of classes.
 
     Returns:
       int32 counts (*models, classes, classes); the true class on the rows, the predicted one on
@@ -77,7 +78,7 @@ def _tally(
     *models, examples = predictions.shape
     stack, rows = predictions.reshape(math.prod(models), examples), labels[None, :]
     valid = ~(outside(rows, num_classes) | outside(stack, num_classes))
-    # Past the end and not -1: `mode="drop"` would still wrap a negative index around.
+    # An index past the end instead of -1, because `mode="drop"` wraps negative indices around.
     cell = jnp.where(valid, rows.astype(jnp.int32) * num_classes + stack.astype(jnp.int32), num_classes**2)
     model = jnp.broadcast_to(jnp.arange(stack.shape[0])[:, None], cell.shape)
     tally = jnp.zeros((stack.shape[0], num_classes**2), jnp.int32).at[model, cell].add(1, mode="drop")
@@ -85,7 +86,7 @@ def _tally(
 
 
 def _as_array(name: str, value: Numbers) -> Any:
-    """Leave jax and numpy arrays as they are, so that nothing is copied or narrowed before it is checked."""
+    """Convert to an array; jax and numpy arrays are unchanged, so that nothing is narrowed before it is checked."""
     array = value if isinstance(value, jax.Array | np.ndarray) else np.asarray(value)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.bool_, jnp.floating)):
         raise ValueError(f"{name} must be integers{' or logits' * (name != 'labels')}, got dtype {array.dtype}")
@@ -112,12 +113,12 @@ def _refuse(name: str, array: Any, num_classes: int) -> None:
 
 
 def _largest(logits: Any) -> Any:
-    """The class of the largest logit; -1, which is not a class, where one is NaN and the function is traced."""
+    """Return the class of the largest logit; -1, which is not a class, if one is NaN and the function is traced."""
     if isinstance(logits, np.ndarray):  # jax would round float64 to float32 first
         return logits.argmax(-1)
     return jnp.where(jnp.isnan(logits).any(-1), -1, jnp.argmax(logits, -1))
 
 
 def _narrow(array: Any) -> Int[Array, "..."] | Bool[Array, "..."]:
-    """Move to the device; numpy's int64 is already known to fit int32."""
+    """Move to the device; the values of numpy's int64 are already known to fit int32."""
     return jnp.asarray(array.astype(np.int32)) if isinstance(array, np.ndarray) else array

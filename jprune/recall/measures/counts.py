@@ -1,7 +1,7 @@
 """Rates of confusion counts: the recall, precision and F1 of every class, and the accuracy.
 
-The rates turn integer counts (..., classes, classes) into numpy float64. The audit tallies predictions without a
-confusion matrix, in ``jprune.recall.measures.rates``.
+The functions convert integer counts (..., classes, classes) to numpy float64. The audit does not use a confusion
+matrix: ``jprune.recall.measures.rates`` computes its rates directly from predictions.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from jprune.recall.inputs.arguments import EmptyClassWarning, Numbers, first_tru
 
 
 def support(counts: Numbers) -> Int[np.ndarray, "*models classes"]:
-    """How many examples each true class has: the row sums of the counts.
+    """Return the number of examples of each true class: the row sums of the counts.
 
     >>> support([[1, 1], [0, 1]])
     array([2, 1])
@@ -24,7 +24,7 @@ def support(counts: Numbers) -> Int[np.ndarray, "*models classes"]:
 
 
 def recall(counts: Numbers) -> Float[np.ndarray, "*models classes"]:
-    """The fraction of each class's examples that are predicted as that class: R^c.
+    """Return the recall R^c of each class: the fraction of its examples that are predicted as that class.
 
     NaN for a class without examples; an ``EmptyClassWarning`` names them.
 
@@ -35,7 +35,7 @@ def recall(counts: Numbers) -> Float[np.ndarray, "*models classes"]:
       float64 (*models, classes).
 
     Raises:
-      ValueError: ``counts`` is not a stack of square count matrices, or holds no example.
+      ValueError: ``counts`` is not a stack of square count matrices, or has no example.
 
     >>> recall([[3, 1], [0, 2]])
     array([0.75, 1.  ])
@@ -47,7 +47,7 @@ def recall(counts: Numbers) -> Float[np.ndarray, "*models classes"]:
 
 
 def precision(counts: Numbers) -> Float[np.ndarray, "*models classes"]:
-    """The fraction of the examples predicted as each class that are of that class.
+    """Return the precision of each class: the fraction of the examples predicted as it that belong to it.
 
     NaN for a class that a model never predicts or that has no examples; an ``EmptyClassWarning``
     names them. Arguments and errors as ``recall``.
@@ -62,7 +62,7 @@ def precision(counts: Numbers) -> Float[np.ndarray, "*models classes"]:
 
 
 def f1(counts: Numbers) -> Float[np.ndarray, "*models classes"]:
-    """The harmonic mean of precision and recall of each class: 2 TP / (2 TP + FP + FN).
+    """Return the F1 score of each class, the harmonic mean of precision and recall: 2 TP / (2 TP + FP + FN).
 
     0 for a class with examples that is never predicted; NaN for a class without examples, which an
     ``EmptyClassWarning`` names. Arguments and errors as ``recall``.
@@ -77,7 +77,7 @@ def f1(counts: Numbers) -> Float[np.ndarray, "*models classes"]:
 
 
 def accuracy(counts: Numbers) -> Float[np.ndarray, "*models"]:
-    """The fraction of all examples that are predicted correctly: A. Arguments and errors as ``recall``.
+    """Return the accuracy A: the fraction of all examples predicted correctly. Arguments and errors as ``recall``.
 
     >>> float(accuracy([[3, 1], [0, 1]]))
     0.8
@@ -87,9 +87,9 @@ def accuracy(counts: Numbers) -> Float[np.ndarray, "*models"]:
 
 
 def false_positive_rate(counts: Numbers) -> Float[np.ndarray, "*models classes"]:
-    """The fraction of the examples of other classes that are predicted as each class.
+    """Return the false positive rate of each class: the fraction of the other classes' examples predicted as it.
 
-    NaN where no other class has examples. Arguments and errors as ``recall``.
+    NaN if no other class has examples. Arguments and errors as ``recall``.
 
     >>> false_positive_rate([[3, 1], [0, 2]])
     array([0.  , 0.25])
@@ -100,7 +100,7 @@ def false_positive_rate(counts: Numbers) -> Float[np.ndarray, "*models classes"]
 
 
 def false_negative_rate(counts: Numbers) -> Float[np.ndarray, "*models classes"]:
-    """The fraction of each class's examples that are predicted as another class: 1 - recall.
+    """Return the false negative rate of each class: 1 - recall.
 
     NaN for a class without examples, which an ``EmptyClassWarning`` names. Arguments and errors as
     ``recall``.
@@ -135,7 +135,7 @@ def class_numbers(name: str, value: Numbers, num_classes: int) -> Int[np.ndarray
 
 
 def outside(array: Any, num_classes: int) -> Any:
-    """Where integers of a numpy or jax array are outside 0..num_classes-1.
+    """Return where integers of a numpy or jax array are outside 0..num_classes-1.
 
     They are compared in their own dtype, which may be narrow or unsigned.
 
@@ -174,7 +174,7 @@ def _ratio(numerator: npt.NDArray[np.integer], denominator: npt.NDArray[np.integ
 
 
 def _warn_empty(measure: str, what: str, empty: npt.NDArray[np.bool_]) -> None:
-    """Name the classes for which a measure is undefined, and in how many models of a stack."""
+    """Warn about classes for which a measure is undefined, with the number of models of a stack."""
     models = empty.reshape(-1, empty.shape[-1])
     times = models.sum(0)
     if times.any():

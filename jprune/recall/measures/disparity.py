@@ -1,7 +1,7 @@
 """Related measures of how pruning affects classes, each from its own paper.
 
-They take rates per class (..., classes) with the overall accuracies (...), confusion counts, or losses
-per example, and answer in numpy float64 for every model of a stack. A class whose rate is NaN is left out.
+They take rates per class (..., classes) with the overall accuracies (...), confusion counts, or losses per example, and
+return numpy float64 for every model of a stack. A class whose rate is NaN is left out.
 """
 
 from typing import NamedTuple
@@ -17,17 +17,17 @@ from jprune.recall.measures.intensification import balance, normalized_balance, 
 
 
 class Disparity(NamedTuple):
-    """How unequal the classes of one model are; every field has the shape (...).
+    """Measures of the inequality of classes of each model; every field has the shape (...).
 
     Attributes:
-      worst_class: the class of lowest recall, the first among equals; -1 without any class.
+      worst_class: the class of lowest recall (ties: the first); -1 without any class.
       worst: its recall (fairlearn's ``group_min``).
       difference: largest minus smallest recall.
       ratio: smallest over largest recall; NaN where every recall is 0.
       difference_to_overall: largest distance between a recall and the accuracy.
       ratio_to_overall: smallest of R/A and A/R over the classes; NaN where the accuracy is 0.
       variance: variance of recall over the classes, ddof 0.
-      classes: how many classes have a recall.
+      classes: number of classes with a recall.
     """
 
     worst_class: Int[np.ndarray, "*models"]
@@ -41,12 +41,12 @@ class Disparity(NamedTuple):
 
 
 class ExcessGap(NamedTuple):
-    """How much more each class lost than the whole.
+    """The accuracy that each class lost in excess of the overall loss.
 
     Attributes:
-      per_class: (R^c_1 - R^c_t) - (A_1 - A_t), float64 (..., classes); positive is worse off.
-      maximum: the largest over the classes (...), which the paper bounds.
-      worst_class: where it is, the first among equals; -1 without any class.
+      per_class: (R^c_1 - R^c_t) - (A_1 - A_t), float64 (..., classes); positive for classes that lost more.
+      maximum: the maximum over the classes (...), which the paper bounds.
+      worst_class: the class of the maximum (ties: the first); -1 without any class.
     """
 
     per_class: Float[np.ndarray, "*models classes"]
@@ -55,14 +55,14 @@ class ExcessGap(NamedTuple):
 
 
 class ErrorChange(NamedTuple):
-    """How unevenly the error rates of the classes changed.
+    """Measures of how unevenly the error rates of the classes changed.
 
     Attributes:
       per_class: relative change of (FPR, FNR), (..., classes, 2); NaN where undefined.
       cev: combined error variance (...).
       sde: symmetric distance error (...).
-      classes: number of classes that both are computed from.
-      left_out: how many were left out because a dense rate is 0 or undefined.
+      classes: number of classes from which both are computed.
+      left_out: number of classes left out because a dense rate is 0 or undefined.
     """
 
     per_class: Float[np.ndarray, "*models classes 2"]
@@ -79,7 +79,7 @@ class ClassTests(NamedTuple):
       difference: mean balance of the pruned models minus that of the dense ones.
       statistic: Welch's t.
       p_value: uncorrected.
-      reason: why the test could not be made; empty where it could.
+      reason: why there is no test result; empty if there is one.
     """
 
     difference: Float[np.ndarray, " classes"]
@@ -89,14 +89,14 @@ class ClassTests(NamedTuple):
 
 
 def disparity(recall: Numbers, accuracy: Numbers) -> Disparity:
-    """Worst class, spread and variance of recall, as fairlearn's ``MetricFrame`` defines them.
+    """Compute the worst class, spread and variance of recall, as defined by fairlearn's ``MetricFrame``.
 
     Args:
       recall: (..., classes), fractions; NaN leaves a class out.
       accuracy: (...), fractions.
 
     Raises:
-      ValueError: a fraction outside [0, 1], or shapes that do not belong together.
+      ValueError: a fraction is outside [0, 1], or shapes do not match.
 
     >>> d = disparity([0.9, 0.6, 0.9], 0.8)
     >>> int(d.worst_class), float(d.worst), float(d.difference.round(3)), float(d.ratio.round(3))
@@ -122,7 +122,7 @@ def disparity(recall: Numbers, accuracy: Numbers) -> Disparity:
 def excess_accuracy_gap(
     dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
 ) -> ExcessGap:
-    """Excess accuracy gap (R^c_1 - R^c_t) - (A_1 - A_t), and its maximum over the classes.
+    """Compute the excess accuracy gap (R^c_1 - R^c_t) - (A_1 - A_t), and its maximum over the classes.
 
     From Hashemizadeh et al., "Balancing Act: Constraining Disparate Impact in Sparse Models", ICLR
     2024 (arXiv 2310.20673). Arguments and errors as ``intensification``.
@@ -140,7 +140,7 @@ def excess_accuracy_gap(
 def normalized_difference(
     dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
 ) -> Float[np.ndarray, "*models classes"]:
-    """Normalized recall difference (R^c_1 - A_1) / A_1 - (R^c_t - A_t) / A_t; positive where a class lost ground.
+    """Compute the normalized recall difference (R^c_1 - A_1) / A_1 - (R^c_t - A_t) / A_t, positive for a loss.
 
     From Hooker et al., "What Do Compressed Deep Neural Networks Forget?" (arXiv 1911.05248).
     Arguments and errors as ``intensification``; NaN for a model of accuracy 0.
@@ -171,11 +171,10 @@ def class_tests(
       pruned_recall: (pruned models, classes); there may be more or fewer of them.
       dense_accuracy: (dense models,).
       pruned_accuracy: (pruned models,).
-      alternative: "less" when a class is to be shown to have lost, "greater", or "two-sided".
+      alternative: "less" to show that a class lost, "greater", or "two-sided".
 
     Raises:
-      ValueError: a fraction outside [0, 1], shapes that do not belong together, or an unknown
-        alternative.
+      ValueError: a fraction is outside [0, 1], shapes do not match, or the alternative is unknown.
 
     >>> tests = class_tests([[0.9, 0.7], [0.8, 0.7]], [[0.9, 0.3], [0.9, 0.2]], [0.8, 0.75], [0.6, 0.55])
     >>> tests.difference.round(3), tests.p_value.round(4)
@@ -209,7 +208,7 @@ def class_tests(
 
 
 def error_rate_change(dense_rates: Numbers, pruned_rates: Numbers) -> ErrorChange:
-    """Combined error variance and symmetric distance error of the classes' false positive and negative rates.
+    """Compute the combined error variance and symmetric distance error of the false positive and negative rates.
 
     With e_c the relative changes (FPR^c_t / FPR^c_1 - 1, FNR^c_t / FNR^c_1 - 1), CEV = mean_c
     ||e_c - mean e||^2 and SDE = mean_c |e_c,FPR - e_c,FNR|. A class whose dense FPR or FNR is 0 has
@@ -218,10 +217,10 @@ def error_rate_change(dense_rates: Numbers, pruned_rates: Numbers) -> ErrorChang
 
     Args:
       dense_rates: (FPR, FNR) of every class, (..., classes, 2), fractions; NaN where undefined.
-      pruned_rates: the same of the pruned models; the dense shape must equal it or its last axes.
+      pruned_rates: the same for the pruned models; the dense shape must equal this shape or its last axes.
 
     Raises:
-      ValueError: a fraction outside [0, 1], another shape, or stacks of different lengths.
+      ValueError: a fraction is outside [0, 1], a shape is wrong, or the stacks have different lengths.
 
     >>> change = error_rate_change([[0.4, 0.2], [0.2, 0.4]], [[0.4, 0.4], [0.4, 0.4]])
     >>> float(change.cev.round(3)), float(change.sde.round(3))
@@ -247,7 +246,7 @@ def error_rate_change(dense_rates: Numbers, pruned_rates: Numbers) -> ErrorChang
 
 
 def _lowest(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Smallest of what is not NaN on the last axis; NaN where nothing is left."""
+    """Return the minimum over the last axis without NaN; NaN if nothing is left."""
     return np.asarray(np.fmin.reduce(values, axis=-1))
 
 
@@ -256,5 +255,5 @@ def _highest(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _where_equal(values: npt.NDArray[np.float64], extreme: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The first class that attains the extreme; -1 where the extreme is NaN."""
+    """Return the first class with the extreme value; -1 if the extreme is NaN."""
     return np.asarray(np.where(np.isnan(extreme), -1, (values == extreme[..., None]).argmax(-1)))

@@ -1,7 +1,7 @@
-"""The examples that pruning changes: those on which pruned models and dense models disagree.
+"""Find the examples that pruning changes: those on which pruned and dense models disagree.
 
-Both measures compare K dense with K' pruned models on the same examples, without looking at the
-true label; no pairing of models is needed, and K' need not be K.
+Both measures compare K dense with K' pruned models on the same examples, without using the true label. Models need not
+be paired, and K' may differ from K.
 """
 
 import itertools
@@ -15,12 +15,12 @@ from jprune.recall.inputs.arguments import Numbers
 
 
 class Exemplars(NamedTuple):
-    """Where the modal label of pruned models differs from that of dense ones; every field is (examples,).
+    """Examples whose modal label differs between dense and pruned models; every field is (examples,).
 
     Attributes:
       exemplar: whether the example is a PIE.
-      dense_label: the class most dense models predict, the smallest among equals.
-      pruned_label: the class most pruned models predict, the smallest among equals.
+      dense_label: the class that most dense models predict (ties: the smallest).
+      pruned_label: the class that most pruned models predict (ties: the smallest).
     """
 
     exemplar: Bool[np.ndarray, " examples"]
@@ -29,7 +29,7 @@ class Exemplars(NamedTuple):
 
 
 def modal_label(predictions: Numbers) -> Int[np.ndarray, " examples"]:
-    """The class that most models predict for each example, the smallest among equals.
+    """Return the class that most models predict for each example (ties: the smallest).
 
     Args:
       predictions: predicted classes, integers, (models, examples).
@@ -41,7 +41,7 @@ def modal_label(predictions: Numbers) -> Int[np.ndarray, " examples"]:
     array([1, 2, 1])
     """
     stack = _stack("predictions", predictions)
-    # As narrow as the classes allow: sorting and comparing are bound by the bytes they move.
+    # Use the narrowest dtype: sorting and comparing are limited by memory bandwidth.
     rows = np.sort(
         stack.astype(np.result_type(*map(np.min_scalar_type, (stack.min(initial=0), stack.max(initial=0))))), axis=0
     )
@@ -55,18 +55,17 @@ def modal_label(predictions: Numbers) -> Int[np.ndarray, " examples"]:
 
 
 def exemplars(dense_predictions: Numbers, pruned_predictions: Numbers) -> Exemplars:
-    """Pruning-identified exemplars: examples whose modal label changes with pruning.
+    """Find pruning-identified exemplars (PIEs): examples whose modal label changes with pruning.
 
-    From Hooker et al., "What Do Compressed Deep Neural Networks Forget?" (arXiv 1911.05248), where
-    they are PIEs; the modal CIEs of Hooker et al., "Characterising Bias in Compressed Models" (arXiv
-    2010.03058), are the same.
+    From Hooker et al., "What Do Compressed Deep Neural Networks Forget?" (arXiv 1911.05248). The modal CIEs of Hooker
+    et al., "Characterising Bias in Compressed Models" (arXiv 2010.03058), are the same.
 
     Args:
       dense_predictions: predicted classes, integers, (dense models, examples).
       pruned_predictions: integers, (pruned models, examples).
 
     Raises:
-      ValueError: not stacks of integers, or the examples differ in number.
+      ValueError: the arguments are not stacks of integers, or have different numbers of examples.
 
     >>> exemplars([[0, 1], [0, 1], [1, 1]], [[1, 1], [1, 1], [0, 0]]).exemplar
     array([ True, False])
@@ -77,12 +76,12 @@ def exemplars(dense_predictions: Numbers, pruned_predictions: Numbers) -> Exempl
 
 
 def taxicab_distance(dense_predictions: Numbers, pruned_predictions: Numbers) -> Float[np.ndarray, " examples"]:
-    """How far apart the predictions of dense and pruned models lie for each example: sum_c |p_dense(c) - p_pruned(c)|.
+    """Return the distance sum_c |p_dense(c) - p_pruned(c)| between dense and pruned predictions of each example.
 
-    p(c) is the fraction of the models that predict class c; 0 is the same distribution, 2 no class
-    in common. Ranks examples where ``exemplars`` only tells them apart: the taxicab CIE of Hooker et
-    al., "Characterising Bias in Compressed Models" (arXiv 2010.03058), as fractions of the models so
-    that the populations may differ in size. Arguments and errors as ``exemplars``.
+    p(c) is the fraction of the models that predict class c; the distance is 0 for equal distributions and 2 if no class
+    is in common. It ranks examples, where ``exemplars`` only separates them. This is the taxicab CIE of Hooker et al.,
+    "Characterising Bias in Compressed Models" (arXiv 2010.03058), with fractions of the models, so that the numbers of
+    models may differ. Arguments and errors as ``exemplars``.
 
     >>> taxicab_distance([[0, 1], [0, 1]], [[0, 2], [1, 2]])
     array([1., 2.])
@@ -91,7 +90,7 @@ def taxicab_distance(dense_predictions: Numbers, pruned_predictions: Numbers) ->
     both = np.concatenate([dense, pruned])
     order = np.argsort(both, axis=0, kind="stable")
     rows = np.take_along_axis(both, order, axis=0)
-    # In whole numbers, K' per dense and -K per pruned model, so that equal distributions are exactly 0 apart.
+    # In integers, K' per dense and -K per pruned model, so that equal distributions have distance exactly 0.
     votes = np.where(order < len(dense), len(pruned), -len(dense))
     run, distance = votes[0], np.zeros(rows.shape[1], np.int64)
     for before, row, vote in zip(rows[:-1], rows[1:], votes[1:], strict=True):

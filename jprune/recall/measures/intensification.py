@@ -1,8 +1,8 @@
 """Recall balance, intensification ratios and their controls.
 
-Notation of Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning
-Algorithm", NeurIPS 2022 (arXiv 2206.02976), with subscript 1 for the dense model, t for the one
-pruned at compression ratio t, superscript c for a class:
+The notation is that of Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning Algorithm",
+NeurIPS 2022 (arXiv 2206.02976), with subscript 1 for the dense model, t for the model pruned at compression ratio t,
+and superscript c for a class:
 
 * R^c is ``recall``, A is ``accuracy``, B^c = R^c - A the ``balance``, Bn^c = B^c / A the
   ``normalized_balance``;
@@ -10,10 +10,10 @@ pruned at compression ratio t, superscript c for a class:
 * alpha_t = sum_c Bn^c_1 Bn^c_t / sum_c (Bn^c_1)^2 is ``intensification``: above 1 the differences
   between classes grew, below 1 they shrank.
 
-Everything here is numpy float64 on whatever array is given. Precision or F1 may replace
-recall throughout. A class whose rate is NaN is left out of every sum; a model whose alpha is
-undefined gets NaN, and ``undefined`` says why. The baseline is always the dense checkpoint; a model
-that was fine-tuned and not pruned is one more entry among the pruned, at ratio 1.
+All functions accept any array and compute in numpy float64. Precision or F1 may replace recall throughout. A class
+whose rate is NaN is left out of every sum; a model whose alpha is undefined gets NaN, and ``undefined`` returns the
+reason. The baseline is always the dense checkpoint; a model that was fine-tuned but not pruned is one of the pruned
+models, at ratio 1.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from jprune.recall.inputs.arguments import Numbers, Pair, pair, rates, recalls_a
 
 
 class Line(NamedTuple):
-    """A least-squares line of pruned on dense normalized balance, for every model of a stack.
+    """Least-squares lines of pruned on dense normalized balance, one for every model of a stack.
 
     Attributes:
       slope: float64 (...).
@@ -44,7 +44,7 @@ class Pooled(NamedTuple):
       slope: float64 (...), the models axis reduced.
       r2: 1 - residual / total sum of squares about 0, as for any line without intercept.
       models: number of models in the fit.
-      left_out: how many were left out, their normalized balance being undefined.
+      left_out: number of models left out because their normalized balance is undefined.
     """
 
     slope: Float[np.ndarray, "*stacks"]
@@ -57,10 +57,10 @@ class Sums(NamedTuple):
     """Sums over the classes of every model, of x = Bn_1 and y = Bn_t; every field has the shape (...).
 
     Attributes:
-      classes: how many classes have both.
+      classes: number of classes with both.
       x: sum of x.
       y: sum of y.
-      xx: sum of its square; what is left of rounding counts as 0, here and in the others.
+      xx: sum of the square of x; remainders of rounding are set to 0, here and in the other fields.
       xy: sum of the products.
       yy: sum of the square of y.
       reason: why alpha, xy / xx, is undefined; empty where it is defined.
@@ -76,16 +76,16 @@ class Sums(NamedTuple):
 
 
 def balance(recall: Numbers, accuracy: Numbers) -> Float[np.ndarray, "*models classes"]:
-    """Recall balance B^c = R^c - A (Good et al. 2022, section 3).
+    """Compute the recall balance B^c = R^c - A (Good et al. 2022, section 3).
 
-    It sums to 0 over the classes when all have equally many examples.
+    It sums to 0 over the classes if all have the same number of examples.
 
     Args:
-      recall: (..., classes), fractions; NaN where undefined, which stays NaN.
+      recall: (..., classes), fractions; NaN if undefined, which stays NaN.
       accuracy: (...), fractions.
 
     Raises:
-      ValueError: a fraction outside [0, 1], or shapes that do not belong together.
+      ValueError: a fraction is outside [0, 1], or shapes do not match.
 
     >>> balance([0.9, 0.7], 0.8).round(3)
     array([ 0.1, -0.1])
@@ -95,7 +95,7 @@ def balance(recall: Numbers, accuracy: Numbers) -> Float[np.ndarray, "*models cl
 
 
 def normalized_balance(recall: Numbers, accuracy: Numbers) -> Float[np.ndarray, "*models classes"]:
-    """Normalized recall balance Bn^c = (R^c - A) / A (Good et al. 2022, section 3).
+    """Compute the normalized recall balance Bn^c = (R^c - A) / A (Good et al. 2022, section 3).
 
     NaN for a model of accuracy 0. Arguments and errors as ``balance``.
 
@@ -109,7 +109,7 @@ def normalized_balance(recall: Numbers, accuracy: Numbers) -> Float[np.ndarray, 
 def class_intensification(
     dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
 ) -> Float[np.ndarray, "*models classes"]:
-    """Class-level intensification ratio I^c_t = Bn^c_t / Bn^c_1 (Good et al. 2022, section 3).
+    """Compute the class-level intensification ratio I^c_t = Bn^c_t / Bn^c_1 (Good et al. 2022, section 3).
 
     NaN for a class whose dense recall equals the dense accuracy. Arguments and errors as
     ``intensification``; returns float64 (..., classes).
@@ -124,25 +124,25 @@ def class_intensification(
 def intensification(
     dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
 ) -> Float[np.ndarray, "*models"]:
-    """Model-level intensification ratio alpha_t = sum_c Bn^c_1 Bn^c_t / sum_c (Bn^c_1)^2.
+    """Compute the model-level intensification ratio alpha_t = sum_c Bn^c_1 Bn^c_t / sum_c (Bn^c_1)^2.
 
-    The least-squares slope without intercept over the classes of one model (Good et al. 2022,
-    section 3), so that a class whose dense recall equals the accuracy has weight 0. Computed in
-    numpy float64; what rounding of the given dtypes leaves of a balance or of the sum counts as 0.
+    This is the least-squares slope without intercept over the classes of one model (Good et al. 2022, section 3), so a
+    class whose dense recall equals the accuracy has weight 0. It is computed in numpy float64; rounding errors of the
+    given dtypes in a balance or the sum are treated as 0.
 
     Args:
       dense_recall: recall of the dense models, (..., classes), fractions; NaN leaves a class out.
       pruned_recall: recall of the same models pruned, (..., classes). The dense shape must equal
-        it or its last axes: dense (models, classes) goes with pruned (ratios, models, classes).
+        it or its last axes: dense (models, classes) matches pruned (ratios, models, classes).
       dense_accuracy: accuracy of the dense models, the shape of ``dense_recall`` without classes.
       pruned_accuracy: accuracy of the pruned models, likewise.
 
     Returns:
-      alpha, float64 (...). NaN where it is undefined; ``undefined`` gives the reason.
+      alpha, float64 (...); NaN if it is undefined, for the reason that ``undefined`` returns.
 
     Raises:
-      ValueError: a fraction outside [0, 1], accuracies that do not match their recalls, or dense
-        and pruned stacks of different lengths.
+      ValueError: a fraction is outside [0, 1], accuracies do not match their recalls, or dense
+        and pruned stacks have different lengths.
 
     >>> float(intensification([0.9, 0.7], [0.7, 0.5], 0.8, 0.6).round(4))
     1.3333
@@ -154,7 +154,7 @@ def intensification(
 def undefined(
     dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
 ) -> Shaped[np.ndarray, "*models"]:
-    """Say why alpha is undefined: an array of strings (...), empty where it is defined.
+    """Return why alpha is undefined: an array of strings (...), empty where it is defined.
 
     Arguments and errors as ``intensification``.
 
@@ -167,12 +167,12 @@ def undefined(
 def affine_intensification(
     dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
 ) -> Line:
-    """Alpha with an intercept, for classes of unequal sizes.
+    """Compute alpha with an intercept, for classes of unequal sizes.
 
-    There the balances do not sum to 0 over the classes, and a line through the origin mistakes their
-    common offset for intensification. With equal sizes the intercept is 0 and the slope is alpha.
-    Ordinary least squares of Bn_t on Bn_1 over the classes of each model. Arguments and errors as
-    ``intensification``; the slope is NaN also where all dense balances are equal.
+    With unequal sizes the balances do not sum to 0 over the classes, and a line through the origin mistakes their
+    common offset for intensification. With equal sizes the intercept is 0 and the slope is alpha. The line is the
+    ordinary least squares fit of Bn_t on Bn_1 over the classes of each model. Arguments and errors as
+    ``intensification``; the slope is also NaN if all dense balances are equal.
 
     >>> line = affine_intensification([0.9, 0.8, 0.4], [0.9, 0.7, 0.2], 0.8, 0.7)
     >>> round(float(line.slope), 4), round(float(line.intercept), 4)
@@ -189,12 +189,12 @@ def affine_intensification(
 def reverse_intensification(
     dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
 ) -> Float[np.ndarray, "*models"]:
-    """The slope from regressing dense on pruned, in alpha's direction: sum_c (Bn^c_t)^2 / sum_c Bn^c_1 Bn^c_t.
+    """Compute the slope from regressing dense on pruned, in alpha's direction: sum_c (Bn^c_t)^2 / sum_c Bn^c_1 Bn^c_t.
 
-    Regression to the mean lowers alpha, because the dense balances are measured with error; it
-    raises this slope for the same reason, so the two bracket the slope between the true balances.
-    The coefficient of dense on pruned itself is the reciprocal. Arguments and errors as
-    ``intensification``; NaN also where dense and pruned balances are uncorrelated.
+    Regression to the mean lowers alpha, because the dense balances are measured with error; it raises this slope for
+    the same reason, so the two bracket the slope between the true balances. The coefficient of dense on pruned itself
+    is the reciprocal. Arguments and errors as ``intensification``; also NaN if dense and pruned balances are
+    uncorrelated.
 
     >>> float(reverse_intensification([0.9, 0.7], [0.7, 0.5], 0.8, 0.6).round(4))
     1.3333
@@ -206,9 +206,9 @@ def reverse_intensification(
 def rma_intensification(
     dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
 ) -> Float[np.ndarray, "*models"]:
-    """Reduced-major-axis slope: sign * sqrt(sum_c (Bn^c_t)^2 / sum_c (Bn^c_1)^2).
+    """Compute the reduced-major-axis slope: sign * sqrt(sum_c (Bn^c_t)^2 / sum_c (Bn^c_1)^2).
 
-    Treats dense and pruned alike, so regression to the mean does not move it: the geometric mean of
+    It treats dense and pruned symmetrically, so regression to the mean does not affect it. It is the geometric mean of
     ``intensification`` and ``reverse_intensification``, with the sign of alpha. Arguments and errors
     as ``intensification``.
 
@@ -220,17 +220,17 @@ def rma_intensification(
 
 
 def null_intensification(dense_accuracy: Numbers, pruned_accuracy: Numbers) -> Float[np.ndarray, "*models"]:
-    """The alpha that loss of accuracy alone causes: alpha_null = (1 - A_t) / (1 - A_1) * A_1 / A_t.
+    """Compute the alpha that loss of accuracy alone causes: alpha_null = (1 - A_t) / (1 - A_1) * A_1 / A_t.
 
-    What alpha is when the error of every class grows in the same proportion: R^c_t = 1 - k (1 -
-    R^c_1). NaN where the dense model is perfect or the pruned accuracy is 0.
+    This is alpha if the error of every class grows in the same proportion: R^c_t = 1 - k (1 - R^c_1). NaN if the dense
+    model is perfect or the pruned accuracy is 0.
 
     Args:
       dense_accuracy: (...), fractions.
       pruned_accuracy: (...); the dense shape must equal it or its last axes.
 
     Raises:
-      ValueError: a fraction outside [0, 1], or stacks of different lengths.
+      ValueError: a fraction is outside [0, 1], or the stacks have different lengths.
 
     >>> float(null_intensification(0.8, 0.6).round(4))
     2.6667
@@ -245,9 +245,9 @@ def null_intensification(dense_accuracy: Numbers, pruned_accuracy: Numbers) -> F
 def relative_intensification(
     dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
 ) -> Float[np.ndarray, "*models"]:
-    """Alpha relative to what loss of accuracy alone causes: alpha / alpha_null.
+    """Compute alpha relative to the alpha that loss of accuracy alone causes: alpha / alpha_null.
 
-    NaN where either is undefined, or the pruned model is perfect (alpha_null is 0). Arguments and
+    NaN if either is undefined, or the pruned model is perfect (alpha_null is 0). Arguments and
     errors as ``intensification``.
 
     >>> float(relative_intensification([0.9, 0.7], [0.7, 0.5], 0.8, 0.6).round(4))
@@ -261,10 +261,10 @@ def relative_intensification(
 def pooled_intensification(
     dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
 ) -> Pooled:
-    """One alpha over all classes of all models: the line drawn in the paper's scatter figure.
+    """Compute one alpha over all classes of all models: the line in the paper's scatter figure.
 
-    It is not the mean of the models' alphas: a model whose classes differ more weighs more. The
-    models are the axis before the classes. Arguments and errors as ``intensification``.
+    It is not the mean of the models' alphas: a model whose classes differ more has more weight. The models are the axis
+    before the classes. Arguments and errors as ``intensification``.
 
     Args:
       dense_recall: (..., models, classes); here a models axis is required.
@@ -292,7 +292,7 @@ def _normalized(per_class: npt.NDArray[np.float64], overall: npt.NDArray[np.floa
 
 
 def _balances(given: Pair) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Normalized balances x (dense) and y (pruned) of one shape, NaN in both where either is."""
+    """Return normalized balances x (dense) and y (pruned) of one shape; if one is NaN, so is the other."""
     x, y = _normalized(given.dense, given.dense_accuracy), _normalized(given.pruned, given.pruned_accuracy)
     x = np.where(np.abs(given.dense - given.dense_accuracy[..., None]) <= given.zero, 0 * x, x)
     y = np.where(np.abs(given.pruned - given.pruned_accuracy[..., None]) <= given.zero, 0 * y, y)
@@ -303,13 +303,13 @@ def _balances(given: Pair) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
 def sums_over_classes(
     dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers, pruned_accuracy: Numbers
 ) -> Sums:
-    """The sums that every slope is made of. Arguments and errors as ``intensification``."""
+    """Compute the sums from which every slope is computed. Arguments and errors as ``intensification``."""
     given = pair(dense_recall, pruned_recall, dense_accuracy, pruned_accuracy)
     x, y = _balances(given)
     usable = ~np.isnan(x)
     x, y = np.where(usable, x, 0), np.where(usable, y, 0)
     n, sum_x, sum_y, xx, xy, yy = (np.asarray(product.sum(-1)) for product in (usable * 1.0, x, y, x * x, x * y, y * y))
-    # Half of given.zero is more than a balance may be off by; this is more than the sum of products may.
+    # The error of a balance is below half of given.zero; this bounds the error of the sum of products.
     a, b = (np.where(accuracy > 0, accuracy, 1) for accuracy in (given.dense_accuracy, given.pruned_accuracy))
     rounding = given.zero / 2 * (np.abs(x).sum(-1) / b + np.abs(y).sum(-1) / a)
     xy = np.where(np.abs(xy) <= rounding, 0, xy)
@@ -336,7 +336,7 @@ def sums_over_classes(
 def quotient(
     numerator: Numbers, denominator: Numbers, where: npt.NDArray[np.bool_] | np.bool_
 ) -> npt.NDArray[np.float64]:
-    """The quotient, and NaN elsewhere.
+    """Return the quotient where it is defined, and NaN elsewhere.
 
     >>> quotient([1.0, 2.0], [2.0, 0.0], np.array([True, False]))
     array([0.5, nan])

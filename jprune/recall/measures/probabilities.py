@@ -1,4 +1,4 @@
-"""What logits show beyond the predicted class: confidence, calibration, divergence, top-k recall, risk."""
+"""Measures that need logits: confidence, calibration, divergence, top-k recall, risk."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,19 +7,19 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
 
-_CELLS = 1 << 18  # of a block of examples and classes: 2 MB in float64
-_ROUNDED = 0.05  # of the sum of a row's probabilities, each rounded
+_CELLS = 1 << 18  # entries of a block of examples and classes: 2 MB in float64
+_ROUNDED = 0.05  # tolerance for the sum of a row of rounded probabilities
 BINS = 15  # of equal width, as in Guo et al. 2017
 _Floats = npt.NDArray[np.float64]
 
 
 class Outlook(NamedTuple):
-    """What one model's probabilities say of every class; every field has the shape (classes + 1,), all classes last.
+    """Measures of one model's probabilities, by class; every field has the shape (classes + 1,), with all classes last.
 
     Attributes:
       confidence: mean probability of the predicted class.
       calibration_error: expected calibration error, 15 bins.
-      top_k: share of the examples whose class is among the k most probable.
+      top_k: fraction of the examples whose class is among the k most probable.
     """
 
     confidence: Float[np.ndarray, " classes_and_all"]
@@ -28,7 +28,7 @@ class Outlook(NamedTuple):
 
 
 def log_probabilities(logits: npt.ArrayLike) -> Float[np.ndarray, "examples classes"]:
-    """Log probabilities of logits, or of probabilities: rows of numbers in [0, 1] that sum to 1 but for rounding.
+    """Return log probabilities of logits, or of probabilities: rows in [0, 1] that sum to 1 up to rounding.
 
     >>> np.exp(log_probabilities([[0.0, 0.0], [1.0, 0.0]])).round(3).tolist()
     [[0.5, 0.5], [0.731, 0.269]]
@@ -43,7 +43,7 @@ def log_probabilities(logits: npt.ArrayLike) -> Float[np.ndarray, "examples clas
 
 
 def _blocks(logits: npt.NDArray[np.floating]) -> Iterator[tuple[slice, Float[np.ndarray, "rows classes"]]]:
-    """Log probabilities of some examples after others, few enough at once that they stay in the processor's cache."""
+    """Yield log probabilities in blocks of examples that fit the processor's cache."""
     probabilities = are_probabilities(logits)
     rows = max(1, _CELLS // logits.shape[-1])
     for start in range(0, len(logits), rows):
@@ -62,7 +62,7 @@ def _normalized(given: Float[np.ndarray, "rows classes"], *, probabilities: bool
         finite = np.where(np.isfinite(best), best, 0.0)
         with np.errstate(invalid="ignore"):
             below = np.where(np.isposinf(best), -np.inf, given - finite)
-        shifted = np.where(given == best, 0.0, below)  # not inf - inf, where the largest is infinite
+        shifted = np.where(given == best, 0.0, below)  # avoids inf - inf if the largest is infinite
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
@@ -71,11 +71,11 @@ def outlook(
     logits: Float[np.ndarray, "examples classes"],
     k: int,
 ) -> Outlook:
-    """Confidence, calibration and top-k recall of every class, and of all examples.
+    """Compute confidence, calibration error and top-k recall of every class, and of all examples.
 
-    The calibration error is Naeini et al. 2015's: the mean over bins of confidence, weighted by their examples, of
-    the distance between accuracy and mean confidence. Of a class it is over the examples of that class. Equal
-    probabilities count in favour of the lower class index, as they do for the predicted class.
+    The calibration error is that of Naeini et al. 2015: the mean over bins of confidence, weighted by their examples,
+    of the distance between accuracy and mean confidence. For a class it is over the examples of that class. Ties of
+    probabilities go to the lower class index, as for the predicted class.
 
     >>> found = outlook(np.array([0, 1]), np.log([[0.9, 0.1], [0.8, 0.2]]), 1)
     >>> found.confidence.round(2).tolist(), found.calibration_error.round(2).tolist(), found.top_k.tolist()
@@ -103,12 +103,10 @@ def divergence(
     dense: Float[np.ndarray, "examples classes"],
     after: Float[np.ndarray, "examples classes"],
 ) -> Float[np.ndarray, " classes_and_all"]:
-    """Mean Kullback-Leibler divergence, in nats, of the compressed from the dense probabilities, by class.
+    """Compute the mean Kullback-Leibler divergence, in nats, of compressed from dense probabilities, by class.
 
-    Both are given as logits or probabilities.
-
-    sum_k p_dense(k) log(p_dense(k) / p_compressed(k)); infinite where a class has probability 0 after compression
-    alone.
+    It is sum_k p_dense(k) log(p_dense(k) / p_compressed(k)), infinite if a class has probability 0 only after
+    compression. Both are given as logits or probabilities.
 
     >>> divergence(np.array([0]), np.log([[0.5, 0.5]]), np.log([[0.9, 0.1]])).round(4).tolist()
     [0.5108, nan, 0.5108]
@@ -123,7 +121,7 @@ def divergence(
 
 
 def margins(logits: Float[np.ndarray, "examples classes"]) -> Float[np.ndarray, " examples"]:
-    """The distance between the two largest probabilities of each example.
+    """Return the difference between the two largest probabilities of each example.
 
     >>> margins(np.array([[0.7, 0.2, 0.1]])).round(2).tolist()
     [0.5]
@@ -136,7 +134,7 @@ def margins(logits: Float[np.ndarray, "examples classes"]) -> Float[np.ndarray, 
 
 
 def area_under_curve(risk: Float[np.ndarray, " examples"], lost: npt.NDArray[np.bool_]) -> float:
-    """How well a risk ranks lost examples above the others: the area under the ROC curve; NaN without both.
+    """Return the area under the ROC curve of a risk as a predictor of lost examples; NaN without both kinds.
 
     >>> area_under_curve(np.array([0.9, 0.2, 0.2, 0.1]), np.array([True, False, True, False]))
     0.875
@@ -152,12 +150,12 @@ def area_under_curve(risk: Float[np.ndarray, " examples"], lost: npt.NDArray[np.
 
 
 def are_probabilities(given: npt.NDArray[np.floating]) -> bool:
-    """Whether all rows are numbers in [0, 1] that sum to 1; a table may hold them rounded to two decimals.
+    """Whether all rows are numbers in [0, 1] that sum to 1; they may be rounded to two decimals.
 
     >>> are_probabilities(np.array([[0.33, 0.33, 0.33]])), are_probabilities(np.array([[0.9, 0.8, 0.1]]))
     (True, False)
     """
-    if given[:1].min() < 0 or given.min() < 0 or given.max() > 1:  # mostly known from the first row
+    if given[:1].min() < 0 or given.min() < 0 or given.max() > 1:  # mostly decided by the first row
         return False
     return bool((np.abs(given.sum(-1, dtype=np.float64) - 1) <= _ROUNDED).all())
 

@@ -1,7 +1,7 @@
-"""The rates of a stack of models, from predictions or from counts: the input of the audit's tables.
+"""Compute the rates of a stack of models, from predictions or from counts, for the audit's tables.
 
-A class's rates need only its own two-by-two table of that class against the rest, so the audit never
-holds a confusion matrix: memory and time grow with the classes, not with their square.
+The rates of a class need only its two-by-two table against all other classes, so the audit does not need a confusion
+matrix: memory and time grow with the number of classes, not with its square.
 """
 
 import warnings
@@ -22,7 +22,7 @@ class Rates(NamedTuple):
     Attributes:
       support: examples per class, int64 (C,).
       recall: (M, C); NaN for a class without examples.
-      precision: (M, C); NaN also where only correct counts are known.
+      precision: (M, C); also NaN if only correct counts are known.
       f1: (M, C), likewise.
       false_positive: false positive rate (M, C), likewise.
       accuracy: (M,).
@@ -39,30 +39,30 @@ class Rates(NamedTuple):
 def from_predictions(
     true: Int[np.ndarray, " examples"], predicted: Int[np.ndarray, "models examples"], classes: int
 ) -> Rates:
-    """Tally predictions that are known to lie in 0..classes-1.
+    """Compute rates from predictions, which must be in 0..classes-1.
 
     >>> from_predictions(np.array([0, 0, 1]), np.array([[0, 1, 1]]), 2).recall
     array([[0.5, 1. ]])
     """
     support = np.bincount(true, minlength=classes)
-    # Weights of 0 and 1 add up exactly, three times faster than the hits are picked out.
+    # Sums of weights 0 and 1 are exact, and three times faster than indexing the hits.
     hits = np.stack([np.bincount(true, row == true, classes) for row in predicted]).astype(np.int64)
     times = np.stack([np.bincount(row, minlength=classes) for row in predicted])
     return _rates(support, hits, times)
 
 
 def from_counts(given: object, examples: object, name: str) -> Rates:
-    """Read confusion counts (models, classes, classes), or correct counts (models, classes) with their support.
+    """Compute rates from confusion counts (models, classes, classes), or correct counts (models, classes) with support.
 
     Args:
       given: counts, whole numbers; a single model needs no models axis. The true class is on the
         rows of confusion counts.
-      examples: examples per class, (classes,), with correct counts only; else None.
-      name: what the caller calls the counts, for errors.
+      examples: examples per class, (classes,), for correct counts; otherwise None.
+      name: the caller's name for the counts, for errors.
 
     Raises:
-      InputError: another shape, a negative count, more correct than there are examples, or models
-        of one stack that saw different examples.
+      InputError: the shape is wrong, a count is negative, there are more correct examples than examples, or models of
+        one stack have different numbers of examples.
 
     >>> from_counts([9, 7], [10, 10], "dense").accuracy
     array([0.8])
@@ -92,10 +92,10 @@ def from_counts(given: object, examples: object, name: str) -> Rates:
 def refuse_other_examples(
     name: str, support: Int[np.ndarray, " classes"], first_name: str, first: Int[np.ndarray, " others"]
 ) -> None:
-    """Check that two sets of models saw equally many examples of each class.
+    """Check that two sets of models have the same number of examples of each class.
 
     Raises:
-      InputError: they did not, so they were not tested on the same examples.
+      InputError: the numbers differ, so the models were not tested on the same examples.
 
     >>> refuse_other_examples("pruned[2]", np.array([10, 9]), "dense", np.array([10, 10]))
     Traceback (most recent call last):
@@ -116,15 +116,15 @@ def _rates(
     hits: Int[np.ndarray, "models classes"],
     times: Int[np.ndarray, "models classes"] | None,
 ) -> Rates:
-    """Rates from how often each class occurs, is predicted rightly, and is predicted at all (None: unknown)."""
+    """Compute rates from the number of examples, hits and predictions of each class (None if unknown)."""
     examples = support.sum()
     missed, unknown = support - hits, np.full(hits.shape, np.nan)
     false = np.zeros_like(hits) if times is None else times - hits
-    # Laid out with the two classes outermost, so that sums over them run along models and classes.
+    # The two axes of classes come first, so that sums over them run along models and classes.
     one_against_rest = np.moveaxis(np.array([[examples - support - false, false], [missed, hits]]), (0, 1), (-2, -1))
     right = hits.sum(-1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EmptyClassWarning)  # the audit warns of these classes once, by their names
+        warnings.simplefilter("ignore", EmptyClassWarning)  # the audit names these classes in one warning
         return Rates(
             support,
             recall(one_against_rest)[..., 1],
@@ -148,7 +148,7 @@ def _support(given: object, classes: int) -> Int[np.ndarray, " classes"]:
 
 
 def _refuse_first(bad: np.ndarray, cells: np.ndarray, name: str, why: str, *of_class: np.ndarray) -> None:
-    """Refuse the first bad cell; ``why`` tells what it may be, with a number of its class where one is given."""
+    """Raise for the first bad cell; ``why`` says what is allowed, formatted with a number of its class."""
     if bad.any():
         index = first_true(bad)
         raise InputError(

@@ -1,4 +1,4 @@
-"""The audit's tables as a reader of the page sees them: columns with headings and meanings, cells as text."""
+"""Format the audit's tables for the page: columns with headings and meanings, cells as text."""
 
 from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
@@ -8,10 +8,10 @@ import pandas as pd
 from jprune.recall.report.verdicts import lost_more
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
-_MOST_ROWS, _LEAST_ROWS = 1_500, 10  # of a table, and of one score and ratio in it; the CSV files have the rest
-_MOST_DESTINATIONS = 3  # of the lost examples of a class
-# The tables of which the page shows one score and ratio at a time, and the column whose smallest (True) or largest
-# numbers are kept where the rows are too many.
+_MOST_ROWS, _LEAST_ROWS = 1_500, 10  # rows of a table, and of one score and ratio in it; the CSV files have all rows
+_MOST_DESTINATIONS = 3  # predicted classes shown for the lost examples of a class
+# Tables that the page shows for one score and ratio at a time, with the column whose smallest (True) or largest numbers
+# are kept if there are too many rows.
 _FILTERED = {
     "classes": ("change", True),
     "groups": ("change", True),
@@ -25,10 +25,10 @@ class Column(NamedTuple):
     """A column of a table on the page.
 
     Attributes:
-      name: of the frame's column.
+      name: name of the frame's column.
       label: its heading.
-      meaning: what it holds, in a sentence.
-      show: how a value becomes text; None for names, which are shown as they are.
+      meaning: its meaning, in a sentence.
+      show: function from a value to text; None for names, which are shown unchanged.
     """
 
     name: str
@@ -38,19 +38,19 @@ class Column(NamedTuple):
 
     @property
     def text(self) -> bool:
-        """Whether the column holds names and not numbers."""
+        """Whether the column has names instead of numbers."""
         return self.show is None
 
 
 class Cell(NamedTuple):
-    """Text of a cell, and the number it is sorted by (None for names, "" for undefined)."""
+    """The text of a cell, and the number by which it is sorted (None for names, "" for undefined)."""
 
     text: str
     value: str | None
 
 
 class Row(NamedTuple):
-    """A row: its cells, the score and ratio it is about, and whether it is emphasized."""
+    """A row: its cells, its score and ratio, and whether it is emphasized."""
 
     cells: tuple[Cell, ...]
     stack: str
@@ -63,11 +63,11 @@ class Table(NamedTuple):
     Attributes:
       name: its id on the page.
       caption: its heading.
-      columns: what it has.
-      rows: what it shows.
+      columns: its columns.
+      rows: its rows.
       sortable: whether its headers sort it.
       filtered: whether the page shows the rows of one score and ratio at a time.
-      note: what was left out.
+      note: note on rows that were left out.
     """
 
     name: str
@@ -84,7 +84,7 @@ def _fixed(digits: int, scale: float = 1.0, sign: str = "") -> Callable[[float],
 
 
 def _mean_count(value: float) -> str:
-    """A number of examples, which a mean over models makes fractional."""
+    """Format a number of examples, which may be fractional as a mean over models."""
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
 
 
@@ -266,7 +266,7 @@ _NEUTRAL = {
 
 
 def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
-    """Make every table of the page; None where there is nothing to show.
+    """Make every table of the page; None if there is nothing to show.
 
     Args:
       audit: the audit.
@@ -306,7 +306,7 @@ def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
 
 
 def _neutral(table: Table) -> Table:
-    """A table without the word score."""
+    """Return a table with neutral headings instead of the word score."""
     renamed = [
         column._replace(label=_NEUTRAL[column.name][0], meaning=_NEUTRAL[column.name][1])
         if column.name in _NEUTRAL
@@ -326,7 +326,7 @@ def _table(
     strong: Container[object] = (),
     every: int | None = None,
 ) -> Table | None:
-    """Lay out a frame, without the columns that it lacks or that are undefined throughout."""
+    """Convert a frame to a table, without columns that are missing or undefined throughout."""
     if not len(frame):
         return None
     every = len(frame) if every is None else every
@@ -347,7 +347,7 @@ def _table(
 
 
 def stack_key(score: str, ratio: float) -> str:
-    """What marks a row as being about a score and ratio, for the filter of the page."""
+    """Return the key of a score and ratio, for the filter of the page."""
     return f"{ratio:g} {score}"
 
 
@@ -366,7 +366,7 @@ def _cell(column: Column, value: Any) -> Cell:
 
 
 def _never_minus_zero(text: str, value: float) -> str:
-    """Text of a number; 0 without a sign, and not 0 where the number is not."""
+    """Return the text of a number; 0 has no sign, and a nonzero number is not shown as 0."""
     if value == 0 or float(value) == 0:
         return text.replace("-", "").replace("+", "")
     if text[:2] in ("-0", "+0") and not text.strip("+-0.,"):
@@ -375,7 +375,7 @@ def _never_minus_zero(text: str, value: float) -> str:
 
 
 def _most(frame: pd.DataFrame, by: str, ascending: bool) -> pd.DataFrame:
-    """The first rows by a column of each score and ratio, as many as the page has room for, in their order."""
+    """Return the first rows by a column of each score and ratio, up to the limit of the page, in table order."""
     if len(frame) <= _MOST_ROWS:
         return frame
     stacks = frame.sort_values(by, ascending=ascending, kind="stable").groupby(["score", "ratio"], sort=False)
@@ -383,7 +383,7 @@ def _most(frame: pd.DataFrame, by: str, ascending: bool) -> pd.DataFrame:
 
 
 def _pies_by_class(audit: AuditTables) -> pd.DataFrame:
-    """How many examples of each class changed their modal label, for every score and ratio."""
+    """Count the examples of each class whose modal label changed, for every score and ratio."""
     if not len(audit.pies):
         return pd.DataFrame(columns=["score", "ratio", "class", "support", "pies", "share"])
     counted = audit.pies.groupby(["score", "ratio", "label"], sort=False).size().rename("pies").reset_index()

@@ -1,9 +1,9 @@
 """Figures of an audit: those of the paper, for any models.
 
-A function takes an ``Audit``, ``alpha_boxes`` several, and returns a matplotlib ``Figure`` of its own,
-``figures`` all of them by name: nothing is global, no window opens, the background is transparent. The
-colours are those of Okabe and Ito, which colour-blind readers can distinguish; markers differ too. Class and
-score names are drawn as they are, never as math. What panels are made of is in ``jprune.recall.report.panels``.
+Each function takes an ``Audit`` (``alpha_boxes`` takes several) and returns a new matplotlib ``Figure``; ``figures``
+returns all of them by name. No global state is used, no window opens, and the background is transparent. The colors are
+those of Okabe and Ito, which color-blind readers can distinguish; markers differ too. Class and score names are drawn
+literally, never as math. ``jprune.recall.report.panels`` has the elements of panels.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_LINES = 8  # classes that get a colour of their own
+_MOST_LINES = 8  # number of classes with a color
 
 
 def figures(audit: AuditTables) -> "dict[str, Figure]":
-    """Draw every figure that the audit has data for, by name, in reading order.
+    """Draw every figure for which the audit has data, by name, in reading order.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -44,7 +44,7 @@ def figures(audit: AuditTables) -> "dict[str, Figure]":
 
 
 def alpha_by_ratio(audit: AuditTables) -> "Figure":
-    """Mean alpha with its interval against the compression ratio, one line per score."""
+    """Plot mean alpha with its interval against the compression ratio, one line per score."""
     figure, axes = panels.panel()
     positions = panels.ratio_axis(axes, audit)
     drawn = []
@@ -58,7 +58,7 @@ def alpha_by_ratio(audit: AuditTables) -> "Figure":
 
 
 def alpha_against_null(audit: AuditTables) -> "Figure":
-    """Alpha of every model against the alpha that its loss of accuracy alone would bring."""
+    """Plot alpha of every model against the alpha that its loss of accuracy alone would cause."""
     figure, axes = panels.panel()
     drawn = [
         axes.scatter(rows["alpha_null"], rows["alpha"], **panels.dot_style(index, len(rows)))
@@ -74,10 +74,10 @@ def alpha_against_null(audit: AuditTables) -> "Figure":
 
 
 def recall_by_class(audit: AuditTables) -> "Figure":
-    """Mean recall of each class, dense and at every ratio, a panel per score.
+    """Plot the mean recall of each class, dense and at every ratio, one panel per score.
 
-    With more than eight classes those that lost most at the highest ratio have a colour and a name,
-    the others are grey.
+    With more than eight classes, those that lost most at the highest ratio have a color and a name; the others are
+    gray.
     """
     scores = audit.scores
     columns, lines = min(len(scores), 2), -(-len(scores) // 2)
@@ -114,7 +114,7 @@ def recall_by_class(audit: AuditTables) -> "Figure":
 
 
 def accuracy_tradeoff(audit: AuditTables) -> "Figure":
-    """Mean alpha against mean accuracy, one line per score, the points in order of the ratio.
+    """Plot mean alpha against mean accuracy, one line per score, with points in order of the ratio.
 
     A ratio is written above or below its interval, and omitted where it would overlap another; with more than three
     scores only the highest ratio of each is written.
@@ -139,7 +139,7 @@ def accuracy_tradeoff(audit: AuditTables) -> "Figure":
 
 
 def balance_variance(audit: AuditTables) -> "Figure":
-    """Variance of the recall balance over classes, mean over models, dense and at every ratio."""
+    """Plot the variance of the recall balance over classes, mean over models, dense and at every ratio."""
     figure, axes = panels.panel()
     positions = panels.ratio_axis(axes, audit, dense=True)
     drawn = []
@@ -155,10 +155,10 @@ def balance_variance(audit: AuditTables) -> "Figure":
 
 
 def alpha_boxes(audits: Mapping[str, AuditTables]) -> "Figure":
-    """Box plots of alpha over models at every ratio: a panel per audit (architecture, data set), a colour per score.
+    """Draw box plots of alpha over models at every ratio, with one panel per audit and one color per score.
 
     Args:
-      audits: audits by the name for their panel.
+      audits: audits (of architectures or data sets) by the name of their panel.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -184,10 +184,10 @@ def alpha_boxes(audits: Mapping[str, AuditTables]) -> "Figure":
 
 
 def balance_scatter(audit: AuditTables) -> "Figure":
-    """Pruned against dense normalized recall balance of every class and model: rows ratios, columns scores.
+    """Plot pruned against dense normalized recall balance of every class and model: ratios in rows, scores in columns.
 
-    With one score the ratios fill rows of three. Dashed is no change; the full line is the pooled
-    slope. A title has the pooled alpha, r2, the mean accuracy and the mark of mean alpha's interval.
+    With one score the ratios fill rows of three. The dashed line means no change; the solid line is the pooled slope.
+    Titles have the pooled alpha, r2, the mean accuracy and the mark of mean alpha's interval.
     """
     stacks = list(zip(audit.summary["score"], audit.summary["ratio"].astype(float), strict=True))
     if len(audit.scores) == 1:
@@ -255,12 +255,12 @@ def _reference(axes: "Axes") -> None:
 
 
 def _tell_ratios(axes: "Axes", summary: pd.DataFrame) -> None:
-    """Write the ratio of every point above its interval, else below it, else (both are taken) nowhere."""
-    letter, line = 5.0, 11.0  # in points, of the type below
+    """Write the ratio of every point above its interval, or below it if that is free, or not at all."""
+    letter, line = 5.0, 11.0  # in points, for the font size below
     figure: Any = axes.figure
     inches = figure.get_size_inches()
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    taken: list[tuple[float, float, float]] = []  # the middle and the width of what is written
+    taken: list[tuple[float, float, float]] = []  # center and width of each label
     for row in summary.to_dict("records"):
         name, x = panels.ratio_name(row["ratio"]), 100 * row["accuracy"]
         width = letter * len(name)

@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG of a page: its colours, its fonts, its dark mode."""
+"""Convert matplotlib figures to inline SVG with the colors, fonts and dark mode of the page."""
 
 import io
 import re
@@ -20,30 +20,28 @@ _VARIABLES = {
     FAINT: "var(--faint)",
     **{colour: f"var(--s{index})" for index, colour in enumerate(SERIES)},
 }
-_PIXELS_PER_INCH = 96  # of CSS
-_LEAST = 0.64  # how far a figure shrinks before it scrolls instead
+_PIXELS_PER_INCH = 96  # CSS pixels
+_LEAST = 0.64  # scale to which a figure shrinks before it scrolls
 
 
 def inline_svg(figure: "Figure", name: str, alternative: str) -> str:
     """Draw a figure as an ``<svg>`` element for an HTML page.
 
-    Text stays text, so that it can be read aloud, searched and selected; every name in it is escaped
-    as XML. The figure colors become the page's CSS variables. Ids carry ``name``, so that several
-    figures share a page. The same figure gives the same text.
+    Text stays text, so that it can be read aloud, searched and selected; every name in it is escaped as XML. Figure
+    colors become CSS variables of the page. Ids contain ``name``, so that several figures can share a page. The same
+    figure gives the same text.
 
     Args:
-      figure: what to draw.
-      name: letters that no other figure of the page has.
-      alternative: what the figure shows, for those who do not see it.
+      figure: the figure to draw.
+      name: letters that no other figure of the page uses.
+      alternative: text alternative of the figure.
     """
     import matplotlib  # noqa: PLC0415 (an extra)
 
     width = figure.get_figwidth() * _PIXELS_PER_INCH
     buffer = io.BytesIO()
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from", UserWarning
-        )  # the reader's browser has its own fonts
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the browser uses its own fonts
         figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=150)
     root = ET.fromstring(buffer.getvalue())
     for parent in list(root.iter()):
@@ -65,7 +63,7 @@ def inline_svg(figure: "Figure", name: str, alternative: str) -> str:
 
 
 def _in_page(key: str, value: str, name: str) -> str:
-    """An attribute's value with the page's colours, font and ids."""
+    """Return an attribute's value with the page's colors, font and ids."""
     if key == "id":
         return f"{name}-{value}"
     if key.endswith("href") and value.startswith("#"):

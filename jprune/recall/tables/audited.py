@@ -1,4 +1,4 @@
-"""The models under audit: which belong together, and how they differ."""
+"""The models under audit, their pairing, and differences between them."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from jprune.recall.measures.rates import Rates
 
 
 class Examples(NamedTuple):
-    """What is known of single examples, where predictions were given and not counts alone.
+    """Labels and predictions of single examples, if predictions and not only counts were given.
 
     Attributes:
       true: the labels, (examples,).
@@ -32,18 +32,18 @@ class Examples(NamedTuple):
 
 
 class AuditedModels(NamedTuple):
-    """The rates of every set of models, and how they belong together.
+    """The rates of every set of models, and their pairing.
 
     Attributes:
-      dense: the dense models of each score; the same for all where ``shared``.
+      dense: the dense models of each score; the same for all if ``shared``.
       pruned: the compressed models of each score and ratio, ratios ascending.
       shared: whether all scores start from the same dense models.
       paired: whether model m of a compressed set was made from model m of its dense set.
       class_names: (classes,) names.
       level: confidence of every interval.
-      margin: distance of alpha from 1 that counts as equal.
+      margin: distance of alpha from 1 within which it is called equal to 1.
       named: whether sets were given by name, without a ratio.
-      examples: what is known of single examples; None with counts alone.
+      examples: labels and predictions of single examples; None if only counts were given.
     """
 
     dense: dict[str, Rates]
@@ -68,9 +68,9 @@ class AuditedModels(NamedTuple):
 
 
 def collapsed(rates: Rates) -> Bool[np.ndarray, " models"]:
-    """Which models are at chance: the mean recall of their classes is at most 1.1 / classes.
+    """Return which models are at chance: the mean recall of their classes is at most 1.1 / classes.
 
-    A network that predicts one class for every example has a mean recall of 1 / classes, as has one that guesses.
+    A network that predicts one class for every example, or guesses, has a mean recall of 1 / classes.
 
     >>> recall = np.array([[1.0, 0.0, 0.0], [0.9, 0.8, 0.4]])
     >>> collapsed(Rates(np.array([9, 9, 9]), *[recall] * 4, np.array([0.33, 0.7])))
@@ -83,7 +83,7 @@ def collapsed(rates: Rates) -> Bool[np.ndarray, " models"]:
 
 
 def mean_model(rates: Rates, times: int) -> Rates:
-    """The mean of a set of models, a given number of times; the baseline of unpaired models.
+    """Repeat the mean of a set of models a given number of times; the baseline of unpaired models.
 
     >>> two = Rates(np.array([9, 1]), *[np.array([[0.8, np.nan], [0.6, np.nan]])] * 4, np.array([0.8, 0.6]))
     >>> mean_model(two, 3).accuracy, mean_model(two, 1).recall
@@ -94,9 +94,9 @@ def mean_model(rates: Rates, times: int) -> Rates:
 
 
 def difference(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], study: AuditedModels) -> Interval:
-    """Mean of after - before with its interval, models on the first axis: paired, or of independent samples.
+    """Return the mean of after - before with its interval, models on the first axis: paired, or of independent samples.
 
-    One model on either side of independent samples leaves no interval.
+    There is no interval if an independent sample has one model.
     """
     if study.paired:
         return t_interval((after - before).T, study.level)

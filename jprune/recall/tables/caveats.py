@@ -12,9 +12,9 @@ from jprune.recall.measures.probabilities import are_probabilities
 from jprune.recall.tables.audited import AuditedModels
 from jprune.recall.tables.frames import UNSTATED, Row
 
-_FEWEST_PAIRS = 4  # three pairs have six orders: no correlation of theirs is rarer than 1 in 6
-_FEW_EXAMPLES = 30  # of a group
-_UNEQUAL = 1.5  # largest over smallest class, beyond which alpha is reported with an intercept, too
+_FEWEST_PAIRS = 4  # three pairs have six orders, so no p-value is below 1/6
+_FEW_EXAMPLES = 30  # in a group
+_UNEQUAL = 1.5  # ratio of largest to smallest class from which on alpha is also reported with an intercept
 
 
 def of_empty_classes(support: npt.NDArray[np.int64], class_names: Sequence[str]) -> str:
@@ -33,7 +33,7 @@ def of_empty_classes(support: npt.NDArray[np.int64], class_names: Sequence[str])
 
 
 def of_copies(stack: Predictions) -> list[str]:
-    """Say which models of a stack made the same predictions: copies pass for independent replicates.
+    """Warn about models of a stack with identical predictions, which are not independent replicates.
 
     >>> of_copies(Predictions("dense", np.array([[0, 1], [1, 1], [0, 1]]), None))
     ['dense: models 0 and 2 made identical predictions; copies of one model are not replicates']
@@ -50,7 +50,7 @@ def of_copies(stack: Predictions) -> list[str]:
 
 
 def of_scores(stack: Predictions) -> list[str]:
-    """Say that numbers in [0, 1] are read as logits where their rows do not sum to 1.
+    """Warn that numbers in [0, 1] are read as logits if their rows do not sum to 1.
 
     >>> sigmoids = np.array([[[0.9, 0.8], [0.2, 0.1]]])
     >>> of_scores(Predictions("dense", sigmoids.argmax(-1), 2, sigmoids))[0][:65]
@@ -68,7 +68,7 @@ def of_scores(stack: Predictions) -> list[str]:
 
 
 def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) -> list[str]:
-    """Warn of limits: few models, unequal classes, no control, undefined alphas."""
+    """Warn about limits: few models, unequal classes, no control, undefined alphas."""
     notes = []
     support = next(iter(study.dense.values())).support
     present = support[support > 0]
@@ -95,7 +95,7 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
             which = "" if len(rows) == 1 else f" for {times} of {len(rows)} models"
             notes.append(f"{_where(score, ratio)}: alpha is undefined{which}: {reason}")
     for score, ratio, _, pruned in study.stacks():
-        # Of correct counts alone the false positives are NaN: what else the model predicts is not known.
+        # With correct counts only, the false positives are NaN: the wrong predictions are unknown.
         whole = (pruned.recall == 1) & ~(pruned.false_positive < 1)
         only = whole.any(1) & ((pruned.recall == 0).sum(1) == len(present) - 1)
         if only.any() and len(present) > 1:
@@ -129,7 +129,7 @@ def _at_chance(row: Mapping[Any, Any], level: float) -> str:
 
 
 def of_groups(groups: pd.DataFrame) -> list[str]:
-    """Warn of groups with few examples.
+    """Warn about groups with few examples.
 
     >>> of_groups(pd.DataFrame({"attribute": ["sex"], "group": ["f"], "class": [None], "support": [3]}))
     ['small groups, about which little can be shown: sex f (3 examples)']
@@ -148,7 +148,7 @@ def _where(score: str, ratio: float) -> str:
 
 
 def of_pairing(rows: Sequence[Row]) -> list[str]:
-    """Warn of scores for which nothing shows that models are paired; heavy pruning alone may hide it at a ratio.
+    """Warn about scores for which there is no evidence of pairing; heavy pruning may hide it at a single ratio.
 
     Args:
       rows: the rows on pairing of the audit's tests.

@@ -6,10 +6,10 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-Row: TypeAlias = dict[str, Any]  # of a table: numbers, text or None, by column
+Row: TypeAlias = dict[str, Any]  # a row of a table: numbers, text or None, by column
 
 UNSTATED = 0.0
-"""The ratio of models that were given by name, without one."""
+"""The ratio of models that were given by name, without a ratio."""
 
 TABLES = (
     "summary", "alphas", "classes", "tests", "recalls", "dense", "pies", "groups", "probabilities", "drift", "at_risk",
@@ -34,8 +34,8 @@ class AuditTables:
       groups: a row per score, ratio, attribute, group and class.
       probabilities: a row per score, ratio and class: confidence, calibration and KL divergence; only with logits.
       drift: a row per score, ratio, class and predicted class: where the lost examples of a class went.
-      at_risk: a row per score and example of the highest risk according to the dense models alone.
-      warnings: sentences that a reader should know before the results.
+      at_risk: a row per score and example with the highest risk, according to the dense models alone.
+      warnings: sentences to read before the results.
       class_names: the name of every class.
       examples: number of test examples.
       level: confidence of every interval.
@@ -81,7 +81,7 @@ class AuditTables:
 
 
 def records(table: pd.DataFrame) -> list[Row]:
-    """The rows of a table as dicts that JSON can hold: what is undefined is None.
+    """Return the rows of a table as dicts that JSON can represent; undefined values are None.
 
     >>> records(pd.DataFrame({"score": ["random"], "alpha": [float("nan")]}))
     [{'score': 'random', 'alpha': None}]
