@@ -14,6 +14,7 @@ from experiments.storage.files import JSON
 
 _Settings = TypeVar("_Settings")
 Action = Literal["run", "status", "report"]
+_LEAST_HOURS = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,13 @@ class ClusterOptions:
         """Validate the options."""
         if self.jobs < 1:
             raise ValueError(f"jobs={self.jobs} must be at least 1")
+        if not self.hours > 0:
+            raise ValueError(f"hours={self.hours} must be positive")
+        if self.launch == "slurm" and self.hours < _LEAST_HOURS:
+            raise ValueError(
+                f"hours={self.hours} must be at least {_LEAST_HOURS} with --launch slurm: Slurm announces the end up "
+                "to 150 seconds earlier, and a job must have started by then"
+            )
         if self.shard and self.coordinator:
             raise ValueError(
                 f"shard={self.shard!r} cannot be combined with coordinator={self.coordinator!r}: the processes of one "

@@ -1,8 +1,12 @@
 """Submit a study as jobs: one for each equal part, through submitit (extra ``cluster``)."""
 
+import contextlib
+import math
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.cli.commands import ClusterOptions
@@ -19,13 +23,21 @@ class Part:
 
     def __call__(self) -> int:
         """Run the command; an exit status other than 0 fails the job."""
-        return subprocess.run(self.command, check=True).returncode
+        return subprocess.run(self.command, check=True, preexec_fn=_ignore_time_out).returncode
 
     def checkpoint(self) -> "Part":
         """The job that submitit submits after a preemption or a time-out."""
         import submitit  # noqa: PLC0415 an extra
 
         return submitit.helpers.DelayedSubmission(self)
+
+
+def _ignore_time_out() -> None:
+    """Ignore the signal that announces a time-out, which Slurm sends to every process of a job.
+
+    The process that runs ``Part`` answers it: it requeues the job, and then ends its command.
+    """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions, folder: Path) -> None:
@@ -49,14 +61,18 @@ def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions
     logs = folder / "jobs"
     limits = {f"{cluster.launch}_max_num_timeout": _TIMEOUTS}
     executor = submitit.AutoExecutor(folder=logs, cluster=cluster.launch, **limits)
-    executor.update_parameters(timeout_min=round(60 * cluster.hours), cpus_per_task=cluster.cpus, name=folder.name)
+    minutes = math.ceil(60 * cluster.hours)
+    executor.update_parameters(timeout_min=minutes, cpus_per_task=cluster.cpus, name=folder.name)
     if cluster.gpus:
         executor.update_parameters(gpus_per_node=cluster.gpus)
-    if cluster.launch == "slurm" and cluster.partition:
-        executor.update_parameters(slurm_partition=cluster.partition)
+    if cluster.launch == "slurm":
+        executor.update_parameters(slurm_additional_parameters={"requeue": True})  # some clusters default to not
+        if cluster.partition:
+            executor.update_parameters(slurm_partition=cluster.partition)
     command = [sys.executable, "-m", module, *given]
     parts = [Part([*command, "--shard", f"{i}/{cluster.jobs}"]) for i in range(cluster.jobs)]
-    jobs = executor.submit_array(parts)
+    with _outside_of_a_job():
+        jobs = executor.submit_array(parts)
     print(f"{len(jobs)} jobs, {', '.join(job.job_id for job in jobs)}; logs in {logs}", flush=True)
     if cluster.launch == "slurm":
         print(f"when they are done: python -m {module} report --out {folder}")
@@ -68,6 +84,27 @@ def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions
             "command to compute the missing stages"
         )
     subprocess.run([sys.executable, "-m", module, "report", "--out", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def _outside_of_a_job() -> Iterator[None]:
+    """Hide the variables of the Slurm job that this process runs in, whose limits new jobs would inherit."""
+    inherited = {}
+    if "SLURM_JOB_ID" in os.environ:
+        inherited = {name: os.environ.pop(name) for name in list(os.environ) if _of_a_job(name)}
+    try:
+        yield
+    finally:
+        os.environ.update(inherited)
+
+
+def _of_a_job(name: str) -> bool:
+    """Whether Slurm sets an environment variable in a job; users set SBATCH_ variables and SLURM_CONF.
+
+    >>> [_of_a_job(name) for name in ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_CONF", "SBATCH_ACCOUNT")]
+    [True, True, False, False]
+    """
+    return name.startswith(("SLURM_", "SLURMD_", "SRUN_")) and name not in ("SLURM_CONF", "SLURM_CLUSTERS")
 
 
 def without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:

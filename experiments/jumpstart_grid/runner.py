@@ -37,14 +37,21 @@ def run(folder: Path, grid: Grid, running: GridRunning, cluster: ClusterOptions 
 
     Raises:
       StoreError: the results cannot be written, or stages are missing at the end.
+      ValueError: processes of one program are named, or the part is not valid.
     """
+    cluster = cluster or ClusterOptions()
+    if cluster.coordinator or cluster.process_id is not None or cluster.num_processes is not None:
+        raise ValueError(
+            "coordinator, process_id and num_processes join processes to one program, which a grid does not need: its "
+            "stages are independent. Remove them and give every process a part with --shard i/n"
+        )
     engine = ENGINES[grid.kind]
+    (i, n), source = processes.shard_of(cluster.shard, os.environ, one_program=False)
     devices = _devices(engine)
-    (i, n), source = processes.shard_of(None if cluster is None else cluster.shard, os.environ, one_program=False)
     mine = engine.plan(grid)[i::n]
     work = missing(folder, grid, mine)
     if source:
-        print(source, flush=True)
+        print(source if mine else f"{source} is empty: nothing to compute", flush=True)
     changed = settings.record(
         folder, "jumpstart_grid", commands.to_json(grid), commands.to_json(running), note=bool(work)
     )
@@ -137,6 +144,15 @@ def status(folder: Path, grid: Grid, *, every: bool = False) -> None:
 
 def report(folder: Path, grid: Grid, running: GridRunning) -> None:
     """Rebuild tables and figures from the stored results, or from a table of cells."""
+    partial = running.table is None and missing(folder, grid, ENGINES[grid.kind].plan(grid))
+    _report(folder, grid, running)
+    if partial and not missing(folder, grid, ENGINES[grid.kind].plan(grid)):
+        # Another run has completed the grid meanwhile. Some of its tables may have been overwritten.
+        _report(folder, grid, running)
+
+
+def _report(folder: Path, grid: Grid, running: GridRunning) -> None:
+    """Write and print the tables and figures of what is stored now."""
     if running.table is not None:
         cells, maps = pd.read_csv(running.table), None
     else:
@@ -171,7 +187,8 @@ def collect(folder: Path, grid: Grid, name: str) -> pd.DataFrame:
 def _devices(engine: ModuleType) -> list[jax.Device]:
     """The devices to compute on: accelerators, or a CPU device for each core if the engine's steps are small.
 
-    Steps of some milliseconds are not faster with a second thread, but two stages at once are.
+    Processes that a launcher started on one node divide its GPUs. Steps of some milliseconds are not faster with
+    a second thread, but two stages at once are.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if engine.SMALL_STEPS:
@@ -179,6 +196,9 @@ def _devices(engine: ModuleType) -> list[jax.Device]:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
         with contextlib.suppress(RuntimeError):  # jax has its devices already
             jax.config.update("jax_num_cpu_devices", cores)
+    gpus = processes.local_gpus(os.environ, processes.gpus_of_node())
+    if gpus is not None and processes.launched(os.environ) > 1:
+        jax.config.update("jax_cuda_visible_devices", ",".join(map(str, gpus)))
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
         return devices[: cores if engine.SMALL_STEPS else 1]

@@ -114,8 +114,28 @@ def compute(
     """
     cluster = cluster or ClusterOptions()
     part, source = processes.shard_of(cluster.shard, os.environ)
-    processes.start(cluster.coordinator, cluster.process_id, cluster.num_processes)
-    processes.watch_peers()
+    separate = cluster.shard is not None
+    processes.start(cluster.coordinator, cluster.process_id, cluster.num_processes, separate=separate)
+    processes.watch_peers(cluster.coordinator)
+    try:
+        return _compute_part(folder, study, running, part, source, model=model, dataset=dataset, callbacks=callbacks)
+    except BaseException:
+        processes.give_up()
+        raise
+
+
+def _compute_part(
+    folder: Path,
+    study: Study,
+    running: Running,
+    part: tuple[int, int],
+    source: str,
+    *,
+    model: Model | None,
+    dataset: datasets.Dataset | None,
+    callbacks: Sequence[metrics.Callback],
+) -> dict[Coefficients, Evidence]:
+    """Compute the missing stages of a part of a study, and report what is stored."""
     first = processes.is_first()
     dataset = plan.load(study, running.data_dir) if dataset is None else dataset
     known = plan.known(study, dataset, model)
@@ -134,6 +154,9 @@ def compute(
     if missing := todo(folder, study, known, lab.chunk, part):
         raise store.StoreError(f"{len(missing)} stages are missing in {folder}; rerun the same command")
     processes.leave()
+    if not replicates.of_shard(study.replicates, part):
+        print(f"part {part[0]}/{part[1]} of {study.replicates} replicates is empty: nothing to compute", flush=True)
+        return {}
     return report(folder, study, running) if first else {}
 
 
@@ -247,21 +270,29 @@ def _on_epoch(
 
 def status(folder: Path, study: Study) -> None:
     """Print how many replicates of each stage are done."""
+    for stage, absent in _missing(folder, study):
+        print(f"{study.replicates - sum(map(len, absent)):4d} of {study.replicates}  {stage.title}")
+
+
+def _missing(folder: Path, study: Study) -> list[tuple[StudyStage, list[range]]]:
+    """Each stage of a study, once, with the replicates that it lacks."""
     known = results.known(folder, study)
-    seen = set()
-    for penalty in plan.coefficients(study):
-        for stage in plan.stages(study, known, penalty):
-            if stage.title in seen:
-                continue
-            seen.add(stage.title)
-            absent = store.missing(plan.root(folder), stage.kind, stage.settings, range(study.replicates))
-            done = study.replicates - sum(map(len, absent))
-            print(f"{done:4d} of {study.replicates}  {stage.title}")
+    stages = {
+        stage.title: stage for penalty in plan.coefficients(study) for stage in plan.stages(study, known, penalty)
+    }
+    wanted = range(study.replicates)
+    return [(one, store.missing(plan.root(folder), one.kind, one.settings, wanted)) for one in stages.values()]
 
 
 def report(folder: Path, study: Study, running: Running) -> dict[Coefficients, Evidence]:
     """Rebuild tables and figures from the stored results, and print the findings in the last lines."""
-    return reporting.write(folder, study, Console(width=None if sys.stdout.isatty() else 120), running.compare)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    partial = any(absent for _, absent in _missing(folder, study))
+    found = reporting.write(folder, study, console, running.compare)
+    if partial and not any(absent for _, absent in _missing(folder, study)):
+        # Another run has completed the study meanwhile. Some of its tables may have been overwritten.
+        found = reporting.write(folder, study, console, running.compare)
+    return found
 
 
 def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, source: str) -> str:

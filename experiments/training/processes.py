@@ -1,12 +1,16 @@
 """Join the processes of one program: JAX's distributed runtime under Slurm, Open MPI, Kubernetes and TPU pods."""
 
+import atexit
+import contextlib
 import json
 import os
 import re
+import secrets
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -14,23 +18,31 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-_SHARD_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_STEP")
+_RANKS = ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "TPU_WORKER_ID")  # mpirun in a Slurm job: both, Slurm's is the node's
+_MEETING_SECONDS = 60.0  # for the processes of a program to connect to the first one
 
 
-def start(coordinator: str | None = None, process_id: int | None = None, num_processes: int | None = None) -> None:
+def start(
+    coordinator: str | None = None,
+    process_id: int | None = None,
+    num_processes: int | None = None,
+    *,
+    separate: bool = False,
+) -> None:
     """Join the processes of one program; call it before anything uses a device.
 
     Without arguments, joins the processes that a launcher started, if ``launched`` counts several, and
-    otherwise does nothing. Every process uses the GPUs of its node that belong to it (``local_gpus``). If a
-    process ends early, the others end within seconds.
+    otherwise does nothing. Every process uses the GPUs of its node that belong to it (``local_gpus``).
 
     Args:
       coordinator: HOST:PORT of process 0.
       process_id: of this process, counted from 0.
       num_processes: in total.
+      separate: leave the processes of a launcher separate programs.
 
     Raises:
       ValueError: only some of the arguments are given, or ``process_id`` is out of range.
+      RuntimeError: JAX does not find the other processes of the launcher.
     """
     given = {"coordinator": coordinator, "process_id": process_id, "num_processes": num_processes}
     missing = [name for name, value in given.items() if value is None]
@@ -40,13 +52,21 @@ def start(coordinator: str | None = None, process_id: int | None = None, num_pro
         )
     if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise ValueError(f"process_id={process_id} must be in 0..{num_processes - 1}")
-    if missing and launched(os.environ) <= 1:
+    count = launched(os.environ)
+    if missing and (separate or count <= 1):
         return
     devices = local_gpus(os.environ, gpus_of_node())
-    if missing:
-        jax.distributed.initialize(local_device_ids=devices)
-    else:
+    if not missing:
         jax.distributed.initialize(coordinator, num_processes, process_id, local_device_ids=devices)
+        return
+    try:
+        jax.distributed.initialize(local_device_ids=devices)
+    except (ValueError, RuntimeError) as error:
+        package = "install jax[k8s], or " if in_indexed_job(os.environ) else ""
+        raise RuntimeError(
+            f"a launcher started {count} or more processes, but JAX cannot join them ({error}); {package}name them "
+            "with --coordinator, --num-processes and --process-id"
+        ) from error
 
 
 def launched(environment: Mapping[str, str]) -> int:
@@ -59,11 +79,16 @@ def launched(environment: Mapping[str, str]) -> int:
     >>> launched({"TPU_WORKER_HOSTNAMES": "a,b,c,d"})
     4
     """
-    counts = [int(environment.get(name, "1")) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
-    counts.append(len(environment.get("TPU_WORKER_HOSTNAMES", "localhost").split(",")))
-    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
-        counts.append(2)
-    return max(counts)
+    if "OMPI_COMM_WORLD_SIZE" in environment:  # in a Slurm job, mpirun starts its daemons as a step: one task a node
+        return int(environment["OMPI_COMM_WORLD_SIZE"])
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    hosts = len(environment.get("TPU_WORKER_HOSTNAMES", "localhost").split(","))
+    return max(tasks, hosts, 2 if in_indexed_job(environment) else 1)
+
+
+def in_indexed_job(environment: Mapping[str, str]) -> bool:
+    """Whether this process belongs to an indexed job of Kubernetes."""
+    return "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
 
 
 def local_gpus(environment: Mapping[str, str], node: int) -> list[int] | None:
@@ -91,8 +116,8 @@ def local_gpus(environment: Mapping[str, str], node: int) -> list[int] | None:
     if not seen:
         return None
     tasks, local = _tasks_of_node(environment)
-    node = max(node, int(environment.get("SLURM_GPUS_ON_NODE") or 0), seen)
-    if seen < node or tasks > seen:
+    of_step = int(environment.get("SLURM_GPUS_ON_NODE") or 0)  # those of the node that are the step's
+    if seen < (of_step or node) or tasks > seen:
         return list(range(seen))
     return list(range(local * seen // tasks, (local + 1) * seen // tasks))
 
@@ -145,15 +170,18 @@ def shard_of(
     Raises:
       ValueError: ``given`` is not i/n, or it is given to several processes of one launcher: the shell
         that wrote the command has usually replaced a variable in it, so all would compute the same part.
+        Or the task numbers of an array are not evenly spaced, so that they name no equal parts.
 
     >>> shard_of("1/4", {})
     ((1, 4), 'part 1/4 from --shard')
-    >>> shard_of(None, {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "8"})
+    >>> numbers = {"ID": "7", "MIN": "4", "MAX": "11", "STEP": "1", "COUNT": "8"}  # --array=4-11
+    >>> shard_of(None, {f"SLURM_ARRAY_TASK_{name}": number for name, number in numbers.items()})
     ((3, 8), 'part 3/8 from SLURM_ARRAY_TASK_ID')
     >>> shard_of(None, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, one_program=False)
     ((1, 2), 'part 1/2 from the process number')
     """
-    count = launched(environment)
+    # An indexed job does not say how many processes it has, and each has its own shell or its own $(VARIABLE).
+    count = 1 if in_indexed_job(environment) else launched(environment)
     if given is not None:
         if count > 1:
             raise ValueError(
@@ -162,15 +190,28 @@ def shard_of(
             )
         return parse_shard(given), f"part {given} from --shard"
     index, parts, source = 0, 1, ""
-    identifier, low, size, step = (environment.get(name) for name in _SHARD_ARRAY)
-    if identifier is not None and size is not None:
-        index, parts = (int(identifier) - int(low or 0)) // int(step or 1), int(size)
+    if "SLURM_ARRAY_TASK_COUNT" in environment:
+        index, parts = _part_of_array(environment)
         source = f"part {index}/{parts} from SLURM_ARRAY_TASK_ID"
     if count > 1 and not one_program:
-        rank = int(environment.get("SLURM_PROCID") or environment.get("OMPI_COMM_WORLD_RANK") or "0")
+        rank = int(next((environment[name] for name in _RANKS if name in environment), "0"))
         index, parts = index * count + rank, parts * count
         source = f"part {index}/{parts} from the process number"
     return (index, parts), source
+
+
+def _part_of_array(environment: Mapping[str, str]) -> tuple[int, int]:
+    """The part (i, n) that a task of a Slurm array computes."""
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP")
+    task, low, high, step = (int(environment[name]) for name in names)
+    count = int(environment["SLURM_ARRAY_TASK_COUNT"])
+    if (high - low) // step + 1 != count:  # of --array=3,7 Slurm says that the step is 1
+        raise ValueError(
+            f"SLURM_ARRAY_TASK_ID={task} of {count} tasks between {low} and {high} names no part, because the tasks "
+            f"are not evenly spaced; give the part, such as --shard $SLURM_ARRAY_TASK_ID/{high + 1}, or resubmit the "
+            "whole array: completed stages are not computed again"
+        )
+    return (task - low) // step, count
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
@@ -188,24 +229,35 @@ def parse_shard(shard: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
-def watch_peers() -> None:
+def watch_peers(coordinator: str | None = None) -> None:
     """End this process with a sentence as soon as another process of the program ends early.
 
     Process 0 accepts a connection of every other process. The system closes the connection when a
-    process ends, however it ends. A process that has finished its work calls ``leave`` first.
+    process ends, however it ends. A process that has finished its work calls ``leave`` first; one that
+    has failed calls ``give_up``.
+
+    Args:
+      coordinator: HOST:PORT of process 0, if it was named.
     """
-    if jax.process_count() == 1:
+    others = jax.process_count() - 1
+    if not others:
         return
-    listening = socket.create_server(("", 0)) if is_first() else None
-    host, port = agree([socket.gethostname(), listening.getsockname()[1] if listening else 0])
-    if listening is not None:
-        for _ in range(jax.process_count() - 1):
-            connection, _ = listening.accept()
-            _watch(connection)
+    listening = _listen() if is_first() else None
+    names = [coordinator.rpartition(":")[0]] if coordinator else []
+    port = 0 if listening is None else listening.getsockname()[1]
+    hosts, port, token = agree([[*names, *_names_of_this_host()], port, secrets.token_hex(16)])
+    if listening is None:
+        connected = _connect(hosts, port, token.encode())
     else:
-        connection = socket.create_connection((host, port), timeout=60)
-        connection.settimeout(None)
-        _watch(connection)
+        with listening:
+            connected = _accept(listening, others, token.encode())
+    if not connected:
+        print(
+            "warning: not all processes could connect to the first one; if one is killed, the others end only when "
+            "JAX misses its heartbeat, after some two minutes",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 _CONNECTIONS: list[socket.socket] = []
@@ -214,13 +266,80 @@ _CONNECTIONS: list[socket.socket] = []
 def leave() -> None:
     """Tell the other processes that this one has finished, so that its end does not stop them."""
     for connection in _CONNECTIONS:
-        try:
+        with contextlib.suppress(OSError):
             connection.sendall(b"done")
-        except OSError:
-            continue
+
+
+def give_up() -> None:
+    """Stop the other processes at once, because this one has failed.
+
+    This process then ends without waiting for the others at the exit of JAX, which takes five minutes.
+    """
+    for connection in _CONNECTIONS:
+        with contextlib.suppress(OSError):
+            connection.sendall(b"fail")
+    if jax.process_count() > 1:
+        atexit.register(_end_now)
+
+
+def _end_now() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _listen() -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
+
+
+def _names_of_this_host() -> list[str]:
+    """Names and addresses under which other hosts may reach this one, the likeliest first.
+
+    A host name alone is not enough: it may be unknown to other hosts, or mean 127.0.1.1.
+    """
+    names = [os.environ.get("SLURMD_NODENAME", ""), socket.gethostname(), socket.getfqdn()]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing; the system chooses the address that leads outside
+        names.append(probe.getsockname()[0])
+    return list(dict.fromkeys(filter(None, names)))
+
+
+def _accept(listening: socket.socket, others: int, token: bytes) -> bool:
+    """Watch the connections of the other processes; others that connect to the port are turned away."""
+    deadline = time.monotonic() + _MEETING_SECONDS
+    while len(_CONNECTIONS) < others and (left := deadline - time.monotonic()) > 0:
+        listening.settimeout(left)
+        with contextlib.suppress(OSError):
+            connection, _ = listening.accept()
+            connection.settimeout(5)
+            if connection.recv(len(token), socket.MSG_WAITALL) == token:
+                connection.sendall(token)
+                _watch(connection)
+            else:
+                connection.close()
+    return len(_CONNECTIONS) == others
+
+
+def _connect(hosts: Sequence[str], port: int, token: bytes) -> bool:
+    """Connect to the first process, under the first of its names that works."""
+    deadline = time.monotonic() + _MEETING_SECONDS
+    for host in hosts:
+        with contextlib.suppress(OSError):
+            left = max(1.0, deadline - time.monotonic())
+            connection = socket.create_connection((host, port), timeout=min(10.0, left))
+            connection.sendall(token)
+            connection.settimeout(left)
+            if connection.recv(len(token), socket.MSG_WAITALL) == token:
+                _watch(connection)
+                return True
+            connection.close()
+    return False
 
 
 def _watch(connection: socket.socket) -> None:
+    connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     _CONNECTIONS.append(connection)
 

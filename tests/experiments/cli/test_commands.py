@@ -91,6 +91,31 @@ def test_launching_and_a_shard_exclude_each_other():
         ClusterOptions(jobs=0)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"launch": "slurm", "hours": 0.01}, r"hours=0\.01 must be at least 0\.05 with --launch slurm"),
+        ({"launch": "local", "hours": 0.0}, r"hours=0\.0 must be positive"),
+        ({"hours": float("nan")}, r"hours=nan must be positive"),
+    ],
+)
+def test_a_time_limit_that_no_job_can_keep_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        ClusterOptions(**given)
+
+
+def test_a_job_of_a_job_does_not_inherit_its_limits(monkeypatch):
+    """But the variables that the user sets for sbatch, and those of the cluster, stay."""
+    kept = {"SBATCH_ACCOUNT": "me", "SLURM_CONF": "/etc/slurm.conf", "HOME": "/home/me"}
+    for name, value in {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "2", "SRUN_CPUS_PER_TASK": "2", **kept}.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    with launch._outside_of_a_job():
+        assert not [name for name in os.environ if name.startswith(("SLURM_J", "SLURM_CP", "SRUN_"))]
+        assert {name: os.environ[name] for name in kept} == kept
+    assert dict(os.environ) == before
+
+
 @pytest.mark.slow
 def test_jobs_of_the_local_launcher_compute_every_part_once(tmp_path):
     """Two jobs of one seed each; the report that follows has both, and no stage is computed twice."""
