@@ -59,6 +59,8 @@ def start(
     if not missing:
         jax.distributed.initialize(coordinator, num_processes, process_id, local_device_ids=devices)
         return
+    if port := _port_of_step(os.environ):
+        os.environ.setdefault("JAX_COORDINATOR_PORT", port)
     try:
         jax.distributed.initialize(local_device_ids=devices)
     except (ValueError, RuntimeError) as error:
@@ -84,6 +86,18 @@ def launched(environment: Mapping[str, str]) -> int:
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     hosts = len(environment.get("TPU_WORKER_HOSTNAMES", "localhost").split(","))
     return max(tasks, hosts, 2 if in_indexed_job(environment) else 1)
+
+
+def _port_of_step(environment: Mapping[str, str]) -> str | None:
+    """A port for the processes of a Slurm step; JAX's own choice is the same for all steps of a job.
+
+    >>> [_port_of_step({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": step}) for step in ("0", "1")]
+    ['61447', '62064']
+    """
+    if "OMPI_COMM_WORLD_SIZE" in environment or "SLURM_STEP_ID" not in environment:
+        return None
+    number = int(environment["SLURM_JOB_ID"]) + 617 * int(environment["SLURM_STEP_ID"])
+    return str(65536 - 2**12 + number % 2**12)
 
 
 def in_indexed_job(environment: Mapping[str, str]) -> bool:

@@ -185,6 +185,14 @@ def task_of(out, rank):
     raise AssertionError(f"no task {rank}")
 
 
+def test_two_programs_of_one_slurm_job_do_not_meet(slurm, run, single, tmp_path):
+    step = "srun --overlap -n 2 " + " ".join([*RECALL, *TINY, "--out"])
+    script = f"{step} {tmp_path}/a & first=$!; {step} {tmp_path}/b && wait $first"
+    run("sbatch", "--wait", "-N1", "-n2", "-o", str(tmp_path / "log"), "--wrap", script)
+    for name in "ab":
+        assert_same_study(tmp_path / name, single)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_task_ends_the_others_within_seconds(slurm, run, rank, tmp_path):
     out = tmp_path / "run"
