@@ -6,38 +6,81 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.cli.commands import ClusterOptions
+from experiments.storage.files import PARTIAL
 
 _TIMEOUTS = 100  # how often a job may reach its time limit and be requeued; submitit's own limit is 3
 _OWN = ("--launch", "--jobs", "--partition", "--gpus", "--cpus", "--hours")
 
 
 class Part:
-    """A job that computes one part of a study; after a time-out it is submitted again and resumes."""
+    """A job that computes one part of a study; after a time-out it is submitted again and resumes.
 
-    def __init__(self, command: Sequence[str]):
+    Attributes:
+      command: computes the part.
+      folder: of the results.
+      hours: time limit.
+      began: when this job started, and the stages that were complete then.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path, hours: float):
         self.command = list(command)
+        self.folder = folder.absolute()
+        self.hours = hours
+        self.began: tuple[float, frozenset[Path]] = (0.0, frozenset())
 
     def __call__(self) -> int:
         """Run the command; an exit status other than 0 fails the job."""
-        return subprocess.run(self.command, check=True, preexec_fn=_ignore_time_out).returncode
+        self.began = (time.time(), self._complete())
+        with _deaf_to_time_outs():
+            process = subprocess.Popen(self.command)
+        with process:
+            try:
+                status = process.wait()
+            except BaseException:
+                process.kill()
+                raise
+        if status:
+            raise subprocess.CalledProcessError(status, self.command)
+        return status
 
     def checkpoint(self) -> "Part":
-        """The job that submitit submits after a preemption or a time-out."""
+        """The job that submitit submits after a preemption or a time-out.
+
+        Raises:
+          RuntimeError: the job reached its time limit before any stage was completed, and so would the next.
+        """
         import submitit  # noqa: PLC0415 an extra
 
+        start, complete = self.began
+        if time.time() - start > 1800 * self.hours and self._complete() == complete:  # not a preemption
+            raise RuntimeError(
+                f"no stage was completed within the time limit of {self.hours:g} hours, so the job is not requeued; "
+                "give more --hours, or make the stages shorter with a smaller --chunk, and rerun the same command"
+            )
         return submitit.helpers.DelayedSubmission(self)
 
+    def _complete(self) -> frozenset[Path]:
+        """The complete stages of the folder, of this part and of others."""
+        return frozenset(path for path in self.folder.glob("store/*/*-*") if PARTIAL not in path.name)
 
-def _ignore_time_out() -> None:
-    """Ignore the signal that announces a time-out, which Slurm sends to every process of a job.
 
-    The process that runs ``Part`` answers it: it requeues the job, and then ends its command.
+@contextlib.contextmanager
+def _deaf_to_time_outs() -> Iterator[None]:
+    """Block the signal that announces a time-out; processes that are started meanwhile never receive it.
+
+    Slurm sends it to every process of a job. The one that runs ``Part`` answers it: it requeues the job and then
+    ends its command, which must not have ended by itself, as a failure.
     """
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions, folder: Path) -> None:
@@ -70,7 +113,8 @@ def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions
         if cluster.partition:
             executor.update_parameters(slurm_partition=cluster.partition)
     command = [sys.executable, "-m", module, *given]
-    parts = [Part([*command, "--shard", f"{i}/{cluster.jobs}"]) for i in range(cluster.jobs)]
+    shards = [f"{i}/{cluster.jobs}" for i in range(cluster.jobs)]
+    parts = [Part([*command, "--shard", shard], folder, cluster.hours) for shard in shards]
     with _outside_of_a_job():
         jobs = executor.submit_array(parts)
     print(f"{len(jobs)} jobs, {', '.join(job.job_id for job in jobs)}; logs in {logs}", flush=True)

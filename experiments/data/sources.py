@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,17 +121,44 @@ def table(path: Path) -> tuple[Labelled, None, tuple[str, ...]]:
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError) as error:
-        raise ValueError(f"table:{path} cannot be read as CSV or parquet: {error}") from error
+        raise ValueError(f"table:{path} cannot be read as CSV with commas, or parquet: {error}") from error
     if frame.shape[1] < 2:
-        raise ValueError(f"table:{path} has {frame.shape[1]} columns; it needs features and a class")
+        raise ValueError(
+            f"table:{path} has {frame.shape[1]} columns, separated by commas; it needs features and a class"
+        )
     if (lacking := frame.columns[frame.isna().any()]).size:
         raise ValueError(f"table:{path} has missing values in {', '.join(map(str, lacking))}; fill or drop these rows")
-    target = next((name for name in ("label", "class", "target") if name in frame), frame.columns[-1])
+    named = [name for name in ("label", "class", "target") if name in frame]
+    if len(named) > 1:
+        raise ValueError(f"table:{path} has the columns {' and '.join(named)}; rename or drop all but the class")
+    target = named[0] if named else frame.columns[-1]
+    _check_columns(path, frame, target)
     names = sorted(frame[target].unique(), key=lambda value: (isinstance(value, str), value))
     labels = frame[target].map({name: number for number, name in enumerate(names)}).to_numpy(np.int32)
     features = pd.get_dummies(frame.drop(columns=target)).to_numpy(np.float32)
     train, _, named = checked(f"table:{path}", {"x_train": features, "y_train": labels}, list(map(str, names)))
     return train, None, named
+
+
+def _check_columns(path: Path, frame: Any, target: Hashable) -> None:
+    """Refuse columns of a table that would be used in a way that is not meant."""
+    import pandas as pd  # noqa: PLC0415
+
+    classes = frame[target]
+    if pd.api.types.is_float_dtype(classes) and (classes % 1 != 0).any():
+        raise ValueError(
+            f"table:{path}: the class column {target!r} has numbers such as {classes[classes % 1 != 0].iloc[0]}; "
+            "classes are text or whole numbers, and a column called label, class or target is used before the last one"
+        )
+    for name, column in frame.drop(columns=target).items():
+        if pd.api.types.is_datetime64_any_dtype(column):
+            raise ValueError(f"table:{path}: column {name!r} has dates; replace it by numbers or drop it")
+        several = column.nunique()
+        if not pd.api.types.is_numeric_dtype(column) and several > max(20, len(frame) // 4):
+            raise ValueError(
+                f"table:{path}: column {name!r} has {several} different texts in {len(frame)} rows, each of which "
+                "would become a feature; group them or drop the column"
+            )
 
 
 def checked(
@@ -177,16 +204,20 @@ def checked(
 def _checked_split(name: str, split: str, inputs: ArrayLike, labels: ArrayLike) -> Labelled:
     x, y = np.asarray(inputs), np.asarray(labels)
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(f"{name}: y_{split} has dtype {y.dtype} and shape {y.shape}; it must be integers (examples,)")
+        raise ValueError(
+            f"{name}: y_{split} has dtype {y.dtype} and shape {y.shape}; it must be integers (examples,). Number other "
+            "labels with numpy.unique(labels, return_inverse=True)"
+        )
     if (y < 0).any():
         raise ValueError(f"{name}: y_{split} has the label {y.min()}; number the classes from 0")
     if x.ndim and len(x) != len(y):
         raise ValueError(
             f"{name}: x_{split} has {len(x)} examples and y_{split} has {len(y)} labels; they must be as many"
         )
-    if x.ndim not in (2, 3, 4) or not (np.issubdtype(x.dtype, np.number) or x.dtype == bool):
+    real = x.dtype == bool or (np.issubdtype(x.dtype, np.number) and not np.issubdtype(x.dtype, np.complexfloating))
+    if x.ndim not in (2, 3, 4) or not real:
         raise ValueError(
-            f"{name}: x_{split} has dtype {x.dtype} and shape {x.shape}; it must be numbers of shape "
+            f"{name}: x_{split} has dtype {x.dtype} and shape {x.shape}; it must be real numbers of shape "
             f"({len(y)}, features), ({len(y)}, height, width) or ({len(y)}, height, width, channels)"
         )
     x = x if x.dtype == np.uint8 and x.ndim > 2 else x.astype(np.float32)

@@ -138,11 +138,12 @@ def test_a_failed_job_is_an_error_that_names_its_log(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_that_reaches_its_time_limit_is_requeued_and_its_program_ends(tmp_path, monkeypatch):
-    """The program waits forever the first time, and ends at once the second time and for the report."""
+    """The program completes a stage and waits the first time, and ends at once the second time and for the report."""
     pytest.importorskip("submitit", reason="needs the extra cluster")
     (tmp_path / "waiting.py").write_text(
         "import os, pathlib, sys, time\n"
         "here = pathlib.Path(__file__).parent\n"
+        "(here / 'out/store/dense/00000-00001').mkdir(parents=True, exist_ok=True)\n"
         "with open(here / 'calls', 'a') as file: print(os.getpid(), *sys.argv[1:], file=file)\n"
         "while len((here / 'calls').read_text().splitlines()) == 1: time.sleep(0.1)\n"
     )
@@ -153,6 +154,36 @@ def test_a_job_that_reaches_its_time_limit_is_requeued_and_its_program_ends(tmp_
     assert report[1] == "report"
     with pytest.raises(ProcessLookupError):
         os.kill(int(first[0]), 0)
+
+
+def test_the_command_of_a_job_does_not_receive_the_signal_of_a_time_out(tmp_path):
+    """Slurm sends it to all processes of a job, to the command perhaps first."""
+    script = "import os, signal; os.kill(os.getpid(), signal.SIGUSR2); print('still here', file=open('log', 'w'))"
+    program = f"import os, sys; os.chdir({str(tmp_path)!r}); {script}"
+    assert launch.Part([sys.executable, "-c", program], tmp_path, hours=1)() == 0
+    assert (tmp_path / "log").read_text() == "still here\n"
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 3"):
+        launch.Part([sys.executable, "-c", "raise SystemExit(3)"], tmp_path, hours=1)()
+
+
+def test_a_job_that_completes_no_stage_within_its_time_limit_is_not_requeued(tmp_path, monkeypatch):
+    """But it is after a preemption, which comes earlier, and if a stage was completed."""
+    submitit = pytest.importorskip("submitit", reason="needs the extra cluster")
+    now = 1000.0
+    monkeypatch.setattr(launch.time, "time", lambda: now)
+    part = launch.Part([sys.executable, "-c", "pass"], tmp_path, hours=1)
+    (tmp_path / "store" / "dense-0" / "00000-00001").mkdir(parents=True)
+    (tmp_path / "store" / "dense-0" / "00001-00002.partial-1").mkdir()
+    part()
+    now += 600
+    assert isinstance(part.checkpoint(), submitit.helpers.DelayedSubmission)
+    now += 2900
+    with pytest.raises(
+        RuntimeError, match=r"no stage was completed within the time limit of 1 hours.*more --hours, or"
+    ):
+        part.checkpoint()
+    (tmp_path / "store" / "dense-0" / "00001-00002").mkdir()
+    assert isinstance(part.checkpoint(), submitit.helpers.DelayedSubmission)
 
 
 def test_a_job_may_reach_its_time_limit_often(tmp_path, monkeypatch):

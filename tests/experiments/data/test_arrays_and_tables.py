@@ -58,6 +58,11 @@ def test_a_table_has_its_class_in_the_column_label_or_the_last_one(tmp_path, suf
         ({"x_train": X, "y_train": Y - 1}, "y_train has the label -1; number the classes from 0"),
         ({"x_train": X, "y_train": 2 * Y}, "numbered 0 to 4 without a gap; 1 has no example"),
         ({"x_train": X, "y_train": 0 * Y}, "two or more classes"),
+        ({"x_train": X.astype(complex), "y_train": Y}, "x_train has dtype complex128 .* must be real numbers"),
+        (
+            {"x_train": X, "y_train": Y.astype(str)},
+            r"y_train has dtype <U\d+ .* Number other labels with numpy\.unique",
+        ),
         ({"x_train": np.where(X == 7, np.nan, X), "y_train": Y}, r"not finite, the first at \[1, 3\]; fill them"),
         ({"x_train": X, "y_train": Y, "x_test": X[:, :2], "y_test": Y}, r"x_test has examples of shape \(2,\)"),
     ],
@@ -65,6 +70,31 @@ def test_a_table_has_its_class_in_the_column_label_or_the_last_one(tmp_path, suf
 def test_arrays_that_cannot_be_used_are_refused_by_name(arrays, message):
     with pytest.raises(ValueError, match=message):
         datasets.of_arrays(arrays)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"a": range(40), "y": [0.5 * i for i in range(40)]},
+            r"the class column 'y' has numbers such as 0\.5; classes are",
+        ),
+        ({"a": range(40), "class": range(40), "label": [0, 1] * 20}, "has the columns label and class; rename or drop"),
+        ({"a": range(40), "id": [f"p{i}" for i in range(40)], "y": [0, 1] * 20}, "column 'id' has 40 different texts"),
+        ({"a;b": range(40)}, "has 1 columns, separated by commas; it needs features and a class"),
+    ],
+)
+def test_a_table_whose_columns_would_be_misread_is_refused(tmp_path, columns, message):
+    pd.DataFrame(columns).to_csv(tmp_path / "mine.csv", index=False)
+    with pytest.raises(ValueError, match=message):
+        datasets.load(f"table:{tmp_path / 'mine.csv'}")
+
+
+def test_a_column_of_dates_is_refused(tmp_path):
+    dates = pd.date_range("2020-01-01", periods=40)
+    pd.DataFrame({"when": dates, "y": [0, 1] * 20}).to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(ValueError, match="column 'when' has dates; replace it by numbers or drop it"):
+        datasets.load(f"table:{tmp_path / 'mine.parquet'}")
 
 
 def test_a_file_that_is_not_there_or_not_readable_is_named(tmp_path):
