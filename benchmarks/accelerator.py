@@ -32,16 +32,16 @@ class Sizes(NamedTuple):
     """What is measured; smaller on a machine where it is only tried out.
 
     Attributes:
-      scores: of the selections.
+      scores: scores of the selections.
       trained: networks of the steps with and without ``prune``.
-      transformer: of about 1e8 parameters.
-      tokens: of its batch, (examples, length).
+      transformer: transformer of about 1e8 parameters.
+      tokens: tokens of its batch, (examples, length).
       penalized: with the largest ratio to the step without the penalty.
-      replicates: of the vmapped updates and of the step.
+      replicates: replicates of the vmapped updates and of the step.
       replicated: network of that step.
       halved: models of which channels are removed.
       updated: weights of the update alone.
-      pairs: of a step with and without ``prune``.
+      pairs: pairs of a step with and without ``prune``.
     """
 
     scores: tuple[int, ...] = (10**6, 10**7, 10**8, 10**9)

@@ -25,8 +25,8 @@ class Curve(NamedTuple):
     """One figure.
 
     Attributes:
-      name: of the files.
-      title: of the figure.
+      name: name of the files.
+      title: title of the figure.
       x: what grows, with its unit.
       y: what it costs, with its unit.
       series: by name, the points measured.

@@ -164,7 +164,7 @@ def stepper(
       module: trained in place.
       images: channels last, or (batch, features).
       labels: (batch,).
-      coefficient: of the jumpstart penalty; 0 leaves it out.
+      coefficient: coefficient of the jumpstart penalty; 0 leaves it out.
       compiled: whether forward and backward pass go through ``torch.compile``.
 
     Returns:

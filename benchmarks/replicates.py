@@ -31,7 +31,7 @@ class Run(NamedTuple):
 
     Attributes:
       params: initial parameters by path.
-      orders: of the training examples, an array an epoch.
+      orders: orders of the training examples, an array an epoch.
     """
 
     params: dict[str, np.ndarray]

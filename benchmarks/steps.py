@@ -67,7 +67,7 @@ class Network(NamedTuple):
       name: for the table.
       create: key -> our model.
       twin: () -> the torch module.
-      shape: of one example, channels last.
+      shape: shape of one example, channels last.
       batch: examples a step.
       flattened: what our model flattens before ``dense1``, channels last.
       named: our parameters by the twin's paths.
@@ -148,8 +148,8 @@ def program(
     Args:
       network: what is trained.
       *links: after the optimizer, such as ``jprune.prune(...)``.
-      coefficient: of the jumpstart penalty, from the same forward pass; 0 leaves it out.
-      seed: of the initial weights.
+      coefficient: coefficient of the jumpstart penalty, from the same forward pass; 0 leaves it out.
+      seed: seed of the initial weights.
 
     Returns:
       (params, statistics, optimizer state), and (state, images, labels) -> (state, loss).

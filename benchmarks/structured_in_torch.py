@@ -34,7 +34,7 @@ def rows(steps: int = 468, fine_tuning: int = 234) -> list[Row]:
     """Time to find the groups of both networks; the notes have what was kept and the accuracies.
 
     Args:
-      steps: of dense training.
+      steps: steps of dense training.
       fine_tuning: steps after pruning.
     """
     block = structured.transformer_block(batch=1)

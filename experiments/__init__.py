@@ -1,1 +1,1 @@
-"""The studies, run as `python -m experiments.NAME`; jprune never imports this package."""
+"""The studies, run as `python -m experiments.NAME`. jprune does not import this package."""

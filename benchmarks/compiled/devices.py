@@ -34,7 +34,7 @@ class Target(NamedTuple):
     Attributes:
       name: for tables.
       devices: as described.
-      bandwidth: of the memory of one of them, in bytes a second.
+      bandwidth: bandwidth of the memory of one of them, in bytes a second.
       gpu: whether they are GPUs.
     """
 

@@ -26,7 +26,7 @@ class Kernel:
 
     Attributes:
       op: the operation, such as "fusion" or "all-reduce".
-      name: of the instruction.
+      name: name of the instruction.
       read: bytes of its operands; more than it reads where it slices them.
       written: bytes of its result.
     """

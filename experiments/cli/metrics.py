@@ -12,11 +12,11 @@ from experiments.storage import files
 
 Callback = Callable[[str, range, int, Mapping[str, np.ndarray]], None]
 """Called after each epoch with the stage's title, its replicates, the epoch counted from 1, and a dict from metric to
-float32 values, one for each replicate. docs/how-to/reproduce.md has the callback of three lines for another tracker."""
+float32 values, one for each replicate. docs/how-to/reproduce.md shows a callback for another tracker."""
 
 
 def to_csv(folder: Path) -> Callback:
-    """Append a row a replicate and epoch to ``metrics.csv`` in a folder.
+    """Return a callback that appends a row per replicate and epoch to ``metrics.csv`` in a folder.
 
     Raises (when called):
       StoreError: the file cannot be written; the message names it.
@@ -33,7 +33,7 @@ def to_csv(folder: Path) -> Callback:
 
 
 def to_tensorboard(folder: Path) -> Callback | None:
-    """Write the mean over replicates of each metric as TensorBoard files; None without the extra ``tensorboard``.
+    """Return a callback that writes the mean of each metric to TensorBoard; None without the extra ``tensorboard``.
 
     Every stage is a separate run. A loss that is not finite is left out of the mean.
     """

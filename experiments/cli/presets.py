@@ -1,4 +1,4 @@
-"""Presets: named settings, each made by a function whose docstring has command, cost and expected results."""
+"""Presets: named settings. Each is made by a function whose docstring has the command, cost and expected results."""
 
 import inspect
 import textwrap
@@ -16,7 +16,7 @@ class Presets(Generic[_Settings]):
         self._descriptions: dict[str, str] = {}
 
     def preset(self, make: Callable[[], _Settings]) -> Callable[[], _Settings]:
-        """Register a preset under the name of its function; a decorator.
+        """Register a preset under the name of its function, as a decorator.
 
         Raises:
           ValueError: the name is taken.
@@ -39,7 +39,7 @@ class Presets(Generic[_Settings]):
         return list(self._makers)
 
     def get(self, name: str) -> _Settings:
-        """The settings of a preset.
+        """Return the settings of a preset.
 
         Raises:
           ValueError: no preset has this name.
@@ -49,7 +49,7 @@ class Presets(Generic[_Settings]):
         return self._makers[name]()
 
     def describe(self, name: str) -> str:
-        """Description of a preset: its command, its cost and the expected numbers.
+        """Return the description of a preset: its command, cost and expected results.
 
         Raises:
           KeyError: no preset has this name.
@@ -57,5 +57,5 @@ class Presets(Generic[_Settings]):
         return self._descriptions[name]
 
     def listing(self) -> str:
-        """Every preset with its description."""
+        """List every preset with its description."""
         return "\n\n".join(f"{name}\n{textwrap.indent(self.describe(name), '  ')}" for name in self._makers)

@@ -28,7 +28,7 @@ class Progress(NamedTuple):
 
 
 class _Meter:
-    """Units of work done, and the rates of the current stage after its first report, which includes compiling."""
+    """Units of work done, and the rates of the current stage, without its first report, which includes compiling."""
 
     def __init__(self, total: int):
         self.began, self.total, self.done = time.monotonic(), max(total, 1), 0
@@ -47,20 +47,20 @@ class _Meter:
         self.last, self.reports = now, self.reports + 1
 
     def rates(self) -> str:
-        """Steps and examples a second; empty before the second report of a stage."""
+        """Return steps and examples per second; empty before the second report of a stage."""
         if not self.seconds or not self.steps:
             return ""
         return f"{self.steps / self.seconds:,.0f} steps/s, {self.examples / self.seconds:,.0f} examples/s"
 
     def remaining(self) -> str:
-        """The time left at the pace so far, compiling included; empty before the first report."""
+        """Return the time left at the average pace, including compiling; empty before the first report."""
         if not self.done:
             return ""
         return f"{duration((self.total - self.done) * (time.monotonic() - self.began) / self.done)} left"
 
 
 def duration(seconds: float) -> str:
-    """A duration in the unit that fits it.
+    """Format a duration in a suitable unit.
 
     >>> duration(42), duration(600), duration(7200)
     ('42 s', '10 min', '2.0 h')
@@ -72,7 +72,7 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress(total: int, unit: str, *, quiet: bool = False, console: Console | None = None) -> Iterator[Progress]:
-    """Show how much of the work is done, the current stage, its rates and the time left.
+    """Show the fraction of work done, the current stage, its rates and the time left.
 
     Args:
       total: units of work.
@@ -114,13 +114,13 @@ def progress(total: int, unit: str, *, quiet: bool = False, console: Console | N
 
 @contextlib.contextmanager
 def _bar(total: int, unit: str, console: Console) -> Iterator[Progress]:
-    """A bar for a terminal. The stage and the rates are on separate lines, so that 80 columns suffice."""
+    """Show a bar in a terminal, with the stage and the rates on separate lines, so that 80 columns suffice."""
     columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
     meter = _Meter(total)
     rates = Text(no_wrap=True)
 
     class Display(rich.progress.Progress):
-        """The bar, and under it the rates of the current stage."""
+        """A bar with the rates of the current stage below it."""
 
         def get_renderables(self) -> Iterator[RenderableType]:
             yield from super().get_renderables()

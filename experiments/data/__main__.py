@@ -13,11 +13,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``python -m experiments.data``; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.data",
-        description="Download and prepare data sets with TensorFlow Datasets; this needs TensorFlow, reading does not.",
+        description="Download and prepare data sets with TensorFlow Datasets. This needs TensorFlow; reading does not.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="download a data set and write it as ArrayRecord")
-    prepare.add_argument("name", help="such as cifar100; package.module:NAME for your own builder")
+    prepare.add_argument("name", help="data set, such as cifar100; package.module:NAME for your own builder")
     prepare.add_argument("--data-dir", type=Path, help="TFDS folder (default: ~/tensorflow_datasets)")
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""Normalization and augmentation of image batches: pure functions, for use inside jit."""
+"""Normalize and augment batches of images: pure functions, for use inside jit."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ def normalise(images: jax.Array, mean: jax.Array | np.ndarray, std: jax.Array | 
     Args:
       images: (..., channels), any real dtype.
       mean: (channels,), in the units of the images.
-      std: of each channel, (channels,).
+      std: standard deviation of each channel, (channels,).
 
     Returns:
       (..., channels) float32.
@@ -26,10 +26,10 @@ def normalise(images: jax.Array, mean: jax.Array | np.ndarray, std: jax.Array | 
 
 
 def augment(key: jax.Array, images: jax.Array, *, pad: int = 4) -> jax.Array:
-    """Flip every image left to right with probability 1/2, pad it with zeros, and crop it at a random place.
+    """Flip every image left to right with probability 1/2, pad it with zeros, and crop it at a random position.
 
-    As He et al. 2016 augment CIFAR: the padding is black, so this comes before ``normalise``. The same
-    key gives the same images, to the last bit, on every platform.
+    This is the augmentation of He et al. 2016 for CIFAR. The padding is black, so call it before ``normalise``. The
+    same key gives bit-for-bit the same images on every platform.
 
     Args:
       key: jax.random key.

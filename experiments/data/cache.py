@@ -1,7 +1,7 @@
 """Arrays cached on disk, memory-mapped, each with a checksum.
 
-An entry is a folder: an .npy file for every array and ``contents.json``, which lists them with their
-SHA-256 and is written last. An entry that does not agree with it counts as absent.
+An entry is a folder with an .npy file for every array and ``contents.json``, which lists them with their SHA-256 and is
+written last. An entry whose files do not match it is treated as absent.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ class Rows(NamedTuple):
     """An array that is computed row by row.
 
     Attributes:
-      shape: of the whole array; the first axis counts the rows.
-      dtype: of an entry.
+      shape: shape of the whole array; the first axis counts the rows.
+      dtype: dtype of an entry.
       blocks: the rows in order, several at a time, each (several, *shape[1:]).
     """
 
@@ -40,10 +40,10 @@ def cached(
     """Read arrays from the cache; compute and store them if they are missing or a checksum is wrong.
 
     Args:
-      folder: of the cache; created if it does not exist.
-      name: of the entry, readable; part of the name of its folder.
-      identity: JSON of everything that decides the arrays.
-      make: makes the arrays.
+      folder: folder of the cache; created if it does not exist.
+      name: name of the entry, readable; part of the name of its folder.
+      identity: JSON of everything that determines the arrays.
+      make: function that computes the arrays.
 
     Returns:
       A dict of read-only memory-mapped arrays.
@@ -65,7 +65,7 @@ def cached(
 
 
 def _read(entry: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of an entry, or None if one is absent or its checksum is wrong."""
+    """Return the arrays of an entry, or None if one is absent or its checksum is wrong."""
     try:
         checksums = json.loads((entry / _CONTENTS).read_bytes())["sha256"]
         if any(files.checksum(entry / f"{array}.npy") != checksum for array, checksum in checksums.items()):

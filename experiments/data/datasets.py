@@ -1,7 +1,7 @@
 """Data sets as arrays, with a training, a validation and a test split.
 
-Images stay as they are stored (uint8 pixels); ``experiments.data.augment.normalise`` scales them to zero
-mean and unit deviation inside jit, with the ``mean`` and ``std`` of the data set, in the same units.
+Images are kept as stored (uint8 pixels); ``experiments.data.augment.normalise`` standardizes them inside jit, with the
+``mean`` and ``std`` of the data set, in the same units.
 
     python -m experiments.data prepare cifar100 --data-dir ~/tensorflow_datasets
 """
@@ -27,7 +27,7 @@ _MOMENTS = {
     "cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
     "cifar100": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
 }
-# The part of every class that becomes the test set of a data set without one.
+# The fraction of every class that is held out if a data set has no test set.
 _TEST_FRACTION = 0.25
 
 
@@ -107,26 +107,26 @@ def load(
     test set holds out a quarter of every class, drawn with ``seed``.
 
     Args:
-      name: as above.
+      name: a name from the table.
       data_dir: TFDS folder; by default that of TFDS.
       cache_dir: folder for decoded images; by default ``jprune`` in the user's cache folder.
-      seed: decides every random choice of examples.
-      selection: ``validation`` holds a part of every class out of the training set; ``test`` trains on
-        all of it and uses the test set for validation too, as the authors of the 2022 study did.
-      validation_fraction: the part held out.
-      imbalance: examples of the first class / examples of the last in the training set, which is
-        thinned out exponentially (``splits.long_tailed``); validation and test stay as they are.
+      seed: seed of every random choice of examples.
+      selection: ``validation`` holds out a fraction of every class of the training set; ``test`` trains on all of it
+        and uses the test set for validation too, as the authors of the 2022 study did.
+      validation_fraction: the fraction held out.
+      imbalance: examples of the first class / examples of the last in the training set, which is subsampled
+        exponentially (``splits.long_tailed``); validation and test sets do not change.
       classes: numbers or names of the classes to keep, in the order of their new labels.
-      image_size: (height, width) that images are resized to; needed where their sizes differ.
+      image_size: (height, width) to which images are resized; needed if their sizes differ.
 
     Returns:
-      The data set; arrays that were not cut are read-only and memory-mapped.
+      The data set; arrays that were not subsampled are read-only and memory-mapped.
 
     Raises:
       sources.Missing: the data is not on this machine; the message says how to get it.
       files.StoreError: the cache cannot be written.
       ImportError: an extra is missing; the message names it.
-      ValueError: an unknown name, a file with unusable content, or an argument that does not apply.
+      ValueError: the name is unknown, a file has unusable content, or an argument does not apply.
 
     >>> digits = load("digits")
     >>> [len(split.labels) for split in (digits.train, digits.validation, digits.test)]
@@ -160,17 +160,17 @@ def of_arrays(
     selection: Selection = "validation",
     validation_fraction: float = 0.1,
 ) -> Dataset:
-    """Make a data set of arrays.
+    """Create a data set from arrays.
 
     Args:
       arrays: ``x_train`` and ``y_train`` and, if there is a test set, ``x_test`` and ``y_test``. Inputs are
         (examples, features), (examples, height, width) or (examples, height, width, channels); labels are
         (examples,) integers from 0.
-      name: of the data set; part of the hash of its stages.
+      name: name of the data set; part of the hash of its stages.
       class_names: one for each class; by default their numbers.
-      seed: decides which examples are held out.
+      seed: seed of the choice of held-out examples.
       selection: as in ``load``.
-      validation_fraction: the part of every class held out for validation.
+      validation_fraction: the fraction of every class held out for validation.
 
     Raises:
       ValueError: an array is missing or unusable; the message names it.
@@ -194,7 +194,7 @@ def of_arrays(
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """A checksum of all examples and of the normalization: 16 hexadecimal digits."""
+    """Return a checksum of all examples and of the normalization: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for array in (*dataset.train, *dataset.validation, *dataset.test, dataset.mean, dataset.std):
         digest.update(f"{array.shape}{array.dtype}".encode())
@@ -213,7 +213,7 @@ def _assembled(
     validation_fraction: float,
     imbalance: float | None = None,
 ) -> Dataset:
-    """Split off the missing sets, thin out the training set, and compute its moments."""
+    """Split off the missing sets, subsample the training set, and compute its moments."""
     if test is None:
         train, test = _hold_out(train, _TEST_FRACTION, np.random.default_rng((seed, 0)))
     validation = test
@@ -231,7 +231,7 @@ def _everything(
     cache_dir: str | os.PathLike[str] | None,
     image_size: tuple[int, int] | None,
 ) -> tuple[Split, Split | None, tuple[str, ...]]:
-    """Training examples, test examples or None, and the names of the classes."""
+    """Return training examples, test examples or None, and the names of the classes."""
     kind, _, rest = name.partition(":")
     if name in sources.BUNDLED or name == "moons":
         if image_size is not None:
@@ -300,7 +300,7 @@ def _hold_out(split: Split, fraction: float, rng: np.random.Generator) -> tuple[
 
 
 def _moments(name: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of a channel: published constants, or those of the training set."""
+    """Return mean and standard deviation of each channel: published constants, or those of the training set."""
     if name == "moons":  # divided by their range already
         return np.zeros(2, np.float32), np.ones(2, np.float32)
     if name in _MOMENTS:

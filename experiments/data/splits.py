@@ -1,4 +1,4 @@
-"""Choosing examples: stratified splits, class subsets and long tails. Every function returns indices."""
+"""Choose examples: stratified splits, class subsets and long tails. Every function returns indices."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) ->
 
     Args:
       labels: (examples,) int.
-      fraction: the part of every class that goes to the second split; its count is rounded half to even.
-      rng: draws these examples.
+      fraction: the fraction of every class in the second split; the count is rounded half to even.
+      rng: generator that draws these examples.
 
     Returns:
       Two sorted, disjoint arrays of indices; together they have every example.
@@ -31,16 +31,16 @@ def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) ->
 
 
 def long_tailed(labels: np.ndarray, num_classes: int, imbalance: float, rng: np.random.Generator) -> np.ndarray:
-    """Thin the classes out until their sizes fall exponentially, from class 0 to the last.
+    """Subsample the classes so that their sizes decrease exponentially from class 0 to the last.
 
-    Class c keeps floor(n imbalance^(-c / (C - 1))) examples (Cui et al. 2019, "Class-balanced loss"),
-    where n is the largest size of class 0 for which every class has enough; at least one is kept.
+    Class c keeps floor(n imbalance^(-c / (C - 1))) examples (Cui et al. 2019, "Class-balanced loss"), at least one. n
+    is the largest size of class 0 for which every class has enough examples.
 
     Args:
       labels: (examples,) int in 0..C-1.
       num_classes: C.
       imbalance: size of the first class / size of the last.
-      rng: draws the examples to keep.
+      rng: generator that draws the examples to keep.
 
     Returns:
       Sorted indices of the examples to keep.
@@ -63,7 +63,7 @@ def long_tailed(labels: np.ndarray, num_classes: int, imbalance: float, rng: np.
 
 
 def of_classes(labels: np.ndarray, classes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the examples of some classes, and their labels, renumbered in the order given.
+    """Return the indices of the examples of some classes, and their labels, renumbered in the order given.
 
     >>> of_classes(np.array([0, 1, 2, 1]), (2, 1))
     (array([1, 2, 3]), array([1, 0, 1], dtype=int32))

@@ -1,4 +1,4 @@
-"""Shared by the grids: planned stages, methods, and the table row of a network.
+"""Planned stages, methods, and table rows of networks, shared by the grids.
 
 Training is in the module of each grid.
 """
@@ -18,10 +18,10 @@ class GridStage(NamedTuple):
     """A stage of a grid: cells that one program computes.
 
     Attributes:
-      title: to print.
-      settings: everything that decides its numbers except the seeds; JSON.
-      seeds: of the networks.
-      work: its cost, in the unit of the progress display.
+      title: title to print.
+      settings: everything that determines its results except the seeds; JSON.
+      seeds: seeds of the networks.
+      work: its cost, in units of the progress display.
     """
 
     title: str
@@ -32,10 +32,10 @@ class GridStage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything that decides the numbers of a stage of a grid on images or tables, except the seeds.
+    """Everything that determines the results of a stage of a grid on images or tables, except the seeds.
 
     Attributes:
-      dataset: as ``experiments.data.datasets`` names it.
+      dataset: a name of ``experiments.data.datasets``.
       method: a technique of the grid, followed by a colon and its coefficient if that is not the grid's.
       depth: hidden layers, or convolutions.
       width: units, or channels, of each.
@@ -43,7 +43,7 @@ class Setup:
       lr: learning rate of Adam.
       batch: examples a step; the last step of an epoch takes the remaining examples.
       coefficient: lambda.
-      fingerprint: of the content of a data set from a file or folder; None for named data sets.
+      fingerprint: fingerprint of the content of a data set from a file or folder; None for named data sets.
       prune: ratios to which the trained network is pruned, or None.
     """
 
@@ -64,12 +64,12 @@ class Setup:
         return technique_of(self.method)
 
     def settings(self) -> dict[str, JSON]:
-        """The fields as JSON, for the hash of a stage; without a fingerprint or ratios that are None."""
+        """Return the fields as JSON, for the hash of a stage; a fingerprint or ratios that are None are left out."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 def fingerprint_of(dataset: str) -> str | None:
-    """A checksum of a data set from a file or folder, whose content can change; None for named data sets.
+    """Return a checksum of a data set from a file or folder, whose content can change; None for named data sets.
 
     Raises:
       ValueError: the data cannot be read.
@@ -80,21 +80,21 @@ def fingerprint_of(dataset: str) -> str | None:
 
 
 def technique_of(method: str) -> str:
-    """The name of a method, without its coefficient."""
+    """Return the name of a method without its coefficient."""
     return method.partition(":")[0]
 
 
 def coefficient_of(method: str, default: float, penalized: Mapping[str, bool]) -> float:
-    """Lambda of a method: the number after its colon, or the default; 0 without a penalty.
+    """Return lambda of a method: the number after its colon, or the default; 0 without a penalty.
 
     Args:
-      method: such as ``norm:0.1``.
-      default: of the grid.
-      penalized: by technique, whether it has a penalty.
+      method: a method, such as ``norm:0.1``.
+      default: default of the grid.
+      penalized: whether each technique has a penalty.
 
     Raises:
-      ValueError: an unknown technique, a coefficient that is not a number of at least 0, or a coefficient
-        of a technique without a penalty.
+      ValueError: the technique is unknown, its coefficient is not a number of at least 0, or it has a coefficient but
+        no penalty.
 
     >>> [coefficient_of(method, 1e-4, {"UP": True, "relu": False}) for method in ("UP:0.1", "UP", "relu")]
     [0.1, 0.0001, 0.0]
@@ -114,7 +114,7 @@ def coefficient_of(method: str, default: float, penalized: Mapping[str, bool]) -
 
 
 def state_columns(activity: Activity) -> dict[str, float]:
-    """The columns about activity: fractions of dead and linear units, dead points and linear cells."""
+    """Return the columns about activity: fractions of dead and linear units, dead points and linear cells."""
     return {
         "unit_dead": float(activity.unit_dead_ratio),
         "unit_linear": float(activity.unit_linear_ratio),
@@ -124,7 +124,7 @@ def state_columns(activity: Activity) -> dict[str, float]:
 
 
 def floor(labels: np.ndarray) -> float:
-    """The accuracy of always predicting the most frequent class; a network at this accuracy did not train.
+    """Return the accuracy of always predicting the most frequent class; a network at this accuracy did not train.
 
     >>> floor(np.array([0, 1, 1, 1]))
     0.75
@@ -133,7 +133,7 @@ def floor(labels: np.ndarray) -> float:
 
 
 def columns(rows: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
-    """Rows -> columns, for ``files.write_table``.
+    """Convert rows to columns, for ``files.write_table``.
 
     >>> columns([{"width": 2}, {"width": 4}])
     {'width': [2, 4]}

@@ -1,4 +1,4 @@
-"""Settings of a jumpstart grid. Those that decide the numbers are hashed; those of how it runs are not."""
+"""Settings of a jumpstart grid. Settings that affect the results are hashed; those that control the run are not."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class CellOptions:
     """The networks of the grid: a cell is a data set, a method, a width, a depth and a seed."""
 
     kind: Kind = "moons"
-    """moons: thin dense or convolutional networks, many in a program. images: 3 x 3 convolutions. tables: dense
+    """moons: thin dense or convolutional networks, many per program. images: 3 x 3 convolutions. tables: dense
     networks on small tables."""
     datasets: tuple[str, ...] = ("moons",)
     """Data sets: moons for kind moons; for the others digits, mnist, cifar10, cifar100, iris, wine, table:FILE, ..."""
@@ -32,17 +32,17 @@ class CellOptions:
     depths: tuple[int, ...] = (1, 10, 60, 120)
     """Hidden layers."""
     shapes: tuple[str, ...] = ()
-    """DEPTHxWIDTH, such as 20x8: these instead of every width with every depth."""
+    """Sizes DEPTHxWIDTH, such as 20x8, instead of every combination of widths and depths."""
     seeds: int = 1
     """Networks of each cell; their seeds are 0, 1, ..."""
     layer: tuple[Layer, ...] = ("conv",)
     """moons: form of the hidden layers. conv: a convolution over the two coordinates, as in the notebooks of the
     study; dense: as in its text."""
     prune: tuple[float, ...] = ()
-    """moons, images: also prune the trained networks by magnitude to these ratios, prunable weights over weights kept,
-    without fine-tuning; pruned.csv has their training accuracies."""
+    """moons, images: also prune the trained networks by magnitude to these ratios (prunable weights / weights
+    kept), without fine-tuning; pruned.csv has their training accuracies."""
     groups: tuple[str, ...] = ("1-5", "10", "15", "20", "25")
-    """moons: ranges of widths FROM-TO that share a program, padded to the widest; any other width has a separate
+    """moons: ranges of widths FROM-TO that share a program, padded to the widest; every other width has its own
     program."""
 
 
@@ -53,9 +53,9 @@ class GridTrainingOptions:
     epochs: int = 5000
     """Passes over the training examples."""
     lr: tuple[float, ...] = (1e-2,)
-    """Learning rates of Adam; several, a grid for each, for kind images only."""
+    """Learning rates of Adam; kind images accepts several and computes a grid for each."""
     batch: int = 85
-    """Training examples in a step. moons: always all 85. images, tables: the last step of an epoch takes the
+    """Training examples per step. moons: always all 85. images, tables: the last step of an epoch takes the
     remaining examples."""
     coefficient: float = 1e-4
     """Lambda of the penalty, if the method does not have its own."""
@@ -63,7 +63,7 @@ class GridTrainingOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Grid(GridTrainingOptions, CellOptions):
-    """Everything that decides the numbers of a grid, and how many networks it has."""
+    """Everything that determines the results of a grid, and its number of networks."""
 
     def __post_init__(self):
         """Validate the settings."""
@@ -105,7 +105,7 @@ class Grid(GridTrainingOptions, CellOptions):
 
 @dataclasses.dataclass(frozen=True)
 class GridRunning(RunOptions):
-    """How the grid runs; these options do not change the numbers."""
+    """Options that control the run and do not change the results."""
 
     table: Path | None = None
     """With report: read the cells from this CSV instead of the stored stages."""
@@ -117,11 +117,11 @@ class GridRunning(RunOptions):
 class GridCommand:
     """Train a grid of networks, thin and deep, with and without the jumpstart penalty.
 
-    Cells that fit in one compiled program are a stage, stored when it is done. To resume a killed run, rerun
-    its command. Each processor core, or accelerator, computes a different stage.
+    The cells of one compiled program form a stage, which is stored when it is done. To resume a killed run, rerun its
+    command. Each processor core or accelerator computes a different stage.
 
     Examples, after python -m experiments.jumpstart_grid:
-      --list                                              the presets: cost, what to expect
+      --list the presets with their cost and expected results
       --preset moons-subset --depths 1 10 --epochs 500    a trial
       --preset moons --shard 0/4                          a quarter of the stages, into the same folder
       status --out runs/moons                             completed stages
@@ -132,11 +132,11 @@ class GridCommand:
     """run: compute the missing stages, then report. status: list the completed stages. report: rebuild tables and
     figures from the stored results, or from --table."""
     preset: str = "moons-subset"
-    """Settings that are the defaults of all other options; --list shows them."""
+    """Preset that sets the defaults of all other options; --list shows the presets."""
     list: Flag = False
     """Print the presets and exit."""
     all: Flag = False
-    """With status: every grid that was run in the folder, not only the last."""
+    """With status: list every grid that was run in the folder, not only the last."""
     cells: CellOptions = dataclasses.field(default_factory=CellOptions)
     training: GridTrainingOptions = dataclasses.field(default_factory=GridTrainingOptions)
     running: GridRunning = dataclasses.field(default_factory=GridRunning)
@@ -144,7 +144,7 @@ class GridCommand:
 
     @property
     def grid(self) -> Grid:
-        """The settings that decide the numbers."""
+        """The settings that determine the results."""
         return commands.joined(Grid, self.cells, self.training)
 
     @property
@@ -154,13 +154,13 @@ class GridCommand:
 
 
 def command_of(grid: Grid, running: GridRunning, **others: object) -> GridCommand:
-    """The command line with these settings as defaults."""
+    """Return a command line with these settings as defaults."""
     groups = {"cells": commands.group(CellOptions, grid), "training": commands.group(GridTrainingOptions, grid)}
     return GridCommand(**groups, running=running, **others)
 
 
 def grid_from_json(values: Mapping[str, JSON]) -> Grid:
-    """The grid that ``commands.to_json`` wrote.
+    """Read a grid that ``commands.to_json`` wrote.
 
     >>> grid_from_json(commands.to_json(Grid(widths=(2, 3)))).widths
     (2, 3)
@@ -169,5 +169,5 @@ def grid_from_json(values: Mapping[str, JSON]) -> Grid:
 
 
 def grid_running_from_json(values: Mapping[str, JSON]) -> GridRunning:
-    """The way of running that ``commands.to_json`` wrote."""
+    """Read run options that ``commands.to_json`` wrote."""
     return commands.from_json(GridRunning, values, ("out", "data_dir", "table"))

@@ -14,13 +14,13 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 
 
 def of_grid(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None, floor: float) -> dict[str, Figure]:
-    """A dict of the figures of a width x depth grid.
+    """Draw the figures of a width x depth grid, as a dict from name to figure.
 
     Args:
-      dataset: for the titles.
+      dataset: name for the titles.
       cells: a row for each network, with a column ``label``.
       theirs: the published grid, or None.
-      floor: accuracy of a network that did not train; the lower end of the color scale.
+      floor: accuracy of a network that did not train, the lower end of the color scale.
     """
     made = {"train": heat_maps(dataset, cells, theirs, "train_acc", floor)}
     made["val"] = heat_maps(dataset, cells, theirs, "val_acc", min(floor, cells["val_acc"].min()))
@@ -30,7 +30,7 @@ def of_grid(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None, floo
 
 
 def heat_maps(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None, column: str, low: float) -> Figure:
-    """A row for each method, our grid next to the published one, with one color scale; no number is rounded to 1."""
+    """Draw a row per method, our grid next to the published one, with one color scale; no number is rounded to 1."""
     labels = list(dict.fromkeys(cells["label"]))
     widths, depths = sorted(cells["width"].unique()), sorted(cells["depth"].unique())
     columns = 1 if theirs is None else 2
@@ -56,9 +56,9 @@ def heat_maps(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None, co
 
 
 def accuracy_against_parameters(dataset: str, cells: pd.DataFrame) -> Figure:
-    """A panel for each method: accuracy and number of parameters of its networks; other methods in gray.
+    """Plot accuracy against number of parameters, one panel per method, with the other methods in gray.
 
-    Accuracies on few examples coincide, so methods in one panel would cover each other.
+    Accuracies on few examples coincide, so methods in one panel would hide each other.
     """
     methods = dict(list(cells.groupby("label", sort=False)))
     columns = min(3, len(methods))
@@ -79,7 +79,7 @@ def accuracy_against_parameters(dataset: str, cells: pd.DataFrame) -> Figure:
 
 
 def of_statuses(statuses: pd.DataFrame) -> dict[str, Figure]:
-    """Maps of the units and points of one network for each method: the widest of the deepest ones."""
+    """Draw maps of the units and points of one network per method: the widest of the deepest ones."""
     made = {}
     first = statuses[statuses["replicate"] == statuses["replicate"].min()]
     for (method, layer), mine in first.groupby(["method", "layer"], sort=False):

@@ -82,7 +82,7 @@ class ImageState(NamedTuple):
 
 
 def plan(grid: Grid) -> list[GridStage]:
-    """A stage for each data set, learning rate, method and size, on a CPU also for each seed.
+    """Plan one stage per data set, learning rate, method and size, and on a CPU per seed.
 
     Raises:
       ValueError: an unknown method.
@@ -110,8 +110,8 @@ def carry_out(
     """Train the networks of a stage.
 
     Args:
-      running: says where the data is.
-      stage: of the plan.
+      running: run options, with the folder of the data.
+      stage: stage of the plan.
       advance: called after each epoch with the number of networks that took it.
 
     Returns:
@@ -144,7 +144,7 @@ def carry_out(
 
 
 def _pruned(programs: "Programs", cell: dict[str, Any], state: "ImageState") -> list[dict[str, Any]]:
-    """The rows of a network that is pruned after training, one for each ratio."""
+    """Return the rows of a network that is pruned after training, one per ratio."""
     kernels = jprune.trees.only(state.params, jprune.by_path(include=r"^convs/.*kernel"))
 
     def accuracy(masks: PyTree) -> float:
@@ -155,7 +155,7 @@ def _pruned(programs: "Programs", cell: dict[str, Any], state: "ImageState") -> 
 
 
 def _cell(programs: "Programs", graph: nnx.GraphDef, state: "ImageState", accuracies: np.ndarray) -> dict[str, Any]:
-    """The row of a trained network; ``accuracies`` are (epochs, 2), of training and validation."""
+    """Return the row of a trained network; ``accuracies`` are (epochs, 2), of training and validation."""
     setup, dataset = programs.setup, programs.dataset
     network = nnx.merge(graph, state.params, state.stats)
     network.eval()
@@ -177,7 +177,7 @@ def _cell(programs: "Programs", graph: nnx.GraphDef, state: "ImageState", accura
 
 
 def start(setup: Setup, dataset: datasets.Dataset, seed: int) -> tuple[nnx.GraphDef, ImageState]:
-    """The network in training mode, and its state before the first step.
+    """Return the network in training mode, and its state before the first step.
 
     Raises:
       ValueError: the examples are not images.
@@ -243,13 +243,13 @@ class Programs:
         return float(np.sum(jax.device_get(hits))) / len(split.labels)
 
     def inputs(self, images: jax.Array) -> jax.Array:
-        """Images as the network reads them."""
+        """Convert images to the inputs of the network."""
         if self.dataset.name == "mnist":
             return jnp.asarray(images, jnp.float32) / 255
         return normalise(jnp.asarray(images), self.dataset.mean, self.dataset.std)
 
     def loss(self, params: PyTree, stats: PyTree, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, PyTree]:
-        """Cross-entropy and penalty; also the network's other state, and the number of correct predictions."""
+        """Return cross-entropy plus penalty, and the network's other state with the number of correct predictions."""
         technique = METHODS[self.setup.technique]
         network = nnx.merge(self._graph, params, stats, copy=True)
         call = partial(jprune.jumpstart.call_with_preactivations, network, self.inputs(images))
@@ -278,12 +278,12 @@ def by_steps(
 ) -> Train:
     """Train one network after the other, with the host calling one step at a time.
 
-    On a CPU a convolution inside ``lax.scan`` is far slower, and a step is long enough to hide the time of the call.
-    The training accuracy is that of each batch before its step, as Keras reports it.
+    On a CPU a convolution inside ``lax.scan`` is far slower, and a step is long enough to hide the dispatch time. The
+    training accuracy is that of each batch before its step, as in Keras.
 
     Args:
-      programs: of the stage.
-      states: of the networks.
+      programs: programs of the stage.
+      states: states of the networks.
       orders: for each epoch the order of the examples for each network, (networks, examples).
       advance: called after each epoch of a network.
     """
@@ -306,9 +306,9 @@ def by_steps(
 def by_epochs(
     programs: Programs, states: list[ImageState], orders: Sequence[np.ndarray], advance: Callable[[int], None]
 ) -> Train:
-    """Train all networks together, an epoch in one program, with the data on the device; arguments as ``by_steps``.
+    """Train all networks together, one epoch per program, with the data on the device; arguments as ``by_steps``.
 
-    The host sends the orders and reads two numbers of each network once an epoch.
+    Once per epoch, the host sends the orders and reads two numbers of each network.
     """
     data = programs.dataset
     train, validation = jax.tree.map(jnp.asarray, (data.train, data.validation))

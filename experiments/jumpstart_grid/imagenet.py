@@ -4,9 +4,9 @@
 prepared TensorFlow Datasets, splits each batch over all devices, and appends accuracy and dead units to
 ``metrics.csv`` after each epoch. Expect a top-1 accuracy near .67 with ``--method jumpstart`` (published).
 
-Cost: not measured; 90 epochs are 450,000 steps of batch 256, for a node of GPUs. The paper gives the network and
-the penalty (``balanced``, lambda .01). The optimizer is inferred: SGD with momentum .9, a learning rate of .1
-that falls as a cosine after five epochs of warm-up, weight decay 1e-4.
+Cost: not measured; 90 epochs are 450,000 steps of batch 256, for a node of GPUs. The paper specifies the network and
+the penalty (``balanced``, lambda .01). The optimizer is inferred: SGD with momentum .9, a learning rate of .1 with five
+epochs of warm-up and cosine decay, weight decay 1e-4.
 """
 
 import dataclasses
@@ -51,9 +51,9 @@ class ImageNet:
     epochs: int = 90
     """Passes over the training images."""
     batch: int = 256
-    """Images in a step, a multiple of the number of devices."""
+    """Images per step, a multiple of the number of devices."""
     lr: float = 0.1
-    """Largest learning rate."""
+    """Peak learning rate."""
     coefficient: float = 0.01
     """Lambda of the penalty."""
     size: int = 224
@@ -89,7 +89,7 @@ class Trainer(NamedTuple):
 def trainer(settings: ImageNet, steps: int, mesh: Mesh, **model: object) -> Trainer:
     """Build the training functions; parameters are replicated and batches split over the mesh.
 
-    The compiler makes means, and the extremes of the penalty, those of the whole batch.
+    Under jit, means and the extremes of the penalty are over the whole batch.
 
     Args:
       settings: method, learning rate and coefficient.
@@ -161,7 +161,7 @@ def batches(
     Args:
       source: a TFDS data source with the features ``image`` (an encoded file) and ``label``.
       settings: batch and size.
-      rng: order, crops and flips of training; None for the order of the source and central crops.
+      rng: generator of the order, crops and flips of training; None for the order of the source and central crops.
       part: (i, n): this process decodes the i-th of n equal parts of every batch.
 
     Yields:
@@ -184,7 +184,7 @@ def crop(encoded: bytes, size: int, seed: int | None) -> np.ndarray:
     Args:
       encoded: content of an image file.
       size: height and width of the result.
-      seed: of a crop of 8 to 100 % of the area with a ratio of 3/4 to 4/3, and a flip; None for the central
+      seed: seed of a crop of 8 to 100 % of the area with a ratio of 3/4 to 4/3, and a flip; None for the central
         crop of 7/8 of the shorter side.
 
     Returns:

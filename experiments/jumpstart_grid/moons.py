@@ -1,8 +1,7 @@
-"""The moons grid: thin deep networks on 85 points, all widths of a depth in a few programs.
+"""The moons grid: thin, deep networks on 85 points, all widths of a depth in a few programs.
 
-As in the authors' notebooks: full-batch Adam, binary cross-entropy, Glorot-uniform kernels, zero biases,
-and the penalty of the hidden layers only. Inferred settings are marked in ``thin_stack`` and
-``thin_networks``.
+The settings are those of the authors' notebooks: full-batch Adam, binary cross-entropy, Glorot-uniform kernels, zero
+biases, and the penalty of the hidden layers only. Inferred settings are marked in ``thin_stack`` and ``thin_networks``.
 """
 
 import time
@@ -31,7 +30,7 @@ _CHUNK = 250
 
 
 class MoonsMethod(NamedTuple):
-    """The changes that a technique makes to the architecture and the recipe."""
+    """The changes of a technique to the architecture and the recipe."""
 
     penalized: tuple[Axis, ...] = ()
     balance: float = 0.5
@@ -51,10 +50,10 @@ METHODS = {
 
 
 def plan(grid: Grid) -> list[GridStage]:
-    """The stages of the grid: one for each layer form, method, depth and group of widths, shallow networks first.
+    """Plan one stage per layer form, method, depth and group of widths, shallow networks first.
 
     Raises:
-      ValueError: an unknown method, several learning rates, another data set, or groups that overlap.
+      ValueError: a method is unknown, several learning rates or another data set are given, or groups overlap.
     """
     if len(grid.lr) != 1:
         raise ValueError(f"lr={grid.lr} must be one value for kind='moons'")
@@ -79,7 +78,7 @@ def carry_out(
 
     Args:
       running: not used; the points are part of this package.
-      stage: of the plan.
+      stage: stage of the plan.
       advance: called with the amount of finished work.
 
     Returns:
@@ -110,7 +109,7 @@ def carry_out(
 
 
 def design(settings: Mapping[str, JSON]) -> tuple[Architecture, ThinRecipe]:
-    """The architecture and the recipe of a stage."""
+    """Return the architecture and the recipe of a stage."""
     method = METHODS[technique_of(settings["method"])]
     arch = Architecture(
         depth=settings["depth"],
@@ -126,7 +125,7 @@ def design(settings: Mapping[str, JSON]) -> tuple[Architecture, ThinRecipe]:
 
 
 def parameters(arch: Architecture, width: int) -> int:
-    """Number of parameters of a thin network.
+    """Return the number of parameters of a thin network.
 
     >>> parameters(Architecture(depth=2, width=3, train=85, layer="dense"), 3)
     25
@@ -137,7 +136,7 @@ def parameters(arch: Architecture, width: int) -> int:
 
 
 def points() -> tuple[jax.Array, jax.Array]:
-    """The inputs (2, 100) and labels (100,), the 85 training points first."""
+    """Return the inputs (2, 100) and labels (100,), with the 85 training points first."""
     moons = datasets.load("moons")
     inputs = np.concatenate([moons.train.images, moons.validation.images]).T
     labels = np.concatenate([moons.train.labels, moons.validation.labels]).astype(np.float32)
@@ -145,7 +144,7 @@ def points() -> tuple[jax.Array, jax.Array]:
 
 
 def _tables(settings, arch, state: ThinState, problem, runs):
-    """The tables of trained networks; the last validation accuracy is that of the final weights."""
+    """Return the tables of trained networks; the last validation accuracy is that of the final weights."""
     inputs, labels = np.asarray(problem.inputs), np.asarray(problem.labels)
     best, last = np.asarray(state.best), jax.tree.map(np.asarray, state.last)
     cells, statuses, after = [], [], []
@@ -196,7 +195,7 @@ def _tables(settings, arch, state: ThinState, problem, runs):
 
 
 def _accuracy(alone, labels, masks) -> float:
-    """The fraction of labels that a network with these masks predicts."""
+    """Return the fraction of labels that a network with these masks predicts correctly."""
     _, logits = alone(masks=masks)
     return float(((logits > 0) == (labels > 0.5)).mean())
 

@@ -2,7 +2,7 @@
 
 Settings follow Riera, Rey, Serra, Puertas, Pujol, "Training Thinner and Deeper Neural Networks: Jumpstart
 Regularization", CPAIOR 2022 (arXiv 2201.12795), and Riera, Puertas, Pujol, "Unit-Centric Regularization
-for Efficient Deep Neural Networks", IEEE Access 2025. They were fixed before any result was seen.
+for Efficient Deep Neural Networks", IEEE Access 2025. They were fixed before any run.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def moons() -> Grid:
 
 @preset
 def moons_seeds() -> Grid:
-    """Relu and UP of the moons grid with five seeds: how much a single cell of it means.
+    """Relu and UP of the moons grid with five seeds, to see how much a single cell varies.
 
     Cost: about 80 minutes on two cores.
     """
@@ -81,8 +81,8 @@ def moons_pruned() -> Grid:
 def mnist_pruned() -> Grid:
     """The networks of moons-pruned on MNIST, 60 of 50 epochs; needs the data.
 
-    Cost: days on two cores; an accelerator's work.
-    Expect: beyond the papers; question J5 of docs/reproduction.md.
+    Cost: days on two cores; use an accelerator.
+    Expect: not in the papers; question J5 of docs/reproduction.md.
     """
     return dataclasses.replace(mnist(), depths=(20, 44), widths=(2, 8), seeds=5, prune=_PRUNE)
 
@@ -91,7 +91,7 @@ def mnist_pruned() -> Grid:
 def mnist() -> Grid:
     """The MNIST grid: 3 x 3 convolutions, 2, 4 and 8 channels, 10 depths up to 68; needs the data.
 
-    Cost: days on two cores; choose cells.
+    Cost: days on two cores; choose a part of the cells.
     As published: Adam 1e-3, batch 1,024, 50 epochs, lambda 1e-8.
     """
     return Grid(
@@ -111,8 +111,8 @@ def mnist() -> Grid:
 def cifar10() -> Grid:
     """The CIFAR-10 grid: depths 10, 20, 30 x 7 widths, two learning rates, four penalties; needs the data.
 
-    Cost: an accelerator's work.
-    As published: batch 128, 400 epochs, Adam, no augmentation, every weighted layer penalized.
+    Cost: needs an accelerator. As published: batch 128, 400 epochs, Adam, no augmentation, every weighted layer
+      penalized.
     """
     return Grid(
         kind="images",
@@ -130,10 +130,10 @@ def cifar10() -> Grid:
 def cifar10_notebook() -> Grid:
     """The 18 published cells of width 10 on CIFAR-10, depths 2 to 75, with the published numbers; needs the data.
 
-    Cost: an accelerator's work.
+    Cost: needs an accelerator.
     Expect: a training accuracy of .68 with UP at depth 40, where relu is at chance (published).
     The notebook is in Keras. Batch, epochs, learning rate and lambda are those of the MNIST grid [inferred]; the output
-    layer is that of the preset cifar10, because the notebook's is not known. UP ends at depth 40 there.
+    layer is that of the preset cifar10, because the notebook's is not known. Its deepest UP network has depth 40.
     """
     return dataclasses.replace(mnist(), datasets=("cifar10",), widths=(10,), depths=(2, 10, 25, 30, 40, 50, 75))
 
@@ -153,11 +153,11 @@ def cifar100() -> Grid:
 
 @preset
 def uci() -> Grid:
-    """50 dense layers of 4 units on four small tables, five techniques, five seeds: who wins.
+    """50 dense layers of 4 units on four small tables, five techniques, five seeds: wins, draws and losses.
 
     Cost: about 45 minutes on two cores.
     Settings of the 2025 study: learning rate .01, batch 256, lambda .01, aggregate ``balanced``. The tables are those
-    that scikit-learn has; others of the study come from your files: --datasets table:abalone.csv npz:glass.npz.
+    of scikit-learn; give the others of the study as files: --datasets table:abalone.csv npz:glass.npz.
     """
     return Grid(
         kind="tables",

@@ -1,6 +1,6 @@
-"""Prune trained networks once by magnitude, without fine-tuning: how far before the training accuracy drops?
+"""Prune trained networks once by magnitude, without fine-tuning, and measure the training accuracy at each ratio.
 
-Question J5 of docs/reproduction.md. The ratio t is the number of prunable weights over the number kept.
+This answers question J5 of docs/reproduction.md. The ratio t is the number of prunable weights over the number kept.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +21,10 @@ def rows(
     """Prune one trained network at every ratio, and measure its training accuracy.
 
     Args:
-      cell: the row of the network in the table ``cells``, whose names it gets.
+      cell: the row of the network in the table ``cells``; its columns are copied.
       kernels: the prunable weights, None in place of other leaves.
       ratios: prunable weights over weights kept; 1, the network before pruning, is added.
-      accuracy: fraction of the training examples that the network classifies correctly with these masks, a tree like
-        ``kernels``.
+      accuracy: function that returns the training accuracy of the network with masks, a tree like ``kernels``.
 
     Returns:
       A row for each ratio, with ``prunable``, ``kept`` and ``train_acc``.
@@ -46,5 +45,5 @@ def rows(
 
 @jax.jit
 def _masks(kernels: PyTree, keep: ArrayLike) -> PyTree:
-    """Compiled, so that a layer that is emptied, which is part of the result, causes no warning."""
+    """Select masks under jit, where an empty layer, which is part of the result, causes no warning."""
     return jprune.global_masks(kernels, keep=keep, magnitude=True)

@@ -1,4 +1,4 @@
-"""Tables of a jumpstart grid, compared with the published ones, printed and as Markdown; and figures."""
+"""Tables of a jumpstart grid, compared with the published ones, printed and as Markdown, and figures."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from experiments.jumpstart_grid.pruned import TRAINED
 from experiments.storage import files
 from jprune.jumpstart import units
 
-# The lowest validation accuracy that counts as solved, as the study's own summary has it.
+# The lowest validation accuracy that counts as solved, from the summary of the study.
 SOLVED = {"moons": 0.99, "mnist": 0.97}
 PUBLISHED_EPOCHS = {"moons": 5000, "mnist": 50}
 _PUBLISHED = Path(__file__).parents[1] / "published"
@@ -34,7 +34,7 @@ class Printed(NamedTuple):
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        """The table as Markdown under its title."""
+        """Format the table as Markdown under its title."""
         return f"**{self.title}**\n\n{markdown.table(self.header, self.rows, right=True)}"
 
 
@@ -53,7 +53,7 @@ def write(
       folder: where to write.
       grid: the settings.
       cells: a row for each network.
-      statuses: of their units and points, if known.
+      statuses: statuses of their units and points, if known.
       console: where to print.
       after: the table ``pruned``, if the networks were pruned.
     """
@@ -77,7 +77,7 @@ def write(
 
 
 def still_trained(after: pd.DataFrame) -> Printed:
-    """By data set, method and size: networks that trained to .9, and how many still reach .9 at each ratio."""
+    """Count, by data set, method and size, networks that trained to .9 and those still at .9 at each ratio."""
     ratios = sorted(ratio for ratio in after["ratio"].unique() if ratio > 1)
     rows = []
     for (dataset, method, depth, width), mine in after.groupby(["dataset", "method", "depth", "width"], sort=False):
@@ -90,7 +90,7 @@ def still_trained(after: pd.DataFrame) -> Printed:
 
 
 def largest_ratio(after: pd.DataFrame) -> pd.Series:
-    """The largest ratio at which a network that trained to .9 still reaches .9; 1 if it does at none.
+    """Return the largest ratio at which a network that trained to .9 still reaches .9; 1 if there is none.
 
     Returns:
       A series by (dataset, depth, width, replicate, method), of the networks that trained to .9 before pruning.
@@ -116,7 +116,7 @@ def show(tables: list[Printed], path: Path, console: Console) -> None:
 
 
 def published(dataset: str) -> pd.DataFrame | None:
-    """The published grid of a data set, where there is one: method, width, depth, train_acc, val_acc."""
+    """Return the published grid of a data set, or None: method, width, depth, train_acc, val_acc."""
     path = _PUBLISHED / f"jumpstart_{dataset}.csv"
     return pd.read_csv(path) if path.is_file() else None
 
@@ -131,7 +131,7 @@ def label(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Printed:
-    """Fraction of networks that trained, with 95 % Wilson intervals, and of the published cells of the same sizes."""
+    """Return the fraction of networks that trained, with 95 % Wilson intervals, next to the published fraction."""
     floor, solved = cells["floor"].iloc[0], SOLVED.get(dataset, 0.99)
     wanted: list[tuple[str, Callable[[pd.DataFrame], pd.Series]]] = [
         ("train off floor", lambda t: t["train_acc"] > floor + 1e-3),
@@ -169,7 +169,7 @@ def shares(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Pr
 
 
 def seeds(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> list[Printed]:
-    """Agreement of seeds: sizes whose networks disagree, and sizes where all disagree with the published one."""
+    """Count the sizes whose networks disagree, and those where all disagree with the published network."""
     size, rows = ["width", "depth"], []
     for name, mine in cells.groupby("label", sort=False):
         same = _same_cells(mine, theirs)
@@ -184,7 +184,7 @@ def seeds(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> lis
 
 
 def activity(dataset: str, cells: pd.DataFrame) -> Printed:
-    """Fractions of dead and linear units at the end, by method and depth."""
+    """Return the fractions of dead and linear units at the end, by method and depth."""
     columns = {"unit_dead": "dead units", "unit_linear": "linear units", "point_dead": "points dead in a layer"}
     depths = sorted(cells["depth"].unique())
     rows = []
@@ -196,7 +196,7 @@ def activity(dataset: str, cells: pd.DataFrame) -> Printed:
 
 
 def by_size(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Iterator[Printed]:
-    """Every cell, mean over seeds: ours, then the published one after a slash."""
+    """Yield tables of every cell, mean over seeds, with the published one after a slash."""
     widths, depths = sorted(cells["width"].unique()), sorted(cells["depth"].unique())
     for column, words in (
         ("train_acc", "training"),
@@ -216,10 +216,10 @@ def by_size(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> I
 
 
 def best(dataset: str, cells: pd.DataFrame) -> list[Printed]:
-    """The best method of each size, and how often each is the best and better than relu, by validation accuracy.
+    """Return the best method of each size, and how often each method is best, and better than relu.
 
-    Accuracies are means over seeds. A method is compared with relu at the same learning rate; methods that share the
-    largest accuracy of a size are all the best.
+    Methods are compared by validation accuracy, mean over seeds. A method is compared with relu at the same learning
+    rate; methods that share the largest accuracy of a size are all the best.
     """
     if cells["label"].nunique() < 2:
         return []
@@ -312,7 +312,7 @@ def _counts(column: pd.Series) -> np.ndarray:
 
 
 def _paired(dataset: str, mine: pd.DataFrame, alphas: pd.DataFrame, first: str, second: str) -> Printed:
-    """The second method minus the first, network by network, with t intervals."""
+    """Return the second method minus the first, paired by network, with t intervals."""
     dead = mine.pivot_table(index="replicate", columns=["method", "ratio"], values="unit_dead")
     rows = []
     for ratio in sorted({ratio for _, ratio in alphas.columns}):
@@ -327,13 +327,13 @@ def _paired(dataset: str, mine: pd.DataFrame, alphas: pd.DataFrame, first: str, 
 
 
 def _published_name(name: str, dataset: str, mine: pd.DataFrame) -> str:
-    """A name for published numbers, with both numbers of epochs if ours differs."""
+    """Return a name for published numbers, with both numbers of epochs if ours differs."""
     ours, theirs = mine["epochs"].max() if "epochs" in mine else None, PUBLISHED_EPOCHS.get(dataset)
     return f"{name} ({ours:,} / {theirs:,} epochs)" if ours and theirs and ours != theirs else name
 
 
 def _same_cells(mine: pd.DataFrame, theirs: pd.DataFrame | None) -> pd.DataFrame:
-    """The published cells of the methods, widths and depths of these."""
+    """Return the published cells with the methods, widths and depths of ours."""
     if theirs is None:
         return pd.DataFrame()
     keys = ["method", "width", "depth"]
@@ -357,5 +357,5 @@ def _cell(ours: pd.DataFrame, other: pd.DataFrame | None, depth: int, width: int
 
 
 def _number(value: float) -> str:
-    """Two decimals, truncated, so that only 1 is shown as 1.00."""
+    """Format with two decimals, truncated, so that only 1 is shown as 1.00."""
     return f"{np.floor(100 * value + 1e-6) / 100:.2f}".removeprefix("0")

@@ -1,8 +1,8 @@
-"""Train many thin deep networks of one depth and several widths and seeds in one compiled program.
+"""Train many thin, deep networks of one depth and several widths and seeds in one compiled program.
 
-``train`` is the program: a number of epochs of full-batch Adam on binary cross-entropy plus the jumpstart
-penalty, for all runs, on arrays made by ``start``. ``forward_alone`` is the forward pass of one thin
-network in numpy, without padding. Layers and shapes: ``experiments.jumpstart_grid.thin_stack``.
+``train`` is the program: a number of epochs of full-batch Adam on binary cross-entropy plus the jumpstart penalty, for
+all runs, on arrays made by ``start``. ``forward_alone`` is the forward pass of one thin network in numpy, without
+padding. ``experiments.jumpstart_grid.thin_stack`` describes layers and shapes.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ class Problem(NamedTuple):
     Attributes:
       inputs: (2, examples) float32, training examples first.
       labels: (examples,) float32, 0 or 1.
-      real: which units are not padding, from ``real_units``.
+      real: mask of the units that are not padding, from ``real_units``.
     """
 
     inputs: jax.Array
@@ -66,13 +66,13 @@ class Problem(NamedTuple):
 
 
 class ThinMetrics(NamedTuple):
-    """Metrics of a step before it changed the weights, (runs,) each.
+    """Metrics of a step before its update, (runs,) each.
 
     Attributes:
       loss: mean cross-entropy over the training examples, in nats.
       penalty: sum of squared slacks, without the coefficient.
       train_accuracy: fraction of training examples classified correctly, in training mode as Keras reports it.
-      val_accuracy: the same of the validation examples, without dropout and with running moments.
+      val_accuracy: the same for the validation examples, without dropout and with running moments.
     """
 
     loss: jax.Array
@@ -83,11 +83,11 @@ class ThinMetrics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ThinRecipe:
-    """How the networks are trained.
+    """The training recipe of the networks.
 
     Attributes:
-      learning_rate: of Adam.
-      zero: hidden kernels start at zero instead of Glorot uniform.
+      learning_rate: learning rate of Adam.
+      zero: whether hidden kernels start at zero instead of Glorot uniform.
       dropout: whether dropout with a falling rate precedes every hidden layer (``dropout_rate``).
       adam_epsilon: Keras' default [inferred].
     """
@@ -99,16 +99,16 @@ class ThinRecipe:
 
 
 class ThinState(NamedTuple):
-    """Everything that training updates.
+    """The state that training updates.
 
     Attributes:
-      weights: of all runs.
+      weights: weights of all runs.
       adam: state of the optimizer.
       running: moments of batch normalization, or None.
       epoch: number of finished epochs.
       best: (2, runs): largest training and validation accuracy so far.
-      last: outcome of the last step.
-      key: a PRNG key of the whole training, for dropout.
+      last: metrics of the last step.
+      key: PRNG key of the whole training, for dropout.
     """
 
     weights: Weights
@@ -121,15 +121,15 @@ class ThinState(NamedTuple):
 
 
 def start(arch: Architecture, recipe: ThinRecipe, runs: Sequence[ThinRun]) -> ThinState:
-    """The state before the first epoch: Glorot-uniform kernels with the THIN fan-in and fan-out, zero biases.
+    """Return the initial state: Glorot-uniform kernels with the fan-in and fan-out of the THIN network, zero biases.
 
     Args:
-      arch: of the program.
-      recipe: of the training.
+      arch: architecture of the program.
+      recipe: recipe of the training.
       runs: widths and seeds; a run starts from the same weights in every program.
 
     Raises:
-      ValueError: a width that is not in 1..arch.width.
+      ValueError: a width is not in 1..arch.width.
     """
     taps = arch.positions  # a kernel as long as its input
     inputs = 2 // arch.positions
@@ -158,7 +158,7 @@ def start(arch: Architecture, recipe: ThinRecipe, runs: Sequence[ThinRun]) -> Th
 
 
 def real_units(arch: Architecture, runs: Sequence[ThinRun]) -> jax.Array | None:
-    """Which units of each run are not padding, (runs, units); None if all are real."""
+    """Return the mask of units that are not padding, (runs, units); None if all are real."""
     widths = np.array([run.width for run in runs])
     if (widths == arch.width).all():
         return None
@@ -172,12 +172,12 @@ def loss(
     running: Moments | None = None,
     keep: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, tuple[ThinMetrics, Moments | None]]:
-    """The objective of all runs.
+    """Compute the objective of all runs.
 
     Args:
-      arch: of the program.
-      weights: of all runs.
-      problem: the data, and which units are real.
+      arch: architecture of the program.
+      weights: weights of all runs.
+      problem: the data and the mask of real units.
       running: the moments that normalize validation examples.
       keep: factors of dropout for the inputs, (runs, 2, examples), and for the outputs of all hidden
         layers but the last, (depth - 1, runs, units, examples): 0 or 1 / (1 - rate), and 1 for
@@ -205,14 +205,14 @@ def train(arch: Architecture, recipe: ThinRecipe, epochs: int, state: ThinState,
     """Train all runs for some more epochs; an epoch is one step on all training examples.
 
     Args:
-      arch: of the program.
-      recipe: of the training.
-      epochs: how many.
-      state: to continue from; its buffers are donated.
-      problem: the data, and which units are real.
+      arch: architecture of the program.
+      recipe: recipe of the training.
+      epochs: number of epochs.
+      state: state to continue from; its buffers are donated.
+      problem: the data and the mask of real units.
 
     Returns:
-      The state after them. The validation accuracy of an epoch is measured after its step, so the next step
+      The state after these epochs. The validation accuracy of an epoch is measured after its step, so the next step
       records it, and ``forward_alone`` computes the last one.
     """
     optimizer = _adam(recipe)
@@ -232,12 +232,12 @@ def train(arch: Architecture, recipe: ThinRecipe, epochs: int, state: ThinState,
 
 
 def kernels_alone(arch: Architecture, state: ThinState, index: int, run: ThinRun) -> dict[str, np.ndarray]:
-    """The hidden kernels of one thin network, without padding, each shared weight once.
+    """Return the hidden kernels of one thin network, without padding, with each shared weight once.
 
     Args:
-      arch: of the program that trained it.
-      state: of all runs.
-      index: of the run among them.
+      arch: architecture of the program that trained it.
+      state: state of all runs.
+      index: index of the run among them.
       run: its width.
 
     Returns:
@@ -263,12 +263,12 @@ def forward_alone(
     """Pass inputs through one thin network, without padding, dropout or batch moments, in numpy.
 
     Args:
-      arch: of the program that trained it.
-      state: of all runs.
-      index: of the run among them.
+      arch: architecture of the program that trained it.
+      state: state of all runs.
+      index: index of the run among them.
       run: its width.
       inputs: (2, examples).
-      masks: which weights of ``kernels_alone`` to keep; all by default.
+      masks: masks of the weights of ``kernels_alone`` to keep; all by default.
 
     Returns:
       The inputs of the ReLUs, channels last: (depth, examples, positions, 1, width); and the logits
@@ -294,7 +294,7 @@ def forward_alone(
 
 
 def dropout_rate(epoch: ArrayLike) -> ArrayLike:
-    """The rate of dropout in an epoch, counted from 0: .1 in the first, then .9 falling to 0 at the 1000th.
+    """Return the dropout rate of an epoch, counted from 0: .1 in the first, then from .9 down to 0 at the 1000th.
 
     >>> [round(float(dropout_rate(epoch)), 4) for epoch in (0, 1, 500, 1000, 2000)]
     [0.1, 0.8991, 0.45, 0.0, 0.0]
@@ -303,7 +303,7 @@ def dropout_rate(epoch: ArrayLike) -> ArrayLike:
 
 
 def _dropout(arch, state, problem):
-    """Factors of dropout for the inputs and for the outputs of all hidden layers but the last."""
+    """Return the factors of dropout for the inputs and for the outputs of all hidden layers except the last."""
     keep_rate = 1 - dropout_rate(state.epoch.astype(jnp.float32))
     key_inputs, key_hidden = jax.random.split(jax.random.fold_in(state.key, state.epoch))
     runs, examples = len(state.weights.head), problem.inputs.shape[-1]
@@ -320,7 +320,7 @@ def _adam(recipe):
 
 
 def _matrix(taps):
-    """Taps (..., taps, out, in) of a kernel -> the matrix of the layer, numpy."""
+    """Convert taps (..., taps, out, in) of a kernel to the matrix of the layer, in numpy."""
     if taps.shape[-3] == 1:
         return taps[..., 0, :, :]
     k0, k1 = taps[..., 0, :, :], taps[..., 1, :, :]
@@ -328,7 +328,7 @@ def _matrix(taps):
 
 
 def _taps(arch, matrix, inputs):
-    """The matrix of a layer -> taps (..., taps, out, in) of its kernel; undoes ``_matrix``."""
+    """Convert the matrix of a layer to taps (..., taps, out, in) of its kernel; the inverse of ``_matrix``."""
     rows = matrix[..., : arch.width, :]
     return np.stack([rows[..., tap * inputs : (tap + 1) * inputs] for tap in range(arch.positions)], -3)
 

@@ -1,8 +1,7 @@
-"""The hidden layers of many thin deep networks in one program: widths padded, runs batched, layers scanned.
+"""The hidden layers of many thin, deep networks in one program: widths padded, runs batched, layers scanned.
 
-A network thinner than its program is padded with units that are zero and stay zero, so its value, its
-gradient and its trajectory are those of the thin network. Layers are scanned, so compile time does not
-grow with depth.
+A network thinner than its program is padded with units that are and stay zero, so its outputs, gradients and trajectory
+are those of the thin network. Layers are scanned, so compile time does not grow with depth.
 
 A hidden layer has one of two forms. ``dense``: z = k x + b. ``conv``: the (2, 1) 'same' convolution over
 an input of length 2, as in the notebooks of the CPAIOR study: with taps k0 and k1,
@@ -10,19 +9,19 @@ an input of length 2, as in the notebooks of the CPAIOR study: with taps k0 and 
     z0 = k0 x0 + k1 x1 + b        [z0]   [k0 k1] [x0]
     z1 =         k0 x1 + b        [z1] = [ 0 k0] [x1] + b
 
-so it is a dense layer of 2 * width units whose matrix has shared blocks. The gradient is summed over the
-places that share a tap, and an elementwise optimizer then keeps them equal.
+so it is a dense layer of 2 * width units whose matrix has shared blocks. The gradient is summed over the entries that
+share a tap, and an elementwise optimizer then keeps them equal.
 
-Examples are on the last axis, so the inner loops run over examples at any width, which makes thin layers
-fast. Training and validation examples pass forward together, training examples first; only these go
-backward. The backward pass is written by hand (``jax.custom_vjp``): it stores one array for each layer,
-the preactivations, and computes the gradient of the penalty by comparing them with the extremes.
+Examples are on the last axis, so the inner loops run over examples at any width, which makes thin layers fast. Training
+and validation examples pass forward together, training examples first; only the training examples have a backward pass.
+It is written by hand (``jax.custom_vjp``): it stores one array per layer, the preactivations, and computes the gradient
+of the penalty by comparing them with the extremes.
 
-Why by hand: with ``jprune.jumpstart_penalty`` on a ``Stack`` of the scanned preactivations and its ``units``, and
-jax's own gradient of the scan, an epoch with the penalty takes 1.3 to 1.8 times the CPU time in padded groups
-(widths 5 to 15 at depth 44, 20 to 25 at depth 60) and 1.3 times for width 4 alone; with the penalty inside the scan
-2.2 to 2.5 times (medians of 8 interleaved runs on a shared CPU, user time). Values and gradients of both are compared
-in the tests.
+It is written by hand because jax's gradient of the scan is slower. With ``jprune.jumpstart_penalty`` on a ``Stack`` of
+the scanned preactivations and its ``units``, an epoch with the penalty takes 1.3 to 1.8 times the CPU time in padded
+groups (widths 5 to 15 at depth 44, 20 to 25 at depth 60) and 1.3 times for width 4 alone; with the penalty inside the
+scan 2.2 to 2.5 times (medians of 8 interleaved runs on a shared CPU, user time). Tests compare values and gradients of
+both.
 """
 
 import dataclasses
@@ -42,17 +41,17 @@ BN_EPSILON = 1e-3  # Keras' default [inferred]
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The properties shared by the networks of one program; they decide the compiled code.
+    """The static properties shared by the networks of one program.
 
     The penalty is that of ``jprune.jumpstart_penalty`` with the preset ``cpaior_keras``.
 
     Attributes:
-      depth: hidden layers.
-      width: channels of a hidden layer, padding included.
+      depth: number of hidden layers.
+      width: channels of a hidden layer, including padding.
       train: number of training examples, which come first; the rest are validation examples.
       layer: form of the hidden layers.
       normalized: whether there is batch normalization between a hidden layer and its ReLU.
-      penalized: what has a slack in the penalty: units, points, both or none.
+      penalized: whether units, points, both or none have slacks in the penalty.
       balance: rho of the penalty.
       coefficient: lambda of the penalty.
     """
@@ -92,13 +91,13 @@ class Moments(NamedTuple):
 
 
 class HiddenLayers(NamedTuple):
-    """Weights of the hidden layers; a weight that a convolution shares is repeated in every place it is used.
+    """Weights of the hidden layers; a weight that a convolution shares is repeated wherever it is used.
 
     Attributes:
       first: (runs, units, 2).
       hidden: (depth - 1, runs, units, units), rows are outputs.
       bias: (depth, runs, units).
-      norm: of batch normalization, or None.
+      norm: scale and shift of batch normalization, or None.
     """
 
     first: jax.Array
@@ -111,7 +110,7 @@ class LayerContext(NamedTuple):
     """Inputs of the layers that have no gradient.
 
     Attributes:
-      real: which units are not padding, (runs, units) bool; None if all are real.
+      real: mask of the units that are not padding, (runs, units) bool; None if all are real.
       running: the moments that normalize validation examples; None without normalization.
       keep: factors of dropout for the outputs of all hidden layers but the last, (depth - 1,
         runs, units, examples): 0 or 1 / (1 - rate), 1 for validation examples; None without dropout.
@@ -139,8 +138,8 @@ def run_stack(
     """Pass inputs through the hidden layers; differentiable with respect to the weights.
 
     Args:
-      arch: of the program.
-      weights: of all runs.
+      arch: architecture of the program.
+      weights: weights of all runs.
       context: padding, running moments, dropout.
       inputs: (runs, 2, examples), training examples first.
 
@@ -177,7 +176,7 @@ def _backward(arch, residuals, cotangents):
     real, keep = context.real, None if context.keep is None else context.keep[..., : arch.train]
 
     def through(z, extremes, norm, keep, da):
-        """Backward from a layer's outputs to its preactivations and its normalization."""
+        """Compute the gradients of a layer's preactivations and normalization from those of its outputs."""
         _, pull = jax.vjp(lambda z, norm: _activate(arch, z, norm, None, keep)[0], z, norm)
         dz, d_norm = pull(da)
         return dz + _penalty_gradient(arch, z, real, extremes, d_penalty), d_norm
@@ -210,7 +209,7 @@ def _affine(kernel, bias, inputs):
 
 
 def _activate(arch, z, norm, running, keep):
-    """Normalize, if at all; rectify; drop out. Also the moments that normalized the training examples."""
+    """Apply normalization (if any), ReLU and dropout; also return the moments of the training examples."""
     moments = None
     if norm is not None:
         batch = z[..., : arch.train]
@@ -243,7 +242,7 @@ def _extremes(arch, z, real):
 
 
 def _squared_slacks(arch, real, extremes):
-    """Summed over units and points of a layer: (runs,)."""
+    """Return the sum of squared slacks over units and points of a layer, (runs,)."""
     total = jnp.zeros(())
     for pair in extremes:
         if pair is not None:
@@ -255,7 +254,7 @@ def _squared_slacks(arch, real, extremes):
 
 
 def _penalty_gradient(arch, z, real, extremes, d_penalty):
-    """Gradient of the slacks of a layer: nonzero at its extremes, divided evenly among ties."""
+    """Return the gradient of the slacks of a layer: nonzero at its extremes, split evenly among ties."""
     if not arch.penalized:
         return jnp.zeros((), z.dtype)
     _, pull = jax.vjp(partial(_squared_slacks, arch, real), extremes)
@@ -273,7 +272,7 @@ def _penalty_gradient(arch, z, real, extremes, d_penalty):
 
 
 def _places(arch, z):
-    """(runs, units, examples) -> (runs, positions, width, examples)."""
+    """Reshape (runs, units, examples) to (runs, positions, width, examples)."""
     return z.reshape(len(z), arch.positions, arch.width, z.shape[-1])
 
 
@@ -282,7 +281,7 @@ def _real_places(arch, real):
 
 
 def _tied(arch, gradient):
-    """The gradient of a matrix (runs, units, inputs), summed over the places that share a tap."""
+    """Sum the gradient of a matrix (runs, units, inputs) over the entries that share a tap."""
     if arch.positions == 1:
         return gradient
     out, inputs = arch.width, gradient.shape[-1] // 2
@@ -292,14 +291,14 @@ def _tied(arch, gradient):
 
 
 def _tied_channels(arch, real, gradient):
-    """The gradient of a parameter of each channel, (depth, runs, units), summed over the positions."""
+    """Sum the gradient of a parameter of each channel, (depth, runs, units), over the positions."""
     summed = gradient.reshape(*gradient.shape[:-1], arch.positions, arch.width).sum(-2)
     tied = jnp.concatenate([summed] * arch.positions, -1)
     return tied if real is None else jnp.where(real[None], tied, 0.0)
 
 
 def _appended(some, one):
-    """Trees of the layers but the last, (depth - 1, ...), and of the last -> (depth, ...)."""
+    """Append the tree of the last layer to that of the others, (depth - 1, ...); return (depth, ...)."""
     return jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), some, one)
 
 

@@ -50,9 +50,9 @@ class TableState(NamedTuple):
       params: kernels and biases; the hidden layers after the first are stacked.
       adam: state of the optimizer.
       running: mean and variance of each unit, (depth, 2, width).
-      key: of the order of the examples.
+      key: key of the order of the examples.
       best: largest training and validation accuracy of an epoch so far, (2,).
-      last: those of the last epoch, (2,).
+      last: accuracies of the last epoch, (2,).
     """
 
     params: Params
@@ -71,7 +71,7 @@ class Examples(NamedTuple):
 
 
 def plan(grid: Grid) -> list[GridStage]:
-    """A stage for each data set, technique and size.
+    """Plan one stage per data set, technique and size.
 
     Raises:
       ValueError: an unknown method, or several learning rates.
@@ -97,8 +97,8 @@ def carry_out(
     """Train the networks of a stage, all seeds in one program.
 
     Args:
-      running: says where the data is.
-      stage: of the plan.
+      running: run options, with the folder of the data.
+      stage: stage of the plan.
       advance: called with the amount of finished work.
 
     Returns:
@@ -136,7 +136,7 @@ def carry_out(
 
 
 def splits(dataset: str, data_dir: Path | None = None) -> tuple[Examples, Examples, int]:
-    """Training and validation examples, standardized by the training split, and the number of classes."""
+    """Return training and validation examples, standardized by the training split, and the number of classes."""
     table = datasets.load(dataset, data_dir=data_dir, selection="test")
 
     def standardized(split: datasets.Split) -> Examples:
@@ -150,7 +150,7 @@ def splits(dataset: str, data_dir: Path | None = None) -> tuple[Examples, Exampl
 
 
 def start(setup: Setup, inputs: int, classes: int, key: jax.Array) -> TableState:
-    """The state before the first epoch: kernels and biases uniform in +-1 / sqrt(fan_in), as in torch."""
+    """Return the initial state: kernels and biases uniform in +-1 / sqrt(fan_in), as in torch."""
     key, *keys = jax.random.split(key, 7)
     width, deep = setup.width, setup.depth - 1
 
@@ -178,10 +178,10 @@ def forward(
 
     Args:
       setup: the technique and the sizes.
-      params: of one network.
+      params: parameters of one network.
       features: (batch, features).
-      real: which examples are not padding, (batch,), in training; None in evaluation, where the running
-        moments normalize.
+      real: mask of the examples that are not padding, (batch,), in training; None in evaluation, which uses the running
+      moments.
       running: (depth, 2, width).
 
     Returns:
@@ -250,7 +250,7 @@ def _epoch(setup: Setup, state: TableState, train: Examples, val: Examples) -> T
 def _loss(
     setup: Setup, params: Params, batch: Examples, real: jax.Array, running: jax.Array
 ) -> tuple[jax.Array, PyTree]:
-    """Mean cross-entropy and penalty of the real examples; also the moments and the number of correct predictions."""
+    """Return cross-entropy plus penalty of the real examples, the moments and the number of correct predictions."""
     logits, preactivations, moments = forward(setup, params, batch.features, real, running)
     each = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     loss = jnp.where(real, each, 0.0).sum() / real.sum()
@@ -260,7 +260,7 @@ def _loss(
 
 
 def _moments(z: jax.Array, real: jax.Array) -> jax.Array:
-    """Mean and variance (2, width) over the real examples."""
+    """Return mean and variance (2, width) over the real examples."""
     count = real.sum()
     mean = jnp.where(real[:, None], z, 0.0).sum(0) / count
     variance = jnp.where(real[:, None], jnp.square(z - mean[None]), 0.0).sum(0) / count

@@ -1,18 +1,17 @@
 """Convolution and pooling in the form that is fastest on each platform.
 
-Every function takes and returns channels-last arrays, (batch, height, width, channels), and computes the
-same on every platform. The form is chosen when the program is lowered, so ``jax.export`` for another
-platform picks that platform's form. The default is ``lax.conv_general_dilated`` and its gradient. There
-are two other forms:
+Every function takes and returns channels-last arrays, (batch, height, width, channels), with the same result on every
+platform. The form is chosen when the program is lowered, so ``jax.export`` for another platform chooses that platform's
+form. The default is ``lax.conv_general_dilated`` and its gradient. There are two other forms:
 
-* A convolution of few channels spends its time on packing, and many replicates, each with its own kernel,
-  are a grouped convolution, which is slow in CUDA's library. ``batch_last`` works on (channels, height,
-  width, batch), where a tap of the kernel reads contiguous memory as long as the batch: patches by slices,
-  then one matrix product. The transpositions of neighboring layers cancel. With very few channels, writing
-  the patches costs a CPU more than the products, so they are summed tap by tap. On an H200, twenty LeNets in
-  one program take .42 ms a step, and 2.16 ms as grouped convolutions.
+* A convolution of few channels spends its time on packing, and many replicates with their own kernels form
+  a grouped convolution, which is slow in CUDA's library. ``batch_last`` works on (channels, height, width, batch),
+  where a tap of the kernel reads contiguous memory of the length of the batch: it cuts patches by slices and multiplies
+  them in one matrix product. The transpositions of neighboring layers cancel. With very few channels, writing the
+  patches takes longer on a CPU than the products, so they are summed tap by tap. On an H200, a step of twenty LeNets in
+  one program takes .42 ms, instead of 2.16 ms with grouped convolutions.
 * On a CPU inside a loop (``lax.scan``), a convolution is fast only if its dimensions are in canonical
-  order. Those of its gradients are not, and take a loop nest that is a hundred times slower.
+  order. Those of its gradients are not, and they compile to a loop nest that is a hundred times slower.
   ``channels_last`` writes both gradients as canonical convolutions.
 """
 
@@ -35,7 +34,7 @@ _HANDFUL = 4  # up to this number of channels, taps are summed one by one
 def batch_last(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], **rest: object
 ) -> jax.Array:
-    """2-D convolution for few channels, to be passed to ``nnx.Conv(conv_general_dilated=...)``.
+    """Convolve in 2-D with few channels; pass it to ``nnx.Conv(conv_general_dilated=...)``.
 
     Args:
       x: (batch, height, width, in_channels).
@@ -48,7 +47,7 @@ def batch_last(
       (batch, out_height, out_width, out_channels).
 
     Raises:
-      ValueError: a dilation, groups, or another number of dimensions.
+      ValueError: there is a dilation, there are groups, or the number of dimensions is not 2.
     """
     return _convolve(x, kernel, *_plain(x, kernel, strides, padding, rest), True)
 
@@ -56,19 +55,19 @@ def batch_last(
 def channels_last(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], **rest: object
 ) -> jax.Array:
-    """2-D convolution for 16 channels and more; arguments, result and errors are those of ``batch_last``."""
+    """Convolve in 2-D with 16 channels or more; arguments, result and errors are those of ``batch_last``."""
     return _convolve(x, kernel, *_plain(x, kernel, strides, padding, rest), False)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: jax.Array, narrow: bool = False) -> jax.Array:
-    """Maximum over 2 x 2 windows, stride 2; a last odd row or column is left out.
+    """Take the maximum over 2 x 2 windows with stride 2; a last odd row or column is left out.
 
     The gradient goes to the first maximum of a window, in row-major order, as in torch.
 
     Args:
       x: (batch, height, width, channels).
-      narrow: whether the neighboring convolutions are ``batch_last``; decides the form.
+      narrow: whether the neighboring convolutions are ``batch_last``, which determines the form.
 
     Returns:
       (batch, height // 2, width // 2, channels).
@@ -92,19 +91,19 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def relu(x: jax.Array, narrow: bool = False) -> jax.Array:
-    """ReLU, gradient 0 at 0, for a convolution to follow.
+    """Apply ReLU, with gradient 0 at 0, before a convolution.
 
-    XLA's CPU backend copies a chain of elementwise operations into each of its consumers: block n of
-    a residual stage would add up the n blocks before it, once for every use, and the transposition in
-    the kernel's gradient would read all of that out of order. For wide layers the chain ends here, in
-    a matrix product with the identity, at a ninth of the cost of the convolution.
+    XLA's CPU backend copies a chain of elementwise operations into each of its consumers: block n of a residual stage
+    would sum the n blocks before it, once for every use, and the transposition in the kernel's gradient would read all
+    of them out of order. For wide layers a matrix product with the identity ends the chain, at a ninth of the cost of
+    the convolution.
 
     Args:
       x: (batch, height, width, channels).
-      narrow: whether the neighboring convolutions are ``batch_last``; decides the form.
+      narrow: whether the neighboring convolutions are ``batch_last``, which determines the form.
 
     Returns:
-      The same shape.
+      An array of the same shape.
     """
     y = _in_memory_order(jax.nn.relu, narrow)(x)
     return y if narrow else _materialized(y)
@@ -113,8 +112,8 @@ def relu(x: jax.Array, narrow: bool = False) -> jax.Array:
 def column_sums(x: jax.Array, narrow: bool = False) -> jax.Array:
     """Sum over all axes but the last, (..., channels) -> (channels,).
 
-    On a CPU as a product with ones, since XLA's reduction over leading axes takes several times as long; where
-    ``batch_last`` convolutions come before and after it (``narrow``), over the last axis in memory.
+    On a CPU it is a product with ones, because XLA's reduction over leading axes takes several times as long. Between
+    ``batch_last`` convolutions (``narrow``) it is over the last axis in memory.
     """
 
     def on_cpu(x: jax.Array) -> jax.Array:
@@ -142,7 +141,7 @@ def _plain(
     padding: str | Sequence[tuple[int, int]],
     rest: dict[str, object],
 ) -> tuple[Strides, Pads]:
-    """The strides and explicit pads of a convolution, which must be plain in everything else."""
+    """Return the strides and explicit pads of a convolution; raise if other arguments are not the defaults."""
     if x.ndim != 4 or kernel.ndim != 4:
         raise ValueError(f"the input has shape {x.shape} and the kernel {kernel.shape}; both must have 4 axes")
     for name in ("lhs_dilation", "rhs_dilation"):
@@ -207,18 +206,18 @@ def _direct_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, strides: S
 def _canonical_gradients(
     x: jax.Array, kernel: jax.Array, dy: jax.Array, strides: Strides, pads: Pads
 ) -> tuple[jax.Array, jax.Array]:
-    """Both gradients as convolutions in canonical order.
+    """Compute both gradients as convolutions in canonical order.
 
-    The input's is the convolution of ``dy``, spread out by the strides, with the flipped kernel.
-    The kernel's is the convolution of ``x``, its channels as the batch, with ``dy`` as the kernel:
-    batch and positions are the axes summed over.
+    The gradient of the input is the convolution of ``dy``, dilated by the strides, with the flipped kernel. The
+    gradient of the kernel is the convolution of ``x``, with its channels as the batch, with ``dy`` as the kernel; it
+    sums over batch and positions.
     """
     spread = [s * (n - 1) + 1 for s, n in zip(strides, dy.shape[1:3], strict=True)]
     sizes = list(zip(x.shape[1:3], kernel.shape[:2], spread, pads, strict=True))
     around = [(k - 1 - low, n - length + low) for n, k, length, (low, _) in sizes]
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     if strides != (1, 1):
-        # Explicit zeros: XLA's own dilation of the input is slower.
+        # Insert explicit zeros, because XLA's dilation of the input is slower.
         zeros = [(0, 0, 0), *((low, high, s - 1) for (low, high), s in zip(around, strides, strict=True)), (0, 0, 0)]
         dy_spread, around = lax.pad(dy, jnp.zeros((), dy.dtype), zeros), [(0, 0), (0, 0)]
     else:
@@ -237,7 +236,7 @@ def _canonical_gradients(
 
 
 def _patches(x: jax.Array, size: tuple[int, int], out: tuple[int, int], strides: Strides, pads: Pads) -> jax.Array:
-    """(channels, height, width, batch) -> (taps * channels, out_height, out_width, batch)."""
+    """Cut patches: (channels, height, width, batch) -> (taps * channels, out_height, out_width, batch)."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     reach = [s * (n - 1) + 1 for s, n in zip(strides, out, strict=True)]
     taps = [
@@ -277,7 +276,7 @@ def _patch_product_gradients(
 
 
 def _tap_sums(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
-    """One fused loop for each output channel: it reads the input and writes only the output."""
+    """Convolve with one fused loop per output channel, which reads the input and writes only the output."""
     size, taps = kernel.shape[:2], kernel.reshape(-1, *kernel.shape[2:])
     rows, columns = (n + sum(pad) - k + 1 for n, k, pad in zip(x.shape[1:3], size, pads, strict=True))
     padded = jnp.pad(_to_batch_last(x), ((0, 0), *pads, (0, 0)))
@@ -294,7 +293,7 @@ def _tap_sums(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> 
 def _tap_sums_gradients(
     x: jax.Array, kernel: jax.Array, dy: jax.Array, strides: Strides, pads: Pads
 ) -> tuple[jax.Array, jax.Array]:
-    """The input's gradient in the same way; the kernel's as a canonical convolution, channels as the batch."""
+    """Compute the input's gradient by tap sums, and the kernel's as a canonical convolution, channels as batch."""
     (top, bottom), (left, right) = (
         tuple(k - 1 - n for n in pad) for k, pad in zip(kernel.shape[:2], pads, strict=True)
     )
@@ -309,7 +308,7 @@ def _tap_sums_gradients(
 
 
 def _windows(x: jax.Array) -> jax.Array:
-    """(a, height, width, b) -> (a, height // 2, 2, width // 2, 2, b)."""
+    """Reshape (a, height, width, b) to (a, height // 2, 2, width // 2, 2, b)."""
     height, width = x.shape[1] // 2, x.shape[2] // 2
     return x[:, : 2 * height, : 2 * width].reshape(x.shape[0], height, 2, width, 2, x.shape[3])
 
@@ -335,11 +334,11 @@ def _to_batch_last(x: jax.Array) -> jax.Array:
     return x.transpose(3, 1, 2, 0)
 
 
-_from_batch_last = _to_batch_last  # swapping the first axis with the last undoes itself
+_from_batch_last = _to_batch_last  # swapping the first and the last axis is its own inverse
 
 
 def _in_memory_order(f: Callable[..., jax.Array], narrow: bool) -> Callable[..., jax.Array]:
-    """``f``, which treats the first and the last axis alike, on batch-last arrays where that is faster."""
+    """Apply ``f``, which treats the first and the last axis alike, to batch-last arrays where that is faster."""
     if not narrow:
         return f
 

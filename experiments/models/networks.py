@@ -27,7 +27,7 @@ Initializer = Callable[[jax.Array, Sequence[int], DTypeLike], jax.Array]
 
 
 def initializers(init: Init, fan_in: int) -> dict[str, Initializer]:
-    """The initializers of a layer, as the keyword arguments of ``nnx.Linear`` and ``nnx.Conv``.
+    """Return the initializers of a layer, as keyword arguments of ``nnx.Linear`` and ``nnx.Conv``.
 
     ``lecun``: truncated normal of variance 1 / fan_in. ``glorot``: uniform, Glorot and Bengio 2010.
     ``he``: normal of variance 2 / fan_in, He et al. 2015. These have biases of 0. ``torch``: kernels
@@ -64,7 +64,7 @@ def _linear(inputs: int, outputs: int, init: Init, rngs: nnx.Rngs) -> nnx.Linear
 def _conv(
     inputs: int, outputs: int, init: Init, rngs: nnx.Rngs, *, narrow: bool, padding: Any = 1, **options: object
 ) -> nnx.Conv:
-    """A 3 x 3 convolution in the form of ``experiments.models.convolution`` for this number of channels."""
+    """Create a 3 x 3 convolution in the form of ``experiments.models.convolution`` for this number of channels."""
     form = convolution.batch_last if narrow else convolution.channels_last
     initial = initializers(init, 9 * inputs)
     return nnx.Conv(
@@ -73,9 +73,9 @@ def _conv(
 
 
 class BatchNorm(nnx.BatchNorm):
-    """``nnx.BatchNorm`` with its moments by ``convolution.column_sums``, and torch's momentum, .9.
+    """``nnx.BatchNorm`` with moments by ``convolution.column_sums`` and torch's momentum, .9.
 
-    The running variance is the biased one, as in Flax. ``narrow`` is that of the neighboring convolutions.
+    The running variance is the biased one, as in Flax. ``narrow`` is as for the neighboring convolutions.
     """
 
     def __init__(self, features: int, *, narrow: bool = False, rngs: nnx.Rngs):
@@ -236,7 +236,7 @@ class VGG(nnx.Module):
 
 
 class RectangularConv(nnx.Module):
-    """``depth`` 3 x 3 convolutions of ``width`` channels each, ReLU between, and one dense layer.
+    """``depth`` 3 x 3 convolutions of ``width`` channels with ReLU, and one dense layer.
 
     With ``readout="average_max"`` the inputs of the dense layer are the global average and the global
     maximum of every channel, as in the CIFAR grids of the jumpstart study: 28 w + (d-1) w (9w+1) + 2wK + K
@@ -296,7 +296,7 @@ def create(
       **options: as in the table; ``init`` as in ``initializers``.
 
     Raises:
-      ValueError: an unknown name or option, a required option that is missing, or an unsuitable shape.
+      ValueError: a name or option is unknown, a required option is missing, or the shape is unsuitable.
 
     >>> model = create("dense", num_classes=2, input_shape=(3,), rngs=nnx.Rngs(0), depth=2, width=4)
     >>> model(jnp.ones((5, 3))).shape
@@ -347,4 +347,4 @@ _MODELS: Mapping[str, Callable[..., nnx.Module]] = {
     "conv": RectangularConv,
 }
 _FLAT = ("mlp", "lenet-300-100", "dense")
-_OPTIONS: Mapping[str, Callable[..., nnx.Module]] = {"mlp": MLP, "lenet-300-100": MLP}  # where the maker forwards them
+_OPTIONS: Mapping[str, Callable[..., nnx.Module]] = {"mlp": MLP, "lenet-300-100": MLP}  # if options are forwarded

@@ -1,4 +1,4 @@
-"""Names and options of models as text. This module loads no Flax, so that a command line starts quickly."""
+"""Parse names and options of models. This module does not load Flax, so that a command line starts quickly."""
 
 import ast
 import functools
@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 
 def is_own(model: str) -> bool:
-    """Whether a model is named as ``package.module:Class``."""
+    """Whether a model has a name ``package.module:Class``."""
     return ":" in model
 
 
 def read_options(given: Sequence[str] | Mapping[str, object]) -> dict[str, object]:
-    """Read model options: numbers, tuples, booleans and strings in Python's notation.
+    """Parse model options: numbers, tuples, booleans and strings in Python's notation.
 
     Args:
-      given: ``NAME=VALUE`` each; or a mapping, which is returned as a dict.
+      given: strings ``NAME=VALUE``; or a mapping, which is returned as a dict.
 
     Raises:
-      ValueError: an option without ``=``, or one that is given twice.
+      ValueError: an option has no ``=``, or is given twice.
 
     >>> read_options(["depth=4", "features=(300, 100)", "init=he"])
     {'depth': 4, 'features': (300, 100), 'init': 'he'}
@@ -38,7 +38,7 @@ def read_options(given: Sequence[str] | Mapping[str, object]) -> dict[str, objec
 
 
 def arguments_of(model: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
-    """The arguments of a model class or function. The metaclass of NNX hides those of a class from ``inspect``."""
+    """Return the arguments of a model class or function; NNX's metaclass hides those of a class from ``inspect``."""
     if isinstance(model, functools.partial):
         return arguments_of(model.func)
     return inspect.signature(model.__init__ if isinstance(model, type) else model).parameters

@@ -1,4 +1,4 @@
-"""User-defined models: a class in any importable module, Flax NNX or Linen, from images to logits."""
+"""Load user-defined models: a Flax NNX or Linen class in any importable module, from images to logits."""
 
 import hashlib
 import importlib
@@ -38,7 +38,7 @@ def load(name: str) -> Callable[..., object]:
 
 
 def spec(model: object) -> str:
-    """The name under which a class is stored, ``package.module:Class``.
+    """Return the name under which a class is stored, ``package.module:Class``.
 
     >>> import flax.nnx
     >>> spec(flax.nnx.Linear)
@@ -50,12 +50,12 @@ def spec(model: object) -> str:
 def create(
     cls: Callable[..., object], *, num_classes: int, input_shape: tuple[int, ...], rngs: nnx.Rngs, **given: object
 ) -> object:
-    """Instantiate a model class with its options and those of our arguments that its signature names.
+    """Instantiate a model class with its options and those of our arguments that are in its signature.
 
     Args:
       cls: a Linen module class, or an NNX module class or function that takes ``rngs``.
       num_classes: passed if the class has an argument ``num_classes`` that no option sets.
-      input_shape: shape of one example; passed only if the signature names it.
+      input_shape: shape of one example; passed only if it is in the signature.
       rngs: random keys of the initializers, for NNX.
       **given: the model's options.
 
@@ -82,7 +82,7 @@ def is_linen(cls: object) -> bool:
 
 
 def source_digest(cls: object) -> str | None:
-    """A hash of the source code of a class, 16 hexadecimal digits; None where there is no source."""
+    """Return a hash of the source code of a class, 16 hexadecimal digits; None if there is no source."""
     try:
         return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:16]
     except (OSError, TypeError):

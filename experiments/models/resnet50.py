@@ -39,8 +39,8 @@ class ResNet50(nnx.Module):
 
     Args:
       num_classes: units of the output layer.
-      channels: of the first stage; 64 in the paper.
-      blocks: in each of the four stages; (3, 4, 6, 3) is ResNet-50.
+      channels: channels of the first stage; 64 in the paper.
+      blocks: numbers of blocks in the four stages; (3, 4, 6, 3) is ResNet-50.
       normalized: whether each convolution is followed by batch normalization; without it, it has a bias.
       shortcut: whether each block adds its input.
       rngs: random keys of the initializers.

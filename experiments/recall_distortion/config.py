@@ -1,4 +1,4 @@
-"""Settings of a recall-distortion study. Those that decide the numbers are hashed; those of how it runs are not."""
+"""Settings of a recall-distortion study. Settings that affect the results are hashed; those of the run are not."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ class DataOptions:
     classes: tuple[str, ...] = ()
     """Names of the classes to keep; all by default."""
     imbalance: float | None = None
-    """Thin out the training split exponentially: examples of the first class / examples of the last."""
+    """Subsample the training split exponentially: examples of the first class / examples of the last."""
     selection: Literal["validation", "test"] = "validation"
-    """Split on which the best epoch is chosen. test: the test split itself, as in the published runs."""
+    """Split on which the best epoch is chosen. test: the test split, as in the published runs."""
     image_size: tuple[int, int] | None = None
-    """Height and width that images of tfds: and folder: are resized to; needed if their sizes differ."""
+    """Height and width to which images of tfds: and folder: are resized; needed if their sizes differ."""
     label_noise: float = 0.0
     """Fraction of the training labels that are replaced by another class, drawn uniformly."""
     limit: int | None = None
@@ -43,13 +43,12 @@ class ModelOptions:
     """The network, and which of its weights are pruned."""
 
     model: str = "mlp"
-    """mlp, lenet, resnet20, resnet32, resnet44, resnet56, resnet110, vgg11, dense, conv; or your own Flax
-    module, NNX or Linen, from inputs to logits: package.module:Class."""
+    """mlp, lenet, resnet20, resnet32, resnet44, resnet56, resnet110, vgg11, dense, conv; or package.module:Class,
+    your own Flax module (NNX or Linen) from inputs to logits."""
     model_options: tuple[str, ...] = ()
     """NAME=VALUE arguments of the model, such as depth=4. dense and conv need depth and width."""
     prunable: str | None = None
-    """Regular expression: prune the kernels whose path it matches. By default all but those of a layer called
-    head."""
+    """Regular expression for the paths of the kernels to prune; by default all except those of a layer called head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ class TrainingOptions:
     replicates: int = 30
     """Number of networks, trained from different seeds."""
     epochs: tuple[int, ...] = (30,)
-    """Epochs of dense training, one number for each learning rate."""
+    """Epochs of dense training, one number per learning rate."""
     lr: tuple[float, ...] = (0.01,)
     """Learning rates of dense training, in order."""
     finetune_epochs: tuple[int, ...] = (15,)
@@ -67,24 +66,24 @@ class TrainingOptions:
     finetune_lr: tuple[float, ...] = (0.01,)
     """Learning rates of fine-tuning, in order."""
     schedule: Literal["constant", "one-cycle"] = "constant"
-    """Learning rate within the epochs of each. one-cycle: up to that rate in 30 % of the steps, then down to almost
-    0."""
+    """Schedule within the epochs of each learning rate. one-cycle: up to the rate in 30 % of the steps, then down
+    to almost 0."""
     jumpstart: tuple[float, ...] = (0.0,)
-    """Coefficients of the jumpstart penalty in dense training; a study for each."""
+    """Coefficients of the jumpstart penalty in dense training; each is a separate study."""
     finetune_jumpstart: tuple[float, ...] = (0.0,)
-    """Coefficients of the jumpstart penalty in fine-tuning; a study for each, from the same dense networks."""
+    """Coefficients of the jumpstart penalty in fine-tuning; each is a separate study of the same dense networks."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimizer of both phases."""
     batch: int = 128
-    """Examples in a step."""
+    """Examples per step."""
     momentum: float = 0.9
     """Momentum of SGD, at least 0 and below 1."""
     nesterov: bool = True
-    """Whether the momentum is Nesterov's."""
+    """Whether to use Nesterov momentum."""
     weight_decay: float = 5e-4
-    """Added to the gradient, times every parameter, in both phases."""
+    """Coefficient of weight decay in both phases; weight_decay times the parameter is added to its gradient."""
     augment: bool = False
-    """Whether training images are flipped at random and cropped from a border of 4 pixels."""
+    """Whether training images are flipped at random, padded by 4 pixels and cropped at random."""
     seed: int = 0
     """Seed of the study; replicate i has the key of this seed folded with i."""
 
@@ -94,25 +93,25 @@ class PruningOptions:
     """One-shot global pruning of the trained networks."""
 
     ratios: tuple[float, ...] = (1, 2, 4, 10, 20)
-    """Compression ratios of the whole model, parameters before / after. 1: fine-tuned without pruning."""
+    """Compression ratios of the whole model, parameters before / after. 1: the control, fine-tuned without pruning."""
     structure: Structure = "weights"
-    """What is removed: single weights, or channels, whole units and features with the lowest mean scores. For
-    channels the ratios are multiply-adds before / after, and the ratio achieved is of parameters: it counts the
-    weights of removed channels, but keeps their biases and normalization parameters, so it is slightly too low."""
+    """Structure that is removed: weights, or channels (units and features with the lowest mean scores). For
+    channels the ratios are multiply-adds before / after, but the achieved ratio is in parameters. It counts the
+    weights of removed channels but not their biases and normalization parameters, so it is slightly too low."""
     counting: Literal["exact", "shrinkbench"] = "exact"
-    """How a ratio becomes a number of weights. shrinkbench: as the published code counts, which keeps more weights
-    than the ratio says."""
+    """How a ratio is converted to a number of weights. shrinkbench: as in the published code, which keeps more
+    weights than the ratio says."""
     rounding: int | None = None
     """Bits, 2 to 16, to which the prunable weights are rounded after pruning, on a symmetric grid for each leaf."""
     min_keep: int = 0
-    """Number of weights that every prunable layer keeps at least; the total stays the same."""
+    """Minimum number of weights that every prunable layer keeps; the total stays the same."""
     scores: tuple[Score, ...] = ("magnitude", "gradient", "undecayed", "random")
-    """Weight importance scores. undecayed-signed: as the published runs computed it; keeps more weights than
+    """Weight importance scores. undecayed-signed: the score of the published runs, which keeps more weights than
     requested."""
     gradient_batches: int = 1
     """Number of training batches over which the gradient of a score is averaged."""
     gradient_mode: Literal["train", "eval"] = "train"
-    """Whether that gradient sees batches as in training (augmented, batch statistics) or in evaluation."""
+    """Whether that gradient is computed in training mode (augmentation, batch statistics) or in evaluation mode."""
     gradient_includes_decay: bool = False
     """Whether that gradient includes weight decay, in addition to the cross-entropy."""
     undecayed_epsilon: float = 5e-4
@@ -142,7 +141,7 @@ class PruningOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
-    """Everything that decides the numbers of a study, and how many replicates it has."""
+    """Everything that determines the results of a study, and its number of replicates."""
 
     def __post_init__(self):
         """Validate the settings."""
@@ -175,22 +174,23 @@ class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Running(RunOptions):
-    """How the study runs. These options change the numbers by float rounding at most."""
+    """Options that control the run. They change the results at most by rounding."""
 
     chunk: int | None = None
     """Replicates in one program; by default as many as fit the memory."""
     memory: float | None = None
     """GiB of memory for one program on one device; by default 4 on a CPU, 70 % of an accelerator's."""
     form: Literal["vmap", "map", "unroll"] | None = None
-    """How the replicates of a device are computed: batched, one after the other in a loop, or in a written-out
-    loop. By default map on a CPU and vmap on an accelerator."""
+    """How the replicates of a device are computed: batched (vmap), one after another in a loop (map), or in an
+    unrolled loop (unroll). By default map on a CPU and vmap on an accelerator."""
     loop: Literal["scan", "steps"] | None = None
-    """scan: an epoch is one program. steps: one call a step. By default scan."""
+    """scan: an epoch is one program. steps: each step is one call. By default scan."""
     keep_pruned: bool = False
-    """Store the weights of pruned networks too; those of dense networks are always stored."""
+    """Store the weights of pruned networks; those of dense networks are always stored."""
     compare: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=("--beside",))] = ()
     """Folders of other studies to compare with in the report: box plots, and tests of whether alpha is greater in
-    the earlier of two, this study first, then these in their order. --beside is the earlier name of this option."""
+    the first of two studies, in the order of this study and then these folders. --beside is an old name of this
+    option."""
 
     def __post_init__(self):
         """Validate the settings."""
@@ -206,7 +206,7 @@ class Command:
     ratio of the whole model, then fine-tuning with fixed masks. To resume a killed run, rerun its command.
 
     Examples, after python -m experiments.recall_distortion:
-      --list                                   the presets: command, cost, what to expect
+      --list the presets with command, cost and expected results
       --preset mnist-lenet --limit 1000 --epochs 2 --finetune-epochs 1 --replicates 3     a trial
       --model my_models:Net --model-options depth=4 --prunable '^blocks/' --dataset npz:my_data.npz
       --preset mnist-lenet --shard 0/4         a quarter of the replicates, into the same folder
@@ -218,11 +218,11 @@ class Command:
     """run: compute the missing stages, then report. status: list the completed stages. report: rebuild tables and
     figures from the stored results."""
     preset: str = "demo"
-    """Settings that are the defaults of all other options; --list shows them."""
+    """Preset that sets the defaults of all other options; --list shows the presets."""
     list: Flag = False
     """Print the presets and exit."""
     all: Flag = False
-    """With status: every study that was run in the folder, not only the last."""
+    """With status: list every study that was run in the folder, not only the last."""
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
     training: TrainingOptions = dataclasses.field(default_factory=TrainingOptions)
@@ -232,7 +232,7 @@ class Command:
 
     @property
     def study(self) -> Study:
-        """The settings that decide the numbers."""
+        """The settings that determine the results."""
         return commands.joined(Study, self.data, self.model, self.training, self.pruning)
 
     @property
@@ -242,7 +242,7 @@ class Command:
 
 
 def command_of(study: Study, running: Running, **others: object) -> Command:
-    """The command line with these settings as defaults."""
+    """Return a command line with these settings as defaults."""
     groups = {
         "data": commands.group(DataOptions, study),
         "model": commands.group(ModelOptions, study),
@@ -253,7 +253,7 @@ def command_of(study: Study, running: Running, **others: object) -> Command:
 
 
 def study_from_json(values: Mapping[str, JSON]) -> Study:
-    """The study that ``commands.to_json`` wrote.
+    """Read a study that ``commands.to_json`` wrote.
 
     >>> study_from_json(commands.to_json(Study(ratios=(1, 3)))).ratios
     (1, 3)
@@ -262,7 +262,7 @@ def study_from_json(values: Mapping[str, JSON]) -> Study:
 
 
 def running_from_json(values: Mapping[str, JSON]) -> Running:
-    """The way of running that ``commands.to_json`` wrote.
+    """Read run options that ``commands.to_json`` wrote.
 
     Files of earlier versions are read too: ``auto`` becomes None, and ``beside`` is ``compare``.
     """

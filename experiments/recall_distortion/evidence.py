@@ -23,7 +23,7 @@ class Evidence(NamedTuple):
     """The results for one pair of jumpstart coefficients, over the replicates that have completed every stage.
 
     Attributes:
-      audit: of the recalls; the control, which is not pruned, is ratio 1 of every score.
+      audit: audit of the recalls; the control, which is not pruned, is ratio 1 of every score.
       dense: predictions of the dense networks, (replicates, examples).
       trained: a row for each dense network: accuracy, best epoch, fraction of dead units.
       pruned: predictions of the pruned networks by score and ratio, (replicates, examples) each.
@@ -77,7 +77,7 @@ def gather(folder: Path, study: Study, truth: Truth, penalty: Coefficients) -> E
 
 
 def _incomplete(folder: Path, stages: list[tuple[StudyStage, pd.DataFrame]], penalty: Coefficients) -> Incomplete:
-    """The message where no replicate is complete: the reason, and what to do."""
+    """Return the error if no replicate is complete, with the reason and what to do."""
     stopped = pd.concat([_stopped(stage, table) for stage, table in stages]) if stages else ()
     advice = "the action 'status' lists the completed stages, and 'run' computes the others"
     if len(stopped):
@@ -92,13 +92,13 @@ def _incomplete(folder: Path, stages: list[tuple[StudyStage, pd.DataFrame]], pen
 
 
 def summary(found: Evidence) -> pd.DataFrame:
-    """The audit's summary, a row for each score and ratio, with the weights kept and the compression achieved."""
+    """Return the audit's summary, a row per score and ratio, with the weights kept and the compression achieved."""
     achieved = found.alphas.groupby(["score", "ratio"], sort=False)[["kept", "achieved_ratio"]].mean()
     return found.audit.summary.merge(achieved.reset_index(), on=["score", "ratio"])
 
 
 def counts(found: Evidence) -> pd.DataFrame:
-    """A row for each score, ratio, replicate and class: test examples of the class, and how many are correct."""
+    """Return a row per score, ratio, replicate and class: test examples of the class, and how many are correct."""
     audit = found.audit
     support = audit.classes.drop_duplicates("class").set_index("class")["support"]
     replicates = found.alphas.drop_duplicates("model").set_index("model")["replicate"]
@@ -112,7 +112,7 @@ def counts(found: Evidence) -> pd.DataFrame:
 
 
 def _alphas(audit: Audit, stages: list[tuple[StudyStage, pd.DataFrame]], common: list[int]) -> pd.DataFrame:
-    """The audit's alphas with the replicate, the weights kept and the compression achieved."""
+    """Return the audit's alphas with the replicate, the weights kept and the compression achieved."""
     sizes = []
     for stage, table in stages:
         if stage.target is not None:
@@ -128,7 +128,7 @@ def _alphas(audit: Audit, stages: list[tuple[StudyStage, pd.DataFrame]], common:
 
 
 def _stopped(stage: StudyStage, table: pd.DataFrame) -> pd.DataFrame:
-    """Which replicates of a stage stopped, and why."""
+    """Return the replicates of a stage that stopped, with the reason."""
     rows = table[table["stopped"] >= 0]
     reasons = [f"the loss was not finite at step {step}" for step in rows["stopped"]]
     return pd.DataFrame({"stage": stage.title, "replicate": rows["replicate"].to_numpy(), "reason": reasons})

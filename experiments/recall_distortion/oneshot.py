@@ -1,4 +1,4 @@
-"""One-shot pruning of trained networks through ``jprune.prune``: gradients, scores, and exact numbers of weights."""
+"""Prune trained networks once with ``jprune.prune``: gradients, scores, and exact numbers of weights."""
 
 import functools
 import re
@@ -32,18 +32,18 @@ def gradient(
     mode: Mode,
     decay: float,
 ) -> PyTree:
-    """The gradient for a score: the mean over training batches drawn without replacement.
+    """Return the gradient for a score: the mean over training batches drawn without replacement.
 
     Args:
       task: computes the loss.
-      params: of one replicate.
+      params: parameters of one replicate.
       stats: its other state, which does not change.
-      key: draws the batches.
+      key: PRNG key that draws the batches.
       train: the training split.
       batch: examples in a batch.
       batches: number of batches.
-      mode: whether the loss is that of training or of evaluation.
-      decay: added, times every parameter; 0 for the gradient of the cross-entropy alone.
+      mode: whether the loss is computed in training or in evaluation mode.
+      decay: coefficient of weight decay in the gradient; 0 for the gradient of the cross-entropy alone.
 
     Returns:
       A tree like ``params``.
@@ -64,7 +64,7 @@ def gradient(
 
 
 def prunable(pattern: str | None) -> Where:
-    """The predicate of the prunable leaves: kernels whose path a pattern matches, or all but those of ``head``.
+    """Return the predicate of the prunable leaves: kernels whose path matches, or all except those of ``head``.
 
     Raises:
       ValueError: the pattern is not a regular expression.
@@ -83,11 +83,11 @@ def prunable(pattern: str | None) -> Where:
 
 
 def score_of(name: str, epsilon: float, where: Where = PRUNABLE) -> jprune.scores.Score:
-    """The score with this name.
+    """Return the score with this name.
 
     Args:
       name: a ``Score`` of ``config``.
-      epsilon: of ``undecayed``.
+      epsilon: epsilon of ``undecayed``.
       where: predicate of the prunable leaves.
     """
     undecayed = functools.partial(jprune.undecayed, epsilon, where=where)
@@ -113,16 +113,16 @@ def prune(
     """Keep the weights with the largest scores and set the others to zero.
 
     Args:
-      params: of one replicate.
+      params: parameters of one replicate.
       scores: a tree like ``params``, None in place of leaves that are not prunable.
       keep: int32 scalar, number of prunable weights to keep; traced, so that one program serves all ratios.
       where: predicate of the prunable leaves.
-      signed: keep every weight whose |score| is at least the keep-th largest *signed* score, as the code
-        of the published runs does: more than ``keep`` weights where scores are negative.
-      min_keep: number of weights that every layer keeps at least.
+      signed: whether to keep every weight whose |score| is at least the keep-th largest *signed* score, as in the code
+        of the published runs. This keeps more than ``keep`` weights if scores are negative.
+      min_keep: minimum number of weights that every layer keeps.
 
     Returns:
-      the pruned parameters, and the number of prunable weights kept, int32.
+      The pruned parameters, and the number of prunable weights kept, int32.
     """
     masks_of = jprune.selection.legacy_signed_masks if signed else jprune.global_masks
 
@@ -156,10 +156,10 @@ def rounded(params: PyTree, bits: int, where: Where) -> PyTree:
 
 
 def channel_selection(task: Task, template: tuple[PyTree, PyTree], images: jax.ShapeDtypeStruct) -> ChannelSelection:
-    """The selection of whole channels of a model, by a fraction of its multiply-adds.
+    """Return the selection of whole channels of a model, by a fraction of its multiply-adds.
 
     Args:
-      task: has the model.
+      task: the task, with the model.
       template: shapes of (params, stats) of one replicate.
       images: shape and dtype of a batch of stored images.
 
@@ -177,19 +177,19 @@ def channel_selection(task: Task, template: tuple[PyTree, PyTree], images: jax.S
 def prune_channels(
     selection: ChannelSelection, params: PyTree, scores: PyTree, sparsities: tuple[float, ...], index: jax.Array
 ) -> tuple[PyTree, jax.Array]:
-    """Remove the channels with the lowest mean scores: kernels in and out, biases and normalization become zero.
+    """Remove the channels with the lowest mean scores: all their kernel, bias and normalization weights become zero.
 
-    They stay zero in training, because a channel without weights in and out has no gradient.
+    They stay zero in training, because a channel without input and output weights has no gradient.
 
     Args:
-      selection: from ``channel_selection``.
-      params: of one replicate.
+      selection: result of ``channel_selection``.
+      params: parameters of one replicate.
       scores: a tree like ``params``, None in place of leaves that are not prunable.
-      sparsities: the fractions of the multiply-adds to choose from.
+      sparsities: the fractions of the multiply-adds of all ratios.
       index: int32 scalar, position in ``sparsities``.
 
     Returns:
-      the pruned parameters, and the number of prunable weights kept, int32.
+      The pruned parameters, and the number of prunable weights kept, int32.
     """
     masks = selection(scores, sparsity=Scheduled(sparsities, (0.0,) * len(sparsities), index))
     kept = jax.tree.map(lambda score, mask: None if score is None else mask.sum(dtype=jnp.int32), scores, masks,

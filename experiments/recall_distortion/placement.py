@@ -1,4 +1,4 @@
-"""How many replicates go into one program, in which form they run, and how long that takes."""
+"""Choose how many replicates one program computes and in which form, and estimate the time."""
 
 import math
 from typing import NamedTuple
@@ -14,28 +14,28 @@ from experiments.training.replicates import Placement
 from experiments.training.tasks import Task
 from jprune.trees import Where
 
-# Milliseconds a step of batch 128 takes for one replicate: on two CPU cores, and on an NVIDIA H200 with twenty
-# replicates in one program. From benchmarks/results.md and docs/performance.md.
+# Milliseconds per step of batch 128 for one replicate: on two CPU cores, and on an NVIDIA H200 with twenty replicates
+# in one program. From benchmarks/results.md and docs/performance.md.
 _STEP = {"lenet": {"cpu": 1.7, "gpu": 0.022}, "mlp": {"cpu": 0.66}, "resnet20": {"cpu": 288.0}}
-# Floating-point operations of their forward pass of 128 examples, by which the steps of other models are estimated.
+# Floating-point operations of their forward pass of 128 examples, from which step times of other models are estimated.
 _FORWARD = {"lenet": 5.36e7, "mlp": 6.86e7, "resnet20": 1.082e10}
 _MOST_UNROLLED = 4
 
 
 class StepTime(NamedTuple):
-    """Milliseconds that a training step of one replicate takes, and how that number is known, in words."""
+    """Milliseconds per training step of one replicate, and the source of this number, in words."""
 
     milliseconds: float
     source: str
 
 
 def chunk_size(study: Study, running: Running, dataset: datasets.Dataset, task: Task, where: Where) -> int:
-    """How many replicates fit the memory of the devices: at least one each, at most as many as there are.
+    """Return how many replicates fit the memory of the devices: at least one per device, at most all.
 
     Args:
-      study: decides the size of a step.
-      running: the number itself, or the memory of a device.
-      dataset: decides the shape of a batch.
+      study: settings, which determine the size of a step.
+      running: run options, with this number or the memory of a device.
+      dataset: data set, which determines the shape of a batch.
       task: the model.
       where: predicate of the prunable leaves.
     """
@@ -49,17 +49,17 @@ def chunk_size(study: Study, running: Running, dataset: datasets.Dataset, task: 
     needed = replicates.bytes_of(lambda s, b: steps.train_step(task, tx, s, b), state, batch)
     each = max(1, int(_memory(running)) // needed)
     if placement(study, running).form == "unroll":
-        each = min(each, _MOST_UNROLLED)  # compile time grows with each
+        each = min(each, _MOST_UNROLLED)  # each adds compile time
     return min(each * devices, study.replicates)
 
 
 def placement(study: Study, running: Running) -> Placement:
-    """The form in which replicates run: the one in ``running``, or the fastest measured for the backend.
+    """Return the form in which replicates run: the one in ``running``, or the fastest measured for the backend.
 
-    Measured (docs/performance.md): on a CPU one replicate after another is 1.3 to 2.4 times faster than a
-    batch of them, because their weights fit the cache; on an accelerator a batch is up to 20 times faster.
-    Your own model may have convolutions, which XLA's CPU backend runs up to a hundred times slower inside
-    a loop, so its steps are not put into one.
+    Measurements are in docs/performance.md: on a CPU one replicate after another is 1.3 to 2.4 times faster than a
+    batch of them, because their weights fit the cache; on an accelerator a batch is up to 20 times faster. The steps of
+    a user-defined model are not put into a loop, because it may have convolutions, which XLA's CPU backend runs up to a
+    hundred times slower inside a loop.
     """
     on_cpu = jax.default_backend() == "cpu"
     form, loop = ("map", "scan") if on_cpu else ("vmap", "scan")
@@ -69,14 +69,14 @@ def placement(study: Study, running: Running) -> Placement:
 
 
 def step_time(study: Study, dataset: datasets.Dataset, task: Task) -> StepTime | None:
-    """The time of a step, measured or estimated; None on a device on which no model was measured.
+    """Return the time of a step, measured or estimated; None on a device on which no model was measured.
 
     The estimate scales a measured time by the floating-point operations of the forward pass, as XLA counts them. It
     starts from the model whose number of operations is closest.
 
     Args:
-      study: model and batch.
-      dataset: decides the shape of an example.
+      study: settings, with model and batch.
+      dataset: data set, which determines the shape of an example.
       task: the model.
     """
     device = jax.default_backend()
@@ -95,19 +95,19 @@ def step_time(study: Study, dataset: datasets.Dataset, task: Task) -> StepTime |
 
 
 def hours(step: StepTime, study: Study, epochs: float, examples: int) -> float:
-    """Total hours of the study's replicates.
+    """Return the total hours of the study's replicates.
 
     Args:
       step: time of a step.
-      study: replicates and batch.
-      epochs: of each replicate.
-      examples: of an epoch.
+      study: settings, with replicates and batch.
+      epochs: epochs of each replicate.
+      examples: examples of an epoch.
     """
     return study.replicates * epochs * (examples // study.batch) * step.milliseconds / 3.6e6
 
 
 def _memory(running: Running) -> float:
-    """Bytes for one program on one device."""
+    """Return the bytes for one program on one device."""
     if running.memory is not None:
         return running.memory * 2**30
     stats = jax.local_devices()[0].memory_stats() or {}

@@ -1,7 +1,6 @@
-"""The stages of a recall-distortion study, and the settings that decide their numbers.
+"""The stages of a recall-distortion study, and the settings that determine their results.
 
-A setting that is here is part of the hash that names a stage. The number of replicates, and where they
-run, is not.
+These settings are part of the hash that names a stage; the number of replicates and where they run are not.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ Model = str | Callable[..., object]
 
 
 class Coefficients(NamedTuple):
-    """Coefficients of the jumpstart penalty: in dense training, and in fine-tuning."""
+    """Coefficients of the jumpstart penalty in dense training and in fine-tuning."""
 
     dense: float
     finetune: float = 0.0
@@ -39,10 +38,10 @@ class Coefficients(NamedTuple):
 
 
 class PruningTarget(NamedTuple):
-    """A score and a compression ratio; the control, which is not pruned, belongs to every score.
+    """A score and a compression ratio, or the control, which is not pruned and belongs to every score.
 
     Attributes:
-      score: its name, or ``control``.
+      score: name of the score, or ``control``.
       ratio: parameters before / after; 1 for the control.
     """
 
@@ -54,10 +53,10 @@ class StudyStage(NamedTuple):
     """A stage of a study, for any replicates.
 
     Attributes:
-      name: to print.
-      kind: in the store: ``dense`` or ``pruned``.
-      settings: everything that decides its numbers except the replicates.
-      coefficients: of the jumpstart penalty.
+      name: name to print.
+      kind: kind in the store: ``dense`` or ``pruned``.
+      settings: everything that determines its results except the replicates.
+      coefficients: coefficients of the jumpstart penalty.
       target: score and ratio; None for dense training.
     """
 
@@ -75,12 +74,12 @@ class StudyStage(NamedTuple):
 
 
 def coefficients(study: Study) -> list[Coefficients]:
-    """The coefficients of the study, for each of which there is a report."""
+    """Return the pairs of coefficients of the study; there is a report for each."""
     return [Coefficients(float(c), float(f)) for c in study.jumpstart for f in study.finetune_jumpstart]
 
 
 def targets(study: Study) -> list[PruningTarget]:
-    """The scores and ratios to which each dense network is pruned, the control first.
+    """Return the scores and ratios to which each dense network is pruned, with the control first.
 
     >>> targets(Study(ratios=(1, 2), scores=("magnitude",)))
     [PruningTarget(score='control', ratio=1.0), PruningTarget(score='magnitude', ratio=2.0)]
@@ -121,7 +120,7 @@ def with_noise(study: Study, dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 def limited(study: Study, dataset: datasets.Dataset) -> datasets.Dataset:
-    """At most ``study.limit`` examples of each split, drawn with the seed."""
+    """Take at most ``study.limit`` examples of each split, drawn with the seed."""
     if study.limit is None:
         return dataset
     rng = np.random.default_rng((study.seed, 3))
@@ -130,22 +129,22 @@ def limited(study: Study, dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 def dense_recipe(study: Study, jumpstart: float) -> Recipe:
-    """How dense networks are trained."""
+    """Return the recipe of dense training."""
     return _recipe(study, study.epochs, study.lr, jumpstart)
 
 
 def finetune_recipe(study: Study, jumpstart: float = 0.0) -> Recipe:
-    """How pruned networks are fine-tuned."""
+    """Return the recipe of fine-tuning."""
     return _recipe(study, study.finetune_epochs, study.finetune_lr, jumpstart)
 
 
 def root(folder: Path) -> Path:
-    """The store in a folder of results."""
+    """Return the store in a folder of results."""
     return folder / "store"
 
 
 def data_settings(study: Study) -> dict[str, JSON]:
-    """Settings that decide the data set and its split."""
+    """Return the settings that determine the data set and its split."""
     later: dict[str, JSON] = {}  # options that were added later are left out at their defaults
     if study.image_size is not None:
         later["image_size"] = list(study.image_size)
@@ -164,15 +163,15 @@ def data_settings(study: Study) -> dict[str, JSON]:
 def model_settings(
     study: Study, dataset: datasets.Dataset | None = None, model: Model | None = None
 ) -> dict[str, JSON]:
-    """Settings that decide the network; for built-in models with default options the name alone.
+    """Return the settings that determine the network; for built-in models with default options only the name.
 
     For your own model the settings contain its options, the shapes of its parameters and a hash of the source
     code of its class, so that results of a class that has changed are not used again.
 
     Args:
-      study: names the model.
-      dataset: decides the shapes; needed for your own model only.
-      model: a class that is used in place of the model of that name.
+      study: settings, with the name of the model.
+      dataset: data set, which determines the shapes; needed only for a user-defined model.
+      model: a class that is used instead of the named model.
     """
     settings: dict[str, JSON] = {"model": study.model}
     options = read_options(study.model_options)
@@ -189,7 +188,7 @@ def model_settings(
 
 
 def dense_settings(study: Study, known: "Known", jumpstart: float) -> dict[str, JSON]:
-    """Settings that decide a dense network, except the index of the replicate."""
+    """Return the settings that determine a dense network, except the index of the replicate."""
     return {
         "data": {**data_settings(study), "fingerprint": known.fingerprint},
         **known.model,
@@ -200,7 +199,7 @@ def dense_settings(study: Study, known: "Known", jumpstart: float) -> dict[str, 
 
 
 def pruned_settings(study: Study, known: "Known", penalty: Coefficients, target: PruningTarget) -> dict[str, JSON]:
-    """Settings that decide a pruned and fine-tuned network, except the index of the replicate."""
+    """Return the settings that determine a pruned and fine-tuned network, except the index of the replicate."""
     gradient = {
         "batch": study.batch,
         "batches": study.gradient_batches,
@@ -237,8 +236,8 @@ class Known(NamedTuple):
     """Inputs of a stage's hash that are not settings of the study.
 
     Attributes:
-      fingerprint: of the data set.
-      model: from ``model_settings``.
+      fingerprint: fingerprint of the data set.
+      model: result of ``model_settings``.
     """
 
     fingerprint: str
@@ -251,7 +250,7 @@ def known(study: Study, dataset: datasets.Dataset, model: Model | None = None) -
 
 
 def stages(study: Study, known: Known, penalty: Coefficients) -> list[StudyStage]:
-    """The stages of a study with these coefficients, each before those that start from it."""
+    """Return the stages of a study with these coefficients, each before those that start from it."""
     dense = StudyStage("dense training", "dense", dense_settings(study, known, penalty.dense), penalty, None)
     names = {
         target: "no pruning (control)"
@@ -267,7 +266,7 @@ def stages(study: Study, known: Known, penalty: Coefficients) -> list[StudyStage
 
 
 def data_stage(folder: Path, study: Study) -> store.Stage:
-    """The stage with the test labels, the names of the classes and the fingerprint of the data set."""
+    """Return the stage with the test labels, the names of the classes and the fingerprint of the data set."""
     return store.stage(root(folder), "data", data_settings(study), range(1))
 
 

@@ -1,8 +1,7 @@
 """Presets of the recall-distortion studies, with their cost and expected results.
 
 Settings follow Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning
-Algorithm", NeurIPS 2022 (arXiv 2206.02976), and the code that made its 30-replicate runs. They were
-fixed before any result was seen.
+Algorithm", NeurIPS 2022 (arXiv 2206.02976), and the code of its 30-replicate runs. They were fixed before any run.
 """
 
 import dataclasses
@@ -36,7 +35,7 @@ _RUNNING = {"demo": Running(chunk=30, form="vmap", loop="scan")}
 
 
 def running(name: str) -> Running:
-    """Default options of running a preset: for ``demo`` one batch of 30 networks, which measured fastest."""
+    """Return the default run options of a preset: for ``demo`` one batch of 30 networks, the fastest form measured."""
     return _RUNNING.get(name, Running())
 
 
@@ -79,8 +78,8 @@ def mnist_lenet() -> Study:
     return dataclasses.replace(_LENET, dataset="mnist")
 
 
-_FEW = (60, 125, 250, 350, 600, 1200)  # weights that are kept, of 58,998
-_LENET_SIZES = (60_074, 58_998)  # parameters, prunable ones
+_FEW = (60, 125, 250, 350, 600, 1200)  # weights kept, of 58,998
+_LENET_SIZES = (60_074, 58_998)  # parameters, prunable weights
 
 
 @_PRESETS.preset
@@ -150,7 +149,7 @@ _CIFAR = {
 
 
 def _cifar(name: str) -> Study:
-    """The settings of a preset DATASET-MODEL."""
+    """Return the settings of a preset DATASET-MODEL."""
     dataset, model = name.split("-")
     return dataclasses.replace(_RESNET, dataset=dataset, model=model)
 
@@ -181,8 +180,8 @@ def cifar10_resnet20_short() -> Study:
     .0095); for magnitude, with the longer schedule of the paper, median alpha .95, 1.02, 1.22, 1.57, 2.56 at t = 2,
     4, 10, 20, 50.
 
-    Peak, batch and decay are those of fast CIFAR-10 training (Page, "How to train your ResNet", 2018). The other scores
-    follow with --scores magnitude undecayed random gradient.
+    Peak, batch and decay are those of fast CIFAR-10 training (Page, "How to train your ResNet", 2018). Add the other
+    scores with --scores magnitude undecayed random gradient.
     """
     return dataclasses.replace(
         _cifar("cifar10-resnet20"),

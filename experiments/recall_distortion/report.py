@@ -1,4 +1,4 @@
-"""Tables, figures and findings of a recall-distortion study, from its stored results alone."""
+"""Tables, figures and findings of a recall-distortion study, from its stored results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,9 +26,9 @@ def write(folder: Path, study: Study, console: Console, compare: Sequence[Path] 
     """Write tables, figures and the HTML page into the study's folder, and print the findings.
 
     Args:
-      folder: of the study.
+      folder: folder of the study.
       study: its settings; coefficients for which no replicate has completed every stage are left out.
-      console: where to print the table and, in the last lines, the findings.
+      console: console for the table and, in the last lines, the findings.
       compare: folders of other studies to compare with.
 
     Returns:
@@ -102,7 +102,7 @@ def findings(study: Study, found: Mapping[Coefficients, Evidence], across: pd.Da
 
 
 def _alpha_sentence(audit: Audit) -> str:
-    """Scores and ratios at which the interval of alpha excludes 1."""
+    """Name the scores and ratios at which the interval of alpha excludes 1, in a sentence."""
     rows = audit.summary[audit.summary["ratio"] != 1]
     signs = {"above": rows[rows["alpha_mark"] == ">"], "below": rows[rows["alpha_mark"] == "<"]}
     named = [
@@ -123,7 +123,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _jumpstart_sentence(across: pd.DataFrame) -> str:
-    """Comparisons of alpha between coefficients of the penalty, in a sentence."""
+    """Describe the comparisons of alpha between coefficients of the penalty, in a sentence."""
     significant = [
         f"{row['score']} at {row['ratio']:g} ({row['audit']}: alpha {abs(row['difference']):.2f} "
         f"{'higher' if row['difference'] > 0 else 'lower'} than {row['other_audit']})"
@@ -150,12 +150,12 @@ def _across(found: Mapping[Coefficients, Evidence]) -> pd.DataFrame:
 
 
 def _shown(images: np.ndarray | None) -> np.ndarray | None:
-    """Images as a type whose range the page finds: it assumes 0 to 255 for uint8, and digits are 0 to 16."""
+    """Convert images to a dtype whose range the page detects: for uint8 it assumes 0 to 255, but digits are 0 to 16."""
     return None if images is None else images.astype(np.int16) if images.dtype == np.uint8 else images
 
 
 def _together(truth: Truth, found: Mapping[Coefficients, Evidence]) -> Audit:
-    """One audit of all coefficients; the name of each score includes its coefficients."""
+    """Return one audit of all coefficients; the name of each score includes its coefficients."""
     if len(found) == 1:
         return next(iter(found.values())).audit
     name = lambda score, penalty: f"{score} (jumpstart {penalty})"
@@ -168,7 +168,7 @@ def _together(truth: Truth, found: Mapping[Coefficients, Evidence]) -> Audit:
 
 
 def _gathered(folder: Path, study: Study) -> tuple[Truth, dict[Coefficients, Evidence]]:
-    """The evidence of a study by coefficients; those without any are left out unless all are."""
+    """Return the evidence of a study by coefficients; raise only if no coefficients have evidence."""
     truth, found, refused = results.truth(folder, study), {}, []
     for penalty in plan.coefficients(study):
         try:
@@ -181,7 +181,7 @@ def _gathered(folder: Path, study: Study) -> tuple[Truth, dict[Coefficients, Evi
 
 
 def _other_audits(folders: Sequence[Path]) -> dict[str, Audit]:
-    """The audits of other studies, at the first coefficients of each; a dict from name to audit."""
+    """Return the audits of other studies, at the first coefficients of each, as a dict from name to audit."""
     audits = {}
     for folder in folders:
         recorded = results.recorded(folder)
@@ -197,7 +197,7 @@ def _other_audits(folders: Sequence[Path]) -> dict[str, Audit]:
 
 
 def _dense_accuracy(audits: Mapping[str, Audit]) -> pd.DataFrame:
-    """A row for each audit: its dense networks, and the mean and spread of their accuracy."""
+    """Return a row per audit: its number of dense networks, and the mean and spread of their accuracy."""
     accuracies = {name: audit.dense.drop_duplicates("model")["accuracy"] for name, audit in audits.items()}
     columns = {"networks": "count", "mean": "mean", "standard_deviation": "std", "lowest": "min", "highest": "max"}
     return pd.DataFrame(
@@ -206,7 +206,7 @@ def _dense_accuracy(audits: Mapping[str, Audit]) -> pd.DataFrame:
 
 
 def _with_coefficients(tables: Mapping[Coefficients, pd.DataFrame]) -> pd.DataFrame:
-    """One table with the column ``jumpstart``, and ``finetune_jumpstart`` if any of these is not 0."""
+    """Join tables with a column ``jumpstart``, and ``finetune_jumpstart`` if any of these is not 0."""
     second = any(penalty.finetune for penalty in tables)
     parts = []
     for penalty, table in tables.items():
@@ -216,7 +216,7 @@ def _with_coefficients(tables: Mapping[Coefficients, pd.DataFrame]) -> pd.DataFr
 
 
 def _printed(table: pd.DataFrame, study: Study) -> rich.table.Table:
-    """The summary for a terminal."""
+    """Format the summary for a terminal."""
     shown = rich.table.Table(box=rich.box.SIMPLE, title=f"{study.model} on {study.dataset}")
     second = ("fine-tuning",) if "finetune_jumpstart" in table else ()
     headings = ("jumpstart", *second, "score", "t", "achieved", "accuracy", "alpha", "99 % interval", "", "alpha_null")

@@ -19,16 +19,16 @@ from experiments.recall_distortion.runner import StageResult, Weights
 from experiments.storage import files, settings, store
 from experiments.storage.files import JSON
 
-_MOST_BYTES = 2**26  # of test images that are stored for the report
+_MOST_BYTES = 2**26  # maximum size of the test images stored for the report
 
 
 class Truth(NamedTuple):
     """The reference for the predictions of a study.
 
     Attributes:
-      labels: of the test split, (examples,) int32.
+      labels: labels of the test split, (examples,) int32.
       class_names: one for each class.
-      fingerprint: of the data set.
+      fingerprint: fingerprint of the data set.
     """
 
     labels: np.ndarray
@@ -50,7 +50,7 @@ def record(folder: Path, study: Study, running: Running, known: Known) -> list[s
 
 
 def recorded(folder: Path) -> tuple[Study, Running] | None:
-    """The settings of the last study in a folder, if there is one.
+    """Return the settings of the last study in a folder, or None.
 
     Raises:
       StoreError: the file cannot be read; the message names it.
@@ -60,7 +60,7 @@ def recorded(folder: Path) -> tuple[Study, Running] | None:
 
 
 def all_recorded(folder: Path) -> list[Study]:
-    """The settings of every study that was run in a folder."""
+    """Return the settings of every study that was run in a folder."""
     return [_restored(folder, found)[0] for found in settings.all_recorded(folder)]
 
 
@@ -74,7 +74,7 @@ def _restored(folder: Path, found: Mapping[str, Mapping[str, JSON]]) -> tuple[St
 
 
 def known(folder: Path, study: Study) -> Known:
-    """Read from the store what the hashes of the study's stages need.
+    """Read from the store the inputs of the hashes of the study's stages.
 
     Raises:
       StoreError: no result of the study is stored, or a file is corrupt.
@@ -145,12 +145,12 @@ def save(
     """Store the result of a stage.
 
     Args:
-      folder: of the study.
+      folder: folder of the study.
       study: its settings.
-      stage: of its plan.
+      stage: stage of its plan.
       mine: the replicates.
-      result: of these replicates.
-      weights: store the weights of pruned networks too.
+      result: result of these replicates.
+      weights: whether to store the weights of pruned networks.
 
     Raises:
       StoreError: it cannot be written; the message names the file.
@@ -189,13 +189,13 @@ def dense_weights(folder: Path, settings: Mapping[str, JSON], mine: range) -> We
 
 
 def replicates_of(folder: Path, stage: StudyStage) -> pd.DataFrame:
-    """The stored replicates of a stage, a row each; possibly empty."""
+    """Return a row per stored replicate of a stage; possibly empty."""
     found = store.find(plan.root(folder), stage.kind, stage.settings)
     return store.collect_table(found, "replicates.parquet") if found else pd.DataFrame({"replicate": []})
 
 
 def predictions_of(folder: Path, stage: StudyStage) -> Mapping[int, np.ndarray]:
-    """Stored predictions on the test split by replicate, each (examples,) int16."""
+    """Return stored predictions on the test split by replicate, each (examples,) int16."""
     found = store.find(plan.root(folder), stage.kind, stage.settings)
     if not found:
         return {}

@@ -23,7 +23,7 @@ from jprune.trees import Where
 Weights = dict[str, np.ndarray]
 Program = Callable[..., PyTree]
 OnEpoch = Callable[[int, Mapping[str, np.ndarray]], None]
-_INIT, _DENSE, _GRADIENT, _RANDOM, _FINETUNE = range(5)  # purposes of the keys of a replicate
+_INIT, _DENSE, _GRADIENT, _RANDOM, _FINETUNE = range(5)  # purposes of a replicate's keys
 _ACTIVITY_EXAMPLES = 500  # training examples on which dead and linear units are counted
 
 
@@ -63,12 +63,12 @@ class Laboratory(NamedTuple):
       prune: ((params, scores), keep) -> (params, number kept); True is the legacy form of signed scores.
       finetune: phase of fine-tuning by jumpstart coefficient.
       finetune_key: index -> key of that phase.
-      rounded: params -> the same with prunable weights rounded to the study's number of bits.
+      rounded: params -> params with prunable weights rounded to the study's number of bits.
       predict: (params, stats) -> predictions on the test split.
       nonzero: params -> number of prunable weights that are not zero.
       activity: (params, stats, index) -> fractions of the hidden units that are dead and that are linear,
         on the first 500 training examples.
-      step_time: of one replicate, if known.
+      step_time: step time of one replicate, if known.
     """
 
     study: Study
@@ -106,8 +106,8 @@ def equip(
       model: a class used in place of the study's model.
 
     Raises:
-      ValueError: an unknown model, a batch (or the batches of a score's gradient) larger than the training
-        split, a pattern that matches no kernel, or a compression ratio that the model cannot reach.
+      ValueError: the model is unknown, a batch (or the batches of a score's gradient) is larger than the training
+        split, a pattern matches no kernel, or the model cannot reach a compression ratio.
     """
     running = running or Running()
     examples, wanted = len(dataset.train.labels), study.gradient_batches * study.batch
@@ -161,13 +161,13 @@ def equip(
 
 
 def prunable_paths(lab: Laboratory) -> list[str]:
-    """Paths of the leaves that are pruned."""
+    """Return the paths of the leaves that are pruned."""
     paths, leaves, _ = trees.flatten(trees.only(lab.template[0], lab.where))
     return [path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None]
 
 
 def _prunable_of(params: PyTree, study: Study, where: Where) -> Where:
-    """The predicate for these parameters; without a layer called head, all kernels of a user-defined model."""
+    """Return the predicate for these parameters; without a layer called head, all kernels of a user-defined model."""
     paths, leaves, _ = trees.flatten(params)
     kernels = [path for path, leaf in zip(paths, leaves, strict=True) if jprune.kernels(path, leaf)]
     if study.prunable is None:
@@ -180,7 +180,7 @@ def _prunable_of(params: PyTree, study: Study, where: Where) -> Where:
 
 
 def _check_floor(study: Study, params: PyTree, where: Where, keep: Mapping[float, int]) -> None:
-    """Refuse ``min_keep`` if the minimum of all layers exceeds the total of a ratio."""
+    """Raise if the minimums of all layers together exceed the total of a ratio."""
     layers = jax.tree.leaves(trees.only(params, where))
     floor = sum(min(layer.size, study.min_keep) for layer in layers)
     for ratio, count in keep.items():
@@ -200,7 +200,7 @@ def train_dense(lab: Laboratory, jumpstart: float, chunk: range, on_epoch: OnEpo
 def prune_and_finetune(
     lab: Laboratory, target: PruningTarget, jumpstart: float, chunk: range, *, dense: Weights, on_epoch: OnEpoch
 ) -> StageResult:
-    """Prune the dense networks of a chunk by a score to a ratio, or not at all, and fine-tune them.
+    """Prune the dense networks of a chunk by a score to a ratio (the control is not pruned), and fine-tune them.
 
     Args:
       lab: the programs.
@@ -235,7 +235,7 @@ def _with_activity(lab: Laboratory, chunk: range, result: StageResult, best: tup
 def _pruning(
     study: Study, task: tasks.Task, dataset: datasets.Dataset, template: tuple[PyTree, PyTree], where: Where
 ) -> Mapping[bool, Program]:
-    """The functions that prune one replicate, (params, scores, keep) -> (params, number kept)."""
+    """Return the functions that prune one replicate, (params, scores, keep) -> (params, number kept)."""
     if study.structure == "weights":
         exact = functools.partial(oneshot.prune, where=where, min_keep=study.min_keep)
         return {signed: functools.partial(exact, signed=signed) for signed in (False, True)}
@@ -251,7 +251,7 @@ def _pruning(
 def _programs(
     study: Study, task: tasks.Task, placed: replicates.Placement, where: Where, *, prune: Mapping[bool, Program]
 ) -> dict[str, Program]:
-    """The programs other than training and prediction, by field of ``Laboratory``."""
+    """Return the programs other than training and prediction, by field of ``Laboratory``."""
     key = functools.partial(replicates.key, study.seed)
     spread = functools.partial(replicates.spread, placement=placed)
 
@@ -283,7 +283,7 @@ def _programs(
         context = tasks.Context(stats, some, key(index, _GRADIENT))
         try:
             statuses = jprune.unit_status(task.preactivations(params, context))
-        except (NotImplementedError, ValueError):  # a user-defined model whose layers cannot be observed
+        except (NotImplementedError, ValueError):  # a user-defined model whose layers cannot be captured
             return jnp.float32(jnp.nan), jnp.float32(jnp.nan)
         units = jnp.concatenate(jax.tree.leaves(statuses))
         return (units == -1).mean(dtype=jnp.float32), (units == 0).mean(dtype=jnp.float32)
@@ -307,7 +307,7 @@ def _train(
     chunk: range,
     on_epoch: OnEpoch,
 ) -> tuple[StageResult, tuple[PyTree, PyTree]]:
-    """Train through a phase and predict with the best epoch's weights, which are returned too."""
+    """Train through a phase and predict with the weights of the best epoch; return both."""
 
     def report(epoch: int, measured: phases.EpochMetrics) -> None:
         on_epoch(epoch, replicates.fetch(measured, len(chunk))._asdict())
@@ -342,7 +342,7 @@ def _place(lab: Laboratory, chunk: range) -> jax.Array:
 
 
 def _sizes(lab: Laboratory) -> tuple[int, int]:
-    """Number of parameters, and number of prunable ones."""
+    """Return the numbers of parameters and of prunable weights."""
     prunable = trees.only(lab.template[0], lab.where)
     return sum(x.size for x in jax.tree.leaves(lab.template[0])), sum(x.size for x in jax.tree.leaves(prunable))
 
@@ -354,6 +354,6 @@ def _flatten(tree: tuple[PyTree, PyTree]) -> Weights:
 
 
 def _unflatten(template: tuple[PyTree, PyTree], weights: Weights) -> tuple[PyTree, PyTree]:
-    """Put arrays back in their places."""
+    """Put named arrays back into (params, stats)."""
     paths, _, treedef = trees.flatten(template)
     return jax.tree.unflatten(treedef, [weights[path] for path in paths])

@@ -1,11 +1,11 @@
-"""Recall of each class along an iterative pruning with rewinding (lottery tickets).
+"""Recall of each class at every level of iterative pruning with rewinding (lottery tickets).
 
 ``python -m experiments.recall_distortion.tickets --dataset mnist --data-dir DIR`` trains LeNet-300-100, prunes a fifth
-of the remaining weights by magnitude, rewinds, and repeats, as OpenLTH's mnist_lenet_300_100 does: SGD with a
-learning rate of .1, batch 128, 40 epochs. It audits every level against the dense networks.
+of the remaining weights by magnitude, rewinds, and repeats, with the settings of OpenLTH's mnist_lenet_300_100: SGD
+with a learning rate of .1, batch 128, 40 epochs. It audits every level against the dense networks.
 
-Cost: 16 levels of 40 epochs are 270,000 steps a network: about three minutes on 2 CPU cores by the step of
-benchmarks/results.md. Not trained to the end here.
+Cost: 16 levels of 40 epochs are 270,000 steps per network, about three minutes on 2 CPU cores according to the step
+time in benchmarks/results.md. The full run has not been made.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Tickets:
     """Iterative magnitude pruning with rewinding, audited at every level."""
 
     dataset: str = "digits"
-    """As for the study: digits, mnist, npz:FILE, ..."""
+    """Data set, as for the study: digits, mnist, npz:FILE, ..."""
     data_dir: Path | None = None
     """Folder of prepared TensorFlow Datasets; ~/tensorflow_datasets by default."""
     model: str = "lenet-300-100"
@@ -46,7 +46,7 @@ class Tickets:
     model_options: tuple[str, ...] = ()
     """NAME=VALUE arguments of the model."""
     prunable: str | None = None
-    """Regular expression of the kernels to prune; all but those of a layer called head by default."""
+    """Regular expression for the kernels to prune; by default all except those of a layer called head."""
     replicates: int = 5
     """Number of networks, trained from different seeds."""
     levels: int = 15
@@ -54,13 +54,13 @@ class Tickets:
     fraction: float = 0.2
     """Fraction of the remaining weights that each level removes."""
     rewind: int = 0
-    """Number of steps after which the weights are stored, to rewind to."""
+    """Step to which the weights are rewound."""
     epochs: int = 40
     """Epochs of each level."""
     lr: float = 0.1
     """Learning rate of SGD."""
     batch: int = 128
-    """Examples in a step."""
+    """Examples per step."""
     seed: int = 0
     """Seed of the study."""
     out: Path = Path("runs/tickets")
@@ -71,7 +71,7 @@ def predictions(settings: Tickets, dataset: datasets.Dataset) -> Iterator[list[t
     """Compute the tickets of each replicate.
 
     Yields:
-      For each replicate, by level, the compression ratio of the whole model and the predictions on the test
+      For each replicate a list by level of the compression ratio of the whole model and the predictions on the test
       split, (examples,) int32.
 
     Raises:
@@ -103,7 +103,7 @@ def predictions(settings: Tickets, dataset: datasets.Dataset) -> Iterator[list[t
 def _compiled(
     task: tasks.Task, tx: optax.GradientTransformation, split: datasets.Split, batch: int
 ) -> Callable[..., tuple[PyTree, PyTree]]:
-    """((key, stats), params, opt_state, begin, end) -> (params, opt_state), one program for all levels."""
+    """Return the program ((key, stats), params, opt_state, begin, end) -> (params, opt_state) for all levels."""
     images, labels = jnp.asarray(split.images), jnp.asarray(split.labels)
     each = len(labels) // batch
 

@@ -67,7 +67,7 @@ _SCORES = ("magnitude", "undecayed", "random", "gradient", "undecayed-signed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.reproduction",
         description=__doc__,
@@ -102,7 +102,7 @@ def keep(folder: Path, name: str) -> None:
     """Add the results of a study to the tables.
 
     Raises:
-      ValueError: no study was run in the folder, or its table would leave out networks that are kept.
+      ValueError: no study was run in the folder, or its table lacks networks of the existing table.
     """
     if name in (*_GRIDS, *_PRUNED):
         cells = folder / ("pruned.csv" if name in _PRUNED else "cells.csv")
@@ -173,12 +173,12 @@ def report() -> None:
 
 
 def _kept(names: Iterable[str]) -> dict[str, Recalls]:
-    """The existing tables, as a dict from name to study."""
+    """Return the existing tables, as a dict from name to study."""
     return {name: ledger.recalls(name) for name in names if (FOLDER / f"{name}.csv").exists()}
 
 
 def filled(page: str, blocks: dict[str, str]) -> str:
-    """A page with the text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` replaced.
+    """Replace the text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` in a page.
 
     Raises:
       ValueError: a marker is missing.
@@ -195,7 +195,7 @@ def filled(page: str, blocks: dict[str, str]) -> str:
 
 
 def alpha_figure(studies: dict[str, Recalls]) -> Figure:
-    """Box plots of alpha over networks at each ratio, with the published ones of magnitude pruning."""
+    """Draw box plots of alpha over networks at each ratio, with the published boxes of magnitude pruning."""
     shown = {name: study for name, study in studies.items() if _RECALLS[name][0] and study.complete(["magnitude"])}
     theirs = pd.read_csv(PUBLISHED / "recall_alpha_boxplots.csv")
     figure = Figure(figsize=(5.6 * max(1, len(shown)), 3.8), layout="constrained")
@@ -219,7 +219,7 @@ def alpha_figure(studies: dict[str, Recalls]) -> Figure:
 
 
 def references_figure(studies: dict[str, Recalls]) -> Figure:
-    """Mean alpha at each ratio with the seed null of the same dense networks, a panel per data set."""
+    """Plot mean alpha at each ratio with the seed null of the same dense networks, one panel per data set."""
     shown = {name: studies[name] for name in hypotheses.REFERENCES if name in studies}
     figure = Figure(figsize=(3.7 * len(shown), 3.4), layout="constrained")
     for axes, (name, study) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
@@ -306,7 +306,7 @@ def _usable(study: Recalls) -> list[str]:
 
 
 def _recall(name: str, study: Recalls) -> str:
-    """The table of one study: every score and ratio, with the published quartiles."""
+    """Format the table of one study: every score and ratio, with the published quartiles."""
     dataset, title = _RECALLS[name]
     theirs = pd.read_csv(PUBLISHED / "recall_alpha_boxplots.csv")
     rows = []
@@ -351,7 +351,7 @@ def _row(
     published: pd.DataFrame,
     replicates: Sequence[int],
 ) -> list[str]:
-    """One score and ratio: how many networks collapsed, then alpha of the others."""
+    """Format the row of one score and ratio: the number of collapsed networks, then alpha of the others."""
     score, ratio = cell
     label = "control" if ratio == 1 else score
     sizes = study.networks[(study.networks["score"] == label) & (study.networks["ratio"] == ratio)]
@@ -396,7 +396,7 @@ def _row(
 
 
 def _interval(alphas: pd.Series) -> str:
-    """The 99 % interval of mean alpha and its mark; empty for a single network."""
+    """Format the 99 % interval of mean alpha and its mark; empty for a single network."""
     if len(alphas) < 2:
         return ""
     interval = t_interval(alphas)
@@ -404,7 +404,7 @@ def _interval(alphas: pd.Series) -> str:
 
 
 def _grid(name: str, cells: pd.DataFrame) -> str:
-    """The tables of a jumpstart study."""
+    """Format the tables of a jumpstart study."""
     if name == "prune-and-jumpstart":
         return _titled(name, reporting.pruning(cells))
     tables = list(reporting.contest(cells.assign(label=cells["method"]))) if name == "uci" else []
@@ -420,7 +420,7 @@ def _grid(name: str, cells: pd.DataFrame) -> str:
 
 
 def _titled(name: str, tables: Iterable[reporting.Printed], maps: str = "") -> str:
-    """The tables of a jumpstart study under its name."""
+    """Format the tables of a jumpstart study under its name."""
     parts = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in tables]
     return f"### {name}\n\n{maps}" + "\n".join(parts)
 
@@ -431,7 +431,7 @@ def _verdicts(found: Iterable[Verdict]) -> str:
 
 
 def _made(names: Iterable[str]) -> str:
-    """The command, commit and device of each table."""
+    """Format the command, commit and device of each table."""
     rows = [
         [
             f"`{name}.csv`",

@@ -1,4 +1,4 @@
-"""Explanations of the effects of pruning: questions R13 and R14 of the second round, planned before their runs.
+"""Questions R13 and R14 on explanations of the effects of pruning, planned before their runs.
 
 They are answered only from studies that have run; the others are left out.
 """
@@ -24,12 +24,12 @@ CHANGES = {
     "fashion-fewer-epochs-20": (DENSE, "fewer epochs"),
     "fashion-label-noise-10": (DENSE, "label noise"),
     "fashion-label-noise-20": (DENSE, "label noise"),
-}  # table: which of its networks are the changed ones, the kind of change
+}  # table: score of the changed networks, kind of change
 _P, _MARGIN = 0.01, 0.05
 
 
 def of_explanations(studies: Mapping[str, Recalls]) -> list[Verdict]:
-    """Verdicts on R13 and R14 where their studies have run.
+    """Return the verdicts on R13 and R14 if their studies have run.
 
     Args:
       studies: from the name of the committed table to its study.
@@ -39,11 +39,11 @@ def of_explanations(studies: Mapping[str, Recalls]) -> list[Verdict]:
 
 
 def collapse_table(study: Recalls) -> pd.DataFrame:
-    """Networks at chance after magnitude and undecayed pruning, a row for each planned number of weights.
+    """Count networks at chance after magnitude and undecayed pruning, a row per planned number of weights.
 
     Returns:
       Columns ``keep`` (weights kept), ``networks``, ``magnitude`` and ``undecayed`` (collapsed networks),
-      ``magnitude_alone`` and ``undecayed_alone`` (collapsed after one of the two only), ``p`` (exact McNemar test,
+      ``magnitude_alone`` and ``undecayed_alone`` (collapsed after only one of the two), ``p`` (exact McNemar test,
       Holm over rows), ``low`` and ``high`` (95 % interval of share(undecayed) - share(magnitude)).
     """
     scores = ["magnitude", "undecayed"]
@@ -52,7 +52,7 @@ def collapse_table(study: Recalls) -> pd.DataFrame:
     planned = presets.get(FEW_WEIGHTS[0]).ratios[1:]
     for ratio in study.ratios("magnitude"):
         if not np.isclose(ratio, planned, rtol=2e-5).any():
-            continue  # of another study in the same folder
+            continue  # belongs to another study in the same folder
         magnitude, undecayed = (study.collapsed(score, ratio, replicates) for score in scores)
         fewer, more = int((magnitude & ~undecayed).sum()), int((undecayed & ~magnitude).sum())
         low, high = paired_shares(more, fewer, len(replicates), confidence=0.95)
@@ -108,7 +108,7 @@ def _other_changes(studies: Mapping[str, Recalls]) -> Verdict | None:
 
 
 def _alphas_of_changes(main: Recalls, changed: Mapping[str, Recalls]) -> pd.DataFrame:
-    """Positive alphas of networks that work: pruned by magnitude, t = 2 to 20, and changed in the other ways."""
+    """Return positive alphas of networks above chance: pruned by magnitude, t = 2 to 20, and with the other changes."""
     wanted = [set(main.complete(["magnitude"]))]
     for name, study in changed.items():
         rows = study.networks[study.networks["score"] == CHANGES[name][0]]

@@ -1,10 +1,10 @@
 """The questions planned before the runs, each with its test and its verdict.
 
 A verdict is ``supported``, ``contradicted`` (the interval or test excludes the claim), ``does not carry over`` (the
-claim was published for other networks and is not found on these), ``open`` (the data do not decide; the smallest
-effect that they would have found with a chance of 80 % is given) or ``not run`` (fewer than two networks have every
-ratio). Verdicts use the networks that have run, also where more were planned. What was decided after the results
-were seen is labelled with its date.
+claim was published for other networks and is not found on these), ``open`` (the data are inconclusive; the smallest
+effect detectable with a power of 80 % is given) or ``not run`` (fewer than two networks have every ratio). Verdicts use
+the networks that have run, even if more were planned. Decisions made after the results were seen are labelled with
+their date.
 """
 
 import itertools
@@ -40,10 +40,10 @@ class Verdict(NamedTuple):
     """The answer to one question.
 
     Attributes:
-      name: of the hypothesis, such as R1.
-      question: in words.
-      found: what was measured, in words.
-      verdict: one word.
+      name: name of the hypothesis, such as R1.
+      question: the question.
+      found: the measurement, in words.
+      verdict: the verdict, in one or a few words.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Verdict(NamedTuple):
 
 
 def of_recalls(studies: Mapping[str, Recalls], published: pd.DataFrame) -> list[Verdict]:
-    """Verdicts on recall distortion.
+    """Return the verdicts on recall distortion.
 
     Args:
       studies: from the name of the committed table to its study, for those that have run.
@@ -83,7 +83,7 @@ def of_recalls(studies: Mapping[str, Recalls], published: pd.DataFrame) -> list[
 
 
 def _alphas(study: Recalls | None, scores: Sequence[str]) -> pd.DataFrame | None:
-    """Alpha by model (rows) and (score, ratio); None where fewer than two networks have every ratio."""
+    """Return alpha by model (rows) and (score, ratio); None if fewer than two networks have every ratio."""
     if study is None or not all(set(_PRUNED) <= set(study.ratios(score)) for score in scores):
         return None
     replicates = study.complete(scores)
@@ -201,7 +201,7 @@ def _random(study: Recalls | None) -> Verdict:
 
 
 def _other(name: str, question: str, main: Recalls | None, variant: Recalls | None) -> Verdict:
-    """Whether alpha differs between two studies: Welch's t a ratio, Bonferroni over the ratios."""
+    """Test whether alpha differs between two studies: Welch's t per ratio, Bonferroni over the ratios."""
     ours, theirs = _alphas(main, ["magnitude"]), _alphas(variant, ["magnitude"])
     if ours is None or theirs is None:
         return _not_run(name, question)
@@ -264,7 +264,7 @@ def _collapse(study: Recalls | None) -> Verdict:
 
 
 def _devices(study: Recalls | None) -> Verdict:
-    """Replicates 0 to 9 ran on CPUs, most stages of 10 to 29 on a GPU."""
+    """Compare devices: replicates 0 to 9 ran on CPUs, most stages of 10 to 29 on a GPU."""
     question = "Do the replicates trained on CPUs (0 to 9) differ from those trained on a GPU (10 to 29)?"
     alphas = _alphas(study, ["magnitude"])
     if alphas is None or study is None or len(alphas) < 20:
@@ -376,7 +376,7 @@ def of_moons(
     published: pd.DataFrame,
     more_seeds: pd.DataFrame | None = None,
 ) -> list[Verdict]:
-    """Verdicts J1 to J3."""
+    """Return verdicts J1 to J3."""
     return [_more_train(cells), _agree(cells, published, more_seeds), _form(layers, published)]
 
 
@@ -402,10 +402,10 @@ def of_tables(cells: pd.DataFrame | None) -> Verdict:
 
 
 def of_pruned(tables: Sequence[pd.DataFrame]) -> Verdict:
-    """Verdict J5.
+    """Return verdict J5.
 
     Args:
-      tables: ``pruned`` of the grids that have run, a row for each network and ratio.
+      tables: tables ``pruned`` of the grids that have run, a row per network and ratio.
     """
     question = "Can thin, deep networks that were trained with jumpstart be pruned further?"
     if not tables:
@@ -467,7 +467,7 @@ def _agree(cells: pd.DataFrame | None, published: pd.DataFrame, more_seeds: pd.D
 
 
 def _own_disagreement(cells: pd.DataFrame) -> str:
-    """Mean share of cells in which two seeds disagree, by method, in words."""
+    """Describe the mean share of cells in which two seeds disagree, by method."""
     found = []
     for method, rows in cells.assign(trained=cells["train_acc"] >= 0.9).groupby("method", sort=False):
         table = rows.pivot_table(index=["width", "depth"], columns="replicate", values="trained", aggfunc="first")
@@ -479,18 +479,18 @@ def _own_disagreement(cells: pd.DataFrame) -> str:
 
 
 def _kappa(a: pd.Series, b: pd.Series) -> float:
-    """Cohen's kappa of two boolean series; NaN where both are constant and equal."""
+    """Return Cohen's kappa of two boolean series; NaN if both are constant and equal."""
     chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
     return float(((a == b).mean() - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
 def paired_shares(only_a: int, only_b: int, pairs: int, confidence: float = 0.9) -> tuple[float, float]:
-    """Interval of a difference of paired shares (Bonett and Price 2012, adjusted Wald).
+    """Return the interval of a difference of paired shares (Bonett and Price 2012, adjusted Wald).
 
     Args:
-      only_a: pairs in which only the first holds.
-      only_b: pairs in which only the second holds.
-      pairs: all pairs.
+      only_a: number of pairs in which only the first is true.
+      only_b: number of pairs in which only the second is true.
+      pairs: number of pairs.
       confidence: .9 gives the two one-sided tests at 5 %.
 
     >>> low, high = paired_shares(12, 20, 117)
@@ -503,7 +503,7 @@ def paired_shares(only_a: int, only_b: int, pairs: int, confidence: float = 0.9)
 
 
 def wilson(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share.
+    """Return Wilson's interval of a share.
 
     >>> low, high = wilson(0, 30)
     >>> round(low, 3), round(high, 3)
@@ -522,7 +522,7 @@ def _form(layers: pd.DataFrame | None, published: pd.DataFrame) -> Verdict:
     table = both.assign(agrees=agrees).pivot_table(
         index=["method", "width", "depth", "replicate"], columns="layer", values="agrees", aggfunc="first"
     )
-    table = table.dropna()  # networks that both forms have
+    table = table.dropna()  # networks of both forms
     conv, dense = (table[form].astype(bool) for form in ("conv", "dense"))
     p = _sign_test(int((conv & ~dense).sum()), int((dense & ~conv).sum()))
     found = f"conv agrees in {conv.sum()}, dense in {dense.sum()} of {len(table)} networks (p {_p(p)})"
@@ -535,7 +535,7 @@ def _sign_test(wins: int, losses: int) -> float:
 
 
 def _detectable(a: pd.Series, b: pd.Series | None = None, tests: int = 1) -> float:
-    """Smallest true difference that a two-sided t test at 1 % finds with a chance of 80 %.
+    """Return the smallest true difference that a two-sided t test at 1 % detects with a power of 80 %.
 
     Args:
       a: differences of pairs; or one of two independent samples.

@@ -1,7 +1,7 @@
 """Committed results of finished runs: small tables, from which every published number is rebuilt.
 
-A study's store is gigabytes and is not committed; committed are a CSV with a row a network
-and a JSON file with their columns and origin, under ``experiments/results/``.
+A study's store is gigabytes and is not committed. ``experiments/results/`` has a CSV file with a row per network and a
+JSON file with their columns and origin.
 """
 
 import dataclasses
@@ -40,26 +40,26 @@ class Recalls(NamedTuple):
     class_names: tuple[str, ...]
 
     def correct(self, score: str, ratio: float, replicates: Sequence[int]) -> np.ndarray:
-        """Correct counts of some replicates, (replicates, classes)."""
+        """Return correct counts of some replicates, (replicates, classes)."""
         rows = self._rows(score, ratio).loc[list(replicates)]
         return rows[[f"correct_{c}" for c in range(len(self.support))]].to_numpy(np.int64)
 
     def column(self, name: str, score: str, ratio: float, replicates: Sequence[int]) -> np.ndarray:
-        """Another column of some replicates, (replicates,)."""
+        """Return another column of some replicates, (replicates,)."""
         return self._rows(score, ratio).loc[list(replicates), name].to_numpy(np.float64)
 
     def ratios(self, score: str) -> list[float]:
-        """The ratios that a score was run at."""
+        """Return the ratios at which a score was run."""
         return sorted(self.networks.loc[self.networks["score"] == score, "ratio"].unique())
 
     def complete(self, scores: Sequence[str]) -> list[int]:
-        """The replicates that have the dense network, the control, and every ratio of each of the scores."""
+        """Return the replicates that have the dense network, the control, and every ratio of each of the scores."""
         wanted = [(DENSE, 1.0), (CONTROL, 1.0), *((score, ratio) for score in scores for ratio in self.ratios(score))]
         complete = [set(self._rows(score, ratio).index) for score, ratio in wanted]
         return sorted(set.intersection(*complete))
 
     def audit(self, scores: Sequence[str], replicates: Sequence[int]) -> Any:
-        """The audit of some scores, all from the same dense networks; the control is ratio 1 of each."""
+        """Audit some scores, all from the same dense networks; the control is ratio 1 of each."""
         control = {1.0: self.correct(CONTROL, 1.0, replicates)}
         pruned = {
             score: control | {ratio: self.correct(score, ratio, replicates) for ratio in self.ratios(score)}
@@ -69,7 +69,7 @@ class Recalls(NamedTuple):
         return jprune.recall.audit_counts(dense, pruned, support=self.support, class_names=self.class_names)
 
     def working(self, alphas: pd.DataFrame) -> pd.DataFrame:
-        """The rows of an audit's alphas whose network has not collapsed to chance."""
+        """Return the rows of an audit's alphas whose network has not collapsed to chance."""
         return alphas[alphas["accuracy"] > self._collapse_accuracy]
 
     def collapsed(self, score: str, ratio: float, replicates: Sequence[int]) -> np.ndarray:
@@ -81,7 +81,7 @@ class Recalls(NamedTuple):
         return float(1.1 * self.support.max() / self.support.sum())
 
     def at_nominal(self, ratios: Sequence[float]) -> "Recalls":
-        """The same networks with every ratio replaced by the nearest nominal one, on a log scale."""
+        """Return the same networks with every ratio replaced by the nearest nominal one, on a log scale."""
         nominal = np.asarray(ratios, np.float64)
         distance = np.abs(np.log(self.networks["ratio"].to_numpy()[:, None] / nominal))
         return self._replace(networks=self.networks.assign(ratio=nominal[distance.argmin(1)]))
@@ -103,7 +103,7 @@ def recalls(name: str, folder: Path = FOLDER) -> Recalls:
 
 
 def published_counts(path: Path) -> Recalls:
-    """Read published counts: a row per network and ratio, 1 for the dense network, with 1,000 examples a class.
+    """Read published counts: a row per network and ratio (1 is the dense network), with 1,000 examples per class.
 
     The published networks have no fine-tuned control; the dense network takes its place in ``complete``.
     """
@@ -120,20 +120,20 @@ def published_counts(path: Path) -> Recalls:
 
 
 def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
-    """Add the stored networks of a study to a table; networks that the table has do not change.
+    """Add the stored networks of a study to a table; networks already in the table do not change.
 
     Args:
       stored: folder of the study's results.
       study: its settings, with one pair of coefficients of the penalty; every score is added, at every ratio
         of this study, of the presets and of the other studies in the folder.
-      name: of the table's files.
-      folder: of these files.
+      name: name of the table's files.
+      folder: folder of these files.
 
     Returns:
-      Number of networks in the table.
+      The number of networks in the table.
 
     Raises:
-      ValueError: several coefficients, or a table that was made with other settings.
+      ValueError: there are several coefficients, or the table was made with other settings.
       StoreError: no result is stored, or a file is corrupt.
     """
     if len(plan.coefficients(study)) > 1:
@@ -174,7 +174,7 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
 
 
 def _networks(stored: Path, stage: plan.StudyStage, held: results.Truth) -> pd.DataFrame:
-    """A row for each stored network of a stage whose training was not stopped."""
+    """Return a row per stored network of a stage whose training was not stopped."""
     rows = results.replicates_of(stored, stage)
     if not len(rows):
         return rows

@@ -1,6 +1,6 @@
 """References for alpha: the seed null and the slope of the mean class profile.
 
-Alpha of an unchanged network is not 1 where class recalls are noisy and training seeds vary: the recalls of another
+With noisy class recalls and different training seeds, alpha is below 1 even without pruning: the recalls of another
 dense network, regressed on those of this one, have a slope below 1 (regression to the mean).
 """
 
@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
 def balances(
     correct: Int[np.ndarray, "networks classes"], support: Int[np.ndarray, " classes"]
 ) -> Float[np.ndarray, "networks classes"]:
-    """Normalized recall balance of every class, (recall - accuracy) / accuracy.
+    """Return the normalized recall balance of every class, (recall - accuracy) / accuracy.
 
     >>> balances(np.array([[9, 7]]), np.array([10, 10])).round(4).tolist()
     [[0.125, -0.125]]
@@ -43,12 +43,12 @@ def balances(
 def seed_null(
     correct: Int[np.ndarray, "networks classes"], support: Int[np.ndarray, " classes"], confidence: float = 0.99
 ) -> Estimate:
-    """Mean slope of one dense network's balances on another's, over ordered pairs.
+    """Return the mean slope of one dense network's balances on another's, over ordered pairs.
 
     Args:
       correct: correctly classified test examples of every class, of 3 or more dense networks with different seeds.
       support: test examples of every class.
-      confidence: of the interval, from a delete-one-network jackknife.
+      confidence: confidence of the interval, from a delete-one-network jackknife.
 
     >>> round(seed_null(np.array([[9, 7], [9, 7], [9, 7]]), np.array([10, 10])).value, 6)
     1.0
@@ -62,13 +62,13 @@ def above_seed_null(
     support: Int[np.ndarray, " classes"],
     confidence: float = 0.99,
 ) -> Estimate:
-    """Mean alpha of pruned networks minus the seed null, with a delete-one-network jackknife.
+    """Return the mean alpha of pruned networks minus the seed null, with a delete-one-network jackknife.
 
     Args:
       dense: correctly classified test examples of every class, of dense networks.
-      pruned: those of the same networks after pruning, in the same order.
+      pruned: correctly classified test examples of the same networks after pruning, in the same order.
       support: test examples of every class.
-      confidence: of the interval.
+      confidence: confidence of the interval.
     """
     x, y = balances(dense, support), balances(pruned, support)
     alphas = (x * y).sum(1) / (x**2).sum(1)
@@ -83,7 +83,7 @@ def above_seed_null(
 
 
 def profile_slope(dense: Float[np.ndarray, "networks classes"], pruned: Float[np.ndarray, "networks classes"]) -> float:
-    """Slope of the mean pruned profile on the mean dense profile: the systematic effect on classes.
+    """Return the slope of the mean pruned profile on the mean dense profile: the systematic effect on classes.
 
     >>> dense = np.array([[0.2, -0.2], [0.1, -0.1]])
     >>> profile_slope(dense, 2 * dense)

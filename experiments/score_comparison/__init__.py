@@ -1,1 +1,1 @@
-"""The comparison of scores, selections, penalties and sparse training on one small network."""
+"""Comparison of scores, selections, penalties and sparse training on one small network."""

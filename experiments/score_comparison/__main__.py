@@ -32,8 +32,8 @@ from jprune.pruning.scores.filters import is_norm_scale
 
 BATCH, CALIBRATION, RATE = 128, 2000, 1e-3
 WIDTHS = (256, 128)
-# Thresholds for each of the steps with a penalty, with Adam at RATE. More than RATE empties layers: no step of Adam is
-# larger, so that no weight resists.
+# Thresholds per step of training with a penalty, with Adam at RATE. A threshold above RATE empties layers, because no
+# step of Adam is larger.
 SOFT = {1 / 16: 8e-4, 1 / 64: 1e-3}
 GROUP, SCALE = 2e-4, 1e-3
 UNIT_FRACTIONS = (1 / 8, 1 / 16)
@@ -46,10 +46,10 @@ class Outcome(NamedTuple):
 
     Attributes:
       family: "weights", "trained sparse", "1:16" or "units"; methods of a family keep the same number.
-      method: what chose the weights.
+      method: name of the method.
       kept: the fraction of the weights, or of the hidden units, that is kept.
       weights: the number of kernel weights that are not 0.
-      before: test accuracy before fine-tuning, NaN where there is none.
+      before: test accuracy before fine-tuning, NaN if there is none.
       after: test accuracy at the end.
     """
 
@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
 
 
 def initial(key: Array, inputs: int, classes: int) -> PyTree:
-    """The parameters of a network at initialization."""
+    """Return the parameters of a network at initialization."""
     sizes = (inputs, *WIDTHS, classes)
     params = {}
     keys = jax.random.split(key, 3)
@@ -75,7 +75,7 @@ def initial(key: Array, inputs: int, classes: int) -> PyTree:
 
 
 def apply(params: PyTree, x: Array, statistics: PyTree = None) -> tuple[Array, PyTree]:
-    """The logits and the mean and variance of each hidden unit, which are those of the batch if none are given."""
+    """Return the logits, and the mean and variance of each hidden unit: those given, or those of the batch."""
     used = {}
     for name in ("one", "two"):
         layer = params[name]
@@ -87,7 +87,7 @@ def apply(params: PyTree, x: Array, statistics: PyTree = None) -> tuple[Array, P
 
 
 def cross_entropy(params: PyTree, batch: tuple[Array, Array]) -> Array:
-    """The mean loss over a batch, normalized by its own statistics."""
+    """Return the mean loss over a batch, normalized by the statistics of the batch."""
     return optax.softmax_cross_entropy_with_integer_labels(apply(params, batch[0])[0], batch[1]).mean()
 
 
@@ -121,7 +121,7 @@ def trained(
     steps: int,
     loss: Any = None,
 ) -> tuple[PyTree, PyTree]:
-    """Parameters and optimizer state after training; ``loss(state, params, batch)`` if masks are in the loss."""
+    """Return trained parameters and optimizer state; ``loss(state, params, batch)`` may read masks in the state."""
 
     def step(carry: tuple[PyTree, PyTree], key: Array) -> tuple[tuple[PyTree, PyTree], None]:
         params, state = carry
@@ -135,16 +135,16 @@ def trained(
 
 
 def adam(steps: int) -> optax.GradientTransformation:
-    """Adam with a learning rate that falls to 0 along a cosine."""
+    """Return Adam with a learning rate that decays to 0 along a cosine."""
     return optax.adam(optax.cosine_decay_schedule(RATE, steps))
 
 
 def unstructured(params: PyTree, batch: tuple[Array, Array], key: Array, sparsity: float) -> dict[str, PyTree]:
-    """The masks of every one-shot method."""
+    """Return the masks of every one-shot method."""
     grads = jax.grad(cross_entropy)(params, batch)
     magnitude = jprune.magnitude()(params)
     wanda = jprune.wanda(lambda params, batch: apply(params, batch[0])[0])(params, batch=batch)
-    # The published spread of .08 is for half of the weights; at these sparsities it would leave nothing of a layer.
+    # The published spread of .08 is for half of the weights; at these sparsities it would empty a layer.
     owl = jprune.selection.owl_sparsities(wanda, sparsity, spread=(1 - sparsity) / 2)
     return {
         "magnitude, global": jprune.global_masks(magnitude, sparsity=sparsity),
@@ -164,7 +164,7 @@ def unstructured(params: PyTree, batch: tuple[Array, Array], key: Array, sparsit
 def of_units(
     params: PyTree, graph: jprune.graph.Graph, batch: tuple[Array, Array], key: Array, sparsity: float
 ) -> dict[str, PyTree]:
-    """The masks of every score of hidden units; each layer loses the same fraction."""
+    """Return the masks of every score of hidden units; each layer loses the same fraction."""
     grads = jax.grad(cross_entropy)(params, batch)
     scores = {
         "magnitude (L2)": jprune.magnitude()(params),
@@ -177,12 +177,12 @@ def of_units(
 
 
 def unit_masks(graph: jprune.graph.Graph, scores: PyTree, sparsity: float) -> PyTree:
-    """The units with the largest root of the sum of squared scores."""
+    """Select the units with the largest root of the sum of squared scores."""
     return jprune.channel_group_masks(graph, scores, sparsity=sparsity, reduce="l2", per_group=True)
 
 
 class Programs:
-    """The compiled programs of a task; they take the data as an argument, so that it is in memory once."""
+    """The compiled programs of a task; the data is an argument, so that it is in memory once."""
 
     def __init__(self, task: Task):
         steps, fine_tuning = task.steps, task.fine_tuning
@@ -246,7 +246,7 @@ class Programs:
 
 
 class Network:
-    """One dense network and what every method makes of it."""
+    """One dense network, which every method prunes."""
 
     def __init__(self, task: Task, programs: Programs, seed: int):
         start_key, dense_key, self.tune_key, self.score_key, self.sparse_key = jax.random.split(jax.random.key(seed), 5)
@@ -255,7 +255,7 @@ class Network:
         self.params = programs.dense(self.start, dense_key)
 
     def outcomes(self, families: Sequence[str]) -> Iterator[Outcome]:
-        """The dense network, then the methods of these families."""
+        """Yield the outcome of the dense network, then those of the methods of these families."""
         yield self._outcome("dense", "dense", 1.0, self.params)
         yield self._outcome("dense", "dense, fine-tuned", 1.0, self.programs.fine_tune(self.params, self.tune_key))
         if "weights" in families:
@@ -332,7 +332,7 @@ class Network:
 
 
 def only_kernels(params: PyTree) -> PyTree:
-    """The kernels; None for other leaves."""
+    """Return the kernels, and None for other leaves."""
     return {name: {"kernel": layer["kernel"]} for name, layer in params.items()}
 
 
@@ -345,7 +345,7 @@ REFERENCE = {
 
 
 def table(runs: Sequence[Sequence[Outcome]]) -> list[dict[str, str]]:
-    """Means over seeds, and paired differences from the reference of each family with their 95 % intervals."""
+    """Return means over seeds, and paired differences from the reference of each family with 95 % intervals."""
     rows = []
     by_name = {(o.method, o.kept): [run[i] for run in runs] for i, o in enumerate(runs[0])}
     for own in zip(*runs, strict=True):
@@ -385,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5, help="number of dense networks (default: 5)")
     parser.add_argument("--steps", type=int, default=600, help="updates of the dense network (default: 600)")
     parser.add_argument("--fine-tuning", type=int, default=300, help="updates after pruning (default: 300)")
-    parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES, help="by default all")
+    parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES, help="default: all")
     parser.add_argument("--out", help="CSV file for the table; by default it is only printed")
     given = parser.parse_args(arguments)
     data = datasets.load(given.dataset, data_dir=given.data_dir, selection="test")

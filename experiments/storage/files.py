@@ -24,13 +24,13 @@ from jaxtyping import ArrayLike
 
 from jprune import files
 
-# What a JSON file holds.
+# The values of a JSON file.
 JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
 SCHEMA = 1
 PARTIAL = files.TEMPORARY
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_OVERHEAD = 2**16  # bytes of a checkpoint in addition to its arrays
+_OVERHEAD = 2**16  # size of a checkpoint in addition to its arrays
 
 
 class StoreError(RuntimeError):
@@ -38,11 +38,11 @@ class StoreError(RuntimeError):
 
 
 def write_table(path: Path, columns: Mapping[str, ArrayLike | Sequence[object]]) -> None:
-    """Write columns of one length as parquet, with the schema version in the file's metadata.
+    """Write columns of equal length as parquet, with the schema version in the file's metadata.
 
     Args:
-      path: of the file.
-      columns: name -> (rows,) array or list, or (rows, n) array, which becomes a list a row.
+      path: path of the file.
+      columns: name -> (rows,) array or list, or (rows, n) array, which becomes one list per row.
 
     Raises:
       StoreError: it cannot be written; the message names the file.
@@ -114,7 +114,7 @@ def read_table(path: Path) -> pd.DataFrame:
     """Read parquet that ``write_table`` wrote.
 
     Raises:
-      StoreError: it is of another schema version; the message names it.
+      StoreError: it has another schema version; the message names it.
     """
     table = pq.read_table(path)
     version = (table.schema.metadata or {}).get(b"jprune.schema", b"none").decode()
@@ -133,7 +133,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn errors of the operating system into a ``StoreError`` that names the file and says what to do."""
+    """Convert errors of the operating system to a ``StoreError`` that names the file and says what to do."""
     try:
         yield
     except OSError as error:
@@ -147,13 +147,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical(value: JSON) -> str:
-    """JSON with sorted keys and no spaces; null for a float that is not finite."""
+    """Format JSON with sorted keys and no spaces; a float that is not finite becomes null."""
     return json.dumps(_finite(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -184,7 +184,7 @@ def _see_that_it_fits(path: Path, size: int) -> None:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """An orbax checkpointer of this process alone: replicates are on the host before they are stored."""
+    """Return an orbax checkpointer of this process alone; replicates are on the host before they are stored."""
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"

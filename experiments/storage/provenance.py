@@ -12,11 +12,11 @@ import jax
 
 from experiments.storage import files
 
-_FOLDER = "made"  # a file for each run, so that concurrent runs lose no entry
+_FOLDER = "made"  # one file per run, so that concurrent runs lose no entry
 
 
 def note(folder: Path, module: str) -> None:
-    """Add this run to the notes of a folder, unless it has the same command at the same commit.
+    """Add this run to the notes of a folder, unless the same command at the same commit is already there.
 
     Raises:
       StoreError: they cannot be written; the message names the file.
@@ -38,12 +38,12 @@ def _git(*arguments: str) -> str:
 
 
 def notes(folder: Path) -> list[dict[str, str]]:
-    """The notes of a folder, earliest first."""
+    """Return the notes of a folder, earliest first."""
     return [json.loads(path.read_text()) for path in sorted((folder / _FOLDER).glob("*.json"))]
 
 
 def portable(entries: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The notes with ``runs/NAME`` in place of every absolute path in a command, for tables that are published.
+    """Replace every absolute path in the commands by ``runs/NAME``, for published tables.
 
     >>> portable([{"command": "python -m experiments.jumpstart_grid --out /tmp/me/moons --shard 0/2"}])
     [{'command': 'python -m experiments.jumpstart_grid --out runs/moons --shard 0/2'}]

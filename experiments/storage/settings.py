@@ -1,4 +1,4 @@
-"""The settings of the studies in a folder: those of the last run, and of every study that was run there."""
+"""Record the settings of the studies in a folder: those of the last run, and of every study that was run there."""
 
 import json
 from importlib import metadata
@@ -24,16 +24,16 @@ def record(
     """Write the settings and the versions of the packages into a folder, and note the command.
 
     Args:
-      folder: of the results.
+      folder: folder of the results.
       module: name of the study's package.
-      study: the settings that decide the numbers, as JSON.
+      study: the settings that determine the results, as JSON.
       running: the settings that do not, as JSON.
-      model: shapes of its parameters and what else identifies it, as JSON.
-      note: whether to note the command; False if every stage was stored already.
+      model: shapes of the parameters and other properties that identify the model, as JSON.
+      note: whether to note the command; False if every stage was already stored.
 
     Returns:
-      The options in which the last study of this folder differed, each as ``name: before -> now``; if they are the
-      same, whether the model is another.
+      The options in which the last study of this folder differed, each as ``name: before -> now``; or, if they are the
+      same, a note if the model differs.
 
     Raises:
       StoreError: a file cannot be written, or the earlier settings cannot be read.
@@ -53,7 +53,7 @@ def record(
 
 
 def recorded(folder: Path) -> dict[str, dict[str, JSON]] | None:
-    """The settings of the last run in a folder, as ``record`` wrote them, or None.
+    """Return the settings of the last run in a folder, as ``record`` wrote them, or None.
 
     Files of earlier layouts, which had all settings in one dict, are read too.
 
@@ -65,16 +65,16 @@ def recorded(folder: Path) -> dict[str, dict[str, JSON]] | None:
 
 
 def of_study(folder: Path, study: dict[str, JSON]) -> dict[str, dict[str, JSON]] | None:
-    """The recorded settings of one study in a folder; those of the last run if this study was not recorded separately.
+    """Return the recorded settings of a study in a folder; those of the last run if it was not recorded separately.
 
-    Options that were added after the study was recorded do not matter.
+    Options that were added after the study was recorded are ignored.
     """
     same = lambda one: all(study[name] == value for name, value in one["study"].items() if name in study)
     return next(filter(same, all_recorded(folder)), None) or recorded(folder)
 
 
 def all_recorded(folder: Path) -> list[dict[str, dict[str, JSON]]]:
-    """The settings of every study that was run in a folder."""
+    """Return the settings of every study that was run in a folder."""
     return [_read(path) for path in sorted((folder / _ALL).glob("*.json"))] or [
         one for one in [recorded(folder)] if one is not None
     ]

@@ -1,11 +1,11 @@
-"""Stages of a study on disk. A stage is complete or absent, even if a writer is killed or several write.
+"""Store stages of a study on disk. A stage is complete or absent, even if a writer is killed or several write.
 
-A stage is the result of one program for a contiguous range of replicates. Its folder is named by the kind
-of stage, a hash of every setting that decides its numbers, and the range::
+A stage is the result of one program for a contiguous range of replicates. Its folder is named by the kind of stage, a
+hash of every setting that determines its results, and the range::
 
     ROOT/dense-3f2a.../00000-00030/  manifest.json  weights/  *.parquet  *.jsonl
 
-It is written under another name, synced to disk, and renamed, so a folder of the right name is complete.
+It is written under another name, synced to disk, and renamed, so a folder with this name is complete.
 The manifest has the settings and a checksum of every file, which is verified whenever a file is read.
 
 A run that computes a stage claims it with a file ``00000-00030.claim``, which it touches every few seconds.
@@ -35,7 +35,7 @@ from jprune.files import sync
 
 _MANIFEST = "manifest.json"
 _STALE_SECONDS = 3600  # writing a stage takes seconds
-_LEASE_SECONDS = 60.0  # after which an untouched claim lapses
+_LEASE_SECONDS = 60.0  # after which an untouched claim expires
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Stage:
 
     Attributes:
       root: folder of the store.
-      kind: of stage, such as ``dense``.
+      kind: kind of stage, such as ``dense``.
       digest: hash of the settings.
-      replicates: contiguous.
+      replicates: contiguous range of replicates.
     """
 
     root: Path
@@ -82,8 +82,8 @@ def stage(root: Path, kind: str, settings: Mapping[str, JSON], replicates: range
 
     Args:
       root: folder of the store.
-      kind: of stage; letters, digits and underscores.
-      settings: everything that decides the numbers except the replicates; JSON.
+      kind: kind of stage; letters, digits and underscores.
+      settings: everything that determines the results except the replicates; JSON.
       replicates: contiguous and not empty.
 
     Raises:
@@ -95,7 +95,7 @@ def stage(root: Path, kind: str, settings: Mapping[str, JSON], replicates: range
 
 
 def find(root: Path, kind: str, settings: Mapping[str, JSON]) -> list[Stage]:
-    """The complete stages with these settings, in the order of their replicates."""
+    """Return the complete stages with these settings, in the order of their replicates."""
     folder = stage(root, kind, settings, range(1)).path.parent
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     ends = sorted(tuple(map(int, name.split("-"))) for name in names if re.fullmatch(r"\d{5,}-\d{5,}", name))
@@ -103,7 +103,7 @@ def find(root: Path, kind: str, settings: Mapping[str, JSON]) -> list[Stage]:
 
 
 def missing(root: Path, kind: str, settings: Mapping[str, JSON], replicates: range) -> list[range]:
-    """The replicates that are in no complete stage, as contiguous ranges."""
+    """Return the replicates that are in no complete stage, as contiguous ranges."""
     present = {replicate for done in find(root, kind, settings) for replicate in done.replicates}
     absent = [replicate for replicate in replicates if replicate not in present]
     starts = [replicate for replicate in absent if replicate - 1 not in absent]
@@ -115,7 +115,7 @@ def missing(root: Path, kind: str, settings: Mapping[str, JSON], replicates: ran
 def claimed(target: Stage) -> Iterator[bool]:
     """Claim a stage, so that other runs on the same folder compute other stages.
 
-    A claim only saves work: if two runs compute the same stage, the first result stays.
+    A claim only saves work: if two runs compute the same stage, the first result is kept.
 
     Yields:
       Whether the claim succeeded; False while the claim of another run is touched regularly.
@@ -152,10 +152,10 @@ def _take(path: Path) -> bool:
     probe = path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex}")
     probe.touch()
     try:
-        now = probe.stat().st_mtime  # by the clock of the file system, which may be on another machine
+        now = probe.stat().st_mtime  # time of the file system, which may be on another machine
         with contextlib.suppress(FileNotFoundError):
             if now - path.stat().st_mtime > _LEASE_SECONDS:
-                os.rename(path, probe)  # of two runs that see the lapsed claim, one renames it
+                os.rename(path, probe)  # only one of two runs can rename an expired claim
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
@@ -176,9 +176,9 @@ def _touch(path: Path, ended: threading.Event) -> None:
 def writing(target: Stage, settings: Mapping[str, JSON]) -> Iterator[Path]:
     """Yield a folder for the stage's files; when the block ends, rename it to the stage.
 
-    If another process has completed the same stage in the meantime, its files stay and these are dropped.
-    After an exception in the block the partial folder is deleted; a killed process leaves it, which a
-    later writer of this kind of stage removes.
+    If another process has completed the same stage in the meantime, its files are kept and these are dropped. After an
+    exception in the block the partial folder is deleted; if the process is killed, a later writer of this kind of stage
+    deletes it.
 
     Raises:
       StoreError: the disk is full or a file cannot be written; the message names it.
@@ -204,7 +204,7 @@ def read_table(done: Stage, name: str) -> pd.DataFrame:
     """Read a parquet file of a stage.
 
     Raises:
-      StoreError: the file is missing, altered, or of another schema version; the message names it.
+      StoreError: the file is missing, altered, or has another schema version; the message names it.
     """
     return files.read_table(verified(done, name))
 
@@ -222,7 +222,7 @@ def read_weights(done: Stage, name: str = "weights") -> dict[str, np.ndarray]:
 
 
 def verified(done: Stage, name: str) -> Path:
-    """The path of a file of a stage, after its checksum has been verified.
+    """Verify the checksum of a file of a stage and return its path.
 
     Raises:
       StoreError: it is missing or altered; the message names it.
@@ -240,7 +240,7 @@ def collect_table(stages: Sequence[Stage], name: str) -> pd.DataFrame:
 
     Args:
       stages: complete; at least one.
-      name: of the file; it has a column ``replicate``.
+      name: name of the file; it has a column ``replicate``.
 
     Raises:
       StoreError: as ``read_table``.
@@ -271,7 +271,7 @@ def collect_weights(stages: Sequence[Stage], replicates: range) -> dict[str, np.
 
 
 def _parts(stages: Sequence[Stage]) -> list[tuple[Stage, list[int]]]:
-    """Which replicates to take from each stage, each only once."""
+    """Return which replicates to take from each stage, each only once."""
     seen: set[int] = set()
     parts = []
     for done in stages:

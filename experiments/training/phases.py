@@ -1,7 +1,7 @@
 """Training phases and predictions as programs over many replicates.
 
-The steps of an epoch are scanned in one program or called from the host; the numbers are the same. The
-host never waits for the device within an epoch.
+The steps of an epoch are scanned in one program or called from the host, with the same results. The host never waits
+for the device within an epoch.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,7 @@ class Phase(NamedTuple):
     """A training phase over many replicates; every tree has a leading replicate axis.
 
     Attributes:
-      recipe: how it trains.
-      begin: (params, stats, key) -> TrainState.
+      recipe: training recipe. begin: (params, stats, key) -> TrainState.
       epoch: (TrainState, int32 epoch, train split, validation split) -> (TrainState, EpochMetrics);
         donates the state.
     """
@@ -52,8 +51,8 @@ def compile_phase(
     """Build the programs of a phase; they are compiled when they are first called.
 
     Args:
-      task: computes loss and logits.
-      recipe: how the phase trains.
+      task: task that computes loss and logits.
+      recipe: recipe of the phase.
       where: predicate of the prunable leaves, whose zeros at the start stay zero.
       placement: where replicates run, and whether an epoch is one program or a host loop of steps.
       examples: number of training examples.
@@ -118,7 +117,7 @@ def fit(
         the next epoch has been dispatched, so that the device does not wait for the host.
 
     Returns:
-      the state after the last epoch, and the metrics of each epoch.
+      The state after the last epoch, and the metrics of each epoch.
     """
     state = phase.begin(entering)
     metrics: list[EpochMetrics] = []
@@ -136,7 +135,7 @@ def compile_predict(task: Task, placement: replicates.Placement, examples: int) 
     """Build the program that predicts a split with many replicates.
 
     Args:
-      task: computes the logits.
+      task: task that computes the logits.
       placement: as for training.
       examples: number of examples in the split.
 

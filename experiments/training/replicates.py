@@ -41,12 +41,12 @@ class Placement:
 
 
 def all_devices() -> Mesh:
-    """A mesh with one axis of replicates over all devices of all processes."""
+    """Return a mesh with one axis of replicates over all devices of all processes."""
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
 def key(seed: jax.Array | int, index: jax.Array, purpose: int) -> jax.Array:
-    """The random key of one replicate for one purpose.
+    """Return the random key of one replicate for one purpose.
 
     >>> a, b = key(0, jnp.int32(7), 1), jax.vmap(lambda i: key(0, i, 1))(jnp.arange(9))[7]
     >>> bool(jax.random.key_data(a)[0] == jax.random.key_data(b)[0])
@@ -71,10 +71,10 @@ class Spread:
 
 
 def spread(fn: Callable[..., PyTree], placement: Placement, *, donate: bool = False) -> Spread:
-    """Turn a function of one replicate into a program over many.
+    """Convert a function of one replicate to a program over many.
 
     Args:
-      fn: (replicate, *shared) -> tree; pure.
+      fn: pure function (replicate, *shared) -> tree.
       placement: the devices, and how the replicates of one device share it.
       donate: whether the program may reuse the memory of its first argument.
 
@@ -115,7 +115,7 @@ def place(stacked: PyTree, mesh: Mesh) -> PyTree:
 
 
 def share(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Put host arrays that all replicates read on every device."""
+    """Copy host arrays that all replicates read to every device."""
 
     def put(x: ArrayLike) -> jax.Array:
         x = np.asarray(x)
@@ -132,7 +132,7 @@ def fetch(stacked: PyTree, count: int) -> PyTree:
 
 
 def of_shard(count: int, shard: tuple[int, int]) -> range:
-    """The replicates of shard (i, n): a contiguous range; sizes differ by at most one between shards.
+    """Return the replicates of shard (i, n): a contiguous range; sizes differ by at most one between shards.
 
     Raises:
       ValueError: i is not in 0..n-1.
@@ -147,7 +147,7 @@ def of_shard(count: int, shard: tuple[int, int]) -> range:
 
 
 def chunks(replicates: range, size: int) -> list[range]:
-    """Cut a range of replicates at the multiples of ``size``, so that adding replicates moves no boundary.
+    """Split a range of replicates at multiples of ``size``, so that adding replicates does not move boundaries.
 
     Raises:
       ValueError: ``size`` is below 1.
@@ -164,13 +164,13 @@ def chunks(replicates: range, size: int) -> list[range]:
 
 
 def bytes_of(fn: Callable[..., PyTree], *args: PyTree) -> int:
-    """An upper estimate of the memory that a program needs, from shapes alone.
+    """Return an upper estimate of the memory of a program, from shapes alone.
 
-    Counts the arguments and every intermediate value once, as if none were fused or freed. Nothing is
-    compiled, and the estimate is the same on every machine.
+    It counts the arguments and every intermediate value once, as if none were fused or freed. Nothing is compiled, and
+    the estimate is the same on every machine.
 
     Args:
-      fn: the program, of one replicate.
+      fn: the program of one replicate.
       *args: its arguments, or their shapes.
 
     >>> bytes_of(lambda x: x + 1, jnp.zeros(10, jnp.float32))
@@ -186,7 +186,7 @@ def _bytes(variable: Any) -> int:
 
 
 def _intermediates(jaxpr: Any) -> int:
-    """Bytes of the outputs of all equations; an equation with an inner program counts as that program."""
+    """Return the bytes of the outputs of all equations; an inner program counts instead of its equation."""
     total = 0
     for equation in jaxpr.eqns:
         inner = list(jax.extend.core.jaxprs_in_params(equation.params))

@@ -1,6 +1,6 @@
 """Train one replicate: a recipe, its optimizer, a step and an epoch.
 
-Pure functions of one replicate; ``phases`` turns them into programs over many.
+These are pure functions of one replicate; ``phases`` converts them to programs over many.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ Schedule = Literal["constant", "one-cycle"]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How one phase trains: an optimizer and its learning rate.
+    """The optimizer and learning rates of one phase.
 
     Attributes:
       epochs: length of each piece of the learning-rate schedule.
-      learning_rates: one for each piece: its constant value, or its peak.
-      batch: examples in a step; the last partial batch of an epoch is dropped.
-      momentum: of SGD; 0 for plain SGD.
-      nesterov: whether the momentum is Nesterov's.
-      weight_decay: added to the gradient, times every parameter.
+      learning_rates: constant value or peak of each piece.
+      batch: examples per step; the last partial batch of an epoch is dropped.
+      momentum: momentum of SGD; 0 for plain SGD.
+      nesterov: whether to use Nesterov momentum.
+      weight_decay: coefficient; weight_decay times the parameter is added to the gradient.
       jumpstart: coefficient of the jumpstart penalty.
       optimizer: ``sgd`` or ``adam``, which ignores ``momentum`` and ``nesterov``.
-      schedule: of the learning rate within a piece. ``constant``, or ``one-cycle``: from 1/25 of the peak up to
+      schedule: learning-rate schedule within a piece. ``constant``, or ``one-cycle``: from 1/25 of the peak up to
         the peak in 30 % of the steps and down to 1/250,000 of it, along cosines (Smith and Topin 2017, with the
         defaults of ``optax.cosine_onecycle_schedule``).
     """
@@ -67,7 +67,7 @@ class Recipe:
         return sum(self.epochs)
 
     def settings(self) -> dict[str, JSON]:
-        """The fields as JSON, for the hash of a stage; fields that were added later are left out at their defaults."""
+        """Return the fields as JSON, for the hash of a stage; later fields are left out at their defaults."""
         values = dataclasses.asdict(self)
         for name, default in (("optimizer", "sgd"), ("schedule", "constant")):
             if values[name] == default:
@@ -75,7 +75,7 @@ class Recipe:
         return values
 
     def learning_rate(self, steps: int) -> optax.Schedule:
-        """The learning rate by step, for epochs of ``steps`` steps.
+        """Return the learning rate by step, for epochs of ``steps`` steps.
 
         >>> round(float(Recipe((1, 2), (0.1, 0.01)).learning_rate(10)(15)), 6)
         0.01
@@ -93,15 +93,15 @@ class TrainState(NamedTuple):
     """One replicate in training.
 
     Attributes:
-      params: the parameters now.
-      stats: the model's other state now, such as running means.
-      opt_state: of the optax chain.
-      key: of this phase; orders and augmentations derive from it.
+      params: the current parameters.
+      stats: the model's other current state, such as running means.
+      opt_state: state of the optax chain.
+      key: key of this phase; orders and augmentations derive from it.
       step: int32, steps taken.
       stopped: int32, the first step with a loss that is not finite, after which the state no longer changes;
         -1 if every loss is finite.
-      best_params: parameters of the epoch with the lowest validation loss so far; before the first epoch
-        ends, those that the phase started from.
+      best_params: parameters of the epoch with the lowest validation loss so far; before the first epoch ends, the
+        initial parameters of the phase.
       best_stats: the other state of that epoch.
       best_loss: its validation loss; infinity before the first epoch ends.
       best_epoch: int32, its number counted from 1; 0 before the first epoch ends.
@@ -124,7 +124,7 @@ class EpochState(NamedTuple):
 
     Attributes:
       train: its training state.
-      order: of the training examples, (examples,) int32.
+      order: order of the training examples, (examples,) int32.
       train_loss: sum over the steps so far.
       validation_loss: sum over the validation examples so far.
       correct: number of validation examples classified correctly so far.
@@ -152,7 +152,7 @@ class EpochMetrics(NamedTuple):
 
 
 def steps_per_epoch(recipe: Recipe, examples: int) -> int:
-    """Number of full batches in the training split.
+    """Return the number of full batches in the training split.
 
     Raises:
       ValueError: the split has fewer examples than one batch.
@@ -168,10 +168,10 @@ def steps_per_epoch(recipe: Recipe, examples: int) -> int:
 
 
 def optimizer(task: Task, recipe: Recipe, steps: int, where: Where) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a phase: jumpstart penalty, weight decay, SGD or Adam, and zeros that stay zero.
+    """Return the optimizer of a phase: jumpstart penalty, weight decay, SGD or Adam, and ``keep_zeros``.
 
     Args:
-      task: computes the preactivations for the penalty.
+      task: task that computes the preactivations for the penalty.
       recipe: coefficients and learning rates.
       steps: number of steps in an epoch.
       where: predicate of the prunable leaves, whose zeros at init stay zero.
@@ -190,7 +190,7 @@ def optimizer(task: Task, recipe: Recipe, steps: int, where: Where) -> optax.Gra
 
 
 def begin(tx: optax.GradientTransformation, params: PyTree, stats: PyTree, key: jax.Array) -> TrainState:
-    """The state before the first step. Its arrays are copies, because each epoch donates the state."""
+    """Return the state before the first step. Its arrays are copies, because each epoch donates the state."""
     params, stats, best_params, best_stats = jax.tree.map(jnp.copy, (params, stats, params, stats))
     return TrainState(
         params=params,
@@ -212,7 +212,7 @@ def train_step(
     """Take one step on one batch; after a loss that is not finite, the state no longer changes.
 
     Returns:
-      the next state and the loss, a float32 scalar.
+      The next state and the loss, a float32 scalar.
     """
     context = Context(state.stats, batch, jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step))
     (loss, stats), grads = jax.value_and_grad(task.loss, has_aux=True)(state.params, context, "train")
@@ -275,5 +275,5 @@ def close_epoch(state: EpochState, epoch: jax.Array, steps: int, validation: int
 
 
 def _select(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """``new`` where the scalar condition is true, else ``old``, leaf by leaf."""
+    """Return ``new`` if the scalar condition is true, else ``old``, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

@@ -27,7 +27,7 @@ class Context(NamedTuple):
     Attributes:
       stats: the model's state that is not trained, such as running means.
       batch: images as stored, and labels.
-      key: of the augmentation and of dropout, the same for every pass over this batch.
+      key: key of the augmentation and of dropout, the same for every pass over this batch.
     """
 
     stats: PyTree
@@ -61,10 +61,10 @@ def classification(
     augment: Augment | None = None,
     options: Mapping[str, object] | None = None,
 ) -> Task:
-    """The task of classifying a data set with a model and cross-entropy.
+    """Return the task of classifying a data set with a model and cross-entropy.
 
     Args:
-      dataset: decides the input shape, the classes and the normalization.
+      dataset: data set, which determines the input shape, the classes and the normalization.
       model: a name that ``networks.create`` knows, ``package.module:Class``, or a class: an NNX module with
         (inputs) -> logits that takes ``rngs``, or a Linen module with (inputs) -> logits, whose argument
         ``train``, if it has one, is True in training.
@@ -72,7 +72,7 @@ def classification(
       options: keyword arguments of the model.
 
     Raises:
-      ValueError: an unknown model or option, or logits that do not have shape (batch, classes).
+      ValueError: the model or an option is unknown, or logits do not have shape (batch, classes).
     """
     shape, classes, given = dataset.input_shape, dataset.num_classes, dict(options or {})
     if isinstance(model, str) and not is_own(model):
@@ -110,10 +110,10 @@ def _nnx_task(dataset: datasets.Dataset, create: Callable[[nnx.Rngs], nnx.Module
     training = nnx.graphdef(abstract)
     abstract.eval()
     evaluation = nnx.graphdef(abstract)
-    streams = nnx.state(abstract, nnx.RngState)  # of dropout
+    streams = nnx.state(abstract, nnx.RngState)  # the streams of dropout
 
     def keys(key: jax.Array) -> PyTree:
-        """Fresh random streams for one pass; empty for a model without dropout."""
+        """Return new random streams for one pass; empty for a model without dropout."""
         leaves, treedef = jax.tree.flatten(streams)
         fresh = [
             jax.random.fold_in(key, i)
@@ -124,7 +124,7 @@ def _nnx_task(dataset: datasets.Dataset, create: Callable[[nnx.Rngs], nnx.Module
         return jax.tree.unflatten(treedef, fresh)
 
     def network(graph: nnx.GraphDef, params: PyTree, stats: PyTree, key: jax.Array) -> nnx.Module:
-        # A copy: the variables of ``stats`` belong to the caller, perhaps to another trace.
+        # Make a copy, because the variables of ``stats`` belong to the caller, possibly to another trace.
         return nnx.merge(graph, params, keys(key), stats, copy=True)
 
     def augmented(context: Context) -> jax.Array:
@@ -190,7 +190,7 @@ def _linen_task(dataset: datasets.Dataset, module: Any, augment: Augment | None)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy of each example, in nats.
+    """Return the cross-entropy of each example, in nats.
 
     Args:
       logits: (batch, classes) float32.
@@ -220,14 +220,14 @@ def slices(examples: int, most: int = 500) -> tuple[int, int]:
 def evaluate_slice(
     task: Task, weights: tuple[PyTree, PyTree], split: datasets.Split, position: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Sum cross-entropy and correct predictions over the examples of a slice that no earlier slice has.
+    """Sum cross-entropy and correct predictions over the examples of a slice that are in no earlier slice.
 
     Args:
-      task: computes the logits.
+      task: task that computes the logits.
       weights: (params, stats) of one replicate.
       split: examples, always in the same order.
-      position: of the slice.
-      size: of a slice.
+      position: position of the slice.
+      size: size of a slice.
 
     Returns:
       float32 scalars.
@@ -243,14 +243,14 @@ def evaluate_slice(
 def predict_slice(
     task: Task, weights: tuple[PyTree, PyTree], images: jax.Array, position: jax.Array, size: int
 ) -> jax.Array:
-    """The class of the highest logit for each example of a slice, (size,) int32.
+    """Return the class of the largest logit for each example of a slice, (size,) int32.
 
     Args:
-      task: computes the logits.
+      task: task that computes the logits.
       weights: (params, stats) of one replicate.
       images: (examples, ...) as stored.
-      position: of the slice.
-      size: of a slice.
+      position: position of the slice.
+      size: size of a slice.
     """
     start = jnp.minimum(position * size, images.shape[0] - size)
     logits = task.logits(*weights, jax.lax.dynamic_slice_in_dim(images, start, size))

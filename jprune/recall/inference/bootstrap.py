@@ -107,7 +107,7 @@ def bootstrap_examples(
     Args:
       labels: true classes, integers in 0..num_classes-1, (examples,).
       dense_predictions: predicted classes, integers, (models, examples).
-      pruned_predictions: of the same models pruned, (..., models, examples).
+      pruned_predictions: pruned predictions of the same models pruned, (..., models, examples).
       num_classes: how many classes there are.
       rng: generator, seed sequence or integer seed.
       resamples: number of bootstrap resamples.

@@ -35,7 +35,7 @@ class CorrectedAlpha(NamedTuple):
       alpha: the corrected slope; NaN with a reason.
       low: lower end of the interval.
       high: upper end.
-      standard_error: of the slope, by the delta method; NaN with a reason.
+      standard_error: standard error of the slope, by the delta method; NaN with a reason.
       classes: number of classes that have enough examples (10) to enter.
       reason: why there is no slope; empty where there is one.
     """
@@ -137,8 +137,8 @@ def seed_null(
     next to 1. Mean over ordered pairs; the interval is a jackknife over models.
 
     Args:
-      recall: of the dense models, fractions, NaN for a class without examples.
-      accuracy: of the dense models.
+      recall: recall of the dense models, fractions, NaN for a class without examples.
+      accuracy: accuracy of the dense models.
       level: confidence of the interval.
 
     >>> seed_null(np.array([[0.9, 0.7], [0.8, 0.6]]), np.array([0.8, 0.7])).alpha.__round__(4)
