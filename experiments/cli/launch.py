@@ -14,6 +14,7 @@ from experiments.cli.commands import ClusterOptions
 from experiments.storage.files import PARTIAL
 
 _TIMEOUTS = 100  # how often a job may reach its time limit and be requeued; submitit's own limit is 3
+_WARNING_SECONDS = 240  # a time-out is announced 90 to 150 seconds earlier; more for the start of the job
 _OWN = ("--launch", "--jobs", "--partition", "--gpus", "--cpus", "--hours")
 
 
@@ -36,7 +37,7 @@ class Part:
     def __call__(self) -> int:
         """Run the command; an exit status other than 0 fails the job."""
         self.began = (time.time(), self._complete())
-        with _deaf_to_time_outs():
+        with _deaf_to_warnings():
             process = subprocess.Popen(self.command)
         with process:
             try:
@@ -57,7 +58,8 @@ class Part:
         import submitit  # noqa: PLC0415 an extra
 
         start, complete = self.began
-        if time.time() - start > 1800 * self.hours and self._complete() == complete:  # not a preemption
+        timed_out = time.time() - start > 3600 * self.hours - _WARNING_SECONDS
+        if timed_out and self._complete() == complete:
             raise RuntimeError(
                 f"no stage was completed within the time limit of {self.hours:g} hours, so the job is not requeued; "
                 "give more --hours, or make the stages shorter with a smaller --chunk, and rerun the same command"
@@ -70,13 +72,14 @@ class Part:
 
 
 @contextlib.contextmanager
-def _deaf_to_time_outs() -> Iterator[None]:
-    """Block the signal that announces a time-out; processes that are started meanwhile never receive it.
+def _deaf_to_warnings() -> Iterator[None]:
+    """Block the signals that announce a time-out or a preemption; processes started meanwhile never receive them.
 
-    Slurm sends it to every process of a job. The one that runs ``Part`` answers it: it requeues the job and then
-    ends its command, which must not have ended by itself, as a failure.
+    Slurm sends them to every process of a job. If the command ended by itself, the job would fail, and Slurm
+    requeues no job that has ended before the end of its grace time. At a time-out the process that runs ``Part``
+    requeues the job and ends the command; a preempted job computes until Slurm kills it.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2, signal.SIGTERM])
     try:
         yield
     finally:

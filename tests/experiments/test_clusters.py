@@ -173,6 +173,22 @@ def test_a_list_of_tasks_that_names_no_parts_is_refused(slurm, run, command, tmp
         )
 
 
+def test_launched_jobs_compute_every_part_once(slurm, run, single, tmp_path):
+    """Submitted from within a job, whose limits they must not inherit."""
+    pytest.importorskip("submitit", reason="needs the extra cluster")
+    out = tmp_path / "launched"
+    options = ["--launch", "slurm", "--jobs", "2", "--cpus", "1"]
+    run("srun", "-n", "1", "--mem-per-cpu=100", *RECALL, *TINY, "--out", str(out), *options)
+    deadline = time.monotonic() + 500
+    while time.monotonic() < deadline and len(list(out.glob("jobs/*_result.pkl"))) < 2:
+        time.sleep(1)
+    logs = "".join(path.read_text() for path in out.glob("jobs/*.out"))
+    assert len(stages_begun(logs)) == 2 * STAGES, "\n".join(path.read_text() for path in out.glob("jobs/*.err"))
+    run(*RECALL, "report", "--out", str(out))
+    found, expected = (pd.read_csv(folder / "counts.csv") for folder in (out, single))
+    pd.testing.assert_frame_equal(found, expected)
+
+
 def task_of(out, rank):
     """The process of this rank that computes into a folder."""
     for entry in Path("/proc").glob("[0-9]*"):
