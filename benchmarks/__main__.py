@@ -1,14 +1,13 @@
 """Time all benchmarks, or those named, against the usual alternatives.
 
 `python -m benchmarks` runs all, writes results.json and results.md next to this file, and five rows of the table into
-the README; `--out DIR` writes elsewhere. `python -m benchmarks selection imports` runs only those, and writes
-only with `--out`, after each row. `python -m benchmarks readme` measures the five rows of the README alone, in about
-two minutes on two quiet cores, prints them, and writes them into the README.
-`python -m benchmarks growth` draws how cost grows, into docs/images/growth/, and `python -m benchmarks
-accelerator --out DIR` asks a GPU or TPU what it gains, in under four minutes, and saves a profile of the worst row in
-DIR/profile. `python -m benchmarks compiled`, in `.venv-compilers` (`make test-compilers`), compiles for devices that
-are not there and puts the table into docs/performance.md. None of the four is among "all". Rows that need PyTorch
-say "not run" where it is not installed.
+the README; `--out DIR` writes elsewhere. `python -m benchmarks selection imports` runs only those, and writes only with
+`--out`, after each row. Four names are not among "all": `python -m benchmarks readme` measures only the five rows of
+the README, in about two minutes on two quiet cores, prints them, and writes them into the README. `python -m benchmarks
+growth` plots how cost grows, into docs/images/growth/. `python -m benchmarks accelerator --out DIR` measures a GPU or
+TPU in under four minutes, and saves a profile of the worst row in DIR/profile. `python -m benchmarks compiled`, in
+`.venv-compilers` (`make test-compilers`), compiles for described devices and puts the table into docs/performance.md.
+Rows that need PyTorch say "not run" if it is not installed.
 """
 
 import argparse
@@ -30,12 +29,12 @@ from benchmarks import timing
 from experiments.cli.commands import quietly
 from experiments.reproduction.__main__ import filled
 
-# glibc may return large blocks to the system when they are freed, depending on their neighbors: a step of 2.5 ms then
-# spends up to 4 more on page faults. Both sides keep their memory instead.
+# glibc may return large freed blocks to the system, depending on their neighbors; a step of 2.5 ms then spends up to 4
+# ms more on page faults. With these settings both sides keep their memory.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 HERE = pathlib.Path(__file__).parent
 README = HERE.parent / "README.md"
-# What the README shows: (what, against) of five rows.
+# The five rows of the README: (what, against).
 IN_README = [
     ("global selection, 1e+07 scores", "jnp.sort and comparison"),
     ("global selection, 1e+07 scores", "numpy.partition and comparison"),
@@ -53,7 +52,7 @@ NAMES = (
 
 
 def machine() -> dict[str, str]:
-    """What the numbers were measured on."""
+    """Describe the machine and the versions of the measurement."""
     names = ("jax", "flax", "optax", "numpy", "scikit-learn", "torch")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -71,12 +70,12 @@ def _version(name: str) -> str:
 
 
 def main() -> int:
-    """Run the command line; the exit status."""
-    return quietly(_told)
+    """Run the command line; return the exit status."""
+    return quietly(_run_command_line)
 
 
-def _told() -> None:
-    """Do what the command line says."""
+def _run_command_line() -> None:
+    """Parse the command line and run the benchmarks."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -109,7 +108,7 @@ def _told() -> None:
 
 
 def run(names: list[str], out: pathlib.Path | None) -> None:
-    """Run benchmarks one after another, print each row as it comes, and write the table where ``out`` says."""
+    """Run benchmarks one after another, print each row when it is measured, and write the table to ``out``."""
     rows, start = [], time.perf_counter()
     measured_on = {**machine(), "seconds in all": "0"}
     for name in names:
@@ -118,7 +117,7 @@ def run(names: list[str], out: pathlib.Path | None) -> None:
             rows.append(row)
             print(f"{row.what}: {row.ratio:.3g} of {row.against} (at most {row.must:.3g}), {row.verdict}", flush=True)
             measured_on["seconds in all"] = f"{time.perf_counter() - start:.0f}"
-            if out is not None:  # after each row, so that what is measured stays if a later one fails
+            if out is not None:  # after each row, so that measured rows are kept if a later one fails
                 write(rows, measured_on, out)
         print(f"[{name}: {time.perf_counter() - began:.0f} s]", flush=True)
     print(timing.markdown(rows, measured_on))
@@ -128,7 +127,7 @@ def run(names: list[str], out: pathlib.Path | None) -> None:
 
 
 def _rows(name: str, out: pathlib.Path | None) -> Iterator[timing.Row]:
-    """The rows of a benchmark; one that says "not run" where it is against PyTorch and PyTorch is not installed."""
+    """Yield the rows of a benchmark, or a row "not run" if it needs PyTorch and PyTorch is not installed."""
     try:
         if name == "readme":
             yield from _readme_rows()
@@ -143,7 +142,7 @@ def _rows(name: str, out: pathlib.Path | None) -> Iterator[timing.Row]:
 
 
 def _readme_rows() -> Iterator[timing.Row]:
-    """The rows that the README shows, without the others of their benchmarks."""
+    """Yield only the rows of the README."""
     of = lambda name: importlib.import_module(f"benchmarks.{name}")
     yield from of("selection").in_memory(10**7, leaves=False)
     yield of("prune_step").update(10**8)
@@ -152,7 +151,7 @@ def _readme_rows() -> Iterator[timing.Row]:
 
 
 def write(rows: list[timing.Row], measured_on: dict[str, str], out: pathlib.Path) -> None:
-    """Write results.json and results.md; what was not measured is null in the JSON."""
+    """Write results.json and results.md; values that were not measured are null in the JSON."""
     table = [
         {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in vars(row).items()}
         for row in rows

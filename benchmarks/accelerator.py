@@ -1,8 +1,8 @@
-"""One command for an accelerator, under four minutes: what a selection, the links and the penalty cost there.
+"""Measure selections, links and the penalty on an accelerator in under four minutes.
 
-``python -m benchmarks accelerator --out DIR`` measures in the order below and writes each row as it is measured.
-Where the time is used up, the rows that are left say "not run". The row that misses its target most is run again under
-the profiler, into DIR/profile. It is not among the benchmarks that run by default.
+``python -m benchmarks accelerator --out DIR`` measures in the order below and writes each row as it is measured. When
+the time is used up, the remaining rows say "not run". The row that misses its target by most is run again under the
+profiler, into DIR/profile. This benchmark does not run by default.
 """
 
 import importlib
@@ -21,27 +21,27 @@ from benchmarks import jumpstart, networks, prune_step, steps, structured, traci
 from benchmarks.selection import argsort_masks
 from benchmarks.timing import Row, Side, compare, judge, not_run
 
-SECONDS = 220.0  # for the rows; starting and the profile come on top
-READINGS = 8  # of the scores in a selection, and one byte of mask
+SECONDS = 220.0  # for the rows, without startup and the profile
+READINGS = 8  # reads of the scores in a selection, and one byte of mask
 BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12, "v5 lite": 8.19e11}  # bytes a second, by device kind
-# The largest ratio to jnp.sort that passes, by the number of scores.
+# The target ratio to jnp.sort, by the number of scores.
 AGAINST_SORT = {10**6: 0.7, 10**7: 0.5, 10**8: 0.3, 10**9: 0.3}
 
 
 class Sizes(NamedTuple):
-    """What is measured; smaller on a machine where it is only tried out.
+    """Sizes of the measurements; use smaller ones for a trial.
 
     Attributes:
-      scores: scores of the selections.
+      scores: numbers of scores of the selections.
       trained: networks of the steps with and without ``prune``.
-      transformer: transformer of about 1e8 parameters.
-      tokens: tokens of its batch, (examples, length).
-      penalized: with the largest ratio to the step without the penalty.
-      replicates: replicates of the vmapped updates and of the step.
+      transformer: sizes of a transformer of about 1e8 parameters.
+      tokens: shape of its batch of tokens, (examples, length).
+      penalized: networks with the target ratio to the step without the penalty.
+      replicates: numbers of replicates of the vmapped updates and of the step.
       replicated: network of that step.
-      halved: models of which channels are removed.
-      updated: weights of the update alone.
-      pairs: pairs of a step with and without ``prune``.
+      halved: models whose channels are removed.
+      updated: number of weights of the update alone.
+      pairs: number of pairs of a step with and without ``prune``.
     """
 
     scores: tuple[int, ...] = (10**6, 10**7, 10**8, 10**9)
@@ -61,11 +61,11 @@ class Sizes(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Some rows that are measured together.
+    """Rows that are measured together.
 
     Attributes:
-      what: for the table, where they are not run.
-      run: measures them.
+      what: their name in the table if they are not run.
+      run: function that measures them.
     """
 
     what: str
@@ -73,12 +73,12 @@ class Measurement(NamedTuple):
 
 
 def rows(sizes: Sizes | None = None, seconds: float = SECONDS, profile: pathlib.Path | None = None) -> Iterator[Row]:
-    """Each row as it is measured; "not run" for what no time is left for, or what fails there.
+    """Yield each row as it is measured; rows for which no time is left, or that fail, are "not run".
 
     Args:
-      sizes: what is measured.
+      sizes: sizes of the measurements.
       seconds: no measurement begins after this time.
-      profile: folder for the profile of the row that misses its target most, or None for no profile.
+      profile: folder for the profile of the row that misses its target by most, or None for no profile.
     """
     start, measured = time.perf_counter(), []
     for each in measurements(sizes or Sizes()):
@@ -99,7 +99,7 @@ def rows(sizes: Sizes | None = None, seconds: float = SECONDS, profile: pathlib.
 
 
 def measurements(sizes: Sizes) -> Iterator[Measurement]:
-    """In the order in which they matter."""
+    """Yield the measurements in order of importance."""
     for n in sizes.scores:
         yield Measurement(f"global selection, {n:.0e} scores", partial(selection, n))
     for network in sizes.trained:
@@ -120,7 +120,7 @@ def measurements(sizes: Sizes) -> Iterator[Measurement]:
 
 
 def selection(n: int) -> list[Row]:
-    """Half of the scores are kept: against sorting, against the memory's speed, and against PyTorch where it is."""
+    """Keep half of the scores: against sorting, against the memory bandwidth, and against PyTorch if installed."""
     scores, keep = jax.random.normal(jax.random.key(0), (n,)), n // 2
     ours = jax.jit(lambda x: jprune.global_masks({"kernel": x}, keep=keep)["kernel"])
     sort = jax.jit(lambda x: x >= jnp.sort(x)[x.size - keep])
@@ -148,7 +148,7 @@ def _check(mask: jax.Array, scores: jax.Array, keep: int) -> None:
 
 
 def _against_torch(what: str, mine: Side, n: int, keep: int) -> list[Row]:
-    """Three ways to a threshold in PyTorch, on its GPU where it has one and jax too."""
+    """Compare with three ways to find a threshold in PyTorch, on the GPU if both PyTorch and jax have one."""
     names = ("torch.topk and scatter", "torch.kthvalue and comparison", "torch.sort and comparison")
     if not steps.TORCH:
         return [not_run(what, name, must=1.0, why="PyTorch is not installed") for name in names]
@@ -173,13 +173,13 @@ def _against_torch(what: str, mine: Side, n: int, keep: int) -> list[Row]:
 
 
 def _bandwidth() -> float | None:
-    """Bytes a second of this device's memory, where it is known."""
+    """Return the memory bandwidth of this device in bytes per second, or None if it is unknown."""
     kind = jax.devices()[0].device_kind
     return next((speed for name, speed in BANDWIDTH.items() if name in kind), None)
 
 
 def transformer_step(sizes: tracing.Decoder, tokens: tuple[int, int], pairs: int) -> Row:
-    """A step of Adam on a decoder, with ``prune`` and without."""
+    """Time a step of Adam on a decoder, with ``prune`` and without."""
     apply, shapes, _ = tracing.decoder(sizes, scanned=True)
     leaves, treedef = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(0), len(leaves))
@@ -227,7 +227,7 @@ def _penalized(network: steps.Network, must: float) -> Row:
 
 
 def replicated(network: steps.Network, count: int) -> Row:
-    """A step of a network among many, against a step of one alone."""
+    """Time a step of one of many networks, against a step of a single network."""
     form, many = networks.replicated(network, count)
     state, step = steps.program(network)
     return compare(

@@ -1,26 +1,26 @@
-"""The cost of a selection on very many devices, by arithmetic that the tests check on eight."""
+"""Compute the cost of a selection on many devices by arithmetic, which the tests check on eight."""
 
 import math
 import re
 from typing import NamedTuple
 
-PROBES = 7  # thresholds that a pass counts against where the scores are sharded over accelerators; on CPUs 1
-PLACES = 0xFF000003  # float32 values from -inf to +inf, and what is lower
+PROBES = 7  # thresholds per pass if the scores are sharded over GPUs; 1 on CPUs
+PLACES = 0xFF000003  # float32 values from -inf to +inf, and one lower place
 COUNT = 4  # bytes of a count: uint32
-COPIES = 1  # of the scores, at most, that the compiled program for eight CPU devices needs in addition
+COPIES = 1  # additional copies of the scores, at most, in the compiled program for eight CPU devices
 
 
 class Selection(NamedTuple):
-    """The cost of one exact global selection, scores to masks; bytes are of one device.
+    """The cost of one exact global selection, from scores to masks; bytes are per device.
 
     Attributes:
       scores: bytes of the scores, float32.
       masks: bytes of the masks.
       moved_per_pass: bytes of counts that a pass all-reduces.
-      passes: readings of the scores: the search for the threshold (on CPUs at most), then ties where they are cut.
+      passes: reads of the scores: the search for the threshold (on CPUs at most), then ties if they are cut.
       moved: bytes that the search all-reduces; ties add the counts of one line of each leaf.
-      extra: bytes needed in addition to scores and masks, at most, as the CPU backend compiles it.
-      gathered: bytes that gathering the scores to sort them would bring to every device.
+      extra: upper bound of the bytes in addition to scores and masks, as compiled by the CPU backend.
+      gathered: bytes that every device would receive if the scores were gathered to sort them.
     """
 
     scores: int
@@ -33,10 +33,10 @@ class Selection(NamedTuple):
 
 
 def selection(parameters: int, leaves: int, devices: int, probes: int = PROBES) -> Selection:
-    """Work out the cost of a selection over a tree that is sharded evenly over all devices.
+    """Compute the cost of a selection over a tree that is sharded evenly over all devices.
 
-    A pass leaves one of ``probes + 1`` parts of the places. With one probe, as on CPUs, it need not lie in the middle:
-    every pass but two at least halves the interval.
+    A pass leaves one of ``probes + 1`` parts of the places. With one probe, as on CPUs, the probe need not be in the
+    middle, but all except two passes at least halve the interval.
 
     >>> selection(10**11, leaves=1_000, devices=1_024).moved_per_pass
     28000
@@ -56,7 +56,7 @@ def selection(parameters: int, leaves: int, devices: int, probes: int = PROBES) 
 
 
 def reductions(compiled: str) -> list[int]:
-    """Bytes of the result of every all-reduce in the text of a compiled program.
+    """Return the bytes of the result of every all-reduce in the text of a compiled program.
 
     >>> reductions("%a = (u32[], u32[2]) all-reduce(%x, %y), channel_id=1")
     [12]

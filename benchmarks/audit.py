@@ -1,8 +1,7 @@
-"""The recall audit and its bootstraps, against numpy and scikit-learn written plainly.
+"""Time the recall audit and its bootstraps, against plain numpy and scikit-learn.
 
-The plain side is what the formulas say, a model at a time: scikit-learn's recall of each class, the
-least-squares slope of the normalized balances, and loops over resamples, of which twenty are run and
-the time is scaled.
+The plain side computes the formulas one model at a time: scikit-learn's recall of each class, the least-squares slope
+of the normalized balances, and loops over resamples, of which twenty are run and their time is scaled.
 """
 
 from typing import NamedTuple
@@ -21,13 +20,13 @@ PLAIN = "alpha by numpy and scikit-learn, a model at a time"
 
 
 class Predictions(NamedTuple):
-    """Made-up models whose recall differs by class, and more so when pruned.
+    """Simulated models whose recall differs by class, and more so when pruned.
 
     Attributes:
       labels: (examples,).
       dense: (models, examples).
       pruned: by ratio, (models, examples).
-      classes: how many there are.
+      classes: number of classes.
     """
 
     labels: np.ndarray
@@ -40,7 +39,7 @@ def rows() -> list[Row]:
     """30 models, 5 ratios and 50,000 examples; 1,000 classes, and 10 for the bootstrap over examples."""
     many, few = (made_up(classes, models=30, examples=50_000) for classes in (1_000, 10))
     table = against_plain(many, few, over_models=10_000, over_examples=1_000)
-    total = sum(row.ours for row in table[1:])  # the audit makes what the first row makes, and more
+    total = sum(row.ours for row in table[1:])  # the audit includes the work of the first row
     plain = sum(row.peer for row in table[1:])
     return [
         *table,
@@ -50,7 +49,7 @@ def rows() -> list[Row]:
 
 
 def made_up(classes: int, *, models: int, examples: int, ratios: tuple[float, ...] = RATIOS) -> Predictions:
-    """Predictions that are right with a probability of their class, and otherwise any class."""
+    """Simulate predictions that are right with a probability that depends on the class, and otherwise random."""
     rng = np.random.default_rng(0)
     labels = np.arange(examples) % classes
     easy = rng.uniform(0.6, 0.95, classes)
@@ -64,7 +63,7 @@ def made_up(classes: int, *, models: int, examples: int, ratios: tuple[float, ..
 
 
 def against_plain(many: Predictions, few: Predictions, *, over_models: int, over_examples: int) -> list[Row]:
-    """Four rows, each checked: alphas, every table of the audit, the interval over models, alphas of resamples."""
+    """Time alphas, the whole audit, the interval over models, and alphas of resamples; check each."""
     wanted = plain_alphas(many)
     same("alpha of every model", alphas(many), wanted, rtol=1e-9)
     what, plain = f"rates and alpha, {_size(many)} x {many.classes:,} classes", lambda: plain_alphas(many)
@@ -77,7 +76,7 @@ def against_plain(many: Predictions, few: Predictions, *, over_models: int, over
 
 
 def tables(of: Predictions) -> Row:
-    """Every table of the audit, against alpha alone."""
+    """Time the whole audit, against alpha alone."""
     audited = lambda: recall.audit(of.labels, of.dense, of.pruned, num_classes=of.classes)
     wanted = plain_alphas(of)
     found = audited().alphas.sort_values(["ratio", "model"])["alpha"].to_numpy().reshape(wanted.shape)
@@ -97,7 +96,7 @@ def _size(of: Predictions) -> str:
 
 
 def alphas(of: Predictions) -> np.ndarray:
-    """Alpha of every ratio and model as the audit computes it, (ratios, models)."""
+    """Return alpha of every ratio and model as computed by the audit, (ratios, models)."""
     tally = lambda stack: rates.from_predictions(of.labels, stack, of.classes)
     dense, pruned = tally(of.dense), [tally(stack) for _, stack in sorted(of.pruned.items())]
     return np.array(
@@ -106,7 +105,7 @@ def alphas(of: Predictions) -> np.ndarray:
 
 
 def plain_alpha(labels: np.ndarray, dense: np.ndarray, pruned: np.ndarray, classes: int) -> float:
-    """Alpha of one model, as the formula has it."""
+    """Return alpha of one model by the formula."""
     balances = []
     for predicted in (dense, pruned):
         each = sklearn.metrics.recall_score(
@@ -120,7 +119,7 @@ def plain_alpha(labels: np.ndarray, dense: np.ndarray, pruned: np.ndarray, class
 
 
 def plain_alphas(of: Predictions, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
-    """Alpha of every ratio and model on some of the examples, (ratios, models)."""
+    """Return alpha of every ratio and model on some of the examples, (ratios, models)."""
     labels = of.labels[chosen]
     return np.array(
         [
@@ -131,7 +130,7 @@ def plain_alphas(of: Predictions, chosen: np.ndarray | slice = slice(None)) -> n
 
 
 def _over_models(alphas: np.ndarray, resamples: int) -> Row:
-    """Means of resampled models: the percentiles of the plain side are close to the ends of the BCa interval."""
+    """Time means of resampled models; the percentiles of the plain side are close to the ends of the BCa interval."""
     found, means = [], []
     ours = seconds(lambda: found.append(recall.bootstrap_models(alphas, rng=0, resamples=resamples)))
 
@@ -156,7 +155,7 @@ def _over_models(alphas: np.ndarray, resamples: int) -> Row:
 
 
 def _over_examples(of: Predictions, resamples: int, size: str) -> Row:
-    """Alphas on resampled test sets; their standard errors agree as far as twenty resamples can tell."""
+    """Time alphas on resampled test sets; their standard errors agree within the precision of twenty resamples."""
     found, drawn = [], []
     stack = np.stack([stack for _, stack in sorted(of.pruned.items())])
 

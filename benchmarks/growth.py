@@ -1,7 +1,7 @@
-"""How cost grows with size: one figure and one CSV file for each curve, with the expected order of growth as a line.
+"""Measure how cost grows with size: one figure and one CSV file per curve, with the expected order of growth as a line.
 
-`python -m benchmarks growth` draws them; `--largest N` ends the selection's curve at N scores, `--curve NAME` draws
-only that. Together they take longer than all other benchmarks, so `make bench` does not run them.
+`python -m benchmarks growth` draws all curves; `--largest N` ends the curve of the selection at N scores, `--curve
+NAME` draws only one. Together they take longer than all other benchmarks, so `make bench` does not run them.
 """
 
 import csv
@@ -27,10 +27,10 @@ class Curve(NamedTuple):
     Attributes:
       name: name of the files.
       title: title of the figure.
-      x: what grows, with its unit.
-      y: what it costs, with its unit.
-      series: by name, the points measured.
-      expected: 'constant', 'linear', or 'linear with a start' for a cost that does not begin at 0.
+      x: label of the x axis, with its unit.
+      y: label of the y axis, with its unit.
+      series: the measured points, by name.
+      expected: 'constant', 'linear', or 'linear with a start' for a cost with an offset.
     """
 
     name: str
@@ -60,7 +60,7 @@ def draw(folder: pathlib.Path, largest: int, names: Sequence[str] = ()) -> None:
 
 
 def selection(sizes: Sequence[int]) -> list[Curve]:
-    """Time and memory of the exact global selection, half of the scores kept."""
+    """Measure time and memory of the exact global selection that keeps half of the scores."""
     time, memory = [], []
     choose = jax.jit(lambda x: jprune.global_masks({"kernel": x}, keep=x.size // 2)["kernel"])
     for n in sizes:
@@ -84,7 +84,7 @@ def selection(sizes: Sequence[int]) -> list[Curve]:
 
 
 def step(network: steps.Network, counts: Sequence[int]) -> Curve:
-    """Time of a training step of many replicates in one program, by the form they run in."""
+    """Measure the time of a training step of many replicates in one program, by form."""
     series: dict[str, list[Point]] = {"vmap": [], "map": []}
     for count in counts:
         for form, points in series.items():
@@ -95,7 +95,7 @@ def step(network: steps.Network, counts: Sequence[int]) -> Curve:
 
 
 def compile_by_depth(depths: Sequence[int]) -> Curve:
-    """Time to compile the training step of a dense net whose layers are scanned, with the penalty and without."""
+    """Measure the time to compile a training step of a dense network with scanned layers, with and without penalty."""
     series: dict[str, list[Point]] = {"without penalty": [], "with penalty": []}
     for depth in depths:
         network = steps.dense(depth)
@@ -107,7 +107,7 @@ def compile_by_depth(depths: Sequence[int]) -> Curve:
 
 
 def compile_by_leaves(counts: Sequence[int]) -> Curve:
-    """Time to compile an optimizer update, against the number of leaves in the tree."""
+    """Measure the time to compile an optimizer update, against the number of leaves in the tree."""
     series: dict[str, list[Point]] = {"with prune": [], "without": []}
     for count in counts:
         params = {f"layer{i}": {"kernel": jnp.ones((16, 16))} for i in range(count)}
@@ -122,7 +122,7 @@ def compile_by_leaves(counts: Sequence[int]) -> Curve:
 
 
 def audits(classes: Sequence[int], models: Sequence[int], *, examples: int) -> list[Curve]:
-    """Time of an audit without resampling, against classes and against models."""
+    """Measure the time of an audit without resampling, against classes and against models."""
 
     def cost(count: int, of_models: int) -> float:
         made = audit.made_up(count, models=of_models, examples=examples)
@@ -149,7 +149,7 @@ def audits(classes: Sequence[int], models: Sequence[int], *, examples: int) -> l
 
 
 def write(curve: Curve, folder: pathlib.Path) -> None:
-    """Write the numbers as CSV and draw them, with the line of the expected order through the last point."""
+    """Write the points as CSV and draw them, with the line of the expected order through the last point."""
     import matplotlib  # noqa: PLC0415 (only this benchmark draws)
 
     matplotlib.use("Agg")
@@ -175,7 +175,7 @@ def write(curve: Curve, folder: pathlib.Path) -> None:
 
 
 def _line(expected: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The expected line: through the last point, and through the first too where there is a start."""
+    """Return the expected line through the last point, and also through the first one if there is an offset."""
     if expected == "constant":
         return np.full(len(x), y[-1])
     slope = (y[-1] - y[0]) / (x[-1] - x[0]) if expected == "linear with a start" else y[-1] / x[-1]
@@ -183,18 +183,18 @@ def _line(expected: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _powers(first: int, last: int) -> list[int]:
-    """1, 3, 10, 30, ... times the first, up to the last."""
+    """Return 1, 3, 10, 30, ... times the first, up to the last."""
     sizes = [first * 10**i * factor for i in range(12) for factor in (1, 3)]
     return [n for n in sizes if n <= last]
 
 
 def _least(side: Callable[[], object], repeats: int = 5) -> float:
-    """The least time of some calls after the first, or of one that is long."""
+    """Return the shortest time of several calls after the first, or of one long call."""
     once = (side(), seconds(side))[1]
     return once if once > LONG else min(once, *(seconds(side) for _ in range(repeats)))
 
 
 def _compile_seconds(function: Callable[..., object], *args: object) -> float:
-    """Time to trace, lower and compile, from nothing."""
+    """Return the time to trace, lower and compile, without caches."""
     jax.clear_caches()
     return seconds(lambda: jax.jit(function).lower(*args).compile())

@@ -1,4 +1,4 @@
-"""What `import jprune` costs beyond `import jax, optax`."""
+"""Time `import jprune` in addition to `import jax, optax`."""
 
 import statistics
 import subprocess
@@ -10,7 +10,7 @@ ALLOWED = 0.3  # seconds
 
 
 def rows() -> list[Row]:
-    """Whole processes, in turns."""
+    """Time whole processes, alternating."""
     sides = {code: [] for code in ("import jax, optax, jprune", "import jax, optax")}
     for i in range(ROUNDS + 1):
         for code, taken in sides.items():

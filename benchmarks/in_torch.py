@@ -1,7 +1,7 @@
-"""The other side: the same networks, penalty and steps in plain eager PyTorch, from the same weights.
+"""The same networks, penalty and steps in plain eager PyTorch, from the same weights.
 
-Attributes of a module are named like those of its twin in ``experiments.models.networks``, so that ``load``
-can put the twin's parameters in; images are channels-first, as torch has them.
+Attributes of a module have the names of its twin in ``experiments.models.networks``, so that ``load`` can copy the
+twin's parameters; images are channels-first, as in torch.
 """
 
 import itertools
@@ -117,12 +117,12 @@ class ResNet(nn.Module):
 
 
 def load(module: nn.Module, params: Mapping[str, np.ndarray], flattened: tuple[int, int, int] | None = None) -> None:
-    """Put the parameters of the twin in.
+    """Copy the parameters of the twin.
 
     Args:
-      module: whose parameters are set, all of them.
-      params: by '/'-joined path, as the twin names and shapes them.
-      flattened: (height, width, channels) of what the twin flattens before ``dense1``, channels last.
+      module: module whose parameters are all set.
+      params: parameters of the twin, by '/'-joined path.
+      flattened: (height, width, channels) that the twin flattens before ``dense1``, channels last.
     """
     state, left = module.state_dict(), {name for name, _ in module.named_parameters()}
     for path, given in params.items():
@@ -158,17 +158,17 @@ def penalty(preactivations: Sequence[torch.Tensor], balance: float = 0.5) -> tor
 def stepper(
     module: nn.Module, images: np.ndarray, labels: np.ndarray, *, coefficient: float = 0.0, compiled: bool = False
 ) -> Callable[[], float]:
-    """One SGD step on the same batch again and again, as a torch user writes it.
+    """Return an SGD step that is repeated on the same batch, in usual torch style.
 
     Args:
-      module: trained in place.
+      module: module that is trained in place.
       images: channels last, or (batch, features).
       labels: (batch,).
       coefficient: coefficient of the jumpstart penalty; 0 leaves it out.
       compiled: whether forward and backward pass go through ``torch.compile``.
 
     Returns:
-      A function that takes a step and gives the loss before it, the penalty included.
+      A function that takes a step and returns the loss before it, including the penalty.
     """
     x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1) if images.ndim == 4 else images))
     y = torch.from_numpy(labels.astype(np.int64))
@@ -194,7 +194,7 @@ def stepper(
 
 
 def use_best_threads(side: Callable[[], object], repeats: int = 5) -> int:
-    """Set torch to the number of threads with which a side is fastest, the best of some calls each."""
+    """Set torch to the number of threads with which a side is fastest, by the best of several calls."""
     most = os.cpu_count() or 1
     taken = {}
     for threads in sorted({1, 2, most // 2, most} - {0}):

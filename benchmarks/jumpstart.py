@@ -1,4 +1,4 @@
-"""The jumpstart penalty: a training step with it against one without, and against PyTorch's with it."""
+"""Time a training step with the jumpstart penalty, against a step without it and against PyTorch with it."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ COEFFICIENT = 1e-3
 
 
 def rows() -> Iterator[Row]:
-    """LeNet, a CIFAR net and a thin deep one; the loss, its gradient and the new weights equal torch's."""
+    """Time LeNet, a CIFAR network and a thin, deep one; loss, gradient and new weights equal those of torch."""
     yield from of(steps.lenet(), without=1.25, torch=1.0)
     yield from of(steps.conv(), without=1.2, torch=1.0, pairs=7)
     yield from of(steps.dense(), without=2.0, goal=1.5, torch=1 / 8)
@@ -18,14 +18,14 @@ def rows() -> Iterator[Row]:
 def of(
     network: steps.Network, *, without: float, torch: float, goal: float | None = None, pairs: int | None = None
 ) -> list[Row]:
-    """Two rows for a network.
+    """Return two rows for a network.
 
     Args:
-      network: what is trained.
-      without: what our step with the penalty may cost, in steps without it.
-      torch: what it may cost, in steps of torch with it.
-      goal: what we would like it to cost, in steps without it.
-      pairs: against torch; by default as many as the ratio needs.
+      network: the network to train.
+      without: target ratio to our step without the penalty.
+      torch: target ratio to torch's step with the penalty.
+      goal: desired ratio to our step without the penalty.
+      pairs: number of pairs against torch; by default as many as the ratio needs.
     """
     against = "torch eager with the same penalty"
     if not steps.TORCH:
@@ -39,14 +39,14 @@ def of(
 
 
 def overhead(network: steps.Network, ours: Side, *, must: float, goal: float | None = None, pairs: int = PAIRS) -> Row:
-    """Our step with the penalty against our step without it."""
+    """Compare our step with the penalty with our step without it."""
     return compare(
         _named(network), "our step without it", ours, alone(network, coefficient=0), must=must, goal=goal, pairs=pairs
     )
 
 
 def alone(network: steps.Network, coefficient: float = COEFFICIENT) -> Side:
-    """Our step, not checked against another."""
+    """Return our step, not checked against another side."""
     state, step = steps.program(network, coefficient=coefficient)
     return steps.repeated(step, state, *steps.batch(network))
 

@@ -1,7 +1,7 @@
-"""Thin deep networks on the moons, all widths and seeds of a depth in a few programs, against one after another.
+"""Time thin, deep networks on moons: all widths and seeds of a depth in a few programs, against one run after another.
 
-Nine widths by three seeds at depth 60, both penalties (UP), in the convolutional form of the study. The
-torch side is a loop over layers, as one writes it; of its runs one of each bucket is timed.
+The runs are nine widths by three seeds at depth 60, with both penalties (UP), in the convolutional form of the study.
+The torch side is a loop over layers; one of its runs is timed for each bucket.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +34,7 @@ class Points(NamedTuple):
 
 
 def rows() -> list[Row]:
-    """Compile included on our side; at the end the losses of both sides agree."""
+    """Time all runs, including compilation on our side; the final losses of both sides agree."""
     return at(DEPTH, EPOCHS, BUCKETS, SEEDS)
 
 
@@ -51,7 +51,7 @@ def at(depth: int, epochs: int, buckets: tuple[tuple[int, ...], ...], seeds: int
     in_torch.use_best_threads(lambda: in_sequence(points, depth, ThinRun(widest, 0), 10), repeats=2)
 
     def train_all(programs: list[list[ThinRun]]) -> None:
-        # Two at a time, as the study works on its stages: one compiles while another trains.
+        # Two programs at a time, as in the study: one compiles while another trains.
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda runs: train(points, depth, runs, epochs), programs))
 
@@ -88,7 +88,7 @@ def at(depth: int, epochs: int, buckets: tuple[tuple[int, ...], ...], seeds: int
 
 
 def architecture(points: Points, depth: int, width: int) -> Architecture:
-    """UP, as the study penalizes it."""
+    """Return the architecture with the penalty UP of the study."""
     return Architecture(depth, width, points.train, penalized=("unit", "point"))
 
 
@@ -103,10 +103,10 @@ def train(points: Points, depth: int, runs: list[ThinRun], epochs: int) -> ThinS
 
 
 def in_sequence(points: Points, depth: int, run: ThinRun, epochs: int) -> tuple[float, float]:
-    """Train one run in a loop over layers; the cross-entropy and penalty that the last step saw.
+    """Train one run in a loop over layers; return the cross-entropy and penalty of the last step.
 
-    Layers are the (2, 1) 'same' convolutions of the study over an input of length 2; training and
-    validation examples pass forward together, as on our side.
+    Layers are the (2, 1) 'same' convolutions of the study over an input of length 2. Training and validation examples
+    pass forward together, as on our side.
     """
     arch = architecture(points, depth, run.width)
     kernels, head = (_trainable(array) for array in _start(arch, run))
@@ -134,13 +134,13 @@ def in_sequence(points: Points, depth: int, run: ThinRun, epochs: int) -> tuple[
 
 
 def _slacks(z: torch.Tensor, balance: float) -> list[torch.Tensor]:
-    """Of every (channel, position) over examples and every (example, position) over channels."""
+    """Return the slacks of every (channel, position) over examples and every (example, position) over channels."""
     pairs = [(z.amax(axis), z.amin(axis)) for axis in (0, 1)]
     return [(balance * F.relu(1 - high) + (1 - balance) * F.relu(1 + low)).flatten() for high, low in pairs]
 
 
 def _start(arch: Architecture, run: ThinRun) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Our initial weights as torch's kernels (out, in, 2), and the readout (channels * positions,)."""
+    """Convert our initial weights to torch's kernels (out, in, 2) and readout (channels * positions,)."""
     weights: Any = jax.tree.map(np.asarray, thin_networks.start(arch, RECIPE, [run]).weights)
     width, kernels = run.width, []
     for matrix in (weights.stack.first[0], *weights.stack.hidden[:, 0]):

@@ -1,4 +1,4 @@
-"""Training steps of LeNet, for one replicate and for sixteen, and of ResNet-20, against PyTorch."""
+"""Time training steps of LeNet, for one replicate and for sixteen, and of ResNet-20, against PyTorch."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from benchmarks.timing import Row, Side, compare, not_run, same, seconds
 from experiments.training import replicates
 
 REPLICATES = 16
-STEPS = 8  # of each replicate in one call, as a study scans the steps of an epoch
+STEPS = 8  # steps of each replicate per call; a study scans the steps of an epoch
 
 
 def rows() -> list[Row]:
-    """The batch is 128 everywhere; the loss and the new weights equal torch's."""
+    """Time steps of batch 128; loss and new weights equal those of torch."""
     if not steps.TORCH:
         named = ("LeNet step, batch 128", 0.85), ("ResNet-20 step, batch 128", 2.7)
         return [not_run(what, "torch eager", must=must, why="PyTorch is not installed") for what, must in named]
@@ -42,7 +42,7 @@ def rows() -> list[Row]:
 
 
 def _against_compiled(network: steps.Network, what: str) -> list[Row]:
-    """Against ``torch.compile``, which needs a C++ compiler."""
+    """Compare with ``torch.compile``, which needs a C++ compiler."""
     try:
         ours, theirs = steps.pair(network, compiled=True)
     except RuntimeError as error:  # torch._dynamo.exc.TorchDynamoException is one
@@ -54,7 +54,7 @@ def _against_compiled(network: steps.Network, what: str) -> list[Row]:
 def replicated(
     network: steps.Network, count: int, forms: Sequence[str] = ("vmap", "map"), length: int = STEPS
 ) -> tuple[str, Side]:
-    """Some steps of many replicates in one program, on batches of their own, in the form that is fastest here."""
+    """Return several steps of many replicates in one program, each on its own batches, in the fastest form."""
     images, labels = steps.batch(network)
     order = np.stack([np.random.default_rng(i).permutation(len(labels)) for i in range(count)])
     own = (jnp.asarray(images[order]), jnp.asarray(labels[order]))

@@ -1,4 +1,4 @@
-"""What the prune link costs in an optimizer chain, where no selection is due and where one is now and then."""
+"""Time the prune link in an optimizer chain, with no selection due and with occasional selections."""
 
 import itertools
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ EVERY = 100
 
 
 def rows() -> Iterator[Row]:
-    """The update alone, a whole step, and a cycle of steps with a selection."""
+    """Time the update alone, a whole step, and a cycle of steps with one selection."""
     yield update(10**8)
     yield whole_step()
     yield amortised()
 
 
 def update(n: int) -> Row:
-    """The optimizer update alone; the state is donated, the new weights are equal."""
+    """Time only the optimizer update; the state is donated, and the new weights are equal."""
     side = round(n**0.5)
     ours, plain = (_updating(side, links) for links in ([jprune.prune(jprune.magnitude(), NEVER)], []))
     apart = jax.jit(lambda a, b: jnp.abs(a - b).max())(ours()["kernel"], plain()["kernel"])
@@ -59,7 +59,7 @@ def _updating(side: int, links: list) -> Side:
 
 
 def whole_step(network: steps.Network | None = None, pairs: int = 300) -> Row:
-    """A training step, by default of LeNet; the new weights are equal."""
+    """Time a training step, by default of LeNet; the new weights are equal."""
     network = steps.lenet() if network is None else network
     prune = jprune.prune(jprune.magnitude(), NEVER, where=jprune.by_path(exclude=r"^head/"))
     sides = []
@@ -79,7 +79,7 @@ def whole_step(network: steps.Network | None = None, pairs: int = 300) -> Row:
 
 
 def amortised(replicates: int = 8, features: tuple[int, ...] = (784, 300, 100, 10)) -> Row:
-    """``EVERY`` updates of many replicates, vmapped, a selection among them; the weights kept are the same."""
+    """Time ``EVERY`` vmapped updates of many replicates with one selection; the same weights are kept."""
     rng = np.random.default_rng(0)
     shapes = {f"layer{i}": shape for i, shape in enumerate(itertools.pairwise(features))}
     draw = lambda: {

@@ -1,4 +1,4 @@
-"""Thirty LeNet-300-100 trained on Fashion-MNIST in one program, against thirty PyTorch runs.
+"""Time thirty LeNet-300-100 trained on Fashion-MNIST in one program, against thirty PyTorch runs.
 
 ``JPRUNE_DATA_DIR`` names the TFDS folder; by default TFDS's own.
 """
@@ -27,11 +27,11 @@ WHAT = f"{COUNT} LeNet-300-100 in one program, compile included, {RECIPE.total_e
 
 
 class Run(NamedTuple):
-    """What a run starts from and sees, so that both sides do the same.
+    """The inputs of a run, the same for both sides.
 
     Attributes:
       params: initial parameters by path.
-      orders: orders of the training examples, an array an epoch.
+      orders: orders of the training examples, an array per epoch.
     """
 
     params: dict[str, np.ndarray]
@@ -39,7 +39,7 @@ class Run(NamedTuple):
 
 
 def rows() -> list[Row]:
-    """Per run; images are in memory on both sides, and every epoch ends with the validation split."""
+    """Time per run; images are in memory on both sides, and every epoch ends with the validation split."""
     try:
         dataset = datasets.load("fashion_mnist", data_dir=os.environ.get("JPRUNE_DATA_DIR"))
     except (ImportError, sources.Missing) as error:
@@ -53,7 +53,7 @@ def against_torch(dataset: datasets.Dataset, recipe: Recipe, count: int, in_turn
     Epoch by epoch the mean training losses must agree to 2 %: rounding differs, and training amplifies it.
     """
     task = tasks.classification(dataset, "lenet-300-100")
-    # One after another, a network's weights and momentum stay in a core's cache from step to step.
+    # With one replicate after another, weights and momentum stay in a core's cache between steps.
     form = "map" if jax.default_backend() == "cpu" else "vmap"
     layout = replicates.Placement(replicates.all_devices(), form, "scan")
     entering, runs = _starts(task, dataset, recipe, layout, count)
@@ -81,7 +81,7 @@ def against_torch(dataset: datasets.Dataset, recipe: Recipe, count: int, in_turn
 def _starts(
     task: tasks.Task, dataset: datasets.Dataset, recipe: Recipe, layout: replicates.Placement, count: int
 ) -> tuple[Any, list[Run]]:
-    """What enters our program, and the same for each run of torch's."""
+    """Return the inputs of our program, and the same for each torch run."""
     init = replicates.spread(lambda i: (*task.init(replicates.key(0, i, 0)), replicates.key(0, i, 1)), layout)
     entering = init(replicates.place(np.arange(count, dtype=np.int32), layout.mesh))
     examples = len(dataset.train.labels)
@@ -100,7 +100,7 @@ def _starts(
 def _ours(
     task: tasks.Task, dataset: datasets.Dataset, recipe: Recipe, layout: replicates.Placement, entering: Any
 ) -> list[training.EpochMetrics]:
-    """Compile and train; the metrics of every epoch."""
+    """Compile and train; return the metrics of every epoch."""
     sizes = {"examples": len(dataset.train.labels), "validation": len(dataset.validation.labels)}
     phase = phases.compile_phase(task, recipe, oneshot.PRUNABLE, layout, **sizes)
     train, validation = replicates.share((dataset.train, dataset.validation), layout.mesh)
@@ -110,7 +110,7 @@ def _ours(
 
 
 def _in_torch(dataset: datasets.Dataset, recipe: Recipe):
-    """A run as a torch user writes it: (mean training loss, validation accuracy) of each epoch."""
+    """Return a run in usual torch style, which returns (mean training loss, validation accuracy) of each epoch."""
     tensors = []
     for split in (dataset.train, dataset.validation):
         images = (np.asarray(split.images, np.float32) - dataset.mean) / dataset.std

@@ -1,4 +1,4 @@
-"""The exact global selection, scores in and masks out, against sorting and against numpy's partition."""
+"""Time the exact global selection, from scores to masks, against sorting and numpy's partition."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from benchmarks.timing import ROUNDS, Row, Side, compare
 
 
 def rows() -> Iterator[Row]:
-    """1e6, 1e7 and 1e8 float32 scores, half of them kept."""
+    """Time selections of half of 1e6, 1e7 and 1e8 float32 scores."""
     for n in (10**6, 10**7, 10**8):
         yield from in_memory(n)
     yield from sharded()
 
 
 def in_memory(n: int, *, leaves: bool = True) -> Iterator[Row]:
-    """Against NumPy, and for 1e7 scores also against sorting; ``leaves`` also as eight leaves."""
+    """Compare with NumPy, and for 1e7 scores also with sorting; with ``leaves`` also for eight leaves."""
     scores = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
     on_device, keep = jnp.asarray(scores), n // 2
     ours = jax.jit(lambda x: jprune.global_masks({"kernel": x}, keep=keep)["kernel"])
@@ -125,7 +125,7 @@ def _run_on(cores: int) -> None:
 
 
 def _spread(n: int, devices: int) -> tuple[jax.sharding.Mesh, jax.sharding.NamedSharding, jax.Array]:
-    """The mesh of the first devices, the sharding, and scores sharded over it."""
+    """Return the mesh of the first devices, the sharding, and scores sharded over it."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("shard",))
     placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("shard"))
     scores = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
@@ -133,7 +133,7 @@ def _spread(n: int, devices: int) -> tuple[jax.sharding.Mesh, jax.sharding.Named
 
 
 def argsort_masks(leaves, keep):
-    """What JAX's other pruning library does: rank the concatenation of all leaves."""
+    """Select as in JaxPruner: rank the concatenation of all leaves."""
     flat = jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
     mask = jnp.zeros(flat.shape, bool).at[jnp.argsort(flat)[flat.size - keep :]].set(True)
     ends = np.cumsum([leaf.size for leaf in leaves])

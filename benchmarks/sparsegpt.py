@@ -1,7 +1,7 @@
-"""SparseGPT on one layer of 4096 x 4096, against the published algorithm in torch on the same cores.
+"""Time SparseGPT on one layer of 4096 x 4096, against the published algorithm in torch on the same cores.
 
-The torch side is written from algorithm 1 of arXiv 2301.00774 with its lazy updates in blocks of 128: the inverse of
-the damped Hessian, its upper Cholesky factor, and one column after another. Both sides start from X^T X.
+The torch side implements algorithm 1 of arXiv 2301.00774 with lazy updates in blocks of 128: the inverse of the damped
+Hessian, its upper Cholesky factor, and one column after another. Both sides start from X^T X.
 """
 
 import jax.numpy as jnp
@@ -16,9 +16,9 @@ BLOCK, DAMPING = 128, 0.01
 
 
 def rows(size: int = 4096) -> list[Row]:
-    """50 % unstructured, and 2:4."""
+    """Time 50 % unstructured and 2:4 sparsity."""
     random = np.random.default_rng(0)
-    # Inputs that are correlated, as those of a trained network are.
+    # Correlated inputs, as in a trained network.
     mixing = np.eye(size) + random.normal(size=(size, size)) / np.sqrt(size)
     x = (random.normal(size=(2 * size, size)) @ mixing).astype(np.float32)
     kernel = random.normal(size=(size, size)).astype(np.float32)  # (inputs, outputs)
@@ -53,7 +53,7 @@ def published(
     n: int | None = None,
     m: int | None = None,
 ) -> torch.Tensor:
-    """Algorithm 1: the pruned weights (outputs, inputs)."""
+    """Return the pruned weights (outputs, inputs) by algorithm 1."""
     w, hessian = weight.clone(), gram.clone()
     columns = w.shape[1]
     diagonal = torch.arange(columns)
@@ -88,7 +88,7 @@ def published(
 
 
 def _same_quality(name: str, gram: np.ndarray, kernel: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Both sides prune as many weights and reconstruct the outputs as well; rounding may choose other weights."""
+    """Check that both sides have equal sparsity and reconstruction error; rounding may change the weights kept."""
     errors = [float(np.sum((w - kernel) * (gram @ (w - kernel)))) for w in (ours, theirs)]
     zeros = [int(np.count_nonzero(w == 0)) for w in (ours, theirs)]
     if zeros[0] != zeros[1] or not abs(errors[0] / errors[1] - 1) < 0.01:

@@ -1,4 +1,4 @@
-"""A training step of a network on both sides, checked against each other before anything is timed."""
+"""Training steps of a network on both sides, which are checked against each other before timing."""
 
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from jprune.jumpstart.capture import call_with_preactivations
 from jprune.jumpstart.penalty import jumpstart_penalty
 
 TORCH = importlib.util.find_spec("torch") is not None
-if TORCH:  # our side alone runs without
+if TORCH:  # our side also runs without torch
     from benchmarks import in_torch
 
 PyTree = Any
@@ -27,7 +27,7 @@ Step = Callable[[PyTree, jax.Array, jax.Array], tuple[PyTree, jax.Array]]
 
 
 class DeepDense(nnx.Module):
-    """A dense network whose equal layers are scanned, as deep ones are written."""
+    """A dense network with scanned layers."""
 
     def __init__(self, inputs: int, classes: int, depth: int, width: int, rngs: nnx.Rngs):
         linear = partial(nnx.Linear, kernel_init=nnx.initializers.glorot_uniform())
@@ -43,13 +43,13 @@ class DeepDense(nnx.Module):
 
 
 def by_path(params: PyTree) -> dict[str, np.ndarray]:
-    """Arrays by '/'-joined path."""
+    """Return the arrays by '/'-joined path."""
     paths, leaves, _ = trees.flatten(params)
     return {path: np.asarray(leaf) for path, leaf in zip(paths, leaves, strict=True)}
 
 
 def by_layer(params: PyTree) -> dict[str, np.ndarray]:
-    """The same of a ``DeepDense``, its layers apart and numbered from the first."""
+    """Return the arrays of a ``DeepDense`` by path, with its layers separate and numbered."""
     found = {}
     for path, value in by_path(params).items():
         layer, kind = path.split("/")
@@ -64,13 +64,13 @@ class Network(NamedTuple):
     """A network to train, and its twin.
 
     Attributes:
-      name: for the table.
+      name: name in the table.
       create: key -> our model.
       twin: () -> the torch module.
       shape: shape of one example, channels last.
-      batch: examples a step.
-      flattened: what our model flattens before ``dense1``, channels last.
-      named: our parameters by the twin's paths.
+      batch: examples per step.
+      flattened: shape that our model flattens before ``dense1``, channels last.
+      named: function from our parameters to a dict by the twin's paths.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Network(NamedTuple):
 
 
 def lenet() -> Network:
-    """LeNet on images of 28 x 28."""
+    """Return LeNet on images of 28 x 28."""
     return Network(
         "LeNet",
         lambda rngs: networks.create("lenet", num_classes=10, input_shape=(28, 28, 1), rngs=rngs),
@@ -94,7 +94,7 @@ def lenet() -> Network:
 
 
 def conv(depth: int = 10, width: int = 16) -> Network:
-    """A net of the CIFAR grid."""
+    """Return a network of the CIFAR grid."""
     return Network(
         f"conv {depth} x {width}",
         lambda rngs: networks.create(
@@ -106,7 +106,7 @@ def conv(depth: int = 10, width: int = 16) -> Network:
 
 
 def dense(depth: int = 60, width: int = 25) -> Network:
-    """A thin deep net on the batch of the moons."""
+    """Return a thin, deep network on the batch of the moons."""
     return Network(
         f"dense {depth} x {width}",
         lambda rngs: DeepDense(2, 10, depth, width, rngs),
@@ -118,7 +118,7 @@ def dense(depth: int = 60, width: int = 25) -> Network:
 
 
 def resnet(depth: int = 20) -> Network:
-    """ResNet for CIFAR."""
+    """Return a ResNet for CIFAR."""
     return Network(
         f"ResNet-{depth}",
         lambda rngs: networks.create(f"resnet{depth}", num_classes=10, input_shape=(32, 32, 3), rngs=rngs),
@@ -128,14 +128,14 @@ def resnet(depth: int = 20) -> Network:
 
 
 def batch(network: Network) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels, the same for both sides."""
+    """Return images and labels, the same for both sides."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((network.batch, *network.shape), dtype=np.float32)
     return images, rng.integers(0, 10, network.batch).astype(np.int32)
 
 
 def chain(*links: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of every step here: decay, Nesterov momentum, and further links."""
+    """Return the optimizer of every step: weight decay, Nesterov momentum, and further links."""
     sgd = optax.sgd(LEARNING_RATE, MOMENTUM, nesterov=True)
     return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), sgd, *links)
 
@@ -143,11 +143,11 @@ def chain(*links: optax.GradientTransformation) -> optax.GradientTransformationE
 def program(
     network: Network, *links: optax.GradientTransformation, coefficient: float = 0.0, seed: int = 0
 ) -> tuple[PyTree, Step]:
-    """Our training step, not yet compiled, and the state it starts from.
+    """Return our training step, not yet compiled, and its initial state.
 
     Args:
-      network: what is trained.
-      *links: after the optimizer, such as ``jprune.prune(...)``.
+      network: the network to train.
+      *links: links after the optimizer, such as ``jprune.prune(...)``.
       coefficient: coefficient of the jumpstart penalty, from the same forward pass; 0 leaves it out.
       seed: seed of the initial weights.
 
@@ -159,7 +159,7 @@ def program(
     tx = chain(*links)
 
     def loss(params: PyTree, stats: PyTree, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, PyTree]:
-        # Mapped over, the statistics are variables of this trace, which the model may write to.
+        # After this map the statistics are variables of this trace, which the model may modify.
         net = nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf, stats))
         if coefficient:
             logits, preactivations = call_with_preactivations(net, images, stacked=True)
@@ -179,7 +179,7 @@ def program(
 
 
 def repeated(step: Step, state: PyTree, images: np.ndarray, labels: np.ndarray) -> Side:
-    """Compile a step and take it on the same batch again and again; gives (state, loss) of the last."""
+    """Compile a step and repeat it on the same batch; return (state, loss) of the last."""
     compiled = jax.jit(step, donate_argnums=0)
     state = jax.tree.map(jnp.copy, state)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
@@ -193,10 +193,10 @@ def repeated(step: Step, state: PyTree, images: np.ndarray, labels: np.ndarray) 
 
 
 def pair(network: Network, *, coefficient: float = 0.0, compiled: bool = False) -> tuple[Side, Side]:
-    """Our step and torch's, after one step each that led to the same loss and the same weights.
+    """Return our step and torch's, after one step each with equal losses and weights.
 
     Raises:
-      AssertionError: it did not.
+      AssertionError: losses or weights differ.
     """
     images, labels = batch(network)
     state, step = program(network, coefficient=coefficient)

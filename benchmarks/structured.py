@@ -1,7 +1,7 @@
-"""What removing channels saves: networks at half their multiply-adds against the dense ones, forward and in training.
+"""Time networks with half their multiply-adds removed, against the dense ones, forward and in training.
 
-``python -m benchmarks structured``. Both sides are compiled JAX programs of the same code at other sizes; that the
-smaller one computes what the masked one computes is checked first.
+``python -m benchmarks structured`` runs it. Both sides are compiled JAX programs of the same code at different sizes.
+The smaller network is first checked against the masked one.
 """
 
 import importlib
@@ -22,9 +22,9 @@ ROUND_TO = 8  # on a CPU a convolution of 12 channels takes as long as one of 16
 
 
 class Model(NamedTuple):
-    """A network as a function: ``apply(params, x, state=state)`` gives outputs and the new state.
+    """A network as a function: ``apply(params, x, state=state)`` returns outputs and the new state.
 
-    Its groups keep at least the channels in ``floors``, ``{regex: number}``.
+    ``floors``, ``{regex: number}``, has the minimum number of channels of its groups.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Model(NamedTuple):
 
 
 def rows() -> Iterator[Row]:
-    """ResNet-20 on CIFAR images and a transformer block, at 50 % of their multiply-adds, and against Torch-Pruning."""
+    """Time ResNet-20 on CIFAR images and a transformer block with 50 % of their multiply-adds, and Torch-Pruning."""
     for model in (resnet(), transformer_block()):
         yield from of_model(model)
     if any(importlib.util.find_spec(name) is None for name in ("torch", "torch_pruning")):
@@ -47,7 +47,7 @@ def rows() -> Iterator[Row]:
 
 
 def of_model(model: Model) -> list[Row]:
-    """Forward and training step of one network, pruned and dense."""
+    """Time the forward pass and training step of one network, pruned and dense."""
     small = halved(model)
     dense = (model.apply, model.params, model.state)
     pruned = (small.apply, small.params, small.state)
@@ -68,7 +68,7 @@ def of_model(model: Model) -> list[Row]:
 
 
 def halved(model: Model) -> Any:
-    """The smaller network by magnitude, checked against the masked one."""
+    """Return the smaller network by magnitude, checked against the masked one."""
     graph = jprune.trace_model(model.apply, model.params, model.inputs, state=model.state)
     scores = jax.tree.map(jnp.abs, model.params)
     masks = jprune.channel_group_masks(
@@ -78,7 +78,7 @@ def halved(model: Model) -> Any:
 
 
 def resnet(blocks: int = 3, batch: int = 128, shape: tuple[int, int, int] = (32, 32, 3)) -> Model:
-    """ResNet-20 for CIFAR in training: He et al. 2016, shortcuts of option A, batch normalization."""
+    """Return ResNet-20 for CIFAR in training mode: He et al. 2016, shortcuts of option A, batch normalization."""
     rng = np.random.default_rng(0)
 
     def layer(inputs: int, outputs: int) -> dict[str, jax.Array]:
@@ -125,7 +125,7 @@ def resnet(blocks: int = 3, batch: int = 128, shape: tuple[int, int, int] = (32,
 
 
 def transformer_block(batch: int = 8, length: int = 128, width: int = 512, heads: int = 8) -> Model:
-    """A block with RMS norm, attention and SwiGLU, between two projections that keep their outer widths."""
+    """Return a block with RMS norm, attention and SwiGLU, between two projections that keep their outer widths."""
     rng = np.random.default_rng(0)
     hidden, size = 4 * width, width // heads
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / np.sqrt(width), jnp.float32)

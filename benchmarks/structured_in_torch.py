@@ -1,8 +1,8 @@
-"""The same networks with the same budget, pruned by Torch-Pruning (Fang et al. 2023, DepGraph) in PyTorch.
+"""Prune the same networks with the same budget by Torch-Pruning (Fang et al. 2023, DepGraph) in PyTorch.
 
-The time to find the groups of channels, and ResNet-20 on Fashion-MNIST: trained in PyTorch, halved by both libraries
-from the same weights, fine-tuned by each in its own framework on the same batches. Accuracy is that of the first test
-images, normalized by the statistics of their batch on both sides.
+This measures the time to find the groups of channels, and ResNet-20 on Fashion-MNIST: trained in PyTorch, halved by
+both libraries from the same weights, and fine-tuned by each in its own framework on the same batches. Accuracy is that
+of the first test images, normalized by the statistics of their batch on both sides.
 """
 
 import copy
@@ -31,11 +31,11 @@ Batches = list[tuple[np.ndarray, np.ndarray]]
 
 
 def rows(steps: int = 468, fine_tuning: int = 234) -> list[Row]:
-    """Time to find the groups of both networks; the notes have what was kept and the accuracies.
+    """Time the search for the groups of both networks; the notes have the channels kept and the accuracies.
 
     Args:
-      steps: steps of dense training.
-      fine_tuning: steps after pruning.
+      steps: number of steps of dense training.
+      fine_tuning: number of steps after pruning.
     """
     block = structured.transformer_block(batch=1)
     found = [
@@ -60,7 +60,7 @@ def rows(steps: int = 468, fine_tuning: int = 234) -> list[Row]:
 
 
 class RMSNorm(nn.Module):
-    """Of any width; the size that ``nn.RMSNorm`` declares does not follow its weight."""
+    """RMS norm of any width; the declared size of ``nn.RMSNorm`` does not follow its weight."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -126,7 +126,7 @@ def _transformer_kept() -> str:
 
 def _with_head_kept(net: Any) -> tuple[nn.Module, torch.Tensor, list[nn.Module]]:
     net.eval()
-    return net, torch.zeros(1, 128, 64), [net.head, net.query, net.key, net.value]  # heads of a fixed number
+    return net, torch.zeros(1, 128, 64), [net.head, net.query, net.key, net.value]  # the number of heads is fixed
 
 
 def _kept(small: SmallModel) -> str:
@@ -134,7 +134,7 @@ def _kept(small: SmallModel) -> str:
 
 
 def _accuracies(steps: int, fine_tuning: int) -> str:
-    """Train ResNet-20, halve it by both libraries, fine-tune; in words."""
+    """Train ResNet-20, halve it by both libraries, fine-tune, and describe the result."""
     data = datasets.load("fashion_mnist", data_dir=os.environ.get("JPRUNE_DATA_DIR"))
     torch.manual_seed(0)
     net = in_torch.ResNet(20, 1, 10)
@@ -145,7 +145,7 @@ def _accuracies(steps: int, fine_tuning: int) -> str:
     _train_torch(net, batches[:steps], RATE)
     test = _prepared(data, data.test.images[:TEST]), data.test.labels[:TEST]
     theirs = copy.deepcopy(net).eval()
-    # Torch-Pruning does not follow the channels through the padding of the shortcuts: the residual stream stays whole.
+    # Torch-Pruning cannot follow the channels through the padding of the shortcuts, so the residual stream stays whole.
     stream = [theirs.head, theirs.stem, *(block.conv2 for block in theirs.blocks)]
     theirs, left = _halved(theirs, torch.zeros(1, 1, 28, 28), stream)
     widths = [block.conv1.out_channels for block in theirs.blocks]
@@ -198,7 +198,7 @@ def _channels_first(images: np.ndarray) -> torch.Tensor:
 
 
 def _in_jax(net: Any) -> structured.Model:
-    """The weights of the dense network in ``structured.resnet``."""
+    """Copy the weights of the dense network to ``structured.resnet``."""
     model = structured.resnet(batch=8, shape=(28, 28, 1))
     array = lambda tensor: jnp.asarray(tensor.detach().numpy())
 

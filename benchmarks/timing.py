@@ -1,6 +1,6 @@
-"""How everything here is timed: both sides in one run, taking turns, medians, and a verdict.
+"""Time both sides in one run, alternating, and compare the ratio of medians with a target.
 
-A row says what it must reach before it is run. A row that falls short says "short" and stays.
+The target of a row is set before it is run. Missed targets are marked "short" and stay in the table.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.stats
 
-Side = Callable[[], object]  # does the work once and waits until it is done
+Side = Callable[[], object]  # does the work once and waits for the result
 LONG = 2.0  # seconds; a side slower than this is timed once
 ROUNDS = 7
-CLOSE = 1.2  # a ratio that must be under this needs pairs and an interval
+CLOSE = 1.2  # a target ratio below this needs pairs and an interval
 PAIRS = 50
-BRIEF = 0.05  # seconds; a side faster than this runs once untimed whenever its turn comes
+BRIEF = 0.05  # seconds; a faster side runs once untimed before each timed call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Row:
     Attributes:
       what: what was timed.
       against: the other side.
-      ours: our median, in seconds, per unit of work; NaN where it was not run.
-      peer: the other side's.
-      ratio: ours / peer, the median over pairs where pairs were taken.
-      must: the ratio must be at most this.
-      passed: whether it is; with an interval, whether the interval's lower bound is.
-      interval: the 95 % interval of the paired ratio, where enough pairs were taken.
-      goal: what we would like it to be, at most.
-      note: how it was run, or why it was not, where that needs saying.
+      ours: our median in seconds per unit of work; NaN if it was not run.
+      peer: the median of the other side.
+      ratio: ours / peer, or the median over pairs if pairs were timed.
+      must: the target, the largest ratio that passes.
+      passed: whether the ratio, or with an interval its lower bound, meets the target.
+      interval: the 95 % interval of the paired ratio, if enough pairs were timed.
+      goal: a desired ratio below the target.
+      note: how it was run, or why it was not run.
     """
 
     what: str
@@ -73,18 +73,18 @@ def compare(
     pairs: int | None = None,
     note: str = "",
 ) -> Row:
-    """Time both sides in turns and hold the ratio of their times against what it must reach.
+    """Time both sides alternately and compare the ratio of their times with the target.
 
     Args:
-      what: what is timed, for the table.
-      against: the other side, for the table.
-      ours: our side; its caller has checked that both sides compute the same.
+      what: name of the timed work in the table.
+      against: name of the other side in the table.
+      ours: our side; the caller has checked that both sides compute the same.
       peer: the other side.
       must: the largest ratio ours / peer that passes.
-      goal: the ratio we would like.
-      per: how many units of work one call of each side does; times are per unit.
-      pairs: how many alternating pairs; by default 50 where ``must`` is under 1.2, else 7. A side of
-        over 2 s is timed once, after its warm-up, and the other one then 7 times.
+      goal: the desired ratio.
+      per: units of work per call of each side; times are per unit.
+      pairs: number of alternating pairs; by default 50 if ``must`` is under 1.2, else 7. A side that takes over 2 s is
+        timed once, after its warm-up, and the other one then 7 times.
       note: how it was run.
     """
     sides = (ours, peer)
@@ -96,7 +96,7 @@ def compare(
     for i in range(pairs or default):
         for side in (0, 1) if i % 2 == 0 else (1, 0):
             if expected[side] < BRIEF:
-                sides[side]()  # meanwhile the other side's threads, which wait for work in a loop, go to sleep
+                sides[side]()  # meanwhile the other side's threads, which busy-wait for work, go to sleep
             if not taken[side] or expected[side] < LONG:
                 taken[side].append(seconds(sides[side]) / per[side])
     return judge(what, against, *taken, must=must, goal=goal, note=note)
@@ -112,7 +112,7 @@ def judge(
     goal: float | None = None,
     note: str = "",
 ) -> Row:
-    """Make the row of two series of seconds; equally long ones are taken as pairs.
+    """Return the row of two series of seconds; series of equal length are treated as pairs.
 
     >>> judge("a", "b", [1.0, 2.0, 3.0], [2.0, 2.0, 2.0], must=1.5).ratio
     1.0
@@ -130,7 +130,7 @@ def judge(
 
 
 def not_run(what: str, against: str, *, must: float, why: str) -> Row:
-    """A row that could not be measured here; it stays, with the reason."""
+    """Return a row that could not be measured, with the reason."""
     return Row(what, against, math.nan, math.nan, math.nan, must, False, note=f"not run: {why}")
 
 
@@ -138,14 +138,14 @@ def same(what: str, ours: object, peer: object, *, rtol: float, atol: float = 0.
     """Check that both sides computed the same numbers.
 
     Raises:
-      AssertionError: they did not, or a number is NaN; no ratio is printed then.
+      AssertionError: they differ, or a number is NaN; then no ratio is printed.
     """
     ours, peer = np.asarray(ours, np.float64), np.asarray(peer, np.float64)
     np.testing.assert_allclose(ours, peer, rtol=rtol, atol=atol, equal_nan=False, err_msg=f"the sides differ: {what}")
 
 
 def duration(value: float) -> str:
-    """Write seconds for a reader.
+    """Format seconds in a suitable unit.
 
     >>> duration(0.0123), duration(3.2), duration(0.0000042)
     ('12.3 ms', '3.2 s', '4.2 us')
@@ -159,7 +159,7 @@ def duration(value: float) -> str:
 
 
 def markdown(rows: Sequence[Row], machine: dict[str, str], *, notes: bool = True) -> str:
-    """The table of both sides with ratio and target, and the notes of the rows."""
+    """Format the table of both sides with ratio and target, and the notes of the rows."""
     lines = [
         ", ".join(f"{name} {value}" for name, value in machine.items()) + ".",
         "",

@@ -18,7 +18,7 @@ Shapes = Any  # a tree of jax.ShapeDtypeStruct
 
 
 class Decoder(NamedTuple):
-    """Sizes of a decoder; by default those of a model of 1.2e9 parameters."""
+    """Sizes of a decoder; the defaults have 1.2e9 parameters."""
 
     layers: int = 16
     width: int = 2048
@@ -30,7 +30,7 @@ class Decoder(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """Sizes of a vision transformer; by default those of ViT-B/16 at 224 x 224."""
+    """Sizes of a vision transformer; the defaults are those of ViT-B/16 at 224 x 224."""
 
     layers: int = 12
     width: int = 768
@@ -50,7 +50,7 @@ VIT_B = Encoder()
 def rows(
     depths: tuple[int, ...] = (2, 12, 48), small: Decoder = SMALL, large: Decoder = BILLION, encoder: Encoder = VIT_B
 ) -> list[Row]:
-    """Decoders by depth, unrolled and scanned; a vision transformer; a large decoder."""
+    """Time decoders by depth, unrolled and scanned, a vision transformer, and a large decoder."""
     table = []
     for scanned, how in ((False, "unrolled"), (True, "scanned")):
         for layers in depths:
@@ -64,7 +64,7 @@ def rows(
 
 
 def _row(name: str, create: Callable[[], Model]) -> Row:
-    """Time the graph of a model against its jaxpr alone, which the graph starts from."""
+    """Time the graph of a model against its jaxpr, from which the graph is computed."""
 
     def graph() -> object:
         apply, params, x = create()  # a new function, whose trace is not cached
@@ -87,7 +87,7 @@ def _row(name: str, create: Callable[[], Model]) -> Row:
 
 
 def decoder(sizes: Decoder, *, scanned: bool) -> Model:
-    """The function, the shapes of its parameters, and 512 tokens."""
+    """Return the function, the shapes of its parameters, and 512 tokens."""
     layers, width, heads, groups, size, hidden, vocabulary = sizes
     block = {
         "q": _shape(width, heads, size),
@@ -123,7 +123,7 @@ def decoder(sizes: Decoder, *, scanned: bool) -> Model:
 
 
 def vision_transformer(sizes: Encoder) -> Model:
-    """The function, the shapes of its parameters, and one image."""
+    """Return the function, the shapes of its parameters, and one image."""
     layers, width, heads, patch, image, classes = sizes
     tokens, size = (image // patch) ** 2, width // heads
     linears = {"up": (width, 4 * width), "down": (4 * width, width), "out": (heads, size, width)}

@@ -2,11 +2,11 @@
 
 python examples/audit_predictions_of_another_framework.py
 
-Trains MLPClassifiers on digits, prunes each by setting its smallest weights to 0, trains on with those
-weights set back to 0 after every epoch, and audits the predictions; nothing is trained with jprune.
-Once on balanced classes, and twice on a long tail of 10:1 in which digit 0 is the commonest or the
-rarest, to tell what is rare from what is hard. Writes balanced.html, zero-commonest.html,
-zero-rarest.html and a figure of each into the current folder. A few minutes on two cores.
+Trains MLPClassifiers on digits, prunes each by setting its smallest weights to 0, continues training with those weights
+reset to 0 after every epoch, and audits the predictions; nothing is trained with jprune. It does so once on balanced
+classes, and twice on a long tail of 10:1 in which digit 0 is the most common or the rarest class, to separate rare from
+hard classes. Writes balanced.html, zero-commonest.html, zero-rarest.html and a figure of each into the current folder.
+Takes a few minutes on two cores.
 """
 
 import copy
@@ -22,21 +22,21 @@ from sklearn.neural_network import MLPClassifier
 import jprune
 from jprune.recall.report.headline import headline
 
-RATIOS = (1, 2, 4, 8, 12)  # parameters before / after; 1 is the control, trained on as long and not pruned
-EPOCHS = 15  # of training on
+RATIOS = (1, 2, 4, 8, 12)  # parameters before / after; 1 is the control, trained equally long but not pruned
+EPOCHS = 15  # epochs of continued training
 
 
 def long_tail(labels, order, rng):
-    """Choose examples so that the classes in ``order`` shrink geometrically, the last to a tenth of the first."""
+    """Choose examples so that class sizes decrease geometrically along ``order``, the last a tenth of the first."""
     sizes = np.round(min(np.bincount(labels)) * 10.0 ** -np.linspace(0, 1, len(order))).astype(int)
     of_class = [rng.choice(np.flatnonzero(labels == c), n, replace=False) for c, n in zip(order, sizes, strict=True)]
     return np.concatenate(of_class)
 
 
 def masks_at(model, ratio):
-    """Keep the largest weights of the hidden layers, so many that 1 / ratio of all parameters is left."""
+    """Keep the largest weights of the hidden layers so that 1 / ratio of all parameters are left."""
     parameters = sum(array.size for array in (*model.coefs_, *model.intercepts_))
-    hidden = model.coefs_[:-1]  # the output layer and the biases stay
+    hidden = model.coefs_[:-1]  # the output layer and the biases are not pruned
     sizes = np.concatenate([np.abs(weights).ravel() for weights in hidden])
     kept = round(parameters / ratio) - (parameters - sizes.size)
     threshold = np.partition(sizes, -kept)[-kept]
@@ -44,7 +44,7 @@ def masks_at(model, ratio):
 
 
 def pruned(model, ratio, images, labels):
-    """A pruned copy of a model, trained on."""
+    """Return a pruned copy of a model after continued training."""
     copied, masks = copy.deepcopy(model), masks_at(model, ratio)
     for _ in range(EPOCHS):
         copied.partial_fit(images, labels)
@@ -68,7 +68,7 @@ def audited(split, seeds, order=None):
 
 
 def main(seeds=10):
-    warnings.simplefilter("ignore", ConvergenceWarning)  # 40 epochs are few, and enough
+    warnings.simplefilter("ignore", ConvergenceWarning)  # 40 epochs are enough
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images / 16, labels, test_size=0.4, stratify=labels, random_state=0)
     tails = {"balanced": None, "zero-commonest": np.arange(10), "zero-rarest": np.arange(10)[::-1]}

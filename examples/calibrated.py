@@ -27,7 +27,7 @@ def digits():
 
 
 def dense_layers(params, x):
-    """The inputs of each layer, and the logits."""
+    """Return the inputs of each layer, and the logits."""
     inputs = [x]
     for i in range(len(params) - 1):
         inputs.append(jax.nn.relu(inputs[-1] @ params[f"layer{i}"]["kernel"]))
@@ -39,7 +39,7 @@ def logits(params, x):
 
 
 def trained(x, y, steps=300):
-    """A network of three layers, trained by gradient descent."""
+    """Train a network of three layers by gradient descent."""
     random = np.random.default_rng(0)
     params = {
         f"layer{i}": {"kernel": jnp.asarray(random.normal(size=size) * np.sqrt(2 / size[0]), jnp.float32)}
@@ -56,7 +56,7 @@ def trained(x, y, steps=300):
 
 
 def reconstruction(steps=300):
-    """The mean squared error of each layer's outputs, by pattern and method."""
+    """Return the mean squared error of each layer's outputs, by pattern and method."""
     x, y = digits()
     calibration, test = x[:900], x[900:]
     params = trained(x, y, steps)
@@ -66,7 +66,7 @@ def reconstruction(steps=300):
     table = {}
     for pattern in ("50 % of every output", "2:4"):
         nm = pattern == "2:4"
-        # As their authors prune: Wanda and magnitude compare the weights into one output, SparseGPT whole blocks.
+        # As in the papers, Wanda and magnitude compare the weights into one output, SparseGPT whole blocks.
         amount = {"n": 2, "m": 4} if nm else {"sparsity": 0.5}
         pruned = {"SparseGPT": jprune.sparsegpt(params, grams, **amount).params}
         for name, score in scores.items():
@@ -94,7 +94,7 @@ class Normalized(nnx.Module):
 
 
 def recalibration(steps=60, sparsity=0.9):
-    """Test accuracy of the dense network, pruned, and pruned with new statistics."""
+    """Return test accuracies of the dense network, pruned, and pruned with new statistics."""
     x, y = digits()
     train, test = slice(0, 1200), slice(1200, None)
     graphdef, params, statistics = nnx.split(Normalized(nnx.Rngs(0)), nnx.Param, nnx.BatchStat)

@@ -1,4 +1,4 @@
-"""Remove half of the multiply-adds of a Flax Linen network, and fine-tune on with the optimizer state that it has.
+"""Remove half of the multiply-adds of a Flax Linen network, and fine-tune it with the same optimizer state.
 
 python examples/linen_channels.py
 """

@@ -1,4 +1,4 @@
-"""Prune a Flax NNX network while it trains on real digits, and look at its weakest class.
+"""Prune a Flax NNX network during training on digits, and print its weakest class.
 
 python examples/nnx_digits.py
 """

@@ -1,4 +1,4 @@
-"""Stop a pruned training run, resume it from its checkpoint, and get the same bits.
+"""Stop a training run with pruning, resume it from a checkpoint, and get bit-for-bit the same weights.
 
 python examples/resume.py
 """

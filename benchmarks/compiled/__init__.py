@@ -1,6 +1,6 @@
-"""What the compilers for GPUs and TPUs make of the library's programs, on a machine that has neither.
+"""Compile the library's programs for GPUs and TPUs on a machine that has neither, and read the result.
 
-``make test-compilers`` installs the compilers into ``.venv-compilers``. They compile ahead of time for a device that
-is described to them; nothing runs, so there are no times. The compiled program says which kernels are launched, what
-each reads and writes, what is in a loop or a branch, which collectives there are, and how much scratch memory it takes.
+``make test-compilers`` installs the compilers into ``.venv-compilers``. They compile ahead of time for a described
+device; nothing runs, so there are no times. The compiled program shows which kernels are launched, what each of them
+reads and writes, loops and branches, collectives, and scratch memory.
 """

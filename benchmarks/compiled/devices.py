@@ -4,7 +4,7 @@ import os
 import pathlib
 from typing import NamedTuple
 
-# Read when a compiler is loaded. Autotuning would run kernels; the TPU's library asks for the slice it is part of.
+# These are read when a compiler is loaded. Autotuning would run kernels; the TPU library needs the slice it belongs to.
 for _name, _value in {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -25,16 +25,16 @@ import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding  # noqa: E402
 
-jax.config.update("jax_platforms", "cpu")  # where jax was imported before the lines above
+jax.config.update("jax_platforms", "cpu")  # in case jax was imported before the lines above
 
 
 class Target(NamedTuple):
     """Devices of one kind.
 
     Attributes:
-      name: for tables.
-      devices: as described.
-      bandwidth: bandwidth of the memory of one of them, in bytes a second.
+      name: name in tables.
+      devices: described devices.
+      bandwidth: memory bandwidth of one of them, in bytes per second.
       gpu: whether they are GPUs.
     """
 
@@ -45,7 +45,7 @@ class Target(NamedTuple):
 
 
 def h100(hosts: int = 1, per_host: int = 1) -> Target:
-    """H100 SXM5 devices with a memory bandwidth of 3.35 TB/s."""
+    """Describe H100 SXM5 devices, with a memory bandwidth of 3.35 TB/s."""
     described = (pathlib.Path(__file__).parent / "h100.txtpb").read_text()
     found = topologies.get_topology_desc(
         platform="cuda", target_config=described, topology=f"1x{hosts}x{per_host}"
@@ -54,7 +54,7 @@ def h100(hosts: int = 1, per_host: int = 1) -> Target:
 
 
 def v5e(topology: str = "2x2", count: int | None = None) -> Target:
-    """The first chips of a slice of TPU v5e, such as 2x2 or 16x16; memory at 819 GB/s."""
+    """Describe the first chips of a TPU v5e slice, such as 2x2 or 16x16, with a memory bandwidth of 819 GB/s."""
     chips = int(np.prod([int(size) for size in topology.split("x")]))
     more = {"chips_per_host_bounds": (2, 2, 1)} if chips > 8 else {}
     found = topologies.get_topology_desc(platform="tpu", topology_name=f"v5e:{topology}", **more).devices[:count]
@@ -68,11 +68,11 @@ def on_one(target: Target, tree: object) -> object:
 
 
 def mesh(target: Target, *shape: int, names: tuple[str, ...] = ("x", "y")) -> Mesh:
-    """All devices as a mesh."""
+    """Return a mesh of all devices."""
     axes = names[: len(shape)]
     return Mesh(np.array(target.devices).reshape(shape), axes, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def sharded(shape: tuple[int, ...], dtype: object, over: Mesh, *spec: object) -> jax.ShapeDtypeStruct:
-    """An array over a mesh, described."""
+    """Describe an array that is sharded over a mesh."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(over, PartitionSpec(*spec)))

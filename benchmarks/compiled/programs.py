@@ -1,4 +1,4 @@
-"""The programs that are compiled, and what each has to move at least."""
+"""The programs that are compiled, and a lower bound of the bytes that each must move."""
 
 import functools
 from collections.abc import Callable
@@ -21,11 +21,11 @@ class Case(NamedTuple):
     """A program to compile for a target.
 
     Attributes:
-      name: for the table.
-      function: to compile.
+      name: name in the table.
+      function: function to compile.
       arguments: described arrays.
-      donated: which arguments the program may overwrite.
-      floor: bytes that a device has to move at least.
+      donated: arguments that the program may overwrite.
+      floor: lower bound of the bytes that a device must move.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
 
 def selection(target: Target, shape: tuple[int, ...] = (25_000, 4_000), dtype: Any = jnp.float32) -> Case:
-    """A global selection of a tenth of the scores; it has to read them once and write the masks."""
+    """Return a global selection of a tenth of the scores; it must read them once and write the masks."""
     size = functools.reduce(lambda a, b: a * b, shape)
     if len(target.devices) == 1:
         scores = on_one(target, {"kernel": jax.ShapeDtypeStruct(shape, dtype)})
@@ -49,7 +49,7 @@ def selection(target: Target, shape: tuple[int, ...] = (25_000, 4_000), dtype: A
 
 
 def dense_step(target: Target, link: str, *, replicates: int = 0, where: Where | None = None) -> Case:
-    """A LeNet-300-100 training step: alone, with ``keep_zeros``, or with ``prune`` and nothing due."""
+    """Return a LeNet-300-100 training step: plain, with ``keep_zeros``, or with ``prune`` and nothing due."""
     links = {
         "plain": [],
         "keep_zeros": [jprune.keep_zeros(where=where)],
@@ -88,7 +88,7 @@ def dense_step(target: Target, link: str, *, replicates: int = 0, where: Where |
 
 
 def decoder_sizes(layers: int = 20, width: int = 2048, vocabulary: int = 32_768) -> dict[str, tuple[int, ...]]:
-    """The kernels of a decoder of 1.07e9 parameters whose equal layers are stacked."""
+    """Return the kernels of a decoder of 1.07e9 parameters with stacked layers."""
     return {
         "embedding": (vocabulary, width),
         "attention_in": (layers, width, 3 * width),
@@ -99,7 +99,7 @@ def decoder_sizes(layers: int = 20, width: int = 2048, vocabulary: int = 32_768)
 
 
 def decoder(target: Target, what: str) -> Case:
-    """The selection, or the training step with ``prune``, of a decoder that is sharded over all devices."""
+    """Return the selection, or the training step with ``prune``, of a decoder that is sharded over all devices."""
     rows = {256: 16, 16: 4}[len(target.devices)]
     over = mesh(target, rows, len(target.devices) // rows)
     specs = {"embedding": ("x", "y"), "attention_in": (None, "x", "y"), "mlp_in": (None, "x", "y")}
@@ -111,7 +111,7 @@ def decoder(target: Target, what: str) -> Case:
     if what == "selection":
         select = functools.partial(jprune.global_masks, keep=size // 10)
         return Case(f"selection, decoder of {size:.1e}", select, (params,), (), share * (FLOAT + MASK))
-    # Any float leaf: the kernels here have names of their own.
+    # Select every float leaf, because the kernels have other names here.
     tx = optax.chain(optax.adam(1e-4), jprune.prune(jprune.magnitude(), NEVER, where=lambda path, leaf: True))
     shapes_of_state = jax.eval_shape(tx.init, params)
     state = jax.tree.map(
@@ -133,7 +133,7 @@ def _spec(shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]], specs: dic
 
 
 def _decoder_loss(params: PyTree, tokens: jax.Array, heads: int = 16) -> jax.Array:
-    """Next-token cross entropy of a decoder without biases and with the embedding as its head."""
+    """Compute the next-token cross-entropy of a decoder without biases and with the embedding as its head."""
     x = params["embedding"].astype(jnp.bfloat16)[tokens]
 
     def normal(x: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _CALLED = re.compile(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
-# What launches nothing: names for buffers, and the second halves of asynchronous operations.
+# Instructions that launch nothing: names of buffers, and the second halves of asynchronous operations.
 _NOTHING = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id"}
 _NOTHING |= {"opt-barrier", "add-dependency", "get-dimension-size"}
 _COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "ragged-all-to-all")
@@ -27,7 +27,7 @@ class Kernel:
     Attributes:
       op: the operation, such as "fusion" or "all-reduce".
       name: name of the instruction.
-      read: bytes of its operands; more than it reads where it slices them.
+      read: bytes of its operands, which is more than it reads if it slices them.
       written: bytes of its result.
     """
 
@@ -44,12 +44,12 @@ class Kernel:
 
 @dataclasses.dataclass
 class Block:
-    """A sequence of launches with the loops and conditionals among them.
+    """A sequence of launches, loops and conditionals.
 
     Attributes:
-      kernels: in the order of the program.
-      loops: (trip count or None, body).
-      conditionals: the branches of each.
+      kernels: kernels in the order of the program.
+      loops: (trip count or None, body) of each loop.
+      conditionals: branches of each conditional.
     """
 
     kernels: list[Kernel] = dataclasses.field(default_factory=list)
@@ -58,16 +58,16 @@ class Block:
 
     @property
     def moved(self) -> int:
-        """Bytes read and written by the kernels, not by what is in loops and branches."""
+        """Bytes read and written by the kernels, without loops and branches."""
         return sum(kernel.moved for kernel in self.kernels)
 
     @property
     def launches(self) -> int:
-        """The number of kernels, loops and conditionals not opened."""
+        """The number of kernels, loops and conditionals, without their contents."""
         return len(self.kernels)
 
     def blocks(self) -> Iterator["Block"]:
-        """This block and all within it."""
+        """Yield this block and all blocks within it."""
         yield self
         for _, body in self.loops:
             yield from body.blocks()
@@ -76,14 +76,14 @@ class Block:
                 yield from branch.blocks()
 
     def every_kernel(self) -> Iterator[Kernel]:
-        """The kernels of this block and of all within it."""
+        """Yield the kernels of this block and of all blocks within it."""
         for block in self.blocks():
             yield from block.kernels
 
     def least(self) -> tuple[int, int]:
-        """Launches and bytes of a run in which each conditional takes its cheapest branch.
+        """Return launches and bytes of a run in which each conditional takes its cheapest branch.
 
-        A loop whose trip count depends on data, as that of a selection that is due at some steps only, does not run.
+        A loop whose trip count depends on data, such as a selection that is due only at some steps, does not run.
         """
         launches, moved = self.launches, self.moved
         for trips, body in self.loops:
@@ -100,12 +100,12 @@ class Program:
     """A compiled program.
 
     Attributes:
-      entry: what it launches.
-      arguments: bytes, on one device.
-      outputs: bytes; those that reuse the memory of arguments are not among them.
+      entry: launches of the program.
+      arguments: bytes of the arguments, on one device.
+      outputs: bytes of the outputs, without those that reuse the memory of arguments.
       scratch: bytes in addition to arguments and outputs.
-      seconds: that compiling took.
-      busy: seconds of processor time that it took, which other programs do not change much.
+      seconds: compile time in seconds.
+      busy: compile time in seconds of processor time, which depends less on other programs.
       text: the compiled program.
     """
 
@@ -118,11 +118,11 @@ class Program:
     text: str
 
     def collectives(self) -> list[Kernel]:
-        """Every collective of the program."""
+        """Return every collective of the program."""
         return [kernel for kernel in self.entry.every_kernel() if kernel.op.startswith(_COLLECTIVES)]
 
     def gathers(self) -> list[Kernel]:
-        """Every gather of the program, also within a fusion."""
+        """Return every gather of the program, also within a fusion."""
         return [
             Kernel("gather", name, 0, _size(result))
             for name, result, op, _ in _instructions(self.text)
@@ -131,7 +131,7 @@ class Program:
 
 
 def compiled(function: Callable[..., Any], *arguments: Any, **options: Any) -> Program:
-    """Compile for the devices that the arguments are described on; ``options`` are those of ``jax.jit``."""
+    """Compile for the devices of the described arguments; ``options`` are those of ``jax.jit``."""
     lowered = jax.jit(function, **options).lower(*arguments)
     start, started = time.perf_counter(), time.process_time()
     found = lowered.compile()
@@ -149,7 +149,7 @@ def compiled(function: Callable[..., Any], *arguments: Any, **options: Any) -> P
 
 
 def read(text: str) -> Block:
-    """The launches of a program from its text.
+    """Parse the launches of a program from its text.
 
     >>> program = '''
     ... ENTRY %main (x: f32[4]) -> f32[4] {
@@ -200,7 +200,7 @@ def _block(lines: dict[str, list[str]], name: str) -> Block:
 
 
 def _trips(attributes: str, condition: list[str]) -> int | None:
-    """How often a loop runs: as the compiler wrote it down, or the bound of a condition that only counts up."""
+    """Return the trip count of a loop: as annotated by the compiler, or the bound of a condition that counts up."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', attributes):
         return int(known[1])
     found = "\n".join(condition)
@@ -216,7 +216,7 @@ def _instructions(text: str) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _split(rest: str) -> tuple[str, str]:
-    """The operands, up to the parenthesis that closes them, and the attributes after it."""
+    """Split into the operands, up to their closing parenthesis, and the attributes after it."""
     depth = 1
     for end, char in enumerate(rest):
         depth += (char == "(") - (char == ")")
@@ -226,7 +226,7 @@ def _split(rest: str) -> tuple[str, str]:
 
 
 def _size(result: str) -> int:
-    """Bytes of arrays as written in a program.
+    """Return the bytes of arrays as written in a program.
 
     >>> _size("(f32[2,3]{1,0}, pred[])")
     25

@@ -24,7 +24,7 @@ RECIPE = training.Recipe((1,), (0.1,))
 
 
 def replicated_step(target: Target, model: str, shape: tuple[int, int, int], count: int) -> Case:
-    """A step of replicates of the recall study, each on a batch of its own of 128 images."""
+    """Return a step of replicates of the recall study, each on its own batch of 128 images."""
     task, placement = tasks.classification(_dataset(shape), model), _placement(target)
     tx = training.optimizer(task, RECIPE, training.steps_per_epoch(RECIPE, EXAMPLES), oneshot.PRUNABLE)
     state = _states(task, tx, count)
@@ -43,7 +43,7 @@ def replicated_step(target: Target, model: str, shape: tuple[int, int, int], cou
 
 
 def epoch(target: Target, model: str, shape: tuple[int, int, int], count: int) -> Case:
-    """An epoch of the recall study as one program: order, steps, validation, best weights."""
+    """Return an epoch of the recall study as one program: order, steps, validation, best weights."""
     task, placement = tasks.classification(_dataset(shape), model), _placement(target)
     phase = phases.compile_phase(task, RECIPE, oneshot.PRUNABLE, placement, examples=EXAMPLES, validation=VALIDATION)
     tx = training.optimizer(task, RECIPE, training.steps_per_epoch(RECIPE, EXAMPLES), oneshot.PRUNABLE)
@@ -54,7 +54,7 @@ def epoch(target: Target, model: str, shape: tuple[int, int, int], count: int) -
 
 
 def grid_epoch(target: Target, seeds: int = 3, depth: int = 10, width: int = 16) -> Case:
-    """An epoch of the networks of a stage of the CIFAR grid as one program, with the penalty."""
+    """Return an epoch of the networks of a stage of the CIFAR grid as one program, with the penalty."""
     dataset = _dataset(CIFAR, "cifar10")
     setup = image_grid.Setup("cifar10", "norm", depth, width, 1, 1e-3, 128, 1e-4)
     graph, state = image_grid.start(setup, dataset, 0)
@@ -66,7 +66,7 @@ def grid_epoch(target: Target, seeds: int = 3, depth: int = 10, width: int = 16)
 
 
 def penalty_step(target: Target, network: steps.Network, coefficient: float) -> Case:
-    """A step with the jumpstart penalty, or without it where the coefficient is 0."""
+    """Return a step with the jumpstart penalty, or without it if the coefficient is 0."""
     state, step = steps.program(network, coefficient=coefficient)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     images = jax.ShapeDtypeStruct((network.batch, *network.shape), jnp.float32)
@@ -78,7 +78,7 @@ def penalty_step(target: Target, network: steps.Network, coefficient: float) -> 
 
 
 def _dataset(shape: tuple[int, int, int], name: str = "noise") -> datasets.Dataset:
-    """A few black images; only their shape matters."""
+    """Return a few black images; only their shape matters."""
     images = np.zeros((2, *shape), np.uint8)
     split = datasets.Split(images, np.zeros(2, np.int32))
     moments = np.full(shape[-1], 127.5, np.float32), np.full(shape[-1], 73.9, np.float32)
@@ -104,7 +104,7 @@ def _split(shape: tuple[int, int, int], examples: int) -> datasets.Split:
 
 
 def _over(target: Target, tree: PyTree) -> PyTree:
-    """Replicates divided among the devices."""
+    """Describe replicates that are divided among the devices."""
     return _placed(target, tree, PartitionSpec(replicates.AXIS))
 
 

@@ -1,4 +1,4 @@
-"""The table of compiled programs, for the documentation."""
+"""Write the table of compiled programs for the documentation."""
 
 import pathlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ HEAD = """\
 
 
 def cases() -> Iterator[tuple[Target, Case]]:
-    """The library's programs, then a decoder past one host."""
+    """Yield the library's programs, then a decoder on several hosts."""
     for target in (devices.h100(), devices.v5e(count=1), devices.h100(per_host=4), devices.v5e()):
         yield target, programs.selection(target)
     for target in (devices.h100(), devices.v5e(count=1)):
@@ -38,7 +38,7 @@ def cases() -> Iterator[tuple[Target, Case]]:
 
 
 def row(target: Target, case: Case) -> str:
-    """Compile a program, and say what it launches and moves where no branch is taken that can be avoided."""
+    """Compile a program and format its launches and bytes, with the cheapest branches."""
     program = reader.compiled(case.function, *case.arguments, donate_argnums=case.donated)
     launches, moved = program.entry.least()
     collectives = program.collectives()
@@ -50,7 +50,7 @@ def row(target: Target, case: Case) -> str:
 
 
 def write() -> None:
-    """Compile everything, print each row as it comes, and put the table into docs/performance.md."""
+    """Compile everything, print each row when it is compiled, and put the table into docs/performance.md."""
     lines = HEAD.splitlines()
     print(HEAD)
     for target, case in cases():
