@@ -81,7 +81,7 @@ def test_the_rows_for_an_accelerator_come_in_order_and_the_worst_is_profiled(wit
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
-def test_what_no_time_is_left_for_says_not_run():
+def test_rows_without_time_left_say_not_run():
     rows = list(accelerator.rows(SMALL, seconds=-1.0))
     assert [row.what for row in rows][:2] == [
         "global selection, 1e+03 scores",
@@ -90,7 +90,7 @@ def test_what_no_time_is_left_for_says_not_run():
     assert {row.note for row in rows} == {"not run: the -1 s were used up"}
 
 
-def test_a_selection_is_held_to_the_speed_of_the_memory(monkeypatch, without_torch):
+def test_a_selection_is_compared_with_the_memory_bandwidth(monkeypatch, without_torch):
     """1,000 scores read 8 times and written once as bytes are 33,000 bytes: 33 us at 1e9 bytes a second."""
     monkeypatch.setattr(accelerator, "_bandwidth", lambda: 1e9)
     rows = accelerator.selection(1000)

@@ -89,7 +89,7 @@ def test_every_format_gives_the_audit_of_the_arrays(capsys, labels, two, ten):
 
 
 @pytest.mark.usefixtures("folder")
-def test_class_names_stand_for_classes(capsys):
+def test_class_names_are_converted_to_classes(capsys):
     found = audit_json(capsys, *BASE, "--pruned", "2=named.csv", "--class-names", "cat,dog,elk")
     assert [row["alpha"] for row in found["tables"]["alphas"]] == recall.audit(LABELS, DENSE, {2: TWO}).alphas[
         "alpha"
@@ -112,7 +112,7 @@ def test_naming_a_ratio_again_adds_models(capsys):
 
 
 @pytest.mark.usefixtures("folder")
-def test_scores_with_dense_models_of_their_own_and_unpaired(capsys):
+def test_scores_with_separate_dense_models_and_unpaired(capsys):
     np.save("three.npy", DENSE[:3])
     found = audit_json(
         capsys, "--labels", "labels.npy", "--dense", "magnitude=dense.npz", "--dense", "a:b=three.npy",
@@ -135,7 +135,7 @@ def test_one_model_of_logits_in_a_table(capsys):
     assert found["tables"]["dense"][0]["accuracy"] == pytest.approx((logits.argmax(1) == LABELS).mean())
 
 
-def test_everything_is_written_and_told(folder, capsys):
+def test_everything_is_written_and_printed(folder, capsys):
     np.save("images.npy", np.random.default_rng(0).random((EXAMPLES, 4, 4)))
     pd.DataFrame({"sex": ["m", "f"] * (EXAMPLES // 2)}).to_csv("sex.csv", index=False)
     status = main([
@@ -235,7 +235,7 @@ CSV = {
         (["--seed", "-1"], "--seed must be 0 or more"),
     ],
 )  # fmt: skip
-def test_every_mistake_is_told_by_file_and_value_and_writes_nothing(folder, capsys, change, told):
+def test_every_mistake_names_the_file_and_value_and_writes_nothing(folder, capsys, change, told):
     for name, text in CSV.items():
         (folder / name).write_text(text)
     pd.DataFrame(TWO.T).to_csv("numbers.csv", index=False)
@@ -324,7 +324,7 @@ def test_a_missing_extra_is_named(capsys, monkeypatch, module):
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_process_of_its_own_prints_json_and_nothing_else():
+def test_a_separate_process_prints_json_and_nothing_else():
     command = [sys.executable, "-c", "import sys; from jprune.cli import main; sys.exit(main())", "audit", *BASE]
     done = subprocess.run([*command, "--pruned", "2=two.npy", "--json"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -333,7 +333,7 @@ def test_a_process_of_its_own_prints_json_and_nothing_else():
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("output", ["--json", "--resamples=0"])
-def test_a_reader_who_has_left_ends_it_quietly(output):
+def test_a_closed_pipe_ends_it_quietly(output):
     command = [sys.executable, "-c", "import sys; from jprune.cli import main; sys.exit(main())", "audit", *BASE]
     with subprocess.Popen(
         [*command, "--pruned", "2=two.npy", output], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

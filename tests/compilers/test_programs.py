@@ -120,7 +120,7 @@ def test_scores_of_other_shapes_cost_the_same(shape):
 
 
 @pytest.mark.parametrize("replicates", [0, 8], ids=["one", "vmapped"])
-def test_a_step_with_nothing_due_copies_no_mask_and_launches_few_kernels_more(replicates):
+def test_a_step_with_nothing_due_copies_no_mask_and_launches_few_additional_kernels(replicates):
     steps = {
         link: compiled("one H100", functools.partial(programs.dense_step, replicates=replicates), link)
         for link in ("keep_zeros", "prune")

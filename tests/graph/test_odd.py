@@ -345,7 +345,7 @@ def test_roles_of_odd_programs(name):
     assert sorted(group.size for group in graph.channels) == sizes
 
 
-def test_masks_given_as_state_leave_kernels_what_they_are():
+def test_masks_given_as_state_do_not_change_the_kernels():
     params, masks = {"w": shape(6, 4)}, {"w": shape(6, 4)}
     graph = jprune.trace_model(lambda p, masks, x: x @ (p["w"] * masks["w"]), params, X, state=masks)
     assert roles(graph) == {"w": "i o"}
@@ -399,7 +399,7 @@ def test_multiply_adds_of_a_while_loop_are_of_one_round():
         (lambda w, x: conv(w[None], x.reshape(1, 1, 5, 6)), (3, 3, 5), "conv_general_dilated"),
     ],
 )
-def test_what_is_not_understood_is_named_in_a_warning(apply, size, name):
+def test_a_primitive_that_is_not_supported_is_named_in_a_warning(apply, size, name):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         graph = jprune.trace_model(lambda p, x: apply(p["w"], x), {"w": shape(*size)}, X)

@@ -175,7 +175,7 @@ def test_concatenated_inputs_are_separate_channels():
     assert {m.path: m.indices[:, 0].tolist() for m in by_size[6].members}["c"] == [4, 5, 6, 7, 8, 9]
 
 
-def test_what_is_summed_over_without_being_zero_is_not_exact():
+def test_an_axis_that_is_summed_over_without_being_zero_is_not_exact():
     softmax = _trace(lambda p, x: jax.nn.softmax(x @ p["a"]) @ p["b"], shape(5, 3), a=shape(3, 4), b=shape(4, 2))
     (group,) = softmax.channels
     assert not group.exact

@@ -178,7 +178,7 @@ def test_a_stack_that_runs_backwards_is_stacked_in_the_order_it_ran(skip_last):
     np.testing.assert_allclose(np.stack(list(singles.values())), np.stack(ran), rtol=1e-5, atol=1e-6)
 
 
-def test_what_cannot_be_called_is_refused():
+def test_models_that_cannot_be_called_are_refused():
     variables = Every().init(KEY, X)
     with pytest.raises(ValueError, match="include='dense' matches no layer; the model called conv, transposed"):
         jprune.preactivations(Every(), variables, X, include="dense")

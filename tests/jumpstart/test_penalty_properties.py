@@ -154,7 +154,7 @@ def test_where_all_is_padding_value_and_gradient_are_zero(aggregate):
 
 
 @pytest.mark.parametrize(("balance", "push"), [(0.5, 0.0), (0.51, 0.02)])
-def test_a_zero_network_stands_still_at_a_balance_of_one_half_and_is_pushed_at_51_percent(balance, push):
+def test_a_zero_network_has_no_gradient_at_balance_one_half_and_one_at_51_percent(balance, push):
     of = lambda z: jprune.jumpstart_penalty([z], mode="unit", aggregate="sum", balance=balance)
     np.testing.assert_allclose(
         jax.jit(jax.grad(of))(jnp.zeros((4, 2))), np.full((4, 2), -push / 4), rtol=1e-5, atol=1e-9
@@ -204,7 +204,7 @@ def test_masks_that_do_not_match_are_refused(masks, complaint):
         jprune.jumpstart_penalty([jnp.ones((4, 2))], **masks)
 
 
-def test_what_is_no_preactivation_is_refused_by_name():
+def test_invalid_preactivations_are_refused_by_name():
     with pytest.raises(TypeError, match="layer 'b' have dtype int32"):
         jprune.jumpstart_penalty(OrderedDict(a=jnp.ones((2, 2)), b=jnp.ones((2, 2), jnp.int32)))
     with pytest.raises(ValueError, match=r"layer '0' have shape \(3,\)"):

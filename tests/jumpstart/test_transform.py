@@ -108,7 +108,7 @@ def test_a_coefficient_of_zero_computes_nothing():
     assert (int(state.count), float(state.penalty)) == (1, 0.0)
 
 
-def test_the_auxiliary_output_tells_loss_and_penalty_apart():
+def test_the_auxiliary_output_separates_loss_and_penalty():
     def with_aux(params, x):
         value, layers = loss(params, x)
         return value, (layers, {"batch": x.shape[0]})
@@ -140,7 +140,7 @@ def test_padding_of_a_batch_is_left_out_by_both_forms():
     close(jax.jit(link.update)(GRADS, link.init(PARAMS), PARAMS, batch=padded)[0], wanted)
 
 
-def test_random_ties_draw_anew_at_every_step_and_alike_from_the_same_key():
+def test_random_ties_differ_at_every_step_and_repeat_with_the_same_key():
     """All four examples tie: the slope of the kernel tells which was chosen."""
     x, params = jnp.eye(4), {"kernel": jnp.zeros((4, 1))}
     options = {"mode": "unit_positive", "aggregate": "sum", "ties": "random", "key": jax.random.key(3)}
@@ -163,7 +163,7 @@ def test_random_ties_draw_anew_at_every_step_and_alike_from_the_same_key():
     assert run() == first
 
 
-def test_updates_keep_their_dtype_and_what_is_no_float_passes_through():
+def test_updates_keep_their_dtype_and_other_leaves_do_not_change():
     params = {"kernel": jnp.zeros((1, 1), jnp.bfloat16), "steps": jnp.zeros((), jnp.int32), "none": None}
     grads = {"kernel": jnp.ones((1, 1), jnp.bfloat16), "steps": jnp.ones((), jnp.int32), "none": None}
     link = jprune.add_jumpstart(lambda p, x: [x @ p["kernel"].astype(jnp.float32)], 1.0, mode="unit", balance=0.75)
@@ -180,7 +180,7 @@ def test_coefficients_that_no_penalty_can_have_are_refused(coefficient):
             make(preacts, coefficient)
 
 
-def test_what_is_missing_is_named():
+def test_missing_arguments_are_named():
     link = jprune.add_jumpstart(preacts, 1.0)
     with pytest.raises(ValueError, match="needs batch"):
         link.update(GRADS, link.init(PARAMS), PARAMS)

@@ -194,6 +194,6 @@ def test_no_technique_at_all_is_refused():
             measure(np.ones((0, 2)))
 
 
-def test_units_that_are_no_masks_are_refused():
+def test_units_that_are_not_masks_are_refused():
     with pytest.raises(TypeError, match="units must be a bool array, or a sequence or mapping of them, not bool"):
         jprune.jumpstart.point_status([jnp.ones((2, 3))], units=True)

@@ -85,7 +85,7 @@ def test_it_is_refused_before_the_first_update(made, error, message):
         made()
 
 
-def test_where_of_a_score_is_that_of_the_link_unless_the_link_has_its_own():
+def test_the_link_uses_the_where_of_its_score_unless_it_has_one():
     params = {"a": {"kernel": jnp.array([[1.0, 2.0]])}, "head": {"kernel": jnp.array([[3.0, 4.0]])}}
     score = jprune.magnitude(where=jprune.by_path(exclude="^head/"))
     masks = jprune.masks_of(jprune.prune(score, {0: 0.5}).init(params))

@@ -155,7 +155,7 @@ def test_a_step_that_apply_if_finite_rejects_is_applied_by_the_next_accepted_one
 
 
 @pytest.mark.parametrize("regrow", [None, jprune.Regrow(jprune.magnitude(), 0.0)], ids=["prune", "regrow"])
-def test_a_state_that_an_earlier_version_saved_goes_on(regrow):
+def test_a_state_that_an_earlier_version_saved_can_be_resumed(regrow):
     tx, update = make({0: 0.5, 3: 0.75}, regrow=regrow)
     params, state, _ = run(update, PARAMS, tx.init(PARAMS), 1)
     old = PruneState(state.count, state.masks, state.key)  # three fields, as they were

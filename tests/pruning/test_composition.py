@@ -336,7 +336,7 @@ def test_masks_of_refuses_two_links_that_hold_a_mask_of_the_same_leaf():
         jprune.masks_of([both.init(tree()), both.init(tree())])
 
 
-def test_with_masks_replaces_them_wherever_they_are_and_refuses_others():
+def test_with_masks_replaces_masks_anywhere_and_refuses_other_trees():
     one = optax.chain(optax.sgd(0.1), LINK)
     tx = optax.partition({"one": one, "two": one}, {"a": "one", "b": "two"})
     state = tx.init(tree())

@@ -106,7 +106,7 @@ def test_with_regrowth_the_sparsity_may_fall_and_without_it_may_not():
         jprune.prune(jprune.magnitude(), table).init(params)
 
 
-def test_regrowth_needs_what_its_score_needs():
+def test_regrowth_needs_the_inputs_of_its_score():
     tx = jprune.prune(jprune.magnitude(), {0: 0.5}, regrow=RIGL)
     params = {"kernel": jnp.ones((1, 4))}
     with pytest.raises(ValueError, match="dense_gradient needs grad"):
@@ -168,7 +168,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_moment_of_a_weight_that_regrows_is_what_it_was_at_init(name):
+def test_moments_of_a_regrown_weight_equal_those_at_init(name):
     """The shapes of the two kernels are those of no other parameter, so a leaf of that shape is theirs."""
     optimizer = OPTIMIZERS[name]()
     tx, params = dynamic(optimizer), kernels()
@@ -194,7 +194,7 @@ def test_every_moment_of_a_weight_that_regrows_is_what_it_was_at_init(name):
 
 
 @pytest.mark.parametrize("name", ["adam", "lion", "adafactor, factored", "muon"])
-def test_what_is_kept_has_the_moments_it_would_have_had(name):
+def test_moments_of_kept_weights_do_not_change(name):
     optimizer, params = OPTIMIZERS[name](), kernels()
     tx, plain = jprune.reset_moments(optimizer, HALVE), optax.chain(optimizer, HALVE)
     state, expected = (make_step(t, jit=name == "muon")(params, t.init(params))[1] for t in (tx, plain))

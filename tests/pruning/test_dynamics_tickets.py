@@ -74,7 +74,7 @@ def test_every_level_starts_from_the_very_weights_and_optimizer_state_of_the_rew
 
 @pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning")
 @pytest.mark.parametrize("rewind", [0, 3])
-def test_every_level_ends_where_training_from_its_start_ends_with_its_masks_held(rewind):
+def test_every_level_equals_training_from_its_start_with_fixed_masks(rewind):
     for ticket in tickets(rewind):
         again = train(*jax.tree.map(jnp.copy, ticket.start), rewind, 7)
         same_bits(again, ticket.end)

@@ -33,7 +33,7 @@ def test_products_of_kernels_heads_and_stacked_layers_are_those_of_einsum(shape,
     np.testing.assert_array_equal(merged["bias"], np.zeros(3))
 
 
-def test_masks_decide_what_is_pruned_and_a_leaf_without_one_is_dense():
+def test_masks_determine_the_pruned_weights_and_a_leaf_without_a_mask_is_dense():
     params = {"a": jnp.array([[1.0, 0.0], [2.0, 3.0]]), "b": jnp.array([[0.0]])}
     ones = {"a": (jnp.ones((2, 1)), jnp.ones((1, 2))), "b": (jnp.ones((1, 1)), jnp.ones((1, 1)))}
     masks = {"a": jnp.array([[True, True], [False, True]]), "b": None}

@@ -57,7 +57,7 @@ def test_a_channel_in_several_leaves_is_one_group():
     np.testing.assert_array_equal(new["norm"]["scale"], [7.0])
 
 
-def test_stacked_layers_have_groups_of_their_own():
+def test_stacked_layers_have_separate_groups():
     params = {"kernel": jnp.array([[[3.0], [4.0]], [[0.3], [0.4]]])}
     axes = {"kernel": KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))}
     tx = proximal.group_soft_threshold(1.0, axes=axes, by_size=False)

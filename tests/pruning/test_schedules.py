@@ -79,7 +79,7 @@ def test_a_rising_count_needs_regrowth():
     assert schedules.keep_counts({1: 0.5, 5: 0.2}, {"w": 10}, regrowing=True) == ((1, 5), (5, 8))
 
 
-def test_a_count_may_stay_what_it_was():
+def test_a_count_may_stay_the_same():
     assert schedules.keep_counts({1: 0.5, 5: Keep(5), 9: 0.5}, {"w": 10}) == ((1, 5), (5, 5), (9, 5))
 
 
@@ -143,7 +143,7 @@ def test_bad_arguments_are_refused_by_name(make, error, message):
         make()
 
 
-def test_describe_says_what_is_reached_and_what_is_not():
+def test_describe_shows_which_entries_are_reached():
     table = {0: Keep(500), 4: {"^a": 0.5, "": 0.25}}
     reached = schedules.describe(table, steps=5).splitlines()
     assert reached[1].split() == ["0", "keep", "500", "yes"]

@@ -48,7 +48,7 @@ def test_masks_of_other_parameters_are_refused_by_leaf(link, params, message):
         ),
     ],
 )
-def test_a_link_whose_zeros_would_not_hold_is_told_where_to_go(tx, why):
+def test_a_link_whose_zeros_would_not_stay_is_an_error_that_names_the_right_place(tx, why):
     state = tx.init(optax.LookaheadParams(PARAMS, PARAMS) if "lookahead" in why else PARAMS)
     place = "" if "chain" in why else "; chain prune after it"
     with pytest.raises(ValueError, match=f"{why}{place}, so pruned weights would not stay 0$"):
@@ -80,7 +80,7 @@ class TestRestoredWithoutATarget:
     [jprune.prune(jprune.magnitude(), {0: 0.5}), jprune.keep_zeros(), jprune.sr_ste(optax.sgd(0.1), 1, 2)],
     ids=["prune", "keep_zeros", "sr_ste"],
 )
-def test_optax_maps_the_masks_as_what_is_like_the_parameters(link):
+def test_optax_maps_the_masks_like_the_parameters(link):
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     shapes = optax.tree.map_params(link, lambda leaf: leaf.shape, link.init(params))
     assert shapes.masks["kernel"] == (2, 2)

@@ -130,7 +130,7 @@ def test_scores_see_the_params_handed_to_update_and_the_grad_taken_there():
     np.testing.assert_array_equal(optax.apply_updates(params, updates)["kernel"], [[1.0, 0.0, 3.0, 0.0]])
 
 
-def test_grad_is_matched_by_path_whatever_else_it_holds():
+def test_grad_is_matched_by_path_and_may_have_other_leaves():
     tx = jprune.prune(jprune.gradient(), {0: jprune.Keep(1)}, where=jprune.by_path(include="^b/"), selection=by_rank)
     params = {"a": {"kernel": jnp.ones((1, 2))}, "b": {"kernel": jnp.ones((1, 2))}}
     grad = {"b": {"kernel": jnp.array([[1.0, 2.0]])}, "a": {"kernel": jnp.ones((1, 2))}, "c": jnp.ones(7)}
@@ -233,7 +233,7 @@ DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize("params_dtype", DTYPES)
 @pytest.mark.parametrize("updates_dtype", DTYPES)
-def test_a_pruned_weight_is_exactly_zero_whatever_the_dtypes(params_dtype, updates_dtype):
+def test_a_pruned_weight_is_exactly_zero_for_all_dtypes(params_dtype, updates_dtype):
     info = jnp.finfo(params_dtype)
     weights = [1 / 3, -1 / 3, 1e-4, float(info.max), -float(info.max), float(info.tiny), 0.0, -0.0, 65504.0, 1234.567]
     exact_zero(params_dtype, updates_dtype, weights)
@@ -267,7 +267,7 @@ def test_a_key_passed_to_update_takes_the_place_of_the_first():
 
 
 @pytest.mark.optax_promotes
-def test_keep_zeros_holds_what_is_zero_at_init():
+def test_keep_zeros_keeps_weights_that_are_zero_at_init():
     tx = optax.chain(optax.adam(0.1), jprune.keep_zeros())
     params = {"kernel": jnp.array([[0.0, 1.0, -0.0, 2.0]]), "bias": jnp.zeros(2)}
     state, step = tx.init(params), make_step(tx)

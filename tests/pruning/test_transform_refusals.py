@@ -15,7 +15,7 @@ from jprune.trees import only
     ("score", "message"),
     [(jprune.gradient(), "needs grad"), (jprune.undecayed(5e-4), "needs grad"), (jprune.random(), "needs key")],
 )
-def test_what_a_score_needs_is_asked_for_while_tracing(score, message):
+def test_missing_inputs_of_a_score_are_an_error_while_tracing(score, message):
     tx = jprune.prune(score, {1000: 0.5})
     params = {"kernel": jnp.ones((1, 2))}
     with pytest.raises(ValueError, match=message):
@@ -23,12 +23,12 @@ def test_what_a_score_needs_is_asked_for_while_tracing(score, message):
 
 
 @pytest.mark.parametrize("score", [jprune.magnitude, jprune.undecayed, jprune.scores.synflow, lambda params: params])
-def test_what_cannot_be_called_as_a_score_is_refused_before_any_training(score):
+def test_an_invalid_score_is_refused_before_any_training(score):
     with pytest.raises(TypeError, match=r"argument.*; it must be a score, such as jprune\.magnitude\(\)"):
         jprune.prune(score, {0: 0.5})
 
 
-def test_a_name_or_a_pattern_is_no_score_and_no_where():
+def test_names_and_patterns_are_refused_as_score_and_where():
     plain = inspect.unwrap(jprune.prune)  # as users have it, whose types nothing checks
     with pytest.raises(TypeError, match="score='magnitude' is a str; it must be a score, such as"):
         plain("magnitude", {0: 0.5})
@@ -36,7 +36,7 @@ def test_a_name_or_a_pattern_is_no_score_and_no_where():
         inspect.unwrap(only)({"kernel": jnp.ones((1, 1))}, "^head/")
 
 
-def test_a_function_that_takes_what_a_score_takes_is_one():
+def test_a_function_with_the_signature_of_a_score_is_accepted():
     params = {"kernel": jnp.array([[1.0, -2.0]])}
     for score in (lambda params, **_: params, lambda params, grad, batch, key: params):
         tx = jprune.prune(score, {0: 0.5})

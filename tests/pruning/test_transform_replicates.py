@@ -90,7 +90,7 @@ def test_a_nested_vmap_inside_a_scan_selects_in_one_loop_too():
 @pytest.mark.parametrize(
     "select", [jprune.global_masks, by_rank], ids=["one table of counts", "a branch for each entry"]
 )
-def test_replicates_at_different_steps_each_select_at_their_own(select):
+def test_replicates_at_different_steps_select_at_different_times(select):
     tx = jprune.prune(jprune.magnitude(), {1: 0.5, 3: jprune.Keep(5)}, selection=select)
     params = {"kernel": weights(4)["kernel"]}
     state = jax.vmap(tx.init)(params)

@@ -50,7 +50,7 @@ def test_tests_have_the_published_p_values(golden):
     np.testing.assert_allclose(golden.tests["p_bonferroni"], (0.036, 6.9e-11, 1.3e-14, 2.4e-22), rtol=0.03)
 
 
-def test_counts_without_predictions_leave_out_what_they_do_not_know(golden):
+def test_counts_without_predictions_leave_out_unknown_tables(golden):
     assert golden.alphas[["alpha_precision", "alpha_f1", "cev", "sde"]].isna().all(axis=None)
     assert len(golden.pies) == len(golden.groups) == 0
     assert golden.examples == 10_000
@@ -74,7 +74,7 @@ def test_alphas_equal_those_worked_out_with_scikit_learn(data, report):
                 assert got["accuracy"] == pytest.approx(accuracy_score(labels, stack[model]))
 
 
-def test_rows_are_by_score_then_ratio_ascending_whatever_the_order_given(data):
+def test_rows_are_sorted_by_score_then_ratio_in_any_given_order(data):
     labels, dense, pruned = data
     given = {"magnitude": dict(reversed(pruned["magnitude"].items()))}
     assert recall.audit(labels, dense, given).summary["ratio"].tolist() == [2.0, 10.0]
@@ -214,7 +214,7 @@ def test_unpaired_models_are_set_against_the_mean_dense_model(data):
     assert change["change_low"] < change["change"] < change["change_high"]
 
 
-def test_each_score_may_have_dense_models_of_its_own(data):
+def test_each_score_may_have_its_own_dense_models(data):
     labels, dense, pruned = data
     report = recall.audit(labels, {"magnitude": dense, "random": dense[:3]}, {
         "magnitude": {10.0: pruned["magnitude"][10.0]}, "random": {10.0: pruned["random"][10.0][:3]},
@@ -256,7 +256,7 @@ def test_csv_files_read_back_as_the_tables(report, tmp_path):
         np.testing.assert_array_equal(back[numbers].map(float).to_numpy(float), table[numbers].to_numpy(float))
 
 
-def test_json_holds_every_table_and_null_for_what_is_undefined(data, tmp_path):
+def test_json_has_every_table_and_null_for_undefined_values(data, tmp_path):
     labels, dense, pruned = data
     report = recall.audit(labels, dense[0], {10.0: pruned["magnitude"][10.0][0]})
     text = report.to_json(tmp_path / "audit.json")

@@ -36,7 +36,7 @@ def test_an_error_is_one_line(capsys, error, status, printed):
     assert capsys.readouterr().err == printed
 
 
-def test_what_is_no_error_of_the_caller_keeps_its_traceback():
+def test_an_internal_error_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         exit_status(raising(ZeroDivisionError()))
 
@@ -57,7 +57,7 @@ def assert_ends_quietly(*arguments):
 
 
 @pytest.mark.parametrize("work", ["print('x')", "(print('help'), sys.exit(0))"])
-def test_a_reader_who_has_left_ends_it_quietly(work):
+def test_a_closed_pipe_ends_it_quietly(work):
     program = f"import sys; from experiments.cli.commands import exit_status; sys.exit(exit_status(lambda: {work}))"
     assert_ends_quietly("-c", program)
 
@@ -68,7 +68,7 @@ COMMANDS = [f"experiments.{name}" for name in ("reproduction", "recall_distortio
 @pytest.mark.parametrize(
     "module", ["experiments.data", *(pytest.param(name, marks=pytest.mark.slow) for name in [*COMMANDS, "benchmarks"])]
 )
-def test_help_says_nothing_to_a_reader_who_has_left(module):
+def test_help_is_quiet_if_the_reader_closed_the_pipe(module):
     assert_ends_quietly("-m", module, "--help")
 
 

@@ -42,7 +42,7 @@ def test_the_key_decides_to_the_last_bit(dtype):
     assert (eager != augment(jax.random.key(3), x)).any()
 
 
-def test_augmentation_is_what_it_was():
+def test_augmentation_equals_the_recorded_result():
     """Golden: a study's numbers must not change with a version of jax or of this file."""
     x = jnp.arange(4 * 6 * 6, dtype=jnp.int32).reshape(4, 6, 6, 1)
     found = augment(jax.random.key(42), x, pad=1)
@@ -57,6 +57,6 @@ def test_normalise_is_numpys():
     np.testing.assert_allclose(found, (np.asarray(x, np.float64) - mean) / std, rtol=1e-6, atol=1e-6)
 
 
-def test_examples_that_are_no_images_are_refused():
+def test_examples_that_are_not_images_are_refused():
     with pytest.raises(ValueError, match=r"examples of shape \(4,\) are not images"):
         augment(jax.random.key(0), jnp.zeros((3, 4)))

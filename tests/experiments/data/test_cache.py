@@ -29,7 +29,7 @@ def entry(folder):
     return next(path for path in folder.iterdir() if path.is_dir())
 
 
-def test_what_is_cached_is_made_once_and_memory_mapped(tmp_path):
+def test_cached_arrays_are_computed_once_and_memory_mapped(tmp_path):
     make = Maker()
     for _ in range(2):
         found = cache.cached(tmp_path, "a set/of:images", {"version": 1}, make)["images"]
@@ -81,7 +81,7 @@ def swap_contents(folder):
 @pytest.mark.parametrize(
     "damage", [truncate, alter, empty, lose, lose_contents, truncate_contents, swap_contents], ids=lambda f: f.__name__
 )
-def test_damage_is_noticed_and_mended(tmp_path, damage):
+def test_damage_is_detected_and_repaired(tmp_path, damage):
     make = Maker()
     cache.cached(tmp_path, "images", {}, make)
     damage(tmp_path)

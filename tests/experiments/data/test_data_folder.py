@@ -54,7 +54,7 @@ def test_an_image_that_cannot_be_decoded_is_named(pictures):
         load_pictures(pictures)
 
 
-def test_a_folder_is_decoded_anew_only_where_it_changed(pictures, monkeypatch):
+def test_a_folder_is_decoded_again_only_if_it_changed(pictures, monkeypatch):
     calls = []
     decode = sources._decode
     monkeypatch.setattr(sources, "_decode", lambda *arguments: calls.append(1) or decode(*arguments))
@@ -66,7 +66,7 @@ def test_a_folder_is_decoded_anew_only_where_it_changed(pictures, monkeypatch):
     assert len(calls) == 12 + 13
 
 
-def test_a_damaged_cache_is_decoded_anew(pictures):
+def test_a_damaged_cache_is_decoded_again(pictures):
     load_pictures(pictures)
     cached = next(pictures.parent.glob("cache/*/train_images.npy"))
     os.truncate(cached, cached.stat().st_size - 5)
@@ -130,7 +130,7 @@ def deep_image(pictures):
 
 
 @pytest.mark.parametrize("spoil", [empty_class, surplus_class, one_class, deep_image], ids=lambda f: f.__name__)
-def test_a_folder_that_is_no_data_set_is_refused(pictures, spoil):
+def test_a_folder_that_is_not_a_data_set_is_refused(pictures, spoil):
     message = spoil(pictures)
     with pytest.raises(ValueError, match=message):
         load_pictures(pictures)

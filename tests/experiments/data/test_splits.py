@@ -41,7 +41,7 @@ def test_long_tail_of_unequal_classes_keeps_the_profile():
 
 
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=6), st.floats(1, 200))
-def test_long_tail_never_rises_and_never_takes_what_is_not_there(sizes, imbalance):
+def test_long_tail_never_rises_and_never_exceeds_a_class(sizes, imbalance):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     kept = splits.long_tailed(labels, len(sizes), imbalance, rng())
     counts = np.bincount(labels[kept], minlength=len(sizes))
@@ -56,6 +56,6 @@ def test_long_tail_never_rises_and_never_takes_what_is_not_there(sizes, imbalanc
     lambda: splits.long_tailed(np.zeros(3, int), 2, 0.5, rng()),
     lambda: splits.long_tailed(np.zeros(3, int), 1, 2.0, rng()),
 ])  # fmt: skip
-def test_what_cannot_be_split_is_refused(call):
+def test_invalid_splits_are_refused(call):
     with pytest.raises(ValueError, match="must"):
         call()

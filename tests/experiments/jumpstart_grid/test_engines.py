@@ -39,7 +39,7 @@ def test_padding_of_the_last_batch_changes_neither_loss_nor_gradient(method):
 
 @TRAINS
 @pytest.mark.parametrize("method", uci_tables.METHODS)
-def test_a_dense_network_is_what_numpy_makes_of_its_weights(method):
+def test_a_dense_network_equals_numpy_with_the_same_weights(method):
     setup = _setup(method)
     state = uci_tables.start(setup, 2, 3, jax.random.key(0))
     x = np.asarray(jax.random.normal(jax.random.key(1), (6, 2)))
@@ -172,7 +172,7 @@ def test_on_an_accelerator_a_stage_has_all_seeds(monkeypatch):
     assert (stage.seeds, stage.work) == (range(3), 6)
 
 
-def test_a_table_is_no_data_set_for_convolutions():
+def test_a_table_is_refused_as_data_set_for_convolutions():
     setup = image_grid.Setup("iris", "relu", 2, 2, 1, 0.01, 64, 0.0)
     with pytest.raises(ValueError, match=r"dataset='iris' has examples of shape \(4,\); kind='images' needs images"):
         image_grid.start(setup, datasets.load("iris"), 0)

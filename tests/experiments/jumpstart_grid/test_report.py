@@ -83,7 +83,7 @@ def test_published_cells_follow_ours_and_gaps_stay_blank():
     assert first.rows == [["10", " / ", ".25 / "], ["60", ".75 / 1.00", " / "]]
 
 
-def test_methods_are_told_apart_by_form_and_rate_where_there_are_several():
+def test_methods_are_labeled_by_form_and_rate_if_there_are_several():
     table = _cells(layer=["conv", "dense"], lr=[0.1, 0.1])
     assert list(report.label(table)["label"]) == ["relu, conv", "relu, dense"]
 

@@ -69,7 +69,7 @@ def test_every_preset_is_described():
         ({"shapes": ("20x8", "20x8")}, "must be one or more different values"),
     ],
 )
-def test_settings_that_no_study_can_have_are_refused(options, complaint):
+def test_invalid_settings_are_refused(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         Grid(**options)
 
@@ -192,7 +192,7 @@ def test_a_report_from_the_written_table_says_the_same_as_one_from_the_store(tmp
 
 
 @TRAINS
-def test_what_was_stopped_goes_on_and_gives_the_same_numbers(tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_resumes_and_gives_the_same_numbers(tmp_path, monkeypatch, capsys):
     assert _run(tmp_path / "whole", *TINY) == 0
 
     def once(grid, stage, advance, carry_out=moons.carry_out):
@@ -278,7 +278,7 @@ def test_the_train_step_lowers_for_accelerators():
 
 
 @pytest.mark.slow
-def test_a_killed_process_goes_on_and_gives_the_same_numbers(tmp_path):
+def test_a_killed_process_resumes_and_gives_the_same_numbers(tmp_path):
     options = ("--epochs", "400", "--depths", "2", "4", "--widths", "2", "3", "5")
     command = [sys.executable, "-m", "experiments.jumpstart_grid", *options, "--out"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {**os.environ, "XLA_FLAGS": ""}}

@@ -275,7 +275,7 @@ def test_a_run_wider_than_its_program_is_refused():
         tn.start(Architecture(2, 5, train=11), tn.ThinRecipe(), [tn.ThinRun(5, 0), tn.ThinRun(6, 0)])
 
 
-def test_a_run_starts_from_the_same_weights_in_whatever_program():
+def test_a_run_starts_from_the_same_weights_in_every_program():
     narrow, wide = (tn.start(Architecture(3, w, train=11), tn.ThinRecipe(), [tn.ThinRun(3, 7)]) for w in (3, 5))
     a, b = (_alone(Architecture(3, w, train=11), s.weights, 0, 3) for w, s in ((3, narrow), (5, wide)))
     _assert_equal_trees(a, b, rtol=0)

@@ -99,7 +99,7 @@ def test_replicates_and_steps_do_not_change_the_numbers(form, outputs):
     ("batch_last", {"rhs_dilation": (2, 2)}, r"rhs_dilation=\(2, 2\) must be \(1, 1\)"),
     ("channels_last", {"feature_group_count": 3}, "feature_group_count=3 must be 1"),
 ])  # fmt: skip
-def test_what_is_no_plain_convolution_is_refused(form, rest, message):
+def test_other_convolutions_are_refused(form, rest, message):
     with pytest.raises(ValueError, match=message):
         FORMS[form](*arguments((3, 3)), (1, 1), "SAME", **rest)
 

@@ -287,7 +287,7 @@ def test_logits_have_a_column_for_each_class(name, shape, options):
     ("conv", {"depth": 1, "width": 2, "readout": "mean"}, "readout='mean' must be 'average_max' or 'flatten'"),
     ("mlp", {"init": "zeros"}, "init='zeros' must be one of"),
 ])  # fmt: skip
-def test_what_no_model_can_be_is_refused(name, arguments, message):
+def test_invalid_models_are_refused(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         create(name, **arguments)
 

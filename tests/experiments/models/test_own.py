@@ -121,7 +121,7 @@ def test_the_hash_has_options_shapes_normalization_and_the_source_of_the_class()
         pytest.param("tests.experiments.models.test_own:LinenNet", {}, marks=pytest.mark.slow),
     ],
 )
-def test_a_study_from_python_prunes_what_it_is_asked_to(tmp_path, model, options):
+def test_a_study_from_python_prunes_the_given_kernels(tmp_path, model, options):
     """One kernel of 4 x 8 or 4 x 6 weights is pruned; the whole model has the ratio asked for."""
     calls = []
     study = Study(

@@ -170,7 +170,7 @@ def test_the_options_of_a_command_are_a_study_and_a_way_of_running_it():
         ({"finetune_epochs": (1, 2)}, r"finetune_epochs=\(1, 2\) and finetune_lr=\(0\.01,\) must have the same length"),
     ],
 )
-def test_settings_that_no_study_can_have_are_refused(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Study(**changes)
 

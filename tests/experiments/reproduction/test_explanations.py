@@ -64,7 +64,7 @@ def test_undecayed_helps_only_by_avoiding_collapse_if_a_floor_removes_the_differ
     assert "125: 0 and 24 of 30 (p 7.2e-07" in found[0].found
 
 
-def test_what_has_not_run_is_left_out():
+def test_studies_that_have_not_run_are_left_out():
     assert _verdict() == _verdict(fashion_few_weights=_few({})) == []
 
 

@@ -149,7 +149,7 @@ def test_a_study_without_one_of_the_ratios_has_no_verdict_yet():
     assert {each.verdict for each in hypotheses.of_recalls({"fashion-lenet": study}, PUBLISHED)} == {"not run"}
 
 
-def test_what_has_not_run_is_said_to_have_not():
+def test_studies_that_have_not_run_are_reported_as_not_run():
     assert {each.verdict for each in hypotheses.of_recalls({}, PUBLISHED)} == {"not run"}
     assert {each.verdict for each in hypotheses.of_moons(None, None, pd.DataFrame())} == {"not run"}
     assert hypotheses.of_tables(None).verdict == "not run"
@@ -389,7 +389,7 @@ def test_pruned_networks_are_kept_from_their_own_table(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.optax_promotes
-def test_what_a_study_stored_is_kept_once_and_extended(tmp_path, capsys):
+def test_stored_results_are_kept_once_and_can_be_extended(tmp_path, capsys):
     tiny = ("--epochs", "1", "--finetune-epochs", "1", "--ratios", "1", "4", "--scores", "magnitude", "--limit", "128")
     options = (*tiny, "--jumpstart", "0", "--chunk", "1", "--out", str(tmp_path / "study"))
     for count in (1, 2):

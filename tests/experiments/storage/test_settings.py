@@ -3,7 +3,7 @@
 from experiments.storage import settings
 
 
-def test_a_study_is_found_whatever_options_were_added_since(tmp_path):
+def test_a_study_is_found_after_options_were_added(tmp_path):
     settings.record(tmp_path, "demo", {"model": "mine:A", "lr": [0.1]}, {}, model={"source": "a"}, note=False)
     changed = settings.record(tmp_path, "demo", {"model": "mine:B", "lr": [0.1]}, {}, model={"source": "b"}, note=False)
     assert changed == ["model: mine:A -> mine:B"]

@@ -157,7 +157,7 @@ def test_partial_folders_are_swept_once_they_are_stale(tmp_path):
     assert not stale.exists()
 
 
-def test_a_full_disk_is_said_and_names_the_file(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, monkeypatch):
     stage = store.stage(tmp_path, "dense", SETTINGS, range(1))
 
     def fail():

@@ -111,7 +111,7 @@ EIGHT = "0,1,2,3,4,5,6,7"
         ({"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_NODEID": "1", "SLURM_LOCALID": "0"}, 4, [0, 1, 2, 3]),
     ],
 )  # fmt: skip
-def test_a_process_uses_the_gpus_that_are_its_own(environment, node, expected):
+def test_a_process_uses_its_own_gpus(environment, node, expected):
     assert processes.local_gpus(environment, node) == expected
 
 

@@ -202,7 +202,7 @@ def test_numbers_are_exactly_the_same_on_the_same_placement():
     np.testing.assert_array_equal(runs[0].params["kernel"], runs[1].params["kernel"])
 
 
-def test_what_is_zero_when_training_begins_stays_zero():
+def test_weights_that_are_zero_at_the_start_stay_zero():
     def sparse(key):
         params, stats = init(key)
         return {"kernel": params["kernel"].at[1].set(0.0), "bias": jnp.zeros(2)}, stats

@@ -74,7 +74,7 @@ def test_layers_in_a_scan_a_remat_a_jit_and_a_cond_are_counted():
     assert found == {"stack": 2 * 7 * 25, "shared": 2 * 7 * 25, "either": 2 * 15}
 
 
-def test_a_weight_fed_back_through_the_carry_is_not_taken_for_a_weight_of_its_own():
+def test_a_weight_passed_through_the_carry_is_not_counted_twice():
     def apply(p, x):
         def step(carry, _):
             h, w = carry

@@ -187,7 +187,7 @@ def test_modules_are_saved_as_they_are(tmp_path):
     chex.assert_trees_all_equal(loaded["layers"][0], dropout["layers"][0])
 
 
-def test_what_is_loaded_has_the_shardings_of_the_template(tmp_path):
+def test_loaded_arrays_have_the_shardings_of_the_template(tmp_path):
     mesh = jax.make_mesh((8,), ("shard",), axis_types=(AxisType.Auto,))
     spread = NamedSharding(mesh, PartitionSpec("shard"))
     params = {"kernel": jax.device_put(jnp.arange(32.0).reshape(8, 4), spread), "bias": jnp.ones(4)}
@@ -214,7 +214,7 @@ def test_what_is_loaded_has_the_shardings_of_the_template(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_saved_is_refused_by_leaf(tmp_path, call, message):
+def test_leaves_that_cannot_be_saved_are_refused_by_name(tmp_path, call, message):
     with pytest.raises(ValueError, match=message):
         call(tmp_path / "w")
     assert not list(tmp_path.iterdir())

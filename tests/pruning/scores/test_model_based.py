@@ -90,7 +90,7 @@ def test_iterated_synflow_loses_no_layer_before_the_maximum_compression():
     assert min(int(mask.sum()) for mask in kernels_of(at_once)) == 0
 
 
-def test_rounds_shrink_geometrically_and_score_what_is_left():
+def test_rounds_shrink_geometrically_and_score_the_remaining_weights():
     """Two paths; the first round takes the weakest weight, which leaves its partner no flow."""
     params = {
         "a": {"kernel": jnp.array([[3.0, 2.0]]), "bias": jnp.zeros(2)},
@@ -151,7 +151,7 @@ def test_wanda_of_a_convolution_takes_the_norm_over_positions_too():
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def test_wanda_says_which_weight_it_does_not_see_and_what_it_needs():
+def test_wanda_names_a_weight_without_a_product_and_missing_arguments():
     layers = mlp([4, 6, 2])
     params = layers | {"idle": {"kernel": jnp.ones((2, 2))}}
     score = jprune.wanda(lambda params, x: x @ params["layer0"]["kernel"])
@@ -195,7 +195,7 @@ def test_gradients_are_averaged_by_example_in_the_mode_of_the_loss(evaluating):
     np.testing.assert_array_equal(model.norm.var[...], [4.0])
 
 
-def test_averaging_drops_what_a_loss_gives_beside_and_needs_a_batch():
+def test_averaging_drops_the_auxiliary_output_and_needs_a_batch():
     loss = lambda w, x: (jnp.mean(w * x), {"statistics": x})
     mean = jprune.scores.average_gradients(
         loss, jnp.array(1.0), [jnp.array([1.0, 2.0]), jnp.array([6.0])], has_aux=True

@@ -110,7 +110,7 @@ def test_experts_without_examples_are_named_and_not_scored_zero():
         assert (jprune.wanda(mixture)({"kernel": weights}, batch=batch)["kernel"][1] == 0).all()
 
 
-def test_a_product_inside_a_while_loop_is_not_seen_and_the_error_says_so():
+def test_a_product_inside_a_while_loop_is_an_error_that_says_so():
     def apply(params, x):
         return jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] @ params["kernel"]), (0, x))[1]
 

@@ -95,7 +95,7 @@ def test_a_floor_below_zero_is_refused(select):
         select({"a": jnp.ones((3, 2))}, sparsity=0.0, min_keep=-1)
 
 
-def test_an_error_says_what_a_count_is_of():
+def test_an_error_names_the_unit_of_a_count():
     with pytest.raises(ValueError, match=r"keep=4 must lie in 0\.\.3, the number of weights$"):
         jprune.global_masks({"a": jnp.ones(3)}, keep=4)
     with pytest.raises(ValueError, match=r"sparsity=1\.5 must be from 0\.0 to 1\.0: it is the fraction of the weights"):

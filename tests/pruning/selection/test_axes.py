@@ -78,7 +78,7 @@ def test_a_floor_holds_in_every_layer_of_a_stack():
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "among"])
-def test_what_a_layer_of_a_stack_lacks_the_others_make_up_for(masked):
+def test_a_layer_of_a_stack_that_is_short_is_compensated_by_the_others(masked):
     among = {"blocks": {"kernel": jnp.ones((4, 16, 16), bool).at[1, :, 2:].set(False)}} if masked else None
     counts = per_layer(jprune.layer_masks(BLOCKS, keep=256, among=among, axes=STACKED))
     assert sum(counts) == 256
@@ -174,7 +174,7 @@ def test_channels_and_outputs_of_a_stack_belong_to_its_layers():
     assert jprune.output_masks(BLOCKS, keep=256, axes=STACKED)["blocks"]["kernel"].sum(1).tolist() == [[4] * 16] * 4
 
 
-def test_blocks_are_of_inputs_and_outputs_whatever_the_order_of_the_axes():
+def test_blocks_are_of_inputs_and_outputs_for_any_order_of_the_axes():
     scores = jnp.asarray(RNG.random((8, 6)), jnp.float32)
     plain = jprune.block_masks({"kernel": scores}, sparsity=0.5, block=(4, 2))["kernel"]
     turned = jprune.block_masks({"weight": scores.T}, sparsity=0.5, block=(4, 2))["weight"]

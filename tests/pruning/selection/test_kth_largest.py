@@ -98,7 +98,7 @@ def test_a_leaf_without_axes_has_a_position_like_any_other(one_device):
     assert [mask.tolist() for mask in found] == [True, [True, False], False]
 
 
-def test_float64_scores_are_told_apart_beyond_float32():
+def test_float64_scores_are_distinguished_beyond_float32():
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         arrays = [1.0 + rng.integers(0, 50, (6, 7)) * 1e-15, 1.0 + rng.integers(0, 50, 30) * 1e-15]

@@ -48,7 +48,7 @@ def test_n_of_every_m_neighbours_along_an_axis(n, m, axis):
         np.testing.assert_array_equal(mask, best_of_neighbours(scores, n, m, axis))
 
 
-def test_n_of_m_along_the_first_axis_and_only_among_what_is_alive():
+def test_n_of_m_along_the_first_axis_and_only_among_allowed_weights():
     mask = jprune.nm_masks(jnp.asarray(DENSE), 2, 3)
     np.testing.assert_array_equal(mask, best_of_neighbours(DENSE, 2, 3, 0))
     alive = RNG.random(DENSE.shape) < 0.5
@@ -88,7 +88,7 @@ def test_whole_channels_with_the_largest_mean_scores(axis):
         np.testing.assert_array_equal(lanes.reshape(len(channels), -1), np.repeat(channels[:, None], lanes[0].size, 1))
 
 
-def test_blocks_and_channels_are_chosen_where_something_is_alive_and_keep_what_is():
+def test_blocks_and_channels_keep_only_allowed_weights():
     alive = np.random.default_rng(3).random(DENSE.shape) < 0.5
     alive[:4, :2] = alive[8:, 4:6] = alive[:, 3] = False
     scores, among = jnp.asarray(np.where(alive, DENSE, 9)), jnp.asarray(alive)
@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_refused_by_argument_value_and_leaf(call, message):
         (lambda: jprune.output_masks(ONES, sparsity=0.5, axis=0), "output_masks has no argument axis=; use axes="),
     ],
 )
-def test_what_is_no_number_or_no_mask_is_refused(call, message):
+def test_invalid_numbers_and_masks_are_refused(call, message):
     with pytest.raises(TypeError, match=message):
         call()
 

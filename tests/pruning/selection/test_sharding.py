@@ -136,7 +136,7 @@ def test_replicates_sharded_over_devices_select_for_themselves():
     assert not re.search(r" (all-gather|all-to-all|collective-permute)\(", update.as_text())
 
 
-def test_data_parallel_inside_shard_map_every_device_prunes_alike():
+def test_in_data_parallel_shard_map_all_devices_prune_equally():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     tx = optax.chain(optax.sgd(0.1), jprune.prune(jprune.gradient(), {1: jprune.Keep(10)}))
     params = {"kernel": jax.random.normal(jax.random.key(0), (4, 6))}
@@ -170,7 +170,7 @@ def test_data_parallel_inside_shard_map_every_device_prunes_alike():
 @pytest.mark.parametrize(
     "axis_type", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)], ids=["auto", "explicit"]
 )
-def test_a_compiled_selection_holds_no_more_than_one_copy_of_the_scores_beside_them(axis_type):
+def test_a_compiled_selection_needs_at_most_one_additional_copy_of_the_scores(axis_type):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type, axis_type))
     layout = {"a": P("x", "y"), "b": P(("x", "y"), None)}
 

@@ -81,7 +81,7 @@ def test_layer_masks_keep_the_largest_of_each_layer():
         (jprune.erk_masks, {"keep": 4}, [1, 3]),
     ],
 )
-def test_what_a_layer_lacks_others_make_up_for_where_a_total_was_asked_for(select, amount, kept):
+def test_other_layers_compensate_for_a_short_layer_if_a_total_is_given(select, amount, kept):
     scores = {"a": jnp.array([4.0, 3.0, 2.0, 1.0]), "b": jnp.array([5.0, 6.0, 7.0, 8.0])}
     masks = select(scores, **amount, among={"a": jnp.array([False, False, True, False]), "b": None})
     assert masks["a"].tolist() == [False, False, True, False]

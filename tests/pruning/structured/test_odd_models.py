@@ -112,7 +112,7 @@ def test_outputs_and_gradients_equal_those_of_the_masked_network(name):
     chex.assert_trees_all_close(small_grads, removal.cut_leaves(grads, small.kept), atol=1e-4)
 
 
-def test_channels_that_are_all_coupled_are_said_to_stay():
+def test_fully_coupled_channels_are_reported_to_stay():
     """A shuffle between two grouped convolutions couples all channels: none can be removed without the others."""
     graph = graph_of(MODELS["shuffle"]())
     assert "it always stays: no axis loses all of its indices" in str(graph)

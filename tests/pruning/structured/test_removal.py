@@ -216,7 +216,7 @@ OPTIMIZERS = {
         for name in OPTIMIZERS
     ],
 )
-def test_training_goes_on_with_the_optimizer_state_that_was_cut(name):
+def test_training_continues_with_the_cut_optimizer_state(name):
     """A step of the smaller network from the cut state is the cut step of the masked network."""
     tx = OPTIMIZERS[name]
     model, graph, masks = mlp_and_masks()

@@ -47,14 +47,14 @@ def test_the_bootstrap_agrees_with_the_t_interval_on_the_published_runs():
     assert recall.mark(ours.low, ours.high).tolist() == ["<", "<", ">", ">", ">"]
 
 
-def test_rows_are_resampled_alike_so_that_ratios_stay_paired():
+def test_all_rows_use_the_same_resamples_so_that_ratios_stay_paired():
     row = np.random.default_rng(0).normal(size=12)
     ours = recall.bootstrap_models([row, row + 1], rng=0, resamples=200)
     assert ours.low[1] == pytest.approx(ours.low[0] + 1)
     assert ours.high[1] == pytest.approx(ours.high[0] + 1)
 
 
-def test_undefined_models_are_left_out_and_what_is_too_little_says_why():
+def test_undefined_models_are_left_out_and_too_few_give_a_reason():
     ours = recall.bootstrap_models(
         [[1.0, 1.2, 1.1, np.nan], [1.0, np.nan, np.nan, np.nan], [np.nan] * 4, [2.0, 2.0, 2.0, 2.0]], rng=0
     )
@@ -72,7 +72,7 @@ def test_a_handful_of_models_has_an_interval_within_their_range(values):
     assert min(values) <= ours.low < ours.estimate < ours.high <= max(values)
 
 
-def test_no_model_at_all_says_so():
+def test_no_model_gives_a_reason():
     ours = recall.bootstrap_models([], rng=0)
     assert (ours.reason, int(ours.models), int(ours.left_out)) == ("the statistic is undefined for every model", 0, 0)
 
@@ -194,6 +194,6 @@ def test_a_seed_repeats_itself_and_a_generator_moves_on():
         ),
     ],
 )
-def test_what_cannot_be_resampled_is_refused(call, message):
+def test_samples_that_cannot_be_resampled_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -66,7 +66,7 @@ def test_equal_values_have_an_interval_of_no_width():
     assert (float(interval.sd), float(interval.low), float(interval.high)) == (0, 1.5, 1.5)
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_have_their_nominal_coverage():
     draws = 1.1 + 0.2 * np.random.default_rng(0).normal(size=(4_000, 8))
     interval = recall.t_interval(draws, level=0.9)
     covered = ((interval.low <= 1.1) & (interval.high >= 1.1)).mean()
@@ -96,7 +96,7 @@ def test_an_end_on_the_reference_overlaps_it():
     ("low", "high", "message"),
     [([1.0], [1.0, 2.0], "must have one shape"), ([1.0, 2.0], [1.5, 1.9], r"got 2.0 and 1.9 at index \(1,\)")],
 )
-def test_ends_that_make_no_interval_are_refused(low, high, message):
+def test_invalid_interval_ends_are_refused(low, high, message):
     with pytest.raises(ValueError, match=message):
         recall.mark(low, high)
 
@@ -123,13 +123,13 @@ def test_a_test_that_was_not_made_stays_nan_and_does_not_count():
     np.testing.assert_allclose(recall.holm([[0.01, np.nan], [0.02, 0.5]]), [[0.03, np.nan], [0.04, 0.5]])
 
 
-def test_a_family_may_be_larger_than_what_is_given():
+def test_a_family_may_be_larger_than_the_number_of_p_values():
     np.testing.assert_allclose(recall.bonferroni([0.01, 0.02], family=4), [0.04, 0.08])
     np.testing.assert_allclose(recall.holm([0.01, 0.02], family=4), [0.04, 0.06])
 
 
 @pytest.mark.parametrize("correct", [recall.bonferroni, recall.holm])
-def test_what_are_no_p_values_is_refused(correct):
+def test_invalid_p_values_are_refused(correct):
     with pytest.raises(ValueError, match=r"p_values must lie in \[0, 1\], got 1.5 at index \(1,\)"):
         correct([0.1, 1.5])
     with pytest.raises(ValueError, match="family must be at least the 3 p-values given, got 2"):
@@ -217,6 +217,6 @@ def test_a_sample_without_spread_can_be_compared_with_one_that_has_some():
         (lambda: recall.independent_test([1.0, np.inf], [1.0, 2.0]), "a must be finite or NaN, got inf"),
     ],
 )
-def test_what_cannot_be_tested_is_refused(call, message):
+def test_samples_that_cannot_be_tested_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

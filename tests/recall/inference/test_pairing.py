@@ -80,6 +80,6 @@ def test_stacks_that_cannot_be_paired_are_refused(a, b, message):
         recall.pairing_test(a, b, rng=0)
 
 
-def test_a_number_of_random_pairings_that_is_none_is_refused():
+def test_an_invalid_number_of_random_pairings_is_refused():
     with pytest.raises(ValueError, match="resamples must be at least 2, got 1"):
         recall.pairing_test([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], rng=0, resamples=1)

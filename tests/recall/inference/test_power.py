@@ -63,6 +63,6 @@ def test_the_sign_of_a_difference_only_matters_one_sided():
         (lambda: recall.replicates_needed(1e-3, 1.0, most=1000), "more than most=1000"),
     ],
 )
-def test_what_has_no_power_is_refused(call, message):
+def test_invalid_power_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

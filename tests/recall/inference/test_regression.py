@@ -121,12 +121,12 @@ def test_alphas_without_any_noise_have_no_standard_errors_and_say_so(alpha):
         (study().assign(score=None), "column 'score' must have no missing value, got one in row 0"),
     ],
 )
-def test_frames_that_make_no_study_are_refused(frame, message):
+def test_unusable_frames_are_refused(frame, message):
     with pytest.raises(ValueError, match=message):
         recall.mixed_model(frame)
 
 
-def test_a_reference_that_is_no_score_is_refused():
+def test_a_reference_that_is_not_a_score_is_refused():
     with pytest.raises(ValueError, match=r"one of the scores \['magnitude', 'undecayed'\], got 'random'"):
         recall.mixed_model(study(), reference="random")
 
@@ -183,7 +183,7 @@ def test_the_comparison_is_antisymmetric():
     assert (forth.low, forth.p_value) == (pytest.approx(-back.high), pytest.approx(back.p_value))
 
 
-def test_slopes_that_are_not_parallel_are_told():
+def test_slopes_that_are_not_parallel_are_reported():
     frame = covariance_study(models=30)
     assert recall.compare_at_equal_accuracy(frame, "magnitude", "undecayed").parallel_p_value > 0.01
     second = frame.score == "undecayed"

@@ -255,7 +255,7 @@ def test_missing_and_doubled_ids_are_named(capsys, change, said):
     assert said in refused(capsys, "--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv", "--id", "key")
 
 
-def test_rows_that_no_label_has_are_left_out_and_said(capsys):
+def test_rows_without_a_label_are_left_out_with_a_note(capsys):
     order = np.arange(N)
     ids(order, LABELS, "label").to_csv("y.csv", index=False)
     pd.concat([ids(order, DENSE), pd.DataFrame({"key": [7], "p": [0]})]).to_csv("d.csv", index=False)
@@ -327,7 +327,7 @@ def test_an_index_in_another_order_is_an_error_also_where_labels_have_none():
         (lambda d: np.random.default_rng(5).permutation(d), "are independent of the labels. Are the rows"),
     ],
 )
-def test_accuracy_at_chance_warns_with_what_mends_it(change, said):
+def test_accuracy_at_chance_warns_and_names_the_correction(change, said):
     report = recall.audit(LABELS, change(DENSE), {2: TWO})
     assert any("no more than chance" in warning and said in warning for warning in report.warnings)
 
@@ -341,7 +341,7 @@ def test_accuracy_at_chance_warns_with_what_mends_it(change, said):
         (np.zeros(N, int), None),
     ],
 )
-def test_compressed_models_in_another_order_are_warned_of_and_collapsed_ones_are_not(compressed, said):
+def test_compressed_models_in_another_order_cause_a_warning_and_collapsed_ones_do_not(compressed, said):
     found = [warning for warning in recall.audit(LABELS, DENSE, {2: compressed}).warnings if "than chance" in warning]
     assert len(found) == (said is not None)
     assert said is None or (said in found[0] and found[0].startswith("pruned[2]: "))
@@ -596,7 +596,7 @@ def test_as_many_groups_as_examples_are_refused():
         (2 * (LABELS == 0) - 1, r"class_names=\['-1', '1'\] \(--class-names=-1,1\)"),
     ],
 )
-def test_what_is_no_single_label_classification_is_refused(labels, said):
+def test_other_tasks_than_single_label_classification_are_refused(labels, said):
     with pytest.raises(InputError, match=said):
         recall.audit(labels, DENSE, {2: TWO})
 
@@ -635,7 +635,7 @@ def test_a_file_that_is_missing_is_named_with_its_option(capsys, option):
     assert f"jprune audit: {option}: none.npy does not exist" in refused(capsys, option, value)
 
 
-def test_several_labels_in_one_cell_and_marks_for_no_class_are_warned_of():
+def test_several_labels_in_one_cell_and_marks_for_no_class_cause_a_warning():
     names = np.array(["cat|dog", "cat", "dog"])
     warnings = recall.audit(names[LABELS], names[DENSE], {2: names[TWO]}).warnings
     assert any("'cat|dog' looks like several labels" in warning for warning in warnings)

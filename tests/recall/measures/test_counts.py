@@ -70,7 +70,7 @@ def test_float64_logits_are_not_rounded_before_they_are_compared():
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint32, np.int64, np.uint64])
-def test_any_integer_dtype_counts_alike(dtype):
+def test_all_integer_dtypes_give_the_same_counts(dtype):
     labels, predictions = np.array([0, 1, 2], dtype), np.array([[0, 1, 1]], dtype)
     np.testing.assert_array_equal(recall.counts(labels, predictions, 1000).sum(), 3)
     np.testing.assert_array_equal(
@@ -125,12 +125,14 @@ def test_counts_lower_for_every_platform(platform):
     ],
 )
 @pytest.mark.parametrize("library", [np.asarray, lambda x: x])
-def test_what_is_no_class_is_refused_with_its_place_and_value(labels, predictions, classes, message, library):
+def test_values_that_are_not_classes_are_refused_with_their_index_and_value(
+    labels, predictions, classes, message, library
+):
     with pytest.raises(ValueError, match=message):
         recall.counts(library(labels), library(predictions), classes)
 
 
-def test_jax_arrays_are_refused_alike():
+def test_jax_arrays_are_refused_in_the_same_way():
     with pytest.raises(ValueError, match=r"predictions must lie in 0\.\.1, got 2 at index \(0, 1\)"):
         recall.counts(jnp.array([0, 1]), jnp.array([[0, 2]]), 2)
     with pytest.raises(ValueError, match=r"must not be NaN, got nan at index \(0, 1\)"):
@@ -226,7 +228,7 @@ def test_a_model_that_predicts_one_class_has_recall_one_there_and_zero_elsewhere
         ([[[1, 0], [0, 1]], [[0, 0], [0, 0]]], r"counts of model \(1,\) hold no example"),
     ],
 )
-def test_what_are_no_counts_is_refused(counted, message):
+def test_invalid_counts_are_refused(counted, message):
     for measure in (recall.recall, recall.accuracy, recall.support):
         with pytest.raises(ValueError, match=message):
             measure(counted)

@@ -47,7 +47,7 @@ def test_disparity_is_that_of_a_fairlearn_metric_frame_over_the_true_classes(see
     assert float(d.variance) == pytest.approx(np.var(frame.by_group, ddof=0))
 
 
-def test_a_class_without_examples_is_no_worst_class():
+def test_a_class_without_examples_is_never_the_worst_class():
     d = recall.disparity([np.nan, 0.9, 0.6], 0.8)
     assert (int(d.worst_class), float(d.worst), int(d.classes)) == (2, 0.6, 2)
     assert float(d.variance) == pytest.approx(0.0225)
@@ -149,7 +149,7 @@ def test_error_change_agrees_with_its_definition_on_a_stack():
         assert change.sde[m] == pytest.approx(np.mean(np.abs(e[:, 0] - e[:, 1])))
 
 
-def test_models_whose_errors_all_grew_alike_have_no_combined_variance():
+def test_equal_relative_growth_of_all_errors_has_no_combined_variance():
     dense = np.array([[8, 1, 1], [1, 8, 1], [1, 1, 8]])
     pruned = np.array([[6, 2, 2], [2, 6, 2], [2, 2, 6]])
     change = error_change(dense, pruned)
@@ -168,6 +168,6 @@ def test_a_class_without_dense_errors_has_no_relative_change_and_is_counted():
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 3)])
-def test_error_rates_that_are_no_pairs_are_refused(shape):
+def test_error_rates_that_are_not_pairs_are_refused(shape):
     with pytest.raises(ValueError, match=r"dense_rates must hold \(FPR, FNR\) of every class, .* got shape \(2,"):
         recall.error_rate_change(np.full(shape, 0.1), np.full(shape, 0.1))

@@ -18,7 +18,7 @@ def test_the_modal_label_is_scipys_mode(predictions):
     np.testing.assert_array_equal(recall.modal_label(predictions), scipy.stats.mode(predictions, axis=0).mode)
 
 
-def test_exemplars_are_where_the_majority_changed_its_mind():
+def test_exemplars_are_examples_whose_majority_prediction_changed():
     found = recall.exemplars([[0, 1, 2], [0, 1, 2], [1, 1, 0]], [[1, 1, 2], [0, 1, 1], [1, 0, 2]])
     assert found.exemplar.tolist() == [True, False, False]
     assert found.dense_label.tolist() == [0, 1, 2]
@@ -56,7 +56,7 @@ def test_the_same_votes_are_exactly_no_distance_apart_however_often_they_are_rep
         (np.zeros((0, 2), int), [[0, 1]], r"got int64 \(0, 2\)"),
     ],
 )
-def test_what_are_no_stacks_of_predictions_is_refused(measure, dense, pruned, message):
+def test_invalid_stacks_of_predictions_are_refused(measure, dense, pruned, message):
     with pytest.raises(ValueError, match=message):
         measure(dense, pruned)
 

@@ -180,7 +180,7 @@ def test_pooled_slope_is_one_regression_over_all_models_and_weighs_unequal_model
 
 
 @pytest.mark.parametrize("measure", [recall.precision, recall.f1])
-def test_precision_or_f1_may_stand_in_for_recall(measure):
+def test_precision_or_f1_may_replace_recall(measure):
     dense, pruned = np.array([[8, 2], [1, 9]]), np.array([[6, 4], [1, 9]])
     x, y = measure(dense) / 0.85 - 1, measure(pruned) / 0.75 - 1
     alpha = recall.intensification(measure(dense), measure(pruned), 0.85, 0.75)
@@ -247,14 +247,14 @@ def test_no_reverse_slope_where_dense_and_pruned_are_uncorrelated():
     assert recall.intensification([0.9, 0.7], [0.6, 0.6], 0.8, 0.6) == 0
 
 
-def test_pooling_nothing_but_undefined_models_is_nan_and_says_how_many():
+def test_pooling_only_undefined_models_is_nan_and_counts_them():
     pooled = recall.pooled_intensification([[1.0, 1.0]], [[0.7, 0.5]], [1.0], [0.6])
     assert (bool(np.isnan(pooled.slope)), bool(np.isnan(pooled.r2))) == (True, True)
     assert (int(pooled.models), int(pooled.left_out)) == (0, 1)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_rounding_of_the_given_dtype_is_no_balance(dtype):
+def test_rounding_errors_of_the_given_dtype_are_treated_as_zero(dtype):
     recalls = np.full(3, 0.1, dtype)
     accuracy = recalls.sum(dtype=dtype) / dtype(3)
     nudged = np.nextafter(accuracy, dtype(1))
@@ -264,7 +264,7 @@ def test_rounding_of_the_given_dtype_is_no_balance(dtype):
     assert recall.intensification(dense, recalls, dtype(0.8), nudged) == 0
 
 
-def test_an_accuracy_a_rounding_above_one_is_one():
+def test_an_accuracy_slightly_above_one_by_rounding_is_accepted_as_one():
     assert recall.undefined([1.0, 1.0], [0.9, 0.7], 1 + 1e-7, 0.8) == "the dense model is perfect"
     assert np.isnan(recall.null_intensification(1 + 1e-7, 0.8))
     assert recall.null_intensification(0.8, 1 + 1e-7) == 0
@@ -311,7 +311,7 @@ def test_dense_and_pruned_stacks_of_different_lengths_are_refused(measure, model
         (0, ["high", "low"], "dense_recall must hold real numbers, got dtype <U4"),
     ],
 )
-def test_what_are_no_rates_is_refused(position, value, message):
+def test_invalid_rates_are_refused(position, value, message):
     args = list(WORKED)
     args[position] = value
     with pytest.raises(ValueError, match=message):

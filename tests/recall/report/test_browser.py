@@ -176,7 +176,7 @@ def test_the_classes_are_shown_for_one_score_and_ratio_at_a_time(page):
     assert len(shown(page, 0)) == len(audit.classes)
 
 
-def test_light_and_dark_pages_have_paper_and_ink_apart(page):
+def test_light_and_dark_pages_have_contrasting_colors(page):
     light, _ = screenshot(page, 1100, scheme="light")
     dark, _ = screenshot(page, 1100, scheme="dark")
     assert light[5, 5].min() > 240
@@ -186,7 +186,7 @@ def test_light_and_dark_pages_have_paper_and_ink_apart(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_of_page_and_figures_stands_out_from_the_paper(page, scheme):
+def test_all_text_of_page_and_figures_contrasts_with_the_background(page, scheme):
     """WCAG's contrast of 4.5 for text, whatever its element."""
     page.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -216,7 +216,7 @@ def test_a_phone_need_not_scroll_sideways(page):
     assert wanted == 360
 
 
-def test_print_is_light_and_fits_the_paper_whatever_the_screen(page):
+def test_print_is_light_and_fits_the_paper_on_any_screen(page):
     pixels, wanted = screenshot(page, 718, scheme="dark", media="print")
     assert pixels[2, 2].min() > 240
     assert wanted == 718

@@ -144,7 +144,7 @@ def many_drawn(many):
 
 
 @pytest.mark.parametrize("name", ["alpha", "null", "tradeoff", "variance", "boxes"])
-def test_the_legend_of_many_scores_stands_below_the_panel_and_inside_the_figure(many, many_drawn, name):
+def test_the_legend_of_many_scores_is_below_the_panel_and_inside_the_figure(many, many_drawn, name):
     figure = many_drawn[name]
     figure.draw_without_rendering()
     (axes,), (legend,) = figure.axes, figure.legends
@@ -174,7 +174,7 @@ def test_no_two_ratios_are_written_over_one_another(many):
     assert {text.get_text() for text in figure.axes[0].texts} == {"8"}
 
 
-def test_panels_of_the_same_scores_share_a_legend_and_others_have_their_own(many):
+def test_panels_with_equal_scores_share_a_legend_and_others_do_not(many):
     shared = figures.alpha_boxes({"first": many, "second": many})
     assert len(shared.legends) == 1
     assert not any(axes.get_legend() for axes in shared.axes)

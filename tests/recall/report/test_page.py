@@ -67,7 +67,7 @@ def parsed(text):
     return Page(text)
 
 
-def test_every_element_is_closed_and_every_id_is_its_own(parsed):
+def test_every_element_is_closed_and_ids_are_unique(parsed):
     assert parsed.unclosed == []
     ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -112,7 +112,7 @@ def test_every_name_stays_text(text, parsed):
     assert set(audits.NAMES) <= set(parsed.text["text"])
 
 
-def test_every_figure_is_told_in_words_with_its_numbers(parsed):
+def test_every_figure_has_a_text_alternative_with_its_numbers(parsed):
     audit = audits.two_scores()
     told = {attributes["aria-label"] for attributes in parsed.all("svg")}
     assert told == {caption.alternative for caption in captions.captions(audit).values()}
@@ -162,7 +162,7 @@ def test_the_same_audit_gives_the_same_bytes_and_the_date_only_where_given(text)
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_date_is_told_where_it_is_given():
+def test_a_given_date_is_shown():
     assert f"Made by jprune {jprune.__version__} on 2 &lt;May&gt;." in page(audits.one_score(), date="2 <May>")
 
 
