@@ -17,6 +17,8 @@ from jaxtyping import Bool, Int32
 
 FIRST_CHANNEL = 1024
 _BLOCKS = "removed only in whole blocks: a reshape merges it with an outer axis, whose indices are removed instead"
+_TOGETHER = "all of its indices can only be removed together"
+_INSIDE = "inputs of a group are removed with the whole group"
 
 Ids = Int32[np.ndarray, " n"]
 
@@ -37,11 +39,41 @@ class _Product(NamedTuple):
         return np.broadcast_to(self.factors[factor].reshape(sizes), self.grid.shape).reshape(-1)
 
 
+class GroupedConvolution(NamedTuple):
+    """The channels of a convolution with groups, which loses whole groups or the same positions of every group.
+
+    Attributes:
+      features: ids of the channels that it reads, group by group.
+      inside: ids of the axis of its kernel that has the inputs of one group.
+      made: ids of its outputs, group by group.
+      groups: number of groups.
+      whole_is_exact: whether removing whole groups is the same as masking them.
+      positions_are_exact: the same for positions.
+    """
+
+    features: Ids
+    inside: Ids
+    made: Ids
+    groups: int
+    whole_is_exact: bool
+    positions_are_exact: bool
+
+    def ties(self, whole: bool, frozen: Ids) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the pairs of axes that lose the same indices; ``frozen`` is for ``inside`` where groups go whole."""
+        features, made = (ids.reshape(self.groups, -1) for ids in (self.features, self.made))
+        if whole:
+            columns = [*features.T[1:], *made.T]
+            return [(self.inside, frozen), *((features[:, 0], column) for column in columns)]
+        inputs = [(self.inside, row) for row in features]
+        return inputs + [(made[0], row) for row in made[1:]]
+
+
 class Mark(NamedTuple):
     """Lengths of the recorded lists, so that later entries can be undone."""
 
     ties: int
     products: int
+    grouped: int
     notes: int
     consumed: int
 
@@ -54,6 +86,7 @@ class Constraints:
         self.reasons: list[str] = [""]
         self._ties: list[tuple[np.ndarray, np.ndarray]] = []
         self._products: list[_Product] = []
+        self._grouped: list[GroupedConvolution] = []
         self._notes: list[tuple[np.ndarray, str]] = []
         self._consumed: list[np.ndarray] = []
 
@@ -89,6 +122,10 @@ class Constraints:
         if not (is_frozen(flat) and all(map(is_frozen, factors))):
             self._products.append(_Product(flat, tuple(factors)))
 
+    def grouped(self, convolution: GroupedConvolution) -> None:
+        """Require that the groups of a convolution keep equal sizes."""
+        self._grouped.append(convolution)
+
     def note(self, ids: np.ndarray, why: str) -> None:
         """Record why removing one of these channels differs from masking it."""
         if not is_frozen(ids):
@@ -101,11 +138,12 @@ class Constraints:
 
     def mark(self) -> Mark:
         """Return the current position, for ``rewind``."""
-        return Mark(len(self._ties), len(self._products), len(self._notes), len(self._consumed))
+        products, grouped = len(self._products), len(self._grouped)
+        return Mark(len(self._ties), products, grouped, len(self._notes), len(self._consumed))
 
     def rewind(self, mark: Mark) -> None:
         """Discard all records since ``mark``; ids stay allocated."""
-        del self._ties[mark.ties :], self._products[mark.products :]
+        del self._ties[mark.ties :], self._products[mark.products :], self._grouped[mark.grouped :]
         del self._notes[mark.notes :], self._consumed[mark.consumed :]
 
     def mute(self, mark: Mark) -> None:
@@ -113,18 +151,37 @@ class Constraints:
         del self._notes[mark.notes :], self._consumed[mark.consumed :]
 
     def solve(self) -> "Solution":
-        """Find the classes of ids that are removed together."""
-        solver = _Solver(self.count, self._ties)
-        _solve_products(solver, self._products, self.frozen(1, _BLOCKS)[0])
+        """Find the classes of ids that are removed together.
+
+        Convolutions with groups lose whole groups. Those that cannot lose any, because the groups are coupled or one of
+        them stays, lose the same positions of every group instead.
+        """
+        solver = self._solved([True] * len(self._grouped))
+        whole = [len(one.inside) == 1 or not _is_stuck(solver, one.features) for one in self._grouped]
+        if not all(whole):
+            solver = self._solved(whole)
         read = np.zeros(self.count, bool)
         for ids in self._consumed:
             read[solver.label[ids]] = True
         noted: dict[str, list[np.ndarray]] = {}
-        for ids, note in self._notes:
+        for ids, note in [*self._notes, *self._notes_of_groups(whole)]:
             noted.setdefault(note, []).append(solver.label[ids])
         notes = {note: np.unique(np.concatenate(roots)) for note, roots in noted.items()}
         why = solver.why(np.arange(self.count))
         return Solution(np.where(why > 0, 0, solver.label), solver.label, why, tuple(self.reasons), read, notes)
+
+    def _solved(self, whole: Sequence[bool]) -> "_Solver":
+        ties = list(self._ties)
+        for convolution, entire in zip(self._grouped, whole, strict=True):
+            ties += convolution.ties(entire, self.frozen(len(convolution.inside), _INSIDE))
+        solver = _Solver(self.count, ties)
+        _solve_products(solver, self._products, self.frozen(1, _BLOCKS)[0], self.frozen(1, _TOGETHER)[0])
+        return solver
+
+    def _notes_of_groups(self, whole: Sequence[bool]) -> list[tuple[np.ndarray, str]]:
+        pairs = zip(self._grouped, whole, strict=True)
+        inexact = [one for one, entire in pairs if not (one.whole_is_exact if entire else one.positions_are_exact)]
+        return [(one.features, "a grouped convolution of a channel that is not zero when masked") for one in inexact]
 
 
 class Solution(NamedTuple):
@@ -145,6 +202,12 @@ class Solution(NamedTuple):
     reasons: tuple[str, ...]
     read: Bool[np.ndarray, " ids"]
     notes: Mapping[str, Int32[np.ndarray, " roots"]]
+
+
+def _is_stuck(solver: "_Solver", ids: np.ndarray) -> bool:
+    """Whether no channel of an axis can be removed: all of them stay, or they can only be removed together."""
+    frozen = solver.why(ids) > 0
+    return bool(frozen.all() or (not frozen.any() and len(np.unique(solver.label[ids])) == 1))
 
 
 def is_frozen(ids: np.ndarray) -> bool:
@@ -201,13 +264,13 @@ class _Solver:
         self.label = label
 
 
-def _solve_products(solver: _Solver, products: list[_Product], blocks: np.int32) -> None:
+def _solve_products(solver: _Solver, products: list[_Product], blocks: np.int32, together: np.int32) -> None:
     """Apply the products: tie those where only one factor can lose channels; in the others the outermost may."""
     waiting = list(products)
     while waiting:
         undecided, ties = [], []
         for product in waiting:
-            _freeze_factors(solver, product)
+            _freeze_factors(solver, product, together)
             live = [k for k, ids in enumerate(product.factors) if not solver.why(ids).all()]
             if len(live) <= 1:
                 ties.append((product.flat, product.along(live[0] if live else 0)))
@@ -219,14 +282,23 @@ def _solve_products(solver: _Solver, products: list[_Product], blocks: np.int32)
         waiting = [product for product, _ in undecided]
 
 
-def _freeze_factors(solver: _Solver, product: _Product) -> None:
-    """Freeze each index of a factor whose combinations cannot all be removed."""
+def _freeze_factors(solver: _Solver, product: _Product, together: np.int32) -> None:
+    """Freeze what no factor can lose.
+
+    An index stays if its combinations cannot all be removed. A factor stays if the combinations of all its indices are
+    the same classes, as where groups keep equal sizes: removing one index would empty the merged axis.
+    """
     why = solver.why(product.grid)
     for k, factor in enumerate(product.factors):
         reason = why.max(axis=tuple(axis for axis in range(why.ndim) if axis != k))
         hit = (reason > 0) & (solver.why(factor) == 0)
         if hit.any():
             solver.stay(factor[hit], reason[hit])
+    labels = solver.label[product.grid]
+    same = [bool((labels == labels.take([0], axis=k)).all()) for k in range(labels.ndim)]
+    for factor in (f for f, equal in zip(product.factors, same, strict=True) if equal and len(f) > 1 and not all(same)):
+        free = factor[solver.why(factor) == 0]
+        solver.stay(free, np.full(len(free), together))
 
 
 def _keep_inner_axes(solver: _Solver, undecided: list[tuple[_Product, list[int]]], blocks: np.int32) -> None:

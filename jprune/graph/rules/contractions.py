@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from jax.extend import core
 
+from jprune.graph.channels import GroupedConvolution
 from jprune.graph.rules.registry import not_understood, pick, rule, shape_of, union
 from jprune.graph.values import Axis, Factor, Kind, Record, Source, Value
 
@@ -131,15 +132,18 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
 
 
 def _tie_groups(record: Record, features: Axis, inside: Axis, made: Axis, groups: int) -> None:
-    """Tie the inputs and outputs of each group: a grouped convolution loses whole groups."""
-    record.channels.freeze(inside.ids, "inputs of a group are removed with the whole group")
+    """Keep the groups of a grouped convolution equally large."""
     record.channels.consume(features.ids)
-    first = features.ids.reshape(groups, -1)[:, 0]
-    for ids in (features.ids.reshape(groups, -1), made.ids.reshape(groups, -1)):
-        for column in range(ids.shape[1]):
-            record.channels.tie(first, ids[:, column])
-    if not (features.zero or made.zero):
-        record.channels.note(features.ids, "a grouped convolution of a channel that is not zero when masked")
+    record.channels.grouped(
+        GroupedConvolution(
+            features.ids,
+            inside.ids,
+            made.ids,
+            groups,
+            whole_is_exact=features.zero or made.zero,
+            positions_are_exact=features.zero or inside.zero,
+        )
+    )
 
 
 def _read_by_convolution(record: Record, kernel: Value, spec: Sequence[int], groups: int) -> None:

@@ -211,20 +211,21 @@ def _rerun(
         for part, given in zip(values, arrays, strict=True)
     ]
     record = Record()
-    known, gone = [], []
+    known, gone, left = [], [], []
     for value in flat:
         axes = []
         for ids in value.ids:
             stays = kept[ids]
             new = record.channels.frozen(len(ids), "kept") if stays.all() else record.channels.fresh(len(ids))
             gone.append(new[~stays])
+            left.append(new[stays])
             axes.append(Axis(new))
         known.append(Value(tuple(axes)))
     program = trace(record, jax.make_jaxpr(function)(*shapes), known)
     solution = record.channels.solve()
     removed = np.zeros(len(solution.roots), bool)
     removed[solution.roots[np.concatenate([*gone, np.zeros(0, np.int32)])]] = True
-    if removed[0]:
+    if removed[0] or removed[solution.roots[np.concatenate([*left, np.zeros(0, np.int32)])]].any():
         raise ValueError(
             "a derivative rule (custom_jvp or custom_vjp) combines channels that its function keeps apart, so "
             "it cannot be run with fewer channels; leave its channels whole"

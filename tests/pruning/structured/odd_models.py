@@ -85,14 +85,13 @@ def squeeze_excite_reduction():
     return Model(apply, params, (d(2, 4, 4, 3),))
 
 
-def shuffle():
-    """ShuffleNet: grouped convolution, channel shuffle, depthwise, grouped convolution."""
+def _shuffled(width):
     d = _Draw()
     params = {
         "stem": d.conv(3, 6, 1, bias=True),
-        "first": d.conv(3, 8, 1, bias=True),
-        "depthwise": d.conv(1, 8, bias=True),
-        "second": d.conv(4, 6, 1, bias=True),
+        "first": d.conv(3, width, 1, bias=True),
+        "depthwise": d.conv(1, width, bias=True),
+        "second": d.conv(width // 2, 6, 1, bias=True),
         "head": d.dense(6, 3),
     }
 
@@ -101,10 +100,44 @@ def shuffle():
         y = jax.nn.relu(_conv(p["first"], x, groups=2))
         n, h, w, c = y.shape
         y = y.reshape(n, h, w, 2, c // 2).swapaxes(3, 4).reshape(n, h, w, c)
-        y = _conv(p["second"], _conv(p["depthwise"], y, groups=8), groups=2)
+        y = _conv(p["second"], _conv(p["depthwise"], y, groups=width), groups=2)
         return _dense(p["head"], jnp.mean(jax.nn.relu(x + y), axis=(1, 2)))
 
     return Model(apply, params, (d(2, 4, 4, 3),))
+
+
+def shuffle():
+    """ShuffleNet: grouped convolution, channel shuffle, depthwise, grouped convolution. 4 channels a group."""
+    return _shuffled(8)
+
+
+def shuffle_of_odd_groups():
+    """The same with 3 channels in each of the 2 groups."""
+    return _shuffled(6)
+
+
+def vmapped_convolutions():
+    """Three convolutional networks under vmap: jax makes each convolution one in three groups."""
+    d = _Draw()
+    params = {"one": d(3, 3, 3, 2, 8), "two": d(3, 3, 3, 8, 6), "head": d(3, 6, 2)}
+
+    def network(p, x):
+        x = jax.nn.relu(_conv({"kernel": p["two"]}, jax.nn.relu(_conv({"kernel": p["one"]}, x))))
+        return jnp.mean(x, axis=(1, 2)) @ p["head"]
+
+    return Model(jax.vmap(network, in_axes=(0, None)), params, (d(2, 4, 4, 2),))
+
+
+def grouped_inputs():
+    """A grouped convolution of the model's inputs: its outputs lose the same positions of both groups."""
+    d = _Draw()
+    params = {"grouped": d.conv(2, 8, bias=True), "next": d.conv(8, 6, 1, bias=True), "head": d.dense(6, 3)}
+
+    def apply(p, x):
+        x = jax.nn.relu(_conv(p["grouped"], x, groups=2))
+        return _dense(p["head"], jnp.mean(jnp.tanh(_conv(p["next"], x)), axis=(1, 2)))
+
+    return Model(apply, params, (d(2, 4, 4, 4),))
 
 
 def pixel_shuffle():
@@ -620,7 +653,8 @@ def identity_products():
 MODELS = {
     build.__name__: build
     for build in (
-        two_heads, siamese, gated_residual, dense_skip, squeeze_excite_reduction, shuffle, pixel_shuffle,
+        two_heads, siamese, gated_residual, dense_skip, squeeze_excite_reduction, shuffle,
+        shuffle_of_odd_groups, vmapped_convolutions, grouped_inputs, pixel_shuffle,
         pixel_shuffle_channels_outside, cross_attention, tied_encoder_decoder, normalised_by_channel_mean,
         layer_norm_between, group_norm, instance_norm, softmax_over_channels, argmax_over_channels, max_over_channels,
         flatten_images, flatten_channels_first, pooled_both_ways, transposed_convolution, glu, glu_interleaved,

@@ -18,7 +18,10 @@ GROUPS = {  # sizes of the groups that are exact, and of those that are not
     "gated_residual": ([8], []),
     "dense_skip": ([4, 4, 6], []),
     "squeeze_excite_reduction": ([4, 4, 8], []),
-    "shuffle": ([1], []),
+    "shuffle": ([2, 3], []),
+    "shuffle_of_odd_groups": ([1, 3], []),
+    "vmapped_convolutions": ([6, 8], []),
+    "grouped_inputs": ([4, 6], []),
     "pixel_shuffle": ([4, 4], []),
     "pixel_shuffle_channels_outside": ([4, 4], []),
     "cross_attention": ([2, 2, 3, 5, 6, 8], []),
@@ -112,14 +115,30 @@ def test_outputs_and_gradients_equal_those_of_the_masked_network(name):
     chex.assert_trees_all_close(small_grads, removal.cut_leaves(grads, small.kept), atol=1e-4)
 
 
-def test_fully_coupled_channels_are_reported_to_stay():
-    """A shuffle between two grouped convolutions couples all channels: none can be removed without the others."""
+def test_a_shuffle_leaves_the_positions_of_a_group_that_both_convolutions_can_lose():
+    """After the shuffle of 2 groups of 4, channel 2 j + g comes from position j of group g.
+
+    The first convolution loses j from both groups, so 2 j and 2 j + 1; the second loses position i of both groups, so i
+    and i + 4. Together these are the channels 0, 1, 4, 5 and the channels 2, 3, 6, 7.
+    """
     graph = graph_of(MODELS["shuffle"]())
+    (group,) = (group for group in graph.channels if any(member.path == "depthwise/bias" for member in group.members))
+    found = {(member.path, member.axis): member.indices.tolist() for member in group.members}
+    assert found["depthwise/bias", 0] == found["depthwise/kernel", 3] == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert found["first/bias", 0] == found["first/kernel", 3] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert found["second/kernel", 2] == [[0, 1], [2, 3]]
+
+
+def test_fully_coupled_channels_are_reported_to_stay():
+    """A shuffle of 2 groups of 3 channels couples all of them: none can be removed without the others."""
+    model = MODELS["shuffle_of_odd_groups"]()
+    graph = graph_of(model)
     assert "it always stays: no axis loses all of its indices" in str(graph)
+    scores = jax.tree.map(jnp.abs, model.params)
     with pytest.raises(
         ValueError, match="at most 0 can be removed; the group of 'depthwise/bias' stays whole, because all"
     ):
-        jprune.channel_group_masks(graph, jax.tree.map(jnp.abs, MODELS["shuffle"]().params), multiply_adds=0.1)
+        jprune.channel_group_masks(graph, scores, multiply_adds=0.1, groups="^depthwise/")
 
 
 def test_the_models_own_code_serves_with_smaller_identities_in_branches():
