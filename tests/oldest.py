@@ -1,7 +1,8 @@
-"""Print pip constraints that pin what pyproject.toml asks for to the lower bounds that it promises.
+"""Print pip constraints that pin the dependencies in pyproject.toml to their lower bounds.
 
-``make test-oldest`` installs under them. They hold for what the library and its tests import: the
-dependencies and the extras flax, recall, report, export, experiments and test; the tools of dev and docs float.
+``make test-oldest`` installs with these constraints. They cover the packages that the library and its tests import:
+the dependencies and the extras flax, recall, report, export, experiments and test. The tools in dev and docs are not
+pinned.
 """
 
 import re

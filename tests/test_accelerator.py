@@ -1,4 +1,4 @@
-"""On an accelerator the library computes what it computes on a CPU; where numpy can say, what numpy does."""
+"""Results on an accelerator agree with those on a CPU and, where numpy has an equivalent, with numpy."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The benchmarks for accelerators at sizes for a CPU, and what the benchmarks do without PyTorch."""
+"""The accelerator benchmarks at sizes for a CPU, and the benchmarks without PyTorch."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What is published: the source archive holds all that is tracked, the wheel the library alone, and it imports bare."""
+"""The source archive holds every tracked file, the wheel holds only the library, and the wheel imports by itself."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Every example runs as its reader would run it, and ends as it says."""
+"""Every example runs with the documented command and prints the documented last line."""
 
 import pathlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Importing the library: silent, offline, and no heavier than what is used."""
+"""Importing the library prints nothing, opens no connection and loads only the dependencies that are used."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Leaves are named the same for every kind of tree, selected by pattern, and matched by path."""
+"""Leaves have the same names in every kind of tree, are selected by pattern and matched by path."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What the compilers for GPUs and TPUs make of the library's programs; `make test-compilers` installs them."""
+"""The library's programs compiled ahead of time for GPUs and TPUs; `make test-compilers` installs the compilers."""
 
 import functools
 import importlib.util

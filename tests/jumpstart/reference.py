@@ -1,7 +1,7 @@
-"""The penalty and its gradient worked out in plain loops, in float64: what the library is held against.
+"""Reference for the tests: the penalty and its gradient in plain float64 loops.
 
-Nothing here is shared with the library: every unit, point or layer is a list of cells, visited in the order in
-which the rule 'single' prefers them.
+It shares no code with the library. Every unit, point or layer is a list of cells, visited in the order in which the
+rule 'single' prefers them.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Every layer's preactivation, in call order, from a model that stays as it was."""
+"""The preactivations of every layer in call order, captured without changing the model."""
 
 import chex
 import flax.linen as nn

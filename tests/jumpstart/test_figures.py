@@ -1,4 +1,4 @@
-"""Status maps and heat-maps: what stands in which cell, in the order of the layers, and inside the figure."""
+"""Status maps and heat-maps: the contents of every cell, the order of the layers, and the limits of the figure."""
 
 from collections import OrderedDict
 

@@ -1,4 +1,4 @@
-"""The penalty over eight devices: value and gradient are those of one device, whatever ties and is padded."""
+"""The penalty on eight devices has the value and gradient of one device, also with ties and padding."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What holds of the penalty whatever the numbers: random ties, precision, vmap, masks, containers, refusals."""
+"""Properties of the penalty for arbitrary numbers: ties, precision, vmap, masks, containers and errors."""
 
 import functools
 from collections import Counter, OrderedDict

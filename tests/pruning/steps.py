@@ -1,4 +1,4 @@
-"""A few training steps on a made-up loss, and the masks numpy would take."""
+"""A few training steps on a made-up loss, and the expected masks computed with numpy."""
 
 import operator
 

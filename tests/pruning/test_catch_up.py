@@ -1,4 +1,4 @@
-"""Entries of the schedule whose step was not seen: each is applied once, at the next update."""
+"""Schedule entries at a step that was skipped: each is applied once, at the next update."""
 
 import jax
 import jax.numpy as jnp

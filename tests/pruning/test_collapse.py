@@ -1,4 +1,4 @@
-"""Layers in which nothing is left are named, wherever that can be seen."""
+"""Warnings and reports name the layers that have no weights left."""
 
 import warnings
 

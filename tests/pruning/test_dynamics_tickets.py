@@ -1,4 +1,4 @@
-"""Lottery tickets: rewinding gives back the very bits of weights and optimizer state, and the masks hold."""
+"""Lottery tickets: rewinding restores the bits of weights and optimizer state, and the masks are kept."""
 
 import functools
 

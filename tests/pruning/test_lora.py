@@ -1,4 +1,4 @@
-"""Merging of adapters: numbers worked out in numpy, zeros that stay, and what does not fit is refused by name."""
+"""Merging of adapters: values computed with numpy, zeros that stay zero, and errors that name the adapter."""
 
 import chex
 import jax

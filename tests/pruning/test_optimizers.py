@@ -1,7 +1,7 @@
-"""Every public optimizer of optax: what is pruned is exactly 0 after every step, in float32 and bfloat16.
+"""Every public optimizer of optax: pruned weights are exactly 0 after every step, in float32 and bfloat16.
 
-A table names each optimizer with the arguments it needs. What optax exports beyond the table and the
-list of things that are no optimizer fails a test here.
+A table lists each optimizer with the arguments it needs. A test fails for any name that optax exports and that is
+neither in the table nor in the list of names that are not optimizers.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Proximal links: steps worked out by hand, and convex problems whose minimizers are known."""
+"""Proximal links: steps computed by hand, and convex problems with known minimizers."""
 
 import functools
 

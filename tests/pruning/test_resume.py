@@ -1,4 +1,4 @@
-"""Training that stops, goes to disk as packed masks and kept weights, and goes on with the same bits."""
+"""Training that is stopped, saved as packed masks and kept weights, and resumed with the same bits."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The tables: numbers by hand, exact targets, and what is refused."""
+"""Schedules: tables computed by hand, exact targets, and errors."""
 
 import numpy as np
 import pytest

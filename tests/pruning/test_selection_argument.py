@@ -1,4 +1,4 @@
-"""Any callable with the signature of global_masks is a selection, and wrapping one costs no compiled program."""
+"""Any callable with the signature of global_masks is a selection; wrapping one compiles no further program."""
 
 import functools
 

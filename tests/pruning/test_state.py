@@ -1,4 +1,4 @@
-"""Masks in an optimizer state that belong to other parameters than those at hand."""
+"""Errors for an optimizer state whose masks belong to other parameters."""
 
 import jax.numpy as jnp
 import numpy as np

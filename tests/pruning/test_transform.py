@@ -1,4 +1,4 @@
-"""prune and keep_zeros by themselves: counts, exact zeros, states, and what is refused."""
+"""prune and keep_zeros on their own: counts, exact zeros, states and errors."""
 
 import functools
 import itertools

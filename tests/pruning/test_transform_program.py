@@ -1,4 +1,4 @@
-"""The programs that prune compiles to: what they read, what they keep, and where they run."""
+"""The compiled programs of prune: the buffers read, the buffers kept, and the devices used."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""What prune and keep_zeros refuse, when, and in which words."""
+"""Errors of prune and keep_zeros: when they are raised, and their messages."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""The worked example of docs/audit.md runs, and finds what the page says."""
+"""The worked example of docs/audit.md runs and gives the results on the page."""
 
 import importlib.util
 import pathlib

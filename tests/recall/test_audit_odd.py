@@ -1,4 +1,4 @@
-"""Odd audits have a defined answer, and say what a reader must know."""
+"""Unusual audits have a defined result and the notes that a reader needs."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What an audit refuses: by name, index and value."""
+"""Errors of the audit give the name, index and value of the wrong input."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Data of your own: .npz files and tables, what is read from them and what is refused."""
+"""User data from .npz files and tables: the arrays read, and the errors for files that cannot be used."""
 
 import numpy as np
 import pandas as pd

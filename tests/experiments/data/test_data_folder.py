@@ -1,4 +1,4 @@
-"""A folder of images as a data set: what is read, in which order, and what is refused."""
+"""A folder of images as a data set: the files read, their order, and the errors."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""ResNet-50 at toy size: a step whose batch is split over eight devices, and the stream of images."""
+"""ResNet-50 at a small size: a training step with the batch split over eight devices, and the stream of images."""
 
 import io
 import math

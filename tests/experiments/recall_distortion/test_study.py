@@ -1,4 +1,4 @@
-"""The study end to end, small: what is trained, pruned, stored, resumed and reported."""
+"""A small run of the whole study: training, pruning, storage, resumption and report."""
 
 import base64
 import dataclasses

@@ -1,4 +1,4 @@
-"""The lottery-ticket study: sizes of the levels, and training that is the library's rewinding."""
+"""The lottery-ticket study: the sizes of the levels, and training that agrees with the library's rewinding."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Questions R13 and R14 on made-up networks whose answers are known by hand."""
+"""Questions R13 and R14 on made-up networks with known answers."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""What is kept of finished runs, the verdicts drawn from it, and the page rebuilt from both."""
+"""The tables kept of finished runs, the verdicts drawn from them, and the page rebuilt from both."""
 
 import dataclasses
 import subprocess

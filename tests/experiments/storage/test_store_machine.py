@@ -1,4 +1,4 @@
-"""Any order of writes, losses, damage and killed writers, against a dict of what the store must hold."""
+"""Any order of writes, losses, damage and killed writers, compared with a dict of the expected contents."""
 
 import itertools
 import os

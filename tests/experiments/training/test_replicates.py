@@ -1,4 +1,4 @@
-"""A replicate is the same replicate in any company: whatever number, block, device or form."""
+"""A replicate does not depend on the number of replicates, the block, the devices or the form of the computation."""
 
 import jax
 import jax.numpy as jnp

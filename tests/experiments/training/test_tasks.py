@@ -1,4 +1,4 @@
-"""A classification task with batch normalization: its statistics are state, handed in and handed out."""
+"""A classification task with batch normalization, whose statistics are passed in and returned as state."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What goes out comes back: bits, values, dtypes; what does not fit is refused by name."""
+"""Files read back have the same bits, values and dtypes; files that do not match raise an error naming the leaf."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""How many weights each layer keeps: from shapes alone, in layers without weights, and what is no number."""
+"""How many weights each layer keeps: from shapes alone, for layers without weights, and for scores that are NaN."""
 
 import functools
 

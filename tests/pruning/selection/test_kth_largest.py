@@ -1,4 +1,4 @@
-"""The exact selection by counting, held against a stable numpy sort on trees that are packed and ones that are not."""
+"""The exact selection by counting agrees with a stable numpy sort, on packed and unpacked trees."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Structured and per-layer selections against plain loops in numpy, and what does not divide."""
+"""Structured and per-layer selections agree with plain numpy loops; sizes that do not divide raise an error."""
 
 import itertools
 

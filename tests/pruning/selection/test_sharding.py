@@ -1,4 +1,4 @@
-"""Sharded weights: the same masks bit for bit on any mesh, and a program that moves only counts."""
+"""Sharded weights: the masks are bit for bit the same on any mesh, and only counts move between devices."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Modules rebuilt with the smaller parameters compute what the smaller program computes."""
+"""Modules rebuilt with the smaller parameters compute the same as the smaller program."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Less common networks: which groups they have, and that the smaller network computes what the masked one does."""
+"""Less common networks: their groups, and a smaller network that computes the same as the masked one."""
 
 import chex
 import jax

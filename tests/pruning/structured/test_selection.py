@@ -1,4 +1,4 @@
-"""Budgets are met exactly, by the channels with the lowest scores, and errors name what stops them."""
+"""Budgets are met exactly by removing the channels with the lowest scores; errors name the channels that must stay."""
 
 import chex
 import jax

@@ -1,4 +1,4 @@
-"""Slopes of small counts against exact rational arithmetic: what is 0 there is 0 here, and not a rounding of it."""
+"""Slopes of small counts agree with exact rational arithmetic; an exact 0 is 0 and not a rounding error."""
 
 from fractions import Fraction
 

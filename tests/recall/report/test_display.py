@@ -1,4 +1,4 @@
-"""The tables of the page: what is shown where there is too much."""
+"""The tables of the page: the rows shown when there are too many."""
 
 import re
 from collections import Counter
