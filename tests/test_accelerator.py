@@ -31,14 +31,14 @@ def _full_precision():
 
 
 def on_cpu(function, *args):
-    """What a function gives on the CPU, as numpy."""
+    """The result of a function on the CPU, as numpy arrays."""
     cpu = jax.devices("cpu")[0]
     with jax.default_device(cpu):
         return jax.tree.map(np.asarray, jax.jit(function)(*jax.device_put(args, cpu)))
 
 
 def agree(function, *args, rtol=1e-5, atol=1e-6):
-    """Check that a function of arrays gives the same on both; tolerance for floats alone."""
+    """Check that a function of arrays gives the same result on both devices; the tolerance applies only to floats."""
     here = jax.tree.map(np.asarray, jax.jit(function)(*args))
     for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(on_cpu(function, *args)), strict=True):
         assert a.dtype == b.dtype

@@ -21,7 +21,7 @@ from experiments.training.steps import Recipe
 
 
 def _clock(monkeypatch, *durations):
-    """Make calls of a side last what the iterator of its duration says."""
+    """Make the calls of each side take the times given by its iterator."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
@@ -117,7 +117,7 @@ def test_an_unknown_benchmark_is_refused(monkeypatch, capsys):
     ids=lambda network: network.name,
 )
 def test_a_step_and_its_torch_twin_reach_the_same_weights(network):
-    """``pair`` raises unless they do; what it hands back then trains on, each side its own copy."""
+    """``pair`` raises unless the sides agree; each side then continues to train its own copy."""
     with jax.numpy_rank_promotion("allow"):
         ours, theirs = steps.pair(network, coefficient=0.1)
         losses = [(float(ours()[1]), theirs()) for _ in range(20)]

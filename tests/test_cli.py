@@ -29,7 +29,7 @@ DENSE, TWO, TEN = (predictions(seed, LABELS, rate) for seed, rate in ((0, 0.05),
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with the data in many formats, the working directory of the test."""
+    """The working directory of the test, a folder with the data in many formats."""
     monkeypatch.chdir(tmp_path)
     np.save("labels.npy", LABELS)
     pd.DataFrame({"label": LABELS}).to_csv("labels.csv", index=False)
@@ -51,7 +51,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def audit_json(capsys, *arguments):
-    """What --json prints, and nothing but that."""
+    """The output of --json, after a check that nothing else is printed."""
     assert main(["audit", *arguments, "--json", "--resamples", "0"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
@@ -59,7 +59,7 @@ def audit_json(capsys, *arguments):
 
 
 def failure(capsys, *arguments):
-    """The error of arguments that cannot be used; nothing on standard output."""
+    """The error for invalid arguments, after a check that standard output is empty."""
     assert main(["audit", *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""

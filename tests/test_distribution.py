@@ -72,7 +72,7 @@ def run(*command, **options):
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """The source archive, and the wheel that is built from it."""
+    """The source archive and the wheel built from it."""
     pytest.importorskip("build", reason="building needs the extra dev")
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--outdir", folder, ROOT)

@@ -56,7 +56,7 @@ def test_the_python_blocks_of_a_page_run(page, tmp_path):
 
 
 def shown_in_the_reference():
-    """What the reference pages show: the names of a module that it lists, or None where it shows all."""
+    """The contents of the reference pages: for each module the names listed, or None where all are shown."""
     text = "\n".join(page.read_text() + "\n" for page in (ROOT / "docs/reference").glob("*.md"))
     shown = {}
     for module, options in re.findall(r"^::: ([\w.]+)\n((?:    .*\n)*)", text, re.MULTILINE):

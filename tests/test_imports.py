@@ -44,7 +44,7 @@ def test_every_module_imports_without_a_warning_and_without_the_network():
 
 
 def loaded_by(script, *names, cwd=None):
-    """Which of some packages a fresh process has imported after a script, whose output is dropped."""
+    """Which of these packages a new process has imported after a script, whose output is discarded."""
     after = f"\nimport sys\nprint([n for n in {names!r} if n in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script + after], capture_output=True, text=True, check=False, cwd=cwd)
     assert done.returncode == 0, done.stderr

@@ -89,7 +89,7 @@ def test_few_kernels_are_launched_in_a_pass(name):
 
 @pytest.mark.parametrize("name", ["one H100", "one v5e"])
 def test_sixteen_bit_scores_are_read_as_they_are(name):
-    """No pass reads more than the two bytes of a score, and no wider copy is kept."""
+    """No pass reads more than the two bytes of a score, and no copy in a wider dtype is kept."""
     program = compiled(name, programs.selection, (25_000, 4_000), jnp.bfloat16)
     ((_, body),) = program.entry.loops
     assert body.moved <= 1.1 * 2 * SIZE
@@ -178,7 +178,7 @@ def alone(program):
 
 @pytest.mark.parametrize("network", [steps.lenet(), steps.conv(), steps.dense()], ids=lambda network: network.name)
 def test_the_penalty_reads_each_preactivation_a_few_times_and_keeps_no_copy(network):
-    """It adds no gather, and no more scratch than a tenth of what the step without it needs, or 2 MB."""
+    """It adds no gather, and scratch memory of at most a tenth of the step without it, or 2 MB."""
     plain, penalized = (compiled("one H100", studies.penalty_step, network, c) for c in (0.0, 1e-3))
     assert len(penalized.gathers()) == len(plain.gathers())
     assert penalized.scratch <= max(1.1 * plain.scratch, plain.scratch + 2e6)

@@ -55,7 +55,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run a command to its end, in the repository; programs are compiled once for all of them."""
+    """Run a command in the repository until it ends; all commands share a compilation cache."""
     cache = {
         "JAX_COMPILATION_CACHE_DIR": os.environ.get(
             "JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs"))
@@ -144,7 +144,7 @@ def test_the_tasks_of_one_srun_divide_a_grid(slurm, run, single_grid, tmp_path):
 
 
 def test_the_processes_of_mpirun_in_a_slurm_job_divide_a_grid(slurm, mpi, run, single_grid, tmp_path):
-    """There the Slurm variables of all processes of a node are those of its first task."""
+    """With this launcher all processes of a node have the Slurm variables of its first task."""
     wrapped = " ".join(["mpirun", "-n", "2", *GRID, "--out", str(tmp_path / "run")])
     run("sbatch", "--wait", "-N1", "-n2", "-o", str(tmp_path / "log"), "--wrap", wrapped)
     assert "part 1/2 from the process number" in (tmp_path / "log").read_text()
@@ -174,7 +174,7 @@ def test_a_list_of_tasks_that_names_no_parts_is_refused(slurm, run, command, tmp
 
 
 def test_launched_jobs_compute_every_part_once(slurm, run, single, tmp_path):
-    """Submitted from within a job, whose limits they must not inherit."""
+    """The jobs are submitted from inside a job, whose limits they must not inherit."""
     pytest.importorskip("submitit", reason="needs the extra cluster")
     out = tmp_path / "launched"
     options = ["--launch", "slurm", "--jobs", "2", "--cpus", "1"]
@@ -190,7 +190,7 @@ def test_launched_jobs_compute_every_part_once(slurm, run, single, tmp_path):
 
 
 def task_of(out, rank):
-    """The process of this rank that computes into a folder."""
+    """Return the id of the process of this rank that writes into a folder, or None."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             arguments, environment = ((entry / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
@@ -227,7 +227,7 @@ def test_a_killed_task_ends_the_others_within_seconds(slurm, run, rank, tmp_path
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_in_one_task_ends_the_others_within_seconds(slurm, run, rank, tmp_path):
-    """The data of one task are missing; without a word to the others it would wait five minutes for them."""
+    """The data of one task are missing; unless it tells the others, they wait five minutes for it."""
     data = tmp_path / f"data-{1 - rank}.npz"
     make = f"""
 import numpy as np

@@ -19,7 +19,7 @@ def shapes(tree):
 
 
 def trace_nnx(create, *inputs, method="__call__"):
-    """Trace an NNX module without creating its arrays; what is not a parameter is its state."""
+    """Trace an NNX module without creating its arrays; every variable that is not a parameter is state."""
     from flax import nnx
 
     graphdef, params, state = nnx.split(nnx.eval_shape(lambda: create(nnx.Rngs(0))), nnx.Param, ...)

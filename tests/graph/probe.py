@@ -43,6 +43,6 @@ def _letter(of_output, of_data, axis):
 
 
 def _changes(used, axis):
-    """Whether two weights that differ in the index along the axis never share what they use."""
+    """Whether two weights that differ in their index along the axis never use the same entries."""
     first, rest = np.split(np.moveaxis(used, axis, 0), [1])
     return bool((~(first & rest).any(axis=-1)).all())

@@ -13,7 +13,7 @@ SIZES = {"s": 2, "t": 2, "i": 3, "j": 2, "o": 2, "p": 2}
 
 
 def _drawn(seed):
-    """A product of data and a kernel whose axes come in any order, arranged in a random way on the way to it."""
+    """A product of data and a kernel, with axes in random order and the kernel rearranged at random first."""
     draw = np.random.default_rng(seed)
     pick = lambda names: [name for name in names if draw.random() < 0.6]
     stacked, inputs, outputs = pick("st"), pick("ij") or ["i"], pick("op") or ["o"]

@@ -76,7 +76,7 @@ def _groups(z: np.ndarray, axis: str, spatial: str) -> Iterator[list[Cell]]:
 
 
 def _slack(z, cells, signs, *, balance, margin, ties):
-    """The slack of one group, and its slope at each of its cells."""
+    """The slack of one group and its derivative at each of its cells."""
     values = [float(z[cell]) for cell in cells]
     slack, slope = 0.0, []
     if "+" in signs:

@@ -120,7 +120,7 @@ def test_each_preset_is_its_published_variant(preset, kind):
     ],
 )
 def test_images_of_many_channels_too(mode, ties):
-    """Images of 16 channels and more are looked at in another order in memory."""
+    """Images of 16 channels and more are read in another memory order."""
     rng = np.random.default_rng(1)
     layers = [rng.integers(-2, 3, (3, 2, 2, 17)) / 2, rng.integers(-2, 3, (3, 2, 2, 15)) / 2]
     agrees(layers, {"mode": mode, "ties": ties, "aggregate": "sum_squares"})

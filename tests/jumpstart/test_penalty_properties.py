@@ -63,7 +63,7 @@ def test_random_ties_need_a_key_and_layers_of_one_shape_draw_apart():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_short_floats_are_summed_in_float32(dtype):
-    """Of 4,096 slacks of 1 / 8, a sum in bfloat16 would stand still at 32."""
+    """A sum of 4,096 slacks of 1 / 8 in bfloat16 would stop growing at 32."""
     z = jnp.full((1, 4096), 0.75, dtype)
     total = lambda z: jprune.jumpstart_penalty([z], mode="unit_positive", aggregate="sum")
     value, gradient = jax.jit(jax.value_and_grad(total))(z)
@@ -185,7 +185,7 @@ def test_a_stack_a_list_an_ordered_dict_and_an_array_are_the_same_layers():
     ],
 )
 def test_options_that_are_not_allowed_are_refused_with_those_that_are(options, complaint):
-    """Before anything is traced; the penalty itself checks the same, behind the type checker of these tests."""
+    """Raised before tracing; the penalty has the same check, which the type checker of these tests hides."""
     for make in (jprune.add_jumpstart, jprune.jumpstart.jumpstart_loss):
         with pytest.raises(ValueError, match=complaint):
             make(lambda params, batch: params, 1.0, **options)

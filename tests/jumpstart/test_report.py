@@ -87,7 +87,7 @@ def test_a_linen_module_reports_the_same_rows():
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data_set():
-    """No batch, and nothing of the size of a batch, is alive when the next but one is asked for."""
+    """No batch, and no array as large as a batch, is alive when the second batch after it is requested."""
     model, seen, arrays = network(), [], []
 
     def batches():

@@ -38,7 +38,7 @@ def close(a, b, tolerance=1e-6):
 
 
 def moved(scale):
-    """The gradient of the loss and ``scale`` times that of the penalty."""
+    """The gradient of the loss plus ``scale`` times that of the penalty."""
     return jax.tree.map(lambda g, s: np.asarray(g) + np.float32(scale) * np.asarray(s), GRADS, SLOPE)
 
 
@@ -141,7 +141,7 @@ def test_padding_of_a_batch_is_left_out_by_both_forms():
 
 
 def test_random_ties_differ_at_every_step_and_repeat_with_the_same_key():
-    """All four examples tie: the slope of the kernel tells which was chosen."""
+    """All four examples tie: the gradient of the kernel shows which one was selected."""
     x, params = jnp.eye(4), {"kernel": jnp.zeros((4, 1))}
     options = {"mode": "unit_positive", "aggregate": "sum", "ties": "random", "key": jax.random.key(3)}
     link = jprune.add_jumpstart(lambda params, x: [x @ params["kernel"]], 1.0, **options)

@@ -9,7 +9,7 @@ import optax
 
 
 def slope(params):
-    """A gradient that keeps every weight moving, in the dtype of the weight; None where it is no float."""
+    """A gradient that changes every weight, in the dtype of the weight; None for leaves that are not floats."""
     return jax.tree.map(lambda w: jnp.sin(w * 3 + 1).astype(w.dtype), params)
 
 
@@ -37,7 +37,7 @@ def largest(scores, keep, among=None):
 
 
 def by_rank(scores, *, sparsity=None, keep=None, among=None, min_keep=0):
-    """A global selection for a few weights that compiles in no time: everybody counts who is larger."""
+    """A global selection for a few weights that compiles quickly: each score counts the larger ones."""
     leaves, treedef = jax.tree.flatten(scores)
     flat = jnp.concatenate([leaf.astype(jnp.float32).ravel() for leaf in leaves])
     if among is not None:

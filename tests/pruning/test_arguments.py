@@ -17,7 +17,7 @@ ONE_SHOT = {1000: 0.5}
 
 
 def call(function, *arguments, **options):
-    """Call a function as users have it, whose types nothing checks, and initialize the link that it makes."""
+    """Call a function without the type checker of the tests and initialize the link that it returns."""
     made = inspect.unwrap(function)(*arguments, **options)
     return made.init(PARAMS)
 

@@ -19,7 +19,7 @@ PARAMS = {
 
 
 class Selections:
-    """The magnitude score, which counts how often it was computed."""
+    """The magnitude score, with a count of its calls."""
 
     def __init__(self):
         self.count = 0

@@ -31,7 +31,7 @@ LINK = prune(MAGNITUDE, {0: 0.5})
 
 
 def train(tx, params, steps):
-    """Train; after every step what is pruned is exactly 0, and no other weight of the kernels is."""
+    """Train and check that after every step exactly the pruned weights of the kernels are 0."""
     state, step, kept = tx.init(params), make_step(tx), []
     for _ in range(steps):
         params, state = step(params, state)
@@ -177,7 +177,7 @@ def test_schedule_free_pruned_at_any_step_in_reset_moments():
 
 
 def test_pruned_late_inside_schedule_free_check_pruned_says_so():
-    """The average that schedule_free keeps still holds what was pruned; only reset_moments can reach it."""
+    """The average in schedule_free still holds the pruned weights; only reset_moments can clear it."""
     pruned = optax.chain(optax.sgd(0.1), prune(MAGNITUDE, {2: 0.5}))
     with pytest.raises(ValueError, match="pruned weights are not 0"):
         schedule_free_run(contrib.schedule_free(pruned, 0.1), 4, lambda state: state)

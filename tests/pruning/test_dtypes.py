@@ -24,7 +24,7 @@ DTYPES = {
 
 @pytest.fixture(params=DTYPES)
 def case(request):
-    """Parameters, inputs, and the dtype and tolerance of what is computed from them."""
+    """Parameters, inputs, and the dtype and tolerance of the results."""
     body, head, working, rtol = DTYPES[request.param]
     with jax.enable_x64(request.param in ("float64", "mixed")):
         params = {"body": {"kernel": jnp.asarray(KERNEL, body)}, "head": {"kernel": jnp.asarray(HEAD, head)}}

@@ -169,7 +169,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_moments_of_a_regrown_weight_equal_those_at_init(name):
-    """The shapes of the two kernels are those of no other parameter, so a leaf of that shape is theirs."""
+    """No other parameter has the shapes of the two kernels, so a leaf of such a shape belongs to them."""
     optimizer = OPTIMIZERS[name]()
     tx, params = dynamic(optimizer), kernels()
     state = tx.init(params)
@@ -229,7 +229,7 @@ def test_a_leaf_of_the_state_belongs_to_the_parameter_of_the_longest_name():
 
 
 def test_a_regrown_weight_moves_as_a_new_one_would():
-    """Momentum from before it was pruned, or gathered while it was, must not move it."""
+    """Momentum from before or during the time a weight was pruned must not change it."""
     params = {"kernel": jnp.array([[1.0, 0.1]])}
     link = jprune.prune(
         jprune.magnitude(),

@@ -24,7 +24,7 @@ def initial():
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def update(params, state):
-    """It donates, as a real training step does: what is to be rewound to must be a copy."""
+    """The step donates its arguments, as a real training step does: the stored weights must be a copy."""
     updates, state = TX.update(slope(params), state, params)
     return optax.apply_updates(params, updates), state
 

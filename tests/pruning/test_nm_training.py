@@ -11,7 +11,7 @@ from jprune.pruning.nm_training import sr_ste
 
 
 def pattern(w, n, m):
-    """The n largest of every m rows."""
+    """Masks of the n largest of every m rows."""
     groups = np.abs(w).reshape(-1, m, w.shape[1])
     order = np.argsort(np.argsort(-groups, axis=1, kind="stable"), axis=1, kind="stable")
     return (order < n).reshape(w.shape)
@@ -83,7 +83,7 @@ def test_bad_arguments_are_refused_by_name(call, message):
 
 
 def test_axes_say_along_which_axis_weights_compete():
-    """An Equinox weight (outputs, inputs), with rows of four inputs of which the two largest stay."""
+    """An Equinox weight (outputs, inputs), which keeps the two largest of every four inputs."""
     weight = {"layer": {"weight": jnp.array([[4.0, -3.0, 2.0, 1.0], [1.0, 2.0, -3.0, 4.0], [1.0, 4.0, 3.0, -2.0]])}}
     wanted = [[1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]]
     roles = {"weight$": jprune.KernelAxes(inputs=(1,), outputs=(0,))}

@@ -24,10 +24,10 @@ def loss(params):
 
 
 class Case:
-    """How to make an optimizer, what its update needs beside the gradient, and the gradient it takes.
+    """How to make an optimizer, the further arguments of its update, and the gradient it takes.
 
-    An update is run outside jit, where optimizers share their compiled operations, except one that
-    has loops or branches of its own.
+    Updates run outside jit, where optimizers share their compiled operations. An optimizer with loops or branches of
+    its own is jitted.
     """
 
     def __init__(self, make, extra=lambda params, grad: {}, grad=slope, jit=False):
@@ -178,7 +178,7 @@ NO_OPTIMIZER = {
 
 
 def makers(module):
-    """Public functions that say they return a gradient transformation, or are where optimizers are."""
+    """Public functions annotated to return a gradient transformation, or defined in a module of optimizers."""
     for name in dir(module):
         thing = getattr(module, name)
         function = getattr(thing, "func", thing)  # nadam is a functools.partial

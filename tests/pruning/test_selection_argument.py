@@ -23,12 +23,12 @@ def wrapped(scores, **options):
 
 
 def computing(scores, *, sparsity, among):
-    """Removes half of what it is asked to."""
+    """A selection that removes half of the requested weights."""
     return jprune.layer_masks(scores, sparsity=sparsity / 2, among=among)
 
 
 def selections_in(tx):
-    """How many selections the update has, each counted by its loops."""
+    """The number of selections in the update, counted by their loops."""
     text = str(jax.make_jaxpr(lambda p, s: tx.update(p, s, p))(PARAMS, tx.init(PARAMS)))
     return text.count("while[")
 

@@ -41,7 +41,7 @@ def is_spec(node):
 
 
 class Training(stateful.RuleBasedStateMachine):
-    """Replicates of one tree, pruned by magnitude on one schedule, beside lists of numpy arrays."""
+    """Replicates of one tree, pruned by magnitude on one schedule, compared with lists of numpy arrays."""
 
     @stateful.initialize(
         spec=trees.filter(lambda tree: sum(int(np.prod(shape)) for shape, _ in leaves_of(tree)) > 0),
@@ -87,7 +87,7 @@ class Training(stateful.RuleBasedStateMachine):
         return [np.asarray(self.random.integers(-most, most + 1, s) / 4, dtype) for s, dtype in self.shapes]
 
     def tree(self, arrays):
-        """The arrays in the places of the tree; every other leaf as it is."""
+        """The tree with these arrays; every other leaf is unchanged."""
         arrays = iter(arrays)
         return jax.tree.map(
             lambda node: jnp.asarray(next(arrays) if is_spec(node) else node), self.spec, is_leaf=is_spec

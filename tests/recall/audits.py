@@ -12,7 +12,7 @@ MODELS = 6
 
 
 def predictions(seed, labels, rate, models=MODELS):
-    """Models that err at ``rate``, half as often again on each further class."""
+    """Models with error rate ``rate``, 1.5 times as high on each further class."""
     rng = np.random.default_rng(seed)
     wrong = rng.random((models, labels.size)) < rate * 1.5**labels
     return np.where(wrong, (labels + rng.integers(1, len(NAMES), wrong.shape)) % len(NAMES), labels)
@@ -27,7 +27,7 @@ IMAGES = np.random.default_rng(6).random((EXAMPLES, 8, 8))
 
 @functools.cache
 def one_score():
-    """Six models at three ratios, the control among them."""
+    """Six models at three ratios, one of them the control."""
     return recall.audit(LABELS, DENSE, MAGNITUDE, class_names=list(NAMES))
 
 
@@ -41,17 +41,17 @@ def two_scores():
 
 @functools.cache
 def one_model():
-    """One model: no interval anywhere."""
+    """One model, so there are no intervals."""
     return recall.audit(LABELS, DENSE[0], {10.0: MAGNITUDE[10.0][0]})
 
 
 @functools.cache
 def undefined():
-    """Perfect dense models: no alpha anywhere."""
+    """Perfect dense models, so alpha is undefined."""
     return recall.audit(LABELS, np.stack([LABELS] * 3), {10.0: MAGNITUDE[10.0][:3]})
 
 
 @functools.cache
 def all_wrong():
-    """Dense models that are never right: no normalized balance anywhere."""
+    """Dense models that are always wrong, so the normalized balance is undefined."""
     return recall.audit(LABELS, np.stack([(LABELS + 1) % len(NAMES)] * 3), {10.0: MAGNITUDE[10.0][:3]})

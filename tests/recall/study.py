@@ -8,7 +8,7 @@ CLASSES, EXAMPLES, MODELS = 4, 200, 5
 
 
 def predictions(rng, labels, rate, models=MODELS):
-    """Models that err at ``rate``, twice as often on each further class."""
+    """Models with error rate ``rate``, twice as high on each further class."""
     wrong = rng.random((models, labels.size)) < rate * 2.0 ** (labels - 1)
     return np.where(wrong, (labels + rng.integers(1, CLASSES, (models, labels.size))) % CLASSES, labels)
 

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::sklearn.exce
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    """What the example prints with three seeds, and the folder it wrote into."""
+    """The printed output of the example with three seeds, and its output folder."""
     spec = importlib.util.spec_from_file_location("audit_example", SCRIPT)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
@@ -52,7 +52,7 @@ def test_pages_and_figures_are_written(printed):
 
 
 def test_the_page_shows_what_the_script_prints():
-    """The numbers on the page are of ten seeds; their form is that of the script."""
+    """The numbers on the page come from ten seeds, in the format that the script prints."""
     page = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
     for name in ("balanced", "zero-commonest", "zero-rarest"):
         assert f"\n{name}: Class " in page

@@ -152,7 +152,7 @@ def arrays(draw):
 
 @st.composite
 def damages(draw):
-    """A way to spoil the file of one role: a name and what it needs."""
+    """A way to damage the file of one role: its name and arguments."""
     way = draw(
         st.sampled_from(["none", "none", "cut", "flip", "insert", "noise", "cell", "rows", "kind", "shape", "entry"])
     )

@@ -47,7 +47,7 @@ def test_a_command_that_works_ends_with_0(capsys):
 
 
 def assert_ends_quietly(*arguments):
-    """Run Python with a standard output that nobody reads; what is printed waits in its buffer until the end."""
+    """Run Python with a standard output that nobody reads; printed lines stay in its buffer until the end."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "PYTHONUNBUFFERED": ""}
     with subprocess.Popen([sys.executable, *arguments], env=environment, **pipes) as process:
@@ -105,7 +105,7 @@ def test_a_time_limit_that_no_job_can_keep_is_refused(given, message):
 
 
 def test_a_job_of_a_job_does_not_inherit_its_limits(monkeypatch):
-    """But the variables that the user sets for sbatch, and those of the cluster, stay."""
+    """Variables that the user sets for sbatch, and those of the cluster, are kept."""
     kept = {"SBATCH_ACCOUNT": "me", "SLURM_CONF": "/etc/slurm.conf", "HOME": "/home/me"}
     for name, value in {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "2", "SRUN_CPUS_PER_TASK": "2", **kept}.items():
         monkeypatch.setenv(name, value)
@@ -138,7 +138,7 @@ def test_a_failed_job_is_an_error_that_names_its_log(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_that_reaches_its_time_limit_is_requeued_and_its_program_ends(tmp_path, monkeypatch):
-    """The program completes a stage and waits the first time, and ends at once the second time and for the report."""
+    """The program completes a stage and waits on its first run, and ends at once on the second and for the report."""
     pytest.importorskip("submitit", reason="needs the extra cluster")
     (tmp_path / "waiting.py").write_text(
         "import os, pathlib, sys, time\n"
@@ -158,7 +158,7 @@ def test_a_job_that_reaches_its_time_limit_is_requeued_and_its_program_ends(tmp_
 
 @pytest.mark.parametrize("name", ["SIGUSR2", "SIGTERM"])
 def test_the_command_of_a_job_does_not_end_at_the_signal_of_a_time_out_or_a_preemption(tmp_path, name):
-    """Slurm sends it to all processes of a job, to the command perhaps first."""
+    """Slurm sends the signal to all processes of a job, and the command may be the first to get it."""
     script = f"import os, signal; os.kill(os.getpid(), signal.{name}); open({str(tmp_path / 'log')!r}, 'w').close()"
     assert launch.Part([sys.executable, "-c", script], tmp_path, hours=1)() == 0
     assert (tmp_path / "log").exists()
@@ -167,7 +167,7 @@ def test_the_command_of_a_job_does_not_end_at_the_signal_of_a_time_out_or_a_pree
 
 
 def test_a_job_that_completes_no_stage_within_its_time_limit_is_not_requeued(tmp_path, monkeypatch):
-    """But it is after a preemption, which comes earlier, and if a stage was completed."""
+    """After a preemption, which comes earlier, or a completed stage it is requeued."""
     submitit = pytest.importorskip("submitit", reason="needs the extra cluster")
     now = 1000.0
     monkeypatch.setattr(launch.time, "time", lambda: now)

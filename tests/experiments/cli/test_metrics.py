@@ -12,7 +12,7 @@ LOSSES = {1: [2.0, 1.0, 0.0], 2: [float("nan"), 0.5, float("inf")]}
 
 
 def scalars(path):
-    """(tag, step, value) of every scalar: a file is records of length, its checksum, an event, its checksum."""
+    """(tag, step, value) of every scalar; a record is a length, its checksum, an event and its checksum."""
     from tensorboardX.proto import event_pb2
 
     content, found = path.read_bytes(), []

@@ -43,7 +43,7 @@ def test_the_key_decides_to_the_last_bit(dtype):
 
 
 def test_augmentation_equals_the_recorded_result():
-    """Golden: a study's numbers must not change with a version of jax or of this file."""
+    """Golden values: the numbers of a study must not change with the version of jax or of this file."""
     x = jnp.arange(4 * 6 * 6, dtype=jnp.int32).reshape(4, 6, 6, 1)
     found = augment(jax.random.key(42), x, pad=1)
     assert found.sum((1, 2, 3)).tolist() == [525, 1590, 2670, 4518]

@@ -13,7 +13,7 @@ ARRAY = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
 
 
 class Maker:
-    """Makes the array in blocks of four rows, and counts how often."""
+    """Makes an array in blocks of four rows and counts the calls."""
 
     def __init__(self, rows=6):
         self.calls = 0

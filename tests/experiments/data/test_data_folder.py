@@ -15,7 +15,7 @@ from experiments.storage import files
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Twelve grey images of 6 x 4 pixels in two classes; pixel values say which image it is."""
+    """Twelve grey images of 6 x 4 pixels in two classes; the pixel values identify the image."""
     for split, each in (("train", 4), ("test", 2)):
         for c, name in enumerate(("cat", "dog")):
             folder = tmp_path / "pictures" / split / name

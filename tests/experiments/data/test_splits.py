@@ -27,14 +27,14 @@ def test_stratified_depends_on_the_generator_alone():
 
 
 def test_long_tail_of_cifar10_has_the_published_counts():
-    """Imbalance 100: Cui et al. 2019, as every long-tailed CIFAR-10 has had since."""
+    """Imbalance 100 as in Cui et al. (2019) and every long-tailed CIFAR-10 since."""
     labels = np.repeat(np.arange(10), 5000)
     kept = splits.long_tailed(labels, 10, 100.0, rng())
     assert np.bincount(labels[kept]).tolist() == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 
 
 def test_long_tail_of_unequal_classes_keeps_the_profile():
-    """Class 1 has 20 examples: it bounds class 0 to 20 * 2, since 4^(1/2) = 2."""
+    """The 20 examples of class 1 limit class 0 to 20 * 2, since 4^(1/2) = 2."""
     labels = np.repeat(np.arange(3), [100, 20, 100])
     kept = splits.long_tailed(labels, 3, 4.0, rng())
     assert np.bincount(labels[kept]).tolist() == [40, 20, 10]

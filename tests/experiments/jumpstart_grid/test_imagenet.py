@@ -88,7 +88,7 @@ def test_every_image_is_streamed_once_and_processes_decode_parts_of_the_same_bat
 
 
 def test_the_central_crop_is_7_8_of_the_shorter_side():
-    """Of a white image of 16 x 32 with a black border of one pixel, the crop of 14 x 14 is all white."""
+    """The 14 x 14 crop of a white 16 x 32 image with a black border of one pixel is all white."""
     pixels = np.full((16, 32, 3), 255, np.uint8)
     pixels[[0, -1]], pixels[:, [0, -1]] = 0, 0
     buffer = io.BytesIO()

@@ -48,7 +48,7 @@ def test_shares_of_the_published_grid_are_those_of_its_summary(method, means, va
 
 
 def test_sizes_on_which_seeds_disagree_are_counted_and_those_against_the_published_network():
-    """Of four sizes two split, one agrees with the published network and one does not."""
+    """Two of four sizes differ between seeds, one agrees with the published network and one does not."""
     accuracies = [0.95, 0.5, 0.5, 0.9, 0.99, 0.99, 0.6, 0.6]
     ours = _cells(
         method=["UP"] * 8, width=[1, 1, 2, 2, 3, 3, 4, 4], depth=[1] * 8, replicate=[0, 1] * 4,
@@ -133,7 +133,7 @@ def test_the_published_cifar_cells_are_compared_with_ours():
 
 
 def test_alpha_of_pruned_networks_is_the_audit_s():
-    """Dense right 9 and 7 of 10, pruned 7 and 5: alpha 4/3, as jprune.recall says of these counts."""
+    """Dense networks classify 9 and 7 of 10 correctly, pruned ones 7 and 5: jprune.recall gives alpha 4/3."""
     rows = [("dense", 1.0, "9 7", 0.0), ("baseline", 2.0, "7 5", 0.25), ("jumpstart", 2.0, "7 5", 0.5)]
     table = pd.DataFrame(
         [

@@ -245,7 +245,7 @@ def test_no_stage_begins_when_the_minutes_are_over(tmp_path, capsys):
 
 @TRAINS
 def test_dropout_ends_where_its_rate_is_zero(monkeypatch):
-    """UP-zero trains in two phases, with dropout and without, and for the epochs that were asked for."""
+    """UP-zero trains in two phases, with dropout and without, for the requested number of epochs."""
     monkeypatch.setattr(moons, "DROPOUT_EPOCHS", 3)
     phases = []
     lower = thin_networks.train.lower

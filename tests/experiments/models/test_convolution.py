@@ -115,7 +115,7 @@ def test_one_dimension_is_refused():
     ("channels_last", 8, 3, 3),
 ])  # fmt: skip
 def test_each_platform_gets_its_own_form(form, outputs, on_cpu, on_cuda):
-    """On a CPU no gradient is left to XLA's slow loop nests; where no form is faster the plain convolution stays."""
+    """On a CPU no gradient uses XLA's slow loop nests; where no form is faster the plain convolution is kept."""
     x, kernel = arguments((3, 3), outputs=outputs)
     run = jax.jit(lambda x, w: value_and_gradients(FORMS[form], x, w, (1, 1), ((1, 1), (1, 1))))
     text = {
@@ -168,7 +168,7 @@ def test_column_sums_are_numpys():
 
 
 def test_relu_of_a_wide_layer_ends_a_chain_of_elementwise_operations():
-    """Without it XLA computes what comes before once for each of the two uses."""
+    """Without it XLA repeats the preceding computation for each of the two uses."""
 
     def computed(relu):
         def run(x):

@@ -29,7 +29,7 @@ def count(state):
 
 
 def sizes(model):
-    """All parameters, and those that a study may prune."""
+    """The number of all parameters and of the prunable ones."""
     params = nnx.state(model, nnx.Param)
     return count(params), count(trees.only(params, jprune.by_path(exclude=r"^head/")))
 

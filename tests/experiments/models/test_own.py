@@ -26,7 +26,7 @@ DATA = datasets.of_arrays(ARRAYS, "toy")
 
 
 class Net(nnx.Module):
-    """Two layers, one of which is to be pruned, an output layer that is not called head, and dropout."""
+    """Two layers, one of them prunable, an output layer that is not called head, and dropout."""
 
     def __init__(self, width=6, *, rngs):
         self.one = nnx.Linear(4, width, rngs=rngs)
@@ -49,7 +49,7 @@ class LinenNet(nn.Module):
 
 
 class Flat(nnx.Module):
-    """Returns a logit too many."""
+    """A model that returns one logit too many."""
 
     def __init__(self, *, rngs):
         self.one = nnx.Linear(4, 4, rngs=rngs)
@@ -122,7 +122,7 @@ def test_the_hash_has_options_shapes_normalization_and_the_source_of_the_class()
     ],
 )
 def test_a_study_from_python_prunes_the_given_kernels(tmp_path, model, options):
-    """One kernel of 4 x 8 or 4 x 6 weights is pruned; the whole model has the ratio asked for."""
+    """One kernel of 4 x 8 or 4 x 6 weights is pruned; the whole model has the requested ratio."""
     calls = []
     study = Study(
         replicates=2, ratios=(1, 1.25), scores=("magnitude",), epochs=(2,), finetune_epochs=(1,), batch=16, lr=(0.1,)

@@ -123,7 +123,7 @@ def test_settings_survive_json():
 
 
 def test_the_settings_of_earlier_layouts_are_read():
-    """One dict had everything, and the form could be measured automatically."""
+    """Old files had a single dict, and the form could be measured automatically."""
     earlier = {
         "action": "run",
         "preset": "demo",
@@ -293,7 +293,7 @@ def test_hours_are_those_of_the_measured_steps():
 
 
 def test_the_step_of_another_model_is_estimated_from_its_operations(monkeypatch):
-    """A dense layer of 64 x 100 and one of 100 x 10: two operations a weight and example, and few others."""
+    """Dense layers of 64 x 100 and 100 x 10: two operations per weight and example, and few others."""
     data, options = datasets.load("digits"), {"depth": 1, "width": 100}
     task = tasks.classification(data, "dense", options=options)
     study = Study(model="dense", model_options=("depth=1", "width=100"), batch=256)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Start the command line in another process; programs are compiled once for all of them."""
+    """Start the command line in another process; all processes share a compilation cache."""
     programs = tmp_path_factory.mktemp("programs")
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(programs),
@@ -51,7 +51,7 @@ def start(tmp_path_factory):
 
 
 def finish(process):
-    """Wait for success; what was printed."""
+    """Wait for success and return the printed text."""
     printed, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, printed
     return printed
@@ -149,7 +149,7 @@ def test_two_processes_over_loopback_give_the_numbers_of_one(start, undisturbed,
 
 
 def test_a_killed_process_ends_the_other_one_within_seconds(start, tmp_path):
-    """Two processes of one program; the second is killed while the first trains."""
+    """Two processes run one program; the second is killed while the first trains."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

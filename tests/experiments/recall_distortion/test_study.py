@@ -136,7 +136,7 @@ def test_pruned_weights_are_zero_after_fine_tuning_and_exactly_as_many_are_kept_
 
 
 def test_channels_are_removed_whole_and_stay_zero_in_fine_tuning(folder, tmp_path, monkeypatch):
-    """Of a 64-300-100-10 network: 50,200 multiply-adds, of which half stay at t = 2."""
+    """A 64-300-100-10 network has 50,200 multiply-adds, and half of them are left at t = 2."""
     monkeypatch.setattr(studies, "report", lambda *_: {})
     folder = shutil.copytree(folder, tmp_path / "copy")  # other tests read the reports in the folder
     study = small(structure="channels", ratios=(1, 2), scores=("magnitude",), jumpstart=(0.0,))
@@ -248,7 +248,7 @@ def test_the_report_comes_from_the_store_alone(folder, study, capsys, monkeypatc
 
 @pytest.mark.slow
 def test_studies_side_by_side_are_tested_and_tabled(folder, study, tmp_path):
-    """This study at coefficient 0.1 against the recorded one at its first, 0: Welch's t by scipy."""
+    """This study at coefficient 0.1 compared with the recorded one at its first coefficient, 0: Welch's t by scipy."""
     shutil.copytree(folder / "store", tmp_path / "store")
     here = dataclasses.replace(study, jumpstart=(0.1,))
     report.write(tmp_path, here, Console(file=io.StringIO()), compare=(folder,))
@@ -412,7 +412,7 @@ def test_the_demo_trains_an_epoch_in_one_program_that_lowers_for_every_platform(
 
 
 def test_a_folder_with_another_study_warns_and_keeps_its_results(folder, study, tmp_path, capsys, monkeypatch):
-    """The same folder, another number of fine-tuning epochs: the options that differ are named."""
+    """The same folder with another number of fine-tuning epochs: the error names the options that differ."""
     shutil.copytree(folder, tmp_path / "run")
     monkeypatch.setattr(studies, "report", lambda *_: {})
     monkeypatch.setattr(studies, "carry_out", lambda *_: None)
@@ -428,7 +428,7 @@ def test_a_folder_with_another_study_warns_and_keeps_its_results(folder, study, 
 
 
 def test_a_stage_that_another_run_computes_is_left_to_it(folder, study, tmp_path, monkeypatch):
-    """The stage is claimed when this run looks first; the other run stores it meanwhile."""
+    """Another run has claimed the stage when this run first looks, and stores it in the meantime."""
     shutil.copytree(folder, tmp_path / "run")
     found = stored(tmp_path / "run", study, 0.0, PruningTarget("random", 5.0))
     shutil.move(found.path, tmp_path / "elsewhere")

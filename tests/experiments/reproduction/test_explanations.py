@@ -80,7 +80,7 @@ def _right(alpha, rng):
 
 @pytest.mark.parametrize(("other", "verdict"), [(1.0, "no larger than 5 %"), (0.8, "yes")])
 def test_pruning_is_compared_with_other_changes_at_equal_accuracy(other, verdict):
-    """Every change loses as much accuracy; pruning multiplies the class balance by 1, the others by ``other``."""
+    """Every change loses the same accuracy; pruning multiplies the class balance by 1, the others by ``other``."""
     rng = np.random.default_rng(0)
     dense = [_row("dense", 1.0, i, 750 + BALANCE) for i in range(REPLICATES)]
     main = dense + [_row("control", 1.0, i, 750 + BALANCE) for i in range(REPLICATES)]

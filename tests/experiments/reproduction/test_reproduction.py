@@ -203,7 +203,7 @@ def test_wins_and_losses_are_judged_by_a_sign_test():
 
 
 def _pruned(method, seeds, largest, width=2):
-    """Networks that reach .95 up to these ratios and .6 above; at 0 also before pruning."""
+    """Networks that reach .95 up to these ratios and .6 above; ratio 0 means .6 also before pruning."""
     return pd.DataFrame(
         {"dataset": "moons", "method": method, "depth": 20, "width": width, "replicate": seed, "ratio": ratio,
          "train_acc": 0.95 if ratio <= most else 0.6}
@@ -254,7 +254,7 @@ def test_collapse_is_counted_and_compared_by_an_exact_test():
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.2, "yes"), (1.0, "no larger than 5 %"), (0.8, "open")])
 def test_channels_are_compared_with_weights_at_equal_accuracy(factor, verdict, monkeypatch):
-    """The comparison itself is tested with the library; here, which rows it gets and how it is judged."""
+    """The comparison is tested with the library; this tests the rows that it gets and the verdict drawn from it."""
     frames = []
 
     def compare(frame, a, b):

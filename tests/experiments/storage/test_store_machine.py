@@ -43,7 +43,7 @@ class Store(stateful.RuleBasedStateMachine):
         files.write_table(folder / TABLE, {"replicate": np.array(replicates), "value": numbers})
 
     def swept(self, which):
-        """What a writer does first: stale partial folders of its own kind of stage go."""
+        """The first step of a writer: it deletes stale partial folders of its own kind of stage."""
         folder = self.stage(which, range(1)).path.parent
         self.partial = {path: stale for path, stale in self.partial.items() if not (stale and path.parent == folder)}
 

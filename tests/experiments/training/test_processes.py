@@ -161,7 +161,7 @@ def test_a_shard_given_to_several_processes_of_a_launcher_is_refused(one_program
 
 @pytest.mark.parametrize("numbers", [(3, 3, 7, 1, 2), (7, 3, 7, 1, 2), (4, 0, 4, 1, 3)])
 def test_tasks_of_a_list_name_no_part(numbers):
-    """Of --array=3,7 and --array=0,2,4 Slurm says that the step is 1."""
+    """For --array=3,7 and --array=0,2,4 Slurm reports a step of 1."""
     with pytest.raises(
         ValueError, match=rf"SLURM_ARRAY_TASK_ID={numbers[0]} of \d tasks .* names no part.*give the part"
     ):
@@ -188,7 +188,7 @@ PEER = """
 
 @pytest.fixture
 def meeting(monkeypatch):
-    """No process is watched; yields a list of the connections that would be."""
+    """Watch no process; yield the list of the connections that would be watched."""
     monkeypatch.setattr(processes, "_CONNECTIONS", [])
     monkeypatch.setattr(processes, "_watch", processes._CONNECTIONS.append)
     yield processes._CONNECTIONS
@@ -197,7 +197,7 @@ def meeting(monkeypatch):
 
 
 def test_processes_meet_under_the_first_name_that_works_and_turn_strangers_away(meeting):
-    """A port scanner connects and says nothing of use; a name of the first process is unknown."""
+    """A port scanner connects and sends nothing useful; the name of the first process is unknown."""
     with processes._listen() as listening, socket.create_connection(("127.0.0.1", listening.getsockname()[1])) as other:
         other.sendall(b"GET / HTTP/1.1\r\n\r\n")
         with futures.ThreadPoolExecutor() as pool:

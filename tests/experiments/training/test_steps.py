@@ -45,7 +45,7 @@ def on_device(split, mesh=ONE):
 
 @functools.cache
 def compiled(task, recipe, placement, validation):
-    """What enters training, and the phase: compiled once for all tests that share them."""
+    """The inputs of training and the phase, compiled once for all tests that share them."""
     opening = replicates.spread(lambda i: (*task.init(replicates.key(0, i, 0)), replicates.key(0, i, 1)), placement)
     phase = phases.compile_phase(task, recipe, jprune.kernels, placement, examples=12, validation=validation)
     return opening, phase
@@ -57,7 +57,7 @@ def entering(task, indices):
 
 
 def train(task, recipe, indices=(0,), placement=None, validation=SPLIT):
-    """Train and bring back the state and the metrics (epochs, replicates)."""
+    """Train and return the state and the metrics (epochs, replicates)."""
     placement = placement or Placement(ONE)
     opening, phase = compiled(task, recipe, placement, len(validation.labels))
     begun = opening(replicates.place(np.array(indices, np.int32), placement.mesh))

@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folder):
-    """What the two processes print."""
+    """The printed output of the two processes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -43,7 +43,7 @@ def found(folder):
 
 
 def kept():
-    """The 100 largest of the weights, each of which is there twice; of the last pair the first leaf keeps its own."""
+    """The 100 largest weights, where every value occurs twice; the first leaf keeps its half of the last pair."""
     pairs = np.argsort(-np.abs(KERNEL), axis=None)[:50]
     mask = np.zeros(KERNEL.size, bool)
     mask[pairs] = True

@@ -16,7 +16,7 @@ def _random(*shape, seed=0):
 
 
 def _distances(filters):
-    """equation 6: the sum of the distances of each row to all rows."""
+    """Equation 6: the sum of the distances of each row to all rows."""
     return np.array([sum(np.linalg.norm(a - b) for b in filters) for a in filters.astype(np.float64)])
 
 

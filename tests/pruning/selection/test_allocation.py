@@ -19,7 +19,7 @@ SELECTIONS = pytest.mark.parametrize(
 
 @pytest.fixture
 def _unchecked():
-    """As outside these tests, where no type checker comes before the errors of jprune itself."""
+    """Turn off the type checker of the tests, which would raise before jprune's own errors."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

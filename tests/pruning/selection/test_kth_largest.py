@@ -26,7 +26,7 @@ def draw(rng, shape, kind):
 
 
 def sorted_by_numpy(arrays, keep, eligible):
-    """The ``keep`` largest that are eligible: NaN below -inf, -0 beside 0, then by position."""
+    """The ``keep`` largest eligible scores: NaN is below -inf, -0 equals 0, and ties go by position."""
     flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in arrays])
     may = np.concatenate(
         [(np.ones(x.shape, bool) if e is None else e).ravel() for x, e in zip(arrays, eligible, strict=True)]
@@ -116,7 +116,7 @@ def test_scores_of_different_precision_are_compared_by_value():
 
 @pytest.mark.parametrize("one_device", [True, False], ids=["one device", "many"])
 def test_arrays_too_large_for_one_count_are_counted_in_rows(one_device, monkeypatch):
-    """As if a uint32 could count fewer than 10: the leading axes make rows."""
+    """With the limit of a uint32 count set to 10, the leading axes become rows."""
     monkeypatch.setattr(counting, "_ROW", 10)
     monkeypatch.setattr(counting, "_SMALL", 0)
     rng = np.random.default_rng(1)
@@ -132,7 +132,7 @@ def test_arrays_too_large_for_one_count_are_counted_in_rows(one_device, monkeypa
 
 @pytest.mark.slow
 def test_no_search_takes_more_passes_than_its_bound(monkeypatch):
-    """Halving 2**32 keys takes 32, and two guesses may fail; then the positions of 4,000 weights."""
+    """32 passes halve 2**32 keys, two guesses may fail, and the rest are for the positions of 4,000 weights."""
     passes, count = [0], counting.Layout.count
 
     def counted(self, predicates):

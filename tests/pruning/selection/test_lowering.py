@@ -15,7 +15,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def lowered(function, *arguments):
-    """The program for all platforms; ``exported`` refuses custom calls that not every one of them has."""
+    """The program for all platforms; ``exported`` raises for custom calls that one of them lacks."""
     exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
     assert exported.platforms == PLATFORMS
     return exported.mlir_module()

@@ -119,7 +119,7 @@ def mlp():
 
 
 def sigmoid_mlp():
-    """f(0) is 0.5: a channel is 0 only behind the kernel that reads it."""
+    """f(0) is 0.5: a channel is 0 only after the kernel that reads it."""
     d = _Draw()
     params = {"one": d.dense(5, 8), "two": d.dense(8, 6), "head": d.dense(6, 3)}
 

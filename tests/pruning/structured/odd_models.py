@@ -521,7 +521,7 @@ def gru():
 
 
 def mixture_of_experts():
-    """Experts as a stacked leaf with a soft gate; a hard choice of one by index besides."""
+    """Experts as a stacked leaf with a soft gate, and a hard choice of one expert by index."""
     d = _Draw()
     params = {"stem": d.dense(5, 6), "gate": d.dense(6, 3), "up": d(3, 6, 8), "down": d(3, 8, 6), "head": d.dense(6, 2)}
 
@@ -590,7 +590,7 @@ def autoencoder():
 
 
 def vmapped_ensemble():
-    """Three networks as one leaf each, under vmap; the same units are removed of all."""
+    """Three networks stacked in every leaf, under vmap; the same units are removed from all of them."""
     d = _Draw()
     params = {"one": {"kernel": d(3, 5, 8), "bias": d(3, 8)}, "head": {"kernel": d(3, 8, 2), "bias": d(3, 2)}}
 

@@ -270,7 +270,7 @@ def test_lookahead_averages_and_arrays_of_another_form():
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize("library", ["safetensors", "orbax"])
 def test_the_smaller_model_is_saved_and_loaded(library, tmp_path):
-    """Parameters, batch statistics and the optimizer state come back, and are those of the smaller model."""
+    """Parameters, batch statistics and the optimizer state are restored and belong to the smaller model."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         model = MODELS["vgg"]()
         graph = graph_of(model)
@@ -377,7 +377,7 @@ def residual():
 
 
 def test_dead_units_inside_a_residual_connection_are_not_removed():
-    """Zero weights out of b's unit 0 look dead to b alone; the residual carries a's unit 0 past it."""
+    """With zero weights into it, b's unit 0 is dead in b alone; the residual connection adds a's unit 0."""
     apply, params, x = residual()
     params["b"]["kernel"] = params["b"]["kernel"].at[:, 0].set(0.0)
     graph = trace_model(apply, params, x)

@@ -179,7 +179,7 @@ def test_a_group_is_named_by_path_and_axis_as_it_is_printed():
     ("transformer", {("query", 1): [[0], [2]], ("key", 1): [[0], [1]], ("out", 0): [[0], [2]]}),
 ])  # fmt: skip
 def test_heads_are_removed_whole_where_they_are_fused_or_share_keys(name, members):
-    """Query, key and value of 2 heads of 4 in one projection; 4 query heads on 2 keys. Where each part begins."""
+    """Query, key and value of 2 heads of 4 in one projection; 4 query heads on 2 keys; where each part begins."""
     model = MODELS[name]()
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         graph = graph_of(model)
@@ -255,7 +255,7 @@ def test_bad_arguments_are_named():
 
 
 class TestInTheChain:
-    """Whole channels are zero in training, whatever optimizer comes before."""
+    """Whole channels are zero in training with any optimizer before the link."""
 
     def setup_method(self):
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

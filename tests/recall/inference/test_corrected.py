@@ -9,7 +9,7 @@ from tests.recall import published
 
 
 def plain(labels, dense, after):
-    """(N, D) of one model as the module's docstring has them, a class at a time."""
+    """(N, D) of one model by the formulas in the module's docstring, one class at a time."""
     k, total = labels.max() + 1, len(labels)
     w, r, s, v, c = (np.zeros(k) for _ in range(5))
     for j in range(k):
@@ -24,7 +24,7 @@ def plain(labels, dense, after):
 
 
 def study(rng, classes, size, models, factor):
-    """Labels and what dense and compressed models get right; errors grow by a factor, most on the same examples."""
+    """Labels and the correct examples of dense and compressed models; errors grow by a factor and mostly coincide."""
     labels = np.repeat(np.arange(classes), size)
     error = 1 - np.linspace(0.98, 0.75, classes)[labels]
     draw = rng.random((models, labels.size))

@@ -16,7 +16,7 @@ p_values = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
 @st.composite
 def two_samples(draw):
-    """As many values in each, so that they may also be paired, with some spread wherever a test needs it."""
+    """Samples of equal size, so that they can be paired, with some spread where a test needs it."""
     a = draw(values)
     b = draw(st.lists(st.integers(-500, 500).map(lambda x: x / 100), min_size=len(a), max_size=len(a)))
     assume(np.ptp(b[1:]) > 0.01)

@@ -30,7 +30,7 @@ def sums(support, dense, pruned):
 
 
 def rates(support, dense, pruned, dtype=np.float64):
-    """What the measures take: recalls and accuracies in a dtype."""
+    """The arguments of the measures: recalls and accuracies in a dtype."""
     n = np.array(support)
     recalls = [(np.array(k) / n).astype(dtype) for k in (dense, pruned)]
     return *recalls, *(dtype(sum(k) / n.sum()) for k in (dense, pruned))

@@ -23,7 +23,7 @@ few = settings(deadline=None, max_examples=25, suppress_health_check=[HealthChec
 
 @st.composite
 def runs(draw, equal_sizes=True, models=3, classes=4):
-    """Dense and pruned recalls and accuracies of models whose classes really differ."""
+    """Dense and pruned recalls and accuracies of models whose recalls differ between classes."""
     correct = draw(hnp.arrays(np.int64, (2, models, classes), elements=st.integers(1, 99), fill=st.nothing()))
     sizes = (
         np.full(classes, 100) if equal_sizes else draw(hnp.arrays(np.int64, classes, elements=st.integers(100, 900)))

@@ -60,7 +60,7 @@ def page(browser, address):
 
 
 def pairs(page):
-    """The first two cells of the rows of classes that can be seen, read at one moment."""
+    """The first two cells of the visible rows of classes, read at the same time."""
     rows = page.execute_script(
         "return [...document.getElementById('classes').tBodies[0].rows].filter(row => !row.hidden)"
         ".map(row => [row.cells[0].textContent, row.cells[1].textContent])"
@@ -69,7 +69,7 @@ def pairs(page):
 
 
 def shown(page, column, table="classes"):
-    """The cells of a column in the rows that can be seen, from the top."""
+    """The cells of a column in the visible rows, from the top."""
     return page.execute_script(
         "return [...document.getElementById(arguments[0]).tBodies[0].rows].filter(row => !row.hidden)"
         ".map(row => row.cells[arguments[1]].textContent)",
@@ -95,7 +95,7 @@ def press(page, label, table="classes"):
 
 
 def screenshot(page, width, *, scheme="light", media="", mobile=False):
-    """The whole page as pixels, and how wide it wants to be."""
+    """The whole page as pixels, and its natural width."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
     page.execute_cdp_cmd(

@@ -129,7 +129,7 @@ def test_box_plots_of_several_audits_share_an_axis():
 
 @pytest.fixture(scope="module")
 def many():
-    """Nine scores, more than there are colours."""
+    """Nine scores, more than the number of colours."""
     names = ["magnitude", "random", "a score with a name that is far too long", *"abcdef"]
     rng = np.random.default_rng(0)
     dense = rng.integers(80, 100, (3, 5))

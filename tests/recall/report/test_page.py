@@ -27,7 +27,7 @@ from tests.recall import audits, published
 
 
 class Page(HTMLParser):
-    """What a page has: its tags with their attributes, its ids, and the text of each element that matters."""
+    """The contents of a page: its tags with their attributes, its ids, and the text of the tested elements."""
 
     VOID = frozenset({"meta", "link", "img", "br", "input", "path", "use"})
 
@@ -189,7 +189,7 @@ def test_correct_counts_alone_give_a_page_without_examples_or_errors():
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    """Leave the figures out, for tests that are about something else; drawing them is what takes time."""
+    """Leave out the figures, which are slow to draw, in tests of other parts of the page."""
     monkeypatch.setattr("jprune.recall.report.figures.figures", lambda audit: {})
 
 
@@ -475,7 +475,7 @@ def test_a_group_that_lost_more_is_in_the_headline():
 
 
 def one_dense_one_compressed(sizes, before, after, models=1):
-    """Models whose first examples of each class are right, as many as the shares say."""
+    """Models that classify the first examples of each class correctly, in the given shares."""
     labels = np.repeat(np.arange(len(sizes)), sizes)
     place = np.concatenate([np.arange(size) / size for size in sizes])
 
