@@ -1,8 +1,8 @@
-"""Bootstrap intervals, without the assumptions of the t-based ones.
+"""Bootstrap intervals, which do not assume a normal distribution.
 
-Models are resampled to ask what other training seeds would have given, test examples to ask what
-another test set would have. Randomness comes from ``rng``: a ``numpy.random.Generator``, a
-``SeedSequence`` or an integer seed. The same integer gives the same resamples; a generator advances.
+Resampling models estimates the variation over training seeds; resampling test examples estimates the variation over
+test sets. ``rng`` is a ``numpy.random.Generator``, a ``SeedSequence`` or an integer seed. The same integer gives the
+same resamples; a generator advances.
 """
 
 import itertools
@@ -31,9 +31,9 @@ class BootstrapInterval(NamedTuple):
       standard_error: standard deviation of the resampled statistics, ddof 1.
       low: lower end of the interval.
       high: upper end.
-      models: how many models were resampled.
-      left_out: how many were NaN and left out.
-      reason: why there is no interval (NaN); empty where there is one.
+      models: number of models resampled.
+      left_out: number of models left out because they are NaN.
+      reason: why the interval is NaN; otherwise empty.
     """
 
     estimate: Float[np.ndarray, "*stacks"]
@@ -51,12 +51,12 @@ class ExampleBootstrap(NamedTuple):
     Attributes:
       estimate: mean alpha over the models on the test set itself, (...).
       standard_error: standard deviation of the resampled means, ddof 1, (...).
-      bias: mean of the resampled means minus the estimate, (...); resampling adds to the error in
-        the dense recalls what the test set has of it already, so this estimates alpha's own bias.
+      bias: mean of the resampled means minus the estimate, (...). Resampling adds as much error to the dense recalls as
+      the finite test set did, so this estimates the bias of alpha.
       low: lower end of the basic interval 2 estimate - upper quantile, (...), which removes that bias.
       high: upper end.
       alphas: alpha of every model on every resample, (resamples, ..., models).
-      left_out: how many of the resampled alphas are NaN and left out of their means, (...).
+      left_out: number of resampled alphas left out of the means because they are NaN, (...).
     """
 
     estimate: Float[np.ndarray, "*ratios"]
@@ -72,15 +72,14 @@ def bootstrap_models(values: Numbers, *, rng: Rng, resamples: int = 10_000, leve
     """Bootstrap interval of a mean over models, bias-corrected and accelerated (Efron 1987).
 
     Args:
-      values: one number per model on the last axis, (..., models); NaN is left out and counted. All
-        rows are resampled alike, so that ratios stay paired.
+      values: one number per model on the last axis, (..., models); NaN is left out and counted. All rows use the same
+      resamples, so that ratios stay paired.
       rng: generator, seed sequence or integer seed.
       resamples: number of bootstrap resamples.
       level: confidence of each interval, strictly between 0 and 1.
 
     Raises:
-      ValueError: ``values`` has no models axis or holds an infinity, or ``level`` or ``resamples``
-        is out of range.
+      ValueError: ``values`` has no models axis or an infinite entry, or ``level`` or ``resamples`` is out of range.
 
     >>> interval = bootstrap_models([1.1, 1.3, 0.9, 1.2, 1.4], rng=0, level=0.95)
     >>> float(interval.estimate.round(3)), bool(interval.low < 1.18 < interval.high)
@@ -102,20 +101,20 @@ def bootstrap_examples(
 ) -> ExampleBootstrap:
     """Bootstrap alpha over the test examples, with the same resample for all models and ratios.
 
-    A resample that misses a class leaves it out of that resample's alphas.
+    A class without examples in a resample is left out of the alphas of that resample.
 
     Args:
       labels: true classes, integers in 0..num_classes-1, (examples,).
       dense_predictions: predicted classes, integers, (models, examples).
-      pruned_predictions: pruned predictions of the same models pruned, (..., models, examples).
-      num_classes: how many classes there are.
+      pruned_predictions: predictions of the same models after pruning, (..., models, examples).
+      num_classes: number of classes.
       rng: generator, seed sequence or integer seed.
       resamples: number of bootstrap resamples.
       level: confidence of each interval, strictly between 0 and 1.
 
     Raises:
-      ValueError: a label or prediction is not a class, shapes that do not belong together, or
-        ``level`` or ``resamples`` out of range.
+      ValueError: a label or prediction is not a class, the shapes do not match, or ``level`` or ``resamples`` is out of
+        range.
 
     >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1] * 20)
     >>> dense = np.where(np.arange(160) % 8 == 7, 0, labels)[None]
@@ -165,7 +164,7 @@ def _bootstrap_quotient(
     check_level(level)
     check_resamples(resamples)
     *stack, models = numerators.shape
-    seed = int(np.random.default_rng(rng).integers(2**63))  # one for all rows: they are resampled alike
+    seed = int(np.random.default_rng(rng).integers(2**63))  # one for all rows, so that they use the same resamples
     up, down = (values.reshape(math.prod(stack), models) for values in (numerators, denominators))
     made = ~np.isnan(up)
     rows = [_bca(u[m], d[m], seed, resamples, level) for u, d, m in zip(up, down, made, strict=True)]
@@ -203,7 +202,7 @@ def _bca(
 
 
 def _weights(generator: np.random.Generator, size: int, ones: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """How often each example occurs in each of ``size`` resamples, (size, examples)."""
+    """Count how often each example occurs in each of ``size`` resamples, (size, examples)."""
     n = ones.shape[-1]
     drawn = generator.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
     return np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(ones.dtype)
@@ -215,7 +214,7 @@ def _alphas(
     edges: npt.NDArray[np.integer],
     stack: tuple[int, ...],
 ) -> npt.NDArray[np.float64]:
-    """Alpha under weights (resamples, examples) of models that are right where ``correct`` (examples, all models)."""
+    """Alpha of models with ``correct`` (examples, all models), under example weights (resamples, examples)."""
     spans = list(itertools.pairwise(edges))
     hits = np.stack([weights[:, a:b] @ correct[a:b] for a, b in spans], -1).astype(np.float64)
     support = np.stack([weights[:, a:b].sum(-1) for a, b in spans], -1).astype(np.float64)

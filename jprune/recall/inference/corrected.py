@@ -1,9 +1,9 @@
-"""Alpha corrected for test-set noise, and the alpha that another training seed has without any compression.
+"""Alpha corrected for test-set noise, and alpha between training seeds without compression.
 
-Recalls are measured on a finite test set. Their noise inflates the spread of the dense recall balances, so the
-plain slope is too small: with 100 classes of 20 images it is near 0 where nothing changed. The corrected slope
-takes the noise out of both sums. For class c with n_c of N examples, w_c = n_c / N, dense and compressed recall
-r_c and s_c, accuracies A and B, and b_c the share of class c that both models get right::
+Recalls are measured on a finite test set. Their noise inflates the spread of the dense recall balances, so the plain
+slope is too small: with 100 classes of 20 images it is near 0 for an unchanged model. The corrected slope subtracts the
+noise from both sums. For class c with n_c of N examples, w_c = n_c / N, dense and compressed recall r_c and s_c,
+accuracies A and B, and b_c the share of class c that both models classify correctly::
 
     v_c = r_c (1 - r_c) / (n_c - 1)         c_c = (b_c - r_c s_c) / (n_c - 1)
     noise(q) = sum_c (1 - 2 w_c) q_c + K sum_c w_c^2 q_c
@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float, Int, Num
 
 from jprune.recall.inputs.arguments import check_level
 
-_LEAST = 10  # examples of a class; with fewer its recall is often 0 or 1, which has no estimate of its noise
-_BLOCK = 2**16  # numbers of one model that are handled together
+_LEAST = 10  # examples of a class; with fewer, recall is often 0 or 1, and its noise cannot be estimated
+_BLOCK = 2**16  # numbers of one model in a block
 _MOST_PAIRS = 64  # classes; beyond it the products between classes add less than 2 % to the variance
 
 WITHIN_NOISE = "no class differences beyond sampling noise"
@@ -36,8 +36,8 @@ class CorrectedAlpha(NamedTuple):
       low: lower end of the interval.
       high: upper end.
       standard_error: standard error of the slope, by the delta method; NaN with a reason.
-      classes: number of classes that have enough examples (10) to enter.
-      reason: why there is no slope; empty where there is one.
+      classes: number of classes used, which are those with at least 10 examples.
+      reason: why the slope is NaN; otherwise empty.
     """
 
     alpha: float
@@ -71,15 +71,16 @@ def corrected_intensification(
 ) -> CorrectedAlpha:
     """Intensification ratio with the noise of the test set removed, and Fieller's interval.
 
-    The variance of both sums comes from the jackknife over test examples within classes: an example is left out of
-    all models at once. The sums are quadratic, and the jackknife counts the second-order part of their variance
-    twice; the surplus is subtracted. With two or more models the variance between models that test noise does not
-    explain is added, so the interval covers both other examples and other training seeds.
+    The variance of both sums is a jackknife estimate over test examples within classes, with each example left out of
+    all models at once. The sums are quadratic, so the jackknife counts the second-order part of their variance twice;
+    the surplus is subtracted. With two or more models, the variance between models beyond test noise is added, so the
+    interval covers other test examples and other training seeds.
 
     Args:
       labels: true classes, (examples,).
-      dense_correct: whether each dense model is right, or a mean over dense models, (models, examples).
-      correct: whether the compressed models are right, (models, examples).
+      dense_correct: whether each dense model classifies each example correctly, or a mean over dense models,
+        (models, examples).
+      correct: the same for the compressed models, (models, examples).
       level: confidence of the interval.
 
     Raises:
@@ -131,10 +132,10 @@ def corrected_intensification(
 def seed_null(
     recall: Float[np.ndarray, "models classes"], accuracy: Float[np.ndarray, " models"], level: float = 0.99
 ) -> SeedNull:
-    """Alpha between dense models that differ in the training seed alone.
+    """Alpha between dense models that differ only in the training seed.
 
-    Regression to the mean puts it below 1 although nothing was compressed, so it is the second reference for alpha
-    next to 1. Mean over ordered pairs; the interval is a jackknife over models.
+    Regression to the mean makes it smaller than 1 without any compression, so alpha is compared with it as well as with
+    1. It is a mean over ordered pairs, with a jackknife interval over models.
 
     Args:
       recall: recall of the dense models, fractions, NaN for a class without examples.
@@ -165,14 +166,14 @@ def seed_null(
 
 
 class _Kinds(NamedTuple):
-    """The examples by kind, where examples of one class, x and y are alike; classes one after another.
+    """Kinds of examples, grouped by class: examples of a kind have the same class, x and y.
 
     Attributes:
       of_class: (kinds,).
-      x: whether dense models are right, or their mean, (kinds,).
+      x: whether the dense models are correct, or their mean, (kinds,).
       y: the same of compressed models.
-      times: how many examples are of the kind.
-      starts: the first kind of each class, (classes,).
+      times: number of examples of each kind.
+      starts: index of the first kind of each class, (classes,).
     """
 
     of_class: Int[np.ndarray, " kinds"]
@@ -254,7 +255,7 @@ def _second_order(
     sizes: Int[np.ndarray, " classes"],
     jackknifed: Float[np.ndarray, "2 2"],
 ) -> Float[np.ndarray, "2 2"]:
-    """What the jackknife counts twice: the variance of the products of deviations of two examples.
+    """The variance that the jackknife counts twice: that of products of the deviations of two examples.
 
     At most half of the jackknife's variance is surplus, which also bounds the estimate. With few classes the sums are
     skewed and the surplus is poorly known: the share 1 - 1.75 / sqrt(classes) of it is subtracted, which in simulations

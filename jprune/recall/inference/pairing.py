@@ -10,14 +10,14 @@ from jprune.recall.inputs.arguments import Numbers, Rng, check_resamples, real, 
 
 
 class PairingTest(NamedTuple):
-    """Whether two stacks belong together model by model.
+    """Result of a permutation test of the pairing of two stacks of models.
 
     Attributes:
       correlation: between the paired models, in [-1, 1].
-      p_value: how often a random pairing correlates at least as much; NaN where there is no answer.
-      models: how many pairs.
-      left_out: how many were left out because of a NaN.
-      reason: why there is no answer; empty where there is.
+      p_value: fraction of random pairings with at least this correlation; NaN if it is undefined.
+      models: number of pairs.
+      left_out: number of pairs left out because of a NaN.
+      reason: why ``p_value`` is NaN; otherwise empty.
     """
 
     correlation: float
@@ -30,20 +30,20 @@ class PairingTest(NamedTuple):
 def pairing_test(a: Numbers, b: Numbers, *, rng: Rng, resamples: int = 10_000) -> PairingTest:
     """Permutation test that the models of two stacks are paired by index.
 
-    Stacks pruned from the same dense checkpoints share what training gave each of them; stacks that
-    do not should not be compared by a paired test. The statistic is the correlation over models of
-    the centred values (over all columns together, where there are several), the null distribution
-    its value under random pairings: all of them where there are at most ``resamples``.
+    Models pruned from the same dense checkpoint are correlated. Stacks without such a correlation should not be
+    compared by a paired test. The statistic is the correlation over models of the centred values, over all columns
+    together if there are several. The null distribution is its value under random pairings, or under all pairings if
+    there are at most ``resamples``.
 
     Args:
       a: one value, or one row of values such as recalls, per model: (models,) or (models, columns).
       b: the same of the other stack, of the same shape. A model with a NaN in either is left out;
         a column that is NaN for every model (a class without examples) is dropped.
       rng: generator, seed sequence or integer seed.
-      resamples: how many random pairings, at most.
+      resamples: largest number of random pairings.
 
     Raises:
-      ValueError: the shapes differ, or there are infinities.
+      ValueError: the shapes differ, or a value is infinite.
 
     >>> pairing_test([1.0, 2.0, 3.0, 4.0, 5.0], [1.1, 2.0, 3.2, 3.9, 5.0], rng=0).p_value < 0.05
     True

@@ -1,4 +1,4 @@
-"""How many replicates it takes to see a given difference, from the noncentral t distribution."""
+"""Power of t tests and the number of replicates that they need, from the noncentral t distribution."""
 
 from typing import Literal
 
@@ -19,7 +19,7 @@ def power(
     design: Design = "paired",
     alternative: Alternative = "two-sided",
 ) -> float:
-    """The chance that a t test at level ``alpha`` sees a true difference of means.
+    """Probability that a t test at level ``alpha`` detects a true difference of means.
 
     Args:
       models: models, or pairs, in each sample; at least 2.
@@ -61,20 +61,20 @@ def replicates_needed(
     alternative: Alternative = "two-sided",
     most: int = 1_000_000,
 ) -> int:
-    """The smallest number of replicates that sees a true difference with the wanted chance.
+    """Smallest number of replicates with which a t test detects a true difference with a given probability.
 
     Args:
       difference: as in ``power``.
       sd: as in ``power``; from a pilot study.
       alpha: level of the test.
-      chance: the power wanted, strictly between ``alpha`` and 1.
-      design: as in ``power``; the answer counts pairs, or models in each sample.
+      chance: the required power, strictly between ``alpha`` and 1.
+      design: as in ``power``; the result is the number of pairs, or of models in each sample.
       alternative: as in ``power``.
-      most: where to stop looking.
+      most: largest number of replicates to try.
 
     Raises:
-      ValueError: as ``power``; a difference of 0 or in the wrong direction, which no number of
-        replicates shows; or more than ``most`` would be needed.
+      ValueError: as in ``power``; or the difference is 0 or in the wrong direction, so that no number of replicates is
+        enough; or more than ``most`` replicates are needed.
 
     >>> replicates_needed(difference=0.05, sd=0.09)
     52
