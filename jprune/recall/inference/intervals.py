@@ -1,13 +1,12 @@
 """Inference on the expected alpha from a few training seeds.
 
-The target is E[alpha_t] over training seeds. The alphas of different models are independent, the
-classes of one model are not, so everything here takes one number per model. A model whose alpha is
-NaN is left out and counted in ``left_out``; a result that does not exist (one model only, no
-spread) is NaN with its ``reason``.
+The target is E[alpha_t] over training seeds. The alphas of different models are independent and the classes of one
+model are not, so every function takes one number per model. A model whose alpha is NaN is left out and counted in
+``left_out``. A result that does not exist, as with one model or without spread, is NaN, and ``reason`` says why.
 
-The tests and their directions are those of Good et al. 2022 (arXiv 2206.02976), section 4:
-``paired_test`` one-sided for consecutive ratios, ``independent_test`` one-sided for depth and for
-data sets, ``paired_test`` two-sided for algorithms, p-values corrected by the number of rows.
+The tests and their directions follow section 4 of Good et al. 2022 (arXiv 2206.02976): ``paired_test`` one-sided for
+consecutive ratios, ``independent_test`` one-sided for depth and data sets, and ``paired_test`` two-sided for
+algorithms, with p-values corrected by the number of rows.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -31,7 +30,7 @@ class Interval(NamedTuple):
       low: lower end of the interval; NaN with fewer than two models.
       high: upper end.
       models: number of values in the mean.
-      left_out: how many were NaN and left out.
+      left_out: number of values left out because they are NaN.
     """
 
     mean: Float[np.ndarray, "*stacks"]
@@ -49,10 +48,10 @@ class TTest(NamedTuple):
       difference: mean of ``a`` minus mean of ``b``.
       statistic: Student's or Welch's t.
       df: its degrees of freedom.
-      p_value: for the alternative asked for, uncorrected.
-      models: how many pairs, or how many values of both samples together.
-      left_out: how many pairs or values were left out, being NaN.
-      reason: why ``statistic`` and ``p_value`` are NaN; empty where they are not.
+      p_value: for the given alternative, uncorrected.
+      models: number of pairs, or number of values in both samples together.
+      left_out: number of pairs or values left out because they are NaN.
+      reason: why ``statistic`` and ``p_value`` are NaN; otherwise empty.
     """
 
     difference: float
@@ -75,10 +74,10 @@ def t_interval(values: Numbers, level: float = 0.99) -> Interval:
       level: confidence of each interval, strictly between 0 and 1.
 
     Returns:
-      An ``Interval`` of arrays (...). One model has a mean and no interval: sd, low and high NaN.
+      An ``Interval`` of arrays (...). With one model, sd, low and high are NaN.
 
     Raises:
-      ValueError: ``values`` has no models axis, or holds an infinity; or ``level`` is out of range.
+      ValueError: ``values`` has no models axis or an infinite entry, or ``level`` is out of range.
 
     >>> interval = t_interval([1.0, 2.0, 3.0], level=0.95)
     >>> [round(float(end), 3) for end in (interval.low, interval.high)]
@@ -97,9 +96,9 @@ def t_interval(values: Numbers, level: float = 0.99) -> Interval:
 
 
 def welch_interval(before: Interval, after: Interval, level: float) -> Interval:
-    """Welch's interval for the mean of ``after`` minus that of ``before``, two independent sets of models.
+    """Welch's interval for the mean of ``after`` minus the mean of ``before``, for independent sets of models.
 
-    ``models`` and ``left_out`` are those of both together; ``sd`` is NaN, because there are no pairs.
+    ``models`` and ``left_out`` are the sums over both sets; ``sd`` is NaN, because there are no pairs.
 
     >>> interval = welch_interval(t_interval([1.0, 1.2, 1.1]), t_interval([1.2, 1.3, 1.5]), 0.95)
     >>> [round(float(end), 3) for end in (interval.low, interval.high)]
@@ -113,7 +112,7 @@ def welch_interval(before: Interval, after: Interval, level: float) -> Interval:
 
 
 def defined_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean over the last axis without NaN; NaN where nothing is left.
+    """Mean over the last axis without its NaN entries; NaN if all are NaN.
 
     >>> defined_mean(np.array([[1.0, np.nan, 3.0], [np.nan] * 3]))
     array([ 2., nan])
@@ -128,13 +127,13 @@ def mark(low: Numbers, high: Numbers, reference: float = 1.0) -> Shaped[np.ndarr
     Args:
       low: lower ends (...).
       high: upper ends (...).
-      reference: what to compare with; 1 is neither intensification nor its opposite.
+      reference: the value to compare with; 1 means no intensification.
 
     Returns:
-      Strings (...); empty where there is no interval (NaN).
+      Strings (...); empty for an interval that is NaN.
 
     Raises:
-      ValueError: the shapes differ, or a lower end lies above its upper end.
+      ValueError: the shapes differ, or a lower end is above its upper end.
 
     >>> mark([0.91, 0.97, 1.04, np.nan], [0.96, 1.02, 1.09, np.nan])
     array(['<', '?', '>', ''], dtype='<U1')
@@ -150,14 +149,14 @@ def mark(low: Numbers, high: Numbers, reference: float = 1.0) -> Shaped[np.ndarr
 
 
 def bonferroni(p_values: Numbers, family: int | None = None) -> Float[np.ndarray, "*tests"]:
-    """Correct p-values for how many there are: min(1, p * family) (Dunn 1961).
+    """Correct p-values for the number of tests by Bonferroni's method: min(1, p * family) (Dunn 1961).
 
     Args:
       p_values: any shape; NaN (a test that could not be made) stays NaN and does not count.
-      family: how many tests belong together; by default the p-values that are not NaN.
+      family: number of tests; by default the number of p-values that are not NaN.
 
     Raises:
-      ValueError: a p-value is outside [0, 1], or ``family`` is smaller than the p-values given.
+      ValueError: a p-value is outside [0, 1], or ``family`` is smaller than the number of p-values.
 
     >>> bonferroni([0.01, 0.04, 0.6])
     array([0.03, 0.12, 1.  ])
@@ -167,9 +166,10 @@ def bonferroni(p_values: Numbers, family: int | None = None) -> Float[np.ndarray
 
 
 def holm(p_values: Numbers, family: int | None = None) -> Float[np.ndarray, "*tests"]:
-    """Correct p-values step by step: never larger than Bonferroni's, with the same guarantee (Holm 1979).
+    """Correct p-values by Holm's step-down method (Holm 1979).
 
-    Arguments and errors as ``bonferroni``; tests of the family that are not given count as larger.
+    The results are never larger than Bonferroni's and have the same guarantee. Arguments and errors are those of
+    ``bonferroni``; tests of the family that are not given count as having larger p-values.
 
     >>> holm([0.01, 0.04, 0.6])
     array([0.03, 0.08, 0.6 ])
@@ -189,11 +189,10 @@ def paired_test(a: Numbers, b: Numbers, alternative: Alternative = "two-sided") 
     Args:
       a: one value per model, (models,).
       b: the values of the same models in the same order, (models,). A pair with a NaN is left out.
-      alternative: "greater" when E[a] > E[b] is to be shown, "less", or "two-sided".
+      alternative: "greater" to show that E[a] > E[b], "less", or "two-sided".
 
     Raises:
-      ValueError: stacks of different lengths, an infinity, more than one axis, or an unknown
-        alternative.
+      ValueError: the lengths differ, a value is infinite, there is more than one axis, or the alternative is unknown.
 
     >>> round(paired_test([1.2, 1.3, 1.5], [1.0, 1.2, 1.1], "greater").p_value, 4)
     0.059
@@ -219,12 +218,12 @@ def independent_test(
 
     Args:
       a: one value per model, (models_a,); NaN is left out.
-      b: one value per model, (models_b,), as many as there are.
-      alternative: "greater" when E[a] > E[b] is to be shown, "less", or "two-sided".
-      equal_variances: Student's test with a common variance instead of Welch's.
+      b: one value per model, (models_b,).
+      alternative: "greater" to show that E[a] > E[b], "less", or "two-sided".
+      equal_variances: whether to use Student's test with a common variance instead of Welch's.
 
     Raises:
-      ValueError: an infinity, more than one axis, or an unknown alternative.
+      ValueError: a value is infinite, there is more than one axis, or the alternative is unknown.
 
     >>> round(independent_test([1.2, 1.3, 1.5], [1.0, 1.2, 1.1], "greater").p_value, 4)
     0.051
@@ -238,7 +237,7 @@ def independent_test(
         return out._replace(reason="fewer than two values in a sample")
     if all(_no_spread(sample) for sample in samples):
         return out._replace(reason="no spread in either sample")
-    # From moments: scipy's own would warn of a sample without spread, which is fine where the other has some.
+    # From moments: scipy's test of samples warns of a sample without spread, which is valid if the other has some.
     (mean_a, sd_a, n_a), (mean_b, sd_b, n_b) = ((sample.mean(), sample.std(ddof=1), sample.size) for sample in samples)
     result = scipy.stats.ttest_ind_from_stats(
         mean_a, sd_a, n_a, mean_b, sd_b, n_b, equal_var=equal_variances, alternative=alternative
@@ -274,12 +273,12 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
 
 
 def _no_spread(values: npt.NDArray[np.float64]) -> bool:
-    """Whether values differ by rounding alone; a t statistic would measure that rounding."""
+    """Whether the values differ only by rounding, which would determine a t statistic."""
     return bool(np.ptp(values) <= 32 * np.finfo(np.float64).eps * max(np.abs(values).max(), 1))
 
 
 def _quantile(level: float, df: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Student's quantile that bounds an interval, once for each number of degrees: it costs more than all the rest."""
+    """Student's quantile for an interval, computed once for each number of degrees because it is slow."""
     distinct, position = np.unique(df, return_inverse=True)
     return np.asarray(np.asarray(scipy.stats.t.ppf((1 + level) / 2, distinct))[position]).reshape(df.shape)
 
