@@ -269,7 +269,7 @@ class Dispatched(Experts):
 
 def test_mixture_of_experts():
     dense = trace_nnx(Experts, shape(5, 8))
-    # Every expert sees every example, but what it makes goes to its own second kernel: experts are separate layers.
+    # Every expert gets every example and passes its outputs to its own second kernel: experts are separate layers.
     assert roles(dense) == {"router/kernel": "i o", "up": "s i o", "down": "s i o"}
     assert (16, {("up", 2): 1, ("down", 1): 1}) in groups(dense)
 

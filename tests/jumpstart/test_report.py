@@ -22,7 +22,7 @@ def network(seed=0):
     for width_in, width_out in ((6, 5), (5, 4), (4, 3)):
         layers += [nnx.Linear(width_in, width_out, rngs=nnx.Rngs(seed + width_in)), nnx.relu]
     model = nnx.Sequential(*layers)
-    # One unit is dead and one linear whatever comes, so that no column is trivially zero.
+    # One unit is dead and one linear for every input, so that no column is trivially zero.
     model.layers[2].bias[...] = jnp.array([-99.0, 99.0, 0.0, 0.0])
     return model
 

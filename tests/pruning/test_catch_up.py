@@ -190,7 +190,7 @@ def test_a_selection_changed_at_a_resume_is_used_from_the_next_entry_on():
     before = [int(mask.sum()) for mask in jax.tree.leaves(state.masks)]
     _, state, kept = run(update, params, state, 2)
     assert (before, kept) == ([2, 8], [10, 4])
-    # A quarter of each layer would be 3 and 2; what is pruned in the first one stays pruned.
+    # A quarter of each layer would be 3 and 2; pruned weights of the first one stay pruned.
     assert [int(mask.sum()) for mask in jax.tree.leaves(state.masks)] == [2, 2]
 
 

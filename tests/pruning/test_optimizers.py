@@ -118,14 +118,14 @@ CONTRIB = {
     "schedule_free_adamw": plain("schedule_free_adamw", contrib, **RATE),
     "schedule_free_sgd": plain("schedule_free_sgd", contrib, **RATE),
     "sophia": Case(functools.partial(contrib.sophia, **RATE), lambda params, grad: {"obj_fn": loss}, jit=True),
-    # Wrappers that are optimizers with the simplest thing to wrap.
+    # Wrappers, each with the simplest optimizer that it accepts.
     "mechanize": Case(lambda: contrib.mechanize(optax.sgd(0.1))),
     "sam": Case(lambda: contrib.sam(optax.sgd(0.1), ADVERSARY())),
     "schedule_free": Case(lambda: contrib.schedule_free(optax.sgd(0.1), 0.1)),
     "reduce_on_plateau": Case(lambda: optax.chain(optax.adam(0.1), contrib.reduce_on_plateau()), value),
 }
 
-# The oldest optax that is allowed lacks some.
+# The oldest supported optax lacks some of them.
 OPTAX, CONTRIB = ({n: c for n, c in d.items() if hasattr(m, n)} for m, d in ((optax, OPTAX), (contrib, CONTRIB)))
 
 # Public functions that make a transformation but are building blocks of optimizers, or wrappers that

@@ -31,7 +31,7 @@ class Unreadable(ValueError):
     """The plain reader below finds no predictions in a file."""
 
 
-# A reader of its own, to say what the right answer is ---------------------------------------------------
+# An independent reader, for the expected results -------------------------------------------------------
 
 
 def number(text):

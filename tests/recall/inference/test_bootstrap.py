@@ -155,7 +155,7 @@ def test_thirty_models_at_five_ratios_on_ten_thousand_examples_take_seconds():
     assert time.perf_counter() - start < 10
 
 
-# randomness and refusals -----------------------------------------------------------------------------
+# randomness and errors -------------------------------------------------------------------------------
 
 
 def test_a_seed_repeats_itself_and_a_generator_moves_on():

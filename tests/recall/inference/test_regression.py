@@ -41,7 +41,7 @@ def test_the_mixed_model_of_a_balanced_study_has_its_closed_form():
     between = 6 * (means**2).sum() / 11
     assert fit.residual_variance == pytest.approx(within, rel=1e-3)
     assert fit.model_variance == pytest.approx((between - within) / 6, rel=1e-2)
-    # the slope lives within models: its standard error holds the residual variance alone
+    # the slope varies only within models, so its standard error contains only the residual variance
     error = np.sqrt(within * np.linalg.inv(design.T @ design)[2, 2])
     assert table.standard_error["ratio"] == pytest.approx(error, rel=1e-3)
     z = scipy.stats.norm.ppf(0.975)

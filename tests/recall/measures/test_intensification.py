@@ -187,7 +187,7 @@ def test_precision_or_f1_may_replace_recall(measure):
     assert float(alpha) == pytest.approx((x * y).sum() / (x * x).sum())
 
 
-# what is undefined -----------------------------------------------------------------------------------
+# undefined results -----------------------------------------------------------------------------------
 
 
 @few
@@ -278,7 +278,7 @@ def test_jax_arrays_and_half_precision_are_accepted():
     assert float(coarse) == pytest.approx(4 / 3, rel=0.1)
 
 
-# what is refused -------------------------------------------------------------------------------------
+# errors ---------------------------------------------------------------------------------------------
 
 
 def test_one_dense_stack_serves_every_ratio():
