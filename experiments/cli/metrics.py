@@ -1,5 +1,6 @@
 """Training curves while a study runs: callbacks that write CSV and TensorBoard files."""
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ float32 values, one for each replicate. docs/how-to/reproduce.md shows a callbac
 def to_csv(folder: Path) -> Callback:
     """Return a callback that appends a row per replicate and epoch to ``metrics.csv`` in a folder.
 
+    Several runs may write to one file at the same time: rows are appended in one piece, below one header.
+
     Raises (when called):
       StoreError: the file cannot be written; the message names it.
     """
@@ -27,7 +30,10 @@ def to_csv(folder: Path) -> Callback:
         rows = pd.DataFrame({"stage": stage, "replicate": np.array(replicates), "epoch": epoch, **metrics})
         with files.naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.6g")
+            with contextlib.suppress(FileExistsError), path.open("xb", buffering=0) as file:
+                file.write(rows.head(0).to_csv(index=False).encode())
+            with path.open("ab", buffering=0) as file:
+                file.write(rows.to_csv(header=False, index=False, float_format="%.6g").encode())
 
     return write
 

@@ -1,6 +1,8 @@
 """Training curves while a study runs; TensorBoard files are read with the package that writes them."""
 
 import struct
+import threading
+from concurrent import futures
 
 import numpy as np
 import pandas as pd
@@ -47,3 +49,22 @@ def test_every_epoch_and_replicate_is_a_row_of_the_csv(tmp_path):
     assert table["replicate"].tolist() == [4, 5, 6, 4, 5, 6]
     assert table["epoch"].tolist() == [1, 1, 1, 2, 2, 2]
     np.testing.assert_array_equal(table["loss"], [2, 1, 0, np.nan, 0.5, np.inf])
+
+
+def test_runs_that_write_to_one_file_at_the_same_time_make_one_table(tmp_path):
+    """Six runs of 300 replicates, 20 epochs each: some 8 kB a write, and one header."""
+    meeting = threading.Barrier(6)
+
+    def one_run(number):
+        write = metrics.to_csv(tmp_path)
+        mine = range(300 * number, 300 * number + 300)
+        for epoch in range(1, 21):
+            meeting.wait()
+            write("dense", mine, epoch, {"train_loss": np.full(300, 0.125 * epoch, np.float32)})
+
+    with futures.ThreadPoolExecutor(6) as pool:
+        list(pool.map(one_run, range(6)))
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert len(table) == 6 * 300 * 20
+    assert len(table.drop_duplicates(["replicate", "epoch"])) == len(table)
+    np.testing.assert_array_equal(table["train_loss"], 0.125 * table["epoch"])
