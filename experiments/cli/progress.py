@@ -1,6 +1,7 @@
 """Show the progress of a study: a bar in a terminal, plain lines in a log."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -70,6 +71,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def standard_output(columns: int = 80, *, stderr: bool = False) -> Console:
+    """Return a console that is as wide as the terminal, or, in a log, prints plain text of this width.
+
+    Under mpirun the output of a process looks like a terminal, but mpirun may write it to a log.
+
+    Args:
+      columns: width of a log.
+      stderr: whether to print to standard error instead.
+    """
+    file = sys.stderr if stderr else sys.stdout
+    terminal = file.isatty() and "OMPI_COMM_WORLD_RANK" not in os.environ
+    return Console(file=file) if terminal else Console(file=file, width=columns, force_terminal=False)
+
+
 @contextlib.contextmanager
 def progress(total: int, unit: str, *, quiet: bool = False, console: Console | None = None) -> Iterator[Progress]:
     """Show the fraction of work done, the current stage, its rates and the time left.
@@ -83,7 +98,7 @@ def progress(total: int, unit: str, *, quiet: bool = False, console: Console | N
     if quiet:
         yield Progress(lambda name: None, lambda units, steps=0, examples=0: None)
         return
-    console = console or Console(file=sys.stdout)
+    console = console or standard_output()
     if console.is_terminal:
         with _bar(total, unit, console) as shown:
             yield shown

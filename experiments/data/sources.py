@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import ArrayLike
-from rich.console import Console
 
-from experiments.cli.progress import progress
+from experiments.cli.progress import progress, standard_output
 from experiments.data.cache import Rows
 from experiments.storage.files import JSON
 
@@ -484,7 +483,7 @@ def _rows(
 
     def blocks() -> Iterator[np.ndarray]:
         block = []
-        with progress(count, "images", console=Console(stderr=True)) as shown:
+        with progress(count, "images", console=standard_output(stderr=True)) as shown:
             shown.stage(f"Decoding {split} images, once")
             for i, (name, encoded, label) in enumerate(read()):
                 labels[i] = label

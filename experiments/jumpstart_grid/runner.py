@@ -12,11 +12,10 @@ from types import ModuleType
 
 import jax
 import pandas as pd
-from rich.console import Console
 
 from experiments.cli import commands
 from experiments.cli.commands import ClusterOptions
-from experiments.cli.progress import Progress, progress
+from experiments.cli.progress import Progress, progress, standard_output
 from experiments.jumpstart_grid import image_grid, moons, uci_tables
 from experiments.jumpstart_grid import report as reporting
 from experiments.jumpstart_grid.cells import GridStage
@@ -163,7 +162,7 @@ def _report(folder: Path, grid: Grid, running: GridRunning) -> None:
     if grid.prune and running.table is None:
         after = collect(folder, grid, "pruned")
         files.write_bytes(folder / "pruned.csv", after.to_csv(index=False, float_format="%.6g").encode())
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    console = standard_output(180)
     reporting.write(folder, grid, cells, maps, console, after=after)
 
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jaxtyping import ArrayLike
-from rich.console import Console
 
 from experiments.cli import metrics
 from experiments.cli.commands import ClusterOptions
-from experiments.cli.progress import Progress, duration, progress
+from experiments.cli.progress import Progress, duration, progress, standard_output
 from experiments.data import datasets
 from experiments.models import own
 from experiments.recall_distortion import placement, plan, presets, results, runner
@@ -286,7 +285,7 @@ def _missing(folder: Path, study: Study) -> list[tuple[StudyStage, list[range]]]
 
 def report(folder: Path, study: Study, running: Running) -> dict[Coefficients, Evidence]:
     """Rebuild tables and figures from the stored results, and print the findings in the last lines."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = standard_output(120)
     partial = any(absent for _, absent in _missing(folder, study))
     found = reporting.write(folder, study, console, running.compare)
     if partial and not any(absent for _, absent in _missing(folder, study)):

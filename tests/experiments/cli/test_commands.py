@@ -1,6 +1,7 @@
 """How a study's command line ends."""
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import commands, launch
+from experiments.cli import commands, launch, progress
 from experiments.cli.commands import ClusterOptions, exit_status
 
 ROOT = Path(__file__).parents[3]
@@ -199,3 +200,27 @@ def test_a_job_may_reach_its_time_limit_often(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="2 parts"):
         launch.launch("experiments.nothing", [], ClusterOptions(launch="local", jobs=2), tmp_path)
     assert made == [100]
+
+
+@pytest.mark.parametrize(("environment", "terminal"), [({}, True), ({"OMPI_COMM_WORLD_RANK": "0"}, False)])
+def test_under_mpirun_progress_is_plain_lines_although_the_output_looks_like_a_terminal(
+    monkeypatch, environment, terminal
+):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for name in ("OMPI_COMM_WORLD_RANK", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert progress.standard_output(120).is_terminal == terminal
+    with progress.progress(4, "epochs") as shown:
+        shown.stage("dense training")
+        shown.advance(2)
+    printed = sys.stdout.getvalue()
+    assert ("\x1b" in printed) == terminal
+    assert "dense training" in printed
+    if not terminal:
+        assert progress.standard_output(120).width == 120
