@@ -1,4 +1,4 @@
-"""The run-time type checker of the tests: an int may stand where a float is asked for, as for a static one."""
+"""The run-time type checker of the tests: an int is accepted for a float, as by a static checker."""
 
 from beartype import BeartypeConf, beartype
 

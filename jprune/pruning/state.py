@@ -218,12 +218,12 @@ def _check_amount(layers: Layers, amount: Amount) -> None:
     if kept > wanted:
         raise ValueError(
             f"{kept} of {size} prunable weights are kept (sparsity {(size - kept) / size:.6g}), more than the {wanted} "
-            "asked for; check that the schedule's last step was reached"
+            "requested; check that the schedule's last step was reached"
         )
     if kept < wanted - len(layers.sizes):  # each layer's count may be rounded
         warnings.warn(
             f"{kept} of {size} prunable weights are kept (sparsity {(size - kept) / size:.6g}), fewer than the "
-            f"{wanted} asked for; pruned weights do not come back where a target is lowered, unless regrow= is given",
+            f"{wanted} requested; pruned weights stay pruned when a target is lowered, unless regrow= is given",
             stacklevel=3,
         )
 

@@ -117,6 +117,6 @@ def test_check_pruned_says_whether_the_amount_is_reached():
     params = optax.apply_updates(params, updates)
     jprune.check_pruned(params, state, sparsity=0.5)
     jprune.check_pruned(params, state, keep=4)
-    message = r"4 of 8 prunable weights are kept \(sparsity 0\.5\), more than the 2 asked for; check that the schedule"
+    message = r"4 of 8 prunable weights are kept \(sparsity 0\.5\), more than the 2 requested; check that the schedule"
     with pytest.raises(ValueError, match=message):
         jprune.check_pruned(params, state, sparsity=0.75)

@@ -10,12 +10,12 @@ from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 
 class Caption(NamedTuple):
-    """The words that go with a figure.
+    """Title, caption and alternative text of a figure.
 
     Attributes:
-      title: a few words.
-      text: how to read it.
-      alternative: what it shows, with its numbers.
+      title: the title, a few words.
+      text: the caption, which says how to read the figure.
+      alternative: a description of the contents, with the numbers.
     """
 
     title: str
@@ -24,7 +24,7 @@ class Caption(NamedTuple):
 
 
 def captions(audit: AuditTables) -> dict[str, Caption]:
-    """The words for every figure that ``jprune.recall.report.figures.figures`` may draw, by name."""
+    """Captions, by name, of all figures that ``jprune.recall.report.figures.figures`` can draw."""
     level, after = f"{100 * audit.level:g} %", kind(audit)
     across = "for each set of models" if audit.named else "against the compression ratio"
     highest = "" if audit.named else " at the highest ratio"
@@ -78,17 +78,17 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
     }
 
 
-def _by_score(audit: AuditTables, tell: Callable[[Any], str]) -> str:
+def _by_score(audit: AuditTables, describe: Callable[[Any], str]) -> str:
     """Describe every row of the summary, score by score."""
     sentences = []
     for score in audit.scores:
         rows = audit.summary[audit.summary["score"] == score]
-        sentences.append(f"{score}: {', '.join(tell(row) for _, row in rows.iterrows())}.")
+        sentences.append(f"{score}: {', '.join(describe(row) for _, row in rows.iterrows())}.")
     return " ".join(sentences)
 
 
 def _losses(audit: AuditTables) -> str:
-    """Which three classes lost most at the highest ratio of each score."""
+    """Describe the three largest losses of recall at the highest ratio of each score."""
     sentences = []
     for score in audit.scores:
         rows = audit.classes[(audit.classes["score"] == score) & (audit.classes["support"] > 0)]

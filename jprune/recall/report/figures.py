@@ -225,10 +225,10 @@ def balance_scatter(audit: AuditTables) -> "Figure":
 
 def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index: int, count: int) -> Any:
     """Draw the boxes of one score next to those of the others, and return its legend handle."""
-    stands_for = axes.plot([], [], color=panels.colour(index), linewidth=2.0)[0]
+    handle = axes.plot([], [], color=panels.colour(index), linewidth=2.0)[0]
     ratios = [float(ratio) for ratio in rows["ratio"].unique()]
     if not ratios:  # no model has an alpha
-        return stands_for
+        return handle
     drawn = axes.boxplot(
         [rows["alpha"][rows["ratio"] == ratio].to_numpy() for ratio in ratios],
         positions=[positions[ratio] + panels.dodge(index, count, 0.8) for ratio in ratios],
@@ -239,7 +239,7 @@ def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index:
     for part in ("boxes", "whiskers", "caps", "medians"):
         for artist in drawn[part]:
             artist.set(color=panels.colour(index), linewidth=2.0 if part == "medians" else 1.2)
-    return stands_for
+    return handle
 
 
 def _with_interval(axes: "Axes", x: Any, rows: pd.DataFrame, index: int) -> Any:
