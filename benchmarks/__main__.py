@@ -110,13 +110,13 @@ def _run_command_line() -> None:
 def run(names: list[str], out: pathlib.Path | None) -> None:
     """Run benchmarks one after another, print each row when it is measured, and write the table to ``out``."""
     rows, start = [], time.perf_counter()
-    measured_on = {**machine(), "seconds in all": "0"}
+    measured_on = {**machine(), "total seconds": "0"}
     for name in names:
         began = time.perf_counter()
         for row in _rows(name, out):
             rows.append(row)
             print(f"{row.what}: {row.ratio:.3g} of {row.against} (at most {row.must:.3g}), {row.verdict}", flush=True)
-            measured_on["seconds in all"] = f"{time.perf_counter() - start:.0f}"
+            measured_on["total seconds"] = f"{time.perf_counter() - start:.0f}"
             if out is not None:  # after each row, so that measured rows are kept if a later one fails
                 write(rows, measured_on, out)
         print(f"[{name}: {time.perf_counter() - began:.0f} s]", flush=True)

@@ -24,7 +24,7 @@ class CellOptions:
     """Data sets: moons for kind moons; for the others digits, mnist, cifar10, cifar100, iris, wine, table:FILE, ..."""
     methods: tuple[str, ...] = ("relu", "UP")
     """Techniques; a separate coefficient follows a colon, such as UP:0.1.
-    moons: relu, relu-bn (batch normalization), P, U, UP (slacks of points, units, both), UP-zero (dropout too).
+    moons: relu, relu-bn (batch normalization), P, U, UP (penalty on points, units, both), UP-zero (dropout too).
     images: relu, relu-bn, UP, norm, mean (aggregates).
     tables: baseline, jumpstart, batchnorm, skip, gelu."""
     widths: tuple[int, ...] = (1, 2, 3, 4, 5, 10, 15, 20, 25)

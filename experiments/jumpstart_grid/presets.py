@@ -79,7 +79,7 @@ def moons_pruned() -> Grid:
 
 @preset
 def mnist_pruned() -> Grid:
-    """The networks of moons-pruned on MNIST, 60 of 50 epochs; needs the data.
+    """The networks of moons-pruned on MNIST: 60 networks, 50 epochs each; needs the data.
 
     Cost: days on two cores; use an accelerator.
     Expect: not in the papers; question J5 of docs/reproduction.md.

@@ -27,7 +27,8 @@ class DataOptions:
     classes: tuple[str, ...] = ()
     """Names of the classes to keep; all by default."""
     imbalance: float | None = None
-    """Subsample the training split exponentially: examples of the first class / examples of the last."""
+    """Ratio of the largest to the smallest training class; class sizes decrease exponentially from the first class to
+    the last. By default all examples are used."""
     selection: Literal["validation", "test"] = "validation"
     """Split on which the best epoch is chosen. test: the test split, as in the published runs."""
     image_size: tuple[int, int] | None = None
@@ -104,7 +105,7 @@ class PruningOptions:
     rounding: int | None = None
     """Bits, 2 to 16, to which the prunable weights are rounded after pruning, on a symmetric grid for each leaf."""
     min_keep: int = 0
-    """Minimum number of weights that every prunable layer keeps; the total stays the same."""
+    """Minimum number of weights kept in each prunable layer; the total stays the same."""
     scores: tuple[Score, ...] = ("magnitude", "gradient", "undecayed", "random")
     """Weight importance scores. undecayed-signed: the score of the published runs, which keeps more weights than
     requested."""
@@ -177,14 +178,14 @@ class Running(RunOptions):
     """Options that control the run. They change the results at most by rounding."""
 
     chunk: int | None = None
-    """Replicates in one program; by default as many as fit the memory."""
+    """Replicates in one program; unless the preset sets it, as many as fit in the memory."""
     memory: float | None = None
     """GiB of memory for one program on one device; by default 4 on a CPU, 70 % of an accelerator's."""
     form: Literal["vmap", "map", "unroll"] | None = None
     """How the replicates of a device are computed: batched (vmap), one after another in a loop (map), or in an
-    unrolled loop (unroll). By default map on a CPU and vmap on an accelerator."""
+    unrolled loop (unroll). Unless the preset sets it, map on a CPU and vmap on an accelerator."""
     loop: Literal["scan", "steps"] | None = None
-    """scan: an epoch is one program. steps: each step is one call. By default scan."""
+    """scan: an epoch is one program. steps: one call per step. Unless the preset sets it, scan."""
     keep_pruned: bool = False
     """Store the weights of pruned networks; those of dense networks are always stored."""
     compare: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=("--beside",))] = ()

@@ -45,12 +45,12 @@ _RECALLS = {
     "mnist-published-paper": ("mnist", "MNIST, LeNet, published counts, paper's setting"),
     "mnist-published-script": ("mnist", "MNIST, LeNet, published counts, script's setting"),
     "fashion-channels": ("", "Fashion-MNIST, LeNet, channels removed, t in multiply-adds"),
-    "cifar10-resnet20": ("", "CIFAR-10, ResNet-20, one network of one epoch: only the path"),
+    "cifar10-resnet20": ("", "CIFAR-10, ResNet-20, one network of one epoch: pipeline check only"),
 }
 _EXPLAINING = (*explanations.FEW_WEIGHTS, *explanations.CHANGES)
 _GRIDS = ("moons", "moons-seeds", "moons-layers", "uci", "mnist-grid", "mnist-grid-50", "prune-and-jumpstart")
 _PRUNED = ("moons-pruned", "mnist-pruned")
-_MAPS = """![Heat maps of training accuracy by width and depth, ours and the published ones, a row a method](
+_MAPS = """![Heat maps of training accuracy by width and depth, ours and the published ones, one row per method](
 images/reproduction-moons-train.png)
 
 ![The same of validation accuracy](images/reproduction-moons-val.png)
