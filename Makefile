@@ -10,6 +10,10 @@ BIN := $(VENV)/bin
 # time compilation, so they do not use the cache. `make clean` removes it.
 demo test test-slow test-all test-compilers test-oldest: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
+# So is bytecode, also where the environment forbids it, as in many containers: every test process and every program
+# that a test starts would compile the sources again, and pytest would rewrite the assertions of all tests again.
+demo test test-slow test-all test-compilers test-oldest: export PYTHONDONTWRITEBYTECODE :=
+
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
