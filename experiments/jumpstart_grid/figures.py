@@ -1,12 +1,12 @@
 """Figures of a jumpstart grid, as matplotlib figures without a window."""
 
 from itertools import cycle
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from jprune.jumpstart import figures
 
@@ -92,7 +92,7 @@ def of_statuses(statuses: pd.DataFrame) -> dict[str, Figure]:
     return made
 
 
-def _heat_map(axes: Axes, table: pd.DataFrame, low: float, title: str) -> Any:
+def _heat_map(axes: Axes, table: pd.DataFrame, low: float, title: str) -> AxesImage:
     image = axes.imshow(table.to_numpy(), cmap="cividis", vmin=low, vmax=1, origin="lower", aspect="auto")
     for (row, place), value in np.ndenumerate(table.to_numpy()):
         if np.isfinite(value):

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -270,7 +270,7 @@ def _programs(
         score = oneshot.score_of(name, study.undecayed_epsilon, where)
         return score(params, grad=grads, key=key(index, _RANDOM))
 
-    def pruned(one: Program, replicate: tuple[PyTree, PyTree], keep: jax.Array) -> tuple[Any, jax.Array]:
+    def pruned(one: Program, replicate: tuple[PyTree, PyTree], keep: jax.Array) -> tuple[PyTree, jax.Array]:
         return one(*replicate, keep)
 
     def nonzero(params: PyTree) -> jax.Array:

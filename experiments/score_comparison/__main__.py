@@ -16,7 +16,7 @@ import io
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +119,7 @@ def trained(
     key: Array,
     *,
     steps: int,
-    loss: Any = None,
+    loss: Callable[[PyTree, PyTree, tuple[Array, Array]], Array] | None = None,
 ) -> tuple[PyTree, PyTree]:
     """Return trained parameters and optimizer state; ``loss(state, params, batch)`` may read masks in the state."""
 
@@ -193,8 +193,8 @@ class Programs:
         def program(train: Callable[..., PyTree], static: tuple[str, ...] = ()) -> Callable[..., PyTree]:
             return functools.partial(jax.jit(train, static_argnames=static), task.train)
 
-        def penalized(link: Callable[[Any], optax.GradientTransformation]) -> Callable[..., PyTree]:
-            def train(data: Any, params: PyTree, key: Array, limit: Array) -> PyTree:
+        def penalized(link: Callable[[Array], optax.GradientTransformation]) -> Callable[..., PyTree]:
+            def train(data: tuple[Array, Array], params: PyTree, key: Array, limit: Array) -> PyTree:
                 return trained(data, optax.chain(optax.adam(RATE), link(limit)), params, key, steps=fine_tuning - half)[
                     0
                 ]
@@ -204,12 +204,12 @@ class Programs:
         def rising(limit: Array) -> Callable[[Array], Array]:
             return lambda step: limit * jnp.minimum(1.0, (step + 1) / (fine_tuning - half))
 
-        def gradual(data: Any, params: PyTree, key: Array, sparsity: float) -> PyTree:
+        def gradual(data: tuple[Array, Array], params: PyTree, key: Array, sparsity: float) -> PyTree:
             schedule = jprune.cubic(sparsity, begin=0, end=half, every=max(half // 10, 1))
             tx = optax.chain(adam(fine_tuning), jprune.prune(jprune.magnitude(), schedule))
             return trained(data, tx, params, key, steps=fine_tuning)[0]
 
-        def sparse(data: Any, params: PyTree, key: Array, sparsity: float) -> dict[str, PyTree]:
+        def sparse(data: tuple[Array, Array], params: PyTree, key: Array, sparsity: float) -> dict[str, PyTree]:
             fixed = jprune.prune(jprune.random(), {0: sparsity}, selection=jprune.erk_masks, key=key)
             links = {
                 "RigL": jprune.rigl(adam(total), sparsity, end=end, every=every),
@@ -218,7 +218,7 @@ class Programs:
             }
             return {name: trained(data, tx, params, key, steps=total)[0] for name, tx in links.items()}
 
-        def sr_ste(data: Any, params: PyTree, key: Array) -> PyTree:
+        def sr_ste(data: tuple[Array, Array], params: PyTree, key: Array) -> PyTree:
             tx = jprune.sr_ste(adam(total), n=1, m=16, axes="flax")
             loss = lambda state, params, batch: cross_entropy(jprune.straight_through(params, state.masks), batch)
             params, state = trained(data, tx, params, key, steps=total, loss=loss)

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.extend.core
@@ -180,12 +180,12 @@ def bytes_of(fn: Callable[..., PyTree], *args: PyTree) -> int:
     return sum(map(_bytes, jaxpr.invars)) + _intermediates(jaxpr)
 
 
-def _bytes(variable: Any) -> int:
+def _bytes(variable: jax.extend.core.Var) -> int:
     shape, dtype = getattr(variable.aval, "shape", ()), getattr(variable.aval, "dtype", None)
     return math.prod(shape) * getattr(dtype, "itemsize", 0)
 
 
-def _intermediates(jaxpr: Any) -> int:
+def _intermediates(jaxpr: jax.extend.core.Jaxpr) -> int:
     """Return the bytes of the outputs of all equations; an inner program counts instead of its equation."""
     total = 0
     for equation in jaxpr.eqns:

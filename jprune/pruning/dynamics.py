@@ -94,7 +94,7 @@ def dense_gradient() -> Score:
     {'kernel': Array([[2., 1.]], dtype=float32)}
     """
 
-    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
+    def function(params: PyTree, grad: PyTree, batch: PyTree, key: Array | None) -> PyTree:
         return map_leaves(jnp.abs, grad)
 
     return Score(function, "dense_gradient", ("grad",))
@@ -143,7 +143,7 @@ def reset_moments(
             masks_of(state)  # raises if the links are in the wrong order
         return state
 
-    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any) -> tuple[PyTree, PyTree]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: object) -> tuple[PyTree, PyTree]:
         before = masks_of(state)
         updates, (moments, link) = chained.update(updates, state, params, **extra_args)
         kept = map_leaves(jnp.logical_and, masks_of((moments, link)), before)
@@ -171,7 +171,7 @@ def refuse_no_transformation(name: str, tx: object) -> None:
 def _reset(state: PyTree, fresh: PyTree, masks: dict[str, Any]) -> PyTree:
     """Take the entries of ``fresh`` where the mask of a leaf's parameter is False."""
 
-    def leaf(key_path: tuple[Any, ...], old: Any, new: Any) -> Any:
+    def leaf(key_path: tuple[Any, ...], old: PyTree, new: PyTree) -> PyTree:
         # The longest end of the path that names a parameter: 'mu/a/kernel' belongs to 'a/kernel', not to 'kernel'.
         ends = (path_string(key_path[i:]) for i in range(len(key_path) + 1))
         mask = next((masks[end] for end in ends if end in masks), None)
@@ -217,5 +217,5 @@ def _masked(weight: Shaped[Array, "..."], mask: Bool[Array, "..."]) -> Shaped[Ar
 
 
 @_masked.defjvp
-def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+def _(primals: tuple[Array, Array], tangents: tuple[Array, object]) -> tuple[Array, Array]:
     return _masked(*primals), tangents[0]

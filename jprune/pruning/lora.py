@@ -1,14 +1,13 @@
 """Merge low-rank adapters (LoRA) into pruned weights."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PyTree
 
 from jprune.pruning.scores.elementwise import working_dtype
-from jprune.trees import flatten, is_float, match
+from jprune.trees import Leaf, flatten, is_float, match
 
 
 def merge_lora(
@@ -63,7 +62,7 @@ def merge_lora(
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _refuse_unknown(adapters: Mapping[str, Any], paths: list[str], leaves: list[Any]) -> None:
+def _refuse_unknown(adapters: Mapping[str, object], paths: list[str], leaves: list[Leaf]) -> None:
     if not adapters:
         raise ValueError("adapters is empty; give the two factors of at least one leaf, by its path")
     floats = [path for path, leaf in zip(paths, leaves, strict=True) if is_float(leaf)]

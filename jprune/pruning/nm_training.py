@@ -102,7 +102,7 @@ def sr_ste(
         return SrSteState(jnp.zeros([], jnp.int32), pattern_of(chosen), inner.init(params))
 
     def update(
-        updates: PyTree, state: SrSteState, params: PyTree = None, **extra_args: Any
+        updates: PyTree, state: SrSteState, params: PyTree = None, **extra_args: object
     ) -> tuple[PyTree, SrSteState]:
         if params is None:
             raise ValueError("sr_ste needs params: call update(updates, state, params)")

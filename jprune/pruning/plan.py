@@ -75,7 +75,9 @@ class Plan:
 
         jax.eval_shape(probe, weights)
 
-    def evidence(self, weights: PyTree, grad: PyTree, batch: PyTree, key: Any, whole: PyTree) -> dict[str, PyTree]:
+    def evidence(
+        self, weights: PyTree, grad: PyTree, batch: PyTree, key: Array | None, whole: PyTree
+    ) -> dict[str, PyTree]:
         """Return the inputs that the scores use in addition to the weights; the others can be freed."""
         needs = _needs(self.score) | (set() if self.regrow is None else _needs(self.regrow.score))
         given = {"grad": grad, "batch": batch, "key": key, "whole": whole}

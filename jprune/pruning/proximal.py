@@ -37,7 +37,7 @@ from jprune.graph.channels import ChannelGroup
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, match, only
 
-Threshold = ArrayLike | Callable[[Any], Any]
+Threshold = ArrayLike | Callable[[Array], ArrayLike]
 ChannelMembers = Sequence[tuple[str, int]] | ChannelGroup
 _Arrays = dict[str, Array]
 
@@ -299,7 +299,9 @@ def _link(
         jax.eval_shape(prox, shapes, jnp.zeros([], jnp.float32))  # raises for groups that do not fit
         return ProximalState(jnp.zeros([], jnp.int32))
 
-    def update(updates: PyTree, state: ProximalState, params: PyTree = None, **_: Any) -> tuple[PyTree, ProximalState]:
+    def update(
+        updates: PyTree, state: ProximalState, params: PyTree = None, **_: object
+    ) -> tuple[PyTree, ProximalState]:
         if params is None:
             raise ValueError(f"{name} needs params: call update(updates, state, params)")
         limit = jnp.asarray(threshold(state.count) if callable(threshold) else threshold)

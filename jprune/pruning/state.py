@@ -96,7 +96,7 @@ def refuse_restored(state: object, name: str) -> None:
 
 def _hint_of_sr_ste(state: PyTree) -> str:
     """Return a hint if a state is that of ``sr_ste``, whose module imports this one."""
-    is_sr_ste: Callable[[Any], bool] = lambda node: type(node).__name__ == "SrSteState"
+    is_sr_ste: Callable[[PyTree], bool] = lambda node: type(node).__name__ == "SrSteState"
     if not any(map(is_sr_ste, jax.tree.leaves(state, is_leaf=is_sr_ste))):
         return ""
     return '; sr_ste trains dense weights: evaluate and save jprune.apply_masks(params, optax.tree.get(state, "masks"))'
@@ -143,7 +143,7 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
     paths, leaves, _ = flatten(masks)
     given = dict(zip(paths, leaves, strict=True))
 
-    def replace(node: Any) -> Any:
+    def replace(node: PyTree) -> PyTree:
         if not isinstance(node, PruneState):
             return node
         own_paths, own, treedef = flatten(node.masks)
@@ -244,7 +244,7 @@ def masked_weights(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def _prune_states(
-    node: Any, path: str, fault: str | None, later: tuple[tuple[str, Any], ...] = ()
+    node: PyTree, path: str, fault: str | None, later: tuple[tuple[str, PyTree], ...] = ()
 ) -> Iterator[tuple[str, PruneState]]:
     """Return every prune state below a node.
 
@@ -274,7 +274,7 @@ def _prune_states(
         yield from _prune_states(child, path + key, below, after)
 
 
-def _may_change(node: Any, link: PruneState) -> bool:
+def _may_change(node: PyTree, link: PruneState) -> bool:
     """Whether the link with this state may change updates of leaves that an earlier prune link masks.
 
     A prune link changes the leaves that it masks. A link inside ``optax.masked`` changes some leaves, and its state
@@ -297,14 +297,14 @@ def _may_change(node: Any, link: PruneState) -> bool:
     return False
 
 
-def _children(node: Any) -> list[tuple[str, Any]]:
+def _children(node: PyTree) -> list[tuple[str, PyTree]]:
     """Return the children of a node with their names; a leaf has none."""
-    below: Callable[[Any], bool] = lambda child: child is not node
+    below: Callable[[PyTree], bool] = lambda child: child is not node
     entries, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=below)
     return [(jax.tree_util.keystr(key_path), child) for key_path, child in entries if key_path]
 
 
-def _absent(mask: Any) -> bool:
+def _absent(mask: PyTree) -> bool:
     return mask is None or isinstance(mask, optax.MaskedNode)
 
 

@@ -137,9 +137,9 @@ def prune(
         params: PyTree = None,
         *,
         grad: PyTree = None,
-        batch: Any = None,
+        batch: PyTree = None,
         key: Any = None,
-        **_: Any,
+        **_: object,
     ) -> tuple[PyTree, PruneState]:
         if params is None:
             raise ValueError("prune needs params: call update(updates, state, params)")
@@ -196,7 +196,7 @@ def keep_zeros(*, where: Where | None = None) -> optax.GradientTransformationExt
         masks = map_leaves(lambda weight: weight != 0, weights)
         return PruneState(jnp.zeros([], jnp.int32), _for_all(masks, params), None)
 
-    def update(updates: PyTree, state: PruneState, params: PyTree = None, **_: Any) -> tuple[PyTree, PruneState]:
+    def update(updates: PyTree, state: PruneState, params: PyTree = None, **_: object) -> tuple[PyTree, PruneState]:
         if params is None:
             raise ValueError("keep_zeros needs params: call update(updates, state, params)")
         refuse_restored(state, "keep_zeros")

@@ -34,7 +34,7 @@ def lamp(*, axes: Axes = None, where: Where | None = None) -> Score:
            [1.  ]], dtype=float32)}}
     """
 
-    def function(params: PyTree, grad: PyTree, batch: Any, key: Any) -> PyTree:
+    def function(params: PyTree, grad: PyTree, batch: PyTree, key: Array | None) -> PyTree:
         paths, leaves, treedef = flatten(params)
         roles = kernel_axes(axes, params)
         for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +227,7 @@ def _is_number(cell: str) -> bool:
     return NUMBER.fullmatch(cell.strip()) is not None
 
 
-def some(names: Any, most: int = 8) -> str:
+def some(names: Collection[object], most: int = 8) -> str:
     """Format the first of many names for an error message.
 
     >>> some(["a", "b", "c"], 2)

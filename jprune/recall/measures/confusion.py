@@ -5,7 +5,6 @@
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +84,7 @@ def _tally(
     return tally.reshape(*models, num_classes, num_classes)
 
 
-def _as_array(name: str, value: Numbers) -> Any:
+def _as_array(name: str, value: Numbers) -> Array | np.ndarray:
     """Convert to an array; jax and numpy arrays are unchanged, so that nothing is narrowed before it is checked."""
     array = value if isinstance(value, jax.Array | np.ndarray) else np.asarray(value)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.bool_, jnp.floating)):
@@ -93,12 +92,12 @@ def _as_array(name: str, value: Numbers) -> Any:
     return array
 
 
-def _refuse_floats(name: str, array: Any, num_classes: int) -> None:
+def _refuse_floats(name: str, array: Array | np.ndarray, num_classes: int) -> None:
     if jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{name} must be integers in 0..{num_classes - 1}, got dtype {array.dtype}")
 
 
-def _refuse(name: str, array: Any, num_classes: int) -> None:
+def _refuse(name: str, array: Array | np.ndarray, num_classes: int) -> None:
     """Raise for the first entry that is not a class, or NaN among logits; a tracer has no values to check."""
     if isinstance(array, jax.core.Tracer) or array.size == 0:
         return
@@ -112,13 +111,14 @@ def _refuse(name: str, array: Any, num_classes: int) -> None:
         raise ValueError(f"{name} {allowed}, got {array[at]} at index {at if len(at) > 1 else at[0]}")
 
 
-def _largest(logits: Any) -> Any:
+def _largest(logits: Array | np.ndarray) -> Array | np.ndarray:
     """Return the class of the largest logit; -1, which is not a class, if one is NaN and the function is traced."""
     if isinstance(logits, np.ndarray):  # jax would round float64 to float32 first
-        return logits.argmax(-1)
+        largest: np.ndarray = logits.argmax(-1)
+        return largest
     return jnp.where(jnp.isnan(logits).any(-1), -1, jnp.argmax(logits, -1))
 
 
-def _narrow(array: Any) -> Int[Array, "..."] | Bool[Array, "..."]:
+def _narrow(array: Array | np.ndarray) -> Int[Array, "..."] | Bool[Array, "..."]:
     """Move to the device; the values of numpy's int64 are already known to fit int32."""
     return jnp.asarray(array.astype(np.int32)) if isinstance(array, np.ndarray) else array
