@@ -140,8 +140,7 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
         raise ValueError(f"jumpstart={study.jumpstart}: keep one coefficient at a time")
     others = [study, *results.all_recorded(stored), *map(presets.get, presets.names())]
     ratios = dict.fromkeys(ratio for one in others for ratio in one.ratios)
-    scores = [score for score in get_args(Score) if not study.min_keep or score != "undecayed-signed"]
-    study = dataclasses.replace(study, scores=tuple(scores), ratios=tuple(ratios))
+    study = dataclasses.replace(study, scores=_possible_scores(study), ratios=tuple(ratios))
     held, hashed = results.truth(stored, study), results.known(stored, study)
     (penalty,) = plan.coefficients(study)
     pruned = plan.pruned_settings(study, hashed, penalty, plan.PruningTarget("undecayed", 2.0))
@@ -171,6 +170,17 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
     files.write_bytes(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
     files.write_json(described, known)
     return len(table)
+
+
+def _possible_scores(study: Study) -> tuple[Score, ...]:
+    """The scores that a study with these settings can have; undecayed-signed selects single weights by its own rule.
+
+    >>> settings = {}, {"structure": "channels"}, {"min_keep": 1}
+    >>> [len(_possible_scores(Study(dataset="digits", **given))) for given in settings]
+    [5, 4, 4]
+    """
+    signed = not study.min_keep and study.structure != "channels"
+    return tuple(score for score in get_args(Score) if signed or score != "undecayed-signed")
 
 
 def _networks(stored: Path, stage: plan.StudyStage, held: results.Truth) -> pd.DataFrame:
