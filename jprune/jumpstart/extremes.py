@@ -101,12 +101,15 @@ def _backward(spec: Spec, residuals: _Residuals, cotangents: Extremes) -> tuple[
             sum(_share(spec, axis, sign, known, cotangents[axis, sign]) for axis in wanted[sign]) for sign in wanted
         ]
 
-    if space:  # a branch is compiled separately; otherwise XLA would recompute a block's share for each of its cells
+    def in_a_branch() -> list[Array | int]:
         least = min(found.values(), key=lambda extreme: extreme.size)
         always = ~(least.max() > jnp.inf)  # always true, also for NaN, but not known at compile time
-        by_sign = lax.cond(always, shares, lambda: [jnp.where(blocks[s] > jnp.inf, blocks[s], 0) for s in wanted])
-    else:
-        by_sign = shares()
+        otherwise = lambda: [jnp.where(blocks[s] > jnp.inf, blocks[s], 0) for s in wanted]
+        branched: list[Array | int] = lax.cond(always, shares, otherwise)
+        return branched
+
+    # A branch is compiled separately; else XLA's CPU compiler would recompute a block's share for each of its cells.
+    by_sign = lax.platform_dependent(cpu=in_a_branch, default=shares) if space else shares()
     gradient: Any = 0
     for share, cells in zip(by_sign, chosen.values(), strict=True):
         gradient = gradient + jnp.where(cells, jnp.expand_dims(share, space), 0)

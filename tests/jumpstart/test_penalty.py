@@ -126,3 +126,10 @@ def test_status_of_units_and_points_by_hand_and_merged_over_batches():
 
 def _values(statuses):
     return list(statuses.values()) if hasattr(statuses, "values") else list(statuses)
+
+
+def test_only_the_program_for_a_cpu_has_a_branch():
+    z = jax.ShapeDtypeStruct((4, 3, 3, 2), jnp.float32)
+    gradient = jax.jit(jax.grad(functools.partial(jprune.jumpstart_penalty, spatial="pool"))).trace(z)
+    cases = {p: gradient.lower(lowering_platforms=(p,)).as_text().count("stablehlo.case") for p in ("cpu", "tpu")}
+    assert cases["cpu"] == cases["tpu"] + 1  # the others choose the platform, which is known when they are compiled
