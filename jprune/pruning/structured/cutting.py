@@ -67,16 +67,35 @@ def cut_along(tree: PyTree, kept: Mapping[str, KeptIndices], name: str) -> PyTre
 
 
 def take(leaf: Leaf, kept: KeptIndices) -> Leaf:
-    """Take the kept indices of an array or a shape; an array on a mesh with explicit axes is replicated first."""
+    """Take the kept indices of an array or a shape; an array on a mesh with explicit axes is replicated first.
+
+    An array on one device is cut by numpy: jax would compile a program for every shape, axis and number of indices.
+    """
     if isinstance(leaf, jax.ShapeDtypeStruct):
         described: Callable[..., Any] = jax.ShapeDtypeStruct
         return described(tuple(int(indices.sum()) for indices in kept), leaf.dtype)
-    if isinstance(leaf, jax.Array) and not all(indices.all() for indices in kept):
+    if all(indices.all() for indices in kept):
+        return leaf
+    if _on_one_device(leaf):
+        cut = np.asarray(leaf)[np.ix_(*map(np.flatnonzero, kept))]
+        return jax.device_put(cut, leaf.sharding) if leaf.committed else jnp.asarray(cut)
+    if isinstance(leaf, jax.Array):
         leaf = replicated(leaf)
     for axis, indices in enumerate(kept):
         if not indices.all():
             leaf = jnp.take(leaf, np.flatnonzero(indices), axis=axis)
     return leaf
+
+
+def _on_one_device(leaf: Leaf) -> bool:
+    """Whether a leaf is a concrete array of numbers on one device of this process."""
+    return (
+        isinstance(leaf, jax.Array)
+        and not isinstance(leaf, jax.core.Tracer)
+        and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        and leaf.is_fully_addressable
+        and len(leaf.sharding.device_set) == 1
+    )
 
 
 class _Owner(NamedTuple):
