@@ -1,6 +1,7 @@
 """The import graph of the sources: no cycle, no forbidden edge, no crowded folder. Imports inside functions count."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,10 +35,13 @@ def imported(module: str) -> Iterator[str]:
             yield from (a.value for a in node.args if isinstance(a, ast.Constant) and a.value in SOURCES)
 
 
-IMPORTS = {module: sorted(set(imported(module)) - {module}) for module in SOURCES}
+@functools.cache
+def imports() -> dict[str, list[str]]:
+    """The import graph; a function, as parsing all sources takes too long for the collection of the tests."""
+    return {module: sorted(set(imported(module)) - {module}) for module in SOURCES}
 
 
-def cycle(imports: dict[str, list[str]]) -> list[str]:
+def cycle(graph: dict[str, list[str]]) -> list[str]:
     """Some cycle of the import graph, as the modules along it, or an empty list."""
     done: set[str] = set()
 
@@ -45,13 +49,13 @@ def cycle(imports: dict[str, list[str]]) -> list[str]:
         if module in path:
             return [*path[path.index(module) :], module]
         if module not in done:
-            for target in imports[module]:
+            for target in graph[module]:
                 if found := visit(target, [*path, module]):
                     return found
             done.add(module)
         return []
 
-    return next((found for module in imports if (found := visit(module, []))), [])
+    return next((found for module in graph if (found := visit(module, []))), [])
 
 
 def within(module: str, package: str) -> bool:
@@ -76,7 +80,7 @@ def test_imports_in_functions_and_under_type_checking_are_found(monkeypatch, tmp
 
 
 def test_no_module_imports_itself_through_others():
-    assert not cycle(IMPORTS), "import cycle: " + " -> ".join(cycle(IMPORTS))
+    assert not cycle(imports()), "import cycle: " + " -> ".join(cycle(imports()))
 
 
 @pytest.mark.parametrize(
@@ -87,16 +91,16 @@ def test_no_module_imports_itself_through_others():
     ],
 )
 def test_a_package_imports_only(package, allowed):
-    for module in filter(lambda name: within(name, package), IMPORTS):
-        wrong = [target for target in IMPORTS[module] if not any(within(target, name) for name in allowed)]
+    for module in filter(lambda name: within(name, package), imports()):
+        wrong = [target for target in imports()[module] if not any(within(target, name) for name in allowed)]
         assert not wrong, f"{module} imports {wrong}; {package} may import only {allowed}"
 
 
 @pytest.mark.parametrize("package", ["jprune.pruning", "jprune.jumpstart", "jprune.recall"])
 def test_pruning_jumpstart_and_recall_do_not_import_one_another_or_what_imports_them(package):
     others = {"jprune", "jprune.pruning", "jprune.jumpstart", "jprune.recall", "jprune.cli"} - {package}
-    for module in filter(lambda name: within(name, package), IMPORTS):
-        wrong = [t for t in IMPORTS[module] if t in others or any(within(t, o) for o in others - {"jprune"})]
+    for module in filter(lambda name: within(name, package), imports()):
+        wrong = [t for t in imports()[module] if t in others or any(within(t, o) for o in others - {"jprune"})]
         assert not wrong, f"{module} imports {wrong}"
 
 

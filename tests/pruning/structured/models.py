@@ -1,9 +1,11 @@
 """Small networks of every kind that structured pruning has to handle, as functions, NNX, Linen and Equinox modules.
 
 Parameters are random, biases and normalization parameters included, so that a channel removed wrongly shows in the
-outputs. Each builder returns a ``Model``; ``MODELS`` has them all by name.
+outputs. Each builder returns a ``Model``; ``MODELS`` has them all by name, each built once for all tests. Modules are
+initialized under jit: one program instead of several for each shape.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -510,7 +512,7 @@ class _LinenConvNet(nn.Module):
 
 
 def nnx_conv_net_module():
-    return _NNXConvNet(nnx.Rngs(0))
+    return nnx.jit(lambda: _NNXConvNet(nnx.Rngs(0)))()
 
 
 def nnx_conv_net():
@@ -519,7 +521,7 @@ def nnx_conv_net():
 
 
 def nnx_block_module():
-    return _NNXBlock(nnx.Rngs(0))
+    return nnx.jit(lambda: _NNXBlock(nnx.Rngs(0)))()
 
 
 def nnx_block():
@@ -533,7 +535,7 @@ def linen_recurrent_module():
 
 def linen_recurrent():
     module, x = _LinenRecurrent(), _Draw(1)(2, 3, 4)
-    params = _Draw(2).like(module.init(jax.random.key(0), x)["params"])
+    params = _Draw(2).like(jax.jit(module.init)(jax.random.key(0), x)["params"])
     return Model(lambda p, x: module.apply({"params": p}, x), params, (x,))
 
 
@@ -543,7 +545,7 @@ def linen_conv_net_module():
 
 def linen_conv_net():
     module, x = _LinenConvNet(), _Draw(1)(2, 4, 4, 3)
-    variables = module.init(jax.random.key(0), x)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
     params, state = _Draw(2).like(variables["params"]), variables["batch_stats"]
 
     def apply(p, x, *, state):
@@ -553,7 +555,7 @@ def linen_conv_net():
 
 
 def equinox_mlp():
-    module = eqx.nn.MLP(5, 3, 8, 2, key=jax.random.key(0))
+    module = eqx.filter_jit(eqx.nn.MLP)(5, 3, 8, 2, key=jax.random.key(0))
     arrays, static = eqx.partition(module, eqx.is_array)
     params = _Draw(1).like(arrays)
     return Model(lambda p, x: jax.vmap(eqx.combine(p, static))(x), params, (_Draw(2)(3, 5),))
@@ -576,7 +578,7 @@ class _EquinoxBlock(eqx.Module):
 
 
 def equinox_block_module():
-    return _EquinoxBlock(jax.random.key(0))
+    return eqx.filter_jit(_EquinoxBlock)(jax.random.key(0))
 
 
 def equinox_block():
@@ -586,7 +588,7 @@ def equinox_block():
 
 
 MODELS = {
-    build.__name__: build
+    build.__name__: functools.cache(build)
     for build in (
         mlp,
         sigmoid_mlp,
