@@ -8,6 +8,7 @@ scipy). Everything is imported when it is first used, so that ``jprune --help`` 
 import importlib
 from typing import TYPE_CHECKING
 
+from jprune._extras import missing as _missing
 from jprune._version import __version__ as __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ imports the same names
@@ -132,7 +133,7 @@ if not TYPE_CHECKING:  # hidden from type checkers, which would otherwise accept
             return importlib.import_module(f"jprune.{name}")
         except ModuleNotFoundError as error:
             if name == "recall" and error.name in ("pandas", "scipy"):
-                raise ImportError("jprune.recall needs the extra 'recall': pip install 'jprune[recall]'") from error
+                raise ImportError(_missing("jprune.recall needs the extra 'recall'", "recall")) from error
             raise
 
 

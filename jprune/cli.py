@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from jprune._extras import missing
 from jprune._version import __version__
 
 _DESCRIPTION = """\
@@ -156,7 +157,7 @@ def _status(given: list[str]) -> int:
     try:
         from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
     except ImportError as error:
-        return _fail(f"the command line needs an extra: pip install 'jprune[report]' ({error})")
+        return _fail(f"{missing('the command line needs an extra', 'report')} ({error})")
     try:
         _run(parsed)
     except BrokenPipeError:

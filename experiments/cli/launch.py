@@ -12,6 +12,7 @@ from pathlib import Path
 
 from experiments.cli.commands import ClusterOptions
 from experiments.storage.files import PARTIAL
+from jprune._extras import missing
 
 _TIMEOUTS = 100  # how often a job may reach its time limit and be requeued; submitit's own limit is 3
 _WARNING_SECONDS = 240  # a time-out is announced 90 to 150 seconds earlier; more for the start of the job
@@ -102,7 +103,7 @@ def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions
     try:
         import submitit  # noqa: PLC0415 an extra
     except ImportError as error:
-        raise ImportError("--launch needs submitit: pip install 'jprune[cluster]'") from error
+        raise ImportError(missing("--launch needs submitit", "cluster")) from error
     given = without(sys.argv[1:] if arguments is None else arguments, _OWN)
     logs = folder / "jobs"
     limits = {f"{cluster.launch}_max_num_timeout": _TIMEOUTS}

@@ -21,6 +21,7 @@ from jaxtyping import ArrayLike
 from experiments.cli.progress import progress, standard_output
 from experiments.data.cache import Rows
 from experiments.storage.files import JSON
+from jprune._extras import missing
 
 Arrays = Mapping[str, np.ndarray]
 Size = tuple[int, int]
@@ -59,7 +60,7 @@ def bundled(name: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     try:
         import sklearn.datasets  # noqa: PLC0415 an extra
     except ImportError as error:
-        raise ImportError(f"{name} is part of scikit-learn: pip install 'jprune[experiments]'") from error
+        raise ImportError(missing(f"the data set {name} needs scikit-learn", "experiments")) from error
     bunch = getattr(sklearn.datasets, f"load_{name}")()
     features = bunch.images.astype(np.uint8)[..., None] if name == "digits" else bunch.data.astype(np.float32)
     return features, bunch.target.astype(np.int32), tuple(map(str, bunch.target_names))
@@ -325,7 +326,7 @@ def prepare(name: str, data_dir: Path | None, *, attempts: int = 3, pause: float
       ValueError: TFDS does not know the name.
     """
     if importlib.util.find_spec("tensorflow") is None:
-        raise ImportError("TFDS prepares data with TensorFlow (reading needs none): pip install 'jprune[prepare]'")
+        raise ImportError(missing("preparing a data set of TFDS needs TensorFlow (reading does not)", "prepare"))
     builder = _builder(name, data_dir)
     for attempt in range(1, attempts + 1):
         try:
@@ -353,7 +354,7 @@ def _builder(name: str, data_dir: Path | None) -> Any:
             if module:
                 importlib.import_module(module)  # registers a user-defined builder
         except ImportError as error:
-            raise ImportError(f"{name} is read with tensorflow-datasets: pip install 'jprune[experiments]'") from error
+            raise ImportError(missing(f"the data set {name} needs tensorflow-datasets", "experiments")) from error
         try:
             return tensorflow_datasets.builder(name, data_dir=data_dir)
         except tensorflow_datasets.core.registered.DatasetNotFoundError as error:

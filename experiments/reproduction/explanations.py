@@ -91,7 +91,7 @@ def _other_changes(studies: Mapping[str, Recalls]) -> Verdict | None:
     changed = {name: studies[name] for name in CHANGES if name in studies}
     if main is None or {CHANGES[name][1] for name in changed} != set(kinds):
         return None
-    alphas = _alphas_of_changes(main, changed)
+    alphas, left_out = _alphas_of_changes(main, changed)
     found, answers = [], []
     for kind in kinds:
         result = jprune.recall.compare_at_equal_accuracy(alphas, kind, "magnitude", level=1 - _P / len(kinds))
@@ -104,11 +104,16 @@ def _other_changes(studies: Mapping[str, Recalls]) -> Verdict | None:
         answers.append("yes" if apart else "small" if max(-result.low, result.high) <= _MARGIN else "open")
     verdict = "yes" if set(answers) == {"yes"} else "no larger than 5 %" if set(answers) == {"small"} else "open"
     text = "log alpha of magnitude pruning at equal alpha_null minus that of each other change, Bonferroni x 4: "
-    return Verdict("R13", question, text + "; ".join(found), verdict)
+    counted = f"; {left_out} alphas of 0 or less have no logarithm and are left out" if left_out else ""
+    return Verdict("R13", question, text + "; ".join(found) + counted, verdict)
 
 
-def _alphas_of_changes(main: Recalls, changed: Mapping[str, Recalls]) -> pd.DataFrame:
-    """Return positive alphas of networks above chance: pruned by magnitude, t = 2 to 20, and with the other changes."""
+def _alphas_of_changes(main: Recalls, changed: Mapping[str, Recalls]) -> tuple[pd.DataFrame, int]:
+    """Return alphas of networks above chance: pruned by magnitude, t = 2 to 20, and with the other changes.
+
+    Returns:
+      the positive alphas, and the number of those of 0 or less, which have no logarithm.
+    """
     wanted = [set(main.complete(["magnitude"]))]
     for name, study in changed.items():
         rows = study.networks[study.networks["score"] == CHANGES[name][0]]
@@ -121,4 +126,4 @@ def _alphas_of_changes(main: Recalls, changed: Mapping[str, Recalls]) -> pd.Data
     dense = main.correct(DENSE, 1.0, replicates)
     audit = jprune.recall.audit_counts(dense, counts, support=main.support, class_names=main.class_names)
     working = main.working(audit.alphas)
-    return working[working["alpha"] > 0]
+    return working[working["alpha"] > 0], int((working["alpha"] <= 0).sum())

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from jprune._extras import missing
 from jprune.jumpstart import tagging
 from jprune.jumpstart.layers import Stack
 
@@ -162,7 +163,7 @@ def _capture(
 
         from jprune.jumpstart import linen, nnx  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError("preactivations needs flax: pip install 'jprune[flax]'") from error
+        raise ImportError(missing("preactivations needs flax", "flax")) from error
     if isinstance(model, flax.linen.Module):
         if not args:
             raise TypeError("a Linen module must be followed by its variables and its inputs: (module, variables, x)")

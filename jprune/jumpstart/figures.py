@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jprune._extras import missing
 from jprune.jumpstart import layers
 
 if TYPE_CHECKING:
@@ -99,5 +100,5 @@ def _figure(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'jprune[report]'") from error
+        raise ImportError(missing("figures need matplotlib", "report")) from error
     return Figure(figsize=(width, height), layout="constrained")

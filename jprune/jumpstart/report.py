@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from jprune._extras import missing
 from jprune.jumpstart import layers, tagging, units
 from jprune.jumpstart.capture import preactivations
 
@@ -88,7 +89,7 @@ def _functional(model: object, variables: PyTree) -> tuple[Callable[[PyTree], tu
     try:
         from flax import linen, nnx  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError("activity_report needs flax: pip install 'jprune[flax]'") from error
+        raise ImportError(missing("activity_report needs flax", "flax")) from error
     if isinstance(model, linen.Module):
         raise TypeError("a Linen module needs its variables: activity_report(module, batches, variables=variables)")
     graphdef, state = nnx.split(model)
@@ -125,7 +126,7 @@ def _frame(status: layers.Statuses, counts: units.PointCounts) -> "pd.DataFrame"
     try:
         import pandas as pd  # noqa: PLC0415 - slow to import, and the penalty itself does not need it
     except ImportError as error:
-        raise ImportError("activity_report needs the extra 'recall': pip install 'jprune[recall]'") from error
+        raise ImportError(missing("activity_report needs the extra 'recall'", "recall")) from error
 
     unit = np.asarray(units.count_units(status), np.float64)
     point = np.stack([counts.dead_cells, counts.linear_cells, counts.nonlinear_cells]).astype(np.float64)

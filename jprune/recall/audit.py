@@ -61,6 +61,11 @@ class Options:
 class Audit(AuditTables):
     """What compression did to each class, as tidy tables; returned by ``audit`` and ``audit_counts``."""
 
+    @property
+    def headline(self) -> str:
+        """The headline of the report: which classes lost most, whether weak classes fell behind, and what is open."""
+        return headline(self)
+
     def figures(self) -> "dict[str, Figure]":
         """Draw the figures, by name; needs the extra ``report``."""
         from jprune.recall.report.figures import figures  # noqa: PLC0415 (matplotlib is an extra)
@@ -84,12 +89,13 @@ class Audit(AuditTables):
         """Write one CSV file per table into a folder, which is created if needed."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, table in self.tables().items():
-            write_text(Path(folder) / f"{name}.csv", _stated(table).to_csv(index=False, lineterminator="\n"))
+            written = _by_name(table) if self.named else table
+            write_text(Path(folder) / f"{name}.csv", written.to_csv(index=False, lineterminator="\n"))
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return (and write, where a path is given) the tables and settings as JSON; NaN becomes null."""
         found = {
-            "headline": headline(self),
+            "headline": self.headline,
             "findings": [finding._asdict() for finding in findings(self)],
             "warnings": list(self.warnings),
             "class_names": list(self.class_names),
@@ -360,7 +366,7 @@ def _assemble(study: AuditedModels, named: SetNames, notes: Sequence[str] = ()) 
         summary=summary,
         alphas=alphas,
         classes=models.classes(study),
-        tests=comparisons.with_rows(tests, comparisons.mcnemar_rows(study)),
+        tests=comparisons.with_rows(tests, [*comparisons.evenness_rows(study), *comparisons.mcnemar_rows(study)]),
         recalls=models.recalls(study),
         dense=dense,
         pies=pd.DataFrame(columns=list(examples.PIE_COLUMNS)),
@@ -396,3 +402,9 @@ def _stated(table: pd.DataFrame) -> pd.DataFrame:
     if "ratio" not in table or not (table["ratio"] == UNSTATED).any():
         return table
     return table.assign(ratio=table["ratio"].where(table["ratio"] != UNSTATED))
+
+
+def _by_name(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of models that were given by name: their name in the place of the score, and no ratio."""
+    columns = {"score": "name", "other_score": "other_name"}
+    return table.drop(columns=["ratio", "other_ratio"], errors="ignore").rename(columns=columns)

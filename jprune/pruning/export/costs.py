@@ -16,6 +16,7 @@ from jax.extend import core
 from jaxtyping import Array, PyTree
 
 from jprune import jaxprs
+from jprune._extras import missing
 from jprune.graph.axes import Axes, kernel_axes
 from jprune.graph.graph import Graph
 from jprune.pruning.selection import kth_largest, uint64
@@ -75,7 +76,7 @@ def cost_table(
     try:
         import pandas as pd  # noqa: PLC0415 - slow to import, and pruning itself does not need it
     except ImportError as error:
-        raise ImportError("cost_table needs the extra 'recall': pip install 'jprune[recall]'") from error
+        raise ImportError(missing("cost_table needs the extra 'recall'", "recall")) from error
 
     paths, leaves, _ = flatten(params)
     kept = [None] * len(leaves) if masks is None else match(params, masks, reference_name="params", name="masks")

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, NamedSharding
 from jaxtyping import PyTree
 
+from jprune._extras import missing
 from jprune.files import replacing
 from jprune.trees import Leaf, flatten, match
 
@@ -314,7 +315,7 @@ def _safetensors() -> tuple[ModuleType, ModuleType]:
         importlib.import_module("ml_dtypes")
         return importlib.import_module("safetensors.numpy"), importlib.import_module("safetensors")
     except ImportError as error:
-        raise ImportError("safetensors files need the extra 'export': pip install 'jprune[export]'") from error
+        raise ImportError(missing("the safetensors format needs the extra 'export'", "export")) from error
 
 
 def _write(

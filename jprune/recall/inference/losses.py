@@ -150,6 +150,35 @@ def class_losses(
     )
 
 
+def change_of_all(
+    dense_correct: Bool[np.ndarray, "dense_models examples"],
+    correct: Bool[np.ndarray, "models examples"],
+    *,
+    paired: bool = True,
+) -> float:
+    """Two-sided p-value of no change of accuracy, over test examples and models; NaN with fewer than two examples.
+
+    With one model before and one after compression it is McNemar's; otherwise it is that of a t statistic with the
+    variance over examples and what the models differ beyond it.
+
+    >>> dense, after = np.ones((1, 20), bool), (np.arange(20) >= 8)[None]
+    >>> round(change_of_all(dense, after), 4) == round(mcnemar(8, 0), 4)
+    True
+    """
+    if len(dense_correct) == len(correct) == 1:
+        return mcnemar(int((dense_correct & ~correct).sum()), int((~dense_correct & correct).sum()))
+    losses = dense_correct.mean(0) - correct.mean(0)
+    n = np.array([float(len(losses))])
+    if n < 2:
+        return float("nan")
+    if not losses.any():
+        return 1.0
+    added, _, degrees = _between(np.zeros(len(losses), np.int64), dense_correct, correct, n, paired=paired)
+    of_examples = losses.var(ddof=1) / n
+    statistic = abs(float(losses.mean())) / np.sqrt(of_examples + added)
+    return float(2 * np.asarray(scipy.stats.t.sf(statistic, _degrees(of_examples, added, n, degrees)))[0])
+
+
 def mcnemar(lost: int, won: int) -> float:
     """Two-sided McNemar test with the mid-p correction: are as many examples lost as won?
 
@@ -218,29 +247,36 @@ def _between(
 ) -> tuple[_Floats, _Floats, float]:
     """The variance between models that test noise does not explain, of changes and excesses; and its degrees."""
     w = np.nan_to_num(n) / np.nansum(n)
-
-    def count(rows: Bool[np.ndarray, "models examples"]) -> _Floats:
-        return np.stack([np.bincount(classes_of, row, len(n)) for row in rows])
-
-    if paired:
-        lost, won = count(dense & ~after), count(~dense & after)
-        sets = [((lost - won) / n, ((lost + won) / n - ((lost - won) / n) ** 2) / n)]
-    else:
-        recalls = [count(rows) / n for rows in (dense, after)]
-        sets = [(r, r * (1 - r) / n) for r in recalls]
     change, excess = np.zeros(len(n)), np.zeros(len(n))
     noise_change, noise_excess = np.zeros(len(n)), np.zeros(len(n))
-    degrees = min(len(means) for means, _ in sets) - 1
+    sets = [dense.astype(np.int8) - after] if paired else [dense.astype(np.int8), after.astype(np.int8)]
+    degrees = min(map(len, sets)) - 1
     if degrees < 1:
         return change, excess, 1.0
-    for means, noise in sets:
-        models = len(means)
+    for values in sets:
+        models = len(values)
+        means = np.stack([np.bincount(classes_of, row, len(n)) for row in values]) / n
         overall = (np.where(np.isnan(means), 0, means) * w).sum(1, keepdims=True)
         change = change + means.var(0, ddof=1) / models
         excess = excess + (means - overall).var(0, ddof=1) / models
-        noise_change = noise_change + noise.sum(0) / models**2
-        noise_excess = noise_excess + _of_excess(noise, w).sum(0) / models**2
+        noise = own_noise(classes_of, values, n) / models
+        noise_change, noise_excess = noise_change + noise, noise_excess + _of_excess(noise, w)
     return np.maximum(change - noise_change, 0), np.maximum(excess - noise_excess, 0), float(degrees)
+
+
+def own_noise(
+    classes_of: Int[np.ndarray, " examples"], values: Int[np.ndarray, "models examples"], n: _Floats
+) -> _Floats:
+    """The variance of a model's class means that comes from examples on which it differs from the other models.
+
+    An example that all models lose adds nothing to the variance between models, so it is not counted.
+
+    >>> own_noise(np.array([0, 0, 1]), np.array([[1, 0, 1], [1, 0, 0]]), np.array([2.0, 1.0])).tolist()
+    [0.0, 0.5]
+    """
+    models = len(values)
+    total, squares = values.sum(0, dtype=np.float64), (values * values).sum(0, dtype=np.float64)
+    return np.asarray(np.bincount(classes_of, (squares - total**2 / models) / (models - 1), len(n)) / n**2)
 
 
 def _degrees(of_examples: _Floats, added: _Floats, n: _Floats, degrees: float) -> _Floats:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from jprune._extras import missing
 from jprune.recall.inputs.arguments import check_level
 
 
@@ -224,7 +225,7 @@ def _statsmodels_formulas() -> Any:
     try:
         import statsmodels.formula.api as formulas  # noqa: PLC0415  # seconds to import, and an extra
     except ImportError as error:
-        raise ImportError("regression needs statsmodels: pip install 'jprune[report]'") from error
+        raise ImportError(missing("regression needs statsmodels", "report")) from error
     return formulas
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jprune._extras import missing
 from jprune.recall.inputs.raw import InputError, Raw, decoded, lists_as_columns, plain, together
 from jprune.recall.inputs.text import NUMBER, decoded_text, read_csv, read_jsonl, reason, some
 
@@ -312,7 +313,7 @@ def _read_table(
     except InputError:
         raise
     except ImportError as error:
-        raise InputError(f"{path}: parquet needs pyarrow: pip install 'jprune[report]'") from error
+        raise InputError(f"{path}: {missing('parquet needs pyarrow', 'report')}") from error
     except Exception as error:  # as above
         raise InputError(f"{path} is not a readable {_kind(path)}: {reason(error)}") from error
     if table.empty:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from jprune.recall.inference.corrected import WITHIN_NOISE
 from jprune.recall.inference.power import replicates_needed
-from jprune.recall.report.verdicts import detectable_excess, lost_more, plain, rows_of, verdict_of
+from jprune.recall.report.verdicts import detectable_excess, evenness, lost_more, plain, rows_of, verdict_of
 from jprune.recall.report.words import (
     Row,
     at_ratio,
@@ -31,6 +31,7 @@ from jprune.recall.tables.frames import AuditTables
 
 _MOST_MODELS, _ROUNDING = 100_000, 1e-12
 _MOST_NAMES = 8
+_LARGE = 0.1  # excess loss of a class
 
 
 class Finding(NamedTuple):
@@ -62,7 +63,7 @@ def findings(audit: AuditTables) -> list[Finding]:
             "Differences between classes": _differences(rows, audit),
             "More than the lost accuracy explains?": _beyond_null(row),
             "Confidence": _confidence(audit, row),
-            "Examples at risk": _risk(row),
+            "Examples at risk": _risk(row, audit),
             "Collapsed models": _collapsed(row, audit),
             "Is the evidence enough?": _evidence(rows, audit),
         }
@@ -71,7 +72,7 @@ def findings(audit: AuditTables) -> list[Finding]:
 
 
 def _accuracy(row: Row, audit: AuditTables) -> str:
-    text = change_of_accuracy(row)
+    text = change_of_accuracy(row, audit.level)
     if np.isfinite(cell(row, "accuracy_change_low")):
         ends = f"{signed(cell(row, 'accuracy_change_low'))} to {signed(cell(row, 'accuracy_change_high'))}"
         text += f" ({100 * audit.level:g} % interval over models {ends} points)"
@@ -91,7 +92,7 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
         return ""
     most = present[present["change"] < 0].sort_values("change", kind="stable").head(3)
     if not len(most):
-        return "No class has a lower recall than before, on average over the models."
+        return f"No class has a lower recall than before{'' if row['models'] == 1 else ', on average over the models'}."
     counted = row["models"] == 1 and np.isfinite(present["lost"]).any()
     text = "; ".join(
         f"{each['class']}: {points(each['change'])} ({percent(each['recall_dense'])} to {percent(each['recall'])} "
@@ -100,6 +101,11 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
     )
     if not np.isfinite(present["p_holm"]).any():
         return f"{text}. Testing whether that is more than the rest lost takes predictions, or models that differ."
+    p = evenness(audit, row)
+    if np.isfinite(p):
+        text += (
+            f". That all classes lost equally much is {'' if p < 1 - audit.level else 'not '}rejected ({p_value(p)})"
+        )
     beyond = lost_more(classes, audit.level).sort_values("excess", ascending=False, kind="stable")
     if not len(beyond):
         found = detectable_excess(classes)
@@ -136,7 +142,7 @@ def _groups(audit: AuditTables, row: Row) -> str:
         "shown to have lost more than all examples did: "
         + "; ".join(
             f"{each['attribute']} {each['group']} ({percent(each['recall_dense'])} to {percent(each['recall'])} "
-            f"{each['support']:,} examples, {size(each['excess'])} more, interval "
+            f"of {each['support']:,} examples, {size(each['excess'])} more, interval "
             f"{signed(each['excess_low'])} to {signed(each['excess_high'])})"
             for _, each in shown.sort_values("excess", ascending=False).iterrows()
         )
@@ -152,7 +158,7 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
     if verdict == "collapsed":
         return "Every model is at chance, so alpha says nothing about classes."
     if verdict == "noise":
-        text = f"The dense models show {WITHIN_NOISE}, so there is no corrected alpha"
+        text = f"The dense recalls show {WITHIN_NOISE}, so there is no corrected alpha"
     elif np.isfinite(cell(row, "alpha_corrected")):
         text = f"corrected alpha {interval(row, 'alpha_corrected')} {at_ratio(row)}: they {plain(verdict)}"
         if verdict == "=":
@@ -213,13 +219,17 @@ def _confidence(audit: AuditTables, row: Row) -> str:
     )
 
 
-def _risk(row: Row) -> str:
+def _risk(row: Row, audit: AuditTables) -> str:
     if not np.isfinite(float(str(row.get("risk_auc", "nan")))):
         return ""
+    lost, found = int(cell(row, "risk_lost")), int(cell(row, "risk_found"))
+    one = (audit.dense["score"] == row["score"]).sum() == 1
+    whose, they = ("dense model's", "it") if one else ("dense models'", "most of them")
+    by = "" if row["models"] == 1 else " by at least half of the models"
     return (
-        f"The dense models' uncertainty ranks an example that was lost above one that was kept in "
-        f"{100 * cell(row, 'risk_auc'):.0f} % of pairs; the most uncertain tenth of the examples that they got "
-        f"right contains {100 * cell(row, 'risk_top'):.0f} % of the lost ones."
+        f"The {whose} uncertainty ranks an example that was lost{by} above one that was kept in "
+        f"{100 * cell(row, 'risk_auc'):.0f} % of pairs; the most uncertain tenth of the examples that {they} got "
+        f"right contains {found} of the {lost} lost ones ({percent(found / lost)})."
     )
 
 
@@ -234,15 +244,43 @@ def _collapsed(row: Row, audit: AuditTables) -> str:
 
 
 def _evidence(rows: pd.DataFrame, audit: AuditTables) -> str:
+    """Whether the data are enough: what they could have missed of a class's loss and of alpha."""
     row = dict(rows.iloc[-1])
     models = int(str(row["models"]))
+    parts = [_enough_for_classes(row, audit)]
     if models == 1:
         if not np.isfinite(rows["lost"]).all():
             return "No: counts of one model say nothing about other training runs. Train at least 5, preferably 30."
+        parts += [sentence(no_alpha_shown(row, audit))] if _alpha_too_wide(row) else []
+        runs = "to say something about other training runs, train at least 5 pairs, preferably 30"
+        parts.append(f"Intervals and tests are over test examples of these two models; {runs}.")
+        return " ".join(filter(None, parts))
+    return " ".join(part for part in [*parts, *_enough_for_alpha(rows, audit)] if part)
+
+
+def _enough_for_classes(row: Row, audit: AuditTables) -> str:
+    """Which loss of a class would have been shown: no, where it is a large one."""
+    classes = rows_of(audit.classes, row)
+    least = detectable_excess(classes)
+    if np.isnan(least) or verdict_of(row) == "collapsed":
+        return ""
+    if np.isinf(least):
+        return f"No: {no_class_shown(row, audit, classes)}."
+    loss = f"{size(least)} more than all examples"
+    if least > _LARGE:
         return (
-            "For these two models yes: intervals and tests are over test examples. Other training runs may differ: to "
-            "say something about them, train at least 5 pairs, preferably 30."
+            f"Only for large losses: a typical class would have to lose {loss} for that to be shown nine times in ten."
         )
+    return f"For classes yes, if they lost much: a typical class that lost {loss} would be shown nine times in ten."
+
+
+def _alpha_too_wide(row: Row) -> bool:
+    return verdict_of(row) == "?" and bool(1 <= cell(row, "alpha_corrected_detectable") < np.inf)
+
+
+def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
+    """At which ratios the interval of alpha excludes 1, and what it would take elsewhere."""
+    models = int(rows["models"].iloc[-1])
     counts = sorted({int(count) for count in rows["models"]})
     who = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(models)
     column = "alpha_corrected" if np.isfinite(rows["alpha_corrected"]).any() else "alpha"
@@ -276,7 +314,7 @@ def _evidence(rows: pd.DataFrame, audit: AuditTables) -> str:
         )
         lead = where.capitalize() if parts else f"No: {where}"
         parts.append(f"{lead} {named} there is no interval of {name}.")
-    return " ".join(parts)
+    return parts
 
 
 def _needed(row: Row, audit: AuditTables) -> str:

@@ -1,4 +1,4 @@
-"""The headline of an audit: the class that lost most, whether class differences grew, and what cannot be shown."""
+"""The headline of an audit: the classes that lost most, whether weak classes fell behind, and what cannot be shown."""
 
 import numpy as np
 import pandas as pd
@@ -7,8 +7,8 @@ from jprune.recall.inference.corrected import WITHIN_NOISE
 from jprune.recall.report.verdicts import (
     VERDICTS,
     detectable_excess,
+    evenness,
     lost_more,
-    lost_most,
     reasons,
     rows_of,
     verdict_of,
@@ -19,22 +19,34 @@ from jprune.recall.report.words import (
     cell,
     change_of_accuracy,
     count,
+    dense_models,
+    estimate,
     kind,
     listed,
     no_alpha_shown,
     no_class_shown,
+    not_shown,
     number,
+    p_value,
     sentence,
     size,
 )
 from jprune.recall.tables.frames import AuditTables
 
 FEWEST = 10  # examples; a class with fewer is not what a headline begins with
+_MOST_SCORES = 2  # in sentences; the tables have the others
+_MOST_CLASSES = 3  # by name
+_EQUAL = 1e-9  # difference of two changes of recall that are a tie
+
+ALPHA_MEANS = "above 1 weak classes fell further behind strong ones, below 1 they came closer"
 
 
 def headline(audit: AuditTables) -> str:
-    """The class that lost most, whether differences between classes changed, and what cannot be shown."""
-    last = [dict(row) for _, row in audit.summary.groupby("score", sort=False).tail(1).iterrows()]
+    """The classes that lost most, whether weak classes fell further behind strong ones, and what cannot be shown.
+
+    With several scores there is a group of sentences for each of the two with the largest losses, the worst first.
+    """
+    last = _worst_first(audit)
     if all(row["agreement"] == 1 for row in last):
         single = all(row["models"] == 1 for row in last) and len(last) == 1
         return (
@@ -42,127 +54,186 @@ def headline(audit: AuditTables) -> str:
             if single
             else (f"Dense and {kind(audit)} models agree on every example.")
         )
-    sentences = [_hardest_hit(audit, last), _group_hit(audit, last), _apart(audit, last), _limits(audit, last)]
-    return " ".join(sentence for sentence in sentences if sentence)
+    sentences = [_of_score(audit, row, first=row is last[0]) for row in last[:_MOST_SCORES]]
+    others = [str(row["score"]) for row in last[_MOST_SCORES:]]
+    if others:
+        named = listed(others[:_MOST_CLASSES]) if len(others) <= _MOST_CLASSES else _and_more(others)
+        sentences.append(f"The tables have the other {'sets of models' if audit.named else 'scores'}: {named}.")
+    if all(row["models"] == 1 for row in last):
+        which = "these two models" if len(last) == 1 else "these models"
+        sentences.append(f"This holds for {which}; other training runs may differ.")
+    return " ".join(sentences)
 
 
 def subject(audit: AuditTables) -> tuple[str, float]:
     """The score and ratio that the headline begins with."""
-    last = [dict(row) for _, row in audit.summary.groupby("score", sort=False).tail(1).iterrows()]
-    shown = pd.concat([lost_more(rows_of(audit.classes, row), audit.level) for row in last])
-    shown = shown[shown["support"] >= FEWEST]
-    row = dict(shown.sort_values("change", kind="stable").iloc[0]) if len(shown) else lost_most(last)
+    row = _worst_first(audit)[0]
     return str(row["score"]), cell(row, "ratio")
 
 
-def _hardest_hit(audit: AuditTables, last: list[dict[str, object]]) -> str:
-    """The class that lost most among those shown to have lost more than all examples did."""
-    collapsed = [row for row in last if verdict_of(row) == "collapsed"]
-    sentences = [
-        f"All models{at_score(audit, row)} are at chance: accuracy {change_of_accuracy(row)}."
-        if row["models"] != 1
-        else f"The model{at_score(audit, row)} is at chance: accuracy {change_of_accuracy(row)}."
-        for row in collapsed
-    ]
-    sentences += [
-        f"{row['collapsed']} of {row['models']} models{at_score(audit, row)} are at chance; accuracy and classes "
-        f"below include them."
-        for row in last
-        if row not in collapsed and row["collapsed"]
-    ]
-    last = [row for row in last if verdict_of(row) != "collapsed"]
-    if not last:
-        return " ".join(sentences)
-    shown = pd.concat([lost_more(rows_of(audit.classes, row), audit.level) for row in last])
-    few, shown = shown[shown["support"] < FEWEST], shown[shown["support"] >= FEWEST]
-    small = [
-        f"Class {each['class']} lost {count(each['lost'])} of {each['support']} test examples, too few to say more."
-        for _, each in few.sort_values("change", kind="stable").head(1).iterrows()
-        if np.isfinite(each["lost"])
-    ]
-    return " ".join([*sentences, _lost_most_class(audit, last, shown), *small])
+def _worst_first(audit: AuditTables) -> list[dict[str, object]]:
+    """The last ratio of every score: first those at chance, then by the largest loss of a class that is named.
+
+    Scores without a named class come after these, by their loss of accuracy.
+    """
+    last = [dict(row) for _, row in audit.summary.groupby("score", sort=False).tail(1).iterrows()]
+
+    def key(row: dict[str, object]) -> tuple[int, float]:
+        if verdict_of(row) == "collapsed":
+            return 0, cell(row, "accuracy_change")
+        named = _named(audit, row)
+        return (1, float(named["change"].iloc[0])) if len(named) else (2, cell(row, "accuracy_change"))
+
+    return sorted(last, key=key)
 
 
-def _lost_most_class(audit: AuditTables, last: list[dict[str, object]], shown: pd.DataFrame) -> str:
-    if not len(shown):
-        row = lost_most(last)
-        models = at_score(audit, row)
-        return f"No single class is shown to have lost more than the rest{models}; accuracy {change_of_accuracy(row)}."
-    hit = dict(shown.sort_values("change", kind="stable").iloc[0])
-    row = next(r for r in last if r["score"] == hit["score"])
+def _of_score(audit: AuditTables, row: dict[str, object], *, first: bool) -> str:
+    """The sentences about one score; what could have been missed is said of the first only."""
+    where = at_score(audit, row)
+    if row["agreement"] == 1:
+        return f"The models{where} agree with the {dense_models(audit, row['score'])} on every example."
+    if verdict_of(row) == "collapsed":
+        who, are = ("The model", "is") if row["models"] == 1 else ("All models", "are")
+        return f"{who}{where} {are} at chance: accuracy {change_of_accuracy(row, audit.level)}."
+    named = _named(audit, row)
+    parts = [
+        f"{row['collapsed']} of {row['models']} models{where} are at chance; accuracy and classes below include them."
+        if row["collapsed"]
+        else "",
+        _lost_most(audit, row, named) if len(named) else _none_named(audit, row),
+        _small_class(audit, row),
+        _group_hit(audit, row),
+        _apart(audit, row, len(named), first=first),
+        _limits(audit, row) if first else "",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _named(audit: AuditTables, row: Row) -> pd.DataFrame:
+    """The classes with enough examples that are shown to have lost more than all examples did, the worst first."""
+    shown = lost_more(rows_of(audit.classes, row), audit.level)
+    return shown[shown["support"] >= FEWEST].sort_values("change", kind="stable")
+
+
+def _lost_most(audit: AuditTables, row: Row, named: pd.DataFrame) -> str:
+    """The class, or the classes in a tie, that lost most, and the others that are shown to have lost more."""
     rest = rows_of(audit.classes, row)
-    most = float(hit["change"]) <= float(rest["change"][rest["support"] >= FEWEST].min())
-    lost = -float(str(row["accuracy_change"]))
+    worst = float(named["change"].iloc[0])
+    most = worst <= float(rest["change"][rest["support"] >= FEWEST].min()) + _EQUAL
+    tie = named[named["change"] <= worst + _EQUAL]
+    lost, where = -cell(row, "accuracy_change"), at_score(audit, row)
     overall = (
-        f"clearly more than the overall loss of {size(lost)}"
+        f"clearly more than the overall loss of {size(lost)}{not_shown(row, audit.level)}"
         if lost > 0
-        else f"while all examples together gained {size(-lost)}"
+        else f"while all examples together gained {size(-lost)}{not_shown(row, audit.level)}"
     )
-    digits = 0 if hit["support"] <= 200 else 1
-    ends = f"{100 * hit['recall_dense']:.{digits}f} % to {100 * hit['recall']:.{digits}f} %"
     verb = "lost most" if most else "lost more than the rest"
-    models = at_score(audit, row)
-    return f"Class {hit['class']} {verb}{models}: {ends} of {hit['support']:,} test examples right, {overall}."
+    if len(tie) == 1:
+        hit = named.iloc[0]
+        text = f"Class {hit['class']} {verb}{where}: {_ends(hit)} of {hit['support']:,} test examples right, {overall}."
+    else:
+        ends = listed([f"{_ends(hit)} of {hit['support']:,}" for _, hit in tie.head(_MOST_CLASSES).iterrows()])
+        names = _and_more([str(name) for name in tie["class"]])
+        text = f"Classes {names} {verb}, all equally much{where}: {ends} test examples right, {overall}."
+    others = named.iloc[len(tie) :]
+    if len(others):
+        plural = "class" if len(others) == 1 else "classes"
+        listing = [f"{hit['class']} ({_ends(hit)} of {hit['support']:,})" for _, hit in others.iterrows()]
+        text += f" Also shown to have lost more than all examples together: {plural} {_and_more(listing, len(tie))}."
+    return text
 
 
-def _group_hit(audit: AuditTables, last: list[dict[str, object]]) -> str:
+def _ends(hit: "pd.Series[float]") -> str:
+    """The recall of a class before and after."""
+    digits = 0 if hit["support"] <= 200 else 1
+    return f"{100 * hit['recall_dense']:.{digits}f} % to {100 * hit['recall']:.{digits}f} %"
+
+
+def _and_more(names: list[str], before: int = 0) -> str:
+    """As many names as there is room for after others, at least one, and the number of the rest."""
+    room = max(1, _MOST_CLASSES - before)
+    if len(names) <= room:
+        return listed(names)
+    return f"{', '.join(names[:room])} and {len(names) - room} more"
+
+
+def _none_named(audit: AuditTables, row: Row) -> str:
+    """That no class can be named; whether the loss is shown to be uneven all the same."""
+    changed, p = change_of_accuracy(row, audit.level), evenness(audit, row)
+    if p < 1 - audit.level and not len(lost_more(rows_of(audit.classes, row), audit.level)):
+        what = "loss" if cell(row, "accuracy_change") < 0 else "change"
+        return (
+            f"Accuracy{at_score(audit, row)} {changed}. The {what} is not even over the classes ({p_value(p)}), but no "
+            f"single class can be named."
+        )
+    return f"No single class is shown to have lost more than the rest{at_score(audit, row)}; accuracy {changed}."
+
+
+def _small_class(audit: AuditTables, row: Row) -> str:
+    """The class with a handful of examples that lost most, where one is shown to have lost more."""
+    shown = lost_more(rows_of(audit.classes, row), audit.level)
+    few = shown[(shown["support"] < FEWEST) & np.isfinite(shown["lost"])].sort_values("change", kind="stable")
+    if not len(few):
+        return ""
+    hit = dict(few.iloc[0])
+    return (
+        f"Class {hit['class']} lost {count(cell(hit, 'lost'))} of {hit['support']} test examples, too few to say more."
+    )
+
+
+def _group_hit(audit: AuditTables, row: Row) -> str:
     """The group that lost most among those shown to have lost more than all examples did."""
     if not len(audit.groups):
         return ""
-    whole = audit.groups[audit.groups["class"].isna()]
-    shown = pd.concat([lost_more(rows_of(whole, row), audit.level) for row in last])
+    shown = lost_more(rows_of(audit.groups[audit.groups["class"].isna()], row), audit.level)
     if not len(shown):
         return ""
     hit = dict(shown.sort_values("change", kind="stable").iloc[0])
+    where = at_score(audit, row) if len(audit.scores) > 1 else ""
     named = str(hit["group"]) if hit["attribute"] == "group" else f"{hit['group']} ({hit['attribute']})"
     return (
-        f"Of the groups, {named} lost more than the rest: {100 * hit['recall_dense']:.1f} % to "
+        f"Of the groups, {named} lost more than the rest{where}: {100 * hit['recall_dense']:.1f} % to "
         f"{100 * hit['recall']:.1f} % of {hit['support']:,} test examples right."
     )
 
 
-def _apart(audit: AuditTables, last: list[dict[str, object]]) -> str:
-    """Whether differences between classes changed, scores with one verdict together."""
-    parts = []
-    last = [row for row in last if verdict_of(row) != "collapsed"]
-    if not last:
-        return ""
-    for verdict, verb in VERDICTS.items():
-        rows = [row for row in last if verdict_of(row) == verdict]
-        if rows:
-            named = listed([f"{at_score(audit, row).strip()}{_shown_alpha(row)}".strip() for row in rows])
-            parts.append(verb.format(named) + (reasons(audit, rows) if verdict == "undefined" else ""))
-    return f"Differences between classes {'; they '.join(parts)}."
+def _apart(audit: AuditTables, row: Row, named: int, *, first: bool) -> str:
+    """Whether weak classes fell further behind strong ones, and how that goes with what was said of single classes."""
+    verdict = verdict_of(row)
+    place = f"{at_score(audit, row).strip()}{_shown_alpha(row, explained=first)}"
+    text = f"differences between weak and strong classes {VERDICTS[verdict].format(place)}"
+    text += reasons(audit, [dict(row)]) if verdict == "undefined" else ""
+    if named and first and not verdict.startswith(">"):
+        compared = "That compares one class" if named == 1 else "That compares single classes"
+        return (
+            f"{compared} with all examples. Whether weak classes in general fell further behind strong ones is another "
+            f"question, and both answers can be true: {text}."
+        )
+    return sentence(text if named and first else f"all classes taken together, {text}")
 
 
-def _shown_alpha(row: Row) -> str:
+def _shown_alpha(row: Row, *, explained: bool) -> str:
     for name, words in (("alpha_corrected", "corrected alpha"), ("alpha", "alpha")):
         if np.isfinite(cell(row, name)) and row["alpha_corrected_reason"] != WITHIN_NOISE:
-            low, high = cell(row, f"{name}_low"), cell(row, f"{name}_high")
-            ends = f", {number(low)} to {number(high)}" if np.isfinite(low) else ""
-            return f" ({words} {number(cell(row, name))}{ends})"
+            middle, *ends = estimate(row, name)
+            return f" ({words} {middle}{', ' * bool(ends)}{' to '.join(ends)}{f'; {ALPHA_MEANS}' * explained})"
     return ""
 
 
-def _limits(audit: AuditTables, last: list[dict[str, object]]) -> str:
-    """What the data could have missed under the first score that is not at chance, and which models it is about."""
-    sentences = []
-    for row in [row for row in last if verdict_of(row) != "collapsed"][:1]:
-        unseen, alpha = [], cell(row, "alpha_corrected_detectable")
-        where = at_score(audit, row) if len(last) > 1 else ""
-        first = f"{where.strip()}, " if where else ""
-        if verdict_of(row) == "?" and alpha < 1:
-            unseen.append(f"a change of alpha by less than {number(alpha)}")
-        classes = rows_of(audit.classes, row)
-        excess = np.nan if len(lost_more(classes, audit.level)) else detectable_excess(classes)
-        if np.isfinite(excess):
-            unseen.append(f"a class that lost up to {size(excess)} more than the overall loss")
-        sentences += [f"The data could have missed {listed(unseen)}{where}."] if unseen else []
-        if verdict_of(row) == "?" and 1 <= alpha < np.inf:
-            sentences.append(sentence(f"{first}{no_alpha_shown(row, audit)}"))
-        if np.isinf(excess):
-            sentences.append(sentence(f"{first}{no_class_shown(row, audit, classes)}"))
-    if all(row["models"] == 1 for row in last):
-        which = "these two models" if len(last) == 1 else "these models"
-        sentences.append(f"This holds for {which}; other training runs may differ.")
+def _limits(audit: AuditTables, row: Row) -> str:
+    """What the data could have missed."""
+    sentences, unseen, alpha = [], [], cell(row, "alpha_corrected_detectable")
+    where = at_score(audit, row) if len(audit.scores) > 1 else ""
+    first = f"{where.strip()}, " if where else ""
+    if verdict_of(row) == "?" and alpha < 1:
+        unseen.append(f"a change of alpha by less than {number(alpha)}")
+    classes = rows_of(audit.classes, row)
+    excess = np.nan if len(lost_more(classes, audit.level)) else detectable_excess(classes)
+    if np.isfinite(excess):
+        unseen.append(f"a class that lost up to {size(excess)} more than the overall loss")
+    sentences += [f"The data could have missed {listed(unseen)}{where}."] if unseen else []
+    if verdict_of(row) == "?" and 1 <= alpha < np.inf:
+        sentences.append(sentence(f"{first}{no_alpha_shown(row, audit)}"))
+    if np.isinf(excess):
+        sentences.append(sentence(f"{first}{no_class_shown(row, audit, classes)}"))
     return " ".join(sentences)

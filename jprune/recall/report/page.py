@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from jprune._extras import missing
 from jprune._version import __version__
 from jprune.files import write_text
 from jprune.recall.inference.regression import compare_at_equal_accuracy
@@ -19,6 +20,7 @@ from jprune.recall.report.captions import captions
 from jprune.recall.report.findings import findings
 from jprune.recall.report.headline import headline, subject
 from jprune.recall.report.svg import inline_svg
+from jprune.recall.report.words import kind
 from jprune.recall.tables.frames import UNSTATED, AuditTables, Row
 
 _MOST_EXAMPLES = 24
@@ -58,7 +60,7 @@ def page(audit: AuditTables, *, images: object = None, title: str = "Recall audi
         import jinja2  # noqa: PLC0415 (an extra)
         from markupsafe import Markup  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError("the HTML report needs jinja2: pip install 'jprune[report]'") from error
+        raise ImportError(missing("the HTML report needs jinja2", "report")) from error
     from jprune.recall.report import figures as drawings  # noqa: PLC0415 (matplotlib is an extra)
 
     template, style, script = (_asset(name) for name in ("page.html.j2", "page.css", "page.js"))
@@ -100,7 +102,7 @@ def page(audit: AuditTables, *, images: object = None, title: str = "Recall audi
         examples_of=examples_of,
         level=f"{100 * audit.level:g} %",
         paired=audit.paired,
-        after=audit.scores[0] if audit.named and len(audit.scores) == 1 else "compared" if audit.named else "pruned",
+        after=kind(audit),
         named=audit.named,
         margin=f"{audit.margin:g}",
         opened=display.stack_key(*subject(audit)),

@@ -6,6 +6,7 @@ What is drawn on them is in ``jprune.recall.report.figures``.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from jprune._extras import missing
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def empty(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 (an extra)
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'jprune[report]'") from error
+        raise ImportError(missing("figures need matplotlib", "report")) from error
     return Figure(figsize=(width, height), layout="constrained", facecolor="none")
 
 

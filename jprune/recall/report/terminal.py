@@ -3,12 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from jprune._extras import missing
 from jprune.recall.report.findings import findings
-from jprune.recall.report.headline import headline
-from jprune.recall.report.words import number
+from jprune.recall.report.headline import ALPHA_MEANS, headline
+from jprune.recall.report.words import estimate, number
 from jprune.recall.tables.frames import AuditTables
+
+_LEGEND = {
+    "alpha": f"how class differences changed: {ALPHA_MEANS}",
+    "corrected": "alpha without the noise of the test set, and its interval",
+    "seeds": "alpha between two dense training runs",
+    "null": "alpha if the errors of every class had grown in proportion",
+}
+_COLUMNS = ("score", "ratio", "models", "accuracy", "corrected", "interval", *(n for n in _LEGEND if n != "corrected"))
 
 
 def print_summary(audit: AuditTables, report: Path | None = None) -> None:
@@ -28,7 +35,7 @@ def print_summary(audit: AuditTables, report: Path | None = None) -> None:
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError("the summary needs rich: pip install 'jprune[report]'") from error
+        raise ImportError(missing("the summary needs rich", "report")) from error
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(Text(headline(audit), style="bold"))
     score = ""
@@ -38,40 +45,49 @@ def print_summary(audit: AuditTables, report: Path | None = None) -> None:
         score = finding.score
         console.print(Text(f"\n{finding.topic}", style="cyan"))
         console.print(Padding(Text(finding.text), (0, 0, 0, 2)))
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    columns = [name for name in _COLUMNS if not (audit.named and name == "ratio")]
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    rows = [_cells(row) for row in audit.summary.to_dict("records")]
+    columns = [name for name in _COLUMNS if _shown(name, rows, audit)]
     for name in columns:
-        # Where the terminal is narrow, names and intervals go on in a second line, and numbers stay whole.
+        # Long names of scores go on in a second line; numbers stay whole.
         table.add_column(
             Text("name" if audit.named and name == "score" else name),
             justify="left" if name == "score" else "right",
-            no_wrap=name not in ("score", "interval", "corrected alpha"),
+            no_wrap=name != "score",
             overflow="fold",
         )
-    for row in audit.summary.to_dict("records"):
-        table.add_row(*(Text(cell) for name, cell in zip(_COLUMNS, _cells(row), strict=True) if name in columns))
+    for row in rows:
+        table.add_row(*(Text(row[name]) for name in columns))
     console.print(table)
+    for name in columns:
+        if name in _LEGEND:
+            console.print(Padding(Text(f"{name}: {_LEGEND[name]}"), (0, 0, 0, 2)))
     for warning in audit.warnings:
         console.print(Text(f"Note: {warning}", style="yellow"))
     if report is not None:
         console.print(Text(f"Report: {report}"))
 
 
-_COLUMNS = ("score", "ratio", "models", "accuracy", "corrected alpha", "interval", "alpha", "seeds", "null")
+def _shown(name: str, rows: list[dict[str, str]], audit: AuditTables) -> bool:
+    """Whether a column says something: not the ratio of named models, the only score, or n/a throughout."""
+    if name == "ratio":
+        return not audit.named
+    if name == "score":
+        return audit.named or audit.scores != ("pruned",)
+    return any(row[name] != "n/a" for row in rows)
 
 
-def _cells(row: dict[Any, Any]) -> list[str]:
-    """The cells of a row of the table."""
-    low, high = row["alpha_corrected_low"], row["alpha_corrected_high"]
-    interval = f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "n/a"
-    return [
-        row["score"],
-        f"{row['ratio']:g}",
-        str(row["models"]),
-        f"{100 * row['accuracy']:.1f} %",
-        number(row["alpha_corrected"]),
-        interval,
-        number(row["alpha"]),
-        number(row["alpha_seed"]),
-        number(row["alpha_null"]),
-    ]
+def _cells(row: dict[Any, Any]) -> dict[str, str]:
+    """The cells of a row of the table, by column."""
+    corrected, *ends = estimate(row, "alpha_corrected")
+    return {
+        "score": str(row["score"]),
+        "ratio": f"{row['ratio']:g}",
+        "models": str(row["models"]),
+        "accuracy": f"{100 * row['accuracy']:.1f} %",
+        "corrected": corrected,
+        "interval": " to ".join(ends) or "n/a",
+        "alpha": number(row["alpha"]),
+        "seeds": number(row["alpha_seed"]),
+        "null": number(row["alpha_null"]),
+    }

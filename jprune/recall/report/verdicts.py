@@ -9,12 +9,14 @@ from jprune.recall.tables.frames import AuditTables
 
 VERDICTS = {
     ">": "widened {}",
+    ">=": "widened {}, by less than the margin",
     "<": "narrowed {}",
+    "<=": "narrowed {}, by less than the margin",
     "seed": "narrowed {}, but no more than between two dense training runs",
     "<0": "reversed {}: the weak classes are now the strong ones",
     "=": "stayed the same within the margin {}",
     "?": "are not shown to have changed {}",
-    "noise": "cannot be measured by alpha {}: the dense models show no class differences beyond sampling noise",
+    "noise": "cannot be measured by alpha {}: the dense recalls show no class differences beyond sampling noise",
     "collapsed": "say nothing {} because every model is at chance",
     "": "cannot be judged {}: alpha has no interval",
     "undefined": "cannot be measured by alpha {}, which is undefined",
@@ -36,7 +38,7 @@ def verdict_of(row: Row) -> str:
         return "<0"
     if mark == "<" and np.isfinite(cell(row, "alpha_seed_low")) and not _below_seeds(row):
         return "seed"
-    return "=" if corrected and mark == "?" and row["alpha_corrected_equal"] else mark
+    return {"?": "=", ">": ">=", "<": "<="}[mark] if corrected and row["alpha_corrected_equal"] else mark
 
 
 def plain(verdict: str) -> str:
@@ -54,6 +56,12 @@ def lost_more(classes: pd.DataFrame, level: float) -> pd.DataFrame:
     """The classes or groups shown to have lost more than all examples did, at 1 - level after Holm's correction."""
     shown: pd.DataFrame = classes[(classes["excess"] > 0) & (classes["change"] < 0) & (classes["p_holm"] < 1 - level)]
     return shown
+
+
+def evenness(audit: AuditTables, row: Row) -> float:
+    """The p-value of an even loss over the classes; NaN without a test."""
+    tests = rows_of(audit.tests[audit.tests["question"] == "evenness"], row)
+    return float(tests["p"].iloc[0]) if len(tests) and pd.notna(tests["p"].iloc[0]) else float("nan")
 
 
 def detectable_excess(classes: pd.DataFrame) -> float:
@@ -77,8 +85,3 @@ def reasons(audit: AuditTables, rows: list[dict[str, object]]) -> str:
     """Why alpha is undefined for models of some rows of the summary, in parentheses."""
     found = sorted({str(reason) for row in rows for reason in rows_of(audit.alphas, row)["reason"]} - {""})
     return f" ({'; '.join(found)})" if found else ""
-
-
-def lost_most(last: list[dict[str, object]]) -> dict[str, object]:
-    """The row of the summary with the largest loss of accuracy."""
-    return min(last, key=lambda row: cell(row, "accuracy_change"))

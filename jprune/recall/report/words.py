@@ -25,9 +25,21 @@ def number(value: float) -> str:
 
 def interval(row: Row, name: str) -> str:
     """A number with the ends of its interval, where it has one."""
-    low, high = cell(row, f"{name}_low"), cell(row, f"{name}_high")
-    ends = f" ({number(low)} to {number(high)})" if np.isfinite(low) else ""
-    return number(cell(row, name)) + ends
+    middle, *ends = estimate(row, name)
+    return f"{middle} ({' to '.join(ends)})" if ends else middle
+
+
+def estimate(row: Row, name: str) -> list[str]:
+    """An alpha and the ends of its interval, if it has one.
+
+    With as many digits (up to six) as keep an end that is not 1 from being printed as 1.
+    """
+    values = [cell(row, name), cell(row, f"{name}_low"), cell(row, f"{name}_high")]
+    if not np.isfinite(values[1]):
+        return [number(values[0])]
+    apart = (n for n in range(2, 6) if all(end == 1 or float(f"{end:.{n}f}") != 1 for end in values[1:]))
+    digits = next(apart, 6)
+    return [number(value) if digits == 2 else f"{value:.{digits}f}" for value in values]
 
 
 def percent(value: float) -> str:
@@ -44,7 +56,7 @@ def _digits(distance: float) -> int:
 
 def points(value: float) -> str:
     """A change in percentage points."""
-    return "no change" if value == 0 else f"{signed(value)} points"
+    return f"{signed(value)} points"
 
 
 def size(value: float) -> str:
@@ -71,17 +83,23 @@ def p_value(value: float) -> str:
     return "p < 0.0001" if value < 1e-4 else f"p = {value:.4f}"
 
 
-def change_of_accuracy(row: Row) -> str:
-    """Accuracy before and after, the change, and how many examples were lost and won."""
+def change_of_accuracy(row: Row, level: float) -> str:
+    """Accuracy before and after, the change, whether it is shown, and how many examples were lost and won."""
     before, after = cell(row, "accuracy_dense"), cell(row, "accuracy")
-    text = f"went from {percent(before)} to {percent(after)}"
-    change = cell(row, "accuracy_change")
-    counts = ""
+    text = f"went from {percent(before)} to {percent(after)}, {points(cell(row, 'accuracy_change'))}"
+    text += not_shown(row, level)
     if np.isfinite(cell(row, "lost")):
-        mean = " (mean over models)" if row["models"] != 1 else ""
+        mean = "on average over the models " if row["models"] != 1 else ""
         plural = "" if cell(row, "lost") == 1 else "s"
-        counts = f", {count(cell(row, 'lost'))} example{plural} lost and {count(cell(row, 'won'))} won{mean}"
-    return f"{text}, {points(change)}{counts}"
+        text += f"; {mean}{count(cell(row, 'lost'))} example{plural} lost and {count(cell(row, 'won'))} won"
+    return text
+
+
+def not_shown(row: Row, level: float) -> str:
+    """In parentheses that the change of accuracy is not shown to differ from 0, where that is so."""
+    p = cell(row, "accuracy_change_p")
+    across = cell(row, "accuracy_change_low") <= 0 <= cell(row, "accuracy_change_high")  # over the models alone
+    return " (not shown to differ from 0)" if across or (np.isfinite(p) and p >= 1 - level) else ""
 
 
 def no_class_shown(row: Row, audit: AuditTables, classes: pd.DataFrame) -> str:
@@ -109,10 +127,15 @@ def _so_few(row: Row, audit: AuditTables) -> str:
     return f"{models} and {audit.examples:,} test examples"
 
 
+def dense_models(audit: AuditTables, score: object) -> str:
+    """The words dense model, or dense models where a score has several."""
+    return "dense model" if (audit.dense["score"] == score).sum() == 1 else "dense models"
+
+
 def kind(audit: AuditTables) -> str:
     """What the models that are compared with the dense ones are called."""
     if not audit.named:
-        return "pruned"
+        return "fine-tuned" if audit.ratios == (1,) else "pruned"
     return audit.scores[0] if len(audit.scores) == 1 else "compared"
 
 
@@ -120,7 +143,7 @@ def at_score(audit: AuditTables, row: Row) -> str:
     """The models of a row: by the name, or by score and ratio."""
     if row["ratio"] == UNSTATED:
         return f" in {row['score']}"
-    if audit.scores == ("pruned",):
+    if audit.scores == ("pruned",) or (row["ratio"] == 1 and row["score"] == "control"):
         return f" {at_ratio(row)}"
     return f" under {row['score']} {at_ratio(row)}"
 
@@ -129,7 +152,7 @@ def at_ratio(row: Row) -> str:
     """The models of a row, by their ratio or name."""
     if row["ratio"] == UNSTATED:
         return f"of {row['score']}"
-    return "at the control's ratio 1" if row["ratio"] == 1 else f"at {row['ratio']:g}x compression"
+    return "in the control (not pruned)" if row["ratio"] == 1 else f"at {row['ratio']:g}x compression"
 
 
 def ratio_or_name(ratio: float, score: str = "") -> str:

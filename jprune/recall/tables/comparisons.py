@@ -1,12 +1,14 @@
 """The tests of an audit, one row each, and the tests between audits."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from jprune.recall.inference.evenness import evenness_test
 from jprune.recall.inference.intervals import Alternative, bonferroni, holm, independent_test, paired_test
 from jprune.recall.inference.losses import mcnemar
 from jprune.recall.inference.pairing import PairingTest
@@ -14,6 +16,7 @@ from jprune.recall.tables.audited import AuditedModels
 from jprune.recall.tables.frames import AuditTables, Row
 
 _Stack = tuple[str, float, npt.NDArray[np.float64]]
+_MOST_DRAWS = 9_999
 COLUMNS = (
     "question", "score", "ratio", "other_score", "other_ratio", "test", "alternative", "difference", "statistic",
     "df", "p", "p_bonferroni", "p_holm", "models", "left_out", "reason", "class", "examples", "lost", "won",
@@ -149,6 +152,41 @@ def mcnemar_rows(study: AuditedModels) -> list[Row]:
                     "won": int(c),
                 }
             )
+    return rows
+
+
+def evenness_rows(study: AuditedModels) -> list[Row]:
+    """A test for every score and ratio: is the loss even over the classes?
+
+    The draws are those of seed 0, so that the same input gives the same p-value.
+    """
+    if study.examples is None:
+        return []
+    rows = []
+    draws = min(_MOST_DRAWS, max(999, math.ceil(10 / (1 - study.level)) - 1))
+    for score, ratio, _, _ in study.stacks():
+        before, after = study.examples.right(score), study.examples.right(score, ratio)
+        found = evenness_test(
+            study.examples.true, before, after, len(study.class_names), paired=study.paired, draws=draws
+        )
+        row: Row = dict.fromkeys(COLUMNS)
+        rows.append(
+            row
+            | {
+                "question": "evenness",
+                "score": score,
+                "ratio": ratio,
+                "other_score": "dense",
+                "test": "permutation",
+                "alternative": "greater",
+                "statistic": found.statistic,
+                "p": found.p_value,
+                "models": len(after),
+                "left_out": 0,
+                "reason": found.reason,
+                "examples": len(study.examples.true),
+            }
+        )
     return rows
 
 

@@ -266,7 +266,8 @@ def at_risk(known: Examples) -> tuple[pd.DataFrame, pd.DataFrame]:
     Returns:
       ``at_risk``, up to 100 examples a score, the riskiest first, with the share of models that lost them at the last
       ratio; and a row per score and ratio with ``risk_auc``, the area under the ROC curve among the examples that
-      dense models get right, and ``risk_top``, the share of the lost ones among the riskiest tenth.
+      dense models get right; ``risk_lost``, the number of those that at least half of the models lose; and
+      ``risk_found`` and ``risk_top``, how many of these are in the riskiest tenth, and their share.
     """
     frames, rows = [], []
     for score, ratios in known.compressed.items():
@@ -277,11 +278,16 @@ def at_risk(known: Examples) -> tuple[pd.DataFrame, pd.DataFrame]:
             lost = np.maximum(before - known.right(score, ratio).mean(0), 0)
             right, gone = before > 0.5, (lost >= 0.5)[before > 0.5]
             riskiest = np.argsort(-of_score[right], kind="stable")[: -(-int(right.sum()) // 10)]
-            top = float(gone[riskiest].sum() / gone.sum()) if gone.any() else float("nan")
-            unknown = not of_score.any()
-            area = float("nan") if unknown else area_under_curve(of_score[right], gone)
+            unknown, found = not of_score.any(), int(gone[riskiest].sum())
             rows.append(
-                {"score": score, "ratio": ratio, "risk_auc": area, "risk_top": float("nan") if unknown else top}
+                {
+                    "score": score,
+                    "ratio": ratio,
+                    "risk_auc": float("nan") if unknown else area_under_curve(of_score[right], gone),
+                    "risk_top": found / gone.sum() if gone.any() and not unknown else float("nan"),
+                    "risk_found": float("nan") if unknown else float(found),
+                    "risk_lost": int(gone.sum()),
+                }
             )
         order = np.argsort(-of_score, kind="stable")[:_MOST_AT_RISK]
         order = order[of_score[order] > 0]

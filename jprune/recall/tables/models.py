@@ -9,8 +9,8 @@ import pandas as pd
 import scipy.stats
 
 from jprune.recall.inference.corrected import CorrectedAlpha, corrected_intensification, seed_null
-from jprune.recall.inference.intervals import defined_mean, holm, mark, t_interval
-from jprune.recall.inference.losses import class_losses, wilson
+from jprune.recall.inference.intervals import defined_mean, holm, independent_test, mark, paired_test, t_interval
+from jprune.recall.inference.losses import change_of_all, class_losses, wilson
 from jprune.recall.measures.disparity import (
     class_tests,
     disparity,
@@ -136,6 +136,7 @@ def summary(study: AuditedModels, per_model: pd.DataFrame, dense: pd.DataFrame) 
         change = difference(study.dense[score].accuracy, pruned.accuracy, study)
         row |= {"accuracy": float(pruned.accuracy.mean()), "accuracy_change": float(change.mean)}
         row |= {"accuracy_change_low": float(change.low), "accuracy_change_high": float(change.high)}
+        row["accuracy_change_p"] = _change_p(study, score, ratio, pruned)
         healthy = ~of_stack["collapsed"].to_numpy()
         row |= _agreement(study, score, ratio)
         for name in of_stack.columns[of_stack.columns.get_loc("alpha") :]:
@@ -154,6 +155,16 @@ def summary(study: AuditedModels, per_model: pd.DataFrame, dense: pd.DataFrame) 
         row |= {"collapsed": gone, "collapsed_low": low, "collapsed_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _change_p(study: AuditedModels, score: str, ratio: float, pruned: Rates) -> float:
+    """The p-value of no change of accuracy: over examples and models, or from counts alone over models."""
+    if study.examples is not None:
+        before, after = study.examples.right(score), study.examples.right(score, ratio)
+        return change_of_all(before, after, paired=study.paired)
+    dense = study.dense[score].accuracy
+    test = paired_test if study.paired else independent_test
+    return float(test(dense, pruned.accuracy, "two-sided").p_value)
 
 
 def _corrected(study: AuditedModels, score: str, ratio: float, healthy: npt.NDArray[np.bool_]) -> dict[str, object]:
