@@ -20,6 +20,7 @@ from experiments.storage.files import StoreError
 from jprune.recall import Audit
 from jprune.recall.report import figures
 from jprune.recall.report.headline import headline
+from jprune.recall.report.words import estimate
 
 
 def write(folder: Path, study: Study, console: Console, compare: Sequence[Path] = ()) -> dict[Coefficients, Evidence]:
@@ -94,7 +95,7 @@ def findings(study: Study, found: Mapping[Coefficients, Evidence], across: pd.Da
         lines.append(
             f"Jumpstart {penalty}: {len(accuracy)} of {study.replicates} networks ({study.model}) on "
             f"{study.dataset}, {audit.examples} test examples; dense accuracy {accuracy.mean():.4f}{spread}{units}. "
-            f"{_alpha_sentence(audit)} {headline(audit)}"
+            f"{' '.join(filter(None, [_alpha_sentence(audit), headline(audit)]))}"
         )
         if len(one.stopped):
             lines.append(f"{len(one.stopped)} trainings stopped; stopped.csv lists them with the reason.")
@@ -103,7 +104,9 @@ def findings(study: Study, found: Mapping[Coefficients, Evidence], across: pd.Da
 
 def _alpha_sentence(audit: Audit) -> str:
     """Name the scores and ratios at which the interval of alpha excludes 1, in a sentence."""
-    rows = audit.summary[audit.summary["ratio"] != 1]
+    rows = audit.summary[(audit.summary["ratio"] != 1) & (audit.summary["alpha_mark"] != "")]
+    if not len(rows):  # only the control, or no interval
+        return ""
     signs = {"above": rows[rows["alpha_mark"] == ">"], "below": rows[rows["alpha_mark"] == "<"]}
     named = [
         f"{sign} 1 for {', '.join(f'{s} at {r:g}' for s, r in zip(those['score'], those['ratio'], strict=True))}"
@@ -223,8 +226,8 @@ def _printed(table: pd.DataFrame, study: Study) -> rich.table.Table:
     for heading in headings:
         shown.add_column(heading, justify="left" if heading == "score" else "right")
     for _, row in table.iterrows():
-        interval = f"{row['alpha_low']:.2f} to {row['alpha_high']:.2f}"
-        numbers = f"{row['alpha']:.2f}", interval, row["alpha_mark"], f"{row['alpha_null']:.2f}"
+        alpha, *ends = estimate(row, "alpha")
+        numbers = alpha, " to ".join(ends) or "n/a", row["alpha_mark"], f"{row['alpha_null']:.2f}"
         achieved, accuracy = f"{row['achieved_ratio']:.2f}", f"{row['accuracy']:.4f}"
         penalties = [f"{row[name]:g}" for name in ("jumpstart", "finetune_jumpstart") if name in row]
         shown.add_row(*penalties, row["score"], f"{row['ratio']:g}", achieved, accuracy, *numbers)

@@ -1,6 +1,7 @@
 """Convert class names and booleans to class indices, in the same way for the labels and all predictions."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,11 +66,28 @@ def _in_order(raw: Raw, class_names: Sequence[str] | None) -> Raw:
     """Sort the columns of logits by class if they are named after the classes."""
     wanted = [str(n) for n in range(len(raw.columns))] if class_names is None else list(class_names)
     given = [column.strip() for column in raw.columns]
+    numbers = _numbers_in(given)
+    if numbers and sorted(given) != sorted(wanted):
+        given, wanted = [str(n) for n in numbers], [str(n) for n in sorted(numbers)]
     if raw.values.dtype.kind != "f" or len(given) < 2 or given == wanted or sorted(given) != sorted(wanted):
         return raw
     note = f"{raw.name}: the columns were put in the order of the classes that they are named after"
     values = raw.values[:, [given.index(name) for name in wanted]]
     return raw._replace(values=values, columns=tuple(wanted), notes=(*raw.notes, note))
+
+
+def _numbers_in(columns: Sequence[str]) -> list[int]:
+    """Read the numbers in columns that differ in a number alone and count from 0 or 1; otherwise nothing.
+
+    >>> _numbers_in(["p(2)", "p(0)", "p(1)"]), _numbers_in(["p1", "q0"]), _numbers_in(["p1", "p5"])
+    ([2, 0, 1], [], [])
+    """
+    found = [re.fullmatch(r"(\D*)(\d{1,9})(\D*)", column) for column in columns]
+    matches = [match for match in found if match is not None]
+    if len(matches) < len(columns) or len({(match[1], match[3]) for match in matches}) != 1:
+        return []
+    numbers = [int(match[2]) for match in matches]
+    return numbers if sorted(numbers) in ([*range(len(numbers))], [*range(1, len(numbers) + 1)]) else []
 
 
 def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -95,6 +113,7 @@ def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple
                 )
             ordered = ordered or list(raw.columns)
     unknown = sorted({text for raw in texts[1:] for text in _distinct(raw)} - set(_distinct(labels)))
+    _refuse_variants(labels, texts[1:], unknown)
     notes = [f"class names inferred from the data, in {'the order of the columns' if ordered else 'sorted order'}"]
     if unknown:
         notes.append(f"predicted names that no label has: {', '.join(unknown[:8])}; is one misspelt?")
@@ -105,6 +124,27 @@ def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple
             f"{SCOPE}"
         )
     return tuple(ordered or names), tuple(notes)
+
+
+def _refuse_variants(labels: Raw, texts: Sequence[Raw], unknown: Sequence[str]) -> None:
+    """Refuse predicted names that no label has and that differ from one only in case, quotes or spaces."""
+    of_labels = _distinct(labels)
+    plain = {_plain(text): text for text in of_labels}
+    if len(plain) < len(of_labels):  # classes may differ in case, as letters do
+        return
+    for text in unknown:
+        if _plain(text) in plain:
+            raw = next(raw for raw in texts if text in _distinct(raw))
+            raise InputError(
+                f"{first_text(raw, text)}, and {labels.name} holds {plain[_plain(text)]!r}: write every class in one "
+                f"way, or give {option('class_names')} if these are two classes"
+            )
+
+
+def _plain(text: str) -> str:
+    """Reduce a name to its letters and digits without case, as far as it has any."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"[\W_]+", " ", folded).strip() or folded
 
 
 def _booleans(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None) -> Numbered:

@@ -444,3 +444,13 @@ def test_a_stage_that_another_run_computes_is_left_to_it(folder, study, tmp_path
     monkeypatch.setattr(runner, "prune_and_finetune", None)
     studies.compute(tmp_path / "run", study, RUNNING)
     assert found.done
+
+
+def test_no_sentence_on_alpha_where_nothing_was_pruned_or_has_an_interval():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 100)
+    dense, after = (np.where(rng.random((4, 400)) < 0.05 + 0.05 * labels, (labels + 1) % 4, labels) for _ in range(2))
+    assert report._alpha_sentence(jprune.recall.audit(labels, dense, {"control": {1: after}})) == ""
+    assert report._alpha_sentence(jprune.recall.audit(labels, dense[0], {"magnitude": {4: after[0]}})) == ""
+    one = jprune.recall.audit(labels, dense, {"magnitude": {1: dense, 4: after}})
+    assert report._alpha_sentence(one) == "The 99 % interval of alpha contains 1 (1 pruning)."

@@ -685,3 +685,26 @@ def test_models_may_be_compared_by_name(capsys):
     assert "int8" in found["headline"]
     assert "pruned" not in found["headline"]
     assert not any("no control" in warning for warning in found["warnings"])
+
+
+@pytest.mark.parametrize("change", [str.upper, "'{}'".format, '"{}"'.format, lambda name: f"{name}."])
+def test_predicted_names_that_differ_from_the_labels_only_in_case_or_quotes_are_refused(change):
+    other = np.array([change(name) for name in NAMES])[TWO]
+    with pytest.raises(InputError, match="write every class in one way"):
+        recall.audit(np.array(NAMES)[LABELS], np.array(NAMES)[DENSE], {2: other})
+
+
+def test_classes_that_are_letters_of_both_cases_are_two_classes():
+    letters = np.array(["a", "A", "b"])
+    report = recall.audit(letters[LABELS], letters[DENSE], {2: letters[TWO]})
+    assert (report.summary["accuracy_dense"][0], report.summary["accuracy"][0]) == pytest.approx(ACCURACY)
+
+
+@pytest.mark.parametrize("heading", ["c{}", "prob_{}", "P({})", "{}"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_columns_of_logits_that_are_numbered_in_another_order_are_put_in_order(heading, first):
+    order = [2, 0, 1]
+    other = pd.DataFrame(LOGITS[:, order], columns=[heading.format(n + first) for n in order])
+    report = recall.audit(LABELS, DENSE, {2: other})
+    assert report.summary["accuracy"][0] == pytest.approx(ACCURACY[1])
+    assert any("put in the order of the classes" in warning for warning in report.warnings)
