@@ -28,7 +28,7 @@ class GroupRow(NamedTuple):
     """A row of the table: the channels of a group before and after.
 
     Attributes:
-      leaf: the first leaf that has the channels.
+      member: the first leaf that has the channels, with their axis, as in ``print(graph)``.
       before: number of channels.
       after: number of channels kept.
       exact: whether removing these channels is the same as masking them.
@@ -37,7 +37,7 @@ class GroupRow(NamedTuple):
       why: why the group is not exact, or remarks.
     """
 
-    leaf: str
+    member: str
     before: int
     after: int
     exact: bool
@@ -79,7 +79,7 @@ class RemovalTable:
             remark = (
                 "" if group.exact or group.before == group.after else f"not exact{measured}: {'; '.join(group.why)}"
             )
-            rows.append((group.leaf, f"{group.before:,}", f"{group.after:,}", remark))
+            rows.append((group.member, f"{group.before:,}", f"{group.after:,}", remark))
         for name, counts in (("parameters", self.parameters), ("multiply-adds", self.multiply_adds)):
             if counts is not None:
                 rows.append((name, f"{counts[0]:,}", f"{counts[1]:,}", f"{counts[0] / counts[1]:.2f} times fewer"))
@@ -161,7 +161,7 @@ def remove_channels(
     {'a': Array([[3.]], dtype=float32), 'b': Array([[2.]], dtype=float32)}
     >>> print(small.table)
     channels of    before  after
-    a                   2      1
+    a[1]                2      1
     parameters          4      2  2.00 times fewer
     multiply-adds       4      2  2.00 times fewer
     the model's own code can be used with the smaller parameters
@@ -522,7 +522,14 @@ def _table(
     ]
     return RemovalTable(
         groups=tuple(
-            GroupRow(group.members[0].path, group.size, group.size - int(lost.sum()), group.exact, None, group.why)
+            GroupRow(
+                f"{group.members[0].path}[{group.members[0].axis}]",
+                group.size,
+                group.size - int(lost.sum()),
+                group.exact,
+                None,
+                group.why,
+            )
             for group, lost in zip(graph.channels, removed, strict=True)
         ),
         leaves=tuple(row for row in leaves if row.before != row.after),
