@@ -1,4 +1,4 @@
-"""Measure selections, links and the penalty on an accelerator in under four minutes.
+"""Measure selections, transformations and the penalty on an accelerator in under four minutes.
 
 ``python -m benchmarks accelerator --out DIR`` measures in the order below and writes each row as it is measured. When
 the time is used up, the remaining rows say "not run". The row that misses its target by most is run again under the

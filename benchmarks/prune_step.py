@@ -1,4 +1,4 @@
-"""Time the prune link in an optimizer chain, with no selection due and with occasional selections."""
+"""Time `prune` in an optimizer chain, with no selection due and with occasional selections."""
 
 import itertools
 from collections.abc import Iterator
