@@ -304,3 +304,12 @@ def test_a_thousand_classes_stay_within_a_page(tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "1500 of 3000 rows are shown" in page
     assert len(page) < 3_000_000
+
+
+def test_csv_files_of_named_models_have_a_name_and_no_ratio(tmp_path):
+    report = recall.audit([0, 0, 1, 1], [0, 0, 1, 0], compare={"int8": [0, 1, 1, 0]})
+    report.to_csv(tmp_path)
+    table = pd.read_csv(tmp_path / "summary.csv")
+    assert list(table.columns[:2]) == ["name", "models"]
+    assert table["name"].tolist() == ["int8"]
+    assert "ratio" not in pd.read_csv(tmp_path / "tests.csv")
