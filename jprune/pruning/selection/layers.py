@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
 from jprune.pruning.amounts import Amount, Keep, Scheduled
 from jprune.pruning.selection import kth_largest, uint64
+from jprune.pruning.selection.explicit_axes import with_automatic_axes
 from jprune.pruning.selection.uint64 import Count
 from jprune.trees import flatten, is_float, match
 
@@ -330,6 +331,22 @@ def largest_along(
       axes: the axes that index the slices, in row-major order.
       magnitude: whether to rank by absolute value.
     """
+
+    def mark(operands: tuple[Array, Array | None, Count]) -> PyTree:
+        return _largest_along(*operands, axes=axes, magnitude=magnitude)
+
+    marked: Array = with_automatic_axes(mark, (scores, mask, keep), like=scores)
+    return marked
+
+
+def _largest_along(
+    scores: Float[Array, "*shape"],
+    mask: Bool[Array, "*shape"] | None,
+    keep: Count,
+    *,
+    axes: tuple[int, ...],
+    magnitude: bool,
+) -> Bool[Array, "*shape"]:
     lead = tuple(range(len(axes)))
     moved = jnp.moveaxis(scores, axes, lead)
     rows = moved.reshape(keep.low.shape[0], *moved.shape[len(axes) :])

@@ -35,6 +35,7 @@ from jprune.pruning.amounts import (
 )
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import allocation, kth_largest, uint64
+from jprune.pruning.selection.explicit_axes import automatic_axes
 from jprune.pruning.selection.layers import Layers, Quota, choose, largest_along, layers_of, quota_of, warn_of_collapse
 from jprune.pruning.selection.uint64 import Count
 
@@ -43,6 +44,7 @@ _AXES = "axes=, such as axes='equinox' or {'': jprune.KernelAxes(outputs=(0,), i
 
 @renamed_arguments(axis=_AXES)
 @amount_by_keyword
+@automatic_axes
 def nm_masks(
     scores: PyTree,
     n: int = 2,
@@ -103,6 +105,7 @@ def nm_masks(
 
 
 @amount_by_keyword
+@automatic_axes
 def block_masks(
     scores: PyTree,
     *,
@@ -171,6 +174,7 @@ def block_masks(
 
 @renamed_arguments(axis=_AXES)
 @amount_by_keyword
+@automatic_axes
 def channel_masks(
     scores: PyTree,
     *,
@@ -240,6 +244,7 @@ def channel_masks(
 
 @renamed_arguments(axis=_AXES)
 @amount_by_keyword
+@automatic_axes
 def output_masks(
     scores: PyTree,
     *,
@@ -391,7 +396,7 @@ def _unit_floors(units: Layers, min_keep: int, weights: Sequence[int], total: in
 
 def _restored(layers: Layers, restore: _Restore, masks: list[Any], amount: Amount) -> PyTree:
     """Return the masks as a tree like the scores, and warn outside jit about layers that keep no weight."""
-    warn_of_collapse(layers, masks, amount, stacklevel=5)
+    warn_of_collapse(layers, masks, amount, stacklevel=6)
     return layers.tree(restore(masks))
 
 

@@ -4,6 +4,7 @@ import functools
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,3 +185,49 @@ def test_a_compiled_selection_needs_at_most_one_additional_copy_of_the_scores(ax
     shard = 2 * 1024 * 512 // 8
     assert memory.output_size_in_bytes == pytest.approx(shard, abs=1024)
     assert memory.temp_size_in_bytes <= 1.02 * 4 * shard
+
+
+STACKED = {"^stack": jprune.KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))}
+PATTERNS = {
+    "2:4": jprune.nm_masks,
+    "outputs": functools.partial(jprune.output_masks, sparsity=0.5),
+    "blocks": functools.partial(jprune.block_masks, sparsity=0.5),
+    "channels": functools.partial(jprune.channel_masks, sparsity=0.5),
+    "layers of a stack": functools.partial(jprune.layer_masks, sparsity=0.6),
+    "uniform": functools.partial(jprune.uniform_masks, sparsity=0.6),
+    "ERK": functools.partial(jprune.erk_masks, sparsity=0.6),
+}
+
+
+@pytest.mark.filterwarnings("ignore:nothing is left of")
+@pytest.mark.parametrize("name", PATTERNS)
+def test_every_selection_works_on_a_mesh_with_explicit_axes(name):
+    """``jax.make_mesh`` makes these by default. A shard of 'b' has fewer inputs than a group of 2:4."""
+    mesh = jax.make_mesh((4,), ("d",), devices=jax.devices()[:4])
+    assert mesh.axis_types == (AxisType.Explicit,)
+    shapes = {"a": (32, 8), "b": (8, 4), "stack": (4, 8, 4)}
+    scores = {
+        key: jnp.abs(jax.random.normal(jax.random.key(i), shape)) for i, (key, shape) in enumerate(shapes.items())
+    }
+    place = lambda x: jax.device_put(x, NamedSharding(mesh, P("d", *[None] * (x.ndim - 1))))
+    placed = jax.tree.map(place, scores)
+    select = functools.partial(PATTERNS[name], axes=STACKED)
+    expected = select(scores)
+    found = jax.jit(select)(placed)
+    chex.assert_trees_all_equal(found, expected)
+    for key, mask in found.items():
+        assert mask.sharding.is_equivalent_to(placed[key].sharding, mask.ndim)
+
+
+def test_a_pattern_is_pruned_on_schedule_on_a_mesh_with_explicit_axes():
+    mesh = jax.make_mesh((4,), ("d",), devices=jax.devices()[:4])
+    kernel = jax.random.normal(jax.random.key(0), (8, 4))
+    tx = jprune.prune(jprune.magnitude(), {0: 0.25, 1: 0.5}, selection=jprune.output_masks)
+    found = []
+    for params in ({"kernel": kernel}, {"kernel": jax.device_put(kernel, NamedSharding(mesh, P("d", None)))}):
+        state = tx.init(params)
+        for _ in range(2):
+            _, state = jax.jit(tx.update)(params, state, params)
+        found.append(state.masks["kernel"])
+    assert int(found[0].sum()) == 16
+    np.testing.assert_array_equal(found[1], found[0])
