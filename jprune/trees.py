@@ -8,7 +8,7 @@ leaf, because trees of scores and masks have None where nothing is prunable.
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -77,7 +77,9 @@ def map_leaves(f: Callable[..., PyTree], tree: PyTree, *rest: PyTree) -> PyTree:
     return jax.tree.map(lambda x, *y: None if x is None else f(x, *y), tree, *rest, is_leaf=_is_none)
 
 
-def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, shapes: bool = True) -> list[Leaf]:
+def match(
+    reference: PyTree, other: PyTree, *, reference_name: str, name: str, shapes: bool = True, surplus: bool = False
+) -> list[Leaf]:
     """Return the leaves of ``other`` in the order of ``reference``, matched by path.
 
     Trees of different classes match (an NNX ``State`` and a dict of the same paths): only paths and shapes are
@@ -89,6 +91,7 @@ def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, s
       reference_name: what the caller calls ``reference``, for the error.
       name: what the caller calls ``other``, for the error.
       shapes: whether to compare the shapes of the leaves that are arrays in both.
+      surplus: whether ``other`` may have leaves that ``reference`` lacks or has as None.
 
     Raises:
       ValueError: one tree has a path that the other lacks, or the shapes of a leaf differ; the message names the leaf.
@@ -114,9 +117,9 @@ def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, s
                 f"{name} has shape {given} at '{path}', where {reference_name} has shape {wanted}; they must be equal"
             )
     wanted_paths = set(paths)
-    surplus = [path for path in other_paths if path not in wanted_paths and found[path] is not None]
-    if surplus:
-        raise ValueError(f"{name} has a leaf '{surplus[0]}', which {reference_name} lacks: {_some(paths)}")
+    more = [path for path in other_paths if path not in wanted_paths and found[path] is not None]
+    if more and not surplus:
+        raise ValueError(f"{name} has a leaf '{more[0]}', which {reference_name} lacks: {_some(paths)}")
     return [found[path] for path in paths]
 
 
@@ -147,16 +150,18 @@ class ByPath:
     """A predicate on (path, leaf) by regular expressions; made by ``by_path``.
 
     Attributes:
-      include: pattern of the leaves to select, or None for the leaves that ``kernels`` selects.
+      include: pattern of the leaves to select, or None.
       exclude: pattern of the leaves to leave out, or None.
+      default: predicate of the leaves to select where ``include`` is None.
     """
 
     include: str | None
     exclude: str | None
+    default: Where = dataclasses.field(default=kernels, repr=False)
 
     def __call__(self, path: str, leaf: Leaf) -> bool:
         """Whether the leaf is included and not excluded."""
-        wanted = kernels(path, leaf) if self.include is None else bool(re.search(self.include, path))
+        wanted = self.default(path, leaf) if self.include is None else bool(re.search(self.include, path))
         return wanted and not (self.exclude is not None and re.search(self.exclude, path))
 
 
@@ -164,7 +169,8 @@ def by_path(include: str | None = None, exclude: str | None = None) -> ByPath:
     """Select leaves by regular expressions searched for in their paths.
 
     Args:
-      include: pattern of the leaves to select; None selects the leaves that ``kernels`` selects.
+      include: pattern of the leaves to select; None selects the leaves that ``kernels`` selects, or with a graph or a
+        convention as ``axes`` its kernels.
       exclude: pattern of the leaves to leave out.
 
     Returns:
@@ -216,10 +222,71 @@ def only(tree: PyTree, where: Where) -> PyTree:
             )
     kept = [leaf if is_float(leaf) and where(path, leaf) else None for path, leaf in zip(paths, leaves, strict=True)]
     if all(leaf is None for leaf in kept):
-        name = getattr(where, "__name__", repr(where))
-        remedy = "select by path with where=jprune.by_path(include=...)"
-        raise ValueError(f"where={name} selects no float leaf; the tree has {_some(paths)}; {remedy}")
+        raise ValueError(_nothing_selected(where, paths, leaves))
     return jax.tree.unflatten(treedef, kept)
+
+
+def _nothing_selected(where: Where, paths: list[str], leaves: list[Leaf]) -> str:
+    """Return the error message for a predicate that selects no float leaf."""
+    default = where is kernels or (isinstance(where, ByPath) and where.include is None and where.default is kernels)
+    for path, leaf in zip(paths, leaves, strict=True):
+        as_float = np.broadcast_to(np.float32(0), getattr(leaf, "shape", ()))
+        if hasattr(leaf, "dtype") and not is_float(leaf) and where(path, as_float):
+            return (
+                f"where selects '{path}', which is {leaf.dtype}; only float arrays can be pruned; convert it to float32"
+            )
+    if not default:
+        name = getattr(where, "__name__", None) or (repr(where) if isinstance(where, ByPath) else type(where).__name__)
+        remedy = "select by path with where=jprune.by_path(include=...)"
+        return f"where={name} selects no float leaf; the tree has {_some(paths)}; {remedy}"
+    left_out = "" if where is kernels else f" that exclude={where.exclude!r} leaves"  # type: ignore[attr-defined]
+    return (
+        "where=kernels selects no float leaf, because none is called kernel or weight with two or more axes"
+        f"{left_out}; the tree has {_some(paths)}; select by path with where=jprune.by_path(include=...), or select "
+        "the kernels of the model with where=jprune.trace_model(apply, params, *inputs)"
+    )
+
+
+def first_matches(
+    patterns: Sequence[str], layers: Mapping[str, Iterable[str]], *, name: str, of: str = "leaf"
+) -> dict[str, str | None]:
+    """Return for every layer the first of the regular expressions that is found in one of its names.
+
+    Every ``{regex: value}`` argument follows this rule. An expression that decides for no layer is an error, because
+    its value would be ignored; only '', for all other layers, may be left with none.
+
+    Args:
+      patterns: the regular expressions, in the order of the dict.
+      layers: the names of each layer, by its path.
+      name: what the caller calls the dict, for the error.
+      of: what the caller calls a layer, for the error.
+
+    Returns:
+      A dict from the path to an expression, or to None if none matches.
+
+    Raises:
+      ValueError: an expression is not a regular expression, matches no layer, or matches only layers that earlier
+        expressions match.
+
+    >>> first_matches(["^conv", ""], {"conv1/kernel": ["conv1/kernel"], "head": ["head"]}, name="sparsity")
+    {'conv1/kernel': '^conv', 'head': ''}
+    """
+    first: dict[str, str | None] = dict.fromkeys(layers)
+    for pattern in patterns:
+        try:
+            matched = [path for path, names in layers.items() if any(re.search(pattern, each) for each in names)]
+        except re.error as error:
+            raise ValueError(f"{name} has the key {pattern!r}, which is not a regular expression: {error}") from error
+        if not matched:
+            raise ValueError(f"{name} has the key {pattern!r}, which matches no {of}; there are {_some(list(layers))}")
+        decided = [path for path in matched if first[path] is None]
+        if not decided and pattern:  # '' for all others may be left with none
+            raise ValueError(
+                f"{name} has the key {pattern!r}, which decides for no {of}: '{matched[0]}' also matches "
+                f"{first[matched[0]]!r}, and the first key that matches is used; put the more specific key first"
+            )
+        first.update(dict.fromkeys(decided, pattern))
+    return first
 
 
 def _some(paths: list[str], most: int = 8) -> str:

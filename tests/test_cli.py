@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import jprune
 from jprune import recall
 from jprune.cli import main
 
@@ -341,3 +342,8 @@ def test_a_closed_pipe_ends_it_quietly(output):
         process.stdout.close()  # as `| head` does when it has had enough
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_python_m_jprune_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "jprune", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"jprune {jprune.__version__}\n"

@@ -138,3 +138,8 @@ def test_match_takes_none_for_a_leaf_and_empty_nodes_for_nothing():
     assert trees.match({"a": ones, "b": ones}, {"a": None, "b": ones}, reference_name="p", name="m") == [None, ones]
     masked = {"a": optax.MaskedNode(), "b": ones}
     assert trees.flatten(masked)[0] == ["b"]
+
+
+def test_a_leaf_that_is_selected_but_not_float_is_named_with_its_dtype():
+    with pytest.raises(ValueError, match="where selects 'kernel', which is int32; only float arrays can be pruned"):
+        trees.only({"kernel": jnp.ones((2, 2), jnp.int32)}, trees.kernels)

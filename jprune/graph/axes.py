@@ -9,8 +9,8 @@ Selections that depend on layers, inputs or outputs resolve their ``axes=`` argu
 ``axes`` is one of
 
 * a graph made by ``jprune.trace_model``: exact, for any model that can be traced;
-* ``{regex: KernelAxes(...)}``: patterns searched for in the paths; leaves that match no pattern follow
-  the rule for None;
+* ``{regex: KernelAxes(...)}``: patterns searched for in the paths, of which the first that matches decides; leaves
+  that match no pattern follow the rule for None;
 * ``"flax"`` or ``"equinox"``: every leaf follows the convention of that library's layers, by its name;
 * None: the convention is inferred from the leaf's name and shape if they are unambiguous.
 
@@ -38,13 +38,12 @@ A 3-D ``kernel`` can be a 1-D convolution, stacked dense layers or an attention 
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import PyTree
 
-from jprune.trees import flatten
+from jprune.trees import ByPath, Where, first_matches, flatten, is_float, kernels
 
 _ROLES = ("stacked", "inputs", "outputs", "spatial")
 _EQUINOX_KERNELS = ("weight", "weight_ih", "weight_hh")
@@ -118,7 +117,7 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
 
     Raises:
       TypeError: ``axes`` is something else, or a value of the dict is not a ``KernelAxes``.
-      ValueError: a pattern matches no leaf, or two patterns disagree about one; an axis is out of range,
+      ValueError: a pattern matches no leaf, or only leaves that an earlier one matches; an axis is out of range,
         named twice or not at all; the graph has no leaf of that path and shape.
 
     >>> import jax.numpy as jnp
@@ -145,6 +144,32 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
         f"axes={axes!r} is a {type(axes).__name__}; it must be a graph (jprune.trace_model), "
         "{regex: jprune.KernelAxes(...)}, 'flax', 'equinox' or None"
     )
+
+
+def where_of(where: Where | None, axes: Axes) -> Where:
+    """Return ``where``, or if it is None the default: ``kernels``, or the kernels of a graph or of a convention.
+
+    A ``by_path`` without ``include`` selects from the same default.
+
+    >>> where_of(None, None) is kernels
+    True
+    """
+    if where is not None and not (isinstance(where, ByPath) and where.include is None):
+        return where
+    contracted = getattr(axes, "kernels", None)  # of a graph
+    if isinstance(axes, str) and axes in KERNEL_NAMES:
+        default = _is_called(KERNEL_NAMES[axes])
+    else:
+        default = kernels if contracted is None else _is_among(frozenset(contracted))
+    return default if where is None else dataclasses.replace(where, default=default)
+
+
+def _is_among(paths: frozenset[str]) -> Where:
+    return lambda path, leaf: path in paths
+
+
+def _is_called(names: tuple[str, ...]) -> Where:
+    return lambda path, leaf: path.rsplit("/", 1)[-1] in names and is_float(leaf) and leaf.ndim >= 2
 
 
 def unknown_axes(path: str, shape: tuple[int, ...], why: str, axes: Axes = None) -> str:
@@ -193,24 +218,11 @@ def _by_pattern(
     for pattern, value in given.items():
         if not isinstance(value, KernelAxes):
             raise TypeError(f"axes[{pattern!r}]={value!r} is a {type(value).__name__}; it must be a jprune.KernelAxes")
-        try:
-            matches = any(re.search(pattern, path) for path in paths)
-        except re.error as error:
-            raise ValueError(f"axes has the key {pattern!r}, which is not a regular expression: {error}") from error
-        if not matches:
-            raise ValueError(
-                f"axes has the key {pattern!r}, which matches no leaf; the tree has {', '.join(paths[:8])}"
-            )
+    first = first_matches(list(given), {path: [path] for path in paths}, name="axes")
     found: dict[str, KernelAxes | None] = {}
     for path, shape in shapes.items():
-        matching = [pattern for pattern in given if re.search(pattern, path)]
-        for pattern in matching[1:]:
-            if given[pattern] != given[matching[0]]:
-                raise ValueError(
-                    f"axes has two keys that match leaf '{path}' and differ: {matching[0]!r} and {pattern!r}; "
-                    "make the patterns exclude each other"
-                )
-        found[path] = _checked(given[matching[0]], matching[0], path, shape) if matching else _guess(path, shape)
+        key = first[path]
+        found[path] = _guess(path, shape) if key is None else _checked(given[key], key, path, shape)
     return found
 
 

@@ -333,6 +333,9 @@ class Member(NamedTuple):
     axis: int
     indices: Int32[np.ndarray, "channels indices"]
 
+    def __repr__(self) -> str:
+        return f"Member(path={self.path!r}, axis={self.axis}, indices=int32{list(self.indices.shape)})"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChannelGroup:
@@ -353,7 +356,7 @@ class ChannelGroup:
     exact: bool
     kind: str
     why: tuple[str, ...]
-    roots: Int32[np.ndarray, " channels"]
+    roots: Int32[np.ndarray, " channels"] = dataclasses.field(repr=False)
     state: tuple[Member, ...] = ()
 
 

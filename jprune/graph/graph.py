@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from jprune.graph.axes import KernelAxes
 from jprune.graph.channels import ChannelGroup, Member
 from jprune.graph.values import Program
+from jprune.trees import Leaf
 
 
 class Model(NamedTuple):
@@ -72,6 +73,10 @@ class Graph:
     roots: np.ndarray = dataclasses.field(repr=False)
     outputs: Any = dataclasses.field(repr=False)
     model: Model = dataclasses.field(repr=False)
+
+    def __call__(self, path: str, leaf: Leaf) -> bool:
+        """Whether a leaf is a kernel of the model, so that a graph can be given as ``where=``."""
+        return path in self.kernels
 
     def __str__(self) -> str:
         return _described(self)

@@ -40,6 +40,7 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
       A graph; ``print`` shows it as a table.
 
     Raises:
+      TypeError: ``apply`` is not a function.
       ValueError: ``params`` has no array.
 
     >>> import jax, jax.numpy as jnp
@@ -52,6 +53,12 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
     >>> [(member.path, member.axis) for member in graph.channels[0].members]
     [('head/kernel', 0), ('hidden/kernel', 1)]
     """
+    if not callable(apply):
+        swapped = "; the model comes first" if callable(params) else ""
+        raise TypeError(
+            f"apply is a {type(apply).__name__}; it must be a function apply(params, *inputs){swapped}: "
+            "jprune.trace_model(apply, params, *inputs)"
+        )
     by_keyword = state is not None and _takes_state(apply, params, inputs, state)
     model = Model(apply, _shapes(params), tuple(map(_shapes, inputs)), _shapes(state), by_keyword)
     traced = model_jaxpr(model)

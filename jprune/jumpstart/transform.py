@@ -11,6 +11,7 @@ another batch or another mode of the model than the loss.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -62,9 +63,12 @@ def add_jumpstart(
 ) -> optax.GradientTransformationExtraArgs:
     """Add coefficient(step) * gradient of the jumpstart penalty to the updates.
 
-    Put it first in a chain, where updates are gradients. ``update`` also takes ``batch``, the second argument of
-    ``preactivations``, and optionally ``key``, which replaces the one given here. It needs another forward and backward
-    pass; ``jumpstart_loss`` does not.
+    Put it before the optimizer, first in a chain, where updates are gradients: after the optimizer, whose updates are
+    subtracted from the parameters already, the penalty would be increased. A warning says so if ``update`` is called
+    outside jit with ``grad``, the gradient of the loss, and the updates point against it.
+
+    ``update`` also takes ``batch``, the second argument of ``preactivations``, and optionally ``key``, which replaces
+    the one given here. It needs another forward and backward pass; ``jumpstart_loss`` does not.
 
     Args:
       preactivations: a function (params, batch) -> preactivations.
@@ -104,12 +108,14 @@ def add_jumpstart(
         *,
         batch: PyTree = None,
         key: Array | None = None,
+        grad: PyTree = None,
         **_: object,
     ) -> tuple[PyTree, JumpstartState]:
         if params is None:
             raise ValueError("add_jumpstart needs params: call update(updates, state, params, batch=batch)")
         if batch is None:
             raise ValueError("add_jumpstart needs batch: call update(updates, state, params, batch=batch)")
+        _warn_after_optimizer(updates, grad)
         count = optax.safe_increment(state.count)
         if off:
             return updates, JumpstartState(count, state.penalty, state.key)
@@ -123,6 +129,25 @@ def add_jumpstart(
         return added, JumpstartState(count, value.astype(jnp.float32), state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _warn_after_optimizer(updates: PyTree, grad: PyTree) -> None:
+    """Warn, outside jit, if updates point against the gradient, as those of an optimizer do."""
+    (paths, given, _), (other_paths, others, _) = flatten(updates), flatten(grad)
+    if paths != other_paths:
+        return
+    pairs = [
+        (update, slope) for update, slope in zip(given, others, strict=True) if is_float(update) and is_float(slope)
+    ]
+    if any(isinstance(x, jax.core.Tracer) for pair in pairs for x in pair):
+        return
+    along = [jnp.sum(update.astype(jnp.float32) * slope.astype(jnp.float32)) for update, slope in pairs]
+    if sum(map(float, along)) < 0:
+        warnings.warn(
+            "add_jumpstart was given updates that point against grad, as after an optimizer: the penalty would be "
+            "increased; put it before the optimizer: optax.chain(jprune.add_jumpstart(...), optax.adam(...))",
+            stacklevel=3,
+        )
 
 
 def jumpstart_loss(

@@ -234,11 +234,16 @@ def _number(name: str, value: object, instead: str) -> float | Keep:
         return value
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         raise TypeError(
-            f"{name}={value!r} is an integer; a sparsity is a float from 0.0 to 1.0, the fraction removed. To keep "
-            f"{value} weights, write {instead.format(value)}{_percent(float(value))}"
+            f"{name}={value!r} is an integer; a sparsity is a float from 0.0 to 1.0, the fraction removed. "
+            + (f"To remove {'all weights' if value else 'none'}, write {float(value)}; to" if value in (0, 1) else "To")
+            + f" keep {value} {'weight' if value == 1 else 'weights'}, write {instead.format(value)}"
+            + ("" if value in (0, 1) else _percent(float(value)))
         )
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; it must be a float, the fraction removed")
+        array = getattr(value, "shape", None) == ()
+        remedy = "; write float(...) around the array, outside jit" if array else ""
+        kind = "scalar array" if array else type(value).__name__
+        raise TypeError(f"{name}={value!r} is a {kind}; it must be a float, the fraction removed{remedy}")
     number = float(value)
     if not 0.0 <= number <= 1.0:
         raise ValueError(

@@ -11,7 +11,7 @@ from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, ref
 from jprune.pruning.scores.elementwise import magnitude, random
 from jprune.pruning.selection.unstructured import erk_masks
 from jprune.pruning.transform import prune
-from jprune.trees import Where, kernels
+from jprune.trees import Where
 
 
 def rigl(
@@ -21,7 +21,7 @@ def rigl(
     end: int,
     every: int = 100,
     fraction: float = 0.3,
-    where: Where = kernels,
+    where: Where | None = None,
     selection: Callable[..., PyTree] = erk_masks,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -38,7 +38,7 @@ def rigl(
       end: the step from which on the masks are fixed; the paper uses three quarters of the training.
       every: the number of steps between two exchanges.
       fraction: fraction of the kept weights that is exchanged at step 0.
-      where: predicate on (path, leaf) that selects the leaves to prune.
+      where: predicate on (path, leaf) that selects the leaves to prune; None as for ``prune``.
       selection: how the weights are divided among layers.
       **options: further arguments of ``prune``.
 
@@ -65,7 +65,7 @@ def sparse_evolution(
     end: int,
     every: int = 100,
     fraction: float = 0.3,
-    where: Where = kernels,
+    where: Where | None = None,
     selection: Callable[..., PyTree] = erk_masks,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jprune.graph.axes import Axes
+from jprune.graph.axes import Axes, where_of
 from jprune.pruning.amounts import integer
 from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import refuse_no_transformation
 from jprune.pruning.selection.patterns import nm_masks
-from jprune.pruning.transform import where_of
 from jprune.trees import Where, flatten, is_placeholder, map_leaves, match, only
 
 

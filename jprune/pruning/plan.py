@@ -7,7 +7,8 @@ looked up at run time. A selection that computes with its amount is compiled onc
 The current entry at a count is the last one whose step is not after the count. The state has a checksum of the entry
 that was applied last, and an update applies the current entry if its checksum differs. So an entry is applied once,
 whether the count reaches its step, jumps over it, or the schedule was changed before a resume. An update without
-anything to apply compares two numbers.
+anything to apply compares two numbers. An entry whose scores contain NaN is not applied: the masks and the checksum
+stay, so that the next update tries it again.
 """
 
 import dataclasses
@@ -20,19 +21,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree, UInt32
+from jaxtyping import Array, Bool, Int, PyTree, UInt32
 
 from jprune.graph.axes import Axes
 from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, as_keywords, exact_name, without
 from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.schedules import entries, keep_counts
-from jprune.pruning.scores.elementwise import Score, matching, ranks_by_magnitude, score_selected, working_dtype
+from jprune.pruning.scores.elementwise import (
+    Score,
+    matching,
+    name_of,
+    ranks_by_magnitude,
+    score_selected,
+    working_dtype,
+)
 from jprune.pruning.selection import uint64
 from jprune.pruning.selection.kth_largest import count_true
-from jprune.pruning.selection.layers import mask_layers, warn_of_collapse
+from jprune.pruning.selection.layers import describe, is_mask, mask_layers, warn_of_collapse
 from jprune.pruning.selection.unstructured import erk_masks, global_masks, layer_masks, uniform_masks
-from jprune.trees import flatten, map_leaves
+from jprune.trees import flatten, is_float, map_leaves, match
 
 _BY_MAGNITUDE = (global_masks, layer_masks, uniform_masks, erk_masks)
 
@@ -44,6 +52,14 @@ class _Event(NamedTuple):
     amount: float | Keep | PerLayer
     exchanged: float  # the fraction of the count that is dropped, so that others can regrow
     checksum: int  # uint32, not 0; the state has the checksum of the entry that was applied last
+
+
+class Progress(NamedTuple):
+    """Where a prune link is in its schedule: ``count``, ``applied`` and ``skipped`` of its ``PruneState``."""
+
+    count: Any  # Int[Array, ""]; a tuple has a method of this name
+    applied: UInt32[Array, ""]
+    skipped: Int[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +77,7 @@ class Plan:
         """Check that the schedule and the selection fit the weights, by tracing the selection.
 
         Raises:
+          TypeError: a mask that the selection returns is not a bool array.
           ValueError: a count exceeds the number of weights, rises without regrowth, or is less than the minimum of all
             layers; or the selection raises it for these weights.
         """
@@ -71,7 +88,9 @@ class Plan:
         def probe(weights: PyTree) -> PyTree:
             scores = map_leaves(lambda weight: weight.astype(working_dtype(weight)), weights)
             masks = map_leaves(lambda weight: jnp.ones_like(weight, bool), weights)
-            return self._select(scores, events, jnp.int32(0), masks, probe=True)
+            chosen = self._select(scores, events, jnp.int32(0), masks, probe=True)
+            # A selection of channels also returns masks of leaves without scores.
+            return chosen if hasattr(self.selection, "loses_channels") else self._checked_masks(chosen, masks)
 
         jax.eval_shape(probe, weights)
 
@@ -87,25 +106,67 @@ class Plan:
         return read
 
     def advance(
+        self, progress: Progress, masks: PyTree, weights: PyTree, evidence: dict[str, PyTree]
+    ) -> tuple[PyTree, UInt32[Array, ""], Int[Array, ""]]:
+        """Return the masks after the update with this count, the checksum of the entry applied last, and ``skipped``.
+
+        The selection runs only if the current entry is not the one that was applied last. If its scores contain NaN,
+        the masks stay, the entry counts as not applied, and ``skipped`` is increased; otherwise it becomes 0.
+        """
+        count, applied, skipped = progress
+        events = self._events(weights)
+        if not events:
+            return masks, applied, skipped
+        in_force = _entry_in_force(events, count, applied)
+        now = (in_force, count if "key" in evidence else None)  # a loop copies what it reads
+
+        def choose(current: PyTree, now: PyTree, weights: PyTree, evidence: dict[str, PyTree]) -> PyTree:
+            masks, skipped = current
+            chosen, nan = self._choose(events, masks, now, weights, evidence)
+            kept = map_leaves(lambda old, new: jnp.where(nan, old, new), masks, chosen)
+            return kept, jnp.where(nan, skipped + 1, jnp.zeros_like(skipped))
+
+        masks, skipped = where_due(in_force != applied, choose, (masks, skipped), now, weights, evidence)
+        return masks, jnp.where(skipped > 0, applied, in_force), skipped
+
+    def refuse_nan(
         self,
-        count: Int[Array, ""],
-        applied: UInt32[Array, ""],
+        before: Progress,
+        skipped: Int[Array, ""],
         masks: PyTree,
         weights: PyTree,
         evidence: dict[str, PyTree],
-    ) -> tuple[PyTree, UInt32[Array, ""]]:
-        """Return the masks after the update with this count, and the checksum of the entry applied last.
+    ) -> None:
+        """Raise, outside jit, if a selection was skipped because its scores contain NaN.
 
-        The selection runs only if the current entry is not the one that was applied last.
+        Args:
+          before: the progress before the update.
+          skipped: ``skipped`` after it.
+          masks: the masks before the update.
+          weights: as for ``advance``.
+          evidence: as for ``advance``.
+
+        Raises:
+          ValueError: a selection was skipped; the message names the leaves.
         """
-        events = self._events(weights)
-        if not events:
-            return masks, applied
-        in_force = _entry_in_force(events, count, applied)
-        now = (in_force, count if "key" in evidence else None)  # a loop copies what it reads
-        choose = functools.partial(self._choose, events)
-        masks = where_due(in_force != applied, choose, masks, now, weights, evidence)
-        return masks, in_force
+        if isinstance(skipped, jax.core.Tracer) or jnp.ndim(skipped) or int(skipped) <= int(before.skipped):
+            return
+        if "key" in evidence:
+            evidence = evidence | {"key": jax.random.fold_in(evidence["key"], before.count)}
+        paths, scores, _ = flatten(self._scores(self.score, weights, evidence))
+        present = flatten(masks)
+        eligible = dict(zip(present[0], present[1], strict=True))
+        found = [
+            path
+            for path, score in zip(paths, scores, strict=True)
+            if score is not None and bool(jnp.any(jnp.isnan(score) & eligible[path]))
+        ]
+        where = f" at {', '.join(map(repr, found))}" if found else ", of the weights to regrow"
+        raise ValueError(
+            f"the scores of the selection at step {int(before.count)} contain NaN{where}, which cannot be ranked; "
+            "check the parameters, grad= and batch= given to update, or skip updates with NaN by "
+            "optax.apply_if_finite(tx, 10)"
+        )
 
     def warn_of_entry(self, applied: UInt32[Array, ""], now: UInt32[Array, ""], before: PyTree, after: PyTree) -> None:
         """Warn, outside jit, if the applied entry of the schedule leaves a layer empty or too few weights.
@@ -164,7 +225,8 @@ class Plan:
         now: tuple[UInt32[Array, ""], Int[Array, ""] | None],
         weights: PyTree,
         evidence: dict[str, PyTree],
-    ) -> PyTree:
+    ) -> tuple[PyTree, Bool[Array, ""]]:
+        """Return the masks of the entry in force, and whether a score that is ranked is NaN."""
         in_force, count = now
         # Entries with the same checksum have the same amount, so any of them can be used.
         event = jnp.argmax(np.asarray([event.checksum for event in events], np.uint32) == in_force).astype(jnp.int32)
@@ -172,15 +234,61 @@ class Plan:
             evidence = evidence | {"key": jax.random.fold_in(evidence["key"], count)}
         # If the selection can rank by absolute value, it reads the weights themselves and no scores are written.
         folded = ranks_by_magnitude(self.score) and self._compares_magnitudes()
-        scores = weights if folded else score_selected(self.score, weights, **evidence)
+        scores = weights if folded else self._scores(self.score, weights, evidence)
+        nan = _any_nan(scores, masks)
         if self.regrow is None:
-            return self._select(scores, events, event, masks, magnitude=folded)
+            chosen = self._select(scores, events, event, masks, magnitude=folded)
+            return self._checked_masks(chosen, masks), nan
         survivors = self._select(scores, events, event, masks, surviving=True, magnitude=folded)
+        survivors = self._checked_masks(survivors, masks)
         if "key" in evidence:  # regrowth must be independent of the random numbers that dropped weights
             evidence = evidence | {"key": jax.random.fold_in(evidence["key"], 1)}
-        regrown = score_selected(self.regrow.score, weights, **evidence)
+        regrown = self._scores(self.regrow.score, weights, evidence)
+        nan |= _any_nan(regrown, map_leaves(jnp.logical_not, survivors))
         # Survivors rank first, so that any selection keeps them and adds the best of the others.
-        return self._select(map_leaves(_first, regrown, survivors), events, event, None)
+        chosen = self._select(map_leaves(_first, regrown, survivors), events, event, None)
+        return self._checked_masks(chosen, masks), nan
+
+    def _scores(self, score: Score | Callable[..., PyTree], weights: PyTree, evidence: dict[str, PyTree]) -> PyTree:
+        """Return the scores of the weights, in the structure of the weights.
+
+        Raises:
+          TypeError: a score is not a float array.
+          ValueError: the score lacks a leaf, or has another shape.
+        """
+        given = score_selected(score, weights, **evidence)
+        if isinstance(score, Score):
+            return given
+        paths, leaves, treedef = flatten(weights)
+        name = f"what score={name_of(score)} returned"
+        found = match(weights, given, reference_name="params", name=name)
+        for path, weight, own in zip(paths, leaves, found, strict=True):
+            if weight is None:
+                continue
+            if not is_float(own) or own.shape != weight.shape:
+                raise TypeError(
+                    f"score={name_of(score)} returned {describe(own)} at '{path}'; it must return a tree like its "
+                    f"first argument, with a float array of shape {weight.shape} there, larger for weights to keep"
+                )
+        return jax.tree.unflatten(treedef, [None if w is None else own for w, own in zip(leaves, found, strict=True)])
+
+    def _checked_masks(self, masks: PyTree, reference: PyTree) -> PyTree:
+        """Return the masks that the selection returned, in the structure of ``reference``.
+
+        Raises:
+          TypeError: a mask is not a bool array.
+          ValueError: the selection returned no mask for a leaf, or one of another shape.
+        """
+        paths, leaves, treedef = flatten(reference)
+        name = f"what selection={name_of(self.selection)} returned"
+        found = match(reference, masks, reference_name="scores", name=name)
+        for path, leaf, own in zip(paths, leaves, found, strict=True):
+            if leaf is not None and not is_mask(own):
+                raise TypeError(
+                    f"selection={name_of(self.selection)} returned {describe(own)} at '{path}'; it must return a tree "
+                    f"like its first argument, with a bool array of shape {leaf.shape} there, True for weights to keep"
+                )
+        return jax.tree.unflatten(treedef, [None if x is None else own for x, own in zip(leaves, found, strict=True)])
 
     def _compares_magnitudes(self) -> bool:
         """Whether the selection is one of jprune that can rank by absolute value, or a partial of one.
@@ -243,6 +351,13 @@ def _entry_in_force(events: list[_Event], count: Int[Array, ""], applied: UInt32
     checksums = np.asarray([event.checksum for event in events], np.uint32)
     later = jnp.sum(jnp.where(steps[1:] <= count, np.diff(checksums), np.uint32(0)), dtype=jnp.uint32)
     return jnp.where(count >= steps[0], checksums[0] + later, applied)
+
+
+def _any_nan(scores: PyTree, masks: PyTree) -> Bool[Array, ""]:
+    """Whether a score is NaN at a weight that may be kept."""
+    flags = jax.tree.leaves(map_leaves(lambda score, mask: jnp.any(jnp.isnan(score) & mask), scores, masks))
+    found: Array = functools.reduce(jnp.logical_or, flags)
+    return found
 
 
 def _keyword(amounts: Scheduled) -> dict[str, Scheduled]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jprune.pruning.scores.elementwise import working_dtype
+from jprune.pruning.scores.elementwise import refuse_one_batch, working_dtype
 from jprune.trees import flatten, is_float, match
 
 
@@ -54,12 +54,14 @@ def recalibrate_batch_norm(
       A tree like ``statistics``. Leaves that are not float arrays are unchanged.
 
     Raises:
+      TypeError: ``batches`` is one batch.
       ValueError: ``batches`` is empty; ``update`` leaves a statistic unchanged, as in evaluation mode, or does not
         average it exponentially.
 
     Source: Ioffe & Szegedy, "Batch Normalization", 2015, arXiv 1502.03167, algorithm 2; after pruning: Li et al.,
     "EagleEye", ECCV 2020, arXiv 2007.02491, section 3.2 (adaptive batch normalization).
     """
+    refuse_one_batch(batches)
     paths, leaves, treedef = flatten(statistics)
     slots = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
     # Half precision is too coarse to measure the momentum or to sum over batches.

@@ -179,7 +179,15 @@ def entries(schedule: Any) -> tuple[tuple[int, float | Keep | PerLayer], ...]:
     ((100, 0.5), (200, Keep(count=1000)))
     """
     if not isinstance(schedule, Mapping):
-        raise TypeError(f"schedule={schedule!r} is a {type(schedule).__name__}; it must be a dict {{step: sparsity}}")
+        remedy = ""
+        if callable(schedule):
+            remedy = (
+                "; of a function of the step, make one: {step: float(schedule(step)) for step in range(begin, end + 1, "
+                "every)}"
+            )
+        raise TypeError(
+            f"schedule={schedule!r} is a {type(schedule).__name__}; it must be a dict {{step: sparsity}}{remedy}"
+        )
     if not schedule:
         raise ValueError(
             "schedule is empty; it must have at least one entry {step: sparsity}. To keep the zeros that the "

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, UInt32
+from jaxtyping import Array, Bool, Int32, PRNGKeyArray, PyTree, UInt32
 from optax.contrib import MechanicState, SAMState
 
 from jprune.graph.axes import Axes
@@ -34,12 +34,15 @@ class PruneState(NamedTuple):
       applied: uint32 scalar, a checksum of the entry of the schedule that was applied last, 0 before the first one.
         None (in the state of ``keep_zeros``, or saved by an earlier version) counts as 0: the next update of ``prune``
         applies the current entry, which changes nothing if the masks already follow it.
+      skipped: int32 scalar, the number of the latest updates that skipped a selection because its scores contained NaN;
+        0 if the last selection was not skipped. None counts as 0, as for ``applied``.
     """
 
     count: Any  # Int[Array, ""]; a tuple has a method of this name
     masks: PyTree
     key: PRNGKeyArray | None
     applied: UInt32[Array, ""] | None = None
+    skipped: Int32[Array, ""] | None = None
 
 
 def masks_of(state: PyTree) -> PyTree:
@@ -135,7 +138,7 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
 
     >>> import jprune, optax
     >>> tx = optax.chain(optax.sgd(0.1), jprune.keep_zeros())
-    >>> state = tx.init({"kernel": jnp.ones((1, 2))})
+    >>> state = tx.init({"kernel": jnp.array([[0.0, 1.0]])})
     >>> masks_of(with_masks(state, {"kernel": jnp.array([[True, False]])}))
     {'kernel': Array([[ True, False]], dtype=bool)}
     """
@@ -174,6 +177,8 @@ def check_pruned(
 ) -> None:
     """Check, outside jit, that every pruned weight is exactly 0, and that the requested amount is pruned.
 
+    It also checks that the prunable weights are finite and that no selection was skipped because of NaN scores.
+
     A warning names layers that keep no weight. Another is given if more weights are pruned than requested, beyond
     rounding in each layer.
 
@@ -185,8 +190,9 @@ def check_pruned(
       axes: roles of the axes of the parameters (see ``prune``), to name single layers of a stack.
 
     Raises:
-      ValueError: a pruned weight is not 0 or not finite; the message names the leaves and counts the weights. Or more
-        weights are kept than requested, the masks do not fit the parameters, or as ``masks_of``.
+      ValueError: a pruned weight is not 0, or a prunable weight is not finite; the message names the leaves and counts
+        the weights. Or the latest selection was skipped because of NaN, more weights are kept than requested, an array
+        is traced, the masks do not fit the parameters, or as ``masks_of``.
 
     >>> import jprune, optax
     >>> state = jprune.keep_zeros().init({"kernel": jnp.zeros((1, 2))})
@@ -195,21 +201,50 @@ def check_pruned(
     ...
     ValueError: pruned weights are not 0: 1 of 2 in 'kernel'
     """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, state))):
+        raise ValueError(
+            "check_pruned was given traced arrays; call it outside jit, with the parameters and the state that the "
+            "step returned, because it reads their values"
+        )
     paths, weights, _ = flatten(params)
     masks = match(params, masks_of(state), reference_name="params", name="the masks of the optimizer state")
-    revived = []
+    _refuse_skipped(state)
+    revived, infinite = [], []
     for path, weight, mask in zip(paths, weights, masks, strict=True):
         if mask is not None:
-            count = int(jnp.sum(~mask & (weight != 0)))
+            count, bad = int(jnp.sum(~mask & (weight != 0))), int(jnp.sum(mask & ~jnp.isfinite(weight)))
             if count:
                 revived.append(f"{count} of {int(jnp.sum(~mask))} in '{path}'")
+            if bad:
+                infinite.append(f"{bad} of {int(jnp.sum(mask))} in '{path}'")
     if revived:
         raise ValueError(f"pruned weights are not 0: {', '.join(revived)}")
+    if infinite:
+        raise ValueError(
+            f"kept weights are NaN or infinite: {', '.join(infinite)}; the training diverged: continue from an earlier "
+            "checkpoint, with a smaller step or optax.apply_if_finite(tx, 10)"
+        )
     layers = mask_layers(masks_of(state), axes)
     if sparsity is not None or keep is not None:
         _check_amount(layers, amount_of(sparsity, keep))
     if empty := empty_layers(layers, layers.masks):
         warnings.warn(nothing_left(empty), stacklevel=2)
+
+
+def _refuse_skipped(state: PyTree) -> None:
+    """Raise if the latest selection of a prune link was skipped because its scores contained NaN."""
+    for _, link in _prune_states(state, "", None):
+        if link.skipped is None or not np.any(np.asarray(link.skipped) > 0):
+            continue
+        skipped = np.ravel(np.asarray(link.skipped))
+        first = int(np.flatnonzero(skipped)[0])
+        step = int(np.ravel(np.asarray(link.count))[first]) - int(skipped[first])
+        replicate = f" of replicate {first}" if skipped.size > 1 else ""
+        raise ValueError(
+            f"the scores of the selection at step {step}{replicate} contained NaN, and those of every update since, so "
+            "the masks did not change; check the gradients and the score, or skip updates with NaN by "
+            "optax.apply_if_finite(tx, 10)"
+        )
 
 
 def _check_amount(layers: Layers, amount: Amount) -> None:

@@ -1,5 +1,6 @@
 """Find lottery tickets by iterative pruning with rewinding, with the caller's training function."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -100,7 +101,9 @@ def lottery_ticket(
     """
     if not 0 <= rewind < steps:
         raise ValueError(f"rewind={rewind} must be in 0..steps - 1, with steps={steps}")
-    state = tx.init(params)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "keep_zeros has no zero")  # the first level is dense
+        state = tx.init(params)
     # keep_zeros would treat weights that happen to be 0 as pruned; the dense network has no pruned weights.
     masks = map_leaves(jnp.ones_like, masks_of(state))
     state = with_masks(state, masks)

@@ -29,10 +29,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jprune.graph.axes import KERNEL_NAMES, Axes, KernelAxes, kernel_axes
+from jprune.graph.axes import Axes, KernelAxes, kernel_axes, where_of
 from jprune.pruning.amounts import Amount, as_keywords, renamed_arguments
 from jprune.pruning.dynamics import Regrow
-from jprune.pruning.plan import Plan
+from jprune.pruning.plan import Plan, Progress
 from jprune.pruning.schedules import Schedule, entries
 from jprune.pruning.scores.elementwise import Score, refuse_no_score
 from jprune.pruning.selection.unstructured import global_masks
@@ -58,6 +58,11 @@ def prune(
     amount. Between those steps the link only reads one byte of mask per weight, without recompilation and, on a CPU or
     TPU, without host synchronization. No entry is missed: if the count jumped over its step, or a run was resumed with
     another schedule, the last entry whose step has passed is applied at the next update.
+
+    Scores with NaN cannot be ranked, so a selection with one is skipped. Outside jit this is an error. Inside jit the
+    masks stay as they are, every update tries the entry again until its scores have no NaN, and ``check_pruned`` raises
+    an error with the step. Where gradients may overflow, wrap the chain in ``optax.apply_if_finite``, which skips
+    updates with NaN altogether.
 
     The link works inside ``optax.partition``, ``masked``, ``inject_hyperparams``, ``MultiSteps`` and
     ``apply_if_finite``, and under ``jit``, ``vmap``, ``scan`` and sharding. After ``optax.lookahead`` the fast and the
@@ -90,8 +95,8 @@ def prune(
         under ``vmap`` its own key, create the transformation inside the mapped function or pass ``key`` to ``update``.
 
     Returns:
-      An optax transformation with a ``PruneState``: int32 count, bool masks (one byte per weight), key, and uint32
-      checksum of the entry applied last.
+      An optax transformation with a ``PruneState``: int32 count, bool masks (one byte per weight), key, uint32 checksum
+      of the entry applied last, and int32 number of the latest updates that skipped a selection.
 
     Raises:
       TypeError: ``score`` is not a valid score (``jprune.magnitude`` without its parentheses), ``selection`` cannot
@@ -99,8 +104,8 @@ def prune(
         not one PRNG key; at ``init``, ``where`` is not a function.
       ValueError: the schedule is out of range. At ``init``: ``where`` selects nothing; the number kept rises
         without ``regrow``; the selection does not fit the weights (for example groups that do not divide an axis).
-        While tracing: ``params`` is missing, ``grad``, ``batch`` or a key is missing for a score that needs it, or
-        trees do not match; the message names the leaf.
+        Outside jit: scores contain NaN. While tracing: ``params`` is missing, ``grad``, ``batch`` or a key is missing
+        for a score that needs it, or trees do not match; the message names the leaf.
 
     >>> import jprune
     >>> tx = optax.chain(optax.sgd(0.1), prune(jprune.magnitude(), {0: 0.5}))
@@ -124,12 +129,13 @@ def prune(
     advance = jax.jit(plan.advance)
 
     def init(params: PyTree) -> PruneState:
+        zero = jnp.zeros([], jnp.int32)
         if is_placeholder(params):
-            return PruneState(jnp.zeros([], jnp.int32), params, key, jnp.zeros([], jnp.uint32))
+            return PruneState(zero, params, key, jnp.zeros([], jnp.uint32), jnp.zeros([], jnp.int32))
         plan.check(only(trained(params), scored))
         masks = map_leaves(lambda weight: jnp.ones_like(weight, dtype=bool), only(trained(params), masked))
         own_key = jax.tree.map(jnp.copy, key)
-        return PruneState(jnp.zeros([], jnp.int32), _for_all(masks, params), own_key, jnp.zeros([], jnp.uint32))
+        return PruneState(zero, _for_all(masks, params), own_key, jnp.zeros([], jnp.uint32), jnp.zeros([], jnp.int32))
 
     def update(
         updates: PyTree,
@@ -144,27 +150,24 @@ def prune(
         if params is None:
             raise ValueError("prune needs params: call update(updates, state, params)")
         refuse_restored(state, "prune")
-        if state.applied is None and isinstance(state.count, jax.core.Tracer):
-            warnings.warn(
-                "the state of prune was saved by an earlier version and has no `applied`; this update adds it, which "
-                "changes the structure of the state and is an error inside scan and while_loop. Add it before a "
-                "loop: state = optax.tree_utils.tree_set(state, applied=jnp.zeros([], jnp.uint32))",
-                stacklevel=2,
-            )
+        _warn_of_old_state(state)
         before = trained(state.masks)
         weights = masked_weights(trained(params), before)
         if masked is not scored:
             weights = _selected(weights, scored)
         evidence = plan.evidence(weights, grad, batch, state.key if key is None else key, trained(params))
         applied = jnp.zeros_like(state.count, jnp.uint32) if state.applied is None else state.applied
-        masks, now_applied = advance(state.count, applied, before, weights, evidence)
+        skipped = jnp.zeros_like(state.count, jnp.int32) if state.skipped is None else state.skipped
+        progress = Progress(state.count, applied, skipped)
+        masks, now_applied, now_skipped = advance(progress, before, weights, evidence)
+        plan.refuse_nan(progress, now_skipped, before, weights, evidence)
         plan.warn_of_entry(applied, now_applied, before, masks)
         # A weight that regrows at this step starts from 0: the update for it comes from momentum gathered while
         # it was pruned.
         moving = masks if regrow is None else map_leaves(jnp.logical_and, masks, before)
         updates = _masked_updates(updates, params, _for_all(moving, params))
         count = optax.safe_increment(state.count)
-        return updates, PruneState(count, _for_all(masks, params), state.key, now_applied)
+        return updates, PruneState(count, _for_all(masks, params), state.key, now_applied, now_skipped)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -182,6 +185,8 @@ def keep_zeros(*, where: Where | None = None) -> optax.GradientTransformationExt
     Raises:
       ValueError: ``where`` selects nothing; while tracing, no ``params`` or trees that do not match.
 
+    At ``init``, outside jit, a warning says if no weight is 0, so that nothing would be kept.
+
     >>> tx = optax.chain(optax.sgd(0.1), keep_zeros())
     >>> params = {"kernel": jnp.array([[0.0, 1.0]])}
     >>> updates, state = tx.update({"kernel": jnp.ones((1, 2))}, tx.init(params), params)
@@ -194,6 +199,7 @@ def keep_zeros(*, where: Where | None = None) -> optax.GradientTransformationExt
             return PruneState(jnp.zeros([], jnp.int32), params, None)
         weights = only(trained(params), kernels if where is None else where)
         masks = map_leaves(lambda weight: weight != 0, weights)
+        _warn_of_no_zero(masks)
         return PruneState(jnp.zeros([], jnp.int32), _for_all(masks, params), None)
 
     def update(updates: PyTree, state: PruneState, params: PyTree = None, **_: object) -> tuple[PyTree, PruneState]:
@@ -204,6 +210,34 @@ def keep_zeros(*, where: Where | None = None) -> optax.GradientTransformationExt
         return updates, state._replace(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _warn_of_old_state(state: PruneState) -> None:
+    """Warn, while tracing, if the state of an earlier version lacks an array that the update adds."""
+    lacking = {"applied": "jnp.zeros([], jnp.uint32)", "skipped": "jnp.zeros([], jnp.int32)"}
+    lacking = {name: zero for name, zero in lacking.items() if getattr(state, name) is None}
+    if not lacking or not isinstance(state.count, jax.core.Tracer):
+        return
+    names = " and no ".join(f"`{name}`" for name in lacking)
+    zeros = ", ".join(f"{name}={zero}" for name, zero in lacking.items())
+    warnings.warn(
+        f"the state of prune was saved by an earlier version and has no {names}; this update adds it, which changes "
+        "the structure of the state and is an error inside scan and while_loop. Add it before a loop: "
+        f"state = optax.tree_utils.tree_set(state, {zeros})",
+        stacklevel=3,
+    )
+
+
+def _warn_of_no_zero(masks: PyTree) -> None:
+    """Warn, outside jit, if masks prune nothing."""
+    leaves = [mask for mask in jax.tree.leaves(masks) if mask.size]
+    if any(isinstance(mask, jax.core.Tracer) for mask in leaves) or not all(bool(jnp.all(mask)) for mask in leaves):
+        return
+    warnings.warn(
+        "keep_zeros has no zero to keep: the prunable leaves of the parameters given to init have none; give it pruned "
+        "weights: tx.init(jprune.apply_masks(params, masks))",
+        stacklevel=3,
+    )
 
 
 def _refuse_no_selection(selection: object, table: Mapping[int, Amount], options: Mapping[str, object]) -> None:
@@ -333,31 +367,6 @@ def prunable(params: PyTree, where: Where | None = None, axes: Axes = None) -> P
     found = PrunableLeaves(row for row, taken in rows if taken)
     found.others = tuple(row for row, taken in rows if not taken)
     return found
-
-
-def where_of(where: Where | None, axes: Axes) -> Where:
-    """Return ``where``, or if it is None the default: ``kernels``, or the kernels of a graph or of a convention.
-
-    >>> where_of(None, None) is kernels
-    True
-    """
-    if where is not None:
-        return where
-    if isinstance(axes, str) and axes in _OF_CONVENTION:
-        return _OF_CONVENTION[axes]
-    contracted = getattr(axes, "kernels", None)  # of a graph
-    return kernels if contracted is None else _is_among(frozenset(contracted))
-
-
-def _is_among(paths: frozenset[str]) -> Where:
-    return lambda path, leaf: path in paths
-
-
-def _is_called(names: tuple[str, ...]) -> Where:
-    return lambda path, leaf: path.rsplit("/", 1)[-1] in names and is_float(leaf) and leaf.ndim >= 2
-
-
-_OF_CONVENTION = {convention: _is_called(names) for convention, names in KERNEL_NAMES.items()}
 
 
 def _row(leaf: PrunableLeaf) -> tuple[str, str, str, str]:

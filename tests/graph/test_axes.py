@@ -94,7 +94,7 @@ def test_patterns_come_first_and_other_leaves_follow_the_convention():
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"^encoder/": KernelAxes(inputs=(0,), outputs=(1,))}, "'^encoder/', which matches no leaf; the tree has w"),
+        ({"^encoder/": KernelAxes(inputs=(0,), outputs=(1,))}, "'^encoder/', which matches no leaf; there are 'w'"),
         ({"(": KernelAxes()}, "not a regular expression"),
         ({"w": KernelAxes(inputs=(0,), outputs=(2,))}, "outputs has axis 2; allowed are -2 to 1"),
         ({"w": KernelAxes(inputs=(0, 0), outputs=(1,))}, "inputs names an axis twice"),
@@ -102,7 +102,7 @@ def test_patterns_come_first_and_other_leaves_follow_the_convention():
         ({"w": KernelAxes(inputs=(0,), outputs=(1,), groups=4)}, "groups=4 must be positive and divide the 6 outputs"),
         (
             {"w": KernelAxes(inputs=(0,), outputs=(1,)), "^w$": KernelAxes(inputs=(1,), outputs=(0,))},
-            "two keys that match leaf 'w' and differ: 'w' and '^w$'",
+            "axes has the key '^w$', which decides for no leaf: 'w' also matches 'w', and the first key that matches",
         ),
         ("torch", "axes='torch' is not a convention"),
         (SimpleNamespace(axes={}, shapes={}, unknown={}), "it has no leaf 'w'"),

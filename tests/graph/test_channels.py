@@ -248,7 +248,10 @@ def test_a_vision_transformer():
     # A layer norm's mean and variance count the masked channels of the stream; those of the other groups are zero.
     inexact = [group for group in graph.channels if not group.exact]
     assert [(group.size, group.why) for group in inexact] == [
-        (width, ("'reduce_sum' runs over masked channels that are not zero for it",))
+        (
+            width,
+            ("'reduce_sum' over these channels (a normalization or a mean) counts masked ones, not zero there",),
+        )
     ]
     assert graph.frozen == {
         **windows("patches"),

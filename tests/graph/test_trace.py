@@ -1,5 +1,6 @@
 """Roles and channels of plain functions, each worked out by hand."""
 
+import inspect
 import re
 
 import chex
@@ -220,3 +221,15 @@ def test_the_table_names_every_leaf_and_says_why_axes_stay():
     assert re.search(r"^a +\(3, 8\) +inputs 0; outputs 1 +1:#0 +120$", table, re.MULTILINE)
     assert re.search(r"^#0: 8 channels, exact\n +a\[1\], b\[0\]$", table, re.MULTILINE)
     assert re.search(r"^b +1 +an axis of the model's outputs$", table, re.MULTILINE)
+
+
+def test_a_model_that_is_not_a_function_is_refused_with_the_order_of_the_arguments():
+    with pytest.raises(TypeError, match=r"apply is a dict; it must be a function apply\(params, \*inputs\); the model"):
+        inspect.unwrap(jprune.trace_model)({"w": jnp.ones((2, 2))}, lambda p, x: x @ p["w"], jnp.ones((1, 2)))
+
+
+def test_a_group_of_channels_has_a_short_repr():
+    params = {"a": jnp.ones((2, 300)), "b": jnp.ones((300, 1))}
+    graph = jprune.trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 2)))
+    assert len(repr(graph.channels[0])) < 250
+    assert "Member(path='a', axis=1, indices=int32[300, 1])" in repr(graph.channels[0])

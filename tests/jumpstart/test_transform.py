@@ -1,5 +1,7 @@
 """The penalty in training: as a link of a chain and fused into the loss, the same updates."""
 
+import warnings
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -192,3 +194,17 @@ def test_missing_arguments_are_named():
         jprune.jumpstart.jumpstart_loss(lambda params: jnp.zeros(()), 1.0)(PARAMS)
     with pytest.raises(ValueError, match="mode='units' is not allowed"):
         jprune.add_jumpstart(preacts, 1.0, mode="units")
+
+
+def test_after_the_optimizer_it_says_where_it_belongs():
+    ascending = jax.tree.map(jnp.ones_like, PARAMS)
+    for links, warned in (
+        ((jprune.add_jumpstart(preacts, 0.1), optax.sgd(1.0)), False),
+        ((optax.sgd(1.0), None), True),
+    ):
+        tx = optax.chain(*(jprune.add_jumpstart(preacts, 0.1) if link is None else link for link in links))
+        state = tx.init(PARAMS)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            tx.update(ascending, state, PARAMS, batch=X, grad=ascending)
+        assert [("put it before the optimizer" in str(w.message)) for w in found] == [True] * warned

@@ -301,6 +301,7 @@ def test_linen_train_state_itself_drops_grad_and_the_error_says_what_to_pass():
         state.apply_gradients(grads=state.params)
 
 
+@pytest.mark.filterwarnings("ignore:keep_zeros has no zero")
 @pytest.mark.parametrize(
     ("tx", "message"),
     [
@@ -370,6 +371,7 @@ OTHER = {"a": False, "b": True}
 FIRST = {"a": True, "b": False}
 
 
+@pytest.mark.filterwarnings("ignore:keep_zeros has no zero")
 @pytest.mark.parametrize("order", ["as given", "reversed"])
 @pytest.mark.parametrize(
     ("first", "second", "kept"),

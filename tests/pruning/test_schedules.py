@@ -1,6 +1,8 @@
 """Schedules: tables computed by hand, exact targets, and errors."""
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,7 +88,9 @@ def test_a_count_may_stay_the_same():
 def test_amounts_per_layer_are_counted_leaf_by_leaf():
     schedule = {0: {"^a$": 0.5, "": 0.25}, 9: {"^a$": Keep(1), "b": 0.75}}
     assert schedules.keep_counts(schedule, {"a": 5, "b": 8}) == ((0, 2 + 6), (9, 1 + 2))
-    with pytest.raises(ValueError, match="'c' in the amounts per layer matches no layer; the layers are 'a', 'b'"):
+    with pytest.raises(
+        ValueError, match="amounts per layer has the key 'c', which matches no layer; there are 'a', 'b'"
+    ):
         schedules.keep_counts({0: {"c": 0.5, "": 0.5}}, {"a": 5, "b": 8})
 
 
@@ -159,3 +163,20 @@ def test_describe_shows_which_entries_are_reached():
 def test_an_empty_schedule_is_refused_and_points_to_keep_zeros():
     with pytest.raises(ValueError, match=r"schedule is empty; .* use jprune.keep_zeros\(\)"):
         schedules.entries({})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (
+            optax.linear_schedule(0.0, 0.9, 10),
+            r"of a function of the step, make one: \{step: float\(schedule\(step\)\)",
+        ),
+        ({1: 1}, r"To remove all weights, write 1\.0; to keep 1 weight, write jprune\.Keep\(1\)$"),
+        ({1: 0}, r"To remove none, write 0\.0; to keep 0 weights"),
+        ({1: jnp.float32(0.5)}, r"is a scalar array; it must be a float.* write float\(\.\.\.\) around the array"),
+    ],
+)
+def test_likely_mistakes_are_refused_with_what_to_write(schedule, message):
+    with pytest.raises(TypeError, match=message):
+        schedules.entries(schedule)

@@ -75,6 +75,7 @@ class TestRestoredWithoutATarget:
             refuse_restored({"count": 0, "masks": {"kernel": np.ones((1, 2), bool)}}, "prune")
 
 
+@pytest.mark.filterwarnings("ignore:keep_zeros has no zero")
 @pytest.mark.parametrize(
     "link",
     [jprune.prune(jprune.magnitude(), {0: 0.5}), jprune.keep_zeros(), jprune.sr_ste(optax.sgd(0.1), 1, 2)],

@@ -280,3 +280,10 @@ def test_keep_zeros_keeps_weights_that_are_zero_at_init():
         np.testing.assert_array_equal(params["kernel"] == 0, [[True, False, True, False]])
     assert (np.asarray(params["bias"]) != 0).all()
     np.testing.assert_array_equal(jprune.masks_of(state)["kernel"], [[False, True, False, True]])
+
+
+def test_keep_zeros_says_at_init_that_there_is_no_zero_to_keep():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
+    with pytest.warns(UserWarning, match="keep_zeros has no zero to keep"):
+        jprune.keep_zeros().init(params)
+    jax.jit(jprune.keep_zeros().init)(params)

@@ -52,6 +52,7 @@ def test_a_grad_without_the_leaf_is_refused_by_name():
         jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, grad={"a": {"kernel": jnp.ones(3)}}), params)
 
 
+@pytest.mark.filterwarnings("ignore:keep_zeros has no zero")
 @pytest.mark.parametrize("link", [jprune.prune(jprune.magnitude(), {0: 0.5}), jprune.keep_zeros()])
 def test_update_needs_params_and_trees_that_match(link):
     params = {"kernel": jnp.ones((1, 2))}

@@ -8,13 +8,17 @@ from jprune.graph.rules.registry import combined_kind, pick, rule, shape_of, uni
 from jprune.graph.values import Axis, Record, Value
 
 
+def _of_masked(name: str) -> str:
+    return f"'{name}' over these channels (a normalization or a mean) counts masked ones, not zero there"
+
+
 @rule("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor")
 def _reduce(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     name, value, dropped = equation.primitive.name, inputs[0], {int(axis) for axis in equation.params["axes"]}
     for place in dropped:
         record.channels.consume(value.axes[place].ids)
         if not (name in ("reduce_sum", "reduce_or", "reduce_xor") and value.axes[place].zero):
-            record.channels.note(value.axes[place].ids, f"'{name}' runs over masked channels that are not zero for it")
+            record.channels.note(value.axes[place].ids, _of_masked(name))
     keeps_zero = name != "reduce_and"
     axes = [
         dataclasses.replace(axis, zero=axis.zero and keeps_zero)

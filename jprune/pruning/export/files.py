@@ -80,10 +80,15 @@ def load_masks(path: str | os.PathLike[str], params: PyTree) -> PyTree:
 
     Raises:
       ImportError: the extra ``export`` is not installed.
-      ValueError: the file was not written by jprune, or a mask in it fits no leaf of ``params``; the message
-        names the leaf.
+      ValueError: the file was not written by jprune or has no masks, or a mask in it fits no leaf of ``params``; the
+        message names the leaf.
     """
     tensors, shapes = _read(path)
+    if not shapes:
+        raise ValueError(
+            f"{os.fspath(path)} has no masks, because it was saved without masks=; read its weights with "
+            "jprune.io.load_pruned, or save again with masks=jprune.masks_of(state)"
+        )
     paths, leaves, treedef = flatten(params)
     masks = {name: _unpack(path, tensors, name, shape) for name, shape in shapes.items()}
     _refuse_misfits(path, dict(zip(paths, leaves, strict=True)), shapes)

@@ -13,7 +13,7 @@ from jax.extend import core
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jprune import jaxprs
-from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
+from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes, where_of
 from jprune.pruning.scores.elementwise import Score, working_dtype
 from jprune.trees import Where, flatten
 
@@ -116,7 +116,7 @@ def wanda(
             leaves[slot] = jnp.abs(weight.astype(dtype)) * norm.astype(dtype)
         return jax.tree.unflatten(treedef, leaves)
 
-    return Score(function, "wanda", ("batch", "whole"), where)
+    return Score(function, "wanda", ("batch", "whole"), where if axes is None else where_of(where, axes))
 
 
 def collect_products(

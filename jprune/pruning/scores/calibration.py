@@ -29,13 +29,13 @@ from jax.extend import core
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
 from jprune import jaxprs
-from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
+from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes, where_of
 from jprune.pruning.scores.activations import View, Visitor, collect_products
-from jprune.pruning.scores.elementwise import working_dtype
+from jprune.pruning.scores.elementwise import refuse_one_batch, working_dtype
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.layers import empty_layers, mask_layers
 from jprune.pruning.selection.uint64 import Count
-from jprune.trees import Where, flatten, kernels, match, only
+from jprune.trees import Where, flatten, match, only
 
 # A layer is pruned in segments of static size. The blocks of a segment share a loop, in which every product covers all
 # rows of the segment.
@@ -76,7 +76,7 @@ def sparsegpt(
     masks: PyTree = None,
     block: int = 128,
     damping: float = 0.01,
-    where: Where = kernels,
+    where: Where | None = None,
     axes: Axes = None,
 ) -> Reconstructed:
     """Prune every kernel with the weight update of optimal brain surgeon, one input after another.
@@ -101,7 +101,7 @@ def sparsegpt(
       masks: bool tree of the weights to keep, instead of ``sparsity``: only the weight update is computed.
       block: the number of inputs whose weights are compared with each other.
       damping: added to the diagonal of H, as a fraction of its mean.
-      where: predicate on (path, leaf) that selects the leaves to prune.
+      where: predicate on (path, leaf) that selects the leaves to prune; None as for ``prune``.
       axes: the roles of the axes of each kernel: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
 
     Returns:
@@ -123,7 +123,7 @@ def sparsegpt(
     """
     _check_amount(sparsity, n, m, masks, block=block, damping=damping)
     paths, leaves, treedef = flatten(params)
-    _, chosen, _ = flatten(only(params, where))
+    _, chosen, _ = flatten(only(params, where_of(where, axes)))
     roles = kernel_axes(axes, params)
     given: list[Array | None] = [None] * len(paths)
     if masks is not None:
@@ -172,7 +172,7 @@ def input_grams(
     params: PyTree,
     batches: Iterable[PyTree],
     *,
-    where: Where = kernels,
+    where: Where | None = None,
     axes: Axes = None,
 ) -> dict[str, Gram]:
     """Sum x x^T over batches, where x are the inputs of each kernel in the forward pass.
@@ -185,13 +185,14 @@ def input_grams(
       apply: ``apply(params, batch)``, the forward pass.
       params: tree of arrays.
       batches: any number of batches.
-      where: predicate on (path, leaf) that selects the kernels.
+      where: predicate on (path, leaf) that selects the kernels; None as for ``prune``.
       axes: see ``sparsegpt``.
 
     Returns:
       A dict from path to ``Gram``, at least float32.
 
     Raises:
+      TypeError: ``batches`` is one batch.
       ValueError: ``batches`` is empty; no matrix product or convolution reads a kernel (those inside ``while`` and
         ``cond`` are not found), or one with feature groups does; the axes of a kernel are unknown.
 
@@ -201,7 +202,8 @@ def input_grams(
     Array([[2., 2.],
            [2., 4.]], dtype=float32)
     """
-    paths, chosen, _ = flatten(only(params, where))
+    refuse_one_batch(batches)
+    paths, chosen, _ = flatten(only(params, where_of(where, axes)))
     wanted = {path: leaf for path, leaf in zip(paths, chosen, strict=True) if leaf is not None}
     roles = kernel_axes(axes, params)
     summed = {path: _summing(roles[path], path, leaf.shape, axes) for path, leaf in wanted.items()}

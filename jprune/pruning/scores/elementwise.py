@@ -3,17 +3,18 @@
 A score is called as ``score(params, grad=None, batch=None, key=None)`` and returns a tree like ``params``, None
 where nothing is prunable; weights with larger scores are kept. It is computed in the dtype of the weight and the
 gradient, and at least in float32. Each factory takes ``where``, a predicate on (path, leaf) that selects the leaves to
-score when the score is called directly. By default these are the leaves that ``jprune.kernels`` selects, or every float
-leaf if it selects nothing, as in a bare tuple of arrays. ``prune`` uses the same predicate, unless it has its own
-``where``.
+score when the score is called directly. By default these are the leaves that ``jprune.kernels`` selects; a single array
+that is not in a tree is scored whatever its shape. ``prune`` uses the same predicate, unless it has its own ``where``.
 
 A function with the same signature can be used in place of a ``Score``. Scores that need data (SynFlow, Fisher,
 Wanda) are in ``jprune.pruning.scores.model_based`` and ``.activations``.
 """
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -117,9 +118,16 @@ def refuse_no_score(score: object) -> None:
     try:
         inspect.signature(score).bind(None, grad=None, batch=None, key=None)
     except TypeError as error:
-        raise TypeError(f"score={score!r}: {error}; {wanted}") from error
+        raise TypeError(f"score={name_of(score)}: {error}; {wanted}") from error
     except ValueError:  # a callable without a signature
         return
+
+
+def name_of(function: Callable[..., PyTree]) -> str:
+    """Return the name of a function for an error: its own, that of the function in a partial, or its class."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def magnitude(*, where: Where | None = None) -> Score:
@@ -150,8 +158,8 @@ def gradient(*, where: Where | None = None) -> Score:
     Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference",
     ICLR 2017, arXiv 1611.06440; |-w g| in arXiv 2206.02976.
 
-    >>> gradient()((jnp.array([-2.0, 1.0]),), grad=(jnp.array([0.5, 3.0]),))
-    (Array([1., 3.], dtype=float32),)
+    >>> gradient()(jnp.array([-2.0, 1.0]), grad=jnp.array([0.5, 3.0]))
+    Array([1., 3.], dtype=float32)
     """
     return _with_gradient("gradient", lambda w, g: jnp.abs(w * g), where)
 
@@ -163,8 +171,8 @@ def movement(*, where: Where | None = None) -> Score:
 
     Source: Sanh et al., "Movement Pruning", NeurIPS 2020, arXiv 2005.07683, equation 2 without its step size.
 
-    >>> movement()((jnp.array([-2.0, 1.0]),), grad=(jnp.array([0.5, 3.0]),))
-    (Array([ 1., -3.], dtype=float32),)
+    >>> movement()(jnp.array([-2.0, 1.0]), grad=jnp.array([0.5, 3.0]))
+    Array([ 1., -3.], dtype=float32)
     """
     return _with_gradient("movement", lambda w, g: -(w * g), where)
 
@@ -196,12 +204,17 @@ def undecayed(
       signed: return the signed value, for ``legacy_signed_masks``.
       where: see ``Score``.
 
+    Raises:
+      ValueError: ``weight_decay`` is negative or infinite.
+
     Source: Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning Algorithm",
     NeurIPS 2022, arXiv 2206.02976, section 5.
 
-    >>> undecayed(0.5)((jnp.array([2.0]),), grad=(jnp.array([3.0]),))
-    (Array([4.], dtype=float32),)
+    >>> undecayed(0.5)(jnp.array([2.0]), grad=jnp.array([3.0]))
+    Array([4.], dtype=float32)
     """
+    if isinstance(weight_decay, int | float) and not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay={weight_decay} must be finite and 0 or more: the coefficient of the decay term")
 
     def score(w: Leaf, g: Leaf) -> Leaf:
         eps = jnp.asarray(weight_decay, w.dtype)
@@ -218,7 +231,7 @@ def random(*, where: Where | None = None) -> Score:
     With ``global_masks`` the number kept is exact; with ``bernoulli_masks`` every weight is kept with the same
     probability, as in arXiv 2206.02976.
 
-    >>> scores, = random()((jnp.ones(3),), key=jax.random.key(0))
+    >>> scores = random()(jnp.ones(3), key=jax.random.key(0))
     >>> bool(((scores >= 0) & (scores < 1)).all())
     True
     """
@@ -256,17 +269,27 @@ def working_dtype(*leaves: Leaf) -> jnp.dtype:
 def selected_by(where: Where | None, params: PyTree) -> PyTree:
     """Return the leaves that are scored when a score is called directly, None at every other leaf.
 
-    ``where=None`` selects the leaves that ``jprune.kernels`` selects, or every float leaf if there are none.
+    ``where=None`` selects the leaves that ``jprune.kernels`` selects; a single array that is not in a tree is scored.
     """
-    if where is None:
+    if where is None or where is kernels:
         paths, leaves, _ = flatten(params)
-        named = any(kernels(path, leaf) for path, leaf in zip(paths, leaves, strict=True))
-        where = kernels if named else _every_float
+        where = _every_float if paths == [""] and is_float(leaves[0]) else kernels
     return only(params, where)
 
 
 def _every_float(path: str, leaf: Leaf) -> bool:
     return is_float(leaf)
+
+
+def refuse_one_batch(batches: object) -> None:
+    """Raise if ``batches`` is one batch instead of several: iterating over it would take its examples or its keys.
+
+    Raises:
+      TypeError: ``batches`` is an array or a dict.
+    """
+    if hasattr(batches, "shape") or isinstance(batches, Mapping):
+        given = f"an array of shape {batches.shape}" if hasattr(batches, "shape") else "a dict"
+        raise TypeError(f"batches is {given}, which is one batch; give a list or a generator of batches: [batch]")
 
 
 def matching(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:
@@ -278,10 +301,9 @@ def matching(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:
       ValueError: a selected leaf is missing, is not a float array, or has another shape; the message names it.
     """
     paths, leaves, treedef = flatten(selected)
-    wanted = {path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
-    other_paths, others, _ = flatten(tree)
-    near = {path: leaf for path, leaf in zip(other_paths, others, strict=True) if path in wanted}
-    for path, leaf in near.items():
-        if not is_float(leaf):
-            raise ValueError(f"{name} has {leaf!r} at '{path}'; it must be a float array")
-    return jax.tree.unflatten(treedef, match(selected, near, reference_name="params", name=name))
+    matched = match(selected, tree, reference_name="params", name=name, surplus=True)
+    found = [None if leaf is None else other for leaf, other in zip(leaves, matched, strict=True)]
+    for path, leaf, other in zip(paths, leaves, found, strict=True):
+        if leaf is not None and other is not None and not is_float(other):
+            raise ValueError(f"{name} has {other!r} at '{path}'; it must be a float array")
+    return jax.tree.unflatten(treedef, found)

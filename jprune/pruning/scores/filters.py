@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
+from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes, where_of
 from jprune.pruning.scores.elementwise import Score, working_dtype
 from jprune.trees import Leaf, Where, flatten, is_float
 
@@ -72,7 +72,7 @@ def geometric_median(*, axes: Axes = None, where: Where | None = None) -> Score:
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:
         return _by_filter(distances, axes, params)
 
-    return Score(function, "geometric_median", (), where)
+    return Score(function, "geometric_median", (), where if axes is None else where_of(where, axes))
 
 
 def filter_taylor(*, axes: Axes = None, where: Where | None = None) -> Score:
@@ -97,7 +97,7 @@ def filter_taylor(*, axes: Axes = None, where: Where | None = None) -> Score:
         products = jax.tree.map(product, params, grad)
         return _by_filter(lambda filters: jnp.square(jnp.sum(filters, axis=1)), axes, products)
 
-    return Score(function, "filter_taylor", ("grad",), where)
+    return Score(function, "filter_taylor", ("grad",), where if axes is None else where_of(where, axes))
 
 
 def _by_filter(of: Callable[[Array], Array], axes: Axes, tree: PyTree) -> PyTree:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jprune.graph.axes import Axes, kernel_axes, unknown_axes
+from jprune.graph.axes import Axes, kernel_axes, unknown_axes, where_of
 from jprune.pruning.scores.elementwise import Score, working_dtype
 from jprune.trees import Where, flatten
 
@@ -50,7 +50,7 @@ def lamp(*, axes: Axes = None, where: Where | None = None) -> Score:
             leaves[i] = jnp.moveaxis(scores, range(len(stacked)), stacked)
         return jax.tree.unflatten(treedef, leaves)
 
-    return Score(function, "lamp", (), where)
+    return Score(function, "lamp", (), where if axes is None else where_of(where, axes))
 
 
 def _lamp(weights: Float[Array, " weights"]) -> Float[Array, " weights"]:

@@ -27,7 +27,14 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jprune.pruning.amounts import Counts, Sparsity, amount_by_keyword, amount_of
-from jprune.pruning.scores.elementwise import Score, matching, score_selected, selected_by, working_dtype
+from jprune.pruning.scores.elementwise import (
+    Score,
+    matching,
+    refuse_one_batch,
+    score_selected,
+    selected_by,
+    working_dtype,
+)
 from jprune.pruning.selection import allocation, uint64
 from jprune.pruning.selection.layers import Quota, choose, layers_of
 from jprune.pruning.selection.uint64 import Count
@@ -44,8 +51,8 @@ def snip(*, where: Where | None = None) -> Score:
     Source: Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019,
     arXiv 1810.02340, equations 4 to 6.
 
-    >>> snip()((jnp.array([-2.0, 1.0]),), grad=(jnp.array([0.5, 3.0]),))
-    (Array([0.25, 0.75], dtype=float32),)
+    >>> snip()(jnp.array([-2.0, 1.0]), grad=jnp.array([0.5, 3.0]))
+    Array([0.25, 0.75], dtype=float32)
     """
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:
@@ -253,11 +260,13 @@ def average_gradients(
       A tree like ``params``, at least float32, None at leaves that are not float arrays.
 
     Raises:
+      TypeError: ``batches`` is one batch.
       ValueError: there is no batch, or ``loss`` does not return a scalar.
 
     >>> average_gradients(lambda w, x: jnp.mean(w * x), jnp.array(1.0), [jnp.array([1.0, 2.0]), jnp.array([6.0])])
     Array(3., dtype=float32)
     """
+    refuse_one_batch(batches)
     floats = _Floats.of(params)
 
     @jax.jit

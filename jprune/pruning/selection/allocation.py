@@ -5,11 +5,11 @@ Every count is a Python integer, known before tracing.
 
 import math
 import numbers
-import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from jprune.pruning.amounts import Amount, Keep, PerLayer
+from jprune.trees import first_matches
 
 
 def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") -> int:
@@ -30,7 +30,10 @@ def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") 
     """
     if isinstance(amount, Keep):
         if amount.count > size:
-            raise ValueError(f"{name}={amount.count} must lie in 0..{size}, the number of {of}")
+            raise ValueError(
+                f"{name}={amount.count} must lie in 0..{size}, the number of {of}; keep fewer, or give sparsity=, the "
+                "fraction removed"
+            )
         return int(amount.count)
     if isinstance(amount, float):
         return round(size * (1.0 - amount))
@@ -127,7 +130,7 @@ def erk_shares(shapes: Sequence[tuple[int, ...]]) -> list[int]:
 def by_pattern(amounts: PerLayer, paths: Sequence[str], sizes: Sequence[int]) -> list[int]:
     """Return the number of weights that each layer keeps, from a dict of regular expressions.
 
-    The first expression found in a layer's path applies.
+    The first expression found in a layer's path applies; see ``first_matches``.
 
     Args:
       amounts: ``{regex: sparsity}``, or a ``Keep`` in place of a sparsity.
@@ -135,26 +138,22 @@ def by_pattern(amounts: PerLayer, paths: Sequence[str], sizes: Sequence[int]) ->
       sizes: number of weights of each layer.
 
     Raises:
-      ValueError: a key is not a regular expression or matches no layer, a layer matches no expression, or more weights
-        would be kept than a layer has.
+      ValueError: a key is not a regular expression or decides for no layer, a layer matches no expression, or more
+        weights would be kept than a layer has.
 
     >>> by_pattern({"^conv": 0.5, "": 0.0}, ["conv1/kernel", "dense/kernel"], [10, 20])
     [5, 20]
     """
-    for pattern in amounts:
-        try:
-            matched = any(re.search(pattern, path) for path in paths)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} in the amounts per layer is not a regular expression: {error}") from error
-        if not matched:
-            named = ", ".join(map(repr, dict.fromkeys(paths)))
-            raise ValueError(f"{pattern!r} in the amounts per layer matches no layer; the layers are {named}")
+    first = first_matches(
+        list(amounts), {path: [path] for path in paths}, name="the dict of amounts per layer", of="layer"
+    )
     counts = []
     for path, size in zip(paths, sizes, strict=True):
-        first = next((pattern for pattern in amounts if re.search(pattern, path)), None)
-        if first is None:
+        pattern = first[path]
+        if pattern is None:
             raise ValueError(
-                f"the amounts per layer have no pattern for layer '{path}'; add one, or '' at the end for all others"
+                f"the dict of amounts per layer has no key that matches layer '{path}'; add one, or '' at the end for "
+                "all others"
             )
-        counts.append(kept(amounts[first], size, name=f"keep[{first!r}]", of=f"weights of '{path}'"))
+        counts.append(kept(amounts[pattern], size, name=f"keep[{pattern!r}]", of=f"weights of '{path}'"))
     return counts

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jprune.graph.axes import Axes, kernel_axes
+from jprune.graph.axes import Axes, kernel_axes, where_of
 from jprune.pruning.amounts import Amount, Counts, Keep, Sparsity, amount_by_keyword, amount_of
 from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import (
@@ -49,7 +49,7 @@ from jprune.pruning.selection.layers import (
     warn_of_counts,
 )
 from jprune.pruning.selection.uint64 import Count
-from jprune.trees import Where, flatten, is_float, kernels, match, only
+from jprune.trees import Where, flatten, is_float, match, only, path_string
 
 
 @amount_by_keyword
@@ -112,7 +112,7 @@ def layer_masks(
     Args:
       scores: tree of float arrays, None where nothing is prunable.
       sparsity: the fraction of each layer to remove, rounded layer by layer; or ``{regex: sparsity}``, where the first
-      expression found in a layer's path applies and every layer must match one.
+      expression found in a layer's path applies and every layer must match one ('' matches all others).
       keep: the number of weights to keep, divided among the layers in proportion to their sizes (exact in
         total); or ``{regex: number}``, the number for each layer; or an integer array (layers,), which may be traced.
       among: bool tree of the weights that may be kept; None for all. A layer with fewer than its number keeps
@@ -272,16 +272,39 @@ def sparsity(masks: PyTree) -> float:
     """Return the fraction of the prunable weights that are pruned, from exact counts.
 
     Args:
-      masks: bool tree, None where nothing is prunable; concrete arrays.
+      masks: tree of bool arrays, or integer arrays of zeros and ones, None where nothing is prunable; concrete arrays.
+        Those of an optimizer state are ``jprune.masks_of(state)``.
 
     Raises:
+      TypeError: a leaf is not a mask, as in parameters or an optimizer state; the message names it.
       ValueError: there is no mask, or a mask is traced.
 
     >>> sparsity({"w": jnp.array([True, False, False, False]), "b": None})
     0.75
     """
-    kept, size = _kept_of(masks)
+    kept, size = _kept_of(jax.tree.map_with_path(_as_bool, masks))
     return (size - kept) / size
+
+
+def _as_bool(key_path: tuple[Any, ...], mask: Any) -> Any:
+    """Return a mask as a bool array.
+
+    Raises:
+      TypeError: it is neither a bool array nor an integer array of zeros and ones.
+    """
+    if is_mask(mask):
+        return mask
+    wanted = (
+        f"masks has {describe(mask)} at '{path_string(key_path)}'; sparsity counts masks, bool arrays that are True "
+        "where a weight is kept: give jprune.masks_of(state) of an optimizer state, or "
+        "jax.tree.map(lambda weight: weight != 0, params) to count zeros"
+    )
+    # The count of an optimizer state is an integer scalar.
+    if not hasattr(mask, "dtype") or not jnp.issubdtype(mask.dtype, jnp.integer) or not mask.ndim:
+        raise TypeError(wanted)
+    if not isinstance(mask, jax.core.Tracer) and bool(jnp.any((mask != 0) & (mask != 1))):
+        raise TypeError(f"{wanted}; an integer mask has only zeros and ones")
+    return mask != 0
 
 
 def compression(params: PyTree, masks: PyTree) -> float:
@@ -312,7 +335,8 @@ def keep_count(
     params: PyTree,
     *,
     ratio: float,
-    where: Where = kernels,
+    where: Where | None = None,
+    axes: Axes = None,
     counting: str = "exact",
 ) -> int:
     """Return the number of prunable weights to keep for a compression ratio of the whole model.
@@ -327,7 +351,8 @@ def keep_count(
     Args:
       params: tree of arrays, or of their shapes.
       ratio: parameters before over parameters after; 1 keeps all.
-      where: predicate on (path, leaf) that selects the prunable leaves.
+      where: predicate on (path, leaf) that selects the prunable leaves; None as for ``prune``.
+      axes: a graph or a convention, for ``where=None``; see ``prune``.
       counting: ``"exact"``, or ``"shrinkbench"`` for the counts of the published code. A leaf named ``bias`` or
         ``b`` counts as prunable there if it has the same parent as a prunable leaf.
 
@@ -350,7 +375,7 @@ def keep_count(
         raise TypeError(f"ratio={ratio!r} must be a number: parameters before over parameters after pruning{instead}")
     if counting not in ("exact", "shrinkbench"):
         raise ValueError(f"counting={counting!r} is unknown; use 'exact' or 'shrinkbench'")
-    selected = only(params, where)
+    selected = only(params, where_of(where, axes))
     total = _parameters(params)
     prunable = _parameters(selected)
     biases = _biases(params, selected) if counting == "shrinkbench" else 0
@@ -358,7 +383,8 @@ def keep_count(
     most = f"{total}/{dense} = {total / dense:.6g}" if dense else "infinity"
     if not ratio >= 1 or ratio == math.inf or Fraction(float(ratio)) * dense > total:
         raise ValueError(
-            f"ratio={ratio!r} must lie between 1 and {most}: {dense} of the {total} parameters are not prunable"
+            f"ratio={ratio!r} must lie between 1 and {most}: {dense} of the {total} parameters are not prunable; "
+            "give a smaller ratio, or select more leaves with where="
         )
     return round((Fraction(total) / Fraction(float(ratio)) - dense) * Fraction(prunable, prunable + biases))
 

@@ -1,6 +1,7 @@
 """Turn a masked network into a smaller dense one by removing the channels that are masked in every layer."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -135,6 +136,8 @@ def remove_channels(
     The model's own code is traced at the smaller shapes and compared, without computing anything. If it contains fixed
     sizes (a number of heads, declared features, the n of a mean), ``small.table`` names the line.
 
+    A warning says if the masks prune no whole channel, as unstructured ones.
+
     Args:
       graph: made by ``jprune.trace_model``.
       params: parameters, a tree of arrays.
@@ -171,6 +174,7 @@ def remove_channels(
     check_leaves(graph, params, name="params")
     state = _state_of(graph, state, also)
     removed = _masked_channels(graph, params, masks)
+    _warn_of_no_channel(removed, masks)
     small = _remove(graph, apply_masks(params, masks), removed, state=state, also=also)
     if check is not None:
         return _checked(graph, small, apply_masks(params, masks), removed, state=state, check=check)
@@ -241,6 +245,19 @@ def remove_dead(
     if check is not None:
         _compare(graph, small, masked, state, check)
     return small
+
+
+def _warn_of_no_channel(removed: Removed, masks: PyTree) -> None:
+    """Warn if masks prune weights but no whole channel, so that the model is not smaller."""
+    if any(channels.any() for channels in removed):
+        return
+    pruned = sum(int(np.size(mask)) - int(np.count_nonzero(mask)) for mask in jax.tree.leaves(masks))
+    if pruned:
+        warnings.warn(
+            f"masks prune {pruned} weights but no whole channel, so nothing is removed and they stay as zeros; make "
+            "masks with jprune.channel_group_masks, or prune with selection=jprune.structured(graph)",
+            stacklevel=3,
+        )
 
 
 def _masked_channels(graph: Graph, params: PyTree, masks: PyTree) -> Removed:

@@ -22,7 +22,7 @@ from jprune.pruning.selection import uint64
 from jprune.pruning.selection.layers import is_mask, layers_of
 from jprune.pruning.selection.uint64 import Count
 from jprune.pruning.structured.budgets import BUDGETS, Cost, cost_of
-from jprune.trees import flatten
+from jprune.trees import first_matches, flatten
 
 _reshard: Callable[..., Array] = jax.sharding.reshard
 _partition: Callable[..., jax.sharding.PartitionSpec] = jax.sharding.PartitionSpec
@@ -55,7 +55,8 @@ def channel_group_masks(
 
     Args:
       graph: made by ``jprune.trace_model``.
-      scores: tree of float arrays like the parameters, None for leaves that are not scored.
+      scores: tree of float arrays like the parameters, None for leaves that are not scored; larger is kept, so for
+        magnitudes give ``jprune.magnitude(where=graph)(params)`` or ``jnp.abs`` of each leaf, not the signed weights.
       sparsity: the fraction of the channels to remove; or ``{regex: fraction}``, the fraction for each group with a
         member that matches (the first expression that matches applies; other groups stay whole). Members are named as
         in ``print(graph)``: by path, or by path and axis, ``attention/out/kernel[0]`` for its heads.
@@ -83,9 +84,9 @@ def channel_group_masks(
         the graph is of another model, no group has a score, or (outside jit) a score is NaN.
 
     >>> import jprune
-    >>> params = {"a": jnp.array([[1.0, 3.0]]), "b": jnp.array([[2.0], [2.0]])}
+    >>> params = {"a": jnp.array([[1.0, -3.0]]), "b": jnp.array([[2.0], [2.0]])}
     >>> graph = jprune.trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 1)))
-    >>> channel_group_masks(graph, params, sparsity=0.5)
+    >>> channel_group_masks(graph, jprune.magnitude(where=graph)(params), sparsity=0.5)
     {'a': Array([[False,  True]], dtype=bool), 'b': Array([[False],
            [ True]], dtype=bool)}
     """
@@ -302,14 +303,10 @@ class ChannelSelection:
                 f"amounts by regular expression are fractions of the channels of a group; they cannot be combined "
                 f"with budget={self.budget!r}: use budget='channels', or one amount with min_channels={{regex: number}}"
             )
-        for pattern in amount:
-            if not any(_matches(pattern, group) for group in choice.groups):
-                raise ValueError(
-                    f"sparsity has the key {pattern!r}, which matches no group of channels: {_some(choice.groups)}"
-                )
         limits = []
-        for group, blocks in zip(choice.groups, choice.blocks, strict=True):
-            asked = next((a for pattern, a in amount.items() if _matches(pattern, group)), 0.0)
+        first = _first_matches("sparsity", list(amount), choice.groups)
+        for group, blocks, pattern in zip(choice.groups, choice.blocks, first, strict=True):
+            asked = 0.0 if pattern is None else amount[pattern]
             limit = (
                 asked.count if isinstance(asked, Keep) else math.floor((1 - Fraction(repr(float(asked)))) * group.size)
             )
@@ -513,18 +510,27 @@ def _blocks(size: int, step: int, floor: int) -> tuple[int, ...]:
 
 def _per_group(name: str, given: PerGroup, groups: Sequence[ChannelGroup]) -> list[int]:
     values = given if isinstance(given, Mapping) else {"": given}
-    for pattern, value in values.items():
+    for value in values.values():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={given!r} must be an integer of 1 or more, or {{regex: integer}}")
-        if not any(_matches(pattern, group) for group in groups):
-            raise ValueError(f"{name} has the key {pattern!r}, which matches no group of channels: {_some(groups)}")
-    return [next((v for pattern, v in values.items() if _matches(pattern, group)), 1) for group in groups]
+    return [1 if pattern is None else values[pattern] for pattern in _first_matches(name, list(values), groups)]
+
+
+def _first_matches(name: str, patterns: Sequence[str], groups: Sequence[ChannelGroup]) -> list[str | None]:
+    """Return for each group the first expression that matches one of its members; see ``first_matches``."""
+    members = {
+        f"{group.members[0].path}[{group.members[0].axis}] (group {i})": _names(group) for i, group in enumerate(groups)
+    }
+    return list(first_matches(patterns, members, name=name, of="group of channels").values())
 
 
 def _matches(pattern: str, group: ChannelGroup) -> bool:
     """Whether a regular expression matches a member, as its path or as ``path[axis]``."""
-    names = [name for member in group.members for name in (member.path, f"{member.path}[{member.axis}]")]
-    return any(re.search(pattern, name) for name in names)
+    return any(re.search(pattern, name) for name in _names(group))
+
+
+def _names(group: ChannelGroup) -> list[str]:
+    return [name for member in group.members for name in (member.path, f"{member.path}[{member.axis}]")]
 
 
 def _group_scores(

@@ -223,3 +223,10 @@ def test_leaves_that_cannot_be_saved_are_refused_by_name(tmp_path, call, message
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="its folder does not exist; create it first"):
         files.save_pruned(tmp_path / "none" / "w", {"x": jnp.ones(2)})
+
+
+def test_a_file_without_masks_is_said_to_have_none(tmp_path):
+    params = {"kernel": jnp.ones((2, 2))}
+    jprune.io.save_pruned(tmp_path / "dense.safetensors", params)
+    with pytest.raises(ValueError, match=r"dense.safetensors has no masks, because it was saved without masks=; read"):
+        jprune.io.load_masks(tmp_path / "dense.safetensors", params)

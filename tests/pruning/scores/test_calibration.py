@@ -277,3 +277,17 @@ def test_bad_arguments_are_refused_by_name(call, error, message):
 def test_weights_that_are_not_finite_are_refused_by_leaf(x, damping):
     with pytest.raises(ValueError, match=r"weights of 'a/kernel' became NaN .* not positive definite; give at least"):
         sparsegpt(KERNEL, {"a": x}, sparsity=0.5, damping=damping)
+
+
+def test_a_graph_is_the_default_selection_and_one_batch_is_refused():
+    params = {"w": jnp.ones((2, 2)), "table": jnp.ones((1, 2))}
+    apply = lambda p, x: x @ p["w"] + p["table"]
+    x = jnp.array([[1.0, 2.0]])
+    graph = jprune.trace_model(apply, params, x)
+    grams = jprune.scores.input_grams(apply, params, [x], axes=graph)
+    np.testing.assert_array_equal(grams["w"].matrix, [[1, 2], [2, 4]])
+    found = jprune.sparsegpt(params, grams, sparsity=0.5, axes=graph)
+    assert found.masks["table"] is None
+    assert int(found.masks["w"].sum()) == 2
+    with pytest.raises(TypeError, match=r"batches is an array of shape \(1, 2\), which is one batch; give a list"):
+        jprune.scores.input_grams(apply, params, x, axes=graph)

@@ -102,3 +102,47 @@ def test_gradients_averaged_over_batches_leave_running_statistics_alone():
     chex.assert_trees_all_close(averaged, wanted, rtol=1e-4, atol=1e-6)
     after = jax.tree.map(np.asarray, nnx.state(model, nnx.BatchStat))
     chex.assert_trees_all_equal(before, after)
+
+
+UNNAMED = {"w1": jnp.ones((2, 3)), "b1": jnp.zeros(3)}
+SCORES = {
+    "magnitude": jprune.magnitude(),
+    "gradient": jprune.gradient(),
+    "movement": jprune.scores.movement(),
+    "undecayed": jprune.undecayed(),
+    "random": jprune.random(),
+    "snip": jprune.scores.snip(),
+    "synflow": jprune.scores.synflow(lambda p, x: x @ p["w1"], input_shape=(1, 2)),
+    "fisher": jprune.scores.fisher(lambda p, x: jnp.sum(x @ p["w1"])),
+    "wanda": jprune.wanda(lambda p, x: x @ p["w1"]),
+    "lamp": jprune.scores.lamp(),
+    "geometric_median": jprune.scores.geometric_median(),
+    "filter_taylor": jprune.scores.filter_taylor(),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_without_where_every_score_refuses_a_tree_without_kernels_as_prune_does(name):
+    message = (
+        "where=kernels selects no float leaf, because none is called kernel or weight .* the tree has 'b1', 'w1'; "
+    )
+    with pytest.raises(ValueError, match=message):
+        SCORES[name](UNNAMED, grad=UNNAMED, batch=jnp.ones((1, 2)), key=jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        jprune.prune(SCORES[name], {0: 0.5}, key=jax.random.key(0)).init(UNNAMED)
+
+
+@pytest.mark.parametrize("make", ["wanda", "lamp", "geometric_median", "filter_taylor"])
+def test_a_graph_is_the_default_selection_of_the_scores_that_take_one(make):
+    apply = lambda p, x: x @ p["w1"] + p["b1"][None]
+    graph = jprune.trace_model(apply, UNNAMED, jnp.ones((1, 2)))
+    score = jprune.wanda(apply, axes=graph) if make == "wanda" else getattr(jprune.scores, make)(axes=graph)
+    found = score(UNNAMED, grad=UNNAMED, batch=jnp.ones((1, 2)))
+    assert found["b1"] is None
+    assert found["w1"].shape == (2, 3)
+    assert jprune.magnitude(where=graph)(UNNAMED)["b1"] is None
+
+
+def test_a_negative_weight_decay_is_refused():
+    with pytest.raises(ValueError, match="weight_decay=-1 must be finite and 0 or more"):
+        jprune.undecayed(weight_decay=-1)

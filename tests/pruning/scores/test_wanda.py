@@ -48,7 +48,7 @@ def test_every_layer_of_a_scan_has_its_own_norms(apply):
 def test_the_weights_of_a_recurrent_cell_add_up_over_the_steps():
     def apply(params, xs):
         def cell(hidden, x):
-            return jnp.tanh(x @ params["kernel_x"] + hidden @ params["kernel_h"]), None
+            return jnp.tanh(x @ params["x/kernel"] + hidden @ params["h/kernel"]), None
 
         return jax.lax.scan(cell, jnp.zeros((5, 3)), xs)[0]
 
@@ -56,9 +56,9 @@ def test_the_weights_of_a_recurrent_cell_add_up_over_the_steps():
     hidden = [np.zeros((5, 3), np.float32)]
     for x in xs:
         hidden.append(np.tanh(x @ wx + hidden[-1] @ wh))
-    params = {"kernel_x": jnp.asarray(wx), "kernel_h": jnp.asarray(wh)}
+    params = {"x/kernel": jnp.asarray(wx), "h/kernel": jnp.asarray(wh)}
     found = jprune.wanda(apply)(params, batch=jnp.asarray(xs))
-    for name, weight, inputs in (("kernel_x", wx, xs), ("kernel_h", wh, np.stack(hidden[:-1]))):
+    for name, weight, inputs in (("x/kernel", wx, xs), ("h/kernel", wh, np.stack(hidden[:-1]))):
         norm = np.sqrt((inputs**2).sum((0, 1)))
         np.testing.assert_allclose(found[name], np.abs(weight) * norm[:, None], rtol=1e-5)
 
@@ -84,7 +84,9 @@ def test_given_activations_fit_the_axes_of_projections_and_convolutions():
         "out": jprune.KernelAxes(inputs=(0, 1), outputs=(2,)),
         "conv": jprune.KernelAxes(spatial=(0,), inputs=(1,), outputs=(2,)),
     }
-    score = jprune.wanda(activations=lambda params, batch: {"out": heads, "conv": heads}, axes=axes)
+    score = jprune.wanda(
+        activations=lambda params, batch: {"out": heads, "conv": heads}, axes=axes, where=lambda *_: True
+    )
     found = score({"out": jnp.ones((2, 3, 4)), "conv": jnp.ones((7, 3, 4))}, batch=0)
     norm = np.sqrt((np.asarray(heads) ** 2).sum(0))
     np.testing.assert_allclose(found["out"], np.broadcast_to(norm[..., None], (2, 3, 4)), rtol=1e-6)

@@ -63,6 +63,7 @@ TRANSFORMATIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:keep_zeros has no zero")
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_a_train_step_with_every_transformation(name):
     tx = TRANSFORMATIONS[name]

@@ -224,7 +224,10 @@ TIED = jprune.KernelAxes(inputs=(0, 1), outputs=(0, 1))
         (lambda: jprune.block_masks(ONES, sparsity=0.5, block=()), r"block=\(\) must have two sizes"),
         (lambda: jprune.block_masks(ONES, keep=5, block=(2, 2)), "keep=5 weights must be a multiple of 4"),
         (lambda: jprune.block_masks(ONES, keep=4, block=(2, 2), min_keep=5), "min_keep=5 needs 2 blocks"),
-        (lambda: jprune.channel_masks(ONES, keep=5 * 6), r"keep=5 must lie in 0\.\.4, the number of channels$"),
+        (
+            lambda: jprune.channel_masks(ONES, keep=5 * 6),
+            r"keep=5 must lie in 0\.\.4, the number of channels; keep fewer",
+        ),
         (
             lambda: jprune.channel_masks(ONES, keep=5),
             r"keep=5 weights must be a multiple of 6, the number of weights of a",
@@ -250,10 +253,13 @@ TIED = jprune.KernelAxes(inputs=(0, 1), outputs=(0, 1))
             lambda: jprune.global_masks(ONES, keep=3, min_keep=4),
             "min_keep=4 in 1 layers needs 4 weights, and only 3 are kept",
         ),
-        (lambda: jprune.layer_masks({**ONES, "b": jnp.ones(3)}, sparsity={"a": 0.5}), "have no pattern for layer 'b'"),
+        (
+            lambda: jprune.layer_masks({**ONES, "b": jnp.ones(3)}, sparsity={"a": 0.5}),
+            "has no key that matches layer 'b'",
+        ),
         (
             lambda: jprune.layer_masks(ONES, sparsity={"(": 0.5}),
-            r"'\(' in the amounts per layer is not a regular expression",
+            r"amounts per layer has the key '\(', which is not a regular expression",
         ),
         (
             lambda: jprune.layer_masks(ONES, keep={"a": 25}),
@@ -292,3 +298,15 @@ def test_selections_are_the_same_twice_and_in_any_container():
         for one, other in itertools.pairwise(runs):
             for a, b in zip(one, other, strict=True):
                 np.testing.assert_array_equal(a, b)
+
+
+def test_leaving_out_a_tied_leaf_as_the_error_says_prunes_the_other_kernels_of_the_graph():
+    params = {"embed": jnp.ones((8, 4)), "w": jnp.ones((4, 4))}
+    apply = lambda p, x: p["embed"][x] @ p["w"] @ p["embed"].T
+    graph = jprune.trace_model(apply, params, jnp.zeros(3, jnp.int32))
+    tx = lambda **where: jprune.prune(jprune.magnitude(), {0: 0.5}, selection=jprune.nm_masks, axes=graph, **where)
+    with pytest.raises(ValueError, match=r"'embed' .* read in two ways .*where=jprune\.by_path\(exclude='\^embed\$'\)"):
+        tx().init(params)
+    masks = jprune.masks_of(tx(where=jprune.by_path(exclude="^embed$")).init(params))
+    assert masks["embed"] is None
+    assert masks["w"].shape == (4, 4)

@@ -187,7 +187,10 @@ def test_keep_count_by_shrinkbench_changes_nothing_without_biases_in_prunable_la
             "masks has no leaf 'a', which params has",
         ),
         (lambda: jprune.apply_masks({"a": jnp.ones(3)}, {"a": jnp.ones(4, bool)}), r"\(4,\) at 'a'"),
-        (lambda: jprune.layer_masks({"a": jnp.ones(3)}, sparsity={"nothing": 0.5}), "'nothing' .* matches no layer"),
+        (
+            lambda: jprune.layer_masks({"a": jnp.ones(3)}, sparsity={"nothing": 0.5}),
+            "key 'nothing', which matches no layer",
+        ),
         (
             lambda: jprune.keep_count({"kernel": jnp.ones((3, 2))}, ratio=math.inf),
             "ratio=inf must lie between 1 and inf",
@@ -211,3 +214,41 @@ def test_keep_count_by_shrinkbench_changes_nothing_without_biases_in_prunable_la
 def test_bad_input_is_refused_by_value_and_leaf(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"a": {"kernel": jnp.array([0.5, 0.0])}}, r"masks has float32\[2\] at 'a/kernel'; .* count zeros"),
+        ({"kernel": jnp.array([2, 0])}, r"masks has int32\[2\] at 'kernel'; .* only zeros and ones"),
+        (
+            jprune.prune(jprune.magnitude(), {0: 0.5}).init({"kernel": jnp.ones((1, 2))}),
+            r"int32\[\] at 'count'.*masks_of",
+        ),
+        ({"kernel": 0.5}, "masks has 0.5 at 'kernel'"),
+    ],
+    ids=["weights", "integers", "state", "number"],
+)
+def test_the_sparsity_of_anything_but_masks_is_refused_by_leaf(tree, message):
+    with pytest.raises(TypeError, match=message):
+        jprune.sparsity(tree)
+
+
+def test_masks_of_zeros_and_ones_count_as_bools():
+    assert jprune.sparsity({"kernel": jnp.array([1, 0, 0, 0]), "bias": None}) == 0.75
+
+
+def test_the_first_expression_that_matches_a_layer_decides_and_one_that_never_does_is_refused():
+    scores = {"body": {"kernel": jnp.arange(10.0)}, "head": {"kernel": jnp.arange(10.0)}}
+    masks = jprune.layer_masks(scores, sparsity={"^body/": 0.9, "kernel": 0.5, "": 0.0})
+    assert [int(masks[name]["kernel"].sum()) for name in ("body", "head")] == [1, 5]
+    with pytest.raises(
+        ValueError, match="key '\\^body/', which decides for no layer: 'body/kernel' also matches 'kernel'"
+    ):
+        jprune.layer_masks(scores, sparsity={"kernel": 0.5, "^body/": 0.9})
+
+
+def test_the_kernels_of_a_graph_are_those_that_a_compression_ratio_counts():
+    params = {"w": jnp.ones((4, 4)), "table": jnp.ones((4, 4))}
+    graph = jprune.trace_model(lambda p, x: x @ p["w"] + p["table"], params, jnp.ones((4, 4)))
+    assert jprune.keep_count(params, ratio=1.6, axes=graph) == 32 / 1.6 - 16

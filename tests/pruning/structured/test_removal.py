@@ -427,3 +427,11 @@ def test_units_named_dead_are_removed_if_the_outputs_stay():
         jprune.remove_dead(graph, params, dead={"a/kernel": np.ones(7, bool)}, check=x)
     with pytest.raises(ValueError, match="dead has"):
         jprune.remove_dead(graph, params, dead={"d/kernel": np.ones(7, bool)}, check=x)
+
+
+def test_masks_without_a_whole_channel_are_named():
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 1))}
+    graph = trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 2)))
+    masks = {"a": jnp.array([[True, False], [True, True]]), "b": None}
+    with pytest.warns(UserWarning, match="masks prune 1 weights but no whole channel"):
+        jprune.remove_channels(graph, params, masks)
