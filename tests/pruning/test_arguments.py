@@ -27,6 +27,7 @@ def prune(score=None, schedule=None, **options):
     return call(jprune.prune, score, ONE_SHOT if schedule is None else schedule, **options)
 
 
+@pytest.mark.filterwarnings("ignore:keep_zeros has no zero")
 @pytest.mark.parametrize(
     ("made", "error", "message"),
     [
