@@ -371,7 +371,7 @@ def keep_count(
     """
     if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real):
         named = isinstance(ratio, str) and ratio in ("exact", "shrinkbench")
-        instead = f"; write counting={ratio!r} for the way of counting, with a number as ratio" if named else ""
+        instead = f"; write counting={ratio!r}, with a number as ratio" if named else ""
         raise TypeError(f"ratio={ratio!r} must be a number: parameters before over parameters after pruning{instead}")
     if counting not in ("exact", "shrinkbench"):
         raise ValueError(f"counting={counting!r} is unknown; use 'exact' or 'shrinkbench'")
