@@ -2,7 +2,8 @@
 
 Test examples and training seeds are two sources of chance. An example that one model loses is often lost by all, so
 a test over models alone names classes where no class differs. Here both variances are added; what test noise already
-explains of the variance between models is subtracted, so it is not counted twice.
+explains of the variance between models is subtracted, so it is not counted twice. The variance between models of a
+class is at least the mean over the classes.
 """
 
 from typing import NamedTuple
@@ -245,7 +246,11 @@ def _between(
     *,
     paired: bool,
 ) -> tuple[_Floats, _Floats, float]:
-    """The variance between models that test noise does not explain, of changes and excesses; and its degrees."""
+    """The variance between models that test noise does not explain, of changes and excesses; and its degrees.
+
+    A few models give a poor estimate for a single class, and with many classes one of them looks far too certain. So
+    no class is taken to vary less between models than the average class, and the degrees are those of all classes.
+    """
     w = np.nan_to_num(n) / np.nansum(n)
     change, excess = np.zeros(len(n)), np.zeros(len(n))
     noise_change, noise_excess = np.zeros(len(n)), np.zeros(len(n))
@@ -261,7 +266,12 @@ def _between(
         excess = excess + (means - overall).var(0, ddof=1) / models
         noise = own_noise(classes_of, values, n) / models
         noise_change, noise_excess = noise_change + noise, noise_excess + _of_excess(noise, w)
-    return np.maximum(change - noise_change, 0), np.maximum(excess - noise_excess, 0), float(degrees)
+    pooled = float(degrees * max(1, np.isfinite(n).sum() - 1))
+    return _at_least_mean(change - noise_change), _at_least_mean(excess - noise_excess), pooled
+
+
+def _at_least_mean(variance: _Floats) -> _Floats:
+    return np.maximum(variance, max(0.0, float(np.nanmean(variance))))
 
 
 def own_noise(

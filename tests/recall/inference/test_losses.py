@@ -71,6 +71,21 @@ def test_a_class_is_named_in_few_audits_where_no_class_differs(models, classes, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("models", [2, 3, 10])
+def test_a_class_that_differs_between_seeds_is_not_named_for_it(models):
+    rng = np.random.default_rng(models)
+    labels, named = np.repeat(np.arange(10), 90), 0
+    for _ in range(200):
+        dense = rng.random((models, labels.size)) < 0.95
+        of_seed = np.clip(0.2 + 0.1 * rng.standard_normal((models, 10)), 0, 1)[:, labels]
+        common, own = rng.random(labels.size), rng.random((models, labels.size))
+        lost = np.where(rng.random((models, labels.size)) < 0.5, common, own) < of_seed
+        found = class_losses(labels, dense, dense & ~lost, 10, level=0.95)
+        named += bool(np.nanmin(found.p_holm) < 0.05)
+    assert named / 200 <= 0.08
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("models", [1, 10])
 def test_intervals_of_the_excess_cover(models):
     rng = np.random.default_rng(models)

@@ -19,7 +19,7 @@ from PIL import Image
 
 import jprune
 from jprune import recall
-from jprune.recall.report import captions, display, headline, words
+from jprune.recall.report import captions, display, headline, verdicts, words
 from jprune.recall.report.findings import findings
 from jprune.recall.report.page import at_equal_accuracy, page
 from jprune.recall.report.terminal import print_summary
@@ -557,8 +557,12 @@ def test_no_headline_names_a_loss_beyond_what_a_class_can_lose():
 
 
 def test_a_headline_says_so_where_no_loss_of_most_classes_can_be_shown():
-    said = headline.headline(differing_models(2, spread=0.3))
-    assert "2 models and 80 test examples cannot show for most classes that they lost more than the rest" in said
+    audit = differing_models(4, spread=0.3, classes=6)
+    assert audit.classes["detectable"].isna().sum() == 4
+    said = headline.headline(audit)
+    assert "4 models and 120 test examples cannot show for most classes that they lost more than the rest" in said
+    half = audit.classes.assign(detectable=[0.1, np.nan, 0.2, np.nan, 0.3, np.nan])
+    assert verdicts.detectable_excess(half) == 0.3
 
 
 def test_detectable_losses_are_at_most_what_the_class_can_lose():
