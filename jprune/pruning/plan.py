@@ -121,13 +121,15 @@ class Plan:
         now = (in_force, count if "key" in evidence else None)  # a loop copies what it reads
 
         def choose(current: PyTree, now: PyTree, weights: PyTree, evidence: dict[str, PyTree]) -> PyTree:
-            masks, skipped = current
+            masks, applied, skipped = current
             chosen, nan = self._choose(events, masks, now, weights, evidence)
             kept = map_leaves(lambda old, new: jnp.where(nan, old, new), masks, chosen)
-            return kept, jnp.where(nan, skipped + 1, jnp.zeros_like(skipped))
+            return kept, jnp.where(nan, applied, now[0]), jnp.where(nan, skipped + 1, jnp.zeros_like(skipped))
 
-        masks, skipped = where_due(in_force != applied, choose, (masks, skipped), now, weights, evidence)
-        return masks, jnp.where(skipped > 0, applied, in_force), skipped
+        # Where nothing is due, the loop passes on what it carries: not even these scalars cost an operation.
+        found = where_due(in_force != applied, choose, (masks, applied, skipped), now, weights, evidence)
+        masks, applied, skipped = found
+        return masks, applied, skipped
 
     def refuse_nan(
         self,
