@@ -50,7 +50,7 @@ def rows() -> list[Row]:
 def against_torch(dataset: datasets.Dataset, recipe: Recipe, count: int, in_turn: int) -> list[Row]:
     """Train ``count`` replicates in one program and ``in_turn`` of them in torch.
 
-    Epoch by epoch the mean training losses must agree to 2 %: rounding differs, and training amplifies it.
+    Epoch by epoch the mean training losses must agree to 2%: rounding differs, and training amplifies it.
     """
     task = tasks.classification(dataset, "lenet-300-100")
     # With one replicate after another, weights and momentum stay in a core's cache between steps.

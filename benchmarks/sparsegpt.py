@@ -16,7 +16,7 @@ BLOCK, DAMPING = 128, 0.01
 
 
 def rows(size: int = 4096) -> list[Row]:
-    """Time 50 % unstructured and 2:4 sparsity."""
+    """Time 50% unstructured and 2:4 sparsity."""
     random = np.random.default_rng(0)
     # Correlated inputs, as in a trained network.
     mixing = np.eye(size) + random.normal(size=(size, size)) / np.sqrt(size)
@@ -26,7 +26,7 @@ def rows(size: int = 4096) -> list[Row]:
     params, activations = {"kernel": jnp.asarray(kernel)}, {"kernel": Gram(jnp.asarray(gram))}
     weight, hessian = torch.from_numpy(kernel.T.copy()), torch.from_numpy(gram)
     table = []
-    for name, options in (("50 %", {"sparsity": 0.5}), ("2:4", {"n": 2, "m": 4})):
+    for name, options in (("50%", {"sparsity": 0.5}), ("2:4", {"n": 2, "m": 4})):
         ours = lambda options=options: sparsegpt(params, activations, **options).params["kernel"].block_until_ready()
         theirs = lambda options=options: published(weight, hessian, **options)
         _same_quality(name, gram, kernel, np.asarray(ours()), theirs().numpy().T)
@@ -38,7 +38,7 @@ def rows(size: int = 4096) -> list[Row]:
                 ours,
                 theirs,
                 must=1.0,
-                note=f"both from X^T X; their reconstruction errors agree to 1 %; torch with {threads} thread(s)",
+                note=f"both from X^T X; their reconstruction errors agree to 1%; torch with {threads} thread(s)",
             )
         )
     return table

@@ -36,7 +36,7 @@ class Model(NamedTuple):
 
 
 def rows() -> Iterator[Row]:
-    """Time ResNet-20 on CIFAR images and a transformer block with 50 % of their multiply-adds, and Torch-Pruning."""
+    """Time ResNet-20 on CIFAR images and a transformer block with 50% of their multiply-adds, and Torch-Pruning."""
     for model in (resnet(), transformer_block()):
         yield from of_model(model)
     if any(importlib.util.find_spec(name) is None for name in ("torch", "torch_pruning")):

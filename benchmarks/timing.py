@@ -32,7 +32,7 @@ class Row:
       ratio: ours / peer, or the median over pairs if pairs were timed.
       must: the target, the largest ratio that passes.
       passed: whether the ratio, or with an interval its lower bound, meets the target.
-      interval: the 95 % interval of the paired ratio, if enough pairs were timed.
+      interval: the 95% interval of the paired ratio, if enough pairs were timed.
       goal: a desired ratio below the target.
       note: how it was run, or why it was not run.
     """

@@ -64,7 +64,7 @@ def reconstruction(steps=300):
     scores = {"Wanda": jprune.wanda(logits)(params, batch=calibration), "magnitude": jprune.magnitude()(params)}
     inputs, _ = dense_layers(params, test)
     table = {}
-    for pattern in ("50 % of every output", "2:4"):
+    for pattern in ("50% of every output", "2:4"):
         nm = pattern == "2:4"
         # As in the papers, Wanda and magnitude compare the weights into one output, SparseGPT whole blocks.
         amount = {"n": 2, "m": 4} if nm else {"sparsity": 0.5}
@@ -134,7 +134,7 @@ def main():
     for (pattern, method), errors in reconstruction().items():
         print(f"{pattern:21}{method:11}" + "  ".join(f"{error:7.4f}" for error in errors))
     dense, pruned, again = recalibration()
-    print(f"accuracy {dense:.3f} dense, {pruned:.3f} with 10 % of the hidden weights, {again:.3f} with new statistics")
+    print(f"accuracy {dense:.3f} dense, {pruned:.3f} with 10% of the hidden weights, {again:.3f} with new statistics")
 
 
 if __name__ == "__main__":

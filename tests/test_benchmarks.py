@@ -68,7 +68,7 @@ def test_times_are_per_unit_of_work():
 
 
 def test_a_close_ratio_is_judged_by_the_lower_bound_of_its_interval():
-    """The 95 % interval of the median of 50 is that of the order statistics 18 and 33."""
+    """The 95% interval of the median of 50 is that of the order statistics 18 and 33."""
     ratios = np.linspace(1.0, 1.49, 50)
     row = timing.judge("a", "b", ratios, np.ones(50), must=1.18)
     assert row.interval == pytest.approx((ratios[17], ratios[32]))

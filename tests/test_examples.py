@@ -38,7 +38,7 @@ def test_calibration_data_pays_off_in_short_runs_of_the_example():
     finally:
         sys.path.remove(str(EXAMPLES))
     table = calibrated.reconstruction(steps=60)
-    for pattern in ("50 % of every output", "2:4"):
+    for pattern in ("50% of every output", "2:4"):
         for ours, wanda, magnitude in zip(*(table[pattern, name] for name in calibrated.METHODS), strict=True):
             assert ours < 0.75 * min(wanda, magnitude)
     dense, pruned, again = calibrated.recalibration(steps=30)

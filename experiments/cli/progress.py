@@ -109,7 +109,7 @@ def progress(total: int, unit: str, *, quiet: bool = False, console: Console | N
         nonlocal printed
         printed = time.monotonic()
         percent = 100 * meter.done // meter.total
-        console.file.write(f"[{printed - meter.began:6.1f} s, {percent:3d} %] {text}\n")
+        console.file.write(f"[{printed - meter.began:6.1f} s, {percent:3d}%] {text}\n")
         console.file.flush()
 
     def stage(name: str) -> None:

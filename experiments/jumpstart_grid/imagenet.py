@@ -184,7 +184,7 @@ def crop(encoded: bytes, size: int, seed: int | None) -> np.ndarray:
     Args:
       encoded: content of an image file.
       size: height and width of the result.
-      seed: seed of a crop of 8 to 100 % of the area with a ratio of 3/4 to 4/3, and a flip; None for the central
+      seed: seed of a crop of 8 to 100% of the area with a ratio of 3/4 to 4/3, and a flip; None for the central
         crop of 7/8 of the shorter side.
 
     Returns:

@@ -131,7 +131,7 @@ def label(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Printed:
-    """Return the fraction of networks that trained, with 95 % Wilson intervals, next to the published fraction."""
+    """Return the fraction of networks that trained, with 95% Wilson intervals, next to the published fraction."""
     floor, solved = cells["floor"].iloc[0], SOLVED.get(dataset, 0.99)
     wanted: list[tuple[str, Callable[[pd.DataFrame], pd.Series]]] = [
         ("train off floor", lambda t: t["train_acc"] > floor + 1e-3),
@@ -162,7 +162,7 @@ def shares(dataset: str, cells: pd.DataFrame, theirs: pd.DataFrame | None) -> Pr
                 [_published_name(f"{name}, published", dataset, mine), str(len(same)), _means(same), *counts, "", ""]
             )
     return Printed(
-        f"{dataset}: share of networks that trained, 95 % intervals; accuracies are the maximum over epochs",
+        f"{dataset}: share of networks that trained, 95% intervals; accuracies are the maximum over epochs",
         header,
         rows,
     )
@@ -323,7 +323,7 @@ def _paired(dataset: str, mine: pd.DataFrame, alphas: pd.DataFrame, first: str, 
             row.append(f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
         rows.append(row)
     header = ["ratio", f"alpha, {second} - {first}", f"dead units, {second} - {first}"]
-    return Printed(f"{dataset}: paired differences with 99 % intervals", header, rows)
+    return Printed(f"{dataset}: paired differences with 99% intervals", header, rows)
 
 
 def _published_name(name: str, dataset: str, mine: pd.DataFrame) -> str:

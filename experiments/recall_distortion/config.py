@@ -67,7 +67,7 @@ class TrainingOptions:
     finetune_lr: tuple[float, ...] = (0.01,)
     """Learning rates of fine-tuning, in order."""
     schedule: Literal["constant", "one-cycle"] = "constant"
-    """Schedule within the epochs of each learning rate. one-cycle: up to the rate in 30 % of the steps, then down
+    """Schedule within the epochs of each learning rate. one-cycle: up to the rate in 30% of the steps, then down
     to almost 0."""
     jumpstart: tuple[float, ...] = (0.0,)
     """Coefficients of the jumpstart penalty in dense training; each is a separate study."""
@@ -180,7 +180,7 @@ class Running(RunOptions):
     chunk: int | None = None
     """Replicates in one program; unless the preset sets it, as many as fit in the memory."""
     memory: float | None = None
-    """GiB of memory for one program on one device; by default 4 on a CPU, 70 % of an accelerator's."""
+    """GiB of memory for one program on one device; by default 4 on a CPU, 70% of an accelerator's."""
     form: Literal["vmap", "map", "unroll"] | None = None
     """How the replicates of a device are computed: batched (vmap), one after another in a loop (map), or in an
     unrolled loop (unroll). Unless the preset sets it, map on a CPU and vmap on an accelerator."""

@@ -49,7 +49,7 @@ def demo() -> Study:
 
     The learning rate is the best of .03, .1 and .3 by the validation loss of dense training; fine-tuning
     takes half the epochs, as in the paper. The coefficient is the smallest power of ten that leaves under
-    .1 % of the hidden units dead, chosen without looking at alpha.
+    .1% of the hidden units dead, chosen without looking at alpha.
     """
     return Study(jumpstart=(0.0, 0.1), epochs=(12,), lr=(0.1,), finetune_epochs=(6,), finetune_lr=(0.1,), batch=64)
 

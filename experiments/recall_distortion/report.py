@@ -91,7 +91,7 @@ def findings(study: Study, found: Mapping[Coefficients, Evidence], across: pd.Da
         accuracy = trained["accuracy"]
         spread = f" (standard deviation {accuracy.std():.4f})" if len(accuracy) > 1 else ""
         dead = trained["dead_units"].mean()
-        units = "" if np.isnan(dead) else f", {100 * dead:.1f} % of the hidden units dead"
+        units = "" if np.isnan(dead) else f", {100 * dead:.1f}% of the hidden units dead"
         lines.append(
             f"Jumpstart {penalty}: {len(accuracy)} of {study.replicates} networks ({study.model}) on "
             f"{study.dataset}, {audit.examples} test examples; dense accuracy {accuracy.mean():.4f}{spread}{units}. "
@@ -115,10 +115,10 @@ def _alpha_sentence(audit: Audit) -> str:
     ]
     clear = sum(map(len, signs.values()))
     if not clear:
-        which = "The 99 % interval of alpha contains 1" if len(rows) == 1 else "Every 99 % interval of alpha contains 1"
+        which = "The 99% interval of alpha contains 1" if len(rows) == 1 else "Every 99% interval of alpha contains 1"
         return f"{which} ({_count(len(rows), 'pruning')})."
     rest = "" if clear == len(rows) else f" The other {len(rows) - clear} intervals contain 1."
-    return f"The 99 % interval of alpha lies {'; '.join(named)} ({clear} of {_count(len(rows), 'pruning')}).{rest}"
+    return f"The 99% interval of alpha lies {'; '.join(named)} ({clear} of {_count(len(rows), 'pruning')}).{rest}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -222,7 +222,7 @@ def _printed(table: pd.DataFrame, study: Study) -> rich.table.Table:
     """Format the summary for a terminal."""
     shown = rich.table.Table(box=rich.box.SIMPLE, title=f"{study.model} on {study.dataset}")
     second = ("fine-tuning",) if "finetune_jumpstart" in table else ()
-    headings = ("jumpstart", *second, "score", "t", "achieved", "accuracy", "alpha", "99 % interval", "", "alpha_null")
+    headings = ("jumpstart", *second, "score", "t", "achieved", "accuracy", "alpha", "99% interval", "", "alpha_null")
     for heading in headings:
         shown.add_column(heading, justify="left" if heading == "score" else "right")
     for _, row in table.iterrows():

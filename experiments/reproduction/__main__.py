@@ -244,7 +244,7 @@ def references_figure(studies: dict[str, Recalls]) -> Figure:
             label="magnitude pruning",
         )
         axes.set_xticks(range(len(ratios)), [f"{ratio:g}" for ratio in ratios])
-        axes.set(xlabel="compression ratio t", ylabel="mean alpha, 99 % interval")
+        axes.set(xlabel="compression ratio t", ylabel="mean alpha, 99% interval")
         axes.set_title(f"{hypotheses.REFERENCES[name]}\n{len(replicates)} networks", fontsize=9)
         axes.legend(fontsize=7, frameon=False, loc="upper left")
     return figure
@@ -322,9 +322,9 @@ def _recall(name: str, study: Recalls) -> str:
         "t",
         "achieved",
         "networks",
-        "collapsed, 95 % interval",
+        "collapsed, 95% interval",
         "accuracy",
-        "mean alpha, 99 % interval",
+        "mean alpha, 99% interval",
         "quartiles of alpha",
         "published",
         "alpha_null",
@@ -340,7 +340,7 @@ def _recall(name: str, study: Recalls) -> str:
     null = ""
     if len(dense) >= 3:
         estimate = references.seed_null(correct, study.support)
-        null = f" Seed null {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}], 99 % interval."
+        null = f" Seed null {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}], 99% interval."
     return f"### {title}\n\nDense accuracy {dense.mean():.4f}{spread}, {networks}.{null}\n\n{_table(header, rows)}"
 
 
@@ -396,7 +396,7 @@ def _row(
 
 
 def _interval(alphas: pd.Series) -> str:
-    """Format the 99 % interval of mean alpha and its mark; empty for a single network."""
+    """Format the 99% interval of mean alpha and its mark; empty for a single network."""
     if len(alphas) < 2:
         return ""
     interval = t_interval(alphas)

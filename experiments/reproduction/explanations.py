@@ -44,7 +44,7 @@ def collapse_table(study: Recalls) -> pd.DataFrame:
     Returns:
       Columns ``keep`` (weights kept), ``networks``, ``magnitude`` and ``undecayed`` (collapsed networks),
       ``magnitude_alone`` and ``undecayed_alone`` (collapsed after only one of the two), ``p`` (exact McNemar test,
-      Holm over rows), ``low`` and ``high`` (95 % interval of share(undecayed) - share(magnitude)).
+      Holm over rows), ``low`` and ``high`` (95% interval of share(undecayed) - share(magnitude)).
     """
     scores = ["magnitude", "undecayed"]
     replicates = study.complete(scores)
@@ -102,7 +102,7 @@ def _other_changes(studies: Mapping[str, Recalls]) -> Verdict | None:
         found.append(f"{kind}: {result.difference:+.3f} [{result.low:+.3f}, {result.high:+.3f}]")
         apart = result.low > 0 or result.high < 0
         answers.append("yes" if apart else "small" if max(-result.low, result.high) <= _MARGIN else "open")
-    verdict = "yes" if set(answers) == {"yes"} else "no larger than 5 %" if set(answers) == {"small"} else "open"
+    verdict = "yes" if set(answers) == {"yes"} else "no larger than 5%" if set(answers) == {"small"} else "open"
     text = "log alpha of magnitude pruning at equal alpha_null minus that of each other change, Bonferroni x 4: "
     counted = f"; {left_out} alphas of 0 or less have no logarithm and are left out" if left_out else ""
     return Verdict("R13", question, text + "; ".join(found) + counted, verdict)

@@ -2,7 +2,7 @@
 
 A verdict is ``supported``, ``contradicted`` (the interval or test excludes the claim), ``does not carry over`` (the
 claim was published for other networks and is not found on these), ``open`` (the data are inconclusive; the smallest
-effect detectable with a power of 80 % is given) or ``not run`` (fewer than two networks have every ratio). Verdicts use
+effect detectable with a power of 80% is given) or ``not run`` (fewer than two networks have every ratio). Verdicts use
 the networks that have run, even if more were planned. Decisions made after the results were seen are labelled with
 their date.
 """
@@ -105,7 +105,7 @@ def _control(alphas: pd.DataFrame | None) -> Verdict:
     )
     verdict = "supported" if change.high < 0 else "contradicted" if change.low > 0 else "open"
     if verdict == "open":
-        found += f"; smallest effect found with a chance of 80 %: {_detectable(difference):.3f}"
+        found += f"; smallest effect found with a chance of 80%: {_detectable(difference):.3f}"
         found += (
             ". The margin of .05 that was planned for 'contradicted' exceeds the effect and is not used (2026-11-28)"
         )
@@ -161,7 +161,7 @@ def _equal_accuracy(study: Recalls | None) -> Verdict:
         few = jprune.recall.compare_at_equal_accuracy(low, *scores)
         if np.isfinite(few.low):
             bound = 100 * np.expm1(max(abs(few.low), abs(few.high)))
-            found += f"; t <= 20 alone (2026-11-28): {_change(few)}, equivalent within {bound:.1f} %"
+            found += f"; t <= 20 alone (2026-11-28): {_change(few)}, equivalent within {bound:.1f}%"
     return Verdict("R4", question, found, verdict)
 
 
@@ -213,7 +213,7 @@ def _other(name: str, question: str, main: Recalls | None, variant: Recalls | No
     if min(p.values()) < _P:
         return Verdict(name, question, found, "supported")
     least = {r: _detectable(theirs["magnitude", r], ours["magnitude", r], len(tests)) for r in _PRUNED}
-    found += "; smallest effects found with a chance of 80 %: " + ", ".join(f"{d:.2f}" for d in least.values())
+    found += "; smallest effects found with a chance of 80%: " + ", ".join(f"{d:.2f}" for d in least.values())
     return Verdict(name, question, found, "open")
 
 
@@ -276,7 +276,7 @@ def _devices(study: Recalls | None) -> Verdict:
     p = {ratio: min(1.0, len(tests) * test.p_value) for ratio, test in tests.items()}
     found = "; ".join(f"t = {r:g}: {tests[r].difference:+.3f} (p {_p(p[r])})" for r in ratios)
     least = max(_detectable(alphas["magnitude", r][gpu], alphas["magnitude", r][cpu], len(tests)) for r in ratios)
-    found += f"; {gpu.sum()} and {cpu.sum()} networks; smallest effect found with a chance of 80 %: at most {least:.2f}"
+    found += f"; {gpu.sum()} and {cpu.sum()} networks; smallest effect found with a chance of 80%: at most {least:.2f}"
     return Verdict("R17", question, f"{found} (asked on 2026-11-28)", "supported" if min(p.values()) < _P else "open")
 
 
@@ -297,7 +297,7 @@ def _channels(main: Recalls | None, channels: Recalls) -> Verdict:
     found = f"log alpha at equal alpha_null: {_change(result)}, {result.models} networks"
     found += f", {len(table) - len(positive)} alphas below 0 left out" if len(positive) < len(table) else ""
     small = max(abs(result.low), abs(result.high)) <= 0.05
-    return Verdict("R15", question, found, "no larger than 5 %" if small else "yes" if result.low > 0 else "open")
+    return Verdict("R15", question, found, "no larger than 5%" if small else "yes" if result.low > 0 else "open")
 
 
 def _published_counts(studies: Mapping[str, Recalls]) -> Verdict:
@@ -459,7 +459,7 @@ def _agree(cells: pd.DataFrame | None, published: pd.DataFrame, more_seeds: pd.D
         found.append(
             f"{method} {ours.sum()} / {theirs.sum()} of {len(rows)} [{100 * low:+.0f}, {100 * high:+.0f}], {agreement}"
         )
-    words = f"ours / published, 90 % interval of the difference in points: {'; '.join(found)}"
+    words = f"ours / published, 90% interval of the difference in points: {'; '.join(found)}"
     if more_seeds is not None:
         words += f". Two of our own seeds disagree in {_own_disagreement(more_seeds)} of the cells"
     words += ". The test planned first, Fisher's exact, found no difference; equivalence since 2026-11-28"
@@ -474,7 +474,7 @@ def _own_disagreement(cells: pd.DataFrame) -> str:
         table = table.dropna().astype(bool)
         shares = [(table[a] != table[b]).mean() for a, b in itertools.combinations(table.columns, 2)]
         if shares:
-            found.append(f"{100 * np.mean(shares):.0f} % ({method})")
+            found.append(f"{100 * np.mean(shares):.0f}% ({method})")
     return " and ".join(found)
 
 
@@ -491,7 +491,7 @@ def paired_shares(only_a: int, only_b: int, pairs: int, confidence: float = 0.9)
       only_a: number of pairs in which only the first is true.
       only_b: number of pairs in which only the second is true.
       pairs: number of pairs.
-      confidence: .9 gives the two one-sided tests at 5 %.
+      confidence: .9 gives the two one-sided tests at 5%.
 
     >>> low, high = paired_shares(12, 20, 117)
     >>> round(low, 3), round(high, 3)
@@ -535,7 +535,7 @@ def _sign_test(wins: int, losses: int) -> float:
 
 
 def _detectable(a: pd.Series, b: pd.Series | None = None, tests: int = 1) -> float:
-    """Return the smallest true difference that a two-sided t test at 1 % detects with a power of 80 %.
+    """Return the smallest true difference that a two-sided t test at 1% detects with a power of 80%.
 
     Args:
       a: differences of pairs; or one of two independent samples.

@@ -5,7 +5,7 @@ python -m experiments.score_comparison --dataset fashion_mnist --data-dir FOLDER
 The network has two hidden layers of 256 and 128 units with batch normalization. Every seed trains one dense network;
 each method prunes the same checkpoint to the same number of weights, or of hidden units, and fine-tunes it for as many
 steps as the others. Methods that train sparse from the start take the steps of training and fine-tuning together.
-Differences from magnitude are paired by seed, with a 95 % interval over seeds (t distribution). Five seeds on
+Differences from magnitude are paired by seed, with a 95% interval over seeds (t distribution). Five seeds on
 Fashion-MNIST take about five minutes on one CPU core. Expected with 1 weight in 16: magnitude .843, random .792.
 """
 
@@ -345,7 +345,7 @@ REFERENCE = {
 
 
 def table(runs: Sequence[Sequence[Outcome]]) -> list[dict[str, str]]:
-    """Return means over seeds, and paired differences from the reference of each family with 95 % intervals."""
+    """Return means over seeds, and paired differences from the reference of each family with 95% intervals."""
     rows = []
     by_name = {(o.method, o.kept): [run[i] for run in runs] for i, o in enumerate(runs[0])}
     for own in zip(*runs, strict=True):

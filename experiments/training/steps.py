@@ -35,7 +35,7 @@ class Recipe:
       jumpstart: coefficient of the jumpstart penalty.
       optimizer: ``sgd`` or ``adam``, which ignores ``momentum`` and ``nesterov``.
       schedule: learning-rate schedule within a piece. ``constant``, or ``one-cycle``: from 1/25 of the peak up to
-        the peak in 30 % of the steps and down to 1/250,000 of it, along cosines (Smith and Topin 2017, with the
+        the peak in 30% of the steps and down to 1/250,000 of it, along cosines (Smith and Topin 2017, with the
         defaults of ``optax.cosine_onecycle_schedule``).
     """
 

@@ -263,7 +263,7 @@ def fraction(name: str, value: object) -> float:
     >>> fraction("rate", 20.0)
     Traceback (most recent call last):
     ...
-    ValueError: rate is 20.0; it must be from 0.0 to 1.0; for 20 % write 0.2
+    ValueError: rate is 20.0; it must be from 0.0 to 1.0; for 20% write 0.2
     """
     if isinstance(value, numbers.Integral) or not isinstance(value, numbers.Real):
         hint = _percent(float(value)) if isinstance(value, numbers.Integral) else ""
@@ -297,7 +297,7 @@ def integer(name: str, value: object, least: int, most: int | None = None) -> in
 
 def _percent(number: float) -> str:
     """Return a hint for a number that may be meant as a percentage."""
-    return f"; for {number:g} % write {number / 100:g}" if 1.0 <= number < 100.0 else ""
+    return f"; for {number:g}% write {number / 100:g}" if 1.0 <= number < 100.0 else ""
 
 
 def _keep(name: str, value: object) -> Keep:

@@ -23,7 +23,7 @@ from jprune.recall.inputs.arguments import check_level
 
 _LEAST = 10  # examples of a class; with fewer, recall is often 0 or 1, and its noise cannot be estimated
 _BLOCK = 2**16  # numbers of one model in a block
-_MOST_PAIRS = 64  # classes; beyond it the products between classes add less than 2 % to the variance
+_MOST_PAIRS = 64  # classes; beyond it the products between classes add less than 2% to the variance
 
 WITHIN_NOISE = "no class differences beyond sampling noise"
 
@@ -259,7 +259,7 @@ def _second_order(
 
     At most half of the jackknife's variance is surplus, which also bounds the estimate. With few classes the sums are
     skewed and the surplus is poorly known: the share 1 - 1.75 / sqrt(classes) of it is subtracted, which in simulations
-    covers 92 to 98 % at a nominal 95 % with 10 classes and with 100.
+    covers 92 to 98% at a nominal 95% with 10 classes and with 100.
     """
     k, every = len(sizes), int(sizes.sum())
     x, y = d / d.mean(1, keepdims=True), p / p.mean(1, keepdims=True)

@@ -204,10 +204,10 @@ def check_level(level: float) -> None:
     >>> check_level(99.0)
     Traceback (most recent call last):
       ...
-    ValueError: level must lie strictly between 0 and 1 (0.99 for 99 %), got 99.0
+    ValueError: level must lie strictly between 0 and 1 (0.99 for 99%), got 99.0
     """
     if not 0 < level < 1:
-        raise ValueError(f"level must lie strictly between 0 and 1 (0.99 for 99 %), got {level}")
+        raise ValueError(f"level must lie strictly between 0 and 1 (0.99 for 99%), got {level}")
 
 
 def check_resamples(resamples: int) -> None:

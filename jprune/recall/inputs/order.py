@@ -65,7 +65,7 @@ def about_ratings(true: Int[np.ndarray, " examples"], stack: Predictions, names:
     """Warn about labels that look like ratings: grades 1 to k (5 to 10), confused with neighboring grades.
 
     Class ids from 1 have no order, so errors rarely fall on the neighboring id in every class. The warning requires 5
-    wrong predictions of each class, more than half of them one grade off, and 80 % of all wrong predictions one grade
+    wrong predictions of each class, more than half of them one grade off, and 80% of all wrong predictions one grade
     off.
 
     Args:
@@ -75,8 +75,8 @@ def about_ratings(true: Int[np.ndarray, " examples"], stack: Predictions, names:
 
     >>> stars = np.arange(200) % 5
     >>> predicted = np.clip(stars + np.arange(200) % 3 - 1, 0, 4)
-    >>> about_ratings(stars, Predictions("dense", predicted[None], None), "12345")[0][:57]
-    'dense: the labels 1 to 5 look like ratings, because 100 %'
+    >>> about_ratings(stars, Predictions("dense", predicted[None], None), "12345")[0][:56]
+    'dense: the labels 1 to 5 look like ratings, because 100%'
     """
     present = np.unique(true)
     grades = len(present)
@@ -92,7 +92,7 @@ def about_ratings(true: Int[np.ndarray, " examples"], stack: Predictions, names:
     if each.min() < _WRONG_OF_GRADE or share < _ADJACENT or (adjacent <= _ADJACENT_OF_GRADE * each).any():
         return []
     return [
-        f"{stack.name}: the labels 1 to {grades} look like ratings, because {100 * share:.0f} % of the wrong "
+        f"{stack.name}: the labels 1 to {grades} look like ratings, because {100 * share:.0f}% of the wrong "
         f"predictions are one grade off. The audit ignores the order of classes: one grade off counts as wrong, like "
         f"any other error"
     ]
@@ -113,8 +113,8 @@ def about_order(
       dense: whether the models are dense models.
 
     >>> true = np.arange(100) % 4
-    >>> about_order(true, Predictions("dense", (true[None] + 1) % 4, None), "abcd")[0][:54]
-    'dense: accuracy 0.0 % is no more than chance (25.0 %).'
+    >>> about_order(true, Predictions("dense", (true[None] + 1) % 4, None), "abcd")[0][:52]
+    'dense: accuracy 0.0% is no more than chance (25.0%).'
     """
     n, classes = len(true), len(names)
     truth = np.bincount(true, minlength=classes) / n
@@ -124,11 +124,11 @@ def about_order(
         return []
     if _beyond_chance(accuracy, chance, n):
         return _swapped_classes(true, stack, names, accuracy)
-    text = f"{stack.name}: accuracy {100 * accuracy:.1f} % is no more than chance ({100 * chance:.1f} %)"
+    text = f"{stack.name}: accuracy {100 * accuracy:.1f}% is no more than chance ({100 * chance:.1f}%)"
     best, right = max(_corrections(true, stack, names).items(), key=lambda item: item[1].mean())
     share, error = float(right.mean()), np.sqrt(chance * (1 - chance) / n)
     if share > max(chance + 5 * error, 2 * accuracy, 0.3) and n >= _FEW_LABELS:
-        return [f"{text}. It would be {100 * share:.1f} % if {best}"]
+        return [f"{text}. It would be {100 * share:.1f}% if {best}"]
     if (shares > 0).sum() < 2 and dense:
         return [f"{text}: one class is predicted for every example"]
     if not dense and _entropy(shares) < 0.8 * _entropy(truth):
@@ -202,7 +202,7 @@ def _swapped_classes(
     renumber[most[moved]] = moved
     share = float((renumber[stack.predicted[0]] == true).mean())
     return [
-        f"{stack.name}: accuracy {100 * accuracy:.1f} % would be {100 * share:.1f} % if the classes are numbered in "
+        f"{stack.name}: accuracy {100 * accuracy:.1f}% would be {100 * share:.1f}% if the classes are numbered in "
         f"another order ({_moves({int(most[c]): int(c) for c in moved}, names)})"
     ]
 
@@ -215,7 +215,7 @@ def _independent(true: Int[np.ndarray, " examples"], predicted: Int[np.ndarray, 
     are taken for related with a probability of at most 1/1000, for any numbers of classes and examples.
 
     In simulations with 2 to 1,000 classes and 50 to 5,000 examples, 2 of 3,300 shuffled sets were taken for related.
-    With renumbered classes and 60 % of the predictions not random, every set of 200 examples or more was found to be
+    With renumbered classes and 60% of the predictions not random, every set of 200 examples or more was found to be
     related, most sets of 50 examples, and no set of 50 examples of 1,000 classes.
     """
     if len(true) > _MOST_SHUFFLED:

@@ -25,7 +25,7 @@ class Caption(NamedTuple):
 
 def captions(audit: AuditTables) -> dict[str, Caption]:
     """Captions, by name, of all figures that ``jprune.recall.report.figures.figures`` can draw."""
-    level, after = f"{100 * audit.level:g} %", kind(audit)
+    level, after = f"{100 * audit.level:g}%", kind(audit)
     across = "for each set of models" if audit.named else "against the compression ratio"
     highest = "" if audit.named else " at the highest ratio"
     points = "" if audit.named else " The number at a point is its ratio; with many scores only the highest is shown."
@@ -54,7 +54,7 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
             f"Compare sets of models at the same accuracy.{points}",
             "Line chart of mean alpha against mean accuracy. "
             + _by_score(
-                audit, lambda r: f"accuracy {100 * r['accuracy']:.1f} %, alpha {number(r['alpha'])} at {_ratio(r)}"
+                audit, lambda r: f"accuracy {100 * r['accuracy']:.1f}%, alpha {number(r['alpha'])} at {_ratio(r)}"
             ),
         ),
         "variance": Caption(
@@ -94,7 +94,7 @@ def _losses(audit: AuditTables) -> str:
         rows = audit.classes[(audit.classes["score"] == score) & (audit.classes["support"] > 0)]
         last = rows[rows["ratio"] == rows["ratio"].max()].sort_values("change", kind="stable").head(3)
         lost = (
-            f"{row['class']} from {100 * row['recall_dense']:.1f} to {100 * row['recall']:.1f} %"
+            f"{row['class']} from {100 * row['recall_dense']:.1f} to {100 * row['recall']:.1f}%"
             for _, row in last.iterrows()
         )
         sentences.append(f"{score}, largest losses: {', '.join(lost)}.")

@@ -52,7 +52,7 @@ def alpha_by_ratio(audit: AuditTables) -> "Figure":
         x = np.array([positions[ratio] for ratio in rows["ratio"]]) + panels.dodge(index, len(audit.scores))
         drawn.append(_with_interval(axes, x, rows, index))
     _reference(axes)
-    axes.set_ylabel(f"alpha, mean and {100 * audit.level:g} % interval", color=INK)
+    axes.set_ylabel(f"alpha, mean and {100 * audit.level:g}% interval", color=INK)
     panels.legend(axes, drawn, audit.scores)
     return figure
 

@@ -75,7 +75,7 @@ def _accuracy(row: Row, audit: AuditTables) -> str:
     text = change_of_accuracy(row, audit.level)
     if np.isfinite(cell(row, "accuracy_change_low")):
         ends = f"{signed(cell(row, 'accuracy_change_low'))} to {signed(cell(row, 'accuracy_change_high'))}"
-        text += f" ({100 * audit.level:g} % interval over models {ends} points)"
+        text += f" ({100 * audit.level:g}% interval over models {ends} points)"
     tests = audit.tests[(audit.tests["test"] == "mcnemar") & (audit.tests["question"] == "accuracy")]
     for test in rows_of(tests, row).to_dict("records"):
         text += f"; McNemar's test of all examples: {p_value(test['p'])}"
@@ -228,7 +228,7 @@ def _risk(row: Row, audit: AuditTables) -> str:
     by = "" if row["models"] == 1 else " by at least half of the models"
     return (
         f"The {whose} uncertainty ranks an example that was lost{by} above one that was kept in "
-        f"{100 * cell(row, 'risk_auc'):.0f} % of pairs; the most uncertain tenth of the examples that {they} got "
+        f"{100 * cell(row, 'risk_auc'):.0f}% of pairs; the most uncertain tenth of the examples that {they} got "
         f"right contains {found} of the {lost} lost ones ({percent(found / lost)})."
     )
 
@@ -238,8 +238,8 @@ def _collapsed(row: Row, audit: AuditTables) -> str:
         return ""
     low, high = cell(row, "collapsed_low"), cell(row, "collapsed_high")
     return (
-        f"{row['collapsed']} of {row['models']} models are at chance ({100 * audit.level:g} % interval "
-        f"{100 * low:.0f} to {100 * high:.0f} %). Alpha is computed from the others."
+        f"{row['collapsed']} of {row['models']} models are at chance ({100 * audit.level:g}% interval "
+        f"{100 * low:.0f} to {100 * high:.0f}%). Alpha is computed from the others."
     )
 
 

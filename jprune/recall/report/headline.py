@@ -146,7 +146,7 @@ def _lost_most(audit: AuditTables, row: Row, named: pd.DataFrame) -> str:
 def _ends(hit: "pd.Series[float]") -> str:
     """The recall of a class before and after."""
     digits = 0 if hit["support"] <= 200 else 1
-    return f"{100 * hit['recall_dense']:.{digits}f} % to {100 * hit['recall']:.{digits}f} %"
+    return f"{100 * hit['recall_dense']:.{digits}f}% to {100 * hit['recall']:.{digits}f}%"
 
 
 def _and_more(names: list[str], before: int = 0) -> str:
@@ -192,8 +192,8 @@ def _group_hit(audit: AuditTables, row: Row) -> str:
     where = at_score(audit, row) if len(audit.scores) > 1 else ""
     named = str(hit["group"]) if hit["attribute"] == "group" else f"{hit['group']} ({hit['attribute']})"
     return (
-        f"Of the groups, {named} lost more than the rest{where}: {100 * hit['recall_dense']:.1f} % to "
-        f"{100 * hit['recall']:.1f} % of {hit['support']:,} test examples right."
+        f"Of the groups, {named} lost more than the rest{where}: {100 * hit['recall_dense']:.1f}% to "
+        f"{100 * hit['recall']:.1f}% of {hit['support']:,} test examples right."
     )
 
 

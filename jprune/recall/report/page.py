@@ -100,7 +100,7 @@ def page(audit: AuditTables, *, images: object = None, title: str = "Recall audi
         ],
         examples=examples,
         examples_of=examples_of,
-        level=f"{100 * audit.level:g} %",
+        level=f"{100 * audit.level:g}%",
         paired=audit.paired,
         after=kind(audit),
         named=audit.named,
@@ -155,12 +155,12 @@ def _about(audit: AuditTables) -> str:
         dense = int(audit.dense.groupby("score", sort=False).size().iloc[0])
         before = f"{dense} dense model{'s' * (dense != 1)}"
         after = f"{models} model{'s' * (counts != [1])}{each} of {names}"
-        return f"{start}{before} and {after}; {100 * audit.level:g} % intervals."
+        return f"{start}{before} and {after}; {100 * audit.level:g}% intervals."
     ratios = ", ".join(f"{ratio:g}" for ratio in audit.ratios)
     scores = "" if audit.scores == ("pruned",) else f" pruned by {', '.join(audit.scores)}"
     return (
         f"{start}{models} model{'s' * (counts != [1])}{scores} at compression "
-        f"ratio{'s' * (len(audit.ratios) > 1)} {ratios}; {100 * audit.level:g} % intervals."
+        f"ratio{'s' * (len(audit.ratios) > 1)} {ratios}; {100 * audit.level:g}% intervals."
     )
 
 

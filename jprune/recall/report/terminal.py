@@ -84,7 +84,7 @@ def _cells(row: dict[Any, Any]) -> dict[str, str]:
         "score": str(row["score"]),
         "ratio": f"{row['ratio']:g}",
         "models": str(row["models"]),
-        "accuracy": f"{100 * row['accuracy']:.1f} %",
+        "accuracy": f"{100 * row['accuracy']:.1f}%",
         "corrected": corrected,
         "interval": " to ".join(ends) or "n/a",
         "alpha": number(row["alpha"]),

@@ -43,11 +43,11 @@ def estimate(row: Row, name: str) -> list[str]:
 
 
 def percent(value: float) -> str:
-    """A fraction in per cent; not 100 % or 0 % where it is only close to it."""
+    """A fraction in per cent; not 100% or 0% where it is only close to it."""
     text = f"{100 * value:.1f}"
     if text in ("100.0", "0.0") and value not in (0, 1):  # never a whole where some are missing
         text = f"{100 * value:.2g}" if value < 0.5 else f"{100 * value:.{_digits(1 - value)}f}"
-    return f"{text} %"
+    return f"{text}%"
 
 
 def _digits(distance: float) -> int:

@@ -123,8 +123,8 @@ def _at_chance(row: Mapping[Any, Any], level: float) -> str:
     if gone == models:
         return f"{'the model is' if models == 1 else f'all {models} models are'} at chance, so there is no alpha"
     return (
-        f"{gone} of {models} models {'is' if gone == 1 else 'are'} at chance ({100 * level:g} % interval of the share "
-        f"{100 * row['collapsed_low']:.0f} to {100 * row['collapsed_high']:.0f} %); alpha is computed from the others"
+        f"{gone} of {models} models {'is' if gone == 1 else 'are'} at chance ({100 * level:g}% interval of the share "
+        f"{100 * row['collapsed_low']:.0f} to {100 * row['collapsed_high']:.0f}%); alpha is computed from the others"
     )
 
 

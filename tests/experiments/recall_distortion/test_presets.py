@@ -313,7 +313,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal():
         shown.stage("magnitude, t = 2")
     lines = out.getvalue().splitlines()
     assert [line.split("] ")[1] for line in lines] == ["dense training", "magnitude, t = 2"]
-    assert [line.split(", ")[1].split("]")[0] for line in lines] == ["  0 %", " 50 %"]
+    assert [line.split(", ")[1].split("]")[0] for line in lines] == ["  0%", " 50%"]
     assert "\x1b" not in out.getvalue()
 
 

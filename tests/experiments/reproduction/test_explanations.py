@@ -78,7 +78,7 @@ def _right(alpha, rng):
     return np.round(750 + alpha * BALANCE + rng.normal(0, 1, 4)).astype(int)
 
 
-@pytest.mark.parametrize(("other", "verdict"), [(1.0, "no larger than 5 %"), (0.8, "yes")])
+@pytest.mark.parametrize(("other", "verdict"), [(1.0, "no larger than 5%"), (0.8, "yes")])
 def test_pruning_is_compared_with_other_changes_at_equal_accuracy(other, verdict):
     """Every change loses the same accuracy; pruning multiplies the class balance by 1, the others by ``other``."""
     rng = np.random.default_rng(0)

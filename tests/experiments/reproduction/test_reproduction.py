@@ -240,7 +240,7 @@ def test_equal_shares_of_trained_cells_are_equivalent_and_own_seeds_are_compared
     published = ours[ours["replicate"] == 0]
     agree = hypotheses.of_moons(ours, None, published.drop(columns="replicate").drop_duplicates(), ours)[1]
     assert agree.verdict == "equivalent within 15 points"
-    assert "disagree in 0 % (UP) and 25 % (relu)" in agree.found
+    assert "disagree in 0% (UP) and 25% (relu)" in agree.found
 
 
 def test_collapse_is_counted_and_compared_by_an_exact_test():
@@ -252,7 +252,7 @@ def test_collapse_is_counted_and_compared_by_an_exact_test():
     assert found.verdict == "open"
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(1.2, "yes"), (1.0, "no larger than 5 %"), (0.8, "open")])
+@pytest.mark.parametrize(("factor", "verdict"), [(1.2, "yes"), (1.0, "no larger than 5%"), (0.8, "open")])
 def test_channels_are_compared_with_weights_at_equal_accuracy(factor, verdict, monkeypatch):
     """The comparison is tested with the library; this tests the rows that it gets and the verdict drawn from it."""
     frames = []
@@ -284,7 +284,7 @@ def test_published_counts_are_judged_by_wilson_and_by_quartiles():
         each.name: each for each in hypotheses.of_recalls({"fashion-published-paper": study}, pd.DataFrame(rows))
     }
     assert "0 of 6 [0.00, 0.39]" in answers["R10"].found
-    assert answers["R10"].verdict == "open", "six networks do not show that fewer than 15 % collapse"
+    assert answers["R10"].verdict == "open", "six networks do not show that fewer than 15% collapse"
     assert "4 of 5 (t = 2, 4, 10, 20; 6 networks)" in answers["R11"].found
 
 

@@ -102,7 +102,7 @@ def test_nominal_95_percent_intervals_cover_92_to_98_percent(classes, size, mode
         covered.append(found.low <= wanted <= found.high)
         alphas.append(found.alpha)
     assert len(covered) >= 185
-    # 92 to 98 %, and two standard errors of 200 draws
+    # 92 to 98%, and two standard errors of 200 draws
     assert 0.92 - 0.03 <= np.mean(covered) <= 0.98 + 0.02
     if models > 1:
         assert np.mean(alphas) == pytest.approx(wanted, rel=0.1)

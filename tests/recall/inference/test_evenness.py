@@ -43,7 +43,7 @@ def test_classes_without_examples_change_nothing():
 
 
 def ten_of_a_hundred(seed, models=1):
-    """Ten badly hit classes of 100 with 20 examples each: 30 % of their examples are lost, 5 % of the others."""
+    """Ten badly hit classes of 100 with 20 examples each: 30% of their examples are lost, 5% of the others."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(100), 20)
     dense = rng.random((models, 2_000)) < 0.9

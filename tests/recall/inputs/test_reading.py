@@ -355,7 +355,7 @@ def test_classes_that_are_swapped_are_noticed_although_accuracy_is_above_chance(
     warnings = recall.audit(labels, swapped, {2: right}, class_names=names).warnings
     accuracy, corrected = 100 * (swapped == labels).mean(), 100 * (right == labels).mean()
     assert [w for w in warnings if "another order" in w] == [
-        f"dense: accuracy {accuracy:.1f} % would be {corrected:.1f} % if the classes are numbered in another order "
+        f"dense: accuracy {accuracy:.1f}% would be {corrected:.1f}% if the classes are numbered in another order "
         f"(predicted elk for fox, fox for elk)"
     ]
 
@@ -388,7 +388,7 @@ def test_predictions_that_depend_on_the_labels_but_are_wrong_ask_about_the_class
     said = np.where(labels < 5, 7, 2)
     (warning,) = about_order(labels, Predictions("dense", said[None], None), [*"0123456789"])
     assert warning == (
-        "dense: accuracy 0.0 % is no more than chance (10.0 %), although predictions depend on the labels. Are the "
+        "dense: accuracy 0.0% is no more than chance (10.0%), although predictions depend on the labels. Are the "
         "classes in the order of the labels?"
     )
 

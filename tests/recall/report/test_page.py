@@ -278,9 +278,9 @@ def golden():
 
 def test_the_headline_of_the_published_runs(golden):
     assert headline.headline(golden) == (
-        "Class bird lost most under magnitude at 50x compression: 85.5 % to 66.8 % of 1,000 test examples right, clearly "  # noqa: E501
+        "Class bird lost most under magnitude at 50x compression: 85.5% to 66.8% of 1,000 test examples right, clearly "
         "more than the overall loss of 10.6 points. Also shown to have lost more than all examples together: classes "
-        "cat (76.6 % to 60.8 % of 1,000) and deer (89.2 % to 74.4 % of 1,000). Differences between weak and strong "
+        "cat (76.6% to 60.8% of 1,000) and deer (89.2% to 74.4% of 1,000). Differences between weak and strong "
         "classes widened under magnitude at 50x compression (alpha 1.80, 1.73 to 1.88; above 1 weak classes fell "
         "further behind strong ones, below 1 they came closer)."
     )
@@ -290,7 +290,7 @@ def test_the_answers_of_the_published_runs(golden):
     answers = {finding.topic: finding.text for finding in findings(golden)}
     assert answers == {
         "Accuracy at 50x compression": (
-            "Went from 89.3 % to 78.7 %, -10.6 points (99 % interval over models -11.2 to -10.0 points)."
+            "Went from 89.3% to 78.7%, -10.6 points (99% interval over models -11.2 to -10.0 points)."
         ),
         "Differences between classes": (
             "Alpha 1.80 (1.73 to 1.88) at 50x compression: they widened; between two dense training runs it is "
@@ -301,8 +301,8 @@ def test_the_answers_of_the_published_runs(golden):
             "0.80 (0.77 to 0.83))."
         ),
         "Classes that lost most": (
-            "bird: -18.7 points (85.5 % to 66.8 % of 1,000); cat: -15.8 points (76.6 % to 60.8 % of 1,000); deer: -14.7 "  # noqa: E501
-            "points (89.2 % to 74.4 % of 1,000). Shown to have lost more than all examples did: bird, cat and deer."
+            "bird: -18.7 points (85.5% to 66.8% of 1,000); cat: -15.8 points (76.6% to 60.8% of 1,000); deer: -14.7 "
+            "points (89.2% to 74.4% of 1,000). Shown to have lost more than all examples did: bird, cat and deer."
         ),
         "Is the evidence enough?": "30 models show at every ratio on which side of 1 alpha is.",
     }
@@ -346,7 +346,7 @@ def test_one_dense_and_one_pruned_model_of_digits():
     before, after = dense.argmax(1) == labels, pruned.argmax(1) == labels
     change = [after[labels == c].mean() - before[labels == c].mean() for c in range(10)]
     worst = int(np.argmin(change))
-    ends = f"{100 * before[labels == worst].mean():.0f} % to {100 * after[labels == worst].mean():.0f} %"
+    ends = f"{100 * before[labels == worst].mean():.0f}% to {100 * after[labels == worst].mean():.0f}%"
     lost = 100 * (before.mean() - after.mean())
     assert headline.headline(audit).startswith(
         f"Class {worst} lost most at 5x compression: {ends} of {(labels == worst).sum()} test examples right, clearly more "  # noqa: E501
@@ -495,12 +495,12 @@ def test_a_class_with_a_handful_of_examples_is_never_what_the_headline_begins_wi
     assert said.startswith("No single class is shown to have lost more than the rest")
     assert "Class 4 lost 5 of 5 test examples, too few to say more." in said
     said = headline.headline(one_dense_one_compressed([200] * 4 + [40], [0.9] * 4 + [1.0], [0.9] * 4 + [0.0]))
-    assert said.startswith("Class 4 lost most at 10x compression: 100 % to 0 % of 40 test examples right, clearly more")
+    assert said.startswith("Class 4 lost most at 10x compression: 100% to 0% of 40 test examples right, clearly more")
 
 
 def test_a_collapsed_model_is_what_the_headline_says():
     said = headline.headline(one_dense_one_compressed([50] * 4, [0.9, 0.8, 0.7, 0.6], [1, 0, 0, 0]))
-    assert said.startswith("The model at 10x compression is at chance: accuracy went from 75.0 % to 25.0 %")
+    assert said.startswith("The model at 10x compression is at chance: accuracy went from 75.0% to 25.0%")
     assert "Class" not in said
     said = headline.headline(one_dense_one_compressed([50] * 4, [0.9, 0.8, 0.7, 0.6], [1, 0, 0, 0], models=3))
     assert said.startswith("All models at 10x compression are at chance")
@@ -509,7 +509,7 @@ def test_a_collapsed_model_is_what_the_headline_says():
 
 def test_a_class_that_lost_while_the_others_gained_is_said_so():
     said = headline.headline(one_dense_one_compressed([200] * 4, [0.7] * 4, [0.9, 0.9, 0.9, 0.4]))
-    assert "Class 3 lost most at 10x compression: 70 % to 40 % of 200 test examples right, while all examples" in said
+    assert "Class 3 lost most at 10x compression: 70% to 40% of 200 test examples right, while all examples" in said
     assert "together gained 7.5 points" in said
 
 
@@ -610,9 +610,7 @@ def test_the_terminal_shows_names_without_a_ratio(capsys):
 
 def test_a_named_class_and_an_open_alpha_are_said_to_be_two_questions():
     said = one_dense_one_compressed([200] * 4, [0.98, 0.85, 0.5, 0.7], [0.98, 0.5, 0.5, 0.7]).headline
-    assert said.startswith(
-        "Class 1 lost most at 10x compression: 85 % to 50 % of 200 test examples right, clearly more"
-    )
+    assert said.startswith("Class 1 lost most at 10x compression: 85% to 50% of 200 test examples right, clearly more")
     assert (
         "That compares one class with all examples. Whether weak classes in general fell further behind strong ones is "
         "another question, and both answers can be true: differences between weak and strong classes are not shown to "
@@ -623,14 +621,14 @@ def test_a_named_class_and_an_open_alpha_are_said_to_be_two_questions():
 def test_all_classes_that_are_shown_are_named_and_ties_are_said():
     said = one_dense_one_compressed([100] * 8, [0.9] * 8, [0.9, 0.9, 0.9, 0.5, 0.9, 0.5, 0.9, 0.9]).headline
     assert said.startswith(
-        "Classes 3 and 5 lost most, all equally much at 10x compression: 90 % to 50 % of 100 and 90 % to 50 % of 100 "
+        "Classes 3 and 5 lost most, all equally much at 10x compression: 90% to 50% of 100 and 90% to 50% of 100 "
         "test examples right, clearly more than the overall loss of 10.0 points."
     )
     said = one_dense_one_compressed([100] * 12, [0.9] * 12, [0.9] * 7 + [0.4, 0.42, 0.44, 0.46, 0.48]).headline
     assert said.startswith(
-        "Class 7 lost most at 10x compression: 90 % to 40 % of 100 test examples right, clearly more than the overall "
-        "loss of 19.2 points. Also shown to have lost more than all examples together: classes 8 (90 % to 42 % of "
-        "100), 9 (90 % to 44 % of 100) and 2 more."
+        "Class 7 lost most at 10x compression: 90% to 40% of 100 test examples right, clearly more than the overall "
+        "loss of 19.2 points. Also shown to have lost more than all examples together: classes 8 (90% to 42% of "
+        "100), 9 (90% to 44% of 100) and 2 more."
     )
 
 
@@ -638,11 +636,10 @@ def test_a_change_of_accuracy_that_is_not_shown_is_said_so():
     sizes, before = [100] * 4, [0.9, 0.8, 0.8, 0.7]
     said = one_dense_one_compressed(sizes, before, [0.9, 0.79, 0.79, 0.7]).headline
     assert (
-        "accuracy went from 80.0 % to 79.5 %, -0.5 points (not shown to differ from 0); 2 examples lost and 0 won"
-        in said
+        "accuracy went from 80.0% to 79.5%, -0.5 points (not shown to differ from 0); 2 examples lost and 0 won" in said
     )
     said = one_dense_one_compressed(sizes, before, [0.8, 0.7, 0.7, 0.6]).headline
-    assert "accuracy went from 80.0 % to 70.0 %, -10.0 points; 40 examples lost and 0 won" in said
+    assert "accuracy went from 80.0% to 70.0%, -10.0 points; 40 examples lost and 0 won" in said
 
 
 def test_counts_of_several_models_are_said_to_be_means():
@@ -669,7 +666,7 @@ def test_several_scores_have_sentences_of_their_own_the_worst_first():
     }
     audit = recall.audit(labels, dense, scores={name: {20: given} for name, given in after.items()})
     first, second = audit.headline.index("under b at 20x"), audit.headline.index("under d at 20x")
-    assert audit.headline.startswith("Class 1 lost most under b at 20x compression: 85 % to 40 % of 200")
+    assert audit.headline.startswith("Class 1 lost most under b at 20x compression: 85% to 40% of 200")
     assert first < second
     assert "No single class is shown to have lost more than the rest under d at 20x compression" in audit.headline
     assert "The tables have the other scores: a and c." in audit.headline
@@ -705,7 +702,7 @@ def test_lost_examples_at_risk_come_with_counts():
     after[[0, 1, 60]] = after[[0, 1, 60]][:, ::-1]
     audit = recall.audit(labels, logits, {2: after})
     (text,) = [each.text for each in findings(audit) if each.topic == "Examples at risk"]
-    assert "the most uncertain tenth of the examples that it got right contains 2 of the 3 lost ones (66.7 %)." in text
+    assert "the most uncertain tenth of the examples that it got right contains 2 of the 3 lost ones (66.7%)." in text
 
 
 def test_the_table_of_the_terminal_fits_80_columns_and_has_a_legend(capsys, monkeypatch):
