@@ -7,8 +7,8 @@ looked up at run time. A selection that computes with its amount is compiled onc
 The current entry at a count is the last one whose step is not after the count. The state has a checksum of the entry
 that was applied last, and an update applies the current entry if its checksum differs. So an entry is applied once,
 whether the count reaches its step, jumps over it, or the schedule was changed before a resume. An update without
-anything to apply compares two numbers. An entry whose scores contain NaN is not applied: the masks and the checksum
-stay, so that the next update tries it again.
+anything to apply compares two numbers. An entry whose scores contain NaN is not applied: the masks stay and the
+checksum gets the bit ``SKIPPED``, so that the next update tries the entry again.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Int, PyTree, UInt32
 
 from jprune.graph.axes import Axes
 from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, as_keywords, exact_name, without
-from jprune.pruning.conditional import where_due
+from jprune.pruning.conditional import while_due
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.schedules import entries, keep_counts
 from jprune.pruning.scores.elementwise import (
@@ -40,6 +40,7 @@ from jprune.pruning.selection import uint64
 from jprune.pruning.selection.kth_largest import count_true
 from jprune.pruning.selection.layers import describe, is_mask, mask_layers, warn_of_collapse
 from jprune.pruning.selection.unstructured import erk_masks, global_masks, layer_masks, uniform_masks
+from jprune.pruning.state import SKIPPED
 from jprune.trees import flatten, is_float, map_leaves, match
 
 _BY_MAGNITUDE = (global_masks, layer_masks, uniform_masks, erk_masks)
@@ -51,15 +52,14 @@ class _Event(NamedTuple):
     step: int
     amount: float | Keep | PerLayer
     exchanged: float  # the fraction of the count that is dropped, so that others can regrow
-    checksum: int  # uint32, not 0; the state has the checksum of the entry that was applied last
+    checksum: int  # 31 bits, not 0; the state has the checksum of the entry that was applied last
 
 
 class Progress(NamedTuple):
-    """Where a prune link is in its schedule: ``count``, ``applied`` and ``skipped`` of its ``PruneState``."""
+    """Where a prune link is in its schedule: ``count`` and ``applied`` of its ``PruneState``."""
 
     count: Any  # Int[Array, ""]; a tuple has a method of this name
     applied: UInt32[Array, ""]
-    skipped: Int[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,34 +107,35 @@ class Plan:
 
     def advance(
         self, progress: Progress, masks: PyTree, weights: PyTree, evidence: dict[str, PyTree]
-    ) -> tuple[PyTree, UInt32[Array, ""], Int[Array, ""]]:
-        """Return the masks after the update with this count, the checksum of the entry applied last, and ``skipped``.
+    ) -> tuple[PyTree, UInt32[Array, ""]]:
+        """Return the masks after the update with this count, and the checksum of the entry applied last.
 
         The selection runs only if the current entry is not the one that was applied last. If its scores contain NaN,
-        the masks stay, the entry counts as not applied, and ``skipped`` is increased; otherwise it becomes 0.
+        the masks stay and the checksum gets the bit ``SKIPPED``, so that the entry counts as not applied.
         """
-        count, applied, skipped = progress
+        count, applied = progress
         events = self._events(weights)
         if not events:
-            return masks, applied, skipped
+            return masks, applied
         in_force = _entry_in_force(events, count, applied)
-        now = (in_force, count if "key" in evidence else None)  # a loop copies what it reads
+        now = count if "key" in evidence else None  # a loop copies what it reads
 
-        def choose(current: PyTree, now: PyTree, weights: PyTree, evidence: dict[str, PyTree]) -> PyTree:
-            masks, applied, skipped = current
-            chosen, nan = self._choose(events, masks, now, weights, evidence)
+        def choose(current: PyTree, count: PyTree, weights: PyTree, evidence: dict[str, PyTree]) -> PyTree:
+            in_force, applied, masks = current
+            chosen, nan = self._choose(events, masks, (in_force, count), weights, evidence)
             kept = map_leaves(lambda old, new: jnp.where(nan, old, new), masks, chosen)
-            return kept, jnp.where(nan, applied, now[0]), jnp.where(nan, skipped + 1, jnp.zeros_like(skipped))
+            applied = jnp.where(nan, applied | SKIPPED, in_force)
+            return applied, applied, kept
 
-        # Where nothing is due, the loop passes on what it carries: not even these scalars cost an operation.
-        found = where_due(in_force != applied, choose, (masks, applied, skipped), now, weights, evidence)
-        masks, applied, skipped = found
-        return masks, applied, skipped
+        # Where nothing is due, the loop passes on what it carries: not even the checksum costs an operation.
+        due = lambda current: current[0] != current[1]
+        _, applied, masks = while_due(due, choose, (in_force, applied, masks), now, weights, evidence)
+        return masks, applied
 
     def refuse_nan(
         self,
         before: Progress,
-        skipped: Int[Array, ""],
+        applied: UInt32[Array, ""],
         masks: PyTree,
         weights: PyTree,
         evidence: dict[str, PyTree],
@@ -143,7 +144,7 @@ class Plan:
 
         Args:
           before: the progress before the update.
-          skipped: ``skipped`` after it.
+          applied: the checksum after it.
           masks: the masks before the update.
           weights: as for ``advance``.
           evidence: as for ``advance``.
@@ -151,7 +152,7 @@ class Plan:
         Raises:
           ValueError: a selection was skipped; the message names the leaves.
         """
-        if isinstance(skipped, jax.core.Tracer) or jnp.ndim(skipped) or int(skipped) <= int(before.skipped):
+        if isinstance(applied, jax.core.Tracer) or jnp.ndim(applied) or not int(applied) & SKIPPED:
             return
         if "key" in evidence:
             evidence = evidence | {"key": jax.random.fold_in(evidence["key"], before.count)}
@@ -202,7 +203,7 @@ class Plan:
         Without regrowth masks only shrink, so the same amount at another step has the same number.
         """
         name = exact_name(amount) if self.regrow is None else f"{step}: {exact_name(amount)}"
-        return zlib.crc32(name.encode()) or 1
+        return (zlib.crc32(name.encode()) & ~int(SKIPPED)) or 1
 
     def _events(self, weights: PyTree) -> list[_Event]:
         paths, leaves, _ = flatten(weights)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Int32, PRNGKeyArray, PyTree, UInt32
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, UInt32
 from optax.contrib import MechanicState, SAMState
 
 from jprune.graph.axes import Axes
@@ -22,6 +22,9 @@ from jprune.pruning.amounts import Amount, amount_of
 from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import Layers, empty_layers, mask_layers, nothing_left
 from jprune.trees import flatten, match, path_string
+
+SKIPPED = np.uint32(1 << 31)
+"""The bit of ``PruneState.applied`` that is set while a selection is skipped because its scores contain NaN."""
 
 
 class PruneState(NamedTuple):
@@ -33,16 +36,14 @@ class PruneState(NamedTuple):
       key: the key given to ``prune``, or None.
       applied: uint32 scalar, a checksum of the entry of the schedule that was applied last, 0 before the first one.
         None (in the state of ``keep_zeros``, or saved by an earlier version) counts as 0: the next update of ``prune``
-        applies the current entry, which changes nothing if the masks already follow it.
-      skipped: int32 scalar, the number of the latest updates that skipped a selection because its scores contained NaN;
-        0 if the last selection was not skipped. None counts as 0, as for ``applied``.
+        applies the current entry, which changes nothing if the masks already follow it. The bit ``SKIPPED`` is set
+        while the current entry is not applied because its scores contained NaN.
     """
 
     count: Any  # Int[Array, ""]; a tuple has a method of this name
     masks: PyTree
     key: PRNGKeyArray | None
     applied: UInt32[Array, ""] | None = None
-    skipped: Int32[Array, ""] | None = None
 
 
 def masks_of(state: PyTree) -> PyTree:
@@ -234,16 +235,15 @@ def check_pruned(
 def _refuse_skipped(state: PyTree) -> None:
     """Raise if the latest selection of a prune link was skipped because its scores contained NaN."""
     for _, link in _prune_states(state, "", None):
-        if link.skipped is None or not np.any(np.asarray(link.skipped) > 0):
+        skipped = np.ravel(np.asarray(0 if link.applied is None else link.applied)) & SKIPPED
+        if not skipped.any():
             continue
-        skipped = np.ravel(np.asarray(link.skipped))
         first = int(np.flatnonzero(skipped)[0])
-        step = int(np.ravel(np.asarray(link.count))[first]) - int(skipped[first])
+        step = int(np.ravel(np.asarray(link.count))[first]) - 1
         replicate = f" of replicate {first}" if skipped.size > 1 else ""
         raise ValueError(
-            f"the scores of the selection at step {step}{replicate} contained NaN, and those of every update since, so "
-            "the masks did not change; check the gradients and the score, or skip updates with NaN by "
-            "optax.apply_if_finite(tx, 10)"
+            f"the scores of the latest selection{replicate} contained NaN, last at step {step}, so the masks did not "
+            "change; check the gradients and the score, or skip updates with NaN by optax.apply_if_finite(tx, 10)"
         )
 
 

@@ -61,7 +61,7 @@ def prune(
 
     Scores with NaN cannot be ranked, so a selection with one is skipped. Outside jit this is an error. Inside jit the
     masks stay as they are, every update tries the entry again until its scores have no NaN, and ``check_pruned`` raises
-    an error with the step. Where gradients may overflow, wrap the chain in ``optax.apply_if_finite``, which skips
+    an error. Where gradients may overflow, wrap the chain in ``optax.apply_if_finite``, which skips
     updates with NaN altogether.
 
     The link works inside ``optax.partition``, ``masked``, ``inject_hyperparams``, ``MultiSteps`` and
@@ -96,7 +96,7 @@ def prune(
 
     Returns:
       An optax transformation with a ``PruneState``: int32 count, bool masks (one byte per weight), key, uint32 checksum
-      of the entry applied last, and int32 number of the latest updates that skipped a selection.
+      of the entry applied last.
 
     Raises:
       TypeError: ``score`` is not a valid score (``jprune.magnitude`` without its parentheses), ``selection`` cannot
@@ -129,13 +129,12 @@ def prune(
     advance = jax.jit(plan.advance)
 
     def init(params: PyTree) -> PruneState:
-        zero = jnp.zeros([], jnp.int32)
         if is_placeholder(params):
-            return PruneState(zero, params, key, jnp.zeros([], jnp.uint32), jnp.zeros([], jnp.int32))
+            return PruneState(jnp.zeros([], jnp.int32), params, key, jnp.zeros([], jnp.uint32))
         plan.check(only(trained(params), scored))
         masks = map_leaves(lambda weight: jnp.ones_like(weight, dtype=bool), only(trained(params), masked))
         own_key = jax.tree.map(jnp.copy, key)
-        return PruneState(zero, _for_all(masks, params), own_key, jnp.zeros([], jnp.uint32), jnp.zeros([], jnp.int32))
+        return PruneState(jnp.zeros([], jnp.int32), _for_all(masks, params), own_key, jnp.zeros([], jnp.uint32))
 
     def update(
         updates: PyTree,
@@ -157,17 +156,16 @@ def prune(
             weights = _selected(weights, scored)
         evidence = plan.evidence(weights, grad, batch, state.key if key is None else key, trained(params))
         applied = jnp.zeros_like(state.count, jnp.uint32) if state.applied is None else state.applied
-        skipped = jnp.zeros_like(state.count, jnp.int32) if state.skipped is None else state.skipped
-        progress = Progress(state.count, applied, skipped)
-        masks, now_applied, now_skipped = advance(progress, before, weights, evidence)
-        plan.refuse_nan(progress, now_skipped, before, weights, evidence)
+        progress = Progress(state.count, applied)
+        masks, now_applied = advance(progress, before, weights, evidence)
+        plan.refuse_nan(progress, now_applied, before, weights, evidence)
         plan.warn_of_entry(applied, now_applied, before, masks)
         # A weight that regrows at this step starts from 0: the update for it comes from momentum gathered while
         # it was pruned.
         moving = masks if regrow is None else map_leaves(jnp.logical_and, masks, before)
         updates = _masked_updates(updates, params, _for_all(moving, params))
         count = optax.safe_increment(state.count)
-        return updates, PruneState(count, _for_all(masks, params), state.key, now_applied, now_skipped)
+        return updates, PruneState(count, _for_all(masks, params), state.key, now_applied)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -214,16 +212,12 @@ def keep_zeros(*, where: Where | None = None) -> optax.GradientTransformationExt
 
 def _warn_of_old_state(state: PruneState) -> None:
     """Warn, while tracing, if the state of an earlier version lacks an array that the update adds."""
-    lacking = {"applied": "jnp.zeros([], jnp.uint32)", "skipped": "jnp.zeros([], jnp.int32)"}
-    lacking = {name: zero for name, zero in lacking.items() if getattr(state, name) is None}
-    if not lacking or not isinstance(state.count, jax.core.Tracer):
+    if state.applied is not None or not isinstance(state.count, jax.core.Tracer):
         return
-    names = " and no ".join(f"`{name}`" for name in lacking)
-    zeros = ", ".join(f"{name}={zero}" for name, zero in lacking.items())
     warnings.warn(
-        f"the state of prune was saved by an earlier version and has no {names}; this update adds it, which changes "
+        "the state of prune was saved by an earlier version and has no `applied`; this update adds it, which changes "
         "the structure of the state and is an error inside scan and while_loop. Add it before a loop: "
-        f"state = optax.tree_utils.tree_set(state, {zeros})",
+        "state = optax.tree_utils.tree_set(state, applied=jnp.zeros([], jnp.uint32))",
         stacklevel=3,
     )
 
