@@ -226,7 +226,7 @@ def _printed(table: pd.DataFrame, study: Study) -> rich.table.Table:
     for heading in headings:
         shown.add_column(heading, justify="left" if heading == "score" else "right")
     for _, row in table.iterrows():
-        alpha, *ends = estimate(row, "alpha")
+        alpha, *ends = estimate(dict(row), "alpha")
         numbers = alpha, " to ".join(ends) or "n/a", row["alpha_mark"], f"{row['alpha_null']:.2f}"
         achieved, accuracy = f"{row['achieved_ratio']:.2f}", f"{row['accuracy']:.4f}"
         penalties = [f"{row[name]:g}" for name in ("jumpstart", "finetune_jumpstart") if name in row]
