@@ -121,7 +121,7 @@ def truth(folder: Path, study: Study) -> Truth:
     """
     where = plan.data_stage(folder, study)
     if not where.done:
-        raise store.StoreError(f"{where.path} is missing: no stage of this study has run yet")
+        raise store.StoreError(f"no stage of this study has run in {folder} yet: {where.path} is missing")
     data = json.loads(store.verified(where, "data.json").read_text())
     labels = store.read_table(where, "labels.parquet")["label"].to_numpy()
     return Truth(labels, tuple(data["class_names"]), data["fingerprint"])

@@ -3,7 +3,7 @@
 Test examples and training seeds are two sources of chance. An example that one model loses is often lost by all, so
 a test over models alone names classes where no class differs. Here both variances are added; what test noise already
 explains of the variance between models is subtracted, so it is not counted twice. The variance between models of a
-class is at least the mean over the classes.
+class's excess loss is at least the mean over the classes.
 """
 
 from typing import NamedTuple
@@ -115,24 +115,25 @@ def class_losses(
     excess = of_excess + added_excess
     gap = mean - float(losses.mean())
     alone = models == len(dense_correct) == 1
+    pooled = degrees * max(1, int((support > 0).sum()) - 1)
     ends = {}
-    for name, centre, of_examples, added in (
-        ("change", -mean, of_change, added_change),
-        ("excess", gap, of_excess, added_excess),
+    for name, centre, of_examples, added, freedom in (
+        ("change", -mean, of_change, added_change, degrees),
+        ("excess", gap, of_excess, added_excess, pooled),
     ):
-        half = _quantile((1 - level) / 2, of_examples, added, n, degrees) * np.sqrt(of_examples + added)
+        half = _quantile((1 - level) / 2, of_examples, added, n, freedom) * np.sqrt(of_examples + added)
         ends[name] = centre - half, centre + half
     with np.errstate(invalid="ignore", divide="ignore"):
         statistic = np.abs(gap) / np.sqrt(excess)
         if alone:
             p = np.maximum(2 * scipy.stats.norm.sf(statistic), _exact(support, lost, won))
         else:
-            p = 2 * np.asarray(scipy.stats.t.sf(statistic, _degrees(of_excess, added_excess, n, degrees)))
+            p = 2 * np.asarray(scipy.stats.t.sf(statistic, _degrees(of_excess, added_excess, n, pooled)))
     p = np.where(np.isfinite(gap) & (n > 1), np.minimum(p, 1), np.nan)
     if (support > 0).sum() < 2:
         p = np.full(classes, np.nan)
     tests = max(1, int(np.isfinite(p).sum()))
-    critical = _quantile((1 - level) / 2 / tests, of_excess, added_excess, n, degrees)
+    critical = _quantile((1 - level) / 2 / tests, of_excess, added_excess, n, pooled)
     detectable = _detectable(critical + scipy.stats.norm.ppf(_POWER), excess, (1 - w) ** 2 / n)
     # A class loses at most its recall, and what it loses counts in the overall loss too.
     recall = of_class(before) / n
@@ -249,7 +250,7 @@ def _between(
     """The variance between models that test noise does not explain, of changes and excesses; and its degrees.
 
     A few models give a poor estimate for a single class, and with many classes one of them looks far too certain. So
-    no class is taken to vary less between models than the average class, and the degrees are those of all classes.
+    no excess is taken to vary less between models than the average one, whose degrees are those of all classes.
     """
     w = np.nan_to_num(n) / np.nansum(n)
     change, excess = np.zeros(len(n)), np.zeros(len(n))
@@ -266,12 +267,8 @@ def _between(
         excess = excess + (means - overall).var(0, ddof=1) / models
         noise = own_noise(classes_of, values, n) / models
         noise_change, noise_excess = noise_change + noise, noise_excess + _of_excess(noise, w)
-    pooled = float(degrees * max(1, np.isfinite(n).sum() - 1))
-    return _at_least_mean(change - noise_change), _at_least_mean(excess - noise_excess), pooled
-
-
-def _at_least_mean(variance: _Floats) -> _Floats:
-    return np.maximum(variance, max(0.0, float(np.nanmean(variance))))
+    own = excess - noise_excess
+    return np.maximum(change - noise_change, 0), np.maximum(own, max(0.0, float(np.nanmean(own)))), float(degrees)
 
 
 def own_noise(

@@ -191,7 +191,7 @@ def test_reading_needs_no_tensorflow_and_says_nothing(decoded):
     )
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split("\n")[0] == "0 10000 False"
-    assert all(re.match(r"\[ *[\d.]+ s, +\d+ %\] ", line) for line in result.stderr.splitlines()), "progress alone"
+    assert all(re.match(r"\[ *[\d.]+ s, +\d+%\] ", line) for line in result.stderr.splitlines()), "progress alone"
 
 
 @needs_tfds
