@@ -1,4 +1,4 @@
-"""The shapes in signatures are checked while the tests run, in every wing: a wrong one is an error."""
+"""The shapes in signatures are checked while the tests run, in every package: a wrong one is an error."""
 
 import jax.numpy as jnp
 import numpy as np

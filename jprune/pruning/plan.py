@@ -164,6 +164,8 @@ class Plan:
             for path, score in zip(paths, scores, strict=True)
             if score is not None and bool(jnp.any(jnp.isnan(score) & eligible[path]))
         ]
+        if not found and self.regrow is None:  # skipped by an earlier update; nothing was due in this one
+            return
         where = f" at {', '.join(map(repr, found))}" if found else ", of the weights to regrow"
         raise ValueError(
             f"the scores of the selection at step {int(before.count)} contain NaN{where}, which cannot be ranked; "

@@ -169,7 +169,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_moments_of_a_regrown_weight_equal_those_at_init(name):
-    """No other parameter has the shapes of the two kernels, so a leaf of such a shape belongs to them."""
+    """No other parameter has the shapes of the two kernels, so a leaf of one of these shapes belongs to them."""
     optimizer = OPTIMIZERS[name]()
     tx, params = dynamic(optimizer), kernels()
     state = tx.init(params)

@@ -163,3 +163,9 @@ def test_what_a_score_of_ones_own_returns_is_checked(score, error, message):
     tx = jprune.prune(score, {0: 0.5}, selection=by_rank)
     with pytest.raises(error, match=message):
         jax.eval_shape(tx.update, ONES, tx.init(PARAMS), PARAMS)
+
+
+def test_a_skipped_selection_is_no_error_of_a_later_update_in_which_nothing_is_due():
+    state = still(pruned({0: 0.5}), pruned({0: 0.5}).init(PARAMS), NAN)
+    later = pruned({9: 0.5})  # resumed with a schedule whose first step is still to come
+    chex.assert_trees_all_equal(still(later, state, ONES, jit=False).masks, DENSE)

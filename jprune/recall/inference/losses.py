@@ -111,29 +111,35 @@ def class_losses(
     w = support / support.sum()
     # Without a difference between classes all have one variance; a class with less of it by chance must not stand out.
     of_excess = _of_excess(np.maximum(of_change, float(losses.var()) / n), w)
-    added_change, added_excess, degrees = _between(classes_of, dense_correct, correct, n, paired=paired)
+    added_change, added_excess, degrees = between_models(classes_of, dense_correct, correct, n, paired=paired)
     excess = of_excess + added_excess
     gap = mean - float(losses.mean())
     alone = models == len(dense_correct) == 1
+    # Few models may look alike by chance, and then their number limits the degrees of freedom all the same.
     pooled = degrees * max(1, int((support > 0).sum()) - 1)
+    most = pooled if min(models, len(dense_correct)) > 1 else np.inf
     ends = {}
-    for name, centre, of_examples, added, freedom in (
-        ("change", -mean, of_change, added_change, degrees),
-        ("excess", gap, of_excess, added_excess, pooled),
+    freedom = {
+        "change": _degrees(of_change, added_change, n, degrees),
+        "excess": np.minimum(_degrees(of_excess, added_excess, n, pooled), most),
+    }
+    for name, centre, of_examples, added in (
+        ("change", -mean, of_change, added_change),
+        ("excess", gap, of_excess, added_excess),
     ):
-        half = _quantile((1 - level) / 2, of_examples, added, n, freedom) * np.sqrt(of_examples + added)
+        half = scipy.stats.t.isf((1 - level) / 2, freedom[name]) * np.sqrt(of_examples + added)
         ends[name] = centre - half, centre + half
     with np.errstate(invalid="ignore", divide="ignore"):
         statistic = np.abs(gap) / np.sqrt(excess)
         if alone:
             p = np.maximum(2 * scipy.stats.norm.sf(statistic), _exact(support, lost, won))
         else:
-            p = 2 * np.asarray(scipy.stats.t.sf(statistic, _degrees(of_excess, added_excess, n, pooled)))
+            p = 2 * np.asarray(scipy.stats.t.sf(statistic, freedom["excess"]))
     p = np.where(np.isfinite(gap) & (n > 1), np.minimum(p, 1), np.nan)
     if (support > 0).sum() < 2:
         p = np.full(classes, np.nan)
     tests = max(1, int(np.isfinite(p).sum()))
-    critical = _quantile((1 - level) / 2 / tests, of_excess, added_excess, n, pooled)
+    critical = np.asarray(scipy.stats.t.isf((1 - level) / 2 / tests, freedom["excess"]))
     detectable = _detectable(critical + scipy.stats.norm.ppf(_POWER), excess, (1 - w) ** 2 / n)
     # A class loses at most its recall, and what it loses counts in the overall loss too.
     recall = of_class(before) / n
@@ -175,7 +181,7 @@ def change_of_all(
         return float("nan")
     if not losses.any():
         return 1.0
-    added, _, degrees = _between(np.zeros(len(losses), np.int64), dense_correct, correct, n, paired=paired)
+    added, _, degrees = between_models(np.zeros(len(losses), np.int64), dense_correct, correct, n, paired=paired)
     of_examples = losses.var(ddof=1) / n
     statistic = abs(float(losses.mean())) / np.sqrt(of_examples + added)
     return float(2 * np.asarray(scipy.stats.t.sf(statistic, _degrees(of_examples, added, n, degrees)))[0])
@@ -239,7 +245,7 @@ def _of_excess(of_class: _Floats, w: _Floats) -> _Floats:
     return np.asarray(of_class * (1 - w) ** 2 + whole - known * w**2)
 
 
-def _between(
+def between_models(
     classes_of: Int[np.ndarray, " examples"],
     dense: Bool[np.ndarray, "dense_models examples"],
     after: Bool[np.ndarray, "models examples"],
@@ -265,20 +271,20 @@ def _between(
         overall = (np.where(np.isnan(means), 0, means) * w).sum(1, keepdims=True)
         change = change + means.var(0, ddof=1) / models
         excess = excess + (means - overall).var(0, ddof=1) / models
-        noise = own_noise(classes_of, values, n) / models
+        noise = _own_noise(classes_of, values, n) / models
         noise_change, noise_excess = noise_change + noise, noise_excess + _of_excess(noise, w)
     own = excess - noise_excess
     return np.maximum(change - noise_change, 0), np.maximum(own, max(0.0, float(np.nanmean(own)))), float(degrees)
 
 
-def own_noise(
+def _own_noise(
     classes_of: Int[np.ndarray, " examples"], values: Int[np.ndarray, "models examples"], n: _Floats
 ) -> _Floats:
     """The variance of a model's class means that comes from examples on which it differs from the other models.
 
     An example that all models lose adds nothing to the variance between models, so it is not counted.
 
-    >>> own_noise(np.array([0, 0, 1]), np.array([[1, 0, 1], [1, 0, 0]]), np.array([2.0, 1.0])).tolist()
+    >>> _own_noise(np.array([0, 0, 1]), np.array([[1, 0, 1], [1, 0, 0]]), np.array([2.0, 1.0])).tolist()
     [0.0, 0.5]
     """
     models = len(values)
@@ -291,10 +297,6 @@ def _degrees(of_examples: _Floats, added: _Floats, n: _Floats, degrees: float) -
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = of_examples**2 / np.where(n > 1, n - 1, np.nan) + added**2 / degrees
         return np.asarray((of_examples + added) ** 2 / spread)
-
-
-def _quantile(tail: float, of_examples: _Floats, added: _Floats, n: _Floats, degrees: float) -> _Floats:
-    return np.asarray(scipy.stats.t.isf(tail, _degrees(of_examples, added, n, degrees)))
 
 
 def _exact(support: Int[np.ndarray, " classes"], lost: _Floats, won: _Floats) -> _Floats:

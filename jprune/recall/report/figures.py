@@ -125,7 +125,7 @@ def accuracy_tradeoff(audit: AuditTables) -> "Figure":
         for index, (_, rows) in enumerate(_scores(audit.summary))
     ]
     _reference(axes)
-    axes.margins(x=0.12, y=0.12)  # room for the ratios at the outermost points
+    axes.margins(x=0.12, y=0.12)  # space for the labels of the outermost points
     low, high = axes.get_xlim()
     axes.set_xlim(min(high, 100.0), max(low, 0.0))
     labelled = audit.summary

@@ -150,11 +150,11 @@ def _ends(hit: "pd.Series[float]") -> str:
 
 
 def _and_more(names: list[str], before: int = 0) -> str:
-    """As many names as there is room for after others, at least one, and the number of the rest."""
-    room = max(1, _MOST_CLASSES - before)
-    if len(names) <= room:
+    """List up to three names, fewer after others but at least one, and count the rest."""
+    most = max(1, _MOST_CLASSES - before)
+    if len(names) <= most:
         return listed(names)
-    return f"{', '.join(names[:room])} and {len(names) - room} more"
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
 def _none_named(audit: AuditTables, row: Row) -> str:

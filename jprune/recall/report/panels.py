@@ -107,5 +107,5 @@ def legend(axes: "Axes", drawn: Sequence[Any], names: Sequence[str], **place: An
 
 
 def short(name: str, most: int = 28) -> str:
-    """A name cut to a length that a legend has room for."""
+    """Return a name, shortened to fit a legend."""
     return name if len(name) <= most else name[: most - 1] + "…"

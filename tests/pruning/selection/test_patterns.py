@@ -122,7 +122,7 @@ def test_so_many_into_each_output():
 
 
 def erk_by_hand(shapes, total):
-    """Evci's loop: densities e * sum(d) / prod(d), dense where that exceeds 1, e anew for the rest."""
+    """Evci's loop: densities e * sum(d) / prod(d), dense where that exceeds 1, then e again for the rest."""
     dense = set()
     while True:
         left = total - sum(np.prod(shapes[i]) for i in dense)
