@@ -322,8 +322,8 @@ def _names_of_this_host() -> list[str]:
 
 def _accept(listening: socket.socket, others: int, token: bytes) -> bool:
     """Watch the connections of the other processes; others that connect to the port are turned away."""
-    deadline = time.monotonic() + _MEETING_SECONDS
-    while len(_CONNECTIONS) < others and (left := deadline - time.monotonic()) > 0:
+    deadline, met = time.monotonic() + _MEETING_SECONDS, 0
+    while met < others and (left := deadline - time.monotonic()) > 0:
         listening.settimeout(left)
         with contextlib.suppress(OSError):
             connection, _ = listening.accept()
@@ -331,9 +331,10 @@ def _accept(listening: socket.socket, others: int, token: bytes) -> bool:
             if connection.recv(len(token), socket.MSG_WAITALL) == token:
                 connection.sendall(token)
                 _watch(connection)
+                met += 1
             else:
                 connection.close()
-    return len(_CONNECTIONS) == others
+    return met == others
 
 
 def _connect(hosts: Sequence[str], port: int, token: bytes) -> bool:
