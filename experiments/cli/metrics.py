@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib.util
+import os
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,8 @@ def to_csv(folder: Path) -> Callback:
         rows = pd.DataFrame({"stage": stage, "replicate": np.array(replicates), "epoch": epoch, **metrics})
         with files.naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError), path.open("xb", buffering=0) as file:
-                file.write(rows.head(0).to_csv(index=False).encode())
+            if not path.exists():
+                _create(path, rows.head(0).to_csv(index=False).encode())
             with path.open("ab", buffering=0) as file:
                 file.write(rows.to_csv(header=False, index=False, float_format="%.6g").encode())
 
@@ -63,3 +65,24 @@ def to_tensorboard(folder: Path) -> Callback | None:
                     boards[name].add_scalar(metric, float(finite.mean()), epoch)
 
     return write
+
+
+def _create(path: Path, header: bytes) -> None:
+    """Create a file that holds the header from the start, unless another run has created it.
+
+    A file that is opened first and gets its header later would lose the row that another run appends in between.
+    """
+    temporary = path.with_name(f"{path.name}{files.PARTIAL}{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(header)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links: the header is appended, so that no row is lost
+            with contextlib.suppress(FileExistsError):
+                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o666)
+                with os.fdopen(descriptor, "ab", buffering=0) as file:
+                    file.write(header)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Training curves while a study runs; TensorBoard files are read with the package that writes them."""
 
+import os
 import struct
 import threading
 from concurrent import futures
@@ -49,6 +50,25 @@ def test_every_epoch_and_replicate_is_a_row_of_the_csv(tmp_path):
     assert table["replicate"].tolist() == [4, 5, 6, 4, 5, 6]
     assert table["epoch"].tolist() == [1, 1, 1, 2, 2, 2]
     np.testing.assert_array_equal(table["loss"], [2, 1, 0, np.nan, 0.5, np.inf])
+
+
+def test_a_file_that_another_run_creates_first_keeps_its_header_and_row(tmp_path, monkeypatch):
+    path, link = tmp_path / "metrics.csv", os.link
+
+    def link_after_the_other_run(source, target):
+        path.write_text("stage,replicate,epoch,loss\ndense,0,1,0.5\n")
+        link(source, target)
+
+    monkeypatch.setattr(metrics.os, "link", link_after_the_other_run)
+    metrics.to_csv(tmp_path)("dense", range(1, 2), 1, {"loss": np.array([0.25], np.float32)})
+    assert path.read_text().split() == ["stage,replicate,epoch,loss", "dense,0,1,0.5", "dense,1,1,0.25"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_csv_needs_no_hard_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.os, "link", lambda *paths: os.open(tmp_path / "none" / "none", os.O_RDONLY))
+    metrics.to_csv(tmp_path)("dense", range(1, 2), 1, {"loss": np.array([0.25], np.float32)})
+    assert (tmp_path / "metrics.csv").read_text().split() == ["stage,replicate,epoch,loss", "dense,1,1,0.25"]
 
 
 def test_runs_that_write_to_one_file_at_the_same_time_make_one_table(tmp_path):
