@@ -74,7 +74,7 @@ def selection(sizes: Sequence[int]) -> list[Curve]:
         Curve("selection_time", "Exact global selection", "scores", "seconds", {"selection": time}, "linear"),
         Curve(
             "selection_memory",
-            "Memory of the selection beside scores and masks",
+            "Memory of the selection without scores and masks",
             "scores",
             "MiB",
             {"the compiled program's own": memory, "the scores": scores_themselves},

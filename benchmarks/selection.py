@@ -113,7 +113,7 @@ def _sharded(n: int) -> list[Row]:
             lambda: (_run_on(cores), ours(few).block_until_ready()),
             lambda: (_run_on(1), ours(alone).block_until_ready()),
             must=1.0,
-            note="a forced device takes all the cores it finds, so one alone is held to one",
+            note="a forced device takes all the cores it finds, so one alone is limited to one",
         ),
     ]
 

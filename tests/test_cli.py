@@ -145,10 +145,10 @@ def test_everything_is_written_and_printed(folder, capsys):
         "--title", "A <title>", "--date", "today",
     ])  # fmt: skip
     assert status == 0
-    told = capsys.readouterr().out
-    assert told.startswith(("Class ", "No single class is shown"))
+    printed = capsys.readouterr().out
+    assert printed.startswith(("Class ", "No single class is shown"))
     for part in ("Classes that lost most", "Is the evidence enough?", "[bold]cat", "Report: report.html"):
-        assert part in told
+        assert part in printed
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "<title>A &lt;title&gt;</title>" in page
     assert "on today." in page
@@ -183,7 +183,7 @@ CSV = {
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (["--labels", "none.csv"], "none.csv does not exist; check the path"),
         (["--labels", "."], ". is not a file"),
@@ -236,7 +236,7 @@ CSV = {
         (["--seed", "-1"], "--seed must be 0 or more"),
     ],
 )  # fmt: skip
-def test_every_mistake_names_the_file_and_value_and_writes_nothing(folder, capsys, change, told):
+def test_every_mistake_names_the_file_and_value_and_writes_nothing(folder, capsys, change, message):
     for name, text in CSV.items():
         (folder / name).write_text(text)
     pd.DataFrame(TWO.T).to_csv("numbers.csv", index=False)
@@ -254,8 +254,8 @@ def test_every_mistake_names_the_file_and_value_and_writes_nothing(folder, capsy
     for option, value in zip(change[::2], change[1::2], strict=True):
         given[option].append(value)
     arguments = [part for option, values in given.items() for value in values for part in (option, value)]
-    if told:
-        assert told in failure(capsys, *arguments)
+    if message:
+        assert message in failure(capsys, *arguments)
     else:
         assert main(["audit", *arguments, "--json"]) == 0
     assert sorted(os.listdir()) == before
@@ -266,8 +266,8 @@ def test_an_attribute_in_two_files_of_groups_is_refused(capsys):
     pd.DataFrame({"sex": ["m", "f"] * (EXAMPLES // 2)}).to_csv("one.csv", index=False)
     pd.DataFrame({"sex": ["f", "m"] * (EXAMPLES // 2), "age": range(EXAMPLES)}).to_csv("two_of_them.csv", index=False)
     groups = ("--groups", "one.csv", "--groups", "two_of_them.csv")
-    told = failure(capsys, *BASE, "--pruned", "2=two.npy", *groups)
-    assert told == "jprune audit: --groups two_of_them.csv has the attribute 'sex', which a file before it has too"
+    printed = failure(capsys, *BASE, "--pruned", "2=two.npy", *groups)
+    assert printed == "jprune audit: --groups two_of_them.csv has the attribute 'sex', which a file before it has too"
 
 
 @pytest.mark.usefixtures("folder")
@@ -286,8 +286,8 @@ def test_a_pickle_is_never_run(capsys):
 @pytest.mark.usefixtures("folder")
 def test_an_error_says_from_where_examples_are_counted_and_prints_no_control_characters(capsys):
     np.savetxt("wild\x1b[31m.csv", LABELS + 9, fmt="%d")
-    told = failure(capsys, "--labels", "labels.npy", "--dense", "labels.npy", "--pruned", "2=wild\x1b[31m.csv")
-    assert told == (
+    printed = failure(capsys, "--labels", "labels.npy", "--dense", "labels.npy", "--pruned", "2=wild\x1b[31m.csv")
+    assert printed == (
         "jprune audit: wild\\x1b[31m.csv holds 9 at model 0, example 0; the largest label in labels.npy is "
         "2: allowed 0..2; give num_classes (--num-classes) if some classes have no examples (models and "
         "examples are counted from 0)"
@@ -310,10 +310,10 @@ def test_usage_errors_and_help(capsys):
     assert main(["audit", "--labels", "x"]) == 2
     assert "--dense is needed" in capsys.readouterr().err
     assert main(["audit", "--help"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for option in ("--labels", "--dense", "--pruned", "--out", "--json", "--class-names", "--unpaired", "--level"):
-        assert option in told
-    assert "jprune audit --labels labels.csv --dense dense.npz --pruned 2=p2.npz --pruned 10=p10.npz" in told
+        assert option in printed
+    assert "jprune audit --labels labels.csv --dense dense.npz --pruned 2=p2.npz --pruned 10=p10.npz" in printed
 
 
 @pytest.mark.parametrize("module", ["rich.console", "jinja2"])

@@ -40,10 +40,10 @@ named("flax", lambda: jprune.preactivations(None, None))
 named("export", lambda: jprune.io.save_masks("masks.safetensors", {"kernel": jnp.ones((1, 2), bool)}))
 command = sys.executable[: -len("python")] + "jprune"
 files = ["--labels", "y.npy", "--dense", "d.npy", "--pruned", "2=p.npy"]
-told = subprocess.run([command, "audit", *files], capture_output=True, text=True)
-assert told.returncode and "'jprune[report]'" in told.stderr and "Traceback" not in told.stderr, told.stderr
-held = {path.name for path in importlib.resources.files("jprune").joinpath("recall/report").iterdir()}
-assert {"page.html.j2", "page.css", "page.js"} <= held
+done = subprocess.run([command, "audit", *files], capture_output=True, text=True)
+assert done.returncode and "'jprune[report]'" in done.stderr and "Traceback" not in done.stderr, done.stderr
+installed = {path.name for path in importlib.resources.files("jprune").joinpath("recall/report").iterdir()}
+assert {"page.html.j2", "page.css", "page.js"} <= installed
 assert importlib.resources.files("jprune").joinpath("py.typed").is_file()
 print(jprune.__file__)
 """
@@ -90,24 +90,24 @@ def tracked():
 
 def test_the_source_archive_holds_every_tracked_file(archives, tracked):
     with tarfile.open(archives[0]) as archive:
-        held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert {name for name in tracked - held if not name.startswith(REPOSITORY)} == set()
-    assert {"jprune/py.typed", "jprune/recall/report/page.html.j2", "tests/conftest.py", "PKG-INFO"} <= held
+        packed = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert {name for name in tracked - packed if not name.startswith(REPOSITORY)} == set()
+    assert {"jprune/py.typed", "jprune/recall/report/page.html.j2", "tests/conftest.py", "PKG-INFO"} <= packed
 
 
 def test_the_wheel_holds_the_library_and_nothing_else(archives, tracked):
-    held = set(zipfile.ZipFile(archives[1]).namelist())
+    packed = set(zipfile.ZipFile(archives[1]).namelist())
     library = {name for name in tracked if name.startswith("jprune/")}
-    assert library - held == set()
-    assert {name.split("/")[0].split("-")[0] for name in held} == {"jprune"}
-    assert any(name.endswith("licenses/LICENSE") for name in held)
+    assert library - packed == set()
+    assert {name.split("/")[0].split("-")[0] for name in packed} == {"jprune"}
+    assert any(name.endswith("licenses/LICENSE") for name in packed)
 
 
 def test_the_wheel_works_in_an_empty_environment_and_names_the_extras_it_lacks(archives, tmp_path):
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", archives[1])
-    told = run(python, "-W", "error", "-c", BARE, cwd=tmp_path)
-    assert Path(told.strip()).is_relative_to(tmp_path / "env")
+    printed = run(python, "-W", "error", "-c", BARE, cwd=tmp_path)
+    assert Path(printed.strip()).is_relative_to(tmp_path / "env")
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{archives[1]}[recall]")
     run(python, "-W", "error", "-c", WITH_RECALL, cwd=tmp_path)

@@ -141,16 +141,16 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
     others = [study, *results.all_recorded(stored), *map(presets.get, presets.names())]
     ratios = dict.fromkeys(ratio for one in others for ratio in one.ratios)
     study = dataclasses.replace(study, scores=_possible_scores(study), ratios=tuple(ratios))
-    held, hashed = results.truth(stored, study), results.known(stored, study)
+    truth, hashed = results.truth(stored, study), results.known(stored, study)
     (penalty,) = plan.coefficients(study)
     pruned = plan.pruned_settings(study, hashed, penalty, plan.PruningTarget("undecayed", 2.0))
     decisive = ("gradient", "recipe", "counting", "min_keep", "rounding", "structure")
     settings = pruned["dense"] | {"pruning": {name: pruned[name] for name in decisive if name in pruned}}
-    classes = len(held.class_names)
+    classes = len(truth.class_names)
     known = {
         "settings": json.loads(json.dumps(settings)),
-        "class_names": list(held.class_names),
-        "support": np.bincount(held.labels, minlength=classes).tolist(),
+        "class_names": list(truth.class_names),
+        "support": np.bincount(truth.labels, minlength=classes).tolist(),
         "made": provenance.portable(provenance.notes(stored)),
     }
     described, parts = folder / f"{name}.json", []
@@ -161,7 +161,7 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
             raise ValueError(f"{described} was made with other settings ({', '.join(other)}); give another name")
         parts.append(pd.read_csv(folder / f"{name}.csv"))
         known["made"] = before["made"] + [entry for entry in known["made"] if entry not in before["made"]]
-    added = [_networks(stored, stage, held) for stage in plan.stages(study, hashed, penalty)]
+    added = [_networks(stored, stage, truth) for stage in plan.stages(study, hashed, penalty)]
     parts += [part for part in added if len(part)]
     if not parts:
         raise files.StoreError(f"{plan.root(stored)} has no network of this study: run it first")
@@ -183,7 +183,7 @@ def _possible_scores(study: Study) -> tuple[Score, ...]:
     return tuple(score for score in get_args(Score) if signed or score != "undecayed-signed")
 
 
-def _networks(stored: Path, stage: plan.StudyStage, held: results.Truth) -> pd.DataFrame:
+def _networks(stored: Path, stage: plan.StudyStage, truth: results.Truth) -> pd.DataFrame:
     """Return a row per stored network of a stage whose training was not stopped."""
     rows = results.replicates_of(stored, stage)
     if not len(rows):
@@ -193,7 +193,7 @@ def _networks(stored: Path, stage: plan.StudyStage, held: results.Truth) -> pd.D
     right = counts[counts["true"] == counts["predicted"]].pivot_table(
         index="replicate", columns="true", values="count", fill_value=0
     )
-    right = right.reindex(columns=range(len(held.class_names)), fill_value=0).astype(int).add_prefix("correct_")
+    right = right.reindex(columns=range(len(truth.class_names)), fill_value=0).astype(int).add_prefix("correct_")
     score, ratio = (DENSE, 1.0) if stage.target is None else stage.target
     columns = ["replicate", "parameters", "prunable", "nonzero", "dead_units", "linear_units"]
     healthy = rows[rows["stopped"] < 0].reindex(columns=columns)

@@ -327,7 +327,7 @@ PROGRAMS = {
         [X],
         [],
     ),
-    "a diagonal beside the main one": (
+    "a diagonal next to the main one": (
         lambda p, x: (x @ p["w"] @ jnp.eye(4, k=1)) @ p["v"],
         {"w": ((6, 4), "i o"), "v": ((4, 2), "i o")},
         [X],

@@ -37,8 +37,8 @@ def to_disk_and_back(params, state, folder):
     is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
     plain = [jax.random.key_data(leaf) if key else leaf for leaf, key in zip(leaves, is_key, strict=True)]
     np.savez(folder / "state.npz", *[np.zeros(leaf.shape, bool) if leaf.dtype == bool else leaf for leaf in plain])
-    with np.load(folder / "state.npz", allow_pickle=False) as held:
-        back = [jnp.asarray(held[f"arr_{i}"]) for i in range(len(leaves))]
+    with np.load(folder / "state.npz", allow_pickle=False) as stored:
+        back = [jnp.asarray(stored[f"arr_{i}"]) for i in range(len(leaves))]
     back = [jax.random.wrap_key_data(leaf) if key else leaf for leaf, key in zip(back, is_key, strict=True)]
     state = jprune.with_masks(jax.tree.unflatten(treedef, back), jprune.io.load_masks(folder / "masks", weights()))
     return jprune.io.load_pruned(folder / "weights", weights()), state

@@ -158,8 +158,8 @@ class Training(stateful.RuleBasedStateMachine):
         for r in range(REPLICATES):
             jprune.check_pruned(self.params[r], self.states[r])
             assert int(self.states[r].count) == self.step
-            held = jax.tree.leaves(jprune.masks_of(self.states[r]))
-            for mask, expected in zip(held, self.masks[r], strict=True):
+            masks = jax.tree.leaves(jprune.masks_of(self.states[r]))
+            for mask, expected in zip(masks, self.masks[r], strict=True):
                 np.testing.assert_array_equal(mask, expected)
             expected = jax.tree.leaves(self.tree(self.weights[r]))
             for leaf, wanted in zip(jax.tree.leaves(self.params[r]), expected, strict=True):

@@ -224,8 +224,8 @@ def exact_zero(params_dtype, updates_dtype, weights):
     params = {"kernel": jnp.asarray(weights, params_dtype).reshape(1, -1)}
     updates = {"kernel": jnp.full(params["kernel"].shape, 0.3, updates_dtype)}
     tx = jprune.prune(jprune.magnitude(), {0: jprune.Keep(0)}, selection=by_rank)
-    held, _ = tx.update(updates, tx.init(params), params)
-    after = optax.apply_updates(params, held)["kernel"]
+    kept, _ = tx.update(updates, tx.init(params), params)
+    after = optax.apply_updates(params, kept)["kernel"]
     assert after.dtype == params_dtype
     np.testing.assert_array_equal(np.asarray(after, np.float64), 0.0)
     assert not np.signbit(np.asarray(after, np.float64)).any()

@@ -111,10 +111,10 @@ def test_leaves_without_a_mask_get_their_update_as_it_is():
     params = {"kernel": FIRST, "bias": jnp.ones(3), "frozen": None, "steps": jnp.arange(3)}
     tx = jprune.prune(jprune.magnitude(), {0: 0.5}, selection=by_rank)
     updates = {"kernel": FIRST, "bias": jnp.full(3, 2.0), "frozen": None, "steps": jnp.ones(3, jnp.int32)}
-    held, _ = tx.update(updates, tx.init(params), params)
-    assert held["bias"] is updates["bias"]
-    assert held["steps"] is updates["steps"]
-    assert held["frozen"] is None
+    kept, _ = tx.update(updates, tx.init(params), params)
+    assert kept["bias"] is updates["bias"]
+    assert kept["steps"] is updates["steps"]
+    assert kept["frozen"] is None
 
 
 def test_an_equinox_model_is_trained_with_its_static_half_left_out():

@@ -66,11 +66,11 @@ def test_warnings_name_copies_unequal_classes_few_models_and_the_missing_control
     few = labels.copy()
     few[:40] = 1
     copies = dense[[0, 1, 1]]
-    told = " ".join(recall.audit(few, copies, {2.0: pruned["magnitude"][2.0][:3]}).warnings)
-    assert "dense: models 1 and 2 made identical predictions" in told
-    assert "between 10 and 90 test examples" in told
-    assert "fewer than five models" in told
-    assert "no control" in told
+    warnings = " ".join(recall.audit(few, copies, {2.0: pruned["magnitude"][2.0][:3]}).warnings)
+    assert "dense: models 1 and 2 made identical predictions" in warnings
+    assert "between 10 and 90 test examples" in warnings
+    assert "fewer than five models" in warnings
+    assert "no control" in warnings
 
 
 def test_a_sound_audit_has_no_warning(data):

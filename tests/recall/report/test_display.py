@@ -17,9 +17,9 @@ def test_a_table_too_long_for_the_page_keeps_what_changed_most_at_every_score_an
     for name in ("classes", "groups"):
         assert sorted(row.stack for row in shown[name].rows) == sorted(2 * stacks)
         assert re.fullmatch(r"10 of \d+ rows are shown; Audit.to_csv writes everything.", shown[name].note)
-    told = Counter(row.stack for row in shown["pies"].rows)
-    assert set(told) == set(stacks)
-    assert max(told.values()) == 2
+    drawn = Counter(row.stack for row in shown["pies"].rows)
+    assert set(drawn) == set(stacks)
+    assert max(drawn.values()) == 2
     pies = audit.pies[(audit.pies["score"] == "magnitude") & (audit.pies["ratio"] == 10)]
     wanted = pies["label"].map(dict(enumerate(audits.NAMES))).value_counts().head(2)
     got = {row.cells[2].text: row.cells[4].text for row in shown["pies"].rows if row.stack == "10 magnitude"}

@@ -69,8 +69,8 @@ def test_scatter_draws_every_class_of_every_model_and_the_pooled_slope(drawn):
     slope = (points[:, 0] @ points[:, 1]) / (points[:, 0] @ points[:, 0])
     np.testing.assert_allclose(y, slope * x)
     row = audit.summary[(audit.summary["score"] == "magnitude") & (audit.summary["ratio"] == 10)].iloc[0]
-    told = f"alpha {slope:.2f} {row['alpha_mark']}, r² {row['r2']:.2f}, accuracy {row['accuracy']:.3f}"
-    assert axes.get_title().split("\n")[1] == told
+    expected = f"alpha {slope:.2f} {row['alpha_mark']}, r² {row['r2']:.2f}, accuracy {row['accuracy']:.3f}"
+    assert axes.get_title().split("\n")[1] == expected
 
 
 def test_recall_by_class_draws_dense_then_every_ratio(drawn):
@@ -166,9 +166,9 @@ def test_no_two_ratios_are_written_over_one_another(many):
     for audit, most in ((many, 9), (audits.two_scores(), 5)):
         figure = figures.accuracy_tradeoff(audit)
         figure.draw_without_rendering()
-        told = figure.axes[0].texts
-        assert 1 < len(told) <= most
-        boxes = [text.get_window_extent() for text in told]
+        texts = figure.axes[0].texts
+        assert 1 < len(texts) <= most
+        boxes = [text.get_window_extent() for text in texts]
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     figure = figures.accuracy_tradeoff(many)
     assert {text.get_text() for text in figure.axes[0].texts} == {"8"}

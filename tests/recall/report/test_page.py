@@ -114,15 +114,15 @@ def test_every_name_stays_text(text, parsed):
 
 def test_every_figure_has_a_text_alternative_with_its_numbers(parsed):
     audit = audits.two_scores()
-    told = {attributes["aria-label"] for attributes in parsed.all("svg")}
-    assert told == {caption.alternative for caption in captions.captions(audit).values()}
+    alternatives = {attributes["aria-label"] for attributes in parsed.all("svg")}
+    assert alternatives == {caption.alternative for caption in captions.captions(audit).values()}
     row = audit.summary.iloc[-1]
     assert (
         f"{row['alpha']:.2f} ({row['alpha_low']:.2f} to {row['alpha_high']:.2f}) at 10"
         in captions.captions(audit)["alpha"].alternative
     )
     assert all(attributes["role"] == "img" for attributes in parsed.all("svg"))
-    assert len(parsed.all("figcaption")) == len(parsed.all("figure")) == len(told)
+    assert len(parsed.all("figcaption")) == len(parsed.all("figure")) == len(alternatives)
 
 
 def test_the_classes_table_has_every_class_at_every_stack_and_sorts_by_number(parsed, text):
@@ -170,13 +170,13 @@ def test_a_given_date_is_shown():
 def test_pages_of_odd_audits_are_whole(make):
     parsed = Page(page(make()))
     assert parsed.unclosed == []
-    told = [
+    texts = [
         *parsed.text["td"],
         *parsed.text["dd"],
         *parsed.text["text"],
         *(svg["aria-label"] for svg in parsed.all("svg")),
     ]
-    assert not [words for words in told if re.search(r"\bnan\b|\binf\b", words)]
+    assert not [words for words in texts if re.search(r"\bnan\b|\binf\b", words)]
 
 
 def test_correct_counts_alone_give_a_page_without_examples_or_errors():
