@@ -13,6 +13,9 @@ QUICK = (
 FLAGS = os.environ.get("XLA_FLAGS", QUICK)  # `XLA_FLAGS= make test` compiles as users do
 os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)  # what is printed must not depend on the terminal of whoever runs the tests
+os.environ["TERM"] = "xterm"
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -24,9 +27,16 @@ import tests.typechecked  # noqa: F401 - the hook below looks it up as an attrib
 
 jaxtyping.install_import_hook("jprune", "tests.typechecked.check")
 
+import hypothesis
 import jax
 import pytest
 
+# No test that decides about a change depends on the speed of the machine or on chance. The slow tests draw new examples
+# at every run: they ask for it with `derandomize=False`.
+hypothesis.settings.register_profile(
+    "reproducible", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("reproducible")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -49,7 +49,7 @@ def test_the_python_blocks_of_a_page_run(page, tmp_path):
         text=True,
         capture_output=True,
         cwd=tmp_path,
-        timeout=300,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

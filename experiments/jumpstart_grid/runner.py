@@ -192,7 +192,8 @@ def _devices(engine: ModuleType) -> list[jax.Device]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if engine.SMALL_STEPS:
         flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+        if "--xla_cpu_multi_thread_eigen" not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
         with contextlib.suppress(RuntimeError):  # jax has its devices already
             jax.config.update("jax_num_cpu_devices", cores)
     gpus = processes.local_gpus(os.environ, processes.gpus_of_node())

@@ -156,6 +156,9 @@ def _take(path: Path) -> bool:
         with contextlib.suppress(FileNotFoundError):
             if now - path.stat().st_mtime > _LEASE_SECONDS:
                 os.rename(path, probe)  # only one of two runs can rename an expired claim
+                if now - probe.stat().st_mtime <= _LEASE_SECONDS:  # it is the new claim of a run that was faster
+                    os.rename(probe, path)
+                    return False
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:

@@ -219,8 +219,8 @@ def test_a_killed_task_ends_the_others_within_seconds(slurm, run, rank, tmp_path
             assert process.poll() is None
         os.kill(task_of(out, rank), signal.SIGKILL)
         killed = time.monotonic()
-        printed, _ = process.communicate(timeout=60)
-    assert time.monotonic() - killed < 10
+        printed, _ = process.communicate(timeout=600)
+    assert time.monotonic() - killed < 60  # a second on an idle machine; by JAX's heartbeat alone it takes 100
     assert process.returncode != 0
     assert "error: another process of this program has ended" in printed
 

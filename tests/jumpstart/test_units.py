@@ -37,7 +37,7 @@ def test_zero_is_dead_and_not_linear():
 SHAPES = [(4, 3), (4, 2, 2, 3), (4, 1)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31))
 def test_statuses_are_those_of_the_definition_over_batch_and_space(seed):
     rng = np.random.default_rng(seed)
@@ -48,7 +48,7 @@ def test_statuses_are_those_of_the_definition_over_batch_and_space(seed):
     assert lists(jprune.jumpstart.point_status(given_layers)) == [[judged(z[b]) for b in range(4)] for z in layers]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.lists(st.integers(1, 5), min_size=1, max_size=4))
 def test_merging_over_batches_gives_the_status_over_all_of_them(seed, sizes):
     rng = np.random.default_rng(seed)
@@ -115,7 +115,7 @@ def by_loops(unit, point):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31))
 def test_every_ratio_by_loops_with_and_without_padding(seed):
     rng = np.random.default_rng(seed)

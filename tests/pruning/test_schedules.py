@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jprune.pruning import schedules
@@ -35,7 +35,6 @@ def test_cubic_reaches_its_target_exactly_also_off_its_grid(end, every):
     assert table[end] == 0.7
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1), st.integers(0, 1000), st.integers(1, 3000), st.integers(1, 500))
 def test_cubic_never_falls(sparsity, begin, span, every):
     values = list(schedules.cubic(sparsity, begin, begin + span, every).values())
@@ -63,7 +62,6 @@ def test_keep_counts_beyond_two_to_the_31():
     assert schedules.keep_counts({0: 0.5}, {"w": 2**33 + 2}) == ((0, 2**32 + 1),)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 10**6), st.floats(0, 1), min_size=1), st.integers(0, 2**40))
 def test_keep_counts_are_what_python_rounds(table, total):
     counts = schedules.keep_counts(table, {"w": total}, regrowing=True)

@@ -73,7 +73,7 @@ def test_the_csv_needs_no_hard_links(tmp_path, monkeypatch):
 
 def test_runs_that_write_to_one_file_at_the_same_time_make_one_table(tmp_path):
     """Six runs of 300 replicates, 20 epochs each: some 8 kB a write, and one header."""
-    meeting = threading.Barrier(6)
+    meeting = threading.Barrier(6, timeout=600)  # of a thread that fails the others must not wait for ever
 
     def one_run(number):
         write = metrics.to_csv(tmp_path)

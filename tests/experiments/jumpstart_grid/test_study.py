@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -277,16 +276,32 @@ def test_the_train_step_lowers_for_accelerators():
     assert exported.platforms == ("cpu", "cuda", "tpu")
 
 
+KILLED = """
+import os, signal, sys
+from experiments.jumpstart_grid import __main__ as jumpstart_grid
+from experiments.jumpstart_grid import runner
+keep = runner.keep
+
+def keep_and_die(*stage):
+    keep(*stage)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+runner.keep = keep_and_die
+jumpstart_grid.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_process_resumes_and_gives_the_same_numbers(tmp_path):
+    """It is killed when the first of four stages is stored; on another core, a second one is computed at that time."""
     options = ("--epochs", "400", "--depths", "2", "4", "--widths", "2", "3", "5")
     command = [sys.executable, "-m", "experiments.jumpstart_grid", *options, "--out"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {**os.environ, "XLA_FLAGS": ""}}
     subprocess.run([*command, str(tmp_path / "whole")], check=True, **quiet)
-    with subprocess.Popen([*command, str(tmp_path / "parts")], **quiet) as process:
-        while not list(tmp_path.glob("parts/store/*/00000-00001")) and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *options, "--out", str(tmp_path / "parts")], check=False, **quiet
+    )
+    assert killed.returncode == -signal.SIGKILL
     stored = len(list(tmp_path.glob("parts/store/*/00000-00001")))
     assert 0 < stored < 4
     subprocess.run([*command, str(tmp_path / "parts")], check=True, **quiet)

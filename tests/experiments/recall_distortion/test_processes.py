@@ -4,7 +4,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,13 +12,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).parents[3]
 TINY = [
     *("--replicates", "2", "--ratios", "1", "4", "--scores", "magnitude", "random", "--jumpstart", "0"),
     *("--epochs", "2", "--finetune-epochs", "1", "--chunk", "2"),
 ]
 STAGES = 4  # dense, control, magnitude and random at 4
-KILLS = 8
+KILLS, MIDWAY = 8, 3  # at least; as many more as it takes to hit the study midway
 
 pytestmark = pytest.mark.slow
 
@@ -104,8 +105,10 @@ def test_killed_at_any_moment_it_finishes_with_the_same_numbers_and_redoes_no_st
     expected, seconds = undisturbed
     moments = random.Random(0)
     stopped_midway = 0
-    for trial in range(KILLS):
-        out = tmp_path / str(trial)
+    trial = 0
+    while trial < KILLS or stopped_midway < MIDWAY:
+        assert trial < 5 * KILLS, f"only {stopped_midway} kills hit the study, not its start or end"
+        out, trial = tmp_path / str(trial), trial + 1
         kill_at_random(start(out), moments, *seconds)
         done = {path: path.stat().st_mtime_ns for path in out.glob("store/*/?????-?????")}
         pruned_or_dense = [path for path in done if not path.parent.name.startswith("data-")]
@@ -114,7 +117,6 @@ def test_killed_at_any_moment_it_finishes_with_the_same_numbers_and_redoes_no_st
         assert {path: path.stat().st_mtime_ns for path in done} == done
         assert_same(tables(out), expected)
         stopped_midway += 0 < len(pruned_or_dense) < STAGES
-    assert stopped_midway >= 3, "the kills must hit the study, not only its start and end"
 
 
 def test_two_processes_on_one_store_do_not_harm_each_other(start, undisturbed, tmp_path):
@@ -136,10 +138,7 @@ def test_shards_make_one_study_in_one_folder(start, undisturbed, tmp_path):
 
 
 def test_two_processes_over_loopback_give_the_numbers_of_one(start, undisturbed, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id"]
+    together = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id"]
     both = [start(tmp_path / "run", *together, str(i), devices=2) for i in range(2)]
     first, second = map(finish, both)
     assert stages_run(first) == ["dense training", "no pruning (control)", "magnitude, t = 4", "random, t = 4"]
@@ -150,16 +149,13 @@ def test_two_processes_over_loopback_give_the_numbers_of_one(start, undisturbed,
 
 def test_a_killed_process_ends_the_other_one_within_seconds(start, tmp_path):
     """Two processes run one program; the second is killed while the first trains."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = ["--epochs", "300", "--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id"]
+    together = ["--epochs", "300", "--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id"]
     first, second = (start(tmp_path / "run", *together, str(i)) for i in range(2))
     while "dense training" not in first.stdout.readline():
         assert first.poll() is None
     second.kill()
     killed = time.monotonic()
-    printed, _ = first.communicate(timeout=60)
-    assert time.monotonic() - killed < 10
+    printed, _ = first.communicate(timeout=600)
+    assert time.monotonic() - killed < 60  # a second on an idle machine; by JAX's heartbeat alone it takes 100
     assert first.returncode == 1
     assert "error: another process of this program has ended" in printed

@@ -4,8 +4,11 @@ import base64
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
+import time
+import types
 
 import chex
 import jax
@@ -434,12 +437,13 @@ def test_a_stage_that_another_run_computes_is_left_to_it(folder, study, tmp_path
     shutil.move(found.path, tmp_path / "elsewhere")
     claim = found.path.with_name(f"{found.path.name}.claim")
     claim.touch()
+    os.utime(claim, (time.time() + 86_400,) * 2)  # it does not expire, however long this run takes to get there
 
     def other_run(seconds):
         shutil.move(tmp_path / "elsewhere", found.path)
         claim.unlink()
 
-    monkeypatch.setattr(studies.time, "sleep", other_run)
+    monkeypatch.setattr(studies, "time", types.SimpleNamespace(sleep=other_run))
     monkeypatch.setattr(studies, "report", lambda *_: {})
     monkeypatch.setattr(runner, "prune_and_finetune", None)
     studies.compute(tmp_path / "run", study, RUNNING)

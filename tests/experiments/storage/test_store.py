@@ -225,6 +225,51 @@ def test_json_is_replaced_whole(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["config.json"]
 
 
+def test_of_two_runs_one_claims_a_stage_until_it_has_ended(tmp_path):
+    stage = store.stage(tmp_path, "dense", SETTINGS, range(2))
+    with store.claimed(stage) as first, store.claimed(stage) as second:
+        assert (first, second) == (True, False)
+    with store.claimed(stage) as again:
+        assert again
+    assert list(stage.path.parent.iterdir()) == []
+
+
+def claim_of_a_killed_run(stage):
+    path = stage.path.with_name(f"{stage.path.name}.claim")
+    path.parent.mkdir(parents=True)
+    path.touch()
+    os.utime(path, (time.time() - 3600,) * 2)
+    return path
+
+
+def test_the_claim_of_a_killed_run_expires(tmp_path):
+    stage = store.stage(tmp_path, "dense", SETTINGS, range(2))
+    path = claim_of_a_killed_run(stage)
+    with store.claimed(stage) as mine:
+        assert mine
+        assert time.time() - path.stat().st_mtime < 1800
+    assert list(stage.path.parent.iterdir()) == []
+
+
+def test_a_run_that_replaced_the_claim_of_a_killed_run_keeps_its_own(tmp_path, monkeypatch):
+    """Two runs find an expired claim. Before one of them removes it, the other has put its own claim in its place."""
+    stage = store.stage(tmp_path, "dense", SETTINGS, range(2))
+    path = claim_of_a_killed_run(stage)
+    rename = os.rename
+
+    def after_the_other_run(source, target):
+        monkeypatch.undo()
+        path.unlink()
+        path.write_text("of the other run")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", after_the_other_run)
+    with store.claimed(stage) as mine:
+        assert not mine
+    assert path.read_text() == "of the other run"
+    assert list(stage.path.parent.iterdir()) == [path]
+
+
 def test_replicates_must_be_contiguous(tmp_path):
     with pytest.raises(ValueError, match="must be contiguous"):
         store.stage(tmp_path, "dense", SETTINGS, range(0, 4, 2))

@@ -47,7 +47,7 @@ def test_masks_come_back_bit_for_bit_in_an_eighth_of_a_byte_a_weight(tmp_path):
     assert os.listdir(tmp_path) == ["m"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 5), min_size=0, max_size=3), st.integers(0, 2**32 - 1))
 def test_masks_of_any_shape_come_back(tmp_path_factory, shape, seed):
     mask = np.random.default_rng(seed).random(shape) < 0.5

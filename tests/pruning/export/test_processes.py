@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.ports import free_port
 from tests.pruning.export.two_processes import KERNEL
 
 pytestmark = pytest.mark.slow
@@ -24,16 +24,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(folder):
     """The printed output of the two processes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.pruning.export.two_processes"]
+    command, port = [sys.executable, "-m", "tests.pruning.export.two_processes"], str(free_port())
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     options = {"cwd": Path(__file__).parents[3], "env": os.environ | devices, "text": True}
     options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    started = [subprocess.Popen([*command, str(i), str(port), str(folder)], **options) for i in range(2)]
+    started = [subprocess.Popen([*command, str(i), port, str(folder)], **options) for i in range(2)]
     try:
-        printed = [process.communicate(timeout=300) for process in started]
+        printed = [process.communicate(timeout=1800) for process in started]
     finally:
         for process in started:
             process.kill()

@@ -48,7 +48,7 @@ def same(found, wanted):
 def test_of_all_arrays_together_those_of_a_stable_sort(shapes, one_device):
     size = sum(int(np.prod(shape)) for shape in shapes)
 
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     @given(st.integers(0, 2**32 - 1), st.sampled_from(["ties", "spread", "special"]), st.floats(0, 1))
     def check(seed, kind, part):
         rng = np.random.default_rng(seed)
@@ -70,7 +70,7 @@ def test_of_all_arrays_together_those_of_a_stable_sort(shapes, one_device):
 
 @pytest.mark.parametrize("one_device", [True, False], ids=["one device", "many"])
 def test_of_each_array_those_of_its_own_stable_sort(one_device):
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     @given(st.integers(0, 2**32 - 1), st.sampled_from(["ties", "spread", "special"]))
     def check(seed, kind):
         rng = np.random.default_rng(seed)

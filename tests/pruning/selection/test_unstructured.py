@@ -25,7 +25,7 @@ def flat_masks(masks):
 
 
 @pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning")
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_global_masks_keep_what_a_stable_sort_keeps_on_any_tree_with_ties(data):
     shapes = data.draw(st.sampled_from([[(3,)], [(2, 3), (4,)], [(5, 2), (1, 3), (2, 2)]]))

@@ -146,13 +146,13 @@ def test_thirty_models_at_five_ratios_on_ten_thousand_examples_take_seconds():
     rng = np.random.default_rng(0)
     labels = np.arange(10_000) % 10
     dense, pruned = noisy(labels, 0.1, (30,), rng), noisy(labels, 0.2, (5, 30), rng)
-    start = time.perf_counter()
+    start = time.process_time()  # does not depend on other processes
     ours = recall.bootstrap_examples(labels, dense, pruned, 10, rng=0)
-    assert time.perf_counter() - start < 20  # less than one on two idle cores
+    assert time.process_time() - start < 20  # less than one on two idle cores
     assert ours.alphas.shape == (1_000, 5, 30)
-    start = time.perf_counter()
+    start = time.process_time()
     recall.bootstrap_models(ours.alphas[0], rng=0)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 # randomness and errors -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 
 from jprune import recall
 
-few = settings(deadline=None, max_examples=50)
+few = settings(max_examples=50)
 values = st.lists(st.floats(-5, 5).map(lambda x: round(x, 3)), min_size=3, max_size=12).filter(
     lambda x: np.ptp(x) > 0.01
 )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jprune import recall
 
-few = settings(deadline=None, max_examples=30)  # every new shape compiles
+few = settings(max_examples=30)  # every new shape compiles
 
 
 @st.composite
@@ -143,9 +143,9 @@ def test_thirty_models_on_fifty_thousand_examples_of_a_thousand_classes_take_sec
     rng = np.random.default_rng(0)
     labels, predictions = rng.integers(1000, size=50_000), rng.integers(1000, size=(30, 50_000))
     recall.counts(labels, predictions, 1000).block_until_ready()
-    start = time.perf_counter()
+    start = time.process_time()  # of all threads; unlike the time on the clock, it does not depend on other processes
     counted = recall.counts(labels, predictions, 1000).block_until_ready()
-    assert time.perf_counter() - start < 5  # a tenth of a second on two idle cores
+    assert time.process_time() - start < 5  # a tenth of a second on idle cores
     expected = np.bincount(labels * 1000 + predictions[17], minlength=1_000_000).reshape(1000, 1000)
     np.testing.assert_array_equal(counted[17], expected)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jprune import recall
 from tests.recall import published
 
-few = settings(deadline=None, max_examples=15)
+few = settings(max_examples=15)
 
 
 # inequality within a model ---------------------------------------------------------------------------

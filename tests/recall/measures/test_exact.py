@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jprune import recall
 
-few = settings(deadline=None, max_examples=200)
+few = settings(max_examples=200)
 
 
 @st.composite

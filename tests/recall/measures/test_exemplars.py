@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jprune import recall
 
-few = settings(deadline=None, max_examples=50)
+few = settings(max_examples=50)
 shapes = st.tuples(st.integers(1, 7), st.just(12))
 stacks = shapes.flatmap(lambda shape: hnp.arrays(np.int64, shape, elements=st.integers(0, 3)))
 

@@ -18,7 +18,7 @@ MEASURES = (
 )
 
 
-few = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.filter_too_much])
+few = settings(max_examples=25, suppress_health_check=[HealthCheck.filter_too_much])
 
 
 @st.composite
