@@ -75,11 +75,12 @@ def jumpstart_penalty(
 
         balance * relu(positive - M) + (1 - balance) * relu(negative + m)
 
-    and the penalty aggregates the slacks of all units and points of all layers:
+    and the penalty aggregates the slacks U of all units and P of all points, over all layers:
 
-        balanced mean(U) + mean(P), with the slacks U of the units and P of the points of all layers mean, sum over U
-        and P together norm the Euclidean norm of U and P together, with gradient 0 at the zero vector sum_squares its
-        square
+        balanced     mean(U) + mean(P)
+        mean, sum    over U and P together
+        norm         the Euclidean norm of U and P together, with gradient 0 at the zero vector
+        sum_squares  its square
 
     Multiply it by a coefficient and add it to the loss, or use ``add_jumpstart`` or ``jumpstart_loss``. Sums are in
     float32 or wider. It is differentiable in reverse mode, under jit, vmap, scan and shard_map.

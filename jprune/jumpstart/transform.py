@@ -1,4 +1,4 @@
-"""Train with the jumpstart penalty: as a link of an optax chain, or fused into the loss.
+"""Train with the jumpstart penalty: as a transformation in an optax chain, or fused into the loss.
 
 Both give the same updates. They differ in the additional cost of a step:
 
@@ -6,8 +6,8 @@ Both give the same updates. They differ in the additional cost of a step:
 the loss.
 
 ``add_jumpstart`` adds the same and another forward and backward pass up to the last penalized layer, so a step takes
-about twice as long. In return the loss function does not change, so the link works in any training loop, and it can use
-another batch or another mode of the model than the loss.
+about twice as long. In return the loss function does not change, so the transformation works in any training loop, and
+it can use another batch or another mode of the model than the loss.
 """
 
 import math

@@ -103,7 +103,7 @@ def dense_gradient() -> Score:
 def reset_moments(
     tx: optax.GradientTransformation, pruner: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    """Chain an optimizer and a prune link, and reset the optimizer's moments of pruned weights.
+    """Chain an optimizer and ``prune``, and reset the optimizer's moments of pruned weights.
 
     An array in the state of ``tx`` belongs to a parameter if its path ends with the parameter's path and its shape with
     the parameter's shape. In these arrays the entries at pruned weights are set to what ``tx.init`` returns for a
@@ -124,7 +124,7 @@ def reset_moments(
 
     Raises:
       TypeError: ``tx`` or ``pruner`` is not an optax transformation.
-      ValueError: at ``init``, as ``masks_of``: ``pruner`` has no prune link, or the links are in the wrong order.
+      ValueError: at ``init``, as ``masks_of``: ``pruner`` contains no ``prune``, or the order is wrong.
 
     >>> import jprune
     >>> tx = reset_moments(optax.sgd(0.1, momentum=0.9), jprune.prune(jprune.magnitude(), {0: 0.5}))
@@ -140,7 +140,7 @@ def reset_moments(
     def init(params: PyTree) -> PyTree:
         state = chained.init(params)
         if not is_placeholder(params):
-            masks_of(state)  # raises if the links are in the wrong order
+            masks_of(state)  # raises if the order is wrong
         return state
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: object) -> tuple[PyTree, PyTree]:

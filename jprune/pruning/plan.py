@@ -56,7 +56,7 @@ class _Event(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where a prune link is in its schedule: ``count`` and ``applied`` of its ``PruneState``."""
+    """Where a prune transformation is in its schedule: ``count`` and ``applied`` of its ``PruneState``."""
 
     count: Any  # Int[Array, ""]; a tuple has a method of this name
     applied: UInt32[Array, ""]
@@ -64,7 +64,7 @@ class Progress(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """The static part of a prune link; the attributes are the arguments of ``prune``."""
+    """The static part of a prune transformation; the attributes are the arguments of ``prune``."""
 
     score: Score | Callable[..., PyTree]
     schedule: dict[int, float | Keep | PerLayer]

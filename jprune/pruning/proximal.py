@@ -1,7 +1,7 @@
-"""Proximal links: penalties on weights whose minimizers have exact zeros.
+"""Proximal transformations: penalties on weights whose minimizers have exact zeros.
 
 A proximal gradient step moves the parameters with the gradient of the loss and then applies the proximal operator
-of the penalty, prox(v) = argmin over w of (1/2) |w - v|^2 + threshold * penalty(w). The links here return
+of the penalty, prox(v) = argmin over w of (1/2) |w - v|^2 + threshold * penalty(w). The transformations here return
 prox(p + u) - p for the update u of the optimizer before them, so they come last in a chain:
 
 >>> import jprune
@@ -43,7 +43,7 @@ _Arrays = dict[str, Array]
 
 
 class ProximalState(NamedTuple):
-    """The state of a proximal link.
+    """The state of a proximal transformation.
 
     Attributes:
       count: int32 scalar, the number of earlier updates.
@@ -60,7 +60,7 @@ def soft_threshold(threshold: Threshold, *, where: Where | None = None) -> optax
       where: predicate on (path, leaf): which leaves have the penalty; None selects what ``kernels`` does.
 
     Returns:
-      An optax transformation, the last link of its chain.
+      An optax transformation, the last one of its chain.
 
     Raises:
       TypeError: ``threshold`` is not a number or a function of the step.
@@ -129,7 +129,7 @@ def group_soft_threshold(
       by_size: multiply the threshold by sqrt(number of weights in the group).
 
     Returns:
-      An optax transformation, the last link of its chain.
+      An optax transformation, the last one of its chain.
 
     Raises:
       TypeError: as ``soft_threshold``; ``groups`` has the wrong type, or ``where`` is given as well.
@@ -284,7 +284,7 @@ def _check_threshold(name: str, value: Any) -> None:
 def _link(
     name: str, threshold: Threshold, where: Where | None, prox: Callable[[_Arrays, Array], _Arrays]
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the link that computes prox(p + u) - p for the leaves that ``where`` selects."""
+    """Return the transformation that computes prox(p + u) - p for the leaves that ``where`` selects."""
     if not callable(threshold):
         _check_threshold("threshold", threshold)
     chosen = kernels if where is None else where

@@ -1,7 +1,7 @@
 """Find, check and replace the masks in the state of any optimizer.
 
 An optax state is a tree of tuples: a plain tuple (or an OrderedDict) for a chain, a NamedTuple for anything else. This
-shows whether a prune link is the last of its chain, without knowledge of the optimizer.
+shows whether a prune transformation is the last of its chain, without knowledge of the optimizer.
 """
 
 import functools
@@ -47,24 +47,25 @@ class PruneState(NamedTuple):
 
 
 def masks_of(state: PyTree) -> PyTree:
-    """Return the masks in an optimizer state, wherever its prune links are.
+    """Return the masks in an optimizer state, wherever its prune transformations are.
 
-    A prune link may be followed by prune links with masks of other leaves, and by links inside ``optax.masked`` that
-    change other leaves. If the state of such a masked link has no array per leaf (``masked(set_to_zero(), ...)``,
-    ``masked(scale(...), ...)``), it does not show which leaves the link changes; ``check_pruned`` then finds pruned
-    weights that were changed.
+    A prune transformation may be followed by prune transformations with masks of other leaves, and by transformations
+    inside ``optax.masked`` that change other leaves. If the state of such a masked transformation has no array per leaf
+    (``masked(set_to_zero(), ...)``, ``masked(scale(...), ...)``), it does not show which leaves the transformation
+    changes; ``check_pruned`` then finds pruned weights that were changed.
 
     Args:
-      state: the state of an optax transformation that contains a prune link: a chain, or ``partition``, ``masked``,
-        ``inject_hyperparams``, ``MultiSteps``, ``apply_if_finite``, ... around one.
+      state: the state of an optax transformation that contains a prune transformation: a chain, or ``partition``,
+        ``masked``, ``inject_hyperparams``, ``MultiSteps``, ``apply_if_finite``, ... around one.
 
     Returns:
       A tree like the parameters: bool arrays, None where nothing is prunable. The masks of several
-      prune links, for example one for each group of a ``partition``, are merged leaf by leaf.
+      prune transformations, for example one for each group of a ``partition``, are merged leaf by leaf.
 
     Raises:
-      ValueError: there is no prune link; pruned weights would not stay 0, because a later link may change their leaves
-        or a wrapper changes the updates of the prune link; or two prune links have a mask of the same leaf.
+      ValueError: there is no prune transformation; pruned weights would not stay 0, because a later transformation may
+        change their leaves or a wrapper changes the updates of the prune transformation; or two prune transformations
+        have a mask of the same leaf.
 
     >>> import jprune, optax
     >>> tx = optax.chain(optax.adam(1e-3), jprune.prune(jprune.magnitude(), {0: 0.5}))
@@ -86,8 +87,8 @@ def refuse_restored(state: object, name: str) -> None:
     """Raise if a state is not a ``PruneState``.
 
     Args:
-      state: the state that a link was given.
-      name: name of the link.
+      state: the state that a transformation was given.
+      name: name of the transformation.
 
     Raises:
       TypeError: the state is a dict, a list or anything else; the message gives the likely cause.
@@ -127,7 +128,7 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
     """Replace the masks in an optimizer state, for example with loaded ones.
 
     Args:
-      state: the state of an optax transformation that contains a prune link.
+      state: the state of an optax transformation that contains a prune transformation.
       masks: bool arrays like the parameters, matched by path.
 
     Returns:
@@ -185,7 +186,7 @@ def check_pruned(
 
     Args:
       params: the parameters.
-      state: the optimizer state whose prune links have the masks of these parameters.
+      state: the optimizer state whose prune transformations have the masks of these parameters.
       sparsity: the fraction of the prunable weights that must be pruned; None to check no amount.
       keep: the number of weights that may be kept, in place of ``sparsity``.
       axes: roles of the axes of the parameters (see ``prune``), to name single layers of a stack.
@@ -233,7 +234,7 @@ def check_pruned(
 
 
 def _refuse_skipped(state: PyTree) -> None:
-    """Raise if the latest selection of a prune link was skipped because its scores contained NaN."""
+    """Raise if the latest selection of a prune transformation was skipped because its scores contained NaN."""
     for _, link in _prune_states(state, "", None):
         skipped = np.ravel(np.asarray(0 if link.applied is None else link.applied)) & SKIPPED
         if not skipped.any():
@@ -283,8 +284,8 @@ def _prune_states(
 ) -> Iterator[tuple[str, PruneState]]:
     """Return every prune state below a node.
 
-    ``fault`` says why there must be none. ``later`` has the states of later links in the chain, which must not change
-    the masked leaves, each with the message if it does.
+    ``fault`` says why there must be none. ``later`` has the states of later transformations in the chain, which must
+    not change the masked leaves, each with the message if it does.
     """
     if isinstance(node, PruneState):
         fault = fault or next((why for why, other in later if _may_change(other, node)), None)
@@ -310,10 +311,11 @@ def _prune_states(
 
 
 def _may_change(node: PyTree, link: PruneState) -> bool:
-    """Whether the link with this state may change updates of leaves that an earlier prune link masks.
+    """Whether the transformation with this state may change leaves that an earlier prune transformation masks.
 
-    A prune link changes the leaves that it masks. A link inside ``optax.masked`` changes some leaves, and its state
-    shows which if it has an array for each; if it has none, it is assumed to change other leaves, if there are any.
+    A prune transformation changes the leaves that it masks. A transformation inside ``optax.masked`` changes some
+    leaves, and its state shows which if it has an array for each; if it has none, it is assumed to change other leaves,
+    if there are any.
     """
     if type(node) in (tuple, OrderedDict):
         return any(_may_change(child, link) for _, child in _children(node))

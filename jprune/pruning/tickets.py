@@ -66,7 +66,7 @@ def lottery_ticket(
     Args:
       train: ``train(params, opt_state, begin, end)`` runs the updates numbered begin, ..., end - 1 with
         ``tx`` and returns (params, opt_state). It may donate its arguments.
-      tx: an optax transformation whose last link is ``keep_zeros``, which has the masks; the ``where`` of that link
+      tx: an optax chain that ends with ``keep_zeros``, which has the masks; its ``where``
         determines the prunable leaves.
       params: the initial weights.
       sparsities: for each level the total fraction of the prunable weights removed, or the number kept as a ``Keep``;
@@ -86,7 +86,7 @@ def lottery_ticket(
 
     Raises:
       ValueError: ``rewind`` is not in 0..steps - 1; a sparsity is out of range or smaller than the one before; ``tx``
-        has no prune link, or one that is not last in its chain.
+        has no prune transformation, or one that is not last in its chain.
 
     >>> import jprune
     >>> tx = optax.chain(optax.sgd(0.1), jprune.keep_zeros())

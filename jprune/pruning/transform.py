@@ -1,7 +1,7 @@
-"""Pruning as an optax transformation, the last link of a chain.
+"""Pruning as an optax transformation, the last one of a chain.
 
-The link returns ``where(mask, update, -param)``, so that adding the update sets a pruned weight to exactly 0 after any
-other link, such as momentum, weight decay or a rescaled step. No call is needed after the step.
+It returns ``where(mask, update, -param)``, so that adding the update sets a pruned weight to exactly 0 after any
+other transformation, such as momentum, weight decay or a rescaled step. No call is needed after the step.
 
 Flax's Linen ``TrainState`` drops extra arguments. If a score needs ``grad`` or ``batch``, use a subclass that forwards
 them:
@@ -52,10 +52,10 @@ def prune(
     regrow: Regrow | None = None,
     key: PRNGKeyArray | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Prune on a schedule and keep pruned weights at exactly 0; the last link of a chain.
+    """Prune on a schedule and keep pruned weights at exactly 0; the last transformation of a chain.
 
     At each step of the schedule the parameters passed to ``update`` are scored, and the masks shrink to the scheduled
-    amount. Between those steps the link only reads one byte of mask per weight, without recompilation and, on a CPU or
+    amount. Between those steps it only reads one byte of mask per weight, without recompilation and, on a CPU or
     TPU, without host synchronization. No entry is missed: if the count jumped over its step, or a run was resumed with
     another schedule, the last entry whose step has passed is applied at the next update.
 
@@ -64,7 +64,7 @@ def prune(
     an error. Where gradients may overflow, wrap the chain in ``optax.apply_if_finite``, which skips
     updates with NaN altogether.
 
-    The link works inside ``optax.partition``, ``masked``, ``inject_hyperparams``, ``MultiSteps`` and
+    It works inside ``optax.partition``, ``masked``, ``inject_hyperparams``, ``MultiSteps`` and
     ``apply_if_finite``, and under ``jit``, ``vmap``, ``scan`` and sharding. After ``optax.lookahead`` the fast and the
     slow weights have the same masks. Inside ``optax.contrib.schedule_free`` pruning is exact at step 0; for later steps
     see ``reset_moments``.
@@ -171,7 +171,7 @@ def prune(
 
 
 def keep_zeros(*, where: Where | None = None) -> optax.GradientTransformationExtraArgs:
-    """Keep weights that are 0 at init at exactly 0, to fine-tune pruned weights; the last link of a chain.
+    """Keep weights that are 0 at init at exactly 0, to fine-tune pruned weights; the last transformation of a chain.
 
     Args:
       where: predicate on (path, leaf) that selects the leaves whose zeros are kept; None selects the leaves that
