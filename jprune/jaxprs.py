@@ -4,9 +4,11 @@ Versions of jax differ in the names of the parts of a scan, in whether a program
 how an equation is bound again. All code that depends on the version is in this module.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
+import jax
 from jax.extend import core
 
 Program: TypeAlias = core.Jaxpr | core.ClosedJaxpr
@@ -37,6 +39,48 @@ def bound(equation: core.JaxprEqn, inputs: Sequence[Value], **changed: object) -
     with equation.ctx.manager:
         results = equation.primitive.bind(*functions, *inputs, **params)  # type: ignore[no-untyped-call]
     return list(results) if equation.primitive.multiple_results else [results]
+
+
+def described(array: Value, shape: Sequence[int] | None = None) -> Any:
+    """Return the shape and dtype of an array, and its sharding if its mesh has explicit axes.
+
+    Args:
+      array: an array, a tracer or a ``jax.ShapeDtypeStruct``.
+      shape: a shape to describe in place of the array's own.
+    """
+    typed = array if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array)
+    mesh = getattr(typed.sharding, "mesh", None)
+    explicit = mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types
+    struct: Callable[..., Any] = jax.ShapeDtypeStruct
+    shape = typed.shape if shape is None else tuple(shape)
+    return struct(shape, typed.dtype, sharding=typed.sharding if explicit else None)
+
+
+def over_devices(equation: core.JaxprEqn, body: Callable[..., list[Value]], inputs: Sequence[Value]) -> list[Value]:
+    """Run a function on each device, as the ``shard_map`` of an equation does with its program."""
+    params = equation.params
+    with equation.ctx.manager:
+        mapped: Callable[..., tuple[Value, ...]] = jax.shard_map(
+            lambda *arrays: tuple(body(*arrays)),
+            mesh=params["mesh"],
+            in_specs=tuple(params["in_specs"]),
+            out_specs=tuple(params["out_specs"]),
+            axis_names=set(_manual_axes(equation)),
+            check_vma=params["check_vma"],
+        )
+        return list(mapped(*inputs))
+
+
+def devices_of(equation: core.JaxprEqn) -> int:
+    """Return into how many parts a ``shard_map`` splits its program."""
+    sizes = dict(equation.params["mesh"].shape)
+    return math.prod(sizes[axis] for axis in _manual_axes(equation))
+
+
+def _manual_axes(equation: core.JaxprEqn) -> Iterable[str]:
+    params = equation.params
+    names: Iterable[str] = params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]
+    return names
 
 
 def scan_parts(equation: core.JaxprEqn) -> tuple[int, int]:

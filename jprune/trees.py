@@ -51,6 +51,18 @@ def flatten(tree: PyTree) -> tuple[list[str], list[Leaf], jax.tree_util.PyTreeDe
     return [path_string(key_path) for key_path, _ in entries], [leaf for _, leaf in entries], treedef
 
 
+def refuse_one_path_twice(name: str, paths: Sequence[str]) -> None:
+    """Raise a ``ValueError`` if two leaves have one path, as ``{"a/b": x, "a": {"b": y}}`` has.
+
+    Args:
+      name: the caller's name for the tree.
+      paths: the paths of its leaves.
+    """
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"{name} has two leaves with the path '{twice}'; rename one of them or a key above it")
+
+
 def is_float(leaf: object) -> bool:
     """Whether a leaf is an array (or a tracer, or a shape) of a real floating dtype."""
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
@@ -101,6 +113,7 @@ def match(
     """
     paths, leaves, _ = flatten(reference)
     other_paths, other_leaves, _ = flatten(other)
+    refuse_one_path_twice(reference_name, paths)
     found = dict(zip(other_paths, other_leaves, strict=True))
     for path, leaf in zip(paths, leaves, strict=True):
         if path not in found:

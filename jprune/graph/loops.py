@@ -1,7 +1,6 @@
 """Trace programs inside programs: calls, scans, conditionals and loops."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,7 +113,8 @@ def _iterated(
     rounds: int | None = 1,
 ) -> Program:
     """Trace a loop's body until the carry describes both the initial carry and the body's result."""
-    current = list(carry)
+    # A carry that starts as an identity matrix or a product of parameters need not stay one.
+    current = [dataclasses.replace(value, identity=None, factors=None) for value in carry]
     while True:
         mark = record.mark()
         program = run(record, body, [*consts, *current, *scanned])
@@ -181,7 +181,7 @@ def _shard_map(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> 
     jaxpr = jaxprs.opened(program)
     why = "it is split over devices inside shard_map"
     local = [_part(record, value, shape_of(var), why) for value, var in zip(inputs, jaxpr.invars, strict=True)]
-    devices = math.prod(dict(equation.params["mesh"].shape).values()) if "mesh" in equation.params else 1
+    devices = jaxprs.devices_of(equation)
     record.times *= devices
     inside = run(record, program, local)
     record.times //= devices

@@ -11,12 +11,13 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array, PyTree
 
+from jprune import jaxprs
 from jprune.graph.axes import KernelAxes
 from jprune.graph.channels import FIRST_CHANNEL, LeafAxis, Solution, channel_groups
 from jprune.graph.graph import Graph, Model
 from jprune.graph.loops import run
 from jprune.graph.values import Axis, Kind, Program, Record, Source, Value
-from jprune.trees import Leaf, flatten
+from jprune.trees import Leaf, flatten, refuse_one_path_twice
 
 _ROLES = ("stacked", "inputs", "outputs", "spatial")
 
@@ -65,6 +66,8 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
     record = Record()
     if not any(map(_is_array, jax.tree.leaves(inputs))):
         record.constants = Kind.ACTIVATION  # a model without inputs computes from its constants
+    for name, tree in (("params", params), ("state", state)):
+        refuse_one_path_twice(name, [path for path, _ in _arrays(tree)])
     parameters = {path: _parameter(record, path, leaf) for path, leaf in _arrays(params)}
     if not parameters:
         raise ValueError("params has no array; give the tree of parameters that apply takes")
@@ -109,8 +112,7 @@ def model_jaxpr(model: Model) -> Traced:
 
 
 def _shapes(tree: PyTree) -> PyTree:
-    described: Callable[..., Any] = jax.ShapeDtypeStruct
-    return jax.tree.map(lambda leaf: described(leaf.shape, leaf.dtype) if _is_array(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: jaxprs.described(leaf) if _is_array(leaf) else leaf, tree)
 
 
 def _takes_state(apply: Callable[..., PyTree], params: PyTree, inputs: Sequence[PyTree], state: PyTree) -> bool:

@@ -10,7 +10,7 @@ from jprune.graph.values import Axis, Kind, Record, Value
 _LARGEST_IDENTITY = 1 << 16  # longer iotas are not treated as part of an identity matrix
 
 
-@rule("iota", "empty", "axis_index", "random_seed", "random_wrap", "random_unwrap", "random_fold_in", "random_split")
+@rule("iota", "empty", "axis_index")
 def _constant(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     axes, numbers = [], None
     for place, size in enumerate(shape_of(equation.outvars[0])):
@@ -22,7 +22,19 @@ def _constant(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> l
     return [Value(tuple(axes), Kind.CONSTANT, numbers=numbers)]
 
 
-@rule("random_bits", "random_gamma", "rng_uniform", "rng_bit_generator", "threefry2x32", "random_clone")
+@rule(
+    "random_seed",
+    "random_wrap",
+    "random_unwrap",
+    "random_fold_in",
+    "random_split",
+    "random_bits",
+    "random_gamma",
+    "rng_uniform",
+    "rng_bit_generator",
+    "threefry2x32",
+    "random_clone",
+)
 def _random(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     return [opaque(record, var.aval, "random numbers are drawn for it", Kind.CONSTANT) for var in equation.outvars]
 

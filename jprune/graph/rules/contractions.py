@@ -14,7 +14,7 @@ from jprune.graph.values import Axis, Factor, Kind, Record, Source, Value
 def _dot_general(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     (contracted, batch), (left, right) = equation.params["dimension_numbers"], inputs[:2]
     for kernel, other, summed in ((left, right, contracted), (right, left, contracted[::-1])):
-        if kernel.identity is not None and len(kernel.axes) == 2 and len(summed[0]) == 1:
+        if kernel.identity is not None and len(kernel.axes) == 2 and len(summed[0]) == 1 and not batch[0]:
             return [_times_identity(record, kernel, other, summed[1][0], other is left)]
     sides = [_Side(value, contracted[k], batch[k]) for k, value in enumerate((left, right))]
     for a, b in [*zip(*contracted, strict=True), *zip(*batch, strict=True)]:

@@ -28,10 +28,11 @@ _ZERO_AT_ZERO = names(
 _NOT_ZERO_AT_ZERO = names(
     "exp exp2 logistic cos cosh acos acosh erfc bessel_i0e is_finite not clz log rsqrt reciprocal lgamma digamma"
 )
-_ZERO_WHERE_ALL_ARE = names("add sub max min or xor add_any atan2 complex")
+_ZERO_WHERE_ALL_ARE = names("add sub max min or xor add_any complex")
 _ZERO_WHERE_ANY_IS = names("mul and mulhi")
-_ZERO_WHERE_FIRST_IS = names("div rem pow nextafter shift_left shift_right_logical shift_right_arithmetic")
+_ZERO_WHERE_FIRST_IS = names("div rem pow shift_left shift_right_logical shift_right_arithmetic")
 _OTHER_ELEMENTWISE = names(
+    "atan2 nextafter "  # the angle of (0, -0) is pi, and the number next to 0 is not 0
     "eq ne lt le gt ge eq_to lt_to le_to igamma igammac igamma_grad_a random_gamma_grad regularized_incomplete_beta "
     "polygamma zeta"
 )

@@ -129,8 +129,11 @@ def _pad(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[V
     """Pad an axis; zeros at its ends are new channels, which may be tied to others later."""
     axes, literal = list(inputs[0].axes), inputs[1].literal
     zeros = literal is not None and bool(np.all(np.asarray(literal) == 0))
-    for place, config in enumerate(equation.params["padding_config"]):
-        low, high, inside = map(int, config)
+    configs = [tuple(map(int, config)) for config in equation.params["padding_config"]]
+    added = [max(config) > 0 for config in configs]
+    for place, (low, high, inside) in enumerate(configs):
+        if not zeros and any(added[:place] + added[place + 1 :]):  # what is added along another axis is not zero here
+            axes[place] = dataclasses.replace(axes[place], zero=False)
         axis, size = axes[place], shape_of(equation.outvars[0])[place]
         if (low, high, inside) == (0, 0, 0):
             continue

@@ -89,12 +89,27 @@ def _along_axis(record: Record, equation: core.JaxprEqn, inputs: list[Value]) ->
 @rule("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
 def _reduce_window(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     params, value = equation.params, inputs[0]
-    kind = combined_kind(record, inputs)
+    kind, keeps_zero = combined_kind(record, inputs), _windows_keep_zero(equation)
     axes = []
     for place, (axis, size) in enumerate(zip(value.axes, shape_of(equation.outvars[0]), strict=True)):
         if params["window_dimensions"][place] == 1 and axis.size == size:
-            axes.append(Axis(axis.ids, axis.sources if kind.of_parameters else (), axis.zero))
+            axes.append(Axis(axis.ids, axis.sources if kind.of_parameters else (), axis.zero and keeps_zero))
         else:
             record.channels.freeze(axis.ids, "a window moves over it")
             axes.append(Axis(record.channels.frozen(size, "a window moves over it")))
     return [Value(tuple(axes), kind, value.chosen if kind.of_parameters else ()) for _ in equation.outvars]
+
+
+def _windows_keep_zero(equation: core.JaxprEqn) -> bool:
+    """Whether a window over zeros gives zero.
+
+    It does not if it has its own function, and a maximum is -inf where the window has only padding.
+    """
+    if equation.primitive.name == "reduce_window":
+        return False
+    params = equation.params
+    sizes, padding = params["window_dimensions"], params["padding"]
+    dense = all(n == 1 for n in (*(params.get("base_dilation") or ()), *(params.get("window_dilation") or ())))
+    padded = any(max(ends) > 0 for ends in padding)
+    covered = all(max(ends) < max(size, 1) for size, ends in zip(sizes, padding, strict=True))
+    return equation.primitive.name == "reduce_window_sum" or (covered and dense) or (dense and not padded)

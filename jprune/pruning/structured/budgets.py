@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jprune import jaxprs
 from jprune.graph import Graph
 from jprune.graph.channels import ChannelGroup
 from jprune.graph.values import Program, Step
@@ -166,6 +167,8 @@ def _products(program: Program, times: int) -> Iterator[tuple[int, Sequence[np.n
             outputs = step.equation.params["dimension_numbers"].rhs_spec[0]
             kernel = [ids for axis, ids in enumerate(step.inputs[1].ids) if axis != outputs]
             yield times, [*step.outputs[0].ids, *kernel]
+        elif name in ("ragged_dot", "ragged_dot_general"):
+            yield times, [*step.outputs[0].ids, step.inputs[0].ids[1]]
         else:
             yield from _inside(step, name, times)
 
@@ -181,5 +184,7 @@ def _inside(step: Step, name: str, times: int) -> Iterator[tuple[int, Sequence[n
         branches = [list(_products(branch, times)) for branch in step.inside]
         yield from max(branches, key=lambda terms: sum(n * math.prod(map(len, ids)) for n, ids in terms))
     else:
+        times *= step.equation.params["length"] if name == "scan" else 1
+        times *= jaxprs.devices_of(step.equation) if name == "shard_map" else 1
         for program in step.inside:
-            yield from _products(program, times * (step.equation.params["length"] if name == "scan" else 1))
+            yield from _products(program, times)

@@ -49,7 +49,7 @@ def _differences(
     program: Program, traced: core.Jaxpr | core.ClosedJaxpr, kept: Kept, caller: str = _UNKNOWN
 ) -> Iterator[str]:
     """Compare equation by equation; ``caller`` is the line that calls the program, for equations without a line."""
-    equations = jaxprs.opened(traced).eqns
+    equations, numbers = jaxprs.opened(traced).eqns, _Numbers(program.jaxpr, jaxprs.opened(traced))
     for constant, other in zip(program.consts, getattr(traced, "consts", ()), strict=False):
         if np.shape(constant) != np.shape(other) or not np.array_equal(constant, other):
             yield f"an array in the program, of shape {np.shape(constant)}, is different at the smaller shapes"
@@ -61,18 +61,48 @@ def _differences(
             return
         for what in _in_equation(step, equation, kept):
             yield f"{line}: {what}"
+        if not numbers.same(step.equation.invars, equation.invars):
+            yield f"{line}: {equation.primitive} reads other arrays than at the full shapes"
+        numbers.add(step.equation.outvars, equation.outvars)
         for inside, inner in zip(step.inside, _called(equation), strict=False):
             yield from _differences(inside, inner, kept, line)
     if len(program.steps) != len(equations):
         yield f"the code has {len(equations)} operations at the smaller shapes, {len(program.steps)} at the full ones"
+    elif not numbers.same(program.jaxpr.outvars, jaxprs.opened(traced).outvars):
+        yield f"{caller}: the code returns other arrays than at the full shapes"
+
+
+class _Numbers:
+    """Numbers the arrays of two programs in the order in which they are computed, to compare what reads what."""
+
+    def __init__(self, before: core.Jaxpr, now: core.Jaxpr):
+        self._numbers: tuple[dict[core.Var, int], dict[core.Var, int]] = ({}, {})
+        for part in ("constvars", "invars"):
+            self.add(getattr(before, part), getattr(now, part))
+
+    def add(self, before: Sequence[core.Var], now: Sequence[core.Var]) -> None:
+        """Number the arrays that two equations compute."""
+        for numbers, variables in zip(self._numbers, (before, now), strict=True):
+            numbers.update({var: len(numbers) + place for place, var in enumerate(variables)})
+
+    def same(self, before: Sequence[Any], now: Sequence[Any]) -> bool:
+        """Whether two equations read the same arrays; literals are compared by value elsewhere."""
+        read = [
+            [None if isinstance(atom, core.Literal) else numbers[atom] for atom in atoms]
+            for numbers, atoms in zip(self._numbers, (before, now), strict=True)
+        ]
+        return read[0] == read[1]
 
 
 def _in_equation(step: Step, equation: core.JaxprEqn, kept: Kept) -> Iterator[str]:
     name = equation.primitive.name
-    for value, var in zip(step.outputs, equation.outvars, strict=True):
+    for value, full, var in zip(step.outputs, step.equation.outvars, equation.outvars, strict=True):
         expected, given = sizes_of(value, kept), tuple(getattr(var.aval, "shape", ()))
         if expected != given:
             yield f"{name}: expected shape {expected}, the code gives {given}"
+        types = [getattr(one.aval, "dtype", None) for one in (full, var)]
+        if types[0] != types[1]:
+            yield f"{name}: expected dtype {types[0]}, the code gives {types[1]}"
     for before, now in zip(step.equation.invars, equation.invars, strict=True):
         scalars = [atom.val for atom in (before, now) if isinstance(atom, core.Literal) and np.ndim(atom.val) == 0]
         if len(scalars) == 2 and not np.array_equal(scalars[0], scalars[1], equal_nan=True):
@@ -84,6 +114,8 @@ def _in_equation(step: Step, equation: core.JaxprEqn, kept: Kept) -> Iterator[st
         wanted, found = expected_params.get(key, before), equation.params.get(key)
         if _is_simple(wanted) and _is_simple(found) and not _equal(wanted, found) and key != "name":
             yield f"{name}: expected {key}={_plain(wanted)}, the code gives {key}={_plain(found)}"
+    if name == "sharding_constraint" and expected_params["sharding"] is not step.equation.params["sharding"]:
+        yield f"{name}: the mesh does not divide the shape {sizes_of(step.outputs[0], kept)}"
     if name == "slice":
         params = equation.params
         strides = params["strides"] or (1,) * len(params["start_indices"])

@@ -49,7 +49,7 @@ def cut_along(tree: PyTree, kept: Mapping[str, KeptIndices], name: str) -> PyTre
       ValueError: a leaf belongs to a parameter but has an unexpected shape.
     """
     paths, leaves, treedef = flatten(tree)
-    owners = [_owner(path, leaf, kept) for path, leaf in zip(paths, leaves, strict=True)]
+    owners = [_owner(path, leaf, kept, frozenset(paths)) for path, leaf in zip(paths, leaves, strict=True)]
     companions: dict[str, int] = {}
     for owner in owners:
         if owner is not None:
@@ -105,15 +105,20 @@ class _Owner(NamedTuple):
     prefix: str
 
 
-def _owner(path: str, leaf: Leaf, kept: Mapping[str, KeptIndices]) -> _Owner | None:
+def _owner(path: str, leaf: Leaf, kept: Mapping[str, KeptIndices], paths: frozenset[str]) -> _Owner | None:
+    """Return the parameter whose path is the end of a leaf's path.
+
+    Where several are, as for the moment ``mu/kernel`` of a ``kernel`` where there is a layer ``mu`` too, it is the one
+    whose companions the tree has most of: the others are at ``mu/...`` as well.
+    """
     if not hasattr(leaf, "shape") or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return None
     parts = path.split("/")
-    for start in range(len(parts)):
-        end = "/".join(parts[start:])
-        if end in kept:
-            return _Owner(end, "/".join(parts[:start]))
-    return None
+    ends = [("/".join(parts[start:]), "/".join(parts[:start])) for start in range(len(parts))]
+    found = [_Owner(end, prefix) for end, prefix in ends if end in kept]
+    if len(found) > 1:
+        return max(found, key=lambda owner: sum(f"{owner.prefix}/{one}".lstrip("/") in paths for one in kept))
+    return found[0] if found else None
 
 
 def _cut(path: str, leaf: Leaf, owner: _Owner, kept: KeptIndices, name: str, *, alone: bool) -> Leaf:

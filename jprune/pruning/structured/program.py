@@ -5,6 +5,7 @@ Only equation parameters that contain sizes change: those of ``reshape``, ``broa
 program, such as the n of a mean, do not change.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -71,18 +72,21 @@ def resized(step: Step, kept: Kept) -> dict[str, Any]:
     """Return the parameters of an equation that contain sizes, at the smaller sizes."""
     name, params = step.equation.primitive.name, step.equation.params
     sizes = [sizes_of(output, kept) for output in step.outputs]
+    changed: dict[str, Any] = {}
     match name:
         case "reshape":
-            return {"new_sizes": sizes[0]}
-        case "broadcast_in_dim" | "iota":
-            return {"shape": sizes[0]}
+            changed = {"new_sizes": sizes[0]}
+        case "broadcast_in_dim" | "iota" | "empty":
+            changed = {"shape": sizes[0]}
         case "dynamic_slice":
-            return {"slice_sizes": sizes[0]}
+            changed = {"slice_sizes": sizes[0]}
         case "pad":
             added = zip(params["padding_config"], step.outputs[0].ids, strict=True)
-            return {"padding_config": tuple(_padding(tuple(map(int, config)), kept[ids]) for config, ids in added)}
+            changed = {"padding_config": tuple(_padding(tuple(map(int, config)), kept[ids]) for config, ids in added)}
+        case "sharding_constraint":
+            changed = {"sharding": _divisible(params["sharding"], sizes[0])}
         case "split":
-            return {"sizes": tuple(size[params["axis"]] for size in sizes)}
+            changed = {"sizes": tuple(size[params["axis"]] for size in sizes)}
         case "gather":
             before, after = step.inputs[0].shape, sizes_of(step.inputs[0], kept)
             taken = zip(params["slice_sizes"], before, after, strict=True)
@@ -91,8 +95,6 @@ def resized(step: Step, kept: Kept) -> dict[str, Any]:
             numbers = params["dimension_numbers"]
             image, kernel = (sizes_of(value, kept) for value in step.inputs)
             changed = {"feature_group_count": image[numbers.lhs_spec[1]] // kernel[numbers.rhs_spec[1]]}
-        case _:
-            changed = {}
     return changed
 
 
@@ -102,6 +104,20 @@ def _padding(config: tuple[int, ...], stays: Kept) -> tuple[int, int, int]:
     if stays.all():
         return low, high, inside
     return int(np.count_nonzero(stays[:low])), int(np.count_nonzero(stays[len(stays) - high :])), inside
+
+
+def _divisible(sharding: Any, shape: Sequence[int]) -> Any:
+    """Return a sharding without the axes that its mesh can no longer divide; a constraint does not change results."""
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return sharding
+    sizes, names = dict(sharding.mesh.shape), []
+    for place, size in enumerate(shape):
+        name = sharding.spec[place] if place < len(sharding.spec) else None
+        over = name if isinstance(name, tuple) else (name,)
+        parts = math.prod(sizes.get(one, 1) for one in over)
+        names.append(name if size % parts == 0 else None)
+    spec: Callable[..., jax.sharding.PartitionSpec] = jax.sharding.PartitionSpec
+    return sharding.update(spec=spec(*names)) if tuple(names) != tuple(sharding.spec) else sharding
 
 
 def sliced(step: Step, kept: Kept) -> list[np.ndarray]:
@@ -205,9 +221,13 @@ def _rerun(
 ) -> list[ArrayLike]:
     """Trace a function at the full sizes of values, and run it on arrays of the smaller sizes."""
     flat = [value for part in values for value in part]
-    described: Callable[..., Any] = jax.ShapeDtypeStruct
     shapes = [
-        [described(value.shape, jax.typeof(array).dtype) for value, array in zip(part, given, strict=True)]
+        [
+            jax.typeof(array).update(
+                shape=value.shape, weak_type=False
+            )  # inside shard_map, with the axes it varies over
+            for value, array in zip(part, given, strict=True)
+        ]
         for part, given in zip(values, arrays, strict=True)
     ]
     record = Record()
@@ -269,8 +289,16 @@ def _cond(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
     return results
 
 
+def _shard_map(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
+    def body(*args: ArrayLike) -> list[ArrayLike]:
+        return run(step.inside[0], kept, args)
+
+    return jaxprs.over_devices(step.equation, body, inputs)
+
+
 _CONTROL_FLOW: dict[str, Callable[[Step, Kept, list[jaxprs.Value]], Arrays]] = {
     "scan": _scan,
     "while": _while,
     "cond": _cond,
+    "shard_map": _shard_map,
 }

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
+from jprune import jaxprs
 from jprune.graph import Graph, trace_model
 from jprune.graph.channels import Member
 from jprune.graph.trace import model_jaxpr
@@ -20,7 +21,7 @@ from jprune.pruning.structured.comparison import code_differences
 from jprune.pruning.structured.cutting import KeptIndices, cut_along, cut_leaves, take
 from jprune.pruning.structured.program import Kept, run
 from jprune.pruning.structured.selection import check_leaves
-from jprune.trees import flatten, is_float, match
+from jprune.trees import flatten, is_complex, is_float, match
 
 Removed: TypeAlias = tuple[Bool[np.ndarray, " _"], ...]
 
@@ -394,7 +395,9 @@ def _kept_indices(graph: Graph, kept: Kept) -> tuple[dict[str, KeptIndices], dic
 def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptIndices]) -> Callable[..., PyTree]:
     """Return the traced program at the smaller sizes; it is traced again for inputs of other shapes."""
     model = graph.model
-    programs: dict[Hashable, tuple[Graph, Kept]] = {_signature(model.inputs): (graph, _kept_ids(graph, removed))}
+    programs: dict[Hashable, tuple[Graph, Kept]] = {
+        _signature((model.params, model.state, *model.inputs)): (graph, _kept_ids(graph, removed))
+    }
     exact = all(group.exact or not gone.any() for group, gone in zip(graph.channels, removed, strict=True))
 
     def apply(params: PyTree, *inputs: PyTree, state: PyTree = None) -> PyTree:
@@ -407,9 +410,10 @@ def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptI
                 else "small.apply takes no state: the model was traced without one"
             )
         _check_small(params, kept_params)
-        signature = _signature(inputs)
+        placed = _placed_like((model.params, model.state), (params, state))
+        signature = _signature((*placed, *inputs))
         if signature not in programs:
-            again = trace_model(model.apply, model.params, *_shapes(inputs), state=model.state)
+            again = trace_model(model.apply, placed[0], *_shapes(inputs), state=placed[1])
             programs[signature] = (again, _same_channels(again, kept_params, exact=exact))
         traced, kept = programs[signature]
         arrays = [leaf for leaf in jax.tree.leaves((params, state, tuple(inputs))) if hasattr(leaf, "shape")]
@@ -420,12 +424,23 @@ def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptI
 
 def _signature(inputs: PyTree) -> Hashable:
     leaves, treedef = jax.tree.flatten(tuple(inputs))
-    return treedef, tuple((leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf for leaf in leaves)
+    known = (_known(jaxprs.described(leaf)) if hasattr(leaf, "shape") else (type(leaf), leaf) for leaf in leaves)
+    return treedef, tuple(known)
+
+
+def _known(array: jax.ShapeDtypeStruct) -> Hashable:
+    return array.shape, array.dtype, array.sharding
 
 
 def _shapes(tree: PyTree) -> PyTree:
-    described: Callable[..., Any] = jax.ShapeDtypeStruct
-    return jax.tree.map(lambda leaf: described(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf, tree)
+    return jax.tree.map(lambda leaf: jaxprs.described(leaf) if hasattr(leaf, "shape") else leaf, tree)
+
+
+def _placed_like(tree: PyTree, small: PyTree) -> PyTree:
+    """Return the shapes of a tree, on the mesh of the smaller one where that has explicit axes."""
+    leaves, treedef = jax.tree.flatten(tree)
+    pairs = zip(leaves, jax.tree.leaves(small), strict=True)
+    return jax.tree.unflatten(treedef, [jaxprs.described(b, a.shape) if hasattr(a, "shape") else a for a, b in pairs])
 
 
 def _check_small(params: PyTree, kept: Mapping[str, KeptIndices]) -> None:
@@ -510,7 +525,7 @@ def _difference(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, 
         after = jax.tree.leaves(jax.jit(small.apply)(small.params, *inputs, **kept_state))
     kept = _same_channels(graph, small.kept)
     left = [take(a, tuple(kept[ids] for ids in v.ids)) for a, v in zip(before, graph.program.outputs, strict=True)]
-    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(left, after, strict=True) if is_float(a)]
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(left, after, strict=True) if _is_inexact(a)]
     difference = max((float(np.max(np.abs(_wide(a) - _wide(b)), initial=0.0)) for a, b in pairs), default=0.0)
     largest = max((float(np.max(np.abs(_wide(a)), initial=0.0)) for a, _ in pairs), default=0.0)
     finfo: Callable[..., Any] = jnp.finfo
@@ -518,8 +533,12 @@ def _difference(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, 
     return difference, 1000 * rounding * max(1.0, largest)
 
 
+def _is_inexact(array: ArrayLike) -> bool:
+    return is_float(array) or is_complex(array)
+
+
 def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float64)
+    return array.astype(np.complex128 if is_complex(array) else np.float64)
 
 
 def _table(

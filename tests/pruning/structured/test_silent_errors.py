@@ -1,0 +1,234 @@
+"""Programs in which a wrong assumption would give other outputs without an error."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jprune
+from jprune.pruning.structured.budgets import cost_of
+from jprune.trees import flatten
+from tests.pruning.structured.models import _Draw
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, np.float32)
+
+
+def window(h, first, function, padding="VALID"):
+    return lax.reduce_window(h, first, function, (1, 2, 1), (1, 2, 1), padding)
+
+
+def added_to_identity(h):
+    step = lambda carry, _: ((carry[0] @ carry[1], carry[1] + 1.0), None)
+    return lax.scan(step, (jax.nn.sigmoid(h), jnp.eye(6)), None, length=2)[0][0]
+
+
+@pytest.mark.parametrize(
+    ("inner", "exact"),
+    {
+        "padded with ones along another axis": (
+            lambda h: jnp.pad(h, ((0, 0), (1, 0), (0, 0)), constant_values=1),
+            False,
+        ),
+        "padded with zeros": (lambda h: jnp.pad(h, ((0, 0), (1, 0), (0, 0))), True),
+        "cropped": (lambda h: lax.pad(h, 1.0, ((0, 0, 0), (-1, 0, 0), (0, 0, 0))), True),
+        "a window's sum that starts from 1": (lambda h: window(h, 1.0, lax.add), False),
+        "a window's own function": (lambda h: window(h, 0.0, lambda a, b: a + b + 1), False),
+        "a window's maximum": (lambda h: window(h, -jnp.inf, lax.max, ((0, 0), (1, 0), (0, 0))), True),
+        "a window that has only padding": (lambda h: window(h, -jnp.inf, lax.max, ((0, 0), (2, 0), (0, 0))), False),
+        "the angle of (0, -0)": (lambda h: jnp.arctan2(h, -h), False),
+        "the number next to 0": (lambda h: jnp.nextafter(h, 1.0), False),
+        "a product with what is an identity matrix in the first round only": (added_to_identity, False),
+    }.values(),
+)
+def test_a_sum_over_channels_is_exact_only_where_masked_ones_are_zero(inner, exact):
+    graph = jprune.trace_model(lambda p, x: inner(x @ p["w"]).sum(-1), {"w": shape(3, 6)}, shape(2, 4, 3))
+    (group,) = graph.channels
+    assert group.exact == exact
+
+
+@pytest.mark.parametrize("product", ["ij,ij->i", "ij,bij->bi", "ii,bij->bj"])
+def test_a_product_with_an_identity_matrix_along_several_axes(product):
+    """The diagonal is taken, not the whole matrix."""
+    w = shape(6, 6) if product.startswith("ij,ij") else shape(2, 6, 6)
+    graph = jprune.trace_model(lambda p: jnp.einsum(product, jnp.eye(6), p["w"]), {"w": w})
+    assert [value.shape for value in graph.program.outputs] == [(6,) if w.shape == (6, 6) else (2, 6)]
+
+
+def halved(graph, params, keep=None):
+    """Masks without half of each group's channels, or with ``keep`` of them, and the masked parameters, by numpy."""
+    paths, leaves, treedef = flatten(params)
+    masks = {path: np.ones(leaf.shape, bool) for path, leaf in zip(paths, leaves, strict=True)}
+    for group in graph.channels:
+        for member in group.members:
+            gone = member.indices[: group.size // 2 if keep is None else group.size - keep].reshape(-1)
+            np.moveaxis(masks[member.path], member.axis, 0)[gone] = False
+    masked = [jnp.asarray(np.where(masks[path], leaf, 0)) for path, leaf in zip(paths, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, list(map(jnp.asarray, masks.values()))), jax.tree.unflatten(treedef, masked)
+
+
+def two_layers(hidden=8):
+    d = _Draw()
+    return {"a": d(3, hidden), "b": d(hidden, 2)}, d(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (
+            lambda h: (s := jnp.sin(h)) + (h if h.shape[-1] > 4 else s),
+            "add reads other arrays than at the full shapes",
+        ),
+        (
+            lambda h: (jnp.sin(h), jnp.cos(h))[h.shape[-1] <= 4],
+            "dot_general reads other arrays than at the full shapes",
+        ),
+        (
+            lambda h: h.astype(jnp.float16 if h.shape[-1] > 4 else jnp.bfloat16),
+            "convert_element_type: expected dtype float16, the code gives bfloat16",
+        ),
+    ],
+)
+def test_code_that_computes_something_else_at_the_smaller_size_is_named(inner, message):
+    params, x = two_layers()
+    graph = jprune.trace_model(lambda p, x: inner(x @ p["a"]) @ p["b"], params, x)
+    small = jprune.remove_channels(graph, params, halved(graph, params)[0])
+    assert small.table.differences[0].endswith(f"`: {message}")  # after the line of code
+
+
+def test_code_that_returns_another_array_at_the_smaller_size_is_named():
+    params, x = two_layers()
+
+    def apply(p, x):
+        h = jnp.tanh(x @ p["a"])
+        y = h @ p["b"], h @ (2 * p["b"])
+        return y if h.shape[-1] > 4 else y[::-1]
+
+    graph = jprune.trace_model(apply, params, x)
+    small = jprune.remove_channels(graph, params, halved(graph, params)[0])
+    assert "returns other arrays" in small.table.differences[0]
+
+
+def test_an_argument_that_equals_another_is_not_that_argument():
+    params, x = two_layers()
+    apply = lambda p, x, flag: jnp.tanh(x @ p["a"]) @ p["b"] * (2.0 if flag is True else 1.0)
+    graph = jprune.trace_model(apply, params, x, 1)
+    masks, masked = halved(graph, params)
+    small = jprune.remove_channels(graph, params, masks)
+    both = jax.jit(lambda p, q: (apply(p, x, True), small.apply(q, x, True)))
+    np.testing.assert_allclose(*both(masked, small.params), atol=1e-5)
+
+
+def test_two_leaves_with_one_path_are_refused():
+    params = {"a/b": jnp.ones((3, 4)), "a": {"b": jnp.ones((4, 2))}}
+    for call in (
+        lambda: jprune.trace_model(lambda p, x: x @ p["a/b"] @ p["a"]["b"], params, jnp.ones((1, 3))),
+        lambda: jprune.apply_masks(params, jax.tree.map(lambda w: w > 0, params)),
+    ):
+        with pytest.raises(ValueError, match="params has two leaves with the path 'a/b'; rename"):
+            call()
+
+
+def test_a_moment_is_cut_with_its_own_parameter_where_a_layer_has_the_moments_name():
+    """The moment ``mu/kernel`` belongs to ``kernel``, and ``mu/mu/kernel`` to the layer ``mu``."""
+    d = _Draw()
+    params = {"kernel": d(6, 6), "mu": {"kernel": d(6, 6)}, "out": d(6, 2)}
+    apply = lambda p, x: jnp.tanh(jnp.tanh(x @ p["kernel"]) @ p["mu"]["kernel"]) @ p["out"]
+    graph = jprune.trace_model(apply, params, d(2, 6))
+    masks, _ = halved(graph, params)
+    adam, _ = optax.adam(0.1).init(params)
+    small = jprune.remove_channels(graph, params, masks, also=({"0": adam._replace(mu=params, nu=params)},))
+    chex.assert_trees_all_equal(small.also[0]["0"].mu, small.params)
+    chex.assert_trees_all_equal(small.also[0]["0"].nu, small.params)
+
+
+def test_complex_outputs_are_compared_too():
+    params, x = two_layers()
+    params["b"] = jnp.asarray(np.asarray(params["b"]) * np.complex64(1 + 2j))
+
+    def apply(p, x):
+        h = jax.nn.sigmoid(x @ p["a"])
+        return h / h.sum(-1, keepdims=True) @ p["b"]
+
+    graph = jprune.trace_model(apply, params, x)
+    masks, _ = halved(graph, params)
+    small = jprune.remove_channels(graph, params, masks, check=x)
+    assert small.table.groups[0].difference > 0.01
+
+
+def test_multiply_adds_of_experts_and_of_devices_count_in_budgets():
+    """4 rows of 5 times (5, 8) and (8, 2) per expert; 2 rows on each of 2 devices times (3, 6)."""
+    sizes = np.array([2, 1, 1], np.int32)
+    rows = lambda p, x: lax.ragged_dot(jax.nn.relu(lax.ragged_dot(x, p["up"], sizes)), p["down"], sizes)
+    experts = jprune.trace_model(rows, {"up": shape(3, 5, 8), "down": shape(3, 8, 2)}, shape(4, 5))
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
+    split = jax.shard_map(lambda w, x: x @ w, mesh=mesh, in_specs=(P(), P("d")), out_specs=P("d"))
+    devices = jprune.trace_model(lambda p, x: split(p["w"], x), {"w": shape(3, 6)}, shape(4, 3))
+    for graph, expected in ((experts, 4 * 5 * 8 + 4 * 8 * 2), (devices, 4 * 3 * 6)):
+        cost = cost_of(graph, graph.channels, "multiply_adds")
+        assert cost.after(np.zeros(len(cost.classes), bool)) == sum(graph.multiply_adds.values()) == expected
+
+
+def test_shard_map_runs_on_its_devices():
+    """Each device subtracts the mean of its own examples, and the mean of all of them is added."""
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+
+    def local(p, x):
+        h = jax.nn.relu(x @ p["a"])
+        return (h - h.mean(0) + lax.pmean(h.mean(0), "d")) @ p["b"]
+
+    apply = jax.shard_map(local, mesh=mesh, in_specs=(P(), P("d")), out_specs=P("d"))
+    params, _ = two_layers()
+    x = _Draw(1)(8, 3)
+    graph = jprune.trace_model(apply, params, x)
+    masks, masked = halved(graph, params)
+    small = jprune.remove_channels(graph, params, masks)
+    loss = lambda f: lambda p, x: jnp.sum(jnp.sin(f(p, x)))
+    both = jax.jit(lambda p, q: (jax.value_and_grad(loss(apply))(p, x), jax.value_and_grad(loss(small.apply))(q, x)))
+    (expected, grads), (found, small_grads) = both(masked, small.params)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    chex.assert_trees_all_close(small_grads["b"], grads["b"][np.flatnonzero(small.kept["b"][0])], atol=1e-5)
+
+
+def test_a_constraint_that_the_mesh_cannot_divide_is_dropped_and_named():
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    params, x = two_layers()
+
+    def apply(p, x):
+        return lax.with_sharding_constraint(jnp.tanh(x @ p["a"]), NamedSharding(mesh, P(None, "d"))) @ p["b"]
+
+    graph = jprune.trace_model(apply, params, x)
+    masks, masked = halved(graph, params, keep=3)
+    small = jprune.remove_channels(graph, params, masks)
+    np.testing.assert_allclose(jax.jit(small.apply)(small.params, x), jax.jit(apply)(masked, x), atol=1e-5)
+    assert "the mesh does not divide the shape (4, 3)" in small.table.differences[0]
+
+
+def test_inputs_on_a_mesh_with_explicit_axes():
+    """The program is traced with the placement of its inputs, also where it differs from the one of the trace."""
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    params, x = two_layers()
+    apply = lambda p, x: jax.nn.relu(jnp.dot(x, p["a"])) @ p["b"]
+    with jax.set_mesh(mesh):
+        split = jax.device_put(x, NamedSharding(mesh, P("d", None)))
+        for traced in (x, split):
+            graph = jprune.trace_model(apply, params, traced)
+            masks, masked = halved(graph, params)
+            small = jprune.remove_channels(graph, params, masks)
+            out = jax.jit(small.apply)(small.params, split)
+            assert out.sharding.spec == P("d", None)
+            np.testing.assert_allclose(
+                out, np.maximum(np.asarray(x) @ masked["a"], 0) @ np.asarray(masked["b"]), atol=1e-5
+            )
