@@ -1,4 +1,4 @@
-"""Schedules: finite tables ``{step: sparsity}`` that determine when and how much to prune.
+"""Schedules: dicts ``{step: sparsity}`` that determine when and how much to prune.
 
 A schedule is a plain dict, so every count is known before tracing. Step s means the update called after s earlier ones.
 An amount is a sparsity (a float, the fraction of the prunable weights removed), ``jprune.Keep(count)`` (the number of
@@ -39,7 +39,7 @@ def one_shot(
       keep: the number of weights to keep, instead of ``sparsity``.
 
     Returns:
-      A table with one entry.
+      A schedule with one entry.
 
     Raises:
       TypeError: an argument has the wrong type, or not exactly one of ``sparsity`` and ``keep`` is given.
@@ -63,12 +63,12 @@ def cubic(sparsity: float, begin: int, end: int, every: int) -> dict[int, float]
 
     Args:
       sparsity: the final fraction of the prunable weights that is removed, in [0, 1].
-      begin: the first step of the table; its sparsity is 0.
-      end: the last step of the table.
+      begin: the first step of the schedule; its sparsity is 0.
+      end: the last step of the schedule.
       every: the number of steps between two entries.
 
     Returns:
-      A table with entries at begin, begin + every, ... before ``end``, and at ``end``.
+      A schedule with entries at begin, begin + every, ... before ``end``, and at ``end``.
 
     Raises:
       TypeError: an argument has the wrong type.
@@ -104,7 +104,7 @@ def geometric(rate: float, every: int, times: int) -> dict[int, float]:
       times: how many times to prune.
 
     Returns:
-      A table with entries at every, 2 every, ..., times every.
+      A schedule with entries at every, 2 every, ..., times every.
 
     Raises:
       TypeError: an argument has the wrong type.
