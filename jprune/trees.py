@@ -190,16 +190,15 @@ def by_path(include: str | None = None, exclude: str | None = None) -> ByPath:
       A predicate on (path, leaf). When it is applied to a tree, a pattern that matches no path is an error.
 
     Raises:
+      TypeError: a pattern is not a string.
       ValueError: a pattern is not a regular expression.
 
     >>> by_path(include=r"kernel$", exclude=r"^head/")("head/kernel", jnp.ones((2, 2)))
     False
     """
     for name, pattern in (("include", include), ("exclude", exclude)):
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"{name}={pattern!r} is not a regular expression: {error}") from error
+        if pattern is not None:
+            check_pattern(f"{name}={pattern!r}", pattern)
     return ByPath(include, exclude)
 
 
@@ -278,6 +277,7 @@ def first_matches(
       A dict from the path to an expression, or to None if none matches.
 
     Raises:
+      TypeError: an expression is not a string.
       ValueError: an expression is not a regular expression, matches no layer, or matches only layers that earlier
         expressions match.
 
@@ -286,10 +286,8 @@ def first_matches(
     """
     first: dict[str, str | None] = dict.fromkeys(layers)
     for pattern in patterns:
-        try:
-            matched = [path for path, names in layers.items() if any(re.search(pattern, each) for each in names)]
-        except re.error as error:
-            raise ValueError(f"{name} has the key {pattern!r}, which is not a regular expression: {error}") from error
+        check_pattern(f"{name} has the key {pattern!r}, which", pattern)
+        matched = [path for path, names in layers.items() if any(re.search(pattern, each) for each in names)]
         if not matched:
             raise ValueError(f"{name} has the key {pattern!r}, which matches no {of}; there are {_some(list(layers))}")
         decided = [path for path in matched if first[path] is None]
@@ -300,6 +298,21 @@ def first_matches(
             )
         first.update(dict.fromkeys(decided, pattern))
     return first
+
+
+def check_pattern(label: str, pattern: object) -> None:
+    """Raise if a pattern is not a regular expression; ``label`` is the subject of the message.
+
+    Raises:
+      TypeError: it is not a string.
+      ValueError: its syntax is wrong.
+    """
+    if not isinstance(pattern, str | re.Pattern):
+        raise TypeError(f"{label} is a {type(pattern).__name__}; it must be a regular expression, such as r'kernel$'")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{label} is not a regular expression: {error}") from error
 
 
 def _some(paths: list[str], most: int = 8) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 from jprune._extras import missing
 from jprune.jumpstart import tagging
 from jprune.jumpstart.layers import Stack
+from jprune.trees import check_pattern
 
 Captured = OrderedDict[str, PyTree]
 _Layer: TypeAlias = Array | Stack
@@ -56,7 +57,7 @@ def preactivations(
 
     Raises:
       ImportError: flax is not installed.
-      TypeError: ``model`` is neither an NNX nor a Linen model.
+      TypeError: ``model`` is neither an NNX nor a Linen model, or a pattern is not a string.
       ValueError: a pattern is not a regular expression or matches no layer, no layer is left, or a Linen layer is
         inside a lifted transformation that does not lift 'intermediates'.
       NotImplementedError: a layer is called inside a branch, a while loop or a custom derivative.
@@ -147,10 +148,10 @@ class _Choice:
 
 
 def _compiled(argument: str, pattern: str | None) -> re.Pattern[str] | None:
-    try:
-        return None if pattern is None else re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{argument}={pattern!r} is not a regular expression: {error}") from error
+    if pattern is None:
+        return None
+    check_pattern(f"{argument}={pattern!r}", pattern)
+    return re.compile(pattern)
 
 
 def _capture(

@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jprune._extras import missing
-from jprune.jumpstart import layers
+from jprune.jumpstart import layers, units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Dead, linear, nonlinear: dark to light, so that they differ in grayscale and for color-blind readers.
-_COLOURS = ("#222255", "#cc6677", "#eeddaa")
+_COLORS = ("#222255", "#cc6677", "#eeddaa")
 _NAMES = ("dead", "linear", "nonlinear")
+_STATUSES = (units.DEAD, units.LINEAR, units.NONLINEAR)
 
 
 def unit_map(unit_statuses: layers.Statuses, title: str = "Units") -> "Figure":
@@ -53,16 +54,17 @@ def point_map(point_statuses: layers.Statuses, title: str = "Points") -> "Figure
     Raises:
       ImportError: matplotlib is not installed.
       TypeError: the statuses are a plain dict of several layers, whose order is lost under jit.
+      ValueError: the layers have different numbers of points.
 
     >>> point_map([np.array([-1, 0, 1], np.int8)]).axes[0].get_ylabel()
     'point'
     """
-    layers.refuse_unordered(point_statuses, "point_statuses")
-    named = [(name, np.asarray(status)) for name, status in layers.unstack(point_statuses)]
-    table = np.stack([status for _, status in named])
-    dead = np.where((table == -1).any(axis=0), (table == -1).argmax(axis=0), len(table))
-    order = np.lexsort(((table == 0).sum(axis=0), dead))
-    return _status_map({name: status[order] for name, status in named}, title, "point")
+    table = np.asarray(units.point_table(point_statuses))
+    dead, linear = table == units.DEAD, table == units.LINEAR
+    first_dead = np.where(dead.any(axis=0), dead.argmax(axis=0), len(table))
+    order = np.lexsort((linear.sum(axis=0), first_dead))
+    names = [name for name, _ in layers.unstack(point_statuses)]
+    return _status_map(dict(zip(names, table[:, order], strict=True)), title, "point")
 
 
 def _status_map(statuses: layers.Statuses, title: str, row: str) -> "Figure":
@@ -86,11 +88,11 @@ def _draw_statuses(axes: "Axes", table: np.ndarray) -> None:
     from matplotlib.patches import Patch  # noqa: PLC0415
 
     norm = BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3)
-    axes.imshow(table, cmap=ListedColormap(_COLOURS), norm=norm, aspect="auto", interpolation="nearest")
-    shares = [np.nanmean(np.where(np.isnan(table), np.nan, table == status)) for status in (-1, 0, 1)]
+    axes.imshow(table, cmap=ListedColormap(_COLORS), norm=norm, aspect="auto", interpolation="nearest")
+    shares = [np.nanmean(np.where(np.isnan(table), np.nan, table == status)) for status in _STATUSES]
     handles = [
-        Patch(facecolor=colour, label=f"{name} {share:.0%}")
-        for colour, name, share in zip(_COLOURS, _NAMES, shares, strict=True)
+        Patch(facecolor=color, label=f"{name} {share:.0%}")
+        for color, name, share in zip(_COLORS, _NAMES, shares, strict=True)
     ]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
 

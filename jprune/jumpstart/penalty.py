@@ -80,7 +80,7 @@ def jumpstart_penalty(
         balanced     mean(U) + mean(P)
         mean, sum    over U and P together
         norm         the Euclidean norm of U and P together, with gradient 0 at the zero vector
-        sum_squares  its square
+        sum_squares  the square of the norm
 
     Multiply it by a coefficient and add it to the loss, or use ``add_jumpstart`` or ``jumpstart_loss``. Sums are in
     float32 or wider. It is differentiable in reverse mode, under jit, vmap, scan and shard_map.
@@ -93,9 +93,9 @@ def jumpstart_penalty(
         given: 'cpaior_keras' (sum_squares, average, none), 'cpaior_torch' (norm, single, pool) or
         'ieee' (balanced, single, pool).
       mode: the slacks to use: 'full' (units and points), 'unit', 'point', 'layer' (one maximum and minimum per layer),
-      or only some hinges: 'unit_positive', 'point_positive', 'positive', 'all_but_unit_positive',
-      'all_but_unit_negative', 'all_but_point_positive', 'all_but_point_negative'. ``balance`` also multiplies a hinge
-      that is used alone, and a mean is over all units or points unless the mode drops them entirely.
+        or only some hinges: 'unit_positive', 'point_positive', 'positive', 'all_but_unit_positive',
+        'all_but_unit_negative', 'all_but_point_positive', 'all_but_point_negative'. ``balance`` also multiplies a
+        hinge that is used alone, and a mean is over all units or points unless the mode drops them entirely.
       aggregate: 'balanced' (default), 'norm', 'mean', 'sum' or 'sum_squares'.
       balance: rho, the weight of the positive hinge, 0 to 1. Use .51 for a network that is initialized to
         zero, where at .5 the two hinges cancel.
@@ -124,7 +124,7 @@ def jumpstart_penalty(
       ValueError: an option is unknown, a margin or the balance is out of range, shapes do not match, or ties are random
         without a key.
 
-    Reference: Riera, Rey, Serra, Puertas, Pujol, "Training Thinner and Deeper Neural Networks:
+    Source: Riera, Rey, Serra, Puertas, Pujol, "Training Thinner and Deeper Neural Networks:
     Jumpstart Regularization", CPAIOR 2022, equations 3 to 7; the balanced aggregate and the modes:
     Riera, Puertas, Pujol, "Unit-Centric Regularization for Efficient Deep Neural Networks", IEEE
     Access 2025.

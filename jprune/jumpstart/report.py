@@ -53,7 +53,7 @@ def activity_report(
       ``Activity`` of the whole network, in Python floats.
 
     Raises:
-      ImportError: flax is not installed.
+      ImportError: flax or pandas is not installed.
       TypeError: a batch has another type, or a Linen module is given without ``variables``.
       ValueError: there is no batch, a layer does not keep the batch axis, or as ``preactivations``.
 
@@ -63,6 +63,11 @@ def activity_report(
     >>> frame.loc["layers/0", ["units", "points"]].tolist()
     [3, 7]
     """
+    try:
+        import pandas as pd  # noqa: PLC0415 - slow to import, and the penalty itself does not need it
+    except ImportError as error:
+        raise ImportError(missing("activity_report needs the extra 'recall'", "recall")) from error
+
     call, state = _functional(model, variables)
     options = {"include": include, "exclude": exclude, "skip_last": skip_last, "method": method, **kwargs}
 
@@ -79,7 +84,11 @@ def activity_report(
         counts = next_counts if counts is None else jax.tree.map(np.add, counts, next_counts)
     if status is None or counts is None:
         raise ValueError("batches is empty; pass at least one batch")
-    return _frame(status, counts)
+    columns, index = _columns(status, counts), pd.Index(status, name="layer")
+    frame = pd.DataFrame(columns, index=index)
+    unit = units.count_units(status).sum(axis=1)
+    frame.attrs["activity"] = units.Activity(*map(float, units.ratios(unit, counts)))
+    return frame
 
 
 def _functional(model: object, variables: PyTree) -> tuple[Callable[[PyTree], tuple[PyTree, ...]], PyTree]:
@@ -122,12 +131,8 @@ def _padded(batches: Iterable[PyTree], inputs: Callable[[PyTree], PyTree]) -> It
         yield x, jnp.arange(longest) < size
 
 
-def _frame(status: layers.Statuses, counts: units.PointCounts) -> "pd.DataFrame":
-    try:
-        import pandas as pd  # noqa: PLC0415 - slow to import, and the penalty itself does not need it
-    except ImportError as error:
-        raise ImportError(missing("activity_report needs the extra 'recall'", "recall")) from error
-
+def _columns(status: layers.Statuses, counts: units.PointCounts) -> dict[str, np.ndarray]:
+    """Return the columns of the report."""
     unit = np.asarray(units.count_units(status), np.float64)
     point = np.stack([counts.dead_cells, counts.linear_cells, counts.nonlinear_cells]).astype(np.float64)
     columns: dict[str, np.ndarray] = {"units": unit.sum(axis=0).astype(np.int64)}
@@ -135,6 +140,4 @@ def _frame(status: layers.Statuses, counts: units.PointCounts) -> "pd.DataFrame"
     columns |= {f"unit_{name}": row / unit.sum(axis=0) for name, row in zip(names, unit, strict=True)}
     columns["points"] = np.full(unit.shape[1], int(counts.points))
     columns |= {f"point_{name}": row / int(counts.points) for name, row in zip(names, point, strict=True)}
-    frame = pd.DataFrame(columns, index=pd.Index(status, name="layer"))
-    frame.attrs["activity"] = units.Activity(*map(float, units.ratios(unit.sum(axis=1), counts)))
-    return frame
+    return columns

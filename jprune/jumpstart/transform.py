@@ -10,6 +10,7 @@ about twice as long. In return the loss function does not change, so the transfo
 it can use another batch or another mode of the model than the loss.
 """
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Hashable
@@ -35,7 +36,7 @@ class JumpstartState(NamedTuple):
     Attributes:
       count: int32, the number of updates; the schedule's step.
       penalty: the penalty at the last update without the coefficient, float32; 0 initially, and always 0 if the
-      coefficient is the number 0.
+        coefficient is the number 0.
       key: the PRNG key of random ties, folded with ``count`` at each update; or None.
     """
 
@@ -202,6 +203,10 @@ def jumpstart_loss(
 
 
 def _check(coefficient: Coefficient, options: dict[str, Any]) -> None:
+    _, *allowed = inspect.signature(jumpstart_penalty).parameters
+    for name in options:
+        if name not in allowed:
+            raise TypeError(f"{name}= is not an option of jumpstart_penalty; options: {', '.join(allowed)}")
     if isinstance(coefficient, int | float | np.integer | np.floating) and not 0 <= coefficient < math.inf:
         raise ValueError(f"coefficient={coefficient} must be finite and not negative; give 0 or more, such as 1e-3")
     Options.make(**{name: value for name, value in options.items() if name not in ("units", "examples")})

@@ -3,7 +3,7 @@
 A rectified unit is dead on a data set if none of its preactivations is positive, linear if all are, and nonlinear
 otherwise. The status of a point (an example) in a layer is defined in the same way over the layer's units.
 
-Reference: Riera, Puertas, Pujol, "Unit-Centric Regularization for Efficient Deep Neural Networks",
+Source: Riera, Puertas, Pujol, "Unit-Centric Regularization for Efficient Deep Neural Networks",
 IEEE Access 2025.
 """
 
@@ -205,7 +205,7 @@ def count_units(unit_statuses: layers.Statuses, units: layers.Masks = None) -> I
 
 def count_points(point_statuses: layers.Statuses, examples: ArrayLike | None = None) -> PointCounts:
     """Count points and (point, layer) cells by status; arguments as for ``activity``."""
-    table = _table(point_statuses)
+    table = point_table(point_statuses)
     real = jnp.ones((1, table.shape[1]), bool)
     if examples is not None:
         layers.check_mask("examples", examples, [(table.shape[1],)])
@@ -247,6 +247,24 @@ def ratios(unit: Array | np.ndarray, counts: PointCounts) -> Activity:
         nonlinearity=share(counts.nonlinear_cells.sum(), cells),
         point_efficiency=share(counts.efficient_cells, cells),
     )
+
+
+def point_table(point_statuses: layers.Statuses) -> Int[Array, "layers points"]:
+    """Stack the point statuses of all layers.
+
+    Raises:
+      TypeError: the statuses are a plain dict of several layers, whose order is lost under jit.
+      ValueError: the layers have different numbers of points.
+    """
+    layers.refuse_unordered(point_statuses, "point_statuses")
+    rows = [(name, jnp.asarray(status)) for name, status in layers.unstack(point_statuses)]
+    for name, row in rows:
+        if row.shape != rows[0][1].shape or row.ndim != 1:
+            raise ValueError(
+                f"point_statuses have shape {row.shape} in layer '{name}' and {rows[0][1].shape} in layer"
+                f" '{rows[0][0]}'; every layer must have the same (points,)"
+            )
+    return jnp.stack([row for _, row in rows])
 
 
 def trainability(accuracy: Float[np.ndarray, "techniques datasets"]) -> Float[np.ndarray, " techniques"]:
@@ -325,16 +343,3 @@ def _unit_mask(name: str, z: Array, units: ArrayLike) -> Array:
     if not isinstance(units, jax.core.Tracer) and not np.reshape(units, (-1, z.shape[-1])).any(axis=1).all():
         raise ValueError(f"units is False everywhere in layer '{name}'; at least one unit must be real")
     return jnp.asarray(units).reshape((-1, 1, 1, z.shape[-1]))
-
-
-def _table(point_statuses: layers.Statuses) -> Array:
-    """Stack point statuses to (layers, points)."""
-    layers.refuse_unordered(point_statuses, "point_statuses")
-    rows = [(name, jnp.asarray(status)) for name, status in layers.unstack(point_statuses)]
-    for name, row in rows:
-        if row.shape != rows[0][1].shape or row.ndim != 1:
-            raise ValueError(
-                f"point_statuses have shape {row.shape} in layer '{name}' and {rows[0][1].shape} in layer"
-                f" '{rows[0][0]}'; every layer must have the same (points,)"
-            )
-    return jnp.stack([row for _, row in rows])

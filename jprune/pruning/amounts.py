@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Integer
 
-from jprune.pruning.selection.uint64 import Count
+from jprune.pruning.selection.uint64 import Count, count_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -253,8 +253,13 @@ def _number(name: str, value: object, instead: str) -> float | Keep:
     return number
 
 
-def fraction(name: str, value: object) -> float:
-    """Check a float from 0.0 to 1.0, a fraction removed.
+def fraction(name: str, value: object, *, of: str = "the fraction removed") -> float:
+    """Check a float from 0.0 to 1.0.
+
+    Args:
+      name: the caller's name for the value, for the error.
+      value: the value to check.
+      of: what the value is, for the error.
 
     Raises:
       TypeError: it is not a float.
@@ -267,7 +272,7 @@ def fraction(name: str, value: object) -> float:
     """
     if isinstance(value, numbers.Integral) or not isinstance(value, numbers.Real):
         hint = _percent(float(value)) if isinstance(value, numbers.Integral) else ""
-        raise TypeError(f"{name} is {value!r}; it must be a float from 0.0 to 1.0, the fraction removed{hint}")
+        raise TypeError(f"{name} is {value!r}; it must be a float from 0.0 to 1.0, {of}{hint}")
     number = float(value)
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name} is {number}; it must be from 0.0 to 1.0{_percent(number)}")
@@ -317,10 +322,12 @@ def _plain(amount: Amount) -> float | Keep:
 
 
 def _limbs(counts: Integer[Array | np.ndarray, "..."]) -> Count:
-    """Convert integer arrays to two limbs; negative entries become 0."""
+    """Convert integer arrays to two limbs; negative entries of a traced array become 0."""
     if not isinstance(counts, jax.core.Tracer) and np.any(np.asarray(counts) < 0):
         raise ValueError(f"keep={counts!r} must not be negative: it is the number of weights kept")
-    array = jnp.maximum(jnp.asarray(counts), 0)
+    if not isinstance(counts, jax.Array):  # jax would truncate 64-bit counts of numpy to 32 bits
+        return count_of(np.asarray(counts).tolist())
+    array = jnp.maximum(counts, 0)
     wide = array.dtype.itemsize == 8
     high = (array >> jnp.asarray(32, array.dtype)).astype(jnp.uint32) if wide else jnp.zeros(array.shape, jnp.uint32)
     return Count(high, array.astype(jnp.uint32))

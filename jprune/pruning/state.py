@@ -144,9 +144,9 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
     >>> masks_of(with_masks(state, {"kernel": jnp.array([[True, False]])}))
     {'kernel': Array([[ True, False]], dtype=bool)}
     """
-    match(masks_of(state), masks, reference_name="the masks of the optimizer state", name="masks")
-    paths, leaves, _ = flatten(masks)
-    given = dict(zip(paths, leaves, strict=True))
+    current = masks_of(state)
+    matched = match(current, masks, reference_name="the masks of the optimizer state", name="masks")
+    given = dict(zip(flatten(current)[0], matched, strict=True))
 
     def replace(node: PyTree) -> PyTree:
         if not isinstance(node, PruneState):

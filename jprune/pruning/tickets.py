@@ -1,7 +1,7 @@
 """Find lottery tickets by iterative pruning with rewinding, with the caller's training function."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +10,18 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jprune.graph.axes import Axes
-from jprune.pruning.amounts import Keep, PerLayer, as_keywords, renamed_arguments
-from jprune.pruning.schedules import entries, keep_counts
-from jprune.pruning.scores.elementwise import Score, magnitude, score_selected
+from jprune.pruning.amounts import Keep, PerLayer, as_keywords, checked, integer, renamed_arguments
+from jprune.pruning.schedules import keep_counts
+from jprune.pruning.scores.elementwise import (
+    Score,
+    magnitude,
+    refuse_missing_inputs,
+    refuse_no_score,
+    score_selected,
+)
 from jprune.pruning.selection.unstructured import apply_masks, global_masks
 from jprune.pruning.state import masked_weights, masks_of, with_masks
+from jprune.pruning.transform import refuse_no_selection
 from jprune.trees import flatten, map_leaves
 
 Train = Callable[[PyTree, PyTree, int, int], tuple[PyTree, PyTree]]
@@ -85,8 +92,11 @@ def lottery_ticket(
       An iterator of ``Ticket``, one for the dense network (level 0) and one for each sparsity.
 
     Raises:
-      ValueError: ``rewind`` is not in 0..steps - 1; a sparsity is out of range or smaller than the one before; ``tx``
-        has no prune transformation, or one that is not last in its chain.
+      TypeError: ``score`` is not a valid score, ``selection`` cannot be called as a selection, ``sparsities`` is not
+        a list of amounts, or a number of steps is not an integer.
+      ValueError: ``rewind`` is not in 0..steps - 1; a sparsity is out of range or smaller than the one before;
+        ``grad``, ``batch`` or ``key`` is missing for a score that needs it; ``tx`` has no prune transformation, or
+        one that is not last in its chain.
 
     >>> import jprune
     >>> tx = optax.chain(optax.sgd(0.1), jprune.keep_zeros())
@@ -99,20 +109,21 @@ def lottery_ticket(
     >>> [ticket.start[0]["kernel"].tolist() for ticket in tickets]
     [[[3.0, -1.0]], [[3.0, 0.0]]]
     """
-    if not 0 <= rewind < steps:
-        raise ValueError(f"rewind={rewind} must be in 0..steps - 1, with steps={steps}")
+    score = magnitude() if score is None else score
+    refuse_no_score(score)
+    refuse_missing_inputs(score, {"grad": grad, "batch": batch, "key": key, "whole": params})
+    schedule = _schedule_of(sparsities)
+    refuse_no_selection(selection, schedule, {"axes": axes, "min_keep": min_keep or None})
+    integer("rewind", rewind, least=0, most=integer("steps", steps, least=1) - 1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "keep_zeros has no zero")  # the first level is dense
         state = tx.init(params)
     # keep_zeros would treat weights that happen to be 0 as pruned; the dense network has no pruned weights.
     masks = map_leaves(jnp.ones_like, masks_of(state))
     state = with_masks(state, masks)
-    schedule = dict(enumerate(sparsities, start=1))
     paths, leaves, _ = flatten(masks)
     keep_counts(schedule, {path: mask.size for path, mask in zip(paths, leaves, strict=True) if mask is not None})
-    amounts = [amount for _, amount in entries(schedule)]
     options: dict[str, Any] = ({"min_keep": min_keep} if min_keep else {}) | ({} if axes is None else {"axes": axes})
-    score = magnitude() if score is None else score
 
     def scores(level: int, trained: PyTree) -> PyTree:
         return score_selected(
@@ -128,13 +139,26 @@ def lottery_ticket(
         rewound = _run(train, params, state, 0, rewind) if rewind else (params, state)
         end = _run(train, *rewound, rewind, steps)
         yield Ticket(0, masks, rewound, end)
-        for level, amount in enumerate(amounts, start=1):
+        for level, amount in schedule.items():
             masks = selection(scores(level, end[0]), **as_keywords(amount), among=masks, **options)
             start = apply_masks(rewound[0], masks), with_masks(rewound[1], masks)
             end = _run(train, *start, rewind, steps)
             yield Ticket(level, masks, start, end)
 
     return levels(params, state, masks)
+
+
+def _schedule_of(sparsities: Iterable[float | Keep | PerLayer]) -> dict[int, float | Keep | PerLayer]:
+    """Check the amounts and return them by level; level 0 is the dense network."""
+    if isinstance(sparsities, Mapping) or not isinstance(sparsities, Iterable):
+        raise TypeError(
+            f"sparsities={sparsities!r} is a {type(sparsities).__name__}; it must be a list with one sparsity for each "
+            "level, such as jprune.geometric(0.2, every=1, times=10).values()"
+        )
+    amounts = [checked(f"sparsities[{i}]", amount) for i, amount in enumerate(sparsities)]
+    if not amounts:
+        raise ValueError("sparsities is empty; give one sparsity for each level")
+    return dict(enumerate(amounts, start=1))
 
 
 def _run(train: Train, params: PyTree, state: PyTree, begin: int, end: int) -> tuple[PyTree, PyTree]:

@@ -116,7 +116,7 @@ def prune(
     """
     refuse_no_score(score)
     table = dict(entries(schedule))
-    _refuse_no_selection(selection, table, {"axes": axes, "min_keep": min_keep or None})
+    refuse_no_selection(selection, table, {"axes": axes, "min_keep": min_keep or None})
     if regrow is not None and not isinstance(regrow, Regrow):
         raise TypeError(f"regrow={regrow!r} is a {type(regrow).__name__}; it must be jprune.Regrow(score, fraction)")
     _refuse_no_key(key)
@@ -234,8 +234,13 @@ def _warn_of_no_zero(masks: PyTree) -> None:
     )
 
 
-def _refuse_no_selection(selection: object, table: Mapping[int, Amount], options: Mapping[str, object]) -> None:
+def refuse_no_selection(selection: object, table: Mapping[int, Amount], options: Mapping[str, object]) -> None:
     """Raise if ``selection`` cannot be called with scores and the amounts of the schedule.
+
+    Args:
+      selection: the argument to check.
+      table: the amount of each step.
+      options: further keyword arguments; those that are None are not passed.
 
     Raises:
       TypeError: ``selection`` cannot be called with scores and amounts.

@@ -40,6 +40,11 @@ def test_maps_need_the_order_of_the_layers():
             draw({"a": np.zeros(2, np.int8), "b": np.zeros(2, np.int8)})
 
 
+def test_a_point_map_needs_the_same_points_in_every_layer():
+    with pytest.raises(ValueError, match=r"shape \(1,\) in layer '1' and \(3,\) in layer '0'"):
+        point_map([np.zeros(3, np.int8), np.zeros(1, np.int8)])
+
+
 @pytest.mark.parametrize("depth", [1, 30])
 def test_title_and_legend_stay_inside_the_figure(depth):
     figure = unit_map([np.zeros(4, np.int8)] * depth, "Units: relu (conv), depth 1, width 4")

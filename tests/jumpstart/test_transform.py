@@ -175,6 +175,11 @@ def test_updates_keep_their_dtype_and_other_leaves_do_not_change():
     assert (int(updates["steps"]), updates["none"], float(state.penalty)) == (1, None, 1.0)
 
 
+def test_an_option_that_the_penalty_lacks_is_refused_by_name():
+    with pytest.raises(TypeError, match="agregate= is not an option of jumpstart_penalty; options: preset, mode, agg"):
+        jprune.add_jumpstart(preacts, 1e-3, agregate="norm")
+
+
 @pytest.mark.parametrize("coefficient", [-1.0, float("inf"), float("nan")])
 def test_coefficients_that_no_penalty_can_have_are_refused(coefficient):
     for make in (jprune.add_jumpstart, jprune.jumpstart.jumpstart_loss):

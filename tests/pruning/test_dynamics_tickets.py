@@ -170,10 +170,12 @@ def test_a_score_that_runs_the_model_gets_the_batch_and_all_the_trained_paramete
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rewind": 7}, r"rewind=7 must be in 0\.\.steps - 1"),
-        ({"rewind": -1}, "rewind=-1"),
+        ({"rewind": 7}, "rewind is 7; it must be from 0 to 6"),
+        ({"rewind": -1}, "rewind is -1; it must be from 0 to 6"),
+        ({"score": jprune.gradient()}, "the score gradient needs grad: pass grad="),
+        ({"score": jprune.random()}, "the score random needs key: pass key="),
         ({"sparsities": [0.5, 0.2]}, "must not rise"),
-        ({"sparsities": [0.5, 1.5]}, r"schedule\[2\]=1\.5"),  # level 1 is the first that is pruned
+        ({"sparsities": [0.5, 1.5]}, r"sparsities\[1\]=1\.5"),
         ({"sparsities": []}, "empty"),
         ({"tx": optax.sgd(0.1)}, "no prune or keep_zeros link"),
         ({"tx": optax.chain(jprune.keep_zeros(), optax.sgd(0.1))}, "not the last of its chain"),
@@ -185,4 +187,24 @@ def test_bad_arguments_are_refused_before_any_training(arguments, message):
 
     call = {"tx": TX, "params": initial(), "sparsities": [0.5], "steps": 7} | arguments
     with pytest.raises(ValueError, match=message):
+        jprune.lottery_ticket(never, **call)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"score": jprune.magnitude}, "score=magnitude: .* it must be a score, such as jprune.magnitude"),
+        ({"selection": 3}, "selection is a int; it must be a function from scores to masks"),
+        ({"sparsities": 0.5}, "sparsities=0.5 is a float; it must be a list with one sparsity for each level"),
+        ({"sparsities": jprune.geometric(0.2, every=1, times=2)}, "is a dict; it must be a list .*values"),
+        ({"sparsities": [90]}, r"sparsities\[0\]=90 is an integer; .* for 90% write 0.9"),
+        ({"rewind": 0.5}, "rewind is 0.5; it must be an integer"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_before_any_training(arguments, message):
+    def never(*_):
+        raise AssertionError("it trained")
+
+    call = {"tx": TX, "params": initial(), "sparsities": [0.5], "steps": 7} | arguments
+    with pytest.raises(TypeError, match=message):
         jprune.lottery_ticket(never, **call)

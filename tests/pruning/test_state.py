@@ -91,3 +91,10 @@ def test_optax_maps_the_masks_like_the_parameters(link):
 def test_a_dict_of_optimizer_states_is_not_called_a_restored_one():
     with pytest.raises(ValueError, match=r"no prune or keep_zeros link in this optimizer state$"):
         jprune.masks_of({"encoder": optax.adam(0.1).init(PARAMS)})
+
+
+def test_masks_of_less_than_the_masked_leaves_are_refused_by_leaf():
+    state = jprune.keep_zeros().init({"a": {"kernel": jnp.array([[0.0, 1.0]])}})
+    for masks in ({"a": None}, {"a": {"kernel": None}}):
+        with pytest.raises(ValueError, match="masks has None at 'a/kernel'; it must be a bool array"):
+            jprune.with_masks(state, masks)

@@ -50,7 +50,7 @@ def cost_table(
       masks: bool arrays like ``params``, None where a leaf is dense; without masks the nonzeros of the weights are
         counted.
       apply: the forward pass, called as ``apply(params, *inputs)``; it is traced, not run. Without it the table has no
-      multiply-adds, unless ``axes`` is a graph, which has them for the inputs with which it was traced.
+        multiply-adds, unless ``axes`` is a graph, which has them for the inputs with which it was traced.
       inputs: arrays or ``jax.ShapeDtypeStruct``; a batch of 1 gives multiply-adds per example.
       axes: roles of the axes of each leaf (see ``prune``); a leaf that stacks several layers has a row for each layer,
         such as 'blocks/kernel[2]'.

@@ -30,6 +30,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
 from jprune import jaxprs
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes, where_of
+from jprune.pruning.amounts import fraction, integer
 from jprune.pruning.scores.activations import View, Visitor, collect_products
 from jprune.pruning.scores.elementwise import refuse_one_batch, working_dtype
 from jprune.pruning.selection import kth_largest, uint64
@@ -109,7 +110,7 @@ def sparsegpt(
       changed.
 
     Raises:
-      TypeError: not exactly one of ``sparsity``, ``n`` with ``m``, and ``masks`` is given.
+      TypeError: not exactly one of ``sparsity``, ``n`` with ``m``, and ``masks`` is given; or one has the wrong type.
       ValueError: an argument is out of range; ``m`` does not divide the inputs; a kernel has no activations, or they
         have another shape; the axes of a kernel are unknown; H is not positive definite (found outside jit only). The
         message names the leaf.
@@ -254,14 +255,15 @@ def _check_amount(
     ways = [sparsity is not None, n is not None or m is not None, masks is not None]
     if sum(ways) != 1:
         raise TypeError("give exactly one of sparsity= (the fraction removed), n= with m=, and masks=")
-    if sparsity is not None and not (isinstance(sparsity, float) and 0.0 <= sparsity <= 1.0):
-        raise ValueError(
-            f"sparsity={sparsity!r} must be a float from 0.0 to 1.0, the fraction of each kernel to remove"
-        )
-    if ways[1] and (n is None or m is None or not 0 <= n <= m or m < 1):
+    if sparsity is not None:
+        fraction("sparsity", sparsity, of="the fraction of each kernel to remove")
+    for name, number in (("n", n), ("m", m), ("block", block)):
+        if number is not None:
+            integer(name, number, least=0 if name == "n" else 1)
+    if ways[1] and (n is None or m is None or n > m):
         raise ValueError(f"n={n}, m={m}: n of every m weights are kept, so 0 <= n <= m and m >= 1")
-    if block < 1 or (m is not None and block % m):
-        raise ValueError(f"block={block} must be positive and a multiple of m={m}")
+    if m is not None and block % m:
+        raise ValueError(f"block={block} must be a multiple of m={m}")
     if not damping >= 0.0:
         raise ValueError(f"damping={damping} is negative; give a number of 0 or more")
 

@@ -94,14 +94,28 @@ def score_selected(
     """
     if not isinstance(score, Score):
         return score(selected, grad=grad, batch=batch, key=key)
-    given = {"grad": grad, "batch": batch, "key": key, "whole": whole}
-    for need in score.needs:
-        if given[need] is None:
-            raise ValueError(f"the score {score.name} needs {need}: pass {_HOW[need]}")
+    refuse_missing_inputs(score, {"grad": grad, "batch": batch, "key": key, "whole": whole})
     if "grad" in score.needs:
         grad = matching(selected, grad, name="grad")
     extra = (whole,) if "whole" in score.needs else ()
     return score.function(selected, grad, batch, key, *extra)
+
+
+def refuse_missing_inputs(score: Score | Callable[..., PyTree], given: Mapping[str, object]) -> None:
+    """Raise if an input that a score needs is None.
+
+    Args:
+      score: a ``Score``; any other function is assumed to need nothing.
+      given: "grad", "batch", "key" and "whole", None where there is none.
+
+    Raises:
+      ValueError: an input is missing; the message says how to pass it.
+    """
+    if not isinstance(score, Score):
+        return
+    for need in score.needs:
+        if given[need] is None:
+            raise ValueError(f"the score {score.name} needs {need}: pass {_HOW[need]}")
 
 
 def refuse_no_score(score: object) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jprune.graph.axes import Axes, kernel_axes, unknown_axes, where_of
+from jprune.pruning.amounts import fraction
 from jprune.pruning.scores.elementwise import Score, working_dtype
 from jprune.trees import Where, flatten
 
@@ -90,6 +91,7 @@ def owl_sparsities(
       ``{regex: sparsity}`` for ``layer_masks`` and ``prune``, with one expression for each leaf.
 
     Raises:
+      TypeError: ``sparsity`` or ``spread`` is not a float.
       ValueError: ``sparsity`` or ``spread`` is out of range, the scores are traced, or there is none.
 
     Source: Yin et al., "Outlier Weighed Layerwise Sparsity (OWL)", ICML 2024, arXiv 2310.05175, equation 1 and
@@ -99,9 +101,8 @@ def owl_sparsities(
     >>> owl_sparsities(scores, 0.5, spread=0.1)
     {'^a$': 0.4, '^b$': 0.6}
     """
-    for name, value in (("sparsity", sparsity), ("spread", spread)):
-        if not isinstance(value, float) or not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name}={value!r} must be a float from 0.0 to 1.0")
+    sparsity = fraction("sparsity", sparsity)
+    spread = fraction("spread", spread, of="the largest deviation from the sparsity")
     paths, leaves, _ = flatten(scores)
     layers: dict[str, list[tuple[str, Any]]] = {}
     for path, leaf in zip(paths, leaves, strict=True):

@@ -26,10 +26,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jprune.pruning.amounts import Counts, Sparsity, amount_by_keyword, amount_of
+from jprune.pruning.amounts import Counts, Sparsity, amount_by_keyword, amount_of, integer
 from jprune.pruning.scores.elementwise import (
     Score,
     matching,
+    refuse_no_score,
     refuse_one_batch,
     score_selected,
     selected_by,
@@ -138,7 +139,7 @@ def fisher(
 
     Args:
       loss: ``loss(params, batch)`` returns a scalar. It is called with batches of one example (leading axis 1), so a
-      loss that averages over a batch can be used unchanged.
+        loss that averages over a batch can be used unchanged.
       microbatch: number of examples differentiated at once; memory is needed for as many gradients.
       saliency: return w^2 F / 2 instead, the increase of the loss expected from removing w.
       where: see ``Score``.
@@ -150,8 +151,7 @@ def fisher(
     >>> fisher(loss)(jnp.array([[1.0], [1.0]]), batch=jnp.array([[1.0, 3.0], [3.0, 0.0]]))[:, 0]
     Array([5. , 4.5], dtype=float32)
     """
-    if microbatch < 1:
-        raise ValueError(f"microbatch={microbatch!r} must be 1 or more")
+    integer("microbatch", microbatch, least=1)
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
         examples = _examples(batch)
@@ -183,7 +183,7 @@ def fisher(
 
 @amount_by_keyword
 def iterated_masks(
-    score: Score,
+    score: Score | Callable[..., PyTree],
     params: PyTree,
     *,
     sparsity: Sparsity | None = None,
@@ -199,8 +199,9 @@ def iterated_masks(
     Weights pruned in one round are 0 in the next, and pruned weights never come back.
 
     Args:
-      score: any score that needs no gradient.
-      params: tree of arrays; the leaves that ``score.where`` selects are pruned.
+      score: a score that needs no gradient, or a function with the signature of a ``Score``.
+      params: tree of arrays; the leaves that the ``where`` of the score selects are pruned, or by default those that
+        ``kernels`` selects.
       sparsity: the fraction of the weights to remove in the end.
       keep: the number of weights to keep in the end.
       rounds: number of rounds.
@@ -212,18 +213,19 @@ def iterated_masks(
       Masks like ``params``, None where nothing is prunable; exactly ``keep`` weights are kept.
 
     Raises:
-      TypeError, ValueError: as ``global_masks``; ``rounds`` is not positive; the score needs a gradient.
+      TypeError, ValueError: as ``global_masks``; ``score`` is not a valid score or needs a gradient; ``rounds`` is not
+        a positive integer.
 
     Source: Tanaka et al., 2020, arXiv 2006.05467, algorithm 1.
 
     >>> iterated_masks(synflow(lambda w, x: x @ w, input_shape=(1, 3)), jnp.array([[1.0], [-3.0], [2.0]]), keep=2)[:, 0]
     Array([False,  True,  True], dtype=bool)
     """
-    if "grad" in score.needs:
+    refuse_no_score(score)
+    if isinstance(score, Score) and "grad" in score.needs:
         raise ValueError(f"the score {score.name} needs a new gradient in every round; write your own loop instead")
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds!r} must be 1 or more")
-    selected = selected_by(score.where, params)
+    integer("rounds", rounds, least=1)
+    selected = selected_by(score.where if isinstance(score, Score) else None, params)
     sizes = layers_of(selected, shapes_only=True).sizes
     size, total = sum(sizes), allocation.kept(amount_of(sparsity, keep), sum(sizes))
     floors = allocation.floors(min_keep, sizes, total) if min_keep else None
@@ -251,7 +253,7 @@ def average_gradients(
 
     Args:
       loss: ``loss(params, batch)``, a pure function that returns the mean over the batch's examples, a scalar. It sets
-      train or eval mode; see the module for a model with batch normalization.
+        train or eval mode; see the module for a model with batch normalization.
       params: tree of arrays; the gradient is taken with respect to its float leaves.
       batches: a list or a generator of trees of arrays (examples, ...). Batches with more examples have more weight.
       has_aux: whether ``loss`` returns (scalar, aux); aux, such as new running statistics, is dropped.

@@ -114,10 +114,10 @@ def _quotas(shares: Sequence[int], low: Sequence[int], high: Sequence[int], tota
 def erk_shares(shapes: Sequence[tuple[int, ...]]) -> list[int]:
     """Return the Erdos-Renyi-kernel share of each layer: the sum of its dimensions.
 
-    ERK gives a layer the density e * (d_1 + ... + d_k) / (d_1 * ... * d_k), where d_1, ..., d_k are its
-    dimensions: (in, out) of a dense layer, (height, width, in, out) of a convolution, in any order. With d_1 * ... *
-      d_k weights, it keeps e * (d_1 + ... + d_k) of them, so the sum of the dimensions is the layer's share of the
-      weights kept. A layer whose density would exceed 1 is kept dense and e is raised for the others.
+    ERK gives a layer the density e * (d_1 + ... + d_k) / (d_1 * ... * d_k), where d_1, ..., d_k are its dimensions:
+    (in, out) of a dense layer, (height, width, in, out) of a convolution, in any order. The layer has d_1 * ... * d_k
+    weights and keeps e * (d_1 + ... + d_k) of them, so the sum of the dimensions is the layer's share of the weights
+    kept. A layer whose density would exceed 1 is kept dense and e is raised for the others.
 
     Source: Evci et al., "Rigging the Lottery", ICML 2020, arXiv 1911.11134, section 3 (1).
 

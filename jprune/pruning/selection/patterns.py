@@ -13,6 +13,7 @@ weights), is an error that names it.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,7 +124,7 @@ def block_masks(
       sparsity: the fraction of the blocks to remove; the number kept is rounded half to even.
       keep: the number of weights to keep, a multiple of the number in a block.
       block: size of a block (inputs, outputs), which must divide the inputs and outputs of every layer; several input
-      axes, and several output axes, are flattened in row-major order.
+        axes, and several output axes, are flattened in row-major order.
       among: bool tree of the weights that may be kept. Blocks without such weights are not kept, and in other
         blocks only these weights are.
       min_keep: minimum number of weights that every layer keeps, rounded up to whole blocks.
@@ -133,15 +134,16 @@ def block_masks(
       A tree like ``scores`` of bool arrays.
 
     Raises:
-      ValueError: ``block`` does not divide a layer, the axes of a leaf are unknown, or ``keep`` is not a multiple of
-        the number of weights in a block; also as ``global_masks``.
+      TypeError: a size of ``block`` is not an integer; also as ``global_masks``.
+      ValueError: ``block`` is not a pair of positive numbers or does not divide a layer, the axes of a leaf are
+        unknown, or ``keep`` is not a multiple of the number of weights in a block; also as ``global_masks``.
 
     >>> block_masks(jnp.array([[9.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]), sparsity=0.5, block=(2, 2))[0]
     Array([ True,  True, False, False], dtype=bool)
     """
-    block = tuple(block)
-    if len(block) != 2 or any(size < 1 for size in block):
-        raise ValueError(f"block={block} must have two sizes, (inputs, outputs), each 1 or more")
+    if not isinstance(block, Sequence) or len(block) != 2:
+        raise ValueError(f"block={block!r} must have two sizes, (inputs, outputs), such as (4, 4)")
+    block = tuple(integer(f"block[{i}]", size, least=1) for i, size in enumerate(block))
     weights = math.prod(block)
     layers, restore = _arranged(layers_of(scores, among), axes, "blocks run along its inputs and outputs")
     for path, shape in zip(layers.paths, layers.leaf_shapes, strict=True):
@@ -194,7 +196,7 @@ def channel_masks(
       sparsity: the fraction of the channels to remove; the number kept is rounded half to even.
       keep: the number of weights to keep, a multiple of the number in a channel, which must be equal in all layers.
       layerwise: whether to remove the same fraction of every layer (``keep`` is divided among them) instead of the
-      channels with the smallest scores over all layers.
+        channels with the smallest scores over all layers.
       among: bool tree of the weights that may be kept. Channels without such weights are not kept, and in other
         channels only these weights are.
       min_keep: minimum number of weights that every layer keeps, rounded up to whole channels.
@@ -355,7 +357,7 @@ def _known(own: KernelAxes | None, path: str, shape: tuple[int, ...], why: str, 
 
 
 def _leave_out(path: str) -> str:
-    return f"leave it out with where=jprune.by_path(exclude={'^' + path + '$'!r})"
+    return f"leave it out with where=jprune.by_path(exclude={f'^{re.escape(path)}$'!r})"
 
 
 def _summed(array: Shaped[Array, "..."], stacked: tuple[int, ...]) -> tuple[int, ...]:

@@ -71,7 +71,7 @@ def global_masks(
       keep: the number of weights to keep; an int, or an integer scalar array, which may be traced.
       among: bool tree of the weights that may be kept; None for all.
       min_keep: minimum number of weights that every layer keeps: first the largest scores of each layer are kept, then
-      the largest of the rest of the tree.
+        the largest of the rest of the tree.
       axes: see the module; only ``min_keep`` depends on it.
       magnitude: rank by absolute value; ``scores`` may then be the weights.
 
@@ -112,7 +112,7 @@ def layer_masks(
     Args:
       scores: tree of float arrays, None where nothing is prunable.
       sparsity: the fraction of each layer to remove, rounded layer by layer; or ``{regex: sparsity}``, where the first
-      expression found in a layer's path applies and every layer must match one ('' matches all others).
+        expression found in a layer's path applies and every layer must match one ('' matches all others).
       keep: the number of weights to keep, divided among the layers in proportion to their sizes (exact in
         total); or ``{regex: number}``, the number for each layer; or an integer array (layers,), which may be traced.
       among: bool tree of the weights that may be kept; None for all. A layer with fewer than its number keeps

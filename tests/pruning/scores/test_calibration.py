@@ -244,7 +244,13 @@ X = jnp.ones((4, 6))
     [
         (lambda: sparsegpt(KERNEL, {"a": X}), TypeError, "give exactly one of sparsity="),
         (lambda: sparsegpt(KERNEL, {"a": X}, sparsity=0.5, n=2, m=4), TypeError, "give exactly one of sparsity="),
-        (lambda: sparsegpt(KERNEL, {"a": X}, sparsity=2), ValueError, "sparsity=2 must be a float from 0.0 to 1.0"),
+        (
+            lambda: sparsegpt(KERNEL, {"a": X}, sparsity=2),
+            TypeError,
+            "sparsity is 2; it must be a float from 0.0 to 1.0",
+        ),
+        (lambda: sparsegpt(KERNEL, {"a": X}, n=2.0, m=4), TypeError, "n is 2.0; it must be an integer"),
+        (lambda: sparsegpt(KERNEL, {"a": X}, sparsity=0.5, block=0), ValueError, "block is 0; it must be at least 1"),
         (lambda: sparsegpt(KERNEL, {"a": X}, n=2, m=4), ValueError, "m=4 must divide the inputs .* 'a/kernel'"),
         (lambda: sparsegpt(KERNEL, {"a": X}, n=2), ValueError, "n=2, m=None: n of every m"),
         (lambda: sparsegpt(KERNEL, {"a": X}, n=1, m=3, block=4), ValueError, "block=4 must be .* multiple of m=3"),

@@ -126,8 +126,8 @@ def test_owl_keeps_the_total_where_layers_differ_in_size():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: owl_sparsities({"a": jnp.ones(3)}, 1), "sparsity=1 must be a float"),
-        (lambda: owl_sparsities({"a": jnp.ones(3)}, 0.5, spread=2.0), r"spread=2\.0 must be a float"),
+        (lambda: owl_sparsities({"a": jnp.ones(3)}, 1.5), r"sparsity is 1\.5; it must be from 0\.0 to 1\.0"),
+        (lambda: owl_sparsities({"a": jnp.ones(3)}, 0.5, spread=2.0), r"spread is 2\.0; it must be from 0\.0 to 1\.0"),
         (lambda: owl_sparsities({"a": None}, 0.5), "every leaf is None"),
         (lambda: jax.jit(lambda a: owl_sparsities({"a": a}, 0.5))(jnp.ones(3)), "the scores of 'a' are traced"),
         (
@@ -140,3 +140,8 @@ def test_owl_keeps_the_total_where_layers_differ_in_size():
 def test_bad_arguments_are_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_an_integer_is_no_sparsity():
+    with pytest.raises(TypeError, match="sparsity is 1; it must be a float"):
+        owl_sparsities({"a": jnp.ones(3)}, 1)

@@ -100,10 +100,22 @@ def test_rounds_shrink_geometrically_and_score_the_remaining_weights():
     masks = jprune.selection.iterated_masks(score, params, keep=2, rounds=2)
     assert kernels_of(masks)[0].tolist() == [[False, True]]
     assert kernels_of(masks)[1].tolist() == [[False], [True]]
-    with pytest.raises(ValueError, match="rounds=0 must be 1 or more"):
+    with pytest.raises(ValueError, match="rounds is 0; it must be at least 1"):
         jprune.selection.iterated_masks(score, params, keep=2, rounds=0)
     with pytest.raises(ValueError, match="the score gradient needs a new gradient in every round"):
         jprune.selection.iterated_masks(jprune.gradient(), params, keep=2)
+    with pytest.raises(TypeError, match=r"rounds is 2\.5; it must be an integer"):
+        jprune.selection.iterated_masks(score, params, keep=2, rounds=2.5)
+    with pytest.raises(TypeError, match=r"score=magnitude: .* it must be a score"):
+        jprune.selection.iterated_masks(jprune.magnitude, params, keep=2)
+
+
+def test_rounds_take_any_function_as_a_score():
+    def score(params, grad=None, batch=None, key=None):
+        return jax.tree.map(jnp.abs, params)
+
+    masks = jprune.selection.iterated_masks(score, {"kernel": jnp.array([[3.0, -1.0, -2.0]])}, keep=2, rounds=2)
+    assert masks["kernel"].tolist() == [[True, False, True]]
 
 
 def logistic(params, batch):

@@ -103,6 +103,13 @@ def test_one_program_selects_by_any_counts_that_are_traced():
             np.testing.assert_array_equal(np.ravel(mask), largest_by_numpy([array], number))
 
 
+def test_a_numpy_count_of_more_than_32_bits_is_not_truncated():
+    masks = jprune.global_masks({"a": jnp.array([3.0, 1.0, 2.0])}, keep=np.array(2**32 + 1))  # its low 32 bits are 1
+    assert masks["a"].tolist() == [True, True, True]
+    masks = jprune.layer_masks([jnp.ones(2), jnp.array([1.0, 2.0])], keep=np.array([2**32, 1]))  # its low 32 bits are 0
+    assert [mask.tolist() for mask in masks] == [[True, True], [False, True]]
+
+
 def test_two_of_four_keeps_two_of_every_four_inputs():
     scores = {"kernel": jnp.asarray(np.random.default_rng(1).random((8, 3)), jnp.float32)}
     mask = np.asarray(jprune.nm_masks(scores, n=2, m=4)["kernel"])
