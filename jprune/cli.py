@@ -355,19 +355,19 @@ def _dense(given: Sequence[str], scores: Sequence[str]) -> dict[str, list[str]]:
     """Sort ``[SCORE=]FILE`` by score; files without one are the dense models of every score."""
     from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
 
-    own: dict[str, list[str]] = {}
+    by_score: dict[str, list[str]] = {}
     for text in given:
         score, _, file = text.partition("=")
         if score in scores and file:
-            own.setdefault(score, []).append(file)
-    if not own:
+            by_score.setdefault(score, []).append(file)
+    if not by_score:
         return {score: list(given) for score in scores}
-    missing = [score for score in scores if score not in own]
-    if missing or sum(map(len, own.values())) < len(given):
+    without = [score for score in scores if score not in by_score]
+    if without or sum(map(len, by_score.values())) < len(given):
         raise InputError(
             f"--dense: give SCORE=FILE for every score ({', '.join(scores)}), or files without a score for all of them"
         )
-    return own
+    return by_score
 
 
 def _fail(message: str) -> int:

@@ -251,8 +251,8 @@ def _extremes(
     depth, _, _ = group.sizes
 
     def of_layer(z: Array, units: Array | None, key: Array | None) -> extremes.Extremes:
-        own: extremes.Extremes = extremes.extremes(spec, z, groups.cells(group, units), key)
-        return own
+        found: extremes.Extremes = extremes.extremes(spec, z, groups.cells(group, units), key)
+        return found
 
     if depth == 1:
         units = None if group.units is None else group.units[0]

@@ -164,7 +164,7 @@ def exact_name(amount: "float | Keep | PerLayer") -> str:
     if isinstance(amount, Keep):
         return f"keep {int(amount.count)}"
     if isinstance(amount, Mapping):
-        return "{" + ", ".join(f"{pattern!r}: {exact_name(own)}" for pattern, own in amount.items()) + "}"
+        return "{" + ", ".join(f"{pattern!r}: {exact_name(part)}" for pattern, part in amount.items()) + "}"
     return repr(float(amount))
 
 

@@ -121,11 +121,11 @@ def sr_ste(
 def _with_decay(updates: PyTree, params: PyTree, masks: PyTree, decay: float | Float[Array, ""]) -> PyTree:
     _, given, treedef = flatten(updates)
     weights = match(updates, params, reference_name="updates", name="params")
-    own = match(updates, masks, reference_name="updates", name="the masks of the optimizer state")
+    matched = match(updates, masks, reference_name="updates", name="the masks of the optimizer state")
 
     def pulled(step: Any, weight: Any, mask: Any) -> Any:
         if step is None or mask is None:
             return step
         return step + jnp.where(mask, jnp.zeros_like(step), jnp.asarray(decay, step.dtype) * weight.astype(step.dtype))
 
-    return jax.tree.unflatten(treedef, [pulled(*leaf) for leaf in zip(given, weights, own, strict=True)])
+    return jax.tree.unflatten(treedef, [pulled(*leaf) for leaf in zip(given, weights, matched, strict=True)])

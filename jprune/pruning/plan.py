@@ -158,11 +158,11 @@ class Plan:
             evidence = evidence | {"key": jax.random.fold_in(evidence["key"], before.count)}
         paths, scores, _ = flatten(self._scores(self.score, weights, evidence))
         present = flatten(masks)
-        eligible = dict(zip(present[0], present[1], strict=True))
+        mask_of = dict(zip(present[0], present[1], strict=True))
         found = [
             path
             for path, score in zip(paths, scores, strict=True)
-            if score is not None and bool(jnp.any(jnp.isnan(score) & eligible[path]))
+            if score is not None and bool(jnp.any(jnp.isnan(score) & mask_of[path]))
         ]
         if not found and self.regrow is None:  # skipped by an earlier update; nothing was due in this one
             return
@@ -267,15 +267,17 @@ class Plan:
         paths, leaves, treedef = flatten(weights)
         name = f"what score={name_of(score)} returned"
         found = match(weights, given, reference_name="params", name=name)
-        for path, weight, own in zip(paths, leaves, found, strict=True):
+        for path, weight, returned in zip(paths, leaves, found, strict=True):
             if weight is None:
                 continue
-            if not is_float(own) or own.shape != weight.shape:
+            if not is_float(returned) or returned.shape != weight.shape:
                 raise TypeError(
-                    f"score={name_of(score)} returned {describe(own)} at '{path}'; it must return a tree like its "
+                    f"score={name_of(score)} returned {describe(returned)} at '{path}'; it must return a tree like its "
                     f"first argument, with a float array of shape {weight.shape} there, larger for weights to keep"
                 )
-        return jax.tree.unflatten(treedef, [None if w is None else own for w, own in zip(leaves, found, strict=True)])
+        return jax.tree.unflatten(
+            treedef, [None if w is None else returned for w, returned in zip(leaves, found, strict=True)]
+        )
 
     def _checked_masks(self, masks: PyTree, reference: PyTree) -> PyTree:
         """Return the masks that the selection returned, in the structure of ``reference``.
@@ -287,13 +289,13 @@ class Plan:
         paths, leaves, treedef = flatten(reference)
         name = f"what selection={name_of(self.selection)} returned"
         found = match(reference, masks, reference_name="scores", name=name)
-        for path, leaf, own in zip(paths, leaves, found, strict=True):
-            if leaf is not None and not is_mask(own):
+        for path, leaf, mask in zip(paths, leaves, found, strict=True):
+            if leaf is not None and not is_mask(mask):
                 raise TypeError(
-                    f"selection={name_of(self.selection)} returned {describe(own)} at '{path}'; it must return a tree "
+                    f"selection={name_of(self.selection)} returned {describe(mask)} at '{path}'; it must return a tree "
                     f"like its first argument, with a bool array of shape {leaf.shape} there, True for weights to keep"
                 )
-        return jax.tree.unflatten(treedef, [None if x is None else own for x, own in zip(leaves, found, strict=True)])
+        return jax.tree.unflatten(treedef, [None if x is None else mask for x, mask in zip(leaves, found, strict=True)])
 
     def _compares_magnitudes(self) -> bool:
         """Whether the selection is one of jprune that can rank by absolute value, or a partial of one.

@@ -167,8 +167,8 @@ def group_soft_threshold(
             found = roles[path]
             if found is None:
                 raise ValueError(unknown_axes(path, array.shape, f"a group has the weights of one of its {over}", axes))
-            own = {*found.stacked, *(found.outputs if over == "outputs" else found.inputs)}
-            others = tuple(axis for axis in range(array.ndim) if axis not in own)
+            indexing = {*found.stacked, *(found.outputs if over == "outputs" else found.inputs)}
+            others = tuple(axis for axis in range(array.ndim) if axis not in indexing)
             squares = jnp.sum(jnp.square(array), axis=others, keepdims=True)
             size = math.prod(array.shape[axis] for axis in others)
             shrunk[path] = array * _factor(squares, limit, size, by_size)

@@ -85,13 +85,15 @@ def recalibrate_batch_norm(
         if not momenta:
             starts = [jnp.full_like(a, max(1.0, float(jnp.max(jnp.abs(a))))) for a in updated]
             others = run(starts, batch)
-            momenta = [_momentum(paths[slot], *own) for slot, *own in zip(slots, updated, starts, others, strict=True)]
-        own = {
+            momenta = [
+                _momentum(paths[slot], *runs) for slot, *runs in zip(slots, updated, starts, others, strict=True)
+            ]
+        batch_statistics = {
             paths[slot]: value / jnp.asarray(1 - momentum, value.dtype)
             for slot, value, momentum in zip(slots, updated, momenta, strict=True)
         }
         size = _examples(batch)
-        for path, value in _moments(own).items():
+        for path, value in _moments(batch_statistics).items():
             moments[path] = moments.get(path, jnp.zeros_like(value)) + value * jnp.asarray(size, value.dtype)
         examples += size
     if not examples:

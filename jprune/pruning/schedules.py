@@ -164,7 +164,7 @@ def _amount_name(amount: float | Keep | PerLayer) -> str:
     if isinstance(amount, Keep):
         return f"keep {amount.count}"
     if isinstance(amount, Mapping):
-        return ", ".join(f"{pattern}: {_amount_name(own)}" for pattern, own in amount.items())
+        return ", ".join(f"{pattern}: {_amount_name(part)}" for pattern, part in amount.items())
     return f"sparsity {amount:.6g}"
 
 

@@ -151,12 +151,12 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
     def replace(node: PyTree) -> PyTree:
         if not isinstance(node, PruneState):
             return node
-        own_paths, own, treedef = flatten(node.masks)
-        for path, mask in zip(own_paths, own, strict=True):
+        node_paths, node_masks, treedef = flatten(node.masks)
+        for path, mask in zip(node_paths, node_masks, strict=True):
             if mask is not None and getattr(given[path], "dtype", None) != np.bool_:
                 raise ValueError(f"masks has {given[path]!r} at '{path}'; it must be a bool array")
-        fitted = [None if mask is None else given[path] for path, mask in zip(own_paths, own, strict=True)]
-        pairs = [(given[path], mask) for path, mask in zip(own_paths, own, strict=True) if mask is not None]
+        fitted = [None if mask is None else given[path] for path, mask in zip(node_paths, node_masks, strict=True)]
+        pairs = [(given[path], mask) for path, mask in zip(node_paths, node_masks, strict=True) if mask is not None]
         return node._replace(masks=jax.tree.unflatten(treedef, fitted), applied=_still_applied(node.applied, pairs))
 
     return jax.tree.map(replace, state, is_leaf=lambda node: isinstance(node, PruneState))

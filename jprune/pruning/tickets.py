@@ -148,7 +148,7 @@ def lottery_ticket(
     return levels(params, state, masks)
 
 
-def _schedule_of(sparsities: Iterable[float | Keep | PerLayer]) -> dict[int, float | Keep | PerLayer]:
+def _schedule_of(sparsities: object) -> dict[int, float | Keep | PerLayer]:
     """Check the amounts and return them by level; level 0 is the dense network."""
     if isinstance(sparsities, Mapping) or not isinstance(sparsities, Iterable):
         raise TypeError(

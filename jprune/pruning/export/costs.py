@@ -87,8 +87,8 @@ def cost_table(
     for path, leaf, mask in zip(paths, leaves, kept, strict=True):
         if not is_float(leaf):
             continue
-        own = roles[path]
-        stacked = () if own is None else own.stacked
+        kernel = roles[path]
+        stacked = () if kernel is None else kernel.stacked
         shape = tuple(size for axis, size in enumerate(leaf.shape) if axis not in stacked)
         size = math.prod(shape)
         for index in np.ndindex(*(leaf.shape[axis] for axis in stacked)):

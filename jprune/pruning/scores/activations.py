@@ -189,11 +189,11 @@ def _given(
     inputs, squares = activations(whole, batch), []
     for path, weight in weights.items():
         x = inputs.get(path, inputs.get(path.rpartition("/")[0]))
-        own = roles[path]
-        if own is None:
-            own = _stacked_like(x, path, weight.shape, axes)
-        lead = tuple(weight.shape[axis] for axis in own.stacked)
-        ends = tuple(weight.shape[axis] for axis in own.inputs)
+        kernel = roles[path]
+        if kernel is None:
+            kernel = _stacked_like(x, path, weight.shape, axes)
+        lead = tuple(weight.shape[axis] for axis in kernel.stacked)
+        ends = tuple(weight.shape[axis] for axis in kernel.inputs)
         if x is None or x.shape[: len(lead)] != lead or x.shape[x.ndim - len(ends) :] != ends:
             got = "nothing" if x is None else f"shape {x.shape}"
             wanted = ", ".join(map(str, (*lead, "...", *ends)))
@@ -203,7 +203,7 @@ def _given(
             )
         between = tuple(range(len(lead), x.ndim - len(ends)))
         total = jnp.sum(jnp.square(x.astype(working_dtype(x))), axis=between)
-        order = (*own.stacked, *own.inputs)
+        order = (*kernel.stacked, *kernel.inputs)
         others = tuple(axis for axis in range(weight.ndim) if axis not in order)
         squares.append(jnp.expand_dims(total.transpose(np.argsort(order)), others))
     return squares
@@ -264,9 +264,9 @@ def _run(
             through = [None] * len(results)
         else:
             if equation.primitive.name in _PRODUCTS:
-                for side, own in enumerate(seen):
-                    if own is not None and seen[1 - side] is None:
-                        _add(found, own, visitor.visit(equation, inputs[1 - side], own, side))
+                for side, weight in enumerate(seen):
+                    if weight is not None and seen[1 - side] is None:
+                        _add(found, weight, visitor.visit(equation, inputs[1 - side], weight, side))
             results = jaxprs.bound(equation, inputs)
             source = seen[0] if equation.primitive.name in _VIEWS else None
             through = [None if source is None else _viewed(equation, source)] * len(results)
@@ -287,9 +287,9 @@ def _scan(
     body, (fixed, carried) = equation.params["jaxpr"], jaxprs.scan_parts(equation)
     same, start, stacks = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
     inner: list[View | None] = [None] * len(inputs)
-    for i, own in enumerate(views):
-        if own is not None and not fixed <= i < fixed + carried:  # a carried weight may change
-            inner[i] = View(own.path, inputs[i].shape[i >= fixed :], lambda w: w, i)
+    for i, weight in enumerate(views):
+        if weight is not None and not fixed <= i < fixed + carried:  # a carried weight may change
+            inner[i] = View(weight.path, inputs[i].shape[i >= fixed :], lambda w: w, i)
 
     def step(carry: tuple[list[Array], _Found], slices: list[Array]) -> tuple[tuple[list[Array], _Found], PyTree]:
         values, total = carry
@@ -306,15 +306,15 @@ def _scan(
     options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
     (end, total), (stacked, each) = lax.scan(step, (start, zeros), stacks, **options)
     for key, square in {**total, **each}.items():
-        own = views[_slot(key)]
-        assert own is not None
-        _add(found, own, visitor.join(own, square))
+        weight = views[_slot(key)]
+        assert weight is not None
+        _add(found, weight, visitor.join(weight, square))
     return [*end, *stacked]
 
 
-def _pulled_back(own: View, squares: Array) -> Array:
+def _pulled_back(view: View, squares: Array) -> Array:
     """Rearrange the result for a view of a weight to the axes of the weight."""
-    _, back = jax.vjp(own.of, jnp.zeros(own.shape, squares.dtype))
+    _, back = jax.vjp(view.of, jnp.zeros(view.shape, squares.dtype))
     weight: Array = back(squares)[0]
     return weight
 
@@ -324,9 +324,9 @@ def _slot(key: tuple[str, int | None]) -> int:
     return key[1]
 
 
-def _add(found: _Found, own: View, value: PyTree) -> None:
+def _add(found: _Found, view: View, value: PyTree) -> None:
     if value is not None:
-        key = own.path, own.slot
+        key = view.path, view.slot
         found[key] = found[key] + value if key in found else value
 
 
@@ -344,7 +344,7 @@ def _viewed(equation: core.JaxprEqn, source: View) -> View:
     return source._replace(of=lambda w: equation.primitive.bind(source.of(w), **equation.params), arranged=True)  # type: ignore[no-untyped-call]
 
 
-def _squares(equation: core.JaxprEqn, other: jaxprs.Value, own: View, side: int) -> Array:
+def _squares(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side: int) -> Array:
     """Return the sum of squares of the inputs of each weight in one product, with the weight's shape.
 
     The product is linear in the weight. With the other operand squared, the derivative of the sum of its results with
@@ -354,8 +354,8 @@ def _squares(equation: core.JaxprEqn, other: jaxprs.Value, own: View, side: int)
     params = equation.params | {"preferred_element_type": squared.dtype}
 
     def total(weight: Array) -> Array:
-        operands = [own.of(weight), squared] if side == 0 else [squared, own.of(weight)]
+        operands = [view.of(weight), squared] if side == 0 else [squared, view.of(weight)]
         return jnp.sum(equation.primitive.bind(*operands, **params))  # type: ignore[no-untyped-call]
 
-    squares: Array = jax.grad(total)(jnp.zeros(own.shape, squared.dtype))
+    squares: Array = jax.grad(total)(jnp.zeros(view.shape, squared.dtype))
     return squares

@@ -134,9 +134,9 @@ def sparsegpt(
     for i, (path, leaf) in enumerate(zip(paths, chosen, strict=True)):
         if leaf is None:
             continue
-        own = _summing(roles[path], path, leaf.shape, axes)
-        gram = _gram_of(activations, path, leaf, own)
-        stacked = _stacked_rows(leaf, own)
+        summing = _summing(roles[path], path, leaf.shape, axes)
+        gram = _gram_of(activations, path, leaf, summing)
+        stacked = _stacked_rows(leaf, summing)
         inputs, outputs = stacked.shape[1:]
         if m is not None and inputs % m:
             raise ValueError(
@@ -145,13 +145,13 @@ def sparsegpt(
             )
         counts = None if sparsity is None else _block_counts(sparsity, inputs, outputs, block)
         fixed = given[i]
-        mask = None if fixed is None else _stacked_rows(fixed, own)
+        mask = None if fixed is None else _stacked_rows(fixed, summing)
         solve = functools.partial(_prune_rows, counts=counts, n=n, m=m, block=block, damping=damping)
         dtype = working_dtype(leaf)
         rows, kept_rows = jax.vmap(solve)(stacked.astype(dtype), gram.astype(dtype), mask)
         _refuse_nan(path, rows, damping)
-        leaves[i] = _unstacked_rows(rows.astype(jax.dtypes.canonicalize_dtype(leaf.dtype)), leaf.shape, own)
-        kept[i] = _unstacked_rows(kept_rows, leaf.shape, own)
+        leaves[i] = _unstacked_rows(rows.astype(jax.dtypes.canonicalize_dtype(leaf.dtype)), leaf.shape, summing)
+        kept[i] = _unstacked_rows(kept_rows, leaf.shape, summing)
     chosen_masks = jax.tree.unflatten(treedef, kept)
     if sparsity != 1.0 and masks is None:
         _warn_of_collapse(chosen_masks, axes)
@@ -214,13 +214,13 @@ def input_grams(
         def visit(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side: int) -> PyTree:
             if view.path not in wanted:
                 return None
-            own, steps = summed[view.path], wanted[view.path].ndim - len(view.shape)
-            if own.stacked[:steps] != tuple(range(steps)):
+            axes_of_kernel, steps = summed[view.path], wanted[view.path].ndim - len(view.shape)
+            if axes_of_kernel.stacked[:steps] != tuple(range(steps)):
                 raise ValueError(
                     f"'{view.path}' of shape {wanted[view.path].shape} is read in a scan over its first {steps} axes, "
                     f"which are not stacked: {roles[view.path]}; give axes=jprune.trace_model(apply, params, *inputs)"
                 )
-            parts = (tuple(axis - steps for axis in part if axis >= steps) for part in own)
+            parts = (tuple(axis - steps for axis in part if axis >= steps) for part in axes_of_kernel)
             return _product_gram(equation, other, view, side, _Roles(*parts))
 
         def join(view: View, grams: PyTree) -> PyTree:
@@ -286,13 +286,15 @@ class _Roles(NamedTuple):
     outputs: tuple[int, ...]
 
 
-def _summing(own: KernelAxes | None, path: str, shape: tuple[int, ...], axes: Axes) -> _Roles:
-    if own is None:
+def _summing(kernel: KernelAxes | None, path: str, shape: tuple[int, ...], axes: Axes) -> _Roles:
+    if kernel is None:
         raise ValueError(unknown_axes(path, shape, "its outputs are reconstructed from its inputs", axes))
-    if own.tied or own.groups != 1:
-        problem = "is read in more than one way (tied weights)" if own.tied else f"has {own.groups} feature groups"
+    if kernel.tied or kernel.groups != 1:
+        problem = (
+            "is read in more than one way (tied weights)" if kernel.tied else f"has {kernel.groups} feature groups"
+        )
         raise ValueError(f"leaf '{path}' {problem}, so it has no single set of inputs; exclude it with where=")
-    return _Roles(own.stacked, tuple(sorted(own.inputs + own.spatial)), own.outputs)
+    return _Roles(kernel.stacked, tuple(sorted(kernel.inputs + kernel.spatial)), kernel.outputs)
 
 
 def _sizes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -457,22 +459,22 @@ def _prune_rows(
             past: Array = past,
             r: Array = segment,
         ) -> tuple[Array, Array]:
-            own, chosen = carry
+            own_changes, chosen = carry
             at = i * size
-            sums = _rows(past, at, size) + _product(lax.dynamic_slice_in_dim(r, at, size, 1).T, own)
+            sums = _rows(past, at, size) + _product(lax.dynamic_slice_in_dim(r, at, size, 1).T, own_changes)
             square = lax.dynamic_slice(r, (at, at), (size, size))
             rows = _rows(weights, start + at, size)
             given = None if mask is None else _rows(mask, start + at, size)
             count = None if table is None else Count(*(limb[start // block + i] for limb in table))
             own_scale = _rows(scale, start + at, size)
             delta, keep = _prune_block(rows, sums, square, own_scale, mask=given, count=count, n=n, m=m)
-            return lax.dynamic_update_slice_in_dim(own, delta, at, 0), lax.dynamic_update_slice_in_dim(
+            return lax.dynamic_update_slice_in_dim(own_changes, delta, at, 0), lax.dynamic_update_slice_in_dim(
                 chosen, keep, at, 0
             )
 
         empty = (jnp.zeros((stop - start, weights.shape[1]), weights.dtype), kept[start:stop])
-        own, chosen = lax.fori_loop(0, blocks, step, empty)
-        changes, kept = changes.at[start:stop].set(own), kept.at[start:stop].set(chosen)
+        own_changes, chosen = lax.fori_loop(0, blocks, step, empty)
+        changes, kept = changes.at[start:stop].set(own_changes), kept.at[start:stop].set(chosen)
     return jnp.where(kept, weights - changes, jnp.zeros_like(weights)), kept
 
 

@@ -66,7 +66,7 @@ def geometric_median(*, axes: Axes = None, where: Where | None = None) -> Score:
     """
 
     def distances(filters: Float[Array, "outputs weights"]) -> Float[Array, " outputs"]:
-        sums: Array = lax.map(lambda own: jnp.sum(jnp.sqrt(jnp.sum(jnp.square(filters - own[None]), axis=1))), filters)
+        sums: Array = lax.map(lambda one: jnp.sum(jnp.sqrt(jnp.sum(jnp.square(filters - one[None]), axis=1))), filters)
         return sums
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:

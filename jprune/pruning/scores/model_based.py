@@ -101,8 +101,8 @@ def synflow(
         dtype = np.dtype(working_dtype(*floats.leaves))
         # The model's own dtype, so that the model promotes nothing.
         dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in floats.leaves]
-        own = max(dtypes, key=lambda own: own.itemsize)
-        like = batch if input_shape is None else np.broadcast_to(np.ones((), own), input_shape)
+        widest = max(dtypes, key=lambda dtype: dtype.itemsize)
+        like = batch if input_shape is None else np.broadcast_to(np.ones((), widest), input_shape)
         inputs = jax.tree.map(lambda x: jnp.ones((1, *x.shape[1:]), x.dtype), like)
         positive = [jnp.abs(leaf.astype(working_dtype(leaf))) for leaf in floats.leaves]
 

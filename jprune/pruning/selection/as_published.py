@@ -121,7 +121,7 @@ def _at_least(layers: Layers, bounds: list[Any], min_keep: int) -> list[Any]:
     """Mark the weights whose scores reach a bound, and at least ``min_keep`` in each layer."""
     floors = allocation.floors(min_keep, layers.sizes, None)
     reached = [x >= bound for x, bound in zip(layers.scores, bounds, strict=True)]
-    allowed = [mask if own is None else mask & own for mask, own in zip(reached, layers.masks, strict=True)]
+    allowed = [mask if among is None else mask & among for mask, among in zip(reached, layers.masks, strict=True)]
     if not min_keep:
         return allowed
     return [mask | floor for mask, floor in zip(allowed, choose(layers, Quota(floors, None)), strict=True)]

@@ -191,8 +191,12 @@ class Layout:
         for part, count in zip(self.parts, counts, strict=True):
             if part.rows > 1:
                 low = jnp.stack([rows.reshape(-1) for rows in count], axis=1)
-                own = Count(jnp.zeros_like(low), low)
-                rows.append(own if len(part.groups) > 1 else jax.tree.map(lambda limb: limb[None], uint64.total(own)))
+                row_counts = Count(jnp.zeros_like(low), low)
+                rows.append(
+                    row_counts
+                    if len(part.groups) > 1
+                    else jax.tree.map(lambda limb: limb[None], uint64.total(row_counts))
+                )
                 order += part.groups
         every = Count(*(jnp.concatenate(limb) for limb in zip(*rows, strict=True)))
         if self.groups == 1:
@@ -243,15 +247,15 @@ class Layout:
         """Divide the number for each group among its rows, the first rows first: uint32 (rows,) for each array."""
         together = self.groups == 1
         shares = []
-        for own, groups in (
+        for counts, groups in (
             [(jnp.concatenate(list(rows)), (0,))] if together else zip(rows, self._groups(), strict=True)
         ):
-            wanted = Count(*(jnp.broadcast_to(take(limb, groups), own.shape) for limb in goal))
-            nothing = jnp.zeros_like(own)
-            if len(groups) == 1 and own.size > 1:
-                before = uint64.subtract(uint64.cumulative(own), Count(nothing, own))
+            wanted = Count(*(jnp.broadcast_to(take(limb, groups), counts.shape) for limb in goal))
+            nothing = jnp.zeros_like(counts)
+            if len(groups) == 1 and counts.size > 1:
+                before = uint64.subtract(uint64.cumulative(counts), Count(nothing, counts))
                 wanted = uint64.subtract_or_zero(wanted, before)
-            shares.append(uint64.at_most(wanted, Count(nothing, own)).low)
+            shares.append(uint64.at_most(wanted, Count(nothing, counts)).low)
         return jnp.split(shares[0], np.cumsum([row.size for row in rows])[:-1]) if together else shares
 
     def _groups(self) -> list[tuple[int, ...]]:
@@ -375,19 +379,19 @@ def pack(arrays: Sequence[Any], eligible: Sequence[Any], *, each: bool, one_devi
             raise ValueError(f"scores of shape {array.shape}: every axis must be shorter than {_AXIS}")
     batches = [[i] for i in range(len(arrays))]
     if one_device:
-        batches = _alike(arrays) if each else _neighbours(arrays)
-    parts, joined, may = [], [], []
+        batches = _alike(arrays) if each else _neighbors(arrays)
+    parts, joined, masks = [], [], []
     for batch in batches:
         if len(batch) == 1:
-            array, own = arrays[batch[0]], eligible[batch[0]]
+            array, mask = arrays[batch[0]], eligible[batch[0]]
             part = _part(array.shape, batch[0] if each else 0)
         else:
             small = [arrays[i] if dtype is None else arrays[i].astype(dtype) for i in batch]
-            array, own = (_stack if each else _join)(small, [eligible[i] for i in batch])
+            array, mask = (_stack if each else _join)(small, [eligible[i] for i in batch])
             part = Part(array.shape, 1, tuple(batch)) if each else _part(array.shape, 0)
         parts.append(part)
         joined.append(array)
-        may.append(own)
+        masks.append(mask)
 
     def unpack(packed: list[Any]) -> list[Any]:
         found: dict[int, Any] = {}
@@ -404,7 +408,7 @@ def pack(arrays: Sequence[Any], eligible: Sequence[Any], *, each: bool, one_devi
                 flat += size
         return [found[i] for i in range(len(arrays))]
 
-    return Packed(joined, may, Layout(tuple(parts), len(arrays) if each else 1, one_device), unpack)
+    return Packed(joined, masks, Layout(tuple(parts), len(arrays) if each else 1, one_device), unpack)
 
 
 def _part(shape: tuple[int, ...], group: int) -> Part:
@@ -414,7 +418,7 @@ def _part(shape: tuple[int, ...], group: int) -> Part:
     return Part(shape, lead, (group,))
 
 
-def _neighbours(arrays: Sequence[Any]) -> list[list[int]]:
+def _neighbors(arrays: Sequence[Any]) -> list[list[int]]:
     """Return runs of consecutive small arrays, and each large array alone."""
     batches: list[list[int]] = []
     for i, array in enumerate(arrays):
@@ -436,7 +440,7 @@ def _alike(arrays: Sequence[Any]) -> list[list[int]]:
 
 def _join(arrays: list[Any], eligible: list[Any]) -> tuple[Any, Any]:
     joined = jnp.concatenate([array.reshape(-1) for array in arrays])
-    if all(own is None for own in eligible):
+    if all(mask is None for mask in eligible):
         return joined, None
     return joined, jnp.concatenate([_whole(*pair).reshape(-1) for pair in zip(arrays, eligible, strict=True)])
 
@@ -447,9 +451,10 @@ def _stack(arrays: list[Any], eligible: list[Any]) -> tuple[Any, Any]:
     def pad(x: Any) -> Any:
         return jnp.pad(x.reshape(-1), (0, longest - x.size))
 
-    may = [_whole(array, own) for array, own in zip(arrays, eligible, strict=True)]
-    return jnp.stack([pad(array) for array in arrays]), jnp.stack([pad(own) for own in may])
+    masks = [_whole(array, mask) for array, mask in zip(arrays, eligible, strict=True)]
+    return jnp.stack([pad(array) for array in arrays]), jnp.stack([pad(mask) for mask in masks])
 
 
-def _whole(array: Any, own: Any) -> Any:
-    return jnp.ones(array.shape, bool) if own is None else own
+def _whole(array: Any, mask: Any) -> Any:
+    """Return a mask, or one of all True for None."""
+    return jnp.ones(array.shape, bool) if mask is None else mask

@@ -32,8 +32,8 @@ def with_automatic_axes(function: Callable[[PyTree], PyTree], operands: PyTree, 
         return function(operands)
 
     def sharding(leaf: jax.Array) -> NamedSharding:
-        own = jax.typeof(leaf).sharding
-        return NamedSharding(mesh, _REPLICATED if own.mesh.empty else own.spec)
+        given = jax.typeof(leaf).sharding
+        return NamedSharding(mesh, _REPLICATED if given.mesh.empty else given.spec)
 
     return jax.sharding.auto_axes(function, out_sharding=jax.tree.map(sharding, like))(operands)
 

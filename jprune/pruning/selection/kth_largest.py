@@ -212,18 +212,18 @@ class _Values(NamedTuple):
     def reach(self, i: int, *bounds: Array) -> list[Array]:
         """Return where an eligible score of an array is at least each bound, (groups,)."""
         value = self.arrays[i].astype(self.dtype)
-        value, own = jnp.abs(value) if self.magnitude else value, self.eligible[i]
+        value, mask = jnp.abs(value) if self.magnitude else value, self.eligible[i]
         if self.integers:
-            value, own = keys(value, own), None
+            value, mask = keys(value, mask), None
         reached = [value >= self.layout.values(i, bound) for bound in bounds]
-        return reached if own is None else [r & own for r in reached]
+        return reached if mask is None else [r & mask for r in reached]
 
     def reached_and_above(self, i: int, bounds: Bounds) -> tuple[Array, Array]:
         """Return where an eligible score of an array reaches the threshold, and where it is above it."""
         above, reached = self.reach(i, bounds.above, bounds.tied)
         lowest: Array = self.layout.values(i, bounds.lowest)
-        own = self.eligible[i]
-        return reached | (lowest if own is None else lowest & own), above
+        mask = self.eligible[i]
+        return reached | (lowest if mask is None else lowest & mask), above
 
 
 def _find_threshold(values: _Values, keep: Count, probes: int) -> _Found:
@@ -269,14 +269,14 @@ def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
 
     def cut() -> list[Array]:
         def reached(i: int, given: Array) -> tuple[Array, Array]:
-            here, own, _ = values.after(bounds, given)
-            pair: tuple[Array, Array] = here.reached_and_above(i, own)
+            here, bounds_here, _ = values.after(bounds, given)
+            pair: tuple[Array, Array] = here.reached_and_above(i, bounds_here)
             return pair
 
         cuts = layout.cut(reached, missing, sliced=layout.one_device and values.integers)
         return [
-            jnp.where(counting.take(whole, part.groups), _ALL, own)
-            for part, own in zip(layout.parts, cuts, strict=True)
+            jnp.where(counting.take(whole, part.groups), _ALL, part_cuts)
+            for part, part_cuts in zip(layout.parts, cuts, strict=True)
         ]
 
     return bounds._replace(cuts=lax.cond(jnp.all(whole), lambda: everything, cut))

@@ -204,10 +204,10 @@ def choose(layers: Layers, quota: Quota) -> list[Bool[Array, "..."]]:
         return chosen or []
     if chosen is None:
         return kth_largest.largest(layers.scores, _count(quota.total), layers.masks, magnitude=layers.magnitude)
-    left = [~own if mask is None else mask & ~own for own, mask in zip(chosen, layers.masks, strict=True)]
+    left = [~first if mask is None else mask & ~first for first, mask in zip(chosen, layers.masks, strict=True)]
     rest = uint64.subtract_or_zero(_count(quota.total), kth_largest.count_true(chosen))
     more = kth_largest.largest(layers.scores, rest, left, magnitude=layers.magnitude)
-    return [own | other for own, other in zip(chosen, more, strict=True)]
+    return [first | second for first, second in zip(chosen, more, strict=True)]
 
 
 def warn_of_collapse(layers: Layers, kept: Sequence[Any], amount: Amount, *, stacklevel: int = 4) -> None:
@@ -258,7 +258,7 @@ def mask_layers(masks: PyTree, axes: Axes = None) -> Layers:
     paths, leaves, treedef = flatten(masks)
     slots = [i for i, leaf in enumerate(leaves) if leaf is not None]
     roles = kernel_axes(axes, masks)
-    stacked = [own.stacked if (own := roles[paths[i]]) is not None else () for i in slots]
+    stacked = [leaf_roles.stacked if (leaf_roles := roles[paths[i]]) is not None else () for i in slots]
     present = [leaves[i] for i in slots]
     return Layers([paths[i] for i in slots], present, present, stacked, slots, treedef)
 
@@ -286,14 +286,14 @@ def describe(leaf: object) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else repr(leaf)
 
 
-def _stacked(path: str, leaf: Any, own: KernelAxes | None, per_layer: str | None, axes: Axes) -> tuple[int, ...]:
-    if own is None and per_layer is None:
+def _stacked(path: str, leaf: Any, roles: KernelAxes | None, per_layer: str | None, axes: Axes) -> tuple[int, ...]:
+    if roles is None and per_layer is None:
         return ()
-    if own is None:
+    if roles is None:
         why = f"{per_layer} treats it as one layer, which is wrong if it stacks several"
         warnings.warn(unknown_axes(path, tuple(leaf.shape), why, axes), stacklevel=2)
         return ()
-    return own.stacked
+    return roles.stacked
 
 
 def _largest_of_each(layers: Layers, counts: Count) -> list[Any]:
@@ -302,15 +302,15 @@ def _largest_of_each(layers: Layers, counts: Count) -> list[Any]:
     plain = [i for i, stacked in enumerate(layers.stacked) if not stacked]
     masks: list[Any] = [None] * len(layers.scores)
     if plain:
-        own = counts if len(plain) == len(masks) else Count(*(limb[starts[plain]] for limb in counts))
+        counts_of_plain = counts if len(plain) == len(masks) else Count(*(limb[starts[plain]] for limb in counts))
         scores, masks_of_plain = [layers.scores[i] for i in plain], [layers.masks[i] for i in plain]
-        found = kth_largest.largest(scores, own, masks_of_plain, each=True, magnitude=layers.magnitude)
+        found = kth_largest.largest(scores, counts_of_plain, masks_of_plain, each=True, magnitude=layers.magnitude)
         for i, mask in zip(plain, found, strict=True):
             masks[i] = mask
     for i, stacked in enumerate(layers.stacked):
         if stacked:
-            own = Count(*(jnp.asarray(limb)[starts[i] : starts[i + 1]] for limb in counts))
-            masks[i] = largest_along(layers.scores[i], layers.masks[i], own, stacked, magnitude=layers.magnitude)
+            of_stack = Count(*(jnp.asarray(limb)[starts[i] : starts[i + 1]] for limb in counts))
+            masks[i] = largest_along(layers.scores[i], layers.masks[i], of_stack, stacked, magnitude=layers.magnitude)
     return masks
 
 
@@ -350,12 +350,12 @@ def _largest_along(
     lead = tuple(range(len(axes)))
     moved = jnp.moveaxis(scores, axes, lead)
     rows = moved.reshape(keep.low.shape[0], *moved.shape[len(axes) :])
-    among = jnp.ones_like(rows, bool) if mask is None else jnp.moveaxis(mask, axes, lead).reshape(rows.shape)
+    row_masks = jnp.ones_like(rows, bool) if mask is None else jnp.moveaxis(mask, axes, lead).reshape(rows.shape)
 
-    def mark(row: Array, may: Array, k: Count) -> Array:
-        return kth_largest.largest([row], k, [may], magnitude=magnitude)[0]
+    def mark(row: Array, row_mask: Array, number: Count) -> Array:
+        return kth_largest.largest([row], number, [row_mask], magnitude=magnitude)[0]
 
-    found = jax.vmap(mark)(rows, among, keep)
+    found = jax.vmap(mark)(rows, row_masks, keep)
     return jnp.moveaxis(found.reshape(moved.shape), lead, axes)
 
 

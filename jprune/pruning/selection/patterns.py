@@ -216,10 +216,10 @@ def channel_masks(
            [False,  True,  True]], dtype=bool)
     """
     layers, restore = _arranged(layers_of(scores, among), axes, "channels are its outputs")
-    others = [_summed(array, stacked) for array, stacked in zip(layers.scores, layers.stacked, strict=True)]
+    summed = [_summed(array, stacked) for array, stacked in zip(layers.scores, layers.stacked, strict=True)]
     channels = layers._replace(
-        scores=[x.astype(working_dtype(x)).mean(own) for x, own in zip(layers.scores, others, strict=True)],
-        masks=[None if x is None else x.any(own) for x, own in zip(layers.masks, others, strict=True)],
+        scores=[x.astype(working_dtype(x)).mean(reduced) for x, reduced in zip(layers.scores, summed, strict=True)],
+        masks=[None if x is None else x.any(reduced) for x, reduced in zip(layers.masks, summed, strict=True)],
     )
     fans = [math.prod(shape[:-1]) for shape in layers.shapes]
 
@@ -238,8 +238,8 @@ def channel_masks(
 
     chosen = choose(channels, quota_of(amount_of(sparsity, keep), quota))
     masks = [
-        jnp.broadcast_to(jnp.expand_dims(mask, own), shape)
-        for mask, own, shape in zip(chosen, others, layers.leaf_shapes, strict=True)
+        jnp.broadcast_to(jnp.expand_dims(mask, reduced), shape)
+        for mask, reduced, shape in zip(chosen, summed, layers.leaf_shapes, strict=True)
     ]
     return _restored(layers, restore, _allowed(masks, layers), amount_of(sparsity, keep))
 
@@ -297,12 +297,15 @@ def output_masks(
 
     each = quota_of(amount_of(sparsity, keep), quota).each
     limbs = each if isinstance(each, Count) else uint64.count_of(each or [])
-    rows = [math.prod(x.shape[a] for a in (*own, -1)) for x, own in zip(layers.scores, layers.stacked, strict=True)]
+    rows = [
+        math.prod(shape[axis] for axis in (*stacked, -1))
+        for shape, stacked in zip(layers.leaf_shapes, layers.stacked, strict=True)
+    ]
     starts = np.cumsum([0, *rows])
     masks = []
     for i, (array, mask, stacked) in enumerate(zip(layers.scores, layers.masks, layers.stacked, strict=True)):
-        own = Count(*(jnp.asarray(limb)[starts[i] : starts[i + 1]] for limb in limbs))
-        masks.append(largest_along(array, mask, own, (*stacked, array.ndim - 1)))
+        counts = Count(*(jnp.asarray(limb)[starts[i] : starts[i + 1]] for limb in limbs))
+        masks.append(largest_along(array, mask, counts, (*stacked, array.ndim - 1)))
     return _restored(layers, restore, masks, amount_of(sparsity, keep))
 
 
@@ -311,7 +314,7 @@ class _Restore:
 
     def __init__(self, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], axes: Sequence[KernelAxes]):
         self.shapes = dict(zip(paths, shapes, strict=True))
-        self._orders = [(*own.stacked, *own.spatial, *own.inputs, *own.outputs) for own in axes]
+        self._orders = [(*roles.stacked, *roles.spatial, *roles.inputs, *roles.outputs) for roles in axes]
 
     def __call__(self, arrays: Sequence[Any]) -> list[Any]:
         """Convert arrays of the arranged shapes to the leaves' shapes."""
@@ -333,27 +336,33 @@ def _arranged(layers: Layers, axes: Axes, why: str) -> tuple[Layers, _Restore]:
         for path, shape in zip(layers.paths, layers.leaf_shapes, strict=True)
     ]
 
-    def arrange(array: Shaped[Array, "..."], own: KernelAxes) -> Shaped[Array, "..."]:
-        sizes = [array.shape[axis] for axis in (*own.stacked, *own.spatial)]
-        ends = [math.prod(array.shape[axis] for axis in part) for part in (own.inputs, own.outputs)]
-        return array.transpose((*own.stacked, *own.spatial, *own.inputs, *own.outputs)).reshape((*sizes, *ends))
+    def arrange(array: Shaped[Array, "..."], leaf_roles: KernelAxes) -> Shaped[Array, "..."]:
+        sizes = [array.shape[axis] for axis in (*leaf_roles.stacked, *leaf_roles.spatial)]
+        ends = [math.prod(array.shape[axis] for axis in part) for part in (leaf_roles.inputs, leaf_roles.outputs)]
+        return array.transpose(
+            (*leaf_roles.stacked, *leaf_roles.spatial, *leaf_roles.inputs, *leaf_roles.outputs)
+        ).reshape((*sizes, *ends))
 
     arranged = layers._replace(
-        scores=[arrange(array, own) for array, own in zip(layers.scores, roles, strict=True)],
-        masks=[None if mask is None else arrange(mask, own) for mask, own in zip(layers.masks, roles, strict=True)],
-        stacked=[tuple(range(len(own.stacked))) for own in roles],
+        scores=[arrange(array, leaf_roles) for array, leaf_roles in zip(layers.scores, roles, strict=True)],
+        masks=[
+            None if mask is None else arrange(mask, leaf_roles)
+            for mask, leaf_roles in zip(layers.masks, roles, strict=True)
+        ],
+        stacked=[tuple(range(len(leaf_roles.stacked))) for leaf_roles in roles],
     )
     return arranged, _Restore(layers.paths, layers.leaf_shapes, roles)
 
 
-def _known(own: KernelAxes | None, path: str, shape: tuple[int, ...], why: str, axes: Axes) -> KernelAxes:
-    if own is None:
+def _known(roles: KernelAxes | None, path: str, shape: tuple[int, ...], why: str, axes: Axes) -> KernelAxes:
+    if roles is None:
         raise ValueError(unknown_axes(path, shape, why, axes))
-    if own.tied:
+    if roles.tied:
         raise ValueError(
-            f"leaf '{path}' of shape {shape} is read in two ways (axes={own}): {why}, which differ; {_leave_out(path)}"
+            f"leaf '{path}' of shape {shape} is read in two ways (axes={roles}): {why}, which differ; "
+            f"{_leave_out(path)}"
         )
-    return own
+    return roles
 
 
 def _leave_out(path: str) -> str:
@@ -404,7 +413,7 @@ def _restored(layers: Layers, restore: _Restore, masks: list[Any], amount: Amoun
 
 def _allowed(masks: list[Any], layers: Layers) -> list[Any]:
     """Return the masks without the weights that must not be kept."""
-    return [mask if own is None else mask & own for mask, own in zip(masks, layers.masks, strict=True)]
+    return [mask if allowed is None else mask & allowed for mask, allowed in zip(masks, layers.masks, strict=True)]
 
 
 def _evenly(total: int, parts: int) -> list[int]:

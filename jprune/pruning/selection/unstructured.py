@@ -443,12 +443,12 @@ def _erk_shares(layers: Layers, axes: Axes) -> list[int]:
     found = kernel_axes(axes, layers.tree(layers.scores))
     shapes = []
     for path, shape, number in zip(layers.paths, layers.leaf_shapes, layers.stacks, strict=True):
-        own = found[path]
-        if own is None or own.tied:
+        roles = found[path]
+        if roles is None or roles.tied:
             shapes += [shape] * number
         else:
-            ends = [math.prod(shape[axis] for axis in part) for part in (own.inputs, own.outputs) if part]
-            shapes += [(*ends, *(shape[axis] for axis in own.spatial))] * number
+            ends = [math.prod(shape[axis] for axis in part) for part in (roles.inputs, roles.outputs) if part]
+            shapes += [(*ends, *(shape[axis] for axis in roles.spatial))] * number
     return allocation.erk_shares(shapes)
 
 
@@ -462,9 +462,9 @@ def _biases(params: PyTree, selected: PyTree) -> int:
     _, chosen, _ = flatten(selected)
     parents = {path.rpartition("/")[0] for path, leaf in zip(paths, chosen, strict=True) if leaf is not None}
     found = 0
-    for path, leaf, own in zip(paths, leaves, chosen, strict=True):
+    for path, leaf, selected_leaf in zip(paths, leaves, chosen, strict=True):
         parent, _, name = path.rpartition("/")
-        if own is None and is_float(leaf) and name in ("bias", "b") and parent in parents:
+        if selected_leaf is None and is_float(leaf) and name in ("bias", "b") and parent in parents:
             found += math.prod(leaf.shape)
     return found
 

@@ -249,7 +249,6 @@ X = jnp.ones((4, 6))
             TypeError,
             "sparsity is 2; it must be a float from 0.0 to 1.0",
         ),
-        (lambda: sparsegpt(KERNEL, {"a": X}, n=2.0, m=4), TypeError, "n is 2.0; it must be an integer"),
         (lambda: sparsegpt(KERNEL, {"a": X}, sparsity=0.5, block=0), ValueError, "block is 0; it must be at least 1"),
         (lambda: sparsegpt(KERNEL, {"a": X}, n=2, m=4), ValueError, "m=4 must divide the inputs .* 'a/kernel'"),
         (lambda: sparsegpt(KERNEL, {"a": X}, n=2), ValueError, "n=2, m=None: n of every m"),

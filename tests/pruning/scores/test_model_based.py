@@ -104,8 +104,6 @@ def test_rounds_shrink_geometrically_and_score_the_remaining_weights():
         jprune.selection.iterated_masks(score, params, keep=2, rounds=0)
     with pytest.raises(ValueError, match="the score gradient needs a new gradient in every round"):
         jprune.selection.iterated_masks(jprune.gradient(), params, keep=2)
-    with pytest.raises(TypeError, match=r"rounds is 2\.5; it must be an integer"):
-        jprune.selection.iterated_masks(score, params, keep=2, rounds=2.5)
     with pytest.raises(TypeError, match=r"score=magnitude: .* it must be a score"):
         jprune.selection.iterated_masks(jprune.magnitude, params, keep=2)
 

@@ -222,7 +222,6 @@ TIED = jprune.KernelAxes(inputs=(0, 1), outputs=(0, 1))
             r"block=\(4, 4\) must divide .*leaf 'a' of shape \(6, 4\) has 6 inputs and 4 outputs",
         ),
         (lambda: jprune.block_masks(ONES, sparsity=0.5, block=()), r"block=\(\) must have two sizes"),
-        (lambda: jprune.block_masks(ONES, sparsity=0.5, block=4), "block=4 must have two sizes"),
         (lambda: jprune.block_masks(ONES, sparsity=0.5, block=(0, 2)), r"block\[0\] is 0; it must be at least 1"),
         (lambda: jprune.block_masks(ONES, keep=5, block=(2, 2)), "keep=5 weights must be a multiple of 4"),
         (lambda: jprune.block_masks(ONES, keep=4, block=(2, 2), min_keep=5), "min_keep=5 needs 2 blocks"),
