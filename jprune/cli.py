@@ -12,9 +12,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jprune._extras import missing
 from jprune._version import __version__
+
+if TYPE_CHECKING:
+    from jprune.recall.audit import Audit
+    from jprune.recall.inputs.prepare import Prepared
 
 _DESCRIPTION = """\
 Audit what compression did to each class, from the predictions of any framework.
@@ -172,10 +177,8 @@ def _run(options: argparse.Namespace) -> None:
     from jprune.files import write_text  # noqa: PLC0415
     from jprune.recall.inputs.arguments import EmptyClassWarning  # noqa: PLC0415
     from jprune.recall.inputs.files import read_images  # noqa: PLC0415
-    from jprune.recall.inputs.prepare import Prepared  # noqa: PLC0415
 
     _check(options)
-    prepared: Prepared
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptyClassWarning)  # the audit reports it among its own warnings
         audit, prepared = _audit(options)
@@ -232,7 +235,7 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--{error}") from error
 
 
-def _audit(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _audit(options: argparse.Namespace) -> "tuple[Audit, Prepared]":
     """Read the files and audit them; return the audit and the inputs."""
     from jprune.recall.audit import Options, audit_prepared  # noqa: PLC0415
     from jprune.recall.inputs import files, predictions  # noqa: PLC0415
@@ -255,20 +258,10 @@ def _audit(options: argparse.Namespace):  # type: ignore[no-untyped-def]
         for file in given:
             with _reading(_option_of(name, dense, options)):
                 read[file] = files.read_predictions(file, examples, names, options.id)
-    groups: dict[str, object] = {}
-    for file in options.groups:
-        with _reading("--groups"):
-            found = files.read_groups(file, options.id)
-        twice = sorted(groups.keys() & found.keys())
-        if twice:
-            raise predictions.InputError(
-                f"--groups {file} has the attribute {twice[0]!r}, which a file before it has too"
-            )
-        groups |= found
     prepared = prepare(
         labels,
         {name: [read[file] for file in given] for name, given in sets.items()},
-        groups,
+        _groups(options),
         class_names=names,
         ignore_label=options.ignore_label,
         threshold=options.threshold,
@@ -290,6 +283,24 @@ def _audit(options: argparse.Namespace):  # type: ignore[no-untyped-def]
         labels_name=options.labels,
     )
     return audit, prepared
+
+
+def _groups(options: argparse.Namespace) -> dict[str, object]:
+    """Read the attributes of all group files, by name."""
+    from jprune.recall.inputs.files import read_groups  # noqa: PLC0415
+    from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
+
+    groups: dict[str, object] = {}
+    for file in options.groups:
+        with _reading("--groups"):
+            found = read_groups(file, options.id)
+        repeated = sorted(groups.keys() & found.keys())
+        if repeated:
+            raise InputError(
+                f"--groups {file} has the attribute {repeated[0]!r}, which an earlier file has too; rename one of them"
+            )
+        groups |= found
+    return groups
 
 
 @contextlib.contextmanager

@@ -267,7 +267,9 @@ def test_an_attribute_in_two_files_of_groups_is_refused(capsys):
     pd.DataFrame({"sex": ["f", "m"] * (EXAMPLES // 2), "age": range(EXAMPLES)}).to_csv("two_of_them.csv", index=False)
     groups = ("--groups", "one.csv", "--groups", "two_of_them.csv")
     printed = failure(capsys, *BASE, "--pruned", "2=two.npy", *groups)
-    assert printed == "jprune audit: --groups two_of_them.csv has the attribute 'sex', which a file before it has too"
+    assert printed == (
+        "jprune audit: --groups two_of_them.csv has the attribute 'sex', which an earlier file has too; rename one of them"
+    )
 
 
 @pytest.mark.usefixtures("folder")

@@ -1,7 +1,7 @@
 """Train n:m sparse networks from scratch by sparse-refined straight-through estimation (SR-STE)."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jprune.pruning.amounts import integer
 from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import refuse_no_transformation
 from jprune.pruning.selection.patterns import nm_masks
-from jprune.trees import Where, flatten, is_placeholder, map_leaves, match, only
+from jprune.trees import Leaf, Where, flatten, is_placeholder, map_leaves, match, only
 
 
 class SrSteState(NamedTuple):
@@ -25,7 +25,7 @@ class SrSteState(NamedTuple):
       inner: the state of the optimizer.
     """
 
-    count: Any
+    count: Array  # type: ignore[assignment]
     masks: PyTree
     inner: PyTree
 
@@ -123,7 +123,7 @@ def _with_decay(updates: PyTree, params: PyTree, masks: PyTree, decay: float | F
     weights = match(updates, params, reference_name="updates", name="params")
     matched = match(updates, masks, reference_name="updates", name="the masks of the optimizer state")
 
-    def pulled(step: Any, weight: Any, mask: Any) -> Any:
+    def pulled(step: Leaf, weight: Leaf, mask: Leaf) -> Leaf:
         if step is None or mask is None:
             return step
         return step + jnp.where(mask, jnp.zeros_like(step), jnp.asarray(decay, step.dtype) * weight.astype(step.dtype))

@@ -58,7 +58,7 @@ class _Event(NamedTuple):
 class Progress(NamedTuple):
     """Where a prune transformation is in its schedule: ``count`` and ``applied`` of its ``PruneState``."""
 
-    count: Any  # Int[Array, ""]; a tuple has a method of this name
+    count: Array  # type: ignore[assignment] # int32; a tuple has a method of this name
     applied: UInt32[Array, ""]
 
 

@@ -49,7 +49,7 @@ class ProximalState(NamedTuple):
       count: int32 scalar, the number of earlier updates.
     """
 
-    count: Any
+    count: Array  # type: ignore[assignment]
 
 
 def soft_threshold(threshold: Threshold, *, where: Where | None = None) -> optax.GradientTransformationExtraArgs:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jprune.pruning.scores.elementwise import refuse_one_batch, working_dtype
+from jprune.pruning.scores.elementwise import number_of_examples, refuse_one_batch, working_dtype
 from jprune.trees import flatten, is_float, match
 
 
@@ -92,7 +92,7 @@ def recalibrate_batch_norm(
             paths[slot]: value / jnp.asarray(1 - momentum, value.dtype)
             for slot, value, momentum in zip(slots, updated, momenta, strict=True)
         }
-        size = _examples(batch)
+        size = number_of_examples(batch)
         for path, value in _moments(batch_statistics).items():
             moments[path] = moments.get(path, jnp.zeros_like(value)) + value * jnp.asarray(size, value.dtype)
         examples += size
@@ -141,10 +141,3 @@ def _mean_of(path: str) -> str:
     """Return the path of the mean that belongs to a variance; '' for any other statistic."""
     parent, _, name = path.rpartition("/")
     return "" if name != "var" else f"{parent}/mean" if parent else "mean"
-
-
-def _examples(batch: PyTree) -> int:
-    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if getattr(leaf, "ndim", 0)}
-    if len(lengths) != 1:
-        raise ValueError(f"the arrays of a batch must have the same number of examples; they have {sorted(lengths)}")
-    return int(lengths.pop())

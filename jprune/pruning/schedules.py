@@ -6,7 +6,6 @@ weights kept), or ``{regex: sparsity}`` for selections that take an amount for e
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from jprune.pruning.amounts import (
     Amount,
@@ -168,7 +167,7 @@ def _amount_name(amount: float | Keep | PerLayer) -> str:
     return f"sparsity {amount:.6g}"
 
 
-def entries(schedule: Any) -> tuple[tuple[int, float | Keep | PerLayer], ...]:
+def entries(schedule: object) -> tuple[tuple[int, float | Keep | PerLayer], ...]:
     """Check a table and return its (step, amount) pairs in the order of the steps.
 
     Raises:
@@ -200,7 +199,7 @@ def entries(schedule: Any) -> tuple[tuple[int, float | Keep | PerLayer], ...]:
     return tuple(sorted(table.items(), key=lambda entry: entry[0]))
 
 
-def keep_counts(schedule: Any, sizes: Mapping[str, int], *, regrowing: bool = False) -> tuple[tuple[int, int], ...]:
+def keep_counts(schedule: object, sizes: Mapping[str, int], *, regrowing: bool = False) -> tuple[tuple[int, int], ...]:
     """Turn a table into (step, number kept) pairs of Python integers, in the order of the steps.
 
     Args:

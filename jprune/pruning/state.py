@@ -8,7 +8,7 @@ import functools
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class PruneState(NamedTuple):
         while the current entry is not applied because its scores contained NaN.
     """
 
-    count: Any  # Int[Array, ""]; a tuple has a method of this name
+    count: Array  # type: ignore[assignment] # int32; a tuple has a method of this name
     masks: PyTree
     key: PRNGKeyArray | None
     applied: UInt32[Array, ""] | None = None

@@ -21,7 +21,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +143,7 @@ def prune(
         *,
         grad: PyTree = None,
         batch: PyTree = None,
-        key: Any = None,
+        key: Array | None = None,
         **_: object,
     ) -> tuple[PyTree, PruneState]:
         if params is None:

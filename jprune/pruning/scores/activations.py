@@ -1,6 +1,5 @@
 """Wanda scores: the magnitude of a weight times the norm of its input, found in the forward pass of any model."""
 
-import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
@@ -96,12 +95,7 @@ def wanda(
     Array([[ 5., 10.],
            [ 1.,  1.]], dtype=float32)
     """
-    squares: Callable[[dict[str, Array | np.ndarray], dict[str, KernelAxes | None], PyTree, PyTree], list[Array]]
-    if apply is not None and activations is None:
-        squares = functools.partial(_seen, apply)
-    elif activations is not None and apply is None:
-        squares = functools.partial(_given, activations, axes=axes)
-    else:
+    if (apply is None) == (activations is None):
         raise ValueError("wanda needs either apply or activations; give exactly one of them")
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
@@ -109,7 +103,12 @@ def wanda(
         slots = [i for i, leaf in enumerate(leaves) if leaf is not None]
         weights = {paths[i]: leaves[i] for i in slots}
         roles = kernel_axes(axes, params)
-        for slot, square in zip(slots, squares(weights, roles, whole, batch), strict=True):
+        if apply is not None:
+            squares = _squares_in_forward_pass(apply, weights, whole, batch)
+        else:
+            assert activations is not None
+            squares = _squares_of(activations(whole, batch), weights, roles, axes)
+        for slot, square in zip(slots, squares, strict=True):
             path, weight = paths[slot], leaves[slot]
             norm = jnp.sqrt(_of_unreached(square, path, roles[path]))
             dtype = working_dtype(weight, norm)
@@ -158,12 +157,8 @@ def _program(
     return jax.make_jaxpr(run)(arrays), arrays, [View(paths[i], leaves[i].shape, lambda w: w) for i in slots]
 
 
-def _seen(
-    apply: Callable[[PyTree, PyTree], PyTree],
-    weights: dict[str, Array | np.ndarray],
-    roles: dict[str, KernelAxes | None],
-    whole: PyTree,
-    batch: PyTree,
+def _squares_in_forward_pass(
+    apply: Callable[[PyTree, PyTree], PyTree], weights: Mapping[str, Array | np.ndarray], whole: PyTree, batch: PyTree
 ) -> list[Array]:
     """Return the sum of squares of the inputs of each weight in the forward pass, with its shape."""
     found = collect_products(apply, whole, batch, Visitor(_squares, _pulled_back))
@@ -176,17 +171,14 @@ def _seen(
     return [found[path] for path in weights]
 
 
-def _given(
-    activations: Callable[[PyTree, PyTree], Mapping[str, Array | np.ndarray]],
-    weights: dict[str, Array | np.ndarray],
-    roles: dict[str, KernelAxes | None],
-    whole: PyTree,
-    batch: PyTree,
-    *,
+def _squares_of(
+    inputs: Mapping[str, Array | np.ndarray],
+    weights: Mapping[str, Array | np.ndarray],
+    roles: Mapping[str, KernelAxes | None],
     axes: Axes,
 ) -> list[Array]:
     """Return the sum of squares of the given inputs of each weight, to be broadcast with it."""
-    inputs, squares = activations(whole, batch), []
+    squares = []
     for path, weight in weights.items():
         x = inputs.get(path, inputs.get(path.rpartition("/")[0]))
         kernel = roles[path]

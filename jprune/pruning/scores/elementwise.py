@@ -306,6 +306,18 @@ def refuse_one_batch(batches: object) -> None:
         raise TypeError(f"batches is {given}, which is one batch; give a list or a generator of batches: [batch]")
 
 
+def number_of_examples(batch: PyTree) -> int:
+    """Return the length of the leading axis of the arrays of a batch.
+
+    Raises:
+      ValueError: the arrays have different numbers of examples, or there is no array.
+    """
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if getattr(leaf, "ndim", 0)}
+    if len(lengths) != 1:
+        raise ValueError(f"the arrays of a batch must have the same number of examples; they have {sorted(lengths)}")
+    return int(lengths.pop())
+
+
 def matching(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:
     """Return the leaves of ``tree`` at the paths of the selected leaves, in the structure of ``selected``.
 

@@ -6,17 +6,15 @@ of channel groups, which averages the scores of a channel over all leaves that h
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes, where_of
 from jprune.pruning.scores.elementwise import Score, working_dtype
-from jprune.trees import Leaf, Where, flatten, is_float
+from jprune.trees import Leaf, Where, flatten, is_float, map_leaves
 
 
 def norm_scale(*, where: Where | None = None) -> Score:
@@ -33,7 +31,7 @@ def norm_scale(*, where: Where | None = None) -> Score:
     """
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:
-        return jax.tree.map(lambda scale: jnp.abs(scale.astype(working_dtype(scale))), params)
+        return map_leaves(lambda scale: jnp.abs(scale.astype(working_dtype(scale))), params)
 
     return Score(function, "norm_scale", (), where or is_norm_scale)
 
@@ -90,11 +88,11 @@ def filter_taylor(*, axes: Axes = None, where: Where | None = None) -> Score:
     """
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:
-        def product(weight: Array | np.ndarray, slope: Array | np.ndarray) -> Any:
+        def product(weight: Leaf, slope: Leaf) -> Leaf:
             dtype = working_dtype(weight, slope)
             return weight.astype(dtype) * slope.astype(dtype)
 
-        products = jax.tree.map(product, params, grad)
+        products = map_leaves(product, params, grad)
         return _by_filter(lambda filters: jnp.square(jnp.sum(filters, axis=1)), axes, products)
 
     return Score(function, "filter_taylor", ("grad",), where if axes is None else where_of(where, axes))

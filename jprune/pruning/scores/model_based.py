@@ -30,6 +30,7 @@ from jprune.pruning.amounts import Counts, Sparsity, amount_by_keyword, amount_o
 from jprune.pruning.scores.elementwise import (
     Score,
     matching,
+    number_of_examples,
     refuse_no_score,
     refuse_one_batch,
     score_selected,
@@ -154,7 +155,7 @@ def fisher(
     integer("microbatch", microbatch, least=1)
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
-        examples = _examples(batch)
+        examples = number_of_examples(batch)
         floats = _Floats.of(whole)
 
         def squares(one: PyTree) -> list[Array]:
@@ -278,11 +279,11 @@ def average_gradients(
             return _scalar(result[0] if has_aux else result)
 
         slopes = jax.grad(value)(weights)
-        return [t + g.astype(t.dtype) * _examples(batch) for t, g in zip(total, slopes, strict=True)]
+        return [t + g.astype(t.dtype) * number_of_examples(batch) for t, g in zip(total, slopes, strict=True)]
 
     total, number = [jnp.zeros(leaf.shape, working_dtype(leaf)) for leaf in floats.leaves], 0
     for batch in batches:
-        total, number = add(total, floats.leaves, batch), number + _examples(batch)
+        total, number = add(total, floats.leaves, batch), number + number_of_examples(batch)
     if not number:
         raise ValueError("batches has no example; give at least one batch")
     return floats.alone([t / number for t in total])
@@ -316,14 +317,6 @@ class _Floats(NamedTuple):
         for slot, leaf in zip(self.slots, leaves, strict=True):
             into[slot] = leaf
         return jax.tree.unflatten(self.treedef, into)
-
-
-def _examples(batch: PyTree) -> int:
-    """Return the length of the leading axis of the arrays of a batch."""
-    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if getattr(leaf, "ndim", 0)}
-    if len(lengths) != 1:
-        raise ValueError(f"the arrays of a batch must have one leading axis, the examples; they have {sorted(lengths)}")
-    return int(lengths.pop())
 
 
 def _scalar(value: PyTree) -> Array:
