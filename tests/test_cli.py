@@ -268,7 +268,8 @@ def test_an_attribute_in_two_files_of_groups_is_refused(capsys):
     groups = ("--groups", "one.csv", "--groups", "two_of_them.csv")
     printed = failure(capsys, *BASE, "--pruned", "2=two.npy", *groups)
     assert printed == (
-        "jprune audit: --groups two_of_them.csv has the attribute 'sex', which an earlier file has too; rename one of them"
+        "jprune audit: --groups two_of_them.csv has the attribute 'sex', which an earlier file has too; rename one of "
+        "them"
     )
 
 
