@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, UInt32
 
 from jprune.pruning.selection import uint64
@@ -209,7 +210,7 @@ class Layout:
             return _joint_counts(predicates, range(part.lead, len(part.shape)))
         return [_sum(predicate, part.lead) for predicate in predicates]
 
-    def cut(self, reached: Callable[[int, Any], tuple[Array, Array]], goal: Count, *, sliced: bool) -> list[Array]:
+    def cut(self, reached: Callable[[int, Array], tuple[Array, Array]], goal: Count, *, sliced: bool) -> list[Array]:
         """Find the end of the ties to keep, the first ones of each group, in every row.
 
         Reads every array once to count the ties in each line of a row, searches these counts, and reads the array once
@@ -352,13 +353,20 @@ class Packed(NamedTuple):
       unpack: converts arrays of the packed shapes back to the original shapes.
     """
 
-    arrays: list[Any]
-    eligible: list[Any]
+    arrays: list[Array]
+    eligible: list[Array | None]
     layout: Layout
-    unpack: Callable[[list[Any]], list[Any]]
+    unpack: Callable[[list[Array]], list[Array]]
 
 
-def pack(arrays: Sequence[Any], eligible: Sequence[Any], *, each: bool, one_device: bool, dtype: Any = None) -> Packed:
+def pack(
+    arrays: Sequence[Array],
+    eligible: Sequence[Array | None],
+    *,
+    each: bool,
+    one_device: bool,
+    dtype: DTypeLike | None = None,
+) -> Packed:
     """Lay out arrays, with small ones packed together if the program is for one device.
 
     Neighboring arrays of one group are concatenated. Arrays that are separate groups are padded with ineligible entries
@@ -393,8 +401,8 @@ def pack(arrays: Sequence[Any], eligible: Sequence[Any], *, each: bool, one_devi
         joined.append(array)
         masks.append(mask)
 
-    def unpack(packed: list[Any]) -> list[Any]:
-        found: dict[int, Any] = {}
+    def unpack(packed: list[Array]) -> list[Array]:
+        found: dict[int, Array] = {}
         for batch, array in zip(batches, packed, strict=True):
             flat = 0
             for row, i in enumerate(batch):
@@ -418,7 +426,7 @@ def _part(shape: tuple[int, ...], group: int) -> Part:
     return Part(shape, lead, (group,))
 
 
-def _neighbors(arrays: Sequence[Any]) -> list[list[int]]:
+def _neighbors(arrays: Sequence[Array]) -> list[list[int]]:
     """Return runs of consecutive small arrays, and each large array alone."""
     batches: list[list[int]] = []
     for i, array in enumerate(arrays):
@@ -429,7 +437,7 @@ def _neighbors(arrays: Sequence[Any]) -> list[list[int]]:
     return batches
 
 
-def _alike(arrays: Sequence[Any]) -> list[list[int]]:
+def _alike(arrays: Sequence[Array]) -> list[list[int]]:
     """Group small arrays whose sizes have the same number of bits; each large array is alone."""
     batches: dict[tuple[bool, int], list[int]] = {}
     for i, array in enumerate(arrays):
@@ -438,23 +446,23 @@ def _alike(arrays: Sequence[Any]) -> list[list[int]]:
     return list(batches.values())
 
 
-def _join(arrays: list[Any], eligible: list[Any]) -> tuple[Any, Any]:
+def _join(arrays: list[Array], eligible: list[Array | None]) -> tuple[Array, Array | None]:
     joined = jnp.concatenate([array.reshape(-1) for array in arrays])
     if all(mask is None for mask in eligible):
         return joined, None
     return joined, jnp.concatenate([_whole(*pair).reshape(-1) for pair in zip(arrays, eligible, strict=True)])
 
 
-def _stack(arrays: list[Any], eligible: list[Any]) -> tuple[Any, Any]:
+def _stack(arrays: list[Array], eligible: list[Array | None]) -> tuple[Array, Array]:
     longest = max(array.size for array in arrays)
 
-    def pad(x: Any) -> Any:
+    def pad(x: Array) -> Array:
         return jnp.pad(x.reshape(-1), (0, longest - x.size))
 
     masks = [_whole(array, mask) for array, mask in zip(arrays, eligible, strict=True)]
     return jnp.stack([pad(array) for array in arrays]), jnp.stack([pad(mask) for mask in masks])
 
 
-def _whole(array: Any, mask: Any) -> Any:
+def _whole(array: Array, mask: Array | None) -> Array:
     """Return a mask, or one of all True for None."""
     return jnp.ones(array.shape, bool) if mask is None else mask
