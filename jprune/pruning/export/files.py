@@ -82,6 +82,12 @@ def load_masks(path: str | os.PathLike[str], params: PyTree) -> PyTree:
       ImportError: the extra ``export`` is not installed.
       ValueError: the file was not written by jprune or has no masks, or a mask in it fits no leaf of ``params``; the
         message names the leaf.
+
+    >>> import tempfile, pathlib
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "masks.safetensors"
+    >>> save_masks(file, {"kernel": jnp.array([True, False])})
+    >>> load_masks(file, {"kernel": jnp.ones(2)})
+    {'kernel': Array([ True, False], dtype=bool)}
     """
     tensors, shapes = _read(path)
     if not shapes:
@@ -167,6 +173,13 @@ def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
       ImportError: the extra ``export`` is not installed.
       ValueError: the file was not written by jprune, lacks a leaf of ``params`` or has one that ``params`` lacks,
         or a shape or dtype differs; the message names the leaf.
+
+    >>> import tempfile, pathlib
+    >>> params, masks = {"kernel": jnp.array([3.0, 5.0])}, {"kernel": jnp.array([True, False])}
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "pruned.safetensors"
+    >>> save_pruned(file, params, masks)
+    >>> load_pruned(file, jax.eval_shape(lambda: params))
+    {'kernel': Array([3., 0.], dtype=float32)}
     """
     tensors, shapes = _read(path)
     paths, leaves, treedef = flatten(params)

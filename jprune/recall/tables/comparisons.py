@@ -78,6 +78,20 @@ def compare(
 
     Raises:
       ValueError: a pair names an audit that is not there.
+
+    Four models of each network; after pruning, class 2 loses far more in the small network:
+
+    >>> from jprune import recall
+    >>> def models(seed, error_rates):
+    ...     generator = np.random.default_rng(seed)
+    ...     wrong = generator.random((4, 120)) < np.repeat(error_rates, 40)
+    ...     return (labels + wrong) % 3
+    >>> labels = np.repeat([0, 1, 2], 40)
+    >>> small = recall.audit(labels, models(0, [0.1, 0.1, 0.3]), {2.0: models(1, [0.1, 0.1, 0.5])})
+    >>> large = recall.audit(labels, models(2, [0.1, 0.1, 0.3]), {2.0: models(3, [0.1, 0.1, 0.3])})
+    >>> recall.compare({"small": small, "large": large})[["audit", "other_audit", "ratio", "test", "alternative"]]
+       audit other_audit  ratio     test alternative
+    0  small       large    2.0  Welch t     greater
     """
     wanted = list(itertools.combinations(audits, 2)) if pairs is None else list(pairs)
     frames = []
