@@ -84,19 +84,28 @@ def masks_of(state: PyTree) -> PyTree:
 
 
 def refuse_restored(state: object, name: str) -> None:
-    """Raise if a state is not a ``PruneState``.
+    """Raise if a state is not a ``PruneState`` with bool masks.
 
     Args:
       state: the state that a transformation was given.
       name: name of the transformation.
 
     Raises:
-      TypeError: the state is a dict, a list or anything else; the message gives the likely cause.
+      TypeError: the state is a dict, a list or anything else, or its masks are numbers; the message gives the likely
+        cause.
     """
     if not isinstance(state, PruneState):
         raise TypeError(
             f"{name} was given a state of type {type(state).__name__}, not a PruneState{_hint_of_restoring(state)}"
         )
+    paths, masks, _ = flatten(state.masks)
+    for path, mask in zip(paths, masks, strict=True):
+        if mask is not None and mask.dtype != np.bool_:
+            raise TypeError(
+                f"{name} was given a state whose mask at '{path}' has dtype {mask.dtype}, not bool: the optimizer that "
+                f"wraps it computes with the state inside, as optax.contrib.sam does; apply {name} after it: "
+                f"optax.chain(optax.contrib.sam(...), {name}(...))"
+            )
 
 
 def _hint_of_sr_ste(state: PyTree) -> str:

@@ -57,26 +57,30 @@ def _layers(node: PyTree) -> Iterator[eqx.Module]:
 
 
 def _sizes(layer: PyTree) -> dict[str, PyTree]:
-    """Return the declared sizes of a layer, according to its parameters."""
+    """Return the sizes of a layer by the last axes of its parameters; stacked layers have others before them."""
     sizes: dict[str, PyTree] = {}
     match layer:
         case eqx.nn.Linear() if eqx.is_array(layer.weight):
-            named = dict(zip(("out_features", "in_features"), layer.weight.shape, strict=True))
+            named = dict(zip(("out_features", "in_features"), layer.weight.shape[-2:], strict=True))
             sizes = {name: size for name, size in named.items() if getattr(layer, name) != "scalar"}
         case eqx.nn.Conv() if eqx.is_array(layer.weight):
-            sizes["out_channels"], per_group = layer.weight.shape[:2]
+            sizes["out_channels"], per_group = layer.weight.shape[-2 - layer.num_spatial_dims :][:2]
             if layer.groups > 1:  # groups are removed whole
                 sizes["groups"] = sizes["out_channels"] // (layer.out_channels // layer.groups)
             sizes["in_channels"] = per_group * sizes.get("groups", 1)
         case eqx.nn.MultiheadAttention() if eqx.is_array(layer.query_proj.weight):
-            sizes["num_heads"] = layer.query_proj.weight.shape[0] // layer.qk_size
-            sizes["output_size"] = layer.output_proj.weight.shape[0]
+            sizes["num_heads"] = layer.query_proj.weight.shape[-2] // layer.qk_size
+            sizes["output_size"] = layer.output_proj.weight.shape[-2]
             for name in ("query", "key", "value"):
-                sizes[f"{name}_size"] = getattr(layer, f"{name}_proj").weight.shape[1]
+                sizes[f"{name}_size"] = getattr(layer, f"{name}_proj").weight.shape[-1]
         case eqx.nn.LayerNorm() | eqx.nn.RMSNorm() if layer.weight is not None and eqx.is_array(layer.weight):
-            sizes["shape"] = layer.weight.shape
+            sizes["shape"] = layer.weight.shape[-len(layer.shape) :]
+        case eqx.nn.GroupNorm() if layer.weight is not None and eqx.is_array(layer.weight):
+            sizes["channels"] = layer.weight.shape[-1]
+            if layer.channels is not None:  # groups are removed whole
+                sizes["groups"] = sizes["channels"] * layer.groups // layer.channels
         case eqx.nn.Embedding() if eqx.is_array(layer.weight):
-            sizes["num_embeddings"], sizes["embedding_size"] = layer.weight.shape
+            sizes["num_embeddings"], sizes["embedding_size"] = layer.weight.shape[-2:]
         case eqx.nn.LSTMCell() | eqx.nn.GRUCell() if eqx.is_array(layer.weight_hh):
-            sizes["hidden_size"], sizes["input_size"] = layer.weight_hh.shape[1], layer.weight_ih.shape[1]
+            sizes["hidden_size"], sizes["input_size"] = layer.weight_hh.shape[-1], layer.weight_ih.shape[-1]
     return sizes

@@ -1,6 +1,5 @@
 """Put smaller parameters back into a Flax NNX module."""
 
-import math
 from typing import Any
 
 import jax
@@ -53,10 +52,10 @@ def _leaves(tree: PyTree) -> list[tuple[str, jax.Array]]:
 
 
 def _set_sizes(layer: Any) -> None:
-    """Set the attributes of one layer from the shapes of its parameters."""
+    """Set the attributes of one layer from the last axes of its parameters; stacked layers have others before them."""
     match layer:
         case nnx.Linear():
-            layer.in_features, layer.out_features = layer.kernel.shape
+            layer.in_features, layer.out_features = layer.kernel.shape[-2:]
         case nnx.LinearGeneral():
             first = len(layer.kernel.shape) - len(layer.in_features) - len(layer.out_features)
             middle = first + len(layer.in_features)
@@ -66,23 +65,33 @@ def _set_sizes(layer: Any) -> None:
             if layer.feature_group_count > 1:  # groups are removed whole
                 layer.feature_group_count = outputs // (layer.out_features // layer.feature_group_count)
             layer.in_features, layer.out_features = per_group * layer.feature_group_count, outputs
-            layer.kernel_shape = layer.kernel.shape
+            layer.kernel_shape = layer.kernel.shape[-len(layer.kernel_shape) :]
         case nnx.ConvTranspose():
             inputs, outputs = layer.kernel.shape[-2:]
             layer.in_features, layer.out_features = (outputs, inputs) if layer.transpose_kernel else (inputs, outputs)
-            layer.kernel_shape = layer.kernel.shape
+            layer.kernel_shape = layer.kernel.shape[-len(layer.kernel_shape) :]
         case nnx.Embed():
-            layer.num_embeddings, layer.features = layer.embedding.shape
-        case nnx.BatchNorm() | nnx.LayerNorm() | nnx.RMSNorm():
-            known = [p for p in (getattr(layer, name, None) for name in ("scale", "bias", "mean")) if p is not None]
-            if known:
-                layer.num_features = math.prod(known[0].shape)
+            layer.num_embeddings, layer.features = layer.embedding.shape[-2:]
+        case nnx.Einsum():
+            layer.kernel_shape = layer.kernel.shape[-len(layer.kernel_shape) :]
+            layer.bias_shape = None if layer.bias is None else layer.bias.shape[-len(layer.bias_shape or ()) :]
+        case nnx.BatchNorm() | nnx.LayerNorm() | nnx.RMSNorm() | nnx.GroupNorm():
+            _set_norm_sizes(layer)
         case nnx.MultiHeadAttention():
-            inputs, layer.num_heads, layer.head_dim = layer.query.kernel.shape
+            inputs, layer.num_heads, layer.head_dim = layer.query.kernel.shape[-3:]
             layer.in_features, layer.qkv_features = inputs, layer.num_heads * layer.head_dim
             layer.out_features = layer.out.kernel.shape[-1]
         case nnx.LSTMCell() | nnx.OptimizedLSTMCell() | nnx.GRUCell() | nnx.SimpleCell():
             _set_cell_sizes(layer)
+
+
+def _set_norm_sizes(layer: Any) -> None:
+    """Set the sizes of a normalization, which are known if it has parameters or statistics."""
+    known = [p for p in (getattr(layer, name, None) for name in ("scale", "bias", "mean")) if p is not None]
+    if known and isinstance(layer, nnx.GroupNorm):  # groups are removed whole
+        layer.num_groups = known[0].shape[-1] // layer.group_size
+    elif known:
+        layer.num_features = known[0].shape[-1]
 
 
 def _set_cell_sizes(cell: Any) -> None:
@@ -90,4 +99,4 @@ def _set_cell_sizes(cell: Any) -> None:
     kernels = {name: getattr(cell, name).kernel.shape for name in vars(cell) if hasattr(getattr(cell, name), "kernel")}
     hidden = next(shape for name, shape in kernels.items() if name in ("hi", "hg", "dense_h"))
     inputs = next(shape for name, shape in kernels.items() if name in ("ii", "ig", "dense_i"))
-    cell.in_features, cell.hidden_features = inputs[0], hidden[0]
+    cell.in_features, cell.hidden_features = inputs[-2], hidden[-2]

@@ -481,7 +481,13 @@ def check_leaves(graph: Graph, tree: PyTree, *, name: str, needed: Collection[st
     why = "the graph is of another model"
     for path, shape in graph.shapes.items():
         if path not in found:
-            if needed is None or path in needed:
+            if needed is not None and path in needed:
+                raise ValueError(
+                    f"{name} has no leaf '{path}', which loses channels with others: channels are masked in every leaf "
+                    "that has them, so apply prune to all parameters, after optax.masked or optax.multi_transform: "
+                    "optax.chain(optax.multi_transform(...), jprune.prune(...)); or the graph is of another model"
+                )
+            if needed is None:
                 raise ValueError(f"{why}: {name} has no leaf '{path}'; trace this model with jprune.trace_model")
             continue
         given = tuple(getattr(found[path], "shape", shape))

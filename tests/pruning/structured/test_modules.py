@@ -1,5 +1,6 @@
 """Modules rebuilt with the smaller parameters compute the same as the smaller program."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from flax import nnx
 
 import jprune
-from jprune.pruning.structured import equinox, linen
+from jprune.pruning.structured import equinox as structured_equinox
+from jprune.pruning.structured import linen
 from jprune.pruning.structured import nnx as structured_nnx
 from jprune.pruning.structured.selection import masks_without
 from tests.pruning.structured import models
@@ -79,9 +81,53 @@ def test_linen_modules_take_their_sizes_from_the_parameters(name):
 def test_equinox_attention_and_dense_layers():
     model, small, _ = remove_half("equinox_block")
     expected = run_small(model, small)(small.params, *model.inputs)
-    module = equinox.smaller_module(models.equinox_block_module(), small.params)
+    module = structured_equinox.smaller_module(models.equinox_block_module(), small.params)
     assert (module.attention.num_heads, module.up.out_features, module.down.in_features) == (1, 3, 3)
     np.testing.assert_allclose(jax.vmap(module)(*model.inputs), expected, atol=1e-6)
     assert small.table.differences
     full = models.equinox_block_module()
-    assert small.differences(lambda p, x: jax.vmap(equinox.smaller_module(full, p))(x)) == ()
+    assert small.differences(lambda p, x: jax.vmap(structured_equinox.smaller_module(full, p))(x)) == ()
+
+
+def test_nnx_layers_that_are_stacked_or_normalize_groups_take_their_sizes_from_the_last_axes():
+    rngs = nnx.Rngs(0)
+    layers = {
+        "linear": nnx.Linear(4, 6, rngs=rngs),
+        "conv": nnx.Conv(4, 6, (3,), rngs=rngs),
+        "embed": nnx.Embed(5, 6, rngs=rngs),
+        "norm": nnx.LayerNorm(6, rngs=rngs),
+        "groups": nnx.GroupNorm(6, 3, rngs=rngs),
+        "einsum": nnx.Einsum("ni,ihd->nhd", (4, 3, 2), (3, 2), rngs=rngs),
+    }
+    shapes = {
+        "linear": {"kernel": (7, 4, 5)},
+        "conv": {"kernel": (7, 3, 4, 5)},
+        "embed": {"embedding": (7, 5, 3)},
+        "norm": {"scale": (7, 3), "bias": (7, 3)},
+        "groups": {"scale": (4,)},
+        "einsum": {"kernel": (4, 2, 2), "bias": (2, 2)},
+    }
+    zeros = {name: {leaf: jnp.zeros(shape) for leaf, shape in leaves.items()} for name, leaves in shapes.items()}
+    small = {name: structured_nnx.smaller_module(layer, zeros[name]) for name, layer in layers.items()}
+    assert (small["linear"].in_features, small["linear"].out_features) == (4, 5)
+    assert (small["conv"].kernel_shape, small["conv"].out_features) == ((3, 4, 5), 5)
+    assert (small["embed"].num_embeddings, small["embed"].features) == (5, 3)
+    assert (small["norm"].num_features, small["groups"].num_groups) == (3, 2)
+    assert (small["einsum"].kernel_shape, small["einsum"].bias_shape) == ((4, 2, 2), (2, 2))
+
+
+def test_equinox_layers_that_are_stacked_or_normalize_groups_take_their_sizes_from_the_last_axes():
+    key = jax.random.key(0)
+    layers = {
+        "linear": (eqx.nn.Linear(4, 6, use_bias=False, key=key), (7, 5, 4)),
+        "conv": (eqx.nn.Conv1d(4, 6, 3, use_bias=False, key=key), (7, 5, 4, 3)),
+        "norm": (eqx.nn.LayerNorm(6, use_bias=False), (7, 3)),
+        "groups": (eqx.nn.GroupNorm(3, 6), (4,)),
+    }
+    small = {
+        name: structured_equinox.smaller_module(eqx.tree_at(lambda m: m.weight, layer, jnp.zeros(shape)))
+        for name, (layer, shape) in layers.items()
+    }
+    assert (small["linear"].in_features, small["linear"].out_features) == (4, 5)
+    assert (small["conv"].in_channels, small["conv"].out_channels) == (4, 5)
+    assert (small["norm"].shape, small["groups"].groups, small["groups"].channels) == ((3,), 2, 4)

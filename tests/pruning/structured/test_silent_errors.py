@@ -232,3 +232,24 @@ def test_inputs_on_a_mesh_with_explicit_axes():
             np.testing.assert_allclose(
                 out, np.maximum(np.asarray(x) @ masked["a"], 0) @ np.asarray(masked["b"]), atol=1e-5
             )
+
+
+def test_a_group_of_which_prune_is_given_a_part_is_refused():
+    params, x = two_layers()
+    graph = jprune.trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, x)
+    link = jprune.prune(jprune.magnitude(where=graph), {1: 0.5}, selection=jprune.structured(graph))
+    tx = optax.multi_transform({"one": link, "other": optax.sgd(0.1)}, {"a": "one", "b": "other"})
+    with pytest.raises(
+        ValueError, match=r"no leaf 'b', which loses .* apply prune to all parameters, after optax.masked"
+    ):
+        tx.init(params)
+
+
+def test_masks_that_an_optimizer_has_computed_with_are_refused():
+    """In contrib.sam the state of what it wraps is combined from two, which turns masks into integers."""
+    params, _ = two_layers()
+    link = jprune.prune(jprune.magnitude(where=lambda path, leaf: True), {1: 0.5})
+    state = link.init(params)
+    state = state._replace(masks=jax.tree.map(lambda mask: mask.astype(jnp.int32), state.masks))
+    with pytest.raises(TypeError, match=r"mask at 'a' has dtype int32.*optax.chain\(optax.contrib.sam\(...\), prune"):
+        link.update(params, state, params)
