@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pathlib
 import re
 import subprocess
@@ -79,6 +80,13 @@ def test_every_public_name_is_on_a_reference_page_with_a_docstring(package):
         listed = shown[public.__module__]
         assert listed is None or name in listed, f"{package}.{name} is not among the members of {public.__module__}"
         assert public.__doc__, f"{package}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("package", [f"jprune{part}" for part in PUBLIC])
+def test_every_public_function_has_an_example_that_runs(package):
+    module = importlib.import_module(package)
+    functions = {name: getattr(module, name) for name in module.__all__ if inspect.isfunction(getattr(module, name))}
+    assert [name for name, function in functions.items() if ">>>" not in function.__doc__] == []
 
 
 def test_the_architecture_page_names_every_folder_and_no_other():

@@ -91,6 +91,9 @@ def score_selected(
 
     Raises:
       ValueError: an argument that the score needs is missing, or ``grad`` does not match.
+
+    >>> score_selected(magnitude(), {"kernel": jnp.array([-2.0, 1.0]), "bias": None})
+    {'bias': None, 'kernel': Array([2., 1.], dtype=float32)}
     """
     if not isinstance(score, Score):
         return score(selected, grad=grad, batch=batch, key=key)
