@@ -105,7 +105,7 @@ def _sharded(n: int) -> list[Row]:
             lambda: ours(spread).block_until_ready(),
             lambda: gather_and_sort(spread).block_until_ready(),
             must=1 / 30,
-            note="the compiled selection holds no all-gather, all-to-all or collective-permute",
+            note="the compiled selection has no all-gather, all-to-all or collective-permute",
         ),
         compare(
             f"{what} as many forced devices as cores, {min(devices, cores)}",
