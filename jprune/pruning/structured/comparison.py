@@ -24,6 +24,11 @@ _JAX = os.path.dirname(os.path.abspath(jax.__file__))
 _PACKAGES = os.path.abspath(sysconfig.get_paths()["purelib"])
 _SIMPLE = (int, float, str, bool, np.integer, type(None))
 _UNKNOWN = "an unknown line"
+_EVALUATED: dict[str, Callable[..., Any]] = {
+    "lt": lambda left, right: left < right,
+    "add": lambda left, right: left + right,
+    "select_n": lambda which, *cases: cases[int(which)],
+}
 
 
 def code_differences(trace: Callable[[], core.ClosedJaxpr], program: Program, kept: Kept) -> tuple[str, ...]:
@@ -59,10 +64,11 @@ def _differences(
         if step.equation.primitive is not equation.primitive:
             yield f"{line}: expected '{step.equation.primitive}', the code gives '{equation.primitive}'"
             return
-        for what in _in_equation(step, equation, kept):
-            yield f"{line}: {what}"
-        if not numbers.same(step.equation.invars, equation.invars):
-            yield f"{line}: {equation.primitive} reads other arrays than at the full shapes"
+        if not numbers.evaluate(step.equation, equation):
+            for what in _in_equation(step, equation, kept):
+                yield f"{line}: {what}"
+            if not numbers.same(step.equation.invars, equation.invars):
+                yield f"{line}: {equation.primitive} reads other arrays than at the full shapes"
         numbers.add(step.equation.outvars, equation.outvars)
         for inside, inner in zip(step.inside, _called(equation), strict=False):
             yield from _differences(inside, inner, kept, line)
@@ -77,6 +83,7 @@ class _Numbers:
 
     def __init__(self, before: core.Jaxpr, now: core.Jaxpr):
         self._numbers: tuple[dict[core.Var, int], dict[core.Var, int]] = ({}, {})
+        self._values: tuple[dict[core.Var, Any], dict[core.Var, Any]] = ({}, {})  # of scalars computed from literals
         for part in ("constvars", "invars"):
             self.add(getattr(before, part), getattr(now, part))
 
@@ -85,11 +92,27 @@ class _Numbers:
         for numbers, variables in zip(self._numbers, (before, now), strict=True):
             numbers.update({var: len(numbers) + place for place, var in enumerate(variables)})
 
+    def evaluate(self, before: core.JaxprEqn, now: core.JaxprEqn) -> bool:
+        """Evaluate equations of scalar literals, and return whether they are such; what reads the result is compared.
+
+        Indexing with a traced number adds the size of every other axis to its index 0 if that is negative, which it is
+        not.
+        """
+        evaluated = []
+        for equation, known in zip((before, now), self._values, strict=True):
+            read = [atom.val if isinstance(atom, core.Literal) else known.get(atom) for atom in equation.invars]
+            if equation.primitive.name not in _EVALUATED or any(value is None or np.ndim(value) for value in read):
+                return False
+            evaluated.append(_EVALUATED[equation.primitive.name](*read))
+        for equation, known, value in zip((before, now), self._values, evaluated, strict=True):
+            known[equation.outvars[0]] = value
+        return True
+
     def same(self, before: Sequence[Any], now: Sequence[Any]) -> bool:
         """Whether two equations read the same arrays; literals are compared by value elsewhere."""
         read = [
-            [None if isinstance(atom, core.Literal) else numbers[atom] for atom in atoms]
-            for numbers, atoms in zip(self._numbers, (before, now), strict=True)
+            [None if isinstance(atom, core.Literal) else known.get(atom, f"array {numbers[atom]}") for atom in atoms]
+            for known, numbers, atoms in zip(self._values, self._numbers, (before, now), strict=True)
         ]
         return read[0] == read[1]
 

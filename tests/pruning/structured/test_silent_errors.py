@@ -121,6 +121,18 @@ def test_code_that_returns_another_array_at_the_smaller_size_is_named():
     assert "returns other arrays" in small.table.differences[0]
 
 
+def test_code_that_indexes_stacked_layers_by_a_traced_number_serves():
+    """The size of the axes that are not indexed is in the program, added to an index of 0 if that were negative."""
+    d = _Draw()
+    params = {"a": d(3, 6), "layers": d(2, 6, 6), "b": d(6, 2)}
+
+    def apply(p, x):
+        return lax.fori_loop(0, 2, lambda i, h: jnp.tanh(h @ p["layers"][i]), x @ p["a"]) @ p["b"]
+
+    graph = jprune.trace_model(apply, params, d(4, 3))
+    assert jprune.remove_channels(graph, params, halved(graph, params)[0]).table.differences == ()
+
+
 def test_an_argument_that_equals_another_is_not_that_argument():
     params, x = two_layers()
     apply = lambda p, x, flag: jnp.tanh(x @ p["a"]) @ p["b"] * (2.0 if flag is True else 1.0)
