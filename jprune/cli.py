@@ -34,12 +34,12 @@ or, for models that were quantized, distilled or changed in another way, by name
   jprune audit --labels labels.csv --dense dense.npz --compare int8=int8.npz --out report.html
 """
 _EPILOG = """\
-FILES are .npy, .npz, .csv, .tsv, .jsonl or .parquet; PATH:NAME picks one array of an .npz, one column of a table or one
-key of a .jsonl. Classes are whole numbers: an array (models, examples) or (examples,), or a table with a row per
-example and a column per model. Logits are floats: an array (models, examples, classes) or (examples, classes), or a
-table with a row per example and a column per class; the largest is the prediction. Text is a class name; without
---class-names the names in the data are sorted. Tables may be separated by commas, semicolons or tabs. Pickles are never
-loaded.
+FILES are .npy, .npz, .csv, .tsv, .json, .jsonl (also compressed, as in .csv.gz) or .parquet; PATH:NAME picks one array
+of an .npz, one column of a table or one key of JSON. Classes are whole numbers: an array (models, examples) or
+(examples,), or a table with a row per example and a column per model. Logits are floats: an array (models, examples,
+classes) or (examples, classes), or a table with a row per example and a column per class; the largest is the
+prediction. Text is a class name; without --class-names the names in the data are sorted. Tables may be separated by
+commas, semicolons or tabs. Pickles are never loaded.
 
 ROWS must be in the order of the labels, unless --id names a column that identifies the examples.
 

@@ -213,7 +213,7 @@ CSV = {
         (["--dense", "broken.parquet"], "broken.parquet is not a readable .parquet"),
         (["--dense", "range.csv"], "two.npy has 4 models, range.csv has 3"),
         (["--pruned", "2=range.csv"], "range.csv has 3 models, dense.npz has 4"),
-        (["--pruned", "2=labels.npy"], "labels.npy has 1 models"),
+        (["--pruned", "2=labels.npy"], "labels.npy has 1 model,"),
         (["--pruned", "two.npy"], "--pruned must be [SCORE:]RATIO=FILE"),
         (["--pruned", "x=two.npy"], "--pruned must be [SCORE:]RATIO=FILE"),
         (["--pruned", "1.2.3=two.npy"], "the ratio '1.2.3' is not a number"),

@@ -13,7 +13,7 @@ import pandas as pd
 from jprune.files import write_text
 from jprune.recall.inputs import predictions
 from jprune.recall.inputs.arguments import EmptyClassWarning, Rng, check_level, check_resamples
-from jprune.recall.inputs.order import about_order, about_quantities, about_ratings, perfect_models
+from jprune.recall.inputs.order import about_correctness, about_order, about_quantities, about_ratings, perfect_models
 from jprune.recall.inputs.prepare import Prepared, prepare
 from jprune.recall.inputs.raw import InputError, of_object
 from jprune.recall.measures.rates import from_counts, from_predictions, refuse_other_examples
@@ -331,7 +331,8 @@ def _notes(prepared: Prepared, class_names: Sequence[str], dense: Collection[str
     notes = [*prepared.notes, *(note for stack in sets.values() for note in stack.notes)]
     all_perfect = all((stack.predicted == true).all() for stack in sets.values())
     for name, stack in sets.items():
-        notes += about_order(true, stack, class_names, dense=name in dense)
+        wrong = about_correctness(true, stack)
+        notes += wrong or about_order(true, stack, class_names, dense=name in dense)
         notes += perfect_models(true, stack, all_perfect=all_perfect)
         rated = about_ratings(true, stack, class_names)
         notes += rated or (about_quantities(true, stack) if prepared.class_names is None else [])
@@ -391,9 +392,11 @@ def _refuse_unpaired(study: AuditedModels, named: SetNames) -> None:
         wanted = len(study.dense[score].accuracy)
         for ratio, stack in ratios.items():
             if study.paired and len(stack.accuracy) != wanted:
+                count = len(stack.accuracy)
+                models = "1 model" if count == 1 else f"{count} models"
                 raise InputError(
-                    f"{named[score, ratio]} has {len(stack.accuracy)} models, {named[score, None]} has {wanted}; they "
-                    f"are paired by index: give as many, or say that they are unpaired (paired=False, --unpaired)"
+                    f"{named[score, ratio]} has {models}, {named[score, None]} has {wanted}; they are paired by index: "
+                    f"give as many, or say that they are unpaired (paired=False, --unpaired)"
                 )
 
 

@@ -2,12 +2,12 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jprune.recall.inputs.raw import SCOPE, InputError, Raw, option
+from jprune.recall.inputs.raw import SCOPE, USUAL_MISSING, InputError, Raw, cleaned, option
 
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0+)?")
 _MARKS = (99, 127, 254, 255, 999, 9999, 32767)  # often used for examples without a class
@@ -40,6 +40,8 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
     >>> numbered.labels.values, numbered.class_names
     (array([1, 0]), ('a', 'b'))
     """
+    if class_names is None:
+        labels, *stacks = (_whole_numbers(raw) for raw in (labels, *stacks))
     stacks = [_in_order(raw, class_names) for raw in stacks]
     every = [labels, *stacks]
     texts = [raw for raw in every if raw.values.dtype == object]
@@ -53,7 +55,7 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
     if class_names is None:
         class_names, notes = _inferred(labels, stacks, texts)
         stacks = [_in_order(raw, class_names) for raw in stacks]
-    index = {name: c for c, name in enumerate(class_names)}
+    index = {cleaned(name): c for c, name in enumerate(class_names)}
     by_value = _values(class_names)
     if by_value is not None:
         index |= {
@@ -62,10 +64,19 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
     return Numbered(_numbers(labels, index), tuple(_numbers(raw, index) for raw in stacks), tuple(class_names), notes)
 
 
+def _whole_numbers(raw: Raw) -> Raw:
+    """Convert text to integers where all of it is whole numbers, as in a table."""
+    if raw.values.dtype != object or not all(_INTEGER.fullmatch(text) for text in _distinct(raw)):
+        return raw
+    return raw._replace(values=raw.values.astype(float).astype(np.int64))
+
+
 def _in_order(raw: Raw, class_names: Sequence[str] | None) -> Raw:
     """Sort the columns of logits by class if they are named after the classes."""
-    wanted = [str(n) for n in range(len(raw.columns))] if class_names is None else list(class_names)
-    given = [column.strip() for column in raw.columns]
+    wanted = (
+        [str(n) for n in range(len(raw.columns))] if class_names is None else [cleaned(name) for name in class_names]
+    )
+    given = [cleaned(column) for column in raw.columns]
     numbers = _numbers_in(given)
     if numbers and sorted(given) != sorted(wanted):
         given, wanted = [str(n) for n in numbers], [str(n) for n in sorted(numbers)]
@@ -114,9 +125,11 @@ def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple
             ordered = ordered or list(raw.columns)
     unknown = sorted({text for raw in texts[1:] for text in _distinct(raw)} - set(_distinct(labels)))
     _refuse_variants(labels, texts[1:], unknown)
+    _refuse_missing(texts[1:], unknown)
     notes = [f"class names inferred from the data, in {'the order of the columns' if ordered else 'sorted order'}"]
     if unknown:
         notes.append(f"predicted names that no label has: {', '.join(unknown[:8])}; is one misspelt?")
+    notes += _about_names(_distinct(labels), {text for raw in texts[1:] for text in _distinct(raw)})
     several = [n for n in names if re.search(r"\w[|;]\w", n) or ("," in n and {*re.split(r", ?", n)} & {*names})]
     if several:
         notes.append(
@@ -139,6 +152,29 @@ def _refuse_variants(labels: Raw, texts: Sequence[Raw], unknown: Sequence[str]) 
                 f"{first_text(raw, text)}, and {labels.name} holds {plain[_plain(text)]!r}: write every class in one "
                 f"way, or give {option('class_names')} if these are two classes"
             )
+
+
+def _refuse_missing(texts: Sequence[Raw], unknown: Sequence[str]) -> None:
+    """Refuse predictions such as NA that no label has: they are missing."""
+    for raw in texts:
+        for text in _distinct(raw):
+            if text in unknown and text.lower() in USUAL_MISSING:
+                raise InputError(f"{first_text(raw, text)}: every example needs a prediction")
+
+
+def _about_names(of_labels: Sequence[str], predicted: Collection[str]) -> list[str]:
+    """Warn about names of labels that mark missing labels, or that may be another spelling of a class."""
+    notes = [
+        f"the label {text!r} was read as a class: if it marks a missing label, leave the example out of all files"
+        for text in of_labels
+        if text.lower() in USUAL_MISSING
+    ]
+    spellings: dict[str, str] = {}
+    for text in sorted(of_labels, key=lambda name: name not in predicted):
+        other = spellings.setdefault(_plain(text), text)
+        if other != text and text not in predicted and other in predicted:
+            notes.append(f"the labels {other!r} and {text!r} were read as two classes, and {text!r} is never predicted")
+    return notes
 
 
 def _plain(text: str) -> str:

@@ -1,11 +1,12 @@
-"""Labels, predictions, groups and images from files: .npy, .npz, .csv, .tsv, .jsonl and .parquet.
+"""Labels, predictions, groups and images from files: .npy, .npz, .csv, .tsv, .json, .jsonl and .parquet.
 
-A file is named ``PATH``, or ``PATH:NAME`` to pick one array of an .npz, one column of a table or one key of a
-.jsonl. Pickles are never loaded. A table has one row per example.
+All but .parquet may be compressed with gzip (.csv.gz). A file is named ``PATH``, or ``PATH:NAME`` to pick one array of
+an .npz, one column of a table or one key of JSON. Pickles are never loaded. A table has one row per example.
 """
 
 import contextlib
 import csv
+import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,18 +16,30 @@ import numpy as np
 import pandas as pd
 
 from jprune._extras import missing
-from jprune.recall.inputs.raw import InputError, Raw, decoded, lists_as_columns, plain, together
-from jprune.recall.inputs.text import NUMBER, decoded_text, read_csv, read_jsonl, reason, some
+from jprune.recall.inputs.raw import InputError, Raw, cleaned, decoded, lists_as_columns, plain, together
+from jprune.recall.inputs.text import (
+    DECIMAL_COMMA,
+    NUMBER,
+    content,
+    decoded_text,
+    read_csv,
+    read_json,
+    reason,
+    some,
+    suffix,
+)
 
-_PICKED = re.compile(r"^(?P<path>.+\.(?:npz|csv|tsv|jsonl|parquet)):(?P<name>[^/\\]+)$", re.IGNORECASE)
-_SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".jsonl", ".parquet")
+_PICKED = re.compile(r"^(?P<path>.+\.(?:(?:npz|csv|tsv|jsonl?)(?:\.gz)?|parquet)):(?P<name>[^/\\]+)$", re.IGNORECASE)
+_SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".joblib", ".bin")
+_SHEETS = (".xlsx", ".xls", ".ods")
 _LABELS = ("label", "labels")
 _NOT_PREDICTED = {
     "true classes": {"label", "labels", "target", "targets", "true", "truth", "y_true", "true_label", "ground_truth"},
     "ids": {"id", "ids", "idx", "index", "example", "example_id", "image_id", "row", "filename", "file", "path"},
 }
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}([.,' ][0-9]{3})+([.,][0-9]+)?")
+_PERCENT = re.compile(r"[+-]?[0-9]+([.,][0-9]+)? ?%")
 _BLANK = "(blank line)"
 _FEWEST_ROWS = 20  # in which a column of predictions surely repeats a class
 
@@ -63,6 +76,10 @@ def read_labels(file: str, class_names: Sequence[str] | None = None, id_column: 
         return _raw_array(path, name, file, id_column, pick=_LABELS)
     table = _read_table(path, name, class_names, id_column=id_column)
     frame = table.frame
+    one_hot = frame.shape[1] > 2 and frame.isin([0, 1]).all(axis=None) and (frame.sum(axis=1) == 1).all()
+    if one_hot and not any(str(column).lower() in _LABELS for column in frame.columns):
+        note = f"{file} has one 1 in every row and was read as one-hot labels; classes are in the order of the columns"
+        return Raw(file, frame.to_numpy().argmax(1), True, (), table.ids, table.named_ids, (*table.notes, note))
     if frame.shape[1] > 1:
         called = [column for column in frame.columns if str(column).lower() in _LABELS]
         if len(called) != 1:
@@ -186,13 +203,16 @@ def _split(file: str) -> tuple[Path, str | None]:
 
 
 def _kind(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix not in _SUFFIXES:
-        pickled = "; pickles are never loaded: save the array with numpy.save" if suffix in _PICKLED else ""
+    kind = suffix(path)
+    compressed = path.suffix.lower() == ".gz"
+    if kind not in _SUFFIXES or (compressed and kind == ".parquet"):
+        advice = "; pickles are never loaded: save the array with numpy.save" if kind in _PICKLED else ""
+        advice = "; save the sheet as .csv" if kind in _SHEETS else advice
+        shown = kind + path.suffix if compressed else kind
         raise InputError(
-            f"{path} has the suffix {suffix!r}; use {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}{pickled}"
+            f"{path} has the suffix {shown!r}; use {', '.join(_SUFFIXES[:-1])} (or these with .gz) or .parquet{advice}"
         )
-    return suffix
+    return kind
 
 
 @contextlib.contextmanager
@@ -200,7 +220,8 @@ def _opened(path: Path) -> Iterator[Any]:
     """Open an .npz without ever unpickling."""
     with path.open("rb") as file:
         try:
-            archive = np.load(file, allow_pickle=False)
+            given = io.BytesIO(content(path)) if path.suffix.lower() == ".gz" else file
+            archive = np.load(given, allow_pickle=False)
         except Exception as error:  # whatever a decoder stumbles over, the file is what is broken
             raise InputError(f"{path} is not a readable .npz: {reason(error)}") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -211,6 +232,8 @@ def _opened(path: Path) -> Iterator[Any]:
 def _read_numpy(path: Path, name: str | None, pick: Sequence[str] = (), without: str | None = None) -> np.ndarray:
     if _kind(path) == ".npy":
         try:
+            if path.suffix.lower() == ".gz":
+                return np.asarray(np.load(io.BytesIO(content(path)), allow_pickle=False))
             return np.lib.format.open_memmap(path, mode="r")
         except Exception as error:  # as above
             if "Python objects" in str(error):
@@ -243,7 +266,7 @@ def _raw_array(path: Path, name: str | None, file: str, id_column: str | None, p
     if values.ndim == 0:
         raise InputError(f"{file} holds a single value, {values}; an array with an entry per example is needed")
     if values.dtype.kind == "U":
-        values = np.array([str(cell).strip() for cell in values.ravel()], object).reshape(values.shape)
+        values = np.array([cleaned(cell) for cell in values.ravel()], object).reshape(values.shape)
     elif values.dtype.kind not in "iufb" and values.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         raise InputError(f"{file} must hold numbers or class names, got dtype {values.dtype}")
     return Raw(file, values, ids=ids, named_ids=ids is not None)
@@ -267,9 +290,11 @@ def _column(cells: "pd.Series[Any]", where: str) -> np.ndarray:
         raise InputError(f"{where} has no value at example {int(missing.argmax())}: the cell is missing")
     if not pd.api.types.is_object_dtype(cells) and not pd.api.types.is_string_dtype(cells):
         return plain(cells, where)
-    if any(isinstance(cell, list | dict | np.ndarray) for cell in cells):
+    if any(isinstance(cell, dict) for cell in cells):
+        raise InputError(f"{where} holds objects: save the predicted class itself")
+    if any(isinstance(cell, list | np.ndarray) for cell in cells):
         raise InputError(f"{where} holds lists next to other columns; pick this column as PATH:NAME, or save it alone")
-    texts = [str(cell).strip() for cell in cells.tolist()]
+    texts = [cleaned(cell) for cell in cells.tolist()]
     for example, text in enumerate(texts):
         if text in ("", _BLANK):
             raise InputError(f"{where} holds {text!r} at example {example}; wanted a number or a class name")
@@ -279,11 +304,12 @@ def _column(cells: "pd.Series[Any]", where: str) -> np.ndarray:
     if {text.lower() for text in texts} <= {"true", "false"}:
         return np.array([text.lower() == "true" for text in texts])
     numbers = [bool(NUMBER.fullmatch(text)) for text in texts]
-    grouped = next((example for example, text in enumerate(texts) if _THOUSANDS.fullmatch(text)), None)
-    if grouped is not None and all(n or _THOUSANDS.fullmatch(t) for n, t in zip(numbers, texts, strict=True)):
-        raise InputError(
-            f"{where} holds {texts[grouped]!r} at example {grouped}: save numbers without thousands separators"
-        )
+    for pattern, what in ((_THOUSANDS, "thousands separators"), (_PERCENT, "percent signs")):
+        at = next((example for example, text in enumerate(texts) if pattern.fullmatch(text)), None)
+        if at is not None and all(
+            n or pattern.fullmatch(t) or DECIMAL_COMMA.fullmatch(t) for n, t in zip(numbers, texts, strict=True)
+        ):
+            raise InputError(f"{where} holds {texts[at]!r} at example {at}: save numbers without {what}")
     if any(numbers):
         odd = numbers.index(False) if sum(numbers) * 2 > len(numbers) else numbers.index(True)
         kind = "text among numbers" if not numbers[odd] else "a number among class names"
@@ -305,8 +331,8 @@ def _read_table(
     try:
         if _kind(path) == ".parquet":
             table = pd.read_parquet(path, engine="pyarrow")
-        elif _kind(path) == ".jsonl":
-            table, notes = read_jsonl(path, name)
+        elif _kind(path) in (".json", ".jsonl"):
+            table, notes = read_json(path, name)
             name = None if name is not None and name not in table.columns else name
         else:
             table, notes = read_csv(path, class_names, examples, id_column)

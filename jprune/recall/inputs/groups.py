@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from jprune.recall.inputs.raw import InputError, Raw
+from jprune.recall.inputs.raw import USUAL_MISSING, InputError, Raw
 
 Groups = dict[str, tuple[Int[np.ndarray, " examples"], tuple[str, ...]]]
 """The code of each example and the names of the codes, by attribute."""
 
 MISSING = "(missing)"
-_USUAL_MISSING = ("na", "n/a", "nan", "none", "null", "<na>")
 _FEWEST = 10  # with fewer examples, each may have its own group
 
 
@@ -54,7 +53,7 @@ def groups(values: Any, examples: int) -> tuple[Groups, list[str]]:
                 f"groups: {int((codes == len(kinds) - 1).sum())} of {examples} examples have no {attribute}; they are "
                 f"the group {MISSING}"
             )
-        named = [kind for kind in kinds if kind.lower() in _USUAL_MISSING]
+        named = [kind for kind in kinds if kind.lower() in USUAL_MISSING]
         if named:
             notes.append(
                 f"groups: the {attribute} {named[0]!r} is read as the name of a group; leave the cell empty where the "

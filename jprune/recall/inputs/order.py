@@ -41,6 +41,21 @@ def perfect_models(true: Int[np.ndarray, " examples"], stack: Predictions, *, al
     return [f"{stack.name}: model {right.argmax()} is right about every example and others are not: is it the labels?"]
 
 
+def about_correctness(true: Int[np.ndarray, " examples"], stack: Predictions) -> list[str]:
+    """Warn if predictions may say whether a model is right instead of what it predicts.
+
+    >>> about_correctness(np.arange(8) % 4, Predictions("dense", np.array([[0, 1, 1, 1, 1, 0, 1, 1]]), None))[0][:45]
+    'dense holds only 0 and 1, and the labels have'
+    """
+    classes = len(np.unique(true))
+    if classes < 3 or stack.width is not None or np.unique(stack.predicted).tolist() != [0, 1]:
+        return []
+    return [
+        f"{stack.name} holds only 0 and 1, and the labels have {classes} classes: give the predicted classes, not "
+        f"whether they are right"
+    ]
+
+
 def about_quantities(true: Int[np.ndarray, " examples"], stack: Predictions) -> list[str]:
     """Warn if wrong predictions are numerically close to the label, like predicted ages or ratings.
 

@@ -123,6 +123,11 @@ def predictions(given: Raw | Any, name: str, examples: int, threshold: float | N
         return _logits(values if values.ndim == 3 else values[None], raw)
     if not whole and not _integral(values):
         return _sigmoid(np.atleast_2d(values), raw, threshold)
+    if values.ndim == 2 and len(values) > 2 and examples > 2 and _one_hot(values.T):
+        raise InputError(
+            f"{name} has shape {values.shape} and one 1 for each example: one-hot predictions have shape ({examples}, "
+            f"classes); transpose them"
+        )
     found = _whole(values, name, f"{_CLASSES} (logits need an axis of classes at the end)")
     return Predictions(name, np.atleast_2d(found), None, None, raw.notes)
 
@@ -143,7 +148,8 @@ def _of_rows(values: np.ndarray, raw: Raw, examples: int, threshold: float | Non
     name = raw.name
     if len(values) != examples:
         more = "; is its first row a header of numbers?" if len(values) == examples + 1 else ""
-        raise InputError(f"{name} has {len(values)} rows for {examples} labels: one row per example is needed{more}")
+        rows = "1 row" if len(values) == 1 else f"{len(values)} rows"
+        raise InputError(f"{name} has {rows} for {examples} labels: one row per example is needed{more}")
     several = values.shape[1] > 1
     if several and _one_hot(values):
         note = f"{name} has one 1 in every row and was read as one-hot predictions of one model"
@@ -170,6 +176,9 @@ def _logits(models: np.ndarray, raw: Raw) -> Predictions:
         raise InputError(f"{raw.name} holds NaN among the logits of model {model}, example {example}, class {column}")
     predicted = models.argmax(axis=-1).astype(np.int64)
     notes = [*raw.notes]
+    if _percentages(models):
+        models = models / 100
+        notes.append(f"{raw.name} holds percentages, because its rows sum to 100; they were divided by 100")
     ties = empty = 0
     for rows in models:
         best = rows.max(axis=-1)
@@ -193,6 +202,12 @@ def _sigmoid(scores: np.ndarray, raw: Raw, threshold: float | None) -> Predictio
         model, example = first_true(np.isnan(scores))
         raise InputError(f"{raw.name} holds NaN at model {model}, example {example}; every example needs a prediction")
     outside = ~((scores >= 0) & (scores <= 1))
+    models, examples = scores.shape
+    if models > 1 and not raw.by_row and (outside.any() or np.allclose(scores.sum(0), 1, atol=1e-3)):
+        raise InputError(
+            f"{raw.name} has shape {scores.shape} for {examples} labels: logits or probabilities of {models} classes "
+            f"have shape ({examples}, {models}); transpose them"
+        )
     if outside.any():
         model, example = first_true(outside)
         raise InputError(
@@ -388,6 +403,15 @@ def _by_ratio(ratios: Mapping[Any, Any], name: str) -> dict[float, tuple[str, An
 def _one_hot(values: np.ndarray) -> bool:
     """Whether every row has one 1 and zeros elsewhere."""
     return bool(np.isin(values, (0, 1)).all() and (values.sum(axis=-1) == 1).all())
+
+
+def _percentages(models: np.ndarray) -> bool:
+    """Whether every row is from 0 to 100 and sums to 100 up to rounding."""
+
+    def hundred(rows: np.ndarray) -> bool:
+        return bool((rows >= 0).all() and (np.abs(rows.sum(axis=-1) - 100) <= 1).all())
+
+    return models.shape[-1] > 1 and hundred(models[:, :1]) and hundred(models)
 
 
 def _integral(values: np.ndarray) -> bool:

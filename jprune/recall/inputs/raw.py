@@ -1,5 +1,6 @@
 """Convert arrays, tables and containers to numpy, before they are interpreted as classes or logits."""
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+USUAL_MISSING = ("na", "n/a", "nan", "none", "null", "<na>")  # in lower case
 SCOPE = "the audit is for single-label classification: one true class per example"
 
 
@@ -63,6 +65,8 @@ def of_object(value: Any, name: str) -> Raw:
         raise InputError(f"{name} is the text {str(value)!r}; read the file first (np.load, pandas.read_csv)")
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise InputError(f"{name} is an array with masked entries; leave these examples out of all arguments")
+    if hasattr(value, "__next__"):
+        raise InputError(f"{name} is an iterator, which can be read only once; give list(...) of it")
     if type(value).__name__ in ("PredictionOutput", "EvalPrediction", "EvalLoopOutput"):
         value = value.label_ids if name == "labels" else value.predictions
         value = value[0] if isinstance(value, tuple) else value
@@ -105,11 +109,11 @@ def plain(column: "pd.Series[Any]", where: str) -> np.ndarray:
     if all(isinstance(cell, bool | np.bool_) for cell in cells):
         return np.array(cells, bool)
     for example, cell in enumerate(cells):
-        if not isinstance(cell, str | int | float | np.integer | np.floating) or isinstance(cell, bool):
+        if not isinstance(cell, str | bytes | int | float | np.integer | np.floating) or isinstance(cell, bool):
             raise InputError(f"{where} must hold numbers or class names, got {cell!r} at example {example}")
-    if not any(isinstance(cell, str) for cell in cells):
+    if not any(isinstance(cell, str | bytes) for cell in cells):
         return np.array(cells)
-    return np.array([str(cell).strip() for cell in cells], object)
+    return np.array([cleaned(cell) for cell in cells], object)
 
 
 def as_array(values: Any, name: str) -> np.ndarray:
@@ -132,11 +136,21 @@ def as_array(values: Any, name: str) -> np.ndarray:
     if converted.dtype.kind == "O" and converted.size and converted.ndim == 1:
         return plain(pd.Series(converted), name)
     if converted.dtype.kind == "U":
-        return np.array([str(cell).strip() for cell in converted.ravel()], object).reshape(converted.shape)
+        return np.array([cleaned(cell) for cell in converted.ravel()], object).reshape(converted.shape)
     small = converted.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
     if converted.dtype.kind not in "iufb" and not small:
         raise InputError(f"{name} must hold numbers or class names, got dtype {converted.dtype}")
     return converted.astype(np.float32) if small else converted
+
+
+def cleaned(cell: object) -> str:
+    """Return a cell as text without blanks around it, with one code for each accented letter; bytes are UTF-8.
+
+    >>> cleaned(b"cat "), len(cleaned("e\u0301"))
+    ('cat', 1)
+    """
+    text = cell.decode() if isinstance(cell, bytes) else str(cell)
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def decoded(texts: np.ndarray, name: str) -> np.ndarray:

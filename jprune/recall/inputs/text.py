@@ -1,6 +1,7 @@
-"""Read delimited text and .jsonl as tables; encodings, delimiters, decimal commas and headers are detected."""
+"""Read delimited text, .json and .jsonl as tables; encodings, delimiters, decimal commas and headers are detected."""
 
 import csv
+import gzip
 import io
 import json
 import re
@@ -14,18 +15,35 @@ import pandas as pd
 
 from jprune.recall.inputs.raw import InputError
 
+_EMPTY = "(empty column)"
 NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf(?:inity)?|nan)", re.IGNORECASE)
-_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+(?:e[+-]?[0-9]+)?", re.IGNORECASE)
+DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
-def read_jsonl(path: Path, name: str | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Read one JSON value per line: a number or text, a list, or an object of them."""
-    rows, notes = _json_lines(path)
+def suffix(path: Path) -> str:
+    """Return the suffix in lower case, without ``.gz``.
+
+    >>> suffix(Path("labels.CSV.gz"))
+    '.csv'
+    """
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def content(path: Path) -> bytes:
+    """Return the bytes of a file, decompressed if it ends in ``.gz``."""
+    compressed = path.read_bytes()
+    return gzip.decompress(compressed) if path.suffix.lower() == ".gz" else compressed
+
+
+def read_json(path: Path, name: str | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Read JSON values, one per line or (.json) in one list: a number or text, a list, or an object of them."""
+    rows, notes = _json_list(path) if suffix(path) == ".json" else _json_lines(path)
+    where = "line" if suffix(path) == ".jsonl" else "entry"
     if all(isinstance(row, dict) for row in rows):
         keys = list(rows[0])
         odd = next((n for n, row in enumerate(rows) if set(row) != set(keys)), None)
         if odd is not None:
-            raise InputError(f"{path} has other keys in line {odd + 1} than in line 1: {some(list(rows[odd]))}")
+            raise InputError(f"{path} has other keys in {where} {odd + 1} than in {where} 1: {some(list(rows[odd]))}")
         chosen = keys if name is None else [name]
         if name is not None and name not in keys:
             raise InputError(f"{path} has no key {name!r}; it has {some(keys)}")
@@ -36,11 +54,41 @@ def read_jsonl(path: Path, name: str | None) -> tuple[pd.DataFrame, tuple[str, .
     if all(isinstance(row, list) for row in rows):
         odd = next((n for n, row in enumerate(rows) if len(row) != len(rows[0])), None)
         if odd is not None:
-            raise InputError(f"{path} has {len(rows[odd])} values in line {odd + 1} and {len(rows[0])} in line 1")
+            raise InputError(f"{path} has {len(rows[odd])} values in {where} {odd + 1} and {len(rows[0])} in {where} 1")
         return pd.DataFrame(rows).rename(columns=str), notes
     if any(isinstance(row, dict | list) or row is None for row in rows):
-        raise InputError(f"{path} mixes numbers, lists and objects among its lines, or has a null")
+        raise InputError(f"{path} mixes numbers, lists and objects among its entries, or has a null")
     return pd.DataFrame({"values": rows}), notes
+
+
+def _json_list(path: Path) -> tuple[list[Any], tuple[str, ...]]:
+    text, notes = decoded_text(path)
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not a readable .json: {reason(error)}; with a value per line call it .jsonl"
+        ) from error
+    if isinstance(rows, dict):
+        rows = _columns_of_pandas(rows)
+    if isinstance(rows, dict) and all(isinstance(column, list) for column in rows.values()) and rows:
+        sizes = {key: len(column) for key, column in rows.items()}
+        if len(set(sizes.values())) > 1:
+            raise InputError(f"{path} has lists of different lengths: {some([f'{k} {n}' for k, n in sizes.items()])}")
+        rows = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+    if not isinstance(rows, list):
+        raise InputError(f"{path} must hold a list with an entry per example, or an object of lists")
+    if not rows:
+        raise InputError(f"{path} holds no example")
+    return rows, notes
+
+
+def _columns_of_pandas(columns: dict[str, Any]) -> dict[str, Any]:
+    """Return lists by name for what ``DataFrame.to_json`` writes, {name: {index: value}}, if all have one index."""
+    values = list(columns.values())
+    if values and all(isinstance(each, dict) and list(each) == list(values[0]) for each in values):
+        return {name: list(each.values()) for name, each in columns.items()}
+    return columns
 
 
 def _json_lines(path: Path) -> tuple[list[Any], tuple[str, ...]]:
@@ -61,9 +109,9 @@ def _json_lines(path: Path) -> tuple[list[Any], tuple[str, ...]]:
 
 def decoded_text(path: Path) -> tuple[str, tuple[str, ...]]:
     """Return the text of a file, and a note if it is not UTF-8."""
-    content = path.read_bytes()
-    encoding, notes = _encoding(content, path)
-    return content.decode(encoding), notes
+    given = content(path)
+    encoding, notes = _encoding(given, path)
+    return given.decode(encoding), notes
 
 
 def _encoding(content: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
@@ -100,22 +148,31 @@ def read_csv(
     if text[:1] in "\r\n" and text:
         raise InputError(f"{path} begins with a blank line; wanted a header or the first example")
     if not text:
-        raise InputError(f"{path} is not a readable {path.suffix.lower()}: it is empty")
+        raise InputError(f"{path} is not a readable {suffix(path)}: it is empty")
     announced = re.match(r"sep=(.)\r?\n", text)  # the line that gives Excel the delimiter
     text = text[announced.end() :] if announced else text
     delimiter = announced[1] if announced else _delimiter(text, path)
     sample = _sample(text, delimiter)
-    comma = delimiter not in ", " and any(_DECIMAL_COMMA.fullmatch(c) for row in sample[1:] or sample for c in row)
+    comma = delimiter not in ", " and any(DECIMAL_COMMA.fullmatch(c) for row in sample[1:] or sample for c in row)
     header = _has_header(sample, class_names, comma=comma)
     first = sample[0]
+    if first[0].startswith("#") and first[0] != "#":
+        raise InputError(f"{path} begins with the comment {first[0]!r}; remove the lines above the header")
+    while header and len(first) > 1 and not first[-1] and not any(any(row[len(first) - 1 :]) for row in sample):
+        first = first[:-1]  # a spreadsheet's empty columns
     repeated = [cell for cell in first if first.count(cell) > 1] if header else []
     if repeated:
         raise InputError(f"{path} has the column {repeated[0]!r} twice")
-    names = list(first) if header else [str(n) for n in range(len(first))]
-    row_names = header and len(sample) > 1 and len(sample[1]) == len(first) + 1
+    empty = [f"{_EMPTY}{n}" for n in range(len(sample[0]) - len(first))]
+    names = [*first, *empty] if header else [str(n) for n in range(len(first))]
+    row_names = header and not empty and len(sample) > 1 and len(sample[1]) == len(first) + 1
     if row_names:
         names = ["", *names]
     table = _parsed(text, path, names, delimiter, header=header, comma=comma, id_column=id_column)
+    filled = [name for name in empty if not (table[name].isna() | (table[name] == "")).all()]
+    if filled:
+        raise InputError(f"{path} has a value in a column without a name; name the column or remove it")
+    table = table.drop(columns=empty)
     if row_names and table[""].duplicated().any():
         raise InputError(
             f"{path} has {len(first)} names in its header and {len(first) + 1} cells in its rows, and the "
@@ -130,7 +187,7 @@ def _has_header(sample: list[list[str]], class_names: Sequence[str] | None, *, c
     """Whether the first row names the columns."""
 
     def number(cell: str) -> bool:
-        return _is_number(cell) or (comma and _DECIMAL_COMMA.fullmatch(cell) is not None)
+        return _is_number(cell) or (comma and DECIMAL_COMMA.fullmatch(cell) is not None)
 
     first, rest = sample[0], [cell for row in sample[1:] for cell in row]
     if all(map(number, first)):
@@ -172,8 +229,7 @@ def _parsed(
             )
         except pd.errors.ParserWarning as error:
             raise InputError(
-                f"{path} is not a readable {path.suffix.lower()}: a row has more cells than the first row has "
-                f"({len(names)})"
+                f"{path} is not a readable {suffix(path)}: a row has more cells than the first row has ({len(names)})"
             ) from error
     blank = (table.isna() | (table == "")).all(axis=1).to_numpy() if table.shape[1] else np.zeros(0, bool)
     if blank.any():
@@ -201,7 +257,7 @@ def _delimiter(text: str, path: Path) -> str:
     """Detect the delimiter in the first row, outside quotes: tab, semicolon, comma or blanks."""
     lines = text.split("\n", 2)[:2]
     bare = re.sub(r'"[^"]*"', "", lines[0])
-    if path.suffix.lower() == ".tsv" or "\t" in bare:
+    if suffix(path) == ".tsv" or "\t" in bare:
         return "\t"
     if ";" in bare:
         return ";"

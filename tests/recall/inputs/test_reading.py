@@ -1,5 +1,6 @@
 """Files and objects as users bring them: read right, or refused by name."""
 
+import gzip
 import json
 import warnings
 
@@ -12,6 +13,7 @@ from jprune.cli import main
 from jprune.recall import InputError
 from jprune.recall.inputs.order import about_order, about_quantities, about_ratings
 from jprune.recall.inputs.predictions import Predictions
+from jprune.recall.inputs.text import read_csv
 
 NAMES = ("ant", "bee", "cat")
 N = 60
@@ -27,6 +29,7 @@ def made(seed, rate):
 
 DENSE, TWO = made(0, 0.1), made(1, 0.4)
 LOGITS = 2.25 * np.eye(3)[TWO] + np.linspace(0, 1, N * 3).reshape(N, 3)
+PROBABILITIES = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
 ACCURACY = (float((DENSE == LABELS).mean()), float((TWO == LABELS).mean()))
 
 
@@ -95,6 +98,13 @@ TABLES = {
     "objects.jsonl": "\n".join(json.dumps({"pred": int(c)}) for c in TWO),
     "lists.jsonl": "\n".join(json.dumps(row) for row in LOGITS.tolist()) + "\n",
     "logits.jsonl": "\n".join(json.dumps({"logits": row}) for row in LOGITS.tolist()),
+    "list.json": json.dumps(TWO.tolist()),
+    "columns.json": json.dumps({"pred": TWO.tolist()}),
+    "records.json": pd.DataFrame({"pred": TWO}).to_json(orient="records"),
+    "pandas.json": pd.DataFrame({"pred": TWO}).to_json(),
+    "logits.json": json.dumps(LOGITS.tolist()),
+    "empty_columns.csv": "p,,\n" + text([[c, "", ""] for c in TWO]),
+    "percentages.csv": "0,1,2\n" + text((100 * PROBABILITIES).round(3)),
 }
 
 
@@ -130,6 +140,14 @@ BROKEN = {
     "keys.jsonl": ('{"a": 1}\n' + '{"b": 1}\n' * (N - 1), "other keys in line 2"),
     "ragged.jsonl": ("[1.5, 2]\n" + "[1.5]\n" * (N - 1), "line 2"),
     "zero.csv": ("p\0\n1\n", "NUL"),
+    "named_late.csv": ("p,\n" + text([[c, ""] for c in TWO[:-1]]) + f"{TWO[-1]},x\n", "column '' holds ''"),
+    "comment.csv": ("# by me\np\n" + text([[c] for c in TWO]), "remove the lines above the header"),
+    "percent.csv": ("a,b,c\n" + text([[f"{100 * p:.1f}%" for p in row] for row in PROBABILITIES]), "percent signs"),
+    "german.csv": ("a;b\n" + text([[f"{c}.000,5", "7,25"] for c in TWO], ";"), "thousands separators"),
+    "objects.jsonl": ("\n".join(json.dumps({"p": {"class": int(c)}}) for c in TWO), "holds objects"),
+    "lengths.json": ('{"a": [1, 2], "b": [1]}', "lists of different lengths: a 2, b 1"),
+    "number.json": ("3", "must hold a list"),
+    "lines.json": ("1\n2\n", "with a value per line call it .jsonl"),
 }
 
 
@@ -140,6 +158,90 @@ def test_tables_that_may_be_misread_are_refused_by_name(folder, capsys, name):
     err = refused(capsys, "--pruned", f"2={name}")
     assert said in err
     assert name in err
+
+
+@pytest.mark.parametrize("name", ["two.npy", "two.npz", "two.csv", "two.tsv", "two.jsonl", "two.json"])
+def test_files_compressed_with_gzip_are_read(folder, capsys, name):
+    np.savez("two.npz", TWO)
+    for file in ("two.csv", "two.tsv"):
+        (folder / file).write_text("p\n" + text([[c] for c in TWO]))
+    (folder / "two.jsonl").write_text(text([[c] for c in TWO]))
+    (folder / "two.json").write_text(json.dumps(TWO.tolist()))
+    (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
+    read(capsys, "--pruned", f"2={name}.gz")
+    (folder / f"{name}.gz").write_bytes(b"not compressed")
+    assert f"{name}.gz is not a readable" in refused(capsys, "--pruned", f"2={name}.gz")
+
+
+def test_a_late_value_in_a_column_without_a_name_is_refused(folder):
+    (folder / "long.csv").write_text("p,\n" + "1,\n" * 300 + "1,x\n")
+    with pytest.raises(InputError, match=r"long\.csv has a value in a column without a name"):
+        read_csv(folder / "long.csv", None, None)
+
+
+def test_other_suffixes_are_refused_with_what_to_do(folder, capsys):
+    for name, said in (("a.xlsx", "save the sheet as .csv"), ("a.pt", "numpy.save"), ("a.parquet.gz", "'.parquet.gz'")):
+        (folder / name).write_bytes(b"x")
+        assert said in refused(capsys, "--pruned", f"2={name}")
+
+
+def test_arrays_with_examples_on_the_last_axis_are_refused(capsys):
+    one_hot = np.eye(3, dtype=int)[TWO].T
+    for values in (LOGITS.T, PROBABILITIES.T, one_hot):
+        np.save("other.npy", values)
+        err = refused(capsys, "--dense", "other.npy", "--pruned", "2=other.npy", "--threshold", "0.5")
+        assert "transpose them" in err
+
+
+def test_one_hot_labels_in_a_table_are_read(folder, capsys):
+    (folder / "y.csv").write_text("a,b,c\n" + text(np.eye(3, dtype=int)[LABELS]))
+    found = read(capsys, "--labels", "y.csv")
+    assert any("read as one-hot labels" in warning for warning in found["warnings"])
+
+
+def test_text_that_is_numbers_is_read_as_in_a_table():
+    audit = recall.audit([f"{c}.0" for c in LABELS], [str(c) for c in DENSE], {2: pd.Series(TWO).astype(str)})
+    assert audit.class_names == ("0", "1", "2")
+    assert tuple(audit.summary[["accuracy_dense", "accuracy"]].iloc[0]) == pytest.approx(ACCURACY)
+
+
+def test_missing_predictions_among_names_are_refused_and_missing_labels_named():
+    names = np.array(NAMES, object)
+    missing = names[TWO]
+    missing[7] = "NA"
+    with pytest.raises(InputError, match=r"pruned\[2\] holds 'NA' at example 7: every example needs a prediction"):
+        recall.audit(names[LABELS], names[DENSE], {2: missing})
+    labels = names[LABELS]
+    labels[3] = "NA"
+    audit = recall.audit(labels, names[DENSE], {2: names[TWO]})
+    assert any(warning.startswith("the label 'NA' was read as a class") for warning in audit.warnings)
+
+
+def test_labels_in_two_spellings_are_named_where_one_is_never_predicted():
+    names = np.array(NAMES, object)
+    labels = names[LABELS]
+    labels[np.flatnonzero(LABELS == 0)[:4]] = "Ant"
+    audit = recall.audit(labels, names[DENSE], {2: names[TWO]})
+    assert "the labels 'ant' and 'Ant' were read as two classes, and 'Ant' is never predicted" in audit.warnings
+
+
+def test_accented_letters_and_bytes_are_matched_however_they_are_coded():
+    one, two = (np.array([name, "b", "c"], object) for name in ("caf\u00e9", "cafe\u0301"))
+    audit = recall.audit(
+        one[LABELS], two[DENSE], {2: pd.Series([name.encode() for name in two[TWO]])}, class_names=[*two]
+    )
+    assert tuple(audit.summary[["accuracy_dense", "accuracy"]].iloc[0]) == pytest.approx(ACCURACY)
+
+
+def test_zeros_and_ones_that_say_whether_models_are_right_are_noticed():
+    audit = recall.audit(LABELS, (DENSE == LABELS).astype(int), {2: TWO})
+    assert any("give the predicted classes, not whether they are right" in warning for warning in audit.warnings)
+
+
+def test_percentages_have_the_confidence_of_probabilities():
+    audit, same = (recall.audit(LABELS, x * PROBABILITIES, {2: x * PROBABILITIES}) for x in (100, 1))
+    np.testing.assert_allclose(audit.probabilities["confidence"], same.probabilities["confidence"])
+    assert any(warning.startswith("dense holds percentages") for warning in audit.warnings)
 
 
 LIKE_OTHERS = {
