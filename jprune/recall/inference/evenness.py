@@ -1,7 +1,7 @@
 """A test of whether the loss is even over the classes, for cases where no single class can be named.
 
-Tests of single classes are corrected for their number. Where many classes are hit and each has few examples, none of
-them may be shown although together they leave no doubt. This test asks one question of all classes at once.
+Tests of single classes are corrected for their number. If many classes with few examples lose more than the rest, none
+of them may be shown to, although the loss is clearly uneven. This test is of all classes at once.
 """
 
 from typing import NamedTuple
@@ -18,9 +18,9 @@ class EvennessTest(NamedTuple):
     """Whether all classes lost equally much.
 
     Attributes:
-      statistic: the variation between classes, divided by what an even loss leads to expect: about 1 if the loss is
+      statistic: the variation between classes, divided by its expectation under an even loss: about 1 if the loss is
         even; infinite if nothing varies within classes.
-      p_value: probability of variation as large with an even loss; NaN if there is no answer.
+      p_value: probability of variation at least as large under an even loss; NaN if there is no answer.
       reason: why there is no answer; empty if there is one.
     """
 
@@ -37,13 +37,13 @@ def evenness_test(
     *,
     paired: bool = True,
 ) -> EvennessTest:
-    """Test that every class lost the same share of its examples, net of those won.
+    """Test whether every class lost the same share of its examples, net of those won.
 
     The statistic is the ANOVA-type statistic of Brunner, Dette and Munk, "Box-Type Approximations in Nonparametric
     Factorial Designs" (Journal of the American Statistical Association 1997), compared with an F distribution: every
     class has its own variance, over its examples and between models. Where hardly anything varies within the classes,
-    this is too certain, so the p-value is at least that of a permutation of the examples over the classes, by a gamma
-    distribution with the exact mean and variance.
+    this p-value is too small, so the result is at least that of a permutation of the examples over the classes, by a
+    gamma distribution with the exact mean and variance.
 
     Args:
       classes_of: the class of every example, 0..classes-1; classes with fewer than two examples are left out.

@@ -1,9 +1,9 @@
 """Lost and won examples of each class, and tests of whether a class lost more than all examples did.
 
-Test examples and training seeds are two sources of chance. An example that one model loses is often lost by all, so
-a test over models alone names classes where no class differs. Here both variances are added; what test noise already
-explains of the variance between models is subtracted, so it is not counted twice. The variance between models of a
-class's excess loss is at least the mean over the classes.
+Test examples and training seeds are two sources of variation. An example that one model loses is often lost by all, so
+a test over models alone finds differences between classes where there are none. Here both variances are added; the part
+of the variance between models that test noise explains is subtracted, so it is not counted twice. The variance between
+models of a class's excess loss is at least the mean over the classes.
 """
 
 from typing import NamedTuple
@@ -29,8 +29,8 @@ class ClassLosses(NamedTuple):
       lost: examples right before and wrong after compression, mean over models.
       won: examples wrong before and right after.
       change: recall after minus recall before.
-      change_low: lower end of its interval over examples and models; NaN with fewer than two examples.
-      change_high: upper end.
+      change_low: lower end of its interval over examples and models, at least -1; NaN with fewer than two examples.
+      change_high: upper end, at most 1.
       excess: recall lost beyond what all examples lost together; positive is worse.
       excess_low: lower end of its interval.
       excess_high: upper end.
@@ -128,7 +128,8 @@ def class_losses(
         ("excess", gap, of_excess, added_excess),
     ):
         half = scipy.stats.t.isf((1 - level) / 2, freedom[name]) * np.sqrt(of_examples + added)
-        ends[name] = centre - half, centre + half
+        bound = 1 if name == "change" else 2  # recalls lie in 0..1
+        ends[name] = np.maximum(centre - half, -bound), np.minimum(centre + half, bound)
     with np.errstate(invalid="ignore", divide="ignore"):
         statistic = np.abs(gap) / np.sqrt(excess)
         if alone:
@@ -183,7 +184,8 @@ def change_of_all(
         return 1.0
     added, _, degrees = between_models(np.zeros(len(losses), np.int64), dense_correct, correct, n, paired=paired)
     of_examples = losses.var(ddof=1) / n
-    statistic = abs(float(losses.mean())) / np.sqrt(of_examples + added)
+    with np.errstate(divide="ignore"):  # all examples lost by as many models: no variance
+        statistic = abs(float(losses.mean())) / np.sqrt(of_examples + added)
     return float(2 * np.asarray(scipy.stats.t.sf(statistic, _degrees(of_examples, added, n, degrees)))[0])
 
 

@@ -31,7 +31,7 @@ def pairing_test(a: Numbers, b: Numbers, *, rng: Rng, resamples: int = 10_000) -
     """Permutation test that the models of two stacks are paired by index.
 
     Models pruned from the same dense checkpoint are correlated. Stacks without such a correlation should not be
-    compared by a paired test. The statistic is the correlation over models of the centred values, over all columns
+    compared by a paired test. The statistic is the correlation over models of the centered values, over all columns
     together if there are several. The null distribution is its value under random pairings, or under all pairings if
     there are at most ``resamples``.
 

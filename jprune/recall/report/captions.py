@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jprune.recall.report.words import kind, number
+from jprune.recall.report.panels import MOST_INSIDE, MOST_LINES
+from jprune.recall.report.words import in_number, kind, number, one_compressed
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 
@@ -25,54 +26,66 @@ class Caption(NamedTuple):
 
 def captions(audit: AuditTables) -> dict[str, Caption]:
     """Captions, by name, of all figures that ``jprune.recall.report.figures.figures`` can draw."""
-    level, after = f"{100 * audit.level:g}%", kind(audit)
+    level, after, one = f"{100 * audit.level:g}%", kind(audit), one_compressed(audit)
+    mean = "" if one else "mean "
     across = "for each set of models" if audit.named else "against the compression ratio"
     highest = "" if audit.named else " at the highest ratio"
-    points = "" if audit.named else " The number at a point is its ratio; with many scores only the highest is shown."
+    many = "; with many scores only the highest is shown" if len(audit.scores) > MOST_INSIDE else ""
+    points = "" if audit.named else f" The number at a point is its ratio{many}."
+    named = f" The eight that lost most{highest} are in color." if len(audit.class_names) > MOST_LINES else ""
+    left_out = " Models at chance are left out." if audit.summary["collapsed"].any() else ""
     alphas = _by_score(audit, lambda row: f"{number(row['alpha'])}{_ends(row)} at {_ratio(row)}")
     return {
         "alpha": Caption(
             f"Alpha {across}",
-            f"Mean over models with its {level} interval. Above the dashed line differences between classes grew.",
-            f"Line chart of mean alpha {across}. {alphas}",
+            ("One model, so there is no interval" if one else f"Mean over models with its {level} interval")
+            + f". Above the dashed line differences between classes grew.{left_out}",
+            f"Line chart of {mean}alpha {across}. {alphas}",
         ),
         "null": Caption(
             "Alpha against alpha_null",
-            "One point per model. On the dashed line alpha is what errors that grow in proportion would cause.",
-            "Scatter plot of alpha against alpha_null, with the line of equality. Means: "
+            "One point per model. On the dashed line alpha is what errors that grow in proportion would cause."
+            + left_out,
+            f"Scatter plot of alpha against alpha_null, with the line of equality.{'' if one else ' Means:'} "
             + _by_score(
                 audit, lambda row: f"{number(row['alpha'])} against {number(row['alpha_null'])} at {_ratio(row)}"
             ),
         ),
         "recall": Caption(
             "Recall of each class",
-            f"Mean over models. With more than eight classes, those that lost most{highest} are in colour.",
+            in_number(audit, "{Mean over models.|Before and after compression.}") + named,
             f"Line charts of the recall of each class, before and after. {_losses(audit)}",
         ),
         "tradeoff": Caption(
             "Alpha against accuracy",
             f"Compare sets of models at the same accuracy.{points}",
-            "Line chart of mean alpha against mean accuracy. "
+            f"Line chart of {mean}alpha against {mean}accuracy. "
             + _by_score(
                 audit, lambda r: f"accuracy {100 * r['accuracy']:.1f}%, alpha {number(r['alpha'])} at {_ratio(r)}"
             ),
         ),
         "variance": Caption(
             "Variance of recall over the classes",
-            "Mean over models. It grows with any loss of accuracy that differs between classes.",
+            in_number(audit, "{Mean over models. |}It grows with any loss of accuracy that differs between classes."),
             "Line chart of the variance of recall over classes. "
             + _by_score(audit, lambda row: f"{row['balance_variance']:.5f} at {_ratio(row)}"),
         ),
         "boxes": Caption(
             "Alpha over models",
-            "Boxes span the quartiles, the bold line is the median, whiskers reach 1.5 times the box.",
+            "Boxes span the quartiles, the bold line is the median, and whiskers end at the last model within 1.5 "
+            f"times the height of the box.{left_out}",
             f"Box plots of alpha over models. {_medians(audit)}",
         ),
         "scatter": Caption(
             f"Recall balance, dense and {after}",
-            "One point per class and model. Dashed: no change. Full: the pooled slope, printed as alpha with the mark "
-            "of the mean alpha's interval against 1.",
-            f"Scatter plots of the {after} models' normalized recall balance against the dense models'. Pooled slopes: "
+            in_number(
+                audit,
+                "One point per class{ and model|}. Dashed: no change. Solid: {the pooled slope, printed as alpha. The "
+                "mark after it is that of the interval of mean alpha: < below 1, > above 1, ? across|alpha}.",
+            )
+            + left_out,
+            f"Scatter plots of normalized recall balance, {after} against dense. "
+            + in_number(audit, "{Pooled slopes|Slopes}: ")
             + _by_score(audit, lambda row: f"{number(row['pooled_alpha'])} (r² {number(row['r2'])}) at {_ratio(row)}"),
         ),
     }
@@ -102,7 +115,12 @@ def _losses(audit: AuditTables) -> str:
 
 
 def _medians(audit: AuditTables) -> str:
-    medians = audit.alphas.groupby(["score", "ratio"], sort=False)["alpha"].median().reset_index()
+    medians = (
+        audit.alphas[~audit.alphas["collapsed"].astype(bool)]
+        .groupby(["score", "ratio"], sort=False)["alpha"]
+        .median()
+        .reset_index()
+    )
     sentences = []
     for score in audit.scores:
         rows = medians[medians["score"] == score]

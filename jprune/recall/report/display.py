@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from jprune.recall.report.verdicts import lost_more
+from jprune.recall.report.words import in_number
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 _MOST_ROWS, _LEAST_ROWS = 1_500, 10  # rows of a table, and of one score and ratio in it; the CSV files have all rows
 _MOST_DESTINATIONS = 3  # predicted classes shown for the lost examples of a class
+_MOST_AT_RISK = 20  # examples of a score
+_ROUNDED = 10  # decimals; a mean that is 0 but for rounding error is 0
 # Tables that the page shows for one score and ratio at a time, with the column whose smallest (True) or largest numbers
 # are kept if there are too many rows.
 _FILTERED = {
@@ -80,11 +83,18 @@ class Table(NamedTuple):
 
 
 def _fixed(digits: int, scale: float = 1.0, sign: str = "") -> Callable[[float], str]:
-    return lambda value: f"{scale * value:{sign}.{digits}f}"
+    def show(value: float) -> str:
+        scaled = scale * value
+        if round(scaled, _ROUNDED) == 0:
+            return f"{0.0:.{digits}f}"
+        text = f"{scaled:{sign}.{digits}f}"
+        return text if text.strip("+-0.") else f"{scaled:{sign}.1g}"  # a number that is not 0 is not shown as 0
+
+    return show
 
 
 def _mean_count(value: float) -> str:
-    """Format a number of examples, which may be fractional as a mean over models."""
+    """Format a number of examples; the others of its column may be fractional, as means over models."""
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
 
 
@@ -93,7 +103,7 @@ def _p(value: float) -> str:
 
 
 _RATIO = Column("ratio", "ratio", "Compression ratio: parameters before / after; 1 is the control", lambda v: f"{v:g}")
-_SCORE = Column("score", "score", "The pruning score, or the name of the compared models")
+_SCORE = Column("score", "score", "The pruning score")
 _PERCENT, _CHANGE = _fixed(1, 100.0), _fixed(1, 100.0, "+")
 
 _SUMMARY = (
@@ -101,36 +111,53 @@ _SUMMARY = (
     _RATIO,
     Column("models", "models", "Number of compressed models", _fixed(0)),
     Column(
-        "collapsed", "at chance", "Models with a mean recall at chance; alpha is computed from the others", _fixed(0)
+        "collapsed", "at chance", "Number of models with a mean recall at chance; they are left out of alpha", _fixed(0)
     ),
-    Column("accuracy", "accuracy %", "Mean accuracy over models", _PERCENT),
-    Column("accuracy_change", "change", "Mean accuracy minus that of the dense models, in points", _CHANGE),
-    Column("alpha", "alpha", "Mean over models of the model-level intensification ratio", _fixed(2)),
+    Column("accuracy", "accuracy %", "{Mean accuracy over models|Share of the test examples that are right}", _PERCENT),
+    Column("accuracy_change", "change", "Accuracy minus that of the [dense models|dense model], in points", _CHANGE),
+    Column("alpha", "alpha", "Model-level intensification ratio{, mean over models|}", _fixed(2)),
     Column("alpha_low", "low", "Lower end of the interval of mean alpha", _fixed(2)),
     Column("alpha_high", "high", "Upper end of the interval of mean alpha", _fixed(2)),
-    Column("alpha_mark", "mark", "Where the interval lies against 1: < below, > above, ? across"),
+    Column("alpha_mark", "mark", "Where this interval lies against 1: < below, > above, ? across"),
     Column("alpha_corrected", "corrected", "Alpha without the noise of the test set", _fixed(2)),
-    Column("alpha_corrected_low", "low", "Lower end of its interval, over examples and models", _fixed(2)),
-    Column("alpha_corrected_high", "high", "Upper end of its interval", _fixed(2)),
+    Column(
+        "alpha_corrected_low",
+        "low",
+        "Lower end of the interval of corrected alpha, over examples{ and models|}",
+        _fixed(2),
+    ),
+    Column("alpha_corrected_high", "high", "Upper end of the interval of corrected alpha", _fixed(2)),
     Column("alpha_seed", "seeds", "Alpha between two dense training runs: the second reference next to 1", _fixed(2)),
-    Column("alpha_seed_low", "low", "Lower end of its interval, a jackknife over models", _fixed(2)),
-    Column("alpha_seed_high", "high", "Upper end of its interval", _fixed(2)),
+    Column(
+        "alpha_seed_low",
+        "low",
+        "Lower end of the interval of the alpha between seeds, a jackknife over models",
+        _fixed(2),
+    ),
+    Column("alpha_seed_high", "high", "Upper end of the interval of the alpha between seeds", _fixed(2)),
     Column("alpha_null", "alpha_null", "Alpha if every class's errors grew in the same proportion", _fixed(2)),
-    Column("alpha_over_null", "alpha / null", "Mean of alpha / alpha_null", _fixed(2)),
+    Column("alpha_over_null", "alpha / null", "Alpha divided by alpha_null{, mean over models|}", _fixed(2)),
     Column("alpha_over_null_mark", "mark", "Where the interval of alpha / alpha_null lies against 1"),
 )
 _NEIGHBOURS = (
     _SCORE,
     _RATIO,
     Column("alpha_sd", "sd", "Standard deviation of alpha over models", _fixed(2)),
-    Column("alpha_intercept", "intercept", "Mean slope of a line with an intercept, for unequal classes", _fixed(2)),
-    Column("alpha_reverse", "reverse", "Mean slope from regressing dense on compressed balances", _fixed(2)),
-    Column("alpha_rma", "RMA", "Mean reduced-major-axis slope", _fixed(2)),
-    Column("pooled_alpha", "pooled", "One slope over all models and classes", _fixed(2)),
-    Column("r2", "r²", "r² of the pooled slope", _fixed(2)),
-    Column("worst_recall", "worst %", "Mean recall of each model's worst class", _PERCENT),
-    Column("excess_gap", "max gap", "Mean over models of the largest excess accuracy gap, in points", _PERCENT),
-    Column("balance_variance", "variance", "Variance of recall over classes, mean over models", _fixed(5)),
+    Column(
+        "alpha_intercept",
+        "intercept",
+        "Slope of a line with an intercept, for classes of unequal sizes{, mean over models|}",
+        _fixed(2),
+    ),
+    Column(
+        "alpha_reverse", "reverse", "Reciprocal slope of dense on compressed balances{, mean over models|}", _fixed(2)
+    ),
+    Column("alpha_rma", "RMA", "Slope by reduced major axis{, mean over models|}", _fixed(2)),
+    Column("pooled_alpha", "pooled", "One slope over all {models and |}classes", _fixed(2)),
+    Column("r2", "r²", "Squared correlation of the pooled regression", _fixed(2)),
+    Column("worst_recall", "worst %", "Lowest recall of a class{, mean over models|}", _PERCENT),
+    Column("excess_gap", "max gap", "Largest excess accuracy gap, in points{, mean over models|}", _PERCENT),
+    Column("balance_variance", "variance", "Variance of recall over classes{, mean over models|}", _fixed(5)),
     Column("cev", "CEV", "Combined error variance", _fixed(3)),
     Column("sde", "SDE", "Symmetric distance error", _fixed(3)),
 )
@@ -139,54 +166,70 @@ _CLASSES = (
     _RATIO,
     Column("class", "class", "The class"),
     Column("change", "change", "Recall after minus before, in points", _CHANGE),
-    Column("recall_dense", "dense %", "Mean recall of the dense models", _PERCENT),
-    Column("recall", "after %", "Mean recall of the compressed models", _PERCENT),
+    Column("recall_dense", "dense %", "Recall of the [dense models, mean|dense model]", _PERCENT),
+    Column("recall", "after %", "Recall of the compressed {models, mean|model}", _PERCENT),
     Column("support", "examples", "Number of test examples", _fixed(0)),
-    Column("lost", "lost", "Examples right before and wrong after, mean over models", _mean_count),
-    Column("won", "won", "Examples wrong before and right after, mean over models", _mean_count),
-    Column("change_low", "low", "Lower end of the change's interval, over examples and models", _CHANGE),
-    Column("change_high", "high", "Upper end of the change's interval", _CHANGE),
+    Column(
+        "lost", "lost", "Examples right before and wrong after{, mean over models|[, mean over models|]}", _mean_count
+    ),
+    Column(
+        "won", "won", "Examples wrong before and right after{, mean over models|[, mean over models|]}", _mean_count
+    ),
+    Column("change_low", "low", "Lower end of the interval of the change", _CHANGE),
+    Column("change_high", "high", "Upper end of the interval of the change", _CHANGE),
     Column("excess", "excess", "Points lost beyond what all examples lost", _CHANGE),
     Column("p_holm", "p", "Test of no excess, corrected over the classes by Holm's method", _p),
     Column(
         "detectable",
         "detectable",
-        "Smallest excess that would be shown nine times in ten, in points; n/a where no possible loss would be",
+        "Smallest excess that would be shown nine times in ten, in points; n/a where even the loss of every example "
+        "would not be",
         _PERCENT,
     ),
-    Column("intensification", "balance ratio", "Class ratio of mean normalized balances, after / dense", _fixed(2)),
+    Column(
+        "intensification",
+        "balance ratio",
+        "Normalized recall balance after / dense; large where the dense recall is close to the accuracy",
+        _fixed(2),
+    ),
 )
 _GROUPS = (
     *_CLASSES[:2],
-    Column("attribute", "attribute", "The second label"),
+    Column("attribute", "attribute", "The attribute that groups the examples"),
     Column("group", "group", "Its value"),
     *_CLASSES[2:12],
-    Column("excess_low", "low", "Lower end of the excess's interval", _CHANGE),
-    Column("excess_high", "high", "Upper end of the excess's interval", _CHANGE),
+    Column("excess_low", "low", "Lower end of the interval of the excess", _CHANGE),
+    Column("excess_high", "high", "Upper end of the interval of the excess", _CHANGE),
     Column("p_holm", "p", "Test of no excess, corrected over the groups of the attribute by Holm's method", _p),
 )
 _TESTS = (
-    Column("question", "question", "What is compared"),
+    Column(
+        "question",
+        "question",
+        "ratio: does alpha grow from the ratio before; control: does it differ from that of the control; score: do two "
+        "scores or sets of models differ; evenness: do classes differ in their loss; accuracy, class: do the numbers "
+        "of lost and won examples differ; pairing: do models with the same index belong together",
+    ),
     *_CLASSES[:2],
-    Column("class", "class", "The class of a McNemar test"),
-    Column("other_score", "against", "The score compared with"),
+    Column("class", "class", "The class that is tested"),
+    Column("other_score", "against", "The models compared with"),
     Column("other_ratio", "ratio", "The ratio compared with", lambda v: f"{v:g}"),
-    Column("test", "test", "Which test"),
+    Column("test", "test", "The kind of test"),
     Column("alternative", "alternative", "The alternative hypothesis"),
     Column(
         "difference",
         "difference",
-        "Difference of mean alphas; of recall, in McNemar's test; the correlation, of a pairing",
+        "Difference of mean alphas; McNemar: of recall; pairing: the correlation",
         _fixed(3, 1.0, "+"),
     ),
     Column("lost", "lost", "Examples right before and wrong after", _fixed(0)),
     Column("won", "won", "Examples wrong before and right after", _fixed(0)),
-    Column("p", "p", "Uncorrected", _p),
+    Column("p", "p", "p-value without correction", _p),
     Column("p_bonferroni", "Bonferroni", "Corrected by Bonferroni's method", _p),
     Column("p_holm", "Holm", "Corrected by Holm's method", _p),
-    Column("models", "models", "Pairs, or models of both samples together", _fixed(0)),
+    Column("models", "models", "Number of pairs, or of models of both samples together", _fixed(0)),
     Column(
-        "left_out", "left out", "Pairs or models left out because alpha is undefined; negative ones stay in", _fixed(0)
+        "left_out", "left out", "Pairs or models left out because alpha is undefined or a model is at chance", _fixed(0)
     ),
     Column("reason", "why not", "Why there is no result"),
 )
@@ -194,7 +237,7 @@ _PIES = (
     *_CLASSES[:2],
     Column("class", "labelled", "The true class"),
     Column("support", "examples", "Number of test examples", _fixed(0)),
-    Column("pies", "changed", "Number of examples whose most frequent prediction changed", _fixed(0)),
+    Column("pies", "changed", "Number of examples whose {most frequent |}prediction changed", _fixed(0)),
     Column("share", "%", "Their share of the class", _PERCENT),
 )
 _EQUAL = (
@@ -225,43 +268,61 @@ _PROBABILITIES = (
     Column("class", "class", "The class"),
     Column("support", "examples", "Number of test examples", _fixed(0)),
     Column(
-        "confidence_dense", "confidence before %", "Mean probability of the predicted class, dense models", _PERCENT
+        "confidence_dense",
+        "confidence before %",
+        "Mean probability of the predicted class, dense [models|model]",
+        _PERCENT,
     ),
-    Column("confidence", "after %", "The same, compressed models", _PERCENT),
-    Column("ece_dense", "calibration error before %", "Expected calibration error of 15 bins, dense models", _PERCENT),
-    Column("ece", "after %", "The same, compressed models", _PERCENT),
+    Column("confidence", "after %", "The same, compressed {models|model}", _PERCENT),
+    Column(
+        "ece_dense",
+        "calibration error before %",
+        "Expected calibration error of 15 bins, dense [models|model]",
+        _PERCENT,
+    ),
+    Column("ece", "after %", "The same, compressed {models|model}", _PERCENT),
     Column("kl", "KL", "Kullback-Leibler divergence of the compressed from the dense probabilities, nats", _fixed(3)),
     Column("k", "k", "k of the top-k recall", _fixed(0)),
     Column(
         "top_k_dense",
         "top-k before %",
-        "Share of examples whose class is among the k most probable, dense models",
+        "Share of examples whose class is among the k most probable, dense [models|model]",
         _PERCENT,
     ),
-    Column("top_k", "after %", "The same, compressed models", _PERCENT),
+    Column("top_k", "after %", "The same, compressed {models|model}", _PERCENT),
 )
 _DRIFT = (
     _SCORE,
     _RATIO,
     Column("class", "class", "The true class"),
     Column("predicted", "predicted", "The class predicted instead"),
-    Column("lost", "lost", "Examples that dense models get right, mean over models", _mean_count),
+    Column(
+        "lost",
+        "lost",
+        "Lost examples of the class that are predicted so{, mean over models|[, mean over models|]}",
+        _mean_count,
+    ),
     Column("share", "share %", "Their share of the lost examples of the class", _PERCENT),
-    Column("before", "all before", "All examples of the class predicted so by dense models, mean", _mean_count),
-    Column("after", "all after", "The same, by compressed models", _mean_count),
+    Column(
+        "before",
+        "all before",
+        "All examples of the class that the [dense models predict so, mean|dense model predicts so]",
+        _mean_count,
+    ),
+    Column("after", "all after", "The same, compressed {models|model}", _mean_count),
 )
 _RISK = (
     _SCORE,
-    Column("example", "example", "Number of the test example, from 0", _fixed(0)),
+    Column("example", "example", "Index of the test example, from 0", _fixed(0)),
     Column("name", "class", "Its true class"),
-    Column("risk", "risk", "Uncertainty of the dense models, from 0 to 1", _fixed(3)),
-    Column("lost", "lost %", "Share of the models that lost it at the last ratio", _PERCENT),
+    Column("risk", "risk", "Uncertainty of the dense [models|model], from 0 to 1", _fixed(3)),
+    Column("lost", "lost %", "Share of the compressed models that lost it", _PERCENT),
 )
 
 
 _NEUTRAL = {
     "score": ("name", "The name of the models that are compared with the dense ones"),
-    "other_score": ("against", "The name of the models compared with"),
+    "other_score": ("against", "The models compared with"),
 }  # headings where models have a name and no ratio, so that nothing says that they were pruned
 
 
@@ -273,9 +334,16 @@ def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
       equal: the comparisons at equal accuracy; without rows if there is nothing to compare.
     """
     strong = set(lost_more(audit.classes, audit.level).index)
+    single = audit.scores == ("pruned",)
+    risky = audit.at_risk.groupby("score", sort=False).head(_MOST_AT_RISK)
     groups = audit.groups.assign(**{"class": audit.groups["class"].fillna("all classes")})
     made = {
-        "summary": _table("summary", "Scores and ratios", _SUMMARY, audit.summary),
+        "summary": _table(
+            "summary",
+            "Sets of models" if audit.named else "Ratios" if single else "Scores and ratios",
+            _SUMMARY,
+            audit.summary,
+        ),
         "neighbours": _table("neighbours", "Other measures", _NEIGHBOURS, audit.summary),
         "classes": _table("classes", "Recall of each class", _CLASSES, audit.classes, strong=strong),
         "groups": _table("groups", "Recall within groups", _GROUPS, groups),
@@ -295,25 +363,28 @@ def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
         ),
         "at_risk": _table(
             "at_risk",
-            "Examples on which the dense models are least certain",
+            in_number(audit, "Examples about which the [dense models are|dense model is] least certain"),
             _RISK,
-            audit.at_risk.assign(name=[audit.class_names[int(c)] for c in audit.at_risk["label"]]),
+            risky.assign(name=[audit.class_names[int(c)] for c in risky["label"]]),
+            every=len(audit.at_risk),
         ),
         "tests": _table("tests", "Tests", _TESTS, audit.tests),
         "equal": _table("equal", "At equal loss of accuracy", _EQUAL, equal, sortable=False),
     }
-    return {name: _neutral(table) if audit.named and table else table for name, table in made.items()}
+    return {name: table and _worded(table, audit) for name, table in made.items()}
 
 
-def _neutral(table: Table) -> Table:
-    """Return a table with neutral headings instead of the word score."""
-    renamed = [
-        column._replace(label=_NEUTRAL[column.name][0], meaning=_NEUTRAL[column.name][1])
-        if column.name in _NEUTRAL
-        else column
-        for column in table.columns
-    ]
-    return table._replace(columns=tuple(renamed))
+def _worded(table: Table, audit: AuditTables) -> Table:
+    """Return a table with headings for several models or one, and without the word score where models have names."""
+    columns = [column._replace(meaning=in_number(audit, column.meaning)) for column in table.columns]
+    if audit.named:
+        columns = [
+            column._replace(label=_NEUTRAL[column.name][0], meaning=_NEUTRAL[column.name][1])
+            if column.name in _NEUTRAL
+            else column
+            for column in columns
+        ]
+    return table._replace(columns=tuple(columns))
 
 
 def _table(
@@ -332,14 +403,18 @@ def _table(
     every = len(frame) if every is None else every
     if name in _FILTERED:
         frame = _most(frame, *_FILTERED[name])
-    note = "" if len(frame) == every else f"{len(frame)} of {every} rows are shown; Audit.to_csv writes everything."
+    note = "" if len(frame) == every else f"{len(frame)} of {every} rows are shown; Audit.to_csv (--csv) writes all."
 
     def absent(c: str) -> bool:
         empty = (frame[c].isna() | (frame[c] == "")).all()
-        return bool(empty or (c == "ratio" and (frame[c] == UNSTATED).all()))
+        alone = (
+            c == "score" and name not in _FILTERED and (frame[c] == "pruned").all()
+        )  # the only score, without a name
+        return bool(empty or alone or (c == "ratio" and (frame[c] == UNSTATED).all()))
 
     kept = tuple(c for c in columns if c.name in frame and not absent(c.name))
     kept = tuple(c for c in kept if c.name != "collapsed" or frame["collapsed"].any())
+    kept = tuple(_counts(column, frame[column.name]) for column in kept)
     texts = [[_cell(column, value) for value in frame[column.name]] for column in kept]
     stacks = _stacks(frame)
     rows = zip(zip(*texts, strict=True), stacks, (index in strong for index in frame.index), strict=True)
@@ -362,16 +437,13 @@ def _cell(column: Column, value: Any) -> Cell:
         return Cell("" if pd.isna(value) else str(value), None)
     if pd.isna(value):
         return Cell("n/a", "")
-    return Cell(_never_minus_zero(column.show(value), value), repr(float(value)))
+    return Cell(column.show(value), repr(float(value)))
 
 
-def _never_minus_zero(text: str, value: float) -> str:
-    """Return the text of a number; 0 has no sign, and a nonzero number is not shown as 0."""
-    if value == 0 or float(value) == 0:
-        return text.replace("-", "").replace("+", "")
-    if text[:2] in ("-0", "+0") and not text.strip("+-0.,"):
-        return f"{'<' if value > 0 else '>'} {text[0]}{text[1:-1]}1" if "." in text else text
-    return text
+def _counts(column: Column, values: "pd.Series[float]") -> Column:
+    """Show every number of examples of a column with one decimal if one of them is fractional."""
+    fractional = column.show is _mean_count and not (values.dropna() % 1 == 0).all()
+    return column._replace(show=_fixed(1)) if fractional else column
 
 
 def _most(frame: pd.DataFrame, by: str, ascending: bool) -> pd.DataFrame:

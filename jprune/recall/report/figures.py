@@ -14,33 +14,37 @@ import pandas as pd
 
 from jprune.recall.report import panels
 from jprune.recall.report.panels import FAINT, INK, MUTED
-from jprune.recall.report.words import number
+from jprune.recall.report.words import in_number, number, one_compressed
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_LINES = 8  # number of classes with a color
-
 
 def figures(audit: AuditTables) -> "dict[str, Figure]":
     """Draw every figure for which the audit has data, by name, in reading order.
 
+    Without an alpha only the recalls and their variance are drawn.
+
     Raises:
       ImportError: matplotlib is not installed.
     """
-    drawn = {"recall": recall_by_class(audit), "null": alpha_against_null(audit)}
-    if not audit.named:
-        drawn = {
-            "alpha": alpha_by_ratio(audit),
-            **drawn,
-            "tradeoff": accuracy_tradeoff(audit),
-            "variance": balance_variance(audit),
-        }
-    if not audit.named and (audit.summary["alpha_models"] > 2).any():
-        drawn["boxes"] = alpha_boxes({"": audit})
-    return {**drawn, "scatter": balance_scatter(audit)}
+    defined = bool(audit.summary["alpha"].notna().any())
+    wanted = {
+        "alpha": (alpha_by_ratio, defined and not audit.named),
+        "recall": (recall_by_class, True),
+        "null": (alpha_against_null, defined),
+        "tradeoff": (accuracy_tradeoff, defined and not audit.named),
+        "variance": (balance_variance, not audit.named),
+        "boxes": (_boxes_of_one, not audit.named and bool((audit.summary["alpha_models"] > 2).any())),
+        "scatter": (balance_scatter, defined),
+    }
+    return {name: draw(audit) for name, (draw, shown) in wanted.items() if shown}
+
+
+def _boxes_of_one(audit: AuditTables) -> "Figure":
+    return alpha_boxes({"": audit})
 
 
 def alpha_by_ratio(audit: AuditTables) -> "Figure":
@@ -52,7 +56,7 @@ def alpha_by_ratio(audit: AuditTables) -> "Figure":
         x = np.array([positions[ratio] for ratio in rows["ratio"]]) + panels.dodge(index, len(audit.scores))
         drawn.append(_with_interval(axes, x, rows, index))
     _reference(axes)
-    axes.set_ylabel(f"alpha, mean and {100 * audit.level:g}% interval", color=INK)
+    axes.set_ylabel("alpha" if one_compressed(audit) else f"alpha, mean and {100 * audit.level:g}% interval", color=INK)
     panels.legend(axes, drawn, audit.scores)
     return figure
 
@@ -62,13 +66,13 @@ def alpha_against_null(audit: AuditTables) -> "Figure":
     figure, axes = panels.panel()
     drawn = [
         axes.scatter(rows["alpha_null"], rows["alpha"], **panels.dot_style(index, len(rows)))
-        for index, (_, rows) in enumerate(_scores(audit.alphas))
+        for index, (_, rows) in enumerate(_scores(_healthy(audit)))
     ]
-    values = audit.alphas[["alpha_null", "alpha"]].dropna().to_numpy()
+    values = _healthy(audit)[["alpha_null", "alpha"]].dropna().to_numpy()
     ends = [float(values.min()), float(values.max())] if values.size else [0.0, 1.0]
     axes.plot(ends, ends, color=MUTED, linestyle="--", linewidth=1, zorder=1)
     axes.set_xlabel("alpha_null", color=INK)
-    axes.set_ylabel("alpha of each model", color=INK)
+    axes.set_ylabel(in_number(audit, "alpha{ of each model|}"), color=INK)
     panels.legend(axes, drawn, audit.scores)
     return figure
 
@@ -93,23 +97,25 @@ def recall_by_class(audit: AuditTables) -> "Figure":
         lines_of = np.stack([dense, *steps], axis=-1)
         change = rows["change"][rows["ratio"] == ratios[-1]].to_numpy()
         most = np.argsort(change, kind="stable")[: np.isfinite(change).sum()]  # a class without examples is last
-        for c in most[_MOST_LINES:]:
+        for c in most[panels.MOST_LINES :]:
             axes.plot(lines_of[c], color=FAINT, linewidth=0.8)
-        drawn = [axes.plot(lines_of[c], **panels.line_style(index))[0] for index, c in enumerate(most[:_MOST_LINES])]
+        drawn = [
+            axes.plot(lines_of[c], **panels.line_style(index))[0] for index, c in enumerate(most[: panels.MOST_LINES])
+        ]
         axes.set_xticks(range(len(ratios) + 1), ["dense", *(panels.ratio_name(ratio) for ratio in ratios)])
         axes.set_xlabel("" if audit.named else "compression ratio", color=INK)
         for line in axes.lines:
             line.set_clip_on(False)
         if len(scores) > 1:
             axes.set_title(panels.short(score), fontsize=11, color=INK, parse_math=False)
-        names = [audit.class_names[c] for c in most[:_MOST_LINES]]
+        names = [audit.class_names[c] for c in most[: panels.MOST_LINES]]
         panels.legend(axes, drawn, names, title="class", loc="center left", bbox_to_anchor=(1, 0.5))
     found = audit.classes[["recall_dense", "recall"]].to_numpy()
     low, high = np.nanmin(found), np.nanmax(found)
     margin = 0.05 * (high - low) or 0.05
     grid[0, 0].set_ylim(max(low - margin, 0.0), min(high + margin, 1.0))  # shared by all panels
     for row in grid:
-        row[0].set_ylabel("recall, mean over models", color=INK)
+        row[0].set_ylabel(in_number(audit, "recall{, mean over models|}"), color=INK)
     return figure
 
 
@@ -133,7 +139,7 @@ def accuracy_tradeoff(audit: AuditTables) -> "Figure":
         labelled = labelled.loc[labelled.groupby("score", sort=False)["ratio"].idxmax()]
     _tell_ratios(axes, labelled)
     axes.set_xlabel("accuracy (%), falling", color=INK)
-    axes.set_ylabel("alpha, mean over models", color=INK)
+    axes.set_ylabel(in_number(audit, "alpha{, mean over models|}"), color=INK)
     panels.legend(axes, drawn, audit.scores)
     return figure
 
@@ -149,6 +155,8 @@ def balance_variance(audit: AuditTables) -> "Figure":
             x, [rows["balance_variance_dense"].iloc[0], *rows["balance_variance"]], **panels.line_style(index)
         )
     axes.set_ylim(bottom=0)
+    for line in axes.lines:
+        line.set_clip_on(False)
     axes.set_ylabel("variance of recall over classes", color=INK)
     panels.legend(axes, drawn, audit.scores)
     return figure
@@ -171,7 +179,7 @@ def alpha_boxes(audits: Mapping[str, AuditTables]) -> "Figure":
         positions = panels.ratio_axis(axes, audit)
         drawn = [
             _boxes(axes, rows.dropna(subset=["alpha"]), positions, index, len(audit.scores))
-            for index, (_, rows) in enumerate(_scores(audit.alphas))
+            for index, (_, rows) in enumerate(_scores(_healthy(audit)))
         ]
         _reference(axes)
         axes.set_title(name, fontsize=11, color=INK, parse_math=False)
@@ -184,10 +192,11 @@ def alpha_boxes(audits: Mapping[str, AuditTables]) -> "Figure":
 
 
 def balance_scatter(audit: AuditTables) -> "Figure":
-    """Plot pruned against dense normalized recall balance of every class and model: ratios in rows, scores in columns.
+    """Plot compressed against dense normalized recall balance of every class and every model that is not at chance.
 
-    With one score the ratios fill rows of three. The dashed line means no change; the solid line is the pooled slope.
-    Titles have the pooled alpha, r2, the mean accuracy and the mark of mean alpha's interval.
+    Ratios are in rows and scores in columns; with one score the ratios fill rows of three. The dashed line means no
+    change; the solid line is the pooled slope. Titles have the pooled alpha, r2, the mean accuracy and the mark of mean
+    alpha's interval.
     """
     stacks = list(zip(audit.summary["score"], audit.summary["ratio"].astype(float), strict=True))
     if len(audit.scores) == 1:
@@ -197,7 +206,8 @@ def balance_scatter(audit: AuditTables) -> "Figure":
     height, width = (1 + max(place[axis] for place in places) for axis in (0, 1))
     figure = panels.empty(0.8 + 2.7 * width, 0.6 + 2.75 * height)
     grid = figure.subplots(height, width, squeeze=False, sharex=True, sharey="row")
-    limit = 1.08 * max(float(audit.recalls["balance_dense"].abs().fillna(0.0).max()), 1e-3)
+    recalls = audit.recalls.merge(_healthy(audit)[["score", "ratio", "model"]], on=["score", "ratio", "model"])
+    limit = 1.08 * max(float(recalls["balance_dense"].abs().fillna(0.0).max()), 1e-3)
     for axes in grid.ravel():
         axes.set_axis_off()
     for (_, numbers), (score, ratio), place in zip(audit.summary.iterrows(), stacks, places, strict=True):
@@ -205,7 +215,8 @@ def balance_scatter(audit: AuditTables) -> "Figure":
         axes.set_axis_on()
         panels.plain(axes)
         axes.tick_params(labelbottom=True, labelleft=(place[0], place[1] - 1) not in places)
-        rows = audit.recalls[(audit.recalls["score"] == score) & (audit.recalls["ratio"] == ratio)]
+        axes.locator_params(axis="x", nbins=5)
+        rows = recalls[(recalls["score"] == score) & (recalls["ratio"] == ratio)]
         axes.plot([-limit, limit], [-limit, limit], color=MUTED, linestyle="--", linewidth=1)
         axes.scatter(rows["balance_dense"], rows["balance"], **panels.dot_style(audit.scores.index(score), len(rows)))
         slope = float(numbers["pooled_alpha"])
@@ -213,7 +224,7 @@ def balance_scatter(audit: AuditTables) -> "Figure":
             axes.plot([-limit, limit], [-limit * slope, limit * slope], color=INK, linewidth=1.3)
         axes.set_xlim(-limit, limit)
         alpha = f"alpha {number(slope)} {numbers['alpha_mark']}".strip()
-        where = {1.0: "control", UNSTATED: ""}.get(ratio, f"t = {ratio:g}")
+        where = {1.0: "control", UNSTATED: ""}.get(ratio, f"{ratio:g}x")
         named = [panels.short(score)] * (len(audit.scores) > 1 or audit.named)
         title = ", ".join(filter(None, [*named, where])) + f"\n{alpha}"
         title += f", r² {number(numbers['r2'])}, accuracy {numbers['accuracy']:.3f}"
@@ -225,7 +236,7 @@ def balance_scatter(audit: AuditTables) -> "Figure":
 
 def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index: int, count: int) -> Any:
     """Draw the boxes of one score next to those of the others, and return its legend handle."""
-    handle = axes.plot([], [], color=panels.colour(index), linewidth=2.0)[0]
+    handle = axes.plot([], [], color=panels.color(index), linewidth=2.0)[0]
     ratios = [float(ratio) for ratio in rows["ratio"].unique()]
     if not ratios:  # no model has an alpha
         return handle
@@ -234,11 +245,11 @@ def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index:
         positions=[positions[ratio] + panels.dodge(index, count, 0.8) for ratio in ratios],
         widths=0.6 / count,
         manage_ticks=False,
-        flierprops={"marker": ".", "markersize": 4, "markeredgecolor": panels.colour(index)},
+        flierprops={"marker": ".", "markersize": 4, "markeredgecolor": panels.color(index)},
     )
     for part in ("boxes", "whiskers", "caps", "medians"):
         for artist in drawn[part]:
-            artist.set(color=panels.colour(index), linewidth=2.0 if part == "medians" else 1.2)
+            artist.set(color=panels.color(index), linewidth=2.0 if part == "medians" else 1.2)
     return handle
 
 
@@ -246,7 +257,7 @@ def _with_interval(axes: "Axes", x: Any, rows: pd.DataFrame, index: int) -> Any:
     """Draw mean alphas with their intervals; with one model there is a point without an interval."""
     y = rows["alpha"].to_numpy()
     ends = np.abs(rows[["alpha_low", "alpha_high"]].to_numpy().T - y)
-    axes.errorbar(x, y, yerr=np.where(np.isfinite(ends), ends, 0), fmt="none", color=panels.colour(index), capsize=3)
+    axes.errorbar(x, y, yerr=np.where(np.isfinite(ends), ends, 0), fmt="none", color=panels.color(index), capsize=3)
     return axes.plot(x, y, **panels.line_style(index))[0]
 
 
@@ -277,6 +288,11 @@ def _tell_ratios(axes: "Axes", summary: pd.DataFrame) -> None:
                 look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 9, "color": MUTED}
                 axes.annotate(name, (x, y), (0, offset), **look)
                 break
+
+
+def _healthy(audit: AuditTables) -> pd.DataFrame:
+    """The alphas of models that are not at chance, as in the summary."""
+    return audit.alphas[~audit.alphas["collapsed"].astype(bool)]
 
 
 def _scores(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -18,6 +18,7 @@ from jprune.recall.report.words import (
     listed,
     no_alpha_shown,
     no_class_shown,
+    not_shown,
     number,
     p_value,
     percent,
@@ -26,12 +27,15 @@ from jprune.recall.report.words import (
     sentence,
     signed,
     size,
+    two_models,
 )
 from jprune.recall.tables.frames import AuditTables
 
 _MOST_MODELS, _ROUNDING = 100_000, 1e-12
 _MOST_NAMES = 8
 _LARGE = 0.1  # excess loss of a class
+_FEWEST_MOVED = 2  # examples that went to one class
+_FEWEST_LOST = 5  # examples for which it is said how well they were predicted
 
 
 class Finding(NamedTuple):
@@ -49,7 +53,7 @@ class Finding(NamedTuple):
 
 
 def findings(audit: AuditTables) -> list[Finding]:
-    """Answer the questions of a reader, for every score at its highest ratio."""
+    """Return the findings for every score at its highest ratio; questions without an answer are left out."""
     found = []
     for score in audit.scores:
         rows = audit.summary[audit.summary["score"] == score]
@@ -61,7 +65,7 @@ def findings(audit: AuditTables) -> list[Finding]:
             "Where the lost examples went": _drift(audit, row),
             "Groups": _groups(audit, row),
             "Differences between classes": _differences(rows, audit),
-            "More than the lost accuracy explains?": _beyond_null(row),
+            "More than the lost accuracy explains?": _beyond_null(row, audit),
             "Confidence": _confidence(audit, row),
             "Examples at risk": _risk(row, audit),
             "Collapsed models": _collapsed(row, audit),
@@ -72,7 +76,9 @@ def findings(audit: AuditTables) -> list[Finding]:
 
 
 def _accuracy(row: Row, audit: AuditTables) -> str:
-    text = change_of_accuracy(row, audit.level)
+    text = f"accuracy {change_of_accuracy(row, audit.level)}"
+    if row["agreement"] == 1:
+        return sentence(text)
     if np.isfinite(cell(row, "accuracy_change_low")):
         ends = f"{signed(cell(row, 'accuracy_change_low'))} to {signed(cell(row, 'accuracy_change_high'))}"
         text += f" ({100 * audit.level:g}% interval over models {ends} points)"
@@ -82,7 +88,7 @@ def _accuracy(row: Row, audit: AuditTables) -> str:
     changed = rows_of(audit.pies, row)
     if len(changed) and row["models"] != 1:
         share = percent(len(changed) / audit.examples)
-        text += f"; {len(changed)} of {audit.examples} examples ({share}) changed their most frequent prediction"
+        text += f"; the most frequent prediction of {len(changed):,} of {audit.examples:,} examples ({share}) changed"
     return sentence(text)
 
 
@@ -93,19 +99,19 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
     most = present[present["change"] < 0].sort_values("change", kind="stable").head(3)
     if not len(most):
         return f"No class has a lower recall than before{'' if row['models'] == 1 else ', on average over the models'}."
-    counted = row["models"] == 1 and np.isfinite(present["lost"]).any()
+    counted = two_models(audit, row) and np.isfinite(present["lost"]).any()
     text = "; ".join(
-        f"{each['class']}: {points(each['change'])} ({percent(each['recall_dense'])} to {percent(each['recall'])} "
-        f"of {each['support']:,}" + (f", {each['lost']:.0f} lost and {each['won']:.0f} won)" if counted else ")")
+        f"class {each['class']}: {points(each['change'])} ({percent(each['recall_dense'])} to "
+        f"{percent(each['recall'])} of {each['support']:,}"
+        + (f", {each['lost']:.0f} lost and {each['won']:.0f} won)" if counted else ")")
         for _, each in most.iterrows()
     )
+    text = text[0].upper() + text[1:]
     if not np.isfinite(present["p_holm"]).any():
-        return f"{text}. Testing whether that is more than the rest lost takes predictions, or models that differ."
+        return f"{text}. A test of whether that is more than the rest lost needs predictions, or models that differ."
     p = evenness(audit, row)
     if np.isfinite(p):
-        text += (
-            f". That all classes lost equally much is {'' if p < 1 - audit.level else 'not '}rejected ({p_value(p)})"
-        )
+        text += f". That all classes lost equally is {'' if p < 1 - audit.level else 'not '}rejected ({p_value(p)})"
     beyond = lost_more(classes, audit.level).sort_values("excess", ascending=False, kind="stable")
     if not len(beyond):
         found = detectable_excess(classes)
@@ -114,18 +120,21 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
         return f"{text}. No single class is shown to have lost more than all examples did{least}.{none}"
     more = f" and {len(beyond) - _MOST_NAMES} more" if len(beyond) > _MOST_NAMES else ""
     named = listed([str(name) for name in beyond["class"][:_MOST_NAMES]]) + more
-    return f"{text}. Shown to have lost more than all examples did: {named}."
+    plural = "class" if len(beyond) == 1 else "classes"
+    return f"{text}. Shown to have lost more than all examples did: {plural} {named}."
 
 
 def _drift(audit: AuditTables, row: Row) -> str:
     rows = rows_of(audit.drift, row)
-    rows = rows[rows["lost"] >= 1].head(3)
-    if not len(rows):
+    rows = rows[rows["lost"] >= _FEWEST_MOVED].head(3)
+    if not len(rows) or len(audit.class_names) == 2:  # with two classes there is nowhere else to go
         return ""
+    mean = "" if two_models(audit, row) else "on average over the models, "
     return sentence(
-        "; ".join(
-            f"{count(each['lost'])} of class {each['class']} to {each['predicted']} ({percent(each['share'])} of "
-            f"its lost)"
+        mean
+        + "; ".join(
+            f"{count(each['lost'])} of {count(round(each['lost'] / each['share'], 1))} lost examples of class "
+            f"{each['class']} went to class {each['predicted']}"
             for _, each in rows.iterrows()
         )
     )
@@ -162,7 +171,7 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
     elif np.isfinite(cell(row, "alpha_corrected")):
         text = f"corrected alpha {interval(row, 'alpha_corrected')} {at_ratio(row)}: they {plain(verdict)}"
         if verdict == "=":
-            text += f" (1/{1 + audit.margin:g} to {1 + audit.margin:g})"
+            text += f" ({1 / (1 + audit.margin):.2g} to {1 + audit.margin:g})"
         elif verdict == "?":
             least = cell(row, "alpha_corrected_detectable")
             text += f"; a change by {number(least)} would be shown nine times in ten" if least < 1 else ""
@@ -173,34 +182,49 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
         text += f". Without the correction for test-set noise alpha is {interval(row, 'alpha')}"
     if np.isfinite(cell(row, "alpha_seed")):
         text += f"; between two dense training runs it is {interval(row, 'alpha_seed')}"
+    corrected = bool(np.isfinite(rows["alpha_corrected"]).any())
+    marks = rows["alpha_corrected_mark" if corrected else "alpha_mark"]
     pattern = [
-        f"{word} at {listed([ratio_or_name(ratio) for ratio in rows['ratio'][rows['alpha_mark'] == mark]])}"
+        f"{word} at {listed([ratio_or_name(ratio) for ratio in rows['ratio'][marks == mark]])}"
         for mark, word in (("<", "below 1"), ("?", "not shown to differ from 1"), (">", "above 1"))
-        if (rows["alpha_mark"] == mark).any()
+        if (marks == mark).any()
     ]
-    if len(rows) > 1 and pattern:
-        text += f". Over the ratios alpha is {', '.join(pattern)}"
+    if len(rows) > 1 and pattern and (corrected or verdict != "noise"):
+        text += f". Over the ratios {'corrected ' * corrected}alpha is {', '.join(pattern)}"
     if row["alpha_intercept_mark"] != row["alpha_mark"] and np.isfinite(cell(row, "alpha_intercept")):
         text += f". With an intercept, for classes of unequal sizes, it is {interval(row, 'alpha_intercept')}"
     control = rows[rows["ratio"] == 1]
-    if len(control) and row["ratio"] != 1 and control["alpha_mark"].iloc[0] in ("<", ">"):
-        text += f". The control, fine-tuned and not pruned, already has {interval(dict(control.iloc[0]), 'alpha')}"
+    name = "alpha_corrected" if corrected else "alpha"
+    if len(control) and row["ratio"] != 1 and marks.iloc[0] in ("<", ">") and (corrected or verdict != "noise"):
+        text += f". The control, fine-tuned and not pruned, already has {interval(dict(control.iloc[0]), name)}"
     return sentence(text)
 
 
-def _beyond_null(row: Row) -> str:
-    if not np.isfinite(cell(row, "alpha_over_null")):
+def _beyond_null(row: Row, audit: AuditTables) -> str:
+    """Whether class differences grew by more than errors that grow in proportion; only where accuracy fell.
+
+    Noise of the test set makes alpha, but not alpha_null, too small. So there is an answer only where the interval of
+    corrected alpha is on the same side of alpha_null; without predictions, where it is below alpha between seeds.
+    """
+    if not np.isfinite(cell(row, "alpha_over_null")) or verdict_of(row) == "noise":
         return ""
+    if cell(row, "accuracy_change") >= 0 or not_shown(row, audit.level):
+        return ""
+    side, null = str(row["alpha_over_null_mark"]), cell(row, "alpha_null")
+    if np.isfinite(cell(row, "alpha_corrected")):
+        low, high = cell(row, "alpha_corrected_low"), cell(row, "alpha_corrected_high")
+        agrees = {">": low > null, "<": high < null}.get(side, True)
+    else:
+        agrees = side != "<" or not cell(row, "alpha_over_null_high") >= cell(row, "alpha_seed_low")
     answer = {
         ">": "yes, more than errors that grow in proportion in every class would cause",
         "<": "no: errors that grow in proportion in every class would cause more",
         "?": "not shown: the data do not separate it from errors that grow in proportion in every class",
-        "": "too few models to say, compared with errors that grow in proportion in every class",
-    }[str(row["alpha_over_null_mark"])]
-    return sentence(
-        f"{answer} (alpha_null {number(cell(row, 'alpha_null'))}, alpha / alpha_null "
-        f"{interval(row, 'alpha_over_null')})"
-    )
+        "": "too few models to compare it with errors that grow in proportion in every class",
+    }[side if agrees else "?"]
+    if np.isfinite(cell(row, "alpha_corrected")):
+        return sentence(f"{answer} (corrected alpha {interval(row, 'alpha_corrected')}, alpha_null {number(null)})")
+    return sentence(f"{answer} (alpha_null {number(null)}, alpha / alpha_null {interval(row, 'alpha_over_null')})")
 
 
 def _confidence(audit: AuditTables, row: Row) -> str:
@@ -226,6 +250,9 @@ def _risk(row: Row, audit: AuditTables) -> str:
     one = (audit.dense["score"] == row["score"]).sum() == 1
     whose, they = ("dense model's", "it") if one else ("dense models'", "most of them")
     by = "" if row["models"] == 1 else " by at least half of the models"
+    if lost < _FEWEST_LOST:
+        were = "1 example was" if lost == 1 else f"{lost} examples were"
+        return f"Only {were} lost{by}, too few to say how well the {whose} uncertainty predicts the lost ones."
     return (
         f"The {whose} uncertainty ranks an example that was lost{by} above one that was kept in "
         f"{100 * cell(row, 'risk_auc'):.0f}% of pairs; the most uncertain tenth of the examples that {they} got "
@@ -237,8 +264,11 @@ def _collapsed(row: Row, audit: AuditTables) -> str:
     if not row["collapsed"]:
         return ""
     low, high = cell(row, "collapsed_low"), cell(row, "collapsed_high")
+    if row["collapsed"] == row["models"]:
+        return f"{'The model is' if row['models'] == 1 else 'All models are'} at chance, so there is no alpha."
+    are = "is" if row["collapsed"] == 1 else "are"
     return (
-        f"{row['collapsed']} of {row['models']} models are at chance ({100 * audit.level:g}% interval "
+        f"{row['collapsed']} of {row['models']} models {are} at chance ({100 * audit.level:g}% interval "
         f"{100 * low:.0f} to {100 * high:.0f}%). Alpha is computed from the others."
     )
 
@@ -253,7 +283,8 @@ def _evidence(rows: pd.DataFrame, audit: AuditTables) -> str:
             return "No: counts of one model say nothing about other training runs. Train at least 5, preferably 30."
         parts += [sentence(no_alpha_shown(row, audit))] if _alpha_too_wide(row) else []
         runs = "to say something about other training runs, train at least 5 pairs, preferably 30"
-        parts.append(f"Intervals and tests are over test examples of these two models; {runs}.")
+        which = "these two models" if two_models(audit, row) else "these models"
+        parts.append(f"Intervals and tests are over test examples of {which}; {runs}.")
         return " ".join(filter(None, parts))
     return " ".join(part for part in [*parts, *_enough_for_alpha(rows, audit)] if part)
 
@@ -284,6 +315,9 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
     counts = sorted({int(count) for count in rows["models"]})
     who = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(models)
     column = "alpha_corrected" if np.isfinite(rows["alpha_corrected"]).any() else "alpha"
+    rows = rows[rows["alpha_corrected_reason"] != WITHIN_NOISE]  # nothing to measure, and noise makes alpha too small
+    if not len(rows):
+        return []
     name = "corrected alpha" if column == "alpha_corrected" else "alpha"
     marks = rows[f"{column}_mark"]
     open_rows, silent = rows[marks == "?"], rows[marks == ""]
@@ -296,7 +330,8 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         if column == "alpha_corrected":
             least = [r["alpha_corrected_detectable"] for _, r in open_rows.iterrows()]
             shown = listed([number(value) for value in least])
-            parts.append(f"Differences of {shown} from 1 would have been shown nine times in ten.")
+            differences = "A difference" if len(least) == 1 else "Differences"
+            parts.append(f"{differences} of {shown} from 1 would have been shown nine times in ten.")
             if max(least) >= 1:
                 parts.append("Where this is 1 or more, not even alpha 0 (no class differences left) would be shown.")
         needed = [

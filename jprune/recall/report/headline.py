@@ -8,6 +8,7 @@ from jprune.recall.report.verdicts import (
     VERDICTS,
     detectable_excess,
     evenness,
+    lost_less,
     lost_more,
     reasons,
     rows_of,
@@ -30,12 +31,14 @@ from jprune.recall.report.words import (
     p_value,
     sentence,
     size,
+    two_models,
 )
 from jprune.recall.tables.frames import AuditTables
 
 FEWEST = 10  # examples; a class with fewer is not what a headline begins with
 _MOST_SCORES = 2  # in sentences; the tables have the others
 _MOST_CLASSES = 3  # by name
+_UNEQUAL = 1.5  # ratio of the largest to the smallest class
 _EQUAL = 1e-9  # difference of two changes of recall that are a tie
 
 ALPHA_MEANS = "above 1 weak classes fell further behind strong ones, below 1 they came closer"
@@ -48,7 +51,7 @@ def headline(audit: AuditTables) -> str:
     """
     last = _worst_first(audit)
     if all(row["agreement"] == 1 for row in last):
-        single = all(row["models"] == 1 for row in last) and len(last) == 1
+        single = len(last) == 1 and two_models(audit, last[0])
         return (
             "The two models agree on every example."
             if single
@@ -60,7 +63,7 @@ def headline(audit: AuditTables) -> str:
         named = listed(others[:_MOST_CLASSES]) if len(others) <= _MOST_CLASSES else _and_more(others)
         sentences.append(f"The tables have the other {'sets of models' if audit.named else 'scores'}: {named}.")
     if all(row["models"] == 1 for row in last):
-        which = "these two models" if len(last) == 1 else "these models"
+        which = "these two models" if len(last) == 1 and two_models(audit, last[0]) else "these models"
         sentences.append(f"This holds for {which}; other training runs may differ.")
     return " ".join(sentences)
 
@@ -91,17 +94,21 @@ def _of_score(audit: AuditTables, row: dict[str, object], *, first: bool) -> str
     """The sentences about one score; what could have been missed is said of the first only."""
     where = at_score(audit, row)
     if row["agreement"] == 1:
-        return f"The models{where} agree with the {dense_models(audit, row['score'])} on every example."
+        agree = "model{} agrees" if row["models"] == 1 else "models{} agree"
+        return f"The {agree.format(where)} with the {dense_models(audit, row['score'])} on every example."
     if verdict_of(row) == "collapsed":
         who, are = ("The model", "is") if row["models"] == 1 else ("All models", "are")
-        return f"{who}{where} {are} at chance: accuracy {change_of_accuracy(row, audit.level)}."
+        said = f"{who}{where} {are} at chance: accuracy {change_of_accuracy(row, audit.level)}."
+        return said + _dense_at_chance(audit, row)
     named = _named(audit, row)
+    are = "is" if row["collapsed"] == 1 else "are"
     parts = [
-        f"{row['collapsed']} of {row['models']} models{where} are at chance; accuracy and classes below include them."
+        f"{row['collapsed']} of {row['models']} models{where} {are} at chance; accuracy and classes below include them."
         if row["collapsed"]
         else "",
-        _lost_most(audit, row, named) if len(named) else _none_named(audit, row),
+        _lost_most(audit, row, named) + _gained(audit, row) if len(named) else _none_named(audit, row),
         _small_class(audit, row),
+        "" if len(named) else _lower_ratio(audit, row),
         _group_hit(audit, row),
         _apart(audit, row, len(named), first=first),
         _limits(audit, row) if first else "",
@@ -157,16 +164,85 @@ def _and_more(names: list[str], before: int = 0) -> str:
     return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
+def _gained(audit: AuditTables, row: Row) -> str:
+    """The class that gained most, where one is shown to have gained."""
+    shown = lost_less(rows_of(audit.classes, row), audit.level)
+    shown = shown[(shown["support"] >= FEWEST) & (shown["change_low"] > 0)].sort_values("change", kind="stable")
+    if not len(shown):
+        return ""
+    hit = shown.iloc[-1]
+    return f" Class {hit['class']} gained: {_ends(hit)} of {hit['support']:,}."
+
+
+def _lower_ratio(audit: AuditTables, row: Row) -> str:
+    """The class that lost most at the highest lower ratio at which one is shown to have lost more than the rest."""
+    of_score = audit.summary[(audit.summary["score"] == row["score"]) & (audit.summary["ratio"] < cell(row, "ratio"))]
+    for _, each in of_score.iloc[::-1].iterrows():
+        lower = dict(each)
+        named = _named(audit, lower)
+        if len(named):
+            return _lost_most(audit, lower, named)
+    return ""
+
+
+def _dense_at_chance(audit: AuditTables, row: Row) -> str:
+    """That the dense models are at chance too, where that is so."""
+    recall = rows_of(audit.classes, row)["recall_dense"].dropna()
+    if recall.mean() > 1.1 / len(recall):
+        return ""
+    one = dense_models(audit, row["score"]) == "dense model"
+    return f" The {'dense model is' if one else 'dense models are'} at chance too: check the labels and predictions."
+
+
+def _spared(audit: AuditTables, row: Row) -> str:
+    """The classes shown to have gained more or lost less than all examples did, the most different first."""
+    classes = rows_of(audit.classes, row)
+    shown = lost_less(classes, audit.level)
+    shown = shown[shown["support"] >= FEWEST].sort_values("change", ascending=False, kind="stable")
+    if not len(shown):
+        return ""
+    hit, where = shown.iloc[0], at_score(audit, row)
+    verb = "lost less than the rest"
+    if hit["change"] > 0:
+        most = hit["change"] >= float(classes["change"][classes["support"] >= FEWEST].max()) - _EQUAL
+        verb = "gained most" if most else "gained more than the rest"
+    text = f"Class {hit['class']} {verb}{where}: {_ends(hit)} of {hit['support']:,} test examples right."
+    others = [f"{each['class']} ({_ends(each)} of {each['support']:,})" for _, each in shown.iloc[1:].iterrows()]
+    if others:
+        plural = "class" if len(others) == 1 else "classes"
+        text += (
+            f" Also shown to have gained more or lost less than all examples together: {plural} {_and_more(others, 1)}."
+        )
+    return f"{text} No class is shown to have lost more than the rest; accuracy {change_of_accuracy(row, audit.level)}."
+
+
 def _none_named(audit: AuditTables, row: Row) -> str:
-    """That no class can be named; whether the loss is shown to be uneven all the same."""
+    """That no class is shown to have lost more; whether one gained more, or the loss is uneven all the same."""
     changed, p = change_of_accuracy(row, audit.level), evenness(audit, row)
+    if (rows_of(audit.classes, row)["support"] > 0).sum() < 2:
+        return f"Only one class has test examples; accuracy{at_score(audit, row)} {changed}."
+    spared = _spared(audit, row)
+    if spared:
+        return spared
     if p < 1 - audit.level and not len(lost_more(rows_of(audit.classes, row), audit.level)):
         what = "loss" if cell(row, "accuracy_change") < 0 else "change"
         return (
             f"Accuracy{at_score(audit, row)} {changed}. The {what} is not even over the classes ({p_value(p)}), but no "
-            f"single class can be named."
+            f"single class can be named{_few_examples(audit, row)}."
         )
     return f"No single class is shown to have lost more than the rest{at_score(audit, row)}; accuracy {changed}."
+
+
+def _few_examples(audit: AuditTables, row: Row) -> str:
+    """The class with a handful of examples that lost most of them, if one did."""
+    classes = rows_of(audit.classes, row)
+    few = classes[(classes["support"] < FEWEST) & (classes["lost"] >= classes["support"] / 2) & (classes["lost"] > 1)]
+    if not len(few):
+        return ""
+    hit = dict(few.sort_values("change", kind="stable").iloc[0])
+    return (
+        f"; class {hit['class']} lost {count(cell(hit, 'lost'))} of {hit['support']} test examples, too few to say more"
+    )
 
 
 def _small_class(audit: AuditTables, row: Row) -> str:
@@ -199,6 +275,8 @@ def _group_hit(audit: AuditTables, row: Row) -> str:
 
 def _apart(audit: AuditTables, row: Row, named: int, *, first: bool) -> str:
     """Whether weak classes fell further behind strong ones, and how that goes with what was said of single classes."""
+    if (rows_of(audit.classes, row)["support"] > 0).sum() < 2:
+        return ""
     verdict = verdict_of(row)
     place = f"{at_score(audit, row).strip()}{_shown_alpha(row, explained=first)}"
     text = f"differences between weak and strong classes {VERDICTS[verdict].format(place)}"
@@ -230,7 +308,9 @@ def _limits(audit: AuditTables, row: Row) -> str:
     classes = rows_of(audit.classes, row)
     excess = np.nan if len(lost_more(classes, audit.level)) else detectable_excess(classes)
     if np.isfinite(excess):
-        unseen.append(f"a class that lost up to {size(excess)} more than the overall loss")
+        sizes = classes["support"][classes["support"] > 0]
+        typical = " of typical size" if sizes.max() > _UNEQUAL * sizes.min() else ""
+        unseen.append(f"a class{typical} that lost up to {size(excess)} more than all examples together")
     sentences += [f"The data could have missed {listed(unseen)}{where}."] if unseen else []
     if verdict_of(row) == "?" and 1 <= alpha < np.inf:
         sentences.append(sentence(f"{first}{no_alpha_shown(row, audit)}"))

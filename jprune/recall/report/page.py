@@ -20,7 +20,7 @@ from jprune.recall.report.captions import captions
 from jprune.recall.report.findings import findings
 from jprune.recall.report.headline import headline, subject
 from jprune.recall.report.svg import inline_svg
-from jprune.recall.report.words import kind
+from jprune.recall.report.words import kind, one_compressed, one_dense
 from jprune.recall.tables.frames import UNSTATED, AuditTables, Row
 
 _MOST_EXAMPLES = 24
@@ -95,7 +95,7 @@ def page(audit: AuditTables, *, images: object = None, title: str = "Recall audi
         tables=display.tables(audit, at_equal_accuracy(audit)),
         figures=figures,
         stacks=[
-            (display.stack_key(score, ratio), score if ratio == UNSTATED else f"{score} at {ratio:g}")
+            (display.stack_key(score, ratio), _stack_label(score, ratio))
             for score, ratio in zip(audit.summary["score"], audit.summary["ratio"], strict=True)
         ],
         examples=examples,
@@ -103,6 +103,8 @@ def page(audit: AuditTables, *, images: object = None, title: str = "Recall audi
         level=f"{100 * audit.level:g}%",
         paired=audit.paired,
         after=kind(audit),
+        one_dense=one_dense(audit),
+        one_compressed=one_compressed(audit),
         named=audit.named,
         margin=f"{audit.margin:g}",
         opened=display.stack_key(*subject(audit)),
@@ -113,10 +115,13 @@ def at_equal_accuracy(audit: AuditTables) -> pd.DataFrame:
     """Compare every pair of scores at equal loss of accuracy; one row per pair.
 
     Scores that do not share their dense models have models of their own. An alpha that is undefined, 0 or negative has
-    no logarithm: it is left out and counted in ``left_out``.
+    no logarithm: it is left out and counted in ``left_out``, like that of a model at chance.
     """
     rows = []
-    frame = audit.alphas[["score", "ratio", "model", "alpha", "alpha_null"]].copy()
+    collapsed = audit.alphas["collapsed"].astype(bool)
+    frame = audit.alphas[["score", "ratio", "model", "alpha", "alpha_null"]].assign(
+        alpha=audit.alphas["alpha"].mask(collapsed)
+    )
     if not (audit.shared and audit.paired):
         frame["model"] = frame["score"] + " " + frame["model"].astype(str)
     positive = frame[~((frame["alpha"] <= 0) | (frame["alpha_null"] <= 0))]
@@ -145,22 +150,39 @@ def at_equal_accuracy(audit: AuditTables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _stack_label(score: str, ratio: float) -> str:
+    """The score and ratio, or the name, of a set of models."""
+    if ratio == UNSTATED:
+        return score
+    if ratio == 1:
+        return "control" if score in ("pruned", "control") else f"{score}, control"
+    return f"{ratio:g}x" if score == "pruned" else f"{score} at {ratio:g}x"
+
+
+def _dense_counts(audit: AuditTables) -> pd.DataFrame:
+    return audit.dense.groupby("score", sort=False).size().reset_index(name="models")
+
+
+def _models(counts: "pd.Series[int]") -> str:
+    """The number of models in words: 1 model, 5 models, 3 to 5 models."""
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low if low == high else f'{low} to {high}'} model{'s' * (high != 1)}"
+
+
 def _about(audit: AuditTables) -> str:
-    counts = sorted({int(models) for models in audit.summary["models"]})
-    models = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    models, dense = (_models(frame["models"]) for frame in (audit.summary, _dense_counts(audit)))
     start = f"{audit.examples:,} test examples of {len(audit.class_names)} classes; "
     if audit.named:
-        names = ", ".join(audit.scores)
         each = " each" * (len(audit.scores) > 1)
-        dense = int(audit.dense.groupby("score", sort=False).size().iloc[0])
-        before = f"{dense} dense model{'s' * (dense != 1)}"
-        after = f"{models} model{'s' * (counts != [1])}{each} of {names}"
-        return f"{start}{before} and {after}; {100 * audit.level:g}% intervals."
+        return (
+            f"{start}dense ({dense}) compared with {', '.join(audit.scores)} ({models}{each}); "
+            f"{100 * audit.level:g}% intervals."
+        )
     ratios = ", ".join(f"{ratio:g}" for ratio in audit.ratios)
     scores = "" if audit.scores == ("pruned",) else f" pruned by {', '.join(audit.scores)}"
     return (
-        f"{start}{models} model{'s' * (counts != [1])}{scores} at compression "
-        f"ratio{'s' * (len(audit.ratios) > 1)} {ratios}; {100 * audit.level:g}% intervals."
+        f"{start}{dense} before and {models} after compression{scores}, at ratio{'s' * (len(audit.ratios) > 1)} "
+        f"{ratios}; {100 * audit.level:g}% intervals."
     )
 
 
@@ -182,8 +204,8 @@ def _examples(audit: AuditTables, images: object) -> tuple[list[Row], str]:
         source, width, height = _png(pictures[row["example"]], low, high)
         names = {key: audit.class_names[row[key]] for key in ("label", "dense", "pruned")}
         shown.append({"index": row["example"], "source": source, "width": width, "height": height, **names})
-    where = last["score"] if last["ratio"] == UNSTATED else f"{last['score']} at {last['ratio']:g}"
-    return shown, f"{where} ({len(shown)} of {len(rows)})"
+    where = _stack_label(last["score"], last["ratio"])
+    return shown, f"{where}: {len(shown)} of {len(rows)}"
 
 
 def _pictures(images: object, examples: int) -> tuple[np.ndarray, float, float]:

@@ -1,4 +1,4 @@
-"""What the figures of an audit are made of: empty panels, their axes, colours, markers and legends.
+"""What the figures of an audit are made of: empty panels, their axes, colors, markers and legends.
 
 What is drawn on them is in ``jprune.recall.report.figures``.
 """
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 INK, MUTED, RULE, FAINT = "#1c1e21", "#5c6166", "#d5d8dc", "#b9bec4"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#c4649b", "#b07c00", "#3d9bd1", "#7a5cc7", "#6d6d6e")
 MOST_INSIDE = 3  # scores whose points are labelled with every ratio
+MOST_LINES = 8  # classes with a color
 _MARKERS = "osD^vPX*"
 _MOST_POINTS = 1_500  # per panel, as vectors; beyond it they are drawn as pixels
 
@@ -61,24 +62,24 @@ def ratio_name(ratio: float) -> str:
     return "after" if ratio == UNSTATED else "control" if ratio == 1 else f"{ratio:g}"
 
 
-def colour(index: int) -> str:
-    """The colour of a series."""
+def color(index: int) -> str:
+    """The color of a series."""
     return SERIES[index % len(SERIES)]
 
 
 def marker(index: int) -> str:
-    """A marker that comes with another colour each time round."""
+    """A marker that comes with another color each time round."""
     return _MARKERS[(index + index // len(SERIES)) % len(_MARKERS)]
 
 
 def line_style(index: int) -> dict[str, Any]:
     """How the line of a series looks."""
-    return {"color": colour(index), "marker": marker(index), "markersize": 4.5, "linewidth": 1.5}
+    return {"color": color(index), "marker": marker(index), "markersize": 4.5, "linewidth": 1.5}
 
 
 def dot_style(index: int, count: int) -> dict[str, Any]:
     """How the ``count`` points of a series look in a scatter plot."""
-    look = {"color": colour(index), "marker": marker(index), "s": 12, "alpha": 0.6}
+    look = {"color": color(index), "marker": marker(index), "s": 12, "alpha": 0.6}
     return {**look, "linewidths": 0, "rasterized": count > _MOST_POINTS}
 
 

@@ -18,7 +18,7 @@ _VARIABLES = {
     MUTED: "var(--muted)",
     RULE: "var(--rule)",
     FAINT: "var(--faint)",
-    **{colour: f"var(--s{index})" for index, colour in enumerate(SERIES)},
+    **{color: f"var(--s{index})" for index, color in enumerate(SERIES)},
 }
 _PIXELS_PER_INCH = 96  # CSS pixels
 _LEAST = 0.64  # scale to which a figure shrinks before it scrolls

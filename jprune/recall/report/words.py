@@ -1,5 +1,6 @@
 """Numbers, ratios and lists in words, as the sentences of a report use them."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,6 +10,8 @@ from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 Row = Mapping[str, object]
 """A row of a frame, by column."""
+
+_ROUNDED = 10  # decimals; a mean that is 0 but for rounding error is 0
 
 
 def cell(row: Row, name: str) -> float:
@@ -43,9 +46,9 @@ def estimate(row: Row, name: str) -> list[str]:
 
 
 def percent(value: float) -> str:
-    """A fraction in per cent; not 100% or 0% where it is only close to it."""
+    """A fraction in percent; not 100% or 0% where it is only close to it."""
     text = f"{100 * value:.1f}"
-    if text in ("100.0", "0.0") and value not in (0, 1):  # never a whole where some are missing
+    if text in ("100.0", "0.0") and round(value, _ROUNDED) not in (0, 1):  # never a whole where some are missing
         text = f"{100 * value:.2g}" if value < 0.5 else f"{100 * value:.{_digits(1 - value)}f}"
     return f"{text}%"
 
@@ -62,13 +65,13 @@ def points(value: float) -> str:
 def size(value: float) -> str:
     """A distance in points, with enough digits that it is not 0."""
     points = 100 * value
-    return f"{points:.1f} points" if points >= 0.05 or value == 0 else f"{points:.1g} points"
+    return f"{points:.1f} points" if points >= 0.05 or round(points, _ROUNDED) == 0 else f"{points:.1g} points"
 
 
 def signed(value: float) -> str:
     """A change in points without the word, with its sign and enough digits that it is not 0."""
     points = 100 * value
-    if value == 0:
+    if round(points, _ROUNDED) == 0:
         return "0"
     return f"{points:+.1f}" if abs(points) >= 0.05 else f"{points:+.1g}"
 
@@ -85,11 +88,14 @@ def p_value(value: float) -> str:
 
 def change_of_accuracy(row: Row, level: float) -> str:
     """Accuracy before and after, the change, whether it is shown, and how many examples were lost and won."""
+    if row["agreement"] == 1:
+        return f"is {percent(cell(row, 'accuracy'))} before and after: the predictions agree on every example"
     before, after = cell(row, "accuracy_dense"), cell(row, "accuracy")
     text = f"went from {percent(before)} to {percent(after)}, {points(cell(row, 'accuracy_change'))}"
     text += not_shown(row, level)
     if np.isfinite(cell(row, "lost")):
-        mean = "on average over the models " if row["models"] != 1 else ""
+        whole = cell(row, "lost").is_integer() and cell(row, "won").is_integer()
+        mean = "" if row["models"] == 1 and whole else "on average over the models "
         plural = "" if cell(row, "lost") == 1 else "s"
         text += f"; {mean}{count(cell(row, 'lost'))} example{plural} lost and {count(cell(row, 'won'))} won"
     return text
@@ -127,9 +133,31 @@ def _so_few(row: Row, audit: AuditTables) -> str:
     return f"{models} and {audit.examples:,} test examples"
 
 
+def one_dense(audit: AuditTables) -> bool:
+    """Whether every score has a single dense model."""
+    return bool((audit.dense.groupby("score").size() == 1).all())
+
+
+def one_compressed(audit: AuditTables) -> bool:
+    """Whether there is a single model at every score and ratio."""
+    return bool((audit.summary["models"] == 1).all())
+
+
 def dense_models(audit: AuditTables, score: object) -> str:
     """The words dense model, or dense models where a score has several."""
     return "dense model" if (audit.dense["score"] == score).sum() == 1 else "dense models"
+
+
+def two_models(audit: AuditTables, row: Row) -> bool:
+    """Whether a row compares one dense model with one compressed model."""
+    return row["models"] == 1 and dense_models(audit, row["score"]) == "dense model"
+
+
+def in_number(audit: AuditTables, text: str) -> str:
+    """Choose the words for several models or for one: ``{several|one}`` compressed, ``[several|one]`` dense models."""
+    for pattern, one in ((r"\{(.*?)\|(.*?)\}", one_compressed(audit)), (r"\[(.*?)\|(.*?)\]", one_dense(audit))):
+        text = re.sub(pattern, r"\2" if one else r"\1", text)
+    return text
 
 
 def kind(audit: AuditTables) -> str:

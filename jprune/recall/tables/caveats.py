@@ -78,7 +78,9 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
             f"so read alpha_intercept too"
         )
     if (summary["models"] == 1).all():
-        notes.append("one model only: other training runs may differ, and nothing here says by how much")
+        single = all(len(dense.accuracy) == 1 for dense in study.dense.values())
+        which = "one model only" if single else "one compressed model only"
+        notes.append(f"{which}: other training runs may differ, and nothing here says by how much")
     elif (summary["models"] < 5).any():
         notes.append("fewer than five models: the intervals are based on very few training seeds")
     if not (summary["ratio"] == 1).any() and not study.named:
@@ -87,7 +89,8 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
             "part of what is reported for pruning"
         )
     if not study.paired:
-        notes.append("models are not paired: each compressed model is compared with the mean dense model")
+        mean = "" if all(len(dense.accuracy) == 1 for dense in study.dense.values()) else "mean "
+        notes.append(f"models are not paired: each compressed model is compared with the {mean}dense model")
     for _, rows in alphas.groupby(["score", "ratio"], sort=False):
         score, ratio = str(rows["score"].iloc[0]), float(rows["ratio"].iloc[0])
         reasons = rows["reason"][rows["reason"] != ""].value_counts(sort=False)
@@ -102,7 +105,7 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
             known = not np.isnan(pruned.false_positive).all()
             one = bool(only.sum() == 1)
             what = (
-                f"predict{'s' * one} one class for every example"
+                f"predict{'s' * one} {_named(study.class_names, whole[only].argmax(1), one=one)} for every example"
                 if known
                 else f"{'is' if one else 'are'} right about one class and no other"
             )
@@ -116,6 +119,14 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
             "counts alone: intervals and tests are over training seeds and do not include the sampling of test examples"
         )
     return notes
+
+
+def _named(class_names: Sequence[str], predicted: npt.NDArray[np.int64], *, one: bool) -> str:
+    """The class that one model predicts, or one class and those that several models predict."""
+    names = [class_names[c] for c in np.unique(predicted)]
+    if one or len(names) == 1:
+        return f"class {names[0]}"
+    return f"one class ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
 def _at_chance(row: Mapping[Any, Any], level: float) -> str:

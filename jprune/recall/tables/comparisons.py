@@ -28,7 +28,8 @@ def within(per_model: pd.DataFrame, *, paired: bool, shared: bool) -> pd.DataFra
     * ``control``: does alpha differ from that of the control, fine-tuned and not pruned? Two-sided.
     * ``score``: do two scores differ at the same ratio? Two-sided.
 
-    p-values are corrected over the rows of one question about one score, or one pair of scores.
+    Models at chance are left out. p-values are corrected over the rows of one question about one score, or one pair of
+    scores.
 
     Args:
       per_model: the audit's ``alphas``.
@@ -225,7 +226,8 @@ def with_rows(table: pd.DataFrame, rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def by_stack(per_model: pd.DataFrame) -> dict[str, dict[float, npt.NDArray[np.float64]]]:
-    """The alphas of every score and ratio, (models,), from an audit's ``alphas``."""
+    """The alphas of every score and ratio, (models,), from an audit's ``alphas``; NaN for models at chance."""
+    per_model = per_model.assign(alpha=per_model["alpha"].mask(per_model["collapsed"].astype(bool)))
     found: dict[str, dict[float, npt.NDArray[np.float64]]] = {}
     for score in per_model["score"].unique():
         of_score = per_model[per_model["score"] == score]

@@ -135,7 +135,8 @@ def summary(study: AuditedModels, per_model: pd.DataFrame, dense: pd.DataFrame) 
         row["accuracy_dense"] = float(of_dense["accuracy"].mean())
         change = difference(study.dense[score].accuracy, pruned.accuracy, study)
         row |= {"accuracy": float(pruned.accuracy.mean()), "accuracy_change": float(change.mean)}
-        row |= {"accuracy_change_low": float(change.low), "accuracy_change_high": float(change.high)}
+        row["accuracy_change_low"] = float(np.maximum(change.low, -1))  # of fractions; NaN stays
+        row["accuracy_change_high"] = float(np.minimum(change.high, 1))
         row["accuracy_change_p"] = _change_p(study, score, ratio, pruned)
         healthy = ~of_stack["collapsed"].to_numpy()
         row |= _agreement(study, score, ratio)

@@ -293,3 +293,31 @@ def test_no_legend_covers_a_panel(page):
     for left, top, right, bottom in legends:
         for box in panels:
             assert left >= box[2] - 1 or right <= box[0] + 1 or top >= box[3] - 1 or bottom <= box[1] + 1
+
+
+def test_no_two_labels_of_an_axis_overlap(browser, tmp_path):
+    for make in (audits.one_model, audits.two_scores):
+        path = tmp_path / "report.html"
+        make().to_html(path)
+        browser.get(path.as_uri())
+        overlapping = browser.execute_script(
+            "const inside = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;"
+            "return [...document.querySelectorAll('g[id*=\"matplotlib.axis\"]')].flatMap(axis => {"
+            "  const texts = [...axis.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);"
+            "  return texts.flatMap(([one, a], n) => texts.slice(n + 1).filter(([, b]) => inside(a, b))"
+            "    .map(([other]) => [axis.id, one, other])); })"
+        )
+        assert overlapping == []
+
+
+def test_a_page_of_one_set_of_models_has_no_filter_and_no_column_of_the_only_score(browser, tmp_path):
+    audits.one_model().to_html(tmp_path / "report.html")
+    browser.get((tmp_path / "report.html").as_uri())
+    assert browser.find_elements("css selector", "select") == []
+    assert shown(browser, 2)[0] == "0"
+    visible = browser.execute_script(
+        "return [...document.querySelectorAll('th')].filter(h => h.getBoundingClientRect().width > 0)"
+        ".map(h => h.innerText.trim())"
+    )
+    assert "score" not in visible
+    assert "change" in visible

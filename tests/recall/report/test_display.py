@@ -16,7 +16,7 @@ def test_a_table_too_long_for_the_page_keeps_what_changed_most_at_every_score_an
     stacks = [f"{ratio:g} {score}" for score, ratio in zip(audit.summary["score"], audit.summary["ratio"], strict=True)]
     for name in ("classes", "groups"):
         assert sorted(row.stack for row in shown[name].rows) == sorted(2 * stacks)
-        assert re.fullmatch(r"10 of \d+ rows are shown; Audit.to_csv writes everything.", shown[name].note)
+        assert re.fullmatch(r"10 of \d+ rows are shown; Audit.to_csv \(--csv\) writes all.", shown[name].note)
     drawn = Counter(row.stack for row in shown["pies"].rows)
     assert set(drawn) == set(stacks)
     assert max(drawn.values()) == 2

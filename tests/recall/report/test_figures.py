@@ -61,7 +61,7 @@ def test_scatter_draws_every_class_of_every_model_and_the_pooled_slope(drawn):
     shown = [axes for axes in drawn["scatter"].axes if axes.axison]
     assert len(shown) == len(audit.summary) == 5
     by_title = {axes.get_title().split("\n")[0]: axes for axes in shown}
-    axes = by_title["magnitude, t = 10"]
+    axes = by_title["magnitude, 10x"]
     rows = audit.recalls[(audit.recalls["score"] == "magnitude") & (audit.recalls["ratio"] == 10)]
     points = axes.collections[0].get_offsets()
     np.testing.assert_allclose(points, rows[["balance_dense", "balance"]])
