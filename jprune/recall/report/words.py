@@ -150,7 +150,7 @@ def dense_models(audit: AuditTables, score: object) -> str:
 
 def two_models(audit: AuditTables, row: Row) -> bool:
     """Whether a row compares one dense model with one compressed model."""
-    return row["models"] == 1 and dense_models(audit, row["score"]) == "dense model"
+    return bool(row["models"] == 1) and dense_models(audit, row["score"]) == "dense model"
 
 
 def in_number(audit: AuditTables, text: str) -> str:
