@@ -289,6 +289,7 @@ def _reach(counts: Sequence[Array], leads: Sequence[int], goals: Sequence[Array]
     return [state[:2] for state in lax.fori_loop(0, max(rounds), narrow, start)]
 
 
+@functools.partial(jax.jit, static_argnames="lead", inline=True)  # as in uint64: traced once for each shape
 def _narrow(count: Array, lead: int, goal: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
     """Find one digit of the index that ``_reach`` looks for: (index, sum before it, step)."""
     place, before, step = state

@@ -1,11 +1,21 @@
 """Counts beyond 32 bits without x64 mode: nonnegative integers below 2**64 as two uint32 limbs."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep the traces of a function that selections call many times with the same shapes; the program is unchanged."""
+    jitted: Callable[P, R] = jax.jit(function, inline=True)
+    return jitted
 
 
 class Count(NamedTuple):
@@ -54,58 +64,69 @@ def fill(number: int, like: Any) -> Count:
     return Count(*(jnp.full_like(like, limb, dtype=jnp.uint32) for limb in count_of(number)))
 
 
+@inlined
 def where(condition: Any, x: Count, y: Count) -> Count:
     """Choose, elementwise."""
     return Count(jnp.where(condition, x.high, y.high), jnp.where(condition, x.low, y.low))
 
 
+@inlined
 def equal(x: Count, y: Count) -> Any:
     """Whether x = y."""
     return (x.high == y.high) & (x.low == y.low)
 
 
+@inlined
 def not_below(x: Count, y: Count) -> Any:
     """Whether x >= y."""
     return (x.high > y.high) | ((x.high == y.high) & (x.low >= y.low))
 
 
+@inlined
 def add(x: Count, y: Count) -> Count:
     """The sum x + y, modulo 2**64."""
     low = x.low + y.low
     return Count(x.high + y.high + (low < x.low).astype(jnp.uint32), low)
 
 
+@inlined
 def subtract(x: Count, y: Count) -> Count:
     """The difference x - y, modulo 2**64."""
     return Count(x.high - y.high - (x.low < y.low).astype(jnp.uint32), x.low - y.low)
 
 
+@inlined
 def subtract_or_zero(x: Count, y: Count) -> Count:
     """The difference x - y, or 0 where y is larger."""
     difference = subtract(x, y)
     return where(not_below(x, y), difference, Count(*(jnp.zeros_like(limb) for limb in difference)))
 
 
+@inlined
 def distance(x: Count, y: Count) -> Count:
     """The absolute difference."""
     return where(not_below(x, y), subtract(x, y), subtract(y, x))
 
 
+@inlined
 def at_most(x: Count, bound: Count) -> Count:
     """The minimum of x and a bound."""
     return where(not_below(x, bound), bound, x)
 
 
+@inlined
 def at_least_one(x: Count) -> Count:
     """The maximum of x and 1."""
     return Count(x.high, jnp.where((x.high == 0) & (x.low == 0), np.uint32(1), x.low))
 
 
+@inlined
 def to_float(x: Count) -> Any:
     """The nearest float32, or a neighbor of it."""
     return x.high.astype(jnp.float32) * np.float32(2**32) + x.low.astype(jnp.float32)
 
 
+@inlined
 def from_float(x: Any) -> Count:
     """Convert float32 integers in 0..2**64 - 1 to limbs; larger values become the largest count."""
     high = jnp.floor(x * np.float32(2.0**-32))
@@ -135,6 +156,7 @@ def multiply(x: Count, factor: Any) -> Count:
     return Count(product.high + x.high * factor, product.low)
 
 
+@inlined
 def total(x: Count) -> Count:
     """Sum limbs over the first axis; exact, because every partial sum of pieces of the low limb fits 32 bits."""
     width = 32 - (x.low.shape[0] - 1).bit_length()
@@ -147,6 +169,7 @@ def total(x: Count) -> Count:
     return total
 
 
+@inlined
 def cumulative(x: Array) -> Count:
     """The inclusive running sum of a vector of uint32, as limbs; exact for up to 2**31 entries."""
     width = 32 - (x.size - 1).bit_length()
