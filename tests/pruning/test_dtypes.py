@@ -89,7 +89,7 @@ def error_in_single_precision():
 
 @pytest.mark.parametrize(
     "case",
-    [name if name in ("bfloat16", "mixed") else pytest.param(name, marks=pytest.mark.slow) for name in DTYPES],
+    [name if name == "bfloat16" else pytest.param(name, marks=pytest.mark.slow) for name in DTYPES],
     indirect=True,
 )
 def test_sparsegpt_computes_in_single_precision_at_least_and_gives_back_the_dtype(case, error_in_single_precision):

@@ -240,7 +240,7 @@ def to_bcoo(params: PyTree, masks: PyTree, *, gather: bool = False) -> PyTree:
         indices = np.argwhere(_bool_on_host(name, mask, gather)).astype(np.int32)
         whole = _on_host("params", name, leaf, gather) if _is_spread(leaf) else leaf
         values = jnp.asarray(whole)[tuple(indices.T)]
-        return BCOO((values, jnp.asarray(indices)), shape=leaf.shape, indices_sorted=True, unique_indices=True)
+        return BCOO((values, jax.device_put(indices)), shape=leaf.shape, indices_sorted=True, unique_indices=True)
 
     return jax.tree.unflatten(treedef, [sparse(*each) for each in zip(paths, leaves, matched, strict=True)])
 
@@ -288,7 +288,8 @@ def _placed(array: np.ndarray, leaf: Leaf) -> jax.Array:
     sharding = getattr(leaf, "sharding", None)
     abstract = isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh)
     if sharding is None or abstract or (isinstance(leaf, jax.Array) and not leaf.committed):
-        return jnp.asarray(array)
+        moved: jax.Array = jax.device_put(array)
+        return moved
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 

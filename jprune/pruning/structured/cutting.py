@@ -78,7 +78,7 @@ def take(leaf: Leaf, kept: KeptIndices) -> Leaf:
         return leaf
     if _on_one_device(leaf):
         cut = np.asarray(leaf)[np.ix_(*map(np.flatnonzero, kept))]
-        return jax.device_put(cut, leaf.sharding) if leaf.committed else jnp.asarray(cut)
+        return jax.device_put(cut, leaf.sharding if leaf.committed else None)
     if isinstance(leaf, jax.Array):
         leaf = replicated(leaf)
     for axis, indices in enumerate(kept):

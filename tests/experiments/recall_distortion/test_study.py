@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from rich.console import Console
 
@@ -27,7 +26,7 @@ from experiments.recall_distortion import config, evidence, oneshot, plan, prese
 from experiments.recall_distortion import study as studies
 from experiments.recall_distortion.config import Running
 from experiments.recall_distortion.plan import Coefficients, PruningTarget
-from experiments.storage import store
+from experiments.storage import files, store
 from experiments.training import replicates
 
 pytestmark = [
@@ -50,23 +49,6 @@ def small(**changes):
         finetune_epochs=(1,),
     )
     return dataclasses.replace(base, **changes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Programs that several tests compile are compiled once."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +217,7 @@ def test_the_penalty_is_in_dense_training_alone(folder, study):
 
 def test_the_report_comes_from_the_store_alone(folder, study, capsys, monkeypatch):
     monkeypatch.setattr(plan, "load", None)
+    monkeypatch.setattr(files, "write_figure", lambda *_: None)  # those of the first report are still there
     before = (folder / "alphas.csv").read_text()
     (folder / "alphas.csv").unlink()
     assert recall_distortion.main(["report", "--out", str(folder)]) == 0

@@ -200,7 +200,13 @@ PATTERNS = {
 
 
 @pytest.mark.filterwarnings("ignore:nothing is left of")
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("outputs", "layers of a stack") else name
+        for name in PATTERNS
+    ],
+)
 def test_every_selection_works_on_a_mesh_with_explicit_axes(name):
     """``jax.make_mesh`` makes these by default. A shard of 'b' has fewer inputs than a group of 2:4."""
     mesh = jax.make_mesh((4,), ("d",), devices=jax.devices()[:4])
