@@ -49,7 +49,7 @@ class _Draw:
     def __call__(self, *shape, mean=0.0, scale=1.0, of=np.asarray):
         """Computed by numpy: jax would compile a program for each shape."""
         fan_in = np.prod(shape[:-1]) if len(shape) > 1 else 1
-        return jnp.asarray(of(mean + scale * self.rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32))
+        return jax.device_put(of(mean + scale * self.rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32))
 
     def dense(self, inputs, outputs):
         return {"kernel": self(inputs, outputs), "bias": self(outputs, scale=0.3)}
@@ -66,7 +66,7 @@ class _Draw:
 
     def like(self, tree):
         """Random values in place of every float leaf of a tree: initializers leave biases at 0."""
-        move = lambda x: jnp.asarray((np.asarray(x) + 0.3 * self.rng.normal(size=x.shape)).astype(x.dtype))
+        move = lambda x: jax.device_put((np.asarray(x) + 0.3 * self.rng.normal(size=x.shape)).astype(x.dtype))
         return jax.tree.map(lambda x: move(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
