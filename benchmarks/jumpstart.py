@@ -41,7 +41,13 @@ def of(
 def overhead(network: steps.Network, ours: Side, *, must: float, goal: float | None = None, pairs: int = PAIRS) -> Row:
     """Compare our step with the penalty with the same step without it."""
     return compare(
-        _named(network), "the same step without it", ours, alone(network, coefficient=0), must=must, goal=goal, pairs=pairs
+        _named(network),
+        "the same step without it",
+        ours,
+        alone(network, coefficient=0),
+        must=must,
+        goal=goal,
+        pairs=pairs,
     )
 
 

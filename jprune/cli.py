@@ -227,6 +227,10 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--seed must be 0 or more, got {options.seed}")
     if options.threshold is not None and not 0 < options.threshold < 1:
         raise InputError(f"--threshold must lie between 0 and 1, got {options.threshold}")
+    if not 0 < options.margin < 10:
+        raise InputError(f"--margin must lie between 0 and 10 (0.1 for alpha within 0.91 to 1.1), got {options.margin}")
+    if options.top_k is not None and options.top_k < 1:
+        raise InputError(f"--top-k must be at least 1, got {options.top_k}")
     try:
         check_level(options.level)
         if options.resamples != 0:

@@ -234,6 +234,9 @@ CSV = {
         (["--level", "99.0"], "--level must lie strictly between 0 and 1"),
         (["--resamples", "-1"], "--resamples"),
         (["--seed", "-1"], "--seed must be 0 or more"),
+        (["--margin", "0"], "--margin must lie between 0 and 10 (0.1 for alpha within 0.91 to 1.1), got 0.0"),
+        (["--top-k", "0"], "--top-k must be at least 1, got 0"),
+        (["--top-k", "9"], "top_k is 9, but there are only 3 classes"),
     ],
 )  # fmt: skip
 def test_every_mistake_names_the_file_and_value_and_writes_nothing(folder, capsys, change, message):

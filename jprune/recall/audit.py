@@ -305,6 +305,8 @@ def audit_prepared(
     risky, shown = examples.at_risk(known)
     groups = examples.subgroups(study, known, prepared.groups)
     k = options.top_k if options.top_k is not None else min(5, max(1, classes - 1))
+    if k > classes:
+        raise InputError(f"top_k is {k}, but there are only {classes} classes; use a smaller one")
     report = dataclasses.replace(
         report,
         summary=report.summary.merge(shown, on=["score", "ratio"]),
