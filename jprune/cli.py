@@ -205,7 +205,6 @@ def _run(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """Validate options before reading files."""
-    from jprune.recall.inputs.arguments import check_level, check_resamples  # noqa: PLC0415
     from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
 
     if not options.dense:
@@ -223,6 +222,13 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--out {options.out} is a folder; give the report a file name")
     if options.csv is not None and options.csv.exists() and not options.csv.is_dir():
         raise InputError(f"--csv {options.csv} is not a folder; name a folder for the tables")
+    _check_numbers(options)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    from jprune.recall.inputs.arguments import check_level, check_resamples  # noqa: PLC0415
+    from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
+
     if options.seed < 0:
         raise InputError(f"--seed must be 0 or more, got {options.seed}")
     if options.threshold is not None and not 0 < options.threshold < 1:
