@@ -3,61 +3,91 @@
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import rich.progress
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 _EVERY = 10.0  # seconds between two lines of a log within a stage
 
 
 class Progress(NamedTuple):
-    """Functions that report progress.
+    """Functions that report progress. Threads that compute stages side by side call them, each for its own stage.
 
     Attributes:
       stage: call it with the name of a stage when the stage starts.
       advance: call it with the number of finished units of work and, if known, of finished training
         steps and examples, from which rates are computed.
+      skip: call it with the number of units of work that another run has done.
     """
 
     stage: Callable[[str], None]
     advance: Callable[..., None]
+    skip: Callable[[int], None]
+
+
+class _Current(threading.local):
+    """The stage of a thread: when it last reported, how often, and what it has done since its first report."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.last, self.reports, self.steps, self.examples, self.seconds = time.monotonic(), 0, 0, 0, 0.0
 
 
 class _Meter:
-    """Units of work done, and the rates of the current stage, without its first report, which includes compiling."""
+    """Units of work done, the rates of each stage, and the time left.
+
+    The time before the first report of a stage includes compiling, so neither the rates nor the time left use it.
+    """
 
     def __init__(self, total: int):
         self.began, self.total, self.done = time.monotonic(), max(total, 1), 0
-        self.start_stage()
+        self.current, self.threads, self.lock = _Current(), set[int](), threading.Lock()
+        self.timed_units, self.timed_seconds = 0, 0.0
 
     def start_stage(self) -> None:
-        self.last, self.reports, self.steps, self.examples, self.seconds = time.monotonic(), 0, 0, 0, 0.0
+        self.current.start()
+        with self.lock:
+            self.threads.add(threading.get_ident())
 
     def advance(self, units: int, steps: int, examples: int) -> None:
-        now = time.monotonic()
-        self.done += units
-        if self.reports:
-            self.seconds += now - self.last
-            self.steps += steps
-            self.examples += examples
-        self.last, self.reports = now, self.reports + 1
+        now, current = time.monotonic(), self.current
+        with self.lock:
+            self.done += units
+            if current.reports:
+                self.timed_units += units
+                self.timed_seconds += now - current.last
+        if current.reports:
+            current.seconds += now - current.last
+            current.steps += steps
+            current.examples += examples
+        current.last, current.reports = now, current.reports + 1
+
+    def skip(self, units: int) -> None:
+        with self.lock:
+            self.done += units
 
     def rates(self) -> str:
         """Return steps and examples per second; empty before the second report of a stage."""
-        if not self.seconds or not self.steps:
+        current = self.current
+        if not current.seconds or not current.steps:
             return ""
-        return f"{self.steps / self.seconds:,.0f} steps/s, {self.examples / self.seconds:,.0f} examples/s"
+        return f"{current.steps / current.seconds:,.0f} steps/s, {current.examples / current.seconds:,.0f} examples/s"
 
     def remaining(self) -> str:
-        """Return the time left at the average pace, including compiling; empty before the first report."""
-        if not self.done:
-            return ""
-        return f"{duration((self.total - self.done) * (time.monotonic() - self.began) / self.done)} left"
+        """Return the time left at the average pace, without compiling; empty before the second report of a stage."""
+        with self.lock:
+            if not self.timed_seconds:
+                return ""
+            pace = self.timed_seconds / self.timed_units / max(1, len(self.threads))
+            return f"{duration((self.total - self.done) * pace)} left"
 
 
 def duration(seconds: float) -> str:
@@ -87,7 +117,7 @@ def standard_output(columns: int = 80, *, stderr: bool = False) -> Console:
 
 @contextlib.contextmanager
 def progress(total: int, unit: str, *, quiet: bool = False, console: Console | None = None) -> Iterator[Progress]:
-    """Show the fraction of work done, the current stage, its rates and the time left.
+    """Show the fraction of work done, the current stage, its rates and the time left, which excludes compiling.
 
     Args:
       total: units of work.
@@ -96,7 +126,7 @@ def progress(total: int, unit: str, *, quiet: bool = False, console: Console | N
       console: where to print; standard output by default.
     """
     if quiet:
-        yield Progress(lambda name: None, lambda units, steps=0, examples=0: None)
+        yield Progress(lambda name: None, lambda units, steps=0, examples=0: None, lambda units: None)
         return
     console = console or standard_output()
     if console.is_terminal:
@@ -124,7 +154,7 @@ def progress(total: int, unit: str, *, quiet: bool = False, console: Console | N
         if shown and time.monotonic() - printed > _EVERY:
             line(f"  {', '.join(shown)}")
 
-    yield Progress(stage, advance)
+    yield Progress(stage, advance, meter.skip)
 
 
 @contextlib.contextmanager
@@ -141,7 +171,7 @@ def _bar(total: int, unit: str, console: Console) -> Iterator[Progress]:
             yield from super().get_renderables()
             yield rates
 
-    with Display(*columns, TimeRemainingColumn(), console=console) as bar:
+    with Display(*columns, console=console) as bar:
         name = bar.add_task("", total=total)
 
         def stage(text: str) -> None:
@@ -151,7 +181,11 @@ def _bar(total: int, unit: str, console: Console) -> Iterator[Progress]:
 
         def advance(units: int, steps: int = 0, examples: int = 0) -> None:
             meter.advance(units, steps, examples)
-            rates.plain = meter.rates()
+            rates.plain = ", ".join(filter(None, [meter.rates(), meter.remaining()]))
             bar.advance(name, units)
 
-        yield Progress(stage, advance)
+        def skip(units: int) -> None:
+            meter.skip(units)
+            bar.advance(name, units)
+
+        yield Progress(stage, advance, skip)

@@ -110,6 +110,8 @@ def carry_out(
                         else:
                             with lock:
                                 waiting.append(stage)
+                    else:
+                        shown.skip(stage.work)
                 if not mine:
                     time.sleep(_POLL)
 

@@ -187,8 +187,7 @@ def carry_out(
 ) -> None:
     """Compute stages and store each as it ends; stages that another run is computing are skipped."""
     study = lab.study
-    epochs = {"dense": sum(study.epochs), "pruned": sum(study.finetune_epochs)}
-    total = sum(epochs[stage.kind] * len(mine) for stage, mine in work)
+    total = sum(_epochs(study, stage) * len(mine) for stage, mine in work)
     writers = [metrics.to_csv(folder), metrics.to_tensorboard(folder / "tensorboard")] if work else []
     written = [writer for writer in (*writers, *callbacks) if writer is not None] if processes.is_first() else []
     cached: dict[str, Weights] = {}
@@ -204,6 +203,11 @@ def carry_out(
             if len(left) == len(waiting):
                 time.sleep(_POLL)
             waiting = left
+
+
+def _epochs(study: Study, stage: StudyStage) -> int:
+    """Epochs of each replicate in a stage."""
+    return sum(study.epochs if stage.target is None else study.finetune_epochs)
 
 
 def _attempt(
@@ -225,6 +229,8 @@ def _attempt(
         done = not store.missing(root, stage.kind, stage.settings, mine)
         ready = start is None or not store.missing(root, "dense", start, mine)
         state = processes.agree("done" if done else "go" if mine_now and ready else "wait")
+        if state == "done":
+            shown.skip(len(mine) * _epochs(lab.study, stage))
         if state != "go":
             return bool(state == "done")
         shown.stage(f"{stage.title}, replicates {mine.start} to {mine.stop - 1}")

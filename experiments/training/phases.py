@@ -1,7 +1,7 @@
 """Training phases and predictions as programs over many replicates.
 
-The steps of an epoch are scanned in one program or called from the host, with the same results. The host never waits
-for the device within an epoch.
+The steps of an epoch are scanned in one program or called from the host, with the same results. The host waits for the
+device only for the metrics of an epoch, when it has already dispatched the next epoch or its first steps.
 """
 
 from collections.abc import Callable
@@ -30,19 +30,24 @@ from experiments.training.steps import (
 from experiments.training.tasks import Task, predict_slice, slices
 from jprune.trees import Where
 
+_AHEAD = 8  # steps of a host loop that the device has left to do while the host reports the epoch before
+
 
 class Phase(NamedTuple):
     """A training phase over many replicates; every tree has a leading replicate axis.
 
     Attributes:
-      recipe: training recipe. begin: (params, stats, key) -> TrainState.
+      recipe: training recipe.
+      begin: (params, stats, key) -> TrainState.
       epoch: (TrainState, int32 epoch, train split, validation split) -> (TrainState, EpochMetrics);
-        donates the state.
+        donates the state. In a host loop, it calls only the first steps and returns their state.
+      rest: in a host loop, the rest of the epoch, with the same arguments; otherwise None.
     """
 
     recipe: Recipe
     begin: Callable[..., TrainState]
-    epoch: Callable[..., tuple[TrainState, EpochMetrics]]
+    epoch: Callable[..., tuple[TrainState, EpochMetrics] | EpochState]
+    rest: Callable[..., tuple[TrainState, EpochMetrics]] | None = None
 
 
 def compile_phase(
@@ -85,18 +90,27 @@ def compile_phase(
     spread = lambda fn, donate=True: replicates.spread(fn, placement, donate=donate)
     opens, stepped, checked, closes = map(spread, (opening, step, check, closing))
 
-    def looped(
+    def first_steps(
         state: TrainState, epoch: jax.Array, train: datasets.Split, validation_split: datasets.Split
-    ) -> tuple[TrainState, EpochMetrics]:
+    ) -> EpochState:
         inner = opens(state, epoch)
-        for position in range(steps):
+        for position in range(min(_AHEAD, steps)):
+            inner = stepped(inner, np.int32(position), train)
+        return inner
+
+    def other_steps(
+        inner: EpochState, epoch: jax.Array, train: datasets.Split, validation_split: datasets.Split
+    ) -> tuple[TrainState, EpochMetrics]:
+        for position in range(_AHEAD, steps):
             inner = stepped(inner, np.int32(position), train)
         for position in range(pieces):
             inner = checked(inner, np.int32(position), validation_split)
         return closes(inner, epoch)
 
     begins = spread(lambda entering: begin(tx, *entering), donate=False)
-    return Phase(recipe, begins, spread(scanned) if placement.epoch == "scan" else looped)
+    if placement.epoch == "scan":
+        return Phase(recipe, begins, spread(scanned))
+    return Phase(recipe, begins, first_steps, other_steps)
 
 
 def fit(
@@ -114,7 +128,7 @@ def fit(
       train: training split, on the devices.
       validation: validation split, on the devices.
       on_epoch: called after each epoch with its number, counted from 1, and its metrics. It is called when
-        the next epoch has been dispatched, so that the device does not wait for the host.
+        the next epoch, or its first steps, have been dispatched, so that the device does not wait for the host.
 
     Returns:
       The state after the last epoch, and the metrics of each epoch.
@@ -122,10 +136,11 @@ def fit(
     state = phase.begin(entering)
     metrics: list[EpochMetrics] = []
     for epoch in range(phase.recipe.total_epochs):
-        state, measured = phase.epoch(state, np.int32(epoch), train, validation)
-        metrics.append(measured)
+        found = phase.epoch(state, np.int32(epoch), train, validation)
         if epoch:
-            on_epoch(epoch, jax.block_until_ready(metrics[-2]))
+            on_epoch(epoch, jax.block_until_ready(metrics[-1]))
+        state, measured = found if phase.rest is None else phase.rest(found, np.int32(epoch), train, validation)
+        metrics.append(measured)
     if metrics:
         on_epoch(len(metrics), jax.block_until_ready(metrics[-1]))
     return state, metrics

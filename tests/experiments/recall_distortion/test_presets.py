@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import re
+from concurrent import futures
 from pathlib import Path
 
 import jax
@@ -338,7 +339,7 @@ def test_a_terminal_of_80_columns_shows_the_rates(monkeypatch):
             shown.advance(1, 100, 400)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", out.getvalue()).replace("\r", "\n").splitlines()
     assert "compiling; rates follow" in plain
-    assert "10 steps/s, 40 examples/s" in plain
+    assert "10 steps/s, 40 examples/s, 491.7 h left" in plain  # 176,998 epochs
     assert max(map(len, plain)) <= 80
 
 
@@ -357,6 +358,52 @@ def test_a_log_has_rates_and_the_time_left(monkeypatch):
     lines = out.getvalue().splitlines()
     assert lines[-1].endswith("  5 steps/s, 20 examples/s, 20 s left")
     assert max(map(len, lines)) <= 80
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """A function that lets time pass and reports, and one that returns the time left that the log then shows."""
+    now, out = [0.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+
+    def after(seconds, report, *given):
+        now[0] += seconds
+        report(*given)
+
+    return after, lambda: re.findall(r"(\S+ \w+) left$", out.getvalue(), re.MULTILINE), Console(file=out)
+
+
+def test_the_time_left_excludes_compiling_from_the_second_epoch_on(log):
+    """Two stages of 10 epochs at 20 s, the first of which compiles for 10 minutes, the second for 5."""
+    after, left, console = log
+    with progress.progress(20, "epochs", console=console) as shown:
+        after(0, shown.stage, "dense training")
+        after(620, shown.advance, 1)
+        assert left() == []
+        for epoch in range(2, 11):
+            after(20, shown.advance, 1)
+            assert left()[-1] == progress.duration(20 * (20 - epoch))
+        after(0, shown.stage, "magnitude, t = 2")
+        after(320, shown.advance, 1)
+        assert left()[-1] == "3 min", "9 epochs at 20 s"
+
+
+def test_the_time_left_counts_the_stages_that_threads_compute_side_by_side_and_those_of_other_runs(log):
+    """Two threads, 30 s a unit each: 15 s a unit together."""
+    after, left, console = log
+    with progress.progress(106, "units", console=console) as shown, futures.ThreadPoolExecutor(1) as pool:
+        other = lambda report, *given: pool.submit(report, *given).result()
+        shown.stage("one")
+        other(shown.stage, "two")
+        after(100, shown.advance, 1)
+        after(0, other, shown.advance, 1)
+        after(30, shown.advance, 1)
+        after(0, other, shown.advance, 1)
+        after(30, other, shown.advance, 1)
+        assert left()[-1] == progress.duration(15 * 101)
+        after(0, shown.skip, 100)
+        after(30, shown.advance, 1)
+        assert left()[-1] == "0 s"
 
 
 def test_quiet_progress_says_nothing(capsys):

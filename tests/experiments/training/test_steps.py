@@ -65,6 +65,17 @@ def train(task, recipe, indices=(0,), placement=None, validation=SPLIT):
     return replicates.fetch(state._replace(key=0 * state.step), len(indices)), replicates.fetch(metrics, len(indices))
 
 
+def test_a_host_loop_reports_an_epoch_when_the_first_steps_of_the_next_are_dispatched():
+    """Reported after all steps of the next epoch, it would seem to have taken the time of two."""
+    events = []
+    noted = lambda name, call: lambda *inputs: events.append(name) or call(*inputs)
+    opening, phase = compiled(LINEAR, Recipe((2,), (0.1,), batch=6), Placement(ONE, epoch="steps"), 12)
+    phase = phase._replace(epoch=noted("first steps", phase.epoch), rest=noted("other steps", phase.rest))
+    begun = opening(replicates.place(np.array([0], np.int32), ONE))
+    phases.fit(phase, begun, on_device(SPLIT), on_device(SPLIT), lambda epoch, _: events.append(epoch))
+    assert events == ["first steps", "other steps", "first steps", 1, "other steps", 2]
+
+
 def numpy_sgd(weights, recipe, order):
     """The kernel and the losses after the steps of some epochs, in float64."""
     w, trace, losses = weights.astype(np.float64), np.zeros(weights.shape), []
