@@ -6,9 +6,12 @@ jax, pandas and matplotlib are imported after the options are parsed, so that he
 
 import argparse
 import contextlib
+import itertools
 import os
 import re
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,11 +30,13 @@ Audit what compression did to each class, from the predictions of any framework.
 Give the labels of a test set, the predictions of dense models, and the predictions of the same models after pruning at
 one or more compression ratios:
 
-  jprune audit --labels labels.csv --dense dense.npz --pruned 2=p2.npz --pruned 10=p10.npz --out report.html
+  jprune audit --labels labels.csv --dense dense.npz \\
+      --pruned 2=p2.npz --pruned 10=p10.npz --out report.html
 
 or, for models that were quantized, distilled or changed in another way, by name:
 
-  jprune audit --labels labels.csv --dense dense.npz --compare int8=int8.npz --out report.html
+  jprune audit --labels labels.csv --dense dense.npz \\
+      --compare int8=int8.npz --out report.html
 """
 _EPILOG = """\
 FILES are .npy, .npz, .csv, .tsv, .json, .jsonl (also compressed, as in .csv.gz) or .parquet; PATH:NAME picks one array
@@ -79,6 +84,27 @@ def end_quietly() -> int:
     return 1
 
 
+def wrapped(text: str, columns: int | None = None) -> str:
+    r"""Wrap the paragraphs of a help text; indented lines stay as they are.
+
+    Args:
+      text: paragraphs, separated by empty or indented lines.
+      columns: the length of a line; by default that of the terminal, at most 100.
+
+    >>> print(wrapped("One option\nis needed.\n\n  jprune audit --labels y.npy", columns=18))
+    One option is
+    needed.
+    <BLANKLINE>
+      jprune audit --labels y.npy
+    """
+    width = columns or min(shutil.get_terminal_size().columns - 2, 100)
+    lines: list[str] = []
+    for prose, block in itertools.groupby(text.splitlines(), key=lambda line: line[:1].strip() != ""):
+        part = list(block)
+        lines += textwrap.wrap(" ".join(part), width, break_on_hyphens=False) if prose else part
+    return "\n".join(lines)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the options of ``jprune``."""
     whole = argparse.ArgumentParser(prog="jprune", description="Per-class audits of compressed models.")
@@ -87,8 +113,8 @@ def parser() -> argparse.ArgumentParser:
     audit = commands.add_parser(
         "audit",
         help="audit what compression did to each class",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+        description=wrapped(_DESCRIPTION),
+        epilog=wrapped(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -319,7 +319,9 @@ def test_usage_errors_and_help(capsys):
     printed = capsys.readouterr().out
     for option in ("--labels", "--dense", "--pruned", "--out", "--json", "--class-names", "--unpaired", "--level"):
         assert option in printed
-    assert "jprune audit --labels labels.csv --dense dense.npz --pruned 2=p2.npz --pruned 10=p10.npz" in printed
+    assert (
+        "jprune audit --labels labels.csv --dense dense.npz \\\n      --pruned 2=p2.npz --pruned 10=p10.npz" in printed
+    )
 
 
 @pytest.mark.parametrize("module", ["rich.console", "jinja2"])

@@ -1,7 +1,10 @@
 """Run a study's command line: errors as one line, exit statuses, options in groups, recorded settings."""
 
 import argparse
+import contextlib
 import dataclasses
+import functools
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from experiments.storage.files import JSON
+from jprune.cli import end_quietly, wrapped
 
 _Settings = TypeVar("_Settings")
 Action = Literal["run", "status", "report"]
@@ -99,8 +103,6 @@ def quietly(work: Callable[[], None]) -> int:
             raise
         sys.stdout.flush()
     except BrokenPipeError:
-        from jprune.cli import end_quietly  # noqa: PLC0415 loads jax, which --help should not wait for
-
         return end_quietly()
     return 0
 
@@ -128,11 +130,26 @@ def parse(command: type[_Settings], default: _Settings, arguments: Sequence[str]
       SystemExit: an unknown option, or a value of the wrong type.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    read = functools.partial(
+        tyro.cli, command, args=arguments, default=default, prog=prog, config=(tyro.conf.OmitArgPrefixes,)
+    )
     if {"-h", "--help"} & set(given):
         _reflow_help(command)
-    return tyro.cli(
-        command, args=arguments, default=default, prog=prog, config=(tyro.conf.OmitArgPrefixes,), add_help=True
-    )
+        _print_help(read)
+    return read()
+
+
+def _print_help(read: Callable[[], object]) -> None:
+    """Wrap the description, which tyro prints with a line for each paragraph."""
+    printed = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, write_through=True)
+    try:
+        with contextlib.redirect_stdout(printed):
+            read()
+    finally:
+        printed.seek(0)
+        usage, blank, rest = printed.read().partition("\n\n")
+        description, box, options = rest.partition("╭")
+        print(usage + blank + "\n".join([wrapped(description), box + options]) if blank else usage, end="")
 
 
 def _reflow_help(command: type) -> None:

@@ -121,11 +121,11 @@ class GridCommand:
     command. Each processor core or accelerator computes a different stage.
 
     Examples, after python -m experiments.jumpstart_grid:
-      --list the presets with their cost and expected results
+      --list                                              presets and their cost
       --preset moons-subset --depths 1 10 --epochs 500    a trial
-      --preset moons --shard 0/4                          a quarter of the stages, into the same folder
-      status --out runs/moons                             completed stages
-      report --preset moons --table moons.csv             tables and figures of cells from a file
+      --preset moons --shard 0/4              a quarter of the stages, same folder
+      status --out runs/moons                 completed stages
+      report --preset moons --table moons.csv     tables and figures from a file
     """
 
     action: Positional = "run"

@@ -207,12 +207,12 @@ class Command:
     ratio of the whole model, then fine-tuning with fixed masks. To resume a killed run, rerun its command.
 
     Examples, after python -m experiments.recall_distortion:
-      --list the presets with command, cost and expected results
-      --preset mnist-lenet --limit 1000 --epochs 2 --finetune-epochs 1 --replicates 3     a trial
-      --model my_models:Net --model-options depth=4 --prunable '^blocks/' --dataset npz:my_data.npz
-      --preset mnist-lenet --shard 0/4         a quarter of the replicates, into the same folder
-      status --out runs/mnist-lenet            completed replicates
-      report --out runs/mnist-lenet --compare runs/fashion-lenet         compare two studies
+      --list                              presets, their cost and expected results
+      --preset mnist-lenet --limit 1000 --epochs 2 --replicates 3         a trial
+      --model my_models:Net --prunable '^blocks/' --dataset npz:my_data.npz
+      --preset mnist-lenet --shard 0/4    a quarter of the replicates, same folder
+      status --out runs/mnist-lenet       completed replicates
+      report --out runs/mnist-lenet --compare runs/fashion-lenet      two studies
     """
 
     action: Positional = "run"

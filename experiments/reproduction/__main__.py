@@ -30,6 +30,7 @@ from experiments.reproduction import explanations, hypotheses, ledger, reference
 from experiments.reproduction.hypotheses import Verdict
 from experiments.reproduction.ledger import FOLDER, Recalls
 from experiments.storage import files, provenance
+from jprune.cli import wrapped
 from jprune.recall import mark, t_interval
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.reproduction",
-        description=__doc__,
+        description=wrapped(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", nargs="?", choices=("report", "keep"), default="report", help="default: report")

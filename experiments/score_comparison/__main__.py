@@ -1,6 +1,7 @@
-"""Compare scores, selections, penalties and sparse training at equal sparsity, on one small network.
+r"""Compare scores, selections, penalties and sparse training at equal sparsity, on one small network.
 
-python -m experiments.score_comparison --dataset fashion_mnist --data-dir FOLDER --out FILE.csv
+  python -m experiments.score_comparison --dataset fashion_mnist \
+      --data-dir FOLDER --out FILE.csv
 
 The network has two hidden layers of 256 and 128 units with batch normalization. Every seed trains one dense network;
 each method prunes the same checkpoint to the same number of weights, or of hidden units, and fine-tunes it for as many
@@ -27,6 +28,7 @@ from jaxtyping import Array, PyTree
 
 import jprune
 from experiments.data import datasets
+from jprune.cli import wrapped
 from jprune.files import write_text
 from jprune.pruning.scores.filters import is_norm_scale
 
@@ -377,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.score_comparison",
-        description=__doc__,
+        description=wrapped(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dataset", default="digits", help="see experiments.data.datasets.load (default: digits)")
@@ -385,7 +387,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5, help="number of dense networks (default: 5)")
     parser.add_argument("--steps", type=int, default=600, help="updates of the dense network (default: 600)")
     parser.add_argument("--fine-tuning", type=int, default=300, help="updates after pruning (default: 300)")
-    parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES, help="default: all")
+    parser.add_argument(
+        "--families", nargs="+", default=FAMILIES, choices=FAMILIES, metavar="FAMILY",
+        help=f"{', '.join(FAMILIES)} (default: all)",
+    )  # fmt: skip
     parser.add_argument("--out", help="CSV file for the table; by default it is only printed")
     given = parser.parse_args(arguments)
     data = datasets.load(given.dataset, data_dir=given.data_dir, selection="test")
