@@ -44,7 +44,7 @@ of an .npz, one column of a table or one key of JSON. Classes are whole numbers:
 (examples,), or a table with a row per example and a column per model. Logits are floats: an array (models, examples,
 classes) or (examples, classes), or a table with a row per example and a column per class; the largest is the
 prediction. Text is a class name; without --class-names the names in the data are sorted. Tables may be separated by
-commas, semicolons or tabs. Pickles are never loaded.
+commas, semicolons, tabs or vertical bars. Pickles are never loaded.
 
 ROWS must be in the order of the labels, unless --id names a column that identifies the examples.
 

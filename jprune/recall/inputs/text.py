@@ -254,7 +254,7 @@ def _without_numbers_of_columns(table: pd.DataFrame, first: list[str], path: Pat
 
 
 def _delimiter(text: str, path: Path) -> str:
-    """Detect the delimiter in the first row, outside quotes: tab, semicolon, comma or blanks."""
+    """Detect the delimiter in the first row, outside quotes: tab, semicolon, comma, vertical bar or blanks."""
     lines = text.split("\n", 2)[:2]
     bare = re.sub(r'"[^"]*"', "", lines[0])
     if suffix(path) == ".tsv" or "\t" in bare:
@@ -263,6 +263,8 @@ def _delimiter(text: str, path: Path) -> str:
         return ";"
     if "," in bare:
         return ","
+    if "|" in bare and len(lines) > 1 and lines[1].count("|") == bare.count("|"):
+        return "|"
     below = lines[1].split() if len(lines) > 1 else []
     if len(below) > 1 and all(map(_is_number, below[1:])) and len(bare.split() or lines[0].split()) + 1 >= len(below):
         return " "

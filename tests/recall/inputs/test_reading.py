@@ -88,6 +88,7 @@ TABLES = {
     "comma.csv": text([["a", "b", "c"], *LOGITS.round(3)], ";").replace(".", ","),
     "comma_bare.csv": text(LOGITS.round(3), ";").replace(".", ","),
     "tab.tsv": text([["a", "b", "c"], *LOGITS.round(3)], "\t"),
+    "bar.csv": text([["a", "b", "c"], *LOGITS.round(3)], "|"),
     "tab.csv": text([["a", "b", "c"], *LOGITS.round(3)], "\t"),
     "blanks.csv": text([["a", "b", "c"], *LOGITS.round(3)], " "),
     "sep.csv": "sep=;\r\n" + text([["a", "b", "c"], *LOGITS.round(3)], ";", "\r\n").replace(".", ","),
