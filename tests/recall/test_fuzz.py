@@ -76,7 +76,9 @@ def classes_of(path, examples, role):
         if array.ndim == 2 and 1 in array.shape and role == "labels":
             array = array.ravel()
         if array.dtype.kind == "U":
-            raise Unreadable("text")
+            if not all(re.fullmatch(r"[+-]?[0-9]+(\.0+)?", text.strip()) for text in array.ravel()):
+                raise Unreadable("text")
+            array = array.astype(float).astype(int)
         whole = array.dtype.kind in "iu"
         if (
             is_one_hot(array)
