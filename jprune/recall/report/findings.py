@@ -295,6 +295,12 @@ def _enough_for_classes(row: Row, audit: AuditTables) -> str:
     least = detectable_excess(classes)
     if np.isnan(least) or verdict_of(row) == "collapsed":
         return ""
+    if np.isinf(least) and len(lost_more(classes, audit.level)):
+        which = "every" if classes["detectable"].isna().all() else "a typical"
+        return (
+            f"Only for some classes: those named above are shown, but for {which} class the chance of showing a loss "
+            "is below nine in ten, even if it lost every example."
+        )
     if np.isinf(least):
         return f"No: {no_class_shown(row, audit, classes)}."
     loss = f"{size(least)} more than all examples"

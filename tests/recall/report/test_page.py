@@ -557,6 +557,17 @@ def test_no_headline_names_a_loss_beyond_what_a_class_can_lose():
     assert "detectable" not in [column.name for column in table.columns]  # n/a in every row
 
 
+def test_the_evidence_is_not_denied_for_a_class_that_is_shown():
+    """A pair of models that loses 7 of 10 classes whole: no class can lose much more than the mean."""
+    labels = np.repeat(np.arange(10), 60)
+    audit = recall.audit(labels, labels, compare={"l1": np.where(labels < 7, 9, labels)})
+    assert audit.classes["detectable"].isna().all()
+    said = {finding.topic: finding.text for finding in findings(audit)}
+    assert "Shown to have lost more than all examples did: classes" in said["Classes that lost most"]
+    assert said["Is the evidence enough?"].startswith("Only for some classes: those named above are shown, but for ")
+    assert "cannot show" not in page(audit)
+
+
 def test_a_headline_says_so_where_no_loss_of_most_classes_can_be_shown():
     audit = differing_models(4, spread=0.3, classes=6)
     most = audit.classes.assign(detectable=[0.1, np.nan, np.nan, np.nan, 0.3, np.nan])
