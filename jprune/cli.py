@@ -252,23 +252,21 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
-    from jprune.recall.inputs.arguments import check_level, check_resamples  # noqa: PLC0415
+    from jprune.recall.inputs.arguments import check_level, check_margin, check_resamples, check_top_k  # noqa: PLC0415
     from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
 
     if options.seed < 0:
         raise InputError(f"--seed must be 0 or more, got {options.seed}")
     if options.threshold is not None and not 0 < options.threshold < 1:
         raise InputError(f"--threshold must lie between 0 and 1, got {options.threshold}")
-    if not 0 < options.margin < 10:
-        raise InputError(f"--margin must lie between 0 and 10 (0.1 for alpha within 0.91 to 1.1), got {options.margin}")
-    if options.top_k is not None and options.top_k < 1:
-        raise InputError(f"--top-k must be at least 1, got {options.top_k}")
     try:
         check_level(options.level)
+        check_margin(options.margin)
+        check_top_k(options.top_k)
         if options.resamples != 0:
             check_resamples(options.resamples)
     except ValueError as error:
-        raise InputError(f"--{error}") from error
+        raise InputError(f"--{error}".replace("top_k", "top-k")) from error
 
 
 def _audit(options: argparse.Namespace) -> "tuple[Audit, Prepared]":

@@ -12,7 +12,14 @@ import pandas as pd
 
 from jprune.files import write_text
 from jprune.recall.inputs import predictions
-from jprune.recall.inputs.arguments import EmptyClassWarning, Rng, check_level, check_resamples
+from jprune.recall.inputs.arguments import (
+    EmptyClassWarning,
+    Rng,
+    check_level,
+    check_margin,
+    check_resamples,
+    check_top_k,
+)
 from jprune.recall.inputs.order import about_correctness, about_order, about_quantities, about_ratings, perfect_models
 from jprune.recall.inputs.prepare import Prepared, prepare
 from jprune.recall.inputs.raw import InputError, of_object
@@ -345,14 +352,12 @@ def _notes(prepared: Prepared, class_names: Sequence[str], dense: Collection[str
 def _check(options: Options) -> None:
     try:
         check_level(options.level)
+        check_margin(options.margin)
+        check_top_k(options.top_k)
         if options.rng is not None:
             check_resamples(options.resamples)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if not 0 < options.margin < 10:
-        raise InputError(f"margin must lie between 0 and 10 (0.1 for alpha within 0.91 to 1.1), got {options.margin}")
-    if options.top_k is not None and options.top_k < 1:
-        raise InputError(f"top_k must be at least 1, got {options.top_k}")
 
 
 def _assemble(study: AuditedModels, named: SetNames, notes: Sequence[str] = ()) -> Audit:

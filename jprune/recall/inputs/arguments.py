@@ -210,6 +210,30 @@ def check_level(level: float) -> None:
         raise ValueError(f"level must lie strictly between 0 and 1 (0.99 for 99%), got {level}")
 
 
+def check_margin(margin: float) -> None:
+    """Check the margin within which alpha counts as equal to 1.
+
+    Raises:
+      ValueError: it is not between 0 and 10.
+
+    >>> check_margin(0.1)
+    """
+    if not 0 < margin < 10:
+        raise ValueError(f"margin must lie between 0 and 10 (0.1 for alpha within 0.91 to 1.1), got {margin}")
+
+
+def check_top_k(top_k: int | None) -> None:
+    """Check the k of the top-k recall; None means the default.
+
+    Raises:
+      ValueError: it is below 1.
+
+    >>> check_top_k(None)
+    """
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+
+
 def check_resamples(resamples: int) -> None:
     """Check how often to resample.
 

@@ -263,8 +263,9 @@ def _delimiter(text: str, path: Path) -> str:
         return ";"
     if "," in bare:
         return ","
-    if "|" in bare and len(lines) > 1 and lines[1].count("|") == bare.count("|"):
-        return "|"
+    cells = lines[1].split("|") if len(lines) > 1 else []
+    if len(cells) > 1 and len(cells) == len(bare.split("|")) and all(map(_is_number, cells)):
+        return "|"  # text with bars may be a list of labels
     below = lines[1].split() if len(lines) > 1 else []
     if len(below) > 1 and all(map(_is_number, below[1:])) and len(bare.split() or lines[0].split()) + 1 >= len(below):
         return " "

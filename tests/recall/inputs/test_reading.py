@@ -145,6 +145,7 @@ BROKEN = {
     "comment.csv": ("# by me\np\n" + text([[c] for c in TWO]), "remove the lines above the header"),
     "percent.csv": ("a,b,c\n" + text([[f"{100 * p:.1f}%" for p in row] for row in PROBABILITIES]), "percent signs"),
     "german.csv": ("a;b\n" + text([[f"{c}.000,5", "7,25"] for c in TWO], ";"), "thousands separators"),
+    "lists.csv": ("0|0\nx|y\n" + text([["x|y"] for _ in TWO[1:]]), "x|y"),
     "objects.jsonl": ("\n".join(json.dumps({"p": {"class": int(c)}}) for c in TWO), "holds objects"),
     "lengths.json": ('{"a": [1, 2], "b": [1]}', "lists of different lengths: a 2, b 1"),
     "number.json": ("3", "must hold a list"),
