@@ -467,15 +467,16 @@ def _agree(cells: pd.DataFrame | None, published: pd.DataFrame, more_seeds: pd.D
 
 
 def _own_disagreement(cells: pd.DataFrame) -> str:
-    """Describe the mean share of cells in which two seeds disagree, by method."""
+    """Describe how often two seeds disagree about a cell, and their kappa, by method: means over all pairs of seeds."""
     found = []
     for method, rows in cells.assign(trained=cells["train_acc"] >= 0.9).groupby("method", sort=False):
         table = rows.pivot_table(index=["width", "depth"], columns="replicate", values="trained", aggfunc="first")
         table = table.dropna().astype(bool)
-        shares = [(table[a] != table[b]).mean() for a, b in itertools.combinations(table.columns, 2)]
-        if shares:
-            found.append(f"{100 * np.mean(shares):.0f}% ({method})")
-    return " and ".join(found)
+        pairs = [(table[a], table[b]) for a, b in itertools.combinations(table.columns, 2)]
+        if pairs:
+            share, kappa = np.mean([(a != b).mean() for a, b in pairs]), np.mean([_kappa(a, b) for a, b in pairs])
+            found.append(f"{100 * share:.0f}% ({method}, kappa {kappa:.2f})")
+    return ", ".join(found)
 
 
 def _kappa(a: pd.Series, b: pd.Series) -> float:

@@ -240,7 +240,7 @@ def test_equal_shares_of_trained_cells_are_equivalent_and_own_seeds_are_compared
     published = ours[ours["replicate"] == 0]
     agree = hypotheses.of_moons(ours, None, published.drop(columns="replicate").drop_duplicates(), ours)[1]
     assert agree.verdict == "equivalent within 15 points"
-    assert "disagree in 0% (UP) and 25% (relu)" in agree.found
+    assert "disagree in 0% (UP, kappa nan), 25% (relu, kappa 0.00) of the cells" in agree.found
 
 
 def test_collapse_is_counted_and_compared_by_an_exact_test():
