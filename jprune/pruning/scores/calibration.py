@@ -434,48 +434,91 @@ def _prune_rows(
     damping: float,
 ) -> tuple[Float[Array, "inputs outputs"], Bool[Array, "inputs outputs"]]:
     """Return the weights after pruning and the mask."""
-    inputs = weights.shape[0]
     factor, scale = _factor(gram, damping)
-    # The change of a kept weight, w_j - v_j = -(sum over i < j of R_ij (w_i - v_i)) / R_jj, needs only the changes so
-    # far. Segments have static sizes; the blocks of a segment share a loop.
-    changes, kept = jnp.zeros_like(weights), jnp.zeros(weights.shape, bool)
     table = None if counts is None else Count(*map(jnp.asarray, uint64.count_of(list(counts))))
+    layer = _Layer(weights, factor, scale, mask, table, n, m)
+    # The change of a kept weight, w_j - v_j = -(sum over i < j of R_ij (w_i - v_i)) / R_jj, needs only the changes so
+    # far.
+    changes, kept = jnp.zeros_like(weights), jnp.zeros(weights.shape, bool)
+    for segment in _segments(weights.shape[0], block):
+        rows = slice(segment.start, segment.start + segment.blocks * segment.size)
+        own_changes, own_kept = _prune_segment(layer, segment, changes, kept[rows])
+        changes, kept = changes.at[rows].set(own_changes), kept.at[rows].set(own_kept)
+    return jnp.where(kept, weights - changes, jnp.zeros_like(weights)), kept
+
+
+class _Layer(NamedTuple):
+    """A layer to prune, and how its weights are chosen: by a mask, by counts of blocks, or n of every m.
+
+    Attributes:
+      weights: (inputs, outputs).
+      factor: R of H = R R^T, (inputs, inputs), upper triangular.
+      scale: diagonal of R, 0 where an input is always 0, (inputs,).
+      mask: bool (inputs, outputs) of the weights to keep, or None.
+      counts: the number of weights to keep in each block, limbs (blocks,), or None.
+      n: number of weights to keep of every ``m`` of an output, or None.
+      m: see ``n``.
+    """
+
+    weights: Array
+    factor: Array
+    scale: Array
+    mask: Array | None
+    counts: Count | None
+    n: int | None
+    m: int | None
+
+
+class _Segment(NamedTuple):
+    """Blocks of inputs of the same size that are pruned in one loop: first block, first input, blocks, their size."""
+
+    first: int
+    start: int
+    blocks: int
+    size: int
+
+
+def _segments(inputs: int, block: int) -> list[_Segment]:
+    """Divide the inputs of a layer into segments of static size; a smaller last block is a segment of its own."""
     whole = inputs // block
     each = max(-(-whole // _SEGMENTS), -(-_SEGMENT_ROWS // block))
-    spans = [(first * block, min(each, whole - first), block) for first in range(0, whole, each)]
-    if inputs % block:
-        spans.append((whole * block, 1, inputs % block))
-    for start, blocks, size in spans:
-        stop = start + blocks * size
-        past = _product(factor[:start, start:stop].T, changes[:start])
-        segment = factor[start:stop, start:stop]
+    segments = [_Segment(i, i * block, min(each, whole - i), block) for i in range(0, whole, each)]
+    return segments + ([_Segment(whole, whole * block, 1, inputs % block)] if inputs % block else [])
 
-        def step(
-            i: ArrayLike,
-            carry: tuple[Array, Array],
-            *,
-            start: int = start,
-            size: int = size,
-            past: Array = past,
-            r: Array = segment,
-        ) -> tuple[Array, Array]:
-            own_changes, chosen = carry
-            at = i * size
-            sums = _rows(past, at, size) + _product(lax.dynamic_slice_in_dim(r, at, size, 1).T, own_changes)
-            square = lax.dynamic_slice(r, (at, at), (size, size))
-            rows = _rows(weights, start + at, size)
-            given = None if mask is None else _rows(mask, start + at, size)
-            count = None if table is None else Count(*(limb[start // block + i] for limb in table))
-            own_scale = _rows(scale, start + at, size)
-            delta, keep = _prune_block(rows, sums, square, own_scale, mask=given, count=count, n=n, m=m)
-            return lax.dynamic_update_slice_in_dim(own_changes, delta, at, 0), lax.dynamic_update_slice_in_dim(
-                chosen, keep, at, 0
-            )
 
-        empty = (jnp.zeros((stop - start, weights.shape[1]), weights.dtype), kept[start:stop])
-        own_changes, chosen = lax.fori_loop(0, blocks, step, empty)
-        changes, kept = changes.at[start:stop].set(own_changes), kept.at[start:stop].set(chosen)
-    return jnp.where(kept, weights - changes, jnp.zeros_like(weights)), kept
+def _prune_segment(
+    layer: _Layer, segment: _Segment, changes: Float[Array, "inputs outputs"], kept: Bool[Array, "rows outputs"]
+) -> tuple[Float[Array, "rows outputs"], Bool[Array, "rows outputs"]]:
+    """Return the changes of the weights of a segment and its mask, given the changes of all earlier inputs.
+
+    Args:
+      layer: the layer.
+      segment: the segment, of ``rows`` inputs.
+      changes: changes of all weights of the layer so far.
+      kept: mask of the segment before it is pruned, all False.
+    """
+    first, start, blocks, size = segment
+    stop = start + blocks * size
+    past = _product(layer.factor[:start, start:stop].T, changes[:start])
+    factor = layer.factor[start:stop, start:stop]
+
+    def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        own_changes, own_kept = carry
+        at = i * size
+        block = _Block(
+            weights=_rows(layer.weights, start + at, size),
+            sums=_rows(past, at, size) + _product(_columns(factor, at, size).T, own_changes),
+            factor=lax.dynamic_slice(factor, (at, at), (size, size)),
+            scale=_rows(layer.scale, start + at, size),
+            mask=None if layer.mask is None else _rows(layer.mask, start + at, size),
+        )
+        count = None if layer.counts is None else Count(*(jnp.asarray(limb)[first + i] for limb in layer.counts))
+        delta, keep = _prune_block(block, count, layer.n, layer.m)
+        return _with_rows(own_changes, delta, at), _with_rows(own_kept, keep, at)
+
+    empty = (jnp.zeros((stop - start, layer.weights.shape[1]), layer.weights.dtype), kept)
+    pruned: tuple[Array, Array] = lax.fori_loop(0, blocks, step, empty)
+    return pruned
 
 
 def _factor(
@@ -492,52 +535,81 @@ def _factor(
     return factor, jnp.where(dead, jnp.zeros_like(diagonal), jnp.diagonal(factor))
 
 
+class _Block(NamedTuple):
+    """Consecutive inputs of a layer whose weights are compared with each other.
+
+    Attributes:
+      weights: (rows, outputs).
+      sums: R^T times the changes of all earlier inputs, (rows, outputs).
+      factor: the square of R on the diagonal, (rows, rows).
+      scale: diagonal of R, 0 where an input is always 0, (rows,).
+      mask: bool (rows, outputs) of the weights to keep; None to choose n of every m.
+    """
+
+    weights: Array
+    sums: Array
+    factor: Array
+    scale: Array
+    mask: Array | None
+
+
 def _prune_block(
+    block: _Block, count: Count | None, n: int | None, m: int | None
+) -> tuple[Float[Array, "rows outputs"], Bool[Array, "rows outputs"]]:
+    """Return the changes of the weights of a block and its mask, ``count`` weights if that is given."""
+    size = block.weights.shape[0]
+    inverse = jax.scipy.linalg.solve_triangular(block.factor, jnp.eye(size, dtype=block.factor.dtype))  # U of the block
+    if count is not None:
+        updated = block.weights + _product(inverse.T, block.sums)
+        importance = jnp.square(updated * block.scale[:, None])
+        block = block._replace(mask=kth_largest.largest([importance], count, [None], one_device=None)[0])
+    together = m or math.gcd(size, _ROWS)
+    group = functools.partial(_prune_group, block, inverse, together=together, n=n or 0)
+    start = (jnp.zeros_like(block.weights), jnp.zeros(block.weights.shape, bool))
+    pruned: tuple[Array, Array] = lax.fori_loop(0, size // together, group, start)
+    return pruned
+
+
+def _prune_group(
+    block: _Block,
+    inverse: Float[Array, "rows rows"],
+    i: ArrayLike,
+    carry: tuple[Float[Array, "rows outputs"], Bool[Array, "rows outputs"]],
+    *,
+    together: int,
+    n: int,
+) -> tuple[Float[Array, "rows outputs"], Bool[Array, "rows outputs"]]:
+    """Prune ``together`` rows of a block, group ``i``: keep those of the mask, or the ``n`` best of each output."""
+    changes, kept = carry
+    at = i * together
+    sums, weights = _rows(block.sums, at, together), _rows(block.weights, at, together)
+    sums = sums + _product(_columns(block.factor, at, together).T, changes)
+    factor = lax.dynamic_slice(block.factor, (at, at), (together, together))
+    if block.mask is None:
+        u = lax.dynamic_slice(inverse, (at, at), (together, together))
+        updated = weights + _product(u.T, sums)
+        keep = _best(jnp.square(updated * _rows(block.scale, at, together)[:, None]), n)
+    else:
+        keep = _rows(block.mask, at, together)
+    row = functools.partial(_prune_row, weights=weights, sums=sums, factor=factor, keep=keep)
+    deltas = lax.fori_loop(0, together, row, jnp.zeros_like(weights))
+    return _with_rows(changes, deltas, at), _with_rows(kept, keep, at)
+
+
+def _prune_row(
+    j: ArrayLike,
+    deltas: Float[Array, "rows outputs"],
+    *,
     weights: Float[Array, "rows outputs"],
     sums: Float[Array, "rows outputs"],
     factor: Float[Array, "rows rows"],
-    scale: Float[Array, " rows"],
-    *,
-    mask: Bool[Array, "rows outputs"] | None,
-    count: Count | None,
-    n: int | None,
-    m: int | None,
-) -> tuple[Float[Array, "rows outputs"], Bool[Array, "rows outputs"]]:
-    """Return the changes of the weights of one block and the mask; ``sums`` is R^T times earlier changes."""
-    size = weights.shape[0]
-    inverse = jax.scipy.linalg.solve_triangular(factor, jnp.eye(size, dtype=factor.dtype))  # U of this block
-    if count is not None:
-        updated = weights + _product(inverse.T, sums)
-        mask = kth_largest.largest([jnp.square(updated * scale[:, None])], count, [None], one_device=None)[0]
-    together = m or math.gcd(size, _ROWS)
-
-    def group(i: ArrayLike, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        changes, kept = carry
-        at = i * together
-        rows, weight = _rows(sums, at, together), _rows(weights, at, together)
-        rows = rows + _product(lax.dynamic_slice_in_dim(factor, at, together, 1).T, changes)
-        square = lax.dynamic_slice(factor, (at, at), (together, together))
-        if mask is None:
-            u = lax.dynamic_slice(inverse, (at, at), (together, together))
-            updated = weight + _product(u.T, rows)
-            keep = _best(jnp.square(updated * _rows(scale, at, together)[:, None]), n or 0)
-        else:
-            keep = _rows(mask, at, together)
-
-        def row(j: ArrayLike, deltas: Array) -> Array:
-            before = lax.dynamic_slice_in_dim(square, j, 1, 1)  # R_ij of the group's rows; later changes are still 0
-            total = _rows(rows, j, 1) + jnp.sum(before * deltas, axis=0, keepdims=True)
-            delta = jnp.where(_rows(keep, j, 1), -total / _rows(before, j, 1), _rows(weight, j, 1))
-            return lax.dynamic_update_slice_in_dim(deltas, delta, j, 0)
-
-        deltas = lax.fori_loop(0, together, row, jnp.zeros_like(weight))
-        return lax.dynamic_update_slice_in_dim(changes, deltas, at, 0), lax.dynamic_update_slice_in_dim(
-            kept, keep, at, 0
-        )
-
-    start = (jnp.zeros_like(weights), jnp.zeros(weights.shape, bool))
-    changes, kept = lax.fori_loop(0, size // together, group, start)
-    return changes, kept
+    keep: Bool[Array, "rows outputs"],
+) -> Float[Array, "rows outputs"]:
+    """Add the changes of row ``j`` of a group to those of the rows before it; later changes are still 0."""
+    before = _columns(factor, j, 1)  # R_ij of the group's rows
+    total = _rows(sums, j, 1) + jnp.sum(before * deltas, axis=0, keepdims=True)
+    delta = jnp.where(_rows(keep, j, 1), -total / _rows(before, j, 1), _rows(weights, j, 1))
+    return _with_rows(deltas, delta, j)
 
 
 def _best(scores: Float[Array, "rows outputs"], count: int) -> Bool[Array, "rows outputs"]:
@@ -550,6 +622,14 @@ def _best(scores: Float[Array, "rows outputs"], count: int) -> Bool[Array, "rows
 
 def _rows(array: Shaped[Array, "all ..."], start: ArrayLike, size: int) -> Shaped[Array, "rows ..."]:
     return lax.dynamic_slice_in_dim(array, start, size, 0)
+
+
+def _columns(array: Float[Array, "rows all"], start: ArrayLike, size: int) -> Float[Array, "rows columns"]:
+    return lax.dynamic_slice_in_dim(array, start, size, 1)
+
+
+def _with_rows(array: Shaped[Array, "all ..."], rows: Shaped[Array, "rows ..."], at: ArrayLike) -> Array:
+    return lax.dynamic_update_slice_in_dim(array, rows, at, 0)
 
 
 def _product(a: Float[Array, "rows inner"], b: Float[Array, "inner columns"]) -> Float[Array, "rows columns"]:

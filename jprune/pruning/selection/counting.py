@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, UInt32
 
 from jprune.pruning.selection import uint64
-from jprune.pruning.selection.uint64 import Count
+from jprune.pruning.selection.uint64 import AnyArray, Count
 
 _ROW = 2**32  # a uint32 can count fewer elements than this
 _AXIS = 2**31
@@ -210,7 +210,7 @@ class Layout:
             return _joint_counts(predicates, range(part.lead, len(part.shape)))
         return [_sum(predicate, part.lead) for predicate in predicates]
 
-    def cut(self, reached: Callable[[int, Array], tuple[Array, Array]], goal: Count, *, sliced: bool) -> list[Array]:
+    def cut(self, reached: Callable[[int, AnyArray], tuple[Array, Array]], goal: Count, *, sliced: bool) -> list[Array]:
         """Find the end of the ties to keep, the first ones of each group, in every row.
 
         Reads every array once to count the ties in each line of a row, searches these counts, and reads the array once
@@ -244,7 +244,7 @@ class Layout:
             ends.append(jnp.where(quota > 0, split.end(line, place), np.uint32(0)))
         return ends
 
-    def _share(self, rows: Sequence[Array], goal: Count) -> list[Array]:
+    def _share(self, rows: Sequence[Array], goal: Count) -> Sequence[AnyArray]:
         """Divide the number for each group among its rows, the first rows first: uint32 (rows,) for each array."""
         together = self.groups == 1
         shares = []
@@ -263,7 +263,11 @@ class Layout:
         return [part.groups for part in self.parts]
 
 
-def _reach(counts: Sequence[Array], leads: Sequence[int], goals: Sequence[Array]) -> list[tuple[Array, Array]]:
+# The search for an index, digit by digit: the index so far, the sum of the counts before it, the value of one digit.
+_Digits: TypeAlias = tuple[Array, Array, Array]
+
+
+def _reach(counts: Sequence[Array], leads: Sequence[int], goals: Sequence[AnyArray]) -> list[tuple[Array, Array]]:
     """Find where the running sum of counts first reaches a goal, in each row of each array.
 
     Sharded counts would have to be gathered for a running sum; sums up to a few indices at a time avoid this.
@@ -279,7 +283,7 @@ def _reach(counts: Sequence[Array], leads: Sequence[int], goals: Sequence[Array]
     sizes = [math.prod(count.shape[lead:]) for count, lead in zip(counts, leads, strict=True)]
     rounds = [max(0, math.ceil(math.log(max(size, 1), _DIGIT) - 1e-9)) for size in sizes]
 
-    def narrow(_: ArrayLike, state: Any) -> Any:
+    def narrow(_: ArrayLike, state: list[_Digits]) -> list[_Digits]:
         return [_narrow(count, lead, goal, s) for count, lead, goal, s in zip(counts, leads, goals, state, strict=True)]
 
     start = [
@@ -290,8 +294,8 @@ def _reach(counts: Sequence[Array], leads: Sequence[int], goals: Sequence[Array]
 
 
 @functools.partial(jax.jit, static_argnames="lead", inline=True)  # as in uint64: traced once for each shape
-def _narrow(count: Array, lead: int, goal: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Find one digit of the index that ``_reach`` looks for: (index, sum before it, step)."""
+def _narrow(count: Array, lead: int, goal: AnyArray, state: _Digits) -> _Digits:
+    """Find one digit of the index that ``_reach`` looks for."""
     place, before, step = state
     index = _index(count.shape, lead, count.ndim)
     sums = []
@@ -304,7 +308,7 @@ def _narrow(count: Array, lead: int, goal: Array, state: tuple[Array, ...]) -> t
     return place + step * passed, jnp.maximum(before, best), step // np.uint32(_DIGIT)
 
 
-def take(values: Array, indices: Sequence[int]) -> Array:
+def take(values: AnyArray, indices: Sequence[int]) -> Array:
     """Take entries along the first axis by slices: under ``vmap`` an index would become a gather."""
     runs: list[list[int]] = []
     for index in map(int, indices):
@@ -349,20 +353,20 @@ class Packed(NamedTuple):
 
     Attributes:
       arrays: float arrays.
-      eligible: bool arrays of the entries that may be chosen, or ``None`` for all of an array.
+      among: bool arrays of the entries that may be chosen, or ``None`` for all of an array.
       layout: layout for counting.
       unpack: converts arrays of the packed shapes back to the original shapes.
     """
 
     arrays: list[Array]
-    eligible: list[Array | None]
+    among: list[Array | None]
     layout: Layout
     unpack: Callable[[list[Array]], list[Array]]
 
 
 def pack(
     arrays: Sequence[Array],
-    eligible: Sequence[Array | None],
+    among: Sequence[Array | None],
     *,
     each: bool,
     one_device: bool,
@@ -370,12 +374,12 @@ def pack(
 ) -> Packed:
     """Lay out arrays, with small ones packed together if the program is for one device.
 
-    Neighboring arrays of one group are concatenated. Arrays that are separate groups are padded with ineligible entries
-    to a common length, less than twice their own.
+    Neighboring arrays of one group are concatenated. Arrays that are separate groups are padded with entries that may
+    not be chosen to a common length, less than twice their own.
 
     Args:
       arrays: float arrays of any dtypes.
-      eligible: bool arrays of the entries that may be chosen, or ``None`` for all of an array.
+      among: bool arrays of the entries that may be chosen, or ``None`` for all of an array.
       each: whether each array is a group; otherwise all arrays are one group.
       one_device: see ``Layout``; sharded arrays are never packed.
       dtype: dtype of packed arrays; large arrays keep theirs.
@@ -392,11 +396,11 @@ def pack(
     parts, joined, masks = [], [], []
     for batch in batches:
         if len(batch) == 1:
-            array, mask = arrays[batch[0]], eligible[batch[0]]
+            array, mask = arrays[batch[0]], among[batch[0]]
             part = _part(array.shape, batch[0] if each else 0)
         else:
             small = [arrays[i] if dtype is None else arrays[i].astype(dtype) for i in batch]
-            array, mask = (_stack if each else _join)(small, [eligible[i] for i in batch])
+            array, mask = (_stack if each else _join)(small, [among[i] for i in batch])
             part = Part(array.shape, 1, tuple(batch)) if each else _part(array.shape, 0)
         parts.append(part)
         joined.append(array)
@@ -447,20 +451,20 @@ def _alike(arrays: Sequence[Array]) -> list[list[int]]:
     return list(batches.values())
 
 
-def _join(arrays: list[Array], eligible: list[Array | None]) -> tuple[Array, Array | None]:
+def _join(arrays: list[Array], among: list[Array | None]) -> tuple[Array, Array | None]:
     joined = jnp.concatenate([array.reshape(-1) for array in arrays])
-    if all(mask is None for mask in eligible):
+    if all(mask is None for mask in among):
         return joined, None
-    return joined, jnp.concatenate([_whole(*pair).reshape(-1) for pair in zip(arrays, eligible, strict=True)])
+    return joined, jnp.concatenate([_whole(*pair).reshape(-1) for pair in zip(arrays, among, strict=True)])
 
 
-def _stack(arrays: list[Array], eligible: list[Array | None]) -> tuple[Array, Array]:
+def _stack(arrays: list[Array], among: list[Array | None]) -> tuple[Array, Array]:
     longest = max(array.size for array in arrays)
 
     def pad(x: Array) -> Array:
         return jnp.pad(x.reshape(-1), (0, longest - x.size))
 
-    masks = [_whole(array, mask) for array, mask in zip(arrays, eligible, strict=True)]
+    masks = [_whole(array, mask) for array, mask in zip(arrays, among, strict=True)]
     return jnp.stack([pad(array) for array in arrays]), jnp.stack([pad(mask) for mask in masks])
 
 

@@ -12,17 +12,20 @@ A *group* is a set of arrays that share one threshold: all arrays together, or e
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt32
 
 from jprune.pruning.selection import counting, uint64
 from jprune.pruning.selection.counting import Layout
-from jprune.pruning.selection.uint64 import Count
+from jprune.pruning.selection.uint64 import AnyArray, Count
+
+T = TypeVar("T")
 
 # On an accelerator a pass costs as much as reading the scores, and ending a loop early makes a GPU synchronize with the
 # host, so there is a fixed number of passes with evenly spaced probes: 8 passes with 15 probes, 11 with 7. For sharded
@@ -33,7 +36,7 @@ _FIXED, _FIXED_SHARDED = 15, 7
 # scores each probe needs a copy of the scores, so there is only one, on the side that leaves the smaller interval.
 _AROUND = (-(2.0**-3), -(2.0**-6), -(2.0**-9), 0.0, 2.0**-9, 2.0**-6, 2.0**-3)
 _ONE = (2.0**-5,)
-_barrier: Callable[[Any], Any] = lax.optimization_barrier
+_barrier: Callable[[T], T] = lax.optimization_barrier
 _ALL = np.uint32(2**32 - 1)  # a cut after the last element of a row
 
 
@@ -61,15 +64,35 @@ class _Found(NamedTuple):
     after: Count
 
 
-def keys(scores: Float[Array, "*shape"], eligible: Bool[Array, "*shape"] | None = None) -> Int[Array, "*shape"]:
-    """Map floats to integers of the same order: not eligible < NaN < -inf < ... < -0 == +0 < ... < +inf.
+class _Interval(NamedTuple):
+    """The places among which the threshold of each group is searched, and the probes of the next pass.
+
+    Attributes:
+      found: the first place, and the counts there and at the end.
+      width: the number of places, limbs (groups,).
+      failures: the number of guesses that were worse than even spacing, int32 (groups,).
+      guess: whether the probes are around a guess, bool (groups,).
+      offsets: distances of the probes from the first place, limbs (groups, probes).
+      places: places of the probes, limbs (groups, probes).
+    """
+
+    found: _Found
+    width: Count
+    failures: AnyArray
+    guess: AnyArray
+    offsets: Count
+    places: Count
+
+
+def keys(scores: Float[Array, "*shape"], among: Bool[Array, "*shape"] | None = None) -> Int[Array, "*shape"]:
+    """Map floats to integers of the same order: not ``among`` < NaN < -inf < ... < -0 == +0 < ... < +inf.
 
     Args:
       scores: floats of any shape and dtype.
-      eligible: bool, of the same shape, or ``None`` for all.
+      among: bool, of the same shape, where a score may be selected; ``None`` for all.
 
     Returns:
-      int32, or int64 for float64 scores; the smallest integer marks scores that are not eligible.
+      int32, or int64 for float64 scores; the smallest integer marks scores that may not be selected.
 
     >>> keys(jnp.array([-jnp.inf, -0.0, 0.0, 1.0])).tolist()
     [-2139095041, 0, 0, 1065353216]
@@ -81,13 +104,13 @@ def keys(scores: Float[Array, "*shape"], eligible: Bool[Array, "*shape"] | None 
     bits = jnp.where(bits == integer(least), integer(0), bits)  # -0.0 ties with +0.0
     order = jnp.where(bits < 0, bits ^ integer(most), bits)
     order = jnp.where(jnp.isnan(scores), integer(least + 1), order)
-    return order if eligible is None else jnp.where(eligible, order, integer(least))
+    return order if among is None else jnp.where(among, order, integer(least))
 
 
 def largest(
     scores: Sequence[Array],
     keep: Count,
-    eligible: Sequence[Array | None],
+    among: Sequence[Array | None],
     *,
     each: bool = False,
     one_device: bool | None = None,
@@ -99,9 +122,8 @@ def largest(
 
     Args:
       scores: float arrays of any shapes and dtypes.
-      keep: the number to mark: scalar limbs, or limbs (arrays,) with ``each``. If fewer are eligible, all of them are
-        marked.
-      eligible: for each array a bool array of the scores that may be marked, or ``None`` for all.
+      keep: the number to mark: scalar limbs, or limbs (arrays,) with ``each``. If fewer may be marked, all of them are.
+      among: for each array a bool array of the scores that may be marked, or ``None`` for all.
       each: whether ``keep`` is a number for each array; otherwise it is for all arrays together.
       one_device: whether the program is for one device, which allows faster counts; the result is the same. ``None``
         infers it from the arrays' shardings and the mesh in context.
@@ -120,7 +142,7 @@ def largest(
     one_device = on_one_device(scores) if one_device is None else one_device
     keep = Count(*(jnp.asarray(limb, jnp.uint32).reshape(-1) for limb in keep))
     marked: list[Array] = _largest(
-        list(scores), keep, list(eligible), each=each, one_device=one_device, magnitude=magnitude
+        list(scores), keep, list(among), each=each, one_device=one_device, magnitude=magnitude
     )
     return marked
 
@@ -158,26 +180,36 @@ def _count_true(masks: list[Array], *, one_device: bool) -> Count:
 
 @functools.partial(jax.jit, static_argnames=("each", "one_device", "magnitude"))
 def _largest(
-    scores: list[Array], keep: Count, eligible: list[Array | None], *, each: bool, one_device: bool, magnitude: bool
+    scores: list[Array], keep: Count, among: list[Array | None], *, each: bool, one_device: bool, magnitude: bool
 ) -> list[Array]:
     dtype = jnp.float64 if any(array.dtype == jnp.float64 for array in scores) else jnp.float32
     scores = [lax.stop_gradient(array) for array in scores]
-    packed = counting.pack(scores, eligible, each=each, one_device=one_device, dtype=dtype)
-
-    def mark(
-        arrays: list[Array], eligible: list[Array | None], keep: Count, *, integers: bool = False, probes: int = _FIXED
-    ) -> list[Array]:
-        values = _Values(arrays, eligible, packed.layout, dtype, magnitude, integers)
-        bounds = _find_cut(values, keep, _find_threshold(values, keep, probes))
-        return [_mark(values, i, bounds) for i in range(len(arrays))]
-
+    packed = counting.pack(scores, among, each=each, one_device=one_device, dtype=dtype)
+    mark = functools.partial(_mark_largest, layout=packed.layout, dtype=dtype, magnitude=magnitude)
     platforms: dict[str, Callable[..., list[Array]]] = {"cpu": functools.partial(mark, integers=True)}
     default: Callable[..., list[Array]] = mark
     if not one_device:
         platforms["tpu"], default = mark, functools.partial(mark, probes=_FIXED_SHARDED)
-    marked = lax.platform_dependent(packed.arrays, packed.eligible, keep, **platforms, default=default)
+    marked = lax.platform_dependent(packed.arrays, packed.among, keep, **platforms, default=default)
     # Without the barrier XLA would repeat the comparison for every array that ``unpack`` slices from a packed one.
     return packed.unpack(marked if len(marked) == len(scores) else _barrier(marked))
+
+
+def _mark_largest(
+    arrays: list[Array],
+    among: list[Array | None],
+    keep: Count,
+    *,
+    layout: Layout,
+    dtype: DTypeLike,
+    magnitude: bool,
+    integers: bool = False,
+    probes: int = _FIXED,
+) -> list[Array]:
+    """Mark the largest scores of packed arrays: find the threshold, then how many of its ties to keep, then compare."""
+    values = _Values(arrays, among, layout, dtype, magnitude, integers)
+    bounds = _find_cut(values, keep, _find_threshold(values, keep, probes))
+    return [_mark(values, i, bounds) for i in range(len(arrays))]
 
 
 class _Values(NamedTuple):
@@ -185,7 +217,7 @@ class _Values(NamedTuple):
 
     Attributes:
       arrays: floats of any dtypes.
-      eligible: bool arrays, or ``None``.
+      among: bool arrays of the scores that may be marked, or ``None`` for all.
       layout: layout of the arrays.
       dtype: dtype of the comparisons.
       magnitude: whether to compare absolute values.
@@ -194,36 +226,48 @@ class _Values(NamedTuple):
     """
 
     arrays: list[Array]
-    eligible: list[Array | None]
+    among: list[Array | None]
     layout: Layout
-    dtype: Any
+    dtype: DTypeLike
     magnitude: bool
     integers: bool
 
-    def after(self, *given: Any) -> tuple[Any, ...]:
+    def after(self, given: T) -> tuple["_Values", T]:
         """Return these values with a barrier after ``given``, so that XLA does not compute comparisons early."""
-        arrays, eligible, given = _barrier((self.arrays, self.eligible, given))
-        return self._replace(arrays=arrays, eligible=eligible), *given
+        arrays, among, given = _barrier((self.arrays, self.among, given))
+        return self._replace(arrays=arrays, among=among), given
 
     def bound(self, place: Count) -> Array:
         """Return the numbers to compare with at places."""
         return _order_of(place, self.dtype) if self.integers else _float_of(place, self.dtype)
 
     def reach(self, i: int, *bounds: Array) -> list[Array]:
-        """Return where an eligible score of an array is at least each bound, (groups,)."""
+        """Return where a score of an array that may be marked is at least each bound, (groups,)."""
         value = self.arrays[i].astype(self.dtype)
-        value, mask = jnp.abs(value) if self.magnitude else value, self.eligible[i]
+        value, mask = jnp.abs(value) if self.magnitude else value, self.among[i]
         if self.integers:
             value, mask = keys(value, mask), None
         reached = [value >= self.layout.values(i, bound) for bound in bounds]
         return reached if mask is None else [r & mask for r in reached]
 
     def reached_and_above(self, i: int, bounds: Bounds) -> tuple[Array, Array]:
-        """Return where an eligible score of an array reaches the threshold, and where it is above it."""
+        """Return where a score of an array that may be marked reaches the threshold, and where it is above it."""
         above, reached = self.reach(i, bounds.above, bounds.tied)
         lowest: Array = self.layout.values(i, bounds.lowest)
-        mask = self.eligible[i]
+        mask = self.among[i]
         return reached | (lowest if mask is None else lowest & mask), above
+
+    def counts(self, places: Count, *, ahead: bool) -> Count:
+        """Count the scores of every group that reach the floats at places: limbs (groups, probes), as the places.
+
+        Args:
+          places: limbs (groups, probes).
+          ahead: whether XLA may compute what does not depend on the places once, ahead of all passes: integers make a
+            pass on one CPU a third shorter, at the cost of a copy of the scores.
+        """
+        bounds = self.bound(places)
+        here, bounds = (self, bounds) if ahead else self.after(bounds)
+        return self.layout.count(lambda i: here.reach(i, *(bounds[:, j] for j in range(bounds.shape[1]))))
 
 
 def _find_threshold(values: _Values, keep: Count, probes: int) -> _Found:
@@ -240,13 +284,7 @@ def _find_threshold(values: _Values, keep: Count, probes: int) -> _Found:
 
     as_stored = not values.magnitude and all(array.dtype == values.dtype for array in values.arrays)
     ahead = layout.one_device if values.integers else as_stored
-
-    def count(places: Count) -> Count:
-        # Precomputed integers make a pass on one CPU a third shorter, at the cost of a copy of the scores.
-        bounds = values.bound(places)
-        here, bounds = (values, bounds) if ahead else values.after(bounds)
-        return layout.count(lambda i: here.reach(i, *(bounds[:, j] for j in range(bounds.shape[1]))))
-
+    count = functools.partial(values.counts, ahead=ahead)
     width = _places(values.dtype)
     if values.integers:
         return _search_around(count, width, start, goal, probes=_AROUND if layout.one_device else _ONE)
@@ -267,19 +305,23 @@ def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
     bounds = Bounds(above, tied, ~none & (found.place.high == 0) & (found.place.low == 0), everything)
     missing = uint64.where(whole, Count(*2 * [jnp.zeros_like(keep.low)]), uint64.subtract(keep, found.after))
 
-    def cut() -> list[Array]:
-        def reached(i: int, given: Array) -> tuple[Array, Array]:
-            here, bounds_here, _ = values.after(bounds, given)
-            pair: tuple[Array, Array] = here.reached_and_above(i, bounds_here)
-            return pair
-
-        cuts = layout.cut(reached, missing, sliced=layout.one_device and values.integers)
-        return [
-            jnp.where(counting.take(whole, part.groups), _ALL, part_cuts)
-            for part, part_cuts in zip(layout.parts, cuts, strict=True)
-        ]
-
+    cut = functools.partial(_cut_ties, values, bounds, missing, whole)
     return bounds._replace(cuts=lax.cond(jnp.all(whole), lambda: everything, cut))
+
+
+def _cut_ties(values: _Values, bounds: Bounds, missing: Count, whole: Bool[Array, "groups"]) -> list[Array]:
+    """Return the cuts of every array that select the first ``missing`` ties of each group, or all if ``whole``."""
+    layout = values.layout
+
+    def reached(i: int, first: AnyArray) -> tuple[Array, Array]:
+        here, (bounds_here, _) = values.after((bounds, first))
+        return here.reached_and_above(i, bounds_here)
+
+    cuts = layout.cut(reached, missing, sliced=layout.one_device and values.integers)
+    return [
+        jnp.where(counting.take(whole, part.groups), _ALL, part_cuts)
+        for part, part_cuts in zip(layout.parts, cuts, strict=True)
+    ]
 
 
 def _mark(values: _Values, i: int, bounds: Bounds) -> Bool[Array, "..."]:
@@ -299,7 +341,7 @@ def _search_evenly(count: Callable[[Count], Count], width: int, start: _Found, g
         offsets = Count(*(lax.dynamic_index_in_dim(jnp.asarray(limb), i) for limb in table))
         places = uint64.add(uint64.column(found.place), offsets)
         counts = count(uint64.at_most(places, uint64.fill(width, places.low)))
-        passed = jnp.sum(uint64.not_below(counts, uint64.column(goal)), axis=1, dtype=jnp.uint32)
+        passed = _passed(counts, goal)
         nothing = jax.tree.map(jnp.zeros_like, found.place)
         step = _entry(nothing, offsets, nothing, passed)
         return _Found(uint64.add(found.place, step), *_ends(found, counts, passed))
@@ -326,57 +368,72 @@ def _search_around(
       goal: the count to find, (groups,).
       probes: offsets of the probes from the guess, as fractions of the interval.
     """
-    smooth = np.float32(2**52 if width > 2**32 else 2**23)  # an octave
-    even = jnp.arange(1, len(probes) + 1, dtype=jnp.float32)[None] / np.float32(len(probes) + 1)
-    around = jnp.array(probes, jnp.float32)[None]
+    octave = np.float32(2**52 if width > 2**32 else 2**23)
 
-    def unsettled(state: Any) -> Array:
-        found, width, *_ = state
-        return jnp.any((uint64.to_float(width) > 1) & ~uint64.equal(found.at, goal))
+    def unsettled(interval: _Interval) -> Array:
+        return jnp.any((uint64.to_float(interval.width) > 1) & ~uint64.equal(interval.found.at, goal))
 
-    def offsets_of(found: _Found, width: Count, guess: Array) -> Count:
-        wide = uint64.to_float(width)
-        line = uint64.to_float(uint64.distance(found.at, goal)) / jnp.maximum(
-            uint64.to_float(uint64.subtract(found.at, found.after)), 1.0
-        )
-        near = line[:, None] + around
-        if len(probes) == 1:
-            near = jnp.where(line < 0.5, jnp.minimum(line + probes[0], 0.5), jnp.maximum(line - probes[0], 0.5))
-            near = near[:, None]
-        fractions = jnp.where(guess[:, None], jnp.clip(near, 0.0, 1.0), even)
-        steps = uint64.from_float(jnp.floor(wide[:, None] * fractions))
-        return uint64.at_least_one(uint64.at_most(steps, uint64.column(uint64.subtract(width, uint64.fill(1, wide)))))
-
-    def narrow(state: Any) -> Any:
-        found, width, failures, guess, offsets, places = state
-        counts = count(places)
-        passed = jnp.sum(uint64.not_below(counts, uint64.column(goal)), axis=1, dtype=jnp.uint32)
-        nothing = jax.tree.map(jnp.zeros_like, width)
-        step = _entry(nothing, offsets, width, passed)
-        narrower = uint64.subtract(_entry(nothing, offsets, width, passed + np.uint32(1)), step)
-        failed = guess & (uint64.to_float(narrower) * max(len(probes), 2) > uint64.to_float(width))
-        failures += failed.astype(jnp.int32)
-        guess = (uint64.to_float(narrower) < smooth) & (failures < 2) & ~failed
-        found = _Found(uint64.add(found.place, step), *_ends(found, counts, passed))
-        offsets = offsets_of(found, narrower, guess)
-        # Inside ``count`` XLA would recompute the places for every array.
-        return found, narrower, failures, guess, offsets, uint64.add(uint64.column(found.place), offsets)
+    def narrow(interval: _Interval) -> _Interval:
+        return _narrowed(interval, count(interval.places), goal, probes, octave)
 
     whole = uint64.add(start.place, uint64.fill(width, start.place.low))
     never = start.place.low.astype(jnp.int32)
-    guess = never != 0
-    offsets = offsets_of(start, whole, guess)
-    places = uint64.add(uint64.column(start.place), offsets)
-    found: _Found = lax.while_loop(unsettled, narrow, (start, whole, never, guess, offsets, places))[0]
-    return found
+    first = _probed(start, whole, failures=never, guess=never != 0, goal=goal, probes=probes)
+    interval: _Interval = lax.while_loop(unsettled, narrow, first)
+    return interval.found
 
 
-def _places(dtype: Any) -> int:
+def _narrowed(
+    interval: _Interval, counts: Count, goal: Count, probes: tuple[float, ...], octave: np.float32
+) -> _Interval:
+    """Return the part of an interval between two of its probes that contains the threshold, with its own probes."""
+    passed = _passed(counts, goal)
+    nothing = jax.tree.map(jnp.zeros_like, interval.width)
+    step = _entry(nothing, interval.offsets, interval.width, passed)
+    width = uint64.subtract(_entry(nothing, interval.offsets, interval.width, passed + np.uint32(1)), step)
+    failed = interval.guess & (uint64.to_float(width) * max(len(probes), 2) > uint64.to_float(interval.width))
+    failures = interval.failures + failed.astype(jnp.int32)
+    guess = (uint64.to_float(width) < octave) & (failures < 2) & ~failed
+    found = _Found(uint64.add(interval.found.place, step), *_ends(interval.found, counts, passed))
+    return _probed(found, width, failures=failures, guess=guess, goal=goal, probes=probes)
+
+
+def _probed(
+    found: _Found, width: Count, *, failures: AnyArray, guess: AnyArray, goal: Count, probes: tuple[float, ...]
+) -> _Interval:
+    """Return an interval with its probes."""
+    offsets = _offsets(found, width, guess, goal, probes)
+    # Inside ``count`` XLA would recompute the places for every array.
+    return _Interval(found, width, failures, guess, offsets, uint64.add(uint64.column(found.place), offsets))
+
+
+def _offsets(found: _Found, width: Count, guess: AnyArray, goal: Count, probes: tuple[float, ...]) -> Count:
+    """Return the distances of the probes from the first place, between 1 and the width: limbs (groups, probes)."""
+    even = np.arange(1, len(probes) + 1, dtype=np.float32)[None] / np.float32(len(probes) + 1)
+    wide = uint64.to_float(width)
+    line = uint64.to_float(uint64.distance(found.at, goal)) / jnp.maximum(
+        uint64.to_float(uint64.subtract(found.at, found.after)), 1.0
+    )
+    near = line[:, None] + np.array(probes, np.float32)[None]
+    if len(probes) == 1:
+        near = jnp.where(line < 0.5, jnp.minimum(line + probes[0], 0.5), jnp.maximum(line - probes[0], 0.5))
+        near = near[:, None]
+    fractions = jnp.where(guess[:, None], jnp.clip(near, 0.0, 1.0), even)
+    steps = uint64.from_float(jnp.floor(wide[:, None] * fractions))
+    return uint64.at_least_one(uint64.at_most(steps, uint64.column(uint64.subtract(width, uint64.fill(1, wide)))))
+
+
+def _passed(counts: Count, goal: Count) -> UInt32[Array, "groups"]:
+    """Return the number of probes of each group that at least ``goal`` scores reach."""
+    return jnp.sum(uint64.not_below(counts, uint64.column(goal)), axis=1, dtype=jnp.uint32)
+
+
+def _places(dtype: DTypeLike) -> int:
     """Return the number of places: the floats from -inf to +inf, and place 0, which is lower than all of them."""
-    return {jnp.float32: 0xFF000003, jnp.float64: 0xFFE0000000000003}[dtype]
+    return 0xFF000003 if dtype == jnp.float32 else 0xFFE0000000000003
 
 
-def _order_of(place: Count, dtype: Any) -> Array:
+def _order_of(place: Count, dtype: DTypeLike) -> Array:
     """Return a place as a signed integer of the same order; for floats >= +0 these are the bits of the float."""
     if dtype == jnp.float32:
         return lax.bitcast_convert_type(place.low + np.uint32(0x807FFFFE), jnp.int32)
@@ -384,7 +441,7 @@ def _order_of(place: Count, dtype: Any) -> Array:
     return lax.bitcast_convert_type(whole + np.uint64(0x800FFFFFFFFFFFFE), jnp.int64)
 
 
-def _float_of(place: Count, dtype: Any) -> Array:
+def _float_of(place: Count, dtype: DTypeLike) -> Array:
     """Return the float at a place; NaN, which no score reaches, at place 0 and after +inf."""
     order = _order_of(place, dtype)
     bits = jnp.where(order < 0, order ^ order.dtype.type(np.iinfo(order.dtype).max), order)

@@ -1,7 +1,7 @@
 """Counts beyond 32 bits without x64 mode: nonnegative integers below 2**64 as two uint32 limbs."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from jaxtyping import Array
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+AnyArray: TypeAlias = Array | np.ndarray  # counts that are constants are numpy arrays
 
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
@@ -26,11 +28,11 @@ class Count(NamedTuple):
       low: the lower 32 bits, of the same shape.
     """
 
-    high: Any
-    low: Any
+    high: AnyArray
+    low: AnyArray
 
 
-def count_of(number: int | Sequence[Any]) -> Count:
+def count_of(number: int | Sequence[int | Sequence[int] | Count]) -> Count:
     """Convert Python integers (a number or a list) to limbs.
 
     Raises:
@@ -59,25 +61,25 @@ def column(x: Count) -> Count:
     return Count(x.high[:, None], x.low[:, None])
 
 
-def fill(number: int, like: Any) -> Count:
+def fill(number: int, like: AnyArray) -> Count:
     """Return limbs of the shape of ``like``, filled with a Python integer."""
     return Count(*(jnp.full_like(like, limb, dtype=jnp.uint32) for limb in count_of(number)))
 
 
 @inlined
-def where(condition: Any, x: Count, y: Count) -> Count:
+def where(condition: AnyArray, x: Count, y: Count) -> Count:
     """Choose, elementwise."""
     return Count(jnp.where(condition, x.high, y.high), jnp.where(condition, x.low, y.low))
 
 
 @inlined
-def equal(x: Count, y: Count) -> Any:
+def equal(x: Count, y: Count) -> AnyArray:
     """Whether x = y."""
     return (x.high == y.high) & (x.low == y.low)
 
 
 @inlined
-def not_below(x: Count, y: Count) -> Any:
+def not_below(x: Count, y: Count) -> AnyArray:
     """Whether x >= y."""
     return (x.high > y.high) | ((x.high == y.high) & (x.low >= y.low))
 
@@ -121,13 +123,13 @@ def at_least_one(x: Count) -> Count:
 
 
 @inlined
-def to_float(x: Count) -> Any:
+def to_float(x: Count) -> AnyArray:
     """The nearest float32, or a neighbor of it."""
     return x.high.astype(jnp.float32) * np.float32(2**32) + x.low.astype(jnp.float32)
 
 
 @inlined
-def from_float(x: Any) -> Count:
+def from_float(x: AnyArray) -> Count:
     """Convert float32 integers in 0..2**64 - 1 to limbs; larger values become the largest count."""
     high = jnp.floor(x * np.float32(2.0**-32))
     low = x - high * np.float32(2**32)
@@ -135,18 +137,18 @@ def from_float(x: Any) -> Count:
     return where(x >= np.float32(2**64), fill(2**64 - 1, limbs.low), limbs)
 
 
-def times(number: Any, factor: Any) -> Count:
+def times(number: AnyArray, factor: AnyArray | int) -> Count:
     """Multiply uint32 numbers by a Python integer below 2**32, or by uint32 numbers, in halves of 16 bits."""
-    factor = np.uint32(factor) if isinstance(factor, int) else factor
+    other = np.uint32(factor) if isinstance(factor, int) else factor
     upper, lower = number >> np.uint32(16), number & np.uint32(0xFFFF)
-    high, low = factor >> np.uint32(16), factor & np.uint32(0xFFFF)
+    high, low = other >> np.uint32(16), other & np.uint32(0xFFFF)
     product = Count(upper * high, lower * low)
     for middle in (upper * low, lower * high):
         product = add(product, Count(middle >> np.uint32(16), middle << np.uint32(16)))
     return product
 
 
-def multiply(x: Count, factor: Any) -> Count:
+def multiply(x: Count, factor: AnyArray) -> Count:
     """The product of x and uint32 numbers, modulo 2**64.
 
     >>> number(multiply(count_of(2**33 + 3), jnp.uint32(5))) - 5 * 2**33
