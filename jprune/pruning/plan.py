@@ -189,7 +189,8 @@ class Plan:
         layers = mask_layers(before, self.axes)
         warn_of_collapse(layers, jax.tree.leaves(after), amount)
         if self.regrow is None:
-            wanted = dict(keep_counts({step: amount}, dict(zip(layers.paths, map(np.size, layers.masks), strict=True))))
+            sizes = {path: array.size for path, array in zip(layers.paths, layers.scores, strict=True)}
+            wanted = dict(keep_counts({step: amount}, sizes))
             left = [uint64.number(count_true(jax.tree.leaves(masks))) for masks in (before, after)]
             if left[0] == left[1] < wanted[step]:
                 warnings.warn(

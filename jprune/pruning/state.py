@@ -238,7 +238,7 @@ def check_pruned(
     layers = mask_layers(masks_of(state), axes)
     if sparsity is not None or keep is not None:
         _check_amount(layers, amount_of(sparsity, keep))
-    if empty := empty_layers(layers, layers.masks):
+    if empty := empty_layers(layers, layers.scores):
         warnings.warn(nothing_left(empty), stacklevel=2)
 
 
@@ -259,7 +259,7 @@ def _refuse_skipped(state: PyTree) -> None:
 
 def _check_amount(layers: Layers, amount: Amount) -> None:
     size = layers.size
-    wanted, kept = allocation.kept(amount, size), uint64.number(kth_largest.count_true(layers.masks))
+    wanted, kept = allocation.kept(amount, size), uint64.number(kth_largest.count_true(layers.scores))
     if kept > wanted:
         raise ValueError(
             f"{kept} of {size} prunable weights are kept (sparsity {(size - kept) / size:.6g}), more than the {wanted} "

@@ -161,9 +161,9 @@ def sparsegpt(
 def _warn_of_collapse(masks: PyTree, axes: Axes) -> None:
     """Warn, outside jit, about layers that keep no weight."""
     layers = mask_layers(masks, axes)
-    if any(isinstance(mask, jax.core.Tracer) for mask in layers.masks):
+    if any(isinstance(mask, jax.core.Tracer) for mask in layers.scores):
         return
-    if empty := empty_layers(layers, layers.masks):
+    if empty := empty_layers(layers, layers.scores):
         named = ", ".join(map(repr, empty))
         warnings.warn(f"nothing is left of {named}; lower sparsity=, or leave it out with where=", stacklevel=3)
 

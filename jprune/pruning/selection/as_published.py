@@ -3,10 +3,10 @@
 Report the amounts that they reach: ``sparsity(masks)`` and ``compression(params, masks)``.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from jprune.graph.axes import Axes
 from jprune.pruning.amounts import Amount, Counts, Scheduled, Sparsity, amount_by_keyword, amount_of, without
@@ -52,7 +52,7 @@ def bernoulli_masks(
     if isinstance(amount, Scheduled):
         each = zip(amount.amounts, amount.dropped, strict=True)
         thresholds = [_removed(without(one, part), layers.size) for one, part in each]
-        bounds: list[Any] = [jnp.asarray(thresholds, x.dtype)[amount.index] for x in layers.scores]
+        bounds: Sequence[ArrayLike] = [jnp.asarray(thresholds, x.dtype)[amount.index] for x in layers.scores]
     else:
         bounds = [_removed(amount, layers.size)] * len(layers.scores)
     masks = _at_least(layers, bounds, min_keep)
@@ -117,7 +117,7 @@ def _removed(amount: Amount, size: int) -> float:
     return amount if isinstance(amount, float) else 1.0 - allocation.kept(amount, size) / size
 
 
-def _at_least(layers: Layers, bounds: list[Any], min_keep: int) -> list[Any]:
+def _at_least(layers: Layers, bounds: Sequence[ArrayLike], min_keep: int) -> list[Array]:
     """Mark the weights whose scores reach a bound, and at least ``min_keep`` in each layer."""
     floors = allocation.floors(min_keep, layers.sizes, None)
     reached = [x >= bound for x, bound in zip(layers.scores, bounds, strict=True)]

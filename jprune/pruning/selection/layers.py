@@ -7,19 +7,19 @@ layers, experts), one slice of it.
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
 from jprune.pruning.amounts import Amount, Keep, Scheduled
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.explicit_axes import with_automatic_axes
 from jprune.pruning.selection.uint64 import Count
-from jprune.trees import flatten, is_float, match
+from jprune.trees import Leaf, flatten, is_float, match
 
 
 class Quota(NamedTuple):
@@ -39,7 +39,7 @@ class Layers(NamedTuple):
 
     Attributes:
       paths: paths of the leaves.
-      scores: float arrays.
+      scores: float arrays; with ``shapes_only`` of ``layers_of`` they may be shapes.
       masks: bool arrays of the weights that may be kept, or None for all of a leaf.
       stacked: for each leaf the axes over separate layers.
       slots: positions of the leaves among all leaves of the tree.
@@ -48,8 +48,8 @@ class Layers(NamedTuple):
     """
 
     paths: list[str]
-    scores: list[Any]
-    masks: list[Any]
+    scores: list[Array]
+    masks: list[Array | None]
     stacked: list[tuple[int, ...]]
     slots: list[int]
     treedef: jax.tree_util.PyTreeDef
@@ -101,9 +101,9 @@ class Layers(NamedTuple):
         """The number of weights of all layers."""
         return sum(math.prod(shape) for shape in self.leaf_shapes)
 
-    def tree(self, arrays: Sequence[Any]) -> PyTree:
+    def tree(self, arrays: Sequence[Array | jax.ShapeDtypeStruct]) -> PyTree:
         """Put one array for each leaf back into the tree."""
-        leaves: list[Any] = [None] * self.treedef.num_leaves
+        leaves: list[PyTree] = [None] * self.treedef.num_leaves
         for slot, array in zip(self.slots, arrays, strict=True):
             leaves[slot] = array
         return jax.tree.unflatten(self.treedef, leaves)
@@ -210,7 +210,7 @@ def choose(layers: Layers, quota: Quota) -> list[Bool[Array, "..."]]:
     return [first | second for first, second in zip(chosen, more, strict=True)]
 
 
-def warn_of_collapse(layers: Layers, kept: Sequence[Any], amount: Amount, *, stacklevel: int = 4) -> None:
+def warn_of_collapse(layers: Layers, kept: Sequence[Array], amount: Amount, *, stacklevel: int = 4) -> None:
     """Warn, outside jit, about layers that keep no weight although not everything is removed.
 
     Args:
@@ -254,7 +254,7 @@ def nothing_left(names: Sequence[str]) -> str:
 
 
 def mask_layers(masks: PyTree, axes: Axes = None) -> Layers:
-    """Flatten a tree of masks into layers, for ``empty_layers``; leaves whose axes are unknown are one layer."""
+    """Flatten a tree of masks into layers, with the masks as scores; leaves whose axes are unknown are one layer."""
     paths, leaves, treedef = flatten(masks)
     slots = [i for i, leaf in enumerate(leaves) if leaf is not None]
     roles = kernel_axes(axes, masks)
@@ -263,9 +263,9 @@ def mask_layers(masks: PyTree, axes: Axes = None) -> Layers:
     return Layers([paths[i] for i in slots], present, present, stacked, slots, treedef)
 
 
-def empty_layers(layers: Layers, kept: Sequence[Any]) -> list[str]:
+def empty_layers(layers: Layers, kept: Sequence[Array]) -> list[str]:
     """Return the names of layers that have weights but keep none; ``kept`` are concrete bool arrays."""
-    flags: list[Any] = []
+    flags: list[Array] = []
     with jax.ensure_compile_time_eval():
         for mask, stacked in zip(kept, layers.stacked, strict=True):
             rest = tuple(axis for axis in range(mask.ndim) if axis not in stacked)
@@ -286,7 +286,7 @@ def describe(leaf: object) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else repr(leaf)
 
 
-def _stacked(path: str, leaf: Any, roles: KernelAxes | None, per_layer: str | None, axes: Axes) -> tuple[int, ...]:
+def _stacked(path: str, leaf: Leaf, roles: KernelAxes | None, per_layer: str | None, axes: Axes) -> tuple[int, ...]:
     if roles is None and per_layer is None:
         return ()
     if roles is None:
@@ -296,22 +296,23 @@ def _stacked(path: str, leaf: Any, roles: KernelAxes | None, per_layer: str | No
     return roles.stacked
 
 
-def _largest_of_each(layers: Layers, counts: Count) -> list[Any]:
+def _largest_of_each(layers: Layers, counts: Count) -> list[Array]:
     """Mark the largest scores of every layer; ``counts`` are limbs (layers,), with one mask for each leaf."""
     starts = np.cumsum([0, *layers.stacks])
     plain = [i for i, stacked in enumerate(layers.stacked) if not stacked]
-    masks: list[Any] = [None] * len(layers.scores)
+    masks: dict[int, Array] = {}
     if plain:
-        counts_of_plain = counts if len(plain) == len(masks) else Count(*(limb[starts[plain]] for limb in counts))
+        counts_of_plain = (
+            counts if len(plain) == len(layers.scores) else Count(*(limb[starts[plain]] for limb in counts))
+        )
         scores, masks_of_plain = [layers.scores[i] for i in plain], [layers.masks[i] for i in plain]
         found = kth_largest.largest(scores, counts_of_plain, masks_of_plain, each=True, magnitude=layers.magnitude)
-        for i, mask in zip(plain, found, strict=True):
-            masks[i] = mask
+        masks.update(zip(plain, found, strict=True))
     for i, stacked in enumerate(layers.stacked):
         if stacked:
             of_stack = Count(*(jnp.asarray(limb)[starts[i] : starts[i + 1]] for limb in counts))
             masks[i] = largest_along(layers.scores[i], layers.masks[i], of_stack, stacked, magnitude=layers.magnitude)
-    return masks
+    return [masks[i] for i in range(len(layers.scores))]
 
 
 def largest_along(
@@ -376,7 +377,7 @@ def _less(quota: Quota, part: float) -> Quota:
     )
 
 
-def _entry(counts: Sequence[int | Sequence[int] | Count | None], index: Any) -> Count | None:
+def _entry(counts: Sequence[int | Sequence[int] | Count | None], index: Int[Array, ""]) -> Count | None:
     """Look up an entry of a table of counts at run time."""
     if all(count is None for count in counts):
         return None
@@ -386,7 +387,7 @@ def _entry(counts: Sequence[int | Sequence[int] | Count | None], index: Any) -> 
 
 
 @jax.jit
-def _nan(scores: list[Any], masks: list[Any]) -> list[Any]:
+def _nan(scores: list[Array], masks: list[Array | None]) -> list[Bool[Array, ""]]:
     return [
         jnp.any(jnp.isnan(array) if mask is None else jnp.isnan(array) & mask)
         for array, mask in zip(scores, masks, strict=True)

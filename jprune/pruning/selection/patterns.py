@@ -15,7 +15,6 @@ weights), is an error that names it.
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -316,7 +315,7 @@ class _Restore:
         self.shapes = dict(zip(paths, shapes, strict=True))
         self._orders = [(*roles.stacked, *roles.spatial, *roles.inputs, *roles.outputs) for roles in axes]
 
-    def __call__(self, arrays: Sequence[Any]) -> list[Any]:
+    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
         """Convert arrays of the arranged shapes to the leaves' shapes."""
         return [
             array.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
@@ -405,13 +404,13 @@ def _unit_floors(units: Layers, min_keep: int, weights: Sequence[int], total: in
     return floors
 
 
-def _restored(layers: Layers, restore: _Restore, masks: list[Any], amount: Amount) -> PyTree:
+def _restored(layers: Layers, restore: _Restore, masks: list[Array], amount: Amount) -> PyTree:
     """Return the masks as a tree like the scores, and warn outside jit about layers that keep no weight."""
     warn_of_collapse(layers, masks, amount, stacklevel=6)
     return layers.tree(restore(masks))
 
 
-def _allowed(masks: list[Any], layers: Layers) -> list[Any]:
+def _allowed(masks: list[Array], layers: Layers) -> list[Array]:
     """Return the masks without the weights that must not be kept."""
     return [mask if allowed is None else mask & allowed for mask, allowed in zip(masks, layers.masks, strict=True)]
 

@@ -28,7 +28,6 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +47,8 @@ from jprune.pruning.selection.layers import (
     warn_of_collapse,
     warn_of_counts,
 )
-from jprune.pruning.selection.uint64 import Count
-from jprune.trees import Where, flatten, is_float, match, only, path_string
+from jprune.pruning.selection.uint64 import AnyArray, Count
+from jprune.trees import Leaf, Where, flatten, is_float, match, only, path_string
 
 
 @amount_by_keyword
@@ -286,7 +285,7 @@ def sparsity(masks: PyTree) -> float:
     return (size - kept) / size
 
 
-def _as_bool(key_path: tuple[Any, ...], mask: Any) -> Any:
+def _as_bool(key_path: tuple[jax.tree_util.KeyEntry, ...], mask: Leaf) -> Leaf:
     """Return a mask as a bool array.
 
     Raises:
@@ -469,7 +468,7 @@ def _biases(params: PyTree, selected: PyTree) -> int:
     return found
 
 
-def _mask_leaves(params: PyTree, masks: PyTree) -> list[Any]:
+def _mask_leaves(params: PyTree, masks: PyTree) -> list[AnyArray | None]:
     """Return the masks in the order of the leaves of ``params``."""
     paths, _, _ = flatten(params)
     matched = match(params, masks, reference_name="params", name="masks")
