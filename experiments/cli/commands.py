@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -130,17 +131,15 @@ def parse(command: type[_Settings], default: _Settings, arguments: Sequence[str]
       SystemExit: an unknown option, or a value of the wrong type.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    read = functools.partial(
-        tyro.cli, command, args=arguments, default=default, prog=prog, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    read = functools.partial(tyro.cli, command, args=arguments, default=default, prog=prog)
     if {"-h", "--help"} & set(given):
-        _reflow_help(command)
-        _print_help(read)
-    return read()
+        _simplify_help(command)
+        _print_help(functools.partial(read, config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)))
+    return read(config=(tyro.conf.OmitArgPrefixes,))
 
 
 def _print_help(read: Callable[[], object]) -> None:
-    """Wrap the description, which tyro prints with a line for each paragraph."""
+    """Wrap the usage and the description, which tyro prints with a line for each paragraph."""
     printed = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, write_through=True)
     try:
         with contextlib.redirect_stdout(printed):
@@ -149,22 +148,43 @@ def _print_help(read: Callable[[], object]) -> None:
         printed.seek(0)
         usage, blank, rest = printed.read().partition("\n\n")
         description, box, options = rest.partition("╭")
-        print(usage + blank + "\n".join([wrapped(description), box + options]) if blank else usage, end="")
+        indented = wrapped(usage).replace("\n", f"\n{'':7}")
+        print(indented + blank + "\n".join([wrapped(description), box + options]) if blank else usage, end="")
 
 
-def _reflow_help(command: type) -> None:
-    """Remove the line breaks of the source, which tyro keeps, from the help of every option."""
+def _simplify_help(command: type) -> None:
+    """Remove the line breaks of the source, and defaults that say nothing, from the help of every option.
+
+    tyro keeps both. It reads the description from a field's metadata and the rest from the annotations.
+    """
     import docstring_parser  # noqa: PLC0415 a requirement of tyro, which loads it for --help alone
 
     documented: dict[str, str] = {}
     for cls in reversed(command.__mro__[:-1]):
         parameters = docstring_parser.parse_from_object(cls).params
         documented |= {one.arg_name: one.description for one in parameters if one.description}
+        for name, annotation in cls.__dict__.get("__annotations__", {}).items():
+            settings = getattr(annotation, "__metadata__", ())  # later ones replace earlier ones
+            if not dataclasses.is_dataclass(annotation) and _DEFAULT not in settings:
+                plain = typing.get_args(annotation)[0] if settings else annotation
+                cls.__annotations__[name] = Annotated[(plain, _DEFAULT, *settings)]
     for field in dataclasses.fields(command):
         if field.name in documented:
             field.metadata = MappingProxyType({**field.metadata, "help": " ".join(documented[field.name].split())})
         elif isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            _reflow_help(field.type)
+            _simplify_help(field.type)
+
+
+def _default_in_words(default: str) -> str:
+    """The end of an option's help.
+
+    >>> [_default_in_words(default) for default in ("30", "None", "")]
+    ['(default: 30)', '(optional)', '(optional)']
+    """
+    return "(optional)" if default in ("None", "") else f"(default: {default})"
+
+
+_DEFAULT = tyro.conf.arg(help_behavior_hint=_default_in_words)
 
 
 def group(cls: type[_Settings], settings: object) -> _Settings:
@@ -215,4 +235,4 @@ def from_json(cls: type[_Settings], values: Mapping[str, JSON], paths: Sequence[
 
 
 Positional = Annotated[Action, tyro.conf.Positional]
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="(optional)")]

@@ -294,7 +294,8 @@ def _hold_out(split: Split, fraction: float, rng: np.random.Generator) -> tuple[
     kept, out = splits.stratified(split.labels, fraction, rng)
     if len(out) == 0 or len(kept) == 0:
         raise ValueError(
-            f"holding out {fraction} of {len(split.labels)} examples, class by class, leaves a split empty"
+            f"holding out {fraction} of {len(split.labels)} examples, class by class, leaves a split empty; more "
+            "examples are needed"
         )
     return split.take(kept), split.take(out)
 

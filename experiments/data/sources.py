@@ -94,7 +94,7 @@ def npz(path: Path) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
     if not path.is_file():
         raise Missing(f"npz:{path} is not a file")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"npz:{path} is not an .npz file; write it with numpy.savez")
+        raise ValueError(f"npz:{path} is not an .npz file, or only a part of one; write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -189,14 +189,28 @@ def checked(
             found[split] = _checked_split(name, split, arrays[f"x_{split}"], arrays[f"y_{split}"])
     train, test = found["train"], found.get("test")
     if test is not None and test[0].shape[1:] != train[0].shape[1:]:
-        raise ValueError(f"{name}: x_test has examples of shape {test[0].shape[1:]}, x_train of {train[0].shape[1:]}")
+        raise ValueError(
+            f"{name}: x_test has examples of shape {test[0].shape[1:]} and x_train of {train[0].shape[1:]}; they must "
+            "be the same"
+        )
     count = 1 + max(int(labels.max(initial=0)) for _, labels in found.values())
     names = tuple(map(str, range(count))) if class_names is None else tuple(class_names)
-    missing = sorted(set(range(len(names))) - set(train[1].tolist()))
-    if len(names) < max(count, 2) or missing:
+    present = set(train[1].tolist())
+    if len(present) < 2:
+        raise ValueError(f"{name}: y_train has the labels {sorted(present)}; there must be two or more classes")
+    if absent := sorted(set(range(len(names))) - present):
+        source = "y_test has labels" if max(present) < count - 1 else "there are labels"
         raise ValueError(
-            f"{name}: y_train must have two or more classes, numbered 0 to {len(names) - 1} without a gap"
-            + (f"; {missing[0]} has no example" if missing else f"; there are labels up to {count - 1}")
+            f"{name}: the classes in y_train must be numbered 0 to {len(names) - 1} without a gap; {absent[0]} has no "
+            + (
+                f"example, and {source} up to {count - 1}. Number them with numpy.unique(labels, return_inverse=True)"
+                if class_names is None
+                else f"example, although class_names has {len(names)} names; remove the name"
+            )
+        )
+    if len(names) < count:
+        raise ValueError(
+            f"{name}: class_names has {len(names)} names, but there are labels up to {count - 1}; give {count} names"
         )
     return train, test, names
 

@@ -17,7 +17,9 @@ from jprune.trees import Where
 # Milliseconds per step of batch 128 for one replicate: on two CPU cores, and on an NVIDIA H200 with twenty replicates
 # in one program. From benchmarks/results.md and docs/performance.md.
 _STEP = {"lenet": {"cpu": 1.7, "gpu": 0.022}, "mlp": {"cpu": 0.66}, "resnet20": {"cpu": 288.0}}
-# Floating-point operations of their forward pass of 128 examples, from which step times of other models are estimated.
+# Shapes of the examples on which they were measured: MNIST and CIFAR.
+_SHAPE = {"lenet": (28, 28, 1), "mlp": (28, 28, 1), "resnet20": (32, 32, 3)}
+# Floating-point operations of their forward pass of 128 of these examples, from which other step times are estimated.
 _FORWARD = {"lenet": 5.36e7, "mlp": 6.86e7, "resnet20": 1.082e10}
 _MOST_UNROLLED = 4
 
@@ -71,8 +73,9 @@ def placement(study: Study, running: Running) -> Placement:
 def step_time(study: Study, dataset: datasets.Dataset, task: Task) -> StepTime | None:
     """Return the time of a step, measured or estimated; None on a device on which no model was measured.
 
-    The estimate scales a measured time by the floating-point operations of the forward pass, as XLA counts them. It
-    starts from the model whose number of operations is closest.
+    A measured time holds for a model without options and for examples of the shape on which it was measured. Otherwise
+    the estimate scales a measured time by the floating-point operations of the forward pass, as XLA counts them. It
+    starts from the time of the same model, or of the model whose number of operations is closest.
 
     Args:
       study: settings, with model and batch.
@@ -82,16 +85,20 @@ def step_time(study: Study, dataset: datasets.Dataset, task: Task) -> StepTime |
     device = jax.default_backend()
     measured = {model: times[device] for model, times in _STEP.items() if device in times}
     batches = study.batch / 128
-    if study.model in measured:
+    if study.model in measured and dataset.input_shape == _SHAPE[study.model] and not study.model_options:
         return StepTime(measured[study.model] * batches, "by the measured time of a step")
     images = jax.ShapeDtypeStruct((128, *dataset.input_shape), dataset.train.images.dtype)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     operations = (jax.jit(task.logits).lower(*shapes, images).cost_analysis() or {}).get("flops", 0.0)
     if not (measured and operations > 0):
         return None
-    closest = min(measured, key=lambda model: abs(math.log(operations / _FORWARD[model])))
+    distance = lambda model: abs(math.log(operations / _FORWARD[model]))
+    closest = study.model if study.model in measured else min(measured, key=distance)
     milliseconds = measured[closest] * operations / _FORWARD[closest] * batches
-    return StepTime(milliseconds, f"estimated from floating-point operations and the measured time of {closest}")
+    where = "x".join(map(str, _SHAPE[closest]))
+    return StepTime(
+        milliseconds, f"estimated from floating-point operations and the measured time of {closest} on {where}"
+    )
 
 
 def hours(step: StepTime, study: Study, epochs: float, examples: int) -> float:

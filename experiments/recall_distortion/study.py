@@ -117,6 +117,7 @@ def compute(
     processes.start(cluster.coordinator, cluster.process_id, cluster.num_processes, separate=separate)
     processes.watch_peers(cluster.coordinator)
     try:
+        processes.check_shard(cluster.shard)
         return _compute_part(folder, study, running, part, source, model=model, dataset=dataset, callbacks=callbacks)
     except BaseException:
         processes.give_up()

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-_RANKS = ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "TPU_WORKER_ID")  # mpirun in a Slurm job: both, Slurm's is the node's
+_RANKS = ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID")  # mpirun in a Slurm job: both, Slurm's is the node's
 _MEETING_SECONDS = 60.0  # for the processes of a program to connect to the first one
 
 
@@ -54,6 +55,9 @@ def start(
         raise ValueError(f"process_id={process_id} must be in 0..{num_processes - 1}")
     count = launched(os.environ)
     if missing and (separate or count <= 1):
+        if not separate and _may_be_in_a_tpu_pod(os.environ):
+            with contextlib.suppress(ValueError, OSError):  # outside of Google's cloud, without metadata
+                jax.distributed.initialize()
         return
     devices = local_gpus(os.environ, gpus_of_node())
     if not missing:
@@ -78,14 +82,40 @@ def launched(environment: Mapping[str, str]) -> int:
 
     >>> launched({"SLURM_STEP_NUM_TASKS": "4"}), launched({"OMPI_COMM_WORLD_SIZE": "2"}), launched({})
     (4, 2, 1)
-    >>> launched({"TPU_WORKER_HOSTNAMES": "a,b,c,d"})
+    >>> launched({"TPU_WORKER_HOSTNAMES": "a,b", "MEGASCALE_NUM_SLICES": "2"})  # two slices of two hosts
     4
     """
     if "OMPI_COMM_WORLD_SIZE" in environment:  # in a Slurm job, mpirun starts its daemons as a step: one task a node
         return int(environment["OMPI_COMM_WORLD_SIZE"])
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
-    hosts = len(environment.get("TPU_WORKER_HOSTNAMES", "localhost").split(","))
+    hosts, _ = _tpu_hosts(environment)
     return max(tasks, hosts, 2 if in_indexed_job(environment) else 1)
+
+
+def _tpu_hosts(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Number of hosts of a TPU pod, of all its slices together, and the index of this one.
+
+    The variables are those of Kubernetes; virtual machines have them only in their metadata, which JAX reads.
+
+    >>> _tpu_hosts({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1", "MEGASCALE_SLICE_ID": "0"})
+    (2, 1)
+    """
+    names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "localhost")
+    numbers = ("MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", "TPU_WORKER_ID")
+    slices, place, worker = (
+        int(environment.get(name) or default) for name, default in zip(numbers, (1, 0, 0), strict=True)
+    )
+    hosts = len(names.split(","))
+    return hosts * slices, hosts * place + worker
+
+
+def _may_be_in_a_tpu_pod(environment: Mapping[str, str]) -> bool:
+    """Whether this is a virtual machine with TPUs, which may be one of several; JAX asks the metadata server.
+
+    JAX sets the second variable when it is imported on a machine without TPUs.
+    """
+    known = {"TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY"} & set(environment)
+    return not known and importlib.util.find_spec("libtpu") is not None
 
 
 def _port_of_step(environment: Mapping[str, str]) -> str | None:
@@ -194,8 +224,9 @@ def shard_of(
     >>> shard_of(None, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, one_program=False)
     ((1, 2), 'part 1/2 from the process number')
     """
-    # An indexed job does not say how many processes it has, and each has its own shell or its own $(VARIABLE).
-    count = 1 if in_indexed_job(environment) else launched(environment)
+    # An indexed job does not say how many processes it has, and each has its own shell or its own $(VARIABLE). But the
+    # TPUs of a pod work only as one program.
+    count = _tpu_hosts(environment)[0] if in_indexed_job(environment) else launched(environment)
     if given is not None:
         if count > 1:
             raise ValueError(
@@ -208,7 +239,7 @@ def shard_of(
         index, parts = _part_of_array(environment)
         source = f"part {index}/{parts} from SLURM_ARRAY_TASK_ID"
     if count > 1 and not one_program:
-        rank = int(next((environment[name] for name in _RANKS if name in environment), "0"))
+        rank = int(next((environment[name] for name in _RANKS if name in environment), _tpu_hosts(environment)[1]))
         index, parts = index * count + rank, parts * count
         source = f"part {index}/{parts} from the process number"
     return (index, parts), source
@@ -241,6 +272,19 @@ def parse_shard(shard: str) -> tuple[int, int]:
     if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
         raise ValueError(f"shard={shard!r} must be i/n with 0 <= i < n")
     return int(i), int(n)
+
+
+def check_shard(given: str | None) -> None:
+    """Refuse a part of a study in a program of several processes, as the hosts of a TPU pod always form.
+
+    Raises:
+      ValueError: a part is given, and the program has several processes.
+    """
+    if given is not None and (count := jax.process_count()) > 1:
+        raise ValueError(
+            f"shard={given!r} cannot be combined with the {count} processes of this program, which divide the work "
+            "themselves; remove --shard"
+        )
 
 
 def watch_peers(coordinator: str | None = None) -> None:

@@ -73,12 +73,17 @@ def test_help_is_quiet_if_the_reader_closed_the_pipe(module):
     assert_ends_quietly("-m", module, "--help")
 
 
-def test_help_has_no_line_break_of_the_source(monkeypatch, capsys):
+def test_help_has_no_line_break_of_the_source_and_says_only_what_a_reader_needs(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         commands.parse(ClusterOptions, ClusterOptions(), ["--help"], "demo")
-    text = " ".join(line.strip("│ ") for line in capsys.readouterr().out.splitlines())
-    assert "the part of the task. (default: None)" in text
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--shard STR i/n: compute" in text
+    assert "the part of the task. (optional)" in text
+    assert "--launch {slurm,local} Submit" in text
+    assert "an equal part. (default: 1)" in text
+    assert "None" not in text
+    assert commands.parse(ClusterOptions, ClusterOptions(shard="0/2"), ["--shard", "None"], "demo").shard is None
     for field in dataclasses.fields(ClusterOptions):
         assert "\n" not in field.metadata["help"]
 

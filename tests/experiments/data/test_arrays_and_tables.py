@@ -57,7 +57,12 @@ def test_a_table_has_its_class_in_the_column_label_or_the_last_one(tmp_path, suf
         ({"x_train": X, "y_train": Y.astype(float)}, r"y_train has dtype float64 and shape \(60,\)"),
         ({"x_train": X, "y_train": Y - 1}, "y_train has the label -1; number the classes from 0"),
         ({"x_train": X, "y_train": 2 * Y}, "numbered 0 to 4 without a gap; 1 has no example"),
-        ({"x_train": X, "y_train": 0 * Y}, "two or more classes"),
+        (
+            {"x_train": X, "y_train": Y + 1},
+            r"0 to 3 .* 0 has no example, and there are labels up to 3\. Number them with",
+        ),
+        ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 5}, "3 has no example, and y_test has labels up to 7"),
+        ({"x_train": X, "y_train": 0 * Y}, r"y_train has the labels \[0\]; there must be two or more classes"),
         ({"x_train": X.astype(complex), "y_train": Y}, "x_train has dtype complex128 .* must be real numbers"),
         (
             {"x_train": X, "y_train": Y.astype(str)},

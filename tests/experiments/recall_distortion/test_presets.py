@@ -301,9 +301,18 @@ def test_the_step_of_another_model_is_estimated_from_its_operations(monkeypatch)
     step = placement.step_time(study, data, task)
     products = 2 * 128 * (64 * 100 + 100 * 10)
     assert step.milliseconds == pytest.approx(1.7 * products / 5.36e7 * 256 / 128, rel=0.1)
-    assert step.source == "estimated from floating-point operations and the measured time of lenet"
+    assert step.source == "estimated from floating-point operations and the measured time of lenet on 28x28x1"
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert placement.step_time(study, data, task) is None
+
+
+def test_the_step_of_a_measured_model_on_other_examples_is_estimated():
+    """Dense layers of 64 x 300, 300 x 100 and 100 x 10 on digits; the time was measured with 784 x 300 on MNIST."""
+    data = datasets.load("digits")
+    step = placement.step_time(Study(model="mlp"), data, tasks.classification(data, "mlp"))
+    products, measured = 64 * 300 + 300 * 100 + 100 * 10, 784 * 300 + 300 * 100 + 100 * 10
+    assert step.milliseconds == pytest.approx(0.66 * products / measured, rel=0.05)
+    assert step.source == "estimated from floating-point operations and the measured time of mlp on 28x28x1"
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal():
