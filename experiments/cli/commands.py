@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import sys
 import typing
@@ -163,7 +164,7 @@ def _simplify_help(command: type) -> None:
     for cls in reversed(command.__mro__[:-1]):
         parameters = docstring_parser.parse_from_object(cls).params
         documented |= {one.arg_name: one.description for one in parameters if one.description}
-        for name, annotation in cls.__dict__.get("__annotations__", {}).items():
+        for name, annotation in inspect.get_annotations(cls).items():
             settings = getattr(annotation, "__metadata__", ())  # later ones replace earlier ones
             if not dataclasses.is_dataclass(annotation) and _DEFAULT not in settings:
                 plain = typing.get_args(annotation)[0] if settings else annotation

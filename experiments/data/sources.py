@@ -473,7 +473,11 @@ def _one_shape(images: list[Path], size: Size | None) -> tuple[int, int, int]:
 
     channels, first = 1, None
     for file in images:
-        with Image.open(file) as image:
+        try:
+            opened = Image.open(file)
+        except OSError as error:
+            raise ValueError(f"{file} is not an image that can be read ({error}); replace or remove it") from error
+        with opened as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"{file} has more than 8 bits a channel (mode {image.mode}); convert it first")
             channels = channels if image.mode in ("1", "L") else 3
@@ -505,7 +509,9 @@ def _rows(
                 try:
                     block.append(_decode(encoded, shape))
                 except (OSError, SyntaxError) as error:  # from PIL, not from the file that is being written
-                    raise ValueError(f"{name} of the {split} split cannot be decoded: {error}") from error
+                    raise ValueError(
+                        f"{name} of the {split} split cannot be decoded: {error}; replace or remove it"
+                    ) from error
                 if len(block) == _BLOCK or i + 1 == count:
                     yield np.stack(block)
                     shown.advance(len(block))

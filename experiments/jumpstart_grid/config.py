@@ -1,6 +1,7 @@
 """Settings of a jumpstart grid. Settings that affect the results are hashed; those that control the run are not."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -74,6 +75,10 @@ class Grid(GridTrainingOptions, CellOptions):
             value = getattr(self, name)
             if not (value or name in ("shapes", "prune")) or len(set(value)) < len(value):
                 raise ValueError(f"{name}={value} must be one or more different values")
+        for name in ("lr", "prune", "coefficient"):
+            value = getattr(self, name)
+            if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
+                raise ValueError(f"{name}={value} must be finite")
         for name in ("widths", "depths", "lr"):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")

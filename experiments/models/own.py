@@ -3,6 +3,8 @@
 import hashlib
 import importlib
 import inspect
+import sys
+import traceback
 from collections.abc import Callable
 
 import flax.linen
@@ -33,7 +35,7 @@ def load(name: str) -> Callable[..., object]:
     except AttributeError as error:
         raise ValueError(f"model={name!r} must be package.module:Class; {error}") from error
     if not callable(found):
-        raise ValueError(f"model={name!r} is a {type(found).__name__}; it must be a class or a function")
+        raise ValueError(f"model={name!r} has the type {type(found).__name__}; it must be a class or a function")
     return found
 
 
@@ -69,11 +71,25 @@ def create(
     passed.pop("rngs" if linen else "", None)
     try:
         return cls(**passed, **given)
-    except TypeError as error:
+    except Exception as error:  # the class is the user's, and may raise anything
         takes = ", ".join(name for name in accepted if name not in ("self", "rngs", "parent", "name"))
         raise ValueError(
-            f"the model {spec(cls)} cannot be made with model_options={given}: {error}; its arguments are {takes}"
+            f"the model {spec(cls)} cannot be made with model_options={given}: {described(error, cls)}; its arguments "
+            f"are {takes}"
         ) from error
+
+
+def described(error: Exception, cls: Callable[..., object]) -> str:
+    """Return an error of a user's class in one line, with the last place in its own file.
+
+    >>> described(ValueError("width must be positive"), nnx.Linear)
+    'width must be positive'
+    """
+    module = sys.modules.get(cls.__module__)
+    file = getattr(module, "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    text = str(error) if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__}: {error}"
+    return f"{text} ({file}, line {lines[-1]})" if lines else text
 
 
 def is_linen(cls: object) -> bool:

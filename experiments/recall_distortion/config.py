@@ -1,6 +1,7 @@
 """Settings of a recall-distortion study. Settings that affect the results are hashed; those of the run are not."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,7 @@ from experiments.storage.files import JSON
 
 Score = Literal["magnitude", "gradient", "undecayed", "random", "undecayed-signed"]
 Structure = Literal["weights", "channels"]
+_NOT_NEGATIVE = ("lr", "finetune_lr", "weight_decay", "jumpstart", "finetune_jumpstart", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +153,7 @@ class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        _check_numbers(self)
         if self.image_size is not None and min(self.image_size) < 1:
             raise ValueError(f"image_size={self.image_size} must be a height and a width of at least 1 pixel")
         for name in ("ratios", "scores", "jumpstart", "finetune_jumpstart", "epochs", "finetune_epochs"):
@@ -167,10 +170,18 @@ class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
             raise ValueError(f"label_noise={self.label_noise} must lie between 0 and 1")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1")
-        for name in ("jumpstart", "finetune_jumpstart"):
-            if min(getattr(self, name)) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         read_options(self.model_options)
+
+
+def _check_numbers(study: Study) -> None:
+    """Raise if a number is not finite, or negative where it must not be."""
+    for field in dataclasses.fields(study):
+        value = getattr(study, field.name)
+        numbers = [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, int | float)]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{field.name}={value} must be finite")
+        if field.name in _NOT_NEGATIVE and min(numbers, default=0) < 0:
+            raise ValueError(f"{field.name}={value} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +208,8 @@ class Running(RunOptions):
         """Validate the settings."""
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk={self.chunk} must be at least 1")
+        if self.memory is not None and not self.memory > 0:
+            raise ValueError(f"memory={self.memory} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -170,6 +170,11 @@ def _prunable_of(params: PyTree, study: Study, where: Where) -> Where:
     """Return the predicate for these parameters; without a layer called head, all kernels of a user-defined model."""
     paths, leaves, _ = trees.flatten(params)
     kernels = [path for path, leaf in zip(paths, leaves, strict=True) if jprune.kernels(path, leaf)]
+    if not kernels:
+        raise ValueError(
+            f"model={study.model!r} has no kernel to prune: none of its parameters {', '.join(paths)} is called kernel "
+            "or weight and has two or more axes; build it of Flax layers, or name its kernels so"
+        )
     if study.prunable is None:
         return where if any(path.startswith("head/") for path in kernels) else jprune.kernels
     if not any(where(path, leaf) for path, leaf in zip(paths, leaves, strict=True)):

@@ -94,12 +94,15 @@ def _check_logits(task: Task, dataset: datasets.Dataset, model: str | Callable[.
     name = model if isinstance(model, str) else own.spec(model)
     try:
         found = jax.eval_shape(lambda key, x: task.logits(*task.init(key), x), jax.random.key(0), images)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"model={name!r} cannot be called on images of shape {images.shape}: {error}") from error
+    except Exception as error:  # the model may be the user's, and raise anything
+        cls = own.load(model) if isinstance(model, str) and is_own(model) else model
+        why = str(error) if isinstance(cls, str) else own.described(error, cls)
+        raise ValueError(f"model={name!r} cannot be called on images of shape {images.shape}: {why}") from error
     wanted = (2, dataset.num_classes)
     if getattr(found, "shape", None) != wanted:
+        shapes = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", found)
         raise ValueError(
-            f"model={name!r} returns {found} for two examples of {dataset.name}; it must return logits of shape "
+            f"model={name!r} returns {shapes} for two examples of {dataset.name}; it must return logits of shape "
             f"{wanted}, one for each class"
         )
 

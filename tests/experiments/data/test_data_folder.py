@@ -50,7 +50,10 @@ def test_an_image_that_cannot_be_decoded_is_named(pictures):
     path = pictures / "train" / "dog" / "0.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 4), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-25])  # its header is whole
-    with pytest.raises(ValueError, match=r"dog/0\.png of the train split cannot be decoded"):
+    with pytest.raises(ValueError, match=r"dog/0\.png of the train split cannot be decoded: .*; replace or remove it"):
+        load_pictures(pictures)
+    path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"dog/0\.png is not an image that can be read .*; replace or remove it"):
         load_pictures(pictures)
 
 

@@ -61,6 +61,7 @@ def test_every_preset_is_described():
         ({"widths": ()}, r"widths=\(\) must be one or more different values"),
         ({"depths": (0,)}, r"depths=\(0,\) must be positive"),
         ({"coefficient": -1.0}, "coefficient=-1.0 must not be negative"),
+        ({"lr": (float("nan"),)}, r"lr=\(nan,\) must be finite"),
         ({"prune": (1.0, 2.0)}, r"prune=\(1.0, 2.0\) must be ratios above 1"),
         ({"prune": (2.0, 2.0)}, "must be one or more different values"),
         ({"prune": (2.0,), "kind": "tables"}, "kind='tables' does not prune"),

@@ -48,6 +48,26 @@ class LinenNet(nn.Module):
         return nn.Dense(3, name="two")(nn.Dropout(0.5, deterministic=not train)(nn.relu(x)))
 
 
+class Faulty(nnx.Module):
+    """A model with mistakes that are not wrong arguments."""
+
+    def __init__(self, table=None, *, rngs):
+        self.one = nnx.Linear(4, {None: 3}[table], rngs=rngs)
+
+    def __call__(self, x):
+        return self.nothing(x)
+
+
+class Biased(nnx.Module):
+    """A model that has only a bias."""
+
+    def __init__(self, *, rngs):
+        self.bias = nnx.Param(jnp.zeros(3))
+
+    def __call__(self, x):
+        return jnp.broadcast_to(self.bias[...], (len(x), 3))
+
+
 class Flat(nnx.Module):
     """A model that returns one logit too many."""
 
@@ -153,8 +173,11 @@ def test_a_study_from_python_prunes_the_given_kernels(tmp_path, model, options):
         ("nowhere.at.all:Net", {}, "add that folder to PYTHONPATH"),
         ("flax.nnx:NoSuchClass", {}, "must be package.module:Class"),
         ("math:pi", {}, "it must be a class or a function"),
-        (Flat, {}, r"returns .*\(2, 4\).*must return logits of shape \(2, 3\)"),
+        (Flat, {}, r"returns float32\[2, 4\] .*must return logits of shape \(2, 3\)"),
         (Net, {"depth": 3}, "its arguments are width"),
+        (Net, {"width": 0}, r"model_options=\{'width': 0\}: .*; its arguments are width"),
+        (Faulty, {}, r"cannot be called on .*: AttributeError: 'Faulty' .* 'nothing' \(.*test_own\.py, line \d+\)"),
+        (Faulty, {"table": "x"}, r"model_options=\{'table': 'x'\}: KeyError: 'x' \(.*test_own\.py, line \d+\)"),
         ("dense", {}, "model='dense' needs the model_options depth, width"),
         ("mlp", {"width": 3}, "model='mlp' has no option 'width'"),
     ],
@@ -162,6 +185,14 @@ def test_a_study_from_python_prunes_the_given_kernels(tmp_path, model, options):
 def test_a_model_that_cannot_be_used_is_an_error_that_says_why(model, options, message):
     with pytest.raises(ValueError, match=message):
         tasks.classification(DATA, model, options=options)
+
+
+def test_a_model_without_kernels_is_refused_with_its_parameters():
+    study = Study(model="tests.experiments.models.test_own:Biased", batch=16, scores=("magnitude",))
+    with pytest.raises(
+        ValueError, match=r"Biased' has no kernel to prune: none of its parameters bias is called kernel"
+    ):
+        runner.equip(study, DATA)
 
 
 def test_a_pattern_that_matches_no_kernel_lists_the_kernels():

@@ -171,13 +171,14 @@ def test_a_pod_outside_of_an_indexed_job_computes_alone(join, kubernetes):
         ),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("job", [{}, indexed(1)], ids=["", "indexed"])
-def test_the_hosts_of_a_tpu_pod_join_and_refuse_a_shard(join, tpu, variables, joined, part, job):
+@pytest.mark.usefixtures("tpu")
+def test_the_hosts_of_a_tpu_pod_join_and_refuse_a_shard(join, variables, joined, part):
     """In an indexed job the variables of the TPUs count. Independent processes divide the work by the same numbers."""
-    assert join({**variables, **job}) == Joined(*joined)
+    assert join(variables) == join({**variables, **indexed(1)}) == Joined(*joined)
     assert processes.shard_of(None, variables, one_program=False)[0] == part
-    with pytest.raises(ValueError, match=rf"shard='0/2' cannot be combined with {joined[1]} processes"):
-        processes.shard_of("0/2", {**variables, **job})
+    for environment in (variables, {**variables, **indexed(1)}):
+        with pytest.raises(ValueError, match=rf"shard='0/2' cannot be combined with {joined[1]} processes"):
+            processes.shard_of("0/2", environment)
 
 
 def test_one_host_with_tpus_computes_alone_or_the_part_that_it_is_given(join, tpu):
