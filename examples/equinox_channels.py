@@ -60,7 +60,7 @@ def main() -> int:
     smaller = smaller_module(model, small.params)
     adam_state = smaller_module(
         small.also[0][0]
-    )  # state of the first link; the pruning link belongs to the larger network
+    )  # state of the optimizer; that of prune belongs to the larger network
     for _ in range(10):
         smaller, adam_state = step(smaller, adam_state, batch, adam)
     heads, units = smaller.attention.num_heads, smaller.up.out_features

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import jax
 from jax.extend import core
 
+Atom: TypeAlias = core.Var | core.Literal
 Program: TypeAlias = core.Jaxpr | core.ClosedJaxpr
 Value: TypeAlias = Any  # the value of a variable of a program: an array, a tracer, a key or a number
 
@@ -18,6 +19,12 @@ Value: TypeAlias = Any  # the value of a variable of a program: an array, a trac
 def opened(program: Program) -> core.Jaxpr:
     """Return the jaxpr of a program that may be closed over its constants."""
     return program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
+
+
+def shape_of(var: Atom) -> tuple[int, ...]:
+    """Return the shape of a variable or literal of a program."""
+    shape: tuple[int, ...] = var.aval.shape  # type: ignore[attr-defined]
+    return shape
 
 
 def subjaxprs(equation: core.JaxprEqn) -> list[Program]:
@@ -41,7 +48,7 @@ def bound(equation: core.JaxprEqn, inputs: Sequence[Value], **changed: object) -
     return list(results) if equation.primitive.multiple_results else [results]
 
 
-def described(array: Value, shape: Sequence[int] | None = None) -> Any:
+def described(array: Value, shape: Sequence[int] | None = None) -> jax.ShapeDtypeStruct:
     """Return the shape and dtype of an array, and its sharding if its mesh has explicit axes.
 
     Args:
@@ -51,7 +58,7 @@ def described(array: Value, shape: Sequence[int] | None = None) -> Any:
     typed = array if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array)
     mesh = getattr(typed.sharding, "mesh", None)
     explicit = mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types
-    struct: Callable[..., Any] = jax.ShapeDtypeStruct
+    struct: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
     shape = typed.shape if shape is None else tuple(shape)
     return struct(shape, typed.dtype, sharding=typed.sharding if explicit else None)
 
@@ -99,5 +106,5 @@ def scan_parts(equation: core.JaxprEqn) -> tuple[int, int]:
     return _handed_whole(equation.invars, body.invars) - carried, carried
 
 
-def _handed_whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
-    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outer, inner, strict=True))
+def _handed_whole(outer: Sequence[Atom], inner: Sequence[Atom]) -> int:
+    return sum(len(shape_of(a)) == len(shape_of(b)) for a, b in zip(outer, inner, strict=True))

@@ -3,7 +3,7 @@
 import dataclasses
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import PyTree
@@ -71,7 +71,7 @@ class Graph:
     other_multiply_adds: int
     program: Program = dataclasses.field(repr=False)
     roots: np.ndarray = dataclasses.field(repr=False)
-    outputs: Any = dataclasses.field(repr=False)
+    outputs: PyTree = dataclasses.field(repr=False)
     model: Model = dataclasses.field(repr=False)
 
     def __call__(self, path: str, leaf: Leaf) -> bool:

@@ -2,21 +2,23 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jax.extend import core
 
 from jprune import jaxprs
-from jprune.graph.rules import RULES, freeze, not_understood, opaque, passes_numbers, shape_of, union, without_numbers
+from jprune.graph.rules import RULES, freeze, not_understood, opaque, passes_numbers, union, without_numbers
 from jprune.graph.values import Axis, Kind, Program, Record, Step, Value
+from jprune.jaxprs import shape_of
 
 
 def run(record: Record, program: jaxprs.Program, inputs: Sequence[Value]) -> Program:
     """Apply the rules to every equation of a jaxpr, closed or not, given the values of its inputs."""
     jaxpr = jaxprs.opened(program)
     consts = tuple(getattr(program, "consts", ()))
-    known = [_constant(record, value) for value in consts] or [_constant(record, var.aval) for var in jaxpr.constvars]
+    known = [_constant(record, value.shape) for value in consts] or [
+        _constant(record, shape_of(var)) for var in jaxpr.constvars
+    ]
     values: dict[core.Var, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*known, *inputs], strict=True))
 
     def read(atom: core.Var | core.Literal) -> Value:
@@ -30,12 +32,12 @@ def run(record: Record, program: jaxprs.Program, inputs: Sequence[Value]) -> Pro
     return Program(jaxpr, consts, tuple(inputs), tuple(map(read, jaxpr.outvars)), tuple(steps))
 
 
-def _constant(record: Record, array: Any) -> Value:
-    return opaque(record, array, "an array written into the program", record.constants)
+def _constant(record: Record, shape: Sequence[int]) -> Value:
+    return opaque(record, shape, "an array written into the program", record.constants)
 
 
 def _literal(record: Record, atom: core.Literal) -> Value:
-    value = _constant(record, atom.aval)
+    value = _constant(record, shape_of(atom))
     return dataclasses.replace(value, literal=atom.val) if np.ndim(atom.val) == 0 else value
 
 
@@ -61,10 +63,10 @@ def _step(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Step:
     return Step(equation, tuple(inputs), tuple(outputs), inside)
 
 
-def _called(equation: core.JaxprEqn) -> Any | None:
+def _called(equation: core.JaxprEqn) -> jaxprs.Program | None:
     """Return the program that an equation calls on its operands (jit, remat, custom derivatives), or None."""
 
-    def alike(outer: Sequence[Any], inner: Sequence[Any]) -> bool:
+    def alike(outer: Sequence[jaxprs.Atom], inner: Sequence[jaxprs.Atom]) -> bool:
         return list(map(shape_of, outer)) == list(map(shape_of, inner))
 
     for program in jaxprs.subjaxprs(equation):

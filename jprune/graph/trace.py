@@ -4,7 +4,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -145,7 +145,7 @@ def _finish_outputs(record: Record, program: Program, traced: Traced, states: li
     new_state: list[Value] = []
     outputs = list(program.outputs)
     pair = traced.outputs if isinstance(traced.outputs, tuple) and len(traced.outputs) == 2 else None
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (state, pair[1] if pair is not None else None)]
+    structures: list[object] = [jax.tree.structure(tree) for tree in (state, pair[1] if pair is not None else None)]
     if states and pair is not None and structures[0] == structures[1]:
         new_state = outputs[len(outputs) - len(jax.tree.leaves(pair[1])) :]
         if [value.shape for value in new_state] != [value.shape for value in states]:

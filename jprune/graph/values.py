@@ -3,12 +3,13 @@
 import dataclasses
 import enum
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jax.extend import core
 
+from jprune import jaxprs
 from jprune.graph.channels import Constraints, Mark
 
 
@@ -88,7 +89,7 @@ class Value:
     axes: tuple[Axis, ...]
     kind: Kind = Kind.ACTIVATION
     chosen: tuple[Source, ...] = ()
-    literal: Any = None
+    literal: jaxprs.Value = None
     factors: tuple[Factor, Factor] | None = None
     numbers: int | None = None
     identity: tuple[int, int] | None = None
@@ -137,10 +138,18 @@ class Program(NamedTuple):
     """
 
     jaxpr: core.Jaxpr
-    consts: tuple[Any, ...]
+    consts: tuple[jaxprs.Value, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     steps: tuple[Step, ...]
+
+
+class _List(Protocol):
+    """A list of records of any one type."""
+
+    def __len__(self) -> int: ...
+
+    def __delitem__(self, index: slice, /) -> None: ...
 
 
 class Record:
@@ -175,9 +184,10 @@ class Record:
         paths = (
             dict.fromkeys(source.path for axis in kernel.axes for source in axis.sources) if kernel is not None else {}
         )
-        sizes = {path: self.leaf_sizes[path] for path in paths}
+        sizes: dict[str, int] = {path: self.leaf_sizes[path] for path in paths}
+        shares: Mapping[str, int] | Mapping[None, int]
         if kernel is None or not sizes:
-            shares: dict[Any, int] = {None: 1}
+            shares = {None: 1}
         elif sum(sizes.values()) == math.prod(kernel.shape):  # leaves that were concatenated
             shares = sizes
         else:
@@ -204,7 +214,7 @@ class Record:
         self.channels.mute(mark[0])
         self._forget(mark[1])
 
-    def _lists(self) -> tuple[list[Any], ...]:
+    def _lists(self) -> tuple[_List, ...]:
         return self.roles, self.groups, self.factors, self.multiply_adds, self.unknown
 
     def _forget(self, sizes: tuple[int, ...]) -> None:

@@ -79,7 +79,7 @@ def soft_threshold(threshold: Threshold, *, where: Where | None = None) -> optax
     def shrink(value: Array, limit: Array) -> Array:
         return jnp.sign(value) * jnp.maximum(jnp.abs(value) - limit, jnp.zeros_like(value))
 
-    return _link("soft_threshold", threshold, where, _each(shrink))
+    return _proximal("soft_threshold", threshold, where, _each(shrink))
 
 
 def hard_threshold(threshold: Threshold, *, where: Where | None = None) -> optax.GradientTransformationExtraArgs:
@@ -101,7 +101,7 @@ def hard_threshold(threshold: Threshold, *, where: Where | None = None) -> optax
     def cut(value: Array, limit: Array) -> Array:
         return jnp.where(jnp.abs(value) > limit, value, jnp.zeros_like(value))
 
-    return _link("hard_threshold", threshold, where, _each(cut))
+    return _proximal("hard_threshold", threshold, where, _each(cut))
 
 
 def group_soft_threshold(
@@ -157,7 +157,7 @@ def group_soft_threshold(
         prox = functools.partial(_shrink_channels, members, by_size)
         in_groups: Where = lambda path, leaf: path in named
         in_groups.__name__ = "groups"  # named in the error if it selects no leaf
-        return _link("group_soft_threshold", threshold, in_groups, prox)
+        return _proximal("group_soft_threshold", threshold, in_groups, prox)
     if over not in ("outputs", "inputs"):
         raise ValueError(f"over={over!r} is unknown; use 'outputs' or 'inputs'")
 
@@ -174,7 +174,7 @@ def group_soft_threshold(
             shrunk[path] = array * _factor(squares, limit, size, by_size)
         return shrunk
 
-    return _link("group_soft_threshold", threshold, where, shrink)
+    return _proximal("group_soft_threshold", threshold, where, shrink)
 
 
 class _Part(NamedTuple):
@@ -281,7 +281,7 @@ def _check_threshold(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} {wanted}")
 
 
-def _link(
+def _proximal(
     name: str, threshold: Threshold, where: Where | None, prox: Callable[[_Arrays, Array], _Arrays]
 ) -> optax.GradientTransformationExtraArgs:
     """Return the transformation that computes prox(p + u) - p for the leaves that ``where`` selects."""

@@ -75,7 +75,7 @@ def masks_of(state: PyTree) -> PyTree:
     found = list(_prune_states(state, "", None))
     if not found:
         hint = _hint_of_sr_ste(state) or _hint_of_restoring(state)
-        raise ValueError(f"there is no prune or keep_zeros link in this optimizer state{hint}")
+        raise ValueError(f"there is no prune or keep_zeros transformation in this optimizer state{hint}")
     (_, first), *rest = found
     masks = first.masks
     for _, other in rest:
@@ -223,11 +223,11 @@ def check_pruned(
     revived, infinite = [], []
     for path, weight, mask in zip(paths, weights, masks, strict=True):
         if mask is not None:
-            count, bad = int(jnp.sum(~mask & (weight != 0))), int(jnp.sum(mask & ~jnp.isfinite(weight)))
-            if count:
-                revived.append(f"{count} of {int(jnp.sum(~mask))} in '{path}'")
-            if bad:
-                infinite.append(f"{bad} of {int(jnp.sum(mask))} in '{path}'")
+            nonzero, bad = ~mask & (weight != 0), mask & ~jnp.isfinite(weight)
+            if jnp.any(nonzero):
+                revived.append(f"{_count(nonzero)} of {_count(~mask)} in '{path}'")
+            if jnp.any(bad):
+                infinite.append(f"{_count(bad)} of {_count(mask)} in '{path}'")
     if revived:
         raise ValueError(f"pruned weights are not 0: {', '.join(revived)}")
     if infinite:
@@ -242,14 +242,19 @@ def check_pruned(
         warnings.warn(nothing_left(empty), stacklevel=2)
 
 
+def _count(flags: Bool[Array, "..."]) -> int:
+    """Count the True entries, also more than an int32 can."""
+    return uint64.number(kth_largest.count_true([flags]))
+
+
 def _refuse_skipped(state: PyTree) -> None:
     """Raise if the latest selection of a prune transformation was skipped because its scores contained NaN."""
-    for _, link in _prune_states(state, "", None):
-        skipped = np.ravel(np.asarray(0 if link.applied is None else link.applied)) & SKIPPED
+    for _, found in _prune_states(state, "", None):
+        skipped = np.ravel(np.asarray(0 if found.applied is None else found.applied)) & SKIPPED
         if not skipped.any():
             continue
         first = int(np.flatnonzero(skipped)[0])
-        step = int(np.ravel(np.asarray(link.count))[first]) - 1
+        step = int(np.ravel(np.asarray(found.count))[first]) - 1
         replicate = f" of replicate {first}" if skipped.size > 1 else ""
         raise ValueError(
             f"the scores of the latest selection{replicate} contained NaN, last at step {step}, so the masks did not "
@@ -319,7 +324,7 @@ def _prune_states(
         yield from _prune_states(child, path + key, below, after)
 
 
-def _may_change(node: PyTree, link: PruneState) -> bool:
+def _may_change(node: PyTree, earlier: PruneState) -> bool:
     """Whether the transformation with this state may change leaves that an earlier prune transformation masks.
 
     A prune transformation changes the leaves that it masks. A transformation inside ``optax.masked`` changes some
@@ -327,18 +332,18 @@ def _may_change(node: PyTree, link: PruneState) -> bool:
     if there are any.
     """
     if type(node) in (tuple, OrderedDict):
-        return any(_may_change(child, link) for _, child in _children(node))
+        return any(_may_change(child, earlier) for _, child in _children(node))
     if not isinstance(node, PruneState | optax.MaskedState):
         return True
-    entries, _ = jax.tree_util.tree_flatten_with_path(link.masks, is_leaf=_absent)
+    entries, _ = jax.tree_util.tree_flatten_with_path(earlier.masks, is_leaf=_absent)
     masked = {path_string(key_path): not _absent(mask) for key_path, mask in entries}
     if isinstance(node, optax.MaskedState) and all(masked.values()):
         return True
     for key_path, leaf in jax.tree_util.tree_flatten_with_path(node, is_leaf=_absent)[0]:
         # The longest end of the path that names a parameter: 'mu/a/kernel' belongs to 'a/kernel', not to 'kernel'.
         ends = (path_string(key_path[i:]) for i in range(len(key_path)))
-        own = next((end for end in ends if end in masked), None)
-        if own is not None and masked[own] and not _absent(leaf):
+        parameter = next((end for end in ends if end in masked), None)
+        if parameter is not None and masked[parameter] and not _absent(leaf):
             return True
     return False
 
@@ -361,7 +366,8 @@ def _merge(a: PyTree, b: PyTree, path: str) -> PyTree:
     below, others = _children(a), _children(b)
     if not below or [key for key, _ in below] != [key for key, _ in others]:
         raise ValueError(
-            f"two prune links have a mask of the same leaf {path or '(the only one)'}; give them disjoint where="
+            f"two prune transformations have a mask of the same leaf {path or '(the only one)'}; "
+            "give them disjoint where="
         )
     merged = [_merge(x, y, path + key) for (key, x), (_, y) in zip(below, others, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(a, is_leaf=lambda child: child is not a), merged)

@@ -1,4 +1,4 @@
-"""Arguments of the links that cannot be meant are refused when a link is made or initialized, by name and value."""
+"""Transformations refuse impossible arguments, by name and value, when they are made or initialized."""
 
 import inspect
 
@@ -17,7 +17,7 @@ ONE_SHOT = {1000: 0.5}
 
 
 def call(function, *arguments, **options):
-    """Call a function without the type checker of the tests and initialize the link that it returns."""
+    """Call a function without the type checker of the tests and initialize the transformation that it returns."""
     made = inspect.unwrap(function)(*arguments, **options)
     return made.init(PARAMS)
 
@@ -59,7 +59,7 @@ def prune(score=None, schedule=None, **options):
             "decay='x' is not a number; give a number of 0 or more",
         ),
         (lambda: inspect.unwrap(jprune.nm_masks)(PARAMS, 0.5, 4), TypeError, r"n is 0\.5; it must be an integer"),
-        (lambda: call(jprune.reset_moments, SGD, SGD), ValueError, "there is no prune or keep_zeros link"),
+        (lambda: call(jprune.reset_moments, SGD, SGD), ValueError, "there is no prune or keep_zeros transformation"),
         (
             lambda: call(jprune.reset_moments, jprune.keep_zeros(), SGD),
             ValueError,

@@ -315,7 +315,7 @@ def test_linen_train_state_itself_drops_grad_and_the_error_says_what_to_pass():
         (optax.lookahead(optax.chain(optax.sgd(0.1), LINK), 2, 0.5), "inside optax.lookahead"),
         (contrib.mechanize(optax.chain(optax.sgd(0.1), LINK)), "inside optax.contrib.mechanize"),
         (contrib.sam(optax.chain(optax.sgd(0.1), LINK), optax.sgd(0.1)), "inside optax.contrib.sam"),
-        (optax.sgd(0.1), "no prune or keep_zeros link"),
+        (optax.sgd(0.1), "no prune or keep_zeros transformation"),
     ],
 )
 def test_masks_of_refuses_a_link_whose_zeros_would_not_hold(tx, message):

@@ -131,7 +131,7 @@ def test_the_fraction_follows_the_cosine_of_the_paper():
     )
 
 
-# One link for all: its selection is compiled once.
+# One transformation for all: its selection is compiled once.
 EXCHANGE = jprune.prune(
     jprune.magnitude(),
     {0: 0.5, 3: 0.5},

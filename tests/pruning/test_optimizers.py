@@ -196,7 +196,7 @@ def test_the_table_names_every_optimizer_that_optax_exports(module, table):
     assert {name for name in NO_OPTIMIZER[module] if hasattr(module, name)} <= exported
 
 
-# One link and one tree for all: each dtype's selection is compiled once.
+# One transformation and one tree for all: each dtype's selection is compiled once.
 LINK = jprune.prune(jprune.magnitude(), {0: jprune.Keep(18), 2: 0.75}, selection=by_rank)
 
 

@@ -1,4 +1,4 @@
-"""Proximal links: steps computed by hand, and convex problems with known minimizers."""
+"""Proximal transformations: steps computed by hand, and convex problems with known minimizers."""
 
 import functools
 

@@ -7,7 +7,7 @@ without a rule freezes every channel it touches, and the axes of the parameters 
 
 from jprune.graph.rules import contractions, elementwise, indexing, moving, reductions  # each registers its rules
 from jprune.graph.rules.constants import passes_numbers, without_numbers
-from jprune.graph.rules.registry import RULES, freeze, not_understood, opaque, shape_of, union
+from jprune.graph.rules.registry import RULES, freeze, not_understood, opaque, union
 
 __all__ = [
     "RULES",
@@ -20,7 +20,6 @@ __all__ = [
     "opaque",
     "passes_numbers",
     "reductions",
-    "shape_of",
     "union",
     "without_numbers",
 ]

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jprune.graph.rules.registry import is_zero, opaque, rule, shape_of
+from jprune.graph.rules.registry import is_zero, opaque, rule
 from jprune.graph.values import Axis, Kind, Record, Value
+from jprune.jaxprs import shape_of
 
 _LARGEST_IDENTITY = 1 << 16  # longer iotas are not treated as part of an identity matrix
 
@@ -36,12 +37,12 @@ def _constant(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> l
     "random_clone",
 )
 def _random(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    return [opaque(record, var.aval, "random numbers are drawn for it", Kind.CONSTANT) for var in equation.outvars]
+    return [opaque(record, shape_of(var), "random numbers are drawn for it", Kind.CONSTANT) for var in equation.outvars]
 
 
 @rule("debug_callback", "debug_print", "check", "inspect_sharding", "dce_sink")
 def _no_output(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    return [opaque(record, var.aval, "constant", Kind.CONSTANT) for var in equation.outvars]
+    return [opaque(record, shape_of(var), "constant", Kind.CONSTANT) for var in equation.outvars]
 
 
 def passes_numbers(equation: core.JaxprEqn, inputs: list[Value]) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from jax.extend import core
 
 from jprune.graph.channels import GroupedConvolution
-from jprune.graph.rules.registry import not_understood, pick, rule, shape_of, union
+from jprune.graph.rules.registry import not_understood, pick, rule, union
 from jprune.graph.values import Axis, Factor, Kind, Record, Source, Value
+from jprune.jaxprs import shape_of
 
 
 @rule("dot_general")

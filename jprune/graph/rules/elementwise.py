@@ -1,11 +1,11 @@
 """Elementwise operations: the axes of the operands correspond, and zeros may stay zeros."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from jax.extend import core
 
+from jprune import jaxprs
 from jprune.graph.rules.constants import identity_axes, passes_numbers
 from jprune.graph.rules.registry import (
     RULES,
@@ -15,10 +15,10 @@ from jprune.graph.rules.registry import (
     not_understood,
     pick,
     rule,
-    shape_of,
     union,
 )
 from jprune.graph.values import Axis, Record, Value
+from jprune.jaxprs import shape_of
 
 _ZERO_AT_ZERO = names(
     "neg tanh sin tan asin atan sinh asinh atanh sqrt cbrt abs sign erf erf_inv expm1 log1p square real imag conj copy "
@@ -114,11 +114,11 @@ def _is_infinite(equation: core.JaxprEqn, zeros: list[bool], inputs: list[Value]
     return (zeros[0] and (name in _INFINITE_AT_ZERO or other_power)) or (name in ("div", "rem") and zeros[1])
 
 
-def _is_positive(literal: Any) -> bool:
+def _is_positive(literal: jaxprs.Value) -> bool:
     return literal is not None and bool(np.all(literal > 0))
 
 
-def _zero_after(name: str, zeros: list[bool], literals: list[Any]) -> bool:
+def _zero_after(name: str, zeros: list[bool], literals: list[jaxprs.Value]) -> bool:
     """Whether the result is zero where the operands in ``zeros`` are."""
     if name in _ZERO_AT_ZERO or name in _ZERO_WHERE_FIRST_IS:
         return zeros[0] and (name != "pow" or _is_positive(literals[1]))

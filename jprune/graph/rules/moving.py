@@ -8,8 +8,9 @@ import numpy as np
 from jax.extend import core
 
 from jprune.graph.channels import is_frozen
-from jprune.graph.rules.registry import combined_kind, is_zero, opaque, pick, rule, shape_of, union
+from jprune.graph.rules.registry import combined_kind, is_zero, opaque, pick, rule, union
 from jprune.graph.values import Axis, Record, Value
+from jprune.jaxprs import shape_of
 
 
 @rule("transpose")
@@ -157,7 +158,7 @@ def _reshape(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
     if equation.params.get("dimensions") is not None:  # it transposes first
         value = value.with_axes([value.axes[axis] for axis in equation.params["dimensions"]])
     if 0 in new:
-        return [opaque(record, equation.outvars[0].aval, "its array is empty", value.kind)]
+        return [opaque(record, shape_of(equation.outvars[0]), "its array is empty", value.kind)]
     kept = [place for place, axis in enumerate(value.axes) if axis.size != 1]
     units = [axis for axis in value.axes if axis.size == 1]
     surplus = max(0, len(units) - list(new).count(1))

@@ -4,8 +4,9 @@ import dataclasses
 
 from jax.extend import core
 
-from jprune.graph.rules.registry import combined_kind, pick, rule, shape_of, union
+from jprune.graph.rules.registry import combined_kind, pick, rule, union
 from jprune.graph.values import Axis, Record, Value
+from jprune.jaxprs import shape_of
 
 
 def _of_masked(name: str) -> str:

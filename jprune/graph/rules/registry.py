@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from jax.extend import core
 
 from jprune.graph.channels import is_frozen
 from jprune.graph.values import Axis, Kind, Record, Source, Value
+from jprune.jaxprs import shape_of
 
 Rule = Callable[[Record, core.JaxprEqn, list[Value]], list[Value]]
 RULES: dict[str, Rule] = {}
@@ -29,14 +29,9 @@ def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-def shape_of(var: Any) -> tuple[int, ...]:
-    """The shape of a variable of a jaxpr."""
-    return tuple(var.aval.shape)
-
-
-def opaque(record: Record, aval: Any, why: str, kind: Kind = Kind.ACTIVATION) -> Value:
+def opaque(record: Record, shape: Sequence[int], why: str, kind: Kind = Kind.ACTIVATION) -> Value:
     """Return an array whose channels are never removed, for the given reason."""
-    return Value(tuple(Axis(record.channels.frozen(size, why)) for size in aval.shape), kind)
+    return Value(tuple(Axis(record.channels.frozen(size, why)) for size in shape), kind)
 
 
 def freeze(record: Record, value: Value, why: str) -> None:
@@ -54,7 +49,7 @@ def not_understood(record: Record, equation: core.JaxprEqn, inputs: list[Value])
         record.unknown.extend((path, name) for path in dict.fromkeys(source.path for source in sources))
     kind = max((value.kind for value in inputs), default=Kind.CONSTANT)
     kind = Kind.ACTIVATION if kind.of_parameters else kind
-    return [opaque(record, var.aval, f"'{name}' is not supported", kind) for var in equation.outvars]
+    return [opaque(record, shape_of(var), f"'{name}' is not supported", kind) for var in equation.outvars]
 
 
 def union(*sources: Sequence[Source]) -> tuple[Source, ...]:

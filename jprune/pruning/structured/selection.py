@@ -227,15 +227,16 @@ class ChannelSelection:
         amount = amount_of(sparsity, keep)
         layers = layers_of(scores)
         scored = dict(zip(layers.paths, layers.scores, strict=True))
-        alive = self._alive(scores, among)
+        before = self._masks_among(scores, among)
         groups = self._scored(scored)
-        ranked = [_group_scores(group, scored, _channels_alive(group, alive), self.reduce) for group in groups.groups]
+        ranked = [_group_scores(group, scored, _channels_left(group, before), self.reduce) for group in groups.groups]
         removed = _split(self._removed(groups, ranked, amount), groups.groups)
         masks = dict.fromkeys([member.path for group in self.groups for member in group.members])
-        masks |= {path: jnp.ones_like(score, dtype=bool) for path, score in scored.items()} | alive
+        masks |= {path: jnp.ones_like(score, dtype=bool) for path, score in scored.items()} | before
         return masks_without(self.graph, scores, list(zip(groups.groups, removed, strict=True)), masks)
 
-    def _alive(self, scores: PyTree, among: PyTree) -> dict[str, Array]:
+    def _masks_among(self, scores: PyTree, among: PyTree) -> dict[str, Array]:
+        """Return the masks of ``among`` by path; check that both trees fit the graph."""
         needed = {member.path for group in self.groups for member in group.members}
         check_leaves(self.graph, scores, name="scores", needed=needed)
         if among is None:
@@ -540,9 +541,9 @@ def _names(group: ChannelGroup) -> list[str]:
 
 
 def _group_scores(
-    group: ChannelGroup, scores: Mapping[str, Array], alive: Bool[Array, " channels"] | None, reduce: str
+    group: ChannelGroup, scores: Mapping[str, Array], left: Bool[Array, " channels"] | None, reduce: str
 ) -> Float[Array, " channels"]:
-    """Return one score for each channel: -inf if the channel is already masked or its score is NaN."""
+    """Return one score for each channel: -inf if none of its weights is left or its score is NaN."""
     total: Any = 0.0
     weights = 0
     for member in group.members:
@@ -558,10 +559,10 @@ def _group_scores(
     elif reduce == "mean":
         total = total / np.float32(weights)
     total = jnp.where(jnp.isnan(total), -jnp.inf, total)
-    return total if alive is None else jnp.where(alive, total, -jnp.inf)
+    return total if left is None else jnp.where(left, total, -jnp.inf)
 
 
-def _channels_alive(group: ChannelGroup, masks: Mapping[str, Array]) -> Bool[Array, " channels"] | None:
+def _channels_left(group: ChannelGroup, masks: Mapping[str, Array]) -> Bool[Array, " channels"] | None:
     """Whether each channel has any weight left, according to its smallest member."""
     found = [member for member in group.members if member.path in masks]
     if not found:
