@@ -5,7 +5,7 @@ how an equation is bound again. All code that depends on the version is in this 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -13,6 +13,7 @@ from jax.extend import core
 
 Atom: TypeAlias = core.Var | core.Literal
 Program: TypeAlias = core.Jaxpr | core.ClosedJaxpr
+Parameters: TypeAlias = Mapping[str, Any]  # of an equation, by name: numbers, tuples, dtypes, programs
 Value: TypeAlias = Any  # the value of a variable of a program: an array, a tracer, a key or a number
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jax.extend import core
@@ -144,6 +144,7 @@ class Program(NamedTuple):
     steps: tuple[Step, ...]
 
 
+@runtime_checkable
 class _List(Protocol):
     """A list of records of any one type."""
 

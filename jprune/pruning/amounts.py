@@ -151,7 +151,7 @@ def without(amount: Amount, part: float) -> Amount:
     if isinstance(amount, float):
         return 1.0 - (1.0 - amount) * (1.0 - part)
     if isinstance(amount, Mapping):
-        return {pattern: _plain(without(given, part)) for pattern, given in amount.items()}
+        return {pattern: single(without(given, part)) for pattern, given in amount.items()}
     raise TypeError(f"{amount!r} is not a sparsity or a count")
 
 
@@ -227,6 +227,17 @@ def renamed_arguments(**renamed: str) -> Callable[[Callable[P, T]], Callable[P, 
         return call
 
     return decorate
+
+
+def single(amount: Amount) -> float | Keep:
+    """Return an amount that is one sparsity or one count.
+
+    Raises:
+      TypeError: it is a dict, an array of counts or a whole schedule.
+    """
+    if not isinstance(amount, float | Keep):
+        raise TypeError(f"{amount!r} is not a sparsity or a count")
+    return amount
 
 
 def _number(name: str, value: object, instead: str) -> float | Keep:
@@ -313,12 +324,6 @@ def _keep(name: str, value: object) -> Keep:
     if value < 0:
         raise ValueError(f"{name}={value!r} must not be negative: it is the number of weights kept")
     return Keep(int(value))
-
-
-def _plain(amount: Amount) -> float | Keep:
-    if not isinstance(amount, float | Keep):
-        raise TypeError(f"{amount!r} is not a sparsity or a count")
-    return amount
 
 
 def _limbs(counts: Integer[Array | np.ndarray, "..."]) -> Count:

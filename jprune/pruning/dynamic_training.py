@@ -1,11 +1,11 @@
 """Dynamic sparse training in one line: RigL and SET, built from ``prune``, ``Regrow`` and ``reset_moments``."""
 
 from collections.abc import Callable
-from typing import Any
 
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
+from jprune.graph.axes import Axes
 from jprune.pruning.amounts import Keep, PerLayer, checked, integer
 from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, refuse_no_transformation, reset_moments
 from jprune.pruning.scores.elementwise import magnitude, random
@@ -23,7 +23,8 @@ def rigl(
     fraction: float = 0.3,
     where: Where | None = None,
     selection: Callable[..., PyTree] = erk_masks,
-    **options: Any,
+    axes: Axes = None,
+    min_keep: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Train with RigL: drop weights of small magnitude, grow those with the largest gradients, at constant sparsity.
 
@@ -40,7 +41,8 @@ def rigl(
       fraction: fraction of the kept weights that is exchanged at step 0.
       where: predicate on (path, leaf) that selects the leaves to prune; None as for ``prune``.
       selection: how the weights are divided among layers.
-      **options: further arguments of ``prune``.
+      axes: roles of the axes of each leaf; see ``prune``.
+      min_keep: minimum number of weights that every layer keeps.
 
     Returns:
       An optax transformation that replaces ``tx``.
@@ -54,7 +56,10 @@ def rigl(
     """
     schedule = _constant(tx, sparsity, end, every)
     regrow = Regrow(dense_gradient(), cosine_fraction(fraction, end))
-    return reset_moments(tx, prune(magnitude(), schedule, where=where, selection=selection, regrow=regrow, **options))
+    pruning = prune(
+        magnitude(), schedule, where=where, selection=selection, axes=axes, min_keep=min_keep, regrow=regrow
+    )
+    return reset_moments(tx, pruning)
 
 
 def sparse_evolution(
@@ -67,7 +72,8 @@ def sparse_evolution(
     fraction: float = 0.3,
     where: Where | None = None,
     selection: Callable[..., PyTree] = erk_masks,
-    **options: Any,
+    axes: Axes = None,
+    min_keep: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Train with SET: drop weights of small magnitude and grow random ones, at constant sparsity.
 
@@ -84,9 +90,10 @@ def sparse_evolution(
     if key is None:
         raise TypeError("key is None; sparse_evolution draws random weights to grow: pass key=jax.random.key(...)")
     regrow = Regrow(random(), fraction)
-    return reset_moments(
-        tx, prune(magnitude(), schedule, where=where, selection=selection, regrow=regrow, key=key, **options)
+    pruning = prune(
+        magnitude(), schedule, where=where, selection=selection, axes=axes, min_keep=min_keep, regrow=regrow, key=key
     )
+    return reset_moments(tx, pruning)
 
 
 def _constant(

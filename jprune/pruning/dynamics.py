@@ -4,7 +4,6 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from jaxtyping import Array, Bool, PyTree, Shaped
 from jprune.pruning.amounts import integer
 from jprune.pruning.scores.elementwise import Score, refuse_no_score
 from jprune.pruning.state import masks_of, trained
-from jprune.trees import flatten, is_placeholder, map_leaves, match, path_string
+from jprune.trees import Leaf, flatten, is_placeholder, map_leaves, match, path_string
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +167,10 @@ def refuse_no_transformation(name: str, tx: object) -> None:
         raise TypeError(f"{name}={tx!r} is a {type(tx).__name__}; it must be an optax transformation: optax.adam(1e-3)")
 
 
-def _reset(state: PyTree, fresh: PyTree, masks: dict[str, Any]) -> PyTree:
+def _reset(state: PyTree, fresh: PyTree, masks: dict[str, Leaf]) -> PyTree:
     """Take the entries of ``fresh`` where the mask of a leaf's parameter is False."""
 
-    def leaf(key_path: tuple[Any, ...], old: PyTree, new: PyTree) -> PyTree:
+    def leaf(key_path: tuple[jax.tree_util.KeyEntry, ...], old: PyTree, new: PyTree) -> PyTree:
         # The longest end of the path that names a parameter: 'mu/a/kernel' belongs to 'a/kernel', not to 'kernel'.
         ends = (path_string(key_path[i:]) for i in range(len(key_path) + 1))
         mask = next((masks[end] for end in ends if end in masks), None)

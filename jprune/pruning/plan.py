@@ -16,7 +16,7 @@ import functools
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -324,7 +324,7 @@ class Plan:
         With ``probe`` only the last entry is traced if the selection needs one program per entry.
         """
         dropped = tuple(entry.exchanged if surviving else 0.0 for entry in events)
-        options: dict[str, Any] = {"among": among}
+        options: dict[str, object] = {"among": among}
         if self.min_keep:
             options["min_keep"] = self.min_keep
         if self.axes is not None:
@@ -346,7 +346,7 @@ class Plan:
             return branches[-1](scores, among)
         return jax.lax.switch(event, branches, scores, among)
 
-    def _selected(self, amount: Amount, options: dict[str, Any], scores: PyTree, among: PyTree) -> PyTree:
+    def _selected(self, amount: Amount, options: dict[str, object], scores: PyTree, among: PyTree) -> PyTree:
         return self.selection(scores, **as_keywords(amount), **(options | {"among": among}))
 
 

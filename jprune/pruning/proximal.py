@@ -24,7 +24,7 @@ fixed, use ``jprune.keep_zeros``. To change a threshold during training, use
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -272,12 +272,13 @@ def _each(prox: Callable[[Array, Array], Array]) -> Callable[[_Arrays, Array], _
     return lambda arrays, limit: {path: prox(array, limit.astype(array.dtype)) for path, array in arrays.items()}
 
 
-def _check_threshold(name: str, value: Any) -> None:
+def _check_threshold(name: str, value: object) -> None:
     """Raise unless the value is one nonnegative number; the value of a traced number is not checked."""
     wanted = "must be one number, 0 or more (learning rate times penalty weight), or a function of the step"
-    if isinstance(value, bool) or not (isinstance(value, int | float) or hasattr(value, "dtype")) or np.ndim(value):
+    number = isinstance(value, int | float) or hasattr(value, "dtype")
+    if isinstance(value, bool) or not number or getattr(value, "ndim", 0):
         raise TypeError(f"{name}={value!r} {wanted}")
-    if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < math.inf:
+    if not isinstance(value, jax.core.Tracer) and not 0 <= float(np.asarray(value)) < math.inf:
         raise ValueError(f"{name}={value!r} {wanted}")
 
 

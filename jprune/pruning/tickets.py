@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +123,7 @@ def lottery_ticket(
     state = with_masks(state, masks)
     paths, leaves, _ = flatten(masks)
     keep_counts(schedule, {path: mask.size for path, mask in zip(paths, leaves, strict=True) if mask is not None})
-    options: dict[str, Any] = ({"min_keep": min_keep} if min_keep else {}) | ({} if axes is None else {"axes": axes})
+    options: dict[str, object] = ({"min_keep": min_keep} if min_keep else {}) | ({} if axes is None else {"axes": axes})
 
     def scores(level: int, trained: PyTree) -> PyTree:
         return score_selected(

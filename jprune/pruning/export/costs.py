@@ -8,7 +8,7 @@ not predict the time that a given runtime saves.
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -82,7 +82,8 @@ def cost_table(
     kept = [None] * len(leaves) if masks is None else match(params, masks, reference_name="params", name="masks")
     used = multiply_adds(apply, params, *inputs) if apply is not None else _of_graph(axes)
     roles = kernel_axes(axes, params)
-    rows: dict[str, dict[str, Any]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    rows: dict[str, dict[str, int]] = {}
     masked: list[str] = []  # the layers that may be pruned
     for path, leaf, mask in zip(paths, leaves, kept, strict=True):
         if not is_float(leaf):
@@ -94,12 +95,12 @@ def cost_table(
         for index in np.ndindex(*(leaf.shape[axis] for axis in stacked)):
             dense = masks is not None and mask is None
             nonzeros = size if dense else _nonzeros(leaf if mask is None else mask, stacked, index)
-            row = {"shape": shape, "parameters": size, "nonzeros": nonzeros}
+            row = {"parameters": size, "nonzeros": nonzeros}
             if used is not None:
                 layer = used.get(path, 0) * size // max(1, leaf.size)
                 row |= {"multiply_adds": layer, "effective_multiply_adds": layer * nonzeros // max(1, size)}
             name = path + "".join(f"[{i}]" for i in index)
-            rows[name] = row
+            shapes[name], rows[name] = shape, row
             if mask is not None or (masks is None and kernels(path, leaf)):
                 masked.append(name)
     if not rows:
@@ -107,9 +108,9 @@ def cost_table(
     empty = [name for name in masked if rows[name]["parameters"] and not rows[name]["nonzeros"]]
     if empty:
         warnings.warn(nothing_left(empty), stacklevel=2)
-    counted = [name for name in next(iter(rows.values())) if name != "shape"]
-    rows["total"] = {"shape": (), **{name: sum(row[name] for row in rows.values()) for name in counted}}
-    table = pd.DataFrame.from_dict(rows, orient="index")
+    shapes["total"] = ()
+    rows["total"] = {name: sum(row[name] for row in rows.values()) for name in next(iter(rows.values()))}
+    table = pd.DataFrame.from_dict({name: {"shape": shapes[name], **rows[name]} for name in rows}, orient="index")
     table.insert(3, "compression", table["parameters"] / table["nonzeros"].where(table["nonzeros"] > 0))
     return table
 
@@ -219,10 +220,10 @@ def _cond(branches: Sequence[jaxprs.Program], given: list[Sources], counts: list
     return [_NOTHING.union(*results) for results in zip(*(results for _, results in tried), strict=True)]
 
 
-def _products(equation: Any) -> int:
+def _products(equation: core.JaxprEqn) -> int:
     """Return the multiply-adds of one matrix product or convolution, from its shapes."""
-    left, right = (atom.aval.shape for atom in equation.invars)
-    made: int = math.prod(equation.outvars[0].aval.shape)
+    left, right = map(jaxprs.shape_of, equation.invars)
+    made = math.prod(jaxprs.shape_of(equation.outvars[0]))
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         return made * int(math.prod(left[axis] for axis in contracted))

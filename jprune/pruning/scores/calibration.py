@@ -19,7 +19,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -376,7 +376,7 @@ def _places(view: View) -> np.ndarray:
         return np.asarray(view.of(jnp.arange(math.prod(view.shape)).reshape(view.shape)))
 
 
-def _dot_inputs(params: dict[str, Any], other: jaxprs.Value, view: View, side: int) -> tuple[Array, np.ndarray]:
+def _dot_inputs(params: jaxprs.Parameters, other: jaxprs.Value, view: View, side: int) -> tuple[Array, np.ndarray]:
     """Return the other operand (batch, examples, inputs) and the indices of the weights (batch, inputs, outputs)."""
     contracted, batched = params["dimension_numbers"]
     arrays: list[PyTree] = []
@@ -390,7 +390,9 @@ def _dot_inputs(params: dict[str, Any], other: jaxprs.Value, view: View, side: i
     return arrays[0], arrays[1].transpose(0, 2, 1)
 
 
-def _convolution_inputs(params: dict[str, Any], other: jaxprs.Value, view: View, side: int) -> tuple[Array, np.ndarray]:
+def _convolution_inputs(
+    params: jaxprs.Parameters, other: jaxprs.Value, view: View, side: int
+) -> tuple[Array, np.ndarray]:
     """Return the patches (1, examples, inputs) and the indices of the weights (1, inputs, outputs)."""
     if side != 1 or params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
         raise ValueError(

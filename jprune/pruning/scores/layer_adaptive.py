@@ -3,7 +3,6 @@
 import math
 import re
 import warnings
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +103,7 @@ def owl_sparsities(
     sparsity = fraction("sparsity", sparsity)
     spread = fraction("spread", spread, of="the largest deviation from the sparsity")
     paths, leaves, _ = flatten(scores)
-    layers: dict[str, list[tuple[str, Any]]] = {}
+    layers: dict[str, list[tuple[str, Array]]] = {}
     for path, leaf in zip(paths, leaves, strict=True):
         if leaf is None:
             continue
@@ -136,7 +135,7 @@ def owl_sparsities(
     return {f"^{re.escape(path)}$": round(amounts[name], 12) for name, members in layers.items() for path, _ in members}
 
 
-def _outliers(leaves: list[Any], threshold: float) -> float:
+def _outliers(leaves: list[Array], threshold: float) -> float:
     """Return the fraction of scores above ``threshold`` times their mean."""
     size = sum(int(leaf.size) for leaf in leaves)
     mean = sum(float(jnp.sum(leaf.astype(working_dtype(leaf)))) for leaf in leaves) / size

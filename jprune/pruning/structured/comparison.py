@@ -10,7 +10,6 @@ import os
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +23,7 @@ _JAX = os.path.dirname(os.path.abspath(jax.__file__))
 _PACKAGES = os.path.abspath(sysconfig.get_paths()["purelib"])
 _SIMPLE = (int, float, str, bool, np.integer, type(None))
 _UNKNOWN = "an unknown line"
-_EVALUATED: dict[str, Callable[..., Any]] = {
+_EVALUATED: dict[str, Callable[..., jaxprs.Value]] = {
     "lt": lambda left, right: left < right,
     "add": lambda left, right: left + right,
     "select_n": lambda which, *cases: cases[int(which)],
@@ -83,7 +82,8 @@ class _Numbers:
 
     def __init__(self, before: core.Jaxpr, now: core.Jaxpr):
         self._numbers: tuple[dict[core.Var, int], dict[core.Var, int]] = ({}, {})
-        self._values: tuple[dict[core.Var, Any], dict[core.Var, Any]] = ({}, {})  # of scalars computed from literals
+        # Scalars computed from literals.
+        self._values: tuple[dict[core.Var, jaxprs.Value], dict[core.Var, jaxprs.Value]] = ({}, {})
         for part in ("constvars", "invars"):
             self.add(getattr(before, part), getattr(now, part))
 
@@ -108,7 +108,7 @@ class _Numbers:
             known[equation.outvars[0]] = value
         return True
 
-    def same(self, before: Sequence[Any], now: Sequence[Any]) -> bool:
+    def same(self, before: Sequence[jaxprs.Atom], now: Sequence[jaxprs.Atom]) -> bool:
         """Whether two equations read the same arrays; literals are compared by value elsewhere."""
         read = [
             [None if isinstance(atom, core.Literal) else known.get(atom, f"array {numbers[atom]}") for atom in atoms]
@@ -166,7 +166,7 @@ def _plain(value: object) -> object:
     return int(value) if isinstance(value, np.integer) else value
 
 
-def _called(equation: core.JaxprEqn) -> Sequence[Any]:
+def _called(equation: core.JaxprEqn) -> Sequence[jaxprs.Program]:
     """Return the programs that an equation calls, in the order of ``Step.inside``."""
     params = equation.params
     if equation.primitive.name == "while":

@@ -1,7 +1,7 @@
 """Remove channels from trees: parameters, batch statistics, averages, optimizer states."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def take(leaf: Leaf, kept: KeptIndices) -> Leaf:
     An array on one device is cut by numpy: jax would compile a program for every shape, axis and number of indices.
     """
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        described: Callable[..., Any] = jax.ShapeDtypeStruct
+        described: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
         return described(tuple(int(indices.sum()) for indices in kept), leaf.dtype)
     if all(indices.all() for indices in kept):
         return leaf

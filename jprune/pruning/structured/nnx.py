@@ -1,7 +1,5 @@
 """Put smaller parameters back into a Flax NNX module."""
 
-from typing import Any
-
 import jax
 from flax import nnx
 from jaxtyping import PyTree
@@ -51,7 +49,7 @@ def _leaves(tree: PyTree) -> list[tuple[str, jax.Array]]:
     return [(path, leaf) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None]
 
 
-def _set_sizes(layer: Any) -> None:
+def _set_sizes(layer: nnx.Module) -> None:
     """Set the attributes of one layer from the last axes of its parameters; stacked layers have others before them."""
     match layer:
         case nnx.Linear():
@@ -85,16 +83,18 @@ def _set_sizes(layer: Any) -> None:
             _set_cell_sizes(layer)
 
 
-def _set_norm_sizes(layer: Any) -> None:
+def _set_norm_sizes(layer: nnx.BatchNorm | nnx.LayerNorm | nnx.RMSNorm | nnx.GroupNorm) -> None:
     """Set the sizes of a normalization, which are known if it has parameters or statistics."""
     known = [p for p in (getattr(layer, name, None) for name in ("scale", "bias", "mean")) if p is not None]
-    if known and isinstance(layer, nnx.GroupNorm):  # groups are removed whole
+    if not known:
+        return
+    if isinstance(layer, nnx.GroupNorm):  # groups are removed whole
         layer.num_groups = known[0].shape[-1] // layer.group_size
-    elif known:
+    else:
         layer.num_features = known[0].shape[-1]
 
 
-def _set_cell_sizes(cell: Any) -> None:
+def _set_cell_sizes(cell: nnx.LSTMCell | nnx.OptimizedLSTMCell | nnx.GRUCell | nnx.SimpleCell) -> None:
     """Set the sizes of a recurrent cell; the first kernel with its own bias reads the hidden state."""
     kernels = {name: getattr(cell, name).kernel.shape for name in vars(cell) if hasattr(getattr(cell, name), "kernel")}
     hidden = next(shape for name, shape in kernels.items() if name in ("hi", "hg", "dense_h"))

@@ -7,7 +7,7 @@ program, such as the n of a mean, do not change.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Bool, PyTree
 from jprune import jaxprs
 from jprune.graph.loops import run as trace
 from jprune.graph.values import Axis, Program, Record, Step, Value
+from jprune.trees import is_float
 
 Kept: TypeAlias = Bool[np.ndarray, " _"]
 Arrays: TypeAlias = Sequence[ArrayLike]
@@ -68,11 +69,11 @@ def _carry_out(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
     return jaxprs.bound(step.equation, inputs, **resized(step, kept))
 
 
-def resized(step: Step, kept: Kept) -> dict[str, Any]:
+def resized(step: Step, kept: Kept) -> dict[str, object]:
     """Return the parameters of an equation that contain sizes, at the smaller sizes."""
     name, params = step.equation.primitive.name, step.equation.params
     sizes = [sizes_of(output, kept) for output in step.outputs]
-    changed: dict[str, Any] = {}
+    changed: dict[str, object] = {}
     match name:
         case "reshape":
             changed = {"new_sizes": sizes[0]}
@@ -106,7 +107,7 @@ def _padding(config: tuple[int, ...], stays: Kept) -> tuple[int, int, int]:
     return int(np.count_nonzero(stays[:low])), int(np.count_nonzero(stays[len(stays) - high :])), inside
 
 
-def _divisible(sharding: Any, shape: Sequence[int]) -> Any:
+def _divisible(sharding: object, shape: Sequence[int]) -> object:
     """Return a sharding without the axes that its mesh can no longer divide; a constraint does not change results."""
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return sharding
@@ -168,7 +169,7 @@ def _call(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
 def _with_jvp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[..., Arrays]:
     """Return a function with the derivative rule of a custom_jvp call, traced at the full sizes."""
     function = jax.custom_jvp(body)
-    floats = [place for place, var in enumerate(step.equation.invars) if _is_float(var.aval)]
+    floats = [place for place, var in enumerate(step.equation.invars) if is_float(var.aval)]
 
     @function.defjvp
     def jvp(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
@@ -185,7 +186,7 @@ def _with_jvp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[.
 def _with_vjp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[..., Arrays]:
     """Return a function with the derivative rule of a custom_vjp call."""
     function = jax.custom_vjp(body)
-    floats = [place for place, var in enumerate(step.equation.invars) if _is_float(var.aval)]
+    floats = [place for place, var in enumerate(step.equation.invars) if is_float(var.aval)]
 
     def backward(primals: Arrays, cotangents: Arrays) -> tuple[PyTree, ...]:
         def rule(primals: Arrays, cotangents: Arrays) -> Arrays:
@@ -198,10 +199,6 @@ def _with_vjp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[.
 
     function.defvjp(lambda *args: (body(*args), args), backward)
     return function
-
-
-def _is_float(aval: Any) -> bool:
-    return bool(jnp.issubdtype(aval.dtype, jnp.floating))
 
 
 def _of_floats(equation: core.JaxprEqn, floats: Sequence[int], inputs: Arrays) -> Callable[..., list[ArrayLike]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -528,7 +528,7 @@ def _difference(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, 
     pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(left, after, strict=True) if _is_inexact(a)]
     difference = max((float(np.max(np.abs(_wide(a) - _wide(b)), initial=0.0)) for a, b in pairs), default=0.0)
     largest = max((float(np.max(np.abs(_wide(a)), initial=0.0)) for a, _ in pairs), default=0.0)
-    finfo: Callable[..., Any] = jnp.finfo
+    finfo: Callable[..., np.finfo[np.floating]] = jnp.finfo
     rounding = max((float(finfo(a.dtype).eps) for a, _ in pairs), default=0.0)
     return difference, 1000 * rounding * max(1.0, largest)
 

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from jprune.graph import Graph
 from jprune.graph.axes import Axes
 from jprune.graph.channels import ChannelGroup, Member
-from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, amount_of, without
+from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, amount_of, single, without
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import uint64
 from jprune.pruning.selection.layers import is_mask, layers_of
@@ -268,12 +268,12 @@ class ChannelSelection:
                 raise TypeError("amounts by regular expression cannot be looked up at run time")
             return choice.by_group(scores, self._limits_by_group(choice, by_group[0]))
         cost = cost_of(self.graph, choice.groups, self.budget)
-        limits = uint64.count_of([self._limit(choice, cost, a) for a in plain])
+        limits = uint64.count_of([self._limit(choice, cost, single(a)) for a in plain])
         index = amount.index if isinstance(amount, Scheduled) else 0
         limit = Count(*(jnp.asarray(limb)[index] for limb in limits))
         return choice.up_to(scores, cost, limit, per_group=self.per_group)
 
-    def _limit(self, choice: "_Choice", cost: Cost, amount: Any) -> int:
+    def _limit(self, choice: "_Choice", cost: Cost, amount: float | Keep) -> int:
         """Return the largest cost that meets an amount.
 
         Raises:
@@ -544,7 +544,7 @@ def _group_scores(
     group: ChannelGroup, scores: Mapping[str, Array], left: Bool[Array, " channels"] | None, reduce: str
 ) -> Float[Array, " channels"]:
     """Return one score for each channel: -inf if none of its weights is left or its score is NaN."""
-    total: Any = 0.0
+    total: Array | float = 0.0
     weights = 0
     for member in group.members:
         if member.path not in scores:
@@ -557,7 +557,7 @@ def _group_scores(
     if reduce == "l2":
         total = jnp.sqrt(total)
     elif reduce == "mean":
-        total = total / np.float32(weights)
+        total = jnp.divide(total, np.float32(weights))
     total = jnp.where(jnp.isnan(total), -jnp.inf, total)
     return total if left is None else jnp.where(left, total, -jnp.inf)
 
