@@ -15,7 +15,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from jprune._extras import missing
 from jprune._version import __version__
@@ -377,7 +377,7 @@ def _by_score(given: Sequence[str]) -> dict[str, dict[float, list[str]]]:
         )
     nested = found.get(None, found)
     return {
-        score: {ratio: files for ratio, (_, files) in ratios.items()}
+        score: {ratio: cast(list[str], files) for ratio, (_, files) in ratios.items()}
         for score, ratios in by_score(nested, "--pruned").items()
     }
 

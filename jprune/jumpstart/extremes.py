@@ -12,7 +12,7 @@ respect to its own slice of z.
 import math
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -110,12 +110,12 @@ def _backward(spec: Spec, residuals: _Residuals, cotangents: Extremes) -> tuple[
 
     # A branch is compiled separately; else XLA's CPU compiler would recompute a block's share for each of its cells.
     by_sign = lax.platform_dependent(cpu=in_a_branch, default=shares) if space else shares()
-    gradient: Any = 0
+    gradient: Array | int = 0
     for share, cells in zip(by_sign, chosen.values(), strict=True):
         gradient = gradient + jnp.where(cells, jnp.expand_dims(share, space), 0)
     if valid is not None:  # a masked cell equals the extreme if a whole unit or point is masked
         gradient = jnp.where(valid, gradient, 0)
-    return gradient.astype(z.dtype), None, None
+    return jnp.asarray(gradient, z.dtype), None, None
 
 
 extremes.defvjp(_forward, _backward)

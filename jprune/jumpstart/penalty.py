@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Mapping
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ Aggregate = Literal["balanced", "norm", "mean", "sum", "sum_squares"]
 Ties = Literal["average", "single", "random"]
 Spatial = Literal["pool", "none"]
 Preset = Literal["cpaior_keras", "cpaior_torch", "ieee"]
+Option: TypeAlias = Any  # of jumpstart_penalty, passed on by name; it checks the value
 Scalar: TypeAlias = float | np.number | np.ndarray | Array
 
 _BOTH, _POSITIVE, _NEGATIVE = (1, -1), (1,), (-1,)

@@ -14,7 +14,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, PyTree
 
 from jprune.jumpstart.layers import Preactivations
-from jprune.jumpstart.penalty import Options, jumpstart_penalty
+from jprune.jumpstart.penalty import Option, Options, jumpstart_penalty
 from jprune.trees import flatten, is_float, match
 
 Coefficient: TypeAlias = ArrayLike | Callable[[ArrayLike], ArrayLike]  # a number, a scalar array or a schedule
@@ -60,7 +60,7 @@ class FusedAux(NamedTuple):
 
 
 def add_jumpstart(
-    preactivations: Callable[[PyTree, PyTree], Preactivations], coefficient: Coefficient, **options: Any
+    preactivations: Callable[[PyTree, PyTree], Preactivations], coefficient: Coefficient, **options: Option
 ) -> optax.GradientTransformationExtraArgs:
     """Add coefficient(step) * gradient of the jumpstart penalty to the updates.
 
@@ -152,8 +152,8 @@ def _warn_after_optimizer(updates: PyTree, grad: PyTree) -> None:
 
 
 def jumpstart_loss(
-    loss_fn: Callable[..., Any], coefficient: Coefficient, has_aux: bool = False, **options: Any
-) -> Callable[..., Any]:
+    loss_fn: Callable[..., PyTree], coefficient: Coefficient, has_aux: bool = False, **options: Option
+) -> Callable[..., PyTree]:
     """Add the jumpstart penalty to a loss function that returns its preactivations, in the same pass.
 
     ``call_with_preactivations`` returns the outputs and preactivations of a Flax model in one pass. The result is an
@@ -188,7 +188,7 @@ def jumpstart_loss(
     seed = options.pop("key", None)
     needs_step = callable(coefficient) or seed is not None
 
-    def fused(*args: Any, **kwargs: Any) -> Any:
+    def fused(*args: PyTree, **kwargs: PyTree) -> PyTree:
         step = kwargs.pop("step", None) if needs_step else 0
         if step is None:
             raise ValueError("a coefficient schedule and random ties need the step: call the loss with step=step")
@@ -202,7 +202,7 @@ def jumpstart_loss(
     return fused
 
 
-def _check(coefficient: Coefficient, options: dict[str, Any]) -> None:
+def _check(coefficient: Coefficient, options: dict[str, Option]) -> None:
     _, *allowed = inspect.signature(jumpstart_penalty).parameters
     for name in options:
         if name not in allowed:
@@ -212,7 +212,7 @@ def _check(coefficient: Coefficient, options: dict[str, Any]) -> None:
     Options.make(**{name: value for name, value in options.items() if name not in ("units", "examples")})
 
 
-def _at(options: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+def _at(options: dict[str, Option], *args: PyTree, **kwargs: PyTree) -> dict[str, Option]:
     """Return the options for one batch."""
     examples = options.get("examples")
     return options | {"examples": examples(*args, **kwargs) if callable(examples) else examples}

@@ -276,7 +276,7 @@ def _check_threshold(name: str, value: object) -> None:
     """Raise unless the value is one nonnegative number; the value of a traced number is not checked."""
     wanted = "must be one number, 0 or more (learning rate times penalty weight), or a function of the step"
     number = isinstance(value, int | float) or hasattr(value, "dtype")
-    if isinstance(value, bool) or not number or getattr(value, "ndim", 0):
+    if isinstance(value, bool) or not number or getattr(value, "ndim", 0) > 0:
         raise TypeError(f"{name}={value!r} {wanted}")
     if not isinstance(value, jax.core.Tracer) and not 0 <= float(np.asarray(value)) < math.inf:
         raise ValueError(f"{name}={value!r} {wanted}")

@@ -5,7 +5,8 @@ extra `report`.
 """
 
 import warnings
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -221,12 +222,13 @@ def compare_at_equal_accuracy(
 _COEFFICIENTS = ("term", "estimate", "standard_error", "z", "p_value", "low", "high")
 
 
-def _statsmodels_formulas() -> Any:
+def _statsmodels_formulas() -> ModuleType:
     try:
         import statsmodels.formula.api as formulas  # noqa: PLC0415  # seconds to import, and an extra
     except ImportError as error:
         raise ImportError(missing("regression needs statsmodels", "report")) from error
-    return formulas
+    found: ModuleType = formulas
+    return found
 
 
 def _table(

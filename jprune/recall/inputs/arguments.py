@@ -4,7 +4,7 @@ Every measure except ``counts`` works on small arrays in numpy float64 and accep
 checks here convert an argument to float64, or raise an error that names the argument, the index and the value.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -74,13 +74,14 @@ def one_per_model(name: str, value: Numbers) -> npt.NDArray[np.float64]:
     return array
 
 
-def first_true(bad: Any) -> tuple[int, ...]:
+def first_true(bad: npt.ArrayLike) -> tuple[int, ...]:
     """Return the index of the first True of a numpy or jax array, which must have one.
 
     >>> first_true(np.array([[False, False], [True, True]]))
     (1, 0)
     """
-    return tuple(int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
+    flags = np.asarray(bad)
+    return tuple(int(i) for i in np.unravel_index(int(flags.argmax()), flags.shape))
 
 
 def refuse_infinite(name: str, array: npt.NDArray[np.float64]) -> None:
@@ -177,7 +178,7 @@ def pair(dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers,
     )
 
 
-def stacks(dense_name: str, dense: npt.NDArray[Any], pruned_name: str, pruned: npt.NDArray[Any]) -> None:
+def stacks(dense_name: str, dense: np.ndarray, pruned_name: str, pruned: np.ndarray) -> None:
     """Check that a dense stack has the shape of the pruned one, or of its last axes.
 
     Raises:
@@ -249,7 +250,7 @@ def check_resamples(resamples: int) -> None:
         raise ValueError(f"resamples must be at least 2, got {resamples}")
 
 
-def _is_small_float(dtype: Any) -> bool:
+def _is_small_float(dtype: np.dtype) -> bool:
     """Whether a dtype is a float that numpy itself does not know, as bfloat16."""
     return dtype.kind == "V" and dtype.names is None and dtype.name.startswith(("bfloat", "float"))
 

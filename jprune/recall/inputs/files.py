@@ -10,13 +10,13 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from jprune._extras import missing
-from jprune.recall.inputs.raw import InputError, Raw, cleaned, decoded, lists_as_columns, plain, together
+from jprune.recall.inputs.raw import FrameCell, InputError, Raw, cleaned, decoded, lists_as_columns, plain, together
 from jprune.recall.inputs.text import (
     DECIMAL_COMMA,
     NUMBER,
@@ -216,7 +216,7 @@ def _kind(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """Open an .npz without ever unpickling."""
     with path.open("rb") as file:
         try:
@@ -283,7 +283,7 @@ def _raw_table(file: str, path: Path, table: Table) -> Raw:
     return Raw(file, together(columns, names, str(path), pick), True, names, table.ids, table.named_ids, table.notes)
 
 
-def _column(cells: "pd.Series[Any]", where: str) -> np.ndarray:
+def _column(cells: pd.Series, where: str) -> np.ndarray:
     """A column as numbers where all cells are, else as text."""
     missing = cells.isna().to_numpy()
     if missing.any():
@@ -373,7 +373,7 @@ def _without_ids(table: pd.DataFrame, path: Path, id_column: str | None) -> tupl
     return table, None if numbered or len(set(index.tolist())) < len(index) else index
 
 
-def _identities(cells: Sequence[Any], path: Path) -> np.ndarray:
+def _identities(cells: Sequence[FrameCell], path: Path) -> np.ndarray:
     """Ids as text, so that 7, 7.0 and '7' are one id."""
     whole = [int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in cells]
     texts = ["" if pd.isna(cell) else str(cell).strip() for cell in whole]

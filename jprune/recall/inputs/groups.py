@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ MISSING = "(missing)"
 _FEWEST = 10  # with fewer examples, each may have its own group
 
 
-def given_groups(values: Any) -> dict[str, Any]:
+def given_groups(values: object) -> dict[str, object]:
     """Return the attributes by name: the columns of a mapping or DataFrame, or one attribute called ``group``."""
     if values is None:
         return {}
@@ -26,7 +25,7 @@ def given_groups(values: Any) -> dict[str, Any]:
     return {str(key): each for key, each in values.items()} if isinstance(values, Mapping) else {"group": values}
 
 
-def groups(values: Any, examples: int) -> tuple[Groups, list[str]]:
+def groups(values: object, examples: int) -> tuple[Groups, list[str]]:
     """Convert a second label per example, or several by name, to codes and the names of the codes.
 
     Missing values (None, NaN, NA, NaT, an empty cell) form a group called ``(missing)``.
@@ -63,7 +62,7 @@ def groups(values: Any, examples: int) -> tuple[Groups, list[str]]:
     return found, notes
 
 
-def _group(values: Any, attribute: str, examples: int) -> tuple[Int[np.ndarray, " examples"], tuple[str, ...]]:
+def _group(values: object, attribute: str, examples: int) -> tuple[Int[np.ndarray, " examples"], tuple[str, ...]]:
     name = f"groups[{attribute!r}]"
     given = np.asarray(values.values if isinstance(values, Raw) else values)
     if given.shape != (examples,):
@@ -89,7 +88,7 @@ def _group(values: Any, attribute: str, examples: int) -> tuple[Int[np.ndarray, 
     return codes, (*kinds, MISSING) if missing.any() else tuple(kinds)
 
 
-def _is_missing(cell: Any) -> bool:
+def _is_missing(cell: object) -> bool:
     return (
         cell is None
         or cell is pd.NA

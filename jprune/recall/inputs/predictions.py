@@ -5,7 +5,7 @@ model, the example and the value, counted from 0.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -38,7 +38,7 @@ class Predictions(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def labels(given: Raw | Any, name: str = "labels") -> Int[np.ndarray, " examples"]:
+def labels(given: object, name: str = "labels") -> Int[np.ndarray, " examples"]:
     """Read the true classes: (examples,) or (examples, 1) whole numbers from 0 up, or one-hot rows.
 
     Raises:
@@ -76,7 +76,7 @@ def labels(given: Raw | Any, name: str = "labels") -> Int[np.ndarray, " examples
     return _whole(values, name, _CLASSES)
 
 
-def predictions(given: Raw | Any, name: str, examples: int, threshold: float | None = None) -> Predictions:
+def predictions(given: object, name: str, examples: int, threshold: float | None = None) -> Predictions:
     """Read the predictions of one or more models.
 
     Args:
@@ -336,7 +336,7 @@ def names_of_classes(class_names: Sequence[str] | None, classes: int) -> tuple[s
     return names
 
 
-def by_score(pruned: Any, name: str = "pruned") -> dict[str, dict[float, tuple[str, Any]]]:
+def by_score(pruned: object, name: str = "pruned") -> dict[str, dict[float, tuple[str, object]]]:
     """Convert {ratio: array} or {score: {ratio: array}} to the latter, with ratios ascending and a name for each array.
 
     Models pruned by a score without a name have the key ``"pruned"``.
@@ -367,7 +367,7 @@ def by_score(pruned: Any, name: str = "pruned") -> dict[str, dict[float, tuple[s
     return {score: _by_ratio(ratios, f"{name}[{score!r}]") for score, ratios in pruned.items()}
 
 
-def baselines(dense: Any, scores: Sequence[str]) -> dict[str, tuple[str, Any]]:
+def baselines(dense: object, scores: Sequence[str]) -> dict[str, tuple[str, object]]:
     """Return the dense models of every score, each with a name: one array for all, or {score: array}.
 
     Raises:
@@ -383,8 +383,8 @@ def baselines(dense: Any, scores: Sequence[str]) -> dict[str, tuple[str, Any]]:
     return {score: (f"dense[{score!r}]", dense[score]) for score in scores}
 
 
-def _by_ratio(ratios: Mapping[Any, Any], name: str) -> dict[float, tuple[str, Any]]:
-    found: dict[float, tuple[str, Any]] = {}
+def _by_ratio(ratios: Mapping[object, object], name: str) -> dict[float, tuple[str, object]]:
+    found: dict[float, tuple[str, object]] = {}
     for key, value in ratios.items():
         if isinstance(key, bool | np.bool_) or not isinstance(key, int | float | np.integer | np.floating):
             raise InputError(f"{name} must have compression ratios (numbers) for keys, got {key!r}")

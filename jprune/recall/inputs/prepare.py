@@ -1,7 +1,7 @@
 """Convert the inputs to labels, predictions and groups of the same examples in the same order."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -35,7 +35,7 @@ class Prepared(NamedTuple):
 def prepare(
     given_labels: Raw,
     sets: Mapping[str, Sequence[Raw]],
-    given_attributes: Any = None,
+    given_attributes: object = None,
     *,
     class_names: Sequence[str] | None = None,
     ignore_label: int | None = None,
@@ -79,11 +79,11 @@ def _left_out(examples: int, label: int | None) -> str:
     return f"{which.format(label)} left out"
 
 
-def _attributes(given: Any, given_labels: Raw, kept: np.ndarray | None) -> dict[str, Any]:
+def _attributes(given: object, given_labels: Raw, kept: np.ndarray | None) -> dict[str, Raw]:
     found = {}
     for attribute, values in given_groups(given).items():
         raw = values if isinstance(values, Raw) else None
-        if raw is None and hasattr(values, "index") and hasattr(values, "isna"):
+        if raw is None and hasattr(values, "index") and hasattr(values, "isna") and hasattr(values, "to_numpy"):
             index = of_object(values.isna(), f"groups[{attribute!r}]")
             raw = Raw(index.name, values.to_numpy(dtype=object), by_row=True, ids=index.ids)
         if raw is None:

@@ -3,10 +3,13 @@
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
+
+FrameCell: TypeAlias = Any  # a cell of a pandas object: a number, a text, None, NaN, a date
+Dataset: TypeAlias = Any  # a ``datasets.Dataset``, whose package need not be installed
 
 USUAL_MISSING = ("na", "n/a", "nan", "none", "null", "<na>")  # in lower case
 SCOPE = "the audit is for single-label classification: one true class per example"
@@ -50,7 +53,7 @@ class Raw(NamedTuple):
     listed: bool = False
 
 
-def of_object(value: Any, name: str) -> Raw:
+def of_object(value: object, name: str) -> Raw:
     """Read an argument: an array, a list, batches, a pandas object, or the result of a Hugging Face trainer.
 
     Raises:
@@ -68,7 +71,7 @@ def of_object(value: Any, name: str) -> Raw:
     if hasattr(value, "__next__"):
         raise InputError(f"{name} is an iterator, which can be read only once; give list(...) of it")
     if type(value).__name__ in ("PredictionOutput", "EvalPrediction", "EvalLoopOutput"):
-        value = value.label_ids if name == "labels" else value.predictions
+        value = getattr(value, "label_ids" if name == "labels" else "predictions")
         value = value[0] if isinstance(value, tuple) else value
     elif hasattr(value, "column_names") and hasattr(value, "features"):
         value = _column_of_dataset(value, name)
@@ -83,7 +86,7 @@ def of_object(value: Any, name: str) -> Raw:
     return Raw(name, as_array(value if batches is None else batches, name), listed=listed)
 
 
-def plain(column: "pd.Series[Any]", where: str) -> np.ndarray:
+def plain(column: pd.Series, where: str) -> np.ndarray:
     """Convert a column to int64, float64, bool or text (object).
 
     Raises:
@@ -116,7 +119,7 @@ def plain(column: "pd.Series[Any]", where: str) -> np.ndarray:
     return np.array([cleaned(cell) for cell in cells], object)
 
 
-def as_array(values: Any, name: str) -> np.ndarray:
+def as_array(values: object, name: str) -> np.ndarray:
     """Convert to a numpy array of integers, floats, booleans or text.
 
     Raises:
@@ -178,7 +181,7 @@ def _of_frame(frame: pd.DataFrame, name: str) -> Raw:
     return Raw(name, together(columns, names, name), by_row=True, columns=names, ids=_ids(frame.index))
 
 
-def lists_as_columns(column: "pd.Series[Any]", where: str) -> np.ndarray | None:
+def lists_as_columns(column: pd.Series, where: str) -> np.ndarray | None:
     """Convert a column of lists of numbers of equal length to (rows, length); return None for other columns.
 
     Raises:
@@ -233,7 +236,7 @@ def together(columns: Sequence[np.ndarray], names: Sequence[str], name: str, pic
     return np.column_stack(columns)
 
 
-def _ids(index: Any) -> np.ndarray | None:
+def _ids(index: pd.Index | None) -> np.ndarray | None:
     """Return the ids in a pandas index; None for a default index."""
     if index is None or (isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1):
         return None
@@ -242,7 +245,7 @@ def _ids(index: Any) -> np.ndarray | None:
     return None if numbered or len(set(values.tolist())) < len(values) else values
 
 
-def _column_of_dataset(dataset: Any, name: str) -> Any:
+def _column_of_dataset(dataset: Dataset, name: str) -> np.ndarray:
     """Return the labels or predictions of a Hugging Face ``Dataset``, by the usual names of their columns."""
     usual = ("label", "labels") if name == "labels" else ("predictions", "prediction", "pred", "logits")
     found = [column for column in dataset.column_names if column in usual]
@@ -254,7 +257,7 @@ def _column_of_dataset(dataset: Any, name: str) -> Any:
     return np.asarray(dataset[found[0]])
 
 
-def _batches(value: Any, name: str) -> np.ndarray | None:
+def _batches(value: object, name: str) -> np.ndarray | None:
     """Join the batches of one model to one array; return None if the value is not a list of batches.
 
     Arrays of equal length are models; batches differ in length, at least the last.

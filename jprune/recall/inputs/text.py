@@ -8,12 +8,14 @@ import re
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from jprune.recall.inputs.raw import InputError
+
+Json: TypeAlias = Any  # a value read from JSON: None, a bool, a number, a text, a list or a dict
 
 _EMPTY = "(empty column)"
 NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf(?:inity)?|nan)", re.IGNORECASE)
@@ -61,7 +63,7 @@ def read_json(path: Path, name: str | None) -> tuple[pd.DataFrame, tuple[str, ..
     return pd.DataFrame({"values": rows}), notes
 
 
-def _json_list(path: Path) -> tuple[list[Any], tuple[str, ...]]:
+def _json_list(path: Path) -> tuple[list[Json], tuple[str, ...]]:
     text, notes = decoded_text(path)
     try:
         rows = json.loads(text)
@@ -83,7 +85,7 @@ def _json_list(path: Path) -> tuple[list[Any], tuple[str, ...]]:
     return rows, notes
 
 
-def _columns_of_pandas(columns: dict[str, Any]) -> dict[str, Any]:
+def _columns_of_pandas(columns: dict[str, Json]) -> dict[str, Json]:
     """Return lists by name for what ``DataFrame.to_json`` writes, {name: {index: value}}, if all have one index."""
     values = list(columns.values())
     if values and all(isinstance(each, dict) and list(each) == list(values[0]) for each in values):
@@ -91,7 +93,7 @@ def _columns_of_pandas(columns: dict[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def _json_lines(path: Path) -> tuple[list[Any], tuple[str, ...]]:
+def _json_lines(path: Path) -> tuple[list[Json], tuple[str, ...]]:
     text, notes = decoded_text(path)
     lines = text.rstrip().splitlines()
     rows = []

@@ -5,13 +5,15 @@ matrix: ``jprune.recall.measures.rates`` computes its rates directly from predic
 """
 
 import warnings
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
 
 from jprune.recall.inputs.arguments import EmptyClassWarning, Numbers, first_true
+
+Integers: TypeAlias = Any  # a numpy or jax array; jax is not imported here
 
 
 def support(counts: Numbers) -> Int[np.ndarray, "*models classes"]:
@@ -134,7 +136,7 @@ def class_numbers(name: str, value: Numbers, num_classes: int) -> Int[np.ndarray
     return array.astype(np.int64)
 
 
-def outside(array: Any, num_classes: int) -> Any:
+def outside(array: Integers, num_classes: int) -> Integers:
     """Return where integers of a numpy or jax array are outside 0..num_classes-1.
 
     They are compared in their own dtype, which may be narrow or unsigned.

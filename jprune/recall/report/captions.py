@@ -1,13 +1,13 @@
 """The title, caption and alternative text of each figure."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jprune.recall.report.panels import MOST_INSIDE, MOST_LINES
 from jprune.recall.report.words import in_number, kind, number, one_compressed
-from jprune.recall.tables.frames import UNSTATED, AuditTables
+from jprune.recall.tables.frames import UNSTATED, AuditTables, FrameRow
 
 
 class Caption(NamedTuple):
@@ -91,7 +91,7 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
     }
 
 
-def _by_score(audit: AuditTables, describe: Callable[[Any], str]) -> str:
+def _by_score(audit: AuditTables, describe: Callable[[FrameRow], str]) -> str:
     """Describe every row of the summary, score by score."""
     sentences = []
     for score in audit.scores:
@@ -129,9 +129,9 @@ def _medians(audit: AuditTables) -> str:
     return " ".join(sentences)
 
 
-def _ends(row: Any) -> str:
+def _ends(row: FrameRow) -> str:
     return f" ({row['alpha_low']:.2f} to {row['alpha_high']:.2f})" if np.isfinite(row["alpha_low"]) else ""
 
 
-def _ratio(row: Any) -> str:
+def _ratio(row: FrameRow) -> str:
     return str(row["score"]) if row["ratio"] == UNSTATED else f"{row['ratio']:g}"

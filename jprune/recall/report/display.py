@@ -1,10 +1,11 @@
 """Format the audit's tables for the page: columns with headings and meanings, cells as text."""
 
 from collections.abc import Callable, Container, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
+from jprune.recall.inputs.raw import FrameCell
 from jprune.recall.report.verdicts import lost_more
 from jprune.recall.report.words import in_number
 from jprune.recall.tables.frames import UNSTATED, AuditTables
@@ -432,7 +433,7 @@ def _stacks(frame: pd.DataFrame) -> list[str]:
     return [stack_key(score, ratio) for score, ratio in zip(frame["score"], frame["ratio"], strict=True)]
 
 
-def _cell(column: Column, value: Any) -> Cell:
+def _cell(column: Column, value: FrameCell) -> Cell:
     if column.show is None:
         return Cell("" if pd.isna(value) else str(value), None)
     if pd.isna(value):

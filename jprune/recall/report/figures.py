@@ -6,8 +6,8 @@ those of Okabe and Ito, which color-blind readers can distinguish; markers diffe
 literally, never as math. ``jprune.recall.report.panels`` has the elements of panels.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from jprune.recall.tables.frames import UNSTATED, AuditTables
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 
 def figures(audit: AuditTables) -> "dict[str, Figure]":
@@ -234,7 +235,7 @@ def balance_scatter(audit: AuditTables) -> "Figure":
     return figure
 
 
-def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index: int, count: int) -> Any:
+def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index: int, count: int) -> "Line2D":
     """Draw the boxes of one score next to those of the others, and return its legend handle."""
     handle = axes.plot([], [], color=panels.color(index), linewidth=2.0)[0]
     ratios = [float(ratio) for ratio in rows["ratio"].unique()]
@@ -253,7 +254,7 @@ def _boxes(axes: "Axes", rows: pd.DataFrame, positions: dict[float, int], index:
     return handle
 
 
-def _with_interval(axes: "Axes", x: Any, rows: pd.DataFrame, index: int) -> Any:
+def _with_interval(axes: "Axes", x: np.ndarray | Sequence[float], rows: pd.DataFrame, index: int) -> "Line2D":
     """Draw mean alphas with their intervals; with one model there is a point without an interval."""
     y = rows["alpha"].to_numpy()
     ends = np.abs(rows[["alpha_low", "alpha_high"]].to_numpy().T - y)
@@ -268,8 +269,7 @@ def _reference(axes: "Axes") -> None:
 def _tell_ratios(axes: "Axes", summary: pd.DataFrame) -> None:
     """Write the ratio of every point above its interval, or below it if that is free, or not at all."""
     letter, line = 5.0, 11.0  # in points, for the font size below
-    figure: Any = axes.figure
-    inches = figure.get_size_inches()
+    inches = panels.figure_of(axes).get_size_inches()
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     taken: list[tuple[float, float, float]] = []  # center and width of each label
     for row in summary.to_dict("records"):
@@ -285,7 +285,7 @@ def _tell_ratios(axes: "Axes", summary: pd.DataFrame) -> None:
             across, up = 72 * inches * ((x - left) / (right - left), (y - bottom) / (top - bottom))
             if all(abs(across - a) > (width + w) / 2 or abs(up + offset - u) > line for a, u, w in taken):
                 taken.append((across, up + offset, width))
-                look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 9, "color": MUTED}
+                look: panels.Style = {"textcoords": "offset points", "ha": "center", "fontsize": 9, "color": MUTED}
                 axes.annotate(name, (x, y), (0, offset), **look)
                 break
 

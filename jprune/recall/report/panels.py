@@ -4,14 +4,18 @@ What is drawn on them is in ``jprune.recall.report.figures``.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from jprune._extras import missing
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Keyword: TypeAlias = Any  # the value of a keyword argument of a drawing method of matplotlib
+Style: TypeAlias = dict[str, Keyword]
 
 INK, MUTED, RULE, FAINT = "#1c1e21", "#5c6166", "#d5d8dc", "#b9bec4"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#c4649b", "#b07c00", "#3d9bd1", "#7a5cc7", "#6d6d6e")
@@ -72,12 +76,12 @@ def marker(index: int) -> str:
     return _MARKERS[(index + index // len(SERIES)) % len(_MARKERS)]
 
 
-def line_style(index: int) -> dict[str, Any]:
+def line_style(index: int) -> Style:
     """How the line of a series looks."""
     return {"color": color(index), "marker": marker(index), "markersize": 4.5, "linewidth": 1.5}
 
 
-def dot_style(index: int, count: int) -> dict[str, Any]:
+def dot_style(index: int, count: int) -> Style:
     """How the ``count`` points of a series look in a scatter plot."""
     look = {"color": color(index), "marker": marker(index), "s": 12, "alpha": 0.6}
     return {**look, "linewidths": 0, "rasterized": count > _MOST_POINTS}
@@ -88,16 +92,16 @@ def dodge(index: int, count: int, width: float = 0.3) -> float:
     return width * ((index + 0.5) / count - 0.5)
 
 
-def legend(axes: "Axes", drawn: Sequence[Any], names: Sequence[str], **place: Any) -> None:
+def legend(axes: "Axes", drawn: Sequence["Artist"], names: Sequence[str], **place: Keyword) -> None:
     """Add a legend below the figure where there is more than one name, so that it covers no point.
 
     The names are put in afterwards: matplotlib reads a leading underscore as "hide this one".
     """
     if len(names) < 2:
         return
-    owner: Any = axes
+    owner: Axes | Figure = axes
     if not place:
-        owner = axes.figure
+        owner = figure_of(axes)
         width, height = owner.get_size_inches()
         columns = max(1, min(len(names), int(width / (0.55 + 0.075 * max(len(short(name)) for name in names)))))
         owner.set_size_inches(width, height + 0.2 * -(-len(names) // columns))
@@ -105,6 +109,11 @@ def legend(axes: "Axes", drawn: Sequence[Any], names: Sequence[str], **place: An
     made = owner.legend(drawn, [str(index) for index in range(len(names))], fontsize=9.5, frameon=False, **place)
     for text, name in zip(made.get_texts(), names, strict=True):
         text.set(text=short(name), parse_math=False, color=INK)
+
+
+def figure_of(axes: "Axes") -> "Figure":
+    """Return the figure that has these axes; no subfigures are used."""
+    return cast("Figure", axes.figure)
 
 
 def short(name: str, most: int = 28) -> str:

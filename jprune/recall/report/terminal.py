@@ -1,13 +1,12 @@
 """An audit on the terminal."""
 
 from pathlib import Path
-from typing import Any
 
 from jprune._extras import missing
 from jprune.recall.report.findings import findings
 from jprune.recall.report.headline import ALPHA_MEANS, headline
 from jprune.recall.report.words import estimate, number
-from jprune.recall.tables.frames import AuditTables
+from jprune.recall.tables.frames import AuditTables, FrameRow
 
 _LEGEND = {
     "alpha": f"how class differences changed: {ALPHA_MEANS}",
@@ -77,7 +76,7 @@ def _shown(name: str, rows: list[dict[str, str]], audit: AuditTables) -> bool:
     return any(row[name] != "n/a" for row in rows)
 
 
-def _cells(row: dict[Any, Any]) -> dict[str, str]:
+def _cells(row: FrameRow) -> dict[str, str]:
     """The cells of a row of the table, by column."""
     corrected, *ends = estimate(row, "alpha_corrected")
     return {

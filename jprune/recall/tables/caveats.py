@@ -1,7 +1,6 @@
 """Warnings about what limits the conclusions of an audit."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +9,7 @@ import pandas as pd
 from jprune.recall.inputs.predictions import Predictions
 from jprune.recall.measures.probabilities import are_probabilities
 from jprune.recall.tables.audited import AuditedModels
-from jprune.recall.tables.frames import UNSTATED, Row
+from jprune.recall.tables.frames import UNSTATED, FrameRow, Row
 
 _FEWEST_PAIRS = 4  # three pairs have six orders, so no p-value is below 1/6
 _FEW_EXAMPLES = 30  # in a group
@@ -129,7 +128,7 @@ def _named(class_names: Sequence[str], predicted: npt.NDArray[np.int64], *, one:
     return f"one class ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
-def _at_chance(row: Mapping[Any, Any], level: float) -> str:
+def _at_chance(row: FrameRow, level: float) -> str:
     gone, models = row["collapsed"], row["models"]
     if gone == models:
         return f"{'the model is' if models == 1 else f'all {models} models are'} at chance, so there is no alpha"

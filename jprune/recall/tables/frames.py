@@ -6,7 +6,10 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-Row: TypeAlias = dict[str, Any]  # a row of a table: numbers, text or None, by column
+from jprune.recall.inputs.raw import FrameCell
+
+FrameRow: TypeAlias = Any  # a row of a pandas frame as a Series or a dict: cells by column
+Row: TypeAlias = dict[str, FrameCell]  # a new row of a table, by column
 
 UNSTATED = 0.0
 """The ratio of models that were given by name, without a ratio."""
