@@ -6,7 +6,6 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,7 +48,7 @@ def to_tensorboard(folder: Path) -> Callback | None:
         return None
     import tensorboardX  # noqa: PLC0415 an extra
 
-    boards: dict[str, Any] = {}
+    boards: dict[str, tensorboardX.SummaryWriter] = {}
 
     def write(stage: str, replicates: range, epoch: int, metrics: Mapping[str, np.ndarray]) -> None:
         name = f"{stage}, {replicates.start}-{replicates.stop - 1}"

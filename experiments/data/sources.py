@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import ArrayLike
@@ -23,6 +23,10 @@ from experiments.data.cache import Rows
 from experiments.storage.files import JSON
 from jprune._extras import missing
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import tensorflow_datasets as tfds
+
 Arrays = Mapping[str, np.ndarray]
 Size = tuple[int, int]
 Encoded = tuple[str, bytes, int]  # name of an image, content of its file, label
@@ -31,6 +35,14 @@ Labelled = tuple[np.ndarray, np.ndarray]  # inputs and labels
 BUNDLED = ("digits", "iris", "wine", "breast_cancer")
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _BLOCK = 256
+
+
+class Examples(Protocol):
+    """The examples of a data source of TFDS, read by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[Mapping[str, bytes | int]]: ...
 
 
 class Missing(FileNotFoundError):
@@ -140,7 +152,7 @@ def table(path: Path) -> tuple[Labelled, None, tuple[str, ...]]:
     return train, None, named
 
 
-def _check_columns(path: Path, frame: Any, target: Hashable) -> None:
+def _check_columns(path: Path, frame: "pd.DataFrame", target: Hashable) -> None:
     """Refuse columns of a table that would be used in a way that is not meant."""
     import pandas as pd  # noqa: PLC0415
 
@@ -300,7 +312,7 @@ def tfds(name: str, data_dir: Path | None, size: Size | None) -> Decoding:
     return Decoding(identity, tuple(features[keys[1]].names), make)
 
 
-def stream(name: str, split: str, data_dir: Path | None) -> Any:
+def stream(name: str, split: str, data_dir: Path | None) -> Examples:
     """A random-access source of examples with encoded images, for data sets too large for the memory.
 
     Args:
@@ -359,7 +371,7 @@ def prepare(name: str, data_dir: Path | None, *, attempts: int = 3, pause: float
     raise AssertionError("unreachable")
 
 
-def _builder(name: str, data_dir: Path | None) -> Any:
+def _builder(name: str, data_dir: Path | None) -> "tfds.core.DatasetBuilder":
     module, _, name = name.rpartition(":")
     with _quiet():
         try:
@@ -378,13 +390,13 @@ def _builder(name: str, data_dir: Path | None) -> Any:
             ) from error
 
 
-def _undecoded() -> Any:
+def _undecoded() -> "tfds.decode.SkipDecoding":
     import tensorflow_datasets  # noqa: PLC0415
 
     return tensorflow_datasets.decode.SkipDecoding()
 
 
-def _records(source: Sequence[Any], keys: tuple[str, str]) -> Iterator[Encoded]:
+def _records(source: Examples, keys: tuple[str, str]) -> Iterator[Encoded]:
     for start in range(0, len(source), _BLOCK):
         for i, example in enumerate(source.__getitems__(list(range(start, min(start + _BLOCK, len(source))))), start):
             yield f"example {i}", example[keys[0]], int(example[keys[1]])

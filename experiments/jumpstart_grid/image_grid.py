@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from experiments.jumpstart_grid.cells import (
 )
 from experiments.jumpstart_grid.config import Grid, GridRunning
 from experiments.models import convolution, networks
+from experiments.storage.files import JSON
 
 UNIT = "epochs"
 SMALL_STEPS = False
@@ -143,7 +144,7 @@ def carry_out(
     return tables
 
 
-def _pruned(programs: "Programs", cell: dict[str, Any], state: "ImageState") -> list[dict[str, Any]]:
+def _pruned(programs: "Programs", cell: dict[str, JSON], state: "ImageState") -> list[dict[str, JSON]]:
     """Return the rows of a network that is pruned after training, one per ratio."""
     kernels = jprune.trees.only(state.params, jprune.by_path(include=r"^convs/.*kernel"))
 
@@ -154,7 +155,7 @@ def _pruned(programs: "Programs", cell: dict[str, Any], state: "ImageState") -> 
     return pruned.rows(cell, kernels, programs.setup.prune, accuracy)
 
 
-def _cell(programs: "Programs", graph: nnx.GraphDef, state: "ImageState", accuracies: np.ndarray) -> dict[str, Any]:
+def _cell(programs: "Programs", graph: nnx.GraphDef, state: "ImageState", accuracies: np.ndarray) -> dict[str, JSON]:
     """Return the row of a trained network; ``accuracies`` are (epochs, 2), of training and validation."""
     setup, dataset = programs.setup, programs.dataset
     network = nnx.merge(graph, state.params, state.stats)

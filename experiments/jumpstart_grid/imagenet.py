@@ -14,7 +14,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ def _scaled(images: jax.Array) -> jax.Array:
 
 
 def batches(
-    source: Any, settings: ImageNet, rng: np.random.Generator | None, part: tuple[int, int] = (0, 1)
+    source: sources.Examples, settings: ImageNet, rng: np.random.Generator | None, part: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
     """Stream decoded batches of a data source; the last partial batch is dropped.
 
@@ -209,7 +209,12 @@ def crop(encoded: bytes, size: int, seed: int | None) -> np.ndarray:
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
-def train(settings: ImageNet, source: Any, validation: Any, callbacks: Sequence[metrics.Callback] = ()) -> np.ndarray:
+def train(
+    settings: ImageNet,
+    source: sources.Examples,
+    validation: sources.Examples,
+    callbacks: Sequence[metrics.Callback] = (),
+) -> np.ndarray:
     """Train for all epochs; the weights of the last one are stored.
 
     Returns:

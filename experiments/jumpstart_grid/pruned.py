@@ -4,20 +4,20 @@ This answers question J5 of docs/reproduction.md. The ratio t is the number of p
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 from jaxtyping import ArrayLike, PyTree
 
 import jprune
+from experiments.storage.files import JSON
 
 TRAINED = 0.9  # the training accuracy that counts as trained
 _NAMES = ("dataset", "method", "layer", "lr", "width", "depth", "epochs", "replicate")
 
 
 def rows(
-    cell: Mapping[str, Any], kernels: PyTree, ratios: Sequence[float], accuracy: Callable[[PyTree], float]
-) -> list[dict[str, Any]]:
+    cell: Mapping[str, JSON], kernels: PyTree, ratios: Sequence[float], accuracy: Callable[[PyTree], float]
+) -> list[dict[str, JSON]]:
     """Prune one trained network at every ratio, and measure its training accuracy.
 
     Args:

@@ -11,11 +11,12 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import PaddingLike
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -62,7 +63,7 @@ def _linear(inputs: int, outputs: int, init: Init, rngs: nnx.Rngs) -> nnx.Linear
 
 
 def _conv(
-    inputs: int, outputs: int, init: Init, rngs: nnx.Rngs, *, narrow: bool, padding: Any = 1, **options: object
+    inputs: int, outputs: int, init: Init, rngs: nnx.Rngs, *, narrow: bool, padding: PaddingLike = 1, **options: object
 ) -> nnx.Conv:
     """Create a 3 x 3 convolution in the form of ``experiments.models.convolution`` for this number of channels."""
     form = convolution.batch_last if narrow else convolution.channels_last

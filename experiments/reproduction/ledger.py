@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -58,7 +58,7 @@ class Recalls(NamedTuple):
         complete = [set(self._rows(score, ratio).index) for score, ratio in wanted]
         return sorted(set.intersection(*complete))
 
-    def audit(self, scores: Sequence[str], replicates: Sequence[int]) -> Any:
+    def audit(self, scores: Sequence[str], replicates: Sequence[int]) -> jprune.recall.Audit:
         """Audit some scores, all from the same dense networks; the control is ratio 1 of each."""
         control = {1.0: self.correct(CONTROL, 1.0, replicates)}
         pruned = {

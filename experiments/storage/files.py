@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import jax
 import numpy as np
@@ -23,6 +23,9 @@ import pyarrow.parquet as pq
 from jaxtyping import ArrayLike
 
 from jprune import files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The values of a JSON file.
 JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
@@ -86,7 +89,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         files.write_bytes(path, content)
 
 
-def write_figure(path: Path, figure: Any) -> None:
+def write_figure(path: Path, figure: "Figure") -> None:
     """Write a matplotlib figure as PNG, on white.
 
     Raises:

@@ -3,12 +3,12 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
+from flax import linen, nnx
 from jaxtyping import PyTree
 
 import jprune
@@ -153,7 +153,7 @@ def _nnx_task(dataset: datasets.Dataset, create: Callable[[nnx.Rngs], nnx.Module
     return Task(init, loss, logits, preactivations)
 
 
-def _linen_task(dataset: datasets.Dataset, module: Any, augment: Augment | None) -> Task:
+def _linen_task(dataset: datasets.Dataset, module: linen.Module, augment: Augment | None) -> Task:
     takes_train = "train" in inspect.signature(type(module).__call__).parameters
     flag = lambda train: {"train": train} if takes_train else {}
 
