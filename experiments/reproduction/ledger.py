@@ -22,6 +22,7 @@ from experiments.storage import files, provenance, store
 FOLDER = Path(__file__).parents[1] / "results"
 DENSE = "dense"
 _KEY = ["score", "ratio", "replicate"]
+_DIGITS = ".6g"  # of the numbers in a table, so of its ratios too
 
 
 class Recalls(NamedTuple):
@@ -167,7 +168,7 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
         raise files.StoreError(f"{plan.root(stored)} has no network of this study: run it first")
     table = pd.concat(parts, ignore_index=True).drop_duplicates(_KEY).sort_values(_KEY, kind="stable")
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
+    files.write_bytes(folder / f"{name}.csv", table.to_csv(index=False, float_format=f"%{_DIGITS}").encode())
     files.write_json(described, known)
     return len(table)
 
@@ -198,4 +199,4 @@ def _networks(stored: Path, stage: plan.StudyStage, truth: results.Truth) -> pd.
     columns = ["replicate", "parameters", "prunable", "nonzero", "dead_units", "linear_units"]
     healthy = rows[rows["stopped"] < 0].reindex(columns=columns)
     table = healthy.merge(right.reset_index(), on="replicate")
-    return table.assign(score=score, ratio=float(ratio))[["score", "ratio", *columns, *right.columns]]
+    return table.assign(score=score, ratio=float(f"{ratio:{_DIGITS}}"))[["score", "ratio", *columns, *right.columns]]

@@ -390,7 +390,19 @@ def test_pruned_networks_are_kept_from_their_own_table(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.optax_promotes
 def test_stored_results_are_kept_once_and_can_be_extended(tmp_path, capsys):
-    tiny = ("--epochs", "1", "--finetune-epochs", "1", "--ratios", "1", "4", "--scores", "magnitude", "--limit", "128")
+    tiny = (
+        "--epochs",
+        "1",
+        "--finetune-epochs",
+        "1",
+        "--ratios",
+        "1",
+        "3.9548387096774196",
+        "--scores",
+        "magnitude",
+        "--limit",
+        "128",
+    )
     options = (*tiny, "--jumpstart", "0", "--chunk", "1", "--out", str(tmp_path / "study"))
     for count in (1, 2):
         assert recall_distortion.main(["--replicates", str(count), *options]) == 0
@@ -402,9 +414,9 @@ def test_stored_results_are_kept_once_and_can_be_extended(tmp_path, capsys):
     kept = ledger.recalls("tiny", tmp_path / "kept")
     written = pd.read_csv(tmp_path / "study" / "counts.csv")
     (of_one,) = {tuple(g.sort_values("class")["correct"]) for _, g in written[
-        (written["ratio"] == 4) & (written["replicate"] == 1)
+        (written["ratio"] > 3) & (written["replicate"] == 1)
     ].groupby("score")}  # fmt: skip
-    np.testing.assert_array_equal(kept.correct("magnitude", 4.0, [1])[0], of_one)
+    np.testing.assert_array_equal(kept.correct("magnitude", 3.95484, [1])[0], of_one)
     assert kept.support.sum() == 128
     for option, other in (("lr", "recipe"), ("finetune_lr", "pruning")):
         with pytest.raises(ValueError, match=rf"other settings \({other}\); give another name"):
