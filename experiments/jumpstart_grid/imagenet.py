@@ -20,18 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import ArrayLike, PyTree
 
 import jprune
-from experiments.cli import metrics
-from experiments.cli.commands import exit_status
+from experiments.cli import commands, metrics
 from experiments.data import sources
 from experiments.data.augment import normalise
 from experiments.models.resnet50 import ResNet50
 from experiments.storage import files
+from experiments.storage import settings as recorded
 
 _MEAN, _STD = np.array([123.675, 116.28, 103.53], np.float32), np.array([58.395, 57.12, 57.375], np.float32)
 Batch = tuple[ArrayLike, ArrayLike]  # images (batch, height, width, 3) uint8 and labels (batch,) int32
@@ -252,13 +251,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
 
     def work() -> None:
-        settings = tyro.cli(ImageNet, args=arguments, prog="python -m experiments.jumpstart_grid.imagenet")
+        settings = commands.parse(ImageNet, ImageNet(), arguments, "python -m experiments.jumpstart_grid.imagenet")
+        print(f"results go to {settings.out}; {settings.epochs} epochs of ResNet-50 ({settings.method})", flush=True)
         stream = lambda split: sources.stream("imagenet2012", split, settings.data_dir)
         source, validation = stream("train"), stream("validation")
+        options = commands.to_json(settings)
+        running = {name: options.pop(name) for name in ("out", "data_dir")}
+        recorded.record(settings.out, "jumpstart_grid.imagenet", options, running)
         writers = [metrics.to_csv(settings.out), metrics.to_tensorboard(settings.out / "tensorboard")]
         train(settings, source, validation, [writer for writer in writers if writer is not None])
 
-    return exit_status(work)
+    return commands.exit_status(work)
 
 
 if __name__ == "__main__":

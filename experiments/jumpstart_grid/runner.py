@@ -135,6 +135,8 @@ def keep(folder: Path, grid: Grid, stage: GridStage, made: dict[str, dict[str, S
 def status(folder: Path, grid: Grid, *, every: bool = False) -> None:
     """Print how many seeds of each stage are done, of one grid or of every grid in the folder."""
     grids = [grid_from_json(found["study"]) for found in settings.all_recorded(folder)] if every else [grid]
+    if not grids:
+        raise ValueError(f"no grid has run in {folder}; run one first, or give its folder with --out")
     for number, one in enumerate(grids):
         if every:
             print(f"grid {number}: {one.kind}, methods {', '.join(one.methods)}, {one.epochs} epochs")
@@ -181,7 +183,7 @@ def collect(folder: Path, grid: Grid, name: str) -> pd.DataFrame:
             table = store.collect_table(done, f"{name}.parquet")
             parts.append(table[table["replicate"].isin(stage.seeds)])
     if not parts:
-        raise ValueError(f"no stage of this grid is done in {folder}: run it first")
+        raise ValueError(f"no stage of this grid is done in {folder}; run it first, or give its folder with --out")
     return pd.concat(parts, ignore_index=True)
 
 

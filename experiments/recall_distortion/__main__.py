@@ -61,7 +61,10 @@ def _work(arguments: Sequence[str] | None) -> None:
     elif command.action == "report":
         studies.report(command.folder, study, command.running)
     else:
-        for number, one in enumerate(results.all_recorded(command.folder) if command.all else [study]):
+        recorded = results.all_recorded(command.folder) if command.all else [study]
+        if not recorded:
+            raise ValueError(f"no study has run in {command.folder}; run one first, or give its folder with --out")
+        for number, one in enumerate(recorded):
             if command.all:
                 print(f"study {number}: {one.model} on {one.dataset}, epochs {one.epochs}, seed {one.seed}")
             studies.status(command.folder, one)

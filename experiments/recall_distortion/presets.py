@@ -154,6 +154,9 @@ def _cifar(name: str) -> Study:
     return dataclasses.replace(_RESNET, dataset=dataset, model=model)
 
 
+# Hours of a replicate on 2 CPU cores: the measured step of ResNet-20, times the operations of the forward pass.
+_CPU_HOURS = {"resnet20": 20, "resnet32": 34, "resnet44": 47, "resnet56": 61, "resnet110": 122}
+
 for _name, (_title, _magnitude, _undecayed) in _CIFAR.items():
     _PRESETS.add(
         _name,
@@ -161,8 +164,8 @@ for _name, (_title, _magnitude, _undecayed) in _CIFAR.items():
         f"""{_title}.
 
 Command: python -m experiments.recall_distortion --preset {_name}
-Cost: 249,000 steps a replicate (60 epochs, then 26 times 25); on 2 CPU cores 20 hours a replicate for ResNet-20
-and more for the deeper ones, so use an accelerator.
+Cost: 249,000 steps a replicate (60 epochs, then 26 times 25); by the measured step of ResNet-20 some
+{_CPU_HOURS[_name.partition("-")[2]]} hours a replicate on 2 CPU cores, so use an accelerator.
 Expect, for magnitude: median alpha {_magnitude}"""
         + (f"; for undecayed\n{_undecayed}," if _undecayed else "")
         + " at t = 2, 4, 10, 20, 50.",

@@ -121,7 +121,10 @@ def truth(folder: Path, study: Study) -> Truth:
     """
     where = plan.data_stage(folder, study)
     if not where.done:
-        raise store.StoreError(f"no stage of this study has run in {folder} yet: {where.path} is missing")
+        raise store.StoreError(
+            f"no stage of this study has run in {folder}: {where.path} is missing; run it first, or give its folder "
+            "with --out"
+        )
     data = json.loads(store.verified(where, "data.json").read_text())
     labels = store.read_table(where, "labels.parquet")["label"].to_numpy()
     return Truth(labels, tuple(data["class_names"]), data["fingerprint"])

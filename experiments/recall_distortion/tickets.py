@@ -18,16 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jaxtyping import PyTree
 
 import jprune
 import jprune.recall
-from experiments.cli.commands import exit_status
+from experiments.cli import commands
 from experiments.data import datasets
 from experiments.models.options import read_options
 from experiments.recall_distortion.oneshot import prunable
 from experiments.storage import files
+from experiments.storage import settings as recorded
 from experiments.training import phases, replicates, tasks
 from experiments.training.tasks import Context
 from jprune.recall import Audit
@@ -139,9 +139,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
 
     def work() -> None:
-        settings = tyro.cli(Tickets, args=arguments, prog="python -m experiments.recall_distortion.tickets")
+        settings = commands.parse(Tickets, Tickets(), arguments, "python -m experiments.recall_distortion.tickets")
         print(f"results go to {settings.out}; {settings.replicates} replicates, {settings.levels} levels", flush=True)
         dataset = datasets.load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
+        options = commands.to_json(settings)
+        running = {name: options.pop(name) for name in ("out", "data_dir")}
+        recorded.record(settings.out, "recall_distortion.tickets", options, running)
         made = audit(settings, dataset)
         for name in ("summary", "alphas", "recalls"):
             table = getattr(made, name)
@@ -151,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(made.summary[["ratio", "accuracy", "alpha"]].to_string(index=False))
         print(f"The report is {settings.out / 'report.html'}")
 
-    return exit_status(work)
+    return commands.exit_status(work)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,9 @@ def naming(path: Path) -> Iterator[None]:
                 f"no space left on the disk while writing {where}; free some space and rerun the same command: "
                 "completed stages stay, and partial files are ignored"
             ) from error
-        raise StoreError(f"cannot write {where}: {error}") from error
+        raise StoreError(
+            f"cannot write {where}: {error.strerror or error}; remove the cause, or give another folder"
+        ) from error
 
 
 def checksum(path: Path) -> str:

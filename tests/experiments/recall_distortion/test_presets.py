@@ -18,6 +18,7 @@ from rich.console import Console
 import jprune
 from experiments.cli import commands, progress
 from experiments.data import datasets
+from experiments.jumpstart_grid import __main__ as jumpstart_grid
 from experiments.models import networks
 from experiments.recall_distortion import __main__ as recall_distortion
 from experiments.recall_distortion import config, oneshot, placement, plan, presets
@@ -424,3 +425,11 @@ def test_quiet_progress_says_nothing(capsys):
         shown.stage("a")
         shown.advance(8)
     assert capsys.readouterr().out == ""
+
+
+def test_a_folder_without_studies_is_an_error(tmp_path, capsys):
+    assert recall_distortion.main(["status", "--all", "--out", str(tmp_path)]) == 1
+    assert f"no study has run in {tmp_path}; run one first" in capsys.readouterr().err
+    assert jumpstart_grid.main(["status", "--all", "--out", str(tmp_path)]) == 1
+    assert f"no grid has run in {tmp_path}; run one first" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
