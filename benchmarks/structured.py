@@ -4,6 +4,7 @@
 The smaller network is first checked against the masked one.
 """
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ ROUND_TO = 8  # on a CPU a convolution of 12 channels takes as long as one of 16
 class Model(NamedTuple):
     """A network as a function: ``apply(params, x, state=state)`` returns outputs and the new state.
 
-    ``floors``, ``{regex: number}``, has the minimum number of channels of its groups.
+    ``branches`` is a regex of the groups inside residual branches that lose all of their channels first, None for no
+    branch; the other groups then lose the same share.
     """
 
     name: str
@@ -32,7 +34,7 @@ class Model(NamedTuple):
     params: Any
     state: Any
     inputs: jax.Array
-    floors: Any = 1
+    branches: str | None = None
 
 
 def rows() -> Iterator[Row]:
@@ -53,7 +55,7 @@ def of_model(model: Model) -> list[Row]:
     pruned = (small.apply, small.params, small.state)
     before, after = small.table.multiply_adds or (0, 0)
     note = f"{before:,} and {after:,} multiply-adds; widths are multiples of {ROUND_TO}, the same share of every group"
-    note += f" but {model.floors}" if model.floors != 1 else ""
+    note += f", but all of {model.branches}" if model.branches else ""
     return [
         compare(
             f"{model.name}, {what}, batch {model.inputs.shape[0]}, half the multiply-adds",
@@ -71,9 +73,12 @@ def halved(model: Model) -> Any:
     """Return the smaller network by magnitude, checked against the masked one."""
     graph = jprune.trace_model(model.apply, model.params, model.inputs, state=model.state)
     scores = jax.tree.map(jnp.abs, model.params)
-    masks = jprune.channel_group_masks(
-        graph, scores, multiply_adds=0.5, round_to=ROUND_TO, per_group=True, min_channels=model.floors
-    )
+    select = functools.partial(jprune.channel_group_masks, graph, scores)
+    masks, floors = None, None
+    if model.branches is not None:
+        floors = {model.branches: 0}
+        masks = select(sparsity={model.branches: 1.0}, min_channels=floors)
+    masks = select(multiply_adds=0.5, round_to=ROUND_TO, per_group=True, min_channels=floors or 1, among=masks)
     return jprune.remove_channels(graph, model.params, masks, state=model.state, check=model.inputs[:8])
 
 
@@ -118,10 +123,10 @@ def resnet(blocks: int = 3, batch: int = 128, shape: tuple[int, int, int] = (32,
         return jnp.mean(x, axis=(1, 2)) @ p["head"], new
 
     images = jnp.asarray(rng.normal(size=(batch, *shape)), jnp.float32)
-    # The third stage has a quarter of the first stage's activations: removing its channels saves the least time.
-    late = "|".join(map(str, range(2 * blocks, 3 * blocks)))
-    floors = {rf"^block({late})/one/kernel\[3\]$": 64}
-    return Model(f"ResNet-{6 * blocks + 2}", apply, params, state, images, floors)
+    # The first stage takes half the time and a third of the multiply-adds, so all its blocks but the first lose their
+    # branches. Removing channels of its convolutions saves less: with 16 or fewer, copying patches takes the time.
+    branches = rf"^block({'|'.join(map(str, range(1, blocks)))})/one/kernel\[3\]$"
+    return Model(f"ResNet-{6 * blocks + 2}", apply, params, state, images, branches)
 
 
 def transformer_block(batch: int = 8, length: int = 128, width: int = 512, heads: int = 8) -> Model:

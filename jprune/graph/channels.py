@@ -426,6 +426,8 @@ def _group(
     if layers:
         why.append(f"the same channels are removed in every layer of {', '.join(layers)}")
     if len(channels) == 1:
-        why.append("it always stays: no axis loses all of its indices, and these can only be removed together")
+        why.append(
+            "it stays unless min_channels is 0: its indices can only be removed together, which would empty an axis"
+        )
     kind = "blocks" if any(member.indices.shape[1] > 1 for member in members) else "channels"
     return ChannelGroup(len(channels), tuple(members), exact, kind, tuple(why), channels, tuple(state))

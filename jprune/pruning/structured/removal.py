@@ -84,7 +84,8 @@ class RemovalTable:
             rows.append((group.member, f"{group.before:,}", f"{group.after:,}", remark))
         for name, counts in (("parameters", self.parameters), ("multiply-adds", self.multiply_adds)):
             if counts is not None:
-                rows.append((name, f"{counts[0]:,}", f"{counts[1]:,}", f"{counts[0] / counts[1]:.2f} times fewer"))
+                fewer = f"{counts[0] / counts[1]:.2f} times fewer" if counts[1] else ""
+                rows.append((name, f"{counts[0]:,}", f"{counts[1]:,}", fewer))
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
         if self.differences:
@@ -273,32 +274,60 @@ def _masked_channels(graph: Graph, params: PyTree, masks: PyTree) -> Removed:
         if mask is not None and not is_mask(mask):
             raise TypeError(f"masks has {describe(mask)} at '{path}'; it must be a bool array or None")
     arrays = {path: np.asarray(mask) for path, mask in found.items() if mask is not None}
+    # A leaf without any weight left does not show which of its axes has lost channels. A group with only such leaves is
+    # removed, unless that is not exact and the leaves have lost all of another group.
+    empty = {path for path, mask in arrays.items() if not mask.any()}
     removed = []
     for group in graph.channels:
-        left = np.array(
-            [
-                _any_along(arrays[member.path], member) if member.path in arrays else np.ones(group.size, bool)
-                for member in group.members
-            ]
-        )
-        partly = left.any(axis=0) & ~left.all(axis=0)
-        if partly.any():
-            channel = int(np.flatnonzero(partly)[0])
-            cut, whole = (
-                [
-                    f"'{member.path}' (axis {member.axis})"
-                    for member, stays in zip(group.members, left, strict=True)
-                    if stays[channel] == side
-                ]
-                for side in (False, True)
-            )
-            raise ValueError(
-                f"masks remove channel {channel} of a group from {', '.join(cut)} but not from {', '.join(whole)}; a "
-                "channel is removed from all of them or none: make masks with jprune.channel_group_masks, or use "
-                "jprune.remove_dead"
-            )
-        removed.append(np.asarray(~left.any(axis=0)))
+        left = [_left(member, arrays) for member in group.members if member.path not in empty]
+        removed.append(~np.any(left, axis=0) if left else np.full(group.size, group.exact))
+    explained = empty & _leaves_without_an_axis(graph, removed)
+    for gone, group in zip(removed, graph.channels, strict=True):
+        of_group = {member.path for member in group.members}
+        if not group.exact and of_group <= empty:
+            gone[:] = not of_group <= explained
+    explained = empty & _leaves_without_an_axis(graph, removed)
+    for group in graph.channels:
+        _refuse_parts([member for member in group.members if member.path not in explained], arrays)
     return tuple(removed)
+
+
+def _left(member: Member, masks: Mapping[str, np.ndarray]) -> Bool[np.ndarray, " channels"]:
+    """Whether each channel has a weight left in a leaf."""
+    return _any_along(masks[member.path], member) if member.path in masks else np.ones(len(member.indices), bool)
+
+
+def _leaves_without_an_axis(graph: Graph, removed: Sequence[Bool[np.ndarray, " _"]]) -> set[str]:
+    """Return the leaves of which an axis loses all of its indices."""
+    lost: dict[tuple[str, int], int] = {}
+    for group, gone in zip(graph.channels, removed, strict=True):
+        for member in group.members:
+            place = (member.path, member.axis)
+            lost[place] = lost.get(place, 0) + int(gone.sum()) * member.indices.shape[1]
+    return {path for (path, axis), count in lost.items() if count == graph.shapes[path][axis]}
+
+
+def _refuse_parts(members: Sequence[Member], masks: Mapping[str, np.ndarray]) -> None:
+    """Raise a ``ValueError`` if a channel is masked in only some members."""
+    if not members:
+        return
+    left = np.array([_left(member, masks) for member in members])
+    partly = left.any(axis=0) & ~left.all(axis=0)
+    if partly.any():
+        channel = int(np.flatnonzero(partly)[0])
+        cut, whole = (
+            [
+                f"'{member.path}' (axis {member.axis})"
+                for member, stays in zip(members, left, strict=True)
+                if stays[channel] == side
+            ]
+            for side in (False, True)
+        )
+        raise ValueError(
+            f"masks remove channel {channel} of a group from {', '.join(cut)} but not from {', '.join(whole)}; a "
+            "channel is removed from all of them or none: make masks with jprune.channel_group_masks, or use "
+            "jprune.remove_dead"
+        )
 
 
 def _any_along(array: np.ndarray, member: Member) -> Bool[np.ndarray, " channels"]:

@@ -66,13 +66,14 @@ def channel_group_masks(
         inputs with which the graph was traced. Exactly one of these four must be given.
       round_to: axes that lose channels keep a multiple of this number of indices, such as 8 or 16 for tensor cores;
         an int, or ``{regex: int}`` for groups with a member that matches.
-      min_channels: minimum number of channels that every group keeps, an int or ``{regex: int}``.
+      min_channels: minimum number of channels that every group keeps, an int or ``{regex: int}``. With 0 a group may
+        lose all of them: the layers that compute and read it go, such as those of a residual branch.
       reduce: how to combine the scores of the weights of a channel: "mean", "sum", or "l2", the root of the sum of
         squares.
       per_group: whether every group loses about the same fraction of its channels; otherwise all channels compete.
       groups: regular expression; only groups with a member that matches are pruned.
       inexact: whether to prune also groups for which removing channels is not the same as masking them.
-      among: bool tree like the parameters; channels masked there are removed first.
+      among: bool tree like the parameters; channels masked there are removed first, also with ``per_group``.
 
     Returns:
       A tree like ``scores`` of bool arrays, False at all weights of a removed channel (kernels, biases, normalization);
@@ -164,10 +165,9 @@ def structured(
             f"the graph has no group of channels{wanted} that can be removed exactly; print(graph) shows why, "
             "inexact=True prunes the other groups too"
         )
-    steps = tuple(
-        _step(group, amount) for group, amount in zip(chosen, _per_group("round_to", round_to, chosen), strict=True)
-    )
-    floors = _per_group("min_channels", min_channels, chosen)
+    multiples = _per_group("round_to", round_to, chosen, least=1)
+    steps = tuple(_step(group, multiple) for group, multiple in zip(chosen, multiples, strict=True))
+    floors = _per_group("min_channels", min_channels, chosen, least=0)
     return ChannelSelection(graph, budget, chosen, steps, tuple(floors), reduce, per_group)
 
 
@@ -343,7 +343,7 @@ class ChannelSelection:
                 ]
                 reached = _fraction(total - cost.after(freed.removable()), total)
                 reasons.append(f"{name} stops {_some(changed)} (without it: {reached})")
-        coupled = [group for group in choice.groups if group.size == 1]
+        coupled = [g for g, sizes in zip(choice.groups, choice.blocks, strict=True) if g.size == 1 and not sizes]
         if coupled:
             reasons.append(f"{_some(coupled)} stays whole, because all its channels can only be removed together")
         text = "; " + "; ".join(reasons) if reasons else "; every group is down to one channel"
@@ -379,10 +379,10 @@ class _Choice(NamedTuple):
         for group, sizes, score in zip(self.groups, self.blocks, scores, strict=True):
             order = jnp.argsort(score, stable=True)
             last = np.cumsum(sizes, dtype=int) - 1
-            if per_group:
-                priorities.append(jnp.asarray((last + 1) / group.size, jnp.float32))
-            else:
-                priorities.append(score[order][last])
+            lowest = score[order][last]
+            if per_group:  # channels that are already masked, with a score of -inf, still go first
+                lowest = jnp.where(lowest == -jnp.inf, -jnp.inf, jnp.asarray((last + 1) / group.size, jnp.float32))
+            priorities.append(lowest)
             number = np.concatenate(
                 [np.repeat(np.arange(len(sizes)) + first, sizes), np.full(group.size - sum(sizes), count)]
             )
@@ -511,15 +511,15 @@ def _step(group: ChannelGroup, round_to: int) -> int:
 
 def _blocks(size: int, step: int, floor: int) -> tuple[int, ...]:
     """Return the sizes of blocks to remove so that a group keeps multiples of ``step``, at least ``floor``."""
-    allowed = [kept for kept in range(size - 1, 0, -1) if kept % step == 0 and kept >= floor]
+    allowed = [kept for kept in range(size - 1, floor - 1, -1) if kept % step == 0]
     return tuple(before - after for before, after in zip([size, *allowed], allowed, strict=False))
 
 
-def _per_group(name: str, given: PerGroup, groups: Sequence[ChannelGroup]) -> list[int]:
+def _per_group(name: str, given: PerGroup, groups: Sequence[ChannelGroup], *, least: int) -> list[int]:
     values = given if isinstance(given, Mapping) else {"": given}
     for value in values.values():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={given!r} must be an integer of 1 or more, or {{regex: integer}}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={given!r} must be an integer of {least} or more, or {{regex: integer}}")
     return [1 if pattern is None else values[pattern] for pattern in _first_matches(name, list(values), groups)]
 
 
@@ -563,11 +563,11 @@ def _group_scores(
 
 
 def _channels_left(group: ChannelGroup, masks: Mapping[str, Array]) -> Bool[Array, " channels"] | None:
-    """Whether each channel has any weight left, according to its smallest member."""
+    """Whether each channel has any weight left; a leaf without any does not show which of its axes has lost them."""
     found = [member for member in group.members if member.path in masks]
     if not found:
         return None
-    return _any_left(min(found, key=lambda member: masks[member.path].size), masks)
+    return jnp.any(jnp.stack([_any_left(member, masks) for member in found]), axis=0)
 
 
 def _any_left(member: Member, masks: Mapping[str, Array]) -> Bool[Array, " channels"]:

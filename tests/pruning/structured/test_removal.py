@@ -173,6 +173,38 @@ def test_half_a_group_is_refused_by_the_names_of_its_members():
         jprune.remove_channels(graph, model.params, masks)
 
 
+def without(model, graph, groups):
+    """Masks without all channels of some groups."""
+    gone = [(group, jnp.full(group.size, place in groups)) for place, group in enumerate(graph.channels)]
+    return masks_like(model.params, selection.masks_without(graph, dict.fromkeys(graph.shapes, 0.0), gone, {}))
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet20", "mobilenet", "lstm"])
+def test_a_group_without_any_channel_contributes_nothing(name):
+    """Both sides of a kernel may lose all channels: the network then has only what its biases and shortcuts give."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = MODELS[name]()
+        graph = graph_of(model)
+        exact = [place for place, group in enumerate(graph.channels) if group.exact]
+        for groups in ([exact[0]], exact):
+            masks = without(model, graph, groups)
+            small = jprune.remove_channels(graph, model.params, masks, state=model.state, check=model.inputs)
+            assert [row.after == 0 for row in small.table.groups] == [k in groups for k in range(len(graph.channels))]
+            assert "parameters" in str(small.table)
+            run = jax.grad(
+                lambda p, small=small: jnp.sum(jax.tree.leaves(run_small(model, small)(p, *model.inputs))[0])
+            )
+            chex.assert_tree_all_finite(jax.jit(run)(small.params))
+
+
+def test_a_kernel_without_weights_does_not_hide_that_its_channels_stay_elsewhere():
+    model = MODELS["mlp"]()
+    masks = {name: {leaf: jnp.ones(x.shape, bool) for leaf, x in part.items()} for name, part in model.params.items()}
+    masks["two"]["kernel"] = jnp.zeros_like(masks["two"]["kernel"])
+    with pytest.raises(ValueError, match=r"from 'two/kernel' \(axis 1\) but not from 'head/kernel' \(axis 0\)"):
+        jprune.remove_channels(graph_of(model), model.params, masks)
+
+
 def test_a_graph_of_another_model_names_the_first_leaf():
     model, graph, masks = mlp_and_masks()
     with pytest.raises(ValueError, match=r"its leaf 'head/kernel' has shape \(6, 3\), that of params \(6, 4\)"):

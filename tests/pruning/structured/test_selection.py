@@ -379,3 +379,28 @@ def test_masks_of_another_tree_class_fit():
 def test_a_function_in_place_of_the_graph_is_refused():
     with pytest.raises(TypeError, match=r"graph is of type function; it must be made by jprune\.trace_model"):
         refuse_no_graph(lambda p, x: x)
+
+
+def test_a_group_loses_all_channels_only_where_the_minimum_is_0():
+    params, graph = chain()
+    scores = jax.tree.map(jnp.abs, params)
+    with pytest.raises(ValueError, match=r"1\.0 cannot be reached in the group of 'a': of 8 channels at least 1 stay"):
+        jprune.channel_group_masks(graph, scores, sparsity={"^a$": 1.0})
+    emptied = jprune.channel_group_masks(graph, scores, sparsity={"^a$": 1.0}, min_channels={"^a$": 0})
+    assert [int(emptied[name].sum()) for name in "abc"] == [0, 0, 18]
+    assert not jprune.channel_group_masks(graph, scores, keep=0, min_channels=0)["c"].any()
+    with pytest.raises(ValueError, match=r"min_channels=-1 must be an integer of 0 or more"):
+        jprune.channel_group_masks(graph, scores, sparsity=0.5, min_channels=-1)
+    with pytest.raises(ValueError, match=r"round_to=0 must be an integer of 1 or more"):
+        jprune.channel_group_masks(graph, scores, sparsity=0.5, round_to=0)
+
+
+def test_channels_that_are_already_masked_go_first_also_where_groups_lose_the_same_fraction():
+    """Of 14 channels 6 stay: 2 of the 8 in the first group, where 6 are masked, before any of the second."""
+    params, graph = chain()
+    scores = jax.tree.map(jnp.abs, params)
+    masked = jprune.channel_group_masks(graph, scores, sparsity={"^a$": 0.75})
+    assert kept_widths(jprune.channel_group_masks(graph, scores, keep=8, per_group=True, among=masked)) == (2, 6)
+    emptied = jprune.channel_group_masks(graph, scores, sparsity={"^a$": 1.0}, min_channels={"^a$": 0})
+    both = jprune.channel_group_masks(graph, scores, keep=3, per_group=True, among=emptied, min_channels={"^a$": 0})
+    assert [int(both[name].sum()) for name in "abc"] == [0, 0, 9]
