@@ -80,7 +80,7 @@ class Value:
       axes: its axes.
       kind: what it is made of.
       chosen: axes of parameters that were indexed, until their role is known.
-      literal: its value if it is a scalar literal of the jaxpr.
+      literal: its value if it is a scalar literal of the jaxpr, also if it is broadcast.
       factors: the two parameters of which it is the product, or None.
       numbers: the axis along which it is 0, 1, 2, ... if it is an ``iota``, or None.
       identity: two axes along which it is 1 where the indices are equal and 0 elsewhere, or None.

@@ -384,6 +384,21 @@ def test_a_masked_channel_that_is_divided_by_is_not_exact():
     assert "not finite" in group.why[0]
 
 
+def test_a_masked_channel_that_is_divided_by_its_standard_deviation_is_not_exact():
+    """jnp.std selects NaN where there are too few examples, which does not hide that it is zero otherwise."""
+
+    def apply(p, x, least=0.0):
+        y = x @ p["v"]
+        return (y / (jnp.std(y, axis=0) + least)) @ p["o"]
+
+    params = {"v": shape(6, 4), "o": shape(4, 2)}
+    (group,) = jprune.trace_model(apply, params, X).channels
+    assert not group.exact
+    assert "not finite" in group.why[0]
+    (group,) = jprune.trace_model(lambda p, x: apply(p, x, 1e-6), params, X).channels
+    assert group.exact
+
+
 def test_multiply_adds_of_a_while_loop_are_of_one_round():
     graph = jprune.trace_model(PROGRAMS["while"][0], {"w": shape(6, 6)}, X)
     assert graph.multiply_adds == {"w": 5 * 6 * 6}

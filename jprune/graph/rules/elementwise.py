@@ -64,6 +64,8 @@ def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
             if value.axes and value.axes[place].size != size:
                 record.channels.freeze(value.axes[place].ids, "a single index of it is broadcast")
         zeros = [value.axes[place].zero and value in full if value.axes else is_zero(value) for value in inputs]
+        if name == "select_n" and not inputs[0].axes:  # a variance of too few examples is NaN, for all channels or none
+            zeros = [zero or _is_nan(value.literal) for zero, value in zip(zeros, inputs, strict=True)]
         if _is_infinite(equation, zeros, inputs):
             record.channels.note(ids, f"'{name}' of a masked channel is not finite")
         zero = _zero_after(name, zeros, [value.literal for value in inputs]) and equation.params.get("y") != 0
@@ -112,6 +114,10 @@ def _is_infinite(equation: core.JaxprEqn, zeros: list[bool], inputs: list[Value]
         name == "pow" and not _is_positive(inputs[1].literal)
     )
     return (zeros[0] and (name in _INFINITE_AT_ZERO or other_power)) or (name in ("div", "rem") and zeros[1])
+
+
+def _is_nan(literal: jaxprs.Value) -> bool:
+    return literal is not None and bool(np.all(np.not_equal(literal, literal)))
 
 
 def _is_positive(literal: jaxprs.Value) -> bool:

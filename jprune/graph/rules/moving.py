@@ -57,7 +57,7 @@ def _broadcast_in_dim(record: Record, equation: core.JaxprEqn, inputs: list[Valu
         if old is not None:
             record.channels.freeze(old.ids, "a single index of it is broadcast")
         axes.append(Axis(record.channels.fresh(size), zero=is_zero(inputs[0])))
-    value = inputs[0].with_axes(axes)
+    value = dataclasses.replace(inputs[0].with_axes(axes), literal=inputs[0].literal)
     if inputs[0].numbers is not None:
         value = dataclasses.replace(value, numbers=places[inputs[0].numbers])
     return [value]

@@ -67,8 +67,8 @@ def _carry_out(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
     if name == "slice":
         return [_slice(step, kept, inputs[0])]
     if name == "conv_general_dilated" and not all(size for array in inputs for size in np.shape(array)):
-        result: Any = step.equation.outvars[0].aval  # convolutions with groups take no arrays without channels
-        return [jnp.zeros(sizes_of(step.outputs[0], kept), result.dtype)]
+        # Convolutions with groups take no arrays without channels.
+        return [jnp.zeros(sizes_of(step.outputs[0], kept), getattr(step.equation.outvars[0].aval, "dtype", None))]
     return jaxprs.bound(step.equation, inputs, **resized(step, kept))
 
 
