@@ -30,33 +30,30 @@ TEST = 2000
 Batches = list[tuple[np.ndarray, np.ndarray]]
 
 
-def rows(steps: int = 468, fine_tuning: int = 234) -> list[Row]:
+def rows(steps: int = 468, fine_tuning: int = 234) -> Iterator[Row]:
     """Time the search for the groups of both networks; the notes have the channels kept and the accuracies.
 
     Args:
       steps: number of steps of dense training.
       fine_tuning: number of steps after pruning.
     """
+    yield compare(
+        "groups of ResNet-20 found",
+        "Torch-Pruning",
+        _traced(structured.resnet(batch=1, shape=(28, 28, 1))),
+        _dependencies(in_torch.ResNet(20, 1, 10), torch.zeros(1, 1, 28, 28)),
+        must=10.0,
+        note=_accuracies(steps, fine_tuning),
+    )
     block = structured.transformer_block(batch=1)
-    found = [
-        compare(
-            "groups of ResNet-20 found",
-            "Torch-Pruning",
-            _traced(structured.resnet(batch=1, shape=(28, 28, 1))),
-            _dependencies(in_torch.ResNet(20, 1, 10), torch.zeros(1, 1, 28, 28)),
-            must=10.0,
-            note=_accuracies(steps, fine_tuning),
-        ),
-        compare(
-            f"groups of a {block.name} found",
-            "Torch-Pruning",
-            _traced(block),
-            _dependencies(TransformerBlock(), torch.zeros(1, 128, 64)),
-            must=10.0,
-            note=_transformer_kept(),
-        ),
-    ]
-    return found
+    yield compare(
+        f"groups of a {block.name} found",
+        "Torch-Pruning",
+        _traced(block),
+        _dependencies(TransformerBlock(), torch.zeros(1, 128, 64)),
+        must=10.0,
+        note=_transformer_kept(),
+    )
 
 
 class RMSNorm(nn.Module):
