@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-PROBES = 7  # thresholds per pass if the scores are sharded over GPUs; 1 on CPUs
+PROBES = 15  # thresholds per pass on GPUs and TPUs; 1 on CPUs if the scores are sharded
 PLACES = 0xFF000003  # float32 values from -inf to +inf, and one lower place
 COUNT = 4  # bytes of a count: uint32
 COPIES = 1  # additional copies of the scores, at most, in the compiled program for eight CPU devices
@@ -39,7 +39,7 @@ def selection(parameters: int, leaves: int, devices: int, probes: int = PROBES) 
     middle, but all except two passes at least halve the interval.
 
     >>> selection(10**11, leaves=1_000, devices=1_024).moved_per_pass
-    28000
+    60000
     """
     each = math.ceil(parameters / devices)
     per_pass = probes * leaves * COUNT

@@ -35,14 +35,19 @@ class Case(NamedTuple):
     floor: int
 
 
-def selection(target: Target, shape: tuple[int, ...] = (25_000, 4_000), dtype: Any = jnp.float32) -> Case:
+def selection(
+    target: Target,
+    shape: tuple[int, ...] = (25_000, 4_000),
+    dtype: Any = jnp.float32,
+    spec: tuple[str | tuple[str, ...] | None, ...] = ("x", "y"),
+) -> Case:
     """Return a global selection of a tenth of the scores; it must read them once and write the masks."""
     size = functools.reduce(lambda a, b: a * b, shape)
     if len(target.devices) == 1:
         scores = on_one(target, {"kernel": jax.ShapeDtypeStruct(shape, dtype)})
     else:
         over = mesh(target, 2, len(target.devices) // 2)
-        scores = {"kernel": sharded(shape, dtype, over, "x", "y")}
+        scores = {"kernel": sharded(shape, dtype, over, *spec)}
     select = functools.partial(jprune.global_masks, keep=size // 10)
     floor = size * (jnp.dtype(dtype).itemsize + MASK) // len(target.devices)
     return Case(f"selection, {size:.0e} {jnp.dtype(dtype).name}", select, (scores,), (), floor)

@@ -25,8 +25,10 @@ from jprune.pruning.selection.uint64 import AnyArray, Count
 _ROW = 2**32  # a uint32 can count fewer elements than this
 _AXIS = 2**31
 _SMALL = 2**16  # smaller arrays are packed together, because every array costs compile time
+_UNKNOWN = 2**8  # assumed number of devices of an unknown mesh
 _SHORT = 2**6  # a row of fewer elements than the square of this is one line
 _DIGIT = 8  # each iteration of a search in counts finds one digit in this base
+_barrier: Callable[[Array], Array] = lax.optimization_barrier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +101,8 @@ class Lines(NamedTuple):
         """Count the elements equal to the threshold in each line: uint32 (*leading axes, *axes of lines)."""
         if not one_device:
             divided, split = self._divide(reach & ~above)
-            return _sum(divided, split)
+            # Without the barrier XLA would sum whole rows in another read, instead of adding up the lines.
+            return _barrier(_sum(divided, split))
         # The difference of two counts: a reduction with one operand is a plain loop on CPUs.
         (reach, split), (above, _) = self._divide(reach), self._divide(above)
         reached, higher = _joint_counts([reach, above], range(split, reach.ndim))
@@ -132,25 +135,32 @@ class Lines(NamedTuple):
         return predicate.reshape(*shape[:axis], blocks, block, *shape[axis + 1 :]), axis + 1
 
 
-def _lines(part: Part, one_device: bool) -> Lines:
-    """Divide a row into about as many lines as there are elements in each.
-
-    An axis is cut into blocks only on one device: cutting a sharded axis might move the scores.
-    """
-    goal, within = math.isqrt(part.width), 1
+def _lines(part: Part, shards: int) -> Lines:
+    """Divide a row so that a device has about as many lines of it as there are elements in each."""
+    goal, within = math.isqrt(part.width // shards), 1
     if goal <= _SHORT:
         return (
             Lines(part, part.lead, part.shape[part.lead]) if part.lead < len(part.shape) else Lines(part, part.lead, 1)
         )
     for axis in reversed(range(part.lead, len(part.shape))):
         size = part.shape[axis]
-        if one_device and within * size > 16 * goal:
-            least = -(-goal // within)
-            return Lines(part, axis, next((b for b in range(least, min(16 * least, size)) if size % b == 0), least))
+        if within * size > 16 * goal and (block := _block(size, -(-goal // within), shards)):
+            return Lines(part, axis, block)
         if 16 * within * size >= goal or axis == part.lead:
             return Lines(part, axis, size)
         within *= size
     raise AssertionError("a row of many elements has axes")
+
+
+def _block(size: int, goal: int, shards: int) -> int:
+    """Return the length of the blocks of an axis, about ``goal``; 0 for an axis that should not be cut.
+
+    A shard must consist of whole blocks, or the scores would be moved. An axis that cannot be sharded may be padded.
+    """
+    shard = size // math.gcd(size, shards)  # or a multiple of it
+    longer = (block for block in range(goal, min(16 * goal, shard + 1)) if shard % block == 0)
+    shorter = (block for block in range(goal, goal // 16, -1) if shard % block == 0)
+    return next(longer, goal) if shard == size else next(longer, next(shorter, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,13 +170,19 @@ class Layout:
     Attributes:
       parts: one for each array.
       groups: number of groups: one, or the number of rows.
-      one_device: whether the program is for one device. If so, one reduction of many operands computes all counts of an
-        array; in a partitioned program it would all-gather the partial counts.
+      shards: a multiple of the number of shards of every axis: the size of the mesh; 1 for one device.
+      paired: whether counts of sharded arrays are computed two at a time, as halves of one sum of uint64.
     """
 
     parts: tuple[Part, ...]
     groups: int
-    one_device: bool
+    shards: int
+    paired: bool = False
+
+    @property
+    def one_device(self) -> bool:
+        """Whether the program is for one device."""
+        return self.shards == 1
 
     def sizes(self) -> list[int]:
         """The number of elements of each group."""
@@ -205,9 +221,15 @@ class Layout:
         return Count(*(take(limb, np.argsort(order).tolist()) for limb in every))
 
     def _count_rows(self, part: Part, predicates: Sequence[Array]) -> Sequence[Array]:
-        """Count where each predicate holds in each row: uint32 (*leading axes)."""
+        """Count where each predicate holds in each row: uint32 (*leading axes).
+
+        On one device a reduction of many operands computes all counts of an array. In a partitioned program XLA would
+        all-gather its partial counts, so there each sum has one operand.
+        """
         if self.one_device:
             return _joint_counts(predicates, range(part.lead, len(part.shape)))
+        if self.paired:
+            return [count for i in range(0, len(predicates), 2) for count in _pair_counts(predicates[i : i + 2], part)]
         return [_sum(predicate, part.lead) for predicate in predicates]
 
     def cut(self, reached: Callable[[int, AnyArray], tuple[Array, Array]], goal: Count, *, sliced: bool) -> list[Array]:
@@ -226,7 +248,7 @@ class Layout:
           For each array, uint32 (rows,): the number of elements of the row up to and including the last tie to keep; 0
           if there is none, and the place of the last tie if there are too few.
         """
-        lines = [_lines(part, self.one_device) for part in self.parts]
+        lines = [_lines(part, self.shards) for part in self.parts]
         leads = [part.lead for part in self.parts]
         counts = []
         for i, split in enumerate(lines):
@@ -337,6 +359,20 @@ def _sum(counts: Array, lead: int) -> Array:
     return jnp.sum(counts, axis=tuple(range(lead, counts.ndim)), dtype=jnp.uint32)
 
 
+def _pair_counts(predicates: Sequence[Array], part: Part) -> list[Array]:
+    """Count where one or two predicates hold in each row of an array, in one sum: uint32 (*leading axes) each.
+
+    The counts are the halves of a sum of uint64, which jax allows here also if x64 is off elsewhere.
+    """
+    if len(predicates) == 1:
+        return [_sum(predicates[0], part.lead)]
+    with jax.enable_x64(True):
+        low, high = (predicate.astype(jnp.uint64) for predicate in predicates)
+        half = jnp.uint32(32).astype(jnp.uint64)  # a uint64 constant would be truncated where the program is lowered
+        both = jnp.sum(low | (high << half), axis=tuple(range(part.lead, low.ndim)))
+        return [both.astype(jnp.uint32), (both >> half).astype(jnp.uint32)]
+
+
 def _joint_counts(predicates: Sequence[Array], axes: range) -> Sequence[Array]:
     """Count over some axes where predicates hold, uint32, in one read of their shared inputs."""
     counts: Sequence[Array] = lax.reduce(
@@ -381,7 +417,7 @@ def pack(
       arrays: float arrays of any dtypes.
       among: bool arrays of the entries that may be chosen, or ``None`` for all of an array.
       each: whether each array is a group; otherwise all arrays are one group.
-      one_device: see ``Layout``; sharded arrays are never packed.
+      one_device: whether the program is for one device; sharded arrays are never packed.
       dtype: dtype of packed arrays; large arrays keep theirs.
 
     Raises:
@@ -421,7 +457,14 @@ def pack(
                 flat += size
         return [found[i] for i in range(len(arrays))]
 
-    return Packed(joined, masks, Layout(tuple(parts), len(arrays) if each else 1, one_device), unpack)
+    shards = 1 if one_device else _shards(arrays)
+    return Packed(joined, masks, Layout(tuple(parts), len(arrays) if each else 1, shards), unpack)
+
+
+def _shards(arrays: Sequence[Array]) -> int:
+    """Return a multiple of the number of shards of every axis; a power of two if no mesh is known while tracing."""
+    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(array).sharding.mesh for array in arrays)]
+    return math.lcm(2, *([mesh.size for mesh in meshes if not mesh.empty] or [_UNKNOWN]))
 
 
 def _part(shape: tuple[int, ...], group: int) -> Part:

@@ -10,6 +10,7 @@ the cut.
 A *group* is a set of arrays that share one threshold: all arrays together, or each array alone.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -28,9 +29,9 @@ from jprune.pruning.selection.uint64 import AnyArray, Count
 T = TypeVar("T")
 
 # On an accelerator a pass costs as much as reading the scores, and ending a loop early makes a GPU synchronize with the
-# host, so there is a fixed number of passes with evenly spaced probes: 8 passes with 15 probes, 11 with 7. For sharded
-# scores each probe is a separate sum. A TPU computes 15 sums in one read, a GPU at most 8.
-_FIXED, _FIXED_SHARDED = 15, 7
+# host, so there is a fixed number of passes with evenly spaced probes: 8 passes. For sharded scores every count is a
+# separate sum. A TPU computes 15 sums in one read, a GPU at most 8, so it computes two counts in each sum.
+_EVEN = 15
 # On a CPU the probes are placed around a guess: the point where a straight line between the counts at both ends reaches
 # the goal. The offsets below are fractions of the interval. The search ends when every group has its count. For sharded
 # scores each probe needs a copy of the scores, so there is only one, on the side that leaves the smaller interval.
@@ -189,7 +190,8 @@ def _largest(
     platforms: dict[str, Callable[..., list[Array]]] = {"cpu": functools.partial(mark, integers=True)}
     default: Callable[..., list[Array]] = mark
     if not one_device:
-        platforms["tpu"], default = mark, functools.partial(mark, probes=_FIXED_SHARDED)
+        platforms["tpu"] = mark
+        default = functools.partial(mark, layout=dataclasses.replace(packed.layout, paired=True))
     marked = lax.platform_dependent(packed.arrays, packed.among, keep, **platforms, default=default)
     # Without the barrier XLA would repeat the comparison for every array that ``unpack`` slices from a packed one.
     return packed.unpack(marked if len(marked) == len(scores) else _barrier(marked))
@@ -204,11 +206,10 @@ def _mark_largest(
     dtype: DTypeLike,
     magnitude: bool,
     integers: bool = False,
-    probes: int = _FIXED,
 ) -> list[Array]:
     """Mark the largest scores of packed arrays: find the threshold, then how many of its ties to keep, then compare."""
     values = _Values(arrays, among, layout, dtype, magnitude, integers)
-    bounds = _find_cut(values, keep, _find_threshold(values, keep, probes))
+    bounds = _find_cut(values, keep, _find_threshold(values, keep))
     return [_mark(values, i, bounds) for i in range(len(arrays))]
 
 
@@ -270,11 +271,8 @@ class _Values(NamedTuple):
         return self.layout.count(lambda i: here.reach(i, *(bounds[:, j] for j in range(bounds.shape[1]))))
 
 
-def _find_threshold(values: _Values, keep: Count, probes: int) -> _Found:
-    """Find for every group the largest float that ``keep`` scores reach; on CPUs any that exactly ``keep`` reach.
-
-    On CPUs ``probes`` is not used: the probes are placed around a guess.
-    """
+def _find_threshold(values: _Values, keep: Count) -> _Found:
+    """Find for every group the largest float that ``keep`` scores reach; on CPUs any that exactly ``keep`` reach."""
     layout = values.layout
     # Zero with the varying axes of the scores inside shard_map, which a loop's initial carry must have.
     anchor = functools.reduce(jnp.bitwise_or, [jnp.any(x > 0) for x in values.arrays]) & False
@@ -288,7 +286,7 @@ def _find_threshold(values: _Values, keep: Count, probes: int) -> _Found:
     width = _places(values.dtype)
     if values.integers:
         return _search_around(count, width, start, goal, probes=_AROUND if layout.one_device else _ONE)
-    return _search_evenly(count, width, start, goal, probes=probes)
+    return _search_evenly(count, width, start, goal)
 
 
 def _find_cut(values: _Values, keep: Count, found: _Found) -> Bounds:
@@ -330,12 +328,12 @@ def _mark(values: _Values, i: int, bounds: Bounds) -> Bool[Array, "..."]:
     return above | (reached & values.layout.parts[i].before(bounds.cuts[i]))
 
 
-def _search_evenly(count: Callable[[Count], Count], width: int, start: _Found, goal: Count, *, probes: int) -> _Found:
+def _search_evenly(count: Callable[[Count], Count], width: int, start: _Found, goal: Count) -> _Found:
     """Search with evenly spaced probes, in a static number of passes."""
     steps = [width]
     while steps[-1] > 1:
-        steps.append(-(-steps[-1] // (probes + 1)))
-    table = uint64.count_of([[step * j for j in range(1, probes + 1)] for step in steps[1:]])
+        steps.append(-(-steps[-1] // (_EVEN + 1)))
+    table = uint64.count_of([[step * j for j in range(1, _EVEN + 1)] for step in steps[1:]])
 
     def narrow(i: ArrayLike, found: _Found) -> _Found:
         offsets = Count(*(lax.dynamic_index_in_dim(jnp.asarray(limb), i) for limb in table))

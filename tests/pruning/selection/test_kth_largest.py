@@ -89,6 +89,45 @@ def test_of_each_array_those_of_its_own_stable_sort(one_device):
     check()
 
 
+@pytest.fixture(params=["cuda", "tpu"])
+def form(request, monkeypatch):
+    """The form of the search for an accelerator, run on the CPU."""
+    choose = lambda *args, default, **platforms: platforms.get(request.param, default)(*args)
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    kth_largest._largest.clear_cache()
+    yield request.param
+    kth_largest._largest.clear_cache()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ties", "spread", "special"])
+@pytest.mark.parametrize("one_device", [True, False], ids=["one device", "many"])
+def test_the_forms_for_accelerators_choose_those_of_a_stable_sort(form, one_device, kind):
+    """Numbers below the smallest normal one equal 0, as on a TPU."""
+    for shapes in (SMALL, MIXED):
+        for part, rng in zip((0, 0.1, 0.5, 1), map(np.random.default_rng, range(4)), strict=True):
+            arrays = [draw(rng, shape, kind) for shape in shapes]
+            arrays = [np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x) for x in arrays]
+            among = [None if i % 2 else rng.random(shape) < 0.6 for i, shape in enumerate(shapes)]
+            keep = round(part * sum(x.size for x in arrays))
+            given = [None if mask is None else jnp.asarray(mask) for mask in among]
+            found = kth_largest.largest(
+                [jnp.asarray(x) for x in arrays], uint64.count_of(keep), given, one_device=one_device
+            )
+            same(found, sorted_by_numpy(arrays, keep, among))
+
+
+@pytest.mark.parametrize("shards", [2, 3, 4, 8])
+@pytest.mark.parametrize("size", [99_999_989, 10**8, 3 * 2**20, 2**27, 2 * 49_999_991])
+def test_blocks_of_a_sharded_axis_are_within_a_shard(size, shards):
+    """99,999,989 and 49,999,991 are prime: the first cannot be divided evenly, the second has no blocks."""
+    block = counting._block(size, 5_000, shards)
+    if size % shards == 0:
+        assert block == 0 if size == 2 * 49_999_991 else (size // shards) % block == 0 < block
+    if size == 99_999_989:
+        assert block == 5_000
+
+
 @pytest.mark.parametrize("one_device", [True, False], ids=["one device", "many"])
 def test_a_leaf_without_axes_has_a_position_like_any_other(one_device):
     arrays = [jnp.float32(1.0), jnp.ones(2), jnp.float32(1.0)]
