@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, Bool, PyTree, Shaped
 
 from jprune.pruning.amounts import integer
 from jprune.pruning.scores.elementwise import Score, refuse_no_score
@@ -144,15 +144,15 @@ def reset_moments(
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: object) -> tuple[PyTree, PyTree]:
         before = masks_of(state)
-        updates, (moments, link) = chained.update(updates, state, params, **extra_args)
-        kept = map_leaves(jnp.logical_and, masks_of((moments, link)), before)
+        updates, (moments, pruned) = chained.update(updates, state, params, **extra_args)
+        kept = map_leaves(jnp.logical_and, masks_of((moments, pruned)), before)
         _, weights, treedef = flatten(params)
         masks = match(params, kept, reference_name="params", name="the masks of the optimizer state")
         cleared = [w if mask is None else _masked(w, mask) for w, mask in zip(weights, masks, strict=True)]
         fresh = tx.init(jax.tree.unflatten(treedef, cleared))
         # A lookahead optimizer has moments of the fast weights, under their own paths.
         paths, matched, _ = flatten(trained(jax.tree.unflatten(treedef, masks)))
-        return updates, (_reset(moments, fresh, dict(zip(paths, matched, strict=True))), link)
+        return updates, (_reset(moments, fresh, dict(zip(paths, matched, strict=True))), pruned)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -211,10 +211,10 @@ def straight_through(params: PyTree, masks: PyTree) -> PyTree:
 
 
 @jax.custom_jvp
-def _masked(weight: Shaped[Array, "..."], mask: Bool[Array, "..."]) -> Shaped[Array, "..."]:
+def _masked(weight: Shaped[ArrayLike, "..."], mask: Bool[ArrayLike, "..."]) -> Shaped[Array, "..."]:
     return jnp.where(mask, weight, jnp.zeros_like(weight))
 
 
 @_masked.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, object]) -> tuple[Array, Array]:
+def _(primals: tuple[ArrayLike, ArrayLike], tangents: tuple[Array, object]) -> tuple[Array, Array]:
     return _masked(*primals), tangents[0]
