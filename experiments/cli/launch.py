@@ -7,16 +7,50 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from experiments.cli.commands import ClusterOptions
+from experiments.cli.commands import Action, ClusterOptions
 from experiments.storage.files import PARTIAL
 from jprune._extras import missing
 
 _TIMEOUTS = 100  # how often a job may reach its time limit and be requeued; submitit's own limit is 3
 _WARNING_SECONDS = 240  # a time-out is announced 90 to 150 seconds earlier; more for the start of the job
 _OWN = ("--launch", "--jobs", "--partition", "--gpus", "--cpus", "--hours")
+
+
+class StudyCommand(Protocol):
+    """The options that the commands of both studies have."""
+
+    action: Action
+    list: bool
+    cluster: ClusterOptions
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the results."""
+        ...
+
+
+def works_here(command: StudyCommand, listing: Callable[[], str], module: str, arguments: Sequence[str] | None) -> bool:
+    """Whether this process does the work of a command; if not, print the presets or submit the jobs that do it.
+
+    Args:
+      command: the options of a study.
+      listing: returns the table of the presets.
+      module: the study as it is run with ``python -m``.
+      arguments: of the command line; None for those of this process.
+    """
+    if command.list:
+        print(listing())
+        return False
+    if command.action == "run" and command.cluster.launch:
+        launch(module, arguments, command.cluster, command.folder)
+        return False
+    if command.action == "run":
+        print(f"python -m {module}: results go to {command.folder}; loading JAX and the data", flush=True)
+    return True
 
 
 class Part:

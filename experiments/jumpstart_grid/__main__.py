@@ -8,7 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from experiments.cli import commands
+from experiments.cli import commands, launch
 from experiments.jumpstart_grid import presets
 from experiments.jumpstart_grid.config import (
     GridCommand,
@@ -54,16 +54,8 @@ def parse(arguments: Sequence[str] | None = None) -> GridCommand:
 def _work(arguments: Sequence[str] | None) -> None:
     command = parse(arguments)
     grid = command.grid  # validates the options
-    if command.list:
-        print(presets.listing())
+    if not launch.works_here(command, presets.listing, "experiments.jumpstart_grid", arguments):
         return
-    if command.action == "run" and command.cluster.launch:
-        from experiments.cli.launch import launch  # noqa: PLC0415
-
-        launch("experiments.jumpstart_grid", arguments, command.cluster, command.folder)
-        return
-    if command.action == "run":
-        print(f"{PROG}: results go to {command.folder}; loading JAX and the data", flush=True)
     from experiments.jumpstart_grid import runner  # noqa: PLC0415 the line above appears before it loads
 
     if command.action == "run":

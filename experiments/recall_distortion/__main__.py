@@ -8,7 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from experiments.cli import commands
+from experiments.cli import commands, launch
 from experiments.recall_distortion import presets
 from experiments.recall_distortion.config import Command, command_of
 
@@ -43,16 +43,8 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
 def _work(arguments: Sequence[str] | None) -> None:
     command = parse(arguments)
     study = command.study  # validates the options
-    if command.list:
-        print(presets.listing())
+    if not launch.works_here(command, presets.listing, "experiments.recall_distortion", arguments):
         return
-    if command.action == "run" and command.cluster.launch:
-        from experiments.cli.launch import launch  # noqa: PLC0415
-
-        launch("experiments.recall_distortion", arguments, command.cluster, command.folder)
-        return
-    if command.action == "run":
-        print(f"{PROG}: results go to {command.folder}; loading JAX and the data", flush=True)
     from experiments.recall_distortion import results  # noqa: PLC0415 the line above appears before these load
     from experiments.recall_distortion import study as studies  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
 """Wanda scores: the magnitude of a weight times the norm of its input, found in the forward pass of any model."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -140,6 +140,21 @@ def collect_products(
     return {path: value for (path, _), value in found.items()}
 
 
+def refuse_unread(paths: Iterable[str], found: Mapping[str, object], remedy: str) -> None:
+    """Raise a ``ValueError`` for the first weight that no product reads.
+
+    Args:
+      paths: paths of the weights.
+      found: result of ``collect_products``.
+      remedy: what to do, the end of the message.
+    """
+    for path in paths:
+        if path not in found:
+            raise ValueError(
+                f"no matrix product or convolution reads '{path}' (those inside while and cond are not found); {remedy}"
+            )
+
+
 def _program(
     apply: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree
 ) -> tuple[jaxprs.Program, list[Array | np.ndarray], list[View | None]]:
@@ -162,12 +177,7 @@ def _squares_in_forward_pass(
 ) -> list[Array]:
     """Return the sum of squares of the inputs of each weight in the forward pass, with its shape."""
     found = collect_products(apply, whole, batch, Visitor(_squares, _pulled_back))
-    for path in weights:
-        if path not in found:
-            raise ValueError(
-                f"wanda sees no matrix product or convolution that reads '{path}' (those inside while and cond are not "
-                "found); leave it out with where=, or give its inputs as activations="
-            )
+    refuse_unread(weights, found, "leave it out with where=, or give its inputs as activations=")
     return [found[path] for path in weights]
 
 

@@ -31,7 +31,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 from jprune import jaxprs
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes, where_of
 from jprune.pruning.amounts import fraction, integer
-from jprune.pruning.scores.activations import View, Visitor, collect_products
+from jprune.pruning.scores.activations import View, Visitor, collect_products, refuse_unread
 from jprune.pruning.scores.elementwise import refuse_one_batch, working_dtype
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.layers import empty_layers, mask_layers
@@ -232,12 +232,7 @@ def input_grams(
             return grams
 
         found = collect_products(apply, params, batch, Visitor(visit, join))
-        for path in wanted:
-            if path not in found:
-                raise ValueError(
-                    f"no matrix product or convolution reads '{path}' (those inside while and cond are not found); "
-                    "exclude it with where=, or capture its inputs and pass them to sparsegpt"
-                )
+        refuse_unread(wanted, found, "exclude it with where=, or capture its inputs and pass them to sparsegpt")
         return found
 
     total: dict[str, Array] | None = None
