@@ -23,20 +23,53 @@ _INSIDE = "inputs of a group are removed with the whole group"
 Ids = Int32[np.ndarray, " n"]
 
 
-class _Product(NamedTuple):
-    """``flat[i, j, ...]`` is removed if and only if one of ``factors[0][i]``, ``factors[1][j]``, ... is."""
+class Member(NamedTuple):
+    """The axis of one leaf that a group of channels belongs to.
 
-    flat: Ids
-    factors: tuple[Ids, ...]
+    Attributes:
+      path: the leaf's path.
+      axis: the axis of the leaf.
+      indices: for every channel of the group, the indices along the axis that belong to it.
+    """
 
-    @property
-    def grid(self) -> np.ndarray:
-        return self.flat.reshape([len(factor) for factor in self.factors])
+    path: str
+    axis: int
+    indices: Int32[np.ndarray, "channels indices"]
 
-    def along(self, factor: int) -> np.ndarray:
-        """Return the ids of one factor, repeated over the others, in the order of ``flat``."""
-        sizes = [len(f) if k == factor else 1 for k, f in enumerate(self.factors)]
-        return np.broadcast_to(self.factors[factor].reshape(sizes), self.grid.shape).reshape(-1)
+    def __repr__(self) -> str:
+        return f"Member(path={self.path!r}, axis={self.axis}, indices=int32{list(self.indices.shape)})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that can be removed; each is removed from all members together.
+
+    Attributes:
+      size: number of channels.
+      members: the axes of parameters that lose indices with a channel.
+      state: the same for the leaves of ``state``.
+      exact: whether the program at the smaller sizes equals the model with these channels masked to zero.
+      kind: "channels" if a channel is one index of every axis, "blocks" if it is several (heads, groups).
+      why: remarks: why the group is not exact, or what removing a channel implies.
+      roots: the class of ids of every channel, an entry of ``graph.roots``.
+    """
+
+    size: int
+    members: tuple[Member, ...]
+    exact: bool
+    kind: str
+    why: tuple[str, ...]
+    roots: Int32[np.ndarray, " channels"] = dataclasses.field(repr=False)
+    state: tuple[Member, ...] = ()
+
+
+class LeafAxis(NamedTuple):
+    """An axis of a leaf of the parameters or the state, with its ids."""
+
+    path: str
+    axis: int
+    ids: np.ndarray
+    is_state: bool
 
 
 class GroupedConvolution(NamedTuple):
@@ -146,8 +179,8 @@ class Constraints:
         del self._ties[mark.ties :], self._products[mark.products :], self._grouped[mark.grouped :]
         del self._notes[mark.notes :], self._consumed[mark.consumed :]
 
-    def mute(self, mark: Mark) -> None:
-        """Discard the notes and the reads since ``mark``; keep the constraints."""
+    def keep_constraints(self, mark: Mark) -> None:
+        """Discard the notes and the reads since ``mark``, but no constraint."""
         del self._notes[mark.notes :], self._consumed[mark.consumed :]
 
     def solve(self) -> "Solution":
@@ -157,7 +190,7 @@ class Constraints:
         them stays, lose the same positions of every group instead.
         """
         solver = self._solved([True] * len(self._grouped))
-        whole = [len(one.inside) == 1 or not _is_stuck(solver, one.features) for one in self._grouped]
+        whole = [len(one.inside) == 1 or not _loses_nothing(solver, one.features) for one in self._grouped]
         if not all(whole):
             solver = self._solved(whole)
         read = np.zeros(self.count, bool)
@@ -204,15 +237,65 @@ class Solution(NamedTuple):
     notes: Mapping[str, Int32[np.ndarray, " roots"]]
 
 
-def _is_stuck(solver: "_Solver", ids: np.ndarray) -> bool:
-    """Whether no channel of an axis can be removed: all of them stay, or they can only be removed together."""
-    frozen = solver.why(ids) > 0
-    return bool(frozen.all() or (not frozen.any() and len(np.unique(solver.label[ids])) == 1))
+def channel_groups(
+    axes: Sequence[LeafAxis], solution: Solution, stacked: Mapping[str, tuple[int, ...]]
+) -> tuple[ChannelGroup, ...]:
+    """Sort the classes of ids into groups whose channels have the same axes, numbers of indices and notes.
+
+    Args:
+      axes: every axis of every leaf.
+      solution: the solved constraints.
+      stacked: paths of leaves with stacked axes, for the remark that all layers lose the same channels.
+    """
+    if not axes:
+        return ()
+    roots = np.concatenate([solution.roots[axis.ids] for axis in axes])
+    places = np.repeat(np.arange(len(axes)), [len(axis.ids) for axis in axes])
+    indices = np.concatenate([np.arange(len(axis.ids)) for axis in axes])
+    is_state = np.array([axis.is_state for axis in axes])
+    wanted = solution.read[roots] & (roots > 0)
+    in_params = np.zeros(len(solution.roots), bool)
+    in_params[roots[~is_state[places]]] = True
+    roots, places, indices = (x[wanted & in_params[roots]] for x in (roots, places, indices))
+    # Each axis and each note has a random number. Channels with equal sums of these belong to one group.
+    draw = np.random.default_rng(0)
+    kinds = np.zeros(len(solution.roots), np.uint64)
+    np.add.at(kinds, roots, draw.integers(1 << 62, size=len(axes), dtype=np.uint64)[places])
+    for concerned in solution.notes.values():
+        kinds[concerned] += draw.integers(1 << 62, dtype=np.uint64)
+    _, first, group = np.unique(kinds[roots], return_index=True, return_inverse=True)
+    groups = []
+    for place in np.argsort(first):
+        chosen = group == place
+        groups.append(_group(roots[chosen], places[chosen], indices[chosen], axes, solution=solution, stacked=stacked))
+    return tuple(groups)
 
 
 def is_frozen(ids: np.ndarray) -> bool:
     """Whether the ids of an axis alone show that it never loses an index."""
     return len(ids) == 0 or (ids.strides[0] == 0 and int(ids[0]) < FIRST_CHANNEL)
+
+
+class _Product(NamedTuple):
+    """``flat[i, j, ...]`` is removed if and only if one of ``factors[0][i]``, ``factors[1][j]``, ... is."""
+
+    flat: Ids
+    factors: tuple[Ids, ...]
+
+    @property
+    def grid(self) -> np.ndarray:
+        return self.flat.reshape([len(factor) for factor in self.factors])
+
+    def along(self, factor: int) -> np.ndarray:
+        """Return the ids of one factor, repeated over the others, in the order of ``flat``."""
+        sizes = [len(f) if k == factor else 1 for k, f in enumerate(self.factors)]
+        return np.broadcast_to(self.factors[factor].reshape(sizes), self.grid.shape).reshape(-1)
+
+
+def _loses_nothing(solver: "_Solver", ids: np.ndarray) -> bool:
+    """Whether no channel of an axis can be removed: all of them stay, or they can only be removed together."""
+    frozen = solver.why(ids) > 0
+    return bool(frozen.all() or (not frozen.any() and len(np.unique(solver.label[ids])) == 1))
 
 
 class _Solver:
@@ -235,11 +318,11 @@ class _Solver:
             return
         left, right = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
         low, high = np.minimum(left, right), np.maximum(left, right)
-        stays = low < FIRST_CHANNEL  # a frozen id: its reason marks the other side, and nothing is connected
-        self._connect(low[~stays], high[~stays])
-        self.stay(high[stays], low[stays])
+        frozen = low < FIRST_CHANNEL  # its reason marks the other side, and nothing is connected
+        self._connect(low[~frozen], high[~frozen])
+        self.freeze(high[frozen], low[frozen])
 
-    def stay(self, ids: np.ndarray, reasons: np.ndarray) -> None:
+    def freeze(self, ids: np.ndarray, reasons: np.ndarray) -> None:
         """Mark the components of these ids as never removed; the first reason is kept."""
         roots = self.label[ids]
         new = (self._why[roots] == 0) & (roots >= FIRST_CHANNEL)
@@ -278,7 +361,7 @@ def _solve_products(solver: _Solver, products: list[_Product], blocks: np.int32,
                 undecided.append((product, live))
         solver.tie(ties)
         if not ties and undecided:
-            _keep_inner_axes(solver, undecided, blocks)
+            _freeze_inner_axes(solver, undecided, blocks)
         waiting = [product for product, _ in undecided]
 
 
@@ -291,17 +374,17 @@ def _freeze_factors(solver: _Solver, product: _Product, together: np.int32) -> N
     why = solver.why(product.grid)
     for k, factor in enumerate(product.factors):
         reason = why.max(axis=tuple(axis for axis in range(why.ndim) if axis != k))
-        hit = (reason > 0) & (solver.why(factor) == 0)
-        if hit.any():
-            solver.stay(factor[hit], reason[hit])
+        newly = (reason > 0) & (solver.why(factor) == 0)
+        if newly.any():
+            solver.freeze(factor[newly], reason[newly])
     labels = solver.label[product.grid]
     same = [bool((labels == labels.take([0], axis=k)).all()) for k in range(labels.ndim)]
     for factor in (f for f, equal in zip(product.factors, same, strict=True) if equal and len(f) > 1 and not all(same)):
         free = factor[solver.why(factor) == 0]
-        solver.stay(free, np.full(len(free), together))
+        solver.freeze(free, np.full(len(free), together))
 
 
-def _keep_inner_axes(solver: _Solver, undecided: list[tuple[_Product, list[int]]], blocks: np.int32) -> None:
+def _freeze_inner_axes(solver: _Solver, undecided: list[tuple[_Product, list[int]]], blocks: np.int32) -> None:
     """Let the outermost axis of each reshape lose indices (heads, groups) and freeze the axes inside it.
 
     An axis without frozen indices is preferred to one with some. For example, in (query, key or value) x heads x size,
@@ -317,90 +400,7 @@ def _keep_inner_axes(solver: _Solver, undecided: list[tuple[_Product, list[int]]
             decided[roots[roots >= FIRST_CHANNEL]] = True
         first = next((k for k in live if not solver.why(product.factors[k]).any()), live[0])
         for k in (k for k in live if k != first):
-            solver.stay(product.factors[k], np.full(len(product.factors[k]), blocks))
-
-
-class Member(NamedTuple):
-    """The axis of one leaf that a group of channels belongs to.
-
-    Attributes:
-      path: the leaf's path.
-      axis: the axis of the leaf.
-      indices: for every channel of the group, the indices along the axis that belong to it.
-    """
-
-    path: str
-    axis: int
-    indices: Int32[np.ndarray, "channels indices"]
-
-    def __repr__(self) -> str:
-        return f"Member(path={self.path!r}, axis={self.axis}, indices=int32{list(self.indices.shape)})"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ChannelGroup:
-    """Channels that can be removed; each is removed from all members together.
-
-    Attributes:
-      size: number of channels.
-      members: the axes of parameters that lose indices with a channel.
-      state: the same for the leaves of ``state``.
-      exact: whether the program at the smaller sizes equals the model with these channels masked to zero.
-      kind: "channels" if a channel is one index of every axis, "blocks" if it is several (heads, groups).
-      why: remarks: why the group is not exact, or what removing a channel implies.
-      roots: the class of ids of every channel, an entry of ``graph.roots``.
-    """
-
-    size: int
-    members: tuple[Member, ...]
-    exact: bool
-    kind: str
-    why: tuple[str, ...]
-    roots: Int32[np.ndarray, " channels"] = dataclasses.field(repr=False)
-    state: tuple[Member, ...] = ()
-
-
-class LeafAxis(NamedTuple):
-    """An axis of a leaf of the parameters or the state, with its ids."""
-
-    path: str
-    axis: int
-    ids: np.ndarray
-    is_state: bool
-
-
-def channel_groups(
-    axes: Sequence[LeafAxis], solution: Solution, stacked: Mapping[str, tuple[int, ...]]
-) -> tuple[ChannelGroup, ...]:
-    """Sort the classes of ids into groups whose channels have the same axes, numbers of indices and notes.
-
-    Args:
-      axes: every axis of every leaf.
-      solution: the solved constraints.
-      stacked: paths of leaves with stacked axes, for the remark that all layers lose the same channels.
-    """
-    if not axes:
-        return ()
-    roots = np.concatenate([solution.roots[axis.ids] for axis in axes])
-    places = np.repeat(np.arange(len(axes)), [len(axis.ids) for axis in axes])
-    indices = np.concatenate([np.arange(len(axis.ids)) for axis in axes])
-    is_state = np.array([axis.is_state for axis in axes])
-    wanted = solution.read[roots] & (roots > 0)
-    in_params = np.zeros(len(solution.roots), bool)
-    in_params[roots[~is_state[places]]] = True
-    roots, places, indices = (x[wanted & in_params[roots]] for x in (roots, places, indices))
-    # Each axis and each note has a random number. Channels with equal sums of these belong to one group.
-    draw = np.random.default_rng(0)
-    kinds = np.zeros(len(solution.roots), np.uint64)
-    np.add.at(kinds, roots, draw.integers(1 << 62, size=len(axes), dtype=np.uint64)[places])
-    for concerned in solution.notes.values():
-        kinds[concerned] += draw.integers(1 << 62, dtype=np.uint64)
-    _, first, group = np.unique(kinds[roots], return_index=True, return_inverse=True)
-    groups = []
-    for place in np.argsort(first):
-        chosen = group == place
-        groups.append(_group(roots[chosen], places[chosen], indices[chosen], axes, solution=solution, stacked=stacked))
-    return tuple(groups)
+            solver.freeze(product.factors[k], np.full(len(product.factors[k]), blocks))
 
 
 def _group(

@@ -210,9 +210,9 @@ class Record:
         self.channels.rewind(mark[0])
         self._forget(mark[1])
 
-    def mute(self, mark: tuple[Mark, tuple[int, ...]]) -> None:
+    def keep_constraints(self, mark: tuple[Mark, tuple[int, ...]]) -> None:
         """Discard the records since ``mark``, of equations traced twice, except constraints between channels."""
-        self.channels.mute(mark[0])
+        self.channels.keep_constraints(mark[0])
         self._forget(mark[1])
 
     def _lists(self) -> tuple[_List, ...]:

@@ -94,7 +94,7 @@ class Plan:
 
         jax.eval_shape(probe, weights)
 
-    def evidence(
+    def inputs(
         self, weights: PyTree, grad: PyTree, batch: PyTree, key: Array | None, whole: PyTree
     ) -> dict[str, PyTree]:
         """Return the inputs that the scores use in addition to the weights; the others can be freed."""
@@ -106,7 +106,7 @@ class Plan:
         return read
 
     def advance(
-        self, progress: Progress, masks: PyTree, weights: PyTree, evidence: dict[str, PyTree]
+        self, progress: Progress, masks: PyTree, weights: PyTree, inputs: dict[str, PyTree]
     ) -> tuple[PyTree, UInt32[Array, ""]]:
         """Return the masks after the update with this count, and the checksum of the entry applied last.
 
@@ -117,19 +117,19 @@ class Plan:
         events = self._events(weights)
         if not events:
             return masks, applied
-        in_force = _entry_in_force(events, count, applied)
-        now = count if "key" in evidence else None  # a loop copies what it reads
+        current = _current_entry(events, count, applied)
+        now = count if "key" in inputs else None  # a loop copies what it reads
 
-        def choose(current: PyTree, count: PyTree, weights: PyTree, evidence: dict[str, PyTree]) -> PyTree:
-            in_force, applied, masks = current
-            chosen, nan = self._choose(events, masks, (in_force, count), weights, evidence)
+        def choose(carry: PyTree, count: PyTree, weights: PyTree, inputs: dict[str, PyTree]) -> PyTree:
+            current, applied, masks = carry
+            chosen, nan = self._choose(events, masks, (current, count), weights, inputs)
             kept = map_leaves(lambda old, new: jnp.where(nan, old, new), masks, chosen)
-            applied = jnp.where(nan, applied | SKIPPED, in_force)
+            applied = jnp.where(nan, applied | SKIPPED, current)
             return applied, applied, kept
 
         # Where nothing is due, the loop passes on what it carries: not even the checksum costs an operation.
-        due = lambda current: current[0] != current[1]
-        _, applied, masks = while_due(due, choose, (in_force, applied, masks), now, weights, evidence)
+        due = lambda carry: carry[0] != carry[1]
+        _, applied, masks = while_due(due, choose, (current, applied, masks), now, weights, inputs)
         return masks, applied
 
     def refuse_nan(
@@ -138,7 +138,7 @@ class Plan:
         applied: UInt32[Array, ""],
         masks: PyTree,
         weights: PyTree,
-        evidence: dict[str, PyTree],
+        inputs: dict[str, PyTree],
     ) -> None:
         """Raise, outside jit, if a selection was skipped because its scores contain NaN.
 
@@ -147,16 +147,16 @@ class Plan:
           applied: the checksum after it.
           masks: the masks before the update.
           weights: as for ``advance``.
-          evidence: as for ``advance``.
+          inputs: as for ``advance``.
 
         Raises:
           ValueError: a selection was skipped; the message names the leaves.
         """
         if isinstance(applied, jax.core.Tracer) or jnp.ndim(applied) or not int(applied) & SKIPPED:
             return
-        if "key" in evidence:
-            evidence = evidence | {"key": jax.random.fold_in(evidence["key"], before.count)}
-        paths, scores, _ = flatten(self._scores(self.score, weights, evidence))
+        if "key" in inputs:
+            inputs = inputs | {"key": jax.random.fold_in(inputs["key"], before.count)}
+        paths, scores, _ = flatten(self._scores(self.score, weights, inputs))
         present = flatten(masks)
         mask_of = dict(zip(present[0], present[1], strict=True))
         found = [
@@ -230,39 +230,39 @@ class Plan:
         masks: PyTree,
         now: tuple[UInt32[Array, ""], Int[Array, ""] | None],
         weights: PyTree,
-        evidence: dict[str, PyTree],
+        inputs: dict[str, PyTree],
     ) -> tuple[PyTree, Bool[Array, ""]]:
-        """Return the masks of the entry in force, and whether a score that is ranked is NaN."""
-        in_force, count = now
+        """Return the masks of the current entry, and whether a score that is ranked is NaN."""
+        current, count = now
         # Entries with the same checksum have the same amount, so any of them can be used.
-        event = jnp.argmax(np.asarray([event.checksum for event in events], np.uint32) == in_force).astype(jnp.int32)
+        event = jnp.argmax(np.asarray([event.checksum for event in events], np.uint32) == current).astype(jnp.int32)
         if count is not None:
-            evidence = evidence | {"key": jax.random.fold_in(evidence["key"], count)}
+            inputs = inputs | {"key": jax.random.fold_in(inputs["key"], count)}
         # If the selection can rank by absolute value, it reads the weights themselves and no scores are written.
         folded = ranks_by_magnitude(self.score) and self._compares_magnitudes()
-        scores = weights if folded else self._scores(self.score, weights, evidence)
+        scores = weights if folded else self._scores(self.score, weights, inputs)
         nan = _any_nan(scores, masks)
         if self.regrow is None:
             chosen = self._select(scores, events, event, masks, magnitude=folded)
             return self._checked_masks(chosen, masks), nan
         survivors = self._select(scores, events, event, masks, surviving=True, magnitude=folded)
         survivors = self._checked_masks(survivors, masks)
-        if "key" in evidence:  # regrowth must be independent of the random numbers that dropped weights
-            evidence = evidence | {"key": jax.random.fold_in(evidence["key"], 1)}
-        regrown = self._scores(self.regrow.score, weights, evidence)
+        if "key" in inputs:  # regrowth must be independent of the random numbers that dropped weights
+            inputs = inputs | {"key": jax.random.fold_in(inputs["key"], 1)}
+        regrown = self._scores(self.regrow.score, weights, inputs)
         nan |= _any_nan(regrown, map_leaves(jnp.logical_not, survivors))
         # Survivors rank first, so that any selection keeps them and adds the best of the others.
-        chosen = self._select(map_leaves(_first, regrown, survivors), events, event, None)
+        chosen = self._select(map_leaves(_with_survivors_first, regrown, survivors), events, event, None)
         return self._checked_masks(chosen, masks), nan
 
-    def _scores(self, score: Score | Callable[..., PyTree], weights: PyTree, evidence: dict[str, PyTree]) -> PyTree:
+    def _scores(self, score: Score | Callable[..., PyTree], weights: PyTree, inputs: dict[str, PyTree]) -> PyTree:
         """Return the scores of the weights, in the structure of the weights.
 
         Raises:
           TypeError: a score is not a float array.
           ValueError: the score lacks a leaf, or has another shape.
         """
-        given = score_selected(score, weights, **evidence)
+        given = score_selected(score, weights, **inputs)
         if isinstance(score, Score):
             return given
         paths, leaves, treedef = flatten(weights)
@@ -350,7 +350,7 @@ class Plan:
         return self.selection(scores, **as_keywords(amount), **(options | {"among": among}))
 
 
-def _entry_in_force(events: list[_Event], count: Int[Array, ""], applied: UInt32[Array, ""]) -> UInt32[Array, ""]:
+def _current_entry(events: list[_Event], count: Int[Array, ""], applied: UInt32[Array, ""]) -> UInt32[Array, ""]:
     """Return the checksum of the last entry whose step is not after the count; ``applied`` before the first step.
 
     Every training step computes this, so it is a sum of differences (modulo 2^32) instead of a lookup.
@@ -372,7 +372,8 @@ def _keyword(amounts: Scheduled) -> dict[str, Scheduled]:
     return {"keep" if all(isinstance(amount, Keep) for amount in amounts.amounts) else "sparsity": amounts}
 
 
-def _first(score: Array, survivor: Array) -> Array:
+def _with_survivors_first(score: Array, survivor: Array) -> Array:
+    """Return scores in which survivors rank above all others, and NaN ranks last."""
     finite = jnp.nan_to_num(score, nan=-jnp.inf, posinf=None, neginf=-jnp.inf)
     return jnp.where(survivor, jnp.inf, finite)
 

@@ -154,11 +154,11 @@ def prune(
         weights = masked_weights(trained(params), before)
         if masked is not scored:
             weights = _selected(weights, scored)
-        evidence = plan.evidence(weights, grad, batch, state.key if key is None else key, trained(params))
+        inputs = plan.inputs(weights, grad, batch, state.key if key is None else key, trained(params))
         applied = jnp.zeros_like(state.count, jnp.uint32) if state.applied is None else state.applied
         progress = Progress(state.count, applied)
-        masks, now_applied = advance(progress, before, weights, evidence)
-        plan.refuse_nan(progress, now_applied, before, weights, evidence)
+        masks, now_applied = advance(progress, before, weights, inputs)
+        plan.refuse_nan(progress, now_applied, before, weights, inputs)
         plan.warn_of_entry(applied, now_applied, before, masks)
         # A weight that regrows at this step starts from 0: the update for it comes from momentum gathered while
         # it was pruned.
