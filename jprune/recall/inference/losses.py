@@ -90,73 +90,57 @@ def class_losses(
     def of_class(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.bincount(classes_of, values, classes).astype(np.float64)
 
-    before, after = dense_correct.mean(0), correct.mean(0)
-    if paired:
-        lost = of_class((dense_correct & ~correct).mean(0))
-        won = of_class((~dense_correct & correct).mean(0))
-    else:
-        lost, won = of_class(before * (1 - after)), of_class((1 - before) * after)
-    losses = before - after
-    mean = of_class(losses) / n
-    models = len(correct)
+    lost, won = map(of_class, _lost_and_won(dense_correct, correct, paired=paired))
+    losses = dense_correct.mean(0) - correct.mean(0)
+    mean, w = of_class(losses) / n, support / support.sum()
+    shared = _shared(dense_correct, correct, losses, paired=paired)
     # Two pseudo-examples, one lost and one won by as many models as share a lost example, keep a class in which
     # nothing changed from having a variance of 0.
-    changed = (
-        float((dense_correct != correct).mean())
-        if paired
-        else float((before * (1 - after) + after * (1 - before)).mean())
-    )
-    shared = max(1 / models, min(1.0, float((losses**2).mean()) / changed)) if changed > 0 else 1.0
     of_change = ((of_class(losses**2) + 2 * shared) / (n + 2) - (of_class(losses) / (n + 2)) ** 2) / (n + 2)
-    w = support / support.sum()
     # Without a difference between classes all have one variance; a class with less of it by chance must not stand out.
     of_excess = _of_excess(np.maximum(of_change, float(losses.var()) / n), w)
     added_change, added_excess, degrees = between_models(classes_of, dense_correct, correct, n, paired=paired)
-    excess = of_excess + added_excess
-    gap = mean - float(losses.mean())
-    alone = models == len(dense_correct) == 1
     # Few models may look alike by chance, and then their number limits the degrees of freedom all the same.
     pooled = degrees * max(1, int((support > 0).sum()) - 1)
-    most = pooled if min(models, len(dense_correct)) > 1 else np.inf
-    ends = {}
-    freedom = {
-        "change": _degrees(of_change, added_change, n, degrees),
-        "excess": np.minimum(_degrees(of_excess, added_excess, n, pooled), most),
-    }
-    for name, centre, of_examples, added in (
-        ("change", -mean, of_change, added_change),
-        ("excess", gap, of_excess, added_excess),
-    ):
-        half = scipy.stats.t.isf((1 - level) / 2, freedom[name]) * np.sqrt(of_examples + added)
-        bound = 1 if name == "change" else 2  # recalls lie in 0..1
-        ends[name] = np.maximum(centre - half, -bound), np.minimum(centre + half, bound)
+    most = pooled if min(len(correct), len(dense_correct)) > 1 else np.inf
+    change = _Variance(of_change + added_change, _degrees(of_change, added_change, n, degrees))
+    freedom = np.minimum(_degrees(of_excess, added_excess, n, pooled), most)
+    excess = _Variance(of_excess + added_excess, freedom)
+    gap = mean - float(losses.mean())
     with np.errstate(invalid="ignore", divide="ignore"):
-        statistic = np.abs(gap) / np.sqrt(excess)
-        if alone:
+        statistic = np.abs(gap) / np.sqrt(excess.total)
+        if len(correct) == len(dense_correct) == 1:
             p = np.maximum(2 * scipy.stats.norm.sf(statistic), _exact(support, lost, won))
         else:
-            p = 2 * np.asarray(scipy.stats.t.sf(statistic, freedom["excess"]))
+            p = 2 * np.asarray(scipy.stats.t.sf(statistic, excess.degrees))
     p = np.where(np.isfinite(gap) & (n > 1), np.minimum(p, 1), np.nan)
     if (support > 0).sum() < 2:
         p = np.full(classes, np.nan)
     tests = max(1, int(np.isfinite(p).sum()))
-    critical = np.asarray(scipy.stats.t.isf((1 - level) / 2 / tests, freedom["excess"]))
-    detectable = _detectable(critical + scipy.stats.norm.ppf(_POWER), excess, (1 - w) ** 2 / n)
+    critical = np.asarray(scipy.stats.t.isf((1 - level) / 2 / tests, excess.degrees))
+    detectable = _detectable(critical + scipy.stats.norm.ppf(_POWER), excess.total, (1 - w) ** 2 / n)
     # A class loses at most its recall, and what it loses counts in the overall loss too.
-    recall = of_class(before) / n
+    recall = of_class(dense_correct.mean(0)) / n
     possible = recall - (float(losses.mean()) + w * (recall - mean))
     return ClassLosses(
         support,
         np.where(support > 0, lost, np.nan),
         np.where(support > 0, won, np.nan),
         -mean,
-        *ends["change"],
+        *_interval(-mean, change, level, bound=1),  # recalls lie in 0..1
         gap,
-        *ends["excess"],
+        *_interval(gap, excess, level, bound=2),
         p,
         holm(p),
         np.where(detectable <= possible, detectable, np.nan),
     )
+
+
+class _Variance(NamedTuple):
+    """The variance of an estimate for each class, over examples and models, and its degrees of freedom."""
+
+    total: _Floats
+    degrees: _Floats
 
 
 def change_of_all(
@@ -222,6 +206,37 @@ def wilson(successes: int, trials: int, level: float = 0.99) -> tuple[float, flo
     centre = (share + extra / 2) / (1 + extra)
     half = z / (1 + extra) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def _lost_and_won(
+    before: Bool[np.ndarray, "dense_models examples"], after: Bool[np.ndarray, "models examples"], *, paired: bool
+) -> tuple[_Floats, _Floats]:
+    """The share of models that lost each example, and of those that won it; of all pairs of models unless paired."""
+    if paired:
+        return (before & ~after).mean(0), (~before & after).mean(0)
+    return before.mean(0) * (1 - after.mean(0)), (1 - before.mean(0)) * after.mean(0)
+
+
+def _shared(
+    before: Bool[np.ndarray, "dense_models examples"],
+    after: Bool[np.ndarray, "models examples"],
+    losses: _Floats,
+    *,
+    paired: bool,
+) -> float:
+    """The share of the models that lose an example which one of them loses; at least one model."""
+    if paired:
+        changed = float((before != after).mean())
+    else:
+        lost, won = _lost_and_won(before, after, paired=False)
+        changed = float((lost + won).mean())
+    return max(1 / len(after), min(1.0, float((losses**2).mean()) / changed)) if changed > 0 else 1.0
+
+
+def _interval(estimate: _Floats, variance: _Variance, level: float, bound: float) -> tuple[_Floats, _Floats]:
+    """The interval of an estimate that lies between -bound and bound."""
+    half = scipy.stats.t.isf((1 - level) / 2, variance.degrees) * np.sqrt(variance.total)
+    return np.maximum(estimate - half, -bound), np.minimum(estimate + half, bound)
 
 
 def _detectable(quantiles: _Floats, variance: _Floats, per_loss: _Floats) -> _Floats:

@@ -25,11 +25,11 @@ def draw(rng, shape, kind):
     return values
 
 
-def sorted_by_numpy(arrays, keep, eligible):
-    """The ``keep`` largest eligible scores: NaN is below -inf, -0 equals 0, and ties go by position."""
+def sorted_by_numpy(arrays, keep, among):
+    """The ``keep`` largest of the scores ``among``: NaN is below -inf, -0 equals 0, and ties go by position."""
     flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in arrays])
     may = np.concatenate(
-        [(np.ones(x.shape, bool) if e is None else e).ravel() for x, e in zip(arrays, eligible, strict=True)]
+        [(np.ones(x.shape, bool) if e is None else e).ravel() for x, e in zip(arrays, among, strict=True)]
     )
     nan = np.isnan(flat)
     order = np.lexsort((-np.where(nan, 0.0, flat), nan))
@@ -53,17 +53,17 @@ def test_of_all_arrays_together_those_of_a_stable_sort(shapes, one_device):
     def check(seed, kind, part):
         rng = np.random.default_rng(seed)
         arrays = [draw(rng, shape, kind) for shape in shapes]
-        # Every other array is eligible as a whole; of the rest sometimes fewer than are wanted.
-        eligible = [None if i % 2 else rng.random(shape) < 0.6 for i, shape in enumerate(shapes)]
+        # Every second array may be marked as a whole; of the others sometimes fewer scores than are wanted.
+        among = [None if i % 2 else rng.random(shape) < 0.6 for i, shape in enumerate(shapes)]
         keep = round(part * size)
         found = kth_largest.largest(
             [jnp.asarray(x) for x in arrays],
             uint64.count_of(keep),
-            [None if e is None else jnp.asarray(e) for e in eligible],
+            [None if e is None else jnp.asarray(e) for e in among],
             one_device=one_device,
         )
         assert [mask.shape for mask in found] == shapes
-        same(found, sorted_by_numpy(arrays, keep, eligible))
+        same(found, sorted_by_numpy(arrays, keep, among))
 
     check()
 
@@ -75,16 +75,16 @@ def test_of_each_array_those_of_its_own_stable_sort(one_device):
     def check(seed, kind):
         rng = np.random.default_rng(seed)
         arrays = [draw(rng, shape, kind) for shape in SMALL]
-        eligible = [None if i % 2 else rng.random(shape) < 0.6 for i, shape in enumerate(SMALL)]
+        among = [None if i % 2 else rng.random(shape) < 0.6 for i, shape in enumerate(SMALL)]
         keep = [int(rng.integers(0, x.size + 1)) for x in arrays]
         found = kth_largest.largest(
             [jnp.asarray(x) for x in arrays],
             uint64.count_of(keep),
-            [None if e is None else jnp.asarray(e) for e in eligible],
+            [None if e is None else jnp.asarray(e) for e in among],
             each=True,
             one_device=one_device,
         )
-        same(found, [sorted_by_numpy([x], k, [e])[0] for x, k, e in zip(arrays, keep, eligible, strict=True)])
+        same(found, [sorted_by_numpy([x], k, [e])[0] for x, k, e in zip(arrays, keep, among, strict=True)])
 
     check()
 
