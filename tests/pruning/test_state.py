@@ -7,6 +7,7 @@ import pytest
 from optax import contrib
 
 import jprune
+from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.state import refuse_restored
 from tests.pruning.steps import by_rank
 
@@ -98,3 +99,12 @@ def test_masks_of_less_than_the_masked_leaves_are_refused_by_leaf():
     for masks in ({"a": None}, {"a": {"kernel": None}}):
         with pytest.raises(ValueError, match="masks has None at 'a/kernel'; it must be a bool array"):
             jprune.with_masks(state, masks)
+
+
+def test_check_pruned_reports_counts_beyond_int32(monkeypatch):
+    monkeypatch.setattr(kth_largest, "count_true", lambda masks: uint64.count_of(2**31 + 5))  # no test has that many
+    state = jprune.keep_zeros().init({"kernel": jnp.array([[0.0, 1.0]])})
+    with pytest.raises(ValueError, match="not 0: 2147483653 of 2147483653 in 'kernel'"):
+        jprune.check_pruned({"kernel": jnp.array([[0.5, 1.0]])}, state)
+    with pytest.raises(ValueError, match="infinite: 2147483653 of 2147483653 in 'kernel'"):
+        jprune.check_pruned({"kernel": jnp.array([[0.0, jnp.nan]])}, state)
