@@ -406,7 +406,7 @@ def _probed(
 
 
 def _offsets(found: _Found, width: Count, guess: AnyArray, goal: Count, probes: tuple[float, ...]) -> Count:
-    """Return the distances of the probes from the first place, between 1 and the width: limbs (groups, probes)."""
+    """Return the distances of the probes from the first place, from 1 to the width minus 1: limbs (groups, probes)."""
     even = np.arange(1, len(probes) + 1, dtype=np.float32)[None] / np.float32(len(probes) + 1)
     wide = uint64.to_float(width)
     line = uint64.to_float(uint64.distance(found.at, goal)) / jnp.maximum(
