@@ -235,5 +235,16 @@ def from_json(cls: type[_Settings], values: Mapping[str, JSON], paths: Sequence[
     return cls(**{name: restored(name, value) for name, value in values.items() if name in known})
 
 
+def differences(settings: Sequence[object]) -> list[str]:
+    """For each of several settings, the options in which they differ: ``, NAME VALUE`` for each.
+
+    >>> differences([ClusterOptions(gpus=1), ClusterOptions(gpus=2), ClusterOptions(gpus=2)])
+    [', gpus 1', ', gpus 2', ', gpus 2']
+    """
+    names = [field.name for field in dataclasses.fields(settings[0])]
+    differing = [name for name in names if any(getattr(one, name) != getattr(settings[0], name) for one in settings)]
+    return ["".join(f", {name} {getattr(one, name)}" for name in differing) for one in settings]
+
+
 Positional = Annotated[Action, tyro.conf.Positional]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="(optional)")]

@@ -137,9 +137,9 @@ def status(folder: Path, grid: Grid, *, every: bool = False) -> None:
     grids = [grid_from_json(found["study"]) for found in settings.all_recorded(folder)] if every else [grid]
     if not grids:
         raise ValueError(f"no grid has run in {folder}; run one first, or give its folder with --out")
-    for number, one in enumerate(grids):
+    for number, (one, different) in enumerate(zip(grids, commands.differences(grids), strict=True)):
         if every:
-            print(f"grid {number}: {one.kind}, methods {', '.join(one.methods)}, {one.epochs} epochs")
+            print(f"grid {number}: {one.kind}, methods {', '.join(one.methods)}, {one.epochs} epochs{different}")
         for stage in ENGINES[one.kind].plan(one):
             absent = store.missing(folder / "store", one.kind, stage.settings, stage.seeds)
             print(f"{len(stage.seeds) - sum(map(len, absent)):4d} of {len(stage.seeds)}  {stage.title}")

@@ -53,6 +53,8 @@ def start(
         )
     if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise ValueError(f"process_id={process_id} must be in 0..{num_processes - 1}")
+    # The preemption service of JAX catches SIGTERM and leaves it to the program to end, which would run on.
+    jax.config.update("jax_enable_preemption_service", False)
     count = launched(os.environ)
     if missing and (separate or count <= 1):
         if not separate and _may_be_in_a_tpu_pod(os.environ):

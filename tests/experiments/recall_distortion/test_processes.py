@@ -147,15 +147,17 @@ def test_two_processes_over_loopback_give_the_numbers_of_one(start, undisturbed,
     pd.testing.assert_frame_equal(tables(tmp_path / "run")["alphas"], undisturbed[0]["alphas"], rtol=1e-6)
 
 
-def test_a_killed_process_ends_the_other_one_within_seconds(start, tmp_path):
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_killed_process_ends_the_other_one_within_seconds(start, tmp_path, name):
     """Two processes run one program; the second is killed while the first trains."""
     together = ["--epochs", "300", "--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id"]
     first, second = (start(tmp_path / "run", *together, str(i)) for i in range(2))
     while "dense training" not in first.stdout.readline():
         assert first.poll() is None
-    second.kill()
+    second.send_signal(getattr(signal, name))
     killed = time.monotonic()
     printed, _ = first.communicate(timeout=600)
     assert time.monotonic() - killed < 60  # a second on an idle machine; by JAX's heartbeat alone it takes 100
     assert first.returncode == 1
     assert "error: another process of this program has ended" in printed
+    assert second.wait() == -getattr(signal, name)

@@ -408,7 +408,8 @@ def test_a_folder_with_another_study_warns_and_keeps_its_results(folder, study, 
     assert "has results of a study with other options (finetune_epochs: [1] -> [2])" in capsys.readouterr().err
     assert recall_distortion.main(["status", "--all", "--out", str(tmp_path / "run")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines if line.startswith("study")] == ["study 0", "study 1"]
+    titles = sorted(line.partition(": ")[2] for line in lines if line.startswith("study"))
+    assert titles == [f"{study.model} on {study.dataset}, finetune_epochs ({n},)" for n in (1, 2)]
     assert lines.count("   3 of 3  jumpstart 0: dense training") == 2, "both studies start from the same networks"
     assert [lines.count(f"   {n} of 3  jumpstart 0: random, t = 5") for n in (0, 3)] == [1, 1]
 

@@ -187,6 +187,12 @@ def test_one_host_with_tpus_computes_alone_or_the_part_that_it_is_given(join, tp
     assert processes.shard_of("1/4", alone)[0] == processes.shard_of("1/4", {**alone, **indexed(1)})[0] == (1, 4)
 
 
+def test_a_terminated_process_of_a_program_ends(join):
+    """The preemption service of JAX would catch SIGTERM and let the process run on."""
+    join({})
+    assert not jax.config.jax_enable_preemption_service
+
+
 def test_the_virtual_machines_of_a_tpu_pod_join_by_their_metadata(join, tpu, monkeypatch):
     tpu(agent_worker_number="1", worker_network_endpoints="a:1:10.0.0.1,b:2:10.0.0.2")
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
