@@ -74,7 +74,7 @@ def masks_of(state: PyTree) -> PyTree:
     """
     found = list(_prune_states(state, "", None))
     if not found:
-        hint = _hint_of_sr_ste(state) or _hint_of_restoring(state)
+        hint = _hint_of_sr_ste(state) or _hint_of_nnx_state(state) or _hint_of_restoring(state)
         raise ValueError(f"there is no prune or keep_zeros transformation in this optimizer state{hint}")
     (_, first), *rest = found
     masks = first.masks
@@ -114,6 +114,13 @@ def _hint_of_sr_ste(state: PyTree) -> str:
     if not any(map(is_sr_ste, jax.tree.leaves(state, is_leaf=is_sr_ste))):
         return ""
     return '; sr_ste trains dense weights: evaluate and save jprune.apply_masks(params, optax.tree.get(state, "masks"))'
+
+
+def _hint_of_nnx_state(state: PyTree) -> str:
+    """Return a hint if a state is the NNX ``State`` of an ``nnx.Optimizer``, which has no NamedTuples."""
+    if type(state).__module__.startswith("flax.nnx") and "opt_state" in state:
+        return ": it is the nnx.State of an nnx.Optimizer; give optimizer.opt_state"
+    return ""
 
 
 def _hint_of_restoring(state: PyTree) -> str:
@@ -166,17 +173,17 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
                 raise ValueError(f"masks has {given[path]!r} at '{path}'; it must be a bool array")
         fitted = [None if mask is None else given[path] for path, mask in zip(node_paths, node_masks, strict=True)]
         pairs = [(given[path], mask) for path, mask in zip(node_paths, node_masks, strict=True) if mask is not None]
-        return node._replace(masks=jax.tree.unflatten(treedef, fitted), applied=_still_applied(node.applied, pairs))
+        # In the state of an nnx.Optimizer ``applied`` is a variable; the map keeps its class.
+        applied = jax.tree.map(lambda applied: _still_applied(applied, pairs), node.applied)
+        return node._replace(masks=jax.tree.unflatten(treedef, fitted), applied=applied)
 
     return jax.tree.map(replace, state, is_leaf=lambda node: isinstance(node, PruneState))
 
 
 def _still_applied(
-    applied: UInt32[Array, "*replicates"] | None, masks: list[tuple[Bool[Array, "..."], Bool[Array, "..."]]]
-) -> UInt32[Array, "*replicates"] | None:
+    applied: UInt32[Array, "*replicates"], masks: list[tuple[Bool[Array, "..."], Bool[Array, "..."]]]
+) -> UInt32[Array, "*replicates"]:
     """Return ``applied``, or 0 for replicates in which the first masks keep a weight that the second ones prune."""
-    if applied is None:
-        return None
     lead = jnp.ndim(applied)
     revived = [jnp.any(new & ~old, axis=tuple(range(min(lead, jnp.ndim(old)), jnp.ndim(old)))) for new, old in masks]
     anywhere = functools.reduce(jnp.logical_or, revived, jnp.zeros_like(applied, dtype=bool))
@@ -210,7 +217,7 @@ def check_pruned(
     >>> check_pruned({"kernel": jnp.array([[0.0, 0.3]])}, state)
     Traceback (most recent call last):
     ...
-    ValueError: pruned weights are not 0: 1 of 2 in 'kernel'
+    ValueError: pruned weights are not 0: 1 of 2 in 'kernel'; apply the masks ...
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, state))):
         raise ValueError(
@@ -229,7 +236,10 @@ def check_pruned(
             if jnp.any(bad):
                 infinite.append(f"{_count(bad)} of {_count(mask)} in '{path}'")
     if revived:
-        raise ValueError(f"pruned weights are not 0: {', '.join(revived)}")
+        raise ValueError(
+            f"pruned weights are not 0: {', '.join(revived)}; apply the masks with jprune.apply_masks(params, "
+            "jprune.masks_of(state)), and change the parameters only by updates whose last transformation is prune"
+        )
     if infinite:
         raise ValueError(
             f"kept weights are NaN or infinite: {', '.join(infinite)}; the training diverged: continue from an earlier "

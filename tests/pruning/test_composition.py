@@ -257,6 +257,14 @@ def test_nnx_optimizer_forwards_grad_and_holds_the_masks():
     assert jprune.sparsity(masks) == 0.8
     assert jprune.selection.compression(nnx.state(model, nnx.Param), masks) == (20 + 4 + 2 + 8) / (4 + 4 + 2 + 8)
 
+    fewer = jax.tree.map(lambda mask: mask.at[:, 0].set(False), nnx.to_pure_dict(masks))
+    optimizer.opt_state = jprune.with_masks(optimizer.opt_state, fewer)
+    step(model, optimizer, jnp.ones((8, 3)))
+    assert not model.first.kernel[:, 0].any()
+    assert not model.last.kernel[:, 0].any()
+    with pytest.raises(ValueError, match=r"it is the nnx\.State of an nnx\.Optimizer; give optimizer\.opt_state"):
+        jprune.masks_of(nnx.state(optimizer))
+
 
 def test_nnx_optimizer_with_a_link_that_is_not_last_is_refused():
     optimizer = nnx.Optimizer(Net(nnx.Rngs(0)), optax.chain(LINK, optax.scale(0.5)), wrt=nnx.Param)
@@ -356,7 +364,7 @@ def test_check_pruned_names_the_leaves_that_revived_and_how_much():
     tx = optax.chain(optax.sgd(0.1), prune(MAGNITUDE, {0: 0.5}))
     params, state, _ = train(tx, tree(), 1)
     params["a"]["kernel"] = params["a"]["kernel"] + jnp.array([[0, 1.0, 0, 0], [0, 0, 0, 0]])
-    with pytest.raises(ValueError, match=r"not 0: 1 of 4 in 'a/kernel'$"):
+    with pytest.raises(ValueError, match=r"not 0: 1 of 4 in 'a/kernel'; apply the masks"):
         jprune.check_pruned(params, state)
     params["b"]["kernel"] = jnp.full((2, 2), jnp.nan)
     with pytest.raises(ValueError, match=r"1 of 4 in 'a/kernel', 2 of 2 in 'b/kernel'"):

@@ -178,7 +178,7 @@ def test_a_score_that_runs_the_model_gets_the_batch_and_all_the_trained_paramete
         ({"sparsities": [0.5, 0.2]}, "must not rise"),
         ({"sparsities": [0.5, 1.5]}, r"sparsities\[1\]=1\.5"),
         ({"sparsities": []}, "empty"),
-        ({"tx": optax.sgd(0.1)}, "no prune or keep_zeros link"),
+        ({"tx": optax.sgd(0.1)}, "no prune or keep_zeros transformation"),
         ({"tx": optax.chain(jprune.keep_zeros(), optax.sgd(0.1))}, "not the last of its chain"),
     ],
 )
