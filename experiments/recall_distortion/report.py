@@ -20,7 +20,7 @@ from experiments.storage.files import StoreError
 from jprune.recall import Audit
 from jprune.recall.report import figures
 from jprune.recall.report.headline import headline
-from jprune.recall.report.words import estimate
+from jprune.recall.report.words import estimate, number
 
 
 def write(folder: Path, study: Study, console: Console, compare: Sequence[Path] = ()) -> dict[Coefficients, Evidence]:
@@ -227,7 +227,7 @@ def _printed(table: pd.DataFrame, study: Study) -> rich.table.Table:
         shown.add_column(heading, justify="left" if heading == "score" else "right")
     for _, row in table.iterrows():
         alpha, *ends = estimate(dict(row), "alpha")
-        numbers = alpha, " to ".join(ends) or "n/a", row["alpha_mark"], f"{row['alpha_null']:.2f}"
+        numbers = alpha, " to ".join(ends) or "n/a", row["alpha_mark"], number(row["alpha_null"])
         achieved, accuracy = f"{row['achieved_ratio']:.2f}", f"{row['accuracy']:.4f}"
         penalties = [f"{row[name]:g}" for name in ("jumpstart", "finetune_jumpstart") if name in row]
         shown.add_row(*penalties, row["score"], f"{row['ratio']:g}", achieved, accuracy, *numbers)

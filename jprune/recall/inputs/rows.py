@@ -30,8 +30,8 @@ def align(raw: Raw, labels: Raw) -> Raw:
             row = int((raw.ids != labels.ids).argmax())
             raise InputError(
                 f"{raw.name} and {labels.name} have different row indices: {raw.ids[row]} and {labels.ids[row]} in row "
-                f"{row}; sort the rows into the same order, or drop the index if they already are; on the command "
-                f"line --id joins them by a column"
+                f"{row}; sort the rows into the same order (predictions.loc[labels.index]), or drop the index if they "
+                f"already are; on the command line --id joins them by a column"
             )
         return raw
     refuse_doubled(raw)

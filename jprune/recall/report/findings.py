@@ -111,7 +111,8 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
         return f"{text}. A test of whether that is more than the rest lost needs predictions, or models that differ."
     p = evenness(audit, row)
     if np.isfinite(p):
-        text += f". That all classes lost equally is {'' if p < 1 - audit.level else 'not '}rejected ({p_value(p)})"
+        rejected = f"{'' if p < 1 - audit.level else 'not '}rejected at the {100 * (1 - audit.level):g}% level"
+        text += f". That all classes lost equally is {rejected} ({p_value(p)})"
     beyond = lost_more(classes, audit.level).sort_values("excess", ascending=False, kind="stable")
     if not len(beyond):
         found = detectable_excess(classes)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from jprune._extras import missing
 from jprune.recall.report.findings import findings
-from jprune.recall.report.headline import ALPHA_MEANS, headline
-from jprune.recall.report.words import estimate, number
+from jprune.recall.report.headline import ALPHA_MEANS, headline, subject
+from jprune.recall.report.verdicts import rows_of
+from jprune.recall.report.words import estimate, number, percent, points, ratio_or_name
 from jprune.recall.tables.frames import AuditTables, FrameRow
 
 _LEGEND = {
@@ -14,11 +15,14 @@ _LEGEND = {
     "seeds": "alpha between two dense training runs",
     "null": "alpha if the errors of every class had grown in proportion",
 }
+_MOST_CLASSES = 20
 _COLUMNS = ("score", "ratio", "models", "accuracy", "corrected", "interval", *(n for n in _LEGEND if n != "corrected"))
 
 
 def print_summary(audit: AuditTables, report: Path | None = None) -> None:
-    """Print the headline, the answers, the table of ratios and the warnings.
+    """Print the headline, the answers, the tables of classes and of ratios, and the warnings.
+
+    The classes are those of the score and ratio of the headline, if there are few.
 
     Args:
       audit: what to print.
@@ -44,6 +48,14 @@ def print_summary(audit: AuditTables, report: Path | None = None) -> None:
         score = finding.score
         console.print(Text(f"\n{finding.topic}", style="cyan"))
         console.print(Padding(Text(finding.text), (0, 0, 0, 2)))
+    if 1 < len(audit.class_names) <= _MOST_CLASSES:
+        table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+        header, *lines = _classes(audit)
+        for column, name in enumerate(header):
+            table.add_column(Text(name), justify="right" if column else "left", overflow="fold")
+        for line in lines:
+            table.add_row(*map(Text, line))
+        console.print(table)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     rows = [_cells(row) for row in audit.summary.to_dict("records")]
     columns = [name for name in _COLUMNS if _shown(name, rows, audit)]
@@ -65,6 +77,24 @@ def print_summary(audit: AuditTables, report: Path | None = None) -> None:
         console.print(Text(f"Note: {warning}", style="yellow"))
     if report is not None:
         console.print(Text(f"Report: {report}"))
+
+
+def _classes(audit: AuditTables) -> list[tuple[str, ...]]:
+    """The header and the rows of the table of classes."""
+    score, ratio = subject(audit)
+    models = ratio_or_name(ratio, score) if audit.named or len(audit.scores) == 1 else f"{score} {ratio_or_name(ratio)}"
+    classes = rows_of(audit.classes, {"score": score, "ratio": ratio})
+    rows = [
+        (
+            str(row["class"]),
+            f"{row['support']:,}",
+            percent(row["recall_dense"]),
+            percent(row["recall"]),
+            points(row["change"]),
+        )
+        for row in classes[classes["support"] > 0].to_dict("records")
+    ]
+    return [("class", "examples", "recall, dense", f"recall, {models}", "change"), *rows]
 
 
 def _shown(name: str, rows: list[dict[str, str]], audit: AuditTables) -> bool:

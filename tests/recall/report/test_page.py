@@ -617,6 +617,14 @@ def test_the_terminal_shows_names_without_a_ratio(capsys):
     assert header.split()[:2] == ["name", "models"]
 
 
+def test_the_terminal_shows_the_recall_of_every_class(capsys):
+    print_summary(recall.audit(["a", "a", "a", "b", "b"], ["a", "a", "a", "b", "a"], {4: ["a", "a", "b", "b", "b"]}))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["class", "examples", "recall,", "dense", "recall,", "4x", "change"] in lines
+    assert ["a", "3", "100.0%", "66.7%", "-33.3", "points"] in lines
+    assert ["b", "2", "50.0%", "100.0%", "+50.0", "points"] in lines
+
+
 # What a reader without statistics must not get wrong ----------------------------------------------------
 
 
