@@ -248,15 +248,22 @@ def _nothing_selected(where: Where, paths: list[str], leaves: list[Leaf]) -> str
                 f"where selects '{path}', which is {leaf.dtype}; only float arrays can be pruned; convert it to float32"
             )
     if not default:
-        name = getattr(where, "__name__", None) or (repr(where) if isinstance(where, ByPath) else type(where).__name__)
+        name = getattr(where, "__name__", None) or (_call(where) if isinstance(where, ByPath) else type(where).__name__)
         remedy = "select by path with where=jprune.by_path(include=...)"
         return f"where={name} selects no float leaf; the tree has {_some(paths)}; {remedy}"
-    left_out = "" if where is kernels else f" that exclude={where.exclude!r} leaves"  # type: ignore[attr-defined]
+    named, left_out = ("kernels", "") if where is kernels else (_call(where), " and not excluded")
     return (
-        "where=kernels selects no float leaf, because none is called kernel or weight with two or more axes"
+        f"where={named} selects no float leaf, because none is called kernel or weight with two or more axes"
         f"{left_out}; the tree has {_some(paths)}; select by path with where=jprune.by_path(include=...), or select "
         "the kernels of the model with where=jprune.trace_model(apply, params, *inputs)"
     )
+
+
+def _call(where: Where) -> str:
+    """Return the call of ``by_path`` that makes a predicate."""
+    patterns = {name: getattr(where, name) for name in ("include", "exclude")}
+    given = (f"{name}={pattern!r}" for name, pattern in patterns.items() if pattern is not None)
+    return f"by_path({', '.join(given)})"
 
 
 def first_matches(

@@ -171,7 +171,11 @@ def _capture(
         return linen.capture(model, args[0], args[1:], kwargs, method)
     if isinstance(model, flax.nnx.Module):
         return nnx.capture(model, args, kwargs, method, update)
-    raise TypeError(f"model must be a flax nnx.Module or linen.Module, not {type(model).__name__}")
+    raise TypeError(
+        f"model is a {type(model).__name__}; it must be an nnx.Module or a Linen module. Of another model, collect the "
+        "preactivations in its own code, as a list of one array (batch, ..., units) per layer, for jumpstart_penalty, "
+        "add_jumpstart, unit_status and point_status"
+    )
 
 
 def _singles(calls: list[tagging.Call], skip_last: bool) -> list[_NamedCall]:

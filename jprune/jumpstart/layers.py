@@ -126,7 +126,10 @@ def check(layers: Preactivations) -> list[tuple[str, Entry]]:
         array = entry.values if isinstance(entry, Stack) else entry
         least = 3 if isinstance(entry, Stack) else 2
         if not is_array(array):
-            raise TypeError(f"{label} must be an array or a Stack, not {type(array).__name__}")
+            raise TypeError(
+                f"{label} is a {type(array).__name__}; give one array (batch, ..., units) or Stack for each layer, "
+                "without nested lists or dicts"
+            )
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"{label} have dtype {array.dtype}; allowed: real floating dtypes")
         if len(array.shape) < least:

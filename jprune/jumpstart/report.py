@@ -54,7 +54,7 @@ def activity_report(
 
     Raises:
       ImportError: flax or pandas is not installed.
-      TypeError: a batch has another type, or a Linen module is given without ``variables``.
+      TypeError: a batch or the model has another type, or a Linen module is given without ``variables``.
       ValueError: there is no batch, a layer does not keep the batch axis, or as ``preactivations``.
 
     >>> from flax import nnx
@@ -101,6 +101,8 @@ def _functional(model: object, variables: PyTree) -> tuple[Callable[[PyTree], tu
         raise ImportError(missing("activity_report needs flax", "flax")) from error
     if isinstance(model, linen.Module):
         raise TypeError("a Linen module needs its variables: activity_report(module, batches, variables=variables)")
+    if not isinstance(model, nnx.Module):
+        preactivations(model)  # raises the error for a model of another kind
     graphdef, state = nnx.split(model)
     return lambda state: (nnx.merge(graphdef, state, copy=True),), state
 

@@ -153,5 +153,7 @@ def test_a_layer_in_a_branch_is_refused_and_never_silently_missing():
 
     with pytest.raises(NotImplementedError, match="layer 'one' is called inside 'cond'"):
         jprune.preactivations(Branching(nnx.Rngs(0)), X[:, 0, 0])
-    with pytest.raises(TypeError, match=r"must be a flax nnx\.Module or linen\.Module, not function"):
+    with pytest.raises(
+        TypeError, match=r"model is a function; it must be an nnx\.Module or a Linen module.*add_jumpstart"
+    ):
         jprune.preactivations(lambda x: x, X)

@@ -81,6 +81,8 @@ def test_a_linen_module_reports_the_same_rows():
     z = X @ np.asarray(one["kernel"]) + np.asarray(one["bias"])
     np.testing.assert_allclose(frame.loc["one", "unit_dead"], (z.max(0) <= 0).mean(), atol=1e-7)
     np.testing.assert_allclose(frame.loc["one", "point_nonlinear"], ((z.max(1) > 0) & (z.min(1) <= 0)).mean())
+    with pytest.raises(TypeError, match="model is a function; it must be an nnx"):
+        jprune.jumpstart.activity_report(lambda x: x, [X])
     with pytest.raises(TypeError, match="needs its variables"):
         jprune.jumpstart.activity_report(Net(), [X])
 

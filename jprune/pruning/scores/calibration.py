@@ -314,8 +314,8 @@ def _gram_of(
     given = activations.get(path, activations.get(path.rpartition("/")[0]))
     if given is None:
         raise ValueError(
-            f"activations has no entry for '{path}'; add one, or leave the leaf out with where=; it has "
-            f"{', '.join(map(repr, activations)) or 'none'}"
+            f"activations has no entry for '{path}', only {', '.join(map(repr, activations)) or 'none'}; give "
+            "input_grams and sparsegpt the same where= and axes=, or leave the leaf out with where="
         )
     stacked, summed = _sizes(leaf.shape, roles.stacked), _sizes(leaf.shape, roles.summed)
     inputs = math.prod(summed)

@@ -383,7 +383,7 @@ def keep_count(
     if not ratio >= 1 or ratio == math.inf or Fraction(float(ratio)) * dense > total:
         raise ValueError(
             f"ratio={ratio!r} must lie between 1 and {most}: {dense} of the {total} parameters are not prunable; "
-            "give a smaller ratio, or select more leaves with where="
+            "give a smaller ratio, or make more leaves prunable"
         )
     return round((Fraction(total) / Fraction(float(ratio)) - dense) * Fraction(prunable, prunable + biases))
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from jprune import jaxprs
 from jprune.graph import Graph, trace_model
-from jprune.graph.channels import Member
+from jprune.graph.channels import ChannelGroup, Member
 from jprune.graph.trace import model_jaxpr
 from jprune.pruning.selection.layers import describe, is_mask
 from jprune.pruning.selection.unstructured import apply_masks
@@ -30,7 +30,8 @@ class GroupRow(NamedTuple):
     """A row of the table: the channels of a group before and after.
 
     Attributes:
-      member: the first leaf that has the channels, with their axis, as in ``print(graph)``.
+      member: the first kernel that computes the channels, or else the first leaf that has them, with their axis, as in
+        ``print(graph)``.
       before: number of channels.
       after: number of channels kept.
       exact: whether removing these channels is the same as masking them.
@@ -570,6 +571,14 @@ def _wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.complex128 if is_complex(array) else np.float64)
 
 
+def _name(graph: Graph, group: ChannelGroup) -> str:
+    """Return the first kernel that computes the channels, or else the first leaf that has them, with their axis."""
+    axes = {path: graph.axes[path] for path in graph.kernels}
+    computing = (m for m in group.members if (roles := axes.get(m.path)) is not None and m.axis in roles.outputs)
+    member = next(computing, group.members[0])
+    return f"{member.path}[{member.axis}]"
+
+
 def _table(
     graph: Graph, removed: Removed, kept: Mapping[str, KeptIndices], differences: tuple[str, ...]
 ) -> RemovalTable:
@@ -588,7 +597,7 @@ def _table(
     return RemovalTable(
         groups=tuple(
             GroupRow(
-                f"{group.members[0].path}[{group.members[0].axis}]",
+                _name(graph, group),
                 group.size,
                 group.size - int(lost.sum()),
                 group.exact,

@@ -132,6 +132,12 @@ def test_without_where_every_score_refuses_a_tree_without_kernels_as_prune_does(
         jprune.prune(SCORES[name], {0: 0.5}, key=jax.random.key(0)).init(UNNAMED)
 
 
+def test_a_where_that_only_excludes_says_what_it_selects_from():
+    message = r"where=by_path\(exclude='b'\) selects no float leaf, because none is called kernel .* and not excluded;"
+    with pytest.raises(ValueError, match=message):
+        jprune.magnitude(where=jprune.by_path(exclude="b"))(UNNAMED)
+
+
 @pytest.mark.parametrize("make", ["wanda", "lamp", "geometric_median", "filter_taylor"])
 def test_a_graph_is_the_default_selection_of_the_scores_that_take_one(make):
     apply = lambda p, x: x @ p["w1"] + p["b1"][None]

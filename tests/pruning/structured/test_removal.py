@@ -443,6 +443,7 @@ def test_channels_that_nothing_reads_are_removed_only_after_a_check():
         jprune.remove_dead(graph, params)
     small = jprune.remove_dead(graph, params, check=x)
     assert small.params["a"]["kernel"].shape == (4, 7)
+    assert [(row.member, row.before, row.after) for row in small.table.groups] == [("a/kernel[1]", 8, 7)]
 
 
 def test_units_named_dead_are_removed_if_the_outputs_stay():
