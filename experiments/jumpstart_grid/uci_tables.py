@@ -181,7 +181,7 @@ def forward(
       params: parameters of one network.
       features: (batch, features).
       real: mask of the examples that are not padding, (batch,), in training; None in evaluation, which uses the running
-      moments.
+        moments.
       running: (depth, 2, width).
 
     Returns:

@@ -52,7 +52,7 @@ class ExampleBootstrap(NamedTuple):
       estimate: mean alpha over the models on the test set itself, (...).
       standard_error: standard deviation of the resampled means, ddof 1, (...).
       bias: mean of the resampled means minus the estimate, (...). Resampling adds as much error to the dense recalls as
-      the finite test set did, so this estimates the bias of alpha.
+        the finite test set did, so this estimates the bias of alpha.
       low: lower end of the basic interval 2 estimate - upper quantile, (...), which removes that bias.
       high: upper end.
       alphas: alpha of every model on every resample, (resamples, ..., models).
@@ -73,7 +73,7 @@ def bootstrap_models(values: Numbers, *, rng: Rng, resamples: int = 10_000, leve
 
     Args:
       values: one number per model on the last axis, (..., models); NaN is left out and counted. All rows use the same
-      resamples, so that ratios stay paired.
+        resamples, so that ratios stay paired.
       rng: generator, seed sequence or integer seed.
       resamples: number of bootstrap resamples.
       level: confidence of each interval, strictly between 0 and 1.
