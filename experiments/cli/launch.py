@@ -49,7 +49,7 @@ def works_here(command: StudyCommand, listing: Callable[[], str], module: str, a
         launch(module, arguments, command.cluster, command.folder)
         return False
     if command.action == "run":
-        print(f"python -m {module}: results go to {command.folder}; loading JAX and the data", flush=True)
+        print(f"results go to {command.folder}; loading JAX and the data", flush=True)
     return True
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -319,4 +320,8 @@ def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, sour
     if lab.step_time is not None and estimate > 1 / 60:
         lines.append(f"about {duration(3600 * estimate)} in total, {lab.step_time.source}")
     lines.append("the first epoch of each stage includes compiling it")
-    return "\n".join(lines)
+    width = standard_output().width
+    return "\n".join(
+        textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for line in lines
+    )
