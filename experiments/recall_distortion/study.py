@@ -310,7 +310,7 @@ def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, sour
     devices = lab.placement.mesh.devices
     lines = [
         f"{study.model} on {study.dataset}: {examples} training, {len(dataset.validation.labels)} validation, "
-        f"{len(dataset.test.labels)} test examples of shape {dataset.input_shape}",
+        f"{len(dataset.test.labels)} test examples of shape {'x'.join(map(str, dataset.input_shape))}",
         f"{study.replicates} replicates of {epochs} epochs, {min(lab.chunk, study.replicates)} in a program "
         f"({lab.placement.form}, {lab.placement.epoch}) on {devices.size} x {devices.flat[0].device_kind}"
         + (f"; {source}" if source else ""),
