@@ -219,8 +219,8 @@ def _grouped(grid: Grid, widths: list[int]) -> list[list[int]]:
     spans = []
     for group in grid.groups:
         low, _, high = group.partition("-")
-        if not (low.isdecimal() and (high or low).isdecimal()):
-            raise ValueError(f"groups={grid.groups}: {group!r} must be WIDTH or FROM-TO")
+        if not (low.isdecimal() and (high or low).isdecimal() and int(low) <= int(high or low)):
+            raise ValueError(f"groups={grid.groups}: {group!r} must be WIDTH or FROM-TO, such as 2-5")
         spans.append(range(int(low), int(high or low) + 1))
     groups: dict[Hashable, list[int]] = {}
     for width in widths:

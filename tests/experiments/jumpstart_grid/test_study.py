@@ -82,6 +82,7 @@ def test_invalid_settings_are_refused(options, complaint):
         ({"methods": ("relu:0.1",)}, "'relu' has no penalty and takes no coefficient"),
         ({"groups": ("1-5", "5-9")}, "width 5 is in 2 of them"),
         ({"groups": ("a-b",)}, "'a-b' must be WIDTH or FROM-TO"),
+        ({"groups": ("5-1",)}, "'5-1' must be WIDTH or FROM-TO, such as 2-5"),
         ({"lr": (0.1, 0.2)}, "must be one value"),
         ({"datasets": ("digits",)}, r"datasets=\('digits',\) must be moons"),
     ],
