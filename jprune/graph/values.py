@@ -194,7 +194,7 @@ class Record:
         else:
             shares = {max(sizes, key=lambda path: sizes[path]): 1}
         for path, share in shares.items():
-            self.multiply_adds.append((path, self.times * multiply_adds * share // sum(shares.values())))
+            self.multiply_adds.append((path, self.times * multiply_adds * share // max(1, sum(shares.values()))))
 
     def outer_axes(self, sources: Sequence[Source], groups: int) -> int:
         """Return how many of the merged axes are over the groups of a convolution."""

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -90,7 +90,7 @@ class Plan:
             masks = map_leaves(lambda weight: jnp.ones_like(weight, bool), weights)
             chosen = self._select(scores, events, jnp.int32(0), masks, probe=True)
             # A selection of channels also returns masks of leaves without scores.
-            return chosen if hasattr(self.selection, "loses_channels") else self._checked_masks(chosen, masks)
+            return chosen if self._of_channels() else self._checked_masks(chosen, masks)
 
         jax.eval_shape(probe, weights)
 
@@ -183,8 +183,8 @@ class Plan:
           after: the masks after it.
         """
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in (now, *jax.tree.leaves(after)))
-        if traced or jnp.ndim(now) or int(now) == int(applied):
-            return
+        if traced or jnp.ndim(now) or int(now) == int(applied) or self._of_channels():
+            return  # a group of channels is only empty where min_channels=0 asks for it
         step, amount = next(each for each in entries(self.schedule) if self._checksum(*each) == int(now))
         layers = mask_layers(before, self.axes)
         warn_of_collapse(layers, jax.tree.leaves(after), amount)
@@ -200,6 +200,9 @@ class Plan:
                     stacklevel=3,
                 )
 
+    def _of_channels(self) -> bool:
+        return hasattr(self.selection, "loses_channels")
+
     def _checksum(self, step: int, amount: float | Keep | PerLayer) -> int:
         """Return a number for an entry that is the same in every process and version of Python.
 
@@ -211,7 +214,10 @@ class Plan:
     def _events(self, weights: PyTree) -> list[_Event]:
         paths, leaves, _ = flatten(weights)
         sizes = {path: int(leaf.size) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
-        keep_counts(self.schedule, sizes, regrowing=self.regrow is not None)
+        # The expressions of a selection of channels match groups; the selection checks them itself.
+        of_weights = {k: v for k, v in entries(self.schedule) if not (self._of_channels() and isinstance(v, Mapping))}
+        if of_weights:
+            keep_counts(of_weights, sizes, regrowing=self.regrow is not None)
         events: list[_Event] = []
         everything = Keep(sum(sizes.values()))
         kept: float | Keep | PerLayer = everything

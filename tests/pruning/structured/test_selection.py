@@ -315,6 +315,20 @@ class TestInTheChain:
         jax.tree.map(lambda mask: np.testing.assert_array_equal(mask, True), jprune.masks_of(small.also[0]))
 
     @pytest.mark.optax_promotes
+    def test_a_group_named_by_axis_loses_its_own_amount(self):
+        """The norm of b has 6 channels; a schedule names its group, here all of it, as the selection does."""
+        pattern = r"^b/conv/kernel\[3\]$"
+        selection = jprune.structured(self.graph, min_channels={pattern: 0})
+        tx = optax.chain(optax.sgd(1e-2), jprune.prune(jprune.magnitude(), {0: {pattern: 1.0}}, selection=selection))
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            state = tx.init(self.model.params)
+            _, state = jax.jit(tx.update)(self.model.params, state, self.model.params)
+        masks = jprune.masks_of(state)
+        assert not masks["b"]["conv"]["kernel"].any()
+        assert not masks["b"]["norm"]["scale"].any()
+        assert masks["a"]["norm"]["scale"].all()
+
+    @pytest.mark.optax_promotes
     def test_replicates_select_their_own_channels(self):
         tx = optax.chain(optax.adam(1e-2), jprune.prune(jprune.magnitude(), {0: 0.5}, selection=self.selection))
         noise = lambda x: np.stack([x, x * np.cos(np.arange(x.size, dtype=x.dtype)).reshape(x.shape)])
