@@ -1,8 +1,9 @@
 """Maxima and minima over units, points and layers, with a gradient that follows a tie rule.
 
-The preactivations of a layer are (batch, *space, units). Space is reduced first, and only once. The extremes of these
-blocks, (batch, units), are then used for units, points and the whole layer. So a convolution's output is read once
-forward for each of maximum and minimum, and twice backward, for any combination.
+The preactivations of a layer are (batch, *space, units). Pooled space is reduced first, and only once. The extremes of
+these blocks, (batch, units), are then used for units, points and the whole layer. So a convolution's output is read
+once forward for each of maximum and minimum, and twice backward, for any combination. Without pooling, a unit or point
+has a position in space, and each cell of z is a block.
 
 The gradient rule is custom because ``lax.pmax`` has no gradient and ``jnp.max`` has only one tie rule. On several
 devices, every device differentiates its own copy of a replicated result, and receives the gradient of that result with
@@ -35,22 +36,28 @@ class Spec(NamedTuple):
       ties: 'average', 'single' or 'random'.
       axis_name: the mesh axes that the batch is sharded over, or None.
       batch_last: whether z is (units, *space, batch) instead.
+      pooled: whether units and points are reduced over space; if not, there is one for each position.
     """
 
     wanted: tuple[tuple[Axis, Sign], ...]
     ties: str
     axis_name: Hashable
     batch_last: bool
+    pooled: bool = True
 
     @property
     def signs(self) -> list[Sign]:
         """The signs of the wanted pairs."""
         return sorted({sign for _, sign in self.wanted}, reverse=True)
 
-    def reduced(self, axis: Axis) -> tuple[int, ...]:
+    def space(self, z: Array) -> tuple[int, ...]:
+        """Return the axes of z that a block is reduced over."""
+        return tuple(range(1, z.ndim - 1)) if self.pooled else ()
+
+    def reduced(self, axis: Axis, ndim: int) -> tuple[int, ...]:
         """Return the axes of the blocks over which a unit, a point or a layer is reduced."""
-        batch, units = (1, 0) if self.batch_last else (0, 1)
-        return {"unit": (batch,), "point": (units,), "layer": (0, 1)}[axis]
+        batch, units = (ndim - 1, 0) if self.batch_last else (0, ndim - 1)
+        return {"unit": (batch,), "point": (units,), "layer": tuple(range(ndim))}[axis]
 
     def devices(self, axis: Axis) -> Hashable:
         """Return the mesh axes of this reduction; none for a point, which is on one device."""
@@ -69,28 +76,30 @@ def extremes(spec: Spec, z: Array, valid: Array | None, key: Array | None) -> Ex
       key: a PRNG key for random ties.
 
     Returns:
-      A dict from (axis, sign) to an array: (units,), (batch,) for points, or a scalar for the layer; infinite if no
-      cell is included. With 'average' the gradient is split evenly over tied cells. With 'single' the gradient of a
-      unit goes to the first position in space and there to the first example, that of a point to the first position and
-      there to the first unit, that of a layer to the first cell. With 'random' it goes to a random tied cell.
+      A dict from (axis, sign) to an array: (units,), (batch,) for points, or a scalar for the layer; without pooling,
+      units and points have the shape of z without the reduced axis. It is infinite if no cell is included. With
+      'average' the gradient is split evenly over tied cells. With 'single' the gradient of a unit goes to the first
+      position in space and there to the first example, that of a point to the first position and there to the first
+      unit, that of a layer to the first cell. With 'random' it goes to a random tied cell.
     """
     return _forward(spec, z, valid, key)[0]
 
 
 def _forward(spec: Spec, z: Array, valid: Array | None, key: Array | None) -> tuple[Extremes, _Residuals]:
-    blocks = {sign: _extreme(_filled(z, valid, sign), sign, _space(z)) for sign in spec.signs}
-    if _space(z):  # otherwise XLA merges nested reductions, and reads z once more for each
+    space = spec.space(z)
+    blocks = {sign: _extreme(_filled(z, valid, sign), sign, space) for sign in spec.signs}
+    if space:  # otherwise XLA merges nested reductions, and reads z once more for each
         blocks = lax.optimization_barrier(blocks)  # type: ignore[no-untyped-call]
     found = {}
     for axis, sign in spec.wanted:
-        extreme = _extreme(blocks[sign], sign, spec.reduced(axis))
+        extreme = _extreme(blocks[sign], sign, spec.reduced(axis, blocks[sign].ndim))
         found[axis, sign] = _over_devices(extreme, lax.pmax if sign > 0 else lax.pmin, spec.devices(axis))
     return found, (z, valid, key, blocks, found)
 
 
 def _backward(spec: Spec, residuals: _Residuals, cotangents: Extremes) -> tuple[Array, None, None]:
     z, valid, key, blocks, found = residuals
-    space = _space(z)
+    space = spec.space(z)
     tied = {sign: _filled(z, valid, sign) == jnp.expand_dims(blocks[sign], space) for sign in spec.signs}
     chosen, ranks = _chosen(spec, tied, space, key)
     known = _Blocks(blocks, ranks, found)
@@ -112,7 +121,8 @@ def _backward(spec: Spec, residuals: _Residuals, cotangents: Extremes) -> tuple[
     by_sign = lax.platform_dependent(cpu=in_a_branch, default=shares) if space else shares()
     gradient: Array | int = 0
     for share, cells in zip(by_sign, chosen.values(), strict=True):
-        gradient = gradient + jnp.where(cells, jnp.expand_dims(share, space), 0)
+        # Without space to reduce, a block is its only cell.
+        gradient = gradient + (jnp.where(cells, jnp.expand_dims(share, space), 0) if space else share)
     if valid is not None:  # a masked cell equals the extreme if a whole unit or point is masked
         gradient = jnp.where(valid, gradient, 0)
     return jnp.asarray(gradient, z.dtype), None, None
@@ -124,10 +134,6 @@ extremes.defvjp(_forward, _backward)
 def accumulated(dtype: DTypeLike) -> np.dtype:
     """Return the dtype to compute in: float32 for narrower dtypes, otherwise the dtype itself."""
     return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
-
-
-def _space(z: Array) -> tuple[int, ...]:
-    return tuple(range(1, z.ndim - 1))
 
 
 def _filled(z: Array, valid: Array | None, sign: Sign) -> Array:
@@ -219,7 +225,7 @@ class _Blocks(NamedTuple):
 
 def _share(spec: Spec, axis: Axis, sign: Sign, known: _Blocks, cotangent: Array) -> Array:
     """Return the part of a cotangent that the chosen cells of each block receive."""
-    over, names = spec.reduced(axis), spec.devices(axis)
+    over, names = spec.reduced(axis, known.extremes[sign].ndim), spec.devices(axis)
     tied = {s: known.extremes[s] == jnp.expand_dims(known.found[axis, s], over) for a, s in spec.wanted if a == axis}
     mine, rank = tied[sign], known.ranks[sign]
     g = jnp.expand_dims(cotangent, over)
@@ -245,7 +251,7 @@ def _order(spec: Spec, axis: Axis, position: Array) -> list[Array]:
 
     They are several numbers because one number would exceed 2^31 for large batches of large images.
     """
-    (batch,), (width,) = spec.reduced("unit"), spec.reduced("point")
+    (batch,), (width,) = spec.reduced("unit", position.ndim), spec.reduced("point", position.ndim)
     example = lax.broadcasted_iota(jnp.int32, position.shape, batch)
     unit = lax.broadcasted_iota(jnp.int32, position.shape, width)
     if spec.axis_name is not None:

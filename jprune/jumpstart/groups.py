@@ -1,11 +1,10 @@
-"""Arrange layers for the penalty: stack small ones of the same shape, pool or keep space, leave out padding.
+"""Arrange layers for the penalty: stack small ones of the same shape, choose the order of axes, leave out padding.
 
 This module handles shapes and masks; ``extremes.py`` and ``penalty.py`` compute.
 """
 
 import math
-from collections.abc import Hashable, Sequence
-from functools import partial
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -72,27 +71,14 @@ def _joined(arrays: list[Array]) -> Array:
     return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)
 
 
-def views(group: Group, axes: Sequence[str], *, pooled: bool) -> list[tuple[list[str], Group]]:
-    """Reshape a group for each axis: without pooling, space belongs to the axis that is kept."""
+def arranged(group: Group) -> Group:
+    """Choose the order of the axes of a group: the batch last for images of few channels."""
     depth, batch, *space, width = group.z.shape
-    size = math.prod(space)
-    if space and width < _FEW_CHANNELS + (batch > size):
-        # Without the axis of layers the compiler can cancel this with the transposition of a convolution.
-        z = group.z[0].swapaxes(0, -1)[None] if depth == 1 else group.z.swapaxes(1, -1)
-        group = group._replace(z=z, batch_last=True)
-    if pooled or not space or list(axes) == ["layer"]:
-        return [(list(axes), group)]
-    # Positions come before the channels and after the examples or, with the batch last, the reverse.
-    inner, outer = partial(jnp.tile, reps=size), partial(jnp.repeat, repeats=size, axis=-1)
-    of_unit, of_point = (outer, inner) if group.batch_last else (inner, outer)
-    kept = {"unit": (size * width, batch), "point": (width, size * batch)}
-    shapes = {axis: (depth, *shape) if group.batch_last else (depth, *shape[::-1]) for axis, shape in kept.items()}
-    reshaped = {axis: group._replace(z=group.z.reshape(shape)) for axis, shape in shapes.items()}
-    if group.units is not None:
-        reshaped["unit"] = reshaped["unit"]._replace(units=of_unit(group.units))
-    if group.examples is not None:
-        reshaped["point"] = reshaped["point"]._replace(examples=of_point(group.examples))
-    return [([axis], reshaped[axis]) for axis in axes]
+    if not space or width >= _FEW_CHANNELS + (batch > math.prod(space)):
+        return group
+    # Without the axis of layers the compiler can cancel this with the transposition of a convolution.
+    z = group.z[0].swapaxes(0, -1)[None] if depth == 1 else group.z.swapaxes(1, -1)
+    return group._replace(z=z, batch_last=True)
 
 
 def cells(group: Group, units: Array | None) -> Array | None:
@@ -107,16 +93,26 @@ def cells(group: Group, units: Array | None) -> Array | None:
     return valid.swapaxes(0, -1) if group.batch_last else valid
 
 
-def real(group: Group, axis: str, axis_name: Hashable) -> Array | None:
-    """Return which units (L, C), points (L, B) or layers (L,) have a real cell; None for all."""
+def real(group: Group, axis: str, axis_name: Hashable, *, pooled: bool) -> Array | None:
+    """Return which units (L, C), points (L, B) or layers (L,) have a real cell; None for all.
+
+    Without pooling, units and points have the axes of space too, where ``z`` has them.
+    """
     if group.units is None and group.examples is None:
         return None
     depth, batch, width = group.sizes
     units = jnp.ones((depth, width), bool) if group.units is None else group.units
     examples = jnp.ones((batch,), bool) if group.examples is None else group.examples
     if axis == "point":
-        return units.any(axis=1)[:, None] & examples[None, :]
-    some = examples.any()
-    if axis_name is not None:
-        some = lax.pmax(some.astype(jnp.int32), axis_name) > 0  # type: ignore[no-untyped-call]
-    return units & some[None, None] if axis == "unit" else units.any(axis=1) & some[None]
+        found = units.any(axis=1)[:, None] & examples[None, :]
+    else:
+        some = examples.any()
+        if axis_name is not None:
+            some = lax.pmax(some.astype(jnp.int32), axis_name) > 0  # type: ignore[no-untyped-call]
+        found = units & some[None, None] if axis == "unit" else units.any(axis=1) & some[None]
+    space = group.z.shape[2:-1]
+    if pooled or not space:
+        return found
+    space_last = (axis == "unit") == group.batch_last
+    shape = (*found.shape, *space) if space_last else (depth, *space, found.shape[1])
+    return lax.broadcast_in_dim(found, shape, (0, 1 if space_last else len(shape) - 1))

@@ -225,15 +225,14 @@ def _totals(group: groups.Group, options: Options, position: int) -> dict[str, _
     """Return the totals of the slacks of one group, by axis."""
     key = options.key if options.ties == "random" else None
     key = None if key is None else jax.random.fold_in(key, position)
-    found: extremes.Extremes = {}
-    real: dict[str, Array | None] = {}
-    for axes, view in groups.views(group, list(_HINGES[options.mode]), pooled=options.spatial == "pool"):
-        wanted = tuple((axis, sign) for axis in axes for sign in _HINGES[options.mode][axis])
-        found |= _extremes(view, wanted, options, key)
-        real |= {axis: groups.real(view, axis, options.axis_name) for axis in axes}
+    group = groups.arranged(group)
+    axes = _HINGES[options.mode]
+    pooled = options.spatial == "pool" or list(axes) == ["layer"]
+    wanted = tuple((axis, sign) for axis in axes for sign in axes[axis])
+    found = _extremes(group, extremes.Spec(wanted, options.ties, options.axis_name, group.batch_last, pooled), key)
     totals = {}
-    for axis in _HINGES[options.mode]:
-        cells = real[axis]
+    for axis in axes:
+        cells = groups.real(group, axis, options.axis_name, pooled=pooled)
         slack = _slack(found, axis, cells, options)
         count = math.prod(slack.shape) if cells is None else cells.sum(dtype=slack.dtype)
         sums = (slack.sum(), jnp.square(slack).sum())
@@ -244,11 +243,8 @@ def _totals(group: groups.Group, options: Options, position: int) -> dict[str, _
     return totals
 
 
-def _extremes(
-    group: groups.Group, wanted: tuple[tuple[str, int], ...], options: Options, key: Array | None
-) -> extremes.Extremes:
+def _extremes(group: groups.Group, spec: extremes.Spec, key: Array | None) -> extremes.Extremes:
     """Return the wanted extremes of every layer of a group, with a leading axis of layers."""
-    spec = extremes.Spec(wanted, options.ties, options.axis_name, group.batch_last)
     depth, _, _ = group.sizes
 
     def of_layer(z: Array, units: Array | None, key: Array | None) -> extremes.Extremes:
