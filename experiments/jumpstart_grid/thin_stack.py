@@ -17,11 +17,13 @@ and validation examples pass forward together, training examples first; only the
 It is written by hand (``jax.custom_vjp``): it stores one array per layer, the preactivations, and computes the gradient
 of the penalty by comparing them with the extremes.
 
-It is written by hand because jax's gradient of the scan is slower. With ``jprune.jumpstart_penalty`` on a ``Stack`` of
-the scanned preactivations and its ``units``, an epoch with the penalty takes 1.3 to 1.8 times the CPU time in padded
-groups (widths 5 to 15 at depth 44, 20 to 25 at depth 60) and 1.3 times for width 4 alone; with the penalty inside the
-scan 2.2 to 2.5 times (medians of 8 interleaved runs on a shared CPU, user time). Tests compare values and gradients of
-both.
+It is written by hand because a step is then faster. ``python -m benchmarks.moons_penalty`` measures the value and
+gradient of the penalty alone, with this rule and with ``jprune.jumpstart_penalty``. In a step with jax's gradient and
+``jprune.jumpstart_penalty(..., units=...)`` inside the scan, an epoch takes 1.18 times the CPU time for widths 5 to 15
+at depth 44, 1.43 for 20 to 25 at depth 60, 1.13 for 1 to 5 at depth 60 and 1.08 for width 4 alone (medians of 9
+interleaved runs on a shared CPU, user time). At widths 20 to 25 the penalty transposes the examples to the front;
+without that, with units and points exchanged, it takes about as long as here. The rest is mostly a separate forward
+pass of the validation examples. Tests compare values and gradients of both.
 """
 
 import dataclasses
