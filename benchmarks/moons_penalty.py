@@ -40,7 +40,7 @@ def penalty_times(width: int, widths: tuple[int, ...], depth: int, repeats: int 
         "jprune": jax.jit(jax.value_and_grad(partial(_by_jprune, arch, real, _transposed))),
         "exchanged": jax.jit(jax.value_and_grad(partial(_by_jprune, arch, real, _exchanged))),
     }
-    values = [jax.block_until_ready(rule(z)) for rule in rules.values()]
+    values = [jax.block_until_ready(rule(z)) for rule in rules.values()]  # type: ignore[no-untyped-call]
     for value in values[1:]:
         for mine, theirs in zip(values[0], value, strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
@@ -49,16 +49,16 @@ def penalty_times(width: int, widths: tuple[int, ...], depth: int, repeats: int 
         for name, rule in rules.items():
             began = resource.getrusage(resource.RUSAGE_SELF).ru_utime
             for _ in range(30):
-                jax.block_until_ready(rule(z))
+                jax.block_until_ready(rule(z))  # type: ignore[no-untyped-call]
             times[name].append((resource.getrusage(resource.RUSAGE_SELF).ru_utime - began) / 30 * 1e3)
     return {name: statistics.median(found) for name, found in times.items()}
 
 
 def _by_study(arch: Architecture, real: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
     def layer(total: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        found = thin_stack._extremes(arch, z, real)
-        gradient = thin_stack._penalty_gradient(arch, z, real, found, jnp.ones(len(z)))
-        return total + thin_stack._squared_slacks(arch, real, found).sum(), gradient
+        found = thin_stack._extremes(arch, z, real)  # type: ignore[no-untyped-call]
+        gradient = thin_stack._penalty_gradient(arch, z, real, found, jnp.ones(len(z)))  # type: ignore[no-untyped-call]
+        return total + thin_stack._squared_slacks(arch, real, found).sum(), gradient  # type: ignore[no-untyped-call]
 
     return jax.lax.scan(layer, jnp.zeros(()), z)
 
