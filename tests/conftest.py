@@ -1,6 +1,8 @@
 """Strict numerics for every test: eight CPU devices, no silent promotion, shapes checked at run time."""
 
+import gc
 import os
+import threading
 from pathlib import Path
 
 # Read when jax is first imported, so these lines come before that import. The processes that tests start inherit them.
@@ -30,6 +32,7 @@ jaxtyping.install_import_hook("jprune", "tests.typechecked.check")
 import hypothesis
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 # No test that decides about a change depends on the speed of the machine or on chance. The slow tests draw new examples
 # at every run: they ask for it with `derandomize=False`.
@@ -40,6 +43,29 @@ hypothesis.settings.load_profile("reproducible")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+class _Contexts(threading.local):
+    """An MLIR context for each thread, renewed after 500 programs, which frees their constants.
+
+    jax makes a context for each program that it lowers, and registering all dialects in it takes a quarter of the time
+    that a small operation takes to compile. The tests compile thousands of small operations.
+    """
+
+    make = staticmethod(mlir.make_ir_context)
+    left = 0
+
+    def context(self):
+        if not self.left:
+            self.shared, self.left = self.make(), 500
+        self.left -= 1
+        return self.shared
+
+
+mlir.make_ir_context = _Contexts().context
+
+# The garbage collector would look through every imported module again and again.
+gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.fixture(autouse=True)
 def _strict_promotion(request):
     """Forbid implicit dtype promotion, except where a test says that optax's own code promotes."""
@@ -48,6 +74,11 @@ def _strict_promotion(request):
     else:
         with jax.numpy_dtype_promotion("strict"):
             yield
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # nothing that was imported or collected is garbage later
 
 
 def pytest_collection_modifyitems(items):

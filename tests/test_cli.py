@@ -341,7 +341,7 @@ def test_a_separate_process_prints_json_and_nothing_else():
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("output", ["--json", "--resamples=0"])
+@pytest.mark.parametrize("output", ["--json", pytest.param("--resamples=0", marks=pytest.mark.slow)])
 def test_a_closed_pipe_ends_it_quietly(output):
     command = [sys.executable, "-c", "import sys; from jprune.cli import main; sys.exit(main())", "audit", *BASE]
     with subprocess.Popen(

@@ -54,7 +54,9 @@ def _equinox_stack():
     return apply, layers, "weight", "bias"
 
 
-STACKS = pytest.mark.parametrize("create", [_nnx_stack, _linen_stack, _equinox_stack])
+STACKS = pytest.mark.parametrize(
+    "create", [_nnx_stack, pytest.param(_linen_stack, marks=pytest.mark.slow), _equinox_stack]
+)
 
 
 def _graph(apply, params, *inputs):
@@ -70,7 +72,7 @@ def _only(masks):
     return np.asarray(mask)
 
 
-@STACKS
+@pytest.mark.parametrize("create", [_nnx_stack, _linen_stack, _equinox_stack])
 def test_each_layer_of_a_stack_keeps_its_share_its_floor_and_its_row_of_the_table(create):
     apply, params, path, bias = create()
     graph = _graph(apply, params, X)
@@ -135,7 +137,9 @@ def _rows(mask, axes):
     return np.asarray(mask).transpose(order).reshape(-1, inputs)
 
 
-@pytest.mark.parametrize("create", [_attention_nnx, _attention_linen, _attention_equinox])
+@pytest.mark.parametrize(
+    "create", [_attention_nnx, pytest.param(_attention_linen, marks=pytest.mark.slow), _attention_equinox]
+)
 def test_two_of_four_and_outputs_of_attention(create):
     apply, params = create()
     graph = _graph(apply, params, jnp.ones((2, 3, 20)))

@@ -103,7 +103,7 @@ def test_sparsegpt_computes_in_single_precision_at_least_and_gives_back_the_dtyp
 
 
 @pytest.mark.optax_promotes  # apply_updates adds float32 to half precision
-@pytest.mark.parametrize("threshold", [0.5, 1, optax.constant_schedule(0.5)])
+@pytest.mark.parametrize("threshold", [0.5, pytest.param(1, marks=pytest.mark.slow), optax.constant_schedule(0.5)])
 def test_proximal_links_give_what_float64_gives(case, threshold):
     params, _, _, rtol = case
     limit = threshold(0) if callable(threshold) else threshold

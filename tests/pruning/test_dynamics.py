@@ -167,7 +167,13 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# Their states consist of the moments of the others, or of one more of the same kind.
+SLOW = {"adamw in a chain", "amsgrad", "rmsprop", "prodigy"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in OPTIMIZERS]
+)
 def test_moments_of_a_regrown_weight_equal_those_at_init(name):
     """No other parameter has the shapes of the two kernels, so a leaf of one of these shapes belongs to them."""
     optimizer = OPTIMIZERS[name]()

@@ -52,6 +52,11 @@ def per_example(params):
 
 RATE = {"learning_rate": 0.1}
 HALF_TOO = ("adam", "adamw", "sgd", "adafactor", "lion", "rmsprop")  # in half precision the others are slow tests
+# One of each kind of state and of further arguments; the others are slow tests in float32 too.
+QUICK = {
+    *HALF_TOO, "adagrad", "lars", "noisy_sgd", "rprop", "sm3", "polyak_sgd", "lbfgs", "prodigy", "cocob", "dpsgd",
+    "galore", "muon", "schedule_free_adamw", "sophia", "mechanize", "sam", "reduce_on_plateau",
+}  # fmt: skip
 ADVERSARY = lambda: optax.chain(contrib.normalize(), optax.sgd(0.05))
 
 OPTAX = {
@@ -211,11 +216,9 @@ def weights(dtype):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        *((name, jnp.float32) for name in (*OPTAX, *CONTRIB)),
-        *(
-            pytest.param(name, jnp.bfloat16, marks=[] if name in HALF_TOO else pytest.mark.slow)
-            for name in (*OPTAX, *CONTRIB)
-        ),
+        pytest.param(name, dtype, marks=[] if name in quick else pytest.mark.slow)
+        for dtype, quick in ((jnp.float32, QUICK), (jnp.bfloat16, HALF_TOO))
+        for name in (*OPTAX, *CONTRIB)
     ],
 )
 def test_pruned_weights_are_exactly_zero_after_every_step(name, dtype):

@@ -59,6 +59,7 @@ def test_statistics_of_a_linen_model_are_those_of_all_examples():
     np.testing.assert_allclose(found["BatchNorm_1"]["var"], second.var(0), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.optax_promotes
 def test_accuracy_on_digits_before_fine_tuning_rises_after_recalibration():
     x, y = load_digits(return_X_y=True)

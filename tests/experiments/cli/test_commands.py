@@ -57,7 +57,7 @@ def assert_ends_quietly(*arguments):
     assert process.returncode == 1
 
 
-@pytest.mark.parametrize("work", ["print('x')", "(print('help'), sys.exit(0))"])
+@pytest.mark.parametrize("work", [pytest.param("print('x')", marks=pytest.mark.slow), "(print('help'), sys.exit(0))"])
 def test_a_closed_pipe_ends_it_quietly(work):
     program = f"import sys; from experiments.cli.commands import exit_status; sys.exit(exit_status(lambda: {work}))"
     assert_ends_quietly("-c", program)

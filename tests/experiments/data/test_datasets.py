@@ -182,6 +182,7 @@ def decoded(tmp_path_factory):
 
 
 @needs_tfds
+@pytest.mark.slow  # decodes 70,000 images
 def test_reading_needs_no_tensorflow_and_says_nothing(decoded):
     code = (
         "import sys\n"
@@ -195,6 +196,7 @@ def test_reading_needs_no_tensorflow_and_says_nothing(decoded):
 
 
 @needs_tfds
+@pytest.mark.slow
 def test_mnist_is_read_from_tfds(decoded):
     read = lambda **arguments: datasets.load("mnist", data_dir=TFDS, cache_dir=decoded, **arguments)
     mnist = read(selection="test")

@@ -26,6 +26,14 @@ def _run(out, *options):
     return jumpstart_grid.main([*options, "--out", str(out)])
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The results of a tiny grid that has been run to its end."""
+    folder = tmp_path_factory.mktemp("grid") / "whole"
+    assert _run(folder, *TINY) == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     ("name", "networks"), [("moons", 702), ("moons-subset", 72), ("moons-seeds", 1170), ("moons-layers", 180)]
 )
@@ -186,16 +194,13 @@ def test_the_pruned_presets_have_three_methods_four_sizes_and_five_seeds(name):
 
 
 @TRAINS
-def test_a_report_from_the_written_table_says_the_same_as_one_from_the_store(tmp_path):
-    assert _run(tmp_path / "a", *TINY) == 0
-    assert _run(tmp_path / "b", "report", *TINY, "--table", str(tmp_path / "a" / "cells.csv")) == 0
-    assert (tmp_path / "a" / "report.md").read_bytes() == (tmp_path / "b" / "report.md").read_bytes()
+def test_a_report_from_the_written_table_says_the_same_as_one_from_the_store(whole, tmp_path):
+    assert _run(tmp_path, "report", *TINY, "--table", str(whole / "cells.csv")) == 0
+    assert (whole / "report.md").read_bytes() == (tmp_path / "report.md").read_bytes()
 
 
 @TRAINS
-def test_a_stopped_run_resumes_and_gives_the_same_numbers(tmp_path, monkeypatch, capsys):
-    assert _run(tmp_path / "whole", *TINY) == 0
-
+def test_a_stopped_run_resumes_and_gives_the_same_numbers(whole, tmp_path, monkeypatch, capsys):
     def once(grid, stage, advance, carry_out=moons.carry_out):
         if stage.settings["method"] == "UP":
             raise RuntimeError("the power is gone")
@@ -215,8 +220,8 @@ def test_a_stopped_run_resumes_and_gives_the_same_numbers(tmp_path, monkeypatch,
     assert _run(tmp_path / "parts", *TINY) == 0
     assert set(again) == lost
     assert len(again) == len(lost)
-    whole, parts = (pd.read_csv(tmp_path / name / "cells.csv").drop(columns="seconds") for name in ("whole", "parts"))
-    pd.testing.assert_frame_equal(whole, parts)
+    one, other = (pd.read_csv(f / "cells.csv").drop(columns="seconds") for f in (whole, tmp_path / "parts"))
+    pd.testing.assert_frame_equal(one, other)
 
 
 def _noting(titles, carry_out, grid, stage, advance):

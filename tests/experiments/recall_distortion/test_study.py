@@ -382,7 +382,7 @@ def test_published_counts_keep_more_weights_than_the_ratio_says(study):
         runner.equip(dataclasses.replace(study, ratios=(1, 20), min_keep=600), dataset)
 
 
-@pytest.mark.parametrize("jumpstart", [0.0, 0.1])
+@pytest.mark.parametrize("jumpstart", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_the_demo_trains_an_epoch_in_one_program_that_lowers_for_every_platform(jumpstart):
     study = dataclasses.replace(presets.get("demo"), replicates=2)
     dataset = plan.load(study)

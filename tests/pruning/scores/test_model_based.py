@@ -75,6 +75,7 @@ def test_synflow_ranks_networks_whose_flow_float32_cannot_hold(scale):
         np.testing.assert_allclose(a, b * ratio, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_iterated_synflow_loses_no_layer_before_the_maximum_compression():
     """Four layers can carry flow with four weights, one in each, and not with fewer."""
     params = mlp([30, 40, 3, 20, 2], bias=False)

@@ -43,8 +43,15 @@ def same(found, wanted):
         np.testing.assert_array_equal(np.asarray(mask).ravel(), expected)
 
 
-@pytest.mark.parametrize("one_device", [True, False], ids=["one device", "many"])
-@pytest.mark.parametrize("shapes", [SMALL, MIXED], ids=["small", "mixed"])
+@pytest.mark.parametrize(
+    ("shapes", "one_device"),
+    [
+        pytest.param(SMALL, True, id="small-one device"),
+        pytest.param(SMALL, False, id="small-many"),
+        pytest.param(MIXED, True, id="mixed-one device"),
+        pytest.param(MIXED, False, id="mixed-many", marks=pytest.mark.slow),  # nothing is packed for many devices
+    ],
+)
 def test_of_all_arrays_together_those_of_a_stable_sort(shapes, one_device):
     size = sum(int(np.prod(shape)) for shape in shapes)
 
@@ -128,7 +135,10 @@ def test_blocks_of_a_sharded_axis_are_within_a_shard(size, shards):
         assert block == 5_000
 
 
-@pytest.mark.parametrize("one_device", [True, False], ids=["one device", "many"])
+@pytest.mark.parametrize(
+    "one_device",
+    [pytest.param(True, id="one device"), pytest.param(False, id="many", marks=pytest.mark.slow)],
+)
 def test_a_leaf_without_axes_has_a_position_like_any_other(one_device):
     arrays = [jnp.float32(1.0), jnp.ones(2), jnp.float32(1.0)]
     found = kth_largest.largest(arrays, uint64.count_of(2), [None] * 3, one_device=one_device)

@@ -63,8 +63,14 @@ TRANSFORMATIONS = {
 }
 
 
+# Each of these lowers parts that others lower too.
+SLOW = {"layers", "blocks", "fisher", "MultiSteps", "inject_hyperparams", "apply_if_finite", "schedule_free"}
+
+
 @pytest.mark.filterwarnings("ignore:keep_zeros has no zero")
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TRANSFORMATIONS]
+)
 def test_a_train_step_with_every_transformation(name):
     tx = TRANSFORMATIONS[name]
     text = lowered(functools.partial(train_step, tx), params(), tx.init(params()), jnp.ones((3, 8)))

@@ -51,7 +51,7 @@ def run_small(model, small):
     )
 
 
-QUICK = {"mlp", "lenet", "resnet20", "transformer", "scanned", "nnx_block", "linen_conv_net", "equinox_mlp", "lstm"}
+QUICK = {"mlp", "resnet20", "transformer", "scanned", "nnx_block", "linen_conv_net", "equinox_mlp", "lstm"}
 
 
 @pytest.mark.parametrize(

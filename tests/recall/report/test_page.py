@@ -243,6 +243,7 @@ def test_scores_are_compared_at_equal_accuracy_pair_by_pair():
     assert len(at_equal_accuracy(audits.one_score())) == 0
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_alphas_without_a_logarithm_are_counted_in_the_row_and_named_in_the_text():
     audit = audits.two_scores()
     alphas = audit.alphas.copy()
@@ -539,6 +540,7 @@ def differing_models(models, *, spread, size=20, classes=4):
     return recall.audit(labels, dense, {10: after})
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_no_headline_names_a_loss_beyond_what_a_class_can_lose():
     audit = differing_models(2, spread=0.4, classes=2, size=40)
     assert audit.classes["detectable"].isna().all()  # before the cap: several hundred points
