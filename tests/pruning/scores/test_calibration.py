@@ -254,7 +254,7 @@ X = jnp.ones((4, 6))
         (lambda: sparsegpt(KERNEL, {"a": X}, n=2), ValueError, "n=2, m=None: n of every m"),
         (lambda: sparsegpt(KERNEL, {"a": X}, n=1, m=3, block=4), ValueError, "block=4 must be .* multiple of m=3"),
         (lambda: sparsegpt(KERNEL, {"a": X}, sparsity=0.5, damping=-1.0), ValueError, "damping=-1.0"),
-        (lambda: sparsegpt(KERNEL, {"b": X}, sparsity=0.5), ValueError, "no entry for 'a/kernel'; .* it has 'b'"),
+        (lambda: sparsegpt(KERNEL, {"b": X}, sparsity=0.5), ValueError, "no entry for 'a/kernel', only 'b'"),
         (lambda: sparsegpt(KERNEL, {"a": X.T}, sparsity=0.5), ValueError, r"\(6, 4\) for 'a/kernel' .* \(..., 6\)"),
         (lambda: sparsegpt(KERNEL, {"a": Gram(X)}, sparsity=0.5), ValueError, r"Gram of shape \(4, 6\) .* \(6, 6\)"),
         (
