@@ -58,9 +58,7 @@ def main() -> int:
     params = eqx.filter(model, eqx.is_array)
     small = jprune.remove_channels(graph, params, jprune.masks_of(state), also=(state,), check=batch["tokens"])
     smaller = smaller_module(model, small.params)
-    adam_state = smaller_module(
-        small.also[0][0]
-    )  # state of the optimizer; that of prune belongs to the larger network
+    adam_state = smaller_module(small.also[0][0])  # state of the optimizer; that of prune belongs to the larger network
     for _ in range(10):
         smaller, adam_state = step(smaller, adam_state, batch, adam)
     heads, units = smaller.attention.num_heads, smaller.up.out_features
