@@ -80,7 +80,7 @@ $(VENV)/.bench: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@ $(VENV)/.demo
 
-bench: $(VENV)/.bench  ## run every benchmark and its peer, under 15 minutes; writes benchmarks/results.md
+bench: $(VENV)/.bench  ## run every benchmark and its peer, under 20 minutes; writes benchmarks/results.md
 	$(BIN)/python -m benchmarks
 
 $(VENV)-audit/.done: | $(BIN)/python
