@@ -1,5 +1,6 @@
 """Strict numerics for every test: eight CPU devices, no silent promotion, shapes checked at run time."""
 
+import collections
 import gc
 import os
 import threading
@@ -81,7 +82,15 @@ def pytest_collection_finish():
     gc.freeze()  # nothing that was imported or collected is garbage later
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    seen = collections.Counter()
+    for item in items:
+        if quick := item.get_closest_marker("quick"):
+            name = item.nodeid.partition("[")[0]
+            seen[name] += 1
+            if seen[name] > quick.args[0]:
+                item.add_marker(pytest.mark.slow)
     if jax.default_backend() == "cpu":
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -60,6 +60,7 @@ def test_help_and_usage_errors_import_no_heavy_package(options):
     assert loaded_by("import jprune\ndir(jprune)", *HEAVY) == []
 
 
+@pytest.mark.slow
 def test_the_audit_of_files_and_of_numpy_arrays_does_not_import_jax(tmp_path):
     np.save(tmp_path / "labels.npy", np.arange(40) % 4)
     np.save(tmp_path / "logits.npy", np.random.default_rng(0).normal(size=(40, 4)))
@@ -69,6 +70,7 @@ def test_the_audit_of_files_and_of_numpy_arrays_does_not_import_jax(tmp_path):
     assert loaded_by(script, "jax", "optax", "matplotlib", "jinja2", "rich", "statsmodels", "pyarrow.parquet") == []
 
 
+@pytest.mark.slow
 def test_pruning_does_not_import_the_audit_nor_the_audit_its_extras():
     assert loaded_by("from jprune import prune, magnitude", "jprune.recall", "scipy", "pandas", "flax") == []
     assert loaded_by("import jprune\njprune.recall.recall([[1]])", "jax", "matplotlib", "jinja2", "rich") == []

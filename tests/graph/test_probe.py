@@ -56,6 +56,7 @@ def _chosen_by_cond(w):
 
 
 @pytest.mark.parametrize("seed", range(24))
+@pytest.mark.quick(10)
 def test_products_drawn_at_random(seed):
     apply, params, x, expected = _drawn(seed)
     assert measured_roles(apply, params, x) == {"w": expected}

@@ -84,6 +84,7 @@ CHOICES = list(itertools.product(["average", "single"], ["pool", "none"]))
 
 @pytest.mark.parametrize("choices", [CHOICES[1:3], pytest.param(CHOICES, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize("mode", reference.HINGES)
+@pytest.mark.quick(4)
 def test_every_mode_with_every_tie_rule_and_reduction_on_a_mixed_network(mode, choices):
     for seed, (ties, spatial) in enumerate(choices):
         aggregate = reference.AGGREGATES[(seed + len(mode)) % 5]
@@ -96,6 +97,7 @@ MODES = ("full", "layer", "unit", "point", "all_but_unit_positive")
 
 @pytest.mark.parametrize("modes", [MODES[:2], pytest.param(MODES, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize("aggregate", reference.AGGREGATES)
+@pytest.mark.quick(2)
 def test_every_aggregate_of_units_points_both_and_layers(aggregate, modes):
     for seed, mode in enumerate(modes):
         agrees(drawn("mixed", "ties", seed), {"mode": mode, "aggregate": aggregate, "ties": "single"})

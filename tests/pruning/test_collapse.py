@@ -25,6 +25,7 @@ def _other_warnings_are_errors():
         yield
 
 
+@pytest.mark.slow
 def test_a_selection_outside_jit_names_the_layers_it_emptied():
     scores = jprune.magnitude()(PARAMS)
     with pytest.warns(UserWarning, match=BOTH):

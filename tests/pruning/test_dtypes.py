@@ -92,6 +92,7 @@ def error_in_single_precision():
     [name if name == "bfloat16" else pytest.param(name, marks=pytest.mark.slow) for name in DTYPES],
     indirect=True,
 )
+@pytest.mark.slow
 def test_sparsegpt_computes_in_single_precision_at_least_and_gives_back_the_dtype(case, error_in_single_precision):
     params, x, _, rtol = case
     pruned = jprune.sparsegpt(params, scores.input_grams(apply, params, [x, x]), sparsity=0.5)
@@ -104,6 +105,7 @@ def test_sparsegpt_computes_in_single_precision_at_least_and_gives_back_the_dtyp
 
 @pytest.mark.optax_promotes  # apply_updates adds float32 to half precision
 @pytest.mark.parametrize("threshold", [0.5, pytest.param(1, marks=pytest.mark.slow), optax.constant_schedule(0.5)])
+@pytest.mark.quick(4)
 def test_proximal_links_give_what_float64_gives(case, threshold):
     params, _, _, rtol = case
     limit = threshold(0) if callable(threshold) else threshold

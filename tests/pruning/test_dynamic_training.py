@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import jprune
 from jprune.pruning.dynamic_training import rigl, sparse_evolution
@@ -24,6 +25,7 @@ def trained(tx, steps=5):
     return params, jprune.masks_of(state)
 
 
+@pytest.mark.slow
 def test_rigl_is_prune_with_a_dense_gradient_to_regrow():
     parts = jprune.prune(
         jprune.magnitude(),

@@ -174,6 +174,7 @@ SLOW = {"adamw in a chain", "amsgrad", "rmsprop", "prodigy"}
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in OPTIMIZERS]
 )
+@pytest.mark.quick(4)
 def test_moments_of_a_regrown_weight_equal_those_at_init(name):
     """No other parameter has the shapes of the two kernels, so a leaf of one of these shapes belongs to them."""
     optimizer = OPTIMIZERS[name]()

@@ -221,6 +221,7 @@ def weights(dtype):
         for name in (*OPTAX, *CONTRIB)
     ],
 )
+@pytest.mark.quick(15)
 def test_pruned_weights_are_exactly_zero_after_every_step(name, dtype):
     case = (OPTAX | CONTRIB)[name]
     tx = optax.chain(case.make(), LINK)

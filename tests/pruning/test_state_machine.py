@@ -193,6 +193,7 @@ def run(examples, steps, *, derandomize=True):
     stateful.run_state_machine_as_test(Training, settings=relaxed)
 
 
+@pytest.mark.slow
 def test_any_order_of_steps_gives_the_masks_of_a_stable_sort():
     run(examples=2, steps=8)
 

@@ -138,6 +138,7 @@ SELECTIONS = [jprune.global_masks, jprune.layer_masks, jprune.selection.uniform_
     ],
     ids=["float32", "float32, allocated", "bfloat16"],
 )
+@pytest.mark.slow
 def test_magnitudes_compared_by_the_selection_give_the_masks_of_magnitudes_given_to_it(dtype, selections):
     draw = lambda key, shape: jnp.round(4 * jax.random.normal(key, shape)).astype(dtype)  # many ties
     keys = jax.random.split(jax.random.key(3), 2)

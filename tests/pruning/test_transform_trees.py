@@ -75,6 +75,7 @@ SLOW = {"linen variables", "list", "NNX pure dict"}  # other dicts and sequences
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TREES]
 )
+@pytest.mark.quick(4)
 def test_masks_have_the_tree_of_the_parameters_and_hold(name):
     params = TREES[name]
     tx = optax.chain(optax.adam(0.01), jprune.prune(jprune.gradient(), {1: 0.5}, selection=by_rank))

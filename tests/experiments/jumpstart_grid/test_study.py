@@ -169,6 +169,7 @@ def test_a_run_stores_and_reports_every_cell(tmp_path, capsys):
 
 
 @TRAINS
+@pytest.mark.slow
 def test_trained_networks_are_pruned_and_those_of_a_grid_without_pruning_are_other_stages(tmp_path, capsys):
     small = ("--epochs", "6", "--depths", "2", "--widths", "2", "--methods", "relu-bn", "UP")
     assert _run(tmp_path, *small, "--prune", "1.5", "10") == 0
@@ -194,6 +195,7 @@ def test_the_pruned_presets_have_three_methods_four_sizes_and_five_seeds(name):
 
 
 @TRAINS
+@pytest.mark.slow
 def test_a_report_from_the_written_table_says_the_same_as_one_from_the_store(whole, tmp_path):
     assert _run(tmp_path, "report", *TINY, "--table", str(whole / "cells.csv")) == 0
     assert (whole / "report.md").read_bytes() == (tmp_path / "report.md").read_bytes()

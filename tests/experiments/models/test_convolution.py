@@ -52,6 +52,7 @@ def value_and_gradients(conv, x, kernel, strides, padding):
 @pytest.mark.parametrize(("size", "strides", "padding"), SHAPES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("outputs", [2, 8])
+@pytest.mark.quick(8)
 def test_value_and_gradients_are_those_of_xla(form, outputs, size, strides, padding):
     x, kernel = arguments(size, outputs=outputs)
     found = jax.jit(lambda *a: value_and_gradients(FORMS[form], *a, strides, padding))(x, kernel)

@@ -215,6 +215,7 @@ def test_the_penalty_is_in_dense_training_alone(folder, study):
     assert stage_of(folder, study, 0.1, None).settings["recipe"]["jumpstart"] == 0.1
 
 
+@pytest.mark.slow
 def test_the_report_comes_from_the_store_alone(folder, study, capsys, monkeypatch):
     monkeypatch.setattr(plan, "load", None)
     monkeypatch.setattr(files, "write_figure", lambda *_: None)  # those of the first report are still there

@@ -101,6 +101,7 @@ def test_alphas_below_0_have_no_logarithm_and_are_counted():
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(-0.2, "supported"), (0.2, "does not carry over"), (0.0, "open")])
+@pytest.mark.quick(1)
 def test_undecayed_is_judged_by_where_it_differs(shift, verdict):
     magnitude = np.array([0.9, 1.0, 1.1, 1.2, 1.5])
     found = _verdict("R3", **{"fashion-lenet": _study({"magnitude": magnitude, "undecayed": magnitude + shift})})

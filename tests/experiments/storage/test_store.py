@@ -210,6 +210,7 @@ assert not stage.done and not list(stage.path.parent.iterdir())
 
 
 @pytest.mark.parametrize("what", ["weights", "rows.parquet"])
+@pytest.mark.slow
 def test_a_file_that_the_system_will_not_let_grow_is_named(tmp_path, what):
     program = [sys.executable, "-c", FILE_SIZE_LIMIT, str(tmp_path), what]
     done = subprocess.run(program, capture_output=True, text=True, check=True)

@@ -25,6 +25,7 @@ def run(placement, indices):
 
 @pytest.mark.parametrize("form", ["vmap", "map", "unroll"])
 @pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.quick(2)
 def test_a_replicate_does_not_depend_on_its_company(form, devices):
     placement = Placement(MESHES[devices], form)
     expected = {

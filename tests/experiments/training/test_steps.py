@@ -200,6 +200,7 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize(("mesh", "form", "epoch"), LAYOUTS, ids=lambda x: str(getattr(x, "size", x)))
+@pytest.mark.quick(2)
 def test_numbers_do_not_depend_on_placement_block_or_number_of_replicates(nine_at_once, mesh, form, epoch):
     expected, metrics = nine_at_once
     state, found = train(LINEAR, Recipe((2,), (0.3,), batch=5), range(3, 6), Placement(mesh, form, epoch))

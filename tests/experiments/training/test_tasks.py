@@ -98,6 +98,7 @@ def test_preactivations_leave_the_statistics_alone(task):
     assert_close(stats, before, rtol=0)
 
 
+@pytest.mark.slow
 def test_each_replicate_trains_with_statistics_of_its_own_in_every_placement(task):
     recipe = Recipe((2,), (0.05,), batch=8)
     fresh = lambda i: (*task.init(replicates.key(0, i, 0)), replicates.key(0, i, 1))

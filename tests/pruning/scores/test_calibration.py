@@ -204,6 +204,7 @@ def digits():
 @pytest.mark.parametrize(
     ("options", "masks"), [pytest.param({"sparsity": 0.5}, None, marks=pytest.mark.slow), ({"n": 2, "m": 4}, "nm")]
 )
+@pytest.mark.slow
 def test_reconstruction_of_digits_layers_beats_wanda_and_magnitude(digits, options, masks):
     apply, params, x, _ = digits
     grams = input_grams(apply, params, [x[:900]])

@@ -27,6 +27,7 @@ def _unchecked():
 
 @SELECTIONS
 @pytest.mark.parametrize("amount", [{"keep": 3}, {"sparsity": 0.5}])
+@pytest.mark.quick(4)
 def test_a_layer_without_weights_keeps_none_and_leaves_the_others_theirs(select, amount):
     masks = select({"a": jnp.zeros((0, 3)), "b": jnp.arange(6.0).reshape(6, 1), "c": jnp.zeros((2, 0))}, **amount)
     assert [masks[name].shape for name in "ac"] == [(0, 3), (2, 0)]

@@ -71,6 +71,7 @@ SLOW = {"layers", "blocks", "fisher", "MultiSteps", "inject_hyperparams", "apply
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TRANSFORMATIONS]
 )
+@pytest.mark.quick(4)
 def test_a_train_step_with_every_transformation(name):
     tx = TRANSFORMATIONS[name]
     text = lowered(functools.partial(train_step, tx), params(), tx.init(params()), jnp.ones((3, 8)))

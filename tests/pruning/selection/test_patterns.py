@@ -168,6 +168,7 @@ def test_every_total_is_exact_and_every_layer_has_its_floor(select, min_keep):
         assert all(count >= min(min_keep, scores[name].size) for count, name in zip(counts, "abc", strict=True))
 
 
+@pytest.mark.slow
 def test_without_a_floor_a_layer_may_lose_all():
     scores = {"a": jnp.linspace(5, 6, 40), "b": jnp.linspace(0, 1, 6)}
     with pytest.warns(UserWarning, match="nothing is left of 'b'; keep more, or give min_keep=1"):

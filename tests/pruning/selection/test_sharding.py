@@ -85,6 +85,7 @@ CASES = pytest.mark.parametrize(
 
 
 @CASES
+@pytest.mark.quick(1)
 def test_the_masks_are_those_of_unsharded_weights_bit_for_bit(axis_type, layout):
     params, state, _ = sharded(axis_type, layout)
     expected_params, expected = unsharded()
@@ -207,6 +208,7 @@ PATTERNS = {
         for name in PATTERNS
     ],
 )
+@pytest.mark.quick(1)
 def test_every_selection_works_on_a_mesh_with_explicit_axes(name):
     """``jax.make_mesh`` makes these by default. A shard of 'b' has fewer inputs than a group of 2:4."""
     mesh = jax.make_mesh((4,), ("d",), devices=jax.devices()[:4])

@@ -78,6 +78,7 @@ def test_linen_modules_take_their_sizes_from_the_parameters(name):
         assert small.differences(lambda p, x, *, state: fitted({"params": p, "batch_stats": state}, x)) == ()
 
 
+@pytest.mark.slow
 def test_equinox_attention_and_dense_layers():
     model, small, _ = remove_half("equinox_block")
     expected = run_small(model, small)(small.params, *model.inputs)

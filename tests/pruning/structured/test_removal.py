@@ -249,6 +249,7 @@ OPTIMIZERS = {
         for name in OPTIMIZERS
     ],
 )
+@pytest.mark.quick(1)
 def test_training_continues_with_the_cut_optimizer_state(name):
     """A step of the smaller network from the cut state is the cut step of the masked network."""
     tx = OPTIMIZERS[name]

@@ -356,6 +356,7 @@ class TestInTheChain:
         assert masks["a"]["conv"]["kernel"].shape == (3, 3, 3, 4)
 
     @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+    @pytest.mark.quick(1)
     def test_sharded_parameters_lose_the_same_channels(self, axis_type):
         mesh = jax.make_mesh((2,), ("d",), axis_types=(axis_type,))
         params, graph = chain()

@@ -35,6 +35,7 @@ def test_there_is_a_figure_for_every_caption_and_no_window():
 
 
 @pytest.mark.parametrize("make", CASES)
+@pytest.mark.quick(1)
 def test_every_figure_of_every_audit_draws_without_a_warning(make):
     for name, figure in make().figures().items():
         assert inline_svg(figure, name, "x").startswith("<svg")
@@ -144,6 +145,7 @@ def many_drawn(many):
 
 
 @pytest.mark.parametrize("name", ["alpha", "null", "tradeoff", "variance", "boxes"])
+@pytest.mark.quick(1)
 def test_the_legend_of_many_scores_is_below_the_panel_and_inside_the_figure(many, many_drawn, name):
     figure = many_drawn[name]
     figure.draw_without_rendering()

@@ -167,6 +167,7 @@ def test_a_given_date_is_shown():
 
 
 @pytest.mark.parametrize("make", [audits.one_score, audits.one_model, audits.undefined, audits.all_wrong])
+@pytest.mark.quick(1)
 def test_pages_of_odd_audits_are_whole(make):
     parsed = Page(page(make()))
     assert parsed.unclosed == []
