@@ -146,7 +146,6 @@ def test_an_image_preset_takes_its_steps_on_images_of_its_shape(monkeypatch, nam
 
 @TRAINS
 @pytest.mark.parametrize("method", ["relu-bn", pytest.param("UP", marks=pytest.mark.slow)])
-@pytest.mark.slow
 def test_epochs_of_several_seeds_in_one_program_train_as_single_steps_do(method):
     """The program for accelerators on a CPU: the same predictions in every epoch, the same weights to rounding."""
     dataset = datasets.load("digits", selection="test")
