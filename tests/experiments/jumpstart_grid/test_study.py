@@ -60,6 +60,7 @@ def test_the_other_presets_plan_every_network(name, stages):
 def test_every_preset_is_described():
     text = presets.listing()
     assert all(f"{name}\n" in text for name in presets.names())
+    assert max(map(len, presets.listing(80).splitlines())) <= 80
 
 
 @pytest.mark.parametrize(

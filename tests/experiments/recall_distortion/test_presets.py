@@ -46,6 +46,14 @@ def test_a_preset_says_command_cost_and_what_to_expect(name):
     assert any(line.startswith("Expect") and re.search(r"\.\d\d", line) for line in lines)
 
 
+def test_the_list_of_presets_fits_80_columns_and_its_commands_can_be_pasted():
+    text = presets.listing(80)
+    assert max(map(len, text.splitlines())) <= 80
+    pasted = text.replace(" \\\n    ", " ")
+    for name in PAPER:
+        assert f"\n  Command: python -m experiments.recall_distortion --preset {name}\n  Cost: " in pasted
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_settings_are_those_of_the_paper(name):
     study = presets.get(name)
