@@ -15,6 +15,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
+from experiments.cli.refusals import UsageError, cause, explain
 from experiments.storage.files import JSON
 from jprune.cli import end_quietly, wrapped
 
@@ -84,9 +85,15 @@ class ClusterOptions:
 
 
 def exit_status(work: Callable[[], None]) -> int:
-    """Do the work of a command. Returns 0, 1 after an error printed as one line, or 130 after an interrupt."""
+    """Do the work of a command. Returns 0, 1 after an error, 2 after wrong arguments, or 130 after an interrupt.
+
+    An error is printed as one line.
+    """
     try:
         return quietly(work)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -112,8 +119,8 @@ def quietly(work: Callable[[], None]) -> int:
 def first_look(arguments: Sequence[str] | None, preset: str) -> tuple[str, Path | None, set[str]]:
     """Read --preset and --out, which decide the defaults of all other options; also the actions that are given."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default=preset)
-    first.add_argument("--out", type=Path)
+    first.add_argument("--preset", default=preset, nargs="?", const=preset)
+    first.add_argument("--out", type=Path, nargs="?")  # tyro refuses an option without its value
     known, rest = first.parse_known_args(arguments)
     return known.preset, known.out, {"run", "status", "report"} & set(rest)
 
@@ -128,15 +135,21 @@ def parse(command: type[_Settings], default: _Settings, arguments: Sequence[str]
       prog: the command's name.
 
     Raises:
-      ValueError: options that contradict each other.
-      SystemExit: an unknown option, or a value of the wrong type.
+      UsageError: an unknown option, a value of the wrong type, or options that contradict each other.
+      SystemExit: after ``--help``.
     """
     given = sys.argv[1:] if arguments is None else arguments
     read = functools.partial(tyro.cli, command, args=arguments, default=default, prog=prog)
     if {"-h", "--help"} & set(given):
         _simplify_help(command)
         _print_help(functools.partial(read, config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)))
-    return read(config=(tyro.conf.OmitArgPrefixes,))
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return read(config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as refused:
+        shown = explain(command, given) or cause(refused) or " ".join(printed.getvalue().split())
+        raise UsageError(shown) from refused
 
 
 def _print_help(read: Callable[[], object]) -> None:

@@ -33,7 +33,7 @@ def parse(arguments: Sequence[str] | None = None) -> GridCommand:
 
     Raises:
       ValueError: an unknown preset, or settings that are not valid.
-      SystemExit: an unknown option, or a value of the wrong type.
+      UsageError: an unknown option, or a value of the wrong type.
     """
     name, out, actions = commands.first_look(arguments, "moons-subset")
     default = command_of(presets.get(name), GridRunning(out=out), preset=name)

@@ -27,7 +27,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
 
     Raises:
       ValueError: an unknown preset, or settings that are not valid.
-      SystemExit: an unknown option, or a value of the wrong type.
+      UsageError: an unknown option, or a value of the wrong type.
     """
     name, out, actions = commands.first_look(arguments, "demo")
     default = command_of(presets.get(name), dataclasses.replace(presets.running(name), out=out), preset=name)

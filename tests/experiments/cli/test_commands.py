@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import commands, launch, progress
+from experiments.cli import commands, launch, progress, refusals
 from experiments.cli.commands import ClusterOptions, exit_status
+from experiments.recall_distortion import __main__ as recall_distortion
 
 ROOT = Path(__file__).parents[3]
 
@@ -86,6 +87,35 @@ def test_help_has_no_line_break_of_the_source_and_says_only_what_a_reader_needs(
     assert commands.parse(ClusterOptions, ClusterOptions(shard="0/2"), ["--shard", "None"], "demo").shard is None
     for field in dataclasses.fields(ClusterOptions):
         assert "\n" not in field.metadata["help"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--epochs 3 abc", "--epochs 3 abc: 'abc' is not a whole number; give whole numbers, separated by spaces"),
+        ("--batch 1.5", "--batch 1.5: '1.5' is not a whole number; give one"),
+        ("--limit", "--limit: no value; give a whole number"),
+        ("--image-size 3", "--image-size 3: 1 value; give 2 whole numbers, separated by spaces"),
+        ("--form blah", "--form blah: 'blah' must be vmap, map or unroll"),
+        ("--epohcs 3", "--epohcs is not an option; did you mean --epochs? --help lists the options"),
+        ("--augment yes", "'yes' is not an action, which is run, status or report; --augment takes no value"),
+        ("--lr .1 status", "--lr .1 status: 'status' is not a number; give numbers, separated by spaces. Put status "
+         "before the options"),
+        ("--preset", "--preset: no value; give a text"),
+        ("--jobs 0", "jobs=0 must be at least 1"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused_in_one_line(capsys, given, message):
+    assert recall_distortion.main(given.split()) == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_the_explanation_reads_arguments_as_the_command_does():
+    """No argument of an accepted command line is explained as wrong."""
+    given = "status --lr -1 1e-3 --image-size 3 4 --no-augment --limit None --beside a b --batch=3 --data_dir x"
+    command = recall_distortion.parse(given.split())
+    assert (command.training.lr, command.data.image_size, command.data.limit) == ((-1.0, 1e-3), (3, 4), None)
+    assert refusals.explain(type(command), given.split()) is None
 
 
 def test_launching_and_a_shard_exclude_each_other():
