@@ -52,7 +52,7 @@ def long_tailed(labels: np.ndarray, num_classes: int, imbalance: float, rng: np.
     >>> len(kept)
     111
     """
-    if imbalance < 1 or num_classes < 2:
+    if not imbalance >= 1 or num_classes < 2:
         raise ValueError(f"imbalance={imbalance} must be 1 or more, and {num_classes} classes two or more")
     profile = imbalance ** (-np.arange(num_classes) / (num_classes - 1))
     have = np.bincount(labels, minlength=num_classes)

@@ -25,6 +25,7 @@ from jprune.recall.inputs.text import (
     read_csv,
     read_json,
     reason,
+    refuse_repeated,
     some,
     suffix,
 )
@@ -330,7 +331,7 @@ def _read_table(
     notes: tuple[str, ...] = ()
     try:
         if _kind(path) == ".parquet":
-            table = pd.read_parquet(path, engine="pyarrow")
+            table = _read_parquet(path)
         elif _kind(path) in (".json", ".jsonl"):
             table, notes = read_json(path, name)
             name = None if name is not None and name not in table.columns else name
@@ -352,6 +353,13 @@ def _read_table(
     if table.shape[1] == 0:
         raise InputError(f"{path} has no column but the ids")
     return Table(table.reset_index(drop=True), ids, id_column is not None, notes)
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    import pyarrow.parquet  # noqa: PLC0415 an extra
+
+    refuse_repeated(pyarrow.parquet.read_schema(path).names, path, "column")
+    return pd.read_parquet(path, engine="pyarrow")
 
 
 def _without_ids(table: pd.DataFrame, path: Path, id_column: str | None) -> tuple[pd.DataFrame, np.ndarray | None]:

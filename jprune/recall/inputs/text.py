@@ -1,6 +1,8 @@
 """Read delimited text, .json and .jsonl as tables; encodings, delimiters, decimal commas and headers are detected."""
 
+import collections
 import csv
+import functools
 import gzip
 import io
 import json
@@ -63,10 +65,19 @@ def read_json(path: Path, name: str | None) -> tuple[pd.DataFrame, tuple[str, ..
     return pd.DataFrame({"values": rows}), notes
 
 
+def refuse_repeated(names: Sequence[str], path: Path, kind: str) -> None:
+    """Raise InputError if a name is repeated; ``kind`` is what the names are of."""
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
+    if repeated:
+        raise InputError(f"{path} has the {kind} {repeated[0]!r} twice; rename or drop all but one")
+
+
 def _json_list(path: Path) -> tuple[list[Json], tuple[str, ...]]:
     text, notes = decoded_text(path)
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=functools.partial(_object, path))
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(
             f"{path} is not a readable .json: {reason(error)}; with a value per line call it .jsonl"
@@ -85,6 +96,12 @@ def _json_list(path: Path) -> tuple[list[Json], tuple[str, ...]]:
     return rows, notes
 
 
+def _object(path: Path, pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    """A JSON object whose keys differ; Python's reader keeps the last of several values of a key."""
+    refuse_repeated([key for key, _ in pairs], path, "key")
+    return dict(pairs)
+
+
 def _columns_of_pandas(columns: dict[str, Json]) -> dict[str, Json]:
     """Return lists by name for what ``DataFrame.to_json`` writes, {name: {index: value}}, if all have one index."""
     values = list(columns.values())
@@ -101,7 +118,9 @@ def _json_lines(path: Path) -> tuple[list[Json], tuple[str, ...]]:
         if not line.strip():
             raise InputError(f"{path} has a blank line {number + 1} between examples")
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line, object_pairs_hook=functools.partial(_object, path)))
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(f"{path} is not a readable .jsonl: line {number + 1}: {reason(error)}") from error
     if not rows:
@@ -162,9 +181,8 @@ def read_csv(
         raise InputError(f"{path} begins with the comment {first[0]!r}; remove the lines above the header")
     while header and len(first) > 1 and not first[-1] and not any(any(row[len(first) - 1 :]) for row in sample):
         first = first[:-1]  # a spreadsheet's empty columns
-    repeated = [cell for cell in first if first.count(cell) > 1] if header else []
-    if repeated:
-        raise InputError(f"{path} has the column {repeated[0]!r} twice")
+    if header:
+        refuse_repeated(first, path, "column")
     empty = [f"{_EMPTY}{n}" for n in range(len(sample[0]) - len(first))]
     names = [*first, *empty] if header else [str(n) for n in range(len(first))]
     row_names = header and not empty and len(sample) > 1 and len(sample[1]) == len(first) + 1

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 
 from experiments.data import datasets, sources
@@ -70,11 +71,37 @@ def test_a_table_has_its_class_in_the_column_label_or_the_last_one(tmp_path, suf
         ),
         ({"x_train": np.where(X == 7, np.nan, X), "y_train": Y}, r"not finite, the first at \[1, 3\]; fill them"),
         ({"x_train": X, "y_train": Y, "x_test": X[:, :2], "y_test": Y}, r"x_test has examples of shape \(2,\)"),
+        ({"x_train": X, "y_train": Y, "x_test": X[:0], "y_test": Y[:0]}, r"x_test has shape \(0, 4\) and no values"),
+        ({"x_train": X[:, :0], "y_train": Y}, r"x_train has shape \(60, 0\) and no values"),
+        (
+            {"x_train": X, "y_train": np.where(Y == 2, 2**40, Y)},
+            "y_train has the label 1099511627776; number the classes",
+        ),
+        ({"x_train": X, "y_train": np.where(Y == 2, 2**31 - 1, Y)}, "numbered 0 to 2147483647 without a gap; 2 has no"),
+        (
+            {"x_train": np.ones((60, 2, 2), np.uint8), "y_train": Y, "x_test": np.ones((6, 2, 2)), "y_test": Y[:6]},
+            "x_train has uint8 pixels and x_test float32",
+        ),
     ],
 )
 def test_arrays_that_cannot_be_used_are_refused_by_name(arrays, message):
     with pytest.raises(ValueError, match=message):
         datasets.of_arrays(arrays)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b", "a "], "has the class names 'a', 'a '; give every class its own name"),
+        (["a", "", "c"], "has the class names ''; give every class its own name"),
+        ("a", r"class_names has dtype <U1 and shape \(\); it must be texts \(classes,\)"),
+        ([b"a", b"b", b"c"], r"class_names has dtype \|S1 and shape \(3,\)"),
+    ],
+)
+def test_class_names_that_do_not_name_the_classes_are_refused(tmp_path, names, message):
+    np.savez(tmp_path / "mine.npz", x_train=X, y_train=Y, class_names=np.array(names))
+    with pytest.raises(ValueError, match=message):
+        datasets.load(f"npz:{tmp_path / 'mine.npz'}")
 
 
 @pytest.mark.parametrize(
@@ -86,13 +113,54 @@ def test_arrays_that_cannot_be_used_are_refused_by_name(arrays, message):
         ),
         ({"a": range(40), "class": range(40), "label": [0, 1] * 20}, "has the columns label and class; rename or drop"),
         ({"a": range(40), "id": [f"p{i}" for i in range(40)], "y": [0, 1] * 20}, "column 'id' has 40 different texts"),
-        ({"a;b": range(40)}, "has 1 columns, separated by commas; it needs features and a class"),
+        ({"a;b": range(40)}, "has only the column 'a;b'; it needs features and a class, separated by commas"),
+        ({"a": ["?", *range(39)], "y": [0, 1] * 20}, r"column 'a' has numbers and the text '\?'; replace it"),
+        (
+            {"": range(40), "a": range(40), "y": [0, 1] * 20},
+            "column 1 has no name; name it, or, if it numbers the rows",
+        ),
+        ({"a": range(40), "y": ["b", "b "] * 20}, "has the class names 'b', 'b '; give every class its own name"),
+        ({"a": [], "y": []}, "has no examples; it needs a row for each"),
     ],
 )
 def test_a_table_whose_columns_would_be_misread_is_refused(tmp_path, columns, message):
     pd.DataFrame(columns).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(ValueError, match=message):
         datasets.load(f"table:{tmp_path / 'mine.csv'}")
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("a,b, a,y", r"has several columns called 'a'; rename or drop all but one"),
+        ("3.5,8,2.5,x", r"the first row, 3\.5, 8, 2\.5, x, looks like an example; put a row with the names of the col"),
+        ("a,b,y", "cannot be read as CSV with commas.*Expected 3 fields in line 2, saw 4"),
+    ],
+)
+def test_a_header_that_does_not_name_every_column_once_is_refused(tmp_path, header, message):
+    path = tmp_path / "mine.csv"
+    path.write_text(header + "".join(f"\n{i % 9},{2 * i},{5 - i % 7},{'xy'[i % 2]}" for i in range(40)))
+    with pytest.raises(ValueError, match=message):
+        datasets.load(f"table:{path}")
+
+
+def test_repeated_columns_of_parquet_are_refused(tmp_path):
+    columns = [pyarrow.array([1, 2]), pyarrow.array([3, 4]), pyarrow.array([0, 1])]
+    pyarrow.parquet.write_table(pyarrow.table(columns, names=["a", "a", "y"]), tmp_path / "mine.parquet")
+    with pytest.raises(ValueError, match="has several columns called 'a'; rename or drop all but one"):
+        datasets.load(f"table:{tmp_path / 'mine.parquet'}")
+
+
+@pytest.mark.parametrize("values", [[[1, 2]], [{"a": 1}], [b"a"], [pd.Timedelta("1s")]])
+def test_a_column_of_parquet_that_is_neither_numbers_nor_text_is_refused(tmp_path, values):
+    pd.DataFrame({"a": values * 40, "y": [0, 1] * 20}).to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(ValueError, match=r"column 'a' has values of type .*, not numbers or text; convert or drop it"):
+        datasets.load(f"table:{tmp_path / 'mine.parquet'}")
+
+
+def test_the_name_of_the_class_column_may_have_capitals_and_blanks(tmp_path):
+    (tmp_path / "mine.csv").write_text("a, Class,b" + "".join(f"\n{i},{'xy'[i % 2]},2" for i in range(40)))
+    assert sources.table(tmp_path / "mine.csv")[2] == ("x", "y")
 
 
 def test_a_column_of_dates_is_refused(tmp_path):
@@ -108,6 +176,12 @@ def test_a_file_that_is_not_there_or_not_readable_is_named(tmp_path):
     (tmp_path / "bad.npz").write_text("no archive")
     with pytest.raises(ValueError, match=r"bad\.npz is not an \.npz file"):
         datasets.load(f"npz:{tmp_path / 'bad.npz'}")
+    np.savez_compressed(tmp_path / "flipped.npz", x_train=X, y_train=Y)
+    content = bytearray((tmp_path / "flipped.npz").read_bytes())
+    content[200:220] = bytes(20)
+    (tmp_path / "flipped.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"flipped\.npz cannot be read: .*; write it with numpy\.savez"):
+        datasets.load(f"npz:{tmp_path / 'flipped.npz'}")
     np.savez(tmp_path / "objects.npz", x_train=np.array([{}, []], object))
     with pytest.raises(ValueError, match="without objects"):
         datasets.load(f"npz:{tmp_path / 'objects.npz'}")

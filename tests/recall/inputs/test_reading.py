@@ -3,9 +3,11 @@
 import gzip
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 
 from jprune import recall
@@ -326,6 +328,25 @@ def test_whole_floats_of_models_are_not_taken_for_logits(capsys):
 
 def ids(order, values, column="p", **more):
     return pd.DataFrame({"key": order + 100, column: values[order], **more})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.csv", "m,m\n" + "1,2\n" * N, "p.csv has the column 'm' twice; rename or drop all but one"),
+        ("p.json", '{"m": [1], "m": [2]}', "p.json has the key 'm' twice; rename or drop all but one"),
+        ("p.jsonl", '{"m": 1, "m": 2}\n' * N, "p.jsonl has the key 'm' twice; rename or drop all but one"),
+        ("p.parquet", None, "p.parquet has the column 'm' twice; rename or drop all but one"),
+    ],
+)
+def test_predictions_with_a_repeated_name_are_refused(capsys, name, content, said):
+    np.save("y.npy", LABELS)
+    np.save("d.npy", DENSE)
+    if content is None:
+        pyarrow.parquet.write_table(pyarrow.table([pyarrow.array(TWO)] * 2, names=["m", "m"]), name)
+    else:
+        Path(name).write_text(content)
+    assert said in refused(capsys, "--labels", "y.npy", "--dense", "d.npy", "--pruned", f"2={name}")
 
 
 def test_an_id_column_joins_labels_predictions_and_groups(capsys):
