@@ -3,7 +3,8 @@
 ``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and its figures.
 ``python -m experiments.reproduction keep FOLDER NAME`` first adds the results of the study in FOLDER to those
 tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet,
-cifar10-resnet20, fashion-channels; fashion-published-paper, -script, mnist-published-paper, -script;
+cifar10-resnet20, cifar10-resnet20-short, fashion-channels; fashion-published-paper, -script,
+mnist-published-paper, -script;
 fashion-few-weights, fashion-few-weights-floor, fashion-round-8, fashion-round-4,
 fashion-fewer-epochs-10, -20, fashion-label-noise-10, -20;
 moons, moons-seeds, moons-seeds-u, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart;
@@ -26,7 +27,7 @@ from experiments.cli.commands import exit_status
 from experiments.jumpstart_grid import figures
 from experiments.jumpstart_grid import report as reporting
 from experiments.recall_distortion import results
-from experiments.reproduction import explanations, hypotheses, ledger, references
+from experiments.reproduction import explanations, hypotheses, ledger, references, summary
 from experiments.reproduction.hypotheses import Verdict
 from experiments.reproduction.ledger import FOLDER, Recalls
 from experiments.storage import files, provenance
@@ -34,20 +35,28 @@ from jprune.cli import wrapped
 from jprune.recall import mark, t_interval
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
+README = PAGE.parents[1] / "README.md"
 PUBLISHED = Path(__file__).parents[1] / "published"
 _RECALLS = {
-    "fashion-lenet": ("fashion_mnist", "Fashion-MNIST, LeNet"),
-    "fashion-jumpstart": ("", "Fashion-MNIST, LeNet, jumpstart .1 in dense training"),
-    "mnist-lenet": ("mnist", "MNIST, LeNet"),
-    "fashion-no-decay": ("", "Fashion-MNIST, LeNet, weight decay 0"),
-    "fashion-by-weights": ("", "Fashion-MNIST, LeNet, as many weights as if the ratio counted prunable ones alone"),
-    "fashion-published-paper": ("fashion_mnist", "Fashion-MNIST, LeNet, published counts, paper's setting"),
-    "fashion-published-script": ("fashion_mnist", "Fashion-MNIST, LeNet, published counts, script's setting"),
-    "mnist-published-paper": ("mnist", "MNIST, LeNet, published counts, paper's setting"),
-    "mnist-published-script": ("mnist", "MNIST, LeNet, published counts, script's setting"),
-    "fashion-channels": ("", "Fashion-MNIST, LeNet, channels removed, t in multiply-adds"),
-    "cifar10-resnet20": ("", "CIFAR-10, ResNet-20, one network of one epoch: pipeline check only"),
-}
+    "fashion-lenet": (("fashion_mnist", "lenet"), "Fashion-MNIST, LeNet"),
+    "fashion-jumpstart": (None, "Fashion-MNIST, LeNet, jumpstart .1 in dense training"),
+    "mnist-lenet": (("mnist", "lenet"), "MNIST, LeNet"),
+    "fashion-no-decay": (None, "Fashion-MNIST, LeNet, weight decay 0"),
+    "fashion-by-weights": (None, "Fashion-MNIST, LeNet, as many weights as if the ratio counted prunable ones alone"),
+    "fashion-published-paper": (
+        ("fashion_mnist", "lenet"),
+        "Fashion-MNIST, LeNet, published counts, paper's setting",
+    ),
+    "fashion-published-script": (
+        ("fashion_mnist", "lenet"),
+        "Fashion-MNIST, LeNet, published counts, script's setting",
+    ),
+    "mnist-published-paper": (("mnist", "lenet"), "MNIST, LeNet, published counts, paper's setting"),
+    "mnist-published-script": (("mnist", "lenet"), "MNIST, LeNet, published counts, script's setting"),
+    "fashion-channels": (None, "Fashion-MNIST, LeNet, channels removed, t in multiply-adds"),
+    hypotheses.CIFAR: (("cifar10", "resnet20"), "CIFAR-10, ResNet-20, short schedule"),
+    "cifar10-resnet20": (None, "CIFAR-10, ResNet-20, one network of one epoch: pipeline check only"),
+}  # table: data set and model of the published quartiles, title
 _EXPLAINING = (*explanations.FEW_WEIGHTS, *explanations.CHANGES)
 _GRIDS = (
     "moons",
@@ -73,6 +82,7 @@ images/reproduction-alpha.png)
 
 Networks that collapsed to chance are in the tables and not in the figure.
 """.replace("](\n", "](")
+_SHOWN = 10  # networks that a panel of the figure of the README needs
 _SCORES = ("magnitude", "undecayed", "random", "gradient", "undecayed-signed")
 
 
@@ -163,7 +173,12 @@ def report() -> None:
         *hypotheses.of_recalls(known, boxes),
         *explanations.of_explanations(studies | explaining),
     ]
-    blocks = {"verdicts": _verdicts(found)}
+    everything = summary.Tables(known | explaining, grids, pruned, published, boxes)
+    blocks = {
+        "summary": summary.bullets(everything),
+        "seeds": summary.of_seeds(everything),
+        "verdicts": _verdicts(found),
+    }
     parts = [_recall(name, study) for name, study in studies.items() if study.complete(["magnitude"])]
     blocks["recall"] = "\n".join([_BOXES, *parts] if parts else [])
     jumpstart = [_grid(name, cells) for name, cells in grids.items()]
@@ -185,6 +200,7 @@ def report() -> None:
     for name, figure in pictures.items():
         files.write_figure(PAGE.parent / "images" / f"{name}.png", figure)
     files.write_bytes(PAGE, filled(PAGE.read_text(), blocks).encode())
+    files.write_bytes(README, filled(README.read_text(), {"results": summary.short(everything)}).encode())
     print(f"{PAGE} and {len(pictures)} figures are rebuilt")
 
 
@@ -214,11 +230,12 @@ def alpha_figure(studies: dict[str, Recalls]) -> Figure:
     """Draw box plots of alpha over networks at each ratio, with the published boxes of magnitude pruning."""
     shown = {name: study for name, study in studies.items() if _RECALLS[name][0] and study.complete(["magnitude"])}
     theirs = pd.read_csv(PUBLISHED / "recall_alpha_boxplots.csv")
-    figure = Figure(figsize=(5.6 * max(1, len(shown)), 3.8), layout="constrained")
-    for axes, (name, study) in zip(
-        figure.subplots(1, max(1, len(shown)), squeeze=False)[0], shown.items(), strict=False
-    ):
-        dataset, title = _RECALLS[name]
+    columns = min(3, max(1, len(shown)))
+    lines = -(-max(1, len(shown)) // columns)
+    figure = Figure(figsize=(5.6 * columns, 3.8 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for (name, study), axes in zip(shown.items(), panels, strict=False):
+        of_published, title = _RECALLS[name]
         boxes = []
         for score in _usable(study):
             replicates = study.complete([score])
@@ -226,17 +243,20 @@ def alpha_figure(studies: dict[str, Recalls]) -> Figure:
             working = study.working(alphas)
             series = [working.loc[working["ratio"] == ratio, "alpha"] for ratio in _ratios(study)]
             boxes.append((f"{score}, {len(replicates)} networks", [_box(values) for values in series]))
-        rows = theirs[(theirs["dataset"] == dataset) & (theirs["score"] == "magnitude")].set_index("ratio")
+        rows = _published_rows(theirs, of_published, "magnitude")
         printed = [_published_box(rows, ratio) for ratio in _ratios(study)]
         boxes.append(("magnitude, published, 30 networks", printed))
         _draw(axes, boxes, _ratios(study))
         axes.set_title(title, fontsize=10)
+    for axes in panels:
+        axes.remove()
     return figure
 
 
 def references_figure(studies: dict[str, Recalls]) -> Figure:
     """Plot mean alpha at each ratio with the seed null of the same dense networks, one panel per data set."""
     shown = {name: studies[name] for name in hypotheses.REFERENCES if name in studies}
+    shown = {name: study for name, study in shown.items() if len(study.complete(["magnitude"])) >= _SHOWN}
     figure = Figure(figsize=(3.7 * len(shown), 3.4), layout="constrained")
     for axes, (name, study) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         replicates = study.complete(["magnitude"])
@@ -305,6 +325,13 @@ def _box(values: pd.Series) -> dict[str, float] | None:
     return {"med": median, "q1": q1, "q3": q3, "whislo": inside.min(), "whishi": inside.max()}
 
 
+def _published_rows(boxes: pd.DataFrame, of_published: tuple[str, str] | None, score: str) -> pd.DataFrame:
+    """Return the published quartiles of a score by ratio; a network that several figures show is taken once."""
+    dataset, model = of_published or ("", "")
+    same = (boxes["dataset"] == dataset) & (boxes["model"] == model) & (boxes["score"] == score)
+    return boxes[same].drop_duplicates("ratio").set_index("ratio")
+
+
 def _published_box(rows: pd.DataFrame, ratio: float) -> dict[str, float] | None:
     if ratio not in rows.index:
         return None
@@ -323,13 +350,13 @@ def _usable(study: Recalls) -> list[str]:
 
 def _recall(name: str, study: Recalls) -> str:
     """Format the table of one study: every score and ratio, with the published quartiles."""
-    dataset, title = _RECALLS[name]
+    of_published, title = _RECALLS[name]
     theirs = pd.read_csv(PUBLISHED / "recall_alpha_boxplots.csv")
     rows = []
     for score in _usable(study):
         replicates = study.complete([score])
         alphas = study.audit([score], replicates).alphas
-        same = theirs[(theirs["dataset"] == dataset) & (theirs["score"] == score)].set_index("ratio")
+        same = _published_rows(theirs, of_published, score)
         for ratio, networks in alphas.groupby("ratio", sort=True):
             if ratio != 1 or score == "magnitude":
                 rows.append(_row(study, (score, float(ratio)), networks, same, replicates))
@@ -346,6 +373,7 @@ def _recall(name: str, study: Recalls) -> str:
         "alpha_null",
         "alpha / alpha_null",
         "reverse / RMA slope",
+        "corrected for test noise",
         "profile slope",
     ]
     replicates = study.complete(["magnitude"])
@@ -357,7 +385,46 @@ def _recall(name: str, study: Recalls) -> str:
     if len(dense) >= 3:
         estimate = references.seed_null(correct, study.support)
         null = f" Seed null {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}], 99% interval."
-    return f"### {title}\n\nDense accuracy {dense.mean():.4f}{spread}, {networks}.{null}\n\n{_table(header, rows)}"
+    about = f"Dense accuracy {dense.mean():.4f}{spread}, {networks}.{null}"
+    return f"### {title}\n\n{about}\n\n{_setting(name)}\n\n{_table(header, rows)}"
+
+
+def _setting(name: str) -> str:
+    """Describe how the networks of a table were trained, on which devices and with which version of JAX."""
+    known = json.loads((FOLDER / f"{name}.json").read_text())
+    settings = known["settings"]
+    dense, fine = settings["recipe"], settings["pruning"]["recipe"]
+    rates = [_many(recipe["learning_rates"]) for recipe in (dense, fine)]
+    epochs = [_many(recipe["epochs"]) for recipe in (dense, fine)]
+    cycle = ", one-cycle schedule (peak rates)" if dense.get("schedule") == "one-cycle" else ""
+    chosen = {"validation": "a validation split", "test": "the test set"}.get(settings["data"]["selection"])
+    words = [
+        f"SGD, learning rate {rates[0]}, {epochs[0]} epochs{cycle}, batch {dense['batch']}",
+        f"weight decay {dense['weight_decay']:g}",
+        f"fine-tuning {epochs[1]} epochs at {rates[1]}",
+        f"epoch chosen on {chosen}" if chosen else "last epoch",
+    ]
+    if dense.get("jumpstart"):
+        words.append(f"jumpstart coefficient {dense['jumpstart']:g}")
+    return f"Setting: {', '.join(words)}. {_ran(known['made'])}"
+
+
+def _many(values: Sequence[float]) -> str:
+    return " + ".join(f"{value:g}" for value in values)
+
+
+def _ran(made: Sequence[Mapping[str, str]]) -> str:
+    """Say on which devices, with which version of JAX, a table was made.
+
+    >>> _ran([{"jax": "0.10.2"}, {"device": "NVIDIA H200", "jax": "0.11.2"}])
+    'Run on CPU (JAX 0.10.2), NVIDIA H200 (JAX 0.11.2); the commands are [at the end](#runs-behind-the-tables).'
+    """
+    versions: dict[str, set[str]] = {}
+    for entry in made:
+        device = entry.get("device", "cpu")
+        versions.setdefault("CPU" if device == "cpu" else device, set()).add(entry.get("jax", "unknown"))
+    named = ", ".join(f"{device} (JAX {', '.join(sorted(each))})" for device, each in sorted(versions.items()))
+    return f"Run on {named}; the commands are [at the end](#runs-behind-the-tables)."
 
 
 def _row(
@@ -401,12 +468,17 @@ def _row(
         cells += ["", ""]
     cells.append("" if known is None else f"{known['q1']:.2f} / {known['med']:.2f} / {known['q3']:.2f}")
     if not len(working):
-        return [*cells, "", "", "", ""]
+        return [*cells, "", "", "", "", ""]
+    here = working["model"].map(dict(enumerate(replicates)))
+    low, high = references.corrected_bounds(
+        study.correct(ledger.DENSE, 1.0, here), study.correct(label, ratio, here), study.support
+    )
     return [
         *cells,
         f"{mean['alpha_null']:.2f}",
         f"{working['alpha_over_null'].mean():.2f}",
         f"{mean['alpha_reverse']:.2f} / {mean['alpha_rma']:.2f}",
+        f"{low:.2f} to {high:.2f}",
         f"{references.profile_slope(*balances):.2f}",
     ]
 
@@ -438,7 +510,8 @@ def _grid(name: str, cells: pd.DataFrame) -> str:
 def _titled(name: str, tables: Iterable[reporting.Printed], maps: str = "") -> str:
     """Format the tables of a jumpstart study under its name."""
     parts = [f"**{table.title}**\n\n{_table(table.header, table.rows)}" for table in tables]
-    return f"### {name}\n\n{maps}" + "\n".join(parts)
+    ran = _ran(json.loads((FOLDER / f"{name}.json").read_text())["made"])
+    return f"### {name}\n\n{ran}\n\n{maps}" + "\n".join(parts)
 
 
 def _verdicts(found: Iterable[Verdict]) -> str:
@@ -447,19 +520,20 @@ def _verdicts(found: Iterable[Verdict]) -> str:
 
 
 def _made(names: Iterable[str]) -> str:
-    """Format the command, commit and device of each table."""
+    """Format the command, commit, device and version of JAX of each table."""
     rows = [
         [
             f"`{name}.csv`",
             f"`{entry['command']}`",
             f"`{entry['commit'][:7]}{entry['commit'][40:]}`",
             entry.get("device", "cpu"),
+            entry.get("jax", "unknown"),
             entry["began"],
         ]
         for name in names
         for entry in json.loads((FOLDER / f"{name}.json").read_text())["made"]
     ]
-    return _table(["table", "command", "commit", "on", "began"], rows)
+    return _table(["table", "command", "commit", "on", "JAX", "began"], rows)
 
 
 _table = markdown.table

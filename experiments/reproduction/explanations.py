@@ -12,7 +12,7 @@ from scipy import stats
 import jprune
 from experiments.recall_distortion import presets
 from experiments.recall_distortion.plan import CONTROL
-from experiments.reproduction.hypotheses import Verdict, paired_shares
+from experiments.reproduction.hypotheses import SAME_DENSE, Verdict, detectable_change, paired_shares, smallest
 from experiments.reproduction.ledger import DENSE, Recalls
 from jprune.recall import holm
 
@@ -87,25 +87,62 @@ def _layer_collapse(free: Recalls | None, floor: Recalls | None) -> Verdict | No
 def _other_changes(studies: Mapping[str, Recalls]) -> Verdict | None:
     question = "Is recall distortion more than accuracy loss and seed noise?"
     main = studies.get("fashion-lenet")
-    kinds = list(dict.fromkeys(kind for _, kind in CHANGES.values()))
     changed = {name: studies[name] for name in CHANGES if name in studies}
-    if main is None or {CHANGES[name][1] for name in changed} != set(kinds):
+    if main is None or {CHANGES[name][1] for name in changed} != {kind for _, kind in CHANGES.values()}:
         return None
-    alphas, left_out = _alphas_of_changes(main, changed)
-    found, answers = [], []
-    for kind in kinds:
-        result = jprune.recall.compare_at_equal_accuracy(alphas, kind, "magnitude", level=1 - _P / len(kinds))
-        if not np.isfinite(result.low):
-            found.append(f"{kind}: {result.reason}")
-            answers.append("open")
-            continue
-        found.append(f"{kind}: {result.difference:+.3f} [{result.low:+.3f}, {result.high:+.3f}]")
-        apart = result.low > 0 or result.high < 0
-        answers.append("yes" if apart else "small" if max(-result.low, result.high) <= _MARGIN else "open")
-    verdict = "yes" if set(answers) == {"yes"} else "no larger than 5%" if set(answers) == {"small"} else "open"
+    pruned = studies.get(SAME_DENSE, main)
+    results, left_out = compare_changes(pruned, changed)
+    answers = {answer(result) for result in results.values()}
+    verdict = "yes" if answers == {"yes"} else "no larger than 5%" if answers == {"small"} else "open"
     text = "log alpha of magnitude pruning at equal alpha_null minus that of each other change, Bonferroni x 4: "
-    counted = f"; {left_out} alphas of 0 or less have no logarithm and are left out" if left_out else ""
-    return Verdict("R13", question, text + "; ".join(found) + counted, verdict)
+    text += _intervals(results)
+    text += f"; {left_out} alphas of 0 or less have no logarithm and are left out" if left_out else ""
+    if verdict == "open":
+        effects = [detectable_change(each, 1 - _P / len(results)) for each in results.values() if not each.reason]
+        text += f"; {smallest(*effects)}"
+    if pruned is not main:
+        first, _ = compare_changes(main, changed)
+        text += (
+            "; magnitude pruning of the same dense networks, at the published counts, since 2026-11-29; before, with "
+            f"the dense networks of the first round, of which 20 are others: {_intervals(first)}"
+        )
+    return Verdict("R13", question, text, verdict)
+
+
+def compare_changes(
+    pruned: Recalls, changed: Mapping[str, Recalls]
+) -> tuple[dict[str, jprune.recall.EqualAccuracy], int]:
+    """Compare magnitude pruning with each kind of other change at equal accuracy.
+
+    Args:
+      pruned: the dense networks, and the same after magnitude pruning.
+      changed: from the name of the table to the changed networks.
+
+    Returns:
+      from the kind of change to log alpha of pruning minus that of the change, 99% intervals after Bonferroni's
+      correction; and the number of alphas left out.
+    """
+    alphas, left_out = _alphas_of_changes(pruned, changed)
+    kinds = list(dict.fromkeys(kind for _, kind in CHANGES.values()))
+    level = 1 - _P / len(kinds)
+    return {
+        kind: jprune.recall.compare_at_equal_accuracy(alphas, kind, "magnitude", level=level) for kind in kinds
+    }, left_out
+
+
+def answer(result: jprune.recall.EqualAccuracy) -> str:
+    """Return ``yes`` if an interval excludes 0, ``small`` if it is within the margin, else ``open``."""
+    if not np.isfinite(result.low):
+        return "open"
+    apart = result.low > 0 or result.high < 0
+    return "yes" if apart else "small" if max(-result.low, result.high) <= _MARGIN else "open"
+
+
+def _intervals(results: Mapping[str, jprune.recall.EqualAccuracy]) -> str:
+    return "; ".join(
+        f"{kind}: {result.reason or f'{result.difference:+.3f} [{result.low:+.3f}, {result.high:+.3f}]'}"
+        for kind, result in results.items()
+    )
 
 
 def _alphas_of_changes(main: Recalls, changed: Mapping[str, Recalls]) -> tuple[pd.DataFrame, int]:

@@ -27,13 +27,17 @@ PUBLISHED_COUNTS = {
     "mnist-published-paper": "MNIST, paper's setting",
     "mnist-published-script": "MNIST, script's setting",
 }
+CIFAR = "cifar10-resnet20-short"
 REFERENCES = {
     "fashion-lenet": "Fashion-MNIST, LeNet",
     "mnist-lenet": "MNIST, LeNet",
+    CIFAR: "CIFAR-10, ResNet-20",
     "cifar10-published": "CIFAR-10, ResNet-56, published networks",
 }
+SAME_DENSE = "fashion-published-paper"  # its dense networks are those of the rounding and channel arms
 _PRUNED = (2.0, 4.0, 10.0, 20.0, 50.0)
 _P = 0.01
+_ELSEWHERE = "does not carry over"
 
 
 class Verdict(NamedTuple):
@@ -60,11 +64,10 @@ def of_recalls(studies: Mapping[str, Recalls], published: pd.DataFrame) -> list[
       published: quartiles of the published alphas, a row per data set, score and ratio.
     """
     main = studies.get("fashion-lenet")
-    plain = _alphas(main, ["magnitude"])
     return [
-        _control(plain),
-        _rising(plain),
-        _undecayed(_alphas(main, ["magnitude", "undecayed"])),
+        _planned_margin(_control(main)),
+        _rising(main),
+        _undecayed(main),
         _equal_accuracy(main),
         _signed(main),
         _random(main),
@@ -78,11 +81,26 @@ def of_recalls(studies: Mapping[str, Recalls], published: pd.DataFrame) -> list[
         _seed_null(studies),
         _collapse(main),
         _devices(main),
-        *([_channels(main, studies["fashion-channels"])] if "fashion-channels" in studies else []),
+        *([_channels(main, studies)] if "fashion-channels" in studies else []),
+        *(_on_cifar(studies[CIFAR]) if CIFAR in studies else []),
     ]
 
 
-def _alphas(study: Recalls | None, scores: Sequence[str]) -> pd.DataFrame | None:
+def _on_cifar(study: Recalls) -> list[Verdict]:
+    """Answer R1 to R4 and R6 on CIFAR-10, the data set of the published comparison."""
+    found = [_control(study), _rising(study), _undecayed(study), _equal_accuracy(study), _random(study)]
+    published = "contradicted"  # the claim is about these networks
+    return [
+        each._replace(
+            name=f"{each.name}, CIFAR-10",
+            question=f"{each.question} (ResNet-20)",
+            verdict=published if each.verdict == _ELSEWHERE else each.verdict,
+        )
+        for each in found
+    ]
+
+
+def alphas_by_ratio(study: Recalls | None, scores: Sequence[str]) -> pd.DataFrame | None:
     """Return alpha by model (rows) and (score, ratio); None if fewer than two networks have every ratio."""
     if study is None or not all(set(_PRUNED) <= set(study.ratios(score)) for score in scores):
         return None
@@ -93,8 +111,9 @@ def _alphas(study: Recalls | None, scores: Sequence[str]) -> pd.DataFrame | None
     return audit.alphas.pivot_table(index="model", columns=["score", "ratio"], values="alpha")
 
 
-def _control(alphas: pd.DataFrame | None) -> Verdict:
+def _control(study: Recalls | None) -> Verdict:
     question = "Is alpha below 1 at t = 2 because of pruning?"
+    alphas = alphas_by_ratio(study, ["magnitude"])
     if alphas is None:
         return _not_run("R1", question)
     difference = alphas["magnitude", 2.0] - alphas["magnitude", 1.0]
@@ -105,16 +124,22 @@ def _control(alphas: pd.DataFrame | None) -> Verdict:
     )
     verdict = "supported" if change.high < 0 else "contradicted" if change.low > 0 else "open"
     if verdict == "open":
-        found += f"; smallest effect found with a chance of 80%: {_detectable(difference):.3f}"
-        found += (
-            ". The margin of .05 that was planned for 'contradicted' exceeds the effect and is not used (2026-11-28)"
-        )
+        found += f"; {smallest(_detectable(difference))}"
     return Verdict("R1", question, found, verdict)
 
 
-def _rising(alphas: pd.DataFrame | None) -> Verdict:
+def _planned_margin(verdict: Verdict) -> Verdict:
+    """Add why an open R1 is not called contradicted."""
+    if verdict.verdict != "open":
+        return verdict
+    margin = ". The margin of .05 that was planned for 'contradicted' exceeds the effect and is not used (2026-11-28)"
+    return verdict._replace(found=verdict.found + margin)
+
+
+def _rising(study: Recalls | None) -> Verdict:
     question = "Does alpha rise with t?"
-    if alphas is None:
+    alphas = alphas_by_ratio(study, ["magnitude"])
+    if alphas is None or study is None:
         return _not_run("R2", question)
     steps = [
         paired_test(alphas["magnitude", b], alphas["magnitude", a], "greater") for a, b in itertools.pairwise(_PRUNED)
@@ -123,27 +148,48 @@ def _rising(alphas: pd.DataFrame | None) -> Verdict:
     means = ", ".join(f"{alphas['magnitude', ratio].mean():.2f}" for ratio in _PRUNED)
     named = ", ".join(f"{ratio:g}" for ratio in _PRUNED)
     found = f"mean alpha {means} at t = {named}; p {', '.join(map(_p, p))}, {len(alphas)} networks"
+    found += _collapsed_words(study, ["magnitude"])
     falling = any(len(steps) * (1 - step.p_value) < _P for step in steps)
-    return Verdict("R2", question, found, "supported" if max(p) < _P else "contradicted" if falling else "open")
+    verdict = "supported" if max(p) < _P else "contradicted" if falling else "open"
+    if verdict == "open":
+        gaps = [alphas["magnitude", b] - alphas["magnitude", a] for a, b in itertools.pairwise(_PRUNED)]
+        least = [_detectable(gap, tests=len(steps), sides=1) for gap in gaps]
+        found += f"; {smallest(*least)} (steps in this order)"
+    return Verdict("R2", question, found, verdict)
 
 
-def _undecayed(alphas: pd.DataFrame | None) -> Verdict:
+def _collapsed_words(study: Recalls, scores: Sequence[str]) -> str:
+    """Say how many networks collapsed, by score and ratio; their alphas are part of the planned tests."""
+    replicates = study.complete(scores)
+    counts = [(score, r, int(study.collapsed(score, r, replicates).sum())) for score in scores for r in _PRUNED]
+    found = ", ".join(f"{count} ({score}, t = {r:g})" for score, r, count in counts if count)
+    return f"; with collapsed networks, as planned: {found}" if found else ""
+
+
+def _undecayed(study: Recalls | None) -> Verdict:
     question = "Does undecayed have a lower alpha than magnitude at equal achieved ratio?"
-    if alphas is None:
+    scores = ["magnitude", "undecayed"]
+    alphas = alphas_by_ratio(study, scores)
+    if alphas is None or study is None:
         return _not_run("R3", question)
     tests = {r: paired_test(alphas["undecayed", r], alphas["magnitude", r]) for r in _PRUNED}
     p = {ratio: min(1.0, len(tests) * test.p_value) for ratio, test in tests.items()}
     change = {ratio: (alphas["undecayed", ratio] - alphas["magnitude", ratio]).mean() for ratio in tests}
     found = "; ".join(f"t = {r:g}: {change[r]:+.3f} (p {_p(p[r])})" for r in tests) + f"; {len(alphas)} networks"
+    found += _collapsed_words(study, scores)
     lower = any(p[r] < _P and change[r] < 0 for r in tests)
     higher = any(p[r] < _P and change[r] > 0 for r in tests)
-    return Verdict("R3", question, found, "does not carry over" if higher else "supported" if lower else "open")
+    verdict = _ELSEWHERE if higher else "supported" if lower else "open"
+    if verdict == "open":
+        gaps = [alphas["undecayed", r] - alphas["magnitude", r] for r in tests]
+        found += f"; {smallest(*(_detectable(gap, tests=len(tests)) for gap in gaps))}"
+    return Verdict("R3", question, found, verdict)
 
 
 def _equal_accuracy(study: Recalls | None) -> Verdict:
     question = "Does undecayed have a lower alpha than magnitude at equal accuracy?"
     scores = ["magnitude", "undecayed"]
-    if _alphas(study, scores) is None or study is None:
+    if alphas_by_ratio(study, scores) is None or study is None:
         return _not_run("R4", question)
     table = study.audit(scores, study.complete(scores)).alphas
     table = table[table["ratio"] != 1]
@@ -156,6 +202,7 @@ def _equal_accuracy(study: Recalls | None) -> Verdict:
     verdict = "supported" if result.high < 0 else "contradicted" if result.low > 0 else "open"
     found += f"; {len(table) - len(working)} of {len(table)} alphas, of collapsed networks, left out (2026-11-26)"
     found += f", and {len(working) - len(positive)} below 0" if len(positive) < len(working) else ""
+    found += f"; {smallest(detectable_change(result))}" if verdict == "open" else ""
     low = positive[positive["ratio"] <= 20]
     if len(low) < len(positive):
         few = jprune.recall.compare_at_equal_accuracy(low, *scores)
@@ -163,6 +210,13 @@ def _equal_accuracy(study: Recalls | None) -> Verdict:
             bound = 100 * np.expm1(max(abs(few.low), abs(few.high)))
             found += f"; t <= 20 alone (2026-11-28): {_change(few)}, equivalent within {bound:.1f}%"
     return Verdict("R4", question, found, verdict)
+
+
+def detectable_change(result: jprune.recall.EqualAccuracy, level: float = 0.99) -> float:
+    """Return the smallest difference at equal accuracy that is detected with a power of 80%, from its interval."""
+    df = result.models - 1
+    quantile = stats.t.isf((1 - level) / 2, df)
+    return float((1 + stats.t.isf(0.2, df) / quantile) * (result.high - result.low) / 2)
 
 
 def _change(result: jprune.recall.EqualAccuracy) -> str:
@@ -184,7 +238,7 @@ def _signed(study: Recalls | None) -> Verdict:
 
 def _random(study: Recalls | None) -> Verdict:
     question = "Does random pruning of healthy networks intensify from t = 4?"
-    alphas = _alphas(study, ["random"])
+    alphas = alphas_by_ratio(study, ["random"])
     if alphas is None or study is None:
         return _not_run("R6", question)
     intervals = {ratio: t_interval(alphas["random", ratio]) for ratio in _PRUNED if ratio >= 4}
@@ -202,7 +256,7 @@ def _random(study: Recalls | None) -> Verdict:
 
 def _other(name: str, question: str, main: Recalls | None, variant: Recalls | None) -> Verdict:
     """Test whether alpha differs between two studies: Welch's t per ratio, Bonferroni over the ratios."""
-    ours, theirs = _alphas(main, ["magnitude"]), _alphas(variant, ["magnitude"])
+    ours, theirs = alphas_by_ratio(main, ["magnitude"]), alphas_by_ratio(variant, ["magnitude"])
     if ours is None or theirs is None:
         return _not_run(name, question)
     tests = {r: independent_test(theirs["magnitude", r], ours["magnitude", r]) for r in _PRUNED}
@@ -213,15 +267,15 @@ def _other(name: str, question: str, main: Recalls | None, variant: Recalls | No
     if min(p.values()) < _P:
         return Verdict(name, question, found, "supported")
     least = {r: _detectable(theirs["magnitude", r], ours["magnitude", r], len(tests)) for r in _PRUNED}
-    found += "; smallest effects found with a chance of 80%: " + ", ".join(f"{d:.2f}" for d in least.values())
+    found += f"; {smallest(*least.values(), digits=2)}"
     return Verdict(name, question, found, "open")
 
 
 def _units(main: Recalls | None, variant: Recalls | None) -> Verdict:
     question = "Does it change the share of dead units, or accuracy, after pruning at t = 50?"
-    if _alphas(main, ["magnitude"]) is None or _alphas(variant, ["magnitude"]) is None:
+    if alphas_by_ratio(main, ["magnitude"]) is None or alphas_by_ratio(variant, ["magnitude"]) is None:
         return _not_run("R8", question)
-    found, least = [], 1.0
+    found, least, effects = [], 1.0, []
     for column, words in (("dead_units", "dead units"), ("accuracy", "accuracy")):
         without, with_penalty = (_values(study, column, 50.0) for study in (main, variant) if study is not None)
         if min(len(without), len(with_penalty)) < 2:
@@ -229,14 +283,18 @@ def _units(main: Recalls | None, variant: Recalls | None) -> Verdict:
             continue
         p = min(1.0, 2 * independent_test(with_penalty, without).p_value)
         least = min(least, p)
+        effects.append(_detectable(pd.Series(with_penalty), pd.Series(without), 2))
         found.append(f"{words} {without.mean():.3f} without, {with_penalty.mean():.3f} with it (p {_p(p)})")
+    if effects and least >= _P:
+        found.append(smallest(*effects))
     lower = []
     for ratio in (4.0, 10.0, 20.0):
         without, with_penalty = (_values(study, "dead_units", ratio) for study in (main, variant) if study is not None)
         if min(len(without), len(with_penalty)) >= 2:
             lower.append(f"t = {ratio:g}: {without.mean():.3f} without, {with_penalty.mean():.4f} with it")
+            counts = f"{len(without)} and {len(with_penalty)} networks whose units were counted"
     if lower:
-        found.append(f"dead units at lower ratios (2026-11-28, not judged): {', '.join(lower)}")
+        found.append(f"dead units at lower ratios (2026-11-28, not judged): {', '.join(lower)} ({counts})")
     return Verdict("R8", question, "; ".join(found), "supported" if least < _P else "open")
 
 
@@ -251,7 +309,7 @@ def _values(study: Recalls, column: str, ratio: float) -> np.ndarray:
 def _collapse(study: Recalls | None) -> Verdict:
     question = "Do fewer networks collapse after undecayed than after magnitude pruning to 125 weights?"
     scores = ["magnitude", "undecayed"]
-    if study is None or _alphas(study, scores) is None:
+    if study is None or alphas_by_ratio(study, scores) is None:
         return _not_run("R16", question)
     replicates = study.complete(scores)
     magnitude, undecayed = (study.collapsed(score, 50.0, replicates) for score in scores)
@@ -266,7 +324,7 @@ def _collapse(study: Recalls | None) -> Verdict:
 def _devices(study: Recalls | None) -> Verdict:
     """Compare devices: replicates 0 to 9 ran on CPUs, most stages of 10 to 29 on a GPU."""
     question = "Do the replicates trained on CPUs (0 to 9) differ from those trained on a GPU (10 to 29)?"
-    alphas = _alphas(study, ["magnitude"])
+    alphas = alphas_by_ratio(study, ["magnitude"])
     if alphas is None or study is None or len(alphas) < 20:
         return _not_run("R17", question)
     replicates = np.array(study.complete(["magnitude"]))
@@ -275,29 +333,45 @@ def _devices(study: Recalls | None) -> Verdict:
     tests = {r: independent_test(alphas["magnitude", r][gpu], alphas["magnitude", r][cpu]) for r in ratios}
     p = {ratio: min(1.0, len(tests) * test.p_value) for ratio, test in tests.items()}
     found = "; ".join(f"t = {r:g}: {tests[r].difference:+.3f} (p {_p(p[r])})" for r in ratios)
+    found = f"mean alpha on the GPU minus on CPUs: {found}"
     least = max(_detectable(alphas["magnitude", r][gpu], alphas["magnitude", r][cpu], len(tests)) for r in ratios)
     found += f"; {gpu.sum()} and {cpu.sum()} networks; smallest effect found with a chance of 80%: at most {least:.2f}"
     return Verdict("R17", question, f"{found} (asked on 2026-11-28)", "supported" if min(p.values()) < _P else "open")
 
 
-def _channels(main: Recalls | None, channels: Recalls) -> Verdict:
+def _channels(main: Recalls | None, studies: Mapping[str, Recalls]) -> Verdict:
     question = "Does removing channels distort recalls more than removing weights, at equal accuracy?"
+    channels = studies["fashion-channels"]
     if main is None:
         return _not_run("R15", question)
-    replicates = sorted({*main.complete(["magnitude"])} & {*channels.complete(["magnitude"])})
+    weights = studies.get(SAME_DENSE, main)
+    result, below = channels_against(weights, channels)
+    if not np.isfinite(result.low):
+        return Verdict("R15", question, result.reason, "open")
+    found = f"log alpha at equal alpha_null: {_change(result)}, {result.models} networks"
+    found += f", {below} alphas below 0 left out" if below else ""
+    if weights is not main:
+        first, _ = channels_against(main, channels)
+        found += (
+            f"; weights removed from the same dense networks, at the published counts, since 2026-11-29; before, from "
+            f"those of the first round, of which 20 are others: {_change(first)}"
+        )
+    small = max(abs(result.low), abs(result.high)) <= 0.05
+    verdict = "no larger than 5%" if small else "yes" if result.low > 0 else "open"
+    found += f"; {smallest(detectable_change(result))}" if verdict == "open" else ""
+    return Verdict("R15", question, found, verdict)
+
+
+def channels_against(weights: Recalls, channels: Recalls) -> tuple[jprune.recall.EqualAccuracy, int]:
+    """Compare removing channels with removing weights, t = 2 to 20; also count the alphas that are not positive."""
+    replicates = sorted({*weights.complete(["magnitude"])} & {*channels.complete(["magnitude"])})
     parts = []
-    for score, study, most in (("magnitude", main, 20), ("channels", channels, np.inf)):
+    for score, study, most in (("magnitude", weights, 20), ("channels", channels, np.inf)):
         table = study.audit(["magnitude"], replicates).alphas
         parts.append(study.working(table[(table["ratio"] > 1) & (table["ratio"] <= most)]).assign(score=score))
     table = pd.concat(parts)
     positive = table[table["alpha"] > 0]  # the others have no logarithm
-    result = jprune.recall.compare_at_equal_accuracy(positive, "magnitude", "channels")
-    if not np.isfinite(result.low):
-        return Verdict("R15", question, result.reason, "open")
-    found = f"log alpha at equal alpha_null: {_change(result)}, {result.models} networks"
-    found += f", {len(table) - len(positive)} alphas below 0 left out" if len(positive) < len(table) else ""
-    small = max(abs(result.low), abs(result.high)) <= 0.05
-    return Verdict("R15", question, found, "no larger than 5%" if small else "yes" if result.low > 0 else "open")
+    return jprune.recall.compare_at_equal_accuracy(positive, "magnitude", "channels"), len(table) - len(positive)
 
 
 def _published_counts(studies: Mapping[str, Recalls]) -> Verdict:
@@ -312,62 +386,113 @@ def _published_counts(studies: Mapping[str, Recalls]) -> Verdict:
             continue
         collapsed = int(study.collapsed("magnitude", _PRUNED[-1], replicates).sum())
         low, high = wilson(collapsed, len(replicates))
-        found.append(f"{words}: {collapsed} of {len(replicates)} [{low:.2f}, {high:.2f}]")
         verdicts.append("no" if high < 0.15 else "yes" if low > 0.15 else "open")
+        found.append(f"{words}: {collapsed} of {len(replicates)} [{low:.2f}, {high:.2f}]: **{verdicts[-1]}**")
     if not found:
         return _not_run("R10", question)
-    return Verdict("R10", question, "; ".join(found), verdicts[0] if len(set(verdicts)) == 1 else "open")
+    counts = {answer: verdicts.count(answer) for answer in ("no", "yes", "open") if answer in verdicts}
+    by_arm = ", ".join(f"{answer} in {count}" for answer, count in counts.items()) + f" of {len(verdicts)} arms"
+    return Verdict("R10", question, "; ".join(found), verdicts[0] if len(counts) == 1 else by_arm)
 
 
 def _quartiles(studies: Mapping[str, Recalls], published: pd.DataFrame) -> Verdict:
     question = "Which setting, the paper's or the script's, matches the published quartiles of alpha?"
-    found = []
+    found, counts = [], {}
     for name, words in PUBLISHED_COUNTS.items():
-        study = studies.get(name)
-        alphas = _alphas(study, ["magnitude"])
-        if study is None or alphas is None:
+        matches = matching_ratios(name, studies.get(name), published)
+        if matches is None:
             continue
-        dataset = "fashion_mnist" if name.startswith("fashion") else "mnist"
-        rows = published[(published["dataset"] == dataset) & (published["score"] == "magnitude")].set_index("ratio")
-        matches = []
-        for nominal in _PRUNED:
-            values, row = alphas["magnitude", nominal], rows.loc[nominal]
-            below = int((values < row["median"]).sum())
-            p = min(1.0, len(_PRUNED) * float(stats.binomtest(below, len(values)).pvalue))
-            if row["q1"] <= values.median() <= row["q3"] and p >= _P:
-                matches.append(f"{nominal:g}")
-        found.append(f"{words}: {len(matches)} of 5 (t = {', '.join(matches) or 'none'}; {len(alphas)} networks)")
+        ratios, least, networks = matches
+        listed = ", ".join(f"{ratio:g}" for ratio in ratios) or "none"
+        found.append(f"{words}: {len(ratios)} of 5 (t = {listed}; smallest p {least:.2g}; {networks} networks)")
+        counts.setdefault(words.split(",")[0], {})[name.rpartition("-")[2]] = len(ratios)
     if not found:
         return _not_run("R11", question)
-    return Verdict("R11", question, "; ".join(found), "see the counts")
+    return Verdict("R11", question, "; ".join(found), "; ".join(_closer(*each) for each in counts.items()))
+
+
+def matching_ratios(name: str, study: Recalls | None, published: pd.DataFrame) -> tuple[list[float], float, int] | None:
+    """Return the ratios at which an arm of R11 matches the published quartiles.
+
+    Args:
+      name: name of the arm in ``PUBLISHED_COUNTS``.
+      study: the arm, or None if it has not run.
+      published: quartiles of the published alphas, a row per data set, score and ratio.
+
+    Returns:
+      the ratios, the smallest p of the five tests after Bonferroni's correction, and the number of networks; None if
+      fewer than two networks have every ratio.
+    """
+    alphas = alphas_by_ratio(study, ["magnitude"])
+    if alphas is None:
+        return None
+    dataset = "fashion_mnist" if name.startswith("fashion") else "mnist"
+    rows = published[(published["dataset"] == dataset) & (published["score"] == "magnitude")].set_index("ratio")
+    matches, least = [], 1.0
+    for nominal in _PRUNED:
+        values, row = alphas["magnitude", nominal], rows.loc[nominal]
+        below = int((values < row["median"]).sum())
+        p = min(1.0, len(_PRUNED) * float(stats.binomtest(below, len(values)).pvalue))
+        if row["q1"] <= values.median() <= row["q3"] and p >= _P:
+            matches.append(nominal)
+        least = min(least, p)
+    return matches, least, len(alphas)
+
+
+def _closer(dataset: str, matches: Mapping[str, int]) -> str:
+    """Say which setting matches at more ratios.
+
+    >>> _closer("MNIST", {"paper": 5, "script": 3}), _closer("MNIST", {"paper": 4, "script": 4})
+    ("MNIST: the paper's", 'MNIST: both alike')
+    >>> _closer("MNIST", {"script": 3})
+    "MNIST: only the script's has run"
+    """
+    if len(matches) < 2:
+        return f"{dataset}: only the {next(iter(matches))}'s has run"
+    paper, script = matches["paper"], matches["script"]
+    return f"{dataset}: " + ("both alike" if paper == script else f"the {'paper' if paper > script else 'script'}'s")
 
 
 def _seed_null(studies: Mapping[str, Recalls]) -> Verdict:
     question = "Does pruning at t = 2 and 4 lower alpha below the seed null?"
-    found = []
+    found, verdicts = [], []
     for name, words in REFERENCES.items():
         study = studies.get(name)
-        if study is None or _alphas(study, ["magnitude"]) is None:
+        if study is None or alphas_by_ratio(study, ["magnitude"]) is None:
             continue
         replicates = study.complete(["magnitude"])
         if len(replicates) < 3:
             continue
         dense = study.correct(DENSE, 1.0, replicates)
         null = references.seed_null(dense, study.support)
-        parts, answers = [], set()
+        parts, answers = [], {}
         for ratio in (2.0, 4.0):
             pruned = study.correct("magnitude", ratio, replicates)
             change = references.above_seed_null(dense, pruned, study.support)
-            parts.append(f"t = {ratio:g}: {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]")
-            within = max(abs(change.low), abs(change.high)) <= 0.05
-            answers.add("lower" if change.high < 0 else "no larger than .05" if within else "open")
-        answer = answers.pop() if len(answers) == 1 else "lower at one of the two"
+            parts.append(f"t = {ratio:g}: {_estimate(change)}")
+            answers[ratio] = _below_null(change)
+        verdicts.append(
+            answers[2.0]
+            if len(set(answers.values())) == 1
+            else ", ".join(f"{answer} at t = {ratio:g}" for ratio, answer in answers.items())
+        )
         found.append(
-            f"{words}: seed null {null.value:.3f} [{null.low:.3f}, {null.high:.3f}]; {', '.join(parts)}: **{answer}**"
+            f"{words}, {len(replicates)} networks: seed null {null.value:.3f} [{null.low:.3f}, {null.high:.3f}]; "
+            f"{', '.join(parts)}: **{verdicts[-1]}**"
         )
     if not found:
         return _not_run("R12", question)
-    return Verdict("R12", question, "; ".join(found), "differs by data set")
+    verdict = verdicts[0] if len(set(verdicts)) == 1 else "differs by data set"
+    return Verdict("R12", question, "; ".join(found), verdict)
+
+
+def _below_null(change: references.Estimate) -> str:
+    within = max(abs(change.low), abs(change.high)) <= 0.05
+    return "yes" if change.high < 0 else "no larger than .05" if within else "open"
+
+
+def _estimate(estimate: references.Estimate) -> str:
+    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
 def of_moons(
@@ -392,13 +517,24 @@ def of_tables(cells: pd.DataFrame | None) -> Verdict:
     won, lost = int((by_dataset > 0).sum()), int((by_dataset < 0).sum())
     p = _sign_test(won, lost)
     found = f"{wins} wins, {len(margin) - wins - losses} draws, {losses} losses over data sets and seeds; "
-    found += f"the unit is the data set: {won} of {won + lost} won (p {_p(p)})"
+    found += f"the unit is the data set (since 2026-11-28): {won} of {won + lost} won (p {_p(p)})"
     if "skip" in score:
         skip = (score["jumpstart"] - score["skip"]).groupby("dataset").mean()
         better = ", ".join(f"{name} by {100 * -value:.0f} points" for name, value in skip[skip < 0].items())
         found += f"; skip connections beat jumpstart on {better}" if better else ""
     decided = "supported" if won > lost else "contradicted"
+    found += "" if p < 0.05 else f"; {_least_split(won + lost)}"
     return Verdict("J4", question, found, decided if p < 0.05 else "open")
+
+
+def _least_split(units: int) -> str:
+    """Say what a sign test at 5% needs.
+
+    >>> _least_split(4), _least_split(6), _least_split(9)
+    ('with 4 units p is never below .05', 'p below .05 needs 6 of 6 units', 'p below .05 needs 8 of 9 units')
+    """
+    enough = [wins for wins in range(units // 2 + 1, units + 1) if _sign_test(wins, units - wins) < 0.05]
+    return f"p below .05 needs {enough[0]} of {units} units" if enough else f"with {units} units p is never below .05"
 
 
 def of_pruned(tables: Sequence[pd.DataFrame]) -> Verdict:
@@ -428,7 +564,8 @@ def of_pruned(tables: Sequence[pd.DataFrame]) -> Verdict:
         if len(set(answers.values())) == 1
         else ", ".join(f"{answer} against {other}" for other, answer in answers.items())
     )
-    return Verdict("J5", question, f"{'; '.join(found)}; {datasets}", verdict)
+    needed = "; at least 10 pairs are needed for another word than open" if "open" in verdict else ""
+    return Verdict("J5", question, f"{'; '.join(found)}; {datasets}{needed}", verdict)
 
 
 def _more_train(cells: pd.DataFrame | None) -> Verdict:
@@ -450,12 +587,12 @@ def _agree(cells: pd.DataFrame | None, published: pd.DataFrame, more_seeds: pd.D
     if cells is None:
         return _not_run("J2", question)
     both = cells[cells["replicate"] == 0].merge(published, on=["method", "width", "depth"], suffixes=("", "_published"))
-    found, widest = [], 0.0
+    found, widest = [], {}
     for method, rows in both.groupby("method", sort=False):
         ours, theirs = (rows[column] >= 0.9 for column in ("train_acc", "train_acc_published"))
         low, high = paired_shares(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(rows))
-        widest = max(widest, abs(low), abs(high))
-        agreement = f"kappa {_kappa(ours, theirs):.2f}"
+        widest[method] = max(abs(low), abs(high))
+        agreement = f"kappa {kappa(ours, theirs):.2f}"
         found.append(
             f"{method} {ours.sum()} / {theirs.sum()} of {len(rows)} [{100 * low:+.0f}, {100 * high:+.0f}], {agreement}"
         )
@@ -463,23 +600,36 @@ def _agree(cells: pd.DataFrame | None, published: pd.DataFrame, more_seeds: pd.D
     if more_seeds is not None:
         words += f". Two of our own seeds disagree in {_own_disagreement(more_seeds)} of the cells"
     words += ". The test planned first, Fisher's exact, found no difference; equivalence since 2026-11-28"
-    return Verdict("J2", question, words, "equivalent within 15 points" if widest <= 0.15 else "open")
+    closer = ", ".join(str(method) for method, width in widest.items() if width <= 0.1)
+    verdict = "equivalent within 15 points" + (f", within 10 for {closer}" if closer else "")
+    return Verdict("J2", question, words, verdict if max(widest.values()) <= 0.15 else "open")
 
 
 def _own_disagreement(cells: pd.DataFrame) -> str:
-    """Describe how often two seeds disagree about a cell, and their kappa, by method: means over all pairs of seeds."""
-    found = []
+    """Describe how often two seeds disagree about a cell, and their kappa, by method."""
+    return ", ".join(
+        f"{100 * share:.0f}% ({method}, kappa {value:.2f})" for method, (share, value) in between_seeds(cells).items()
+    )
+
+
+def between_seeds(cells: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Compare our own seeds on whether a cell reaches a training accuracy of .9.
+
+    Returns:
+      from method to the share of cells in which two seeds disagree and their kappa, means over all pairs of seeds.
+    """
+    found = {}
     for method, rows in cells.assign(trained=cells["train_acc"] >= 0.9).groupby("method", sort=False):
         table = rows.pivot_table(index=["width", "depth"], columns="replicate", values="trained", aggfunc="first")
         table = table.dropna().astype(bool)
         pairs = [(table[a], table[b]) for a, b in itertools.combinations(table.columns, 2)]
         if pairs:
-            share, kappa = np.mean([(a != b).mean() for a, b in pairs]), np.mean([_kappa(a, b) for a, b in pairs])
-            found.append(f"{100 * share:.0f}% ({method}, kappa {kappa:.2f})")
-    return ", ".join(found)
+            share, agreement = np.mean([((a != b).mean(), kappa(a, b)) for a, b in pairs], axis=0)
+            found[str(method)] = (float(share), float(agreement))
+    return found
 
 
-def _kappa(a: pd.Series, b: pd.Series) -> float:
+def kappa(a: pd.Series, b: pd.Series) -> float:
     """Return Cohen's kappa of two boolean series; NaN if both are constant and equal."""
     chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
     return float(((a == b).mean() - chance) / (1 - chance)) if chance < 1 else float("nan")
@@ -527,6 +677,7 @@ def _form(layers: pd.DataFrame | None, published: pd.DataFrame) -> Verdict:
     conv, dense = (table[form].astype(bool) for form in ("conv", "dense"))
     p = _sign_test(int((conv & ~dense).sum()), int((dense & ~conv).sum()))
     found = f"conv agrees in {conv.sum()}, dense in {dense.sum()} of {len(table)} networks (p {_p(p)})"
+    found += "" if p < 0.05 else f"; the forms differ in {(conv != dense).sum()}: {_least_split((conv != dense).sum())}"
     verdict = "open" if p >= 0.05 else "supported" if conv.sum() > dense.sum() else "contradicted"
     return Verdict("J3", question, found, verdict)
 
@@ -535,19 +686,26 @@ def _sign_test(wins: int, losses: int) -> float:
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def _detectable(a: pd.Series, b: pd.Series | None = None, tests: int = 1) -> float:
-    """Return the smallest true difference that a two-sided t test at 1% detects with a power of 80%.
+def smallest(*effects: float, digits: int = 3) -> str:
+    """Say which effects the tests could have found."""
+    named = ", ".join(f"{effect:.{digits}f}" for effect in effects)
+    return f"smallest effect{'s' if len(effects) > 1 else ''} found with a chance of 80%: {named}"
+
+
+def _detectable(a: pd.Series, b: pd.Series | None = None, tests: int = 1, sides: int = 2) -> float:
+    """Return the smallest true difference that a t test at 1% detects with a power of 80%.
 
     Args:
       a: differences of pairs; or one of two independent samples.
       b: the other sample.
       tests: Bonferroni's divisor.
+      sides: sides of the test, 1 or 2.
     """
     if b is None:
         df, error = len(a) - 1, a.std(ddof=1) / np.sqrt(len(a))
     else:
         df, error = len(a) + len(b) - 2, np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
-    return float((stats.t.isf(_P / tests / 2, df) + stats.t.isf(0.2, df)) * error)
+    return float((stats.t.isf(_P / tests / sides, df) + stats.t.isf(0.2, df)) * error)
 
 
 def _not_run(name: str, question: str) -> Verdict:

@@ -91,3 +91,37 @@ def profile_slope(dense: Float[np.ndarray, "networks classes"], pruned: Float[np
     """
     x, y = dense.mean(0), pruned.mean(0)
     return float(x @ y / (x @ x))
+
+
+def corrected_bounds(
+    dense: Int[np.ndarray, "networks classes"],
+    pruned: Int[np.ndarray, "networks classes"],
+    support: Int[np.ndarray, " classes"],
+) -> tuple[float, float]:
+    """Return bounds of alpha corrected for test-set noise, pooled over networks, from counts alone.
+
+    The correction (``jprune.recall.corrected_intensification``) needs the share of a class that both networks classify
+    correctly, which counts do not contain. The lower bound assumes the largest possible share (the errors of one
+    network are among those of the other), the upper bound independent errors.
+
+    Args:
+      dense: correctly classified test examples of every class, of dense networks.
+      pruned: correctly classified test examples of the same networks after pruning, in the same order.
+      support: test examples of every class, at least 2 each.
+
+    >>> low, high = corrected_bounds(np.array([[90, 70]]), np.array([[80, 70]]), np.array([100, 100]))
+    >>> round(low, 4), round(high, 4)
+    (0.4925, 0.577)
+    """
+    share, classes = support / support.sum(), len(support)
+    r, s = dense / support, pruned / support
+    a, b = dense.sum(1) / support.sum(), pruned.sum(1) / support.sum()
+
+    def noise(terms: Float[np.ndarray, "networks classes"]) -> Float[np.ndarray, " networks"]:
+        return ((1 - 2 * share) * terms).sum(1) + classes * (share**2 * terms).sum(1)
+
+    spread = (((r - a[:, None]) ** 2).sum(1) - noise(r * (1 - r) / (support - 1))) / a**2
+    product = ((r - a[:, None]) * (s - b[:, None])).sum(1)
+    nested = noise((np.minimum(r, s) - r * s) / (support - 1))
+    total = spread.sum()
+    return float(((product - nested) / (a * b)).sum() / total), float((product / (a * b)).sum() / total)
