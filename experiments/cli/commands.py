@@ -32,6 +32,14 @@ class RunOptions:
     """Folder of the results; runs/PRESET by default."""
     data_dir: Path | None = None
     """Folder of prepared TensorFlow Datasets; ~/tensorflow_datasets by default."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints within a stage, from which a killed run continues; 0 for one after every
+    epoch."""
+
+    def __post_init__(self):
+        """Validate the options."""
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(f"checkpoint_minutes={self.checkpoint_minutes} must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Part:
       command: computes the part.
       folder: of the results.
       hours: time limit.
-      began: when this job started, and the stages that were complete then.
+      began: when this job started, and the stages and checkpoints that were complete then.
     """
 
     def __init__(self, command: Sequence[str], folder: Path, hours: float):
@@ -88,7 +88,7 @@ class Part:
         """The job that submitit submits after a preemption or a time-out.
 
         Raises:
-          RuntimeError: the job reached its time limit before any stage was completed, and so would the next.
+          RuntimeError: the job reached its time limit before a stage or a checkpoint was stored, and so would the next.
         """
         import submitit  # noqa: PLC0415 an extra
 
@@ -96,13 +96,14 @@ class Part:
         timed_out = time.time() - start > 3600 * self.hours - _WARNING_SECONDS
         if timed_out and self._complete() == complete:
             raise RuntimeError(
-                f"no stage was completed within the time limit of {self.hours:g} hours, so the job is not requeued; "
-                "give more --hours, or make the stages shorter with a smaller --chunk, and rerun the same command"
+                f"no stage and no checkpoint was stored within the time limit of {self.hours:g} hours, so the job is "
+                "not requeued; give more --hours, or make an epoch shorter with a smaller --chunk, and rerun the same "
+                "command"
             )
         return submitit.helpers.DelayedSubmission(self)
 
     def _complete(self) -> frozenset[Path]:
-        """The complete stages of the folder, of this part and of others."""
+        """The complete stages and checkpoints of the folder, of this part and of others."""
         return frozenset(path for path in self.folder.glob("store/*/*-*") if PARTIAL not in path.name)
 
 

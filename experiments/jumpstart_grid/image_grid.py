@@ -33,6 +33,8 @@ from experiments.jumpstart_grid.cells import (
 )
 from experiments.jumpstart_grid.config import Grid, GridRunning
 from experiments.models import convolution, networks
+from experiments.storage import checkpoints
+from experiments.storage.checkpoints import Checkpoints
 from experiments.storage.files import JSON
 
 UNIT = "epochs"
@@ -106,7 +108,7 @@ def plan(grid: Grid) -> list[GridStage]:
 
 
 def carry_out(
-    running: GridRunning, stage: GridStage, advance: Callable[[int], None]
+    running: GridRunning, stage: GridStage, advance: Callable[[int], None], kept: Checkpoints | None = None
 ) -> dict[str, dict[str, Sequence[object]]]:
     """Train the networks of a stage.
 
@@ -114,6 +116,7 @@ def carry_out(
       running: run options, with the folder of the data.
       stage: stage of the plan.
       advance: called after each epoch with the number of networks that took it.
+      kept: checkpoints of the stage, of which the latest is continued.
 
     Returns:
       Columns of the table ``cells``, a row for each seed; and, if they are pruned, of ``pruned``, a row for each seed
@@ -131,7 +134,7 @@ def carry_out(
         for _ in range(setup.epochs)
     ]
     train = by_steps if jax.default_backend() == "cpu" else by_epochs
-    states, accuracies = train(programs, [state for _, state in started], orders, advance)
+    states, accuracies = train(programs, [state for _, state in started], orders, advance, kept)
     seconds = (time.perf_counter() - began) / len(seeds)
     cells = [
         _cell(programs, graph, state, accuracies[:, i]) | {"replicate": seed, "seconds": seconds}
@@ -275,7 +278,11 @@ Train = tuple[list[ImageState], np.ndarray]  # trained states, and accuracies (e
 
 
 def by_steps(
-    programs: Programs, states: list[ImageState], orders: Sequence[np.ndarray], advance: Callable[[int], None]
+    programs: Programs,
+    states: list[ImageState],
+    orders: Sequence[np.ndarray],
+    advance: Callable[[int], None],
+    kept: Checkpoints | None = None,
 ) -> Train:
     """Train one network after the other, with the host calling one step at a time.
 
@@ -287,25 +294,32 @@ def by_steps(
       states: states of the networks.
       orders: for each epoch the order of the examples for each network, (networks, examples).
       advance: called after each epoch of a network.
+      kept: checkpoints of the stage, of which the latest is continued.
     """
     train = programs.dataset.train
-    trained, accuracies = [], np.zeros((len(orders), len(states), 2))
-    for i, first in enumerate(states):
-        state = first
-        for epoch, order in enumerate(orders):
-            right = []
+
+    def epoch(states: list[ImageState], order: np.ndarray) -> Train:
+        trained, accuracies = [], np.zeros((len(states), 2))
+        for i, first in enumerate(states):
+            state, right = first, []
             for images, labels in _batches(train, programs.setup.batch, order[i]):
                 state, hits = programs.step(state, images, labels)
                 right.append(hits)
             trained_right = float(np.sum(jax.device_get(right))) / len(train.labels)
-            accuracies[epoch, i] = trained_right, programs.accuracy(state, programs.dataset.validation)
+            accuracies[i] = trained_right, programs.accuracy(state, programs.dataset.validation)
+            trained.append(state)
             advance(1)
-        trained.append(state)
-    return trained, accuracies
+        return trained, accuracies
+
+    return _through(epoch, states, orders, kept)
 
 
 def by_epochs(
-    programs: Programs, states: list[ImageState], orders: Sequence[np.ndarray], advance: Callable[[int], None]
+    programs: Programs,
+    states: list[ImageState],
+    orders: Sequence[np.ndarray],
+    advance: Callable[[int], None],
+    kept: Checkpoints | None = None,
 ) -> Train:
     """Train all networks together, one epoch per program, with the data on the device; arguments as ``by_steps``.
 
@@ -313,14 +327,32 @@ def by_epochs(
     """
     data = programs.dataset
     train, validation = jax.tree.map(jnp.asarray, (data.train, data.validation))
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    accuracies = np.zeros((len(orders), len(states), 2))
-    for epoch, order in enumerate(orders):
+
+    def epoch(state: ImageState, order: np.ndarray) -> tuple[ImageState, np.ndarray]:
         state, (trained, checked) = programs.epoch(state, jnp.asarray(order), train, validation)
-        accuracies[epoch, :, 0] = np.asarray(trained) / len(train.labels)
-        accuracies[epoch, :, 1] = np.asarray(checked) / len(validation.labels)
+        shares = np.asarray(trained) / len(train.labels), np.asarray(checked) / len(validation.labels)
         advance(len(states))
+        return state, np.stack(shares, axis=-1)
+
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    state, accuracies = _through(epoch, together, orders, kept)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(len(states))], accuracies
+
+
+def _through(
+    epoch: Callable[[PyTree, np.ndarray], tuple[PyTree, np.ndarray]],
+    state: PyTree,
+    orders: Sequence[np.ndarray],
+    kept: Checkpoints | None,
+) -> tuple[PyTree, np.ndarray]:
+    """Take all epochs, from the latest checkpoint: (state, accuracies)."""
+    done, (state, accuracies) = checkpoints.restored(kept, (state, np.zeros((0, len(orders[0]), 2))))
+    for number, order in enumerate(orders[done:], done + 1):
+        state, measured = epoch(state, order)
+        accuracies = np.append(accuracies, measured[None], axis=0)
+        if number < len(orders):
+            checkpoints.keep(kept, number, (state, accuracies))
+    return state, np.asarray(accuracies)
 
 
 def _batches(

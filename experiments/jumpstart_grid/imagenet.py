@@ -2,7 +2,8 @@
 
 ``python -m experiments.jumpstart_grid.imagenet --data-dir DIR --out runs/imagenet`` streams imagenet2012 from
 prepared TensorFlow Datasets, splits each batch over all devices, and appends accuracy and dead units to
-``metrics.csv`` after each epoch. Expect a top-1 accuracy near .67 with ``--method jumpstart`` (published).
+``metrics.csv`` after each epoch. To continue a killed run after its last complete epoch, rerun its command. Expect a
+top-1 accuracy near .67 with ``--method jumpstart`` (published).
 
 Cost: not measured; 90 epochs are 450,000 steps of batch 256, for a node of GPUs. The paper specifies the network and
 the penalty (``balanced``, lambda .01). The optimizer is inferred: SGD with momentum .9, a learning rate of .1 with five
@@ -29,8 +30,11 @@ from experiments.cli import commands, metrics
 from experiments.data import sources
 from experiments.data.augment import normalise
 from experiments.models.resnet50 import ResNet50
-from experiments.storage import files
+from experiments.storage import checkpoints, files, store
 from experiments.storage import settings as recorded
+from experiments.storage.checkpoints import Checkpoints
+from experiments.storage.files import JSON
+from experiments.training import processes, replicates
 
 _MEAN, _STD = np.array([123.675, 116.28, 103.53], np.float32), np.array([58.395, 57.12, 57.375], np.float32)
 Batch = tuple[ArrayLike, ArrayLike]  # images (batch, height, width, 3) uint8 and labels (batch,) int32
@@ -214,7 +218,7 @@ def train(
     validation: sources.Examples,
     callbacks: Sequence[metrics.Callback] = (),
 ) -> np.ndarray:
-    """Train for all epochs; the weights of the last one are stored.
+    """Train for all epochs, after those of the checkpoint in the output folder; the last weights are stored.
 
     Returns:
       The validation accuracy of each epoch.
@@ -225,7 +229,14 @@ def train(
     place = lambda batch: tuple(jax.make_array_from_process_local_data(split, array) for array in batch)
     part = (jax.process_index(), jax.process_count())
     state, accuracies = compiled.init(jax.random.key(settings.seed)), []
-    for epoch in range(1, settings.epochs + 1):
+    options, first = _options(settings), processes.is_first()
+    target = store.stage(settings.out / "store", "imagenet", options, range(1))
+    kept = Checkpoints(target, options, 0, agree=processes.agree, writes=first)
+    if kept.done:
+        stored, done = checkpoints.unpack(kept.load(), (state, 0))
+        state, accuracies = checkpoints.with_keys(replicates.share(stored, mesh), state), done.tolist()
+        print(f"continues after epoch {kept.done} of {settings.epochs}", flush=True)
+    for epoch in range(kept.done + 1, settings.epochs + 1):
         rng = np.random.default_rng((settings.seed, epoch))
         losses = []
         for batch in batches(source, settings, rng, part):
@@ -238,13 +249,19 @@ def train(
         accuracies.append(float(correct) / count)
         measured = {"train_loss": float(np.mean(losses)), "validation_accuracy": accuracies[-1]}
         measured["dead_units"] = float(compiled.dead(state, last))
+        kept.save(epoch, checkpoints.pack((state, np.array(accuracies))))
         for callback in callbacks:
             callback(settings.method, range(1), epoch, {name: np.array([x]) for name, x in measured.items()})
         print(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in measured.items()), flush=True)
-    if jax.process_index() == 0:
+    if first and not (settings.out / "weights").exists():
         paths, leaves, _ = jprune.trees.flatten(state.params)
         files.write_weights(settings.out / "weights", dict(zip(paths, map(np.asarray, leaves), strict=True)))
     return np.array(accuracies)
+
+
+def _options(settings: ImageNet) -> dict[str, JSON]:
+    """Return the settings that determine the results."""
+    return {name: value for name, value in commands.to_json(settings).items() if name not in ("out", "data_dir")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -255,9 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"results go to {settings.out}; {settings.epochs} epochs of ResNet-50 ({settings.method})", flush=True)
         stream = lambda split: sources.stream("imagenet2012", split, settings.data_dir)
         source, validation = stream("train"), stream("validation")
-        options = commands.to_json(settings)
-        running = {name: options.pop(name) for name in ("out", "data_dir")}
-        recorded.record(settings.out, "jumpstart_grid.imagenet", options, running)
+        running = {"out": str(settings.out), "data_dir": settings.data_dir and str(settings.data_dir)}
+        recorded.record(settings.out, "jumpstart_grid.imagenet", _options(settings), running)
         writers = [metrics.to_csv(settings.out), metrics.to_tensorboard(settings.out / "tensorboard")]
         train(settings, source, validation, [writer for writer in writers if writer is not None])
 

@@ -20,6 +20,8 @@ from experiments.jumpstart_grid.cells import GridStage, coefficient_of, columns,
 from experiments.jumpstart_grid.config import Grid, GridRunning
 from experiments.jumpstart_grid.thin_networks import Problem, ThinRecipe, ThinRun, ThinState
 from experiments.jumpstart_grid.thin_stack import Architecture, Axis
+from experiments.storage import checkpoints
+from experiments.storage.checkpoints import Checkpoints
 from experiments.storage.files import JSON
 from jprune.jumpstart.layers import Stack
 
@@ -72,7 +74,7 @@ def plan(grid: Grid) -> list[GridStage]:
 
 
 def carry_out(
-    running: GridRunning, stage: GridStage, advance: Callable[[int], None]
+    running: GridRunning, stage: GridStage, advance: Callable[[int], None], kept: Checkpoints | None = None
 ) -> dict[str, dict[str, Sequence[object]]]:
     """Train the networks of a stage.
 
@@ -80,6 +82,7 @@ def carry_out(
       running: not used; the points are part of this package.
       stage: stage of the plan.
       advance: called with the amount of finished work.
+      kept: checkpoints of the stage, of which the latest is continued.
 
     Returns:
       Columns of the tables ``cells``, a row for each network; ``statuses``, the status of each of its units
@@ -91,8 +94,8 @@ def carry_out(
     arch, recipe = design(settings)
     runs = [ThinRun(width, seed) for seed in stage.seeds for width in settings["widths"]]
     problem = Problem(*points(), thin_networks.real_units(arch, runs))
-    state = thin_networks.start(arch, recipe, runs)
-    done, programs = 0, {}
+    done, state = checkpoints.restored(kept, thin_networks.start(arch, recipe, runs))
+    programs: dict[tuple[ThinRecipe, int], jax.stages.Compiled] = {}
     while done < settings["epochs"]:
         dropping = recipe.dropout and done < DROPOUT_EPOCHS
         epochs = min(_CHUNK, (DROPOUT_EPOCHS if dropping else settings["epochs"]) - done, settings["epochs"] - done)
@@ -103,6 +106,8 @@ def carry_out(
         state = jax.block_until_ready(programs[phase, epochs](state, problem))
         done += epochs
         advance(epochs * arch.depth * len(runs))
+        if done < settings["epochs"]:
+            checkpoints.keep(kept, done, state)
     tables = _tables(settings, arch, state, problem, runs)
     tables["cells"]["seconds"] = [(time.perf_counter() - began) / len(runs)] * len(runs)
     return tables

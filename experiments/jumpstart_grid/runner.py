@@ -21,6 +21,7 @@ from experiments.jumpstart_grid import report as reporting
 from experiments.jumpstart_grid.cells import GridStage
 from experiments.jumpstart_grid.config import Grid, GridRunning, grid_from_json
 from experiments.storage import files, settings, store
+from experiments.storage.checkpoints import Checkpoints
 from experiments.training import processes
 
 ENGINES: dict[str, ModuleType] = {"moons": moons, "images": image_grid, "tables": uci_tables}
@@ -105,8 +106,12 @@ def carry_out(
                 with store.claimed(target) as mine:
                     if store.missing(folder / "store", grid.kind, stage.settings, stage.seeds):
                         if mine:
-                            shown.stage(stage.title)
-                            keep(folder, grid, stage, engine.carry_out(running, stage, advance))
+                            kept = Checkpoints(target, stage.settings, running.checkpoint_minutes)
+                            after = f", after epoch {kept.done} of a killed run" if kept.done else ""
+                            shown.stage(stage.title + after)
+                            shown.skip(stage.work * kept.done // stage.settings["epochs"])
+                            keep(folder, grid, stage, engine.carry_out(running, stage, advance, kept))
+                            kept.clear()
                         else:
                             with lock:
                                 waiting.append(stage)

@@ -32,6 +32,8 @@ from experiments.jumpstart_grid.cells import (
     state_columns,
 )
 from experiments.jumpstart_grid.config import Grid, GridRunning
+from experiments.storage import checkpoints
+from experiments.storage.checkpoints import Checkpoints
 from jprune.jumpstart.layers import Stack
 
 UNIT = "layer-epochs"
@@ -92,7 +94,7 @@ def plan(grid: Grid) -> list[GridStage]:
 
 
 def carry_out(
-    running: GridRunning, stage: GridStage, advance: Callable[[int], None]
+    running: GridRunning, stage: GridStage, advance: Callable[[int], None], kept: Checkpoints | None = None
 ) -> dict[str, dict[str, Sequence[object]]]:
     """Train the networks of a stage, all seeds in one program.
 
@@ -100,6 +102,7 @@ def carry_out(
       running: run options, with the folder of the data.
       stage: stage of the plan.
       advance: called with the amount of finished work.
+      kept: checkpoints of the stage, of which the latest is continued.
 
     Returns:
       Columns of the table ``cells``, a row for each network.
@@ -109,10 +112,14 @@ def carry_out(
     train, val, classes = splits(setup.dataset, running.data_dir)
     keys = jax.vmap(jax.random.key)(np.array(stage.seeds))
     state = jax.jit(jax.vmap(partial(start, setup, train.features.shape[1], classes)))(keys)
-    for done in range(0, setup.epochs, _CHUNK):
+    done, state = checkpoints.restored(kept, state)
+    while done < setup.epochs:
         epochs = min(_CHUNK, setup.epochs - done)
         state = jax.block_until_ready(_train(setup, epochs, state, train, val))
+        done += epochs
         advance(epochs * setup.depth * len(stage.seeds))
+        if done < setup.epochs:
+            checkpoints.keep(kept, done, state)
     cells = []
     for index, seed in enumerate(stage.seeds):
         mine = jax.tree.map(operator.itemgetter(index), state)

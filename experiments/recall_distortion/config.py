@@ -206,6 +206,7 @@ class Running(RunOptions):
 
     def __post_init__(self):
         """Validate the settings."""
+        super().__post_init__()
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk={self.chunk} must be at least 1")
         if self.memory is not None and not self.memory > 0:

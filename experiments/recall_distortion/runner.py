@@ -16,6 +16,7 @@ from experiments.models.options import read_options
 from experiments.recall_distortion import oneshot, placement, plan
 from experiments.recall_distortion.config import Running, Study
 from experiments.recall_distortion.plan import Model, PruningTarget
+from experiments.storage.checkpoints import Checkpoints
 from experiments.training import phases, processes, replicates, tasks
 from jprune import trees
 from jprune.trees import Where
@@ -196,14 +197,25 @@ def _check_floor(study: Study, params: PyTree, where: Where, keep: Mapping[float
             )
 
 
-def train_dense(lab: Laboratory, jumpstart: float, chunk: range, on_epoch: OnEpoch) -> StageResult:
-    """Train the dense networks of a chunk of replicates."""
+def train_dense(
+    lab: Laboratory, jumpstart: float, chunk: range, on_epoch: OnEpoch, kept: Checkpoints | None = None
+) -> StageResult:
+    """Train the dense networks of a chunk of replicates, from the latest checkpoint if there is one."""
     index = _place(lab, chunk)
-    return _with_activity(lab, chunk, *_train(lab, lab.dense[jumpstart], lab.fresh(index), chunk, on_epoch))
+    return _with_activity(
+        lab, chunk, *_train(lab, lab.dense[jumpstart], lab.fresh(index), chunk, on_epoch=on_epoch, kept=kept)
+    )
 
 
 def prune_and_finetune(
-    lab: Laboratory, target: PruningTarget, jumpstart: float, chunk: range, *, dense: Weights, on_epoch: OnEpoch
+    lab: Laboratory,
+    target: PruningTarget,
+    jumpstart: float,
+    chunk: range,
+    *,
+    dense: Weights,
+    on_epoch: OnEpoch,
+    kept: Checkpoints | None = None,
 ) -> StageResult:
     """Prune the dense networks of a chunk by a score to a ratio (the control is not pruned), and fine-tune them.
 
@@ -214,6 +226,7 @@ def prune_and_finetune(
       chunk: indices of the replicates.
       dense: their dense weights, as in ``StageResult``.
       on_epoch: called after each epoch with its number and metrics.
+      kept: checkpoints of the stage.
     """
     index = _place(lab, chunk)
     params, stats = replicates.place(_unflatten(lab.template, dense), lab.placement.mesh)
@@ -222,12 +235,12 @@ def prune_and_finetune(
         needed = oneshot.needs_gradient(target.score)
         grads = lab.gradient((params, stats, index), lab.train) if needed else params
         scores = lab.score[target.score]((params, grads, index))
-        params, kept = lab.prune[target.score == "undecayed-signed"]((params, scores), lab.keep[target.ratio])
-        extra = {"kept_by_mask": replicates.fetch(kept, len(chunk))}
+        params, number = lab.prune[target.score == "undecayed-signed"]((params, scores), lab.keep[target.ratio])
+        extra = {"kept_by_mask": replicates.fetch(number, len(chunk))}
     if lab.study.rounding is not None:
         params = lab.rounded(params)
     start = (params, stats, lab.finetune_key(index))
-    result, best = _train(lab, lab.finetune[jumpstart], start, chunk, on_epoch)
+    result, best = _train(lab, lab.finetune[jumpstart], start, chunk, on_epoch=on_epoch, kept=kept)
     return _with_activity(lab, chunk, result._replace(summary={**result.summary, **extra}), best)
 
 
@@ -310,14 +323,16 @@ def _train(
     phase: phases.Phase,
     entering: tuple[PyTree, PyTree, jax.Array],
     chunk: range,
+    *,
     on_epoch: OnEpoch,
+    kept: Checkpoints | None,
 ) -> tuple[StageResult, tuple[PyTree, PyTree]]:
     """Train through a phase and predict with the weights of the best epoch; return both."""
 
     def report(epoch: int, measured: phases.EpochMetrics) -> None:
         on_epoch(epoch, replicates.fetch(measured, len(chunk))._asdict())
 
-    state, metrics = phases.fit(phase, entering, lab.train, lab.validation, report)
+    state, metrics = phases.fit(phase, entering, lab.train, lab.validation, report, kept=kept)
     best = (state.best_params, state.best_stats)
     found = lab.predict(best, lab.test.images), lab.nonzero(state.best_params)
     ending = _flatten(best), state.stopped, state.best_epoch, state.best_loss

@@ -23,6 +23,7 @@ from experiments.recall_distortion.evidence import Evidence
 from experiments.recall_distortion.plan import Coefficients, Known, Model, StudyStage
 from experiments.recall_distortion.runner import Laboratory, Weights
 from experiments.storage import store
+from experiments.storage.checkpoints import Checkpoints
 from experiments.training import processes, replicates
 
 _POLL = 5.0  # seconds between looks at stages that another run is computing
@@ -235,17 +236,24 @@ def _attempt(
             shown.skip(len(mine) * _epochs(lab.study, stage))
         if state != "go":
             return bool(state == "done")
-        shown.stage(f"{stage.title}, replicates {mine.start} to {mine.stop - 1}")
+        first = processes.is_first()
+        kept = Checkpoints(target, stage.settings, running.checkpoint_minutes, agree=processes.agree, writes=first)
+        after = f", after epoch {kept.done} of a killed run" if kept.done else ""
+        shown.stage(f"{stage.title}, replicates {mine.start} to {mine.stop - 1}{after}")
+        shown.skip(len(mine) * kept.done)
         on_epoch = _on_epoch(lab, stage, mine, shown, callbacks)
         if stage.target is None:
-            result = runner.train_dense(lab, stage.coefficients.dense, mine, on_epoch)
+            result = runner.train_dense(lab, stage.coefficients.dense, mine, on_epoch, kept)
             cached.update(settings=stage.settings, replicates=mine, weights=result.weights)
         else:
             weights = _dense_weights(folder, stage, mine, cached)
             penalty = stage.coefficients.finetune
-            result = runner.prune_and_finetune(lab, stage.target, penalty, mine, dense=weights, on_epoch=on_epoch)
-        if processes.is_first():
+            result = runner.prune_and_finetune(
+                lab, stage.target, penalty, mine, dense=weights, on_epoch=on_epoch, kept=kept
+            )
+        if first:
             results.save(folder, lab.study, stage, mine, result, weights=running.keep_pruned)
+            kept.clear()
         processes.agree(None)  # the others must not read files that are still being written
         return True
 

@@ -10,9 +10,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from experiments.data import datasets
+from experiments.storage import checkpoints
+from experiments.storage.checkpoints import Checkpoints
 from experiments.training import replicates
 from experiments.training.steps import (
     EpochMetrics,
@@ -41,12 +44,14 @@ class Phase(NamedTuple):
       begin: (params, stats, key) -> TrainState.
       epoch: (TrainState, int32 epoch, train split, validation split) -> (TrainState, EpochMetrics);
         donates the state. In a host loop, it calls only the first steps and returns their state.
+      mesh: devices of the replicates.
       rest: in a host loop, the rest of the epoch, with the same arguments; otherwise None.
     """
 
     recipe: Recipe
     begin: Callable[..., TrainState]
     epoch: Callable[..., tuple[TrainState, EpochMetrics] | EpochState]
+    mesh: Mesh
     rest: Callable[..., tuple[TrainState, EpochMetrics]] | None = None
 
 
@@ -109,8 +114,8 @@ def compile_phase(
 
     begins = spread(lambda entering: begin(tx, *entering), donate=False)
     if placement.epoch == "scan":
-        return Phase(recipe, begins, spread(scanned))
-    return Phase(recipe, begins, first_steps, other_steps)
+        return Phase(recipe, begins, spread(scanned), placement.mesh)
+    return Phase(recipe, begins, first_steps, placement.mesh, other_steps)
 
 
 def fit(
@@ -119,8 +124,10 @@ def fit(
     train: datasets.Split,
     validation: datasets.Split,
     on_epoch: Callable[[int, EpochMetrics], None] = lambda epoch, metrics: None,
+    *,
+    kept: Checkpoints | None = None,
 ) -> tuple[TrainState, list[EpochMetrics]]:
-    """Train many replicates through a phase.
+    """Train many replicates through a phase, from its latest checkpoint if there is one.
 
     Args:
       phase: its programs.
@@ -129,21 +136,37 @@ def fit(
       validation: validation split, on the devices.
       on_epoch: called after each epoch with its number, counted from 1, and its metrics. It is called when
         the next epoch, or its first steps, have been dispatched, so that the device does not wait for the host.
+      kept: where checkpoints are written and read; None for no checkpoints. The device waits while one is written.
 
     Returns:
       The state after the last epoch, and the metrics of each epoch.
     """
     state = phase.begin(entering)
     metrics: list[EpochMetrics] = []
-    for epoch in range(phase.recipe.total_epochs):
+    if kept is not None and kept.done:
+        state, metrics = _resumed(kept, state, phase.mesh)
+    first, last = len(metrics), phase.recipe.total_epochs
+    for epoch in range(first, last):
         found = phase.epoch(state, np.int32(epoch), train, validation)
-        if epoch:
+        if epoch > first:
             on_epoch(epoch, jax.block_until_ready(metrics[-1]))
         state, measured = found if phase.rest is None else phase.rest(found, np.int32(epoch), train, validation)
         metrics.append(measured)
-    if metrics:
-        on_epoch(len(metrics), jax.block_until_ready(metrics[-1]))
+        if kept is not None and epoch + 1 < last and kept.due():
+            everything = checkpoints.plain((state, metrics))
+            kept.save(epoch + 1, checkpoints.pack(replicates.fetch(everything, len(measured.train_loss))))
+    if last > first:
+        on_epoch(last, jax.block_until_ready(metrics[-1]))
     return state, metrics
+
+
+def _resumed(kept: Checkpoints, state: TrainState, mesh: Mesh) -> tuple[TrainState, list[EpochMetrics]]:
+    """Return the state and the metrics of the latest checkpoint, on the devices; ``state`` has their structure."""
+    like = state, [EpochMetrics(*EpochMetrics._fields)] * kept.done
+    count = len(state.step)  # with the copies that fill the devices, of which there may have been another number
+    stored = jax.tree.map(lambda x: x[:count], checkpoints.unpack(kept.load(), like))
+    state_then, metrics = replicates.place(stored, mesh)
+    return checkpoints.with_keys(state_then, state), metrics
 
 
 def compile_predict(task: Task, placement: replicates.Placement, examples: int) -> Callable[..., jax.Array]:

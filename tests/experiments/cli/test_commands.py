@@ -215,7 +215,7 @@ def test_a_job_that_completes_no_stage_within_its_time_limit_is_not_requeued(tmp
     assert isinstance(part.checkpoint(), submitit.helpers.DelayedSubmission)
     now += 2900
     with pytest.raises(
-        RuntimeError, match=r"no stage was completed within the time limit of 1 hours.*more --hours, or"
+        RuntimeError, match=r"no stage and no checkpoint was stored within the time limit of 1 hours.*more --hours, or"
     ):
         part.checkpoint()
     (tmp_path / "store" / "dense-0" / "00001-00002").mkdir()

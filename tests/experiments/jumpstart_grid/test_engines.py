@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from experiments.data import datasets
-from experiments.jumpstart_grid import image_grid, presets, uci_tables
+from experiments.jumpstart_grid import image_grid, moons, presets, uci_tables
 from experiments.jumpstart_grid.config import Grid, GridRunning
+from experiments.storage import checkpoints, store
 
 TRAINS = pytest.mark.optax_promotes
 
@@ -163,6 +164,39 @@ def test_epochs_of_several_seeds_in_one_program_train_as_single_steps_do(method)
     np.testing.assert_array_equal(accuracies, others)
     for one, other in zip(stepped, scanned, strict=True):
         chex.assert_trees_all_close(one.params, other.params, rtol=1e-4, atol=1e-6)
+
+
+class _Killed(Exception):
+    """The run ends within a stage."""
+
+
+@TRAINS
+@pytest.mark.parametrize("kind", ["images", "moons", "tables"])
+def test_a_stage_continues_from_its_checkpoint_with_the_same_bits(tmp_path, monkeypatch, kind):
+    engine, data = {"images": (image_grid, "digits"), "moons": (moons, "moons"), "tables": (uci_tables, "iris")}[kind]
+    methods = {"images": "relu-bn", "moons": "UP-zero", "tables": "jumpstart"}
+    if kind != "images":
+        monkeypatch.setattr(engine, "_CHUNK", 2)
+    grid = Grid(kind=kind, datasets=(data,), methods=(methods[kind],), depths=(2,), widths=(2,), epochs=5, batch=404)
+    stage = engine.plan(dataclasses.replace(grid, lr=(0.01,)))[0]
+    target = store.stage(tmp_path, kind, stage.settings, stage.seeds)
+    whole = engine.carry_out(GridRunning(), stage, lambda _: None)
+    done = []
+
+    def die(units):
+        done.append(units)
+        if len(done) == 2:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        engine.carry_out(GridRunning(), stage, die, checkpoints.Checkpoints(target, stage.settings, 0))
+    kept, rest = checkpoints.Checkpoints(target, stage.settings, 1000), []
+    assert kept.done > 0
+    again = engine.carry_out(GridRunning(), stage, rest.append, kept)
+    assert done[0] + sum(rest) == stage.work
+    for name, table in whole.items():
+        left = [pd.DataFrame({key: list(values) for key, values in each.items()}) for each in (table, again[name])]
+        pd.testing.assert_frame_equal(*(frame.drop(columns="seconds", errors="ignore") for frame in left))
 
 
 def test_on_an_accelerator_a_stage_has_all_seeds(monkeypatch):

@@ -2,6 +2,7 @@
 
 import io
 import math
+from functools import partial
 
 import chex
 import jax
@@ -15,6 +16,7 @@ from PIL import Image
 from experiments.jumpstart_grid import imagenet
 from experiments.jumpstart_grid.imagenet import ImageNet
 from experiments.models.resnet50 import ResNet50
+from experiments.storage import files
 
 TOY = {"num_classes": 5, "channels": 2}
 RNG = np.random.default_rng(0)
@@ -98,3 +100,34 @@ def test_the_central_crop_is_7_8_of_the_shorter_side():
     np.testing.assert_array_equal(crops[0], crops[1])
     assert (crops[0] != crops[2]).any()
     assert jnp.asarray(crops[0]).shape == (14, 14, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.optax_promotes
+def test_a_killed_training_continues_after_its_last_epoch_with_the_same_weights(tmp_path, monkeypatch):
+    small = partial(imagenet.trainer, blocks=(1,), channels=2)
+    monkeypatch.setattr(imagenet, "trainer", lambda *given, num_classes: small(*given, num_classes=10))
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:2])
+    settings = {"epochs": 3, "batch": 4, "size": 16, "lr": 0.05}
+
+    class Killed(Exception):
+        """The run ends after its second epoch."""
+
+    def die(_stage, _replicates, epoch, _metrics):
+        if epoch == 2:
+            raise Killed
+
+    found = {}
+    for name, callbacks in (("whole", []), ("parts", [die])):
+        given = ImageNet(out=tmp_path / name, **settings)
+        if callbacks:
+            with pytest.raises(Killed):
+                imagenet.train(given, Source(), Source(), callbacks)
+        epochs = []
+        note = lambda _stage, _replicates, epoch, _metrics, to=epochs: to.append(epoch)
+        accuracies = imagenet.train(given, Source(), Source(), [note])
+        assert epochs == ([3] if callbacks else [1, 2, 3])
+        found[name] = accuracies, files.read_weights(tmp_path / name / "weights")
+    chex.assert_trees_all_equal(found["whole"], found["parts"])
+    again = imagenet.train(given, Source(), Source(), [die])
+    chex.assert_trees_all_equal(again, accuracies)

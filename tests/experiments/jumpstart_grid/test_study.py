@@ -204,10 +204,10 @@ def test_a_report_from_the_written_table_says_the_same_as_one_from_the_store(who
 
 @TRAINS
 def test_a_stopped_run_resumes_and_gives_the_same_numbers(whole, tmp_path, monkeypatch, capsys):
-    def once(grid, stage, advance, carry_out=moons.carry_out):
+    def once(grid, stage, advance, kept, carry_out=moons.carry_out):
         if stage.settings["method"] == "UP":
             raise RuntimeError("the power is gone")
-        return carry_out(grid, stage, advance)
+        return carry_out(grid, stage, advance, kept)
 
     monkeypatch.setattr(moons, "carry_out", once)
     assert _run(tmp_path / "parts", *TINY) == 1
@@ -227,15 +227,15 @@ def test_a_stopped_run_resumes_and_gives_the_same_numbers(whole, tmp_path, monke
     pd.testing.assert_frame_equal(one, other)
 
 
-def _noting(titles, carry_out, grid, stage, advance):
+def _noting(titles, carry_out, grid, stage, advance, kept):
     titles.append(stage.title)
-    return carry_out(grid, stage, advance)
+    return carry_out(grid, stage, advance, kept)
 
 
 def test_shards_share_the_stages_out(tmp_path, monkeypatch):
     done = []
 
-    def noted(grid, stage, advance):
+    def noted(grid, stage, advance, kept):
         done.append(stage.title)
         columns = {"dataset": "moons", "method": "relu", "replicate": 0, "width": 2, "depth": 2, "layer": "conv"}
         return {"cells": {k: [v] for k, v in columns.items()}, "statuses": {k: [v] for k, v in columns.items()}}

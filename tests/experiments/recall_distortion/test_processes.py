@@ -119,6 +119,24 @@ def test_killed_at_any_moment_it_finishes_with_the_same_numbers_and_redoes_no_st
         stopped_midway += 0 < len(pruned_or_dense) < STAGES
 
 
+def test_killed_within_a_stage_it_continues_from_the_checkpoint_with_the_same_numbers(start, tmp_path):
+    options = ("--epochs", "40", "--checkpoint-minutes", "0")
+    finish(start(tmp_path / "whole", *options))
+    process, store = start(tmp_path / "parts", *options), tmp_path / "parts" / "store"
+    while not (found := list(store.glob("dense_after_*/00000-00002"))):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list(store.glob("dense-*/00000-00002")), "killed after the stage, not within it"
+    least = min(int(path.parent.name.split("-")[0].rpartition("_")[2]) for path in found)
+    printed = finish(start(tmp_path / "parts", *options))
+    (after,) = re.findall(r"dense training, replicates 0 to 1, after epoch (\d+) of a killed run", printed)
+    assert least <= int(after) < 40
+    assert_same(tables(tmp_path / "parts"), tables(tmp_path / "whole"))
+    assert not list(store.glob("*_after_*")), "it is deleted when its stage is stored"
+
+
 def test_two_processes_on_one_store_do_not_harm_each_other(start, undisturbed, tmp_path):
     both = [start(tmp_path / "run"), start(tmp_path / "run")]
     for process in both:

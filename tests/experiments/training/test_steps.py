@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 import jprune
 from experiments.data import datasets
+from experiments.storage import checkpoints, store
 from experiments.training import phases, replicates, steps, tasks
 from experiments.training.replicates import Placement
 from experiments.training.steps import Recipe
@@ -74,6 +76,38 @@ def test_a_host_loop_reports_an_epoch_when_the_first_steps_of_the_next_are_dispa
     begun = opening(replicates.place(np.array([0], np.int32), ONE))
     phases.fit(phase, begun, on_device(SPLIT), on_device(SPLIT), lambda epoch, _: events.append(epoch))
     assert events == ["first steps", "other steps", "first steps", 1, "other steps", 2]
+
+
+@pytest.mark.parametrize("loop", ["scan", "steps"])
+def test_from_a_checkpoint_a_phase_ends_with_the_same_bits_on_another_number_of_devices(tmp_path, loop):
+    """Three replicates: on one device, then from the checkpoint after the first of three epochs on two, padded to 4."""
+    recipe, two = Recipe((3,), (0.1,), batch=6), Mesh(np.array(jax.devices()[:2]), (replicates.AXIS,))
+    target = store.stage(tmp_path, "dense", {}, range(3))
+
+    class Killed(Exception):
+        """The run ends after its second epoch."""
+
+    def run(mesh, kept=None, on_epoch=lambda epoch, _: None):
+        placement = Placement(mesh, "map", loop)
+        opening, phase = compiled(LINEAR, recipe, placement, 12)
+        begun = opening(replicates.place(np.arange(3, dtype=np.int32), mesh))
+        splits = on_device(SPLIT, mesh), on_device(SPLIT, mesh)
+        state, metrics = phases.fit(phase, begun, *splits, on_epoch, kept=kept)
+        return replicates.fetch(checkpoints.plain((state, metrics)), 3)
+
+    def die(epoch, _):
+        if epoch == 2:
+            raise Killed
+
+    whole = run(ONE)
+    with pytest.raises(Killed):
+        run(ONE, checkpoints.Checkpoints(target, {}, 0), die)
+    reported = []
+    kept = checkpoints.Checkpoints(target, {}, 1000)
+    assert kept.done == 2
+    again = run(two, kept, lambda epoch, _: reported.append(epoch))
+    assert reported == [3]
+    chex.assert_trees_all_equal(again, whole)
 
 
 def numpy_sgd(weights, recipe, order):
