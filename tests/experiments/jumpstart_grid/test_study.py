@@ -227,9 +227,9 @@ def test_a_stopped_run_resumes_and_gives_the_same_numbers(whole, tmp_path, monke
     pd.testing.assert_frame_equal(one, other)
 
 
-def _noting(titles, carry_out, grid, stage, advance, kept):
+def _noting(titles, carry_out, grid, stage, *rest):
     titles.append(stage.title)
-    return carry_out(grid, stage, advance, kept)
+    return carry_out(grid, stage, *rest)
 
 
 def test_shards_share_the_stages_out(tmp_path, monkeypatch):
