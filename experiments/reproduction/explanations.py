@@ -3,7 +3,7 @@
 They are answered only from studies that have run; the others are left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,9 @@ CHANGES = {
     "fashion-label-noise-20": (DENSE, "label noise"),
 }  # table: score of the changed networks, kind of change
 _P, _MARGIN = 0.01, 0.05
+_PLANNED = presets.get(FEW_WEIGHTS[0]).ratios[1:]
+COUNTS = len(_PLANNED)  # numbers of weights planned for R14
+_FIRST_ROUND = (50.0,)  # the ratio at which LeNets of the first round keep 125 weights
 
 
 def of_explanations(studies: Mapping[str, Recalls]) -> list[Verdict]:
@@ -34,12 +37,16 @@ def of_explanations(studies: Mapping[str, Recalls]) -> list[Verdict]:
     Args:
       studies: from the name of the committed table to its study.
     """
-    verdicts = [_other_changes(studies), _layer_collapse(*(studies.get(name) for name in FEW_WEIGHTS))]
+    verdicts = [_other_changes(studies), _layer_collapse(studies)]
     return [verdict for verdict in verdicts if verdict is not None]
 
 
-def collapse_table(study: Recalls) -> pd.DataFrame:
-    """Count networks at chance after magnitude and undecayed pruning, a row per planned number of weights.
+def collapse_table(study: Recalls, ratios: Sequence[float] | None = None) -> pd.DataFrame:
+    """Count networks at chance after magnitude and undecayed pruning, a row per number of weights.
+
+    Args:
+      study: dense networks, pruned to few weights.
+      ratios: compression ratios to use; by default those planned for R14 that the study has.
 
     Returns:
       Columns ``keep`` (weights kept), ``networks``, ``magnitude`` and ``undecayed`` (collapsed networks),
@@ -49,7 +56,7 @@ def collapse_table(study: Recalls) -> pd.DataFrame:
     scores = ["magnitude", "undecayed"]
     replicates = study.complete(scores)
     rows = []
-    planned = presets.get(FEW_WEIGHTS[0]).ratios[1:]
+    planned = _PLANNED if ratios is None else ratios
     for ratio in study.ratios("magnitude"):
         if not np.isclose(ratio, planned, rtol=2e-5).any():
             continue  # belongs to another study in the same folder
@@ -65,11 +72,16 @@ def collapse_table(study: Recalls) -> pd.DataFrame:
     return table.assign(p=holm(table["p"].to_numpy()))
 
 
-def _layer_collapse(free: Recalls | None, floor: Recalls | None) -> Verdict | None:
+def _layer_collapse(studies: Mapping[str, Recalls]) -> Verdict | None:
     question = "Does undecayed pruning help only by avoiding layer collapse?"
-    if free is None or floor is None:
+    free, floor = (studies.get(name) for name in FEW_WEIGHTS)
+    first = studies.get("fashion-lenet")
+    if floor is not None and free is not None:
+        tables = [collapse_table(free), collapse_table(floor)]
+    elif floor is not None and first is not None:
+        tables = [collapse_table(first, _FIRST_ROUND), collapse_table(floor)]
+    else:
         return None
-    tables = [collapse_table(study) for study in (free, floor)]
     parts = []
     for table, words in zip(tables, ("without a floor", "with at least 10 weights a layer"), strict=True):
         shown = [
@@ -81,6 +93,11 @@ def _layer_collapse(free: Recalls | None, floor: Recalls | None) -> Verdict | No
     differs, remains = (bool((table["p"] < _P).any()) for table in tables)
     within = bool((tables[1][["low", "high"]].abs() <= 0.2).all(axis=None))
     verdict = "no" if remains else "yes" if differs and within else "open"
+    if free is None:
+        parts.append("networks without a floor are those of the first round (2026-11-29)")
+    counts = [f"{keep:,}" for keep in tables[1]["keep"]]
+    if verdict == "yes" and len(counts) < COUNTS:
+        verdict = f"yes, at {', '.join(counts)} weights"
     return Verdict("R14", question, "; ".join(parts), verdict)
 
 

@@ -54,14 +54,18 @@ class Recalls(NamedTuple):
         return sorted(self.networks.loc[self.networks["score"] == score, "ratio"].unique())
 
     def complete(self, scores: Sequence[str]) -> list[int]:
-        """Return the replicates that have the dense network, the control, and every ratio of each of the scores."""
-        wanted = [(DENSE, 1.0), (CONTROL, 1.0), *((score, ratio) for score in scores for ratio in self.ratios(score))]
+        """Return the replicates that have the dense network and every ratio of each of the scores.
+
+        They also have the control if any replicate has it; a study can be run without one.
+        """
+        pruned = [(score, ratio) for score in scores for ratio in self.ratios(score)]
+        wanted = [(DENSE, 1.0), *((CONTROL, ratio) for ratio in self.ratios(CONTROL)), *pruned]
         complete = [set(self._rows(score, ratio).index) for score, ratio in wanted]
         return sorted(set.intersection(*complete))
 
     def audit(self, scores: Sequence[str], replicates: Sequence[int]) -> jprune.recall.Audit:
-        """Audit some scores, all from the same dense networks; the control is ratio 1 of each."""
-        control = {1.0: self.correct(CONTROL, 1.0, replicates)}
+        """Audit some scores, all from the same dense networks; the control, if there is one, is ratio 1 of each."""
+        control = {ratio: self.correct(CONTROL, ratio, replicates) for ratio in self.ratios(CONTROL)}
         pruned = {
             score: control | {ratio: self.correct(score, ratio, replicates) for ratio in self.ratios(score)}
             for score in scores

@@ -244,8 +244,8 @@ def _collapse(tables: Tables) -> str:
         f"**{'Undecayed pruning collapses less often' if hits[0] < hits[1] else 'Collapse at 125 weights'}.** With 125 "
         f"weights remaining, {undecayed} networks classify at chance; after magnitude pruning, {magnitude}."
     )
-    free, floor = (tables.recalls.get(name) for name in explanations.FEW_WEIGHTS)
-    if floor is not None and free is not None:
+    floor = tables.recalls.get(explanations.FEW_WEIGHTS[1])
+    if floor is not None:
         rows = explanations.collapse_table(floor)
         row = rows[rows["keep"] == 125]
         for each in row.itertuples():
@@ -317,6 +317,10 @@ def _missing(tables: Tables) -> str:
             absent.append(words)
         elif networks < planned:
             partial.append(f"{words} ({networks} of {planned} networks)")
+        elif name in explanations.FEW_WEIGHTS:
+            run = len(explanations.collapse_table(tables.recalls[name]))
+            if run < explanations.COUNTS:
+                partial.append(f"{words} ({run} of {explanations.COUNTS} counts)")
     parts = [f"**Not run**: {'; '.join(absent)}."] if absent else []
     parts += [f"**Run in part**: {'; '.join(partial)}."] if partial else []
     return " ".join(parts)

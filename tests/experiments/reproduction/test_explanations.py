@@ -64,6 +64,29 @@ def test_undecayed_helps_only_by_avoiding_collapse_if_a_floor_removes_the_differ
     assert "125: 0 and 24 of 30 (p 7.2e-07" in found[0].found
 
 
+@pytest.mark.parametrize(("with_floor", "verdict"), [(0, "yes, at 125 weights"), (16, "no"), (3, "open")])
+def test_the_first_round_stands_for_the_arm_without_a_floor_until_that_has_run(with_floor, verdict):
+    ratio = next(r for r in presets.get("fashion-few-weights-floor").ratios if 50 < r < 51)
+    fine, chance = 750 + BALANCE, [1000, 0, 0, 0]
+
+    def collapsed(ratio, magnitude, undecayed):
+        """Networks at one ratio, of which the first collapse."""
+        counts = {"magnitude": magnitude, "undecayed": undecayed}
+        pruned = [
+            _row(score, ratio, i, chance if i < count else fine, 125)
+            for score, count in counts.items()
+            for i in range(REPLICATES)
+        ]
+        return _recalls(
+            [_row(score, 1.0, i, fine) for score in ("dense", "control") for i in range(REPLICATES)] + pruned
+        )
+
+    [found] = _verdict(fashion_lenet=collapsed(50.0, 24, 11), fashion_few_weights_floor=collapsed(ratio, with_floor, 0))
+    assert (found.name, found.verdict) == ("R14", verdict)
+    assert "125: 11 and 24 of 30" in found.found
+    assert "without a floor are those of the first round" in found.found
+
+
 def test_studies_that_have_not_run_are_left_out():
     assert _verdict() == _verdict(fashion_few_weights=_few({})) == []
 
