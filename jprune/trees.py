@@ -8,6 +8,7 @@ leaf, because trees of scores and masks have None where nothing is prunable.
 import dataclasses
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -122,6 +123,7 @@ def match(
                 continue
             raise ValueError(
                 f"{name} has no leaf '{path}', which {reference_name} has; {name} has {_some(other_paths)}"
+                f"{only_parameters(reference, reference_name)}"
             )
         given = getattr(found[path], "shape", None)
         wanted = getattr(leaf, "shape", None)
@@ -132,8 +134,34 @@ def match(
     wanted_paths = set(paths)
     more = [path for path in other_paths if path not in wanted_paths and found[path] is not None]
     if more and not surplus:
-        raise ValueError(f"{name} has a leaf '{more[0]}', which {reference_name} lacks: {_some(paths)}")
+        raise ValueError(
+            f"{name} has a leaf '{more[0]}', which {reference_name} lacks: {_some(paths)}{only_parameters(other, name)}"
+        )
     return [found[path] for path in paths]
+
+
+def only_parameters(tree: PyTree, name: str) -> str:
+    """Return what to give instead of an NNX module, or of a state with variables that are not parameters; else ''.
+
+    >>> from flax import nnx
+    >>> only_parameters(nnx.BatchNorm(1, rngs=nnx.Rngs(0)), "params")
+    '; params is an nnx module: give nnx.state(model, nnx.Param)'
+    >>> only_parameters(nnx.state(nnx.BatchNorm(1, rngs=nnx.Rngs(0))), "params")
+    '; params has variables that are not parameters (BatchStat): give nnx.state(model, nnx.Param)'
+    """
+    nnx = sys.modules.get("flax.nnx")  # a tree of its classes exists only after it was imported
+    if nnx is None:
+        return ""
+    if isinstance(tree, nnx.Module):
+        return f"; {name} is an nnx module: give nnx.state(model, nnx.Param)"
+    variables = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    others = {
+        type(one).__name__ for one in variables if isinstance(one, nnx.Variable) and not isinstance(one, nnx.Param)
+    }
+    if not others:
+        return ""
+    kinds = ", ".join(sorted(others))
+    return f"; {name} has variables that are not parameters ({kinds}): give nnx.state(model, nnx.Param)"
 
 
 def _none_above(found: dict[str, Leaf], path: str) -> bool:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from optax import contrib
 
 import jprune
@@ -108,3 +109,33 @@ def test_check_pruned_reports_counts_beyond_int32(monkeypatch):
         jprune.check_pruned({"kernel": jnp.array([[0.5, 1.0]])}, state)
     with pytest.raises(ValueError, match="infinite: 2147483653 of 2147483653 in 'kernel'"):
         jprune.check_pruned({"kernel": jnp.array([[0.0, jnp.nan]])}, state)
+
+
+class Normalized(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(2, 3, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+
+
+@pytest.mark.parametrize(
+    ("tree", "advice"),
+    [
+        (lambda model: model, "params is an nnx module"),
+        (nnx.state, r"params has variables that are not parameters \(BatchStat\)"),
+    ],
+)
+def test_an_nnx_module_or_its_whole_state_in_place_of_the_parameters_is_explained(tmp_path, tree, advice):
+    model = Normalized(nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    state = LINK.init(params)
+    masks, given = jprune.masks_of(state), tree(model)
+    jprune.io.save_pruned(tmp_path / "saved", params, masks)
+    for call in (
+        lambda: jprune.check_pruned(given, state),
+        lambda: jprune.apply_masks(given, masks),
+        lambda: jprune.io.save_pruned(tmp_path / "other", given, masks),
+        lambda: jprune.io.load_pruned(tmp_path / "saved", given),
+        lambda: jprune.io.to_bcoo(given, masks),
+    ):
+        with pytest.raises(ValueError, match=rf"{advice}: give nnx\.state\(model, nnx\.Param\)$"):
+            call()

@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 
 from jprune._extras import missing
 from jprune.files import replacing
-from jprune.trees import Leaf, flatten, match
+from jprune.trees import Leaf, flatten, match, only_parameters
 
 _FORMAT = "jprune-1"
 _BITS = "#bits"
@@ -197,7 +197,9 @@ def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
     _refuse_misfits(path, wanted, {name: array.shape for name, array in found.items()})
     for name, leaf in wanted.items():
         if name not in found:
-            raise ValueError(f"{os.fspath(path)} has no leaf '{name}', which params has")
+            raise ValueError(
+                f"{os.fspath(path)} has no leaf '{name}', which params has{only_parameters(params, 'params')}"
+            )
         if found[name].dtype != leaf.dtype:
             raise ValueError(f"{os.fspath(path)}: '{name}' is {found[name].dtype}, where params has {leaf.dtype}")
     return jax.tree.unflatten(
