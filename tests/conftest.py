@@ -3,7 +3,6 @@
 import collections
 import gc
 import os
-import threading
 from pathlib import Path
 
 # Read when jax is first imported, so these lines come before that import. The processes that tests start inherit them.
@@ -33,7 +32,8 @@ jaxtyping.install_import_hook("jprune", "tests.typechecked.check")
 import hypothesis
 import jax
 import pytest
-from jax._src.interpreters import mlir
+
+from tests import mlir_contexts
 
 # No test that decides about a change depends on the speed of the machine or on chance. The slow tests draw new examples
 # at every run: they ask for it with `derandomize=False`.
@@ -44,24 +44,7 @@ hypothesis.settings.load_profile("reproducible")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-class _Contexts(threading.local):
-    """An MLIR context for each thread, renewed after 500 programs, which frees their constants.
-
-    jax makes a context for each program that it lowers, and registering all dialects in it takes a quarter of the time
-    that a small operation takes to compile. The tests compile thousands of small operations.
-    """
-
-    make = staticmethod(mlir.make_ir_context)
-    left = 0
-
-    def context(self):
-        if not self.left:
-            self.shared, self.left = self.make(), 500
-        self.left -= 1
-        return self.shared
-
-
-mlir.make_ir_context = _Contexts().context
+mlir_contexts.share()
 
 # The garbage collector would look through every imported module again and again.
 gc.set_threshold(20_000, 20, 20)
