@@ -19,6 +19,7 @@ from experiments.jumpstart_grid.config import Grid
 from experiments.jumpstart_grid.pruned import TRAINED
 from experiments.storage import files
 from jprune.jumpstart import units
+from jprune.recall.inference import corrected
 
 # The lowest validation accuracy that counts as solved, from the summary of the study.
 SOLVED = {"moons": 0.99, "mnist": 0.97}
@@ -301,7 +302,10 @@ def pruning(cells: pd.DataFrame) -> list[Printed]:
             "linear after",
             "alpha, mean +- sd",
         ]
-        tables.append(Printed(f"{dataset}: pruned by magnitude, then fine-tuned", header, rows))
+        support = _counts(mine["support"])[0]
+        null = corrected.seed_null(correct["dense", 1.0] / support, correct["dense", 1.0].sum(1) / support.sum())
+        title = f"{dataset}: pruned by magnitude, then fine-tuned; seed null of alpha {null.alpha:.3f}"
+        tables.append(Printed(f"{title} [{null.low:.3f}, {null.high:.3f}]", header, rows))
         tables += [_paired(dataset, mine, alphas, methods[0], other) for other in methods[1:]]
     return tables
 

@@ -8,7 +8,7 @@ mnist-published-paper, -script;
 fashion-few-weights, fashion-few-weights-floor, fashion-round-8, fashion-round-4,
 fashion-fewer-epochs-10, -20, fashion-label-noise-10, -20;
 moons, moons-seeds, moons-seeds-u, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart;
-moons-pruned, mnist-pruned.
+moons-pruned, mnist-pruned. A study whose settings are not those planned for NAME is refused.
 """
 
 import argparse
@@ -26,11 +26,12 @@ from experiments.cli import markdown
 from experiments.cli.commands import exit_status
 from experiments.jumpstart_grid import figures
 from experiments.jumpstart_grid import report as reporting
+from experiments.jumpstart_grid.config import grid_from_json
 from experiments.recall_distortion import results
-from experiments.reproduction import explanations, hypotheses, ledger, references, summary
+from experiments.reproduction import arms, explanations, hypotheses, ledger, references, summary
 from experiments.reproduction.hypotheses import Verdict
 from experiments.reproduction.ledger import FOLDER, Recalls
-from experiments.storage import files, provenance
+from experiments.storage import files, provenance, settings
 from jprune.cli import wrapped
 from jprune.recall import mark, t_interval
 
@@ -80,9 +81,13 @@ images/reproduction-moons-train.png)
 _BOXES = """![Box plots of alpha over networks at each compression ratio: ours by score, and the published ones](
 images/reproduction-alpha.png)
 
-Networks that collapsed to chance are in the tables and not in the figure.
+Networks that collapsed to chance are in the tables and not in the figure. The grey band is the seed null, the alpha of
+another dense seed, with its 99% interval; it is given above every table. The mark after an interval of alpha says
+whether it lies below 1 (<), above 1 (>) or includes 1 (?).
 """.replace("](\n", "](")
+_SEEDS = 3  # networks that the interval of a seed null needs
 _SHOWN = 10  # networks that a panel of the figure of the README needs
+_SHARD = re.compile(r" --shard (\d+/\d+)")
 _SCORES = ("magnitude", "undecayed", "random", "gradient", "undecayed-signed")
 
 
@@ -122,12 +127,15 @@ def keep(folder: Path, name: str) -> None:
     """Add the results of a study to the tables.
 
     Raises:
-      ValueError: no study was run in the folder, or its table lacks networks of the existing table.
+      ValueError: no study was run in the folder, its settings or ratios are not those of the table, or it lacks
+        networks of the existing table.
     """
     if name in (*_GRIDS, *_PRUNED):
         cells = folder / ("pruned.csv" if name in _PRUNED else "cells.csv")
         if not cells.exists():
             raise ValueError(f"{cells} is missing: run the study, or its action 'report', first")
+        found = settings.recorded(folder)
+        arms.check_grid(name, pd.read_csv(cells), grid_from_json(found["study"]) if found else None, folder)
         if (FOLDER / f"{name}.csv").exists():
             kept, fresh = (_identities(pd.read_csv(path)) for path in (FOLDER / f"{name}.csv", cells))
             if lost := kept - fresh:
@@ -141,6 +149,7 @@ def keep(folder: Path, name: str) -> None:
     recorded = results.recorded(folder)
     if recorded is None:
         raise ValueError(f"{folder} has no config.json: no study was run there")
+    arms.check_study(name, recorded[0], folder)
     ledger.keep(folder, recorded[0], name)
 
 
@@ -247,6 +256,10 @@ def alpha_figure(studies: dict[str, Recalls]) -> Figure:
         printed = [_published_box(rows, ratio) for ratio in _ratios(study)]
         boxes.append(("magnitude, published, 30 networks", printed))
         _draw(axes, boxes, _ratios(study))
+        replicates = study.complete(["magnitude"])
+        if len(replicates) >= _SEEDS:
+            null = references.seed_null(study.correct(ledger.DENSE, 1.0, replicates), study.support)
+            axes.axhspan(null.low, null.high, color="0.85", zorder=0)
         axes.set_title(title, fontsize=10)
     for axes in panels:
         axes.remove()
@@ -382,7 +395,7 @@ def _recall(name: str, study: Recalls) -> str:
     spread = f", standard deviation {dense.std(ddof=1):.4f}" if len(dense) > 1 else ""
     networks = f"{len(dense)} network{'s' if len(dense) > 1 else ''}"
     null = ""
-    if len(dense) >= 3:
+    if len(dense) >= _SEEDS:
         estimate = references.seed_null(correct, study.support)
         null = f" Seed null {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}], 99% interval."
     about = f"Dense accuracy {dense.mean():.4f}{spread}, {networks}.{null}"
@@ -392,12 +405,12 @@ def _recall(name: str, study: Recalls) -> str:
 def _setting(name: str) -> str:
     """Describe how the networks of a table were trained, on which devices and with which version of JAX."""
     known = json.loads((FOLDER / f"{name}.json").read_text())
-    settings = known["settings"]
-    dense, fine = settings["recipe"], settings["pruning"]["recipe"]
+    described = known["settings"]
+    dense, fine = described["recipe"], described["pruning"]["recipe"]
     rates = [_many(recipe["learning_rates"]) for recipe in (dense, fine)]
     epochs = [_many(recipe["epochs"]) for recipe in (dense, fine)]
     cycle = ", one-cycle schedule (peak rates)" if dense.get("schedule") == "one-cycle" else ""
-    chosen = {"validation": "a validation split", "test": "the test set"}.get(settings["data"]["selection"])
+    chosen = {"validation": "a validation split", "test": "the test set"}.get(described["data"]["selection"])
     words = [
         f"SGD, learning rate {rates[0]}, {epochs[0]} epochs{cycle}, batch {dense['batch']}",
         f"weight decay {dense['weight_decay']:g}",
@@ -515,25 +528,41 @@ def _titled(name: str, tables: Iterable[reporting.Printed], maps: str = "") -> s
 
 
 def _verdicts(found: Iterable[Verdict]) -> str:
+    found = sorted(found, key=lambda each: (each.name[0], int(each.name[1:].partition(",")[0]), each.name))
     rows = [[each.name, each.question, each.found, f"**{each.verdict}**"] for each in found]
     return _table(["", "question", "found", "verdict"], rows)
 
 
 def _made(names: Iterable[str]) -> str:
-    """Format the command, commit, device and version of JAX of each table."""
-    rows = [
-        [
-            f"`{name}.csv`",
-            f"`{entry['command']}`",
-            f"`{entry['commit'][:7]}{entry['commit'][40:]}`",
-            entry.get("device", "cpu"),
-            entry.get("jax", "unknown"),
-            entry["began"],
-        ]
-        for name in names
-        for entry in json.loads((FOLDER / f"{name}.json").read_text())["made"]
-    ]
-    return _table(["table", "command", "commit", "on", "JAX", "began"], rows)
+    """Format the runs behind each table: a row for each command, device and version of JAX."""
+    rows = []
+    for name in names:
+        runs: dict[tuple[object, ...], list[dict[str, str]]] = {}
+        for entry in json.loads((FOLDER / f"{name}.json").read_text())["made"]:
+            device, version = entry.get("device", "cpu"), entry.get("jax", "unknown")
+            runs.setdefault((_options(entry["command"]), device, version), []).append(entry)
+        for (_, device, version), entries in runs.items():
+            command, parts = _SHARD.sub("", entries[0]["command"]), [_SHARD.findall(e["command"]) for e in entries]
+            shards = ", ".join(sorted({part for found in parts for part in found}, key=_part))
+            commits = dict.fromkeys(f"`{entry['commit'][:7]}{entry['commit'][40:]}`" for entry in entries)
+            began = sorted(entry["began"].removesuffix(" +0000") for entry in entries)
+            dates = " to ".join(dict.fromkeys([began[0], began[-1]]))
+            rows.append([f"`{name}.csv`", f"`{command}`", shards, ", ".join(commits), device, version, dates])
+    return _table(["table", "command", "shards", "commits", "on", "JAX", "began (UTC)"], rows)
+
+
+def _options(command: str) -> frozenset[str]:
+    """Return the options of a command without its shard, to recognize the same command in another order.
+
+    >>> _options("python -m x --epochs 1 2 --shard 0/2 --seed 3") == _options("python -m x --seed 3 --epochs 1 2")
+    True
+    """
+    return frozenset(option.strip() for option in _SHARD.sub("", command).split(" --"))
+
+
+def _part(shard: str) -> tuple[int, int]:
+    part, whole = shard.split("/")
+    return int(whole), int(part)
 
 
 _table = markdown.table

@@ -3,6 +3,7 @@
 They are answered only from studies that have run; the others are left out.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -93,6 +94,9 @@ def _layer_collapse(studies: Mapping[str, Recalls]) -> Verdict | None:
     differs, remains = (bool((table["p"] < _P).any()) for table in tables)
     within = bool((tables[1][["low", "high"]].abs() <= 0.2).all(axis=None))
     verdict = "no" if remains else "yes" if differs and within else "open"
+    if verdict == "open":
+        least = next(n for n in itertools.count(1) if len(tables[1]) * stats.binomtest(n, n).pvalue < _P)
+        parts.append(f"a count can differ only if {least} networks or more collapse after one score alone")
     if free is None:
         parts.append("networks without a floor are those of the first round (2026-11-29)")
     counts = [f"{keep:,}" for keep in tables[1]["keep"]]
@@ -111,6 +115,9 @@ def _other_changes(studies: Mapping[str, Recalls]) -> Verdict | None:
     results, left_out = compare_changes(pruned, changed)
     answers = {answer(result) for result in results.values()}
     verdict = "yes" if answers == {"yes"} else "no larger than 5%" if answers == {"small"} else "open"
+    if verdict == "yes":
+        less = [kind for kind, result in results.items() if result.high < 0]
+        verdict += f", but less after pruning than after {' and '.join(less)}" if less else ""
     text = "log alpha of magnitude pruning at equal alpha_null minus that of each other change, Bonferroni x 4: "
     text += _intervals(results)
     text += f"; {left_out} alphas of 0 or less have no logarithm and are left out" if left_out else ""

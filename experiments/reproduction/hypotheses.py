@@ -28,6 +28,7 @@ PUBLISHED_COUNTS = {
     "mnist-published-script": "MNIST, script's setting",
 }
 CIFAR = "cifar10-resnet20-short"
+ELSEWHERE = "does not carry over"  # a verdict
 REFERENCES = {
     "fashion-lenet": "Fashion-MNIST, LeNet",
     "mnist-lenet": "MNIST, LeNet",
@@ -37,7 +38,7 @@ REFERENCES = {
 SAME_DENSE = "fashion-published-paper"  # its dense networks are those of the rounding and channel arms
 _PRUNED = (2.0, 4.0, 10.0, 20.0, 50.0)
 _P = 0.01
-_ELSEWHERE = "does not carry over"
+_MOST_COLLAPSED = 0.15  # margin of R10
 
 
 class Verdict(NamedTuple):
@@ -67,7 +68,7 @@ def of_recalls(studies: Mapping[str, Recalls], published: pd.DataFrame) -> list[
     return [
         _planned_margin(_control(main)),
         _rising(main),
-        _undecayed(main),
+        undecayed(main),
         _equal_accuracy(main),
         _signed(main),
         _random(main),
@@ -79,7 +80,7 @@ def of_recalls(studies: Mapping[str, Recalls], published: pd.DataFrame) -> list[
         _published_counts(studies),
         _quartiles(studies, published),
         _seed_null(studies),
-        _collapse(main),
+        collapse(main),
         _devices(main),
         *([_channels(main, studies)] if "fashion-channels" in studies else []),
         *(_on_cifar(studies[CIFAR]) if CIFAR in studies else []),
@@ -88,13 +89,13 @@ def of_recalls(studies: Mapping[str, Recalls], published: pd.DataFrame) -> list[
 
 def _on_cifar(study: Recalls) -> list[Verdict]:
     """Answer R1 to R4 and R6 on CIFAR-10, the data set of the published comparison."""
-    found = [_control(study), _rising(study), _undecayed(study), _equal_accuracy(study), _random(study)]
+    found = [_control(study), _rising(study), undecayed(study), _equal_accuracy(study), _random(study)]
     published = "contradicted"  # the claim is about these networks
     return [
         each._replace(
             name=f"{each.name}, CIFAR-10",
             question=f"{each.question} (ResNet-20)",
-            verdict=published if each.verdict == _ELSEWHERE else each.verdict,
+            verdict=published if each.verdict == ELSEWHERE else each.verdict,
         )
         for each in found
     ]
@@ -166,7 +167,8 @@ def _collapsed_words(study: Recalls, scores: Sequence[str]) -> str:
     return f"; with collapsed networks, as planned: {found}" if found else ""
 
 
-def _undecayed(study: Recalls | None) -> Verdict:
+def undecayed(study: Recalls | None) -> Verdict:
+    """Return verdict R3."""
     question = "Does undecayed have a lower alpha than magnitude at equal achieved ratio?"
     scores = ["magnitude", "undecayed"]
     alphas = alphas_by_ratio(study, scores)
@@ -179,7 +181,7 @@ def _undecayed(study: Recalls | None) -> Verdict:
     found += _collapsed_words(study, scores)
     lower = any(p[r] < _P and change[r] < 0 for r in tests)
     higher = any(p[r] < _P and change[r] > 0 for r in tests)
-    verdict = _ELSEWHERE if higher else "supported" if lower else "open"
+    verdict = ELSEWHERE if higher else "supported" if lower else "open"
     if verdict == "open":
         gaps = [alphas["undecayed", r] - alphas["magnitude", r] for r in tests]
         found += f"; {smallest(*(_detectable(gap, tests=len(tests)) for gap in gaps))}"
@@ -199,7 +201,7 @@ def _equal_accuracy(study: Recalls | None) -> Verdict:
     if not np.isfinite(result.low):
         return Verdict("R4", question, result.reason, "open")
     found = f"log alpha at equal alpha_null: {_change(result)}, {result.models} networks"
-    verdict = "supported" if result.high < 0 else "contradicted" if result.low > 0 else "open"
+    verdict = "supported" if result.high < 0 else ELSEWHERE if result.low > 0 else "open"
     found += f"; {len(table) - len(working)} of {len(table)} alphas, of collapsed networks, left out (2026-11-26)"
     found += f", and {len(working) - len(positive)} below 0" if len(positive) < len(working) else ""
     found += f"; {smallest(detectable_change(result))}" if verdict == "open" else ""
@@ -214,9 +216,13 @@ def _equal_accuracy(study: Recalls | None) -> Verdict:
 
 def detectable_change(result: jprune.recall.EqualAccuracy, level: float = 0.99) -> float:
     """Return the smallest difference at equal accuracy that is detected with a power of 80%, from its interval."""
-    df = result.models - 1
+    return _detectable_from(result.low, result.high, result.models, level)
+
+
+def _detectable_from(low: float, high: float, networks: int, level: float = 0.99) -> float:
+    df = networks - 1
     quantile = stats.t.isf((1 - level) / 2, df)
-    return float((1 + stats.t.isf(0.2, df) / quantile) * (result.high - result.low) / 2)
+    return float((1 + stats.t.isf(0.2, df) / quantile) * (high - low) / 2)
 
 
 def _change(result: jprune.recall.EqualAccuracy) -> str:
@@ -246,12 +252,14 @@ def _random(study: Recalls | None) -> Verdict:
     above = all(interval.low > 1 for interval in intervals.values())
     below = intervals[4.0].high < 1
     verdict = "supported" if above else "contradicted" if below else "open"
+    least = smallest(*(_detectable(alphas["random", ratio]) for ratio in intervals), digits=2)
     table = study.audit(["random"], study.complete(["random"])).alphas
     working = study.working(table).groupby("ratio")["alpha"]
     few = {r: alpha for r, alpha in working if r in intervals and 2 <= len(alpha) < len(alphas)}
     rest = "; ".join(f"t = {r:g}: {_spread(t_interval(alpha))}, {len(alpha)} networks" for r, alpha in few.items())
     apart = f"; without collapsed networks (2026-11-26, not judged): {rest}" if few else ""
-    return Verdict("R6", question, f"{found}; {len(alphas)} networks{apart}", verdict)
+    found += f"; {len(alphas)} networks" + (f"; {least}" if verdict == "open" else "") + apart
+    return Verdict("R6", question, found, verdict)
 
 
 def _other(name: str, question: str, main: Recalls | None, variant: Recalls | None) -> Verdict:
@@ -306,7 +314,8 @@ def _values(study: Recalls, column: str, ratio: float) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def _collapse(study: Recalls | None) -> Verdict:
+def collapse(study: Recalls | None) -> Verdict:
+    """Return verdict R16."""
     question = "Do fewer networks collapse after undecayed than after magnitude pruning to 125 weights?"
     scores = ["magnitude", "undecayed"]
     if study is None or alphas_by_ratio(study, scores) is None:
@@ -318,6 +327,7 @@ def _collapse(study: Recalls | None) -> Verdict:
     found = f"{undecayed.sum()} and {magnitude.sum()} of {len(replicates)} collapsed; "
     found += f"{fewer} with magnitude alone, {more} with undecayed alone (p {_p(p)}; asked on 2026-11-28)"
     verdict = "open" if p >= _P else "supported" if fewer > more else "contradicted"
+    found += f"; {_least_split(fewer + more, _P)}" if verdict == "open" else ""
     return Verdict("R16", question, found, verdict)
 
 
@@ -356,10 +366,15 @@ def _channels(main: Recalls | None, studies: Mapping[str, Recalls]) -> Verdict:
             f"; weights removed from the same dense networks, at the published counts, since 2026-11-29; before, from "
             f"those of the first round, of which 20 are others: {_change(first)}"
         )
-    small = max(abs(result.low), abs(result.high)) <= 0.05
-    verdict = "no larger than 5%" if small else "yes" if result.low > 0 else "open"
+    verdict = channels_answer(result)
     found += f"; {smallest(detectable_change(result))}" if verdict == "open" else ""
     return Verdict("R15", question, found, verdict)
+
+
+def channels_answer(result: jprune.recall.EqualAccuracy) -> str:
+    """Return the answer to R15 by the planned rule."""
+    small = max(abs(result.low), abs(result.high)) <= 0.05
+    return "yes" if result.low > 0 else "no larger than 5%" if small else "open"
 
 
 def channels_against(weights: Recalls, channels: Recalls) -> tuple[jprune.recall.EqualAccuracy, int]:
@@ -386,13 +401,33 @@ def _published_counts(studies: Mapping[str, Recalls]) -> Verdict:
             continue
         collapsed = int(study.collapsed("magnitude", _PRUNED[-1], replicates).sum())
         low, high = wilson(collapsed, len(replicates))
-        verdicts.append("no" if high < 0.15 else "yes" if low > 0.15 else "open")
-        found.append(f"{words}: {collapsed} of {len(replicates)} [{low:.2f}, {high:.2f}]: **{verdicts[-1]}**")
+        verdicts.append(_collapse_answer(collapsed, len(replicates)))
+        needed = f" ({_counts_needed(len(replicates))})" if verdicts[-1] == "open" else ""
+        found.append(f"{words}: {collapsed} of {len(replicates)} [{low:.2f}, {high:.2f}]: **{verdicts[-1]}**{needed}")
     if not found:
         return _not_run("R10", question)
     counts = {answer: verdicts.count(answer) for answer in ("no", "yes", "open") if answer in verdicts}
     by_arm = ", ".join(f"{answer} in {count}" for answer, count in counts.items()) + f" of {len(verdicts)} arms"
     return Verdict("R10", question, "; ".join(found), verdicts[0] if len(counts) == 1 else by_arm)
+
+
+def _collapse_answer(collapsed: int, networks: int) -> str:
+    low, high = wilson(collapsed, networks)
+    return "no" if high < _MOST_COLLAPSED else "yes" if low > _MOST_COLLAPSED else "open"
+
+
+def _counts_needed(networks: int) -> str:
+    """Say which numbers of collapsed networks would have answered R10.
+
+    >>> _counts_needed(10), _counts_needed(30)
+    ('yes needs 4 of 10; no needs 22 networks or more', 'yes needs 9 of 30; no needs at most 0')
+    """
+    answers = [_collapse_answer(collapsed, networks) for collapsed in range(networks + 1)]
+    yes = f"yes needs {answers.index('yes')} of {networks}" if "yes" in answers else "yes needs more networks"
+    if "no" in answers:
+        return f"{yes}; no needs at most {answers.count('no') - 1}"
+    enough = next(more for more in itertools.count(networks) if _collapse_answer(0, more) == "no")
+    return f"{yes}; no needs {enough} networks or more"
 
 
 def _quartiles(studies: Mapping[str, Recalls], published: pd.DataFrame) -> Verdict:
@@ -408,7 +443,7 @@ def _quartiles(studies: Mapping[str, Recalls], published: pd.DataFrame) -> Verdi
         counts.setdefault(words.split(",")[0], {})[name.rpartition("-")[2]] = len(ratios)
     if not found:
         return _not_run("R11", question)
-    return Verdict("R11", question, "; ".join(found), "; ".join(_closer(*each) for each in counts.items()))
+    return Verdict("R11", question, "; ".join(found), "; ".join(_matches(*each) for each in counts.items()))
 
 
 def matching_ratios(name: str, study: Recalls | None, published: pd.DataFrame) -> tuple[list[float], float, int] | None:
@@ -439,18 +474,13 @@ def matching_ratios(name: str, study: Recalls | None, published: pd.DataFrame) -
     return matches, least, len(alphas)
 
 
-def _closer(dataset: str, matches: Mapping[str, int]) -> str:
-    """Say which setting matches at more ratios.
+def _matches(dataset: str, counts: Mapping[str, int]) -> str:
+    """Say at how many of the five ratios each setting matches.
 
-    >>> _closer("MNIST", {"paper": 5, "script": 3}), _closer("MNIST", {"paper": 4, "script": 4})
-    ("MNIST: the paper's", 'MNIST: both alike')
-    >>> _closer("MNIST", {"script": 3})
-    "MNIST: only the script's has run"
+    >>> _matches("MNIST", {"paper": 5, "script": 3})
+    "MNIST: paper's 5 of 5, script's 3 of 5"
     """
-    if len(matches) < 2:
-        return f"{dataset}: only the {next(iter(matches))}'s has run"
-    paper, script = matches["paper"], matches["script"]
-    return f"{dataset}: " + ("both alike" if paper == script else f"the {'paper' if paper > script else 'script'}'s")
+    return f"{dataset}: " + ", ".join(f"{setting}'s {count} of {len(_PRUNED)}" for setting, count in counts.items())
 
 
 def _seed_null(studies: Mapping[str, Recalls]) -> Verdict:
@@ -465,10 +495,11 @@ def _seed_null(studies: Mapping[str, Recalls]) -> Verdict:
             continue
         dense = study.correct(DENSE, 1.0, replicates)
         null = references.seed_null(dense, study.support)
-        parts, answers = [], {}
+        parts, answers, changes = [], {}, []
         for ratio in (2.0, 4.0):
             pruned = study.correct("magnitude", ratio, replicates)
             change = references.above_seed_null(dense, pruned, study.support)
+            changes.append(change)
             parts.append(f"t = {ratio:g}: {_estimate(change)}")
             answers[ratio] = _below_null(change)
         verdicts.append(
@@ -476,9 +507,11 @@ def _seed_null(studies: Mapping[str, Recalls]) -> Verdict:
             if len(set(answers.values())) == 1
             else ", ".join(f"{answer} at t = {ratio:g}" for ratio, answer in answers.items())
         )
+        undecided = [change for change in changes if _below_null(change) == "open"]
+        least = [_detectable_from(change.low, change.high, len(replicates)) for change in undecided]
         found.append(
             f"{words}, {len(replicates)} networks: seed null {null.value:.3f} [{null.low:.3f}, {null.high:.3f}]; "
-            f"{', '.join(parts)}: **{verdicts[-1]}**"
+            f"{', '.join(parts)}: **{verdicts[-1]}**" + (f" ({smallest(*least)})" if least else "")
         )
     if not found:
         return _not_run("R12", question)
@@ -527,14 +560,17 @@ def of_tables(cells: pd.DataFrame | None) -> Verdict:
     return Verdict("J4", question, found, decided if p < 0.05 else "open")
 
 
-def _least_split(units: int) -> str:
-    """Say what a sign test at 5% needs.
+def _least_split(units: int, level: float = 0.05) -> str:
+    """Say what a sign test needs.
 
     >>> _least_split(4), _least_split(6), _least_split(9)
     ('with 4 units p is never below .05', 'p below .05 needs 6 of 6 units', 'p below .05 needs 8 of 9 units')
     """
-    enough = [wins for wins in range(units // 2 + 1, units + 1) if _sign_test(wins, units - wins) < 0.05]
-    return f"p below .05 needs {enough[0]} of {units} units" if enough else f"with {units} units p is never below .05"
+    least = f"{level:.2f}".removeprefix("0")
+    enough = [wins for wins in range(units // 2 + 1, units + 1) if _sign_test(wins, units - wins) < level]
+    if enough:
+        return f"p below {least} needs {enough[0]} of {units} units"
+    return f"with {units} unit{'s' if units != 1 else ''} p is never below {least}"
 
 
 def of_pruned(tables: Sequence[pd.DataFrame]) -> Verdict:
@@ -579,7 +615,8 @@ def _more_train(cells: pd.DataFrame | None) -> Verdict:
     p = _sign_test(gained, lost)
     found = f"{up[both].sum()} and {relu[both].sum()} of {both.sum()}; {gained} with UP alone, {lost} with relu alone"
     verdict = "open" if p >= _P else "supported" if gained > lost else "contradicted"
-    return Verdict("J1", question, f"{found} (p {_p(p)})", verdict)
+    found += f" (p {_p(p)})" + (f"; {_least_split(gained + lost, _P)}" if verdict == "open" else "")
+    return Verdict("J1", question, found, verdict)
 
 
 def _agree(cells: pd.DataFrame | None, published: pd.DataFrame, more_seeds: pd.DataFrame | None) -> Verdict:

@@ -17,6 +17,7 @@ import jprune
 from experiments.recall_distortion import plan, presets, results
 from experiments.recall_distortion.config import Score, Study
 from experiments.recall_distortion.plan import CONTROL
+from experiments.reproduction import arms
 from experiments.storage import files, provenance, store
 
 FOLDER = Path(__file__).parents[1] / "results"
@@ -138,7 +139,8 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
       The number of networks in the table.
 
     Raises:
-      ValueError: there are several coefficients, or the table was made with other settings.
+      ValueError: there are several coefficients, the table was made with other settings, or a planned ratio is
+        missing.
       StoreError: no result is stored, or a file is corrupt.
     """
     if len(plan.coefficients(study)) > 1:
@@ -171,6 +173,7 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
     if not parts:
         raise files.StoreError(f"{plan.root(stored)} has no network of this study: run it first")
     table = pd.concat(parts, ignore_index=True).drop_duplicates(_KEY).sort_values(_KEY, kind="stable")
+    arms.check_ratios(name, table, stored)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_bytes(folder / f"{name}.csv", table.to_csv(index=False, float_format=f"%{_DIGITS}").encode())
     files.write_json(described, known)

@@ -24,9 +24,9 @@ _PLANNED = {
     "mnist-published-paper": ("published counts on MNIST in the paper's setting", 30),
     "mnist-published-script": ("published counts on MNIST in the script's setting", 30),
     CIFAR: ("CIFAR-10 with ResNet-20", 10),
-    "fashion-few-weights": ("60 to 1,200 weights (R14)", 30),
-    "fashion-few-weights-floor": ("60 to 1,200 weights with a floor (R14)", 30),
-    "mnist-pruned": ("J5 on MNIST", 60),
+    "fashion-few-weights": ("LeNets with 60 to 1,200 weights (R14)", 30),
+    "fashion-few-weights-floor": ("the same with at least 10 weights in every layer", 30),
+    "mnist-pruned": ("pruning of thin networks on MNIST (J5)", 60),
     "moons-seeds-u": ("five seeds of U on moons", 585),
     "mnist-grid-50": ("MNIST grid of 50 epochs", 15),
 }  # table: what it answers, planned number of networks
@@ -126,9 +126,9 @@ def _trains(tables: Tables) -> str:
         found.append((f"{trained.sum()} of {len(trained)}", interval, int(theirs.sum())))
     (up, of_up, up_published), (relu, of_relu, relu_published) = found
     return (
-        f"**Jumpstart trains thin, deep networks where relu does not.** {up} networks of the moons grid {of_up} reach "
-        f"a training accuracy of .9 with the penalty (UP), {relu} {of_relu} without it (published: {up_published} and "
-        f"{relu_published})."
+        f"**Jumpstart trains thin, deep networks where relu does not.** On the moons grid, {up} networks {of_up} reach "
+        f"a training accuracy of .9 with the penalty (UP), and {relu} {of_relu} without it; published: {up_published} "
+        f"and {relu_published}."
     )
 
 
@@ -149,9 +149,9 @@ def _dense_seed(tables: Tables) -> str:
         return ""
     (fashion, fashion_change), (mnist, mnist_change) = (each for each in found if each is not None)
     return (
-        f"**On LeNets, alpha below 1 needs no pruning.** Another dense seed has {_unsigned(fashion)} on Fashion-MNIST "
-        f"and {_unsigned(mnist)} on MNIST; pruning to t = 2 changes that by {_signed(fashion_change)} and "
-        f"{_signed(mnist_change)}."
+        "**On LeNets, alpha is below 1 without pruning too.** Comparing dense LeNets from two seeds gives an alpha of "
+        f"{_unsigned(fashion)} on Fashion-MNIST and {_unsigned(mnist)} on MNIST; alpha after pruning to t = 2 minus "
+        f"this is {_signed(fashion_change)} and {_signed(mnist_change)}."
     )
 
 
@@ -161,29 +161,30 @@ def _published_cifar(tables: Tables) -> str:
         return ""
     null, change = found
     return (
-        f"**On the published CIFAR-10 networks, pruning does lower alpha.** Another dense seed has {_unsigned(null)}; "
-        f"pruning to t = 2 changes that by {_signed(change)}."
+        "**On the published CIFAR-10 networks, pruning does lower alpha.** Comparing dense ResNet-56s from two "
+        f"seeds gives an alpha of {_unsigned(null)}; alpha after pruning to t = 2 minus this is {_signed(change)}."
     )
 
 
 def _rises(tables: Tables) -> str:
-    found = []
-    for name, words in (("fashion-lenet", "Fashion-MNIST"), ("cifar10-published", "published CIFAR-10 networks")):
-        alphas = alphas_by_ratio(tables.recalls.get(name), ["magnitude"])
-        if alphas is not None:
-            found.append(f"{_of_mean(t_interval(alphas['magnitude', 20.0]))} ({words})")
-    if not found:
-        return ""
     box = tables.boxes[(tables.boxes["dataset"] == "fashion_mnist") & (tables.boxes["score"] == "magnitude")]
     box = box.set_index("ratio").loc[20]
-    return (
-        f"**Alpha rises above 1 at higher compression.** At t = 20 it is {' and '.join(found)}; the published "
-        f"quartiles on Fashion-MNIST are {box['q1']:.2f} to {box['q3']:.2f}."
-    )
+    quartiles = f" (published quartiles {box['q1']:.2f} and {box['q3']:.2f})"
+    found = []
+    for name, words, known in (
+        ("fashion-lenet", "on Fashion-MNIST LeNets", quartiles),
+        ("cifar10-published", "on the published CIFAR-10 networks", ""),
+    ):
+        alphas = alphas_by_ratio(tables.recalls.get(name), ["magnitude"])
+        if alphas is not None:
+            found.append(f"{_of_mean(t_interval(alphas['magnitude', 20.0]))} {words}{known}")
+    if not found:
+        return ""
+    return f"**Alpha rises above 1 at higher compression.** Mean alpha at t = 20 is {' and '.join(found)}."
 
 
 def _counts(tables: Tables) -> str:
-    arms: dict[str, list[str]] = {}
+    arms: dict[str, list[tuple[str, int]]] = {}
     collapsed = 0
     for name, words in PUBLISHED_COUNTS.items():
         study = tables.recalls.get(name)
@@ -194,17 +195,18 @@ def _counts(tables: Tables) -> str:
         hits = int(study.collapsed("magnitude", 50.0, replicates).sum())
         collapsed += hits
         dataset, setting = words.split(", ")
-        arms.setdefault(dataset, []).append(
-            f"{setting} {hits} of {len(replicates)} {_share(hits, len(replicates))}, {len(found[0])} of 5"
-        )
+        lenets = "" if dataset in arms else " LeNets"
+        share = f"{hits} of {len(replicates)}{lenets} {_share(hits, len(replicates))}"
+        at_chance = "" if dataset in arms else " with 350 weights are at chance"
+        arms.setdefault(dataset, []).append((f"{share}{at_chance} in the {setting}", len(found[0])))
     if not arms:
         return ""
-    listed = "; ".join(f"{dataset}, {', '.join(each)}" for dataset, each in arms.items())
-    fine = "" if collapsed else ", and LeNets do not collapse"
-    return (
-        f"**The published code keeps 350 weights at t = 50, not 125{fine}.** "
-        f"Collapsed networks, and ratios at which alpha matches the published quartiles: {listed}."
-    )
+    sentences = []
+    for dataset, each in arms.items():
+        shares, matches = (" and ".join(map(str, column)) for column in zip(*each, strict=True))
+        sentences.append(f"On {dataset}, {shares}, and alpha matches the published quartiles at {matches} of 5 ratios.")
+    fine = "" if collapsed else ", and no LeNet collapses"
+    return f"**The published code keeps 350 weights at t = 50, not 125{fine}.** {' '.join(sentences)}"
 
 
 def _undecayed_minus_magnitude(study: Recalls | None) -> dict[float, Interval]:
@@ -224,11 +226,12 @@ def _undecayed(tables: Tables) -> str:
     table = table[(table["ratio"] > 1) & (table["ratio"] <= 20) & (table["alpha"] > 0)]
     equal = jprune.recall.compare_at_equal_accuracy(table, *scores)
     named = " and ".join(f"{_signed(changes[r])} at t = {r:g}" for r in (10.0, 20.0))
-    lower = any(interval.high < 0 for interval in changes.values())
+    words = {"supported": "lowers", hypotheses.ELSEWHERE: "does not lower", "open": "is not shown to lower"}
+    does = words[hypotheses.undecayed(study).verdict]
+    equal_accuracy = f" At equal accuracy and t <= 20, log alpha differs by {_signed(_of_change(equal))}."
     return (
-        f"**Undecayed pruning {'lowers' if lower else 'does not lower'} alpha on LeNet.** Its alpha minus that of "
-        f"magnitude pruning is {named}; at equal accuracy and t <= 20, log alpha differs by "
-        f"{_signed(_of_change(equal))}."
+        f"**Undecayed pruning {does} alpha on LeNet.** On Fashion-MNIST its alpha minus that of magnitude pruning is "
+        f"{named}.{'' if equal.reason else equal_accuracy}"
     )
 
 
@@ -240,19 +243,23 @@ def _collapse(tables: Tables) -> str:
     replicates = study.complete(scores)
     hits = [int(study.collapsed(score, 50.0, replicates).sum()) for score in scores]
     undecayed, magnitude = (f"{count} of {len(replicates)} {_share(count, len(replicates))}" for count in hits)
+    answer = {
+        "supported": "Fewer networks collapse after undecayed pruning.",
+        "contradicted": "More networks collapse after undecayed pruning.",
+        "open": "Whether fewer networks collapse after undecayed pruning is open.",
+    }[hypotheses.collapse(study).verdict]
     text = (
-        f"**{'Undecayed pruning collapses less often' if hits[0] < hits[1] else 'Collapse at 125 weights'}.** With 125 "
-        f"weights remaining, {undecayed} networks classify at chance; after magnitude pruning, {magnitude}."
+        f"**{answer}** With 125 weights left, {undecayed} Fashion-MNIST LeNets are at chance after "
+        f"undecayed pruning and {magnitude} after magnitude pruning."
     )
     floor = tables.recalls.get(explanations.FEW_WEIGHTS[1])
     if floor is not None:
         rows = explanations.collapse_table(floor)
-        row = rows[rows["keep"] == 125]
-        for each in row.itertuples():
+        for each in rows[rows["keep"] == 125].itertuples():
             low, high = _plain(float(each.low), 2, signed=True), _plain(float(each.high), 2, signed=True)
             text += (
-                f" With at least 10 weights in every layer it is {each.undecayed} and {each.magnitude} of "
-                f"{each.networks}, difference [{low}, {high}]."
+                f" If every layer keeps at least 10 of them, it is {each.undecayed} and {each.magnitude} of "
+                f"{each.networks}, a difference in share between {low} and {high}."
             )
     return text
 
@@ -265,11 +272,14 @@ def _channels(tables: Tables) -> str:
     result, _ = hypotheses.channels_against(weights, channels)
     if not np.isfinite(result.low):
         return ""
-    small = max(abs(result.low), abs(result.high)) <= 0.05
+    answer = {
+        "yes": "Removing channels raises alpha more than removing single weights does, at equal accuracy.",
+        "no larger than 5%": "Removing channels changes alpha no more than removing single weights, at equal accuracy.",
+        "open": "Whether removing channels raises alpha more than removing single weights, at equal accuracy, is open.",
+    }[hypotheses.channels_answer(result)]
     return (
-        f"**Removing channels {'changes alpha no more than' if small else 'compared with'} removing single weights, at "
-        f"equal accuracy.** Log alpha differs by {_signed(_of_change(result))} over {result.models} Fashion-MNIST "
-        "LeNets; the planned margin is .05."
+        f"**{answer}** Log alpha differs by {_signed(_of_change(result))} over {result.models} "
+        "Fashion-MNIST LeNets; the planned margin is .05."
     )
 
 
@@ -283,7 +293,7 @@ def _other_changes(tables: Tables) -> str:
     listed = ", ".join(f"{_signed(_of_change(each))} ({kind})" for kind, each in results.items() if not each.reason)
     return (
         f"**At equal accuracy, pruning {'changes' if worse else 'is not shown to change'} recalls more than other "
-        f"changes do.** Log alpha of magnitude pruning minus that of the change (99% together): {listed}."
+        f"changes do.** Log alpha after magnitude pruning minus that after the other change, jointly at 99%: {listed}."
     )
 
 
@@ -294,14 +304,20 @@ def _own_cifar(tables: Tables) -> str:
         return ""
     replicates = study.complete(["magnitude"])
     accuracy = study.correct(DENSE, 1.0, replicates).sum(1) / study.support.sum()
-    text = (
-        f"**CIFAR-10, ResNet-20, {len(alphas)} networks** (dense accuracy {_plain(float(accuracy.mean()), 3)}; "
-        f"published ResNet-56: .893): alpha at t = 2 minus the control {_signed(t_interval(_change(alphas)))}, at "
-        f"t = 20 {_of_mean(t_interval(alphas['magnitude', 20.0]))}"
-    )
     changes = _undecayed_minus_magnitude(study)
+    answer = {
+        "supported": "Undecayed pruning lowers alpha on our CIFAR-10 ResNet-20s.",
+        hypotheses.ELSEWHERE: "Undecayed pruning raises alpha on our CIFAR-10 ResNet-20s.",
+        "open": "On our CIFAR-10 ResNet-20s, the effect of undecayed pruning on alpha is open.",
+        "not run": "Our CIFAR-10 ResNet-20s have been pruned by magnitude only.",
+    }[hypotheses.undecayed(study).verdict]
+    text = (
+        f"**{answer}** Over {len(alphas)} networks (dense accuracy {_plain(float(accuracy.mean()), 3)}; published "
+        f"ResNet-56: .893), alpha at t = 2 minus that of the control is {_signed(t_interval(_change(alphas)))}, and "
+        f"alpha at t = 20 is {_of_mean(t_interval(alphas['magnitude', 20.0]))}"
+    )
     if changes:
-        text += f"; undecayed minus magnitude at t = 20 {_signed(changes[20.0])}"
+        text += f"; at t = 20, undecayed minus magnitude is {_signed(changes[20.0])}"
     return text + "."
 
 

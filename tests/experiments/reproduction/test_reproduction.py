@@ -1,6 +1,7 @@
 """The tables kept of finished runs, the verdicts drawn from them, and the page rebuilt from both."""
 
 import dataclasses
+import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -8,6 +9,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.patches import Rectangle
 from scipy import stats
 
 import jprune.recall
@@ -17,11 +19,8 @@ from experiments.reproduction import __main__ as reproduction
 from experiments.reproduction import hypotheses, ledger, references
 from experiments.reproduction.ledger import Recalls
 from experiments.storage import files, provenance
-
-PUBLISHED = pd.read_csv(reproduction.PUBLISHED / "recall_alpha_boxplots.csv")
-RATIOS = (2.0, 4.0, 10.0, 20.0, 50.0)
-BALANCE = np.array([100, 50, -50, -100])  # of 1,000 examples a class, around 750 right ones
-SPREAD = 0.02 * np.array([-1, 1, 0, 0, -1, 1])  # over replicates; its mean is 0
+from tests.experiments.reproduction.made_up import PUBLISHED, RATIOS
+from tests.experiments.reproduction.made_up import study as _study
 
 
 @pytest.fixture(autouse=True)
@@ -36,27 +35,6 @@ def _audits_once(monkeypatch):
         return audits[key][1]
 
     monkeypatch.setattr(Recalls, "audit", once)
-
-
-def _study(alphas, *, control=1.0, nonzero=lambda ratio: 1000 / ratio):
-    """Six networks whose mean alpha is as given for each score and ratio."""
-    rows = []
-
-    def add(score, ratio, alpha, keep):
-        order = np.random.default_rng(sum(map(ord, score)) + int(ratio))
-        for replicate, apart in enumerate(order.permutation(SPREAD)):
-            own = alpha + apart
-            right = np.round(750 + (BALANCE if score == "dense" else own * BALANCE)).astype(int)
-            sizes = {"parameters": 1100, "prunable": 1000, "nonzero": round(keep), "dead_units": 0.1 + 0.01 * replicate}
-            counts = {f"correct_{c}": count for c, count in enumerate(right)}
-            rows.append({"score": score, "ratio": ratio, "replicate": replicate, **sizes, **counts})
-
-    add("dense", 1.0, 1.0, 1000)
-    add("control", 1.0, control, 1000)
-    for score, by_ratio in alphas.items():
-        for ratio, alpha in zip(RATIOS, by_ratio, strict=True):
-            add(score, ratio, alpha, nonzero(ratio))
-    return Recalls(pd.DataFrame(rows), np.full(4, 1000), tuple("abcd"))
 
 
 def _verdict(name, **studies):
@@ -387,8 +365,8 @@ def test_pruned_networks_are_kept_from_their_own_table(tmp_path, monkeypatch):
     table.to_csv(tmp_path / "pruned.csv", index=False)
     reproduction.keep(tmp_path, "moons-pruned")
     assert len(pd.read_csv(tmp_path / "kept" / "moons-pruned.csv")) == 10
-    table[table["ratio"] < 10].to_csv(tmp_path / "pruned.csv", index=False)
-    with pytest.raises(ValueError, match="lacks 2 of the 10"):
+    table[table["replicate"] < 1].to_csv(tmp_path / "pruned.csv", index=False)
+    with pytest.raises(ValueError, match="lacks 5 of the 10"):
         reproduction.keep(tmp_path, "moons-pruned")
 
 
@@ -429,3 +407,47 @@ def test_stored_results_are_kept_once_and_can_be_extended(tmp_path, capsys):
     with pytest.raises(files.StoreError, match="has no network of this study: run it first"):
         ledger.keep(tmp_path / "study", dataclasses.replace(study, lr=(0.5,)), "other", tmp_path / "kept")
     capsys.readouterr()
+
+
+def test_repeated_commands_of_a_table_are_one_row_with_their_commits_and_dates(tmp_path, monkeypatch):
+    def entry(command, commit, minute, **device):
+        return {
+            "command": f"python -m x {command}",
+            "commit": commit,
+            "began": f"2026-11-26 14:{minute} +0000",
+        } | device
+
+    made = [
+        entry("--preset p --shard 1/2 --replicates 10", "a" * 40, "37", jax="0.10.2"),
+        entry("--replicates 10 --preset p --shard 0/2", "b" * 40 + " with changes", "05", jax="0.10.2"),
+        entry("--preset p --replicates 30", "a" * 40, "50", jax="0.10.2"),
+        entry("--preset p --replicates 10", "a" * 40, "55", jax="0.11.2", device="GPU"),
+    ]
+    (tmp_path / "t.json").write_text(json.dumps({"made": made}))
+    monkeypatch.setattr(reproduction, "FOLDER", tmp_path)
+    assert reproduction._made(["t"]).splitlines()[2:] == [
+        "| `t.csv` | `python -m x --preset p --replicates 10` | 0/2, 1/2 | `aaaaaaa`, `bbbbbbb with changes` | cpu | "
+        "0.10.2 | 2026-11-26 14:05 to 2026-11-26 14:37 |",
+        "| `t.csv` | `python -m x --preset p --replicates 30` |  | `aaaaaaa` | cpu | 0.10.2 | 2026-11-26 14:50 |",
+        "| `t.csv` | `python -m x --preset p --replicates 10` |  | `aaaaaaa` | GPU | 0.11.2 | 2026-11-26 14:55 |",
+    ]
+
+
+def test_the_box_plots_show_the_seed_null_and_a_table_of_alphas_gives_it():
+    study = _study({"magnitude": (0.9, 1.0, 1.1, 1.2, 1.5)})
+    networks = study.networks.copy()
+    dense = networks["score"] == "dense"
+    networks.loc[dense, "correct_0"] += 10 * networks["replicate"]
+    study = study._replace(networks=networks)
+    null = references.seed_null(study.correct("dense", 1.0, range(6)), study.support)
+    (axes,) = reproduction.alpha_figure({"fashion-lenet": study}).axes
+    (band,) = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((null.low, null.high))
+    table = reproduction.reporting.pruning(pd.read_csv(ledger.FOLDER / "prune-and-jumpstart.csv"))[0]
+    assert table.title.endswith("; seed null of alpha 0.894 [0.669, 1.118]")  # computed once by numpy alone
+
+
+def test_the_verdicts_are_in_the_order_of_their_numbers():
+    names = ["R12", "R2", "R2, CIFAR-10", "J1", "R10"]
+    rows = reproduction._verdicts(hypotheses.Verdict(name, "", "", "") for name in names).splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == ["J1", "R2", "R2, CIFAR-10", "R10", "R12"]
