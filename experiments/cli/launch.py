@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from jprune._extras import missing
 
 _TIMEOUTS = 100  # how often a job may reach its time limit and be requeued; submitit's own limit is 3
 _WARNING_SECONDS = 240  # a time-out is announced 90 to 150 seconds earlier; more for the start of the job
+_RESULTS = ("config.json", "studies", "store")  # one of them is in every folder in which a study has run
 _OWN = ("--launch", "--jobs", "--partition", "--gpus", "--cpus", "--hours")
 
 
@@ -24,6 +26,7 @@ class StudyCommand(Protocol):
     """The options that the commands of both studies have."""
 
     action: Action
+    preset: str
     list: bool
     cluster: ClusterOptions
 
@@ -33,7 +36,14 @@ class StudyCommand(Protocol):
         ...
 
 
-def works_here(command: StudyCommand, listing: Callable[[], str], module: str, arguments: Sequence[str] | None) -> bool:
+def works_here(
+    command: StudyCommand,
+    listing: Callable[[], str],
+    module: str,
+    arguments: Sequence[str] | None,
+    *,
+    tables: bool = False,
+) -> bool:
     """Whether this process does the work of a command; if not, print the presets or submit the jobs that do it.
 
     Args:
@@ -41,10 +51,22 @@ def works_here(command: StudyCommand, listing: Callable[[], str], module: str, a
       listing: returns the table of the presets.
       module: the study as it is run with ``python -m``.
       arguments: of the command line; None for those of this process.
+      tables: whether report reads a table that is given instead of the folder.
+
+    Raises:
+      ValueError: status or report of a folder in which no study has run.
     """
     if command.list:
         print(listing())
         return False
+    needs_results = command.action == "status" or (command.action == "report" and not tables)
+    if needs_results and not any((command.folder / name).exists() for name in _RESULTS):
+        run = ["python", "-m", module, "--preset", command.preset]
+        run += ["--out", str(command.folder)] if command.folder != Path("runs") / command.preset else []
+        raise ValueError(
+            f"nothing has run in {command.folder}; give the folder of an earlier run with --out, or run the study "
+            f"first: {shlex.join(run)}"
+        )
     if command.action == "run" and command.cluster.launch:
         launch(module, arguments, command.cluster, command.folder)
         return False

@@ -54,7 +54,8 @@ def parse(arguments: Sequence[str] | None = None) -> GridCommand:
 def _work(arguments: Sequence[str] | None) -> None:
     command = parse(arguments)
     grid = command.grid  # validates the options
-    if not launch.works_here(command, presets.listing, "experiments.jumpstart_grid", arguments):
+    given = command.running.table is not None
+    if not launch.works_here(command, presets.listing, "experiments.jumpstart_grid", arguments, tables=given):
         return
     from experiments.jumpstart_grid import runner  # noqa: PLC0415 the line above appears before it loads
 

@@ -54,8 +54,6 @@ def _work(arguments: Sequence[str] | None) -> None:
         studies.report(command.folder, study, command.running)
     else:
         recorded = results.all_recorded(command.folder) if command.all else [study]
-        if not recorded:
-            raise ValueError(f"no study has run in {command.folder}; run one first, or give its folder with --out")
         for number, (one, different) in enumerate(zip(recorded, commands.differences(recorded), strict=True)):
             if command.all:
                 print(f"study {number}: {one.model} on {one.dataset}{different}")
