@@ -230,11 +230,11 @@ def check_pruned(
     revived, infinite = [], []
     for path, weight, mask in zip(paths, weights, masks, strict=True):
         if mask is not None:
-            nonzero, bad = ~mask & (weight != 0), mask & ~jnp.isfinite(weight)
-            if jnp.any(nonzero):
-                revived.append(f"{_count(nonzero)} of {_count(~mask)} in '{path}'")
-            if jnp.any(bad):
-                infinite.append(f"{_count(bad)} of {_count(mask)} in '{path}'")
+            any_revived, any_infinite = _any_wrong(weight, mask)
+            if any_revived:
+                revived.append(f"{_count(_revived(weight, mask))} of {_count(~mask)} in '{path}'")
+            if any_infinite:
+                infinite.append(f"{_count(_infinite(weight, mask))} of {_count(mask)} in '{path}'")
     if revived:
         raise ValueError(
             f"pruned weights are not 0: {', '.join(revived)}; apply the masks with jprune.apply_masks(params, "
@@ -250,6 +250,19 @@ def check_pruned(
         _check_amount(layers, amount_of(sparsity, keep))
     if empty := empty_layers(layers, layers.scores):
         warnings.warn(nothing_left(empty), stacklevel=2)
+
+
+def _revived(weight: Array, mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
+    return ~mask & (weight != 0)
+
+
+def _infinite(weight: Array, mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
+    return mask & ~jnp.isfinite(weight)
+
+
+@jax.jit  # eagerly, each operation would be compiled for each shape; one program for all leaves compiles more slowly
+def _any_wrong(weight: Array, mask: Bool[Array, "..."]) -> tuple[Array, Array]:
+    return jnp.any(_revived(weight, mask)), jnp.any(_infinite(weight, mask))
 
 
 def _count(flags: Bool[Array, "..."]) -> int:

@@ -24,6 +24,7 @@ program serves many ratios: a scalar, or for ``layer_masks`` one count for each 
 and ``erk_counts``.
 """
 
+import functools
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -260,11 +261,13 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     matched = _mask_leaves(params, masks)
     return jax.tree.unflatten(
         treedef,
-        [
-            leaf if mask is None else jnp.where(mask, leaf, jnp.zeros_like(leaf))
-            for leaf, mask in zip(leaves, matched, strict=True)
-        ],
+        [leaf if mask is None else _where(mask, leaf) for leaf, mask in zip(leaves, matched, strict=True)],
     )
+
+
+@functools.partial(jax.jit, inline=True)  # eagerly, each operation would be compiled for each shape
+def _where(mask: AnyArray, leaf: AnyArray) -> AnyArray:
+    return jnp.where(mask, leaf, jnp.zeros_like(leaf))
 
 
 def sparsity(masks: PyTree) -> float:
