@@ -33,6 +33,10 @@ from jprune.recall.tables.frames import AuditTables
 
 _MOST_MODELS, _ROUNDING = 100_000, 1e-12
 _MOST_NAMES = 8
+_NEGATIVE = (
+    "A negative alpha means that classes with a recall above the average before compression tend to have one below it "
+    "after, and the reverse."
+)
 _LARGE = 0.1  # excess loss of a class
 _FEWEST_MOVED = 2  # examples that went to one class
 _FEWEST_LOST = 5  # examples for which it is said how well they were predicted
@@ -198,7 +202,8 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
     name = "alpha_corrected" if corrected else "alpha"
     if len(control) and row["ratio"] != 1 and marks.iloc[0] in ("<", ">") and (corrected or verdict != "noise"):
         text += f". The control, fine-tuned and not pruned, already has {interval(dict(control.iloc[0]), name)}"
-    return sentence(text)
+    negative = bool((rows[["alpha", "alpha_corrected"]] < 0).to_numpy().any())
+    return sentence(text) + f" {_NEGATIVE}" * negative
 
 
 def _beyond_null(row: Row, audit: AuditTables) -> str:

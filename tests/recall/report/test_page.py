@@ -424,6 +424,26 @@ def test_an_alpha_below_zero_reverses_the_classes():
     assert f"differences between weak and strong classes reversed at 4x compression {alpha}" in audit.headline
 
 
+@pytest.mark.parametrize("weak_now", [True, False])
+def test_a_negative_alpha_is_explained_once_in_the_terminal_and_on_the_page(capsys, weak_now):
+    """Recalls of 95, 90, 85 and 80%, then in the opposite order or the same; the mean alpha is negative or not."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 500)
+    weak = 3 - labels if weak_now else labels
+    dense, pruned = (
+        np.where(rng.random((6, 2000)) < 0.05 + 0.05 * rank, (labels + 1) % 4, labels) for rank in (labels, weak)
+    )
+    audit = recall.audit(labels, dense, {4: pruned})
+    assert (audit.summary["alpha"][0] < 0) == weak_now
+    meaning = (
+        "A negative alpha means that classes with a recall above the average before compression tend to have one below "
+        "it after, and the reverse."
+    )
+    print_summary(audit)
+    for shown in (capsys.readouterr().out, page(audit)):
+        assert " ".join(shown.split()).count(meaning) == weak_now
+
+
 def test_an_open_question_comes_with_what_could_have_been_shown():
     rng = np.random.default_rng(1)
     labels = np.repeat(np.arange(4), 400)
