@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import io
+import math
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ class RunOptions:
     data_dir: Path | None = None
     """Folder of prepared TensorFlow Datasets; ~/tensorflow_datasets by default."""
     checkpoint_minutes: float = 5.0
-    """Minutes between two checkpoints within a stage, from which a killed run continues; 0 for one after every
+    """Minutes between checkpoints within a stage, from which a killed run resumes; 0: a checkpoint after every
     epoch."""
 
     def __post_init__(self):
@@ -48,10 +49,10 @@ class ClusterOptions:
 
     shard: str | None = None
     """i/n: compute the i-th (from 0) of n equal parts. By default everything, or, in a Slurm array, the part
-    of the task."""
+    of this task."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where several processes form one program. Under Slurm, Open MPI, Kubernetes and
-    on TPU pods JAX finds it."""
+    """HOST:PORT of process 0, if several processes form one program. JAX detects it under Slurm, Open MPI and
+    Kubernetes and on TPU pods."""
     process_id: int | None = None
     """Number of this process, counted from 0."""
     num_processes: int | None = None
@@ -62,13 +63,13 @@ class ClusterOptions:
     jobs: int = 1
     """With --launch: number of jobs, each of which computes an equal part."""
     partition: str | None = None
-    """With --launch slurm: partition."""
+    """With --launch slurm: the Slurm partition."""
     gpus: int = 0
-    """With --launch: GPUs of each job."""
+    """With --launch: GPUs per job."""
     cpus: int = 4
-    """With --launch: CPU cores of each job."""
+    """With --launch: CPU cores per job."""
     hours: float = 24
-    """With --launch: time limit of each job. A job that reaches it is requeued and resumes."""
+    """With --launch: time limit per job. A job that reaches it is requeued and resumes."""
 
     def __post_init__(self):
         """Validate the options."""
@@ -90,6 +91,25 @@ class ClusterOptions:
             raise ValueError(
                 f"launch={self.launch!r} divides the study into --jobs parts itself; remove --shard and --coordinator"
             )
+
+
+def check_at_least(settings: object, **least: float) -> None:
+    """Raise if an option is smaller than its least value, infinite or NaN.
+
+    Raises:
+      ValueError: the message has the option, its value and the least one.
+
+    >>> check_at_least(argparse.Namespace(jobs=0), jobs=1)
+    Traceback (most recent call last):
+    ...
+    ValueError: jobs=0 must be at least 1
+    """
+    for name, smallest in least.items():
+        value = getattr(settings, name)
+        if not math.isfinite(value):
+            raise ValueError(f"{name}={value} must be finite")
+        if value < smallest:
+            raise ValueError(f"{name}={value} must be at least {smallest}")
 
 
 def exit_status(work: Callable[[], None]) -> int:

@@ -58,11 +58,15 @@ class ImageNet:
     lr: float = 0.1
     """Peak learning rate."""
     coefficient: float = 0.01
-    """Lambda of the penalty."""
+    """Coefficient lambda of the penalty."""
     size: int = 224
     """Height and width of an image."""
     seed: int = 0
     """Seed of weights, order and crops."""
+
+    def __post_init__(self):
+        """Validate the options."""
+        commands.check_at_least(self, epochs=1, batch=1, lr=0, coefficient=0, size=1, seed=0)
 
 
 class ImageNetState(NamedTuple):
@@ -222,7 +226,15 @@ def train(
 
     Returns:
       The validation accuracy of each epoch.
+
+    Raises:
+      ValueError: a batch is larger than a split, or not a multiple of the number of devices.
     """
+    for name, examples in (("training", source), ("validation", validation)):
+        if settings.batch > len(examples):
+            raise ValueError(
+                f"batch={settings.batch} is more than the {len(examples)} {name} images; give a smaller one"
+            )
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     compiled = trainer(settings, len(source) // settings.batch, mesh, num_classes=1000)
     split = NamedSharding(mesh, PartitionSpec("batch"))

@@ -46,11 +46,11 @@ class Tickets:
     model_options: tuple[str, ...] = ()
     """NAME=VALUE arguments of the model."""
     prunable: str | None = None
-    """Regular expression for the kernels to prune; by default all except those of a layer called head."""
+    """Regular expression for the kernels to prune; by default all except those of a layer named head."""
     replicates: int = 5
     """Number of networks, trained from different seeds."""
     levels: int = 15
-    """Number of prunings."""
+    """Number of pruning rounds."""
     fraction: float = 0.2
     """Fraction of the remaining weights that each level removes."""
     rewind: int = 0
@@ -66,6 +66,12 @@ class Tickets:
     out: Path = Path("runs/tickets")
     """Folder of the results."""
 
+    def __post_init__(self):
+        """Validate the options."""
+        commands.check_at_least(self, replicates=1, levels=1, rewind=0, epochs=1, lr=0, batch=1, seed=0)
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"fraction={self.fraction} must lie between 0 and 1")
+
 
 def predictions(settings: Tickets, dataset: datasets.Dataset) -> Iterator[list[tuple[float, np.ndarray]]]:
     """Compute the tickets of each replicate.
@@ -77,6 +83,10 @@ def predictions(settings: Tickets, dataset: datasets.Dataset) -> Iterator[list[t
     Raises:
       ValueError: the model, the batch or ``rewind`` does not fit.
     """
+    if settings.batch > len(dataset.train.labels):
+        raise ValueError(
+            f"batch={settings.batch} is more than the {len(dataset.train.labels)} training examples; give a smaller one"
+        )
     task = tasks.classification(dataset, settings.model, options=read_options(settings.model_options))
     where = prunable(settings.prunable)
     tx = optax.chain(optax.sgd(settings.lr), jprune.keep_zeros(where=where))

@@ -75,6 +75,29 @@ class Source:
         return [{"image": png((10 * i, 0, 0)), "label": i} for i in indices]
 
 
+def test_a_batch_larger_than_a_split_is_refused_before_training():
+    """Without validation images the accuracy would be undefined, after hours of training."""
+    for train, validation, name in ((range(7), range(9), "7 training"), (range(9), range(7), "7 validation")):
+        with pytest.raises(ValueError, match=f"batch=8 is more than the {name} images"):
+            imagenet.train(ImageNet(batch=8), train, validation)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--epochs 0", "epochs=0 must be at least 1"),
+        ("--batch 0", "batch=0 must be at least 1"),
+        ("--size -4", "size=-4 must be at least 1"),
+        ("--lr nan", "lr=nan must be finite"),
+        ("--coefficient -1", "coefficient=-1.0 must be at least 0"),
+        ("--seed -1", "seed=-1 must be at least 0"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_data_is_read(capsys, given, message):
+    assert imagenet.main([*given.split(), "--data-dir", "missing"]) == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
 def test_every_image_is_streamed_once_and_processes_decode_parts_of_the_same_batches():
     settings = ImageNet(batch=4, size=8)
     whole = list(imagenet.batches(Source(), settings, np.random.default_rng(3)))

@@ -1,5 +1,7 @@
 """The lottery-ticket study: the sizes of the levels, and training that agrees with the library's rewinding."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -43,3 +45,26 @@ def test_a_model_with_statistics_is_refused():
     data = datasets.of_arrays({"x_train": images, "y_train": np.arange(130) % 2}, "noise")
     with pytest.raises(ValueError, match="model='resnet20' has statistics, which this study does not rewind"):
         next(tickets.predictions(Tickets(**{**vars(settings), "batch": 16}), data))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--levels 0", "levels=0 must be at least 1"),
+        ("--fraction 1", "fraction=1.0 must lie between 0 and 1"),
+        ("--fraction nan", "fraction=nan must lie between 0 and 1"),
+        ("--batch 0", "batch=0 must be at least 1"),
+        ("--replicates 0", "replicates=0 must be at least 1"),
+        ("--lr inf", "lr=inf must be finite"),
+        ("--rewind -1", "rewind=-1 must be at least 0"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(capsys, tmp_path, given, message):
+    assert tickets.main([*given.split(), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_larger_than_the_training_split_is_refused():
+    with pytest.raises(ValueError, match="batch=1000 is more than the 81 training examples"):
+        next(tickets.predictions(dataclasses.replace(TOY, batch=1000), DATA))
