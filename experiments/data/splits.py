@@ -52,8 +52,10 @@ def long_tailed(labels: np.ndarray, num_classes: int, imbalance: float, rng: np.
     >>> len(kept)
     111
     """
-    if not imbalance >= 1 or num_classes < 2:
-        raise ValueError(f"imbalance={imbalance} must be 1 or more, and {num_classes} classes two or more")
+    if not imbalance >= 1:
+        raise ValueError(f"imbalance={imbalance} must be at least 1")
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} must be at least 2")
     profile = imbalance ** (-np.arange(num_classes) / (num_classes - 1))
     have = np.bincount(labels, minlength=num_classes)
     # The tolerance keeps 100 * 0.01 from becoming 0 examples.

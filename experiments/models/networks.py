@@ -322,6 +322,9 @@ def create(
 
 
 def _mlp(input_shape: tuple[int, ...], num_classes: int, *, rngs: nnx.Rngs, **options: object) -> MLP:
+    features = options.get("features", ())
+    if not isinstance(features, tuple | list) or any(not _is_size(size) for size in features):
+        raise ValueError(f"features={features!r} must be a tuple of whole numbers of at least 1, such as (300, 100)")
     return MLP(math.prod(input_shape), num_classes, rngs=rngs, **options)
 
 
@@ -332,10 +335,14 @@ def _dense(
     return MLP(math.prod(input_shape), num_classes, features=(width,) * depth, init=init, rngs=rngs)
 
 
-def _positive(**sizes: int) -> None:
+def _positive(**sizes: object) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size} must be at least 1")
+        if not _is_size(size):
+            raise ValueError(f"{name}={size!r} must be a whole number of at least 1")
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, int) and not isinstance(size, bool) and size >= 1
 
 
 _MODELS: Mapping[str, Callable[..., nnx.Module]] = {

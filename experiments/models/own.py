@@ -23,6 +23,8 @@ def load(name: str) -> Callable[..., object]:
     'Linear'
     """
     module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"model={name!r} must be package.module:Class")
     try:
         found = importlib.import_module(module)
         for part in attribute.split("."):
@@ -62,7 +64,7 @@ def create(
       **given: the model's options.
 
     Raises:
-      ValueError: the class does not take an option, or needs one that is missing.
+      ValueError: the class does not take an option, needs one that is missing, or is not one of Flax modules.
     """
     arguments = {"num_classes": num_classes, "input_shape": input_shape, "rngs": rngs}
     accepted = arguments_of(cls)
@@ -70,13 +72,16 @@ def create(
     passed = {name: value for name, value in arguments.items() if name in accepted and name not in given}
     passed.pop("rngs" if linen else "", None)
     try:
-        return cls(**passed, **given)
+        made = cls(**passed, **given)
     except Exception as error:  # the class is the user's, and may raise anything
         takes = ", ".join(name for name in accepted if name not in ("self", "rngs", "parent", "name"))
         raise ValueError(
             f"the model {spec(cls)} cannot be made with model_options={given}: {described(error, cls)}; its arguments "
             f"are {takes}"
         ) from error
+    if not isinstance(made, nnx.Module | flax.linen.Module):
+        raise ValueError(f"the model {spec(cls)} makes a {type(made).__name__}; it must make an NNX or a Linen module")
+    return made
 
 
 def described(error: Exception, cls: Callable[..., object]) -> str:

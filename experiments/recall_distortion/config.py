@@ -15,7 +15,16 @@ from experiments.storage.files import JSON
 
 Score = Literal["magnitude", "gradient", "undecayed", "random", "undecayed-signed"]
 Structure = Literal["weights", "channels"]
-_NOT_NEGATIVE = ("lr", "finetune_lr", "weight_decay", "jumpstart", "finetune_jumpstart", "seed")
+_NOT_NEGATIVE = (
+    "epochs",
+    "finetune_epochs",
+    "lr",
+    "finetune_lr",
+    "weight_decay",
+    "jumpstart",
+    "finetune_jumpstart",
+    "seed",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +47,7 @@ class DataOptions:
     label_noise: float = 0.0
     """Fraction of the training labels that are replaced by another class, drawn uniformly."""
     limit: int | None = None
-    """Number of examples of each split to use, drawn with the seed; all by default. For trials."""
+    """Number of examples of each split to use, drawn with the seed, for a trial run; all by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +60,7 @@ class ModelOptions:
     model_options: tuple[str, ...] = ()
     """NAME=VALUE arguments of the model, such as depth=4. dense and conv need depth and width."""
     prunable: str | None = None
-    """Regular expression for the paths of the kernels to prune; by default all except those of a layer called head."""
+    """Regular expression for the paths of the kernels to prune; by default all except those of a layer named head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +78,8 @@ class TrainingOptions:
     finetune_lr: tuple[float, ...] = (0.01,)
     """Learning rates of fine-tuning, in order."""
     schedule: Literal["constant", "one-cycle"] = "constant"
-    """Schedule within the epochs of each learning rate. one-cycle: up to the rate in 30% of the steps, then down
-    to almost 0."""
+    """Schedule within the epochs of each learning rate. one-cycle: rises to the rate over the first 30% of the
+    steps, then falls to almost 0."""
     jumpstart: tuple[float, ...] = (0.0,)
     """Coefficients of the jumpstart penalty in dense training; each is a separate study."""
     finetune_jumpstart: tuple[float, ...] = (0.0,)
@@ -88,7 +97,7 @@ class TrainingOptions:
     augment: bool = False
     """Whether training images are flipped at random, padded by 4 pixels and cropped at random."""
     seed: int = 0
-    """Seed of the study; replicate i has the key of this seed folded with i."""
+    """Seed of the study; i is folded into its key to obtain the key of replicate i."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +107,12 @@ class PruningOptions:
     ratios: tuple[float, ...] = (1, 2, 4, 10, 20)
     """Compression ratios of the whole model, parameters before / after. 1: the control, fine-tuned without pruning."""
     structure: Structure = "weights"
-    """Structure that is removed: weights, or channels (units and features with the lowest mean scores). For
-    channels the ratios are multiply-adds before / after, but the achieved ratio is in parameters. It counts the
-    weights of removed channels but not their biases and normalization parameters, so it is slightly too low."""
+    """What is removed: weights, or channels (the units and features with the lowest mean scores). For channels,
+    the ratios are multiply-adds before / after, but the achieved ratio is reported in parameters. It ignores the
+    biases and normalization parameters of removed channels, so it is slightly too low."""
     counting: Literal["exact", "shrinkbench"] = "exact"
     """How a ratio is converted to a number of weights. shrinkbench: as in the published code, which keeps more
-    weights than the ratio says."""
+    weights than the ratio implies."""
     rounding: int | None = None
     """Bits, 2 to 16, to which the prunable weights are rounded after pruning, on a symmetric grid for each leaf."""
     min_keep: int = 0
@@ -114,9 +123,10 @@ class PruningOptions:
     gradient_batches: int = 1
     """Number of training batches over which the gradient of a score is averaged."""
     gradient_mode: Literal["train", "eval"] = "train"
-    """Whether that gradient is computed in training mode (augmentation, batch statistics) or in evaluation mode."""
+    """Whether the gradient of a score is computed in training mode (augmentation, batch statistics) or in
+    evaluation mode."""
     gradient_includes_decay: bool = False
-    """Whether that gradient includes weight decay, in addition to the cross-entropy."""
+    """Whether the gradient of a score includes weight decay in addition to the cross-entropy."""
     undecayed_epsilon: float = 5e-4
     """Epsilon of the undecayed score |eps w^2 - w g|."""
 
@@ -159,7 +169,7 @@ class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
         for name in ("ratios", "scores", "jumpstart", "finetune_jumpstart", "epochs", "finetune_epochs"):
             value = getattr(self, name)
             if not value or (len(set(value)) < len(value) and not name.endswith("epochs")):
-                raise ValueError(f"{name}={value} must be one or more different values")
+                raise ValueError(f"{name}={value} must be one or more values, each given once")
         for epochs, rates in (("epochs", "lr"), ("finetune_epochs", "finetune_lr")):
             lengths, values = getattr(self, epochs), getattr(self, rates)
             if len(lengths) != len(values):
@@ -189,9 +199,10 @@ class Running(RunOptions):
     """Options that control the run. They change the results at most by rounding."""
 
     chunk: int | None = None
-    """Replicates in one program; unless the preset sets it, as many as fit in the memory."""
+    """Replicates in one program; unless the preset sets it, as many as fit in memory."""
     memory: float | None = None
-    """GiB of memory for one program on one device; by default 4 on a CPU, 70% of an accelerator's."""
+    """GiB of memory for one program on one device; by default 4 on a CPU and 70% of the memory of an
+    accelerator."""
     form: Literal["vmap", "map", "unroll"] | None = None
     """How the replicates of a device are computed: batched (vmap), one after another in a loop (map), or in an
     unrolled loop (unroll). Unless the preset sets it, map on a CPU and vmap on an accelerator."""
@@ -201,7 +212,7 @@ class Running(RunOptions):
     """Store the weights of pruned networks; those of dense networks are always stored."""
     compare: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=("--beside",))] = ()
     """Folders of other studies to compare with in the report: box plots, and tests of whether alpha is greater in
-    the first of two studies, in the order of this study and then these folders. --beside is an old name of this
+    the first of two studies, in the order of this study and then these folders. --beside is the old name of this
     option."""
 
     def __post_init__(self):

@@ -131,9 +131,9 @@ def test_a_subset_of_classes_is_labelled_in_the_order_given():
     ({"name": "digit"}, "dataset='digit' is not a data set; there are digits, iris.*folder:PATH"),
     ({"selection": "train"}, "selection='train' must be 'validation' or 'test'"),
     ({"classes": (1, 10)}, "10 is not a class; there are 0 to 9"),
-    ({"classes": (1, 1)}, "must be two or more different classes"),
-    ({"classes": ("3",)}, "must be two or more different classes"),
-    ({"imbalance": 0.1}, r"imbalance=0\.1 must be 1 or more"),
+    ({"classes": (1, 1)}, "must be two or more classes, each given once"),
+    ({"classes": ("3",)}, "must be two or more classes, each given once"),
+    ({"imbalance": 0.1}, r"imbalance=0\.1 must be at least 1"),
     ({"validation_fraction": 0}, "fraction=0 must lie between 0 and 1"),
     ({"validation_fraction": 1e-3}, "leaves a split empty"),
     ({"image_size": (4, 4)}, r"image_size=\(4, 4\) does not apply to digits"),
@@ -160,7 +160,7 @@ def test_a_name_that_tfds_lacks_is_refused(tmp_path):
 def test_data_without_a_training_split_is_refused(monkeypatch):
     info = types.SimpleNamespace(splits={"test": None}, file_format=types.SimpleNamespace(value="array_record"))
     monkeypatch.setattr(sources, "_builder", lambda *_: types.SimpleNamespace(info=info, data_dir="here"))
-    with pytest.raises(ValueError, match="cifar10_corrupted has no split 'train' to learn from; it has test"):
+    with pytest.raises(ValueError, match="cifar10_corrupted has no split 'train'; it has test"):
         datasets.load("tfds:cifar10_corrupted")
 
 

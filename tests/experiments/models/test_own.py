@@ -173,6 +173,8 @@ def test_a_study_from_python_prunes_the_given_kernels(tmp_path, model, options):
         ("nowhere.at.all:Net", {}, "add that folder to PYTHONPATH"),
         ("flax.nnx:NoSuchClass", {}, "must be package.module:Class"),
         ("math:pi", {}, "it must be a class or a function"),
+        (":", {}, "model=':' must be package.module:Class"),
+        ("json:JSONDecoder", {}, "json.decoder:JSONDecoder makes a JSONDecoder; it must make an NNX or a Linen module"),
         (Flat, {}, r"returns float32\[2, 4\] .*must return logits of shape \(2, 3\)"),
         (Net, {"depth": 3}, "its arguments are width"),
         (Net, {"width": 0}, r"model_options=\{'width': 0\}: .*; its arguments are width"),
