@@ -54,7 +54,7 @@ class _Values(NamedTuple):
         if typing.get_origin(self.kind) is Literal:
             *most, last = typing.get_args(self.kind)
             return f"{'' if self.count == 1 else 'one or more of '}{', '.join(most)} or {last}"
-        singular, plural = _WORDS.get(self.kind, ("a text", "texts"))
+        singular, plural = _WORDS.get(self.kind, ("a string", "strings"))
         if self.count == 1:
             return singular
         return f"{'' if self.count is None else f'{self.count} '}{plural}, separated by spaces"

@@ -18,7 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="download a data set and write it as ArrayRecord")
     prepare.add_argument("name", help="data set, such as cifar100; package.module:NAME for your own builder")
-    prepare.add_argument("--data-dir", type=Path, help="TFDS folder (default: ~/tensorflow_datasets)")
+    prepare.add_argument(
+        "--data-dir", type=Path, help="folder of prepared TensorFlow Datasets (default: ~/tensorflow_datasets)"
+    )
 
     def work() -> None:
         given = parser.parse_args(arguments)

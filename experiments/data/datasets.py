@@ -281,7 +281,7 @@ def _numbers(classes: Sequence[int | str], class_names: tuple[str, ...]) -> tupl
             )
         numbers.append(number)
     if len(set(numbers)) < max(len(numbers), 2):
-        raise ValueError(f"classes={classes!r} must be two or more different classes")
+        raise ValueError(f"classes={classes!r} must be two or more classes, each given once")
     return tuple(numbers)
 
 

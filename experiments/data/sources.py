@@ -104,7 +104,7 @@ def npz(path: Path) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
       ValueError: it is not an .npz, needs unpickling, or lacks an array; or an array is unusable.
     """
     if not path.is_file():
-        raise Missing(f"npz:{path} is not a file")
+        raise Missing(f"npz:{path} is not a file; check the path")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"npz:{path} is not an .npz file, or only a part of one; write it with numpy.savez")
     try:
@@ -122,8 +122,8 @@ def _texts(name: str, class_names: np.ndarray) -> list[str]:
     """The names of the classes in an .npz."""
     if class_names.ndim != 1 or class_names.dtype.kind not in "Uiu":
         raise ValueError(
-            f"{name}: class_names has dtype {class_names.dtype} and shape {class_names.shape}; it must be texts "
-            "(classes,), as numpy.array(['cat', 'dog'])"
+            f"{name}: class_names has dtype {class_names.dtype} and shape {class_names.shape}; it must be strings of "
+            "shape (classes,), as numpy.array(['cat', 'dog'])"
         )
     return list(map(str, class_names))
 
@@ -141,7 +141,7 @@ def table(path: Path) -> tuple[Labelled, None, tuple[str, ...]]:
     import pandas as pd  # noqa: PLC0415
 
     if not path.is_file():
-        raise Missing(f"table:{path} is not a file")
+        raise Missing(f"table:{path} is not a file; check the path")
     frame = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     if frame.empty:
         raise ValueError(f"table:{path} has no examples; it needs a row for each below the names of the columns")
@@ -259,8 +259,8 @@ def _check_columns(path: Path, frame: "pd.DataFrame", target: Hashable) -> None:
             raise ValueError(f"table:{path}: column {name!r} has numbers {found}, or drop the column")
         if len(values) > max(20, len(frame) // 4):
             raise ValueError(
-                f"table:{path}: column {name!r} has {len(values)} different texts in {len(frame)} rows, each of which "
-                "would become a feature; group them or drop the column"
+                f"table:{path}: column {name!r} has {len(values)} different strings in {len(frame)} rows, each of "
+                "which would become a feature; group them or drop the column"
             )
 
 
@@ -344,7 +344,7 @@ def _checked_split(name: str, split: str, inputs: ArrayLike, labels: ArrayLike) 
         )
     if x.ndim and len(x) != len(y):
         raise ValueError(
-            f"{name}: x_{split} has {len(x)} examples and y_{split} has {len(y)} labels; they must be as many"
+            f"{name}: x_{split} has {len(x)} examples and y_{split} has {len(y)} labels; their numbers must be equal"
         )
     real = x.dtype == bool or (np.issubdtype(x.dtype, np.number) and not np.issubdtype(x.dtype, np.complexfloating))
     if x.ndim not in (2, 3, 4) or not real:
@@ -392,7 +392,7 @@ def tfds(name: str, data_dir: Path | None, size: Size | None) -> Decoding:
             f"python -m experiments.data prepare {name} --data-dir FOLDER writes it as array_record to another folder"
         )
     if "train" not in builder.info.splits:
-        raise ValueError(f"{name} has no split 'train' to learn from; it has {', '.join(builder.info.splits)}")
+        raise ValueError(f"{name} has no split 'train'; it has {', '.join(builder.info.splits)}")
     features, keys = builder.info.features, builder.info.supervised_keys
     kinds = [type(features[key]).__name__ for key in keys] if keys and len(keys) == 2 else []
     if kinds != ["Image", "ClassLabel"] or features[keys[0]].np_dtype != np.uint8:
@@ -576,7 +576,7 @@ def _listing(path: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
     surplus = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name not in names)
     if surplus:
         raise ValueError(
-            f"{path} has a class {surplus[0]!r} that the training folder lacks; that has {', '.join(names)}"
+            f"{path} has a class {surplus[0]!r} that the training folder lacks; its classes are {', '.join(names)}"
         )
     listed = []
     for label, name in enumerate(names):

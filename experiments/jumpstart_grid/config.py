@@ -24,7 +24,7 @@ class CellOptions:
     datasets: tuple[str, ...] = ("moons",)
     """Data sets: moons for kind moons; for the others digits, mnist, cifar10, cifar100, iris, wine, table:FILE, ..."""
     methods: tuple[str, ...] = ("relu", "UP")
-    """Techniques; a separate coefficient follows a colon, such as UP:0.1.
+    """Techniques, each with an optional coefficient of its own after a colon, such as UP:0.1.
     moons: relu, relu-bn (batch normalization), P, U, UP (penalty on points, units, both), UP-zero (dropout too).
     images: relu, relu-bn, UP, norm, mean (aggregates).
     tables: baseline, jumpstart, batchnorm, skip, gelu."""
@@ -37,14 +37,14 @@ class CellOptions:
     seeds: int = 1
     """Networks of each cell; their seeds are 0, 1, ..."""
     layer: tuple[Layer, ...] = ("conv",)
-    """moons: form of the hidden layers. conv: a convolution over the two coordinates, as in the notebooks of the
-    study; dense: as in its text."""
+    """moons: form of the hidden layers. conv: a convolution over the two coordinates, as in the authors'
+    notebooks; dense: as in the paper."""
     prune: tuple[float, ...] = ()
     """moons, images: also prune the trained networks by magnitude to these ratios (prunable weights / weights
     kept), without fine-tuning; pruned.csv has their training accuracies."""
     groups: tuple[str, ...] = ("1-5", "10", "15", "20", "25")
-    """moons: ranges of widths FROM-TO that share a program, padded to the widest; every other width has its own
-    program."""
+    """moons: ranges of widths FROM-TO that share a program, padded to the widest; every other width gets a
+    program of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +56,10 @@ class GridTrainingOptions:
     lr: tuple[float, ...] = (1e-2,)
     """Learning rates of Adam; kind images accepts several and computes a grid for each."""
     batch: int = 85
-    """Training examples per step. moons: always all 85. images, tables: the last step of an epoch takes the
+    """Training examples per step. moons: always all 85. images, tables: the last step of an epoch uses the
     remaining examples."""
     coefficient: float = 1e-4
-    """Lambda of the penalty, if the method does not have its own."""
+    """Coefficient lambda of the penalty, for methods without one of their own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Grid(GridTrainingOptions, CellOptions):
         for name in ("datasets", "methods", "widths", "depths", "lr", "layer", "shapes", "prune"):
             value = getattr(self, name)
             if not (value or name in ("shapes", "prune")) or len(set(value)) < len(value):
-                raise ValueError(f"{name}={value} must be one or more different values")
+                raise ValueError(f"{name}={value} must be one or more values, each given once")
         for name in ("lr", "prune", "coefficient"):
             value = getattr(self, name)
             if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):

@@ -174,7 +174,7 @@ def _prunable_of(params: PyTree, study: Study, where: Where) -> Where:
     if not kernels:
         raise ValueError(
             f"model={study.model!r} has no kernel to prune: none of its parameters {', '.join(paths)} is called kernel "
-            "or weight and has two or more axes; build it of Flax layers, or name its kernels so"
+            "or weight and has two or more axes; build it from Flax layers, or rename its kernels"
         )
     if study.prunable is None:
         return where if any(path.startswith("head/") for path in kernels) else jprune.kernels
@@ -192,7 +192,7 @@ def _check_floor(study: Study, params: PyTree, where: Where, keep: Mapping[float
     for ratio, count in keep.items():
         if count < floor:
             raise ValueError(
-                f"min_keep={study.min_keep} of {len(layers)} layers is more than the {count} weights of ratio "
+                f"min_keep={study.min_keep} in each of {len(layers)} layers is more than the {count} weights of ratio "
                 f"{ratio:g}; at most {count // len(layers)} are possible"
             )
 

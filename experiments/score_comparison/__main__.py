@@ -383,7 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dataset", default="digits", help="see experiments.data.datasets.load (default: digits)")
-    parser.add_argument("--data-dir", help="TFDS folder")
+    parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets")
     parser.add_argument("--seeds", type=int, default=5, help="number of dense networks (default: 5)")
     parser.add_argument("--steps", type=int, default=600, help="updates of the dense network (default: 600)")
     parser.add_argument("--fine-tuning", type=int, default=300, help="updates after pruning (default: 300)")

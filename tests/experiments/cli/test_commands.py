@@ -80,7 +80,7 @@ def test_help_has_no_line_break_of_the_source_and_says_only_what_a_reader_needs(
         commands.parse(ClusterOptions, ClusterOptions(), ["--help"], "demo")
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--shard STR i/n: compute" in text
-    assert "the part of the task. (optional)" in text
+    assert "the part of this task. (optional)" in text
     assert "--launch {slurm,local} Submit" in text
     assert "an equal part. (default: 1)" in text
     assert "None" not in text
@@ -101,7 +101,7 @@ def test_help_has_no_line_break_of_the_source_and_says_only_what_a_reader_needs(
         ("--augment yes", "'yes' is not an action, which is run, status or report; --augment takes no value"),
         ("--lr .1 status", "--lr .1 status: 'status' is not a number; give numbers, separated by spaces. Put status "
          "before the options"),
-        ("--preset", "--preset: no value; give a text"),
+        ("--preset", "--preset: no value; give a string"),
         ("--jobs 0", "jobs=0 must be at least 1"),
     ],
 )  # fmt: skip

@@ -94,7 +94,7 @@ def test_arrays_that_cannot_be_used_are_refused_by_name(arrays, message):
     [
         (["a", "b", "a "], "has the class names 'a', 'a '; give every class its own name"),
         (["a", "", "c"], "has the class names ''; give every class its own name"),
-        ("a", r"class_names has dtype <U1 and shape \(\); it must be texts \(classes,\)"),
+        ("a", r"class_names has dtype <U1 and shape \(\); it must be strings of shape \(classes,\)"),
         ([b"a", b"b", b"c"], r"class_names has dtype \|S1 and shape \(3,\)"),
     ],
 )
@@ -112,7 +112,10 @@ def test_class_names_that_do_not_name_the_classes_are_refused(tmp_path, names, m
             r"the class column 'y' has numbers such as 0\.5; classes are",
         ),
         ({"a": range(40), "class": range(40), "label": [0, 1] * 20}, "has the columns label and class; rename or drop"),
-        ({"a": range(40), "id": [f"p{i}" for i in range(40)], "y": [0, 1] * 20}, "column 'id' has 40 different texts"),
+        (
+            {"a": range(40), "id": [f"p{i}" for i in range(40)], "y": [0, 1] * 20},
+            "column 'id' has 40 different strings",
+        ),
         ({"a;b": range(40)}, "has only the column 'a;b'; it needs features and a class, separated by commas"),
         ({"a": ["?", *range(39)], "y": [0, 1] * 20}, r"column 'a' has numbers and the text '\?'; replace it"),
         (

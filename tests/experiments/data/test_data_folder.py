@@ -119,7 +119,7 @@ def empty_class(pictures):
 
 def surplus_class(pictures):
     (pictures / "test" / "eel").mkdir()
-    return r"test has a class 'eel' that the training folder lacks; that has cat, dog"
+    return r"test has a class 'eel' that the training folder lacks; its classes are cat, dog"
 
 
 def one_class(pictures):

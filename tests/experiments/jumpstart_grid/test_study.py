@@ -67,15 +67,15 @@ def test_every_preset_is_described():
     ("options", "complaint"),
     [
         ({"seeds": 0}, "seeds=0 must be at least 1"),
-        ({"widths": ()}, r"widths=\(\) must be one or more different values"),
+        ({"widths": ()}, r"widths=\(\) must be one or more values, each given once"),
         ({"depths": (0,)}, r"depths=\(0,\) must be positive"),
         ({"coefficient": -1.0}, "coefficient=-1.0 must not be negative"),
         ({"lr": (float("nan"),)}, r"lr=\(nan,\) must be finite"),
         ({"prune": (1.0, 2.0)}, r"prune=\(1.0, 2.0\) must be ratios above 1"),
-        ({"prune": (2.0, 2.0)}, "must be one or more different values"),
+        ({"prune": (2.0, 2.0)}, "must be one or more values, each given once"),
         ({"prune": (2.0,), "kind": "tables"}, "kind='tables' does not prune"),
         ({"shapes": ("20",)}, "'20' must be DEPTHxWIDTH"),
-        ({"shapes": ("20x8", "20x8")}, "must be one or more different values"),
+        ({"shapes": ("20x8", "20x8")}, "must be one or more values, each given once"),
     ],
 )
 def test_invalid_settings_are_refused(options, complaint):
@@ -136,7 +136,7 @@ def test_the_help_names_every_method_of_every_kind(capsys):
         jumpstart_grid.main(["--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for kind, engine in runner.ENGINES.items():
-        listed = shown.split("Techniques; ")[1].split(f"{kind}: ")[1].split(". ")[0]
+        listed = shown.split("Techniques, ")[1].split(f"{kind}: ")[1].split(". ")[0]
         names = set(re.sub(r"\(.*?\)", "", listed).replace(",", " ").split())
         assert names == set(engine.METHODS)
 

@@ -379,7 +379,7 @@ def test_published_counts_keep_more_weights_than_the_ratio_says(study):
     assert runner.equip(dataclasses.replace(study, ratios=(1, 20)), dataset).keep[20.0] == round(50_610 / 20 - 1_410)
     wanted = round((50_610 / 20 - 1_010) * 49_200 / 49_600)
     assert runner.equip(published, dataset).keep[20.0] == wanted
-    with pytest.raises(ValueError, match=r"min_keep=600 of 2 layers is more than the 1120 weights of ratio 20"):
+    with pytest.raises(ValueError, match=r"min_keep=600 in each of 2 layers is more than the 1120 weights of ratio 20"):
         runner.equip(dataclasses.replace(study, ratios=(1, 20), min_keep=600), dataset)
 
 
