@@ -408,13 +408,13 @@ def _setting(name: str) -> str:
     described = known["settings"]
     dense, fine = described["recipe"], described["pruning"]["recipe"]
     rates = [_many(recipe["learning_rates"]) for recipe in (dense, fine)]
-    epochs = [_many(recipe["epochs"]) for recipe in (dense, fine)]
+    epochs = [f"{_many(recipe['epochs'])} epoch{'' if recipe['epochs'] == [1] else 's'}" for recipe in (dense, fine)]
     cycle = ", one-cycle schedule (peak rates)" if dense.get("schedule") == "one-cycle" else ""
     chosen = {"validation": "a validation split", "test": "the test set"}.get(described["data"]["selection"])
     words = [
-        f"SGD, learning rate {rates[0]}, {epochs[0]} epochs{cycle}, batch {dense['batch']}",
+        f"SGD, learning rate {rates[0]}, {epochs[0]}{cycle}, batch {dense['batch']}",
         f"weight decay {dense['weight_decay']:g}",
-        f"fine-tuning {epochs[1]} epochs at {rates[1]}",
+        f"fine-tuning {epochs[1]} at {rates[1]}",
         f"epoch chosen on {chosen}" if chosen else "last epoch",
     ]
     if dense.get("jumpstart"):

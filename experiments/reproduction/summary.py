@@ -185,7 +185,7 @@ def _rises(tables: Tables) -> str:
 
 def _counts(tables: Tables) -> str:
     arms: dict[str, list[tuple[str, int]]] = {}
-    collapsed = 0
+    collapsed = networks = 0
     for name, words in PUBLISHED_COUNTS.items():
         study = tables.recalls.get(name)
         found = hypotheses.matching_ratios(name, study, tables.boxes)
@@ -193,7 +193,7 @@ def _counts(tables: Tables) -> str:
             continue
         replicates = study.complete(["magnitude"])
         hits = int(study.collapsed("magnitude", 50.0, replicates).sum())
-        collapsed += hits
+        collapsed, networks = collapsed + hits, networks + len(replicates)
         dataset, setting = words.split(", ")
         lenets = "" if dataset in arms else " LeNets"
         share = f"{hits} of {len(replicates)}{lenets} {_share(hits, len(replicates))}"
@@ -205,7 +205,7 @@ def _counts(tables: Tables) -> str:
     for dataset, each in arms.items():
         shares, matches = (" and ".join(map(str, column)) for column in zip(*each, strict=True))
         sentences.append(f"On {dataset}, {shares}, and alpha matches the published quartiles at {matches} of 5 ratios.")
-    fine = "" if collapsed else ", and no LeNet collapses"
+    fine = "" if collapsed else f", and none of {networks} LeNets collapses"
     return f"**The published code keeps 350 weights at t = 50, not 125{fine}.** {' '.join(sentences)}"
 
 
@@ -259,7 +259,7 @@ def _collapse(tables: Tables) -> str:
             low, high = _plain(float(each.low), 2, signed=True), _plain(float(each.high), 2, signed=True)
             text += (
                 f" If every layer keeps at least 10 of them, it is {each.undecayed} and {each.magnitude} of "
-                f"{each.networks}, a difference in share between {low} and {high}."
+                f"{each.networks} (difference of the shares [{low}, {high}])."
             )
     return text
 

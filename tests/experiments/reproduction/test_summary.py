@@ -93,11 +93,11 @@ def test_the_published_counts_are_described_by_data_set_and_setting():
     matches = {name: len(hypotheses.matching_ratios(name, arm, PUBLISHED)[0]) for name, arm in arms.items()}
     fashion, mnist, script = matches.values()
     assert summary._counts(_tables(arms)) == (
-        "**The published code keeps 350 weights at t = 50, not 125, and no LeNet collapses.** On Fashion-MNIST, 0 of 6 "
-        "LeNets [.00, .39] with 350 weights are at chance in the paper's setting, and alpha matches the published "
-        f"quartiles at {fashion} of 5 ratios. On MNIST, 0 of 6 LeNets [.00, .39] with 350 weights are at chance in the "
-        "paper's setting and 0 of 6 [.00, .39] in the script's setting, and alpha matches the published quartiles at "
-        f"{mnist} and {script} of 5 ratios."
+        "**The published code keeps 350 weights at t = 50, not 125, and none of 18 LeNets collapses.** On "
+        "Fashion-MNIST, 0 of 6 LeNets [.00, .39] with 350 weights are at chance in the paper's setting, and alpha "
+        f"matches the published quartiles at {fashion} of 5 ratios. On MNIST, 0 of 6 LeNets [.00, .39] with 350 "
+        "weights are at chance in the paper's setting and 0 of 6 [.00, .39] in the script's setting, and alpha "
+        f"matches the published quartiles at {mnist} and {script} of 5 ratios."
     )
     some = summary._counts(_tables({"mnist-published-script": _kept_350(2)}))
     assert some.startswith("**The published code keeps 350 weights at t = 50, not 125.** On MNIST, 2 of 6 LeNets [")
@@ -229,7 +229,7 @@ def test_a_floor_adds_a_sentence_on_collapse_and_an_open_r14_says_what_it_needed
     names = dict(zip(explanations.FEW_WEIGHTS, (_few(24, 11), _few(1, 0)), strict=True))
     text = summary._collapse(_tables({"fashion-lenet": both} | names))
     assert text.endswith(
-        " If every layer keeps at least 10 of them, it is 0 and 1 of 30, a difference in share between -.14 and +.07."
+        " If every layer keeps at least 10 of them, it is 0 and 1 of 30 (difference of the shares [-.14, +.07])."
     )
     (found,) = explanations.of_explanations(names)
     assert found.verdict == "yes"
@@ -323,7 +323,8 @@ def test_the_page_is_complete_when_every_study_has_run(tmp_path, monkeypatch):
         in page
     )
     assert "R3, CIFAR-10" in page
+    assert "learning rate 0.1, 1 epoch, batch 128" in page
     assert "| R14 | Does undecayed pruning help only by avoiding layer collapse?" in page
-    assert re.search(r"\| J5 \|[^|]*\|[^|]*; moons, mnist", page)
+    assert re.search(r"\| J5 \|[^|]*\|[^|]*; mnist, moons", page)
     assert "For the method U more seeds are needed" not in page
     assert "nan" not in page.partition("<!-- begin summary -->")[2].partition("<!-- end summary -->")[0]
