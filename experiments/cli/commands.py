@@ -110,6 +110,8 @@ def check_at_least(settings: object, **least: float) -> None:
             raise ValueError(f"{name}={value} must be finite")
         if value < smallest:
             raise ValueError(f"{name}={value} must be at least {smallest}")
+        if name == "seed" and value >= 2**63:
+            raise ValueError(f"seed={value} must be below 2^63")
 
 
 def exit_status(work: Callable[[], None]) -> int:
@@ -171,6 +173,10 @@ def parse(command: type[_Settings], default: _Settings, arguments: Sequence[str]
     if {"-h", "--help"} & set(given):
         _simplify_help(command)
         _print_help(functools.partial(read, config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)))
+    if any(one == "" or one.endswith("=") for one in given) and (
+        shown := explain(command, given)
+    ):  # an empty path would be the current folder
+        raise UsageError(shown)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):

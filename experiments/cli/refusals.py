@@ -38,6 +38,8 @@ class _Values(NamedTuple):
             return True
         if typing.get_origin(self.kind) is Literal:
             return value in typing.get_args(self.kind)
+        if self.kind is Path:
+            return value != ""
         try:
             if self.kind in (int, float):
                 self.kind(value)

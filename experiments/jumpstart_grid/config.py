@@ -117,6 +117,12 @@ class GridRunning(RunOptions):
     minutes: float | None = None
     """Start no stage after this many minutes."""
 
+    def __post_init__(self):
+        """Validate the options."""
+        super().__post_init__()
+        if self.minutes is not None:
+            commands.check_at_least(self, minutes=0)
+
 
 @dataclasses.dataclass(frozen=True)
 class GridCommand:

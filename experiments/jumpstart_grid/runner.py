@@ -25,6 +25,8 @@ from experiments.storage.checkpoints import Checkpoints
 from experiments.training import processes
 
 ENGINES: dict[str, ModuleType] = {"moons": moons, "images": image_grid, "tables": uci_tables}
+# Columns of the cells of every kind that the report reads.
+_CELL_COLUMNS = ("dataset", "method", "width", "depth", "epochs", "replicate", "floor", "train_acc", "val_acc")
 _POLL = 2.0  # seconds between looks at stages that another run is computing
 
 
@@ -57,7 +59,7 @@ def run(folder: Path, grid: Grid, running: GridRunning, cluster: ClusterOptions 
     )
     for difference in changed:
         print(
-            f"warning: {folder} has results of a grid with other options ({difference}); they stay, and "
+            f"warning: the last run in {folder} had other options ({difference}); its results stay, and "
             "'status --all' lists them",
             file=sys.stderr,
         )
@@ -160,7 +162,7 @@ def report(folder: Path, grid: Grid, running: GridRunning) -> None:
 def _report(folder: Path, grid: Grid, running: GridRunning) -> None:
     """Write and print the tables and figures of what is stored now."""
     if running.table is not None:
-        cells, maps = pd.read_csv(running.table), None
+        cells, maps = _read_cells(running.table), None
     else:
         cells = collect(folder, grid, "cells")
         maps = collect(folder, grid, "statuses") if grid.kind == "moons" else None
@@ -171,6 +173,23 @@ def _report(folder: Path, grid: Grid, running: GridRunning) -> None:
         files.write_bytes(folder / "pruned.csv", after.to_csv(index=False, float_format="%.6g").encode())
     console = standard_output(180)
     reporting.write(folder, grid, cells, maps, console, after=after)
+
+
+def _read_cells(path: Path) -> pd.DataFrame:
+    """Read a table of cells.
+
+    Raises:
+      ValueError: it is not a CSV file with the columns of ``cells.csv``.
+    """
+    if not path.is_file():
+        raise ValueError(f"table={path} is not a file; check the path")
+    try:
+        cells = pd.read_csv(path)
+    except ValueError as error:
+        raise ValueError(f"table={path} cannot be read as CSV: {error}; give the cells.csv of a grid") from error
+    if lacking := [name for name in _CELL_COLUMNS if name not in cells]:
+        raise ValueError(f"table={path} has no column {', '.join(lacking)}; give the cells.csv of a grid")
+    return cells
 
 
 def collect(folder: Path, grid: Grid, name: str) -> pd.DataFrame:

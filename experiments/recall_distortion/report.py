@@ -183,14 +183,23 @@ def _gathered(folder: Path, study: Study) -> tuple[Truth, dict[Coefficients, Evi
     return truth, found
 
 
+def check_compared(folders: Sequence[Path]) -> None:
+    """Raise if no study was run in one of the folders to compare with.
+
+    Raises:
+      StoreError: the message names the folder.
+    """
+    for folder in folders:
+        if results.recorded(folder) is None:
+            raise StoreError(f"compare: no study was run in {folder}, which has no config.json; give another folder")
+
+
 def _other_audits(folders: Sequence[Path]) -> dict[str, Audit]:
     """Return the audits of other studies, at the first coefficients of each, as a dict from name to audit."""
+    check_compared(folders)
     audits = {}
     for folder in folders:
-        recorded = results.recorded(folder)
-        if recorded is None:
-            raise StoreError(f"{folder} has no config.json: no study was run there")
-        other, _ = recorded
+        other, _ = results.recorded(folder)
         name = f"{other.model} on {other.dataset}, {folder.name}"
         if name in audits:
             raise ValueError(f"compare={tuple(folders)}: two studies are both called {name!r}; rename a folder")

@@ -111,9 +111,11 @@ def compute(
       The evidence by coefficients; empty in all processes of a program but the first.
 
     Raises:
-      StoreError: the results cannot be written, or replicates are missing at the end.
+      StoreError: the results cannot be written, replicates are missing at the end, or no study was run in a folder to
+        compare with.
     """
     cluster = cluster or ClusterOptions()
+    reporting.check_compared(running.compare)
     part, source = processes.shard_of(cluster.shard, os.environ)
     separate = cluster.shard is not None
     processes.start(cluster.coordinator, cluster.process_id, cluster.num_processes, separate=separate)
@@ -145,7 +147,7 @@ def _compute_part(
     if first:
         for difference in results.record(folder, study, running, known):
             print(
-                f"warning: {folder} has results of a study with other options ({difference}); they stay, and "
+                f"warning: the last run in {folder} had other options ({difference}); its results stay, and "
                 "'status --all' lists them",
                 file=sys.stderr,
             )

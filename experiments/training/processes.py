@@ -42,7 +42,7 @@ def start(
       separate: leave the processes of a launcher separate programs.
 
     Raises:
-      ValueError: only some of the arguments are given, or ``process_id`` is out of range.
+      ValueError: only some of the arguments are given, or a number is out of range.
       RuntimeError: JAX does not find the other processes of the launcher.
     """
     given = {"coordinator": coordinator, "process_id": process_id, "num_processes": num_processes}
@@ -51,6 +51,8 @@ def start(
         raise ValueError(
             f"{', '.join(missing)} must be given too: coordinator, process_id and num_processes go together"
         )
+    if num_processes is not None and num_processes < 1:
+        raise ValueError(f"num_processes={num_processes} must be at least 1")
     if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise ValueError(f"process_id={process_id} must be in 0..{num_processes - 1}")
     # The preemption service of JAX catches SIGTERM and leaves it to the program to end, which would run on.

@@ -103,6 +103,8 @@ def test_help_has_no_line_break_of_the_source_and_says_only_what_a_reader_needs(
          "before the options"),
         ("--preset", "--preset: no value; give a string"),
         ("--jobs 0", "jobs=0 must be at least 1"),
+        ("--out=", "--out '': '' is not a path; give one"),
+        ("--compare=", "--compare '': '' is not a path; give paths, separated by spaces"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused_in_one_line(capsys, given, message):

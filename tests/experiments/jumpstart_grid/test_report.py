@@ -1,12 +1,15 @@
 """Tables and figures of the jumpstart studies, against counts made by hand and the notes' summary."""
 
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
+from experiments.jumpstart_grid import __main__ as jumpstart_grid
 from experiments.jumpstart_grid import figures, report
 from experiments.jumpstart_grid.config import Grid
 
@@ -200,3 +203,21 @@ def test_pruned_networks_are_counted_and_their_largest_ratio_is_found():
     table = report.still_trained(after)
     assert table.header == ["", "networks", "before", "t = 2", "t = 3", "t = 4"]
     assert table.rows == [["moons, UP, depth 20, width 2", "3", "2", "1", "0", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "table=cells.csv is not a file; check the path"),
+        ("", "table=cells.csv cannot be read as CSV: No columns to parse from file; give the cells.csv of a grid"),
+        ("a,b\n1,2\n1,2,3\n", r"cannot be read as CSV: Error tokenizing data\. C error: Expected 2 fields in line 3"),
+        ("dataset,method,width\nmoons,UP,2\n", "no column depth, epochs, replicate, floor, train_acc, val_acc; give"),
+    ],
+)
+def test_a_table_that_is_not_one_of_cells_is_refused(tmp_path, monkeypatch, capsys, content, message):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("cells.csv").write_text(content)
+    assert jumpstart_grid.main(["report", "--table", "cells.csv", "--out", "out"]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not Path("out").exists()

@@ -169,6 +169,8 @@ def test_the_options_of_a_command_are_a_study_and_a_way_of_running_it():
         ({"ratios": (0.5, 2)}, "must be 1 or more"),
         ({"ratios": (2, 2)}, r"ratios=\(2, 2\) must be one or more values, each given once"),
         ({"scores": ()}, "must be one or more values, each given once"),
+        ({"epochs": (-1,)}, r"epochs=\(-1,\) must not be negative"),
+        ({"seed": 10**19}, r"seed=10000000000000000000 must be below 2\^63"),
         ({"jumpstart": (-1.0,)}, "must not be negative"),
         ({"seed": -1}, "seed=-1 must not be negative"),
         ({"lr": (-0.1,)}, r"lr=\(-0\.1,\) must not be negative"),
@@ -466,4 +468,10 @@ def test_a_folder_in_which_nothing_ran_is_an_error_that_gives_the_command(tmp_pa
             f"error: nothing has run in {folder}; give the folder of an earlier run with --out, or run the study "
             f"first: {study.PROG} --preset {preset}{given}\n"
         )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_to_compare_with_is_checked_before_training(tmp_path, capsys):
+    assert recall_distortion.main(["--compare", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert f"no study was run in {tmp_path}, which has no config.json; give another" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -406,7 +406,7 @@ def test_a_folder_with_another_study_warns_and_keeps_its_results(folder, study, 
     other = dataclasses.replace(study, finetune_epochs=(2,))
     with pytest.raises(store.StoreError, match="6 stages are missing"):
         studies.compute(tmp_path / "run", other, RUNNING)
-    assert "has results of a study with other options (finetune_epochs: [1] -> [2])" in capsys.readouterr().err
+    assert "had other options (finetune_epochs: [1] -> [2])" in capsys.readouterr().err
     assert recall_distortion.main(["status", "--all", "--out", str(tmp_path / "run")]) == 0
     lines = capsys.readouterr().out.splitlines()
     titles = sorted(line.partition(": ")[2] for line in lines if line.startswith("study"))
