@@ -20,6 +20,7 @@ TINY = [
     *("--epochs", "2", "--finetune-epochs", "1", "--chunk", "2"),
 ]
 STAGES = 4  # dense, control, magnitude and random at 4
+MINIMAL = ["--ratios", "4", "--scores", "magnitude", "--epochs", "40", "--checkpoint-minutes", "0"]
 KILLS, MIDWAY = 8, 3  # at least; as many more as it takes to hit the study midway
 
 pytestmark = pytest.mark.slow
@@ -122,19 +123,57 @@ def test_killed_at_any_moment_it_finishes_with_the_same_numbers_and_redoes_no_st
 def test_killed_within_a_stage_it_continues_from_the_checkpoint_with_the_same_numbers(start, tmp_path):
     options = ("--epochs", "40", "--checkpoint-minutes", "0")
     finish(start(tmp_path / "whole", *options))
-    process, store = start(tmp_path / "parts", *options), tmp_path / "parts" / "store"
-    while not (found := list(store.glob("dense_after_*/00000-00002"))):
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not list(store.glob("dense-*/00000-00002")), "killed after the stage, not within it"
-    least = min(int(path.parent.name.split("-")[0].rpartition("_")[2]) for path in found)
+    store = tmp_path / "parts" / "store"
+    kill_after_a_checkpoint([start(tmp_path / "parts", *options)], tmp_path / "parts")
     printed = finish(start(tmp_path / "parts", *options))
     (after,) = re.findall(r"dense training, replicates 0 to 1, after epoch (\d+) of a killed run", printed)
-    assert least <= int(after) < 40
+    assert 1 <= int(after) < 40
     assert_same(tables(tmp_path / "parts"), tables(tmp_path / "whole"))
     assert not list(store.glob("*_after_*")), "it is deleted when its stage is stored"
+
+
+def kill_after_a_checkpoint(processes, out):
+    """Kill the processes of a program within dense training, once a checkpoint is stored."""
+    store = out / "store"
+    while not list(store.glob("dense_after_*/00000-00002")):
+        assert all(process.poll() is None for process in processes), "it ended before it could be killed"
+        time.sleep(0.005)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.communicate()
+    assert list(store.glob("dense_after_*/00000-00002"))
+    assert not list(store.glob("dense-*/00000-00002")), "killed after the stage, not within it"
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """The tables of a study of one short stage more than dense training, by one process that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(out, *MINIMAL))
+    return tables(out)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_the_checkpoint_of_one_process_is_continued_by_two_and_that_of_two_by_one(
+    start, whole, tmp_path, before, after
+):
+    out = tmp_path / "run"
+
+    def program(processes):
+        address = f"127.0.0.1:{free_port()}"
+        together = ["--coordinator", address, "--num-processes", "2", "--process-id"]
+        own = [[*together, str(i)] for i in range(2)] if processes == 2 else [[]]
+        return [start(out, *MINIMAL, *each) for each in own]
+
+    kill_after_a_checkpoint(program(before), out)
+    printed, *_ = [finish(process) for process in program(after)]
+    (epoch,) = re.findall(r"dense training, replicates 0 to 1, after epoch (\d+) of a killed run", printed)
+    assert 1 <= int(epoch) < 40
+    found = tables(out)
+    # One process computes both replicates in a program, each of two processes one: equal to float tolerance.
+    pd.testing.assert_frame_equal(found["counts"], whole["counts"])
+    pd.testing.assert_frame_equal(found["alphas"], whole["alphas"], rtol=1e-6)
 
 
 def test_two_processes_on_one_store_do_not_harm_each_other(start, undisturbed, tmp_path):
