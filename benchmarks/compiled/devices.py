@@ -76,3 +76,10 @@ def mesh(target: Target, *shape: int, names: tuple[str, ...] = ("x", "y")) -> Me
 def sharded(shape: tuple[int, ...], dtype: object, over: Mesh, *spec: object) -> jax.ShapeDtypeStruct:
     """Describe an array that is sharded over a mesh."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(over, PartitionSpec(*spec)))
+
+
+def explicit(described: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Describe a sharded array again, on a mesh with explicit axes."""
+    over, spec = described.sharding.mesh, described.sharding.spec
+    over = Mesh(over.devices, over.axis_names, axis_types=(AxisType.Explicit,) * len(over.axis_names))
+    return jax.ShapeDtypeStruct(described.shape, described.dtype, sharding=NamedSharding(over, spec))

@@ -10,7 +10,9 @@ import jax
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "f16": 16, "bf16": 16}
 _BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
+_FAST = re.compile(r"T\(.*S\(\d")  # in the layout of an array in a TPU's fast memory: its tiles, then its memory
+_JOINED = 'custom_call_target="ConcatBitcast"'  # puts the parts of a prefetched array together, without a copy
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _CALLED = re.compile(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
@@ -27,14 +29,16 @@ class Kernel:
     Attributes:
       op: the operation, such as "fusion" or "all-reduce".
       name: name of the instruction.
-      read: bytes of its operands, which is more than it reads if it slices them.
-      written: bytes of its result.
+      read: bytes of its operands in the device's main memory, which is more than it reads if it slices them.
+      written: bytes of its result in main memory.
+      size: bytes of its result in any memory: a TPU has a fast one beside the main memory.
     """
 
     op: str
     name: str
     read: int
     written: int
+    size: int
 
     @property
     def moved(self) -> int:
@@ -124,7 +128,7 @@ class Program:
     def gathers(self) -> list[Kernel]:
         """Return every gather of the program, also within a fusion."""
         return [
-            Kernel("gather", name, 0, _size(result))
+            Kernel("gather", name, 0, _size(result), _size(result, fast=True))
             for name, result, op, _ in _instructions(self.text)
             if op == "gather"
         ]
@@ -157,7 +161,7 @@ def read(text: str) -> Block:
     ...   ROOT %y = f32[4]{0} negate(%x)
     ... }'''
     >>> read(program).kernels
-    [Kernel(op='negate', name='y', read=16, written=16)]
+    [Kernel(op='negate', name='y', read=16, written=16, size=16)]
     """
     lines: dict[str, list[str]] = {}
     name = entry = ""
@@ -176,7 +180,7 @@ def _block(lines: dict[str, list[str]], name: str) -> Block:
     for own, result, op, rest in _instructions("\n".join(lines.get(name, []))):
         sizes[own] = _size(result)
         operands, attributes = _split(rest)
-        if op in _NOTHING or op.endswith(("-done", "-update")):
+        if op in _NOTHING or op.endswith(("-done", "-update")) or _JOINED in attributes:
             continue
         if op == "while":
             condition = re.search(r"condition=%?([\w.\-]+)", attributes)
@@ -195,7 +199,10 @@ def _block(lines: dict[str, list[str]], name: str) -> Block:
                 block.conditionals += inner.conditionals
         else:
             reads = sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands))
-            block.kernels.append(Kernel(op, own, reads, sizes[own]))
+            moves = op in ("copy-start", "slice-start")
+            written = _copied(op, result) if moves else result  # the result also has the operand and a semaphore
+            size = _size(written, fast=True)
+            block.kernels.append(Kernel(op, own, min(reads, size) if moves else reads, _size(written), size))
     return block
 
 
@@ -225,14 +232,27 @@ def _split(rest: str) -> tuple[str, str]:
     return rest, ""
 
 
-def _size(result: str) -> int:
-    """Return the bytes of arrays as written in a program.
+def _copied(op: str, result: str) -> str:
+    """Return the array that an asynchronous copy writes: the first of (copy, operand), or the one after ((operands),.
 
-    >>> _size("(f32[2,3]{1,0}, pred[])")
+    >>> _copied("slice-start", "((f32[8]{0:T(128)}), f32[2]{0:T(128)S(1)}, s32[]{:S(2)})")
+    'f32[2]{0:T(128)S(1)}'
+    """
+    arrays = [match[0] for match in _ARRAY.finditer(result)]
+    return arrays[0 if op == "copy-start" else -2]
+
+
+def _size(result: str, *, fast: bool = False) -> int:
+    """Return the bytes of arrays as written in a program; those in a TPU's fast memory count only with ``fast``.
+
+    >>> _size("(f32[2,3]{1,0}, pred[], f32[8]{0:T(128)S(1)})")
     25
     """
     total = 0
-    for dtype, dims in _ARRAY.findall(result):
+    for match in _ARRAY.finditer(result):
+        dtype, dims, layout = match.groups()
+        if not fast and layout and _FAST.search(layout):
+            continue
         count = 1
         for dim in filter(None, dims.split(",")):
             count *= int(dim)

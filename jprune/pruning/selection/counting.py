@@ -27,6 +27,7 @@ _AXIS = 2**31
 _SMALL = 2**16  # smaller arrays are packed together, because every array costs compile time
 _UNKNOWN = 2**8  # assumed number of devices of an unknown mesh
 _SHORT = 2**6  # a row of fewer elements than the square of this is one line
+_SHORT_LINE = 16  # with lines of so many elements there are still few counts
 _DIGIT = 8  # each iteration of a search in counts finds one digit in this base
 _barrier: Callable[[Array], Array] = lax.optimization_barrier
 
@@ -52,18 +53,18 @@ class Part:
     def before(self, cut: UInt32[Array, "rows"]) -> Bool[Array, "..."]:
         """Whether each element is among the first ``cut`` elements of its row, bool of the array's shape.
 
-        Compares coordinates one by one, the last first, without computing positions. So it works on shards, and XLA
-        cannot hoist an array of positions out of a loop.
+        Compares coordinates one by one, the last first, each along its own axis, without computing positions. So it
+        works on shards, and XLA cannot hoist an array of positions out of a loop.
         """
         if self.lead == len(self.shape):  # a row is one element
             return self.spread(cut > 0)
-        within = jnp.zeros(self.shape, bool)
+        within = jnp.zeros((1,) * len(self.shape), bool)
         for axis in reversed(range(self.lead, len(self.shape))):
             cut, digit = (cut, None) if axis == self.lead else jnp.divmod(cut, np.uint32(max(self.shape[axis], 1)))
-            place = lax.broadcasted_iota(jnp.uint32, self.shape, axis)
+            place = _index(self.shape, axis, axis + 1)
             bound = self.spread(cut if digit is None else digit)
             within = (place < bound) | ((place == bound) & within)
-        return within
+        return jnp.broadcast_to(within, self.shape)
 
     @property
     def rows(self) -> int:
@@ -135,8 +136,11 @@ class Lines(NamedTuple):
         return predicate.reshape(*shape[:axis], blocks, block, *shape[axis + 1 :]), axis + 1
 
 
-def _lines(part: Part, shards: int) -> Lines:
-    """Divide a row so that a device has about as many lines of it as there are elements in each."""
+def _lines(part: Part, shards: int, *, tiled: bool) -> Lines:
+    """Divide a row so that a device has about as many lines of it as there are elements in each.
+
+    If arrays are ``tiled``, as on a TPU, a division of an axis copies the array; then lines may be shorter instead.
+    """
     goal, within = math.isqrt(part.width // shards), 1
     if goal <= _SHORT:
         return (
@@ -144,8 +148,10 @@ def _lines(part: Part, shards: int) -> Lines:
         )
     for axis in reversed(range(part.lead, len(part.shape))):
         size = part.shape[axis]
-        if within * size > 16 * goal and (block := _block(size, -(-goal // within), shards)):
-            return Lines(part, axis, block)
+        if within * size > 16 * goal:
+            block = 1 if tiled and within >= _SHORT_LINE else _block(size, -(-goal // within), shards)
+            if block:
+                return Lines(part, axis, block)
         if 16 * within * size >= goal or axis == part.lead:
             return Lines(part, axis, size)
         within *= size
@@ -232,7 +238,9 @@ class Layout:
             return [count for i in range(0, len(predicates), 2) for count in _pair_counts(predicates[i : i + 2], part)]
         return [_sum(predicate, part.lead) for predicate in predicates]
 
-    def cut(self, reached: Callable[[int, AnyArray], tuple[Array, Array]], goal: Count, *, sliced: bool) -> list[Array]:
+    def cut(
+        self, reached: Callable[[int, AnyArray], tuple[Array, Array]], goal: Count, *, sliced: bool, tiled: bool
+    ) -> list[Array]:
         """Find the end of the ties to keep, the first ones of each group, in every row.
 
         Reads every array once to count the ties in each line of a row, searches these counts, and reads the array once
@@ -243,12 +251,13 @@ class Layout:
             second argument must be computed first, so that XLA keeps no array from the first read for the second.
           goal: the number of ties to keep in each group, limbs (groups,).
           sliced: whether to slice the line instead of reading the array again. Under ``vmap`` the slice is a gather.
+          tiled: whether the device may store arrays in tiles, as TPUs do.
 
         Returns:
           For each array, uint32 (rows,): the number of elements of the row up to and including the last tie to keep; 0
           if there is none, and the place of the last tie if there are too few.
         """
-        lines = [_lines(part, self.shards) for part in self.parts]
+        lines = [_lines(part, self.shards, tiled=tiled) for part in self.parts]
         leads = [part.lead for part in self.parts]
         counts = []
         for i, split in enumerate(lines):
@@ -391,13 +400,17 @@ class Packed(NamedTuple):
       arrays: float arrays.
       among: bool arrays of the entries that may be chosen, or ``None`` for all of an array.
       layout: layout for counting.
+      alone: layout of the original arrays, each by itself.
       unpack: converts arrays of the packed shapes back to the original shapes.
+      cuts: converts cuts of the packed arrays, as ``Layout.cut`` returns them, to cuts of the original arrays.
     """
 
     arrays: list[Array]
     among: list[Array | None]
     layout: Layout
+    alone: Layout
     unpack: Callable[[list[Array]], list[Array]]
+    cuts: Callable[[list[Array]], list[Array]]
 
 
 def pack(
@@ -457,8 +470,24 @@ def pack(
                 flat += size
         return [found[i] for i in range(len(arrays))]
 
+    def cuts(found: list[Array]) -> list[Array]:
+        split: dict[int, Array] = {}
+        for batch, cut in zip(batches, found, strict=True):
+            before = 0
+            for row, i in enumerate(batch):
+                if len(batch) == 1:
+                    split[i] = cut
+                elif each:
+                    split[i] = cut[row : row + 1]
+                else:
+                    split[i] = jnp.maximum(cut, np.uint32(before)) - np.uint32(before)
+                before += arrays[i].size
+        return [split[i] for i in range(len(arrays))]
+
     shards = 1 if one_device else _shards(arrays)
-    return Packed(joined, masks, Layout(tuple(parts), len(arrays) if each else 1, shards), unpack)
+    groups = len(arrays) if each else 1
+    alone = tuple(_part(array.shape, i if each else 0) for i, array in enumerate(arrays))
+    return Packed(joined, masks, Layout(tuple(parts), groups, shards), Layout(alone, groups, shards), unpack, cuts)
 
 
 def _shards(arrays: Sequence[Array]) -> int:
@@ -494,21 +523,34 @@ def _alike(arrays: Sequence[Array]) -> list[list[int]]:
     return list(batches.values())
 
 
+def _flat(arrays: Sequence[Array]) -> list[Array]:
+    """Flatten arrays, each with the layout that a TPU gives it.
+
+    There a reshape would force the row-major layout on every operation before it, back to the parameters and masks of
+    a training step, which would then copy them at every step. A reduction forces no layout on its operand.
+    """
+
+    def relaid(arrays: list[Array]) -> list[Array]:
+        return [lax.reduce_max(lax.broadcast(array, (2,)), axes=(0,)) for array in arrays]
+
+    own = lax.platform_dependent(list(arrays), tpu=relaid, default=lambda arrays: arrays)
+    return [array.reshape(-1) for array in own]
+
+
 def _join(arrays: list[Array], among: list[Array | None]) -> tuple[Array, Array | None]:
-    joined = jnp.concatenate([array.reshape(-1) for array in arrays])
+    joined = jnp.concatenate(_flat(arrays))
     if all(mask is None for mask in among):
         return joined, None
-    return joined, jnp.concatenate([_whole(*pair).reshape(-1) for pair in zip(arrays, among, strict=True)])
+    return joined, jnp.concatenate(_flat([_whole(*pair) for pair in zip(arrays, among, strict=True)]))
 
 
 def _stack(arrays: list[Array], among: list[Array | None]) -> tuple[Array, Array]:
     longest = max(array.size for array in arrays)
 
-    def pad(x: Array) -> Array:
-        return jnp.pad(x.reshape(-1), (0, longest - x.size))
+    def stack(arrays: Sequence[Array]) -> Array:
+        return jnp.stack([jnp.pad(x, (0, longest - x.size)) for x in _flat(arrays)])
 
-    masks = [_whole(array, mask) for array, mask in zip(arrays, among, strict=True)]
-    return jnp.stack([pad(array) for array in arrays]), jnp.stack([pad(mask) for mask in masks])
+    return stack(arrays), stack([_whole(array, mask) for array, mask in zip(arrays, among, strict=True)])
 
 
 def _whole(array: Array, mask: Array | None) -> Array:

@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt32
 
 from jprune.pruning.selection import counting, uint64
-from jprune.pruning.selection.counting import Layout
+from jprune.pruning.selection.counting import Layout, Packed
 from jprune.pruning.selection.uint64 import AnyArray, Count
 
 T = TypeVar("T")
@@ -186,31 +186,43 @@ def _largest(
     dtype = jnp.float64 if any(array.dtype == jnp.float64 for array in scores) else jnp.float32
     scores = [lax.stop_gradient(array) for array in scores]
     packed = counting.pack(scores, among, each=each, one_device=one_device, dtype=dtype)
-    mark = functools.partial(_mark_largest, layout=packed.layout, dtype=dtype, magnitude=magnitude)
+    mark = functools.partial(_mark_largest, packed=packed, dtype=dtype, magnitude=magnitude)
     platforms: dict[str, Callable[..., list[Array]]] = {"cpu": functools.partial(mark, integers=True)}
     default: Callable[..., list[Array]] = mark
     if not one_device:
         platforms["tpu"] = mark
-        default = functools.partial(mark, layout=dataclasses.replace(packed.layout, paired=True))
-    marked = lax.platform_dependent(packed.arrays, packed.among, keep, **platforms, default=default)
-    # Without the barrier XLA would repeat the comparison for every array that ``unpack`` slices from a packed one.
-    return packed.unpack(marked if len(marked) == len(scores) else _barrier(marked))
+        default = functools.partial(mark, paired=True)
+    marked: list[Array] = lax.platform_dependent(
+        (scores, among), (packed.arrays, packed.among), keep, **platforms, default=default
+    )
+    return marked
 
 
 def _mark_largest(
-    arrays: list[Array],
-    among: list[Array | None],
+    whole: tuple[list[Array], list[Array | None]],
+    joined: tuple[list[Array], list[Array | None]],
     keep: Count,
     *,
-    layout: Layout,
+    packed: Packed,
     dtype: DTypeLike,
     magnitude: bool,
     integers: bool = False,
+    paired: bool = False,
 ) -> list[Array]:
-    """Mark the largest scores of packed arrays: find the threshold, then how many of its ties to keep, then compare."""
-    values = _Values(arrays, among, layout, dtype, magnitude, integers)
+    """Find the threshold in packed arrays, then how many of its ties to keep, then compare.
+
+    A CPU compares the packed arrays, which is faster. Other devices compare each original array: a TPU may store a
+    small matrix transposed, and masks sliced from a packed array would be copied to its layout.
+    """
+    values = _Values(*joined, dataclasses.replace(packed.layout, paired=paired), dtype, magnitude, integers)
     bounds = _find_cut(values, keep, _find_threshold(values, keep))
-    return [_mark(values, i, bounds) for i in range(len(arrays))]
+    if integers:
+        marked = [_mark(values, i, bounds) for i in range(len(values.arrays))]
+        # Without the barrier XLA would repeat the comparison for every array that is sliced from a packed one.
+        return packed.unpack(marked if len(marked) == len(whole[0]) else _barrier(marked))
+    values = _Values(*whole, packed.alone, dtype, magnitude, integers)
+    bounds = bounds._replace(cuts=packed.cuts(bounds.cuts))
+    return [_mark(values, i, bounds) for i in range(len(whole[0]))]
 
 
 class _Values(NamedTuple):
@@ -315,7 +327,8 @@ def _cut_ties(values: _Values, bounds: Bounds, missing: Count, whole: Bool[Array
         here, (bounds_here, _) = values.after((bounds, first))
         return here.reached_and_above(i, bounds_here)
 
-    cuts = layout.cut(reached, missing, sliced=layout.one_device and values.integers)
+    on_cpu = values.integers
+    cuts = layout.cut(reached, missing, sliced=layout.one_device and on_cpu, tiled=not on_cpu)
     return [
         jnp.where(counting.take(whole, part.groups), _ALL, part_cuts)
         for part, part_cuts in zip(layout.parts, cuts, strict=True)
