@@ -42,7 +42,7 @@ def row(target: Target, case: Case) -> str:
     program = reader.compiled(case.function, *case.arguments, donate_argnums=case.donated)
     launches, moved = program.entry.least()
     collectives = program.collectives()
-    sent = sum(kernel.written for kernel in collectives)
+    sent = sum(kernel.size for kernel in collectives)
     cells = [case.name, target.name, f"{launches}", f"{moved / 1e6:,.1f}", f"{program.scratch / 1e6:,.1f}"]
     cells += [f"{len(collectives)} ({sent / 1e6:,.2f} MB)" if collectives else "-", f"{program.seconds:.1f}"]
     cells += [f"{case.floor / 1e6:,.1f}", f"{1e3 * case.floor / target.bandwidth:.3g}"]
