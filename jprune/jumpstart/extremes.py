@@ -139,7 +139,11 @@ def accumulated(dtype: DTypeLike) -> np.dtype:
 def _filled(z: Array, valid: Array | None, sign: Sign) -> Array:
     """Replace excluded cells of z by the infinity that this extreme ignores."""
     x = z.astype(accumulated(z.dtype))
-    return x if valid is None else jnp.where(valid, x, -sign * jnp.inf)
+    if valid is None:
+        return x
+    # A scan stores constants in the shape of x; this depends on the mask.
+    fill = jnp.where(valid, 0, jnp.asarray(-sign * jnp.inf, x.dtype))
+    return jnp.where(valid, x, fill)
 
 
 def _extreme(x: Array, sign: Sign, axes: tuple[int, ...]) -> Array:
@@ -202,8 +206,11 @@ def _count_cells(masks: list[Array], space: tuple[int, ...]) -> list[Array]:
 
 
 def _count_blocks(masks: list[Array], axes: tuple[int, ...]) -> list[Array]:
-    """Count True over the axes; two masks in one pass, in the halves of an int32, if they fit."""
-    if len(masks) == 2 and math.prod(masks[0].shape[axis] for axis in axes) < 1 << 15:
+    """Count True over the axes; two masks in one pass, as floats or in the halves of an int32, if they fit."""
+    cells = math.prod(masks[0].shape[axis] for axis in axes)
+    if cells < 1 << 12:
+        return _count_cells(masks, axes)
+    if len(masks) == 2 and cells < 1 << 15:
         both = _packed(masks, np.int32(1 << 16)).sum(axis=axes, dtype=jnp.int32)
         return [both & 0xFFFF, both >> 16]
     return [mask.sum(axis=axes, dtype=jnp.int32) for mask in masks]
