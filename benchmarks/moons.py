@@ -5,7 +5,7 @@ The torch side is a loop over layers; one of its runs is timed for each bucket.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ def train(points: Points, depth: int, runs: list[ThinRun], epochs: int) -> ThinS
     """Compile and train runs in one program."""
     arch = architecture(points, depth, max(run.width for run in runs))
     problem = thin_networks.Problem(
-        jnp.asarray(points.inputs), jnp.asarray(points.labels), thin_networks.real_units(arch, runs)
+        jnp.asarray(points.inputs), jnp.asarray(points.labels), thin_networks.real_channels(arch, runs)
     )
     state = thin_networks.start(arch, RECIPE, runs)
     return jax.block_until_ready(thin_networks.train(arch, RECIPE, epochs, state, problem))
@@ -141,12 +141,11 @@ def _slacks(z: torch.Tensor, balance: float) -> list[torch.Tensor]:
 
 def _start(arch: Architecture, run: ThinRun) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Convert our initial weights to torch's kernels (out, in, 2) and readout (channels * positions,)."""
-    weights: Any = jax.tree.map(np.asarray, thin_networks.start(arch, RECIPE, [run]).weights)
-    width, kernels = run.width, []
-    for matrix in (weights.stack.first[0], *weights.stack.hidden[:, 0]):
-        inputs = matrix.shape[1] // 2
-        kernels.append(np.stack([matrix[:width, :inputs], matrix[:width, inputs:]], -1))
-    return kernels, [weights.head[0].reshape(2, width).T.reshape(-1)]  # flattened channel by channel
+    state = thin_networks.start(arch, RECIPE, [run])
+    found = thin_networks.kernels_alone(arch, state, 0, run)
+    kernels = [np.moveaxis(taps, 0, -1) for taps in (found["first"], *found["hidden"])]
+    head = np.asarray(state.weights.head[0])
+    return kernels, [head.reshape(2, run.width).T.reshape(-1)]  # flattened channel by channel
 
 
 def _trainable(arrays: list[np.ndarray]) -> list[torch.Tensor]:

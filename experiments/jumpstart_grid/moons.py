@@ -28,6 +28,7 @@ from jprune.jumpstart.layers import Stack
 UNIT = "layer-epochs"
 SMALL_STEPS = True
 DROPOUT_EPOCHS = 1000  # the rate of thin_networks.dropout_rate is 0 from here on
+VERSION = 2  # of the program; another rounding trains other networks, whose stages must not be mixed with these
 _CHUNK = 250
 
 
@@ -93,7 +94,7 @@ def carry_out(
     settings = stage.settings
     arch, recipe = design(settings)
     runs = [ThinRun(width, seed) for seed in stage.seeds for width in settings["widths"]]
-    problem = Problem(*points(), thin_networks.real_units(arch, runs))
+    problem = Problem(*points(), thin_networks.real_channels(arch, runs))
     done, state = checkpoints.restored(kept, thin_networks.start(arch, recipe, runs))
     programs: dict[tuple[ThinRecipe, int], jax.stages.Compiled] = {}
     while done < settings["epochs"]:
@@ -208,6 +209,7 @@ def _accuracy(alone, labels, masks) -> float:
 def _settings(grid: Grid, layer: str, method: str, depth: int, widths: list[int]) -> dict[str, JSON]:
     settings = {
         "dataset": "moons",
+        "version": VERSION,
         "method": method,
         "layer": layer,
         "depth": depth,

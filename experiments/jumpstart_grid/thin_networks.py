@@ -57,7 +57,7 @@ class Problem(NamedTuple):
     Attributes:
       inputs: (2, examples) float32, training examples first.
       labels: (examples,) float32, 0 or 1.
-      real: mask of the units that are not padding, from ``real_units``.
+      real: mask of the channels that are not padding, from ``real_channels``.
     """
 
     inputs: jax.Array
@@ -133,8 +133,8 @@ def start(arch: Architecture, recipe: ThinRecipe, runs: Sequence[ThinRun]) -> Th
     """
     taps = arch.positions  # a kernel as long as its input
     inputs = 2 // arch.positions
-    first = np.zeros((len(runs), taps, arch.width, inputs), np.float32)
-    hidden = np.zeros((arch.depth - 1, len(runs), taps, arch.width, arch.width), np.float32)
+    first = np.zeros((taps, len(runs), arch.width, inputs), np.float32)
+    hidden = np.zeros((taps, arch.depth - 1, len(runs), arch.width, arch.width), np.float32)
     head = np.zeros((len(runs), arch.positions, arch.width), np.float32)
     for i, (width, seed) in enumerate(runs):
         if not 1 <= width <= arch.width:
@@ -142,27 +142,26 @@ def start(arch: Architecture, recipe: ThinRecipe, runs: Sequence[ThinRun]) -> Th
         rng = np.random.default_rng((seed, arch.depth, width, taps))
         head[i, :, :width] = _glorot(rng, (arch.positions, width), arch.positions * width, 1)
         if not recipe.zero:
-            first[i, :, :width] = _glorot(rng, (taps, width, inputs), taps * inputs, taps * width)
-            each = (arch.depth - 1, taps, width, width)
-            hidden[:, i, :, :width, :width] = _glorot(rng, each, taps * width, taps * width)
-    bias = np.zeros((arch.depth, len(runs), arch.units), np.float32)
+            first[:, i, :width] = _glorot(rng, (taps, width, inputs), taps * inputs, taps * width)
+            each = _glorot(rng, (arch.depth - 1, taps, width, width), taps * width, taps * width)
+            hidden[:, :, i, :width, :width] = each.swapaxes(0, 1)
+    bias = np.zeros((arch.depth, len(runs), arch.width), np.float32)
     norm = Norm(np.ones_like(bias), np.zeros_like(bias)) if arch.normalized else None
-    stack = HiddenLayers(_matrix(first), _matrix(hidden), bias, norm)
+    stack = HiddenLayers(tuple(first), tuple(hidden), bias, norm)
     weights = Weights(stack, head.reshape(len(runs), arch.units), np.zeros(len(runs), np.float32))
     weights = jax.tree.map(jnp.asarray, weights)
-    moments = (arch.depth, len(runs), arch.width)
-    running = Moments(jnp.zeros(moments), jnp.ones(moments)) if arch.normalized else None
+    running = Moments(jnp.zeros(bias.shape), jnp.ones(bias.shape)) if arch.normalized else None
     last = ThinMetrics(*(jnp.zeros(len(runs)) for _ in ThinMetrics._fields))  # separate arrays, because each is donated
     adam, epoch, best = _adam(recipe).init(weights), jnp.zeros((), jnp.int32), jnp.zeros((2, len(runs)))
     return ThinState(weights, adam, running, epoch, best, last, jax.random.key(runs[0].seed))
 
 
-def real_units(arch: Architecture, runs: Sequence[ThinRun]) -> jax.Array | None:
-    """Return the mask of units that are not padding, (runs, units); None if all are real."""
+def real_channels(arch: Architecture, runs: Sequence[ThinRun]) -> jax.Array | None:
+    """Return the mask of channels that are not padding, (runs, width); None if all are real."""
     widths = np.array([run.width for run in runs])
     if (widths == arch.width).all():
         return None
-    return jnp.asarray(np.tile(np.arange(arch.width) < widths[:, None], (1, arch.positions)))
+    return jnp.asarray(np.arange(arch.width) < widths[:, None])
 
 
 def loss(
@@ -177,26 +176,26 @@ def loss(
     Args:
       arch: architecture of the program.
       weights: weights of all runs.
-      problem: the data and the mask of real units.
+      problem: the data and the mask of real channels.
       running: the moments that normalize validation examples.
-      keep: factors of dropout for the inputs, (runs, 2, examples), and for the outputs of all hidden
-        layers but the last, (depth - 1, runs, units, examples): 0 or 1 / (1 - rate), and 1 for
-        validation examples.
+      keep: factors of dropout for the training examples: for the inputs, (runs, 2, train), and for the outputs of all
+        hidden layers but the last, (depth - 1, runs, units, train): 0 or 1 / (1 - rate).
 
     Returns:
       The sum over runs of cross-entropy + coefficient * penalty, whose gradient is that of each run; the
       metrics, and the moments of the batch.
     """
     inputs = jnp.broadcast_to(problem.inputs[None], (len(weights.head), *problem.inputs.shape))
-    context = LayerContext(problem.real, running)
+    inputs, others = inputs[..., : arch.train], inputs[..., arch.train :]
+    labels, other_labels = problem.labels[None, : arch.train], problem.labels[None, arch.train :]
+    context = LayerContext(problem.real)
     if keep is not None:
         inputs, context = inputs * keep[0], context._replace(keep=keep[1])
-    outputs, slack, moments = run_stack(arch, weights.stack, context, inputs)
-    logits = jnp.einsum("ru,run->rn", weights.head, outputs) + weights.head_bias[:, None]
-    labels = problem.labels[None]
-    entropy = (jnp.logaddexp(0.0, logits) - labels * logits)[:, : arch.train].mean(1)
-    right = ((logits > 0) == (labels > 0.5)).astype(jnp.float32)
-    outcome = ThinMetrics(entropy, slack, right[:, : arch.train].mean(1), right[:, arch.train :].mean(1))
+    logits, slack, moments = _logits(arch, weights, context, inputs)
+    entropy = (jnp.logaddexp(0.0, logits) - labels * logits).mean(1)
+    # A second pass is faster than one over all examples, of which only the training examples have a gradient.
+    other_logits, _, _ = _logits(arch, lax.stop_gradient(weights), LayerContext(problem.real, running), others)
+    outcome = ThinMetrics(entropy, slack, _share_right(logits, labels), _share_right(other_logits, other_labels))
     return (entropy + arch.coefficient * slack).sum(), (outcome, moments)
 
 
@@ -209,7 +208,7 @@ def train(arch: Architecture, recipe: ThinRecipe, epochs: int, state: ThinState,
       recipe: recipe of the training.
       epochs: number of epochs.
       state: state to continue from; its buffers are donated.
-      problem: the data and the mask of real units.
+      problem: the data and the mask of real channels.
 
     Returns:
       The state after these epochs. The validation accuracy of an epoch is measured after its step, so the next step
@@ -218,7 +217,7 @@ def train(arch: Architecture, recipe: ThinRecipe, epochs: int, state: ThinState,
     optimizer = _adam(recipe)
 
     def epoch(state, _):
-        keep = _dropout(arch, state, problem) if recipe.dropout else None
+        keep = _dropout(arch, state) if recipe.dropout else None
         value = partial(loss, arch)
         grads, (outcome, moments) = jax.grad(value, has_aux=True)(state.weights, problem, state.running, keep)
         updates, adam = optimizer.update(grads, state.adam, state.weights)
@@ -244,10 +243,9 @@ def kernels_alone(arch: Architecture, state: ThinState, index: int, run: ThinRun
       ``first`` (taps, width, inputs) and, for more than one layer, ``hidden`` (depth - 1, taps, width, width).
     """
     stack, width = state.weights.stack, run.width
-    inputs = 2 // arch.positions
-    kernels = {"first": _taps(arch, np.asarray(stack.first[index]), inputs)[..., :width, :]}
+    kernels = {"first": np.stack([tap[index, :width] for tap in stack.first])}
     if arch.depth > 1:
-        kernels["hidden"] = _taps(arch, np.asarray(stack.hidden[:, index]), arch.width)[..., :width, :width]
+        kernels["hidden"] = np.stack([tap[:, index, :width, :width] for tap in stack.hidden], 1)
     return kernels
 
 
@@ -274,23 +272,24 @@ def forward_alone(
       The inputs of the ReLUs, channels last: (depth, examples, positions, 1, width); and the logits
       (examples,).
     """
-    weights = jax.tree.map(np.asarray, state.weights)
+    weights, running = jax.tree.map(np.asarray, (state.weights, state.running))
     stack, positions, width = weights.stack, arch.positions, run.width
-    real = np.flatnonzero(np.tile(np.arange(arch.width) < width, positions))
-    kept = {name: _matrix(np.asarray(mask)) for name, mask in (masks or {}).items()}
-    a, preactivations = inputs, []
+    kernels = kernels_alone(arch, state, index, run)
+    for name, mask in (masks or {}).items():
+        kernels[name] = kernels[name] * np.asarray(mask)
+    a, preactivations = inputs.reshape(positions, -1, inputs.shape[-1]), []
     for depth in range(arch.depth):
-        kernel = stack.first[index][real] if depth == 0 else stack.hidden[depth - 1, index][np.ix_(real, real)]
-        if kept:
-            kernel = kernel * (kept["first"] if depth == 0 else kept["hidden"][depth - 1])
-        z = kernel @ a + stack.bias[depth, index, real][:, None]
-        if arch.normalized:
-            mean, variance = (np.tile(np.asarray(x)[depth, index, :width], positions) for x in state.running)
-            scale, shift = (x[depth, index, real] for x in stack.norm)
-            z = (z - mean[:, None]) * (scale / np.sqrt(variance + BN_EPSILON))[:, None] + shift[:, None]
-        preactivations.append(np.moveaxis(z.reshape(positions, width, -1), 2, 0)[:, :, None])
+        taps = kernels["hidden"][depth - 1] if depth else kernels["first"]
+        z = taps[0] @ a + stack.bias[depth, index, :width, None]
+        if positions == 2:
+            z[0] += taps[1] @ a[1]
+        if stack.norm is not None:
+            mean, variance, scale, shift = (x[depth, index, :width, None] for x in (*running, *stack.norm))
+            z = (z - mean) * (scale / np.sqrt(variance + BN_EPSILON)) + shift
+        preactivations.append(np.moveaxis(z, 2, 0)[:, :, None])
         a = np.maximum(z, 0)
-    return np.stack(preactivations), weights.head[index, real] @ a + weights.head_bias[index]
+    head = weights.head[index].reshape(positions, arch.width)[:, :width]
+    return np.stack(preactivations), np.tensordot(head, a) + weights.head_bias[index]
 
 
 def dropout_rate(epoch: ArrayLike) -> ArrayLike:
@@ -302,35 +301,29 @@ def dropout_rate(epoch: ArrayLike) -> ArrayLike:
     return jnp.where(epoch == 0, 0.1, jnp.maximum(0.0, 0.9 - 0.9 * epoch / 1000))
 
 
-def _dropout(arch, state, problem):
+def _logits(arch, weights, context, inputs):
+    outputs, slack, moments = run_stack(arch, weights.stack, context, inputs)
+    return jnp.einsum("ru,run->rn", weights.head, outputs) + weights.head_bias[:, None], slack, moments
+
+
+def _share_right(logits, labels):
+    return ((logits > 0) == (labels > 0.5)).astype(jnp.float32).mean(1)
+
+
+def _dropout(arch, state):
     """Return the factors of dropout for the inputs and for the outputs of all hidden layers except the last."""
     keep_rate = 1 - dropout_rate(state.epoch.astype(jnp.float32))
     key_inputs, key_hidden = jax.random.split(jax.random.fold_in(state.key, state.epoch))
-    runs, examples = len(state.weights.head), problem.inputs.shape[-1]
+    runs = len(state.weights.head)
 
     def factors(key, shape):
-        kept = jax.random.bernoulli(key, keep_rate, (*shape, arch.train)) / keep_rate
-        return jnp.concatenate([kept, jnp.ones((*shape, examples - arch.train))], -1)
+        return jax.random.bernoulli(key, keep_rate, (*shape, arch.train)).astype(jnp.float32) / keep_rate
 
     return factors(key_inputs, (runs, 2)), factors(key_hidden, (arch.depth - 1, runs, arch.units))
 
 
 def _adam(recipe):
     return optax.adam(recipe.learning_rate, eps=recipe.adam_epsilon)
-
-
-def _matrix(taps):
-    """Convert taps (..., taps, out, in) of a kernel to the matrix of the layer, in numpy."""
-    if taps.shape[-3] == 1:
-        return taps[..., 0, :, :]
-    k0, k1 = taps[..., 0, :, :], taps[..., 1, :, :]
-    return np.concatenate([np.concatenate([k0, k1], -1), np.concatenate([np.zeros_like(k0), k0], -1)], -2)
-
-
-def _taps(arch, matrix, inputs):
-    """Convert the matrix of a layer to taps (..., taps, out, in) of its kernel; the inverse of ``_matrix``."""
-    rows = matrix[..., : arch.width, :]
-    return np.stack([rows[..., tap * inputs : (tap + 1) * inputs] for tap in range(arch.positions)], -3)
 
 
 def _glorot(rng, shape, fan_in, fan_out):

@@ -117,18 +117,21 @@ def test_a_network_without_penalty_is_the_same_stage_whatever_lambda_is():
     assert moons.plan(Grid(methods=("UP:0.5",)))[0].settings["coefficient"] == 0.5
 
 
+def test_stages_of_another_version_of_the_program_are_other_stages(tmp_path, monkeypatch):
+    grid = Grid(methods=("UP",), widths=(2,), depths=(2,))
+    (stage,) = moons.plan(grid)
+    runner.keep(tmp_path, grid, stage, {"cells": {"replicate": [0]}})
+    assert runner.missing(tmp_path, grid, moons.plan(grid)) == []
+    monkeypatch.setattr(moons, "VERSION", moons.VERSION + 1)
+    assert len(runner.missing(tmp_path, grid, moons.plan(grid))) == 1
+
+
 def test_the_count_of_parameters_is_the_size_of_the_thin_arrays():
     for layer in ("conv", "dense"):
         arch = Architecture(3, 4, train=85, layer=layer)
-        dense_stack = sum(
-            x.size
-            for x in jax.tree.leaves(
-                thin_networks.start(arch, thin_networks.ThinRecipe(), [thin_networks.ThinRun(4, 0)]).weights
-            )
-        )
-        # A tap of a convolution is twice in its matrix, and each of its biases too.
-        shared = {"conv": 2 * 4 * 2 - 2 * 4 + 2 * (64 - 32) + 3 * 4, "dense": 0}[layer]
-        assert moons.parameters(arch, 4) == dense_stack - shared
+        runs = [thin_networks.ThinRun(4, 0)]
+        weights = jax.tree.leaves(thin_networks.start(arch, thin_networks.ThinRecipe(), runs).weights)
+        assert moons.parameters(arch, 4) == sum(weight.size for weight in weights)
 
 
 def test_the_help_names_every_method_of_every_kind(capsys):
@@ -278,7 +281,7 @@ def test_dropout_ends_where_its_rate_is_zero(monkeypatch):
 def test_the_train_step_lowers_for_accelerators():
     arch = Architecture(3, 3, train=85, penalized=("unit", "point"))
     runs = [thin_networks.ThinRun(3, 0), thin_networks.ThinRun(2, 0)]
-    problem = thin_networks.Problem(*moons.points(), thin_networks.real_units(arch, runs))
+    problem = thin_networks.Problem(*moons.points(), thin_networks.real_channels(arch, runs))
     recipe = thin_networks.ThinRecipe(dropout=True)
     step = functools.partial(thin_networks.train, arch, recipe, 2)
     state = thin_networks.start(arch, recipe, runs)

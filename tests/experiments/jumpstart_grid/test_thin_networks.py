@@ -19,38 +19,81 @@ RUNS = [tn.ThinRun(2, 0), tn.ThinRun(5, 2)]
 def _problem(arch, runs, rng, examples=14):
     inputs = rng.normal(size=(2, examples)).astype(np.float32)
     labels = (rng.random(examples) > 0.5).astype(np.float32)
-    return tn.Problem(jnp.asarray(inputs), jnp.asarray(labels), tn.real_units(arch, runs))
+    return tn.Problem(jnp.asarray(inputs), jnp.asarray(labels), tn.real_channels(arch, runs))
 
 
 def _alone(arch, weights, index, width):
-    """The thin network's own kernels and biases: taps (taps, out, in), not matrices."""
-    w, stack = arch.width, jax.tree.map(np.asarray, weights.stack)
-
-    def taps(matrix, inputs):
-        if arch.positions == 1:
-            return matrix[None, :width, :inputs]
-        half = matrix.shape[1] // 2
-        return np.stack([matrix[:width, :inputs], matrix[:width, half : half + inputs]])
-
-    kernels = [taps(stack.first[index], 2 // arch.positions)]
-    kernels += [taps(matrix[index], width) for matrix in stack.hidden]
-    norm = None if stack.norm is None else [tuple(x[d, index, :width] for x in stack.norm) for d in range(arch.depth)]
-    norm = norm and [tuple(jnp.asarray(x) for x in pair) for pair in norm]
-    head = np.asarray(weights.head)[index].reshape(arch.positions, w)[:, :width]
+    """The thin network's own weights; the kernel of a layer is (taps, out, in)."""
+    stack = jax.tree.map(np.asarray, weights.stack)
+    kernels = [np.stack([tap[index, :width] for tap in stack.first])]
+    kernels += [
+        np.stack([tap[depth, index, :width, :width] for tap in stack.hidden]) for depth in range(arch.depth - 1)
+    ]
+    each = range(arch.depth)
     return {
         "kernels": kernels,
-        "biases": [bias[index, :width] for bias in stack.bias],
-        "norm": norm,
-        "head": head,
+        "biases": [stack.bias[depth, index, :width] for depth in each],
+        "norm": stack.norm and [tuple(x[depth, index, :width] for x in stack.norm) for depth in each],
+        "head": np.asarray(weights.head)[index].reshape(arch.positions, arch.width)[:, :width],
         "head_bias": np.asarray(weights.head_bias)[index],
     }
 
 
-def _plain_loss(arch, inputs, labels, params):
-    """The same objective as a textbook network on (examples, positions, channels), autodiff throughout."""
+def _padding(arch, weights, index, width):
+    """What must be zero in all weights of a run."""
+    stack = jax.tree.map(np.asarray, weights.stack)
+    hidden = [x for tap in stack.hidden for x in (tap[:, index, width:], tap[:, index, :, width:])]
+    channels = [x[:, index, width:] for x in (stack.bias, *(stack.norm or ()))]
+    head = np.asarray(weights.head)[index].reshape(arch.positions, arch.width)[:, width:]
+    return [*(tap[index, width:] for tap in stack.first), *hidden, *channels, head]
+
+
+def _numpy_loss(arch, inputs, labels, params, keep=None):
+    """The objective of one network in numpy: cross-entropy, penalty and the mean and variance of each layer.
+
+    Layers are sums over positions and channels as the formulas say them, (positions, channels, examples).
+    """
+    a = inputs.reshape(arch.positions, -1, inputs.shape[1])
+    penalty, moments = 0.0, []
+    for depth, (kernel, bias) in enumerate(zip(params["kernels"], params["biases"], strict=True)):
+        a = a if keep is None else a * keep[depth].reshape(a.shape)
+        z = np.stack(
+            [sum(kernel[q - p] @ a[q] for q in range(p, len(a))) + bias[:, None] for p in range(arch.positions)]
+        )
+        for axis, reduced in (("unit", 2), ("point", 1)):
+            if axis in arch.penalized:
+                high, low = z.max(reduced), z.min(reduced)
+                slack = arch.balance * np.maximum(1 - high, 0) + (1 - arch.balance) * np.maximum(1 + low, 0)
+                penalty += np.square(slack).sum()
+        if params["norm"]:
+            scale, shift = (x[None, :, None] for x in params["norm"][depth])
+            mean, variance = z.mean((0, 2), keepdims=True), z.var((0, 2), keepdims=True)
+            moments.append((mean.ravel(), variance.ravel()))
+            z = (z - mean) / np.sqrt(variance + 1e-3) * scale + shift
+        a = np.maximum(z, 0)
+    logits = np.tensordot(params["head"], a) + params["head_bias"]
+    return (np.logaddexp(0, logits) - labels * logits).mean(), penalty, moments
+
+
+def _differences(value, params, step=1e-6):
+    """The gradient of a function of a tree of float64 arrays by central differences."""
+    leaves, treedef = jax.tree.flatten(params)
+    slopes = [np.zeros_like(leaf) for leaf in leaves]
+    for slope, leaf in zip(slopes, leaves, strict=True):
+        for at in np.ndindex(leaf.shape):
+            middle, ends = leaf[at], []
+            for shift in (step, -step):
+                leaf[at] = middle + shift
+                ends.append(value(jax.tree.unflatten(treedef, leaves)))
+            leaf[at], slope[at] = middle, (ends[0] - ends[1]) / (2 * step)
+    return jax.tree.unflatten(treedef, slopes)
+
+
+def _autodiff_loss(arch, inputs, labels, params):
+    """The same objective with jax's convolution, on (examples, positions, channels)."""
     x = inputs.T[:, :, None] if arch.layer == "conv" else inputs.T[:, None, :]
     preacts = []
-    for depth, (kernel, bias) in enumerate(zip(params["kernels"], params["biases"], strict=True)):
+    for kernel, bias in zip(params["kernels"], params["biases"], strict=True):
         if arch.layer == "conv":
             z = jax.lax.conv_general_dilated(
                 x, jnp.transpose(kernel, (0, 2, 1)), (1,), [(0, 1)], dimension_numbers=("NWC", "WIO", "NWC")
@@ -59,77 +102,67 @@ def _plain_loss(arch, inputs, labels, params):
             z = x @ kernel[0].T[None]
         z = z + bias[None, None]
         preacts.append(z[:, :, None])
-        if params["norm"] is not None:
-            scale, shift = params["norm"][depth]
-            mean, variance = z.mean((0, 1), keepdims=True), z.var((0, 1), keepdims=True)
-            z = (z - mean) / jnp.sqrt(variance + 1e-3) * scale[None, None] + shift[None, None]
         x = jax.nn.relu(z)
     logits = (x * params["head"][None]).sum((1, 2)) + params["head_bias"]
     entropy = optax.sigmoid_binary_cross_entropy(logits, labels).mean()
-    mode = {("unit", "point"): "full", ("unit",): "unit", ("point",): "point"}.get(arch.penalized)
-    if mode is None:
-        return entropy, 0.0
-    return entropy, jumpstart_penalty(preacts, "cpaior_keras", mode=mode, balance=arch.balance)
+    return entropy, jumpstart_penalty(preacts, "cpaior_keras", balance=arch.balance)
 
 
+BOTH = {"penalized": ("unit", "point")}
 CASES = [
-    (1, {"penalized": ("unit", "point")}),
-    (1, {"normalized": True}),
-    (4, {"penalized": ("unit", "point"), "balance": 0.51}),
-    pytest.param(4, {"penalized": ("unit",)}, marks=pytest.mark.slow),
-    pytest.param(4, {"penalized": ("point",)}, marks=pytest.mark.slow),
-    pytest.param(4, {}, marks=pytest.mark.slow),
-    pytest.param(4, {"normalized": True}, marks=pytest.mark.slow),
-    (4, {"penalized": ("unit", "point"), "layer": "dense"}),
+    (1, BOTH, False),
+    (1, {"normalized": True}, False),
+    (3, {**BOTH, "balance": 0.51}, False),
+    (3, {**BOTH, "balance": 0.51}, True),
+    (3, {"penalized": ("unit",)}, False),
+    (3, {"penalized": ("point",)}, False),
+    (3, {}, False),
+    (3, {"normalized": True}, False),
+    (3, {**BOTH, "layer": "dense"}, False),
+    (3, {**BOTH, "layer": "dense", "normalized": True}, True),
 ]
 
 
-def _perturbed(arch, weights, rng, real):
+def _perturbed(weights, rng, real):
     """Biases and norms away from their initial values, padding left at zero."""
     real = 1.0 if real is None else np.asarray(real)
-
-    def shake(x):
-        noise = rng.normal(size=(*x.shape[:2], arch.width)).astype(np.float32) * 0.3
-        return x + np.concatenate([noise] * arch.positions, -1) * real
-
+    shake = lambda x: jnp.asarray(x + rng.normal(size=x.shape).astype(np.float32) * 0.3 * real)
     stack = weights.stack
-    norm = stack.norm and type(stack.norm)(*(jnp.asarray(shake(np.asarray(x))) for x in stack.norm))
-    return weights._replace(stack=stack._replace(bias=jnp.asarray(shake(np.asarray(stack.bias))), norm=norm))
+    return weights._replace(stack=stack._replace(bias=shake(stack.bias), norm=jax.tree.map(shake, stack.norm)))
 
 
 def _assert_equal_trees(thin, plain, **tolerance):
     chex.assert_trees_all_close(thin, plain, **tolerance)
 
 
-@pytest.mark.parametrize(("depth", "variant"), CASES, ids=str)
-def test_value_and_gradient_of_padded_runs_are_those_of_each_thin_network_alone(depth, variant):
+@pytest.mark.parametrize(("depth", "variant", "dropout"), CASES, ids=str)
+def test_value_and_gradient_of_padded_runs_are_those_of_each_thin_network_alone(depth, variant, dropout):
     rng = np.random.default_rng(depth)
     arch = Architecture(depth, 5, train=11, coefficient=0.07, **variant)
     problem = _problem(arch, RUNS, rng)
-    state = tn.start(arch, tn.ThinRecipe(), RUNS)
-    weights = _perturbed(arch, state.weights, rng, problem.real)
-    seen = _gradient(arch, weights, problem, state.running)
-    for index in range(len(RUNS)):
-        _check_run(arch, problem, weights, seen, index)
+    state = tn.start(arch, tn.ThinRecipe(dropout=dropout), RUNS)
+    weights = _perturbed(state.weights, rng, problem.real)
+    keep = tn._dropout(arch, state._replace(epoch=jnp.int32(600))) if dropout else None
+    grads, (outcome, moments) = _gradient(arch, weights, problem, state.running, keep)
+    inputs, labels = (np.asarray(x, float)[..., : arch.train] for x in (problem.inputs, problem.labels))
+    for index, (width, _) in enumerate(RUNS):
+        alone = jax.tree.map(partial(np.array, dtype=float), _alone(arch, weights, index, width))
+        real = np.tile(np.arange(arch.width) < width, arch.positions)
+        factors = keep and [keep[0][index], *(x[index][real] for x in keep[1])]
+        factors = jax.tree.map(partial(np.asarray, dtype=float), factors)
+        plain = partial(_numpy_loss, arch, inputs, labels, keep=factors)
+        entropy, penalty, each = plain(alone)
+        np.testing.assert_allclose(outcome.loss[index], entropy, rtol=1e-6)
+        np.testing.assert_allclose(outcome.penalty[index], penalty, rtol=4e-6, atol=1e-6)
+        slopes = _differences(lambda params, plain=plain: np.dot(plain(params)[:2], (1, arch.coefficient)), alone)
+        _assert_equal_trees(_alone(arch, grads, index, width), slopes, rtol=2e-5, atol=2e-6)
+        assert not any(x.any() for x in _padding(arch, grads, index, width))
+        for found, moment in zip(moments or (), zip(*each, strict=True), strict=True):
+            np.testing.assert_allclose(found[:, index, :width], moment, rtol=1e-5, atol=1e-6)
 
 
 def _gradient(arch, *args):
     return jax.jit(jax.grad(partial(tn.loss, arch), has_aux=True))(*args)
-
-
-def _check_run(arch, problem, weights, seen, index):
-    (grads, (outcome, _)), run = seen, RUNS[index]
-    inputs, labels = problem.inputs[:, : arch.train], problem.labels[: arch.train]
-
-    def objective(params):
-        entropy, penalty = _plain_loss(arch, inputs, labels, params)
-        return entropy + arch.coefficient * penalty, (entropy, penalty)
-
-    textbook = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    (_, (entropy, penalty)), plain = textbook(_alone(arch, weights, index, run.width))
-    np.testing.assert_allclose(outcome.loss[index], entropy, rtol=1e-6)
-    np.testing.assert_allclose(outcome.penalty[index], penalty, rtol=4e-6, atol=1e-6)
-    _assert_equal_trees(_alone(arch, grads, index, run.width), plain, rtol=2e-5, atol=2e-6)
 
 
 def test_a_network_without_padding_needs_no_mask_and_gives_the_same_gradient_as_one_with_it():
@@ -138,7 +171,7 @@ def test_a_network_without_padding_needs_no_mask_and_gives_the_same_gradient_as_
     problem = _problem(arch, runs, np.random.default_rng(0))
     assert problem.real is None
     weights = tn.start(arch, tn.ThinRecipe(), runs).weights
-    masked = problem._replace(real=jnp.ones((2, arch.units), bool))
+    masked = problem._replace(real=jnp.ones((2, arch.width), bool))
     grads = [_gradient(arch, weights, p)[0] for p in (problem, masked)]
     _assert_equal_trees(*grads, rtol=1e-6, atol=1e-7)
 
@@ -153,7 +186,7 @@ def test_a_zero_network_splits_the_gradient_over_all_tied_cells():
         grads, _ = _gradient(arch, state.weights, problem)
         # Each of a channel's 2 units, and a third of each of the 22 points: d slack^2 = 2 (balance - (1 - balance)).
         expected = -2 * pull * (2 + 2 * examples / width)
-        np.testing.assert_allclose(grads.stack.bias[-1, 0], np.full(6, expected), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(grads.stack.bias[-1, 0], np.full(3, expected), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.optax_promotes
@@ -171,7 +204,7 @@ def test_training_follows_adam_on_each_thin_network_alone(layer):
     @jax.jit
     def step(params, adam):
         value = lambda p: sum(
-            c * v for c, v in zip((1, arch.coefficient), _plain_loss(arch, inputs, labels, p), strict=True)
+            c * v for c, v in zip((1, arch.coefficient), _autodiff_loss(arch, inputs, labels, p), strict=True)
         )
         updates, adam = optimizer.update(jax.grad(value)(params), adam)
         return optax.apply_updates(params, updates), adam
@@ -186,18 +219,17 @@ def test_training_follows_adam_on_each_thin_network_alone(layer):
 
 
 @pytest.mark.optax_promotes
-def test_padding_stays_zero_and_shared_taps_stay_equal_through_training():
-    arch = Architecture(4, 5, train=11, normalized=True)
+@pytest.mark.parametrize("variant", [{"normalized": True}, {"penalized": ("unit", "point"), "layer": "dense"}], ids=str)
+def test_padding_stays_zero_through_training(variant):
+    arch = Architecture(4, 5, train=11, **variant)
     problem = _problem(arch, RUNS, np.random.default_rng(0))
-    state = tn.train(arch, tn.ThinRecipe(), 30, tn.start(arch, tn.ThinRecipe(), RUNS), problem)
-    hidden = np.asarray(state.weights.stack.hidden)
-    width = arch.width
-    np.testing.assert_array_equal(hidden[..., :width, :width], hidden[..., width:, width:])
-    assert not hidden[..., width:, :width].any()
-    real = np.asarray(problem.real)
-    assert not hidden[:, ~(real[:, :, None] & real[:, None, :])].any()
-    assert not np.asarray(state.weights.stack.bias)[:, ~real].any()
-    assert not np.asarray(state.weights.head)[~real].any()
+    recipe = tn.ThinRecipe(dropout=True)
+    weights = tn.train(arch, recipe, 30, tn.start(arch, recipe, RUNS), problem).weights
+    scales = weights.stack.norm
+    if scales is not None:  # the scale of padding stays 1
+        weights = weights._replace(stack=weights.stack._replace(norm=scales._replace(scale=scales.scale - 1)))
+    for index, run in enumerate(RUNS):
+        assert not any(x.any() for x in _padding(arch, weights, index, run.width))
 
 
 @pytest.mark.optax_promotes
@@ -229,34 +261,16 @@ def test_running_moments_follow_the_batch_with_momentum():
     np.testing.assert_allclose(state.running.variance, 0.99 + 0.01 * moments.variance, rtol=1e-6)
 
 
-@pytest.mark.optax_promotes
-def test_dropout_multiplies_before_every_hidden_layer_and_spares_validation():
-    """With a given mask the gradient is autodiff's through the masked network."""
-    arch = Architecture(3, 4, train=11, penalized=("unit", "point"), coefficient=0.01)
-    runs = [tn.ThinRun(4, 0)]
-    rng = np.random.default_rng(5)
-    problem = _problem(arch, runs, rng)
+def test_dropout_spares_validation_examples():
+    arch = Architecture(3, 4, train=11)
+    runs = [tn.ThinRun(4, seed) for seed in range(20)]
+    problem = _problem(arch, runs, np.random.default_rng(5), examples=40)
     state = tn.start(arch, tn.ThinRecipe(dropout=True), runs)
-    keep = tn._dropout(arch, state, problem)
-    assert all((np.asarray(k)[..., 11:] == 1).all() for k in keep)
-    np.testing.assert_allclose(np.unique(np.asarray(keep[1])[..., :11]), [0, 1 / 0.9], rtol=1e-6)
-
-    def plain(stack):
-        x = (problem.inputs * keep[0][0])[:, :11]
-        penalty = 0.0
-        for depth in range(3):
-            kernel = stack.first[0] if depth == 0 else stack.hidden[depth - 1, 0]
-            z = kernel @ x + stack.bias[depth, 0][:, None]
-            places = jnp.moveaxis(z.reshape(2, 4, 11), 2, 0)[:, :, None]
-            penalty += jumpstart_penalty([places], "cpaior_keras")
-            x = jax.nn.relu(z) * (keep[1][depth, 0][:, :11] if depth < 2 else 1.0)
-        logits = state.weights.head[0] @ x + state.weights.head_bias[0]
-        return optax.sigmoid_binary_cross_entropy(logits, problem.labels[:11]).mean() + 0.01 * penalty
-
-    grads, _ = _gradient(arch, state.weights, problem, None, keep)
-    by_autodiff = jax.jit(jax.grad(plain))(state.weights.stack)
-    half = lambda g: g[..., :4] + g[..., 4:]
-    np.testing.assert_allclose(grads.stack.bias[..., :4], half(by_autodiff.bias), rtol=1e-4, atol=1e-6)
+    keep = tn._dropout(arch, state)
+    np.testing.assert_allclose(np.unique(np.asarray(keep[1])), [0, 1 / 0.9], rtol=1e-6)
+    (with_dropout, _), (without, _) = (_gradient(arch, state.weights, problem, None, k)[1] for k in (keep, None))
+    np.testing.assert_array_equal(with_dropout.val_accuracy, without.val_accuracy)
+    assert (with_dropout.loss != without.loss).all()
 
 
 @pytest.mark.optax_promotes
