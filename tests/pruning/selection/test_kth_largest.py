@@ -124,6 +124,25 @@ def test_the_forms_for_accelerators_choose_those_of_a_stable_sort(form, one_devi
             same(found, sorted_by_numpy(arrays, keep, among))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ties", "special"])
+@pytest.mark.parametrize("one_device", [True, False], ids=["one device", "many"])
+def test_the_forms_for_accelerators_choose_in_each_array_those_of_its_stable_sort(form, one_device, kind):
+    for shapes in (SMALL, MIXED):
+        for rng in map(np.random.default_rng, range(3)):
+            arrays = [draw(rng, shape, kind) for shape in shapes]
+            arrays = [np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x) for x in arrays]
+            keep = [int(rng.integers(0, x.size + 1)) for x in arrays]
+            found = kth_largest.largest(
+                [jnp.asarray(x) for x in arrays],
+                uint64.count_of(keep),
+                [None] * len(arrays),
+                each=True,
+                one_device=one_device,
+            )
+            same(found, [sorted_by_numpy([x], k, [None])[0] for x, k in zip(arrays, keep, strict=True)])
+
+
 @pytest.mark.parametrize("shards", [2, 3, 4, 8])
 @pytest.mark.parametrize("size", [99_999_989, 10**8, 3 * 2**20, 2**27, 2 * 49_999_991])
 def test_blocks_of_a_sharded_axis_are_within_a_shard(size, shards):
