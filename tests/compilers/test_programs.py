@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -252,3 +253,28 @@ def test_the_program_for_four_does_not_depend_on_the_devices_of_the_host(describ
         )
         hashes.add(done.stdout.split()[-1])
     assert len(hashes) == 1
+
+
+DUMPED = """
+import jax
+from benchmarks.compiled import devices, programs
+target = devices.h100()
+for case in (programs.selection(target), programs.dense_step(target, "prune")):
+    jax.jit(case.function, donate_argnums=case.donated).lower(*case.arguments).compile()
+"""
+FLAG = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"
+
+
+@pytest.mark.parametrize("flag", ["", FLAG], ids=["default", "flag"])
+def test_with_a_flag_a_selection_and_a_step_with_prune_are_one_cuda_graph_each(flag, tmp_path):
+    """The compiler dumps what the host starts at the left margin, such as "000: kCommandBuffer [source | sink]"."""
+    flags = f"--xla_dump_to={tmp_path} --xla_dump_hlo_module_re=global_masks|step {flag}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    subprocess.run([sys.executable, "-c", DUMPED], env=environment, check=True)
+    dumped = tmp_path.glob("*.thunk_sequence_after_thunk_passes.txt")
+    found = {path.name.split(".")[1]: path.read_text() for path in dumped}
+    assert set(found) == {"jit_global_masks", "jit_step"}
+    for text in found.values():
+        started = re.findall(r"^\d+: (\w+)", text, re.MULTILINE)
+        assert started == ["kCommandBuffer"] if flag else {"kCommandBuffer", "kWhile"} <= set(started)
+        assert {"kWhile", "kConditional"} <= set(re.findall(r"\d+: (\w+)", text))
