@@ -198,11 +198,26 @@ def test_an_epoch_of_the_recall_study_is_one_program_without_the_host(name):
     assert program.scratch <= (50e6 if "H100" in name else 250e6)
 
 
-def test_an_epoch_of_the_image_grid_is_one_program_without_the_host():
-    """Three seeds; the 5,000 images of the validation split are 5 slices of 1,000."""
-    bodies = alone(compiled("one H100", functools.partial(studies.grid_epoch, depth=2, width=2)))
+def test_a_step_of_the_recall_study_writes_weights_momentum_and_gradients_once_and_no_mask():
+    """Also the images as floats, for each hidden unit its product and two gradients, and five arrays of logits."""
+    bodies = alone(compiled("one H100", studies.epoch, "lenet-300-100", studies.MNIST, 30))
+    arrays = 3 * 266_610 + 128 * (784 + 3 * (300 + 100) + 5 * 10)
+    assert sum(kernel.written for kernel in bodies[351].every_kernel()) <= 1.01 * 30 * 4 * arrays
+
+
+@pytest.mark.parametrize(("width", "written"), [(2, 42), (16, 10)], ids=["patches", "convolutions"])
+def test_an_epoch_of_the_image_grid_is_one_program_without_the_host(width, written):
+    """Three seeds; the 5,000 images of the validation split are 5 slices of 1,000.
+
+    For each of the two layers a step writes the convolution, its ReLU, the gradients of both, and transposed copies of
+    the ReLU and of the gradient of the convolution. With two channels it also writes patches: 27/2 of a layer's size
+    for the images, and 9 for the second layer and for the gradient of its patches each.
+    """
+    bodies = alone(compiled("one H100", functools.partial(studies.grid_epoch, depth=2, width=width)))
     assert set(bodies) >= {351, 5}
     assert max(kernel.written for kernel in bodies[351].every_kernel()) < 45_000 * 32 * 32 * 3
+    layer = 3 * 128 * 32 * 32 * width * 4
+    assert sum(kernel.written for kernel in bodies[351].every_kernel()) <= written * layer
 
 
 def alone(program):
