@@ -28,9 +28,9 @@ from experiments.jumpstart_grid import figures
 from experiments.jumpstart_grid import report as reporting
 from experiments.jumpstart_grid.config import grid_from_json
 from experiments.recall_distortion import results
-from experiments.reproduction import arms, explanations, hypotheses, ledger, references, summary
-from experiments.reproduction.hypotheses import Verdict
+from experiments.reproduction import arms, explanations, hypotheses, jumpstart, ledger, references, summary
 from experiments.reproduction.ledger import FOLDER, Recalls
+from experiments.reproduction.verdicts import Verdict, wilson
 from experiments.storage import files, provenance, settings
 from jprune.cli import wrapped
 from jprune.recall import mark, t_interval
@@ -176,9 +176,9 @@ def report() -> None:
     boxes = pd.read_csv(PUBLISHED / "recall_alpha_boxplots.csv")
     known = {**studies, "cifar10-published": ledger.published_counts(PUBLISHED / "recall_cifar10_resnet56_counts.csv")}
     found = [
-        *hypotheses.of_moons(grids.get("moons"), grids.get("moons-layers"), published, _more_seeds(grids)),
-        hypotheses.of_tables(grids.get("uci")),
-        *([hypotheses.of_pruned(list(pruned.values()))] if pruned else []),
+        *jumpstart.of_moons(grids.get("moons"), grids.get("moons-layers"), published, _more_seeds(grids)),
+        jumpstart.of_tables(grids.get("uci")),
+        *([jumpstart.of_pruned(list(pruned.values()))] if pruned else []),
         *hypotheses.of_recalls(known, boxes),
         *explanations.of_explanations(studies | explaining),
     ]
@@ -190,9 +190,9 @@ def report() -> None:
     }
     parts = [_recall(name, study) for name, study in studies.items() if study.complete(["magnitude"])]
     blocks["recall"] = "\n".join([_BOXES, *parts] if parts else [])
-    jumpstart = [_grid(name, cells) for name, cells in grids.items()]
-    jumpstart += [_titled(name, [reporting.still_trained(after)]) for name, after in pruned.items()]
-    blocks["jumpstart"] = "\n".join(jumpstart)
+    on_grids = [_grid(name, cells) for name, cells in grids.items()]
+    on_grids += [_titled(name, [reporting.still_trained(after)]) for name, after in pruned.items()]
+    blocks["jumpstart"] = "\n".join(on_grids)
     blocks["made"] = _made([*studies, *explaining, *grids, *pruned])
     pictures = {}
     if parts:
@@ -455,7 +455,7 @@ def _row(
     kept = sizes["parameters"] - sizes["prunable"] + sizes["nonzero"]
     working = study.working(alphas)
     collapsed = len(alphas) - len(working)
-    low, high = hypotheses.wilson(collapsed, len(alphas))
+    low, high = wilson(collapsed, len(alphas))
     known = _published_box(published, ratio)
     cells = [
         label,

@@ -13,8 +13,9 @@ from scipy import stats
 import jprune
 from experiments.recall_distortion import presets
 from experiments.recall_distortion.plan import CONTROL
-from experiments.reproduction.hypotheses import SAME_DENSE, Verdict, detectable_change, paired_shares, smallest
+from experiments.reproduction.hypotheses import SAME_DENSE, detectable_change
 from experiments.reproduction.ledger import DENSE, Recalls
+from experiments.reproduction.verdicts import Verdict, paired_shares, smallest
 from jprune.recall import holm
 
 FEW_WEIGHTS = ("fashion-few-weights", "fashion-few-weights-floor")

@@ -1,24 +1,27 @@
-"""The questions planned before the runs, each with its test and its verdict.
-
-A verdict is ``supported``, ``contradicted`` (the interval or test excludes the claim), ``does not carry over`` (the
-claim was published for other networks and is not found on these), ``open`` (the data are inconclusive; the smallest
-effect detectable with a power of 80% is given) or ``not run`` (fewer than two networks have every ratio). Verdicts use
-the networks that have run, even if more were planned. Decisions made after the results were seen are labelled with
-their date.
-"""
+"""The planned questions on recall distortion, each with its test and its verdict (see ``verdicts``)."""
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 import jprune
-from experiments.jumpstart_grid import report
 from experiments.reproduction import references
 from experiments.reproduction.ledger import DENSE, Recalls
+from experiments.reproduction.verdicts import (
+    LEVEL,
+    Verdict,
+    detectable,
+    detectable_from,
+    least_split,
+    not_run,
+    shown_p,
+    sign_test,
+    smallest,
+    wilson,
+)
 from jprune.recall import independent_test, paired_test, t_interval
 
 PUBLISHED_COUNTS = {
@@ -37,24 +40,7 @@ REFERENCES = {
 }
 SAME_DENSE = "fashion-published-paper"  # its dense networks are those of the rounding and channel arms
 _PRUNED = (2.0, 4.0, 10.0, 20.0, 50.0)
-_P = 0.01
 _MOST_COLLAPSED = 0.15  # margin of R10
-
-
-class Verdict(NamedTuple):
-    """The answer to one question.
-
-    Attributes:
-      name: name of the hypothesis, such as R1.
-      question: the question.
-      found: the measurement, in words.
-      verdict: the verdict, in one or a few words.
-    """
-
-    name: str
-    question: str
-    found: str
-    verdict: str
 
 
 def of_recalls(studies: Mapping[str, Recalls], published: pd.DataFrame) -> list[Verdict]:
@@ -116,7 +102,7 @@ def _control(study: Recalls | None) -> Verdict:
     question = "Is alpha below 1 at t = 2 because of pruning?"
     alphas = alphas_by_ratio(study, ["magnitude"])
     if alphas is None:
-        return _not_run("R1", question)
+        return not_run("R1", question)
     difference = alphas["magnitude", 2.0] - alphas["magnitude", 1.0]
     change = t_interval(difference)
     found = (
@@ -125,7 +111,7 @@ def _control(study: Recalls | None) -> Verdict:
     )
     verdict = "supported" if change.high < 0 else "contradicted" if change.low > 0 else "open"
     if verdict == "open":
-        found += f"; {smallest(_detectable(difference))}"
+        found += f"; {smallest(detectable(difference))}"
     return Verdict("R1", question, found, verdict)
 
 
@@ -141,20 +127,20 @@ def _rising(study: Recalls | None) -> Verdict:
     question = "Does alpha rise with t?"
     alphas = alphas_by_ratio(study, ["magnitude"])
     if alphas is None or study is None:
-        return _not_run("R2", question)
+        return not_run("R2", question)
     steps = [
         paired_test(alphas["magnitude", b], alphas["magnitude", a], "greater") for a, b in itertools.pairwise(_PRUNED)
     ]
     p = [min(1.0, len(steps) * step.p_value) for step in steps]
     means = ", ".join(f"{alphas['magnitude', ratio].mean():.2f}" for ratio in _PRUNED)
     named = ", ".join(f"{ratio:g}" for ratio in _PRUNED)
-    found = f"mean alpha {means} at t = {named}; p {', '.join(map(_p, p))}, {len(alphas)} networks"
+    found = f"mean alpha {means} at t = {named}; p {', '.join(map(shown_p, p))}, {len(alphas)} networks"
     found += _collapsed_words(study, ["magnitude"])
-    falling = any(len(steps) * (1 - step.p_value) < _P for step in steps)
-    verdict = "supported" if max(p) < _P else "contradicted" if falling else "open"
+    falling = any(len(steps) * (1 - step.p_value) < LEVEL for step in steps)
+    verdict = "supported" if max(p) < LEVEL else "contradicted" if falling else "open"
     if verdict == "open":
         gaps = [alphas["magnitude", b] - alphas["magnitude", a] for a, b in itertools.pairwise(_PRUNED)]
-        least = [_detectable(gap, tests=len(steps), sides=1) for gap in gaps]
+        least = [detectable(gap, tests=len(steps), sides=1) for gap in gaps]
         found += f"; {smallest(*least)} (steps in this order)"
     return Verdict("R2", question, found, verdict)
 
@@ -173,18 +159,18 @@ def undecayed(study: Recalls | None) -> Verdict:
     scores = ["magnitude", "undecayed"]
     alphas = alphas_by_ratio(study, scores)
     if alphas is None or study is None:
-        return _not_run("R3", question)
+        return not_run("R3", question)
     tests = {r: paired_test(alphas["undecayed", r], alphas["magnitude", r]) for r in _PRUNED}
     p = {ratio: min(1.0, len(tests) * test.p_value) for ratio, test in tests.items()}
     change = {ratio: (alphas["undecayed", ratio] - alphas["magnitude", ratio]).mean() for ratio in tests}
-    found = "; ".join(f"t = {r:g}: {change[r]:+.3f} (p {_p(p[r])})" for r in tests) + f"; {len(alphas)} networks"
+    found = "; ".join(f"t = {r:g}: {change[r]:+.3f} (p {shown_p(p[r])})" for r in tests) + f"; {len(alphas)} networks"
     found += _collapsed_words(study, scores)
-    lower = any(p[r] < _P and change[r] < 0 for r in tests)
-    higher = any(p[r] < _P and change[r] > 0 for r in tests)
+    lower = any(p[r] < LEVEL and change[r] < 0 for r in tests)
+    higher = any(p[r] < LEVEL and change[r] > 0 for r in tests)
     verdict = ELSEWHERE if higher else "supported" if lower else "open"
     if verdict == "open":
         gaps = [alphas["undecayed", r] - alphas["magnitude", r] for r in tests]
-        found += f"; {smallest(*(_detectable(gap, tests=len(tests)) for gap in gaps))}"
+        found += f"; {smallest(*(detectable(gap, tests=len(tests)) for gap in gaps))}"
     return Verdict("R3", question, found, verdict)
 
 
@@ -192,7 +178,7 @@ def _equal_accuracy(study: Recalls | None) -> Verdict:
     question = "Does undecayed have a lower alpha than magnitude at equal accuracy?"
     scores = ["magnitude", "undecayed"]
     if alphas_by_ratio(study, scores) is None or study is None:
-        return _not_run("R4", question)
+        return not_run("R4", question)
     table = study.audit(scores, study.complete(scores)).alphas
     table = table[table["ratio"] != 1]
     working = study.working(table)
@@ -216,13 +202,7 @@ def _equal_accuracy(study: Recalls | None) -> Verdict:
 
 def detectable_change(result: jprune.recall.EqualAccuracy, level: float = 0.99) -> float:
     """Return the smallest difference at equal accuracy that is detected with a power of 80%, from its interval."""
-    return _detectable_from(result.low, result.high, result.models, level)
-
-
-def _detectable_from(low: float, high: float, networks: int, level: float = 0.99) -> float:
-    df = networks - 1
-    quantile = stats.t.isf((1 - level) / 2, df)
-    return float((1 + stats.t.isf(0.2, df) / quantile) * (high - low) / 2)
+    return detectable_from(result.low, result.high, result.models, level)
 
 
 def _change(result: jprune.recall.EqualAccuracy) -> str:
@@ -232,7 +212,7 @@ def _change(result: jprune.recall.EqualAccuracy) -> str:
 def _signed(study: Recalls | None) -> Verdict:
     question = "Does the signed-quantile variant keep more weights than asked?"
     if study is None or not study.ratios("undecayed-signed"):
-        return _not_run("R5", question)
+        return not_run("R5", question)
     rows = study.networks[study.networks["score"] == "undecayed-signed"]
     achieved = rows["parameters"] / (rows["parameters"] - rows["prunable"] + rows["nonzero"])
     by_ratio = achieved.groupby(rows["ratio"]).mean()
@@ -246,13 +226,13 @@ def _random(study: Recalls | None) -> Verdict:
     question = "Does random pruning of healthy networks intensify from t = 4?"
     alphas = alphas_by_ratio(study, ["random"])
     if alphas is None or study is None:
-        return _not_run("R6", question)
+        return not_run("R6", question)
     intervals = {ratio: t_interval(alphas["random", ratio]) for ratio in _PRUNED if ratio >= 4}
     found = "; ".join(f"t = {r:g}: {_spread(i)}" for r, i in intervals.items())
     above = all(interval.low > 1 for interval in intervals.values())
     below = intervals[4.0].high < 1
     verdict = "supported" if above else "contradicted" if below else "open"
-    least = smallest(*(_detectable(alphas["random", ratio]) for ratio in intervals), digits=2)
+    least = smallest(*(detectable(alphas["random", ratio]) for ratio in intervals), digits=2)
     table = study.audit(["random"], study.complete(["random"])).alphas
     working = study.working(table).groupby("ratio")["alpha"]
     few = {r: alpha for r, alpha in working if r in intervals and 2 <= len(alpha) < len(alphas)}
@@ -266,15 +246,15 @@ def _other(name: str, question: str, main: Recalls | None, variant: Recalls | No
     """Test whether alpha differs between two studies: Welch's t per ratio, Bonferroni over the ratios."""
     ours, theirs = alphas_by_ratio(main, ["magnitude"]), alphas_by_ratio(variant, ["magnitude"])
     if ours is None or theirs is None:
-        return _not_run(name, question)
+        return not_run(name, question)
     tests = {r: independent_test(theirs["magnitude", r], ours["magnitude", r]) for r in _PRUNED}
     p = {ratio: min(1.0, len(tests) * test.p_value) for ratio, test in tests.items()}
     change = {r: theirs["magnitude", r].mean() - ours["magnitude", r].mean() for r in tests}
-    found = "; ".join(f"t = {r:g}: {change[r]:+.3f} (p {_p(p[r])})" for r in tests)
+    found = "; ".join(f"t = {r:g}: {change[r]:+.3f} (p {shown_p(p[r])})" for r in tests)
     found += f"; {len(theirs)} and {len(ours)} networks"
-    if min(p.values()) < _P:
+    if min(p.values()) < LEVEL:
         return Verdict(name, question, found, "supported")
-    least = {r: _detectable(theirs["magnitude", r], ours["magnitude", r], len(tests)) for r in _PRUNED}
+    least = {r: detectable(theirs["magnitude", r], ours["magnitude", r], len(tests)) for r in _PRUNED}
     found += f"; {smallest(*least.values(), digits=2)}"
     return Verdict(name, question, found, "open")
 
@@ -282,7 +262,7 @@ def _other(name: str, question: str, main: Recalls | None, variant: Recalls | No
 def _units(main: Recalls | None, variant: Recalls | None) -> Verdict:
     question = "Does it change the share of dead units, or accuracy, after pruning at t = 50?"
     if alphas_by_ratio(main, ["magnitude"]) is None or alphas_by_ratio(variant, ["magnitude"]) is None:
-        return _not_run("R8", question)
+        return not_run("R8", question)
     found, least, effects = [], 1.0, []
     for column, words in (("dead_units", "dead units"), ("accuracy", "accuracy")):
         without, with_penalty = (_values(study, column, 50.0) for study in (main, variant) if study is not None)
@@ -291,9 +271,9 @@ def _units(main: Recalls | None, variant: Recalls | None) -> Verdict:
             continue
         p = min(1.0, 2 * independent_test(with_penalty, without).p_value)
         least = min(least, p)
-        effects.append(_detectable(pd.Series(with_penalty), pd.Series(without), 2))
-        found.append(f"{words} {without.mean():.3f} without, {with_penalty.mean():.3f} with it (p {_p(p)})")
-    if effects and least >= _P:
+        effects.append(detectable(pd.Series(with_penalty), pd.Series(without), 2))
+        found.append(f"{words} {without.mean():.3f} without, {with_penalty.mean():.3f} with it (p {shown_p(p)})")
+    if effects and least >= LEVEL:
         found.append(smallest(*effects))
     lower = []
     for ratio in (4.0, 10.0, 20.0):
@@ -303,7 +283,7 @@ def _units(main: Recalls | None, variant: Recalls | None) -> Verdict:
             counts = f"{len(without)} and {len(with_penalty)} networks whose units were counted"
     if lower:
         found.append(f"dead units at lower ratios (2026-11-28, not judged): {', '.join(lower)} ({counts})")
-    return Verdict("R8", question, "; ".join(found), "supported" if least < _P else "open")
+    return Verdict("R8", question, "; ".join(found), "supported" if least < LEVEL else "open")
 
 
 def _values(study: Recalls, column: str, ratio: float) -> np.ndarray:
@@ -319,15 +299,15 @@ def collapse(study: Recalls | None) -> Verdict:
     question = "Do fewer networks collapse after undecayed than after magnitude pruning to 125 weights?"
     scores = ["magnitude", "undecayed"]
     if study is None or alphas_by_ratio(study, scores) is None:
-        return _not_run("R16", question)
+        return not_run("R16", question)
     replicates = study.complete(scores)
     magnitude, undecayed = (study.collapsed(score, 50.0, replicates) for score in scores)
     fewer, more = int((magnitude & ~undecayed).sum()), int((undecayed & ~magnitude).sum())
-    p = _sign_test(fewer, more)
+    p = sign_test(fewer, more)
     found = f"{undecayed.sum()} and {magnitude.sum()} of {len(replicates)} collapsed; "
-    found += f"{fewer} with magnitude alone, {more} with undecayed alone (p {_p(p)}; asked on 2026-11-28)"
-    verdict = "open" if p >= _P else "supported" if fewer > more else "contradicted"
-    found += f"; {_least_split(fewer + more, _P)}" if verdict == "open" else ""
+    found += f"{fewer} with magnitude alone, {more} with undecayed alone (p {shown_p(p)}; asked on 2026-11-28)"
+    verdict = "open" if p >= LEVEL else "supported" if fewer > more else "contradicted"
+    found += f"; {least_split(fewer + more, LEVEL)}" if verdict == "open" else ""
     return Verdict("R16", question, found, verdict)
 
 
@@ -336,24 +316,26 @@ def _devices(study: Recalls | None) -> Verdict:
     question = "Do the replicates trained on CPUs (0 to 9) differ from those trained on a GPU (10 to 29)?"
     alphas = alphas_by_ratio(study, ["magnitude"])
     if alphas is None or study is None or len(alphas) < 20:
-        return _not_run("R17", question)
+        return not_run("R17", question)
     replicates = np.array(study.complete(["magnitude"]))
     cpu, gpu = replicates < 10, replicates >= 10
     ratios = [ratio for ratio in _PRUNED if ratio <= 20]
     tests = {r: independent_test(alphas["magnitude", r][gpu], alphas["magnitude", r][cpu]) for r in ratios}
     p = {ratio: min(1.0, len(tests) * test.p_value) for ratio, test in tests.items()}
-    found = "; ".join(f"t = {r:g}: {tests[r].difference:+.3f} (p {_p(p[r])})" for r in ratios)
+    found = "; ".join(f"t = {r:g}: {tests[r].difference:+.3f} (p {shown_p(p[r])})" for r in ratios)
     found = f"mean alpha on the GPU minus on CPUs: {found}"
-    least = max(_detectable(alphas["magnitude", r][gpu], alphas["magnitude", r][cpu], len(tests)) for r in ratios)
+    least = max(detectable(alphas["magnitude", r][gpu], alphas["magnitude", r][cpu], len(tests)) for r in ratios)
     found += f"; {gpu.sum()} and {cpu.sum()} networks; smallest effect found with a chance of 80%: at most {least:.2f}"
-    return Verdict("R17", question, f"{found} (asked on 2026-11-28)", "supported" if min(p.values()) < _P else "open")
+    return Verdict(
+        "R17", question, f"{found} (asked on 2026-11-28)", "supported" if min(p.values()) < LEVEL else "open"
+    )
 
 
 def _channels(main: Recalls | None, studies: Mapping[str, Recalls]) -> Verdict:
     question = "Does removing channels distort recalls more than removing weights, at equal accuracy?"
     channels = studies["fashion-channels"]
     if main is None:
-        return _not_run("R15", question)
+        return not_run("R15", question)
     weights = studies.get(SAME_DENSE, main)
     result, below = channels_against(weights, channels)
     if not np.isfinite(result.low):
@@ -405,7 +387,7 @@ def _published_counts(studies: Mapping[str, Recalls]) -> Verdict:
         needed = f" ({_counts_needed(len(replicates))})" if verdicts[-1] == "open" else ""
         found.append(f"{words}: {collapsed} of {len(replicates)} [{low:.2f}, {high:.2f}]: **{verdicts[-1]}**{needed}")
     if not found:
-        return _not_run("R10", question)
+        return not_run("R10", question)
     counts = {answer: verdicts.count(answer) for answer in ("no", "yes", "open") if answer in verdicts}
     by_arm = ", ".join(f"{answer} in {count}" for answer, count in counts.items()) + f" of {len(verdicts)} arms"
     return Verdict("R10", question, "; ".join(found), verdicts[0] if len(counts) == 1 else by_arm)
@@ -442,7 +424,7 @@ def _quartiles(studies: Mapping[str, Recalls], published: pd.DataFrame) -> Verdi
         found.append(f"{words}: {len(ratios)} of 5 (t = {listed}; smallest p {least:.2g}; {networks} networks)")
         counts.setdefault(words.split(",")[0], {})[name.rpartition("-")[2]] = len(ratios)
     if not found:
-        return _not_run("R11", question)
+        return not_run("R11", question)
     return Verdict("R11", question, "; ".join(found), "; ".join(_matches(*each) for each in counts.items()))
 
 
@@ -468,7 +450,7 @@ def matching_ratios(name: str, study: Recalls | None, published: pd.DataFrame) -
         values, row = alphas["magnitude", nominal], rows.loc[nominal]
         below = int((values < row["median"]).sum())
         p = min(1.0, len(_PRUNED) * float(stats.binomtest(below, len(values)).pvalue))
-        if row["q1"] <= values.median() <= row["q3"] and p >= _P:
+        if row["q1"] <= values.median() <= row["q3"] and p >= LEVEL:
             matches.append(nominal)
         least = min(least, p)
     return matches, least, len(alphas)
@@ -508,13 +490,13 @@ def _seed_null(studies: Mapping[str, Recalls]) -> Verdict:
             else ", ".join(f"{answer} at t = {ratio:g}" for ratio, answer in answers.items())
         )
         undecided = [change for change in changes if _below_null(change) == "open"]
-        least = [_detectable_from(change.low, change.high, len(replicates)) for change in undecided]
+        least = [detectable_from(change.low, change.high, len(replicates)) for change in undecided]
         found.append(
             f"{words}, {len(replicates)} networks: seed null {null.value:.3f} [{null.low:.3f}, {null.high:.3f}]; "
             f"{', '.join(parts)}: **{verdicts[-1]}**" + (f" ({smallest(*least)})" if least else "")
         )
     if not found:
-        return _not_run("R12", question)
+        return not_run("R12", question)
     verdict = verdicts[0] if len(set(verdicts)) == 1 else "differs by data set"
     return Verdict("R12", question, "; ".join(found), verdict)
 
@@ -528,227 +510,6 @@ def _estimate(estimate: references.Estimate) -> str:
     return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
-def of_moons(
-    cells: pd.DataFrame | None,
-    layers: pd.DataFrame | None,
-    published: pd.DataFrame,
-    more_seeds: pd.DataFrame | None = None,
-) -> list[Verdict]:
-    """Return verdicts J1 to J3."""
-    return [_more_train(cells), _agree(cells, published, more_seeds), _form(layers, published)]
-
-
-def of_tables(cells: pd.DataFrame | None) -> Verdict:
-    """Verdict J4."""
-    question = "Does jumpstart win over the baseline on dense 50 x 4 networks?"
-    if cells is None:
-        return _not_run("J4", question)
-    score = cells.pivot_table(index=["dataset", "replicate"], columns="method", values="val_acc")
-    margin = (score["jumpstart"] - score["baseline"]).dropna()  # networks that both have
-    wins, losses = int((margin > 0).sum()), int((margin < 0).sum())
-    by_dataset = margin.groupby("dataset").mean()
-    won, lost = int((by_dataset > 0).sum()), int((by_dataset < 0).sum())
-    p = _sign_test(won, lost)
-    found = f"{wins} wins, {len(margin) - wins - losses} draws, {losses} losses over data sets and seeds; "
-    found += f"the unit is the data set (since 2026-11-28): {won} of {won + lost} won (p {_p(p)})"
-    if "skip" in score:
-        skip = (score["jumpstart"] - score["skip"]).groupby("dataset").mean()
-        better = ", ".join(f"{name} by {100 * -value:.0f} points" for name, value in skip[skip < 0].items())
-        found += f"; skip connections beat jumpstart on {better}" if better else ""
-    decided = "supported" if won > lost else "contradicted"
-    found += "" if p < 0.05 else f"; {_least_split(won + lost)}"
-    return Verdict("J4", question, found, decided if p < 0.05 else "open")
-
-
-def _least_split(units: int, level: float = 0.05) -> str:
-    """Say what a sign test needs.
-
-    >>> _least_split(4), _least_split(6), _least_split(9)
-    ('with 4 units p is never below .05', 'p below .05 needs 6 of 6 units', 'p below .05 needs 8 of 9 units')
-    """
-    least = f"{level:.2f}".removeprefix("0")
-    enough = [wins for wins in range(units // 2 + 1, units + 1) if _sign_test(wins, units - wins) < level]
-    if enough:
-        return f"p below {least} needs {enough[0]} of {units} units"
-    return f"with {units} unit{'s' if units != 1 else ''} p is never below {least}"
-
-
-def of_pruned(tables: Sequence[pd.DataFrame]) -> Verdict:
-    """Return verdict J5.
-
-    Args:
-      tables: tables ``pruned`` of the grids that have run, a row per network and ratio.
-    """
-    question = "Can thin, deep networks that were trained with jumpstart be pruned further?"
-    if not tables:
-        return _not_run("J5", question)
-    largest = report.largest_ratio(pd.concat(tables)).unstack("method")
-    found, answers = [], {}
-    for other in ("relu-bn", "relu"):
-        pairs = largest.reindex(columns=["UP", other]).dropna()  # both trained to .9 before pruning
-        further, less = (int(count.sum()) for count in (pairs["UP"] > pairs[other], pairs["UP"] < pairs[other]))
-        p = min(1.0, 2 * _sign_test(further, less))
-        words = f"UP against {other}: further in {further}, less far in {less} of {len(pairs)} pairs (p {_p(p)})"
-        if len(pairs):
-            words += f", median of the largest t {pairs['UP'].median():g} and {pairs[other].median():g}"
-        found.append(words)
-        decided = len(pairs) >= 10 and p < 0.05
-        answers[other] = ("supported" if further > less else "contradicted") if decided else "open"
-    datasets = ", ".join(largest.index.unique("dataset"))
-    verdict = (
-        answers["relu"]
-        if len(set(answers.values())) == 1
-        else ", ".join(f"{answer} against {other}" for other, answer in answers.items())
-    )
-    needed = "; at least 10 pairs are needed for another word than open" if "open" in verdict else ""
-    return Verdict("J5", question, f"{'; '.join(found)}; {datasets}{needed}", verdict)
-
-
-def _more_train(cells: pd.DataFrame | None) -> Verdict:
-    question = "Does UP train more cells of the moons grid than relu (training accuracy >= .9)?"
-    if cells is None:
-        return _not_run("J1", question)
-    trained = cells[cells["replicate"] == 0].pivot_table(index=["width", "depth"], columns="method", values="train_acc")
-    up, relu = (trained[method] >= 0.9 for method in ("UP", "relu"))
-    both = trained[["UP", "relu"]].notna().all(axis=1)
-    gained, lost = int((up & ~relu & both).sum()), int((relu & ~up & both).sum())
-    p = _sign_test(gained, lost)
-    found = f"{up[both].sum()} and {relu[both].sum()} of {both.sum()}; {gained} with UP alone, {lost} with relu alone"
-    verdict = "open" if p >= _P else "supported" if gained > lost else "contradicted"
-    found += f" (p {_p(p)})" + (f"; {_least_split(gained + lost, _P)}" if verdict == "open" else "")
-    return Verdict("J1", question, found, verdict)
-
-
-def _agree(cells: pd.DataFrame | None, published: pd.DataFrame, more_seeds: pd.DataFrame | None) -> Verdict:
-    question = "Is our share of trained moons cells equivalent to the published one, per method?"
-    if cells is None:
-        return _not_run("J2", question)
-    both = cells[cells["replicate"] == 0].merge(published, on=["method", "width", "depth"], suffixes=("", "_published"))
-    found, widest = [], {}
-    for method, rows in both.groupby("method", sort=False):
-        ours, theirs = (rows[column] >= 0.9 for column in ("train_acc", "train_acc_published"))
-        low, high = paired_shares(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(rows))
-        widest[method] = max(abs(low), abs(high))
-        agreement = f"kappa {kappa(ours, theirs):.2f}"
-        found.append(
-            f"{method} {ours.sum()} / {theirs.sum()} of {len(rows)} [{100 * low:+.0f}, {100 * high:+.0f}], {agreement}"
-        )
-    words = f"ours / published, 90% interval of the difference in points: {'; '.join(found)}"
-    if more_seeds is not None:
-        words += f". Two of our own seeds disagree in {_own_disagreement(more_seeds)} of the cells"
-    words += ". The test planned first, Fisher's exact, found no difference; equivalence since 2026-11-28"
-    closer = ", ".join(str(method) for method, width in widest.items() if width <= 0.1)
-    verdict = "equivalent within 15 points" + (f", within 10 for {closer}" if closer else "")
-    return Verdict("J2", question, words, verdict if max(widest.values()) <= 0.15 else "open")
-
-
-def _own_disagreement(cells: pd.DataFrame) -> str:
-    """Describe how often two seeds disagree about a cell, and their kappa, by method."""
-    return ", ".join(
-        f"{100 * share:.0f}% ({method}, kappa {value:.2f})" for method, (share, value) in between_seeds(cells).items()
-    )
-
-
-def between_seeds(cells: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """Compare our own seeds on whether a cell reaches a training accuracy of .9.
-
-    Returns:
-      from method to the share of cells in which two seeds disagree and their kappa, means over all pairs of seeds.
-    """
-    found = {}
-    for method, rows in cells.assign(trained=cells["train_acc"] >= 0.9).groupby("method", sort=False):
-        table = rows.pivot_table(index=["width", "depth"], columns="replicate", values="trained", aggfunc="first")
-        table = table.dropna().astype(bool)
-        pairs = [(table[a], table[b]) for a, b in itertools.combinations(table.columns, 2)]
-        if pairs:
-            share, agreement = np.mean([((a != b).mean(), kappa(a, b)) for a, b in pairs], axis=0)
-            found[str(method)] = (float(share), float(agreement))
-    return found
-
-
-def kappa(a: pd.Series, b: pd.Series) -> float:
-    """Return Cohen's kappa of two boolean series; NaN if both are constant and equal."""
-    chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
-    return float(((a == b).mean() - chance) / (1 - chance)) if chance < 1 else float("nan")
-
-
-def paired_shares(only_a: int, only_b: int, pairs: int, confidence: float = 0.9) -> tuple[float, float]:
-    """Return the interval of a difference of paired shares (Bonett and Price 2012, adjusted Wald).
-
-    Args:
-      only_a: number of pairs in which only the first is true.
-      only_b: number of pairs in which only the second is true.
-      pairs: number of pairs.
-      confidence: .9 gives the two one-sided tests at 5%.
-
-    >>> low, high = paired_shares(12, 20, 117)
-    >>> round(low, 3), round(high, 3)
-    (-0.147, 0.013)
-    """
-    a, b = (only_a + 1) / (pairs + 2), (only_b + 1) / (pairs + 2)
-    margin = stats.norm.ppf((1 + confidence) / 2) * np.sqrt((a + b - (a - b) ** 2) / (pairs + 2))
-    return float(a - b - margin), float(a - b + margin)
-
-
-def wilson(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's interval of a share.
-
-    >>> low, high = wilson(0, 30)
-    >>> round(low, 3), round(high, 3)
-    (0.0, 0.114)
-    """
-    interval = stats.binomtest(hits, trials).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def _form(layers: pd.DataFrame | None, published: pd.DataFrame) -> Verdict:
-    question = "Does the convolution form, not the dense one, match the published cells?"
-    if layers is None:
-        return _not_run("J3", question)
-    both = layers.merge(published, on=["method", "width", "depth"], suffixes=("", "_published"))
-    agrees = (both["train_acc"] >= 0.9) == (both["train_acc_published"] >= 0.9)
-    table = both.assign(agrees=agrees).pivot_table(
-        index=["method", "width", "depth", "replicate"], columns="layer", values="agrees", aggfunc="first"
-    )
-    table = table.dropna()  # networks of both forms
-    conv, dense = (table[form].astype(bool) for form in ("conv", "dense"))
-    p = _sign_test(int((conv & ~dense).sum()), int((dense & ~conv).sum()))
-    found = f"conv agrees in {conv.sum()}, dense in {dense.sum()} of {len(table)} networks (p {_p(p)})"
-    found += "" if p < 0.05 else f"; the forms differ in {(conv != dense).sum()}: {_least_split((conv != dense).sum())}"
-    verdict = "open" if p >= 0.05 else "supported" if conv.sum() > dense.sum() else "contradicted"
-    return Verdict("J3", question, found, verdict)
-
-
-def _sign_test(wins: int, losses: int) -> float:
-    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-
-
-def smallest(*effects: float, digits: int = 3) -> str:
-    """Say which effects the tests could have found."""
-    named = ", ".join(f"{effect:.{digits}f}" for effect in effects)
-    return f"smallest effect{'s' if len(effects) > 1 else ''} found with a chance of 80%: {named}"
-
-
-def _detectable(a: pd.Series, b: pd.Series | None = None, tests: int = 1, sides: int = 2) -> float:
-    """Return the smallest true difference that a t test at 1% detects with a power of 80%.
-
-    Args:
-      a: differences of pairs; or one of two independent samples.
-      b: the other sample.
-      tests: Bonferroni's divisor.
-      sides: sides of the test, 1 or 2.
-    """
-    if b is None:
-        df, error = len(a) - 1, a.std(ddof=1) / np.sqrt(len(a))
-    else:
-        df, error = len(a) + len(b) - 2, np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
-    return float((stats.t.isf(_P / tests / sides, df) + stats.t.isf(0.2, df)) * error)
-
-
-def _not_run(name: str, question: str) -> Verdict:
-    return Verdict(name, question, "", "not run")
-
-
 def _mean(values: pd.Series) -> str:
     return f"{values.mean():.3f}"
 
@@ -759,7 +520,3 @@ def _interval(interval: jprune.recall.Interval) -> str:
 
 def _spread(interval: jprune.recall.Interval) -> str:
     return f"{float(interval.mean):.2f} [{float(interval.low):.2f}, {float(interval.high):.2f}]"
-
-
-def _p(value: float) -> str:
-    return f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 import jprune
-from experiments.reproduction import explanations, hypotheses, references
-from experiments.reproduction.hypotheses import CIFAR, PUBLISHED_COUNTS, SAME_DENSE, alphas_by_ratio, wilson
+from experiments.reproduction import explanations, hypotheses, jumpstart, references
+from experiments.reproduction.hypotheses import CIFAR, PUBLISHED_COUNTS, SAME_DENSE, alphas_by_ratio
 from experiments.reproduction.ledger import DENSE, Recalls
+from experiments.reproduction.verdicts import wilson
 from jprune.recall import Interval, t_interval
 
 _WIDTH = 120
@@ -95,7 +96,7 @@ def of_seeds(tables: Tables) -> str:
     cells = [tables.grids[name] for name in ("moons-seeds", "moons-seeds-u") if name in tables.grids]
     if "moons" not in tables.grids or not cells:
         return ""
-    own = {method: kappa for method, (_, kappa) in hypotheses.between_seeds(pd.concat(cells)).items()}
+    own = {method: kappa for method, (_, kappa) in jumpstart.between_seeds(pd.concat(cells)).items()}
     published = _published_kappas(tables)
     listed = ", ".join(f"{method} {_plain(value, 2)}" for method, value in own.items())
     text = (
@@ -359,7 +360,7 @@ def _published_kappas(tables: Tables) -> dict[str, float]:
         tables.moons, on=["method", "width", "depth"], suffixes=("", "_published")
     )
     return {
-        str(method): hypotheses.kappa(rows["train_acc"] >= 0.9, rows["train_acc_published"] >= 0.9)
+        str(method): jumpstart.kappa(rows["train_acc"] >= 0.9, rows["train_acc_published"] >= 0.9)
         for method, rows in both.groupby("method", sort=False)
     }
 

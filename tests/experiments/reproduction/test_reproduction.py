@@ -16,7 +16,7 @@ import jprune.recall
 from experiments.recall_distortion import __main__ as recall_distortion
 from experiments.recall_distortion import results
 from experiments.reproduction import __main__ as reproduction
-from experiments.reproduction import hypotheses, ledger, references
+from experiments.reproduction import hypotheses, jumpstart, ledger, references, verdicts
 from experiments.reproduction.ledger import Recalls
 from experiments.storage import files, provenance
 from tests.experiments.reproduction.made_up import PUBLISHED, RATIOS
@@ -130,8 +130,8 @@ def test_a_study_without_one_of_the_ratios_has_no_verdict_yet():
 
 def test_studies_that_have_not_run_are_reported_as_not_run():
     assert {each.verdict for each in hypotheses.of_recalls({}, PUBLISHED)} == {"not run"}
-    assert {each.verdict for each in hypotheses.of_moons(None, None, pd.DataFrame())} == {"not run"}
-    assert hypotheses.of_tables(None).verdict == "not run"
+    assert {each.verdict for each in jumpstart.of_moons(None, None, pd.DataFrame())} == {"not run"}
+    assert jumpstart.of_tables(None).verdict == "not run"
 
 
 def _cells(up, relu, **columns):
@@ -146,7 +146,7 @@ def _cells(up, relu, **columns):
 def test_the_moons_grid_is_judged_by_an_exact_mcnemar_and_by_fisher():
     ours = _cells([0.95] * 16, [0.95] * 4 + [0.5] * 12)
     published = _cells([0.95] * 16, [0.5] * 16)
-    more, agree, form = hypotheses.of_moons(ours, None, published)
+    more, agree, form = jumpstart.of_moons(ours, None, published)
     assert more.verdict == "supported"
     assert f"{stats.binomtest(12, 12).pvalue:.1e}" in more.found
     assert "12 with UP alone, 0 with relu alone" in more.found
@@ -160,10 +160,10 @@ def test_the_moons_grid_is_judged_by_an_exact_mcnemar_and_by_fisher():
 def test_the_form_of_the_layer_is_judged_by_which_agrees_more_often():
     published = _cells([0.95] * 16, [0.5] * 16)
     layers = pd.concat([_cells([0.95] * 16, [0.5] * 16, layer="conv"), _cells([0.5] * 16, [0.5] * 16, layer="dense")])
-    form = hypotheses.of_moons(None, layers, published)[2]
+    form = jumpstart.of_moons(None, layers, published)[2]
     assert form.verdict == "supported"
     assert "conv agrees in 32, dense in 16 of 32" in form.found
-    partial = hypotheses.of_moons(None, layers[(layers["layer"] == "conv") | (layers["method"] == "UP")], published)[2]
+    partial = jumpstart.of_moons(None, layers[(layers["layer"] == "conv") | (layers["method"] == "UP")], published)[2]
     assert "conv agrees in 16, dense in 0 of 16" in partial.found, "what one form alone has run does not count"
 
 
@@ -174,10 +174,10 @@ def test_wins_and_losses_are_judged_by_a_sign_test():
         for r in range(5)
         for m in ("jumpstart", "baseline")
     ]
-    found = hypotheses.of_tables(pd.DataFrame(rows))
+    found = jumpstart.of_tables(pd.DataFrame(rows))
     assert (found.verdict, found.found.startswith("10 wins, 0 draws, 0 losses")) == ("open", True)
     assert "2 of 2 won (p 0.500)" in found.found, "two data sets are two units, whatever the number of seeds"
-    without = hypotheses.of_tables(pd.DataFrame(rows[:-1]))
+    without = jumpstart.of_tables(pd.DataFrame(rows[:-1]))
     assert without.found.startswith("9 wins, 0 draws, 0 losses"), "a pair that is not there is no draw"
 
 
@@ -195,7 +195,7 @@ def test_pruning_further_is_judged_over_pairs_that_both_trained():
     up = _pruned("UP", range(12), [4.0] * 10 + [1.0, 0.0])
     batch_norm = _pruned("relu-bn", range(12), [2.0] * 8 + [4.0, 10.0, 1.0, 4.0])
     relu = _pruned("relu", range(5), [1.5] * 5)
-    found = hypotheses.of_pruned([up, pd.concat([batch_norm, relu])])
+    found = jumpstart.of_pruned([up, pd.concat([batch_norm, relu])])
     p = 2 * stats.binomtest(8, 9).pvalue  # a tie, and a tie at t = 1; network 11 of UP did not train
     assert (
         f"UP against relu-bn: further in 8, less far in 1 of 11 pairs (p {p:.3f}), median of the largest t 4 and 2"
@@ -203,12 +203,12 @@ def test_pruning_further_is_judged_over_pairs_that_both_trained():
     )
     assert "UP against relu: further in 5, less far in 0 of 5 pairs" in found.found
     assert found.verdict == "open", "p = .039 x 2 against relu-bn, and five pairs against relu are too few"
-    more = hypotheses.of_pruned([up, batch_norm, _pruned("relu", range(12), [1.5] * 12)])
+    more = jumpstart.of_pruned([up, batch_norm, _pruned("relu", range(12), [1.5] * 12)])
     assert more.verdict == "open against relu-bn, supported against relu"
     with_widths = [pd.concat([t, t.assign(width=8)]) for t in (up, batch_norm, _pruned("relu", range(12), [1.5] * 12))]
-    assert hypotheses.of_pruned(with_widths).verdict == "supported"
-    assert hypotheses.of_pruned([]).verdict == "not run"
-    assert hypotheses.of_pruned([up]).verdict == "open", "no pair"
+    assert jumpstart.of_pruned(with_widths).verdict == "supported"
+    assert jumpstart.of_pruned([]).verdict == "not run"
+    assert jumpstart.of_pruned([up]).verdict == "open", "no pair"
 
 
 def test_equal_shares_of_trained_cells_are_equivalent_and_own_seeds_are_compared():
@@ -217,7 +217,7 @@ def test_equal_shares_of_trained_cells_are_equivalent_and_own_seeds_are_compared
     )
     ours.loc[(ours["replicate"] == 1) & (ours["depth"] == 1) & (ours["method"] == "relu"), "train_acc"] = 0.95
     published = ours[ours["replicate"] == 0]
-    agree = hypotheses.of_moons(ours, None, published.drop(columns="replicate").drop_duplicates(), ours)[1]
+    agree = jumpstart.of_moons(ours, None, published.drop(columns="replicate").drop_duplicates(), ours)[1]
     assert agree.verdict == "equivalent within 15 points, within 10 for UP, relu"
     assert "disagree in 0% (UP, kappa nan), 25% (relu, kappa 0.00) of the cells" in agree.found
 
@@ -449,5 +449,5 @@ def test_the_box_plots_show_the_seed_null_and_a_table_of_alphas_gives_it():
 
 def test_the_verdicts_are_in_the_order_of_their_numbers():
     names = ["R12", "R2", "R2, CIFAR-10", "J1", "R10"]
-    rows = reproduction._verdicts(hypotheses.Verdict(name, "", "", "") for name in names).splitlines()[2:]
+    rows = reproduction._verdicts(verdicts.Verdict(name, "", "", "") for name in names).splitlines()[2:]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == ["J1", "R2", "R2, CIFAR-10", "R10", "R12"]

@@ -10,7 +10,7 @@ import pytest
 import jprune.recall
 from experiments.recall_distortion import presets
 from experiments.reproduction import __main__ as reproduction
-from experiments.reproduction import explanations, hypotheses, ledger, summary
+from experiments.reproduction import explanations, hypotheses, jumpstart, ledger, summary
 from experiments.reproduction.ledger import Recalls
 from tests.experiments.reproduction.made_up import PUBLISHED, study
 
@@ -124,7 +124,7 @@ def test_the_answer_to_r10_is_given_by_arm_with_what_an_open_one_would_have_need
 def test_the_bullet_on_seeds_has_an_ending_for_each_answer(kappas, words, monkeypatch):
     own, published = kappas
     known = {"relu": (0.03, 0.89)} | ({"U": (0.1, own)} if own is not None else {})
-    monkeypatch.setattr(hypotheses, "between_seeds", lambda cells: known)
+    monkeypatch.setattr(jumpstart, "between_seeds", lambda cells: known)
     monkeypatch.setattr(summary, "_published_kappas", lambda tables: {"relu": 0.9, "U": published})
     text = summary.of_seeds(_tables(grids={"moons": pd.DataFrame(), "moons-seeds": pd.DataFrame({"a": [1]})}))
     assert " ".join(text.split()).endswith(f"published grid: relu .90, U .30. {words}")
