@@ -26,7 +26,7 @@ _PLANNED = {
     "mnist-published-script": ("published counts on MNIST in the script's setting", 30),
     CIFAR: ("CIFAR-10 with ResNet-20", 10),
     "fashion-few-weights": ("LeNets with 60 to 1,200 weights (R14)", 30),
-    "fashion-few-weights-floor": ("the same with at least 10 weights in every layer", 30),
+    "fashion-few-weights-floor": ("LeNets with 60 to 1,200 weights, at least 10 in every layer (R14)", 30),
     "mnist-pruned": ("pruning of thin networks on MNIST (J5)", 60),
     "moons-seeds-u": ("five seeds of U on moons", 585),
     "mnist-grid-50": ("MNIST grid of 50 epochs", 15),
