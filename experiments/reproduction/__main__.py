@@ -1,4 +1,4 @@
-"""Rebuild the reproduction page in seconds from the tables in ``experiments/results/``.
+"""Rebuild the reproduction page from the tables in ``experiments/results/``, in under a minute.
 
 ``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and its figures.
 ``python -m experiments.reproduction keep FOLDER NAME`` first adds the results of the study in FOLDER to those
