@@ -2,7 +2,7 @@
 
 Every function takes and returns channels-last arrays, (batch, height, width, channels), with the same result on every
 platform. The form is chosen when the program is lowered, so ``jax.export`` for another platform chooses that platform's
-form. The default is ``lax.conv_general_dilated`` and its gradient. There are two other forms:
+form. The default is ``lax.conv_general_dilated`` and its gradient. There are three other forms:
 
 * A convolution of few channels spends its time on packing, and many replicates with their own kernels form
   a grouped convolution, which is slow in CUDA's library. ``batch_last`` works on (channels, height, width, batch),
@@ -13,6 +13,8 @@ form. The default is ``lax.conv_general_dilated`` and its gradient. There are tw
 * On a CPU inside a loop (``lax.scan``), a convolution is fast only if its dimensions are in canonical
   order. Those of its gradients are not, and they compile to a loop nest that is a hundred times slower.
   ``channels_last`` writes both gradients as canonical convolutions.
+* Under ``vmap`` on CUDA, ``channels_last`` takes both gradients of one grouped convolution, not a grouped convolution
+  for each gradient: XLA would copy the input and the gradient of each layer into another order to sum over the batch.
 """
 
 import itertools
@@ -185,7 +187,7 @@ def _convolve_backward(
         return lambda x, w, dy: f(x, w, dy, strides, pads)
 
     if not narrow:
-        forms = {"cpu": form(_canonical_gradients)}
+        forms = {"cpu": form(_canonical_gradients), "cuda": form(_grouped_gradients)}
     else:
         on_cpu = _tap_sums_gradients if _handful(residuals[1], strides, pads) else _patch_product_gradients
         forms = {"cpu": form(on_cpu), "cuda": form(_patch_product_gradients)}
@@ -201,6 +203,24 @@ def _direct(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> ja
 
 def _direct_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, strides: Strides, pads: Pads) -> Gradients:
     return jax.vjp(lambda x, w: _direct(x, w, strides, pads), x, kernel)[1](dy)
+
+
+def _grouped_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, strides: Strides, pads: Pads) -> Gradients:
+    """Compute both gradients, under ``vmap`` as those of one grouped convolution."""
+    alone = partial(_direct_gradients, strides=strides, pads=pads)
+    gradients = jax.custom_batching.custom_vmap(alone)
+
+    @gradients.def_vmap
+    def _(
+        size: int, batched: Sequence[bool], x: jax.Array, kernel: jax.Array, dy: jax.Array
+    ) -> tuple[Gradients, tuple[bool, bool]]:
+        if not all(batched):  # such as one kernel for all, with a gradient for each example
+            axes = [0 if each else None for each in batched]
+            return jax.vmap(alone, axes, axis_size=size)(x, kernel, dy), (True, True)
+        grouped = jax.vmap(partial(_direct, strides=strides, pads=pads))
+        return jax.vjp(grouped, x, kernel)[1](dy), (True, True)
+
+    return gradients(x, kernel, dy)
 
 
 def _canonical_gradients(

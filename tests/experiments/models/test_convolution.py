@@ -96,6 +96,53 @@ def test_replicates_and_steps_do_not_change_the_numbers(form, outputs):
             np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "strides", "padding"), SHAPES)
+@pytest.mark.parametrize("shared", [None, "x", "kernel"])
+@pytest.mark.quick(3)
+def test_gradients_of_replicates_as_on_cuda_are_those_of_numpy(shared, size, strides, padding):
+    """In float64; three replicates have their own arrays or share the input or the kernel."""
+    x, kernel = (np.asarray(array, np.float64) for array in arguments(size))
+    pads = padding if isinstance(padding, tuple) else tuple(lax.padtype_to_pads(x.shape[1:3], size, strides, padding))
+    with jax.enable_x64(True):
+        y = plain(x, kernel, strides, pads)
+        dy = np.random.default_rng(1).standard_normal((3, *y.shape))
+        axes = (None if shared == "x" else 0, None if shared == "kernel" else 0, 0)
+        x, kernel = (
+            a if axis is None else np.stack([a, a + 1, -2 * a]) for a, axis in ((x, axes[0]), (kernel, axes[1]))
+        )
+        found = jax.vmap(lambda *a: convolution._grouped_gradients(*a, strides, pads), axes)(x, kernel, dy)
+    for i in range(3):
+        own = (a if axis is None else a[i] for a, axis in zip((x, kernel, dy), axes, strict=True))
+        for name, a, b in zip(("dx", "dw"), found, gradients_by_numpy(*own, strides, pads), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+def gradients_by_numpy(x, kernel, dy, strides, pads):
+    """Every tap reads one slice of the padded input."""
+    padded = np.pad(x, ((0, 0), *pads, (0, 0)))
+    dx, dw = np.zeros_like(padded), np.zeros_like(kernel)
+    for i, j in np.ndindex(kernel.shape[:2]):
+        rows, columns = (
+            slice(start, start + s * (n - 1) + 1, s) for start, s, n in zip((i, j), strides, dy.shape[1:3], strict=True)
+        )
+        dw[i, j] = np.einsum("bhwc,bhwo->co", padded[:, rows, columns], dy)
+        dx[:, rows, columns] += dy @ kernel[i, j].T
+    (top, _), (left, _) = pads
+    return dx[:, top : top + x.shape[1], left : left + x.shape[2]], dw
+
+
+def test_replicates_on_cuda_take_the_gradient_of_a_grouped_convolution():
+    """XLA calls CUDA's library for it without a copy; it is the convolution that groups the batch."""
+    x, kernel = (jnp.stack([array] * 3) for array in arguments((3, 3)))
+    loss = lambda x, w: (convolution.channels_last(x, w, (1, 1), "SAME") ** 2).sum()
+    run = jax.jit(jax.vmap(jax.grad(loss, (0, 1))))
+    text = {
+        platform: jax.export.export(run, platforms=[platform])(x, kernel).mlir_module() for platform in ("cpu", "cuda")
+    }
+    groups = {platform: module.count("batch_group_count = 3") for platform, module in text.items()}
+    assert groups == {"cpu": 0, "cuda": 1}
+
+
 @pytest.mark.parametrize(("form", "rest", "message"), [
     ("batch_last", {"rhs_dilation": (2, 2)}, r"rhs_dilation=\(2, 2\) must be \(1, 1\)"),
     ("channels_last", {"feature_group_count": 3}, "feature_group_count=3 must be 1"),
