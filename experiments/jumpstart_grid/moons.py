@@ -28,7 +28,7 @@ from jprune.jumpstart.layers import Stack
 UNIT = "layer-epochs"
 SMALL_STEPS = True
 DROPOUT_EPOCHS = 1000  # the rate of thin_networks.dropout_rate is 0 from here on
-VERSION = 2  # of the program; another rounding trains other networks, whose stages must not be mixed with these
+VERSION = 3  # of the program; another rounding trains other networks, whose stages must not be mixed with these
 _CHUNK = 250
 
 

@@ -188,13 +188,12 @@ def loss(
     inputs = jnp.broadcast_to(problem.inputs[None], (len(weights.head), *problem.inputs.shape))
     inputs, others = inputs[..., : arch.train], inputs[..., arch.train :]
     labels, other_labels = problem.labels[None, : arch.train], problem.labels[None, arch.train :]
-    context = LayerContext(problem.real)
+    context = LayerContext(problem.real, running)
     if keep is not None:
         inputs, context = inputs * keep[0], context._replace(keep=keep[1])
-    logits, slack, moments = _logits(arch, weights, context, inputs)
+    outputs, other_outputs, slack, moments = run_stack(arch, weights.stack, context, inputs, others)
+    logits, other_logits = _logits(weights, outputs), _logits(weights, other_outputs)
     entropy = (jnp.logaddexp(0.0, logits) - labels * logits).mean(1)
-    # A second pass is faster than one over all examples, of which only the training examples have a gradient.
-    other_logits, _, _ = _logits(arch, lax.stop_gradient(weights), LayerContext(problem.real, running), others)
     outcome = ThinMetrics(entropy, slack, _share_right(logits, labels), _share_right(other_logits, other_labels))
     return (entropy + arch.coefficient * slack).sum(), (outcome, moments)
 
@@ -301,9 +300,8 @@ def dropout_rate(epoch: ArrayLike) -> ArrayLike:
     return jnp.where(epoch == 0, 0.1, jnp.maximum(0.0, 0.9 - 0.9 * epoch / 1000))
 
 
-def _logits(arch, weights, context, inputs):
-    outputs, slack, moments = run_stack(arch, weights.stack, context, inputs)
-    return jnp.einsum("ru,run->rn", weights.head, outputs) + weights.head_bias[:, None], slack, moments
+def _logits(weights, outputs):
+    return jnp.einsum("ru,run->rn", weights.head, outputs) + weights.head_bias[:, None]
 
 
 def _share_right(logits, labels):
