@@ -271,8 +271,27 @@ def _patch_product(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads
     sizes = zip(x.shape[1:3], kernel.shape[:2], strides, pads, strict=True)
     height, width = ((n + sum(pad) - k) // s + 1 for n, k, s, pad in sizes)
     patches = _patches(_to_batch_last(x), kernel.shape[:2], (height, width), strides, pads)
-    y = kernel.reshape(-1, kernel.shape[-1]).T @ patches.reshape(patches.shape[0], -1)
+    y = _product(kernel.reshape(-1, kernel.shape[-1]), patches.reshape(patches.shape[0], -1))
     return _from_batch_last(y.reshape(-1, height, width, x.shape[0]))
+
+
+@jax.custom_batching.custom_vmap
+def _product(kernel: jax.Array, patches: jax.Array) -> jax.Array:
+    return kernel.T @ patches
+
+
+@_product.def_vmap
+def _(size: int, batched: Sequence[bool], kernel: jax.Array, patches: jax.Array) -> tuple[jax.Array, bool]:
+    """Join the kernels of replicates before their product with the patches of shared images.
+
+    XLA's GPU compiler would join them within a Triton kernel, which then has no tile sizes if the number of output
+    channels is not a power of 2: without autotuning, which would replace it, the program does not compile.
+    """
+    if tuple(batched) != (True, False):
+        axes = [0 if each else None for each in batched]
+        return jax.vmap(lambda kernel, patches: kernel.T @ patches, axes)(kernel, patches), True
+    rows = lax.optimization_barrier(kernel.swapaxes(1, 2).reshape(-1, kernel.shape[1]))
+    return (rows @ patches).reshape(size, -1, patches.shape[1]), True
 
 
 def _patch_product_gradients(

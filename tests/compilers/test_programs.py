@@ -205,6 +205,12 @@ def test_a_step_of_the_recall_study_writes_weights_momentum_and_gradients_once_a
     assert sum(kernel.written for kernel in bodies[351].every_kernel()) <= 1.01 * 30 * 4 * arrays
 
 
+def test_an_epoch_of_lenets_compiles_without_autotuning():
+    """If kernels of six output channels were joined within a Triton kernel, it would have no tile sizes."""
+    bodies = alone(compiled("one H100", studies.epoch, "lenet", studies.MNIST, 2))
+    assert set(bodies) >= {351, 10}
+
+
 @pytest.mark.parametrize(("width", "written"), [(2, 42), (16, 6.6)], ids=["patches", "convolutions"])
 def test_an_epoch_of_the_image_grid_is_one_program_without_the_host(width, written):
     """Three seeds; the 5,000 images of the validation split are 5 slices of 1,000.
