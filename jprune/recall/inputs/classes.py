@@ -42,7 +42,7 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
     """
     if class_names is None:
         labels, *stacks = (_whole_numbers(raw) for raw in (labels, *stacks))
-    stacks = [_in_order(raw, class_names) for raw in stacks]
+    stacks = _models_in_order([_in_order(raw, class_names) for raw in stacks])
     every = [labels, *stacks]
     texts = [raw for raw in every if raw.values.dtype == object]
     if any(raw.values.dtype == bool for raw in every) and not texts:
@@ -50,6 +50,7 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
     if not texts and class_names is not None:
         return _integer_names(labels, stacks, tuple(class_names))
     if not texts:
+        _refuse_other_order(stacks)
         return Numbered(labels, tuple(stacks), None, ())
     notes: tuple[str, ...] = ()
     if class_names is None:
@@ -85,6 +86,43 @@ def _in_order(raw: Raw, class_names: Sequence[str] | None) -> Raw:
     note = f"{raw.name}: the columns were put in the order of the classes that they are named after"
     values = raw.values[:, [given.index(name) for name in wanted]]
     return raw._replace(values=values, columns=tuple(wanted), notes=(*raw.notes, note))
+
+
+def _models_in_order(stacks: Sequence[Raw]) -> list[Raw]:
+    """Put columns of predicted classes in one order: by their numbers, or as in the first table with the same names.
+
+    Models are paired by index, so columns of the same name must have the same index.
+    """
+    first: dict[tuple[str, ...], tuple[str, ...]] = {}
+    ordered = []
+    for raw in stacks:
+        given = raw.columns
+        if raw.values.dtype.kind == "f" or len(set(given)) < max(len(given), 2):
+            ordered.append(raw)
+            continue
+        numbers = _numbers_in(given)
+        by_number = tuple(name for _, name in sorted(zip(numbers, given, strict=True))) if numbers else given
+        wanted = first.setdefault(tuple(sorted(given)), by_number)
+        if given != wanted:
+            why = "of their numbers" if numbers else f"{', '.join(wanted[:5])}{' ...' * (len(wanted) > 5)}"
+            note = f"{raw.name}: the columns were put in the order {why}, because models are paired by their names"
+            values = raw.values[:, [given.index(name) for name in wanted]]
+            raw = raw._replace(values=values, columns=wanted, notes=(*raw.notes, note))  # noqa: PLW2901
+        ordered.append(raw)
+    return ordered
+
+
+def _refuse_other_order(stacks: Sequence[Raw]) -> None:
+    """Refuse tables of logits whose columns have the same names in different orders, where labels are numbers."""
+    logits = [raw for raw in stacks if raw.values.dtype.kind == "f" and len(raw.columns) > 1]
+    for raw in logits[1:]:
+        one = next(one for one in logits if sorted(one.columns) == sorted(raw.columns))
+        if one.columns != raw.columns:
+            raise InputError(
+                f"the columns of {one.name} are {', '.join(one.columns[:5])} and those of {raw.name} are "
+                f"{', '.join(raw.columns[:5])}: which class has which number? Give {option('class_names')} in the "
+                "order of the numbers in the labels"
+            )
 
 
 def _numbers_in(columns: Sequence[str]) -> list[int]:

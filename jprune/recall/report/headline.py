@@ -50,8 +50,8 @@ def headline(audit: AuditTables) -> str:
     With several scores there is a group of sentences for each of the two with the largest losses, the worst first.
     """
     last = _worst_first(audit)
-    if all(row["agreement"] == 1 for row in last):
-        single = len(last) == 1 and two_models(audit, last[0])
+    if (audit.summary["agreement"] == 1).all():
+        single = len(audit.summary) == 1 and two_models(audit, last[0])
         return (
             "The two models agree on every example."
             if single
@@ -63,7 +63,7 @@ def headline(audit: AuditTables) -> str:
         named = listed(others[:_MOST_CLASSES]) if len(others) <= _MOST_CLASSES else _and_more(others)
         sentences.append(f"The tables have the other {'sets of models' if audit.named else 'scores'}: {named}.")
     if all(row["models"] == 1 for row in last):
-        which = "these two models" if len(last) == 1 and two_models(audit, last[0]) else "these models"
+        which = "these two models" if len(audit.summary) == 1 and two_models(audit, last[0]) else "these models"
         sentences.append(f"This holds for {which}; other training runs may differ.")
     return " ".join(sentences)
 
@@ -95,12 +95,17 @@ def _of_score(audit: AuditTables, row: dict[str, object], *, first: bool) -> str
     where = at_score(audit, row)
     if row["agreement"] == 1:
         agree = "model{} agrees" if row["models"] == 1 else "models{} agree"
-        return f"The {agree.format(where)} with the {dense_models(audit, row['score'])} on every example."
+        said = f"The {agree.format(where)} with the {dense_models(audit, row['score'])} on every example."
+        return f"{said} {_lower_ratio(audit, row) or _lower_accuracy(audit, row)}".strip()
+    named = _named(audit, row)
     if verdict_of(row) == "collapsed":
         who, are = ("The model", "is") if row["models"] == 1 else ("All models", "are")
-        said = f"{who}{where} {are} at chance: accuracy {change_of_accuracy(row, audit.level)}."
-        return said + _dense_at_chance(audit, row)
-    named = _named(audit, row)
+        recall = rows_of(audit.classes, row)["recall"].mean()
+        uneven = cell(row, "accuracy") > _UNEQUAL * recall  # right about most examples, of few classes
+        why = f" (on average {100 * recall:.1f}% of a class is right)" if uneven else ""
+        said = f"{who}{where} {are} at chance{why}: accuracy {change_of_accuracy(row, audit.level)}."
+        lost = f" {_lost_most(audit, row, named)}" if uneven and len(named) else ""
+        return said + lost + _dense_at_chance(audit, row)
     are = "is" if row["collapsed"] == 1 else "are"
     parts = [
         f"{row['collapsed']} of {row['models']} models{where} {are} at chance; accuracy and classes below include them."
@@ -183,6 +188,16 @@ def _lower_ratio(audit: AuditTables, row: Row) -> str:
         if len(named):
             return _lost_most(audit, lower, named)
     return ""
+
+
+def _lower_accuracy(audit: AuditTables, row: Row) -> str:
+    """The accuracy at the highest lower ratio at which predictions changed."""
+    lower = audit.summary[(audit.summary["score"] == row["score"]) & (audit.summary["ratio"] < cell(row, "ratio"))]
+    changed = lower[lower["agreement"] != 1]
+    if not len(changed):
+        return ""
+    last = dict(changed.iloc[-1])
+    return f"Accuracy{at_score(audit, last)} {change_of_accuracy(last, audit.level)}."
 
 
 def _dense_at_chance(audit: AuditTables, row: Row) -> str:

@@ -833,3 +833,26 @@ def test_columns_of_logits_that_are_numbered_in_another_order_are_put_in_order(h
     report = recall.audit(LABELS, DENSE, {2: other})
     assert report.summary["accuracy"][0] == pytest.approx(ACCURACY[1])
     assert any("put in the order of the classes" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("names", [["seed0", "seed1", "seed2"], ["ada", "bob", "eve"]])
+def test_models_in_columns_are_paired_by_their_names(names):
+    dense = np.stack([DENSE, made(5, 0.2), made(6, 0.3)], axis=1)
+    after = np.where(np.arange(N)[:, None] % 9 == 0, (LABELS[:, None] + 1) % 3, dense)
+    order = [2, 0, 1]
+    for texts in (lambda codes: codes, lambda codes: np.array(NAMES)[codes]):
+        frames = [pd.DataFrame(texts(codes), columns=names) for codes in (dense, after)]
+        labels, wanted = texts(LABELS), recall.audit(texts(LABELS), frames[0], {2: frames[1]})
+        found = recall.audit(labels, frames[0], {2: frames[1][[names[n] for n in order]]})
+        pd.testing.assert_frame_equal(found.summary, wanted.summary)
+        assert any("models are paired by their names" in warning for warning in found.warnings)
+        assert not any("paired by their names" in warning for warning in wanted.warnings)
+
+
+def test_columns_of_logits_in_two_orders_need_class_names_where_labels_are_numbers():
+    dense = pd.DataFrame(np.eye(3)[DENSE] * 2.5, columns=NAMES)
+    other = pd.DataFrame(LOGITS[:, [2, 0, 1]], columns=[NAMES[2], NAMES[0], NAMES[1]])
+    with pytest.raises(InputError, match=r"columns of dense are ant, bee, cat and those of pruned.* are cat, ant, bee"):
+        recall.audit(LABELS, dense, {2: other})
+    report = recall.audit(LABELS, dense, {2: other[list(NAMES)]})
+    assert report.summary["accuracy"][0] == pytest.approx(ACCURACY[1])

@@ -693,6 +693,32 @@ def test_a_lower_ratio_at_which_a_class_lost_more_is_in_the_headline():
     assert "Class 2 lost most at 2x compression: 90% to 0% of 100 test examples right" in said
 
 
+def test_agreement_at_the_last_ratio_does_not_hide_a_change_at_a_lower_one():
+    labels = np.repeat(np.arange(4), 100)
+    dense = np.where(np.arange(400) % 10 == 0, (labels + 1) % 4, labels)
+    said = recall.audit(labels, dense, {2: np.where(labels == 2, 0, dense), 8: dense}).headline
+    assert said.startswith(
+        "The model at 8x compression agrees with the dense model on every example. Class 2 lost most"
+    )
+    assert "at 2x compression: 90% to 0% of 100 test examples right" in said
+    evenly = np.where(np.arange(400) % 5 == 0, (labels + 1) % 4, labels)
+    said = recall.audit(labels, dense, {2: evenly, 8: dense}).headline
+    assert "Accuracy at 2x compression went from 90.0% to 80.0%, -10.0 points; 40 examples lost and 0 won." in said
+    said = recall.audit(labels, dense, {2: dense, 8: dense}).headline
+    assert said == "Dense and pruned models agree on every example."
+
+
+def test_a_model_at_chance_that_is_right_about_most_examples_comes_with_the_class_it_lost():
+    labels = np.repeat([0, 1], [1900, 100])
+    dense = np.where((labels == 1) & (np.arange(2000) % 5 < 2), 0, labels)
+    said = recall.audit(labels, dense, {2: np.zeros(2000, int)}).headline
+    assert said.startswith(
+        "The model at 2x compression is at chance (on average 50.0% of a class is right): accuracy went from 98.0% to "
+        "95.0%, -3.0 points; 60 examples lost and 0 won. Class 1 lost most at 2x compression: 60% to 0% of 100 test "
+        "examples right, clearly more than the overall loss of 3.0 points."
+    )
+
+
 def test_a_test_set_of_one_class_and_dense_models_at_chance_are_said():
     with pytest.warns(recall.EmptyClassWarning):
         one = recall.audit(np.zeros(50, int), np.zeros(50, int), {2: np.arange(50) // 45}, num_classes=2).headline
