@@ -51,12 +51,12 @@ class ClusterOptions:
     """i/n: compute the i-th (from 0) of n equal parts. By default everything, or, in a Slurm array, the part
     of this task."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, if several processes form one program. JAX detects it under Slurm, Open MPI and
-    Kubernetes and on TPU pods."""
+    """HOST:PORT of process 0, if several processes form one program. JAX detects it under Slurm, Open MPI 4 and
+    Kubernetes and on TPU pods, and with mpi4py under every MPI."""
     process_id: int | None = None
-    """Number of this process, counted from 0."""
+    """Number of this process, counted from 0. By default the launcher's: Slurm, MPI, torchrun."""
     num_processes: int | None = None
-    """Number of processes."""
+    """Number of processes. By default the launcher's."""
     launch: Literal["slurm", "local"] | None = None
     """Submit one job for each part instead of computing here: slurm as a job array, local as processes of this
     machine. Needs the extra 'cluster'."""
@@ -238,8 +238,8 @@ _DEFAULT = tyro.conf.arg(help_behavior_hint=_default_in_words)
 def group(cls: type[_Settings], settings: object) -> _Settings:
     """The fields of a group, taken from settings that have all of them.
 
-    >>> group(RunOptions, argparse.Namespace(out=None, data_dir=None, shard="0/1"))
-    RunOptions(out=None, data_dir=None)
+    >>> group(RunOptions, argparse.Namespace(out=None, data_dir=None, checkpoint_minutes=5.0, shard="0/1"))
+    RunOptions(out=None, data_dir=None, checkpoint_minutes=5.0)
     """
     return cls(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from experiments.cli.commands import Action, ClusterOptions
 from experiments.storage.files import PARTIAL
+from experiments.training import launchers
 from jprune._extras import missing
 
 _TIMEOUTS = 100  # how often a job may reach its time limit and be requeued; submitit's own limit is 3
@@ -154,9 +155,16 @@ def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions
       folder: of the results, which every job must be able to write to.
 
     Raises:
+      ValueError: this process is one of several that would all submit the study.
       ImportError: submitit is not installed.
       RuntimeError: jobs failed (``local``); the message names their logs.
     """
+    (_, times), _ = launchers.shard_of(None, os.environ, one_program=False)
+    if times > 1:
+        raise ValueError(
+            f"launch={cluster.launch!r} in {times} processes of a launcher or tasks of an array would submit the study "
+            f"{times} times; give the command once, outside of them"
+        )
     try:
         import submitit  # noqa: PLC0415 an extra
     except ImportError as error:

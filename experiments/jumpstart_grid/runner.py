@@ -22,7 +22,7 @@ from experiments.jumpstart_grid.cells import GridStage
 from experiments.jumpstart_grid.config import Grid, GridRunning, grid_from_json
 from experiments.storage import files, settings, store
 from experiments.storage.checkpoints import Checkpoints
-from experiments.training import processes
+from experiments.training import launchers
 
 ENGINES: dict[str, ModuleType] = {"moons": moons, "images": image_grid, "tables": uci_tables}
 # Columns of the cells of every kind that the report reads.
@@ -48,7 +48,7 @@ def run(folder: Path, grid: Grid, running: GridRunning, cluster: ClusterOptions 
             "stages are independent. Remove them and give every process a part with --shard i/n"
         )
     engine = ENGINES[grid.kind]
-    (i, n), source = processes.shard_of(cluster.shard, os.environ, one_program=False)
+    (i, n), source = launchers.shard_of(cluster.shard, os.environ, one_program=False)
     devices = _devices(engine)
     mine = engine.plan(grid)[i::n]
     work = missing(folder, grid, mine)
@@ -222,8 +222,8 @@ def _devices(engine: ModuleType) -> list[jax.Device]:
             os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
         with contextlib.suppress(RuntimeError):  # jax has its devices already
             jax.config.update("jax_num_cpu_devices", cores)
-    gpus = processes.local_gpus(os.environ, processes.gpus_of_node())
-    if gpus is not None and processes.launched(os.environ) > 1:
+    gpus = launchers.local_gpus(os.environ, launchers.gpus_of_node())
+    if gpus is not None and launchers.launched(os.environ) > 1:
         jax.config.update("jax_cuda_visible_devices", ",".join(map(str, gpus)))
     devices = jax.local_devices()
     if devices[0].platform == "cpu":

@@ -24,7 +24,7 @@ from experiments.recall_distortion.plan import Coefficients, Known, Model, Study
 from experiments.recall_distortion.runner import Laboratory, Weights
 from experiments.storage import store
 from experiments.storage.checkpoints import Checkpoints
-from experiments.training import processes, replicates
+from experiments.training import launchers, processes, replicates
 
 _POLL = 5.0  # seconds between looks at stages that another run is computing
 
@@ -116,7 +116,7 @@ def compute(
     """
     cluster = cluster or ClusterOptions()
     reporting.check_compared(running.compare)
-    part, source = processes.shard_of(cluster.shard, os.environ)
+    part, source = launchers.shard_of(cluster.shard, os.environ)
     separate = cluster.shard is not None
     processes.start(cluster.coordinator, cluster.process_id, cluster.num_processes, separate=separate)
     processes.watch_peers(cluster.coordinator)

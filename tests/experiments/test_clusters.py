@@ -1,4 +1,4 @@
-"""The studies under a real Slurm and a real Open MPI, where they answer on this machine."""
+"""The studies under a real Slurm, MPI and torchrun, where they answer on this machine."""
 
 import functools
 import os
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 RECALL = [sys.executable, "-m", "experiments.recall_distortion"]
@@ -110,13 +112,45 @@ def test_the_processes_of_one_mpirun_are_one_program_with_the_numbers_of_one_pro
     assert_same_study(tmp_path / "run", single)
 
 
-def test_processes_that_jax_cannot_join_say_how_to_name_them(mpi, run, tmp_path):
-    """Newer versions of Open MPI do not set the variable from which JAX learns the address."""
-    hidden = ["env", "-u", "OMPI_MCA_orte_hnp_uri"]
-    printed = run(*MPIRUN, *hidden, *RECALL, *TINY, "--out", str(tmp_path / "run"), status=1)
-    assert "error: a launcher started 2 or more processes, but JAX cannot join them" in printed
-    assert "name them with --coordinator, --num-processes and --process-id" in printed
+# Open MPI 5 does not set the variable from which JAX learns the address of the first process.
+OPEN_MPI_5 = [*MPIRUN, "env", "-u", "OMPI_MCA_orte_hnp_uri"]
+HYDRA = ["mpiexec.hydra", "-n", "2"]
+TORCHRUN = ["torchrun", "--nproc-per-node", "2", "--no-python"]
+
+
+@pytest.fixture(params=[OPEN_MPI_5, HYDRA, TORCHRUN], ids=["Open MPI", "MPICH", "torchrun"])
+def launcher(request, run, tmp_path):
+    """A launcher that JAX does not know, and its name; an mpi4py that cannot be imported shadows others."""
+    if not answers(*request.param, "true"):
+        pytest.skip(f"{' '.join(request.param)} true does not end with status 0")
+    (tmp_path / "mpi4py").mkdir()
+    (tmp_path / "mpi4py" / "__init__.py").touch()
+    name = {MPIRUN[0]: "Open MPI", HYDRA[0]: "MPICH"}.get(request.param[0], "torchrun")
+    shadowed = f"PYTHONPATH={tmp_path}:{ROOT}"
+    return name, [*request.param, *([] if "env" in request.param else ["env"]), shadowed]
+
+
+def test_processes_that_jax_cannot_join_say_how_to_join_them(run, launcher, tmp_path):
+    name, command = launcher
+    printed = run(*command, *RECALL, *TINY, "--out", str(tmp_path / "run"), status=1)
+    assert printed.count(f"error: {name} started 2 processes, but JAX cannot join them") == 2
+    assert "add --coordinator HOST:PORT with a free port on the host of process 0" in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_of_every_launcher_join_the_first_one_that_is_named(run, launcher, single, tmp_path):
+    _, command = launcher
+    named = ["--coordinator", f"localhost:{free_port()}"]
+    printed = run(*command, *RECALL, *TINY, "--out", str(tmp_path / "run"), *named)
+    assert len(stages_begun(printed)) == STAGES
+    assert_same_study(tmp_path / "run", single)
+
+
+def test_processes_of_every_launcher_divide_a_grid(run, launcher, single_grid, tmp_path):
+    _, command = launcher
+    printed = run(*command, *GRID, "--out", str(tmp_path / "run"))
+    assert {"part 0/2 from the process number", "part 1/2 from the process number"} <= set(printed.splitlines())
+    pd.testing.assert_frame_equal(cells(tmp_path / "run"), single_grid)
 
 
 def test_a_shard_for_each_task_of_one_srun_is_refused(slurm, run, tmp_path):

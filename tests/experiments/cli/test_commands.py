@@ -174,6 +174,20 @@ def test_a_failed_job_is_an_error_that_names_its_log(tmp_path):
         launch.launch("experiments.nothing", [], ClusterOptions(launch="local"), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},
+        {f"SLURM_ARRAY_TASK_{name}": n for name, n in zip(("ID", "MIN", "MAX", "STEP", "COUNT"), "10112", strict=True)},
+    ],
+)
+def test_several_processes_do_not_submit_a_study_several_times(tmp_path, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"launch='slurm' in 2 processes .* would submit the study 2 times; give"):
+        launch.launch("experiments.nothing", [], ClusterOptions(launch="slurm"), tmp_path)
+
+
 @pytest.mark.slow
 def test_a_job_that_reaches_its_time_limit_is_requeued_and_its_program_ends(tmp_path, monkeypatch):
     """The program completes a stage and waits on its first run, and ends at once on the second and for the report."""

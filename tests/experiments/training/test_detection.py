@@ -13,7 +13,7 @@ import jax
 import pytest
 from jax._src.clusters import ClusterEnv, cloud_tpu_cluster, cluster, k8s_cluster
 
-from experiments.training import processes
+from experiments.training import launchers, processes
 
 PREFIXES = ("SLURM", "OMPI", "TPU_", "MEGASCALE", "KUBERNETES", "JOB_", "CUDA_VISIBLE", "JAX_COORDINATOR")
 
@@ -38,9 +38,9 @@ def join(monkeypatch):
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
     joined = []
 
-    def initialize(coordinator=None, count=None, process=None, *, local_device_ids=None):
+    def initialize(coordinator=None, count=None, process=None, *, local_device_ids=None, cluster_detection_method=None):
         found = ClusterEnv.auto_detect_unset_distributed_params(
-            coordinator, count, process, local_device_ids, None, 300
+            coordinator, count, process, local_device_ids, cluster_detection_method, 300
         )
         if None in found[:3]:
             raise ValueError("coordinator_address should be defined.")
@@ -49,7 +49,7 @@ def join(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
 
     def start(environment, gpus=0, **arguments):
-        monkeypatch.setattr(processes, "gpus_of_node", lambda: gpus)
+        monkeypatch.setattr(launchers, "gpus_of_node", lambda: gpus)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         processes.start(**arguments)
@@ -175,16 +175,16 @@ def test_a_pod_outside_of_an_indexed_job_computes_alone(join, kubernetes):
 def test_the_hosts_of_a_tpu_pod_join_and_refuse_a_shard(join, variables, joined, part):
     """In an indexed job the variables of the TPUs count. Independent processes divide the work by the same numbers."""
     assert join(variables) == join({**variables, **indexed(1)}) == Joined(*joined)
-    assert processes.shard_of(None, variables, one_program=False)[0] == part
+    assert launchers.shard_of(None, variables, one_program=False)[0] == part
     for environment in (variables, {**variables, **indexed(1)}):
         with pytest.raises(ValueError, match=rf"shard='0/2' cannot be combined with {joined[1]} processes"):
-            processes.shard_of("0/2", environment)
+            launchers.shard_of("0/2", environment)
 
 
 def test_one_host_with_tpus_computes_alone_or_the_part_that_it_is_given(join, tpu):
     alone = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
     assert join(alone) is None
-    assert processes.shard_of("1/4", alone)[0] == processes.shard_of("1/4", {**alone, **indexed(1)})[0] == (1, 4)
+    assert launchers.shard_of("1/4", alone)[0] == launchers.shard_of("1/4", {**alone, **indexed(1)})[0] == (1, 4)
 
 
 def test_a_terminated_process_of_a_program_ends(join):

@@ -5,12 +5,14 @@ import socket
 import subprocess
 import sys
 import textwrap
+import types
 from concurrent import futures
 
 import jax
 import pytest
 
 from experiments.training import processes
+from tests.ports import free_port
 
 INDEXED = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "KUBERNETES_SERVICE_HOST")
@@ -35,18 +37,22 @@ def test_processes_are_named_completely(arguments, message):
         ({}, (), []),
         ({"SLURM_STEP_NUM_TASKS": "1"}, (), []),
         ({"SLURM_STEP_NUM_TASKS": "4"}, (), [()]),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, (), [()]),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:9"}, (), [()]),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, (), [()]),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, (), [()]),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, (), []),
         ({"SLURM_STEP_NUM_TASKS": "4"}, ("host:9", 1, 2), [("host:9", 2, 1)]),
         ({"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2"}, (), []),
         ({}, ("host:9", 0, 1), [("host:9", 1, 0)]),
+        # Where the launcher counts the processes, the first one is enough.
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}, ("host:9",), [("host:9", 4, 3)]),
+        ({"WORLD_SIZE": "4", "RANK": "3"}, ("host:9",), [("host:9", 4, 3)]),
     ],
 )
 def test_processes_join_when_they_are_named_or_a_launcher_started_several(monkeypatch, environment, arguments, joined):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, local_device_ids: calls.append(given))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: calls.append(given))
+    monkeypatch.setattr(processes, "_check_first", lambda coordinator: None)
     for name in (*LAUNCHERS, "JOB_COMPLETION_INDEX"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -69,111 +75,83 @@ def test_processes_that_launcher_and_jax_do_not_both_know_say_how_to_name_them(m
     processes.start(separate=True)  # a part was given: separate programs
 
 
-EIGHT = "0,1,2,3,4,5,6,7"
+def test_a_process_number_that_is_not_the_launchers_is_refused(monkeypatch):
+    """In one command line for all processes, each would be process 0."""
+    for name, value in {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"process_id=0 is given to process 1 of Open MPI; remove --process-id"):
+        processes.start("localhost:1", 0, 2)
+
+
+@pytest.mark.parametrize("coordinator", ["localhost", "localhost:", ":1", "localhost:http"])
+def test_an_address_without_a_port_is_refused(coordinator):
+    with pytest.raises(ValueError, match=f"coordinator='{coordinator}' must be HOST:PORT"):
+        processes.start(coordinator, 0, 2)
+
+
+def test_a_port_in_use_is_refused_by_the_first_process():
+    """JAX would wait for five minutes, or join the processes of another program."""
+    with processes._listen() as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"coordinator='localhost:{port}': process 0 cannot use this port"):
+            processes.start(f"localhost:{port}", 0, 2)
+
+
+@pytest.mark.parametrize(("host", "warned"), [("localhost", False), ("192.0.2.99", True)])
+def test_the_address_of_another_host_is_warned_about(monkeypatch, capsys, host, warned):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
+    processes.start(f"{host}:{free_port()}", 0, 2)
+    assert (f"and {host} is not an address of it" in capsys.readouterr().err) == warned
+
+
+@pytest.fixture
+def mpi4py(monkeypatch):
+    """Install an mpi4py that counts this many processes, or none."""
+
+    def install(count):
+        module = None if count is None else types.ModuleType("mpi4py.MPI")
+        if module:
+            module.COMM_WORLD = types.SimpleNamespace(Get_size=lambda: count)
+        monkeypatch.setitem(sys.modules, "mpi4py.MPI", module)
+
+    return install
+
+
+MPICH = {"PMI_SIZE": "2", "PMI_RANK": "1", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1"}
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}
+
+
+@pytest.mark.parametrize("environment", [MPICH, OPEN_MPI])
+def test_processes_of_mpi_join_through_mpi4py(monkeypatch, mpi4py, environment):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: calls.append(given["cluster_detection_method"]))
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    mpi4py(2)
+    processes.start()
+    assert calls == ["mpi4py"]
 
 
 @pytest.mark.parametrize(
-    ("environment", "node", "expected"),
+    ("environment", "count", "message"),
     [
-        ({}, 0, None),
-        ({}, 8, list(range(8))),
-        ({"CUDA_VISIBLE_DEVICES": ""}, 8, None),
-        # One task a node with eight GPUs uses eight.
-        ({"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_NODEID": "2", "SLURM_LOCALID": "0"}, 8, list(range(8))),
-        # Eight tasks on a node that all see eight GPUs use one each.
-        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5", "CUDA_VISIBLE_DEVICES": EIGHT}, 8, [5]),
-        # Four tasks of two GPUs each.
-        ({"SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": EIGHT}, 8, [2, 3]),
-        # Two of a node's eight GPUs are the step's (--gpus-per-node=2); both tasks see both.
-        (
-            {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1",
-             "SLURM_GPUS_ON_NODE": "2"},
-            8,
-            [1],
-        ),
-        # Slurm gave every task its own GPUs (--gpus-per-task): all that it sees are its own.
-        (
-            {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "2,3",
-             "SLURM_GPUS_ON_NODE": "4"},
-            8,
-            [0, 1],
-        ),
-        (
-            {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3",
-             "SLURM_GPUS_ON_NODE": "8"},
-            4,
-            [0, 1, 2, 3],
-        ),
-        ({"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_LOCALID": "5", "CUDA_VISIBLE_DEVICES": "5"}, 8, [0]),
-        # Several processes on one GPU.
-        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "3"}, 1, [0]),
-        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, 8, [4, 5, 6, 7]),
-        ({"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_NODEID": "1", "SLURM_LOCALID": "0"}, 4, [0, 1, 2, 3]),
+        (MPICH, None, r"MPICH started 2 processes, but JAX cannot join them \(.*mpi4py.*\); install mpi4py .*, or add"),
+        (OPEN_MPI, 1, r"Open MPI started 2 processes.*mpi4py counts 1.*install mpi4py"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, None, r"torchrun started 2 processes.*add --coordinator HOST:PORT"),
     ],
-)  # fmt: skip
-def test_a_process_uses_its_own_gpus(environment, node, expected):
-    assert processes.local_gpus(environment, node) == expected
-
-
-def array(task, low, high, step, count):
-    """The variables of a task of a Slurm array, as Slurm 22.05 sets them."""
-    numbers = {"ID": task, "MIN": low, "MAX": high, "STEP": step, "COUNT": count}
-    return {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in numbers.items()}
-
-
-@pytest.mark.parametrize(
-    ("given", "environment", "one_program", "part"),
-    [
-        (None, {}, True, (0, 1)),
-        ("2/4", {}, True, (2, 4)),
-        (None, array(3, 0, 7, 1, 8), True, (3, 8)),
-        (None, array(5, 1, 7, 2, 4), True, (2, 4)),
-        (None, array(3, 3, 3, 1, 1), True, (0, 1)),
-        # The processes of one program share a part; independent ones divide it.
-        (None, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, True, (0, 1)),
-        (None, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, False, (1, 2)),
-        (None, {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}, False, (3, 4)),
-        # mpirun in a Slurm job: the Slurm variables are those of the daemon that mpirun started on the node.
-        (
-            None,
-            {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "SLURM_PROCID": "1",
-             "SLURM_STEP_NUM_TASKS": "2"},
-            False,
-            (3, 4),
-        ),
-        (None, {**array(1, 0, 1, 1, 2), "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "2"}, False, (5, 6)),
-        (None, {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "2"}, False, (2, 4)),
-        # An indexed job does not say how many processes it has: all compute everything, and claims divide the stages.
-        (None, INDEXED, False, (0, 1)),
-        ("1/4", INDEXED, True, (1, 4)),
-        ("1/4", INDEXED, False, (1, 4)),
-    ],
-)  # fmt: skip
-def test_the_part_of_a_run(given, environment, one_program, part):
-    assert processes.shard_of(given, environment, one_program=one_program)[0] == part
-
-
-@pytest.mark.parametrize("one_program", [True, False])
-def test_a_shard_given_to_several_processes_of_a_launcher_is_refused(one_program):
-    with pytest.raises(ValueError, match=r"shard='0/2' cannot be combined with 2 processes from one launcher"):
-        processes.shard_of("0/2", {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, one_program=one_program)
-
-
-@pytest.mark.parametrize("numbers", [(3, 3, 7, 1, 2), (7, 3, 7, 1, 2), (4, 0, 4, 1, 3)])
-def test_tasks_of_a_list_name_no_part(numbers):
-    """For --array=3,7 and --array=0,2,4 Slurm reports a step of 1."""
-    with pytest.raises(
-        ValueError, match=rf"SLURM_ARRAY_TASK_ID={numbers[0]} of \d tasks .* names no part.*give the part"
-    ):
-        processes.shard_of(None, array(*numbers))
-    assert processes.shard_of("3/10", array(*numbers)) == ((3, 10), "part 3/10 from --shard")
-
-
-@pytest.mark.parametrize("shard", ["2/2", "half", "-1/2", "1/2/3", "/", "1/"])
-def test_a_shard_that_does_not_exist_is_refused(shard):
-    assert processes.parse_shard("3/4") == (3, 4)
-    with pytest.raises(ValueError, match=f"shard='{shard}' must be i/n with 0 <= i < n"):
-        processes.parse_shard(shard)
+)
+def test_processes_that_jax_cannot_join_do_not_run_alone(monkeypatch, mpi4py, environment, count, message):
+    """Each would compute the whole study."""
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("joined"))
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    mpi4py(count)
+    with pytest.raises(RuntimeError, match=message):
+        processes.start()
 
 
 PEER = """
