@@ -20,6 +20,8 @@ from jaxtyping import PyTree
 from experiments.training import launchers
 
 _METHODS = {"Open MPI 4": "ompi", "Slurm": "slurm"}  # JAX's detection of a launcher by its environment variables
+# A host that fails closes no connection: miss it after a minute, before JAX does, after some 95 seconds.
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 _MEETING_SECONDS = 60.0  # for the processes of a program to connect to the first one
 
 
@@ -210,8 +212,8 @@ def watch_peers(coordinator: str | None = None) -> None:
     """End this process with a sentence as soon as another process of the program ends early.
 
     Process 0 accepts a connection of every other process. The system closes the connection when a
-    process ends, however it ends. A process that has finished its work calls ``leave`` first; one that
-    has failed calls ``give_up``.
+    process ends, however it ends, or a minute after its host has failed. A process that has finished its
+    work calls ``leave`` first; one that has failed calls ``give_up``.
 
     Args:
       coordinator: HOST:PORT of process 0, if it was named.
@@ -319,6 +321,9 @@ def _connect(hosts: Sequence[str], port: int, token: bytes) -> bool:
 def _watch(connection: socket.socket) -> None:
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        with contextlib.suppress(OSError, AttributeError):  # not on every system
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     _CONNECTIONS.append(connection)
 
     def wait() -> None:
@@ -328,8 +333,8 @@ def _watch(connection: socket.socket) -> None:
             finished = False
         if not finished:
             print(
-                "error: another process of this program has ended; this one stops too. Rerun the same command to "
-                "resume: finished stages are stored",
+                "error: another process of this program has ended or cannot be reached; this one stops too. Rerun the "
+                "same command to resume: finished stages are stored",
                 file=sys.stderr,
                 flush=True,
             )
