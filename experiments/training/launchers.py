@@ -30,7 +30,7 @@ def launcher_of(environment: Mapping[str, str]) -> Launcher | None:
     In a Slurm job, launchers of MPI start daemons as a step, and the variables of Slurm are those of the daemon.
 
     >>> launcher_of({"PMI_SIZE": "4", "PMI_RANK": "3", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1"})
-    Launcher(name='MPICH', processes=4, process=3, local_processes=2, local_process=1)
+    Launcher(name='mpiexec', processes=4, process=3, local_processes=2, local_process=1)
     """
     torch = ("torchrun", "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
     if "TORCHELASTIC_RUN_ID" in environment:
@@ -38,8 +38,8 @@ def launcher_of(environment: Mapping[str, str]) -> Launcher | None:
     elif "OMPI_COMM_WORLD_SIZE" in environment:
         name = "Open MPI 4" if "OMPI_MCA_orte_hnp_uri" in environment else "Open MPI"
         found = (name, *(f"OMPI_COMM_WORLD_{one}" for one in ("SIZE", "RANK", "LOCAL_SIZE", "LOCAL_RANK")))
-    elif "MPI_LOCALNRANKS" in environment:  # PMI_SIZE alone may be Slurm's
-        found = ("MPICH", "PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS", "MPI_LOCALRANKID")
+    elif "MPI_LOCALNRANKS" in environment or ("PMI_SIZE" in environment and "SLURM_STEP_ID" not in environment):
+        found = ("mpiexec", "PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS", "MPI_LOCALRANKID")
     elif "SLURM_STEP_NUM_TASKS" in environment:
         found = ("Slurm", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "", "SLURM_LOCALID")
     elif {"WORLD_SIZE", "RANK"} <= set(environment):

@@ -133,7 +133,7 @@ def _cannot_join(launcher: launchers.Launcher | None, count: int, error: Excepti
             f"a launcher started {count} or more processes, but JAX cannot join them ({error}); {package}name them "
             "with --coordinator, --num-processes and --process-id"
         )
-    package = "install mpi4py for this MPI, or " if launcher.name in ("Open MPI", "MPICH") else ""
+    package = "install mpi4py for this MPI, or " if launcher.name in ("Open MPI", "mpiexec") else ""
     return (
         f"{launcher.name} started {count} processes, but JAX cannot join them ({error}); {package}add --coordinator "
         "HOST:PORT with a free port on the host of process 0"

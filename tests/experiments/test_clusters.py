@@ -125,7 +125,7 @@ def launcher(request, run, tmp_path):
         pytest.skip(f"{' '.join(request.param)} true does not end with status 0")
     (tmp_path / "mpi4py").mkdir()
     (tmp_path / "mpi4py" / "__init__.py").touch()
-    name = {MPIRUN[0]: "Open MPI", HYDRA[0]: "MPICH"}.get(request.param[0], "torchrun")
+    name = {MPIRUN[0]: "Open MPI", HYDRA[0]: "mpiexec"}.get(request.param[0], "torchrun")
     shadowed = f"PYTHONPATH={tmp_path}:{ROOT}"
     return name, [*request.param, *([] if "env" in request.param else ["env"]), shadowed]
 
@@ -149,7 +149,8 @@ def test_processes_of_every_launcher_join_the_first_one_that_is_named(run, launc
 def test_processes_of_every_launcher_divide_a_grid(run, launcher, single_grid, tmp_path):
     _, command = launcher
     printed = run(*command, *GRID, "--out", str(tmp_path / "run"))
-    assert {"part 0/2 from the process number", "part 1/2 from the process number"} <= set(printed.splitlines())
+    assert "part 0/2 from the process number" in printed  # launchers may join the lines of two processes
+    assert "part 1/2 from the process number" in printed
     pd.testing.assert_frame_equal(cells(tmp_path / "run"), single_grid)
 
 

@@ -40,7 +40,7 @@ RECORDED = {
         ("Slurm 22.05", "Slurm", (3, 2)),
         ("Open MPI 4.1", "Open MPI 4", (3, 1)),
         ("Open MPI 5.0", "Open MPI", (3, 1)),
-        ("MPICH 4.0", "MPICH", (2, 0)),
+        ("MPICH 4.0", "mpiexec", (2, 0)),
         ("torchrun 2.13", "torchrun", (4, 2)),
     ],
 )
@@ -57,6 +57,10 @@ def test_the_script_of_a_job_and_a_process_that_was_started_alone_have_no_launch
     assert launchers.launcher_of(job) is None
     assert launchers.launcher_of({**job, **variables(DAEMON), "OMPI_COMM_WORLD_SIZE": "1"}) is None
     assert launchers.launcher_of({"WORLD_SIZE": "4"}) is None
+
+
+def test_another_mpiexec_is_known_by_two_variables():
+    assert launchers.launcher_of({"PMI_RANK": "3", "PMI_SIZE": "4"}) == ("mpiexec", 4, 3, 1, 0)
 
 
 def test_other_launchers_of_pytorch_are_known_by_two_variables():

@@ -137,7 +137,11 @@ def test_processes_of_mpi_join_through_mpi4py(monkeypatch, mpi4py, environment):
 @pytest.mark.parametrize(
     ("environment", "count", "message"),
     [
-        (MPICH, None, r"MPICH started 2 processes, but JAX cannot join them \(.*mpi4py.*\); install mpi4py .*, or add"),
+        (
+            MPICH,
+            None,
+            r"mpiexec started 2 processes, but JAX cannot join them \(.*mpi4py.*\); install mpi4py .*, or add",
+        ),
         (OPEN_MPI, 1, r"Open MPI started 2 processes.*mpi4py counts 1.*install mpi4py"),
         ({"RANK": "1", "WORLD_SIZE": "2"}, None, r"torchrun started 2 processes.*add --coordinator HOST:PORT"),
     ],
@@ -199,6 +203,21 @@ def test_a_process_that_never_connects_is_waited_for_no_longer_than_the_limit(me
     with processes._listen() as listening:
         assert not processes._accept(listening, 1, b"token")
     assert not meeting
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="the system has no such option")
+def test_a_host_that_fails_is_missed_before_jax_ends_the_processes(monkeypatch):
+    """JAX takes some 95 seconds, and ends with a stack trace."""
+    monkeypatch.setattr(processes, "_CONNECTIONS", [])
+    monkeypatch.setattr(processes.threading, "Thread", lambda **_: types.SimpleNamespace(start=lambda: None))
+    with socket.socket() as connection:
+        processes._watch(connection)
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, interval, count = (
+            connection.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+    assert idle + interval * count == 60
 
 
 @pytest.mark.slow
