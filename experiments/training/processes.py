@@ -50,31 +50,17 @@ def start(
     launcher = launchers.launcher_of(os.environ)
     if coordinator and launcher and process_id is None and num_processes is None:
         process_id, num_processes = launcher.process, launcher.processes
-    given = {"coordinator": coordinator, "process_id": process_id, "num_processes": num_processes}
-    missing = [name for name, value in given.items() if value is None]
-    if missing and len(missing) < len(given):
-        raise ValueError(
-            f"{', '.join(missing)} must be given too: coordinator, process_id and num_processes go together"
-        )
-    if num_processes is not None and num_processes < 1:
-        raise ValueError(f"num_processes={num_processes} must be at least 1")
-    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
-        raise ValueError(f"process_id={process_id} must be in 0..{num_processes - 1}")
-    if launcher and num_processes == launcher.processes and process_id != launcher.process:
-        raise ValueError(
-            f"process_id={process_id} is given to process {launcher.process} of {launcher.name}; remove --process-id "
-            "and --num-processes, which the launcher gives"
-        )
+    _check_numbers(coordinator, process_id, num_processes, launcher)
     # The preemption service of JAX catches SIGTERM and leaves it to the program to end, which would run on.
     jax.config.update("jax_enable_preemption_service", False)
     count = launchers.launched(os.environ)
-    if missing and (separate or count <= 1):
+    if coordinator is None and (separate or count <= 1):
         if not separate and _may_be_in_a_tpu_pod(os.environ):
             with contextlib.suppress(ValueError, OSError):  # outside of Google's cloud, without metadata
                 jax.distributed.initialize()
         return
     devices = launchers.local_gpus(os.environ, launchers.gpus_of_node())
-    if not missing:
+    if coordinator is not None:
         if process_id == 0:
             _check_first(coordinator)
         jax.distributed.initialize(coordinator, num_processes, process_id, local_device_ids=devices)
@@ -86,6 +72,25 @@ def start(
         jax.distributed.initialize(local_device_ids=devices, cluster_detection_method=method)
     except (ValueError, RuntimeError) as error:
         raise RuntimeError(_cannot_join(launcher, count, error)) from error
+
+
+def _check_numbers(
+    coordinator: str | None, process_id: int | None, num_processes: int | None, launcher: launchers.Launcher | None
+) -> None:
+    """Check that a process is named completely, and as its launcher numbers it."""
+    given = {"coordinator": coordinator, "process_id": process_id, "num_processes": num_processes}
+    missing = [name for name, value in given.items() if value is None]
+    if missing and len(missing) < len(given):
+        raise ValueError(f"{', '.join(missing)} must be given too, unless a launcher numbers the processes")
+    if num_processes is not None and num_processes < 1:
+        raise ValueError(f"num_processes={num_processes} must be at least 1")
+    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
+        raise ValueError(f"process_id={process_id} must be in 0..{num_processes - 1}")
+    if launcher and num_processes == launcher.processes and process_id != launcher.process:
+        raise ValueError(
+            f"process_id={process_id} is given to process {launcher.process} of {launcher.name}; remove --process-id "
+            "and --num-processes, which the launcher gives"
+        )
 
 
 def _check_first(coordinator: str) -> None:
