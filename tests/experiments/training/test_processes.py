@@ -143,9 +143,16 @@ def test_processes_of_mpi_join_through_mpi4py(monkeypatch, mpi4py, environment):
             r"mpiexec started 2 processes, but JAX cannot join them \(.*mpi4py.*\); install mpi4py .*, or add",
         ),
         (OPEN_MPI, 1, r"Open MPI started 2 processes.*mpi4py counts 1.*install mpi4py"),
+        # mpirun with a list of hosts that its own is not in.
+        (
+            {**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0", "OMPI_MCA_orte_local_daemon_uri": "18.1;tcp://10.77.0.3:5016",
+             "OMPI_MCA_orte_hnp_uri": "18.0;tcp://192.0.2.2,10.77.0.254:5576"},
+            2,
+            r"Open MPI 4 started 2 processes.*\(mpirun does not run on the host of process 0\); add --coordinator",
+        ),
         ({"RANK": "1", "WORLD_SIZE": "2"}, None, r"torchrun started 2 processes.*add --coordinator HOST:PORT"),
     ],
-)
+)  # fmt: skip
 def test_processes_that_jax_cannot_join_do_not_run_alone(monkeypatch, mpi4py, environment, count, message):
     """Each would compute the whole study."""
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("joined"))
