@@ -136,16 +136,8 @@ def test_scores_sharded_in_other_ways_cost_the_same(shape, spec):
 
 @pytest.mark.parametrize("dtype", ["float32 among some", "bfloat16", "float64"])
 def test_other_dtypes_and_weights_already_pruned_cost_as_many_readings_on_four_h100(dtype):
-    shape, dtype, restricted = (25_000, 4_000), *(dtype.partition(" ")[::2])
-    with jax.enable_x64(dtype == "float64"):
-        case = programs.selection(target("four H100"), shape, jnp.dtype(dtype))
-        function, (scores,) = case.function, case.arguments
-        among = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, bool, sharding=x.sharding), scores)
-        if restricted:
-            program = reader.compiled(lambda scores, among: function(scores, among=among), scores, among)
-        else:
-            program = reader.compiled(function, scores)
-    share = (jnp.dtype(dtype).itemsize + bool(restricted)) * SIZE // 4
+    program, bytes_each = of_dtype("four H100", (25_000, 4_000), dtype)
+    share = bytes_each * SIZE // 4
     ((trips, body),) = program.entry.loops
     assert trips == (16 if dtype == "float64" else 8)
     assert body.moved <= 1.1 * share
@@ -154,6 +146,32 @@ def test_other_dtypes_and_weights_already_pruned_cost_as_many_readings_on_four_h
     assert max(branch.moved for branch in branches) <= 2.05 * share
     assert program.scratch <= 0.1 * share
     assert {kernel.op.removesuffix("-start") for kernel in program.collectives()} == {"all-reduce"}
+
+
+def of_dtype(name, shape, dtype):
+    """The selection of scores of a dtype, perhaps "among some", and the bytes of a score and its mask."""
+    dtype, restricted = dtype.partition(" ")[::2]
+    with jax.enable_x64(dtype == "float64"):
+        case = programs.selection(target(name), shape, jnp.dtype(dtype))
+        function, (scores,) = case.function, case.arguments
+        among = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, bool, sharding=x.sharding), scores)
+        if restricted:
+            program = reader.compiled(lambda scores, among: function(scores, among=among), scores, among)
+        else:
+            program = reader.compiled(function, scores)
+    return program, jnp.dtype(dtype).itemsize + bool(restricted)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(SIZE, "float32"), (SIZE, "float64"), (10**7, "bfloat16"), (10**7 + 77, "float32 among some")],
+)
+def test_ties_of_a_vector_cost_two_readings_more_on_one_v5e(size, dtype):
+    """It is divided into the rows of 128 in which a TPU stores it, which copies nothing."""
+    program, bytes_each = of_dtype("one v5e", (size,), dtype)
+    (branches,) = program.entry.conditionals
+    ties = max(branches, key=lambda branch: branch.moved)
+    assert ties.least()[1] <= 2.05 * bytes_each * size
 
 
 @pytest.mark.parametrize("shape", [(50, 2, 1000, 1000), (4, 1_000_000, 5, 5)])

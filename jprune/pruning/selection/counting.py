@@ -28,6 +28,7 @@ _SMALL = 2**16  # smaller arrays are packed together, because every array costs 
 _UNKNOWN = 2**8  # assumed number of devices of an unknown mesh
 _SHORT = 2**6  # a row of fewer elements than the square of this is one line
 _SHORT_LINE = 16  # with lines of so many elements there are still few counts
+_LANES = 128  # a TPU stores a vector as a matrix with rows of this length, so dividing it into them copies nothing
 _DIGIT = 8  # each iteration of a search in counts finds one digit in this base
 _barrier: Callable[[Array], Array] = lax.optimization_barrier
 
@@ -67,6 +68,11 @@ class Part:
         return jnp.broadcast_to(within, self.shape)
 
     @property
+    def is_long_vector(self) -> bool:
+        """Whether the array is one row with one axis, and large."""
+        return len(self.shape) == 1 and self.lead == 0 and self.width >= _SMALL
+
+    @property
     def rows(self) -> int:
         """The number of rows."""
         return math.prod(self.shape[: self.lead])
@@ -98,9 +104,9 @@ class Lines(NamedTuple):
         outer, block = jnp.divmod(line, np.uint32(max(1, -(-size // max(1, self.block)))))
         return outer * np.uint32(size * after) + block * np.uint32(self.block * after) + place + np.uint32(1)
 
-    def ties(self, reach: Array, above: Array, one_device: bool) -> Array:
+    def ties(self, reach: Array, above: Array, *, joint: bool) -> Array:
         """Count the elements equal to the threshold in each line: uint32 (*leading axes, *axes of lines)."""
-        if not one_device:
+        if not joint:
             divided, split = self._divide(reach & ~above)
             # Without the barrier XLA would sum whole rows in another read, instead of adding up the lines.
             return _barrier(_sum(divided, split))
@@ -136,11 +142,14 @@ class Lines(NamedTuple):
         return predicate.reshape(*shape[:axis], blocks, block, *shape[axis + 1 :]), axis + 1
 
 
-def _lines(part: Part, shards: int, *, tiled: bool) -> Lines:
+def _lines(part: Part, shards: int, *, tiled: bool, lanes: bool) -> Lines:
     """Divide a row so that a device has about as many lines of it as there are elements in each.
 
     If arrays are ``tiled``, as on a TPU, a division of an axis copies the array; then lines may be shorter instead.
+    With ``lanes`` a long vector is divided into the rows in which a TPU stores it.
     """
+    if lanes and part.is_long_vector:
+        return Lines(part, 0, _LANES)
     goal, within = math.isqrt(part.width // shards), 1
     if goal <= _SHORT:
         return (
@@ -239,7 +248,13 @@ class Layout:
         return [_sum(predicate, part.lead) for predicate in predicates]
 
     def cut(
-        self, reached: Callable[[int, AnyArray], tuple[Array, Array]], goal: Count, *, sliced: bool, tiled: bool
+        self,
+        reached: Callable[[int, AnyArray], tuple[Array, Array]],
+        goal: Count,
+        *,
+        sliced: bool,
+        tiled: bool,
+        lanes: bool = False,
     ) -> list[Array]:
         """Find the end of the ties to keep, the first ones of each group, in every row.
 
@@ -252,16 +267,17 @@ class Layout:
           goal: the number of ties to keep in each group, limbs (groups,).
           sliced: whether to slice the line instead of reading the array again. Under ``vmap`` the slice is a gather.
           tiled: whether the device may store arrays in tiles, as TPUs do.
+          lanes: whether to divide long vectors as one TPU stores them.
 
         Returns:
           For each array, uint32 (rows,): the number of elements of the row up to and including the last tie to keep; 0
           if there is none, and the place of the last tie if there are too few.
         """
-        lines = [_lines(part, self.shards, tiled=tiled) for part in self.parts]
+        lines = [_lines(part, self.shards, tiled=tiled, lanes=lanes) for part in self.parts]
         leads = [part.lead for part in self.parts]
         counts = []
         for i, split in enumerate(lines):
-            counts.append(split.ties(*reached(i, goal.low), self.one_device))
+            counts.append(split.ties(*reached(i, goal.low), joint=self.one_device and not lanes))
         rows = [_sum(count, lead).reshape(-1) for count, lead in zip(counts, leads, strict=True)]
         quotas = self._share(rows, goal)
         found = _reach(counts, leads, quotas)

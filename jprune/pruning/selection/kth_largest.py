@@ -328,7 +328,11 @@ def _cut_ties(values: _Values, bounds: Bounds, missing: Count, whole: Bool[Array
         return here.reached_and_above(i, bounds_here)
 
     on_cpu = values.integers
-    cuts = layout.cut(reached, missing, sliced=layout.one_device and on_cpu, tiled=not on_cpu)
+    cut = functools.partial(layout.cut, reached, sliced=layout.one_device and on_cpu, tiled=not on_cpu)
+    if layout.one_device and not on_cpu and any(part.is_long_vector for part in layout.parts):
+        cuts = lax.platform_dependent(missing, tpu=functools.partial(cut, lanes=True), default=cut)
+    else:
+        cuts = cut(missing)
     return [
         jnp.where(counting.take(whole, part.groups), _ALL, part_cuts)
         for part, part_cuts in zip(layout.parts, cuts, strict=True)

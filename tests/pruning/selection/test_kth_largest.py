@@ -143,6 +143,23 @@ def test_the_forms_for_accelerators_choose_in_each_array_those_of_its_stable_sor
             same(found, [sorted_by_numpy([x], k, [None])[0] for x, k in zip(arrays, keep, strict=True)])
 
 
+@pytest.mark.parametrize("size", [2**16, 70_001])
+@pytest.mark.parametrize("each", [False, True], ids=["together", "each"])
+def test_ties_of_a_long_vector_are_cut_in_the_lines_of_an_accelerator(form, size, each):
+    """On one TPU the lines have 128 elements; 70,001 elements do not fill the last line."""
+    rng = np.random.default_rng(0)
+    arrays = [draw(rng, shape, "ties") for shape in (size, (5, 7))]
+    among = [rng.random(size) < 0.6, None]
+    keep = [size // 7, 11]
+    given = [jnp.asarray(array) for array in arrays], [jnp.asarray(among[0]), None]
+    if each:
+        found = kth_largest.largest(given[0], uint64.count_of(keep), given[1], each=True, one_device=True)
+        same(found, [sorted_by_numpy([x], k, [e])[0] for x, k, e in zip(arrays, keep, among, strict=True)])
+    else:
+        found = kth_largest.largest(given[0], uint64.count_of(sum(keep)), given[1], one_device=True)
+        same(found, sorted_by_numpy(arrays, sum(keep), among))
+
+
 @pytest.mark.parametrize("shards", [2, 3, 4, 8])
 @pytest.mark.parametrize("size", [99_999_989, 10**8, 3 * 2**20, 2**27, 2 * 49_999_991])
 def test_blocks_of_a_sharded_axis_are_within_a_shard(size, shards):
