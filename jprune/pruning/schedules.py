@@ -5,6 +5,7 @@ An amount is a sparsity (a float, the fraction of the prunable weights removed),
 weights kept), or ``{regex: sparsity}`` for selections that take an amount for each layer.
 """
 
+import itertools
 from collections.abc import Mapping
 
 from jprune.pruning.amounts import (
@@ -156,15 +157,30 @@ def describe(schedule: Schedule, steps: int) -> str:
     applied = [name for (step, _), name in zip(table, names, strict=True) if step < count]
     ends = applied[-1] if applied else "all weights"
     lacks = "" if len(applied) == len(table) else f"; the schedule's last amount, {names[-1]}, is not reached"
-    return "\n".join([*lines, f"ends with {ends}{lacks}"])
+    falls = [
+        f"the amount falls at step {step}: pruned weights come back only with regrow="
+        for (_, before), (step, after) in itertools.pairwise(table)
+        if _falls(before, after)
+    ]
+    return "\n".join([*lines, f"ends with {ends}{lacks}", *falls[:1]])
+
+
+def _falls(before: float | Keep | PerLayer, after: float | Keep | PerLayer) -> bool:
+    """Whether the second of two amounts of one kind removes less."""
+    if isinstance(before, Keep) and isinstance(after, Keep):
+        return after.count > before.count
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        return any(pattern in after and _falls(part, after[pattern]) for pattern, part in before.items())
+    return isinstance(before, float) and isinstance(after, float) and after < before
 
 
 def _amount_name(amount: float | Keep | PerLayer) -> str:
     if isinstance(amount, Keep):
         return f"keep {amount.count}"
     if isinstance(amount, Mapping):
-        return ", ".join(f"{pattern}: {_amount_name(part)}" for pattern, part in amount.items())
-    return f"sparsity {amount:.6g}"
+        return ", ".join(f"{pattern or 'others'}: {_amount_name(part)}" for pattern, part in amount.items())
+    rounded = f"{amount:.6g}"
+    return f"sparsity {amount!r}" if rounded == "1" and amount < 1 else f"sparsity {rounded}"
 
 
 def entries(schedule: object) -> tuple[tuple[int, float | Keep | PerLayer], ...]:

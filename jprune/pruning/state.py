@@ -7,7 +7,7 @@ shows whether a prune transformation is the last of its chain, without knowledge
 import functools
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, UInt32
 from optax.contrib import MechanicState, SAMState
 
 from jprune.graph.axes import Axes
-from jprune.pruning.amounts import Amount, amount_of
+from jprune.pruning.amounts import Amount, PerLayer, amount_of
 from jprune.pruning.selection import allocation, kth_largest, uint64
-from jprune.pruning.selection.layers import Layers, empty_layers, mask_layers, nothing_left
+from jprune.pruning.selection.layers import Layers, empty_layers, kept_of_layers, mask_layers, nothing_left
 from jprune.trees import flatten, match, path_string
 
 SKIPPED = np.uint32(1 << 31)
@@ -191,7 +191,12 @@ def _still_applied(
 
 
 def check_pruned(
-    params: PyTree, state: PyTree, *, sparsity: float | None = None, keep: int | None = None, axes: Axes = None
+    params: PyTree,
+    state: PyTree,
+    *,
+    sparsity: float | PerLayer | None = None,
+    keep: int | Mapping[str, int] | None = None,
+    axes: Axes = None,
 ) -> None:
     """Check, outside jit, that every pruned weight is exactly 0, and that the requested amount is pruned.
 
@@ -203,8 +208,9 @@ def check_pruned(
     Args:
       params: the parameters.
       state: the optimizer state whose prune transformations have the masks of these parameters.
-      sparsity: the fraction of the prunable weights that must be pruned; None to check no amount.
-      keep: the number of weights that may be kept, in place of ``sparsity``.
+      sparsity: the fraction of the prunable weights that must be pruned, or ``{regex: sparsity}`` for each layer; None
+        to check no amount.
+      keep: the number of weights that may be kept, or ``{regex: number}``, in place of ``sparsity``.
       axes: roles of the axes of the parameters (see ``prune``), to name single layers of a stack.
 
     Raises:
@@ -286,18 +292,28 @@ def _refuse_skipped(state: PyTree) -> None:
 
 
 def _check_amount(layers: Layers, amount: Amount) -> None:
-    size = layers.size
-    wanted, kept = allocation.kept(amount, size), uint64.number(kth_largest.count_true(layers.scores))
+    if not isinstance(amount, Mapping):
+        kept = uint64.number(kth_largest.count_true(layers.scores))
+        rounding = len(layers.sizes)  # each layer's count may be rounded
+        _compare_counts(kept, allocation.kept(amount, layers.size), layers.size, rounding, "")
+        return
+    sizes = layers.sizes
+    wanted = allocation.by_pattern(amount, layers.paths_of_layers, sizes)
+    rows = zip(layers.names, kept_of_layers(layers), wanted, sizes, strict=True)
+    for name, kept, most, size in sorted(rows, key=lambda row: row[1] <= row[2]):  # errors before warnings
+        _compare_counts(kept, most, size, 1, f" of '{name}'")
+
+
+def _compare_counts(kept: int, wanted: int, size: int, rounding: int, of: str) -> None:
+    """Raise if more weights are kept than wanted, and warn if fewer are, beyond rounding."""
+    said = f"{kept} of {size} prunable weights{of} are kept (sparsity {(size - kept) / max(size, 1):.6g})"
     if kept > wanted:
-        raise ValueError(
-            f"{kept} of {size} prunable weights are kept (sparsity {(size - kept) / size:.6g}), more than the {wanted} "
-            "requested; check that the schedule's last step was reached"
-        )
-    if kept < wanted - len(layers.sizes):  # each layer's count may be rounded
+        raise ValueError(f"{said}, more than the {wanted} requested; check that the schedule's last step was reached")
+    if kept < wanted - rounding:
         warnings.warn(
-            f"{kept} of {size} prunable weights are kept (sparsity {(size - kept) / size:.6g}), fewer than the "
-            f"{wanted} requested; pruned weights stay pruned when a target is lowered, unless regrow= is given",
-            stacklevel=3,
+            f"{said}, fewer than the {wanted} requested; pruned weights stay pruned when a target is lowered, unless "
+            "regrow= is given",
+            stacklevel=4,
         )
 
 

@@ -121,3 +121,24 @@ def test_check_pruned_says_whether_the_amount_is_reached():
     message = r"4 of 8 prunable weights are kept \(sparsity 0\.5\), more than the 2 requested; check that the schedule"
     with pytest.raises(ValueError, match=message):
         jprune.check_pruned(params, state, sparsity=0.75)
+
+
+def test_check_pruned_says_which_layer_does_not_reach_its_amount():
+    params = {"a": {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4)}, "b": {"kernel": jnp.arange(1.0, 5.0).reshape(2, 2)}}
+    tx = jprune.prune(jprune.magnitude(), {0: {"^a": 0.75, "": 0.25}}, selection=jprune.layer_masks)
+    updates, state = tx.update(params, tx.init(params), params)
+    params = optax.apply_updates(params, updates)
+    jprune.check_pruned(params, state, sparsity={"^a": 0.75, "": 0.25})
+    jprune.check_pruned(params, state, keep={"^a": 2, "^b": 3})
+    with pytest.raises(
+        ValueError, match=r"3 of 4 prunable weights of 'b/kernel' are kept .* more than the 2 requested"
+    ):
+        jprune.check_pruned(params, state, sparsity={"": 0.5})  # 5 of all 12 are kept, fewer than 6
+    with pytest.warns(
+        UserWarning, match="2 of 8 prunable weights of 'a/kernel' are kept .* fewer than the 4 requested"
+    ):
+        jprune.check_pruned(params, state, sparsity={"^a": 0.5, "": 0.25})
+    stack = {"blocks": {"kernel": jnp.ones((2, 2, 2), bool).at[1].set(False)}}
+    state = jprune.keep_zeros().init(stack := {"blocks": {"kernel": stack["blocks"]["kernel"].astype(jnp.float32)}})
+    with pytest.raises(ValueError, match=r"4 of 4 prunable weights of 'blocks/kernel\[0\]' are kept"):
+        jprune.check_pruned(stack, state, sparsity={"": 0.5}, axes=STACKED)

@@ -145,11 +145,24 @@ def test_bad_arguments_are_refused_by_name(make, error, message):
         make()
 
 
+def test_describe_says_where_the_amount_falls_and_what_is_not_quite_all():
+    assert schedules.describe({0: 0.9, 5: 0.5}, steps=9).endswith(
+        "ends with sparsity 0.5\nthe amount falls at step 5: pruned weights come back only with regrow="
+    )
+    assert "falls" in schedules.describe({0: Keep(3), 2: Keep(4)}, steps=9)
+    assert "falls" in schedules.describe({0: {"^a": 0.5, "": 0.1}, 2: {"^a": 0.5, "": 0.0}}, steps=9)
+    assert "falls" not in schedules.describe({0: 0.5, 2: Keep(4), 5: 0.5}, steps=9)
+    assert schedules.describe({0: 0.9999999}, steps=1).endswith("ends with sparsity 0.9999999")
+    assert schedules.describe({0: {"^a": 0.5, "": 1.0}}, steps=1).endswith(
+        "ends with ^a: sparsity 0.5, others: sparsity 1"
+    )
+
+
 def test_describe_shows_which_entries_are_reached():
     table = {0: Keep(500), 4: {"^a": 0.5, "": 0.25}}
     reached = schedules.describe(table, steps=5).splitlines()
     assert reached[1].split() == ["0", "keep", "500", "yes"]
-    assert reached[-1] == "ends with ^a: sparsity 0.5, : sparsity 0.25"
+    assert reached[-1] == "ends with ^a: sparsity 0.5, others: sparsity 0.25"
     missed = schedules.describe(table, steps=4).splitlines()
     assert missed[2].endswith("no: the run has 4 updates, this needs 5")
     assert missed[-1].startswith("ends with keep 500; the schedule's last amount, ^a: sparsity 0.5")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
 from jprune.pruning.amounts import Amount, Keep, Scheduled
@@ -265,15 +265,26 @@ def mask_layers(masks: PyTree, axes: Axes = None) -> Layers:
 
 def empty_layers(layers: Layers, kept: Sequence[Array]) -> list[str]:
     """Return the names of layers that have weights but keep none; ``kept`` are concrete bool arrays."""
-    flags: list[Array] = []
-    with jax.ensure_compile_time_eval():
-        for mask, stacked in zip(kept, layers.stacked, strict=True):
-            rest = tuple(axis for axis in range(mask.ndim) if axis not in stacked)
-            flags.append(jnp.any(mask, axis=rest))
-        left = np.concatenate([np.ravel(flag) for flag in jax.device_get(flags)])
+    left = _over_layers(jnp.any, layers, kept)
     return [
         name for name, size, any_left in zip(layers.names, layers.sizes, left, strict=True) if size and not any_left
     ]
+
+
+def kept_of_layers(layers: Layers) -> list[int]:
+    """Return the number of weights that each layer keeps; the scores are concrete bool arrays."""
+    counts = _over_layers(lambda mask, axis: np.count_nonzero(np.asarray(mask), axis=axis), layers, layers.scores)
+    return [int(count) for count in counts]
+
+
+def _over_layers(reduce: Callable[..., ArrayLike], layers: Layers, kept: Sequence[Array]) -> np.ndarray:
+    """Reduce one array for each leaf over the axes of each layer."""
+    found = []
+    with jax.ensure_compile_time_eval():
+        for mask, stacked in zip(kept, layers.stacked, strict=True):
+            rest = tuple(axis for axis in range(mask.ndim) if axis not in stacked)
+            found.append(reduce(mask, axis=rest))
+        return np.concatenate([np.ravel(each) for each in jax.device_get(found)])
 
 
 def is_mask(leaf: object) -> bool:

@@ -116,5 +116,8 @@ def test_a_product_inside_a_while_loop_is_an_error_that_says_so():
     def apply(params, x):
         return jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] @ params["kernel"]), (0, x))[1]
 
-    with pytest.raises(ValueError, match=r"reads 'kernel' \(those inside while and cond are not found\).*activations="):
+    message = r"reads 'kernel' itself \(.* multiplied or sliced kernel, or are inside while and cond, .*activations="
+    with pytest.raises(ValueError, match=message):
         jprune.wanda(apply)({"kernel": jnp.ones((3, 3))}, batch=jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match=message):
+        jprune.wanda(lambda p, x: x @ (2 * p["kernel"]))({"kernel": jnp.ones((3, 3))}, batch=jnp.ones((1, 3)))
