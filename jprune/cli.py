@@ -48,9 +48,10 @@ commas, semicolons, tabs or vertical bars. Pickles are never loaded.
 
 ROWS must be in the order of the labels, unless --id names a column that identifies the examples.
 
-MODELS are paired by index: model 3 of a --pruned file was pruned from model 3 of --dense. Naming a ratio twice adds
-models to it. Ratio 1 is the control, fine-tuned as long but not pruned; with it the audit separates pruning from
-fine-tuning. To compare pruning scores, name them: --pruned magnitude:2=m2.npz --pruned random:2=r2.npz.
+MODELS are paired by index: model 3 of a --pruned file was pruned from model 3 of --dense. Columns of the same names
+are paired by name. Naming a ratio twice adds models to it. Ratio 1 is the control, fine-tuned as long but not pruned;
+with it the audit separates pruning from fine-tuning. To compare pruning scores, name them: --pruned
+magnitude:2=m2.npz --pruned random:2=r2.npz.
 
 Without --out, --csv and --json a summary is printed and nothing is written. Exit status 2 means that an input cannot be
 used and nothing was written.

@@ -108,6 +108,13 @@ def _models_in_order(stacks: Sequence[Raw]) -> list[Raw]:
             note = f"{raw.name}: the columns were put in the order {why}, because models are paired by their names"
             values = raw.values[:, [given.index(name) for name in wanted]]
             raw = raw._replace(values=values, columns=wanted, notes=(*raw.notes, note))  # noqa: PLW2901
+        other = sorted(set(given) - set(stacks[0].columns))
+        if other and len(other) < len(given) == len(stacks[0].columns):
+            note = (
+                f"{raw.name} has a column {other[0]!r}, {stacks[0].name} has none: models are paired by index, so give "
+                "the columns of the same models"
+            )
+            raw = raw._replace(notes=(*raw.notes, note))  # noqa: PLW2901
         ordered.append(raw)
     return ordered
 
