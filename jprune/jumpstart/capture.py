@@ -37,7 +37,8 @@ def preactivations(
 
     A layer that is called several times is returned as ``path#0``, ``path#1``, ... Layers under scan, and layers whose
     weights vmap maps over, are separate layers: ``path[0]``, ``path[1]``, ...; the layers of a scanned block are in the
-    order in which they run. vmap over shared weights adds a leading axis of data.
+    order in which they run. vmap over shared weights adds a leading axis of data; the penalty takes the first axis as
+    the batch, so of several such vmaps the one over examples must be outermost.
 
     Args:
       model: an ``nnx.Module``; or a Linen module, followed by its variables.
