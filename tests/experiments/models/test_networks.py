@@ -240,11 +240,11 @@ def test_preactivations_come_in_call_order_channels_last(name, shape, paths):
     np.testing.assert_allclose(found[paths[0]], layer(x.reshape(4, -1) if name == "mlp" else x), atol=1e-6)
 
 
-# Convolutions: each layer forward, its kernel's gradient and, but for the first layer, its input's.
+# Convolutions: each layer forward, its input's gradient but for the first layer, and its kernel's but on a CPU.
 @pytest.mark.parametrize(
     ("name", "shape", "convolutions"),
     [
-        pytest.param("resnet20", CIFAR, {"cpu": 56, "cuda": 56, "tpu": 56}, marks=pytest.mark.slow),
+        pytest.param("resnet20", CIFAR, {"cpu": 37, "cuda": 56, "tpu": 56}, marks=pytest.mark.slow),
         ("lenet", MNIST, {"cpu": 0, "cuda": 0, "tpu": 5}),
     ],
 )
