@@ -223,7 +223,9 @@ def _grouped_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, strides: 
         grouped = jax.vmap(partial(_direct, strides=strides, pads=pads))
         return jax.vjp(grouped, x, kernel)[1](dy), (True, True)
 
-    return gradients(x, kernel, dy)
+    differentiable = jax.custom_vjp(gradients)  # custom_vmap has no reverse derivative
+    differentiable.defvjp(lambda *a: (gradients(*a), a), lambda a, bars: jax.vjp(alone, *a)[1](bars))
+    return differentiable(x, kernel, dy)
 
 
 def _canonical_gradients(

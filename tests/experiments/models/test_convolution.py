@@ -1,6 +1,7 @@
 """Both forms of the convolution against XLA's own, everywhere a study runs them."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.export
@@ -158,6 +159,28 @@ def test_replicates_on_cuda_take_the_gradient_of_a_grouped_convolution():
     }
     groups = {platform: module.count("batch_group_count = 3") for platform, module in text.items()}
     assert groups == {"cpu": 0, "cuda": 1}
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize("form", FORMS)
+def test_second_derivatives_are_those_of_xla(monkeypatch, form, platform):
+    """Of one network and of replicates, in the form of each platform."""
+    monkeypatch.setattr(lax, "platform_dependent", lambda *a, default, **forms: forms.get(platform, default)(*a))
+    x, kernel = arguments((3, 3))
+
+    def curvature(conv, x, w):
+        loss = lambda x, w: (conv(x, w, (2, 2), ((1, 1), (1, 1))) ** 4).sum()
+        return jax.grad(lambda x, w: sum((g**2).sum() for g in jax.grad(loss, (0, 1))(x, w)), (0, 1))(x, w)
+
+    many = jnp.stack([kernel, 2 * kernel])
+    for axes, w in ((None, kernel), ((None, 0), many), ((0, 0), many)):
+        images = jnp.stack([x, x + 1]) if axes == (0, 0) else x
+        found, expected = (
+            (jax.vmap(partial(curvature, conv), axes) if axes else partial(curvature, conv))(images, w)
+            for conv in (FORMS[form], plain)
+        )
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * abs(np.asarray(b)).max())
 
 
 @pytest.mark.parametrize(("form", "rest", "message"), [
