@@ -64,6 +64,7 @@ GRIDS: Mapping[str, Grid] = {
     "mnist-grid": dataclasses.replace(_width_2, epochs=10),
     "mnist-grid-50": grids.get("mnist"),
     "moons-pruned": grids.get("moons-pruned"),
+    "moons-pruned-seeds": dataclasses.replace(grids.get("moons-pruned"), seeds=35),
     "mnist-pruned": grids.get("mnist-pruned"),
 }  # table: its grid, of which a part may have run
 

@@ -9,6 +9,9 @@ import pandas as pd
 from experiments.jumpstart_grid import report
 from experiments.reproduction.verdicts import LEVEL, Verdict, least_split, not_run, paired_shares, shown_p, sign_test
 
+SEEDS_OF_J5 = 5
+_FEWEST_PAIRS, _LEVEL_FURTHER = 10, 0.05  # of J5 and J6
+
 
 def of_moons(
     cells: pd.DataFrame | None,
@@ -42,17 +45,27 @@ def of_tables(cells: pd.DataFrame | None) -> Verdict:
     return Verdict("J4", question, found, decided if p < 0.05 else "open")
 
 
-def of_pruned(tables: Sequence[pd.DataFrame]) -> Verdict:
-    """Return verdict J5.
+def of_pruned(tables: Sequence[pd.DataFrame], new_seeds: pd.DataFrame | None = None) -> list[Verdict]:
+    """Return verdicts J5 and J6.
 
     Args:
-      tables: tables ``pruned`` of the grids that have run, a row per network and ratio.
+      tables: tables ``pruned`` of the grids of J5 that have run, a row per network and ratio.
+      new_seeds: the table of J6; the seeds of J5 in it are left out.
     """
     question = "Can thin, deep networks that were trained with jumpstart be pruned further?"
-    if not tables:
-        return not_run("J5", question)
-    largest = report.largest_ratio(pd.concat(tables)).unstack("method")
-    found, answers = [], {}
+    again = "J5 on moons with 30 new seeds: can they be pruned further?"
+    return [
+        _further("J5", question, pd.concat(tables)) if tables else not_run("J5", question),
+        not_run("J6", again)
+        if new_seeds is None
+        else _further("J6", again, new_seeds[new_seeds["replicate"] >= SEEDS_OF_J5]),
+    ]
+
+
+def _further(name: str, question: str, after: pd.DataFrame) -> Verdict:
+    """Compare the largest ratios at which networks of UP and of another method stay at .9."""
+    largest = report.largest_ratio(after).unstack("method")
+    found, answers, needed = [], {}, ""
     for other in ("relu-bn", "relu"):
         pairs = largest.reindex(columns=["UP", other]).dropna()  # both trained to .9 before pruning
         further, less = (int(count.sum()) for count in (pairs["UP"] > pairs[other], pairs["UP"] < pairs[other]))
@@ -60,8 +73,12 @@ def of_pruned(tables: Sequence[pd.DataFrame]) -> Verdict:
         words = f"UP against {other}: further in {further}, less far in {less} of {len(pairs)} pairs (p {shown_p(p)})"
         if len(pairs):
             words += f", median of the largest t {pairs['UP'].median():g} and {pairs[other].median():g}"
+        if len(pairs) < _FEWEST_PAIRS:
+            needed = f"; at least {_FEWEST_PAIRS} pairs are needed for another word than open"
+        elif p >= _LEVEL_FURTHER:
+            words += f"; {least_split(further + less, _LEVEL_FURTHER, tests=2)}"
         found.append(words)
-        decided = len(pairs) >= 10 and p < 0.05
+        decided = len(pairs) >= _FEWEST_PAIRS and p < _LEVEL_FURTHER
         answers[other] = ("supported" if further > less else "contradicted") if decided else "open"
     datasets = ", ".join(largest.index.unique("dataset"))
     verdict = (
@@ -69,8 +86,7 @@ def of_pruned(tables: Sequence[pd.DataFrame]) -> Verdict:
         if len(set(answers.values())) == 1
         else ", ".join(f"{answer} against {other}" for other, answer in answers.items())
     )
-    needed = "; at least 10 pairs are needed for another word than open" if "open" in verdict else ""
-    return Verdict("J5", question, f"{'; '.join(found)}; {datasets}{needed}", verdict)
+    return Verdict(name, question, f"{'; '.join(found)}; {datasets}{needed}", verdict)
 
 
 def _more_train(cells: pd.DataFrame | None) -> Verdict:

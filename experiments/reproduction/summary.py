@@ -28,6 +28,7 @@ _PLANNED = {
     "fashion-few-weights": ("LeNets with 60 to 1,200 weights (R14)", 30),
     "fashion-few-weights-floor": ("LeNets with 60 to 1,200 weights, at least 10 in every layer (R14)", 30),
     "mnist-pruned": ("pruning of thin networks on MNIST (J5)", 60),
+    "moons-pruned-seeds": ("pruning of thin networks on moons with new seeds (J6)", 420),
     "moons-seeds-u": ("five seeds of U on moons", 585),
     "mnist-grid-50": ("MNIST grid of 50 epochs", 15),
 }  # table: what it answers, planned number of networks

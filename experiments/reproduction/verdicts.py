@@ -79,14 +79,14 @@ def sign_test(wins: int, losses: int) -> float:
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def least_split(units: int, level: float = 0.05) -> str:
-    """Say what a sign test needs.
+def least_split(units: int, level: float = 0.05, tests: int = 1) -> str:
+    """Say what a sign test needs, with p multiplied by the number of tests.
 
     >>> least_split(4), least_split(6), least_split(9)
     ('with 4 units p is never below .05', 'p below .05 needs 6 of 6 units', 'p below .05 needs 8 of 9 units')
     """
     least = f"{level:.2f}".removeprefix("0")
-    enough = [wins for wins in range(units // 2 + 1, units + 1) if sign_test(wins, units - wins) < level]
+    enough = [wins for wins in range(units // 2 + 1, units + 1) if tests * sign_test(wins, units - wins) < level]
     if enough:
         return f"p below {least} needs {enough[0]} of {units} units"
     return f"with {units} unit{'s' if units != 1 else ''} p is never below {least}"

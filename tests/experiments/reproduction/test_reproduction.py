@@ -195,7 +195,7 @@ def test_pruning_further_is_judged_over_pairs_that_both_trained():
     up = _pruned("UP", range(12), [4.0] * 10 + [1.0, 0.0])
     batch_norm = _pruned("relu-bn", range(12), [2.0] * 8 + [4.0, 10.0, 1.0, 4.0])
     relu = _pruned("relu", range(5), [1.5] * 5)
-    found = jumpstart.of_pruned([up, pd.concat([batch_norm, relu])])
+    found = jumpstart.of_pruned([up, pd.concat([batch_norm, relu])])[0]
     p = 2 * stats.binomtest(8, 9).pvalue  # a tie, and a tie at t = 1; network 11 of UP did not train
     assert (
         f"UP against relu-bn: further in 8, less far in 1 of 11 pairs (p {p:.3f}), median of the largest t 4 and 2"
@@ -203,12 +203,24 @@ def test_pruning_further_is_judged_over_pairs_that_both_trained():
     )
     assert "UP against relu: further in 5, less far in 0 of 5 pairs" in found.found
     assert found.verdict == "open", "p = .039 x 2 against relu-bn, and five pairs against relu are too few"
-    more = jumpstart.of_pruned([up, batch_norm, _pruned("relu", range(12), [1.5] * 12)])
+    more = jumpstart.of_pruned([up, batch_norm, _pruned("relu", range(12), [1.5] * 12)])[0]
     assert more.verdict == "open against relu-bn, supported against relu"
     with_widths = [pd.concat([t, t.assign(width=8)]) for t in (up, batch_norm, _pruned("relu", range(12), [1.5] * 12))]
-    assert jumpstart.of_pruned(with_widths).verdict == "supported"
-    assert jumpstart.of_pruned([]).verdict == "not run"
-    assert jumpstart.of_pruned([up]).verdict == "open", "no pair"
+    assert jumpstart.of_pruned(with_widths)[0].verdict == "supported"
+    assert jumpstart.of_pruned([])[0].verdict == "not run"
+    assert jumpstart.of_pruned([up])[0].verdict == "open", "no pair"
+
+
+def test_new_seeds_are_judged_without_the_old_ones():
+    further, less = [4.0] * 15, [2.0] * 15
+    old, new = range(5), range(5, 20)
+    tables = [_pruned("UP", old, less[:5]), _pruned("relu", old, further[:5]), _pruned("relu-bn", old, further[:5])]
+    tables += [_pruned("UP", new, further), _pruned("relu", new, less), _pruned("relu-bn", new, further)]
+    first, again = jumpstart.of_pruned([], pd.concat(tables))
+    assert (first.name, first.verdict, again.name) == ("J5", "not run", "J6")
+    assert "UP against relu: further in 15, less far in 0 of 15 pairs" in again.found
+    assert again.verdict == "open against relu-bn, supported against relu"
+    assert "0 of 15 pairs (p 1.000), median of the largest t 4 and 4; with 0 units p is never below .05" in again.found
 
 
 def test_equal_shares_of_trained_cells_are_equivalent_and_own_seeds_are_compared():
