@@ -69,8 +69,7 @@ _GRIDS = (
     "mnist-grid-50",
     "prune-and-jumpstart",
 )
-_NEW_SEEDS = "moons-pruned-seeds"
-_PRUNED = ("moons-pruned", "mnist-pruned", _NEW_SEEDS)
+_PRUNED = ("moons-pruned", "mnist-pruned", summary.NEW_SEEDS)
 _MAPS = """![Heat maps of training accuracy by width and depth, ours and the published ones, one row per method](
 images/reproduction-moons-train.png)
 
@@ -179,7 +178,9 @@ def report() -> None:
     found = [
         *jumpstart.of_moons(grids.get("moons"), grids.get("moons-layers"), published, _more_seeds(grids)),
         jumpstart.of_tables(grids.get("uci")),
-        *jumpstart.of_pruned([pruned[name] for name in pruned if name != _NEW_SEEDS], pruned.get(_NEW_SEEDS)),
+        *jumpstart.of_pruned(
+            [pruned[name] for name in pruned if name != summary.NEW_SEEDS], pruned.get(summary.NEW_SEEDS)
+        ),
         *hypotheses.of_recalls(known, boxes),
         *explanations.of_explanations(studies | explaining),
     ]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pandas as pd
 from experiments.jumpstart_grid import report
 from experiments.reproduction.verdicts import LEVEL, Verdict, least_split, not_run, paired_shares, shown_p, sign_test
 
-SEEDS_OF_J5 = 5
+_SEEDS_OF_J5 = 5
 _FEWEST_PAIRS, _LEVEL_FURTHER = 10, 0.05  # of J5 and J6
 
 
@@ -45,47 +46,77 @@ def of_tables(cells: pd.DataFrame | None) -> Verdict:
     return Verdict("J4", question, found, decided if p < 0.05 else "open")
 
 
-def of_pruned(tables: Sequence[pd.DataFrame], new_seeds: pd.DataFrame | None = None) -> list[Verdict]:
+def of_pruned(tables: Sequence[pd.DataFrame], more_seeds: pd.DataFrame | None = None) -> list[Verdict]:
     """Return verdicts J5 and J6.
 
     Args:
       tables: tables ``pruned`` of the grids of J5 that have run, a row per network and ratio.
-      new_seeds: the table of J6; the seeds of J5 in it are left out.
+      more_seeds: the table of J6, with the seeds of J5.
     """
     question = "Can thin, deep networks that were trained with jumpstart be pruned further?"
     again = "J5 on moons with 30 new seeds: can they be pruned further?"
     return [
         _further("J5", question, pd.concat(tables)) if tables else not_run("J5", question),
-        not_run("J6", again)
-        if new_seeds is None
-        else _further("J6", again, new_seeds[new_seeds["replicate"] >= SEEDS_OF_J5]),
+        not_run("J6", again) if more_seeds is None else _further("J6", again, new_seeds(more_seeds)),
     ]
 
 
-def _further(name: str, question: str, after: pd.DataFrame) -> Verdict:
-    """Compare the largest ratios at which networks of UP and of another method stay at .9."""
+def new_seeds(after: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the seeds that J5 had."""
+    return after[after["replicate"] >= _SEEDS_OF_J5]
+
+
+class PrunedPairs(NamedTuple):
+    """Pairs of networks of UP and of another method that both trained to .9 before pruning.
+
+    Attributes:
+      largest: the largest ratio at which each network still reaches .9, columns UP and the other method.
+      further: number of pairs in which this ratio is larger for UP.
+      less: number of pairs in which it is smaller for UP.
+      p: of a sign test, multiplied by two, the number of other methods.
+      answer: ``supported`` (further), ``contradicted`` (less far) or ``open``.
+    """
+
+    largest: pd.DataFrame
+    further: int
+    less: int
+    p: float
+    answer: str
+
+
+def pruned_pairs(after: pd.DataFrame) -> dict[str, PrunedPairs]:
+    """Compare UP with each other method, by the name of that method."""
     largest = report.largest_ratio(after).unstack("method")
-    found, answers, needed = [], {}, ""
+    found = {}
     for other in ("relu-bn", "relu"):
-        pairs = largest.reindex(columns=["UP", other]).dropna()  # both trained to .9 before pruning
+        pairs = largest.reindex(columns=["UP", other]).dropna()
         further, less = (int(count.sum()) for count in (pairs["UP"] > pairs[other], pairs["UP"] < pairs[other]))
         p = min(1.0, 2 * sign_test(further, less))
+        decided = len(pairs) >= _FEWEST_PAIRS and p < _LEVEL_FURTHER
+        answer = ("supported" if further > less else "contradicted") if decided else "open"
+        found[other] = PrunedPairs(pairs, further, less, p, answer)
+    return found
+
+
+def _further(name: str, question: str, after: pd.DataFrame) -> Verdict:
+    found, needed = [], ""
+    compared = pruned_pairs(after)
+    for other, (pairs, further, less, p, answer) in compared.items():
         words = f"UP against {other}: further in {further}, less far in {less} of {len(pairs)} pairs (p {shown_p(p)})"
         if len(pairs):
             words += f", median of the largest t {pairs['UP'].median():g} and {pairs[other].median():g}"
         if len(pairs) < _FEWEST_PAIRS:
             needed = f"; at least {_FEWEST_PAIRS} pairs are needed for another word than open"
-        elif p >= _LEVEL_FURTHER:
+        elif answer == "open":
             words += f"; {least_split(further + less, _LEVEL_FURTHER, tests=2)}"
         found.append(words)
-        decided = len(pairs) >= _FEWEST_PAIRS and p < _LEVEL_FURTHER
-        answers[other] = ("supported" if further > less else "contradicted") if decided else "open"
-    datasets = ", ".join(largest.index.unique("dataset"))
+    answers = {other: pairs.answer for other, pairs in compared.items()}
     verdict = (
         answers["relu"]
         if len(set(answers.values())) == 1
         else ", ".join(f"{answer} against {other}" for other, answer in answers.items())
     )
+    datasets = ", ".join(dict.fromkeys(after["dataset"].sort_values()))
     return Verdict(name, question, f"{'; '.join(found)}; {datasets}{needed}", verdict)
 
 

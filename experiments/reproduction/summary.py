@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 import jprune
+from experiments.jumpstart_grid.pruned import TRAINED
 from experiments.reproduction import explanations, hypotheses, jumpstart, references
 from experiments.reproduction.hypotheses import CIFAR, PUBLISHED_COUNTS, SAME_DENSE, alphas_by_ratio
 from experiments.reproduction.ledger import DENSE, Recalls
@@ -19,6 +20,7 @@ from experiments.reproduction.verdicts import wilson
 from jprune.recall import Interval, t_interval
 
 _WIDTH = 120
+NEW_SEEDS = "moons-pruned-seeds"
 _PLANNED = {
     "fashion-published-paper": ("published counts on Fashion-MNIST in the paper's setting", 30),
     "fashion-published-script": ("published counts on Fashion-MNIST in the script's setting", 30),
@@ -28,10 +30,11 @@ _PLANNED = {
     "fashion-few-weights": ("LeNets with 60 to 1,200 weights (R14)", 30),
     "fashion-few-weights-floor": ("LeNets with 60 to 1,200 weights, at least 10 in every layer (R14)", 30),
     "mnist-pruned": ("pruning of thin networks on MNIST (J5)", 60),
-    "moons-pruned-seeds": ("pruning of thin networks on moons with new seeds (J6)", 420),
+    NEW_SEEDS: ("pruning of thin networks on moons with new seeds (J6)", 420),
     "moons-seeds-u": ("five seeds of U on moons", 585),
     "mnist-grid-50": ("MNIST grid of 50 epochs", 15),
 }  # table: what it answers, planned number of networks
+_IN_WORDS = {"relu-bn": "batch normalization", "relu": "relu alone"}
 _WELL_ABOVE = 0.2  # difference of kappas, fixed on 2026-11-29 before the seeds of U were seen
 
 
@@ -65,6 +68,7 @@ def bullets(tables: Tables) -> str:
         _collapse,
         _channels,
         _other_changes,
+        _pruned_further,
         _own_cifar,
         _missing,
     )
@@ -321,6 +325,29 @@ def _own_cifar(tables: Tables) -> str:
     if changes:
         text += f"; at t = 20, undecayed minus magnitude is {_signed(changes[20.0])}"
     return text + "."
+
+
+def _pruned_further(tables: Tables) -> str:
+    if NEW_SEEDS not in tables.pruned:
+        return ""
+    after = jumpstart.new_seeds(tables.pruned[NEW_SEEDS])
+    compared = {_IN_WORDS[other]: pairs for other, pairs in jumpstart.pruned_pairs(after).items()}
+    words = {"supported": "further than", "contradicted": "less far than", "open": "not shown to differ from"}
+    title = ", and ".join(f"{words[pairs.answer]} those with {name}" for name, pairs in compared.items())
+    found = [
+        f"than with {name} in {further} of {len(pairs)} pairs {_share(further, len(pairs))} and up to a smaller t in "
+        f"{less} {_share(less, len(pairs))}"
+        for name, (pairs, further, less, _, _) in compared.items()
+        if len(pairs)
+    ]
+    before = after[after["ratio"] == 1]
+    trained = (before["train_acc"] >= TRAINED).groupby(before["method"]).sum()
+    others = " and ".join(f"{trained[method]} with {name}" for method, name in _IN_WORDS.items())
+    return (
+        f"**Thin, deep networks trained with jumpstart can be pruned {title}.** On moons, over networks that both "
+        f"methods train, UP stays at a training accuracy of .9 up to a larger t {'; '.join(found)}. Of "
+        f"{(before['method'] == 'UP').sum()} networks each, {trained['UP']} train with UP, {others}."
+    )
 
 
 def _change(alphas: pd.DataFrame) -> pd.Series:

@@ -238,6 +238,37 @@ def test_a_floor_adds_a_sentence_on_collapse_and_an_open_r14_says_what_it_needed
     assert found.found.endswith("a count can differ only if 11 networks or more collapse after one score alone")
 
 
+def _after(method, largest):
+    """Networks of new seeds that reach .95 up to these ratios, and .6 above; 0 means that they do not train."""
+    return pd.DataFrame(
+        {"dataset": "moons", "method": method, "depth": 20, "width": 2, "replicate": 5 + i, "ratio": ratio,
+         "train_acc": 0.95 if ratio <= most else 0.6}
+        for i, most in enumerate(largest)
+        for ratio in (1.0, 1.5, 2.0)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("relu", "title"), [
+    ([2.0] * 12, "less far than those with relu alone."),
+    ([1.5] * 10 + [0.0, 0.0], "not shown to differ from those with relu alone."),
+])  # fmt: skip
+def test_the_bullet_on_pruned_thin_networks_has_words_for_each_answer(relu, title):
+    after = pd.concat([_after("UP", [1.5] * 12), _after("relu-bn", [1.0] * 12), _after("relu", relu)])
+    old = after.assign(replicate=0, train_acc=0.0)
+    text = summary._pruned_further(_tables(pruned={summary.NEW_SEEDS: pd.concat([after, old])}))
+    assert text.startswith(
+        "**Thin, deep networks trained with jumpstart can be pruned further than those with batch normalization, and "
+        f"{title}** "
+    )
+    assert (
+        "up to a larger t than with batch normalization in 12 of 12 pairs [.76, 1.00] and up to a smaller t in 0"
+        in text
+    )
+    counts = f"12 train with UP, 12 with batch normalization and {sum(most > 0 for most in relu)} with relu alone"
+    assert text.endswith(f"Of 12 networks each, {counts}.")
+    assert summary._pruned_further(_tables()) == ""
+
+
 def test_open_answers_give_the_smallest_effect():
     rng = np.random.default_rng(0)
     wide = study({"magnitude": FLAT, "random": (0.9, 1.0, 1.0, 1.2, 1.3)})
