@@ -14,9 +14,10 @@ from experiments.training.replicates import Placement
 from experiments.training.tasks import Task
 from jprune.trees import Where
 
-# Milliseconds per step of batch 128 for one replicate: on two CPU cores, and on an NVIDIA H200 with twenty replicates
-# in one program. From benchmarks/results.md and docs/performance.md.
-_STEP = {"lenet": {"cpu": 1.7, "gpu": 0.022}, "mlp": {"cpu": 0.66}, "resnet20": {"cpu": 288.0}}
+# Milliseconds per step of batch 128 for one replicate: of the studies' programs on two CPU cores (x86_64, AVX-512,
+# 2026-11-29; other machines were half as fast and twice as fast), and on an NVIDIA H200 with twenty replicates in one
+# program (docs/performance.md).
+_STEP = {"lenet": {"cpu": 3.1, "gpu": 0.022}, "mlp": {"cpu": 1.4}, "resnet20": {"cpu": 515.0}}
 # Shapes of the examples on which they were measured: MNIST and CIFAR.
 _SHAPE = {"lenet": (28, 28, 1), "mlp": (28, 28, 1), "resnet20": (32, 32, 3)}
 # Floating-point operations of their forward pass of 128 of these examples, from which other step times are estimated.

@@ -59,7 +59,7 @@ def fashion_lenet() -> Study:
     """LeNet (60,074 parameters) on Fashion-MNIST.
 
     Command: python -m experiments.recall_distortion --preset fashion-lenet
-    Cost: 177,000 steps a replicate (30 epochs, then 26 times 15): .1 hours a replicate on 2 CPU cores, some
+    Cost: 177,000 steps a replicate (30 epochs, then 26 times 15): .15 hours a replicate on 2 CPU cores, some
     .1 hours for all 30 on one NVIDIA H200.
     Expect, for magnitude: median alpha .95, .96, .98, 1.05, 1.89 at t = 2, 4, 10, 20, 50.
     """
@@ -71,7 +71,7 @@ def mnist_lenet() -> Study:
     """LeNet (60,074 parameters) on MNIST.
 
     Command: python -m experiments.recall_distortion --preset mnist-lenet
-    Cost: 177,000 steps a replicate (30 epochs, then 26 times 15): .1 hours a replicate on 2 CPU cores, some
+    Cost: 177,000 steps a replicate (30 epochs, then 26 times 15): .15 hours a replicate on 2 CPU cores, some
     .1 hours for all 30 on one NVIDIA H200.
     Expect, for magnitude: median alpha .47, .50, .60, .80, 5.29 at t = 2, 4, 10, 20, 50.
     """
@@ -87,7 +87,7 @@ def fashion_few_weights() -> Study:
     """LeNet on Fashion-MNIST, pruned to 60, 125, 250, 350, 600 and 1,200 of 58,998 weights.
 
     Command: python -m experiments.recall_distortion --preset fashion-few-weights
-    Cost: 133,000 steps a replicate (30 epochs, then 19 times 15): .06 hours a replicate on 2 CPU cores. The dense
+    Cost: 133,000 steps a replicate (30 epochs, then 19 times 15): .1 hours a replicate on 2 CPU cores. The dense
     networks are those of fashion-lenet: with --out runs/fashion-lenet they are not trained again.
     Expect: dense accuracy .898; with 125 weights 24 of 30 networks at chance after magnitude and 11 after undecayed
     pruning.
@@ -107,7 +107,7 @@ def fashion_few_weights_floor() -> Study:
     """LeNet on Fashion-MNIST, pruned to 60 to 1,200 weights, of which every layer keeps at least 10.
 
     Command: python -m experiments.recall_distortion --preset fashion-few-weights-floor
-    Cost: 133,000 steps a replicate, as fashion-few-weights: .06 hours a replicate on 2 CPU cores.
+    Cost: 133,000 steps a replicate, as fashion-few-weights: .1 hours a replicate on 2 CPU cores.
     Expect: dense accuracy .898; without the floor 24 of 30 networks are at chance with 125 weights.
     """
     return dataclasses.replace(fashion_few_weights(), min_keep=10)
@@ -118,7 +118,7 @@ def fashion_changed() -> Study:
     """LeNet on Fashion-MNIST, with changes other than pruning, and not fine-tuned.
 
     Command: python -m experiments.recall_distortion --preset fashion-changed --rounding 4
-    Cost: 12,600 steps a replicate (30 epochs): .006 hours a replicate on 2 CPU cores; with --rounding and --out
+    Cost: 12,600 steps a replicate (30 epochs): .01 hours a replicate on 2 CPU cores; with --rounding and --out
     runs/fashion-lenet the dense networks are those of fashion-lenet.
     Expect: dense accuracy .898.
 
@@ -155,7 +155,7 @@ def _cifar(name: str) -> Study:
 
 
 # Hours of a replicate on 2 CPU cores: the measured step of ResNet-20, times the operations of the forward pass.
-_CPU_HOURS = {"resnet20": 20, "resnet32": 34, "resnet44": 47, "resnet56": 61, "resnet110": 122}
+_CPU_HOURS = {"resnet20": 36, "resnet32": 61, "resnet44": 84, "resnet56": 109, "resnet110": 218}
 
 for _name, (_title, _magnitude, _undecayed) in _CIFAR.items():
     _PRESETS.add(
@@ -177,8 +177,8 @@ def cifar10_resnet20_short() -> Study:
     """ResNet-20 (269,722 parameters) on CIFAR-10 with a short schedule: one learning-rate cycle, batch 512.
 
     Command: python -m experiments.recall_distortion --preset cifar10-resnet20-short
-    Cost: 6,090 steps of 512 a replicate (15 epochs, then 11 times 5): by the measured step of ResNet-20, 2 hours a
-    replicate on 2 CPU cores; 7 hours on one busy core, where a step took 4.2 s.
+    Cost: 6,090 steps of 512 a replicate (15 epochs, then 11 times 5): by the measured step of ResNet-20, 3.3
+    hours a replicate on 2 CPU cores (1.95 s a step) and 4.5 hours on one (2.65 s).
     Expect: not yet measured. Dense accuracy should reach that of the published ResNet-56 (.8925, standard deviation
     .0095); for magnitude, with the longer schedule of the paper, median alpha .95, 1.02, 1.22, 1.57, 2.56 at t = 2,
     4, 10, 20, 50.
