@@ -22,9 +22,9 @@ _STEP = {"lenet": {"cpu": 3.1, "gpu": 0.022}, "mlp": {"cpu": 1.4}, "resnet20": {
 _SHAPE = {"lenet": (28, 28, 1), "mlp": (28, 28, 1), "resnet20": (32, 32, 3)}
 # Floating-point operations of their forward pass of 128 of these examples, from which other step times are estimated.
 _FORWARD = {"lenet": 5.36e7, "mlp": 6.86e7, "resnet20": 1.082e10}
-# Least milliseconds of a step and of an epoch of one replicate on one CPU core, however small the model. They are
-# within a factor of two of what was measured with networks of 300 to 50,000 weights and batches of 8 to 512.
-_LEAST_STEP = {"cpu": (0.05, 0.002)}  # and per example of the batch
+# Least milliseconds of a step and of an epoch of one replicate on one CPU core, however small the model. Measured with
+# networks of 300 to 50,000 weights and batches of 8 to 512, on machines of which one is twice as fast as another.
+_LEAST_STEP = {"cpu": (0.1, 0.004)}  # and per example of the batch
 _LEAST_EPOCH = {"cpu": 1.0}
 _MOST_UNROLLED = 4
 
