@@ -19,7 +19,7 @@ _SAME_RATIO = 1e-5  # relative; tables have six digits
 
 _fashion, _mnist, _changed = (presets.get(name) for name in ("fashion-lenet", "mnist-lenet", "fashion-changed"))
 _PAPER = {"ratios": (1, *(_PARAMETERS / (_PARAMETERS - _PRUNABLE + keep) for keep in _PUBLISHED_COUNTS))}
-_AT_125 = _PARAMETERS / (_PARAMETERS - _PRUNABLE + 125)  # the count of R14 that is run first
+_few, _floor = (presets.get(name) for name in ("fashion-few-weights", "fashion-few-weights-floor"))
 _SCRIPT = {**_PAPER, "weight_decay": 0.0, "selection": "test"}
 
 STUDIES: Mapping[str, Study] = {
@@ -44,8 +44,8 @@ STUDIES: Mapping[str, Study] = {
         finetune_lr=(0.01,),
     ),
     "cifar10-resnet20-short": presets.get("cifar10-resnet20-short"),
-    "fashion-few-weights": presets.get("fashion-few-weights"),
-    "fashion-few-weights-floor": dataclasses.replace(presets.get("fashion-few-weights-floor"), ratios=(_AT_125,)),
+    "fashion-few-weights": dataclasses.replace(_few, ratios=_few.ratios[1:]),
+    "fashion-few-weights-floor": dataclasses.replace(_floor, ratios=_floor.ratios[1:]),
     "fashion-round-8": dataclasses.replace(_changed, rounding=8),
     "fashion-round-4": dataclasses.replace(_changed, rounding=4),
     "fashion-fewer-epochs-10": dataclasses.replace(_changed, epochs=(23,)),
