@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from benchmarks import in_torch
 from benchmarks.timing import Row, judge, same, seconds
-from experiments.data import sources
+from experiments.data import tables
 from experiments.jumpstart_grid import thin_networks
 from experiments.jumpstart_grid.thin_networks import ThinRecipe, ThinRun, ThinState
 from experiments.jumpstart_grid.thin_stack import Architecture
@@ -40,7 +40,7 @@ def rows() -> list[Row]:
 
 def at(depth: int, epochs: int, buckets: tuple[tuple[int, ...], ...], seeds: int) -> list[Row]:
     """Time all widths in buckets, and as many runs of the largest width alone."""
-    splits = sources.moons()
+    splits = tables.moons()
     joined = [np.concatenate(parts) for parts in zip(splits["train"], splits["validation"], strict=True)]
     points = Points(joined[0].T.copy(), joined[1].astype(np.float32), len(splits["train"][1]))
     count = seeds * sum(map(len, buckets))

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import in_torch, steps
 from benchmarks.timing import Row, judge, not_run, same, seconds
-from experiments.data import datasets, sources
+from experiments.data import datasets, tables
 from experiments.recall_distortion import oneshot
 from experiments.training import phases, replicates, tasks
 from experiments.training import steps as training
@@ -42,7 +42,7 @@ def rows() -> list[Row]:
     """Time per run; images are in memory on both sides, and every epoch ends with the validation split."""
     try:
         dataset = datasets.load("fashion_mnist", data_dir=os.environ.get("JPRUNE_DATA_DIR"))
-    except (ImportError, sources.Missing) as error:
+    except (ImportError, tables.Missing) as error:
         return [not_run(WHAT, "torch runs one after another", must=0.25, why=str(error))]
     return against_torch(dataset, RECIPE, COUNT, RUN_IN_TORCH)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.cli.commands import exit_status
-from experiments.data import sources
+from experiments.data import image_sets
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         given = parser.parse_args(arguments)
-        where = sources.prepare(given.name.removeprefix("tfds:"), given.data_dir)
+        where = image_sets.prepare(given.name.removeprefix("tfds:"), given.data_dir)
         print(f"{given.name} is in {where}")
 
     return exit_status(work)

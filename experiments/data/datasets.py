@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike
 
-from experiments.data import cache, sources, splits
+from experiments.data import cache, image_sets, splits, tables
 
 Selection = Literal["validation", "test"]
 
@@ -123,7 +123,7 @@ def load(
       The data set; arrays that were not subsampled are read-only and memory-mapped.
 
     Raises:
-      sources.Missing: the data is not on this machine; the message says how to get it.
+      tables.Missing: the data is not on this machine; the message says how to get it.
       files.StoreError: the cache cannot be written.
       ImportError: an extra is missing; the message names it.
       ValueError: the name is unknown, a file has unusable content, or an argument does not apply.
@@ -180,7 +180,7 @@ def of_arrays(
     >>> [len(split.labels) for split in (data.train, data.validation, data.test)]
     [26, 4, 10]
     """
-    train, test, names = sources.checked(name, arrays, class_names)
+    train, test, names = tables.checked(name, arrays, class_names)
     whole = None if test is None else Split(*test)
     return _assembled(
         name,
@@ -233,26 +233,26 @@ def _everything(
 ) -> tuple[Split, Split | None, tuple[str, ...]]:
     """Return training examples, test examples or None, and the names of the classes."""
     kind, _, rest = name.partition(":")
-    if name in sources.BUNDLED or name == "moons":
+    if name in tables.BUNDLED or name == "moons":
         if image_size is not None:
             raise ValueError(f"image_size={image_size} does not apply to {name}, whose examples have one size")
         if name == "moons":
-            points = sources.moons()
+            points = tables.moons()
             return Split(*points["train"]), Split(*points["validation"]), ("0", "1")
-        *arrays, class_names = sources.bundled(name)
+        *arrays, class_names = tables.bundled(name)
         return Split(*arrays), None, class_names
     if kind in ("npz", "table") and rest:
         if image_size is not None:
             raise ValueError(f"image_size={image_size} does not apply to {name}; resize the arrays yourself")
-        read = sources.npz if kind == "npz" else sources.table
+        read = tables.npz if kind == "npz" else tables.table
         train, test, class_names = read(Path(rest).expanduser())
         return Split(*train), None if test is None else Split(*test), class_names
     if kind == "folder" and rest:
-        decoding = sources.folder(Path(rest).expanduser(), image_size)
+        decoding = image_sets.folder(Path(rest).expanduser(), image_size)
     elif name in _MOMENTS or (kind == "tfds" and rest):
-        decoding = sources.tfds(rest or name, None if data_dir is None else Path(data_dir).expanduser(), image_size)
+        decoding = image_sets.tfds(rest or name, None if data_dir is None else Path(data_dir).expanduser(), image_size)
     else:
-        known = ", ".join([*sources.BUNDLED, "moons", *_MOMENTS])
+        known = ", ".join([*tables.BUNDLED, "moons", *_MOMENTS])
         raise ValueError(
             f"dataset={name!r} is not a data set; there are {known}, npz:FILE, table:FILE, folder:PATH and tfds:NAME"
         )

@@ -27,7 +27,7 @@ from jaxtyping import ArrayLike, PyTree
 
 import jprune
 from experiments.cli import commands, metrics
-from experiments.data import sources
+from experiments.data import image_sets
 from experiments.data.augment import normalise
 from experiments.models.resnet50 import ResNet50
 from experiments.storage import checkpoints, files, store
@@ -161,7 +161,7 @@ def _scaled(images: jax.Array) -> jax.Array:
 
 
 def batches(
-    source: sources.Examples, settings: ImageNet, rng: np.random.Generator | None, part: tuple[int, int] = (0, 1)
+    source: image_sets.Examples, settings: ImageNet, rng: np.random.Generator | None, part: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
     """Stream decoded batches of a data source; the last partial batch is dropped.
 
@@ -218,8 +218,8 @@ def crop(encoded: bytes, size: int, seed: int | None) -> np.ndarray:
 
 def train(
     settings: ImageNet,
-    source: sources.Examples,
-    validation: sources.Examples,
+    source: image_sets.Examples,
+    validation: image_sets.Examples,
     callbacks: Sequence[metrics.Callback] = (),
 ) -> np.ndarray:
     """Train for all epochs, after those of the checkpoint in the output folder; the last weights are stored.
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         settings = commands.parse(ImageNet, ImageNet(), arguments, "python -m experiments.jumpstart_grid.imagenet")
         print(f"results go to {settings.out}; {settings.epochs} epochs of ResNet-50 ({settings.method})", flush=True)
-        stream = lambda split: sources.stream("imagenet2012", split, settings.data_dir)
+        stream = lambda split: image_sets.stream("imagenet2012", split, settings.data_dir)
         source, validation = stream("train"), stream("validation")
         running = {"out": str(settings.out), "data_dir": settings.data_dir and str(settings.data_dir)}
         recorded.record(settings.out, "jumpstart_grid.imagenet", _options(settings), running)

@@ -5,7 +5,7 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 
-from experiments.data import datasets, sources
+from experiments.data import datasets, image_sets, tables
 
 X = np.arange(240, dtype=np.float64).reshape(60, 4)
 Y = np.arange(60) % 3
@@ -38,12 +38,12 @@ def test_a_table_has_its_class_in_the_column_label_or_the_last_one(tmp_path, suf
     path = tmp_path / f"table.{suffix}"
     write = {"csv": lambda table: table.to_csv(path, index=False), "parquet": lambda table: table.to_parquet(path)}
     write[suffix](frame)
-    (features, labels), test, names = sources.table(path)
+    (features, labels), test, names = tables.table(path)
     assert (test, names) == (None, ("no", "yes"))
     np.testing.assert_array_equal(labels, np.arange(40) % 2)
     np.testing.assert_array_equal(features[19:21], [[19, 0, 1], [20, 1, 0]])  # size, blue, red
     write[suffix](frame.rename(columns={"label": "x"})[["size", "x"]])
-    (features, labels), _, names = sources.table(path)
+    (features, labels), _, names = tables.table(path)
     assert features.shape == (40, 1)
     assert names == ("no", "yes")
 
@@ -163,7 +163,7 @@ def test_a_column_of_parquet_that_is_neither_numbers_nor_text_is_refused(tmp_pat
 
 def test_the_name_of_the_class_column_may_have_capitals_and_blanks(tmp_path):
     (tmp_path / "mine.csv").write_text("a, Class,b" + "".join(f"\n{i},{'xy'[i % 2]},2" for i in range(40)))
-    assert sources.table(tmp_path / "mine.csv")[2] == ("x", "y")
+    assert tables.table(tmp_path / "mine.csv")[2] == ("x", "y")
 
 
 def test_a_column_of_dates_is_refused(tmp_path):
@@ -174,7 +174,7 @@ def test_a_column_of_dates_is_refused(tmp_path):
 
 
 def test_a_file_that_is_not_there_or_not_readable_is_named(tmp_path):
-    with pytest.raises(sources.Missing, match=r"npz:.*none\.npz is not a file"):
+    with pytest.raises(tables.Missing, match=r"npz:.*none\.npz is not a file"):
         datasets.load(f"npz:{tmp_path / 'none.npz'}")
     (tmp_path / "bad.npz").write_text("no archive")
     with pytest.raises(ValueError, match=r"bad\.npz is not an \.npz file"):
@@ -204,10 +204,10 @@ def test_a_download_is_tried_again_and_then_says_what_to_do(monkeypatch, tmp_pat
             if len(tries) < 3:
                 raise ConnectionError("reset by peer")
 
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(sources, "_builder", lambda name, data_dir: Builder())
-    assert sources.prepare("mine", None, pause=0) == tmp_path
+    monkeypatch.setattr(image_sets.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(image_sets, "_builder", lambda name, data_dir: Builder())
+    assert image_sets.prepare("mine", None, pause=0) == tmp_path
     assert tries == ["array_record"] * 3
     tries.clear()
-    with pytest.raises(sources.Missing, match=r"could not be downloaded in 2 attempts: reset by peer\. Check the conn"):
-        sources.prepare("mine", None, attempts=2, pause=0)
+    with pytest.raises(tables.Missing, match=r"could not be downloaded in 2 attempts: reset by peer\. Check the conn"):
+        image_sets.prepare("mine", None, attempts=2, pause=0)

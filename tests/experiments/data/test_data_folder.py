@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data import datasets, sources
+from experiments.data import datasets, image_sets, tables
 from experiments.recall_distortion import __main__ as recall_distortion
 from experiments.recall_distortion import plan
 from experiments.storage import files
@@ -59,8 +59,8 @@ def test_an_image_that_cannot_be_decoded_is_named(pictures):
 
 def test_a_folder_is_decoded_again_only_if_it_changed(pictures, monkeypatch):
     calls = []
-    decode = sources._decode
-    monkeypatch.setattr(sources, "_decode", lambda *arguments: calls.append(1) or decode(*arguments))
+    decode = image_sets._decode
+    monkeypatch.setattr(image_sets, "_decode", lambda *arguments: calls.append(1) or decode(*arguments))
     for expected in (12, 12):
         load_pictures(pictures)
         assert len(calls) == expected
@@ -140,7 +140,7 @@ def test_a_folder_that_is_not_a_data_set_is_refused(pictures, spoil):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(sources.Missing, match=r"nowhere has no folder train/"):
+    with pytest.raises(tables.Missing, match=r"nowhere has no folder train/"):
         datasets.load(f"folder:{tmp_path / 'nowhere'}")
 
 

@@ -10,7 +10,7 @@ import pytest
 import sklearn.datasets
 
 from experiments.data import __main__ as command
-from experiments.data import datasets, sources
+from experiments.data import datasets, image_sets, tables
 
 TFDS = Path(os.environ.get("JPRUNE_TFDS_DIR") or Path(__file__).parents[4] / "shared" / "data" / "tfds")
 
@@ -147,7 +147,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_data_that_is_missing_names_the_command_that_prepares_it(tmp_path):
-    with pytest.raises(sources.Missing, match=r"python -m experiments\.data prepare cifar100 --data-dir") as caught:
+    with pytest.raises(tables.Missing, match=r"python -m experiments\.data prepare cifar100 --data-dir") as caught:
         datasets.load("cifar100", data_dir=tmp_path)
     assert str(tmp_path) in str(caught.value)
 
@@ -159,13 +159,13 @@ def test_a_name_that_tfds_lacks_is_refused(tmp_path):
 
 def test_data_without_a_training_split_is_refused(monkeypatch):
     info = types.SimpleNamespace(splits={"test": None}, file_format=types.SimpleNamespace(value="array_record"))
-    monkeypatch.setattr(sources, "_builder", lambda *_: types.SimpleNamespace(info=info, data_dir="here"))
+    monkeypatch.setattr(image_sets, "_builder", lambda *_: types.SimpleNamespace(info=info, data_dir="here"))
     with pytest.raises(ValueError, match="cifar10_corrupted has no split 'train'; it has test"):
         datasets.load("tfds:cifar10_corrupted")
 
 
 def test_preparing_without_tensorflow_names_the_extra(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(image_sets.importlib.util, "find_spec", lambda name: None)
     assert command.main(["prepare", "cifar100", "--data-dir", str(tmp_path)]) == 1
     assert "pip install 'jprune[prepare]'" in capsys.readouterr().err
 
