@@ -117,10 +117,11 @@ def read_predictions(
 
 def _refuse_other_columns(frame: pd.DataFrame, path: Path) -> None:
     """Refuse a table of predictions with a column that is called like labels or ids: it would count as a model."""
+    never = frozenset().union(*_NOT_PREDICTED.values())
     for kind, usual in _NOT_PREDICTED.items():
         for column in frame.columns:
             if str(column).strip().lower() in usual and not pd.api.types.is_float_dtype(frame[column]):
-                others = [str(name) for name in frame.columns if name != column]
+                others = [str(name) for name in frame.columns if str(name).strip().lower() not in never] or ["NAME"]
                 ids = f", name the ids with --id {column}" if kind == "ids" else ""
                 raise InputError(
                     f"{path} has a column {str(column)!r}, which looks like {kind} and not like predictions: pick one "

@@ -270,6 +270,7 @@ LIKE_OTHERS = {
     ),
     "rows.csv": (text([[i, c] for i, c in enumerate(TWO)]), "another number in every row of column '0'"),
     "ids.jsonl": ("\n".join(f'{{"id": {i % 3}, "p": {c}}}' for i, c in enumerate(TWO)), "looks like ids"),
+    "both.csv": ("id,label,p\n" + text([[i % 3, c, c] for i, c in enumerate(TWO)]), "predictions as both.csv:p,"),
 }
 
 
