@@ -27,10 +27,10 @@ CHANGES = {
     "fashion-label-noise-10": (DENSE, "label noise"),
     "fashion-label-noise-20": (DENSE, "label noise"),
 }  # table: score of the changed networks, kind of change
-_P, _MARGIN = 0.01, 0.05
+P, _MARGIN = 0.01, 0.05
 _PLANNED = presets.get(FEW_WEIGHTS[0]).ratios[1:]
 COUNTS = len(_PLANNED)  # numbers of weights planned for R14
-_FIRST_ROUND = (50.0,)  # the ratio at which LeNets of the first round keep 125 weights
+_FIRST_ROUND, _IN_FIRST_ROUND = (50.0,), 125  # the ratio at which LeNets of the first round keep 125 weights
 
 
 def of_explanations(studies: Mapping[str, Recalls]) -> list[Verdict]:
@@ -43,22 +43,29 @@ def of_explanations(studies: Mapping[str, Recalls]) -> list[Verdict]:
     return [verdict for verdict in verdicts if verdict is not None]
 
 
-def collapse_table(study: Recalls, ratios: Sequence[float] | None = None) -> pd.DataFrame:
+def collapse_table(study: Recalls) -> pd.DataFrame:
     """Count networks at chance after magnitude and undecayed pruning, a row per number of weights.
 
     Args:
-      study: dense networks, pruned to few weights.
-      ratios: compression ratios to use; by default those planned for R14 that the study has.
+      study: dense networks, pruned to few weights; other ratios than those planned for R14 are left out.
 
     Returns:
       Columns ``keep`` (weights kept), ``networks``, ``magnitude`` and ``undecayed`` (collapsed networks),
       ``magnitude_alone`` and ``undecayed_alone`` (collapsed after only one of the two), ``p`` (exact McNemar test,
       Holm over rows), ``low`` and ``high`` (95% interval of share(undecayed) - share(magnitude)).
     """
+    return _adjusted(_collapse_rows(study, _PLANNED))
+
+
+def _adjusted(rows: list[dict[str, float]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows).sort_values("keep", ascending=False, ignore_index=True)
+    return table.assign(p=holm(table["p"].to_numpy()))
+
+
+def _collapse_rows(study: Recalls, planned: Sequence[float]) -> list[dict[str, float]]:
     scores = ["magnitude", "undecayed"]
     replicates = study.complete(scores)
     rows = []
-    planned = _PLANNED if ratios is None else ratios
     for ratio in study.ratios("magnitude"):
         if not np.isclose(ratio, planned, rtol=2e-5).any():
             continue  # belongs to another study in the same folder
@@ -70,20 +77,22 @@ def collapse_table(study: Recalls, ratios: Sequence[float] | None = None) -> pd.
         counts = {"magnitude": int(magnitude.sum()), "undecayed": int(undecayed.sum())}
         alone = {"magnitude_alone": fewer, "undecayed_alone": more}
         rows.append({"keep": keep, "networks": len(replicates), **counts, **alone, "p": p, "low": low, "high": high})
-    table = pd.DataFrame(rows)
-    return table.assign(p=holm(table["p"].to_numpy()))
+    return rows
 
 
 def _layer_collapse(studies: Mapping[str, Recalls]) -> Verdict | None:
     question = "Does undecayed pruning help only by avoiding layer collapse?"
     free, floor = (studies.get(name) for name in FEW_WEIGHTS)
     first = studies.get("fashion-lenet")
-    if floor is not None and free is not None:
-        tables = [collapse_table(free), collapse_table(floor)]
-    elif floor is not None and first is not None:
-        tables = [collapse_table(first, _FIRST_ROUND), collapse_table(floor)]
-    else:
+    if floor is None:
         return None
+    without = [] if free is None else _collapse_rows(free, _PLANNED)
+    added = first is not None and all(row["keep"] != _IN_FIRST_ROUND for row in without)
+    if added:
+        without += _collapse_rows(first, _FIRST_ROUND)
+    if not without:
+        return None
+    tables = [_adjusted(without), collapse_table(floor)]
     parts = []
     for table, words in zip(tables, ("without a floor", "with at least 10 weights a layer"), strict=True):
         shown = [
@@ -92,14 +101,14 @@ def _layer_collapse(studies: Mapping[str, Recalls]) -> Verdict | None:
             for row in table.itertuples()
         ]
         parts.append(f"collapsed after undecayed and magnitude {words}, by weights kept: {', '.join(shown)}")
-    differs, remains = (bool((table["p"] < _P).any()) for table in tables)
+    differs, remains = (bool((table["p"] < P).any()) for table in tables)
     within = bool((tables[1][["low", "high"]].abs() <= 0.2).all(axis=None))
     verdict = "no" if remains else "yes" if differs and within else "open"
     if verdict == "open":
-        least = next(n for n in itertools.count(1) if len(tables[1]) * stats.binomtest(n, n).pvalue < _P)
+        least = next(n for n in itertools.count(1) if len(tables[1]) * stats.binomtest(n, n).pvalue < P)
         parts.append(f"a count can differ only if {least} networks or more collapse after one score alone")
-    if free is None:
-        parts.append("networks without a floor are those of the first round (2026-11-29)")
+    if added:
+        parts.append(f"networks with {_IN_FIRST_ROUND} weights and no floor are those of the first round (2026-11-29)")
     counts = [f"{keep:,}" for keep in tables[1]["keep"]]
     if verdict == "yes" and len(counts) < COUNTS:
         verdict = f"yes, at {', '.join(counts)} weights"
@@ -123,7 +132,7 @@ def _other_changes(studies: Mapping[str, Recalls]) -> Verdict | None:
     text += _intervals(results)
     text += f"; {left_out} alphas of 0 or less have no logarithm and are left out" if left_out else ""
     if verdict == "open":
-        effects = [detectable_change(each, 1 - _P / len(results)) for each in results.values() if not each.reason]
+        effects = [detectable_change(each, 1 - P / len(results)) for each in results.values() if not each.reason]
         text += f"; {smallest(*effects)}"
     if pruned is not main:
         first, _ = compare_changes(main, changed)
@@ -149,7 +158,7 @@ def compare_changes(
     """
     alphas, left_out = _alphas_of_changes(pruned, changed)
     kinds = list(dict.fromkeys(kind for _, kind in CHANGES.values()))
-    level = 1 - _P / len(kinds)
+    level = 1 - P / len(kinds)
     return {
         kind: jprune.recall.compare_at_equal_accuracy(alphas, kind, "magnitude", level=level) for kind in kinds
     }, left_out

@@ -261,12 +261,14 @@ def _collapse(tables: Tables) -> str:
     floor = tables.recalls.get(explanations.FEW_WEIGHTS[1])
     if floor is not None:
         rows = explanations.collapse_table(floor)
-        for each in rows[rows["keep"] == 125].itertuples():
+        shown = {}
+        for each in rows.itertuples():
             low, high = _plain(float(each.low), 2, signed=True), _plain(float(each.high), 2, signed=True)
-            text += (
-                f" If every layer keeps at least 10 of them, it is {each.undecayed} and {each.magnitude} of "
-                f"{each.networks} (difference of the shares [{low}, {high}])."
-            )
+            counts = f"{each.undecayed} and {each.magnitude} of {each.networks}"
+            shown[each.keep] = f"{counts} (difference of the shares [{low}, {high}])"
+        others = [keep for keep in rows.loc[rows["p"] < explanations.P, "keep"] if keep != 125]
+        text += f" If every layer keeps at least 10 of them, it is {shown[125]}"
+        text += "".join(f"; with {keep:,} weights, {shown[keep]}" for keep in others) + "."
     return text
 
 

@@ -84,7 +84,19 @@ def test_the_first_round_stands_for_the_arm_without_a_floor_until_that_has_run(w
     [found] = _verdict(fashion_lenet=collapsed(50.0, 24, 11), fashion_few_weights_floor=collapsed(ratio, with_floor, 0))
     assert (found.name, found.verdict) == ("R14", verdict)
     assert "125: 11 and 24 of 30" in found.found
-    assert "without a floor are those of the first round" in found.found
+    assert "networks with 125 weights and no floor are those of the first round" in found.found
+
+
+def test_counts_without_a_floor_that_have_run_stand_beside_those_of_the_first_round():
+    whole = _few({("magnitude", 60): 30, ("undecayed", 60): 12})
+    part = whole._replace(networks=whole.networks[whole.networks["nonzero"].isin([60, 1000])])
+    rows = whole.networks.assign(ratio=whole.networks["ratio"].replace(50.0, 49.0))
+    rows.loc[rows["nonzero"] == 125, "ratio"] = 50.0
+    first = whole._replace(networks=rows.drop_duplicates(["score", "ratio", "replicate"]))
+    [found] = _verdict(fashion_lenet=first, fashion_few_weights=part, fashion_few_weights_floor=_few({}))
+    assert "125: 0 and 0 of 30" in found.found
+    assert "60: 12 and 30 of 30 (p 1.5e-05" in found.found  # 18 networks on one side, two counts: 2 x 2 x .5^18
+    assert found.verdict == "yes"
 
 
 def test_studies_that_have_not_run_are_left_out():

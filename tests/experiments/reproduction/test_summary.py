@@ -233,6 +233,11 @@ def test_a_floor_adds_a_sentence_on_collapse_and_an_open_r14_says_what_it_needed
     )
     (found,) = explanations.of_explanations(names)
     assert found.verdict == "yes"
+    networks = names["fashion-few-weights-floor"].networks
+    hit = (networks["score"] == "magnitude") & (networks["nonzero"] == 60) & (networks["replicate"] < 20)
+    networks.loc[hit, [f"correct_{c}" for c in range(4)]] = [1000, 0, 0, 0]
+    text = summary._collapse(_tables({"fashion-lenet": both} | names))
+    assert text.endswith("; with 60 weights, 0 and 20 of 30 (difference of the shares [-.81, -.44]).")
     (found,) = explanations.of_explanations(dict(zip(explanations.FEW_WEIGHTS, (_few(8, 0), _few(0, 0)), strict=True)))
     assert found.verdict == "open"
     assert found.found.endswith("a count can differ only if 11 networks or more collapse after one score alone")
