@@ -478,7 +478,9 @@ def _in_memory_order(
     def batch_last(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return lambda *x: _from_batch_last(f(*map(_to_batch_last, x)))
 
-    return lambda *x: lax.platform_dependent(*x, cpu=batch_last(on_cpu or f), cuda=batch_last(f), default=f)
+    plain = batch_last(f)
+    cpu = plain if on_cpu is None else batch_last(on_cpu)
+    return lambda *x: lax.platform_dependent(*x, cpu=cpu, cuda=plain, default=f)
 
 
 @jax.custom_vjp
