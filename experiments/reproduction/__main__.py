@@ -5,7 +5,7 @@
 tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet,
 cifar10-resnet20, cifar10-resnet20-short, fashion-channels; fashion-published-paper, -script,
 mnist-published-paper, -script;
-fashion-few-weights, fashion-few-weights-floor, fashion-round-8, fashion-round-4,
+fashion-few-weights, fashion-few-weights-floor, -floor-others, fashion-round-8, fashion-round-4,
 fashion-fewer-epochs-10, -20, fashion-label-noise-10, -20;
 moons, moons-seeds, moons-seeds-u, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart;
 moons-pruned, moons-pruned-seeds, mnist-pruned. A study whose settings are not those planned for NAME is refused.
@@ -58,7 +58,7 @@ _RECALLS = {
     hypotheses.CIFAR: (("cifar10", "resnet20"), "CIFAR-10, ResNet-20, short schedule"),
     "cifar10-resnet20": (None, "CIFAR-10, ResNet-20, one network of one epoch: pipeline check only"),
 }  # table: data set and model of the published quartiles, title
-_EXPLAINING = (*explanations.FEW_WEIGHTS, *explanations.CHANGES)
+_EXPLAINING = (explanations.FEW_WEIGHTS, *explanations.WITH_FLOOR, *explanations.CHANGES)
 _GRIDS = (
     "moons",
     "moons-seeds",

@@ -20,6 +20,7 @@ _SAME_RATIO = 1e-5  # relative; tables have six digits
 _fashion, _mnist, _changed = (presets.get(name) for name in ("fashion-lenet", "mnist-lenet", "fashion-changed"))
 _PAPER = {"ratios": (1, *(_PARAMETERS / (_PARAMETERS - _PRUNABLE + keep) for keep in _PUBLISHED_COUNTS))}
 _few, _floor = (presets.get(name) for name in ("fashion-few-weights", "fashion-few-weights-floor"))
+_AT_125 = _floor.ratios[5]  # the count of R14 that was run first
 _SCRIPT = {**_PAPER, "weight_decay": 0.0, "selection": "test"}
 
 STUDIES: Mapping[str, Study] = {
@@ -45,7 +46,10 @@ STUDIES: Mapping[str, Study] = {
     ),
     "cifar10-resnet20-short": presets.get("cifar10-resnet20-short"),
     "fashion-few-weights": dataclasses.replace(_few, ratios=_few.ratios[1:]),
-    "fashion-few-weights-floor": dataclasses.replace(_floor, ratios=_floor.ratios[1:]),
+    "fashion-few-weights-floor": dataclasses.replace(_floor, ratios=(_AT_125,)),
+    "fashion-few-weights-floor-others": dataclasses.replace(
+        _floor, ratios=tuple(ratio for ratio in _floor.ratios[1:] if ratio != _AT_125)
+    ),
     "fashion-round-8": dataclasses.replace(_changed, rounding=8),
     "fashion-round-4": dataclasses.replace(_changed, rounding=4),
     "fashion-fewer-epochs-10": dataclasses.replace(_changed, epochs=(23,)),

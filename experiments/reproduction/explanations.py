@@ -18,7 +18,8 @@ from experiments.reproduction.ledger import DENSE, Recalls
 from experiments.reproduction.verdicts import Verdict, paired_shares, smallest
 from jprune.recall import holm
 
-FEW_WEIGHTS = ("fashion-few-weights", "fashion-few-weights-floor")
+FEW_WEIGHTS = "fashion-few-weights"
+WITH_FLOOR = ("fashion-few-weights-floor", "fashion-few-weights-floor-others")  # 125 weights, the other counts
 CHANGES = {
     "fashion-round-8": (CONTROL, "rounding to 8 bits"),
     "fashion-round-4": (CONTROL, "rounding to 4 bits"),
@@ -28,7 +29,7 @@ CHANGES = {
     "fashion-label-noise-20": (DENSE, "label noise"),
 }  # table: score of the changed networks, kind of change
 P, _MARGIN = 0.01, 0.05
-_PLANNED = presets.get(FEW_WEIGHTS[0]).ratios[1:]
+_PLANNED = presets.get(FEW_WEIGHTS).ratios[1:]
 COUNTS = len(_PLANNED)  # numbers of weights planned for R14
 _FIRST_ROUND, _IN_FIRST_ROUND = (50.0,), 125  # the ratio at which LeNets of the first round keep 125 weights
 
@@ -57,6 +58,12 @@ def collapse_table(study: Recalls) -> pd.DataFrame:
     return _adjusted(_collapse_rows(study, _PLANNED))
 
 
+def with_floor(studies: Mapping[str, Recalls]) -> pd.DataFrame | None:
+    """Return the table of ``collapse_table`` over all counts that were run with a floor; None if there are none."""
+    rows = [row for name in WITH_FLOOR if name in studies for row in _collapse_rows(studies[name], _PLANNED)]
+    return _adjusted(rows) if rows else None
+
+
 def _adjusted(rows: list[dict[str, float]]) -> pd.DataFrame:
     table = pd.DataFrame(rows).sort_values("keep", ascending=False, ignore_index=True)
     return table.assign(p=holm(table["p"].to_numpy()))
@@ -82,8 +89,7 @@ def _collapse_rows(study: Recalls, planned: Sequence[float]) -> list[dict[str, f
 
 def _layer_collapse(studies: Mapping[str, Recalls]) -> Verdict | None:
     question = "Does undecayed pruning help only by avoiding layer collapse?"
-    free, floor = (studies.get(name) for name in FEW_WEIGHTS)
-    first = studies.get("fashion-lenet")
+    free, first, floor = studies.get(FEW_WEIGHTS), studies.get("fashion-lenet"), with_floor(studies)
     if floor is None:
         return None
     without = [] if free is None else _collapse_rows(free, _PLANNED)
@@ -92,7 +98,7 @@ def _layer_collapse(studies: Mapping[str, Recalls]) -> Verdict | None:
         without += _collapse_rows(first, _FIRST_ROUND)
     if not without:
         return None
-    tables = [_adjusted(without), collapse_table(floor)]
+    tables = [_adjusted(without), floor]
     parts = []
     for table, words in zip(tables, ("without a floor", "with at least 10 weights a layer"), strict=True):
         shown = [

@@ -172,12 +172,36 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
     parts += [part for part in added if len(part)]
     if not parts:
         raise files.StoreError(f"{plan.root(stored)} has no network of this study: run it first")
+    if described.exists():
+        _refuse_other_dense(parts[0], pd.concat(parts[1:]) if parts[1:] else parts[0], stored, name)
     table = pd.concat(parts, ignore_index=True).drop_duplicates(_KEY).sort_values(_KEY, kind="stable")
     arms.check_ratios(name, table, stored)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_bytes(folder / f"{name}.csv", table.to_csv(index=False, float_format=f"%{_DIGITS}").encode())
     files.write_json(described, known)
     return len(table)
+
+
+def _refuse_other_dense(before: pd.DataFrame, added: pd.DataFrame, stored: Path, name: str) -> None:
+    """Refuse new rows of a replicate whose dense network is not that of the table: alpha would compare two networks.
+
+    Raises:
+      ValueError: there are such rows.
+    """
+    right = [column for column in before if column.startswith("correct_")]
+    dense = [
+        part[part["score"] == DENSE].drop_duplicates("replicate").set_index("replicate")[right]
+        for part in (before, added)
+    ]
+    both = dense[0].index.intersection(dense[1].index)
+    others = both[(dense[0].loc[both] != dense[1].loc[both]).any(axis=1)]
+    new = ~pd.MultiIndex.from_frame(added[_KEY]).isin(pd.MultiIndex.from_frame(before[_KEY]))
+    mixed = sorted(set(added.loc[new, "replicate"]) & set(others))
+    if mixed:
+        raise ValueError(
+            f"{stored} has new networks of the replicates {', '.join(map(str, mixed))}, whose dense networks are not "
+            f"those of {name}.csv (another processor rounds differently, and training then diverges); give another name"
+        )
 
 
 def _possible_scores(study: Study) -> tuple[Score, ...]:

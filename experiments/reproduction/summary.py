@@ -27,8 +27,8 @@ _PLANNED = {
     "mnist-published-paper": ("published counts on MNIST in the paper's setting", 30),
     "mnist-published-script": ("published counts on MNIST in the script's setting", 30),
     CIFAR: ("CIFAR-10 with ResNet-20", 10),
-    "fashion-few-weights": ("LeNets with 60 to 1,200 weights (R14)", 30),
-    "fashion-few-weights-floor": ("LeNets with 60 to 1,200 weights, at least 10 in every layer (R14)", 30),
+    explanations.FEW_WEIGHTS: ("LeNets with 60 to 1,200 weights, without a floor (R14)", 30),
+    explanations.WITH_FLOOR[0]: ("LeNets with 60 to 1,200 weights, at least 10 in every layer (R14)", 30),
     "mnist-pruned": ("pruning of thin networks on MNIST (J5)", 60),
     NEW_SEEDS: ("pruning of thin networks on moons with new seeds (J6)", 420),
     "moons-seeds-u": ("five seeds of U on moons", 585),
@@ -258,9 +258,8 @@ def _collapse(tables: Tables) -> str:
         f"**{answer}** With 125 weights left, {undecayed} Fashion-MNIST LeNets are at chance after "
         f"undecayed pruning and {magnitude} after magnitude pruning."
     )
-    floor = tables.recalls.get(explanations.FEW_WEIGHTS[1])
-    if floor is not None:
-        rows = explanations.collapse_table(floor)
+    rows = explanations.with_floor(tables.recalls)
+    if rows is not None:
         shown = {}
         for each in rows.itertuples():
             low, high = _plain(float(each.low), 2, signed=True), _plain(float(each.high), 2, signed=True)
@@ -269,6 +268,12 @@ def _collapse(tables: Tables) -> str:
         others = [keep for keep in rows.loc[rows["p"] < explanations.P, "keep"] if keep != 125]
         text += f" If every layer keeps at least 10 of them, it is {shown[125]}"
         text += "".join(f"; with {keep:,} weights, {shown[keep]}" for keep in others) + "."
+        if len(rows) > 1 and (rows["p"] >= explanations.P).all():
+            fewest, most = rows["keep"].min(), rows["keep"].max()
+            text += (
+                f" With this floor the two are not shown to differ at any of {len(rows)} counts from {fewest:,} to "
+                f"{most:,} weights."
+            )
     return text
 
 
@@ -364,13 +369,18 @@ def _missing(tables: Tables) -> str:
             absent.append(words)
         elif networks < planned:
             partial.append(f"{words} ({networks} of {planned} networks)")
-        elif name in explanations.FEW_WEIGHTS:
-            run = len(explanations.collapse_table(tables.recalls[name]))
-            if run < explanations.COUNTS:
-                partial.append(f"{words} ({run} of {explanations.COUNTS} counts)")
+        elif (counts := _weights_run(tables, name)) is not None and len(counts) < explanations.COUNTS:
+            partial.append(f"{words} ({len(counts)} of {explanations.COUNTS} counts)")
     parts = [f"**Not run**: {'; '.join(absent)}."] if absent else []
     parts += [f"**Run in part**: {'; '.join(partial)}."] if partial else []
     return " ".join(parts)
+
+
+def _weights_run(tables: Tables, name: str) -> pd.DataFrame | None:
+    """The numbers of weights that have run, for the tables of R14."""
+    if name == explanations.FEW_WEIGHTS:
+        return explanations.collapse_table(tables.recalls[name])
+    return explanations.with_floor(tables.recalls) if name == explanations.WITH_FLOOR[0] else None
 
 
 def _networks(tables: Tables, name: str) -> int:

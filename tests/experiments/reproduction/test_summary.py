@@ -14,6 +14,8 @@ from experiments.reproduction import explanations, hypotheses, jumpstart, ledger
 from experiments.reproduction.ledger import Recalls
 from tests.experiments.reproduction.made_up import PUBLISHED, study
 
+BOTH = (explanations.FEW_WEIGHTS, explanations.WITH_FLOOR[0])  # without and with a floor
+
 
 def _tables(recalls=None, grids=None, pruned=None):
     moons = pd.read_csv(reproduction.PUBLISHED / "jumpstart_moons.csv")
@@ -226,10 +228,11 @@ def test_collapse_is_described_by_its_verdict(magnitude, undecayed, words):
 
 def test_a_floor_adds_a_sentence_on_collapse_and_an_open_r14_says_what_it_needed():
     both = study({"magnitude": FLAT, "undecayed": FLAT})
-    names = dict(zip(explanations.FEW_WEIGHTS, (_few(24, 11), _few(1, 0)), strict=True))
+    names = dict(zip(BOTH, (_few(24, 11), _few(1, 0)), strict=True))
     text = summary._collapse(_tables({"fashion-lenet": both} | names))
     assert text.endswith(
-        " If every layer keeps at least 10 of them, it is 0 and 1 of 30 (difference of the shares [-.14, +.07])."
+        " If every layer keeps at least 10 of them, it is 0 and 1 of 30 (difference of the shares [-.14, +.07]). With "
+        "this floor the two are not shown to differ at any of 6 counts from 60 to 1,200 weights."
     )
     (found,) = explanations.of_explanations(names)
     assert found.verdict == "yes"
@@ -238,7 +241,7 @@ def test_a_floor_adds_a_sentence_on_collapse_and_an_open_r14_says_what_it_needed
     networks.loc[hit, [f"correct_{c}" for c in range(4)]] = [1000, 0, 0, 0]
     text = summary._collapse(_tables({"fashion-lenet": both} | names))
     assert text.endswith("; with 60 weights, 0 and 20 of 30 (difference of the shares [-.81, -.44]).")
-    (found,) = explanations.of_explanations(dict(zip(explanations.FEW_WEIGHTS, (_few(8, 0), _few(0, 0)), strict=True)))
+    (found,) = explanations.of_explanations(dict(zip(BOTH, (_few(8, 0), _few(0, 0)), strict=True)))
     assert found.verdict == "open"
     assert found.found.endswith("a count can differ only if 11 networks or more collapse after one score alone")
 
@@ -297,7 +300,7 @@ def test_what_is_missing_is_listed_and_nothing_is_when_all_has_run():
     full = study({"magnitude": FLAT})
     more = pd.concat([full.networks.assign(replicate=full.networks["replicate"] + 6 * i) for i in range(5)])
     recalls = {name: full._replace(networks=more) for name in studies if name != "mnist-pruned"}
-    recalls |= dict.fromkeys(explanations.FEW_WEIGHTS, _few(24, 11))
+    recalls |= dict.fromkeys(BOTH, _few(24, 11))
     assert summary._missing(_tables(recalls, cells, pruned)) == ""
     few = {"mnist-pruned": pd.DataFrame({"ratio": [1.0] * 7})}
     assert summary._missing(_tables(recalls, cells, few)) == (
@@ -331,7 +334,7 @@ def test_the_page_is_complete_when_every_study_has_run(tmp_path, monkeypatch):
     ratios = dict(zip((50.0, 20.0, 10.0, 4.0, 2.0), to_few, strict=True))
     few = lenet[lenet["score"].isin(["dense", "control", "magnitude", "undecayed", "gradient"])]
     few = few.assign(ratio=few["ratio"].replace(ratios))
-    for name in explanations.FEW_WEIGHTS:
+    for name in BOTH:
         _copied(results, name, "fashion-lenet", few)
     seeds, pruned = read("moons-seeds"), read("moons-pruned")
     _copied(results, "moons-seeds-u", "moons-seeds", seeds[seeds["method"] == "UP"].assign(method="U"))
