@@ -194,8 +194,8 @@ def _convolve_backward(
     if not narrow:
         forms = {"cpu": form(_canonical_gradients), "cuda": form(_grouped_gradients)}
     else:
-        few = _handful(residuals[1], strides, pads)
-        on_cpu = _tap_sums_gradients if few else _patch_product_gradients_in_turn
+        in_turn = partial(_patch_product_gradients, cut=_patches_in_turn, join=_joined_in_turn)
+        on_cpu = _tap_sums_gradients if _handful(residuals[1], strides, pads) else in_turn
         forms = {"cpu": form(on_cpu), "cuda": form(_patch_product_gradients)}
     return lax.platform_dependent(*residuals, dy, **forms, default=form(_direct_gradients))
 
@@ -354,47 +354,59 @@ def _(size: int, batched: Sequence[bool], kernel: jax.Array, patches: jax.Array)
     return (rows @ patches).reshape(size, -1, patches.shape[1]), True
 
 
-def _patch_product_gradients(
-    x: jax.Array, kernel: jax.Array, dy: jax.Array, strides: Strides, pads: Pads
-) -> tuple[jax.Array, jax.Array]:
-    batch, height, width, channels = x.shape
-    rows, columns, out_channels = dy.shape[1:]
-    patches = _patches(_to_batch_last(x), kernel.shape[:2], (rows, columns), strides, pads)
-    dy = _to_batch_last(dy).reshape(out_channels, -1)
-    dw = (patches.reshape(patches.shape[0], -1) @ dy.T).reshape(kernel.shape)
-    d_patches = (kernel.reshape(-1, out_channels) @ dy).reshape(-1, channels, rows, columns, batch)
-    dx = jnp.zeros((channels, height, width, batch), x.dtype)
-    for tap in range(d_patches.shape[0]):
+def _joined(d_patches: jax.Array, shape: Sequence[int], width: int, strides: Strides, pads: Pads) -> jax.Array:
+    """Sum the gradients of patches, (taps, channels, rows, columns, batch), to that of an input of this shape.
+
+    Args:
+      d_patches: gradient of the patches, one entry for each tap.
+      shape: (channels, height, width, batch).
+      width: columns of the kernel, which number the taps.
+      strides: along height and width.
+      pads: those of the convolution.
+    """
+    dx = jnp.zeros(shape, d_patches.dtype)
+    for tap, more in enumerate(d_patches):
         places = []
         for offset, n, length, s, (low, _) in zip(
-            divmod(tap, kernel.shape[1]), (height, width), (rows, columns), strides, pads, strict=True
+            divmod(tap, width), shape[1:3], more.shape[1:3], strides, pads, strict=True
         ):
             places.append((offset - low, n - (offset - low) - (s * (length - 1) + 1), s - 1))
-        dx = dx + lax.pad(d_patches[tap], jnp.zeros((), dy.dtype), [(0, 0, 0), *places, (0, 0, 0)])
-    return _from_batch_last(dx), dw
+        dx = dx + lax.pad(more, jnp.zeros((), more.dtype), [(0, 0, 0), *places, (0, 0, 0)])
+    return dx
 
 
-def _patch_product_gradients_in_turn(
-    x: jax.Array, kernel: jax.Array, dy: jax.Array, strides: Strides, pads: Pads
+def _joined_in_turn(d_patches: jax.Array, shape: Sequence[int], width: int, strides: Strides, pads: Pads) -> jax.Array:
+    """Compute the same sum in a loop over taps, because XLA's CPU backend would compute it again for each reader."""
+    between = [(0, 0, 0), (0, 0, strides[0] - 1), (0, 0, strides[1] - 1), (0, 0, 0)]
+    around = [(0, 0), *pads, (0, 0)]
+
+    def add(tap: jax.Array, dx: jax.Array) -> jax.Array:
+        more = lax.pad(d_patches[tap], jnp.zeros((), dx.dtype), between)
+        place = (0, tap // width, tap % width, 0)
+        return lax.dynamic_update_slice(dx, lax.dynamic_slice(dx, place, more.shape) + more, place)
+
+    padded = jnp.zeros([n + low + high for n, (low, high) in zip(shape, around, strict=True)], d_patches.dtype)
+    dx = lax.fori_loop(0, len(d_patches), add, padded)
+    return dx[tuple(slice(low, low + n) for n, (low, _) in zip(shape, around, strict=True))]
+
+
+def _patch_product_gradients(
+    x: jax.Array,
+    kernel: jax.Array,
+    dy: jax.Array,
+    strides: Strides,
+    pads: Pads,
+    *,
+    cut: Callable[..., jax.Array] = _patches,
+    join: Callable[..., jax.Array] = _joined,
 ) -> tuple[jax.Array, jax.Array]:
-    """Compute the same gradients, with loops over taps."""
     rows, columns, out_channels = dy.shape[1:]
     x = _to_batch_last(x)
-    patches = _patches_in_turn(x, kernel.shape[:2], (rows, columns), strides, pads)
+    patches = cut(x, kernel.shape[:2], (rows, columns), strides, pads)
     dy = _to_batch_last(dy).reshape(out_channels, -1)
     dw = (patches.reshape(patches.shape[0], -1) @ dy.T).reshape(kernel.shape)
     d_patches = (kernel.reshape(-1, out_channels) @ dy).reshape(-1, x.shape[0], rows, columns, x.shape[3])
-    between = [(0, 0, 0), (0, 0, strides[0] - 1), (0, 0, strides[1] - 1), (0, 0, 0)]
-
-    def add(tap: jax.Array, dx: jax.Array) -> jax.Array:
-        more = lax.pad(d_patches[tap], jnp.zeros((), dy.dtype), between)
-        place = (0, tap // kernel.shape[1], tap % kernel.shape[1], 0)
-        return lax.dynamic_update_slice(dx, lax.dynamic_slice(dx, place, more.shape) + more, place)
-
-    around = [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)]
-    padded = jnp.zeros([n + low + high for n, (low, high, _) in zip(x.shape, around, strict=True)], x.dtype)
-    dx = lax.fori_loop(0, len(d_patches), add, padded)
-    dx = lax.pad(dx, jnp.zeros((), dx.dtype), [(-low, -high, 0) for low, high, _ in around])
+    dx = join(d_patches, x.shape, kernel.shape[1], strides, pads)
     return _from_batch_last(dx), dw
 
 

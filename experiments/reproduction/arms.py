@@ -20,7 +20,7 @@ _SAME_RATIO = 1e-5  # relative; tables have six digits
 _fashion, _mnist, _changed = (presets.get(name) for name in ("fashion-lenet", "mnist-lenet", "fashion-changed"))
 _PAPER = {"ratios": (1, *(_PARAMETERS / (_PARAMETERS - _PRUNABLE + keep) for keep in _PUBLISHED_COUNTS))}
 _few, _floor = (presets.get(name) for name in ("fashion-few-weights", "fashion-few-weights-floor"))
-_AT_125 = _floor.ratios[5]  # the count of R14 that was run first
+_AT_125 = _PARAMETERS / (_PARAMETERS - _PRUNABLE + 125)  # the count of R14 that was run first
 _SCRIPT = {**_PAPER, "weight_decay": 0.0, "selection": "test"}
 
 STUDIES: Mapping[str, Study] = {

@@ -169,11 +169,12 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
         parts.append(pd.read_csv(folder / f"{name}.csv"))
         known["made"] = before["made"] + [entry for entry in known["made"] if entry not in before["made"]]
     added = [_networks(stored, stage, truth) for stage in plan.stages(study, hashed, penalty)]
-    parts += [part for part in added if len(part)]
+    added = [part for part in added if len(part)]
+    if parts and added:
+        _refuse_other_dense(parts[0], pd.concat(added), stored, name)
+    parts += added
     if not parts:
         raise files.StoreError(f"{plan.root(stored)} has no network of this study: run it first")
-    if described.exists():
-        _refuse_other_dense(parts[0], pd.concat(parts[1:]) if parts[1:] else parts[0], stored, name)
     table = pd.concat(parts, ignore_index=True).drop_duplicates(_KEY).sort_values(_KEY, kind="stable")
     arms.check_ratios(name, table, stored)
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,12 +190,12 @@ def _refuse_other_dense(before: pd.DataFrame, added: pd.DataFrame, stored: Path,
       ValueError: there are such rows.
     """
     right = [column for column in before if column.startswith("correct_")]
-    dense = [
+    kept, found = (
         part[part["score"] == DENSE].drop_duplicates("replicate").set_index("replicate")[right]
         for part in (before, added)
-    ]
-    both = dense[0].index.intersection(dense[1].index)
-    others = both[(dense[0].loc[both] != dense[1].loc[both]).any(axis=1)]
+    )
+    both = kept.index.intersection(found.index)
+    others = both[(kept.loc[both] != found.loc[both]).any(axis=1)]
     new = ~pd.MultiIndex.from_frame(added[_KEY]).isin(pd.MultiIndex.from_frame(before[_KEY]))
     mixed = sorted(set(added.loc[new, "replicate"]) & set(others))
     if mixed:

@@ -259,7 +259,7 @@ def _collapse(tables: Tables) -> str:
         f"undecayed pruning and {magnitude} after magnitude pruning."
     )
     rows = explanations.with_floor(tables.recalls)
-    if rows is not None:
+    if rows is not None and 125 in rows["keep"].to_numpy():
         shown = {}
         for each in rows.itertuples():
             low, high = _plain(float(each.low), 2, signed=True), _plain(float(each.high), 2, signed=True)
@@ -271,8 +271,8 @@ def _collapse(tables: Tables) -> str:
         if len(rows) > 1 and (rows["p"] >= explanations.P).all():
             fewest, most = rows["keep"].min(), rows["keep"].max()
             text += (
-                f" With this floor the two are not shown to differ at any of {len(rows)} counts from {fewest:,} to "
-                f"{most:,} weights."
+                f" With this floor the two scores are not shown to differ at any of {len(rows)} counts from {fewest:,} "
+                f"to {most:,} weights, after correction for the number of counts."
             )
     return text
 

@@ -121,11 +121,11 @@ def _refuse_other_columns(frame: pd.DataFrame, path: Path) -> None:
     for kind, usual in _NOT_PREDICTED.items():
         for column in frame.columns:
             if str(column).strip().lower() in usual and not pd.api.types.is_float_dtype(frame[column]):
-                others = [str(name) for name in frame.columns if str(name).strip().lower() not in never] or ["NAME"]
+                pick = next((str(name) for name in frame.columns if str(name).strip().lower() not in never), "NAME")
                 ids = f", name the ids with --id {column}" if kind == "ids" else ""
                 raise InputError(
                     f"{path} has a column {str(column)!r}, which looks like {kind} and not like predictions: pick one "
-                    f"column of predictions as {path}:{others[0]}{ids}, or keep only the columns of predictions"
+                    f"column of predictions as {path}:{pick}{ids}, or keep only the columns of predictions"
                 )
     unique = [frame[column].is_unique for column in frame.columns]
     whole = all(pd.api.types.is_integer_dtype(frame[column]) for column in frame.columns)

@@ -416,13 +416,11 @@ def test_stored_results_are_kept_once_and_can_be_extended(tmp_path, capsys):
     networks = pd.read_csv(tmp_path / "kept" / "tiny.csv")
     second = networks["replicate"] == 1
     networks.loc[second & (networks["score"] == "dense"), "correct_0"] += 1  # another processor
-    for rows, refused in ((networks, False), (networks[~second | (networks["score"] != "magnitude")], True)):
-        rows.to_csv(tmp_path / "kept" / "tiny.csv", index=False)
-        if refused:
-            with pytest.raises(ValueError, match=r"replicates 1, whose dense networks are not those of tiny\.csv"):
-                ledger.keep(tmp_path / "study", study, "tiny", tmp_path / "kept")
-        else:
-            assert ledger.keep(tmp_path / "study", study, "tiny", tmp_path / "kept") == 6
+    networks.to_csv(tmp_path / "kept" / "tiny.csv", index=False)
+    assert ledger.keep(tmp_path / "study", study, "tiny", tmp_path / "kept") == 6, "nothing new is added"
+    networks[~second | (networks["score"] != "magnitude")].to_csv(tmp_path / "kept" / "tiny.csv", index=False)
+    with pytest.raises(ValueError, match=r"replicates 1, whose dense networks are not those of tiny\.csv"):
+        ledger.keep(tmp_path / "study", study, "tiny", tmp_path / "kept")
     for option, other in (("lr", "recipe"), ("finetune_lr", "pruning")):
         with pytest.raises(ValueError, match=rf"other settings \({other}\); give another name"):
             ledger.keep(tmp_path / "study", dataclasses.replace(study, **{option: (0.5,)}), "tiny", tmp_path / "kept")
