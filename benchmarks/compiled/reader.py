@@ -31,7 +31,7 @@ class Kernel:
       name: name of the instruction.
       read: bytes of its operands in the device's main memory, which is more than it reads if it slices them.
       written: bytes of its result in main memory.
-      size: bytes of its result in any memory: a TPU has a fast one beside the main memory.
+      size: bytes of its result in any memory: a TPU has a fast memory in addition to the main memory.
     """
 
     op: str

@@ -103,7 +103,7 @@ def is_linen(cls: object) -> bool:
 
 
 def source_digest(cls: object) -> str | None:
-    """Return a hash of the source code of a class, 16 hexadecimal digits; None if there is no source."""
+    """Return a hash of the source code of a class, 16 hexadecimal digits; None if the source is not available."""
     try:
         return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:16]
     except (OSError, TypeError):

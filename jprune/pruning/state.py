@@ -50,7 +50,7 @@ def masks_of(state: PyTree) -> PyTree:
     """Return the masks in an optimizer state, wherever its prune transformations are.
 
     A prune transformation may be followed by prune transformations with masks of other leaves, and by transformations
-    inside ``optax.masked`` that change other leaves. If the state of such a masked transformation has no array per leaf
+    inside ``optax.masked`` that change other leaves. If the state of a masked transformation has no array per leaf
     (``masked(set_to_zero(), ...)``, ``masked(scale(...), ...)``), it does not show which leaves the transformation
     changes; ``check_pruned`` then finds pruned weights that were changed.
 

@@ -93,10 +93,10 @@ class _Numbers:
             numbers.update({var: len(numbers) + place for place, var in enumerate(variables)})
 
     def evaluate(self, before: core.JaxprEqn, now: core.JaxprEqn) -> bool:
-        """Evaluate equations of scalar literals, and return whether they are such; what reads the result is compared.
+        """Evaluate two equations of scalar literals; False if they are not, so that they must be compared.
 
-        Indexing with a traced number adds the size of every other axis to its index 0 if that is negative, which it is
-        not.
+        An example is indexing with a traced number: jax adds the size of every other axis to the index 0 if that is
+        negative, which it is not.
         """
         evaluated = []
         for equation, known in zip((before, now), self._values, strict=True):

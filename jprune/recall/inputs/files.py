@@ -66,7 +66,7 @@ def read_labels(file: str, class_names: Sequence[str] | None = None, id_column: 
 
     Args:
       file: ``PATH`` or ``PATH:NAME``.
-      class_names: names of classes, which tell a header from a first row.
+      class_names: names of classes, which distinguish a header from a first row.
       id_column: name of the column that identifies the examples, or None.
 
     Raises:
@@ -99,8 +99,8 @@ def read_predictions(
 
     Args:
       file: ``PATH`` or ``PATH:NAME``.
-      examples: number of labels; tells a header of column numbers from a first row.
-      class_names: names of classes, which tell a header from a first row.
+      examples: number of labels; distinguishes a header of column numbers from a first row.
+      class_names: names of classes, which distinguish a header from a first row.
       id_column: name of the column that identifies the examples, or None.
 
     Raises:
