@@ -156,7 +156,7 @@ def audit(
       compare: a dict from name to predictions, for models that were quantized, distilled or otherwise changed and
         have no ratio.
       num_classes: number of classes, where labels and logits do not show it.
-      ignore_label: examples of this label are left out.
+      ignore_label: examples of this label, as given, are left out.
       threshold: where models have one sigmoid output, the probability from which it means class 1.
       paired: whether model m of each compressed set was made from dense model m. Otherwise numbers of models may
         differ and every compressed model is compared with the mean dense model.
@@ -181,10 +181,10 @@ def audit(
     given = [pruned, scores, compare]
     if sum(value is not None for value in given) != 1:
         raise InputError("give the compressed models by one of pruned= and scores=, or by compare=")
+    if threshold is not None and not 0 < threshold < 1:
+        raise InputError(f"threshold must lie between 0 and 1, got {threshold}")
     if compare is not None:
-        if not isinstance(compare, Mapping) or not compare:
-            raise InputError(f"compare must be {{name: predictions}}, got {type(compare).__name__}")
-        of_score = {str(name): {UNSTATED: (f"compare[{name!r}]", value)} for name, value in compare.items()}
+        of_score = {name: {UNSTATED: models} for name, models in predictions.by_name(compare).items()}
     elif scores is None:
         of_score = predictions.by_score(pruned, "pruned")
     else:
@@ -309,7 +309,7 @@ def audit_prepared(
     named: SetNames = {(score, ratio): name for score, ratios in compressed.items() for ratio, name in ratios.items()}
     named |= {(score, None): name for score, name in dense.items()}
     report = _assemble(study, named, _notes(prepared, study.class_names, set(dense.values())))
-    risky, shown = examples.at_risk(known)
+    risky, shown = examples.at_risk(known, paired=study.paired)
     groups = examples.subgroups(study, known, prepared.groups)
     k = options.top_k if options.top_k is not None else min(5, max(1, classes - 1))
     if k > classes:

@@ -12,6 +12,7 @@ accuracies A and B, and b_c the share of class c that both models classify corre
     alpha_corrected = sum over models of N / sum over models of D
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ _BLOCK = 2**16  # numbers of one model in a block
 _MOST_PAIRS = 64  # classes; beyond it the products between classes add less than 2% to the variance
 
 WITHIN_NOISE = "no class differences beyond sampling noise"
+TOO_FEW_MODELS = "the models differ too much between training seeds for their number"
 
 
 class CorrectedAlpha(NamedTuple):
@@ -36,6 +38,7 @@ class CorrectedAlpha(NamedTuple):
       low: lower end of the interval.
       high: upper end.
       standard_error: standard error of the slope, by the delta method; NaN with a reason.
+      degrees: degrees of freedom of the interval; infinite if only test examples vary, NaN with a reason.
       classes: number of classes used, which are those with at least 10 examples.
       reason: why the slope is NaN; otherwise empty.
     """
@@ -44,6 +47,7 @@ class CorrectedAlpha(NamedTuple):
     low: float
     high: float
     standard_error: float
+    degrees: float
     classes: int
     reason: str
 
@@ -64,9 +68,10 @@ class SeedNull(NamedTuple):
 
 def corrected_intensification(
     labels: Int[np.ndarray, " examples"],
-    dense_correct: Num[np.ndarray, "models examples"] | Bool[np.ndarray, "models examples"],
-    correct: Num[np.ndarray, "models examples"] | Bool[np.ndarray, "models examples"],
+    dense_correct: Bool[np.ndarray, "dense_models examples"],
+    correct: Bool[np.ndarray, "models examples"],
     *,
+    paired: bool = True,
     level: float = 0.99,
 ) -> CorrectedAlpha:
     """Intensification ratio with the noise of the test set removed, and Fieller's interval.
@@ -74,13 +79,16 @@ def corrected_intensification(
     The variance of both sums is a jackknife estimate over test examples within classes, with each example left out of
     all models at once. The sums are quadratic, so the jackknife counts the second-order part of their variance twice;
     the surplus is subtracted. With two or more models, the variance between models beyond test noise is added, so the
-    interval covers other test examples and other training seeds.
+    interval covers other test examples and other training seeds. A few models may look alike by chance, so their number
+    times that of the classes limits the degrees of freedom; in simulations with 2 to 10 models and 10 classes,
+    intervals at a nominal 99% cover 94 to 100%.
 
     Args:
       labels: true classes, (examples,).
-      dense_correct: whether each dense model classifies each example correctly, or a mean over dense models,
-        (models, examples).
+      dense_correct: whether each dense model classifies each example correctly, (models, examples).
       correct: the same for the compressed models, (models, examples).
+      paired: whether compressed model m was made from dense model m. Otherwise every compressed model is compared with
+        the mean of the dense models, whose number may differ; a single dense model is then taken as given.
       level: confidence of the interval.
 
     Raises:
@@ -98,13 +106,14 @@ def corrected_intensification(
     support = np.bincount(labels)
     kept = np.flatnonzero(support >= _LEAST)
     nan = float("nan")
-    out = CorrectedAlpha(nan, nan, nan, nan, len(kept), "")
+    out = CorrectedAlpha(nan, nan, nan, nan, nan, len(kept), "")
     if len(kept) < 2:
         return out._replace(reason=f"fewer than two classes have {_LEAST} test examples")
     order = np.argsort(labels, kind="stable")
     order = order[support[labels[order]] >= _LEAST]
     sizes = support[kept]
-    d, p = (np.asarray(rows)[:, order] for rows in (dense_correct, correct))
+    dense, p = (np.asarray(rows)[:, order] for rows in (dense_correct, correct))
+    d = dense if paired else np.broadcast_to(dense.mean(0), p.shape)
     if (d.sum(1) == 0).any() or (p.sum(1) == 0).any():
         return out._replace(reason="an accuracy is 0")
     if any((rows.sum(1) == rows.max(1)).any() for rows in (d, p)):
@@ -115,18 +124,23 @@ def corrected_intensification(
     models = len(each)
     alpha = total[0] / total[1] if total[1] > 0 else nan
     variance, df = examples, np.inf
-    if models > 1 and np.isfinite(alpha):
-        between = models * np.cov(each.T)
-        unexplained = max(0.0, 1 - _at(alpha, of_models) / _at(alpha, between)) if _at(alpha, between) > 0 else 0.0
-        variance = examples + unexplained * between
-        added = unexplained * _at(alpha, between)
-        df = (models - 1) * (_at(alpha, variance) / added) ** 2 if added > 0 else np.inf
-    q = float(scipy.stats.norm.isf((1 - level) / 2) if np.isinf(df) else scipy.stats.t.isf((1 - level) / 2, df))
-    ends = _fieller(total, variance, q)
+    if np.isfinite(alpha):
+        parts = []  # the variance between models, what test noise explains of it, and its degrees of freedom
+        if models > 1:
+            parts.append((models * np.cov(each.T), of_models, models - 1))
+        if not paired and len(dense) > 1:
+            parts.append((*_between_dense(dense, p, sizes), len(dense) - 1))
+        variance, df = _with_models(alpha, examples, parts, len(kept))
+    ends = _fieller(total, variance, _quantile(level, df))
     if ends is None:
-        return out._replace(reason=WITHIN_NOISE)
+        noise = _fieller(total, examples, _quantile(level, np.inf)) is None
+        return out._replace(reason=WITHIN_NOISE if noise else TOO_FEW_MODELS)
     error = np.sqrt(max(_at(alpha, variance), 0.0)) / total[1]
-    return CorrectedAlpha(float(alpha), *ends, float(error), len(kept), "")
+    return CorrectedAlpha(float(alpha), *ends, float(error), float(df), len(kept), "")
+
+
+def _quantile(level: float, degrees: float) -> float:
+    return float(scipy.stats.t.isf((1 - level) / 2, degrees))  # the normal one for infinite degrees
 
 
 def seed_null(
@@ -163,6 +177,48 @@ def seed_null(
     error = np.sqrt((models - 1) / models * ((without - without.mean()) ** 2).sum())
     half = scipy.stats.t.isf((1 - level) / 2, models - 1) * error
     return SeedNull(float(mean), float(mean - half), float(mean + half))
+
+
+def _with_models(
+    alpha: float,
+    examples: Float[np.ndarray, "2 2"],
+    parts: Sequence[tuple[Float[np.ndarray, "2 2"], Float[np.ndarray, "2 2"], int]],
+    classes: int,
+) -> tuple[Float[np.ndarray, "2 2"], float]:
+    """The variance over examples and between models, and Satterthwaite's degrees of freedom."""
+    variance, spread, most = examples, 0.0, np.inf
+    for between, explained, degrees in parts:
+        found = _at(alpha, between)
+        share = max(0.0, 1 - _at(alpha, explained) / found) if found > 0 else 0.0
+        variance = variance + share * between
+        spread += (share * found) ** 2 / degrees
+        most = min(most, float(degrees * (classes - 1)))
+    df = _at(alpha, variance) ** 2 / spread if spread > 0 else np.inf
+    return variance, min(df, most)
+
+
+def _between_dense(
+    dense: Num[np.ndarray, "dense_models examples"] | Bool[np.ndarray, "dense_models examples"],
+    p: Num[np.ndarray, "models examples"] | Bool[np.ndarray, "models examples"],
+    sizes: Int[np.ndarray, " classes"],
+) -> tuple[Float[np.ndarray, "2 2"], Float[np.ndarray, "2 2"]]:
+    """The variance of the sums over other dense models, by a jackknife, and what test noise explains of it.
+
+    The mean of the compressed models stands for each of them; the sums are nearly linear in it.
+    """
+    models, of_class = len(dense), np.repeat(np.arange(len(sizes)), sizes)
+    once = np.ones(len(of_class), np.int64)
+    kinds = _Kinds(of_class, once, once, once, np.cumsum(sizes) - sizes)._replace(y=p.mean(0))
+    total = dense.sum(0, dtype=np.float64)
+    pairs = []
+    for row in dense:
+        part = kinds._replace(x=(total - row) / (models - 1))
+        pairs.append([_leave_one_out(part, sizes), _leave_one_out(part._replace(y=part.x), sizes)])
+    without = len(p) * np.array(pairs)  # (dense models, N and D, without each example and with all)
+    apart = without - without.mean(0)
+    scale = (models - 1) / models
+    between = scale * apart[:, :, -1].T @ apart[:, :, -1]
+    return between, scale * np.sum([_spread(rows[:, :-1], kinds, sizes) for rows in apart], axis=0)
 
 
 class _Kinds(NamedTuple):

@@ -69,7 +69,8 @@ def evenness_test(
     n = np.bincount(codes).astype(np.float64)
     mean = np.bincount(codes, losses) / n
     of_examples = (np.bincount(codes, losses**2) / n - mean**2) / (n - 1)
-    of_models, _, degrees = between_models(codes, dense_correct, correct, n, paired=paired)
+    models = between_models(codes, dense_correct, correct, n, paired=paired)
+    of_models, degrees = models.change, models.degrees
     between = float((n * (mean - losses.mean()) ** 2).sum())
     weight, total = n * (1 - n / n.sum()), n.sum()
     variance = np.maximum(of_examples, 0) + of_models
@@ -81,8 +82,7 @@ def evenness_test(
     shared = n**2 * variance / total  # two classes have -n_i n_j / total in common: their means less the overall mean
     freedom = expected.sum() ** 2 / ((expected**2).sum() + shared.sum() ** 2 - (shared**2).sum())
     within = expected.sum() ** 2 / (weight**2 * (of_examples**2 / (n - 1) + of_models**2 / degrees)).sum()
-    if min(len(dense_correct), len(correct)) > 1:  # few models may look alike by chance
-        within = min(within, degrees * (len(n) - 1))
+    within = min(within, degrees * (len(n) - 1))  # few models may look alike by chance
     return EvennessTest(statistic, max(p, float(scipy.stats.f.sf(statistic, freedom, within))), "")
 
 

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jprune.recall.inputs.raw import SCOPE, USUAL_MISSING, InputError, Raw, cleaned, option
+from jprune.recall.inputs.raw import SCOPE, USUAL_MISSING, WHOLE_NUMBER, InputError, Raw, cleaned, option
 
-_INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0+)?")
 _MARKS = (99, 127, 254, 255, 999, 9999, 32767)  # often used for examples without a class
 _NUMBERS = re.compile(r"[\s\d.,;:+\-]*")
 
@@ -67,7 +66,7 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
 
 def _whole_numbers(raw: Raw) -> Raw:
     """Convert text to integers where all of it is whole numbers, as in a table."""
-    if raw.values.dtype != object or not all(_INTEGER.fullmatch(text) for text in _distinct(raw)):
+    if raw.values.dtype != object or not all(WHOLE_NUMBER.fullmatch(text) for text in _distinct(raw)):
         return raw
     return raw._replace(values=raw.values.astype(float).astype(np.int64))
 
@@ -249,7 +248,8 @@ def _booleans(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | N
 def _integer_names(labels: Raw, stacks: Sequence[Raw], names: tuple[str, ...]) -> Numbered:
     """Match whole numbers with class names that are whole numbers, unless they are indices."""
     by_value = _values(names)
-    whole = [raw for raw in (labels, *stacks) if _holds_classes(raw)]
+    examples = labels.values.size
+    whole = [raw for raw in (labels, *stacks) if _holds_classes(raw, examples)]
     found = {int(v) for raw in whole for v in np.unique(raw.values)}
     if by_value is None or all(by_value.get(v) == v for v in found):
         return Numbered(labels, tuple(stacks), names, ())
@@ -257,7 +257,7 @@ def _integer_names(labels: Raw, stacks: Sequence[Raw], names: tuple[str, ...]) -
         return Numbered(labels, tuple(stacks), names, ())  # indices into names that are numbers, or an error later
 
     def matched(raw: Raw) -> Raw:
-        if not _holds_classes(raw):
+        if not _holds_classes(raw, examples):
             return raw
         distinct, place = np.unique(raw.values, return_inverse=True)
         codes = np.array([by_value[int(v)] for v in distinct])
@@ -267,20 +267,23 @@ def _integer_names(labels: Raw, stacks: Sequence[Raw], names: tuple[str, ...]) -
     return Numbered(matched(labels), tuple(map(matched, stacks)), names, (note,))
 
 
-def _holds_classes(raw: Raw) -> bool:
+def _holds_classes(raw: Raw, examples: int) -> bool:
+    """Whether an array has classes and not logits: integers, or whole numbers in the shape of classes."""
     values = raw.values
-    return values.dtype.kind in "iu" or (values.ndim == 1 and bool((values == np.floor(values)).all()))
+    of_models = not raw.by_row and values.ndim == 2 and values.shape[1] == examples
+    shaped = values.ndim == 1 or values.shape == (examples, 1) or of_models
+    return values.dtype.kind in "iu" or (shaped and bool((values == np.floor(values)).all()))
 
 
 def _values(names: Sequence[str]) -> dict[int, int] | None:
     """Map each value to its class if all names are whole numbers."""
-    if not all(_INTEGER.fullmatch(str(name).strip()) for name in names):
+    if not all(WHOLE_NUMBER.fullmatch(str(name).strip()) for name in names):
         return None
     return {int(float(name)): c for c, name in enumerate(names)}
 
 
 def _known(text: str, by_value: dict[int, int]) -> bool:
-    return bool(_INTEGER.fullmatch(text)) and int(float(text)) in by_value
+    return bool(WHOLE_NUMBER.fullmatch(text)) and int(float(text)) in by_value
 
 
 def _distinct(raw: Raw) -> list[str]:
@@ -304,7 +307,9 @@ def _numbers(raw: Raw, index: dict[str, int]) -> Raw:
     if unknown:
         some = ", ".join(list(index)[:8]) + (f" and {len(index) - 8} more" if len(index) > 8 else "")
         kind = (
-            "a number among class names" if _INTEGER.fullmatch(unknown[0]) else f"wanted one of the class names {some}"
+            "a number among class names"
+            if WHOLE_NUMBER.fullmatch(unknown[0])
+            else f"wanted one of the class names {some}"
         )
         raise InputError(f"{first_text(raw, unknown[0])}, {kind}")
     codes = np.array([index[text] for text in raw.values.ravel().tolist()], np.int64)

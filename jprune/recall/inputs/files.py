@@ -79,8 +79,8 @@ def read_labels(file: str, class_names: Sequence[str] | None = None, id_column: 
     frame = table.frame
     one_hot = frame.shape[1] > 2 and frame.isin([0, 1]).all(axis=None) and (frame.sum(axis=1) == 1).all()
     if one_hot and not any(str(column).lower() in _LABELS for column in frame.columns):
-        note = f"{file} has one 1 in every row and was read as one-hot labels; classes are in the order of the columns"
-        return Raw(file, frame.to_numpy().argmax(1), True, (), table.ids, table.named_ids, (*table.notes, note))
+        columns = tuple(map(str, frame.columns))
+        return Raw(file, frame.to_numpy(np.int64), True, columns, table.ids, table.named_ids, table.notes)
     if frame.shape[1] > 1:
         called = [column for column in frame.columns if str(column).lower() in _LABELS]
         if len(called) != 1:

@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jprune.recall.inputs.arguments import first_true
-from jprune.recall.inputs.raw import SCOPE, InputError, Raw, as_array, of_object, option
+from jprune.recall.inputs.raw import SCOPE, InputError, Raw, as_array, cleaned, of_object, option
 
 MOST_CLASSES = 46_340  # its square fits int32, with which ``jprune.recall.counts`` indexes cells
 _CLASSES = f"class indices, whole numbers in 0..{MOST_CLASSES - 1}"
 
-__all__ = ["MOST_CLASSES", "InputError", "Predictions", "as_array", "baselines", "by_score", "class_count", "join"]
-__all__ += ["labels", "names_of_classes", "predictions"]
+__all__ = ["MOST_CLASSES", "InputError", "Predictions", "as_array", "baselines", "by_name", "by_score"]
+__all__ += ["class_count", "join", "join_batches", "labels", "names_of_classes", "one_hot_labels", "predictions"]
 
 
 class Predictions(NamedTuple):
@@ -97,8 +97,8 @@ def predictions(given: object, name: str, examples: int, threshold: float | None
     array([[1, 0, 1]])
     """
     raw = of_object(given, name)
-    values, name = raw.values, raw.name
-    values = _joined(values, raw, examples)
+    values, name = join_batches(raw, examples).values, raw.name
+    values = values.astype(np.int64) if values.dtype == bool else values
     if raw.by_row and values.ndim == 1:
         values = values[:, None]
     if raw.by_row or (values.ndim == 2 and values.shape == (examples, 1)):
@@ -107,7 +107,7 @@ def predictions(given: object, name: str, examples: int, threshold: float | None
     if values.ndim == 3 and values.shape[1:] == (examples, 1) and not whole:
         values = values[:, :, 0]
     if whole and values.ndim == 2 and values.shape[0] == examples != values.shape[1] and _one_hot(values):
-        return _logits(values[None].astype(np.float64), raw)
+        return _logits(values[None], raw)
     as_logits = not whole and values.ndim >= 2 and values.shape[-2] == examples
     if as_logits and values.ndim == 2 and values.shape[0] != 1 and _integral(values) and examples > 2:
         if _one_hot(values):
@@ -132,15 +132,46 @@ def predictions(given: object, name: str, examples: int, threshold: float | None
     return Predictions(name, np.atleast_2d(found), None, None, raw.notes)
 
 
-def _joined(values: np.ndarray, raw: Raw, examples: int) -> np.ndarray:
-    """Join batches of one size to one array, with booleans as 0 and 1; raise for an empty array."""
+def one_hot_labels(raw: Raw, class_names: Sequence[str] | None) -> Raw:
+    """Convert one-hot rows of labels to class indices; other labels stay as they are.
+
+    >>> one_hot_labels(Raw("labels", np.array([[False, True], [True, False]])), None).values
+    array([1, 0])
+    """
+    values = raw.values
+    if values.ndim != 2 or 1 in values.shape or values.dtype == object or not _one_hot(values):
+        return raw
+    columns = [cleaned(column) for column in raw.columns]
+    wanted, order = [cleaned(name) for name in class_names or ()], "columns"
+    if columns and sorted(columns) == sorted(wanted):
+        values, order = values[:, [columns.index(name) for name in wanted]], "class names"
+    note = f"{raw.name} has one 1 in every row and was read as one-hot labels; classes are in the order of the {order}"
+    return raw._replace(values=values.argmax(1), columns=(), notes=(*raw.notes, *[note] * raw.by_row))
+
+
+def join_batches(raw: Raw, examples: int) -> Raw:
+    """Join batches of one size to one array, and convert boolean one-hot rows to integers.
+
+    Args:
+      raw: predictions as given.
+      examples: number of labels.
+
+    Raises:
+      InputError: the array is empty, or a single value.
+
+    >>> join_batches(Raw("dense", np.zeros((3, 4, 2)), listed=True), 12).values.shape
+    (12, 2)
+    """
+    values = raw.values
     if values.ndim == 0:
         raise InputError(f"{raw.name} is a single value, {values}; an entry per example is needed")
     if values.size == 0:
         raise InputError(f"{raw.name} has shape {values.shape}: it is empty")
     if raw.listed and values.ndim > 1 and values.shape[1] != examples == values.shape[0] * values.shape[1]:
         values = values.reshape(examples, *values.shape[2:])
-    return values.astype(np.int64) if values.dtype == bool else values
+    if values.dtype == bool and values.ndim == 2 and values.shape[0] == examples and _one_hot(values):
+        values = values.astype(np.int64)
+    return raw._replace(values=values, listed=raw.listed and values is raw.values)
 
 
 def _of_rows(values: np.ndarray, raw: Raw, examples: int, threshold: float | None) -> Predictions:
@@ -152,8 +183,7 @@ def _of_rows(values: np.ndarray, raw: Raw, examples: int, threshold: float | Non
         raise InputError(f"{name} has {rows} for {examples} labels: one row per example is needed{more}")
     several = values.shape[1] > 1
     if several and _one_hot(values):
-        note = f"{name} has one 1 in every row and was read as one-hot predictions of one model"
-        return _logits(values[None].astype(np.float64), raw._replace(notes=(*raw.notes, note)))
+        return _logits(values[None], raw)
     if values.dtype.kind in "iu" or (not several and _integral(values)):
         found = _whole(values.T, name, f"{_CLASSES} (logits need decimals)")
         return Predictions(name, found, None, None, raw.notes)
@@ -170,12 +200,16 @@ def _of_rows(values: np.ndarray, raw: Raw, examples: int, threshold: float | Non
 
 
 def _logits(models: np.ndarray, raw: Raw) -> Predictions:
+    """Read logits, probabilities, percentages or one-hot rows, (models, examples, classes)."""
     undefined = np.isnan(models)
     if undefined.any():
         model, example, column = first_true(undefined)
         raise InputError(f"{raw.name} holds NaN among the logits of model {model}, example {example}, class {column}")
     predicted = models.argmax(axis=-1).astype(np.int64)
     notes = [*raw.notes]
+    if models.shape[-1] > 1 and _one_hot(models[:, :1]) and _one_hot(models):  # says nothing about confidence
+        notes.append(f"{raw.name} has one 1 for every example and was read as one-hot predictions")
+        return Predictions(raw.name, predicted, models.shape[-1], None, tuple(notes))
     if _percentages(models):
         models = models / 100
         notes.append(f"{raw.name} holds percentages, because its rows sum to 100; they were divided by 100")
@@ -365,6 +399,28 @@ def by_score(pruned: object, name: str = "pruned") -> dict[str, dict[float, tupl
         if not isinstance(ratios, Mapping) or not ratios:
             raise InputError(f"{name}[{score!r}] must be {{ratio: predictions}}, got {type(ratios).__name__}")
     return {score: _by_ratio(ratios, f"{name}[{score!r}]") for score, ratios in pruned.items()}
+
+
+def by_name(compare: object) -> dict[str, tuple[str, object]]:
+    """Check {name: array} of models without a ratio, and return a name for errors and the array by name.
+
+    Raises:
+      InputError: it is not a mapping or empty, or a name is not printable text, or occurs twice, as 1 and "1" do.
+
+    >>> by_name({"int8": "a"})
+    {'int8': ("compare['int8']", 'a')}
+    """
+    if not isinstance(compare, Mapping) or not compare:
+        raise InputError(f"compare must be {{name: predictions}} with one name or more, got {type(compare).__name__}")
+    found: dict[str, tuple[str, object]] = {}
+    for key, value in compare.items():
+        name = str(key).strip()
+        if not name or not name.isprintable():
+            raise InputError(f"compare must have printable text for names, got {key!r}")
+        if name in found:
+            raise InputError(f"compare has the name {name!r} twice")
+        found[name] = (f"compare[{key!r}]", value)
+    return found
 
 
 def baselines(dense: object, scores: Sequence[str]) -> dict[str, tuple[str, object]]:

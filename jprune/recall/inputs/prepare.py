@@ -8,7 +8,15 @@ from jaxtyping import Bool, Int
 
 from jprune.recall.inputs import classes, rows
 from jprune.recall.inputs.groups import Groups, given_groups, groups
-from jprune.recall.inputs.predictions import Predictions, join, labels, names_of_classes, predictions
+from jprune.recall.inputs.predictions import (
+    Predictions,
+    join,
+    join_batches,
+    labels,
+    names_of_classes,
+    one_hot_labels,
+    predictions,
+)
 from jprune.recall.inputs.raw import Raw, of_object
 
 
@@ -48,7 +56,7 @@ def prepare(
       sets: for every set of models one or more arrays or files.
       given_attributes: a second label per example, or several by name, or None.
       class_names: the name of every class; None to infer names from the data where it has any.
-      ignore_label: examples of this label are left out; or None.
+      ignore_label: examples of this label, as given, are left out; or None.
       threshold: probability from which on a single sigmoid output means class 1.
 
     Raises:
@@ -58,23 +66,27 @@ def prepare(
         names_of_classes(class_names, len(class_names))
     if given_labels.named_ids:
         rows.refuse_doubled(given_labels)
-    flat = [rows.align(raw, given_labels) for raws in sets.values() for raw in raws]
-    numbered = classes.number(given_labels, flat, class_names)
-    kept = rows.kept_examples(numbered.labels, ignore_label)
-    true = labels(rows.take(numbered.labels, kept))
+    given_labels = one_hot_labels(given_labels, class_names)
+    kept = rows.kept_examples(given_labels, ignore_label)
+    joined = [join_batches(raw, given_labels.values.size) for raws in sets.values() for raw in raws]
+    flat = [rows.take(rows.align(raw, given_labels), kept) for raw in joined]
+    numbered = classes.number(rows.take(given_labels, kept), flat, class_names)
+    true = labels(numbered.labels)
     stacks = iter(numbered.stacks)
     read = {
-        name: join([predictions(rows.take(next(stacks), kept), "", true.size, threshold) for _ in raws])
-        for name, raws in sets.items()
+        name: join([predictions(next(stacks), "", true.size, threshold) for _ in raws]) for name, raws in sets.items()
     }
     found, missing = groups(_attributes(given_attributes, given_labels, kept), true.size)
-    left_out = () if kept is None else (_left_out(int((~kept).sum()), ignore_label),)
+    left_out = () if ignore_label is None else (_left_out(kept, ignore_label),)
     notes = (*given_labels.notes, *numbered.notes, *left_out, *missing)
     notes += tuple(classes.about_labels(true, given_labels.name))
     return Prepared(true, read, found, numbered.class_names, tuple(dict.fromkeys(notes)), kept)
 
 
-def _left_out(examples: int, label: int | None) -> str:
+def _left_out(kept: Bool[np.ndarray, " given"] | None, label: int) -> str:
+    examples = 0 if kept is None else int((~kept).sum())
+    if not examples:
+        return f"no example has the label {label}, so none is left out"
     which = "1 example with the label {} is" if examples == 1 else f"{examples} examples with the label {{}} are"
     return f"{which.format(label)} left out"
 

@@ -1,5 +1,6 @@
 """Convert arrays, tables and containers to numpy, before they are interpreted as classes or logits."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ FrameCell: TypeAlias = Any  # a cell of a pandas object: a number, a text, None,
 Dataset: TypeAlias = Any  # a ``datasets.Dataset``, whose package need not be installed
 
 USUAL_MISSING = ("na", "n/a", "nan", "none", "null", "<na>")  # in lower case
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.0+)?")
 SCOPE = "the audit is for single-label classification: one true class per example"
 
 

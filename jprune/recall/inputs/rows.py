@@ -1,11 +1,10 @@
 """Match rows to examples: join by id, compare indices, leave out examples."""
 
-import re
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from jprune.recall.inputs.raw import InputError, Raw
+from jprune.recall.inputs.raw import WHOLE_NUMBER, InputError, Raw
 
 
 def align(raw: Raw, labels: Raw) -> Raw:
@@ -68,7 +67,7 @@ def refuse_doubled(raw: Raw) -> None:
 
 
 def kept_examples(labels: Raw, ignore: int | None) -> np.ndarray | None:
-    """Return where labels differ from the label to leave out, (examples,); None if all are kept.
+    """Return where labels, as given, differ from the label to leave out, (examples,); None if all are kept.
 
     Raises:
       InputError: no example is left.
@@ -76,9 +75,14 @@ def kept_examples(labels: Raw, ignore: int | None) -> np.ndarray | None:
     >>> kept_examples(Raw("labels", np.array([0, -1, 1])), -1)
     array([ True, False,  True])
     """
-    if ignore is None or labels.values.dtype == object:
+    if ignore is None:
         return None
-    kept = np.asarray(labels.values.ravel() != ignore)
+    given = labels.values.ravel()
+    if given.dtype == object:
+        numbers = {text: int(float(text)) for text in set(given.tolist()) if WHOLE_NUMBER.fullmatch(text)}
+        kept = np.array([numbers.get(text) != ignore for text in given.tolist()])
+    else:
+        kept = np.asarray(given != ignore)
     if not kept.any():
         raise InputError(f"{labels.name} holds only the label {ignore}, which is left out")
     return None if kept.all() else kept
@@ -99,7 +103,7 @@ def take(raw: Raw, kept: np.ndarray | None) -> Raw:
 
 def _as_numbers(wanted: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]] | None:
     """Strip leading zeros of the ids of two tables; return None if an id is not a number or becomes ambiguous."""
-    if not all(re.fullmatch(r"[+-]?[0-9]+(?:\.0+)?", identity) for identity in (*wanted, *own)):
+    if not all(WHOLE_NUMBER.fullmatch(identity) for identity in (*wanted, *own)):
         return None
     numbers = [[str(int(identity.split(".")[0])) for identity in ids] for ids in (wanted, own)]
     return (numbers[0], numbers[1]) if all(len(set(ids)) == len(ids) for ids in numbers) else None

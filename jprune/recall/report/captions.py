@@ -105,12 +105,13 @@ def _losses(audit: AuditTables) -> str:
     sentences = []
     for score in audit.scores:
         rows = audit.classes[(audit.classes["score"] == score) & (audit.classes["support"] > 0)]
-        last = rows[rows["ratio"] == rows["ratio"].max()].sort_values("change", kind="stable").head(3)
+        last = rows[(rows["ratio"] == rows["ratio"].max()) & (rows["change"] < 0)]
+        last = last.sort_values("change", kind="stable").head(3)
         lost = (
             f"{row['class']} from {100 * row['recall_dense']:.1f} to {100 * row['recall']:.1f}%"
             for _, row in last.iterrows()
         )
-        sentences.append(f"{score}, largest losses: {', '.join(lost)}.")
+        sentences.append(f"{score}, largest losses: {', '.join(lost) or 'none'}.")
     return " ".join(sentences)
 
 

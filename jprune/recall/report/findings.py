@@ -252,7 +252,7 @@ def _confidence(audit: AuditTables, row: Row) -> str:
 def _risk(row: Row, audit: AuditTables) -> str:
     if not np.isfinite(float(str(row.get("risk_auc", "nan")))):
         return ""
-    lost, found = int(cell(row, "risk_lost")), int(cell(row, "risk_found"))
+    lost, found = int(cell(row, "risk_lost")), cell(row, "risk_found")
     one = (audit.dense["score"] == row["score"]).sum() == 1
     whose, they = ("dense model's", "it") if one else ("dense models'", "most of them")
     by = "" if row["models"] == 1 else " by at least half of the models"
@@ -262,7 +262,7 @@ def _risk(row: Row, audit: AuditTables) -> str:
     return (
         f"The {whose} uncertainty ranks an example that was lost{by} above one that was kept in "
         f"{100 * cell(row, 'risk_auc'):.0f}% of pairs; the most uncertain tenth of the examples that {they} got "
-        f"right contains {found} of the {lost} lost ones ({percent(found / lost)})."
+        f"right contains {count(found)} of the {lost} lost ones ({percent(found / lost)})."
     )
 
 
@@ -349,7 +349,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         needed = [
             _needed(dict(r), audit)
             for _, r in open_rows.iterrows()
-            if abs(r["alpha"] - 1) > _ROUNDING and r["alpha_sd"] > 0
+            if column == "alpha" and abs(r["alpha"] - 1) > _ROUNDING and r["alpha_sd"] > 0
         ]
         if needed:
             parts.append(f"With alpha as far from 1 as measured, showing it would take {listed(needed)} models.")

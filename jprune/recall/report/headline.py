@@ -36,6 +36,7 @@ from jprune.recall.report.words import (
 from jprune.recall.tables.frames import AuditTables
 
 FEWEST = 10  # examples; a class with fewer is not what a headline begins with
+_WITH_ENOUGH = f"class with {FEWEST} or more test examples"
 _MOST_SCORES = 2  # in sentences; the tables have the others
 _MOST_CLASSES = 3  # by name
 _UNEQUAL = 1.5  # ratio of the largest to the smallest class
@@ -228,7 +229,10 @@ def _spared(audit: AuditTables, row: Row) -> str:
         text += (
             f" Also shown to have gained more or lost less than all examples together: {plural} {_and_more(others, 1)}."
         )
-    return f"{text} No class is shown to have lost more than the rest; accuracy {change_of_accuracy(row, audit.level)}."
+    which = "class" if _small_class(audit, row) == "" else _WITH_ENOUGH
+    return (
+        f"{text} No {which} is shown to have lost more than the rest; accuracy {change_of_accuracy(row, audit.level)}."
+    )
 
 
 def _none_named(audit: AuditTables, row: Row) -> str:
@@ -245,7 +249,8 @@ def _none_named(audit: AuditTables, row: Row) -> str:
             f"Accuracy{at_score(audit, row)} {changed}. The {what} is not even over the classes ({p_value(p)}), but no "
             f"single class can be named{_few_examples(audit, row)}."
         )
-    return f"No single class is shown to have lost more than the rest{at_score(audit, row)}; accuracy {changed}."
+    which = "single class" if _small_class(audit, row) == "" else _WITH_ENOUGH
+    return f"No {which} is shown to have lost more than the rest{at_score(audit, row)}; accuracy {changed}."
 
 
 def _few_examples(audit: AuditTables, row: Row) -> str:
@@ -268,7 +273,8 @@ def _small_class(audit: AuditTables, row: Row) -> str:
         return ""
     hit = dict(few.iloc[0])
     return (
-        f"Class {hit['class']} lost {count(cell(hit, 'lost'))} of {hit['support']} test examples, too few to say more."
+        f"Class {hit['class']} is shown to have lost more, but has only {hit['support']} test examples, of which it "
+        f"lost {count(cell(hit, 'lost'))}."
     )
 
 

@@ -12,6 +12,7 @@ VERDICTS = {
     ">=": "widened {}, by less than the margin",
     "<": "narrowed {}",
     "<=": "narrowed {}, by less than the margin",
+    "below": "cannot be judged {}: noise of the test set alone makes alpha smaller than 1",
     "seed": "narrowed {}, but no more than between two dense training runs",
     "<0": "reversed {}: the weak classes are now the strong ones",
     "=": "stayed the same within the margin {}",
@@ -36,8 +37,9 @@ def verdict_of(row: Row) -> str:
     mark = str(row[f"{name}_mark"])
     if cell(row, f"{name}_high") < 0:
         return "<0"
-    if mark == "<" and np.isfinite(cell(row, "alpha_seed_low")) and not _below_seeds(row):
-        return "seed"
+    known = np.isfinite(cell(row, "alpha_seed_low"))
+    if mark == "<" and ((known and not _below_seeds(row)) or not (known or corrected)):
+        return "seed" if known else "below"
     return {"?": "=", ">": ">=", "<": "<="}[mark] if corrected and row["alpha_corrected_equal"] else mark
 
 

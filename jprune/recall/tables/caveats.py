@@ -88,8 +88,11 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
             "part of what is reported for pruning"
         )
     if not study.paired:
-        mean = "" if all(len(dense.accuracy) == 1 for dense in study.dense.values()) else "mean "
-        notes.append(f"models are not paired: each compressed model is compared with the {mean}dense model")
+        one = all(len(dense.accuracy) == 1 for dense in study.dense.values())
+        notes.append(
+            "models are not paired: each compressed model is compared with the "
+            + ("dense model, and nothing here covers other dense training runs" if one else "mean dense model")
+        )
     for _, rows in alphas.groupby(["score", "ratio"], sort=False):
         score, ratio = str(rows["score"].iloc[0]), float(rows["ratio"].iloc[0])
         reasons = rows["reason"][rows["reason"] != ""].value_counts(sort=False)

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from jprune.recall.inference.losses import class_losses
+from jprune.recall.inference.losses import class_losses, lost_and_won
 from jprune.recall.inference.pairing import pairing_test
 from jprune.recall.inputs.arguments import Rng
 from jprune.recall.inputs.groups import Groups
@@ -34,6 +34,7 @@ PROBABILITY_COLUMNS = (
 DRIFT_COLUMNS = ("score", "ratio", "class", "predicted", "lost", "share", "before", "after")
 RISK_COLUMNS = ("score", "example", "label", "risk", "lost")
 _MOST_AT_RISK = 100
+_ROUNDING = 1e-9  # of a share of models
 _MOST_CELLS = 2**24  # of a confusion matrix that is counted whole
 
 
@@ -260,7 +261,22 @@ def risk(stack: Predictions) -> Float[np.ndarray, " examples"]:
     return np.asarray(np.mean([1 - margins(rows) for rows in stack.logits], axis=0))
 
 
-def at_risk(known: Examples) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _in_riskiest_tenth(of_examples: Float[np.ndarray, " examples"], gone: Bool[np.ndarray, " examples"]) -> float:
+    """The number of lost examples in the riskiest tenth; examples tied at its limit count by the share that is in it.
+
+    >>> risk, lost = np.arange(20.0), np.arange(20) > 17
+    >>> _in_riskiest_tenth(risk, lost), _in_riskiest_tenth(np.zeros(20), np.arange(20) < 5)
+    (2.0, 0.5)
+    """
+    size = -(-len(of_examples) // 10)
+    if not size:
+        return 0.0
+    limit = np.partition(of_examples, -size)[-size]
+    above, tied = of_examples > limit, of_examples == limit
+    return float(gone[above].sum() + gone[tied].mean() * (size - above.sum()))
+
+
+def at_risk(known: Examples, *, paired: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The examples on which dense models are least certain, and how well that predicts the lost ones.
 
     Returns:
@@ -272,20 +288,19 @@ def at_risk(known: Examples) -> tuple[pd.DataFrame, pd.DataFrame]:
     frames, rows = [], []
     for score, ratios in known.compressed.items():
         of_score = risk(known.dense[score])
-        before = known.right(score).mean(0)
-        lost = np.zeros(len(of_score))
+        before = known.right(score)
+        right, lost = before.mean(0) > 0.5, np.zeros(len(of_score))
         for ratio in ratios:
-            lost = np.maximum(before - known.right(score, ratio).mean(0), 0)
-            right, gone = before > 0.5, (lost >= 0.5)[before > 0.5]
-            riskiest = np.argsort(-of_score[right], kind="stable")[: -(-int(right.sum()) // 10)]
-            unknown, found = not of_score.any(), int(gone[riskiest].sum())
+            lost, _ = lost_and_won(before, known.right(score, ratio), paired=paired)
+            gone = lost[right] >= 0.5 - _ROUNDING
+            unknown, found = not of_score.any(), _in_riskiest_tenth(of_score[right], gone)
             rows.append(
                 {
                     "score": score,
                     "ratio": ratio,
                     "risk_auc": float("nan") if unknown else area_under_curve(of_score[right], gone),
                     "risk_top": found / gone.sum() if gone.any() and not unknown else float("nan"),
-                    "risk_found": float("nan") if unknown else float(found),
+                    "risk_found": float("nan") if unknown else found,
                     "risk_lost": int(gone.sum()),
                 }
             )

@@ -171,14 +171,15 @@ def _change_p(study: AuditedModels, score: str, ratio: float, pruned: Rates) -> 
 def _corrected(study: AuditedModels, score: str, ratio: float, healthy: npt.NDArray[np.bool_]) -> dict[str, object]:
     """Alpha corrected for test-set noise, its interval, whether it is within the margin, and what it could show."""
     nan = float("nan")
-    found = CorrectedAlpha(nan, nan, nan, nan, 0, "counts alone do not say which examples were lost")
+    found = CorrectedAlpha(nan, nan, nan, nan, nan, 0, "counts alone do not say which examples were lost")
     if study.examples is not None and healthy.any():
         before, after = study.examples.right(score), study.examples.right(score, ratio)[healthy]
-        before = before[healthy] if study.paired else np.broadcast_to(before.mean(0), after.shape)
-        found = corrected_intensification(study.examples.true, before, after, level=study.level)
+        before = before[healthy] if study.paired else before
+        found = corrected_intensification(study.examples.true, before, after, paired=study.paired, level=study.level)
     elif study.examples is not None:
         found = found._replace(reason="every model has collapsed")
-    critical = scipy.stats.norm.isf((1 - study.level) / 2) + scipy.stats.norm.ppf(0.9)
+    # A difference of that many standard errors is shown nine times in ten.
+    critical = scipy.stats.t.isf((1 - study.level) / 2, found.degrees) + scipy.stats.t.isf(0.1, found.degrees)
     inside = 1 / (1 + study.margin) <= found.low and found.high <= 1 + study.margin
     return {
         "alpha_corrected": found.alpha,

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from jprune import recall
-from jprune.recall.inference.corrected import WITHIN_NOISE, corrected_intensification, seed_null
+from jprune.recall.inference.corrected import TOO_FEW_MODELS, WITHIN_NOISE, corrected_intensification, seed_null
 from tests.recall import published
 
 
@@ -127,3 +128,64 @@ def test_classes_with_a_handful_of_examples_are_left_out():
     assert found.classes == 2
     assert found.reason == WITHIN_NOISE or found.alpha == pytest.approx(1.0)
     assert corrected_intensification(labels[:49] // 2, dense[:, :49], dense[:, :49]).reason.startswith("fewer than two")
+
+
+def test_too_few_models_are_named_where_class_differences_are_clear():
+    """Two dense models with recalls from .99 to .5 and to .8: the classes differ, the models too."""
+    rng, labels = np.random.default_rng(1), np.repeat(np.arange(10), 1000)
+    dense, after = (
+        np.stack([rng.random(labels.size) < np.linspace(best, low, 10)[labels] for low in lows])
+        for best, lows in ((0.99, (0.5, 0.8)), (0.95, (0.45, 0.7)))
+    )
+    found = corrected_intensification(labels, dense, after)
+    assert found.reason == TOO_FEW_MODELS
+    audit = recall.audit(labels, *(
+        stack if name == "dense" else {4: stack}
+        for name, stack in (("dense", np.where(dense, labels, (labels + 1) % 10)),
+                            ("after", np.where(after, labels, (labels + 1) % 10)))
+    ))  # fmt: skip
+    assert "beyond sampling noise" not in audit.headline
+
+
+@pytest.mark.parametrize("models", [2, 3])
+def test_the_detectable_difference_has_the_quantile_of_the_interval(models):
+    rng, labels = np.random.default_rng(models), np.repeat(np.arange(10), 300)
+    recalls = np.linspace(0.98, 0.7, 10)
+    dense, after = (
+        np.stack([rng.random(labels.size) < (recalls + rng.normal(0, sd, 10))[labels] for _ in range(models)])
+        for sd in (0.005, 0.01)
+    )
+    row = recall.audit(
+        labels, np.where(dense, labels, (labels + 1) % 10), {4: np.where(after, labels, (labels + 1) % 10)}
+    ).summary.iloc[0]
+    found = corrected_intensification(labels, dense, after)
+    quantiles = scipy.stats.t.isf([0.005, 0.1], found.degrees).sum()
+    assert found.degrees <= 9 * (models - 1)
+    assert row["alpha_corrected_detectable"] == pytest.approx(quantiles * found.standard_error)
+    assert row["alpha_corrected_detectable"] > (row["alpha_corrected_high"] - row["alpha_corrected_low"]) / 2.2
+
+
+def test_the_interval_of_unpaired_models_covers_other_dense_models():
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(10), 200)
+    recalls, sums, found = np.linspace(0.95, 0.75, 10), [], []
+    for _ in range(120):
+        one, two = (np.clip(recalls + rng.normal(0, 0.03, (models, 10)), 0, 1) for models in (3, 6))
+        x, y = one.mean(0) / one.mean() - 1, two / two.mean(1, keepdims=True) - 1
+        sums.append([(x * y).sum(), 6 * (x * x).sum()])
+        dense, after = (rng.random((len(r), 2000)) < r[:, labels] for r in (one, two))
+        found.append(corrected_intensification(labels, dense, after, paired=False, level=0.95))
+    wanted = np.divide(*np.sum(sums, axis=0))
+    covered = [each.low <= wanted <= each.high for each in found if not each.reason]
+    assert len(covered) > 100
+    assert np.mean(covered) >= 0.9
+
+
+def test_the_mean_of_unpaired_dense_models_is_taken():
+    rng = np.random.default_rng(0)
+    labels, dense, after = study(rng, 10, 300, 4, 2)
+    one = corrected_intensification(labels, dense[:1], after, paired=False)
+    same = corrected_intensification(labels, np.repeat(dense[:1], 4, axis=0), after)
+    np.testing.assert_allclose(one[:-1], same[:-1])  # a single dense model is taken as given
+    copies = corrected_intensification(labels, np.repeat(dense[:1], 3, axis=0), after, paired=False)
+    assert copies.alpha == pytest.approx(one.alpha)
+    assert corrected_intensification(labels, dense, after, paired=False).standard_error > 0

@@ -8,7 +8,8 @@ import scipy.stats
 import statsmodels.stats.contingency_tables
 import statsmodels.stats.proportion
 
-from jprune.recall.inference.losses import class_losses, mcnemar, wilson
+from jprune.recall.inference.evenness import evenness_test
+from jprune.recall.inference.losses import change_of_all, class_losses, mcnemar, wilson
 
 
 @pytest.mark.parametrize(("lost", "won"), [(8, 1), (3, 3), (0, 5), (40, 22), (1, 0)])
@@ -101,3 +102,53 @@ def test_intervals_of_the_excess_cover(models):
         wanted = lost[labels == 8][0] - lost.mean()
         covered.append(found.excess_low[8] <= wanted <= found.excess_high[8])
     assert np.mean(covered) >= 0.9
+
+
+@pytest.mark.parametrize("models", [2, 3, 5])
+def test_a_change_of_accuracy_is_shown_as_rarely_as_its_level_says_if_seeds_differ(models):
+    rng = np.random.default_rng(models)
+    p = [
+        change_of_all(
+            rng.random((models, 500)) < 0.85, rng.random((models, 500)) < 0.85 + rng.normal(0, 0.03, (models, 1))
+        )
+        for _ in range(400)
+    ]
+    assert 0.02 <= np.mean(np.array(p) < 0.05) <= 0.09  # three standard errors of 400 draws around .05
+
+
+def test_the_p_of_a_change_of_accuracy_is_that_of_a_paired_t_test_where_only_models_vary():
+    dense = np.ones((4, 60), bool)
+    after = np.stack([np.arange(60) % 20 >= lost for lost in (1, 2, 2, 4)])
+    found = change_of_all(dense, np.stack([np.roll(row, 5 * m) for m, row in enumerate(after)]))
+    assert found >= scipy.stats.ttest_1samp(after.mean(1) - 1, 0).pvalue - 1e-12
+
+
+def unpaired(rng, dense_models, models):
+    """Labels, one dense accuracy for all, and compressed models whose recalls differ between seeds around it."""
+    labels = np.repeat(np.arange(10), 100)
+    recall = np.clip(0.9 + rng.normal(0, 0.05, (models, 10)) + rng.normal(0, 0.03, (models, 1)), 0, 1)
+    return labels, rng.random((dense_models, 1000)) < 0.9, rng.random((models, 1000)) < recall[:, labels]
+
+
+@pytest.mark.parametrize(("dense_models", "models"), [(1, 3), (1, 10), (3, 3)])
+def test_unpaired_models_that_differ_between_seeds_show_no_loss(dense_models, models):
+    rng, shown = np.random.default_rng([dense_models, models]), np.zeros(4)
+    for _ in range(100):
+        labels, dense, after = unpaired(rng, dense_models, models)
+        found = class_losses(labels, dense, after, 10, paired=False)
+        outside = ((found.change_low > 0) | (found.change_high < 0)).mean()
+        p = change_of_all(dense, after, paired=False), evenness_test(labels, dense, after, 10, paired=False).p_value
+        shown += [np.nanmin(found.p_holm) < 0.01, p[0] < 0.01, p[1] < 0.01, outside]
+    assert (shown <= 4).all()
+
+
+@pytest.mark.parametrize("models", [2, 3, 5])
+def test_intervals_of_a_class_cover_if_seeds_differ(models):
+    rng, missed = np.random.default_rng(models), []
+    labels = np.repeat(np.arange(10), 100)
+    for _ in range(60):
+        recall = np.clip(0.85 + rng.normal(0, 0.05, (models, 10)) + rng.normal(0, 0.02, (models, 1)), 0, 1)
+        dense, after = rng.random((models, 1000)) < 0.85, rng.random((models, 1000)) < recall[:, labels]
+        found = class_losses(labels, dense, after, 10)
+        missed.append(((found.change_low > 0) | (found.change_high < 0)).mean())
+    assert np.mean(missed) <= 0.02

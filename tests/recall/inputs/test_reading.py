@@ -861,3 +861,84 @@ def test_columns_of_logits_in_two_orders_need_class_names_where_labels_are_numbe
         recall.audit(LABELS, dense, {2: other})
     report = recall.audit(LABELS, dense, {2: other[list(NAMES)]})
     assert report.summary["accuracy"][0] == pytest.approx(ACCURACY[1])
+
+
+ONE, TWO_FROM_1 = DENSE + 1, TWO + 1  # numbered from 1, with class names that are numbers
+
+
+@pytest.mark.filterwarnings("ignore::jprune.recall.EmptyClassWarning")
+@pytest.mark.parametrize("ignored", [1, 3, -1])
+def test_the_label_to_leave_out_is_that_of_the_given_labels(ignored):
+    given = np.where(np.arange(N) < 5, -1, LABELS + 1)
+    report = recall.audit(
+        np.where(given == -1, ignored, given), ONE, {2: TWO_FROM_1}, class_names=["1", "2", "3"], ignore_label=ignored
+    )
+    kept = (given != ignored) & (given != -1)
+    support = dict(zip(report.classes["class"], report.classes["support"], strict=True))
+    assert support == {str(c): int((given[kept] == c).sum()) for c in (1, 2, 3)}
+    assert f"{N - kept.sum()} examples with the label {ignored} are left out" in report.warnings
+
+
+def test_a_label_to_leave_out_that_no_example_has_is_reported():
+    report = recall.audit(LABELS, DENSE, {2: TWO}, ignore_label=-100)
+    assert "no example has the label -100, so none is left out" in report.warnings
+
+
+@pytest.mark.filterwarnings("ignore::jprune.recall.EmptyClassWarning")
+def test_one_hot_labels_with_a_class_to_leave_out():
+    report = recall.audit(np.eye(3, dtype=int)[LABELS], DENSE, {2: TWO}, ignore_label=2, num_classes=3)
+    assert report.examples == (LABELS != 2).sum()
+
+
+@pytest.mark.parametrize("shape", [(N,), (1, N), (N, 1)])
+@pytest.mark.parametrize("missing", [False, True])
+def test_decimal_classes_are_matched_with_class_names_that_are_numbers(shape, missing):
+    """If a class is never predicted, the numbers would also be valid indices."""
+    one, two = (np.where(given == 3, 2, given) if missing else given for given in (ONE, TWO_FROM_1))
+    given = [array.astype(float).reshape(shape) for array in (one, two)]
+    report = recall.audit(LABELS + 1, given[0], {2: given[1]}, class_names=["1", "2", "3"])
+    accuracy = [(array == LABELS + 1).mean() for array in (one, two)]
+    assert report.summary[["accuracy_dense", "accuracy"]].iloc[0].tolist() == pytest.approx(accuracy)
+
+
+def test_boolean_one_hot_labels_are_classes():
+    report = recall.audit(np.eye(3, dtype=bool)[LABELS], LOGITS, {2: LOGITS})
+    assert report.class_names == ("0", "1", "2")
+    assert report.summary["accuracy"].item() == pytest.approx(ACCURACY[1])
+
+
+def test_columns_of_one_hot_labels_are_in_the_order_of_the_class_names():
+    one_hot = pd.DataFrame(np.eye(3, dtype=int)[LABELS], columns=NAMES)
+    order = [2, 0, 1]
+    index = np.argsort(order)
+    report = recall.audit(one_hot, index[DENSE], {2: index[TWO]}, class_names=[NAMES[c] for c in order])
+    assert report.summary[["accuracy_dense", "accuracy"]].iloc[0].tolist() == pytest.approx(ACCURACY)
+
+
+def test_batches_of_one_size_are_joined_before_examples_are_left_out():
+    labels = np.where(np.arange(N) < 7, -1, LABELS)
+    batches = [LOGITS[start : start + 20] for start in (0, 20, 40)]
+    report = recall.audit(labels, DENSE, {2: batches}, ignore_label=-1)
+    assert report.summary["accuracy"].item() == pytest.approx((TWO == LABELS)[7:].mean())
+
+
+@pytest.mark.parametrize("kind", [int, float, bool])
+def test_one_hot_predictions_have_no_confidence(kind):
+    report = recall.audit(LABELS, LOGITS, {2: np.eye(3, dtype=kind)[TWO]})
+    assert report.summary["accuracy"].item() == pytest.approx(ACCURACY[1])
+    assert len(report.probabilities) == 0
+    assert any("was read as one-hot predictions" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 50, -0.5])
+def test_a_threshold_that_is_not_a_probability_is_refused(threshold):
+    with pytest.raises(InputError, match="threshold must lie between 0 and 1"):
+        recall.audit(LABELS > 0, LABELS > 0, {2: PROBABILITIES[:, 0]}, threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [((1, "1"), "'1' twice"), (("",), "printable"), (("a\nb",), "printable")]
+)
+def test_names_of_compared_models_are_printable_and_different(names, message):
+    with pytest.raises(InputError, match=message):
+        recall.audit(LABELS, DENSE, compare=dict.fromkeys(names, TWO))

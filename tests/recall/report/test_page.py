@@ -515,8 +515,8 @@ def one_dense_one_compressed(sizes, before, after, models=1):
 
 def test_a_class_with_a_handful_of_examples_is_never_what_the_headline_begins_with():
     said = headline.headline(one_dense_one_compressed([200] * 4 + [5], [0.9] * 4 + [1.0], [0.9] * 4 + [0.0]))
-    assert said.startswith("No single class is shown to have lost more than the rest")
-    assert "Class 4 lost 5 of 5 test examples, too few to say more." in said
+    assert said.startswith("No class with 10 or more test examples is shown to have lost more than the rest")
+    assert "Class 4 is shown to have lost more, but has only 5 test examples, of which it lost 5." in said
     said = headline.headline(one_dense_one_compressed([200] * 4 + [40], [0.9] * 4 + [1.0], [0.9] * 4 + [0.0]))
     assert said.startswith("Class 4 lost most at 10x compression: 100% to 0% of 40 test examples right, clearly more")
 
@@ -921,3 +921,51 @@ def test_several_dense_models_and_one_compressed_are_not_called_two_models():
     assert audit.headline.endswith("This holds for these models; other training runs may differ.")
     assert "one compressed model only" in said
     assert "Examples right before and wrong after, mean over models." in page(audit)
+
+
+def test_alpha_below_1_from_noise_alone_is_not_called_narrowed():
+    """Recalls of 100 classes with 20 examples each, all equal: alpha is near 0, whatever compression does."""
+    rng = np.random.default_rng(0)
+    audit = recall.audit_counts(
+        rng.binomial(20, 0.9, (1, 100)), {4: rng.binomial(20, 0.9, (10, 100))}, support=[20] * 100, paired=False
+    )
+    assert audit.summary["alpha_high"].item() < 0.5
+    assert "narrowed" not in audit.headline
+    assert "cannot be judged" in audit.headline
+
+
+def test_models_needed_are_not_given_for_corrected_alpha():
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(10), 60)
+    recalls = np.linspace(0.97, 0.8, 10)[labels]
+    dense, after = (np.where(rng.random((10, 600)) < recalls, labels, (labels + 1) % 10) for _ in range(2))
+    audit = recall.audit(labels, dense, {4: after})
+    [text] = [each.text for each in findings(audit) if each.topic == "Is the evidence enough?"]
+    assert "corrected alpha differs from 1" in text
+    assert "would take" not in text
+
+
+def test_the_riskiest_tenth_does_not_depend_on_the_order_of_the_examples():
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(10), 100)
+    dense = np.tile(labels, (3, 1))
+    dense[0, rng.choice(1000, 20, replace=False)] += 1
+    after = dense % 10
+    after[:, :50] = 9
+    order = rng.permutation(1000)
+    first, other = (recall.audit(labels[at], dense[:, at] % 10, {2: after[:, at]}) for at in (np.arange(1000), order))
+    assert first.summary["risk_found"].item() == pytest.approx(other.summary["risk_found"].item())
+    assert first.summary["risk_found"].item() < 10
+
+
+def test_no_gain_is_listed_among_the_largest_losses():
+    labels = np.repeat([0, 1, 2], 40)
+    wrong = np.where(np.arange(120) % 4 == 0, (labels + 1) % 3, labels)
+    audit = recall.audit(labels, wrong, {2: labels})
+    assert captions.captions(audit)["recall"].alternative.endswith("largest losses: none.")
+
+
+def test_an_example_that_half_of_the_models_lost_counts_as_lost_though_others_won_it():
+    labels = np.arange(40) % 2
+    dense, after = np.stack([labels] * 7 + [1 - labels] * 3), np.stack([labels] * 2 + [1 - labels] * 5 + [labels] * 3)
+    audit = recall.audit(labels, dense, {2: after})
+    assert audit.at_risk["lost"].tolist() == pytest.approx([0.5] * len(audit.at_risk))
+    assert audit.summary["risk_lost"].item() == 40
