@@ -53,7 +53,7 @@ def alpha_by_ratio(audit: AuditTables) -> "Figure":
     figure, axes = panels.panel()
     positions = panels.ratio_axis(axes, audit)
     drawn = []
-    for index, (_, rows) in enumerate(_scores(audit.summary)):
+    for index, (_, rows) in enumerate(_scores(audit, audit.summary)):
         x = np.array([positions[ratio] for ratio in rows["ratio"]]) + panels.dodge(index, len(audit.scores))
         drawn.append(_with_interval(axes, x, rows, index))
     _reference(axes)
@@ -67,7 +67,7 @@ def alpha_against_null(audit: AuditTables) -> "Figure":
     figure, axes = panels.panel()
     drawn = [
         axes.scatter(rows["alpha_null"], rows["alpha"], **panels.dot_style(index, len(rows)))
-        for index, (_, rows) in enumerate(_scores(_healthy(audit)))
+        for index, (_, rows) in enumerate(_scores(audit, _healthy(audit)))
     ]
     values = _healthy(audit)[["alpha_null", "alpha"]].dropna().to_numpy()
     ends = [float(values.min()), float(values.max())] if values.size else [0.0, 1.0]
@@ -90,7 +90,7 @@ def recall_by_class(audit: AuditTables) -> "Figure":
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axes in grid.ravel()[len(scores) :]:
         axes.set_axis_off()
-    for axes, (score, rows) in zip(grid.ravel(), _scores(audit.classes), strict=False):
+    for axes, (score, rows) in zip(grid.ravel(), _scores(audit, audit.classes), strict=False):
         panels.plain(axes)
         ratios = [float(ratio) for ratio in rows["ratio"].unique()]
         steps = [rows["recall"][rows["ratio"] == ratio].to_numpy() for ratio in ratios]
@@ -129,7 +129,7 @@ def accuracy_tradeoff(audit: AuditTables) -> "Figure":
     figure, axes = panels.panel()
     drawn = [
         _with_interval(axes, 100 * rows["accuracy"].to_numpy(), rows, index)
-        for index, (_, rows) in enumerate(_scores(audit.summary))
+        for index, (_, rows) in enumerate(_scores(audit, audit.summary))
     ]
     _reference(axes)
     axes.margins(x=0.12, y=0.12)  # space for the labels of the outermost points
@@ -150,7 +150,7 @@ def balance_variance(audit: AuditTables) -> "Figure":
     figure, axes = panels.panel()
     positions = panels.ratio_axis(axes, audit, dense=True)
     drawn = []
-    for index, (_, rows) in enumerate(_scores(audit.summary)):
+    for index, (_, rows) in enumerate(_scores(audit, audit.summary)):
         x = [0, *(positions[ratio] for ratio in rows["ratio"])]
         drawn += axes.plot(
             x, [rows["balance_variance_dense"].iloc[0], *rows["balance_variance"]], **panels.line_style(index)
@@ -180,7 +180,7 @@ def alpha_boxes(audits: Mapping[str, AuditTables]) -> "Figure":
         positions = panels.ratio_axis(axes, audit)
         drawn = [
             _boxes(axes, rows.dropna(subset=["alpha"]), positions, index, len(audit.scores))
-            for index, (_, rows) in enumerate(_scores(_healthy(audit)))
+            for index, (_, rows) in enumerate(_scores(audit, _healthy(audit)))
         ]
         _reference(axes)
         axes.set_title(name, fontsize=11, color=INK, parse_math=False)
@@ -295,5 +295,6 @@ def _healthy(audit: AuditTables) -> pd.DataFrame:
     return audit.alphas[~audit.alphas["collapsed"].astype(bool)]
 
 
-def _scores(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return [(str(score), frame[frame["score"] == score]) for score in frame["score"].unique()]
+def _scores(audit: AuditTables, frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each score; none for one of which all models are at chance, so that the others keep their colors."""
+    return [(score, frame[frame["score"] == score]) for score in audit.scores]

@@ -214,3 +214,20 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"jprune\[report\]"):
         audits.one_score().figures()
+
+
+@pytest.mark.parametrize("at_chance", [0, 1, 2])
+def test_a_score_whose_models_are_all_at_chance_leaves_the_others_their_colors(at_chance):
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(5), 40)
+    dense, after = (np.where(rng.random((4, 200)) < rate, (labels + 1) % 5, labels) for rate in (0.1, 0.3))
+    names = ["magnitude", "random", "undecayed"]
+    stacks = {name: np.zeros_like(after) if place == at_chance else after for place, name in enumerate(names)}
+    found = recall.audit(labels, dense, {name: {2: stack} for name, stack in stacks.items()}).figures()
+    for name in ("null", "boxes"):
+        made = found[name].axes[0].get_legend() or found[name].legends[0]
+        assert [text.get_text() for text in made.get_texts()] == names
+    points = found["null"].axes[0].collections
+    assert [len(each.get_offsets()) for each in points] == [0 if place == at_chance else 4 for place in range(3)]
+    assert [to_hex(each.get_facecolor()[0]) if len(each.get_facecolor()) else None for each in points] == [
+        panels.color(place).lower() for place in range(3)
+    ]
