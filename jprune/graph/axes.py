@@ -34,9 +34,17 @@ None           outputs                          ``weight``, ``weight_ih``,      
 
 A 3-D ``kernel`` can be a 1-D convolution, stacked dense layers or an attention projection, so without
 ``axes`` its axes are unknown. So are the axes of any leaf that no row covers.
+
+Attention kernels with more axes are stacked along the first ones if the kernels of ``query``, ``key``, ``value`` and
+``out`` agree on the sizes of these axes, of heads and of dim; otherwise they are unknown. Names and shapes do not
+distinguish other kernels from those of convolutions and dense layers: give a graph or a dict for scanned or mapped
+layers, and in Flax for LinearGeneral and DenseGeneral with several features, Einsum, ConvLocal and
+``ConvTranspose(transpose_kernel=True)``. If the tree has the layer's bias, and it does not have one number for each
+output, the axes are unknown.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
@@ -46,6 +54,7 @@ from jaxtyping import PyTree
 from jprune.trees import ByPath, Where, first_matches, flatten, is_float, kernels
 
 _ROLES = ("stacked", "inputs", "outputs", "spatial")
+_PROJECTIONS = ("query", "key", "value", "out")  # the layers of Flax's attention
 _EQUINOX_KERNELS = ("weight", "weight_ih", "weight_hh")
 KERNEL_NAMES = {"flax": ("kernel", "lora_a", "lora_b"), "equinox": _EQUINOX_KERNELS}  # names of kernels by convention
 
@@ -132,9 +141,9 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     if isinstance(axes, str):
         if axes == "flax":
             attention = _attention_modules(paths)
-            return {path: _flax(path, shape, attention) for path, shape in shapes.items()}
+            return {path: _flax(path, shapes, attention) for path in shapes}
         if axes == "equinox":
-            return {path: _equinox(path, shape) for path, shape in shapes.items()}
+            return {path: _equinox(path, shapes) for path in shapes}
         raise ValueError(f"axes={axes!r} is not a convention; use 'flax', 'equinox', a graph or a dict of KernelAxes")
     if isinstance(axes, Mapping):
         return _by_pattern(axes, paths, shapes)
@@ -266,20 +275,48 @@ def _is_window(sizes: tuple[int, ...]) -> bool:
     return sizes[0] == sizes[1] or 1 in sizes
 
 
-def _flax(path: str, shape: tuple[int, ...], attention: set[str]) -> KernelAxes | None:
+def _flax(path: str, shapes: Mapping[str, tuple[int, ...]], attention: set[str]) -> KernelAxes | None:
     module, _, name = path.rpartition("/")
-    projection, rank = module.rsplit("/", 1)[-1], len(shape)
-    if module in attention and name == "kernel" and rank == 3:
-        return (
-            KernelAxes(inputs=(0, 1), outputs=(2,)) if projection == "out" else KernelAxes(inputs=(0,), outputs=(1, 2))
-        )
+    shape = shapes[path]
+    rank = len(shape)
+    if module in attention and name in ("kernel", "bias"):
+        return _attention(path, shapes)
     if name == "kernel" and rank >= 2:
-        return _outputs_last(rank)
+        return _outputs_last(rank) if _bias(path, shapes) in (None, shape[-1:]) else None
     if name in ("embedding", "lora_a", "lora_b") and rank == 2:
         return _outputs_last(2)
-    if name == "bias" and module in attention and rank <= 2:
-        return KernelAxes(outputs=tuple(range(rank)))
     return KernelAxes(outputs=(0,)) if name in ("bias", "scale") and rank == 1 else None
+
+
+def _attention(path: str, shapes: Mapping[str, tuple[int, ...]]) -> KernelAxes | None:
+    """Return the axes of a leaf of Flax's attention; None if axes of stacked layers may be anywhere."""
+    module, _, name = path.rpartition("/")
+    parent, _, projection = module.rpartition("/")
+    inputs, outputs = (2, 1) if projection == "out" else (1, 2)
+    inputs = inputs if name == "kernel" else 0
+    stacked = len(shapes[path]) - inputs - outputs
+    if stacked < 0 or (stacked and not _are_stacked(parent, shapes, stacked)):
+        return None
+    places = iter(range(len(shapes[path])))
+    parts = [tuple(itertools.islice(places, number)) for number in (stacked, inputs, outputs)]
+    return KernelAxes(stacked=parts[0], inputs=parts[1], outputs=parts[2])
+
+
+def _are_stacked(attention: str, shapes: Mapping[str, tuple[int, ...]], stacked: int) -> bool:
+    """Whether all kernels of an attention layer have these first axes, before the same heads and dim."""
+    prefix = f"{attention}/" if attention else ""
+    ends = []
+    for projection in _PROJECTIONS:
+        kernel = shapes.get(f"{prefix}{projection}/kernel", ())
+        heads = kernel[stacked:-1] if projection == "out" else kernel[stacked + 1 :]
+        ends.append((len(kernel), kernel[:stacked], heads))
+    return len(set(ends)) == 1 and ends[0][0] == stacked + 3
+
+
+def _bias(path: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Return the shape of the bias of the layer of a kernel; None if the tree has none."""
+    module = path.rpartition("/")[0]
+    return shapes.get(f"{module}/bias" if module else "bias")
 
 
 def _attention_modules(paths: list[str]) -> set[str]:
@@ -288,16 +325,19 @@ def _attention_modules(paths: list[str]) -> set[str]:
     found = set()
     for module in modules:
         parent, _, name = module.rpartition("/")
-        projections = [f"{parent}/{p}" if parent else p for p in ("query", "key", "value", "out")]
+        projections = [f"{parent}/{p}" if parent else p for p in _PROJECTIONS]
         if name == "query" and modules.issuperset(projections):
             found.update(projections)
     return found
 
 
-def _equinox(path: str, shape: tuple[int, ...]) -> KernelAxes | None:
-    name, rank = path.rsplit("/", 1)[-1], len(shape)
+def _equinox(path: str, shapes: Mapping[str, tuple[int, ...]]) -> KernelAxes | None:
+    name, shape = path.rsplit("/", 1)[-1], shapes[path]
+    rank = len(shape)
     if name in _EQUINOX_KERNELS and rank >= 2:
-        return _outputs_first(rank)
+        of_outputs = shape[:1] + (1,) * (rank - 2)  # a convolution's bias has an axis for each spatial one
+        fits = name != "weight" or _bias(path, shapes) in (None, of_outputs)
+        return _outputs_first(rank) if fits else None
     if name == "bias" and rank > 1 and all(size == 1 for size in shape[1:]):  # of a convolution
         return KernelAxes(outputs=tuple(range(rank)))
     return KernelAxes(outputs=(0,)) if name in ("bias", "weight") and rank == 1 else None

@@ -187,7 +187,8 @@ def _graph(
     for name in sorted({name for _, name in record.unknown}):
         leaves = ", ".join(f"'{leaf}'" for leaf in dict.fromkeys(leaf for leaf, n in record.unknown if n == name))
         warnings.warn(
-            f"the primitive '{name}' is not supported; the axes of the leaves it reads are unknown: {leaves}; "
+            f"the primitive '{name}' is not supported; the axes of the leaves it reads are unknown, and products that "
+            f"read its result are not counted for them: {leaves}; "
             "give axes={'<path>': jprune.KernelAxes(...)} for them where they are needed",
             stacklevel=3,
         )

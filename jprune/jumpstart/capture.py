@@ -54,7 +54,9 @@ def preactivations(
 
     Returns:
       An ``OrderedDict`` from the '/'-joined paths of the layers' parameters to arrays (batch, ..., units), in call
-      order.
+      order. If a layer has several axes of output features, such as the (heads, dim) of an attention projection, they
+      are flattened into one axis of units. So are other axes at whose indices a LinearGeneral, DenseGeneral or Einsum
+      has separate weights, except the batch axis.
 
     Raises:
       ImportError: flax is not installed.

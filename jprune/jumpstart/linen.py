@@ -1,13 +1,14 @@
 """Capture preactivations of a Flax Linen module with a method interceptor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
+import numpy as np
 from flax import nnx
 from flax.core.scope import DenyList, in_filter, union_filters
 from flax.linen.module import InterceptorContext
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jprune.jumpstart import tagging
 
@@ -76,4 +77,43 @@ def _tag_layers(
         return y
     weight = jax.tree.leaves(layer.get_variable("params", "kernel"))[0]
     hidden = not layer.is_mutable_collection("intermediates")
-    return tagging.tag(y, weight, "/".join(layer.path), hidden)
+    return tagging.tag(y, weight, "/".join(layer.path), hidden, _unit_axes(layer, y, args, kwargs))
+
+
+def _unit_axes(layer: nn.Module, y: Array, args: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> tuple[int, ...]:
+    """Return the axes of the output at whose indices the layer has separate weights, counted from the end."""
+    match layer:
+        case nn.DenseGeneral():
+            return general_units(y, layer.features, np.size(layer.batch_dims))
+        case nn.Einsum():
+            return einsum_units(y, layer.einsum_str, args, kwargs)
+    return (-1,)
+
+
+def general_units(y: Array, features: int | Sequence[int], batch_axes: int) -> tuple[int, ...]:
+    """Return the axes of units of a dense layer with any number of features, whose first axes may have own weights.
+
+    >>> general_units(jax.numpy.ones((5, 2, 4)), (2, 4), batch_axes=0)
+    (-2, -1)
+    """
+    sizes = (features,) if isinstance(features, int) else tuple(features)
+    if not sizes or y.shape[-len(sizes) :] != sizes:  # a subclass with another output
+        return (-1,)
+    return (*range(-y.ndim, batch_axes - y.ndim), *range(-len(sizes), 0))
+
+
+def einsum_units(
+    y: Array, declared: str | None, args: tuple[PyTree, ...], kwargs: dict[str, PyTree]
+) -> tuple[int, ...]:
+    """Return the axes of units of an ``Einsum`` layer: the letters of its kernel that its output has too.
+
+    >>> einsum_units(jax.numpy.ones((5, 3, 2, 4)), "btd,hdk->bthk", (), {})
+    (-2, -1)
+    """
+    called = kwargs.get("einsum_str", args[1] if len(args) > 1 else None)
+    operands, output = (called or declared or "").replace(" ", "").split("->")
+    before, dots, after = output.partition("...")
+    letters = before + "." * (y.ndim - len(before) - len(after)) * bool(dots) + after
+    kernel = operands.partition(",")[2].replace(".", "")
+    units = tuple(axis - y.ndim for axis, letter in enumerate(letters) if letter in kernel)
+    return units if units and len(letters) == y.ndim else (-1,)

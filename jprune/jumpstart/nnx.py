@@ -7,7 +7,7 @@ from collections.abc import Callable
 import flax.linen
 import jax
 from flax import nnx
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jprune.jumpstart import linen, tagging
 
@@ -84,9 +84,20 @@ def _tagging(layer: type[nnx.Module]) -> type[nnx.Module]:
 
     def call(self: PyTree, *args: PyTree, **kwargs: PyTree) -> PyTree:
         y = layer.__call__(self, *args, **kwargs)
-        return tagging.tag(y, jax.tree.leaves(self.kernel)[0], getattr(self, _PATH))
+        weight = jax.tree.leaves(self.kernel)[0]
+        return tagging.tag(y, weight, getattr(self, _PATH), units=_unit_axes(self, y, args, kwargs))
 
     def fill(namespace: dict[str, object]) -> None:
         namespace.update(__call__=call, __module__=layer.__module__, __qualname__=layer.__qualname__)
 
     return types.new_class(layer.__name__, (layer,), {"pytree": layer._pytree__is_pytree}, fill)
+
+
+def _unit_axes(layer: nnx.Module, y: Array, args: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> tuple[int, ...]:
+    """Return the axes of the output at whose indices the layer has separate weights, counted from the end."""
+    match layer:
+        case nnx.LinearGeneral():
+            return linen.general_units(y, layer.out_features, len(layer.batch_axis))
+        case nnx.Einsum():
+            return linen.einsum_units(y, layer.einsum_str, args, kwargs)
+    return (-1,)

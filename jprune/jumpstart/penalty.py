@@ -89,7 +89,9 @@ def jumpstart_penalty(
     Args:
       preacts: preactivations before the nonlinearity and before any normalization, channels last:
         (batch, units) or (batch, height, width, units) for each layer, of a real floating dtype; in an
-        ``OrderedDict`` or list, which may contain ``Stack``s; an array alone is one layer.
+        ``OrderedDict`` or list, which may contain ``Stack``s; an array alone is one layer. Axes between the first and
+        the last are space, so flatten several axes of output features, such as (heads, dim), as ``preactivations``
+        does.
       preset: the published variant that sets ``aggregate``, ``ties`` and ``spatial`` unless they are
         given: 'cpaior_keras' (sum_squares, average, none), 'cpaior_torch' (norm, single, pool) or
         'ieee' (balanced, single, pool).

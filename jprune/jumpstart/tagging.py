@@ -24,9 +24,19 @@ _tag_p = Primitive("jprune_tag")
 _tag_p.def_abstract_eval(lambda y, weight, **_: y)  # type: ignore[no-untyped-call]
 
 
-def tag(y: Array, weight: Array, name: str, hidden: bool = False) -> Array:
-    """Tag y, the output of a layer with this name and weight, for the enclosing ``collect``."""
-    tagged: Array = _tag_p.bind(y, weight, name=name, hidden=hidden, mapped=())  # type: ignore[no-untyped-call]
+def tag(y: Array, weight: Array, name: str, hidden: bool = False, units: tuple[int, ...] = (-1,)) -> Array:
+    """Tag y, the output of a layer with this name and weight, for the enclosing ``collect``.
+
+    Args:
+      y: the output.
+      weight: the weight, mapped by ``vmap`` if the layer is a stack of layers.
+      name: the name of the layer.
+      hidden: a flag that is returned with the value.
+      units: the axes of y at whose indices the layer has separate weights, ascending and counted from the end; in the
+        collected value they are one axis, the last.
+    """
+    params = {"name": name, "hidden": hidden, "units": units, "mapped": ()}
+    tagged: Array = _tag_p.bind(y, weight, **params)  # type: ignore[no-untyped-call]
     return tagged
 
 
@@ -57,7 +67,8 @@ class Tagged(NamedTuple):
     Attributes:
       name: the name given to the tag.
       hidden: the flag given to the tag.
-      value: the value; the axes of scan steps and stacked layers come first, outermost first.
+      value: the value; the axes of scan steps and stacked layers come first, outermost first, and the axis of units
+        last.
       steps: for each such axis (scan identity or None, length, whether the scan runs backwards).
         Tags with the same scan identity were called in turn, step by step.
     """
@@ -233,8 +244,13 @@ class _Split:
         return [t._replace(value=value) for t, value in zip(self._found, values, strict=True)]
 
 
-def _tagged(y: Array, *, name: str, hidden: bool, mapped: tuple[bool, ...]) -> Tagged:
-    """Move the axes of stacked layers to the front, before additional axes of data."""
+def _tagged(y: Array, *, name: str, hidden: bool, units: tuple[int, ...], mapped: tuple[bool, ...]) -> Tagged:
+    """Move the axes of stacked layers to the front, before additional axes of data, and join those of units."""
     stacked = [axis for axis, is_stack in enumerate(mapped) if is_stack]
     value = jnp.moveaxis(y, stacked, range(len(stacked)))
+    if len(units) == y.ndim - len(stacked) > 1:
+        units = units[1:]  # the first axis is the batch
+    if units != (-1,):
+        value = jnp.moveaxis(value, units, range(-len(units), 0))
+        value = value.reshape(*value.shape[: -len(units)], -1)
     return Tagged(name, hidden, value, tuple((None, y.shape[axis], False) for axis in stacked))

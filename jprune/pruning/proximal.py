@@ -2,7 +2,8 @@
 
 A proximal gradient step moves the parameters with the gradient of the loss and then applies the proximal operator
 of the penalty, prox(v) = argmin over w of (1/2) |w - v|^2 + threshold * penalty(w). The transformations here return
-prox(p + u) - p for the update u of the optimizer before them, so they come last in a chain:
+prox(p + u) - p for the update u of the optimizer before them (an approximation of it for groups that overlap), so they
+come last in a chain:
 
 >>> import jprune
 >>> rate, penalty = 0.1, 5.0
@@ -32,7 +33,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int32, PyTree
 
-from jprune.graph.axes import Axes, kernel_axes, unknown_axes
+from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
 from jprune.graph.channels import ChannelGroup
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, match, only
@@ -118,10 +119,17 @@ def group_soft_threshold(
     A group becomes zero as a whole. By default a group is all weights of one output of a kernel; with ``groups``, all
     weights of one channel in several leaves.
 
+    The sets in ``groups`` may overlap: a kernel between two hidden layers has the channels of both. Each weight is then
+    multiplied by the factors of all its groups, which come from the norms before any of them is applied. This is a
+    heuristic: groups with a norm at most the threshold still become exactly zero, but the other weights differ from
+    those of the proximal operator of the sum of the norms, for which overlapping groups have no closed form (Yuan, Liu
+    & Ye, "Efficient Methods for Overlapping Group Lasso", NeurIPS 2011).
+
     Args:
       threshold: learning rate times penalty weight, 0 or more; or a function of the step.
       where: predicate on (path, leaf) that selects the leaves with the penalty; cannot be combined with ``groups``.
-      over: ``"outputs"`` for one group per output of a kernel, ``"inputs"`` for one per input.
+      over: ``"outputs"`` for one group per output of a kernel, ``"inputs"`` for one per input; the inputs of each
+        feature group of a grouped convolution are separate.
       axes: the roles of the axes of each kernel: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
       groups: sets of channels, each a sequence of (path, axis): weights with the same index along these axes form a
         group, for example ``[[("conv1/kernel", -1), ("conv1/bias", 0), ("conv2/kernel", -2)]]``; or the channels of a
@@ -167,14 +175,30 @@ def group_soft_threshold(
             found = roles[path]
             if found is None:
                 raise ValueError(unknown_axes(path, array.shape, f"a group has the weights of one of its {over}", axes))
-            indexing = {*found.stacked, *(found.outputs if over == "outputs" else found.inputs)}
-            others = tuple(axis for axis in range(array.ndim) if axis not in indexing)
-            squares = jnp.sum(jnp.square(array), axis=others, keepdims=True)
-            size = math.prod(array.shape[axis] for axis in others)
-            shrunk[path] = array * _factor(squares, limit, size, by_size)
+            shrunk[path] = _shrink_kernel(array, found, over, limit, by_size)
         return shrunk
 
     return _proximal("group_soft_threshold", threshold, where, shrink)
+
+
+def _shrink_kernel(array: Array, roles: KernelAxes, over: str, limit: Array, by_size: bool | Array) -> Array:
+    """Shrink the weights of each output or input of a kernel; inputs of different feature groups are different."""
+    order = (*roles.stacked, *(roles.outputs if over == "outputs" else roles.inputs))
+    if over == "inputs" and roles.groups > 1 and not roles.tied:
+        # Feature groups are consecutive outputs: split the outputs into (groups, outputs of a group).
+        rest = tuple(axis for axis in range(array.ndim) if axis not in (*order, *roles.outputs))
+        arranged = jnp.transpose(array, (*order, *roles.outputs, *rest))
+        lead, tail = [array.shape[axis] for axis in order], [array.shape[axis] for axis in rest]
+        split = arranged.reshape(*lead, roles.groups, -1, *tail)
+        others = tuple(range(len(lead) + 1, split.ndim))
+        shrunk = _shrink_over(split, others, limit, by_size).reshape(arranged.shape)
+        return jnp.transpose(shrunk, np.argsort((*order, *roles.outputs, *rest)).tolist())
+    return _shrink_over(array, tuple(axis for axis in range(array.ndim) if axis not in order), limit, by_size)
+
+
+def _shrink_over(array: Array, others: tuple[int, ...], limit: Array, by_size: bool | Array) -> Array:
+    squares = jnp.sum(jnp.square(array), axis=others, keepdims=True)
+    return array * _factor(squares, limit, math.prod(array.shape[axis] for axis in others), by_size)
 
 
 class _Part(NamedTuple):

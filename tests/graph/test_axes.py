@@ -72,6 +72,55 @@ def test_flax_reads_convolutions_and_attention_by_name():
     }
 
 
+def _attention_of(query, out, query_bias, out_bias):
+    leaves = {name: _shapes(kernel=query, bias=query_bias) for name in ("query", "key", "value")}
+    return {"attn": {**leaves, "out": _shapes(kernel=out, bias=out_bias)}}
+
+
+def test_flax_reads_scanned_attention_as_stacked_along_the_first_axis_or_not_at_all():
+    found = kernel_axes("flax", _attention_of((3, 8, 2, 4), (3, 2, 4, 8), (3, 2, 4), (3, 8)))
+    for name in ("query", "key", "value"):
+        assert found[f"attn/{name}/kernel"] == KernelAxes(stacked=(0,), inputs=(1,), outputs=(2, 3))
+        assert found[f"attn/{name}/bias"] == KernelAxes(stacked=(0,), outputs=(1, 2))
+    assert found["attn/out/kernel"] == KernelAxes(stacked=(0,), inputs=(1, 2), outputs=(3,))
+    assert found["attn/out/bias"] == KernelAxes(stacked=(0,), outputs=(1,))
+    twice = kernel_axes("flax", _attention_of((5, 3, 8, 2, 4), (5, 3, 2, 4, 8), (5, 3, 2, 4), (5, 3, 8)))
+    assert twice["attn/out/kernel"] == KernelAxes(stacked=(0, 1), inputs=(2, 3), outputs=(4,))
+    # Layers along the second axis, and kernels of which one is missing.
+    elsewhere = _attention_of((8, 3, 2, 4), (2, 3, 4, 8), (2, 3, 4), (8, 3))
+    assert set(kernel_axes("flax", elsewhere).values()) == {None}
+    alone = _attention_of((3, 8, 2, 4), (3, 2, 4, 8), (3, 2, 4), (3, 8))
+    alone["attn"]["out"]["kernel"] = None
+    assert set(kernel_axes("flax", alone).values()) == {None}
+
+
+def test_a_bias_that_does_not_fit_the_convention_leaves_the_axes_unknown():
+    flax = {
+        "scanned": _shapes(kernel=(3, 5, 7), bias=(3, 7)),
+        "general": _shapes(kernel=(5, 2, 4), bias=(2, 4)),
+        "transposed": _shapes(kernel=(3, 3, 7, 5), bias=(7,)),
+        "einsum": _shapes(kernel=(7, 5), bias=(7,)),
+        "conv": _shapes(kernel=(3, 3, 5, 7), bias=(7,)),
+    }
+    found = kernel_axes("flax", flax)
+    assert {path for path, axes in found.items() if axes is None and path.endswith("kernel")} == {
+        "scanned/kernel",
+        "general/kernel",
+        "transposed/kernel",
+        "einsum/kernel",
+    }
+    assert found["conv/kernel"] == _in_out(4)
+    equinox = {"stacked": _shapes(weight=(3, 7, 5), bias=(3, 7)), "norm": _shapes(weight=(4, 5), bias=(4, 5))}
+    equinox |= {"conv": _shapes(weight=(7, 5, 3, 3), bias=(7, 1, 1)), "linear": _shapes(weight=(7, 5), bias=(7,))}
+    kernels = {path: axes for path, axes in kernel_axes("equinox", equinox).items() if path.endswith("weight")}
+    assert kernels == {
+        "stacked/weight": None,
+        "norm/weight": None,
+        "conv/weight": _out_in(4),
+        "linear/weight": _out_in(2),
+    }
+
+
 def test_equinox_reads_outputs_first():
     tree = _shapes(weight=(7, 5, 3), bias=(7, 1), weight_ih=(28, 5), kernel=(5, 7))
     assert kernel_axes("equinox", tree) == {

@@ -37,6 +37,30 @@ def test_every_weighted_layer_is_captured_in_call_order():
         close(value, captured["intermediates"][name]["__call__"][0])
 
 
+class Projections(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.MultiHeadDotProductAttention(2, name="attention")(x)
+        x = nn.DenseGeneral((2, 3), name="general")(x)
+        x = nn.Einsum((2, 3, 5), name="each")(x, "...hk,hkm->...hm")
+        return nn.DenseGeneral(3, batch_dims=(0,), name="own")(x)
+
+
+def test_axes_of_output_features_are_one_axis_of_units():
+    x = jax.random.normal(KEY, (4, 7, 6))
+    variables = Projections().init(KEY, x)
+    variables["params"]["general"]["bias"] = jnp.array([[-100.0] * 3, [0.0] * 3])
+    found = jprune.preactivations(Projections(), variables, x, skip_last=False)
+    shapes = {name: value.shape for name, value in found.items()}
+    assert {shapes.pop(f"attention/{name}") for name in ("query", "key", "value")} == {(4, 7, 6)}
+    # own: (4, 7, 2, 3), with separate weights at each of the first 4 indices, so the second axis is the batch.
+    assert shapes == {"attention/out": (4, 7, 6), "general": (4, 7, 6), "each": (4, 7, 10), "own": (7, 2, 12)}
+    general = variables["params"]["general"]
+    z = np.einsum("btd,dhk->bthk", np.asarray(found["attention/out"]), general["kernel"]) + np.asarray(general["bias"])
+    close(found["general"], z.reshape(4, 7, 6))
+    assert jprune.unit_status(found)["general"].tolist()[:3] == [-1, -1, -1]
+
+
 class Block(nn.Module):
     width: int = 4
 

@@ -40,6 +40,78 @@ def test_every_weighted_layer_is_captured_in_call_order():
         x = nnx.relu(z)
 
 
+def test_axes_of_output_features_are_one_axis_of_units():
+    # Head 0 has a bias of -100, so its four units are dead and the penalty of (batch, 8) counts them.
+    layer = nnx.LinearGeneral(3, (2, 4), rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.array([[-100.0] * 4, [0.0] * 4])
+    x = jax.random.normal(jax.random.key(1), (64, 3))
+    found = jprune.preactivations(layer, x, skip_last=False)
+    flat = np.asarray(x) @ np.asarray(layer.kernel[...]).reshape(3, 8) + np.asarray(layer.bias[...]).reshape(8)
+    close(found[""], flat)
+    assert jprune.unit_status(found)[""].tolist() == [-1] * 4 + [1] * 4
+    positive, negative = np.maximum(1 - flat.max(0), 0), np.maximum(1 + flat.min(0), 0)  # slacks of the units
+    penalty = jprune.jumpstart_penalty(found, mode="unit")
+    close(penalty, np.mean((positive + negative) / 2))
+    assert penalty > 10
+    mask = jnp.arange(8) < 4
+    assert jprune.jumpstart.point_status(found, units={"": mask})[""].tolist() == [-1] * 64
+
+
+class Projections(nnx.Module):
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(2, 6, decode=False, rngs=rngs)
+        self.first = nnx.Einsum("btd,dhk->htbk", (6, 2, 3), rngs=rngs)  # an axis of features before the batch
+        self.each = nnx.Einsum("htbk,hkm->bthm", (2, 3, 5), rngs=rngs)  # separate weights for each h
+        self.own = nnx.LinearGeneral(5, 3, batch_axis={0: 4}, rngs=rngs)  # separate weights along the first axis
+        self.conv = nnx.Conv(3, 2, (3, 3), rngs=rngs)
+
+    def __call__(self, x):
+        x = self.each(self.first(self.attention(x)))
+        return self.conv(self.own(x))
+
+
+def test_units_are_the_indices_with_separate_weights_and_the_rest_are_positions():
+    x = jax.random.normal(jax.random.key(0), (4, 7, 6))
+    found = jprune.preactivations(Projections(nnx.Rngs(0)), x, skip_last=False)
+    shapes = {name: value.shape for name, value in found.items()}
+    assert {shapes.pop(f"attention/{name}") for name in ("query", "key", "value")} == {(4, 7, 6)}
+    # own: (4, 7, 2, 3), with separate weights at each of the first 4 indices, so the second axis is the batch.
+    assert shapes == {
+        "attention/out": (4, 7, 6),
+        "first": (7, 4, 6),
+        "each": (4, 7, 10),
+        "own": (7, 2, 12),
+        "conv": (4, 7, 2, 2),
+    }
+
+
+def test_stacks_and_additional_axes_of_data_keep_their_place_before_the_units():
+    layers = [nnx.LinearGeneral(3, (2, 4), rngs=nnx.Rngs(seed)) for seed in range(3)]
+    kernels = [np.asarray(layer.kernel[...]).reshape(3, 8) for layer in layers]
+    graph, states = nnx.split(layers[0])[0], jax.tree.map(lambda *p: jnp.stack(p), *map(nnx.state, layers))
+    stack, x = nnx.merge(graph, states), jax.random.normal(jax.random.key(1), (5, 6, 3))
+
+    class Net(nnx.Module):
+        def __init__(self, scanned):
+            self.stack, self.scanned = stack, scanned
+
+        def __call__(self, x):
+            if self.scanned:
+                run = nnx.scan(lambda x, layer: (x, layer(x)), in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+                return run(x, self.stack)[1]
+            return nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(self.stack, x)
+
+    for scanned in (True, False):
+        found = jprune.preactivations(Net(scanned), x, stacked=True, skip_last=False)
+        close(found["stack"].values, np.stack([np.asarray(x) @ kernel for kernel in kernels]))
+        assert jprune.unit_status(found)["stack"].values.shape == (3, 8)
+        report = jprune.jumpstart.activity_report(Net(scanned), [x], skip_last=False)
+        assert report["units"].tolist() == [8, 8, 8]
+    over_examples = nnx.vmap(lambda m, x: m(x), in_axes=(None, 0))
+    found = jprune.preactivations(layers[0], x[:, 0], method=over_examples, skip_last=False)
+    close(found[""], np.asarray(x[:, 0]) @ kernels[0])
+
+
 def test_skip_last_leaves_out_the_layer_called_last_and_not_the_one_made_last():
     assert list(jprune.preactivations(Every(nnx.Rngs(0)), X)) == ["conv", "transposed", "general", "einsum"]
 

@@ -65,6 +65,45 @@ def test_stacked_layers_have_separate_groups():
     np.testing.assert_allclose(new["kernel"], [[[2.4], [3.2]], [[0.0], [0.0]]], rtol=1e-6)
 
 
+def test_the_inputs_of_each_feature_group_are_separate_groups():
+    filters = jnp.array([5.0, 0.01, 5.0, 0.01])
+    kernel = jnp.broadcast_to(filters.reshape(1, 1, 1, 4), (3, 3, 1, 4))
+    depthwise = KernelAxes(spatial=(0, 1), inputs=(2,), outputs=(3,), groups=4)
+    tx = proximal.group_soft_threshold(0.1, over="inputs", by_size=False, axes={"": depthwise})
+    new, _ = stepped(tx, {"kernel": kernel}, {"kernel": jnp.zeros_like(kernel)})
+    # Each filter has norm 3 |w|: 15 and .03.
+    np.testing.assert_allclose(new["kernel"][1, 2, 0], [5 * (1 - 0.1 / 15), 0, 5 * (1 - 0.1 / 15), 0], rtol=1e-6)
+
+    dense = jnp.array([[3.0, 4.0, 0.3, 0.4], [0.3, 0.4, 6.0, 8.0]])  # norms 5 and .5, .5 and 10
+    wanted = np.array([[2.4, 3.2, 0.0, 0.0], [0.0, 0.0, 5.4, 7.2]])
+    for stack, roles in (
+        (dense, KernelAxes(inputs=(0,), outputs=(1,), groups=2)),
+        (dense.T, KernelAxes(inputs=(1,), outputs=(0,), groups=2)),
+        (jnp.stack([dense, 0.1 * dense]), KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,), groups=2)),
+    ):
+        tx = proximal.group_soft_threshold(1.0, over="inputs", by_size=False, axes={"": roles})
+        new, _ = stepped(tx, {"kernel": stack}, {"kernel": jnp.zeros_like(stack)})
+        expected = {2: wanted if stack.shape == (2, 4) else wanted.T, 3: np.stack([wanted, 0 * wanted])}[stack.ndim]
+        np.testing.assert_allclose(new["kernel"], expected, rtol=1e-6)
+    tx = proximal.group_soft_threshold(1.0, over="inputs", axes={"": KernelAxes(inputs=(0,), outputs=(1,), groups=2)})
+    new, _ = stepped(tx, {"kernel": dense}, {"kernel": jnp.zeros_like(dense)})
+    shrink = [1 - 2**0.5 / 5, 1 - 2**0.5 / 10]  # two weights in each group
+    np.testing.assert_allclose(new["kernel"][0, :2], np.array([3.0, 4.0]) * shrink[0], rtol=1e-6)
+    np.testing.assert_allclose(new["kernel"][1, 2:], np.array([6.0, 8.0]) * shrink[1], rtol=1e-6)
+
+
+def test_a_weight_in_overlapping_groups_has_the_factors_of_both():
+    kernel = np.array([[3.0, 1.0, 0.5], [1.0, 0.5, 0.1], [0.1, 0.2, 0.3]])
+    row, column = np.linalg.norm(kernel, axis=1, keepdims=True), np.linalg.norm(kernel, axis=0, keepdims=True)
+    wanted = kernel * np.maximum(1 - 0.7 / row, 0) * np.maximum(1 - 0.7 / column, 0)
+    tx = proximal.group_soft_threshold(0.7, groups=[[("w", 0)], [("w", 1)]], by_size=False)
+    params = {"w": jnp.asarray(kernel, jnp.float32)}
+    new, _ = stepped(tx, params, jax.tree.map(jnp.zeros_like, params))
+    np.testing.assert_allclose(new["w"], wanted, rtol=1e-5)
+    # The groups of norm at most .7, the last row and the last column, are exactly zero.
+    np.testing.assert_array_equal(np.asarray(new["w"]) == 0, [[False] * 2 + [True]] * 2 + [[True] * 3])
+
+
 def test_a_threshold_may_be_a_schedule():
     params = (jnp.array([2.0]),)
     tx = proximal.soft_threshold(lambda step: 0.5 * step.astype(jnp.float32), where=EVERY)

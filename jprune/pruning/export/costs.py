@@ -1,8 +1,8 @@
 """Table of parameters, nonzeros and multiply-adds of a pruned model, layer by layer.
 
-Multiply-adds are counted in the jaxpr of the forward pass, so this works for any model that can be traced: dense layers
-and convolutions, grouped or not, in a scan or not. The effective multiply-adds are those with nonzero weights; they do
-not predict the time that a given runtime saves.
+Multiply-adds are those of ``jprune.trace_model``, so this works for any model that can be traced: dense layers and
+convolutions, grouped or not, in a scan or not, and matrices of experts. The effective multiply-adds are those with
+nonzero weights; they do not predict the time that a given runtime saves.
 """
 
 import math
@@ -10,25 +10,19 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
-from jax.extend import core
 from jaxtyping import Array, PyTree
 
-from jprune import jaxprs
 from jprune._extras import missing
 from jprune.graph.axes import Axes, kernel_axes
 from jprune.graph.graph import Graph
+from jprune.graph.trace import trace_model
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.layers import nothing_left
 from jprune.trees import flatten, is_float, kernels, match
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_INPUT = -1
-Sources = frozenset[int]  # the leaves of params that a value depends on; _INPUT for other inputs
-_NOTHING: Sources = frozenset()
 
 
 def cost_table(
@@ -58,15 +52,20 @@ def cost_table(
     Returns:
       A pandas frame, one row per layer and a last row ``total``, with the columns ``shape``,
       ``parameters``, ``nonzeros``, ``compression`` (parameters / nonzeros), ``multiply_adds`` and
-      ``effective_multiply_adds``.
+      ``effective_multiply_adds``. A product that reads several leaves counts as in ``print(graph)``: by size for leaves
+      joined by ``concatenate``, else for the largest. ``total`` also has the multiply-adds of leaves without a row,
+      such as integer kernels; ``frame.attrs["other_multiply_adds"]`` has those of products of which no operand is made
+      of parameters alone, such as attention scores.
 
     Raises:
       ImportError: the extra ``recall`` is not installed (pandas).
       ValueError: no leaf has a real floating dtype, a mask fits no leaf, or a weight is used inside a ``while``
         loop, whose number of iterations is unknown.
 
-    A warning names layers that keep no weight.
+    A warning names layers that keep no weight, and leaves whose multiply-adds are not found because a primitive that
+    reads them is not supported.
 
+    >>> import jax
     >>> params = {"a": jax.numpy.ones((4, 3)), "b": jax.numpy.ones((3, 2))}
     >>> masks = {"a": jax.numpy.eye(4, 3, dtype=bool), "b": None}
     >>> table = cost_table(params, masks, apply=lambda p, x: x @ p["a"] @ p["b"], inputs=[jax.numpy.ones((1, 4))])
@@ -80,13 +79,18 @@ def cost_table(
 
     paths, leaves, _ = flatten(params)
     kept = [None] * len(leaves) if masks is None else match(params, masks, reference_name="params", name="masks")
-    used = multiply_adds(apply, params, *inputs) if apply is not None else _of_graph(axes)
+    graph = axes if isinstance(axes, Graph) else None
+    if apply is not None:
+        graph = trace_model(apply, params, *inputs)
+    used = None if graph is None else _counted(graph)
     roles = kernel_axes(axes, params)
     shapes: dict[str, tuple[int, ...]] = {}
     rows: dict[str, dict[str, int]] = {}
+    without_row = 0  # multiply-adds with leaves that are not parameters, such as quantized kernels
     masked: list[str] = []  # the layers that may be pruned
     for path, leaf, mask in zip(paths, leaves, kept, strict=True):
         if not is_float(leaf):
+            without_row += 0 if used is None else used.get(path, 0)
             continue
         kernel = roles[path]
         stacked = () if kernel is None else kernel.stacked
@@ -110,21 +114,24 @@ def cost_table(
         warnings.warn(nothing_left(empty), stacklevel=2)
     shapes["total"] = ()
     rows["total"] = {name: sum(row[name] for row in rows.values()) for name in next(iter(rows.values()))}
+    if used is not None:
+        rows["total"]["multiply_adds"] += without_row
+        rows["total"]["effective_multiply_adds"] += without_row
     table = pd.DataFrame.from_dict({name: {"shape": shapes[name], **rows[name]} for name in rows}, orient="index")
+    if graph is not None:
+        table.attrs["other_multiply_adds"] = graph.other_multiply_adds
     table.insert(3, "compression", table["parameters"] / table["nonzeros"].where(table["nonzeros"] > 0))
     return table
 
 
-def _of_graph(axes: Axes) -> Mapping[str, int] | None:
-    """Return the multiply-adds of a graph, by path; None if ``axes`` is not a graph."""
-    if not isinstance(axes, Graph):
-        return None
-    if axes.in_while_loops:
+def _counted(graph: Graph) -> Mapping[str, int]:
+    """Return the multiply-adds of a graph, by path."""
+    if graph.in_while_loops:
         raise ValueError(
-            f"'{axes.in_while_loops[0]}' is used inside a while loop, whose number of iterations is unknown; use "
+            f"'{graph.in_while_loops[0]}' is used inside a while loop, whose number of iterations is unknown; use "
             "lax.scan, or a graph of a program without it"
         )
-    return axes.multiply_adds
+    return graph.multiply_adds
 
 
 def _nonzeros(array: Array | np.ndarray, stacked: Sequence[int], index: Sequence[int]) -> int:
@@ -138,94 +145,16 @@ def _nonzeros(array: Array | np.ndarray, stacked: Sequence[int], index: Sequence
 
 
 def multiply_adds(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree) -> dict[str, int]:
-    """Count the multiply-adds that each leaf of ``params`` takes part in during ``apply(params, *inputs)``.
+    """Count the multiply-adds of the products that read each leaf of ``params`` during ``apply(params, *inputs)``.
+
+    A product that reads leaves joined by ``concatenate`` counts for each of them, by size; one that reads a combination
+    of leaves, such as a kernel and its scales, counts for the largest.
 
     Raises:
-      ValueError: a weight is used inside a ``while`` loop.
+      ValueError: a weight is used inside a ``while`` loop, or ``params`` has no array.
 
+    >>> import jax
     >>> multiply_adds(lambda p, x: x @ p["w"], {"w": jax.numpy.ones((3, 5))}, jax.numpy.ones((2, 3)))
     {'w': 30}
     """
-    paths, _, _ = flatten(params)
-    closed = jax.make_jaxpr(apply)(params, *inputs)
-    arrays = [index for index, leaf in enumerate(flatten(params)[1]) if leaf is not None]
-    rest = len(jaxprs.opened(closed).invars) - len(arrays)
-    sources = [frozenset({index}) for index in arrays] + [frozenset({_INPUT})] * rest
-    counts = [0] * len(paths)
-    _walk(jaxprs.opened(closed), sources, counts, times=1)
-    return dict(zip(paths, counts, strict=True))
-
-
-def _walk(jaxpr: core.Jaxpr, sources: Sequence[Sources], counts: list[int], times: int) -> list[Sources]:
-    """Follow the leaves through a jaxpr, adding to ``counts``; return which leaves each output depends on."""
-    made_of = dict(zip(jaxpr.invars, sources, strict=True))
-
-    def read(atom: core.Var | core.Literal) -> Sources:
-        return _NOTHING if isinstance(atom, core.Literal) else made_of.get(atom, _NOTHING)
-
-    for equation in jaxpr.eqns:
-        given = [read(atom) for atom in equation.invars]
-        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            leaf = next((min(s) for s in given if len(s) == 1 and _INPUT not in s), None)
-            if leaf is not None:
-                counts[leaf] += times * _products(equation)
-            results = [_NOTHING.union(*given)]
-        else:
-            results = _call(equation, given, counts, times)
-        made_of.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _call(equation: core.JaxprEqn, given: list[Sources], counts: list[int], times: int) -> list[Sources]:
-    """Step into the jaxprs of an equation; the outputs of one without jaxprs depend on all its inputs."""
-    name, options = equation.primitive.name, equation.params
-    if name == "scan":
-        return _scan(equation, given, counts, times)
-    if name == "while":
-        inside = [0] * len(counts)
-        body = jaxprs.opened(options["body_jaxpr"])
-        results = _walk(body, given[options["cond_nconsts"] :], inside, times=1)
-        if any(inside):
-            raise ValueError(
-                "a weight is used inside a while loop, whose number of iterations is unknown; use lax.scan"
-            )
-        return results
-    if name == "cond":
-        return _cond(options["branches"], given[1:], counts, times)
-    for inner in map(jaxprs.opened, jaxprs.subjaxprs(equation)):
-        if len(inner.invars) == len(given):
-            return _walk(inner, given, counts, times)
-    return [_NOTHING.union(*given)] * len(equation.outvars)
-
-
-def _scan(equation: core.JaxprEqn, given: list[Sources], counts: list[int], times: int) -> list[Sources]:
-    """Walk the body until the set of leaves that the carry depends on is stable, then count every iteration."""
-    body, (fixed, carried) = jaxprs.opened(equation.params["jaxpr"]), jaxprs.scan_parts(equation)
-    while True:
-        results = _walk(body, given, [0] * len(counts), times=0)
-        grown = [a | b for a, b in zip(given[fixed : fixed + carried], results[:carried], strict=True)]
-        if grown == given[fixed : fixed + carried]:
-            return _walk(body, given, counts, times * equation.params["length"])
-        given = [*given[:fixed], *grown, *given[fixed + carried :]]
-
-
-def _cond(branches: Sequence[jaxprs.Program], given: list[Sources], counts: list[int], times: int) -> list[Sources]:
-    """Count the costliest branch."""
-    tried = []
-    for branch in branches:
-        inside = [0] * len(counts)
-        tried.append((inside, _walk(jaxprs.opened(branch), given, inside, times)))
-    costliest = max((inside for inside, _ in tried), key=sum)
-    counts[:] = [a + b for a, b in zip(counts, costliest, strict=True)]
-    return [_NOTHING.union(*results) for results in zip(*(results for _, results in tried), strict=True)]
-
-
-def _products(equation: core.JaxprEqn) -> int:
-    """Return the multiply-adds of one matrix product or convolution, from its shapes."""
-    left, right = map(jaxprs.shape_of, equation.invars)
-    made = math.prod(jaxprs.shape_of(equation.outvars[0]))
-    if equation.primitive.name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        return made * int(math.prod(left[axis] for axis in contracted))
-    features = equation.params["dimension_numbers"].rhs_spec[0]
-    return made * int(math.prod(size for axis, size in enumerate(right) if axis != features))
+    return dict(_counted(trace_model(apply, params, *inputs)))

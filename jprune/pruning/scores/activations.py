@@ -104,13 +104,13 @@ def wanda(
         weights = {paths[i]: leaves[i] for i in slots}
         roles = kernel_axes(axes, params)
         if apply is not None:
-            squares = _squares_in_forward_pass(apply, weights, whole, batch)
+            squares, stacked = _squares_in_forward_pass(apply, weights, whole, batch)
         else:
             assert activations is not None
-            squares = _squares_of(activations(whole, batch), weights, roles, axes)
+            squares, stacked = _squares_of(activations(whole, batch), weights, roles, axes), {}
         for slot, square in zip(slots, squares, strict=True):
             path, weight = paths[slot], leaves[slot]
-            norm = jnp.sqrt(_of_unreached(square, path, roles[path]))
+            norm = jnp.sqrt(_of_unreached(square, path, roles[path], stacked.get(path, ())))
             dtype = working_dtype(weight, norm)
             leaves[slot] = jnp.abs(weight.astype(dtype)) * norm.astype(dtype)
         return jax.tree.unflatten(treedef, leaves)
@@ -175,11 +175,29 @@ def _program(
 
 def _squares_in_forward_pass(
     apply: Callable[[PyTree, PyTree], PyTree], weights: Mapping[str, Array | np.ndarray], whole: PyTree, batch: PyTree
-) -> list[Array]:
-    """Return the sum of squares of the inputs of each weight in the forward pass, with its shape."""
-    found = collect_products(apply, whole, batch, Visitor(_squares, _pulled_back))
+) -> tuple[list[Array], dict[str, tuple[int, ...]]]:
+    """Return the sum of squares of the inputs of each weight in the forward pass, and its stacked axes by path.
+
+    Stacked are the axes along which a scan or the batch dimensions of a product take one matrix after the other, if the
+    weight is neither transposed nor reshaped before.
+    """
+    stacked: dict[str, tuple[int, ...]] = {}
+
+    def visit(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side: int) -> Array:
+        batched = equation.params["dimension_numbers"][1][side] if equation.primitive.name == "dot_general" else ()
+        scanned = weights[view.path].ndim - len(view.shape) if view.path in weights else 0
+        places = (*range(scanned), *(scanned + axis for axis in batched))
+        stacked[view.path] = () if view.arranged else tuple(sorted(places))
+        return _squares(equation, other, view, side)
+
+    def join(view: View, squares: Array) -> Array:
+        if view.arranged:
+            stacked[view.path] = ()
+        return _pulled_back(view, squares)
+
+    found = collect_products(apply, whole, batch, Visitor(visit, join))
     refuse_unread(weights, found, "leave it out with where=, or give its inputs as activations=")
-    return [found[path] for path in weights]
+    return [found[path] for path in weights], stacked
 
 
 def _squares_of(
@@ -221,9 +239,14 @@ def _stacked_like(x: Array | np.ndarray | None, path: str, shape: tuple[int, ...
     return KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))
 
 
-def _of_unreached(squares: Float[Array, "..."], path: str, axes: KernelAxes | None) -> Float[Array, "..."]:
-    """Replace the sums of squares of stacked layers that no example reached by the mean of the others."""
-    stacked = axes.stacked if axes is not None else ((0,) if squares.ndim > 2 else ())
+def _of_unreached(
+    squares: Float[Array, "..."], path: str, axes: KernelAxes | None, found: tuple[int, ...]
+) -> Float[Array, "..."]:
+    """Replace the sums of squares of stacked layers that no example reached by the mean of the others.
+
+    Without ``axes`` this only warns, about the stacked axes found in the program.
+    """
+    stacked = found if axes is None else axes.stacked
     if not stacked:
         return squares
     rest = tuple(axis for axis in range(squares.ndim) if axis not in stacked)

@@ -48,6 +48,9 @@ def is_norm_scale(path: str, leaf: Leaf) -> bool:
 def geometric_median(*, axes: Axes = None, where: Where | None = None) -> Score:
     """Score filters by the sum of their distances to all filters of the layer: small if others can replace them.
 
+    Filters of a grouped convolution (known from a graph or ``KernelAxes(groups=...)``) are compared within their group,
+    because those of other groups read other inputs. If each group has one filter, the kernel has no score.
+
     Args:
       axes: the roles of the axes of each kernel: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
       where: see ``Score``.
@@ -68,7 +71,7 @@ def geometric_median(*, axes: Axes = None, where: Where | None = None) -> Score:
         return sums
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> PyTree:
-        return _by_filter(distances, axes, params)
+        return _by_filter(distances, axes, params, within_groups=True)
 
     return Score(function, "geometric_median", (), where if axes is None else where_of(where, axes))
 
@@ -98,28 +101,43 @@ def filter_taylor(*, axes: Axes = None, where: Where | None = None) -> Score:
     return Score(function, "filter_taylor", ("grad",), where if axes is None else where_of(where, axes))
 
 
-def _by_filter(of: Callable[[Array], Array], axes: Axes, tree: PyTree) -> PyTree:
-    """Score the filters (outputs, weights) of every kernel; None for leaves that sum over nothing."""
+def _by_filter(of: Callable[[Array], Array], axes: Axes, tree: PyTree, *, within_groups: bool = False) -> PyTree:
+    """Score the filters (outputs, weights) of every kernel; None for leaves that sum over nothing.
+
+    Args:
+      of: a function from filters to their scores.
+      axes: the roles of the axes of each kernel.
+      tree: kernels.
+      within_groups: score the filters of each feature group by themselves; None for a group of one filter.
+    """
     paths, leaves, treedef = flatten(tree)
     roles = kernel_axes(axes, tree)
     scores = [
-        None if leaf is None else _leaf_by_filter(of, path, leaf, roles[path], axes)
+        None if leaf is None else _leaf_by_filter(of, path, leaf, roles[path], axes, within_groups=within_groups)
         for path, leaf in zip(paths, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, scores)
 
 
 def _leaf_by_filter(
-    of: Callable[[Array], Array], path: str, leaf: Leaf, roles: KernelAxes | None, axes: Axes
+    of: Callable[[Array], Array],
+    path: str,
+    leaf: Leaf,
+    roles: KernelAxes | None,
+    axes: Axes,
+    *,
+    within_groups: bool,
 ) -> Float[Array, "..."] | None:
     if roles is None:
         raise ValueError(unknown_axes(path, leaf.shape, "a filter has the weights into one output", axes))
     summed = tuple(axis for axis in range(leaf.ndim) if axis not in (*roles.stacked, *roles.outputs))
-    if not summed:
+    groups = roles.groups if within_groups else 1
+    if not summed or (groups > 1 and groups == math.prod(leaf.shape[axis] for axis in roles.outputs)):
         return None
     order = (*roles.stacked, *roles.outputs, *summed)
     sizes = [math.prod(leaf.shape[axis] for axis in part) for part in (roles.stacked, roles.outputs, summed)]
-    filters = jnp.transpose(leaf.astype(working_dtype(leaf)), order).reshape(sizes)
+    grouped = (sizes[0] * groups, sizes[1] // groups, sizes[2])  # feature groups are consecutive outputs
+    filters = jnp.transpose(leaf.astype(working_dtype(leaf)), order).reshape(grouped)
     scores = jax.vmap(of)(filters)
     kept = [leaf.shape[axis] if axis not in summed else 1 for axis in range(leaf.ndim)]
     # Stacked and output axes are in the order of the roles, which may differ from the order in the leaf.

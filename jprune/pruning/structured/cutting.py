@@ -87,6 +87,46 @@ def take(leaf: Leaf, kept: KeptIndices) -> Leaf:
     return leaf
 
 
+def feature_groups(
+    path: str, before: tuple[int, int], outputs: int, kept: Mapping[str, KeptIndices] | None, axis: int = -1
+) -> int:
+    """Return the number of feature groups of a layer that has lost whole groups, or positions of every group.
+
+    Args:
+      path: path of its kernel or scale.
+      before: number of its groups and of its outputs before.
+      outputs: number of its outputs now.
+      kept: the kept indices of every axis, by path; the path of the layer may have a prefix, or lack one.
+      axis: the axis of outputs.
+
+    Raises:
+      ValueError: the sizes allow both, and ``kept`` is None or has no such path.
+
+    >>> feature_groups("conv/kernel", (4, 8), 6, None)
+    3
+    """
+    groups, whole = before
+    along = kept_along(kept or {}, path, axis)
+    if along is not None and len(along) == whole:
+        return int(along.reshape(groups, -1).any(axis=1).sum())
+    possible = {groups} if outputs % groups == 0 else set()
+    if outputs * groups % whole == 0:
+        possible.add(outputs * groups // whole)
+    if len(possible) != 1:
+        raise ValueError(
+            f"'{path}' has {outputs} of {whole} outputs in {groups} groups, and may have lost whole groups or the same "
+            "positions of every group; give kept=small.kept"
+        )
+    return possible.pop()
+
+
+def kept_along(kept: Mapping[str, KeptIndices], path: str, axis: int) -> Bool[np.ndarray, " indices"] | None:
+    """Return the kept indices of an axis of a leaf, matched by the end of its path or of theirs; None if not found."""
+    found = [one for one in kept if path == one or path.endswith(f"/{one}")]
+    found = found or [one for one in kept if one.endswith(f"/{path}")]
+    return kept[max(found, key=len)][axis] if found else None
+
+
 def _on_one_device(leaf: Leaf) -> bool:
     """Whether a leaf is a concrete array of numbers on one device of this process."""
     return (

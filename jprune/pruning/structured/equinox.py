@@ -1,13 +1,16 @@
 """Put smaller parameters back into an Equinox module."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from jprune.pruning.structured.cutting import KeptIndices, feature_groups
+from jprune.trees import flatten
 
-def smaller_module(model: PyTree, params: PyTree = None) -> PyTree:
+
+def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, KeptIndices] | None = None) -> PyTree:
     """Return a copy of a module with smaller parameters, and with the sizes of its layers set to match.
 
     This sets ``in_features``, ``out_features``, ``in_channels``, ``out_channels``, ``groups``, ``num_heads`` and
@@ -18,10 +21,15 @@ def smaller_module(model: PyTree, params: PyTree = None) -> PyTree:
       model: the module before channels were removed; it is not changed.
       params: smaller parameters, the arrays of the module as returned by ``equinox.partition``; None if the arrays of
         ``model`` are already the smaller ones. The moments of an optimizer state are modules too, whose sizes must
-        match those of the parameters: ``smaller_module(small.also[0])``.
+        match those of the parameters: ``smaller_module(small.also[0], kept=small.kept)``.
+      kept: ``small.kept``, for grouped convolutions and GroupNorm, of which the sizes alone may not say how many groups
+        are left.
 
     Returns:
       A module of the same class, or a tree like ``model``.
+
+    Raises:
+      ValueError: a layer with groups needs ``kept``.
 
     >>> import jax.numpy as jnp
     >>> model = eqx.nn.Linear(4, 8, key=jax.random.key(0))
@@ -37,8 +45,10 @@ def smaller_module(model: PyTree, params: PyTree = None) -> PyTree:
     for place, leaf in zip(places, leaves, strict=True):
         given[place] = leaf
     copy = jax.tree.unflatten(treedef, given)
-    for layer in _layers(copy):
-        for name, size in _sizes(layer).items():
+    paths, _, structure = flatten(model)
+    named = jax.tree.unflatten(structure, paths)  # the model with the path of each leaf in its place
+    for layer, layer_paths in zip(_layers(copy), _layers(named), strict=True):
+        for name, size in _sizes(layer, layer_paths, kept).items():
             object.__setattr__(layer, name, size)  # modules are frozen; this copy is not in use yet
     return copy
 
@@ -56,17 +66,25 @@ def _layers(node: PyTree) -> Iterator[eqx.Module]:
         yield from _layers(child)
 
 
-def _sizes(layer: PyTree) -> dict[str, PyTree]:
-    """Return the sizes of a layer by the last axes of its parameters; stacked layers have others before them."""
+def _sizes(layer: PyTree, paths: PyTree, kept: Mapping[str, KeptIndices] | None) -> dict[str, PyTree]:
+    """Return the sizes of a layer by the last axes of its parameters; stacked layers have others before them.
+
+    Args:
+      layer: the layer.
+      paths: the same layer with paths in place of arrays.
+      kept: the kept indices of every axis, by path.
+    """
     sizes: dict[str, PyTree] = {}
     match layer:
         case eqx.nn.Linear() if eqx.is_array(layer.weight):
             named = dict(zip(("out_features", "in_features"), layer.weight.shape[-2:], strict=True))
             sizes = {name: size for name, size in named.items() if getattr(layer, name) != "scalar"}
         case eqx.nn.Conv() if eqx.is_array(layer.weight):
-            sizes["out_channels"], per_group = layer.weight.shape[-2 - layer.num_spatial_dims :][:2]
-            if layer.groups > 1:  # groups are removed whole
-                sizes["groups"] = sizes["out_channels"] // (layer.out_channels // layer.groups)
+            axis = -2 - layer.num_spatial_dims
+            sizes["out_channels"], per_group = layer.weight.shape[axis:][:2]
+            if layer.groups > 1:
+                before = (layer.groups, layer.out_channels)
+                sizes["groups"] = feature_groups(paths.weight, before, sizes["out_channels"], kept, axis)
             sizes["in_channels"] = per_group * sizes.get("groups", 1)
         case eqx.nn.MultiheadAttention() if eqx.is_array(layer.query_proj.weight):
             sizes["num_heads"] = layer.query_proj.weight.shape[-2] // layer.qk_size
@@ -77,8 +95,9 @@ def _sizes(layer: PyTree) -> dict[str, PyTree]:
             sizes["shape"] = layer.weight.shape[-len(layer.shape) :]
         case eqx.nn.GroupNorm() if layer.weight is not None and eqx.is_array(layer.weight):
             sizes["channels"] = layer.weight.shape[-1]
-            if layer.channels is not None:  # groups are removed whole
-                sizes["groups"] = sizes["channels"] * layer.groups // layer.channels
+            if layer.channels is not None:
+                before = (layer.groups, layer.channels)
+                sizes["groups"] = feature_groups(paths.weight, before, sizes["channels"], kept)
         case eqx.nn.Embedding() if eqx.is_array(layer.weight):
             sizes["num_embeddings"], sizes["embedding_size"] = layer.weight.shape[-2:]
         case eqx.nn.LSTMCell() | eqx.nn.GRUCell() if eqx.is_array(layer.weight_hh):

@@ -1,13 +1,18 @@
 """Put smaller parameters back into a Flax NNX module."""
 
+from collections.abc import Mapping
+
 import jax
 from flax import nnx
 from jaxtyping import PyTree
 
+from jprune.pruning.structured.cutting import KeptIndices, feature_groups
 from jprune.trees import flatten
 
 
-def smaller_module(model: nnx.Module, params: PyTree, state: PyTree = None) -> nnx.Module:
+def smaller_module(
+    model: nnx.Module, params: PyTree, state: PyTree = None, kept: Mapping[str, KeptIndices] | None = None
+) -> nnx.Module:
     """Return a copy of a module with smaller parameters, and with the sizes of its layers set to match.
 
     This sets ``in_features``, ``out_features``, ``num_features``, ``features``, ``feature_group_count``, ``num_heads``,
@@ -18,12 +23,14 @@ def smaller_module(model: nnx.Module, params: PyTree, state: PyTree = None) -> n
       model: the module before channels were removed; it is not changed.
       params: smaller parameters with the paths of the module, a ``State`` or a dict.
       state: smaller batch statistics, or None.
+      kept: ``small.kept``, for grouped convolutions and GroupNorm, of which the sizes alone may not say how many groups
+        are left.
 
     Returns:
       A module of the same class.
 
     Raises:
-      ValueError: the parameters have a leaf that the module lacks.
+      ValueError: the parameters have a leaf that the module lacks, or a layer with groups needs ``kept``.
 
     >>> import jax.numpy as jnp
     >>> model = smaller_module(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)})
@@ -39,8 +46,8 @@ def smaller_module(model: nnx.Module, params: PyTree, state: PyTree = None) -> n
             variable.set_value(given.pop(path))
     if given:
         raise ValueError(f"params has a leaf '{next(iter(given))}' that the module lacks; give those of this module")
-    for _, layer in nnx.iter_modules(copy):
-        _set_sizes(layer)
+    for parts, layer in nnx.iter_modules(copy):
+        _set_sizes(layer, "".join(f"{part}/" for part in parts), kept)
     return copy
 
 
@@ -49,8 +56,14 @@ def _leaves(tree: PyTree) -> list[tuple[str, jax.Array]]:
     return [(path, leaf) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None]
 
 
-def _set_sizes(layer: nnx.Module) -> None:
-    """Set the attributes of one layer from the last axes of its parameters; stacked layers have others before them."""
+def _set_sizes(layer: nnx.Module, prefix: str, kept: Mapping[str, KeptIndices] | None) -> None:
+    """Set the attributes of one layer from the last axes of its parameters; stacked layers have others before them.
+
+    Args:
+      layer: the layer.
+      prefix: its path with a last '/'.
+      kept: the kept indices of every axis, by path.
+    """
     match layer:
         case nnx.Linear():
             layer.in_features, layer.out_features = layer.kernel.shape[-2:]
@@ -60,8 +73,9 @@ def _set_sizes(layer: nnx.Module) -> None:
             layer.in_features, layer.out_features = layer.kernel.shape[first:middle], layer.kernel.shape[middle:]
         case nnx.Conv():
             per_group, outputs = layer.kernel.shape[-2:]
-            if layer.feature_group_count > 1:  # groups are removed whole
-                layer.feature_group_count = outputs // (layer.out_features // layer.feature_group_count)
+            if layer.feature_group_count > 1:
+                before = (layer.feature_group_count, layer.out_features)
+                layer.feature_group_count = feature_groups(f"{prefix}kernel", before, outputs, kept)
             layer.in_features, layer.out_features = per_group * layer.feature_group_count, outputs
             layer.kernel_shape = layer.kernel.shape[-len(layer.kernel_shape) :]
         case nnx.ConvTranspose():
@@ -74,7 +88,7 @@ def _set_sizes(layer: nnx.Module) -> None:
             layer.kernel_shape = layer.kernel.shape[-len(layer.kernel_shape) :]
             layer.bias_shape = None if layer.bias is None else layer.bias.shape[-len(layer.bias_shape or ()) :]
         case nnx.BatchNorm() | nnx.LayerNorm() | nnx.RMSNorm() | nnx.GroupNorm():
-            _set_norm_sizes(layer)
+            _set_norm_sizes(layer, prefix, kept)
         case nnx.MultiHeadAttention():
             inputs, layer.num_heads, layer.head_dim = layer.query.kernel.shape[-3:]
             layer.in_features, layer.qkv_features = inputs, layer.num_heads * layer.head_dim
@@ -83,15 +97,22 @@ def _set_sizes(layer: nnx.Module) -> None:
             _set_cell_sizes(layer)
 
 
-def _set_norm_sizes(layer: nnx.BatchNorm | nnx.LayerNorm | nnx.RMSNorm | nnx.GroupNorm) -> None:
+def _set_norm_sizes(
+    layer: nnx.BatchNorm | nnx.LayerNorm | nnx.RMSNorm | nnx.GroupNorm,
+    prefix: str,
+    kept: Mapping[str, KeptIndices] | None,
+) -> None:
     """Set the sizes of a normalization, which are known if it has parameters or statistics."""
-    known = [p for p in (getattr(layer, name, None) for name in ("scale", "bias", "mean")) if p is not None]
+    known = [name for name in ("scale", "bias", "mean") if getattr(layer, name, None) is not None]
     if not known:
         return
-    if isinstance(layer, nnx.GroupNorm):  # groups are removed whole
-        layer.num_groups = known[0].shape[-1] // layer.group_size
+    size = getattr(layer, known[0]).shape[-1]
+    if isinstance(layer, nnx.GroupNorm):
+        before = (layer.num_groups, layer.num_groups * layer.group_size)
+        layer.num_groups = feature_groups(f"{prefix}{known[0]}", before, size, kept)
+        layer.group_size = size // layer.num_groups
     else:
-        layer.num_features = known[0].shape[-1]
+        layer.num_features = size
 
 
 def _set_cell_sizes(cell: nnx.LSTMCell | nnx.OptimizedLSTMCell | nnx.GRUCell | nnx.SimpleCell) -> None:

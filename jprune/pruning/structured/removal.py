@@ -198,7 +198,8 @@ def remove_dead(
 
     A channel is removed if all its weights are zero, including biases and normalization. If ``check`` shows that the
     outputs stay the same, channels whose weights are zero in every layer that reads them, and channels named in
-    ``dead``, are removed too.
+    ``dead``, are removed too. Channels of a group that is not exact, such as those of a softmax, count in the outputs
+    even if all their weights are zero, so they need ``check`` as well.
 
     Args:
       graph: made by ``jprune.trace_model``.
@@ -214,8 +215,9 @@ def remove_dead(
       The smaller model.
 
     Raises:
-      ValueError: channels would be removed that are not zero in every layer, and there is no ``check``; the outputs
-        on ``check`` differ; ``dead`` names no kernel, or has another length; or as ``remove_channels``.
+      ValueError: channels would be removed that are not zero in every layer, or whose group is not exact, and there
+        is no ``check``; the outputs on ``check`` differ; ``dead`` names no kernel, or has another length; or as
+        ``remove_channels``.
 
     >>> import jprune
     >>> params = {"a": jnp.array([[1.0, 0.0]]), "b": jnp.array([[2.0], [0.0]])}
@@ -228,7 +230,7 @@ def remove_dead(
     masked = params if masks is None else apply_masks(params, masks)
     named = _named_dead(graph, dead or {})
     nonzero = dict(zip(*flatten(jax.tree.map(lambda x: np.asarray(x) != 0, masked))[:2], strict=True))
-    removed, unverified = [], []
+    removed, unverified, inexact = [], [], []
     for place, group in enumerate(graph.channels):
         zero = ~np.any([_any_along(nonzero[member.path], member) for member in group.members], axis=0)
         readers = [member for member in group.members if _reads(graph, member)]
@@ -237,12 +239,16 @@ def remove_dead(
         if gone.all():
             gone[0] = False
         removed.append(gone)
-        if (gone & ~zero).any():
+        if not group.exact and gone.any():
+            inexact.append(f"{int(gone.sum())} of the group of '{group.members[0].path}' ({group.why[0]})")
+        elif (gone & ~zero).any():
             unverified.append(f"{int((gone & ~zero).sum())} of the group of '{group.members[0].path}'")
-    if unverified and check is None:
+    reasons = {"not zero in every layer that has them": unverified, "in groups that are not exact": inexact}
+    found = [f"these channels are {reason}: {', '.join(groups)}" for reason, groups in reasons.items() if groups]
+    if found and check is None:
         raise ValueError(
-            f"these channels are not zero in every layer that has them: {', '.join(unverified)}; give check=inputs to "
-            "compare the outputs with and without them, or mask them with jprune.channel_group_masks"
+            f"{'; '.join(found)}; give check=inputs to compare the outputs with and without them, or mask them with "
+            "jprune.channel_group_masks and use jprune.remove_channels"
         )
     small = _remove(graph, masked, tuple(removed), state=state, also=also)
     if check is not None:

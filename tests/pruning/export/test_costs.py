@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+import jprune
 from jprune.pruning.export import costs
 
 
@@ -90,6 +91,65 @@ def test_masked_and_transposed_weights_are_followed():
     mask = np.eye(3, 5)
     found = costs.multiply_adds(lambda p, x: x @ (p["w"] * mask).T.reshape(5, 3), params, jnp.ones((2, 5)))
     assert found == {"w": 30}
+
+
+def counts(params, apply, *shapes):
+    """The column of multiply-adds, whose total is compared with that of the graph."""
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    table = costs.cost_table(params, apply=apply, inputs=inputs)
+    graph = jprune.trace_model(apply, params, *inputs)
+    assert table.loc["total", "multiply_adds"] == sum(graph.multiply_adds.values())
+    assert table.attrs["other_multiply_adds"] == graph.other_multiply_adds
+    return table["multiply_adds"].to_dict()
+
+
+def test_products_of_combined_leaves_are_counted_once():
+    joined = {"q": jnp.ones((4, 4)), "k": jnp.ones((4, 2))}
+    assert counts(joined, lambda p, x: x @ jnp.concatenate([p["q"], p["k"]], 1), (1, 4)) == {
+        "k": 8,
+        "q": 16,
+        "total": 24,
+    }
+    scaled = {"v": jnp.ones((4, 4)), "g": jnp.ones((1, 4))}
+    weight_norm = lambda p, x: x @ (p["v"] / jnp.sqrt((p["v"] ** 2).sum(0, keepdims=True)) * p["g"])
+    assert counts(scaled, weight_norm, (1, 4)) == {"g": 0, "v": 16, "total": 16}
+    low_rank = {"w": jnp.ones((4, 4)), "a": jnp.ones((4, 1)), "b": jnp.ones((1, 4))}
+    assert counts(low_rank, lambda p, x: x @ (p["w"] + p["a"] @ p["b"]), (1, 4)) == {
+        "a": 4 * 1 * 4,  # a @ b
+        "b": 0,
+        "w": 4 * 4,
+        "total": 32,
+    }
+
+
+def test_matrices_of_experts_are_counted_for_every_row():
+    apply = lambda p, x: lax.ragged_dot(x, p["e"], jnp.array([3, 3]))
+    params, inputs = {"e": jnp.ones((2, 4, 4))}, [jnp.ones((6, 4))]
+    axes = {"": jprune.KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))}
+    table = costs.cost_table(params, apply=apply, inputs=inputs, axes=axes)
+    assert table["multiply_adds"].to_dict() == {"e[0]": 48, "e[1]": 48, "total": 6 * 4 * 4}
+
+
+def test_products_of_leaves_without_a_row_are_in_the_total():
+    quantized = {"kernel": jnp.ones((4, 4), jnp.int8), "scale": jnp.ones((1, 4))}
+    apply = lambda p, x: x @ (p["kernel"].astype(jnp.float32) * p["scale"])
+    assert counts(quantized, apply, (1, 4)) == {"scale": 0, "total": 16}
+
+
+def test_products_that_read_no_parameter_are_in_the_attributes():
+    params = {"q": jnp.ones((4, 2)), "k": jnp.ones((4, 2))}
+    apply = lambda p, x: (x @ p["q"]) @ (x @ p["k"]).T
+    table = costs.cost_table(params, apply=apply, inputs=[jnp.ones((3, 4))])
+    assert table["multiply_adds"].to_dict() == {"k": 24, "q": 24, "total": 48}
+    assert table.attrs["other_multiply_adds"] == 3 * 3 * 2
+
+
+def test_products_that_cannot_be_attributed_are_named_in_a_warning():
+    apply = lambda p, x: x @ lax.linalg.cholesky(p["w"])
+    with pytest.warns(UserWarning, match=r"'cholesky'.* products that read its result are not counted for them: 'w'"):
+        table = costs.cost_table({"w": jnp.eye(4)}, apply=apply, inputs=[jnp.ones((1, 4))])
+    assert table.loc["total", "multiply_adds"] == 0
+    assert table.attrs["other_multiply_adds"] == 16
 
 
 def test_a_weight_in_a_while_loop_is_refused():

@@ -41,6 +41,22 @@ def test_geometric_median_of_outputs_first_and_of_several_output_axes():
     np.testing.assert_allclose(scores["kernel"][1], wanted, rtol=1e-5)
 
 
+def test_geometric_median_compares_filters_of_one_feature_group_only():
+    # Filters 1, 9 read other inputs than 1.01, 5.
+    groups = {"": KernelAxes(inputs=(0,), outputs=(1,), groups=2)}
+    scores = geometric_median(axes=groups)({"kernel": jnp.array([[1.0, 9.0, 1.01, 5.0]])})
+    np.testing.assert_allclose(scores["kernel"], [[8.0, 8.0, 3.99, 3.99]], rtol=1e-5)
+    conv = _random(2, 3, 3, 2, 6)
+    roles = {"": KernelAxes(stacked=(0,), spatial=(1, 2), inputs=(3,), outputs=(4,), groups=2)}
+    scores = geometric_median(axes=roles)({"kernel": jnp.asarray(conv)})["kernel"]
+    for layer in range(2):
+        filters = conv[layer].reshape(-1, 6).T
+        wanted = np.concatenate([_distances(filters[:3]), _distances(filters[3:])])
+        np.testing.assert_allclose(scores[layer, 1, 2, 0], wanted, rtol=1e-5)
+    depthwise = {"": KernelAxes(spatial=(0, 1), inputs=(2,), outputs=(3,), groups=4)}
+    assert geometric_median(axes=depthwise)({"kernel": jnp.ones((3, 3, 1, 4))})["kernel"] is None
+
+
 def test_a_filter_with_a_duplicate_goes_before_an_equal_one_without():
     kernel = jnp.array([[1.0, 1.0, 0.0, -1.0], [0.0, 0.0, 1.0, -1.0]])
     masks = jprune.channel_masks(geometric_median()({"kernel": kernel}), keep=6)

@@ -112,6 +112,28 @@ def test_experts_without_examples_are_named_and_not_scored_zero():
         assert (jprune.wanda(mixture)({"kernel": weights}, batch=batch)["kernel"][1] == 0).all()
 
 
+def test_rows_of_a_convolution_that_see_only_padding_are_not_taken_for_experts():
+    def apply(params, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME", dimension_numbers=numbers)
+
+    found = jprune.wanda(apply)({"kernel": jnp.ones((3, 5, 2, 2))}, batch=jnp.ones((1, 1, 8, 2)))["kernel"]
+    # Images of height 1: only the middle row reads them, at 6, 7, 8, 7 and 6 of 8 positions.
+    np.testing.assert_allclose(found[1, :, 0, 0], np.sqrt([6.0, 7.0, 8.0, 7.0, 6.0]), rtol=1e-6)
+    assert not np.any(found[0::2])
+
+
+def test_inputs_that_are_zero_are_not_taken_for_experts_but_layers_of_a_scan_are_named():
+    x = jnp.asarray(X).at[:, 0].set(0.0)
+    heads = lambda params, batch: jnp.einsum("ni,iho->nho", batch, params["kernel"])  # the first axis has the inputs
+    assert not np.any(jprune.wanda(heads)({"kernel": jnp.ones((3, 2, 4))}, batch=x)["kernel"][0])
+    turned = lambda params, batch: scanned({"kernel": jnp.swapaxes(params["kernel"], 0, 1)}, batch)  # (in, layers, out)
+    assert not np.any(jprune.wanda(turned)({"kernel": jnp.ones((3, 2, 3))}, batch=x)["kernel"][0, 0])
+    dead = jnp.ones((2, 3, 3)).at[0].set(0.0)  # the second layer has no input but zeros
+    with pytest.warns(UserWarning, match=r"reached 'kernel\[1\]'; their scores are 0; .*axes= if these are experts"):
+        jprune.wanda(scanned)({"kernel": dead}, batch=jnp.asarray(X))
+
+
 def test_a_product_inside_a_while_loop_is_an_error_that_says_so():
     def apply(params, x):
         return jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] @ params["kernel"]), (0, x))[1]

@@ -1,6 +1,7 @@
 """Modules rebuilt with the smaller parameters compute the same as the smaller program."""
 
 import equinox as eqx
+import flax.linen as linen_nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import jprune
 from jprune.pruning.structured import equinox as structured_equinox
 from jprune.pruning.structured import linen
 from jprune.pruning.structured import nnx as structured_nnx
+from jprune.pruning.structured.cutting import feature_groups
 from jprune.pruning.structured.selection import masks_without
 from tests.pruning.structured import models
 from tests.pruning.structured.test_removal import graph_of, half_of, masks_like, run_small
@@ -88,6 +90,112 @@ def test_equinox_attention_and_dense_layers():
     assert small.table.differences
     full = models.equinox_block_module()
     assert small.differences(lambda p, x: jax.vmap(structured_equinox.smaller_module(full, p))(x)) == ()
+
+
+X = jax.random.normal(jax.random.key(0), (2, 4, 8))
+
+
+class LinenGroups(linen_nn.Module):
+    """A grouped convolution of the inputs, which loses positions, and one of hidden channels, which loses groups."""
+
+    @linen_nn.compact
+    def __call__(self, x):
+        x = linen_nn.relu(linen_nn.Conv(16, (1,), feature_group_count=2, name="inputs")(x))
+        x = linen_nn.relu(linen_nn.Dense(8, name="hidden")(x))
+        x = linen_nn.GroupNorm(num_groups=4, name="norm")(x)
+        x = linen_nn.Conv(12, (3,), feature_group_count=4, name="groups")(x)
+        return linen_nn.Dense(3, name="head")(linen_nn.relu(x))
+
+
+class NnxGroups(nnx.Module):
+    def __init__(self, rngs):
+        self.inputs = nnx.Conv(8, 16, (1,), feature_group_count=2, rngs=rngs)
+        self.hidden = nnx.Linear(16, 8, rngs=rngs)
+        self.norm = nnx.GroupNorm(8, 4, rngs=rngs)
+        self.groups = nnx.Conv(8, 12, (3,), feature_group_count=4, rngs=rngs)
+        self.head = nnx.Linear(12, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.norm(nnx.relu(self.hidden(nnx.relu(self.inputs(x)))))
+        return self.head(nnx.relu(self.groups(x)))
+
+
+class EquinoxGroups(eqx.Module):
+    inputs: eqx.nn.Conv1d
+    hidden: eqx.nn.Conv1d
+    norm: eqx.nn.GroupNorm
+    groups: eqx.nn.Conv1d
+    head: eqx.nn.Conv1d
+
+    def __init__(self):
+        key = jax.random.key(0)
+        self.inputs = eqx.nn.Conv1d(8, 16, 1, groups=2, key=key)
+        self.hidden = eqx.nn.Conv1d(16, 8, 1, key=key)
+        self.norm = eqx.nn.GroupNorm(4, 8)
+        self.groups = eqx.nn.Conv1d(8, 12, 3, padding=1, groups=4, key=key)
+        self.head = eqx.nn.Conv1d(12, 3, 1, key=key)
+
+    def __call__(self, x):
+        x = self.norm(jax.nn.relu(self.hidden(jax.nn.relu(self.inputs(x)))))
+        return self.head(jax.nn.relu(self.groups(x)))
+
+
+def without_half(apply, params, x):
+    """The model without 4 of 8 outputs of each group of ``inputs`` and without 2 of 4 groups of the rest."""
+    graph = jprune.trace_model(apply, params, x)
+    small = jprune.remove_channels(graph, params, masks_like(params, half_of(graph)[0]))
+    return small, small.apply(small.params, x)
+
+
+def test_nnx_grouped_layers_keep_their_groups_where_these_lose_positions():
+    model = NnxGroups(nnx.Rngs(0))
+    graphdef, params = nnx.split(model)
+    small, expected = without_half(lambda p, x: nnx.merge(graphdef, p)(x), params, X)
+    assert small.params["inputs"]["kernel"].shape == (1, 4, 8)
+    module = structured_nnx.smaller_module(model, small.params, kept=small.kept)
+    assert (module.inputs.feature_group_count, module.inputs.in_features, module.inputs.out_features) == (2, 8, 8)
+    assert (module.groups.feature_group_count, module.groups.in_features, module.groups.out_features) == (2, 4, 6)
+    assert (module.norm.num_groups, module.norm.group_size) == (2, 2)
+    np.testing.assert_allclose(module(X), expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"'inputs/kernel' has 8 of 16 outputs in 2 groups.*give kept=small\.kept"):
+        structured_nnx.smaller_module(model, small.params)
+
+
+def test_linen_grouped_layers_keep_their_groups_where_these_lose_positions():
+    module = LinenGroups()
+    variables = module.init(jax.random.key(1), X)
+    small, expected = without_half(lambda p, x: module.apply({"params": p}, x), variables["params"], X)
+    fitted = linen.smaller_apply(module, small.kept)
+    np.testing.assert_allclose(fitted({"params": small.params}, X), expected, atol=1e-6)
+    assert small.differences(lambda p, x: fitted({"params": p}, x)) == ()
+
+
+def test_equinox_grouped_layers_keep_their_groups_where_these_lose_positions():
+    model, x = EquinoxGroups(), X[0].T
+    arrays, static = eqx.partition(model, eqx.is_array)
+    small, expected = without_half(lambda p, x: eqx.combine(p, static)(x), arrays, x)
+    module = structured_equinox.smaller_module(model, small.params, small.kept)
+    assert (module.inputs.groups, module.inputs.in_channels, module.inputs.out_channels) == (2, 8, 8)
+    assert (module.groups.groups, module.groups.in_channels, module.groups.out_channels) == (2, 4, 6)
+    assert (module.norm.groups, module.norm.channels) == (2, 4)
+    np.testing.assert_allclose(module(x), expected, atol=1e-6)
+    moments = structured_equinox.smaller_module({"mu": model}, {"mu": small.params}, small.kept)["mu"]
+    assert jax.tree.structure(moments) == jax.tree.structure(module)
+    with pytest.raises(ValueError, match=r"'inputs/weight' has 8 of 16 outputs in 2 groups.*give kept=small\.kept"):
+        structured_equinox.smaller_module(model, small.params)
+
+
+def test_the_groups_left_are_counted_in_the_kept_indices_or_follow_from_the_sizes():
+    positions, whole = np.tile([True, True, False, False], 2), np.arange(8) < 4
+    for along, groups in ((positions, 2), (whole, 1)):
+        kept = {"conv/kernel": (np.ones(3, bool), np.ones(5, bool), along)}
+        for path in ("conv/kernel", "0/mu/conv/kernel"):
+            assert feature_groups(path, (2, 8), 4, kept) == groups
+        assert feature_groups("conv/kernel", (2, 8), 4, {f"params/{path}": v for path, v in kept.items()}) == groups
+    # 6 of 8 in 4 groups: 3 groups of 2. 6 of 9 in 3 groups: 2 groups of 3, or 3 groups of 2.
+    assert feature_groups("conv/kernel", (4, 8), 6, None) == 3
+    with pytest.raises(ValueError, match="6 of 9 outputs in 3 groups"):
+        feature_groups("conv/kernel", (3, 9), 6, None)
 
 
 def test_nnx_layers_that_are_stacked_or_normalize_groups_take_their_sizes_from_the_last_axes():

@@ -448,6 +448,23 @@ def test_channels_that_nothing_reads_are_removed_only_after_a_check():
     assert [(row.member, row.before, row.after) for row in small.table.groups] == [("a/kernel[1]", 8, 7)]
 
 
+def test_zero_channels_of_a_group_that_is_not_exact_are_removed_only_after_a_check():
+    # A zero logit adds e^0 to the sum of a softmax: (2 e + e^.5) / (e + e^.5 + 1), and without it / (e + e^.5).
+    params = {"a": jnp.array([[1.0, 0.5, 0.0]]), "b": jnp.array([[2.0], [1.0], [0.0]])}
+    apply = lambda p, x: jax.nn.softmax(x @ p["a"]) @ p["b"]
+    x = jnp.ones((1, 1))
+    graph = trace_model(apply, params, x)
+    with pytest.raises(ValueError, match=r"in groups that are not exact: 1 of the group of 'a' \(.*give check=inputs"):
+        jprune.remove_dead(graph, params)
+    e = np.exp([1.0, 0.5])
+    changed = (2 * e[0] + e[1]) / e.sum() - (2 * e[0] + e[1]) / (e.sum() + 1)
+    with pytest.raises(ValueError, match=f"on check, outputs of the smaller model differ by {changed:.3g}"):
+        jprune.remove_dead(graph, params, check=x)
+    # A reader that is zero for every channel does not see the difference.
+    unread = {"a": params["a"], "b": jnp.zeros((3, 1))}
+    assert jprune.remove_dead(graph, unread, check=x).params["a"].shape == (1, 1)
+
+
 def test_units_named_dead_are_removed_if_the_outputs_stay():
     apply, params, x = residual()
     graph = trace_model(apply, params, x)
