@@ -39,7 +39,7 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
     >>> numbered.labels.values, numbered.class_names
     (array([1, 0]), ('a', 'b'))
     """
-    if class_names is None:
+    if class_names is None or _values(class_names) is not None:
         labels, *stacks = (_whole_numbers(raw) for raw in (labels, *stacks))
     stacks = _models_in_order([_in_order(raw, class_names) for raw in stacks])
     every = [labels, *stacks]

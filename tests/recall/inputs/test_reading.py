@@ -942,3 +942,15 @@ def test_a_threshold_that_is_not_a_probability_is_refused(threshold):
 def test_names_of_compared_models_are_printable_and_different(names, message):
     with pytest.raises(InputError, match=message):
         recall.audit(LABELS, DENSE, compare=dict.fromkeys(names, TWO))
+
+
+@pytest.mark.parametrize("text", [("labels",), ("dense",), ("dense", "pruned"), ("labels", "dense", "pruned")])
+@pytest.mark.filterwarnings("ignore::jprune.recall.EmptyClassWarning")
+def test_numbers_in_text_are_matched_with_class_names_as_numbers_are(text):
+    """With the classes 1 and 2 alone, the numbers would also be valid indices."""
+    given = {"labels": np.minimum(LABELS, 1) + 1, "dense": np.minimum(DENSE, 1) + 1, "pruned": np.minimum(TWO, 1) + 1}
+    labels, dense, pruned = (array.astype(str) if name in text else array for name, array in given.items())
+    report = recall.audit(labels, dense, {2: pruned}, class_names=["1", "2", "3"], num_classes=3)
+    accuracy = [(given[name] == given["labels"]).mean() for name in ("dense", "pruned")]
+    assert report.summary[["accuracy_dense", "accuracy"]].iloc[0].tolist() == pytest.approx(accuracy)
+    assert report.classes["support"].tolist() == [(given["labels"] == c).sum() for c in (1, 2, 3)]
