@@ -3,11 +3,12 @@
 Test examples and training seeds are two sources of variation. An example that one model loses is often lost by all, so
 a test over models alone finds differences between classes where there are none. Here both variances are added; the part
 of the variance between models that test noise explains is subtracted, so it is not counted twice. The variance between
-models of a class's excess loss is at least the mean over the classes. The overall loss has no classes to average over,
-so its variance between models has one degree of freedom less than there are models, and is added with its own quantile.
+models of a class's excess loss is at least the mean over the classes. The interval of the change of a class is the
+narrower of two: one has the class's own variance between models; the other has that of the overall loss, and for the
+class's distance from it the test noise times the mean over the classes of how much more the models differ. In
+simulations with equal and unequal classes, 99% intervals miss in 1% of cases with 3 to 10 models and in 3% with 2.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -106,9 +107,12 @@ def class_losses(
     # Few models may look alike by chance, and then their number limits the degrees of freedom all the same.
     pooled = models.degrees * max(1, int((support > 0).sum()) - 1)
     change, excess = (
-        _Variance(variance + models.excess, np.minimum(_degrees(variance, models.excess, n, pooled), pooled))
-        for variance in (of_change, of_excess)
+        _Variance(variance + added, np.minimum(_degrees(variance, added, n, pooled), pooled))
+        for variance, added in ((of_change, models.dispersion), (of_excess, models.excess))
     )
+    in_common = _Variance(np.maximum(of_change - models.noise, 0), np.maximum(n - 1, 1))
+    of_classes = _half(level, in_common, *models.change_with_noise)
+    half = np.minimum(of_classes, _half(level, change, *models.overall))
     gap = mean - float(losses.mean())
     with np.errstate(invalid="ignore", divide="ignore"):
         statistic = np.abs(gap) / np.sqrt(excess.total)
@@ -130,9 +134,9 @@ def class_losses(
         np.where(support > 0, lost, np.nan),
         np.where(support > 0, won, np.nan),
         -mean,
-        *_interval(-mean, change, level, bound=1, overall=models.overall),  # recalls lie in 0..1
+        *_interval(-mean, half, bound=1),  # recalls lie in 0..1
         gap,
-        *_interval(gap, excess, level, bound=2),
+        *_interval(gap, _half(level, excess), bound=2),
         p,
         holm(p),
         np.where(detectable <= possible, detectable, np.nan),
@@ -172,14 +176,12 @@ def change_of_all(
     if losses.mean() == 0:
         return 1.0
     models = between_models(np.zeros(len(losses), np.int64), dense_correct, correct, n, paired=paired)
-    shared = max(0.0, losses.var(ddof=1) / len(losses) - models.noise)
-    parts = [(shared, len(losses) - 1.0), *models.overall]
+    shared = _Variance(np.maximum(losses.var(ddof=1) / n - models.noise, 0), n - 1)
     change = abs(float(losses.mean()))
 
     def beyond(log_p: float) -> float:
         """How far 0 is inside the interval at 1 - p."""
-        halves = [np.sqrt(v) * scipy.stats.t.isf(np.exp(log_p) / 2, degrees) for v, degrees in parts if v > 0]
-        return float(np.hypot.reduce([0.0, *halves])) - change
+        return float(_half(1 - np.exp(log_p), shared, *models.overall)[0]) - change
 
     least = np.log(1e-300)
     if beyond(least) <= 0:  # all examples lost by as many models: no variance
@@ -252,17 +254,17 @@ def _shared(
     return max(1 / len(after), min(1.0, float((losses**2).mean()) / changed)) if changed > 0 else 1.0
 
 
-def _interval(
-    estimate: _Floats,
-    variance: _Variance,
-    level: float,
-    bound: float,
-    overall: Sequence[tuple[float, float]] = (),
-) -> tuple[_Floats, _Floats]:
-    """The interval of an estimate that lies between -bound and bound; ``overall`` has other variances and degrees."""
-    square = variance.total * scipy.stats.t.isf((1 - level) / 2, variance.degrees) ** 2
-    square += sum(total * scipy.stats.t.isf((1 - level) / 2, degrees) ** 2 for total, degrees in overall)
-    half = np.sqrt(square)
+def _half(level: float, *parts: _Variance) -> _Floats:
+    """Half of the width of an interval whose variance is a sum; each part has its own quantile."""
+    tail = (1 - level) / 2
+    halves = [
+        np.sqrt(part.total) * np.where(part.total > 0, scipy.stats.t.isf(tail, part.degrees), 0) for part in parts
+    ]
+    return np.asarray(np.hypot.reduce(np.broadcast_arrays(*halves)))
+
+
+def _interval(estimate: _Floats, half: _Floats, bound: float) -> tuple[_Floats, _Floats]:
+    """The interval of an estimate that lies between -bound and bound."""
     return np.maximum(estimate - half, -bound), np.minimum(estimate + half, bound)
 
 
@@ -295,16 +297,20 @@ class BetweenModels(NamedTuple):
     Attributes:
       change: of the change of every class, beyond test noise.
       excess: of the excess of every class, beyond test noise, and at least the mean over the classes.
-      degrees: one less than the number of models in the smaller set; infinite if no set has two.
-      overall: of the overall loss with test noise, and its degrees of freedom, for each set of two models or more.
-      noise: what test noise explains of the variances in ``overall``, together.
+      dispersion: of the excess of every class, beyond test noise, and at least in the mean proportion to that noise.
+      noise: what test noise explains of the variance of the change of every class.
+      change_with_noise: of the change of every class with test noise, for each set of two models or more.
+      overall: of the overall loss with test noise, for each of these sets.
+      degrees: one less than the number of models in the smallest of these sets; infinite if there is none.
     """
 
     change: _Floats
     excess: _Floats
+    dispersion: _Floats
+    noise: _Floats
+    change_with_noise: tuple[_Variance, ...]
+    overall: tuple[_Variance, ...]
     degrees: float
-    overall: tuple[tuple[float, float], ...]
-    noise: float
 
 
 def between_models(
@@ -321,26 +327,29 @@ def between_models(
     no excess is taken to vary less between models than the average one, whose degrees are those of all classes.
     """
     w = np.nan_to_num(n) / np.nansum(n)
-    change, excess, noise_change, noise_excess = np.zeros((4, len(n)))
+    excess, noise_change, noise_excess = np.zeros((3, len(n)))
     sets = [dense.astype(np.int8) - after] if paired else [dense.astype(np.int8), after.astype(np.int8)]
     sets = [values for values in sets if len(values) > 1]
-    overall = []
+    changes, overall = [], []
     for values in sets:
-        models = len(values)
+        models, degrees = len(values), np.array(len(values) - 1.0)
         means = np.stack([np.bincount(classes_of, row, len(n)) for row in values]) / n
         of_all = (np.where(np.isnan(means), 0, means) * w).sum(1, keepdims=True)
-        overall.append((float(of_all.var(ddof=1)) / models, models - 1.0))
-        change = change + means.var(0, ddof=1) / models
+        overall.append(_Variance(of_all.var(0, ddof=1) / models, degrees))
+        changes.append(_Variance(means.var(0, ddof=1) / models, degrees))
         excess = excess + (means - of_all).var(0, ddof=1) / models
         noise = _own_noise(classes_of, values, n) / models
         noise_change, noise_excess = noise_change + noise, noise_excess + _of_excess(noise, w)
     own = excess - noise_excess
+    most = max(0.0, float(np.nansum(own) / np.nansum(noise_excess))) if np.nansum(noise_excess) > 0 else 0.0
     return BetweenModels(
-        np.maximum(change - noise_change, 0),
+        np.maximum(sum(part.total for part in changes) - noise_change, 0),
         np.maximum(own, max(0.0, float(np.nanmean(own)))),
-        min((degrees for _, degrees in overall), default=np.inf),
+        np.maximum(np.maximum(own, most * noise_excess), 0),
+        noise_change,
+        tuple(changes),
         tuple(overall),
-        float(np.nansum(noise_change * w**2)),
+        min((float(part.degrees) for part in overall), default=np.inf),
     )
 
 
