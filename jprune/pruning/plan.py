@@ -27,7 +27,7 @@ from jprune.graph.axes import Axes
 from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, as_keywords, exact_name, without
 from jprune.pruning.conditional import while_due
 from jprune.pruning.dynamics import Regrow
-from jprune.pruning.schedules import entries, keep_counts
+from jprune.pruning.schedules import Schedule, entries, keep_counts, unwrapped
 from jprune.pruning.scores.elementwise import (
     Score,
     matching,
@@ -189,8 +189,7 @@ class Plan:
         layers = mask_layers(before, self.axes)
         warn_of_collapse(layers, jax.tree.leaves(after), amount)
         if self.regrow is None:
-            sizes = {path: array.size for path, array in zip(layers.paths, layers.scores, strict=True)}
-            wanted = dict(keep_counts({step: amount}, sizes))
+            wanted = dict(self._keep_counts({step: amount}, before))
             left = [uint64.number(count_true(jax.tree.leaves(masks))) for masks in (before, after)]
             if left[0] == left[1] < wanted[step]:
                 warnings.warn(
@@ -212,14 +211,12 @@ class Plan:
         return (zlib.crc32(name.encode()) & ~int(SKIPPED)) or 1
 
     def _events(self, weights: PyTree) -> list[_Event]:
-        paths, leaves, _ = flatten(weights)
-        sizes = {path: int(leaf.size) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
         # The expressions of a selection of channels match groups; the selection checks them itself.
         of_weights = {k: v for k, v in entries(self.schedule) if not (self._of_channels() and isinstance(v, Mapping))}
         if of_weights:
-            keep_counts(of_weights, sizes, regrowing=self.regrow is not None)
+            self._keep_counts(of_weights, weights)
         events: list[_Event] = []
-        everything = Keep(sum(sizes.values()))
+        everything = Keep(sum(int(leaf.size) for leaf in jax.tree.leaves(weights)))
         kept: float | Keep | PerLayer = everything
         for step, amount in entries(self.schedule):
             asked = everything if amount == 0.0 else amount
@@ -229,6 +226,17 @@ class Plan:
                 events.append(_Event(step, amount, 0.0, self._checksum(step, amount)))
             kept = asked
         return events
+
+    def _keep_counts(self, schedule: Schedule, weights: PyTree) -> tuple[tuple[int, int], ...]:
+        """Return the number kept at each entry; see ``keep_counts``."""
+        return keep_counts(
+            schedule,
+            weights,
+            selection=self.selection,
+            axes=self.axes,
+            min_keep=self.min_keep,
+            regrowing=self.regrow is not None,
+        )
 
     def _choose(
         self,
@@ -309,10 +317,7 @@ class Plan:
 
         A function that wraps a selection may compute with the scores, so it gets the scores.
         """
-        selection = self.selection
-        while isinstance(selection, functools.partial):
-            selection = selection.func
-        return selection in _BY_MAGNITUDE
+        return unwrapped(self.selection) in _BY_MAGNITUDE
 
     def _select(
         self,
