@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,10 +24,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree, UInt32
 
 from jprune.graph.axes import Axes
-from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, as_keywords, exact_name, without
+from jprune.pruning.amounts import Amount, Budget, Keep, PerLayer, Scheduled, as_keywords, exact_name, without
 from jprune.pruning.conditional import while_due
 from jprune.pruning.dynamics import Regrow
-from jprune.pruning.schedules import Schedule, entries, keep_counts, unwrapped
+from jprune.pruning.schedules import budget_of, entries, keep_counts, unwrapped
 from jprune.pruning.scores.elementwise import (
     Score,
     matching,
@@ -189,11 +189,11 @@ class Plan:
         layers = mask_layers(before, self.axes)
         warn_of_collapse(layers, jax.tree.leaves(after), amount)
         if self.regrow is None:
-            wanted = dict(self._keep_counts({step: amount}, before))
+            wanted = self._budget(before).kept(amount).total
             left = [uint64.number(count_true(jax.tree.leaves(masks))) for masks in (before, after)]
-            if left[0] == left[1] < wanted[step]:
+            if left[0] == left[1] < wanted:
                 warnings.warn(
-                    f"the schedule keeps {wanted[step]} weights from step {step} on, but only {left[1]} are left, "
+                    f"the schedule keeps {wanted} weights from step {step} on, but only {left[1]} are left, "
                     "because an earlier schedule pruned more; pruned weights do not come back: give regrow=, or start "
                     "again from dense weights and larger masks (jprune.with_masks)",
                     stacklevel=3,
@@ -211,12 +211,10 @@ class Plan:
         return (zlib.crc32(name.encode()) & ~int(SKIPPED)) or 1
 
     def _events(self, weights: PyTree) -> list[_Event]:
-        # The expressions of a selection of channels match groups; the selection checks them itself.
-        of_weights = {k: v for k, v in entries(self.schedule) if not (self._of_channels() and isinstance(v, Mapping))}
-        if of_weights:
-            self._keep_counts(of_weights, weights)
+        budget = self._budget(weights)
+        keep_counts(self.schedule, budget, regrowing=self.regrow is not None)
         events: list[_Event] = []
-        everything = Keep(sum(int(leaf.size) for leaf in jax.tree.leaves(weights)))
+        everything = Keep(budget.total)
         kept: float | Keep | PerLayer = everything
         for step, amount in entries(self.schedule):
             asked = everything if amount == 0.0 else amount
@@ -227,16 +225,8 @@ class Plan:
             kept = asked
         return events
 
-    def _keep_counts(self, schedule: Schedule, weights: PyTree) -> tuple[tuple[int, int], ...]:
-        """Return the number kept at each entry; see ``keep_counts``."""
-        return keep_counts(
-            schedule,
-            weights,
-            selection=self.selection,
-            axes=self.axes,
-            min_keep=self.min_keep,
-            regrowing=self.regrow is not None,
-        )
+    def _budget(self, weights: PyTree) -> Budget:
+        return budget_of(self.selection, weights, self.axes, self.min_keep)
 
     def _choose(
         self,

@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from jprune.graph.axes import Axes
 from jprune.pruning.amounts import Keep, PerLayer, as_keywords, checked, integer, renamed_arguments
-from jprune.pruning.schedules import keep_counts
+from jprune.pruning.schedules import budget_of, keep_counts
 from jprune.pruning.scores.elementwise import (
     Score,
     magnitude,
@@ -121,7 +121,7 @@ def lottery_ticket(
     # keep_zeros would treat weights that happen to be 0 as pruned; the dense network has no pruned weights.
     masks = map_leaves(jnp.ones_like, masks_of(state))
     state = with_masks(state, masks)
-    keep_counts(schedule, masks, selection=selection, axes=axes, min_keep=min_keep)
+    keep_counts(schedule, budget_of(selection, masks, axes, min_keep))
     options: dict[str, object] = ({"min_keep": min_keep} if min_keep else {}) | ({} if axes is None else {"axes": axes})
 
     def scores(level: int, trained: PyTree) -> PyTree:

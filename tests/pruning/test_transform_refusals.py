@@ -69,7 +69,7 @@ def test_bad_schedules_are_refused_before_any_training():
     params = {"kernel": jnp.ones((1, 10))}
     with pytest.raises(ValueError, match=r"schedule\[0\]=1\.5 must be from 0\.0 to 1\.0"):
         jprune.prune(jprune.magnitude(), {0: 1.5})
-    with pytest.raises(ValueError, match="keeps 11 weights at step 0; only 10"):
+    with pytest.raises(ValueError, match="keeps 11 weights at step 0; there are only 10"):
         jprune.prune(jprune.magnitude(), {0: jprune.Keep(11)}).init(params)
     with pytest.raises(ValueError, match="more than the 2 at step 0"):
         jprune.prune(jprune.magnitude(), {0: 0.8, 5: 0.5}).init(params)
