@@ -185,7 +185,7 @@ class Plan:
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in (now, *jax.tree.leaves(after)))
         if traced or jnp.ndim(now) or int(now) == int(applied) or self._of_channels():
             return  # a group of channels is only empty where min_channels=0 asks for it
-        step, amount = next(each for each in entries(self.schedule) if self._checksum(*each) == int(now))
+        step, amount = next(each for each in entries(self.schedule) if self._checksums[each[0]] == int(now))
         layers = mask_layers(before, self.axes)
         warn_of_collapse(layers, jax.tree.leaves(after), amount)
         if self.regrow is None:
@@ -202,13 +202,22 @@ class Plan:
     def _of_channels(self) -> bool:
         return hasattr(self.selection, "loses_channels")
 
-    def _checksum(self, step: int, amount: float | Keep | PerLayer) -> int:
-        """Return a number for an entry that is the same in every process and version of Python.
+    @functools.cached_property
+    def _checksums(self) -> dict[int, int]:
+        """The number of each entry by step, the same in every process and version of Python.
 
-        Without regrowth masks only shrink, so the same amount at another step has the same number.
+        Without regrowth masks only shrink, so the same amount at another step has the same number. Entries that differ
+        have different numbers: where two checksums collide, the later entry takes the next number that is free.
         """
-        name = exact_name(amount) if self.regrow is None else f"{step}: {exact_name(amount)}"
-        return (zlib.crc32(name.encode()) & ~int(SKIPPED)) or 1
+        checksums: dict[int, int] = {}
+        owners: dict[int, str] = {}
+        for step, amount in entries(self.schedule):
+            name = exact_name(amount) if self.regrow is None else f"{step}: {exact_name(amount)}"
+            number = zlib.crc32(name.encode()) & ~int(SKIPPED)
+            while not number or owners.setdefault(number, name) != name:
+                number = (number + 1) & ~int(SKIPPED)
+            checksums[step] = number
+        return checksums
 
     def _events(self, weights: PyTree) -> list[_Event]:
         budget = self._budget(weights)
@@ -219,9 +228,9 @@ class Plan:
         for step, amount in entries(self.schedule):
             asked = everything if amount == 0.0 else amount
             if self.regrow is not None:
-                events.append(_Event(step, amount, self.regrow.at(step), self._checksum(step, amount)))
+                events.append(_Event(step, amount, self.regrow.at(step), self._checksums[step]))
             elif asked != kept:  # an entry without a change would cost a selection
-                events.append(_Event(step, amount, 0.0, self._checksum(step, amount)))
+                events.append(_Event(step, amount, 0.0, self._checksums[step]))
             kept = asked
         return events
 
