@@ -29,6 +29,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from jprune.pruning.amounts import Counts, Sparsity, amount_by_keyword, amount_of, integer
 from jprune.pruning.scores.elementwise import (
     Score,
+    has_examples,
     matching,
     number_of_examples,
     refuse_no_score,
@@ -87,7 +88,7 @@ def synflow(
         eval mode.
       input_shape: the shape of ``inputs`` including the batch axis, which becomes 1; their dtype is the widest float
         dtype of the parameters. None takes shapes and dtypes from ``batch``, an array or a tree of arrays, whose values
-        are not used.
+        are not used, except for those of scalars.
       where: see ``Score``.
 
     Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow",
@@ -104,7 +105,7 @@ def synflow(
         dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in floats.leaves]
         widest = max(dtypes, key=lambda dtype: dtype.itemsize)
         like = batch if input_shape is None else np.broadcast_to(np.ones((), widest), input_shape)
-        inputs = jax.tree.map(lambda x: jnp.ones((1, *x.shape[1:]), x.dtype), like)
+        inputs = jax.tree.map(lambda x: jnp.ones((1, *x.shape[1:]), x.dtype) if has_examples(x) else x, like)
         positive = [jnp.abs(leaf.astype(working_dtype(leaf))) for leaf in floats.leaves]
 
         def flow(weights: list[Array]) -> Array:
@@ -135,8 +136,8 @@ def fisher(
 ) -> Score:
     """Score weights by diagonal Fisher information: the mean over examples of the squared gradient of the loss.
 
-    Needs ``batch``, a tree of arrays (examples, ...). Its labels give the empirical Fisher information; labels
-    drawn from the model's predictions give the true one.
+    Needs ``batch``, a tree of arrays (examples, ...) and scalars, which ``loss`` gets unchanged. Its labels give the
+    empirical Fisher information; labels drawn from the model's predictions give the true one.
 
     Args:
       loss: ``loss(params, batch)`` returns a scalar. It is called with batches of one example (leading axis 1), so a
@@ -157,23 +158,26 @@ def fisher(
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
         examples = number_of_examples(batch)
         floats = _Floats.of(whole)
+        leaves, treedef = jax.tree.flatten(batch)
+        arrays = [leaf for leaf in leaves if has_examples(leaf)]
 
-        def squares(one: PyTree) -> list[Array]:
-            alone = jax.tree.map(lambda x: x[None], one)
+        def squares(example: list[Array]) -> list[Array]:
+            rest = iter(example)
+            alone = treedef.unflatten([next(rest)[None] if has_examples(leaf) else leaf for leaf in leaves])
             slopes = jax.grad(lambda weights: _scalar(loss(floats.whole(weights), alone)))(floats.leaves)
             return [jnp.square(g.astype(working_dtype(g))) for g in slopes]
 
-        def add(total: list[Array], part: PyTree) -> tuple[list[Array], None]:
+        def add(total: list[Array], part: list[Array]) -> tuple[list[Array], None]:
             return [t + s.sum(0) for t, s in zip(total, jax.vmap(squares)(part), strict=True)], None
 
         total = [jnp.zeros(leaf.shape, working_dtype(leaf)) for leaf in floats.leaves]
         rounds = examples // microbatch
         cut = rounds * microbatch
         if rounds:
-            parts = jax.tree.map(lambda x: x[:cut].reshape(rounds, microbatch, *x.shape[1:]), batch)
+            parts = [x[:cut].reshape(rounds, microbatch, *x.shape[1:]) for x in arrays]
             total, _ = lax.scan(add, total, parts)
         if cut < examples:
-            total, _ = add(total, jax.tree.map(lambda x: x[cut:], batch))
+            total, _ = add(total, [x[cut:] for x in arrays])
         means = matching(params, floats.alone([t / examples for t in total]), name="scores")
         if not saliency:
             return means

@@ -136,6 +136,23 @@ def test_fisher_is_the_mean_of_the_squares_of_single_gradients(microbatch):
     np.testing.assert_allclose(saliency, w[:, 0] ** 2 * np.mean(each**2, 0) / 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [3.0, np.float32(3), jnp.float32(3)], ids=["float", "numpy", "jax"])
+@pytest.mark.parametrize("microbatch", [2, 16])
+def test_fisher_gives_scalars_of_the_batch_to_every_example(scale, microbatch):
+    """The gradient of an example is 3 x, so the mean square over x = 1, 2, 4 is 9 (1 + 4 + 16) / 3 = 63."""
+    loss = lambda params, batch: jnp.mean(batch["x"] @ params["kernel"]) * batch["scale"]
+    batch = {"x": jnp.array([[1.0], [2.0], [4.0]]), "scale": scale}
+    found = jprune.scores.fisher(loss, microbatch=microbatch)({"kernel": jnp.ones((1, 1))}, batch=batch)
+    np.testing.assert_allclose(found["kernel"], [[63.0]], rtol=1e-6)
+
+
+def test_synflow_gives_scalars_of_the_batch_to_the_model():
+    apply = lambda params, batch: batch["x"] @ params["kernel"] * batch["scale"]
+    batch = {"x": jnp.zeros((5, 2)), "scale": jnp.float32(3)}
+    found = jprune.scores.synflow(apply)({"kernel": jnp.array([[1.0], [-2.0]])}, batch=batch)
+    np.testing.assert_allclose(found["kernel"], [[3.0], [6.0]])
+
+
 def test_wanda_is_the_weight_times_the_norm_of_its_input_in_every_layer():
     params, x = mlp([4, 6, 2]), RNG.normal(size=(9, 4))
     (w1, b1), (w2, _) = in_numpy(params)
