@@ -26,6 +26,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from jprune.graph.axes import Axes, where_of
 from jprune.pruning.amounts import Counts, Sparsity, amount_by_keyword, amount_of, integer
 from jprune.pruning.scores.elementwise import (
     Score,
@@ -39,7 +40,7 @@ from jprune.pruning.scores.elementwise import (
     working_dtype,
 )
 from jprune.pruning.selection import allocation, uint64
-from jprune.pruning.selection.layers import Quota, choose, layers_of
+from jprune.pruning.selection.layers import Quota, any_nan, choose, layers_of, refuse_nan
 from jprune.pruning.selection.uint64 import Count
 from jprune.pruning.selection.unstructured import apply_masks
 from jprune.trees import Leaf, Where, flatten, is_float, map_leaves
@@ -163,7 +164,7 @@ def fisher(
 
         def squares(example: list[Array]) -> list[Array]:
             rest = iter(example)
-            alone = treedef.unflatten([next(rest)[None] if has_examples(leaf) else leaf for leaf in leaves])
+            alone = jax.tree.unflatten(treedef, [next(rest)[None] if has_examples(leaf) else leaf for leaf in leaves])
             slopes = jax.grad(lambda weights: _scalar(loss(floats.whole(weights), alone)))(floats.leaves)
             return [jnp.square(g.astype(working_dtype(g))) for g in slopes]
 
@@ -197,6 +198,7 @@ def iterated_masks(
     batch: PyTree = None,
     key: PRNGKeyArray | None = None,
     min_keep: int = 0,
+    axes: Axes = None,
 ) -> PyTree:
     """Score and prune in rounds, keeping n (keep / n)^(k / rounds) of n weights after round k.
 
@@ -206,13 +208,14 @@ def iterated_masks(
     Args:
       score: a score that needs no gradient, or a function with the signature of a ``Score``.
       params: tree of arrays; the leaves that the ``where`` of the score selects are pruned, or by default those that
-        ``kernels`` selects.
+        ``prune`` selects with these ``axes``.
       sparsity: the fraction of the weights to remove in the end.
       keep: the number of weights to keep in the end.
       rounds: number of rounds.
       batch: batch for the score.
       key: PRNG key for the score, folded with the round.
       min_keep: minimum number of weights that every layer keeps.
+      axes: see ``global_masks``; only ``min_keep`` and the leaves pruned by default depend on it.
 
     Returns:
       Masks like ``params``, None where nothing is prunable; exactly ``keep`` weights are kept.
@@ -230,14 +233,16 @@ def iterated_masks(
     if isinstance(score, Score) and "grad" in score.needs:
         raise ValueError(f"the score {score.name} needs a new gradient in every round; write your own loop instead")
     integer("rounds", rounds, least=1)
-    selected = selected_by(score.where if isinstance(score, Score) else None, params)
-    sizes = layers_of(selected, shapes_only=True).sizes
+    selected = selected_by(where_of(score.where if isinstance(score, Score) else None, axes), params)
+    like = layers_of(selected, None, axes, per_layer="min_keep" if min_keep else None, shapes_only=True)
+    sizes = like.sizes
     size, total = sum(sizes), allocation.kept(amount_of(sparsity, keep), sum(sizes))
     floors = allocation.floors(min_keep, sizes, total) if min_keep else None
     counts = [max(total, round(size * (total / size) ** (k / rounds))) for k in range(1, rounds)] + [total]
     table = Count(*(jnp.asarray(limb) for limb in uint64.count_of(counts)))
 
-    def prune(k: Array, masks: PyTree) -> PyTree:
+    def prune(k: Array, carry: tuple[PyTree, list[Array]]) -> tuple[PyTree, list[Array]]:
+        masks, nan = carry
         scores = score_selected(
             score,
             apply_masks(selected, masks),
@@ -245,10 +250,15 @@ def iterated_masks(
             key=None if key is None else jax.random.fold_in(key, k),
             whole=apply_masks(params, masks),
         )
-        layers = layers_of(scores, masks)
-        return layers.tree(choose(layers, Quota(floors, Count(table.high[k], table.low[k]))))
+        layers = layers_of(scores, masks)._replace(stacked=like.stacked)
+        nan = [before | now for before, now in zip(nan, any_nan(layers.scores, layers.masks), strict=True)]
+        return layers.tree(choose(layers, Quota(floors, Count(table.high[k], table.low[k])))), nan
 
-    return lax.fori_loop(0, rounds, prune, map_leaves(lambda w: jnp.ones_like(w, dtype=bool), selected))
+    dense = map_leaves(lambda w: jnp.ones_like(w, dtype=bool), selected)
+    masks, nan = lax.fori_loop(0, rounds, prune, (dense, [jnp.zeros([], bool)] * len(like.paths)))
+    if not any(isinstance(flag, jax.core.Tracer) for flag in nan):
+        refuse_nan(like.paths, nan)
+    return masks
 
 
 def average_gradients(

@@ -1,5 +1,6 @@
 """Scores that run the model, against numbers worked out in numpy on small networks."""
 
+import functools
 import itertools
 
 import jax
@@ -115,6 +116,35 @@ def test_rounds_take_any_function_as_a_score():
 
     masks = jprune.selection.iterated_masks(score, {"kernel": jnp.array([[3.0, -1.0, -2.0]])}, keep=2, rounds=2)
     assert masks["kernel"].tolist() == [[True, False, True]]
+
+
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_rounds_refuse_nan_scores_outside_jit(when):
+    """The score of one leaf is NaN in every round, or in the last one, after three of the six weights are pruned."""
+    params = {"a": {"kernel": jnp.array([[1.0, 2.0, 3.0]])}, "b": {"kernel": jnp.array([[4.0, 5.0, 6.0]])}}
+
+    def score(params, grad=None, batch=None, key=None):
+        some_pruned = jnp.any(params["a"]["kernel"] == 0)
+        wrong = some_pruned if when == "last" else True
+        return params | {"b": {"kernel": jnp.where(wrong, jnp.nan, params["b"]["kernel"])}}
+
+    masks = functools.partial(jprune.selection.iterated_masks, score, keep=2, rounds=2)
+    with pytest.raises(ValueError, match="scores has NaN at 'b/kernel', which cannot be ranked; check the score's"):
+        masks(params)
+    assert sum(int(mask.sum()) for mask in kernels_of(jax.jit(masks)(params))) == 2
+    # NaN at a weight that is pruned already does not matter.
+    late = lambda params, **_: jax.tree.map(lambda w: jnp.where(w == 0, jnp.nan, w), params)
+    masks = jprune.selection.iterated_masks(late, params, keep=2, rounds=2)
+    assert [mask.tolist() for mask in kernels_of(masks)] == [[[False, False, False]], [[False, True, True]]]
+
+
+def test_rounds_keep_the_minimum_of_every_layer_of_a_stack():
+    """Of the weights 1 to 12 in three layers, 5 stay: the largest of each layer, and the two largest of the others."""
+    params = {"kernel": jnp.arange(1.0, 13.0).reshape(3, 2, 2)}
+    axes = {"": jprune.KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))}
+    masks = jprune.selection.iterated_masks(lambda params, **_: params, params, keep=5, rounds=3, min_keep=1, axes=axes)
+    wanted = [[False] * 3 + [True], [False] * 3 + [True], [False] + [True] * 3]
+    np.testing.assert_array_equal(masks["kernel"].reshape(3, 4), wanted)
 
 
 def logistic(params, batch):
