@@ -9,7 +9,7 @@ import functools
 import inspect
 import numbers
 from collections.abc import Callable, Mapping
-from typing import ParamSpec, TypeAlias, TypeVar
+from typing import NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +75,34 @@ class Scheduled:
 
 PerLayer: TypeAlias = Mapping[str, float | Keep]
 Amount: TypeAlias = float | Keep | PerLayer | Count | Scheduled
+
+
+class Kept(NamedTuple):
+    """The number that an amount keeps.
+
+    Attributes:
+      total: the number in all layers together.
+      layers: the number in each layer by name, as far as the amount determines it.
+    """
+
+    total: int
+    layers: Mapping[str, int]
+
+
+class Budget(NamedTuple):
+    """What the amounts of a schedule count, such as weights, channels or multiply-adds.
+
+    Attributes:
+      total: the number there is before pruning.
+      unit: name of the unit, a plural.
+      kept: returns the number that an amount keeps.
+    """
+
+    total: int
+    unit: str
+    kept: Callable[[float | Keep | PerLayer], Kept]
+
+
 Sparsity: TypeAlias = float | PerLayer | Scheduled
 Counts: TypeAlias = int | Mapping[str, int] | Integer[Array | np.ndarray, "..."] | Scheduled
 

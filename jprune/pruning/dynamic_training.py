@@ -1,5 +1,6 @@
 """Dynamic sparse training in one line: RigL and SET, built from ``prune``, ``Regrow`` and ``reset_moments``."""
 
+import dataclasses
 from collections.abc import Callable
 
 import optax
@@ -28,17 +29,20 @@ def rigl(
 ) -> optax.GradientTransformationExtraArgs:
     """Train with RigL: drop weights of small magnitude, grow those with the largest gradients, at constant sparsity.
 
-    ``update`` needs ``grad``, the dense gradient: ``tx.update(grads, state, params, grad=grads)``. The weights are
-    pruned at step 0 by their initial magnitudes, which are random. Then, every ``every`` steps before ``end``, a part
-    of each layer is exchanged; the part decreases from ``fraction`` at step 0 to 0 at ``end`` along a cosine. Moments
-    of pruned weights are reset.
+    ``update`` needs ``grad``, the dense gradient: ``tx.update(grads, state, params, grad=grads)``. Step 0 keeps the
+    weights with the largest initial magnitudes and exchanges none. Then, every ``every`` steps before ``end``, a part
+    of each layer is exchanged: the fraction f / 2 (1 + cos(pi t / end)) at step t, where f is ``fraction``. Moments of
+    pruned weights are reset.
+
+    The paper starts from random masks. For these, put them into the state before the first update:
+    ``jprune.with_masks(tx.init(params), jprune.selection.erk_masks(jprune.random()(params, key=key), sparsity=0.9))``.
 
     Args:
       tx: the optimizer.
       sparsity: the fraction of the weights removed.
       end: the step from which on the masks are fixed; the paper uses three quarters of the training.
       every: the number of steps between two exchanges.
-      fraction: fraction of the kept weights that is exchanged at step 0.
+      fraction: f, from which the fraction of the kept weights that is exchanged decreases.
       where: predicate on (path, leaf) that selects the leaves to prune; None as for ``prune``.
       selection: how the weights are divided among layers.
       axes: roles of the axes of each leaf; see ``prune``.
@@ -55,7 +59,7 @@ def rigl(
     >>> tx = rigl(optax.adam(1e-3), 0.9, end=75_000)
     """
     schedule = _constant(tx, sparsity, end, every)
-    regrow = Regrow(dense_gradient(), cosine_fraction(fraction, end))
+    regrow = _after_step_0(Regrow(dense_gradient(), cosine_fraction(fraction, end)))
     pruning = prune(
         magnitude(), schedule, where=where, selection=selection, axes=axes, min_keep=min_keep, regrow=regrow
     )
@@ -77,8 +81,8 @@ def sparse_evolution(
 ) -> optax.GradientTransformationExtraArgs:
     """Train with SET: drop weights of small magnitude and grow random ones, at constant sparsity.
 
-    Arguments and result are those of ``rigl``, but no gradient is needed; ``key`` draws the weights that grow. The same
-    fraction is exchanged at every step of the schedule.
+    Arguments, result and the masks at step 0 are those of ``rigl`` (the paper too starts from random masks), but no
+    gradient is needed; ``key`` draws the weights that grow. The same fraction is exchanged every ``every`` steps.
 
     Source: Mocanu et al., "Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity",
     Nature Communications 2018, arXiv 1707.04780, algorithm 1.
@@ -89,7 +93,7 @@ def sparse_evolution(
     schedule = _constant(tx, sparsity, end, every)
     if key is None:
         raise TypeError("key is None; sparse_evolution draws random weights to grow: pass key=jax.random.key(...)")
-    regrow = Regrow(random(), fraction)
+    regrow = _after_step_0(Regrow(random(), fraction))
     pruning = prune(
         magnitude(), schedule, where=where, selection=selection, axes=axes, min_keep=min_keep, regrow=regrow, key=key
     )
@@ -103,3 +107,8 @@ def _constant(
     refuse_no_transformation("tx", tx)
     amount = checked("sparsity", sparsity)
     return dict.fromkeys(range(0, integer("end", end, least=1), integer("every", every, least=1)), amount)
+
+
+def _after_step_0(regrow: Regrow) -> Regrow:
+    """Exchange nothing at step 0, at which the masks are made."""
+    return dataclasses.replace(regrow, fraction=lambda step: regrow.at(step) if step else 0.0)

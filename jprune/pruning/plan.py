@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,10 +24,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree, UInt32
 
 from jprune.graph.axes import Axes
-from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, as_keywords, exact_name, without
+from jprune.pruning.amounts import Amount, Budget, Keep, PerLayer, Scheduled, as_keywords, exact_name, without
 from jprune.pruning.conditional import while_due
 from jprune.pruning.dynamics import Regrow
-from jprune.pruning.schedules import entries, keep_counts
+from jprune.pruning.schedules import budget_of, entries, keep_counts, unwrapped
 from jprune.pruning.scores.elementwise import (
     Score,
     matching,
@@ -185,16 +185,15 @@ class Plan:
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in (now, *jax.tree.leaves(after)))
         if traced or jnp.ndim(now) or int(now) == int(applied) or self._of_channels():
             return  # a group of channels is only empty where min_channels=0 asks for it
-        step, amount = next(each for each in entries(self.schedule) if self._checksum(*each) == int(now))
+        step, amount = next(each for each in entries(self.schedule) if self._checksums[each[0]] == int(now))
         layers = mask_layers(before, self.axes)
         warn_of_collapse(layers, jax.tree.leaves(after), amount)
         if self.regrow is None:
-            sizes = {path: array.size for path, array in zip(layers.paths, layers.scores, strict=True)}
-            wanted = dict(keep_counts({step: amount}, sizes))
+            wanted = self._budget(before).kept(amount).total
             left = [uint64.number(count_true(jax.tree.leaves(masks))) for masks in (before, after)]
-            if left[0] == left[1] < wanted[step]:
+            if left[0] == left[1] < wanted:
                 warnings.warn(
-                    f"the schedule keeps {wanted[step]} weights from step {step} on, but only {left[1]} are left, "
+                    f"the schedule keeps {wanted} weights from step {step} on, but only {left[1]} are left, "
                     "because an earlier schedule pruned more; pruned weights do not come back: give regrow=, or start "
                     "again from dense weights and larger masks (jprune.with_masks)",
                     stacklevel=3,
@@ -203,32 +202,40 @@ class Plan:
     def _of_channels(self) -> bool:
         return hasattr(self.selection, "loses_channels")
 
-    def _checksum(self, step: int, amount: float | Keep | PerLayer) -> int:
-        """Return a number for an entry that is the same in every process and version of Python.
+    @functools.cached_property
+    def _checksums(self) -> dict[int, int]:
+        """The number of each entry by step, the same in every process and version of Python.
 
-        Without regrowth masks only shrink, so the same amount at another step has the same number.
+        Without regrowth masks only shrink, so the same amount at another step has the same number. Entries that differ
+        have different numbers: where two checksums collide, the later entry takes the next number that is free.
         """
-        name = exact_name(amount) if self.regrow is None else f"{step}: {exact_name(amount)}"
-        return (zlib.crc32(name.encode()) & ~int(SKIPPED)) or 1
+        checksums: dict[int, int] = {}
+        owners: dict[int, str] = {}
+        for step, amount in entries(self.schedule):
+            name = exact_name(amount) if self.regrow is None else f"{step}: {exact_name(amount)}"
+            number = zlib.crc32(name.encode()) & ~int(SKIPPED)
+            while not number or owners.setdefault(number, name) != name:
+                number = (number + 1) & ~int(SKIPPED)
+            checksums[step] = number
+        return checksums
 
     def _events(self, weights: PyTree) -> list[_Event]:
-        paths, leaves, _ = flatten(weights)
-        sizes = {path: int(leaf.size) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
-        # The expressions of a selection of channels match groups; the selection checks them itself.
-        of_weights = {k: v for k, v in entries(self.schedule) if not (self._of_channels() and isinstance(v, Mapping))}
-        if of_weights:
-            keep_counts(of_weights, sizes, regrowing=self.regrow is not None)
+        budget = self._budget(weights)
+        keep_counts(self.schedule, budget, regrowing=self.regrow is not None)
         events: list[_Event] = []
-        everything = Keep(sum(sizes.values()))
+        everything = Keep(budget.total)
         kept: float | Keep | PerLayer = everything
         for step, amount in entries(self.schedule):
             asked = everything if amount == 0.0 else amount
             if self.regrow is not None:
-                events.append(_Event(step, amount, self.regrow.at(step), self._checksum(step, amount)))
+                events.append(_Event(step, amount, self.regrow.at(step), self._checksums[step]))
             elif asked != kept:  # an entry without a change would cost a selection
-                events.append(_Event(step, amount, 0.0, self._checksum(step, amount)))
+                events.append(_Event(step, amount, 0.0, self._checksums[step]))
             kept = asked
         return events
+
+    def _budget(self, weights: PyTree) -> Budget:
+        return budget_of(self.selection, weights, self.axes, self.min_keep)
 
     def _choose(
         self,
@@ -309,10 +316,7 @@ class Plan:
 
         A function that wraps a selection may compute with the scores, so it gets the scores.
         """
-        selection = self.selection
-        while isinstance(selection, functools.partial):
-            selection = selection.func
-        return selection in _BY_MAGNITUDE
+        return unwrapped(self.selection) in _BY_MAGNITUDE
 
     def _select(
         self,

@@ -5,12 +5,17 @@ An amount is a sparsity (a float, the fraction of the prunable weights removed),
 weights kept), or ``{regex: sparsity}`` for selections that take an amount for each layer.
 """
 
+import functools
 import itertools
 from collections.abc import Mapping
 
+from jaxtyping import PyTree
+
+from jprune.graph.axes import Axes
 from jprune.pruning.amounts import (
-    Amount,
+    Budget,
     Keep,
+    Kept,
     PerLayer,
     amount_by_keyword,
     amount_of,
@@ -19,6 +24,8 @@ from jprune.pruning.amounts import (
     integer,
 )
 from jprune.pruning.selection import allocation
+from jprune.pruning.selection.layers import mask_layers
+from jprune.pruning.selection.unstructured import counts_of_layers, layer_masks
 
 # {int: amount}; numpy's integer and real types are accepted, and ``entries`` checks them.
 Schedule = Mapping[int, float | Keep | PerLayer]
@@ -215,38 +222,79 @@ def entries(schedule: object) -> tuple[tuple[int, float | Keep | PerLayer], ...]
     return tuple(sorted(table.items(), key=lambda entry: entry[0]))
 
 
-def keep_counts(schedule: object, sizes: Mapping[str, int], *, regrowing: bool = False) -> tuple[tuple[int, int], ...]:
+def keep_counts(schedule: object, budget: Budget, *, regrowing: bool = False) -> tuple[tuple[int, int], ...]:
     """Turn a table into (step, number kept) pairs of Python integers, in the order of the steps.
 
     Args:
       schedule: the table.
-      sizes: the number of weights of each prunable leaf, by path.
+      budget: what the amounts count, made by ``budget_of``.
       regrowing: whether the number kept may rise from one entry to the next.
 
     Raises:
       TypeError: as ``entries``.
-      ValueError: as ``entries``; or more weights would be kept than there are; or the number kept rises without
-        regrowth; or an expression of ``{regex: sparsity}`` matches no leaf.
+      ValueError: as ``entries``; or more would be kept than there is; or the number kept, in total or in a layer, rises
+        without regrowth; or an expression of ``{regex: sparsity}`` matches no layer.
 
-    >>> keep_counts({0: 0.5, 10: Keep(3)}, {"kernel": 11})
+    >>> import jax.numpy as jnp
+    >>> keep_counts({0: 0.5, 10: Keep(3)}, budget_of(layer_masks, {"kernel": jnp.ones(11)}))
     ((0, 6), (10, 3))
     """
-    total = sum(sizes.values())
     counts: list[tuple[int, int]] = []
+    lowest: dict[str | None, tuple[int, int]] = {}  # the number kept and its step, by layer; None for all together
     for step, amount in entries(schedule):
-        if isinstance(amount, Keep) and amount.count > total:
-            raise ValueError(f"the schedule keeps {amount.count} weights at step {step}; only {total} are prunable")
-        keep = _kept(amount, sizes)
-        if counts and keep > counts[-1][1] and not regrowing:
+        if isinstance(amount, Keep) and amount.count > budget.total:
             raise ValueError(
-                f"the schedule keeps {keep} weights at step {step}, more than the {counts[-1][1]} at step "
-                f"{counts[-1][0]}; without regrow the number kept must not rise"
+                f"the schedule keeps {amount.count} {budget.unit} at step {step}; there are only {budget.total}"
             )
-        counts.append((step, keep))
+        kept = budget.kept(amount)
+        rising = [name for name, count in kept.layers.items() if count > lowest.get(name, (count, step))[0]]
+        # A count of all layers is exact even if some layers have too few weights left: the others keep more.
+        of_layers = {} if rising and isinstance(amount, Keep) else kept.layers
+        found: list[tuple[str | None, int]] = [*of_layers.items(), (None, kept.total)]
+        for name, count in found:
+            most, since = lowest.get(name, (count, step))
+            if count > most and not regrowing:
+                of = "" if name is None else f" of '{name}'"
+                raise ValueError(
+                    f"the schedule keeps {count} {budget.unit}{of} at step {step}, more than the {most} at step "
+                    f"{since}; without regrow the number kept must not rise"
+                )
+            lowest[name] = (count, step)
+        counts.append((step, kept.total))
     return tuple(counts)
 
 
-def _kept(amount: Amount, sizes: Mapping[str, int]) -> int:
-    if isinstance(amount, Mapping):
-        return sum(allocation.by_pattern(amount, list(sizes), list(sizes.values())))
-    return allocation.kept(amount, sum(sizes.values()))
+def budget_of(selection: object, weights: PyTree, axes: Axes = None, min_keep: int = 0) -> Budget:
+    """Return what the amounts of a selection count.
+
+    A selection of channels has a method of this name. The others count weights: ``layer_masks`` determines the number
+    of every layer, other selections only the total, except for ``{regex: sparsity}``.
+
+    Args:
+      selection: the selection.
+      weights: tree of the prunable weights, or of their shapes; None for other leaves.
+      axes: roles of the axes of the weights; see ``prune``.
+      min_keep: minimum number of weights that every layer keeps.
+    """
+    own = getattr(selection, "budget_of", None)
+    if own is not None:
+        found: Budget = own(weights)
+        return found
+    layers = mask_layers(weights, axes)
+    names = layers.names
+    by_layer = unwrapped(selection) is layer_masks
+
+    def kept(amount: float | Keep | PerLayer) -> Kept:
+        if not isinstance(amount, Mapping) and not by_layer:
+            return Kept(allocation.kept(amount, layers.size), {})
+        counts = counts_of_layers(layers, amount, min_keep)
+        return Kept(sum(counts), dict(zip(names, counts, strict=True)))
+
+    return Budget(layers.size, "weights", kept)
+
+
+def unwrapped(selection: object) -> object:
+    """Return the function that a ``functools.partial`` calls; anything else is returned unchanged."""
+    while isinstance(selection, functools.partial):
+        selection = selection.func
+    return selection

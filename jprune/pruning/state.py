@@ -5,6 +5,7 @@ shows whether a prune transformation is the last of its chain, without knowledge
 """
 
 import functools
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,8 @@ import optax
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, UInt32
 from optax.contrib import MechanicState, SAMState
 
-from jprune.graph.axes import Axes
-from jprune.pruning.amounts import Amount, PerLayer, amount_of
+from jprune.graph.axes import Axes, kernel_axes
+from jprune.pruning.amounts import Amount, PerLayer, amount_of, as_keywords
 from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import Layers, empty_layers, kept_of_layers, mask_layers, nothing_left
 from jprune.trees import flatten, match, path_string
@@ -197,6 +198,7 @@ def check_pruned(
     sparsity: float | PerLayer | None = None,
     keep: int | Mapping[str, int] | None = None,
     axes: Axes = None,
+    selection: Callable[..., PyTree] | None = None,
 ) -> None:
     """Check, outside jit, that every pruned weight is exactly 0, and that the requested amount is pruned.
 
@@ -205,6 +207,10 @@ def check_pruned(
     A warning names layers that keep no weight. Another is given if more weights are pruned than requested, beyond
     rounding in each layer.
 
+    The state does not show how its masks were selected. A sparsity is met if the number of all weights kept is at most
+    the one requested, or if every layer, or every output, keeps the number to which ``layer_masks`` or ``output_masks``
+    rounds. Selections of blocks and channels round the number of these instead: give ``selection``.
+
     Args:
       params: the parameters.
       state: the optimizer state whose prune transformations have the masks of these parameters.
@@ -212,6 +218,8 @@ def check_pruned(
         to check no amount.
       keep: the number of weights that may be kept, or ``{regex: number}``, in place of ``sparsity``.
       axes: roles of the axes of the parameters (see ``prune``), to name single layers of a stack.
+      selection: the selection that made the masks, to compare with exactly the number that it keeps of these shapes:
+        ``functools.partial(jprune.selection.block_masks, block=(4, 4))``.
 
     Raises:
       ValueError: a pruned weight is not 0, or a prunable weight is not finite; the message names the leaves and counts
@@ -253,7 +261,7 @@ def check_pruned(
         )
     layers = mask_layers(masks_of(state), axes)
     if sparsity is not None or keep is not None:
-        _check_amount(layers, amount_of(sparsity, keep))
+        _check_amount(layers, amount_of(sparsity, keep), axes, selection)
     if empty := empty_layers(layers, layers.scores):
         warnings.warn(nothing_left(empty), stacklevel=2)
 
@@ -291,24 +299,58 @@ def _refuse_skipped(state: PyTree) -> None:
         )
 
 
-def _check_amount(layers: Layers, amount: Amount) -> None:
-    if not isinstance(amount, Mapping):
-        kept = uint64.number(kth_largest.count_true(layers.scores))
-        rounding = len(layers.sizes)  # each layer's count may be rounded
-        _compare_counts(kept, allocation.kept(amount, layers.size), layers.size, rounding, "")
-        return
-    sizes = layers.sizes
-    wanted = allocation.by_pattern(amount, layers.paths_of_layers, sizes)
-    rows = zip(layers.names, kept_of_layers(layers), wanted, sizes, strict=True)
-    for name, kept, most, size in sorted(rows, key=lambda row: row[1] <= row[2]):  # errors before warnings
-        _compare_counts(kept, most, size, 1, f" of '{name}'")
+def _check_amount(layers: Layers, amount: Amount, axes: Axes, selection: Callable[..., PyTree] | None) -> None:
+    kept = uint64.number(kth_largest.count_true(layers.scores))
+    if selection is not None:
+        chosen = _chosen_again(layers, amount, axes, selection)
+        _compare_counts(kept, uint64.number(kth_largest.count_true(chosen)), layers.size, 0, "")
+    elif not isinstance(amount, Mapping):
+        wanted, rounding = allocation.kept(amount, layers.size), len(layers.sizes)
+        as_asked = wanted - rounding <= kept <= wanted
+        if not as_asked and not (isinstance(amount, float) and _rounds_apart(layers, amount, axes)):
+            _compare_counts(kept, wanted, layers.size, rounding, "")
+    else:
+        sizes = layers.sizes
+        by_layer = allocation.by_pattern(amount, layers.paths_of_layers, sizes)
+        rows = zip(layers.names, kept_of_layers(layers), by_layer, sizes, strict=True)
+        for name, count, most, size in sorted(rows, key=lambda row: row[1] <= row[2]):  # errors before warnings
+            _compare_counts(count, most, size, 1, f" of '{name}'")
+
+
+def _rounds_apart(layers: Layers, sparsity: float, axes: Axes) -> bool:
+    """Whether every layer, or every output, keeps the number to which ``layer_masks`` or ``output_masks`` rounds."""
+    if kept_of_layers(layers) == [allocation.kept(sparsity, size) for size in layers.sizes]:
+        return True
+    found = kernel_axes(axes, layers.tree(layers.scores))
+    for path, mask in zip(layers.paths, layers.scores, strict=True):
+        roles = found[path]
+        if roles is None or roles.tied:  # output_masks refuses these
+            return False
+        of_output = (*roles.inputs, *roles.spatial)
+        fan = math.prod(mask.shape[axis] for axis in of_output)
+        if np.any(np.count_nonzero(np.asarray(mask), axis=of_output) != allocation.kept(sparsity, fan)):
+            return False
+    return True
+
+
+def _chosen_again(layers: Layers, amount: Amount, axes: Axes, selection: Callable[..., PyTree]) -> list[Array]:
+    """Select with the masks as scores, so that weights that are kept come first."""
+    scores = layers.tree([mask.astype(jnp.float32) for mask in layers.scores])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about layers of unknown axes or without weights
+        masks = selection(scores, **as_keywords(amount), **({} if axes is None else {"axes": axes}))
+    chosen = match(scores, masks, reference_name="the masks", name="what selection= returned")
+    return [mask for mask in chosen if mask is not None]
 
 
 def _compare_counts(kept: int, wanted: int, size: int, rounding: int, of: str) -> None:
     """Raise if more weights are kept than wanted, and warn if fewer are, beyond rounding."""
     said = f"{kept} of {size} prunable weights{of} are kept (sparsity {(size - kept) / max(size, 1):.6g})"
     if kept > wanted:
-        raise ValueError(f"{said}, more than the {wanted} requested; check that the schedule's last step was reached")
+        raise ValueError(
+            f"{said}, more than the {wanted} requested; check that the schedule's last step was reached, and give "
+            "selection= if its selection rounds blocks or channels"
+        )
     if kept < wanted - rounding:
         warnings.warn(
             f"{said}, fewer than the {wanted} requested; pruned weights stay pruned when a target is lowered, unless "

@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from jprune.graph.axes import Axes
 from jprune.pruning.amounts import Keep, PerLayer, as_keywords, checked, integer, renamed_arguments
-from jprune.pruning.schedules import keep_counts
+from jprune.pruning.schedules import budget_of, keep_counts
 from jprune.pruning.scores.elementwise import (
     Score,
     magnitude,
@@ -22,7 +22,7 @@ from jprune.pruning.scores.elementwise import (
 from jprune.pruning.selection.unstructured import apply_masks, global_masks
 from jprune.pruning.state import masked_weights, masks_of, with_masks
 from jprune.pruning.transform import refuse_no_selection
-from jprune.trees import flatten, map_leaves
+from jprune.trees import map_leaves
 
 Train = Callable[[PyTree, PyTree, int, int], tuple[PyTree, PyTree]]
 
@@ -121,8 +121,7 @@ def lottery_ticket(
     # keep_zeros would treat weights that happen to be 0 as pruned; the dense network has no pruned weights.
     masks = map_leaves(jnp.ones_like, masks_of(state))
     state = with_masks(state, masks)
-    paths, leaves, _ = flatten(masks)
-    keep_counts(schedule, {path: mask.size for path, mask in zip(paths, leaves, strict=True) if mask is not None})
+    keep_counts(schedule, budget_of(selection, masks, axes, min_keep))
     options: dict[str, object] = ({"min_keep": min_keep} if min_keep else {}) | ({} if axes is None else {"axes": axes})
 
     def scores(level: int, trained: PyTree) -> PyTree:

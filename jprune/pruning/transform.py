@@ -102,10 +102,10 @@ def prune(
       TypeError: ``score`` is not a valid score (``jprune.magnitude`` without its parentheses), ``selection`` cannot
         be called as a selection, ``schedule`` is not a dict of amounts, ``regrow`` is not a ``Regrow``, or ``key`` is
         not one PRNG key; at ``init``, ``where`` is not a function.
-      ValueError: the schedule is out of range. At ``init``: ``where`` selects nothing; the number kept rises
-        without ``regrow``; the selection does not fit the weights (for example groups that do not divide an axis).
-        Outside jit: scores contain NaN. While tracing: ``params`` is missing, ``grad``, ``batch`` or a key is missing
-        for a score that needs it, or trees do not match; the message names the leaf.
+      ValueError: the schedule is out of range. At ``init``: ``where`` selects nothing; the number kept, in total or in
+        a layer, rises without ``regrow``; the selection does not fit the weights (for example groups that do not
+        divide an axis). Outside jit: scores contain NaN. While tracing: ``params`` is missing, ``grad``, ``batch`` or a
+        key is missing for a score that needs it, or trees do not match; the message names the leaf.
 
     >>> import jprune
     >>> tx = optax.chain(optax.sgd(0.1), prune(jprune.magnitude(), {0: 0.5}))

@@ -1,5 +1,7 @@
 """The one-line forms of RigL and SET are the same programs as their parts."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -31,17 +33,40 @@ def test_rigl_is_prune_with_a_dense_gradient_to_regrow():
         jprune.magnitude(),
         {0: 0.8, 2: 0.8},
         selection=jprune.selection.erk_masks,
-        regrow=jprune.Regrow(dense_gradient(), cosine_fraction(0.5, 4)),
+        regrow=jprune.Regrow(dense_gradient(), lambda step: 0.0 if step == 0 else cosine_fraction(0.5, 4)(step)),
     )
     wanted = trained(jprune.reset_moments(optax.sgd(0.1, momentum=0.9), parts))
     found = trained(rigl(optax.sgd(0.1, momentum=0.9), 0.8, end=4, every=2, fraction=0.5))
     chex.assert_trees_all_equal(found, wanted)
-    # At step 0 half of the six kept weights go, and the three with the largest gradients come: by hand.
+    # At step 2 the fraction is .25 (1 + cos(pi / 2)), so 2 of the six kept weights go, and the two with the largest
+    # gradients come: by hand.
     weight, slope = (np.abs(np.asarray(tree["kernel"])).ravel() for tree in (PARAMS, GRADS))
-    survivors = set(np.argsort(-weight)[:3].tolist())
-    grown = [i for i in np.argsort(-slope).tolist() if i not in survivors][:3]
-    _, first = trained(rigl(optax.sgd(0.1), 0.8, end=4, every=4, fraction=0.5), steps=1)
-    assert set(np.flatnonzero(np.asarray(first["kernel"]).ravel()).tolist()) == survivors | set(grown)
+    survivors = set(np.argsort(-weight)[:4].tolist())
+    grown = [i for i in np.argsort(-slope).tolist() if i not in survivors][:2]
+    _, second = trained(rigl(optax.sgd(0.0), 0.8, end=4, every=2, fraction=0.5), steps=3)
+    assert set(np.flatnonzero(np.asarray(second["kernel"]).ravel()).tolist()) == survivors | set(grown)
+
+
+SPARSE_TRAINING = {
+    "rigl": rigl,
+    "sparse_evolution": functools.partial(sparse_evolution, key=jax.random.key(0)),
+}
+
+
+@pytest.mark.parametrize("method", SPARSE_TRAINING.values(), ids=SPARSE_TRAINING)
+def test_the_masks_of_step_0_have_the_largest_weights_or_those_put_into_the_state(method):
+    """Of the weights 1 to 30, the 6 largest; the largest gradients are those of the smallest weights."""
+    tx = method(optax.sgd(0.1), 0.8, end=100, fraction=0.3)
+    params = {"kernel": jnp.arange(1.0, 31.0).reshape(6, 5)}
+    grad = {"kernel": 1 / params["kernel"]}
+    state = tx.init(params)
+    drawn = jprune.selection.erk_masks(jprune.random()(params, key=jax.random.key(1)), sparsity=0.8)
+    for masks, given in (
+        (np.arange(1, 31).reshape(6, 5) > 24, state),
+        (drawn["kernel"], jprune.with_masks(state, drawn)),
+    ):
+        _, after = tx.update(grad, given, params, grad=grad)
+        np.testing.assert_array_equal(jprune.masks_of(after)["kernel"], masks)
 
 
 def test_sparse_evolution_exchanges_random_weights():

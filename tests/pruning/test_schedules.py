@@ -1,5 +1,8 @@
 """Schedules: tables computed by hand, exact targets, and errors."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -7,8 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import jprune
 from jprune.pruning import schedules
 from jprune.pruning.amounts import Keep
+
+
+def sizes(selection=jprune.global_masks, /, **leaves):
+    """The budget of vectors of these sizes."""
+    vectors = {name: jax.ShapeDtypeStruct((size,), jnp.float32) for name, size in leaves.items()}
+    return schedules.budget_of(selection, vectors)
 
 
 def test_one_shot_is_one_entry():
@@ -50,51 +60,92 @@ def test_geometric_removes_a_fraction_of_what_remains():
 
 
 def test_keep_counts_round_half_to_even():
-    assert schedules.keep_counts({0: 0.5, 5: 0.75}, {"w": 5}) == ((0, 2), (5, 1))
-    assert schedules.keep_counts({0: 0.5}, {"w": 7}) == ((0, 4),)
+    assert schedules.keep_counts({0: 0.5, 5: 0.75}, sizes(w=5)) == ((0, 2), (5, 1))
+    assert schedules.keep_counts({0: 0.5}, sizes(w=7)) == ((0, 4),)
 
 
 def test_keep_counts_of_a_resnet_50_at_98_percent():
-    assert schedules.keep_counts({0: 0.98}, {"w": 25_557_032}) == ((0, 511_141),)
+    assert schedules.keep_counts({0: 0.98}, sizes(w=25_557_032)) == ((0, 511_141),)
 
 
 def test_keep_counts_beyond_two_to_the_31():
-    assert schedules.keep_counts({0: 0.5}, {"w": 2**33 + 2}) == ((0, 2**32 + 1),)
+    assert schedules.keep_counts({0: 0.5}, sizes(w=2**33 + 2)) == ((0, 2**32 + 1),)
 
 
 @given(st.dictionaries(st.integers(0, 10**6), st.floats(0, 1), min_size=1), st.integers(0, 2**40))
 def test_keep_counts_are_what_python_rounds(table, total):
-    counts = schedules.keep_counts(table, {"w": total}, regrowing=True)
+    counts = schedules.keep_counts(table, sizes(w=total), regrowing=True)
     assert counts == tuple((step, round(total * (1 - table[step]))) for step in sorted(table))
 
 
 def test_counts_and_fractions_mix_and_numpy_scalars_are_numbers():
     table = {np.int64(3): np.float64(0.5), 9: Keep(2)}
-    assert schedules.keep_counts(table, {"w": 10}) == ((3, 5), (9, 2))
+    assert schedules.keep_counts(table, sizes(w=10)) == ((3, 5), (9, 2))
 
 
 def test_a_rising_count_needs_regrowth():
     with pytest.raises(ValueError, match=r"keeps 8 weights at step 5, more than the 5 at step 1.*regrow"):
-        schedules.keep_counts({1: 0.5, 5: 0.2}, {"w": 10})
-    assert schedules.keep_counts({1: 0.5, 5: 0.2}, {"w": 10}, regrowing=True) == ((1, 5), (5, 8))
+        schedules.keep_counts({1: 0.5, 5: 0.2}, sizes(w=10))
+    assert schedules.keep_counts({1: 0.5, 5: 0.2}, sizes(w=10), regrowing=True) == ((1, 5), (5, 8))
 
 
 def test_a_count_may_stay_the_same():
-    assert schedules.keep_counts({1: 0.5, 5: Keep(5), 9: 0.5}, {"w": 10}) == ((1, 5), (5, 5), (9, 5))
+    assert schedules.keep_counts({1: 0.5, 5: Keep(5), 9: 0.5}, sizes(w=10)) == ((1, 5), (5, 5), (9, 5))
 
 
 def test_amounts_per_layer_are_counted_leaf_by_leaf():
     schedule = {0: {"^a$": 0.5, "": 0.25}, 9: {"^a$": Keep(1), "b": 0.75}}
-    assert schedules.keep_counts(schedule, {"a": 5, "b": 8}) == ((0, 2 + 6), (9, 1 + 2))
+    assert schedules.keep_counts(schedule, sizes(a=5, b=8)) == ((0, 2 + 6), (9, 1 + 2))
     with pytest.raises(
         ValueError, match="amounts per layer has the key 'c', which matches no layer; there are 'a', 'b'"
     ):
-        schedules.keep_counts({0: {"c": 0.5, "": 0.5}}, {"a": 5, "b": 8})
+        schedules.keep_counts({0: {"c": 0.5, "": 0.5}}, sizes(a=5, b=8))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "selection", "message"),
+    [
+        # The totals fall, 100 to 80, but the first layer would rise from 10 weights.
+        (
+            {0: {"a": 0.9, "b": 0.1}, 1: {"a": 0.5, "b": 0.7}},
+            jprune.global_masks,
+            "50 weights of 'a' at step 1, more than the 10 at",
+        ),
+        ({0: {"a": 0.9, "b": 0.0}, 1: 0.5}, jprune.layer_masks, "50 weights of 'a' at step 1, more than the 10 at"),
+        ({0: {"a": 0.9, "b": 0.0}, 1: 0.5}, functools.partial(jprune.layer_masks), "50 weights of 'a'"),
+        ({0: 0.5, 1: {"a": 0.9, "b": 0.4}}, jprune.layer_masks, "60 weights of 'b' at step 1, more than the 50 at"),
+        ({0: Keep(100), 1: {"a": 0.4, "b": 0.9}}, jprune.layer_masks, "60 weights of 'a' at step 1, more than the 50"),
+        ({0: {"a": 0.9, "b": 0.0}, 1: Keep(110), 2: {"a": 0.8, "b": 0.9}}, jprune.layer_masks, "20 weights of 'a' at"),
+    ],
+)
+def test_a_rising_count_of_one_layer_needs_regrowth_too(schedule, selection, message):
+    with pytest.raises(ValueError, match=f"keeps {message}"):
+        schedules.keep_counts(schedule, sizes(selection, a=100, b=100))
+    schedules.keep_counts(schedule, sizes(selection, a=100, b=100), regrowing=True)
+
+
+def test_counts_of_all_layers_may_be_divided_otherwise_than_before():
+    # The first layer has only 10 weights left, so the second keeps 70.
+    table = {0: {"a": 0.9, "b": 0.0}, 1: Keep(80), 2: {"a": 0.95, "b": 0.5}}
+    assert schedules.keep_counts(table, sizes(jprune.layer_masks, a=100, b=100)) == ((0, 110), (1, 80), (2, 55))
+    # A global selection may have kept any 50 of a layer.
+    assert schedules.keep_counts({0: 0.5, 1: {"a": 0.2, "b": 0.9}}, sizes(a=100, b=100)) == ((0, 100), (1, 90))
+
+
+def test_counts_of_stacked_layers_are_those_of_each():
+    stack = {"blocks": jax.ShapeDtypeStruct((2, 3, 5), jnp.float32)}
+    axes = {"": jprune.KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))}
+    budget = functools.partial(schedules.budget_of, jprune.layer_masks, stack, axes)
+    # Half of 15 weights is 8, rounded half to even, in each of two layers.
+    assert schedules.keep_counts({0: 0.5, 1: {"": Keep(6)}}, budget()) == ((0, 16), (1, 12))
+    assert schedules.keep_counts({0: 0.9}, budget(min_keep=3)) == ((0, 6),)
+    with pytest.raises(ValueError, match=r"keeps 9 weights of 'blocks\[0\]' at step 1, more than the 8 at step 0"):
+        schedules.keep_counts({0: 0.5, 1: {"": Keep(9)}}, budget())
 
 
 def test_a_count_above_the_total_is_refused():
-    with pytest.raises(ValueError, match="keeps 11 weights at step 4; only 10 are prunable"):
-        schedules.keep_counts({4: Keep(11)}, {"w": 10})
+    with pytest.raises(ValueError, match="keeps 11 weights at step 4; there are only 10"):
+        schedules.keep_counts({4: Keep(11)}, sizes(w=10))
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,14 @@ def test_bad_schedules_are_refused_before_any_training():
     params = {"kernel": jnp.ones((1, 10))}
     with pytest.raises(ValueError, match=r"schedule\[0\]=1\.5 must be from 0\.0 to 1\.0"):
         jprune.prune(jprune.magnitude(), {0: 1.5})
-    with pytest.raises(ValueError, match="keeps 11 weights at step 0; only 10"):
+    with pytest.raises(ValueError, match="keeps 11 weights at step 0; there are only 10"):
         jprune.prune(jprune.magnitude(), {0: jprune.Keep(11)}).init(params)
     with pytest.raises(ValueError, match="more than the 2 at step 0"):
         jprune.prune(jprune.magnitude(), {0: 0.8, 5: 0.5}).init(params)
+    # The total falls from 10 to 8, but 'a' would rise from 1 to 5.
+    table = {0: {"^a/": 0.9, "^b/": 0.1}, 5: {"^a/": 0.5, "^b/": 0.7}}
+    with pytest.raises(ValueError, match=r"keeps 5 weights of 'a/kernel' at step 5, more than the 1 at step 0"):
+        jprune.prune(jprune.magnitude(), table, selection=jprune.layer_masks).init({"a": params, "b": params})
     with pytest.raises(ValueError, match="min_keep=3"):
         jprune.prune(jprune.magnitude(), {0: jprune.Keep(2)}, min_keep=3).init(params)
 

@@ -310,15 +310,20 @@ def refuse_one_batch(batches: object) -> None:
 
 
 def number_of_examples(batch: PyTree) -> int:
-    """Return the length of the leading axis of the arrays of a batch.
+    """Return the length of the leading axis of the arrays of a batch; scalars belong to all examples.
 
     Raises:
       ValueError: the arrays have different numbers of examples, or there is no array.
     """
-    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if getattr(leaf, "ndim", 0)}
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if has_examples(leaf)}
     if len(lengths) != 1:
         raise ValueError(f"the arrays of a batch must have the same number of examples; they have {sorted(lengths)}")
     return int(lengths.pop())
+
+
+def has_examples(leaf: Leaf) -> bool:
+    """Whether a leaf of a batch is an array with an axis over examples, and not a scalar."""
+    return getattr(leaf, "ndim", 0) > 0
 
 
 def matching(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:

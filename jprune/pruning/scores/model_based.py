@@ -26,9 +26,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from jprune.graph.axes import Axes, where_of
 from jprune.pruning.amounts import Counts, Sparsity, amount_by_keyword, amount_of, integer
 from jprune.pruning.scores.elementwise import (
     Score,
+    has_examples,
     matching,
     number_of_examples,
     refuse_no_score,
@@ -38,7 +40,7 @@ from jprune.pruning.scores.elementwise import (
     working_dtype,
 )
 from jprune.pruning.selection import allocation, uint64
-from jprune.pruning.selection.layers import Quota, choose, layers_of
+from jprune.pruning.selection.layers import Quota, any_nan, choose, layers_of, refuse_nan
 from jprune.pruning.selection.uint64 import Count
 from jprune.pruning.selection.unstructured import apply_masks
 from jprune.trees import Leaf, Where, flatten, is_float, map_leaves
@@ -87,7 +89,7 @@ def synflow(
         eval mode.
       input_shape: the shape of ``inputs`` including the batch axis, which becomes 1; their dtype is the widest float
         dtype of the parameters. None takes shapes and dtypes from ``batch``, an array or a tree of arrays, whose values
-        are not used.
+        are not used, except for those of scalars.
       where: see ``Score``.
 
     Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow",
@@ -104,7 +106,7 @@ def synflow(
         dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in floats.leaves]
         widest = max(dtypes, key=lambda dtype: dtype.itemsize)
         like = batch if input_shape is None else np.broadcast_to(np.ones((), widest), input_shape)
-        inputs = jax.tree.map(lambda x: jnp.ones((1, *x.shape[1:]), x.dtype), like)
+        inputs = jax.tree.map(lambda x: jnp.ones((1, *x.shape[1:]), x.dtype) if has_examples(x) else x, like)
         positive = [jnp.abs(leaf.astype(working_dtype(leaf))) for leaf in floats.leaves]
 
         def flow(weights: list[Array]) -> Array:
@@ -135,8 +137,8 @@ def fisher(
 ) -> Score:
     """Score weights by diagonal Fisher information: the mean over examples of the squared gradient of the loss.
 
-    Needs ``batch``, a tree of arrays (examples, ...). Its labels give the empirical Fisher information; labels
-    drawn from the model's predictions give the true one.
+    Needs ``batch``, a tree of arrays (examples, ...) and scalars, which ``loss`` gets unchanged. Its labels give the
+    empirical Fisher information; labels drawn from the model's predictions give the true one.
 
     Args:
       loss: ``loss(params, batch)`` returns a scalar. It is called with batches of one example (leading axis 1), so a
@@ -157,23 +159,26 @@ def fisher(
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
         examples = number_of_examples(batch)
         floats = _Floats.of(whole)
+        leaves, treedef = jax.tree.flatten(batch)
+        arrays = [leaf for leaf in leaves if has_examples(leaf)]
 
-        def squares(one: PyTree) -> list[Array]:
-            alone = jax.tree.map(lambda x: x[None], one)
+        def squares(example: list[Array]) -> list[Array]:
+            rest = iter(example)
+            alone = jax.tree.unflatten(treedef, [next(rest)[None] if has_examples(leaf) else leaf for leaf in leaves])
             slopes = jax.grad(lambda weights: _scalar(loss(floats.whole(weights), alone)))(floats.leaves)
             return [jnp.square(g.astype(working_dtype(g))) for g in slopes]
 
-        def add(total: list[Array], part: PyTree) -> tuple[list[Array], None]:
+        def add(total: list[Array], part: list[Array]) -> tuple[list[Array], None]:
             return [t + s.sum(0) for t, s in zip(total, jax.vmap(squares)(part), strict=True)], None
 
         total = [jnp.zeros(leaf.shape, working_dtype(leaf)) for leaf in floats.leaves]
         rounds = examples // microbatch
         cut = rounds * microbatch
         if rounds:
-            parts = jax.tree.map(lambda x: x[:cut].reshape(rounds, microbatch, *x.shape[1:]), batch)
+            parts = [x[:cut].reshape(rounds, microbatch, *x.shape[1:]) for x in arrays]
             total, _ = lax.scan(add, total, parts)
         if cut < examples:
-            total, _ = add(total, jax.tree.map(lambda x: x[cut:], batch))
+            total, _ = add(total, [x[cut:] for x in arrays])
         means = matching(params, floats.alone([t / examples for t in total]), name="scores")
         if not saliency:
             return means
@@ -193,6 +198,7 @@ def iterated_masks(
     batch: PyTree = None,
     key: PRNGKeyArray | None = None,
     min_keep: int = 0,
+    axes: Axes = None,
 ) -> PyTree:
     """Score and prune in rounds, keeping n (keep / n)^(k / rounds) of n weights after round k.
 
@@ -202,13 +208,14 @@ def iterated_masks(
     Args:
       score: a score that needs no gradient, or a function with the signature of a ``Score``.
       params: tree of arrays; the leaves that the ``where`` of the score selects are pruned, or by default those that
-        ``kernels`` selects.
+        ``prune`` selects with these ``axes``.
       sparsity: the fraction of the weights to remove in the end.
       keep: the number of weights to keep in the end.
       rounds: number of rounds.
       batch: batch for the score.
       key: PRNG key for the score, folded with the round.
       min_keep: minimum number of weights that every layer keeps.
+      axes: see ``global_masks``; only ``min_keep`` and the leaves pruned by default depend on it.
 
     Returns:
       Masks like ``params``, None where nothing is prunable; exactly ``keep`` weights are kept.
@@ -226,14 +233,16 @@ def iterated_masks(
     if isinstance(score, Score) and "grad" in score.needs:
         raise ValueError(f"the score {score.name} needs a new gradient in every round; write your own loop instead")
     integer("rounds", rounds, least=1)
-    selected = selected_by(score.where if isinstance(score, Score) else None, params)
-    sizes = layers_of(selected, shapes_only=True).sizes
+    selected = selected_by(where_of(score.where if isinstance(score, Score) else None, axes), params)
+    like = layers_of(selected, None, axes, per_layer="min_keep" if min_keep else None, shapes_only=True)
+    sizes = like.sizes
     size, total = sum(sizes), allocation.kept(amount_of(sparsity, keep), sum(sizes))
     floors = allocation.floors(min_keep, sizes, total) if min_keep else None
     counts = [max(total, round(size * (total / size) ** (k / rounds))) for k in range(1, rounds)] + [total]
     table = Count(*(jnp.asarray(limb) for limb in uint64.count_of(counts)))
 
-    def prune(k: Array, masks: PyTree) -> PyTree:
+    def prune(k: Array, carry: tuple[PyTree, list[Array]]) -> tuple[PyTree, list[Array]]:
+        masks, nan = carry
         scores = score_selected(
             score,
             apply_masks(selected, masks),
@@ -241,10 +250,15 @@ def iterated_masks(
             key=None if key is None else jax.random.fold_in(key, k),
             whole=apply_masks(params, masks),
         )
-        layers = layers_of(scores, masks)
-        return layers.tree(choose(layers, Quota(floors, Count(table.high[k], table.low[k]))))
+        layers = layers_of(scores, masks)._replace(stacked=like.stacked)
+        nan = [before | now for before, now in zip(nan, any_nan(layers.scores, layers.masks), strict=True)]
+        return layers.tree(choose(layers, Quota(floors, Count(table.high[k], table.low[k])))), nan
 
-    return lax.fori_loop(0, rounds, prune, map_leaves(lambda w: jnp.ones_like(w, dtype=bool), selected))
+    dense = map_leaves(lambda w: jnp.ones_like(w, dtype=bool), selected)
+    masks, nan = lax.fori_loop(0, rounds, prune, (dense, [jnp.zeros([], bool)] * len(like.paths)))
+    if not any(isinstance(flag, jax.core.Tracer) for flag in nan):
+        refuse_nan(like.paths, nan)
+    return masks
 
 
 def average_gradients(

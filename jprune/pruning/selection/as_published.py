@@ -6,12 +6,14 @@ Report the amounts that they reach: ``sparsity(masks)`` and ``compression(params
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from jprune.graph.axes import Axes
 from jprune.pruning.amounts import Amount, Counts, Scheduled, Sparsity, amount_by_keyword, amount_of, without
 from jprune.pruning.scores.elementwise import working_dtype
-from jprune.pruning.selection import allocation
+from jprune.pruning.selection import allocation, uint64
+from jprune.pruning.selection.kth_largest import count_true
 from jprune.pruning.selection.layers import Layers, Quota, choose, layers_of, quota_of, warn_of_collapse
 from jprune.pruning.selection.uint64 import Count
 
@@ -29,10 +31,12 @@ def bernoulli_masks(
     """Keep every weight with the same probability, independently: random pruning as published.
 
     Args:
-      scores: scores of ``random``: independent and uniform in [0, 1).
-      sparsity: the probability with which a weight is removed.
+      scores: scores of ``random``: independent and uniform in [0, 1), drawn independently of ``among``.
+      sparsity: the expected fraction of all weights that is removed; without ``among``, the probability with which a
+        weight is removed.
       keep: the expected number of weights kept.
-      among: bool tree of the weights that may be kept; None for all.
+      among: bool tree of the weights that may be kept; None for all. Each is kept with the expected number divided by
+        their number as probability, or 1 if that is larger.
       min_keep: minimum number of weights that every layer keeps: its largest scores.
       axes: see ``global_masks``; only ``min_keep`` depends on it.
 
@@ -51,11 +55,12 @@ def bernoulli_masks(
     amount = amount_of(sparsity, keep)
     if isinstance(amount, Scheduled):
         each = zip(amount.amounts, amount.dropped, strict=True)
-        thresholds = [_removed(without(one, part), layers.size) for one, part in each]
-        bounds: Sequence[ArrayLike] = [jnp.asarray(thresholds, x.dtype)[amount.index] for x in layers.scores]
+        fractions = [_removed(without(one, part), layers.size) for one, part in each]
+        removed: ArrayLike = jnp.asarray(fractions, jnp.float32)[amount.index]
     else:
-        bounds = [_removed(amount, layers.size)] * len(layers.scores)
-    masks = _at_least(layers, bounds, min_keep)
+        removed = _removed(amount, layers.size)
+    bound = _bound_among(layers, removed)
+    masks = _at_least(layers, [jnp.asarray(bound, x.dtype) for x in layers.scores], min_keep)
     warn_of_collapse(layers, masks, amount)
     return layers.tree(masks)
 
@@ -115,6 +120,18 @@ def legacy_signed_masks(
 def _removed(amount: Amount, size: int) -> float:
     """Return the probability with which a weight is removed."""
     return amount if isinstance(amount, float) else 1.0 - allocation.kept(amount, size) / size
+
+
+def _bound_among(layers: Layers, removed: ArrayLike) -> ArrayLike:
+    """Return the bound for the scores of the weights that may be kept, if ``removed`` is the one for all weights."""
+    if all(among is None for among in layers.masks):
+        return removed
+    present = [
+        jnp.ones_like(x, dtype=bool) if among is None else among
+        for x, among in zip(layers.scores, layers.masks, strict=True)
+    ]
+    left = uint64.to_float(uint64.at_least_one(count_true(present)))
+    return 1.0 - (1.0 - removed) * (np.float32(layers.size) / left)
 
 
 def _at_least(layers: Layers, bounds: Sequence[ArrayLike], min_keep: int) -> list[Array]:

@@ -171,11 +171,24 @@ def layers_of(
     )
     if not any(isinstance(array, jax.core.Tracer) for array in [*layers.scores, *layers.masks]):
         with jax.ensure_compile_time_eval():  # scores may be constants of a traced program
-            nan = jax.device_get(_nan(layers.scores, layers.masks))
-        for path, found in zip(layers.paths, nan, strict=True):
-            if found:
-                raise ValueError(f"scores has NaN at '{path}', which cannot be ranked; check the score's inputs")
+            refuse_nan(layers.paths, any_nan(layers.scores, layers.masks))
     return layers
+
+
+@jax.jit
+def any_nan(scores: list[Array], masks: list[Array | None]) -> list[Bool[Array, ""]]:
+    """Whether each array has NaN at a weight that may be kept."""
+    return [
+        jnp.any(jnp.isnan(array) if mask is None else jnp.isnan(array) & mask)
+        for array, mask in zip(scores, masks, strict=True)
+    ]
+
+
+def refuse_nan(paths: Sequence[str], nan: Sequence[Bool[Array, ""]]) -> None:
+    """Raise if a leaf has NaN scores; ``nan`` is what ``any_nan`` returned for each, outside jit."""
+    for path, found in zip(paths, jax.device_get(nan), strict=True):
+        if found:
+            raise ValueError(f"scores has NaN at '{path}', which cannot be ranked; check the score's inputs")
 
 
 def quota_of(amount: Amount, quota: Callable[[Amount], Quota]) -> Quota:
@@ -395,11 +408,3 @@ def _entry(counts: Sequence[int | Sequence[int] | Count | None], index: Int[Arra
     # A table may have entries with a total and entries that only have counts of layers.
     table = uint64.count_of([0 if count is None else count for count in counts])
     return Count(*(jnp.asarray(limb)[index] for limb in table))
-
-
-@jax.jit
-def _nan(scores: list[Array], masks: list[Array | None]) -> list[Bool[Array, ""]]:
-    return [
-        jnp.any(jnp.isnan(array) if mask is None else jnp.isnan(array) & mask)
-        for array, mask in zip(scores, masks, strict=True)
-    ]

@@ -135,7 +135,7 @@ def layer_masks(
     def quota(amount: Amount) -> Quota:
         if isinstance(amount, Count):
             return Quota(_per_layer(amount, layers), None)
-        counts = _layer_counts(layers, amount, min_keep)
+        counts = counts_of_layers(layers, amount, min_keep)
         warn_of_counts(layers, counts, amount)
         return Quota(counts, sum(counts) if isinstance(amount, Keep) and among is not None else None)
 
@@ -163,7 +163,7 @@ def uniform_masks(
     layers = layers_of(scores, among, axes, per_layer="uniform_masks", magnitude=magnitude)
 
     def counts_of(total: int) -> list[int]:
-        return _layer_counts(layers, Keep(total), min_keep)
+        return counts_of_layers(layers, Keep(total), min_keep)
 
     return _exact_in_total(layers, amount_of(sparsity, keep), counts_of)
 
@@ -218,7 +218,7 @@ def layer_counts(
     [3, 5]
     """
     layers = layers_of(scores, None, axes, per_layer="layer_counts", shapes_only=True)
-    return _layer_counts(layers, amount_of(sparsity, keep), min_keep)
+    return counts_of_layers(layers, amount_of(sparsity, keep), min_keep)
 
 
 @amount_by_keyword
@@ -423,7 +423,8 @@ def _per_layer(counts: Count, layers: Layers) -> Count:
     return counts
 
 
-def _layer_counts(layers: Layers, amount: Amount, min_keep: int) -> list[int]:
+def counts_of_layers(layers: Layers, amount: Amount, min_keep: int) -> list[int]:
+    """Return the number of weights that ``layer_masks`` keeps in each layer; see ``layer_counts``."""
     sizes = layers.sizes
     if isinstance(amount, Mapping):
         counts = allocation.by_pattern(amount, layers.paths_of_layers, sizes)

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from jprune.graph import Graph
 from jprune.graph.axes import Axes
 from jprune.graph.channels import ChannelGroup, Member
-from jprune.pruning.amounts import Amount, Keep, PerLayer, Scheduled, amount_of, single, without
+from jprune.pruning.amounts import Amount, Budget, Keep, Kept, PerLayer, Scheduled, amount_of, single, without
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import uint64
 from jprune.pruning.selection.layers import is_mask, layers_of
@@ -197,6 +197,30 @@ class ChannelSelection:
         """Whether a leaf has channels that may be removed; ``prune`` masks it even if ``where`` does not select it."""
         return any(member.path == path for group in self.groups for member in group.members)
 
+    def budget_of(self, weights: PyTree) -> Budget:
+        """Return the total of the budget, and the function that counts what an amount keeps of it.
+
+        Args:
+          weights: tree of the leaves that are scored, or of their shapes; None for other leaves.
+
+        Raises:
+          ValueError: the weights are not those of the graph's model, or no group has a score; the function raises it if
+            an amount cannot be reached.
+        """
+        self._masks_among(weights, None)
+        paths, leaves, _ = flatten(weights)
+        choice = self._scored([path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None])
+        cost = cost_of(self.graph, choice.groups, self.budget)
+
+        def kept(amount: float | Keep | PerLayer) -> Kept:
+            if not isinstance(amount, Mapping):
+                return Kept(self._limit(choice, cost, amount), {})
+            limits = self._limits_by_group(choice, amount)
+            names = [f"{group.members[0].path}[{group.members[0].axis}]" for group in choice.groups]
+            return Kept(sum(limits), dict(zip(names, limits, strict=True)))
+
+        return Budget(cost.after(np.zeros(len(cost.classes), bool)), _words(self.budget), kept)
+
     def __call__(
         self,
         scores: PyTree,
@@ -248,7 +272,7 @@ class ChannelSelection:
                 raise TypeError(f"among has {leaf!r} at '{path}'; it must be a bool array or None")
         return {path: leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
 
-    def _scored(self, scored: Mapping[str, Array]) -> "_Choice":
+    def _scored(self, scored: Collection[str]) -> "_Choice":
         """Return the groups with a score, and how they lose channels."""
         places = [i for i, g in enumerate(self.groups) if any(member.path in scored for member in g.members)]
         if not places:

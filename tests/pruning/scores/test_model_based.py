@@ -1,5 +1,6 @@
 """Scores that run the model, against numbers worked out in numpy on small networks."""
 
+import functools
 import itertools
 
 import jax
@@ -117,6 +118,35 @@ def test_rounds_take_any_function_as_a_score():
     assert masks["kernel"].tolist() == [[True, False, True]]
 
 
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_rounds_refuse_nan_scores_outside_jit(when):
+    """The score of one leaf is NaN in every round, or in the last one, after three of the six weights are pruned."""
+    params = {"a": {"kernel": jnp.array([[1.0, 2.0, 3.0]])}, "b": {"kernel": jnp.array([[4.0, 5.0, 6.0]])}}
+
+    def score(params, grad=None, batch=None, key=None):
+        some_pruned = jnp.any(params["a"]["kernel"] == 0)
+        wrong = some_pruned if when == "last" else True
+        return params | {"b": {"kernel": jnp.where(wrong, jnp.nan, params["b"]["kernel"])}}
+
+    masks = functools.partial(jprune.selection.iterated_masks, score, keep=2, rounds=2)
+    with pytest.raises(ValueError, match="scores has NaN at 'b/kernel', which cannot be ranked; check the score's"):
+        masks(params)
+    assert sum(int(mask.sum()) for mask in kernels_of(jax.jit(masks)(params))) == 2
+    # NaN at a weight that is pruned already does not matter.
+    late = lambda params, **_: jax.tree.map(lambda w: jnp.where(w == 0, jnp.nan, w), params)
+    masks = jprune.selection.iterated_masks(late, params, keep=2, rounds=2)
+    assert [mask.tolist() for mask in kernels_of(masks)] == [[[False, False, False]], [[False, True, True]]]
+
+
+def test_rounds_keep_the_minimum_of_every_layer_of_a_stack():
+    """Of the weights 1 to 12 in three layers, 5 stay: the largest of each layer, and the two largest of the others."""
+    params = {"kernel": jnp.arange(1.0, 13.0).reshape(3, 2, 2)}
+    axes = {"": jprune.KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))}
+    masks = jprune.selection.iterated_masks(lambda params, **_: params, params, keep=5, rounds=3, min_keep=1, axes=axes)
+    wanted = [[False] * 3 + [True], [False] * 3 + [True], [False] + [True] * 3]
+    np.testing.assert_array_equal(masks["kernel"].reshape(3, 4), wanted)
+
+
 def logistic(params, batch):
     """The mean loss of a logistic regression; the gradient of one example is (p - y) x."""
     logits = batch["x"] @ params["kernel"]
@@ -134,6 +164,23 @@ def test_fisher_is_the_mean_of_the_squares_of_single_gradients(microbatch):
     assert (np.mean(each**2, 0) > 1.05 * np.mean(each, 0) ** 2).all()  # it is no square of the mean
     saliency = jprune.scores.fisher(logistic, microbatch=microbatch, saliency=True)(params, batch=batch)["kernel"][:, 0]
     np.testing.assert_allclose(saliency, w[:, 0] ** 2 * np.mean(each**2, 0) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [3.0, np.float32(3), jnp.float32(3)], ids=["float", "numpy", "jax"])
+@pytest.mark.parametrize("microbatch", [2, 16])
+def test_fisher_gives_scalars_of_the_batch_to_every_example(scale, microbatch):
+    """The gradient of an example is 3 x, so the mean square over x = 1, 2, 4 is 9 (1 + 4 + 16) / 3 = 63."""
+    loss = lambda params, batch: jnp.mean(batch["x"] @ params["kernel"]) * batch["scale"]
+    batch = {"x": jnp.array([[1.0], [2.0], [4.0]]), "scale": scale}
+    found = jprune.scores.fisher(loss, microbatch=microbatch)({"kernel": jnp.ones((1, 1))}, batch=batch)
+    np.testing.assert_allclose(found["kernel"], [[63.0]], rtol=1e-6)
+
+
+def test_synflow_gives_scalars_of_the_batch_to_the_model():
+    apply = lambda params, batch: batch["x"] @ params["kernel"] * batch["scale"]
+    batch = {"x": jnp.zeros((5, 2)), "scale": jnp.float32(3)}
+    found = jprune.scores.synflow(apply)({"kernel": jnp.array([[1.0], [-2.0]])}, batch=batch)
+    np.testing.assert_allclose(found["kernel"], [[3.0], [6.0]])
 
 
 def test_wanda_is_the_weight_times_the_norm_of_its_input_in_every_layer():

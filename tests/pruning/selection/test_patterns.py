@@ -1,6 +1,7 @@
 """Structured and per-layer selections agree with plain numpy loops; sizes that do not divide raise an error."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,33 @@ def test_bernoulli_keeps_what_lies_above_the_complement_of_its_probability():
     mask = np.asarray(jprune.selection.bernoulli_masks(jnp.asarray(draws), sparsity=0.7))
     np.testing.assert_array_equal(mask, draws >= np.float32(0.7))
     np.testing.assert_array_equal(jprune.selection.bernoulli_masks(jnp.asarray(draws), keep=600), mask)
+
+
+@pytest.mark.parametrize("amount", [{"sparsity": 0.9}, {"keep": 200}])
+def test_bernoulli_keeps_the_expected_number_among_the_weights_that_are_left(amount):
+    """Of 2,000 weights 200 are to be kept, so each of 500 with probability .4."""
+    draws = np.random.default_rng(2).random(2000).astype(np.float32)
+    among = np.arange(2000) % 4 == 0
+    mask = jprune.selection.bernoulli_masks(jnp.asarray(draws), among=jnp.asarray(among), **amount)
+    np.testing.assert_array_equal(mask, (draws >= 0.6) & among)
+    few = np.arange(2000) < 150  # all are kept where there are fewer than asked for
+    mask = jprune.selection.bernoulli_masks(jnp.asarray(draws), among=jnp.asarray(few), **amount)
+    np.testing.assert_array_equal(mask, few)
+
+
+@pytest.mark.parametrize(
+    "schedule", [{0: 0.5, 1: 0.75, 2: 0.9}, {0: 0.5, 1: jprune.Keep(10_000), 2: jprune.Keep(4_000)}]
+)
+def test_bernoulli_reaches_the_amount_of_every_entry_of_a_schedule(schedule):
+    params = {"kernel": jnp.ones((200, 200))}
+    tx = jprune.prune(jprune.random(), schedule, selection=jprune.selection.bernoulli_masks, key=jax.random.key(1))
+    state = tx.init(params)
+    for amount in schedule.values():
+        _, state = tx.update(params, state, params)
+        density = amount.count / 40_000 if isinstance(amount, jprune.Keep) else 1 - amount
+        # Four standard deviations of draws among all weights, which exceed those of draws among the weights left.
+        kept = int(jprune.masks_of(state)["kernel"].sum())
+        assert abs(kept - 40_000 * density) < 4 * math.sqrt(40_000 * density * (1 - density))
 
 
 def test_the_legacy_threshold_is_a_signed_quantile_compared_with_magnitudes():

@@ -1,5 +1,7 @@
 """Budgets are met exactly by removing the channels with the lowest scores; errors name the channels that must stay."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -100,6 +102,57 @@ def test_a_number_of_multiply_adds_to_keep():
         ValueError, match=r"cannot be combined with budget='multiply_adds': use budget='channels', or one"
     ):
         select(jax.tree.map(jnp.abs, params), sparsity={"^a$": 0.5})
+
+
+def of_4_8_2(batch):
+    """Weights that grow with the channel, and the selection: a kept channel has 6 weights and 6 multiply-adds."""
+    params = {"a": jnp.ones((4, 8)) * jnp.arange(1.0, 9.0)[None, :], "b": jnp.ones((8, 2))}
+    graph = trace_model(
+        lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jax.ShapeDtypeStruct((batch, 4), jnp.float32)
+    )
+    return params, functools.partial(jprune.structured, graph)
+
+
+@pytest.mark.parametrize(
+    ("batch", "budget", "schedule", "kept"),
+    [
+        (8, "multiply_adds", {0: jprune.Keep(192)}, [4]),  # of 384; there are only 48 weights
+        (2, "multiply_adds", {0: jprune.Keep(48)}, [4]),  # of 96; as many as there are weights
+        (2, "multiply_adds", {0: jprune.Keep(96), 1: jprune.Keep(71)}, [8, 5]),
+        (2, "parameters", {0: 0.25, 1: jprune.Keep(30), 2: 0.5}, [6, 5, 4]),
+        (2, "channels", {0: jprune.Keep(6), 1: 0.5, 2: jprune.Keep(3)}, [6, 4, 3]),
+        (2, "channels", {0: 0.0, 1: {"^a$": 0.25}, 2: jprune.Keep(6), 3: {"^a$": jprune.Keep(2)}}, [8, 6, 6, 2]),
+    ],
+)
+def test_a_count_in_a_schedule_has_the_unit_of_the_budget(batch, budget, schedule, kept):
+    params, structured = of_4_8_2(batch)
+    tx = jprune.prune(jprune.magnitude(), schedule, selection=structured(budget=budget))
+    state = tx.init(params)
+    for channels in kept:
+        _, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        masks = jprune.masks_of(state)
+        np.testing.assert_array_equal(masks["a"], np.broadcast_to(np.arange(8) >= 8 - channels, (4, 8)))
+
+
+@pytest.mark.parametrize(
+    ("budget", "schedule", "message"),
+    [
+        ("multiply_adds", {3: jprune.Keep(97)}, "keeps 97 multiply-adds at step 3; there are only 96$"),
+        ("channels", {3: jprune.Keep(9)}, "keeps 9 channels at step 3; there are only 8$"),
+        ("parameters", {0: jprune.Keep(20), 3: 0.5}, "keeps 24 parameters at step 3, more than the 20 at step 0"),
+        ("channels", {0: 0.5, 3: jprune.Keep(5)}, "keeps 5 channels at step 3, more than the 4 at step 0"),
+        (
+            "channels",
+            {0: {"^a$": 0.5}, 3: {"^a$": 0.25}},
+            r"keeps 6 channels of 'a\[1\]' at step 3, more than the 4 at step 0",
+        ),
+    ],
+)
+def test_a_schedule_that_does_not_fit_the_budget_is_refused_in_its_unit(budget, schedule, message):
+    params, structured = of_4_8_2(2)
+    tx = jprune.prune(jprune.magnitude(), schedule, selection=structured(budget=budget))
+    with pytest.raises(ValueError, match=f"the schedule {message}"):
+        tx.init(params)
 
 
 def test_a_sparsity_of_nine_tenths_leaves_one_of_ten():
