@@ -33,8 +33,9 @@ from jprune.graph.axes import Axes, KernelAxes, kernel_axes, where_of
 from jprune.pruning.amounts import Amount, as_keywords, renamed_arguments
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.plan import Plan, Progress
-from jprune.pruning.schedules import Schedule, entries
+from jprune.pruning.schedules import Schedule, entries, unwrapped
 from jprune.pruning.scores.elementwise import Score, refuse_no_score
+from jprune.pruning.selection.as_published import bernoulli_masks, legacy_signed_masks
 from jprune.pruning.selection.unstructured import global_masks
 from jprune.pruning.state import PruneState, masked_weights, refuse_restored, trained
 from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, map_leaves, match, only
@@ -102,10 +103,11 @@ def prune(
       TypeError: ``score`` is not a valid score (``jprune.magnitude`` without its parentheses), ``selection`` cannot
         be called as a selection, ``schedule`` is not a dict of amounts, ``regrow`` is not a ``Regrow``, or ``key`` is
         not one PRNG key; at ``init``, ``where`` is not a function.
-      ValueError: the schedule is out of range. At ``init``: ``where`` selects nothing; the number kept, in total or in
-        a layer, rises without ``regrow``; the selection does not fit the weights (for example groups that do not
-        divide an axis). Outside jit: scores contain NaN. While tracing: ``params`` is missing, ``grad``, ``batch`` or a
-        key is missing for a score that needs it, or trees do not match; the message names the leaf.
+      ValueError: the schedule is out of range, or ``regrow`` is given with a selection that keeps no exact count. At
+        ``init``: ``where`` selects nothing; the number kept, in total or in a layer, rises without ``regrow``; the
+        selection does not fit the weights (for example groups that do not divide an axis). Outside jit: scores contain
+        NaN. While tracing: ``params`` is missing, ``grad``, ``batch`` or a key is missing for a score that needs it, or
+        trees do not match; the message names the leaf.
 
     >>> import jprune
     >>> tx = optax.chain(optax.sgd(0.1), prune(jprune.magnitude(), {0: 0.5}))
@@ -119,6 +121,11 @@ def prune(
     refuse_no_selection(selection, table, {"axes": axes, "min_keep": min_keep or None})
     if regrow is not None and not isinstance(regrow, Regrow):
         raise TypeError(f"regrow={regrow!r} is a {type(regrow).__name__}; it must be jprune.Regrow(score, fraction)")
+    if regrow is not None and (inexact := unwrapped(selection)) in (bernoulli_masks, legacy_signed_masks):
+        raise ValueError(
+            f"regrow= adds weights until a count is reached, and {inexact.__name__} keeps no exact count; use another "
+            "selection, such as global_masks"
+        )
     _refuse_no_key(key)
     if where is None and isinstance(score, Score):
         where = score.where

@@ -1,5 +1,6 @@
 """Errors of prune and keep_zeros: when they are raised, and their messages."""
 
+import functools
 import inspect
 
 import jax
@@ -91,3 +92,11 @@ def test_a_where_that_selects_nothing_is_refused_at_init():
 def test_a_selection_by_name_is_refused_with_the_functions_to_pass():
     with pytest.raises(TypeError, match=r"selection is a str; .* pass selection=jprune\.global_masks or"):
         inspect.unwrap(jprune.prune)(jprune.magnitude(), {0: 0.5}, selection="layer")
+
+
+@pytest.mark.parametrize("selection", [jprune.selection.bernoulli_masks, jprune.selection.legacy_signed_masks])
+def test_regrowth_with_a_selection_without_an_exact_count_is_refused(selection):
+    regrow = jprune.Regrow(jprune.random(), 0.3)
+    for given in (selection, functools.partial(selection, min_keep=1)):
+        with pytest.raises(ValueError, match=f"{selection.__name__} keeps no exact count"):
+            jprune.prune(jprune.random(), {0: 0.5}, selection=given, regrow=regrow, key=jax.random.key(0))
