@@ -23,6 +23,7 @@ from experiments.training.steps import Recipe
 from jprune import trees
 
 CONTROL = "control"
+_OWN_VERSION = 2  # of the training of own models; version 1, which has no number, did not train kernels of zeros
 Model = str | Callable[..., object]
 
 
@@ -182,6 +183,7 @@ def model_settings(
     if dataset is not None and (model is not None or is_own(study.model)):
         task = tasks.classification(dataset, model or study.model, options=options)
         paths, leaves, _ = trees.flatten(jax.eval_shape(task.init, jax.random.key(0))[0])
+        settings["version"] = _OWN_VERSION
         settings["parameters"] = {path: list(leaf.shape) for path, leaf in zip(paths, leaves, strict=True)}
         settings["source"] = own.source_digest(own.load(study.model) if model is None else model)
     return settings
@@ -214,6 +216,9 @@ def pruned_settings(study: Study, known: "Known", penalty: Coefficients, target:
         later["counting"] = study.counting
     if target.score != CONTROL and study.min_keep:
         later["min_keep"] = study.min_keep
+    rounded = study.rounding is not None and any(study.finetune_epochs)
+    if rounded or (penalty.finetune and _of_channels(study, target)):
+        later["masks"] = 2  # version: earlier ones fixed weights that were rounded to 0, and not the biases of channels
     return (
         later
         | {

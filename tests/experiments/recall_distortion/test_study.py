@@ -144,6 +144,35 @@ def test_channels_are_removed_whole_and_stay_zero_in_fine_tuning(folder, tmp_pat
         assert 25_100 - 400 < 64 * a + a * b + 10 * b <= 25_100  # less than the largest channel below the target
 
 
+def test_biases_of_removed_channels_stay_zero_with_the_penalty_in_fine_tuning():
+    """The penalty has a gradient for the bias of a unit without inputs, of which half or more are removed."""
+    study = small(
+        structure="channels", ratios=(4,), scores=("magnitude",), jumpstart=(0.0,), finetune_jumpstart=(1.0,),
+        model="dense", model_options=("depth=2", "width=20"), replicates=1,
+    )  # fmt: skip
+    lab = runner.equip(study, plan.load(study), Running(chunk=1, form="vmap", loop="scan"))
+    dense = runner.train_dense(lab, 0.0, range(1), lambda *_: None).weights
+    target = PruningTarget("magnitude", 4.0)
+    weights = runner.prune_and_finetune(lab, target, 1.0, range(1), dense=dense, on_epoch=lambda *_: None).weights
+    for layer in ("hidden/0", "hidden/1"):
+        removed = ~weights[f"0/{layer}/kernel"][0].any(0)
+        assert removed.sum() >= 5
+        assert not weights[f"0/{layer}/bias"][0][removed].any()
+        assert weights[f"0/{layer}/bias"][0][~removed].all()
+
+
+def test_settings_change_where_other_weights_are_now_fixed_in_fine_tuning_and_only_there(folder, study):
+    known = results.known(folder, study)
+    hashed = lambda penalty, **changes: plan.pruned_settings(
+        dataclasses.replace(study, **changes), known, Coefficients(0.0, penalty), PruningTarget("random", 2.0)
+    ).get("masks")
+    channels = {"structure": "channels", "scores": ("random",)}
+    assert [hashed(0.0), hashed(0.1), hashed(0.0, **channels), hashed(0.0, rounding=4, finetune_epochs=(0,))] == [
+        None
+    ] * 4
+    assert [hashed(0.1, **channels), hashed(0.0, rounding=4)] == [2, 2]
+
+
 def test_a_model_without_removable_channels_is_refused_by_name():
     study = small(structure="channels", scores=("magnitude",), model="dense", model_options=("depth=1", "width=1"))
     with pytest.raises(ValueError, match=r"structure='channels' cannot prune dense: .*no group of channels"):
@@ -348,11 +377,11 @@ def test_a_report_is_of_the_replicates_that_are_asked_for(folder, study):
 def test_the_signed_legacy_keeps_more_than_asked_where_scores_are_negative():
     params = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4)}
     scores = {"kernel": jnp.array([[4.0, 3.0, 2.0, 1.0], [-4.0, -3.0, -0.5, -0.1]])}
-    pruned, kept = oneshot.prune(params, scores, jnp.int32(3), signed=True)
+    pruned, _, kept = oneshot.prune(params, scores, jnp.int32(3), signed=True)
     # The third largest signed score is 2; -4 and -3 are larger in magnitude and stay too.
     assert int(kept) == 5
     np.testing.assert_array_equal(pruned["kernel"], [[1, 2, 3, 0], [5, 6, 0, 0]])
-    exact, kept = oneshot.prune(params, {"kernel": jnp.abs(scores["kernel"])}, jnp.int32(3))
+    exact, _, kept = oneshot.prune(params, {"kernel": jnp.abs(scores["kernel"])}, jnp.int32(3))
     assert int(kept) == 3
     assert int((exact["kernel"] != 0).sum()) == 3
 
@@ -366,8 +395,8 @@ def test_one_program_prunes_to_every_count_and_a_floor_keeps_the_largest_of_each
         (4, [9, -8, 7, 0], [0, 3, 0]),
         (6, [9, -8, 7, -6], [0, 3, -2]),
     ):
-        pruned, kept = prune(params, scores, jnp.int32(keep))
-        assert int(kept) == keep
+        pruned, masks, kept = prune(params, scores, jnp.int32(keep))
+        assert int(kept) == keep == sum(int(mask.sum()) for mask in jax.tree.leaves(masks))
         np.testing.assert_array_equal(pruned["a"]["kernel"][0], first)
         np.testing.assert_array_equal(pruned["b"]["kernel"][0], second)
 
