@@ -277,6 +277,12 @@ def test_dropout_ends_where_its_rate_is_zero(monkeypatch):
     assert np.asarray(tables["statuses"]["units"]).shape == (1, 4)
 
 
+def test_only_methods_with_dropout_have_a_new_version():
+    """Their networks depended on the other networks of the program; those of the other methods did not change."""
+    versions = {s.settings["method"]: s.settings["version"] for s in moons.plan(Grid(methods=tuple(moons.METHODS)))}
+    assert versions == {**dict.fromkeys(moons.METHODS, 3), "UP-zero": 4}
+
+
 @TRAINS
 def test_the_train_step_lowers_for_accelerators():
     arch = Architecture(3, 3, train=85, penalized=("unit", "point"))
