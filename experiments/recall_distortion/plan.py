@@ -167,7 +167,7 @@ def model_settings(
     """Return the settings that determine the network; for built-in models with default options only the name.
 
     For your own model the settings contain its options, the shapes of its parameters and a hash of the source
-    code of its class, so that results of a class that has changed are not used again.
+    code of its module (``own.source_digest``), so that results of code that has changed are not used again.
 
     Args:
       study: settings, with the name of the model.

@@ -12,6 +12,7 @@ from flax import nnx
 import jprune
 from experiments import recall_distortion
 from experiments.data import datasets
+from experiments.models import own
 from experiments.models.options import read_options
 from experiments.recall_distortion import plan, runner
 from experiments.recall_distortion.config import Running, Study
@@ -146,6 +147,24 @@ def test_the_hash_has_options_shapes_normalization_and_the_source_of_the_class()
             return self.two(jnp.tanh(self.one(x)))
 
     assert digest(model=Net6) != before
+
+
+def test_the_hash_of_the_source_covers_helpers_and_base_classes(tmp_path, monkeypatch):
+    """A helper that the class calls, and the module of its base class, change the hash; another module does not."""
+    monkeypatch.syspath_prepend(tmp_path)
+    base = "class Base:\n    scale = 1\n"
+    model = "from base_NUMBER import Base\ndef helper(x):\n    return x\nclass Net(Base):\n    pass\n"
+    versions = [(base, model), (base, model), (base, model.replace("return x", "return -x"))]
+    versions.append((base.replace("1", "2"), model))
+    found = []
+    for number, (of_base, of_model) in enumerate(versions):
+        (tmp_path / f"base_{number}.py").write_text(of_base)
+        (tmp_path / f"model_{number}.py").write_text(
+            of_model.replace("base_NUMBER", "base_0" if number < 3 else "base_3")
+        )
+        found.append(own.source_digest(own.load(f"model_{number}:Net")))
+    assert found[0] == found[1]
+    assert len({*found}) == 3
 
 
 @pytest.mark.parametrize(
