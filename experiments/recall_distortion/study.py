@@ -46,7 +46,8 @@ def run(
       model: the name of a built-in model, ``package.module:Class``, or a class: an NNX module class that
         takes ``rngs``, or a Linen module class, from inputs to logits. By default the study's.
       data: a name as for ``--dataset``, a ``Dataset``, or a mapping with the arrays ``x_train``, ``y_train``
-        and, if there is a test set, ``x_test``, ``y_test``. By default the study's.
+        and, if there is a test set, ``x_test``, ``y_test``. By default the study's. The splits of a ``Dataset``
+        are used as they are, except for the study's ``limit`` and ``label_noise``.
       study: settings, or the name of a preset; by default ``demo``.
       model_options: keyword arguments of the model.
       prunable: regular expression of the kernels to prune; by default all but those of a layer ``head``.
@@ -75,8 +76,15 @@ def run(
         changes["dataset"] = data
     elif data is not None:
         dataset = data
+        _check_data_options(settings, data)
         if not isinstance(data, datasets.Dataset):
-            dataset = datasets.of_arrays(data, seed=settings.seed, selection=settings.selection)
+            dataset = datasets.of_arrays(
+                data,
+                seed=settings.seed,
+                selection=settings.selection,
+                classes=settings.classes or None,
+                imbalance=settings.imbalance,
+            )
         changes["dataset"] = dataset.name
     settings = dataclasses.replace(settings, **changes)
     name = study if isinstance(study, str) else settings.model.rpartition(":")[2]
@@ -84,6 +92,16 @@ def run(
     cls = None if model is None or isinstance(model, str) else model
     dataset = None if dataset is None else plan.with_noise(settings, plan.limited(settings, dataset))
     return compute(folder, settings, running, model=cls, dataset=dataset, callbacks=callbacks)
+
+
+def _check_data_options(study: Study, data: datasets.Dataset | Mapping[str, ArrayLike]) -> None:
+    """Raise if a setting, which is part of the hash, does not apply to data given from Python."""
+    whole = isinstance(data, datasets.Dataset)
+    for name in ("image_size", *(("classes", "imbalance", "selection") if whole else ())):
+        default, value = getattr(Study(), name), getattr(study, name)
+        if value != default:
+            kind = "a Dataset, whose splits are used as they are" if whole else "arrays, whose images have one size"
+            raise ValueError(f"{name}={value!r} does not apply to data given as {kind}; leave it at {default!r}")
 
 
 def compute(

@@ -173,6 +173,22 @@ def test_settings_change_where_other_weights_are_now_fixed_in_fine_tuning_and_on
     assert [hashed(0.1, **channels), hashed(0.0, rounding=4)] == [2, 2]
 
 
+def test_options_of_the_data_apply_to_arrays_from_python_or_are_refused(tmp_path, monkeypatch):
+    """Classes 2 and 1 of three, 40 examples each: 10 of each test, and with validation 3, 27 and 27 / 9 train."""
+    arrays = {"x_train": np.arange(120, dtype=np.float32)[:, None] * [1, 2], "y_train": np.arange(120) % 3}
+    used = []
+    monkeypatch.setattr(studies, "compute", lambda *_, dataset, **__: used.append(dataset) or {})
+    studies.run("mlp", arrays, small(classes=("2", "1"), imbalance=9.0), out=tmp_path)
+    assert used[0].class_names == ("2", "1")
+    assert np.bincount(used[0].train.labels).tolist() == [27, 3]
+    assert np.bincount(used[0].test.labels).tolist() == [10, 10]
+    with pytest.raises(ValueError, match=r"image_size=\(4, 4\) does not apply to data given as arrays"):
+        studies.run("mlp", arrays, small(image_size=(4, 4)), out=tmp_path)
+    for name, value in (("classes", ("0", "1")), ("imbalance", 2.0), ("selection", "test"), ("image_size", (4, 4))):
+        with pytest.raises(ValueError, match=f"{name}=.* does not apply to data given as a Dataset"):
+            studies.run("mlp", used[0], small(**{name: value}), out=tmp_path)
+
+
 def test_a_model_without_removable_channels_is_refused_by_name():
     study = small(structure="channels", scores=("magnitude",), model="dense", model_options=("depth=1", "width=1"))
     with pytest.raises(ValueError, match=r"structure='channels' cannot prune dense: .*no group of channels"):
