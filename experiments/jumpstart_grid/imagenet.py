@@ -14,6 +14,7 @@ import dataclasses
 import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -287,7 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         running = {"out": str(settings.out), "data_dir": settings.data_dir and str(settings.data_dir)}
         recorded.record(settings.out, "jumpstart_grid.imagenet", _options(settings), running)
         writers = [metrics.to_csv(settings.out), metrics.to_tensorboard(settings.out / "tensorboard")]
-        train(settings, source, validation, [writer for writer in writers if writer is not None])
+        digest = store.digest(_options(settings))
+        callbacks = [partial(writer, digest=digest) for writer in writers if writer is not None]
+        train(settings, source, validation, callbacks)
 
     return commands.exit_status(work)
 

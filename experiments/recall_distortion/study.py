@@ -211,8 +211,13 @@ def carry_out(
     """Compute stages and store each as it ends; stages that another run is computing are skipped."""
     study = lab.study
     total = sum(_epochs(study, stage) * len(mine) for stage, mine in work)
-    writers = [metrics.to_csv(folder), metrics.to_tensorboard(folder / "tensorboard")] if work else []
-    written = [writer for writer in (*writers, *callbacks) if writer is not None] if processes.is_first() else []
+    opened = [metrics.to_csv(folder), metrics.to_tensorboard(folder / "tensorboard")] if work else []
+    writers = [writer for writer in opened if writer is not None]
+
+    def callbacks_of(digest: str) -> list[metrics.Callback]:
+        """Return what is called after an epoch of the stage with this digest, in the first process."""
+        return [*(functools.partial(w, digest=digest) for w in writers), *callbacks] if processes.is_first() else []
+
     cached: dict[str, Weights] = {}
     with progress(total, "epochs", quiet=not processes.is_first()) as shown:
         waiting = list(work)
@@ -220,7 +225,7 @@ def carry_out(
             left = []
             for stage, mine in waiting:
                 if not _attempt(
-                    folder, lab, stage, mine, running=running, shown=shown, callbacks=written, cached=cached
+                    folder, lab, stage, mine, running=running, shown=shown, callbacks=callbacks_of, cached=cached
                 ):
                     left.append((stage, mine))
             if len(left) == len(waiting):
@@ -241,7 +246,7 @@ def _attempt(
     *,
     running: Running,
     shown: Progress,
-    callbacks: Sequence[metrics.Callback],
+    callbacks: Callable[[str], Sequence[metrics.Callback]],
     cached: dict[str, Weights],
 ) -> bool:
     """Compute a stage unless another run does, or has yet to finish the one it starts from; whether it is done."""
@@ -261,7 +266,7 @@ def _attempt(
         after = f", after epoch {kept.done} of a killed run" if kept.done else ""
         shown.stage(f"{stage.title}, replicates {mine.start} to {mine.stop - 1}{after}")
         shown.skip(len(mine) * kept.done)
-        on_epoch = _on_epoch(lab, stage, mine, shown, callbacks)
+        on_epoch = _on_epoch(lab, stage, mine, shown, callbacks(target.digest))
         if stage.target is None:
             result = runner.train_dense(lab, stage.coefficients.dense, mine, on_epoch, kept)
             cached.update(settings=stage.settings, replicates=mine, weights=result.weights)

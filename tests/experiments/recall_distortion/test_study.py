@@ -88,6 +88,10 @@ def test_every_file_is_there(folder, study):
     assert config.study_from_json(written["study"]) == study
     assert written["versions"]["jax"] == jax.__version__
     curves = pd.read_csv(folder / "metrics.csv")
+    assert {path.parent.name for path in (folder / "store").glob("*/*")} >= {
+        f"{'dense' if 'dense' in stage else 'pruned'}-{digest}"
+        for stage, digest in zip(curves.stage, curves.digest, strict=True)
+    }
     assert len(curves) == 3 * 2 * (2 + 3 * 1)  # replicates, coefficients, epochs of dense training and of 3 prunings
     page = (folder / "report.html").read_text()
     assert "<svg" in page
