@@ -223,7 +223,7 @@ def train(
     validation: image_sets.Examples,
     callbacks: Sequence[metrics.Callback] = (),
 ) -> np.ndarray:
-    """Train for all epochs, after those of the checkpoint in the output folder; the last weights are stored.
+    """Train for all epochs, after those of the checkpoint in the output folder; ``weights_of`` has the last weights.
 
     Returns:
       The validation accuracy of each epoch.
@@ -266,10 +266,15 @@ def train(
         for callback in callbacks:
             callback(settings.method, range(1), epoch, {name: np.array([x]) for name, x in measured.items()})
         print(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in measured.items()), flush=True)
-    if first and not (settings.out / "weights").exists():
+    if first and not weights_of(settings).exists():
         paths, leaves, _ = jprune.trees.flatten(state.params)
-        files.write_weights(settings.out / "weights", dict(zip(paths, map(np.asarray, leaves), strict=True)))
+        files.write_weights(weights_of(settings), dict(zip(paths, map(np.asarray, leaves), strict=True)))
     return np.array(accuracies)
+
+
+def weights_of(settings: ImageNet) -> Path:
+    """Return the folder of the last weights, which is another for every combination of options."""
+    return settings.out / f"weights-{store.digest(_options(settings))}"
 
 
 def _options(settings: ImageNet) -> dict[str, JSON]:

@@ -3,6 +3,7 @@
 import io
 import math
 from functools import partial
+from pathlib import Path
 
 import chex
 import jax
@@ -125,6 +126,12 @@ def test_the_central_crop_is_7_8_of_the_shorter_side():
     assert jnp.asarray(crops[0]).shape == (14, 14, 3)
 
 
+def test_studies_in_one_folder_have_their_own_weights():
+    settings = [ImageNet(method="plain"), ImageNet(), ImageNet(seed=1)]
+    assert len({imagenet.weights_of(one) for one in settings}) == 3
+    assert imagenet.weights_of(ImageNet(data_dir=Path("there"))) == imagenet.weights_of(ImageNet())
+
+
 @pytest.mark.slow
 @pytest.mark.optax_promotes
 def test_a_killed_training_continues_after_its_last_epoch_with_the_same_weights(tmp_path, monkeypatch):
@@ -150,7 +157,7 @@ def test_a_killed_training_continues_after_its_last_epoch_with_the_same_weights(
         note = lambda _stage, _replicates, epoch, _metrics, to=epochs: to.append(epoch)
         accuracies = imagenet.train(given, Source(), Source(), [note])
         assert epochs == ([3] if callbacks else [1, 2, 3])
-        found[name] = accuracies, files.read_weights(tmp_path / name / "weights")
+        found[name] = accuracies, files.read_weights(imagenet.weights_of(given))
     chex.assert_trees_all_equal(found["whole"], found["parts"])
     again = imagenet.train(given, Source(), Source(), [die])
     chex.assert_trees_all_equal(again, accuracies)
