@@ -1,9 +1,9 @@
 """ResNet-50 on ImageNet without batch normalization and shortcuts, with the jumpstart penalty (IEEE Access 2025).
 
 ``python -m experiments.jumpstart_grid.imagenet --data-dir DIR --out runs/imagenet`` streams imagenet2012 from
-prepared TensorFlow Datasets, splits each batch over all devices, and appends accuracy and dead units to
-``metrics.csv`` after each epoch. To continue a killed run after its last complete epoch, rerun its command. Expect a
-top-1 accuracy near .67 with ``--method jumpstart`` (published).
+prepared TensorFlow Datasets, splits each batch over all devices of the processes that a launcher starts, and appends
+accuracy and dead units to ``metrics.csv`` after each epoch. To continue a killed run after its last complete epoch,
+rerun its command. Expect a top-1 accuracy near .67 with ``--method jumpstart`` (published).
 
 Cost: not measured; 90 epochs are 450,000 steps of batch 256, for a node of GPUs. The paper specifies the network and
 the penalty (``balanced``, lambda .01). The optimizer is inferred: SGD with momentum .9, a learning rate of .1 with five
@@ -248,7 +248,8 @@ def train(
     if kept.done:
         stored, done = checkpoints.unpack(kept.load(), (state, 0))
         state, accuracies = checkpoints.with_keys(replicates.share(stored, mesh), state), done.tolist()
-        print(f"continues after epoch {kept.done} of {settings.epochs}", flush=True)
+        if first:
+            print(f"continues after epoch {kept.done} of {settings.epochs}", flush=True)
     for epoch in range(kept.done + 1, settings.epochs + 1):
         rng = np.random.default_rng((settings.seed, epoch))
         losses = []
@@ -265,7 +266,8 @@ def train(
         kept.save(epoch, checkpoints.pack((state, np.array(accuracies))))
         for callback in callbacks:
             callback(settings.method, range(1), epoch, {name: np.array([x]) for name, x in measured.items()})
-        print(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in measured.items()), flush=True)
+        if first:
+            print(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in measured.items()), flush=True)
     if first and not weights_of(settings).exists():
         paths, leaves, _ = jprune.trees.flatten(state.params)
         files.write_weights(weights_of(settings), dict(zip(paths, map(np.asarray, leaves), strict=True)))
@@ -287,14 +289,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         settings = commands.parse(ImageNet, ImageNet(), arguments, "python -m experiments.jumpstart_grid.imagenet")
-        print(f"results go to {settings.out}; {settings.epochs} epochs of ResNet-50 ({settings.method})", flush=True)
+        processes.start()
+        processes.watch_peers()
+        try:
+            run(settings)
+        except BaseException:
+            processes.give_up()
+            raise
+        processes.leave()
+
+    def run(settings: ImageNet) -> None:
         stream = lambda split: image_sets.stream("imagenet2012", split, settings.data_dir)
         source, validation = stream("train"), stream("validation")
-        running = {"out": str(settings.out), "data_dir": settings.data_dir and str(settings.data_dir)}
-        recorded.record(settings.out, "jumpstart_grid.imagenet", _options(settings), running)
-        writers = [metrics.to_csv(settings.out), metrics.to_tensorboard(settings.out / "tensorboard")]
-        digest = store.digest(_options(settings))
-        callbacks = [partial(writer, digest=digest) for writer in writers if writer is not None]
+        callbacks = []
+        if processes.is_first():
+            print(
+                f"results go to {settings.out}; {settings.epochs} epochs of ResNet-50 ({settings.method})", flush=True
+            )
+            running = {"out": str(settings.out), "data_dir": settings.data_dir and str(settings.data_dir)}
+            recorded.record(settings.out, "jumpstart_grid.imagenet", _options(settings), running)
+            writers = [metrics.to_csv(settings.out), metrics.to_tensorboard(settings.out / "tensorboard")]
+            digest = store.digest(_options(settings))
+            callbacks = [partial(writer, digest=digest) for writer in writers if writer is not None]
         train(settings, source, validation, callbacks)
 
     return commands.exit_status(work)

@@ -126,6 +126,23 @@ def test_the_central_crop_is_7_8_of_the_shorter_side():
     assert jnp.asarray(crops[0]).shape == (14, 14, 3)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_processes_join_before_training_and_the_first_one_alone_writes(monkeypatch, capsys, tmp_path, first):
+    calls = []
+    for name in ("start", "watch_peers", "leave", "give_up"):
+        monkeypatch.setattr(imagenet.processes, name, lambda name=name: calls.append(name))
+    monkeypatch.setattr(imagenet.processes, "is_first", lambda: first)
+    monkeypatch.setattr(imagenet.image_sets, "stream", lambda *_: Source())
+    monkeypatch.setattr(imagenet, "train", lambda *given: calls.append(len(given[3]) > 0))
+    assert imagenet.main(["--out", str(tmp_path)]) == 0
+    assert calls == ["start", "watch_peers", first, "leave"]
+    assert (tmp_path / "config.json").exists() == first == bool(capsys.readouterr().out)
+    monkeypatch.setattr(imagenet, "train", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        imagenet.main(["--out", str(tmp_path)])
+    assert calls[-1] == "give_up"
+
+
 def test_studies_in_one_folder_have_their_own_weights():
     settings = [ImageNet(method="plain"), ImageNet(), ImageNet(seed=1)]
     assert len({imagenet.weights_of(one) for one in settings}) == 3
