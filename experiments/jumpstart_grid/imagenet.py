@@ -2,8 +2,9 @@
 
 ``python -m experiments.jumpstart_grid.imagenet --data-dir DIR --out runs/imagenet`` streams imagenet2012 from
 prepared TensorFlow Datasets, splits each batch over all devices of the processes that a launcher starts, and appends
-accuracy and dead units to ``metrics.csv`` after each epoch. To continue a killed run after its last complete epoch,
-rerun its command. Expect a top-1 accuracy near .67 with ``--method jumpstart`` (published).
+accuracy and dead units to ``metrics.csv`` after each epoch. To continue a killed run after its last checkpoint, rerun
+its command; an epoch that is repeated has two rows, of which the last counts. Expect a top-1 accuracy near .67 with
+``--method jumpstart`` (published).
 
 Cost: not measured; 90 epochs are 450,000 steps of batch 256, for a node of GPUs. The paper specifies the network and
 the penalty (``balanced``, lambda .01). The optimizer is inferred: SGD with momentum .9, a learning rate of .1 with five
@@ -84,7 +85,7 @@ class Trainer(NamedTuple):
     Attributes:
       init: key -> state.
       step: (state, batch) -> (state, loss); donates the state.
-      correct: (state, batch) -> number of correct predictions.
+      correct: (state, batch) -> number of correct predictions; an image with the label -1 is never counted.
       dead: (state, batch) -> fraction of hidden units that are dead on the batch.
     """
 
@@ -164,7 +165,9 @@ def _scaled(images: jax.Array) -> jax.Array:
 def batches(
     source: image_sets.Examples, settings: ImageNet, rng: np.random.Generator | None, part: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """Stream decoded batches of a data source; the last partial batch is dropped.
+    """Stream decoded batches of a data source.
+
+    In training the last partial batch is dropped. In evaluation it is filled with the first images, with the label -1.
 
     Args:
       source: a TFDS data source with the features ``image`` (an encoded file) and ``label``.
@@ -175,15 +178,22 @@ def batches(
     Yields:
       Images (batch / n, size, size, 3) uint8, and labels (batch / n,) int32.
     """
-    order = np.arange(len(source)) if rng is None else rng.permutation(len(source))
     i, n = part
     share = settings.batch // n
-    for start in range(0, len(order) - settings.batch + 1, settings.batch):
-        mine = order[start + i * share : start + (i + 1) * share].tolist()
+    full = len(source) // settings.batch * settings.batch
+    if rng is None:
+        full += settings.batch * (full < len(source))
+        order = np.resize(np.arange(len(source)), full)
+    else:
+        order = rng.permutation(len(source))
+    for start in range(0, full, settings.batch):
+        place = np.arange(start + i * share, start + (i + 1) * share)
+        mine = order[place].tolist()
         seeds = [None] * share if rng is None else rng.integers(2**63, size=settings.batch)[i * share : (i + 1) * share]
         examples = source.__getitems__(mine)
         images = [crop(one["image"], settings.size, seed) for one, seed in zip(examples, seeds, strict=True)]
-        yield np.stack(images), np.array([int(one["label"]) for one in examples], np.int32)
+        labels = np.array([int(one["label"]) for one in examples], np.int32)
+        yield np.stack(images), np.where(place < len(source), labels, -1).astype(np.int32)
 
 
 def crop(encoded: bytes, size: int, seed: int | None) -> np.ndarray:
@@ -256,16 +266,17 @@ def train(
         for batch in batches(source, settings, rng, part):
             state, loss = compiled.step(state, place(batch))
             losses.append(loss)
-        correct, count, last = 0, 0, None
-        for batch in batches(validation, settings, None, part):
-            last = place(batch)
-            correct, count = correct + compiled.correct(state, last), count + settings.batch
-        accuracies.append(float(correct) / count)
+        correct, full = 0, None
+        for number, batch in enumerate(batches(validation, settings, None, part), 1):
+            placed = place(batch)
+            correct += compiled.correct(state, placed)
+            full = placed if number * settings.batch <= len(validation) else full
+        accuracies.append(float(correct) / len(validation))
         measured = {"train_loss": float(np.mean(losses)), "validation_accuracy": accuracies[-1]}
-        measured["dead_units"] = float(compiled.dead(state, last))
-        kept.save(epoch, checkpoints.pack((state, np.array(accuracies))))
+        measured["dead_units"] = float(compiled.dead(state, full))
         for callback in callbacks:
             callback(settings.method, range(1), epoch, {name: np.array([x]) for name, x in measured.items()})
+        kept.save(epoch, checkpoints.pack((state, np.array(accuracies))))  # after its row, so that a kill loses none
         if first:
             print(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in measured.items()), flush=True)
     if first and not weights_of(settings).exists():

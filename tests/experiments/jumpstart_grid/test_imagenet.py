@@ -113,6 +113,16 @@ def test_every_image_is_streamed_once_and_processes_decode_parts_of_the_same_bat
         np.testing.assert_array_equal(np.concatenate([half[number][1] for half in halves]), labels)
 
 
+def test_every_validation_image_is_evaluated_once_and_filling_images_never_count():
+    """Ten images in batches of four: the last two of the third batch are filling, with the label -1."""
+    settings = ImageNet(batch=4, size=8)
+    whole = list(imagenet.batches(Source(), settings, None))
+    assert np.concatenate([labels for _, labels in whole]).tolist() == [*range(10), -1, -1]
+    np.testing.assert_array_equal(whole[2][0][:2, 0, 0, 0], [80, 90])
+    halves = [list(imagenet.batches(Source(), settings, None, (i, 2))) for i in range(2)]
+    assert [labels.tolist() for _, labels in halves[1]] == [[2, 3], [6, 7], [-1, -1]]
+
+
 def test_the_central_crop_is_7_8_of_the_shorter_side():
     """The 14 x 14 crop of a white 16 x 32 image with a black border of one pixel is all white."""
     pixels = np.full((16, 32, 3), 255, np.uint8)
@@ -158,7 +168,7 @@ def test_a_killed_training_continues_after_its_last_epoch_with_the_same_weights(
     settings = {"epochs": 3, "batch": 4, "size": 16, "lr": 0.05}
 
     class Killed(Exception):
-        """The run ends after its second epoch."""
+        """The run ends in its second epoch, when it has logged it."""
 
     def die(_stage, _replicates, epoch, _metrics):
         if epoch == 2:
@@ -173,7 +183,7 @@ def test_a_killed_training_continues_after_its_last_epoch_with_the_same_weights(
         epochs = []
         note = lambda _stage, _replicates, epoch, _metrics, to=epochs: to.append(epoch)
         accuracies = imagenet.train(given, Source(), Source(), [note])
-        assert epochs == ([3] if callbacks else [1, 2, 3])
+        assert epochs == ([2, 3] if callbacks else [1, 2, 3])
         found[name] = accuracies, files.read_weights(imagenet.weights_of(given))
     chex.assert_trees_all_equal(found["whole"], found["parts"])
     again = imagenet.train(given, Source(), Source(), [die])
