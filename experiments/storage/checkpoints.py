@@ -103,12 +103,17 @@ def restored(kept: Checkpoints | None, state: PyTree) -> tuple[int, PyTree]:
 
     Args:
       kept: checkpoints of a stage that one process computes, or None.
-      state: state at the start of the stage, with the same structure as the stored ones.
+      state: state at the start of the stage, with the same structure as the stored ones. Where it has a numpy array,
+        so has the result, with the stored dtype; jax would turn float64 into float32.
+
+    Raises:
+      StoreError: as ``unpack``.
     """
     if kept is None or not kept.done:
         return 0, state
     stored = unpack(kept.load(), state)
-    return kept.done, with_keys(jax.tree.map(jnp.asarray, stored), state)
+    arrays = jax.tree.map(lambda x, to: x if isinstance(to, np.ndarray) else jnp.asarray(x), stored, state)
+    return kept.done, with_keys(arrays, state)
 
 
 def keep(kept: Checkpoints | None, done: int, state: PyTree) -> None:
