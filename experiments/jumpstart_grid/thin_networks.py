@@ -108,7 +108,8 @@ class ThinState(NamedTuple):
       epoch: number of finished epochs.
       best: (2, runs): largest training and validation accuracy so far.
       last: metrics of the last step.
-      key: (runs,) PRNG keys for dropout, each from the seed, depth and width of its run.
+      key: (runs,) PRNG keys for dropout, each from the seed, depth and width of its run; without dropout one key,
+        which is not used, as in the checkpoints of earlier versions.
     """
 
     weights: Weights
@@ -153,7 +154,8 @@ def start(arch: Architecture, recipe: ThinRecipe, runs: Sequence[ThinRun]) -> Th
     running = Moments(jnp.zeros(bias.shape), jnp.ones(bias.shape)) if arch.normalized else None
     last = ThinMetrics(*(jnp.zeros(len(runs)) for _ in ThinMetrics._fields))  # separate arrays, because each is donated
     adam, epoch, best = _adam(recipe).init(weights), jnp.zeros((), jnp.int32), jnp.zeros((2, len(runs)))
-    return ThinState(weights, adam, running, epoch, best, last, _keys(arch, runs))
+    key = _keys(arch, runs) if recipe.dropout else jax.random.key(runs[0].seed)
+    return ThinState(weights, adam, running, epoch, best, last, key)
 
 
 def real_channels(arch: Architecture, runs: Sequence[ThinRun]) -> jax.Array | None:

@@ -131,7 +131,8 @@ def unpack(arrays: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
     """Put packed arrays back into a tree like the one that was packed; random keys stay numbers (see ``with_keys``).
 
     Raises:
-      StoreError: the tree has other leaves, as after an update of a library.
+      StoreError: the tree has other leaves or shapes, as after an update of a library or on another kind of device. The
+        first axis, of replicates or epochs, may have another length.
     """
     leaves, treedef = jax.tree.flatten(like)
     if len(arrays) != len(leaves):
@@ -139,7 +140,18 @@ def unpack(arrays: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
             f"the checkpoint has {len(arrays)} arrays and the state of this version {len(leaves)}; delete the folder "
             "whose name contains _after_, and rerun the same command"
         )
-    return jax.tree.unflatten(treedef, [arrays[name] for name in sorted(arrays)])
+    found = [arrays[name] for name in sorted(arrays)]
+    for number, (array, leaf) in enumerate(zip(found, leaves, strict=True)):
+        if not hasattr(leaf, "dtype"):
+            continue
+        shape, wanted = array.shape, _plain(leaf).shape
+        if len(shape) != len(wanted) or shape[1:] != wanted[1:]:
+            raise StoreError(
+                f"array {number} of the checkpoint has the shape {shape} and that of this run {wanted}: it is from "
+                "another version or another kind of device; continue it there, or delete the folder whose name "
+                "contains _after_, and rerun the same command"
+            )
+    return jax.tree.unflatten(treedef, found)
 
 
 def plain(tree: PyTree) -> PyTree:

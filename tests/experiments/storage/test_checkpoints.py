@@ -94,6 +94,11 @@ def test_an_altered_file_and_another_structure_are_refused(tmp_path):
     of(tmp_path).save(3, checkpoints.pack(state()))
     with pytest.raises(StoreError, match=r"has 3 arrays and the state of this version 2; delete the folder"):
         checkpoints.restored(of(tmp_path), {"weights": jnp.zeros(2), "key": jnp.zeros(2)})
+    stacked = jax.tree.map(lambda x: x[None], state())  # as on an accelerator, where all networks are one array
+    with pytest.raises(
+        StoreError, match=r"array 0 of the checkpoint has the shape \(2, 2\) .* run \(1, 2, 2\).*delete"
+    ):
+        checkpoints.restored(of(tmp_path), stacked)
     (folder,) = tmp_path.glob("dense_after_3-*/00000-00002/weights")
     file = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     file.write_bytes(b"x" + file.read_bytes()[1:])
