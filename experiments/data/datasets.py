@@ -197,7 +197,7 @@ def of_arrays(
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Return a checksum of all examples and of the normalization: 16 hexadecimal digits."""
+    """Return a checksum of all examples and of the normalization, without class names: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for array in (*dataset.train, *dataset.validation, *dataset.test, dataset.mean, dataset.std):
         digest.update(f"{array.shape}{array.dtype}".encode())
