@@ -125,8 +125,10 @@ def limited(study: Study, dataset: datasets.Dataset) -> datasets.Dataset:
     if study.limit is None:
         return dataset
     rng = np.random.default_rng((study.seed, 3))
+    same = dataset.validation is dataset.test  # selection="test"
     some = [split.take(np.sort(rng.permutation(len(split.labels))[: study.limit])) for split in _splits(dataset)]
-    return dataclasses.replace(dataset, train=some[0], validation=some[1], test=some[2])
+    train, validation, test = some
+    return dataclasses.replace(dataset, train=train, validation=test if same else validation, test=test)
 
 
 def dense_recipe(study: Study, jumpstart: float) -> Recipe:
