@@ -193,6 +193,23 @@ def test_options_of_the_data_apply_to_arrays_from_python_or_are_refused(tmp_path
             studies.run("mlp", used[0], small(**{name: value}), out=tmp_path)
 
 
+def test_changed_class_names_are_refused_as_reports_would_have_the_old_ones(study, tmp_path):
+    dataset = plan.load(study)
+    results.store_data(tmp_path, study, dataset)
+    results.store_data(tmp_path, study, dataset)
+    renamed = dataclasses.replace(dataset, class_names=("zero", *dataset.class_names[1:]))
+    with pytest.raises(store.StoreError, match=r"has the class names 0, 1, .* but digits now has zero, 1"):
+        results.store_data(tmp_path, study, renamed)
+
+
+def test_a_limit_keeps_validation_and_test_the_same_if_the_test_split_selects(study):
+    dataset = plan.load(dataclasses.replace(study, limit=50, selection="test"))
+    assert len(dataset.test.labels) == 50
+    assert dataset.validation is dataset.test
+    apart = plan.load(dataclasses.replace(study, limit=50))
+    assert (apart.validation.images != apart.test.images).any()
+
+
 def test_a_model_without_removable_channels_is_refused_by_name():
     study = small(structure="channels", scores=("magnitude",), model="dense", model_options=("depth=1", "width=1"))
     with pytest.raises(ValueError, match=r"structure='channels' cannot prune dense: .*no group of channels"):
