@@ -170,8 +170,9 @@ def _compute_part(
                 file=sys.stderr,
             )
         results.store_data(folder, study, dataset)
-        print(_introduction(lab, study, dataset, source), flush=True)
     work = todo(folder, study, known, lab.chunk, part)
+    if first:
+        print(_introduction(lab, study, dataset, source, work), flush=True)
     carry_out(folder, lab, work, running, callbacks)
     if missing := todo(folder, study, known, lab.chunk, part):
         raise store.StoreError(f"{len(missing)} stages are missing in {folder}; rerun the same command")
@@ -335,8 +336,10 @@ def report(folder: Path, study: Study, running: Running) -> dict[Coefficients, E
     return found
 
 
-def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, source: str) -> str:
-    """A summary before the run: data, replicates, devices and an estimate of the time."""
+def _introduction(
+    lab: Laboratory, study: Study, dataset: datasets.Dataset, source: str, work: Sequence[tuple[StudyStage, range]]
+) -> str:
+    """A summary before the run: data, replicates, devices and an estimate of the time of the missing stages."""
     examples = len(dataset.train.labels)
     arms = len(study.jumpstart) * len(study.finetune_jumpstart) * len(plan.targets(study))
     epochs = len(study.jumpstart) * sum(study.epochs) + arms * sum(study.finetune_epochs)
@@ -349,9 +352,10 @@ def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, sour
         + (f"; {source}" if source else ""),
         f"pruned: {', '.join(runner.prunable_paths(lab))}",
     ]
-    estimate = 0.0 if lab.step_time is None else placement.hours(lab.step_time, study, epochs, examples)
+    left = sum(_epochs(study, stage) * len(mine) for stage, mine in work)
+    estimate = 0.0 if lab.step_time is None else placement.hours(lab.step_time, study, left, examples)
     if lab.step_time is not None and estimate > 1 / 60:
-        lines.append(f"about {duration(3600 * estimate)} in total, {lab.step_time.source}")
+        lines.append(f"about {duration(3600 * estimate)} for this run, {lab.step_time.source}")
     lines.append("the first epoch of each stage includes compiling it")
     width = standard_output().width
     return "\n".join(

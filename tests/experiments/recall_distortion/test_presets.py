@@ -307,7 +307,7 @@ def test_hours_are_those_of_the_measured_steps():
     data = datasets.of_arrays(images)
     step = placement.step_time(study, data, tasks.classification(data, "lenet"))
     assert step[:2] == (3.1, "by the measured time of a step")
-    assert placement.hours(step, study, 10, 128_000) == pytest.approx(30 * 10 * 1000 * 3.1e-3 / 3600, rel=1e-3)
+    assert placement.hours(step, study, 30 * 10, 128_000) == pytest.approx(30 * 10 * 1000 * 3.1e-3 / 3600, rel=1e-3)
 
 
 def test_the_step_of_another_model_is_estimated_from_its_operations(monkeypatch):

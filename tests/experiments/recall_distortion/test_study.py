@@ -22,7 +22,7 @@ from rich.console import Console
 
 import jprune
 from experiments.recall_distortion import __main__ as recall_distortion
-from experiments.recall_distortion import config, evidence, oneshot, plan, presets, report, results, runner
+from experiments.recall_distortion import config, evidence, oneshot, placement, plan, presets, report, results, runner
 from experiments.recall_distortion import study as studies
 from experiments.recall_distortion.config import Running
 from experiments.recall_distortion.plan import Coefficients, PruningTarget
@@ -208,6 +208,17 @@ def test_a_limit_keeps_validation_and_test_the_same_if_the_test_split_selects(st
     assert dataset.validation is dataset.test
     apart = plan.load(dataclasses.replace(study, limit=50))
     assert (apart.validation.images != apart.test.images).any()
+
+
+def test_the_estimated_hours_are_those_of_the_missing_stages_of_this_run(study, monkeypatch):
+    """Two replicates of dense training, 2 epochs each, and one of the control, 1 epoch."""
+    dataset, counted = plan.load(study), []
+    lab = runner.equip(study, dataset, RUNNING)
+    monkeypatch.setattr(placement, "hours", lambda step, study, epochs, examples: counted.append(epochs) or 2.0)
+    dense, control, *_ = plan.stages(study, plan.known(study, dataset), Coefficients(0.0))
+    shown = studies._introduction(lab, study, dataset, "", [(dense, range(1, 3)), (control, range(1))])
+    assert counted == [5]
+    assert "about 2.0 h for this run" in shown
 
 
 def test_a_model_without_removable_channels_is_refused_by_name():
