@@ -400,6 +400,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         processes.check_alone("score_comparison")
     except ValueError as error:
         parser.error(str(error))
+    if "trained sparse" in given.families and "weights" not in given.families:
+        print("no differences for 'trained sparse': their reference is in the family 'weights'", file=sys.stderr)
     data = datasets.load(given.dataset, data_dir=given.data_dir, selection="test")
     splits = [
         (jnp.asarray(split.images, jnp.float32).reshape(len(split.labels), -1), jnp.asarray(split.labels))
