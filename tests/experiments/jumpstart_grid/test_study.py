@@ -146,7 +146,9 @@ def test_the_help_names_every_method_of_every_kind(capsys):
 
 @TRAINS
 def test_a_run_stores_and_reports_every_cell(tmp_path, capsys):
+    (tmp_path / "pruned.csv").write_text("of another grid")
     assert _run(tmp_path, *TINY) == 0
+    assert not (tmp_path / "pruned.csv").exists()
     printed = capsys.readouterr().out
     assert "moons, UP: training accuracy" in printed
     assert "ours / published" not in printed  # the published grid has no network of depth 2

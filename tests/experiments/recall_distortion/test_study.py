@@ -60,6 +60,8 @@ def study():
 def folder(study, tmp_path_factory):
     """The results of a small study that has been run once for all tests of this module."""
     folder = tmp_path_factory.mktemp("study") / "small"
+    folder.mkdir()
+    (folder / "comparison.csv").write_text("of an earlier report, and removed by one without --compare")
     studies.compute(folder, study, RUNNING)
     return folder
 
