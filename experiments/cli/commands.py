@@ -110,8 +110,8 @@ def check_at_least(settings: object, **least: float) -> None:
             raise ValueError(f"{name}={value} must be finite")
         if value < smallest:
             raise ValueError(f"{name}={value} must be at least {smallest}")
-        if name == "seed" and value >= 2**63:
-            raise ValueError(f"seed={value} must be below 2^63")
+        if name == "seed" and value >= 2**32:  # jax ignores higher bits
+            raise ValueError(f"seed={value} must be below 2^32")
 
 
 def exit_status(work: Callable[[], None]) -> int:

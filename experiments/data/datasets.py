@@ -135,15 +135,12 @@ def load(
     if selection not in ("validation", "test"):
         raise ValueError(f"selection={selection!r} must be 'validation' or 'test'")
     train, test, class_names = _everything(name, data_dir, cache_dir, image_size)
-    if classes is not None:
-        numbers = _numbers(classes, class_names)
-        class_names = tuple(class_names[c] for c in numbers)
-        train, test = _only(train, numbers), test and _only(test, numbers)
     return _assembled(
         name,
         train,
         test,
         class_names,
+        classes=classes,
         seed=seed,
         selection=selection,
         validation_fraction=validation_fraction,
@@ -159,6 +156,8 @@ def of_arrays(
     seed: int = 0,
     selection: Selection = "validation",
     validation_fraction: float = 0.1,
+    imbalance: float | None = None,
+    classes: Sequence[int | str] | None = None,
 ) -> Dataset:
     """Create a data set from arrays.
 
@@ -171,6 +170,8 @@ def of_arrays(
       seed: seed of the choice of held-out examples.
       selection: as in ``load``.
       validation_fraction: the fraction of every class held out for validation.
+      imbalance: as in ``load``.
+      classes: as in ``load``.
 
     Raises:
       ValueError: an array is missing or unusable; the message names it.
@@ -187,14 +188,16 @@ def of_arrays(
         Split(*train),
         whole,
         names,
+        classes=classes,
         seed=seed,
         selection=selection,
         validation_fraction=validation_fraction,
+        imbalance=imbalance,
     )
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Return a checksum of all examples and of the normalization: 16 hexadecimal digits."""
+    """Return a checksum of all examples and of the normalization, without class names: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for array in (*dataset.train, *dataset.validation, *dataset.test, dataset.mean, dataset.std):
         digest.update(f"{array.shape}{array.dtype}".encode())
@@ -208,12 +211,17 @@ def _assembled(
     test: Split | None,
     class_names: tuple[str, ...],
     *,
+    classes: Sequence[int | str] | None,
     seed: int,
     selection: Selection,
     validation_fraction: float,
-    imbalance: float | None = None,
+    imbalance: float | None,
 ) -> Dataset:
-    """Split off the missing sets, subsample the training set, and compute its moments."""
+    """Choose the classes, split off the missing sets, subsample the training set, and compute its moments."""
+    if classes is not None:
+        numbers = _numbers(classes, class_names)
+        class_names = tuple(class_names[c] for c in numbers)
+        train, test = _only(train, numbers), test and _only(test, numbers)
     if test is None:
         train, test = _hold_out(train, _TEST_FRACTION, np.random.default_rng((seed, 0)))
     validation = test

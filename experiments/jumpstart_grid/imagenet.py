@@ -1,9 +1,10 @@
 """ResNet-50 on ImageNet without batch normalization and shortcuts, with the jumpstart penalty (IEEE Access 2025).
 
 ``python -m experiments.jumpstart_grid.imagenet --data-dir DIR --out runs/imagenet`` streams imagenet2012 from
-prepared TensorFlow Datasets, splits each batch over all devices, and appends accuracy and dead units to
-``metrics.csv`` after each epoch. To continue a killed run after its last complete epoch, rerun its command. Expect a
-top-1 accuracy near .67 with ``--method jumpstart`` (published).
+prepared TensorFlow Datasets, splits each batch over all devices of the processes that a launcher starts, and appends
+accuracy and dead units to ``metrics.csv`` after each epoch. To continue a killed run after its last checkpoint, rerun
+its command; an epoch that is repeated has two rows, of which the last counts. Expect a top-1 accuracy near .67 with
+``--method jumpstart`` (published).
 
 Cost: not measured; 90 epochs are 450,000 steps of batch 256, for a node of GPUs. The paper specifies the network and
 the penalty (``balanced``, lambda .01). The optimizer is inferred: SGD with momentum .9, a learning rate of .1 with five
@@ -14,6 +15,7 @@ import dataclasses
 import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -83,7 +85,7 @@ class Trainer(NamedTuple):
     Attributes:
       init: key -> state.
       step: (state, batch) -> (state, loss); donates the state.
-      correct: (state, batch) -> number of correct predictions.
+      correct: (state, batch) -> number of correct predictions; an image with the label -1 is never counted.
       dead: (state, batch) -> fraction of hidden units that are dead on the batch.
     """
 
@@ -163,7 +165,9 @@ def _scaled(images: jax.Array) -> jax.Array:
 def batches(
     source: image_sets.Examples, settings: ImageNet, rng: np.random.Generator | None, part: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """Stream decoded batches of a data source; the last partial batch is dropped.
+    """Stream decoded batches of a data source.
+
+    In training the last partial batch is dropped. In evaluation it is filled with the first images, with the label -1.
 
     Args:
       source: a TFDS data source with the features ``image`` (an encoded file) and ``label``.
@@ -174,15 +178,22 @@ def batches(
     Yields:
       Images (batch / n, size, size, 3) uint8, and labels (batch / n,) int32.
     """
-    order = np.arange(len(source)) if rng is None else rng.permutation(len(source))
     i, n = part
     share = settings.batch // n
-    for start in range(0, len(order) - settings.batch + 1, settings.batch):
-        mine = order[start + i * share : start + (i + 1) * share].tolist()
+    full = len(source) // settings.batch * settings.batch
+    if rng is None:
+        full += settings.batch * (full < len(source))
+        order = np.resize(np.arange(len(source)), full)
+    else:
+        order = rng.permutation(len(source))
+    for start in range(0, full, settings.batch):
+        place = np.arange(start + i * share, start + (i + 1) * share)
+        mine = order[place].tolist()
         seeds = [None] * share if rng is None else rng.integers(2**63, size=settings.batch)[i * share : (i + 1) * share]
         examples = source.__getitems__(mine)
         images = [crop(one["image"], settings.size, seed) for one, seed in zip(examples, seeds, strict=True)]
-        yield np.stack(images), np.array([int(one["label"]) for one in examples], np.int32)
+        labels = np.array([int(one["label"]) for one in examples], np.int32)
+        yield np.stack(images), np.where(place < len(source), labels, -1).astype(np.int32)
 
 
 def crop(encoded: bytes, size: int, seed: int | None) -> np.ndarray:
@@ -222,7 +233,7 @@ def train(
     validation: image_sets.Examples,
     callbacks: Sequence[metrics.Callback] = (),
 ) -> np.ndarray:
-    """Train for all epochs, after those of the checkpoint in the output folder; the last weights are stored.
+    """Train for all epochs, after those of the checkpoint in the output folder; ``weights_of`` has the last weights.
 
     Returns:
       The validation accuracy of each epoch.
@@ -247,28 +258,36 @@ def train(
     if kept.done:
         stored, done = checkpoints.unpack(kept.load(), (state, 0))
         state, accuracies = checkpoints.with_keys(replicates.share(stored, mesh), state), done.tolist()
-        print(f"continues after epoch {kept.done} of {settings.epochs}", flush=True)
+        if first:
+            print(f"continues after epoch {kept.done} of {settings.epochs}", flush=True)
     for epoch in range(kept.done + 1, settings.epochs + 1):
         rng = np.random.default_rng((settings.seed, epoch))
         losses = []
         for batch in batches(source, settings, rng, part):
             state, loss = compiled.step(state, place(batch))
             losses.append(loss)
-        correct, count, last = 0, 0, None
-        for batch in batches(validation, settings, None, part):
-            last = place(batch)
-            correct, count = correct + compiled.correct(state, last), count + settings.batch
-        accuracies.append(float(correct) / count)
+        correct, full = 0, None
+        for number, batch in enumerate(batches(validation, settings, None, part), 1):
+            placed = place(batch)
+            correct += compiled.correct(state, placed)
+            full = placed if number * settings.batch <= len(validation) else full
+        accuracies.append(float(correct) / len(validation))
         measured = {"train_loss": float(np.mean(losses)), "validation_accuracy": accuracies[-1]}
-        measured["dead_units"] = float(compiled.dead(state, last))
-        kept.save(epoch, checkpoints.pack((state, np.array(accuracies))))
+        measured["dead_units"] = float(compiled.dead(state, full))
         for callback in callbacks:
             callback(settings.method, range(1), epoch, {name: np.array([x]) for name, x in measured.items()})
-        print(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in measured.items()), flush=True)
-    if first and not (settings.out / "weights").exists():
+        kept.save(epoch, checkpoints.pack((state, np.array(accuracies))))  # after its row, so that a kill loses none
+        if first:
+            print(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in measured.items()), flush=True)
+    if first and not weights_of(settings).exists():
         paths, leaves, _ = jprune.trees.flatten(state.params)
-        files.write_weights(settings.out / "weights", dict(zip(paths, map(np.asarray, leaves), strict=True)))
+        files.write_weights(weights_of(settings), dict(zip(paths, map(np.asarray, leaves), strict=True)))
     return np.array(accuracies)
+
+
+def weights_of(settings: ImageNet) -> Path:
+    """Return the folder of the last weights, which is another for every combination of options."""
+    return settings.out / f"weights-{store.digest(_options(settings))}"
 
 
 def _options(settings: ImageNet) -> dict[str, JSON]:
@@ -281,13 +300,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         settings = commands.parse(ImageNet, ImageNet(), arguments, "python -m experiments.jumpstart_grid.imagenet")
-        print(f"results go to {settings.out}; {settings.epochs} epochs of ResNet-50 ({settings.method})", flush=True)
+        processes.start()
+        processes.watch_peers()
+        try:
+            run(settings)
+        except BaseException:
+            processes.give_up()
+            raise
+        processes.leave()
+
+    def run(settings: ImageNet) -> None:
         stream = lambda split: image_sets.stream("imagenet2012", split, settings.data_dir)
         source, validation = stream("train"), stream("validation")
-        running = {"out": str(settings.out), "data_dir": settings.data_dir and str(settings.data_dir)}
-        recorded.record(settings.out, "jumpstart_grid.imagenet", _options(settings), running)
-        writers = [metrics.to_csv(settings.out), metrics.to_tensorboard(settings.out / "tensorboard")]
-        train(settings, source, validation, [writer for writer in writers if writer is not None])
+        callbacks = []
+        if processes.is_first():
+            print(
+                f"results go to {settings.out}; {settings.epochs} epochs of ResNet-50 ({settings.method})", flush=True
+            )
+            running = {"out": str(settings.out), "data_dir": settings.data_dir and str(settings.data_dir)}
+            recorded.record(settings.out, "jumpstart_grid.imagenet", _options(settings), running)
+            writers = [metrics.to_csv(settings.out), metrics.to_tensorboard(settings.out / "tensorboard")]
+            digest = store.digest(_options(settings))
+            callbacks = [partial(writer, digest=digest) for writer in writers if writer is not None]
+        train(settings, source, validation, callbacks)
 
     return commands.exit_status(work)
 

@@ -29,6 +29,7 @@ UNIT = "layer-epochs"
 SMALL_STEPS = True
 DROPOUT_EPOCHS = 1000  # the rate of thin_networks.dropout_rate is 0 from here on
 VERSION = 3  # of the program; another rounding trains other networks, whose stages must not be mixed with these
+DROPOUT_VERSION = 4  # of methods with dropout; in version 3 a network depended on the others of its program
 _CHUNK = 250
 
 
@@ -207,16 +208,17 @@ def _accuracy(alone, labels, masks) -> float:
 
 
 def _settings(grid: Grid, layer: str, method: str, depth: int, widths: list[int]) -> dict[str, JSON]:
+    coefficient = coefficient_of(method, grid.coefficient, {n: bool(m.penalized) for n, m in METHODS.items()})
     settings = {
         "dataset": "moons",
-        "version": VERSION,
+        "version": DROPOUT_VERSION if METHODS[technique_of(method)].dropout else VERSION,
         "method": method,
         "layer": layer,
         "depth": depth,
         "widths": widths,
         "epochs": grid.epochs,
         "lr": grid.lr[0],
-        "coefficient": coefficient_of(method, grid.coefficient, {n: bool(m.penalized) for n, m in METHODS.items()}),
+        "coefficient": coefficient,
     }
     return {**settings, "prune": list(grid.prune)} if grid.prune else settings
 

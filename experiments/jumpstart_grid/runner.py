@@ -171,6 +171,8 @@ def _report(folder: Path, grid: Grid, running: GridRunning) -> None:
     if grid.prune and running.table is None:
         after = collect(folder, grid, "pruned")
         files.write_bytes(folder / "pruned.csv", after.to_csv(index=False, float_format="%.6g").encode())
+    elif running.table is None:
+        (folder / "pruned.csv").unlink(missing_ok=True)  # of another grid in this folder
     console = standard_output(180)
     reporting.write(folder, grid, cells, maps, console, after=after)
 

@@ -108,7 +108,8 @@ class ThinState(NamedTuple):
       epoch: number of finished epochs.
       best: (2, runs): largest training and validation accuracy so far.
       last: metrics of the last step.
-      key: PRNG key of the whole training, for dropout.
+      key: (runs,) PRNG keys for dropout, each from the seed, depth and width of its run; without dropout one key,
+        which is not used, as in the checkpoints of earlier versions.
     """
 
     weights: Weights
@@ -126,7 +127,7 @@ def start(arch: Architecture, recipe: ThinRecipe, runs: Sequence[ThinRun]) -> Th
     Args:
       arch: architecture of the program.
       recipe: recipe of the training.
-      runs: widths and seeds; a run starts from the same weights in every program.
+      runs: widths and seeds; a run has the same weights and random numbers in every program.
 
     Raises:
       ValueError: a width is not in 1..arch.width.
@@ -153,7 +154,8 @@ def start(arch: Architecture, recipe: ThinRecipe, runs: Sequence[ThinRun]) -> Th
     running = Moments(jnp.zeros(bias.shape), jnp.ones(bias.shape)) if arch.normalized else None
     last = ThinMetrics(*(jnp.zeros(len(runs)) for _ in ThinMetrics._fields))  # separate arrays, because each is donated
     adam, epoch, best = _adam(recipe).init(weights), jnp.zeros((), jnp.int32), jnp.zeros((2, len(runs)))
-    return ThinState(weights, adam, running, epoch, best, last, jax.random.key(runs[0].seed))
+    key = _keys(arch, runs) if recipe.dropout else jax.random.key(runs[0].seed)
+    return ThinState(weights, adam, running, epoch, best, last, key)
 
 
 def real_channels(arch: Architecture, runs: Sequence[ThinRun]) -> jax.Array | None:
@@ -311,13 +313,25 @@ def _share_right(logits, labels):
 def _dropout(arch, state):
     """Return the factors of dropout for the inputs and for the outputs of all hidden layers except the last."""
     keep_rate = 1 - dropout_rate(state.epoch.astype(jnp.float32))
-    key_inputs, key_hidden = jax.random.split(jax.random.fold_in(state.key, state.epoch))
-    runs = len(state.weights.head)
 
-    def factors(key, shape):
+    def factors(key, *shape):
         return jax.random.bernoulli(key, keep_rate, (*shape, arch.train)).astype(jnp.float32) / keep_rate
 
-    return factors(key_inputs, (runs, 2)), factors(key_hidden, (arch.depth - 1, runs, arch.units))
+    def of_run(key):
+        """Draw each channel from its own key, so that a run does not depend on the width of the program."""
+        key_inputs, key_hidden = jax.random.split(jax.random.fold_in(key, state.epoch))
+        keys = jax.vmap(partial(jax.random.fold_in, key_hidden))(jnp.arange(arch.width))
+        hidden = jax.vmap(lambda key: factors(key, arch.depth - 1, arch.positions), out_axes=2)(keys)
+        return factors(key_inputs, 2), hidden.reshape(arch.depth - 1, arch.units, arch.train)
+
+    return jax.vmap(of_run, out_axes=(0, 1))(state.key)
+
+
+def _keys(arch, runs):
+    """Return a key for each run, which does not depend on the other runs of the program."""
+    widths, seeds = np.transpose(runs)
+    fold = lambda seed, width: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), arch.depth), width)
+    return jax.vmap(fold)(seeds, widths)
 
 
 def _adam(recipe):

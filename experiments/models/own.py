@@ -12,6 +12,8 @@ from flax import nnx
 
 from experiments.models.options import arguments_of
 
+_LIBRARIES = ("abc", "builtins", "flax", "typing")  # their base classes are not part of the source of a model
+
 
 def load(name: str) -> Callable[..., object]:
     """Import the class ``package.module:Class``.
@@ -103,8 +105,16 @@ def is_linen(cls: object) -> bool:
 
 
 def source_digest(cls: object) -> str | None:
-    """Return a hash of the source code of a class, 16 hexadecimal digits; None if the source is not available."""
+    """Return a hash of the source code of a model, 16 hexadecimal digits; None if the source is not available.
+
+    It covers the class or function, the module that defines it, with the helpers in it, and the modules of its base
+    classes, except those of Flax. In a notebook, which has no file, it covers the class and its base classes.
+    """
+    bases = inspect.getmro(cls) if isinstance(cls, type) else (cls,)
+    own = [one for one in bases if one is cls or one.__module__.partition(".")[0] not in _LIBRARIES]
+    modules = [sys.modules.get(one.__module__) for one in own]
     try:
-        return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:16]
+        sources = list(map(inspect.getsource, [*own, *(one for one in modules if hasattr(one, "__file__"))]))
     except (OSError, TypeError):
         return None
+    return hashlib.sha256("".join(dict.fromkeys(sources)).encode()).hexdigest()[:16]

@@ -190,8 +190,8 @@ def _check_numbers(study: Study) -> None:
         numbers = [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, int | float)]
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"{field.name}={value} must be finite")
-        if field.name == "seed" and value >= 2**63:
-            raise ValueError(f"seed={value} must be below 2^63")
+        if field.name == "seed" and value >= 2**32:  # jax ignores higher bits
+            raise ValueError(f"seed={value} must be below 2^32")
         if field.name in _NOT_NEGATIVE and min(numbers, default=0) < 0:
             raise ValueError(f"{field.name}={value} must not be negative")
 

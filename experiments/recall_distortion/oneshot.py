@@ -109,7 +109,7 @@ def prune(
     where: Where = jprune.kernels,
     signed: bool = False,
     min_keep: int = 0,
-) -> tuple[PyTree, jax.Array]:
+) -> tuple[PyTree, PyTree, jax.Array]:
     """Keep the weights with the largest scores and set the others to zero.
 
     Args:
@@ -122,7 +122,7 @@ def prune(
       min_keep: minimum number of weights that every layer keeps.
 
     Returns:
-      The pruned parameters, and the number of prunable weights kept, int32.
+      The pruned parameters, the masks, and the number of prunable weights kept, int32.
     """
     masks_of = jprune.selection.legacy_signed_masks if signed else jprune.global_masks
 
@@ -134,7 +134,7 @@ def prune(
     tx = jprune.prune(lambda weights, **_: scores, {0: 0.5}, where=where, selection=selection, min_keep=min_keep)
     updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     kept = [mask.sum(dtype=jnp.int32) for mask in jax.tree.leaves(state.masks)]
-    return optax.apply_updates(params, updates), jnp.stack(kept).sum(dtype=jnp.int32)
+    return optax.apply_updates(params, updates), state.masks, jnp.stack(kept).sum(dtype=jnp.int32)
 
 
 def rounded(params: PyTree, bits: int, where: Where) -> PyTree:
@@ -176,10 +176,8 @@ def channel_selection(task: Task, template: tuple[PyTree, PyTree], images: jax.S
 
 def prune_channels(
     selection: ChannelSelection, params: PyTree, scores: PyTree, sparsities: tuple[float, ...], index: jax.Array
-) -> tuple[PyTree, jax.Array]:
+) -> tuple[PyTree, PyTree, jax.Array]:
     """Remove the channels with the lowest mean scores: all their kernel, bias and normalization weights become zero.
-
-    They stay zero in training, because a channel without input and output weights has no gradient.
 
     Args:
       selection: result of ``channel_selection``.
@@ -189,12 +187,14 @@ def prune_channels(
       index: int32 scalar, position in ``sparsities``.
 
     Returns:
-      The pruned parameters, and the number of prunable weights kept, int32.
+      The pruned parameters, masks of all leaves, and the number of prunable weights kept, int32. Fine-tuning needs the
+      masks of biases too: the jumpstart penalty has a gradient for a channel without inputs.
     """
     masks = selection(scores, sparsity=Scheduled(sparsities, (0.0,) * len(sparsities), index))
     kept = jax.tree.map(lambda score, mask: None if score is None else mask.sum(dtype=jnp.int32), scores, masks,
                         is_leaf=lambda leaf: leaf is None)  # fmt: skip
-    return jprune.apply_masks(params, masks), jnp.stack(jax.tree.leaves(kept)).sum(dtype=jnp.int32)
+    masks = jax.tree.map(lambda leaf, mask: jnp.ones(leaf.shape, bool) if mask is None else mask, params, masks)
+    return jprune.apply_masks(params, masks), masks, jnp.stack(jax.tree.leaves(kept)).sum(dtype=jnp.int32)
 
 
 def needs_gradient(name: str) -> bool:

@@ -118,16 +118,16 @@ def step_time(study: Study, dataset: datasets.Dataset, task: Task) -> StepTime |
 
 
 def hours(step: StepTime, study: Study, epochs: float, examples: int) -> float:
-    """Return the total hours of the study's replicates.
+    """Return the hours of a number of epochs.
 
     Args:
       step: time of a step.
-      study: settings, with replicates and batch.
-      epochs: epochs of each replicate.
+      study: settings, with the batch.
+      epochs: epochs of all networks together.
       examples: examples of an epoch.
     """
     each = (examples // study.batch) * step.milliseconds + step.epoch
-    return study.replicates * epochs * each / 3.6e6
+    return epochs * each / 3.6e6
 
 
 def _memory(running: Running) -> float:

@@ -23,6 +23,7 @@ from experiments.training.steps import Recipe
 from jprune import trees
 
 CONTROL = "control"
+_OWN_VERSION = 2  # of the training of own models; version 1, which has no number, did not train kernels of zeros
 Model = str | Callable[..., object]
 
 
@@ -124,8 +125,10 @@ def limited(study: Study, dataset: datasets.Dataset) -> datasets.Dataset:
     if study.limit is None:
         return dataset
     rng = np.random.default_rng((study.seed, 3))
+    same = dataset.validation is dataset.test  # selection="test"
     some = [split.take(np.sort(rng.permutation(len(split.labels))[: study.limit])) for split in _splits(dataset)]
-    return dataclasses.replace(dataset, train=some[0], validation=some[1], test=some[2])
+    train, validation, test = some
+    return dataclasses.replace(dataset, train=train, validation=test if same else validation, test=test)
 
 
 def dense_recipe(study: Study, jumpstart: float) -> Recipe:
@@ -166,7 +169,7 @@ def model_settings(
     """Return the settings that determine the network; for built-in models with default options only the name.
 
     For your own model the settings contain its options, the shapes of its parameters and a hash of the source
-    code of its class, so that results of a class that has changed are not used again.
+    code of its module (``own.source_digest``), so that results of code that has changed are not used again.
 
     Args:
       study: settings, with the name of the model.
@@ -182,6 +185,7 @@ def model_settings(
     if dataset is not None and (model is not None or is_own(study.model)):
         task = tasks.classification(dataset, model or study.model, options=options)
         paths, leaves, _ = trees.flatten(jax.eval_shape(task.init, jax.random.key(0))[0])
+        settings["version"] = _OWN_VERSION
         settings["parameters"] = {path: list(leaf.shape) for path, leaf in zip(paths, leaves, strict=True)}
         settings["source"] = own.source_digest(own.load(study.model) if model is None else model)
     return settings
@@ -214,6 +218,9 @@ def pruned_settings(study: Study, known: "Known", penalty: Coefficients, target:
         later["counting"] = study.counting
     if target.score != CONTROL and study.min_keep:
         later["min_keep"] = study.min_keep
+    rounded = study.rounding is not None and any(study.finetune_epochs)
+    if rounded or (penalty.finetune and _of_channels(study, target)):
+        later["masks"] = 2  # version: earlier ones fixed weights that were rounded to 0, and not the biases of channels
     return (
         later
         | {

@@ -66,6 +66,9 @@ def write(folder: Path, study: Study, console: Console, compare: Sequence[Path] 
         files.write_bytes(folder / f"{name}.csv", table.to_csv(index=False).encode())
     for name, picture in pictures.items():
         files.write_figure(folder / f"{name}.png", picture)
+    if not others:
+        for name in ("comparison.csv", "comparison.png"):  # of an earlier report
+            (folder / name).unlink(missing_ok=True)
     page = folder / "report.html"
     title = f"Recall distortion: {study.model} on {study.dataset}"
     with files.naming(page):

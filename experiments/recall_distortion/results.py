@@ -87,10 +87,10 @@ def known(folder: Path, study: Study) -> Known:
 
 
 def store_data(folder: Path, study: Study, dataset: datasets.Dataset) -> None:
-    """Store the test labels, or check that the data set is the one whose labels are stored.
+    """Store the test labels and class names, or check that they are those that are stored.
 
     Raises:
-      StoreError: the data set has changed since the study began.
+      StoreError: the data set or a class name has changed since the study began.
     """
     where, described, fingerprint = (
         plan.data_stage(folder, study),
@@ -105,11 +105,16 @@ def store_data(folder: Path, study: Study, dataset: datasets.Dataset) -> None:
             files.write_json(
                 writing / "data.json", {"fingerprint": fingerprint, "class_names": list(dataset.class_names)}
             )
-    stored = truth(folder, study).fingerprint
-    if stored != fingerprint:
+    stored = truth(folder, study)
+    if stored.fingerprint != fingerprint:
         raise store.StoreError(
-            f"{where.path} was made from a data set with fingerprint {stored}, but {study.dataset} now has "
+            f"{where.path} was made from a data set with fingerprint {stored.fingerprint}, but {study.dataset} now has "
             f"{fingerprint}; restore the old data or give another --out"
+        )
+    if stored.class_names != tuple(dataset.class_names):  # not part of the fingerprint, as in earlier versions
+        raise store.StoreError(
+            f"{where.path} has the class names {', '.join(stored.class_names)}, but {study.dataset} now has "
+            f"{', '.join(dataset.class_names)}; restore the old names or give another --out"
         )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 import jprune
 from experiments.data import datasets
 from experiments.data.augment import augment
-from experiments.models.options import read_options
+from experiments.models.options import is_own, read_options
 from experiments.recall_distortion import oneshot, placement, plan
 from experiments.recall_distortion.config import Running, Study
 from experiments.recall_distortion.plan import Model, PruningTarget
@@ -61,14 +61,14 @@ class Laboratory(NamedTuple):
       gradient: (params, stats, index) -> gradient for the scores.
       score: from name to (params, gradient, index) -> scores.
       keep: by ratio, the number of prunable weights to keep, or with structure=channels the place of the ratio.
-      prune: ((params, scores), keep) -> (params, number kept); True is the legacy form of signed scores.
+      prune: ((params, scores), keep) -> (params, masks, number kept); True is the legacy form of signed scores.
       finetune: phase of fine-tuning by jumpstart coefficient.
       finetune_key: index -> key of that phase.
       rounded: params -> params with prunable weights rounded to the study's number of bits.
       predict: (params, stats) -> predictions on the test split.
       nonzero: params -> number of prunable weights that are not zero.
       activity: (params, stats, index) -> fractions of the hidden units that are dead and that are linear,
-        on the first 500 training examples.
+        on the first 500 training examples, in training mode: with the statistics of this batch and with dropout.
       step_time: step time of one replicate, if known.
     """
 
@@ -137,7 +137,6 @@ def equip(
     phase = functools.partial(
         phases.compile_phase,
         task,
-        where=where,
         placement=placed,
         examples=examples,
         validation=len(dataset.validation.labels),
@@ -152,8 +151,11 @@ def equip(
         validation=validation,
         test=test,
         template=template,
-        dense={float(c): phase(plan.dense_recipe(study, c)) for c in study.jumpstart},
-        finetune={float(c): phase(plan.finetune_recipe(study, c)) for c in study.finetune_jumpstart},
+        dense={float(c): phase(plan.dense_recipe(study, c), where=where) for c in study.jumpstart},
+        finetune={
+            float(c): phase(plan.finetune_recipe(study, c), where=_held(study, where, c))
+            for c in study.finetune_jumpstart
+        },
         keep={ratio: np.asarray(count, np.int32) for ratio, count in keep.items()},
         predict=phases.compile_predict(task, placed, len(dataset.test.labels)),
         step_time=placement.step_time(study, dataset, task),
@@ -183,6 +185,16 @@ def _prunable_of(params: PyTree, study: Study, where: Where) -> Where:
             f"prunable={study.prunable!r} matches no kernel of {study.model}; its kernels are {', '.join(kernels)}"
         )
     return where
+
+
+def _held(study: Study, where: Where, jumpstart: float) -> Where:
+    """Return the predicate of the leaves whose pruned weights are set to 0 in every step of fine-tuning.
+
+    A removed channel also has a bias and weights in the head. In the built-in models their gradient is 0 without the
+    penalty, and the program stays that of earlier versions.
+    """
+    every = study.structure == "channels" and (jumpstart or is_own(study.model))
+    return (lambda path, leaf: True) if every else where
 
 
 def _check_floor(study: Study, params: PyTree, where: Where, keep: Mapping[float, int]) -> None:
@@ -230,16 +242,17 @@ def prune_and_finetune(
     """
     index = _place(lab, chunk)
     params, stats = replicates.place(_unflatten(lab.template, dense), lab.placement.mesh)
-    extra = {}
+    extra, masks = {}, None
     if target.score != plan.CONTROL:
         needed = oneshot.needs_gradient(target.score)
         grads = lab.gradient((params, stats, index), lab.train) if needed else params
         scores = lab.score[target.score]((params, grads, index))
-        params, number = lab.prune[target.score == "undecayed-signed"]((params, scores), lab.keep[target.ratio])
+        prune = lab.prune[target.score == "undecayed-signed"]
+        params, masks, number = prune((params, scores), lab.keep[target.ratio])
         extra = {"kept_by_mask": replicates.fetch(number, len(chunk))}
     if lab.study.rounding is not None:
         params = lab.rounded(params)
-    start = (params, stats, lab.finetune_key(index))
+    start = (params, stats, lab.finetune_key(index), masks)
     result, best = _train(lab, lab.finetune[jumpstart], start, chunk, on_epoch=on_epoch, kept=kept)
     return _with_activity(lab, chunk, result._replace(summary={**result.summary, **extra}), best)
 
@@ -253,7 +266,7 @@ def _with_activity(lab: Laboratory, chunk: range, result: StageResult, best: tup
 def _pruning(
     study: Study, task: tasks.Task, dataset: datasets.Dataset, template: tuple[PyTree, PyTree], where: Where
 ) -> Mapping[bool, Program]:
-    """Return the functions that prune one replicate, (params, scores, keep) -> (params, number kept)."""
+    """Return the functions that prune one replicate, (params, scores, keep) -> (params, masks, number kept)."""
     if study.structure == "weights":
         exact = functools.partial(oneshot.prune, where=where, min_keep=study.min_keep)
         return {signed: functools.partial(exact, signed=signed) for signed in (False, True)}
@@ -288,7 +301,7 @@ def _programs(
         score = oneshot.score_of(name, study.undecayed_epsilon, where)
         return score(params, grad=grads, key=key(index, _RANDOM))
 
-    def pruned(one: Program, replicate: tuple[PyTree, PyTree], keep: jax.Array) -> tuple[PyTree, jax.Array]:
+    def pruned(one: Program, replicate: tuple[PyTree, PyTree], keep: jax.Array) -> tuple[PyTree, PyTree, jax.Array]:
         return one(*replicate, keep)
 
     def nonzero(params: PyTree) -> jax.Array:
@@ -321,7 +334,7 @@ def _programs(
 def _train(
     lab: Laboratory,
     phase: phases.Phase,
-    entering: tuple[PyTree, PyTree, jax.Array],
+    entering: tuple[PyTree, ...],
     chunk: range,
     *,
     on_epoch: OnEpoch,

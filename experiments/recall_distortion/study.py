@@ -46,7 +46,8 @@ def run(
       model: the name of a built-in model, ``package.module:Class``, or a class: an NNX module class that
         takes ``rngs``, or a Linen module class, from inputs to logits. By default the study's.
       data: a name as for ``--dataset``, a ``Dataset``, or a mapping with the arrays ``x_train``, ``y_train``
-        and, if there is a test set, ``x_test``, ``y_test``. By default the study's.
+        and, if there is a test set, ``x_test``, ``y_test``. By default the study's. The splits of a ``Dataset``
+        are used as they are, except for the study's ``limit`` and ``label_noise``.
       study: settings, or the name of a preset; by default ``demo``.
       model_options: keyword arguments of the model.
       prunable: regular expression of the kernels to prune; by default all but those of a layer ``head``.
@@ -75,8 +76,15 @@ def run(
         changes["dataset"] = data
     elif data is not None:
         dataset = data
+        _check_data_options(settings, data)
         if not isinstance(data, datasets.Dataset):
-            dataset = datasets.of_arrays(data, seed=settings.seed, selection=settings.selection)
+            dataset = datasets.of_arrays(
+                data,
+                seed=settings.seed,
+                selection=settings.selection,
+                classes=settings.classes or None,
+                imbalance=settings.imbalance,
+            )
         changes["dataset"] = dataset.name
     settings = dataclasses.replace(settings, **changes)
     name = study if isinstance(study, str) else settings.model.rpartition(":")[2]
@@ -84,6 +92,16 @@ def run(
     cls = None if model is None or isinstance(model, str) else model
     dataset = None if dataset is None else plan.with_noise(settings, plan.limited(settings, dataset))
     return compute(folder, settings, running, model=cls, dataset=dataset, callbacks=callbacks)
+
+
+def _check_data_options(study: Study, data: datasets.Dataset | Mapping[str, ArrayLike]) -> None:
+    """Raise if a setting, which is part of the hash, does not apply to data given from Python."""
+    whole = isinstance(data, datasets.Dataset)
+    for name in ("image_size", *(("classes", "imbalance", "selection") if whole else ())):
+        default, value = getattr(Study(), name), getattr(study, name)
+        if value != default:
+            kind = "a Dataset, whose splits are used as they are" if whole else "arrays, whose images have one size"
+            raise ValueError(f"{name}={value!r} does not apply to data given as {kind}; leave it at {default!r}")
 
 
 def compute(
@@ -152,8 +170,9 @@ def _compute_part(
                 file=sys.stderr,
             )
         results.store_data(folder, study, dataset)
-        print(_introduction(lab, study, dataset, source), flush=True)
     work = todo(folder, study, known, lab.chunk, part)
+    if first:
+        print(_introduction(lab, study, dataset, source, work), flush=True)
     carry_out(folder, lab, work, running, callbacks)
     if missing := todo(folder, study, known, lab.chunk, part):
         raise store.StoreError(f"{len(missing)} stages are missing in {folder}; rerun the same command")
@@ -193,8 +212,13 @@ def carry_out(
     """Compute stages and store each as it ends; stages that another run is computing are skipped."""
     study = lab.study
     total = sum(_epochs(study, stage) * len(mine) for stage, mine in work)
-    writers = [metrics.to_csv(folder), metrics.to_tensorboard(folder / "tensorboard")] if work else []
-    written = [writer for writer in (*writers, *callbacks) if writer is not None] if processes.is_first() else []
+    opened = [metrics.to_csv(folder), metrics.to_tensorboard(folder / "tensorboard")] if work else []
+    writers = [writer for writer in opened if writer is not None]
+
+    def callbacks_of(digest: str) -> list[metrics.Callback]:
+        """Return what is called after an epoch of the stage with this digest, in the first process."""
+        return [*(functools.partial(w, digest=digest) for w in writers), *callbacks] if processes.is_first() else []
+
     cached: dict[str, Weights] = {}
     with progress(total, "epochs", quiet=not processes.is_first()) as shown:
         waiting = list(work)
@@ -202,7 +226,7 @@ def carry_out(
             left = []
             for stage, mine in waiting:
                 if not _attempt(
-                    folder, lab, stage, mine, running=running, shown=shown, callbacks=written, cached=cached
+                    folder, lab, stage, mine, running=running, shown=shown, callbacks=callbacks_of, cached=cached
                 ):
                     left.append((stage, mine))
             if len(left) == len(waiting):
@@ -223,7 +247,7 @@ def _attempt(
     *,
     running: Running,
     shown: Progress,
-    callbacks: Sequence[metrics.Callback],
+    callbacks: Callable[[str], Sequence[metrics.Callback]],
     cached: dict[str, Weights],
 ) -> bool:
     """Compute a stage unless another run does, or has yet to finish the one it starts from; whether it is done."""
@@ -243,7 +267,7 @@ def _attempt(
         after = f", after epoch {kept.done} of a killed run" if kept.done else ""
         shown.stage(f"{stage.title}, replicates {mine.start} to {mine.stop - 1}{after}")
         shown.skip(len(mine) * kept.done)
-        on_epoch = _on_epoch(lab, stage, mine, shown, callbacks)
+        on_epoch = _on_epoch(lab, stage, mine, shown, callbacks(target.digest))
         if stage.target is None:
             result = runner.train_dense(lab, stage.coefficients.dense, mine, on_epoch, kept)
             cached.update(settings=stage.settings, replicates=mine, weights=result.weights)
@@ -312,8 +336,10 @@ def report(folder: Path, study: Study, running: Running) -> dict[Coefficients, E
     return found
 
 
-def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, source: str) -> str:
-    """A summary before the run: data, replicates, devices and an estimate of the time."""
+def _introduction(
+    lab: Laboratory, study: Study, dataset: datasets.Dataset, source: str, work: Sequence[tuple[StudyStage, range]]
+) -> str:
+    """A summary before the run: data, replicates, devices and an estimate of the time of the missing stages."""
     examples = len(dataset.train.labels)
     arms = len(study.jumpstart) * len(study.finetune_jumpstart) * len(plan.targets(study))
     epochs = len(study.jumpstart) * sum(study.epochs) + arms * sum(study.finetune_epochs)
@@ -326,9 +352,10 @@ def _introduction(lab: Laboratory, study: Study, dataset: datasets.Dataset, sour
         + (f"; {source}" if source else ""),
         f"pruned: {', '.join(runner.prunable_paths(lab))}",
     ]
-    estimate = 0.0 if lab.step_time is None else placement.hours(lab.step_time, study, epochs, examples)
+    left = sum(_epochs(study, stage) * len(mine) for stage, mine in work)
+    estimate = 0.0 if lab.step_time is None else placement.hours(lab.step_time, study, left, examples)
     if lab.step_time is not None and estimate > 1 / 60:
-        lines.append(f"about {duration(3600 * estimate)} in total, {lab.step_time.source}")
+        lines.append(f"about {duration(3600 * estimate)} for this run, {lab.step_time.source}")
     lines.append("the first epoch of each stage includes compiling it")
     width = standard_output().width
     return "\n".join(

@@ -28,7 +28,7 @@ from experiments.models.options import read_options
 from experiments.recall_distortion.oneshot import prunable
 from experiments.storage import files
 from experiments.storage import settings as recorded
-from experiments.training import phases, replicates, tasks
+from experiments.training import phases, processes, replicates, tasks
 from experiments.training.tasks import Context
 from jprune.recall import Audit
 
@@ -150,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         settings = commands.parse(Tickets, Tickets(), arguments, "python -m experiments.recall_distortion.tickets")
+        processes.check_alone("recall_distortion.tickets")
         print(f"results go to {settings.out}; {settings.replicates} replicates, {settings.levels} levels", flush=True)
         dataset = datasets.load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
         options = commands.to_json(settings)

@@ -28,6 +28,7 @@ from jaxtyping import Array, PyTree
 
 import jprune
 from experiments.data import datasets
+from experiments.training import processes
 from jprune.cli import wrapped
 from jprune.files import write_text
 from jprune.pruning.scores.filters import is_norm_scale
@@ -393,6 +394,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--out", help="CSV file for the table; by default it is only printed")
     given = parser.parse_args(arguments)
+    if given.seeds < 1:
+        parser.error(f"--seeds {given.seeds} must be at least 1")
+    try:
+        processes.check_alone("score_comparison")
+    except ValueError as error:
+        parser.error(str(error))
+    if "trained sparse" in given.families and "weights" not in given.families:
+        print("no differences for 'trained sparse': their reference is in the family 'weights'", file=sys.stderr)
     data = datasets.load(given.dataset, data_dir=given.data_dir, selection="test")
     splits = [
         (jnp.asarray(split.images, jnp.float32).reshape(len(split.labels), -1), jnp.asarray(split.labels))

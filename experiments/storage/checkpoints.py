@@ -103,12 +103,17 @@ def restored(kept: Checkpoints | None, state: PyTree) -> tuple[int, PyTree]:
 
     Args:
       kept: checkpoints of a stage that one process computes, or None.
-      state: state at the start of the stage, with the same structure as the stored ones.
+      state: state at the start of the stage, with the same structure as the stored ones. Where it has a numpy array,
+        so has the result, with the stored dtype; jax would turn float64 into float32.
+
+    Raises:
+      StoreError: as ``unpack``.
     """
     if kept is None or not kept.done:
         return 0, state
     stored = unpack(kept.load(), state)
-    return kept.done, with_keys(jax.tree.map(jnp.asarray, stored), state)
+    arrays = jax.tree.map(lambda x, to: x if isinstance(to, np.ndarray) else jnp.asarray(x), stored, state)
+    return kept.done, with_keys(arrays, state)
 
 
 def keep(kept: Checkpoints | None, done: int, state: PyTree) -> None:
@@ -126,7 +131,8 @@ def unpack(arrays: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
     """Put packed arrays back into a tree like the one that was packed; random keys stay numbers (see ``with_keys``).
 
     Raises:
-      StoreError: the tree has other leaves, as after an update of a library.
+      StoreError: the tree has other leaves or shapes, as after an update of a library or on another kind of device. The
+        first axis, of replicates or epochs, may have another length.
     """
     leaves, treedef = jax.tree.flatten(like)
     if len(arrays) != len(leaves):
@@ -134,7 +140,18 @@ def unpack(arrays: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
             f"the checkpoint has {len(arrays)} arrays and the state of this version {len(leaves)}; delete the folder "
             "whose name contains _after_, and rerun the same command"
         )
-    return jax.tree.unflatten(treedef, [arrays[name] for name in sorted(arrays)])
+    found = [arrays[name] for name in sorted(arrays)]
+    for number, (array, leaf) in enumerate(zip(found, leaves, strict=True)):
+        if not hasattr(leaf, "dtype"):
+            continue
+        shape, wanted = array.shape, _plain(leaf).shape
+        if len(shape) != len(wanted) or shape[1:] != wanted[1:]:
+            raise StoreError(
+                f"array {number} of the checkpoint has the shape {shape} and that of this run {wanted}: it is from "
+                "another version or another kind of device; continue it there, or delete the folder whose name "
+                "contains _after_, and rerun the same command"
+            )
+    return jax.tree.unflatten(treedef, found)
 
 
 def plain(tree: PyTree) -> PyTree:

@@ -41,7 +41,7 @@ class Phase(NamedTuple):
 
     Attributes:
       recipe: training recipe.
-      begin: (params, stats, key) -> TrainState.
+      begin: (params, stats, key) or (params, stats, key, masks) -> TrainState.
       epoch: (TrainState, int32 epoch, train split, validation split) -> (TrainState, EpochMetrics);
         donates the state. In a host loop, it calls only the first steps and returns their state.
       mesh: devices of the replicates.
@@ -63,7 +63,7 @@ def compile_phase(
     Args:
       task: task that computes loss and logits.
       recipe: recipe of the phase.
-      where: predicate of the prunable leaves, whose zeros at the start stay zero.
+      where: predicate of the leaves that have a mask.
       placement: where replicates run, and whether an epoch is one program or a host loop of steps.
       examples: number of training examples.
       validation: number of validation examples.
@@ -120,7 +120,7 @@ def compile_phase(
 
 def fit(
     phase: Phase,
-    entering: tuple[PyTree, PyTree, jax.Array],
+    entering: tuple[PyTree, ...],
     train: datasets.Split,
     validation: datasets.Split,
     on_epoch: Callable[[int, EpochMetrics], None] = lambda epoch, metrics: None,
@@ -131,7 +131,7 @@ def fit(
 
     Args:
       phase: its programs.
-      entering: params, stats and keys, each with a leading replicate axis.
+      entering: params, stats, keys and, after pruning, masks, each with a leading replicate axis.
       train: training split, on the devices.
       validation: validation split, on the devices.
       on_epoch: called after each epoch with its number, counted from 1, and its metrics. It is called when

@@ -196,6 +196,22 @@ def _port_of_step(environment: Mapping[str, str]) -> str | None:
     return str(65536 - 2**12 + number % 2**12)
 
 
+def check_alone(program: str) -> None:
+    """Refuse several processes of a program that runs in one.
+
+    Args:
+      program: its name, such as ``score_comparison``.
+
+    Raises:
+      ValueError: a launcher has started several processes.
+    """
+    if (count := launchers.launched(os.environ)) > 1:
+        raise ValueError(
+            f"a launcher started {count} or more processes, but {program} runs in one; start one process, because each "
+            "would compute the same"
+        )
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes files and prints."""
     return jax.process_index() == 0

@@ -174,7 +174,7 @@ def optimizer(task: Task, recipe: Recipe, steps: int, where: Where) -> optax.Gra
       task: task that computes the preactivations for the penalty.
       recipe: coefficients and learning rates.
       steps: number of steps in an epoch.
-      where: predicate of the prunable leaves, whose zeros at init stay zero.
+      where: predicate of the leaves that have a mask; ``begin`` sets the masks.
     """
     schedule = recipe.learning_rate(steps)
     if recipe.optimizer == "adam":
@@ -189,13 +189,26 @@ def optimizer(task: Task, recipe: Recipe, steps: int, where: Where) -> optax.Gra
     )
 
 
-def begin(tx: optax.GradientTransformation, params: PyTree, stats: PyTree, key: jax.Array) -> TrainState:
-    """Return the state before the first step. Its arrays are copies, because each epoch donates the state."""
+def begin(
+    tx: optax.GradientTransformation, params: PyTree, stats: PyTree, key: jax.Array, masks: PyTree = None
+) -> TrainState:
+    """Return the state before the first step. Its arrays are copies, because each epoch donates the state.
+
+    Args:
+      tx: result of ``optimizer``.
+      params: parameters of one replicate.
+      stats: its other state.
+      key: key of the phase.
+      masks: bool arrays for the leaves that ``tx`` selects: False where a weight was pruned and stays 0. None to train
+        every weight, also those that are 0 at the start, such as kernels that are initialized with zeros.
+    """
     params, stats, best_params, best_stats = jax.tree.map(jnp.copy, (params, stats, params, stats))
+    opt_state = tx.init(params)
+    masks = jax.tree.map(jnp.ones_like, jprune.masks_of(opt_state)) if masks is None else masks
     return TrainState(
         params=params,
         stats=stats,
-        opt_state=tx.init(params),
+        opt_state=jprune.with_masks(opt_state, masks),
         key=key,
         step=jnp.int32(0),
         stopped=jnp.int32(-1),

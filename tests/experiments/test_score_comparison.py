@@ -22,6 +22,20 @@ def test_differences_are_paired_by_seed_with_an_interval_over_seeds():
     assert (second["difference"], second["low"], second["high"]) == ("-0.0750", "-0.3927", "+0.2427")
 
 
+def test_no_seed_and_several_processes_are_refused_and_a_missing_reference_is_named(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        comparison.main(["--seeds", "0"])
+    assert capsys.readouterr().err.endswith("error: --seeds 0 must be at least 1\n")
+    monkeypatch.setattr(comparison.datasets, "load", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        comparison.main(["--families", "trained sparse"])
+    assert "no differences for 'trained sparse': their reference is in the family 'weights'" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(SystemExit):
+        comparison.main([])
+    assert "a launcher started 4 or more processes, but score_comparison runs in one" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.optax_promotes
 def test_a_short_run_writes_what_every_method_keeps(tmp_path):

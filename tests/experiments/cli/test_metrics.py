@@ -52,6 +52,24 @@ def test_every_epoch_and_replicate_is_a_row_of_the_csv(tmp_path):
     np.testing.assert_array_equal(table["loss"], [2, 1, 0, np.nan, 0.5, np.inf])
 
 
+def test_the_digest_tells_studies_of_one_folder_apart(tmp_path):
+    """In a file of an earlier version, whose header has no such column, rows stay as they were."""
+    loss = {"loss": np.array([0.5], np.float32)}
+    for digest in ("aaaa", "bbbb"):
+        metrics.to_csv(tmp_path)("t = 4", range(1), 1, loss, digest=digest)
+    assert pd.read_csv(tmp_path / "metrics.csv")["digest"].tolist() == ["aaaa", "bbbb"]
+    (tmp_path / "metrics.csv").write_text("stage,replicate,epoch,loss\nt = 4,0,1,0.5\n")
+    metrics.to_csv(tmp_path)("t = 4", range(1), 2, loss, digest="aaaa")
+    assert pd.read_csv(tmp_path / "metrics.csv")["epoch"].tolist() == [1, 2]
+
+
+def test_a_run_of_tensorboard_is_named_by_stage_replicates_and_digest(tmp_path):
+    pytest.importorskip("tensorboardX", reason="needs the extra tensorboard")
+    loss = {"loss": np.array([0.5], np.float32)}
+    metrics.to_tensorboard(tmp_path / "board")("t = 4", range(1), 1, loss, digest="aaaabbbbcccc")
+    assert [path.name for path in (tmp_path / "board").iterdir()] == ["t = 4, 0-0, aaaabbbb"]
+
+
 def test_a_file_that_another_run_creates_first_keeps_its_header_and_row(tmp_path, monkeypatch):
     path, link = tmp_path / "metrics.csv", os.link
 

@@ -12,7 +12,7 @@ import pytest
 from experiments.data import datasets
 from experiments.jumpstart_grid import image_grid, moons, presets, uci_tables
 from experiments.jumpstart_grid.config import Grid, GridRunning
-from experiments.storage import checkpoints, store
+from experiments.storage import checkpoints, files, store
 
 TRAINS = pytest.mark.optax_promotes
 
@@ -205,6 +205,20 @@ def test_on_an_accelerator_a_stage_has_all_seeds(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     (stage,) = image_grid.plan(grid)
     assert (stage.seeds, stage.work) == (range(3), 6)
+
+
+def test_a_checkpoint_of_a_cpu_is_refused_on_an_accelerator(tmp_path, monkeypatch):
+    """There the states of the networks are stacked in one array."""
+    sizes = {"depths": (1,), "widths": (2,), "epochs": 2, "batch": 404, "lr": (0.01,)}
+    (stage,) = image_grid.plan(Grid(kind="images", datasets=("digits",), methods=("relu",), **sizes))
+    setup, dataset = image_grid.Setup(**stage.settings), datasets.load("digits", selection="test")
+    target = store.stage(tmp_path, "images", stage.settings, stage.seeds)
+    _, state = image_grid.start(setup, dataset, 0)
+    kept = checkpoints.Checkpoints(target, stage.settings, 0)
+    kept.save(1, checkpoints.pack(([state], np.zeros((1, 1, 2)))))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(files.StoreError, match="or another kind of device; continue it there, or delete the folder"):
+        image_grid.carry_out(GridRunning(), stage, lambda _: None, kept)
 
 
 def test_a_table_is_refused_as_data_set_for_convolutions():

@@ -3,6 +3,7 @@
 import io
 import math
 from functools import partial
+from pathlib import Path
 
 import chex
 import jax
@@ -112,6 +113,16 @@ def test_every_image_is_streamed_once_and_processes_decode_parts_of_the_same_bat
         np.testing.assert_array_equal(np.concatenate([half[number][1] for half in halves]), labels)
 
 
+def test_every_validation_image_is_evaluated_once_and_filling_images_never_count():
+    """Ten images in batches of four: the last two of the third batch are filling, with the label -1."""
+    settings = ImageNet(batch=4, size=8)
+    whole = list(imagenet.batches(Source(), settings, None))
+    assert np.concatenate([labels for _, labels in whole]).tolist() == [*range(10), -1, -1]
+    np.testing.assert_array_equal(whole[2][0][:2, 0, 0, 0], [80, 90])
+    halves = [list(imagenet.batches(Source(), settings, None, (i, 2))) for i in range(2)]
+    assert [labels.tolist() for _, labels in halves[1]] == [[2, 3], [6, 7], [-1, -1]]
+
+
 def test_the_central_crop_is_7_8_of_the_shorter_side():
     """The 14 x 14 crop of a white 16 x 32 image with a black border of one pixel is all white."""
     pixels = np.full((16, 32, 3), 255, np.uint8)
@@ -125,6 +136,29 @@ def test_the_central_crop_is_7_8_of_the_shorter_side():
     assert jnp.asarray(crops[0]).shape == (14, 14, 3)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_processes_join_before_training_and_the_first_one_alone_writes(monkeypatch, capsys, tmp_path, first):
+    calls = []
+    for name in ("start", "watch_peers", "leave", "give_up"):
+        monkeypatch.setattr(imagenet.processes, name, lambda name=name: calls.append(name))
+    monkeypatch.setattr(imagenet.processes, "is_first", lambda: first)
+    monkeypatch.setattr(imagenet.image_sets, "stream", lambda *_: Source())
+    monkeypatch.setattr(imagenet, "train", lambda *given: calls.append(len(given[3]) > 0))
+    assert imagenet.main(["--out", str(tmp_path)]) == 0
+    assert calls == ["start", "watch_peers", first, "leave"]
+    assert (tmp_path / "config.json").exists() == first == bool(capsys.readouterr().out)
+    monkeypatch.setattr(imagenet, "train", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        imagenet.main(["--out", str(tmp_path)])
+    assert calls[-1] == "give_up"
+
+
+def test_studies_in_one_folder_have_their_own_weights():
+    settings = [ImageNet(method="plain"), ImageNet(), ImageNet(seed=1)]
+    assert len({imagenet.weights_of(one) for one in settings}) == 3
+    assert imagenet.weights_of(ImageNet(data_dir=Path("there"))) == imagenet.weights_of(ImageNet())
+
+
 @pytest.mark.slow
 @pytest.mark.optax_promotes
 def test_a_killed_training_continues_after_its_last_epoch_with_the_same_weights(tmp_path, monkeypatch):
@@ -134,7 +168,7 @@ def test_a_killed_training_continues_after_its_last_epoch_with_the_same_weights(
     settings = {"epochs": 3, "batch": 4, "size": 16, "lr": 0.05}
 
     class Killed(Exception):
-        """The run ends after its second epoch."""
+        """The run ends in its second epoch, when it has logged it."""
 
     def die(_stage, _replicates, epoch, _metrics):
         if epoch == 2:
@@ -149,8 +183,8 @@ def test_a_killed_training_continues_after_its_last_epoch_with_the_same_weights(
         epochs = []
         note = lambda _stage, _replicates, epoch, _metrics, to=epochs: to.append(epoch)
         accuracies = imagenet.train(given, Source(), Source(), [note])
-        assert epochs == ([3] if callbacks else [1, 2, 3])
-        found[name] = accuracies, files.read_weights(tmp_path / name / "weights")
+        assert epochs == ([2, 3] if callbacks else [1, 2, 3])
+        found[name] = accuracies, files.read_weights(imagenet.weights_of(given))
     chex.assert_trees_all_equal(found["whole"], found["parts"])
     again = imagenet.train(given, Source(), Source(), [die])
     chex.assert_trees_all_equal(again, accuracies)

@@ -146,7 +146,9 @@ def test_the_help_names_every_method_of_every_kind(capsys):
 
 @TRAINS
 def test_a_run_stores_and_reports_every_cell(tmp_path, capsys):
+    (tmp_path / "pruned.csv").write_text("of another grid")
     assert _run(tmp_path, *TINY) == 0
+    assert not (tmp_path / "pruned.csv").exists()
     printed = capsys.readouterr().out
     assert "moons, UP: training accuracy" in printed
     assert "ours / published" not in printed  # the published grid has no network of depth 2
@@ -275,6 +277,12 @@ def test_dropout_ends_where_its_rate_is_zero(monkeypatch):
     assert sum(worked) == moons.plan(grid)[0].work == 10
     assert np.isfinite(tables["cells"]["loss_last"]).all()
     assert np.asarray(tables["statuses"]["units"]).shape == (1, 4)
+
+
+def test_only_methods_with_dropout_have_a_new_version():
+    """Their networks depended on the other networks of the program; those of the other methods did not change."""
+    versions = {s.settings["method"]: s.settings["version"] for s in moons.plan(Grid(methods=tuple(moons.METHODS)))}
+    assert versions == {**dict.fromkeys(moons.METHODS, 3), "UP-zero": 4}
 
 
 @TRAINS

@@ -261,6 +261,21 @@ def test_running_moments_follow_the_batch_with_momentum():
     np.testing.assert_allclose(state.running.variance, 0.99 + 0.01 * moments.variance, rtol=1e-6)
 
 
+@pytest.mark.parametrize("layer", ["conv", "dense"])
+def test_dropout_of_a_run_does_not_depend_on_the_other_runs_of_its_program(layer):
+    """A run of width 2 alone, and second in a program of width 3: the same factors for its own units."""
+    alone, padded = (Architecture(3, width, train=11, layer=layer) for width in (2, 3))
+    run, others = tn.ThinRun(2, 1), [tn.ThinRun(3, 0), tn.ThinRun(2, 0)]
+    one, two = (
+        tn._dropout(arch, tn.start(arch, tn.ThinRecipe(dropout=True), runs)._replace(epoch=jnp.int32(500)))
+        for arch, runs in ((alone, [run]), (padded, [others[0], run, others[1]]))
+    )
+    np.testing.assert_array_equal(one[0][0], two[0][1])
+    own = np.asarray(two[1][:, 1]).reshape(2, padded.positions, 3, 11)[:, :, :2]
+    np.testing.assert_array_equal(np.asarray(one[1][:, 0]).reshape(own.shape), own)
+    assert len(np.unique(np.asarray(two[0]).reshape(3, -1), axis=0)) == 3, "every run draws its own"
+
+
 def test_dropout_spares_validation_examples():
     arch = Architecture(3, 4, train=11)
     runs = [tn.ThinRun(4, seed) for seed in range(20)]

@@ -12,6 +12,7 @@ from flax import nnx
 import jprune
 from experiments import recall_distortion
 from experiments.data import datasets
+from experiments.models import own
 from experiments.models.options import read_options
 from experiments.recall_distortion import plan, runner
 from experiments.recall_distortion.config import Running, Study
@@ -66,6 +67,20 @@ class Biased(nnx.Module):
 
     def __call__(self, x):
         return jnp.broadcast_to(self.bias[...], (len(x), 3))
+
+
+class Residual(nnx.Module):
+    """A model whose residual branch starts at zero."""
+
+    def __init__(self, *, rngs):
+        self.one = nnx.Linear(4, 6, rngs=rngs)
+        self.up = nnx.Linear(6, 6, rngs=rngs)
+        self.down = nnx.Linear(6, 6, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.head = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.one(x))
+        return self.head(x + self.down(nnx.relu(self.up(x))))
 
 
 class Flat(nnx.Module):
@@ -134,6 +149,24 @@ def test_the_hash_has_options_shapes_normalization_and_the_source_of_the_class()
     assert digest(model=Net6) != before
 
 
+def test_the_hash_of_the_source_covers_helpers_and_base_classes(tmp_path, monkeypatch):
+    """A helper that the class calls, and the module of its base class, change the hash; another module does not."""
+    monkeypatch.syspath_prepend(tmp_path)
+    base = "class Base:\n    scale = 1\n"
+    model = "from base_NUMBER import Base\ndef helper(x):\n    return x\nclass Net(Base):\n    pass\n"
+    versions = [(base, model), (base, model), (base, model.replace("return x", "return -x"))]
+    versions.append((base.replace("1", "2"), model))
+    found = []
+    for number, (of_base, of_model) in enumerate(versions):
+        (tmp_path / f"base_{number}.py").write_text(of_base)
+        (tmp_path / f"model_{number}.py").write_text(
+            of_model.replace("base_NUMBER", "base_0" if number < 3 else "base_3")
+        )
+        found.append(own.source_digest(own.load(f"model_{number}:Net")))
+    assert found[0] == found[1]
+    assert len({*found}) == 3
+
+
 @pytest.mark.parametrize(
     ("model", "options"),
     [
@@ -165,6 +198,29 @@ def test_a_study_from_python_prunes_the_given_kernels(tmp_path, model, options):
     assert rows["kept"].tolist() == [kept, kept]
     assert calls == [(1, 2), (2, 2), (1, 2), (1, 2)]
     assert (tmp_path / "report.html").exists()
+
+
+def test_a_kernel_that_starts_at_zero_is_trained_in_every_phase_unless_its_weight_is_pruned():
+    """96 of 135 parameters are prunable, so 28 are kept at t = 2; a weight of a dead unit stays at its zero."""
+    study = Study(
+        model="m:Residual", ratios=(1, 2), scores=("random",), batch=16, epochs=(2,), finetune_epochs=(2,), lr=(0.1,)
+    )
+    lab = runner.equip(study, DATA, Running(chunk=1, form="vmap", loop="scan"), Residual)
+    dense = runner.train_dense(lab, 0.0, range(1), lambda *_: None).weights
+    assert (dense["0/down/kernel"] != 0).all()
+    again = {**dense, "0/down/kernel": np.zeros_like(dense["0/down/kernel"])}
+    for target in plan.targets(study):
+        found = runner.prune_and_finetune(lab, target, 0.0, range(1), dense=again, on_epoch=lambda *_: None)
+        nonzero = {name: int((found.weights[f"0/{name}/kernel"] != 0).sum()) for name in ("one", "up", "down")}
+        assert found.summary.get("kept_by_mask", [96]) == [28 if target.ratio == 2 else 96]
+        assert nonzero["down"] > 0
+        assert sum(nonzero.values()) <= (28 if target.ratio == 2 else 96)
+
+
+def test_stages_of_own_models_have_another_digest_than_those_of_the_version_that_did_not_train_zeros():
+    study = Study(model="tests.experiments.models.test_own:Net", dataset="toy")
+    assert plan.model_settings(study, DATA)["version"] == 2
+    assert plan.model_settings(Study(model="mlp"), DATA) == {"model": "mlp"}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from rich.console import Console
 
 import jprune
 from experiments.recall_distortion import __main__ as recall_distortion
-from experiments.recall_distortion import config, evidence, oneshot, plan, presets, report, results, runner
+from experiments.recall_distortion import config, evidence, oneshot, placement, plan, presets, report, results, runner
 from experiments.recall_distortion import study as studies
 from experiments.recall_distortion.config import Running
 from experiments.recall_distortion.plan import Coefficients, PruningTarget
@@ -60,6 +60,8 @@ def study():
 def folder(study, tmp_path_factory):
     """The results of a small study that has been run once for all tests of this module."""
     folder = tmp_path_factory.mktemp("study") / "small"
+    folder.mkdir()
+    (folder / "comparison.csv").write_text("of an earlier report, and removed by one without --compare")
     studies.compute(folder, study, RUNNING)
     return folder
 
@@ -88,6 +90,10 @@ def test_every_file_is_there(folder, study):
     assert config.study_from_json(written["study"]) == study
     assert written["versions"]["jax"] == jax.__version__
     curves = pd.read_csv(folder / "metrics.csv")
+    assert {path.parent.name for path in (folder / "store").glob("*/*")} >= {
+        f"{'dense' if 'dense' in stage else 'pruned'}-{digest}"
+        for stage, digest in zip(curves.stage, curves.digest, strict=True)
+    }
     assert len(curves) == 3 * 2 * (2 + 3 * 1)  # replicates, coefficients, epochs of dense training and of 3 prunings
     page = (folder / "report.html").read_text()
     assert "<svg" in page
@@ -142,6 +148,79 @@ def test_channels_are_removed_whole_and_stay_zero_in_fine_tuning(folder, tmp_pat
         assert not weights["0/hidden/1/bias"][replicate][~second].any()
         a, b = int(first.sum()), int(second.sum())
         assert 25_100 - 400 < 64 * a + a * b + 10 * b <= 25_100  # less than the largest channel below the target
+
+
+def test_biases_of_removed_channels_stay_zero_with_the_penalty_in_fine_tuning():
+    """The penalty has a gradient for the bias of a unit without inputs, of which half or more are removed."""
+    study = small(
+        structure="channels", ratios=(4,), scores=("magnitude",), jumpstart=(0.0,), finetune_jumpstart=(1.0,),
+        model="dense", model_options=("depth=2", "width=20"), replicates=1,
+    )  # fmt: skip
+    lab = runner.equip(study, plan.load(study), Running(chunk=1, form="vmap", loop="scan"))
+    dense = runner.train_dense(lab, 0.0, range(1), lambda *_: None).weights
+    target = PruningTarget("magnitude", 4.0)
+    weights = runner.prune_and_finetune(lab, target, 1.0, range(1), dense=dense, on_epoch=lambda *_: None).weights
+    for layer in ("hidden/0", "hidden/1"):
+        removed = ~weights[f"0/{layer}/kernel"][0].any(0)
+        assert removed.sum() >= 5
+        assert not weights[f"0/{layer}/bias"][0][removed].any()
+        assert weights[f"0/{layer}/bias"][0][~removed].all()
+
+
+def test_settings_change_where_other_weights_are_now_fixed_in_fine_tuning_and_only_there(folder, study):
+    known = results.known(folder, study)
+    hashed = lambda penalty, **changes: plan.pruned_settings(
+        dataclasses.replace(study, **changes), known, Coefficients(0.0, penalty), PruningTarget("random", 2.0)
+    ).get("masks")
+    channels = {"structure": "channels", "scores": ("random",)}
+    assert [hashed(0.0), hashed(0.1), hashed(0.0, **channels), hashed(0.0, rounding=4, finetune_epochs=(0,))] == [
+        None
+    ] * 4
+    assert [hashed(0.1, **channels), hashed(0.0, rounding=4)] == [2, 2]
+
+
+def test_options_of_the_data_apply_to_arrays_from_python_or_are_refused(tmp_path, monkeypatch):
+    """Classes 2 and 1 of three, 40 examples each: 10 of each test, and with validation 3, 27 and 27 / 9 train."""
+    arrays = {"x_train": np.arange(120, dtype=np.float32)[:, None] * [1, 2], "y_train": np.arange(120) % 3}
+    used = []
+    monkeypatch.setattr(studies, "compute", lambda *_, dataset, **__: used.append(dataset) or {})
+    studies.run("mlp", arrays, small(classes=("2", "1"), imbalance=9.0), out=tmp_path)
+    assert used[0].class_names == ("2", "1")
+    assert np.bincount(used[0].train.labels).tolist() == [27, 3]
+    assert np.bincount(used[0].test.labels).tolist() == [10, 10]
+    with pytest.raises(ValueError, match=r"image_size=\(4, 4\) does not apply to data given as arrays"):
+        studies.run("mlp", arrays, small(image_size=(4, 4)), out=tmp_path)
+    for name, value in (("classes", ("0", "1")), ("imbalance", 2.0), ("selection", "test"), ("image_size", (4, 4))):
+        with pytest.raises(ValueError, match=f"{name}=.* does not apply to data given as a Dataset"):
+            studies.run("mlp", used[0], small(**{name: value}), out=tmp_path)
+
+
+def test_changed_class_names_are_refused_as_reports_would_have_the_old_ones(study, tmp_path):
+    dataset = plan.load(study)
+    results.store_data(tmp_path, study, dataset)
+    results.store_data(tmp_path, study, dataset)
+    renamed = dataclasses.replace(dataset, class_names=("zero", *dataset.class_names[1:]))
+    with pytest.raises(store.StoreError, match=r"has the class names 0, 1, .* but digits now has zero, 1"):
+        results.store_data(tmp_path, study, renamed)
+
+
+def test_a_limit_keeps_validation_and_test_the_same_if_the_test_split_selects(study):
+    dataset = plan.load(dataclasses.replace(study, limit=50, selection="test"))
+    assert len(dataset.test.labels) == 50
+    assert dataset.validation is dataset.test
+    apart = plan.load(dataclasses.replace(study, limit=50))
+    assert (apart.validation.images != apart.test.images).any()
+
+
+def test_the_estimated_hours_are_those_of_the_missing_stages_of_this_run(study, monkeypatch):
+    """Two replicates of dense training, 2 epochs each, and one of the control, 1 epoch."""
+    dataset, counted = plan.load(study), []
+    lab = runner.equip(study, dataset, RUNNING)
+    monkeypatch.setattr(placement, "hours", lambda step, study, epochs, examples: counted.append(epochs) or 2.0)
+    dense, control, *_ = plan.stages(study, plan.known(study, dataset), Coefficients(0.0))
+    shown = studies._introduction(lab, study, dataset, "", [(dense, range(1, 3)), (control, range(1))])
+    assert counted == [5]
+    assert "about 2.0 h for this run" in shown
 
 
 def test_a_model_without_removable_channels_is_refused_by_name():
@@ -348,11 +427,11 @@ def test_a_report_is_of_the_replicates_that_are_asked_for(folder, study):
 def test_the_signed_legacy_keeps_more_than_asked_where_scores_are_negative():
     params = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4)}
     scores = {"kernel": jnp.array([[4.0, 3.0, 2.0, 1.0], [-4.0, -3.0, -0.5, -0.1]])}
-    pruned, kept = oneshot.prune(params, scores, jnp.int32(3), signed=True)
+    pruned, _, kept = oneshot.prune(params, scores, jnp.int32(3), signed=True)
     # The third largest signed score is 2; -4 and -3 are larger in magnitude and stay too.
     assert int(kept) == 5
     np.testing.assert_array_equal(pruned["kernel"], [[1, 2, 3, 0], [5, 6, 0, 0]])
-    exact, kept = oneshot.prune(params, {"kernel": jnp.abs(scores["kernel"])}, jnp.int32(3))
+    exact, _, kept = oneshot.prune(params, {"kernel": jnp.abs(scores["kernel"])}, jnp.int32(3))
     assert int(kept) == 3
     assert int((exact["kernel"] != 0).sum()) == 3
 
@@ -366,8 +445,8 @@ def test_one_program_prunes_to_every_count_and_a_floor_keeps_the_largest_of_each
         (4, [9, -8, 7, 0], [0, 3, 0]),
         (6, [9, -8, 7, -6], [0, 3, -2]),
     ):
-        pruned, kept = prune(params, scores, jnp.int32(keep))
-        assert int(kept) == keep
+        pruned, masks, kept = prune(params, scores, jnp.int32(keep))
+        assert int(kept) == keep == sum(int(mask.sum()) for mask in jax.tree.leaves(masks))
         np.testing.assert_array_equal(pruned["a"]["kernel"][0], first)
         np.testing.assert_array_equal(pruned["b"]["kernel"][0], second)
 

@@ -65,6 +65,13 @@ def test_wrong_options_are_refused_before_anything_is_written(capsys, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_several_processes_are_refused_before_anything_is_written(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert tickets.main(["--out", str(tmp_path / "out")]) == 1
+    assert "4 or more processes, but recall_distortion.tickets runs in one" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_batch_larger_than_the_training_split_is_refused():
     with pytest.raises(ValueError, match="batch=1000 is more than the 81 training examples"):
         next(tickets.predictions(dataclasses.replace(TOY, batch=1000), DATA))

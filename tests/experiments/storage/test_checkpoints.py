@@ -40,6 +40,14 @@ def test_a_state_comes_back_bit_for_bit_with_its_random_keys(tmp_path):
     chex.assert_trees_all_equal(jax.random.bits(found["key"][0]), jax.random.bits(state()["key"][0]))
 
 
+def test_host_arrays_come_back_as_numpy_with_their_dtype(tmp_path):
+    """405 of 450 is .9 in float64; in float32 it is .89999998, which would count as not trained."""
+    of(tmp_path).save(1, checkpoints.pack((jnp.ones(2), np.array([[405 / 450]]))))
+    _, (weights, accuracies) = checkpoints.restored(of(tmp_path), (jnp.zeros(2), np.zeros((0, 1))))
+    assert isinstance(weights, jax.Array)
+    assert (type(accuracies), accuracies.dtype, accuracies.tolist()) == (np.ndarray, np.float64, [[0.9]])
+
+
 def test_only_the_latest_is_kept_and_it_is_cleared_when_the_stage_is_stored(tmp_path):
     kept = of(tmp_path)
     assert (kept.done, of(tmp_path).done) == (0, 0)
@@ -86,6 +94,11 @@ def test_an_altered_file_and_another_structure_are_refused(tmp_path):
     of(tmp_path).save(3, checkpoints.pack(state()))
     with pytest.raises(StoreError, match=r"has 3 arrays and the state of this version 2; delete the folder"):
         checkpoints.restored(of(tmp_path), {"weights": jnp.zeros(2), "key": jnp.zeros(2)})
+    stacked = jax.tree.map(lambda x: x[None], state())  # as on an accelerator, where all networks are one array
+    with pytest.raises(
+        StoreError, match=r"array 0 of the checkpoint has the shape \(2, 2\) .* run \(1, 2, 2\).*delete"
+    ):
+        checkpoints.restored(of(tmp_path), stacked)
     (folder,) = tmp_path.glob("dense_after_3-*/00000-00002/weights")
     file = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     file.write_bytes(b"x" + file.read_bytes()[1:])

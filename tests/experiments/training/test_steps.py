@@ -132,7 +132,8 @@ def test_steps_are_those_of_sgd_with_momentum_and_decay_worked_out_by_numpy(nest
     recipe = Recipe((1, 2), (0.5, 0.05), batch=5, nesterov=nesterov, weight_decay=0.1)
     state, metrics = train(LINEAR, recipe)
     weights, _, key = entering(LINEAR, [0])
-    orders = [np.asarray(steps.open_epoch(steps.begin(NO_TX, {}, {}, key[0]), e, 12).order) for e in range(3)]
+    begun = steps.begin(jprune.keep_zeros(), {"kernel": jnp.zeros((3, 2))}, {}, key[0])
+    orders = [np.asarray(steps.open_epoch(begun, e, 12).order) for e in range(3)]
     expected, losses = numpy_sgd(np.asarray(weights["kernel"][0]), recipe, orders)
     np.testing.assert_allclose(state.params["kernel"][0], expected, rtol=2e-5)
     np.testing.assert_allclose([m.train_loss[0] for m in metrics], np.reshape(losses, (3, 2)).mean(1), rtol=1e-5)
@@ -163,12 +164,8 @@ def test_a_constant_schedule_is_not_part_of_the_settings_of_a_recipe():
     assert Recipe((1,), (0.1,), schedule="one-cycle").settings()["schedule"] == "one-cycle"
 
 
-class NO_TX:
-    init = staticmethod(lambda params: ())
-
-
 def test_an_epoch_sees_every_example_once_and_the_next_in_another_order():
-    state = steps.begin(NO_TX, {}, {}, jax.random.key(1))
+    state = steps.begin(jprune.keep_zeros(), {"kernel": jnp.zeros((2, 2))}, {}, jax.random.key(1))
     orders = [np.asarray(steps.open_epoch(state, jnp.int32(e), 12).order) for e in range(2)]
     assert [sorted(order) for order in orders] == [list(range(12))] * 2
     assert orders[0].tolist() != orders[1].tolist()
@@ -248,14 +245,18 @@ def test_numbers_are_exactly_the_same_on_the_same_placement():
     np.testing.assert_array_equal(runs[0].params["kernel"], runs[1].params["kernel"])
 
 
-def test_weights_that_are_zero_at_the_start_stay_zero():
-    def sparse(key):
-        params, stats = init(key)
-        return {"kernel": params["kernel"].at[1].set(0.0), "bias": jnp.zeros(2)}, stats
-
-    state, _ = train(dataclasses.replace(LINEAR, init=sparse), Recipe((3,), (0.5,), batch=4))
-    assert (state.params["kernel"][0, 1] == 0).all()
-    assert (state.params["kernel"][0, [0, 2]] != 0).all()
+def test_a_weight_stays_zero_if_its_mask_is_false_and_not_because_it_starts_at_zero():
+    """The first row of the kernel starts at zero; the mask removes the second row."""
+    _, phase = compiled(LINEAR, Recipe((3,), (0.5,), batch=6), Placement(ONE), 12)
+    weights = jnp.ones((1, 3, 2)).at[0, :2].set(0.0)
+    key = replicates.place(np.zeros(1, np.int32), ONE)
+    entering = {"kernel": weights}, {"seen": jnp.zeros(1, jnp.int32)}, jax.vmap(jax.random.key)(key)
+    for masks, rows in (
+        (None, [True, True]),
+        ({"kernel": jnp.ones((1, 3, 2), bool).at[0, 1].set(False)}, [True, False]),
+    ):
+        state, _ = phases.fit(phase, (*entering, masks), on_device(SPLIT), on_device(SPLIT))
+        assert (np.asarray(state.params["kernel"])[0, :2] != 0).all(1).tolist() == rows
 
 
 @pytest.mark.parametrize("epoch", [pytest.param("scan", marks=pytest.mark.slow), "steps"])
