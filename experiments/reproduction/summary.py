@@ -258,6 +258,11 @@ def _collapse(tables: Tables) -> str:
         f"**{answer}** With 125 weights left, {undecayed} Fashion-MNIST LeNets are at chance after "
         f"undecayed pruning and {magnitude} after magnitude pruning."
     )
+    free = tables.recalls.get(explanations.FEW_WEIGHTS)
+    if free is not None:
+        others = [row for row in explanations.collapse_table(free).itertuples() if row.keep != 125]
+        counts = [f"{row.undecayed} and {row.magnitude} of {row.networks} with {row.keep:,} weights" for row in others]
+        text += f" It is {', and '.join(counts)}." if counts else ""
     rows = explanations.with_floor(tables.recalls)
     if rows is not None and 125 in rows["keep"].to_numpy():
         shown = {}
@@ -266,7 +271,7 @@ def _collapse(tables: Tables) -> str:
             counts = f"{each.undecayed} and {each.magnitude} of {each.networks}"
             shown[each.keep] = f"{counts} (difference of the shares [{low}, {high}])"
         others = [keep for keep in rows.loc[rows["p"] < explanations.P, "keep"] if keep != 125]
-        text += f" If every layer keeps at least 10 of them, it is {shown[125]}"
+        text += f" If every layer keeps at least 10 of 125 weights, it is {shown[125]}"
         text += "".join(f"; with {keep:,} weights, {shown[keep]}" for keep in others) + "."
         if len(rows) > 1 and (rows["p"] >= explanations.P).all():
             fewest, most = rows["keep"].min(), rows["keep"].max()
