@@ -18,6 +18,7 @@ from experiments.reproduction.hypotheses import CIFAR, PUBLISHED_COUNTS, SAME_DE
 from experiments.reproduction.ledger import DENSE, Recalls
 from experiments.reproduction.verdicts import wilson
 from jprune.recall import Interval, t_interval
+from jprune.recall.report.words import listed
 
 _WIDTH = 120
 NEW_SEEDS = "moons-pruned-seeds"
@@ -260,9 +261,11 @@ def _collapse(tables: Tables) -> str:
     )
     free = tables.recalls.get(explanations.FEW_WEIGHTS)
     if free is not None:
-        others = [row for row in explanations.collapse_table(free).itertuples() if row.keep != 125]
-        counts = [f"{row.undecayed} and {row.magnitude} of {row.networks} with {row.keep:,} weights" for row in others]
-        text += f" It is {', and '.join(counts)}." if counts else ""
+        found: dict[str, list[str]] = {}
+        for row in explanations.collapse_table(free).itertuples():
+            if row.keep != 125:
+                found.setdefault(f"{row.undecayed} and {row.magnitude} of {row.networks}", []).append(f"{row.keep:,}")
+        text += f" It is {', and '.join(f'{hits} with {listed(counts)} weights' for hits, counts in found.items())}."
     rows = explanations.with_floor(tables.recalls)
     if rows is not None and 125 in rows["keep"].to_numpy():
         shown = {}

@@ -231,7 +231,8 @@ def test_a_floor_adds_a_sentence_on_collapse_and_an_open_r14_says_what_it_needed
     names = dict(zip(BOTH, (_few(24, 11), _few(1, 0)), strict=True))
     text = summary._collapse(_tables({"fashion-lenet": both} | names))
     assert text.endswith(
-        " If every layer keeps at least 10 of them, it is 0 and 1 of 30 (difference of the shares [-.14, +.07]). With "
+        " It is 0 and 0 of 30 with 1,200, 600, 350, 250 and 60 weights. If every layer keeps at least 10 of 125 "
+        "weights, it is 0 and 1 of 30 (difference of the shares [-.14, +.07]). With "
         "this floor the two scores are not shown to differ at any of 6 counts from 60 to 1,200 weights, after "
         "correction for the number of counts."
     )
