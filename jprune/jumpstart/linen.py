@@ -96,7 +96,7 @@ def general_units(y: Array, features: int | Sequence[int], batch_axes: int) -> t
     >>> general_units(jax.numpy.ones((5, 2, 4)), (2, 4), batch_axes=0)
     (-2, -1)
     """
-    sizes = (features,) if isinstance(features, int) else tuple(features)
+    sizes = tuple(np.atleast_1d(features).tolist())
     if not sizes or y.shape[-len(sizes) :] != sizes:  # a subclass with another output
         return (-1,)
     return (*range(-y.ndim, batch_axes - y.ndim), *range(-len(sizes), 0))

@@ -273,12 +273,18 @@ class Plan:
 
         Raises:
           TypeError: a score is not a float array.
-          ValueError: the score lacks a leaf, or has another shape.
+          ValueError: the score lacks a leaf, or has another shape, or has no value for a leaf.
         """
         given = score_selected(score, weights, **inputs)
-        if isinstance(score, Score):
-            return given
         paths, leaves, treedef = flatten(weights)
+        if isinstance(score, Score):
+            for path, weight, found in zip(paths, leaves, flatten(given)[1], strict=True):
+                if weight is not None and found is None and not self._of_channels():
+                    raise ValueError(
+                        f"score={name_of(score)} has no score for '{path}'; leave this leaf out with "
+                        "where=jprune.by_path(exclude=...), or use jprune.structured as the selection"
+                    )
+            return given
         name = f"what score={name_of(score)} returned"
         found = match(weights, given, reference_name="params", name=name)
         for path, weight, returned in zip(paths, leaves, found, strict=True):

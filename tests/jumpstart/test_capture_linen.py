@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jprune
+from jprune.jumpstart import linen
 
 X = jax.random.normal(jax.random.key(0), (3, 5, 5, 2))
 KEY = jax.random.key(1)
@@ -214,3 +215,9 @@ def test_models_that_cannot_be_called_are_refused():
         jprune.preactivations(Every())
     with pytest.raises(ValueError, match="Identity called no layer"):
         jprune.preactivations(type("Identity", (nn.Module,), {"__call__": lambda self, x: x})(), {}, X)
+
+
+@pytest.mark.parametrize("features", [np.int64(4), np.array([2, 2]), [2, 2]])
+def test_features_of_a_dense_layer_may_be_integers_of_numpy_and_lists(features):
+    layer = nn.DenseGeneral(features)
+    assert linen.general_units(jnp.ones((5, *np.atleast_1d(features))), layer.features, 0)[-1] == -1

@@ -106,13 +106,18 @@ def class_losses(
     models = between_models(classes_of, dense_correct, correct, n, paired=paired)
     # Few models may look alike by chance, and then their number limits the degrees of freedom all the same.
     pooled = models.degrees * max(1, int((support > 0).sum()) - 1)
+    # The variance between models of one class alone has only the degrees of the models.
+    alone = np.where(models.dispersion > models.common, models.degrees, pooled)
     change, excess = (
-        _Variance(variance + added, np.minimum(_degrees(variance, added, n, pooled), pooled))
-        for variance, added in ((of_change, models.dispersion), (of_excess, models.excess))
+        _Variance(variance + added, np.minimum(_degrees(variance, added, n, degrees), pooled))
+        for variance, added, degrees in (
+            (of_change, np.maximum(models.dispersion, models.common), alone),
+            (of_excess, models.excess, pooled),
+        )
     )
     in_common = _Variance(np.maximum(of_change - models.noise, 0), np.maximum(n - 1, 1))
-    of_classes = _half(level, in_common, *models.change_with_noise)
-    half = np.minimum(of_classes, _half(level, change, *models.overall))
+    of_classes = _half((1 - level) / 2, in_common, *models.change_with_noise)
+    half = np.minimum(of_classes, _half((1 - level) / 2, change, *models.overall))
     gap = mean - float(losses.mean())
     with np.errstate(invalid="ignore", divide="ignore"):
         statistic = np.abs(gap) / np.sqrt(excess.total)
@@ -136,7 +141,7 @@ def class_losses(
         -mean,
         *_interval(-mean, half, bound=1),  # recalls lie in 0..1
         gap,
-        *_interval(gap, _half(level, excess), bound=2),
+        *_interval(gap, _half((1 - level) / 2, excess), bound=2),
         p,
         holm(p),
         np.where(detectable <= possible, detectable, np.nan),
@@ -180,8 +185,8 @@ def change_of_all(
     change = abs(float(losses.mean()))
 
     def beyond(log_p: float) -> float:
-        """How far 0 is inside the interval at 1 - p."""
-        return float(_half(1 - np.exp(log_p), shared, *models.overall)[0]) - change
+        """How far 0 is inside the interval at the confidence 1 - p."""
+        return float(_half(np.exp(log_p) / 2, shared, *models.overall)[0]) - change
 
     least = np.log(1e-300)
     if beyond(least) <= 0:  # all examples lost by as many models: no variance
@@ -254,9 +259,8 @@ def _shared(
     return max(1 / len(after), min(1.0, float((losses**2).mean()) / changed)) if changed > 0 else 1.0
 
 
-def _half(level: float, *parts: _Variance) -> _Floats:
-    """Half of the width of an interval whose variance is a sum; each part has its own quantile."""
-    tail = (1 - level) / 2
+def _half(tail: float, *parts: _Variance) -> _Floats:
+    """Half of the width of an interval whose variance is a sum; each part has its own quantile, of this upper tail."""
     halves = [
         np.sqrt(part.total) * np.where(part.total > 0, scipy.stats.t.isf(tail, part.degrees), 0) for part in parts
     ]
@@ -297,7 +301,8 @@ class BetweenModels(NamedTuple):
     Attributes:
       change: of the change of every class, beyond test noise.
       excess: of the excess of every class, beyond test noise, and at least the mean over the classes.
-      dispersion: of the excess of every class, beyond test noise, and at least in the mean proportion to that noise.
+      dispersion: of the excess of every class, beyond test noise, from this class alone; 0 or more.
+      common: the same if all classes have it in the same proportion to their test noise.
       noise: what test noise explains of the variance of the change of every class.
       change_with_noise: of the change of every class with test noise, for each set of two models or more.
       overall: of the overall loss with test noise, for each of these sets.
@@ -307,6 +312,7 @@ class BetweenModels(NamedTuple):
     change: _Floats
     excess: _Floats
     dispersion: _Floats
+    common: _Floats
     noise: _Floats
     change_with_noise: tuple[_Variance, ...]
     overall: tuple[_Variance, ...]
@@ -345,7 +351,8 @@ def between_models(
     return BetweenModels(
         np.maximum(sum(part.total for part in changes) - noise_change, 0),
         np.maximum(own, max(0.0, float(np.nanmean(own)))),
-        np.maximum(np.maximum(own, most * noise_excess), 0),
+        np.maximum(own, 0),
+        most * noise_excess,
         noise_change,
         tuple(changes),
         tuple(overall),
@@ -368,7 +375,7 @@ def _own_noise(
     return np.asarray(np.bincount(classes_of, (squares - total**2 / models) / (models - 1), len(n)) / n**2)
 
 
-def _degrees(of_examples: _Floats, added: _Floats, n: _Floats, degrees: float) -> _Floats:
+def _degrees(of_examples: _Floats, added: _Floats, n: _Floats, degrees: float | _Floats) -> _Floats:
     """Satterthwaite's degrees of freedom of the sum of both variances."""
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = of_examples**2 / np.where(n > 1, n - 1, np.nan) + added**2 / degrees

@@ -39,7 +39,8 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
     >>> numbered.labels.values, numbered.class_names
     (array([1, 0]), ('a', 'b'))
     """
-    if class_names is None or _values(class_names) is not None:
+    of_labels = labels.values.dtype.kind in "iu" and class_names is not None and _values(class_names) is not None
+    if class_names is None or of_labels:  # beside labels that are integers, numbers in text are integers too
         labels, *stacks = (_whole_numbers(raw) for raw in (labels, *stacks))
     stacks = _models_in_order([_in_order(raw, class_names) for raw in stacks])
     every = [labels, *stacks]
@@ -61,7 +62,22 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
         index |= {
             text: by_value[int(float(text))] for raw in texts for text in _distinct(raw) if _known(text, by_value)
         }
+    if by_value is not None:
+        notes += tuple(_about_indices(raw, by_value) for raw in stacks if _of_two_kinds(raw, by_value))
     return Numbered(_numbers(labels, index), tuple(_numbers(raw, index) for raw in stacks), tuple(class_names), notes)
+
+
+def _of_two_kinds(raw: Raw, by_value: dict[int, int]) -> bool:
+    """Whether integers may be indices of class names or the class names themselves, which differ."""
+    if raw.values.dtype.kind not in "iu" or not raw.values.size:
+        return False
+    found = set(np.unique(raw.values).tolist())
+    return found <= by_value.keys() and max(found) < len(by_value) and any(by_value[v] != v for v in found)
+
+
+def _about_indices(raw: Raw, by_value: dict[int, int]) -> str:
+    names = ", ".join(str(name) for name in list(by_value)[:5])
+    return f"{raw.name} was read as indices of the class names {names}{' ...' * (len(by_value) > 5)}, not as the names"
 
 
 def _whole_numbers(raw: Raw) -> Raw:

@@ -54,7 +54,11 @@ def test_geometric_median_compares_filters_of_one_feature_group_only():
         wanted = np.concatenate([_distances(filters[:3]), _distances(filters[3:])])
         np.testing.assert_allclose(scores[layer, 1, 2, 0], wanted, rtol=1e-5)
     depthwise = {"": KernelAxes(spatial=(0, 1), inputs=(2,), outputs=(3,), groups=4)}
-    assert geometric_median(axes=depthwise)({"kernel": jnp.ones((3, 3, 1, 4))})["kernel"] is None
+    params = {"kernel": jnp.ones((3, 3, 1, 4))}
+    assert geometric_median(axes=depthwise)(params)["kernel"] is None
+    tx = jprune.prune(geometric_median(axes=depthwise), {0: 0.5}, axes=depthwise)
+    with pytest.raises(ValueError, match="has no score for 'kernel'; leave this leaf out with"):
+        tx.update(params, tx.init(params), params)
 
 
 def test_a_filter_with_a_duplicate_goes_before_an_equal_one_without():

@@ -152,3 +152,25 @@ def test_intervals_of_a_class_cover_if_seeds_differ(models):
         found = class_losses(labels, dense, after, 10)
         missed.append(((found.change_low > 0) | (found.change_high < 0)).mean())
     assert np.mean(missed) <= (0.04 if models == 2 else 0.02)
+
+
+@pytest.mark.parametrize("models", [3, 5])
+def test_the_interval_of_a_class_that_alone_varies_between_seeds_covers(models):
+    rng, missed = np.random.default_rng(models), []
+    labels = np.repeat(np.arange(10), 500)
+    for _ in range(120):
+        recall = np.full((models, 10), 0.8)
+        recall[:, 3] = np.clip(0.8 + rng.normal(0, 0.1, models), 0, 1)
+        dense, after = rng.random((models, 5000)) < 0.8, rng.random((models, 5000)) < recall[:, labels]
+        found = class_losses(labels, dense, after, 10)
+        missed.append(found.change_low[3] > 0 or found.change_high[3] < 0)
+    assert np.mean(missed) <= 0.04
+
+
+def test_the_p_of_a_large_change_is_not_cut_off():
+    p = []
+    for lost in (0.02, 0.05):
+        after = np.tile(np.arange(2000) % 100 >= 100 * lost, (4, 1))
+        after[np.arange(4), [1, 2, 3, 4]] ^= True
+        p.append(change_of_all(np.ones((4, 2000), bool), after))
+    assert 0 < p[1] < p[0] < 1e-5

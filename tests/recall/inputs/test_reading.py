@@ -944,7 +944,7 @@ def test_names_of_compared_models_are_printable_and_different(names, message):
         recall.audit(LABELS, DENSE, compare=dict.fromkeys(names, TWO))
 
 
-@pytest.mark.parametrize("text", [("labels",), ("dense",), ("dense", "pruned"), ("labels", "dense", "pruned")])
+@pytest.mark.parametrize("text", [("dense",), ("dense", "pruned"), ("labels", "dense", "pruned")])
 @pytest.mark.filterwarnings("ignore::jprune.recall.EmptyClassWarning")
 def test_numbers_in_text_are_matched_with_class_names_as_numbers_are(text):
     """With the classes 1 and 2 alone, the numbers would also be valid indices."""
@@ -954,3 +954,11 @@ def test_numbers_in_text_are_matched_with_class_names_as_numbers_are(text):
     accuracy = [(given[name] == given["labels"]).mean() for name in ("dense", "pruned")]
     assert report.summary[["accuracy_dense", "accuracy"]].iloc[0].tolist() == pytest.approx(accuracy)
     assert report.classes["support"].tolist() == [(given["labels"] == c).sum() for c in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("names", [("1", "2", "3"), ("01", "02", "03"), ("2", "1", "0")])
+def test_integer_predictions_with_labels_in_text_are_indices_of_the_class_names(names):
+    report = recall.audit(np.array(names)[LABELS], DENSE, {2: TWO}, class_names=list(names))
+    assert report.summary[["accuracy_dense", "accuracy"]].iloc[0].tolist() == pytest.approx(ACCURACY)
+    warned = [warning for warning in report.warnings if "was read as indices of the class names" in warning]
+    assert len(warned) == (2 if names == ("2", "1", "0") else 0)
