@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from flax.core.scope import DenyList, in_filter, union_filters
 from flax.linen.module import InterceptorContext
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from jprune.jumpstart import tagging
 
@@ -90,7 +90,7 @@ def _unit_axes(layer: nn.Module, y: Array, args: tuple[PyTree, ...], kwargs: dic
     return (-1,)
 
 
-def general_units(y: Array, features: int | Sequence[int], batch_axes: int) -> tuple[int, ...]:
+def general_units(y: Array, features: ArrayLike | Sequence[int], batch_axes: int) -> tuple[int, ...]:
     """Return the axes of units of a dense layer with any number of features, whose first axes may have own weights.
 
     >>> general_units(jax.numpy.ones((5, 2, 4)), (2, 4), batch_axes=0)
