@@ -5,8 +5,9 @@ a test over models alone finds differences between classes where there are none.
 of the variance between models that test noise explains is subtracted, so it is not counted twice. The variance between
 models of a class's excess loss is at least the mean over the classes. The interval of the change of a class is the
 narrower of two: one has the class's own variance between models; the other has that of the overall loss, and for the
-class's distance from it the test noise times the mean over the classes of how much more the models differ. In
-simulations with equal and unequal classes, 99% intervals miss in 1% of cases with 3 to 10 models and in 3% with 2.
+class's distance from it the larger of the class's own variance and the test noise times the mean over the classes of
+how much more the models differ. In simulations with equal and unequal classes, one of which may vary alone, 99%
+intervals miss in 1 to 3% of cases with 2 to 10 models.
 """
 
 from typing import NamedTuple
