@@ -328,7 +328,8 @@ def _rounds_apart(layers: Layers, sparsity: float, axes: Axes) -> bool:
             return False
         of_output = (*roles.inputs, *roles.spatial)
         fan = math.prod(mask.shape[axis] for axis in of_output)
-        if np.any(np.count_nonzero(np.asarray(mask), axis=of_output) != allocation.kept(sparsity, fan)):
+        # On the device, because a mask may be spread over several processes.
+        if (jnp.sum(mask, of_output, dtype=jnp.int32) != allocation.kept(sparsity, fan)).any():
             return False
     return True
 

@@ -121,10 +121,19 @@ def feature_groups(
 
 
 def kept_along(kept: Mapping[str, KeptIndices], path: str, axis: int) -> Bool[np.ndarray, " indices"] | None:
-    """Return the kept indices of an axis of a leaf, matched by the end of its path or of theirs; None if not found."""
+    """Return the kept indices of an axis of a leaf, matched by the end of its path or of theirs; None if not found.
+
+    >>> one, two = (np.array([True]),), (np.array([False]),)
+    >>> kept_along({"a/conv/kernel": one, "b/conv/kernel": two}, "params/b/conv/kernel", 0)
+    array([False])
+    >>> kept_along({"a/conv/kernel": one, "b/conv/kernel": two}, "conv/kernel", 0) is None  # either
+    True
+    """
     found = [one for one in kept if path == one or path.endswith(f"/{one}")]
-    found = found or [one for one in kept if one.endswith(f"/{path}")]
-    return kept[max(found, key=len)][axis] if found else None
+    if found:
+        return kept[max(found, key=len)][axis]
+    longer = [one for one in kept if one.endswith(f"/{path}")]
+    return kept[longer[0]][axis] if len(longer) == 1 else None
 
 
 def _on_one_device(leaf: Leaf) -> bool:

@@ -164,8 +164,8 @@ def change_of_all(
 ) -> float:
     """Two-sided p-value of no change of accuracy, over test examples and models; NaN with fewer than two examples.
 
-    With one model before and one after compression it is McNemar's. Otherwise it is 1 - level of the largest interval
-    that excludes 0, whose squared half-width is the sum of those over examples and between models, each with its own
+    With one model before and one after compression it is McNemar's. Otherwise 1 - p is the confidence of the interval
+    that ends at 0. The square of its half-width is the sum of those over examples and between models, each with its own
     quantile (Graybill and Wang, "Confidence Intervals on Nonnegative Linear Combinations of Variances", Journal of the
     American Statistical Association 1980).
 

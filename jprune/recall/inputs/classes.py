@@ -39,8 +39,8 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
     >>> numbered.labels.values, numbered.class_names
     (array([1, 0]), ('a', 'b'))
     """
-    of_labels = labels.values.dtype.kind in "iu" and class_names is not None and _values(class_names) is not None
-    if class_names is None or of_labels:  # beside labels that are integers, numbers in text are integers too
+    # Beside integer labels, numbers in text are integers too, so that one rule holds for both.
+    if class_names is None or (labels.values.dtype.kind in "iu" and _values(class_names) is not None):
         labels, *stacks = (_whole_numbers(raw) for raw in (labels, *stacks))
     stacks = _models_in_order([_in_order(raw, class_names) for raw in stacks])
     every = [labels, *stacks]

@@ -229,7 +229,7 @@ def _spared(audit: AuditTables, row: Row) -> str:
         text += (
             f" Also shown to have gained more or lost less than all examples together: {plural} {_and_more(others, 1)}."
         )
-    which = "class" if _small_class(audit, row) == "" else _WITH_ENOUGH
+    which = _WITH_ENOUGH if _small_class(audit, row) else "class"
     return (
         f"{text} No {which} is shown to have lost more than the rest; accuracy {change_of_accuracy(row, audit.level)}."
     )
@@ -249,7 +249,7 @@ def _none_named(audit: AuditTables, row: Row) -> str:
             f"Accuracy{at_score(audit, row)} {changed}. The {what} is not even over the classes ({p_value(p)}), but no "
             f"single class can be named{_few_examples(audit, row)}."
         )
-    which = "single class" if _small_class(audit, row) == "" else _WITH_ENOUGH
+    which = _WITH_ENOUGH if _small_class(audit, row) else "single class"
     return f"No {which} is shown to have lost more than the rest{at_score(audit, row)}; accuracy {changed}."
 
 
