@@ -203,6 +203,11 @@ def test_pruned_networks_are_counted_and_their_largest_ratio_is_found():
     table = report.still_trained(after)
     assert table.header == ["", "networks", "before", "t = 2", "t = 3", "t = 4"]
     assert table.rows == [["moons, UP, depth 20, width 2", "3", "2", "1", "0", "1"]]
+    both = pd.concat([after.assign(layer="conv"), after.assign(layer="dense", train_acc=0.0)])
+    assert report.still_trained(both).rows == [
+        ["moons, UP, conv, depth 20, width 2", "3", "2", "1", "0", "1"],
+        ["moons, UP, dense, depth 20, width 2", "3", "0", "0", "0", "0"],
+    ]
 
 
 @pytest.mark.parametrize(
