@@ -161,7 +161,7 @@ def test_a_run_stores_and_reports_every_cell(tmp_path, capsys):
     np.testing.assert_allclose(table["floor"], 44 / 85, atol=1e-6)
     assert {path.name for path in tmp_path.glob("*.png")} >= {"moons-train.png", "moons-val.png", "units-up-conv.png"}
     (made,) = provenance.notes(tmp_path)
-    assert made["command"].startswith("python -m experiments.jumpstart_grid")
+    assert made["command"].startswith("experiments.jumpstart_grid, called from Python")
     capsys.readouterr()
     assert _run(tmp_path, "status", *TINY) == 0
     assert capsys.readouterr().out.count("1 of 1  ") == 2
