@@ -82,6 +82,11 @@ class ClusterOptions:
                 f"hours={self.hours} must be at least {_LEAST_HOURS} with --launch slurm: Slurm announces the end up "
                 "to 150 seconds earlier, and a job must have started by then"
             )
+        for name in () if self.launch else ("jobs", "partition", "gpus", "cpus", "hours"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no effect without --launch; add --launch slurm or local"
+                )
         if self.shard and self.coordinator:
             raise ValueError(
                 f"shard={self.shard!r} cannot be combined with coordinator={self.coordinator!r}: the processes of one "
@@ -285,8 +290,8 @@ def from_json(cls: type[_Settings], values: Mapping[str, JSON], paths: Sequence[
 def differences(settings: Sequence[object]) -> list[str]:
     """For each of several settings, the options in which they differ: ``, NAME VALUE`` for each.
 
-    >>> differences([ClusterOptions(gpus=1), ClusterOptions(gpus=2), ClusterOptions(gpus=2)])
-    [', gpus 1', ', gpus 2', ', gpus 2']
+    >>> differences([RunOptions(checkpoint_minutes=1), RunOptions(checkpoint_minutes=2)])
+    [', checkpoint_minutes 1', ', checkpoint_minutes 2']
     """
     names = [field.name for field in dataclasses.fields(settings[0])]
     differing = [name for name in names if any(getattr(one, name) != getattr(settings[0], name) for one in settings)]

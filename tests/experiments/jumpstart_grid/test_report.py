@@ -225,4 +225,6 @@ def test_a_table_that_is_not_one_of_cells_is_refused(tmp_path, monkeypatch, caps
         Path("cells.csv").write_text(content)
     assert jumpstart_grid.main(["report", "--table", "cells.csv", "--out", "out"]) == 1
     assert re.search(message, capsys.readouterr().err)
+    assert jumpstart_grid.main(["--table", "cells.csv", "--out", "out"]) == 1
+    assert "table=cells.csv is for the action report; put report before" in capsys.readouterr().err
     assert not Path("out").exists()
