@@ -1,5 +1,6 @@
 """Tables of a jumpstart grid, compared with the published ones, printed and as Markdown, and figures."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +69,8 @@ def write(
         tables += by_size(dataset, labelled, theirs)
         tables += best(dataset, labelled) if grid.kind == "images" else []
         for name, figure in figures.of_grid(dataset, labelled, theirs, mine["floor"].iloc[0]).items():
-            files.write_figure(folder / f"{dataset}-{name}.png", figure)
+            stem = re.sub(r"[^\w.-]+", "-", dataset)  # of a file, its name has the path
+            files.write_figure(folder / f"{stem}-{name}.png", figure)
     if statuses is not None:
         for name, figure in figures.of_statuses(statuses).items():
             files.write_figure(folder / f"{name}.png", figure)

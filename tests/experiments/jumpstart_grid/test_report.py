@@ -162,6 +162,14 @@ def test_everything_that_is_printed_is_written_as_markdown(tmp_path):
     assert (tmp_path / "moons-train.png").stat().st_size > 10_000
 
 
+def test_figures_of_a_data_set_from_a_file_are_in_the_folder(tmp_path):
+    table = _cells(method=["relu"], dataset="npz:../../data/my.npz")
+    report.write(tmp_path / "out", Grid(), table, None, Console(file=io.StringIO()))
+    names = ["npz-..-..-data-my.npz-train.png", "npz-..-..-data-my.npz-val.png", "report.md"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == names
+    assert {path.parent.name for path in tmp_path.rglob("*.*") if path.is_file()} == {"out"}
+
+
 def test_heat_maps_have_a_panel_for_ours_and_one_for_the_published_grid():
     table = report.label(_cells(method=["relu", "UP"], train_acc=[0.599, 1.0]))
     figure = figures.heat_maps("moons", table, report.published("moons"), "train_acc", 0.5)
