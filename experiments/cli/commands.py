@@ -119,6 +119,30 @@ def check_at_least(settings: object, **least: float) -> None:
             raise ValueError(f"seed={value} must be below 2^32")
 
 
+def check_kinds(settings: object) -> None:
+    """Raise if a field of several values has one alone, or a value is not among those of a Literal type.
+
+    A command line is checked by tyro; settings made in Python are not.
+
+    Raises:
+      ValueError: the message has the field, its value and what is allowed.
+
+    >>> check_kinds(ClusterOptions(launch="pbs"))
+    Traceback (most recent call last):
+    ...
+    ValueError: launch='pbs' must be one of 'slurm', 'local'
+    """
+    for name, kind in typing.get_type_hints(type(settings)).items():
+        value, several = getattr(settings, name), typing.get_origin(kind) is tuple
+        if several and not isinstance(value, tuple | list):
+            raise ValueError(f"{name}={value!r} must be a tuple, such as ({value!r},)")
+        for part in (kind, *typing.get_args(kind)):
+            allowed = typing.get_args(part)
+            unknown = [one for one in (value if several else (value,)) if one is not None and one not in allowed]
+            if typing.get_origin(part) is Literal and unknown:
+                raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
+
+
 def exit_status(work: Callable[[], None]) -> int:
     """Do the work of a command. Returns 0, 1 after an error, 2 after wrong arguments, or 130 after an interrupt.
 

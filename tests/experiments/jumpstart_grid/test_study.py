@@ -67,6 +67,8 @@ def test_every_preset_is_described():
     ("options", "complaint"),
     [
         ({"seeds": 0}, "seeds=0 must be at least 1"),
+        ({"kind": "moon"}, "kind='moon' must be one of 'moons', 'images', 'tables'"),
+        ({"lr": [float("nan")]}, r"lr=\[nan\] must be finite"),
         ({"widths": ()}, r"widths=\(\) must be one or more values, each given once"),
         ({"depths": (0,)}, r"depths=\(0,\) must be positive"),
         ({"coefficient": -1.0}, "coefficient=-1.0 must not be negative"),
