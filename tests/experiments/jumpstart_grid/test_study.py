@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +172,10 @@ def test_a_run_stores_and_reports_every_cell(tmp_path, capsys):
     assert capsys.readouterr().out.count("1 of 1  ") == 2
     assert jumpstart_grid.main(["status", "--all", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("grid 0: moons, methods relu, UP, 6 epochs")
+    (tmp_path / "config.json").unlink()
+    shutil.rmtree(tmp_path / "studies")
+    assert _run(tmp_path, "status", "--all", *TINY) == 0
+    assert capsys.readouterr().out.count("1 of 1  ") == 2
     (tmp_path / "config.json").write_text("[]")
     assert jumpstart_grid.main(["report", "--out", str(tmp_path)]) == 1
     assert "config.json cannot be read" in capsys.readouterr().err
