@@ -213,7 +213,7 @@ class Running(RunOptions):
     loop: Literal["scan", "steps"] | None = None
     """scan: an epoch is one program. steps: one call per step. Unless the preset sets it, scan."""
     keep_pruned: bool = False
-    """Store the weights of pruned networks; those of dense networks are always stored."""
+    """Store the weights of the pruned networks that this run computes; those of dense networks are always stored."""
     compare: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=("--beside",))] = ()
     """Folders of other studies to compare with in the report: box plots, and tests of whether alpha is greater in
     the first of two studies, in the order of this study and then these folders. --beside is the old name of this
