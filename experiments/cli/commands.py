@@ -82,6 +82,11 @@ class ClusterOptions:
                 f"hours={self.hours} must be at least {_LEAST_HOURS} with --launch slurm: Slurm announces the end up "
                 "to 150 seconds earlier, and a job must have started by then"
             )
+        for name in () if self.launch else ("jobs", "partition", "gpus", "cpus", "hours"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no effect without --launch; add --launch slurm or local"
+                )
         if self.shard and self.coordinator:
             raise ValueError(
                 f"shard={self.shard!r} cannot be combined with coordinator={self.coordinator!r}: the processes of one "
@@ -112,6 +117,30 @@ def check_at_least(settings: object, **least: float) -> None:
             raise ValueError(f"{name}={value} must be at least {smallest}")
         if name == "seed" and value >= 2**32:  # jax ignores higher bits
             raise ValueError(f"seed={value} must be below 2^32")
+
+
+def check_kinds(settings: object) -> None:
+    """Raise if a field of several values has one alone, or a value is not among those of a Literal type.
+
+    A command line is checked by tyro; settings made in Python are not.
+
+    Raises:
+      ValueError: the message has the field, its value and what is allowed.
+
+    >>> check_kinds(ClusterOptions(launch="pbs"))
+    Traceback (most recent call last):
+    ...
+    ValueError: launch='pbs' must be one of 'slurm', 'local'
+    """
+    for name, kind in typing.get_type_hints(type(settings)).items():
+        value, several = getattr(settings, name), typing.get_origin(kind) is tuple
+        if several and not isinstance(value, tuple | list):
+            raise ValueError(f"{name}={value!r} must be a tuple, such as ({value!r},)")
+        for part in (kind, *typing.get_args(kind)):
+            allowed = typing.get_args(part)
+            unknown = [one for one in (value if several else (value,)) if one is not None and one not in allowed]
+            if typing.get_origin(part) is Literal and unknown:
+                raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
 
 
 def exit_status(work: Callable[[], None]) -> int:
@@ -285,8 +314,8 @@ def from_json(cls: type[_Settings], values: Mapping[str, JSON], paths: Sequence[
 def differences(settings: Sequence[object]) -> list[str]:
     """For each of several settings, the options in which they differ: ``, NAME VALUE`` for each.
 
-    >>> differences([ClusterOptions(gpus=1), ClusterOptions(gpus=2), ClusterOptions(gpus=2)])
-    [', gpus 1', ', gpus 2', ', gpus 2']
+    >>> differences([RunOptions(checkpoint_minutes=1), RunOptions(checkpoint_minutes=2)])
+    [', checkpoint_minutes 1', ', checkpoint_minutes 2']
     """
     names = [field.name for field in dataclasses.fields(settings[0])]
     differing = [name for name in names if any(getattr(one, name) != getattr(settings[0], name) for one in settings)]

@@ -100,7 +100,7 @@ def load(
     | ``moons`` | part of this package: 85 points to train on; the other 15 validate and test |
     | ``mnist``, ``fashion_mnist``, ``cifar10``, ``cifar100``, ``tfds:NAME`` | prepared by TensorFlow Datasets |
     | ``npz:FILE`` | arrays ``x_train``, ``y_train`` and, if there is a test set, ``x_test``, ``y_test`` |
-    | ``table:FILE`` | a CSV or parquet file, whose column ``label`` or ``class``, or else the last, is the class |
+    | ``table:FILE`` | a CSV or parquet file; the class is in ``label``, ``class``, ``target`` or the last column |
     | ``folder:PATH`` | images ``train/CLASS/IMAGE`` and, if there is a test set, ``test/CLASS/IMAGE`` |
 
     Images of ``tfds:`` and ``folder:`` are decoded once, into memory-mapped arrays. A data set without a
@@ -315,10 +315,12 @@ def _moments(name: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if name in _MOMENTS:
         mean, std = (np.float32(255) * np.array(moment, np.float32) for moment in _MOMENTS[name])
         return mean, std
-    count, total, squares = images.size // images.shape[-1], 0.0, 0.0
+    count, total, squares, varies = images.size // images.shape[-1], 0.0, 0.0, False
+    first = images.reshape(-1, images.shape[-1])[0].astype(np.float64)
     for start in range(0, len(images), 1024):  # float64 of everything at once would take 8 times the memory
         block = images[start : start + 1024].reshape(-1, images.shape[-1]).astype(np.float64)
         total, squares = total + block.sum(0), squares + (block**2).sum(0)
+        varies |= (block != first).any(0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
+    return mean.astype(np.float32), np.where(varies & (std > 0), std, 1).astype(np.float32)  # rounding alone is no std

@@ -55,6 +55,8 @@ def _work(arguments: Sequence[str] | None) -> None:
     command = parse(arguments)
     grid = command.grid  # validates the options
     given = command.running.table is not None
+    if given and command.action != "report":
+        raise ValueError(f"table={command.running.table} is for the action report; put report before the options")
     if not launch.works_here(command, presets.listing, "experiments.jumpstart_grid", arguments, tables=given):
         return
     from experiments.jumpstart_grid import runner  # noqa: PLC0415 the line above appears before it loads

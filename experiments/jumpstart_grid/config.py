@@ -68,6 +68,7 @@ class Grid(GridTrainingOptions, CellOptions):
 
     def __post_init__(self):
         """Validate the settings."""
+        commands.check_kinds(self)
         for name in ("seeds", "epochs", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -77,7 +78,7 @@ class Grid(GridTrainingOptions, CellOptions):
                 raise ValueError(f"{name}={value} must be one or more values, each given once")
         for name in ("lr", "prune", "coefficient"):
             value = getattr(self, name)
-            if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
+            if not all(map(math.isfinite, value if isinstance(value, tuple | list) else (value,))):
                 raise ValueError(f"{name}={value} must be finite")
         for name in ("widths", "depths", "lr"):
             if min(getattr(self, name)) <= 0:

@@ -68,6 +68,7 @@ class ImageNet:
 
     def __post_init__(self):
         """Validate the options."""
+        commands.check_kinds(self)
         commands.check_at_least(self, epochs=1, batch=1, lr=0, coefficient=0, size=1, seed=0)
 
 

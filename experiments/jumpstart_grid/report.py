@@ -1,5 +1,6 @@
 """Tables of a jumpstart grid, compared with the published ones, printed and as Markdown, and figures."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +69,8 @@ def write(
         tables += by_size(dataset, labelled, theirs)
         tables += best(dataset, labelled) if grid.kind == "images" else []
         for name, figure in figures.of_grid(dataset, labelled, theirs, mine["floor"].iloc[0]).items():
-            files.write_figure(folder / f"{dataset}-{name}.png", figure)
+            stem = re.sub(r"[^\w.-]+", "-", dataset)  # of a file, its name has the path
+            files.write_figure(folder / f"{stem}-{name}.png", figure)
     if statuses is not None:
         for name, figure in figures.of_statuses(statuses).items():
             files.write_figure(folder / f"{name}.png", figure)
@@ -81,11 +83,11 @@ def still_trained(after: pd.DataFrame) -> Printed:
     """Count, by data set, method and size, networks that trained to .9 and those still at .9 at each ratio."""
     ratios = sorted(ratio for ratio in after["ratio"].unique() if ratio > 1)
     rows = []
-    for (dataset, method, depth, width), mine in after.groupby(["dataset", "method", "depth", "width"], sort=False):
+    for (dataset, name, depth, width), mine in label(after).groupby(["dataset", "label", "depth", "width"], sort=False):
         reached = mine.pivot_table(index="replicate", columns="ratio", values="train_acc") >= TRAINED
         trained = reached[reached[1.0]]
         each = (str(trained[ratio].sum()) for ratio in ratios)
-        rows.append([f"{dataset}, {method}, depth {depth}, width {width}", str(len(reached)), str(len(trained)), *each])
+        rows.append([f"{dataset}, {name}, depth {depth}, width {width}", str(len(reached)), str(len(trained)), *each])
     title = "Networks with a training accuracy of .9 after magnitude pruning, by ratio; not fine-tuned"
     return Printed(title, ["", "networks", "before", *(f"t = {ratio:g}" for ratio in ratios)], rows)
 

@@ -141,7 +141,7 @@ def keep(folder: Path, grid: Grid, stage: GridStage, made: dict[str, dict[str, S
 
 def status(folder: Path, grid: Grid, *, every: bool = False) -> None:
     """Print how many seeds of each stage are done, of one grid or of every grid in the folder."""
-    grids = [grid_from_json(found["study"]) for found in settings.all_recorded(folder)] if every else [grid]
+    grids = [grid_from_json(found["study"]) for found in settings.all_recorded(folder) if every] or [grid]
     for number, (one, different) in enumerate(zip(grids, commands.differences(grids), strict=True)):
         if every:
             print(f"grid {number}: {one.kind}, methods {', '.join(one.methods)}, {one.epochs} epochs{different}")

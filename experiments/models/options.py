@@ -37,6 +37,26 @@ def read_options(given: Sequence[str] | Mapping[str, object]) -> dict[str, objec
     return found
 
 
+def written_options(given: Mapping[str, object]) -> tuple[str, ...]:
+    """Return options as the strings ``NAME=VALUE`` that ``read_options`` reads.
+
+    Raises:
+      ValueError: a value would not come back as it is, such as a function or a numpy scalar.
+
+    >>> written_options({"depth": 4, "init": "he"})
+    ('depth=4', "init='he'")
+    """
+    written = tuple(f"{name}={value!r}" for name, value in given.items())
+    for name, value in read_options(written).items():
+        if type(value) is not type(given[name]) or value != given[name]:
+            raise ValueError(
+                f"model_options: {name}={given[name]!r} has the type {type(given[name]).__name__}; give finite Python "
+                "numbers, strings, booleans, None, or tuples, lists and dicts of them, and make other values in the "
+                "model"
+            )
+    return written
+
+
 def arguments_of(model: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
     """Return the arguments of a model class or function; NNX's metaclass hides those of a class from ``inspect``."""
     if isinstance(model, functools.partial):

@@ -53,7 +53,7 @@ def _work(arguments: Sequence[str] | None) -> None:
     elif command.action == "report":
         studies.report(command.folder, study, command.running)
     else:
-        recorded = results.all_recorded(command.folder) if command.all else [study]
+        recorded = (results.all_recorded(command.folder) if command.all else []) or [study]
         for number, (one, different) in enumerate(zip(recorded, commands.differences(recorded), strict=True)):
             if command.all:
                 print(f"study {number}: {one.model} on {one.dataset}{different}")

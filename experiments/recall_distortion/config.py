@@ -158,6 +158,7 @@ class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
 
     def __post_init__(self):
         """Validate the settings."""
+        commands.check_kinds(self)
         super().__post_init__()
         for name in ("replicates", "batch", "gradient_batches", "limit"):
             value = getattr(self, name)
@@ -187,7 +188,8 @@ def _check_numbers(study: Study) -> None:
     """Raise if a number is not finite, or negative where it must not be."""
     for field in dataclasses.fields(study):
         value = getattr(study, field.name)
-        numbers = [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, int | float)]
+        values = value if isinstance(value, tuple | list) else (value,)
+        numbers = [one for one in values if isinstance(one, int | float)]
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"{field.name}={value} must be finite")
         if field.name == "seed" and value >= 2**32:  # jax ignores higher bits
@@ -211,7 +213,7 @@ class Running(RunOptions):
     loop: Literal["scan", "steps"] | None = None
     """scan: an epoch is one program. steps: one call per step. Unless the preset sets it, scan."""
     keep_pruned: bool = False
-    """Store the weights of pruned networks; those of dense networks are always stored."""
+    """Store the weights of the pruned networks that this run computes; those of dense networks are always stored."""
     compare: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=("--beside",))] = ()
     """Folders of other studies to compare with in the report: box plots, and tests of whether alpha is greater in
     the first of two studies, in the order of this study and then these folders. --beside is the old name of this
@@ -219,6 +221,7 @@ class Running(RunOptions):
 
     def __post_init__(self):
         """Validate the settings."""
+        commands.check_kinds(self)
         super().__post_init__()
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk={self.chunk} must be at least 1")

@@ -16,6 +16,7 @@ from experiments.cli.commands import ClusterOptions
 from experiments.cli.progress import Progress, duration, progress, standard_output
 from experiments.data import datasets
 from experiments.models import own
+from experiments.models.options import written_options
 from experiments.recall_distortion import placement, plan, presets, results, runner
 from experiments.recall_distortion import report as reporting
 from experiments.recall_distortion.config import Running, Study
@@ -49,7 +50,8 @@ def run(
         and, if there is a test set, ``x_test``, ``y_test``. By default the study's. The splits of a ``Dataset``
         are used as they are, except for the study's ``limit`` and ``label_noise``.
       study: settings, or the name of a preset; by default ``demo``.
-      model_options: keyword arguments of the model.
+      model_options: keyword arguments of the model: Python numbers, strings, booleans, None, and tuples, lists and
+        dicts of them.
       prunable: regular expression of the kernels to prune; by default all but those of a layer ``head``.
       out: folder of the results; by default ``runs/NAME`` with the name of the preset or the model.
       running: memory, form and other options that do not change the numbers.
@@ -68,7 +70,7 @@ def run(
     if model is not None:
         changes["model"] = model if isinstance(model, str) else own.spec(model)
     if model_options is not None:
-        changes["model_options"] = tuple(f"{name}={value!r}" for name, value in model_options.items())
+        changes["model_options"] = written_options(model_options)
     if prunable is not None:
         changes["prunable"] = prunable
     dataset = None

@@ -10,6 +10,7 @@ time in benchmarks/results.md. The full run has not been made.
 
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def predictions(settings: Tickets, dataset: datasets.Dataset) -> Iterator[list[t
       split, (examples,) int32.
 
     Raises:
-      ValueError: the model, the batch or ``rewind`` does not fit.
+      ValueError: the model, the batch or ``rewind`` does not fit, or a level would remove no weight.
     """
     if settings.batch > len(dataset.train.labels):
         raise ValueError(
@@ -92,6 +93,14 @@ def predictions(settings: Tickets, dataset: datasets.Dataset) -> Iterator[list[t
     tx = optax.chain(optax.sgd(settings.lr), jprune.keep_zeros(where=where))
     steps = settings.epochs * (len(dataset.train.labels) // settings.batch)
     schedule = [1 - (1 - settings.fraction) ** level for level in range(1, settings.levels + 1)]
+    prunable_weights = jax.tree.leaves(jprune.trees.only(jax.eval_shape(task.init, jax.random.key(0))[0], where))
+    kept = [round(sum(leaf.size for leaf in prunable_weights) * (1 - sparsity)) for sparsity in (0, *schedule)]
+    for level, (before, after) in enumerate(itertools.pairwise(kept), 1):
+        if after == before:
+            raise ValueError(
+                f"levels={settings.levels}: level {level} would remove none of the {before} weights left; give at most "
+                f"{level - 1} levels, or a larger fraction than {settings.fraction}"
+            )
     placement = replicates.Placement(jax.sharding.Mesh(np.array(jax.devices()[:1]), (replicates.AXIS,)))
     predict = phases.compile_predict(task, placement, len(dataset.test.labels))
     train = _compiled(task, tx, dataset.train, settings.batch)

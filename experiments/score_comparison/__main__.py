@@ -17,6 +17,7 @@ import io
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -27,10 +28,11 @@ import scipy.stats
 from jaxtyping import Array, PyTree
 
 import jprune
+from experiments.cli.commands import exit_status
 from experiments.data import datasets
+from experiments.storage import files
 from experiments.training import processes
 from jprune.cli import wrapped
-from jprune.files import write_text
 from jprune.pruning.scores.filters import is_norm_scale
 
 BATCH, CALIBRATION, RATE = 128, 2000, 1e-3
@@ -394,14 +396,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--out", help="CSV file for the table; by default it is only printed")
     given = parser.parse_args(arguments)
-    if given.seeds < 1:
-        parser.error(f"--seeds {given.seeds} must be at least 1")
+    for name, least in (("seeds", 1), ("steps", 1), ("fine_tuning", 2)):
+        if (value := getattr(given, name)) < least:
+            parser.error(f"--{name.replace('_', '-')} {value} must be at least {least}")
     try:
         processes.check_alone("score_comparison")
     except ValueError as error:
         parser.error(str(error))
     if "trained sparse" in given.families and "weights" not in given.families:
         print("no differences for 'trained sparse': their reference is in the family 'weights'", file=sys.stderr)
+    return exit_status(lambda: compare(given))
+
+
+def compare(given: argparse.Namespace) -> None:
+    """Train and prune every network; print the table, and write it if a file is given."""
     data = datasets.load(given.dataset, data_dir=given.data_dir, selection="test")
     splits = [
         (jnp.asarray(split.images, jnp.float32).reshape(len(split.labels), -1), jnp.asarray(split.labels))
@@ -422,8 +430,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     writer.writerows(rows)
     print(text.getvalue(), end="")
     if given.out:
-        write_text(given.out, text.getvalue())
-    return 0
+        files.write_bytes(Path(given.out), text.getvalue().encode())
 
 
 if __name__ == "__main__":

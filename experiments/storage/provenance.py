@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -24,12 +25,24 @@ def note(folder: Path, module: str) -> None:
     commit = _git("rev-parse", "HEAD") or "unknown"
     if _git("status", "--porcelain", "--untracked-files=no"):
         commit += " with changes"
-    command = re.sub(r"(--data[-_]dir[ =])\S+", r"\1DIR", " ".join([f"python -m experiments.{module}", *sys.argv[1:]]))
-    entry = {"command": command, "commit": commit, "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    device = jax.devices()[0].device_kind
+    entry = {"command": _command(module), "commit": commit, "jax": jax.__version__, "device": device}
     earlier = notes(folder)
     if entry not in [{name: old.get(name) for name in entry} for old in earlier]:
         path = folder / _FOLDER / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.json"
         files.write_json(path, {**entry, "began": time.strftime("%Y-%m-%d %H:%M %z")})
+
+
+def _command(module: str) -> str:
+    """Return the command of this process, with DIR for the folder of the data; or that Python code called the study."""
+    program, *given = sys.argv
+    if Path(__file__).resolve().parents[1] not in Path(program).resolve().parents:
+        return f"experiments.{module}, called from Python with the settings in studies/"
+    shown = [
+        "DIR" if before in ("--data-dir", "--data_dir") else re.sub("^(--data[-_]dir=).*", r"\1DIR", argument)
+        for before, argument in zip(["", *given], given, strict=False)
+    ]
+    return shlex.join(["python", "-m", f"experiments.{module}", *shown])
 
 
 def _git(*arguments: str) -> str:

@@ -189,7 +189,7 @@ def writing(target: Stage, settings: Mapping[str, JSON]) -> Iterator[Path]:
     partial = target.path.with_name(f"{target.path.name}{PARTIAL}{uuid.uuid4().hex}")
     try:
         with naming(partial):
-            partial.mkdir(parents=True)
+            _create(partial)
             _sweep(partial.parent)
             yield partial
             written = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -298,6 +298,17 @@ def _manifest(done: Stage) -> dict[str, JSON]:
 
 def _remedy(done: Stage) -> str:
     return f"delete {done.path} and rerun the same command, which computes the stage again"
+
+
+def _create(folder: Path) -> None:
+    """Create a folder within one that other runs remove when it is empty, as those of checkpoints."""
+    for attempt in range(1, 11):
+        try:
+            folder.mkdir(parents=True)
+            return
+        except FileNotFoundError:
+            if attempt == 10:
+                raise
 
 
 def _sweep(folder: Path) -> None:

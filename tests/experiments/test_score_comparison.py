@@ -23,9 +23,12 @@ def test_differences_are_paired_by_seed_with_an_interval_over_seeds():
 
 
 def test_no_seed_and_several_processes_are_refused_and_a_missing_reference_is_named(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        comparison.main(["--seeds", "0"])
-    assert capsys.readouterr().err.endswith("error: --seeds 0 must be at least 1\n")
+    for option, least in (("--seeds", 1), ("--steps", 1), ("--fine-tuning", 2)):
+        with pytest.raises(SystemExit):
+            comparison.main([option, str(least - 1)])
+        assert capsys.readouterr().err.endswith(f"error: {option} {least - 1} must be at least {least}\n")
+    assert comparison.main(["--dataset", "nothing"]) == 1
+    assert capsys.readouterr().err.startswith("error: dataset='nothing' is not a data set; there are digits, iris")
     monkeypatch.setattr(comparison.datasets, "load", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         comparison.main(["--families", "trained sparse"])

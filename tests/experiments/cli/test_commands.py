@@ -127,6 +127,9 @@ def test_launching_and_a_shard_exclude_each_other():
         ClusterOptions(shard="0/2", coordinator="a:1", process_id=0, num_processes=2)
     with pytest.raises(ValueError, match="jobs=0 must be at least 1"):
         ClusterOptions(jobs=0)
+    for name, value in {"jobs": 4, "partition": "gpu", "gpus": 1, "cpus": 8, "hours": 2.0}.items():
+        with pytest.raises(ValueError, match=f"{name}={value!r} has no effect without --launch; add --launch slurm or"):
+            ClusterOptions(**{name: value})
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import sklearn.datasets
 
 from experiments.data import __main__ as command
 from experiments.data import datasets, image_sets, tables
+from experiments.jumpstart_grid import uci_tables
 
 TFDS = Path(os.environ.get("JPRUNE_TFDS_DIR") or Path(__file__).parents[4] / "shared" / "data" / "tfds")
 
@@ -24,6 +25,15 @@ def rows(split):
 
 
 # Bundled --------------------------------------------------------------------------------------------
+
+
+def test_a_feature_that_is_constant_in_training_is_divided_by_1_and_not_by_the_rounding_of_its_moments(tmp_path):
+    x, y = np.stack([np.arange(1400), np.full(1400, 5.1)], 1).astype(np.float32), np.arange(1400) % 2
+    arrays = {"x_train": x, "y_train": y, "x_test": x + 1, "y_test": y}
+    assert datasets.of_arrays(arrays).std[1] == 1
+    np.savez(tmp_path / "constant.npz", **arrays)
+    _, test, _ = uci_tables.splits(f"npz:{tmp_path / 'constant.npz'}")
+    np.testing.assert_allclose(test.features[:, 1], 1, atol=1e-4)
 
 
 def test_digits_are_scikit_learns_and_no_example_is_in_two_splits():

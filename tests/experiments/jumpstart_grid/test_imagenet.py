@@ -97,6 +97,8 @@ def test_a_batch_larger_than_a_split_is_refused_before_training():
 def test_wrong_options_are_refused_before_the_data_is_read(capsys, given, message):
     assert imagenet.main([*given.split(), "--data-dir", "missing"]) == 2
     assert capsys.readouterr() == ("", f"error: {message}\n")
+    with pytest.raises(ValueError, match="method='jumpstrat' must be one of 'jumpstart', 'plain', 'resnet'"):
+        imagenet.ImageNet(method="jumpstrat")
 
 
 def test_every_image_is_streamed_once_and_processes_decode_parts_of_the_same_batches():

@@ -162,6 +162,14 @@ def test_everything_that_is_printed_is_written_as_markdown(tmp_path):
     assert (tmp_path / "moons-train.png").stat().st_size > 10_000
 
 
+def test_figures_of_a_data_set_from_a_file_are_in_the_folder(tmp_path):
+    table = _cells(method=["relu"], dataset="npz:../../data/my.npz")
+    report.write(tmp_path / "out", Grid(), table, None, Console(file=io.StringIO()))
+    names = ["npz-..-..-data-my.npz-train.png", "npz-..-..-data-my.npz-val.png", "report.md"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == names
+    assert {path.parent.name for path in tmp_path.rglob("*.*") if path.is_file()} == {"out"}
+
+
 def test_heat_maps_have_a_panel_for_ours_and_one_for_the_published_grid():
     table = report.label(_cells(method=["relu", "UP"], train_acc=[0.599, 1.0]))
     figure = figures.heat_maps("moons", table, report.published("moons"), "train_acc", 0.5)
@@ -203,6 +211,11 @@ def test_pruned_networks_are_counted_and_their_largest_ratio_is_found():
     table = report.still_trained(after)
     assert table.header == ["", "networks", "before", "t = 2", "t = 3", "t = 4"]
     assert table.rows == [["moons, UP, depth 20, width 2", "3", "2", "1", "0", "1"]]
+    both = pd.concat([after.assign(layer="conv"), after.assign(layer="dense", train_acc=0.0)])
+    assert report.still_trained(both).rows == [
+        ["moons, UP, conv, depth 20, width 2", "3", "2", "1", "0", "1"],
+        ["moons, UP, dense, depth 20, width 2", "3", "0", "0", "0", "0"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -220,4 +233,6 @@ def test_a_table_that_is_not_one_of_cells_is_refused(tmp_path, monkeypatch, caps
         Path("cells.csv").write_text(content)
     assert jumpstart_grid.main(["report", "--table", "cells.csv", "--out", "out"]) == 1
     assert re.search(message, capsys.readouterr().err)
+    assert jumpstart_grid.main(["--table", "cells.csv", "--out", "out"]) == 1
+    assert "table=cells.csv is for the action report; put report before" in capsys.readouterr().err
     assert not Path("out").exists()

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,8 @@ def test_every_preset_is_described():
     ("options", "complaint"),
     [
         ({"seeds": 0}, "seeds=0 must be at least 1"),
+        ({"kind": "moon"}, "kind='moon' must be one of 'moons', 'images', 'tables'"),
+        ({"lr": [float("nan")]}, r"lr=\[nan\] must be finite"),
         ({"widths": ()}, r"widths=\(\) must be one or more values, each given once"),
         ({"depths": (0,)}, r"depths=\(0,\) must be positive"),
         ({"coefficient": -1.0}, "coefficient=-1.0 must not be negative"),
@@ -161,7 +164,7 @@ def test_a_run_stores_and_reports_every_cell(tmp_path, capsys):
     np.testing.assert_allclose(table["floor"], 44 / 85, atol=1e-6)
     assert {path.name for path in tmp_path.glob("*.png")} >= {"moons-train.png", "moons-val.png", "units-up-conv.png"}
     (made,) = provenance.notes(tmp_path)
-    assert made["command"].startswith("python -m experiments.jumpstart_grid")
+    assert made["command"].startswith("experiments.jumpstart_grid, called from Python")
     capsys.readouterr()
     assert _run(tmp_path, "status", *TINY) == 0
     assert capsys.readouterr().out.count("1 of 1  ") == 2
@@ -169,6 +172,10 @@ def test_a_run_stores_and_reports_every_cell(tmp_path, capsys):
     assert capsys.readouterr().out.count("1 of 1  ") == 2
     assert jumpstart_grid.main(["status", "--all", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("grid 0: moons, methods relu, UP, 6 epochs")
+    (tmp_path / "config.json").unlink()
+    shutil.rmtree(tmp_path / "studies")
+    assert _run(tmp_path, "status", "--all", *TINY) == 0
+    assert capsys.readouterr().out.count("1 of 1  ") == 2
     (tmp_path / "config.json").write_text("[]")
     assert jumpstart_grid.main(["report", "--out", str(tmp_path)]) == 1
     assert "config.json cannot be read" in capsys.readouterr().err

@@ -270,3 +270,10 @@ def test_an_option_that_is_not_name_and_value_is_refused(option):
         read_options([option])
     with pytest.raises(ValueError, match="each name once"):
         read_options(["depth=1", "depth=2"])
+
+
+@pytest.mark.parametrize("value", [np.bool_(False), np.float32(0.5), (np.int64(3), 4), np.arange(2), np.inf, nnx.relu])
+def test_an_option_from_python_that_would_become_a_string_is_refused(tmp_path, value):
+    """The string 'np.False_' is true."""
+    with pytest.raises(ValueError, match=r"model_options: width=.* has the type \w+; give finite Python numbers"):
+        recall_distortion.run(Net, "digits", model_options={"width": value}, out=tmp_path)

@@ -175,6 +175,11 @@ def test_the_options_of_a_command_are_a_study_and_a_way_of_running_it():
         ({"seed": -1}, "seed=-1 must not be negative"),
         ({"lr": (-0.1,)}, r"lr=\(-0\.1,\) must not be negative"),
         ({"lr": (float("nan"),)}, r"lr=\(nan,\) must be finite"),
+        ({"lr": [float("nan")]}, r"lr=\[nan\] must be finite"),
+        ({"epochs": 3}, r"epochs=3 must be a tuple, such as \(3,\)"),
+        ({"scores": "magnitude"}, r"scores='magnitude' must be a tuple, such as \('magnitude',\)"),
+        ({"scores": ("magnitdue",)}, r"scores=\('magnitdue',\) must be one of 'magnitude', 'gradient', 'undecayed'"),
+        ({"optimizer": "adamw"}, "optimizer='adamw' must be one of 'sgd', 'adam'"),
         ({"weight_decay": float("inf")}, "weight_decay=inf must be finite"),
         ({"model_options": ("depth",)}, "'depth' must be NAME=VALUE"),
         ({"limit": 0}, "limit=0 must be at least 1"),
@@ -191,6 +196,8 @@ def test_the_options_of_a_command_are_a_study_and_a_way_of_running_it():
 def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Study(**changes)
+    with pytest.raises(ValueError, match="form='vmp' must be one of 'vmap', 'map', 'unroll'"):
+        Running(form="vmp")
 
 
 def test_the_control_is_planned_once_and_dense_training_first():

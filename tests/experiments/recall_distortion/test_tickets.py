@@ -75,3 +75,11 @@ def test_several_processes_are_refused_before_anything_is_written(monkeypatch, c
 def test_a_batch_larger_than_the_training_split_is_refused():
     with pytest.raises(ValueError, match="batch=1000 is more than the 81 training examples"):
         next(tickets.predictions(dataclasses.replace(TOY, batch=1000), DATA))
+
+
+def test_a_level_that_removes_no_weight_is_refused_before_training():
+    """Of 12 weights, .7 of those left are 8.4, 5.88, 4.116, 2.8812, 2.01684, 1.411788, .98825: 1 twice."""
+    data = datasets.of_arrays({"x_train": np.zeros((40, 4), np.float32), "y_train": np.arange(40) % 2}, "zeros")
+    options = {"model": "dense", "model_options": ("depth=1", "width=3"), "batch": 8, "fraction": 0.3, "levels": 10}
+    with pytest.raises(ValueError, match="level 7 would remove none of the 1 weights left; give at most 6 levels"):
+        next(tickets.predictions(Tickets(**options), data))

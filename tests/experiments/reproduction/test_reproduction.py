@@ -5,6 +5,7 @@ import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -302,15 +303,29 @@ def test_the_published_networks_have_the_published_seed_null_and_slopes():
         assert change.value + null.value == pytest.approx(mean, abs=6e-4)
 
 
+PROGRAM = Path(provenance.__file__).parents[1] / "recall_distortion" / "__main__.py"
+
+
 def test_the_same_command_is_noted_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["x", "--preset", "demo", "--data-dir", "/home/me/data"])
+    options = ["--prunable", "^(one|two)/", "--data-dir", "/my data/tfds", "--seed", "3"]
+    monkeypatch.setattr("sys.argv", [str(PROGRAM), *options])
     provenance.note(tmp_path, "recall_distortion")
     provenance.note(tmp_path, "recall_distortion")
     (noted,) = provenance.notes(tmp_path)
-    assert noted["command"] == "python -m experiments.recall_distortion --preset demo --data-dir DIR"
+    assert noted["command"] == (
+        "python -m experiments.recall_distortion --prunable '^(one|two)/' --data-dir DIR --seed 3"
+    )
 
 
-def test_runs_that_begin_together_lose_no_note(tmp_path):
+def test_a_run_from_python_is_not_noted_as_a_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/home/me/my_study.py", "--fast"])
+    provenance.note(tmp_path, "recall_distortion")
+    (noted,) = provenance.notes(tmp_path)
+    assert noted["command"] == "experiments.recall_distortion, called from Python with the settings in studies/"
+
+
+def test_runs_that_begin_together_lose_no_note(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", [str(PROGRAM)])
     modules = [f"study_{i}" for i in range(8)]
     with ThreadPoolExecutor(len(modules)) as pool:
         list(pool.map(partial(provenance.note, tmp_path), modules))

@@ -1,5 +1,7 @@
 """Checkpoints within a stage: complete or absent, the latest one is kept, and the state comes back bit for bit."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -66,6 +68,21 @@ def test_it_is_not_a_result_of_its_stage_and_belongs_to_its_settings_and_replica
     others = [({"seed": 4}, range(2)), (SETTINGS, range(2, 4)), (SETTINGS, range(1))]
     for settings, replicates in others:
         assert Checkpoints(store.stage(tmp_path, "dense", settings, replicates), settings, 0).done == 0
+
+
+def test_runs_that_write_and_delete_checkpoints_of_one_epoch_do_not_stop_each_other(tmp_path, monkeypatch):
+    """One that deletes its own removes the folder around it if it is empty, in which another creates its next."""
+    monkeypatch.setattr(checkpoints.files, "write_weights", lambda path, arrays: path.mkdir())
+
+    def save(number):
+        kept = Checkpoints(store.stage(tmp_path, "dense", SETTINGS, range(number, number + 1)), SETTINGS, 0)
+        for done in range(1, 101):
+            kept.save(done, {})
+        kept.clear()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(save, range(6)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_of_two_the_larger_number_of_epochs_is_read(tmp_path):
