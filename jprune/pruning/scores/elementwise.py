@@ -313,11 +313,14 @@ def number_of_examples(batch: PyTree) -> int:
     """Return the length of the leading axis of the arrays of a batch; scalars belong to all examples.
 
     Raises:
-      ValueError: the arrays have different numbers of examples, or there is no array.
+      ValueError: the arrays have different numbers of examples or none, or there is no array.
     """
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if has_examples(leaf)}
-    if len(lengths) != 1:
-        raise ValueError(f"the arrays of a batch must have the same number of examples; they have {sorted(lengths)}")
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            "the arrays of a batch must have the same number of examples, at least one; they have "
+            f"{sorted(lengths) or 'no axis over examples'}"
+        )
     return int(lengths.pop())
 
 
