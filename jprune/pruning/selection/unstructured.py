@@ -45,6 +45,7 @@ from jprune.pruning.selection.layers import (
     is_mask,
     layers_of,
     quota_of,
+    scalar,
     warn_of_collapse,
     warn_of_counts,
 )
@@ -89,7 +90,7 @@ def global_masks(
     layers = layers_of(scores, among, axes, per_layer="min_keep" if min_keep else None, magnitude=magnitude)
 
     def quota(amount: Amount) -> Quota:
-        total = amount if isinstance(amount, Count) else allocation.kept(amount, layers.size)
+        total = scalar(amount) if isinstance(amount, Count) else allocation.kept(amount, layers.size)
         floors = allocation.floors(min_keep, layers.sizes, None if isinstance(total, Count) else total)
         return Quota(floors if min_keep else None, total)
 

@@ -1,5 +1,6 @@
 """Exactly as many weights as asked, the same ones as a stable numpy sort, and errors that name the leaf."""
 
+import functools
 import math
 
 import jax
@@ -187,6 +188,14 @@ def test_keep_count_by_shrinkbench_changes_nothing_without_biases_in_prunable_la
     [
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=4), r"keep=4 must lie in 0\.\.3"),
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=-1), "keep=-1"),
+        *(
+            (
+                functools.partial(select, {"a": jnp.ones(3), "b": jnp.ones(4)}, keep=keep),
+                rf"shape \({keep.size},\); .* scalar",
+            )
+            for select in (jprune.global_masks, jprune.selection.legacy_signed_masks)
+            for keep in (np.array([2, 3]), jnp.array([2]))
+        ),
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, sparsity=1.5), r"sparsity=1\.5 must be from 0\.0 to 1\.0"),
         (lambda: jprune.global_masks({"a": jnp.array([1.0, jnp.nan])}, keep=1), "NaN at 'a'"),
         (
