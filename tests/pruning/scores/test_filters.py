@@ -141,6 +141,8 @@ def test_owl_keeps_the_total_where_layers_differ_in_size():
     assert sorted(found) == ["^a\\.b$", "^b$"]
     assert 900 * found["^a\\.b$"] + 10 * found["^b$"] == pytest.approx(455)
     assert found["^b$"] == 1.0  # .5 + .6 is more than all of it
+    empty = owl_sparsities(scores | {"empty": jnp.ones((0, 3))}, 0.5, spread=0.3)
+    assert {name: empty[name] for name in found} == found
 
 
 @pytest.mark.parametrize(
