@@ -353,10 +353,11 @@ class Plan:
             options["magnitude"] = True
         amounts = Scheduled(tuple(entry.amount for entry in events), dropped, event)
         if len(events) > 1 or surviving:
-            # A selection that computes with its amount raises, because the entry is not known while tracing.
+            # A selection that computes with its amount raises, because the entry is not known while tracing. Any other
+            # error is raised again below.
             try:
                 return self.selection(scores, **_keyword(amounts), **options)
-            except (TypeError, ValueError):
+            except Exception:
                 pass
         plain = [
             without(entry.amount, part) if part else entry.amount for entry, part in zip(events, dropped, strict=True)
