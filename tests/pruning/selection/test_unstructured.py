@@ -188,6 +188,11 @@ def test_keep_count_by_shrinkbench_changes_nothing_without_biases_in_prunable_la
     [
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=4), r"keep=4 must lie in 0\.\.3"),
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=-1), "keep=-1"),
+        (lambda: jprune.erk_masks({"a": jnp.ones(3)}, keep=jnp.array(2)), "keep is an array; .* give an int"),
+        (
+            lambda: jprune.selection.erk_counts({"a/b": jnp.ones((4, 8)), "a": {"b": jnp.ones((3, 3, 8, 2))}}, keep=40),
+            "two leaves with the path 'a/b'",
+        ),
         *(
             (
                 functools.partial(select, {"a": jnp.ones(3), "b": jnp.ones(4)}, keep=keep),
@@ -228,7 +233,7 @@ def test_keep_count_by_shrinkbench_changes_nothing_without_biases_in_prunable_la
     ],
 )
 def test_bad_input_is_refused_by_value_and_leaf(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         call()
 
 
