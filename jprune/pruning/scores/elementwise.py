@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from jprune.pruning.selection.layers import describe
 from jprune.trees import Leaf, Where, flatten, is_float, kernels, map_leaves, match, only
 
 _HOW = {
@@ -342,5 +343,5 @@ def matching(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:
     found = [None if leaf is None else other for leaf, other in zip(leaves, matched, strict=True)]
     for path, leaf, other in zip(paths, leaves, found, strict=True):
         if leaf is not None and other is not None and not is_float(other):
-            raise ValueError(f"{name} has {other!r} at '{path}'; it must be a float array")
+            raise ValueError(f"{name} has {describe(other)} at '{path}'; it must be a float array")
     return jax.tree.unflatten(treedef, found)
