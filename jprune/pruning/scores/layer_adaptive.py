@@ -54,7 +54,9 @@ def lamp(*, axes: Axes = None, where: Where | None = None) -> Score:
 
 
 def _lamp(weights: Float[Array, " weights"]) -> Float[Array, " weights"]:
-    squares = jnp.square(weights)
+    largest = jnp.max(jnp.abs(weights), initial=0.0)
+    # Scores do not depend on the scale of the weights, but their squares may leave the range of float32.
+    squares = jnp.square(weights / jnp.where(largest > 0, largest, jnp.ones_like(largest)))
     order = jnp.argsort(-squares, stable=True)  # largest first; among equal weights the first counts as larger
     ranked = squares[order]
     sums = jnp.cumsum(ranked)
