@@ -188,6 +188,7 @@ def test_keep_count_by_shrinkbench_changes_nothing_without_biases_in_prunable_la
     [
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=4), r"keep=4 must lie in 0\.\.3"),
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=-1), "keep=-1"),
+        (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=jnp.array(1), min_keep=2), "and only 1 are kept"),
         (lambda: jprune.erk_masks({"a": jnp.ones(3)}, keep=jnp.array(2)), "keep is an array; .* give an int"),
         (
             lambda: jprune.selection.erk_counts({"a/b": jnp.ones((4, 8)), "a": {"b": jnp.ones((3, 3, 8, 2))}}, keep=40),
