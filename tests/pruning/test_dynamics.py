@@ -247,6 +247,16 @@ def test_a_leaf_of_the_state_belongs_to_the_parameter_of_the_longest_name():
     np.testing.assert_array_equal(trace["a"]["kernel"], 1.0)
 
 
+def test_a_layer_may_have_the_name_of_a_moment():
+    params = {"kernel": jnp.ones((2, 2)), "mu": {"kernel": jnp.ones((2, 2))}}
+    link = jprune.prune(jprune.magnitude(), {0: jprune.Keep(0)}, where=jprune.by_path(include="^mu/"))
+    tx = jprune.reset_moments(optax.adam(0.1, b1=0.5), link)
+    _, state = tx.update(params, tx.init(params), params)
+    moments = state[0][0].mu
+    np.testing.assert_array_equal(moments["kernel"], 0.5)
+    np.testing.assert_array_equal(moments["mu"]["kernel"], 0.0)
+
+
 def test_a_regrown_weight_moves_as_a_new_one_would():
     """Momentum from before or during the time a weight was pruned must not change it."""
     params = {"kernel": jnp.array([[1.0, 0.1]])}
