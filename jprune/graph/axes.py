@@ -51,7 +51,7 @@ from typing import Protocol, runtime_checkable
 
 from jaxtyping import PyTree
 
-from jprune.trees import ByPath, Where, first_matches, flatten, is_float, kernels
+from jprune.trees import ByPath, Where, first_matches, flatten, is_float, kernels, refuse_one_path_twice
 
 _ROLES = ("stacked", "inputs", "outputs", "spatial")
 _PROJECTIONS = ("query", "key", "value", "out")  # the layers of Flax's attention
@@ -127,7 +127,7 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     Raises:
       TypeError: ``axes`` is something else, or a value of the dict is not a ``KernelAxes``.
       ValueError: a pattern matches no leaf, or only leaves that an earlier one matches; an axis is out of range,
-        named twice or not at all; the graph has no leaf of that path and shape.
+        named twice or not at all; the graph has no leaf of that path and shape; two leaves have one path.
 
     >>> import jax.numpy as jnp
     >>> stacked = KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))
@@ -135,6 +135,7 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     {'blocks/kernel': KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,), spatial=(), groups=1)}
     """
     paths, leaves, _ = flatten(tree)
+    refuse_one_path_twice("the tree", [path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None])
     shapes = {path: tuple(leaf.shape) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
     if axes is None:
         return {path: _guess(path, shape) for path, shape in shapes.items()}

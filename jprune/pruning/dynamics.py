@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+from collections import Counter
 from collections.abc import Callable
 
 import jax
@@ -170,10 +171,19 @@ def refuse_no_transformation(name: str, tx: object) -> None:
 def _reset(state: PyTree, fresh: PyTree, masks: dict[str, Leaf]) -> PyTree:
     """Take the entries of ``fresh`` where the mask of a leaf's parameter is False."""
 
+    def parameters(key_path: tuple[jax.tree_util.KeyEntry, ...]) -> list[tuple[PyTree, str]]:
+        """Return the ends of a path that name a parameter, the longest first, each after what precedes it."""
+        ends = ((key_path[:i], path_string(key_path[i:])) for i in range(len(key_path) + 1))
+        return [(before, end) for before, end in ends if end in masks]
+
+    named = [pair for key_path, _ in jax.tree.leaves_with_path(state) for pair in parameters(key_path)]
+    times = Counter(before for before, _ in named)
+
     def leaf(key_path: tuple[jax.tree_util.KeyEntry, ...], old: PyTree, new: PyTree) -> PyTree:
-        # The longest end of the path that names a parameter: 'mu/a/kernel' belongs to 'a/kernel', not to 'kernel'.
-        ends = (path_string(key_path[i:]) for i in range(len(key_path) + 1))
-        mask = next((masks[end] for end in ends if end in masks), None)
+        # The name after which the state has the most parameters: the array 'mu/a/kernel' belongs to 'a/kernel', not to
+        # 'kernel', and the array 'mu/kernel' to 'kernel', even if a parameter is called 'mu/kernel'.
+        found = max(parameters(key_path), key=lambda pair: times[pair[0]], default=None)
+        mask = None if found is None else masks[found[1]]
         if mask is None or jnp.shape(old)[max(0, jnp.ndim(old) - mask.ndim) :] != mask.shape:
             return old
         # A history (L-BFGS) has additional leading axes.

@@ -21,7 +21,7 @@ from optax.contrib import MechanicState, SAMState
 from jprune.graph.axes import Axes, kernel_axes
 from jprune.pruning.amounts import Amount, PerLayer, amount_of, as_keywords
 from jprune.pruning.selection import allocation, kth_largest, uint64
-from jprune.pruning.selection.layers import Layers, empty_layers, kept_of_layers, mask_layers, nothing_left
+from jprune.pruning.selection.layers import Layers, describe, empty_layers, kept_of_layers, mask_layers, nothing_left
 from jprune.trees import flatten, match, path_string
 
 SKIPPED = np.uint32(1 << 31)
@@ -171,7 +171,7 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
         node_paths, node_masks, treedef = flatten(node.masks)
         for path, mask in zip(node_paths, node_masks, strict=True):
             if mask is not None and getattr(given[path], "dtype", None) != np.bool_:
-                raise ValueError(f"masks has {given[path]!r} at '{path}'; it must be a bool array")
+                raise ValueError(f"masks has {describe(given[path])} at '{path}'; it must be a bool array")
         fitted = [None if mask is None else given[path] for path, mask in zip(node_paths, node_masks, strict=True)]
         pairs = [(given[path], mask) for path, mask in zip(node_paths, node_masks, strict=True) if mask is not None]
         # In the state of an nnx.Optimizer ``applied`` is a variable; the map keeps its class.

@@ -74,6 +74,18 @@ def test_rigl_drops_the_smallest_weights_and_regrows_the_largest_gradients(selec
     assert sum(int(mask.sum()) for mask in alive) == 14
 
 
+def test_what_survives_in_a_layer_is_largest_also_if_another_layer_has_too_few_weights():
+    """Half of each layer is kept: 2 of `a`, which starts with none, and the 4 largest of the 6 of `b`."""
+    params = {"a": {"kernel": jnp.zeros((2, 2))}, "b": {"kernel": jnp.array([[3.0, 4, 5, 6], [7, 8, 1, 2]])}}
+    tx = jprune.rigl(optax.sgd(0.0), 0.5, end=1, selection=jprune.uniform_masks)
+    masks = {"a": {"kernel": jnp.zeros((2, 2), bool)}, "b": {"kernel": params["b"]["kernel"] > 2}}
+    grad = {"a": {"kernel": jnp.arange(4.0).reshape(2, 2)}, "b": {"kernel": jnp.ones((2, 4))}}
+    _, state = tx.update(grad, jprune.with_masks(tx.init(params), masks), params, grad=grad)
+    after = jprune.masks_of(state)
+    np.testing.assert_array_equal(after["a"]["kernel"], [[False, False], [True, True]])
+    np.testing.assert_array_equal(after["b"]["kernel"], params["b"]["kernel"] > 4)
+
+
 def test_set_regrows_at_random_and_keeps_the_count():
     regrow = jprune.Regrow(jprune.random(), 0.5)
     key, params = jax.random.key(2), {"kernel": jnp.arange(1.0, 21.0).reshape(4, 5)}
@@ -233,6 +245,16 @@ def test_a_leaf_of_the_state_belongs_to_the_parameter_of_the_longest_name():
     trace = state[0][0].trace
     np.testing.assert_array_equal(trace["kernel"], 0.0)
     np.testing.assert_array_equal(trace["a"]["kernel"], 1.0)
+
+
+def test_a_layer_may_have_the_name_of_a_moment():
+    params = {"kernel": jnp.ones((2, 2)), "mu": {"kernel": jnp.ones((2, 2))}}
+    link = jprune.prune(jprune.magnitude(), {0: jprune.Keep(0)}, where=jprune.by_path(include="^mu/"))
+    tx = jprune.reset_moments(optax.adam(0.1, b1=0.5), link)
+    _, state = tx.update(params, tx.init(params), params)
+    moments = state[0][0].mu
+    np.testing.assert_array_equal(moments["kernel"], 0.5)
+    np.testing.assert_array_equal(moments["mu"]["kernel"], 0.0)
 
 
 def test_a_regrown_weight_moves_as_a_new_one_would():

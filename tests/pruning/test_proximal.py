@@ -271,6 +271,15 @@ def test_a_threshold_that_is_not_a_number_is_refused():
         jprune.soft_threshold("0.1")
 
 
+def test_a_graph_selects_the_kernels_that_have_the_penalty():
+    params = {"w": jnp.array([[3.0, 0.3], [4.0, 0.4]]), "kernel": jnp.ones((2, 2))}
+    graph = jprune.trace_model(lambda p, x: x @ p["w"] + p["kernel"], params, jax.ShapeDtypeStruct((2, 2), jnp.float32))
+    tx = proximal.group_soft_threshold(1.0, by_size=False, axes=graph)
+    new, _ = stepped(tx, params, jax.tree.map(jnp.zeros_like, params))
+    np.testing.assert_allclose(new["w"], [[2.4, 0.0], [3.2, 0.0]], rtol=1e-6)
+    np.testing.assert_array_equal(new["kernel"], params["kernel"])
+
+
 def test_the_channels_of_a_traced_network_are_groups():
     """Two heads of three units: a channel is a head, three columns of the first kernel and three rows of the second."""
     random = np.random.default_rng(3)

@@ -53,8 +53,26 @@ def test_a_long_schedule_needs_one_selection_however_it_is_wrapped(selection):
         np.testing.assert_array_equal(mask, largest([np.abs(PARAMS[name]["kernel"])], kept)[0])
 
 
-def test_a_selection_that_computes_with_its_amount_gets_numbers():
-    tx = jprune.prune(jprune.magnitude(), {0: 0.5, 2: 0.8}, selection=computing)
+def asserting(scores, *, sparsity, among):
+    assert isinstance(sparsity, float)
+    return computing(scores, sparsity=sparsity, among=among)
+
+
+def computing_each(scores, *, sparsity, among):
+    halves = {pattern: amount / 2 for pattern, amount in sparsity.items()}
+    return jprune.layer_masks(scores, sparsity=halves, among=among)
+
+
+@pytest.mark.parametrize(
+    ("selection", "schedule"),
+    [
+        (computing, {0: 0.5, 2: 0.8}),
+        (asserting, {0: 0.5, 2: 0.8}),
+        (computing_each, {0: {"": 0.5}, 2: {"": 0.8}}),
+    ],
+)
+def test_a_selection_that_computes_with_its_amount_gets_numbers(selection, schedule):
+    tx = jprune.prune(jprune.magnitude(), schedule, selection=selection)
     assert [int(mask.sum()) for mask in masks_at(tx, 1)] == [15, 9]
     assert [int(mask.sum()) for mask in masks_at(tx, 3)] == [12, 7]
 

@@ -33,7 +33,7 @@ from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes, where
 from jprune.pruning.amounts import fraction, integer
 from jprune.pruning.scores.activations import View, Visitor, collect_products, refuse_unread
 from jprune.pruning.scores.elementwise import refuse_one_batch, working_dtype
-from jprune.pruning.selection import kth_largest, uint64
+from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import empty_layers, mask_layers
 from jprune.pruning.selection.uint64 import Count
 from jprune.trees import Where, flatten, match, only
@@ -96,7 +96,7 @@ def sparsegpt(
       params: tree of arrays.
       activations: for each kernel, by its path or the path of its module, the result of ``input_grams`` or the captured
         inputs: (..., inputs) for a kernel (inputs, outputs); in general (*stacked, ..., *summed axes of the kernel).
-      sparsity: fraction of each kernel to remove; exact, rounded half to even.
+      sparsity: fraction of each kernel to remove; the number kept is rounded half to even.
       n: keep n of every m weights along the inputs, instead of ``sparsity``.
       m: see ``n``; it must divide ``block`` and the number of inputs.
       masks: bool tree of the weights to keep, instead of ``sparsity``: only the weight update is computed.
@@ -414,7 +414,7 @@ def _convolution_inputs(
 def _block_counts(sparsity: float, inputs: int, outputs: int, block: int) -> tuple[int, ...]:
     """Return the number of weights that each block keeps; the sum is the exact count of the kernel."""
     ends = [min(end, inputs) * outputs for end in range(block, inputs + block, block)]
-    kept = [0, *(end - round(end * sparsity) for end in ends)]
+    kept = [0, *(allocation.kept(float(sparsity), end) for end in ends)]
     return tuple(b - a for a, b in itertools.pairwise(kept))
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from jprune.pruning.selection.layers import describe
 from jprune.trees import Leaf, Where, flatten, is_float, kernels, map_leaves, match, only
 
 _HOW = {
@@ -313,11 +314,14 @@ def number_of_examples(batch: PyTree) -> int:
     """Return the length of the leading axis of the arrays of a batch; scalars belong to all examples.
 
     Raises:
-      ValueError: the arrays have different numbers of examples, or there is no array.
+      ValueError: the arrays have different numbers of examples or none, or there is no array.
     """
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if has_examples(leaf)}
-    if len(lengths) != 1:
-        raise ValueError(f"the arrays of a batch must have the same number of examples; they have {sorted(lengths)}")
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            "the arrays of a batch must have the same number of examples, at least one; they have "
+            f"{sorted(lengths) or 'no axis over examples'}"
+        )
     return int(lengths.pop())
 
 
@@ -339,5 +343,5 @@ def matching(selected: PyTree, tree: PyTree, *, name: str) -> PyTree:
     found = [None if leaf is None else other for leaf, other in zip(leaves, matched, strict=True)]
     for path, leaf, other in zip(paths, leaves, found, strict=True):
         if leaf is not None and other is not None and not is_float(other):
-            raise ValueError(f"{name} has {other!r} at '{path}'; it must be a float array")
+            raise ValueError(f"{name} has {describe(other)} at '{path}'; it must be a float array")
     return jax.tree.unflatten(treedef, found)

@@ -54,7 +54,9 @@ def lamp(*, axes: Axes = None, where: Where | None = None) -> Score:
 
 
 def _lamp(weights: Float[Array, " weights"]) -> Float[Array, " weights"]:
-    squares = jnp.square(weights)
+    largest = jnp.max(jnp.abs(weights), initial=0.0)
+    # Scores do not depend on the scale of the weights, but their squares may leave the range of float32.
+    squares = jnp.square(weights / jnp.where(largest > 0, largest, jnp.ones_like(largest)))
     order = jnp.argsort(-squares, stable=True)  # largest first; among equal weights the first counts as larger
     ranked = squares[order]
     sums = jnp.cumsum(ranked)
@@ -115,9 +117,10 @@ def owl_sparsities(
         raise ValueError("scores has no array: every leaf is None; check the where= of the score")
     sizes = {name: sum(int(leaf.size) for _, leaf in members) for name, members in layers.items()}
     ratios = {name: _outliers([leaf for _, leaf in members], threshold) for name, members in layers.items()}
-    low, high = min(ratios.values()), max(ratios.values())
+    present = [ratio for name, ratio in ratios.items() if sizes[name]] or [0.0]
+    low, high = min(present), max(present)
     scaled = {name: 2.0 * spread * (ratio - low) / (high - low or 1.0) for name, ratio in ratios.items()}
-    total = sum(sizes.values())
+    total = sum(sizes.values()) or 1
 
     def at(shift: float) -> dict[str, float]:
         return {name: min(max(sparsity - scaled[name] + shift, 0.0), 1.0) for name in layers}
@@ -137,7 +140,7 @@ def owl_sparsities(
 
 def _outliers(leaves: list[Array], threshold: float) -> float:
     """Return the fraction of scores above ``threshold`` times their mean."""
-    size = sum(int(leaf.size) for leaf in leaves)
+    size = sum(int(leaf.size) for leaf in leaves) or 1
     mean = sum(float(jnp.sum(leaf.astype(working_dtype(leaf)))) for leaf in leaves) / size
     count: int = sum(int(jnp.sum(leaf > jnp.asarray(threshold * mean, leaf.dtype))) for leaf in leaves)
     return count / size

@@ -238,7 +238,7 @@ def iterated_masks(
     sizes = like.sizes
     size, total = sum(sizes), allocation.kept(amount_of(sparsity, keep), sum(sizes))
     floors = allocation.floors(min_keep, sizes, total) if min_keep else None
-    counts = [max(total, round(size * (total / size) ** (k / rounds))) for k in range(1, rounds)] + [total]
+    counts = [max(total, round(size * (total / max(size, 1)) ** (k / rounds))) for k in range(1, rounds)] + [total]
     table = Count(*(jnp.asarray(limb) for limb in uint64.count_of(counts)))
 
     def prune(k: Array, carry: tuple[PyTree, list[Array]]) -> tuple[PyTree, list[Array]]:

@@ -42,7 +42,7 @@ def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") 
             f"{dict(amount)!r} gives an amount for each layer, which only layer_masks takes; in prune, set "
             "selection=jprune.layer_masks"
         )
-    raise TypeError(f"keep={amount!r} is an array; only global_masks and layer_masks take counts as an array")
+    raise TypeError(f"{name} is an array; only global_masks, layer_masks and legacy_signed_masks take one: give an int")
 
 
 def floors(min_keep: int, sizes: Sequence[int], total: int | None) -> list[int]:

@@ -14,7 +14,7 @@ from jprune.pruning.amounts import Amount, Counts, Scheduled, Sparsity, amount_b
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import allocation, uint64
 from jprune.pruning.selection.kth_largest import count_true
-from jprune.pruning.selection.layers import Layers, Quota, choose, layers_of, quota_of, warn_of_collapse
+from jprune.pruning.selection.layers import Layers, Quota, choose, layers_of, quota_of, scalar, warn_of_collapse
 from jprune.pruning.selection.uint64 import Count
 
 
@@ -104,7 +104,7 @@ def legacy_signed_masks(
     layers = layers_of(scores, among, axes, per_layer="min_keep" if min_keep else None)
 
     def quota(amount: Amount) -> Quota:
-        return Quota(None, amount if isinstance(amount, Count) else allocation.kept(amount, layers.size))
+        return Quota(None, scalar(amount) if isinstance(amount, Count) else allocation.kept(amount, layers.size))
 
     signed = [x.astype(working_dtype(*layers.scores)) for x in layers.scores]
     amount = amount_of(sparsity, keep)
@@ -119,7 +119,7 @@ def legacy_signed_masks(
 
 def _removed(amount: Amount, size: int) -> float:
     """Return the probability with which a weight is removed."""
-    return amount if isinstance(amount, float) else 1.0 - allocation.kept(amount, size) / size
+    return amount if isinstance(amount, float) else 1.0 - allocation.kept(amount, size) / max(size, 1)
 
 
 def _bound_among(layers: Layers, removed: ArrayLike) -> ArrayLike:

@@ -191,6 +191,20 @@ def refuse_nan(paths: Sequence[str], nan: Sequence[Bool[Array, ""]]) -> None:
             raise ValueError(f"scores has NaN at '{path}', which cannot be ranked; check the score's inputs")
 
 
+def scalar(count: Count) -> Count:
+    """Return a count for all layers together, given as an array.
+
+    Raises:
+      ValueError: it is an array of several counts.
+    """
+    if count.low.ndim:
+        raise ValueError(
+            f"keep is an array of shape {count.low.shape}; this selection keeps one number of weights in all layers "
+            "together: give a scalar, or use layer_masks with one count for each layer"
+        )
+    return count
+
+
 def quota_of(amount: Amount, quota: Callable[[Amount], Quota]) -> Quota:
     """Return the quota of an amount; for a schedule, look up the quota of the due entry in a table.
 

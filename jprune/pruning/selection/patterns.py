@@ -398,7 +398,7 @@ def _unit_floors(units: Layers, min_keep: int, weights: Sequence[int], total: in
     if not min_keep:
         return None
     allocation.floors(min_keep, units.sizes, None)
-    floors = [min(-(-min_keep // w), size) for w, size in zip(weights, units.sizes, strict=True)]
+    floors = [min(-(-min_keep // max(w, 1)), size) for w, size in zip(weights, units.sizes, strict=True)]
     if total is not None and sum(floors) > total:
         raise ValueError(f"min_keep={min_keep} needs {sum(floors)} blocks or channels; keep gives {total}")
     return floors

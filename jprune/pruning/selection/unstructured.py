@@ -45,6 +45,7 @@ from jprune.pruning.selection.layers import (
     is_mask,
     layers_of,
     quota_of,
+    scalar,
     warn_of_collapse,
     warn_of_counts,
 )
@@ -71,7 +72,7 @@ def global_masks(
       keep: the number of weights to keep; an int, or an integer scalar array, which may be traced.
       among: bool tree of the weights that may be kept; None for all.
       min_keep: minimum number of weights that every layer keeps: first the largest scores of each layer are kept, then
-        the largest of the rest of the tree.
+        the largest of the rest of the tree. A traced ``keep`` that is too small for it is exceeded.
       axes: see the module; only ``min_keep`` depends on it.
       magnitude: rank by absolute value; ``scores`` may then be the weights.
 
@@ -89,8 +90,8 @@ def global_masks(
     layers = layers_of(scores, among, axes, per_layer="min_keep" if min_keep else None, magnitude=magnitude)
 
     def quota(amount: Amount) -> Quota:
-        total = amount if isinstance(amount, Count) else allocation.kept(amount, layers.size)
-        floors = allocation.floors(min_keep, layers.sizes, None if isinstance(total, Count) else total)
+        total = scalar(amount) if isinstance(amount, Count) else allocation.kept(amount, layers.size)
+        floors = allocation.floors(min_keep, layers.sizes, _known(total))
         return Quota(floors if min_keep else None, total)
 
     return _chosen(layers, amount_of(sparsity, keep), quota)
@@ -412,6 +413,13 @@ def _exact_in_total(layers: Layers, amount: Amount, counts_of: Callable[[int], l
         return Quota(counts, total if restricted else None)
 
     return _chosen(layers, amount, quota)
+
+
+def _known(total: int | Count) -> int | None:
+    """Return a total as an int, or None if it is traced."""
+    if isinstance(total, Count):
+        return None if isinstance(total.low, jax.core.Tracer) else uint64.number(total)
+    return total
 
 
 def _per_layer(counts: Count, layers: Layers) -> Count:

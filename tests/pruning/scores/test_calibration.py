@@ -74,6 +74,14 @@ def test_weights_and_masks_are_those_of_the_published_algorithm(options, inputs)
     assert (np.asarray(found.params["kernel"])[~kept.T] == 0).all()
 
 
+def test_the_number_kept_is_that_of_other_selections():
+    """Of 25 weights 12.5 would be kept: 12, the even number."""
+    x, kernel = _layer(5, 5)
+    found = sparsegpt({"kernel": jnp.asarray(kernel)}, {"kernel": jnp.asarray(x)}, sparsity=0.5, block=2)
+    assert int(found.masks["kernel"].sum()) == 12
+    assert jprune.selection.layer_counts({"kernel": kernel}, sparsity=0.5) == [12]
+
+
 def test_segments_change_nothing(monkeypatch):
     x, kernel = _layer(36, 5)
     wanted, kept = published(kernel.T, x.astype(np.float64).T @ x, n=1, m=4, block=8)

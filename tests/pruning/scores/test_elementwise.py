@@ -152,3 +152,8 @@ def test_a_graph_is_the_default_selection_of_the_scores_that_take_one(make):
 def test_a_negative_weight_decay_is_refused():
     with pytest.raises(ValueError, match="weight_decay=-1 must be finite and 0 or more"):
         jprune.undecayed(weight_decay=-1)
+
+
+def test_a_gradient_of_integers_is_named_by_dtype_and_shape():
+    with pytest.raises(ValueError, match=r"grad has int32\[2, 2\] at 'kernel'; it must be a float array"):
+        jprune.gradient()({"kernel": jnp.ones((2, 2))}, grad={"kernel": jnp.ones((2, 2), jnp.int32)})

@@ -109,6 +109,12 @@ def test_lamp_leaves_every_layer_a_weight_where_magnitude_empties_one():
     assert int(magnitude_masks["small"]["kernel"].sum()) == 0
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_lamp_does_not_depend_on_the_scale_of_the_weights(scale):
+    scores = lamp()({"kernel": scale * jnp.array([[1.0, 2.0]])})["kernel"]
+    np.testing.assert_allclose(scores, [[0.2, 1.0]], rtol=1e-6)
+
+
 def test_lamp_of_zeros_and_ties():
     scores = lamp()({"kernel": jnp.array([[0.0, 1.0], [1.0, 0.0]])})["kernel"]
     np.testing.assert_allclose(scores, [[0.0, 1.0], [0.5, 0.0]])
@@ -141,6 +147,8 @@ def test_owl_keeps_the_total_where_layers_differ_in_size():
     assert sorted(found) == ["^a\\.b$", "^b$"]
     assert 900 * found["^a\\.b$"] + 10 * found["^b$"] == pytest.approx(455)
     assert found["^b$"] == 1.0  # .5 + .6 is more than all of it
+    empty = owl_sparsities(scores | {"empty": jnp.ones((0, 3))}, 0.5, spread=0.3)
+    assert {name: empty[name] for name in found} == found
 
 
 @pytest.mark.parametrize(

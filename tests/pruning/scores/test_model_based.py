@@ -253,6 +253,14 @@ def test_gradients_are_averaged_by_example_in_the_mode_of_the_loss(evaluating):
     np.testing.assert_array_equal(model.norm.var[...], [4.0])
 
 
+def test_a_batch_without_examples_is_refused():
+    batches = [jnp.ones((2, 1)), jnp.ones((0, 1))]
+    with pytest.raises(ValueError, match=r"at least one; they have \[0\]"):
+        jprune.scores.average_gradients(lambda w, x: jnp.mean(w * x), jnp.array(1.0), batches)
+    with pytest.raises(ValueError, match=r"at least one; they have \[0\]"):
+        jprune.scores.fisher(lambda w, x: jnp.sum(w * x))(jnp.ones((1, 1)), batch=batches[1])
+
+
 def test_averaging_drops_the_auxiliary_output_and_needs_a_batch():
     loss = lambda w, x: (jnp.mean(w * x), {"statistics": x})
     mean = jprune.scores.average_gradients(

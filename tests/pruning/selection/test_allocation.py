@@ -34,6 +34,17 @@ def test_a_layer_without_weights_keeps_none_and_leaves_the_others_theirs(select,
     np.testing.assert_array_equal(masks["b"][:, 0], [False] * 3 + [True] * 3)
 
 
+def test_layers_without_weights_change_no_other_layer():
+    nothing, some = jnp.zeros((0, 2)), jnp.arange(1.0, 7.0).reshape(3, 2)
+    masks = jprune.channel_masks({"a": nothing, "b": some}, sparsity=0.5, min_keep=1)
+    np.testing.assert_array_equal(masks["b"], [[False, True]] * 3)
+    for empty in (
+        jprune.selection.bernoulli_masks({"a": nothing}, keep=0),
+        jprune.selection.iterated_masks(jprune.magnitude(where=lambda path, leaf: True), {"a": nothing}, sparsity=0.5),
+    ):
+        assert empty["a"].shape == (0, 2)
+
+
 @SELECTIONS
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.parametrize("keep", [True, "2", None, 1j])
