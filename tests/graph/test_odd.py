@@ -343,6 +343,18 @@ PROGRAMS = {
         [X],
         [],
     ),
+    "channels behind an empty array": (
+        lambda p, x: jnp.concatenate([x[:, :0], x, x @ p["w"]], axis=1) @ p["v"],
+        {"w": ((6, 4), "i o"), "v": ((10, 2), "i o")},
+        [X],
+        [4],
+    ),
+    "data behind an empty array": (
+        lambda p, x: jnp.concatenate([x[:, :0], x], axis=1) @ p["w"],
+        {"w": ((6, 4), "i o")},
+        [X],
+        [],
+    ),
     "a triangle of a kernel": (
         lambda p, x: x @ jnp.zeros((6, 6)).at[jnp.triu_indices(6)].set(p["w"]),
         {"w": ((21,), "io")},
