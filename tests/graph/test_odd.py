@@ -449,6 +449,12 @@ def test_multiply_adds_after_a_scan_without_iterations():
     assert jprune.trace_model(apply, params, X).multiply_adds == {"a": 5 * 6 * 4, "layers": 0, "b": 5 * 4 * 2}
 
 
+def test_a_branch_of_convolutions_that_has_lost_all_channels():
+    params = {"a": shape(1, 3, 2, 0), "b": shape(1, 3, 0, 2)}
+    graph = jprune.trace_model(lambda p, x: conv(jax.nn.relu(conv(x, p["a"])), p["b"]) + x, params, shape(1, 1, 4, 2))
+    assert graph.multiply_adds == {"a": 0, "b": 0}
+
+
 def test_multiply_adds_of_a_while_loop_are_of_one_round():
     graph = jprune.trace_model(PROGRAMS["while"][0], {"w": shape(6, 6)}, X)
     assert graph.multiply_adds == {"w": 5 * 6 * 6}
