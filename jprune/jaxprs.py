@@ -50,7 +50,7 @@ def bound(equation: core.JaxprEqn, inputs: Sequence[Value], **changed: object) -
 
 
 def described(array: Value, shape: Sequence[int] | None = None) -> jax.ShapeDtypeStruct:
-    """Return the shape and dtype of an array, and its sharding if its mesh has explicit axes.
+    """Return the shape, dtype and weak type of an array, and its sharding if its mesh has explicit axes.
 
     Args:
       array: an array, a tracer or a ``jax.ShapeDtypeStruct``.
@@ -61,7 +61,7 @@ def described(array: Value, shape: Sequence[int] | None = None) -> jax.ShapeDtyp
     explicit = mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types
     struct: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
     shape = typed.shape if shape is None else tuple(shape)
-    return struct(shape, typed.dtype, sharding=typed.sharding if explicit else None)
+    return struct(shape, typed.dtype, sharding=typed.sharding if explicit else None, weak_type=typed.weak_type)
 
 
 def over_devices(equation: core.JaxprEqn, body: Callable[..., list[Value]], inputs: Sequence[Value]) -> list[Value]:

@@ -74,6 +74,11 @@ def is_complex(leaf: object) -> bool:
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.complexfloating))
 
 
+def is_inexact(leaf: object) -> bool:
+    """Whether a leaf is an array (or a tracer, or a shape) of a real or complex floating dtype."""
+    return is_float(leaf) or is_complex(leaf)
+
+
 def is_placeholder(tree: object) -> bool:
     """Whether a tree is the placeholder that ``optax.tree.map_params`` passes to ``init``."""
     return type(tree).__name__ == "_ParamsPlaceholder"

@@ -79,6 +79,12 @@ def _called(equation: core.JaxprEqn) -> jaxprs.Program | None:
 Control = tuple[list[Value], tuple[Program, ...]]
 
 
+def _run_inside(record: Record, program: jaxprs.Program, inputs: Sequence[Value]) -> Program:
+    """Trace a program whose outputs become other arrays, which do not say that their indices are numbered."""
+    inside = run(record, program, inputs)
+    return inside._replace(outputs=tuple(without_numbers(record, value) for value in inside.outputs))
+
+
 def _scan(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Control:
     """Trace the body once: the carry keeps its channels, scanned inputs lose their first axis."""
     fixed, carried = jaxprs.scan_parts(equation)
@@ -87,9 +93,9 @@ def _scan(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Contr
     for value in scanned:
         record.channels.freeze(value.axes[0].ids, "it is scanned over")
         record.role(value.axes[0].sources, "stacked")
-    record.times *= length
+    times, record.times = record.times, record.times * length
     program = _iterated(record, body, consts, carry, [value.with_axes(value.axes[1:]) for value in scanned])
-    record.times //= max(1, length)
+    record.times = times
     steps = Axis(record.channels.frozen(length, "it is scanned over"))
     stacked = [value.with_axes([steps, *value.axes]) for value in program.outputs[carried:]]
     return [*program.outputs[:carried], *stacked], (program,)
@@ -119,7 +125,7 @@ def _iterated(
     current = [dataclasses.replace(value, identity=None, factors=None) for value in carry]
     while True:
         mark = record.mark()
-        program = run(record, body, [*consts, *current, *scanned])
+        program = _run_inside(record, body, [*consts, *current, *scanned])
         results = program.outputs[: len(carry)]
         joined = [_joined(start, result) for start, result in zip(current, results, strict=True)]
         if all(map(_same, current, joined)):
@@ -160,7 +166,7 @@ def _cond(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Contr
     programs, costs = [], []
     for branch in equation.params["branches"]:
         start = len(record.multiply_adds)
-        programs.append(run(record, branch, inputs[1:]))
+        programs.append(_run_inside(record, branch, inputs[1:]))
         costs.append(record.multiply_adds[start:])
         del record.multiply_adds[start:]
     record.multiply_adds.extend(max(costs, key=lambda cost: sum(count for _, count in cost)))
@@ -185,7 +191,7 @@ def _shard_map(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> 
     local = [_part(record, value, shape_of(var), why) for value, var in zip(inputs, jaxpr.invars, strict=True)]
     devices = jaxprs.devices_of(equation)
     record.times *= devices
-    inside = run(record, program, local)
+    inside = _run_inside(record, program, local)
     record.times //= devices
     outputs = []
     for value, var in zip(inside.outputs, equation.outvars, strict=True):

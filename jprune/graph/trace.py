@@ -16,6 +16,7 @@ from jprune.graph.axes import KernelAxes
 from jprune.graph.channels import FIRST_CHANNEL, LeafAxis, Solution, channel_groups
 from jprune.graph.graph import Graph, Model
 from jprune.graph.loops import run
+from jprune.graph.rules import without_numbers
 from jprune.graph.values import Axis, Kind, Program, Record, Source, Value
 from jprune.trees import Leaf, flatten, refuse_one_path_twice
 
@@ -143,7 +144,7 @@ def _input(record: Record, leaf: Leaf) -> Value:
 def _finish_outputs(record: Record, program: Program, traced: Traced, states: list[Value], state: PyTree) -> None:
     """Freeze the outputs, and tie the channels of the new state to those of the old one."""
     new_state: list[Value] = []
-    outputs = list(program.outputs)
+    outputs = [without_numbers(record, value) for value in program.outputs]
     pair = traced.outputs if isinstance(traced.outputs, tuple) and len(traced.outputs) == 2 else None
     structures: list[object] = [jax.tree.structure(tree) for tree in (state, pair[1] if pair is not None else None)]
     if states and pair is not None and structures[0] == structures[1]:

@@ -319,6 +319,48 @@ PROGRAMS = {
         [X],
         [],
     ),
+    "numbers of channels that a branch returns": (
+        lambda p, x: (x @ p["w"] * jax.lax.cond(x[0, 0] > 0, lambda: jnp.arange(4.0), lambda: jnp.ones(4))) @ p["v"],
+        {"w": ((6, 4), "i o"), "v": ((4, 2), "i o")},
+        [X],
+        [],
+    ),
+    "numbers of channels that a scan stacks": (
+        lambda p, x: (x @ p["w"] * jax.lax.scan(lambda c, _: (c, jnp.arange(4.0)), 0, None, 5)[1]) @ p["v"],
+        {"w": ((6, 4), "i o"), "v": ((4, 2), "i o")},
+        [X],
+        [],
+    ),
+    "channels written into a part of an array": (
+        lambda p, x: jnp.zeros((5, 8)).at[:, :4].set(x @ p["w"]) @ p["v"] + (x @ p["w"]).sum(),
+        {"w": ((6, 4), "i o"), "v": ((8, 2), "i o")},
+        [X],
+        [],
+    ),
+    "a kernel written into a part of an array": (
+        lambda p, x: x @ jnp.zeros((6, 8)).at[:, :4].set(p["w"]).at[jnp.array([2, 0])].add(p["v"]),
+        {"w": ((6, 4), "i o"), "v": ((2, 8), "i o")},
+        [X],
+        [],
+    ),
+    "channels behind an empty array": (
+        lambda p, x: jnp.concatenate([x[:, :0], x, x @ p["w"]], axis=1) @ p["v"],
+        {"w": ((6, 4), "i o"), "v": ((10, 2), "i o")},
+        [X],
+        [4],
+    ),
+    "data behind an empty array": (
+        lambda p, x: jnp.concatenate([x[:, :0], x], axis=1) @ p["w"],
+        {"w": ((6, 4), "i o")},
+        [X],
+        [],
+    ),
+    "a triangle of a kernel": (
+        lambda p, x: x @ jnp.zeros((6, 6)).at[jnp.triu_indices(6)].set(p["w"]),
+        {"w": ((21,), "io")},
+        [X],
+        [],
+    ),
     "numbers in a type that has not all of them": (  # ones beyond the diagonal
         lambda p, x: (
             (x @ p["w"] @ (jnp.arange(300, dtype="bfloat16")[:, None] == jnp.arange(300, dtype="bfloat16"))) @ p["v"]
@@ -397,6 +439,20 @@ def test_a_masked_channel_that_is_divided_by_its_standard_deviation_is_not_exact
     assert "not finite" in group.why[0]
     (group,) = jprune.trace_model(lambda p, x: apply(p, x, 1e-6), params, X).channels
     assert group.exact
+
+
+def test_multiply_adds_after_a_scan_without_iterations():
+    def apply(p, x):
+        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x @ p["a"], p["layers"])[0] @ p["b"]
+
+    params = {"a": shape(6, 4), "layers": shape(0, 4, 4), "b": shape(4, 2)}
+    assert jprune.trace_model(apply, params, X).multiply_adds == {"a": 5 * 6 * 4, "layers": 0, "b": 5 * 4 * 2}
+
+
+def test_a_branch_of_convolutions_that_has_lost_all_channels():
+    params = {"a": shape(1, 3, 2, 0), "b": shape(1, 3, 0, 2)}
+    graph = jprune.trace_model(lambda p, x: conv(jax.nn.relu(conv(x, p["a"])), p["b"]) + x, params, shape(1, 1, 4, 2))
+    assert graph.multiply_adds == {"a": 0, "b": 0}
 
 
 def test_multiply_adds_of_a_while_loop_are_of_one_round():

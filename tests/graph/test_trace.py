@@ -203,6 +203,8 @@ def test_state_is_cut_with_its_channels():
 
     again = jprune.trace_model(by_keyword, params, shape(5, 3), state={"mean": shape(8)})
     assert groups(again) == groups(graph)
+    numbered = lambda p, state, x: (apply(p, state, x)[0], {"mean": jnp.arange(8.0)})
+    assert jprune.trace_model(numbered, params, shape(5, 3), state={"mean": shape(8)}).channels == ()
 
 
 def test_roots_find_the_channels_of_every_array():

@@ -108,9 +108,8 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     record.settle(data)
     if kernel.kind.of_parameters:
         _read_by_convolution(record, kernel, rhs, groups * params["batch_group_count"])
-    record.count(
-        kernel if kernel.kind.of_parameters else None, math.prod(shape) * math.prod(kernel.shape) // shape[out[1]]
-    )
+    count = math.prod(shape) * math.prod(kernel.shape) // max(1, shape[out[1]])
+    record.count(kernel if kernel.kind.of_parameters else None, count)
     for axis in [*(data.axes[p] for p in lhs[2:]), *(kernel.axes[p] for p in rhs[2:])]:
         channels.freeze(axis.ids, "a convolution's window moves over it")
     axes = [Axis(channels.frozen(size, "a convolution's window moves over it")) for size in shape]

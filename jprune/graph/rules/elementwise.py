@@ -131,8 +131,8 @@ def _zero_after(name: str, zeros: list[bool], literals: list[jaxprs.Value]) -> b
     if name in _ZERO_WHERE_ALL_ARE or name == "clamp":
         known = [0 if zero else literal for zero, literal in zip(zeros, literals, strict=True)]
         if name in ("min", "max", "clamp") and None not in known:  # relu6 is min(max(x, 0), 6)
-            low, high = (known[0], known[2]) if name == "clamp" else (min(known), max(known))
-            return bool(low == 0 if name == "min" else high == 0 if name == "max" else low <= 0 <= high)
+            result = {"min": min, "max": max}[name](known) if name != "clamp" else min(max(known[:2]), known[2])
+            return bool(result == 0)
         return all(zeros)
     if name in _ZERO_WHERE_ANY_IS:
         return any(zeros)

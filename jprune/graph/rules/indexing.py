@@ -101,6 +101,8 @@ def _scatter(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
     value, indices, updates = inputs
     numbers = equation.params["dimension_numbers"]
     kind = combined_kind(record, [value, updates])
+    update = equation.params["update_jaxpr"]
+    keeps_zero = equation.primitive.name != "scatter" or not getattr(update, "eqns", ())  # else a function is applied
     batching = tuple(getattr(numbers, "operand_batching_dims", ()))
     index_batching = tuple(getattr(numbers, "scatter_indices_batching_dims", ()))
     window = [p for p in range(len(value.axes)) if p not in numbers.inserted_window_dims and p not in batching]
@@ -114,10 +116,14 @@ def _scatter(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
     for place, axis in enumerate(value.axes):
         new = updates.axes[partner[place]] if place in partner else None
         if new is not None and new.size == axis.size:
-            axes.append(Axis(pick(record, [axis, new]), union(axis.sources, new.sources), axis.zero and new.zero))
+            zero = keeps_zero and axis.zero and new.zero
+            axes.append(Axis(pick(record, [axis, new]), union(axis.sources, new.sources), zero))
         else:
-            record.channels.freeze(axis.ids, "it is indexed")
-            axes.append(Axis(record.channels.frozen(axis.size, "it is indexed"), axis.sources))
+            written = [updates.axes[p] for p in outside] if new is None else [new]
+            for one in (axis, *written):
+                record.channels.freeze(one.ids, "it is indexed")
+            sources = union(axis.sources, *(one.sources for one in written))
+            axes.append(Axis(record.channels.frozen(axis.size, "it is indexed"), sources))
     if not kind.of_parameters:
         axes = [Axis(axis.ids, zero=axis.zero) for axis in axes]
     return [Value(tuple(axes), kind)]

@@ -111,7 +111,7 @@ def _joined(record: Record, values: list[Value], along: int) -> Value:
         sources = union(*(part.sources for part in parts)) if kind.of_parameters else ()
         ids = np.concatenate([part.ids for part in parts]) if place == along else pick(record, parts)
         if place == along and all(is_frozen(part.ids) for part in parts):
-            ids = np.broadcast_to(parts[0].ids[:1], ids.shape)
+            ids = np.broadcast_to(ids[:1], ids.shape)
         axes.append(Axis(ids, sources, all(part.zero for part in parts)))
     return Value(tuple(axes), kind, union(*(value.chosen for value in values)) if kind.of_parameters else ())
 

@@ -66,7 +66,7 @@ def pick(record: Record, axes: Sequence[Axis]) -> np.ndarray:
 
 def is_zero(value: Value) -> bool:
     """Whether a value is a literal that is zero everywhere."""
-    return value.literal is not None and bool(np.all(value.literal == 0))
+    return value.literal is not None and not np.any(value.literal)
 
 
 def combined_kind(record: Record, values: list[Value]) -> Kind:

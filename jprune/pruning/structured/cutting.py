@@ -73,7 +73,7 @@ def take(leaf: Leaf, kept: KeptIndices) -> Leaf:
     """
     if isinstance(leaf, jax.ShapeDtypeStruct):
         described: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
-        return described(tuple(int(indices.sum()) for indices in kept), leaf.dtype)
+        return described(tuple(int(indices.sum()) for indices in kept), leaf.dtype, weak_type=leaf.weak_type)
     if all(indices.all() for indices in kept):
         return leaf
     if _on_one_device(leaf):
@@ -143,6 +143,7 @@ def _on_one_device(leaf: Leaf) -> bool:
         and not isinstance(leaf, jax.core.Tracer)
         and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         and leaf.is_fully_addressable
+        and not leaf.weak_type  # which numpy does not keep
         and len(leaf.sharding.device_set) == 1
     )
 

@@ -79,7 +79,7 @@ def _sizes(layer: PyTree, paths: PyTree, kept: Mapping[str, KeptIndices] | None)
         case eqx.nn.Linear() if eqx.is_array(layer.weight):
             named = dict(zip(("out_features", "in_features"), layer.weight.shape[-2:], strict=True))
             sizes = {name: size for name, size in named.items() if getattr(layer, name) != "scalar"}
-        case eqx.nn.Conv() if eqx.is_array(layer.weight):
+        case eqx.nn.Conv() | eqx.nn.ConvTranspose() if eqx.is_array(layer.weight):
             axis = -2 - layer.num_spatial_dims
             sizes["out_channels"], per_group = layer.weight.shape[axis:][:2]
             if layer.groups > 1:

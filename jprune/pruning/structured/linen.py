@@ -65,7 +65,9 @@ def _sizes(
             shape = params["kernel"].shape
             declared = layer.features
             sizes["features"] = shape[-1] if isinstance(declared, int) else shape[len(shape) - len(declared) :]
-        case nn.Conv() if "kernel" in params:
+        case nn.Einsum() if "kernel" in params:
+            sizes["shape"] = params["kernel"].shape
+        case nn.Conv() | nn.ConvLocal() if "kernel" in params:
             sizes["features"] = params["kernel"].shape[-1]
             if layer.feature_group_count > 1 and hasattr(inputs, "shape"):
                 sizes["feature_group_count"] = inputs.shape[-1] // params["kernel"].shape[-2]
@@ -79,10 +81,10 @@ def _sizes(
             _, sizes["num_heads"], size = params["query"]["kernel"].shape
             sizes["qkv_features"] = sizes["num_heads"] * size
             sizes["out_features"] = params["out"]["kernel"].shape[-1]
-        case nn.LSTMCell() | nn.OptimizedLSTMCell() | nn.GRUCell() | nn.SimpleCell():
-            hidden = next((params[name]["kernel"] for name in ("hi", "hn", "h") if name in params), None)
+        case nn.LSTMCell() | nn.OptimizedLSTMCell() | nn.GRUCell() | nn.MGUCell() | nn.SimpleCell() | nn.ConvLSTMCell():
+            hidden = next((params[name]["kernel"] for name in ("hi", "hn", "h", "hh") if name in params), None)
             if hidden is not None:
-                sizes["features"] = hidden.shape[0]
+                sizes["features"] = hidden.shape[-2]
     return sizes
 
 

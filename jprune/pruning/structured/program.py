@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Bool, PyTree
 from jprune import jaxprs
 from jprune.graph.loops import run as trace
 from jprune.graph.values import Axis, Program, Record, Step, Value
-from jprune.trees import is_float
+from jprune.trees import is_inexact
 
 Kept: TypeAlias = Bool[np.ndarray, " _"]
 Arrays: TypeAlias = Sequence[ArrayLike]
@@ -172,16 +172,21 @@ def _call(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
 def _with_jvp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[..., Arrays]:
     """Return a function with the derivative rule of a custom_jvp call, traced at the full sizes."""
     function = jax.custom_jvp(body)
-    floats = [place for place, var in enumerate(step.equation.invars) if is_float(var.aval)]
+    floats = [place for place, var in enumerate(step.equation.invars) if is_inexact(var.aval)]
 
     @function.defjvp
     def jvp(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
         def rule(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
-            return jax.jvp(_of_floats(step.equation, floats, primals), [primals[k] for k in floats], tangents)
+            function = _of_floats(step.equation, floats, primals)
+            outputs, moved = jax.jvp(function, [primals[k] for k in floats], tangents)
+            return outputs, [tangent for tangent in moved if tangent.dtype != jax.dtypes.float0]
 
         moved = [step.inputs[k] for k in floats]
         results = _rerun(rule, kept, (step.inputs, moved), (primals, [tangents[k] for k in floats]))
-        return results[: len(results) // 2], results[len(results) // 2 :]
+        outputs, found = results[: len(step.outputs)], iter(results[len(step.outputs) :])
+        of_integers = [np.zeros(np.shape(y), jax.dtypes.float0) for y in outputs]
+        pairs = zip(step.equation.outvars, of_integers, strict=True)
+        return outputs, [next(found) if is_inexact(var.aval) else zero for var, zero in pairs]
 
     return function
 
@@ -189,7 +194,7 @@ def _with_jvp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[.
 def _with_vjp(step: Step, kept: Kept, body: Callable[..., Arrays]) -> Callable[..., Arrays]:
     """Return a function with the derivative rule of a custom_vjp call."""
     function = jax.custom_vjp(body)
-    floats = [place for place, var in enumerate(step.equation.invars) if is_float(var.aval)]
+    floats = [place for place, var in enumerate(step.equation.invars) if is_inexact(var.aval)]
 
     def backward(primals: Arrays, cotangents: Arrays) -> tuple[PyTree, ...]:
         def rule(primals: Arrays, cotangents: Arrays) -> Arrays:

@@ -21,7 +21,7 @@ from jprune.pruning.structured.comparison import code_differences
 from jprune.pruning.structured.cutting import KeptIndices, cut_along, cut_leaves, take
 from jprune.pruning.structured.program import Kept, run
 from jprune.pruning.structured.selection import check_leaves
-from jprune.trees import flatten, is_complex, is_float, match
+from jprune.trees import flatten, is_complex, is_inexact, match
 
 Removed: TypeAlias = tuple[Bool[np.ndarray, " _"], ...]
 
@@ -465,7 +465,7 @@ def _signature(inputs: PyTree) -> Hashable:
 
 
 def _known(array: jax.ShapeDtypeStruct) -> Hashable:
-    return array.shape, array.dtype, array.sharding
+    return array.shape, array.dtype, array.weak_type, array.sharding
 
 
 def _shapes(tree: PyTree) -> PyTree:
@@ -561,16 +561,12 @@ def _difference(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, 
         after = jax.tree.leaves(jax.jit(small.apply)(small.params, *inputs, **kept_state))
     kept = _same_channels(graph, small.kept)
     left = [take(a, tuple(kept[ids] for ids in v.ids)) for a, v in zip(before, graph.program.outputs, strict=True)]
-    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(left, after, strict=True) if _is_inexact(a)]
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(left, after, strict=True) if is_inexact(a)]
     difference = max((float(np.max(np.abs(_wide(a) - _wide(b)), initial=0.0)) for a, b in pairs), default=0.0)
     largest = max((float(np.max(np.abs(_wide(a)), initial=0.0)) for a, _ in pairs), default=0.0)
     finfo: Callable[..., np.finfo[np.floating]] = jnp.finfo
     rounding = max((float(finfo(a.dtype).eps) for a, _ in pairs), default=0.0)
     return difference, 1000 * rounding * max(1.0, largest)
-
-
-def _is_inexact(array: ArrayLike) -> bool:
-    return is_float(array) or is_complex(array)
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

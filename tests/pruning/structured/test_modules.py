@@ -185,6 +185,45 @@ def test_equinox_grouped_layers_keep_their_groups_where_these_lose_positions():
         structured_equinox.smaller_module(model, small.params)
 
 
+class LinenSequence(linen_nn.Module):
+    layer: linen_nn.Module
+
+    @linen_nn.compact
+    def __call__(self, x):
+        return linen_nn.Dense(2)(linen_nn.relu(self.layer(x)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (linen_nn.Einsum((4, 6), "btc,ch->bth"), (2, 5, 4)),
+        (linen_nn.ConvLocal(6, (3,)), (2, 5, 4)),
+        (linen_nn.RNN(linen_nn.MGUCell(6)), (2, 5, 4)),
+        (linen_nn.RNN(linen_nn.ConvLSTMCell(6, (3,))), (2, 3, 4, 1)),
+    ],
+)
+def test_less_common_linen_layers_take_their_sizes_from_the_parameters(layer, x):
+    module, x = LinenSequence(layer), jax.random.normal(jax.random.key(0), x)
+    params = module.init(jax.random.key(1), x)["params"]
+    small, expected = without_half(lambda p, x: module.apply({"params": p}, x), params, x)
+    assert small.params["Dense_0"]["kernel"].shape == (3, 2)
+    fitted = linen.smaller_apply(module, small.kept)
+    np.testing.assert_allclose(fitted({"params": small.params}, x), expected, atol=1e-6)
+    assert small.differences(lambda p, x: fitted({"params": p}, x)) == ()
+
+
+def test_an_equinox_transposed_convolution_takes_its_sizes_from_the_parameters():
+    keys = jax.random.split(jax.random.key(0), 3)
+    first, last = eqx.nn.Conv1d(3, 8, 1, key=keys[0]), eqx.nn.Conv1d(4, 2, 1, key=keys[2])
+    model = eqx.nn.Sequential([first, eqx.nn.ConvTranspose1d(8, 4, 1, groups=4, key=keys[1]), last])
+    x = jax.random.normal(jax.random.key(3), (3, 5))
+    arrays, static = eqx.partition(model, eqx.is_array)
+    small, expected = without_half(lambda p, x: eqx.combine(p, static)(x), arrays, x)
+    module = structured_equinox.smaller_module(model, small.params, small.kept)
+    assert (module[1].groups, module[1].in_channels, module[1].out_channels) == (2, 4, 2)
+    np.testing.assert_allclose(module(x), expected, atol=1e-6)
+
+
 def test_the_groups_left_are_counted_in_the_kept_indices_or_follow_from_the_sizes():
     positions, whole = np.tile([True, True, False, False], 2), np.arange(8) < 4
     for along, groups in ((positions, 2), (whole, 1)):

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jprune
+from jprune.pruning.structured import removal
 from jprune.pruning.structured.budgets import cost_of
 from jprune.trees import flatten
 from tests.pruning.structured.models import _Draw
@@ -48,6 +49,12 @@ def added_to_identity(h):
         "a window's own function": (lambda h: window(h, 0.0, lambda a, b: a + b + 1), False),
         "a window's maximum": (lambda h: window(h, -jnp.inf, lax.max, ((0, 0), (1, 0), (0, 0))), True),
         "a window that has only padding": (lambda h: window(h, -jnp.inf, lax.max, ((0, 0), (2, 0), (0, 0))), False),
+        "a number clamped between 0 and another": (
+            lambda h: jax.nn.sigmoid(h) * lax.clamp(0.0, jnp.full_like(h, 5), 6.0),
+            False,
+        ),
+        "a function applied to some of it": (lambda h: h.at[0].apply(jnp.exp), False),
+        "some of it set to itself": (lambda h: h.at[0].set(h[1]), True),
         "the angle of (0, -0)": (lambda h: jnp.arctan2(h, -h), False),
         "the number next to 0": (lambda h: jnp.nextafter(h, 1.0), False),
         "a product with what is an identity matrix in the first round only": (added_to_identity, False),
@@ -164,6 +171,54 @@ def test_a_moment_is_cut_with_its_own_parameter_where_a_layer_has_the_moments_na
     small = jprune.remove_channels(graph, params, masks, also=({"0": adam._replace(mu=params, nu=params)},))
     chex.assert_trees_all_equal(small.also[0]["0"].mu, small.params)
     chex.assert_trees_all_equal(small.also[0]["0"].nu, small.params)
+
+
+@jax.custom_jvp
+def ordered_jvp(z):
+    return z * z, jnp.argmax(jnp.abs(z), axis=0)
+
+
+@ordered_jvp.defjvp
+def _(primals, tangents):
+    square, order = ordered_jvp(*primals)
+    return (square, order), (3 * primals[0] * tangents[0], np.zeros(order.shape, jax.dtypes.float0))
+
+
+@jax.custom_vjp
+def ordered_vjp(z):
+    return ordered_jvp(z)
+
+
+ordered_vjp.defvjp(lambda z: (ordered_vjp(z), z), lambda z, g: (3 * z * g[0],))
+
+
+@pytest.mark.parametrize("function", [ordered_jvp, ordered_vjp])
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64])
+def test_derivative_rules_of_complex_channels_and_of_integer_results(function, dtype):
+    params, x = two_layers()
+
+    def apply(p, x):
+        square, order = function(jnp.asarray(x @ p["a"], dtype) * dtype(1 + 1j if dtype == np.complex64 else 1))
+        return jnp.abs((square + order) @ p["b"])
+
+    graph = jprune.trace_model(apply, params, x)
+    masks, masked = halved(graph, params)
+    small = jprune.remove_channels(graph, params, masks)
+    expected = jax.grad(lambda p: apply(p, x).sum())(masked)
+    found = jax.grad(lambda p: small.apply(p, x).sum())(small.params)
+    chex.assert_trees_all_close(found, removal.cut_leaves(expected, small.kept), atol=1e-4)
+
+
+def test_weak_types_stay_weak():
+    """A number without a dtype of its own leaves bfloat16 as it is; a float32 array of one number does not."""
+    params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), two_layers())
+    params["scale"] = jnp.full(8, 0.5)  # weak
+    apply = lambda p, x, t: jnp.tanh(x @ p["a"]) * p["scale"] * t @ p["b"]
+    graph = jprune.trace_model(apply, params, x, jnp.asarray(2.0))
+    small = jprune.remove_channels(graph, params, halved(graph, params)[0])
+    assert small.table.differences == ()
+    for number in (jnp.asarray(2.0), jnp.float32(2.0)):
+        assert small.apply(small.params, x, number).dtype == apply(params, x, number).dtype
 
 
 def test_complex_outputs_are_compared_too():
