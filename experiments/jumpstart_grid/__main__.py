@@ -45,7 +45,8 @@ def parse(arguments: Sequence[str] | None = None) -> GridCommand:
                 grid, running = grid_from_json(recorded["study"]), grid_running_from_json(recorded["running"])
             except (ValueError, TypeError) as error:
                 raise files.StoreError(
-                    f"{default.folder / 'config.json'} cannot be read ({error}); delete it and give all options again"
+                    f"{default.folder / 'config.json'} has no settings of a jumpstart grid ({error}): for another "
+                    "study use its own command; otherwise delete the file and give all options again"
                 ) from error
             default = command_of(grid, dataclasses.replace(running, out=out, table=None), preset=name)
     return commands.parse(GridCommand, default, arguments, PROG)

@@ -69,7 +69,8 @@ def _restored(folder: Path, found: Mapping[str, Mapping[str, JSON]]) -> tuple[St
         return study_from_json(found["study"]), running_from_json(found["running"])
     except (ValueError, TypeError) as error:
         raise files.StoreError(
-            f"{folder / 'config.json'} cannot be read ({error}); delete it and give all options again"
+            f"{folder / 'config.json'} has no settings of a recall distortion study ({error}): for another study, such "
+            "as a jumpstart grid, use its own command; otherwise delete the file and give all options again"
         ) from error
 
 

@@ -19,7 +19,7 @@ from jprune.graph.channels import ChannelGroup, Member
 from jprune.pruning.amounts import Amount, Budget, Keep, Kept, PerLayer, Scheduled, amount_of, single, without
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import uint64
-from jprune.pruning.selection.layers import is_mask, layers_of
+from jprune.pruning.selection.layers import describe, is_mask, layers_of
 from jprune.pruning.selection.uint64 import Count
 from jprune.pruning.structured.budgets import BUDGETS, Cost, cost_of
 from jprune.trees import first_matches, flatten
@@ -269,7 +269,7 @@ class ChannelSelection:
         check_leaves(self.graph, among, name="among", needed=())
         for path, leaf in zip(paths, leaves, strict=True):
             if leaf is not None and not is_mask(leaf):
-                raise TypeError(f"among has {leaf!r} at '{path}'; it must be a bool array or None")
+                raise TypeError(f"among has {describe(leaf)} at '{path}'; it must be a bool array or None")
         return {path: leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
 
     def _scored(self, scored: Collection[str]) -> "_Choice":
