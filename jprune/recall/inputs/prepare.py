@@ -65,7 +65,7 @@ def prepare(
     if class_names is not None:
         names_of_classes(class_names, len(class_names))
     if given_labels.named_ids:
-        rows.refuse_doubled(given_labels)
+        rows.check_ids(given_labels)
     given_labels = one_hot_labels(given_labels, class_names)
     kept = rows.kept_examples(given_labels, ignore_label)
     joined = [join_batches(raw, given_labels.values.size) for raws in sets.values() for raw in raws]

@@ -15,6 +15,8 @@ from jprune.cli import main
 from jprune.recall import InputError
 from jprune.recall.inputs.order import about_order, about_quantities, about_ratings
 from jprune.recall.inputs.predictions import Predictions
+from jprune.recall.inputs.raw import Raw
+from jprune.recall.inputs.rows import align
 from jprune.recall.inputs.text import read_csv
 
 NAMES = ("ant", "bee", "cat")
@@ -408,6 +410,58 @@ def test_ids_that_differ_in_leading_zeros_alone_are_two_ids(capsys):
         pd.DataFrame({"key": keys[order], column: codes[order]}).to_csv(file, index=False)
         order = order[::-1]
     read(capsys, "--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv", "--id", "key")
+
+
+@pytest.mark.parametrize("models", [1, None])
+@pytest.mark.parametrize("encode", [np.asarray, np.char.encode, lambda names: names[:, None]])
+def test_ids_in_an_npz_sort_the_examples_of_logits(capsys, models, encode):
+    names, order = np.array([f"i{n}" for n in range(N)]), np.random.default_rng(0).permutation(N)
+    pd.DataFrame({"key": names, "label": LABELS}).to_csv("y.csv", index=False)
+    for file, codes in (("d.npz", DENSE), ("t.npz", TWO)):
+        logits = np.eye(3)[codes[order]] + 0.5
+        np.savez(file, logits=logits if models is None else logits[None], key=encode(names[order]))
+    read(capsys, "--labels", "y.csv", "--dense", "d.npz:logits", "--pruned", "2=t.npz:logits", "--id", "key")
+
+
+def test_logits_with_fewer_examples_than_classes_are_sorted_along_the_examples():
+    ids, order = np.array(["a", "b"], object), [1, 0]
+    labels = Raw("y.csv", np.array([0, 1]), ids=ids, named_ids=True)
+    logits = np.arange(6.0).reshape(2, 3)
+    found = align(Raw("d.npz", logits[order], ids=ids[order], named_ids=True), labels)
+    np.testing.assert_array_equal(found.values, logits)
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids", "said"),
+    [
+        (N, np.arange(N + 1), f"d.npz:p has shape ({N},) and {N + 1} ids: give one id per example"),
+        (N, np.arange(N - 1), f"d.npz:p has shape ({N},) and {N - 1} ids: give one id per example"),
+        (N - 1, np.arange(N), f"y.npz has shape ({N - 1},) and {N} ids: give one id per example"),
+        (N, np.arange(2 * N).reshape(N, 2), f"d.npz has ids 'key' of shape ({N}, 2); wanted (examples,)"),
+    ],
+)
+def test_ids_of_another_number_than_the_examples_are_refused(capsys, labels, ids, said):
+    np.savez("y.npz", label=LABELS[:labels], key=np.arange(N))
+    np.savez("d.npz", p=DENSE, key=ids)
+    np.savez("t.npz", p=TWO, key=np.arange(N))
+    assert said in refused(capsys, "--labels", "y.npz", "--dense", "d.npz:p", "--pruned", "2=t.npz:p", "--id", "key")
+
+
+def test_names_in_bytes_that_are_no_text_are_refused(capsys):
+    pd.DataFrame({"label": [b"\xff"] * N}).to_parquet("y.parquet")
+    assert "column 'label' holds b'\\xff', bytes that are not UTF-8" in refused(capsys, "--labels", "y.parquet")
+
+
+def test_a_line_of_jsonl_may_contain_other_line_separators(capsys):
+    rows = [{"text": "a\u2028b\x85c", "p": int(code)} for code in TWO]
+    Path("t.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    read(capsys, "--labels", "labels.npy", "--dense", "dense.npy", "--pruned", "2=t.jsonl:p")
+
+
+def test_a_probability_of_one_half_is_class_1_in_every_measure():
+    score = np.round(np.random.default_rng(0).random(N), 1).astype(np.float32)
+    found = recall.audit(LABELS > 0, score, {2: score}, threshold=0.5)
+    np.testing.assert_array_equal(found.probabilities["top_k"][:2], found.classes["recall"])
 
 
 def test_a_missing_id_is_an_error(capsys):
