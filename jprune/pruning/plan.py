@@ -252,14 +252,18 @@ class Plan:
         if count is not None:
             inputs = inputs | {"key": jax.random.fold_in(inputs["key"], count)}
         # If the selection can rank by absolute value, it reads the weights themselves and no scores are written.
-        folded = ranks_by_magnitude(self.score) and self._compares_magnitudes()
+        folded = ranks_by_magnitude(self.score) and self._compares_magnitudes() and self.regrow is None
         scores = weights if folded else self._scores(self.score, weights, inputs)
         nan = _any_nan(scores, masks)
         if self.regrow is None:
             chosen = self._select(scores, events, event, masks, magnitude=folded)
             return self._checked_masks(chosen, masks), nan
-        survivors = self._select(scores, events, event, masks, surviving=True, magnitude=folded)
-        survivors = self._checked_masks(survivors, masks)
+        among = masks
+        if self._compares_magnitudes():
+            # With ``among`` other layers would exceed their counts in place of one that has too few weights left.
+            scores, among = map_leaves(lambda score, mask: jnp.where(mask, score, -jnp.inf), scores, masks), None
+        survivors = self._select(scores, events, event, among, surviving=True)
+        survivors = map_leaves(jnp.logical_and, self._checked_masks(survivors, masks), masks)
         if "key" in inputs:  # regrowth must be independent of the random numbers that dropped weights
             inputs = inputs | {"key": jax.random.fold_in(inputs["key"], 1)}
         regrown = self._scores(self.regrow.score, weights, inputs)

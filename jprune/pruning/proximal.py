@@ -33,7 +33,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int32, PyTree
 
-from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
+from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes, where_of
 from jprune.graph.channels import ChannelGroup
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, match, only
@@ -127,7 +127,8 @@ def group_soft_threshold(
 
     Args:
       threshold: learning rate times penalty weight, 0 or more; or a function of the step.
-      where: predicate on (path, leaf) that selects the leaves with the penalty; cannot be combined with ``groups``.
+      where: predicate on (path, leaf) that selects the leaves with the penalty; None as for ``prune``. Cannot be
+        combined with ``groups``.
       over: ``"outputs"`` for one group per output of a kernel, ``"inputs"`` for one per input; the inputs of each
         feature group of a grouped convolution are separate.
       axes: the roles of the axes of each kernel: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
@@ -178,7 +179,7 @@ def group_soft_threshold(
             shrunk[path] = _shrink_kernel(array, found, over, limit, by_size)
         return shrunk
 
-    return _proximal("group_soft_threshold", threshold, where, shrink)
+    return _proximal("group_soft_threshold", threshold, where_of(where, axes), shrink)
 
 
 def _shrink_kernel(array: Array, roles: KernelAxes, over: str, limit: Array, by_size: bool | Array) -> Array:
