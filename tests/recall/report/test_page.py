@@ -188,6 +188,13 @@ def test_correct_counts_alone_give_a_page_without_examples_or_errors():
     assert "Examples that pruning changes" not in text
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_the_method_of_counts_alone_is_over_models():
+    text = " ".join(page(recall.audit_counts([[9, 7], [9, 6]], {2: [[7, 5], [7, 4]]}, support=[10, 10])).split())
+    assert "From counts alone the test is a paired t test over models." in text
+    assert "over test examples and models" not in text
+
+
 @pytest.fixture
 def no_figures(monkeypatch):
     """Leave out the figures, which are slow to draw, in tests of other parts of the page."""
