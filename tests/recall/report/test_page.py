@@ -195,6 +195,11 @@ def test_the_method_of_counts_alone_is_over_models():
     assert "over test examples and models" not in text
 
 
+def test_counts_of_models_that_all_lost_as_much_do_not_show_a_change_of_accuracy():
+    text = recall.audit_counts([[90, 70], [80, 75]], {2: [[89, 69], [79, 74]]}, support=[100, 100]).headline
+    assert "accuracy went from 78.8% to 77.8%, -1.0 points (not shown to differ from 0)" in text
+
+
 @pytest.fixture
 def no_figures(monkeypatch):
     """Leave out the figures, which are slow to draw, in tests of other parts of the page."""
