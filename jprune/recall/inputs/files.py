@@ -127,9 +127,9 @@ def _refuse_other_columns(frame: pd.DataFrame, path: Path) -> None:
                     f"{path} has a column {str(column)!r}, which looks like {kind} and not like predictions: pick one "
                     f"column of predictions as {path}:{pick}{ids}, or keep only the columns of predictions"
                 )
-    unique = [frame[column].is_unique for column in frame.columns]
     whole = all(pd.api.types.is_integer_dtype(frame[column]) for column in frame.columns)
-    if whole and len(frame) >= _FEWEST_ROWS and any(unique) and not all(unique):
+    unique = [whole and frame[column].is_unique for column in frame.columns]  # lists and objects have no hash
+    if len(frame) >= _FEWEST_ROWS and any(unique) and not all(unique):
         column = frame.columns[unique.index(True)]
         raise InputError(
             f"{path} has another number in every row of column {str(column)!r}, which looks like ids and not like "

@@ -88,7 +88,7 @@ def _left_out(kept: Bool[np.ndarray, " given"] | None, label: int) -> str:
     if not examples:
         return f"no example has the label {label}, so none is left out"
     which = "1 example with the label {} is" if examples == 1 else f"{examples} examples with the label {{}} are"
-    return f"{which.format(label)} left out"
+    return f"{which.format(label)} left out; the indices of examples do not count {'it' if examples == 1 else 'them'}"
 
 
 def _attributes(given: object, given_labels: Raw, kept: np.ndarray | None) -> dict[str, Raw]:

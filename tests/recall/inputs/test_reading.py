@@ -447,6 +447,13 @@ def test_ids_of_another_number_than_the_examples_are_refused(capsys, labels, ids
     assert said in refused(capsys, "--labels", "y.npz", "--dense", "d.npz:p", "--pruned", "2=t.npz:p", "--id", "key")
 
 
+def test_lists_of_labels_with_scores_are_refused(capsys):
+    row = json.dumps([{"label": name, "score": 0.5} for name in NAMES])  # of a Hugging Face pipeline with top_k=None
+    Path("t.jsonl").write_text(f"{row}\n" * N)
+    said = "t.jsonl, column '0' holds objects: save the predicted class itself"
+    assert said in refused(capsys, "--labels", "labels.npy", "--dense", "dense.npy", "--pruned", "2=t.jsonl")
+
+
 def test_names_in_bytes_that_are_no_text_are_refused(capsys):
     pd.DataFrame({"label": [b"\xff"] * N}).to_parquet("y.parquet")
     assert "column 'label' holds b'\\xff', bytes that are not UTF-8" in refused(capsys, "--labels", "y.parquet")
@@ -930,7 +937,8 @@ def test_the_label_to_leave_out_is_that_of_the_given_labels(ignored):
     kept = (given != ignored) & (given != -1)
     support = dict(zip(report.classes["class"], report.classes["support"], strict=True))
     assert support == {str(c): int((given[kept] == c).sum()) for c in (1, 2, 3)}
-    assert f"{N - kept.sum()} examples with the label {ignored} are left out" in report.warnings
+    left_out = f"{N - kept.sum()} examples with the label {ignored} are left out"
+    assert f"{left_out}; the indices of examples do not count them" in report.warnings
 
 
 def test_a_label_to_leave_out_that_no_example_has_is_reported():
