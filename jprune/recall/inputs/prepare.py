@@ -73,14 +73,32 @@ def prepare(
     numbered = classes.number(rows.take(given_labels, kept), flat, class_names)
     true = labels(numbered.labels)
     stacks = iter(numbered.stacks)
-    read = {
-        name: join([predictions(next(stacks), "", true.size, threshold) for _ in raws]) for name, raws in sets.items()
-    }
+    read: dict[str, Predictions] = {}
+    first: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for name, raws in sets.items():
+        of_set = [next(stacks) for _ in raws]
+        stack = join([predictions(raw, "", true.size, threshold) for raw in of_set])
+        read[name] = _by_name(stack, tuple(column for raw in of_set for column in raw.columns), first)
     found, missing = groups(_attributes(given_attributes, given_labels, kept), true.size)
     left_out = () if ignore_label is None else (_left_out(kept, ignore_label),)
     notes = (*given_labels.notes, *numbered.notes, *left_out, *missing)
     notes += tuple(classes.about_labels(true, given_labels.name))
     return Prepared(true, read, found, numbered.class_names, tuple(dict.fromkeys(notes)), kept)
+
+
+def _by_name(
+    stack: Predictions, columns: tuple[str, ...], first: dict[tuple[str, ...], tuple[str, ...]]
+) -> Predictions:
+    """Put the models of several tables in the order of the first set whose tables have the same columns together."""
+    if stack.width is not None or len(set(columns)) < len(stack.predicted) or len(columns) != len(stack.predicted):
+        return stack
+    wanted = first.setdefault(tuple(sorted(columns)), columns)
+    if columns == wanted:
+        return stack
+    note = f"{stack.name}: the models were put in the order {', '.join(wanted[:5])}{' ...' * (len(wanted) > 5)}, "
+    note += "because models are paired by the names of their columns"
+    order = [columns.index(column) for column in wanted]
+    return stack._replace(predicted=stack.predicted[order], notes=(*stack.notes, note))
 
 
 def _left_out(kept: Bool[np.ndarray, " given"] | None, label: int) -> str:

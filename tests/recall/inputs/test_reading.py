@@ -13,8 +13,10 @@ import pytest
 from jprune import recall
 from jprune.cli import main
 from jprune.recall import InputError
+from jprune.recall.inputs.files import read_predictions
 from jprune.recall.inputs.order import about_order, about_quantities, about_ratings
 from jprune.recall.inputs.predictions import Predictions
+from jprune.recall.inputs.prepare import prepare
 from jprune.recall.inputs.raw import Raw
 from jprune.recall.inputs.rows import align
 from jprune.recall.inputs.text import read_csv
@@ -452,6 +454,21 @@ def test_lists_of_labels_with_scores_are_refused(capsys):
     Path("t.jsonl").write_text(f"{row}\n" * N)
     said = "t.jsonl, column '0' holds objects: save the predicted class itself"
     assert said in refused(capsys, "--labels", "labels.npy", "--dense", "dense.npy", "--pruned", "2=t.jsonl")
+
+
+def test_columns_of_several_files_are_paired_by_name():
+    models = np.stack([made(seed, rate) for seed, rate in ((0, 0.1), (1, 0.2), (2, 0.3), (3, 0.4))])
+    columns = [f"seed{m}" for m in range(4)]
+    for name, part in (("a", slice(0, 2)), ("b", slice(2, 4))):
+        pd.DataFrame(models.T[:, part], columns=columns[part]).to_csv(f"{name}.csv", index=False)
+    sets = {"dense": ["a.csv", "b.csv"], "two": ["b.csv", "a.csv"]}
+    raws = {name: [read_predictions(file, N) for file in files] for name, files in sets.items()}
+    found = prepare(Raw("labels", LABELS), raws).sets
+    np.testing.assert_array_equal(found["two"].predicted, models)
+    assert found["two"].notes == (
+        "b.csv, a.csv: the models were put in the order seed0, seed1, seed2, seed3, because models are paired by the "
+        "names of their columns",
+    )
 
 
 def test_names_in_bytes_that_are_no_text_are_refused(capsys):
