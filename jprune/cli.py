@@ -6,6 +6,7 @@ jax, pandas and matplotlib are imported after the options are parsed, so that he
 
 import argparse
 import contextlib
+import io
 import itertools
 import os
 import re
@@ -223,11 +224,19 @@ def _run(options: argparse.Namespace) -> None:
     if options.out is not None:
         write_text(options.out, html)
     if options.json:
+        _printable("utf-8")
         sys.stdout.write(audit.to_json())
     else:
+        _printable()
         from jprune.recall.report.terminal import print_summary  # noqa: PLC0415
 
         print_summary(audit, options.out)
+
+
+def _printable(encoding: str | None = None) -> None:
+    """Let standard output take every character of a name, whatever the encoding of the terminal."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -98,6 +98,22 @@ def test_class_names_are_converted_to_classes(capsys):
     assert found["class_names"] == list(NAMES)
 
 
+@pytest.mark.parametrize("output", ["--json", "--resamples=0"])
+def test_a_name_that_the_terminal_cannot_print_is_escaped(folder, output):
+    np.save("named.npy", np.array(["日本", "elk", "😀"])[np.load("labels.npy") % 3])
+    command = [sys.executable, "-m", "jprune", "audit", "--labels", "named.npy", "--dense", "named.npy"]
+    done = subprocess.run(
+        [*command, "--compare", "int8=named.npy", output],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        check=True,
+    )
+    if output == "--json":
+        assert json.loads(done.stdout.decode())["class_names"] == ["elk", "日本", "😀"]
+    else:
+        assert r"\u65e5" in done.stdout.decode()
+
+
 def test_class_names_may_come_from_a_file(folder, capsys):
     (folder / "names.txt").write_text("cat\n\ndog\nelk\n")
     found = audit_json(capsys, *BASE, "--pruned", "2=two.npy", "--class-names", "names.txt")

@@ -242,6 +242,7 @@ def audit_counts(
     >>> float(report.alphas["alpha"].iloc[0].round(4))
     1.3333
     """
+    _check(Options(level=level, margin=margin))
     of_score = predictions.by_score(pruned)
     named = predictions.baselines(dense, list(of_score))
     once = {name: from_counts(value, support, name) for name, value in dict(named.values()).items()}
@@ -255,7 +256,6 @@ def audit_counts(
         refuse_other_examples(name, stack.support, first_name, first.support)
     names = predictions.names_of_classes(class_names, len(first.support))
     baseline = {score: once[name] for score, (name, _) in named.items()}
-    check_level(level)
     study = AuditedModels(baseline, rates, len(once) == 1, paired, names, level, margin)
     names_of: SetNames = {(s, r): name for s, ratios in of_score.items() for r, (name, _) in ratios.items()}
     return _assemble(study, {**names_of, **{(score, None): name for score, (name, _) in named.items()}})

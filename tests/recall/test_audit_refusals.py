@@ -85,6 +85,8 @@ def test_wrong_arguments_are_refused_by_name_index_and_value(change, message):
         ([[[8, 2], [1, 9]], [[8, 2], [1, 8]]], {2: [[8, 2], [1, 9]]}, {}, "model 0 saw 10 examples of the class"),
         ([[0, 0], [0, 0]], {2: [[0, 0], [0, 0]]}, {}, "dense holds no example"),
         ([9, 7], {2: [9, 7]}, {"support": [10, 10], "class_names": ["a"]}, "1 class names were given"),
+        ([9, 7], {2: [9, 7]}, {"support": [10, 10], "margin": 10.0}, "margin must lie between 0 and 10"),
+        ([9, 7], {2: [9, 7]}, {"support": [10, 10], "level": 99}, "level must lie strictly between 0 and 1"),
     ],
 )
 def test_wrong_counts_are_refused(dense, pruned, options, message):

@@ -342,7 +342,9 @@ def between_models(
         models, degrees = len(values), np.array(len(values) - 1.0)
         means = np.stack([np.bincount(classes_of, row, len(n)) for row in values]) / n
         of_all = (np.where(np.isnan(means), 0, means) * w).sum(1, keepdims=True)
-        overall.append(_Variance(of_all.var(0, ddof=1) / models, degrees))
+        # Two models often lose exactly as many examples, by chance: a count is known up to rounding, of variance 1/12.
+        of_overall = np.maximum(of_all.var(0, ddof=1), 1 / 12 / np.nansum(n) ** 2)
+        overall.append(_Variance(of_overall / models, degrees))
         changes.append(_Variance(means.var(0, ddof=1) / models, degrees))
         excess = excess + (means - of_all).var(0, ddof=1) / models
         noise = _own_noise(classes_of, values, n) / models

@@ -127,9 +127,9 @@ def _refuse_other_columns(frame: pd.DataFrame, path: Path) -> None:
                     f"{path} has a column {str(column)!r}, which looks like {kind} and not like predictions: pick one "
                     f"column of predictions as {path}:{pick}{ids}, or keep only the columns of predictions"
                 )
-    unique = [frame[column].is_unique for column in frame.columns]
     whole = all(pd.api.types.is_integer_dtype(frame[column]) for column in frame.columns)
-    if whole and len(frame) >= _FEWEST_ROWS and any(unique) and not all(unique):
+    unique = [whole and frame[column].is_unique for column in frame.columns]  # lists and objects have no hash
+    if len(frame) >= _FEWEST_ROWS and any(unique) and not all(unique):
         column = frame.columns[unique.index(True)]
         raise InputError(
             f"{path} has another number in every row of column {str(column)!r}, which looks like ids and not like "
@@ -262,7 +262,11 @@ def _raw_array(path: Path, name: str | None, file: str, id_column: str | None, p
     if id_column is not None:
         if _kind(path) == ".npy":
             raise InputError(f"{path} is an .npy and has no ids: --id needs tables, or .npz files with an array of ids")
-        ids = _identities(_read_numpy(path, id_column).tolist(), path)
+        given = _read_numpy(path, id_column)
+        given = given.ravel() if given.ndim == 2 and 1 in given.shape else given
+        if given.ndim != 1:
+            raise InputError(f"{path} has ids {id_column!r} of shape {given.shape}; wanted (examples,)")
+        ids = _identities(given.tolist(), path)
     if values.dtype.kind == "S":
         values = decoded(values, file)
     if values.ndim == 0:
@@ -296,7 +300,7 @@ def _column(cells: pd.Series, where: str) -> np.ndarray:
         raise InputError(f"{where} holds objects: save the predicted class itself")
     if any(isinstance(cell, list | np.ndarray) for cell in cells):
         raise InputError(f"{where} holds lists next to other columns; pick this column as PATH:NAME, or save it alone")
-    texts = [cleaned(cell) for cell in cells.tolist()]
+    texts = [cleaned(cell, where) for cell in cells.tolist()]
     for example, text in enumerate(texts):
         if text in ("", _BLANK):
             raise InputError(f"{where} holds {text!r} at example {example}; wanted a number or a class name")
@@ -385,7 +389,7 @@ def _without_ids(table: pd.DataFrame, path: Path, id_column: str | None) -> tupl
 def _identities(cells: Sequence[FrameCell], path: Path) -> np.ndarray:
     """Ids as text, so that 7, 7.0 and '7' are one id."""
     whole = [int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in cells]
-    texts = ["" if pd.isna(cell) else str(cell).strip() for cell in whole]
+    texts = ["" if pd.isna(cell) else cleaned(cell, f"{path}, among the ids,") for cell in whole]
     if "" in texts:
         raise InputError(f"{path} has no id at example {texts.index('')}")
     return np.array(texts, object)

@@ -255,7 +255,8 @@ def _sigmoid(scores: np.ndarray, raw: Raw, threshold: float | None) -> Predictio
             f"if it is the probability of class 1, give the least one that means class 1, {option('threshold', 0.5)}"
         )
     predicted = (scores >= threshold).astype(np.int64)
-    models = np.stack([1 - scores, scores], axis=-1) if threshold == 0.5 else None
+    below = np.minimum(1 - scores, np.where(predicted, 0.5 - np.finfo(scores.dtype).eps, 1))  # 0.5 means class 1
+    models = np.stack([below, scores], axis=-1) if threshold == 0.5 else None
     return Predictions(raw.name, predicted, 2, models, raw.notes)
 
 

@@ -65,7 +65,7 @@ def prepare(
     if class_names is not None:
         names_of_classes(class_names, len(class_names))
     if given_labels.named_ids:
-        rows.refuse_doubled(given_labels)
+        rows.check_ids(given_labels)
     given_labels = one_hot_labels(given_labels, class_names)
     kept = rows.kept_examples(given_labels, ignore_label)
     joined = [join_batches(raw, given_labels.values.size) for raws in sets.values() for raw in raws]
@@ -73,9 +73,12 @@ def prepare(
     numbered = classes.number(rows.take(given_labels, kept), flat, class_names)
     true = labels(numbered.labels)
     stacks = iter(numbered.stacks)
-    read = {
-        name: join([predictions(next(stacks), "", true.size, threshold) for _ in raws]) for name, raws in sets.items()
-    }
+    read: dict[str, Predictions] = {}
+    first: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for name, raws in sets.items():
+        of_set = [next(stacks) for _ in raws]
+        stack = join([predictions(raw, "", true.size, threshold) for raw in of_set])
+        read[name] = _by_name(stack, tuple(column for raw in of_set for column in raw.columns), first)
     found, missing = groups(_attributes(given_attributes, given_labels, kept), true.size)
     left_out = () if ignore_label is None else (_left_out(kept, ignore_label),)
     notes = (*given_labels.notes, *numbered.notes, *left_out, *missing)
@@ -83,12 +86,27 @@ def prepare(
     return Prepared(true, read, found, numbered.class_names, tuple(dict.fromkeys(notes)), kept)
 
 
+def _by_name(
+    stack: Predictions, columns: tuple[str, ...], first: dict[tuple[str, ...], tuple[str, ...]]
+) -> Predictions:
+    """Put the models of several tables in the order of the first set whose tables have the same columns together."""
+    if stack.width is not None or len(set(columns)) < len(stack.predicted) or len(columns) != len(stack.predicted):
+        return stack
+    wanted = first.setdefault(tuple(sorted(columns)), columns)
+    if columns == wanted:
+        return stack
+    note = f"{stack.name}: the models were put in the order {', '.join(wanted[:5])}{' ...' * (len(wanted) > 5)}, "
+    note += "because models are paired by the names of their columns"
+    order = [columns.index(column) for column in wanted]
+    return stack._replace(predicted=stack.predicted[order], notes=(*stack.notes, note))
+
+
 def _left_out(kept: Bool[np.ndarray, " given"] | None, label: int) -> str:
     examples = 0 if kept is None else int((~kept).sum())
     if not examples:
         return f"no example has the label {label}, so none is left out"
     which = "1 example with the label {} is" if examples == 1 else f"{examples} examples with the label {{}} are"
-    return f"{which.format(label)} left out"
+    return f"{which.format(label)} left out; the indices of examples do not count {'it' if examples == 1 else 'them'}"
 
 
 def _attributes(given: object, given_labels: Raw, kept: np.ndarray | None) -> dict[str, Raw]:

@@ -118,7 +118,7 @@ def plain(column: pd.Series, where: str) -> np.ndarray:
             raise InputError(f"{where} must hold numbers or class names, got {cell!r} at example {example}")
     if not any(isinstance(cell, str | bytes) for cell in cells):
         return np.array(cells)
-    return np.array([cleaned(cell) for cell in cells], object)
+    return np.array([cleaned(cell, where) for cell in cells], object)
 
 
 def as_array(values: object, name: str) -> np.ndarray:
@@ -148,13 +148,19 @@ def as_array(values: object, name: str) -> np.ndarray:
     return converted.astype(np.float32) if small else converted
 
 
-def cleaned(cell: object) -> str:
+def cleaned(cell: object, where: str = "the table") -> str:
     """Return a cell as text without blanks around it, with one code for each accented letter; bytes are UTF-8.
+
+    Raises:
+      InputError: bytes are not UTF-8.
 
     >>> cleaned(b"cat "), len(cleaned("e\u0301"))
     ('cat', 1)
     """
-    text = cell.decode() if isinstance(cell, bytes) else str(cell)
+    try:
+        text = cell.decode() if isinstance(cell, bytes) else str(cell)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} holds {cell!r}, bytes that are not UTF-8; save names as text") from error
     return unicodedata.normalize("NFC", text).strip()
 
 

@@ -33,7 +33,7 @@ def align(raw: Raw, labels: Raw) -> Raw:
                 f"already are; on the command line --id joins them by a column"
             )
         return raw
-    refuse_doubled(raw)
+    check_ids(raw)
     wanted, own, notes = labels.ids.tolist(), raw.ids.tolist(), raw.notes
     place = {identity: row for row, identity in enumerate(own)}
     missing = [identity for identity in wanted if identity not in place]
@@ -45,7 +45,7 @@ def align(raw: Raw, labels: Raw) -> Raw:
         place = {identity: row for row, identity in enumerate(own)}
         notes = (*notes, f"{raw.name}: ids were matched with those of {labels.name} as numbers, as 007 with 7")
     order = np.array([place[identity] for identity in wanted])
-    values = raw.values[order] if raw.by_row or raw.values.ndim == 1 else np.take(raw.values, order, axis=1)
+    values = np.take(raw.values, order, axis=_axis_of_examples(raw, len(own)))
     if len(own) > len(order):
         known = set(wanted)
         named = _some([identity for identity in own if identity not in known])
@@ -53,14 +53,17 @@ def align(raw: Raw, labels: Raw) -> Raw:
     return raw._replace(values=values, ids=labels.ids, notes=notes)
 
 
-def refuse_doubled(raw: Raw) -> None:
-    """Check that every id occurs once.
+def check_ids(raw: Raw) -> None:
+    """Check that every example has an id, and every id occurs once.
 
     Raises:
-      InputError: one occurs twice.
+      InputError: there are more or fewer ids than examples, or one occurs twice.
     """
+    ids = [] if raw.ids is None else raw.ids.tolist()
+    if raw.ids is not None and _axis_of_examples(raw, len(ids)) is None:
+        raise InputError(f"{raw.name} has shape {raw.values.shape} and {len(ids)} ids: give one id per example")
     first: dict[Hashable, int] = {}
-    for row, identity in enumerate([] if raw.ids is None else raw.ids.tolist()):
+    for row, identity in enumerate(ids):
         if identity in first:
             raise InputError(f"{raw.name} has the id {identity!r} twice, in rows {first[identity]} and {row}")
         first[identity] = row
@@ -92,13 +95,22 @@ def take(raw: Raw, kept: np.ndarray | None) -> Raw:
     """Take the kept examples of labels or predictions of all examples."""
     if kept is None:
         return raw
-    shape = raw.values.shape
-    axis = next((a for a in ((0,) if raw.by_row else (0, 1)) if a < len(shape) and shape[a] == kept.size), None)
-    if not raw.by_row and len(shape) > 1 and shape[1] == kept.size and (len(shape) == 3 or shape[0] != kept.size):
-        axis = 1
+    axis = _axis_of_examples(raw, kept.size)
     if axis is None:
         return raw  # its shape is an error later
     return raw._replace(values=np.compress(kept, raw.values, axis=axis), ids=None)
+
+
+def _axis_of_examples(raw: Raw, examples: int) -> int | None:
+    """The axis of the examples: of a table the rows; of an array the second, or the first of one model's logits.
+
+    >>> _axis_of_examples(Raw("d.npy", np.zeros((3, 2))), 3), _axis_of_examples(Raw("d.npy", np.zeros((3, 3), int)), 3)
+    (0, 1)
+    """
+    axes = [0] if raw.by_row or raw.values.ndim == 1 else [1, 0]
+    if raw.values.ndim == 2 and raw.values.dtype.kind == "f":
+        axes.sort()
+    return next((axis for axis in axes if raw.values.shape[axis] == examples), None)
 
 
 def _as_numbers(wanted: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]] | None:

@@ -112,7 +112,7 @@ def _columns_of_pandas(columns: dict[str, Json]) -> dict[str, Json]:
 
 def _json_lines(path: Path) -> tuple[list[Json], tuple[str, ...]]:
     text, notes = decoded_text(path)
-    lines = text.rstrip().splitlines()
+    lines = text.rstrip().split("\n") if text.strip() else []  # not splitlines: a text may contain U+2028
     rows = []
     for number, line in enumerate(lines):
         if not line.strip():

@@ -106,6 +106,7 @@ def page(audit: AuditTables, *, images: object = None, title: str = "Recall audi
         one_dense=one_dense(audit),
         one_compressed=one_compressed(audit),
         named=audit.named,
+        counts_alone=bool(audit.summary["lost"].isna().all()),
         margin=f"{audit.margin:g}",
         opened=display.stack_key(*subject(audit)),
     )

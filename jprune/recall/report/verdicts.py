@@ -37,7 +37,7 @@ def verdict_of(row: Row) -> str:
     mark = str(row[f"{name}_mark"])
     if cell(row, f"{name}_high") < 0:
         return "<0"
-    known = np.isfinite(cell(row, "alpha_seed_low"))
+    known = np.isfinite(cell(row, "alpha_seed" if corrected else "alpha_seed_low"))
     if mark == "<" and ((known and not _below_seeds(row)) or not (known or corrected)):
         return "seed" if known else "below"
     return {"?": "=", ">": ">=", "<": "<="}[mark] if corrected and row["alpha_corrected_equal"] else mark
@@ -50,8 +50,10 @@ def plain(verdict: str) -> str:
 
 def _below_seeds(row: Row) -> bool:
     """Whether alpha lies below what another training seed has."""
-    high = cell(row, "alpha_high")
-    return (high if np.isfinite(high) else cell(row, "alpha")) < cell(row, "alpha_seed_low")
+    seed, high = cell(row, "alpha_seed_low"), cell(row, "alpha_high")
+    if not np.isfinite(seed):  # of two dense models there is no interval
+        seed, high = cell(row, "alpha_seed"), cell(row, "alpha")
+    return (high if np.isfinite(high) else cell(row, "alpha")) < seed
 
 
 def lost_more(classes: pd.DataFrame, level: float) -> pd.DataFrame:

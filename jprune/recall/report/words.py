@@ -104,8 +104,9 @@ def change_of_accuracy(row: Row, level: float) -> str:
 def not_shown(row: Row, level: float) -> str:
     """In parentheses that the change of accuracy is not shown to differ from 0, where that is so."""
     p = cell(row, "accuracy_change_p")
-    across = cell(row, "accuracy_change_low") <= 0 <= cell(row, "accuracy_change_high")  # over the models alone
-    return " (not shown to differ from 0)" if across or (np.isfinite(p) and p >= 1 - level) else ""
+    low, high = cell(row, "accuracy_change_low"), cell(row, "accuracy_change_high")  # over the models alone
+    equal = np.isnan(p) and np.isfinite(low)  # counts of models that all changed by as much, so there is no test
+    return " (not shown to differ from 0)" if low <= 0 <= high or equal or p >= 1 - level else ""
 
 
 def no_class_shown(row: Row, audit: AuditTables, classes: pd.DataFrame) -> str:

@@ -118,6 +118,24 @@ def test_a_model_right_about_one_example_has_no_corrected_alpha_and_raises_no_wa
         assert found.reason == "a model is right about one example only"
 
 
+@pytest.mark.parametrize("models", [1, 3])
+@pytest.mark.parametrize("wrong", range(12))
+def test_one_error_of_the_dense_models_shows_no_class_differences(models, wrong):
+    labels = np.repeat(np.arange(6), 41)  # D is 0, and its rounding error has either sign
+    dense = np.broadcast_to(np.arange(len(labels)) != 20 * wrong, (models, len(labels)))
+    after = np.random.default_rng(wrong).random(dense.shape) < 0.9
+    found = corrected_intensification(labels, dense, after)
+    assert (found.reason, np.isnan(found.alpha)) == (WITHIN_NOISE, True)
+
+
+@pytest.mark.parametrize(("right", "reason"), [(0, "an accuracy is 0"), (1, "a model is right about one example only")])
+def test_unpaired_dense_models_with_hardly_an_example_right_have_no_corrected_alpha(right, reason):
+    labels = np.repeat([0, 1, 2], 20)
+    dense = np.arange(60) < np.array([[9], [right]])
+    after = np.random.default_rng(0).random((2, 60)) < 0.5
+    assert corrected_intensification(labels, dense, after, paired=False).reason == reason
+
+
 def test_classes_with_a_handful_of_examples_are_left_out():
     labels = np.repeat([0, 1, 2], [40, 40, 9])
     dense = np.arange(89)[None] % 4 > (labels == 0)

@@ -116,6 +116,13 @@ def test_a_change_of_accuracy_is_shown_as_rarely_as_its_level_says_if_seeds_diff
     assert 0.02 <= np.mean(np.array(p) < 0.05) <= 0.09  # three standard errors of 400 draws around .05
 
 
+def test_two_models_that_lose_as_many_examples_by_chance_do_not_show_a_change_of_accuracy():
+    rng, dense = np.random.default_rng(0), np.ones((2, 60), bool)
+    changes = rng.random((400, 2, 60)) < 0.8
+    assert np.mean([change_of_all(changes[i], changes[i - 1]) < 0.01 for i in range(400)]) <= 0.02
+    assert change_of_all(dense, np.arange(60) // 5 != np.array([[0], [1]])) > 0.02  # each lost 5, which is exact to 1/2
+
+
 def test_the_p_of_a_change_of_accuracy_is_that_of_a_paired_t_test_where_only_models_vary():
     dense = np.ones((4, 60), bool)
     after = np.stack([np.arange(60) % 20 >= lost for lost in (1, 2, 2, 4)])
@@ -170,7 +177,7 @@ def test_the_interval_of_a_class_that_alone_varies_between_seeds_covers(models):
 def test_the_p_of_a_large_change_is_not_cut_off():
     p = []
     for lost in (0.02, 0.05):
-        after = np.tile(np.arange(2000) % 100 >= 100 * lost, (4, 1))
-        after[np.arange(4), [1, 2, 3, 4]] ^= True
-        p.append(change_of_all(np.ones((4, 2000), bool), after))
+        after = np.tile(np.arange(2000) % 100 >= 100 * lost, (40, 1))
+        after[np.arange(40), np.arange(40)] ^= True
+        p.append(change_of_all(np.ones((40, 2000), bool), after))
     assert 1e-300 < p[1] < 1e-17 < p[0] < 1e-4

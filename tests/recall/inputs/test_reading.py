@@ -13,8 +13,12 @@ import pytest
 from jprune import recall
 from jprune.cli import main
 from jprune.recall import InputError
+from jprune.recall.inputs.files import read_predictions
 from jprune.recall.inputs.order import about_order, about_quantities, about_ratings
 from jprune.recall.inputs.predictions import Predictions
+from jprune.recall.inputs.prepare import prepare
+from jprune.recall.inputs.raw import Raw
+from jprune.recall.inputs.rows import align
 from jprune.recall.inputs.text import read_csv
 
 NAMES = ("ant", "bee", "cat")
@@ -408,6 +412,80 @@ def test_ids_that_differ_in_leading_zeros_alone_are_two_ids(capsys):
         pd.DataFrame({"key": keys[order], column: codes[order]}).to_csv(file, index=False)
         order = order[::-1]
     read(capsys, "--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv", "--id", "key")
+
+
+@pytest.mark.parametrize("models", [1, None])
+@pytest.mark.parametrize("encode", [np.asarray, np.char.encode, lambda names: names[:, None]])
+def test_ids_in_an_npz_sort_the_examples_of_logits(capsys, models, encode):
+    names, order = np.array([f"i{n}" for n in range(N)]), np.random.default_rng(0).permutation(N)
+    pd.DataFrame({"key": names, "label": LABELS}).to_csv("y.csv", index=False)
+    for file, codes in (("d.npz", DENSE), ("t.npz", TWO)):
+        logits = np.eye(3)[codes[order]] + 0.5
+        np.savez(file, logits=logits if models is None else logits[None], key=encode(names[order]))
+    read(capsys, "--labels", "y.csv", "--dense", "d.npz:logits", "--pruned", "2=t.npz:logits", "--id", "key")
+
+
+def test_logits_with_fewer_examples_than_classes_are_sorted_along_the_examples():
+    ids, order = np.array(["a", "b"], object), [1, 0]
+    labels = Raw("y.csv", np.array([0, 1]), ids=ids, named_ids=True)
+    logits = np.arange(6.0).reshape(2, 3)
+    found = align(Raw("d.npz", logits[order], ids=ids[order], named_ids=True), labels)
+    np.testing.assert_array_equal(found.values, logits)
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids", "said"),
+    [
+        (N, np.arange(N + 1), f"d.npz:p has shape ({N},) and {N + 1} ids: give one id per example"),
+        (N, np.arange(N - 1), f"d.npz:p has shape ({N},) and {N - 1} ids: give one id per example"),
+        (N - 1, np.arange(N), f"y.npz has shape ({N - 1},) and {N} ids: give one id per example"),
+        (N, np.arange(2 * N).reshape(N, 2), f"d.npz has ids 'key' of shape ({N}, 2); wanted (examples,)"),
+    ],
+)
+def test_ids_of_another_number_than_the_examples_are_refused(capsys, labels, ids, said):
+    np.savez("y.npz", label=LABELS[:labels], key=np.arange(N))
+    np.savez("d.npz", p=DENSE, key=ids)
+    np.savez("t.npz", p=TWO, key=np.arange(N))
+    assert said in refused(capsys, "--labels", "y.npz", "--dense", "d.npz:p", "--pruned", "2=t.npz:p", "--id", "key")
+
+
+def test_lists_of_labels_with_scores_are_refused(capsys):
+    row = json.dumps([{"label": name, "score": 0.5} for name in NAMES])  # of a Hugging Face pipeline with top_k=None
+    Path("t.jsonl").write_text(f"{row}\n" * N)
+    said = "t.jsonl, column '0' holds objects: save the predicted class itself"
+    assert said in refused(capsys, "--labels", "labels.npy", "--dense", "dense.npy", "--pruned", "2=t.jsonl")
+
+
+def test_columns_of_several_files_are_paired_by_name():
+    models = np.stack([made(seed, rate) for seed, rate in ((0, 0.1), (1, 0.2), (2, 0.3), (3, 0.4))])
+    columns = [f"seed{m}" for m in range(4)]
+    for name, part in (("a", slice(0, 2)), ("b", slice(2, 4))):
+        pd.DataFrame(models.T[:, part], columns=columns[part]).to_csv(f"{name}.csv", index=False)
+    sets = {"dense": ["a.csv", "b.csv"], "two": ["b.csv", "a.csv"]}
+    raws = {name: [read_predictions(file, N) for file in files] for name, files in sets.items()}
+    found = prepare(Raw("labels", LABELS), raws).sets
+    np.testing.assert_array_equal(found["two"].predicted, models)
+    assert found["two"].notes == (
+        "b.csv, a.csv: the models were put in the order seed0, seed1, seed2, seed3, because models are paired by the "
+        "names of their columns",
+    )
+
+
+def test_names_in_bytes_that_are_no_text_are_refused(capsys):
+    pd.DataFrame({"label": [b"\xff"] * N}).to_parquet("y.parquet")
+    assert "column 'label' holds b'\\xff', bytes that are not UTF-8" in refused(capsys, "--labels", "y.parquet")
+
+
+def test_a_line_of_jsonl_may_contain_other_line_separators(capsys):
+    rows = [{"text": "a\u2028b\x85c", "p": int(code)} for code in TWO]
+    Path("t.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    read(capsys, "--labels", "labels.npy", "--dense", "dense.npy", "--pruned", "2=t.jsonl:p")
+
+
+def test_a_probability_of_one_half_is_class_1_in_every_measure():
+    score = np.round(np.random.default_rng(0).random(N), 1).astype(np.float32)
+    found = recall.audit(LABELS > 0, score, {2: score}, threshold=0.5)
+    np.testing.assert_array_equal(found.probabilities["top_k"][:2], found.classes["recall"])
 
 
 def test_a_missing_id_is_an_error(capsys):
@@ -876,7 +954,8 @@ def test_the_label_to_leave_out_is_that_of_the_given_labels(ignored):
     kept = (given != ignored) & (given != -1)
     support = dict(zip(report.classes["class"], report.classes["support"], strict=True))
     assert support == {str(c): int((given[kept] == c).sum()) for c in (1, 2, 3)}
-    assert f"{N - kept.sum()} examples with the label {ignored} are left out" in report.warnings
+    left_out = f"{N - kept.sum()} examples with the label {ignored} are left out"
+    assert f"{left_out}; the indices of examples do not count them" in report.warnings
 
 
 def test_a_label_to_leave_out_that_no_example_has_is_reported():

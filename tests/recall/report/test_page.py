@@ -188,6 +188,26 @@ def test_correct_counts_alone_give_a_page_without_examples_or_errors():
     assert "Examples that pruning changes" not in text
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_the_method_of_counts_alone_is_over_models():
+    text = " ".join(page(recall.audit_counts([[9, 7], [9, 6]], {2: [[7, 5], [7, 4]]}, support=[10, 10])).split())
+    assert "From counts alone the test is a paired t test over models." in text
+    assert "over test examples and models" not in text
+
+
+def test_counts_of_models_that_all_lost_as_much_do_not_show_a_change_of_accuracy():
+    text = recall.audit_counts([[90, 70], [80, 75]], {2: [[89, 69], [79, 74]]}, support=[100, 100]).headline
+    assert "accuracy went from 78.8% to 77.8%, -1.0 points (not shown to differ from 0)" in text
+
+
+@pytest.mark.parametrize(("alpha", "verdict"), [(0.6, "seed"), (0.4, "<")])
+def test_two_models_narrow_differences_only_below_the_alpha_between_their_dense_models(alpha, verdict):
+    numbers = {"alpha": alpha, "alpha_low": -3.0, "alpha_high": 4.0, "alpha_seed": 0.5, "alpha_seed_low": np.nan}
+    corrected = {"alpha_corrected": 0.6, "alpha_corrected_high": 0.9, "alpha_corrected_mark": "<"}
+    others = {"alpha_corrected_reason": "", "alpha_corrected_equal": False}
+    assert verdicts.verdict_of(numbers | corrected | others) == verdict
+
+
 @pytest.fixture
 def no_figures(monkeypatch):
     """Leave out the figures, which are slow to draw, in tests of other parts of the page."""
