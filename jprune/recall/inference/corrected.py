@@ -24,6 +24,7 @@ from jprune.recall.inputs.arguments import check_level
 
 _LEAST = 10  # examples of a class; with fewer, recall is often 0 or 1, and its noise cannot be estimated
 _BLOCK = 2**16  # numbers of one model in a block
+_ROUNDING = 1e-13  # of D for each class and model
 _MOST_PAIRS = 64  # classes; beyond it the products between classes add less than 2% to the variance
 
 WITHIN_NOISE = "no class differences beyond sampling noise"
@@ -113,13 +114,15 @@ def corrected_intensification(
     order = order[support[labels[order]] >= _LEAST]
     sizes = support[kept]
     dense, p = (np.asarray(rows)[:, order] for rows in (dense_correct, correct))
-    d = dense if paired else np.broadcast_to(dense.mean(0), p.shape)
-    if (d.sum(1) == 0).any() or (p.sum(1) == 0).any():
+    if (dense.sum(1) == 0).any() or (p.sum(1) == 0).any():
         return out._replace(reason="an accuracy is 0")
-    if any((rows.sum(1) == rows.max(1)).any() for rows in (d, p)):
+    if (dense.sum(1) == 1).any() or (p.sum(1) == 1).any():
         return out._replace(reason="a model is right about one example only")
+    d = dense if paired else np.broadcast_to(dense.mean(0), p.shape)
     each, jackknifed, of_models = _sums(d, p, sizes)
     total = each.sum(0)
+    if abs(total[1]) <= _ROUNDING * len(each) * len(kept):  # exactly 0 if dense models are wrong about one example
+        total[1] = 0.0
     examples = jackknifed - _second_order(d, p, sizes, jackknifed)
     models = len(each)
     alpha = total[0] / total[1] if total[1] > 0 else nan
