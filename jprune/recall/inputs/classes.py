@@ -92,7 +92,7 @@ def _in_order(raw: Raw, class_names: Sequence[str] | None) -> Raw:
     wanted = (
         [str(n) for n in range(len(raw.columns))] if class_names is None else [cleaned(name) for name in class_names]
     )
-    given = [cleaned(column) for column in raw.columns]
+    given = _without_affixes([cleaned(column) for column in raw.columns], wanted)
     numbers = _numbers_in(given)
     if numbers and sorted(given) != sorted(wanted):
         given, wanted = [str(n) for n in numbers], [str(n) for n in sorted(numbers)]
@@ -101,6 +101,21 @@ def _in_order(raw: Raw, class_names: Sequence[str] | None) -> Raw:
     note = f"{raw.name}: the columns were put in the order of the classes that they are named after"
     values = raw.values[:, [given.index(name) for name in wanted]]
     return raw._replace(values=values, columns=tuple(wanted), notes=(*raw.notes, note))
+
+
+def _without_affixes(columns: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Take the class names out of columns that add the same text before and after each of them.
+
+    >>> _without_affixes(["prob_b", "prob_a"], ["a", "b"]), _without_affixes(["prob_b", "logit_a"], ["a", "b"])
+    (['b', 'a'], ['prob_b', 'logit_a'])
+    """
+    for name in classes if columns else ():
+        for place in re.finditer(f"(?={re.escape(name)})", columns[0]):
+            before, after = columns[0][: place.start()], columns[0][place.start() + len(name) :]
+            of_class = {f"{before}{one}{after}": one for one in classes}
+            if sorted(of_class) == sorted(columns):
+                return [of_class[column] for column in columns]
+    return list(columns)
 
 
 def _models_in_order(stacks: Sequence[Raw]) -> list[Raw]:

@@ -684,9 +684,10 @@ def test_names_without_a_header_do_not_lose_the_first_example(folder, capsys):
     assert found["examples"] == N
 
 
+@pytest.mark.parametrize("heading", ["{}", "prob_{}", "p({})"])
 @pytest.mark.parametrize("labels", [LABELS, np.array(NAMES)[LABELS]])
-def test_columns_of_logits_are_put_in_the_order_of_the_class_names(labels):
-    other = pd.DataFrame(LOGITS[:, [2, 0, 1]], columns=[NAMES[2], NAMES[0], NAMES[1]])
+def test_columns_of_logits_are_put_in_the_order_of_the_class_names(labels, heading):
+    other = pd.DataFrame(LOGITS[:, [2, 0, 1]], columns=[heading.format(NAMES[place]) for place in (2, 0, 1)])
     for dense in (np.array(NAMES)[DENSE], pd.DataFrame(np.eye(3)[DENSE] * 2.5, columns=NAMES)):
         report = recall.audit(labels, dense, {2: other}, class_names=NAMES)
         assert (report.summary["accuracy_dense"][0], report.summary["accuracy"][0]) == pytest.approx(ACCURACY)
