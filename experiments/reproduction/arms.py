@@ -21,7 +21,6 @@ _fashion, _mnist, _changed = (presets.get(name) for name in ("fashion-lenet", "m
 _PAPER = {"ratios": (1, *(_PARAMETERS / (_PARAMETERS - _PRUNABLE + keep) for keep in _PUBLISHED_COUNTS))}
 _few, _floor = (presets.get(name) for name in ("fashion-few-weights", "fashion-few-weights-floor"))
 _AT_125 = _PARAMETERS / (_PARAMETERS - _PRUNABLE + 125)  # the count of R14 that was run first
-_OTHER_COUNTS = tuple(ratio for ratio in _few.ratios[1:] if ratio != _AT_125)
 _SCRIPT = {**_PAPER, "weight_decay": 0.0, "selection": "test"}
 
 STUDIES: Mapping[str, Study] = {
@@ -46,9 +45,11 @@ STUDIES: Mapping[str, Study] = {
         finetune_lr=(0.01,),
     ),
     "cifar10-resnet20-short": presets.get("cifar10-resnet20-short"),
-    "fashion-few-weights": dataclasses.replace(_few, ratios=_OTHER_COUNTS),
+    "fashion-few-weights": dataclasses.replace(_few, ratios=_few.ratios[1:]),
     "fashion-few-weights-floor": dataclasses.replace(_floor, ratios=(_AT_125,)),
-    "fashion-few-weights-floor-others": dataclasses.replace(_floor, ratios=_OTHER_COUNTS),
+    "fashion-few-weights-floor-others": dataclasses.replace(
+        _floor, ratios=tuple(ratio for ratio in _floor.ratios[1:] if ratio != _AT_125)
+    ),
     "fashion-round-8": dataclasses.replace(_changed, rounding=8),
     "fashion-round-4": dataclasses.replace(_changed, rounding=4),
     "fashion-fewer-epochs-10": dataclasses.replace(_changed, epochs=(23,)),

@@ -248,8 +248,8 @@ def _collapse(tables: Tables) -> str:
     if study is None or alphas_by_ratio(study, scores) is None:
         return ""
     replicates = study.complete(scores)
-    hits = [int(study.collapsed(score, 50.0, replicates).sum()) for score in scores]
-    undecayed, magnitude = (f"{count} of {len(replicates)} {_share(count, len(replicates))}" for count in hits)
+    after = [int(study.collapsed(score, 50.0, replicates).sum()) for score in scores]
+    undecayed, magnitude = (f"{count} of {len(replicates)} {_share(count, len(replicates))}" for count in after)
     answer = {
         "supported": "Fewer networks collapse after undecayed pruning.",
         "contradicted": "More networks collapse after undecayed pruning.",
@@ -263,8 +263,11 @@ def _collapse(tables: Tables) -> str:
     if free is not None:
         found: dict[str, list[str]] = {}
         for row in explanations.collapse_table(free).itertuples():
-            if row.keep != 125:
-                found.setdefault(f"{row.undecayed} and {row.magnitude} of {row.networks}", []).append(f"{row.keep:,}")
+            hits = f"{row.undecayed} and {row.magnitude} of {row.networks}"
+            if row.keep == 125:
+                text += f" Of networks trained again on another processor, {hits} are."
+            else:
+                found.setdefault(hits, []).append(f"{row.keep:,}")
         text += f" It is {', and '.join(f'{hits} with {listed(counts)} weights' for hits, counts in found.items())}."
     rows = explanations.with_floor(tables.recalls)
     if rows is not None and 125 in rows["keep"].to_numpy():
