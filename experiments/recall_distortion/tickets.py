@@ -98,8 +98,8 @@ def predictions(settings: Tickets, dataset: datasets.Dataset) -> Iterator[list[t
     for level, (before, after) in enumerate(itertools.pairwise(kept), 1):
         if after == before:
             raise ValueError(
-                f"levels={settings.levels}: level {level} would remove none of the {before} weights left; give at most "
-                f"{level - 1} levels, or a larger fraction than {settings.fraction}"
+                f"levels={settings.levels}: level {level} would remove none of the {before} weights left; give "
+                f"{'' if level == 1 else f'at most {level - 1} levels, or '}a larger fraction than {settings.fraction}"
             )
     placement = replicates.Placement(jax.sharding.Mesh(np.array(jax.devices()[:1]), (replicates.AXIS,)))
     predict = phases.compile_predict(task, placement, len(dataset.test.labels))

@@ -265,7 +265,7 @@ def _collapse(tables: Tables) -> str:
         for row in explanations.collapse_table(free).itertuples():
             hits = f"{row.undecayed} and {row.magnitude} of {row.networks}"
             if row.keep == 125:
-                text += f" Of networks trained again on another processor, {hits} are."
+                text += f" After training again on another processor, {hits} are at chance."
             else:
                 found.setdefault(hits, []).append(f"{row.keep:,}")
         text += f" It is {', and '.join(f'{hits} with {listed(counts)} weights' for hits, counts in found.items())}."
