@@ -36,11 +36,12 @@ A 3-D ``kernel`` can be a 1-D convolution, stacked dense layers or an attention 
 ``axes`` its axes are unknown. So are the axes of any leaf that no row covers.
 
 Attention kernels with more axes are stacked along the first ones if the kernels of ``query``, ``key``, ``value`` and
-``out`` agree on the sizes of these axes, of heads and of dim; otherwise they are unknown. Names and shapes do not
-distinguish other kernels from those of convolutions and dense layers: give a graph or a dict for scanned or mapped
-layers, and in Flax for LinearGeneral and DenseGeneral with several features, Einsum, ConvLocal and
-``ConvTranspose(transpose_kernel=True)``. If the tree has the layer's bias, and it does not have one number for each
-output, the axes are unknown.
+``out`` agree on the sizes of these axes, of heads and of dim; otherwise they are unknown. If the tree has the layer's
+bias, and it does not have one number for each output, the axes are unknown. Without a bias, a kernel with 3 axes is
+a convolution only if its layer's name contains "conv", and one with more only if its window has the same size along
+all axes, apart from sizes of 1; the axes of the rest are unknown. Names and shapes distinguish no further:
+give a graph or a dict for scanned or mapped convolutions, and in Flax for Einsum, ConvLocal and
+``ConvTranspose(transpose_kernel=True)`` without a bias.
 """
 
 import dataclasses
@@ -272,8 +273,8 @@ def _guess(path: str, shape: tuple[int, ...]) -> KernelAxes | None:
 
 
 def _is_window(sizes: tuple[int, ...]) -> bool:
-    """Whether two sizes look like a convolution window: square or 1 x k."""
-    return sizes[0] == sizes[1] or 1 in sizes
+    """Whether sizes look like those of a convolution window: the same along all axes, apart from sizes of 1."""
+    return len(set(sizes) - {1}) <= 1
 
 
 def _flax(path: str, shapes: Mapping[str, tuple[int, ...]], attention: set[str]) -> KernelAxes | None:
@@ -283,7 +284,9 @@ def _flax(path: str, shapes: Mapping[str, tuple[int, ...]], attention: set[str])
     if module in attention and name in ("kernel", "bias"):
         return _attention(path, shapes)
     if name == "kernel" and rank >= 2:
-        return _outputs_last(rank) if _bias(path, shapes) in (None, shape[-1:]) else None
+        bias = _bias(path, shapes)
+        known = _reads_as_convolution(path, shape[:-2]) if bias is None else bias == shape[-1:]
+        return _outputs_last(rank) if known else None
     if name in ("embedding", "lora_a", "lora_b") and rank == 2:
         return _outputs_last(2)
     return KernelAxes(outputs=(0,)) if name in ("bias", "scale") and rank == 1 else None
@@ -314,6 +317,16 @@ def _are_stacked(attention: str, shapes: Mapping[str, tuple[int, ...]], stacked:
     return len(set(ends)) == 1 and ends[0][0] == stacked + 3
 
 
+def _reads_as_convolution(path: str, window: tuple[int, ...]) -> bool:
+    """Whether a kernel without a bias is one of a dense layer (no window) or, by its name or window, a convolution's.
+
+    Stacked dense layers and those of several features have as many axes.
+    """
+    if len(window) == 1:
+        return "conv" in path.rpartition("/")[0].lower()
+    return _is_window(window)
+
+
 def _bias(path: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
     """Return the shape of the bias of the layer of a kernel; None if the tree has none."""
     module = path.rpartition("/")[0]
@@ -336,9 +349,10 @@ def _equinox(path: str, shapes: Mapping[str, tuple[int, ...]]) -> KernelAxes | N
     name, shape = path.rsplit("/", 1)[-1], shapes[path]
     rank = len(shape)
     if name in _EQUINOX_KERNELS and rank >= 2:
+        bias = _bias(path, shapes) if name == "weight" else None
         of_outputs = shape[:1] + (1,) * (rank - 2)  # a convolution's bias has an axis for each spatial one
-        fits = name != "weight" or _bias(path, shapes) in (None, of_outputs)
-        return _outputs_first(rank) if fits else None
+        known = _reads_as_convolution(path, shape[2:]) if bias is None else bias == of_outputs
+        return _outputs_first(rank) if known else None
     if name == "bias" and rank > 1 and all(size == 1 for size in shape[1:]):  # of a convolution
         return KernelAxes(outputs=tuple(range(rank)))
     return KernelAxes(outputs=(0,)) if name in ("bias", "weight") and rank == 1 else None

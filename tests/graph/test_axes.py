@@ -53,7 +53,7 @@ def test_flax_reads_convolutions_and_attention_by_name():
     tree = {
         "conv": _shapes(kernel=(3, 5, 7)),
         "attention": attention,
-        "out": _shapes(kernel=(3, 5, 7)),
+        "out": _shapes(kernel=(3, 5, 7), bias=(7,)),
         "embed": _shapes(embedding=(10, 8)),
         "norm": _shapes(scale=(8,), other=(8, 8)),
     }
@@ -66,6 +66,7 @@ def test_flax_reads_convolutions_and_attention_by_name():
         "attention/out/kernel": KernelAxes(inputs=(0, 1), outputs=(2,)),
         "attention/out/bias": KernelAxes(outputs=(0,)),
         "out/kernel": _in_out(3),  # not part of an attention layer
+        "out/bias": KernelAxes(outputs=(0,)),
         "embed/embedding": _in_out(2),
         "norm/scale": KernelAxes(outputs=(0,)),
         "norm/other": None,
@@ -119,6 +120,27 @@ def test_a_bias_that_does_not_fit_the_convention_leaves_the_axes_unknown():
         "conv/weight": _out_in(4),
         "linear/weight": _out_in(2),
     }
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "known"),
+    [
+        ("Conv_0", (3, 5, 7), True),
+        ("blocks", (4, 16, 16), False),  # four dense layers, as nn.scan stacks them
+        ("q_proj", (64, 4, 16), False),  # DenseGeneral with features (4, 16)
+        ("stem", (3, 3, 5, 7), True),
+        ("stem", (1, 7, 5, 7), True),
+        ("q_proj", (12, 64, 4, 16), False),  # 12 of them
+        ("stem", (3, 3, 3, 5, 7), True),
+        ("blocks", (4, 3, 3, 5, 7), False),  # four convolutions
+    ],
+)
+def test_kernels_without_a_bias_are_known_only_where_name_or_window_tell(layer, shape, known):
+    flax = kernel_axes("flax", {layer: _shapes(kernel=shape)})
+    assert flax == {f"{layer}/kernel": _in_out(len(shape)) if known else None}
+    outputs_first = (shape[-1], shape[-2], *shape[:-2])
+    equinox = kernel_axes("equinox", {layer: _shapes(weight=outputs_first)})
+    assert equinox == {f"{layer}/weight": _out_in(len(shape)) if known else None}
 
 
 def test_equinox_reads_outputs_first():

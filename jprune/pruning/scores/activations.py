@@ -377,7 +377,8 @@ def _squares(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side: int
     respect to a weight is therefore the sum of the squares of that weight's inputs.
     """
     squared = jnp.square(other.astype(working_dtype(other)))
-    params = equation.params | {"preferred_element_type": squared.dtype}
+    exact = {"precision": (lax.Precision.HIGHEST, lax.Precision.HIGHEST), "preferred_element_type": squared.dtype}
+    params = equation.params | exact
 
     def total(weight: Array) -> Array:
         operands = [view.of(weight), squared] if side == 0 else [squared, view.of(weight)]

@@ -331,7 +331,7 @@ def _gram_of(
     if last < first or shape[:first] != stacked or shape[last:] != summed:
         sizes = ", ".join([*map(str, stacked), "...", *map(str, summed)])
         raise ValueError(f"activations has shape {shape} for '{path}' of shape {leaf.shape}; it must be ({sizes})")
-    return jax.vmap(_outer_sum)(given.reshape(math.prod(stacked), -1, inputs))
+    return jax.vmap(_outer_sum)(given.reshape(math.prod(stacked), math.prod(shape[first:last]), inputs))
 
 
 def _outer_sum(x: Float[Array, "examples inputs"]) -> Float[Array, "inputs inputs"]:

@@ -98,6 +98,8 @@ def _sizes(layer: PyTree, paths: PyTree, kept: Mapping[str, KeptIndices] | None)
             if layer.channels is not None:
                 before = (layer.groups, layer.channels)
                 sizes["groups"] = feature_groups(paths.weight, before, sizes["channels"], kept)
+        case eqx.nn.BatchNorm() if layer.weight is not None and eqx.is_array(layer.weight):
+            sizes["input_size"] = layer.weight.shape[-1]
         case eqx.nn.Embedding() if eqx.is_array(layer.weight):
             sizes["num_embeddings"], sizes["embedding_size"] = layer.weight.shape[-2:]
         case eqx.nn.LSTMCell() | eqx.nn.GRUCell() if eqx.is_array(layer.weight_hh):

@@ -1,6 +1,8 @@
 """Convert the inputs to labels, predictions and groups of the same examples in the same order."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from jprune.recall.inputs.predictions import (
     one_hot_labels,
     predictions,
 )
-from jprune.recall.inputs.raw import Raw, of_object
+from jprune.recall.inputs.raw import InputError, Raw, of_object, option
 
 
 class Prepared(NamedTuple):
@@ -70,20 +72,42 @@ def prepare(
     kept = rows.kept_examples(given_labels, ignore_label)
     joined = [join_batches(raw, given_labels.values.size) for raws in sets.values() for raw in raws]
     flat = [rows.take(rows.align(raw, given_labels), kept) for raw in joined]
-    numbered = classes.number(rows.take(given_labels, kept), flat, class_names)
-    true = labels(numbered.labels)
-    stacks = iter(numbered.stacks)
-    read: dict[str, Predictions] = {}
-    first: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for name, raws in sets.items():
-        of_set = [next(stacks) for _ in raws]
-        stack = join([predictions(raw, "", true.size, threshold) for raw in of_set])
-        read[name] = _by_name(stack, tuple(column for raw in of_set for column in raw.columns), first)
-    found, missing = groups(_attributes(given_attributes, given_labels, kept), true.size)
+    with _named_as_kept(kept, ignore_label):
+        numbered = classes.number(rows.take(given_labels, kept), flat, class_names)
+        true = labels(numbered.labels)
+        read = _of_sets(numbered.stacks, sets, true.size, threshold)
+        found, missing = groups(_attributes(given_attributes, given_labels, kept), true.size)
     left_out = () if ignore_label is None else (_left_out(kept, ignore_label),)
     notes = (*given_labels.notes, *numbered.notes, *left_out, *missing)
     notes += tuple(classes.about_labels(true, given_labels.name))
     return Prepared(true, read, found, numbered.class_names, tuple(dict.fromkeys(notes)), kept)
+
+
+@contextlib.contextmanager
+def _named_as_kept(kept: Bool[np.ndarray, " given"] | None, label: int | None) -> Iterator[None]:
+    """Say in errors about an example that the examples left out are not counted."""
+    try:
+        yield
+    except InputError as error:
+        if kept is None or not re.search(r"example \d", str(error)):
+            raise
+        number = int((~kept).sum())
+        left_out = f"the {number} that {option('ignore_label', label)} leaves out"
+        raise type(error)(f"{error} (examples are counted from 0 without {left_out})") from error
+
+
+def _of_sets(
+    stacks: Sequence[Raw], sets: Mapping[str, Sequence[Raw]], examples: int, threshold: float | None
+) -> dict[str, Predictions]:
+    """Read the predictions of every set of models, of which ``stacks`` are the arrays one after the other."""
+    following = iter(stacks)
+    read: dict[str, Predictions] = {}
+    first: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for name, raws in sets.items():
+        of_set = [next(following) for _ in raws]
+        stack = join([predictions(raw, "", examples, threshold) for raw in of_set])
+        read[name] = _by_name(stack, tuple(column for raw in of_set for column in raw.columns), first)
+    return read
 
 
 def _by_name(

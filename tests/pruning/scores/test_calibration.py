@@ -293,6 +293,13 @@ def test_weights_that_are_not_finite_are_refused_by_leaf(x, damping):
         sparsegpt(KERNEL, {"a": x}, sparsity=0.5, damping=damping)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_a_kernel_without_weights_is_left_as_it_is(shape):
+    inputs = {"kernel": jnp.ones((4, shape[0]))}
+    pruned = sparsegpt({"kernel": jnp.zeros(shape)}, inputs, sparsity=0.5)
+    assert pruned.params["kernel"].shape == pruned.masks["kernel"].shape == shape
+
+
 def test_a_graph_is_the_default_selection_and_one_batch_is_refused():
     params = {"w": jnp.ones((2, 2)), "table": jnp.ones((1, 2))}
     apply = lambda p, x: x @ p["w"] + p["table"]

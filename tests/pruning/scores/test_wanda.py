@@ -45,6 +45,15 @@ def test_every_layer_of_a_scan_has_its_own_norms(apply):
     np.testing.assert_allclose(found, by_numpy(WEIGHTS, X), rtol=1e-5)
 
 
+def test_squares_are_summed_in_full_precision_whatever_that_of_the_model():
+    def score(weights, x):
+        return jprune.wanda(lambda w, x: jax.nn.relu(jnp.matmul(x, w, precision="default")))(weights, batch=x)
+
+    program = str(jax.make_jaxpr(score)(jnp.ones((3, 2)), jnp.ones((4, 3))))
+    assert program.count("(Precision.DEFAULT, Precision.DEFAULT)") == 1  # the model's own
+    assert program.count("(Precision.HIGHEST, Precision.HIGHEST)") == program.count("dot_general") - 1 >= 1
+
+
 def test_the_weights_of_a_recurrent_cell_add_up_over_the_steps():
     def apply(params, xs):
         def cell(hidden, x):

@@ -271,6 +271,7 @@ def test_equinox_layers_that_are_stacked_or_normalize_groups_take_their_sizes_fr
         "conv": (eqx.nn.Conv1d(4, 6, 3, use_bias=False, key=key), (7, 5, 4, 3)),
         "norm": (eqx.nn.LayerNorm(6, use_bias=False), (7, 3)),
         "groups": (eqx.nn.GroupNorm(3, 6), (4,)),
+        "batch": (eqx.nn.make_with_state(eqx.nn.BatchNorm)(6, "batch", mode="batch")[0], (4,)),
     }
     small = {
         name: structured_equinox.smaller_module(eqx.tree_at(lambda m: m.weight, layer, jnp.zeros(shape)))
@@ -279,3 +280,4 @@ def test_equinox_layers_that_are_stacked_or_normalize_groups_take_their_sizes_fr
     assert (small["linear"].in_features, small["linear"].out_features) == (4, 5)
     assert (small["conv"].in_channels, small["conv"].out_channels) == (4, 5)
     assert (small["norm"].shape, small["groups"].groups, small["groups"].channels) == ((3,), 2, 4)
+    assert small["batch"].input_size == 4

@@ -1002,6 +1002,16 @@ def test_batches_of_one_size_are_joined_before_examples_are_left_out():
     assert report.summary["accuracy"].item() == pytest.approx((TWO == LABELS)[7:].mean())
 
 
+def test_errors_about_an_example_say_that_those_left_out_are_not_counted():
+    labels, nan = np.where(np.arange(N) < 7, -1, LABELS), LOGITS.copy()
+    nan[9] = np.nan
+    message = "example 2, .*counted from 0 without the 7 that ignore_label=-1 .--ignore-label -1. leaves out"
+    with pytest.raises(recall.InputError, match=message):
+        recall.audit(labels, DENSE, {2: nan}, ignore_label=-1)
+    with pytest.raises(recall.InputError, match="example 9, class 0$"):
+        recall.audit(LABELS, DENSE, {2: nan}, ignore_label=-1)
+
+
 @pytest.mark.parametrize("kind", [int, float, bool])
 def test_one_hot_predictions_have_no_confidence(kind):
     report = recall.audit(LABELS, LOGITS, {2: np.eye(3, dtype=kind)[TWO]})
