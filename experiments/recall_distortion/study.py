@@ -64,6 +64,8 @@ def run(
       ValueError: settings, a model or data that cannot be used.
       StoreError: the results cannot be written.
     """
+    if study is None and model is None and data is None:
+        study = "demo"
     settings = presets.get(study or "demo") if not isinstance(study, Study) else study
     running = running or (presets.running(study) if isinstance(study, str) else Running())
     changes: dict[str, object] = {}

@@ -195,6 +195,12 @@ def test_options_of_the_data_apply_to_arrays_from_python_or_are_refused(tmp_path
             studies.run("mlp", used[0], small(**{name: value}), out=tmp_path)
 
 
+def test_without_arguments_the_demo_is_run_as_by_its_command(monkeypatch):
+    monkeypatch.setattr(studies, "compute", lambda *given, **rest: given)
+    folder, settings, running = studies.run()
+    assert (folder.as_posix(), settings, running) == ("runs/demo", presets.get("demo"), presets.running("demo"))
+
+
 def test_changed_class_names_are_refused_as_reports_would_have_the_old_ones(study, tmp_path):
     dataset = plan.load(study)
     results.store_data(tmp_path, study, dataset)
