@@ -80,8 +80,8 @@ def test_settings_are_those_of_the_paper(name):
 
 def test_the_short_schedule_of_cifar_is_the_planned_one():
     study = presets.get(SHORT)
-    assert (study.dataset, study.model, study.batch, study.augment) == ("cifar10", "resnet20", 512, True)
-    assert (study.epochs, study.lr, study.finetune_epochs, study.finetune_lr) == ((15,), (0.4,), (5,), (0.1,))
+    assert (study.dataset, study.model, study.batch, study.augment) == ("cifar10", "resnet20", 128, True)
+    assert (study.epochs, study.lr, study.finetune_epochs, study.finetune_lr) == ((15,), (0.1,), (2,), (0.025,))
     assert (study.momentum, study.nesterov, study.weight_decay) == (0.9, True, 5e-4)
     assert study.ratios == (1, 2, 4, 10, 20, 50)
     assert study.scores == ("magnitude", "undecayed")
