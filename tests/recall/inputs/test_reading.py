@@ -1008,7 +1008,7 @@ def test_errors_about_an_example_say_that_those_left_out_are_not_counted():
     message = "example 2, .*counted from 0 without the 7 that ignore_label=-1 .--ignore-label -1. leaves out"
     with pytest.raises(recall.InputError, match=message):
         recall.audit(labels, DENSE, {2: nan}, ignore_label=-1)
-    with pytest.raises(recall.InputError, match="example 9, class 0$"):
+    with pytest.raises(recall.InputError, match=r"example 9, class 0$"):
         recall.audit(LABELS, DENSE, {2: nan}, ignore_label=-1)
 
 
