@@ -84,7 +84,7 @@ def activity_report(
         next_counts = jax.tree.map(lambda n: np.asarray(n, np.int64), next_counts)
         counts = next_counts if counts is None else jax.tree.map(np.add, counts, next_counts)
     if status is None or counts is None:
-        raise ValueError("batches is empty; pass at least one batch")
+        raise ValueError("batches has no examples; pass at least one batch with one or more")
     columns, index = _columns(status, counts), pd.Index(status, name="layer")
     frame = pd.DataFrame(columns, index=index)
     unit = units.count_units(status).sum(axis=1)

@@ -68,7 +68,8 @@ def add_jumpstart(
     outside jit with ``grad``, the gradient of the loss, and the updates point against it.
 
     ``update`` also takes ``batch``, the second argument of ``preactivations``, and optionally ``key``, which replaces
-    the one given here. It needs another forward and backward pass; ``jumpstart_loss`` does not.
+    the one given here. It needs another forward and backward pass; ``jumpstart_loss`` does not. Inside
+    ``optax.MultiSteps`` the penalty is that of the last ``batch`` alone; ``jumpstart_loss`` averages it over all of them.
 
     Args:
       preactivations: a function (params, batch) -> preactivations.
