@@ -69,7 +69,7 @@ def add_jumpstart(
 
     ``update`` also takes ``batch``, the second argument of ``preactivations``, and optionally ``key``, which replaces
     the one given here. It needs another forward and backward pass; ``jumpstart_loss`` does not. Inside
-    ``optax.MultiSteps`` the penalty is that of the last ``batch`` alone; ``jumpstart_loss`` averages it over all of them.
+    ``optax.MultiSteps`` the penalty is that of the last ``batch`` alone; ``jumpstart_loss`` averages it over all.
 
     Args:
       preactivations: a function (params, batch) -> preactivations.
