@@ -5,6 +5,7 @@ A reader finds the old file or the new one, never a part of it, and a full disk 
 
 import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +19,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path to write to; when the block ends, the file there replaces ``path``.
 
     The temporary file is in the folder of ``path``, which must exist. If the block raises, the temporary
-    file is removed and ``path`` stays as it was.
+    file is removed and ``path`` stays as it was. A symbolic link stays and its target is replaced; the file keeps its
+    permissions.
 
     Args:
       path: the file to create or replace.
 
     Raises:
-      OSError: the file cannot be written, synced or renamed.
+      OSError: the file cannot be written, synced or renamed, or ``path`` is a device or a pipe.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "numbers.txt"
@@ -35,10 +37,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     >>> target.read_text()
     '1 2 3'
     """
-    target = Path(path)
+    target = Path(path).resolve()
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise OSError(f"{path} is a device or a pipe, which cannot be replaced; give the path of a file")
     temporary = target.with_name(f"{target.name}{TEMPORARY}{uuid.uuid4().hex}")
     try:
         yield temporary
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(target, temporary)
         sync(temporary)
         temporary.replace(target)
         sync(target.parent)

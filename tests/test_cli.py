@@ -281,6 +281,16 @@ def test_every_mistake_names_the_file_and_value_and_writes_nothing(folder, capsy
 
 
 @pytest.mark.usefixtures("folder")
+def test_options_that_have_no_effect_on_these_predictions_are_noted(capsys):
+    assert main(["audit", *BASE, "--pruned", "2=two.npy", "--threshold", "0.5", "--top-k", "2", "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["warnings"]
+    assert "threshold=0.5 (--threshold 0.5) has no effect, because no model has one probability per example" in notes
+    assert "top_k=2 (--top-k 2) has no effect without logits" in notes
+    message = "--pruned must be [SCORE:]RATIO=FILE, for example 10=p10.npz, got 'two.npy'"
+    assert failure(capsys, *BASE, "--pruned", "two.npy") == f"jprune audit: {message}"
+
+
+@pytest.mark.usefixtures("folder")
 def test_an_attribute_in_two_files_of_groups_is_refused(capsys):
     pd.DataFrame({"sex": ["m", "f"] * (EXAMPLES // 2)}).to_csv("one.csv", index=False)
     pd.DataFrame({"sex": ["f", "m"] * (EXAMPLES // 2), "age": range(EXAMPLES)}).to_csv("two_of_them.csv", index=False)

@@ -14,6 +14,20 @@ def test_a_file_is_created_and_replaced(tmp_path):
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX links, permissions and pipes")
+def test_links_and_permissions_stay_and_pipes_are_refused(tmp_path):
+    (tmp_path / "a.txt").touch(0o600)
+    (tmp_path / "link").symlink_to("a.txt")
+    files.write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o600
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe is a device or a pipe, which cannot be replaced"):
+        files.write_text(tmp_path / "pipe", "new")
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "link", "pipe"]
+
+
 def test_text_is_utf8_with_its_own_line_ends(tmp_path):
     files.write_text(tmp_path / "a.txt", "é\r\nü\n")
     assert (tmp_path / "a.txt").read_bytes() == "é\r\nü\n".encode()

@@ -4,6 +4,7 @@ Training is in the module of each grid.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -93,8 +94,8 @@ def coefficient_of(method: str, default: float, penalized: Mapping[str, bool]) -
       penalized: whether each technique has a penalty.
 
     Raises:
-      ValueError: the technique is unknown, its coefficient is not a number of at least 0, or it has a coefficient but
-        no penalty.
+      ValueError: the technique is unknown, its coefficient is not a finite number of at least 0, or it has a
+        coefficient but no penalty.
 
     >>> [coefficient_of(method, 1e-4, {"UP": True, "relu": False}) for method in ("UP:0.1", "UP", "relu")]
     [0.1, 0.0001, 0.0]
@@ -108,8 +109,8 @@ def coefficient_of(method: str, default: float, penalized: Mapping[str, bool]) -
         own = float(number) if colon else default
     except ValueError:
         own = -1.0
-    if not own >= 0:
-        raise ValueError(f"method {method!r}: the coefficient after the colon must be a number, at least 0")
+    if not 0 <= own < math.inf:
+        raise ValueError(f"method {method!r}: the coefficient after the colon must be a finite number, at least 0")
     return own if penalized[name] else 0.0
 
 

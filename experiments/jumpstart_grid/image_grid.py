@@ -161,10 +161,10 @@ def _pruned(programs: "Programs", cell: dict[str, JSON], state: "ImageState") ->
 def _cell(programs: "Programs", graph: nnx.GraphDef, state: "ImageState", accuracies: np.ndarray) -> dict[str, JSON]:
     """Return the row of a trained network; ``accuracies`` are (epochs, 2), of training and validation."""
     setup, dataset = programs.setup, programs.dataset
-    network = nnx.merge(graph, state.params, state.stats)
-    network.eval()
+    network = folded(nnx.merge(graph, state.params, state.stats, copy=True))
     inputs = ((programs.inputs(images),) for images, _ in _batches(dataset.train, 1000))
-    activity = jprune.jumpstart.activity_report(network, inputs).attrs["activity"]
+    plain = networks.RectangularConv.__call__
+    activity = jprune.jumpstart.activity_report(network, inputs, method=plain).attrs["activity"]
     best = accuracies.max(axis=0)
     return {
         **{name: getattr(setup, name) for name in ("dataset", "method", "lr", "width", "depth", "epochs")},
@@ -178,6 +178,15 @@ def _cell(programs: "Programs", graph: nnx.GraphDef, state: "ImageState", accura
         **state_columns(activity),
         "seconds": 0.0,
     }
+
+
+def folded(network: networks.RectangularConv) -> networks.RectangularConv:
+    """Fold batch normalization, if any, into the convolutions, whose outputs are then the inputs of the ReLUs."""
+    for conv, norm in zip(network.convs, getattr(network, "norms", ()), strict=False):
+        slope = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
+        conv.kernel[...] *= slope.reshape(1, 1, 1, -1)
+        conv.bias[...] = (conv.bias[...] - norm.mean[...]) * slope + norm.bias[...]
+    return network
 
 
 def start(setup: Setup, dataset: datasets.Dataset, seed: int) -> tuple[nnx.GraphDef, ImageState]:

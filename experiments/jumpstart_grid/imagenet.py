@@ -87,7 +87,7 @@ class Trainer(NamedTuple):
       init: key -> state.
       step: (state, batch) -> (state, loss); donates the state.
       correct: (state, batch) -> number of correct predictions; an image with the label -1 is never counted.
-      dead: (state, batch) -> fraction of hidden units that are dead on the batch.
+      dead: (state, batch) -> fraction of hidden units that are dead on the batch, before any normalization.
     """
 
     init: Callable[[jax.Array], ImageNetState]

@@ -256,7 +256,10 @@ def best(dataset: str, cells: pd.DataFrame) -> list[Printed]:
 
 
 def contest(cells: pd.DataFrame) -> list[Printed]:
-    """Compare techniques by validation accuracy: win-draw-loss counts over data sets and seeds, and mean accuracies."""
+    """Compare techniques by validation accuracy: win-draw-loss counts over data sets and seeds, and mean accuracies.
+
+    Trainability and convergence are over the data sets on which every technique has a network.
+    """
     score = cells.pivot_table(index=["dataset", "replicate"], columns="label", values="val_acc")[
         list(dict.fromkeys(cells["label"]))
     ]
@@ -270,10 +273,12 @@ def contest(cells: pd.DataFrame) -> list[Printed]:
         rows.append([mine, *row])
     pairs = Printed("Wins-draws-losses of the row against the column, data sets x seeds", ["", *names], rows)
     by_dataset = score.groupby("dataset", sort=False).mean()
-    accuracy = by_dataset.to_numpy().T
-    key = zip(names, units.trainability(accuracy), units.convergence(accuracy), strict=True)
-    means = [[name, *map(_number, by_dataset[name]), _number(a), f"{b:.3f}"] for name, a, b in key]
-    header = ["mean over seeds", *by_dataset.index, "trainability", "convergence"]
+    complete = by_dataset.dropna().to_numpy().T
+    means = [[name, *("" if np.isnan(mean) else _number(mean) for mean in by_dataset[name])] for name in names]
+    if complete.size:
+        measures = zip(means, units.trainability(complete), units.convergence(complete), strict=True)
+        means = [[*row, _number(a), f"{b:.3f}"] for row, a, b in measures]
+    header = ["mean over seeds", *by_dataset.index, *(["trainability", "convergence"] if complete.size else [])]
     return [pairs, Printed("Validation accuracy, maximum over epochs", header, means)]
 
 

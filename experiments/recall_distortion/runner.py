@@ -68,7 +68,8 @@ class Laboratory(NamedTuple):
       predict: (params, stats) -> predictions on the test split.
       nonzero: params -> number of prunable weights that are not zero.
       activity: (params, stats, index) -> fractions of the hidden units that are dead and that are linear,
-        on the first 500 training examples, in training mode: with the statistics of this batch and with dropout.
+        before any normalization, on the first 500 training examples, in training mode: with the statistics of this
+        batch and with dropout.
       step_time: step time of one replicate, if known.
     """
 

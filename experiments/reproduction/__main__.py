@@ -78,6 +78,10 @@ images/reproduction-moons-train.png)
 ![Validation accuracy against the number of parameters, a panel a method](images/reproduction-moons-parameters.png)
 
 """.replace("](\n", "](")
+_BEFORE = """For relu-bn, dead and linear units and points were counted before normalization, not at the ReLUs.
+
+"""
+_NOTES = {"moons": _MAPS, "mnist-grid": _BEFORE, "mnist-grid-50": _BEFORE}
 _BOXES = """![Box plots of alpha over networks at each compression ratio: ours by score, and the published ones](
 images/reproduction-alpha.png)
 
@@ -519,7 +523,7 @@ def _grid(name: str, cells: pd.DataFrame) -> str:
         tables += [reporting.activity(dataset, labelled)]
         if theirs is not None:
             tables += [each for each in reporting.by_size(dataset, labelled, theirs) if "published" in each.title]
-    return _titled(name, tables, _MAPS if name == "moons" else "")
+    return _titled(name, tables, _NOTES.get(name, ""))
 
 
 def _titled(name: str, tables: Iterable[reporting.Printed], maps: str = "") -> str:

@@ -45,7 +45,8 @@ def preactivations(
       *args: arguments of the model, x first.
       include: a regular expression searched for in the names, which selects the layers to return.
       exclude: a regular expression for the layers to leave out.
-      skip_last: leave out the layer that is called last, the network's output layer.
+      skip_last: leave out the layer that is called last, the network's output layer; if ``vmap`` maps over its weights,
+        each of its layers.
       stacked: return scanned and stacked layers as one ``Stack`` each, under the path without index, at the
         position of the first step, with the layers in the order in which they ran. The penalty of a ``Stack`` is
         much cheaper than that of its slices.
@@ -126,7 +127,7 @@ class _Choice:
         if self._stacked:
             calls = _stacks(found, self._skip_last)
         else:
-            calls = _singles(tagging.in_call_order(found), self._skip_last)
+            calls = _singles(tagging.in_call_order(found), found[-1].together if self._skip_last else 0)
         names = [name for name, _, _ in calls]
         for argument, pattern in self._patterns.items():
             if pattern is not None and not any(pattern.search(name) for name in names):
@@ -182,12 +183,11 @@ def _capture(
     )
 
 
-def _singles(calls: list[tagging.Call], skip_last: bool) -> list[_NamedCall]:
-    """Name single calls: path[step] under scans and stacks, #call if a name recurs."""
+def _singles(calls: list[tagging.Call], skipped: int) -> list[_NamedCall]:
+    """Name single calls: path[step] under scans and stacks, #call if a name recurs; skip the last ones."""
     names = _numbered([call.name + "".join(f"[{step}]" for step in call.place) for call in calls])
-    values: list[_Layer | None] = [call.value for call in calls]
-    if skip_last:
-        values[-1] = None
+    last = len(calls) - skipped
+    values: list[_Layer | None] = [call.value if i < last else None for i, call in enumerate(calls)]
     return list(zip(names, (call.hidden for call in calls), values, strict=True))
 
 
@@ -195,8 +195,11 @@ def _stacks(found: list[tagging.Tagged], skip_last: bool) -> list[_NamedCall]:
     """Name tags by path; a scanned or stacked tag becomes one ``Stack`` of its layers in call order."""
     values: list[_Layer | None] = [_stack(t) if t.steps else t.value for t in found]
     if skip_last:
-        last = values[-1]
-        values[-1] = Stack(last.values[:-1]) if isinstance(last, Stack) and last.values.shape[0] > 1 else None
+        last, skipped = values[-1], found[-1].together
+        if isinstance(last, Stack) and last.values.shape[0] > skipped:
+            values[-1] = Stack(last.values[:-skipped])
+        else:
+            values[-1] = None
     return list(zip(_numbered([t.name for t in found]), (t.hidden for t in found), values, strict=True))
 
 

@@ -1,6 +1,7 @@
 """Capture preactivations of a Flax Linen module with a method interceptor."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -30,9 +31,10 @@ def capture(
     options = dict(kwargs)
     mutable = options.pop("mutable", False)
     extended = _extended(mutable)
+    under_way: list[tuple[str, ...]] = []
 
     def run() -> PyTree:
-        with nn.intercept_methods(_tag_layers):
+        with nn.intercept_methods(partial(_tag_layers, under_way)):
             return module.apply(variables, *args, method=method, mutable=extended, **options)
 
     (outputs, changed), found = tagging.collect(run)
@@ -65,16 +67,23 @@ def _extended(mutable: PyTree) -> PyTree:
 
 
 def _tag_layers(
-    call: Callable[..., PyTree], args: tuple[PyTree, ...], kwargs: dict[str, PyTree], context: InterceptorContext
+    under_way: list[tuple[str, ...]],
+    call: Callable[..., PyTree],
+    args: tuple[PyTree, ...],
+    kwargs: dict[str, PyTree],
+    context: InterceptorContext,
 ) -> PyTree:
+    """Tag the output of a layer; a subclass that calls ``super().__call__``, whose layer is under way, only once."""
     layer = context.module
     if isinstance(layer, nnx.bridge.ToLinen):
         raise NotImplementedError(
             f"'{'/'.join(layer.path)}' is an NNX module inside a Linen one, where it cannot be captured; use one kind"
         )
+    if context.method_name != "__call__" or not isinstance(layer, _LAYERS) or layer.path in under_way:
+        return call(*args, **kwargs)
+    under_way.append(layer.path)
     y = call(*args, **kwargs)
-    if context.method_name != "__call__" or not isinstance(layer, _LAYERS):
-        return y
+    under_way.pop()
     weight = jax.tree.leaves(layer.get_variable("params", "kernel"))[0]
     hidden = not layer.is_mutable_collection("intermediates")
     return tagging.tag(y, weight, "/".join(layer.path), hidden, _unit_axes(layer, y, args, kwargs))

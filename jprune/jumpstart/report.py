@@ -32,7 +32,8 @@ def activity_report(
 
     This takes one forward pass over the data, compiled once: shorter batches are padded to the longest before them, and
     the padding is masked. Memory does not grow with the data set. The model runs in its current mode, so call
-    ``model.eval()`` first; it is not modified.
+    ``model.eval()`` first; it is not modified. Preactivations are counted before any normalization: if one lies between
+    a layer and its ReLU, a unit that is dead here may not be dead after it.
 
     Args:
       model: an ``nnx.Module``, or a Linen module with ``variables``.
@@ -83,7 +84,7 @@ def activity_report(
         next_counts = jax.tree.map(lambda n: np.asarray(n, np.int64), next_counts)
         counts = next_counts if counts is None else jax.tree.map(np.add, counts, next_counts)
     if status is None or counts is None:
-        raise ValueError("batches is empty; pass at least one batch")
+        raise ValueError("batches has no examples; pass at least one batch with one or more")
     columns, index = _columns(status, counts), pd.Index(status, name="layer")
     frame = pd.DataFrame(columns, index=index)
     unit = units.count_units(status).sum(axis=1)

@@ -6,6 +6,7 @@ The functions in between need no changes. Nothing is written to shared objects, 
 interfere.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
@@ -77,6 +78,11 @@ class Tagged(NamedTuple):
     hidden: bool
     value: Array
     steps: tuple[tuple[object, int, bool], ...]
+
+    @property
+    def together(self) -> int:
+        """The number of layers that are called at once: those of stacks, which follow the scans among the steps."""
+        return math.prod(length for scan, length, _ in self.steps if scan is None)
 
 
 def collect(f: Callable[[], PyTree]) -> tuple[PyTree, list[Tagged]]:

@@ -18,13 +18,12 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, PyTree
 
 from jprune.jumpstart.layers import Preactivations
-from jprune.jumpstart.penalty import Option, Options, jumpstart_penalty
+from jprune.jumpstart.penalty import Option, Options, jumpstart_penalty, number_of
 from jprune.trees import flatten, is_float, match
 
 Coefficient: TypeAlias = ArrayLike | Callable[[ArrayLike], ArrayLike]  # a number, a scalar array or a schedule
@@ -69,7 +68,8 @@ def add_jumpstart(
     outside jit with ``grad``, the gradient of the loss, and the updates point against it.
 
     ``update`` also takes ``batch``, the second argument of ``preactivations``, and optionally ``key``, which replaces
-    the one given here. It needs another forward and backward pass; ``jumpstart_loss`` does not.
+    the one given here. It needs another forward and backward pass; ``jumpstart_loss`` does not. Inside
+    ``optax.MultiSteps`` the penalty is that of the last ``batch`` alone; ``jumpstart_loss`` averages it over all.
 
     Args:
       preactivations: a function (params, batch) -> preactivations.
@@ -207,8 +207,8 @@ def _check(coefficient: Coefficient, options: dict[str, Option]) -> None:
     for name in options:
         if name not in allowed:
             raise TypeError(f"{name}= is not an option of jumpstart_penalty; options: {', '.join(allowed)}")
-    if isinstance(coefficient, int | float | np.integer | np.floating) and not 0 <= coefficient < math.inf:
-        raise ValueError(f"coefficient={coefficient} must be finite and not negative; give 0 or more, such as 1e-3")
+    if not callable(coefficient) and not 0 <= number_of(coefficient, traced=0) < math.inf:
+        raise ValueError(f"coefficient={coefficient} must be a finite number, 0 or more, such as 1e-3, or a schedule")
     Options.make(**{name: value for name, value in options.items() if name not in ("units", "examples")})
 
 

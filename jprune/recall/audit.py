@@ -22,7 +22,7 @@ from jprune.recall.inputs.arguments import (
 )
 from jprune.recall.inputs.order import about_correctness, about_order, about_quantities, about_ratings, perfect_models
 from jprune.recall.inputs.prepare import Prepared, prepare
-from jprune.recall.inputs.raw import InputError, of_object
+from jprune.recall.inputs.raw import InputError, of_object, option
 from jprune.recall.measures.rates import from_counts, from_predictions, refuse_other_examples
 from jprune.recall.report.findings import findings
 from jprune.recall.report.headline import headline
@@ -314,15 +314,17 @@ def audit_prepared(
     k = options.top_k if options.top_k is not None else min(5, max(1, classes - 1))
     if k > classes:
         raise InputError(f"top_k is {k}, but there are only {classes} classes; use a smaller one")
+    probabilities = examples.probabilities(study, known, k)
+    unused = (f"{option('top_k', k)} has no effect without logits",) if options.top_k and probabilities.empty else ()
     report = dataclasses.replace(
         report,
         summary=report.summary.merge(shown, on=["score", "ratio"]),
         pies=examples.pies(known),
         groups=groups,
-        probabilities=examples.probabilities(study, known, k),
+        probabilities=probabilities,
         drift=examples.drift(study, known),
         at_risk=risky,
-        warnings=(*report.warnings, *caveats.of_groups(groups)),
+        warnings=(*report.warnings, *caveats.of_groups(groups), *unused),
     )
     if options.rng is None or not options.paired:
         return report

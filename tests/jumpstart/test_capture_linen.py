@@ -124,6 +124,19 @@ def test_a_module_called_several_times_is_numbered():
     close(found["body#1"], again)
 
 
+def test_a_subclass_that_calls_the_layer_it_extends_is_one_layer():
+    class Doubled(nn.Dense):
+        @nn.compact
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    net, x = nn.Sequential([Doubled(3), nn.relu, Doubled(2)]), X.reshape(3, -1)
+    variables = net.init(KEY, x)
+    found = jprune.preactivations(net, variables, x)
+    assert list(found) == ["layers_0"]
+    close(found["layers_0"], 2 * x @ variables["params"]["layers_0"]["kernel"])
+
+
 class Normed(nn.Module):
     @nn.compact
     def __call__(self, x, train=True):

@@ -112,6 +112,21 @@ def test_stacks_and_additional_axes_of_data_keep_their_place_before_the_units():
     close(found[""], np.asarray(x[:, 0]) @ kernels[0])
 
 
+def test_skip_last_leaves_out_every_layer_of_a_stack_that_is_called_last():
+    class Ensemble(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(2, 3, rngs=rngs)
+            self.members = nnx.split_rngs(splits=4)(nnx.vmap(Block, in_axes=0, out_axes=0))(rngs)
+
+        def __call__(self, x):
+            run = nnx.vmap(lambda member, x: member(x), in_axes=(0, None))
+            return run(self.members, nnx.relu(self.first(x)))
+
+    model, x = Ensemble(nnx.Rngs(0)), X[:, 0, 0]
+    assert list(jprune.preactivations(model, x)) == ["first", *(f"members/up[{i}]" for i in range(4))]
+    assert list(jprune.preactivations(model, x, stacked=True)) == ["first", "members/up"]
+
+
 def test_skip_last_leaves_out_the_layer_called_last_and_not_the_one_made_last():
     assert list(jprune.preactivations(Every(nnx.Rngs(0)), X)) == ["conv", "transposed", "general", "einsum"]
 

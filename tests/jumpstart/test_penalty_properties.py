@@ -179,9 +179,11 @@ def test_a_stack_a_list_an_ordered_dict_and_an_array_are_the_same_layers():
         ({"ties": "first"}, "ties='first' is not allowed"),
         ({"spatial": "mean"}, "spatial='mean' is not allowed"),
         ({"preset": "keras"}, "preset='keras' is not allowed; allowed: cpaior_keras, cpaior_torch, ieee"),
-        ({"balance": 1.5}, "balance=1.5 must lie between 0 and 1"),
-        ({"margin": (1.0, np.inf)}, "must be finite"),
-        ({"margin": (np.float32(np.nan), 1.0)}, "must be finite"),
+        ({"balance": 1.5}, "balance=1.5 must be a number from 0 to 1"),
+        ({"balance": jnp.float32(1.5)}, "balance=1.5 must be a number from 0 to 1"),
+        ({"balance": np.array([0.5, 0.25])}, "must be a number from 0 to 1"),
+        ({"margin": (1.0, np.inf)}, "must be two finite numbers"),
+        ({"margin": (np.array(np.nan), 1.0)}, "must be two finite numbers"),
     ],
 )
 def test_options_that_are_not_allowed_are_refused_with_those_that_are(options, complaint):

@@ -136,7 +136,7 @@ def test_batches_without_examples_are_left_out():
 
 
 def test_batches_that_cannot_be_read_are_refused():
-    with pytest.raises(ValueError, match="batches is empty"):
+    with pytest.raises(ValueError, match="batches has no examples"):
         jprune.jumpstart.activity_report(network(), [])
     with pytest.raises(TypeError, match="a batch is a dict; pass inputs="):
         jprune.jumpstart.activity_report(network(), [{"x": X}])

@@ -180,10 +180,10 @@ def test_an_option_that_the_penalty_lacks_is_refused_by_name():
         jprune.add_jumpstart(preacts, 1e-3, agregate="norm")
 
 
-@pytest.mark.parametrize("coefficient", [-1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("coefficient", [-1.0, float("inf"), float("nan"), jnp.float32(-1), jnp.full(3, 0.1)])
 def test_coefficients_that_no_penalty_can_have_are_refused(coefficient):
     for make in (jprune.add_jumpstart, jprune.jumpstart.jumpstart_loss):
-        with pytest.raises(ValueError, match="must be finite and not negative"):
+        with pytest.raises(ValueError, match="must be a finite number, 0 or more"):
             make(preacts, coefficient)
 
 

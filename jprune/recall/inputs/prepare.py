@@ -80,6 +80,8 @@ def prepare(
     left_out = () if ignore_label is None else (_left_out(kept, ignore_label),)
     notes = (*given_labels.notes, *numbered.notes, *left_out, *missing)
     notes += tuple(classes.about_labels(true, given_labels.name))
+    if threshold is not None and all(stack.width != 2 for stack in read.values()):
+        notes += (f"{option('threshold', threshold)} has no effect, because no model has one probability per example",)
     return Prepared(true, read, found, numbered.class_names, tuple(dict.fromkeys(notes)), kept)
 
 

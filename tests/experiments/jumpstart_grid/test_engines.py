@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from flax import nnx
 
+import jprune
 from experiments.data import datasets
 from experiments.jumpstart_grid import image_grid, moons, presets, uci_tables
 from experiments.jumpstart_grid.config import Grid, GridRunning
@@ -146,6 +148,23 @@ def test_an_image_preset_takes_its_steps_on_images_of_its_shape(monkeypatch, nam
 
 
 @TRAINS
+def test_units_of_a_normalized_network_are_the_inputs_of_its_relus():
+    network = image_grid.NormalizedConv((4, 4, 1), 2, depth=2, width=3, rngs=nnx.Rngs(0))
+    network.eval()
+    for norm in network.norms:
+        norm.mean[...], norm.var[...] = jnp.array([-1.0, 0.0, 9.0]), jnp.full(3, 0.5)
+        norm.scale[...], norm.bias[...] = jnp.full(3, 2.0), jnp.array([9.0, 0.0, 0.0])
+    x, expected = jax.random.normal(jax.random.key(0), (5, 4, 4, 1)), []
+    z = x
+    for conv, norm in zip(network.convs, network.norms, strict=True):
+        expected.append(norm(conv(z)))
+        z = jax.nn.relu(expected[-1])
+    folded, plain = image_grid.folded(network), image_grid.networks.RectangularConv.__call__
+    found = jprune.preactivations(folded, x, method=plain)
+    chex.assert_trees_all_close(list(found.values()), expected, rtol=1e-4, atol=1e-5)
+    assert jprune.unit_status(found)["convs/0"].tolist() == [0, 1, -1]
+
+
 @pytest.mark.parametrize("method", ["relu-bn", pytest.param("UP", marks=pytest.mark.slow)])
 def test_epochs_of_several_seeds_in_one_program_train_as_single_steps_do(method):
     """The program for accelerators on a CPU: the same predictions in every epoch, the same weights to rounding."""

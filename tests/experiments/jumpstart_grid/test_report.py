@@ -104,6 +104,20 @@ def test_wins_draws_and_losses_are_counted_over_data_sets_and_seeds():
     assert means.rows == [["baseline", ".55", ".40", ".00", "-0.300"], ["skip", ".75", ".80", "1.00", "0.000"]]
 
 
+@pytest.mark.parametrize(
+    ("datasets", "measured"), [(["iris", "iris", "wine"], True), (["iris", "wine", "wine"], False)]
+)
+def test_a_technique_may_lack_a_data_set_while_a_run_is_incomplete(datasets, measured):
+    table = _cells(
+        dataset=datasets, method=["baseline", "skip", "skip"], replicate=[0, 0, 1], val_acc=[0.5, 0.75, 0.25]
+    )
+    _, means = report.contest(report.label(table))
+    more = [[".00", "-0.250"], ["1.00", "0.000"]] if measured else [[], []]
+    skip = [".75", ".25"] if measured else ["", ".50"]
+    assert means.rows == [["baseline", ".50", "", *more[0]], ["skip", *skip, *more[1]]]
+    assert len(means.header) == len(means.rows[0])
+
+
 def test_the_best_method_of_each_size_is_found_and_counted_against_relu_at_its_rate():
     """Two sizes. At (10, 2) norm wins at .1; at (10, 4) relu at .1 and norm at .01 tie, and norm at .1 has not run."""
     names = [("relu", 0.1), ("norm:1", 0.1), ("relu", 0.01), ("norm:1", 0.01)]

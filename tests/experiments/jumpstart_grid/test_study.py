@@ -90,7 +90,8 @@ def test_invalid_settings_are_refused(options, complaint):
     ("options", "complaint"),
     [
         ({"methods": ("gelu",)}, "'gelu' must be one of relu"),
-        ({"methods": ("UP:x",)}, "the coefficient after the colon must be a number"),
+        ({"methods": ("UP:x",)}, "the coefficient after the colon must be a finite number"),
+        ({"methods": ("UP:inf",)}, "the coefficient after the colon must be a finite number"),
         ({"methods": ("relu:0.1",)}, "'relu' has no penalty and takes no coefficient"),
         ({"groups": ("1-5", "5-9")}, "width 5 is in 2 of them"),
         ({"groups": ("a-b",)}, "'a-b' must be WIDTH or FROM-TO"),
