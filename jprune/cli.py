@@ -427,9 +427,9 @@ def _dense(given: Sequence[str], scores: Sequence[str]) -> dict[str, list[str]]:
 
 def _fail(message: str) -> int:
     """Print an error on standard error, in printable characters; return exit status 2."""
-    counted = (
-        " (models and examples are counted from 0)" if re.search(r"(?<!for )\b(model|example) \d", message) else ""
-    )
+    counted = " (models and examples are counted from 0)"
+    if "counted from 0" in message or not re.search(r"(?<!for )\b(model|example) \d", message):
+        counted = ""
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message + counted)
     print(f"jprune audit: {text}", file=sys.stderr)
     return 2
