@@ -321,5 +321,5 @@ def test_a_stack_that_is_transposed_before_its_scan_is_refused_without_advice_to
 
     params, x = {"kernel": jnp.ones((4, 2, 4))}, jnp.ones((3, 4))
     graph = jprune.trace_model(apply, params, x)
-    with pytest.raises(ValueError, match="^'kernel' is transposed or reshaped before a scan reads it; exclude it with"):
+    with pytest.raises(ValueError, match=r"^'kernel' is transposed or reshaped before a scan reads it; exclude it"):
         input_grams(apply, params, [x], axes=graph)
