@@ -157,7 +157,7 @@ def remove_channels(
     Raises:
       TypeError: a mask is not a bool array, or ``also`` is not a tuple.
       ValueError: masks remove a channel from only some members of its group; the graph is of another model; a leaf of
-        ``also`` cannot be cut; or the outputs on ``check`` differ.
+        ``also`` cannot be cut; or the outputs on ``check`` differ or are NaN.
 
     >>> import jprune
     >>> params = {"a": jnp.array([[1.0, 3.0]]), "b": jnp.array([[2.0], [2.0]])}
@@ -216,8 +216,8 @@ def remove_dead(
 
     Raises:
       ValueError: channels would be removed that are not zero in every layer, or whose group is not exact, and there
-        is no ``check``; the outputs on ``check`` differ; ``dead`` names no kernel, or has another length; or as
-        ``remove_channels``.
+        is no ``check``; the outputs on ``check`` differ or are NaN; ``dead`` names no kernel, or has another length;
+        or as ``remove_channels``.
 
     >>> import jprune
     >>> params = {"a": jnp.array([[1.0, 0.0]]), "b": jnp.array([[2.0], [0.0]])}
