@@ -40,8 +40,8 @@ Attention kernels with more axes are stacked along the first ones if the kernels
 bias, and it does not have one number for each output, the axes are unknown. Without a bias, a kernel with 3 axes is
 a convolution only if its layer's name contains "conv", and one with more only if its window has the same size along
 all axes, apart from sizes of 1; the axes of the rest are unknown. Names and shapes distinguish no further:
-give a graph or a dict for scanned or mapped convolutions, and in Flax for Einsum, ConvLocal and
-``ConvTranspose(transpose_kernel=True)`` without a bias.
+give a graph or a dict for scanned or mapped convolutions, and in Flax for LinearGeneral and DenseGeneral over several
+axes (read as convolutions), and for Einsum, ConvLocal and ``ConvTranspose(transpose_kernel=True)`` without a bias.
 """
 
 import dataclasses
@@ -323,7 +323,8 @@ def _reads_as_convolution(path: str, window: tuple[int, ...]) -> bool:
     Stacked dense layers and those of several features have as many axes.
     """
     if len(window) == 1:
-        return "conv" in path.rpartition("/")[0].lower()
+        names = [name for name in path.split("/")[:-1] if not name.isdigit()]  # convs/0/kernel
+        return "conv" in "".join(names[-1:]).lower()
     return _is_window(window)
 
 
@@ -349,7 +350,9 @@ def _equinox(path: str, shapes: Mapping[str, tuple[int, ...]]) -> KernelAxes | N
     name, shape = path.rsplit("/", 1)[-1], shapes[path]
     rank = len(shape)
     if name in _EQUINOX_KERNELS and rank >= 2:
-        bias = _bias(path, shapes) if name == "weight" else None
+        if name != "weight":  # of a recurrent cell
+            return _outputs_first(2) if rank == 2 else None
+        bias = _bias(path, shapes)
         of_outputs = shape[:1] + (1,) * (rank - 2)  # a convolution's bias has an axis for each spatial one
         known = _reads_as_convolution(path, shape[2:]) if bias is None else bias == of_outputs
         return _outputs_first(rank) if known else None

@@ -1,3 +1,4 @@
+import functools
 import re
 from types import SimpleNamespace
 
@@ -126,6 +127,8 @@ def test_a_bias_that_does_not_fit_the_convention_leaves_the_axes_unknown():
     ("layer", "shape", "known"),
     [
         ("Conv_0", (3, 5, 7), True),
+        ("convs/0", (3, 5, 7), True),
+        ("convnext/mlp", (4, 16, 16), False),  # dense layers in a model whose name contains "conv"
         ("blocks", (4, 16, 16), False),  # four dense layers, as nn.scan stacks them
         ("q_proj", (64, 4, 16), False),  # DenseGeneral with features (4, 16)
         ("stem", (3, 3, 5, 7), True),
@@ -136,11 +139,17 @@ def test_a_bias_that_does_not_fit_the_convention_leaves_the_axes_unknown():
     ],
 )
 def test_kernels_without_a_bias_are_known_only_where_name_or_window_tell(layer, shape, known):
-    flax = kernel_axes("flax", {layer: _shapes(kernel=shape)})
+    parents = layer.split("/")[::-1]
+    flax = kernel_axes("flax", functools.reduce(lambda tree, name: {name: tree}, parents, _shapes(kernel=shape)))
     assert flax == {f"{layer}/kernel": _in_out(len(shape)) if known else None}
     outputs_first = (shape[-1], shape[-2], *shape[:-2])
-    equinox = kernel_axes("equinox", {layer: _shapes(weight=outputs_first)})
+    tree = functools.reduce(lambda tree, name: {name: tree}, parents, _shapes(weight=outputs_first))
+    equinox = kernel_axes("equinox", tree)
     assert equinox == {f"{layer}/weight": _out_in(len(shape)) if known else None}
+
+
+def test_stacked_recurrent_kernels_of_equinox_are_unknown():
+    assert kernel_axes("equinox", {"conv_lstm": _shapes(weight_ih=(3, 28, 5))}) == {"conv_lstm/weight_ih": None}
 
 
 def test_equinox_reads_outputs_first():

@@ -29,7 +29,7 @@ from jax.extend import core
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
 from jprune import jaxprs
-from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes, where_of
+from jprune.graph.axes import Axes, HasAxes, KernelAxes, kernel_axes, unknown_axes, where_of
 from jprune.pruning.amounts import fraction, integer
 from jprune.pruning.scores.activations import View, Visitor, collect_products, refuse_unread
 from jprune.pruning.scores.elementwise import refuse_one_batch, working_dtype
@@ -208,6 +208,10 @@ def input_grams(
     wanted = {path: leaf for path, leaf in zip(paths, chosen, strict=True) if leaf is not None}
     roles = kernel_axes(axes, params)
     summed = {path: _summing(roles[path], path, leaf.shape, axes) for path, leaf in wanted.items()}
+    instead = "exclude it with where=, or capture its inputs and pass them to sparsegpt"
+
+    def arranged(path: str) -> str:
+        return f"'{path}' is transposed or reshaped before a scan reads it; {instead}"
 
     @jax.jit
     def one(params: PyTree, batch: PyTree) -> dict[str, Array]:
@@ -216,6 +220,8 @@ def input_grams(
                 return None
             axes_of_kernel, steps = summed[view.path], wanted[view.path].ndim - len(view.shape)
             if axes_of_kernel.stacked[:steps] != tuple(range(steps)):
+                if isinstance(axes, HasAxes):
+                    raise ValueError(arranged(view.path))
                 raise ValueError(
                     f"'{view.path}' of shape {wanted[view.path].shape} is read in a scan over its first {steps} axes, "
                     f"which are not stacked: {roles[view.path]}; give axes=jprune.trace_model(apply, params, *inputs)"
@@ -225,14 +231,11 @@ def input_grams(
 
         def join(view: View, grams: PyTree) -> PyTree:
             if view.arranged:
-                raise ValueError(
-                    f"'{view.path}' is transposed or reshaped before a scan reads it; exclude it with where=, or "
-                    "capture its inputs and pass them to sparsegpt"
-                )
+                raise ValueError(arranged(view.path))
             return grams
 
         found = collect_products(apply, params, batch, Visitor(visit, join))
-        refuse_unread(wanted, found, "exclude it with where=, or capture its inputs and pass them to sparsegpt")
+        refuse_unread(wanted, found, instead)
         return found
 
     total: dict[str, Array] | None = None

@@ -157,7 +157,7 @@ def remove_channels(
     Raises:
       TypeError: a mask is not a bool array, or ``also`` is not a tuple.
       ValueError: masks remove a channel from only some members of its group; the graph is of another model; a leaf of
-        ``also`` cannot be cut; or the outputs on ``check`` differ.
+        ``also`` cannot be cut; or the outputs on ``check`` differ or are NaN.
 
     >>> import jprune
     >>> params = {"a": jnp.array([[1.0, 3.0]]), "b": jnp.array([[2.0], [2.0]])}
@@ -216,8 +216,8 @@ def remove_dead(
 
     Raises:
       ValueError: channels would be removed that are not zero in every layer, or whose group is not exact, and there
-        is no ``check``; the outputs on ``check`` differ; ``dead`` names no kernel, or has another length; or as
-        ``remove_channels``.
+        is no ``check``; the outputs on ``check`` differ or are NaN; ``dead`` names no kernel, or has another length;
+        or as ``remove_channels``.
 
     >>> import jprune
     >>> params = {"a": jnp.array([[1.0, 0.0]]), "b": jnp.array([[2.0], [0.0]])}
@@ -548,9 +548,9 @@ def _compare(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, che
 
 
 def _difference(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, check: PyTree) -> tuple[float, float]:
-    """Return the largest difference of an output, and the difference that rounding can cause.
+    """Return the difference of the output that differs most, and the difference that rounding can cause in it.
 
-    A new state among the outputs is compared at the kept channels.
+    A new state among the outputs is compared at the kept channels. Integers are compared if no output is a float.
     """
     inputs = check if isinstance(check, tuple) else (check,)
     if state is None and graph.model.state is not None:
@@ -561,12 +561,23 @@ def _difference(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, 
         after = jax.tree.leaves(jax.jit(small.apply)(small.params, *inputs, **kept_state))
     kept = _same_channels(graph, small.kept)
     left = [take(a, tuple(kept[ids] for ids in v.ids)) for a, v in zip(before, graph.program.outputs, strict=True)]
-    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(left, after, strict=True) if is_inexact(a)]
-    difference = max((float(np.max(np.abs(_wide(a) - _wide(b)), initial=0.0)) for a, b in pairs), default=0.0)
-    largest = max((float(np.max(np.abs(_wide(a)), initial=0.0)) for a, _ in pairs), default=0.0)
+    pairs = [(a, b) for a, b in zip(left, after, strict=True) if not jnp.issubdtype(a.dtype, jax.dtypes.extended)]
+    floats = [(a, b) for a, b in pairs if is_inexact(a)]
+    apart = [_apart(np.asarray(a), np.asarray(b)) for a, b in floats or pairs]
+    return max(apart, key=lambda pair: pair[0] - pair[1], default=(0.0, 0.0))
+
+
+def _apart(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """Return the largest difference of two outputs, infinite if only one is, and what rounding can cause."""
     finfo: Callable[..., np.finfo[np.floating]] = jnp.finfo
-    rounding = max((float(finfo(a.dtype).eps) for a, _ in pairs), default=0.0)
-    return difference, 1000 * rounding * max(1.0, largest)
+    rounding = 1000 * float(finfo(before.dtype).eps) if is_inexact(before) else 0.0
+    a, b = _wide(before), _wide(after)
+    if np.isnan(a).any():
+        raise ValueError("on check, outputs of the model before are NaN, so they cannot be compared; give other inputs")
+    with np.errstate(invalid="ignore"):
+        differences = np.where(a == b, 0.0, np.abs(a - b))
+    largest = float(np.max(np.abs(a[np.isfinite(a)]), initial=1.0))
+    return float(np.max(np.nan_to_num(differences, nan=np.inf, posinf=np.inf), initial=0.0)), rounding * largest
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

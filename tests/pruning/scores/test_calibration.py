@@ -312,3 +312,14 @@ def test_a_graph_is_the_default_selection_and_one_batch_is_refused():
     assert int(found.masks["w"].sum()) == 2
     with pytest.raises(TypeError, match=r"batches is an array of shape \(1, 2\), which is one batch; give a list"):
         jprune.scores.input_grams(apply, params, x, axes=graph)
+
+
+def test_a_stack_that_is_transposed_before_its_scan_is_refused_without_advice_to_trace_it():
+    def apply(params, x):
+        layers = jnp.moveaxis(params["kernel"], 1, 0)  # as nn.scan with variable_axes={"params": 1}
+        return jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, layers)[0]
+
+    params, x = {"kernel": jnp.ones((4, 2, 4))}, jnp.ones((3, 4))
+    graph = jprune.trace_model(apply, params, x)
+    with pytest.raises(ValueError, match=r"^'kernel' is transposed or reshaped before a scan reads it; exclude it"):
+        input_grams(apply, params, [x], axes=graph)

@@ -465,6 +465,37 @@ def test_zero_channels_of_a_group_that_is_not_exact_are_removed_only_after_a_che
     assert jprune.remove_dead(graph, unread, check=x).params["a"].shape == (1, 1)
 
 
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        lambda y: (y, jnp.where(jnp.arange(3) < 2, y, -jnp.inf)),  # masked logits
+        lambda y: (y, 1e8 + 0 * y),
+        lambda y: (0 * y, jnp.log(y - 0.5)),  # NaN without the unit
+        lambda y: jnp.argmax(y + jnp.array([[0.0, 0.5, 0.0]]), axis=-1),
+    ],
+    ids=["infinite", "large", "nan", "integer"],
+)
+def test_no_other_output_hides_a_difference_on_check(outputs):
+    def apply(params, x):
+        return outputs(jax.nn.relu(x @ params["a"]) @ params["b"])
+
+    params = {"a": jnp.ones((1, 2)), "b": jnp.array([[0.4, 0.4, 0.4], [1.0, 0.2, 0.2]])}
+    x = jnp.ones((1, 1))
+    with pytest.raises(ValueError, match="on check, outputs of the smaller model differ by"):
+        jprune.remove_dead(trace_model(apply, params, x), params, dead={"a": np.arange(2) == 1}, check=x)
+    params["b"] = params["b"].at[1].set(0.0).at[0].set(0.75)  # nothing reads the unit
+    small = jprune.remove_dead(trace_model(apply, params, x), params, dead={"a": np.arange(2) == 1}, check=x)
+    assert small.params["a"].shape == (1, 1)
+
+
+def test_outputs_that_are_nan_on_check_are_not_blamed_on_the_channels():
+    params, x = {"a": jnp.full((1, 2), 1e30), "b": jnp.full((2, 1), 1e30)}, jnp.ones((1, 1))
+    graph = trace_model(lambda p, x: jnp.sin(x @ p["a"] @ p["b"]), params, x)
+    masks = jprune.channel_group_masks(graph, params, sparsity=0.5)
+    with pytest.raises(ValueError, match="outputs of the model before are NaN, so they cannot be compared"):
+        jprune.remove_channels(graph, params, masks, check=x)
+
+
 def test_units_named_dead_are_removed_if_the_outputs_stay():
     apply, params, x = residual()
     graph = trace_model(apply, params, x)
