@@ -1026,6 +1026,13 @@ def test_one_hot_predictions_have_no_confidence(kind):
     assert any("was read as one-hot predictions" in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize("given", [np.asarray, pd.DataFrame])
+def test_a_threshold_for_probabilities_of_both_classes_is_refused(given):
+    both = given(np.stack([1 - PROBABILITIES[:, 0], PROBABILITIES[:, 0]], axis=-1))
+    with pytest.raises(InputError, match=r"2 numbers per example; threshold=0\.3 .* is for one"):
+        recall.audit(LABELS > 0, LABELS > 0, {2: both}, threshold=0.3)
+
+
 @pytest.mark.parametrize("threshold", [0, 1, 50, -0.5])
 def test_a_threshold_that_is_not_a_probability_is_refused(threshold):
     with pytest.raises(InputError, match="threshold must lie between 0 and 1"):
