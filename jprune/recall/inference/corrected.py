@@ -140,8 +140,8 @@ def corrected_intensification(
     if ends is None:
         noise = _fieller(total, examples, _quantile(level, np.inf)) is None
         return out._replace(reason=WITHIN_NOISE if noise else TOO_FEW_MODELS)
-    errors = [float(np.sqrt(max(_at(slope, variance), 0.0)) / total[1]) for slope in (alpha, 1.0)]
-    return CorrectedAlpha(float(alpha), *ends, *errors, float(df), len(kept), "")
+    error, at_one = (float(np.sqrt(max(_at(slope, variance), 0.0)) / total[1]) for slope in (alpha, 1.0))
+    return CorrectedAlpha(float(alpha), *ends, error, at_one, float(df), len(kept), "")
 
 
 def _quantile(level: float, degrees: float) -> float:
