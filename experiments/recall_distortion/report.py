@@ -118,10 +118,10 @@ def _alpha_sentence(audit: Audit) -> str:
     ]
     clear = sum(map(len, signs.values()))
     if not clear:
-        which = "The 99% interval of alpha contains 1" if len(rows) == 1 else "Every 99% interval of alpha contains 1"
-        return f"{which} ({_count(len(rows), 'pruning')})."
+        which = "The 99% interval" if len(rows) == 1 else f"Each of the {len(rows)} 99% intervals"
+        return f"{which} of alpha contains 1."
     rest = "" if clear == len(rows) else f" The other {len(rows) - clear} intervals contain 1."
-    return f"The 99% interval of alpha lies {'; '.join(named)} ({clear} of {_count(len(rows), 'pruning')}).{rest}"
+    return f"The 99% interval of alpha lies {'; '.join(named)} ({clear} of {_count(len(rows), 'interval')}).{rest}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -385,7 +385,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=wrapped(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dataset", default="digits", help="see experiments.data.datasets.load (default: digits)")
+    names = "digits, mnist, fashion_mnist, npz:FILE; recall_distortion --help lists the others"
+    parser.add_argument("--dataset", default="digits", help=f"{names} (default: digits)")
     parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets")
     parser.add_argument("--seeds", type=int, default=5, help="number of dense networks (default: 5)")
     parser.add_argument("--steps", type=int, default=600, help="updates of the dense network (default: 600)")

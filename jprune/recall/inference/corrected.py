@@ -39,6 +39,7 @@ class CorrectedAlpha(NamedTuple):
       low: lower end of the interval.
       high: upper end.
       standard_error: standard error of the slope, by the delta method; NaN with a reason.
+      error_at_one: standard error of the difference from 1, as the interval takes it; NaN with a reason.
       degrees: degrees of freedom of the interval; infinite if only test examples vary, NaN with a reason.
       classes: number of classes used, which are those with at least 10 examples.
       reason: why the slope is NaN; otherwise empty.
@@ -48,6 +49,7 @@ class CorrectedAlpha(NamedTuple):
     low: float
     high: float
     standard_error: float
+    error_at_one: float
     degrees: float
     classes: int
     reason: str
@@ -107,7 +109,7 @@ def corrected_intensification(
     support = np.bincount(labels)
     kept = np.flatnonzero(support >= _LEAST)
     nan = float("nan")
-    out = CorrectedAlpha(nan, nan, nan, nan, nan, len(kept), "")
+    out = CorrectedAlpha(nan, nan, nan, nan, nan, nan, len(kept), "")
     if len(kept) < 2:
         return out._replace(reason=f"fewer than two classes have {_LEAST} test examples")
     order = np.argsort(labels, kind="stable")
@@ -138,8 +140,8 @@ def corrected_intensification(
     if ends is None:
         noise = _fieller(total, examples, _quantile(level, np.inf)) is None
         return out._replace(reason=WITHIN_NOISE if noise else TOO_FEW_MODELS)
-    error = np.sqrt(max(_at(alpha, variance), 0.0)) / total[1]
-    return CorrectedAlpha(float(alpha), *ends, float(error), float(df), len(kept), "")
+    error, at_one = (float(np.sqrt(max(_at(slope, variance), 0.0)) / total[1]) for slope in (alpha, 1.0))
+    return CorrectedAlpha(float(alpha), *ends, error, at_one, float(df), len(kept), "")
 
 
 def _quantile(level: float, degrees: float) -> float:

@@ -131,7 +131,8 @@ def class_losses(
         p = np.full(classes, np.nan)
     tests = max(1, int(np.isfinite(p).sum()))
     critical = np.asarray(scipy.stats.t.isf((1 - level) / 2 / tests, excess.degrees))
-    detectable = _detectable(critical + scipy.stats.norm.ppf(_POWER), excess.total, (1 - w) ** 2 / n)
+    quantiles = critical + scipy.stats.norm.ppf(_POWER)
+    detectable = _detectable(quantiles, excess.total, float(losses.mean()), (1 - w) ** 2 / n)
     # A class loses at most its recall, and what it loses counts in the overall loss too.
     recall = of_class(dense_correct.mean(0)) / n
     possible = recall - (float(losses.mean()) + w * (recall - mean))
@@ -273,19 +274,19 @@ def _interval(estimate: _Floats, half: _Floats, bound: float) -> tuple[_Floats, 
     return np.maximum(estimate - half, -bound), np.minimum(estimate + half, bound)
 
 
-def _detectable(quantiles: _Floats, variance: _Floats, per_loss: _Floats) -> _Floats:
+def _detectable(quantiles: _Floats, variance: _Floats, loss: float, per_loss: _Floats) -> _Floats:
     """The excess loss e that is ``quantiles`` standard deviations from 0.
 
-    A class that loses e more than it did has more variance than ``variance``: that of the examples that are lost,
-    e (1 - e) times ``per_loss``, if all models lose the same examples, which is the worst case. So e solves
-    e^2 = quantiles^2 (variance + per_loss e (1 - e)).
+    A class that loses e more than the overall ``loss`` has another variance than ``variance``: the mean of its losses
+    and that of their squares grow by e, if all models lose the same examples, which is the worst case. So e solves
+    e^2 = quantiles^2 (variance + per_loss (e (1 - 2 loss) - e^2)).
 
-    >>> e = _detectable(np.array([4.0]), np.array([0.0003]), np.array([0.01]))
+    >>> e = _detectable(np.array([4.0]), np.array([0.0003]), 0.0, np.array([0.01]))
     >>> e.round(4).tolist(), (4 * np.sqrt(0.0003 + 0.01 * e * (1 - e))).round(4).tolist()
     ([0.1633], [0.1633])
     """
     with np.errstate(invalid="ignore"):
-        a, b = 1 + quantiles**2 * per_loss, quantiles**2 * per_loss
+        a, b = 1 + quantiles**2 * per_loss, quantiles**2 * per_loss * (1 - 2 * loss)
         return np.asarray((b + np.sqrt(b**2 + 4 * a * quantiles**2 * variance)) / (2 * a))
 
 

@@ -139,7 +139,8 @@ def about_order(
         return []
     if _beyond_chance(accuracy, chance, n):
         return _swapped_classes(true, stack, names, accuracy)
-    text = f"{stack.name}: accuracy {100 * accuracy:.1f}% is no more than chance ({100 * chance:.1f}%)"
+    how = "not clearly above" if accuracy > chance else "no more than"  # a small test set shows little
+    text = f"{stack.name}: accuracy {100 * accuracy:.1f}% is {how} chance ({100 * chance:.1f}%)"
     best, right = max(_corrections(true, stack, names).items(), key=lambda item: item[1].mean())
     share, error = float(right.mean()), np.sqrt(chance * (1 - chance) / n)
     if share > max(chance + 5 * error, 2 * accuracy, 0.3) and n >= _FEW_LABELS:
@@ -155,7 +156,7 @@ def _question(true: Int[np.ndarray, " examples"], stack: Predictions, classes: i
     """Return the question to ask if no simple correction explains an accuracy at chance."""
     if _independent(true, stack.predicted[0], classes):
         other = "" if dense else ", or are the models at chance"
-        return f": predictions are independent of the labels. Are the rows in another order{other}?"
+        return f": predictions are not shown to depend on the labels. Are the rows in another order{other}?"
     return ", although predictions depend on the labels. Are the classes in the order of the labels?"
 
 

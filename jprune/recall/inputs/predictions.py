@@ -120,6 +120,7 @@ def predictions(given: object, name: str, examples: int, threshold: float | None
     if values.ndim not in ((2, 3) if as_logits else (1, 2)) or (not as_logits and values.shape[-1] != examples):
         raise InputError(f"{name} has shape {values.shape}{_shape_advice(values, examples)}")
     if as_logits:
+        _check_one_output(values.shape[-1], name, threshold)
         return _logits(values if values.ndim == 3 else values[None], raw)
     if not whole and not _integral(values):
         return _sigmoid(np.atleast_2d(values), raw, threshold)
@@ -196,7 +197,17 @@ def _of_rows(values: np.ndarray, raw: Raw, examples: int, threshold: float | Non
         )
     if threshold is not None and ((values >= 0) & (values <= 1)).all() and not np.allclose(values.sum(1), 1, atol=1e-3):
         return _sigmoid(values.T, raw, threshold)
+    _check_one_output(values.shape[1], name, threshold)
     return _logits(values[None], raw)
+
+
+def _check_one_output(width: int, name: str, threshold: float | None) -> None:
+    """Refuse a threshold for several numbers per example, of which the largest would count instead."""
+    if threshold is not None:
+        raise InputError(
+            f"{name} holds {width} numbers per example; {option('threshold', threshold)} is for one, the probability "
+            f"of class 1: give only that column (arrays have shape (models, examples)), or leave the threshold out"
+        )
 
 
 def _logits(models: np.ndarray, raw: Raw) -> Predictions:

@@ -281,6 +281,8 @@ def _collapsed(row: Row, audit: AuditTables) -> str:
 
 def _evidence(rows: pd.DataFrame, audit: AuditTables) -> str:
     """Whether the data are enough: what they could have missed of a class's loss and of alpha."""
+    if (rows["agreement"] == 1).all():  # nothing changed that could have been missed
+        return ""
     row = dict(rows.iloc[-1])
     models = int(str(row["models"]))
     parts = [_enough_for_classes(row, audit)]
@@ -299,7 +301,7 @@ def _enough_for_classes(row: Row, audit: AuditTables) -> str:
     """Which loss of a class would have been shown: no, where it is a large one."""
     classes = rows_of(audit.classes, row)
     least = detectable_excess(classes)
-    if np.isnan(least) or verdict_of(row) == "collapsed":
+    if np.isnan(least) or verdict_of(row) == "collapsed" or row["agreement"] == 1:
         return ""
     if np.isinf(least) and len(lost_more(classes, audit.level)):
         which = "every" if classes["detectable"].isna().all() else "a typical"
@@ -332,7 +334,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         return []
     name = "corrected alpha" if column == "alpha_corrected" else "alpha"
     marks = rows[f"{column}_mark"]
-    open_rows, silent = rows[marks == "?"], rows[marks == ""]
+    open_rows, silent = rows[(marks == "?") & (rows["agreement"] != 1)], rows[marks == ""]
     where, parts = "in" if audit.named else "at", []
     if len(open_rows):
         named = listed(
@@ -353,7 +355,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         ]
         if needed:
             parts.append(f"With alpha as far from 1 as measured, showing it would take {listed(needed)} models.")
-    elif not len(silent):
+    elif marks.isin(["<", ">"]).all():
         parts.append(f"{who} models show{' at every ratio' * (not audit.named)} on which side of 1 {name} is.")
     if len(silent):
         named = listed(

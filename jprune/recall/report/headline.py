@@ -139,6 +139,8 @@ def _lost_most(audit: AuditTables, row: Row, named: pd.DataFrame) -> str:
         f"clearly more than the overall loss of {size(lost)}{not_shown(row, audit.level)}"
         if lost > 0
         else f"while all examples together gained {size(-lost)}{not_shown(row, audit.level)}"
+        if lost < -_EQUAL
+        else "while the overall accuracy is the same"
     )
     verb = "lost most" if most else "lost more than the rest"
     if len(tie) == 1:

@@ -171,7 +171,7 @@ def _change_p(study: AuditedModels, score: str, ratio: float, pruned: Rates) -> 
 def _corrected(study: AuditedModels, score: str, ratio: float, healthy: npt.NDArray[np.bool_]) -> dict[str, object]:
     """Alpha corrected for test-set noise, its interval, whether it is within the margin, and what it could show."""
     nan = float("nan")
-    found = CorrectedAlpha(nan, nan, nan, nan, nan, 0, "counts alone do not say which examples were lost")
+    found = CorrectedAlpha(nan, nan, nan, nan, nan, nan, 0, "counts alone do not say which examples were lost")
     if study.examples is not None and healthy.any():
         before, after = study.examples.right(score), study.examples.right(score, ratio)[healthy]
         before = before[healthy] if study.paired else before
@@ -187,7 +187,7 @@ def _corrected(study: AuditedModels, score: str, ratio: float, healthy: npt.NDAr
         "alpha_corrected_high": found.high,
         "alpha_corrected_mark": str(mark(found.low, found.high)),
         "alpha_corrected_equal": bool(inside),
-        "alpha_corrected_detectable": critical * found.standard_error,
+        "alpha_corrected_detectable": critical * found.error_at_one,
         "alpha_corrected_reason": found.reason,
     }
 

@@ -527,4 +527,6 @@ def test_no_sentence_on_alpha_where_nothing_was_pruned_or_has_an_interval():
     assert report._alpha_sentence(jprune.recall.audit(labels, dense, {"control": {1: after}})) == ""
     assert report._alpha_sentence(jprune.recall.audit(labels, dense[0], {"magnitude": {4: after[0]}})) == ""
     one = jprune.recall.audit(labels, dense, {"magnitude": {1: dense, 4: after}})
-    assert report._alpha_sentence(one) == "The 99% interval of alpha contains 1 (1 pruning)."
+    assert report._alpha_sentence(one) == "The 99% interval of alpha contains 1."
+    two = jprune.recall.audit(labels, dense, {"magnitude": {4: after, 8: after[::-1]}})
+    assert report._alpha_sentence(two) == "Each of the 2 99% intervals of alpha contains 1."

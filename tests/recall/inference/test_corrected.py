@@ -179,8 +179,19 @@ def test_the_detectable_difference_has_the_quantile_of_the_interval(models):
     found = corrected_intensification(labels, dense, after)
     quantiles = scipy.stats.t.isf([0.005, 0.1], found.degrees).sum()
     assert found.degrees <= 9 * (models - 1)
-    assert row["alpha_corrected_detectable"] == pytest.approx(quantiles * found.standard_error)
-    assert row["alpha_corrected_detectable"] > (row["alpha_corrected_high"] - row["alpha_corrected_low"]) / 2.2
+    assert row["alpha_corrected_detectable"] == pytest.approx(quantiles * found.error_at_one)
+
+
+def test_a_difference_beyond_the_detectable_one_is_shown():
+    """The measured slope, 0.4 here, has a smaller standard error than its difference from 1."""
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(10), 150)
+    recalls = np.linspace(0.34, 0.63, 10)[labels]
+    for _ in range(20):
+        dense, after = rng.random((1, 1500)) < recalls, rng.random((1, 1500)) < 0.45 + 0.6 * recalls - 0.3
+        found = corrected_intensification(labels, dense, after)
+        if not found.reason:
+            half = scipy.stats.norm.isf(0.005) * found.error_at_one
+            assert (found.low <= 1 <= found.high) == (abs(found.alpha - 1) <= half)
 
 
 def test_the_interval_of_unpaired_models_covers_other_dense_models():

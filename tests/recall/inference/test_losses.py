@@ -49,6 +49,21 @@ def test_the_p_of_one_pair_is_that_of_every_possible_choice_of_the_classes_examp
     np.testing.assert_allclose(found.excess, [2 / 3 - 2 / 9, -2 / 9])
 
 
+@pytest.mark.parametrize(("lost", "won"), [(45, 5), (5, 40)])
+def test_a_class_that_loses_the_detectable_excess_has_the_statistic_that_it_was_computed_for(lost, won):
+    classes, size = 50, 100  # many classes, so that one hardly changes the variance of all
+    place = np.tile(np.arange(size), classes)
+    dense, after = place < size - won, (place >= lost) & (place < size)
+    labels = np.repeat(np.arange(classes), size)
+    found = class_losses(labels, dense[None], after[None], classes)
+    more = round(found.detectable[0] / (1 - 1 / classes) * size)
+    after[(labels == 0) & (place >= lost) & (place < lost + more)] = False
+    worse = class_losses(labels, dense[None], after[None], classes)
+    error = (worse.excess_high - worse.excess)[0] / scipy.stats.t.isf(0.005, size)
+    wanted = scipy.stats.norm.isf(0.005 / classes) + scipy.stats.norm.isf(0.1)
+    assert worse.excess[0] / error == pytest.approx(wanted, rel=0.08)
+
+
 def test_unpaired_models_lose_what_pairs_of_them_lose_on_average():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 30)

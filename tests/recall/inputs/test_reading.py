@@ -528,12 +528,12 @@ def test_an_index_in_another_order_is_an_error_also_where_labels_have_none():
         (lambda d: (d + 1) % 3, "numbered in another order"),
         (lambda d: d[::-1], "reverse them"),
         (np.sort, "sort the labels"),
-        (lambda d: np.random.default_rng(5).permutation(d), "are independent of the labels. Are the rows"),
+        (lambda d: np.random.default_rng(5).permutation(d), "are not shown to depend on the labels. Are the rows"),
     ],
 )
 def test_accuracy_at_chance_warns_and_names_the_correction(change, said):
     report = recall.audit(LABELS, change(DENSE), {2: TWO})
-    assert any("no more than chance" in warning and said in warning for warning in report.warnings)
+    assert any("chance (" in warning and said in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize(
@@ -546,7 +546,7 @@ def test_accuracy_at_chance_warns_and_names_the_correction(change, said):
     ],
 )
 def test_compressed_models_in_another_order_cause_a_warning_and_collapsed_ones_do_not(compressed, said):
-    found = [warning for warning in recall.audit(LABELS, DENSE, {2: compressed}).warnings if "than chance" in warning]
+    found = [warning for warning in recall.audit(LABELS, DENSE, {2: compressed}).warnings if "chance (" in warning]
     assert len(found) == (said is not None)
     assert said is None or (said in found[0] and found[0].startswith("pruned[2]: "))
 
@@ -574,7 +574,13 @@ def test_shuffled_rows_are_noticed_and_models_in_order_are_not(classes):
         (warning,) = about_order(
             labels, Predictions("p", rng.permutation(said)[None], None), [*map(str, range(classes))]
         )
-        assert "independent of the labels. Are the rows in another order?" in warning
+        assert "not shown to depend on the labels. Are the rows in another order?" in warning
+
+
+def test_an_accuracy_above_chance_on_few_examples_is_not_called_chance():
+    labels, predicted = np.repeat([0, 1], 10), np.repeat([0, 1], [6, 14])
+    (warning,) = about_order(labels, Predictions("p", predicted[None], None), ["a", "b"])
+    assert warning.startswith("p: accuracy 80.0% is not clearly above chance (50.0%): predictions are not shown to")
 
 
 def test_a_collapsed_network_or_a_test_set_of_one_class_gives_no_alarm_about_order():
@@ -1018,6 +1024,13 @@ def test_one_hot_predictions_have_no_confidence(kind):
     assert report.summary["accuracy"].item() == pytest.approx(ACCURACY[1])
     assert len(report.probabilities) == 0
     assert any("was read as one-hot predictions" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("given", [np.asarray, pd.DataFrame])
+def test_a_threshold_for_probabilities_of_both_classes_is_refused(given):
+    both = given(np.stack([1 - PROBABILITIES[:, 0], PROBABILITIES[:, 0]], axis=-1))
+    with pytest.raises(InputError, match=r"2 numbers per example; threshold=0\.3 .* is for one"):
+        recall.audit(LABELS > 0, LABELS > 0, {2: both}, threshold=0.3)
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 50, -0.5])
