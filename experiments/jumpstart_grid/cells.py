@@ -46,6 +46,7 @@ class Setup:
       coefficient: lambda.
       fingerprint: fingerprint of the content of a data set from a file or folder; None for named data sets.
       prune: ratios to which the trained network is pruned, or None.
+      version: number of the program, where an earlier one computed other numbers; otherwise None.
     """
 
     dataset: str
@@ -58,6 +59,7 @@ class Setup:
     coefficient: float
     fingerprint: str | None = None
     prune: Sequence[float] | None = None
+    version: int | None = None
 
     @property
     def technique(self) -> str:
@@ -65,7 +67,7 @@ class Setup:
         return technique_of(self.method)
 
     def settings(self) -> dict[str, JSON]:
-        """Return the fields as JSON, for the hash of a stage; a fingerprint or ratios that are None are left out."""
+        """Return the fields as JSON, for the hash of a stage; those that are None are left out."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 

@@ -49,6 +49,7 @@ class ImageMethod(NamedTuple):
     skip_last: bool = True
 
 
+NORMALIZED_VERSION = 2  # of methods with normalization, whose units version 1 counted before it
 METHODS = {
     "relu": ImageMethod(),
     "relu-bn": ImageMethod(normalized=True),
@@ -100,7 +101,8 @@ def plan(grid: Grid) -> list[GridStage]:
                 for method in grid.methods:
                     used = coefficient_of(method, grid.coefficient, penalized)
                     setup = Setup(dataset, method, depth, width, grid.epochs, lr, grid.batch, used, fingerprint)
-                    setup = dataclasses.replace(setup, prune=list(grid.prune) or None)
+                    version = NORMALIZED_VERSION if METHODS[setup.technique].normalized else None
+                    setup = dataclasses.replace(setup, prune=list(grid.prune) or None, version=version)
                     title = f"{dataset}, {method}, {depth} x {width}, lr {lr:g}"
                     settings = setup.settings()
                     planned += [GridStage(title, settings, seeds, grid.epochs * len(seeds)) for seeds in together]

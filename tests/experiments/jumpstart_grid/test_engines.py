@@ -147,7 +147,6 @@ def test_an_image_preset_takes_its_steps_on_images_of_its_shape(monkeypatch, nam
     assert 0 <= cell["val_acc"] <= 1
 
 
-@TRAINS
 def test_units_of_a_normalized_network_are_the_inputs_of_its_relus():
     network = image_grid.NormalizedConv((4, 4, 1), 2, depth=2, width=3, rngs=nnx.Rngs(0))
     network.eval()
@@ -165,6 +164,7 @@ def test_units_of_a_normalized_network_are_the_inputs_of_its_relus():
     assert jprune.unit_status(found)["convs/0"].tolist() == [0, 1, -1]
 
 
+@TRAINS
 @pytest.mark.parametrize("method", ["relu-bn", pytest.param("UP", marks=pytest.mark.slow)])
 def test_epochs_of_several_seeds_in_one_program_train_as_single_steps_do(method):
     """The program for accelerators on a CPU: the same predictions in every epoch, the same weights to rounding."""
@@ -224,6 +224,11 @@ def test_on_an_accelerator_a_stage_has_all_seeds(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     (stage,) = image_grid.plan(grid)
     assert (stage.seeds, stage.work) == (range(3), 6)
+
+
+def test_cells_of_normalized_networks_are_those_of_the_program_that_counts_at_the_relus():
+    grid = Grid(kind="images", datasets=("digits",), methods=("relu", "relu-bn"), depths=(2,), widths=(2,), seeds=1)
+    assert [stage.settings.get("version") for stage in image_grid.plan(grid)] == [None, 2]
 
 
 def test_a_checkpoint_of_a_cpu_is_refused_on_an_accelerator(tmp_path, monkeypatch):
