@@ -72,11 +72,12 @@ def prepare(
     kept = rows.kept_examples(given_labels, ignore_label)
     joined = [join_batches(raw, given_labels.values.size) for raws in sets.values() for raw in raws]
     flat = [rows.take(rows.align(raw, given_labels), kept) for raw in joined]
+    attributes = _attributes(given_attributes, given_labels, kept)
     with _named_as_kept(kept, ignore_label):
         numbered = classes.number(rows.take(given_labels, kept), flat, class_names)
         true = labels(numbered.labels)
         read = _of_sets(numbered.stacks, sets, true.size, threshold)
-        found, missing = groups(_attributes(given_attributes, given_labels, kept), true.size)
+        found, missing = groups(attributes, true.size)
     left_out = () if ignore_label is None else (_left_out(kept, ignore_label),)
     notes = (*given_labels.notes, *numbered.notes, *left_out, *missing)
     notes += tuple(classes.about_labels(true, given_labels.name))
