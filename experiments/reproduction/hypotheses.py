@@ -31,6 +31,7 @@ PUBLISHED_COUNTS = {
     "mnist-published-script": "MNIST, script's setting",
 }
 CIFAR = "cifar10-resnet20-short"
+ENOUGH_ON_CIFAR = 3  # networks that an answer on CIFAR-10 needs
 ELSEWHERE = "does not carry over"  # a verdict
 REFERENCES = {
     "fashion-lenet": "Fashion-MNIST, LeNet",
@@ -76,15 +77,24 @@ def of_recalls(studies: Mapping[str, Recalls], published: pd.DataFrame) -> list[
 def _on_cifar(study: Recalls) -> list[Verdict]:
     """Answer R1 to R4 and R6 on CIFAR-10, the data set of the published comparison."""
     found = [_control(study), _rising(study), undecayed(study), _equal_accuracy(study), _random(study)]
-    published = "contradicted"  # the claim is about these networks
-    return [
-        each._replace(
-            name=f"{each.name}, CIFAR-10",
-            question=f"{each.question} (ResNet-20)",
-            verdict=published if each.verdict == ELSEWHERE else each.verdict,
-        )
-        for each in found
-    ]
+    networks = len(study.complete(["magnitude"]))
+    few = f"; an answer needs {ENOUGH_ON_CIFAR} networks" if networks < ENOUGH_ON_CIFAR else ""
+    accuracy = f"; dense accuracy {dense_accuracy(study):.3f}" if networks else ""
+
+    def on_cifar(verdict: Verdict) -> Verdict:
+        named = verdict._replace(name=f"{verdict.name}, CIFAR-10", question=f"{verdict.question} (ResNet-20)")
+        if verdict.verdict == "not run":
+            return named
+        answer = "contradicted" if verdict.verdict == ELSEWHERE else verdict.verdict  # a claim about these networks
+        return named._replace(found=f"{verdict.found}{accuracy}{few}", verdict="open" if few else answer)
+
+    return [on_cifar(each) for each in found]
+
+
+def dense_accuracy(study: Recalls) -> float:
+    """Return the mean test accuracy of the dense networks that were pruned by magnitude at every ratio."""
+    correct = study.correct(DENSE, 1.0, study.complete(["magnitude"]))
+    return float(correct.sum(1).mean() / study.support.sum())
 
 
 def alphas_by_ratio(study: Recalls | None, scores: Sequence[str]) -> pd.DataFrame | None:

@@ -326,8 +326,14 @@ def _own_cifar(tables: Tables) -> str:
     alphas = alphas_by_ratio(study, ["magnitude"])
     if study is None or alphas is None:
         return ""
-    replicates = study.complete(["magnitude"])
-    accuracy = study.correct(DENSE, 1.0, replicates).sum(1) / study.support.sum()
+    accuracy = f"dense accuracy {_plain(hypotheses.dense_accuracy(study), 3)}; published ResNet-56: .893"
+    if len(alphas) < hypotheses.ENOUGH_ON_CIFAR:
+        pruned = alphas["magnitude"].mean().drop(1.0)
+        means = ", ".join(f"{_plain(alpha, 2)} at t = {t:g}" for t, alpha in pruned.items())
+        return (
+            f"**On CIFAR-10, {len(alphas)} ResNet-20s of our own have been pruned; an answer needs "
+            f"{hypotheses.ENOUGH_ON_CIFAR}.** Mean alpha after magnitude pruning is {means} ({accuracy})."
+        )
     changes = _undecayed_minus_magnitude(study)
     answer = {
         "supported": "Undecayed pruning lowers alpha on our CIFAR-10 ResNet-20s.",
@@ -335,10 +341,10 @@ def _own_cifar(tables: Tables) -> str:
         "open": "On our CIFAR-10 ResNet-20s, the effect of undecayed pruning on alpha is open.",
         "not run": "Our CIFAR-10 ResNet-20s have been pruned by magnitude only.",
     }[hypotheses.undecayed(study).verdict]
+    at_20 = _of_mean(t_interval(alphas["magnitude", 20.0]))
     text = (
-        f"**{answer}** Over {len(alphas)} networks (dense accuracy {_plain(float(accuracy.mean()), 3)}; published "
-        f"ResNet-56: .893), alpha at t = 2 minus that of the control is {_signed(t_interval(_change(alphas)))}, and "
-        f"alpha at t = 20 is {_of_mean(t_interval(alphas['magnitude', 20.0]))}"
+        f"**{answer}** Over {len(alphas)} networks ({accuracy}), alpha at t = 2 minus that of the control is "
+        f"{_signed(t_interval(_change(alphas)))}, and alpha at t = 20 is {at_20}"
     )
     if changes:
         text += f"; at t = 20, undecayed minus magnitude is {_signed(changes[20.0])}"

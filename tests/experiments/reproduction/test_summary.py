@@ -61,6 +61,22 @@ def test_three_networks_on_cifar_have_intervals_with_two_degrees_of_freedom():
     assert found["R3, CIFAR-10"].verdict == "not run"
 
 
+def test_two_networks_on_cifar_answer_nothing():
+    two = study({"magnitude": FLAT, "undecayed": np.array(FLAT) + 0.2})
+    two = two._replace(networks=two.networks[two.networks["replicate"] < 2])
+    means = two.audit(["magnitude"], [0, 1]).alphas.groupby("ratio")["alpha"].mean()
+    assert summary._own_cifar(_tables({hypotheses.CIFAR: two})) == (
+        "**On CIFAR-10, 2 ResNet-20s of our own have been pruned; an answer needs 3.** Mean alpha after magnitude "
+        f"pruning is {', '.join(f'{means[t]:.2f} at t = {t}'.replace('0.', '.') for t in (2, 4))}, "
+        f"{', '.join(f'{means[t]:.2f} at t = {t}' for t in (10, 20, 50))} (dense accuracy .750; published ResNet-56: "
+        ".893)."
+    )
+    found = {each.name: each for each in hypotheses._on_cifar(two)}
+    assert {found[f"R{n}, CIFAR-10"].verdict for n in (1, 2, 3, 4)} == {"open"}
+    assert found["R6, CIFAR-10"].verdict == "not run"
+    assert found["R1, CIFAR-10"].found.endswith("; dense accuracy 0.750; an answer needs 3 networks")
+
+
 def test_a_claim_about_the_published_networks_is_contradicted_on_cifar_and_does_not_carry_over_to_lenet():
     higher = study({"magnitude": FLAT, "undecayed": np.array(FLAT) + 0.2})
     assert hypotheses.undecayed(higher).verdict == "does not carry over"
