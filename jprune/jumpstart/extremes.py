@@ -72,7 +72,7 @@ def extremes(spec: Spec, z: Array, valid: Array | None, key: Array | None) -> Ex
       spec: what to compute.
       z: preactivations (batch, *space, units) of a real floating dtype, or with batch and units
         exchanged as ``spec`` says.
-      valid: bool, broadcastable to z and constant over space: the cells to include; None for all.
+      valid: bool, broadcastable to z: the cells to include; None for all.
       key: a PRNG key for random ties.
 
     Returns:

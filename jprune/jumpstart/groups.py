@@ -24,9 +24,9 @@ _FEW_CHANNELS = 16
 
 
 class Group(NamedTuple):
-    """Layers of one shape: (layers, batch, *space, units), masks (layers, units) and (batch,) or None.
+    """Layers of one shape: (layers, batch, *space, units), masks (layers, units) and (batch, *space) or None.
 
-    With ``batch_last`` they are (layers, units, *space, batch).
+    The axes of space of the mask ``examples`` may be 1. With ``batch_last``, ``z`` is (layers, units, *space, batch).
     """
 
     z: Array
@@ -45,23 +45,22 @@ def grouped(preacts: layers.Preactivations, units: layers.Masks, examples: Array
     """Arrange layers in groups; small layers of equal shape share one."""
     named = layers.check(preacts)
     masks = layers.unit_masks(units, preacts)
-    by_shape: dict[Hashable, list[tuple[Array, Array | None]]] = {}
+    by_shape: dict[Hashable, list[tuple[Array, Array | None, Array | None]]] = {}
     for (name, entry), given in zip(named, masks, strict=True):
         values = entry.values if isinstance(entry, layers.Stack) else entry[None]
-        depth, batch, *_, width = values.shape
-        if examples is not None:
-            layers.check_mask(f"examples (for layer '{name}')", examples, [(batch,)])
+        depth, *shape = values.shape
+        width = shape[-1]
+        real = None if examples is None else layers.example_mask(name, examples, tuple(shape))
         mask = None if given is None else jnp.broadcast_to(jnp.asarray(given).reshape((-1, width)), (depth, width))
         z = jnp.asarray(values)
         small = math.prod(z.shape[1:]) <= _STACK_UP_TO
         kind = (z.shape[1:], z.dtype, mask is None, None if small else len(by_shape))
-        by_shape.setdefault(kind, []).append((z, mask))
-    examples = None if examples is None else jnp.asarray(examples)
+        by_shape.setdefault(kind, []).append((z, mask, real))
     return [
         Group(
-            _joined([z for z, _ in same]),
-            None if same[0][1] is None else _joined([m for _, m in same if m is not None]),
-            examples,
+            _joined([z for z, _, _ in same]),
+            None if same[0][1] is None else _joined([m for _, m, _ in same if m is not None]),
+            same[0][2],
         )
         for same in by_shape.values()
     ]
@@ -85,11 +84,10 @@ def cells(group: Group, units: Array | None) -> Array | None:
     """Return the mask of real cells of a layer, broadcastable to its preactivations; None for all."""
     if units is None and group.examples is None:
         return None
-    _, batch, width = group.sizes
-    ones = (1,) * (group.z.ndim - 3)
-    valid = jnp.ones((1, *ones, 1), bool) if units is None else units.reshape((1, *ones, width))
+    ones = (1,) * (group.z.ndim - 2)
+    valid = jnp.ones((*ones, 1), bool) if units is None else units.reshape((*ones, -1))
     if group.examples is not None:
-        valid = valid & group.examples.reshape((batch, *ones, 1))
+        valid = valid & group.examples[..., None]
     return valid.swapaxes(0, -1) if group.batch_last else valid
 
 
@@ -101,18 +99,20 @@ def real(group: Group, axis: str, axis_name: Hashable, *, pooled: bool) -> Array
     if group.units is None and group.examples is None:
         return None
     depth, batch, width = group.sizes
+    space = () if pooled else group.z.shape[2:-1]
     units = jnp.ones((depth, width), bool) if group.units is None else group.units
-    examples = jnp.ones((batch,), bool) if group.examples is None else group.examples
+    examples = jnp.ones((batch, *(1,) * len(space)), bool) if group.examples is None else group.examples
+    if pooled:
+        examples = examples.any(axis=tuple(range(1, examples.ndim)))
+    examples = jnp.broadcast_to(examples, (batch, *space))
+    ones = (1,) * len(space)
     if axis == "point":
-        found = units.any(axis=1)[:, None] & examples[None, :]
-    else:
-        some = examples.any()
-        if axis_name is not None:
-            some = lax.pmax(some.astype(jnp.int32), axis_name) > 0  # type: ignore[no-untyped-call]
-        found = units & some[None, None] if axis == "unit" else units.any(axis=1) & some[None]
-    space = group.z.shape[2:-1]
-    if pooled or not space:
-        return found
-    space_last = (axis == "unit") == group.batch_last
-    shape = (*found.shape, *space) if space_last else (depth, *space, found.shape[1])
-    return lax.broadcast_in_dim(found, shape, (0, 1 if space_last else len(shape) - 1))
+        found = units.any(axis=1).reshape((depth, 1, *ones)) & examples[None]
+        return jnp.moveaxis(found, 1, -1) if group.batch_last else found
+    some = examples.any(axis=0)
+    if axis_name is not None:
+        some = lax.pmax(some.astype(jnp.int32), axis_name) > 0  # type: ignore[no-untyped-call]
+    if axis == "layer":
+        return units.any(axis=1) & some[None]
+    found = units.reshape((depth, *ones, width)) & some[None, ..., None]
+    return jnp.moveaxis(found, -1, 1) if group.batch_last else found

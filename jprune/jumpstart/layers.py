@@ -184,6 +184,29 @@ def _check_unit_mask(name: str, entry: Entry, mask: PyTree) -> None:
     check_mask(f"units of layer '{name}'", mask, allowed)
 
 
+def example_mask(name: str, examples: ArrayLike, shape: tuple[int, ...]) -> Array:
+    """Return the mask of the real cells of a layer: bool (batch, *space), with axes of 1 that broadcast.
+
+    Args:
+      name: name of the layer, for the message.
+      examples: mask of the real examples, bool (batch,), or of the real positions, bool (batch, *positions), where
+        positions are the first axes of space. In a layer without space, an example is real if any position is.
+      shape: shape of the layer (batch, *space, units).
+
+    Raises:
+      TypeError: the mask is not a bool array.
+      ValueError: its shape is not allowed.
+    """
+    batch, *space = shape[:-1]
+    allowed = [(batch, *space[:axes]) for axes in range(len(space) + 1)]
+    pooled = not space and is_array(examples) and np.shape(examples)[:1] == (batch,)
+    check_mask(f"examples (for layer '{name}')", examples, [np.shape(examples)] if pooled else allowed)
+    mask = jnp.asarray(examples)
+    if pooled:
+        return mask.any(axis=tuple(range(1, mask.ndim)))
+    return mask.reshape((*mask.shape, *(1,) * (len(space) + 1 - mask.ndim)))
+
+
 def check_mask(label: str, mask: PyTree, allowed: list[tuple[int, ...]]) -> None:
     """Raise if a mask is not bool or has none of the allowed shapes.
 

@@ -110,8 +110,10 @@ def jumpstart_penalty(
         for every (example, height, width).
       units: mask of the real units, for thin networks padded to wide ones: a bool (units,) for every layer, or a
         sequence or mapping of them like ``preacts``.
-      examples: mask of the real examples, for padded batches: bool (batch,). Padding does not affect any maximum,
-        minimum, mean or gradient; units and points without a real cell are left out.
+      examples: mask of the real examples, for padded batches: bool (batch,); or of the real positions, for padded
+        sequences: bool (batch, time), in general (batch, ...) with the first axes of space of every layer that has
+        space. Padding does not affect any maximum, minimum, mean or gradient; units and points without a real cell are
+        left out.
       axis_name: the mesh axis (or axes) over which shard_map splits the batch. Extremes and means are then over the
         global batch, and the value on every device is the single-device value. The gradient with respect to a device's
         preactivations is its slice of the single-device gradient, so gradients of parameters must be SUMMED over the

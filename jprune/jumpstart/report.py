@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from jprune._extras import missing
 from jprune.jumpstart import layers, tagging, units
@@ -22,6 +22,7 @@ def activity_report(
     *,
     variables: PyTree = None,
     inputs: Callable[[PyTree], PyTree] | None = None,
+    examples: Callable[[PyTree], ArrayLike] | None = None,
     include: str | None = None,
     exclude: str | None = None,
     skip_last: bool = True,
@@ -41,6 +42,8 @@ def activity_report(
         or anything that ``inputs`` accepts.
       variables: the variables of a Linen module.
       inputs: a function from a batch to the model's input, a pytree of arrays (batch, ...).
+      examples: a function from a batch to the mask of its real examples or positions, as for ``jumpstart_penalty``:
+        bool (batch,), or (batch, time) for padded sequences.
       include: a regular expression for the layers to report; see ``preactivations``.
       exclude: a regular expression for the layers to leave out.
       skip_last: leave out the layer that is called last.
@@ -56,7 +59,8 @@ def activity_report(
     Raises:
       ImportError: flax or pandas is not installed.
       TypeError: a batch or the model has another type, or a Linen module is given without ``variables``.
-      ValueError: there is no batch, a layer does not keep the batch axis, or as ``preactivations``.
+      ValueError: there is no batch, a layer does not keep the batch axis, a mask does not match, or as
+        ``preactivations``.
 
     >>> from flax import nnx
     >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(3, 1, rngs=nnx.Rngs(1)))
@@ -73,13 +77,14 @@ def activity_report(
     options = {"include": include, "exclude": exclude, "skip_last": skip_last, "method": method, **kwargs}
 
     @jax.jit
-    def statuses(state: PyTree, x: PyTree, examples: Array) -> tuple[layers.Statuses, units.PointCounts]:
+    def statuses(state: PyTree, x: PyTree, real: Array) -> tuple[layers.Statuses, units.PointCounts]:
         preacts = preactivations(*call(state), x, **options)
-        return units.unit_status(preacts, examples), units.count_points(units.point_status(preacts), examples)
+        points = units.point_status(preacts, examples=real)
+        return units.unit_status(preacts, real), units.count_points(points, real.reshape((len(real), -1)).any(axis=1))
 
     status, counts = None, None
-    for x, examples in _padded(batches, inputs or _first):
-        next_status, next_counts = statuses(state, x, examples)
+    for x, real in _padded(batches, inputs or _first, examples):
+        next_status, next_counts = statuses(state, x, real)
         status = next_status if status is None else units.merge_unit_status(status, next_status)
         next_counts = jax.tree.map(lambda n: np.asarray(n, np.int64), next_counts)
         counts = next_counts if counts is None else jax.tree.map(np.add, counts, next_counts)
@@ -116,22 +121,29 @@ def _first(batch: PyTree) -> Array | np.ndarray:
     return batch
 
 
-def _padded(batches: Iterable[PyTree], inputs: Callable[[PyTree], PyTree]) -> Iterator[tuple[PyTree, Array]]:
+def _padded(
+    batches: Iterable[PyTree],
+    inputs: Callable[[PyTree], PyTree],
+    examples: Callable[[PyTree], ArrayLike] | None,
+) -> Iterator[tuple[PyTree, Array]]:
     """Pad each batch to the longest so far by repeating its first example; yield it with the mask of real examples.
 
-    Empty batches are left out.
+    Batches without a real example are left out.
     """
     longest = 0
     for batch in batches:
         x = inputs(batch)
         size = len(jax.tree.leaves(x)[0])
-        if size == 0:
+        mask = np.ones(size, bool) if examples is None else np.asarray(examples(batch))
+        layers.check_mask("examples(batch)", mask, [(size, *mask.shape[1:])])
+        if not mask.any():
             continue
         longest = max(longest, size)
         rows = np.where(np.arange(longest) < size, np.arange(longest), 0)
         if size < longest:
             x = jax.tree.map(lambda leaf, rows=rows: leaf[rows], x)
-        yield x, jnp.arange(longest) < size
+        real = (np.arange(longest) < size).reshape((longest, *(1,) * (mask.ndim - 1)))
+        yield x, jnp.asarray(mask[rows] & real)
 
 
 def _columns(status: layers.Statuses, counts: units.PointCounts) -> dict[str, np.ndarray]:

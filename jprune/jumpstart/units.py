@@ -25,7 +25,7 @@ def unit_status(preacts: layers.Preactivations, examples: ArrayLike | None = Non
     Args:
       preacts: preactivations of each layer (batch, ..., units), as for ``jumpstart_penalty``. A unit is a channel; its
         status is over the batch and space.
-      examples: mask of the real examples, bool (batch,), with at least one True.
+      examples: mask of the real examples or positions, as for ``jumpstart_penalty``, with at least one True.
 
     Returns:
       A container like ``preacts`` of int8 (units,), or (layers, units) for a ``Stack``. A unit with a NaN is nonlinear.
@@ -40,25 +40,29 @@ def unit_status(preacts: layers.Preactivations, examples: ArrayLike | None = Non
     statuses = []
     for name, entry in layers.check(preacts):
         z = _spread(entry)
-        mask = None if examples is None else _example_mask(name, z, examples)[None, :, None, None]
+        mask = None if examples is None else _example_mask(name, entry, examples)
         statuses.append(_like(entry, _status(z, mask, (1, 2))))
     return layers.like(preacts, statuses)
 
 
-def point_status(preacts: layers.Preactivations, units: layers.Masks = None) -> layers.Statuses:
+def point_status(
+    preacts: layers.Preactivations, units: layers.Masks = None, examples: ArrayLike | None = None
+) -> layers.Statuses:
     """Return the status of every point in every layer: -1 dead (max <= 0), 0 linear (min > 0), 1 nonlinear.
 
     Args:
       preacts: preactivations of each layer (batch, ..., units), as for ``jumpstart_penalty``. A point is an example;
         its status is over units and space.
       units: mask of the real units, as for ``jumpstart_penalty``; at least one in each layer.
+      examples: mask of the real examples or positions, as for ``jumpstart_penalty``, with at least one True. The status
+        of an example without a real position means nothing: leave it out of ``activity`` by its ``examples``.
 
     Returns:
       A container like ``preacts`` of int8 (batch,), or (layers, batch) for a ``Stack``.
 
     Raises:
       TypeError: preactivations or masks have the wrong type or dtype.
-      ValueError: shapes do not match; outside jit, all units of a layer are padding.
+      ValueError: shapes do not match; outside jit, all units of a layer or all examples are padding.
 
     >>> point_status([jnp.array([[-1.0, 0.0], [0.5, 2.0], [-1.0, 2.0]])])
     [Array([-1,  0,  1], dtype=int8)]
@@ -68,6 +72,9 @@ def point_status(preacts: layers.Preactivations, units: layers.Masks = None) -> 
     for (name, entry), given in zip(named, layers.unit_masks(units, preacts), strict=True):
         z = _spread(entry)
         mask = None if given is None else _unit_mask(name, z, given)
+        if examples is not None:
+            real = _example_mask(name, entry, examples)
+            mask = real if mask is None else mask & real
         statuses.append(_like(entry, _status(z, mask, (2, 3))))
     return layers.like(preacts, statuses)
 
@@ -332,11 +339,13 @@ def _status(z: Array, mask: Array | None, axes: tuple[int, ...]) -> Array:
     return status.astype(jnp.int8)
 
 
-def _example_mask(name: str, z: Array, examples: ArrayLike) -> Array:
-    layers.check_mask(f"examples (for layer '{name}')", examples, [z.shape[1:2]])
+def _example_mask(name: str, entry: layers.Entry, examples: ArrayLike) -> Array:
+    """Return the mask in the axes of ``_spread``."""
+    shape = entry.values.shape[1:] if isinstance(entry, layers.Stack) else entry.shape
+    mask = layers.example_mask(name, examples, shape)
     if not isinstance(examples, jax.core.Tracer) and not np.any(examples):
         raise ValueError("examples is False everywhere; at least one example must be real")
-    return jnp.asarray(examples)
+    return jnp.broadcast_to(mask, shape[:-1]).reshape((1, shape[0], -1, 1))
 
 
 def _unit_mask(name: str, z: Array, units: ArrayLike) -> Array:

@@ -41,14 +41,18 @@ def penalty(
     margin: tuple[float, float] = (1.0, 1.0),
     ties: str = "average",
     spatial: str = "pool",
+    positions: np.ndarray | None = None,
 ) -> tuple[float, list[np.ndarray]]:
-    """The penalty and its gradient with respect to every layer."""
+    """The penalty and its gradient with respect to every layer; ``positions`` are real (batch, first axis of space)."""
     slacks: dict[str, list[float]] = {axis: [] for axis in HINGES[mode]}
     slopes: dict[str, list[list[tuple[int, Cell, float]]]] = {axis: [] for axis in HINGES[mode]}
     for axis, signs in HINGES[mode].items():
         for number, z in enumerate(layers):
             for cells in _groups(z, axis, spatial):
-                value, slope = _slack(z, cells, signs, balance=balance, margin=margin, ties=ties)
+                real = [cell for cell in cells if positions is None or _is_real(cell, positions)]
+                if not real:
+                    continue
+                value, slope = _slack(z, real, signs, balance=balance, margin=margin, ties=ties)
                 slacks[axis].append(value)
                 slopes[axis].append([(number, cell, share) for cell, share in slope])
     total, weights = _aggregated(slacks, aggregate)
@@ -73,6 +77,10 @@ def _groups(z: np.ndarray, axis: str, spatial: str) -> Iterator[list[Cell]]:
         elif axis == "point":
             for b in batch:
                 yield [(b, *place, c) for place in outer for c in units]
+
+
+def _is_real(cell: Cell, positions: np.ndarray) -> bool:
+    return bool(positions[cell[:2]] if len(cell) > 2 else positions[cell[0]].any())
 
 
 def _slack(z, cells, signs, *, balance, margin, ties):

@@ -151,6 +151,30 @@ def test_the_ablation_of_the_negative_margin_moves_the_negative_hinge_alone():
 
 @pytest.mark.parametrize("spatial", ["none", "pool"])
 @pytest.mark.parametrize(
+    ("mode", "aggregate", "ties"),
+    [("full", "balanced", "average"), ("full", "norm", "single"), ("layer", "mean", "average")],
+)
+@pytest.mark.parametrize("batch", [5, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_mask_of_positions_leaves_out_the_padding_of_sequences(batch, mode, aggregate, ties, spatial):
+    """The layers are sequences, images whose rows are positions, and pooled; a batch of 40 has another memory order."""
+    rng = np.random.default_rng(batch)
+    layers = [rng.integers(-2, 3, shape) / 2 for shape in ((batch, 3, 4), (batch, 3, 2, 17), (batch, 3, 4), (batch, 4))]
+    positions = np.arange(3) < rng.integers(0, 4, batch)[:, None]
+    positions[0], positions[:, 2] = False, False  # an example and a position that are padding everywhere
+    for z in layers[:3]:
+        z[~positions] *= 9  # would be the extremes
+    options = {"mode": mode, "aggregate": aggregate, "ties": ties, "spatial": spatial}
+    value, gradients = reference.penalty(layers, **options, positions=positions)
+    with jax.enable_x64(True):
+        of = lambda z: jprune.jumpstart_penalty(z, examples=jnp.asarray(positions), **options)
+        found, slopes = jax.jit(jax.value_and_grad(of))([jnp.asarray(z, jnp.float64) for z in layers])
+    np.testing.assert_allclose(found, value, rtol=1e-10, atol=1e-12)
+    for slope, gradient in zip(slopes, gradients, strict=True):
+        np.testing.assert_allclose(slope, gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("spatial", ["none", "pool"])
+@pytest.mark.parametrize(
     "shape", [(5, 3, 3, 20), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(40, 3, 3, 4), (3, 4, 5, 4)])]
 )
 @pytest.mark.parametrize("mode", ["full", "point_positive"])

@@ -199,11 +199,18 @@ def test_options_that_are_not_allowed_are_refused_with_those_that_are(options, c
         ({"units": jnp.ones(3, bool)}, r"units of layer '0' has shape \(3,\); allowed: \(2,\)"),
         ({"units": [jnp.ones(2, bool)] * 2}, "units has 2 masks for 1 layers"),
         ({"examples": jnp.ones(2, bool)}, r"has shape \(2,\); allowed: \(4,\)"),
+        ({"examples": jnp.ones((3, 7), bool)}, r"has shape \(3, 7\); allowed: \(4,\)"),
     ],
 )
 def test_masks_that_do_not_match_are_refused(masks, complaint):
     with pytest.raises(ValueError, match=complaint):
         jprune.jumpstart_penalty([jnp.ones((4, 2))], **masks)
+
+
+def test_a_mask_of_positions_that_a_layer_does_not_have_is_refused():
+    words = r"examples \(for layer '1'\) has shape \(4, 6\); allowed: \(4,\) or \(4, 3\) or \(4, 3, 5\)"
+    with pytest.raises(ValueError, match=words):
+        jprune.jumpstart_penalty([jnp.ones((4, 6, 2)), jnp.ones((4, 3, 5, 2))], examples=jnp.ones((4, 6), bool))
 
 
 def test_invalid_preactivations_are_refused_by_name():

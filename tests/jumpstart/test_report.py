@@ -59,6 +59,31 @@ def test_a_row_a_layer_as_if_the_data_set_were_one_batch():
     assert frame.loc["layers/2", "unit_linear"] >= 0.25
 
 
+def test_padding_of_sequences_is_left_out_by_a_mask_of_positions():
+    model = network()
+    lengths = np.array([3, 1, 4, 0, 2, 5, 5])
+    tokens = RNG.normal(size=(7, 5, 6)).astype(np.float32)
+    real = np.arange(5) < lengths[:, None]
+    tokens[~real] = 99.0
+    parts = [slice(0, 3), slice(3, 4), slice(4, 7)]  # the second has no real position
+    batches = [{"x": jnp.asarray(tokens[part]), "real": real[part]} for part in parts]
+    frame = jprune.jumpstart.activity_report(
+        model, batches, inputs=lambda batch: batch["x"], examples=lambda batch: batch["real"], skip_last=False
+    )
+    for name, z in preacts_in_numpy(model, tokens).items():
+        row = frame.loc[name]
+        of_points = [z[i][real[i]] for i in range(7) if lengths[i]]
+        assert row["points"] == len(of_points) == 6
+        flat = z[real]
+        np.testing.assert_allclose(row[["unit_dead", "unit_linear", "unit_nonlinear"]].astype(float),
+                                   shares(flat.max(0), flat.min(0)), atol=1e-7)  # fmt: skip
+        extremes = np.array([[p.max(), p.min()] for p in of_points]).T
+        np.testing.assert_allclose(row[["point_dead", "point_linear", "point_nonlinear"]].astype(float),
+                                   shares(*extremes), atol=1e-7)  # fmt: skip
+    with pytest.raises(ValueError, match=r"examples\(batch\) has shape \(2, 5\); allowed: \(7, 5\)"):
+        jprune.jumpstart.activity_report(model, [tokens], examples=lambda batch: real[:2])
+
+
 def test_the_ratios_of_the_whole_network_are_those_of_its_statuses():
     model = network(seed=3)
     found = jprune.jumpstart.activity_report(model, [X[:8], X[8:16], X[16:]]).attrs["activity"]

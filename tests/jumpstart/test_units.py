@@ -140,6 +140,13 @@ def test_padding_is_left_out_of_the_statuses():
     assert lists(jprune.jumpstart.point_status([z], units=jnp.array([True, True, False]))) == [
         [LINEAR, NONLINEAR, NONLINEAR]
     ]
+    sequences = jnp.array(
+        [[[1.0, -1.0], [-9.0, 9.0]], [[2.0, -1.0], [3.0, -1.0]]]
+    )  # the second position is padding once
+    positions = jnp.array([[True, False], [True, True]])
+    assert lists(jprune.unit_status([sequences, sequences[:, 0]], examples=positions)) == [[LINEAR, DEAD]] * 2
+    first = jprune.jumpstart.point_status([sequences], units=jnp.array([True, False]), examples=positions)
+    assert lists(first) == [[LINEAR, LINEAR]]
     with pytest.raises(ValueError, match="units is False everywhere in layer '0'"):
         jprune.jumpstart.point_status([z], units=jnp.zeros(3, bool))
     with pytest.raises(ValueError, match="examples is False everywhere"):
