@@ -147,7 +147,8 @@ class _Choice:
         if hidden:
             raise ValueError(
                 f"layer '{name}' runs inside a lifted transformation (nn.scan, nn.vmap, ...) that does not lift the"
-                " collection 'intermediates'; add it: variable_axes={..., 'intermediates': 0}"
+                " collection 'intermediates'; add it: variable_axes={..., 'intermediates': 0}. nn.WeightNorm cannot"
+                f" lift it: leave its layer out with exclude='^{re.escape(name)}$'"
             )
         return True
 

@@ -1,5 +1,7 @@
 """Preactivations of Linen modules: every kind of layer, scans with and without 'intermediates', names, state."""
 
+import re
+
 import chex
 import flax.linen as nn
 import jax
@@ -106,6 +108,22 @@ def test_a_scanned_stack_that_does_not_lift_intermediates_is_an_error_that_says_
         with pytest.raises(ValueError, match=r"layer 'stack/body.*variable_axes=\{\.\.\., 'intermediates': 0\}"):
             call(net, variables, x)
     assert list(jprune.preactivations(net, variables, x, exclude="^stack")) == ["first"]
+
+
+def test_a_layer_in_weight_norm_is_refused_with_the_exclude_that_leaves_it_out():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Dense(4, name="first")(x))
+            x = nn.relu(nn.WeightNorm(nn.Dense(4, name="normed"))(x))
+            return nn.Dense(2, name="head")(x)
+
+    x = X.reshape(3, -1)
+    variables = Normed().init(KEY, x)
+    with pytest.raises(ValueError, match="WeightNorm cannot lift it: leave") as raised:
+        jprune.preactivations(Normed(), variables, x)
+    exclude = re.search("exclude='(.*)'", str(raised.value))[1]
+    assert list(jprune.preactivations(Normed(), variables, x, exclude=exclude)) == ["first"]
 
 
 def test_a_module_called_several_times_is_numbered():

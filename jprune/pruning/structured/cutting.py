@@ -34,8 +34,9 @@ def cut_along(tree: PyTree, kept: Mapping[str, KeptIndices], name: str) -> PyTre
     """Cut every leaf of a tree that belongs to a parameter or a statistic, anywhere in the tree.
 
     A leaf belongs to the parameter whose path is the end of its own path: ``0/mu/dense/kernel`` to ``dense/kernel``. It
-    may have additional leading axes (the memory of L-BFGS), lack one axis (Adafactor's factors) or be a scalar. A
-    vector with one entry for each parameter (``optax.flatten``) is cut too.
+    may have additional leading axes (the memory of L-BFGS), lack one axis (Adafactor's factors) or be a scalar. Vectors
+    along single axes, such as ``0/mu/dense/kernel/1`` of ``optax.sm3``, and a vector with one entry for each parameter
+    (``optax.flatten``) are cut too.
 
     Args:
       tree: an optimizer state, batch statistics, an average of the parameters, or any other tree.
@@ -49,7 +50,8 @@ def cut_along(tree: PyTree, kept: Mapping[str, KeptIndices], name: str) -> PyTre
       ValueError: a leaf belongs to a parameter but has an unexpected shape.
     """
     paths, leaves, treedef = flatten(tree)
-    owners = [_owner(path, leaf, kept, frozenset(paths)) for path, leaf in zip(paths, leaves, strict=True)]
+    known = frozenset(paths)
+    owners = [_owner(path, leaf, kept, known) for path, leaf in zip(paths, leaves, strict=True)]
     companions: dict[str, int] = {}
     for owner in owners:
         if owner is not None:
@@ -58,8 +60,10 @@ def cut_along(tree: PyTree, kept: Mapping[str, KeptIndices], name: str) -> PyTre
     out = []
     for path, leaf, owner in zip(paths, leaves, owners, strict=True):
         if owner is None:
-            whole = getattr(leaf, "shape", None) == raveled.shape and not raveled.all()
-            out.append(take(leaf, (raveled,)) if whole else leaf)
+            indices = _along_one_axis(path, leaf, kept, known)
+            if indices is None and getattr(leaf, "shape", None) == raveled.shape:
+                indices = raveled
+            out.append(leaf if indices is None else take(leaf, (indices,)))
         else:
             alone = companions[owner.prefix] == 1 and len(kept) > 1
             out.append(_cut(path, leaf, owner, kept[owner.path], name, alone=alone))
@@ -169,6 +173,16 @@ def _owner(path: str, leaf: Leaf, kept: Mapping[str, KeptIndices], paths: frozen
     if len(found) > 1:
         return max(found, key=lambda owner: sum(f"{owner.prefix}/{one}".lstrip("/") in paths for one in kept))
     return found[0] if found else None
+
+
+def _along_one_axis(
+    path: str, leaf: Leaf, kept: Mapping[str, KeptIndices], paths: frozenset[str]
+) -> Bool[np.ndarray, " _"] | None:
+    """Return the kept indices of the axis of a parameter that a leaf below it belongs to: ``kernel/1`` to axis 1."""
+    parent, _, axis = path.rpartition("/")
+    owner = _owner(parent, leaf, kept, paths) if axis.isdecimal() else None
+    along = () if owner is None else kept[owner.path][int(axis) :][:1]
+    return along[0] if along and leaf.shape == along[0].shape else None
 
 
 def _cut(path: str, leaf: Leaf, owner: _Owner, kept: KeptIndices, name: str, *, alone: bool) -> Leaf:

@@ -228,6 +228,7 @@ OPTIMIZERS = {
     ),
     "lbfgs": optax.scale_by_lbfgs(memory_size=3),
     "adafactor": optax.adafactor(1e-2, min_dim_size_to_factor=2),
+    "sm3": optax.sm3(1e-2),
     "flatten": optax.flatten(optax.adam(1e-2)),
     "lion and average": optax.chain(optax.lion(1e-3), optax.ema(0.9)),
     "schedule-free": optax.contrib.schedule_free(optax.sgd(1e-2), learning_rate=1e-2, b1=0.9),
@@ -245,7 +246,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in ("adamw", "adafactor", "partition") else pytest.mark.slow)
+        pytest.param(name, marks=[] if name in ("adamw", "adafactor", "sm3", "partition") else pytest.mark.slow)
         for name in OPTIMIZERS
     ],
 )
