@@ -256,13 +256,13 @@ def best(dataset: str, cells: pd.DataFrame) -> list[Printed]:
 
 
 def contest(cells: pd.DataFrame) -> list[Printed]:
-    """Compare techniques by validation accuracy: win-draw-loss counts over data sets and seeds, and mean accuracies.
+    """Compare techniques by validation accuracy: win-draw-loss counts over networks of equal size, and mean accuracies.
 
     Trainability and convergence are over the data sets on which every technique has a network.
     """
-    score = cells.pivot_table(index=["dataset", "replicate"], columns="label", values="val_acc")[
-        list(dict.fromkeys(cells["label"]))
-    ]
+    network = ["dataset", "width", "depth", "replicate"]
+    score = cells.pivot_table(index=network, columns="label", values="val_acc")[list(dict.fromkeys(cells["label"]))]
+    several = len(cells[["width", "depth"]].drop_duplicates()) > 1
     names = list(score.columns)
     rows = []
     for mine in names:
@@ -271,14 +271,16 @@ def contest(cells: pd.DataFrame) -> list[Printed]:
             margin = (score[mine] - score[other]).dropna()
             row.append("" if mine == other else f"{(margin > 0).sum()}-{(margin == 0).sum()}-{(margin < 0).sum()}")
         rows.append([mine, *row])
-    pairs = Printed("Wins-draws-losses of the row against the column, data sets x seeds", ["", *names], rows)
+    over = "data sets x sizes x seeds" if several else "data sets x seeds"
+    pairs = Printed(f"Wins-draws-losses of the row against the column, {over}", ["", *names], rows)
     by_dataset = score.groupby("dataset", sort=False).mean()
     complete = by_dataset.dropna().to_numpy().T
     means = [[name, *("" if np.isnan(mean) else _number(mean) for mean in by_dataset[name])] for name in names]
     if complete.size:
         measures = zip(means, units.trainability(complete), units.convergence(complete), strict=True)
         means = [[*row, _number(a), f"{b:.3f}"] for row, a, b in measures]
-    header = ["mean over seeds", *by_dataset.index, *(["trainability", "convergence"] if complete.size else [])]
+    means_over = "mean over sizes and seeds" if several else "mean over seeds"
+    header = [means_over, *by_dataset.index, *(["trainability", "convergence"] if complete.size else [])]
     return [pairs, Printed("Validation accuracy, maximum over epochs", header, means)]
 
 

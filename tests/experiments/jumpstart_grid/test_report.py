@@ -104,6 +104,20 @@ def test_wins_draws_and_losses_are_counted_over_data_sets_and_seeds():
     assert means.rows == [["baseline", ".55", ".40", ".00", "-0.300"], ["skip", ".75", ".80", "1.00", "0.000"]]
 
 
+def test_networks_of_several_sizes_are_compared_size_by_size():
+    table = _cells(
+        method=["baseline", "skip"] * 3,
+        replicate=[0] * 6,
+        depth=[10, 10, 20, 20, 30, 30],
+        val_acc=[0.9, 0.8, 0.9, 0.8, 0.2, 0.8],  # by its mean skip would win
+    )
+    pairs, means = report.contest(report.label(table))
+    assert pairs.title == "Wins-draws-losses of the row against the column, data sets x sizes x seeds"
+    assert pairs.rows == [["baseline", "", "2-0-1"], ["skip", "1-0-2", ""]]
+    assert means.header[0] == "mean over sizes and seeds"
+    assert [row[1] for row in means.rows] == [".66", ".80"]
+
+
 @pytest.mark.parametrize(
     ("datasets", "measured"), [(["iris", "iris", "wine"], True), (["iris", "wine", "wine"], False)]
 )
