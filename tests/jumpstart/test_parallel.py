@@ -63,6 +63,20 @@ def test_value_and_gradient_over_devices_are_those_of_one(ties, options, padded)
     close(over, alone)
 
 
+@pytest.mark.parametrize("spatial", ["none", slow("pool")])
+def test_padded_positions_over_devices_are_left_out_as_on_one(spatial):
+    layers, positions = [tied(2, 3), tied(2, 2, 17), tied(3)], jnp.asarray(RNG.random((BATCH, 2)) < 0.4)
+    positions = positions.at[:4].set(False)  # the first two devices have only padding
+
+    def penalty(layers, positions, **more):
+        return jprune.jumpstart_penalty(layers, examples=positions, ties="single", spatial=spatial, **more)
+
+    alone = jax.jit(jax.value_and_grad(penalty))(layers, positions)
+    close(jax.jit(jax.value_and_grad(sharded(partial(penalty, axis_name="data"))))(layers, positions), alone)
+    placed = jax.device_put((layers, positions), NamedSharding(EXPLICIT, P("data")))
+    close(jax.jit(jax.value_and_grad(penalty))(*placed), alone)
+
+
 def test_a_random_tie_gives_the_whole_gradient_to_one_of_the_tied_cells_of_all_devices():
     z = jnp.zeros((BATCH, 1))
     options = {"mode": "unit_positive", "aggregate": "sum", "ties": "random", "axis_name": "data"}
