@@ -67,8 +67,8 @@ def wanda(
 ) -> Score:
     """Score weights by |w| ||x||_2 (Wanda), where x is the input that w multiplies.
 
-    The norm is over examples and positions of the batch. Needs ``batch``. The paper compares the weights of each output
-    with each other; ``output_masks`` does the same with these scores.
+    The norm is over examples and all positions of the batch, also padded ones. Needs ``batch``. The paper compares the
+    weights of each output with each other; ``output_masks`` does the same with these scores.
 
     Args:
       apply: ``apply(params, batch)``, the forward pass. The matrix products and convolutions that read a weight are
