@@ -187,6 +187,8 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
         text += f". Without the correction for test-set noise alpha is {interval(row, 'alpha')}"
     if np.isfinite(cell(row, "alpha_seed")):
         text += f"; between two dense training runs it is {interval(row, 'alpha_seed')}"
+    if not np.isfinite(cell(row, "alpha_corrected")) and verdict != "noise":
+        text += f". It is not corrected for test-set noise: {row['alpha_corrected_reason']}"
     corrected = bool(np.isfinite(rows["alpha_corrected"]).any())
     marks = rows["alpha_corrected_mark" if corrected else "alpha_mark"]
     pattern = [
