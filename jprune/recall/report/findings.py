@@ -183,12 +183,7 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
             text += f". {sentence(no_alpha_shown(row, audit))[:-1]}" if 1 <= least < np.inf else ""
     else:
         text = f"alpha {interval(row, 'alpha')} {at_ratio(row)}: they {plain(verdict)}"
-    if np.isfinite(cell(row, "alpha_corrected")) or verdict == "noise":
-        text += f". Without the correction for test-set noise alpha is {interval(row, 'alpha')}"
-    if np.isfinite(cell(row, "alpha_seed")):
-        text += f"; between two dense training runs it is {interval(row, 'alpha_seed')}"
-    if not np.isfinite(cell(row, "alpha_corrected")) and verdict != "noise":
-        text += f". It is not corrected for test-set noise: {row['alpha_corrected_reason']}"
+    text += _uncorrected(row, verdict)
     corrected = bool(np.isfinite(rows["alpha_corrected"]).any())
     marks = rows["alpha_corrected_mark" if corrected else "alpha_mark"]
     pattern = [
@@ -206,6 +201,19 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
         text += f". The control, fine-tuned and not pruned, already has {interval(dict(control.iloc[0]), name)}"
     negative = bool((rows[["alpha", "alpha_corrected"]] < 0).to_numpy().any())
     return sentence(text) + f" {_NEGATIVE}" * negative
+
+
+def _uncorrected(row: Row, verdict: str) -> str:
+    """Alpha without the correction and between dense training runs, and why there is no corrected alpha."""
+    corrected = np.isfinite(cell(row, "alpha_corrected"))
+    text = ""
+    if corrected or verdict == "noise":
+        text += f". Without the correction for test-set noise alpha is {interval(row, 'alpha')}"
+    if np.isfinite(cell(row, "alpha_seed")):
+        text += f"; between two dense training runs it is {interval(row, 'alpha_seed')}"
+    if not corrected and verdict != "noise":
+        text += f". It is not corrected for test-set noise: {row['alpha_corrected_reason']}"
+    return text
 
 
 def _beyond_null(row: Row, audit: AuditTables) -> str:
