@@ -33,21 +33,31 @@ None           outputs                          ``weight``, ``weight_ih``,      
 =============  ===============================  ==============================  ===========================
 
 A 3-D ``kernel`` can be a 1-D convolution, stacked dense layers or an attention projection, so without
-``axes`` its axes are unknown. So are the axes of any leaf that no row covers.
+``axes`` its axes are unknown. So are the axes of any leaf that no row covers, of one with a window of k x 1 and no bias
+(which may be k layers), of a ``kernel`` or ``weight`` whose bias does not have one number for each output, and of
+attention kernels with more than 2 axes. Libraries store some kernels in different orders, so by the layer's name those
+of transposed convolutions, of einsums and of depthwise convolutions with several inputs are unknown too.
 
 Attention kernels with more axes are stacked along the first ones if the kernels of ``query``, ``key``, ``value`` and
 ``out`` agree on the sizes of these axes, of heads and of dim; otherwise they are unknown. If the tree has the layer's
 bias, and it does not have one number for each output, the axes are unknown. Without a bias, a kernel with 3 axes is
 a convolution only if its layer's name contains "conv", and one with more only if its window has the same size along
-all axes, apart from sizes of 1; the axes of the rest are unknown. Names and shapes distinguish no further:
-give a graph or a dict for scanned or mapped convolutions, and in Flax for LinearGeneral and DenseGeneral over several
-axes (read as convolutions), and for Einsum, ConvLocal and ``ConvTranspose(transpose_kernel=True)`` without a bias.
+all axes, apart from sizes of 1; the axes of the rest are unknown, and so are those of a layer called einsum. Names and
+shapes distinguish no further: give a graph or a dict for scanned or mapped convolutions, and in Flax for LinearGeneral
+and DenseGeneral over several axes (read as convolutions), and for Einsum, ConvLocal and
+``ConvTranspose(transpose_kernel=True)`` without a bias.
+
+The bias and the other kernels of attention are looked for among all parameters, also by a score and in ``prune``, which
+select some of them. A selection that is called directly sees the scores alone: give it
+``axes=jprune.prunable(params, axes="flax")``, which has resolved the convention on the parameters.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import PyTree
@@ -112,6 +122,25 @@ class HasAxes(Protocol):
 
 
 Axes = HasAxes | Mapping[str, KernelAxes] | str | None
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of leaves, by path
+
+_beside: ContextVar[Shapes] = ContextVar("beside", default=())
+
+
+def shapes_of(params: PyTree) -> Shapes:
+    """Return the shape of every array of a tree, hashable."""
+    paths, leaves, _ = flatten(params)
+    return tuple((path, tuple(leaf.shape)) for path, leaf in zip(paths, leaves, strict=True) if hasattr(leaf, "shape"))
+
+
+@contextlib.contextmanager
+def beside(shapes: Shapes) -> Iterator[None]:
+    """Let conventions see all parameters, of which ``kernel_axes`` is given some: their biases and other kernels."""
+    token = _beside.set(shapes)
+    try:
+        yield
+    finally:
+        _beside.reset(token)
 
 
 def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
@@ -138,14 +167,16 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     paths, leaves, _ = flatten(tree)
     refuse_one_path_twice("the tree", [path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None])
     shapes = {path: tuple(leaf.shape) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
-    if axes is None:
-        return {path: _guess(path, shape) for path, shape in shapes.items()}
-    if isinstance(axes, str):
+    if axes is None or isinstance(axes, str):
+        known = {**dict(_beside.get()), **shapes}
+        attention = _attention_modules([*known, *paths])
+        if axes is None:
+            return {path: _guess(path, known, attention) for path in shapes}
+        left_out = set(paths) - set(known)  # such as the biases of scores
         if axes == "flax":
-            attention = _attention_modules(paths)
-            return {path: _flax(path, shapes, attention) for path in shapes}
+            return {path: _flax(path, known, attention, left_out) for path in shapes}
         if axes == "equinox":
-            return {path: _equinox(path, shapes) for path in shapes}
+            return {path: _equinox(path, known, left_out) for path in shapes}
         raise ValueError(f"axes={axes!r} is not a convention; use 'flax', 'equinox', a graph or a dict of KernelAxes")
     if isinstance(axes, Mapping):
         return _by_pattern(axes, paths, shapes)
@@ -230,10 +261,12 @@ def _by_pattern(
         if not isinstance(value, KernelAxes):
             raise TypeError(f"axes[{pattern!r}]={value!r} is a {type(value).__name__}; it must be a jprune.KernelAxes")
     first = first_matches(list(given), {path: [path] for path in paths}, name="axes")
+    known = {**dict(_beside.get()), **shapes}
+    attention = _attention_modules([*known, *paths])
     found: dict[str, KernelAxes | None] = {}
     for path, shape in shapes.items():
         key = first[path]
-        found[path] = _guess(path, shape) if key is None else _checked(given[key], key, path, shape)
+        found[path] = _guess(path, known, attention) if key is None else _checked(given[key], key, path, shape)
     return found
 
 
@@ -258,18 +291,41 @@ def _checked(axes: KernelAxes, pattern: str, path: str, shape: tuple[int, ...]) 
     return KernelAxes(**roles, groups=axes.groups)
 
 
-def _guess(path: str, shape: tuple[int, ...]) -> KernelAxes | None:
+def _guess(path: str, shapes: Mapping[str, tuple[int, ...]], attention: set[str]) -> KernelAxes | None:
     """Infer the axes from name and shape; None if these are ambiguous."""
-    name, rank = path.rsplit("/", 1)[-1], len(shape)
+    module, _, name = path.rpartition("/")
+    shape = shapes[path]
+    rank = len(shape)
     if rank == 1:
         return KernelAxes(outputs=(0,))
+    if (rank > 2 and module in attention) or _has_another_order(path, shapes):
+        return None
+    bias = _bias(path, shapes) if name in ("kernel", "weight") else None
+    found = None
     if rank == 2 and name not in ("bias", "scale"):
-        return _outputs_first(2) if name in _EQUINOX_KERNELS else _outputs_last(2)
-    if rank == 4 and name == "kernel" and _is_window(shape[:2]):
-        return _outputs_last(4)
-    if rank == 4 and name == "weight" and _is_window(shape[2:]):
-        return _outputs_first(4)
-    return None
+        found = _outputs_first(2) if name in _EQUINOX_KERNELS else _outputs_last(2)
+    elif rank == 4 and name in ("kernel", "weight"):
+        window = shape[:2] if name == "kernel" else shape[2:]
+        if _is_window(window) and not (bias is None and _may_be_a_stack(window)):
+            found = _outputs_last(4) if name == "kernel" else _outputs_first(4)
+    if found is None or bias is None:
+        return found
+    outputs = shape[found.outputs[0]]
+    return found if [size for size in bias if size > 1] == [outputs] * (outputs > 1) else None
+
+
+def _has_another_order(path: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether, by its name, another library or equation may store a layer's kernel with its axes in another order."""
+    layer, shape = _layer(path), shapes[path]
+    if len(shape) == 4 and "depthwise" in layer:
+        return shape[2] != 1
+    return (len(shape) == 4 and "transpose" in layer) or _may_be_swapped(path, shapes)
+
+
+def _may_be_swapped(path: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a layer is an einsum, by its name, and no bias tells its inputs from its outputs."""
+    shape = shapes[path]
+    return "einsum" in _layer(path) and (_bias(path, shapes) is None or shape[0] == shape[-1])
 
 
 def _is_window(sizes: tuple[int, ...]) -> bool:
@@ -277,7 +333,14 @@ def _is_window(sizes: tuple[int, ...]) -> bool:
     return len(set(sizes) - {1}) <= 1
 
 
-def _flax(path: str, shapes: Mapping[str, tuple[int, ...]], attention: set[str]) -> KernelAxes | None:
+def _may_be_a_stack(window: tuple[int, ...]) -> bool:
+    """Whether a window of k x 1 may be a stack of 1-D convolutions with windows of 1."""
+    return len(window) == 2 and window[0] > window[1] == 1
+
+
+def _flax(
+    path: str, shapes: Mapping[str, tuple[int, ...]], attention: set[str], left_out: set[str]
+) -> KernelAxes | None:
     module, _, name = path.rpartition("/")
     shape = shapes[path]
     rank = len(shape)
@@ -285,8 +348,8 @@ def _flax(path: str, shapes: Mapping[str, tuple[int, ...]], attention: set[str])
         return _attention(path, shapes)
     if name == "kernel" and rank >= 2:
         bias = _bias(path, shapes)
-        known = _reads_as_convolution(path, shape[:-2]) if bias is None else bias == shape[-1:]
-        return _outputs_last(rank) if known else None
+        known = _reads_as_convolution(path, shape[:-2], left_out) if bias is None else bias == shape[-1:]
+        return _outputs_last(rank) if known and not _may_be_swapped(path, shapes) else None
     if name in ("embedding", "lora_a", "lora_b") and rank == 2:
         return _outputs_last(2)
     return KernelAxes(outputs=(0,)) if name in ("bias", "scale") and rank == 1 else None
@@ -317,21 +380,35 @@ def _are_stacked(attention: str, shapes: Mapping[str, tuple[int, ...]], stacked:
     return len(set(ends)) == 1 and ends[0][0] == stacked + 3
 
 
-def _reads_as_convolution(path: str, window: tuple[int, ...]) -> bool:
-    """Whether a kernel without a bias is one of a dense layer (no window) or, by its name or window, a convolution's.
+def _reads_as_convolution(path: str, window: tuple[int, ...], left_out: set[str]) -> bool:
+    """Whether a kernel whose bias is not known is one of a dense layer (no window) or a convolution's.
 
-    Stacked dense layers and those of several features have as many axes.
+    Its name or window tells. Stacked dense layers and those of several features have as many axes.
+
+    Args:
+      path: path of the kernel.
+      window: its sizes along the axes that are spatial if it is a convolution's.
+      left_out: paths of leaves whose shapes are not known.
     """
     if len(window) == 1:
-        names = [name for name in path.split("/")[:-1] if not name.isdigit()]  # convs/0/kernel
-        return "conv" in "".join(names[-1:]).lower()
-    return _is_window(window)
+        return "conv" in _layer(path)
+    return _is_window(window) and not (_bias_of(path) in left_out and _may_be_a_stack(window))
+
+
+def _layer(path: str) -> str:
+    """Return the name of the layer of a leaf, in lower case; "" for a leaf without one."""
+    names = [name for name in path.split("/")[:-1] if not name.isdigit()]  # convs/0/kernel
+    return "".join(names[-1:]).lower()
 
 
 def _bias(path: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
-    """Return the shape of the bias of the layer of a kernel; None if the tree has none."""
+    """Return the shape of the bias of the layer of a kernel; None if it has none or the shape is not known."""
+    return shapes.get(_bias_of(path))
+
+
+def _bias_of(path: str) -> str:
     module = path.rpartition("/")[0]
-    return shapes.get(f"{module}/bias" if module else "bias")
+    return f"{module}/bias" if module else "bias"
 
 
 def _attention_modules(paths: list[str]) -> set[str]:
@@ -346,7 +423,7 @@ def _attention_modules(paths: list[str]) -> set[str]:
     return found
 
 
-def _equinox(path: str, shapes: Mapping[str, tuple[int, ...]]) -> KernelAxes | None:
+def _equinox(path: str, shapes: Mapping[str, tuple[int, ...]], left_out: set[str]) -> KernelAxes | None:
     name, shape = path.rsplit("/", 1)[-1], shapes[path]
     rank = len(shape)
     if name in _EQUINOX_KERNELS and rank >= 2:
@@ -354,7 +431,7 @@ def _equinox(path: str, shapes: Mapping[str, tuple[int, ...]]) -> KernelAxes | N
             return _outputs_first(2) if rank == 2 else None
         bias = _bias(path, shapes)
         of_outputs = shape[:1] + (1,) * (rank - 2)  # a convolution's bias has an axis for each spatial one
-        known = _reads_as_convolution(path, shape[2:]) if bias is None else bias == of_outputs
+        known = _reads_as_convolution(path, shape[2:], left_out) if bias is None else bias == of_outputs
         return _outputs_first(rank) if known else None
     if name == "bias" and rank > 1 and all(size == 1 for size in shape[1:]):  # of a convolution
         return KernelAxes(outputs=tuple(range(rank)))

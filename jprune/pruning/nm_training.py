@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jprune.graph.axes import Axes, where_of
+from jprune.graph.axes import Axes, Shapes, beside, shapes_of, where_of
 from jprune.pruning.amounts import integer
 from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import refuse_no_transformation
@@ -91,14 +91,15 @@ def sr_ste(
         raise ValueError(f"decay={decay} is negative; give a number of 0 or more")
     inner = optax.with_extra_args_support(tx)
 
-    def pattern_of(weights: PyTree) -> PyTree:
-        return nm_masks(map_leaves(jnp.abs, weights), n=n, m=m, axes=axes)
+    def pattern_of(weights: PyTree, shapes: Shapes) -> PyTree:
+        with beside(shapes):
+            return nm_masks(map_leaves(jnp.abs, weights), n=n, m=m, axes=axes)
 
     def init(params: PyTree) -> SrSteState:
         if is_placeholder(params):
             return SrSteState(jnp.zeros([], jnp.int32), params, inner.init(params))
         chosen = only(params, where_of(where, axes))
-        return SrSteState(jnp.zeros([], jnp.int32), pattern_of(chosen), inner.init(params))
+        return SrSteState(jnp.zeros([], jnp.int32), pattern_of(chosen, shapes_of(params)), inner.init(params))
 
     def update(
         updates: PyTree, state: SrSteState, params: PyTree = None, **extra_args: object
@@ -111,7 +112,7 @@ def sr_ste(
         new = optax.apply_updates(params, updates)
         weights = map_leaves(lambda weight, mask: None if mask is None else weight, new, state.masks)
         due = count % jnp.asarray(every, count.dtype) == 0
-        refresh: Callable[..., PyTree] = lambda masks, weights: pattern_of(weights)
+        refresh: Callable[..., PyTree] = lambda masks, weights: pattern_of(weights, shapes_of(params))
         masks = where_due(due, refresh, state.masks, weights)
         return updates, SrSteState(count, masks, inner_state)
 

@@ -17,6 +17,7 @@ them:
 ``flax.nnx.Optimizer.update(model, grads, grad=grads, batch=batch)`` forwards them without a subclass.
 """
 
+import functools
 import inspect
 import math
 import warnings
@@ -29,7 +30,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jprune.graph.axes import Axes, KernelAxes, kernel_axes, where_of
+from jprune.graph.axes import Axes, KernelAxes, Shapes, beside, kernel_axes, shapes_of, where_of
 from jprune.pruning.amounts import Amount, as_keywords, renamed_arguments
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.plan import Plan, Progress
@@ -132,13 +133,20 @@ def prune(
     scored = where_of(where, getattr(selection, "graph", None) if axes is None else axes)
     masked = _masked_leaves(scored, selection)
     plan = Plan(score, table, selection, axes, min_keep, regrow)
+
     # Outside jit, this avoids tracing and compiling at every update.
-    advance = jax.jit(plan.advance)
+    @functools.partial(jax.jit, static_argnums=4)
+    def advance(
+        progress: Progress, masks: PyTree, weights: PyTree, inputs: dict[str, PyTree], shapes: Shapes
+    ) -> tuple[PyTree, Array]:
+        with beside(shapes):
+            return plan.advance(progress, masks, weights, inputs)
 
     def init(params: PyTree) -> PruneState:
         if is_placeholder(params):
             return PruneState(jnp.zeros([], jnp.int32), params, key, jnp.zeros([], jnp.uint32))
-        plan.check(only(trained(params), scored))
+        with beside(shapes_of(trained(params))):
+            plan.check(only(trained(params), scored))
         masks = map_leaves(lambda weight: jnp.ones_like(weight, dtype=bool), only(trained(params), masked))
         own_key = jax.tree.map(jnp.copy, key)
         return PruneState(jnp.zeros([], jnp.int32), _for_all(masks, params), own_key, jnp.zeros([], jnp.uint32))
@@ -164,9 +172,11 @@ def prune(
         inputs = plan.inputs(weights, grad, batch, state.key if key is None else key, trained(params))
         applied = jnp.zeros_like(state.count, jnp.uint32) if state.applied is None else state.applied
         progress = Progress(state.count, applied)
-        masks, now_applied = advance(progress, before, weights, inputs)
-        plan.refuse_nan(progress, now_applied, before, weights, inputs)
-        plan.warn_of_entry(applied, now_applied, before, masks)
+        shapes = shapes_of(trained(params))
+        masks, now_applied = advance(progress, before, weights, inputs, shapes)
+        with beside(shapes):
+            plan.refuse_nan(progress, now_applied, before, weights, inputs)
+            plan.warn_of_entry(applied, now_applied, before, masks)
         # A weight that regrows at this step starts from 0: the update for it comes from momentum gathered while
         # it was pruned.
         moving = masks if regrow is None else map_leaves(jnp.logical_and, masks, before)
@@ -316,11 +326,33 @@ class PrunableLeaf(NamedTuple):
 class PrunableLeaves(tuple[PrunableLeaf, ...]):
     """The leaves that ``where`` selects; ``print`` shows them as a table.
 
+    As ``axes=`` of a score or selection it gives the axes that it shows.
+
     Attributes:
       others: float leaves with two or more axes that ``where`` does not select.
     """
 
     others: tuple[PrunableLeaf, ...] = ()
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """The paths of the selected leaves."""
+        return tuple(leaf.path for leaf in self)
+
+    @property
+    def axes(self) -> dict[str, KernelAxes | None]:
+        """The axes of each leaf, by path."""
+        return {leaf.path: leaf.axes for leaf in (*self, *self.others)}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each leaf, by path."""
+        return {leaf.path: leaf.shape for leaf in (*self, *self.others)}
+
+    @property
+    def unknown(self) -> dict[str, str]:
+        """Why the axes of a leaf are unknown, by path."""
+        return {path: "its name and shape are ambiguous" for path, axes in self.axes.items() if axes is None}
 
     def __str__(self) -> str:
         rows = [("leaf", "shape", "weights", "axes"), *(_row(leaf) for leaf in self)]

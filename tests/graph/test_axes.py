@@ -212,3 +212,57 @@ def test_a_graph_answers_for_its_leaves():
 def test_an_axis_with_two_roles_is_tied():
     assert KernelAxes(inputs=(0, 1), outputs=(1, 0)).tied
     assert not KernelAxes(inputs=(0,), outputs=(1,)).tied
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        ("blocks", {"kernel": (3, 3, 5, 7), "bias": (3, 7)}),  # three 1-D convolutions
+        ("blocks", {"weight": (7, 7, 3, 3), "bias": (7, 7, 1)}),
+        ("blocks", {"kernel": (7, 1, 5, 7)}),  # seven 1-D convolutions with windows of 1, or one with a window of 7 x 1
+        ("blocks", {"weight": (4, 7, 5, 1)}),
+        ("dense", {"kernel": (5, 7), "bias": (5,)}),
+        ("norm", {"weight": (4, 5), "bias": (4, 5)}),
+        ("conv2d_transpose", {"kernel": (3, 3, 7, 5), "bias": (7,)}),  # Keras
+        ("ConvTranspose_0", {"kernel": (3, 3, 5, 7)}),
+        ("depthwise_conv2d_1", {"kernel": (3, 3, 5, 1), "bias": (5,)}),
+        ("depthwise_conv2d", {"kernel": (3, 3, 5, 2)}),
+        ("einsum_dense", {"kernel": (7, 5)}),
+        ("einsum_dense", {"kernel": (7, 7), "bias": (7,)}),
+    ],
+)
+def test_without_axes_a_bias_or_a_name_can_leave_a_kernel_unknown(layer, shapes):
+    name = next(name for name in shapes if name != "bias")
+    assert kernel_axes(None, {layer: _shapes(**shapes)})[f"{layer}/{name}"] is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes", "expected"),
+    [
+        ("dense", {"kernel": (5, 7), "bias": (1, 7)}, _in_out(2)),
+        ("head", {"kernel": (5, 1), "bias": (1,)}, _in_out(2)),
+        ("stem", {"kernel": (7, 1, 5, 7), "bias": (7,)}, _in_out(4)),
+        ("stem", {"weight": (7, 5, 3, 3), "bias": (7, 1, 1)}, _out_in(4)),
+        ("depthwise", {"kernel": (3, 3, 1, 7), "bias": (7,)}, _in_out(4)),
+        ("einsum_dense", {"kernel": (5, 7), "bias": (7,)}, _in_out(2)),
+    ],
+)
+def test_without_axes_a_bias_that_fits_leaves_a_kernel_known(layer, shapes, expected):
+    name = next(name for name in shapes if name != "bias")
+    assert kernel_axes(None, {layer: _shapes(**shapes)})[f"{layer}/{name}"] == expected
+
+
+def test_without_axes_scanned_attention_with_as_many_layers_as_heads_is_unknown():
+    scanned = {name: _shapes(kernel=(4, 8, 4, 2)) for name in ("query", "key", "value")}
+    scanned["out"] = _shapes(kernel=(4, 4, 2, 8))
+    assert set(kernel_axes(None, scanned).values()) == {None}
+
+
+def test_an_einsum_is_unknown_to_flax_unless_its_bias_tells():
+    tree = {
+        "Einsum_0": _shapes(kernel=(5, 7)),
+        "Einsum_1": _shapes(kernel=(7, 7), bias=(7,)),
+        "Einsum_2": _shapes(kernel=(5, 7), bias=(7,)),
+    }
+    found = kernel_axes("flax", tree)
+    assert [found[f"Einsum_{i}/kernel"] for i in range(3)] == [None, None, _in_out(2)]

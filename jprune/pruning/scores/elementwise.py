@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from jprune.graph.axes import beside, shapes_of
 from jprune.pruning.selection.layers import describe
 from jprune.trees import Leaf, Where, flatten, is_float, kernels, map_leaves, match, only
 
@@ -68,7 +69,8 @@ class Score:
         Raises:
           ValueError: an argument that the score needs is missing, or nothing is selected.
         """
-        return score_selected(self, selected_by(self.where, params), grad, batch, key, whole=params)
+        with beside(shapes_of(params)):
+            return score_selected(self, selected_by(self.where, params), grad, batch, key, whole=params)
 
 
 def score_selected(

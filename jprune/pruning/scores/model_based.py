@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jprune.graph.axes import Axes, where_of
+from jprune.graph.axes import Axes, beside, shapes_of, where_of
 from jprune.pruning.amounts import Counts, Sparsity, amount_by_keyword, amount_of, integer
 from jprune.pruning.scores.elementwise import (
     Score,
@@ -234,7 +234,9 @@ def iterated_masks(
         raise ValueError(f"the score {score.name} needs a new gradient in every round; write your own loop instead")
     integer("rounds", rounds, least=1)
     selected = selected_by(where_of(score.where if isinstance(score, Score) else None, axes), params)
-    like = layers_of(selected, None, axes, per_layer="min_keep" if min_keep else None, shapes_only=True)
+    shapes = shapes_of(params)
+    with beside(shapes):
+        like = layers_of(selected, None, axes, per_layer="min_keep" if min_keep else None, shapes_only=True)
     sizes = like.sizes
     size, total = sum(sizes), allocation.kept(amount_of(sparsity, keep), sum(sizes))
     floors = allocation.floors(min_keep, sizes, total) if min_keep else None
@@ -243,13 +245,14 @@ def iterated_masks(
 
     def prune(k: Array, carry: tuple[PyTree, list[Array]]) -> tuple[PyTree, list[Array]]:
         masks, nan = carry
-        scores = score_selected(
-            score,
-            apply_masks(selected, masks),
-            batch=batch,
-            key=None if key is None else jax.random.fold_in(key, k),
-            whole=apply_masks(params, masks),
-        )
+        with beside(shapes):
+            scores = score_selected(
+                score,
+                apply_masks(selected, masks),
+                batch=batch,
+                key=None if key is None else jax.random.fold_in(key, k),
+                whole=apply_masks(params, masks),
+            )
         layers = layers_of(scores, masks)._replace(stacked=like.stacked)
         nan = [before | now for before, now in zip(nan, any_nan(layers.scores, layers.masks), strict=True)]
         return layers.tree(choose(layers, Quota(floors, Count(table.high[k], table.low[k])))), nan

@@ -12,7 +12,8 @@ selection
 * ``min_keep`` is the minimum number of weights that every layer keeps, within the exact total, to avoid layer
   collapse (a smaller layer keeps all its weights);
 * ``axes`` gives the roles of the axes of every leaf: a graph made by ``jprune.trace_model``, ``{regex: KernelAxes}``,
-  "flax" or "equinox". A layer is a leaf, or one slice of a leaf that stacks several layers;
+  "flax" or "equinox". With one of the last two, give ``axes=jprune.prunable(params, axes="flax")`` to a selection that
+  you call on scores, which lack the biases. A layer is a leaf, or one slice of a leaf that stacks several layers;
 * ``magnitude`` (of the selections below) ranks by absolute value: with the weights themselves as scores this is
   magnitude pruning, and no array of absolute values is written.
 
