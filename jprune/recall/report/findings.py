@@ -364,8 +364,8 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         ]
         if needed:
             parts.append(f"With alpha as far from 1 as measured, showing it would take {listed(needed)} models.")
-    elif all(verdict_of(dict(r)) in SHOWN for _, r in rows.iterrows()):
-        parts.append(f"{who} models show{' at every ratio' * (not audit.named)} on which side of 1 {name} is.")
+    elif marks.isin(["<", ">"]).all():
+        parts.append(_sides(rows, who, name, audit))
     if len(silent):
         named = listed(
             [ratio_or_name(ratio, score) for ratio, score in zip(silent["ratio"], silent["score"], strict=True)]
@@ -373,6 +373,18 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         lead = where.capitalize() if parts else f"No: {where}"
         parts.append(f"{lead} {named} there is no interval of {name}.")
     return parts
+
+
+def _sides(rows: pd.DataFrame, who: str, name: str, audit: AuditTables) -> str:
+    """That the interval excludes 1 everywhere, and where something else than compression may be why."""
+    where = "in" if audit.named else "at"
+    other = [row for row in map(dict, rows.to_dict("records")) if verdict_of(row) not in SHOWN]
+    named = listed([ratio_or_name(row["ratio"], row["score"]) for row in other])
+    why = "which noise of the test set or another training seed may explain"
+    if len(other) == len(rows):
+        return f"No: {name} lies below 1 {where} {named}, {why}."
+    but = f"; {where} {named} it lies below 1, {why}" if other else ""
+    return f"{who} models show{' at every ratio' * (not audit.named)} on which side of 1 {name} is{but}."
 
 
 def _needed(row: Row, audit: AuditTables) -> str:
