@@ -378,7 +378,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
 def _sides(rows: pd.DataFrame, who: str, name: str, audit: AuditTables) -> str:
     """That the interval excludes 1 everywhere, and where something else than compression may be why."""
     where = "in" if audit.named else "at"
-    other = [row for row in map(dict, rows.to_dict("records")) if verdict_of(row) not in SHOWN]
+    other = [row for _, row in rows.iterrows() if verdict_of(dict(row)) not in SHOWN]
     named = listed([ratio_or_name(row["ratio"], row["score"]) for row in other])
     why = "which noise of the test set or another training seed may explain"
     if len(other) == len(rows):

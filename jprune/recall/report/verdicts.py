@@ -31,10 +31,11 @@ _IN_POINTS = {">": "widened in points", "<": "narrowed in points"}
 
 def verdict_of(row: Row) -> str:
     """The verdict on a row of the summary."""
-    refused = {"every model has collapsed": "collapsed", TOO_FEW_MODELS: "spread"}.get(row["alpha_corrected_reason"])
-    if refused:
-        return refused
-    if row["alpha_corrected_reason"] == WITHIN_NOISE and np.isfinite(cell(row, "alpha")):
+    reason = str(row["alpha_corrected_reason"])
+    refused = {"every model has collapsed": "collapsed", TOO_FEW_MODELS: "spread"}
+    if reason in refused:
+        return refused[reason]
+    if reason == WITHIN_NOISE and np.isfinite(cell(row, "alpha")):
         return "noise"
     corrected = np.isfinite(cell(row, "alpha_corrected"))
     if not corrected and not np.isfinite(cell(row, "alpha")):
