@@ -28,7 +28,7 @@ _ROUNDING = 1e-13  # of D for each class and model
 _MOST_PAIRS = 64  # classes; beyond it the products between classes add less than 2% to the variance
 
 WITHIN_NOISE = "no class differences beyond sampling noise"
-TOO_FEW_MODELS = "the models differ too much between training seeds for their number"
+TOO_FEW_MODELS = "too few models or classes for an interval"
 
 
 class CorrectedAlpha(NamedTuple):

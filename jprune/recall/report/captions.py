@@ -39,7 +39,7 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
         "alpha": Caption(
             f"Alpha {across}",
             ("One model, so there is no interval" if one else f"Mean over models with its {level} interval")
-            + f". Above the dashed line differences between classes grew.{left_out}",
+            + f". Above the dashed line differences between classes grew relative to the accuracy.{left_out}",
             f"Line chart of {mean}alpha {across}. {alphas}",
         ),
         "null": Caption(

@@ -201,7 +201,7 @@ _GROUPS = (
     *_CLASSES[2:12],
     Column("excess_low", "low", "Lower end of the interval of the excess", _CHANGE),
     Column("excess_high", "high", "Upper end of the interval of the excess", _CHANGE),
-    Column("p_holm", "p", "Test of no excess, corrected over the groups of the attribute by Holm's method", _p),
+    Column("p_holm", "p", "Test of no excess, corrected over the groups of all attributes by Holm's method", _p),
 )
 _TESTS = (
     Column(

@@ -7,7 +7,7 @@ import pandas as pd
 
 from jprune.recall.inference.corrected import WITHIN_NOISE
 from jprune.recall.inference.power import replicates_needed
-from jprune.recall.report.verdicts import detectable_excess, evenness, lost_more, plain, rows_of, verdict_of
+from jprune.recall.report.verdicts import SHOWN, described, detectable_excess, evenness, lost_more, rows_of, verdict_of
 from jprune.recall.report.words import (
     Row,
     at_ratio,
@@ -174,15 +174,15 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
     if verdict == "noise":
         text = f"The dense recalls show {WITHIN_NOISE}, so there is no corrected alpha"
     elif np.isfinite(cell(row, "alpha_corrected")):
-        text = f"corrected alpha {interval(row, 'alpha_corrected')} {at_ratio(row)}: they {plain(verdict)}"
+        text = f"corrected alpha {interval(row, 'alpha_corrected')} {at_ratio(row)}; class differences {described(row)}"
         if verdict == "=":
             text += f" ({1 / (1 + audit.margin):.2g} to {1 + audit.margin:g})"
         elif verdict == "?":
             least = cell(row, "alpha_corrected_detectable")
-            text += f"; a change by {number(least)} would be shown nine times in ten" if least < 1 else ""
+            text += f"; a growth by {number(least)} would be shown nine times in ten" if least < 1 else ""
             text += f". {sentence(no_alpha_shown(row, audit))[:-1]}" if 1 <= least < np.inf else ""
     else:
-        text = f"alpha {interval(row, 'alpha')} {at_ratio(row)}: they {plain(verdict)}"
+        text = f"alpha {interval(row, 'alpha')} {at_ratio(row)}; class differences {described(row)}"
     text += _uncorrected(row, verdict)
     corrected = bool(np.isfinite(rows["alpha_corrected"]).any())
     marks = rows["alpha_corrected_mark" if corrected else "alpha_mark"]
@@ -192,7 +192,7 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
         if (marks == mark).any()
     ]
     if len(rows) > 1 and pattern and (corrected or verdict != "noise"):
-        text += f". Over the ratios {'corrected ' * corrected}alpha is {', '.join(pattern)}"
+        text += f". Over the ratios {'corrected ' * corrected}alpha is {'; '.join(pattern)}"
     if row["alpha_intercept_mark"] != row["alpha_mark"] and np.isfinite(cell(row, "alpha_intercept")):
         text += f". With an intercept, for classes of unequal sizes, it is {interval(row, 'alpha_intercept')}"
     control = rows[rows["ratio"] == 1]
@@ -354,8 +354,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         if column == "alpha_corrected":
             least = [r["alpha_corrected_detectable"] for _, r in open_rows.iterrows()]
             shown = listed([number(value) for value in least])
-            differences = "A difference" if len(least) == 1 else "Differences"
-            parts.append(f"{differences} of {shown} from 1 would have been shown nine times in ten.")
+            parts.append(f"A growth by {shown} would have been shown nine times in ten, a fall less often.")
             if max(least) >= 1:
                 parts.append("Where this is 1 or more, not even alpha 0 (no class differences left) would be shown.")
         needed = [
@@ -366,7 +365,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         if needed:
             parts.append(f"With alpha as far from 1 as measured, showing it would take {listed(needed)} models.")
     elif marks.isin(["<", ">"]).all():
-        parts.append(f"{who} models show{' at every ratio' * (not audit.named)} on which side of 1 {name} is.")
+        parts.append(_sides(rows, who, name, audit))
     if len(silent):
         named = listed(
             [ratio_or_name(ratio, score) for ratio, score in zip(silent["ratio"], silent["score"], strict=True)]
@@ -374,6 +373,18 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         lead = where.capitalize() if parts else f"No: {where}"
         parts.append(f"{lead} {named} there is no interval of {name}.")
     return parts
+
+
+def _sides(rows: pd.DataFrame, who: str, name: str, audit: AuditTables) -> str:
+    """That the interval excludes 1 everywhere, and where something else than compression may be why."""
+    where = "in" if audit.named else "at"
+    other = [row for _, row in rows.iterrows() if verdict_of(dict(row)) not in SHOWN]
+    named = listed([ratio_or_name(row["ratio"], row["score"]) for row in other])
+    why = "which noise of the test set or another training seed may explain"
+    if len(other) == len(rows):
+        return f"No: {name} lies below 1 {where} {named}, {why}."
+    but = f"; {where} {named} it lies below 1, {why}" if other else ""
+    return f"{who} models show{' at every ratio' * (not audit.named)} on which side of 1 {name} is{but}."
 
 
 def _needed(row: Row, audit: AuditTables) -> str:

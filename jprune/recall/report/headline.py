@@ -5,7 +5,7 @@ import pandas as pd
 
 from jprune.recall.inference.corrected import WITHIN_NOISE
 from jprune.recall.report.verdicts import (
-    VERDICTS,
+    described,
     detectable_excess,
     evenness,
     lost_less,
@@ -28,7 +28,9 @@ from jprune.recall.report.words import (
     no_class_shown,
     not_shown,
     number,
+    one_dense,
     p_value,
+    percent,
     sentence,
     size,
     two_models,
@@ -42,7 +44,7 @@ _MOST_CLASSES = 3  # by name
 _UNEQUAL = 1.5  # ratio of the largest to the smallest class
 _EQUAL = 1e-9  # difference of two changes of recall that are a tie
 
-ALPHA_MEANS = "above 1 weak classes fell further behind strong ones, below 1 they came closer"
+ALPHA_MEANS = "above 1 weak classes fell further behind strong ones relative to accuracy, below 1 they came closer"
 
 
 def headline(audit: AuditTables) -> str:
@@ -66,6 +68,8 @@ def headline(audit: AuditTables) -> str:
     if all(row["models"] == 1 for row in last):
         which = "these two models" if len(audit.summary) == 1 and two_models(audit, last[0]) else "these models"
         sentences.append(f"This holds for {which}; other training runs may differ.")
+    elif one_dense(audit):
+        sentences.append("This holds for this dense model; with another one alpha may differ.")
     return " ".join(sentences)
 
 
@@ -137,7 +141,7 @@ def _lost_most(audit: AuditTables, row: Row, named: pd.DataFrame) -> str:
     lost, where = -cell(row, "accuracy_change"), at_score(audit, row)
     overall = (
         f"clearly more than the overall loss of {size(lost)}{not_shown(row, audit.level)}"
-        if lost > 0
+        if lost > _EQUAL
         else f"while all examples together gained {size(-lost)}{not_shown(row, audit.level)}"
         if lost < -_EQUAL
         else "while the overall accuracy is the same"
@@ -149,7 +153,7 @@ def _lost_most(audit: AuditTables, row: Row, named: pd.DataFrame) -> str:
     else:
         ends = listed([f"{_ends(hit)} of {hit['support']:,}" for _, hit in tie.head(_MOST_CLASSES).iterrows()])
         names = _and_more([str(name) for name in tie["class"]])
-        text = f"Classes {names} {verb}, all equally much{where}: {ends} test examples right, {overall}."
+        text = f"Classes {names} {verb}, and equally,{where}: {ends} test examples right, {overall}."
     others = named.iloc[len(tie) :]
     if len(others):
         plural = "class" if len(others) == 1 else "classes"
@@ -161,7 +165,12 @@ def _lost_most(audit: AuditTables, row: Row, named: pd.DataFrame) -> str:
 def _ends(hit: "pd.Series[float]") -> str:
     """The recall of a class before and after."""
     digits = 0 if hit["support"] <= 200 else 1
-    return f"{100 * hit['recall_dense']:.{digits}f}% to {100 * hit['recall']:.{digits}f}%"
+
+    def rounded(share: float) -> str:
+        text = f"{100 * share:.{digits}f}"
+        return percent(share) if float(text) in (0, 100) and share not in (0, 1) else f"{text}%"
+
+    return f"{rounded(hit['recall_dense'])} to {rounded(hit['recall'])}"
 
 
 def _and_more(names: list[str], before: int = 0) -> str:
@@ -302,7 +311,7 @@ def _apart(audit: AuditTables, row: Row, named: int, *, first: bool) -> str:
         return ""
     verdict = verdict_of(row)
     place = f"{at_score(audit, row).strip()}{_shown_alpha(row, explained=first)}"
-    text = f"differences between weak and strong classes {VERDICTS[verdict].format(place)}"
+    text = f"differences between weak and strong classes {described(row, place)}"
     text += reasons(audit, [dict(row)]) if verdict == "undefined" else ""
     if named and first and not verdict.startswith(">"):
         compared = "That compares one class" if named == 1 else "That compares single classes"
@@ -327,7 +336,7 @@ def _limits(audit: AuditTables, row: Row) -> str:
     where = at_score(audit, row) if len(audit.scores) > 1 else ""
     first = f"{where.strip()}, " if where else ""
     if verdict_of(row) == "?" and alpha < 1:
-        unseen.append(f"a change of alpha by less than {number(alpha)}")
+        unseen.append(f"a growth of alpha by less than {number(alpha)}")
     classes = rows_of(audit.classes, row)
     excess = np.nan if len(lost_more(classes, audit.level)) else detectable_excess(classes)
     if np.isfinite(excess):

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from jprune.recall.inference.corrected import WITHIN_NOISE
+from jprune.recall.inference.corrected import TOO_FEW_MODELS, WITHIN_NOISE
 from jprune.recall.report.words import Row, cell
 from jprune.recall.tables.frames import AuditTables
 
@@ -14,9 +14,10 @@ VERDICTS = {
     "<=": "narrowed {}, by less than the margin",
     "below": "cannot be judged {}: noise of the test set alone makes alpha smaller than 1",
     "seed": "narrowed {}, but no more than between two dense training runs",
-    "<0": "reversed {}: the weak classes are now the strong ones",
+    "<0": "are reversed {}: a strong class is now a weak one, or a weak class a strong one",
     "=": "stayed the same within the margin {}",
     "?": "are not shown to have changed {}",
+    "spread": f"cannot be judged {{}}: there are {TOO_FEW_MODELS}",
     "noise": "cannot be measured by alpha {}: the dense recalls show no class differences beyond sampling noise",
     "collapsed": "say nothing {} because every model is at chance",
     "": "cannot be judged {}: alpha has no interval",
@@ -24,11 +25,17 @@ VERDICTS = {
 }
 
 
+SHOWN = (">", ">=", "<", "<=", "<0")  # verdicts that say on which side of 1 alpha lies
+_IN_POINTS = {">": "widened in points", "<": "narrowed in points"}
+
+
 def verdict_of(row: Row) -> str:
     """The verdict on a row of the summary."""
-    if row["alpha_corrected_reason"] == "every model has collapsed":
-        return "collapsed"
-    if row["alpha_corrected_reason"] == WITHIN_NOISE and np.isfinite(cell(row, "alpha")):
+    reason = str(row["alpha_corrected_reason"])
+    refused = {"every model has collapsed": "collapsed", TOO_FEW_MODELS: "spread"}
+    if reason in refused:
+        return refused[reason]
+    if reason == WITHIN_NOISE and np.isfinite(cell(row, "alpha")):
         return "noise"
     corrected = np.isfinite(cell(row, "alpha_corrected"))
     if not corrected and not np.isfinite(cell(row, "alpha")):
@@ -43,9 +50,35 @@ def verdict_of(row: Row) -> str:
     return {"?": "=", ">": ">=", "<": "<="}[mark] if corrected and row["alpha_corrected_equal"] else mark
 
 
-def plain(verdict: str) -> str:
-    """A verdict without the place where the models are named."""
-    return VERDICTS[verdict].replace(" {}", "")
+def described(row: Row, place: str = "") -> str:
+    """The verdict on a row in words, with the place where the models are named.
+
+    Alpha compares differences relative to the accuracy. Where differences in points moved another way, as they do if
+    every class lost as many points, the words say both.
+    """
+    verdict = verdict_of(row)
+    points = _in_points(row, verdict)
+    where = " ".join(filter(None, ["relative to accuracy" if points else "", place]))
+    text = VERDICTS[verdict]
+    return (text.format(where) if where else text.replace(" {}", "")) + points
+
+
+def _in_points(row: Row, verdict: str) -> str:
+    """How the differences in points changed; empty where that is what the verdict says of alpha.
+
+    Their slope is alpha times the accuracy after, divided by that before.
+    """
+    before, side = cell(row, "accuracy_dense"), verdict[:1]
+    if verdict not in (*SHOWN, "=", "?") or verdict == "<0" or not before > 0:
+        return ""
+    name = "alpha_corrected" if np.isfinite(cell(row, "alpha_corrected")) else "alpha"
+    low, high = (cell(row, f"{name}_{end}") * cell(row, "accuracy") / before for end in ("low", "high"))
+    points = ">" if low > 1 else "<" if high < 1 else "?"
+    if points == side or (side == "=" and points == "?"):
+        return ""
+    if points == "?":
+        return f", but are not shown to have {_IN_POINTS[side]}"
+    return f", but {_IN_POINTS[points]}"
 
 
 def _below_seeds(row: Row) -> bool:

@@ -5,6 +5,7 @@ import numpy.typing as npt
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from jprune.recall.inference.intervals import holm
 from jprune.recall.inference.losses import class_losses, lost_and_won
 from jprune.recall.inference.pairing import pairing_test
 from jprune.recall.inputs.arguments import Rng
@@ -71,29 +72,25 @@ def subgroups(study: AuditedModels, known: Examples, groups: Groups) -> pd.DataF
     """Recall before and after within every group, of all its examples (class None) and of each class.
 
     ``excess`` is what the group lost beyond what all examples lost, with its interval and p-value over examples and
-    models; p-values are corrected over the groups of one attribute.
+    models; p-values are corrected over the groups of all attributes.
     """
     frames = []
     for score, ratios in known.compressed.items():
         for ratio in ratios:
             before, after = known.right(score), known.right(score, ratio)
             lost = float(before.mean() - after.mean())
+            losses = {
+                attribute: class_losses(codes, before, after, len(kinds), paired=study.paired, level=study.level)
+                for attribute, (codes, kinds) in groups.items()
+            }
+            corrected = iter(holm(np.concatenate([whole.p for whole in losses.values()]))) if losses else iter(())
             for attribute, (codes, kinds) in groups.items():
-                whole = class_losses(codes, before, after, len(kinds), paired=study.paired, level=study.level)
                 for code, kind in enumerate(kinds):
                     member = codes == code
                     frame = _subgroup(study, known.true[member], before[:, member], after[:, member], lost)
-                    for name in (
-                        "lost",
-                        "won",
-                        "change_low",
-                        "change_high",
-                        "excess_low",
-                        "excess_high",
-                        "p",
-                        "p_holm",
-                    ):
-                        frame.loc[0, name] = getattr(whole, name)[code]
+                    for name in ("lost", "won", "change_low", "change_high", "excess_low", "excess_high", "p"):
+                        frame.loc[0, name] = getattr(losses[attribute], name)[code]
+                    frame.loc[0, "p_holm"] = next(corrected)
                     frames.append(frame.assign(score=score, ratio=ratio, attribute=attribute, group=kind))
     columns = list(GROUP_COLUMNS)
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)

@@ -1,0 +1,121 @@
+"""The words where differences between classes changed in one way relative to accuracy and in another in points."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jprune import recall
+from jprune.recall.inference.corrected import TOO_FEW_MODELS
+from jprune.recall.report import verdicts
+from jprune.recall.report.findings import findings
+
+RECALLS = np.linspace(0.98, 0.76, 10)
+EACH = 1000
+
+
+def _audit(after, dense=RECALLS):
+    """Audit two models with exactly these recalls; every example that the second has right the first has right too."""
+    labels = np.repeat(np.arange(len(dense)), EACH)
+    place = np.tile(np.arange(EACH), len(dense))
+
+    def predictions(recalls):
+        return np.where(place < np.rint(np.repeat(recalls, EACH) * EACH), labels, (labels + 1) % len(dense))
+
+    return recall.audit(labels, predictions(np.asarray(dense)), {4: predictions(np.asarray(after))})
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (
+            RECALLS - 0.3,
+            "widened relative to accuracy at 4x compression {}, but are not shown to have widened in points",
+        ),
+        (
+            RECALLS * 0.6,
+            "are not shown to have changed relative to accuracy at 4x compression {}, but narrowed in points",
+        ),
+        (0.7 + 0.2 * (RECALLS - 0.87), "narrowed at 4x compression {}"),
+        (RECALLS - 2 * (0.99 - RECALLS), "widened at 4x compression {}"),
+        (0.4 + 0.7 * (RECALLS - 0.87), "widened relative to accuracy at 4x compression {}, but narrowed in points"),
+    ],
+    ids=["as many points", "as large a share", "narrower", "wider", "wider relative to accuracy, narrower in points"],
+)
+def test_differences_relative_to_accuracy_and_in_points_are_told_apart(after, said):
+    audit = _audit(after)
+    start, end = said.split("{}")
+    headline = audit.headline
+    assert f"ifferences between weak and strong classes {start}(corrected alpha" in headline
+    assert headline.partition("they came closer)")[2].startswith(end + "." if end else ".")
+    text = next(finding.text for finding in findings(audit) if finding.topic == "Differences between classes")
+    assert f"class differences {said.replace(' at 4x compression {}', '')}" in text
+
+
+def test_the_slope_in_points_is_alpha_times_the_change_of_accuracy():
+    row = dict(_audit(RECALLS - 0.3).summary.iloc[0])
+    dense, after = RECALLS - RECALLS.mean(), RECALLS - 0.3 - (RECALLS - 0.3).mean()
+    in_points = (dense * after).sum() / (dense**2).sum()
+    assert row["alpha"] * row["accuracy"] / row["accuracy_dense"] == pytest.approx(in_points)
+
+
+def test_a_negative_alpha_from_one_class_does_not_say_that_all_classes_changed_sides():
+    after = RECALLS - 0.02
+    after[0] = 0.05
+    assert "are reversed at 4x compression" in _audit(after).headline
+    assert "a strong class is now a weak one, or a weak class a strong one" in _audit(after).headline
+
+
+def test_a_loss_of_nothing_is_not_called_an_overall_loss():
+    after = RECALLS.copy()
+    after[0], after[1:] = 0.62, RECALLS[1:] + 0.04
+    assert "while the overall accuracy is the same" in _audit(after).headline
+
+
+def test_a_recall_close_to_all_or_nothing_is_not_rounded_to_it():
+    after = np.full(10, 0.9)
+    after[0] = 0.0
+    labels = np.repeat(np.arange(10), 3000)
+    dense, pruned = labels.copy(), labels.copy()
+    dense[0] = 1  # 2,999 of 3,000
+    pruned[1:3000] = 1  # 1 of 3,000
+    headline = recall.audit(labels, dense, {4: pruned}).headline
+    assert "99.97% to 0.033% of 3,000" in headline
+
+
+def test_one_dense_model_and_several_compressed_ones_are_said_to_be_of_this_dense_model():
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(4), 50)
+
+    def models(number):
+        return np.where(rng.random((number, 200)) < 0.9, labels, (labels + 1) % 4)
+
+    qualifier = "This holds for this dense model; with another one alpha may differ."
+    assert qualifier in recall.audit(labels, models(1), {2: models(4)}, paired=False).headline
+    assert qualifier not in recall.audit(labels, models(4), {2: models(4)}).headline
+
+
+def test_an_alpha_without_an_interval_over_examples_is_not_judged_by_that_over_models():
+    numbers = {"alpha": 1.29, "alpha_low": 1.17, "alpha_high": 1.42, "alpha_mark": ">", "alpha_corrected": np.nan}
+    assert verdicts.verdict_of(numbers | {"alpha_corrected_reason": TOO_FEW_MODELS}) == "spread"
+
+
+def test_evidence_is_not_claimed_of_an_alpha_that_noise_explains():
+    rng = np.random.default_rng(0)
+    dense, after = rng.binomial(20, 0.9, (1, 100)), rng.binomial(20, 0.9, (8, 100))
+    audit = recall.audit_counts(dense, {4: after}, support=[20] * 100, paired=False)
+    assert "cannot be judged" in audit.headline
+    assert not any("on which side of 1" in finding.text for finding in findings(audit))
+
+
+def test_p_values_of_groups_are_corrected_over_all_attributes():
+    rng, labels = np.random.default_rng(1), np.repeat(np.arange(5), 80)
+    dense, after = (np.where(rng.random(400) < 0.85, labels, (labels + 1) % 5) for _ in range(2))
+    attributes = {f"a{i}": rng.integers(0, 2, 400).astype(str) for i in range(6)}
+    groups = recall.audit(labels, dense, {2: after}, groups=attributes).groups
+    whole = groups[groups["class"].isna()].sort_values("p")
+    by_hand = np.minimum(np.maximum.accumulate(whole["p"].to_numpy() * np.arange(len(whole), 0, -1)), 1)
+    assert len(whole) == 12
+    np.testing.assert_allclose(whole["p_holm"].to_numpy(), by_hand)
+    pd.testing.assert_series_equal(
+        whole["attribute"].drop_duplicates().sort_values().reset_index(drop=True),
+        pd.Series(sorted(attributes), name="attribute"),
+    )
