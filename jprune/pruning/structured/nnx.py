@@ -38,7 +38,7 @@ def smaller_module(
     (5, (1, 5))
     """
     graphdef, whole = nnx.split(model)
-    copy = nnx.merge(graphdef, whole)
+    copy = nnx.merge(graphdef, whole, copy=True)  # without copy=True, both modules have the same variables
     given = {path: leaf for tree in (params, state) for path, leaf in _leaves(tree)}
     for parts, variable in nnx.iter_graph(copy):
         path = "/".join(map(str, parts))

@@ -1,5 +1,6 @@
 """Modules rebuilt with the smaller parameters compute the same as the smaller program."""
 
+import chex
 import equinox as eqx
 import flax.linen as linen_nn
 import jax
@@ -159,6 +160,49 @@ def test_nnx_grouped_layers_keep_their_groups_where_these_lose_positions():
     np.testing.assert_allclose(module(X), expected, atol=1e-6)
     with pytest.raises(ValueError, match=r"'inputs/kernel' has 8 of 16 outputs in 2 groups.*give kept=small\.kept"):
         structured_nnx.smaller_module(model, small.params)
+
+
+class NnxStatistics(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(8, 6, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.last = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(nnx.relu(self.norm(self.first(x)))))
+
+
+class NnxShared(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(8, 6, rngs=rngs)
+        self.one = nnx.Linear(6, 6, rngs=rngs)
+        self.last = nnx.Linear(6, 3, rngs=rngs)
+        self.two = self.one
+
+    def __call__(self, x):
+        x = nnx.relu(self.first(x))
+        return self.last(x + nnx.relu(self.two(nnx.relu(self.one(x)))))
+
+
+@pytest.mark.parametrize("kind", [NnxStatistics, NnxShared, NnxGroups])
+def test_the_nnx_module_and_its_states_stay_as_they_are(kind):
+    model = kind(nnx.Rngs(0))
+    model.eval()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graph = jprune.trace_model(lambda p, x: nnx.merge(graphdef, p, rest)(x), params, X)
+    small = jprune.remove_channels(graph, params, masks_like(params, half_of(graph)[0]), check=X)
+    state = nnx.state(model)
+    before, sizes, outputs = nnx.to_pure_dict(nnx.clone(state)), repr(graphdef), model(X)
+    module = structured_nnx.smaller_module(model, small.params, rest, small.kept)
+    np.testing.assert_allclose(module(X), small.apply(small.params, X), atol=1e-6)
+    for kept in (state, nnx.state(model), nnx.merge_state(params, rest)):
+        chex.assert_trees_all_equal(nnx.to_pure_dict(kept), before)
+    assert repr(nnx.split(model)[0]) == sizes
+    chex.assert_trees_all_equal(model(X), outputs)
+    module.train()
+    module(X)  # draws from the streams of the copy, and updates its statistics
+    chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(model)), before)
 
 
 def test_linen_grouped_layers_keep_their_groups_where_these_lose_positions():
