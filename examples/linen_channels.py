@@ -73,18 +73,19 @@ def main() -> float:
 
     # The module's layers declare their features; smaller_apply takes them from the parameters instead.
     pruned = dense.replace(
-        apply_fn=smaller_apply(net), params=small.params, batch_stats=small.state, opt_state=small.also[0]
+        apply_fn=smaller_apply(net, small.kept), params=small.params, batch_stats=small.state, opt_state=small.also[0]
     )
     tuned = train(pruned, images, labels, 100)
     for name, state in (("dense", dense), ("pruned", pruned), ("fine-tuned", tuned)):
         print(f"{name}: accuracy {accuracy(state, images[1200:], labels[1200:]):.3f}")
     before, after = small.table.multiply_adds
-    print(f"{after / before:.0%} of the multiply-adds are left; the module fits: {not small.differences(fitted(net))}")
+    fits = not small.differences(fitted(net, small.kept))
+    print(f"{after / before:.0%} of the multiply-adds are left; the module fits: {fits}")
     return after / before
 
 
-def fitted(net):
-    apply = smaller_apply(net)
+def fitted(net, kept):
+    apply = smaller_apply(net, kept)
     return lambda params, x, *, state: apply({"params": params, "batch_stats": state}, x)
 
 

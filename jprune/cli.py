@@ -178,7 +178,9 @@ def _status(given: list[str]) -> int:
     """Run a command and return its exit status; print errors on standard error."""
     options = parser()
     try:
-        parsed = options.parse_args(given)
+        parsed, surplus = options.parse_known_args(given)
+        if surplus:
+            options.error(f"unrecognized arguments: {' '.join(surplus)}{_repeated(surplus)}")
     except SystemExit as stop:
         return int(stop.code or 0)
     if parsed.version:
@@ -198,6 +200,12 @@ def _status(given: list[str]) -> int:
     except (InputError, OSError, ImportError) as error:
         return _fail(str(error))
     return 0
+
+
+def _repeated(surplus: Sequence[str]) -> str:
+    """Return advice for further files after an option that takes one."""
+    files = [text for text in surplus if not text.startswith("-")]
+    return "; an option takes one value, repeat it for each: --dense a.npy --dense b.npy" if files else ""
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -375,7 +383,10 @@ def _by_score(given: Sequence[str]) -> dict[str, dict[float, list[str]]]:
         key, _, file = text.partition("=")
         score, colon, ratio = key.rpartition(":")
         if not file or not re.fullmatch(r"\s*[\d.]+(e\d+)?\s*", ratio):
-            raise InputError(f"--pruned must be [SCORE:]RATIO=FILE, for example 10=p10.npz, got {text!r}")
+            raise InputError(
+                f"--pruned must be [SCORE:]RATIO=FILE, for example 10=p10.npz, got {text!r}; for models without a "
+                "ratio use --compare NAME=FILE"
+            )
         try:
             number = float(ratio)
         except ValueError as error:

@@ -292,6 +292,17 @@ def _nothing_selected(where: Where, paths: list[str], leaves: list[Leaf]) -> str
     )
 
 
+def refuse_one_batch(batches: object) -> None:
+    """Raise if ``batches`` is one batch instead of several: iterating over it would take its examples or its keys.
+
+    Raises:
+      TypeError: ``batches`` is an array or a dict.
+    """
+    if hasattr(batches, "shape") or isinstance(batches, Mapping):
+        given = f"an array of shape {batches.shape}" if hasattr(batches, "shape") else "a dict"
+        raise TypeError(f"batches is {given}, which is one batch; give a list or a generator of batches: [batch]")
+
+
 def _call(where: Where) -> str:
     """Return the call of ``by_path`` that makes a predicate."""
     patterns = {name: getattr(where, name) for name in ("include", "exclude")}

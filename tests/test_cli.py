@@ -211,7 +211,7 @@ CSV = {
         (["--labels", "empty.csv"], "empty.csv is not a readable .csv"),
         (["--labels", "header.csv"], "header.csv holds no example"),
         (["--labels", "labels.npy", "--num-classes", "2"], "labels.npy holds 2 at example 40; num_classes is 2"),
-        (["--dense", "two.npz"], "two.npz has 2 arrays (classes, logits): pick one as two.npz:NAME"),
+        (["--dense", "two.npz"], "two.npz has 2 arrays (classes, logits): pick one as two.npz:NAME; if each array is "),
         (["--dense", "two.npz:none"], "two.npz has no array 'none'"),
         (["--dense", "word.csv"], "word.csv, column 'm0' holds 'x' at example 1, text among numbers"),
         (["--dense", "short.csv"], "short.csv, column 'b' holds '' at example 1; wanted a number or a class name"),
@@ -286,8 +286,31 @@ def test_options_that_have_no_effect_on_these_predictions_are_noted(capsys):
     notes = json.loads(capsys.readouterr().out)["warnings"]
     assert "threshold=0.5 (--threshold 0.5) has no effect, because no model has one probability per example" in notes
     assert "top_k=2 (--top-k 2) has no effect without logits" in notes
-    message = "--pruned must be [SCORE:]RATIO=FILE, for example 10=p10.npz, got 'two.npy'"
-    assert failure(capsys, *BASE, "--pruned", "two.npy") == f"jprune audit: {message}"
+    message = "--pruned must be [SCORE:]RATIO=FILE, for example 10=p10.npz, got 'two.npy'; for models without a ratio"
+    assert failure(capsys, *BASE, "--pruned", "two.npy") == f"jprune audit: {message} use --compare NAME=FILE"
+
+
+@pytest.mark.usefixtures("folder")
+def test_one_array_for_each_model_is_read_by_repeating_the_option(capsys):
+    np.savez("each.npz", *DENSE)
+    np.savez("labels_twice.npz", a=LABELS, b=LABELS)
+    message = failure(capsys, *BASE[:2], "--dense", "each.npz", "--pruned", "2=two.npy")
+    assert "repeat the option for each of them (each.npz:arr_0, then each.npz:arr_1)" in message
+    each = [part for model in range(MODELS) for part in ("--dense", f"each.npz:arr_{model}")]
+    found = audit_json(capsys, *BASE[:2], *each, "--pruned", "2=two.npy")
+    assert found["tables"] == json.loads(recall.audit(LABELS, DENSE, {2: TWO}).to_json())["tables"]
+    message = failure(capsys, "--labels", "labels_twice.npz", "--dense", "two.npy", "--pruned", "2=two.npy")
+    assert message.endswith("pick one as labels_twice.npz:NAME")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "given",
+    [("--dense", "two.npy", "two.npy", "--pruned", "2=two.npy"), ("--dense", "two.npy", "--pruned", "2=a", "4=b")],
+)
+def test_several_files_after_one_option_are_refused_with_the_way_to_give_them(capsys, given):
+    assert main(["audit", *BASE[:2], *given]) == 2
+    assert "repeat it for each: --dense a.npy --dense b.npy" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("folder")

@@ -42,7 +42,7 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
       A graph; ``print`` shows it as a table.
 
     Raises:
-      TypeError: ``apply`` is not a function.
+      TypeError: ``apply`` is not a function, or is a Linen module.
       ValueError: ``params`` has no array.
 
     >>> import jax, jax.numpy as jnp
@@ -60,6 +60,11 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
         raise TypeError(
             f"apply is a {type(apply).__name__}; it must be a function apply(params, *inputs){swapped}: "
             "jprune.trace_model(apply, params, *inputs)"
+        )
+    if all(hasattr(apply, name) for name in ("init", "apply", "bind")):
+        raise TypeError(
+            f"apply is the Linen module {type(apply).__name__}; give a function that calls it with its parameters: "
+            "jprune.trace_model(lambda p, x: module.apply({'params': p}, x), variables['params'], x)"
         )
     by_keyword = state is not None and _takes_state(apply, params, inputs, state)
     model = Model(apply, _shapes(params), tuple(map(_shapes, inputs)), _shapes(state), by_keyword)

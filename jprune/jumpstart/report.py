@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 from jprune._extras import missing
 from jprune.jumpstart import layers, tagging, units
 from jprune.jumpstart.capture import preactivations
+from jprune.trees import refuse_one_batch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +59,8 @@ def activity_report(
 
     Raises:
       ImportError: flax or pandas is not installed.
-      TypeError: a batch or the model has another type, or a Linen module is given without ``variables``.
+      TypeError: ``batches`` is one batch, a batch or the model has another type, or a Linen module is given without
+        ``variables``.
       ValueError: there is no batch, a layer does not keep the batch axis, a mask does not match, or as
         ``preactivations``.
 
@@ -73,6 +75,7 @@ def activity_report(
     except ImportError as error:
         raise ImportError(missing("activity_report needs the extra 'recall'", "recall")) from error
 
+    refuse_one_batch(batches)
     call, state = _functional(model, variables)
     options = {"include": include, "exclude": exclude, "skip_last": skip_last, "method": method, **kwargs}
 

@@ -52,14 +52,15 @@ def rigl(
       An optax transformation that replaces ``tx``.
 
     Raises:
-      TypeError, ValueError: an argument has the wrong type or is out of range; also what ``prune`` raises.
+      TypeError, ValueError: an argument has the wrong type or is out of range, or no step exchanges a weight; also what
+        ``prune`` raises.
 
     Source: Evci et al., "Rigging the Lottery", ICML 2020, arXiv 1911.11134, algorithm 1.
 
     >>> tx = rigl(optax.adam(1e-3), 0.9, end=75_000)
     """
-    schedule = _constant(tx, sparsity, end, every)
     regrow = _after_step_0(Regrow(dense_gradient(), cosine_fraction(fraction, end)))
+    schedule = _constant(tx, sparsity, end, every, regrow)
     pruning = prune(
         magnitude(), schedule, where=where, selection=selection, axes=axes, min_keep=min_keep, regrow=regrow
     )
@@ -90,10 +91,10 @@ def sparse_evolution(
     >>> import jax
     >>> tx = sparse_evolution(optax.sgd(0.1, momentum=0.9), 0.9, key=jax.random.key(0), end=1000)
     """
-    schedule = _constant(tx, sparsity, end, every)
     if key is None:
         raise TypeError("key is None; sparse_evolution draws random weights to grow: pass key=jax.random.key(...)")
     regrow = _after_step_0(Regrow(random(), fraction))
+    schedule = _constant(tx, sparsity, end, every, regrow)
     pruning = prune(
         magnitude(), schedule, where=where, selection=selection, axes=axes, min_keep=min_keep, regrow=regrow, key=key
     )
@@ -101,12 +102,18 @@ def sparse_evolution(
 
 
 def _constant(
-    tx: optax.GradientTransformation, sparsity: float, end: int, every: int
+    tx: optax.GradientTransformation, sparsity: float, end: int, every: int, regrow: Regrow
 ) -> dict[int, float | Keep | PerLayer]:
     """Check the arguments and return the schedule of exchanges."""
     refuse_no_transformation("tx", tx)
     amount = checked("sparsity", sparsity)
-    return dict.fromkeys(range(0, integer("end", end, least=1), integer("every", every, least=1)), amount)
+    steps = range(0, integer("end", end, least=1), integer("every", every, least=1))
+    if not any(map(regrow.at, steps)):
+        raise ValueError(
+            f"end={end}, every={every} and this fraction exchange no weight; exchanges come every {every} steps, "
+            "not at step 0 and not from end on: give an end above every and a fraction above 0, or use prune alone"
+        )
+    return dict.fromkeys(steps, amount)
 
 
 def _after_step_0(regrow: Regrow) -> Regrow:

@@ -341,7 +341,8 @@ class Plan:
     ) -> PyTree:
         """Select the weights that the due entry keeps; or those that survive before others regrow.
 
-        With ``probe`` only the last entry is traced if the selection needs one program per entry.
+        With ``probe`` only the last entry is traced if the selection needs one program per entry, or all entries if
+        the selection refuses amounts of the schedule.
         """
         dropped = tuple(entry.exchanged if surviving else 0.0 for entry in events)
         options: dict[str, object] = {"among": among}
@@ -352,19 +353,20 @@ class Plan:
         if magnitude:
             options["magnitude"] = True
         amounts = Scheduled(tuple(entry.amount for entry in events), dropped, event)
+        refused = False
         if len(events) > 1 or surviving:
             # A selection that computes with its amount raises, because the entry is not known while tracing. Any other
             # error is raised again below.
             try:
                 return self.selection(scores, **_keyword(amounts), **options)
-            except Exception:
-                pass
+            except Exception as error:
+                refused = isinstance(error, ValueError)
         plain = [
             without(entry.amount, part) if part else entry.amount for entry, part in zip(events, dropped, strict=True)
         ]
         branches = [functools.partial(self._selected, amount, options) for amount in plain]
         if probe or len(branches) == 1:
-            return branches[-1](scores, among)
+            return [branch(scores, among) for branch in branches[0 if refused else -1 :]][-1]
         return jax.lax.switch(event, branches, scores, among)
 
     def _selected(self, amount: Amount, options: dict[str, object], scores: PyTree, among: PyTree) -> PyTree:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jprune.pruning.scores.elementwise import number_of_examples, refuse_one_batch, working_dtype
-from jprune.trees import flatten, is_float, match
+from jprune.pruning.scores.elementwise import number_of_examples, working_dtype
+from jprune.trees import flatten, is_float, match, refuse_one_batch
 
 
 def recalibrate_batch_norm(

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen
 
 import jprune
 from tests.graph.models import groups, roles, shape, tokens
@@ -228,6 +229,23 @@ def test_the_table_names_every_leaf_and_says_why_axes_stay():
 def test_a_model_that_is_not_a_function_is_refused_with_the_order_of_the_arguments():
     with pytest.raises(TypeError, match=r"apply is a dict; it must be a function apply\(params, \*inputs\); the model"):
         inspect.unwrap(jprune.trace_model)({"w": jnp.ones((2, 2))}, lambda p, x: x @ p["w"], jnp.ones((1, 2)))
+
+
+class Encoder(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(3)(x)
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_linen_module_is_refused_with_the_function_to_give(bound):
+    module, x = Encoder(), jnp.ones((2, 4))
+    variables = module.init(jax.random.key(0), x)
+    given = module.bind(variables) if bound else module
+    with pytest.raises(
+        TypeError, match=r"apply is the Linen module Encoder; .*lambda p, x: module\.apply\(\{'params': p"
+    ):
+        jprune.trace_model(given, variables["params"], x)
 
 
 def test_a_group_of_channels_has_a_short_repr():

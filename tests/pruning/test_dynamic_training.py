@@ -56,7 +56,7 @@ SPARSE_TRAINING = {
 @pytest.mark.parametrize("method", SPARSE_TRAINING.values(), ids=SPARSE_TRAINING)
 def test_the_masks_of_step_0_have_the_largest_weights_or_those_put_into_the_state(method):
     """Of the weights 1 to 30, the 6 largest; the largest gradients are those of the smallest weights."""
-    tx = method(optax.sgd(0.1), 0.8, end=100, fraction=0.3)
+    tx = method(optax.sgd(0.1), 0.8, end=101, fraction=0.3)
     params = {"kernel": jnp.arange(1.0, 31.0).reshape(6, 5)}
     grad = {"kernel": 1 / params["kernel"]}
     state = tx.init(params)
@@ -67,6 +67,16 @@ def test_the_masks_of_step_0_have_the_largest_weights_or_those_put_into_the_stat
     ):
         _, after = tx.update(grad, given, params, grad=grad)
         np.testing.assert_array_equal(jprune.masks_of(after)["kernel"], masks)
+
+
+@pytest.mark.parametrize("method", SPARSE_TRAINING.values(), ids=SPARSE_TRAINING)
+@pytest.mark.parametrize(
+    "arguments", [{"end": 50}, {"end": 100}, {"end": 9, "every": 9}, {"end": 200, "fraction": 0.0}]
+)
+def test_arguments_that_never_exchange_a_weight_are_refused(method, arguments):
+    with pytest.raises(ValueError, match=r"end=\d+, every=\d+ and this fraction exchange no weight"):
+        method(optax.sgd(0.1), 0.8, **arguments)
+    method(optax.sgd(0.1), 0.8, end=101)
 
 
 def test_sparse_evolution_exchanges_random_weights():

@@ -77,7 +77,7 @@ def test_rigl_drops_the_smallest_weights_and_regrows_the_largest_gradients(selec
 def test_what_survives_in_a_layer_is_largest_also_if_another_layer_has_too_few_weights():
     """Half of each layer is kept: 2 of `a`, which starts with none, and the 4 largest of the 6 of `b`."""
     params = {"a": {"kernel": jnp.zeros((2, 2))}, "b": {"kernel": jnp.array([[3.0, 4, 5, 6], [7, 8, 1, 2]])}}
-    tx = jprune.rigl(optax.sgd(0.0), 0.5, end=1, selection=jprune.uniform_masks)
+    tx = jprune.rigl(optax.sgd(0.0), 0.5, end=2, every=1, selection=jprune.uniform_masks)
     masks = {"a": {"kernel": jnp.zeros((2, 2), bool)}, "b": {"kernel": params["b"]["kernel"] > 2}}
     grad = {"a": {"kernel": jnp.arange(4.0).reshape(2, 2)}, "b": {"kernel": jnp.ones((2, 4))}}
     _, state = tx.update(grad, jprune.with_masks(tx.init(params), masks), params, grad=grad)

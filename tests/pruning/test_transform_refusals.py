@@ -66,6 +66,33 @@ def test_update_needs_params_and_trees_that_match(link):
         link.update({"other": jnp.ones((1, 2))}, state, params)
 
 
+@pytest.mark.parametrize("schedule", [jprune.cubic(0.5, begin=0, end=4, every=2), {0: 0.25, 4: 0.5}, {3: 0.5, 5: 0.6}])
+@pytest.mark.parametrize(
+    "selection",
+    [
+        jprune.nm_masks,
+        functools.partial(jprune.nm_masks, n=2, m=4),
+        lambda scores, **options: jprune.nm_masks(jax.tree.map(jnp.square, scores), **options),
+    ],
+    ids=["function", "partial", "wrapped"],
+)
+def test_a_gradual_schedule_of_a_fixed_pattern_is_refused_at_init(selection, schedule):
+    tx = jprune.prune(jprune.magnitude(), schedule, selection=selection)
+    with pytest.raises(
+        ValueError, match=r"2:4 keeps 8; give sparsity=0\.5, .* only sparsity above 0\.0: \{step: 0\.5\}"
+    ):
+        tx.init({"kernel": jnp.ones((8, 2))})
+
+
+def test_a_schedule_of_a_fixed_pattern_may_start_with_nothing_pruned():
+    params = {"kernel": jnp.arange(1.0, 9.0).reshape(4, 2)}
+    tx = jprune.prune(jprune.magnitude(), {0: 0.0, 1: 0.5, 2: 0.5}, selection=jprune.nm_masks)
+    state = tx.init(params)
+    for kept in (8, 4, 4):
+        _, state = tx.update(params, state, params)
+        assert int(jprune.masks_of(state)["kernel"].sum()) == kept
+
+
 def test_bad_schedules_are_refused_before_any_training():
     params = {"kernel": jnp.ones((1, 10))}
     with pytest.raises(ValueError, match=r"schedule\[0\]=1\.5 must be from 0\.0 to 1\.0"):

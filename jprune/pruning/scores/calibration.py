@@ -32,11 +32,11 @@ from jprune import jaxprs
 from jprune.graph.axes import Axes, HasAxes, KernelAxes, kernel_axes, unknown_axes, where_of
 from jprune.pruning.amounts import fraction, integer
 from jprune.pruning.scores.activations import View, Visitor, collect_products, refuse_unread
-from jprune.pruning.scores.elementwise import refuse_one_batch, working_dtype
+from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import empty_layers, mask_layers
 from jprune.pruning.selection.uint64 import Count
-from jprune.trees import Where, flatten, match, only
+from jprune.trees import Where, flatten, match, only, refuse_one_batch
 
 # A layer is pruned in segments of static size. The blocks of a segment share a loop, in which every product covers all
 # rows of the segment.

@@ -301,17 +301,6 @@ def _every_float(path: str, leaf: Leaf) -> bool:
     return is_float(leaf)
 
 
-def refuse_one_batch(batches: object) -> None:
-    """Raise if ``batches`` is one batch instead of several: iterating over it would take its examples or its keys.
-
-    Raises:
-      TypeError: ``batches`` is an array or a dict.
-    """
-    if hasattr(batches, "shape") or isinstance(batches, Mapping):
-        given = f"an array of shape {batches.shape}" if hasattr(batches, "shape") else "a dict"
-        raise TypeError(f"batches is {given}, which is one batch; give a list or a generator of batches: [batch]")
-
-
 def number_of_examples(batch: PyTree) -> int:
     """Return the length of the leading axis of the arrays of a batch; scalars belong to all examples.
 

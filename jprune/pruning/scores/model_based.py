@@ -34,7 +34,6 @@ from jprune.pruning.scores.elementwise import (
     matching,
     number_of_examples,
     refuse_no_score,
-    refuse_one_batch,
     score_selected,
     selected_by,
     working_dtype,
@@ -43,7 +42,7 @@ from jprune.pruning.selection import allocation, uint64
 from jprune.pruning.selection.layers import Quota, any_nan, choose, layers_of, refuse_nan
 from jprune.pruning.selection.uint64 import Count
 from jprune.pruning.selection.unstructured import apply_masks
-from jprune.trees import Leaf, Where, flatten, is_float, map_leaves
+from jprune.trees import Leaf, Where, flatten, is_float, map_leaves, refuse_one_batch
 
 
 def snip(*, where: Where | None = None) -> Score:

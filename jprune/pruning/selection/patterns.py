@@ -446,5 +446,5 @@ def _refuse_other_amounts(amount: Amount, pattern: str, kept: int, size: int) ->
             named = f"keep={each.count}" if isinstance(each, Keep) else f"sparsity={each}"
             raise ValueError(
                 f"{named} keeps {asked} of {size} weights, but {pattern} keeps {kept}; give "
-                f"sparsity={1 - kept / size}, in a schedule as its only entry, {{step: {1 - kept / size}}}"
+                f"sparsity={1 - kept / size}, in a schedule as its only sparsity above 0.0: {{step: {1 - kept / size}}}"
             )

@@ -1,6 +1,7 @@
 """Remove channels from trees: parameters, batch statistics, averages, optimizer states."""
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -138,6 +139,23 @@ def kept_along(kept: Mapping[str, KeptIndices], path: str, axis: int) -> Bool[np
         return kept[max(found, key=len)][axis]
     longer = [one for one in kept if one.endswith(f"/{path}")]
     return kept[longer[0]][axis] if len(longer) == 1 else None
+
+
+def warn_of_other_divisors(layers: Iterable[tuple[object, str]]) -> None:
+    """Warn of layers whose own code divides by a number of channels that is smaller now.
+
+    Args:
+      layers: the layers and their paths.
+    """
+    names = (f"{type(layer).__name__} '{path}'" if path else type(layer).__name__ for layer, path in layers)
+    if named := ", ".join(dict.fromkeys(names)):
+        warnings.warn(
+            f"the code of {named} divides by its number of channels, which is smaller now, while small.apply divides "
+            "by the number before, as the masked model does, so the outputs of the module differ from those of "
+            "small.apply: use small.apply, or keep these channels by choosing other groups in channel_group_masks "
+            "(groups=, or sparsity={regex: fraction}), or fine-tune the module",
+            stacklevel=3,
+        )
 
 
 def _on_one_device(leaf: Leaf) -> bool:

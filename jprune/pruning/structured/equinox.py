@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from jprune.pruning.structured.cutting import KeptIndices, feature_groups
+from jprune.pruning.structured.cutting import KeptIndices, feature_groups, warn_of_other_divisors
 from jprune.trees import flatten
 
 
@@ -31,6 +31,9 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
     Raises:
       ValueError: a layer with groups needs ``kept``.
 
+    A warning names the layers (LayerNorm, RMSNorm, GroupNorm) that divide by a number of channels that is
+    smaller now, so that the outputs differ from those of ``small.apply``.
+
     >>> import jax.numpy as jnp
     >>> model = eqx.nn.Linear(4, 8, key=jax.random.key(0))
     >>> arrays = eqx.tree_at(lambda m: (m.weight, m.bias), model, (jnp.ones((5, 4)), jnp.ones(5)))
@@ -47,10 +50,26 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
     copy = jax.tree.unflatten(treedef, given)
     paths, _, structure = flatten(model)
     named = jax.tree.unflatten(structure, paths)  # the model with the path of each leaf in its place
+    divisors = []
     for layer, layer_paths in zip(_layers(copy), _layers(named), strict=True):
+        before = _divisor(layer)
         for name, size in _sizes(layer, layer_paths, kept).items():
             object.__setattr__(layer, name, size)  # modules are frozen; this copy is not in use yet
+        if before != _divisor(layer) and isinstance(model, eqx.Module):  # a state of an optimizer is a tuple
+            first = next(path for path in jax.tree.leaves(layer_paths) if isinstance(path, str))
+            divisors.append((layer, first.rpartition("/")[0]))
+    warn_of_other_divisors(divisors)
     return copy
+
+
+def _divisor(layer: eqx.Module) -> float | tuple[int, ...] | None:
+    """Return the number of channels by which the code of a layer divides, or by whose root; None for other layers."""
+    match layer:
+        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm():
+            return layer.shape
+        case eqx.nn.GroupNorm():
+            return None if layer.channels is None else layer.channels / layer.groups
+    return None
 
 
 def _layers(node: PyTree) -> Iterator[eqx.Module]:

@@ -1,15 +1,18 @@
 """Call a Flax Linen module with smaller parameters."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import flax.linen as nn
-from jaxtyping import PyTree
+import numpy as np
+from flax.errors import ScopeParamShapeError
+from jaxtyping import Bool, PyTree
 
-from jprune.pruning.structured.cutting import KeptIndices, feature_groups, kept_along
+from jprune.pruning.structured.cutting import KeptIndices, feature_groups, kept_along, warn_of_other_divisors
 
 
-def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices] | None = None) -> Callable[..., PyTree]:
+def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices]) -> Callable[..., PyTree]:
     """Return the ``apply`` of a Linen module whose layers take their sizes from the given parameters.
 
     Linen layers declare ``features`` and raise for parameters of other sizes. While the returned function runs,
@@ -18,44 +21,78 @@ def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices] | None = No
 
     Args:
       module: the module that was pruned; it is not changed.
-      kept: ``small.kept``, for GroupNorm, of which the parameters do not say how many groups are left.
+      kept: ``small.kept``, from which follow the groups of a GroupNorm, and the layers whose outputs differ.
 
     Returns:
-      A function called like ``module.apply``.
+      A function called like ``module.apply``. When it is called, a warning names the layers (LayerNorm, RMSNorm,
+      GroupNorm, attention) that divide by a number of channels that is smaller now, so that the outputs differ from
+      those of ``small.apply``. It raises a ``ValueError`` if the code of a module of yours declares the shape of a
+      parameter that is smaller now.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.zeros(5)}
-    >>> smaller_apply(nn.Dense(8))({"params": params}, jnp.ones((1, 4))).shape
+    >>> smaller_apply(nn.Dense(8), {})({"params": params}, jnp.ones((1, 4))).shape
     (1, 5)
     """
 
     @functools.wraps(module.apply)
     def apply(*args: PyTree, **kwargs: PyTree) -> PyTree:
-        with nn.intercept_methods(functools.partial(_with_sizes_of_parameters, kept)):
-            return module.apply(*args, **kwargs)
+        with sizes_of_parameters(kept) as divisors:
+            try:
+                outputs = module.apply(*args, **kwargs)
+            except ScopeParamShapeError as error:
+                raise ValueError(
+                    f"{str(error).partition(' (http')[0]} smaller_apply changes the sizes of the layers of flax.linen "
+                    "only: take this size in the code of your module from an argument that you change, or use "
+                    "small.apply, or keep the channels of this parameter"
+                ).with_traceback(error.__traceback__) from error
+        warn_of_other_divisors(divisors)
+        return outputs
 
     return apply
 
 
-def _with_sizes_of_parameters(
-    kept: Mapping[str, KeptIndices] | None,
-    function: Callable[..., PyTree],
-    args: tuple[PyTree, ...],
-    kwargs: dict[str, PyTree],
-    context: nn.module.InterceptorContext,
-) -> PyTree:
-    inputs = args[0] if args else kwargs.get("inputs")
+@contextlib.contextmanager
+def sizes_of_parameters(kept: Mapping[str, KeptIndices]) -> Iterator[list[tuple[nn.Module, str]]]:
+    """Let the layers of Linen modules that are called take their sizes from their parameters.
+
+    Args:
+      kept: the kept indices of every axis, by path.
+
+    Yields:
+      The layers that were called and their paths, of those that divide by a number of channels that is smaller now.
+    """
+    divisors: list[tuple[nn.Module, str]] = []
+
+    def call(
+        function: Callable[..., PyTree],
+        args: tuple[PyTree, ...],
+        kwargs: dict[str, PyTree],
+        context: nn.module.InterceptorContext,
+    ) -> PyTree:
+        inputs = args[0] if args else kwargs.get("inputs", kwargs.get("x"))
+        divisors.extend(_set_sizes_of_parameters(context.module, inputs, kept))
+        return function(*args, **kwargs)
+
+    with nn.intercept_methods(call):
+        yield divisors
+
+
+def _set_sizes_of_parameters(
+    module: nn.Module, inputs: PyTree, kept: Mapping[str, KeptIndices]
+) -> Iterator[tuple[nn.Module, str]]:
+    """Set the sizes of a layer that is called; yield it and its path if it divides by a number that is smaller now."""
     # A recurrent layer gets the carry of its cell without a call that can be intercepted.
-    for layer in (context.module, getattr(context.module, "cell", None)):
+    for layer in (module, getattr(module, "cell", None)):
         if isinstance(layer, nn.Module) and layer.scope is not None:
-            for name, size in _sizes(layer, layer.variables.get("params", {}), inputs, kept).items():
+            params = layer.variables.get("params", {})
+            if _divides_by_fewer(layer, params, inputs, kept):
+                yield layer, "/".join(layer.path)
+            for name, size in _sizes(layer, params, inputs, kept).items():
                 object.__setattr__(layer, name, size)  # modules are frozen; this one exists for the call only
-    return function(*args, **kwargs)
 
 
-def _sizes(
-    layer: nn.Module, params: PyTree, inputs: PyTree, kept: Mapping[str, KeptIndices] | None
-) -> dict[str, PyTree]:
+def _sizes(layer: nn.Module, params: PyTree, inputs: PyTree, kept: Mapping[str, KeptIndices]) -> dict[str, PyTree]:
     """Return the declared sizes of a layer, according to its parameters, its inputs and the kept indices."""
     sizes: dict[str, PyTree] = {}
     match layer:
@@ -88,12 +125,45 @@ def _sizes(
     return sizes
 
 
-def _norm_sizes(layer: nn.GroupNorm, params: PyTree, kept: Mapping[str, KeptIndices] | None) -> dict[str, PyTree]:
+def _divides_by_fewer(layer: nn.Module, params: PyTree, inputs: PyTree, kept: Mapping[str, KeptIndices]) -> bool:
+    """Whether the code of a layer divides by a number of channels, or by its root, that is smaller now."""
+    match layer:
+        case nn.LayerNorm() | nn.RMSNorm() | nn.GroupNorm() if not params:  # which do not show what they have lost
+            return hasattr(inputs, "shape") and inputs.shape[-1] in {
+                int(a.sum()) for axes in kept.values() for a in axes if not a.all()
+            }
+        case nn.GroupNorm():
+            along = _kept_of_norm(layer, params, kept)
+            if along is None:
+                return False
+            left = along.reshape(_groups(layer, len(along)), -1).sum(axis=1)
+            return bool(left.max() < len(along) // len(left))
+        case nn.LayerNorm() | nn.RMSNorm():
+            along = _kept_of_norm(layer, params, kept)
+            return along is not None and not along.all()
+        case nn.MultiHeadDotProductAttention() if "query" in params:
+            along = kept_along(kept, "/".join((*layer.path, "query/kernel")), -1)
+            return along is not None and not along.all()
+    return False
+
+
+def _norm_sizes(layer: nn.GroupNorm, params: PyTree, kept: Mapping[str, KeptIndices]) -> dict[str, PyTree]:
     """Return the declared sizes of a GroupNorm if ``kept`` has one of its parameters."""
-    path, size = next(("/".join((*layer.path, name)), len(array)) for name, array in params.items())
-    along = kept_along(kept or {}, path, -1)
+    along = _kept_of_norm(layer, params, kept)
     if along is None:
         return {}
-    before = len(along) // layer.group_size if layer.group_size else layer.num_groups or 1
-    groups = feature_groups(path, (before, len(along)), size, kept)
+    path, size = next(("/".join((*layer.path, name)), len(array)) for name, array in params.items())
+    groups = feature_groups(path, (_groups(layer, len(along)), len(along)), size, kept)
     return {"group_size": size // groups} if layer.group_size else {"num_groups": groups}
+
+
+def _kept_of_norm(
+    layer: nn.Module, params: PyTree, kept: Mapping[str, KeptIndices]
+) -> Bool[np.ndarray, " channels"] | None:
+    return kept_along(kept, "/".join((*layer.path, next(iter(params)))), -1)
+
+
+def _groups(layer: nn.GroupNorm, size: int) -> int:
+    """Return the number of groups of a GroupNorm of ``size`` channels, as declared."""
+    declared = vars(layer).setdefault("_declared", (layer.group_size, layer.num_groups))  # a layer may be called twice
+    return size // declared[0] if declared[0] else declared[1] or 1

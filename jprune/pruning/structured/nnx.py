@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import PyTree
 
-from jprune.pruning.structured.cutting import KeptIndices, feature_groups
+from jprune.pruning.structured.cutting import KeptIndices, feature_groups, warn_of_other_divisors
 from jprune.trees import flatten
 
 
@@ -32,23 +32,48 @@ def smaller_module(
     Raises:
       ValueError: the parameters have a leaf that the module lacks, or a layer with groups needs ``kept``.
 
+    A warning names the layers (LayerNorm, RMSNorm, GroupNorm, attention) that divide by a number of channels that is
+    smaller now, so that the outputs differ from those of ``small.apply``.
+
     >>> import jax.numpy as jnp
     >>> model = smaller_module(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)})
     >>> model.out_features, model(jnp.ones((1, 4))).shape
     (5, (1, 5))
     """
     graphdef, whole = nnx.split(model)
-    copy = nnx.merge(graphdef, whole)
+    copy = nnx.merge(graphdef, whole, copy=True)  # without copy=True, both modules have the same variables
     given = {path: leaf for tree in (params, state) for path, leaf in _leaves(tree)}
+    lost = set()  # the sizes of axes that are smaller now
     for parts, variable in nnx.iter_graph(copy):
         path = "/".join(map(str, parts))
         if isinstance(variable, nnx.Variable) and path in given:
-            variable.set_value(given.pop(path))
+            array = given.pop(path)
+            lost |= {size for size, now in zip(variable.shape, array.shape, strict=False) if size != now}
+            variable.set_value(array)
     if given:
         raise ValueError(f"params has a leaf '{next(iter(given))}' that the module lacks; give those of this module")
+    divisors = []
     for parts, layer in nnx.iter_modules(copy):
-        _set_sizes(layer, "".join(f"{part}/" for part in parts), kept)
+        before, path = _divisor(layer), "".join(f"{part}/" for part in parts)
+        _set_sizes(layer, path, kept)
+        # A normalization without parameters does not show whether it has lost channels.
+        may_have_lost = not _parameters(layer) and getattr(layer, "num_features", None) in lost
+        if before is not None and (before != _divisor(layer) or may_have_lost):
+            divisors.append((layer, path[:-1]))
+    warn_of_other_divisors(divisors)
     return copy
+
+
+def _divisor(layer: nnx.Module) -> int | None:
+    """Return the number of channels by which the code of a layer divides, or by whose root; None for other layers."""
+    match layer:
+        case nnx.LayerNorm() | nnx.RMSNorm():
+            return layer.num_features
+        case nnx.GroupNorm():
+            return layer.group_size
+        case nnx.MultiHeadAttention():
+            return layer.head_dim
+    return None
 
 
 def _leaves(tree: PyTree) -> list[tuple[str, jax.Array]]:
@@ -103,7 +128,7 @@ def _set_norm_sizes(
     kept: Mapping[str, KeptIndices] | None,
 ) -> None:
     """Set the sizes of a normalization, which are known if it has parameters or statistics."""
-    known = [name for name in ("scale", "bias", "mean") if getattr(layer, name, None) is not None]
+    known = _parameters(layer)
     if not known:
         return
     size = getattr(layer, known[0]).shape[-1]
@@ -113,6 +138,11 @@ def _set_norm_sizes(
         layer.group_size = size // layer.num_groups
     else:
         layer.num_features = size
+
+
+def _parameters(layer: nnx.Module) -> list[str]:
+    """Return the names of the parameters or statistics of a normalization, which have its number of channels."""
+    return [name for name in ("scale", "bias", "mean") if getattr(layer, name, None) is not None]
 
 
 def _set_cell_sizes(cell: nnx.LSTMCell | nnx.OptimizedLSTMCell | nnx.GRUCell | nnx.SimpleCell) -> None:

@@ -67,6 +67,7 @@ class RemovalTable:
       multiply_adds: multiply-adds before and after, for the inputs with which the graph was traced; None if some
         are in a while loop.
       differences: lines where the model's own code would compute something else at the smaller shapes.
+        For a Linen module also those that are left with ``smaller_apply``.
     """
 
     groups: tuple[GroupRow, ...]
@@ -405,10 +406,27 @@ def _remove(graph: Graph, params: PyTree, removed: Removed, *, state: PyTree, al
             for place, (tree, own) in enumerate(zip(also, is_state, strict=True))
         ),
         apply=_small_apply(graph, removed, kept_params),
-        table=_table(graph, removed, kept_params, differences(model.apply)),
+        table=_table(graph, removed, kept_params, _of_own_code(differences, model.apply, kept_params)),
         kept=kept_params,
         differences=differences,
     )
+
+
+def _of_own_code(
+    differences: Callable[[Callable[..., PyTree]], tuple[str, ...]],
+    apply: Callable[..., PyTree],
+    kept: Mapping[str, KeptIndices],
+) -> tuple[str, ...]:
+    """Return where the model's own code differs, for a Linen module also with the sizes that ``smaller_apply`` sets."""
+    found = differences(apply)
+    if not any("ScopeParamShapeError" in what for what in found):
+        return found
+    from jprune.pruning.structured.linen import sizes_of_parameters  # noqa: PLC0415 - needs flax
+
+    with sizes_of_parameters(kept):
+        left = differences(apply)
+    name = "with jprune.pruning.structured.linen.smaller_apply"
+    return *found, *((f"{name}: {what}" for what in left) if left else (f"{name} it can be used",))
 
 
 def _kept_ids(graph: Graph, removed: Removed) -> Kept:

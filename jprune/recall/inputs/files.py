@@ -108,7 +108,7 @@ def read_predictions(
     """
     path, name = _split(file)
     if _kind(path) in (".npy", ".npz"):
-        return _raw_array(path, name, file, id_column)
+        return _raw_array(path, name, file, id_column, models=True)
     table = _read_table(path, name, class_names, examples, id_column)
     if table.frame.shape[1] > 1:
         _refuse_other_columns(table.frame, path)
@@ -231,7 +231,9 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         yield archive
 
 
-def _read_numpy(path: Path, name: str | None, pick: Sequence[str] = (), without: str | None = None) -> np.ndarray:
+def _read_numpy(
+    path: Path, name: str | None, pick: Sequence[str] = (), without: str | None = None, *, models: bool = False
+) -> np.ndarray:
     if _kind(path) == ".npy":
         try:
             if path.suffix.lower() == ".gz":
@@ -247,7 +249,13 @@ def _read_numpy(path: Path, name: str | None, pick: Sequence[str] = (), without:
         if name is None and len(names) != 1 and len(usual) == 1:
             name = usual[0]
         if name is None and len(names) != 1:
-            raise InputError(f"{path} has {len(names)} arrays ({some(names)}): pick one as {path}:NAME")
+            advice = (
+                f"; if each array is a model, repeat the option for each of them ({path}:{names[0]}, then "
+                f"{path}:{names[1]}), or save one array of shape (models, examples, ...) with numpy.stack"
+                if models and names
+                else ""
+            )
+            raise InputError(f"{path} has {len(names)} arrays ({some(names)}): pick one as {path}:NAME{advice}")
         if name is not None and name not in archive.files:
             raise InputError(f"{path} has no array {name!r}; it has {some(names)}")
         try:
@@ -256,8 +264,10 @@ def _read_numpy(path: Path, name: str | None, pick: Sequence[str] = (), without:
             raise InputError(f"{path} has an unreadable array {name or names[0]!r}: {reason(error)}") from error
 
 
-def _raw_array(path: Path, name: str | None, file: str, id_column: str | None, pick: Sequence[str] = ()) -> Raw:
-    values = _read_numpy(path, name, pick, id_column)
+def _raw_array(
+    path: Path, name: str | None, file: str, id_column: str | None, pick: Sequence[str] = (), *, models: bool = False
+) -> Raw:
+    values = _read_numpy(path, name, pick, id_column, models=models)
     ids = None
     if id_column is not None:
         if _kind(path) == ".npy":

@@ -1,5 +1,8 @@
 """Modules rebuilt with the smaller parameters compute the same as the smaller program."""
 
+import warnings
+
+import chex
 import equinox as eqx
 import flax.linen as linen_nn
 import jax
@@ -72,7 +75,7 @@ def test_linen_modules_take_their_sizes_from_the_parameters(name):
     model, small, expected = remove_half(name)
     module = getattr(models, f"{name}_module")()
     variables = {"params": small.params} | ({} if small.state is None else {"batch_stats": small.state})
-    fitted = linen.smaller_apply(module)
+    fitted = linen.smaller_apply(module, small.kept)
     np.testing.assert_allclose(jax.jit(fitted)(variables, *model.inputs), expected, atol=1e-6)
     if small.state is None:
         assert small.differences(lambda p, x: fitted({"params": p}, x)) == ()
@@ -161,6 +164,49 @@ def test_nnx_grouped_layers_keep_their_groups_where_these_lose_positions():
         structured_nnx.smaller_module(model, small.params)
 
 
+class NnxStatistics(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(8, 6, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.last = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(nnx.relu(self.norm(self.first(x)))))
+
+
+class NnxShared(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(8, 6, rngs=rngs)
+        self.one = nnx.Linear(6, 6, rngs=rngs)
+        self.last = nnx.Linear(6, 3, rngs=rngs)
+        self.two = self.one
+
+    def __call__(self, x):
+        x = nnx.relu(self.first(x))
+        return self.last(x + nnx.relu(self.two(nnx.relu(self.one(x)))))
+
+
+@pytest.mark.parametrize("kind", [NnxStatistics, NnxShared, NnxGroups])
+def test_the_nnx_module_and_its_states_stay_as_they_are(kind):
+    model = kind(nnx.Rngs(0))
+    model.eval()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graph = jprune.trace_model(lambda p, x: nnx.merge(graphdef, p, rest)(x), params, X)
+    small = jprune.remove_channels(graph, params, masks_like(params, half_of(graph)[0]), check=X)
+    state = nnx.state(model)
+    before, sizes, outputs = nnx.to_pure_dict(nnx.clone(state)), repr(graphdef), model(X)
+    module = structured_nnx.smaller_module(model, small.params, rest, small.kept)
+    np.testing.assert_allclose(module(X), small.apply(small.params, X), atol=1e-6)
+    for kept in (state, nnx.state(model), nnx.merge_state(params, rest)):
+        chex.assert_trees_all_equal(nnx.to_pure_dict(kept), before)
+    assert repr(nnx.split(model)[0]) == sizes
+    chex.assert_trees_all_equal(model(X), outputs)
+    module.train()
+    module(X)  # draws from the streams of the copy, and updates its statistics
+    chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(model)), before)
+
+
 def test_linen_grouped_layers_keep_their_groups_where_these_lose_positions():
     module = LinenGroups()
     variables = module.init(jax.random.key(1), X)
@@ -224,6 +270,144 @@ def test_an_equinox_transposed_convolution_takes_its_sizes_from_the_parameters()
     np.testing.assert_allclose(module(x), expected, atol=1e-6)
 
 
+class LinenNorms(linen_nn.Module):
+    norm: linen_nn.Module
+
+    @linen_nn.compact
+    def __call__(self, x):
+        x = linen_nn.Dense(8, name="embed")(x)
+        x = x + linen_nn.Dense(8, name="down")(linen_nn.relu(linen_nn.Dense(6, name="up")(self.norm(x))))
+        return linen_nn.Dense(3, name="head")(self.norm(x))
+
+
+class NnxNorms(nnx.Module):
+    def __init__(self, norm):
+        rngs = nnx.Rngs(0)
+        self.embed, self.norm = nnx.Linear(8, 8, rngs=rngs), norm
+        self.up, self.down = nnx.Linear(8, 6, rngs=rngs), nnx.Linear(6, 8, rngs=rngs)
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.embed(x)
+        return self.head(self.norm(x + self.down(nnx.relu(self.up(self.norm(x))))))
+
+
+class EquinoxNorms(eqx.Module):
+    embed: eqx.nn.Linear
+    norm: eqx.Module
+    head: eqx.nn.Linear
+
+    def __call__(self, x):
+        return jax.vmap(lambda x: self.head(self.norm(self.embed(x))))(x)
+
+
+def cut(apply, params, x, removed, *members):
+    """The model without some channels of the groups that have these members."""
+    graph = jprune.trace_model(apply, params, x)
+    found = [g for g in graph.channels if any((m.path, m.axis) in members for m in g.members)]
+    gone = [(group, jnp.asarray(removed(group.size))) for group in found]
+    masks = masks_without(graph, dict.fromkeys(graph.shapes, 0.0), gone, {})
+    return jprune.remove_channels(graph, params, masks_like(params, masks), check=x)
+
+
+def first_half(size):
+    return np.arange(size) < size // 2
+
+
+def check_against_small(small, outputs, x, expected):
+    """The warnings name what differs, and nothing differs without them."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        own = outputs()
+    difference = float(jnp.abs(own - small.apply(small.params, x)).max())
+    assert (difference < 1e-5) == (expected is None), difference
+    messages = [str(one.message) for one in found]
+    assert len(messages) == (expected is not None)
+    assert all(f"the code of {expected} divides by its number of channels" in message for message in messages)
+
+
+NORMS = {  # the norm, which channels of the stream go, and the layer that is named
+    "layer": ("LayerNorm", {}, first_half, "LayerNorm 'norm'"),
+    "rms": ("RMSNorm", {}, first_half, "RMSNorm 'norm'"),
+    "no parameters": ("LayerNorm", {"use_scale": False, "use_bias": False}, first_half, "LayerNorm 'norm'"),
+    "whole groups": ("GroupNorm", {"num_groups": 4}, first_half, None),
+    "no channel of the stream": ("LayerNorm", {}, None, None),
+}
+
+
+@pytest.mark.parametrize("case", NORMS.values(), ids=NORMS)
+@pytest.mark.parametrize("library", ["linen", "nnx"])
+def test_layers_that_divide_by_fewer_channels_than_before_are_named(library, case):
+    name, options, removed, expected = case
+    group = ("embed/kernel", 1) if removed else ("up/kernel", 1)
+    if library == "linen":
+        module = LinenNorms(getattr(linen_nn, name)(**options))
+        params = module.init(jax.random.key(1), X)["params"]
+        small = cut(lambda p, x: module.apply({"params": p}, x), params, X, removed or first_half, group)
+        outputs = lambda: linen.smaller_apply(module, small.kept)({"params": small.params}, X)
+        declared, *left = small.table.differences
+        assert "ScopeParamShapeError" in declared
+        assert [("smaller_apply it can be used" in what, "div: the number 8" in what) for what in left] == [
+            (not expected, bool(expected))
+        ] * (2 if expected else 1)
+    else:
+        model = NnxNorms(getattr(nnx, name)(8, **options, rngs=nnx.Rngs(0)))
+        graphdef, params = nnx.split(model)
+        small = cut(lambda p, x: nnx.merge(graphdef, p)(x), params, X, removed or first_half, group)
+        outputs = lambda: structured_nnx.smaller_module(model, small.params, kept=small.kept)(X)
+    check_against_small(small, outputs, X, expected)
+
+
+@pytest.mark.parametrize("norm", [eqx.nn.LayerNorm(8), eqx.nn.RMSNorm(8), eqx.nn.GroupNorm(4, 8)])
+def test_equinox_layers_that_divide_by_fewer_channels_than_before_are_named(norm):
+    keys = jax.random.split(jax.random.key(0))
+    model = EquinoxNorms(eqx.nn.Linear(8, 8, key=keys[0]), norm, eqx.nn.Linear(8, 3, key=keys[1]))
+    arrays, static = eqx.partition(model, eqx.is_array)
+    small = cut(lambda p, x: eqx.combine(p, static)(x), arrays, X[0], first_half, ("embed/weight", 0))
+    outputs = lambda: structured_equinox.smaller_module(model, small.params, small.kept)(X[0])
+    expected = None if isinstance(norm, eqx.nn.GroupNorm) else f"{type(norm).__name__} 'norm'"
+    check_against_small(small, outputs, X[0], expected)
+    # The moments of an optimizer are modules too, but they are not called.
+    structured_equinox.smaller_module((model,), (small.params,), small.kept)
+
+
+@pytest.mark.parametrize("axis", [1, 2], ids=["whole heads", "part of every head"])
+@pytest.mark.parametrize("library", ["linen", "nnx"])
+def test_attention_is_named_if_its_heads_are_smaller_and_not_if_they_are_fewer(library, axis):
+    if library == "linen":
+        module = linen_nn.MultiHeadDotProductAttention(2, qkv_features=8)
+        params, name = module.init(jax.random.key(1), X)["params"], "MultiHeadDotProductAttention"
+        apply = lambda p, x: module.apply({"params": p}, x)
+        own = lambda small: linen.smaller_apply(module, small.kept)({"params": small.params}, X)
+    else:
+        model = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
+        (graphdef, params), name = nnx.split(model), "MultiHeadAttention"
+        apply = lambda p, x: nnx.merge(graphdef, p)(x)
+        own = lambda small: structured_nnx.smaller_module(model, small.params, kept=small.kept)(X)
+    small = cut(apply, params, X, first_half, ("query/kernel", axis), ("value/kernel", axis))
+    check_against_small(small, lambda: own(small), X, name if axis == 2 else None)
+
+
+class LinenOwnParameter(linen_nn.Module):
+    @linen_nn.compact
+    def __call__(self, x):
+        x = linen_nn.Dense(8, name="embed")(x) + self.param("pos", linen_nn.initializers.ones, (8,))
+        return linen_nn.Dense(3, name="head")(x)
+
+
+def test_the_error_for_a_size_in_the_code_of_a_linen_module_names_the_parameter():
+    module = LinenOwnParameter()
+    params = module.init(jax.random.key(1), X)["params"]
+    small = cut(lambda p, x: module.apply({"params": p}, x), params, X, first_half, ("embed/kernel", 1))
+    fitted = linen.smaller_apply(module, small.kept)
+    with pytest.raises(
+        ValueError, match=r'parameter "pos" in "/".* \(8,\).* \(4,\)\. smaller_apply changes .*small\.apply'
+    ):
+        fitted({"params": small.params}, X)
+    (difference,) = small.differences(lambda p, x: fitted({"params": p}, x))
+    assert 'self.param("pos"' in difference
+
+
 def test_the_groups_left_are_counted_in_the_kept_indices_or_follow_from_the_sizes():
     positions, whole = np.tile([True, True, False, False], 2), np.arange(8) < 4
     for along, groups in ((positions, 2), (whole, 1)):
@@ -237,6 +421,7 @@ def test_the_groups_left_are_counted_in_the_kept_indices_or_follow_from_the_size
         feature_groups("conv/kernel", (3, 9), 6, None)
 
 
+@pytest.mark.filterwarnings("ignore:the code of LayerNorm divides")
 def test_nnx_layers_that_are_stacked_or_normalize_groups_take_their_sizes_from_the_last_axes():
     rngs = nnx.Rngs(0)
     layers = {
@@ -264,6 +449,7 @@ def test_nnx_layers_that_are_stacked_or_normalize_groups_take_their_sizes_from_t
     assert (small["einsum"].kernel_shape, small["einsum"].bias_shape) == ((4, 2, 2), (2, 2))
 
 
+@pytest.mark.filterwarnings("ignore:the code of LayerNorm divides")
 def test_equinox_layers_that_are_stacked_or_normalize_groups_take_their_sizes_from_the_last_axes():
     key = jax.random.key(0)
     layers = {
