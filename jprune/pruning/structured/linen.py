@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import flax.linen as nn
@@ -11,8 +12,10 @@ from jaxtyping import Bool, PyTree
 
 from jprune.pruning.structured.cutting import KeptIndices, feature_groups, kept_along, warn_of_other_divisors
 
+_DIVIDE = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.MultiHeadDotProductAttention)
 
-def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices]) -> Callable[..., PyTree]:
+
+def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices] | None = None) -> Callable[..., PyTree]:
     """Return the ``apply`` of a Linen module whose layers take their sizes from the given parameters.
 
     Linen layers declare ``features`` and raise for parameters of other sizes. While the returned function runs,
@@ -21,7 +24,8 @@ def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices]) -> Callabl
 
     Args:
       module: the module that was pruned; it is not changed.
-      kept: ``small.kept``, from which follow the groups of a GroupNorm, and the layers whose outputs differ.
+      kept: ``small.kept``, from which follow the groups of a GroupNorm, and the layers whose outputs differ. Without it
+        a warning names the layers whose outputs may differ.
 
     Returns:
       A function called like ``module.apply``. When it is called, a warning names the layers (LayerNorm, RMSNorm,
@@ -31,7 +35,7 @@ def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices]) -> Callabl
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.zeros(5)}
-    >>> smaller_apply(nn.Dense(8), {})({"params": params}, jnp.ones((1, 4))).shape
+    >>> smaller_apply(nn.Dense(8))({"params": params}, jnp.ones((1, 4))).shape
     (1, 5)
     """
 
@@ -46,18 +50,26 @@ def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices]) -> Callabl
                     "only: take this size in the code of your module from an argument that you change, or use "
                     "small.apply, or keep the channels of this parameter"
                 ).with_traceback(error.__traceback__) from error
-        warn_of_other_divisors(divisors)
+        if kept is not None:
+            warn_of_other_divisors(divisors)
+        elif divisors:
+            named = ", ".join(dict.fromkeys(f"'{path}'" for _, path in divisors))
+            warnings.warn(
+                f"the code of {named} divides by its number of channels; if that is smaller now, the outputs differ "
+                "from those of small.apply: give kept=small.kept to know",
+                stacklevel=2,
+            )
         return outputs
 
     return apply
 
 
 @contextlib.contextmanager
-def sizes_of_parameters(kept: Mapping[str, KeptIndices]) -> Iterator[list[tuple[nn.Module, str]]]:
+def sizes_of_parameters(kept: Mapping[str, KeptIndices] | None) -> Iterator[list[tuple[nn.Module, str]]]:
     """Let the layers of Linen modules that are called take their sizes from their parameters.
 
     Args:
-      kept: the kept indices of every axis, by path.
+      kept: the kept indices of every axis, by path; None if they are not known.
 
     Yields:
       The layers that were called and their paths, of those that divide by a number of channels that is smaller now.
@@ -79,16 +91,16 @@ def sizes_of_parameters(kept: Mapping[str, KeptIndices]) -> Iterator[list[tuple[
 
 
 def _set_sizes_of_parameters(
-    module: nn.Module, inputs: PyTree, kept: Mapping[str, KeptIndices]
+    module: nn.Module, inputs: PyTree, kept: Mapping[str, KeptIndices] | None
 ) -> Iterator[tuple[nn.Module, str]]:
     """Set the sizes of a layer that is called; yield it and its path if it divides by a number that is smaller now."""
     # A recurrent layer gets the carry of its cell without a call that can be intercepted.
     for layer in (module, getattr(module, "cell", None)):
         if isinstance(layer, nn.Module) and layer.scope is not None:
             params = layer.variables.get("params", {})
-            if _divides_by_fewer(layer, params, inputs, kept):
+            if isinstance(layer, _DIVIDE) if kept is None else _divides_by_fewer(layer, params, inputs, kept):
                 yield layer, "/".join(layer.path)
-            for name, size in _sizes(layer, params, inputs, kept).items():
+            for name, size in _sizes(layer, params, inputs, kept or {}).items():
                 object.__setattr__(layer, name, size)  # modules are frozen; this one exists for the call only
 
 
