@@ -235,9 +235,11 @@ def unknown_axes(path: str, shape: tuple[int, ...], why: str, axes: Axes = None)
             f"leaf '{path}' of shape {shape}: {why}, and the graph does not say which axes these are ({reason}); "
             f"leave the leaf out, or give {by_hand} in place of the graph, with patterns for the other leaves"
         )
+    alone = isinstance(axes, str) and not _beside.get()  # called on scores, not by prune
+    on_all = f", or axes=jprune.prunable(params, axes={axes!r}), which also reads the biases" if alone else ""
     return (
         f"leaf '{path}' of shape {shape}: {why}, and its name and shape do not say which axes these are; "
-        f"give axes=jprune.trace_model(apply, params, *inputs) or {by_hand}"
+        f"give axes=jprune.trace_model(apply, params, *inputs) or {by_hand}{on_all}"
     )
 
 

@@ -59,6 +59,14 @@ def _scanned_attention():
     return {"attn": {n: {"kernel": jax.random.normal(k, s)} for k, (n, s) in zip(keys, shapes.items(), strict=True)}}
 
 
+def test_a_selection_of_scores_says_how_to_read_the_biases():
+    scores = jprune.magnitude(where=jprune.by_path(include="query/kernel"))(_scanned_attention())
+    with pytest.raises(
+        ValueError, match=r"or axes=jprune.prunable\(params, axes='flax'\), which also reads the biases$"
+    ):
+        jprune.nm_masks(scores, axes="flax")
+
+
 @pytest.mark.parametrize("where", [jprune.by_path(include="query/kernel"), jprune.by_path(exclude="/out/")])
 def test_a_part_of_scanned_attention_is_read_as_the_whole_is(where):
     params = _scanned_attention()
