@@ -61,12 +61,14 @@ class Axis:
       sources: axes of parameters that it comes from, outermost first, while the array is made of parameters.
       zero: whether the array is 0 at an index whose channel is masked in all parameters.
       parts: the axes that a reshape merged into it, outermost first, until an operation changes it.
+      gated: whether the array is a product of two activations that both have this axis, with nothing summed over.
     """
 
     ids: np.ndarray
     sources: tuple[Source, ...] = ()
     zero: bool = False
     parts: "tuple[Axis, ...]" = ()
+    gated: bool = False
 
     @property
     def size(self) -> int:

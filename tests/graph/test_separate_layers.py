@@ -1,11 +1,12 @@
-"""Axes over separate layers, told from axes of one layer: ensembles and depthwise kernels."""
+"""Axes over separate layers, told from axes of one layer: ensembles, depthwise kernels and experts."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jprune
-from tests.graph.models import roles, shape
+from tests.graph.models import groups, roles, shape
 
 
 def conv(x, w, groups=1):
@@ -110,3 +111,80 @@ def test_outputs_and_data_that_are_merged_by_the_model_are_not_separate_layers()
 
     graph = jprune.trace_model(apply, {"heads": shape(4, 6, 3), "w": shape(1, 3, 12, 4, 2)}, shape(2, 5, 4, 6))
     assert roles(graph) == {"heads": "s i o", "w": "w w i o o"}
+
+
+def experts(merged):
+    def apply(p, x):
+        gates = jax.nn.softmax(x @ p["router"])
+        h = jax.nn.silu(jnp.einsum("bd,edf->ebf", x, p["gate"])) * jnp.einsum("bd,edf->ebf", x, p["up"])
+        return merged(h, p["down"], gates)
+
+    return apply
+
+
+SIZES = [(4, 8, 10, 5), (4, 8, 16, 5), (8, 64, 128, 4), (64, 2048, 1408, 16), (128, 2048, 768, 4096), (2, 3, 7, 1)]
+
+
+@pytest.mark.parametrize(("number", "features", "hidden", "batch"), SIZES)
+@pytest.mark.parametrize(
+    "merged",
+    [
+        lambda h, down, gates: jnp.einsum("ebf,efd,be->bd", h, down, gates),
+        lambda h, down, gates: jnp.einsum("be,ebf,efd->bd", gates, h, down),
+        lambda h, down, gates: jnp.einsum("ebf,be,efd->bd", h, gates, down, optimize=False),
+        lambda h, down, gates: jnp.einsum("be,ebd->bd", gates, jnp.einsum("ebf,efd->ebd", h, down)),
+    ],
+    ids=["gates last", "gates first", "in order", "two products"],
+)
+def test_roles_of_experts_do_not_depend_on_the_order_of_the_contraction(merged, number, features, hidden, batch):
+    up, down = shape(number, features, hidden), shape(number, hidden, features)
+    params = {"router": shape(features, number), "gate": up, "up": up, "down": down}
+    graph = jprune.trace_model(experts(merged), params, shape(batch, features))
+    assert roles(graph) == {"router": "i o", "gate": "s i o", "up": "s i o", "down": "s i o"}
+    assert (hidden, {("gate", 2): 1, ("up", 2): 1, ("down", 1): 1}) in groups(graph)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("heads", "features", "size", "length"), [(2, 8, 4, 3), (8, 16, 2, 5), (4, 512, 64, 128)])
+def test_heads_of_attention_are_inputs_of_the_projection_after_it(heads, features, size, length, gated):
+    """Also with heads first, as Gemma stores them, and with a gate for each head."""
+
+    def apply(p, x):
+        q, k, v = (jnp.einsum("btd,hdk->bthk", x, p[name]) for name in "qkv")
+        h = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q, k)), v)
+        if gated:
+            h = h * jax.nn.sigmoid(x @ p["gate"])[..., None]
+        return jnp.einsum("bthk,hkd->btd", h, p["out"])
+
+    params = {name: shape(heads, features, size) for name in "qkv"} | {"out": shape(heads, size, features)}
+    params["gate"] = shape(features, heads)
+    graph = jprune.trace_model(apply, params, shape(2, length, features))
+    assert {path: roles(graph)[path] for path in "qkv"} == dict.fromkeys("qkv", "o i o")
+    assert roles(graph)["out"] == "i i o"
+
+
+def test_experts_of_one_product_keep_the_same_number_of_weights():
+    draw = np.random.default_rng(0)
+    scale = np.arange(1.0, 5.0)[:, None, None]
+    up, down = scale * draw.normal(size=(4, 8, 10)), scale * draw.normal(size=(4, 10, 8))
+    params = {"router": draw.normal(size=(8, 4)), "gate": up, "up": up, "down": down}
+    apply = experts(lambda h, down, gates: jnp.einsum("ebf,efd,be->bd", h, down, gates))
+    graph = jprune.trace_model(apply, params, shape(5, 8))
+    masks = jprune.layer_masks(jprune.magnitude(where=graph)(params), sparsity=0.5, axes=graph)
+    np.testing.assert_array_equal(masks["up"].sum((1, 2)), [40] * 4)
+    np.testing.assert_array_equal(masks["down"].sum((1, 2)), [40] * 4)
+
+
+def test_grams_of_experts_of_one_product_are_those_of_each_expert():
+    draw = np.random.default_rng(0)
+    h, gates = draw.normal(size=(3, 5, 10)).astype(np.float32), draw.random((5, 3)).astype(np.float32)
+    apply = lambda p, batch: jnp.einsum("ebf,edf,be->bd", batch[0], p["down"], batch[1])  # the hidden units are last
+    params = {"down": jnp.asarray(draw.normal(size=(3, 8, 10)), jnp.float32)}
+    graph = jprune.trace_model(apply, params, (h, gates))
+    assert roles(graph) == {"down": "s o i"}
+    gated = h * gates.T[:, :, None]
+    grams = jprune.scores.input_grams(apply, params, [(h, gates)], axes=graph)
+    np.testing.assert_allclose(grams["down"].matrix, np.swapaxes(gated, 1, 2) @ gated, rtol=1e-5, atol=1e-6)
+    scores = jprune.wanda(apply, axes=graph)(params, batch=(h, gates))
+    expected = np.abs(params["down"]) * np.linalg.norm(gated, axis=1)[:, None]
+    np.testing.assert_allclose(scores["down"], expected, rtol=1e-5)

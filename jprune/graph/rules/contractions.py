@@ -38,7 +38,8 @@ def _dot_general(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
         return [Value(tuple(axes), max(left.kind, right.kind), union(left.chosen, right.chosen), factors=factors)]
     kind = max(left.kind, right.kind)
     kind = Kind.ACTIVATION if kind.of_parameters else kind
-    return [Value(tuple(Axis(axis.ids, zero=axis.zero) for axis in axes), kind)]
+    gated = len(batch[0]) if left.kind is right.kind is Kind.ACTIVATION and not contracted[0] else 0
+    return [Value(tuple(Axis(axis.ids, zero=axis.zero, gated=k < gated) for k, axis in enumerate(axes)), kind)]
 
 
 def _times_identity(record: Record, kernel: Value, other: Value, place: int, is_left: bool) -> Value:
@@ -91,11 +92,25 @@ def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Fa
     for side in kernels:
         in_axes = union(*(axis.sources for axis in side.value.axes))
         record.role([source for source in side.value.chosen if source not in in_axes], "stacked")
-        record.role(side.sources(side.contracted), "inputs")
+        other = sides[1] if side is sides[0] else sides[0]
+        gated = _gated(side, other)
+        record.role(side.sources([place for place in side.contracted if place not in gated]), "inputs")
+        record.role(side.sources(gated), "stacked")
         record.role(side.sources(side.batch), "stacked" if side.contracted or side.free else "outputs")
         record.role(side.sources(side.free), "outputs")
     record.count(kernels[0].value if kernels else None, count)
     return None
+
+
+def _gated(kernel: _Side, data: _Side) -> list[int]:
+    """Return the axes of a kernel over experts whose outputs are weighted and summed by this product.
+
+    ``jnp.einsum("ebf,efd,be->bd")`` may multiply the hidden units by the gates first, and then sum over experts and
+    hidden units at once. Where it multiplies by the gates last, the experts are a batch dimension of the product.
+    """
+    pairs = zip(kernel.contracted, data.contracted, strict=True)
+    gated = [place for place, own in pairs if data.value.axes[own].gated]
+    return gated if len(gated) < len(kernel.contracted) else []
 
 
 @rule("conv_general_dilated")
