@@ -133,7 +133,6 @@ def _parameter(record: Record, path: str, leaf: Leaf) -> Value:
     axes = []
     record.leaf_sizes[path] = math.prod(leaf.shape)
     for axis, size in enumerate(leaf.shape):
-        record.sizes[Source(path, axis)] = size
         axes.append(Axis(record.channels.fresh(size), (Source(path, axis),), zero=True))
     return Value(tuple(axes), Kind.PARAMETER)
 
@@ -287,7 +286,7 @@ def _kernel_axes(found: Sequence[set[str]], groups: int) -> KernelAxes:
 
 
 def _is_kernel(roles: Mapping[Source, set[str]], path: str, rank: int) -> bool:
-    return any("inputs" in roles.get(Source(path, axis), set()) for axis in range(rank))
+    return any({"inputs", "spatial"} & roles.get(Source(path, axis), set()) for axis in range(rank))
 
 
 def _frozen(axes: Sequence[LeafAxis], solution: Solution) -> dict[tuple[str, int], str]:

@@ -60,16 +60,29 @@ class Axis:
       ids: the channel id of every index.
       sources: axes of parameters that it comes from, outermost first, while the array is made of parameters.
       zero: whether the array is 0 at an index whose channel is masked in all parameters.
+      parts: the axes that a reshape merged into it, outermost first, until an operation changes it.
+      gated: whether the array is a product of two activations that both have this axis, with nothing summed over.
     """
 
     ids: np.ndarray
     sources: tuple[Source, ...] = ()
     zero: bool = False
+    parts: "tuple[Axis, ...]" = ()
+    gated: bool = False
 
     @property
     def size(self) -> int:
         """Number of indices."""
         return len(self.ids)
+
+    def with_ids(self, ids: np.ndarray) -> "Axis":
+        """Return this axis with other indices."""
+        return dataclasses.replace(self, ids=ids, parts=())
+
+    @property
+    def merged(self) -> "tuple[Axis, ...]":
+        """The axes of which it is made, also where one of them was merged before; the axis alone if it is one."""
+        return tuple(axis for part in self.parts for axis in part.merged) or (self,)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,7 +178,6 @@ class Record:
         self.unknown: list[tuple[str, str]] = []
         self.mixed: dict[Source, str] = {}  # axes of parameters mixed by a sort or a transform, and its name
         self.times = 1  # how often the equations being traced are executed
-        self.sizes: dict[Source, int] = {}
         self.leaf_sizes: dict[str, int] = {}
         self.uncounted: set[str] = set()  # parameters read in loops with an unknown number of iterations
         self.constants = Kind.CONSTANT
@@ -195,11 +207,6 @@ class Record:
             shares = {max(sizes, key=lambda path: sizes[path]): 1}
         for path, share in shares.items():
             self.multiply_adds.append((path, self.times * multiply_adds * share // max(1, sum(shares.values()))))
-
-    def outer_axes(self, sources: Sequence[Source], groups: int) -> int:
-        """Return how many of the merged axes are over the groups of a convolution."""
-        sizes = np.cumprod([self.sizes[source] for source in sources[:-1]])
-        return max((k + 1 for k, size in enumerate(sizes) if groups % size == 0), default=0)
 
     def mark(self) -> tuple[Mark, tuple[int, ...]]:
         """Return the current position, for ``rewind``."""

@@ -38,7 +38,8 @@ def _dot_general(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
         return [Value(tuple(axes), max(left.kind, right.kind), union(left.chosen, right.chosen), factors=factors)]
     kind = max(left.kind, right.kind)
     kind = Kind.ACTIVATION if kind.of_parameters else kind
-    return [Value(tuple(Axis(axis.ids, zero=axis.zero) for axis in axes), kind)]
+    gated = len(batch[0]) if left.kind is right.kind is Kind.ACTIVATION and not contracted[0] else 0
+    return [Value(tuple(Axis(axis.ids, zero=axis.zero, gated=k < gated) for k, axis in enumerate(axes)), kind)]
 
 
 def _times_identity(record: Record, kernel: Value, other: Value, place: int, is_left: bool) -> Value:
@@ -91,11 +92,25 @@ def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Fa
     for side in kernels:
         in_axes = union(*(axis.sources for axis in side.value.axes))
         record.role([source for source in side.value.chosen if source not in in_axes], "stacked")
-        record.role(side.sources(side.contracted), "inputs")
+        other = sides[1] if side is sides[0] else sides[0]
+        gated = _gated(side, other)
+        record.role(side.sources([place for place in side.contracted if place not in gated]), "inputs")
+        record.role(side.sources(gated), "stacked")
         record.role(side.sources(side.batch), "stacked" if side.contracted or side.free else "outputs")
         record.role(side.sources(side.free), "outputs")
     record.count(kernels[0].value if kernels else None, count)
     return None
+
+
+def _gated(kernel: _Side, data: _Side) -> list[int]:
+    """Return the axes of a kernel over experts whose outputs are weighted and summed by this product.
+
+    ``jnp.einsum("ebf,efd,be->bd")`` may multiply the hidden units by the gates first, and then sum over experts and
+    hidden units at once. Where it multiplies by the gates last, the experts are a batch dimension of the product.
+    """
+    pairs = zip(kernel.contracted, data.contracted, strict=True)
+    gated = [place for place, own in pairs if data.value.axes[own].gated]
+    return gated if len(gated) < len(kernel.contracted) else []
 
 
 @rule("conv_general_dilated")
@@ -107,7 +122,8 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
         return not_understood(record, equation, inputs)  # the kernel is the left operand
     record.settle(data)
     if kernel.kind.of_parameters:
-        _read_by_convolution(record, kernel, rhs, groups * params["batch_group_count"])
+        split = data.axes[lhs[1] if params["batch_group_count"] == 1 else lhs[0]]
+        _read_by_convolution(record, kernel, rhs, split, groups * params["batch_group_count"])
     count = math.prod(shape) * math.prod(kernel.shape) // max(1, shape[out[1]])
     record.count(kernel if kernel.kind.of_parameters else None, count)
     for axis in [*(data.axes[p] for p in lhs[2:]), *(kernel.axes[p] for p in rhs[2:])]:
@@ -116,7 +132,7 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     if params["batch_group_count"] == 1:
         axes[out[0]] = Axis(data.axes[lhs[0]].ids)
     features, inside, made = data.axes[lhs[1]], kernel.axes[rhs[1]], kernel.axes[rhs[0]]
-    axes[out[1]] = Axis(made.ids, zero=made.zero)
+    axes[out[1]] = Axis(made.ids, zero=made.zero, parts=made.parts)
     if params["batch_group_count"] != 1:
         for axis in (data.axes[lhs[0]], features, inside, made):
             channels.freeze(axis.ids, "a convolution with groups in its batch")
@@ -146,19 +162,27 @@ def _tie_groups(record: Record, features: Axis, inside: Axis, made: Axis, groups
     )
 
 
-def _read_by_convolution(record: Record, kernel: Value, spec: Sequence[int], groups: int) -> None:
+def _read_by_convolution(record: Record, kernel: Value, spec: Sequence[int], split: Axis, groups: int) -> None:
+    """Record how a convolution reads a kernel, whose groups divide the axis ``split`` of the data.
+
+    A convolution under ``vmap`` is one grouped convolution, where the mapped axis is merged with the outputs of the
+    kernel and with the channels of the data. If it is merged with the outputs only, it is an axis of channels, as that
+    of a depthwise kernel with several outputs for each channel.
+    """
+    made = kernel.axes[spec[0]]
     record.role(union(*(kernel.axes[place].sources for place in spec[2:])), "spatial")
     record.role(kernel.axes[spec[1]].sources, "inputs")
-    record.role([source for source in kernel.chosen if source not in kernel.axes[spec[0]].sources], "stacked")
-    by_path: dict[str, list[Source]] = {}
-    for source in kernel.axes[spec[0]].sources:
-        by_path.setdefault(source.path, []).append(source)
-    for path, sources in by_path.items():
-        # A convolution under vmap is one grouped convolution, with the mapped axis merged into its outputs.
-        outer = record.outer_axes(sources, groups) if len(sources) > 1 else 0
-        record.role(sources[:outer], "stacked")
-        record.role(sources[outer:], "outputs")
-        record.groups.append((path, groups // math.prod(record.sizes[source] for source in sources[:outer])))
+    record.role([source for source in kernel.chosen if source not in made.sources], "stacked")
+    outer = 0
+    for part, channels in zip(made.merged[:-1], split.merged[:-1], strict=False):
+        if part.size != channels.size or groups % part.size:
+            break
+        record.channels.tie(part.ids, channels.ids)
+        record.role(part.sources, "stacked")
+        groups, outer = groups // part.size, outer + 1
+    for part in made.merged[outer:]:
+        record.role(part.sources, "outputs")
+    record.groups.extend((path, groups) for path in dict.fromkeys(source.path for source in made.sources))
 
 
 @rule("ragged_dot", "ragged_dot_general")

@@ -66,7 +66,7 @@ def _dynamic_slice(record: Record, equation: core.JaxprEqn, inputs: list[Value])
     for place, size in enumerate(equation.params["slice_sizes"]):
         if size != axes[place].size:
             record.channels.freeze(axes[place].ids, "it is indexed")
-            axes[place] = dataclasses.replace(axes[place], ids=record.channels.frozen(size, "it is indexed"))
+            axes[place] = axes[place].with_ids(record.channels.frozen(size, "it is indexed"))
             cut.append(place)
     kind = max((starts[place].kind for place in cut), default=Kind.CONSTANT)
     if value.kind.of_parameters and kind > Kind.CONSTANT:

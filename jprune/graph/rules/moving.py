@@ -27,7 +27,7 @@ def _transpose(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> 
 def _rev(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     axes = list(inputs[0].axes)
     for axis in equation.params["dimensions"]:
-        axes[axis] = dataclasses.replace(axes[axis], ids=axes[axis].ids[::-1])
+        axes[axis] = axes[axis].with_ids(axes[axis].ids[::-1])
     return [inputs[0].with_axes(axes)]
 
 
@@ -68,7 +68,7 @@ def _slice(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list
     starts, limits = equation.params["start_indices"], equation.params["limit_indices"]
     strides = equation.params["strides"] or (1,) * len(starts)
     axes = [
-        dataclasses.replace(axis, ids=axis.ids[start:limit:stride])
+        axis.with_ids(axis.ids[start:limit:stride])
         for axis, start, limit, stride in zip(inputs[0].axes, starts, limits, strides, strict=True)
     ]
     return [inputs[0].with_axes(axes)]
@@ -79,7 +79,7 @@ def _split(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list
     place, outputs, start = equation.params["axis"], [], 0
     for size in equation.params["sizes"]:
         axes = list(inputs[0].axes)
-        axes[place] = dataclasses.replace(axes[place], ids=axes[place].ids[start : start + size])
+        axes[place] = axes[place].with_ids(axes[place].ids[start : start + size])
         outputs.append(inputs[0].with_axes(axes))
         start += size
     return outputs
@@ -119,7 +119,7 @@ def _joined(record: Record, values: list[Value], along: int) -> Value:
 @rule("tile")
 def _tile(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     axes = [
-        axis if times == 1 else dataclasses.replace(axis, ids=np.tile(axis.ids, times))
+        axis if times == 1 else axis.with_ids(np.tile(axis.ids, times))
         for axis, times in zip(inputs[0].axes, equation.params["reps"], strict=True)
     ]
     return [inputs[0].with_axes(axes)]
@@ -148,7 +148,7 @@ def _pad(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[V
         else:
             record.channels.freeze(axis.ids, "it is padded between its indices or cropped")
             ids = record.channels.frozen(size, "it is padded")
-        axes[place] = dataclasses.replace(axis, ids=ids)
+        axes[place] = axis.with_ids(ids)
     return [inputs[0].with_axes(axes)]
 
 
@@ -162,13 +162,19 @@ def _reshape(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
     kept = [place for place, axis in enumerate(value.axes) if axis.size != 1]
     units = [axis for axis in value.axes if axis.size == 1]
     surplus = max(0, len(units) - list(new).count(1))
-    _drop(record, value, [place for place in range(len(value.axes)) if place not in kept][len(units) - surplus :])
+    dropped = [place for place in range(len(value.axes)) if place not in kept][len(units) - surplus :]
     axes = [Axis(record.channels.frozen(1, "its size is one")) for _ in new]
     for place, unit in zip((p for p, size in enumerate(new) if size == 1), units, strict=False):
         axes[place] = unit
     for old, places in _blocks([value.axes[p].size for p in kept], new):
+        end = next((p for p in kept if p > kept[old[-1]]), len(value.axes))
+        parts = [p for p in range(kept[old[0]], end) if p in kept or p in dropped]  # and those of size one behind
         for place, axis in zip(places, _regroup(record, [value.axes[kept[p]] for p in old], places, new), strict=True):
             axes[place] = axis
+        if len(places) == 1 < len(parts):
+            axes[places[0]] = dataclasses.replace(axes[places[0]], parts=tuple(value.axes[p] for p in parts))
+            dropped = [p for p in dropped if p not in parts]
+    _drop(record, value, dropped)
     return [value.with_axes(axes)]
 
 
@@ -198,6 +204,8 @@ def _regroup(record: Record, old: list[Axis], places: list[int], new: Sequence[i
     sources = union(*(axis.sources for axis in old))
     live = [axis for axis in old if not is_frozen(axis.ids)]
     zero = bool(live) and all(axis.zero for axis in live)
+    if len(old) == 1 and [part.size for part in old[0].parts] == [new[place] for place in places]:
+        return [dataclasses.replace(part, sources=part.sources if sources else (), zero=zero) for part in old[0].parts]
     if not live:
         return [Axis(np.broadcast_to(old[0].ids[:1], (new[place],)), sources, zero) for place in places]
     size = math.prod(axis.size for axis in old)
@@ -232,7 +240,7 @@ def _all_gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) ->
         axes, whole = list(value.axes), record.channels.frozen(shape_of(var)[place], why)
         if equation.params["tiled"]:
             record.channels.freeze(axes[place].ids, why)
-            axes[place] = dataclasses.replace(axes[place], ids=whole)
+            axes[place] = axes[place].with_ids(whole)
         else:
             axes.insert(place, Axis(whole))
         outputs.append(value.with_axes(axes))

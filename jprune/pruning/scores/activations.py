@@ -151,8 +151,9 @@ def refuse_unread(paths: Iterable[str], found: Mapping[str, object], remedy: str
     for path in paths:
         if path not in found:
             raise ValueError(
-                f"no matrix product or convolution reads '{path}' itself (those that read a multiplied or sliced "
-                f"kernel, or are inside while and cond, are not found); {remedy}"
+                f"no matrix product or convolution reads '{path}' itself; those that read a kernel that is scaled, "
+                "flipped, sliced or concatenated first (WeightNorm, ConvTranspose(transpose_kernel=True)), or are "
+                f"inside while and cond, are not found; {remedy}"
             )
 
 

@@ -348,15 +348,20 @@ def _product_gram(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side
         inputs, places = _dot_inputs(equation.params, other, view, side)
     else:
         inputs, places = _convolution_inputs(equation.params, other, view, side)
-    # places[b, i, o] is the flat index in the kernel of the weight at (batch b, input i, output o) of the product.
-    where = np.unravel_index(places, view.shape)
 
+    # places[b, i, o] is the flat index in the kernel of the weight at (batch b, input i, output o) of the product.
     def index(axes: tuple[int, ...]) -> np.ndarray:
         if not axes:
             return np.zeros(places.shape, int)
+        where = np.unravel_index(places, view.shape)
         return np.ravel_multi_index([where[axis] for axis in axes], _sizes(view.shape, axes))
 
-    layer, row = index(roles.stacked), index(roles.summed)
+    layer = index(roles.stacked)
+    if len(places) == 1 and (layer != layer[:, :1]).any():  # the product sums over experts too
+        order = np.argsort(layer[0, :, 0], kind="stable").reshape(int(layer.max()) + 1, -1)
+        inputs, places = jnp.moveaxis(inputs[0][:, order], 1, 0), places[0][order]
+        layer = index(roles.stacked)
+    row = index(roles.summed)
     if (layer != layer[:, :1, :1]).any() or (row != row[:1, :, :1]).any():
         raise ValueError(
             f"the product that reads '{view.path}' of shape {view.shape} does not sum over its axes {roles.summed}; "

@@ -10,6 +10,10 @@ import jprune
 RNG = np.random.default_rng(0)
 WEIGHTS = RNG.normal(size=(2, 3, 3)).astype(np.float32)
 X = RNG.normal(size=(5, 3)).astype(np.float32)
+UNREAD = (
+    r"reads 'kernel' itself; .* scaled, flipped, sliced or concatenated .*WeightNorm, .*transpose_kernel=True\)\), or "
+    r"are inside while and cond, are not found; .*activations="
+)
 STACKED = {"kernel": jprune.KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))}
 
 
@@ -147,8 +151,21 @@ def test_a_product_inside_a_while_loop_is_an_error_that_says_so():
     def apply(params, x):
         return jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] @ params["kernel"]), (0, x))[1]
 
-    message = r"reads 'kernel' itself \(.* multiplied or sliced kernel, or are inside while and cond, .*activations="
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=UNREAD):
         jprune.wanda(apply)({"kernel": jnp.ones((3, 3))}, batch=jnp.ones((1, 3)))
-    with pytest.raises(ValueError, match=message):
-        jprune.wanda(lambda p, x: x @ (2 * p["kernel"]))({"kernel": jnp.ones((3, 3))}, batch=jnp.ones((1, 3)))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda kernel: 2 * kernel,
+        lambda kernel: kernel / jnp.linalg.norm(kernel, axis=0, keepdims=True),
+        lambda kernel: kernel[::-1],
+        lambda kernel: kernel[:, :2],
+        lambda kernel: jnp.concatenate([kernel, jnp.ones((3, 1))], axis=1),
+    ],
+    ids=["scaled", "normalized", "flipped", "sliced", "concatenated"],
+)
+def test_a_product_that_reads_a_changed_kernel_is_an_error_that_names_the_change(read):
+    with pytest.raises(ValueError, match=UNREAD):
+        jprune.wanda(lambda params, x: x @ read(params["kernel"]))({"kernel": jnp.ones((3, 3))}, batch=jnp.ones((1, 3)))
