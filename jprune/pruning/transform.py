@@ -20,6 +20,7 @@ them:
 import functools
 import inspect
 import math
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -326,28 +327,22 @@ class PrunableLeaf(NamedTuple):
 class PrunableLeaves(tuple[PrunableLeaf, ...]):
     """The leaves that ``where`` selects; ``print`` shows them as a table.
 
-    As ``axes=`` of a score or selection it gives the axes that it shows.
+    As the ``axes=`` of any function it gives the axes of all leaves, which it resolved on all parameters.
 
     Attributes:
       others: float leaves with two or more axes that ``where`` does not select.
+      axes: the axes of each leaf of the parameters, by path, or None if they are unknown.
+      shapes: the shape of each leaf, by path.
     """
 
     others: tuple[PrunableLeaf, ...] = ()
+    axes: Mapping[str, KernelAxes | None] = types.MappingProxyType({})
+    shapes: Mapping[str, tuple[int, ...]] = types.MappingProxyType({})
 
     @property
     def kernels(self) -> tuple[str, ...]:
         """The paths of the selected leaves."""
         return tuple(leaf.path for leaf in self)
-
-    @property
-    def axes(self) -> dict[str, KernelAxes | None]:
-        """The axes of each leaf, by path."""
-        return {leaf.path: leaf.axes for leaf in (*self, *self.others)}
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each leaf, by path."""
-        return {leaf.path: leaf.shape for leaf in (*self, *self.others)}
 
     @property
     def unknown(self) -> dict[str, str]:
@@ -404,6 +399,7 @@ def prunable(params: PyTree, where: Where | None = None, axes: Axes = None) -> P
     ]
     found = PrunableLeaves(row for row, taken in rows if taken)
     found.others = tuple(row for row, taken in rows if not taken)
+    found.axes, found.shapes = roles, dict(shapes_of(params))
     return found
 
 

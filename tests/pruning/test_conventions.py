@@ -91,3 +91,18 @@ def test_a_transformation_tells_parameters_apart_whose_kernels_have_the_same_sha
     tx.update(dense, state, dense)
     with pytest.raises(ValueError, match="which axes these are"):
         tx.update(einsum, state, einsum)
+
+
+def test_every_function_takes_the_axes_that_prunable_shows():
+    params = {
+        "conv": _layer(kernel=(3, 3, 4, 8), bias=(8,))["layer"],
+        "head": _layer(kernel=(8, 4), bias=(4,))["layer"],
+    }
+    axes = jprune.prunable(params, axes="flax")
+    tx = jprune.prune(jprune.magnitude(), {0: 0.5}, selection=output_masks, axes=axes)
+    updates, state = tx.update(params, tx.init(params), params)
+    pruned = optax.apply_updates(params, updates)
+    jprune.check_pruned(pruned, state, sparsity=0.5, axes=axes)
+    assert {row.path for row in jprune.prunable(params, axes=axes)} == {"conv/kernel", "head/kernel"}
+    table = jprune.cost_table(params, jprune.masks_of(state), axes=axes)
+    assert table.loc["head/kernel", "nonzeros"] == 16
