@@ -377,14 +377,15 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
 
 def _sides(rows: pd.DataFrame, who: str, name: str, audit: AuditTables) -> str:
     """That the interval excludes 1 everywhere, and where something else than compression may be why."""
-    where = "in" if audit.named else "at"
     other = [row for _, row in rows.iterrows() if verdict_of(dict(row)) not in SHOWN]
-    named = listed([ratio_or_name(row["ratio"], row["score"]) for row in other])
+    shown = f"{who} models show{' at every ratio' * (not audit.named)} on which side of 1 {name} is"
+    if not other:
+        return f"{shown}."
+    where = f"{'in' if audit.named else 'at'} {listed([ratio_or_name(row['ratio'], row['score']) for row in other])}"
     why = "which noise of the test set or another training seed may explain"
     if len(other) == len(rows):
-        return f"No: {name} lies below 1 {where} {named}, {why}."
-    but = f"; {where} {named} it lies below 1, {why}" if other else ""
-    return f"{who} models show{' at every ratio' * (not audit.named)} on which side of 1 {name} is{but}."
+        return f"No: {name} lies below 1 {where}, {why}."
+    return f"{shown}; {where} it lies below 1, {why}."
 
 
 def _needed(row: Row, audit: AuditTables) -> str:

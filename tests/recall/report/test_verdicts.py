@@ -98,12 +98,26 @@ def test_an_alpha_without_an_interval_over_examples_is_not_judged_by_that_over_m
     assert verdicts.verdict_of(numbers | {"alpha_corrected_reason": TOO_FEW_MODELS}) == "spread"
 
 
+@pytest.mark.parametrize("steeper", [2.0, -1.0], ids=["wider", "reversed"])
+def test_evidence_is_claimed_where_every_alpha_is_shown(steeper):
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(4), 500)
+    recalls = np.array([0.95, 0.9, 0.85, 0.8])
+
+    def models(recalls):
+        return np.where(rng.random((6, 2000)) < np.repeat(recalls, 500), labels, (labels + 1) % 4)
+
+    audit = recall.audit(labels, models(recalls), {4: models(0.7 + steeper * (recalls - 0.875))})
+    text = next(finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?")
+    assert "6 models show at every ratio on which side of 1 corrected alpha is." in text
+
+
 def test_evidence_is_not_claimed_of_an_alpha_that_noise_explains():
     rng = np.random.default_rng(0)
     dense, after = rng.binomial(20, 0.9, (1, 100)), rng.binomial(20, 0.9, (8, 100))
     audit = recall.audit_counts(dense, {4: after}, support=[20] * 100, paired=False)
     assert "cannot be judged" in audit.headline
-    assert not any("on which side of 1" in finding.text for finding in findings(audit))
+    said = [finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?"]
+    assert [text.startswith("No: alpha lies below 1 at 4x, which noise of the test set") for text in said] == [True]
 
 
 def test_p_values_of_groups_are_corrected_over_all_attributes():
