@@ -319,7 +319,7 @@ def _guess(path: str, shapes: Mapping[str, tuple[int, ...]], attention: set[str]
 def _has_another_order(path: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether, by its name, another library or equation may store a layer's kernel with its axes in another order."""
     layer, shape = _layer(path), shapes[path]
-    if len(shape) == 4 and "depthwise" in layer:
+    if len(shape) == 4 and "depthwise" in layer and path.endswith("/kernel"):
         return shape[2] != 1
     return (len(shape) == 4 and "transpose" in layer) or _may_be_swapped(path, shapes)
 

@@ -244,6 +244,7 @@ def test_without_axes_a_bias_or_a_name_can_leave_a_kernel_unknown(layer, shapes)
         ("stem", {"kernel": (7, 1, 5, 7), "bias": (7,)}, _in_out(4)),
         ("stem", {"weight": (7, 5, 3, 3), "bias": (7, 1, 1)}, _out_in(4)),
         ("depthwise", {"kernel": (3, 3, 1, 7), "bias": (7,)}, _in_out(4)),
+        ("depthwise", {"weight": (7, 1, 3, 3), "bias": (7, 1, 1)}, _out_in(4)),
         ("einsum_dense", {"kernel": (5, 7), "bias": (7,)}, _in_out(2)),
     ],
 )
