@@ -179,7 +179,7 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
             text += f" ({1 / (1 + audit.margin):.2g} to {1 + audit.margin:g})"
         elif verdict == "?":
             least = cell(row, "alpha_corrected_detectable")
-            text += f"; a growth by {number(least)} would be shown nine times in ten" if least < 1 else ""
+            text += f"; growth by {number(least)} would be shown nine times in ten" if least < 1 else ""
             text += f". {sentence(no_alpha_shown(row, audit))[:-1]}" if 1 <= least < np.inf else ""
     else:
         text = f"alpha {interval(row, 'alpha')} {at_ratio(row)}; class differences {described(row)}"
@@ -354,7 +354,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         if column == "alpha_corrected":
             least = [r["alpha_corrected_detectable"] for _, r in open_rows.iterrows()]
             shown = listed([number(value) for value in least])
-            parts.append(f"A growth by {shown} would have been shown nine times in ten, a fall less often.")
+            parts.append(f"Growth by {shown} would have been shown nine times in ten, a fall less often.")
             if max(least) >= 1:
                 parts.append("Where this is 1 or more, not even alpha 0 (no class differences left) would be shown.")
         needed = [
@@ -382,10 +382,8 @@ def _sides(rows: pd.DataFrame, who: str, name: str, audit: AuditTables) -> str:
     if not other:
         return f"{shown}."
     where = f"{'in' if audit.named else 'at'} {listed([ratio_or_name(row['ratio'], row['score']) for row in other])}"
-    why = "which noise of the test set or another training seed may explain"
-    if len(other) == len(rows):
-        return f"No: {name} lies below 1 {where}, {why}."
-    return f"{shown}; {where} it lies below 1, {why}."
+    why = f"{where} noise of the test set or another training seed may be why"
+    return f"No: {why} {name} is not 1." if len(other) == len(rows) else f"{shown}; {why}."
 
 
 def _needed(row: Row, audit: AuditTables) -> str:

@@ -153,7 +153,7 @@ def _lost_most(audit: AuditTables, row: Row, named: pd.DataFrame) -> str:
     else:
         ends = listed([f"{_ends(hit)} of {hit['support']:,}" for _, hit in tie.head(_MOST_CLASSES).iterrows()])
         names = _and_more([str(name) for name in tie["class"]])
-        text = f"Classes {names} {verb}, and equally,{where}: {ends} test examples right, {overall}."
+        text = f"Classes {names} {verb}, and equally{',' * bool(where)}{where}: {ends} test examples right, {overall}."
     others = named.iloc[len(tie) :]
     if len(others):
         plural = "class" if len(others) == 1 else "classes"
@@ -336,7 +336,7 @@ def _limits(audit: AuditTables, row: Row) -> str:
     where = at_score(audit, row) if len(audit.scores) > 1 else ""
     first = f"{where.strip()}, " if where else ""
     if verdict_of(row) == "?" and alpha < 1:
-        unseen.append(f"a growth of alpha by less than {number(alpha)}")
+        unseen.append(f"growth of alpha by less than {number(alpha)}")
     classes = rows_of(audit.classes, row)
     excess = np.nan if len(lost_more(classes, audit.level)) else detectable_excess(classes)
     if np.isfinite(excess):

@@ -329,8 +329,8 @@ def test_the_answers_of_the_published_runs(golden):
             "classes bird, cat and deer."
         ),
         "Is the evidence enough?": (
-            "30 models show at every ratio on which side of 1 alpha is; at 4x it lies below 1, which noise of the test "
-            "set or another training seed may explain."
+            "30 models show at every ratio on which side of 1 alpha is; at 4x noise of the test set or another "
+            "training seed may be why."
         ),
     }
 
@@ -490,9 +490,9 @@ def test_an_open_question_comes_with_what_could_have_been_shown():
     (said,) = [finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?"]
     assert said.startswith("For classes yes, if they lost much: a typical class that lost ")
     assert (f"6 models do not show that corrected alpha differs from 1 at 4x ({row['alpha_corrected']:.2f}).") in said
-    assert f"A growth by {row['alpha_corrected_detectable']:.2f} would have been shown" in said
+    assert f"Growth by {row['alpha_corrected_detectable']:.2f} would have been shown" in said
     assert "are not shown to have changed at 4x compression" in headline.headline(audit)
-    assert "The data could have missed a growth of alpha by less than" in headline.headline(audit)
+    assert "The data could have missed growth of alpha by less than" in headline.headline(audit)
 
 
 def test_collapsed_models_are_counted_and_left_out_of_alpha():

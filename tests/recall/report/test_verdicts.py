@@ -117,7 +117,10 @@ def test_evidence_is_not_claimed_of_an_alpha_that_noise_explains():
     audit = recall.audit_counts(dense, {4: after}, support=[20] * 100, paired=False)
     assert "cannot be judged" in audit.headline
     said = [finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?"]
-    assert [text.startswith("No: alpha lies below 1 at 4x, which noise of the test set") for text in said] == [True]
+    assert [
+        text.startswith("No: at 4x noise of the test set or another training seed may be why alpha is not 1.")
+        for text in said
+    ] == [True]
 
 
 def test_p_values_of_groups_are_corrected_over_all_attributes():
