@@ -560,7 +560,7 @@ def _compare(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, che
     difference, allowed = _difference(graph, small, masked, state, check)
     if not difference <= allowed:
         raise ValueError(
-            f"on check, outputs of the smaller model differ by {difference:.3g} from those of the model before, and "
+            f"on check, outputs of the smaller model differ by {difference:.3g} from those of the full-size model, and "
             f"{allowed:.3g} is allowed for rounding; the removed channels affect the outputs: keep them"
         )
 
@@ -591,7 +591,7 @@ def _apart(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
     rounding = 1000 * float(finfo(before.dtype).eps) if is_inexact(before) else 0.0
     a, b = _wide(before), _wide(after)
     if np.isnan(a).any():
-        raise ValueError("on check, outputs of the model before are NaN, so they cannot be compared; give other inputs")
+        raise ValueError("on check, outputs of the full-size model are NaN and cannot be compared; give other inputs")
     with np.errstate(invalid="ignore"):
         differences = np.where(a == b, 0.0, np.abs(a - b))
     largest = float(np.max(np.abs(a[np.isfinite(a)]), initial=1.0))
