@@ -140,7 +140,7 @@ def remove_channels(
     The model's own code is traced at the smaller shapes and compared, without computing anything. If it contains fixed
     sizes (a number of heads, declared features, the n of a mean), ``small.table`` names the line.
 
-    A warning says if the masks prune no whole channel, as unstructured ones.
+    Masks that prune no whole channel, such as unstructured masks, give a warning.
 
     Args:
       graph: made by ``jprune.trace_model``.
@@ -195,7 +195,7 @@ def remove_dead(
     also: PyTree = (),
     check: PyTree = None,
 ) -> SmallModel:
-    """Remove the channels that are zero in every layer, for whatever reason.
+    """Remove the channels that are zero in every layer.
 
     A channel is removed if all its weights are zero, including biases and normalization. If ``check`` shows that the
     outputs stay the same, channels whose weights are zero in every layer that reads them, and channels named in
