@@ -326,7 +326,8 @@ def _own_cifar(tables: Tables) -> str:
     alphas = alphas_by_ratio(study, ["magnitude"])
     if study is None or alphas is None:
         return ""
-    accuracy = f"dense accuracy {_plain(hypotheses.dense_accuracy(study), 3)}; published ResNet-56: .893"
+    accuracy = f"dense accuracy {_plain(hypotheses.dense_accuracy(study), 3)}, on JPEG copies of the images; published "
+    accuracy += "ResNet-56: .893"
     if len(alphas) < hypotheses.ENOUGH_ON_CIFAR:
         pruned = alphas["magnitude"].mean().drop(1.0)
         means = ", ".join(f"{_plain(alpha, 2)} at t = {t:g}" for t, alpha in pruned.items())

@@ -38,7 +38,8 @@ def test_the_bullet_on_cifar_has_a_title_for_each_verdict(shift, title):
     both = study({"magnitude": FLAT, "undecayed": np.array(FLAT) + shift})
     text = summary._own_cifar(_tables({hypotheses.CIFAR: both}))
     assert text.startswith(
-        f"**{title}** Over 6 networks (dense accuracy .750; published ResNet-56: .893), alpha at t = 2 "
+        f"**{title}** Over 6 networks (dense accuracy .750, on JPEG copies of the images; published ResNet-56: .893), "
+        "alpha at t = 2 "
     )
     assert re.search(
         r"is -\.100 \[-.*\], and alpha at t = 20 is 1\.20 \[.*\]; at t = 20, undecayed minus magnitude is ", text
@@ -68,8 +69,8 @@ def test_two_networks_on_cifar_answer_nothing():
     assert summary._own_cifar(_tables({hypotheses.CIFAR: two})) == (
         "**On CIFAR-10, 2 ResNet-20s of our own have been pruned; an answer needs 3.** Mean alpha after magnitude "
         f"pruning is {', '.join(f'{means[t]:.2f} at t = {t}'.replace('0.', '.') for t in (2, 4))}, "
-        f"{', '.join(f'{means[t]:.2f} at t = {t}' for t in (10, 20, 50))} (dense accuracy .750; published ResNet-56: "
-        ".893)."
+        f"{', '.join(f'{means[t]:.2f} at t = {t}' for t in (10, 20, 50))} (dense accuracy .750, on JPEG copies of "
+        "the images; published ResNet-56: .893)."
     )
     found = {each.name: each for each in hypotheses._on_cifar(two)}
     assert {found[f"R{n}, CIFAR-10"].verdict for n in (1, 2, 3, 4)} == {"open"}
