@@ -13,6 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PRINTED = re.compile(r"^```\n\n```text\n(.*?)^```", re.MULTILINE | re.DOTALL)  # what the block before it prints
 # A page's blocks run in a process of their own, as its reader runs them: with jax's own defaults.
 RUNNER = "import sys; exec(compile(sys.stdin.read(), sys.argv[1], 'exec'), {'__name__': '__main__'})"
 
@@ -54,6 +55,8 @@ def test_the_python_blocks_of_a_page_run(page, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for printed in PRINTED.findall(page.read_text()):
+        assert printed in done.stdout
 
 
 def shown_in_the_reference():
