@@ -210,8 +210,9 @@ def digits_finetune_jumpstart() -> Study:
 
     Command: python -m experiments.recall_distortion --preset digits-finetune-jumpstart
     Cost: about three minutes on 2 CPU cores; no download.
-    Expect: dense accuracy near .97; beyond the papers: does the penalty in fine-tuning keep units alive, and does
-    that lower alpha?
+    Expect: dense accuracy near .97. With the similar former preset prune-and-jumpstart (docs/reproduction.md), the
+    penalty in fine-tuning removed the dead units, .05 of all, up to t = 5 and none from t = 10 on, and was not shown
+    to change alpha.
     """
     return Study(
         ratios=(1, 2, 5, 10, 20, 30),
