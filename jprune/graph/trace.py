@@ -249,10 +249,11 @@ def _roles(record: Record, program: Program) -> dict[Source, set[str]]:
 
 
 def _separate_experts(roles: dict[Source, set[str]], parameters: Mapping[str, Value], solution: Solution) -> None:
-    """Turn output axes into stacked axes where each index feeds its own kernel in the next layer: experts.
+    """Settle which axes are over experts, and turn output axes into stacked axes where each index feeds its own expert.
 
-    This applies to leaves that have other outputs too; a router, which has none, keeps its outputs. Axes after the
-    inputs are heads of one layer, and stay outputs.
+    An axis of a kernel after its inputs is over heads of one layer, and so is the axis of the next kernel that reads
+    these heads and units. Axes before the inputs are over experts. This applies to leaves that have other outputs too;
+    a router, which has none, keeps its outputs.
     """
 
     def label(source: Source) -> int:
@@ -263,14 +264,25 @@ def _separate_experts(roles: dict[Source, set[str]], parameters: Mapping[str, Va
         sources = [Source(path, axis) for axis in range(len(parameters[path].axes))]
         return [source for source in sources if roles.get(source) == {what} and parameters[path].shape[source.axis] > 1]
 
+    outputs = {path: all_of(path, "outputs") for path in parameters}
+    first = {
+        path: min((s.axis for s in all_of(path, "inputs")), default=len(parameters[path].axes)) for path in parameters
+    }
+    heads = {
+        (label(s), label(u))
+        for path in parameters
+        for s in outputs[path]
+        for u in outputs[path]
+        if s.axis > first[path]
+    }
+    for source in [source for source, what in roles.items() if "experts" in what]:
+        units = {label(unit) for unit in all_of(source.path, "inputs")}
+        of_heads = any((label(source), unit) in heads for unit in units - {0})
+        roles[source] = roles[source] - {"experts"} | {"inputs" if of_heads else "stacked"}
     stacks = {label(source) for path in parameters for source in all_of(path, "stacked")} - {0}
     for path in parameters if stacks else ():
-        outputs = all_of(path, "outputs")
-        inputs = [source.axis for source in all_of(path, "inputs")]
-        experts = [
-            s for s in outputs if label(s) in stacks and s.axis < min(inputs, default=len(parameters[path].axes))
-        ]
-        if len(experts) < len(outputs):
+        experts = [s for s in outputs[path] if label(s) in stacks and s.axis < first[path]]
+        if len(experts) < len(outputs[path]):
             roles.update({source: {"stacked"} for source in experts})
 
 

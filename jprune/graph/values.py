@@ -61,13 +61,20 @@ class Axis:
       sources: axes of parameters that it comes from, outermost first, while the array is made of parameters.
       zero: whether the array is 0 at an index whose channel is masked in all parameters.
       parts: the axes that a reshape merged into it, outermost first, until an operation changes it.
-      gated: whether the array is a product of two activations that both have this axis, with nothing summed over.
+      repeated: whether a broadcast made it, so that the array is the same at all its indices.
+      scored: whether activations with this axis were summed over channels, as for scores of attention and statistics of
+        a normalization.
+      separate: whether the array was made by a product with a kernel for each index.
+      gated: whether the array is a sum of hidden units weighted by a number for each index, as by gates of experts.
     """
 
     ids: np.ndarray
     sources: tuple[Source, ...] = ()
     zero: bool = False
     parts: "tuple[Axis, ...]" = ()
+    repeated: bool = False
+    scored: bool = False
+    separate: bool = False
     gated: bool = False
 
     @property

@@ -144,6 +144,120 @@ def test_roles_of_experts_do_not_depend_on_the_order_of_the_contraction(merged, 
     assert (hidden, {("gate", 2): 1, ("up", 2): 1, ("down", 1): 1}) in groups(graph)
 
 
+@pytest.mark.parametrize(
+    "merged",
+    [
+        lambda h, down, gates: jnp.einsum("bef,efd->bd", gates[..., None] * h, down),
+        lambda h, down, gates: jnp.tensordot((gates[..., None] * h).astype(jnp.bfloat16), down, ((1, 2), (0, 1))),
+        lambda h, down, gates: (h * gates[..., None]).reshape(len(h), -1) @ down.reshape(-1, down.shape[2]),
+        lambda h, down, gates: (gates[..., None] * jnp.einsum("bef,efd->bed", h, down)).sum(1),
+        lambda h, down, gates: jnp.einsum("be,bef,efd->bd", gates, h, down),
+    ],
+    ids=["product", "tensordot", "one matrix", "sum", "einsum"],
+)
+def test_experts_whose_hidden_units_are_multiplied_by_gates_are_separate_layers(merged):
+    """The gates are those of the best two experts, put in place by one-hot vectors."""
+
+    def apply(p, x):
+        weights, best = jax.lax.top_k(jax.nn.softmax(x @ p["router"]), 2)
+        gates = (weights[..., None] * jax.nn.one_hot(best, 4)).sum(1)
+        return merged(jax.nn.relu(jnp.einsum("bd,edf->bef", x, p["up"]) + p["bias"]), p["down"], gates)
+
+    params = {"router": shape(8, 4), "up": shape(4, 8, 10), "bias": shape(4, 10), "down": shape(4, 10, 8)}
+    graph = jprune.trace_model(apply, params, shape(5, 8))
+    assert roles(graph) == {"router": "i o", "up": "s i o", "bias": "s o", "down": "s i o"}
+
+
+@pytest.mark.parametrize("order", ["nec,ecf,efd->nd", "in two products"])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("sizes", [(9, 3, 8, 10), (3, 5, 8, 300), (200, 2, 64, 6)])
+def test_experts_whose_outputs_a_tensor_combines_are_separate_layers(order, soft, sizes):
+    """Each expert has a number of slots, which dispatched tokens fill: one each, or with weights (soft experts)."""
+    tokens, capacity, features, hidden = sizes
+
+    def apply(p, x):
+        logits = jnp.einsum("nd,edc->nec", x, p["slots"])
+        dispatch = jax.nn.softmax(logits, 0)
+        combine = jax.nn.softmax(logits, (1, 2))
+        if not soft:
+            dispatch = (logits == logits.max(0)).astype(x.dtype)
+            combine = dispatch * jax.nn.softmax(x @ p["router"])[..., None]
+        h = jax.nn.gelu(jnp.einsum("ecd,edf->ecf", jnp.einsum("nec,nd->ecd", dispatch, x), p["up"]))
+        if order == "in two products":
+            return jnp.einsum("nef,efd->nd", jnp.einsum("nec,ecf->nef", combine, h), p["down"])
+        return jnp.einsum(order, combine, h, p["down"])
+
+    up, down = shape(4, features, hidden), shape(4, hidden, features)
+    params = {"slots": shape(4, features, capacity), "router": shape(features, 4), "up": up, "down": down}
+    graph = jprune.trace_model(apply, params, shape(tokens, features))
+    assert {path: roles(graph)[path] for path in ("up", "down")} == {"up": "s i o", "down": "s i o"}
+
+
+def attention(p, x, v):
+    q, k = (jnp.einsum("btd,hdk->bthk", x, p[name]) for name in "qk")
+    weights = jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q, k))
+    return jnp.einsum("bhts,bshk->bthk", weights, v)
+
+
+def linear_attention(p, x, v):
+    q, k = (jnp.einsum("btd,hdk->bthk", x, p[name]) for name in "qk")
+    return jnp.einsum("bthk,bhkv->bthv", q, jnp.einsum("bshk,bshv->bhkv", k, v))
+
+
+def recurrence(p, x, v):
+    """A moving average of each head, with a rate for each head and step."""
+
+    def step(state, inputs):
+        value, rate = inputs
+        state = rate * state + (1 - rate) * value
+        return state, state
+
+    rates = jax.nn.sigmoid(x @ p["gate"])[..., None]
+    _, states = jax.lax.scan(step, jnp.zeros_like(v[:, 0]), (jnp.moveaxis(v, 1, 0), jnp.moveaxis(rates, 1, 0)))
+    return jnp.moveaxis(states, 0, 1)
+
+
+def normalized(p, x, v):
+    return v * jax.lax.rsqrt((v * v).mean(-1, keepdims=True) + 1e-6)
+
+
+@pytest.mark.parametrize("mixed", [attention, linear_attention, recurrence, normalized])
+@pytest.mark.parametrize("gated", ["product", "einsum", "no"])
+def test_heads_that_are_mixed_or_normalized_and_then_gated_are_not_experts(mixed, gated):
+    def apply(p, x):
+        h = mixed(p, x, jnp.einsum("btd,hdk->bthk", x, p["v"]))
+        gates = jax.nn.sigmoid(x @ p["gate"])
+        if gated == "einsum":
+            return jnp.einsum("bth,bthk,hkd->btd", gates, h, p["out"])
+        return jnp.einsum("bthk,hkd->btd", h * gates[..., None] if gated == "product" else h, p["out"])
+
+    params = {name: shape(4, 8, 6) for name in "qkv"} | {"gate": shape(8, 4), "out": shape(4, 6, 8)}
+    graph = jprune.trace_model(apply, params, shape(2, 5, 8))
+    assert {path: roles(graph)[path] for path in ("v", "out")} == {"v": "o i o", "out": "i i o"}
+
+
+def test_heads_after_the_inputs_that_are_gated_are_not_experts():
+    def apply(p, x):
+        h = jax.nn.relu(jnp.einsum("bd,dhk->bhk", x, p["up"])) * jax.nn.sigmoid(x @ p["gate"])[..., None]
+        return jnp.einsum("bhk,hkd->bd", h, p["out"])
+
+    graph = jprune.trace_model(apply, {"up": shape(8, 4, 6), "gate": shape(8, 4), "out": shape(4, 6, 8)}, shape(5, 8))
+    assert roles(graph) == {"up": "i o o", "gate": "i o", "out": "i i o"}
+
+
+def test_channels_and_positions_that_are_gated_are_not_experts():
+    """Channels weighted as by squeeze and excitation, and positions by a mask, before a product over both."""
+
+    def apply(p, x, mask):
+        h = jax.nn.relu(conv(x, p["conv"]))
+        h = h * jax.nn.sigmoid(h.mean((1, 2)) @ p["excite"])[:, None, None] * mask[..., None]
+        return jnp.einsum("bhwc,hwcd->bd", h, p["head"])
+
+    params = {"conv": shape(3, 3, 2, 6), "excite": shape(6, 6), "head": shape(5, 4, 6, 3)}
+    graph = jprune.trace_model(apply, params, shape(2, 5, 4, 2), shape(2, 5, 4))
+    assert roles(graph) == {"conv": "w w i o", "excite": "i o", "head": "i i i o"}
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(("heads", "features", "size", "length"), [(2, 8, 4, 3), (8, 16, 2, 5), (4, 512, 64, 128)])
 def test_heads_of_attention_are_inputs_of_the_projection_after_it(heads, features, size, length, gated):

@@ -1,11 +1,12 @@
 """Products that sum over axes: matrix products and convolutions, where parameters get their roles."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 from jax.extend import core
 
-from jprune.graph.channels import GroupedConvolution
+from jprune.graph.channels import GroupedConvolution, is_frozen
 from jprune.graph.rules.registry import not_understood, pick, rule, union
 from jprune.graph.values import Axis, Factor, Kind, Record, Source, Value
 from jprune.jaxprs import shape_of
@@ -29,17 +30,24 @@ def _dot_general(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
             )
     count = math.prod(shape_of(equation.outvars[0])) * math.prod(left.axes[a].size for a in contracted[0])
     factors = _read_by_product(record, sides, count)
+    of_activations = left.kind is right.kind is Kind.ACTIVATION
+    scored = of_activations and not all(is_frozen(left.axes[a].ids) for a in contracted[0])
     axes = []
     for a, b in zip(*batch, strict=True):
         pair = [left.axes[a], right.axes[b]]
-        axes.append(Axis(pick(record, pair), union(pair[0].sources, pair[1].sources), pair[0].zero or pair[1].zero))
+        separate = left.kind.of_parameters or right.kind.of_parameters or pair[0].separate or pair[1].separate
+        heads = pair[0].scored or pair[1].scored
+        gated = of_activations and not heads and (separate or not contracted[0])
+        zero = pair[0].zero or pair[1].zero
+        sources = union(pair[0].sources, pair[1].sources)
+        axes.append(Axis(pick(record, pair), sources, zero, scored=scored or heads, separate=separate, gated=gated))
     axes += [side.value.axes[place] for side in sides for place in side.free]
     if factors is not None:
         return [Value(tuple(axes), max(left.kind, right.kind), union(left.chosen, right.chosen), factors=factors)]
     kind = max(left.kind, right.kind)
     kind = Kind.ACTIVATION if kind.of_parameters else kind
-    gated = len(batch[0]) if left.kind is right.kind is Kind.ACTIVATION and not contracted[0] else 0
-    return [Value(tuple(Axis(axis.ids, zero=axis.zero, gated=k < gated) for k, axis in enumerate(axes)), kind)]
+    free = [Axis(axis.ids, zero=axis.zero, scored=scored or axis.scored) for axis in axes[len(batch[0]) :]]
+    return [Value((*(dataclasses.replace(axis, sources=()) for axis in axes[: len(batch[0])]), *free), kind)]
 
 
 def _times_identity(record: Record, kernel: Value, other: Value, place: int, is_left: bool) -> Value:
@@ -93,24 +101,32 @@ def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Fa
         in_axes = union(*(axis.sources for axis in side.value.axes))
         record.role([source for source in side.value.chosen if source not in in_axes], "stacked")
         other = sides[1] if side is sides[0] else sides[0]
-        gated = _gated(side, other)
-        record.role(side.sources([place for place in side.contracted if place not in gated]), "inputs")
-        record.role(side.sources(gated), "stacked")
+        experts = _experts(record, side, other)
+        inputs = [source for source in side.sources(side.contracted) if source not in experts]
+        record.role(inputs, "inputs")
+        record.role(experts, "experts")
         record.role(side.sources(side.batch), "stacked" if side.contracted or side.free else "outputs")
         record.role(side.sources(side.free), "outputs")
     record.count(kernels[0].value if kernels else None, count)
     return None
 
 
-def _gated(kernel: _Side, data: _Side) -> list[int]:
+def _experts(record: Record, kernel: _Side, data: _Side) -> tuple[Source, ...]:
     """Return the axes of a kernel over experts whose outputs are weighted and summed by this product.
 
     ``jnp.einsum("ebf,efd,be->bd")`` may multiply the hidden units by the gates first, and then sum over experts and
     hidden units at once. Where it multiplies by the gates last, the experts are a batch dimension of the product.
     """
-    pairs = zip(kernel.contracted, data.contracted, strict=True)
-    gated = [place for place, own in pairs if data.value.axes[own].gated]
-    return gated if len(gated) < len(kernel.contracted) else []
+    pairs: list[tuple[Axis, Axis]] = []
+    for place, own in zip(kernel.contracted, data.contracted, strict=True):
+        parts, units = kernel.value.axes[place].merged, data.value.axes[own].merged
+        if [part.size for part in parts] != [unit.size for unit in units]:
+            parts, units = (kernel.value.axes[place],), (data.value.axes[own],)
+        pairs += zip(parts, units, strict=True)
+    for part, unit in pairs:
+        record.channels.tie(part.ids, unit.ids)
+    gated = [part for part, unit in pairs if unit.gated]
+    return union(*(part.sources for part in gated)) if len(gated) < len(pairs) else ()
 
 
 @rule("conv_general_dilated")

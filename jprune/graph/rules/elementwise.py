@@ -1,11 +1,13 @@
 """Elementwise operations: the axes of the operands correspond, and zeros may stay zeros."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 from jax.extend import core
 
 from jprune import jaxprs
+from jprune.graph.channels import is_frozen
 from jprune.graph.rules.constants import identity_axes, passes_numbers
 from jprune.graph.rules.registry import (
     RULES,
@@ -17,7 +19,7 @@ from jprune.graph.rules.registry import (
     rule,
     union,
 )
-from jprune.graph.values import Axis, Record, Value
+from jprune.graph.values import Axis, Kind, Record, Value
 from jprune.jaxprs import shape_of
 
 _ZERO_AT_ZERO = names(
@@ -36,6 +38,7 @@ _OTHER_ELEMENTWISE = names(
     "eq ne lt le gt ge eq_to lt_to le_to igamma igammac igamma_grad_a random_gamma_grad regularized_incomplete_beta "
     "polygamma zeta"
 )
+_KEEPS_GATES = names("mul div neg convert_element_type copy copy_p reduce_precision stop_gradient select_n")
 _INFINITE_AT_ZERO = names("log rsqrt reciprocal lgamma digamma")
 
 
@@ -69,7 +72,8 @@ def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
         if _is_infinite(equation, zeros, inputs):
             record.channels.note(ids, f"'{name}' of a masked channel is not finite")
         zero = _zero_after(name, zeros, [value.literal for value in inputs]) and equation.params.get("y") != 0
-        axes.append(Axis(ids, sources, zero))
+        flags = _flags(name, inputs, place, size)
+        axes.append(dataclasses.replace(flags, ids=ids, sources=sources, zero=zero))
     chosen = union(*(value.chosen for value in parts)) if kind.of_parameters else ()
     literal = inputs[0].literal if name == "convert_element_type" else None
     same = inputs[0] if name != "eq" and passes_numbers(equation, inputs) else Value(())
@@ -79,6 +83,32 @@ def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     return [
         Value(tuple(axes), kind, chosen, literal, numbers=same.numbers, identity=identity) for _ in equation.outvars
     ]
+
+
+def _flags(name: str, inputs: list[Value], place: int, size: int) -> Axis:
+    """Return an axis that says what remains true of the operands', for ``repeated`` and the attributes after it."""
+    axes = [value.axes[place] for value in inputs if value.axes]
+    gates = name == "mul" and any(_are_gates(one, other, place) for one, other in itertools.permutations(inputs))
+    return Axis(
+        axes[0].ids,
+        repeated=all(axis.repeated for axis in axes if axis.size == size),
+        scored=any(axis.scored for axis in axes),
+        separate=any(axis.separate for axis in axes),
+        gated=gates or (name in _KEEPS_GATES and any(axis.gated for axis in axes)),
+    )
+
+
+def _are_gates(gates: Value, hidden: Value, place: int) -> bool:
+    """Whether one operand has a number for each index of an axis and the other has units there."""
+    if not gates.axes or not hidden.axes or not gates.kind is hidden.kind is Kind.ACTIVATION:
+        return False
+    own, other = gates.axes[place], hidden.axes[place]
+    if own.size != other.size or own.repeated or other.repeated or own.scored or other.scored or is_frozen(other.ids):
+        return False
+    return any(
+        (a.repeated or a.size < b.size) and not b.repeated and not is_frozen(b.ids)
+        for a, b in zip(gates.axes, hidden.axes, strict=True)
+    )
 
 
 def _biased(record: Record, inputs: list[Value]) -> list[Value]:
