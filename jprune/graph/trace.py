@@ -28,7 +28,12 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
 
     The model is traced with shapes only; nothing is computed or allocated. Parameters are followed through the program
     to the matrix products and convolutions that read them. A warning names each primitive that is not supported; the
-    axes of the leaves it reads are unknown.
+    axes of the leaves it reads are unknown. Another warning names parameters whose product is read as one kernel, where
+    one of them may be data.
+
+    An axis over experts is stacked, also where the experts' outputs are weighted by gates and summed in one product. If
+    it comes after the inputs of a kernel, as in (inputs, experts, units), it cannot be told from heads, and is read as
+    an axis of outputs.
 
     Args:
       apply: any JAX function ``apply(params, *inputs)``. With ``state`` it is called as
@@ -197,6 +202,13 @@ def _graph(
             "give axes={'<path>': jprune.KernelAxes(...)} for them where they are needed",
             stacklevel=3,
         )
+    for left, right in record.products:
+        warnings.warn(
+            f"the product of '{left}' and '{right}' is read as one kernel; if one of the two is data, such as learned "
+            "queries, the roles of the axes of the other are wrong: repeat the data over the batch before the product, "
+            "or give axes={'<path>': jprune.KernelAxes(...)}",
+            stacklevel=3,
+        )
     leaf_axes = [
         LeafAxis(path, axis, ids, tree is states)
         for tree in (parameters, states)
@@ -234,7 +246,7 @@ def _roles(record: Record, program: Program) -> dict[Source, set[str]]:
     roles: dict[Source, set[str]] = {}
     for source, what in record.roles:
         roles.setdefault(source, set()).add(what)
-    for contracted, free in reversed(record.factors):
+    for contracted, free, _ in reversed(record.factors):
         if all(source in roles for source in contracted):
             continue
         others = set().union(*(roles.get(source, set()) for source in free)) & {"inputs", "outputs"}

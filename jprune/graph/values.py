@@ -46,10 +46,12 @@ class Factor(NamedTuple):
     Attributes:
       contracted: the axes that the product sums over.
       free: the axes that the product has.
+      counted: the entry of the record's multiply-adds for the product.
     """
 
     contracted: tuple[Source, ...]
     free: tuple[Source, ...]
+    counted: tuple[str | None, int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,6 +185,7 @@ class Record:
         self.factors: list[Factor] = []
         self.multiply_adds: list[tuple[str | None, int]] = []
         self.unknown: list[tuple[str, str]] = []
+        self.products: dict[tuple[str, str], None] = {}  # parameters whose product is read as one kernel
         self.mixed: dict[Source, str] = {}  # axes of parameters mixed by a sort or a transform, and its name
         self.times = 1  # how often the equations being traced are executed
         self.leaf_sizes: dict[str, int] = {}
@@ -198,6 +201,14 @@ class Record:
         self.role(value.chosen, "indexed")
         for axis in value.axes:
             self.role([source for source in axis.sources if source not in value.chosen], "outputs")
+
+    def settle_product(self, data: Factor, kernel: Factor) -> None:
+        """Record that, of two parameters that are multiplied, one is data (learned queries) and the other a kernel."""
+        self.role([*data.contracted, *data.free, *kernel.free], "outputs")
+        self.role(kernel.contracted, "inputs")
+        if kernel.counted in self.multiply_adds:  # the product was counted for its left operand
+            place, (_, count) = self.multiply_adds.index(kernel.counted), kernel.counted
+            self.multiply_adds[place] = (next(s.path for s in (*kernel.contracted, *kernel.free)), count)
 
     def count(self, kernel: Value | None, multiply_adds: int) -> None:
         """Count the multiply-adds of a contraction for the parameter it reads, if any."""

@@ -152,8 +152,9 @@ def test_roles_of_experts_do_not_depend_on_the_order_of_the_contraction(merged, 
         lambda h, down, gates: (h * gates[..., None]).reshape(len(h), -1) @ down.reshape(-1, down.shape[2]),
         lambda h, down, gates: (gates[..., None] * jnp.einsum("bef,efd->bed", h, down)).sum(1),
         lambda h, down, gates: jnp.einsum("be,bef,efd->bd", gates, h, down),
+        lambda h, down, gates: jnp.einsum("bef,efd->bd", jnp.where(gates[..., None] > 0, h, 0), down),
     ],
-    ids=["product", "tensordot", "one matrix", "sum", "einsum"],
+    ids=["product", "tensordot", "one matrix", "sum", "einsum", "mask"],
 )
 def test_experts_whose_hidden_units_are_multiplied_by_gates_are_separate_layers(merged):
     """The gates are those of the best two experts, put in place by one-hot vectors."""

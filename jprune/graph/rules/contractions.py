@@ -1,6 +1,7 @@
 """Products that sum over axes: matrix products and convolutions, where parameters get their roles."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -87,17 +88,23 @@ class _Side:
 
 def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Factor, Factor] | None:
     """Record how a matrix product reads parameters; return its factors if both are kernels (a low-rank product)."""
-    data = [side.is_data(other) for side, other in zip(sides, reversed(sides), strict=True)]
+    data = [
+        _is_made_of_data(record, side) or side.is_data(other)
+        for side, other in zip(sides, reversed(sides), strict=True)
+    ]
     for side, is_data in zip(sides, data, strict=True):
         if is_data:
             record.settle(side.value)
     kernels = [side for side, is_data in zip(sides, data, strict=True) if not is_data]
     if len(kernels) == 2:
-        factors = [Factor(side.sources(side.contracted), side.sources(side.free)) for side in kernels]
-        record.factors.extend(factors)
         record.count(kernels[0].value, count)
+        counted = record.multiply_adds[-1]
+        factors = [Factor(side.sources(side.contracted), side.sources(side.free), counted) for side in kernels]
+        record.factors.extend(factors)
         return factors[0], factors[1]
     for side in kernels:
+        if side.value.factors is not None:
+            _note_product(record, side.value, side.value.factors)
         in_axes = union(*(axis.sources for axis in side.value.axes))
         record.role([source for source in side.value.chosen if source not in in_axes], "stacked")
         other = sides[1] if side is sides[0] else sides[0]
@@ -109,6 +116,28 @@ def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Fa
         record.role(side.sources(side.free), "outputs")
     record.count(kernels[0].value if kernels else None, count)
     return None
+
+
+def _is_made_of_data(record: Record, side: _Side) -> bool:
+    """Whether an operand is the product of a kernel and of data that are parameters: learned queries, with heads.
+
+    The batch dimensions of the product that reads them are heads, which only the kernel has: a product of two kernels
+    for each head, or of two without heads, has these axes in both or in none.
+    """
+    heads = set(side.sources(side.batch))
+    for data, kernel in itertools.permutations(side.value.factors or (), 2):
+        if heads and heads.issubset(kernel.free):
+            record.settle_product(data, kernel)
+            return True
+    return False
+
+
+def _note_product(record: Record, value: Value, factors: tuple[Factor, Factor]) -> None:
+    """Note the two parameters whose product is read as a kernel, unless each head has a product of its own."""
+    free = {source for factor in factors for source in factor.free}
+    if free.issuperset(union(*(axis.sources for axis in value.axes))):
+        left, right = (next(source.path for source in (*factor.contracted, *factor.free)) for factor in factors)
+        record.products[left, right] = None
 
 
 def _experts(record: Record, kernel: _Side, data: _Side) -> tuple[Source, ...]:

@@ -19,7 +19,7 @@ from jprune.graph.rules.registry import (
     rule,
     union,
 )
-from jprune.graph.values import Axis, Kind, Record, Value
+from jprune.graph.values import Axis, Factor, Kind, Record, Value
 from jprune.jaxprs import shape_of
 
 _ZERO_AT_ZERO = names(
@@ -80,15 +80,31 @@ def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     identity = identity_axes(inputs) if name == "eq" else same.identity
     if name == "eq" and identity is not None:
         record.channels.tie(axes[identity[0]].ids, axes[identity[1]].ids)
-    return [
-        Value(tuple(axes), kind, chosen, literal, numbers=same.numbers, identity=identity) for _ in equation.outvars
-    ]
+    factors = _factors(inputs) if kind.of_parameters else None
+    made = Value(tuple(axes), kind, chosen, literal, factors=factors, numbers=same.numbers, identity=identity)
+    return [made for _ in equation.outvars]
+
+
+def _factors(inputs: list[Value]) -> tuple[Factor, Factor] | None:
+    """Return the factors of a product of parameters that is scaled or normalized.
+
+    A parameter that is added to it or multiplied with it, and has the axes of both factors, is a kernel of its own.
+    """
+    product = next((value for value in inputs if value.factors is not None), None)
+    if product is None or product.factors is None:
+        return None
+    for other in (value for value in inputs if value.axes and value.factors is not product.factors):
+        shared = [own.sources for own, axis in zip(product.axes, other.axes, strict=True) if axis.sources]
+        if all(set(factor.free).intersection(union(*shared)) for factor in product.factors):
+            return None
+    return product.factors
 
 
 def _flags(name: str, inputs: list[Value], place: int, size: int) -> Axis:
     """Return an axis that says what remains true of the operands', for ``repeated`` and the attributes after it."""
     axes = [value.axes[place] for value in inputs if value.axes]
-    gates = name == "mul" and any(_are_gates(one, other, place) for one, other in itertools.permutations(inputs))
+    pairs = {"mul": itertools.permutations(inputs), "select_n": itertools.product(inputs[:1], inputs[1:])}.get(name, ())
+    gates = any(_are_gates(one, other, place) for one, other in pairs)
     return Axis(
         axes[0].ids,
         repeated=all(axis.repeated for axis in axes if axis.size == size),
@@ -128,9 +144,7 @@ def _biased(record: Record, inputs: list[Value]) -> list[Value]:
             missing = set(union(*repeated))
             if missing and missing in (left, right):
                 data, kernel = value.factors if missing == left else value.factors[::-1]
-                record.role([*data.free, *data.contracted], "outputs")
-                record.role(kernel.contracted, "inputs")
-                record.role(kernel.free, "outputs")
+                record.settle_product(data, kernel)
                 found.append(Value(tuple(Axis(axis.ids, zero=axis.zero) for axis in value.axes)))
                 continue
         found.append(value)

@@ -114,7 +114,9 @@ def _joined(record: Record, values: list[Value], along: int) -> Value:
             ids = np.broadcast_to(ids[:1], ids.shape)
         zero, scored = all(part.zero for part in parts), any(part.scored for part in parts)
         axes.append(Axis(ids, sources, zero, scored=scored))
-    return Value(tuple(axes), kind, union(*(value.chosen for value in values)) if kind.of_parameters else ())
+    chosen = union(*(value.chosen for value in values)) if kind.of_parameters else ()
+    same = kind.of_parameters and all(value.factors is values[0].factors for value in values)
+    return Value(tuple(axes), kind, chosen, factors=values[0].factors if same else None)
 
 
 @rule("tile")
