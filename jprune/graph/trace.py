@@ -181,6 +181,7 @@ def _graph(
     roles = _roles(record, program)
     _separate_experts(roles, parameters, solution)
     groups = dict(record.groups)
+    made = _of_made_kernels(record, parameters, solution)
     axes: dict[str, KernelAxes | None] = {}
     unknown: dict[str, str] = {}
     for path, value in parameters.items():
@@ -189,6 +190,8 @@ def _graph(
         named = sorted({name for leaf, name in record.unknown if leaf == path})
         if named:
             unknown[path] = f"'{named[0]}' reads it and is not supported"
+        elif path in made:
+            unknown[path] = "data multiply it, and the result is the kernel of a convolution"
         elif missing:
             mixed = record.mixed.get(Source(path, missing[0]))
             what = "it" if len(missing) == len(found) and not mixed else f"its axis {missing[0]}"
@@ -258,6 +261,20 @@ def _roles(record: Record, program: Program) -> dict[Source, set[str]]:
                 if not any(Source(source.path, k) in roles for k in range(len(value.axes))):
                     roles[source] = {"outputs"}
     return roles
+
+
+def _of_made_kernels(record: Record, parameters: Mapping[str, Value], solution: Solution) -> set[str]:
+    """Return the parameters that data turn into the kernel of a convolution: a weighted sum of kernels, or one scaled.
+
+    They share two axes or more with it. A kernel of features, as in a correlation, has only the channels of a layer.
+    """
+    windows = {int(solution.labels[axis.ids[0]]) for kernel in record.made_kernels for axis in kernel.axes[2:]}
+    channels = {int(part.ids[0]) for kernel in record.made_kernels for axis in kernel.axes[:2] for part in axis.merged}
+
+    def shared(axis: Axis) -> bool:
+        return axis.size > 1 and (int(axis.ids[0]) in channels or int(solution.labels[axis.ids[0]]) in windows)
+
+    return {path for path, value in parameters.items() if sum(map(shared, value.axes)) > 1}
 
 
 def _separate_experts(roles: dict[Source, set[str]], parameters: Mapping[str, Value], solution: Solution) -> None:

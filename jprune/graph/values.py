@@ -186,6 +186,7 @@ class Record:
         self.multiply_adds: list[tuple[str | None, int]] = []
         self.unknown: list[tuple[str, str]] = []
         self.products: dict[tuple[str, str], None] = {}  # parameters whose product is read as one kernel
+        self.made_kernels: list[Value] = []  # kernels of convolutions that are computed from data
         self.mixed: dict[Source, str] = {}  # axes of parameters mixed by a sort or a transform, and its name
         self.times = 1  # how often the equations being traced are executed
         self.leaf_sizes: dict[str, int] = {}

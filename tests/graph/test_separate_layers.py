@@ -113,6 +113,42 @@ def test_outputs_and_data_that_are_merged_by_the_model_are_not_separate_layers()
     assert roles(graph) == {"heads": "s i o", "w": "w w i o o"}
 
 
+def mixed_kernels(p, x):
+    """A convolution for each example, with a sum of kernels that the example weights."""
+    weights = jax.nn.sigmoid(x.mean((1, 2)) @ p["router"])
+    return jax.vmap(lambda x, weights: conv(x[None], jnp.tensordot(weights, p["w"], 1))[0])(x, weights)
+
+
+def modulated(p, x):
+    """A convolution for each example, with a kernel whose inputs the example scales, normalized."""
+    scales = x.mean((1, 2)) @ p["router"]
+    kernels = p["w"] * scales[:, None, None, :, None]
+    kernels = kernels * jax.lax.rsqrt((kernels**2).sum((1, 2, 3), keepdims=True) + 1e-6)
+    return jax.vmap(lambda x, kernel: conv(x[None], kernel)[0])(x, kernels)
+
+
+@pytest.mark.parametrize(
+    ("apply", "router", "kernel"),
+    [
+        (mixed_kernels, (2, 3), (3, 3, 3, 2, 8)),
+        (mixed_kernels, (2, 3), (3, 1, 1, 2, 8)),
+        (modulated, (2, 2), (3, 3, 2, 8)),
+    ],
+)
+def test_kernels_that_data_mix_or_scale_before_a_convolution_are_unknown(apply, router, kernel):
+    graph = jprune.trace_model(apply, {"router": shape(*router), "w": shape(*kernel)}, shape(4, 5, 5, 2))
+    assert roles(graph) == {"router": "i o", "w": None}
+    assert graph.unknown == {"w": "data multiply it, and the result is the kernel of a convolution"}
+
+
+def test_layers_of_features_that_are_correlated_are_known():
+    def apply(p, x, template):
+        return conv(conv(x, p["w"]), jnp.moveaxis(conv(template, p["w"]), 0, -1))
+
+    graph = jprune.trace_model(apply, {"w": shape(3, 3, 2, 8)}, shape(4, 9, 9, 2), shape(1, 3, 3, 2))
+    assert roles(graph) == {"w": "w w i o"}
+
+
 def experts(merged):
     def apply(p, x):
         gates = jax.nn.softmax(x @ p["router"])

@@ -169,6 +169,8 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     if kernel.kind.of_parameters:
         split = data.axes[lhs[1] if params["batch_group_count"] == 1 else lhs[0]]
         _read_by_convolution(record, kernel, rhs, split, groups * params["batch_group_count"])
+    elif 0 not in kernel.shape:
+        record.made_kernels.append(kernel.with_axes([kernel.axes[place] for place in rhs]))
     count = math.prod(shape) * math.prod(kernel.shape) // max(1, shape[out[1]])
     record.count(kernel if kernel.kind.of_parameters else None, count)
     for axis in [*(data.axes[p] for p in lhs[2:]), *(kernel.axes[p] for p in rhs[2:])]:
