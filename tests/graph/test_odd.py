@@ -206,6 +206,12 @@ PROGRAMS = {
         [],
     ),
     "normalized embedding": (normalized_rows, {"e": ((11, 6), "i o"), "w": ((6, 2), "i o")}, [tokens(5)], [6]),
+    "sums of embeddings": (
+        lambda p, t: jax.ops.segment_sum(p["e"][t], jnp.arange(6) // 2, 3) @ p["w"],
+        {"e": ((11, 6), "i o"), "w": ((6, 2), "i o")},
+        [tokens(6)],
+        [6],
+    ),
     "one-hot embedding": (
         lambda p, t: jax.nn.one_hot(t, 11) @ p["e"] @ p["w"],
         {"e": ((11, 6), "i o"), "w": ((6, 2), "i o")},
