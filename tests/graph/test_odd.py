@@ -45,6 +45,13 @@ def latent_queries(p, x):
     return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(jnp.einsum("qhk,bshk->bhqs", q, k)), v)
 
 
+def tiled_query(p, x):
+    """Pooling by attention, with one learned query (1, 1, features) that is tiled over the batch."""
+    q = jnp.einsum("bqd,dhk->bqhk", jnp.tile(p["l"], (len(x), 1, 1)), p["q"])
+    k, v = (jnp.einsum("bsd,dhk->bshk", x, p[name]) for name in "kv")
+    return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(jnp.einsum("bqhk,bshk->bhqs", q, k)), v)
+
+
 def latent_memory(p, x):
     """Attention to learned tokens, with projections stored as (heads * size, inputs) and vmapped over heads."""
 
@@ -155,6 +162,17 @@ PROGRAMS = {
             "l": ((3, 6), "o o"),
             "q": ((6, 2, 4), "i o o"),
             "s": ((4,), "o"),
+            "k": ((6, 2, 4), "i o o"),
+            "v": ((6, 2, 4), "i o o"),
+        },
+        [shape(7, 5, 6)],
+        [4, 6],
+    ),
+    "a learned query, tiled over the batch": (
+        tiled_query,
+        {
+            "l": ((1, 1, 6), "s o o"),
+            "q": ((6, 2, 4), "i o o"),
             "k": ((6, 2, 4), "i o o"),
             "v": ((6, 2, 4), "i o o"),
         },

@@ -121,10 +121,12 @@ def _joined(record: Record, values: list[Value], along: int) -> Value:
 
 @rule("tile")
 def _tile(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    axes = [
-        axis if times == 1 else axis.with_ids(np.tile(axis.ids, times))
-        for axis, times in zip(inputs[0].axes, equation.params["reps"], strict=True)
-    ]
+    axes = []
+    for axis, times in zip(inputs[0].axes, equation.params["reps"], strict=True):
+        if axis.size == 1 < times:  # a broadcast
+            axes.append(Axis(record.channels.fresh(times), repeated=True))
+        else:
+            axes.append(axis.with_ids(np.tile(axis.ids, times)))
     return [inputs[0].with_axes(axes)]
 
 
