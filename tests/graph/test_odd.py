@@ -463,6 +463,11 @@ def test_a_product_of_parameters_that_may_be_learned_queries_is_named_in_a_warni
     with pytest.warns(UserWarning, match="the product of 'a' and 'b' is read as one kernel; if one of the two is data"):
         graph = jprune.trace_model(lambda p, x: x @ (p["a"] @ p["b"]).T, params, X)
     assert roles(graph) == {"a": "o i", "b": "o i"}
+    basis = {"a": shape(5, 2), "b": shape(2, 6, 4)}  # a kernel for each of 5 relations
+    with pytest.warns(UserWarning, match="the product of 'a' and 'b' is read as one kernel"):
+        jprune.trace_model(
+            lambda p, x: jnp.einsum("rx,rxo->ro", x, jnp.tensordot(p["a"], p["b"], 1)), basis, shape(5, 6)
+        )
     params["w"] = shape(4, 6)
     graph = jprune.trace_model(lambda p, x: x @ (p["w"] + 2 * (p["a"] @ p["b"])).T, params, X)
     assert roles(graph) == {"a": "o i", "b": "o i", "w": "o i"}

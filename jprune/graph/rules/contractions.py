@@ -121,12 +121,15 @@ def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Fa
 def _is_made_of_data(record: Record, side: _Side) -> bool:
     """Whether an operand is the product of a kernel and of data that are parameters: learned queries, with heads.
 
-    The batch dimensions of the product that reads them are heads, which only the kernel has: a product of two kernels
-    for each head, or of two without heads, has these axes in both or in none.
+    The batch dimensions of the product that reads them are heads, which only the kernel has, next to units; the data
+    have positions, which are all summed over or all kept. A product of two kernels for each head, or of two without
+    heads, has the batch dimensions in both or in none, and a sum of kernels has nothing else in one of the two.
     """
-    heads = set(side.sources(side.batch))
+    heads, summed, kept = (set(side.sources(places)) for places in (side.batch, side.contracted, side.free))
     for data, kernel in itertools.permutations(side.value.factors or (), 2):
-        if heads and heads.issubset(kernel.free):
+        units = [axis for axis in side.value.axes if not set(kernel.free).isdisjoint(axis.sources)]
+        alike = summed.issuperset(data.free) or kept.issuperset(data.free)
+        if heads and heads.issubset(kernel.free) and len(units) > 1 and alike:
             record.settle_product(data, kernel)
             return True
     return False
