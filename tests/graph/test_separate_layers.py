@@ -1,5 +1,7 @@
 """Axes over separate layers, told from axes of one layer: ensembles, depthwise kernels and experts."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -189,8 +191,9 @@ def test_roles_of_experts_do_not_depend_on_the_order_of_the_contraction(merged, 
         lambda h, down, gates: (gates[..., None] * jnp.einsum("bef,efd->bed", h, down)).sum(1),
         lambda h, down, gates: jnp.einsum("be,bef,efd->bd", gates, h, down),
         lambda h, down, gates: jnp.einsum("bef,efd->bd", jnp.where(gates[..., None] > 0, h, 0), down),
+        lambda h, down, gates: jnp.einsum("bef,efd->bd", normalized(h) * gates[..., None], down),
     ],
-    ids=["product", "tensordot", "one matrix", "sum", "einsum", "mask"],
+    ids=["product", "tensordot", "one matrix", "sum", "einsum", "mask", "normalized"],
 )
 def test_experts_whose_hidden_units_are_multiplied_by_gates_are_separate_layers(merged):
     """The gates are those of the best two experts, put in place by one-hot vectors."""
@@ -254,15 +257,26 @@ def recurrence(p, x, v):
     return jnp.moveaxis(states, 0, 1)
 
 
-def normalized(p, x, v):
-    return v * jax.lax.rsqrt((v * v).mean(-1, keepdims=True) + 1e-6)
+def nothing(p, x, v):
+    return v
 
 
-@pytest.mark.parametrize("mixed", [attention, linear_attention, recurrence, normalized])
-@pytest.mark.parametrize("gated", ["product", "einsum", "no"])
-def test_heads_that_are_mixed_or_normalized_and_then_gated_are_not_experts(mixed, gated):
+def normalized(h):
+    return h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mixed", "gated"),
+    [
+        *itertools.product([attention, linear_attention, recurrence], ["product", "einsum", "no"]),
+        (nothing, "no"),
+    ],
+)
+@pytest.mark.parametrize("norm", [False, True])
+def test_heads_that_are_mixed_and_then_gated_or_normalized_are_not_experts(mixed, gated, norm):
     def apply(p, x):
         h = mixed(p, x, jnp.einsum("btd,hdk->bthk", x, p["v"]))
+        h = normalized(h) if norm else h
         gates = jax.nn.sigmoid(x @ p["gate"])
         if gated == "einsum":
             return jnp.einsum("bth,bthk,hkd->btd", gates, h, p["out"])

@@ -102,13 +102,15 @@ def _factors(inputs: list[Value]) -> tuple[Factor, Factor] | None:
 
 def _flags(name: str, inputs: list[Value], place: int, size: int) -> Axis:
     """Return an axis that says what remains true of the operands', for ``repeated`` and the attributes after it."""
-    axes = [value.axes[place] for value in inputs if value.axes]
+    arrays = [value for value in inputs if value.axes]
+    axes = [value.axes[place] for value in arrays]
     pairs = {"mul": itertools.permutations(inputs), "select_n": itertools.product(inputs[:1], inputs[1:])}.get(name, ())
     gates = any(_are_gates(one, other, place) for one, other in pairs)
+    units = [value for value in arrays if not any(_has_no_units(value, other) for other in arrays)]
     return Axis(
         axes[0].ids,
         repeated=all(axis.repeated for axis in axes if axis.size == size),
-        scored=any(axis.scored for axis in axes),
+        scored=any(value.axes[place].scored for value in units),
         separate=any(axis.separate for axis in axes),
         gated=gates or (name in _KEEPS_GATES and any(axis.gated for axis in axes)),
     )
@@ -121,9 +123,14 @@ def _are_gates(gates: Value, hidden: Value, place: int) -> bool:
     own, other = gates.axes[place], hidden.axes[place]
     if own.size != other.size or own.repeated or other.repeated or own.scored or other.scored or is_frozen(other.ids):
         return False
+    return _has_no_units(gates, hidden)
+
+
+def _has_no_units(value: Value, other: Value) -> bool:
+    """Whether an array is the same along an axis of channels of another: gates, or statistics of a normalization."""
     return any(
-        (a.repeated or a.size < b.size) and not b.repeated and not is_frozen(b.ids)
-        for a, b in zip(gates.axes, hidden.axes, strict=True)
+        (own.repeated or own.size < axis.size) and not axis.repeated and not is_frozen(axis.ids)
+        for own, axis in zip(value.axes, other.axes, strict=True)
     )
 
 
