@@ -281,8 +281,9 @@ def _separate_experts(roles: dict[Source, set[str]], parameters: Mapping[str, Va
     """Settle which axes are over experts, and turn output axes into stacked axes where each index feeds its own expert.
 
     An axis of a kernel after its inputs is over heads of one layer, and so is the axis of the next kernel that reads
-    these heads and units. Axes before the inputs are over experts. This applies to leaves that have other outputs too;
-    a router, which has none, keeps its outputs.
+    these heads and units. Axes before the inputs are over experts, if one kernel makes the units of all of them; what
+    is gated may also be channels or positions. This applies to leaves that have other outputs too; a router, which has
+    none, keeps its outputs.
     """
 
     def label(source: Source) -> int:
@@ -305,9 +306,12 @@ def _separate_experts(roles: dict[Source, set[str]], parameters: Mapping[str, Va
         if s.axis > first[path]
     }
     for source in [source for source, what in roles.items() if "experts" in what]:
-        units = {label(unit) for unit in all_of(source.path, "inputs")}
-        of_heads = any((label(source), unit) in heads for unit in units - {0})
-        roles[source] = roles[source] - {"experts"} | {"inputs" if of_heads else "stacked"}
+        units = {label(unit) for unit in all_of(source.path, "inputs")} - {0}
+        of_heads = any((label(source), unit) in heads for unit in units)
+        makers = [path for path in parameters if not units.isdisjoint(map(label, outputs[path]))]
+        together = any(label(source) in map(label, outputs[path] + all_of(path, "stacked")) for path in makers)
+        is_expert = not of_heads and (together or not makers)
+        roles[source] = roles[source] - {"experts"} | {"stacked" if is_expert else "inputs"}
     stacks = {label(source) for path in parameters for source in all_of(path, "stacked")} - {0}
     for path in parameters if stacks else ():
         experts = [s for s in outputs[path] if label(s) in stacks and s.axis < first[path]]

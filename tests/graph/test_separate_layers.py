@@ -309,6 +309,16 @@ def test_channels_and_positions_that_are_gated_are_not_experts():
     assert roles(graph) == {"conv": "w w i o", "excite": "i o", "head": "i i i o"}
 
 
+def test_channels_of_mixed_tokens_that_are_gated_are_not_experts():
+    def apply(p, x):
+        h = jnp.einsum("bsd,st->btd", jnp.tanh(x @ p["embed"]), p["tokens"])
+        return jnp.einsum("btd,tdo->bo", h * jax.nn.sigmoid(x.mean(1) @ p["gate"])[:, None], p["head"])
+
+    params = {"embed": shape(8, 6), "tokens": shape(5, 7), "gate": shape(8, 6), "head": shape(7, 6, 2)}
+    graph = jprune.trace_model(apply, params, shape(3, 5, 8))
+    assert roles(graph) == {"embed": "i o", "tokens": "i o", "gate": "i o", "head": "i i o"}
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(("heads", "features", "size", "length"), [(2, 8, 4, 3), (8, 16, 2, 5), (4, 512, 64, 128)])
 def test_heads_of_attention_are_inputs_of_the_projection_after_it(heads, features, size, length, gated):
