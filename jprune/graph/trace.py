@@ -282,8 +282,8 @@ def _separate_experts(roles: dict[Source, set[str]], parameters: Mapping[str, Va
 
     An axis of a kernel after its inputs is over heads of one layer, and so is the axis of the next kernel that reads
     these heads and units. Axes before the inputs are over experts, if one kernel makes the units of all of them; what
-    is gated may also be channels or positions. This applies to leaves that have other outputs too; a router, which has
-    none, keeps its outputs.
+    is gated may also be channels or positions. So are axes that are the last of both kernels, as under ``vmap``. This
+    applies to leaves that have other outputs too; a router, which has none, keeps its outputs.
     """
 
     def label(source: Source) -> int:
@@ -312,9 +312,16 @@ def _separate_experts(roles: dict[Source, set[str]], parameters: Mapping[str, Va
         together = any(label(source) in map(label, outputs[path] + all_of(path, "stacked")) for path in makers)
         is_expert = not of_heads and (together or not makers)
         roles[source] = roles[source] - {"experts"} | {"stacked" if is_expert else "inputs"}
-    stacks = {label(source) for path in parameters for source in all_of(path, "stacked")} - {0}
+
+    def is_last(source: Source) -> bool:
+        return source.axis == len(parameters[source.path].axes) - 1
+
+    stacked = [source for path in parameters for source in all_of(path, "stacked") if label(source)]
+    stacks, last = {label(source) for source in stacked}, {label(source) for source in stacked if is_last(source)}
     for path in parameters if stacks else ():
-        experts = [s for s in outputs[path] if label(s) in stacks and s.axis < first[path]]
+        experts = [
+            s for s in outputs[path] if label(s) in (stacks if s.axis < first[path] else last if is_last(s) else ())
+        ]
         if len(experts) < len(outputs[path]):
             roles.update({source: {"stacked"} for source in experts})
 

@@ -309,6 +309,21 @@ def test_channels_and_positions_that_are_gated_are_not_experts():
     assert roles(graph) == {"conv": "w w i o", "excite": "i o", "head": "i i i o"}
 
 
+def test_experts_along_the_last_axis_are_separate_layers_of_every_leaf():
+    def expert(p, x):
+        return jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]
+
+    def apply(p, x):
+        outputs = jax.vmap(expert, in_axes=(-1, None), out_axes=-1)(
+            {name: p[name] for name in ("up", "bias", "down")}, x
+        )
+        return (outputs * jax.nn.softmax(x @ p["router"])[:, None]).sum(-1)
+
+    params = {"router": shape(8, 4), "up": shape(8, 10, 4), "bias": shape(1, 10, 4), "down": shape(10, 8, 4)}
+    graph = jprune.trace_model(apply, params, shape(5, 8))
+    assert roles(graph) == {"router": "i o", "up": "i o s", "bias": "o o s", "down": "i o s"}
+
+
 def test_channels_of_mixed_tokens_that_are_gated_are_not_experts():
     def apply(p, x):
         h = jnp.einsum("bsd,st->btd", jnp.tanh(x @ p["embed"]), p["tokens"])
