@@ -463,6 +463,9 @@ def test_a_product_of_parameters_that_may_be_learned_queries_is_named_in_a_warni
     with pytest.warns(UserWarning, match="the product of 'a' and 'b' is read as one kernel; if one of the two is data"):
         graph = jprune.trace_model(lambda p, x: x @ (p["a"] @ p["b"]).T, params, X)
     assert roles(graph) == {"a": "o i", "b": "o i"}
+    learned = {"l": shape(5, 4), "a": shape(4, 6), "b": shape(6, 6)}  # tokens and a network of them
+    with pytest.warns(UserWarning, match="the product of 'l' and 'a' is read as one kernel"):
+        jprune.trace_model(lambda p, x: x + jnp.tanh(p["l"] @ p["a"]) @ p["b"], learned, X)
     basis = {"a": shape(5, 2), "b": shape(2, 6, 4)}  # a kernel for each of 5 relations
     with pytest.warns(UserWarning, match="the product of 'a' and 'b' is read as one kernel"):
         jprune.trace_model(

@@ -96,6 +96,9 @@ def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Fa
         if is_data:
             record.settle(side.value)
     kernels = [side for side, is_data in zip(sides, data, strict=True) if not is_data]
+    for side in kernels:
+        if side.value.factors is not None:
+            _note_product(record, side.value, side.value.factors)
     if len(kernels) == 2:
         record.count(kernels[0].value, count)
         counted = record.multiply_adds[-1]
@@ -103,8 +106,6 @@ def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Fa
         record.factors.extend(factors)
         return factors[0], factors[1]
     for side in kernels:
-        if side.value.factors is not None:
-            _note_product(record, side.value, side.value.factors)
         in_axes = union(*(axis.sources for axis in side.value.axes))
         record.role([source for source in side.value.chosen if source not in in_axes], "stacked")
         other = sides[1] if side is sides[0] else sides[0]
@@ -140,7 +141,8 @@ def _note_product(record: Record, value: Value, factors: tuple[Factor, Factor]) 
     free = {source for factor in factors for source in factor.free}
     if free.issuperset(union(*(axis.sources for axis in value.axes))):
         left, right = (next(source.path for source in (*factor.contracted, *factor.free)) for factor in factors)
-        record.products[left, right] = None
+        if left != right:
+            record.products[left, right] = None
 
 
 def _experts(record: Record, kernel: _Side, data: _Side) -> tuple[Source, ...]:
