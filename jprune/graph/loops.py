@@ -97,8 +97,10 @@ def _scan(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Contr
     program = _iterated(record, body, consts, carry, [value.with_axes(value.axes[1:]) for value in scanned])
     record.times = times
     steps = Axis(record.channels.frozen(length, "it is scanned over"))
+    # What a scan computes may be summed over steps, as in a recurrence, so its axes are not taken for those of experts.
     outputs = [
-        value.with_axes([dataclasses.replace(axis, scored=True) for axis in value.axes]) for value in program.outputs
+        dataclasses.replace(value, axes=tuple(dataclasses.replace(axis, scored=True) for axis in value.axes))
+        for value in program.outputs
     ]
     return [*outputs[:carried], *(value.with_axes([steps, *value.axes]) for value in outputs[carried:])], (program,)
 

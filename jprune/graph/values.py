@@ -65,7 +65,7 @@ class Axis:
       parts: the axes that a reshape merged into it, outermost first, until an operation changes it.
       repeated: whether a broadcast made it, so that the array is the same at all its indices.
       scored: whether activations with this axis were summed over channels, as for scores of attention and statistics of
-        a normalization.
+        a normalization, or made by a scan.
       separate: whether the array was made by a product with a kernel for each index.
       gated: whether the array is a sum of hidden units weighted by a number for each index, as by gates of experts.
     """
