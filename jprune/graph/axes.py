@@ -36,7 +36,8 @@ A 3-D ``kernel`` can be a 1-D convolution, stacked dense layers or an attention 
 ``axes`` its axes are unknown. So are the axes of any leaf that no row covers, of one with a window of k x 1 and no bias
 (which may be k layers), of a ``kernel`` or ``weight`` whose bias does not have one number for each output, and of
 attention kernels with more than 2 axes. Libraries store some kernels in different orders, so by the layer's name those
-of transposed convolutions, of einsums and of depthwise convolutions with several inputs are unknown too.
+of transposed convolutions ("transpose", "deconv"), of einsums (unless a bias tells) and of depthwise convolutions with
+several inputs are unknown too. Without a bias and by another name they are read as the table says, without a warning.
 
 Attention kernels with more axes are stacked along the first ones if the kernels of ``query``, ``key``, ``value`` and
 ``out`` agree on the sizes of these axes, of heads and of dim; otherwise they are unknown. If the tree has the layer's
@@ -321,7 +322,8 @@ def _has_another_order(path: str, shapes: Mapping[str, tuple[int, ...]]) -> bool
     layer, shape = _layer(path), shapes[path]
     if len(shape) == 4 and "depthwise" in layer and path.endswith("/kernel"):
         return shape[2] != 1
-    return (len(shape) == 4 and "transpose" in layer) or _may_be_swapped(path, shapes)
+    transposed = "transpose" in layer or "deconv" in layer
+    return (len(shape) == 4 and transposed) or _may_be_swapped(path, shapes)
 
 
 def _may_be_swapped(path: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:

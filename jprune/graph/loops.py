@@ -97,8 +97,12 @@ def _scan(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Contr
     program = _iterated(record, body, consts, carry, [value.with_axes(value.axes[1:]) for value in scanned])
     record.times = times
     steps = Axis(record.channels.frozen(length, "it is scanned over"))
-    stacked = [value.with_axes([steps, *value.axes]) for value in program.outputs[carried:]]
-    return [*program.outputs[:carried], *stacked], (program,)
+    # What a scan computes may be summed over steps, as in a recurrence, so its axes are not taken for those of experts.
+    outputs = [
+        dataclasses.replace(value, axes=tuple(dataclasses.replace(axis, scored=True) for axis in value.axes))
+        for value in program.outputs
+    ]
+    return [*outputs[:carried], *(value.with_axes([steps, *value.axes]) for value in outputs[carried:])], (program,)
 
 
 def _while(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Control:
@@ -149,7 +153,12 @@ def _joined(one: Value, other: Value) -> Value:
     if kind is Kind.LOOKED_UP and min(one.kind, other.kind) is not kind:
         kind = Kind.ACTIVATION
     axes = [
-        Axis(a.ids, union(a.sources, b.sources) if kind.of_parameters else (), a.zero and b.zero)
+        Axis(
+            a.ids,
+            union(a.sources, b.sources) if kind.of_parameters else (),
+            a.zero and b.zero,
+            scored=a.scored or b.scored,
+        )
         for a, b in zip(one.axes, other.axes, strict=True)
     ]
     literal = one.literal if one.literal is not None and one.literal is other.literal else None

@@ -28,7 +28,12 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
 
     The model is traced with shapes only; nothing is computed or allocated. Parameters are followed through the program
     to the matrix products and convolutions that read them. A warning names each primitive that is not supported; the
-    axes of the leaves it reads are unknown.
+    axes of the leaves it reads are unknown. Another warning names parameters whose product is read as one kernel, where
+    one of them may be data.
+
+    An axis over experts is stacked, also where the experts' outputs are weighted by gates and summed in one product. If
+    it comes after the inputs of a kernel, as in (inputs, experts, units), it cannot be told from heads, and is read as
+    an axis of outputs.
 
     Args:
       apply: any JAX function ``apply(params, *inputs)``. With ``state`` it is called as
@@ -176,6 +181,7 @@ def _graph(
     roles = _roles(record, program)
     _separate_experts(roles, parameters, solution)
     groups = dict(record.groups)
+    made = _of_made_kernels(record, parameters, solution)
     axes: dict[str, KernelAxes | None] = {}
     unknown: dict[str, str] = {}
     for path, value in parameters.items():
@@ -184,6 +190,8 @@ def _graph(
         named = sorted({name for leaf, name in record.unknown if leaf == path})
         if named:
             unknown[path] = f"'{named[0]}' reads it and is not supported"
+        elif path in made:
+            unknown[path] = "data multiply it, and the result is the kernel of a convolution"
         elif missing:
             mixed = record.mixed.get(Source(path, missing[0]))
             what = "it" if len(missing) == len(found) and not mixed else f"its axis {missing[0]}"
@@ -195,6 +203,13 @@ def _graph(
             f"the primitive '{name}' is not supported; the axes of the leaves it reads are unknown, and products that "
             f"read its result are not counted for them: {leaves}; "
             "give axes={'<path>': jprune.KernelAxes(...)} for them where they are needed",
+            stacklevel=3,
+        )
+    for left, right in record.products:
+        warnings.warn(
+            f"the product of '{left}' and '{right}' is read as one kernel; if one of the two is data, such as learned "
+            "queries, the roles of the axes of the other are wrong: repeat the data over the batch before the product, "
+            "or give axes={'<path>': jprune.KernelAxes(...)}",
             stacklevel=3,
         )
     leaf_axes = [
@@ -234,7 +249,7 @@ def _roles(record: Record, program: Program) -> dict[Source, set[str]]:
     roles: dict[Source, set[str]] = {}
     for source, what in record.roles:
         roles.setdefault(source, set()).add(what)
-    for contracted, free in reversed(record.factors):
+    for contracted, free, _ in reversed(record.factors):
         if all(source in roles for source in contracted):
             continue
         others = set().union(*(roles.get(source, set()) for source in free)) & {"inputs", "outputs"}
@@ -248,11 +263,27 @@ def _roles(record: Record, program: Program) -> dict[Source, set[str]]:
     return roles
 
 
-def _separate_experts(roles: dict[Source, set[str]], parameters: Mapping[str, Value], solution: Solution) -> None:
-    """Turn output axes into stacked axes where each index feeds its own kernel in the next layer: experts.
+def _of_made_kernels(record: Record, parameters: Mapping[str, Value], solution: Solution) -> set[str]:
+    """Return the parameters that data turn into the kernel of a convolution: a weighted sum of kernels, or one scaled.
 
-    This applies to leaves that have other outputs too; a router, which has none, keeps its outputs. Axes after the
-    inputs are heads of one layer, and stay outputs.
+    They share two axes or more with it. A kernel of features, as in a correlation, has only the channels of a layer.
+    """
+    windows = {int(solution.labels[axis.ids[0]]) for kernel in record.made_kernels for axis in kernel.axes[2:]}
+    channels = {int(part.ids[0]) for kernel in record.made_kernels for axis in kernel.axes[:2] for part in axis.merged}
+
+    def shared(axis: Axis) -> bool:
+        return axis.size > 1 and (int(axis.ids[0]) in channels or int(solution.labels[axis.ids[0]]) in windows)
+
+    return {path for path, value in parameters.items() if sum(map(shared, value.axes)) > 1}
+
+
+def _separate_experts(roles: dict[Source, set[str]], parameters: Mapping[str, Value], solution: Solution) -> None:
+    """Settle which axes are over experts, and turn output axes into stacked axes where each index feeds its own expert.
+
+    An axis of a kernel after its inputs is over heads of one layer, and so is the axis of the next kernel that reads
+    these heads and units. Axes before the inputs are over experts, if one kernel makes the units of all of them; what
+    is gated may also be channels or positions. So are axes that are the last of both kernels, as under ``vmap``. This
+    applies to leaves that have other outputs too; a router, which has none, keeps its outputs.
     """
 
     def label(source: Source) -> int:
@@ -263,14 +294,35 @@ def _separate_experts(roles: dict[Source, set[str]], parameters: Mapping[str, Va
         sources = [Source(path, axis) for axis in range(len(parameters[path].axes))]
         return [source for source in sources if roles.get(source) == {what} and parameters[path].shape[source.axis] > 1]
 
-    stacks = {label(source) for path in parameters for source in all_of(path, "stacked")} - {0}
+    outputs = {path: all_of(path, "outputs") for path in parameters}
+    first = {
+        path: min((s.axis for s in all_of(path, "inputs")), default=len(parameters[path].axes)) for path in parameters
+    }
+    heads = {
+        (label(s), label(u))
+        for path in parameters
+        for s in outputs[path]
+        for u in outputs[path]
+        if s.axis > first[path]
+    }
+    for source in [source for source, what in roles.items() if "experts" in what]:
+        units = {label(unit) for unit in all_of(source.path, "inputs")} - {0}
+        of_heads = any((label(source), unit) in heads for unit in units)
+        makers = [path for path in parameters if not units.isdisjoint(map(label, outputs[path]))]
+        together = any(label(source) in map(label, outputs[path] + all_of(path, "stacked")) for path in makers)
+        is_expert = not of_heads and (together or not makers)
+        roles[source] = roles[source] - {"experts"} | {"stacked" if is_expert else "inputs"}
+
+    def is_last(source: Source) -> bool:
+        return source.axis == len(parameters[source.path].axes) - 1
+
+    stacked = [source for path in parameters for source in all_of(path, "stacked") if label(source)]
+    stacks, last = {label(source) for source in stacked}, {label(source) for source in stacked if is_last(source)}
     for path in parameters if stacks else ():
-        outputs = all_of(path, "outputs")
-        inputs = [source.axis for source in all_of(path, "inputs")]
         experts = [
-            s for s in outputs if label(s) in stacks and s.axis < min(inputs, default=len(parameters[path].axes))
+            s for s in outputs[path] if label(s) in (stacks if s.axis < first[path] else last if is_last(s) else ())
         ]
-        if len(experts) < len(outputs):
+        if len(experts) < len(outputs[path]):
             roles.update({source: {"stacked"} for source in experts})
 
 

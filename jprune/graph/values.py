@@ -46,10 +46,12 @@ class Factor(NamedTuple):
     Attributes:
       contracted: the axes that the product sums over.
       free: the axes that the product has.
+      counted: the entry of the record's multiply-adds for the product.
     """
 
     contracted: tuple[Source, ...]
     free: tuple[Source, ...]
+    counted: tuple[str | None, int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,13 +63,20 @@ class Axis:
       sources: axes of parameters that it comes from, outermost first, while the array is made of parameters.
       zero: whether the array is 0 at an index whose channel is masked in all parameters.
       parts: the axes that a reshape merged into it, outermost first, until an operation changes it.
-      gated: whether the array is a product of two activations that both have this axis, with nothing summed over.
+      repeated: whether a broadcast made it, so that the array is the same at all its indices.
+      scored: whether activations with this axis were summed over channels, as for scores of attention and statistics of
+        a normalization, or made by a scan.
+      separate: whether the array was made by a product with a kernel for each index.
+      gated: whether the array is a sum of hidden units weighted by a number for each index, as by gates of experts.
     """
 
     ids: np.ndarray
     sources: tuple[Source, ...] = ()
     zero: bool = False
     parts: "tuple[Axis, ...]" = ()
+    repeated: bool = False
+    scored: bool = False
+    separate: bool = False
     gated: bool = False
 
     @property
@@ -176,6 +185,8 @@ class Record:
         self.factors: list[Factor] = []
         self.multiply_adds: list[tuple[str | None, int]] = []
         self.unknown: list[tuple[str, str]] = []
+        self.products: dict[tuple[str, str], None] = {}  # parameters whose product is read as one kernel
+        self.made_kernels: list[Value] = []  # kernels of convolutions that are computed from data
         self.mixed: dict[Source, str] = {}  # axes of parameters mixed by a sort or a transform, and its name
         self.times = 1  # how often the equations being traced are executed
         self.leaf_sizes: dict[str, int] = {}
@@ -191,6 +202,14 @@ class Record:
         self.role(value.chosen, "indexed")
         for axis in value.axes:
             self.role([source for source in axis.sources if source not in value.chosen], "outputs")
+
+    def settle_product(self, data: Factor, kernel: Factor) -> None:
+        """Record that, of two parameters that are multiplied, one is data (learned queries) and the other a kernel."""
+        self.role([*data.contracted, *data.free, *kernel.free], "outputs")
+        self.role(kernel.contracted, "inputs")
+        if kernel.counted in self.multiply_adds:  # the product was counted for its left operand
+            place, (_, count) = self.multiply_adds.index(kernel.counted), kernel.counted
+            self.multiply_adds[place] = (next(s.path for s in (*kernel.contracted, *kernel.free)), count)
 
     def count(self, kernel: Value | None, multiply_adds: int) -> None:
         """Count the multiply-adds of a contraction for the parameter it reads, if any."""

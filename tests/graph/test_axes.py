@@ -225,6 +225,7 @@ def test_an_axis_with_two_roles_is_tied():
         ("norm", {"weight": (4, 5), "bias": (4, 5)}),
         ("conv2d_transpose", {"kernel": (3, 3, 7, 5), "bias": (7,)}),  # Keras
         ("ConvTranspose_0", {"kernel": (3, 3, 5, 7)}),
+        ("deconv1", {"kernel": (3, 3, 5, 7)}),
         ("depthwise_conv2d_1", {"kernel": (3, 3, 5, 1), "bias": (5,)}),
         ("depthwise_conv2d", {"kernel": (3, 3, 5, 2)}),
         ("einsum_dense", {"kernel": (7, 5)}),

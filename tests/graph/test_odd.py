@@ -37,6 +37,34 @@ def learned_queries(p, x, batch=()):
     return jax.nn.softmax(queries @ jnp.swapaxes(x @ p["k"], -1, -2)) @ (x @ p["v"])
 
 
+def latent_queries(p, x):
+    """Attention of learned queries, which every example has, with two heads and normalized queries."""
+    q = jnp.einsum("qd,dhk->qhk", p["l"], p["q"]) / 2
+    q = jnp.concatenate([-q[..., 1:], q[..., :1]], -1) * jax.lax.rsqrt((q * q).mean(-1, keepdims=True)) * p["s"]
+    k, v = (jnp.einsum("bsd,dhk->bshk", x, p[name]) for name in "kv")
+    return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(jnp.einsum("qhk,bshk->bhqs", q, k)), v)
+
+
+def tiled_query(p, x):
+    """Pooling by attention, with one learned query (1, 1, features) that is tiled over the batch."""
+    q = jnp.einsum("bqd,dhk->bqhk", jnp.tile(p["l"], (len(x), 1, 1)), p["q"])
+    k, v = (jnp.einsum("bsd,dhk->bshk", x, p[name]) for name in "kv")
+    return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(jnp.einsum("bqhk,bshk->bhqs", q, k)), v)
+
+
+def latent_memory(p, x):
+    """Attention to learned tokens, with projections stored as (heads * size, inputs) and vmapped over heads."""
+
+    def project(w, x):
+        return jnp.moveaxis((x @ w.T).reshape(*x.shape[:-1], 2, -1), -2, 0)
+
+    def head(q, k, v):
+        return jax.nn.softmax(q @ k.T) @ v
+
+    k, v = project(p["k"], p["l"]), project(p["v"], p["l"])
+    return jax.vmap(lambda x: jax.vmap(head)(project(p["q"], x), k, v))(x)
+
+
 def relative_bias(p, x):
     return x + jax.nn.gelu(jnp.arange(5.0)[:, None] @ p["a"]) @ p["b"]
 
@@ -128,6 +156,35 @@ PROGRAMS = {
         [X],
         [4, 6],
     ),
+    "learned queries of all examples, with heads": (
+        latent_queries,
+        {
+            "l": ((3, 6), "o o"),
+            "q": ((6, 2, 4), "i o o"),
+            "s": ((4,), "o"),
+            "k": ((6, 2, 4), "i o o"),
+            "v": ((6, 2, 4), "i o o"),
+        },
+        [shape(7, 5, 6)],
+        [4, 6],
+    ),
+    "a learned query, tiled over the batch": (
+        tiled_query,
+        {
+            "l": ((1, 1, 6), "s o o"),
+            "q": ((6, 2, 4), "i o o"),
+            "k": ((6, 2, 4), "i o o"),
+            "v": ((6, 2, 4), "i o o"),
+        },
+        [shape(7, 5, 6)],
+        [4, 6],
+    ),
+    "learned tokens of all examples, with heads": (
+        latent_memory,
+        {"l": ((3, 6), "o o"), "q": ((4, 6), "o i"), "k": ((4, 6), "o i"), "v": ((4, 6), "o i")},
+        [shape(7, 5, 6)],
+        [2, 3, 6],
+    ),
     "learned start of a recurrence": (
         learned_start,
         {"h": ((4,), "o"), "w": ((4, 4), "i o"), "u": ((6, 4), "i o"), "o": ((4, 3), "i o")},
@@ -167,6 +224,12 @@ PROGRAMS = {
         [],
     ),
     "normalized embedding": (normalized_rows, {"e": ((11, 6), "i o"), "w": ((6, 2), "i o")}, [tokens(5)], [6]),
+    "sums of embeddings": (
+        lambda p, t: jax.ops.segment_sum(p["e"][t], jnp.arange(6) // 2, 3) @ p["w"],
+        {"e": ((11, 6), "i o"), "w": ((6, 2), "i o")},
+        [tokens(6)],
+        [6],
+    ),
     "one-hot embedding": (
         lambda p, t: jax.nn.one_hot(t, 11) @ p["e"] @ p["w"],
         {"e": ((11, 6), "i o"), "w": ((6, 2), "i o")},
@@ -385,6 +448,32 @@ def test_roles_of_odd_programs(name):
     graph = jprune.trace_model(apply, {path: shape(*size) for path, (size, _) in expected.items()}, *inputs)
     assert roles(graph) == {path: letters for path, (_, letters) in expected.items()}
     assert sorted(group.size for group in graph.channels) == sizes
+
+
+def test_multiply_adds_of_learned_queries_are_those_of_their_projection():
+    params = {"l": shape(3, 6), "q": shape(6, 2, 4), "s": shape(4), "k": shape(6, 2, 4), "v": shape(6, 2, 4)}
+    graph = jprune.trace_model(latent_queries, params, shape(7, 5, 6))
+    assert graph.multiply_adds == {"l": 0, "q": 3 * 6 * 8, "s": 0, "k": 7 * 5 * 6 * 8, "v": 7 * 5 * 6 * 8}
+    assert graph.kernels == ("k", "q", "v")
+
+
+def test_a_product_of_parameters_that_may_be_learned_queries_is_named_in_a_warning():
+    """A product with one head is that of a kernel of low rank, unless it is added to a kernel, which tells."""
+    params = {"a": shape(4, 2), "b": shape(2, 6)}
+    with pytest.warns(UserWarning, match="the product of 'a' and 'b' is read as one kernel; if one of the two is data"):
+        graph = jprune.trace_model(lambda p, x: x @ (p["a"] @ p["b"]).T, params, X)
+    assert roles(graph) == {"a": "o i", "b": "o i"}
+    learned = {"l": shape(5, 4), "a": shape(4, 6), "b": shape(6, 6)}  # tokens and a network of them
+    with pytest.warns(UserWarning, match="the product of 'l' and 'a' is read as one kernel"):
+        jprune.trace_model(lambda p, x: x + jnp.tanh(p["l"] @ p["a"]) @ p["b"], learned, X)
+    basis = {"a": shape(5, 2), "b": shape(2, 6, 4)}  # a kernel for each of 5 relations
+    with pytest.warns(UserWarning, match="the product of 'a' and 'b' is read as one kernel"):
+        jprune.trace_model(
+            lambda p, x: jnp.einsum("rx,rxo->ro", x, jnp.tensordot(p["a"], p["b"], 1)), basis, shape(5, 6)
+        )
+    params["w"] = shape(4, 6)
+    graph = jprune.trace_model(lambda p, x: x @ (p["w"] + 2 * (p["a"] @ p["b"])).T, params, X)
+    assert roles(graph) == {"a": "o i", "b": "o i", "w": "o i"}
 
 
 def test_masks_given_as_state_do_not_change_the_kernels():

@@ -1,11 +1,13 @@
 """Products that sum over axes: matrix products and convolutions, where parameters get their roles."""
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
 from jax.extend import core
 
-from jprune.graph.channels import GroupedConvolution
+from jprune.graph.channels import GroupedConvolution, is_frozen
 from jprune.graph.rules.registry import not_understood, pick, rule, union
 from jprune.graph.values import Axis, Factor, Kind, Record, Source, Value
 from jprune.jaxprs import shape_of
@@ -29,17 +31,24 @@ def _dot_general(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
             )
     count = math.prod(shape_of(equation.outvars[0])) * math.prod(left.axes[a].size for a in contracted[0])
     factors = _read_by_product(record, sides, count)
+    of_activations = left.kind is right.kind is Kind.ACTIVATION
+    scored = of_activations and not all(is_frozen(left.axes[a].ids) for a in contracted[0])
     axes = []
     for a, b in zip(*batch, strict=True):
         pair = [left.axes[a], right.axes[b]]
-        axes.append(Axis(pick(record, pair), union(pair[0].sources, pair[1].sources), pair[0].zero or pair[1].zero))
+        separate = left.kind.of_parameters or right.kind.of_parameters or pair[0].separate or pair[1].separate
+        heads = pair[0].scored or pair[1].scored
+        gated = of_activations and not heads and (separate or not contracted[0])
+        zero = pair[0].zero or pair[1].zero
+        sources = union(pair[0].sources, pair[1].sources)
+        axes.append(Axis(pick(record, pair), sources, zero, scored=scored or heads, separate=separate, gated=gated))
     axes += [side.value.axes[place] for side in sides for place in side.free]
     if factors is not None:
         return [Value(tuple(axes), max(left.kind, right.kind), union(left.chosen, right.chosen), factors=factors)]
     kind = max(left.kind, right.kind)
     kind = Kind.ACTIVATION if kind.of_parameters else kind
-    gated = len(batch[0]) if left.kind is right.kind is Kind.ACTIVATION and not contracted[0] else 0
-    return [Value(tuple(Axis(axis.ids, zero=axis.zero, gated=k < gated) for k, axis in enumerate(axes)), kind)]
+    free = [Axis(axis.ids, zero=axis.zero, scored=scored or axis.scored) for axis in axes[len(batch[0]) :]]
+    return [Value((*(dataclasses.replace(axis, sources=()) for axis in axes[: len(batch[0])]), *free), kind)]
 
 
 def _times_identity(record: Record, kernel: Value, other: Value, place: int, is_left: bool) -> Value:
@@ -79,38 +88,79 @@ class _Side:
 
 def _read_by_product(record: Record, sides: list[_Side], count: int) -> tuple[Factor, Factor] | None:
     """Record how a matrix product reads parameters; return its factors if both are kernels (a low-rank product)."""
-    data = [side.is_data(other) for side, other in zip(sides, reversed(sides), strict=True)]
+    data = [
+        _is_made_of_data(record, side) or side.is_data(other)
+        for side, other in zip(sides, reversed(sides), strict=True)
+    ]
     for side, is_data in zip(sides, data, strict=True):
         if is_data:
             record.settle(side.value)
     kernels = [side for side, is_data in zip(sides, data, strict=True) if not is_data]
+    for side in kernels:
+        if side.value.factors is not None:
+            _note_product(record, side.value, side.value.factors)
     if len(kernels) == 2:
-        factors = [Factor(side.sources(side.contracted), side.sources(side.free)) for side in kernels]
-        record.factors.extend(factors)
         record.count(kernels[0].value, count)
+        counted = record.multiply_adds[-1]
+        factors = [Factor(side.sources(side.contracted), side.sources(side.free), counted) for side in kernels]
+        record.factors.extend(factors)
         return factors[0], factors[1]
     for side in kernels:
         in_axes = union(*(axis.sources for axis in side.value.axes))
         record.role([source for source in side.value.chosen if source not in in_axes], "stacked")
         other = sides[1] if side is sides[0] else sides[0]
-        gated = _gated(side, other)
-        record.role(side.sources([place for place in side.contracted if place not in gated]), "inputs")
-        record.role(side.sources(gated), "stacked")
+        experts = _experts(record, side, other)
+        inputs = [source for source in side.sources(side.contracted) if source not in experts]
+        record.role(inputs, "inputs")
+        record.role(experts, "experts")
         record.role(side.sources(side.batch), "stacked" if side.contracted or side.free else "outputs")
         record.role(side.sources(side.free), "outputs")
     record.count(kernels[0].value if kernels else None, count)
     return None
 
 
-def _gated(kernel: _Side, data: _Side) -> list[int]:
+def _is_made_of_data(record: Record, side: _Side) -> bool:
+    """Whether an operand is the product of a kernel and of data that are parameters: learned queries, with heads.
+
+    The batch dimensions of the product that reads them are heads, which only the kernel has, next to units; the data
+    have positions, which are all summed over or all kept. A product of two kernels for each head, or of two without
+    heads, has the batch dimensions in both or in none, and a sum of kernels has nothing else in one of the two.
+    """
+    heads, summed, kept = (set(side.sources(places)) for places in (side.batch, side.contracted, side.free))
+    for data, kernel in itertools.permutations(side.value.factors or (), 2):
+        units = [axis for axis in side.value.axes if not set(kernel.free).isdisjoint(axis.sources)]
+        alike = summed.issuperset(data.free) or kept.issuperset(data.free)
+        if heads and heads.issubset(kernel.free) and len(units) > 1 and alike:
+            record.settle_product(data, kernel)
+            return True
+    return False
+
+
+def _note_product(record: Record, value: Value, factors: tuple[Factor, Factor]) -> None:
+    """Note the two parameters whose product is read as a kernel, unless each head has a product of its own."""
+    free = {source for factor in factors for source in factor.free}
+    if free.issuperset(union(*(axis.sources for axis in value.axes))):
+        left, right = (next(source.path for source in (*factor.contracted, *factor.free)) for factor in factors)
+        if left != right:
+            record.products[left, right] = None
+
+
+def _experts(record: Record, kernel: _Side, data: _Side) -> tuple[Source, ...]:
     """Return the axes of a kernel over experts whose outputs are weighted and summed by this product.
 
     ``jnp.einsum("ebf,efd,be->bd")`` may multiply the hidden units by the gates first, and then sum over experts and
     hidden units at once. Where it multiplies by the gates last, the experts are a batch dimension of the product.
     """
-    pairs = zip(kernel.contracted, data.contracted, strict=True)
-    gated = [place for place, own in pairs if data.value.axes[own].gated]
-    return gated if len(gated) < len(kernel.contracted) else []
+    pairs: list[tuple[Axis, Axis]] = []
+    for place, own in zip(kernel.contracted, data.contracted, strict=True):
+        parts, units = kernel.value.axes[place].merged, data.value.axes[own].merged
+        if [part.size for part in parts] != [unit.size for unit in units]:
+            parts, units = (kernel.value.axes[place],), (data.value.axes[own],)
+        pairs += zip(parts, units, strict=True)
+    for part, unit in pairs:
+        record.channels.tie(part.ids, unit.ids)
+    gated = [part for part, unit in pairs if unit.gated]
+    return union(*(part.sources for part in gated)) if len(gated) < len(pairs) else ()
 
 
 @rule("conv_general_dilated")
@@ -124,6 +174,8 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     if kernel.kind.of_parameters:
         split = data.axes[lhs[1] if params["batch_group_count"] == 1 else lhs[0]]
         _read_by_convolution(record, kernel, rhs, split, groups * params["batch_group_count"])
+    elif 0 not in kernel.shape:
+        record.made_kernels.append(kernel.with_axes([kernel.axes[place] for place in rhs]))
     count = math.prod(shape) * math.prod(kernel.shape) // max(1, shape[out[1]])
     record.count(kernel if kernel.kind.of_parameters else None, count)
     for axis in [*(data.axes[p] for p in lhs[2:]), *(kernel.axes[p] for p in rhs[2:])]:

@@ -1,11 +1,13 @@
 """Elementwise operations: the axes of the operands correspond, and zeros may stay zeros."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 from jax.extend import core
 
 from jprune import jaxprs
+from jprune.graph.channels import is_frozen
 from jprune.graph.rules.constants import identity_axes, passes_numbers
 from jprune.graph.rules.registry import (
     RULES,
@@ -17,7 +19,7 @@ from jprune.graph.rules.registry import (
     rule,
     union,
 )
-from jprune.graph.values import Axis, Record, Value
+from jprune.graph.values import Axis, Factor, Kind, Record, Value
 from jprune.jaxprs import shape_of
 
 _ZERO_AT_ZERO = names(
@@ -36,6 +38,7 @@ _OTHER_ELEMENTWISE = names(
     "eq ne lt le gt ge eq_to lt_to le_to igamma igammac igamma_grad_a random_gamma_grad regularized_incomplete_beta "
     "polygamma zeta"
 )
+_KEEPS_GATES = names("mul div neg convert_element_type copy copy_p reduce_precision stop_gradient select_n")
 _INFINITE_AT_ZERO = names("log rsqrt reciprocal lgamma digamma")
 
 
@@ -69,16 +72,66 @@ def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
         if _is_infinite(equation, zeros, inputs):
             record.channels.note(ids, f"'{name}' of a masked channel is not finite")
         zero = _zero_after(name, zeros, [value.literal for value in inputs]) and equation.params.get("y") != 0
-        axes.append(Axis(ids, sources, zero))
+        flags = _flags(name, inputs, place, size)
+        axes.append(dataclasses.replace(flags, ids=ids, sources=sources, zero=zero))
     chosen = union(*(value.chosen for value in parts)) if kind.of_parameters else ()
     literal = inputs[0].literal if name == "convert_element_type" else None
     same = inputs[0] if name != "eq" and passes_numbers(equation, inputs) else Value(())
     identity = identity_axes(inputs) if name == "eq" else same.identity
     if name == "eq" and identity is not None:
         record.channels.tie(axes[identity[0]].ids, axes[identity[1]].ids)
-    return [
-        Value(tuple(axes), kind, chosen, literal, numbers=same.numbers, identity=identity) for _ in equation.outvars
-    ]
+    factors = _factors(inputs) if kind.of_parameters else None
+    made = Value(tuple(axes), kind, chosen, literal, factors=factors, numbers=same.numbers, identity=identity)
+    return [made for _ in equation.outvars]
+
+
+def _factors(inputs: list[Value]) -> tuple[Factor, Factor] | None:
+    """Return the factors of a product of parameters that is scaled or normalized.
+
+    A parameter that is added to it or multiplied with it, and has the axes of both factors, is a kernel of its own.
+    """
+    product = next((value for value in inputs if value.factors is not None), None)
+    if product is None or product.factors is None:
+        return None
+    for other in (value for value in inputs if value.axes and value.factors is not product.factors):
+        shared = [own.sources for own, axis in zip(product.axes, other.axes, strict=True) if axis.sources]
+        if all(set(factor.free).intersection(union(*shared)) for factor in product.factors):
+            return None
+    return product.factors
+
+
+def _flags(name: str, inputs: list[Value], place: int, size: int) -> Axis:
+    """Return an axis that says what remains true of the operands', for ``repeated`` and the attributes after it."""
+    arrays = [value for value in inputs if value.axes]
+    axes = [value.axes[place] for value in arrays]
+    pairs = {"mul": itertools.permutations(inputs), "select_n": itertools.product(inputs[:1], inputs[1:])}.get(name, ())
+    gates = any(_are_gates(one, other, place) for one, other in pairs)
+    units = [value for value in arrays if not any(_has_no_units(value, other) for other in arrays)]
+    return Axis(
+        axes[0].ids,
+        repeated=all(axis.repeated for axis in axes if axis.size == size),
+        scored=any(value.axes[place].scored for value in units),
+        separate=any(axis.separate for axis in axes),
+        gated=gates or (name in _KEEPS_GATES and any(axis.gated for axis in axes)),
+    )
+
+
+def _are_gates(gates: Value, hidden: Value, place: int) -> bool:
+    """Whether one operand has a number for each index of an axis and the other has units there."""
+    if not gates.axes or not hidden.axes or not gates.kind is hidden.kind is Kind.ACTIVATION:
+        return False
+    own, other = gates.axes[place], hidden.axes[place]
+    if own.size != other.size or own.repeated or other.repeated or own.scored or other.scored or is_frozen(other.ids):
+        return False
+    return _has_no_units(gates, hidden)
+
+
+def _has_no_units(value: Value, other: Value) -> bool:
+    """Whether an array is the same along an axis of channels of another: gates, or statistics of a normalization."""
+    return any(
+        (own.repeated or own.size < axis.size) and not axis.repeated and not is_frozen(axis.ids)
+        for own, axis in zip(value.axes, other.axes, strict=True)
+    )
 
 
 def _biased(record: Record, inputs: list[Value]) -> list[Value]:
@@ -98,9 +151,7 @@ def _biased(record: Record, inputs: list[Value]) -> list[Value]:
             missing = set(union(*repeated))
             if missing and missing in (left, right):
                 data, kernel = value.factors if missing == left else value.factors[::-1]
-                record.role([*data.free, *data.contracted], "outputs")
-                record.role(kernel.contracted, "inputs")
-                record.role(kernel.free, "outputs")
+                record.settle_product(data, kernel)
                 found.append(Value(tuple(Axis(axis.ids, zero=axis.zero) for axis in value.axes)))
                 continue
         found.append(value)

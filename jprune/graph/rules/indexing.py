@@ -90,7 +90,7 @@ def _dynamic_update_slice(record: Record, equation: core.JaxprEqn, inputs: list[
             record.channels.freeze(new.ids, "it is indexed")
             ids, zero = record.channels.frozen(old.size, "it is indexed"), False
         axes.append(Axis(ids, union(old.sources, new.sources) if kind.of_parameters else (), zero))
-    return [Value(tuple(axes), kind)]
+    return [Value(tuple(axes), kind, union(value.chosen, update.chosen) if kind.of_parameters else ())]
 
 
 @rule(
@@ -126,4 +126,4 @@ def _scatter(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
             axes.append(Axis(record.channels.frozen(axis.size, "it is indexed"), sources))
     if not kind.of_parameters:
         axes = [Axis(axis.ids, zero=axis.zero) for axis in axes]
-    return [Value(tuple(axes), kind)]
+    return [Value(tuple(axes), kind, union(value.chosen, updates.chosen) if kind.of_parameters else ())]

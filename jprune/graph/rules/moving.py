@@ -56,7 +56,7 @@ def _broadcast_in_dim(record: Record, equation: core.JaxprEqn, inputs: list[Valu
             continue
         if old is not None:
             record.channels.freeze(old.ids, "a single index of it is broadcast")
-        axes.append(Axis(record.channels.fresh(size), zero=is_zero(inputs[0])))
+        axes.append(Axis(record.channels.fresh(size), zero=is_zero(inputs[0]), repeated=True))
     value = dataclasses.replace(inputs[0].with_axes(axes), literal=inputs[0].literal)
     if inputs[0].numbers is not None:
         value = dataclasses.replace(value, numbers=places[inputs[0].numbers])
@@ -112,16 +112,21 @@ def _joined(record: Record, values: list[Value], along: int) -> Value:
         ids = np.concatenate([part.ids for part in parts]) if place == along else pick(record, parts)
         if place == along and all(is_frozen(part.ids) for part in parts):
             ids = np.broadcast_to(ids[:1], ids.shape)
-        axes.append(Axis(ids, sources, all(part.zero for part in parts)))
-    return Value(tuple(axes), kind, union(*(value.chosen for value in values)) if kind.of_parameters else ())
+        zero, scored = all(part.zero for part in parts), any(part.scored for part in parts)
+        axes.append(Axis(ids, sources, zero, scored=scored))
+    chosen = union(*(value.chosen for value in values)) if kind.of_parameters else ()
+    same = kind.of_parameters and all(value.factors is values[0].factors for value in values)
+    return Value(tuple(axes), kind, chosen, factors=values[0].factors if same else None)
 
 
 @rule("tile")
 def _tile(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    axes = [
-        axis if times == 1 else axis.with_ids(np.tile(axis.ids, times))
-        for axis, times in zip(inputs[0].axes, equation.params["reps"], strict=True)
-    ]
+    axes = []
+    for axis, times in zip(inputs[0].axes, equation.params["reps"], strict=True):
+        if axis.size == 1 < times:  # a broadcast
+            axes.append(Axis(record.channels.fresh(times), repeated=True))
+        else:
+            axes.append(axis.with_ids(np.tile(axis.ids, times)))
     return [inputs[0].with_axes(axes)]
 
 

@@ -4,8 +4,9 @@ import dataclasses
 
 from jax.extend import core
 
+from jprune.graph.channels import is_frozen
 from jprune.graph.rules.registry import combined_kind, pick, rule, union
-from jprune.graph.values import Axis, Record, Value
+from jprune.graph.values import Axis, Kind, Record, Value
 from jprune.jaxprs import shape_of
 
 
@@ -21,8 +22,9 @@ def _reduce(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> lis
         if not (name in ("reduce_sum", "reduce_or", "reduce_xor") and value.axes[place].zero):
             record.channels.note(value.axes[place].ids, _of_masked(name))
     keeps_zero = name != "reduce_and"
+    scored = value.kind is Kind.ACTIVATION and not all(is_frozen(value.axes[place].ids) for place in dropped)
     axes = [
-        dataclasses.replace(axis, zero=axis.zero and keeps_zero)
+        dataclasses.replace(axis, zero=axis.zero and keeps_zero, scored=axis.scored or scored)
         for place, axis in enumerate(value.axes)
         if place not in dropped
     ]

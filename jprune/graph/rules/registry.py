@@ -59,9 +59,10 @@ def union(*sources: Sequence[Source]) -> tuple[Source, ...]:
 
 def pick(record: Record, axes: Sequence[Axis]) -> np.ndarray:
     """Tie axes of one size, and return the ids of one that can lose channels if there is one."""
-    for axis in axes[1:]:
-        record.channels.tie(axes[0].ids, axis.ids)
-    return next((axis.ids for axis in axes if not is_frozen(axis.ids)), axes[0].ids)
+    picked = next((axis.ids for axis in axes if not is_frozen(axis.ids)), axes[0].ids)
+    for axis in axes:
+        record.channels.tie(picked, axis.ids)
+    return picked
 
 
 def is_zero(value: Value) -> bool:

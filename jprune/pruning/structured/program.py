@@ -82,6 +82,9 @@ def resized(step: Step, kept: Kept) -> dict[str, object]:
             changed = {"new_sizes": sizes[0]}
         case "broadcast_in_dim" | "iota" | "empty":
             changed = {"shape": sizes[0]}
+        case "tile":
+            before = sizes_of(step.inputs[0], kept)
+            changed = {"reps": tuple(after // max(1, size) for after, size in zip(sizes[0], before, strict=True))}
         case "dynamic_slice":
             changed = {"slice_sizes": sizes[0]}
         case "pad":

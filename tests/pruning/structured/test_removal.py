@@ -86,6 +86,22 @@ def test_outputs_and_gradients_equal_those_of_the_masked_network(name):
     assert any(gone.any() for _, gone in removed)
 
 
+def test_channels_of_a_tiled_number_can_be_removed():
+    draw = np.random.default_rng(0)
+    params = {"w": draw.normal(size=(5, 6)), "scale": draw.normal(size=(1, 1)), "v": draw.normal(size=(12, 3))}
+    x = draw.normal(size=(4, 5))
+
+    def apply(p, x):
+        return jnp.tile(jnp.tanh((x @ p["w"]) * jnp.tile(p["scale"], (1, 6))), (1, 2)) @ p["v"]
+
+    graph = trace_model(apply, params, x)
+    masks = {"w": jnp.ones((5, 6), bool).at[:, [1, 4]].set(False), "scale": None}
+    masks["v"] = jnp.ones((12, 3), bool).at[jnp.array([1, 4, 7, 10])].set(False)
+    small = jprune.remove_channels(graph, params, masks, check=x)
+    assert small.params["w"].shape == (5, 4)
+    assert small.params["v"].shape == (8, 3)
+
+
 def test_channels_that_a_shortcut_pads_can_be_removed():
     """A shortcut of option A pads 4 channels to 8: two zeros at each end, which the other branch fills."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
