@@ -7,7 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jprune.recall.inputs.raw import SCOPE, USUAL_MISSING, WHOLE_NUMBER, InputError, Raw, cleaned, option
+from jprune.recall.inputs.raw import (
+    SCOPE,
+    USUAL_MISSING,
+    WHOLE_NUMBER,
+    InputError,
+    Raw,
+    cleaned,
+    option,
+    refuse_two_spellings,
+)
 
 _MARKS = (99, 127, 254, 255, 999, 9999, 32767)  # often used for examples without a class
 _NUMBERS = re.compile(r"[\s\d.,;:+\-]*")
@@ -84,6 +93,7 @@ def _whole_numbers(raw: Raw) -> Raw:
     """Convert text to integers where all of it is whole numbers, as in a table."""
     if raw.values.dtype != object or not all(WHOLE_NUMBER.fullmatch(text) for text in _distinct(raw)):
         return raw
+    refuse_two_spellings(_distinct(raw), raw.name)
     return raw._replace(values=raw.values.astype(float).astype(np.int64))
 
 

@@ -69,6 +69,32 @@ def check_ids(raw: Raw) -> None:
         first[identity] = row
 
 
+def refuse_other_keys(raws: Sequence[Raw]) -> None:
+    """Refuse files whose columns of ids have one name and other values in a row: their rows are other examples.
+
+    Raises:
+      InputError: it names both files, the column, the row and the values.
+
+    >>> one = Raw("y.csv", np.zeros(2), keys={"id": np.array(["a", "b"])})
+    >>> refuse_other_keys([one, Raw("p.csv", np.zeros(2), keys={"id": np.array(["b", "a"])})])
+    Traceback (most recent call last):
+      ...
+    jprune.recall.inputs.raw.InputError: p.csv and y.csv have a column 'id' with different ids: b and a in row 0; join
+    the files with --id id, or sort their rows into one order
+    """
+    first: dict[str, Raw] = {}
+    for raw in raws:
+        for key, ids in raw.keys.items():
+            known = first.setdefault(key, raw)
+            wanted = known.keys[key]
+            if len(ids) == len(wanted) and (ids != wanted).any():  # other lengths are an error elsewhere
+                row = int((ids != wanted).argmax())
+                raise InputError(
+                    f"{raw.name} and {known.name} have a column {key!r} with different ids: {ids[row]} and "
+                    f"{wanted[row]} in row {row}; join the files with --id {key}, or sort their rows into one order"
+                )
+
+
 def kept_examples(labels: Raw, ignore: int | None) -> np.ndarray | None:
     """Return where labels, as given, differ from the label to leave out, (examples,); None if all are kept.
 

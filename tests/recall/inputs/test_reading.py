@@ -433,6 +433,57 @@ def test_logits_with_fewer_examples_than_classes_are_sorted_along_the_examples()
     np.testing.assert_array_equal(found.values, logits)
 
 
+ORDER = np.roll(np.arange(N), 7)
+IDS = np.array([f"{n}.png" for n in range(N)])
+
+
+def _with_ids(path, values, order, key="id"):
+    if path.endswith(".npz"):
+        np.savez(path, **{key: IDS[order], "p": values[order]})
+    elif path.endswith(".jsonl"):
+        rows = zip(IDS[order].tolist(), values[order].tolist(), strict=True)
+        Path(path).write_text("".join(json.dumps({key: one, "p": value}) + "\n" for one, value in rows))
+    else:
+        pd.DataFrame({key: IDS[order], "p": values[order]}).to_csv(path, index=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"), [("csv", TWO), ("npz", LOGITS), ("jsonl", LOGITS)], ids=["csv", "npz", "jsonl"]
+)
+def test_picked_columns_of_files_with_other_ids_in_a_row_are_refused(capsys, kind, values):
+    _with_ids("d.csv", DENSE, np.arange(N))
+    _with_ids(f"t.{kind}", values, ORDER)
+    given = ["--dense", "d.csv:p", "--pruned", f"2=t.{kind}:p"]
+    said = f"t.{kind}:p and d.csv:p have a column 'id' with different ids: {N - 7}.png and 0.png in row 0; join the "
+    assert said + "files with --id id" in refused(capsys, *given)
+    _with_ids("labels.csv", LABELS, np.arange(N))
+    read(capsys, "--labels", "labels.csv:p", *given, "--id", "id")
+    _with_ids(f"t.{kind}", values, np.arange(N))
+    read(capsys, *given)
+    _with_ids(f"t.{kind}", values, np.arange(N), "other")
+    read(capsys, *given)
+
+
+def test_labels_and_groups_with_other_ids_in_a_row_are_refused(capsys):
+    _with_ids("d.csv", DENSE, np.arange(N))
+    pd.DataFrame({"id": IDS[ORDER], "label": LABELS[ORDER]}).to_csv("y.csv", index=False)
+    assert "d.csv:p and y.csv have a column 'id'" in refused(capsys, "--labels", "y.csv", "--dense", "d.csv:p")
+    pd.DataFrame({"id": IDS[ORDER], "sex": np.where(ORDER % 2, "f", "m")}).to_csv("g.csv", index=False)
+    assert "g.csv:sex and d.csv:p have" in refused(capsys, "--dense", "d.csv:p", "--groups", "g.csv:sex")
+
+
+@pytest.mark.parametrize("kind", ["csv", "npy", "parquet"])
+def test_codes_that_differ_in_leading_zeros_alone_are_not_merged(capsys, kind):
+    codes = np.array(["001", "010", "1"])[LABELS]
+    if kind == "npy":
+        np.save("y.npy", codes)
+    else:
+        frame = pd.DataFrame({"label": codes})
+        frame.to_csv("y.csv", index=False) if kind == "csv" else frame.to_parquet("y.parquet")
+    said = refused(capsys, "--labels", f"y.{kind}")
+    assert "holds '001' and '1', which are one number" in said or "holds '1' and '001', which are one number" in said
+
+
 @pytest.mark.parametrize(
     ("labels", "ids", "said"),
     [
