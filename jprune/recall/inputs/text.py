@@ -231,22 +231,26 @@ def _parsed(
     id_column: str | None,
 ) -> pd.DataFrame:
     """Parse the rows of delimited text; raise for a blank line or a row with too many cells."""
-    parse = functools.partial(
-        pd.read_csv,
-        sep=r"\s+" if delimiter == " " else delimiter,
-        header=0 if header else None,
-        names=names,
-        index_col=False,
-        keep_default_na=False,
-        skipinitialspace=True,
-        skip_blank_lines=False,
-        decimal="," if comma else ".",
-        low_memory=False,
-    )
+
+    def parse(dtype: type | dict[str, type] | None) -> pd.DataFrame:
+        return pd.read_csv(
+            io.StringIO(text),
+            sep=r"\s+" if delimiter == " " else delimiter,
+            header=0 if header else None,
+            names=names,
+            index_col=False,
+            dtype=dtype,
+            keep_default_na=False,
+            skipinitialspace=True,
+            skip_blank_lines=False,
+            decimal="," if comma else ".",
+            low_memory=False,
+        )
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
-            table = parse(io.StringIO(text), dtype={id_column: str} if id_column in names else None)
+            table = parse({id_column: str} if id_column is not None and id_column in names else None)
         except pd.errors.ParserWarning as error:
             raise InputError(
                 f"{path} is not a readable {suffix(path)}: a row has more cells than the first row has ({len(names)})"
@@ -258,7 +262,7 @@ def _parsed(
         where = f"{path}, column {label!r}" if label else str(path)
         raise InputError(f"{where} holds '' at example {row}: the line is blank; wanted a number or a class name")
     if _LEADING_ZERO.search(text):
-        for name, cells in parse(io.StringIO(text), dtype=str).items():
+        for name, cells in parse(str).items():
             if pd.api.types.is_integer_dtype(table[name]):
                 refuse_two_spellings(cells.str.strip(), f"{path}, column {str(name)!r}")
     return table

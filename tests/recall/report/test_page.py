@@ -200,10 +200,10 @@ def test_counts_of_models_that_all_lost_as_much_do_not_show_a_change_of_accuracy
     assert "accuracy went from 78.8% to 77.8%, -1.0 points (not shown to differ from 0)" in text
 
 
-@pytest.mark.parametrize(("alpha", "verdict"), [(0.6, "seed"), (0.4, "<")])
-def test_two_models_narrow_differences_only_below_the_alpha_between_their_dense_models(alpha, verdict):
-    numbers = {"alpha": alpha, "alpha_low": -3.0, "alpha_high": 4.0, "alpha_seed": 0.5, "alpha_seed_low": np.nan}
-    corrected = {"alpha_corrected": 0.6, "alpha_corrected_high": 0.9, "alpha_corrected_mark": "<"}
+@pytest.mark.parametrize(("high", "verdict"), [(0.6, "seed"), (0.4, "<")])
+def test_two_models_narrow_differences_only_below_the_alpha_between_their_dense_models(high, verdict):
+    numbers = {"alpha": 0.3, "alpha_low": -3.0, "alpha_high": 4.0, "alpha_seed": 0.5, "alpha_seed_low": np.nan}
+    corrected = {"alpha_corrected": 0.3, "alpha_corrected_high": high, "alpha_corrected_mark": "<"}
     others = {"alpha_corrected_reason": "", "alpha_corrected_equal": False}
     assert verdicts.verdict_of(numbers | corrected | others) == verdict
 

@@ -51,6 +51,27 @@ def test_differences_relative_to_accuracy_and_in_points_are_told_apart(after, sa
     assert f"class differences {said.replace(' at 4x compression {}', '')}" in text
 
 
+def test_other_weak_classes_with_one_dense_model_are_not_called_narrower():
+    audit = _audit(RECALLS[[3, 0, 4, 1, 2, 8, 5, 9, 6, 7]])  # as many points apart as before
+    row = dict(audit.summary.iloc[0])
+    assert row["alpha_corrected_high"] < 1
+    assert row["spread"] == pytest.approx(1)
+    said = "are not shown to have narrowed at 4x compression (corrected alpha"
+    assert said in audit.headline
+    assert "alpha is below 1, as it can be between two training runs." in audit.headline
+    assert verdicts.verdict_of(row | {"spread_high": 0.9}) == "<"
+
+
+@pytest.mark.parametrize(("seed_low", "said"), [(0.8, ""), (0.95, ", but narrowed in points")])
+def test_differences_in_points_narrow_only_below_the_alpha_between_dense_models(seed_low, said):
+    numbers = {"alpha": 0.98, "alpha_low": 0.93, "alpha_high": 1.04, "alpha_seed": 0.97, "alpha_seed_low": seed_low}
+    corrected = {"alpha_corrected": 1.0, "alpha_corrected_low": 0.95, "alpha_corrected_high": 1.05}
+    others = {"alpha_corrected_mark": "?", "alpha_corrected_reason": "", "alpha_corrected_equal": False}
+    row = numbers | corrected | others | {"accuracy_dense": 0.9, "accuracy": 0.81}
+    assert verdicts.described(row).removeprefix("are not shown to have changed").endswith(said)
+    assert ("in points" in verdicts.described(row)) == bool(said)
+
+
 def test_the_slope_in_points_is_alpha_times_the_change_of_accuracy():
     row = dict(_audit(RECALLS - 0.3).summary.iloc[0])
     dense, after = RECALLS - RECALLS.mean(), RECALLS - 0.3 - (RECALLS - 0.3).mean()
