@@ -119,10 +119,7 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
         text += f". That all classes lost equally is {rejected} ({p_value(p)})"
     beyond = lost_more(classes, audit.level).sort_values("excess", ascending=False, kind="stable")
     if not len(beyond):
-        found = detectable_excess(classes)
-        least = f"; a typical class would have had to lose {size(found)} more" if np.isfinite(found) else ""
-        none = f" {sentence(no_class_shown(row, audit, classes))}" if np.isinf(found) else ""
-        return f"{text}. No single class is shown to have lost more than all examples did{least}.{none}"
+        return f"{text}. No single class is shown to have lost more than all examples did."
     more = f" and {len(beyond) - _MOST_NAMES} more" if len(beyond) > _MOST_NAMES else ""
     named = listed([str(name) for name in beyond["class"][:_MOST_NAMES]]) + more
     plural = "class" if len(beyond) == 1 else "classes"
