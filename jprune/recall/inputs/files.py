@@ -23,6 +23,7 @@ from jprune.recall.inputs.raw import (
     cleaned,
     decoded,
     lists_as_columns,
+    option,
     plain,
     refuse_two_spellings,
     together,
@@ -102,7 +103,7 @@ def read_labels(file: str, class_names: Sequence[str] | None = None, id_column: 
                 f"pick one as {path}:NAME"
             )
         frame = frame[called]
-    return _raw_table(file, path, table._replace(frame=frame))
+    return _raw_table(file, path, table._replace(frame=frame), class_names)
 
 
 def read_predictions(
@@ -125,7 +126,7 @@ def read_predictions(
     table = _read_table(path, name, class_names, examples, id_column)
     if table.frame.shape[1] > 1:
         _refuse_other_columns(table.frame, path)
-    return _raw_table(file, path, table)
+    return _raw_table(file, path, table, class_names)
 
 
 def _refuse_other_columns(frame: pd.DataFrame, path: Path) -> None:
@@ -308,20 +309,21 @@ def _raw_array(
     return Raw(file, values, ids=ids, named_ids=ids is not None, keys=keys)
 
 
-def _raw_table(file: str, path: Path, table: Table) -> Raw:
+def _raw_table(file: str, path: Path, table: Table, class_names: Sequence[str] | None) -> Raw:
+    known = frozenset(cleaned(name) for name in class_names or ())
     names = tuple(map(str, table.frame.columns))
     if len(names) == 1:
         rows = lists_as_columns(table.frame.iloc[:, 0], f"{path}, column {names[0]!r}")
         if rows is not None:
             return Raw(file, rows, True, (), table.ids, table.named_ids, table.notes, keys=table.keys)
-    columns = [_column(table.frame[name], f"{path}, column {str(name)!r}") for name in table.frame.columns]
+    columns = [_column(table.frame[name], f"{path}, column {str(name)!r}", known) for name in table.frame.columns]
     pick = f", name a column of ids with --id, or pick a single column with {path}:NAME"
     values = together(columns, names, str(path), pick)
     return Raw(file, values, True, names, table.ids, table.named_ids, table.notes, keys=table.keys)
 
 
-def _column(cells: pd.Series, where: str) -> np.ndarray:
-    """A column as numbers where all cells are, else as text."""
+def _column(cells: pd.Series, where: str, class_names: frozenset[str]) -> np.ndarray:
+    """A column as numbers where all cells are, else as text; as text also where only some class names are numbers."""
     missing = cells.isna().to_numpy()
     if missing.any():
         raise InputError(f"{where} has no value at example {int(missing.argmax())}: the cell is missing")
@@ -335,6 +337,8 @@ def _column(cells: pd.Series, where: str) -> np.ndarray:
     for example, text in enumerate(texts):
         if text in ("", _BLANK):
             raise InputError(f"{where} holds {text!r} at example {example}; wanted a number or a class name")
+    if not all(map(NUMBER.fullmatch, class_names)) and class_names >= set(texts):
+        return np.array(texts, object)
     if all(NUMBER.fullmatch(text) for text in texts):
         whole = all(re.fullmatch(r"[+-]?[0-9]{1,15}", text) for text in texts)
         if whole:
@@ -342,6 +346,12 @@ def _column(cells: pd.Series, where: str) -> np.ndarray:
         return np.array([int(t) for t in texts], np.int64) if whole else np.array([float(t) for t in texts])
     if {text.lower() for text in texts} <= {"true", "false"}:
         return np.array([text.lower() == "true" for text in texts])
+    _refuse_mixed(texts, where)
+    return np.array(texts, object)
+
+
+def _refuse_mixed(texts: Sequence[str], where: str) -> None:
+    """Refuse text of which some is a number, or looks like one."""
     numbers = [bool(NUMBER.fullmatch(text)) for text in texts]
     for pattern, what in ((_THOUSANDS, "thousands separators"), (_PERCENT, "percent signs")):
         at = next((example for example, text in enumerate(texts) if pattern.fullmatch(text)), None)
@@ -352,8 +362,10 @@ def _column(cells: pd.Series, where: str) -> np.ndarray:
     if any(numbers):
         odd = numbers.index(False) if sum(numbers) * 2 > len(numbers) else numbers.index(True)
         kind = "text among numbers" if not numbers[odd] else "a number among class names"
-        raise InputError(f"{where} holds {texts[odd]!r} at example {odd}, {kind}; wanted numbers, or names throughout")
-    return np.array(texts, object)
+        raise InputError(
+            f"{where} holds {texts[odd]!r} at example {odd}, {kind}; wanted numbers or names, "
+            f"or {option('class_names')} where some names are numbers"
+        )
 
 
 # Tables -----------------------------------------------------------------------------------------------

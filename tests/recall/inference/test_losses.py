@@ -103,6 +103,18 @@ def test_a_class_that_differs_between_seeds_is_not_named_for_it(classes, models)
 
 
 @pytest.mark.slow
+def test_a_large_class_among_small_ones_is_not_named_for_differing_between_seeds():
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(10), np.repeat([20, 1000], 5))
+    named = 0
+    for _ in range(200):
+        dense, after = (
+            rng.random((2, labels.size)) < np.clip(0.9 + 0.04 * rng.normal(size=(2, 10)), 0, 1)[:, labels]
+            for _ in range(2)
+        )
+        named += bool(class_losses(labels, dense, after, 10).p_holm.min() < 0.05)
+    assert named <= 10
+
+
 @pytest.mark.parametrize("models", [1, 10])
 def test_intervals_of_the_excess_cover(models):
     rng = np.random.default_rng(models)

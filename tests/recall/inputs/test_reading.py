@@ -472,6 +472,31 @@ def test_labels_and_groups_with_other_ids_in_a_row_are_refused(capsys):
     assert "g.csv:sex and d.csv:p have" in refused(capsys, "--dense", "d.csv:p", "--groups", "g.csv:sex")
 
 
+def _of_text(path, names):
+    frame = pd.DataFrame({"label": names})
+    np.save(path, names) if path.endswith("npy") else frame.to_csv(path, index=False)
+
+
+@pytest.mark.parametrize("kind", ["csv", "npy"])
+def test_some_of_the_class_names_may_be_numbers(capsys, kind):
+    names = np.array(["7", "x", "0"])
+    for stem, codes in (("y", LABELS), ("d", DENSE), ("t", TWO)):
+        _of_text(f"{stem}.{kind}", names[codes])
+    given = ["--labels", f"y.{kind}", "--dense", f"d.{kind}", "--pruned", f"2=t.{kind}"]
+    read(capsys, *given, "--class-names", "7,x,0")
+    assert "(--class-names)" in refused(capsys, *given)
+
+
+def test_numbers_that_are_the_name_of_one_class_and_the_index_of_another_are_refused(capsys):
+    names = np.array(["1", "x", "0"])
+    for stem, codes in (("y", LABELS), ("d", DENSE), ("t", 2 * (TWO // 2))):
+        _of_text(f"{stem}.csv", names[codes])
+    given = ["--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv", "--class-names", "1,x,0"]
+    said = "t.csv holds only numbers, and 0 is the name of one class and the index of another"
+    assert said in refused(capsys, *given)
+    read(capsys, "--class-names", "1,x,0")  # indices in all files
+
+
 @pytest.mark.parametrize("kind", ["csv", "npy", "parquet"])
 def test_codes_that_differ_in_leading_zeros_alone_are_not_merged(capsys, kind):
     codes = np.array(["001", "010", "1"])[LABELS]
