@@ -427,19 +427,24 @@ def _without_ids(table: pd.DataFrame, path: Path, id_column: str | None) -> tupl
         if len(set(cells)) == len(cells) and table[first].dtype.kind != "f":
             table = table.drop(columns=[first]).set_axis(pd.Index(cells), axis=0)
     index = _identities(table.index.tolist(), path)
-    start = index[0] if len(index) else ""
-    numbered = start in ("0", "1") and index.tolist() == [str(int(start) + n) for n in range(len(index))]
-    return table, None if numbered or len(set(index.tolist())) < len(index) else index
+    return table, None if _numbered(index) or len(set(index.tolist())) < len(index) else index
 
 
 def _keys(columns: Mapping[FrameCell, FrameCell], path: Path) -> dict[str, np.ndarray]:
     """The columns that are called like ids, without a missing cell, by their name in lower case."""
     called = {str(name).strip().lower(): cells for name, cells in columns.items()}
-    return {
+    found = {
         name: _identities(cells.tolist(), path)
         for name, cells in called.items()
         if name in _NOT_PREDICTED["ids"] and not pd.isna(cells).any()
     }
+    return {name: np.arange(len(ids)).astype(str) if _numbered(ids) else ids for name, ids in found.items()}
+
+
+def _numbered(ids: np.ndarray) -> bool:
+    """Whether ids are the numbers of the rows, from 0 or from 1."""
+    start = ids[0] if len(ids) else ""
+    return start in ("0", "1") and ids.tolist() == [str(int(start) + n) for n in range(len(ids))]
 
 
 def _identities(cells: Sequence[FrameCell], path: Path) -> np.ndarray:

@@ -80,7 +80,7 @@ def refuse_other_keys(raws: Sequence[Raw]) -> None:
     Traceback (most recent call last):
       ...
     jprune.recall.inputs.raw.InputError: p.csv and y.csv have a column 'id' with different ids: b and a in row 0; join
-    the files with --id id, or sort their rows into one order
+    the files with --id id, sort their rows into one order, or leave this column out if the rows are in one order
     """
     first: dict[str, Raw] = {}
     for raw in raws:
@@ -91,7 +91,8 @@ def refuse_other_keys(raws: Sequence[Raw]) -> None:
                 row = int((ids != wanted).argmax())
                 raise InputError(
                     f"{raw.name} and {known.name} have a column {key!r} with different ids: {ids[row]} and "
-                    f"{wanted[row]} in row {row}; join the files with --id {key}, or sort their rows into one order"
+                    f"{wanted[row]} in row {row}; join the files with --id {key}, sort their rows into one order, or "
+                    "leave this column out if the rows are in one order"
                 )
 
 

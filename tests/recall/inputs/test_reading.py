@@ -464,6 +464,12 @@ def test_picked_columns_of_files_with_other_ids_in_a_row_are_refused(capsys, kin
     read(capsys, *given)
 
 
+def test_rows_that_are_numbered_from_0_and_from_1_are_the_same_rows(capsys):
+    pd.DataFrame({"index": np.arange(N), "label": LABELS}).to_csv("y.csv", index=False)
+    pd.DataFrame({"index": np.arange(N) + 1, "p": TWO}).to_csv("t.csv", index=False)
+    read(capsys, "--labels", "y.csv", "--pruned", "2=t.csv:p")
+
+
 def test_labels_and_groups_with_other_ids_in_a_row_are_refused(capsys):
     _with_ids("d.csv", DENSE, np.arange(N))
     pd.DataFrame({"id": IDS[ORDER], "label": LABELS[ORDER]}).to_csv("y.csv", index=False)

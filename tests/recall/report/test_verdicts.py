@@ -109,7 +109,7 @@ def test_one_dense_model_and_several_compressed_ones_are_said_to_be_of_this_dens
     def models(number):
         return np.where(rng.random((number, 200)) < 0.9, labels, (labels + 1) % 4)
 
-    qualifier = "This holds for this dense model; with another one alpha may differ."
+    qualifier = "This holds for this dense model; with another one the classes that lost most and alpha may differ."
     assert qualifier in recall.audit(labels, models(1), {2: models(4)}, paired=False).headline
     assert qualifier not in recall.audit(labels, models(4), {2: models(4)}).headline
 
