@@ -303,7 +303,8 @@ class BetweenModels(NamedTuple):
     Attributes:
       change: of the change of every class, beyond test noise.
       excess: of the excess of every class, beyond test noise, and at least a mean over the classes. Its weights are
-        those of least variance, by the number of examples: small classes, whose test noise is large, count little.
+        those of least variance, by the number of examples: small classes, whose test noise is large, count little. It
+        is larger for classes whose recall r is weaker, in proportion to r (1 - r).
       dispersion: of the excess of every class, beyond test noise, from this class alone; 0 or more.
       common: the same if all classes have it in the same proportion to their test noise.
       noise: what test noise explains of the variance of the change of every class.
@@ -322,7 +323,7 @@ class BetweenModels(NamedTuple):
     change_with_noise: tuple[_Variance, ...]
     overall: tuple[_Variance, ...]
     degrees: float
-    uncertainty: float
+    uncertainty: _Floats
 
 
 def between_models(
@@ -357,24 +358,28 @@ def between_models(
     own = excess - noise_excess
     expected = _of_excess(np.nansum(noise_change * n**2) / np.nansum(n) / n, w)  # not by chance small in a class
     fewest = min((float(part.degrees) for part in overall), default=np.inf)
-    typical = uncertainty = 0.0
+    right = dense.mean(0) + after.mean(0)
+    recall = (np.bincount(classes_of, right, len(n)) + right.mean()) / (2 * n + 2)
+    typical, uncertainty, weaker = 0.0, 0.0, np.ones(len(n))
     for _ in range(3 if np.nanmax(expected) > 0 else 0):
         weight = (np.nanmax(expected) / (typical + expected)) ** 2
         typical = max(0.0, float(np.nansum(weight * own) / np.nansum(weight)))
         alike = float(np.nansum(weight) ** 2 / np.nansum(weight**2))  # that many classes of one weight
         lost = alike / max(alike - 1, alike / 2)  # the mean over the classes is estimated too
         uncertainty = lost * float(np.nanmax(expected) ** 2 / np.nansum(weight)) / fewest
+        binomial = recall * (1 - recall)  # a recall close to 1 has less room to vary
+        weaker = np.maximum(1, binomial * np.nansum(weight) / np.nansum(weight * binomial))
     most = max(0.0, float(np.nansum(own) / np.nansum(noise_excess))) if np.nansum(noise_excess) > 0 else 0.0
     return BetweenModels(
         np.maximum(sum(part.total for part in changes) - noise_change, 0),
-        np.maximum(own, typical),
+        np.maximum(own, typical * weaker),
         np.maximum(own, 0),
         most * noise_excess,
         noise_change,
         tuple(changes),
         tuple(overall),
         fewest,
-        uncertainty,
+        uncertainty * weaker**2,
     )
 
 
@@ -393,7 +398,9 @@ def _own_noise(
     return np.asarray(np.bincount(classes_of, (squares - total**2 / models) / (models - 1), len(n)) / n**2)
 
 
-def _degrees(of_examples: _Floats, added: _Floats, n: _Floats, degrees: float | _Floats, least: float) -> _Floats:
+def _degrees(
+    of_examples: _Floats, added: _Floats, n: _Floats, degrees: float | _Floats, least: float | _Floats
+) -> _Floats:
     """Satterthwaite's degrees of freedom of the sum of both variances; the second is known to ``least`` at best."""
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = of_examples**2 / np.where(n > 1, n - 1, np.nan) + np.maximum(added**2 / degrees, least)
