@@ -100,13 +100,18 @@ def kept_examples(labels: Raw, ignore: int | None) -> np.ndarray | None:
     """Return where labels, as given, differ from the label to leave out, (examples,); None if all are kept.
 
     Raises:
-      InputError: no example is left.
+      InputError: no example is left, or the label is not a whole number.
 
     >>> kept_examples(Raw("labels", np.array([0, -1, 1])), -1)
     array([ True, False,  True])
     """
     if ignore is None:
         return None
+    if not isinstance(ignore, int | np.integer) or isinstance(ignore, bool):
+        raise InputError(
+            f"ignore_label must be a whole number, got {ignore!r}; to leave out a class by name, leave its examples "
+            "out of all arguments"
+        )
     given = labels.values.ravel()
     if given.dtype == object:
         numbers = {text: int(float(text)) for text in set(given.tolist()) if WHOLE_NUMBER.fullmatch(text)}

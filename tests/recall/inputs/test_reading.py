@@ -1047,6 +1047,11 @@ def test_the_label_to_leave_out_is_that_of_the_given_labels(ignored):
     assert f"{left_out}; the indices of examples do not count them" in report.warnings
 
 
+def test_a_label_to_leave_out_that_is_not_a_whole_number_is_refused():
+    with pytest.raises(InputError, match="ignore_label must be a whole number, got True"):
+        recall.audit(LABELS, DENSE, {2: TWO}, ignore_label=True)  # the tests check the types of other values
+
+
 def test_a_label_to_leave_out_that_no_example_has_is_reported():
     report = recall.audit(LABELS, DENSE, {2: TWO}, ignore_label=-100)
     assert "no example has the label -100, so none is left out" in report.warnings
