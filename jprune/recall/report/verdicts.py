@@ -45,10 +45,11 @@ def verdict_of(row: Row) -> str:
     mark = str(row[f"{name}_mark"])
     if cell(row, f"{name}_high") < 0:
         return "<0"
+    equal = corrected and row["alpha_corrected_equal"]
     if mark == "<" and not _narrower(row):
         known = np.isfinite(cell(row, "alpha_seed" if corrected else "alpha_seed_low"))
-        return "seed" if known else "alone" if corrected else "below"
-    return {"?": "=", ">": ">=", "<": "<="}[mark] if corrected and row["alpha_corrected_equal"] else mark
+        return "=" if equal else "seed" if known else "alone" if corrected else "below"
+    return {"?": "=", ">": ">=", "<": "<="}[mark] if equal else mark
 
 
 def described(row: Row, place: str = "") -> str:

@@ -62,6 +62,14 @@ def test_other_weak_classes_with_one_dense_model_are_not_called_narrower():
     assert verdicts.verdict_of(row | {"spread_high": 0.9}) == "<"
 
 
+@pytest.mark.parametrize(("spread_high", "verdict"), [(1.02, "="), (0.98, "<=")])
+def test_an_alpha_within_the_margin_is_equal_where_a_seed_may_be_why_it_is_below_1(spread_high, verdict):
+    corrected = {"alpha_corrected": 0.96, "alpha_corrected_high": 0.99, "alpha_corrected_mark": "<"}
+    others = {"alpha_corrected_reason": "", "alpha_corrected_equal": True, "alpha_seed": np.nan}
+    row = corrected | others | {"alpha": 0.95, "alpha_seed_low": np.nan, "spread_high": spread_high}
+    assert verdicts.verdict_of(row) == verdict
+
+
 @pytest.mark.parametrize(("seed_low", "said"), [(0.8, ""), (0.95, ", but narrowed in points")])
 def test_differences_in_points_narrow_only_below_the_alpha_between_dense_models(seed_low, said):
     numbers = {"alpha": 0.98, "alpha_low": 0.93, "alpha_high": 1.04, "alpha_seed": 0.97, "alpha_seed_low": seed_low}
