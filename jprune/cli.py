@@ -50,8 +50,8 @@ commas, semicolons, tabs or vertical bars. Pickles are never loaded.
 ROWS must be in the order of the labels, unless --id names a column that identifies the examples.
 
 MODELS are paired by index: model 3 of a --pruned file was pruned from model 3 of --dense. Columns of the same names
-are paired by name. Naming a ratio twice adds models to it. Ratio 1 is the control, fine-tuned as long but not pruned;
-with it the audit separates pruning from fine-tuning. To compare pruning scores, name them: --pruned
+are paired by name. Naming a ratio twice adds models to it. Ratio 1 is the control, fine-tuned for as long but not
+pruned; with it the audit separates pruning from fine-tuning. To compare pruning scores, name them: --pruned
 magnitude:2=m2.npz --pruned random:2=r2.npz.
 
 Without --out, --csv and --json a summary is printed and nothing is written. Exit status 2 means that an input cannot be
@@ -153,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
         "--threshold",
         metavar="P",
         type=float,
-        help="for one sigmoid output per example: the probability from which on the class is 1",
+        help="for one sigmoid output per example: the least probability that means class 1",
     )
     add(
         "--groups", metavar="FILE", action="append", default=[],
@@ -161,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--images", metavar="FILE", help="the test images (.npy, .npz), to show examples that changed in the report")
     add("--unpaired", action="store_true", help="models are not paired by index; the numbers of models may differ")
-    add("--level", type=float, default=0.99, help="confidence of each interval; five at 0.99 hold together at 0.95")
+    add("--level", type=float, default=0.99, help="confidence level of each interval; five at 0.99 jointly have 0.95")
     add(
         "--margin", type=float, default=0.1,
         help="alpha counts as equal to 1 only where its interval lies within 1/(1+margin) and 1+margin",

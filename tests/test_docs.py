@@ -13,6 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PRINTED = re.compile(r"^```\n\n```text\n(.*?)^```", re.MULTILINE | re.DOTALL)  # what the block before it prints
 # A page's blocks run in a process of their own, as its reader runs them: with jax's own defaults.
 RUNNER = "import sys; exec(compile(sys.stdin.read(), sys.argv[1], 'exec'), {'__name__': '__main__'})"
 
@@ -54,6 +55,8 @@ def test_the_python_blocks_of_a_page_run(page, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for printed in PRINTED.findall(page.read_text()):
+        assert printed in done.stdout
 
 
 def shown_in_the_reference():
@@ -100,3 +103,20 @@ def test_every_local_link_of_the_readme_and_the_docs_leads_somewhere():
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             if not re.match(r"[a-z]+:", target):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """The anchors of a page's headings, as mkdocs and GitHub make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return {
+        re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip())
+        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+
+
+def test_every_anchor_of_a_local_link_is_a_heading():
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^):#]*)#([^)]+)\)", page.read_text()):
+            assert anchor in anchors(page.parent / target if target else page), (
+                f"{page.name} links to {target}#{anchor}"
+            )

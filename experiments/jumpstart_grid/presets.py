@@ -62,7 +62,7 @@ def moons_seeds() -> Grid:
 
 @preset
 def moons_layers() -> Grid:
-    """Both forms of the hidden layer on a sample of the moons grid, five seeds.
+    """Convolutional and dense hidden layers on a sample of the moons grid, five seeds.
 
     Cost: about 20 minutes on 2 CPU cores.
     """
@@ -94,8 +94,8 @@ def mnist_pruned() -> Grid:
 def mnist() -> Grid:
     """The MNIST grid: 3 x 3 convolutions, 2, 4 and 8 channels, 10 depths up to 68; needs the data.
 
-    Cost: 90 networks. One of depth 20 takes about 2 hours on 2 CPU cores and 2 minutes on one NVIDIA H200, one of
-      depth 44 3 minutes there; choose a part of the cells.
+    Cost: 90 networks; choose a part of the cells. One of depth 20 takes about 2 hours on 2 CPU cores or 2 minutes on
+      one NVIDIA H200, and one of depth 44 takes 3 minutes on the H200.
     As published: Adam 1e-3, batch 1,024, 50 epochs, lambda 1e-8.
     """
     return Grid(

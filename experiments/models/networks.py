@@ -85,6 +85,8 @@ class BatchNorm(nnx.BatchNorm):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., channels) -> (..., channels)."""
+        if self.narrow:
+            x = convolution.gradient_in_memory_order(x)
         if self.use_running_average:
             mean, variance = self.mean[...], self.var[...]
         else:

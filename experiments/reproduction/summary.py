@@ -106,8 +106,8 @@ def of_seeds(tables: Tables) -> str:
     published = _published_kappas(tables)
     listed = ", ".join(f"{method} {_plain(value, 2)}" for method, value in own.items())
     text = (
-        "**Single cells of the moons grid say little.** Kappa between two of our own seeds, whether a cell reaches .9: "
-        f"{listed}; between our first seed and the published grid: "
+        "**Single cells of the moons grid say little.** Agreement on whether a cell reaches .9 (Cohen's kappa) between "
+        f"two of our own seeds: {listed}; between our first seed and the published grid: "
         f"{', '.join(f'{method} {_plain(published[method], 2)}' for method in dict.fromkeys([*own, 'U']))}."
     )
     if "U" not in own:
@@ -268,7 +268,7 @@ def _collapse(tables: Tables) -> str:
                 text += f" After training again on another processor, {hits} are at chance."
             else:
                 found.setdefault(hits, []).append(f"{row.keep:,}")
-        text += f" It is {', and '.join(f'{hits} with {listed(counts)} weights' for hits, counts in found.items())}."
+        text += "".join(f" With {listed(counts)} weights, {hits} are at chance." for hits, counts in found.items())
     rows = explanations.with_floor(tables.recalls)
     if rows is not None and 125 in rows["keep"].to_numpy():
         shown = {}
@@ -277,13 +277,13 @@ def _collapse(tables: Tables) -> str:
             counts = f"{each.undecayed} and {each.magnitude} of {each.networks}"
             shown[each.keep] = f"{counts} (difference of the shares [{low}, {high}])"
         others = [keep for keep in rows.loc[rows["p"] < explanations.P, "keep"] if keep != 125]
-        text += f" If every layer keeps at least 10 of 125 weights, it is {shown[125]}"
-        text += "".join(f"; with {keep:,} weights, {shown[keep]}" for keep in others) + "."
+        text += f" If every layer keeps at least 10 weights, {shown[125]} with 125 weights are at chance"
+        text += "".join(f", and {shown[keep]} with {keep:,} weights" for keep in others) + "."
         if len(rows) > 1 and (rows["p"] >= explanations.P).all():
             fewest, most = rows["keep"].min(), rows["keep"].max()
             text += (
-                f" With this floor the two scores are not shown to differ at any of {len(rows)} counts from {fewest:,} "
-                f"to {most:,} weights, after correction for the number of counts."
+                f" With this minimum the two scores are not shown to differ at any of {len(rows)} counts from "
+                f"{fewest:,} to {most:,} weights, after correction for the number of counts."
             )
     return text
 
@@ -326,7 +326,8 @@ def _own_cifar(tables: Tables) -> str:
     alphas = alphas_by_ratio(study, ["magnitude"])
     if study is None or alphas is None:
         return ""
-    accuracy = f"dense accuracy {_plain(hypotheses.dense_accuracy(study), 3)}; published ResNet-56: .893"
+    accuracy = f"dense accuracy {_plain(hypotheses.dense_accuracy(study), 3)}, on JPEG copies of the images; published "
+    accuracy += "ResNet-56: .893"
     if len(alphas) < hypotheses.ENOUGH_ON_CIFAR:
         pruned = alphas["magnitude"].mean().drop(1.0)
         means = ", ".join(f"{_plain(alpha, 2)} at t = {t:g}" for t, alpha in pruned.items())
@@ -356,10 +357,14 @@ def _pruned_further(tables: Tables) -> str:
         return ""
     after = jumpstart.new_seeds(tables.pruned[NEW_SEEDS])
     compared = {_IN_WORDS[other]: pairs for other, pairs in jumpstart.pruned_pairs(after).items()}
-    words = {"supported": "further than", "contradicted": "less far than", "open": "not shown to differ from"}
+    words = {
+        "supported": "can be pruned further than",
+        "contradicted": "can be pruned less far than",
+        "open": "are not shown to differ from",
+    }
     title = ", and ".join(f"{words[pairs.answer]} those with {name}" for name, pairs in compared.items())
     found = [
-        f"than with {name} in {further} of {len(pairs)} pairs {_share(further, len(pairs))} and up to a smaller t in "
+        f"larger than that of {name} in {further} of {len(pairs)} pairs {_share(further, len(pairs))} and smaller in "
         f"{less} {_share(less, len(pairs))}"
         for name, (pairs, further, less, _, _) in compared.items()
         if len(pairs)
@@ -368,9 +373,10 @@ def _pruned_further(tables: Tables) -> str:
     trained = (before["train_acc"] >= TRAINED).groupby(before["method"]).sum()
     others = " and ".join(f"{trained[method]} with {name}" for method, name in _IN_WORDS.items())
     return (
-        f"**Thin, deep networks trained with jumpstart can be pruned {title}.** On moons, over networks that both "
-        f"methods train, UP stays at a training accuracy of .9 up to a larger t {'; '.join(found)}. Of "
-        f"{(before['method'] == 'UP').sum()} networks each, {trained['UP']} train with UP, {others}."
+        f"**Thin, deep networks trained with jumpstart {title}.** A pair is two networks on moons of one size and seed "
+        "that both train. The largest t at which UP still has a training accuracy of .9 is "
+        f"{', and '.join(found)}. Of {(before['method'] == 'UP').sum()} networks each, {trained['UP']} train with UP, "
+        f"{others}."
     )
 
 

@@ -57,7 +57,7 @@ def preactivations(
       An ``OrderedDict`` from the '/'-joined paths of the layers' parameters to arrays (batch, ..., units), in call
       order. If a layer has several axes of output features, such as the (heads, dim) of an attention projection, they
       are flattened into one axis of units. So are other axes at whose indices a LinearGeneral, DenseGeneral or Einsum
-      has separate weights, also a first axis of experts. The first of the other axes is the batch; if there is none,
+      has separate weights, such as a first axis of experts. The first of the other axes is the batch; if there is none,
       it is the first axis.
 
     Raises:

@@ -63,9 +63,9 @@ def add_jumpstart(
 ) -> optax.GradientTransformationExtraArgs:
     """Add coefficient(step) * gradient of the jumpstart penalty to the updates.
 
-    Put it before the optimizer, first in a chain, where updates are gradients: after the optimizer, whose updates are
-    subtracted from the parameters already, the penalty would be increased. A warning says so if ``update`` is called
-    outside jit with ``grad``, the gradient of the loss, and the updates point against it.
+    Put it first in a chain, where updates are gradients. After the optimizer, whose updates are added to the
+    parameters, it would increase the penalty. Outside jit, ``update`` warns if it is also given ``grad``, the gradient
+    of the loss, and the updates point against it.
 
     ``update`` also takes ``batch``, the second argument of ``preactivations``, and optionally ``key``, which replaces
     the one given here. It needs another forward and backward pass; ``jumpstart_loss`` does not. Inside

@@ -40,7 +40,7 @@ def rigl(
     Args:
       tx: the optimizer.
       sparsity: the fraction of the weights removed.
-      end: the step from which on the masks are fixed; the paper uses three quarters of the training.
+      end: the first step at which the masks are fixed; the paper uses three quarters of the training.
       every: the number of steps between two exchanges.
       fraction: f, from which the fraction of the kept weights that is exchanged decreases.
       where: predicate on (path, leaf) that selects the leaves to prune; None as for ``prune``.
@@ -110,8 +110,8 @@ def _constant(
     steps = range(0, integer("end", end, least=1), integer("every", every, least=1))
     if not any(map(regrow.at, steps)):
         raise ValueError(
-            f"end={end}, every={every} and this fraction exchange no weight; exchanges come every {every} steps, "
-            "not at step 0 and not from end on: give an end above every and a fraction above 0, or use prune alone"
+            f"end={end}, every={every} and this fraction exchange no weight: exchanges are every {every} steps, "
+            "after step 0 and before end; give an end above every and a fraction above 0, or use prune alone"
         )
     return dict.fromkeys(steps, amount)
 

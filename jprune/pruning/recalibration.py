@@ -13,10 +13,10 @@ from jprune.trees import flatten, is_float, match, refuse_one_batch
 def recalibrate_batch_norm(
     update: Callable[[PyTree, PyTree], PyTree], statistics: PyTree, batches: Iterable[PyTree]
 ) -> PyTree:
-    """Estimate the running statistics of batch normalization again, as plain averages over batches.
+    """Re-estimate the running statistics of batch normalization as plain averages over batches.
 
     Pruning changes the mean and the variance of every preactivation, but the running averages still describe the dense
-    network. Estimating them again recovers much of the lost accuracy, before any fine-tuning.
+    network. Re-estimating them recovers much of the lost accuracy, before any fine-tuning.
 
     Means are averaged over all examples. A variance ``var`` with a sibling ``mean`` becomes the variance over all
     examples: the mean of the batch variances plus the variance of the batch means. Other statistics are averaged.

@@ -201,7 +201,7 @@ def keep_zeros(*, where: Where | None = None) -> optax.GradientTransformationExt
     Raises:
       ValueError: ``where`` selects nothing; while tracing, no ``params`` or trees that do not match.
 
-    At ``init``, outside jit, a warning says if no weight is 0, so that nothing would be kept.
+    Outside jit, ``init`` warns if no weight is 0, because nothing would be kept at 0.
 
     >>> tx = optax.chain(optax.sgd(0.1), keep_zeros())
     >>> params = {"kernel": jnp.array([[0.0, 1.0]])}

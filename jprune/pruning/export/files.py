@@ -147,8 +147,8 @@ def save_pruned(
         array = _on_host("params", name, leaf, gather)
         if array.dtype.name not in _DTYPES:
             raise ValueError(
-                f"params has dtype {array.dtype} at '{name}', which a safetensors file cannot give back; cast it, or "
-                "save with a checkpoint library"
+                f"params has dtype {array.dtype} at '{name}', which a safetensors file cannot store; cast it, or save "
+                "with a checkpoint library"
             )
         if mask is None:
             tensors[name] = np.asarray(array, order="C")

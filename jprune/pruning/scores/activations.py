@@ -67,14 +67,14 @@ def wanda(
 ) -> Score:
     """Score weights by |w| ||x||_2 (Wanda), where x is the input that w multiplies.
 
-    The norm is over examples and all positions of the batch, also padded ones. Needs ``batch``. The paper compares the
+    The norm is over examples and all positions of the batch, including padding. Needs ``batch``. The paper compares the
     weights of each output with each other; ``output_masks`` does the same with these scores.
 
     Args:
       apply: ``apply(params, batch)``, the forward pass. The matrix products and convolutions that read a weight are
-        found in it for any library, also inside ``remat`` and ``scan``, where every layer of a stack has its own norms.
-        The weight may be transposed or reshaped first; if it is used several times, the squares are added. Products
-        inside ``while`` and ``cond`` are not found.
+        found in it for any library, including those inside ``remat`` and ``scan``, where every layer of a stack has its
+        own norms. The weight may be transposed or reshaped first; if it is used several times, the squares are added.
+        Products inside ``while`` and ``cond`` are not found.
       activations: used instead of ``apply``: ``activations(params, batch)`` returns the inputs of each layer by the
         path of the weight or of its module: (..., in) for kernels (in, out), (layers, ..., in) for stacked kernels
         (layers, in, out); in general (*stacked, ..., *inputs) in the order of the kernel's axes.

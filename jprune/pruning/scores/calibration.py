@@ -179,7 +179,7 @@ def input_grams(
     """Sum x x^T over batches, where x are the inputs of each kernel in the forward pass.
 
     The matrix products and convolutions that read a kernel are found in the program, as for ``wanda``. The sum is over
-    all uses of a kernel and all positions, also padded ones, so give sequences without padding. Each stacked layer of a
+    all uses of a kernel and all positions, padding included; give sequences without padding. Each stacked layer of a
     scan has its own matrix. The memory is inputs^2 numbers per layer, for any number of batches.
 
     Args:

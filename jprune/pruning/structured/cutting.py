@@ -150,10 +150,10 @@ def warn_of_other_divisors(layers: Iterable[tuple[object, str]]) -> None:
     names = (f"{type(layer).__name__} '{path}'" if path else type(layer).__name__ for layer, path in layers)
     if named := ", ".join(dict.fromkeys(names)):
         warnings.warn(
-            f"the code of {named} divides by its number of channels, which is smaller now, while small.apply divides "
-            "by the number before, as the masked model does, so the outputs of the module differ from those of "
-            "small.apply: use small.apply, or keep these channels by choosing other groups in channel_group_masks "
-            "(groups=, or sparsity={regex: fraction}), or fine-tune the module",
+            f"the code of {named} divides by its number of channels, which is smaller now; small.apply and the masked "
+            "model divide by the original number, so the outputs differ: use small.apply, fine-tune the module, or "
+            "keep these channels by choosing other groups in channel_group_masks (groups=, or sparsity={regex: "
+            "fraction})",
             stacklevel=3,
         )
 

@@ -47,8 +47,8 @@ def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices] | None = No
             except ScopeParamShapeError as error:
                 raise ValueError(
                     f"{str(error).partition(' (http')[0]} smaller_apply changes the sizes of the layers of flax.linen "
-                    "only: take this size in the code of your module from an argument that you change, or use "
-                    "small.apply, or keep the channels of this parameter"
+                    "only: make this size an argument of your module and change it, use small.apply, or keep the "
+                    "channels of this parameter"
                 ).with_traceback(error.__traceback__) from error
         if kept is not None:
             warn_of_other_divisors(divisors)

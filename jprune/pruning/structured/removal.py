@@ -140,7 +140,7 @@ def remove_channels(
     The model's own code is traced at the smaller shapes and compared, without computing anything. If it contains fixed
     sizes (a number of heads, declared features, the n of a mean), ``small.table`` names the line.
 
-    A warning says if the masks prune no whole channel, as unstructured ones.
+    Masks that prune no whole channel, such as unstructured masks, give a warning.
 
     Args:
       graph: made by ``jprune.trace_model``.
@@ -195,7 +195,7 @@ def remove_dead(
     also: PyTree = (),
     check: PyTree = None,
 ) -> SmallModel:
-    """Remove the channels that are zero in every layer, for whatever reason.
+    """Remove the channels that are zero in every layer.
 
     A channel is removed if all its weights are zero, including biases and normalization. If ``check`` shows that the
     outputs stay the same, channels whose weights are zero in every layer that reads them, and channels named in
@@ -560,7 +560,7 @@ def _compare(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, che
     difference, allowed = _difference(graph, small, masked, state, check)
     if not difference <= allowed:
         raise ValueError(
-            f"on check, outputs of the smaller model differ by {difference:.3g} from those of the model before, and "
+            f"on check, outputs of the smaller model differ by {difference:.3g} from those of the full-size model, and "
             f"{allowed:.3g} is allowed for rounding; the removed channels affect the outputs: keep them"
         )
 
@@ -591,7 +591,7 @@ def _apart(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
     rounding = 1000 * float(finfo(before.dtype).eps) if is_inexact(before) else 0.0
     a, b = _wide(before), _wide(after)
     if np.isnan(a).any():
-        raise ValueError("on check, outputs of the model before are NaN, so they cannot be compared; give other inputs")
+        raise ValueError("on check, outputs of the full-size model are NaN and cannot be compared; give other inputs")
     with np.errstate(invalid="ignore"):
         differences = np.where(a == b, 0.0, np.abs(a - b))
     largest = float(np.max(np.abs(a[np.isfinite(a)]), initial=1.0))

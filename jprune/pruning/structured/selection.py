@@ -67,13 +67,13 @@ def channel_group_masks(
       round_to: axes that lose channels keep a multiple of this number of indices, such as 8 or 16 for tensor cores;
         an int, or ``{regex: int}`` for groups with a member that matches.
       min_channels: minimum number of channels that every group keeps, an int or ``{regex: int}``. With 0 a group may
-        lose all of them: the layers that compute and read it go, such as those of a residual branch.
+        lose all of them, which removes the layers that compute and read it, such as those of a residual branch.
       reduce: how to combine the scores of the weights of a channel: "mean", "sum", or "l2", the root of the sum of
         squares.
       per_group: whether every group loses about the same fraction of its channels; otherwise all channels compete.
       groups: regular expression; only groups with a member that matches are pruned.
-      inexact: whether to prune also groups for which removing channels is not the same as masking them.
-      among: bool tree like the parameters; channels masked there are removed first, also with ``per_group``.
+      inexact: whether to also prune groups for which removing channels is not the same as masking them.
+      among: bool tree like the parameters; channels masked there are removed first, even with ``per_group``.
 
     Returns:
       A tree like ``scores`` of bool arrays, False at all weights of a removed channel (kernels, biases, normalization);
@@ -137,7 +137,7 @@ def structured(
       reduce: "mean", "sum" or "l2".
       per_group: whether every group loses about the same fraction.
       groups: only groups with a member that matches this regular expression are pruned.
-      inexact: whether to prune also groups for which removing channels is not the same as masking them.
+      inexact: whether to also prune groups for which removing channels is not the same as masking them.
 
     Returns:
       A selection for ``prune(selection=...)``.

@@ -87,7 +87,7 @@ def predictions(given: object, name: str, examples: int, threshold: float | None
         have it.
       name: the caller's name for it, for errors.
       examples: number of labels.
-      threshold: probability from which on a single sigmoid output means class 1; or None.
+      threshold: the least probability for which a single sigmoid output means class 1; or None.
 
     Raises:
       InputError: the shape does not fit, a logit is NaN, an entry is not a class, or the numbers may be either classes

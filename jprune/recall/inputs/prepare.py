@@ -59,7 +59,7 @@ def prepare(
       given_attributes: a second label per example, or several by name, or None.
       class_names: the name of every class; None to infer names from the data where it has any.
       ignore_label: examples of this label, as given, are left out; or None.
-      threshold: probability from which on a single sigmoid output means class 1.
+      threshold: the least probability for which a single sigmoid output means class 1.
 
     Raises:
       InputError: an input cannot be read, or inputs do not match.

@@ -38,7 +38,8 @@ def test_the_bullet_on_cifar_has_a_title_for_each_verdict(shift, title):
     both = study({"magnitude": FLAT, "undecayed": np.array(FLAT) + shift})
     text = summary._own_cifar(_tables({hypotheses.CIFAR: both}))
     assert text.startswith(
-        f"**{title}** Over 6 networks (dense accuracy .750; published ResNet-56: .893), alpha at t = 2 "
+        f"**{title}** Over 6 networks (dense accuracy .750, on JPEG copies of the images; published ResNet-56: .893), "
+        "alpha at t = 2 "
     )
     assert re.search(
         r"is -\.100 \[-.*\], and alpha at t = 20 is 1\.20 \[.*\]; at t = 20, undecayed minus magnitude is ", text
@@ -68,8 +69,8 @@ def test_two_networks_on_cifar_answer_nothing():
     assert summary._own_cifar(_tables({hypotheses.CIFAR: two})) == (
         "**On CIFAR-10, 2 ResNet-20s of our own have been pruned; an answer needs 3.** Mean alpha after magnitude "
         f"pruning is {', '.join(f'{means[t]:.2f} at t = {t}'.replace('0.', '.') for t in (2, 4))}, "
-        f"{', '.join(f'{means[t]:.2f} at t = {t}' for t in (10, 20, 50))} (dense accuracy .750; published ResNet-56: "
-        ".893)."
+        f"{', '.join(f'{means[t]:.2f} at t = {t}' for t in (10, 20, 50))} (dense accuracy .750, on JPEG copies of "
+        "the images; published ResNet-56: .893)."
     )
     found = {each.name: each for each in hypotheses._on_cifar(two)}
     assert {found[f"R{n}, CIFAR-10"].verdict for n in (1, 2, 3, 4)} == {"open"}
@@ -247,9 +248,9 @@ def test_a_floor_adds_a_sentence_on_collapse_and_an_open_r14_says_what_it_needed
     names = dict(zip(BOTH, (_few(24, 11), _few(1, 0)), strict=True))
     text = summary._collapse(_tables({"fashion-lenet": both} | names))
     assert text.endswith(
-        " It is 0 and 0 of 30 with 1,200, 600, 350, 250 and 60 weights. If every layer keeps at least 10 of 125 "
-        "weights, it is 0 and 1 of 30 (difference of the shares [-.14, +.07]). With "
-        "this floor the two scores are not shown to differ at any of 6 counts from 60 to 1,200 weights, after "
+        " With 1,200, 600, 350, 250 and 60 weights, 0 and 0 of 30 are at chance. If every layer keeps at least 10 "
+        "weights, 0 and 1 of 30 (difference of the shares [-.14, +.07]) with 125 weights are at chance. With "
+        "this minimum the two scores are not shown to differ at any of 6 counts from 60 to 1,200 weights, after "
         "correction for the number of counts."
     )
     (found,) = explanations.of_explanations(names)
@@ -258,7 +259,7 @@ def test_a_floor_adds_a_sentence_on_collapse_and_an_open_r14_says_what_it_needed
     hit = (networks["score"] == "magnitude") & (networks["nonzero"] == 60) & (networks["replicate"] < 20)
     networks.loc[hit, [f"correct_{c}" for c in range(4)]] = [1000, 0, 0, 0]
     text = summary._collapse(_tables({"fashion-lenet": both} | names))
-    assert text.endswith("; with 60 weights, 0 and 20 of 30 (difference of the shares [-.81, -.44]).")
+    assert text.endswith(", and 0 and 20 of 30 (difference of the shares [-.81, -.44]) with 60 weights.")
     (found,) = explanations.of_explanations(dict(zip(BOTH, (_few(8, 0), _few(0, 0)), strict=True)))
     assert found.verdict == "open"
     assert found.found.endswith("a count can differ only if 11 networks or more collapse after one score alone")
@@ -275,8 +276,8 @@ def _after(method, largest):
 
 
 @pytest.mark.parametrize(("relu", "title"), [
-    ([2.0] * 12, "less far than those with relu alone."),
-    ([1.5] * 10 + [0.0, 0.0], "not shown to differ from those with relu alone."),
+    ([2.0] * 12, "can be pruned less far than those with relu alone."),
+    ([1.5] * 10 + [0.0, 0.0], "are not shown to differ from those with relu alone."),
 ])  # fmt: skip
 def test_the_bullet_on_pruned_thin_networks_has_words_for_each_answer(relu, title):
     after = pd.concat([_after("UP", [1.5] * 12), _after("relu-bn", [1.0] * 12), _after("relu", relu)])
@@ -286,10 +287,7 @@ def test_the_bullet_on_pruned_thin_networks_has_words_for_each_answer(relu, titl
         "**Thin, deep networks trained with jumpstart can be pruned further than those with batch normalization, and "
         f"{title}** "
     )
-    assert (
-        "up to a larger t than with batch normalization in 12 of 12 pairs [.76, 1.00] and up to a smaller t in 0"
-        in text
-    )
+    assert "larger than that of batch normalization in 12 of 12 pairs [.76, 1.00] and smaller in 0 [.00, .24]" in text
     counts = f"12 train with UP, 12 with batch normalization and {sum(most > 0 for most in relu)} with relu alone"
     assert text.endswith(f"Of 12 networks each, {counts}.")
     assert summary._pruned_further(_tables()) == ""

@@ -493,7 +493,7 @@ def test_outputs_that_are_nan_on_check_are_not_blamed_on_the_channels():
     params, x = {"a": jnp.full((1, 2), 1e30), "b": jnp.full((2, 1), 1e30)}, jnp.ones((1, 1))
     graph = trace_model(lambda p, x: jnp.sin(x @ p["a"] @ p["b"]), params, x)
     masks = jprune.channel_group_masks(graph, params, sparsity=0.5)
-    with pytest.raises(ValueError, match="outputs of the model before are NaN, so they cannot be compared"):
+    with pytest.raises(ValueError, match="outputs of the full-size model are NaN and cannot be compared"):
         jprune.remove_channels(graph, params, masks, check=x)
 
 
