@@ -170,7 +170,7 @@ def spread_ratio(
     >>> labels, place = np.repeat([0, 1], 400), np.tile(np.arange(400), 2)
     >>> dense, after = (place < np.repeat(recalls, 400) * 400 for recalls in ([0.9, 0.5], [0.8, 0.6]))
     >>> round(spread_ratio(labels, dense, after[None]).ratio, 3)
-    0.497
+    0.495
     """
     check_level(level)
     order, sizes = _by_class(labels)
