@@ -196,7 +196,7 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
     name = "alpha_corrected" if corrected else "alpha"
     if len(control) and row["ratio"] != 1 and marks.iloc[0] in ("<", ">") and (corrected or verdict != "noise"):
         text += f". The control, fine-tuned and not pruned, already has {interval(dict(control.iloc[0]), name)}"
-    negative = bool((rows[["alpha", "alpha_corrected"]] < 0).to_numpy().any())
+    negative = verdict != "noise" and bool((rows[["alpha", "alpha_corrected"]] < 0).to_numpy().any())
     return sentence(text) + f" {_NEGATIVE}" * negative
 
 

@@ -140,6 +140,19 @@ def test_evidence_is_claimed_where_every_alpha_is_shown(steeper):
     assert "6 models show at every ratio on which side of 1 corrected alpha is." in text
 
 
+def test_a_negative_alpha_of_noise_is_not_explained_by_classes_that_changed_sides():
+    labels, place = np.repeat(np.arange(4), 20), np.tile(np.arange(20), 4)
+    dense, after = (
+        np.where(place < np.repeat(right, 20), labels, (labels + 1) % 4)
+        for right in ([19, 18, 18, 17], [17, 18, 18, 19])
+    )
+    audit = recall.audit(labels, dense, {4: after})
+    text = next(finding.text for finding in findings(audit) if finding.topic == "Differences between classes")
+    assert "no class differences beyond sampling noise" in text
+    assert "alpha is -1.00." in text
+    assert "A negative alpha" not in text
+
+
 def test_evidence_is_not_claimed_of_an_alpha_that_noise_explains():
     rng = np.random.default_rng(0)
     dense, after = rng.binomial(20, 0.9, (1, 100)), rng.binomial(20, 0.9, (8, 100))
