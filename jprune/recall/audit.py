@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
@@ -360,6 +361,10 @@ def _check(options: Options) -> None:
             check_resamples(options.resamples)
     except ValueError as error:
         raise InputError(str(error)) from error
+    try:
+        np.random.default_rng(options.rng)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"rng must be a generator, a seed of 0 or more, or None, got {options.rng!r}") from error
 
 
 def _assemble(study: AuditedModels, named: SetNames, notes: Sequence[str] = ()) -> Audit:

@@ -1,6 +1,8 @@
 """The audit: right numbers in every table."""
 
 import json
+import pathlib
+import re
 
 import numpy as np
 import pandas as pd
@@ -57,6 +59,19 @@ def test_counts_without_predictions_leave_out_unknown_tables(golden):
 
 
 # The tables -------------------------------------------------------------------------------------------
+
+
+def test_every_column_is_documented():
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(3), 40)
+    models = [3 * np.eye(3)[labels] + rng.normal(size=(2, 120, 3)) for _ in range(4)]
+    scores = {"a": dict(zip((1, 2), models[:2], strict=True)), "b": {2: models[2]}}
+    audit = recall.audit(labels, models[3], scores, groups={"sex": labels % 2}, rng=0, resamples=10)
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
+    columns = {name for table in audit.tables().values() for name in table.columns}
+    ends = re.compile("(_low|_high|_sd|_mark|_models|_dense|_change|_equal|_detectable|_reason)+$")
+    unknown = {name for name in columns if f"`{name}`" not in page and f"`{ends.sub('', name)}`" not in page}
+    assert len(audit.groups) > 0 < len(audit.probabilities)
+    assert not unknown
 
 
 def test_alphas_equal_those_worked_out_with_scikit_learn(data, report):

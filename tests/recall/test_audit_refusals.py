@@ -50,6 +50,8 @@ from jprune.recall import InputError
             r"groups\['sex'\] must hold text or whole numbers, got 0.5 at example 1",
         ),
         ({"level": 99.0}, "level must lie strictly between 0 and 1"),
+        ({"rng": -1}, "rng must be a generator, a seed of 0 or more, or None, got -1"),
+        ({"pruned": {"2": [0, 1, 1]}}, "text is the name of a score, a ratio is a number"),
         ({"pruned": None}, "by one of pruned= and scores="),
         ({"scores": {2: [0, 1, 1]}}, "by one of pruned= and scores="),
     ],
@@ -66,7 +68,7 @@ def test_wrong_arguments_are_refused_by_name_index_and_value(change, message):
         ([9, 11], {2: [9, 7]}, {"support": [10, 10]}, r"dense holds 11 at index \(0, 1\): the class has 10 examples"),
         ([9, 7], {2: [9, 7, 1]}, {"support": [10, 10]}, "support must hold 3 whole numbers"),
         ([9, -7], {2: [9, 7]}, {"support": [10, 10]}, "dense holds -7"),
-        ([0.9, 0.7], {2: [9, 7]}, {"support": [10, 10]}, "dense must hold whole numbers"),
+        ([0.9, 0.7], {2: [9, 7]}, {"support": [10, 10]}, r"dense must hold whole numbers, .*astype\(int\)"),
         ([9, 7], {2: [9, 7]}, {}, "dense must hold confusion counts"),
         (
             [[8, 2], [1, 9]],

@@ -55,6 +55,21 @@ class CorrectedAlpha(NamedTuple):
     reason: str
 
 
+class SpreadRatio(NamedTuple):
+    """How much the recalls of classes differ after compression, relative to the dense model.
+
+    Attributes:
+      ratio: standard deviation over classes after compression divided by that before; NaN where the dense differences
+        are within sampling noise.
+      low: lower end of its interval.
+      high: upper end.
+    """
+
+    ratio: float
+    low: float
+    high: float
+
+
 class SeedNull(NamedTuple):
     """Alpha of one dense model regressed on another, over all ordered pairs.
 
@@ -106,25 +121,15 @@ def corrected_intensification(
     True
     """
     check_level(level)
-    support = np.bincount(labels)
-    kept = np.flatnonzero(support >= _LEAST)
-    nan = float("nan")
-    out = CorrectedAlpha(nan, nan, nan, nan, nan, nan, len(kept), "")
-    if len(kept) < 2:
-        return out._replace(reason=f"fewer than two classes have {_LEAST} test examples")
-    order = np.argsort(labels, kind="stable")
-    order = order[support[labels[order]] >= _LEAST]
-    sizes = support[kept]
+    order, sizes = _by_class(labels)
     dense, p = (np.asarray(rows)[:, order] for rows in (dense_correct, correct))
-    if (dense.sum(1) == 0).any() or (p.sum(1) == 0).any():
-        return out._replace(reason="an accuracy is 0")
-    if (dense.sum(1) == 1).any() or (p.sum(1) == 1).any():
-        return out._replace(reason="a model is right about one example only")
+    nan = float("nan")
+    out = CorrectedAlpha(nan, nan, nan, nan, nan, nan, len(sizes), _not_measured(dense, p, sizes))
+    if out.reason:
+        return out
     d = dense if paired else np.broadcast_to(dense.mean(0), p.shape)
     each, jackknifed, of_models = _sums(d, p, sizes)
-    total = each.sum(0)
-    if abs(total[1]) <= _ROUNDING * len(each) * len(kept):  # exactly 0 if dense models are wrong about one example
-        total[1] = 0.0
+    total = _total(each, sizes)
     examples = jackknifed - _second_order(d, p, sizes, jackknifed)
     models = len(each)
     alpha = total[0] / total[1] if total[1] > 0 else nan
@@ -135,13 +140,83 @@ def corrected_intensification(
             parts.append((models * np.cov(each.T), of_models, models - 1))
         if not paired and len(dense) > 1:
             parts.append((*_between_dense(dense, p, sizes), len(dense) - 1))
-        variance, df = _with_models(alpha, examples, parts, len(kept))
+        variance, df = _with_models(alpha, examples, parts, len(sizes))
     ends = _fieller(total, variance, _quantile(level, df))
     if ends is None:
         noise = _fieller(total, examples, _quantile(level, np.inf)) is None
         return out._replace(reason=WITHIN_NOISE if noise else TOO_FEW_MODELS)
     error, at_one = (float(np.sqrt(max(_at(slope, variance), 0.0)) / total[1]) for slope in (alpha, 1.0))
-    return CorrectedAlpha(float(alpha), *ends, error, at_one, float(df), len(kept), "")
+    return CorrectedAlpha(float(alpha), *ends, error, at_one, float(df), len(sizes), "")
+
+
+def spread_ratio(
+    labels: Int[np.ndarray, " examples"],
+    dense_correct: Bool[np.ndarray, " examples"],
+    correct: Bool[np.ndarray, "models examples"],
+    level: float = 0.99,
+) -> SpreadRatio:
+    """How much the recalls of classes differ after compression, divided by how much those of one dense model do.
+
+    Recalls are divided by the accuracy and the noise of the test set is removed, as in corrected alpha. Between two
+    training runs without compression other classes are weak, so alpha is below 1, and this ratio is not. Its interval
+    is wider than needed, because the jackknife counts the second-order part of the variance twice.
+
+    Args:
+      labels: true classes, (examples,).
+      dense_correct: whether the dense model classifies each example correctly, (examples,).
+      correct: the same for the compressed models, (models, examples).
+      level: confidence of the interval.
+
+    >>> labels, place = np.repeat([0, 1], 400), np.tile(np.arange(400), 2)
+    >>> dense, after = (place < np.repeat(recalls, 400) * 400 for recalls in ([0.9, 0.5], [0.8, 0.6]))
+    >>> round(spread_ratio(labels, dense, after[None]).ratio, 3)
+    0.495
+    """
+    check_level(level)
+    order, sizes = _by_class(labels)
+    d, p = np.asarray(dense_correct)[None, order], np.asarray(correct)[:, order]
+    nan = float("nan")
+    if _not_measured(d, p, sizes):
+        return SpreadRatio(nan, nan, nan)
+    each, examples, of_models = _sums(np.broadcast_to(d, p.shape), p, sizes, spread=True)
+    total, variance, df = _total(each, sizes), examples, np.inf
+    if len(p) > 1 and total[1] > 0:
+        part = (len(p) * np.cov(each.T), of_models, len(p) - 1)
+        variance, df = _with_models(total[0] / total[1], examples, [part], len(sizes))
+    ends = _fieller(total, variance, _quantile(level, df))
+    if ends is None:
+        return SpreadRatio(nan, nan, nan)
+    return SpreadRatio(*(float(np.sqrt(max(value, 0.0))) for value in (total[0] / total[1], *ends)))
+
+
+def _by_class(labels: Int[np.ndarray, " examples"]) -> tuple[Int[np.ndarray, " used"], Int[np.ndarray, " classes"]]:
+    """The order of the examples by class, without small classes, and the numbers of examples of the others."""
+    support = np.bincount(labels)
+    order = np.argsort(labels, kind="stable")
+    return order[support[labels[order]] >= _LEAST], support[support >= _LEAST]
+
+
+def _not_measured(
+    dense: Bool[np.ndarray, "dense_models examples"],
+    p: Bool[np.ndarray, "models examples"],
+    sizes: Int[np.ndarray, " classes"],
+) -> str:
+    """Why there are no sums; empty if there are."""
+    if len(sizes) < 2:
+        return f"fewer than two classes have {_LEAST} test examples"
+    if (dense.sum(1) == 0).any() or (p.sum(1) == 0).any():
+        return "an accuracy is 0"
+    if (dense.sum(1) == 1).any() or (p.sum(1) == 1).any():
+        return "a model is right about one example only"
+    return ""
+
+
+def _total(each: Float[np.ndarray, "models 2"], sizes: Int[np.ndarray, " classes"]) -> Float[np.ndarray, " 2"]:
+    """The sums over models; D is exactly 0 if dense models are wrong about one example."""
+    total = each.sum(0)
+    if abs(total[1]) <= _ROUNDING * len(each) * len(sizes):
+        total[1] = 0.0
+    return np.asarray(total)
 
 
 def _quantile(level: float, degrees: float) -> float:
@@ -248,8 +323,13 @@ def _sums(
     d: Num[np.ndarray, "models examples"] | Bool[np.ndarray, "models examples"],
     p: Num[np.ndarray, "models examples"] | Bool[np.ndarray, "models examples"],
     sizes: Int[np.ndarray, " classes"],
+    *,
+    spread: bool = False,
 ) -> tuple[Float[np.ndarray, "models 2"], Float[np.ndarray, "2 2"], Float[np.ndarray, "2 2"]]:
-    """(N, D) of every model; their jackknife covariance summed over models; and the sum of each model's own."""
+    """(N, D) of every model; their jackknife covariance summed over models; and the sum of each model's own.
+
+    With ``spread`` the first is D of the compressed model.
+    """
     of_class = np.repeat(np.arange(len(sizes)), sizes)
     once = np.ones(len(of_class), np.int64)
     examples = _Kinds(of_class, once, once, once, np.cumsum(sizes) - sizes)
@@ -259,7 +339,8 @@ def _sums(
             kinds, place = _four_kinds(x, y, of_class, len(sizes))
         else:
             kinds, place = examples._replace(x=x, y=y), np.arange(len(x))
-        pair = np.stack([_leave_one_out(kinds, sizes), _leave_one_out(kinds._replace(y=kinds.x), sizes)])
+        first = kinds._replace(x=kinds.y) if spread else kinds
+        pair = np.stack([_leave_one_out(first, sizes), _leave_one_out(kinds._replace(y=kinds.x), sizes)])
         each.append(pair[:, -1])
         without += pair[:, :-1][:, place]
         own += _spread(pair[:, :-1], kinds, sizes)

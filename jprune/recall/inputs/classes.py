@@ -7,7 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jprune.recall.inputs.raw import SCOPE, USUAL_MISSING, WHOLE_NUMBER, InputError, Raw, cleaned, option
+from jprune.recall.inputs.raw import (
+    SCOPE,
+    USUAL_MISSING,
+    WHOLE_NUMBER,
+    InputError,
+    Raw,
+    cleaned,
+    option,
+    refuse_two_spellings,
+)
 
 _MARKS = (99, 127, 254, 255, 999, 9999, 32767)  # often used for examples without a class
 _NUMBERS = re.compile(r"[\s\d.,;:+\-]*")
@@ -47,6 +56,10 @@ def number(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | None
     texts = [raw for raw in every if raw.values.dtype == object]
     if any(raw.values.dtype == bool for raw in every) and not texts:
         return _booleans(labels, stacks, class_names)
+    if class_names is not None and _values(class_names) is None:
+        whole = [raw for raw in every if raw.values.dtype.kind in "iu"]
+        for raws in [[raw] for raw in whole] if labels.values.dtype == object else [whole]:
+            _refuse_either(raws, [cleaned(name) for name in class_names])
     if not texts and class_names is not None:
         return _integer_names(labels, stacks, tuple(class_names))
     if not texts:
@@ -75,6 +88,17 @@ def _of_two_kinds(raw: Raw, by_value: dict[int, int]) -> bool:
     return found <= by_value.keys() and max(found) < len(by_value) and any(by_value[v] != v for v in found)
 
 
+def _refuse_either(raws: Sequence[Raw], names: Sequence[str]) -> None:
+    """Refuse whole numbers that may be names of classes or indices of others, where only some names are numbers."""
+    found = sorted({int(value) for raw in raws for value in np.unique(raw.values)})
+    other = [value for value in found if str(value) in names and names.index(str(value)) != value]
+    if other and all(str(value) in names for value in found):
+        raise InputError(
+            f"{raws[0].name} holds only numbers, and {other[0]} is the name of one class and the index of another: "
+            "save names as text (.npy, .parquet), or indices in all files"
+        )
+
+
 def _about_indices(raw: Raw, by_value: dict[int, int]) -> str:
     names = ", ".join(str(name) for name in list(by_value)[:5])
     return f"{raw.name} was read as indices of the class names {names}{' ...' * (len(by_value) > 5)}, not as the names"
@@ -84,6 +108,7 @@ def _whole_numbers(raw: Raw) -> Raw:
     """Convert text to integers where all of it is whole numbers, as in a table."""
     if raw.values.dtype != object or not all(WHOLE_NUMBER.fullmatch(text) for text in _distinct(raw)):
         return raw
+    refuse_two_spellings(_distinct(raw), raw.name)
     return raw._replace(values=raw.values.astype(float).astype(np.int64))
 
 

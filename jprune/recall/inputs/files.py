@@ -8,7 +8,7 @@ import contextlib
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,18 @@ import numpy as np
 import pandas as pd
 
 from jprune._extras import missing
-from jprune.recall.inputs.raw import FrameCell, InputError, Raw, cleaned, decoded, lists_as_columns, plain, together
+from jprune.recall.inputs.raw import (
+    FrameCell,
+    InputError,
+    Raw,
+    cleaned,
+    decoded,
+    lists_as_columns,
+    option,
+    plain,
+    refuse_two_spellings,
+    together,
+)
 from jprune.recall.inputs.text import (
     DECIMAL_COMMA,
     NUMBER,
@@ -53,12 +64,14 @@ class Table(NamedTuple):
       ids: the identity of every row: the column asked for, or an index that is not a plain numbering.
       named_ids: whether ``ids`` was asked for.
       notes: on the encoding, or what stood in the place of an index.
+      keys: columns that are called like ids, by name, where no column was asked for.
     """
 
     frame: pd.DataFrame
     ids: np.ndarray | None
     named_ids: bool
     notes: tuple[str, ...]
+    keys: Mapping[str, np.ndarray]
 
 
 def read_labels(file: str, class_names: Sequence[str] | None = None, id_column: str | None = None) -> Raw:
@@ -80,7 +93,8 @@ def read_labels(file: str, class_names: Sequence[str] | None = None, id_column: 
     one_hot = frame.shape[1] > 2 and frame.isin([0, 1]).all(axis=None) and (frame.sum(axis=1) == 1).all()
     if one_hot and not any(str(column).lower() in _LABELS for column in frame.columns):
         columns = tuple(map(str, frame.columns))
-        return Raw(file, frame.to_numpy(np.int64), True, columns, table.ids, table.named_ids, table.notes)
+        values = frame.to_numpy(np.int64)
+        return Raw(file, values, True, columns, table.ids, table.named_ids, table.notes, keys=table.keys)
     if frame.shape[1] > 1:
         called = [column for column in frame.columns if str(column).lower() in _LABELS]
         if len(called) != 1:
@@ -89,7 +103,7 @@ def read_labels(file: str, class_names: Sequence[str] | None = None, id_column: 
                 f"pick one as {path}:NAME"
             )
         frame = frame[called]
-    return _raw_table(file, path, table._replace(frame=frame))
+    return _raw_table(file, path, table._replace(frame=frame), class_names)
 
 
 def read_predictions(
@@ -112,7 +126,7 @@ def read_predictions(
     table = _read_table(path, name, class_names, examples, id_column)
     if table.frame.shape[1] > 1:
         _refuse_other_columns(table.frame, path)
-    return _raw_table(file, path, table)
+    return _raw_table(file, path, table, class_names)
 
 
 def _refuse_other_columns(frame: pd.DataFrame, path: Path) -> None:
@@ -155,7 +169,7 @@ def read_groups(file: str, id_column: str | None = None) -> dict[str, Raw]:
     table = _read_table(path, name, id_column=id_column)
     cells = {str(column): table.frame[column].to_numpy(dtype=object) for column in table.frame.columns}
     return {
-        column: Raw(file, values, by_row=True, ids=table.ids, named_ids=table.named_ids, notes=table.notes)
+        column: Raw(file, values, True, (), table.ids, table.named_ids, table.notes, keys=table.keys)
         for column, values in cells.items()
     }
 
@@ -285,22 +299,31 @@ def _raw_array(
         values = np.array([cleaned(cell) for cell in values.ravel()], object).reshape(values.shape)
     elif values.dtype.kind not in "iufb" and values.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         raise InputError(f"{file} must hold numbers or class names, got dtype {values.dtype}")
-    return Raw(file, values, ids=ids, named_ids=ids is not None)
+    keys: dict[str, np.ndarray] = {}
+    if id_column is None and _kind(path) == ".npz":
+        with _opened(path) as archive:
+            called = [each for each in archive.files if each.lower() in _NOT_PREDICTED["ids"]]
+        for each in called:
+            with contextlib.suppress(InputError):  # nobody asked for it
+                keys |= _keys({each: _read_numpy(path, each)}, path)
+    return Raw(file, values, ids=ids, named_ids=ids is not None, keys=keys)
 
 
-def _raw_table(file: str, path: Path, table: Table) -> Raw:
+def _raw_table(file: str, path: Path, table: Table, class_names: Sequence[str] | None) -> Raw:
+    known = frozenset(cleaned(name) for name in class_names or ())
     names = tuple(map(str, table.frame.columns))
     if len(names) == 1:
         rows = lists_as_columns(table.frame.iloc[:, 0], f"{path}, column {names[0]!r}")
         if rows is not None:
-            return Raw(file, rows, True, (), table.ids, table.named_ids, table.notes)
-    columns = [_column(table.frame[name], f"{path}, column {str(name)!r}") for name in table.frame.columns]
+            return Raw(file, rows, True, (), table.ids, table.named_ids, table.notes, keys=table.keys)
+    columns = [_column(table.frame[name], f"{path}, column {str(name)!r}", known) for name in table.frame.columns]
     pick = f", name a column of ids with --id, or pick a single column with {path}:NAME"
-    return Raw(file, together(columns, names, str(path), pick), True, names, table.ids, table.named_ids, table.notes)
+    values = together(columns, names, str(path), pick)
+    return Raw(file, values, True, names, table.ids, table.named_ids, table.notes, keys=table.keys)
 
 
-def _column(cells: pd.Series, where: str) -> np.ndarray:
-    """A column as numbers where all cells are, else as text."""
+def _column(cells: pd.Series, where: str, class_names: frozenset[str]) -> np.ndarray:
+    """A column as numbers where all cells are, else as text; as text also where only some class names are numbers."""
     missing = cells.isna().to_numpy()
     if missing.any():
         raise InputError(f"{where} has no value at example {int(missing.argmax())}: the cell is missing")
@@ -314,11 +337,21 @@ def _column(cells: pd.Series, where: str) -> np.ndarray:
     for example, text in enumerate(texts):
         if text in ("", _BLANK):
             raise InputError(f"{where} holds {text!r} at example {example}; wanted a number or a class name")
+    if not all(map(NUMBER.fullmatch, class_names)) and class_names >= set(texts):
+        return np.array(texts, object)
     if all(NUMBER.fullmatch(text) for text in texts):
         whole = all(re.fullmatch(r"[+-]?[0-9]{1,15}", text) for text in texts)
+        if whole:
+            refuse_two_spellings(texts, where)
         return np.array([int(t) for t in texts], np.int64) if whole else np.array([float(t) for t in texts])
     if {text.lower() for text in texts} <= {"true", "false"}:
         return np.array([text.lower() == "true" for text in texts])
+    _refuse_mixed(texts, where)
+    return np.array(texts, object)
+
+
+def _refuse_mixed(texts: Sequence[str], where: str) -> None:
+    """Refuse text of which some is a number, or looks like one."""
     numbers = [bool(NUMBER.fullmatch(text)) for text in texts]
     for pattern, what in ((_THOUSANDS, "thousands separators"), (_PERCENT, "percent signs")):
         at = next((example for example, text in enumerate(texts) if pattern.fullmatch(text)), None)
@@ -329,8 +362,10 @@ def _column(cells: pd.Series, where: str) -> np.ndarray:
     if any(numbers):
         odd = numbers.index(False) if sum(numbers) * 2 > len(numbers) else numbers.index(True)
         kind = "text among numbers" if not numbers[odd] else "a number among class names"
-        raise InputError(f"{where} holds {texts[odd]!r} at example {odd}, {kind}; wanted numbers, or names throughout")
-    return np.array(texts, object)
+        raise InputError(
+            f"{where} holds {texts[odd]!r} at example {odd}, {kind}; wanted numbers or names, "
+            f"or {option('class_names')} where some names are numbers"
+        )
 
 
 # Tables -----------------------------------------------------------------------------------------------
@@ -361,13 +396,14 @@ def _read_table(
     if table.empty:
         raise InputError(f"{path} holds no example")
     table, ids = _without_ids(table, path, id_column)
+    keys = {} if id_column is not None else _keys({column: table[column] for column in table.columns}, path)
     if name is not None:
         if name not in table.columns:
             raise InputError(f"{path} has no column {name!r}; it has {some(table.columns)}")
         table = table[[name]]
     if table.shape[1] == 0:
         raise InputError(f"{path} has no column but the ids")
-    return Table(table.reset_index(drop=True), ids, id_column is not None, notes)
+    return Table(table.reset_index(drop=True), ids, id_column is not None, notes, keys)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -391,9 +427,24 @@ def _without_ids(table: pd.DataFrame, path: Path, id_column: str | None) -> tupl
         if len(set(cells)) == len(cells) and table[first].dtype.kind != "f":
             table = table.drop(columns=[first]).set_axis(pd.Index(cells), axis=0)
     index = _identities(table.index.tolist(), path)
-    start = index[0] if len(index) else ""
-    numbered = start in ("0", "1") and index.tolist() == [str(int(start) + n) for n in range(len(index))]
-    return table, None if numbered or len(set(index.tolist())) < len(index) else index
+    return table, None if _numbered(index) or len(set(index.tolist())) < len(index) else index
+
+
+def _keys(columns: Mapping[FrameCell, FrameCell], path: Path) -> dict[str, np.ndarray]:
+    """The columns that are called like ids, without a missing cell, by their name in lower case."""
+    called = {str(name).strip().lower(): cells for name, cells in columns.items()}
+    found = {
+        name: _identities(cells.tolist(), path)
+        for name, cells in called.items()
+        if name in _NOT_PREDICTED["ids"] and not pd.isna(cells).any()
+    }
+    return {name: np.arange(len(ids)).astype(str) if _numbered(ids) else ids for name, ids in found.items()}
+
+
+def _numbered(ids: np.ndarray) -> bool:
+    """Whether ids are the numbers of the rows, from 0 or from 1."""
+    start = ids[0] if len(ids) else ""
+    return start in ("0", "1") and ids.tolist() == [str(int(start) + n) for n in range(len(ids))]
 
 
 def _identities(cells: Sequence[FrameCell], path: Path) -> np.ndarray:

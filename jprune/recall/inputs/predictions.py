@@ -409,7 +409,10 @@ def by_score(pruned: object, name: str = "pruned") -> dict[str, dict[float, tupl
         if not score.strip() or not score.isprintable():
             raise InputError(f"{name} must have printable text or ratios for keys, got {score!r}")
         if not isinstance(ratios, Mapping) or not ratios:
-            raise InputError(f"{name}[{score!r}] must be {{ratio: predictions}}, got {type(ratios).__name__}")
+            raise InputError(
+                f"{name}[{score!r}] must be {{ratio: predictions}}, got {type(ratios).__name__}; text is the name of a "
+                "score, a ratio is a number"
+            )
     return {score: _by_ratio(ratios, f"{name}[{score!r}]") for score, ratios in pruned.items()}
 
 

@@ -71,6 +71,8 @@ def prepare(
     given_labels = one_hot_labels(given_labels, class_names)
     kept = rows.kept_examples(given_labels, ignore_label)
     joined = [join_batches(raw, given_labels.values.size) for raws in sets.values() for raw in raws]
+    of_groups = [raw for raw in given_groups(given_attributes).values() if isinstance(raw, Raw)]
+    rows.refuse_other_keys([given_labels, *joined, *of_groups])
     flat = [rows.take(rows.align(raw, given_labels), kept) for raw in joined]
     attributes = _attributes(given_attributes, given_labels, kept)
     with _named_as_kept(kept, ignore_label):

@@ -2,8 +2,9 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -43,6 +44,7 @@ class Raw(NamedTuple):
       named_ids: whether ``ids`` is a column that the user named.
       notes: notes for the reader of the audit on how it was read.
       listed: whether it was a list of arrays, which may be the batches of one model.
+      keys: other columns of the file that are called like ids, by name; they are compared, not joined.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Raw(NamedTuple):
     named_ids: bool = False
     notes: tuple[str, ...] = ()
     listed: bool = False
+    keys: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def of_object(value: object, name: str) -> Raw:
@@ -162,6 +165,29 @@ def cleaned(cell: object, where: str = "the table") -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{where} holds {cell!r}, bytes that are not UTF-8; save names as text") from error
     return unicodedata.normalize("NFC", text).strip()
+
+
+def refuse_two_spellings(texts: Iterable[str], where: str) -> None:
+    """Refuse whole numbers of which two differ in leading zeros alone, such as the codes 007 and 7.
+
+    Raises:
+      InputError: it names both.
+
+    >>> refuse_two_spellings(["007", "7.0"], "labels")
+    Traceback (most recent call last):
+      ...
+    jprune.recall.inputs.raw.InputError: labels holds '007' and '7.0', which are one number: write every class in one
+    way, or give the classes names that are not numbers
+    """
+    first: dict[int, str] = {}
+    for text in dict.fromkeys(texts):
+        whole = text.partition(".")[0]
+        other = first.setdefault(int(whole), text)
+        if other.partition(".")[0].lstrip("+") != whole.lstrip("+"):
+            raise InputError(
+                f"{where} holds {other!r} and {text!r}, which are one number: write every class in one way, or give "
+                "the classes names that are not numbers"
+            )
 
 
 def decoded(texts: np.ndarray, name: str) -> np.ndarray:

@@ -69,17 +69,49 @@ def check_ids(raw: Raw) -> None:
         first[identity] = row
 
 
+def refuse_other_keys(raws: Sequence[Raw]) -> None:
+    """Refuse files whose columns of ids have one name and other values in a row: their rows are other examples.
+
+    Raises:
+      InputError: it names both files, the column, the row and the values.
+
+    >>> one = Raw("y.csv", np.zeros(2), keys={"id": np.array(["a", "b"])})
+    >>> refuse_other_keys([one, Raw("p.csv", np.zeros(2), keys={"id": np.array(["b", "a"])})])
+    Traceback (most recent call last):
+      ...
+    jprune.recall.inputs.raw.InputError: p.csv and y.csv have a column 'id' with different ids: b and a in row 0; join
+    the files with --id id, sort their rows into one order, or leave this column out if the rows are in one order
+    """
+    first: dict[str, Raw] = {}
+    for raw in raws:
+        for key, ids in raw.keys.items():
+            known = first.setdefault(key, raw)
+            wanted = known.keys[key]
+            if len(ids) == len(wanted) and (ids != wanted).any():  # other lengths are an error elsewhere
+                row = int((ids != wanted).argmax())
+                raise InputError(
+                    f"{raw.name} and {known.name} have a column {key!r} with different ids: {ids[row]} and "
+                    f"{wanted[row]} in row {row}; join the files with --id {key}, sort their rows into one order, or "
+                    "leave this column out if the rows are in one order"
+                )
+
+
 def kept_examples(labels: Raw, ignore: int | None) -> np.ndarray | None:
     """Return where labels, as given, differ from the label to leave out, (examples,); None if all are kept.
 
     Raises:
-      InputError: no example is left.
+      InputError: no example is left, or the label is not a whole number.
 
     >>> kept_examples(Raw("labels", np.array([0, -1, 1])), -1)
     array([ True, False,  True])
     """
     if ignore is None:
         return None
+    if not isinstance(ignore, int | np.integer) or isinstance(ignore, bool):
+        raise InputError(
+            f"ignore_label must be a whole number, got {ignore!r}; to leave out a class by name, leave its examples "
+            "out of all arguments"
+        )
     given = labels.values.ravel()
     if given.dtype == object:
         numbers = {text: int(float(text)) for text in set(given.tolist()) if WHOLE_NUMBER.fullmatch(text)}

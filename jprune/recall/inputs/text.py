@@ -15,12 +15,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from jprune.recall.inputs.raw import InputError
+from jprune.recall.inputs.raw import InputError, refuse_two_spellings
 
 Json: TypeAlias = Any  # a value read from JSON: None, a bool, a number, a text, a list or a dict
 
 _EMPTY = "(empty column)"
 NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf(?:inity)?|nan)", re.IGNORECASE)
+_LEADING_ZERO = re.compile(r'(?:^|[,;|\s"])[+-]?0[0-9]', re.MULTILINE)
 DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
@@ -48,11 +49,10 @@ def read_json(path: Path, name: str | None) -> tuple[pd.DataFrame, tuple[str, ..
         odd = next((n for n, row in enumerate(rows) if set(row) != set(keys)), None)
         if odd is not None:
             raise InputError(f"{path} has other keys in {where} {odd + 1} than in {where} 1: {some(list(rows[odd]))}")
-        chosen = keys if name is None else [name]
         if name is not None and name not in keys:
             raise InputError(f"{path} has no key {name!r}; it has {some(keys)}")
-        if len(chosen) == 1 and isinstance(rows[0][chosen[0]], list):
-            rows = [row[chosen[0]] for row in rows]
+        if len(keys) == 1 and isinstance(rows[0][keys[0]], list):
+            rows = [row[keys[0]] for row in rows]
         else:
             return pd.DataFrame({key: [row[key] for row in rows] for key in keys}), notes
     if all(isinstance(row, list) for row in rows):
@@ -231,22 +231,26 @@ def _parsed(
     id_column: str | None,
 ) -> pd.DataFrame:
     """Parse the rows of delimited text; raise for a blank line or a row with too many cells."""
+
+    def parse(dtype: type | dict[str, type] | None) -> pd.DataFrame:
+        return pd.read_csv(
+            io.StringIO(text),
+            sep=r"\s+" if delimiter == " " else delimiter,
+            header=0 if header else None,
+            names=names,
+            index_col=False,
+            dtype=dtype,
+            keep_default_na=False,
+            skipinitialspace=True,
+            skip_blank_lines=False,
+            decimal="," if comma else ".",
+            low_memory=False,
+        )
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
-            table = pd.read_csv(
-                io.StringIO(text),
-                sep=r"\s+" if delimiter == " " else delimiter,
-                header=0 if header else None,
-                names=names,
-                index_col=False,
-                dtype={id_column: str} if id_column in names else None,
-                keep_default_na=False,
-                skipinitialspace=True,
-                skip_blank_lines=False,
-                decimal="," if comma else ".",
-                low_memory=False,
-            )
+            table = parse({id_column: str} if id_column is not None and id_column in names else None)
         except pd.errors.ParserWarning as error:
             raise InputError(
                 f"{path} is not a readable {suffix(path)}: a row has more cells than the first row has ({len(names)})"
@@ -257,6 +261,10 @@ def _parsed(
         label = names[0] if table.shape[1] == 1 else ""
         where = f"{path}, column {label!r}" if label else str(path)
         raise InputError(f"{where} holds '' at example {row}: the line is blank; wanted a number or a class name")
+    if _LEADING_ZERO.search(text):
+        for name, cells in parse(str).items():
+            if pd.api.types.is_integer_dtype(table[name]):
+                refuse_two_spellings(cells.str.strip(), f"{path}, column {str(name)!r}")
     return table
 
 

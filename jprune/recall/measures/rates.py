@@ -69,7 +69,7 @@ def from_counts(given: object, examples: object, name: str) -> Rates:
     """
     cells = array(given, name)
     if cells.dtype.kind not in "iu":
-        raise InputError(f"{name} must hold whole numbers, got dtype {cells.dtype}")
+        raise InputError(f"{name} must hold whole numbers, got dtype {cells.dtype}: convert counts with .astype(int)")
     axes = 2 if examples is None else 1
     cells = (cells[None] if cells.ndim == axes else cells).astype(np.int64)
     if cells.ndim != axes + 1 or cells.size == 0 or (examples is None and cells.shape[1] != cells.shape[2]):

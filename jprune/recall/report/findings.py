@@ -119,10 +119,7 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
         text += f". That all classes lost equally is {rejected} ({p_value(p)})"
     beyond = lost_more(classes, audit.level).sort_values("excess", ascending=False, kind="stable")
     if not len(beyond):
-        found = detectable_excess(classes)
-        least = f"; a typical class would have had to lose {size(found)} more" if np.isfinite(found) else ""
-        none = f" {sentence(no_class_shown(row, audit, classes))}" if np.isinf(found) else ""
-        return f"{text}. No single class is shown to have lost more than all examples did{least}.{none}"
+        return f"{text}. No single class is shown to have lost more than all examples did."
     more = f" and {len(beyond) - _MOST_NAMES} more" if len(beyond) > _MOST_NAMES else ""
     named = listed([str(name) for name in beyond["class"][:_MOST_NAMES]]) + more
     plural = "class" if len(beyond) == 1 else "classes"
@@ -199,7 +196,7 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
     name = "alpha_corrected" if corrected else "alpha"
     if len(control) and row["ratio"] != 1 and marks.iloc[0] in ("<", ">") and (corrected or verdict != "noise"):
         text += f". The control, fine-tuned and not pruned, already has {interval(dict(control.iloc[0]), name)}"
-    negative = bool((rows[["alpha", "alpha_corrected"]] < 0).to_numpy().any())
+    negative = verdict != "noise" and bool((rows[["alpha", "alpha_corrected"]] < 0).to_numpy().any())
     return sentence(text) + f" {_NEGATIVE}" * negative
 
 

@@ -69,7 +69,9 @@ def headline(audit: AuditTables) -> str:
         which = "these two models" if len(audit.summary) == 1 and two_models(audit, last[0]) else "these models"
         sentences.append(f"This holds for {which}; other training runs may differ.")
     elif one_dense(audit):
-        sentences.append("This holds for this dense model; with another one alpha may differ.")
+        sentences.append(
+            "This holds for this dense model; with another one the classes that lost most and alpha may differ."
+        )
     return " ".join(sentences)
 
 

@@ -13,7 +13,8 @@ VERDICTS = {
     "<": "narrowed {}",
     "<=": "narrowed {}, by less than the margin",
     "below": "cannot be judged {}: noise of the test set alone makes alpha smaller than 1",
-    "seed": "narrowed {}, but no more than between two dense training runs",
+    "seed": "are not shown to have narrowed {} more than between two dense training runs",
+    "alone": "are not shown to have narrowed {}: alpha is below 1, as it can be between two training runs",
     "<0": "are reversed {}: a strong class is now a weak one, or a weak class a strong one",
     "=": "stayed the same within the margin {}",
     "?": "are not shown to have changed {}",
@@ -44,10 +45,11 @@ def verdict_of(row: Row) -> str:
     mark = str(row[f"{name}_mark"])
     if cell(row, f"{name}_high") < 0:
         return "<0"
-    known = np.isfinite(cell(row, "alpha_seed" if corrected else "alpha_seed_low"))
-    if mark == "<" and ((known and not _below_seeds(row)) or not (known or corrected)):
-        return "seed" if known else "below"
-    return {"?": "=", ">": ">=", "<": "<="}[mark] if corrected and row["alpha_corrected_equal"] else mark
+    equal = corrected and row["alpha_corrected_equal"]
+    if mark == "<" and not _narrower(row):
+        known = np.isfinite(cell(row, "alpha_seed" if corrected else "alpha_seed_low"))
+        return "=" if equal else "seed" if known else "alone" if corrected else "below"
+    return {"?": "=", ">": ">=", "<": "<="}[mark] if equal else mark
 
 
 def described(row: Row, place: str = "") -> str:
@@ -72,8 +74,9 @@ def _in_points(row: Row, verdict: str) -> str:
     if verdict not in (*SHOWN, "=", "?") or verdict == "<0" or not before > 0:
         return ""
     name = "alpha_corrected" if np.isfinite(cell(row, "alpha_corrected")) else "alpha"
-    low, high = (cell(row, f"{name}_{end}") * cell(row, "accuracy") / before for end in ("low", "high"))
-    points = ">" if low > 1 else "<" if high < 1 else "?"
+    change = cell(row, "accuracy") / before
+    low, high = (cell(row, f"{name}_{end}") * change for end in ("low", "high"))
+    points = ">" if low > 1 else "<" if high < 1 and _narrower(row, change) else "?"
     if points == side or (side == "=" and points == "?"):
         return ""
     if points == "?":
@@ -81,12 +84,18 @@ def _in_points(row: Row, verdict: str) -> str:
     return f", but {_IN_POINTS[points]}"
 
 
-def _below_seeds(row: Row) -> bool:
-    """Whether alpha lies below what another training seed has."""
-    seed, high = cell(row, "alpha_seed_low"), cell(row, "alpha_high")
-    if not np.isfinite(seed):  # of two dense models there is no interval
-        seed, high = cell(row, "alpha_seed"), cell(row, "alpha")
-    return (high if np.isfinite(high) else cell(row, "alpha")) < seed
+def _narrower(row: Row, change: float = 1.0) -> bool:
+    """Whether alpha, times a change of scale, is below 1 by more than another training seed makes it.
+
+    With three or more dense models alpha is compared with that between them; with two, of which there is no interval,
+    corrected alpha is. With one the classes have to differ less than before, which another seed does not cause.
+    """
+    if np.isfinite(cell(row, "alpha_seed_low")):
+        high = cell(row, "alpha_high")
+        return (high if np.isfinite(high) else cell(row, "alpha")) * change < cell(row, "alpha_seed_low")
+    if np.isfinite(cell(row, "alpha_seed")):
+        return cell(row, "alpha_corrected_high") * change < cell(row, "alpha_seed")
+    return cell(row, "spread_high") * change < 1
 
 
 def lost_more(classes: pd.DataFrame, level: float) -> pd.DataFrame:

@@ -8,7 +8,13 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.stats
 
-from jprune.recall.inference.corrected import CorrectedAlpha, corrected_intensification, seed_null
+from jprune.recall.inference.corrected import (
+    CorrectedAlpha,
+    SpreadRatio,
+    corrected_intensification,
+    seed_null,
+    spread_ratio,
+)
 from jprune.recall.inference.intervals import defined_mean, holm, independent_test, mark, paired_test, t_interval
 from jprune.recall.inference.losses import change_of_all, class_losses, wilson
 from jprune.recall.measures.disparity import (
@@ -172,10 +178,13 @@ def _corrected(study: AuditedModels, score: str, ratio: float, healthy: npt.NDAr
     """Alpha corrected for test-set noise, its interval, whether it is within the margin, and what it could show."""
     nan = float("nan")
     found = CorrectedAlpha(nan, nan, nan, nan, nan, nan, 0, "counts alone do not say which examples were lost")
+    spread = SpreadRatio(nan, nan, nan)
     if study.examples is not None and healthy.any():
         before, after = study.examples.right(score), study.examples.right(score, ratio)[healthy]
         before = before[healthy] if study.paired else before
         found = corrected_intensification(study.examples.true, before, after, paired=study.paired, level=study.level)
+        if len(before) == 1:
+            spread = spread_ratio(study.examples.true, before[0], after, study.level)
     elif study.examples is not None:
         found = found._replace(reason="every model has collapsed")
     # A difference of that many standard errors is shown nine times in ten.
@@ -189,6 +198,9 @@ def _corrected(study: AuditedModels, score: str, ratio: float, healthy: npt.NDAr
         "alpha_corrected_equal": bool(inside),
         "alpha_corrected_detectable": critical * found.error_at_one,
         "alpha_corrected_reason": found.reason,
+        "spread": spread.ratio,
+        "spread_low": spread.low,
+        "spread_high": spread.high,
     }
 
 

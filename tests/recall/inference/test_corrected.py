@@ -5,7 +5,13 @@ import pytest
 import scipy.stats
 
 from jprune import recall
-from jprune.recall.inference.corrected import TOO_FEW_MODELS, WITHIN_NOISE, corrected_intensification, seed_null
+from jprune.recall.inference.corrected import (
+    TOO_FEW_MODELS,
+    WITHIN_NOISE,
+    corrected_intensification,
+    seed_null,
+    spread_ratio,
+)
 from tests.recall import published
 
 
@@ -49,6 +55,29 @@ def test_the_corrected_slope_is_the_ratio_of_the_formulas_sums():
     sums = np.sum([plain(labels, d, a) for d, a in zip(dense, after, strict=True)], axis=0)
     assert found.alpha == pytest.approx(sums[0] / sums[1], rel=1e-12)
     assert found.low < found.alpha < found.high
+
+
+def test_the_ratio_of_spreads_is_that_of_the_formulas_sums():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), [300, 200, 150, 400])
+    error = np.array([0.02, 0.1, 0.2, 0.3])[labels]
+    dense, after = rng.random(1050) >= error, rng.random((3, 1050)) >= 1.5 * error
+    found = spread_ratio(labels, dense, after)
+    before = plain(labels, dense, dense)[1]
+    assert found.ratio == pytest.approx(np.sqrt(np.mean([plain(labels, p, p)[1] for p in after]) / before), rel=1e-12)
+    assert found.low < found.ratio < found.high
+
+
+def test_the_interval_of_the_ratio_of_spreads_covers_it():
+    rng, recalls = np.random.default_rng(0), np.linspace(0.98, 0.75, 10)
+    after = 0.8 + 0.5 * (recalls - recalls.mean())
+    labels = np.repeat(np.arange(10), 200)
+    truth = (after.std() / after.mean()) / (recalls.std() / recalls.mean())
+    found = [
+        spread_ratio(labels, rng.random(2000) < recalls[labels], rng.random((1, 2000)) < after[labels], 0.9)
+        for _ in range(100)
+    ]
+    assert 85 <= sum(each.low <= truth <= each.high for each in found) <= 100
 
 
 def test_equal_models_have_a_corrected_alpha_of_exactly_1():

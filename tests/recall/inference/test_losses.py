@@ -103,6 +103,24 @@ def test_a_class_that_differs_between_seeds_is_not_named_for_it(classes, models)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sizes", "recalls", "seeds", "models"),
+    [([20, 1000], [0.9, 0.9], [0.04, 0.04], 2), ([200, 200], [0.97, 0.6], [0.01, 0.055], 3)],
+    ids=["large classes among small ones", "weak classes among strong ones"],
+)
+def test_classes_that_differ_most_between_seeds_are_not_named_for_it(sizes, recalls, seeds, models):
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(10), np.repeat(sizes, 5))
+    each, sd = np.repeat(recalls, 5), np.repeat(seeds, 5)
+    named = 0
+    for _ in range(200):
+        dense, after = (
+            rng.random((models, labels.size)) < np.clip(each + sd * rng.normal(size=(models, 10)), 0, 1)[:, labels]
+            for _ in range(2)
+        )
+        named += bool(class_losses(labels, dense, after, 10).p_holm.min() < 0.05)
+    assert named <= 10
+
+
 @pytest.mark.parametrize("models", [1, 10])
 def test_intervals_of_the_excess_cover(models):
     rng = np.random.default_rng(models)

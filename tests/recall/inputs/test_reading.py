@@ -433,6 +433,88 @@ def test_logits_with_fewer_examples_than_classes_are_sorted_along_the_examples()
     np.testing.assert_array_equal(found.values, logits)
 
 
+ORDER = np.roll(np.arange(N), 7)
+IDS = np.array([f"{n}.png" for n in range(N)])
+
+
+def _with_ids(path, values, order, key="id"):
+    if path.endswith(".npz"):
+        np.savez(path, **{key: IDS[order], "p": values[order]})
+    elif path.endswith(".jsonl"):
+        rows = zip(IDS[order].tolist(), values[order].tolist(), strict=True)
+        Path(path).write_text("".join(json.dumps({key: one, "p": value}) + "\n" for one, value in rows))
+    else:
+        pd.DataFrame({key: IDS[order], "p": values[order]}).to_csv(path, index=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"), [("csv", TWO), ("npz", LOGITS), ("jsonl", LOGITS)], ids=["csv", "npz", "jsonl"]
+)
+def test_picked_columns_of_files_with_other_ids_in_a_row_are_refused(capsys, kind, values):
+    _with_ids("d.csv", DENSE, np.arange(N))
+    _with_ids(f"t.{kind}", values, ORDER)
+    given = ["--dense", "d.csv:p", "--pruned", f"2=t.{kind}:p"]
+    said = f"t.{kind}:p and d.csv:p have a column 'id' with different ids: {N - 7}.png and 0.png in row 0; join the "
+    assert said + "files with --id id" in refused(capsys, *given)
+    _with_ids("labels.csv", LABELS, np.arange(N))
+    read(capsys, "--labels", "labels.csv:p", *given, "--id", "id")
+    _with_ids(f"t.{kind}", values, np.arange(N))
+    read(capsys, *given)
+    _with_ids(f"t.{kind}", values, np.arange(N), "other")
+    read(capsys, *given)
+
+
+def test_rows_that_are_numbered_from_0_and_from_1_are_the_same_rows(capsys):
+    pd.DataFrame({"index": np.arange(N), "label": LABELS}).to_csv("y.csv", index=False)
+    pd.DataFrame({"index": np.arange(N) + 1, "p": TWO}).to_csv("t.csv", index=False)
+    read(capsys, "--labels", "y.csv", "--pruned", "2=t.csv:p")
+
+
+def test_labels_and_groups_with_other_ids_in_a_row_are_refused(capsys):
+    _with_ids("d.csv", DENSE, np.arange(N))
+    pd.DataFrame({"id": IDS[ORDER], "label": LABELS[ORDER]}).to_csv("y.csv", index=False)
+    assert "d.csv:p and y.csv have a column 'id'" in refused(capsys, "--labels", "y.csv", "--dense", "d.csv:p")
+    pd.DataFrame({"id": IDS[ORDER], "sex": np.where(ORDER % 2, "f", "m")}).to_csv("g.csv", index=False)
+    assert "g.csv:sex and d.csv:p have" in refused(capsys, "--dense", "d.csv:p", "--groups", "g.csv:sex")
+
+
+def _of_text(path, names):
+    frame = pd.DataFrame({"label": names})
+    np.save(path, names) if path.endswith("npy") else frame.to_csv(path, index=False)
+
+
+@pytest.mark.parametrize("kind", ["csv", "npy"])
+def test_some_of_the_class_names_may_be_numbers(capsys, kind):
+    names = np.array(["7", "x", "0"])
+    for stem, codes in (("y", LABELS), ("d", DENSE), ("t", TWO)):
+        _of_text(f"{stem}.{kind}", names[codes])
+    given = ["--labels", f"y.{kind}", "--dense", f"d.{kind}", "--pruned", f"2=t.{kind}"]
+    read(capsys, *given, "--class-names", "7,x,0")
+    assert "(--class-names)" in refused(capsys, *given)
+
+
+def test_numbers_that_are_the_name_of_one_class_and_the_index_of_another_are_refused(capsys):
+    names = np.array(["1", "x", "0"])
+    for stem, codes in (("y", LABELS), ("d", DENSE), ("t", 2 * (TWO // 2))):
+        _of_text(f"{stem}.csv", names[codes])
+    given = ["--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv", "--class-names", "1,x,0"]
+    said = "t.csv holds only numbers, and 0 is the name of one class and the index of another"
+    assert said in refused(capsys, *given)
+    read(capsys, "--class-names", "1,x,0")  # indices in all files
+
+
+@pytest.mark.parametrize("kind", ["csv", "npy", "parquet"])
+def test_codes_that_differ_in_leading_zeros_alone_are_not_merged(capsys, kind):
+    codes = np.array(["001", "010", "1"])[LABELS]
+    if kind == "npy":
+        np.save("y.npy", codes)
+    else:
+        frame = pd.DataFrame({"label": codes})
+        frame.to_csv("y.csv", index=False) if kind == "csv" else frame.to_parquet("y.parquet")
+    said = refused(capsys, "--labels", f"y.{kind}")
+    assert "holds '001' and '1', which are one number" in said or "holds '1' and '001', which are one number" in said
+
+
 @pytest.mark.parametrize(
     ("labels", "ids", "said"),
     [
@@ -963,6 +1045,11 @@ def test_the_label_to_leave_out_is_that_of_the_given_labels(ignored):
     assert support == {str(c): int((given[kept] == c).sum()) for c in (1, 2, 3)}
     left_out = f"{N - kept.sum()} examples with the label {ignored} are left out"
     assert f"{left_out}; the indices of examples do not count them" in report.warnings
+
+
+def test_a_label_to_leave_out_that_is_not_a_whole_number_is_refused():
+    with pytest.raises(InputError, match="ignore_label must be a whole number, got True"):
+        recall.audit(LABELS, DENSE, {2: TWO}, ignore_label=True)  # the tests check the types of other values
 
 
 def test_a_label_to_leave_out_that_no_example_has_is_reported():

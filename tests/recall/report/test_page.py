@@ -200,10 +200,10 @@ def test_counts_of_models_that_all_lost_as_much_do_not_show_a_change_of_accuracy
     assert "accuracy went from 78.8% to 77.8%, -1.0 points (not shown to differ from 0)" in text
 
 
-@pytest.mark.parametrize(("alpha", "verdict"), [(0.6, "seed"), (0.4, "<")])
-def test_two_models_narrow_differences_only_below_the_alpha_between_their_dense_models(alpha, verdict):
-    numbers = {"alpha": alpha, "alpha_low": -3.0, "alpha_high": 4.0, "alpha_seed": 0.5, "alpha_seed_low": np.nan}
-    corrected = {"alpha_corrected": 0.6, "alpha_corrected_high": 0.9, "alpha_corrected_mark": "<"}
+@pytest.mark.parametrize(("high", "verdict"), [(0.6, "seed"), (0.4, "<")])
+def test_two_models_narrow_differences_only_below_the_alpha_between_their_dense_models(high, verdict):
+    numbers = {"alpha": 0.3, "alpha_low": -3.0, "alpha_high": 4.0, "alpha_seed": 0.5, "alpha_seed_low": np.nan}
+    corrected = {"alpha_corrected": 0.3, "alpha_corrected_high": high, "alpha_corrected_mark": "<"}
     others = {"alpha_corrected_reason": "", "alpha_corrected_equal": False}
     assert verdicts.verdict_of(numbers | corrected | others) == verdict
 
@@ -607,9 +607,8 @@ def test_no_headline_names_a_loss_beyond_what_a_class_can_lose():
         "2 models and 80 test examples cannot show that a class lost more than the rest, even if it lost every example."
     )
     assert only in said
-    (answer,) = [f.text for f in findings(audit) if f.topic == "Classes that lost most"]
-    assert only in answer
-    assert "would have had to lose" not in answer
+    answers = {finding.topic: finding.text for finding in findings(audit)}
+    assert [topic for topic, text in answers.items() if only in text] == ["Is the evidence enough?"]
     assert only in json.loads(audit.to_json())["headline"]
     assert only in page(audit)
     table = display.tables(audit, at_equal_accuracy(audit))["classes"]
@@ -694,7 +693,7 @@ def test_a_named_class_and_an_open_alpha_are_said_to_be_two_questions():
     assert (
         "That compares one class with all examples. Whether weak classes in general fell further behind strong ones is "
         "another question, and both answers can be true: differences between weak and strong classes are not shown to "
-        "have changed relative to accuracy at 10x compression (corrected alpha"
+        "have changed at 10x compression (corrected alpha"  # standard deviation in points: 17.7 before, 19.7 after
     ) in said
 
 

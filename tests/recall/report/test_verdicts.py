@@ -51,6 +51,35 @@ def test_differences_relative_to_accuracy_and_in_points_are_told_apart(after, sa
     assert f"class differences {said.replace(' at 4x compression {}', '')}" in text
 
 
+def test_other_weak_classes_with_one_dense_model_are_not_called_narrower():
+    audit = _audit(RECALLS[[3, 0, 4, 1, 2, 8, 5, 9, 6, 7]])  # as many points apart as before
+    row = dict(audit.summary.iloc[0])
+    assert row["alpha_corrected_high"] < 1
+    assert row["spread"] == pytest.approx(1)
+    said = "are not shown to have narrowed at 4x compression (corrected alpha"
+    assert said in audit.headline
+    assert "alpha is below 1, as it can be between two training runs." in audit.headline
+    assert verdicts.verdict_of(row | {"spread_high": 0.9}) == "<"
+
+
+@pytest.mark.parametrize(("spread_high", "verdict"), [(1.02, "="), (0.98, "<=")])
+def test_an_alpha_within_the_margin_is_equal_where_a_seed_may_be_why_it_is_below_1(spread_high, verdict):
+    corrected = {"alpha_corrected": 0.96, "alpha_corrected_high": 0.99, "alpha_corrected_mark": "<"}
+    others = {"alpha_corrected_reason": "", "alpha_corrected_equal": True, "alpha_seed": np.nan}
+    row = corrected | others | {"alpha": 0.95, "alpha_seed_low": np.nan, "spread_high": spread_high}
+    assert verdicts.verdict_of(row) == verdict
+
+
+@pytest.mark.parametrize(("seed_low", "said"), [(0.8, ""), (0.95, ", but narrowed in points")])
+def test_differences_in_points_narrow_only_below_the_alpha_between_dense_models(seed_low, said):
+    numbers = {"alpha": 0.98, "alpha_low": 0.93, "alpha_high": 1.04, "alpha_seed": 0.97, "alpha_seed_low": seed_low}
+    corrected = {"alpha_corrected": 1.0, "alpha_corrected_low": 0.95, "alpha_corrected_high": 1.05}
+    others = {"alpha_corrected_mark": "?", "alpha_corrected_reason": "", "alpha_corrected_equal": False}
+    row = numbers | corrected | others | {"accuracy_dense": 0.9, "accuracy": 0.81}
+    assert verdicts.described(row).removeprefix("are not shown to have changed").endswith(said)
+    assert ("in points" in verdicts.described(row)) == bool(said)
+
+
 def test_the_slope_in_points_is_alpha_times_the_change_of_accuracy():
     row = dict(_audit(RECALLS - 0.3).summary.iloc[0])
     dense, after = RECALLS - RECALLS.mean(), RECALLS - 0.3 - (RECALLS - 0.3).mean()
@@ -88,7 +117,7 @@ def test_one_dense_model_and_several_compressed_ones_are_said_to_be_of_this_dens
     def models(number):
         return np.where(rng.random((number, 200)) < 0.9, labels, (labels + 1) % 4)
 
-    qualifier = "This holds for this dense model; with another one alpha may differ."
+    qualifier = "This holds for this dense model; with another one the classes that lost most and alpha may differ."
     assert qualifier in recall.audit(labels, models(1), {2: models(4)}, paired=False).headline
     assert qualifier not in recall.audit(labels, models(4), {2: models(4)}).headline
 
@@ -109,6 +138,19 @@ def test_evidence_is_claimed_where_every_alpha_is_shown(steeper):
     audit = recall.audit(labels, models(recalls), {4: models(0.7 + steeper * (recalls - 0.875))})
     text = next(finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?")
     assert "6 models show at every ratio on which side of 1 corrected alpha is." in text
+
+
+def test_a_negative_alpha_of_noise_is_not_explained_by_classes_that_changed_sides():
+    labels, place = np.repeat(np.arange(4), 20), np.tile(np.arange(20), 4)
+    dense, after = (
+        np.where(place < np.repeat(right, 20), labels, (labels + 1) % 4)
+        for right in ([19, 18, 18, 17], [17, 18, 18, 19])
+    )
+    audit = recall.audit(labels, dense, {4: after})
+    text = next(finding.text for finding in findings(audit) if finding.topic == "Differences between classes")
+    assert "no class differences beyond sampling noise" in text
+    assert "alpha is -1.00." in text
+    assert "A negative alpha" not in text
 
 
 def test_evidence_is_not_claimed_of_an_alpha_that_noise_explains():
