@@ -130,9 +130,10 @@ def test_the_classes_table_has_every_class_at_every_stack_and_sorts_by_number(pa
     body = re.search(r'<table id="classes".*?</table>', text, re.DOTALL)[0]
     rows = re.findall(r"<tr data-stack=.*?</tr>", body, re.DOTALL)
     assert len(rows) == len(audit.classes) == 30
-    cells = [re.findall(r"<td([^>]*)>(.*?)</td>", row, re.DOTALL) for row in rows]
+    cells = [re.findall(r"<t[dh]([^>]*)>(.*?)</t[dh]>", row, re.DOTALL) for row in rows]
     for (_, row), got in zip(audit.classes.iterrows(), cells, strict=True):
         assert html.unescape(got[2][1]) == row["class"]
+        assert got[2][0] == ' scope="row" class="text"', "a screen reader says the class with every number of its row"
         assert got[5][1] == f"{100 * row['recall']:.1f}"
         assert got[5][0] == f' data-value="{float(row["recall"])!r}"'
     assert body.count('aria-sort="none"') == body.count('<button type="button"') == 15
