@@ -5,11 +5,12 @@ A leaf is named by its path, joined with '/'. The name is the same for every lib
 leaf, because trees of scores and masks have None where nothing is prunable.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -82,6 +83,27 @@ def is_inexact(leaf: object) -> bool:
 def is_placeholder(tree: object) -> bool:
     """Whether a tree is the placeholder that ``optax.tree.map_params`` passes to ``init``."""
     return type(tree).__name__ == "_ParamsPlaceholder"
+
+
+@contextlib.contextmanager
+def explain_left_out(params: PyTree, name: str) -> Iterator[None]:
+    """Add what to do to an error of the caller's model if ``optax.masked`` or ``partition`` left out parameters.
+
+    Args:
+      params: the parameters that the model is run with.
+      name: what runs the model, for the note.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_left_out: Callable[[object], bool] = lambda node: type(node).__name__ == "MaskedNode"
+        if any(map(is_left_out, jax.tree.leaves(params, is_leaf=is_left_out))):
+            error.add_note(
+                f"{name} runs the model, but inside optax.masked, partition or multi_transform it gets only the "
+                f"parameters of one group, and optax.MaskedNode() in place of the others; apply {name} to all "
+                "parameters: optax.chain(..., optax.partition(...), ...)"
+            )
+        raise
 
 
 def map_leaves(f: Callable[..., PyTree], tree: PyTree, *rest: PyTree) -> PyTree:

@@ -24,7 +24,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from jprune.jumpstart.layers import Preactivations
 from jprune.jumpstart.penalty import Option, Options, jumpstart_penalty, number_of
-from jprune.trees import flatten, is_float, match
+from jprune.trees import explain_left_out, flatten, is_float, match
 
 Coefficient: TypeAlias = ArrayLike | Callable[[ArrayLike], ArrayLike]  # a number, a scalar array or a schedule
 
@@ -123,7 +123,9 @@ def add_jumpstart(
         chosen = _at(options, batch) | _folded(state.key if key is None else key, state.count)
 
         def penalty(params: PyTree) -> Array:
-            return jumpstart_penalty(preactivations(params, batch), **chosen)
+            with explain_left_out(params, "add_jumpstart"):
+                preacts = preactivations(params, batch)
+            return jumpstart_penalty(preacts, **chosen)
 
         value, gradient = _value_and_gradient(penalty, params, options.get("axis_name"))
         added = _add(updates, params, gradient, _value(coefficient, state.count))

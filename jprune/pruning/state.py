@@ -149,8 +149,8 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
       masks: bool arrays like the parameters, matched by path.
 
     Returns:
-      A state of the same structure with other masks; all other arrays are the same. If the masks bring a pruned weight
-      back, the next update of ``prune`` applies the current entry of the schedule again.
+      A state of the same structure with copies of the masks; all other arrays are the same. If the masks bring a
+      pruned weight back, the next update of ``prune`` applies the current entry of the schedule again.
 
     Raises:
       ValueError: as ``masks_of``; or the masks do not fit those in the state.
@@ -172,7 +172,9 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
         for path, mask in zip(node_paths, node_masks, strict=True):
             if mask is not None and getattr(given[path], "dtype", None) != np.bool_:
                 raise ValueError(f"masks has {describe(given[path])} at '{path}'; it must be a bool array")
-        fitted = [None if mask is None else given[path] for path, mask in zip(node_paths, node_masks, strict=True)]
+        # A step that donates the state must not delete the masks of the caller.
+        copied = {path: jnp.copy(mask) if isinstance(mask, jax.Array) else mask for path, mask in given.items()}
+        fitted = [None if mask is None else copied[path] for path, mask in zip(node_paths, node_masks, strict=True)]
         pairs = [(given[path], mask) for path, mask in zip(node_paths, node_masks, strict=True) if mask is not None]
         # In the state of an nnx.Optimizer ``applied`` is a variable; the map keeps its class.
         applied = jax.tree.map(lambda applied: _still_applied(applied, pairs), node.applied)

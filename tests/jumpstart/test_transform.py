@@ -213,3 +213,18 @@ def test_after_the_optimizer_it_says_where_it_belongs():
             warnings.simplefilter("always")
             tx.update(ascending, state, PARAMS, batch=X, grad=ascending)
         assert [("put it before the optimizer" in str(w.message)) for w in found] == [True] * warned
+
+
+def test_on_one_group_of_parameters_it_says_where_it_belongs():
+    tx = optax.masked(jprune.add_jumpstart(lambda params, x: [forward(params, x)[0]], 0.1), {"a": True, "b": False})
+    with pytest.raises(TypeError, match="MaskedNode") as error:
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, batch=X)
+    assert "apply add_jumpstart to all parameters" in error.value.__notes__[0]
+
+
+def test_on_one_group_that_its_preactivations_need_it_adds_the_same_gradient():
+    tx = optax.masked(
+        jprune.add_jumpstart(lambda params, x: [x @ params["a"]], 2.0, **OPTIONS), {"a": True, "b": False}
+    )
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS, batch=X)
+    close(updates, moved(2.0) | {"b": np.asarray(GRADS["b"])})

@@ -360,6 +360,24 @@ def test_with_masks_replaces_masks_anywhere_and_refuses_other_trees():
         jprune.with_masks(state, masks | {"a": tree()["a"]})
 
 
+def test_a_donated_step_does_not_delete_the_masks_given_to_with_masks():
+    tx = optax.chain(optax.sgd(0.1), LINK)
+    masks = jprune.global_masks(MAGNITUDE(tree()), keep=5)
+    step = jax.jit(lambda params, state: tx.update(slope(params), state, params), donate_argnums=1)
+    _, state = step(tree(), jprune.with_masks(tx.init(tree()), masks))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, jprune.masks_of(state), masks))
+
+
+@pytest.mark.parametrize("score", [jprune.wanda, jprune.scores.fisher, jprune.scores.synflow])
+def test_a_score_that_runs_the_model_on_one_group_of_parameters_says_where_it_belongs(score):
+    run = lambda params, x: x @ params["a"]["kernel"][:, :2] @ params["b"]["kernel"]
+    link = jprune.prune(score(run), {0: 0.5})
+    tx = optax.partition({"one": link, "two": optax.identity()}, {"a": "one", "b": "two"})
+    with pytest.raises(TypeError, match="not str") as error:
+        tx.update(tree(), tx.init(tree()), tree(), batch=jnp.ones((3, 2)))
+    assert "only the parameters of one group" in error.value.__notes__[0]
+
+
 def test_check_pruned_names_the_leaves_that_revived_and_how_much():
     tx = optax.chain(optax.sgd(0.1), prune(MAGNITUDE, {0: 0.5}))
     params, state, _ = train(tx, tree(), 1)

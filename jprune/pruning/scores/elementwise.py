@@ -23,7 +23,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from jprune.graph.axes import beside, shapes_of
 from jprune.pruning.selection.layers import describe
-from jprune.trees import Leaf, Where, flatten, is_float, kernels, map_leaves, match, only
+from jprune.trees import Leaf, Where, explain_left_out, flatten, is_float, kernels, map_leaves, match, only
 
 _HOW = {
     "grad": "grad=gradients (in an optax update: update(updates, state, params, grad=gradients))",
@@ -103,8 +103,10 @@ def score_selected(
     refuse_missing_inputs(score, {"grad": grad, "batch": batch, "key": key, "whole": whole})
     if "grad" in score.needs:
         grad = matching(selected, grad, name="grad")
-    extra = (whole,) if "whole" in score.needs else ()
-    return score.function(selected, grad, batch, key, *extra)
+    if "whole" not in score.needs:
+        return score.function(selected, grad, batch, key)
+    with explain_left_out(whole, score.name):
+        return score.function(selected, grad, batch, key, whole)
 
 
 def refuse_missing_inputs(score: Score | Callable[..., PyTree], given: Mapping[str, object]) -> None:
