@@ -84,8 +84,8 @@ def moons_pruned() -> Grid:
 def mnist_pruned() -> Grid:
     """The networks of moons-pruned on MNIST: 60 networks, 50 epochs each; needs the data.
 
-    Cost: about an hour on one CPU core for a network of depth 20 and width 2, by the measured time of a step; 2 minutes
-      (depth 20) to 3 minutes (depth 44) on one NVIDIA H200.
+    Cost: about 45 minutes on one CPU core for a network of depth 20 and width 2, by the measured time of a step; 2
+      minutes (depth 20) to 3 minutes (depth 44) on one NVIDIA H200.
     Expect: not in the papers; question J5 of docs/reproduction.md.
     """
     return dataclasses.replace(mnist(), depths=(20, 44), widths=(2, 8), seeds=5, prune=_PRUNE)
@@ -95,8 +95,9 @@ def mnist_pruned() -> Grid:
 def mnist() -> Grid:
     """The MNIST grid: 3 x 3 convolutions, 2, 4 and 8 channels, 10 depths up to 68; needs the data.
 
-    Cost: 90 networks; choose a part of the cells. One of depth 20 and width 2 takes about an hour on one CPU core,
-      by the measured time of a step, or 2 minutes on one NVIDIA H200, and one of depth 44 takes 3 minutes on the H200.
+    Cost: 90 networks; choose a part of the cells. One of depth 20 and width 2 takes about 45 minutes on one CPU
+      core, by the measured time of a step, or 2 minutes on one NVIDIA H200; one of depth 44
+      takes 3 minutes on the H200.
     As published: Adam 1e-3, batch 1,024, 50 epochs, lambda 1e-8.
     """
     return Grid(
