@@ -125,7 +125,7 @@ class HasAxes(Protocol):
 Axes = HasAxes | Mapping[str, KernelAxes] | str | None
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of leaves, by path
 
-_beside: ContextVar[Shapes] = ContextVar("beside", default=())
+_known_shapes: ContextVar[Shapes] = ContextVar("known_shapes", default=())
 
 
 def shapes_of(params: PyTree) -> Shapes:
@@ -135,13 +135,13 @@ def shapes_of(params: PyTree) -> Shapes:
 
 
 @contextlib.contextmanager
-def beside(shapes: Shapes) -> Iterator[None]:
-    """Let conventions see all parameters, of which ``kernel_axes`` is given some: their biases and other kernels."""
-    token = _beside.set(shapes)
+def known_shapes(shapes: Shapes) -> Iterator[None]:
+    """Let conventions use the shapes of all parameters where ``kernel_axes`` gets some of them, such as scores."""
+    token = _known_shapes.set(shapes)
     try:
         yield
     finally:
-        _beside.reset(token)
+        _known_shapes.reset(token)
 
 
 def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
@@ -169,7 +169,7 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     refuse_one_path_twice("the tree", [path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None])
     shapes = {path: tuple(leaf.shape) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
     if axes is None or isinstance(axes, str):
-        known = {**dict(_beside.get()), **shapes}
+        known = {**dict(_known_shapes.get()), **shapes}
         attention = _attention_modules([*known, *paths])
         if axes is None:
             return {path: _guess(path, known, attention) for path in shapes}
@@ -236,7 +236,7 @@ def unknown_axes(path: str, shape: tuple[int, ...], why: str, axes: Axes = None)
             f"leaf '{path}' of shape {shape}: {why}, and the graph does not say which axes these are ({reason}); "
             f"leave the leaf out, or give {by_hand} in place of the graph, with patterns for the other leaves"
         )
-    alone = isinstance(axes, str) and not _beside.get()  # called on scores, not by prune
+    alone = isinstance(axes, str) and not _known_shapes.get()  # called on scores, not by prune
     on_all = f", or axes=jprune.prunable(params, axes={axes!r}), which also reads the biases" if alone else ""
     return (
         f"leaf '{path}' of shape {shape}: {why}, and its name and shape do not say which axes these are; "
@@ -264,7 +264,7 @@ def _by_pattern(
         if not isinstance(value, KernelAxes):
             raise TypeError(f"axes[{pattern!r}]={value!r} is a {type(value).__name__}; it must be a jprune.KernelAxes")
     first = first_matches(list(given), {path: [path] for path in paths}, name="axes")
-    known = {**dict(_beside.get()), **shapes}
+    known = {**dict(_known_shapes.get()), **shapes}
     attention = _attention_modules([*known, *paths])
     found: dict[str, KernelAxes | None] = {}
     for path, shape in shapes.items():

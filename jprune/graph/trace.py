@@ -31,9 +31,9 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
     axes of the leaves it reads are unknown. Another warning names parameters whose product is read as one kernel, where
     one of them may be data.
 
-    An axis over experts is stacked, also where the experts' outputs are weighted by gates and summed in one product. If
-    it comes after the inputs of a kernel, as in (inputs, experts, units), it cannot be told from heads, and is read as
-    an axis of outputs.
+    An axis over experts is stacked, including where gates weight the experts' outputs and sum them in one product. An
+    axis after the inputs of a kernel, as in (inputs, experts, units), cannot be distinguished from heads, and is read
+    as an axis of outputs.
 
     Args:
       apply: any JAX function ``apply(params, *inputs)``. With ``state`` it is called as

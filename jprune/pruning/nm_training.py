@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jprune.graph.axes import Axes, Shapes, beside, shapes_of, where_of
+from jprune.graph.axes import Axes, Shapes, known_shapes, shapes_of, where_of
 from jprune.pruning.amounts import integer
 from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import refuse_no_transformation
@@ -92,7 +92,7 @@ def sr_ste(
     inner = optax.with_extra_args_support(tx)
 
     def pattern_of(weights: PyTree, shapes: Shapes) -> PyTree:
-        with beside(shapes):
+        with known_shapes(shapes):
             return nm_masks(map_leaves(jnp.abs, weights), n=n, m=m, axes=axes)
 
     def init(params: PyTree) -> SrSteState:

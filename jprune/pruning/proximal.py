@@ -33,7 +33,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int32, PyTree
 
-from jprune.graph.axes import Axes, KernelAxes, beside, kernel_axes, shapes_of, unknown_axes, where_of
+from jprune.graph.axes import Axes, KernelAxes, kernel_axes, known_shapes, shapes_of, unknown_axes, where_of
 from jprune.graph.channels import ChannelGroup
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, match, only
@@ -322,7 +322,7 @@ def _proximal(
             _check_threshold("threshold(step=0)", threshold(jnp.zeros([], jnp.int32)))
         paths, leaves, _ = flatten(only(params, chosen))
         shapes = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
-        with beside(shapes_of(params)):
+        with known_shapes(shapes_of(params)):
             jax.eval_shape(prox, shapes, jnp.zeros([], jnp.float32))  # raises for groups that do not fit
         return ProximalState(jnp.zeros([], jnp.int32))
 
@@ -341,7 +341,7 @@ def _proximal(
                 dtype = working_dtype(step, weight)
                 old[path] = jnp.asarray(weight, dtype)
                 moved[path] = old[path] + jnp.asarray(step, dtype)
-        with beside(shapes_of(params)):
+        with known_shapes(shapes_of(params)):
             shrunk = prox(moved, limit)
         changed = {path: jnp.where(value == 0, -old[path], value - old[path]) for path, value in shrunk.items()}
         steps = [changed.get(path, step) for path, step in zip(paths, given, strict=True)]

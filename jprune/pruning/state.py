@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, UInt32
 from optax.contrib import MechanicState, SAMState
 
-from jprune.graph.axes import Axes, beside, kernel_axes, shapes_of
+from jprune.graph.axes import Axes, kernel_axes, known_shapes, shapes_of
 from jprune.pruning.amounts import Amount, PerLayer, amount_of, as_keywords
 from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import Layers, describe, empty_layers, kept_of_layers, mask_layers, nothing_left
@@ -261,7 +261,7 @@ def check_pruned(
             f"kept weights are NaN or infinite: {', '.join(infinite)}; the training diverged: continue from an earlier "
             "checkpoint, with a smaller step or optax.apply_if_finite(tx, 10)"
         )
-    with beside(shapes_of(params)):
+    with known_shapes(shapes_of(params)):
         layers = mask_layers(masks_of(state), axes)
         if sparsity is not None or keep is not None:
             _check_amount(layers, amount_of(sparsity, keep), axes, selection)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jprune.graph.axes import Axes, beside, shapes_of
+from jprune.graph.axes import Axes, known_shapes, shapes_of
 from jprune.pruning.amounts import Keep, PerLayer, as_keywords, checked, integer, renamed_arguments
 from jprune.pruning.schedules import budget_of, keep_counts
 from jprune.pruning.scores.elementwise import (
@@ -122,7 +122,7 @@ def lottery_ticket(
     masks = map_leaves(jnp.ones_like, masks_of(state))
     state = with_masks(state, masks)
     shapes = shapes_of(params)
-    with beside(shapes):
+    with known_shapes(shapes):
         keep_counts(schedule, budget_of(selection, masks, axes, min_keep))
     options: dict[str, object] = ({"min_keep": min_keep} if min_keep else {}) | ({} if axes is None else {"axes": axes})
 
@@ -141,7 +141,7 @@ def lottery_ticket(
         end = _run(train, *rewound, rewind, steps)
         yield Ticket(0, masks, rewound, end)
         for level, amount in schedule.items():
-            with beside(shapes):
+            with known_shapes(shapes):
                 masks = selection(scores(level, end[0]), **as_keywords(amount), among=masks, **options)
             start = apply_masks(rewound[0], masks), with_masks(rewound[1], masks)
             end = _run(train, *start, rewind, steps)

@@ -31,7 +31,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jprune.graph.axes import Axes, KernelAxes, Shapes, beside, kernel_axes, shapes_of, where_of
+from jprune.graph.axes import Axes, KernelAxes, Shapes, kernel_axes, known_shapes, shapes_of, where_of
 from jprune.pruning.amounts import Amount, as_keywords, renamed_arguments
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.plan import Plan, Progress
@@ -140,13 +140,13 @@ def prune(
     def advance(
         progress: Progress, masks: PyTree, weights: PyTree, inputs: dict[str, PyTree], shapes: Shapes
     ) -> tuple[PyTree, Array]:
-        with beside(shapes):
+        with known_shapes(shapes):
             return plan.advance(progress, masks, weights, inputs)
 
     def init(params: PyTree) -> PruneState:
         if is_placeholder(params):
             return PruneState(jnp.zeros([], jnp.int32), params, key, jnp.zeros([], jnp.uint32))
-        with beside(shapes_of(trained(params))):
+        with known_shapes(shapes_of(trained(params))):
             plan.check(only(trained(params), scored))
         masks = map_leaves(lambda weight: jnp.ones_like(weight, dtype=bool), only(trained(params), masked))
         own_key = jax.tree.map(jnp.copy, key)
@@ -175,7 +175,7 @@ def prune(
         progress = Progress(state.count, applied)
         shapes = shapes_of(trained(params))
         masks, now_applied = advance(progress, before, weights, inputs, shapes)
-        with beside(shapes):
+        with known_shapes(shapes):
             plan.refuse_nan(progress, now_applied, before, weights, inputs)
             plan.warn_of_entry(applied, now_applied, before, masks)
         # A weight that regrows at this step starts from 0: the update for it comes from momentum gathered while

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jprune.graph.axes import beside, shapes_of
+from jprune.graph.axes import known_shapes, shapes_of
 from jprune.pruning.selection.layers import describe
 from jprune.trees import Leaf, Where, explain_left_out, flatten, is_float, kernels, map_leaves, match, only
 
@@ -69,7 +69,7 @@ class Score:
         Raises:
           ValueError: an argument that the score needs is missing, or nothing is selected.
         """
-        with beside(shapes_of(params)):
+        with known_shapes(shapes_of(params)):
             return score_selected(self, selected_by(self.where, params), grad, batch, key, whole=params)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jprune.graph.axes import Axes, beside, shapes_of, where_of
+from jprune.graph.axes import Axes, known_shapes, shapes_of, where_of
 from jprune.pruning.amounts import Counts, Sparsity, amount_by_keyword, amount_of, integer
 from jprune.pruning.scores.elementwise import (
     Score,
@@ -234,7 +234,7 @@ def iterated_masks(
     integer("rounds", rounds, least=1)
     selected = selected_by(where_of(score.where if isinstance(score, Score) else None, axes), params)
     shapes = shapes_of(params)
-    with beside(shapes):
+    with known_shapes(shapes):
         like = layers_of(selected, None, axes, per_layer="min_keep" if min_keep else None, shapes_only=True)
     sizes = like.sizes
     size, total = sum(sizes), allocation.kept(amount_of(sparsity, keep), sum(sizes))
@@ -244,7 +244,7 @@ def iterated_masks(
 
     def prune(k: Array, carry: tuple[PyTree, list[Array]]) -> tuple[PyTree, list[Array]]:
         masks, nan = carry
-        with beside(shapes):
+        with known_shapes(shapes):
             scores = score_selected(
                 score,
                 apply_masks(selected, masks),

@@ -232,7 +232,7 @@ def _beyond_null(row: Row, audit: AuditTables) -> str:
     answer = {
         ">": "yes, more than errors that grow in proportion in every class would cause",
         "<": "no: errors that grow in proportion in every class would cause more",
-        "?": "not shown: the change cannot be told from errors that grow in proportion in every class",
+        "?": "not shown: the change cannot be distinguished from errors that grow in proportion in every class",
         "": "too few models to compare it with errors that grow in proportion in every class",
     }[side if agrees else "?"]
     if np.isfinite(cell(row, "alpha_corrected")):

@@ -62,6 +62,12 @@ def test_three_networks_on_cifar_have_intervals_with_two_degrees_of_freedom():
     assert found["R3, CIFAR-10"].verdict == "not run"
 
 
+def test_the_images_that_the_summary_calls_jpeg_copies_are_those_of_the_table():
+    """The originals have another fingerprint; the sentence has to change with the table."""
+    made = json.loads((ledger.FOLDER / f"{hypotheses.CIFAR}.json").read_text())
+    assert made["settings"]["data"]["fingerprint"] == "ad14943ab094348e"
+
+
 def test_two_networks_on_cifar_answer_nothing():
     two = study({"magnitude": FLAT, "undecayed": np.array(FLAT) + 0.2})
     two = two._replace(networks=two.networks[two.networks["replicate"] < 2])
