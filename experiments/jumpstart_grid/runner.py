@@ -1,4 +1,4 @@
-"""Compute the stages of a jumpstart grid, one a device at a time, and report."""
+"""Compute the stages of a jumpstart grid, one at a time on each device, and report."""
 
 import contextlib
 import os
@@ -87,7 +87,7 @@ def missing(folder: Path, grid: Grid, stages: Sequence[GridStage]) -> list[GridS
 def carry_out(
     folder: Path, grid: Grid, running: GridRunning, work: Sequence[GridStage], devices: Sequence[jax.Device]
 ) -> None:
-    """Compute stages, one a device at a time, and store each as it ends; skip stages of other runs."""
+    """Compute stages, one at a time on each device, and store each as it ends; skip stages of other runs."""
     engine = ENGINES[grid.kind]
     deadline = time.monotonic() + 60 * running.minutes if running.minutes is not None else None
     waiting, lock, stopping = list(work), threading.Lock(), threading.Event()

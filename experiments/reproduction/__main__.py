@@ -1,7 +1,7 @@
-"""Rebuild the reproduction page from the tables in ``experiments/results/``, in under a minute.
+"""Rebuild the reproduction page from the tables in experiments/results/, in under a minute.
 
-``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and its figures.
-``python -m experiments.reproduction keep FOLDER NAME`` first adds the results of the study in FOLDER to those
+"python -m experiments.reproduction" rewrites the tables of docs/reproduction.md and its figures.
+"python -m experiments.reproduction keep FOLDER NAME" first adds the results of the study in FOLDER to those
 tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet,
 cifar10-resnet20, cifar10-resnet20-short, fashion-channels; fashion-published-paper, -script,
 mnist-published-paper, -script;
