@@ -352,8 +352,8 @@ def _introduction(
         f"{study.model} on {study.dataset}: {examples} training, {len(dataset.validation.labels)} validation, "
         f"{len(dataset.test.labels)} test examples of shape {'x'.join(map(str, dataset.input_shape))}",
         f"{study.replicates} replicates, each trained for {epochs} epochs in all, "
-        f"{min(lab.chunk, study.replicates)} in a program ({lab.placement.form}, {lab.placement.epoch}) on {devices.size} x {devices.flat[0].device_kind}"
-        + (f"; {source}" if source else ""),
+        f"{min(lab.chunk, study.replicates)} in a program ({lab.placement.form}, {lab.placement.epoch}) "
+        f"on {devices.size} x {devices.flat[0].device_kind}" + (f"; {source}" if source else ""),
         f"pruned: {', '.join(runner.prunable_paths(lab))}",
     ]
     left = sum(_epochs(study, stage) * len(mine) for stage, mine in work)
