@@ -74,7 +74,7 @@ def global_masks(
       among: bool tree of the weights that may be kept; None for all.
       min_keep: minimum number of weights that every layer keeps: first the largest scores of each layer are kept, then
         the largest of the rest of the tree. A traced ``keep`` that is too small for it is exceeded.
-      axes: see the module; only ``min_keep`` depends on it.
+      axes: roles of the axes of each leaf, see ``prune``; only ``min_keep`` depends on it.
       magnitude: rank by absolute value; ``scores`` may then be the weights.
 
     Returns:
@@ -120,7 +120,7 @@ def layer_masks(
       among: bool tree of the weights that may be kept; None for all. A layer with fewer than its number keeps
         them all; other layers compensate only if ``keep`` is an int.
       min_keep: minimum number of weights that every layer keeps.
-      axes: see the module; stacked axes are over layers.
+      axes: roles of the axes of each leaf, see ``prune``; stacked axes are over layers.
       magnitude: rank by absolute value; ``scores`` may then be the weights.
 
     Returns:
