@@ -51,7 +51,7 @@ from jprune.pruning.selection.layers import (
     warn_of_counts,
 )
 from jprune.pruning.selection.uint64 import AnyArray, Count
-from jprune.trees import Leaf, Where, flatten, is_float, match, only, path_string
+from jprune.trees import Leaf, Where, flatten, is_float, match, only, path_string, refuse_statistics
 
 
 @amount_by_keyword
@@ -323,11 +323,13 @@ def compression(params: PyTree, masks: PyTree) -> float:
 
     Raises:
       TypeError: a mask is not a bool array.
-      ValueError: the trees do not match, there is no mask, or a mask is traced.
+      ValueError: the trees do not match, there is no mask, a mask is traced, or ``params`` has other arrays than
+        parameters, such as batch statistics.
 
     >>> compression({"w": jnp.ones(3), "b": jnp.ones(1)}, {"w": jnp.array([True, False, False]), "b": None})
     2.0
     """
+    refuse_statistics(params)
     _mask_leaves(params, masks)
     kept, size = _kept_of(masks)
     total = _parameters(params)
@@ -362,8 +364,8 @@ def keep_count(
 
     Raises:
       TypeError: ``ratio`` is not a number.
-      ValueError: ``where`` selects nothing; ``counting`` is unknown; ``ratio`` is below 1, or above the largest
-        reachable ratio, which the message gives.
+      ValueError: ``where`` selects nothing; ``params`` has other arrays than parameters, such as batch statistics;
+        ``counting`` is unknown; ``ratio`` is below 1, or above the largest reachable ratio, which the message gives.
 
     Source: Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning Algorithm",
     NeurIPS 2022, arXiv 2206.02976, where t is the ratio; ``fraction_to_keep`` in the code of Blalock et al., "What
@@ -379,6 +381,7 @@ def keep_count(
         raise TypeError(f"ratio={ratio!r} must be a number: parameters before over parameters after pruning{instead}")
     if counting not in ("exact", "shrinkbench"):
         raise ValueError(f"counting={counting!r} is unknown; use 'exact' or 'shrinkbench'")
+    refuse_statistics(params)
     selected = only(params, where_of(where, axes))
     total = _parameters(params)
     prunable = _parameters(selected)
