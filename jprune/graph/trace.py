@@ -71,9 +71,10 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
             f"apply is the Linen module {type(apply).__name__}; give a function that calls it with its parameters: "
             "jprune.trace_model(lambda p, x: module.apply({'params': p}, x), variables['params'], x)"
         )
-    if any(map(_is_array, jax.tree.leaves(apply))) and not hasattr(apply, "func"):  # a partial may have arrays
+    owner = getattr(apply, "__self__", apply)  # of a bound method
+    if any(map(_is_array, jax.tree.leaves(owner))) and not hasattr(apply, "func"):  # a partial may have arrays
         raise TypeError(
-            f"apply is the model {type(apply).__name__}, whose own arrays would be constants; give a function of its "
+            f"apply is the model {type(owner).__name__}, whose own arrays would be constants; give a function of its "
             "parameters. NNX: graphdef, params, rest = nnx.split(model, nnx.Param, ...), then jprune.trace_model("
             "lambda p, x: nnx.merge(graphdef, p, rest)(x), params, x). Equinox: eqx.partition and eqx.combine"
         )

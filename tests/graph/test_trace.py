@@ -253,10 +253,11 @@ def test_a_linen_module_is_refused_with_the_function_to_give(bound):
     "model",
     [
         lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0)),
+        lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0)).__call__,
         lambda: eqx.nn.Linear(4, 3, key=jax.random.key(0)),
         lambda: eqx.filter_jit(eqx.nn.Linear(4, 3, key=jax.random.key(0))),
     ],
-    ids=["nnx", "equinox", "jitted"],
+    ids=["nnx", "method", "equinox", "jitted"],
 )
 def test_a_model_with_its_own_arrays_is_refused_with_the_function_to_give(model):
     with pytest.raises(
