@@ -85,7 +85,7 @@ _NOTES = {"moons": _MAPS, "mnist-grid": _BEFORE, "mnist-grid-50": _BEFORE}
 _BOXES = """![Box plots of alpha over networks at each compression ratio: ours by score, and the published ones](
 images/reproduction-alpha.png)
 
-Networks that collapsed to chance are in the tables and not in the figure. The grey band is the seed null, the alpha of
+Networks that collapsed to chance are in the tables and not in the figure. The gray band is the seed null, the alpha of
 another dense seed, with its 99% interval; it is given above every table. The mark after an interval of alpha says
 whether it lies below 1 (<), above 1 (>) or includes 1 (?).
 """.replace("](\n", "](")
