@@ -68,7 +68,8 @@ def global_masks(
     """Keep the largest scores of the whole tree.
 
     Args:
-      scores: tree of float arrays, None where nothing is prunable.
+      scores: tree of float arrays, None where nothing is prunable; larger is kept, so for magnitudes give
+        ``jprune.magnitude()(params)``, not the signed weights.
       sparsity: the fraction of all weights to remove, in [0, 1].
       keep: the number of weights to keep; an int, or an integer scalar array, which may be traced.
       among: bool tree of the weights that may be kept; None for all.
@@ -247,7 +248,8 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
     Args:
       params: tree of arrays.
-      masks: bool tree with the same paths, True where a weight is kept; None (or no leaf) to keep a whole leaf.
+      masks: bool tree with the same paths, True where a weight is kept; None in place of a leaf or a subtree keeps it
+        whole.
 
     Returns:
       A tree like ``params``, with the same dtypes.
