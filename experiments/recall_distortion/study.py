@@ -360,7 +360,7 @@ def _introduction(
     estimate = 0.0 if lab.step_time is None else placement.hours(lab.step_time, study, left, examples)
     if lab.step_time is not None and estimate > 1 / 60:
         lines.append(f"about {duration(3600 * estimate)} for this run, {lab.step_time.source}")
-    lines.append("the first epoch of each stage includes compiling it")
+    lines.append("the first epoch of each stage includes compiling it; the time left does not")
     width = standard_output().width
     return "\n".join(
         textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
