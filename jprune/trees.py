@@ -200,7 +200,8 @@ def refuse_statistics(params: PyTree) -> None:
         raise ValueError(
             f"params has variables whose arrays are not parameters ({kinds}): give nnx.state(model, nnx.Param)"
         )
-    if isinstance(params, Mapping) and "params" in params:
+    nnx = sys.modules.get("flax.nnx")
+    if isinstance(params, Mapping) and "params" in params and not (nnx and isinstance(params, nnx.State)):
         for name, collection in params.items():
             if name != "params" and floats(collection):
                 raise ValueError(f"params has '{name}', whose arrays are not parameters: give variables['params']")
