@@ -458,7 +458,7 @@ def test_an_alpha_below_zero_reverses_the_classes():
     row = audit.summary.iloc[0]
     assert row["alpha_corrected_high"] < 0
     alpha = f"(corrected alpha {row['alpha_corrected']:.2f}"
-    assert f"differences between weak and strong classes are reversed at 4x compression {alpha}" in audit.headline
+    assert f"Differences between weak and strong classes are reversed at 4x compression {alpha}" in audit.headline
 
 
 @pytest.mark.parametrize("weak_now", [True, False])
