@@ -163,7 +163,7 @@ def markdown(rows: Sequence[Row], machine: dict[str, str], *, notes: bool = True
     lines = [
         ", ".join(f"{name} {value}" for name, value in machine.items()) + ".",
         "",
-        "| what | against | ours | theirs | ours / theirs | target ratio | |",
+        "| what | against | jprune | baseline | ratio | target ratio | |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in rows:

@@ -128,7 +128,10 @@ if not TYPE_CHECKING:  # hidden from type checkers, which would otherwise accept
         if name in _MOVED:
             raise AttributeError(f"jprune.{name} is now {_MOVED[name]}")
         if name not in _MODULES:
-            raise AttributeError(f"module 'jprune' has no attribute {name!r}")
+            # With ``name`` and ``obj`` Python suggests a similar name.
+            raise AttributeError(
+                f"module 'jprune' has no attribute {name!r}", name=name, obj=importlib.import_module("jprune")
+            )
         try:
             return importlib.import_module(f"jprune.{name}")
         except ModuleNotFoundError as error:

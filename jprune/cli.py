@@ -161,15 +161,25 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--images", metavar="FILE", help="the test images (.npy, .npz), to show examples that changed in the report")
     add("--unpaired", action="store_true", help="models are not paired by index; the numbers of models may differ")
-    add("--level", type=float, default=0.99, help="confidence level of each interval; five at 0.99 jointly have 0.95")
+    add(
+        "--level",
+        type=float,
+        default=0.99,
+        help="confidence level of each interval (default 0.99: five intervals jointly have 0.95)",
+    )
     add(
         "--margin", type=float, default=0.1,
-        help="alpha counts as equal to 1 only where its interval lies within 1/(1+margin) and 1+margin",
+        help="alpha counts as equal to 1 only where its interval lies within 1/(1+margin) and 1+margin (default 0.1)",
     )  # fmt: skip
     add("--top-k", metavar="K", type=int, help="k of the top-k recall, with logits (default 5, or classes minus one)")
-    add("--resamples", type=int, default=1000, help="random pairings in the test of the pairing; 0 for no test")
-    add("--seed", type=int, default=0, help="seed of the random pairings")
-    add("--title", default="Recall audit", help="heading of the report")
+    add(
+        "--resamples",
+        type=int,
+        default=1000,
+        help="random pairings in the test of the pairing (default 1000); 0 for no test",
+    )
+    add("--seed", type=int, default=0, help="seed of the random pairings (default 0)")
+    add("--title", default="Recall audit", help="heading of the report (default: Recall audit)")
     add("--date", metavar="TEXT", help="date in the report's footer; without it the same input gives the same bytes")
     return whole
 

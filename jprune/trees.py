@@ -177,18 +177,43 @@ def only_parameters(tree: PyTree, name: str) -> str:
     '; params has variables that are not parameters (BatchStat): give nnx.state(model, nnx.Param)'
     """
     nnx = sys.modules.get("flax.nnx")  # a tree of its classes exists only after it was imported
-    if nnx is None:
-        return ""
-    if isinstance(tree, nnx.Module):
+    if nnx is not None and isinstance(tree, nnx.Module):
         return f"; {name} is an nnx module: give nnx.state(model, nnx.Param)"
+    kinds = ", ".join(sorted({type(one).__name__ for one in _other_variables(tree)}))
+    return kinds and f"; {name} has variables that are not parameters ({kinds}): give nnx.state(model, nnx.Param)"
+
+
+def refuse_statistics(params: PyTree) -> None:
+    """Raise if a tree of Flax has float arrays that would be counted as parameters but are none.
+
+    Raises:
+      ValueError: an NNX tree has other variables than parameters, or a dict of Linen variables other collections.
+
+    >>> refuse_statistics({"params": {"kernel": jnp.ones(2)}, "batch_stats": {"mean": jnp.ones(2)}})
+    Traceback (most recent call last):
+    ...
+    ValueError: params has 'batch_stats', whose arrays are not parameters: give variables['params']
+    """
+    floats: Callable[[PyTree], bool] = lambda tree: any(map(is_float, jax.tree.leaves(tree)))
+    kinds = ", ".join(sorted({type(one).__name__ for one in _other_variables(params) if floats(one)}))
+    if kinds:
+        raise ValueError(
+            f"params has variables whose arrays are not parameters ({kinds}): give nnx.state(model, nnx.Param)"
+        )
+    nnx = sys.modules.get("flax.nnx")
+    if isinstance(params, Mapping) and "params" in params and not (nnx and isinstance(params, nnx.State)):
+        for name, collection in params.items():
+            if name != "params" and floats(collection):
+                raise ValueError(f"params has '{name}', whose arrays are not parameters: give variables['params']")
+
+
+def _other_variables(tree: PyTree) -> list[Leaf]:
+    """Return the variables of an NNX tree that are not parameters."""
+    nnx = sys.modules.get("flax.nnx")  # a tree of its classes exists only after it was imported
+    if nnx is None:
+        return []
     variables = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
-    others = {
-        type(one).__name__ for one in variables if isinstance(one, nnx.Variable) and not isinstance(one, nnx.Param)
-    }
-    if not others:
-        return ""
-    kinds = ", ".join(sorted(others))
-    return f"; {name} has variables that are not parameters ({kinds}): give nnx.state(model, nnx.Param)"
+    return [one for one in variables if isinstance(one, nnx.Variable) and not isinstance(one, nnx.Param)]
 
 
 def _none_above(found: dict[str, Leaf], path: str) -> bool:

@@ -106,6 +106,12 @@ def test_every_public_name_is_imported_by_each_form_of_import():
     assert set(jprune.recall.__all__) <= set(dir(jprune.recall))
 
 
+def test_a_mistyped_name_is_answered_with_a_similar_one():
+    typed = [sys.executable, "-c", "import jprune; jprune.global_mask"]
+    shown = subprocess.run(typed, capture_output=True, text=True, check=False).stderr
+    assert "Did you mean: 'global_masks'?" in shown
+
+
 def test_a_name_that_does_not_exist_is_an_attribute_error_that_says_where_it_moved():
     with pytest.raises(AttributeError, match="module 'jprune' has no attribute 'prun'"):
         jprune.prun  # noqa: B018

@@ -37,12 +37,12 @@ class Setup:
 
     Attributes:
       dataset: a name of ``experiments.data.datasets``.
-      method: a technique of the grid, followed by a colon and its coefficient if that is not the grid's.
+      method: a method of the grid, followed by a colon and its coefficient if that is not the grid's.
       depth: hidden layers, or convolutions.
       width: units, or channels, of each.
       epochs: passes over the training examples.
       lr: learning rate of Adam.
-      batch: examples a step; the last step of an epoch takes the remaining examples.
+      batch: examples per step; the last step of an epoch uses the remaining examples.
       coefficient: lambda.
       fingerprint: fingerprint of the content of a data set from a file or folder; None for named data sets.
       prune: ratios to which the trained network is pruned, or None.
@@ -93,10 +93,10 @@ def coefficient_of(method: str, default: float, penalized: Mapping[str, bool]) -
     Args:
       method: a method, such as ``norm:0.1``.
       default: default of the grid.
-      penalized: whether each technique has a penalty.
+      penalized: whether each method has a penalty.
 
     Raises:
-      ValueError: the technique is unknown, its coefficient is not a finite number of at least 0, or it has a
+      ValueError: the method is unknown, its coefficient is not a finite number of at least 0, or it has a
         coefficient but no penalty.
 
     >>> [coefficient_of(method, 1e-4, {"UP": True, "relu": False}) for method in ("UP:0.1", "UP", "relu")]

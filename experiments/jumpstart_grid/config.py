@@ -24,7 +24,7 @@ class CellOptions:
     datasets: tuple[str, ...] = ("moons",)
     """Data sets: moons for kind moons; for the others digits, mnist, cifar10, cifar100, iris, wine, table:FILE, ..."""
     methods: tuple[str, ...] = ("relu", "UP")
-    """Techniques, each with an optional coefficient of its own after a colon, such as UP:0.1.
+    """Methods, each with an optional coefficient of its own after a colon, such as UP:0.1.
     moons: relu, relu-bn (batch normalization), P, U, UP (penalty on points, units, both), UP-zero (dropout too).
     images: relu, relu-bn, UP, norm, mean (aggregates).
     tables: baseline, jumpstart, batchnorm, skip, gelu."""

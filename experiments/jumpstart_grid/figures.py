@@ -74,7 +74,7 @@ def accuracy_against_parameters(dataset: str, cells: pd.DataFrame) -> Figure:
         axes.set_visible(False)
     figure.supxlabel("parameters", fontsize=9)
     figure.supylabel("validation accuracy, maximum over epochs", fontsize=9)
-    figure.suptitle(f"{dataset}: accuracy against size, the other methods in grey", fontsize=10)
+    figure.suptitle(f"{dataset}: accuracy against size, the other methods in gray", fontsize=10)
     return figure
 
 

@@ -42,7 +42,7 @@ SMALL_STEPS = False
 
 
 class ImageMethod(NamedTuple):
-    """A technique: batch normalization, or a penalty with these options."""
+    """A method: batch normalization, or a penalty with these options."""
 
     normalized: bool = False
     penalty: dict[str, object] | None = None

@@ -34,7 +34,7 @@ _CHUNK = 250
 
 
 class MoonsMethod(NamedTuple):
-    """The changes of a technique to the architecture and the recipe."""
+    """The changes of a method to the architecture and the recipe."""
 
     penalized: tuple[Axis, ...] = ()
     balance: float = 0.5

@@ -163,10 +163,10 @@ def cifar100() -> Grid:
 
 @preset
 def uci() -> Grid:
-    """50 dense layers of 4 units on four small tables, five techniques, five seeds: wins, draws and losses.
+    """50 dense layers of 4 units on four small tables, five methods, five seeds: wins, draws and losses.
 
     Cost: about 45 minutes on 2 CPU cores.
-    Settings of the 2025 study: learning rate .01, batch 256, lambda .01, aggregate ``balanced``. The tables are those
+    Settings of the 2025 study: learning rate .01, batch 256, lambda .01, aggregate balanced. The tables are those
     of scikit-learn; give the others of the study as files: --datasets table:abalone.csv npz:glass.npz.
     """
     return Grid(

@@ -256,9 +256,9 @@ def best(dataset: str, cells: pd.DataFrame) -> list[Printed]:
 
 
 def contest(cells: pd.DataFrame) -> list[Printed]:
-    """Compare techniques by validation accuracy: win-draw-loss counts over networks of equal size, and mean accuracies.
+    """Compare methods by validation accuracy: win-draw-loss counts over networks of equal size, and mean accuracies.
 
-    Trainability and convergence are over the data sets on which every technique has a network.
+    Trainability and convergence are over the data sets on which every method has a network.
     """
     network = ["dataset", "width", "depth", "replicate"]
     score = cells.pivot_table(index=network, columns="label", values="val_acc")[list(dict.fromkeys(cells["label"]))]

@@ -1,11 +1,11 @@
-"""Compute the stages of a jumpstart grid, one a device at a time, and report."""
+"""Compute the stages of a jumpstart grid, one at a time on each device, and report."""
 
 import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import ModuleType
@@ -87,10 +87,17 @@ def missing(folder: Path, grid: Grid, stages: Sequence[GridStage]) -> list[GridS
 def carry_out(
     folder: Path, grid: Grid, running: GridRunning, work: Sequence[GridStage], devices: Sequence[jax.Device]
 ) -> None:
-    """Compute stages, one a device at a time, and store each as it ends; skip stages of other runs."""
+    """Compute stages, one at a time on each device, and store each as it ends; skip stages of other runs."""
     engine = ENGINES[grid.kind]
     deadline = time.monotonic() + 60 * running.minutes if running.minutes is not None else None
     waiting, lock, stopping = list(work), threading.Lock(), threading.Event()
+
+    def compute(stage: GridStage, target: store.Stage, shown: Progress, advance: Callable[[int], None]) -> None:
+        kept = Checkpoints(target, stage.settings, running.checkpoint_minutes)
+        shown.stage(stage.title + (f", after epoch {kept.done} of a killed run" if kept.done else ""))
+        shown.skip(stage.work * kept.done // stage.settings["epochs"])
+        keep(folder, grid, stage, engine.carry_out(running, stage, advance, kept))
+        kept.clear()
 
     def worker(device: jax.Device, shown: Progress) -> None:
         def advance(units: int) -> None:
@@ -106,19 +113,13 @@ def carry_out(
                     return
                 target = store.stage(folder / "store", grid.kind, stage.settings, stage.seeds)
                 with store.claimed(target) as mine:
-                    if store.missing(folder / "store", grid.kind, stage.settings, stage.seeds):
-                        if mine:
-                            kept = Checkpoints(target, stage.settings, running.checkpoint_minutes)
-                            after = f", after epoch {kept.done} of a killed run" if kept.done else ""
-                            shown.stage(stage.title + after)
-                            shown.skip(stage.work * kept.done // stage.settings["epochs"])
-                            keep(folder, grid, stage, engine.carry_out(running, stage, advance, kept))
-                            kept.clear()
-                        else:
-                            with lock:
-                                waiting.append(stage)
-                    else:
+                    if not store.missing(folder / "store", grid.kind, stage.settings, stage.seeds):
                         shown.skip(stage.work)
+                    elif mine:
+                        compute(stage, target, shown, advance)
+                    else:
+                        with lock:
+                            waiting.append(stage)
                 if not mine:
                     time.sleep(_POLL)
 

@@ -1,9 +1,9 @@
-"""Dense networks of 50 layers of 4 units on small tables, trained with five techniques.
+"""Dense networks of 50 layers of 4 units on small tables, trained with five methods.
 
 Settings of the 2025 study: learning rate .01, batch 256, lambda .01, aggregate ``balanced``, 4,000 epochs.
 Settings that its text does not give are inferred: Adam; torch's initial weights and batch normalization; a
 skip connection around every layer of equal sizes; features with zero mean and unit deviation. All seeds of a
-technique train in one program; layers are scanned.
+method train in one program; layers are scanned.
 """
 
 import operator
@@ -73,7 +73,7 @@ class Examples(NamedTuple):
 
 
 def plan(grid: Grid) -> list[GridStage]:
-    """Plan one stage per data set, technique and size.
+    """Plan one stage per data set, method and size.
 
     Raises:
       ValueError: an unknown method, or several learning rates.
@@ -184,7 +184,7 @@ def forward(
     """Pass examples through a network.
 
     Args:
-      setup: the technique and the sizes.
+      setup: the method and the sizes.
       params: parameters of one network.
       features: (batch, features).
       real: mask of the examples that are not padding, (batch,), in training; None in evaluation, which uses the running

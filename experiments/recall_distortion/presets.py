@@ -59,7 +59,7 @@ def fashion_lenet() -> Study:
     """LeNet (60,074 parameters) on Fashion-MNIST.
 
     Command: python -m experiments.recall_distortion --preset fashion-lenet
-    Cost: 177,000 steps a replicate (30 epochs, then 26 times 15): .15 hours a replicate on 2 CPU cores,
+    Cost: 177,000 steps per replicate (30 epochs, then 26 times 15): .15 hours per replicate on 2 CPU cores,
     about .1 hours for all 30 on one NVIDIA H200.
     Expect, for magnitude: median alpha .96, .97, .99, 1.08 at t = 2, 4, 10, 20 (published .95, .96, .98, 1.05); at
     t = 50, 24 of 30 networks at chance (published median 1.89, with 350 weights instead of 125).
@@ -72,7 +72,7 @@ def mnist_lenet() -> Study:
     """LeNet (60,074 parameters) on MNIST.
 
     Command: python -m experiments.recall_distortion --preset mnist-lenet
-    Cost: 177,000 steps a replicate (30 epochs, then 26 times 15): .15 hours a replicate on 2 CPU cores,
+    Cost: 177,000 steps per replicate (30 epochs, then 26 times 15): .15 hours per replicate on 2 CPU cores,
     about .1 hours for all 30 on one NVIDIA H200.
     Expect, for magnitude: median alpha .69, .72, .65, .87 at t = 2, 4, 10, 20 (published .47, .50, .60, .80); at
     t = 50, 29 of 30 networks at chance (published median 5.29, with 350 weights instead of 125).
@@ -89,7 +89,7 @@ def fashion_few_weights() -> Study:
     """LeNet on Fashion-MNIST, pruned to 60, 125, 250, 350, 600 and 1,200 of 58,998 weights.
 
     Command: python -m experiments.recall_distortion --preset fashion-few-weights
-    Cost: 133,000 steps a replicate (30 epochs, then 19 times 15): .1 hours a replicate on 2 CPU cores. The dense
+    Cost: 133,000 steps per replicate (30 epochs, then 19 times 15): .1 hours per replicate on 2 CPU cores. The dense
     networks are those of fashion-lenet: with --out runs/fashion-lenet they are not trained again.
     Expect: dense accuracy .898; with 125 weights 24 of 30 networks at chance after magnitude and 11 after undecayed
     pruning.
@@ -109,7 +109,7 @@ def fashion_few_weights_floor() -> Study:
     """LeNet on Fashion-MNIST, pruned to 60 to 1,200 weights, of which every layer keeps at least 10.
 
     Command: python -m experiments.recall_distortion --preset fashion-few-weights-floor
-    Cost: 133,000 steps a replicate, as fashion-few-weights: .1 hours a replicate on 2 CPU cores.
+    Cost: 133,000 steps per replicate, as fashion-few-weights: .1 hours per replicate on 2 CPU cores.
     Expect: dense accuracy .898; after magnitude and undecayed pruning 19 and 13 of 30 networks at chance with 60
     weights, 13 and 5 with 125, none with 250 or more.
     """
@@ -121,7 +121,7 @@ def fashion_changed() -> Study:
     """LeNet on Fashion-MNIST, with changes other than pruning, and not fine-tuned.
 
     Command: python -m experiments.recall_distortion --preset fashion-changed --rounding 4
-    Cost: 12,600 steps a replicate (30 epochs): .01 hours a replicate on 2 CPU cores; with --rounding and --out
+    Cost: 12,600 steps per replicate (30 epochs): .01 hours per replicate on 2 CPU cores; with --rounding and --out
     runs/fashion-lenet the dense networks are those of fashion-lenet.
     Expect: dense accuracy .898.
 
@@ -167,8 +167,8 @@ for _name, (_title, _magnitude, _undecayed) in _CIFAR.items():
         f"""{_title}.
 
 Command: python -m experiments.recall_distortion --preset {_name}
-Cost: 249,000 steps a replicate (60 epochs, then 26 times 25); by the measured step of ResNet-20 about
-{_CPU_HOURS[_name.partition("-")[2]]} hours a replicate on 2 CPU cores, so use an accelerator.
+Cost: 249,000 steps per replicate (60 epochs, then 26 times 25); by the measured step of ResNet-20 about
+{_CPU_HOURS[_name.partition("-")[2]]} hours per replicate on 2 CPU cores, so use an accelerator.
 Expect (published): for magnitude, median alpha {_magnitude}"""
         + (f"; for undecayed\n{_undecayed}," if _undecayed else "")
         + " at a nominal t of 2, 4, 10, 20, 50;\nits code keeps more weights there (--counting shrinkbench).",
@@ -180,8 +180,8 @@ def cifar10_resnet20_short() -> Study:
     """ResNet-20 (269,722 parameters) on CIFAR-10 with a short schedule: one learning-rate cycle of 15 epochs.
 
     Command: python -m experiments.recall_distortion --preset cifar10-resnet20-short
-    Cost: 12,987 steps a replicate (15 epochs, then 11 times 2): by the measured step of ResNet-20, 1.9 hours a
-    replicate on 2 CPU cores (.52 s a step) and 3 hours on one core of another machine (.84 s).
+    Cost: 12,987 steps per replicate (15 epochs, then 11 times 2): by the measured step of ResNet-20, 1.9 hours per
+    replicate on 2 CPU cores (.52 s per step) and 3 hours on one core of another machine (.84 s).
     Expect: dense test accuracy .843, and for magnitude mean alpha .99, 1.09, 1.15, 1.50, 2.39 at t = 2, 4, 10, 20, 50
     (three networks). Published, with ResNet-56 and a longer schedule: .8925 (standard deviation .0095), and median
     alpha .95, 1.02, 1.22, 1.57, 2.56.

@@ -232,7 +232,8 @@ def _with_coefficients(tables: Mapping[Coefficients, pd.DataFrame]) -> pd.DataFr
 
 def _printed(table: pd.DataFrame, study: Study) -> rich.table.Table:
     """Format the summary for a terminal."""
-    shown = rich.table.Table(box=rich.box.SIMPLE, title=f"{study.model} on {study.dataset}")
+    caption = "t: compression ratio. ?: the interval of alpha contains 1; <: it is below 1; >: above 1."
+    shown = rich.table.Table(box=rich.box.SIMPLE, title=f"{study.model} on {study.dataset}", caption=caption)
     second = ("fine-tuning",) if "finetune_jumpstart" in table else ()
     headings = ("jumpstart", *second, "score", "t", "achieved", "accuracy", "alpha", "99% interval", "", "alpha_null")
     for heading in headings:

@@ -351,16 +351,16 @@ def _introduction(
     lines = [
         f"{study.model} on {study.dataset}: {examples} training, {len(dataset.validation.labels)} validation, "
         f"{len(dataset.test.labels)} test examples of shape {'x'.join(map(str, dataset.input_shape))}",
-        f"{study.replicates} replicates of {epochs} epochs, {min(lab.chunk, study.replicates)} in a program "
-        f"({lab.placement.form}, {lab.placement.epoch}) on {devices.size} x {devices.flat[0].device_kind}"
-        + (f"; {source}" if source else ""),
+        f"{study.replicates} replicates, each trained for {epochs} epochs in all, "
+        f"{min(lab.chunk, study.replicates)} in a program ({lab.placement.form}, {lab.placement.epoch}) "
+        f"on {devices.size} x {devices.flat[0].device_kind}" + (f"; {source}" if source else ""),
         f"pruned: {', '.join(runner.prunable_paths(lab))}",
     ]
     left = sum(_epochs(study, stage) * len(mine) for stage, mine in work)
     estimate = 0.0 if lab.step_time is None else placement.hours(lab.step_time, study, left, examples)
     if lab.step_time is not None and estimate > 1 / 60:
         lines.append(f"about {duration(3600 * estimate)} for this run, {lab.step_time.source}")
-    lines.append("the first epoch of each stage includes compiling it")
+    lines.append("the first epoch of each stage includes compiling it; the time left does not")
     width = standard_output().width
     return "\n".join(
         textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

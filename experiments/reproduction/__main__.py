@@ -1,7 +1,7 @@
-"""Rebuild the reproduction page from the tables in ``experiments/results/``, in under a minute.
+"""Rebuild the reproduction page from the tables in experiments/results/, in under a minute.
 
-``python -m experiments.reproduction`` rewrites the tables of docs/reproduction.md and its figures.
-``python -m experiments.reproduction keep FOLDER NAME`` first adds the results of the study in FOLDER to those
+"python -m experiments.reproduction" rewrites the tables of docs/reproduction.md and its figures.
+"python -m experiments.reproduction keep FOLDER NAME" first adds the results of the study in FOLDER to those
 tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet,
 cifar10-resnet20, cifar10-resnet20-short, fashion-channels; fashion-published-paper, -script,
 mnist-published-paper, -script;
@@ -85,7 +85,7 @@ _NOTES = {"moons": _MAPS, "mnist-grid": _BEFORE, "mnist-grid-50": _BEFORE}
 _BOXES = """![Box plots of alpha over networks at each compression ratio: ours by score, and the published ones](
 images/reproduction-alpha.png)
 
-Networks that collapsed to chance are in the tables and not in the figure. The grey band is the seed null, the alpha of
+Networks that collapsed to chance are in the tables and not in the figure. The gray band is the seed null, the alpha of
 another dense seed, with its 99% interval; it is given above every table. The mark after an interval of alpha says
 whether it lies below 1 (<), above 1 (>) or includes 1 (?).
 """.replace("](\n", "](")

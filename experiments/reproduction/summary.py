@@ -84,7 +84,7 @@ def short(tables: Tables) -> str:
         fashion, mnist, cifar = (change for _, change in filter(None, nulls))
         only = cifar.high < 0 <= min(fashion.high, mnist.high)
         sentences.append(
-            f"At a compression ratio of 2, alpha minus that of another dense seed (grey band) is {_signed(fashion)} on "
+            f"At a compression ratio of 2, alpha minus that of another dense seed (gray band) is {_signed(fashion)} on "
             f"Fashion-MNIST, {_signed(mnist)} on MNIST and {_signed(cifar)} on the published CIFAR-10 networks"
             f"{': only there is it shown to be lower' if only else ''}."
         )

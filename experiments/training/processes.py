@@ -145,7 +145,7 @@ def _cannot_join(launcher: launchers.Launcher | None, count: int, error: Excepti
     )
 
 
-def _beside_mpirun(environment: Mapping[str, str]) -> bool:
+def _on_host_of_mpirun(environment: Mapping[str, str]) -> bool:
     """Whether this process runs on the host of Open MPI's mpirun, where JAX expects process 0.
 
     Without this check, all processes end after five minutes.
@@ -160,7 +160,7 @@ def _detection(launcher: launchers.Launcher) -> str:
     Raises:
       RuntimeError: JAX cannot learn from this launcher where the first process runs.
     """
-    if launcher.name == "Open MPI 4" and launcher.process == 0 and not _beside_mpirun(os.environ):
+    if launcher.name == "Open MPI 4" and launcher.process == 0 and not _on_host_of_mpirun(os.environ):
         raise RuntimeError("mpirun does not run on the host of process 0")
     if launcher.name in _METHODS:
         return _METHODS[launcher.name]

@@ -47,7 +47,7 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
       A graph; ``print`` shows it as a table.
 
     Raises:
-      TypeError: ``apply`` is not a function, or is a Linen module.
+      TypeError: ``apply`` is not a function, or is a model instead of a function of its parameters.
       ValueError: ``params`` has no array.
 
     >>> import jax, jax.numpy as jnp
@@ -70,6 +70,13 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
         raise TypeError(
             f"apply is the Linen module {type(apply).__name__}; give a function that calls it with its parameters: "
             "jprune.trace_model(lambda p, x: module.apply({'params': p}, x), variables['params'], x)"
+        )
+    owner = getattr(apply, "__self__", apply)  # of a bound method
+    if any(map(_is_array, jax.tree.leaves(owner))) and not hasattr(apply, "func"):  # a partial may have arrays
+        raise TypeError(
+            f"apply is the model {type(owner).__name__}, whose own arrays would be constants; give a function of its "
+            "parameters. NNX: graphdef, params, rest = nnx.split(model, nnx.Param, ...), then jprune.trace_model("
+            "lambda p, x: nnx.merge(graphdef, p, rest)(x), params, x). Equinox: eqx.partition and eqx.combine"
         )
     by_keyword = state is not None and _takes_state(apply, params, inputs, state)
     model = Model(apply, _shapes(params), tuple(map(_shapes, inputs)), _shapes(state), by_keyword)

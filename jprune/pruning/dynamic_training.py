@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jprune.graph.axes import Axes
-from jprune.pruning.amounts import Keep, PerLayer, checked, integer
+from jprune.pruning.amounts import checked, integer
 from jprune.pruning.dynamics import Regrow, cosine_fraction, dense_gradient, refuse_no_transformation, reset_moments
 from jprune.pruning.scores.elementwise import magnitude, random
 from jprune.pruning.selection.unstructured import erk_masks
@@ -59,12 +60,10 @@ def rigl(
 
     >>> tx = rigl(optax.adam(1e-3), 0.9, end=75_000)
     """
-    regrow = _after_step_0(Regrow(dense_gradient(), cosine_fraction(fraction, end)))
-    schedule = _constant(tx, sparsity, end, every, regrow)
-    pruning = prune(
-        magnitude(), schedule, where=where, selection=selection, axes=axes, min_keep=min_keep, regrow=regrow
+    regrow = Regrow(dense_gradient(), cosine_fraction(fraction, end))
+    return _at_constant_sparsity(
+        tx, sparsity, end, every, regrow, where=where, selection=selection, axes=axes, min_keep=min_keep
     )
-    return reset_moments(tx, pruning)
 
 
 def sparse_evolution(
@@ -93,29 +92,23 @@ def sparse_evolution(
     """
     if key is None:
         raise TypeError("key is None; sparse_evolution draws random weights to grow: pass key=jax.random.key(...)")
-    regrow = _after_step_0(Regrow(random(), fraction))
-    schedule = _constant(tx, sparsity, end, every, regrow)
-    pruning = prune(
-        magnitude(), schedule, where=where, selection=selection, axes=axes, min_keep=min_keep, regrow=regrow, key=key
+    regrow = Regrow(random(), fraction)
+    return _at_constant_sparsity(
+        tx, sparsity, end, every, regrow, where=where, selection=selection, axes=axes, min_keep=min_keep, key=key
     )
-    return reset_moments(tx, pruning)
 
 
-def _constant(
-    tx: optax.GradientTransformation, sparsity: float, end: int, every: int, regrow: Regrow
-) -> dict[int, float | Keep | PerLayer]:
-    """Check the arguments and return the schedule of exchanges."""
+def _at_constant_sparsity(
+    tx: optax.GradientTransformation, sparsity: float, end: int, every: int, regrow: Regrow, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Check the arguments; prune by magnitude at step 0, then exchange weights every ``every`` steps before ``end``."""
     refuse_no_transformation("tx", tx)
     amount = checked("sparsity", sparsity)
     steps = range(0, integer("end", end, least=1), integer("every", every, least=1))
-    if not any(map(regrow.at, steps)):
+    exchange = dataclasses.replace(regrow, fraction=lambda step: regrow.at(step) if step else 0.0)
+    if not any(map(exchange.at, steps)):
         raise ValueError(
             f"end={end}, every={every} and this fraction exchange no weight: exchanges are every {every} steps, "
             "after step 0 and before end; give an end above every and a fraction above 0, or use prune alone"
         )
-    return dict.fromkeys(steps, amount)
-
-
-def _after_step_0(regrow: Regrow) -> Regrow:
-    """Exchange nothing at step 0, at which the masks are made."""
-    return dataclasses.replace(regrow, fraction=lambda step: regrow.at(step) if step else 0.0)
+    return reset_moments(tx, prune(magnitude(), dict.fromkeys(steps, amount), regrow=exchange, **options))

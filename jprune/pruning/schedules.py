@@ -204,8 +204,8 @@ def entries(schedule: object) -> tuple[tuple[int, float | Keep | PerLayer], ...]
         remedy = ""
         if callable(schedule):
             remedy = (
-                "; of a function of the step, make one: {step: float(schedule(step)) for step in range(begin, end + 1, "
-                "every)}"
+                "; of a function of the step, make one: {step: round(float(schedule(step)), 6) for step in "
+                "range(begin, end + 1, every)}"
             )
         raise TypeError(
             f"schedule={schedule!r} is a {type(schedule).__name__}; it must be a dict {{step: sparsity}}{remedy}"

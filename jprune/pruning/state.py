@@ -76,6 +76,7 @@ def masks_of(state: PyTree) -> PyTree:
     found = list(_prune_states(state, "", None))
     if not found:
         hint = _hint_of_sr_ste(state) or _hint_of_nnx_state(state) or _hint_of_restoring(state)
+        hint = hint or "; end the chain of the optimizer with jprune.prune(...) or jprune.keep_zeros()"
         raise ValueError(f"there is no prune or keep_zeros transformation in this optimizer state{hint}")
     (_, first), *rest = found
     masks = first.masks

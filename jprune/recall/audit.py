@@ -181,7 +181,10 @@ def audit(
     """
     given = [pruned, scores, compare]
     if sum(value is not None for value in given) != 1:
-        raise InputError("give the compressed models by one of pruned= and scores=, or by compare=")
+        raise InputError(
+            "give the compressed models once: as pruned={ratio: predictions} (scores= is another name for it) or as "
+            "compare={name: predictions}"
+        )
     if threshold is not None and not 0 < threshold < 1:
         raise InputError(f"threshold must lie between 0 and 1, got {threshold}")
     if compare is not None:

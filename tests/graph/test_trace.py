@@ -4,10 +4,11 @@ import inspect
 import re
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import linen
+from flax import linen, nnx
 
 import jprune
 from tests.graph.models import groups, roles, shape, tokens
@@ -246,6 +247,31 @@ def test_a_linen_module_is_refused_with_the_function_to_give(bound):
         TypeError, match=r"apply is the Linen module Encoder; .*lambda p, x: module\.apply\(\{'params': p"
     ):
         jprune.trace_model(given, variables["params"], x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0)),
+        lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0)).__call__,
+        lambda: eqx.nn.Linear(4, 3, key=jax.random.key(0)),
+        lambda: eqx.filter_jit(eqx.nn.Linear(4, 3, key=jax.random.key(0))),
+    ],
+    ids=["nnx", "method", "equinox", "jitted"],
+)
+def test_a_model_with_its_own_arrays_is_refused_with_the_function_to_give(model):
+    with pytest.raises(
+        TypeError, match=r"apply is the model .*constants; give a function of its parameters.*nnx\.merge"
+    ):
+        jprune.trace_model(model(), jnp.ones(4))
+
+
+def test_a_partial_with_arrays_is_traced():
+    def apply(scale, params, x):
+        return x @ params["kernel"] * scale
+
+    partial = jax.tree_util.Partial(apply, jnp.ones((2, 3)))
+    assert jprune.trace_model(partial, {"kernel": jnp.ones((4, 3))}, jnp.ones((2, 4))).kernels == ("kernel",)
 
 
 def test_a_group_of_channels_has_a_short_repr():

@@ -232,7 +232,7 @@ def test_an_empty_schedule_is_refused_and_points_to_keep_zeros():
     [
         (
             optax.linear_schedule(0.0, 0.9, 10),
-            r"of a function of the step, make one: \{step: float\(schedule\(step\)\)",
+            r"of a function of the step, make one: \{step: round\(float\(schedule\(step\)\), 6\)",
         ),
         ({1: 1}, r"To remove all weights, write 1\.0; to keep 1 weight, write jprune\.Keep\(1\)$"),
         ({1: 0}, r"To remove none, write 0\.0; to keep 0 weights"),

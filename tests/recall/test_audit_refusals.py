@@ -52,8 +52,8 @@ from jprune.recall import InputError
         ({"level": 99.0}, "level must lie strictly between 0 and 1"),
         ({"rng": -1}, "rng must be a generator, a seed of 0 or more, or None, got -1"),
         ({"pruned": {"2": [0, 1, 1]}}, "text is the name of a score, a ratio is a number"),
-        ({"pruned": None}, "by one of pruned= and scores="),
-        ({"scores": {2: [0, 1, 1]}}, "by one of pruned= and scores="),
+        ({"pruned": None}, "compressed models once: as pruned="),
+        ({"scores": {2: [0, 1, 1]}}, "compressed models once: as pruned="),
     ],
 )
 def test_wrong_arguments_are_refused_by_name_index_and_value(change, message):

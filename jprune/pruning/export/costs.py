@@ -19,7 +19,7 @@ from jprune.graph.graph import Graph
 from jprune.graph.trace import trace_model
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.layers import nothing_left
-from jprune.trees import flatten, is_float, kernels, match
+from jprune.trees import flatten, is_float, kernels, match, refuse_statistics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,8 +59,9 @@ def cost_table(
 
     Raises:
       ImportError: the extra ``recall`` is not installed (pandas).
-      ValueError: no leaf has a real floating dtype, a mask fits no leaf, or a weight is used inside a ``while``
-        loop, whose number of iterations is unknown.
+      ValueError: no leaf has a real floating dtype, ``params`` has other arrays than parameters, such as batch
+        statistics, a mask fits no leaf, or a weight is used inside a ``while`` loop, whose number of iterations is
+        unknown.
 
     A warning names layers that keep no weight, and leaves whose multiply-adds are not found because a primitive that
     reads them is not supported.
@@ -77,6 +78,7 @@ def cost_table(
     except ImportError as error:
         raise ImportError(missing("cost_table needs the extra 'recall'", "recall")) from error
 
+    refuse_statistics(params)
     paths, leaves, _ = flatten(params)
     kept = [None] * len(leaves) if masks is None else match(params, masks, reference_name="params", name="masks")
     graph = axes if isinstance(axes, Graph) else None

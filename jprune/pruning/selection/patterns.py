@@ -69,7 +69,7 @@ def nm_masks(
       keep: None, or the number of weights that the pattern keeps.
       among: bool tree of the weights that may be kept; None for all.
       min_keep: minimum number of weights that every layer keeps; an error if the pattern keeps fewer.
-      axes: roles of the axes of each leaf; see the module.
+      axes: roles of the axes of each leaf: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
 
     Returns:
       A tree like ``scores`` of bool arrays; ties within a group go to the smaller index.
@@ -127,7 +127,7 @@ def block_masks(
       among: bool tree of the weights that may be kept. Blocks without such weights are not kept, and in other
         blocks only these weights are.
       min_keep: minimum number of weights that every layer keeps, rounded up to whole blocks.
-      axes: roles of the axes of each leaf; see the module.
+      axes: roles of the axes of each leaf: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
 
     Returns:
       A tree like ``scores`` of bool arrays.
@@ -199,7 +199,7 @@ def channel_masks(
       among: bool tree of the weights that may be kept. Channels without such weights are not kept, and in other
         channels only these weights are.
       min_keep: minimum number of weights that every layer keeps, rounded up to whole channels.
-      axes: roles of the axes of each leaf; see the module.
+      axes: roles of the axes of each leaf: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
 
     Returns:
       A tree like ``scores`` of bool arrays.
@@ -264,7 +264,7 @@ def output_masks(
         outputs (the first outputs keep one more where it does not divide evenly).
       among: bool tree of the weights that may be kept; None for all.
       min_keep: minimum number of weights that every layer keeps.
-      axes: roles of the axes of each leaf; see the module.
+      axes: roles of the axes of each leaf: a graph, ``{regex: KernelAxes(...)}``, ``"flax"`` or ``"equinox"``.
 
     Returns:
       A tree like ``scores`` of bool arrays; ties go to the smaller index.

@@ -51,7 +51,7 @@ from jprune.pruning.selection.layers import (
     warn_of_counts,
 )
 from jprune.pruning.selection.uint64 import AnyArray, Count
-from jprune.trees import Leaf, Where, flatten, is_float, match, only, path_string
+from jprune.trees import Leaf, Where, flatten, is_float, match, only, path_string, refuse_statistics
 
 
 @amount_by_keyword
@@ -68,13 +68,14 @@ def global_masks(
     """Keep the largest scores of the whole tree.
 
     Args:
-      scores: tree of float arrays, None where nothing is prunable.
+      scores: tree of float arrays, None where nothing is prunable; larger is kept, so for magnitudes give
+        ``jprune.magnitude()(params)``, not the signed weights.
       sparsity: the fraction of all weights to remove, in [0, 1].
       keep: the number of weights to keep; an int, or an integer scalar array, which may be traced.
       among: bool tree of the weights that may be kept; None for all.
       min_keep: minimum number of weights that every layer keeps: first the largest scores of each layer are kept, then
         the largest of the rest of the tree. A traced ``keep`` that is too small for it is exceeded.
-      axes: see the module; only ``min_keep`` depends on it.
+      axes: roles of the axes of each leaf, see ``prune``; only ``min_keep`` depends on it.
       magnitude: rank by absolute value; ``scores`` may then be the weights.
 
     Returns:
@@ -120,7 +121,7 @@ def layer_masks(
       among: bool tree of the weights that may be kept; None for all. A layer with fewer than its number keeps
         them all; other layers compensate only if ``keep`` is an int.
       min_keep: minimum number of weights that every layer keeps.
-      axes: see the module; stacked axes are over layers.
+      axes: roles of the axes of each leaf, see ``prune``; stacked axes are over layers.
       magnitude: rank by absolute value; ``scores`` may then be the weights.
 
     Returns:
@@ -247,7 +248,8 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
     Args:
       params: tree of arrays.
-      masks: bool tree with the same paths, True where a weight is kept; None (or no leaf) to keep a whole leaf.
+      masks: bool tree with the same paths, True where a weight is kept; None in place of a leaf or a subtree keeps it
+        whole.
 
     Returns:
       A tree like ``params``, with the same dtypes.
@@ -323,11 +325,13 @@ def compression(params: PyTree, masks: PyTree) -> float:
 
     Raises:
       TypeError: a mask is not a bool array.
-      ValueError: the trees do not match, there is no mask, or a mask is traced.
+      ValueError: the trees do not match, there is no mask, a mask is traced, or ``params`` has other arrays than
+        parameters, such as batch statistics.
 
     >>> compression({"w": jnp.ones(3), "b": jnp.ones(1)}, {"w": jnp.array([True, False, False]), "b": None})
     2.0
     """
+    refuse_statistics(params)
     _mask_leaves(params, masks)
     kept, size = _kept_of(masks)
     total = _parameters(params)
@@ -362,8 +366,8 @@ def keep_count(
 
     Raises:
       TypeError: ``ratio`` is not a number.
-      ValueError: ``where`` selects nothing; ``counting`` is unknown; ``ratio`` is below 1, or above the largest
-        reachable ratio, which the message gives.
+      ValueError: ``where`` selects nothing; ``params`` has other arrays than parameters, such as batch statistics;
+        ``counting`` is unknown; ``ratio`` is below 1, or above the largest reachable ratio, which the message gives.
 
     Source: Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed Pruning Algorithm",
     NeurIPS 2022, arXiv 2206.02976, where t is the ratio; ``fraction_to_keep`` in the code of Blalock et al., "What
@@ -379,6 +383,7 @@ def keep_count(
         raise TypeError(f"ratio={ratio!r} must be a number: parameters before over parameters after pruning{instead}")
     if counting not in ("exact", "shrinkbench"):
         raise ValueError(f"counting={counting!r} is unknown; use 'exact' or 'shrinkbench'")
+    refuse_statistics(params)
     selected = only(params, where_of(where, axes))
     total = _parameters(params)
     prunable = _parameters(selected)

@@ -81,7 +81,7 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
             in_number(
                 audit,
                 "One point per class{ and model|}. Dashed: no change. Solid: {the pooled slope, printed as alpha. The "
-                "mark after it is that of the interval of mean alpha: < below 1, > above 1, ? across|alpha}.",
+                "mark after it is that of the interval of mean alpha: < below 1, > above 1, ? includes 1|alpha}.",
             )
             + left_out,
             f"Scatter plots of normalized recall balance, {after} against dense. "

@@ -119,7 +119,7 @@ _SUMMARY = (
     Column("alpha", "alpha", "Model-level intensification ratio{, mean over models|}", _fixed(2)),
     Column("alpha_low", "low", "Lower end of the interval of mean alpha", _fixed(2)),
     Column("alpha_high", "high", "Upper end of the interval of mean alpha", _fixed(2)),
-    Column("alpha_mark", "mark", "Where this interval lies against 1: < below, > above, ? across"),
+    Column("alpha_mark", "mark", "Whether this interval lies below 1 (<), above 1 (>) or includes 1 (?)"),
     Column("alpha_corrected", "corrected", "Alpha without the noise of the test set", _fixed(2)),
     Column(
         "alpha_corrected_low",
@@ -138,7 +138,7 @@ _SUMMARY = (
     Column("alpha_seed_high", "high", "Upper end of the interval of the alpha between seeds", _fixed(2)),
     Column("alpha_null", "alpha_null", "Alpha if every class's errors grew in the same proportion", _fixed(2)),
     Column("alpha_over_null", "alpha / null", "Alpha divided by alpha_null{, mean over models|}", _fixed(2)),
-    Column("alpha_over_null_mark", "mark", "Where the interval of alpha / alpha_null lies against 1"),
+    Column("alpha_over_null_mark", "mark", "The same for the interval of alpha / alpha_null"),
 )
 _NEIGHBOURS = (
     _SCORE,

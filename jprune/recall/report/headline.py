@@ -319,7 +319,7 @@ def _apart(audit: AuditTables, row: Row, named: int, *, first: bool) -> str:
         compared = "That compares one class" if named == 1 else "That compares single classes"
         return (
             f"{compared} with all examples. Whether weak classes in general fell further behind strong ones is another "
-            f"question, and both answers can be true: {text}."
+            f"question. {sentence(text)}"
         )
     return sentence(text if named and first else f"all classes taken together, {text}")
 

@@ -143,7 +143,7 @@ def test_the_help_names_every_method_of_every_kind(capsys):
         jumpstart_grid.main(["--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for kind, engine in runner.ENGINES.items():
-        listed = shown.split("Techniques, ")[1].split(f"{kind}: ")[1].split(". ")[0]
+        listed = shown.split("Methods, each ")[1].split(f"{kind}: ")[1].split(". ")[0]
         names = set(re.sub(r"\(.*?\)", "", listed).replace(",", " ").split())
         assert names == set(engine.METHODS)
 

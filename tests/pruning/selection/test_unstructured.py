@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -268,6 +269,43 @@ def test_the_first_expression_that_matches_a_layer_decides_and_one_that_never_do
         ValueError, match="key '\\^body/', which decides for no layer: 'body/kernel' also matches 'kernel'"
     ):
         jprune.layer_masks(scores, sparsity={"kernel": 0.5, "^body/": 0.9})
+
+
+def _normalized(last):
+    return nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), last, nnx.Linear(8, 2, rngs=nnx.Rngs(1)))
+
+
+@pytest.mark.parametrize(
+    ("params", "instead"),
+    [
+        (
+            lambda: _normalized(nnx.BatchNorm(8, rngs=nnx.Rngs(2))),
+            r"\(BatchStat\): give nnx\.state\(model, nnx\.Param\)",
+        ),
+        (lambda: nnx.state(_normalized(nnx.BatchNorm(8, rngs=nnx.Rngs(2)))), r"\(BatchStat\): give nnx\.state"),
+        (
+            lambda: {"params": {"one": {"kernel": jnp.ones((4, 8))}}, "batch_stats": {"norm": {"mean": jnp.ones(8)}}},
+            r"has 'batch_stats', .*give variables\['params'\]",
+        ),
+    ],
+    ids=["module", "state", "linen"],
+)
+def test_batch_statistics_are_not_counted_as_parameters(params, instead):
+    tree = params()
+    masks = jprune.global_masks(jprune.magnitude()(tree), sparsity=0.5)
+    for count in (
+        lambda: jprune.keep_count(tree, ratio=1.5),
+        lambda: jprune.selection.compression(tree, masks),
+        lambda: jprune.cost_table(tree, masks),
+    ):
+        with pytest.raises(ValueError, match=instead):
+            count()
+
+
+def test_the_random_stream_of_a_module_is_no_obstacle_to_counting():
+    module = _normalized(nnx.Dropout(0.5, rngs=nnx.Rngs(2)))
+    assert jprune.keep_count(module, ratio=2) == 58 // 2 - 10  # 48 weights, 10 biases
+    assert jprune.cost_table(module).loc["total", "parameters"] == 58
 
 
 def test_the_kernels_of_a_graph_are_those_that_a_compression_ratio_counts():
