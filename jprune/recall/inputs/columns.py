@@ -46,13 +46,15 @@ def refuse_other_columns(true: Int[np.ndarray, " examples"], tables: Sequence[Ra
             f"columns of predictions, or pick them one by one ({_picked(tables[0])})"
         )
     for raw, right in zip(tables, rights, strict=True):
-        for c in range(raw.values.shape[1]):
-            says = (raw.values[:, [c]] == right).all(0) & ~right.all(0) & right.any(0)
-            if says.any():
-                other = _name(raw, int(says.argmax()))
+        hits = right.sum(0)
+        for c in np.flatnonzero(raw.values.max(0) == 1):
+            says = raw.values[:, c]
+            same = np.flatnonzero((hits == says.sum()) & (hits > 0) & (hits < len(true)))
+            other = next((int(m) for m in same if (right[:, m] == says).all()), None)
+            if other is not None:
                 raise InputError(
-                    f"{raw.name}, column {_name(raw, c)!r} is 1 where column {other!r} is right and 0 elsewhere: keep "
-                    f"only the columns of predictions, or pick them one by one ({_picked(raw)})"
+                    f"{raw.name}, column {_name(raw, int(c))!r} is 1 where column {_name(raw, other)!r} is right and 0 "
+                    f"elsewhere: keep only the columns of predictions, or pick them one by one ({_picked(raw)})"
                 )
 
 

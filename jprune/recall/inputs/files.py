@@ -310,6 +310,7 @@ def _keys_of_arrays(path: Path) -> dict[str, np.ndarray]:
     with _opened(path) as archive:
         for name in archive.files:
             with contextlib.suppress(Exception):  # nobody asked for it
+                assert archive.zip is not None
                 with archive.zip.open(f"{name}.npy") as member:
                     np.lib.format.read_magic(member)
                     shape, _, dtype = np.lib.format.read_array_header_1_0(member)
