@@ -28,6 +28,7 @@ from jprune.recall.inputs.raw import (
     refuse_two_spellings,
     together,
 )
+from jprune.recall.inputs.rows import ID_NAMES
 from jprune.recall.inputs.text import (
     DECIMAL_COMMA,
     NUMBER,
@@ -48,7 +49,7 @@ _SHEETS = (".xlsx", ".xls", ".ods")
 _LABELS = ("label", "labels")
 _NOT_PREDICTED = {
     "true classes": {"label", "labels", "target", "targets", "true", "truth", "y_true", "true_label", "ground_truth"},
-    "ids": {"id", "ids", "idx", "index", "example", "example_id", "image_id", "row", "filename", "file", "path"},
+    "ids": ID_NAMES,
 }
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}([.,' ][0-9]{3})+([.,][0-9]+)?")
 _PERCENT = re.compile(r"[+-]?[0-9]+([.,][0-9]+)? ?%")
@@ -64,7 +65,7 @@ class Table(NamedTuple):
       ids: the identity of every row: the column asked for, or an index that is not a plain numbering.
       named_ids: whether ``ids`` was asked for.
       notes: on the encoding, or what stood in the place of an index.
-      keys: columns that are called like ids, by name, where no column was asked for.
+      keys: columns that are called like ids, or differ in every row and were not picked, where no column was asked for.
     """
 
     frame: pd.DataFrame
@@ -102,6 +103,7 @@ def read_labels(file: str, class_names: Sequence[str] | None = None, id_column: 
                 f"{path} has {frame.shape[1]} columns ({some(frame.columns)}), and not exactly one called label: "
                 f"pick one as {path}:NAME"
             )
+        table = _with_keys(table, frame.drop(columns=called), path)
         frame = frame[called]
     return _raw_table(file, path, table._replace(frame=frame), class_names)
 
@@ -141,12 +143,11 @@ def _refuse_other_columns(frame: pd.DataFrame, path: Path) -> None:
                     f"{path} has a column {str(column)!r}, which looks like {kind} and not like predictions: pick one "
                     f"column of predictions as {path}:{pick}{ids}, or keep only the columns of predictions"
                 )
-    whole = all(pd.api.types.is_integer_dtype(frame[column]) for column in frame.columns)
-    unique = [whole and frame[column].is_unique for column in frame.columns]  # lists and objects have no hash
+    unique = [not pd.api.types.is_float_dtype(frame[column]) and _is_unique(frame[column]) for column in frame.columns]
     if len(frame) >= _FEWEST_ROWS and any(unique) and not all(unique):
         column = frame.columns[unique.index(True)]
         raise InputError(
-            f"{path} has another number in every row of column {str(column)!r}, which looks like ids and not like "
+            f"{path} has another value in every row of column {str(column)!r}, which looks like ids and not like "
             f"predictions: keep only the columns of predictions, or name the columns and give the ids with --id"
         )
 
@@ -299,14 +300,24 @@ def _raw_array(
         values = np.array([cleaned(cell) for cell in values.ravel()], object).reshape(values.shape)
     elif values.dtype.kind not in "iufb" and values.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         raise InputError(f"{file} must hold numbers or class names, got dtype {values.dtype}")
-    keys: dict[str, np.ndarray] = {}
-    if id_column is None and _kind(path) == ".npz":
-        with _opened(path) as archive:
-            called = [each for each in archive.files if each.lower() in _NOT_PREDICTED["ids"]]
-        for each in called:
-            with contextlib.suppress(InputError):  # nobody asked for it
-                keys |= _keys({each: _read_numpy(path, each)}, path)
+    keys = _keys_of_arrays(path) if id_column is None and _kind(path) == ".npz" else {}
     return Raw(file, values, ids=ids, named_ids=ids is not None, keys=keys)
+
+
+def _keys_of_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The vectors of an .npz that are called like ids or have another value for every example; others are not read."""
+    keys: dict[str, np.ndarray] = {}
+    with _opened(path) as archive:
+        for name in archive.files:
+            with contextlib.suppress(Exception):  # nobody asked for it
+                assert archive.zip is not None
+                with archive.zip.open(f"{name}.npy") as member:
+                    np.lib.format.read_magic(member)
+                    shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+                if len(shape) == 1 and dtype.kind in "USiuf":
+                    cells = pd.Series(archive[name])
+                    keys |= _keys({name: cells} if _called_ids(name) or _is_unique(cells) else {}, path)
+    return keys
 
 
 def _raw_table(file: str, path: Path, table: Table, class_names: Sequence[str] | None) -> Raw:
@@ -359,6 +370,12 @@ def _refuse_mixed(texts: Sequence[str], where: str) -> None:
             n or pattern.fullmatch(t) or DECIMAL_COMMA.fullmatch(t) for n, t in zip(numbers, texts, strict=True)
         ):
             raise InputError(f"{where} holds {texts[at]!r} at example {at}: save numbers without {what}")
+    at = next((example for example, text in enumerate(texts) if DECIMAL_COMMA.fullmatch(text)), None)
+    if at is not None and all(n or DECIMAL_COMMA.fullmatch(t) for n, t in zip(numbers, texts, strict=True)):
+        raise InputError(
+            f"{where} holds {texts[at]!r} at example {at}: save numbers with a decimal point, or separate the columns "
+            "by semicolons; the audit takes one label per example, not a list of labels"
+        )
     if any(numbers):
         odd = numbers.index(False) if sum(numbers) * 2 > len(numbers) else numbers.index(True)
         kind = "text among numbers" if not numbers[odd] else "a number among class names"
@@ -396,14 +413,16 @@ def _read_table(
     if table.empty:
         raise InputError(f"{path} holds no example")
     table, ids = _without_ids(table, path, id_column)
-    keys = {} if id_column is not None else _keys({column: table[column] for column in table.columns}, path)
+    called = [column for column in table.columns if id_column is None and _called_ids(column)]
+    keys = _keys({column: table[column] for column in called}, path)
     if name is not None:
         if name not in table.columns:
             raise InputError(f"{path} has no column {name!r}; it has {some(table.columns)}")
-        table = table[[name]]
+        others, table = table.drop(columns=[name]), table[[name]]
     if table.shape[1] == 0:
         raise InputError(f"{path} has no column but the ids")
-    return Table(table.reset_index(drop=True), ids, id_column is not None, notes, keys)
+    read = Table(table.reset_index(drop=True), ids, id_column is not None, notes, keys)
+    return read if name is None else _with_keys(read, others, path)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -430,15 +449,32 @@ def _without_ids(table: pd.DataFrame, path: Path, id_column: str | None) -> tupl
     return table, None if _numbered(index) or len(set(index.tolist())) < len(index) else index
 
 
+def _with_keys(table: Table, others: pd.DataFrame, path: Path) -> Table:
+    """Add the columns that were not picked and differ in every row, where no column of ids was asked for."""
+    unique = {name: others[name] for name in others.columns if not table.named_ids and _is_unique(others[name])}
+    return table._replace(keys=_keys(unique, path) | dict(table.keys))
+
+
+def _is_unique(cells: pd.Series) -> bool:
+    """Whether a column has another value in every row; lists and objects have no hash and are not compared."""
+    try:
+        return bool(cells.is_unique)
+    except TypeError:
+        return False
+
+
 def _keys(columns: Mapping[FrameCell, FrameCell], path: Path) -> dict[str, np.ndarray]:
-    """The columns that are called like ids, without a missing cell, by their name in lower case."""
-    called = {str(name).strip().lower(): cells for name, cells in columns.items()}
-    found = {
-        name: _identities(cells.tolist(), path)
-        for name, cells in called.items()
-        if name in _NOT_PREDICTED["ids"] and not pd.isna(cells).any()
-    }
-    return {name: np.arange(len(ids)).astype(str) if _numbered(ids) else ids for name, ids in found.items()}
+    """Columns as ids, by name; without those in which a cell is missing or no text."""
+    found: dict[str, np.ndarray] = {}
+    for name, cells in columns.items():
+        with contextlib.suppress(InputError):  # nobody asked for it
+            ids = _identities(cells.tolist(), path)
+            found[str(name)] = np.arange(len(ids)).astype(str) if _numbered(ids) else ids
+    return found
+
+
+def _called_ids(name: object) -> bool:
+    return str(name).strip().lower() in ID_NAMES
 
 
 def _numbered(ids: np.ndarray) -> bool:

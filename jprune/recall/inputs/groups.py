@@ -14,6 +14,7 @@ Groups = dict[str, tuple[Int[np.ndarray, " examples"], tuple[str, ...]]]
 
 MISSING = "(missing)"
 _FEWEST = 10  # with fewer examples, each may have its own group
+_MANY_SUBJECTS, _FEW_EACH = 20, 10  # so many groups of so few examples may be subjects
 
 
 def given_groups(values: object) -> dict[str, object]:
@@ -57,6 +58,12 @@ def groups(values: object, examples: int) -> tuple[Groups, list[str]]:
             notes.append(
                 f"groups: the {attribute} {named[0]!r} is read as the name of a group; leave the cell empty where the "
                 f"{attribute} is missing"
+            )
+        if len(kinds) >= _MANY_SUBJECTS and examples <= _FEW_EACH * len(kinds):
+            notes.append(
+                f"groups: {attribute} has {len(kinds)} groups for {examples} examples: if a group has the images of "
+                "one subject, they are not independent, so intervals are too narrow and p-values too small; audit one "
+                "example of each"
             )
         found[attribute] = codes, kinds
     return found, notes

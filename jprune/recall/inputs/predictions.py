@@ -57,7 +57,9 @@ def labels(given: object, name: str = "labels") -> Int[np.ndarray, " examples"]:
     if values.ndim == 2 and np.isin(values, (0, 1)).all() and values.shape[0] > 2:
         raise InputError(f"{name} has shape {values.shape} and rows without exactly one 1: multi-label; {SCOPE}")
     if values.ndim != 1:
-        raise InputError(f"{name} must have shape (examples,), got {values.shape}; {SCOPE}")
+        masks = "; pixels of masks may be examples, after ravel(), but the intervals take them as independent"
+        more = masks if values.ndim > 2 else ""
+        raise InputError(f"{name} must have shape (examples,), got {values.shape}; {SCOPE}{more}")
     if values.size == 0:
         raise InputError(f"{name} holds no example")
     if values.dtype.kind == "f":
@@ -180,6 +182,7 @@ def _of_rows(values: np.ndarray, raw: Raw, examples: int, threshold: float | Non
     name = raw.name
     if len(values) != examples:
         more = "; is its first row a header of numbers?" if len(values) == examples + 1 else ""
+        more = "; was its first row read as a header? Name the columns" if len(values) == examples - 1 else more
         rows = "1 row" if len(values) == 1 else f"{len(values)} rows"
         raise InputError(f"{name} has {rows} for {examples} labels: one row per example is needed{more}")
     several = values.shape[1] > 1
@@ -257,7 +260,8 @@ def _sigmoid(scores: np.ndarray, raw: Raw, threshold: float | None) -> Predictio
         model, example = first_true(outside)
         raise InputError(
             f"{raw.name} holds {scores[model, example]} at model {model}, example {example}; wanted {_CLASSES}, or "
-            f"probabilities of class 1 with {option('threshold')}; {SCOPE}"
+            f"probabilities of class 1 with {option('threshold')}; of scores whose sign decides give the classes, "
+            f"scores > 0; {SCOPE}"
         )
     if threshold is None:
         model, example = first_true(scores != np.floor(scores))
@@ -498,7 +502,10 @@ def _whole(given: np.ndarray, name: str, wanted: str) -> np.ndarray:
     if bad.any():
         index = first_true(bad)
         where = f"example {index[0]}" if given.ndim == 1 else f"model {index[0]}, example {index[1]}"
-        raise InputError(f"{name} holds {given[index]} at {where}; wanted {wanted}")
+        hint = (
+            f"; for abstentions add a class after the others, with {option('num_classes')}" if given[index] < 0 else ""
+        )
+        raise InputError(f"{name} holds {given[index]} at {where}; wanted {wanted}{hint}")
     return given.astype(np.int64)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jprune.recall.inputs import classes, rows
+from jprune.recall.inputs.columns import refuse_other_columns, refuse_second_choices
 from jprune.recall.inputs.groups import Groups, given_groups, groups
 from jprune.recall.inputs.predictions import (
     Predictions,
@@ -78,6 +79,7 @@ def prepare(
     with _named_as_kept(kept, ignore_label):
         numbered = classes.number(rows.take(given_labels, kept), flat, class_names)
         true = labels(numbered.labels)
+        refuse_other_columns(true, numbered.stacks)
         read = _of_sets(numbered.stacks, sets, true.size, threshold)
         found, missing = groups(attributes, true.size)
     left_out = () if ignore_label is None else (_left_out(kept, ignore_label),)
@@ -111,6 +113,7 @@ def _of_sets(
     for name, raws in sets.items():
         of_set = [next(following) for _ in raws]
         stack = join([predictions(raw, "", examples, threshold) for raw in of_set])
+        refuse_second_choices(stack)
         read[name] = _by_name(stack, tuple(column for raw in of_set for column in raw.columns), first)
     return read
 

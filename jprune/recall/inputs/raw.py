@@ -44,7 +44,7 @@ class Raw(NamedTuple):
       named_ids: whether ``ids`` is a column that the user named.
       notes: notes for the reader of the audit on how it was read.
       listed: whether it was a list of arrays, which may be the batches of one model.
-      keys: other columns of the file that are called like ids, by name; they are compared, not joined.
+      keys: other columns of the file that are called like ids or differ in every row; they are compared, not joined.
     """
 
     name: str

@@ -6,6 +6,11 @@ import numpy as np
 
 from jprune.recall.inputs.raw import WHOLE_NUMBER, InputError, Raw
 
+ID_NAMES = frozenset(
+    {"id", "ids", "idx", "index", "example", "example_id", "image_id", "row", "filename", "file", "path"}
+)
+"""What columns of ids are usually called, in lower case."""
+
 
 def align(raw: Raw, labels: Raw) -> Raw:
     """Sort rows into the order of the labels by their ids, or check that two indices agree.
@@ -72,6 +77,9 @@ def check_ids(raw: Raw) -> None:
 def refuse_other_keys(raws: Sequence[Raw]) -> None:
     """Refuse files whose columns of ids have one name and other values in a row: their rows are other examples.
 
+    A column that is not called like ids counts if it is another in every row, and if half of its values or more are in
+    the other file too.
+
     Raises:
       InputError: it names both files, the column, the row and the values.
 
@@ -82,18 +90,23 @@ def refuse_other_keys(raws: Sequence[Raw]) -> None:
     jprune.recall.inputs.raw.InputError: p.csv and y.csv have a column 'id' with different ids: b and a in row 0; join
     the files with --id id, sort their rows into one order, or leave this column out if the rows are in one order
     """
-    first: dict[str, Raw] = {}
+    first: dict[str, tuple[Raw, str]] = {}
     for raw in raws:
         for key, ids in raw.keys.items():
-            known = first.setdefault(key, raw)
-            wanted = known.keys[key]
-            if len(ids) == len(wanted) and (ids != wanted).any():  # other lengths are an error elsewhere
-                row = int((ids != wanted).argmax())
-                raise InputError(
-                    f"{raw.name} and {known.name} have a column {key!r} with different ids: {ids[row]} and "
-                    f"{wanted[row]} in row {row}; join the files with --id {key}, sort their rows into one order, or "
-                    "leave this column out if the rows are in one order"
-                )
+            plain = key.strip().lower()
+            known, spelled = first.setdefault(plain, (raw, key))
+            wanted = known.keys[spelled]
+            if len(ids) != len(wanted) or (ids == wanted).all():  # other lengths are an error elsewhere
+                continue
+            if plain not in ID_NAMES and 2 * len({*ids.tolist()} & {*wanted.tolist()}) < len(ids):
+                continue
+            row = int((ids != wanted).argmax())
+            called = "" if key == spelled else f"call the column {spelled!r} in both, "
+            raise InputError(
+                f"{raw.name} and {known.name} have a column {spelled!r} with different ids: {ids[row]} and "
+                f"{wanted[row]} in row {row}; {called}join the files with --id {spelled}, sort their rows into one "
+                "order, or leave this column out if the rows are in one order"
+            )
 
 
 def kept_examples(labels: Raw, ignore: int | None) -> np.ndarray | None:

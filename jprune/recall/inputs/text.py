@@ -195,8 +195,9 @@ def read_csv(
     table = table.drop(columns=empty)
     if row_names and table[""].duplicated().any():
         raise InputError(
-            f"{path} has {len(first)} names in its header and {len(first) + 1} cells in its rows, and the "
-            f"first column is not a list of row names"
+            f"{path} has {len(first)} name{'s' * (len(first) > 1)} in its header and {len(first) + 1} cells in its "
+            "rows, and the first column is not a list of row names: name every column, and save numbers with a decimal "
+            "point"
         )
     if not header and examples is not None and len(first) > 1:
         table = _without_numbers_of_columns(table, first, path, examples)

@@ -5,6 +5,9 @@ import hashlib
 import importlib.resources
 import io
 import itertools
+import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +82,7 @@ def page(audit: AuditTables, *, images: object = None, title: str = "Recall audi
         for name, figure in drawings.figures(audit).items()
     ]
     examples, examples_of = _examples(audit, images)
-    return environment.from_string(template).render(
+    written = environment.from_string(template).render(
         title=title,
         date=date,
         version=__version__,
@@ -110,6 +113,26 @@ def page(audit: AuditTables, *, images: object = None, title: str = "Recall audi
         margin=f"{audit.margin:g}",
         opened=display.stack_key(*subject(audit)),
     )
+    return isolated(written, [*audit.class_names, *audit.scores, *_of_groups(audit)])
+
+
+def isolated(written: str, names: Iterable[str]) -> str:
+    r"""Isolate names that are written from right to left, which would reverse the order of the numbers around them.
+
+    Args:
+      written: the page.
+      names: every name that sentences of the page may hold.
+
+    >>> print(ascii(isolated("class \u05d0: -29.3 points", ["\u05d0", "cat"])))
+    'class \u2068\u05d0\u2069: -29.3 points'
+    """
+    import markupsafe  # noqa: PLC0415 (an extra)
+
+    reversing = {name for name in names if any(unicodedata.bidirectional(c) in ("R", "AL") for c in name)}
+    if not reversing:
+        return written
+    escaped = sorted((re.escape(str(markupsafe.escape(name))) for name in reversing), key=len, reverse=True)
+    return re.sub(rf"(?<!\w)(?:{'|'.join(escaped)})(?!\w)", "\u2068\\g<0>\u2069", written)
 
 
 def at_equal_accuracy(audit: AuditTables) -> pd.DataFrame:
@@ -158,6 +181,10 @@ def _stack_label(score: str, ratio: float) -> str:
     if ratio == 1:
         return "control" if score in ("pruned", "control") else f"{score}, control"
     return f"{ratio:g}x" if score == "pruned" else f"{score} at {ratio:g}x"
+
+
+def _of_groups(audit: AuditTables) -> list[str]:
+    return [str(name) for column in ("attribute", "group") for name in audit.groups[column].unique()]
 
 
 def _dense_counts(audit: AuditTables) -> pd.DataFrame:

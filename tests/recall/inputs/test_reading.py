@@ -15,7 +15,7 @@ from jprune.cli import main
 from jprune.recall import InputError
 from jprune.recall.inputs.files import read_predictions
 from jprune.recall.inputs.order import about_order, about_quantities, about_ratings
-from jprune.recall.inputs.predictions import Predictions
+from jprune.recall.inputs.predictions import Predictions, predictions
 from jprune.recall.inputs.prepare import prepare
 from jprune.recall.inputs.raw import Raw
 from jprune.recall.inputs.rows import align
@@ -259,7 +259,10 @@ LIKE_OTHERS = {
         "p,confidence\n" + text([[c, 0.75] for c in TWO]),
         "whole numbers and other columns hold dec",
     ),
-    "numbers.csv": (text([[i, *row] for i, row in enumerate(LOGITS.round(3))]), "column '0' holds whole numbers and"),
+    "numbers.csv": (
+        text([[i, *row] for i, row in enumerate(LOGITS.round(3))]),
+        "another value in every row of column '0'",
+    ),
     "with_class.csv": (
         text([[*row, c] for row, c in zip(LOGITS.round(3), TWO, strict=True)]),
         "column '3' holds whole",
@@ -272,7 +275,8 @@ LIKE_OTHERS = {
         "a;b\n" + text([[f"{1000.5 * (c + 1):,}".replace(",", "'"), 0.5] for c in TWO], ";"),
         "thousands separators",
     ),
-    "rows.csv": (text([[i, c] for i, c in enumerate(TWO)]), "another number in every row of column '0'"),
+    "rows.csv": (text([[i, c] for i, c in enumerate(TWO)]), "another value in every row of column '0'"),
+    "names.csv": (text([["image", "p"], *([f"i{i}", NAMES[c]] for i, c in enumerate(TWO))]), "row of column 'image'"),
     "ids.jsonl": ("\n".join(f'{{"id": {i % 3}, "p": {c}}}' for i, c in enumerate(TWO)), "looks like ids"),
     "both.csv": ("id,label,p\n" + text([[i % 3, c, c] for i, c in enumerate(TWO)]), "predictions as both.csv:p,"),
 }
@@ -285,6 +289,65 @@ def test_columns_that_are_not_predictions_do_not_become_models_or_logits(folder,
     err = refused(capsys, "--dense", name, "--pruned", f"2={name}")
     assert said in err
     assert name in err
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "said"),
+    [
+        ("gt", lambda _: LABELS, "d.csv, column 'gt' equals the labels in every row"),
+        ("hit", lambda codes: (codes == LABELS).astype(int), "column 'hit' is 1 where column 'p' is right"),
+        ("hit", lambda codes: codes == LABELS, "column 'hit' is 1 where column 'p' is right"),
+        ("top2", lambda codes: (codes + 1) % 3, "d.csv: models 0 and 1 agree on no example"),
+    ],
+)
+def test_labels_correctness_and_second_choices_among_predictions_are_refused_whatever_their_name(
+    folder, capsys, name, other, said
+):
+    for file, codes in (("d.csv", DENSE), ("t.csv", TWO)):
+        pd.DataFrame({"p": codes, name: other(codes)}).to_csv(file, index=False)
+    assert said in refused(capsys, "--dense", "d.csv", "--pruned", "2=t.csv")
+    read(capsys, "--dense", "d.csv:p", "--pruned", "2=t.csv:p")
+
+
+def test_tables_of_one_hot_predictions_of_a_perfect_model_are_read():
+    table = pd.DataFrame({"a": LABELS == 0, "b": LABELS > 0}).astype(int)
+    report = recall.audit((LABELS > 0).astype(int), table, {2: table})
+    assert report.summary["accuracy"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("name", ["Id", "ImageId", "uuid"])
+def test_rows_in_another_order_are_noticed_by_any_column_that_differs_in_every_row(folder, capsys, name):
+    ids, order = [f"x{i}" for i in range(N)], np.random.default_rng(3).permutation(N)
+    pd.DataFrame({name: ids, "label": LABELS}).to_csv("y.csv", index=False)
+    table = pd.DataFrame({name: ids, "p": TWO, "confidence": np.random.default_rng(1).random(N)})
+    table.to_csv("t.csv", index=False)
+    read(capsys, "--labels", "y.csv", "--pruned", "2=t.csv:p")
+    table.iloc[order].to_csv("t.csv", index=False)
+    err = refused(capsys, "--labels", "y.csv", "--pruned", "2=t.csv:p")
+    assert f"t.csv:p and y.csv have a column {name!r} with different ids" in err
+    assert f"join the files with --id {name}," in err
+    np.savez("y.npz", label=LABELS, **{name: ids})
+    np.savez("t.npz", p=TWO[order], **{name: np.array(ids)[order]})
+    assert f"column {name!r} with different ids" in refused(capsys, "--labels", "y.npz", "--pruned", "2=t.npz:p")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("p\n" + text([[f'"{c},00"'] for c in TWO]), "save numbers with a decimal point"),
+        ("p\n" + text([[f"{c},0"] for c in TWO], ";"), "1 name in its header and 2 cells in its rows"),
+        (text([["p"], [-1], *([c] for c in TWO[1:])]), "for abstentions add a class after the others"),
+        (text([["p"], *([c + 0.5] for c in TWO)]), "of scores whose sign decides give the classes, scores > 0"),
+    ],
+)
+def test_what_to_do_is_said_where_a_table_cannot_be_read(folder, capsys, content, said):
+    (folder / "t.csv").write_text(content)
+    assert said in refused(capsys, "--pruned", "2=t.csv")
+
+
+def test_a_table_with_one_row_too_few_is_asked_about_its_header():
+    with pytest.raises(InputError, match=r"59 rows for 60 labels.*was its first row read as a header"):
+        predictions(Raw("t.csv", TWO[1:, None], by_row=True), "t.csv", N)
 
 
 def test_columns_of_logits_may_be_called_like_labels_and_may_be_constant(folder, capsys):
@@ -873,6 +936,12 @@ def test_missing_groups_are_one_group(missing, capsys):
     status, found, _ = run(capsys, "--groups", "g.csv")
     assert status in (0, 2)  # a blank line of a one-column table is refused, as everywhere
     assert status == 2 or any(row["group"] == "(missing)" for row in found["tables"]["groups"])
+
+
+def test_groups_that_may_be_subjects_cause_a_warning_that_examples_are_not_independent():
+    noted = [recall.audit(LABELS, DENSE, {2: TWO}, groups=np.arange(N) % each).warnings for each in (N // 3, 2)]
+    said = "groups: group has 20 groups for 60 examples: if a group has the images of one subject"
+    assert [any(warning.startswith(said) for warning in warnings) for warnings in noted] == [True, False]
 
 
 def test_as_many_groups_as_examples_are_refused():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jprune import recall
 from jprune.recall.report import headline
 from tests.recall import audits
 
@@ -213,6 +214,15 @@ def test_all_text_of_page_and_figures_contrasts_with_the_background(page, scheme
 
 def test_a_phone_need_not_scroll_sideways(page):
     _, wanted = screenshot(page, 360, mobile=True)
+    assert wanted == 360
+
+
+def test_a_phone_need_not_scroll_sideways_for_long_names(browser, tmp_path):
+    labels, names = np.repeat([0, 1], 20), ["class " * 9 + "x", "unbreakable" * 9]
+    compared = {f"a quantization scheme with a very long name, {n} bits": 1 - labels for n in (4, 8)}
+    recall.audit(labels, labels, compare=compared, class_names=names).to_html(tmp_path / "report.html", title=names[1])
+    browser.get((tmp_path / "report.html").as_uri())
+    _, wanted = screenshot(browser, 360, mobile=True)
     assert wanted == 360
 
 

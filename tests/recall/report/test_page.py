@@ -112,6 +112,19 @@ def test_every_name_stays_text(text, parsed):
     assert set(audits.NAMES) <= set(parsed.text["text"])
 
 
+def test_names_from_right_to_left_do_not_reverse_the_numbers_around_them(text):
+    labels = np.repeat([0, 1], 50)
+    names = ["\u05e9\u05dc\u05d5\u05dd & \u05e2", "\u0642\u0637\u0629"]
+    after = np.where(np.arange(100) < 20, 1, labels)
+    written = page(recall.audit(labels, labels, compare={"\u05d0": after}, class_names=names, groups=labels))
+    for name in (*map(html.escape, names), "\u05d0"):
+        found = [m.start() for m in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", written)]
+        assert found
+        assert all(written[at - 1] == "\u2068" and written[at + len(name)] == "\u2069" for at in found)
+    assert f"Class \u2068{html.escape(names[0])}\u2069 lost most in \u2068\u05d0\u2069" in written
+    assert "\u2068" not in text
+
+
 def test_every_figure_has_a_text_alternative_with_its_numbers(parsed):
     audit = audits.two_scores()
     alternatives = {attributes["aria-label"] for attributes in parsed.all("svg")}
