@@ -241,26 +241,19 @@ def check_pruned(
             "step returned, because it reads their values"
         )
     paths, weights, _ = flatten(params)
-    masks = match(params, masks_of(state), reference_name="params", name="the masks of the optimizer state")
+    masks = _masks_of_all(params, state)
     _refuse_skipped(state)
-    revived, infinite = [], []
+    found: list[list[str]] = [[] for _ in _FAULTS]
     for path, weight, mask in zip(paths, weights, masks, strict=True):
-        if mask is not None:
-            any_revived, any_infinite = _any_wrong(weight, mask)
-            if any_revived:
-                revived.append(f"{_count(_revived(weight, mask))} of {_count(~mask)} in '{path}'")
-            if any_infinite:
-                infinite.append(f"{_count(_infinite(weight, mask))} of {_count(mask)} in '{path}'")
-    if revived:
-        raise ValueError(
-            f"pruned weights are not 0: {', '.join(revived)}; apply the masks with jprune.apply_masks(params, "
-            "jprune.masks_of(state)), and change the parameters only by updates whose last transformation is prune"
-        )
-    if infinite:
-        raise ValueError(
-            f"kept weights are NaN or infinite: {', '.join(infinite)}; the training diverged: continue from an earlier "
-            "checkpoint, with a smaller step or optax.apply_if_finite(tx, 10)"
-        )
+        if mask is None:
+            continue
+        for fault, leaves, any_wrong in zip(_FAULTS, found, _any_wrong(weight, mask), strict=True):
+            if any_wrong:
+                among = ~mask if fault.of_pruned else mask
+                leaves.append(f"{_count(among & fault.wrong(weight))} of {_count(among)} in '{path}'")
+    for fault, leaves in zip(_FAULTS, found, strict=True):
+        if leaves:
+            raise ValueError(f"{fault.message}: {', '.join(leaves)}; {fault.remedy}")
     with known_shapes(shapes_of(params)):
         layers = mask_layers(masks_of(state), axes)
         if sparsity is not None or keep is not None:
@@ -269,17 +262,68 @@ def check_pruned(
         warnings.warn(nothing_left(empty), stacklevel=2)
 
 
-def _revived(weight: Array, mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
-    return ~mask & (weight != 0)
+def _masks_of_all(params: PyTree, state: PyTree) -> list[Array | None]:
+    """Return the masks of all leaves of the parameters.
+
+    Raises:
+      ValueError: as ``masks_of``; the masks do not fit the parameters, with the reason where it is known.
+    """
+    masks = masks_of(state)
+    try:
+        return match(params, masks, reference_name="params", name="the masks of the optimizer state")
+    except ValueError as error:
+        given, masked = flatten(params)[0], flatten(masks)[0]
+        if masked == [""] != given:
+            hint = (
+                "; prune is inside optax.flatten, which makes one array of all parameters; apply it after: "
+                "optax.chain(optax.flatten(...), jprune.prune(...))"
+            )
+        elif set(masked) < set(given):
+            hint = (
+                "; the optimizer was initialized with these leaves alone: give the same leaves as params, "
+                "nnx.state(model, wrt) for nnx.Optimizer(model, tx, wrt=wrt)"
+            )
+        else:
+            raise
+        raise ValueError(f"{error}{hint}") from None
 
 
-def _infinite(weight: Array, mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
-    return mask & ~jnp.isfinite(weight)
+class _Fault(NamedTuple):
+    """What may be wrong with weights; ``of_pruned`` says whether with pruned or with kept ones."""
+
+    message: str
+    of_pruned: bool
+    wrong: Callable[[Array], Bool[Array, "..."]]
+    remedy: str
+
+
+_GO_BACK = "continue from an earlier checkpoint, with a smaller step or optax.apply_if_finite(tx, 10)"
+_FAULTS = (
+    _Fault(
+        "pruned weights are not 0",
+        True,
+        lambda weight: jnp.isfinite(weight) & (weight != 0),
+        "apply the masks with jprune.apply_masks(params, jprune.masks_of(state)), and change the parameters only by "
+        "updates whose last transformation is prune",
+    ),
+    _Fault(
+        "pruned weights are NaN or infinite",
+        True,
+        lambda weight: ~jnp.isfinite(weight),
+        f"no update sets these to 0; the training diverged before they were pruned: {_GO_BACK}",
+    ),
+    _Fault(
+        "kept weights are NaN or infinite",
+        False,
+        lambda weight: ~jnp.isfinite(weight),
+        f"the training diverged: {_GO_BACK}",
+    ),
+)
 
 
 @jax.jit  # eagerly, each operation would be compiled for each shape; one program for all leaves compiles more slowly
-def _any_wrong(weight: Array, mask: Bool[Array, "..."]) -> tuple[Array, Array]:
-    return jnp.any(_revived(weight, mask)), jnp.any(_infinite(weight, mask))
+def _any_wrong(weight: Array, mask: Bool[Array, "..."]) -> list[Array]:
+    return [jnp.any((~mask if fault.of_pruned else mask) & fault.wrong(weight)) for fault in _FAULTS]
 
 
 def _count(flags: Bool[Array, "..."]) -> int:
