@@ -80,11 +80,10 @@ def is_inexact(leaf: object) -> bool:
     return is_float(leaf) or is_complex(leaf)
 
 
-def refuse_sum(name: str, path: str, param: np.dtype, update: np.dtype) -> None:
+def refuse_sum(path: str, param: np.dtype, update: np.dtype) -> None:
     """Raise if ``optax.apply_updates`` cannot add an update to a parameter, because JAX does not promote 8-bit floats.
 
     Args:
-      name: name of the transformation.
       path: path of the parameter.
       param: dtype of the parameter.
       update: dtype of its update.
@@ -94,7 +93,7 @@ def refuse_sum(name: str, path: str, param: np.dtype, update: np.dtype) -> None:
     """
     if param != update and 1 in (param.itemsize, update.itemsize):
         raise TypeError(
-            f"{name}: the parameter '{path}' is {param} and its update is {update}, which JAX does not add; keep the "
+            f"the parameter '{path}' is {param} and its update is {update}, which JAX does not add; keep the "
             "parameters in float32 and cast them in the loss"
         )
 

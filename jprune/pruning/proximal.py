@@ -323,7 +323,7 @@ def _proximal(
         paths, leaves, _ = flatten(only(params, chosen))
         for path, leaf in zip(paths, leaves, strict=True):
             if leaf is not None:
-                refuse_sum(name, path, leaf.dtype, working_dtype(leaf))
+                refuse_sum(path, leaf.dtype, working_dtype(leaf))
         shapes = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
         with known_shapes(shapes_of(params)):
             jax.eval_shape(prox, shapes, jnp.zeros([], jnp.float32))  # raises for groups that do not fit

@@ -69,9 +69,10 @@ def prune(
 
     It works inside ``optax.partition``, ``masked``, ``MultiSteps`` and ``apply_if_finite``, inside
     ``inject_hyperparams`` if this is given a function that makes the whole chain, and under ``jit``, ``vmap``, ``scan``
-    and sharding. After ``optax.lookahead`` the fast and the
-    slow weights have the same masks. Inside ``optax.contrib.schedule_free`` pruning is exact at step 0; for later steps
-    see ``reset_moments``.
+    and sharding. After ``optax.lookahead`` the fast and the slow weights have the same masks. After a line search
+    (``optax.lbfgs``) compute the value and the gradient by ``jax.value_and_grad``; those that
+    ``optax.value_and_grad_from_state`` returns are of the parameters before masking. Inside
+    ``optax.contrib.schedule_free`` pruning is exact at step 0; for later steps see ``reset_moments``.
 
     ``update`` also takes ``grad``, a tree like the parameters, for scores that need the gradient (under ``MultiSteps``
     that of the last micro-batch); ``batch``, for scores that need data; and ``key``, which replaces the one given here.
@@ -436,7 +437,7 @@ def _masked_updates(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
 def _masked_update(path: str, update: Array | None, param: Array | None, mask: Array | None) -> Array | None:
     if update is None or param is None or mask is None:
         return update
-    refuse_sum("prune", path, param.dtype, update.dtype)
+    refuse_sum(path, param.dtype, update.dtype)
     # The wider of the two dtypes represents both exactly, so that param + (-param) is 0.
     if update.dtype == param.dtype:
         dtype = param.dtype
