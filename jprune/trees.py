@@ -80,9 +80,40 @@ def is_inexact(leaf: object) -> bool:
     return is_float(leaf) or is_complex(leaf)
 
 
+def refuse_sum(path: str, param: np.dtype, update: np.dtype) -> None:
+    """Raise if ``optax.apply_updates`` cannot add an update to a parameter, because JAX does not promote 8-bit floats.
+
+    Args:
+      path: path of the parameter.
+      param: dtype of the parameter.
+      update: dtype of its update.
+
+    Raises:
+      TypeError: one dtype has at most 8 bits, and the other is another.
+    """
+    if param != update and 1 in (param.itemsize, update.itemsize):
+        raise TypeError(
+            f"the parameter '{path}' is {param} and its update is {update}, which JAX does not add; keep the "
+            "parameters in float32 and cast them in the loss"
+        )
+
+
 def is_placeholder(tree: object) -> bool:
     """Whether a tree is the placeholder that ``optax.tree.map_params`` passes to ``init``."""
     return type(tree).__name__ == "_ParamsPlaceholder"
+
+
+INJECT_CHAIN = (
+    "optax.inject_hyperparams calls every function that it is given with the step and makes arrays of numbers; give it "
+    "a function that makes the whole chain: optax.inject_hyperparams(lambda rate: optax.chain(optax.adam(rate), "
+    "jprune.prune(...)))(rate=1e-3)"
+)
+
+
+def hint_of_injecting(value: object) -> str:
+    """Return a hint if a value is an integer scalar array, as ``optax.inject_hyperparams`` passes; else ''."""
+    is_integer = isinstance(value, jax.Array) and not value.ndim and jnp.issubdtype(value.dtype, jnp.integer)
+    return f"; {INJECT_CHAIN}" if is_integer else ""
 
 
 @contextlib.contextmanager
@@ -327,6 +358,12 @@ def _nothing_selected(where: Where, paths: list[str], leaves: list[Leaf]) -> str
             return (
                 f"where selects '{path}', which is {leaf.dtype}; only float arrays can be pruned; convert it to float32"
             )
+    if default and paths == [""]:
+        return (
+            "where=kernels selects leaves by name, and the parameters are one array without a name; give where=lambda "
+            "path, leaf: True, or inside optax.flatten apply prune after it: optax.chain(optax.flatten(...), "
+            "jprune.prune(...))"
+        )
     if not default:
         name = getattr(where, "__name__", None) or (_call(where) if isinstance(where, ByPath) else type(where).__name__)
         remedy = "select by path with where=jprune.by_path(include=...)"

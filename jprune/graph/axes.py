@@ -150,7 +150,7 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     Args:
       axes: a graph, ``{regex: KernelAxes(...)}``, ``"flax"``, ``"equinox"`` or None; see the module's
         description for the conventions.
-      tree: parameters, scores or masks; None leaves are left out.
+      tree: parameters, scores or masks; leaves that are not arrays (None, functions) are left out.
 
     Returns:
       A dict from the leaf's path to its axes, or to None where these are unknown.
@@ -167,7 +167,7 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     """
     paths, leaves, _ = flatten(tree)
     refuse_one_path_twice("the tree", [path for path, leaf in zip(paths, leaves, strict=True) if leaf is not None])
-    shapes = {path: tuple(leaf.shape) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
+    shapes = {path: tuple(leaf.shape) for path, leaf in zip(paths, leaves, strict=True) if hasattr(leaf, "shape")}
     if axes is None or isinstance(axes, str):
         known = {**dict(_known_shapes.get()), **shapes}
         attention = _attention_modules([*known, *paths])

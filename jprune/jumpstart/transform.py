@@ -24,7 +24,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from jprune.jumpstart.layers import Preactivations
 from jprune.jumpstart.penalty import Option, Options, jumpstart_penalty, number_of
-from jprune.trees import explain_left_out, flatten, is_float, match
+from jprune.trees import INJECT_CHAIN, explain_left_out, flatten, is_float, match
 
 Coefficient: TypeAlias = ArrayLike | Callable[[ArrayLike], ArrayLike]  # a number, a scalar array or a schedule
 
@@ -69,7 +69,9 @@ def add_jumpstart(
 
     ``update`` also takes ``batch``, the second argument of ``preactivations``, and optionally ``key``, which replaces
     the one given here. It needs another forward and backward pass; ``jumpstart_loss`` does not. Inside
-    ``optax.MultiSteps`` the penalty is that of the last ``batch`` alone; ``jumpstart_loss`` averages it over all.
+    ``optax.MultiSteps`` the penalty is that of the last ``batch`` alone; ``jumpstart_loss`` averages it over all. To
+    change the coefficient from outside, put the whole chain into ``optax.inject_hyperparams``, which calls a function
+    given to it with the step: ``inject_hyperparams(lambda rate: chain(add_jumpstart(preactivations, rate), ...))``.
 
     Args:
       preactivations: a function (params, batch) -> preactivations.
@@ -206,6 +208,8 @@ def jumpstart_loss(
 
 def _check(coefficient: Coefficient, options: dict[str, Option]) -> None:
     _, *allowed = inspect.signature(jumpstart_penalty).parameters
+    if "options" in options:  # optax.inject_hyperparams passes **options as one argument
+        raise TypeError(f"options= is not an option of jumpstart_penalty; {INJECT_CHAIN}")
     for name in options:
         if name not in allowed:
             raise TypeError(f"{name}= is not an option of jumpstart_penalty; options: {', '.join(allowed)}")

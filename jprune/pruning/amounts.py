@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Int, Integer
 
 from jprune.pruning.selection.uint64 import Count, count_of
+from jprune.trees import hint_of_injecting
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -331,7 +332,7 @@ def integer(name: str, value: object, least: int, most: int | None = None) -> in
     ValueError: every is 0; it must be at least 1
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} is {value!r}; it must be an integer")
+        raise TypeError(f"{name} is {value!r}; it must be an integer{hint_of_injecting(value)}")
     number = int(value)
     if number < least or (most is not None and number > most):
         allowed = f"at least {least}" if most is None else f"from {least} to {most}"

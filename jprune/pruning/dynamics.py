@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, PyTree, Shaped
 
 from jprune.pruning.amounts import integer
-from jprune.pruning.scores.elementwise import Score, refuse_no_score
+from jprune.pruning.scores.elementwise import Score, refuse_no_score, working_dtype
 from jprune.pruning.state import masks_of, trained
 from jprune.trees import Leaf, flatten, is_placeholder, map_leaves, match, path_string
 
@@ -95,7 +95,7 @@ def dense_gradient() -> Score:
     """
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: Array | None) -> PyTree:
-        return map_leaves(jnp.abs, grad)
+        return map_leaves(lambda slope: jnp.abs(slope.astype(working_dtype(slope))), grad)
 
     return Score(function, "dense_gradient", ("grad",))
 

@@ -299,9 +299,12 @@ class Plan:
                     f"score={name_of(score)} returned {describe(returned)} at '{path}'; it must return a tree like its "
                     f"first argument, with a float array of shape {weight.shape} there, larger for weights to keep"
                 )
-        return jax.tree.unflatten(
-            treedef, [None if w is None else returned for w, returned in zip(leaves, found, strict=True)]
-        )
+        # In single precision at least, as scores of jprune: some 8-bit dtypes have no infinity, which regrowth uses.
+        ranked = [
+            None if w is None else returned.astype(working_dtype(returned))
+            for w, returned in zip(leaves, found, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, ranked)
 
     def _checked_masks(self, masks: PyTree, reference: PyTree) -> PyTree:
         """Return the masks that the selection returned, in the structure of ``reference``.

@@ -36,7 +36,7 @@ from jaxtyping import Array, ArrayLike, Float, Int32, PyTree
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, known_shapes, shapes_of, unknown_axes, where_of
 from jprune.graph.channels import ChannelGroup
 from jprune.pruning.scores.elementwise import working_dtype
-from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, match, only
+from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, match, only, refuse_sum
 
 Threshold = ArrayLike | Callable[[Array], ArrayLike]
 ChannelMembers = Sequence[tuple[str, int]] | ChannelGroup
@@ -321,6 +321,9 @@ def _proximal(
         if callable(threshold):
             _check_threshold("threshold(step=0)", threshold(jnp.zeros([], jnp.int32)))
         paths, leaves, _ = flatten(only(params, chosen))
+        for path, leaf in zip(paths, leaves, strict=True):
+            if leaf is not None:
+                refuse_sum(path, leaf.dtype, working_dtype(leaf))
         shapes = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
         with known_shapes(shapes_of(params)):
             jax.eval_shape(prox, shapes, jnp.zeros([], jnp.float32))  # raises for groups that do not fit

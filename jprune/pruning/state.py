@@ -22,7 +22,7 @@ from jprune.graph.axes import Axes, kernel_axes, known_shapes, shapes_of
 from jprune.pruning.amounts import Amount, PerLayer, amount_of, as_keywords
 from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import Layers, describe, empty_layers, kept_of_layers, mask_layers, nothing_left
-from jprune.trees import flatten, match, path_string
+from jprune.trees import Leaf, flatten, match, only_parameters, path_string
 
 SKIPPED = np.uint32(1 << 31)
 """The bit of ``PruneState.applied`` that is set while a selection is skipped because its scores contain NaN."""
@@ -64,6 +64,7 @@ def masks_of(state: PyTree) -> PyTree:
       prune transformations, for example one for each group of a ``partition``, are merged leaf by leaf.
 
     Raises:
+      TypeError: the state was converted to another dtype: its masks are not bool, or its numbers not integers.
       ValueError: there is no prune transformation; pruned weights would not stay 0, because a later transformation may
         change their leaves or a wrapper changes the updates of the prune transformation; or two prune transformations
         have a mask of the same leaf.
@@ -86,28 +87,45 @@ def masks_of(state: PyTree) -> PyTree:
 
 
 def refuse_restored(state: object, name: str) -> None:
-    """Raise if a state is not a ``PruneState`` with bool masks.
+    """Raise if a state is not a ``PruneState`` with bool masks and integers.
 
     Args:
       state: the state that a transformation was given.
       name: name of the transformation.
 
     Raises:
-      TypeError: the state is a dict, a list or anything else, or its masks are numbers; the message gives the likely
-        cause.
+      TypeError: the state is a dict, a list or anything else, or its masks are numbers or its numbers floats; the
+        message gives the likely cause.
     """
     if not isinstance(state, PruneState):
         raise TypeError(
             f"{name} was given a state of type {type(state).__name__}, not a PruneState{_hint_of_restoring(state)}"
         )
+    _refuse_converted(state, f"{name} was given a state whose")
+
+
+def _refuse_converted(state: PruneState, subject: str) -> None:
+    """Raise if the arrays of a state have other dtypes than ``init`` gives them.
+
+    Raises:
+      TypeError: a mask is not bool, or a number is not an integer; the message starts with ``subject``.
+    """
     paths, masks, _ = flatten(state.masks)
     for path, mask in zip(paths, masks, strict=True):
-        if mask is not None and mask.dtype != np.bool_:
+        dtype = getattr(mask, "dtype", np.bool_)
+        if not _absent(mask) and dtype != np.bool_:
             raise TypeError(
-                f"{name} was given a state whose mask at '{path}' has dtype {mask.dtype}, not bool: the optimizer that "
-                f"wraps it computes with the state inside, as optax.contrib.sam does; apply {name} after it: "
-                f"optax.chain(optax.contrib.sam(...), {name}(...))"
+                f"{subject} mask at '{path}' has dtype {dtype}, not bool: either the state was converted (convert only "
+                "arrays of floats), or the optimizer that wraps prune computes with the state inside, as "
+                "optax.contrib.sam does; apply prune after it: optax.chain(optax.contrib.sam(...), jprune.prune(...))"
             )
+    for number in ("count", "applied"):
+        for leaf in jax.tree.leaves(getattr(state, number)):
+            if jnp.issubdtype(getattr(leaf, "dtype", np.int32), np.inexact):
+                raise TypeError(
+                    f"{subject} {number} has dtype {leaf.dtype}, which does not have every integer: the state was "
+                    "converted; convert only arrays of floats"
+                )
 
 
 def _hint_of_sr_ste(state: PyTree) -> str:
@@ -174,7 +192,7 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
             if mask is not None and getattr(given[path], "dtype", None) != np.bool_:
                 raise ValueError(f"masks has {describe(given[path])} at '{path}'; it must be a bool array")
         # A step that donates the state must not delete the masks of the caller.
-        copied = {path: jnp.copy(mask) if isinstance(mask, jax.Array) else mask for path, mask in given.items()}
+        copied = {path: _copy(mask) for path, mask in given.items()}
         fitted = [None if mask is None else copied[path] for path, mask in zip(node_paths, node_masks, strict=True)]
         pairs = [(given[path], mask) for path, mask in zip(node_paths, node_masks, strict=True) if mask is not None]
         # In the state of an nnx.Optimizer ``applied`` is a variable; the map keeps its class.
@@ -182,6 +200,12 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
         return node._replace(masks=jax.tree.unflatten(treedef, fitted), applied=applied)
 
     return jax.tree.map(replace, state, is_leaf=lambda node: isinstance(node, PruneState))
+
+
+def _copy(mask: Leaf) -> Leaf:
+    if isinstance(mask, np.ndarray):
+        return mask.copy()
+    return jnp.copy(mask) if isinstance(mask, jax.Array) else mask
 
 
 def _still_applied(
@@ -242,20 +266,23 @@ def check_pruned(
             "step returned, because it reads their values"
         )
     paths, weights, _ = flatten(params)
-    masks = match(params, masks_of(state), reference_name="params", name="the masks of the optimizer state")
+    masks = _masks_of_all(params, state)
     _refuse_skipped(state)
-    revived, infinite = [], []
+    revived, infinite, diverged = [], [], ""
     for path, weight, mask in zip(paths, weights, masks, strict=True):
         if mask is not None:
-            any_revived, any_infinite = _any_wrong(weight, mask)
+            any_revived, any_infinite, any_pruned_infinite = _any_wrong(weight, mask)
             if any_revived:
                 revived.append(f"{_count(_revived(weight, mask))} of {_count(~mask)} in '{path}'")
             if any_infinite:
                 infinite.append(f"{_count(_infinite(weight, mask))} of {_count(mask)} in '{path}'")
+            if any_pruned_infinite:
+                diverged = "; some are NaN or infinite, as where training diverged before they were pruned"
     if revived:
         raise ValueError(
-            f"pruned weights are not 0: {', '.join(revived)}; apply the masks with jprune.apply_masks(params, "
-            "jprune.masks_of(state)), and change the parameters only by updates whose last transformation is prune"
+            f"pruned weights are not 0: {', '.join(revived)}{diverged}; apply the masks with "
+            "jprune.apply_masks(params, jprune.masks_of(state)), and change the parameters only by updates whose last "
+            "transformation is prune"
         )
     if infinite:
         raise ValueError(
@@ -270,6 +297,32 @@ def check_pruned(
         warnings.warn(nothing_left(empty), stacklevel=2)
 
 
+def _masks_of_all(params: PyTree, state: PyTree) -> list[Array | None]:
+    """Return the masks of all leaves of the parameters.
+
+    Raises:
+      ValueError: as ``masks_of``; the masks do not fit the parameters, with the reason where it is known.
+    """
+    masks = masks_of(state)
+    try:
+        return match(params, masks, reference_name="params", name="the masks of the optimizer state")
+    except ValueError as error:
+        given, masked = flatten(params)[0], flatten(masks)[0]
+        if masked == [""] != given:
+            hint = (
+                "; prune is inside optax.flatten, which makes one array of all parameters; apply it after: "
+                "optax.chain(optax.flatten(...), jprune.prune(...))"
+            )
+        elif set(masked) < set(given) and not only_parameters(params, "params"):
+            hint = (
+                "; the optimizer was initialized with these leaves alone: give the same leaves as params, "
+                "nnx.state(model, wrt) for nnx.Optimizer(model, tx, wrt=wrt)"
+            )
+        else:
+            raise
+        raise ValueError(f"{error}{hint}") from None
+
+
 def _revived(weight: Array, mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
     return ~mask & (weight != 0)
 
@@ -279,8 +332,8 @@ def _infinite(weight: Array, mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
 
 
 @jax.jit  # eagerly, each operation would be compiled for each shape; one program for all leaves compiles more slowly
-def _any_wrong(weight: Array, mask: Bool[Array, "..."]) -> tuple[Array, Array]:
-    return jnp.any(_revived(weight, mask)), jnp.any(_infinite(weight, mask))
+def _any_wrong(weight: Array, mask: Bool[Array, "..."]) -> tuple[Array, Array, Array]:
+    return jnp.any(_revived(weight, mask)), jnp.any(_infinite(weight, mask)), jnp.any(_infinite(weight, ~mask))
 
 
 def _count(flags: Bool[Array, "..."]) -> int:
@@ -391,6 +444,7 @@ def _prune_states(
         fault = fault or next((why for why, other in later if _may_change(other, node)), None)
         if fault is not None:
             raise ValueError(f"the prune state at state{path} {fault}, so pruned weights would not stay 0")
+        _refuse_converted(node, f"in the prune state at state{path} the")
         yield path, node
         return
     children = _children(node)

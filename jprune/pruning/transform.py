@@ -40,7 +40,7 @@ from jprune.pruning.scores.elementwise import Score, refuse_no_score
 from jprune.pruning.selection.as_published import bernoulli_masks, legacy_signed_masks
 from jprune.pruning.selection.unstructured import global_masks
 from jprune.pruning.state import PruneState, masked_weights, refuse_restored, trained
-from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, map_leaves, match, only
+from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, map_leaves, match, only, refuse_sum
 
 
 @renamed_arguments(select="selection=")
@@ -67,10 +67,12 @@ def prune(
     an error. Where gradients may overflow, wrap the chain in ``optax.apply_if_finite``, which skips
     updates with NaN altogether.
 
-    It works inside ``optax.partition``, ``masked``, ``inject_hyperparams``, ``MultiSteps`` and
-    ``apply_if_finite``, and under ``jit``, ``vmap``, ``scan`` and sharding. After ``optax.lookahead`` the fast and the
-    slow weights have the same masks. Inside ``optax.contrib.schedule_free`` pruning is exact at step 0; for later steps
-    see ``reset_moments``.
+    It works inside ``optax.partition``, ``masked``, ``MultiSteps`` and ``apply_if_finite``, inside
+    ``inject_hyperparams`` if this is given a function that makes the whole chain, and under ``jit``, ``vmap``, ``scan``
+    and sharding. After ``optax.lookahead`` the fast and the slow weights have the same masks. After a line search
+    (``optax.lbfgs``) compute the value and the gradient by ``jax.value_and_grad``; those that
+    ``optax.value_and_grad_from_state`` returns are of the parameters before masking. Inside
+    ``optax.contrib.schedule_free`` pruning is exact at step 0; for later steps see ``reset_moments``.
 
     ``update`` also takes ``grad``, a tree like the parameters, for scores that need the gradient (under ``MultiSteps``
     that of the last micro-batch); ``batch``, for scores that need data; and ``key``, which replaces the one given here.
@@ -428,13 +430,14 @@ def _masked_updates(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     match(params, updates, reference_name="params", name="updates")
     found = {path: pair for path, *pair in zip(param_paths, leaves, matched, strict=True)}
     return jax.tree.unflatten(
-        treedef, [_masked_update(u, *found.get(path, (None, None))) for path, u in zip(paths, given, strict=True)]
+        treedef, [_masked_update(path, u, *found.get(path, (None, None))) for path, u in zip(paths, given, strict=True)]
     )
 
 
-def _masked_update(update: Array | None, param: Array | None, mask: Array | None) -> Array | None:
+def _masked_update(path: str, update: Array | None, param: Array | None, mask: Array | None) -> Array | None:
     if update is None or param is None or mask is None:
         return update
+    refuse_sum(path, param.dtype, update.dtype)
     # The wider of the two dtypes represents both exactly, so that param + (-param) is 0.
     if update.dtype == param.dtype:
         dtype = param.dtype

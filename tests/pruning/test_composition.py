@@ -10,6 +10,7 @@ from flax.training import train_state
 from optax import contrib
 
 import jprune
+from jprune.pruning.amounts import integer
 from tests.pruning.steps import by_rank, largest, make_step, slope
 
 pytestmark = pytest.mark.optax_promotes
@@ -108,6 +109,33 @@ def test_inside_inject_hyperparams():
 
     tx = optax.inject_hyperparams(make)(learning_rate=optax.cosine_decay_schedule(0.1, 10))
     assert train(tx, tree(), 3)[2] == [12, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("factory", "static", "arguments"),
+    [
+        (jprune.prune, (), (MAGNITUDE, {0: 0.5})),
+        (jprune.prune, "score", (MAGNITUDE, {0: 0.5})),
+        (lambda every: integer("every", every, least=1), (), (1,)),
+        (jprune.add_jumpstart, "preactivations", (lambda params, batch: [params], 1e-3)),
+    ],
+)
+def test_injecting_hyperparameters_of_one_link_says_to_inject_the_whole_chain(factory, static, arguments):
+    tx = optax.inject_hyperparams(factory, static_args=static)(*arguments)
+    with pytest.raises(TypeError, match=r"give it a function that makes the whole chain: optax.inject_hyperparams\("):
+        tx.init(tree())
+
+
+def test_check_pruned_says_that_flattening_hides_the_leaves():
+    tx = optax.flatten(optax.chain(optax.sgd(0.1), jprune.prune(MAGNITUDE, {0: 0.5}, where=lambda path, leaf: True)))
+    with pytest.raises(
+        ValueError, match=r"prune is inside optax\.flatten.*: optax\.chain\(optax\.flatten\(\.\.\.\), jprune"
+    ):
+        jprune.check_pruned(tree(), tx.init(tree()))
+    with pytest.raises(ValueError, match=r"one array without a name.*inside optax\.flatten apply prune after it"):
+        optax.flatten(LINK).init(tree())
+    after = optax.chain(optax.flatten(optax.adam(0.1)), prune(MAGNITUDE, {0: 0.5}))
+    assert train(after, tree(), 2)[2] == [6, 6]
 
 
 def test_inside_apply_if_finite_a_rejected_step_does_not_count():
@@ -270,6 +298,14 @@ def test_nnx_optimizer_with_a_link_that_is_not_last_is_refused():
     optimizer = nnx.Optimizer(Net(nnx.Rngs(0)), optax.chain(LINK, optax.scale(0.5)), wrt=nnx.Param)
     with pytest.raises(ValueError, match="is not the last of its chain"):
         jprune.masks_of(optimizer.opt_state)
+
+
+def test_check_pruned_of_an_nnx_optimizer_of_some_variables_says_to_give_the_same():
+    model, wrt = Net(nnx.Rngs(0)), nnx.All(nnx.Param, nnx.PathContains("first"))
+    optimizer = nnx.Optimizer(model, optax.chain(optax.sgd(0.1), LINK), wrt=wrt)
+    with pytest.raises(ValueError, match=r"initialized with these leaves alone: .*nnx\.state\(model, wrt\)"):
+        jprune.check_pruned(nnx.state(model, nnx.Param), optimizer.opt_state)
+    jprune.check_pruned(nnx.state(model, wrt), optimizer.opt_state)
 
 
 class PrunedTrainState(train_state.TrainState):

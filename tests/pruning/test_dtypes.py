@@ -192,3 +192,30 @@ def test_float64_arrays_of_numpy_are_computed_in_single_precision_without_a_warn
     average = lambda old, batch: {"mean": 0.5 * old["mean"] + 0.5 * batch.mean(0)}
     found = jprune.recalibrate_batch_norm(average, {"mean": np.zeros(8)}, [jnp.asarray(INPUTS, jnp.float32)])
     np.testing.assert_allclose(found["mean"], INPUTS.mean(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.optax_promotes
+def test_rigl_keeps_the_largest_weights_in_eight_bits():
+    """A dtype without infinities: the weights that survive must still rank first."""
+    params = {"kernel": jnp.asarray([[0, 1, -2, 3], [-4, 5, 0, -7]], jnp.float8_e4m3fn)}
+    tx = jprune.rigl(optax.sgd(0.5), 0.5, end=4, every=1)
+    grad = jax.tree.map(jnp.ones_like, params)
+    _, state = tx.update(grad, tx.init(params), params, grad=grad)
+    np.testing.assert_array_equal(jprune.masks_of(state)["kernel"], [[0, 0, 0, 1], [1, 1, 0, 1]])
+    assert scores.dense_gradient()(params, grad=grad)["kernel"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("link", "slopes"),
+    [
+        (jprune.prune(jprune.magnitude(), {0: 0.5}), jnp.float32),
+        (jprune.keep_zeros(), jnp.bfloat16),
+        (jprune.soft_threshold(0.1), jnp.float8_e5m2),
+    ],
+)
+def test_an_update_that_jax_does_not_add_to_eight_bits_is_refused_by_leaf(link, slopes):
+    params = {"kernel": jnp.asarray([[0, 1]], jnp.float8_e5m2)}
+    with pytest.raises(
+        TypeError, match=r"the parameter 'kernel' is float8_e5m2 and its update is .* cast them in the loss"
+    ):
+        link.update({"kernel": jnp.ones((1, 2), slopes)}, link.init(params), params)

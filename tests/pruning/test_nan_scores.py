@@ -104,6 +104,17 @@ def test_check_pruned_names_kept_weights_that_are_not_finite(value):
         jprune.check_pruned(params, state)
 
 
+def test_check_pruned_says_that_an_infinite_weight_was_pruned():
+    smallest = lambda params, grad=None, batch=None, key=None: jax.tree.map(lambda w: -jnp.abs(w), params)
+    tx = optax.chain(optax.sgd(0.1), jprune.prune(smallest, {0: 0.5}))
+    params = {"kernel": jnp.array([[1.0, jnp.inf], [2.0, 3.0]])}
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    with pytest.raises(
+        ValueError, match="not 0: 1 of 2 in 'kernel'; some are NaN or infinite, as where training diverg"
+    ):
+        jprune.check_pruned(optax.apply_updates(params, updates), state)
+
+
 def test_check_pruned_says_to_be_called_outside_jit():
     state = jprune.prune(jprune.magnitude(), {0: 0.5}).init(PARAMS)
     with pytest.raises(ValueError, match="check_pruned was given traced arrays; call it outside jit"):

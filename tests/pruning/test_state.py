@@ -1,5 +1,6 @@
 """Errors for an optimizer state whose masks belong to other parameters."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -75,6 +76,41 @@ class TestRestoredWithoutATarget:
     def test_a_link_says_so(self):
         with pytest.raises(TypeError, match="prune was given a state of type dict, not a PruneState: it is a dict, as"):
             refuse_restored({"count": 0, "masks": {"kernel": np.ones((1, 2), bool)}}, "prune")
+
+
+class TestConverted:
+    """A state whose arrays were all cast, as in ``jax.tree.map(lambda leaf: leaf.astype(dtype), state)``."""
+
+    STATE = optax.chain(optax.sgd(0.1), LINK).init(PARAMS)
+
+    @pytest.mark.parametrize(
+        ("state", "message"),
+        [
+            (
+                jax.tree.map(lambda leaf: leaf.astype(jnp.float32), STATE),
+                "mask at 'kernel' has dtype float32, not bool",
+            ),
+            (optax.tree.set(STATE, count=jnp.bfloat16(300)), "count has dtype bfloat16, which does not have every int"),
+            (optax.tree.set(STATE, applied=jnp.float32(7)), "applied has dtype float32, which does not have every int"),
+        ],
+    )
+    def test_is_refused_by_every_reader(self, state, message):
+        for call in (
+            lambda: jprune.masks_of(state),
+            lambda: jprune.check_pruned(PARAMS, state),
+            lambda: jprune.with_masks(state, {"kernel": jnp.ones((2, 2), bool)}),
+        ):
+            with pytest.raises(TypeError, match=r"in the prune state at state\[1\] the " + message):
+                call()
+        with pytest.raises(TypeError, match="prune was given a state whose " + message):
+            LINK.update(PARAMS, state[1], PARAMS)
+
+
+def test_masks_of_numpy_are_copied_into_the_state():
+    given = np.array([[False, True], [True, False]])
+    state = jprune.with_masks(jprune.keep_zeros().init(PARAMS), {"kernel": given})
+    given[:] = False
+    np.testing.assert_array_equal(jprune.masks_of(state)["kernel"], [[False, True], [True, False]])
 
 
 @pytest.mark.filterwarnings("ignore:keep_zeros has no zero")

@@ -142,3 +142,10 @@ def test_an_equinox_model_is_trained_with_its_static_half_left_out():
         model, state = step(model, state, jnp.ones((4, 3)))
     assert int((model.first.weight != 0).sum() + (model.second.weight != 0).sum()) == 3
     jprune.check_pruned(eqx.filter(model, eqx.is_inexact_array), state)
+
+
+def test_an_equinox_model_with_functions_among_its_leaves_needs_no_filter():
+    model = eqx.nn.MLP(2, 3, width_size=4, depth=1, key=jax.random.key(0))
+    assert jprune.prunable(model).kernels == ("layers/0/weight", "layers/1/weight")
+    masks = jprune.global_masks(jprune.magnitude()(model), keep=5)
+    assert jprune.cost_table(model, masks).loc["total", "nonzeros"] == 5 + 4 + 3

@@ -23,7 +23,18 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from jprune.graph.axes import known_shapes, shapes_of
 from jprune.pruning.selection.layers import describe
-from jprune.trees import Leaf, Where, explain_left_out, flatten, is_float, kernels, map_leaves, match, only
+from jprune.trees import (
+    Leaf,
+    Where,
+    explain_left_out,
+    flatten,
+    hint_of_injecting,
+    is_float,
+    kernels,
+    map_leaves,
+    match,
+    only,
+)
 
 _HOW = {
     "grad": "grad=gradients (in an optax update: update(updates, state, params, grad=gradients))",
@@ -67,8 +78,11 @@ class Score:
           A tree like ``params`` of float arrays, None where nothing is scored.
 
         Raises:
+          TypeError: ``params`` is an integer, as ``optax.inject_hyperparams`` gives.
           ValueError: an argument that the score needs is missing, or nothing is selected.
         """
+        if hint := hint_of_injecting(params):
+            raise TypeError(f"{self.name} was called with {params!r}; it needs a tree of parameters{hint}")
         with known_shapes(shapes_of(params)):
             return score_selected(self, selected_by(self.where, params), grad, batch, key, whole=params)
 

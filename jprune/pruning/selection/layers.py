@@ -19,7 +19,7 @@ from jprune.pruning.amounts import Amount, Keep, Scheduled
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.explicit_axes import with_automatic_axes
 from jprune.pruning.selection.uint64 import Count
-from jprune.trees import Leaf, flatten, is_float, match
+from jprune.trees import Leaf, flatten, hint_of_injecting, is_float, match
 
 
 class Quota(NamedTuple):
@@ -141,7 +141,7 @@ def layers_of(
         if not is_float(leaves[i]):
             raise TypeError(
                 f"scores has {describe(leaves[i])} at '{paths[i]}'; a score must be a float array, or None for a "
-                "leaf that is not pruned"
+                f"leaf that is not pruned{hint_of_injecting(leaves[i])}"
             )
     masks = [None] * len(leaves) if among is None else match(scores, among, reference_name="scores", name="among")
     for i in slots:
