@@ -33,7 +33,8 @@ def run(record: Record, program: jaxprs.Program, inputs: Sequence[Value]) -> Pro
 
 
 def _constant(record: Record, shape: Sequence[int]) -> Value:
-    return opaque(record, shape, "an array written into the program", record.constants)
+    why = "an array of the code; to remove its channels, pass it in params or as state="
+    return opaque(record, shape, why, record.constants)
 
 
 def _literal(record: Record, atom: core.Literal) -> Value:

@@ -459,7 +459,7 @@ def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptI
             state, inputs = inputs[0], inputs[1:]
         if (state is None) != (model.state is None):
             raise TypeError(
-                "small.apply needs the state of the model: state=small.state"
+                "small.apply needs the state of the model: state=small.state, and for this remove_channels needs state="
                 if state is None
                 else "small.apply takes no state: the model was traced without one"
             )

@@ -1,5 +1,6 @@
 """Modules rebuilt with the smaller parameters compute the same as the smaller program."""
 
+import re
 import warnings
 
 import chex
@@ -68,6 +69,64 @@ def test_nnx_attention_loses_heads_and_their_sizes():
 def test_nnx_parameters_of_another_module_are_refused():
     with pytest.raises(ValueError, match="params has a leaf 'kernels' that the module lacks"):
         structured_nnx.smaller_module(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), {"kernels": jnp.ones((2, 1))})
+
+
+class NNXNormalizedWeights(nnx.Module):
+    def __init__(self, rngs):
+        self.weight = nnx.WeightNorm(nnx.Linear(4, 8, rngs=rngs), rngs=rngs)
+        self.spectral = nnx.SpectralNorm(nnx.Linear(8, 6, rngs=rngs), rngs=rngs)
+        self.head = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.spectral(nnx.relu(self.weight(x)), update_stats=False)))
+
+
+def test_nnx_wrappers_keep_arrays_that_are_not_variables():
+    model = NNXNormalizedWeights(nnx.Rngs(0))  # WeightNorm has its scales in a dict of arrays, by paths
+    graphdef, params, statistics = nnx.split(model, nnx.Param, ...)
+    scores, x = jax.tree.map(jnp.abs, params), jnp.linspace(-1, 1, 20).reshape(5, 4)
+    graph = jprune.trace_model(lambda p, s, x: nnx.merge(graphdef, p, s)(x), params, x, state=statistics)
+    masks = jprune.channel_group_masks(graph, scores, sparsity=0.5, per_group=True)
+    small = jprune.remove_channels(graph, params, masks, state=statistics)
+    module = structured_nnx.smaller_module(model, small.params, small.state)
+    np.testing.assert_allclose(module(x), small.apply(small.params, x, state=small.state), atol=1e-6)
+    (scale,) = module.weight.scales.values()
+    assert (scale.shape, module.weight.layer_instance.out_features, module.spectral.layer_instance.in_features) == (
+        (4,),
+        4,
+        4,
+    )
+    assert model(x).shape == (5, 3)
+
+
+def test_nnx_attention_with_heads_of_two_sizes_is_refused_where_flax_refuses_it():
+    attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
+    params = {"value": {"kernel": jnp.ones((8, 2, 3)), "bias": jnp.ones((2, 3))}, "out": {"kernel": jnp.ones((2, 3, 8))}}
+    message = r"heads of MultiHeadAttention 'a' have 4 features for queries and keys and 3 for values, .* small\.apply.*"
+    with pytest.raises(ValueError, match=message + re.escape(r"sparsity={'a/out/kernel\\[0\\]': fraction}")):
+        structured_nnx.smaller_module(nnx.Dict(a=attention), {"a": params})
+    attention.dropout_rate = 0.1  # with dropout, flax computes the weights itself
+    assert structured_nnx.smaller_module(attention, params).out.kernel.shape == (2, 3, 8)
+
+
+def test_nnx_batch_normalization_without_its_smaller_statistics_is_refused():
+    norm = nnx.BatchNorm(6, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"statistics of BatchNorm '' have 6 features and its scale 3: .* small\.state"):
+        structured_nnx.smaller_module(norm, {"scale": jnp.ones(3), "bias": jnp.ones(3)})
+
+
+def test_equinox_arrays_that_are_not_given_stay_and_unknown_ones_are_refused():
+    class Model(eqx.Module):
+        order: jax.Array
+        layer: eqx.nn.Linear
+
+    model = Model(jnp.arange(4), eqx.nn.Linear(4, 8, key=jax.random.key(0)))
+    trained, _ = eqx.partition(model, eqx.is_inexact_array)
+    small = eqx.tree_at(lambda m: (m.layer.weight, m.layer.bias), trained, (jnp.ones((5, 4)), jnp.ones(5)))
+    module = structured_equinox.smaller_module(model, small)
+    assert (module.layer.out_features, module.order.tolist()) == (5, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="params has a leaf 'head/weight' that the module lacks"):
+        structured_equinox.smaller_module(model, {"head": {"weight": jnp.ones((2, 2))}})
 
 
 @pytest.mark.parametrize("name", ["linen_conv_net", "linen_recurrent"])
