@@ -20,8 +20,9 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
     Args:
       model: the module before channels were removed; it is not changed.
       params: smaller parameters, the arrays of the module as returned by ``equinox.partition``, or some of them: others
-        stay as they are. None if the arrays of ``model`` are already the smaller ones. The moments of an optimizer state are modules too, whose sizes must
-        match those of the parameters: ``smaller_module(small.also[0], kept=small.kept)``.
+        stay as they are. None if the arrays of ``model`` are already the smaller ones. The moments of an optimizer
+        state are modules too, whose sizes must match those of the parameters:
+        ``smaller_module(small.also[0], kept=small.kept)``.
       kept: ``small.kept``, for grouped convolutions and GroupNorm, of which the sizes alone may not say how many groups
         are left.
 
@@ -45,7 +46,9 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
     given = {path: leaf for path, leaf in zip(*flatten(params)[:2], strict=True) if eqx.is_array(leaf)}
     copy = jax.tree.unflatten(structure, [given.pop(path, leaf) for path, leaf in zip(paths, leaves, strict=True)])
     if given:
-        raise ValueError(f"params has a leaf '{next(iter(given))}' that the module lacks; give those of this module")
+        raise ValueError(
+            f"params has a leaf '{next(iter(given))}' that the module lacks; give small.params of this module"
+        )
     named = jax.tree.unflatten(structure, paths)  # the model with the path of each leaf in its place
     divisors = []
     for layer, layer_paths in zip(_layers(copy), _layers(named), strict=True):

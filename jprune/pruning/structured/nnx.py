@@ -31,8 +31,9 @@ def smaller_module(
       A module of the same class.
 
     Raises:
-      ValueError: the parameters have a leaf that the module lacks; a layer with groups needs ``kept``; a BatchNorm needs
-        ``state``; or attention has heads of two sizes, which ``flax.nnx`` cannot compute.
+      TypeError: ``model`` is not a module.
+      ValueError: the parameters have a leaf that the module lacks; a layer with groups needs ``kept``; a BatchNorm
+        needs ``state``; or attention has heads of two sizes, which ``flax.nnx`` cannot compute.
 
     A warning names the layers (LayerNorm, RMSNorm, GroupNorm, attention) that divide by a number of channels that is
     smaller now, so that the outputs differ from those of ``small.apply``.
@@ -42,6 +43,9 @@ def smaller_module(
     >>> model.out_features, model(jnp.ones((1, 4))).shape
     (5, (1, 5))
     """
+    if not isinstance(model, nnx.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(f"model is {kind}; it must be the nnx.Module before channels were removed")
     graphdef, whole = nnx.split(model)
     paths, leaves, treedef = flatten(whole)
     given = {path: leaf for tree in (params, state) for path, leaf in _leaves(tree)}
@@ -52,7 +56,9 @@ def smaller_module(
             lost |= {size for size, now in zip(leaves[place].shape, array.shape, strict=False) if size != now}
             leaves[place] = array
     if given:
-        raise ValueError(f"params has a leaf '{next(iter(given))}' that the module lacks; give those of this module")
+        raise ValueError(
+            f"params has a leaf '{next(iter(given))}' that the module lacks; give small.params of this module"
+        )
     # Without copy=True, both modules have the same variables.
     copy = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves), copy=True)
     divisors = []
@@ -75,7 +81,7 @@ def _refuse_heads_of_two_sizes(layer: nnx.Module, prefix: str) -> None:
     queries, values = layer.query.kernel.shape[-1], layer.value.kernel.shape[-1]
     if queries != values and layer.attention_fn is nnx.dot_product_attention:
         raise ValueError(
-            f"the heads of MultiHeadAttention '{prefix[:-1]}' have {queries} features for queries and keys and {values} for "
+            f"the heads of MultiHeadAttention '{prefix[:-1]}' have {queries} features for queries and {values} for "
             "values, and flax.nnx computes only heads of one size: use small.apply, or remove whole heads, with "
             f"sparsity={{{re.escape(f'{prefix}out/kernel[0]')!r}: fraction}} in channel_group_masks"
         )
@@ -133,6 +139,7 @@ def _set_sizes(layer: nnx.Module, prefix: str, kept: Mapping[str, KeptIndices] |
             _set_norm_sizes(layer, prefix, kept)
         case nnx.MultiHeadAttention():
             inputs, layer.num_heads, layer.head_dim = layer.query.kernel.shape[-3:]
+            layer.in_kv_features, layer.num_kv_heads = layer.key.kernel.shape[-3:-1]
             layer.in_features, layer.qkv_features = inputs, layer.num_heads * layer.head_dim
             layer.out_features = layer.out.kernel.shape[-1]
         case nnx.LSTMCell() | nnx.OptimizedLSTMCell() | nnx.GRUCell() | nnx.SimpleCell():
@@ -158,8 +165,8 @@ def _set_norm_sizes(
         mean = getattr(layer, "mean", None)
         if mean is not None and mean.shape[-1] != size:
             raise ValueError(
-                f"the statistics of BatchNorm '{prefix[:-1]}' have {mean.shape[-1]} features and its {known[0]} {size}: "
-                "give the smaller statistics, smaller_module(model, small.params, small.state)"
+                f"the statistics of BatchNorm '{prefix[:-1]}' have {mean.shape[-1]} features and its {known[0]} {size}"
+                "; give the smaller statistics too: smaller_module(model, small.params, small.state)"
             )
 
 

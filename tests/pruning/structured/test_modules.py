@@ -1,5 +1,6 @@
 """Modules rebuilt with the smaller parameters compute the same as the smaller program."""
 
+import inspect
 import re
 import warnings
 
@@ -71,6 +72,16 @@ def test_nnx_parameters_of_another_module_are_refused():
         structured_nnx.smaller_module(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), {"kernels": jnp.ones((2, 1))})
 
 
+def test_what_is_not_a_module_is_refused():
+    smaller_module = inspect.unwrap(structured_nnx.smaller_module)
+    with pytest.raises(TypeError, match=r"model is the class Linear; it must be the nnx\.Module before"):
+        smaller_module(nnx.Linear, {})
+    with pytest.raises(TypeError, match=r"model is a dict; it must be the nnx\.Module before"):
+        smaller_module({}, nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    with pytest.raises(TypeError, match="module is a dict; it must be a Linen module, not its apply"):
+        inspect.unwrap(linen.smaller_apply)({})
+
+
 class NNXNormalizedWeights(nnx.Module):
     def __init__(self, rngs):
         self.weight = nnx.WeightNorm(nnx.Linear(4, 8, rngs=rngs), rngs=rngs)
@@ -101,17 +112,38 @@ def test_nnx_wrappers_keep_arrays_that_are_not_variables():
 
 def test_nnx_attention_with_heads_of_two_sizes_is_refused_where_flax_refuses_it():
     attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
-    params = {"value": {"kernel": jnp.ones((8, 2, 3)), "bias": jnp.ones((2, 3))}, "out": {"kernel": jnp.ones((2, 3, 8))}}
-    message = r"heads of MultiHeadAttention 'a' have 4 features for queries and keys and 3 for values, .* small\.apply.*"
+    params = {
+        "value": {"kernel": jnp.ones((8, 2, 3)), "bias": jnp.ones((2, 3))},
+        "out": {"kernel": jnp.ones((2, 3, 8))},
+    }
+    message = r"heads of MultiHeadAttention 'a' have 4 features for queries and 3 for values, .* small\.apply.*"
     with pytest.raises(ValueError, match=message + re.escape(r"sparsity={'a/out/kernel\\[0\\]': fraction}")):
         structured_nnx.smaller_module(nnx.Dict(a=attention), {"a": params})
     attention.dropout_rate = 0.1  # with dropout, flax computes the weights itself
     assert structured_nnx.smaller_module(attention, params).out.kernel.shape == (2, 3, 8)
 
 
+def test_nnx_attention_with_grouped_queries_has_a_cache_of_the_heads_that_are_left():
+    attention = nnx.MultiHeadAttention(4, 8, in_kv_features=6, num_kv_heads=2, decode=False, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(attention)
+    apply = lambda p, x, y: nnx.merge(graphdef, p)(x, y)
+    x, y = jnp.linspace(-1, 1, 24).reshape(1, 3, 8), jnp.linspace(-1, 1, 12).reshape(1, 2, 6)
+    graph = jprune.trace_model(apply, params, x, y)
+    scores = jax.tree.map(jnp.abs, params)
+    masks = jprune.channel_group_masks(graph, scores, sparsity={r"^out/kernel\[0\]": 0.5})
+    small = jprune.remove_channels(graph, params, masks)
+    module = structured_nnx.smaller_module(attention, small.params)
+    assert (module.num_heads, module.num_kv_heads, module.in_kv_features) == (2, 1, 6)
+    np.testing.assert_allclose(module(x, y), small.apply(small.params, x, y), atol=1e-6)
+    module.init_cache((1, 3, 8))
+    assert module.cached_key.shape == (1, 3, 1, 2)
+
+
 def test_nnx_batch_normalization_without_its_smaller_statistics_is_refused():
     norm = nnx.BatchNorm(6, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"statistics of BatchNorm '' have 6 features and its scale 3: .* small\.state"):
+    with pytest.raises(
+        ValueError, match=r"statistics of BatchNorm '' have 6 features and its scale 3: .* small\.state"
+    ):
         structured_nnx.smaller_module(norm, {"scale": jnp.ones(3), "bias": jnp.ones(3)})
 
 
