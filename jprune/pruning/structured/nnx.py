@@ -81,10 +81,14 @@ def _refuse_heads_of_two_sizes(layer: nnx.Module, prefix: str) -> None:
     queries, values = layer.query.kernel.shape[-1], layer.value.kernel.shape[-1]
     if queries != values and layer.attention_fn is nnx.dot_product_attention:
         raise ValueError(
-            f"the heads of MultiHeadAttention '{prefix[:-1]}' have {queries} features for queries and {values} for "
+            f"the heads of {_named(layer, prefix)} have {queries} features for queries and {values} for "
             "values, and flax.nnx computes only heads of one size: use small.apply, or remove whole heads, with "
             f"sparsity={{{re.escape(f'{prefix}out/kernel[0]')!r}: fraction}} in channel_group_masks"
         )
+
+
+def _named(layer: nnx.Module, prefix: str) -> str:
+    return f"{type(layer).__name__} '{prefix[:-1]}'" if prefix else type(layer).__name__
 
 
 def _divisor(layer: nnx.Module) -> int | None:
@@ -165,7 +169,7 @@ def _set_norm_sizes(
         mean = getattr(layer, "mean", None)
         if mean is not None and mean.shape[-1] != size:
             raise ValueError(
-                f"the statistics of BatchNorm '{prefix[:-1]}' have {mean.shape[-1]} features and its {known[0]} {size}"
+                f"the statistics of {_named(layer, prefix)} have {mean.shape[-1]} features and its {known[0]} {size}"
                 "; give the smaller statistics too: smaller_module(model, small.params, small.state)"
             )
 
