@@ -424,7 +424,10 @@ def first_matches(
         check_pattern(f"{name} has the key {pattern!r}, which", pattern)
         matched = [path for path, names in layers.items() if any(re.search(pattern, each) for each in names)]
         if not matched:
-            raise ValueError(f"{name} has the key {pattern!r}, which matches no {of}; there are {_some(list(layers))}")
+            hint = literally(pattern, [each for names in layers.values() for each in names])
+            raise ValueError(
+                f"{name} has the key {pattern!r}, which matches no {of}; there are {_some(list(layers))}{hint}"
+            )
         decided = [path for path in matched if first[path] is None]
         if not decided and pattern:  # '' for all others may be left with none
             raise ValueError(
@@ -448,6 +451,16 @@ def check_pattern(label: str, pattern: object) -> None:
         re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{label} is not a regular expression: {error}") from error
+
+
+def literally(pattern: str, names: Iterable[str]) -> str:
+    r"""Return a hint for a pattern that is part of a name but does not match it, because of special characters.
+
+    >>> literally("kernel[1]", ["dense/kernel[1]"])
+    "; to match the text 'kernel[1]', write 'kernel\\\\[1\\\\]'"
+    """
+    found = isinstance(pattern, str) and any(pattern in name for name in names)
+    return f"; to match the text '{pattern}', write {re.escape(pattern)!r}" if found else ""
 
 
 def _some(paths: list[str], most: int = 8) -> str:

@@ -33,7 +33,8 @@ def run(record: Record, program: jaxprs.Program, inputs: Sequence[Value]) -> Pro
 
 
 def _constant(record: Record, shape: Sequence[int]) -> Value:
-    return opaque(record, shape, "an array written into the program", record.constants)
+    why = "an array of the code; to remove its channels, pass it in params or as state="
+    return opaque(record, shape, why, record.constants)
 
 
 def _literal(record: Record, atom: core.Literal) -> Value:
@@ -98,9 +99,12 @@ def _scan(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Contr
     record.times = times
     steps = Axis(record.channels.frozen(length, "it is scanned over"))
     # What a scan computes may be summed over steps, as in a recurrence, so its axes are not taken for those of experts.
+    results = list(program.outputs)
+    if length == 0:
+        results[:carried] = _zero_where_both_are(results[:carried], program.inputs[fixed : fixed + carried])
     outputs = [
         dataclasses.replace(value, axes=tuple(dataclasses.replace(axis, scored=True) for axis in value.axes))
-        for value in program.outputs
+        for value in results
     ]
     return [*outputs[:carried], *(value.with_axes([steps, *value.axes]) for value in outputs[carried:])], (program,)
 
@@ -112,7 +116,20 @@ def _while(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Cont
     body = _iterated(record, params["body_jaxpr"], inputs[first:second], inputs[second:], [], rounds=None)
     carry = body.inputs[second - first :]
     condition = run(record, params["cond_jaxpr"], [*inputs[:first], *carry])
-    return list(body.outputs), (condition, body)
+    return _zero_where_both_are(body.outputs, carry), (condition, body)
+
+
+def _zero_where_both_are(results: Sequence[Value], carry: Sequence[Value]) -> list[Value]:
+    """Return the results of a loop that may have no iteration, and so return its initial carry."""
+    return [
+        dataclasses.replace(
+            result,
+            axes=tuple(
+                dataclasses.replace(a, zero=a.zero and b.zero) for a, b in zip(result.axes, start.axes, strict=True)
+            ),
+        )
+        for result, start in zip(results, carry, strict=True)
+    ]
 
 
 def _iterated(

@@ -489,6 +489,16 @@ def test_masks_given_as_state_do_not_change_the_kernels():
         (lambda h: h**-0.5, False),  # 0 ** -0.5 is infinite
         (lambda h: jnp.cumsum(h, axis=0), True),
         (lambda h: jax.lax.cumlogsumexp(h, axis=0), False),  # log(exp(0) + exp(0)) is not 0
+        (lambda h: jax.lax.scan(lambda c, _: (c * h, None), jnp.ones_like(h), length=2)[0], True),
+        (lambda h: jax.lax.scan(lambda c, _: (c * h, None), jnp.ones_like(h), length=0)[0], False),  # 1
+        (
+            lambda h: jax.lax.while_loop(lambda c: c[0] > 0, lambda c: (c[0] - 1, c[1] * h), (0, jnp.ones_like(h)))[1],
+            False,
+        ),
+        (lambda h: jax.lax.while_loop(lambda c: c[0] > 0, lambda c: (c[0] - 1, c[1] * h), (0, h))[1], True),
+        (lambda h: jax.lax.bitcast_convert_type(-h, jnp.int32), False),  # the sign bit of -0.0
+        (lambda h: h.at[jnp.array([0, 9])].get(mode="fill", fill_value=0), True),
+        (lambda h: h.at[jnp.array([0, 9])].get(mode="fill", fill_value=1), False),  # 9 is out of bounds
     ],
 )
 def test_a_sum_over_masked_channels_is_exact_only_where_they_are_zero(inner, exact):

@@ -7,6 +7,7 @@ import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen, nnx
 
@@ -225,6 +226,17 @@ def test_the_table_names_every_leaf_and_says_why_axes_stay():
     assert re.search(r"^a +\(3, 8\) +inputs 0; outputs 1 +1:#0 +120$", table, re.MULTILINE)
     assert re.search(r"^#0: 8 channels, exact\n +a\[1\], b\[0\]$", table, re.MULTILINE)
     assert re.search(r"^b +1 +an axis of the model's outputs$", table, re.MULTILINE)
+
+
+def test_axes_that_dropout_or_arrays_of_the_code_keep_say_what_to_do():
+    params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
+
+    def trace(change):
+        return jprune.trace_model(lambda p, x: change(x @ p["a"]) @ p["b"], params, jnp.ones((5, 3))).frozen["a", 1]
+
+    dropout = lambda h: jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, h.shape), h, 0)
+    assert trace(dropout).endswith("trace the model in evaluation mode")
+    assert trace(lambda h: h * np.arange(8.0)).endswith("pass it in params or as state=")
 
 
 def test_a_model_that_is_not_a_function_is_refused_with_the_order_of_the_arguments():

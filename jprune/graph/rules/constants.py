@@ -37,7 +37,8 @@ def _constant(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> l
     "random_clone",
 )
 def _random(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    return [opaque(record, shape_of(var), "random numbers are drawn for it", Kind.CONSTANT) for var in equation.outvars]
+    why = "random numbers are drawn for it; to avoid dropout, trace the model in evaluation mode"
+    return [opaque(record, shape_of(var), why, Kind.CONSTANT) for var in equation.outvars]
 
 
 @rule("debug_callback", "debug_print", "check", "inspect_sharding", "dce_sink")

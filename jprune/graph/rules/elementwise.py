@@ -194,7 +194,8 @@ def _zero_after(name: str, zeros: list[bool], literals: list[jaxprs.Value]) -> b
 def _bitcast(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     if inputs[0].shape != shape_of(equation.outvars[0]):
         return not_understood(record, equation, inputs)
-    return [dataclasses.replace(inputs[0], literal=None)]
+    axes = [dataclasses.replace(axis, zero=False) for axis in inputs[0].axes]  # the bits of -0.0 are not zero
+    return [inputs[0].with_axes(axes)]
 
 
 @rule("optimization_barrier", "sharding_constraint", "mesh_cast", "reshard", "layout_constraint", "name", "device_put")

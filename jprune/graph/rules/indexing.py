@@ -14,6 +14,7 @@ def _gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> lis
     value, indices = inputs[:2]
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     shape = shape_of(equation.outvars[0])
+    keeps_zero = not equation.params.get("fill_value")  # else indices that are out of bounds give another number
     axes = [Axis(record.channels.frozen(size, "it is indexed")) for size in shape]
     batch = [place for place in range(len(shape)) if place not in numbers.offset_dims]
     for k, place in enumerate(batch):
@@ -24,7 +25,7 @@ def _gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> lis
         if value.kind.of_parameters and indices.kind > Kind.CONSTANT:  # each row indexes a table of its own
             record.role(own.sources, "stacked")
             own = Axis(own.ids, zero=own.zero)
-        axes[batch[index]] = own
+        axes[batch[index]] = dataclasses.replace(own, zero=own.zero and keeps_zero)
     inside = [
         p
         for p in range(len(value.axes))
@@ -32,7 +33,7 @@ def _gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> lis
     ]
     for place, operand in zip(numbers.offset_dims, inside, strict=True):
         if sizes[operand] == value.axes[operand].size:
-            axes[place] = value.axes[operand]
+            axes[place] = dataclasses.replace(value.axes[operand], zero=value.axes[operand].zero and keeps_zero)
         else:
             axes[place] = Axis(axes[place].ids, value.axes[operand].sources)
     indexed = [p for p, axis in enumerate(value.axes) if p in numbers.collapsed_slice_dims or sizes[p] != axis.size]

@@ -19,9 +19,10 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
 
     Args:
       model: the module before channels were removed; it is not changed.
-      params: smaller parameters, the arrays of the module as returned by ``equinox.partition``; None if the arrays of
-        ``model`` are already the smaller ones. The moments of an optimizer state are modules too, whose sizes must
-        match those of the parameters: ``smaller_module(small.also[0], kept=small.kept)``.
+      params: smaller parameters, the arrays of the module as returned by ``equinox.partition``, or some of them: others
+        stay as they are. None if the arrays of ``model`` are already the smaller ones. The moments of an optimizer
+        state are modules too, whose sizes must match those of the parameters:
+        ``smaller_module(small.also[0], kept=small.kept)``.
       kept: ``small.kept``, for grouped convolutions and GroupNorm, of which the sizes alone may not say how many groups
         are left.
 
@@ -29,7 +30,7 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
       A module of the same class, or a tree like ``model``.
 
     Raises:
-      ValueError: a layer with groups needs ``kept``.
+      ValueError: the parameters have a leaf that the module lacks, or a layer with groups needs ``kept``.
 
     A warning names the layers (LayerNorm, RMSNorm, GroupNorm) that divide by a number of channels that is
     smaller now, so that the outputs differ from those of ``small.apply``.
@@ -41,14 +42,13 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
     >>> small.out_features, small(jnp.ones(4)).shape
     (5, (5,))
     """
-    arrays, _ = eqx.partition(model if params is None else params, eqx.is_array)
-    leaves = jax.tree.leaves(arrays)
-    given, treedef = jax.tree.flatten(model)
-    places = [place for place, leaf in enumerate(given) if eqx.is_array(leaf)]
-    for place, leaf in zip(places, leaves, strict=True):
-        given[place] = leaf
-    copy = jax.tree.unflatten(treedef, given)
-    paths, _, structure = flatten(model)
+    paths, leaves, structure = flatten(model)
+    given = {path: leaf for path, leaf in zip(*flatten(params)[:2], strict=True) if eqx.is_array(leaf)}
+    copy = jax.tree.unflatten(structure, [given.pop(path, leaf) for path, leaf in zip(paths, leaves, strict=True)])
+    if given:
+        raise ValueError(
+            f"params has a leaf '{next(iter(given))}' that the module lacks; give small.params of this module"
+        )
     named = jax.tree.unflatten(structure, paths)  # the model with the path of each leaf in its place
     divisors = []
     for layer, layer_paths in zip(_layers(copy), _layers(named), strict=True):

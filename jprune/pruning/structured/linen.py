@@ -33,11 +33,18 @@ def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices] | None = No
       those of ``small.apply``. It raises a ``ValueError`` if the code of a module of yours declares the shape of a
       parameter that is smaller now.
 
+    Raises:
+      TypeError: ``module`` is not a Linen module.
+
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.zeros(5)}
     >>> smaller_apply(nn.Dense(8))({"params": params}, jnp.ones((1, 4))).shape
     (1, 5)
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module is a {type(module).__name__}; it must be a Linen module, not its apply or its parameters"
+        )
 
     @functools.wraps(module.apply)
     def apply(*args: PyTree, **kwargs: PyTree) -> PyTree:

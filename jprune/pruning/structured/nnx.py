@@ -1,5 +1,6 @@
 """Put smaller parameters back into a Flax NNX module."""
 
+import re
 from collections.abc import Mapping
 
 import jax
@@ -30,7 +31,9 @@ def smaller_module(
       A module of the same class.
 
     Raises:
-      ValueError: the parameters have a leaf that the module lacks, or a layer with groups needs ``kept``.
+      TypeError: ``model`` is not a module.
+      ValueError: the parameters have a leaf that the module lacks; a layer with groups needs ``kept``; a BatchNorm
+        needs ``state``; or attention has heads of two sizes, which ``flax.nnx`` cannot compute.
 
     A warning names the layers (LayerNorm, RMSNorm, GroupNorm, attention) that divide by a number of channels that is
     smaller now, so that the outputs differ from those of ``small.apply``.
@@ -40,28 +43,52 @@ def smaller_module(
     >>> model.out_features, model(jnp.ones((1, 4))).shape
     (5, (1, 5))
     """
+    if not isinstance(model, nnx.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(f"model is {kind}; it must be the nnx.Module before channels were removed")
     graphdef, whole = nnx.split(model)
-    copy = nnx.merge(graphdef, whole, copy=True)  # without copy=True, both modules have the same variables
+    paths, leaves, treedef = flatten(whole)
     given = {path: leaf for tree in (params, state) for path, leaf in _leaves(tree)}
     lost = set()  # the sizes of axes that are smaller now
-    for parts, variable in nnx.iter_graph(copy):
-        path = "/".join(map(str, parts))
-        if isinstance(variable, nnx.Variable) and path in given:
+    for place, path in enumerate(paths):  # also of arrays that are not variables, such as the scales of WeightNorm
+        if path in given:
             array = given.pop(path)
-            lost |= {size for size, now in zip(variable.shape, array.shape, strict=False) if size != now}
-            variable.set_value(array)
+            lost |= {size for size, now in zip(leaves[place].shape, array.shape, strict=False) if size != now}
+            leaves[place] = array
     if given:
-        raise ValueError(f"params has a leaf '{next(iter(given))}' that the module lacks; give those of this module")
+        raise ValueError(
+            f"params has a leaf '{next(iter(given))}' that the module lacks; give small.params of this module"
+        )
+    # Without copy=True, both modules have the same variables.
+    copy = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves), copy=True)
     divisors = []
     for parts, layer in nnx.iter_modules(copy):
         before, path = _divisor(layer), "".join(f"{part}/" for part in parts)
         _set_sizes(layer, path, kept)
+        _refuse_heads_of_two_sizes(layer, path)
         # A normalization without parameters does not show whether it has lost channels.
         may_have_lost = not _parameters(layer) and getattr(layer, "num_features", None) in lost
         if before is not None and (before != _divisor(layer) or may_have_lost):
             divisors.append((layer, path[:-1]))
     warn_of_other_divisors(divisors)
     return copy
+
+
+def _refuse_heads_of_two_sizes(layer: nnx.Module, prefix: str) -> None:
+    """Raise if heads have other sizes for values than for queries, and the attention of ``flax.nnx`` needs one size."""
+    if not isinstance(layer, nnx.MultiHeadAttention) or layer.dropout_rate:
+        return
+    queries, values = layer.query.kernel.shape[-1], layer.value.kernel.shape[-1]
+    if queries != values and layer.attention_fn is nnx.dot_product_attention:
+        raise ValueError(
+            f"the heads of {_named(layer, prefix)} have {queries} features for queries and {values} for "
+            "values, and flax.nnx computes only heads of one size: use small.apply, or remove whole heads, with "
+            f"sparsity={{{re.escape(f'{prefix}out/kernel[0]')!r}: fraction}} in channel_group_masks"
+        )
+
+
+def _named(layer: nnx.Module, prefix: str) -> str:
+    return f"{type(layer).__name__} '{prefix[:-1]}'" if prefix else type(layer).__name__
 
 
 def _divisor(layer: nnx.Module) -> int | None:
@@ -116,6 +143,7 @@ def _set_sizes(layer: nnx.Module, prefix: str, kept: Mapping[str, KeptIndices] |
             _set_norm_sizes(layer, prefix, kept)
         case nnx.MultiHeadAttention():
             inputs, layer.num_heads, layer.head_dim = layer.query.kernel.shape[-3:]
+            layer.in_kv_features, layer.num_kv_heads = layer.key.kernel.shape[-3:-1]
             layer.in_features, layer.qkv_features = inputs, layer.num_heads * layer.head_dim
             layer.out_features = layer.out.kernel.shape[-1]
         case nnx.LSTMCell() | nnx.OptimizedLSTMCell() | nnx.GRUCell() | nnx.SimpleCell():
@@ -138,6 +166,12 @@ def _set_norm_sizes(
         layer.group_size = size // layer.num_groups
     else:
         layer.num_features = size
+        mean = getattr(layer, "mean", None)
+        if mean is not None and mean.shape[-1] != size:
+            raise ValueError(
+                f"the statistics of {_named(layer, prefix)} have {mean.shape[-1]} features and its {known[0]} {size}"
+                "; give the smaller statistics too: smaller_module(model, small.params, small.state)"
+            )
 
 
 def _parameters(layer: nnx.Module) -> list[str]:

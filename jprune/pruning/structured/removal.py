@@ -216,6 +216,7 @@ def remove_dead(
       The smaller model.
 
     Raises:
+      TypeError: ``dead`` has an array that is not bool.
       ValueError: channels would be removed that are not zero in every layer, or whose group is not exact, and there
         is no ``check``; the outputs on ``check`` differ or are NaN; ``dead`` names no kernel, or has another length;
         or as ``remove_channels``.
@@ -230,7 +231,9 @@ def remove_dead(
     state = _state_of(graph, state, also)
     masked = params if masks is None else apply_masks(params, masks)
     named = _named_dead(graph, dead or {})
-    nonzero = dict(zip(*flatten(jax.tree.map(lambda x: np.asarray(x) != 0, masked))[:2], strict=True))
+    leaves = dict(zip(*flatten(masked)[:2], strict=True))
+    having = dict.fromkeys(member.path for group in graph.channels for member in group.members)
+    nonzero = {path: np.asarray(leaves[path]) != 0 for path in having}
     removed, unverified, inexact = [], [], []
     for place, group in enumerate(graph.channels):
         zero = ~np.any([_any_along(nonzero[member.path], member) for member in group.members], axis=0)
@@ -356,12 +359,14 @@ def _named_dead(graph: Graph, dead: Mapping[str, ArrayLike]) -> Removed:
     for path, given in dead.items():
         axes = graph.axes.get(path)
         outputs = () if axes is None else axes.outputs
-        units = np.asarray(given, bool)
+        units = np.asarray(given)
         if len(outputs) != 1 or units.shape != (graph.shapes[path][outputs[0]],):
             raise ValueError(
                 f"dead has {units.shape} units for '{path}'; it must name a kernel with one outputs axis, with a bool "
                 f"array of that size; kernels: {', '.join(graph.kernels)}"
             )
+        if units.dtype != bool:
+            raise TypeError(f"dead has {units.dtype} units for '{path}'; they must be bool, as of unit_status == -1")
         for place, group in enumerate(graph.channels):
             for member in group.members:
                 if (member.path, member.axis) == (path, outputs[0]):
@@ -456,12 +461,12 @@ def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptI
 
     def apply(params: PyTree, *inputs: PyTree, state: PyTree = None) -> PyTree:
         if model.state is not None and state is None and not model.state_by_keyword:
-            state, inputs = inputs[0], inputs[1:]
-        if (state is None) != (model.state is None):
+            state, inputs = (inputs[0], inputs[1:]) if inputs else (None, ())
+        if _array_shapes(state).keys() != _array_shapes(model.state).keys():
             raise TypeError(
-                "small.apply needs the state of the model: state=small.state"
-                if state is None
-                else "small.apply takes no state: the model was traced without one"
+                "small.apply takes no state: the model was traced without one"
+                if model.state is None
+                else "small.apply needs the state of the model: give state= to remove_channels, and state=small.state"
             )
         _check_small(params, kept_params)
         placed = _placed_like((model.params, model.state), (params, state))

@@ -16,13 +16,24 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from jprune.graph import Graph
 from jprune.graph.axes import Axes
 from jprune.graph.channels import ChannelGroup, Member
-from jprune.pruning.amounts import Amount, Budget, Keep, Kept, PerLayer, Scheduled, amount_of, single, without
+from jprune.pruning.amounts import (
+    Amount,
+    Budget,
+    Keep,
+    Kept,
+    PerLayer,
+    Scheduled,
+    amount_of,
+    fraction,
+    single,
+    without,
+)
 from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import uint64
 from jprune.pruning.selection.layers import describe, is_mask, layers_of
 from jprune.pruning.selection.uint64 import Count
 from jprune.pruning.structured.budgets import BUDGETS, Cost, cost_of
-from jprune.trees import first_matches, flatten
+from jprune.trees import check_pattern, first_matches, flatten, literally
 
 _reshard: Callable[..., Array] = jax.sharding.reshard
 _partition: Callable[..., jax.sharding.PartitionSpec] = jax.sharding.PartitionSpec
@@ -110,6 +121,8 @@ def channel_group_masks(
     )
     if keep is not None:
         return selection(scores, keep=keep, among=among)
+    if sparsity is None:
+        fraction(given[0], amounts[given[0]])
     return selection(scores, sparsity=amounts[given[0]], among=among)
 
 
@@ -158,6 +171,10 @@ def structured(
         raise ValueError(f"budget={budget!r} is unknown; use 'channels', 'parameters' or 'multiply_adds'")
     chosen = tuple(group for group in graph.channels if group.exact or inexact)
     if groups is not None:
+        check_pattern(f"groups={groups!r}", groups)
+        if graph.channels and not any(_matches(groups, group) for group in graph.channels):
+            hint = literally(groups, [name for group in graph.channels for name in _names(group)])
+            raise ValueError(f"groups={groups!r} matches none of {_some(graph.channels)}{hint}")
         chosen = tuple(group for group in chosen if _matches(groups, group))
     if not chosen:
         wanted = "" if groups is None else f" that groups={groups!r} matches"
@@ -165,9 +182,9 @@ def structured(
             f"the graph has no group of channels{wanted} that can be removed exactly; print(graph) shows why, "
             "inexact=True prunes the other groups too"
         )
-    multiples = _per_group("round_to", round_to, chosen, least=1)
+    multiples = _per_group("round_to", round_to, chosen, graph, least=1)
     steps = tuple(_step(group, multiple) for group, multiple in zip(chosen, multiples, strict=True))
-    floors = _per_group("min_channels", min_channels, chosen, least=0)
+    floors = _per_group("min_channels", min_channels, chosen, graph, least=0)
     return ChannelSelection(graph, budget, chosen, steps, tuple(floors), reduce, per_group)
 
 
@@ -329,7 +346,7 @@ class ChannelSelection:
                 f"with budget={self.budget!r}: use budget='channels', or one amount with min_channels={{regex: number}}"
             )
         limits = []
-        first = _first_matches("sparsity", list(amount), choice.groups)
+        first = _first_matches("sparsity", list(amount), choice.groups, self.graph)
         for group, blocks, pattern in zip(choice.groups, choice.blocks, first, strict=True):
             asked = 0.0 if pattern is None else amount[pattern]
             limit = (
@@ -539,16 +556,26 @@ def _blocks(size: int, step: int, floor: int) -> tuple[int, ...]:
     return tuple(before - after for before, after in zip([size, *allowed], allowed, strict=False))
 
 
-def _per_group(name: str, given: PerGroup, groups: Sequence[ChannelGroup], *, least: int) -> list[int]:
+def _per_group(name: str, given: PerGroup, groups: Sequence[ChannelGroup], graph: Graph, *, least: int) -> list[int]:
     values = given if isinstance(given, Mapping) else {"": given}
     for value in values.values():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}={given!r} must be an integer of {least} or more, or {{regex: integer}}")
-    return [1 if pattern is None else values[pattern] for pattern in _first_matches(name, list(values), groups)]
+    return [1 if pattern is None else values[pattern] for pattern in _first_matches(name, list(values), groups, graph)]
 
 
-def _first_matches(name: str, patterns: Sequence[str], groups: Sequence[ChannelGroup]) -> list[str | None]:
+def _first_matches(
+    name: str, patterns: Sequence[str], groups: Sequence[ChannelGroup], graph: Graph
+) -> list[str | None]:
     """Return for each group the first expression that matches one of its members; see ``first_matches``."""
+    for pattern in patterns:
+        check_pattern(f"{name} has the key {pattern!r}, which", pattern)
+        matched = [group for group in graph.channels if _matches(pattern, group)]
+        if matched and not any(_matches(pattern, group) for group in groups):
+            raise ValueError(
+                f"{name} has the key {pattern!r}, which matches only {_some(matched)}, and this stays whole: it is not "
+                "exact (inexact=True prunes it too), groups= does not match it, or it has no score"
+            )
     members = {
         f"{group.members[0].path}[{group.members[0].axis}] (group {i})": _names(group) for i, group in enumerate(groups)
     }

@@ -1,5 +1,7 @@
 """Modules rebuilt with the smaller parameters compute the same as the smaller program."""
 
+import inspect
+import re
 import warnings
 
 import chex
@@ -68,6 +70,93 @@ def test_nnx_attention_loses_heads_and_their_sizes():
 def test_nnx_parameters_of_another_module_are_refused():
     with pytest.raises(ValueError, match="params has a leaf 'kernels' that the module lacks"):
         structured_nnx.smaller_module(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), {"kernels": jnp.ones((2, 1))})
+
+
+def test_what_is_not_a_module_is_refused():
+    smaller_module = inspect.unwrap(structured_nnx.smaller_module)
+    with pytest.raises(TypeError, match=r"model is the class Linear; it must be the nnx\.Module before"):
+        smaller_module(nnx.Linear, {})
+    with pytest.raises(TypeError, match=r"model is a dict; it must be the nnx\.Module before"):
+        smaller_module({}, nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    with pytest.raises(TypeError, match="module is a dict; it must be a Linen module, not its apply"):
+        inspect.unwrap(linen.smaller_apply)({})
+
+
+class NNXNormalizedWeights(nnx.Module):
+    def __init__(self, rngs):
+        self.weight = nnx.WeightNorm(nnx.Linear(4, 8, rngs=rngs), rngs=rngs)
+        self.spectral = nnx.SpectralNorm(nnx.Linear(8, 6, rngs=rngs), rngs=rngs)
+        self.head = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.spectral(nnx.relu(self.weight(x)), update_stats=False)))
+
+
+def test_nnx_wrappers_keep_arrays_that_are_not_variables():
+    model = NNXNormalizedWeights(nnx.Rngs(0))  # WeightNorm has its scales in a dict of arrays, by paths
+    graphdef, params, statistics = nnx.split(model, nnx.Param, ...)
+    scores, x = jax.tree.map(jnp.abs, params), jnp.linspace(-1, 1, 20).reshape(5, 4)
+    graph = jprune.trace_model(lambda p, s, x: nnx.merge(graphdef, p, s)(x), params, x, state=statistics)
+    masks = jprune.channel_group_masks(graph, scores, sparsity=0.5, per_group=True)
+    small = jprune.remove_channels(graph, params, masks, state=statistics)
+    module = structured_nnx.smaller_module(model, small.params, small.state)
+    np.testing.assert_allclose(module(x), small.apply(small.params, x, state=small.state), atol=1e-6)
+    (scale,) = module.weight.scales.values()
+    assert (scale.shape, module.weight.layer_instance.out_features, module.spectral.layer_instance.in_features) == (
+        (4,),
+        4,
+        4,
+    )
+    assert model(x).shape == (5, 3)
+
+
+def test_nnx_attention_with_heads_of_two_sizes_is_refused_where_flax_refuses_it():
+    attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
+    params = {
+        "value": {"kernel": jnp.ones((8, 2, 3)), "bias": jnp.ones((2, 3))},
+        "out": {"kernel": jnp.ones((2, 3, 8))},
+    }
+    message = r"heads of MultiHeadAttention 'a' have 4 features for queries and 3 for values, .* small\.apply.*"
+    with pytest.raises(ValueError, match=message + re.escape(r"sparsity={'a/out/kernel\\[0\\]': fraction}")):
+        structured_nnx.smaller_module(nnx.Dict(a=attention), {"a": params})
+    attention.dropout_rate = 0.1  # with dropout, flax computes the weights itself
+    assert structured_nnx.smaller_module(attention, params).out.kernel.shape == (2, 3, 8)
+
+
+def test_nnx_attention_with_grouped_queries_has_a_cache_of_the_heads_that_are_left():
+    attention = nnx.MultiHeadAttention(4, 8, in_kv_features=6, num_kv_heads=2, decode=False, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(attention)
+    apply = lambda p, x, y: nnx.merge(graphdef, p)(x, y)
+    x, y = jnp.linspace(-1, 1, 24).reshape(1, 3, 8), jnp.linspace(-1, 1, 12).reshape(1, 2, 6)
+    graph = jprune.trace_model(apply, params, x, y)
+    scores = jax.tree.map(jnp.abs, params)
+    masks = jprune.channel_group_masks(graph, scores, sparsity={r"^out/kernel\[0\]": 0.5})
+    small = jprune.remove_channels(graph, params, masks)
+    module = structured_nnx.smaller_module(attention, small.params)
+    assert (module.num_heads, module.num_kv_heads, module.in_kv_features) == (2, 1, 6)
+    np.testing.assert_allclose(module(x, y), small.apply(small.params, x, y), atol=1e-6)
+    module.init_cache((1, 3, 8))
+    assert module.cached_key.shape == (1, 3, 1, 2)
+
+
+def test_nnx_batch_normalization_without_its_smaller_statistics_is_refused():
+    norm = nnx.BatchNorm(6, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"statistics of BatchNorm have 6 features and its scale 3; .* small\.state"):
+        structured_nnx.smaller_module(norm, {"scale": jnp.ones(3), "bias": jnp.ones(3)})
+
+
+def test_equinox_arrays_that_are_not_given_stay_and_unknown_ones_are_refused():
+    class Model(eqx.Module):
+        order: jax.Array
+        layer: eqx.nn.Linear
+
+    model = Model(jnp.arange(4), eqx.nn.Linear(4, 8, key=jax.random.key(0)))
+    trained, _ = eqx.partition(model, eqx.is_inexact_array)
+    small = eqx.tree_at(lambda m: (m.layer.weight, m.layer.bias), trained, (jnp.ones((5, 4)), jnp.ones(5)))
+    module = structured_equinox.smaller_module(model, small)
+    assert (module.layer.out_features, module.order.tolist()) == (5, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="params has a leaf 'head/weight' that the module lacks"):
+        structured_equinox.smaller_module(model, {"head": {"weight": jnp.ones((2, 2))}})
 
 
 @pytest.mark.parametrize("name", ["linen_conv_net", "linen_recurrent"])

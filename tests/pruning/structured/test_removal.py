@@ -1,6 +1,7 @@
 """The smaller network computes what the masked one computes, for networks of every kind."""
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -527,6 +528,26 @@ def test_units_named_dead_are_removed_if_the_outputs_stay():
         jprune.remove_dead(graph, params, dead={"a/kernel": np.ones(7, bool)}, check=x)
     with pytest.raises(ValueError, match="dead has"):
         jprune.remove_dead(graph, params, dead={"d/kernel": np.ones(7, bool)}, check=x)
+    with pytest.raises(TypeError, match="dead has int64 units for 'a/kernel'; they must be bool, as of unit_status"):
+        inspect.unwrap(jprune.remove_dead)(graph, params, dead={"a/kernel": np.where(dead, -1, 1)})  # 1 is linear
+
+
+def test_keys_among_the_parameters_do_not_hide_dead_channels():
+    params = {"a": jnp.array([[1.0, 0.0]]), "b": jnp.array([[2.0], [0.0]]), "key": jax.random.key(0)}
+    graph = trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 1)))
+    assert jprune.remove_dead(graph, params).params["a"].shape == (1, 1)
+
+
+def test_a_state_that_is_not_given_is_asked_for_by_name():
+    params, state = {"a": jnp.ones((1, 2)), "b": jnp.ones((2, 1))}, {"mean": jnp.ones(2)}
+    x = jnp.ones((1, 1))
+    graph = trace_model(lambda p, s, x: (x @ p["a"] * s["mean"][None]) @ p["b"], params, x, state=state)
+    small = jprune.remove_channels(graph, params, jprune.channel_group_masks(graph, params, sparsity=0.5))
+    for inputs in ((), (x,), (small.state, x)):
+        with pytest.raises(
+            TypeError, match=r"small\.apply needs the state of the model: give state= to remove_channels"
+        ):
+            small.apply(small.params, *inputs)
 
 
 def test_masks_without_a_whole_channel_are_named():

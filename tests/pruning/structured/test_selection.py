@@ -1,6 +1,7 @@
 """Budgets are met exactly by removing the channels with the lowest scores; errors name the channels that must stay."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -305,6 +306,23 @@ def test_bad_arguments_are_named():
         jprune.channel_group_masks(graph, {"a": scores["a"], "b": scores["b"]}, sparsity=0.5)
     with pytest.raises(ValueError, match="min_keep=3 counts weights"):
         jprune.structured(graph)(scores, sparsity=0.5, min_keep=3)
+    with pytest.raises(TypeError, match=r"multiply_adds is 2; it must be a float .*; for 2% write 0\.02"):
+        jprune.channel_group_masks(graph, scores, multiply_adds=2)
+    with pytest.raises(ValueError, match=r"parameters is 1\.5; it must be from 0\.0 to 1\.0"):
+        jprune.channel_group_masks(graph, scores, parameters=1.5)
+
+
+def test_expressions_that_match_no_group_say_how_to_write_them():
+    params, graph = chain()
+    scores, literal = jax.tree.map(jnp.abs, params), re.escape(r"to match the text 'a[1]', write 'a\\[1\\]'")
+    with pytest.raises(ValueError, match=r"sparsity has the key 'a\[1\]', which matches no group .*" + literal):
+        jprune.channel_group_masks(graph, scores, sparsity={"a[1]": 0.5})
+    with pytest.raises(ValueError, match=r"groups='a\[1\]' matches none of the group of 'a', .*" + literal):
+        jprune.structured(graph, groups="a[1]")
+    with pytest.raises(ValueError, match=r"groups='a\[' is not a regular expression: unterminated"):
+        jprune.structured(graph, groups="a[")
+    with pytest.raises(ValueError, match=r"min_channels has the key '\^c\$', which matches only .* groups= does not"):
+        jprune.structured(graph, groups=r"^a\[1\]$", min_channels={"^c$": 2, "": 1})
 
 
 class TestInTheChain:
