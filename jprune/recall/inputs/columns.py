@@ -9,13 +9,15 @@ from jprune.recall.inputs.predictions import Predictions
 from jprune.recall.inputs.raw import InputError, Raw
 
 _FEWEST = 20  # examples, with fewer of which two columns agree by chance
+_UNLIKELY = 0.01  # probability that the best other model is right about every example, below which labels are assumed
 _EXPECTED = 10  # examples on which two models agree by chance; none at all has a probability of e^-10 at most
 
 
 def refuse_other_columns(true: Int[np.ndarray, " examples"], tables: Sequence[Raw]) -> None:
     """Refuse tables with a column of labels, or one that says whether another column is right.
 
-    A column that equals the labels in one table alone may be a model that is always right, and gives a warning.
+    A column that equals the labels may be a model that is always right, and gives a warning, if it does so in one table
+    alone or if other models are so accurate that one of them could be right about every example.
 
     Args:
       true: the labels, as indices.
@@ -40,14 +42,16 @@ def refuse_other_columns(true: Int[np.ndarray, " examples"], tables: Sequence[Ra
         {_name(raw, int(c)) for c in np.flatnonzero(right.all(0))} for raw, right in zip(tables, rights, strict=True)
     ]
     of_all = sorted(set.intersection(*perfect))
-    if of_all and not all(right.all() for right in rights):
+    accuracies = np.concatenate([right.mean(0) for right in rights])
+    best = accuracies[accuracies < 1].max(initial=0)
+    if of_all and (accuracies < 1).any() and best ** len(true) < _UNLIKELY:
         raise InputError(
             f"{tables[0].name}, column {of_all[0]!r} equals the labels in every row, in every table: keep only the "
             f"columns of predictions, or pick them one by one ({_picked(tables[0])})"
         )
     for raw, right in zip(tables, rights, strict=True):
         hits = right.sum(0)
-        for c in np.flatnonzero(raw.values.max(0) == 1):
+        for c in np.flatnonzero((raw.values.max(0) == 1) & (hits < len(true))):
             says = raw.values[:, c]
             same = np.flatnonzero((hits == says.sum()) & (hits > 0) & (hits < len(true)))
             other = next((int(m) for m in same if (right[:, m] == says).all()), None)

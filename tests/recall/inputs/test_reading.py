@@ -309,6 +309,14 @@ def test_labels_correctness_and_second_choices_among_predictions_are_refused_wha
     read(capsys, "--dense", "d.csv:p", "--pruned", "2=t.csv:p")
 
 
+def test_a_model_that_is_always_right_is_read_next_to_models_that_are_almost_always_right():
+    good = LABELS.copy()
+    good[0] = (good[0] + 1) % 3
+    table = pd.DataFrame({"a": good, "b": LABELS})
+    report = recall.audit(LABELS, table, {2: table})
+    assert report.dense["accuracy"].tolist() == [1 - 1 / N, 1.0]
+
+
 def test_tables_of_one_hot_predictions_of_a_perfect_model_are_read():
     table = pd.DataFrame({"a": LABELS == 0, "b": LABELS > 0}).astype(int)
     report = recall.audit((LABELS > 0).astype(int), table, {2: table})
