@@ -1014,8 +1014,9 @@ def test_no_gain_is_listed_among_the_largest_losses():
 
 
 def test_an_example_that_half_of_the_models_lost_counts_as_lost_though_others_won_it():
-    labels = np.arange(40) % 2
-    dense, after = np.stack([labels] * 7 + [1 - labels] * 3), np.stack([labels] * 2 + [1 - labels] * 5 + [labels] * 3)
+    labels = np.arange(50) % 2
+    wrong = np.where(np.arange(50) < 40, 1 - labels, labels)
+    dense, after = np.stack([labels] * 7 + [wrong] * 3), np.stack([labels] * 2 + [wrong] * 5 + [labels] * 3)
     audit = recall.audit(labels, dense, {2: after})
     assert audit.at_risk["lost"].tolist() == pytest.approx([0.5] * len(audit.at_risk))
     assert audit.summary["risk_lost"].item() == 40
