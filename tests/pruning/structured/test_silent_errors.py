@@ -318,5 +318,7 @@ def test_masks_that_an_optimizer_has_computed_with_are_refused():
     link = jprune.prune(jprune.magnitude(where=lambda path, leaf: True), {1: 0.5})
     state = link.init(params)
     state = state._replace(masks=jax.tree.map(lambda mask: mask.astype(jnp.int32), state.masks))
-    with pytest.raises(TypeError, match=r"mask at 'a' has dtype int32.*optax.chain\(optax.contrib.sam\(...\), jprune.prune"):
+    with pytest.raises(
+        TypeError, match=r"mask at 'a' has dtype int32.*optax.chain\(optax.contrib.sam\(...\), jprune.prune"
+    ):
         link.update(params, state, params)
