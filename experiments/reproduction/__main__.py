@@ -131,8 +131,8 @@ def keep(folder: Path, name: str) -> None:
     """Add the results of a study to the tables.
 
     Raises:
-      ValueError: no study was run in the folder, its settings or ratios are not those of the table, or it lacks
-        networks of the existing table.
+      ValueError: no study was run in the folder, its settings or ratios are not those of the table, or it has some
+        networks of the existing table and lacks others.
     """
     if name in (*_GRIDS, *_PRUNED):
         cells = folder / ("pruned.csv" if name in _PRUNED else "cells.csv")
@@ -140,15 +140,11 @@ def keep(folder: Path, name: str) -> None:
             raise ValueError(f"{cells} is missing: run the study, or its action 'report', first")
         found = settings.recorded(folder)
         arms.check_grid(name, pd.read_csv(cells), grid_from_json(found["study"]) if found else None, folder)
+        table, made = _as_text(cells), provenance.portable(provenance.notes(folder))
         if (FOLDER / f"{name}.csv").exists():
-            kept, fresh = (_identities(pd.read_csv(path)) for path in (FOLDER / f"{name}.csv", cells))
-            if lost := kept - fresh:
-                raise ValueError(
-                    f"{cells} lacks {len(lost)} of the {len(kept)} networks that {name}.csv keeps, such as "
-                    f"{' '.join(min(lost))}: run the whole study into {folder} first"
-                )
-        files.write_bytes(FOLDER / f"{name}.csv", cells.read_bytes())
-        files.write_json(FOLDER / f"{name}.json", {"made": provenance.portable(provenance.notes(folder))})
+            table, made = _with_kept(table, made, name, cells)
+        files.write_bytes(FOLDER / f"{name}.csv", table.to_csv(index=False).encode())
+        files.write_json(FOLDER / f"{name}.json", {"made": made})
         return
     recorded = results.recorded(folder)
     if recorded is None:
@@ -157,10 +153,47 @@ def keep(folder: Path, name: str) -> None:
     ledger.keep(folder, recorded[0], name)
 
 
+def _with_kept(
+    cells: pd.DataFrame, made: list[dict[str, str]], name: str, path: Path
+) -> tuple[pd.DataFrame, list[dict[str, str]]]:
+    """Replace the networks of a table if all have been trained again, or add others to them.
+
+    Args:
+      cells: the new networks.
+      made: their origin.
+      name: name of the table.
+      path: file of the new networks, for the message.
+
+    Returns:
+      All networks, and their origin.
+
+    Raises:
+      ValueError: some networks of the table were trained again and others were not.
+    """
+    before = _as_text(FOLDER / f"{name}.csv")
+    kept, fresh = _identities(before), _identities(cells)
+    if kept <= fresh:
+        return cells, made
+    lost = kept - fresh
+    if kept & fresh:
+        raise ValueError(
+            f"{path} lacks {len(lost)} of the {len(kept)} networks that {name}.csv keeps, such as "
+            f"{' '.join(min(lost))}: run the whole study into {path.parent} first, or only networks that are not in "
+            "the table"
+        )
+    earlier = json.loads((FOLDER / f"{name}.json").read_text())["made"]
+    return pd.concat([before, cells], ignore_index=True), earlier + [entry for entry in made if entry not in earlier]
+
+
 def _identities(cells: pd.DataFrame) -> set[tuple[str, ...]]:
     """The columns that identify the networks of a grid, as a set of rows."""
     names = ["dataset", "method", "layer", "ratio", "depth", "width", "lr", "epochs", "replicate"]
-    return set(cells[[name for name in names if name in cells]].astype(str).itertuples(index=False, name=None))
+    return set(cells[[name for name in names if name in cells]].itertuples(index=False, name=None))
+
+
+def _as_text(path: Path) -> pd.DataFrame:
+    """Read a table without changing how its numbers are written."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def _more_seeds(grids: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:

@@ -391,12 +391,21 @@ def _missing(tables: Tables) -> str:
         if not networks:
             absent.append(words)
         elif networks < planned:
-            partial.append(f"{words} ({networks} of {planned} networks)")
+            partial.append(_with_note(words, f"{networks} of {planned} networks"))
         elif (counts := _weights_run(tables, name)) is not None and len(counts) < explanations.COUNTS:
-            partial.append(f"{words} ({len(counts)} of {explanations.COUNTS} counts)")
+            partial.append(_with_note(words, f"{len(counts)} of {explanations.COUNTS} counts"))
     parts = [f"**Not run**: {'; '.join(absent)}."] if absent else []
     parts += [f"**Run in part**: {'; '.join(partial)}."] if partial else []
     return " ".join(parts)
+
+
+def _with_note(words: str, note: str) -> str:
+    """Add a note in brackets, to those that end the words if there are any.
+
+    >>> _with_note("pruning on MNIST (J5)", "10 of 60 networks")
+    'pruning on MNIST (J5, 10 of 60 networks)'
+    """
+    return f"{words[:-1]}, {note})" if words.endswith(")") else f"{words} ({note})"
 
 
 def _weights_run(tables: Tables, name: str) -> pd.DataFrame | None:

@@ -397,6 +397,22 @@ def test_pruned_networks_are_kept_from_their_own_table(tmp_path, monkeypatch):
         reproduction.keep(tmp_path, "moons-pruned")
 
 
+def test_networks_of_another_run_are_added_to_a_grid_with_their_origin(tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(reproduction, "FOLDER", kept)
+    for seed in range(2):
+        run = tmp_path / f"run-{seed}"
+        run.mkdir()
+        table = _pruned("UP", range(2), [2.0, 4.0])
+        table[table["replicate"] == seed].to_csv(run / "pruned.csv", index=False)
+        entry = {"command": f"python -m experiments.jumpstart_grid --shard {seed}/2", "commit": "x"}
+        files.write_json(run / "made" / "1.json", entry)
+        reproduction.keep(run, "moons-pruned")
+    assert list(pd.read_csv(kept / "moons-pruned.csv")["replicate"]) == [0] * 5 + [1] * 5
+    made = json.loads((kept / "moons-pruned.json").read_text())["made"]
+    assert [entry["command"][-3:] for entry in made] == ["0/2", "1/2"]
+
+
 @pytest.mark.slow
 @pytest.mark.optax_promotes
 def test_stored_results_are_kept_once_and_can_be_extended(tmp_path, capsys):

@@ -326,7 +326,7 @@ def test_what_is_missing_is_listed_and_nothing_is_when_all_has_run():
     assert summary._missing(_tables(recalls, cells, pruned)) == ""
     few = {"mnist-pruned": pd.DataFrame({"ratio": [1.0] * 7})}
     assert summary._missing(_tables(recalls, cells, few)) == (
-        "**Run in part**: pruning of thin networks on MNIST (J5) (7 of 60 networks)."
+        "**Run in part**: pruning of thin networks on MNIST (J5, 7 of 60 networks)."
     )
 
 
