@@ -209,6 +209,7 @@ def report() -> None:
         studies[name] = studies[name].at_nominal((1, 2, 4, 10, 20, 50))
     grids = {name: pd.read_csv(FOLDER / f"{name}.csv") for name in _GRIDS if (FOLDER / f"{name}.csv").exists()}
     pruned = {name: pd.read_csv(FOLDER / f"{name}.csv") for name in _PRUNED if (FOLDER / f"{name}.csv").exists()}
+    shown = jumpstart.planned_to_be_read(pruned)
     published = pd.read_csv(PUBLISHED / "jumpstart_moons.csv")
     boxes = pd.read_csv(PUBLISHED / "recall_alpha_boxplots.csv")
     known = {**studies, "cifar10-published": ledger.published_counts(PUBLISHED / "recall_cifar10_resnet56_counts.csv")}
@@ -216,7 +217,7 @@ def report() -> None:
         *jumpstart.of_moons(grids.get("moons"), grids.get("moons-layers"), published, _more_seeds(grids)),
         jumpstart.of_tables(grids.get("uci")),
         *jumpstart.of_pruned(
-            [pruned[name] for name in pruned if name != summary.NEW_SEEDS], pruned.get(summary.NEW_SEEDS)
+            [shown[name] for name in shown if name != summary.NEW_SEEDS], shown.get(summary.NEW_SEEDS)
         ),
         *hypotheses.of_recalls(known, boxes),
         *explanations.of_explanations(studies | explaining),
@@ -230,7 +231,7 @@ def report() -> None:
     parts = [_recall(name, study) for name, study in studies.items() if study.complete(["magnitude"])]
     blocks["recall"] = "\n".join([_BOXES, *parts] if parts else [])
     on_grids = [_grid(name, cells) for name, cells in grids.items()]
-    on_grids += [_titled(name, [reporting.still_trained(after)]) for name, after in pruned.items()]
+    on_grids += [_titled(name, [reporting.still_trained(after)]) for name, after in shown.items()]
     blocks["jumpstart"] = "\n".join(on_grids)
     blocks["made"] = _made([*studies, *explaining, *grids, *pruned])
     pictures = {}

@@ -1,7 +1,7 @@
 """The planned questions on the jumpstart grids, each with its test and its verdict (see ``verdicts``)."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from experiments.reproduction.verdicts import LEVEL, Verdict, least_split, not_r
 
 _SEEDS_OF_J5 = 5
 _FEWEST_PAIRS, _LEVEL_FURTHER = 10, 0.05  # of J5 and J6
+_READ_FROM = {"mnist-pruned": 10}  # table: number of networks from which the plan allows it to be read
 
 
 def of_moons(
@@ -59,6 +60,15 @@ def of_pruned(tables: Sequence[pd.DataFrame], more_seeds: pd.DataFrame | None = 
         _further("J5", question, pd.concat(tables)) if tables else not_run("J5", question),
         not_run("J6", again) if more_seeds is None else _further("J6", again, new_seeds(more_seeds)),
     ]
+
+
+def planned_to_be_read(pruned: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Leave out tables that the plan allows to be read only when more networks are complete.
+
+    >>> sorted(planned_to_be_read({name: pd.DataFrame({"ratio": [1.0]}) for name in ("moons-pruned", "mnist-pruned")}))
+    ['moons-pruned']
+    """
+    return {name: after for name, after in pruned.items() if (after["ratio"] == 1).sum() >= _READ_FROM.get(name, 0)}
 
 
 def new_seeds(after: pd.DataFrame) -> pd.DataFrame:
