@@ -130,6 +130,25 @@ def test_launching_and_a_shard_exclude_each_other():
     for name, value in {"jobs": 4, "partition": "gpu", "gpus": 1, "cpus": 8, "hours": 2.0}.items():
         with pytest.raises(ValueError, match=f"{name}={value!r} has no effect without --launch; add --launch slurm or"):
             ClusterOptions(**{name: value})
+    for name, value in {"partition": "gpu", "cpus": 8}.items():
+        with pytest.raises(ValueError, match=f"{name}={value!r} has no effect with --launch local; remove it"):
+            ClusterOptions(launch="local", **{name: value})
+
+
+def test_every_local_job_has_gpus_of_its_own(tmp_path, monkeypatch):
+    """submitit would give the first GPUs of the machine to every job."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(launch.launchers, "gpus_of_node", lambda: 4)
+    assert launch.gpus_of_jobs(ClusterOptions(launch="local", jobs=2, gpus=2)) == ["0,1", "2,3"]
+    assert launch.gpus_of_jobs(ClusterOptions(launch="slurm", jobs=2, gpus=8)) == [None, None]
+    assert launch.gpus_of_jobs(ClusterOptions(launch="local", jobs=2)) == [None, None]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
+    assert launch.gpus_of_jobs(ClusterOptions(launch="local", jobs=2, gpus=1)) == ["5", "7"]
+    with pytest.raises(ValueError, match=r"jobs=3 with gpus=1 each need 3 NVIDIA GPUs, and this process sees 2; give"):
+        launch.launch("experiments.nothing", [], ClusterOptions(launch="local", jobs=3, gpus=1), tmp_path)
+    script = f"import os; open({str(tmp_path / 'seen')!r}, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+    launch.Part([sys.executable, "-c", script], tmp_path, hours=1, gpus="7")()
+    assert (tmp_path / "seen").read_text() == "7"
 
 
 @pytest.mark.parametrize(
