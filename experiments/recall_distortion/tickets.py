@@ -4,7 +4,7 @@
 of the remaining weights by magnitude, rewinds, and repeats, with the settings of OpenLTH's mnist_lenet_300_100: SGD
 with a learning rate of .1, batch 128, 40 epochs. It audits every level against the dense networks.
 
-Cost: 16 levels of 40 epochs are 270,000 steps per network, about three minutes on 2 CPU cores according to the step
+Cost: 16 levels of 40 epochs are 270,000 steps per network, about six minutes on 2 CPU cores according to the step
 time in benchmarks/results.md. The full run has not been made.
 """
 
