@@ -130,7 +130,7 @@ class Part:
 
     def _complete(self) -> frozenset[Path]:
         """The complete stages and checkpoints of the folder, of this part and of others."""
-        return frozenset(path for path in self.folder.glob("store/*/*-*") if PARTIAL not in path.name)
+        return frozenset(path for path in self.folder.glob("store/*/*-*") if path.is_dir() and PARTIAL not in path.name)
 
 
 @contextlib.contextmanager

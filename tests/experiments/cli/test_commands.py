@@ -241,7 +241,7 @@ def test_the_command_of_a_job_does_not_end_at_the_signal_of_a_time_out_or_a_pree
 
 
 def test_a_job_that_completes_no_stage_within_its_time_limit_is_not_requeued(tmp_path, monkeypatch):
-    """After a preemption, which comes earlier, or a completed stage it is requeued."""
+    """After a preemption, which comes earlier, or a completed stage it is requeued; a claim is no stage."""
     submitit = pytest.importorskip("submitit", reason="needs the extra cluster")
     now = 1000.0
     monkeypatch.setattr(launch.time, "time", lambda: now)
@@ -249,6 +249,7 @@ def test_a_job_that_completes_no_stage_within_its_time_limit_is_not_requeued(tmp
     (tmp_path / "store" / "dense-0" / "00000-00001").mkdir(parents=True)
     (tmp_path / "store" / "dense-0" / "00001-00002.partial-1").mkdir()
     part()
+    (tmp_path / "store" / "dense-0" / "00001-00002.claim").touch()
     now += 600
     assert isinstance(part.checkpoint(), submitit.helpers.DelayedSubmission)
     now += 2900
