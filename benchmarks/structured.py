@@ -103,8 +103,8 @@ def resnet(blocks: int = 3, batch: int = 128, shape: tuple[int, int, int] = (32,
         state[f"block{i}"] = {half: statistics(params[f"block{i}"][half]) for half in ("one", "two")}
 
     def normalized(p: Any, s: Any, x: jax.Array, stride: int = 1) -> tuple[jax.Array, Any]:
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        x = jax.lax.conv_general_dilated(x, p["kernel"], (stride, stride), "SAME", dimension_numbers=dimensions)
+        dimensions, pads = ("NHWC", "HWIO", "NHWC"), ((1, 1), (1, 1))  # "SAME" shifts strided ones by a pixel
+        x = jax.lax.conv_general_dilated(x, p["kernel"], (stride, stride), pads, dimension_numbers=dimensions)
         mean, var = jnp.mean(x, axis=(0, 1, 2)), jnp.var(x, axis=(0, 1, 2))
         new = {"mean": 0.9 * s["mean"] + 0.1 * mean, "var": 0.9 * s["var"] + 0.1 * var}
         return (x - mean) * jax.lax.rsqrt(var + 1e-5) * p["scale"] + p["bias"], new

@@ -21,7 +21,7 @@ from torch import nn
 
 import jprune
 from benchmarks import in_torch, structured
-from benchmarks.timing import Row, Side, compare
+from benchmarks.timing import Row, Side, compare, same
 from experiments.data import datasets
 from jprune.pruning.structured.removal import SmallModel
 
@@ -135,6 +135,7 @@ def _accuracies(steps: int, fine_tuning: int) -> str:
     data = datasets.load("fashion_mnist", data_dir=os.environ.get("JPRUNE_DATA_DIR"))
     torch.manual_seed(0)
     net = in_torch.ResNet(20, 1, 10)
+    net.head = nn.Linear(64, 10, bias=False)  # as in ``structured.resnet``
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
@@ -148,6 +149,8 @@ def _accuracies(steps: int, fine_tuning: int) -> str:
     widths = [block.conv1.out_channels for block in theirs.blocks]
 
     model = _in_jax(net)
+    logits, _ = model.apply(model.params, jnp.asarray(test[0][:8]), state=model.state)
+    same("logits of the dense network", logits, _logits_torch(net, test[0][:8]), rtol=1e-3, atol=1e-3)
     small = structured.halved(model)
     before, after = small.table.multiply_adds or (1, 1)
     accuracies = [_accuracy_torch(net, test), _accuracy_torch(theirs, test), _accuracy_jax(small, small.params, test)]
@@ -184,10 +187,14 @@ def _train_torch(net: nn.Module, batches: Batches, rate: float) -> None:
 
 
 def _accuracy_torch(net: nn.Module, test: tuple[np.ndarray, np.ndarray]) -> float:
-    net = copy.deepcopy(net).train()
+    logits = [_logits_torch(net, test[0][i : i + 500]) for i in range(0, len(test[0]), 500)]
+    return float((np.concatenate(logits).argmax(1) == test[1]).mean())
+
+
+def _logits_torch(net: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Return the logits with the statistics of this batch."""
     with torch.no_grad():
-        logits = [net(_channels_first(test[0][i : i + 500]))[0] for i in range(0, len(test[0]), 500)]
-    return float((torch.cat(logits).argmax(1).numpy() == test[1]).mean())
+        return copy.deepcopy(net).train()(_channels_first(images))[0].numpy()
 
 
 def _channels_first(images: np.ndarray) -> torch.Tensor:

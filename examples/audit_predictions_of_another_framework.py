@@ -2,11 +2,11 @@
 
 python examples/audit_predictions_of_another_framework.py
 
-Trains MLPClassifiers on digits, prunes each by setting its smallest weights to 0, continues training with those weights
-reset to 0 after every epoch, and audits the predictions; nothing is trained with jprune. It does so once on balanced
-classes, and twice on a long tail of 10:1 in which digit 0 is the most common or the rarest class, to separate rare from
-hard classes. Writes balanced.html, zero-commonest.html, zero-rarest.html and a figure of each into the current folder.
-Takes a few minutes on two cores.
+Trains MLPClassifiers on digits, continues training while the weights that were the smallest are set to 0 after every
+epoch, and audits the predictions; nothing is trained with jprune. It does so once on balanced classes, and twice on a
+long tail of 10:1 in which digit 0 is the most common or the rarest class, to separate rare from hard classes. Writes
+balanced.html, zero-commonest.html, zero-rarest.html and a figure of each into the current folder. Takes a few minutes
+on two cores.
 """
 
 import copy

@@ -1,5 +1,6 @@
 """The accelerator benchmarks at sizes for a CPU, and the benchmarks without PyTorch."""
 
+import functools
 import json
 import math
 import sys
@@ -7,10 +8,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from benchmarks import __main__ as command
 from benchmarks import accelerator, imports, steps, structured, timing, tracing
 from benchmarks import selection as selections
+from experiments.models import networks
 
 pytestmark = pytest.mark.optax_promotes
 SMALL = accelerator.Sizes(
@@ -116,3 +119,20 @@ def test_the_rows_of_the_readme_are_those_of_the_benchmarks(monkeypatch):
     rows = list(selections.in_memory(10**7, leaves=False))
     assert set(rows) <= set(command.IN_README)
     assert len(rows) == 2
+
+
+def test_the_resnet_whose_channels_are_removed_is_that_of_the_studies():
+    """It gets weights that were trained in PyTorch, whose padding is that of the studies."""
+    model = structured.resnet(blocks=1, batch=4, shape=(8, 8, 1))
+    net = networks.ResNet(8, (8, 8, 1), 10, rngs=nnx.Rngs(0))
+    layers = {"stem": (net.stem, net.norm)}
+    for i, block in enumerate(net.blocks):
+        layers |= {f"block{i}/one": (block.conv1, block.norm1), f"block{i}/two": (block.conv2, block.norm2)}
+    for path, (conv, norm) in layers.items():
+        own = functools.reduce(lambda tree, name: tree[name], path.split("/"), model.params)
+        conv.kernel[...], norm.scale[...], norm.bias[...] = own["kernel"], own["scale"], own["bias"]
+    net.head.kernel[...] = model.params["head"]
+    net.train()
+    with jax.numpy_rank_promotion("allow"):
+        logits, _ = jax.jit(lambda params, x: model.apply(params, x, state=model.state))(model.params, model.inputs)
+    np.testing.assert_allclose(logits, nnx.jit(lambda net, x: net(x))(net, model.inputs), rtol=1e-4, atol=1e-4)

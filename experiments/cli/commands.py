@@ -65,9 +65,9 @@ class ClusterOptions:
     partition: str | None = None
     """With --launch slurm: the Slurm partition."""
     gpus: int = 0
-    """With --launch: GPUs per job."""
+    """With --launch: GPUs per job; different ones for each local job."""
     cpus: int = 4
-    """With --launch: CPU cores per job."""
+    """With --launch slurm: CPU cores per job."""
     hours: float = 24
     """With --launch: time limit per job. A job that reaches it is requeued and resumes."""
 
@@ -87,6 +87,9 @@ class ClusterOptions:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} has no effect without --launch; add --launch slurm or local"
                 )
+        for name in ("partition", "cpus") if self.launch == "local" else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect with --launch local; remove it")
         if self.shard and self.coordinator:
             raise ValueError(
                 f"shard={self.shard!r} cannot be combined with coordinator={self.coordinator!r}: the processes of one "

@@ -83,20 +83,23 @@ class Part:
       command: computes the part.
       folder: of the results.
       hours: time limit.
+      gpus: value of CUDA_VISIBLE_DEVICES for the command; None to leave it as it is.
       began: when this job started, and the stages and checkpoints that were complete then.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path, hours: float):
+    def __init__(self, command: Sequence[str], folder: Path, hours: float, gpus: str | None = None):
         self.command = list(command)
         self.folder = folder.absolute()
         self.hours = hours
+        self.gpus = gpus
         self.began: tuple[float, frozenset[Path]] = (0.0, frozenset())
 
     def __call__(self) -> int:
         """Run the command; an exit status other than 0 fails the job."""
         self.began = (time.time(), self._complete())
+        environment = os.environ if self.gpus is None else {**os.environ, "CUDA_VISIBLE_DEVICES": self.gpus}
         with _deaf_to_warnings():
-            process = subprocess.Popen(self.command)
+            process = subprocess.Popen(self.command, env=environment)
         with process:
             try:
                 status = process.wait()
@@ -127,7 +130,7 @@ class Part:
 
     def _complete(self) -> frozenset[Path]:
         """The complete stages and checkpoints of the folder, of this part and of others."""
-        return frozenset(path for path in self.folder.glob("store/*/*-*") if PARTIAL not in path.name)
+        return frozenset(path for path in self.folder.glob("store/*/*-*") if path.is_dir() and PARTIAL not in path.name)
 
 
 @contextlib.contextmanager
@@ -155,7 +158,8 @@ def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions
       folder: of the results, which every job must be able to write to.
 
     Raises:
-      ValueError: this process is one of several that would all submit the study.
+      ValueError: this process is one of several that would all submit the study, or local jobs need more GPUs than
+        there are.
       ImportError: submitit is not installed.
       RuntimeError: jobs failed (``local``); the message names their logs.
     """
@@ -165,6 +169,7 @@ def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions
             f"launch={cluster.launch!r} in {times} processes of a launcher or tasks of an array would submit the study "
             f"{times} times; give the command once, outside of them"
         )
+    gpus = gpus_of_jobs(cluster)
     try:
         import submitit  # noqa: PLC0415 an extra
     except ImportError as error:
@@ -183,7 +188,9 @@ def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions
             executor.update_parameters(slurm_partition=cluster.partition)
     command = [sys.executable, "-m", module, *given]
     shards = [f"{i}/{cluster.jobs}" for i in range(cluster.jobs)]
-    parts = [Part([*command, "--shard", shard], folder, cluster.hours) for shard in shards]
+    parts = [
+        Part([*command, "--shard", shard], folder, cluster.hours, own) for shard, own in zip(shards, gpus, strict=True)
+    ]
     with _outside_of_a_job():
         jobs = executor.submit_array(parts)
     print(f"{len(jobs)} jobs, {', '.join(job.job_id for job in jobs)}; logs in {logs}", flush=True)
@@ -197,6 +204,25 @@ def launch(module: str, arguments: Sequence[str] | None, cluster: ClusterOptions
             "command to compute the missing stages"
         )
     subprocess.run([sys.executable, "-m", module, "report", "--out", str(folder)], check=True)
+
+
+def gpus_of_jobs(cluster: ClusterOptions) -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES of each local job, as submitit gives the first GPUs to all; None under Slurm, which assigns.
+
+    Raises:
+      ValueError: the jobs need more GPUs than there are.
+    """
+    if cluster.launch != "local" or not cluster.gpus:
+        return [None] * cluster.jobs
+    visible, needed = os.environ.get("CUDA_VISIBLE_DEVICES"), cluster.jobs * cluster.gpus
+    listed = map(str, range(launchers.gpus_of_node())) if visible is None else visible.split(",")
+    names = [name.strip() for name in listed if name.strip()]
+    if needed > len(names):
+        raise ValueError(
+            f"jobs={cluster.jobs} with gpus={cluster.gpus} each need {needed} NVIDIA GPUs, and this process sees "
+            f"{len(names)}; give fewer --jobs or --gpus"
+        )
+    return [",".join(names[i : i + cluster.gpus]) for i in range(0, needed, cluster.gpus)]
 
 
 @contextlib.contextmanager

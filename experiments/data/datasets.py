@@ -126,7 +126,8 @@ def load(
       tables.Missing: the data is not on this machine; the message says how to get it.
       files.StoreError: the cache cannot be written.
       ImportError: an extra is missing; the message names it.
-      ValueError: the name is unknown, a file has unusable content, or an argument does not apply.
+      ValueError: the name is unknown, a file has unusable content, or an argument does not apply, such as an
+        imbalance for which a class has too few examples.
 
     >>> digits = load("digits")
     >>> [len(split.labels) for split in (digits.train, digits.validation, digits.test)]
@@ -230,6 +231,12 @@ def _assembled(
     if imbalance is not None:
         rng = np.random.default_rng((seed, 2))
         train = train.take(splits.long_tailed(train.labels, len(class_names), imbalance, rng))
+        largest = int((train.labels == 0).sum())
+        if largest + 1 <= imbalance:  # the last class would keep less than one example
+            raise ValueError(
+                f"imbalance={imbalance} is more than the {largest} training examples that class {class_names[0]!r} can "
+                f"keep, so class {class_names[-1]!r} would have none; give a smaller one"
+            )
     return Dataset(name, train, validation, test, class_names, *_moments(name, train.images))
 
 
@@ -284,9 +291,12 @@ def _numbers(classes: Sequence[int | str], class_names: tuple[str, ...]) -> tupl
     for c in classes:
         number = class_names.index(c) if c in class_names else c
         if not isinstance(number, int) or not 0 <= number < len(class_names):
-            raise ValueError(
-                f"classes={classes!r}: {c!r} is not a class; there are 0 to {len(class_names) - 1}: {class_names}"
+            known = (
+                f"there are {', '.join(class_names)}"
+                if isinstance(c, str)
+                else f"there are 0 to {len(class_names) - 1}"
             )
+            raise ValueError(f"classes={classes!r}: {c!r} is not a class; {known}")
         numbers.append(number)
     if len(set(numbers)) < max(len(numbers), 2):
         raise ValueError(f"classes={classes!r} must be two or more classes, each given once")

@@ -231,9 +231,8 @@ def folder(path: Path, size: Size | None) -> Decoding:
 
     Raises:
       Missing: there is no ``train`` folder.
-      ValueError: fewer than two classes, a class without images, a class of the test folder that the
-        training folder lacks, an image of more than 8 bits, or images that differ in size where
-        ``size`` is None.
+      ValueError: fewer than two classes, a class or a test folder without images, a class of the test folder that
+        the training folder lacks, an image of more than 8 bits, or images that differ in size where ``size`` is None.
     """
     if not (path / "train").is_dir():
         raise Missing(f"folder:{path} has no folder train/; it must have one, with a subfolder for each class")
@@ -276,6 +275,8 @@ def _listing(path: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
         if not images and path.name == "train":
             raise ValueError(f"{path / name} has no images, which end in {', '.join(_SUFFIXES)}")
         listed += [((i + 0.5) / len(images), file, label) for i, file in enumerate(images)]
+    if not listed:
+        raise ValueError(f"{path} has no images in subfolders of the classes {', '.join(names)}; add them or remove it")
     return [(file, label) for _, file, label in sorted(listed, key=lambda one: one[0])]
 
 

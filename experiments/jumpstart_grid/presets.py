@@ -117,8 +117,8 @@ def mnist() -> Grid:
 def cifar10() -> Grid:
     """The CIFAR-10 grid: depths 10, 20, 30 x 7 widths, two learning rates, four penalties; needs the data.
 
-    Cost: 210 networks of 141,000 steps; not measured. From operations and the measured step of ResNet-20, the one of
-      depth 30 and width 192 would take 4,600 hours on 2 CPU cores: use accelerators, and choose a part of the cells.
+    Cost: 210 networks of 156,000 steps; not measured. From operations and the measured step of ResNet-20, the one of
+      depth 30 and width 192 would take 5,600 hours on 2 CPU cores: use accelerators, and choose a part of the cells.
     As published: batch 128, 400 epochs, Adam, no augmentation, every weighted layer penalized.
     """
     return Grid(
@@ -150,8 +150,8 @@ def cifar10_notebook() -> Grid:
 def cifar100() -> Grid:
     """The CIFAR-100 networks, thin and deep against wide and shallow; needs the data.
 
-    Cost: 80 networks of 141,000 steps; not measured. From operations and the measured step of ResNet-20, the one of
-      depth 20 and width 64 would take 340 hours on 2 CPU cores: use accelerators.
+    Cost: 80 networks of 156,000 steps; not measured. From operations and the measured step of ResNet-20, the one of
+      depth 20 and width 64 would take 410 hours on 2 CPU cores: use accelerators.
     The claim: 20x8 beats 10x16, and 20x32 beats 10x64. Settings as for cifar10.
     """
     return dataclasses.replace(

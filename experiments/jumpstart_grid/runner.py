@@ -26,7 +26,10 @@ from experiments.training import launchers
 
 ENGINES: dict[str, ModuleType] = {"moons": moons, "images": image_grid, "tables": uci_tables}
 # Columns of the cells of every kind that the report reads.
-_CELL_COLUMNS = ("dataset", "method", "width", "depth", "epochs", "replicate", "floor", "train_acc", "val_acc")
+_CELL_COLUMNS = (
+    *("dataset", "method", "width", "depth", "epochs", "replicate", "floor", "train_acc", "val_acc"),
+    *("train_acc_last", "val_acc_last", "unit_dead", "unit_linear", "point_dead"),
+)
 _POLL = 2.0  # seconds between looks at stages that another run is computing
 
 

@@ -46,10 +46,15 @@ def load(name: str) -> Callable[..., object]:
 def spec(model: object) -> str:
     """Return the name under which a class is stored, ``package.module:Class``.
 
+    Raises:
+      ValueError: the model has no name, such as a ``functools.partial``.
+
     >>> import flax.nnx
     >>> spec(flax.nnx.Linear)
     'flax.nnx.nn.linear:Linear'
     """
+    if not hasattr(model, "__qualname__"):
+        raise ValueError(f"model={model!r} has no name, by which results are stored; give a class and model_options")
     return f"{model.__module__}:{model.__qualname__}"
 
 

@@ -56,7 +56,7 @@ def chunk_size(study: Study, running: Running, dataset: datasets.Dataset, task: 
     devices = jax.device_count()
     if running.chunk is not None:
         return running.chunk
-    recipe = plan.dense_recipe(study, max(study.jumpstart))
+    recipe = plan.dense_recipe(study, max(*study.jumpstart, *study.finetune_jumpstart))
     tx = steps.optimizer(task, recipe, 1, where)
     batch = datasets.Split(*(jax.ShapeDtypeStruct((study.batch, *x.shape[1:]), x.dtype) for x in dataset.train))
     state = jax.eval_shape(lambda: steps.begin(tx, *task.init(jax.random.key(0)), jax.random.key(0)))

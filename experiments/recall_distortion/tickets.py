@@ -4,7 +4,7 @@
 of the remaining weights by magnitude, rewinds, and repeats, with the settings of OpenLTH's mnist_lenet_300_100: SGD
 with a learning rate of .1, batch 128, 40 epochs. It audits every level against the dense networks.
 
-Cost: 16 levels of 40 epochs are 270,000 steps per network, about three minutes on 2 CPU cores according to the step
+Cost: 16 levels of 40 epochs are 270,000 steps per network, about six minutes on 2 CPU cores according to the step
 time in benchmarks/results.md. The full run has not been made.
 """
 
@@ -32,6 +32,8 @@ from experiments.storage import settings as recorded
 from experiments.training import phases, processes, replicates, tasks
 from experiments.training.tasks import Context
 from jprune.recall import Audit
+
+_INIT, _TRAIN = range(2)  # purposes of a replicate's keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +107,8 @@ def predictions(settings: Tickets, dataset: datasets.Dataset) -> Iterator[list[t
     predict = phases.compile_predict(task, placement, len(dataset.test.labels))
     train = _compiled(task, tx, dataset.train, settings.batch)
     for index in range(settings.replicates):
-        key = replicates.key(settings.seed, jnp.int32(index), 0)
-        params, stats = task.init(key)
+        init_key, key = (replicates.key(settings.seed, jnp.int32(index), purpose) for purpose in (_INIT, _TRAIN))
+        params, stats = task.init(init_key)
         if jax.tree.leaves(stats):
             raise ValueError(f"model={settings.model!r} has statistics, which this study does not rewind")
         total = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -126,21 +128,27 @@ def _compiled(
     images, labels = jnp.asarray(split.images), jnp.asarray(split.labels)
     each = len(labels) // batch
 
-    def step(carry: tuple[PyTree, PyTree], number: jax.Array, key: jax.Array, stats: PyTree) -> tuple[PyTree, PyTree]:
-        params, state = carry
-        order = jax.random.permutation(jax.random.fold_in(key, number // each), len(labels))
-        chosen = jax.lax.dynamic_slice_in_dim(order, number % each * batch, batch)
-        context = Context(stats, datasets.Split(images[chosen], labels[chosen]), jax.random.fold_in(key, number))
-        grads, _ = jax.grad(task.loss, has_aux=True)(params, context, "train")
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+    def order_of(key: jax.Array, epoch: jax.Array) -> jax.Array:
+        return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 0), epoch), len(labels))
 
     @jax.jit
     def train(
         fixed: tuple[jax.Array, PyTree], params: PyTree, state: PyTree, begin: jax.Array, end: jax.Array
     ) -> PyTree:
-        advance = lambda number, carry: step(carry, number, *fixed)
-        return jax.lax.fori_loop(begin, end, advance, (params, state))
+        key, stats = fixed
+
+        def step(number: jax.Array, carry: tuple[PyTree, PyTree, jax.Array]) -> tuple[PyTree, PyTree, jax.Array]:
+            params, state, order = carry
+            # Once per epoch, because a permutation takes many times as long as a step.
+            order = jax.lax.cond(number % each == 0, lambda: order_of(key, number // each), lambda: order)
+            chosen = jax.lax.dynamic_slice_in_dim(order, number % each * batch, batch)
+            step_key = jax.random.fold_in(jax.random.fold_in(key, 1), number)
+            context = Context(stats, datasets.Split(images[chosen], labels[chosen]), step_key)
+            grads, _ = jax.grad(task.loss, has_aux=True)(params, context, "train")
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state, order
+
+        return jax.lax.fori_loop(begin, end, step, (params, state, order_of(key, begin // each)))[:2]
 
     return train
 

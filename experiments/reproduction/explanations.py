@@ -130,7 +130,8 @@ def _other_changes(studies: Mapping[str, Recalls]) -> Verdict | None:
     pruned = studies.get(SAME_DENSE, main)
     results, left_out = compare_changes(pruned, changed)
     answers = {answer(result) for result in results.values()}
-    verdict = "yes" if answers == {"yes"} else "no larger than 5%" if answers == {"small"} else "open"
+    small = all(_is_small(result) for result in results.values())
+    verdict = "yes" if answers == {"yes"} else "no larger than 5%" if small else "open"
     if verdict == "yes":
         less = [kind for kind, result in results.items() if result.high < 0]
         verdict += f", but less after pruning than after {' and '.join(less)}" if less else ""
@@ -175,7 +176,12 @@ def answer(result: jprune.recall.EqualAccuracy) -> str:
     if not np.isfinite(result.low):
         return "open"
     apart = result.low > 0 or result.high < 0
-    return "yes" if apart else "small" if max(-result.low, result.high) <= _MARGIN else "open"
+    return "yes" if apart else "small" if _is_small(result) else "open"
+
+
+def _is_small(result: jprune.recall.EqualAccuracy) -> bool:
+    """Whether an interval is within the margin; False without an interval."""
+    return max(-result.low, result.high) <= _MARGIN
 
 
 def _intervals(results: Mapping[str, jprune.recall.EqualAccuracy]) -> str:

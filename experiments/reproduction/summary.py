@@ -298,7 +298,9 @@ def _channels(tables: Tables) -> str:
         return ""
     answer = {
         "yes": "Removing channels raises alpha more than removing single weights does, at equal accuracy.",
-        "no larger than 5%": "Removing channels changes alpha no more than removing single weights, at equal accuracy.",
+        "no larger than 5%": (
+            "At equal accuracy, removing channels and removing single weights give the same alpha within 5%."
+        ),
         "open": "Whether removing channels raises alpha more than removing single weights, at equal accuracy, is open.",
     }[hypotheses.channels_answer(result)]
     return (

@@ -60,5 +60,9 @@ def portable(entries: list[dict[str, str]]) -> list[dict[str, str]]:
 
     >>> portable([{"command": "python -m experiments.jumpstart_grid --out /tmp/me/moons --shard 0/2"}])
     [{'command': 'python -m experiments.jumpstart_grid --out runs/moons --shard 0/2'}]
+    >>> portable([{"command": "python -m experiments.recall_distortion --dataset npz:/home/me/data.npz"}])
+    [{'command': 'python -m experiments.recall_distortion --dataset npz:runs/data.npz'}]
     """
-    return [{**entry, "command": re.sub(r"(?<=[ =])/\S*/([^/\s]+)", r"runs/\1", entry["command"])} for entry in entries]
+    return [
+        {**entry, "command": re.sub(r"(?<=[ =:])/\S*/([^/\s]+)", r"runs/\1", entry["command"])} for entry in entries
+    ]

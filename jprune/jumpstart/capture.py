@@ -49,7 +49,8 @@ def preactivations(
         each of its layers.
       stacked: return scanned and stacked layers as one ``Stack`` each, under the path without index, at the
         position of the first step, with the layers in the order in which they ran. The penalty of a ``Stack`` is
-        much cheaper than that of its slices.
+        much cheaper than that of its slices. If a scanned block has several layers, each has its own ``Stack``, so the
+        result is not in call order, which ``point_efficiency`` of ``activity`` needs.
       method: what to call instead of ``__call__``: a name, or a function of the model.
       **kwargs: passed to the model, or with Linen to ``apply``, such as ``rngs`` and ``mutable``.
 

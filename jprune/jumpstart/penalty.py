@@ -312,8 +312,8 @@ def _aggregate(totals: list[_Total], aggregate: str) -> Array:
     if aggregate in ("sum", "sum_squares"):
         return jnp.asarray(joined.slack if aggregate == "sum" else joined.square)
     # The root has an infinite slope at zero, where the norm's gradient is defined as 0.
-    positive = joined.square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, joined.square, 1)), 0)
+    zero = joined.square == 0  # False for NaN, which must not become 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, joined.square)))
 
 
 def _mean(total: _Total) -> Array:

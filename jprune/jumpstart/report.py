@@ -34,8 +34,9 @@ def activity_report(
 
     This takes one forward pass over the data, compiled once: shorter batches are padded to the longest before them, and
     the padding is masked. Memory does not grow with the data set. The model runs in its current mode, so call
-    ``model.eval()`` first; it is not modified. Preactivations are counted before any normalization: if one lies between
-    a layer and its ReLU, a unit that is dead here may not be dead after it.
+    ``model.eval()`` first (in training mode, batch statistics would include the padding); it is not modified.
+    Preactivations are counted before any normalization: if one lies between a layer and its ReLU, a unit that is dead
+    here may not be dead after it.
 
     Args:
       model: an ``nnx.Module``, or a Linen module with ``variables``.

@@ -72,6 +72,13 @@ def test_no_gradient_is_nan_at_zero_slack_zero_preactivations_or_a_single_entry(
     chex.assert_tree_all_finite(gradients_of_every_mode(aggregate)(jnp.asarray(z, jnp.float32)))
 
 
+def test_a_nan_preactivation_gives_a_nan_with_every_aggregate():
+    """The norm was 0, and so was its gradient for every layer."""
+    z = jnp.array([[jnp.nan, 1.0], [0.0, -0.5]])
+    for aggregate in ("balanced", "norm", "mean", "sum", "sum_squares"):
+        assert np.isnan(jprune.jumpstart_penalty([z], aggregate=aggregate)), aggregate
+
+
 def test_padding_of_units_and_examples_changes_neither_value_nor_gradient():
     thin = jax.random.normal(jax.random.key(0), (5, 3))
     wide = jnp.full((8, 6), 7.0).at[:5, :3].set(thin)

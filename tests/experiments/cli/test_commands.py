@@ -130,6 +130,25 @@ def test_launching_and_a_shard_exclude_each_other():
     for name, value in {"jobs": 4, "partition": "gpu", "gpus": 1, "cpus": 8, "hours": 2.0}.items():
         with pytest.raises(ValueError, match=f"{name}={value!r} has no effect without --launch; add --launch slurm or"):
             ClusterOptions(**{name: value})
+    for name, value in {"partition": "gpu", "cpus": 8}.items():
+        with pytest.raises(ValueError, match=f"{name}={value!r} has no effect with --launch local; remove it"):
+            ClusterOptions(launch="local", **{name: value})
+
+
+def test_every_local_job_has_gpus_of_its_own(tmp_path, monkeypatch):
+    """submitit would give the first GPUs of the machine to every job."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(launch.launchers, "gpus_of_node", lambda: 4)
+    assert launch.gpus_of_jobs(ClusterOptions(launch="local", jobs=2, gpus=2)) == ["0,1", "2,3"]
+    assert launch.gpus_of_jobs(ClusterOptions(launch="slurm", jobs=2, gpus=8)) == [None, None]
+    assert launch.gpus_of_jobs(ClusterOptions(launch="local", jobs=2)) == [None, None]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
+    assert launch.gpus_of_jobs(ClusterOptions(launch="local", jobs=2, gpus=1)) == ["5", "7"]
+    with pytest.raises(ValueError, match=r"jobs=3 with gpus=1 each need 3 NVIDIA GPUs, and this process sees 2; give"):
+        launch.launch("experiments.nothing", [], ClusterOptions(launch="local", jobs=3, gpus=1), tmp_path)
+    script = f"import os; open({str(tmp_path / 'seen')!r}, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+    launch.Part([sys.executable, "-c", script], tmp_path, hours=1, gpus="7")()
+    assert (tmp_path / "seen").read_text() == "7"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +241,7 @@ def test_the_command_of_a_job_does_not_end_at_the_signal_of_a_time_out_or_a_pree
 
 
 def test_a_job_that_completes_no_stage_within_its_time_limit_is_not_requeued(tmp_path, monkeypatch):
-    """After a preemption, which comes earlier, or a completed stage it is requeued."""
+    """After a preemption, which comes earlier, or a completed stage it is requeued; a claim is no stage."""
     submitit = pytest.importorskip("submitit", reason="needs the extra cluster")
     now = 1000.0
     monkeypatch.setattr(launch.time, "time", lambda: now)
@@ -230,6 +249,7 @@ def test_a_job_that_completes_no_stage_within_its_time_limit_is_not_requeued(tmp
     (tmp_path / "store" / "dense-0" / "00000-00001").mkdir(parents=True)
     (tmp_path / "store" / "dense-0" / "00001-00002.partial-1").mkdir()
     part()
+    (tmp_path / "store" / "dense-0" / "00001-00002.claim").touch()
     now += 600
     assert isinstance(part.checkpoint(), submitit.helpers.DelayedSubmission)
     now += 2900

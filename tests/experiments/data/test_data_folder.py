@@ -46,6 +46,14 @@ def test_the_first_images_of_a_folder_are_of_all_classes_as_often_as_those_occur
     assert [int(labels[start : start + 4].sum()) for start in range(0, 16, 4)] == [1, 1, 1, 1]
 
 
+def test_a_test_folder_without_images_is_refused(pictures):
+    """An empty test split divided by zero when it was evaluated."""
+    for file in (pictures / "test").glob("*/*.png"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"test has no images in subfolders of the classes cat, dog; add them or remo"):
+        load_pictures(pictures)
+
+
 def test_an_image_that_cannot_be_decoded_is_named(pictures):
     path = pictures / "train" / "dog" / "0.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 4), np.uint8)).save(path)

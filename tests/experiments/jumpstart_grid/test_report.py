@@ -252,7 +252,11 @@ def test_pruned_networks_are_counted_and_their_largest_ratio_is_found():
         (None, "table=cells.csv is not a file; check the path"),
         ("", "table=cells.csv cannot be read as CSV: No columns to parse from file; give the cells.csv of a grid"),
         ("a,b\n1,2\n1,2,3\n", r"cannot be read as CSV: Error tokenizing data\. C error: Expected 2 fields in line 3"),
-        ("dataset,method,width\nmoons,UP,2\n", "no column depth, epochs, replicate, floor, train_acc, val_acc; give"),
+        ("dataset,method,width\nmoons,UP,2\n", "no column depth, epochs, replicate, floor, train_acc, val_acc, tra"),
+        (
+            "dataset,method,width,depth,epochs,replicate,floor,train_acc,val_acc\nmoons,UP,2,10,5000,0,.52,.9,.8\n",
+            "no column train_acc_last, val_acc_last, unit_dead, unit_linear, point_dead; give the cells.csv of a grid",
+        ),
     ],
 )
 def test_a_table_that_is_not_one_of_cells_is_refused(tmp_path, monkeypatch, capsys, content, message):

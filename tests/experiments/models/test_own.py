@@ -1,6 +1,7 @@
 """Models of your own: an NNX and a Linen class, trained against a float64 forward pass of numpy."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -47,6 +48,13 @@ class LinenNet(nn.Module):
     def __call__(self, x, train=False):
         x = nn.BatchNorm(use_running_average=not train, name="norm")(nn.Dense(self.width, name="one")(x))
         return nn.Dense(3, name="two")(nn.Dropout(0.5, deterministic=not train)(nn.relu(x)))
+
+
+def test_a_partial_is_refused_because_results_are_stored_by_the_name_of_a_model(tmp_path):
+    model = functools.partial(Net, width=3)
+    with pytest.raises(ValueError, match="has no name, by which results are stored; give a class and model_options"):
+        recall_distortion.run(model=model, data=ARRAYS, study=Study(), out=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 class Faulty(nnx.Module):

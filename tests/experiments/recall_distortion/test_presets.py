@@ -295,6 +295,17 @@ def test_a_chunk_has_as_many_replicates_as_fit_the_memory(monkeypatch):
     assert fits(Running(memory=1.0)) == min(8 * one, 1000)
     assert fits(Running(memory=1e-6)) == 8
     assert fits(Running(chunk=7)) == 7
+    penalized = [
+        placement.chunk_size(
+            dataclasses.replace(study, replicates=10**6, **{name: (0.0, 0.1)}),
+            Running(memory=1.0),
+            dataset,
+            task,
+            oneshot.PRUNABLE,
+        )
+        for name in ("jumpstart", "finetune_jumpstart")
+    ]
+    assert penalized[0] == penalized[1] < 8 * one
 
 
 def test_the_form_is_stated_for_each_backend(monkeypatch):

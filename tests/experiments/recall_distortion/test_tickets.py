@@ -2,12 +2,16 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.data import datasets
 from experiments.recall_distortion import tickets
 from experiments.recall_distortion.tickets import Tickets
+from experiments.training.tasks import Task
 
 pytestmark = pytest.mark.optax_promotes
 
@@ -37,6 +41,25 @@ def test_each_level_removes_its_fraction_and_the_tickets_still_learn():
         assert [ratio for ratio, _ in levels] == pytest.approx([1.0, 139 / (139 - 48), 139 / (139 - 72)])
         accuracies = [(predicted == DATA.test.labels).mean() for _, predicted in levels]
         assert min(accuracies) > 0.9
+
+
+def test_every_epoch_takes_each_example_once_and_a_rewound_run_takes_the_same_batches():
+    """The loss is the sum of the weights of the examples of a batch, so its gradient says which were taken."""
+    images, key = np.arange(20, dtype=np.float32)[:, None], jax.random.key(0)
+    task = Task(
+        init=lambda key: ({}, {}),
+        loss=lambda params, context, mode: ((params["seen"][context.batch.images[:, 0].astype(int)]).sum(), {}),
+        logits=lambda *_: None,
+        preactivations=lambda *_: None,
+    )
+    tx = optax.sgd(-1.0)  # adds 1 to the weight of each example that is taken
+    train = tickets._compiled(task, tx, datasets.Split(images, np.zeros(20, np.int32)), batch=5)
+    params = {"seen": jnp.zeros(20)}
+    seen = lambda begin, end: np.asarray(train((key, {}), params, tx.init(params), begin, end)[0]["seen"])
+    np.testing.assert_array_equal(seen(0, 4), 1)
+    np.testing.assert_array_equal(seen(4, 12), 2)
+    assert (seen(0, 1) != seen(4, 5)).any()
+    np.testing.assert_array_equal(seen(0, 6) - seen(0, 2), seen(2, 6))  # as after rewinding to step 2
 
 
 def test_a_model_with_statistics_is_refused():

@@ -175,7 +175,12 @@ def _equal(low, high, reason=""):
             "yes",
             "Removing channels raises alpha more than removing single weights does, at equal accuracy.",
         ),
-        (-0.01, 0.04, "no larger than 5%", "Removing channels changes alpha no more than removing single weights, at "),
+        (
+            -0.01,
+            0.04,
+            "no larger than 5%",
+            "At equal accuracy, removing channels and removing single weights give the same al",
+        ),
         (-0.10, 0.04, "open", "Whether removing channels raises alpha more than removing single weights, at equal "),
     ],
 )
