@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import scipy.optimize
+import scipy.special
 import scipy.stats
 from jaxtyping import Bool, Float, Int
 
@@ -426,8 +427,20 @@ def _exact(support: Int[np.ndarray, " classes"], lost: _Floats, won: _Floats) ->
 
 
 def _net_losses(size: int, every: int, all_lost: int, all_won: int) -> tuple[Int[np.ndarray, "a b"], _Floats]:
-    """The net losses that a class of a size may have, and their probabilities, over lost and won examples."""
+    """The net losses that a class of a size may have, and their probabilities, over lost and won examples.
+
+    The probabilities are those of the multivariate hypergeometric distribution, from one table of log binomial
+    coefficients for each kind of example; ``scipy.stats.hypergeom`` takes a thousand times as long for every cell.
+    """
     i, j = np.arange(min(size, all_lost) + 1), np.arange(min(size, all_won) + 1)
-    of_lost = scipy.stats.hypergeom.pmf(i, every, all_lost, size)
-    of_won = scipy.stats.hypergeom.pmf(j[None], every - all_lost, all_won, np.maximum(size - i, 0)[:, None])
-    return i[:, None] - j[None], of_lost[:, None] * np.where(np.isfinite(of_won), of_won, 0)
+    unchanged, rest = every - all_lost - all_won, size - i[:, None] - j
+    possible = (rest >= 0) & (rest <= unchanged)
+    of_rest = _log_choose(unchanged, np.arange(min(size, unchanged) + 1))
+    log_p = _log_choose(all_lost, i)[:, None] + _log_choose(all_won, j) + of_rest[np.where(possible, rest, 0)]
+    weights = np.exp(np.where(possible, log_p - log_p[possible].max(), -np.inf))
+    return i[:, None] - j, weights / weights.sum()
+
+
+def _log_choose(n: int, k: Int[np.ndarray, " numbers"]) -> _Floats:
+    """The logarithms of the binomial coefficients n over k."""
+    return np.asarray(scipy.special.gammaln(n + 1) - scipy.special.gammaln(k + 1) - scipy.special.gammaln(n - k + 1))
