@@ -171,7 +171,8 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
     if verdict == "noise":
         text = f"The dense recalls show {WITHIN_NOISE}, so there is no corrected alpha"
     elif np.isfinite(cell(row, "alpha_corrected")):
-        text = f"corrected alpha {interval(row, 'alpha_corrected')} {at_ratio(row)}; class differences {described(row)}"
+        text = f"corrected alpha {interval(row, 'alpha_corrected')} {at_ratio(row)}"
+        text += f"; class differences {described(audit, row)}"
         if verdict == "=":
             text += f" ({1 / (1 + audit.margin):.2g} to {1 + audit.margin:g})"
         elif verdict == "?":
@@ -179,7 +180,7 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
             text += f"; growth by {number(least)} would be shown nine times in ten" if least < 1 else ""
             text += f". {sentence(no_alpha_shown(row, audit))[:-1]}" if 1 <= least < np.inf else ""
     else:
-        text = f"alpha {interval(row, 'alpha')} {at_ratio(row)}; class differences {described(row)}"
+        text = f"alpha {interval(row, 'alpha')} {at_ratio(row)}; class differences {described(audit, row)}"
     text += _uncorrected(row, verdict)
     corrected = bool(np.isfinite(rows["alpha_corrected"]).any())
     marks = rows["alpha_corrected_mark" if corrected else "alpha_mark"]

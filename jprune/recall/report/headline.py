@@ -313,7 +313,7 @@ def _apart(audit: AuditTables, row: Row, named: int, *, first: bool) -> str:
         return ""
     verdict = verdict_of(row)
     place = f"{at_score(audit, row).strip()}{_shown_alpha(row, explained=first)}"
-    text = f"differences between weak and strong classes {described(row, place)}"
+    text = f"differences between weak and strong classes {described(audit, row, place)}"
     text += reasons(audit, [dict(row)]) if verdict == "undefined" else ""
     if named and first and not verdict.startswith(">"):
         compared = "That compares one class" if named == 1 else "That compares single classes"
