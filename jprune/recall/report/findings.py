@@ -28,6 +28,7 @@ from jprune.recall.report.words import (
     signed,
     size,
     two_models,
+    what_a_test_needs,
 )
 from jprune.recall.tables.frames import AuditTables
 
@@ -112,7 +113,7 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
     )
     text = text[0].upper() + text[1:]
     if not np.isfinite(present["p_holm"]).any():
-        return f"{text}. A test of whether that is more than the rest lost needs predictions, or models that differ."
+        return f"{text}. A test of whether that is more than the rest lost needs {what_a_test_needs(present)}."
     p = evenness(audit, row)
     if np.isfinite(p):
         rejected = f"{'' if p < 1 - audit.level else 'not '}rejected at the {100 * (1 - audit.level):g}% level"
@@ -147,6 +148,8 @@ def _groups(audit: AuditTables, row: Row) -> str:
         return ""
     rows = rows_of(audit.groups[audit.groups["class"].isna()], row)
     shown = lost_more(rows, audit.level)
+    if not np.isfinite(rows["p_holm"]).any():  # nothing was tested, as with one group
+        return ""
     if not len(shown):
         return "No group is shown to have lost more than all examples did."
     return sentence(
@@ -337,6 +340,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
     counts = sorted({int(count) for count in rows["models"]})
     who = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(models)
     column = "alpha_corrected" if np.isfinite(rows["alpha_corrected"]).any() else "alpha"
+    every = len(rows)
     rows = rows[rows["alpha_corrected_reason"] != WITHIN_NOISE]  # nothing to measure, and noise makes alpha too small
     if not len(rows):
         return []
@@ -363,7 +367,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         if needed:
             parts.append(f"With alpha as far from 1 as measured, showing it would take {listed(needed)} models.")
     elif marks.isin(["<", ">"]).all():
-        parts.append(_sides(rows, who, name, audit))
+        parts.append(_sides(rows, who, name, audit, every=len(rows) == every))
     if len(silent):
         named = listed(
             [ratio_or_name(ratio, score) for ratio, score in zip(silent["ratio"], silent["score"], strict=True)]
@@ -373,10 +377,11 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
     return parts
 
 
-def _sides(rows: pd.DataFrame, who: str, name: str, audit: AuditTables) -> str:
-    """That the interval excludes 1 everywhere, and where something else than compression may be why."""
+def _sides(rows: pd.DataFrame, who: str, name: str, audit: AuditTables, *, every: bool) -> str:
+    """That all these intervals exclude 1, and where something else than compression may be why."""
     other = [row for _, row in rows.iterrows() if verdict_of(dict(row)) not in SHOWN]
-    shown = f"{who} models show{' at every ratio' * (not audit.named)} on which side of 1 {name} is"
+    at = "every ratio" if every else listed([ratio_or_name(ratio) for ratio in rows["ratio"]])
+    shown = f"{who} models show{f' at {at}' * (not audit.named)} on which side of 1 {name} is"
     if not other:
         return f"{shown}."
     where = f"{'in' if audit.named else 'at'} {listed([ratio_or_name(row['ratio'], row['score']) for row in other])}"

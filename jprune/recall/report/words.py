@@ -120,6 +120,13 @@ def no_class_shown(row: Row, audit: AuditTables, classes: pd.DataFrame) -> str:
     return f"{_so_few(row, audit)} cannot show {which} lost every example"
 
 
+def what_a_test_needs(classes: pd.DataFrame) -> str:
+    """What a test of the classes needs, where there is none."""
+    if classes["lost"].isna().all():
+        return "predictions, or models that differ"
+    return "two or more test examples of a class"
+
+
 def no_alpha_shown(row: Row, audit: AuditTables) -> str:
     """How far class differences would have to grow to be shown, where not even their disappearance would be."""
     most = number(1 + cell(row, "alpha_corrected_detectable"))
