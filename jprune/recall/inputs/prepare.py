@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 
 from jprune.recall.inputs import classes, rows
 from jprune.recall.inputs.columns import refuse_other_columns, refuse_second_choices
-from jprune.recall.inputs.groups import Groups, given_groups, groups
+from jprune.recall.inputs.groups import Groups, as_cells, given_groups, groups
 from jprune.recall.inputs.predictions import (
     Predictions,
     join,
@@ -48,7 +48,7 @@ def prepare(
     sets: Mapping[str, Sequence[Raw]],
     given_attributes: object = None,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Collection[str] | None = None,
     ignore_label: int | None = None,
     threshold: float | None = None,
 ) -> Prepared:
@@ -65,11 +65,10 @@ def prepare(
     Raises:
       InputError: an input cannot be read, or inputs do not match.
     """
-    if class_names is not None:
-        names_of_classes(class_names, len(class_names))
+    names = None if class_names is None else names_of_classes(class_names, len(class_names))
     if given_labels.named_ids:
         rows.check_ids(given_labels)
-    given_labels = one_hot_labels(given_labels, class_names)
+    given_labels = one_hot_labels(given_labels, names)
     kept = rows.kept_examples(given_labels, ignore_label)
     joined = [join_batches(raw, given_labels.values.size) for raws in sets.values() for raw in raws]
     of_groups = [raw for raw in given_groups(given_attributes).values() if isinstance(raw, Raw)]
@@ -77,7 +76,7 @@ def prepare(
     flat = [rows.take(rows.align(raw, given_labels), kept) for raw in joined]
     attributes = _attributes(given_attributes, given_labels, kept)
     with _named_as_kept(kept, ignore_label):
-        numbered = classes.number(rows.take(given_labels, kept), flat, class_names)
+        numbered = classes.number(rows.take(given_labels, kept), flat, names)
         true = labels(numbered.labels)
         refuse_other_columns(true, numbered.stacks)
         read = _of_sets(numbered.stacks, sets, true.size, threshold)
@@ -149,6 +148,6 @@ def _attributes(given: object, given_labels: Raw, kept: np.ndarray | None) -> di
             index = of_object(values.isna(), f"groups[{attribute!r}]")
             raw = Raw(index.name, values.to_numpy(dtype=object), by_row=True, ids=index.ids)
         if raw is None:
-            raw = Raw(f"groups[{attribute!r}]", np.asarray(values))
+            raw = Raw(f"groups[{attribute!r}]", as_cells(values))
         found[attribute] = rows.take(rows.align(raw._replace(by_row=True), given_labels), kept)
     return found

@@ -662,6 +662,23 @@ def test_an_index_that_differs_is_an_error(capsys):
     assert "different row indices" in err
 
 
+def test_an_index_that_differs_in_json_of_pandas_is_an_error(capsys):
+    order = np.random.default_rng(0).permutation(N)
+    pd.DataFrame({"label": LABELS}, index=np.arange(N) + 100).iloc[order].to_json("y.json")
+    for name, predicted in (("d.json", DENSE), ("t.json", TWO)):
+        pd.DataFrame({"m": predicted}, index=np.arange(N) + 100).to_json(name)
+    given = ("--labels", "y.json", "--dense", "d.json", "--pruned", "2=t.json")
+    assert "d.json and y.json have different row indices: 100 and 116 in row 0" in refused(capsys, *given)
+    pd.DataFrame({"label": LABELS}, index=np.arange(N) + 100).to_json("y.json")
+    read(capsys, *given)
+
+
+def test_a_key_of_json_without_keys_is_refused(capsys):
+    Path("two.json").write_text(json.dumps(TWO.tolist()))
+    said = "two.json has no key 'pred', because its entries are not objects"
+    assert said in refused(capsys, "--pruned", "2=two.json:pred")
+
+
 def test_an_index_in_another_order_is_an_error_also_where_labels_have_none():
     shuffled = pd.Series(TWO).sample(frac=1, random_state=0)
     for labels in (LABELS, pd.Series(LABELS)):
@@ -992,6 +1009,26 @@ def test_rounded_probabilities_are_probabilities_and_sigmoids_are_named():
     assert not any("do not sum to 1" in warning for warning in report.warnings)
     report = recall.audit(LABELS, rounded, {2: np.clip(rounded + 0.1, 0, 1)})
     assert any("pruned[2] holds numbers from 0 to 1 whose rows do not" in w for w in report.warnings)
+
+
+def test_missing_groups_in_a_list_are_not_converted_to_text():
+    report = recall.audit(LABELS, DENSE, {2: TWO}, groups={"g": ["x", np.nan] * (N // 2)})
+    assert set(report.groups["group"]) == {"x", "(missing)"}
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.bool_, np.str_])
+def test_groups_may_be_numpy_scalars_among_missing_values(kind):
+    values = [None if n == 0 else kind(n % 2) for n in range(N)]
+    for given in (values, np.array(values, object)):
+        report = recall.audit(LABELS, DENSE, {2: TWO}, groups=given)
+        names = {"(missing)", str(kind(0)), str(kind(1))}
+        assert set(report.groups["group"]) == names
+
+
+@pytest.mark.parametrize("kind", [np.array, pd.Index, pd.Series])
+def test_class_names_may_be_an_array(kind):
+    report = recall.audit(np.eye(3, dtype=int)[LABELS], DENSE, {2: TWO}, class_names=kind(NAMES))
+    assert report.class_names == NAMES
 
 
 def test_a_group_called_na_is_asked_about():
