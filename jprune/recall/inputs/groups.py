@@ -54,9 +54,10 @@ def groups(values: object, examples: int) -> tuple[Groups, list[str]]:
     for attribute, given in given_groups(values).items():
         codes, kinds = _group(given, attribute, examples)
         if kinds and kinds[-1] == MISSING:
+            absent = int((codes == len(kinds) - 1).sum())
+            have, they_are = ("has", "it is") if absent == 1 else ("have", "they are")
             notes.append(
-                f"groups: {int((codes == len(kinds) - 1).sum())} of {examples} examples have no {attribute}; they are "
-                f"the group {MISSING}"
+                f"groups: {absent} of {examples} examples {have} no {attribute}; {they_are} the group {MISSING}"
             )
         named = [kind for kind in kinds if kind.lower() in USUAL_MISSING]
         if named:

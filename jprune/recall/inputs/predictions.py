@@ -235,12 +235,12 @@ def _logits(models: np.ndarray, raw: Raw) -> Predictions:
         empty += int(level.sum())
         ties += int((tied & ~level).sum())
     every = predicted.size
-    if ties:
-        notes.append(f"{raw.name}: {ties} of {every} predictions have several largest logits; the first class is taken")
-    if empty:
-        notes.append(
-            f"{raw.name}: {empty} of {every} predictions have equal logits (or -inf) for every class; class 0 is taken"
-        )
+    for number, what in (
+        (ties, "several largest logits; the first class is taken"),
+        (empty, "equal logits (or -inf) for every class; class 0 is taken"),
+    ):
+        if number:
+            notes.append(f"{raw.name}: {number} of {every} predictions {'has' if number == 1 else 'have'} {what}")
     return Predictions(raw.name, predicted, models.shape[-1], models, tuple(notes))
 
 

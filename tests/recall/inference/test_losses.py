@@ -10,7 +10,7 @@ import statsmodels.stats.contingency_tables
 import statsmodels.stats.proportion
 
 from jprune.recall.inference.evenness import evenness_test
-from jprune.recall.inference.losses import _net_losses, change_of_all, class_losses, mcnemar, wilson
+from jprune.recall.inference.losses import _joint, _likely, change_of_all, class_losses, mcnemar, wilson
 
 
 @pytest.mark.parametrize(("lost", "won"), [(8, 1), (3, 3), (0, 5), (40, 22), (1, 0)])
@@ -66,12 +66,20 @@ def test_the_p_of_one_pair_of_large_classes_takes_no_minutes():
 
 @pytest.mark.parametrize(("size", "lost", "won", "every"), [(3, 3, 1, 9), (9, 4, 5, 9), (5, 0, 0, 9), (4, 9, 0, 9)])
 def test_lost_and_won_examples_of_a_class_are_a_draw_without_replacement(size, lost, won, every):
-    net, p = _net_losses(size, every, lost, won)
-    for (i, j), found in np.ndenumerate(p):
-        drawn = (i, j, size - i - j)
-        wanted = scipy.stats.multivariate_hypergeom.pmf(drawn, [lost, won, every - lost - won], size)
+    i, j = _likely(size, every, lost), _likely(size, every, won)
+    numbers = lost, won, every - lost - won
+    for (a, b), found in np.ndenumerate(_joint(size, numbers, i, j)):
+        drawn = (i[a], j[b], size - i[a] - j[b])
+        wanted = scipy.stats.multivariate_hypergeom.pmf(drawn, numbers, size)
         assert found == pytest.approx(wanted, abs=1e-12)
-        assert net[i, j] == i - j
+
+
+@pytest.mark.parametrize(
+    ("size", "number", "every"), [(1, 1, 10**6), (500, 5000, 10**5), (2000, 100, 5000), (10**5, 10**5, 10**6)]
+)
+def test_counts_that_are_left_out_of_an_exact_test_are_impossible_in_practice(size, number, every):
+    counts, drawn = _likely(size, every, number), scipy.stats.hypergeom(every, number, size)
+    assert drawn.sf(counts[-1]) + drawn.cdf(counts[0] - 1) < 1e-25
 
 
 @pytest.mark.parametrize(("lost", "won"), [(45, 5), (5, 40)])

@@ -944,7 +944,7 @@ def test_ties_and_empty_logits_are_counted():
     logits = LOGITS.copy()
     logits[3], logits[4], logits[5] = [1, 1, 0], [-np.inf] * 3, [2, 2, 2]
     said = " ".join(recall.audit(LABELS, DENSE, {2: logits}).warnings)
-    assert "1 of 60 predictions have several largest logits" in said
+    assert "1 of 60 predictions has several largest logits" in said
     assert "2 of 60 predictions have equal logits (or -inf)" in said
 
 
