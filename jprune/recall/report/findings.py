@@ -14,6 +14,7 @@ from jprune.recall.report.words import (
     cell,
     change_of_accuracy,
     count,
+    healthy,
     interval,
     listed,
     no_alpha_shown,
@@ -336,9 +337,9 @@ def _alpha_too_wide(row: Row) -> bool:
 
 def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
     """At which ratios the interval of alpha excludes 1, and what it would take elsewhere."""
-    models = int(rows["models"].iloc[-1])
-    counts = sorted({int(count) for count in rows["models"]})
-    who = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(models)
+    models = sorted({healthy(dict(row)) for _, row in rows.iterrows()} - {0}) or [0]
+    one = models == [1]
+    who = f"{models[0]} to {models[-1]} models" if len(models) > 1 else f"{models[0]} model{'s' * (not one)}"
     column = "alpha_corrected" if np.isfinite(rows["alpha_corrected"]).any() else "alpha"
     every = len(rows)
     rows = rows[rows["alpha_corrected_reason"] != WITHIN_NOISE]  # nothing to measure, and noise makes alpha too small
@@ -352,7 +353,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         named = listed(
             [f"{ratio_or_name(r['ratio'], r['score'])} ({number(r[column])})" for _, r in open_rows.iterrows()]
         )
-        parts.append(f"{who} models do not show that {name} differs from 1 {where} {named}.")
+        parts.append(f"{who} {'does' if one else 'do'} not show that {name} differs from 1 {where} {named}.")
         if column == "alpha_corrected":
             least = [r["alpha_corrected_detectable"] for _, r in open_rows.iterrows()]
             shown = listed([number(value) for value in least])
@@ -367,7 +368,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         if needed:
             parts.append(f"With alpha as far from 1 as measured, showing it would take {listed(needed)} models.")
     elif marks.isin(["<", ">"]).all():
-        parts.append(_sides(rows, who, name, audit, every=len(rows) == every))
+        parts.append(_sides(rows, f"{who} show{'s' * one}", name, audit, every=len(rows) == every))
     if len(silent):
         named = listed(
             [ratio_or_name(ratio, score) for ratio, score in zip(silent["ratio"], silent["score"], strict=True)]
@@ -377,11 +378,11 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
     return parts
 
 
-def _sides(rows: pd.DataFrame, who: str, name: str, audit: AuditTables, *, every: bool) -> str:
+def _sides(rows: pd.DataFrame, who_shows: str, name: str, audit: AuditTables, *, every: bool) -> str:
     """That all these intervals exclude 1, and where something else than compression may be why."""
     other = [row for _, row in rows.iterrows() if verdict_of(dict(row)) not in SHOWN]
     at = "every ratio" if every else listed([ratio_or_name(ratio) for ratio in rows["ratio"]])
-    shown = f"{who} models show{f' at {at}' * (not audit.named)} on which side of 1 {name} is"
+    shown = f"{who_shows}{f' at {at}' * (not audit.named)} on which side of 1 {name} is"
     if not other:
         return f"{shown}."
     where = f"{'in' if audit.named else 'at'} {listed([ratio_or_name(row['ratio'], row['score']) for row in other])}"

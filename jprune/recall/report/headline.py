@@ -114,9 +114,9 @@ def _of_score(audit: AuditTables, row: dict[str, object], *, first: bool) -> str
         said = f"{who}{where} {are} at chance{why}: accuracy {change_of_accuracy(row, audit.level)}."
         lost = f" {_lost_most(audit, row, named)}" if uneven and len(named) else ""
         return said + lost + _dense_at_chance(audit, row)
-    are = "is" if row["collapsed"] == 1 else "are"
+    are, them = ("is", "it") if row["collapsed"] == 1 else ("are", "them")
     parts = [
-        f"{row['collapsed']} of {row['models']} models{where} {are} at chance; accuracy and classes below include them."
+        f"{row['collapsed']} of {row['models']} models{where} {are} at chance; accuracy and classes include {them}."
         if row["collapsed"]
         else "",
         _lost_most(audit, row, named) + _gained(audit, row) if len(named) else _none_named(audit, row),

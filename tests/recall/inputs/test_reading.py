@@ -5,6 +5,7 @@ import json
 import warnings
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pandas as pd
 import pyarrow.parquet
@@ -671,6 +672,20 @@ def test_an_index_that_differs_in_json_of_pandas_is_an_error(capsys):
     assert "d.json and y.json have different row indices: 100 and 116 in row 0" in refused(capsys, *given)
     pd.DataFrame({"label": LABELS}, index=np.arange(N) + 100).to_json("y.json")
     read(capsys, *given)
+
+
+@pytest.mark.parametrize(
+    ("cells", "mark"), [((*map(str, DENSE[:-1]), "NA"), "NA"), ((*(NAMES[c] for c in DENSE[:-1]), "nan"), "nan")]
+)
+def test_a_mark_of_a_missing_value_is_called_so(capsys, cells, mark):
+    Path("d.csv").write_text("\n".join(["m", *cells]))
+    said = f"d.csv, column 'm' holds '{mark}' at example 59, which marks a missing value: leave the example out"
+    assert said in refused(capsys, "--dense", "d.csv")
+
+
+def test_bfloat16_in_a_file_is_refused_with_what_to_save(capsys):
+    np.save("two.npy", LOGITS.astype(ml_dtypes.bfloat16))
+    assert "got dtype |V2; save bfloat16 as .astype(np.float32)" in refused(capsys)
 
 
 def test_a_key_of_json_without_keys_is_refused(capsys):

@@ -98,6 +98,8 @@ def test_models_at_chance_do_not_change_what_is_said_in_points():
     audit = recall.audit(labels, dense, {10: after})
     assert audit.headline.startswith("8 of 10 models at 10x compression are at chance")
     assert "strong classes widened at 10x compression" in audit.headline
+    text = next(finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?")
+    assert text.endswith("2 models show at every ratio on which side of 1 corrected alpha is.")
     assert "in points" not in audit.headline.replace("points lost", "")
 
 
