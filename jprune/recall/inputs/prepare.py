@@ -82,11 +82,32 @@ def prepare(
         read = _of_sets(numbered.stacks, sets, true.size, threshold)
         found, missing = groups(attributes, true.size)
     left_out = () if ignore_label is None else (_left_out(kept, ignore_label),)
-    notes = (*given_labels.notes, *numbered.notes, *left_out, *missing)
+    notes = (*given_labels.notes, *numbered.notes, *left_out, *missing, *_about_headers([given_labels, *joined]))
     notes += tuple(classes.about_labels(true, given_labels.name))
     if threshold is not None and all(stack.width != 2 for stack in read.values()):
         notes += (f"{option('threshold', threshold)} has no effect, because no model has one probability per example",)
     return Prepared(true, read, found, numbered.class_names, tuple(dict.fromkeys(notes)), kept)
+
+
+def _about_headers(raws: Sequence[Raw]) -> list[str]:
+    """Ask whether the first rows are headers of column numbers, which pandas writes for a Series, if all are 0, 1, ...
+
+    A test set more often has a round number of examples than one more.
+    """
+    rows = len(raws[0].values)
+    numbered = all(
+        raw.by_row
+        and raw.values.ndim == 2
+        and raw.columns == tuple(map(str, range(raw.values.shape[1])))
+        and raw.values[0].tolist() == list(range(raw.values.shape[1]))
+        for raw in raws
+    )
+    if not numbered or rows < 11 or rows % 10 != 1:
+        return []
+    return [
+        f"every file begins with 0, like a header of column numbers, and has {rows:,} rows: if this row is a header, "
+        "save the files without it"
+    ]
 
 
 @contextlib.contextmanager

@@ -674,6 +674,17 @@ def test_an_index_that_differs_in_json_of_pandas_is_an_error(capsys):
     read(capsys, *given)
 
 
+def test_files_that_all_begin_with_the_header_of_a_series_are_asked_about(capsys):
+    for name, values in (("y.csv", LABELS), ("d.csv", DENSE), ("t.csv", TWO)):
+        pd.Series(values).to_csv(name, index=False)  # under the header 0
+    given = ("--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv")
+    said = "every file begins with 0, like a header of column numbers, and has 61 rows"
+    assert any(said in warning for warning in run(capsys, *given)[1]["warnings"])
+    for name, values in (("y.csv", LABELS), ("d.csv", DENSE), ("t.csv", TWO)):
+        pd.Series(values).to_csv(name, index=False, header=False)
+    assert not any("begins with 0" in warning for warning in read(capsys, *given)["warnings"])
+
+
 @pytest.mark.parametrize(
     ("cells", "mark"), [((*map(str, DENSE[:-1]), "NA"), "NA"), ((*(NAMES[c] for c in DENSE[:-1]), "nan"), "nan")]
 )
