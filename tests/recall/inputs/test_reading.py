@@ -244,7 +244,10 @@ def test_accented_letters_and_bytes_are_matched_however_they_are_coded():
 
 def test_zeros_and_ones_that_say_whether_models_are_right_are_noticed():
     audit = recall.audit(LABELS, (DENSE == LABELS).astype(int), {2: TWO})
-    assert any("give the predicted classes, not whether they are right" in warning for warning in audit.warnings)
+    assert any(
+        "if 1 means that a prediction is right, give the predicted classes instead" in warning
+        for warning in audit.warnings
+    )
 
 
 def test_percentages_have_the_confidence_of_probabilities():
