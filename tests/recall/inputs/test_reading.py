@@ -1289,6 +1289,15 @@ def test_numbers_in_text_are_matched_with_class_names_as_numbers_are(text):
     assert report.classes["support"].tolist() == [(given["labels"] == c).sum() for c in (1, 2, 3)]
 
 
+@pytest.mark.parametrize("names", [("1", "2", "3"), ("2", "1", "0")])
+def test_one_hot_predictions_are_in_the_order_of_class_names_that_are_numbers(names):
+    one_hot = np.eye(3, dtype=int)[TWO]
+    labels = np.array(names, int)[LABELS]
+    for given in (one_hot, pd.DataFrame(one_hot), one_hot.astype(float)):
+        report = recall.audit(labels, given, {2: given}, class_names=names)
+        assert report.summary["accuracy"][0] == pytest.approx(ACCURACY[1])
+
+
 @pytest.mark.parametrize("names", [("1", "2", "3"), ("01", "02", "03"), ("2", "1", "0")])
 def test_integer_predictions_with_labels_in_text_are_indices_of_the_class_names(names):
     report = recall.audit(np.array(names)[LABELS], DENSE, {2: TWO}, class_names=list(names))
