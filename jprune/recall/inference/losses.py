@@ -97,8 +97,11 @@ def class_losses(
         return np.bincount(classes_of, values, classes).astype(np.float64)
 
     lost, won = map(of_class, lost_and_won(dense_correct, correct, paired=paired))
-    losses = dense_correct.mean(0) - correct.mean(0)
-    mean, w = of_class(losses) / n, support / support.sum()
+    # In whole numbers, so that a class that lost as much as it won has a change of exactly 0.
+    before, after = len(dense_correct), len(correct)
+    net = (dense_correct.sum(0) * after - correct.sum(0) * before).astype(np.float64)
+    losses = net / (before * after)
+    mean, w = of_class(net) / (before * after) / n, support / support.sum()
     shared = _shared(dense_correct, correct, losses, paired=paired)
     # Two pseudo-examples, one lost and one won by as many models as share a lost example, keep a class in which
     # nothing changed from having a variance of 0.

@@ -105,6 +105,15 @@ def test_unpaired_models_lose_what_pairs_of_them_lose_on_average():
     np.testing.assert_allclose(class_losses(labels, dense, after, 2, paired=False).lost, lost)
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_class_that_lost_as_much_as_it_won_did_not_change(paired):
+    """Means over seven models are rounded, and a change of -1e-17 would be listed among the losses."""
+    labels = np.repeat([0, 1], 10)
+    dense, after = np.ones((2, 7, 20), bool)
+    after[:2, 0], dense[2, 1], dense[3, 2], after[:, 15] = False, False, False, False
+    assert class_losses(labels, dense, after, 2, paired=paired).change.tolist() == [0, -0.1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("models", [1, 10, 30])
 @pytest.mark.parametrize(("classes", "size"), [(10, 90), (50, 20)])
