@@ -324,8 +324,10 @@ def _integer_names(labels: Raw, stacks: Sequence[Raw], names: tuple[str, ...]) -
 
 
 def _holds_classes(raw: Raw, examples: int) -> bool:
-    """Whether an array has classes and not logits: integers, or whole numbers in the shape of classes."""
+    """Whether an array has classes and not logits: integers that are not one-hot, or whole numbers in their shape."""
     values = raw.values
+    if values.ndim == 2 and values.shape[1] > 1 and np.isin(values, (0, 1)).all() and (values.sum(1) == 1).all():
+        return False  # columns are in the order of the class names
     of_models = not raw.by_row and values.ndim == 2 and values.shape[1] == examples
     shaped = values.ndim == 1 or values.shape == (examples, 1) or of_models
     return values.dtype.kind in "iu" or (shaped and bool((values == np.floor(values)).all()))

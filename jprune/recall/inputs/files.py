@@ -17,6 +17,7 @@ import pandas as pd
 
 from jprune._extras import missing
 from jprune.recall.inputs.raw import (
+    USUAL_MISSING,
     FrameCell,
     InputError,
     Raw,
@@ -298,8 +299,10 @@ def _raw_array(
         raise InputError(f"{file} holds a single value, {values}; an array with an entry per example is needed")
     if values.dtype.kind == "U":
         values = np.array([cleaned(cell) for cell in values.ravel()], object).reshape(values.shape)
-    elif values.dtype.kind not in "iufb" and values.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        raise InputError(f"{file} must hold numbers or class names, got dtype {values.dtype}")
+    elif values.dtype.kind not in "iufb":
+        # numpy.save writes bfloat16 as two bytes without a type
+        advice = "; save bfloat16 as .astype(np.float32)" if values.dtype == np.dtype("V2") else ""
+        raise InputError(f"{file} must hold numbers or class names, got dtype {values.dtype}{advice}")
     keys = _keys_of_arrays(path) if id_column is None and _kind(path) == ".npz" else {}
     return Raw(file, values, ids=ids, named_ids=ids is not None, keys=keys)
 
@@ -375,6 +378,13 @@ def _refuse_mixed(texts: Sequence[str], where: str) -> None:
         raise InputError(
             f"{where} holds {texts[at]!r} at example {at}: save numbers with a decimal point, or separate the columns "
             "by semicolons; the audit takes one label per example, not a list of labels"
+        )
+    others = [n for n, text in zip(numbers, texts, strict=True) if text.lower() not in USUAL_MISSING]
+    if any(numbers) and len(others) < len(texts) and len({*others}) < 2:
+        at = next(example for example, text in enumerate(texts) if text.lower() in USUAL_MISSING)
+        raise InputError(
+            f"{where} holds {texts[at]!r} at example {at}, which marks a missing value: leave the example out of all "
+            f"files, or give {option('class_names')} if it is a class"
         )
     if any(numbers):
         odd = numbers.index(False) if sum(numbers) * 2 > len(numbers) else numbers.index(True)

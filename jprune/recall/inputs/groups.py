@@ -26,6 +26,11 @@ def given_groups(values: object) -> dict[str, object]:
     return {str(key): each for key, each in values.items()} if isinstance(values, Mapping) else {"group": values}
 
 
+def as_cells(values: object) -> np.ndarray:
+    """Convert to a numpy array; a list may mix text with missing values, which numpy would convert to text."""
+    return np.array(values, object) if isinstance(values, list | tuple) else np.asarray(values)
+
+
 def groups(values: object, examples: int) -> tuple[Groups, list[str]]:
     """Convert a second label per example, or several by name, to codes and the names of the codes.
 
@@ -49,9 +54,10 @@ def groups(values: object, examples: int) -> tuple[Groups, list[str]]:
     for attribute, given in given_groups(values).items():
         codes, kinds = _group(given, attribute, examples)
         if kinds and kinds[-1] == MISSING:
+            absent = int((codes == len(kinds) - 1).sum())
+            have, they_are = ("has", "it is") if absent == 1 else ("have", "they are")
             notes.append(
-                f"groups: {int((codes == len(kinds) - 1).sum())} of {examples} examples have no {attribute}; they are "
-                f"the group {MISSING}"
+                f"groups: {absent} of {examples} examples {have} no {attribute}; {they_are} the group {MISSING}"
             )
         named = [kind for kind in kinds if kind.lower() in USUAL_MISSING]
         if named:
@@ -71,10 +77,10 @@ def groups(values: object, examples: int) -> tuple[Groups, list[str]]:
 
 def _group(values: object, attribute: str, examples: int) -> tuple[Int[np.ndarray, " examples"], tuple[str, ...]]:
     name = f"groups[{attribute!r}]"
-    given = np.asarray(values.values if isinstance(values, Raw) else values)
+    given = as_cells(values.values if isinstance(values, Raw) else values)
     if given.shape != (examples,):
         raise InputError(f"{name} must have shape ({examples},), one entry per label, got {given.shape}")
-    cells = given.tolist()
+    cells = [cell.item() if isinstance(cell, np.generic) else cell for cell in given.tolist()]
     missing = np.array([_is_missing(cell) for cell in cells])
     for example, cell in enumerate(cells):
         whole = isinstance(cell, bool | int | str) or (isinstance(cell, float) and cell.is_integer())

@@ -51,8 +51,8 @@ def about_correctness(true: Int[np.ndarray, " examples"], stack: Predictions) ->
     if classes < 3 or stack.width is not None or np.unique(stack.predicted).tolist() != [0, 1]:
         return []
     return [
-        f"{stack.name} holds only 0 and 1, and the labels have {classes} classes: give the predicted classes, not "
-        f"whether they are right"
+        f"{stack.name} holds only 0 and 1, and the labels have {classes} classes: if 1 means that a prediction is "
+        "right, give the predicted classes instead"
     ]
 
 

@@ -4,7 +4,7 @@ An input (``raw.Raw``) is converted to classes and, if it has them, logits. Ever
 model, the example and the value, counted from 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -235,12 +235,12 @@ def _logits(models: np.ndarray, raw: Raw) -> Predictions:
         empty += int(level.sum())
         ties += int((tied & ~level).sum())
     every = predicted.size
-    if ties:
-        notes.append(f"{raw.name}: {ties} of {every} predictions have several largest logits; the first class is taken")
-    if empty:
-        notes.append(
-            f"{raw.name}: {empty} of {every} predictions have equal logits (or -inf) for every class; class 0 is taken"
-        )
+    for number, what in (
+        (ties, "several largest logits; the first class is taken"),
+        (empty, "equal logits (or -inf) for every class; class 0 is taken"),
+    ):
+        if number:
+            notes.append(f"{raw.name}: {number} of {every} predictions {'has' if number == 1 else 'have'} {what}")
     return Predictions(raw.name, predicted, models.shape[-1], models, tuple(notes))
 
 
@@ -331,6 +331,8 @@ def class_count(
     widest = max((stack for stack in stacks if stack.width is not None), key=lambda s: s.width or 0, default=None)
     largest = int(true.max())
     if num_classes is not None:
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer):
+            raise InputError(f"num_classes must be a whole number, got {num_classes!r}")
         classes, source = num_classes, f"num_classes is {num_classes}"
     elif class_names is not None:
         classes, source = len(class_names), f"{len(class_names)} class names were given"
@@ -363,11 +365,11 @@ def class_count(
     return classes
 
 
-def names_of_classes(class_names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
-    """Return the names of the classes: those given, or the indices.
+def names_of_classes(class_names: Collection[str] | None, classes: int) -> tuple[str, ...]:
+    """Return the names of the classes without blanks around them: those given, or the indices.
 
     Raises:
-      InputError: a name is not text, or two are equal.
+      InputError: a name is not text, two are equal, or they are in no order.
 
     >>> names_of_classes(None, 3)
     ('0', '1', '2')
@@ -376,12 +378,14 @@ def names_of_classes(class_names: Sequence[str] | None, classes: int) -> tuple[s
         return tuple(str(c) for c in range(classes))
     if isinstance(class_names, str):
         raise InputError(f"class_names must be a list of names, got the text {class_names!r}")
+    if isinstance(class_names, set | frozenset):
+        raise InputError(f"class_names must be a list of names in the order of the classes, got {class_names!r}")
     if len(class_names) != classes:
         raise InputError(f"{len(class_names)} class names were given for {classes} classes")
     for index, name in enumerate(class_names):
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             raise InputError(f"class_names[{index}] must be printable text, got {name!r}")
-    names = tuple(class_names)
+    names = tuple(cleaned(name) for name in class_names)
     _refuse_repeats(names, "class_names")
     return names
 

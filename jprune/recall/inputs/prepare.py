@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 
 from jprune.recall.inputs import classes, rows
 from jprune.recall.inputs.columns import refuse_other_columns, refuse_second_choices
-from jprune.recall.inputs.groups import Groups, given_groups, groups
+from jprune.recall.inputs.groups import Groups, as_cells, given_groups, groups
 from jprune.recall.inputs.predictions import (
     Predictions,
     join,
@@ -48,7 +48,7 @@ def prepare(
     sets: Mapping[str, Sequence[Raw]],
     given_attributes: object = None,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Collection[str] | None = None,
     ignore_label: int | None = None,
     threshold: float | None = None,
 ) -> Prepared:
@@ -65,11 +65,10 @@ def prepare(
     Raises:
       InputError: an input cannot be read, or inputs do not match.
     """
-    if class_names is not None:
-        names_of_classes(class_names, len(class_names))
+    names = None if class_names is None else names_of_classes(class_names, len(class_names))
     if given_labels.named_ids:
         rows.check_ids(given_labels)
-    given_labels = one_hot_labels(given_labels, class_names)
+    given_labels = one_hot_labels(given_labels, names)
     kept = rows.kept_examples(given_labels, ignore_label)
     joined = [join_batches(raw, given_labels.values.size) for raws in sets.values() for raw in raws]
     of_groups = [raw for raw in given_groups(given_attributes).values() if isinstance(raw, Raw)]
@@ -77,17 +76,38 @@ def prepare(
     flat = [rows.take(rows.align(raw, given_labels), kept) for raw in joined]
     attributes = _attributes(given_attributes, given_labels, kept)
     with _named_as_kept(kept, ignore_label):
-        numbered = classes.number(rows.take(given_labels, kept), flat, class_names)
+        numbered = classes.number(rows.take(given_labels, kept), flat, names)
         true = labels(numbered.labels)
         refuse_other_columns(true, numbered.stacks)
         read = _of_sets(numbered.stacks, sets, true.size, threshold)
         found, missing = groups(attributes, true.size)
     left_out = () if ignore_label is None else (_left_out(kept, ignore_label),)
-    notes = (*given_labels.notes, *numbered.notes, *left_out, *missing)
+    notes = (*given_labels.notes, *numbered.notes, *left_out, *missing, *_about_headers([given_labels, *joined]))
     notes += tuple(classes.about_labels(true, given_labels.name))
     if threshold is not None and all(stack.width != 2 for stack in read.values()):
         notes += (f"{option('threshold', threshold)} has no effect, because no model has one probability per example",)
     return Prepared(true, read, found, numbered.class_names, tuple(dict.fromkeys(notes)), kept)
+
+
+def _about_headers(raws: Sequence[Raw]) -> list[str]:
+    """Ask whether the first rows are headers of column numbers, which pandas writes for a Series, if all are 0, 1, ...
+
+    A test set more often has a round number of examples than one more.
+    """
+    rows = len(raws[0].values)
+    numbered = all(
+        raw.by_row
+        and raw.values.ndim == 2
+        and raw.columns == tuple(map(str, range(raw.values.shape[1])))
+        and raw.values[0].tolist() == list(range(raw.values.shape[1]))
+        for raw in raws
+    )
+    if not numbered or rows < 11 or rows % 10 != 1:
+        return []
+    return [
+        f"every file begins with 0, like a header of column numbers, and has {rows:,} rows: if this row is a header, "
+        "save the files without it"
+    ]
 
 
 @contextlib.contextmanager
@@ -149,6 +169,6 @@ def _attributes(given: object, given_labels: Raw, kept: np.ndarray | None) -> di
             index = of_object(values.isna(), f"groups[{attribute!r}]")
             raw = Raw(index.name, values.to_numpy(dtype=object), by_row=True, ids=index.ids)
         if raw is None:
-            raw = Raw(f"groups[{attribute!r}]", np.asarray(values))
+            raw = Raw(f"groups[{attribute!r}]", as_cells(values))
         found[attribute] = rows.take(rows.align(raw._replace(by_row=True), given_labels), kept)
     return found

@@ -55,6 +55,8 @@ def read_json(path: Path, name: str | None) -> tuple[pd.DataFrame, tuple[str, ..
             rows = [row[keys[0]] for row in rows]
         else:
             return pd.DataFrame({key: [row[key] for row in rows] for key in keys}), notes
+    elif name is not None:
+        raise InputError(f"{path} has no key {name!r}, because its entries are not objects; leave the name out")
     if all(isinstance(row, list) for row in rows):
         odd = next((n for n, row in enumerate(rows) if len(row) != len(rows[0])), None)
         if odd is not None:
@@ -103,11 +105,15 @@ def _object(path: Path, pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def _columns_of_pandas(columns: dict[str, Json]) -> dict[str, Json]:
-    """Return lists by name for what ``DataFrame.to_json`` writes, {name: {index: value}}, if all have one index."""
+    """Return lists by name for what ``DataFrame.to_json`` writes, {name: {index: value}}, if all have one index.
+
+    An index that is not 0, 1, 2, ... is a first column without a name, as in a table.
+    """
     values = list(columns.values())
-    if values and all(isinstance(each, dict) and list(each) == list(values[0]) for each in values):
-        return {name: list(each.values()) for name, each in columns.items()}
-    return columns
+    if not values or not all(isinstance(each, dict) and list(each) == list(values[0]) for each in values):
+        return columns
+    index, lists = list(values[0]), {name: list(each.values()) for name, each in columns.items()}
+    return lists if index == [str(n) for n in range(len(index))] else {"": index, **lists}
 
 
 def _json_lines(path: Path) -> tuple[list[Json], tuple[str, ...]]:

@@ -14,6 +14,7 @@ from jprune.recall.report.words import (
     cell,
     change_of_accuracy,
     count,
+    healthy,
     interval,
     listed,
     no_alpha_shown,
@@ -28,6 +29,7 @@ from jprune.recall.report.words import (
     signed,
     size,
     two_models,
+    what_a_test_needs,
 )
 from jprune.recall.tables.frames import AuditTables
 
@@ -112,7 +114,7 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
     )
     text = text[0].upper() + text[1:]
     if not np.isfinite(present["p_holm"]).any():
-        return f"{text}. A test of whether that is more than the rest lost needs predictions, or models that differ."
+        return f"{text}. A test of whether that is more than the rest lost needs {what_a_test_needs(present)}."
     p = evenness(audit, row)
     if np.isfinite(p):
         rejected = f"{'' if p < 1 - audit.level else 'not '}rejected at the {100 * (1 - audit.level):g}% level"
@@ -147,6 +149,8 @@ def _groups(audit: AuditTables, row: Row) -> str:
         return ""
     rows = rows_of(audit.groups[audit.groups["class"].isna()], row)
     shown = lost_more(rows, audit.level)
+    if not np.isfinite(rows["p_holm"]).any():  # nothing was tested, as with one group
+        return ""
     if not len(shown):
         return "No group is shown to have lost more than all examples did."
     return sentence(
@@ -171,7 +175,8 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
     if verdict == "noise":
         text = f"The dense recalls show {WITHIN_NOISE}, so there is no corrected alpha"
     elif np.isfinite(cell(row, "alpha_corrected")):
-        text = f"corrected alpha {interval(row, 'alpha_corrected')} {at_ratio(row)}; class differences {described(row)}"
+        text = f"corrected alpha {interval(row, 'alpha_corrected')} {at_ratio(row)}"
+        text += f"; class differences {described(audit, row)}"
         if verdict == "=":
             text += f" ({1 / (1 + audit.margin):.2g} to {1 + audit.margin:g})"
         elif verdict == "?":
@@ -179,7 +184,7 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
             text += f"; growth by {number(least)} would be shown nine times in ten" if least < 1 else ""
             text += f". {sentence(no_alpha_shown(row, audit))[:-1]}" if 1 <= least < np.inf else ""
     else:
-        text = f"alpha {interval(row, 'alpha')} {at_ratio(row)}; class differences {described(row)}"
+        text = f"alpha {interval(row, 'alpha')} {at_ratio(row)}; class differences {described(audit, row)}"
     text += _uncorrected(row, verdict)
     corrected = bool(np.isfinite(rows["alpha_corrected"]).any())
     marks = rows["alpha_corrected_mark" if corrected else "alpha_mark"]
@@ -332,10 +337,11 @@ def _alpha_too_wide(row: Row) -> bool:
 
 def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
     """At which ratios the interval of alpha excludes 1, and what it would take elsewhere."""
-    models = int(rows["models"].iloc[-1])
-    counts = sorted({int(count) for count in rows["models"]})
-    who = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(models)
+    models = sorted({healthy(dict(row)) for _, row in rows.iterrows()} - {0}) or [0]
+    one = models == [1]
+    who = f"{models[0]} to {models[-1]} models" if len(models) > 1 else f"{models[0]} model{'s' * (not one)}"
     column = "alpha_corrected" if np.isfinite(rows["alpha_corrected"]).any() else "alpha"
+    every = len(rows)
     rows = rows[rows["alpha_corrected_reason"] != WITHIN_NOISE]  # nothing to measure, and noise makes alpha too small
     if not len(rows):
         return []
@@ -347,7 +353,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         named = listed(
             [f"{ratio_or_name(r['ratio'], r['score'])} ({number(r[column])})" for _, r in open_rows.iterrows()]
         )
-        parts.append(f"{who} models do not show that {name} differs from 1 {where} {named}.")
+        parts.append(f"{who} {'does' if one else 'do'} not show that {name} differs from 1 {where} {named}.")
         if column == "alpha_corrected":
             least = [r["alpha_corrected_detectable"] for _, r in open_rows.iterrows()]
             shown = listed([number(value) for value in least])
@@ -362,7 +368,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
         if needed:
             parts.append(f"With alpha as far from 1 as measured, showing it would take {listed(needed)} models.")
     elif marks.isin(["<", ">"]).all():
-        parts.append(_sides(rows, who, name, audit))
+        parts.append(_sides(rows, f"{who} show{'s' * one}", name, audit, every=len(rows) == every))
     if len(silent):
         named = listed(
             [ratio_or_name(ratio, score) for ratio, score in zip(silent["ratio"], silent["score"], strict=True)]
@@ -372,10 +378,11 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
     return parts
 
 
-def _sides(rows: pd.DataFrame, who: str, name: str, audit: AuditTables) -> str:
-    """That the interval excludes 1 everywhere, and where something else than compression may be why."""
+def _sides(rows: pd.DataFrame, who_shows: str, name: str, audit: AuditTables, *, every: bool) -> str:
+    """That all these intervals exclude 1, and where something else than compression may be why."""
     other = [row for _, row in rows.iterrows() if verdict_of(dict(row)) not in SHOWN]
-    shown = f"{who} models show{' at every ratio' * (not audit.named)} on which side of 1 {name} is"
+    at = "every ratio" if every else listed([ratio_or_name(ratio) for ratio in rows["ratio"]])
+    shown = f"{who_shows}{f' at {at}' * (not audit.named)} on which side of 1 {name} is"
     if not other:
         return f"{shown}."
     where = f"{'in' if audit.named else 'at'} {listed([ratio_or_name(row['ratio'], row['score']) for row in other])}"

@@ -34,6 +34,7 @@ from jprune.recall.report.words import (
     sentence,
     size,
     two_models,
+    what_a_test_needs,
 )
 from jprune.recall.tables.frames import AuditTables
 
@@ -113,9 +114,9 @@ def _of_score(audit: AuditTables, row: dict[str, object], *, first: bool) -> str
         said = f"{who}{where} {are} at chance{why}: accuracy {change_of_accuracy(row, audit.level)}."
         lost = f" {_lost_most(audit, row, named)}" if uneven and len(named) else ""
         return said + lost + _dense_at_chance(audit, row)
-    are = "is" if row["collapsed"] == 1 else "are"
+    are, them = ("is", "it") if row["collapsed"] == 1 else ("are", "them")
     parts = [
-        f"{row['collapsed']} of {row['models']} models{where} {are} at chance; accuracy and classes below include them."
+        f"{row['collapsed']} of {row['models']} models{where} {are} at chance; accuracy and classes include {them}."
         if row["collapsed"]
         else "",
         _lost_most(audit, row, named) + _gained(audit, row) if len(named) else _none_named(audit, row),
@@ -149,13 +150,17 @@ def _lost_most(audit: AuditTables, row: Row, named: pd.DataFrame) -> str:
         else "while the overall accuracy is the same"
     )
     verb = "lost most" if most else "lost more than the rest"
+    smaller = most and float(rest["change"][rest["support"] < FEWEST].min()) < worst - _EQUAL  # lost even more
+    of = f"Of the classes with {FEWEST} or more test examples, " if smaller else ""
     if len(tie) == 1:
         hit = named.iloc[0]
-        text = f"Class {hit['class']} {verb}{where}: {_ends(hit)} of {hit['support']:,} test examples right, {overall}."
+        text = f"{of or 'Class '}{hit['class']} {verb}{where}: {_ends(hit)} of {hit['support']:,} test examples right, "
+        text += f"{overall}."
     else:
         ends = listed([f"{_ends(hit)} of {hit['support']:,}" for _, hit in tie.head(_MOST_CLASSES).iterrows()])
         names = _and_more([str(name) for name in tie["class"]])
-        text = f"Classes {names} {verb}, and equally{',' * bool(where)}{where}: {ends} test examples right, {overall}."
+        text = f"{of or 'Classes '}{names} {verb}, and equally{',' * bool(where)}{where}: {ends} test "
+        text += f"examples right, {overall}."
     others = named.iloc[len(tie) :]
     if len(others):
         plural = "class" if len(others) == 1 else "classes"
@@ -256,6 +261,12 @@ def _none_named(audit: AuditTables, row: Row) -> str:
     spared = _spared(audit, row)
     if spared:
         return spared
+    classes = rows_of(audit.classes, row)
+    if not np.isfinite(classes["p_holm"]).any():
+        return (
+            f"Accuracy{at_score(audit, row)} {changed}. A test of whether a class lost more than the rest needs "
+            f"{what_a_test_needs(classes)}."
+        )
     if p < 1 - audit.level and not len(lost_more(rows_of(audit.classes, row), audit.level)):
         what = "loss" if cell(row, "accuracy_change") < 0 else "change"
         return (
@@ -313,7 +324,7 @@ def _apart(audit: AuditTables, row: Row, named: int, *, first: bool) -> str:
         return ""
     verdict = verdict_of(row)
     place = f"{at_score(audit, row).strip()}{_shown_alpha(row, explained=first)}"
-    text = f"differences between weak and strong classes {described(row, place)}"
+    text = f"differences between weak and strong classes {described(audit, row, place)}"
     text += reasons(audit, [dict(row)]) if verdict == "undefined" else ""
     if named and first and not verdict.startswith(">"):
         compared = "That compares one class" if named == 1 else "That compares single classes"

@@ -199,7 +199,8 @@ def _models(counts: "pd.Series[int]") -> str:
 
 def _about(audit: AuditTables) -> str:
     models, dense = (_models(frame["models"]) for frame in (audit.summary, _dense_counts(audit)))
-    start = f"{audit.examples:,} test examples of {len(audit.class_names)} classes; "
+    examples, classes = audit.examples, len(audit.class_names)
+    start = f"{examples:,} test example{'s' * (examples != 1)} of {classes} class{'es' * (classes != 1)}; "
     if audit.named:
         each = " each" * (len(audit.scores) > 1)
         return (

@@ -52,29 +52,36 @@ def verdict_of(row: Row) -> str:
     return {"?": "=", ">": ">=", "<": "<="}[mark] if equal else mark
 
 
-def described(row: Row, place: str = "") -> str:
+def described(audit: AuditTables, row: Row, place: str = "") -> str:
     """The verdict on a row in words, with the place where the models are named.
 
     Alpha compares differences relative to the accuracy. Where differences in points moved another way, as they do if
     every class lost as many points, the words say both.
     """
     verdict = verdict_of(row)
-    points = _in_points(row, verdict)
+    points = _in_points(row, verdict, _change_of_accuracy(audit, row))
     where = " ".join(filter(None, ["relative to accuracy" if points else "", place]))
     text = VERDICTS[verdict]
     return (text.format(where) if where else text.replace(" {}", "")) + points
 
 
-def _in_points(row: Row, verdict: str) -> str:
+def _change_of_accuracy(audit: AuditTables, row: Row) -> float:
+    """The accuracy after compression, divided by that before, of the models from which alpha is computed."""
+    models = rows_of(audit.alphas, row)
+    models = models[~models["collapsed"].astype(bool)]
+    before = float(models["accuracy_dense"].mean())
+    return float(models["accuracy"].mean()) / before if before > 0 else float("nan")
+
+
+def _in_points(row: Row, verdict: str, change: float) -> str:
     """How the differences in points changed; empty where that is what the verdict says of alpha.
 
-    Their slope is alpha times the accuracy after, divided by that before.
+    Their slope is alpha times ``change``, the accuracy after compression divided by that before.
     """
-    before, side = cell(row, "accuracy_dense"), verdict[:1]
-    if verdict not in (*SHOWN, "=", "?") or verdict == "<0" or not before > 0:
+    side = verdict[:1]
+    if verdict not in (*SHOWN, "=", "?") or verdict == "<0" or not np.isfinite(change):
         return ""
     name = "alpha_corrected" if np.isfinite(cell(row, "alpha_corrected")) else "alpha"
-    change = cell(row, "accuracy") / before
     low, high = (cell(row, f"{name}_{end}") * change for end in ("low", "high"))
     points = ">" if low > 1 else "<" if high < 1 and _narrower(row, change) else "?"
     if points == side or (side == "=" and points == "?"):

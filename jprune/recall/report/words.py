@@ -117,21 +117,32 @@ def no_class_shown(row: Row, audit: AuditTables, classes: pd.DataFrame) -> str:
         if every
         else ("for most classes that they lost more than the rest, even if they")
     )
-    return f"{_so_few(row, audit)} cannot show {which} lost every example"
+    return f"{_so_few(int(cell(row, 'models')), audit)} cannot show {which} lost every example"
+
+
+def what_a_test_needs(classes: pd.DataFrame) -> str:
+    """What a test of the classes needs, where there is none."""
+    if classes["lost"].isna().all():
+        return "predictions, or models that differ"
+    return "two or more test examples of a class"
 
 
 def no_alpha_shown(row: Row, audit: AuditTables) -> str:
     """How far class differences would have to grow to be shown, where not even their disappearance would be."""
     most = number(1 + cell(row, "alpha_corrected_detectable"))
     return (
-        f"{_so_few(row, audit)} are too few to judge whether class differences changed: growth would be noticed only "
-        f"if alpha were above {most}"
+        f"{_so_few(healthy(row), audit)} are too few to judge whether class differences changed: growth would be "
+        f"noticed only if alpha were above {most}"
     )
 
 
-def _so_few(row: Row, audit: AuditTables) -> str:
-    models = "one model" if row["models"] == 1 else f"{row['models']} models"
-    return f"{models} and {audit.examples:,} test examples"
+def _so_few(models: int, audit: AuditTables) -> str:
+    return f"{'one model' if models == 1 else f'{models} models'} and {audit.examples:,} test examples"
+
+
+def healthy(row: Row) -> int:
+    """The number of models from which alpha is computed: those that are not at chance."""
+    return int(cell(row, "models") - cell(row, "collapsed"))
 
 
 def one_dense(audit: AuditTables) -> bool:

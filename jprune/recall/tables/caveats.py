@@ -151,7 +151,10 @@ def of_groups(groups: pd.DataFrame) -> list[str]:
     small = whole.drop_duplicates(["attribute", "group"])
     if not len(small):
         return []
-    listed = [f"{row['attribute']} {row['group']} ({row['support']} examples)" for row in small.to_dict("records")]
+    listed = [
+        f"{row['attribute']} {row['group']} ({row['support']} example{'s' * (row['support'] != 1)})"
+        for row in small.to_dict("records")
+    ]
     more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
     return [f"small groups, about which little can be shown: {', '.join(listed[:5])}{more}"]
 

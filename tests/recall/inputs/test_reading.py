@@ -5,6 +5,7 @@ import json
 import warnings
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pandas as pd
 import pyarrow.parquet
@@ -243,7 +244,10 @@ def test_accented_letters_and_bytes_are_matched_however_they_are_coded():
 
 def test_zeros_and_ones_that_say_whether_models_are_right_are_noticed():
     audit = recall.audit(LABELS, (DENSE == LABELS).astype(int), {2: TWO})
-    assert any("give the predicted classes, not whether they are right" in warning for warning in audit.warnings)
+    assert any(
+        "if 1 means that a prediction is right, give the predicted classes instead" in warning
+        for warning in audit.warnings
+    )
 
 
 def test_percentages_have_the_confidence_of_probabilities():
@@ -662,6 +666,48 @@ def test_an_index_that_differs_is_an_error(capsys):
     assert "different row indices" in err
 
 
+def test_an_index_that_differs_in_json_of_pandas_is_an_error(capsys):
+    order = np.random.default_rng(0).permutation(N)
+    pd.DataFrame({"label": LABELS}, index=np.arange(N) + 100).iloc[order].to_json("y.json")
+    for name, predicted in (("d.json", DENSE), ("t.json", TWO)):
+        pd.DataFrame({"m": predicted}, index=np.arange(N) + 100).to_json(name)
+    given = ("--labels", "y.json", "--dense", "d.json", "--pruned", "2=t.json")
+    assert "d.json and y.json have different row indices: 100 and 116 in row 0" in refused(capsys, *given)
+    pd.DataFrame({"label": LABELS}, index=np.arange(N) + 100).to_json("y.json")
+    read(capsys, *given)
+
+
+def test_files_that_all_begin_with_the_header_of_a_series_are_asked_about(capsys):
+    for name, values in (("y.csv", LABELS), ("d.csv", DENSE), ("t.csv", TWO)):
+        pd.Series(values).to_csv(name, index=False)  # under the header 0
+    given = ("--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv")
+    said = "every file begins with 0, like a header of column numbers, and has 61 rows"
+    assert any(said in warning for warning in run(capsys, *given)[1]["warnings"])
+    for name, values in (("y.csv", LABELS), ("d.csv", DENSE), ("t.csv", TWO)):
+        pd.Series(values).to_csv(name, index=False, header=False)
+    assert not any("begins with 0" in warning for warning in read(capsys, *given)["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "mark"), [((*map(str, DENSE[:-1]), "NA"), "NA"), ((*(NAMES[c] for c in DENSE[:-1]), "nan"), "nan")]
+)
+def test_a_mark_of_a_missing_value_is_called_so(capsys, cells, mark):
+    Path("d.csv").write_text("\n".join(["m", *cells]))
+    said = f"d.csv, column 'm' holds '{mark}' at example 59, which marks a missing value: leave the example out"
+    assert said in refused(capsys, "--dense", "d.csv")
+
+
+def test_bfloat16_in_a_file_is_refused_with_what_to_save(capsys):
+    np.save("two.npy", LOGITS.astype(ml_dtypes.bfloat16))
+    assert "got dtype |V2; save bfloat16 as .astype(np.float32)" in refused(capsys)
+
+
+def test_a_key_of_json_without_keys_is_refused(capsys):
+    Path("two.json").write_text(json.dumps(TWO.tolist()))
+    said = "two.json has no key 'pred', because its entries are not objects"
+    assert said in refused(capsys, "--pruned", "2=two.json:pred")
+
+
 def test_an_index_in_another_order_is_an_error_also_where_labels_have_none():
     shuffled = pd.Series(TWO).sample(frac=1, random_state=0)
     for labels in (LABELS, pd.Series(LABELS)):
@@ -927,7 +973,7 @@ def test_ties_and_empty_logits_are_counted():
     logits = LOGITS.copy()
     logits[3], logits[4], logits[5] = [1, 1, 0], [-np.inf] * 3, [2, 2, 2]
     said = " ".join(recall.audit(LABELS, DENSE, {2: logits}).warnings)
-    assert "1 of 60 predictions have several largest logits" in said
+    assert "1 of 60 predictions has several largest logits" in said
     assert "2 of 60 predictions have equal logits (or -inf)" in said
 
 
@@ -992,6 +1038,26 @@ def test_rounded_probabilities_are_probabilities_and_sigmoids_are_named():
     assert not any("do not sum to 1" in warning for warning in report.warnings)
     report = recall.audit(LABELS, rounded, {2: np.clip(rounded + 0.1, 0, 1)})
     assert any("pruned[2] holds numbers from 0 to 1 whose rows do not" in w for w in report.warnings)
+
+
+def test_missing_groups_in_a_list_are_not_converted_to_text():
+    report = recall.audit(LABELS, DENSE, {2: TWO}, groups={"g": ["x", np.nan] * (N // 2)})
+    assert set(report.groups["group"]) == {"x", "(missing)"}
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.bool_, np.str_])
+def test_groups_may_be_numpy_scalars_among_missing_values(kind):
+    values = [None if n == 0 else kind(n % 2) for n in range(N)]
+    for given in (values, np.array(values, object)):
+        report = recall.audit(LABELS, DENSE, {2: TWO}, groups=given)
+        names = {"(missing)", str(kind(0)), str(kind(1))}
+        assert set(report.groups["group"]) == names
+
+
+@pytest.mark.parametrize("kind", [np.array, pd.Index, pd.Series])
+def test_class_names_may_be_an_array(kind):
+    report = recall.audit(np.eye(3, dtype=int)[LABELS], DENSE, {2: TWO}, class_names=kind(NAMES))
+    assert report.class_names == NAMES
 
 
 def test_a_group_called_na_is_asked_about():
@@ -1221,6 +1287,15 @@ def test_numbers_in_text_are_matched_with_class_names_as_numbers_are(text):
     accuracy = [(given[name] == given["labels"]).mean() for name in ("dense", "pruned")]
     assert report.summary[["accuracy_dense", "accuracy"]].iloc[0].tolist() == pytest.approx(accuracy)
     assert report.classes["support"].tolist() == [(given["labels"] == c).sum() for c in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("names", [("1", "2", "3"), ("2", "1", "0")])
+def test_one_hot_predictions_are_in_the_order_of_class_names_that_are_numbers(names):
+    one_hot = np.eye(3, dtype=int)[TWO]
+    labels = np.array(names, int)[LABELS]
+    for given in (one_hot, pd.DataFrame(one_hot), one_hot.astype(float)):
+        report = recall.audit(labels, given, {2: given}, class_names=names)
+        assert report.summary["accuracy"][0] == pytest.approx(ACCURACY[1])
 
 
 @pytest.mark.parametrize("names", [("1", "2", "3"), ("01", "02", "03"), ("2", "1", "0")])

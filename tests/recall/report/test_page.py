@@ -19,6 +19,7 @@ from PIL import Image
 
 import jprune
 from jprune import recall
+from jprune.recall.inference.corrected import WITHIN_NOISE
 from jprune.recall.report import captions, display, headline, verdicts, words
 from jprune.recall.report.findings import findings
 from jprune.recall.report.page import at_equal_accuracy, page
@@ -211,7 +212,7 @@ def test_the_method_of_counts_alone_is_over_models():
 
 def test_counts_of_models_that_all_lost_as_much_do_not_show_a_change_of_accuracy():
     text = recall.audit_counts([[90, 70], [80, 75]], {2: [[89, 69], [79, 74]]}, support=[100, 100]).headline
-    assert "accuracy went from 78.8% to 77.8%, -1.0 points (not shown to differ from 0)" in text
+    assert "Accuracy at 2x compression went from 78.8% to 77.8%, -1.0 points (not shown to differ from 0)." in text
 
 
 @pytest.mark.parametrize(("high", "verdict"), [(0.6, "seed"), (0.4, "<")])
@@ -569,6 +570,43 @@ def test_a_class_with_a_handful_of_examples_is_never_what_the_headline_begins_wi
     assert "Class 4 is shown to have lost more, but has only 5 test examples, of which it lost 5." in said
     said = headline.headline(one_dense_one_compressed([200] * 4 + [40], [0.9] * 4 + [1.0], [0.9] * 4 + [0.0]))
     assert said.startswith("Class 4 lost most at 10x compression: 100% to 0% of 40 test examples right, clearly more")
+
+
+def test_a_class_with_a_handful_of_examples_that_lost_more_is_not_denied_by_the_headline():
+    before, after = [0.9] * 4 + [1.0], [0.4] + [0.9] * 3 + [0.0]
+    said = one_dense_one_compressed([200] * 4 + [2], before, after).headline
+    assert said.startswith(
+        "Of the classes with 10 or more test examples, 0 lost most at 10x compression: 90% to 40% of 200 test examples "
+        "right, clearly more"
+    )
+    said = one_dense_one_compressed([200] * 4 + [2], [0.9] * 5, [0.4, 0.4, 0.9, 0.9, 0.0]).headline
+    assert said.startswith("Of the classes with 10 or more test examples, 0 and 1 lost most, and equally, at 10x")
+
+
+def test_where_nothing_was_tested_no_class_and_no_group_is_said_not_to_be_shown():
+    counts = recall.audit_counts([90, 80, 70], {2: [85, 60, 69]}, support=[100] * 3)
+    needs = "A test of whether a class lost more than the rest needs predictions, or models that differ."
+    assert counts.headline.startswith(f"Accuracy at 2x compression went from 80.0% to 71.3%, -8.7 points. {needs}")
+    one_each = recall.audit([0, 1, 2], [0, 1, 2], {2: [0, 1, 1]}, groups=["all"] * 3)
+    assert "lost more than the rest needs two or more test examples of a class." in one_each.headline
+    said = {finding.topic: finding.text for finding in findings(one_each)}
+    assert said["Classes that lost most"].endswith("rest lost needs two or more test examples of a class.")
+    assert "Groups" not in said
+    for audit in (counts, one_each):
+        assert "is shown" not in audit.headline
+
+
+def test_evidence_at_every_ratio_is_claimed_only_if_alpha_is_measured_at_every_ratio():
+    audit = audits.one_score()
+    measured = {"alpha_corrected": [np.nan, 1.5, 1.5], "alpha_corrected_low": 1.2, "alpha_corrected_high": 2.0}
+    marks, reasons = ["", ">", ">"], [WITHIN_NOISE, "", ""]
+    rows = audit.summary.assign(**measured, alpha_corrected_mark=marks, alpha_corrected_reason=reasons)
+    text = next(
+        finding.text
+        for finding in findings(dataclasses.replace(audit, summary=rows))
+        if finding.topic == "Is the evidence enough?"
+    )
+    assert text.endswith("6 models show at 2x and 10x on which side of 1 corrected alpha is.")
 
 
 def test_a_collapsed_model_is_what_the_headline_says():

@@ -1,5 +1,7 @@
 """The words where differences between classes changed in one way relative to accuracy and in another in points."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -75,9 +77,30 @@ def test_differences_in_points_narrow_only_below_the_alpha_between_dense_models(
     numbers = {"alpha": 0.98, "alpha_low": 0.93, "alpha_high": 1.04, "alpha_seed": 0.97, "alpha_seed_low": seed_low}
     corrected = {"alpha_corrected": 1.0, "alpha_corrected_low": 0.95, "alpha_corrected_high": 1.05}
     others = {"alpha_corrected_mark": "?", "alpha_corrected_reason": "", "alpha_corrected_equal": False}
-    row = numbers | corrected | others | {"accuracy_dense": 0.9, "accuracy": 0.81}
-    assert verdicts.described(row).removeprefix("are not shown to have changed").endswith(said)
-    assert ("in points" in verdicts.described(row)) == bool(said)
+    models = pd.DataFrame(
+        {"score": ["a"], "ratio": [2.0], "collapsed": [False], "accuracy_dense": 0.9, "accuracy": 0.81}
+    )
+    audit = dataclasses.replace(_audit(RECALLS - 0.3), alphas=models)
+    row = numbers | corrected | others | {"score": "a", "ratio": 2.0}
+    assert verdicts.described(audit, row).removeprefix("are not shown to have changed").endswith(said)
+    assert ("in points" in verdicts.described(audit, row)) == bool(said)
+
+
+def test_models_at_chance_do_not_change_what_is_said_in_points():
+    """They are left out of alpha, so they must not lower the accuracy with which it is converted to points."""
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(10), 400)
+
+    def models(recalls):
+        return np.where(rng.random((10, 4000)) < np.repeat(recalls, 400), labels, (labels + 1) % 10)
+
+    dense, after = models(RECALLS), models(RECALLS.mean() + 1.5 * (RECALLS - RECALLS.mean()) - 0.05)
+    after[:8] = 0
+    audit = recall.audit(labels, dense, {10: after})
+    assert audit.headline.startswith("8 of 10 models at 10x compression are at chance")
+    assert "strong classes widened at 10x compression" in audit.headline
+    text = next(finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?")
+    assert text.endswith("2 models show at every ratio on which side of 1 corrected alpha is.")
+    assert "in points" not in audit.headline.replace("points lost", "")
 
 
 def test_the_slope_in_points_is_alpha_times_the_change_of_accuracy():
