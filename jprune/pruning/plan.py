@@ -86,9 +86,12 @@ class Plan:
             return
 
         def probe(weights: PyTree) -> PyTree:
-            scores = map_leaves(lambda weight: weight.astype(working_dtype(weight)), weights)
+            # As an update calls it, which then finds it traced.
+            folded = self._reads_weights()
+            scores = weights if folded else map_leaves(lambda w: w.astype(working_dtype(w)), weights)
             masks = map_leaves(lambda weight: jnp.ones_like(weight, bool), weights)
-            chosen = self._select(scores, events, jnp.int32(0), masks, probe=True)
+            among = masks if self.regrow is None else None
+            chosen = self._select(scores, events, jnp.int32(0), among, magnitude=folded, probe=True)
             # A selection of channels also returns masks of leaves without scores.
             return chosen if self._of_channels() else self._checked_masks(chosen, masks)
 
@@ -251,8 +254,7 @@ class Plan:
         event = jnp.argmax(np.asarray([event.checksum for event in events], np.uint32) == current).astype(jnp.int32)
         if count is not None:
             inputs = inputs | {"key": jax.random.fold_in(inputs["key"], count)}
-        # If the selection can rank by absolute value, it reads the weights themselves and no scores are written.
-        folded = ranks_by_magnitude(self.score) and self._compares_magnitudes() and self.regrow is None
+        folded = self._reads_weights()
         scores = weights if folded else self._scores(self.score, weights, inputs)
         nan = _any_nan(scores, masks)
         if self.regrow is None:
@@ -323,6 +325,10 @@ class Plan:
                     f"like its first argument, with a bool array of shape {leaf.shape} there, True for weights to keep"
                 )
         return jax.tree.unflatten(treedef, [None if x is None else mask for x, mask in zip(leaves, found, strict=True)])
+
+    def _reads_weights(self) -> bool:
+        """Whether the selection ranks the weights themselves by absolute value, so that no scores are written."""
+        return ranks_by_magnitude(self.score) and self._compares_magnitudes() and self.regrow is None
 
     def _compares_magnitudes(self) -> bool:
         """Whether the selection is one of jprune that can rank by absolute value, or a partial of one.
