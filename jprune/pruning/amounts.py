@@ -53,7 +53,7 @@ class Scheduled:
 
     ``prune`` passes it to its selection in place of a number, so that the selection is compiled once for the whole
     schedule. The selections of jprune look up the counts in a table. Any arithmetic or comparison with it raises
-    TypeError; ``prune`` then calls the selection with numbers, once for each entry.
+    TypeError; ``prune`` then calls the selection with numbers, once for each amount.
 
     Attributes:
       amounts: the amount of each entry.
@@ -61,7 +61,7 @@ class Scheduled:
       index: index of the entry that is due.
     """
 
-    amounts: tuple["Amount", ...]
+    amounts: tuple["float | Keep | PerLayer", ...]
     dropped: tuple[float, ...]
     index: Int[Array, ""]
 
@@ -169,7 +169,7 @@ def as_keywords(amount: Amount) -> dict[str, Amount | int]:
     return {"keep": amount.count} if isinstance(amount, Keep) else {"sparsity": amount}
 
 
-def without(amount: Amount, part: float) -> Amount:
+def without(amount: Amount, part: float) -> float | Keep | PerLayer:
     """Return the amount that keeps a fraction ``part`` fewer weights.
 
     >>> without(0.5, 0.5), without(Keep(10), 0.25)

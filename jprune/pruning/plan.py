@@ -2,7 +2,7 @@
 
 A selection that passes its amount to a selection of jprune (directly, wrapped or as a ``functools.partial``) is
 compiled once for the whole schedule: counts are Python integers that are computed while tracing, put in a table, and
-looked up at run time. A selection that computes with its amount is compiled once for each entry.
+looked up at run time. A selection that computes with its amount is compiled once for each amount.
 
 The current entry at a count is the last one whose step is not after the count. The state has a checksum of the entry
 that was applied last, and an update applies the current entry if its checksum differs. So an entry is applied once,
@@ -226,10 +226,10 @@ class Plan:
         budget = self._budget(weights)
         keep_counts(self.schedule, budget, regrowing=self.regrow is not None)
         events: list[_Event] = []
-        everything = Keep(budget.total)
-        kept: float | Keep | PerLayer = everything
+        kept = exact_name(Keep(budget.total))
         for step, amount in entries(self.schedule):
-            asked = everything if amount == 0.0 else amount
+            # By name, because dicts are equal in any order, and here the first expression that matches decides.
+            asked = exact_name(Keep(budget.total) if amount == 0.0 else amount)
             if self.regrow is not None:
                 events.append(_Event(step, amount, self.regrow.at(step), self._checksums[step]))
             elif asked != kept:  # an entry without a change would cost a selection
@@ -373,10 +373,14 @@ class Plan:
         plain = [
             without(entry.amount, part) if part else entry.amount for entry, part in zip(events, dropped, strict=True)
         ]
-        branches = [functools.partial(self._selected, amount, options) for amount in plain]
+        names = [exact_name(amount) for amount in plain]
+        distinct = dict(zip(names, plain, strict=True))
+        branches = [functools.partial(self._selected, amount, options) for amount in distinct.values()]
         if probe or len(branches) == 1:
             return [branch(scores, among) for branch in branches[0 if refused else -1 :]][-1]
-        return jax.lax.switch(event, branches, scores, among)
+        places = {name: place for place, name in enumerate(distinct)}
+        branch_of = jnp.asarray([places[name] for name in names], jnp.int32)
+        return jax.lax.switch(branch_of[event], branches, scores, among)
 
     def _selected(self, amount: Amount, options: dict[str, object], scores: PyTree, among: PyTree) -> PyTree:
         return self.selection(scores, **as_keywords(amount), **(options | {"among": among}))

@@ -89,7 +89,7 @@ def prune(
         ``kernel``.
       selection: function from scores to masks, such as ``global_masks`` or ``layer_masks``, or any callable with the
         signature of ``global_masks``. One that passes its amount to a selection of jprune is compiled once for the
-        whole schedule; one that computes with its amount is compiled once for each entry. ``min_keep`` and ``axes`` are
+        whole schedule; one that computes with its amount is compiled once per amount. ``min_keep`` and ``axes`` are
         passed to it only if they are given here. ``jprune.structured`` removes whole channels: ``where`` then selects
         the leaves that are scored, and the other leaves with these channels are masked too.
       axes: roles of the axes of the parameters, for selections that depend on layers, inputs or outputs: a graph made

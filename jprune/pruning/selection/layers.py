@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
-from jprune.pruning.amounts import Amount, Keep, Scheduled
+from jprune.pruning.amounts import Amount, Keep, Scheduled, exact_name
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.explicit_axes import with_automatic_axes
 from jprune.pruning.selection.uint64 import Count
@@ -214,7 +214,10 @@ def quota_of(amount: Amount, quota: Callable[[Amount], Quota]) -> Quota:
     """
     if not isinstance(amount, Scheduled):
         return quota(amount)
-    quotas = [_less(quota(each), part) for each, part in zip(amount.amounts, amount.dropped, strict=True)]
+    # An amount may be that of hundreds of entries, and a quota in exact arithmetic takes milliseconds.
+    known = {exact_name(each): each for each in amount.amounts}
+    whole = {name: quota(each) for name, each in known.items()}
+    quotas = [_less(whole[exact_name(each)], part) for each, part in zip(amount.amounts, amount.dropped, strict=True)]
     return Quota(
         _entry([quota.each for quota in quotas], amount.index), _entry([quota.total for quota in quotas], amount.index)
     )
