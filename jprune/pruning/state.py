@@ -239,7 +239,7 @@ def check_pruned(
     rounds. Selections of blocks and channels round the number of these instead: give ``selection``.
 
     Args:
-      params: the parameters.
+      params: the parameters; with ``optax.lookahead`` both copies, or the fast weights. Amounts count one of them.
       state: the optimizer state whose prune transformations have the masks of these parameters.
       sparsity: the fraction of the prunable weights that must be pruned, or ``{regex: sparsity}`` for each layer; None
         to check no amount.
@@ -289,8 +289,8 @@ def check_pruned(
             f"kept weights are NaN or infinite: {', '.join(infinite)}; the training diverged: continue from an earlier "
             "checkpoint, with a smaller step or optax.apply_if_finite(tx, 10)"
         )
-    with known_shapes(shapes_of(params)):
-        layers = mask_layers(masks_of(state), axes)
+    with known_shapes(shapes_of(trained(params))):
+        layers = mask_layers(trained(masks_of(state)), axes)
         if sparsity is not None or keep is not None:
             _check_amount(layers, amount_of(sparsity, keep), axes, selection)
     if empty := empty_layers(layers, layers.scores):
@@ -304,6 +304,8 @@ def _masks_of_all(params: PyTree, state: PyTree) -> list[Array | None]:
       ValueError: as ``masks_of``; the masks do not fit the parameters, with the reason where it is known.
     """
     masks = masks_of(state)
+    if not isinstance(params, optax.LookaheadParams):
+        masks = trained(masks)
     try:
         return match(params, masks, reference_name="params", name="the masks of the optimizer state")
     except ValueError as error:
