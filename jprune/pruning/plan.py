@@ -283,27 +283,24 @@ class Plan:
         """
         given = score_selected(score, weights, **inputs)
         paths, leaves, treedef = flatten(weights)
-        if isinstance(score, Score):
-            for path, weight, found in zip(paths, leaves, flatten(given)[1], strict=True):
-                if weight is not None and found is None and not self._of_channels():
-                    raise ValueError(
-                        f"score={name_of(score)} has no score for '{path}'; leave this leaf out with "
-                        "where=jprune.by_path(exclude=...), or use jprune.structured as the selection"
-                    )
-            return given
-        name = f"what score={name_of(score)} returned"
-        found = match(weights, given, reference_name="params", name=name)
+        own = score.name if isinstance(score, Score) else name_of(score)
+        found = match(weights, given, reference_name="params", name=f"what score={own} returned")
         for path, weight, returned in zip(paths, leaves, found, strict=True):
-            if weight is None:
+            if weight is None or (returned is None and isinstance(score, Score) and self._of_channels()):
                 continue
+            if returned is None and isinstance(score, Score):
+                raise ValueError(
+                    f"score={own} has no score for '{path}'; leave this leaf out with "
+                    "where=jprune.by_path(exclude=...), or use jprune.structured as the selection"
+                )
             if not is_float(returned) or returned.shape != weight.shape:
                 raise TypeError(
-                    f"score={name_of(score)} returned {describe(returned)} at '{path}'; it must return a tree like its "
+                    f"score={own} returned {describe(returned)} at '{path}'; it must return a tree like its "
                     f"first argument, with a float array of shape {weight.shape} there, larger for weights to keep"
                 )
         # In single precision at least, as scores of jprune: some 8-bit dtypes have no infinity, which regrowth uses.
         ranked = [
-            None if w is None else returned.astype(working_dtype(returned))
+            None if w is None or returned is None else returned.astype(working_dtype(returned))
             for w, returned in zip(leaves, found, strict=True)
         ]
         return jax.tree.unflatten(treedef, ranked)
