@@ -7,6 +7,7 @@ weights kept is always given with ``keep=`` or, in a schedule, ``Keep(count)``.
 import dataclasses
 import functools
 import inspect
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, ParamSpec, TypeAlias, TypeVar
@@ -201,6 +202,8 @@ def not_a_count(name: str, value: object) -> str:
     """Return the error message for a value that should be a number of weights."""
     wanted = f"{name}={value!r} must be an integer, the number of weights kept"
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return wanted
+    if not math.isfinite(value):
         return wanted
     if 0.0 <= float(value) <= 1.0:
         return f"{wanted}; for a fraction give sparsity={float(f'{1.0 - float(value):.12g}')!r}, the fraction removed"
