@@ -7,6 +7,7 @@ weights kept is always given with ``keep=`` or, in a schedule, ``Keep(count)``.
 import dataclasses
 import functools
 import inspect
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, ParamSpec, TypeAlias, TypeVar
@@ -53,7 +54,7 @@ class Scheduled:
 
     ``prune`` passes it to its selection in place of a number, so that the selection is compiled once for the whole
     schedule. The selections of jprune look up the counts in a table. Any arithmetic or comparison with it raises
-    TypeError; ``prune`` then calls the selection with numbers, once for each entry.
+    TypeError; ``prune`` then calls the selection with numbers, once for each amount.
 
     Attributes:
       amounts: the amount of each entry.
@@ -61,7 +62,7 @@ class Scheduled:
       index: index of the entry that is due.
     """
 
-    amounts: tuple["Amount", ...]
+    amounts: tuple["float | Keep | PerLayer", ...]
     dropped: tuple[float, ...]
     index: Int[Array, ""]
 
@@ -169,7 +170,7 @@ def as_keywords(amount: Amount) -> dict[str, Amount | int]:
     return {"keep": amount.count} if isinstance(amount, Keep) else {"sparsity": amount}
 
 
-def without(amount: Amount, part: float) -> Amount:
+def without(amount: Amount, part: float) -> float | Keep | PerLayer:
     """Return the amount that keeps a fraction ``part`` fewer weights.
 
     >>> without(0.5, 0.5), without(Keep(10), 0.25)
@@ -201,6 +202,8 @@ def not_a_count(name: str, value: object) -> str:
     """Return the error message for a value that should be a number of weights."""
     wanted = f"{name}={value!r} must be an integer, the number of weights kept"
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return wanted
+    if not math.isfinite(value):
         return wanted
     if 0.0 <= float(value) <= 1.0:
         return f"{wanted}; for a fraction give sparsity={float(f'{1.0 - float(value):.12g}')!r}, the fraction removed"

@@ -2,7 +2,7 @@
 
 A selection that passes its amount to a selection of jprune (directly, wrapped or as a ``functools.partial``) is
 compiled once for the whole schedule: counts are Python integers that are computed while tracing, put in a table, and
-looked up at run time. A selection that computes with its amount is compiled once for each entry.
+looked up at run time. A selection that computes with its amount is compiled once for each amount.
 
 The current entry at a count is the last one whose step is not after the count. The state has a checksum of the entry
 that was applied last, and an update applies the current entry if its checksum differs. So an entry is applied once,
@@ -86,9 +86,12 @@ class Plan:
             return
 
         def probe(weights: PyTree) -> PyTree:
-            scores = map_leaves(lambda weight: weight.astype(working_dtype(weight)), weights)
+            # As an update calls it, which then finds it traced.
+            folded = self._reads_weights()
+            scores = weights if folded else map_leaves(lambda w: w.astype(working_dtype(w)), weights)
             masks = map_leaves(lambda weight: jnp.ones_like(weight, bool), weights)
-            chosen = self._select(scores, events, jnp.int32(0), masks, probe=True)
+            among = masks if self.regrow is None else None
+            chosen = self._select(scores, events, jnp.int32(0), among, magnitude=folded, probe=True)
             # A selection of channels also returns masks of leaves without scores.
             return chosen if self._of_channels() else self._checked_masks(chosen, masks)
 
@@ -223,10 +226,10 @@ class Plan:
         budget = self._budget(weights)
         keep_counts(self.schedule, budget, regrowing=self.regrow is not None)
         events: list[_Event] = []
-        everything = Keep(budget.total)
-        kept: float | Keep | PerLayer = everything
+        kept = exact_name(Keep(budget.total))
         for step, amount in entries(self.schedule):
-            asked = everything if amount == 0.0 else amount
+            # By name, because dicts are equal in any order, and here the first expression that matches decides.
+            asked = exact_name(Keep(budget.total) if amount == 0.0 else amount)
             if self.regrow is not None:
                 events.append(_Event(step, amount, self.regrow.at(step), self._checksums[step]))
             elif asked != kept:  # an entry without a change would cost a selection
@@ -251,8 +254,7 @@ class Plan:
         event = jnp.argmax(np.asarray([event.checksum for event in events], np.uint32) == current).astype(jnp.int32)
         if count is not None:
             inputs = inputs | {"key": jax.random.fold_in(inputs["key"], count)}
-        # If the selection can rank by absolute value, it reads the weights themselves and no scores are written.
-        folded = ranks_by_magnitude(self.score) and self._compares_magnitudes() and self.regrow is None
+        folded = self._reads_weights()
         scores = weights if folded else self._scores(self.score, weights, inputs)
         nan = _any_nan(scores, masks)
         if self.regrow is None:
@@ -281,27 +283,24 @@ class Plan:
         """
         given = score_selected(score, weights, **inputs)
         paths, leaves, treedef = flatten(weights)
-        if isinstance(score, Score):
-            for path, weight, found in zip(paths, leaves, flatten(given)[1], strict=True):
-                if weight is not None and found is None and not self._of_channels():
-                    raise ValueError(
-                        f"score={name_of(score)} has no score for '{path}'; leave this leaf out with "
-                        "where=jprune.by_path(exclude=...), or use jprune.structured as the selection"
-                    )
-            return given
-        name = f"what score={name_of(score)} returned"
-        found = match(weights, given, reference_name="params", name=name)
+        own = score.name if isinstance(score, Score) else name_of(score)
+        found = match(weights, given, reference_name="params", name=f"what score={own} returned")
         for path, weight, returned in zip(paths, leaves, found, strict=True):
-            if weight is None:
+            if weight is None or (returned is None and isinstance(score, Score) and self._of_channels()):
                 continue
+            if returned is None and isinstance(score, Score):
+                raise ValueError(
+                    f"score={own} has no score for '{path}'; leave this leaf out with "
+                    "where=jprune.by_path(exclude=...), or use jprune.structured as the selection"
+                )
             if not is_float(returned) or returned.shape != weight.shape:
                 raise TypeError(
-                    f"score={name_of(score)} returned {describe(returned)} at '{path}'; it must return a tree like its "
+                    f"score={own} returned {describe(returned)} at '{path}'; it must return a tree like its "
                     f"first argument, with a float array of shape {weight.shape} there, larger for weights to keep"
                 )
         # In single precision at least, as scores of jprune: some 8-bit dtypes have no infinity, which regrowth uses.
         ranked = [
-            None if w is None else returned.astype(working_dtype(returned))
+            None if w is None or returned is None else returned.astype(working_dtype(returned))
             for w, returned in zip(leaves, found, strict=True)
         ]
         return jax.tree.unflatten(treedef, ranked)
@@ -323,6 +322,10 @@ class Plan:
                     f"like its first argument, with a bool array of shape {leaf.shape} there, True for weights to keep"
                 )
         return jax.tree.unflatten(treedef, [None if x is None else mask for x, mask in zip(leaves, found, strict=True)])
+
+    def _reads_weights(self) -> bool:
+        """Whether the selection ranks the weights themselves by absolute value, so that no scores are written."""
+        return ranks_by_magnitude(self.score) and self._compares_magnitudes() and self.regrow is None
 
     def _compares_magnitudes(self) -> bool:
         """Whether the selection is one of jprune that can rank by absolute value, or a partial of one.
@@ -367,10 +370,14 @@ class Plan:
         plain = [
             without(entry.amount, part) if part else entry.amount for entry, part in zip(events, dropped, strict=True)
         ]
-        branches = [functools.partial(self._selected, amount, options) for amount in plain]
+        names = [exact_name(amount) for amount in plain]
+        distinct = dict(zip(names, plain, strict=True))
+        branches = [functools.partial(self._selected, amount, options) for amount in distinct.values()]
         if probe or len(branches) == 1:
             return [branch(scores, among) for branch in branches[0 if refused else -1 :]][-1]
-        return jax.lax.switch(event, branches, scores, among)
+        places = {name: place for place, name in enumerate(distinct)}
+        branch_of = jnp.asarray([places[name] for name in names], jnp.int32)
+        return jax.lax.switch(branch_of[event], branches, scores, among)
 
     def _selected(self, amount: Amount, options: dict[str, object], scores: PyTree, among: PyTree) -> PyTree:
         return self.selection(scores, **as_keywords(amount), **(options | {"among": among}))

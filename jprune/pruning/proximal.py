@@ -24,6 +24,7 @@ fixed, use ``jprune.keep_zeros``. To change a threshold during training, use
 
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -142,8 +143,8 @@ def group_soft_threshold(
 
     Raises:
       TypeError: as ``soft_threshold``; ``groups`` has the wrong type, or ``where`` is given as well.
-      ValueError: as ``soft_threshold``; ``over`` is unknown; the axes of a kernel are unknown; ``groups`` is empty,
-        names a leaf that the parameters lack, names one axis twice, or its sizes differ.
+      ValueError: as ``soft_threshold``; ``over`` is unknown; the axes of a kernel are unknown, or it is read in two
+        ways; ``groups`` is empty, names a leaf that the parameters lack, names one axis twice, or its sizes differ.
 
     Source: Yuan & Lin, "Model Selection and Estimation in Regression with Grouped Variables", 2006, equation 2.4;
     for channels, Wen et al., "Learning Structured Sparsity in Deep Neural Networks", 2016, arXiv 1608.03665 (without
@@ -176,6 +177,12 @@ def group_soft_threshold(
             found = roles[path]
             if found is None:
                 raise ValueError(unknown_axes(path, array.shape, f"a group has the weights of one of its {over}", axes))
+            if found.tied:
+                raise ValueError(
+                    f"leaf '{path}' is read in two ways (tied weights), so its {over} are not separate groups; leave "
+                    f"it out with where=jprune.by_path(exclude={f'^{re.escape(path)}$'!r}), or give the channels of "
+                    "the traced network as groups=graph.channels"
+                )
             shrunk[path] = _shrink_kernel(array, found, over, limit, by_size)
         return shrunk
 
@@ -185,7 +192,7 @@ def group_soft_threshold(
 def _shrink_kernel(array: Array, roles: KernelAxes, over: str, limit: Array, by_size: bool | Array) -> Array:
     """Shrink the weights of each output or input of a kernel; inputs of different feature groups are different."""
     order = (*roles.stacked, *(roles.outputs if over == "outputs" else roles.inputs))
-    if over == "inputs" and roles.groups > 1 and not roles.tied:
+    if over == "inputs" and roles.groups > 1:
         # Feature groups are consecutive outputs: split the outputs into (groups, outputs of a group).
         rest = tuple(axis for axis in range(array.ndim) if axis not in (*order, *roles.outputs))
         arranged = jnp.transpose(array, (*order, *roles.outputs, *rest))

@@ -78,7 +78,7 @@ def recalibrate_batch_norm(
 
     zeros = [jnp.zeros(leaves[slot].shape, dtype) for slot, dtype in zip(slots, dtypes, strict=True)]
     momenta: list[float] = []
-    moments: dict[str, Array] = {}
+    found: dict[str, Array] = {paths[slot]: zero for slot, zero in zip(slots, zeros, strict=True)}
     examples = 0
     for batch in batches:
         updated = run(zeros, batch)  # (1 - momentum) times the statistic of this batch
@@ -93,15 +93,12 @@ def recalibrate_batch_norm(
             for slot, value, momentum in zip(slots, updated, momenta, strict=True)
         }
         size = number_of_examples(batch)
-        for path, value in _moments(batch_statistics).items():
-            moments[path] = moments.get(path, jnp.zeros_like(value)) + value * jnp.asarray(size, value.dtype)
         examples += size
+        found = _merged(found, batch_statistics, size / examples)
     if not examples:
         raise ValueError("batches has no example; give at least one batch")
-    means = {path: total / jnp.asarray(examples, total.dtype) for path, total in moments.items()}
-    for path, value in _statistics(means).items():
-        slot = paths.index(path)
-        leaves[slot] = value.astype(jax.dtypes.canonicalize_dtype(leaves[slot].dtype))
+    for slot in slots:
+        leaves[slot] = found[paths[slot]].astype(jax.dtypes.canonicalize_dtype(leaves[slot].dtype))
     return jax.tree.unflatten(treedef, leaves)
 
 
@@ -120,24 +117,25 @@ def _momentum(path: str, from_zero: Array, start: Array, from_start: Array) -> f
     return momentum
 
 
-def _moments(statistics: dict[str, Array]) -> dict[str, Array]:
-    """Convert variances to second moments, which can be averaged over batches."""
-    return {
-        path: value + jnp.square(statistics[_mean_of(path)]) if _mean_of(path) in statistics else value
-        for path, value in statistics.items()
-    }
+def _merged(before: dict[str, Array], batch: dict[str, Array], share: float) -> dict[str, Array]:
+    """Average statistics with those of a batch that has a share of all examples.
+
+    Second moments would lose the variance of a channel whose mean is much larger than its standard deviation.
+    """
+
+    def average(old: Array, new: Array) -> Array:
+        return old + jnp.asarray(share, old.dtype) * (new - old)
+
+    merged = {path: average(before[path], value) for path, value in batch.items()}
+    for path in merged:
+        mean = _mean_of(path)
+        if mean is not None and mean in batch:
+            between = jnp.square(batch[mean] - before[mean])
+            merged[path] += jnp.asarray(share * (1 - share), between.dtype) * between
+    return merged
 
 
-def _statistics(moments: dict[str, Array]) -> dict[str, Array]:
-    return {
-        path: jnp.maximum(value - jnp.square(moments[_mean_of(path)]), jnp.zeros_like(value))
-        if _mean_of(path) in moments
-        else value
-        for path, value in moments.items()
-    }
-
-
-def _mean_of(path: str) -> str:
-    """Return the path of the mean that belongs to a variance; '' for any other statistic."""
+def _mean_of(path: str) -> str | None:
+    """Return the path of the mean that belongs to a variance; None for any other statistic."""
     parent, _, name = path.rpartition("/")
-    return "" if name != "var" else f"{parent}/mean" if parent else "mean"
+    return None if name != "var" else f"{parent}/mean" if parent else "mean"

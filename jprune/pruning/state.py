@@ -6,6 +6,7 @@ shows whether a prune transformation is the last of its chain, without knowledge
 
 import functools
 import math
+import operator
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -232,14 +233,14 @@ def check_pruned(
     It also checks that the prunable weights are finite and that no selection was skipped because of NaN scores.
 
     A warning names layers that keep no weight. Another is given if more weights are pruned than requested, beyond
-    rounding in each layer.
+    rounding in each layer. Amounts are those of each replicate if ``vmap`` made the state.
 
     The state does not show how its masks were selected. A sparsity is met if the number of all weights kept is at most
     the one requested, or if every layer, or every output, keeps the number to which ``layer_masks`` or ``output_masks``
     rounds. Selections of blocks and channels round the number of these instead: give ``selection``.
 
     Args:
-      params: the parameters.
+      params: the parameters; with ``optax.lookahead`` both copies, or the fast weights. Amounts count one of them.
       state: the optimizer state whose prune transformations have the masks of these parameters.
       sparsity: the fraction of the prunable weights that must be pruned, or ``{regex: sparsity}`` for each layer; None
         to check no amount.
@@ -289,12 +290,29 @@ def check_pruned(
             f"kept weights are NaN or infinite: {', '.join(infinite)}; the training diverged: continue from an earlier "
             "checkpoint, with a smaller step or optax.apply_if_finite(tx, 10)"
         )
-    with known_shapes(shapes_of(params)):
-        layers = mask_layers(masks_of(state), axes)
-        if sparsity is not None or keep is not None:
-            _check_amount(layers, amount_of(sparsity, keep), axes, selection)
-    if empty := empty_layers(layers, layers.scores):
-        warnings.warn(nothing_left(empty), stacklevel=2)
+    amount = None if sparsity is None and keep is None else amount_of(sparsity, keep)
+    masks_of_all, replicates = trained(masks_of(state)), _replicates(state)
+    empty: dict[str, list[str]] = {}
+    with known_shapes(tuple((path, shape[len(replicates) :]) for path, shape in shapes_of(trained(params)))):
+        for index in np.ndindex(*replicates):
+            replicate = f"replicate {', '.join(map(str, index))}" if index else ""
+            layers = mask_layers(
+                jax.tree.map(operator.itemgetter(index), masks_of_all) if index else masks_of_all, axes
+            )
+            if amount is not None:
+                _check_amount(layers, amount, axes, selection, of=replicate and f" of {replicate}")
+            if names := empty_layers(layers, layers.scores):
+                empty[replicate] = names
+    if empty:
+        (replicate, names), *others = empty.items()
+        others_too = f" and {len(others)} more" if others else ""
+        warnings.warn((replicate and f"in {replicate}{others_too}, ") + nothing_left(names), stacklevel=2)
+
+
+def _replicates(state: PyTree) -> tuple[int, ...]:
+    """Return the sizes of the axes over replicates, which all arrays of the state have after ``vmap(tx.init)``."""
+    first = next(found for _, found in _prune_states(state, "", None))
+    return np.shape(jax.tree.leaves(first.count)[0])
 
 
 def _masks_of_all(params: PyTree, state: PyTree) -> list[Array | None]:
@@ -304,6 +322,8 @@ def _masks_of_all(params: PyTree, state: PyTree) -> list[Array | None]:
       ValueError: as ``masks_of``; the masks do not fit the parameters, with the reason where it is known.
     """
     masks = masks_of(state)
+    if not isinstance(params, optax.LookaheadParams):
+        masks = trained(masks)
     try:
         return match(params, masks, reference_name="params", name="the masks of the optimizer state")
     except ValueError as error:
@@ -356,22 +376,25 @@ def _refuse_skipped(state: PyTree) -> None:
         )
 
 
-def _check_amount(layers: Layers, amount: Amount, axes: Axes, selection: Callable[..., PyTree] | None) -> None:
+def _check_amount(
+    layers: Layers, amount: Amount, axes: Axes, selection: Callable[..., PyTree] | None, *, of: str
+) -> None:
+    """Raise if more weights are kept than requested; ``of`` names the replicate in the message."""
     kept = uint64.number(kth_largest.count_true(layers.scores))
     if selection is not None:
         chosen = _chosen_again(layers, amount, axes, selection)
-        _compare_counts(kept, uint64.number(kth_largest.count_true(chosen)), layers.size, 0, "")
+        _compare_counts(kept, uint64.number(kth_largest.count_true(chosen)), layers.size, 0, of)
     elif not isinstance(amount, Mapping):
         wanted, rounding = allocation.kept(amount, layers.size), len(layers.sizes)
         as_asked = wanted - rounding <= kept <= wanted
         if not as_asked and not (isinstance(amount, float) and _rounds_apart(layers, amount, axes)):
-            _compare_counts(kept, wanted, layers.size, rounding, "")
+            _compare_counts(kept, wanted, layers.size, rounding, of)
     else:
         sizes = layers.sizes
         by_layer = allocation.by_pattern(amount, layers.paths_of_layers, sizes)
         rows = zip(layers.names, kept_of_layers(layers), by_layer, sizes, strict=True)
         for name, count, most, size in sorted(rows, key=lambda row: row[1] <= row[2]):  # errors before warnings
-            _compare_counts(count, most, size, 1, f" of '{name}'")
+            _compare_counts(count, most, size, 1, f" of '{name}'{of}")
 
 
 def _rounds_apart(layers: Layers, sparsity: float, axes: Axes) -> bool:

@@ -89,7 +89,7 @@ def prune(
         ``kernel``.
       selection: function from scores to masks, such as ``global_masks`` or ``layer_masks``, or any callable with the
         signature of ``global_masks``. One that passes its amount to a selection of jprune is compiled once for the
-        whole schedule; one that computes with its amount is compiled once for each entry. ``min_keep`` and ``axes`` are
+        whole schedule; one that computes with its amount is compiled once per amount. ``min_keep`` and ``axes`` are
         passed to it only if they are given here. ``jprune.structured`` removes whole channels: ``where`` then selects
         the leaves that are scored, and the other leaves with these channels are masked too.
       axes: roles of the axes of the parameters, for selections that depend on layers, inputs or outputs: a graph made
@@ -107,11 +107,11 @@ def prune(
       TypeError: ``score`` is not a valid score (``jprune.magnitude`` without its parentheses), ``selection`` cannot
         be called as a selection, ``schedule`` is not a dict of amounts, ``regrow`` is not a ``Regrow``, or ``key`` is
         not one PRNG key; at ``init``, ``where`` is not a function.
-      ValueError: the schedule is out of range, or ``regrow`` is given with a selection that keeps no exact count. At
-        ``init``: ``where`` selects nothing; the number kept, in total or in a layer, rises without ``regrow``; the
-        selection does not fit the weights (for example groups that do not divide an axis). Outside jit: scores contain
-        NaN. While tracing: ``params`` is missing, ``grad``, ``batch`` or a key is missing for a score that needs it, or
-        trees do not match; the message names the leaf.
+      ValueError: the schedule is out of range, or ``regrow`` is given with a selection that keeps no exact count or
+        ranks by absolute value (``magnitude=True``). At ``init``: ``where`` selects nothing; the number kept, in total
+        or in a layer, rises without ``regrow``; the selection does not fit the weights (for example groups that do not
+        divide an axis). Outside jit: scores contain NaN. While tracing: ``params`` is missing, ``grad``, ``batch`` or a
+        key is missing for a score that needs it, or trees do not match; the message names the leaf.
 
     >>> import jprune
     >>> tx = optax.chain(optax.sgd(0.1), prune(jprune.magnitude(), {0: 0.5}))
@@ -129,6 +129,11 @@ def prune(
         raise ValueError(
             f"regrow= adds weights until a count is reached, and {inexact.__name__} keeps no exact count; use another "
             "selection, such as global_masks"
+        )
+    if regrow is not None and isinstance(selection, functools.partial) and selection.keywords.get("magnitude"):
+        raise ValueError(
+            "regrow= gives weights that must not be kept a score of -inf, which magnitude=True would rank first; leave "
+            "magnitude=True out and give a score that is larger for weights to keep, such as jprune.magnitude()"
         )
     _refuse_no_key(key)
     if where is None and isinstance(score, Score):

@@ -50,6 +50,25 @@ def test_check_pruned_accepts_what_is_rounded_in_each_layer_or_output():
         jprune.check_pruned(*kept_by(a=first((14, 20), of_all=19)), sparsity=0.9)
 
 
+def test_check_pruned_compares_each_replicate():
+    """A fifth of 13 weights is 2.6, rounded to 3; of two replicates together it would be 5, not 6."""
+    masks = jnp.stack([first((13, 1), of_all=3), first((13, 1), of_all=3)])
+    params = {"kernel": masks.astype(jnp.float32)}
+    state = jax.vmap(jprune.keep_zeros().init)(params)
+    jprune.check_pruned(params, state, sparsity=0.8, axes="flax")
+    jprune.check_pruned(params, state, keep=3)
+    jprune.check_pruned(params, state, keep={"": 3}, selection=None)
+    jprune.check_pruned(params, state, sparsity=0.8, selection=jprune.global_masks)
+    four = jprune.with_masks(state, {"kernel": masks.at[1, 3].set(True)})
+    with pytest.raises(ValueError, match=r"^4 of 13 prunable weights of replicate 1 are kept .* than the 3 requested"):
+        jprune.check_pruned(params, four, keep=3)
+    with pytest.raises(ValueError, match=r"^4 of 13 prunable weights of 'kernel' of replicate 1 are kept"):
+        jprune.check_pruned(params, four, keep={"": 3})
+    none = {"kernel": jnp.zeros_like(params["kernel"]).at[0].set(1.0)}
+    with pytest.warns(UserWarning, match="^in replicate 1, nothing is left of 'kernel'"):
+        jprune.check_pruned(none, jax.vmap(jprune.keep_zeros().init)(none))
+
+
 BLOCKS = functools.partial(jprune.selection.block_masks, block=(4, 4))
 SELECTIONS = {
     "global": jprune.global_masks,

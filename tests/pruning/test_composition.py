@@ -211,6 +211,10 @@ def test_pruned_late_inside_schedule_free_check_pruned_says_so():
         schedule_free_run(contrib.schedule_free(pruned, 0.1), 4, lambda state: state)
 
 
+def kept_of(masks):
+    return sum(int(mask.sum()) for mask in jax.tree.leaves(masks))
+
+
 def test_after_lookahead_fast_and_slow_weights_share_one_mask():
     lookahead = optax.lookahead(optax.sgd(0.1, momentum=0.9), sync_period=3, slow_step_size=0.5)
     tx = optax.chain(lookahead, prune(jprune.gradient(), {1: 0.5, 4: jprune.Keep(3)}))
@@ -229,8 +233,12 @@ def test_after_lookahead_fast_and_slow_weights_share_one_mask():
         masks = jprune.masks_of(state)
         jprune.check_pruned(params, state)
         assert jax.tree.all(jax.tree.map(jnp.array_equal, masks.fast, masks.slow))
-        kept.append(sum(int(mask.sum()) for mask in jax.tree.leaves(masks.fast)))
+        kept.append(kept_of(masks.fast))
     assert kept == [12, 6, 6, 6, 3, 3, 3]
+    jprune.check_pruned(params, state, keep=3, axes="flax")
+    jprune.check_pruned(params.fast, state, keep={"^a/": kept_of(masks.fast["a"]), "": kept_of(masks.fast["b"])})
+    with pytest.raises(ValueError, match=r"^3 of 12 prunable weights are kept"):
+        jprune.check_pruned(params, state, keep=2)
     assert sum(int((params.slow[k]["kernel"] != 0).sum()) for k in "ab") == 3
 
 

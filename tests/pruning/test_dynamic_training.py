@@ -12,6 +12,7 @@ import pytest
 import jprune
 from jprune.pruning.dynamic_training import rigl, sparse_evolution
 from jprune.pruning.dynamics import cosine_fraction, dense_gradient
+from jprune.pruning.selection import allocation
 
 PARAMS = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(6, 5)), jnp.float32)}
 GRADS = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(6, 5)), jnp.float32)}
@@ -45,6 +46,17 @@ def test_rigl_is_prune_with_a_dense_gradient_to_regrow():
     grown = [i for i in np.argsort(-slope).tolist() if i not in survivors][:2]
     _, second = trained(rigl(optax.sgd(0.0), 0.8, end=4, every=2, fraction=0.5), steps=3)
     assert set(np.flatnonzero(np.asarray(second["kernel"]).ravel()).tolist()) == survivors | set(grown)
+
+
+def test_a_long_schedule_of_one_sparsity_divides_it_among_the_layers_once(monkeypatch):
+    divided = []
+    proportional = allocation.proportional
+    monkeypatch.setattr(allocation, "proportional", lambda *a: divided.append(a) or proportional(*a))
+    tx = rigl(optax.sgd(0.1), 0.8, end=75_000)
+    state = tx.init(PARAMS)
+    divided.clear()
+    jax.make_jaxpr(lambda grads, state: tx.update(grads, state, PARAMS, grad=grads))(GRADS, state)
+    assert len(divided) == 2  # to drop and to regrow
 
 
 SPARSE_TRAINING = {

@@ -176,6 +176,21 @@ def test_what_a_score_of_ones_own_returns_is_checked(score, error, message):
         jax.eval_shape(tx.update, ONES, tx.init(PARAMS), PARAMS)
 
 
+def test_what_a_score_object_of_ones_own_returns_is_checked_too():
+    params = {"kernel": jnp.array([[3.0, 1.0]]), "bias": jnp.ones(2)}
+
+    def pruned(score):
+        tx = jprune.prune(jprune.scores.Score(score, "mine"), {0: 0.5}, selection=by_rank)
+        return tx.update(params, tx.init(params), params)[1].masks
+
+    kernel_alone = lambda params, *_: {"kernel": jnp.abs(params["kernel"]).astype(jnp.bfloat16)}
+    np.testing.assert_array_equal(pruned(kernel_alone)["kernel"], [[True, False]])
+    with pytest.raises(ValueError, match=r"what score=mine returned has shape \(2,\) at 'kernel'"):
+        pruned(lambda params, *_: {"kernel": params["kernel"][0]})
+    with pytest.raises(TypeError, match=r"score=mine returned int32\[1, 2\] at 'kernel'"):
+        pruned(lambda params, *_: {"kernel": params["kernel"].astype(jnp.int32)})
+
+
 def test_a_skipped_selection_is_no_error_of_a_later_update_in_which_nothing_is_due():
     state = still(pruned({0: 0.5}), pruned({0: 0.5}).init(PARAMS), NAN)
     later = pruned({9: 0.5})  # resumed with a schedule whose first step is still to come

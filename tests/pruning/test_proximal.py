@@ -208,6 +208,7 @@ def _without_params(tx):
 
 
 KERNEL = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+TIED = KernelAxes(inputs=(0, 1), outputs=(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -232,6 +233,10 @@ KERNEL = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
         (
             lambda: proximal.group_soft_threshold(1.0, groups=[[("kernel", 1), ("kernel", -1)]]).init(KERNEL),
             "names axis -1 of 'kernel' twice",
+        ),
+        (
+            lambda: proximal.group_soft_threshold(1.0, axes={"": TIED}).init(KERNEL),
+            r"leaf 'kernel' is read in two ways .*, so its outputs are not separate groups; leave it out with where=",
         ),
         (
             lambda: proximal.group_soft_threshold(1.0, groups=[[("kernel", 2)]]).init(KERNEL),

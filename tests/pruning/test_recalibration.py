@@ -101,6 +101,26 @@ def test_accuracy_on_digits_before_fine_tuning_rises_after_recalibration():
     assert after > before + 0.1, (dense, before, after)
 
 
+def _averaged(statistics, x):
+    batch = {"mean": x.mean(0), "var": x.var(0)}
+    return {name: 0.9 * value + 0.1 * batch[name] for name, value in statistics.items()}
+
+
+def test_a_variance_much_smaller_than_the_mean_keeps_its_digits():
+    """Second moments of values near 300 have a spacing of .008 in float32."""
+    x = 300.0 + 0.05 * np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32)
+    statistics = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+    found = recalibrate_batch_norm(_averaged, statistics, [x[:8], x[8:12], x[12:]])
+    np.testing.assert_allclose(found["var"], x.astype(np.float64).var(0), rtol=1e-2)
+    np.testing.assert_allclose(found["mean"], x.astype(np.float64).mean(0), rtol=1e-6)
+
+
+def test_a_single_array_of_statistics_is_averaged():
+    x = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]], np.float32)
+    found = recalibrate_batch_norm(lambda s, x: 0.5 * s + 0.5 * x.mean(0), jnp.zeros(2), [x[:1], x[1:]])
+    np.testing.assert_allclose(found, [3.0, 5.0], rtol=1e-6)
+
+
 def _still(statistics, batch):
     return statistics
 

@@ -77,6 +77,37 @@ def test_a_selection_that_computes_with_its_amount_gets_numbers(selection, sched
     assert [int(mask.sum()) for mask in masks_at(tx, 3)] == [12, 7]
 
 
+def test_a_selection_that_computes_with_its_amount_is_traced_once_for_each_amount():
+    seen = []
+
+    def selection(scores, *, sparsity, among):
+        seen.append(float(sparsity))
+        return jprune.layer_masks(scores, sparsity=sparsity, among=among)
+
+    regrow = jprune.Regrow(jprune.random(), 0.5)
+    schedule = {0: 0.5, 1: 0.5, 2: 0.5, 3: 0.75}
+    tx = jprune.prune(jprune.magnitude(), schedule, selection=selection, regrow=regrow, key=jax.random.key(0))
+    state = tx.init(PARAMS)
+    seen.clear()
+    jax.make_jaxpr(tx.update)(PARAMS, state, PARAMS)
+    assert seen == [0.75, 0.875, 0.5, 0.75]  # the survivors of each amount, then the weights kept
+    assert [int(mask.sum()) for mask in masks_at(tx, 3)] == [10, 6]
+    assert [int(mask.sum()) for mask in masks_at(tx, 4)] == [5, 3]
+
+
+def test_two_entries_with_the_same_expressions_in_another_order_are_different():
+    params = {name: {"kernel": jax.random.normal(jax.random.key(0), (4, 4))} for name in "abc"}
+    last, first = "^(b|c)/", "^(a|b)/"
+    schedule = {0: {last: 0.5, first: 0.75}, 1: {first: 0.75, last: 0.5}}
+    tx = jprune.prune(jprune.magnitude(), schedule, selection=jprune.layer_masks)
+    state = tx.init(params)
+    kept = []
+    for _ in range(2):
+        _, state = tx.update(params, state, params)
+        kept.append([int(state.masks[name]["kernel"].sum()) for name in "abc"])
+    assert kept == [[4, 8, 8], [4, 4, 8]]
+
+
 def test_a_selection_gets_counts_by_keyword_and_no_option_that_was_not_given():
     seen = []
 

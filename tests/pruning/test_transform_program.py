@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import jprune
+from jprune.pruning.selection import kth_largest
 from tests.pruning.steps import by_rank, slope
 
 
@@ -42,6 +43,20 @@ def test_a_schedule_that_asks_for_no_change_compiles_no_selection():
     for schedule in ({0: 0.0}, {0: jprune.Keep(4)}, {0: 0.0, 7: jprune.Keep(4)}):
         tx = jprune.prune(jprune.magnitude(), schedule)
         assert "while" not in str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
+
+
+@pytest.mark.parametrize("selection", [jprune.global_masks, jprune.layer_masks])
+def test_an_update_uses_the_trace_of_the_selection_that_init_made(selection, monkeypatch):
+    traced = []
+    mark = kth_largest._mark_largest
+    monkeypatch.setattr(kth_largest, "_mark_largest", lambda *a, **k: traced.append(1) or mark(*a, **k))
+    params = {"a": {"kernel": jnp.ones((3, 7))}, "b": {"kernel": jnp.ones((7, 11))}}
+    tx = jprune.prune(jprune.magnitude(), {0: 0.5, 2: 0.75}, selection=selection)
+    state = tx.init(params)
+    assert traced
+    traced.clear()
+    jax.make_jaxpr(tx.update)(params, state, params)
+    assert not traced
 
 
 def test_the_operands_of_the_selection_never_include_the_updates():

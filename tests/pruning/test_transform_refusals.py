@@ -127,3 +127,10 @@ def test_regrowth_with_a_selection_without_an_exact_count_is_refused(selection):
     for given in (selection, functools.partial(selection, min_keep=1)):
         with pytest.raises(ValueError, match=f"{selection.__name__} keeps no exact count"):
             jprune.prune(jprune.random(), {0: 0.5}, selection=given, regrow=regrow, key=jax.random.key(0))
+
+
+def test_regrowth_with_a_selection_that_ranks_by_absolute_value_is_refused():
+    """It would rank the weights that must not be kept, whose score is -inf, first."""
+    selection = functools.partial(jprune.layer_masks, magnitude=True)
+    with pytest.raises(ValueError, match="which magnitude=True would rank first; leave magnitude=True out"):
+        jprune.prune(jprune.magnitude(), {0: 0.5}, selection=selection, regrow=jprune.Regrow(jprune.gradient(), 0.3))

@@ -47,8 +47,8 @@ def save_masks(path: str | os.PathLike[str], masks: PyTree, *, gather: bool = Fa
     Raises:
       ImportError: the extra ``export`` is not installed.
       OSError: the file cannot be written.
-      ValueError: there is no mask, a leaf is not boolean, two leaves have one path, or a leaf is spread over several
-        processes and ``gather`` is False.
+      ValueError: there is no mask, a leaf is not boolean, two leaves have one path, a path ends with ``#bits`` or
+        ``#values``, or a leaf is spread over several processes and ``gather`` is False.
 
     >>> import tempfile, pathlib
     >>> masks = {"kernel": jnp.array([[True, False, True]]), "bias": None}
@@ -58,7 +58,7 @@ def save_masks(path: str | os.PathLike[str], masks: PyTree, *, gather: bool = Fa
     {'bias': None, 'kernel': Array([[ True, False,  True]], dtype=bool)}
     """
     paths, leaves, _ = flatten(masks)
-    _refuse_repeated(paths, leaves, "masks")
+    _refuse_bad_paths(paths, leaves, "masks")
     tensors, shapes = {}, {}
     for name, leaf in zip(paths, leaves, strict=True):
         if _is_stored(leaf):
@@ -125,8 +125,8 @@ def save_pruned(
       ImportError: the extra ``export`` is not installed.
       OSError: the file cannot be written.
       ValueError: a mask is not boolean or fits no leaf of ``params``; a dtype cannot be stored; two leaves have one
-        path; a leaf is traced, or it is spread over several processes and ``gather`` is False. The message names the
-        leaf.
+        path, or a path ends with ``#bits`` or ``#values``; a leaf is traced, or it is spread over several processes and
+        ``gather`` is False. The message names the leaf.
 
     >>> import tempfile, pathlib
     >>> params = {"kernel": jnp.array([[1.0, 5.0, 2.0]]), "bias": jnp.zeros(3)}
@@ -138,7 +138,7 @@ def save_pruned(
     """
     paths, leaves, _ = flatten(params)
     given = [None] * len(paths) if masks is None else match(params, masks, reference_name="params", name="masks")
-    _refuse_repeated(paths, leaves, "params")
+    _refuse_bad_paths(paths, leaves, "params")
     tensors: dict[str, np.ndarray] = {}
     shapes: dict[str, list[int]] = {}
     for name, leaf, mask in zip(paths, leaves, given, strict=True):
@@ -252,10 +252,16 @@ def _is_stored(leaf: Leaf) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
-def _refuse_repeated(paths: list[str], leaves: list[Leaf], argument: str) -> None:
+def _refuse_bad_paths(paths: list[str], leaves: list[Leaf], argument: str) -> None:
+    """Raise if two leaves have one path, or a leaf has the path of a part of another one in the file."""
     times = Counter(path for path, leaf in zip(paths, leaves, strict=True) if _is_stored(leaf))
     if repeated := [path for path, number in times.items() if number > 1]:
         raise ValueError(f"{argument} has more than one leaf with the path '{repeated[0]}'; rename one")
+    if reserved := [path for path in times if path.endswith((_BITS, _VALUES))]:
+        raise ValueError(
+            f"{argument} has a leaf with the path '{reserved[0]}'; rename it, because a file stores masked leaves "
+            f"under names that end with {_BITS} and {_VALUES}"
+        )
 
 
 def _is_spread(leaf: Leaf) -> bool:

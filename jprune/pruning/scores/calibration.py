@@ -210,11 +210,18 @@ def input_grams(
     summed = {path: _summing(roles[path], path, leaf.shape, axes) for path, leaf in wanted.items()}
     instead = "exclude it with where=, or capture its inputs and pass them to sparsegpt"
 
+    _, leaves, treedef = flatten(params)
+    slots = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
+
     def arranged(path: str) -> str:
         return f"'{path}' is transposed or reshaped before a scan reads it; {instead}"
 
-    @jax.jit
-    def one(params: PyTree, batch: PyTree) -> dict[str, Array]:
+    @jax.jit  # of the arrays alone: Equinox modules have functions among their leaves
+    def one(arrays: list[Array], batch: PyTree) -> dict[str, Array]:
+        full = list(leaves)
+        for slot, array in zip(slots, arrays, strict=True):
+            full[slot] = array
+
         def visit(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side: int) -> PyTree:
             if view.path not in wanted:
                 return None
@@ -234,13 +241,13 @@ def input_grams(
                 raise ValueError(arranged(view.path))
             return grams
 
-        found = collect_products(apply, params, batch, Visitor(visit, join))
+        found = collect_products(apply, jax.tree.unflatten(treedef, full), batch, Visitor(visit, join))
         refuse_unread(wanted, found, instead)
         return found
 
     total: dict[str, Array] | None = None
     for batch in batches:
-        found = one(params, batch)
+        found = one([leaves[slot] for slot in slots], batch)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
     if total is None:
         raise ValueError("batches has no batch; give at least one")

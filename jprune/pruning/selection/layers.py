@@ -12,10 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
-from jprune.pruning.amounts import Amount, Keep, Scheduled
+from jprune.pruning.amounts import Amount, Keep, Scheduled, exact_name
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.explicit_axes import with_automatic_axes
 from jprune.pruning.selection.uint64 import Count
@@ -214,7 +215,10 @@ def quota_of(amount: Amount, quota: Callable[[Amount], Quota]) -> Quota:
     """
     if not isinstance(amount, Scheduled):
         return quota(amount)
-    quotas = [_less(quota(each), part) for each, part in zip(amount.amounts, amount.dropped, strict=True)]
+    # An amount may be that of hundreds of entries, and a quota in exact arithmetic takes milliseconds.
+    known = {exact_name(each): each for each in amount.amounts}
+    whole = {name: quota(each) for name, each in known.items()}
+    quotas = [_less(whole[exact_name(each)], part) for each, part in zip(amount.amounts, amount.dropped, strict=True)]
     return Quota(
         _entry([quota.each for quota in quotas], amount.index), _entry([quota.total for quota in quotas], amount.index)
     )
@@ -300,8 +304,24 @@ def empty_layers(layers: Layers, kept: Sequence[Array]) -> list[str]:
 
 def kept_of_layers(layers: Layers) -> list[int]:
     """Return the number of weights that each layer keeps; the scores are concrete bool arrays."""
-    counts = _over_layers(lambda mask, axis: np.count_nonzero(np.asarray(mask), axis=axis), layers, layers.scores)
-    return [int(count) for count in counts]
+    return [int(count) for count in _over_layers(_count_true, layers, layers.scores)]
+
+
+def _gathered(array: ArrayLike) -> ArrayLike:
+    """Return an array as it is, or the whole of one that is spread over several processes."""
+    if getattr(array, "is_fully_addressable", True) or getattr(array, "is_fully_replicated", True):
+        return array
+    whole: np.ndarray = multihost_utils.process_allgather(array, tiled=True)
+    return whole
+
+
+def _count_true(mask: Array, axis: tuple[int, ...]) -> ArrayLike:
+    """Count the True entries over some axes; a mask that is spread over several processes is counted in place."""
+    if getattr(mask, "is_fully_addressable", True):
+        return np.count_nonzero(np.asarray(mask), axis=axis)
+    if len(axis) == mask.ndim:
+        return np.int64(uint64.number(kth_largest.count_true([mask])))
+    return jnp.sum(mask, axis=axis, dtype=jnp.uint32)
 
 
 def _over_layers(reduce: Callable[..., ArrayLike], layers: Layers, kept: Sequence[Array]) -> np.ndarray:
@@ -310,7 +330,7 @@ def _over_layers(reduce: Callable[..., ArrayLike], layers: Layers, kept: Sequenc
     with jax.ensure_compile_time_eval():
         for mask, stacked in zip(kept, layers.stacked, strict=True):
             rest = tuple(axis for axis in range(mask.ndim) if axis not in stacked)
-            found.append(reduce(mask, axis=rest))
+            found.append(_gathered(reduce(mask, axis=rest)))
         return np.concatenate([np.ravel(each) for each in jax.device_get(found)])
 
 

@@ -220,6 +220,16 @@ def test_leaves_that_cannot_be_saved_are_refused_by_name(tmp_path, call, message
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("path", ["kernel#bits", "kernel#values"])
+def test_paths_of_parts_of_masked_leaves_are_refused(tmp_path, path):
+    params = {"kernel": jnp.ones(8), path: jnp.zeros(1, jnp.uint8)}
+    with pytest.raises(ValueError, match=f"params has a leaf with the path '{path}'; rename it, because a file stores"):
+        files.save_pruned(tmp_path / "file", params, {"kernel": jnp.ones(8, bool), path: None})
+    with pytest.raises(ValueError, match=f"masks has a leaf with the path '{path}'"):
+        files.save_masks(tmp_path / "file", {path: jnp.ones(8, bool)})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="its folder does not exist; create it first"):
         files.save_pruned(tmp_path / "none" / "w", {"x": jnp.ones(2)})

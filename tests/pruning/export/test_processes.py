@@ -70,6 +70,12 @@ def test_sparse_arrays_and_cost_tables_are_exact(found):
     assert found[0]["table"] == {"one/bias": 8, "one/kernel": 50, "two/kernel": 50, "total": 108}
 
 
+def test_the_layers_of_spread_masks_are_counted(found):
+    counts = {f"one/kernel[{i}]": int(number) for i, number in enumerate(kept().sum(0))}
+    name, number = next((name, number) for name, number in counts.items() if number > 1)
+    assert f"{number} of 16 prunable weights of '{name}' are kept" in found[0]["too many"]
+
+
 def test_where_the_file_cannot_be_written_both_processes_raise(found):
     assert "its folder does not exist; create it first" in found[0]["no folder"]
     assert "process 0 could not write" in found[1]["no folder"]

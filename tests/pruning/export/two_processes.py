@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jprune
+from jprune.pruning.state import PruneState
 
 KERNEL = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
 
@@ -55,6 +56,11 @@ def main(process, port, folder):
     found["nse"] = [sparse["one"]["kernel"].nse, sparse["two"]["kernel"].nse]
     found["product"] = np.asarray(sparse["one"]["kernel"] @ np.ones(8, np.float32)).tolist()
     found["same"] = bool(jax.jit(lambda a, m, w: (a == w * m).all())(again, masks["one"]["kernel"], KERNEL))
+    state = PruneState(np.int32(1), masks, None, np.uint32(0))
+    pruned = jprune.apply_masks(params, masks)
+    jprune.check_pruned(pruned, state, keep={"^one/": 50, "": 50})
+    stacked = {"": jprune.KernelAxes(stacked=(1,), inputs=(0,))}
+    found["too many"] = message(lambda: jprune.check_pruned(pruned, state, keep={"^one/": 1, "": 8}, axes=stacked))
     found["table"] = jprune.cost_table(params, masks)["nonzeros"].to_dict()
     print(json.dumps(found if process == 0 else {"no folder": found["no folder"]}))
 

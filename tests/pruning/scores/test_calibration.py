@@ -2,6 +2,7 @@
 
 import itertools
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,6 +143,15 @@ def test_grams_add_up_over_batches_and_uses_of_a_dense_kernel():
     grams = input_grams(apply, {"kernel": jnp.asarray(kernel)}, [jnp.asarray(x[:10]), jnp.asarray(x[10:])])
     hidden = np.tanh(x.astype(np.float64) @ kernel)
     np.testing.assert_allclose(grams["kernel"].matrix, x.T @ x + hidden.T @ hidden, rtol=1e-4, atol=1e-3)
+
+
+def test_grams_of_an_equinox_model_with_a_function_among_its_leaves():
+    model = equinox.nn.MLP(3, 2, width_size=4, depth=1, activation=jax.nn.relu, key=jax.random.key(0))
+    x, _ = _layer(3, 2)
+    grams = input_grams(lambda model, x: jax.vmap(model)(x), model, [x[:2], x[2:]], axes="equinox")
+    hidden = np.maximum(x @ np.asarray(model.layers[0].weight).T + np.asarray(model.layers[0].bias), 0)
+    np.testing.assert_allclose(grams["layers/0/weight"].matrix, x.T @ x, rtol=1e-5)
+    np.testing.assert_allclose(grams["layers/1/weight"].matrix, hidden.T @ hidden, rtol=1e-5, atol=1e-6)
 
 
 def test_grams_of_transposed_kernels_and_several_input_axes_follow_the_kernel():

@@ -47,7 +47,7 @@ def test_layers_without_weights_change_no_other_layer():
 
 @SELECTIONS
 @pytest.mark.usefixtures("_unchecked")
-@pytest.mark.parametrize("keep", [True, "2", None, 1j])
+@pytest.mark.parametrize("keep", [True, "2", None, 1j, float("nan"), float("inf")])
 def test_a_keep_that_is_not_a_number_is_refused(select, keep):
     message = "neither is given" if keep is None else r"keep=.* must be an integer, the number of weights kept$"
     with pytest.raises(TypeError, match=message):
