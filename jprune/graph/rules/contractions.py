@@ -182,7 +182,7 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
         channels.freeze(axis.ids, "a convolution's window moves over it")
     axes = [Axis(channels.frozen(size, "a convolution's window moves over it")) for size in shape]
     if params["batch_group_count"] == 1:
-        axes[out[0]] = Axis(data.axes[lhs[0]].ids)
+        axes[out[0]] = Axis(data.axes[lhs[0]].ids, zero=data.axes[lhs[0]].zero)
     features, inside, made = data.axes[lhs[1]], kernel.axes[rhs[1]], kernel.axes[rhs[0]]
     axes[out[1]] = Axis(made.ids, zero=made.zero, parts=made.parts)
     if params["batch_group_count"] != 1:
@@ -240,7 +240,7 @@ def _read_by_convolution(record: Record, kernel: Value, spec: Sequence[int], spl
 @rule("ragged_dot", "ragged_dot_general")
 def _ragged_dot(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     """Multiply rows of the left operand, sorted by expert, by one matrix per expert."""
-    (left, right), shape = inputs[:2], shape_of(equation.outvars[0])
+    (left, right, sizes), shape = inputs[:3], shape_of(equation.outvars[0])
     numbers = equation.params.get("ragged_dot_dimension_numbers")
     plain = len(left.axes) == 2 and len(right.axes) == 3 and shape == (left.shape[0], right.shape[2])
     if numbers is not None:
@@ -250,8 +250,12 @@ def _ragged_dot(record: Record, equation: core.JaxprEqn, inputs: list[Value]) ->
     record.settle(left)
     for place, what in enumerate(("stacked", "inputs", "outputs")):
         record.role(right.axes[place].sources, what)
-    record.channels.freeze(right.axes[0].ids, "experts are chosen by number")
+    for axis in (right.axes[0], sizes.axes[0]):
+        record.channels.freeze(axis.ids, "experts are chosen by number")
+    record.channels.freeze(left.axes[0].ids, "its indices are assigned to experts by their number")
     record.channels.tie(left.axes[1].ids, right.axes[1].ids)
     record.channels.consume(left.axes[1].ids)
+    if not (left.axes[1].zero or right.axes[1].zero):
+        record.channels.note(left.axes[1].ids, "a product with experts sums over it and neither operand is zero there")
     record.count(right, math.prod(shape) * left.shape[1])
     return [Value((Axis(left.axes[0].ids), Axis(right.axes[2].ids, zero=right.axes[2].zero)))]
