@@ -236,11 +236,6 @@ class Record:
         self.channels.rewind(mark[0])
         self._forget(mark[1])
 
-    def keep_constraints(self, mark: tuple[Mark, tuple[int, ...]]) -> None:
-        """Discard the records since ``mark``, of equations traced twice, except constraints between channels."""
-        self.channels.keep_constraints(mark[0])
-        self._forget(mark[1])
-
     def _lists(self) -> tuple[_List, ...]:
         return self.roles, self.groups, self.factors, self.multiply_adds, self.unknown
 
