@@ -142,7 +142,7 @@ def _note_product(record: Record, value: Value, factors: tuple[Factor, Factor]) 
     if free.issuperset(union(*(axis.sources for axis in value.axes))):
         left, right = (next(source.path for source in (*factor.contracted, *factor.free)) for factor in factors)
         if left != right:
-            record.products[left, right] = None
+            record.products.append((left, right))
 
 
 def _experts(record: Record, kernel: _Side, data: _Side) -> tuple[Source, ...]:

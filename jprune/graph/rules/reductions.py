@@ -66,7 +66,7 @@ def _along_axis(record: Record, equation: core.JaxprEqn, inputs: list[Value]) ->
     for value in inputs:
         for place in mixed:
             record.channels.freeze(value.axes[place].ids, f"'{name}' runs along it")
-            record.mixed.update(dict.fromkeys(value.axes[place].sources, name))
+            record.mixed.extend((source, name) for source in value.axes[place].sources)
     picked = [pick(record, [value.axes[place] for value in inputs]) for place in range(len(shape))]
     # Zeros stay zeros, but the second result of top_k has the indices of the largest.
     zeros = [[axis.zero for axis in value.axes] for value in inputs] if name != "approx_top_k" else []
