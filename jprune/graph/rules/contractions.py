@@ -168,7 +168,9 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     params, (data, kernel), channels = equation.params, inputs, record.channels
     lhs, rhs, out = (getattr(params["dimension_numbers"], f"{name}_spec") for name in ("lhs", "rhs", "out"))
     groups, shape = params["feature_group_count"], shape_of(equation.outvars[0])
+    count = math.prod(shape) * math.prod(kernel.shape) // max(1, shape[out[1]])
     if data.kind in (Kind.PARAMETER, Kind.SCALED) and not kernel.kind.of_parameters:
+        record.count(None, count)
         return not_understood(record, equation, inputs)  # the kernel is the left operand
     record.settle(data)
     if kernel.kind.of_parameters:
@@ -176,7 +178,6 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
         _read_by_convolution(record, kernel, rhs, split, groups * params["batch_group_count"])
     elif 0 not in kernel.shape:
         record.made_kernels.append(kernel.with_axes([kernel.axes[place] for place in rhs]))
-    count = math.prod(shape) * math.prod(kernel.shape) // max(1, shape[out[1]])
     record.count(kernel if kernel.kind.of_parameters else None, count)
     for axis in [*(data.axes[p] for p in lhs[2:]), *(kernel.axes[p] for p in rhs[2:])]:
         channels.freeze(axis.ids, "a convolution's window moves over it")

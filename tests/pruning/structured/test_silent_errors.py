@@ -349,6 +349,15 @@ def test_multiply_adds_of_experts_and_of_devices_count_in_budgets():
         assert cost.after(np.zeros(len(cost.classes), bool)) == sum(graph.multiply_adds.values()) == expected
 
 
+def test_multiply_adds_of_a_convolution_of_a_parameter_with_data_count_in_both_tables():
+    """2 templates of length 8 with 8 channels, times a window of 3 and 8 channels, at 8 positions for 8 outputs."""
+    apply = lambda p, x: lax.conv_general_dilated(p["t"], x, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+    with pytest.warns(UserWarning, match="'conv_general_dilated' is not supported"):
+        graph = jprune.trace_model(apply, {"t": shape(2, 8, 8)}, shape(3, 8, 8))
+    assert graph.other_multiply_adds == 2 * 8 * 8 * 3 * 8
+    assert cost_of(graph, graph.channels, "multiply_adds").after(np.zeros(0, bool)) == 2 * 8 * 8 * 3 * 8
+
+
 def test_shard_map_runs_on_its_devices():
     """Each device subtracts the mean of its own examples, and the mean of all of them is added."""
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
