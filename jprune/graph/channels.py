@@ -179,10 +179,6 @@ class Constraints:
         del self._ties[mark.ties :], self._products[mark.products :], self._grouped[mark.grouped :]
         del self._notes[mark.notes :], self._consumed[mark.consumed :]
 
-    def keep_constraints(self, mark: Mark) -> None:
-        """Discard the notes and the reads since ``mark``, but no constraint."""
-        del self._notes[mark.notes :], self._consumed[mark.consumed :]
-
     def solve(self) -> "Solution":
         """Find the classes of ids that are removed together.
 

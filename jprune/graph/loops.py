@@ -157,7 +157,7 @@ def _iterated(
                 record.settle(start)
         current = joined
     if rounds is None:
-        record.uncounted.update(path for path, _ in record.multiply_adds[mark[1][3] :] if path is not None)
+        record.uncounted.extend(path for path, _ in record.multiply_adds[mark[1][3] :] if path is not None)
     for start, result in zip(current, results, strict=True):
         for a, b in zip(start.axes, result.axes, strict=True):
             record.channels.tie(a.ids, b.ids)

@@ -200,7 +200,7 @@ def _graph(
         elif path in made:
             unknown[path] = "data multiply it, and the result is the kernel of a convolution"
         elif missing:
-            mixed = record.mixed.get(Source(path, missing[0]))
+            mixed = dict(record.mixed).get(Source(path, missing[0]))
             what = "it" if len(missing) == len(found) and not mixed else f"its axis {missing[0]}"
             unknown[path] = f"nothing reads {what}" + (f" but '{mixed}'" if mixed else "")
         axes[path] = None if path in unknown else _kernel_axes(found, groups.get(path, 1))
@@ -212,7 +212,7 @@ def _graph(
             "give axes={'<path>': jprune.KernelAxes(...)} for them where they are needed",
             stacklevel=3,
         )
-    for left, right in record.products:
+    for left, right in dict.fromkeys(record.products):
         warnings.warn(
             f"the product of '{left}' and '{right}' is read as one kernel; if one of the two is data, such as learned "
             "queries, the roles of the axes of the other are wrong: repeat the data over the batch before the product, "
@@ -242,7 +242,7 @@ def _graph(
         frozen=_frozen(leaf_axes, solution),
         unknown=unknown,
         multiply_adds=counted,
-        in_while_loops=tuple(sorted(record.uncounted)),
+        in_while_loops=tuple(sorted(set(record.uncounted))),
         other_multiply_adds=sum(count for leaf, count in record.multiply_adds if leaf is None),
         program=program,
         roots=solution.roots,

@@ -185,12 +185,12 @@ class Record:
         self.factors: list[Factor] = []
         self.multiply_adds: list[tuple[str | None, int]] = []
         self.unknown: list[tuple[str, str]] = []
-        self.products: dict[tuple[str, str], None] = {}  # parameters whose product is read as one kernel
+        self.products: list[tuple[str, str]] = []  # parameters whose product is read as one kernel
         self.made_kernels: list[Value] = []  # kernels of convolutions that are computed from data
-        self.mixed: dict[Source, str] = {}  # axes of parameters mixed by a sort or a transform, and its name
+        self.mixed: list[tuple[Source, str]] = []  # axes of parameters mixed by a sort or a transform, and its name
         self.times = 1  # how often the equations being traced are executed
         self.leaf_sizes: dict[str, int] = {}
-        self.uncounted: set[str] = set()  # parameters read in loops with an unknown number of iterations
+        self.uncounted: list[str] = []  # parameters read in loops with an unknown number of iterations
         self.constants = Kind.CONSTANT
 
     def role(self, sources: Sequence[Source], what: str) -> None:
@@ -236,13 +236,9 @@ class Record:
         self.channels.rewind(mark[0])
         self._forget(mark[1])
 
-    def keep_constraints(self, mark: tuple[Mark, tuple[int, ...]]) -> None:
-        """Discard the records since ``mark``, of equations traced twice, except constraints between channels."""
-        self.channels.keep_constraints(mark[0])
-        self._forget(mark[1])
-
     def _lists(self) -> tuple[_List, ...]:
-        return self.roles, self.groups, self.factors, self.multiply_adds, self.unknown
+        read = self.roles, self.groups, self.factors, self.multiply_adds, self.unknown
+        return *read, self.products, self.made_kernels, self.mixed, self.uncounted
 
     def _forget(self, sizes: tuple[int, ...]) -> None:
         for events, size in zip(self._lists(), sizes, strict=True):

@@ -476,6 +476,19 @@ def test_a_product_of_parameters_that_may_be_learned_queries_is_named_in_a_warni
     assert roles(graph) == {"a": "o i", "b": "o i", "w": "o i"}
 
 
+def test_a_learned_first_state_is_not_taken_for_a_kernel_in_later_rounds(recwarn):
+    """Only in the first of the rounds that are traced is the state a parameter."""
+
+    def apply(p, x):
+        step = lambda h, u: (h @ p["down"] @ p["up"] + u @ p["in"], None)
+        return jax.lax.while_loop(lambda c: c[0] > 0, lambda c: (c[0] - 1, step(c[1], x)[0]), (3, p["first"]))[1]
+
+    params = {"first": shape(5), "down": shape(5, 3), "up": shape(3, 5), "in": shape(4, 5)}
+    graph = jprune.trace_model(apply, params, shape(4))
+    assert [str(warning.message) for warning in recwarn] == []
+    assert graph.in_while_loops == ("down", "in", "up")
+
+
 def test_masks_given_as_state_do_not_change_the_kernels():
     params, masks = {"w": shape(6, 4)}, {"w": shape(6, 4)}
     graph = jprune.trace_model(lambda p, masks, x: x @ (p["w"] * masks["w"]), params, X, state=masks)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jprune.graph.rules.registry import is_zero, opaque, rule
+from jprune.graph.rules.registry import freeze, is_zero, opaque, rule
 from jprune.graph.values import Axis, Kind, Record, Value
 from jprune.jaxprs import shape_of
 
@@ -38,6 +38,8 @@ def _constant(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> l
 )
 def _random(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     why = "random numbers are drawn for it; to avoid dropout, trace the model in evaluation mode"
+    for value in inputs:  # keys and the parameters of a distribution, such as that of random_gamma
+        freeze(record, value, why)
     return [opaque(record, shape_of(var), why, Kind.CONSTANT) for var in equation.outvars]
 
 

@@ -142,7 +142,7 @@ def _note_product(record: Record, value: Value, factors: tuple[Factor, Factor]) 
     if free.issuperset(union(*(axis.sources for axis in value.axes))):
         left, right = (next(source.path for source in (*factor.contracted, *factor.free)) for factor in factors)
         if left != right:
-            record.products[left, right] = None
+            record.products.append((left, right))
 
 
 def _experts(record: Record, kernel: _Side, data: _Side) -> tuple[Source, ...]:
@@ -168,7 +168,9 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
     params, (data, kernel), channels = equation.params, inputs, record.channels
     lhs, rhs, out = (getattr(params["dimension_numbers"], f"{name}_spec") for name in ("lhs", "rhs", "out"))
     groups, shape = params["feature_group_count"], shape_of(equation.outvars[0])
+    count = math.prod(shape) * math.prod(kernel.shape) // max(1, shape[out[1]])
     if data.kind in (Kind.PARAMETER, Kind.SCALED) and not kernel.kind.of_parameters:
+        record.count(None, count)
         return not_understood(record, equation, inputs)  # the kernel is the left operand
     record.settle(data)
     if kernel.kind.of_parameters:
@@ -176,13 +178,12 @@ def _convolution(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -
         _read_by_convolution(record, kernel, rhs, split, groups * params["batch_group_count"])
     elif 0 not in kernel.shape:
         record.made_kernels.append(kernel.with_axes([kernel.axes[place] for place in rhs]))
-    count = math.prod(shape) * math.prod(kernel.shape) // max(1, shape[out[1]])
     record.count(kernel if kernel.kind.of_parameters else None, count)
     for axis in [*(data.axes[p] for p in lhs[2:]), *(kernel.axes[p] for p in rhs[2:])]:
         channels.freeze(axis.ids, "a convolution's window moves over it")
     axes = [Axis(channels.frozen(size, "a convolution's window moves over it")) for size in shape]
     if params["batch_group_count"] == 1:
-        axes[out[0]] = Axis(data.axes[lhs[0]].ids)
+        axes[out[0]] = Axis(data.axes[lhs[0]].ids, zero=data.axes[lhs[0]].zero)
     features, inside, made = data.axes[lhs[1]], kernel.axes[rhs[1]], kernel.axes[rhs[0]]
     axes[out[1]] = Axis(made.ids, zero=made.zero, parts=made.parts)
     if params["batch_group_count"] != 1:
@@ -240,7 +241,7 @@ def _read_by_convolution(record: Record, kernel: Value, spec: Sequence[int], spl
 @rule("ragged_dot", "ragged_dot_general")
 def _ragged_dot(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     """Multiply rows of the left operand, sorted by expert, by one matrix per expert."""
-    (left, right), shape = inputs[:2], shape_of(equation.outvars[0])
+    (left, right, sizes), shape = inputs[:3], shape_of(equation.outvars[0])
     numbers = equation.params.get("ragged_dot_dimension_numbers")
     plain = len(left.axes) == 2 and len(right.axes) == 3 and shape == (left.shape[0], right.shape[2])
     if numbers is not None:
@@ -250,8 +251,12 @@ def _ragged_dot(record: Record, equation: core.JaxprEqn, inputs: list[Value]) ->
     record.settle(left)
     for place, what in enumerate(("stacked", "inputs", "outputs")):
         record.role(right.axes[place].sources, what)
-    record.channels.freeze(right.axes[0].ids, "experts are chosen by number")
+    for axis in (right.axes[0], sizes.axes[0]):
+        record.channels.freeze(axis.ids, "experts are chosen by number")
+    record.channels.freeze(left.axes[0].ids, "its indices are assigned to experts by their number")
     record.channels.tie(left.axes[1].ids, right.axes[1].ids)
     record.channels.consume(left.axes[1].ids)
+    if not (left.axes[1].zero or right.axes[1].zero):
+        record.channels.note(left.axes[1].ids, "a product with experts sums over it and neither operand is zero there")
     record.count(right, math.prod(shape) * left.shape[1])
     return [Value((Axis(left.axes[0].ids), Axis(right.axes[2].ids, zero=right.axes[2].zero)))]

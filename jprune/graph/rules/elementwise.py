@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import operator
+from collections.abc import Callable
 
 import numpy as np
 from jax.extend import core
@@ -30,16 +32,28 @@ _ZERO_AT_ZERO = names(
 _NOT_ZERO_AT_ZERO = names(
     "exp exp2 logistic cos cosh acos acosh erfc bessel_i0e is_finite not clz log rsqrt reciprocal lgamma digamma"
 )
-_ZERO_WHERE_ALL_ARE = names("add sub max min or xor add_any complex")
+_ZERO_WHERE_ALL_ARE = names("add sub or xor add_any complex")
 _ZERO_WHERE_ANY_IS = names("mul and mulhi")
 _ZERO_WHERE_FIRST_IS = names("div rem pow shift_left shift_right_logical shift_right_arithmetic")
+_EVALUATED: dict[str, Callable[..., jaxprs.Value]] = {  # on zeros and literals
+    "min": min,
+    "max": max,
+    "clamp": lambda low, x, high: min(max(low, x), high),  # relu6 is min(max(x, 0), 6)
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+}
 _OTHER_ELEMENTWISE = names(
     "atan2 nextafter "  # the angle of (0, -0) is pi, and the number next to 0 is not 0
-    "eq ne lt le gt ge eq_to lt_to le_to igamma igammac igamma_grad_a random_gamma_grad regularized_incomplete_beta "
+    "eq_to lt_to le_to igamma igammac igamma_grad_a random_gamma_grad regularized_incomplete_beta "
     "polygamma zeta"
 )
 _KEEPS_GATES = names("mul div neg convert_element_type copy copy_p reduce_precision stop_gradient select_n")
-_INFINITE_AT_ZERO = names("log rsqrt reciprocal lgamma digamma")
+_INFINITE_AT_ZERO = names("log rsqrt reciprocal lgamma digamma acosh")  # or NaN
+_INFINITE_WHERE_ANY_IS_ZERO = names("igamma igammac regularized_incomplete_beta polygamma zeta")
 
 
 @rule(
@@ -49,8 +63,8 @@ _INFINITE_AT_ZERO = names("log rsqrt reciprocal lgamma digamma")
     *_ZERO_WHERE_ANY_IS,
     *_ZERO_WHERE_FIRST_IS,
     *_OTHER_ELEMENTWISE,
+    *_EVALUATED,
     "select_n",
-    "clamp",
 )
 def _elementwise(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     name, shape = equation.primitive.name, shape_of(equation.outvars[0])
@@ -164,6 +178,8 @@ def _is_infinite(equation: core.JaxprEqn, zeros: list[bool], inputs: list[Value]
     other_power = (name == "integer_pow" and equation.params["y"] < 0) or (
         name == "pow" and not _is_positive(inputs[1].literal)
     )
+    if name in _INFINITE_WHERE_ANY_IS_ZERO:
+        return any(zeros)
     return (zeros[0] and (name in _INFINITE_AT_ZERO or other_power)) or (name in ("div", "rem") and zeros[1])
 
 
@@ -179,15 +195,14 @@ def _zero_after(name: str, zeros: list[bool], literals: list[jaxprs.Value]) -> b
     """Whether the result is zero where the operands in ``zeros`` are."""
     if name in _ZERO_AT_ZERO or name in _ZERO_WHERE_FIRST_IS:
         return zeros[0] and (name != "pow" or _is_positive(literals[1]))
-    if name in _ZERO_WHERE_ALL_ARE or name == "clamp":
+    if name in _EVALUATED:
         known = [0 if zero else literal for zero, literal in zip(zeros, literals, strict=True)]
-        if name in ("min", "max", "clamp") and None not in known:  # relu6 is min(max(x, 0), 6)
-            result = {"min": min, "max": max}[name](known) if name != "clamp" else min(max(known[:2]), known[2])
-            return bool(result == 0)
+        return all(value is not None for value in known) and not _EVALUATED[name](*known)
+    if name in _ZERO_WHERE_ALL_ARE:
         return all(zeros)
     if name in _ZERO_WHERE_ANY_IS:
         return any(zeros)
-    return name == "select_n" and all(zeros[1:])
+    return name == "select_n" and zeros[1] and (zeros[0] or all(zeros[2:]))  # a predicate of zero selects the first
 
 
 @rule("bitcast_convert_type")

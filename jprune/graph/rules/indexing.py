@@ -8,6 +8,8 @@ from jprune.graph.rules.registry import combined_kind, pick, rule, union
 from jprune.graph.values import Axis, Kind, Record, Value
 from jprune.jaxprs import shape_of
 
+_COORDINATES = "its entries are the coordinates of an index"
+
 
 @rule("gather")
 def _gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
@@ -40,6 +42,7 @@ def _gather(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> lis
     indexed = [p for p in indexed if p not in numbers.operand_batching_dims]
     for operand in indexed:
         record.channels.freeze(value.axes[operand].ids, "it is indexed")
+    record.channels.freeze(indices.axes[-1].ids, _COORDINATES)
     return [_looked_up(record, value, indices, axes, indexed=indexed, batch=batch)]
 
 
@@ -113,6 +116,7 @@ def _scatter(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
     for k, place in enumerate(outside):
         if k < len(indices.axes):
             record.channels.tie(updates.axes[place].ids, indices.axes[k].ids)
+    record.channels.freeze(indices.axes[-1].ids, _COORDINATES)
     axes = []
     for place, axis in enumerate(value.axes):
         new = updates.axes[partner[place]] if place in partner else None

@@ -123,7 +123,8 @@ def _joined(record: Record, values: list[Value], along: int) -> Value:
 def _tile(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     axes = []
     for axis, times in zip(inputs[0].axes, equation.params["reps"], strict=True):
-        if axis.size == 1 < times:  # a broadcast
+        if axis.size == 1 < times:
+            record.channels.freeze(axis.ids, "a single index of it is broadcast")
             axes.append(Axis(record.channels.fresh(times), repeated=True))
         else:
             axes.append(axis.with_ids(np.tile(axis.ids, times)))

@@ -66,8 +66,10 @@ def _along_axis(record: Record, equation: core.JaxprEqn, inputs: list[Value]) ->
     for value in inputs:
         for place in mixed:
             record.channels.freeze(value.axes[place].ids, f"'{name}' runs along it")
-            record.mixed.update(dict.fromkeys(value.axes[place].sources, name))
+            record.mixed.extend((source, name) for source in value.axes[place].sources)
     picked = [pick(record, [value.axes[place] for value in inputs]) for place in range(len(shape))]
+    # Zeros stay zeros, but the second result of top_k has the indices of the largest.
+    zeros = [[axis.zero for axis in value.axes] for value in inputs] if name != "approx_top_k" else []
     sources = [
         union(*(value.axes[place].sources for value in inputs)) if kind.of_parameters and place not in mixed else ()
         for place in range(len(shape))
@@ -79,28 +81,33 @@ def _along_axis(record: Record, equation: core.JaxprEqn, inputs: list[Value]) ->
                 Axis(
                     record.channels.frozen(size, f"'{name}' runs along it") if place in mixed else picked[place],
                     sources[place],
+                    zero=place not in mixed and result < len(zeros) and zeros[result][place],
                 )
                 for place, size in enumerate(shape_of(var))
             ),
             kind,
             chosen,
         )
-        for var in equation.outvars
+        for result, var in enumerate(equation.outvars)
     ]
 
 
 @rule("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
 def _reduce_window(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    params, value = equation.params, inputs[0]
+    operands = inputs[: len(equation.outvars)]  # the others are initial values
     kind, keeps_zero = combined_kind(record, inputs), _windows_keep_zero(equation)
     axes = []
-    for place, (axis, size) in enumerate(zip(value.axes, shape_of(equation.outvars[0]), strict=True)):
-        if params["window_dimensions"][place] == 1 and axis.size == size:
-            axes.append(Axis(axis.ids, axis.sources if kind.of_parameters else (), axis.zero and keeps_zero))
+    for place, size in enumerate(shape_of(equation.outvars[0])):
+        own = [value.axes[place] for value in operands]
+        if equation.params["window_dimensions"][place] == 1 and own[0].size == size:
+            sources = union(*(axis.sources for axis in own)) if kind.of_parameters else ()
+            axes.append(Axis(pick(record, own), sources, keeps_zero and all(axis.zero for axis in own)))
         else:
-            record.channels.freeze(axis.ids, "a window moves over it")
+            for axis in own:
+                record.channels.freeze(axis.ids, "a window moves over it")
             axes.append(Axis(record.channels.frozen(size, "a window moves over it")))
-    return [Value(tuple(axes), kind, value.chosen if kind.of_parameters else ()) for _ in equation.outvars]
+    chosen = union(*(value.chosen for value in operands)) if kind.of_parameters else ()
+    return [Value(tuple(axes), kind, chosen) for _ in equation.outvars]
 
 
 def _windows_keep_zero(equation: core.JaxprEqn) -> bool:

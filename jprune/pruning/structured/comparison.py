@@ -12,12 +12,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
 from jprune import jaxprs
 from jprune.graph.values import Program, Step
 from jprune.pruning.structured.program import Kept, resized, sizes_of, sliced
+from jprune.trees import is_inexact
 
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
 _PACKAGES = os.path.abspath(sysconfig.get_paths()["purelib"])
@@ -55,7 +57,7 @@ def _differences(
     """Compare equation by equation; ``caller`` is the line that calls the program, for equations without a line."""
     equations, numbers = jaxprs.opened(traced).eqns, _Numbers(program.jaxpr, jaxprs.opened(traced))
     for constant, other in zip(program.consts, getattr(traced, "consts", ()), strict=False):
-        if np.shape(constant) != np.shape(other) or not np.array_equal(constant, other):
+        if not _are_same_arrays(constant, other):
             yield f"an array in the program, of shape {np.shape(constant)}, is different at the smaller shapes"
     for step, equation in zip(program.steps, equations, strict=False):
         line = _line(equation)
@@ -147,6 +149,15 @@ def _in_equation(step: Step, equation: core.JaxprEqn, kept: Kept) -> Iterator[st
             if not np.array_equal(wanted_indices, np.arange(*bound)):
                 part = ":".join(map(str, bound))
                 yield f"slice: along axis {axis} the code takes [{part}], which are not the expected channels"
+
+
+def _are_same_arrays(one: jaxprs.Value, other: jaxprs.Value) -> bool:
+    """Whether two constants have the same shape, dtype and entries; NaN equals itself."""
+    if jnp.result_type(one) != jnp.result_type(other):
+        return False
+    if jnp.issubdtype(jnp.result_type(one), jax.dtypes.prng_key):
+        one, other = jax.random.key_data(one), jax.random.key_data(other)
+    return np.array_equal(one, other, equal_nan=is_inexact(one))
 
 
 def _is_simple(value: object) -> bool:

@@ -262,8 +262,7 @@ def _rerun(
 
 
 def _scan(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
-    params = step.equation.params
-    fixed, carried = params["num_consts"], params["num_carry"]
+    params, (fixed, carried) = step.equation.params, jaxprs.scan_parts(step.equation)
 
     def body(carry: list[jaxprs.Value], now: list[jaxprs.Value]) -> tuple[list[jaxprs.Value], list[jaxprs.Value]]:
         results = run(step.inside[0], kept, [*inputs[:fixed], *carry, *now])

@@ -161,6 +161,18 @@ def test_a_lookup_that_fills_with_nan_is_code_that_serves():
     assert jprune.remove_channels(graph, params, masks).table.differences == ()
 
 
+def test_random_keys_and_nan_among_the_constants_are_code_that_serves():
+    key, missing = jax.random.key(0), np.array([np.nan, 1.0], np.float32)
+
+    def apply(p, x):
+        return jnp.tanh(x @ p["one"]) @ p["two"] + jax.random.normal(key, (2,)) + missing
+
+    params = {"one": jnp.ones((3, 4)), "two": jnp.ones((4, 2))}
+    graph = jprune.trace_model(apply, params, jnp.ones((2, 3)))
+    masks = jprune.channel_group_masks(graph, params, sparsity=0.5)
+    assert jprune.remove_channels(graph, params, masks).table.differences == ()
+
+
 def test_random_keys_are_inputs_like_others():
     model = MODELS["stochastic_depth"]()
     graph = graph_of(model)

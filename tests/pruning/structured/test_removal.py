@@ -506,6 +506,16 @@ def test_no_other_output_hides_a_difference_on_check(outputs):
     assert small.params["a"].shape == (1, 1)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_check_of_outputs_of_16_bits_finds_units_that_count(dtype):
+    """Their outputs are 1 + 1/8, and 1 without a unit; a thousand times eps would be more than 0.9."""
+    params = {"a": jnp.ones((1, 2), dtype), "b": jnp.array([[1.0], [0.125]], dtype)}
+    x = jnp.ones((1, 1), dtype)
+    graph = trace_model(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, x)
+    with pytest.raises(ValueError, match=r"differ by 0\.125 .* and 0\.0563 is allowed"):
+        jprune.remove_dead(graph, params, dead={"a": np.arange(2) == 1}, check=x)
+
+
 def test_outputs_that_are_nan_on_check_are_not_blamed_on_the_channels():
     params, x = {"a": jnp.full((1, 2), 1e30), "b": jnp.full((2, 1), 1e30)}, jnp.ones((1, 1))
     graph = trace_model(lambda p, x: jnp.sin(x @ p["a"] @ p["b"]), params, x)

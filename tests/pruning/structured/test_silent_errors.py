@@ -31,6 +31,12 @@ def window(h, first, function, padding="VALID"):
     return lax.reduce_window(h, first, function, (1, 2, 1), (1, 2, 1), padding)
 
 
+def smoothed(h):
+    """A moving sum along axis 1, with the channels as a part of the batch."""
+    rows = jnp.swapaxes(h, 1, 2).reshape(12, 1, 4)
+    return lax.conv_general_dilated(rows, jnp.ones((1, 1, 3)), (1,), "SAME").reshape(2, 6, 4).swapaxes(1, 2)
+
+
 def added_to_identity(h):
     step = lambda carry, _: ((carry[0] @ carry[1], carry[1] + 1.0), None)
     return lax.scan(step, (jax.nn.sigmoid(h), jnp.eye(6)), None, length=2)[0][0]
@@ -58,6 +64,23 @@ def added_to_identity(h):
         "the angle of (0, -0)": (lambda h: jnp.arctan2(h, -h), False),
         "the number next to 0": (lambda h: jnp.nextafter(h, 1.0), False),
         "a product with what is an identity matrix in the first round only": (added_to_identity, False),
+        "sorted along another axis": (lambda h: jnp.sort(h, axis=1), True),
+        "the largest along another axis": (lambda h: lax.top_k(h.swapaxes(1, 2), 2)[0].swapaxes(1, 2), True),
+        "their places along another axis": (lambda h: lax.top_k(h.swapaxes(1, 2), 2)[1].swapaxes(1, 2), False),
+        "a Fourier transform of another axis": (lambda h: jnp.fft.fft(h, axis=1).real, True),
+        "convolved with its channels in the batch": (smoothed, True),
+        "divided by a quantile, which is 0": (
+            lambda h: h / jnp.quantile(jnp.abs(h), 0.9, axis=1, keepdims=True),
+            False,
+        ),
+        "divided by a median, which is 0": (lambda h: h / jnp.median(jnp.abs(h), axis=1, keepdims=True), False),
+        "acosh of 0 is NaN": (lambda h: h * jnp.arccosh(h), False),
+        "zeta of 0 is not finite": (lambda h: h * jax.scipy.special.zeta(2.0, h), False),
+        "above a positive number": (lambda h: (h > 1).astype(jnp.float32), True),
+        "above a negative number": (lambda h: (h > -1).astype(jnp.float32), False),
+        "0 is at least 0": (lambda h: (h >= 0).astype(jnp.float32), False),
+        "1 more where it is positive": (lambda h: jnp.where(h > 0, h + 1, 0.0), True),
+        "1 more where it is not positive": (lambda h: jnp.where(h > 0, 0.0, h + 1), False),
     }.values(),
 )
 def test_a_sum_over_channels_is_exact_only_where_masked_ones_are_zero(inner, exact):
@@ -235,6 +258,84 @@ def test_complex_outputs_are_compared_too():
     assert small.table.groups[0].difference > 0.01
 
 
+def maxima_and_places(h):
+    """Maxima along axis 1 and their places, as of pooling that is undone later."""
+
+    def larger(one, other):
+        return tuple(jnp.where(one[0] > other[0], *pair) for pair in zip(one, other, strict=True))
+
+    places = lax.broadcasted_iota(jnp.int32, h.shape, 1)
+    return lax.reduce_window((h, places), (-jnp.inf, 0), larger, (1, 2, 1), (1, 2, 1), "VALID")
+
+
+@pytest.mark.parametrize(
+    ("inner", "hidden"),
+    {
+        "a window over two arrays": (lambda h: [y.sum(-1) for y in maxima_and_places(h)], 6),
+        "one channel repeated": (lambda h: jnp.tile(h[..., :1], (1, 1, 4)), 5),
+        "samples of a distribution of each channel": (
+            lambda h: jax.random.gamma(jax.random.key(0), jnp.exp(h)).sum(-1),
+            0,
+        ),
+        "coordinates that a gather reads": (
+            lambda h: lax.gather(
+                jnp.ones((3,) * 6),
+                h.astype(jnp.int32),
+                lax.GatherDimensionNumbers((), (*range(6),), (*range(6),)),
+                (1,) * 6,
+            ),
+            0,
+        ),
+        "coordinates that a scatter writes to": (
+            lambda h: lax.scatter_add(
+                jnp.ones((3,) * 6),
+                h.astype(jnp.int32),
+                h[..., 0],
+                lax.ScatterDimensionNumbers((), (*range(6),), (*range(6),)),
+            ),
+            0,
+        ),
+    }.values(),
+)
+def test_channels_are_removed_only_where_every_array_can_lose_them(inner, hidden):
+    """Of the 6 channels of a layer as many can be removed as the operation leaves; the program runs without some."""
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(3, 6)), jnp.float32), "v": jnp.ones((6, 2))}
+    x = jnp.asarray(rng.normal(size=(2, 4, 3)), jnp.float32)
+
+    def apply(p, x):
+        h = x @ p["w"]
+        return h @ p["v"], inner(h)
+
+    graph = jprune.trace_model(apply, params, x)
+    assert sum(group.size for group in graph.channels) == hidden
+    if hidden:
+        masks, _ = halved(graph, params)
+        small = jprune.remove_channels(graph, params, masks, check=x)
+        chex.assert_trees_all_equal_shapes(small.apply(small.params, x), apply(params, x))
+
+
+def test_rows_are_assigned_to_experts_by_number_and_are_never_removed():
+    """A channel of the layer before would shift the rows of all later experts."""
+    sizes = np.array([5, 3], np.int32)
+    params = {"rows": shape(8, 6), "experts": shape(2, 6, 4), "mixed": shape(8, 2)}
+    graph = jprune.trace_model(lambda p: lax.ragged_dot(p["rows"], p["experts"], sizes).T @ p["mixed"], params)
+    assert [group.size for group in graph.channels] == [6]
+    assert graph.frozen["rows", 0] == "its indices are assigned to experts by their number"
+
+
+@pytest.mark.parametrize(("kernel", "exact"), [(lambda w: w, True), (jnp.exp, False)])
+def test_products_with_experts_are_exact_where_one_operand_is_zero(kernel, exact):
+    sizes = np.array([3, 1], np.int32)
+    graph = jprune.trace_model(
+        lambda p, x: lax.ragged_dot(jax.nn.sigmoid(x @ p["w"]), kernel(p["experts"]), sizes),
+        {"w": shape(3, 6), "experts": shape(2, 6, 4)},
+        shape(4, 3),
+    )
+    (group,) = graph.channels
+    assert group.exact == exact
+
+
 def test_multiply_adds_of_experts_and_of_devices_count_in_budgets():
     """4 rows of 5 times (5, 8) and (8, 2) per expert; 2 rows on each of 2 devices times (3, 6)."""
     sizes = np.array([2, 1, 1], np.int32)
@@ -246,6 +347,15 @@ def test_multiply_adds_of_experts_and_of_devices_count_in_budgets():
     for graph, expected in ((experts, 4 * 5 * 8 + 4 * 8 * 2), (devices, 4 * 3 * 6)):
         cost = cost_of(graph, graph.channels, "multiply_adds")
         assert cost.after(np.zeros(len(cost.classes), bool)) == sum(graph.multiply_adds.values()) == expected
+
+
+def test_multiply_adds_of_a_convolution_of_a_parameter_with_data_count_in_both_tables():
+    """2 templates of length 8 with 8 channels, times a window of 3 and 8 channels, at 8 positions for 8 outputs."""
+    apply = lambda p, x: lax.conv_general_dilated(p["t"], x, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+    with pytest.warns(UserWarning, match="'conv_general_dilated' is not supported"):
+        graph = jprune.trace_model(apply, {"t": shape(2, 8, 8)}, shape(3, 8, 8))
+    assert graph.other_multiply_adds == 2 * 8 * 8 * 3 * 8
+    assert cost_of(graph, graph.channels, "multiply_adds").after(np.zeros(0, bool)) == 2 * 8 * 8 * 3 * 8
 
 
 def test_shard_map_runs_on_its_devices():
