@@ -69,7 +69,7 @@ def of_model(model: Model) -> list[Row]:
     ]
 
 
-def halved(model: Model) -> Any:
+def halved(model: Model, round_to: int = ROUND_TO) -> Any:
     """Return the smaller network by magnitude, checked against the masked one."""
     graph = jprune.trace_model(model.apply, model.params, model.inputs, state=model.state)
     scores = jax.tree.map(jnp.abs, model.params)
@@ -78,7 +78,7 @@ def halved(model: Model) -> Any:
     if model.branches is not None:
         floors = {model.branches: 0}
         masks = select(sparsity={model.branches: 1.0}, min_channels=floors)
-    masks = select(multiply_adds=0.5, round_to=ROUND_TO, per_group=True, min_channels=floors or 1, among=masks)
+    masks = select(multiply_adds=0.5, round_to=round_to, per_group=True, min_channels=floors or 1, among=masks)
     return jprune.remove_channels(graph, model.params, masks, state=model.state, check=model.inputs[:8])
 
 

@@ -43,7 +43,7 @@ def rows(steps: int = 468, fine_tuning: int = 234) -> Iterator[Row]:
         _traced(structured.resnet(batch=1, shape=(28, 28, 1))),
         _dependencies(in_torch.ResNet(20, 1, 10), torch.zeros(1, 1, 28, 28)),
         must=10.0,
-        note=_accuracies(steps, fine_tuning),
+        note=accuracies(steps, fine_tuning),
     )
     block = structured.transformer_block(batch=1)
     yield compare(
@@ -130,8 +130,14 @@ def _kept(small: SmallModel) -> str:
     return "(channels " + ", ".join(f"{row.after} of {row.before}" for row in small.table.groups) + ")"
 
 
-def _accuracies(steps: int, fine_tuning: int) -> str:
-    """Train ResNet-20, halve it by both libraries, fine-tune, and describe the result."""
+def accuracies(steps: int = 468, fine_tuning: int = 234, *, all_branches: bool = False) -> str:
+    """Train ResNet-20, halve it by both libraries, fine-tune, and describe the result.
+
+    Args:
+      steps: number of steps of dense training.
+      fine_tuning: number of steps after pruning.
+      all_branches: whether to also halve it by jprune without removing residual branches, in widths of multiples of 4.
+    """
     data = datasets.load("fashion_mnist", data_dir=os.environ.get("JPRUNE_DATA_DIR"))
     torch.manual_seed(0)
     net = in_torch.ResNet(20, 1, 10)
@@ -151,18 +157,27 @@ def _accuracies(steps: int, fine_tuning: int) -> str:
     model = _in_jax(net)
     logits, _ = model.apply(model.params, jnp.asarray(test[0][:8]), state=model.state)
     same("logits of the dense network", logits, _logits_torch(net, test[0][:8]), rtol=1e-3, atol=1e-3)
-    small = structured.halved(model)
-    before, after = small.table.multiply_adds or (1, 1)
-    accuracies = [_accuracy_torch(net, test), _accuracy_torch(theirs, test), _accuracy_jax(small, small.params, test)]
+    smaller = {"jprune": structured.halved(model)}
+    if all_branches:
+        smaller["jprune with all branches"] = structured.halved(model._replace(branches=None), round_to=4)
+    shares = []
+    for name, small in smaller.items():
+        before, after = small.table.multiply_adds or (1, 1)
+        cut = _accuracy_jax(small, small.params, test)
+        tuned = _accuracy_jax(small, _train_jax(small, batches[steps:], FINE_RATE), test)
+        shares.append(f"{name} leaves {after / before:.3f} of the multiply-adds {_kept(small)}, {_after(cut, tuned)}")
+    dense, cut = _accuracy_torch(net, test), _accuracy_torch(theirs, test)
     _train_torch(theirs, batches[steps:], FINE_RATE)
-    params = _train_jax(small, batches[steps:], FINE_RATE)
-    accuracies += [_accuracy_torch(theirs, test), _accuracy_jax(small, params, test)]
-    dense, cut, own_cut, tuned, own_tuned = (f"{accuracy:.3f}" for accuracy in accuracies)
-    return (
-        f"Fashion-MNIST, dense accuracy {dense} after {steps} steps; jprune leaves {after / before:.3f} of the "
-        f"multiply-adds {_kept(small)}, accuracy {own_cut}, after {fine_tuning} steps of fine-tuning {own_tuned}; "
-        f"Torch-Pruning leaves {left:.3f}, widths inside the blocks {widths}, accuracy {cut}, then {tuned}"
+    shares.append(
+        f"Torch-Pruning leaves {left:.3f}, widths inside the blocks {widths}, "
+        f"{_after(cut, _accuracy_torch(theirs, test))}"
     )
+    trained = f"Fashion-MNIST, dense accuracy {dense:.3f} after {steps} steps, fine-tuned for {fine_tuning}"
+    return f"{trained}: {'; '.join(shares)}"
+
+
+def _after(cut: float, tuned: float) -> str:
+    return f"accuracy {cut:.3f}, after fine-tuning {tuned:.3f}"
 
 
 def _prepared(data: datasets.Dataset, images: np.ndarray) -> np.ndarray:
