@@ -318,7 +318,8 @@ def _gathered(array: ArrayLike) -> ArrayLike:
 def _count_true(mask: Array, axis: tuple[int, ...]) -> ArrayLike:
     """Count the True entries over some axes; a mask that is spread over several processes is counted in place."""
     if getattr(mask, "is_fully_addressable", True):
-        return np.count_nonzero(np.asarray(mask), axis=axis)
+        counted: ArrayLike = np.count_nonzero(np.asarray(mask), axis=axis)
+        return counted
     if len(axis) == mask.ndim:
         return np.int64(uint64.number(kth_largest.count_true([mask])))
     return jnp.sum(mask, axis=axis, dtype=jnp.uint32)
