@@ -116,7 +116,7 @@ def _of_score(audit: AuditTables, row: dict[str, object], *, first: bool) -> str
         return said + lost + _dense_at_chance(audit, row)
     are, them = ("is", "it") if row["collapsed"] == 1 else ("are", "them")
     parts = [
-        f"{row['collapsed']} of {row['models']} models{where} {are} at chance; accuracy and classes include {them}."
+        f"{row['collapsed']} of {row['models']} models{where} {are} at chance; accuracy and classes below include {them}."
         if row["collapsed"]
         else "",
         _lost_most(audit, row, named) + _gained(audit, row) if len(named) else _none_named(audit, row),
