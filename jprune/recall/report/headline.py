@@ -115,10 +115,9 @@ def _of_score(audit: AuditTables, row: dict[str, object], *, first: bool) -> str
         lost = f" {_lost_most(audit, row, named)}" if uneven and len(named) else ""
         return said + lost + _dense_at_chance(audit, row)
     are, them = ("is", "it") if row["collapsed"] == 1 else ("are", "them")
+    of_all = f"{row['collapsed']} of {row['models']} models{where}"
     parts = [
-        f"{row['collapsed']} of {row['models']} models{where} {are} at chance; accuracy and classes below include {them}."
-        if row["collapsed"]
-        else "",
+        f"{of_all} {are} at chance; accuracy and classes below include {them}." if row["collapsed"] else "",
         _lost_most(audit, row, named) + _gained(audit, row) if len(named) else _none_named(audit, row),
         _small_class(audit, row),
         "" if len(named) else _lower_ratio(audit, row),
