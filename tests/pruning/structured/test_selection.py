@@ -2,6 +2,7 @@
 
 import functools
 import re
+import warnings
 
 import chex
 import jax
@@ -183,6 +184,30 @@ def test_costs_of_a_choice_are_those_of_the_smaller_program(name):
     assert small.table.multiply_adds[1] == sum(counted.multiply_adds.values()) + counted.other_multiply_adds
     assert small.table.multiply_adds[0] == sum(graph.multiply_adds.values()) + graph.other_multiply_adds
     assert small.table.multiply_adds[1] <= small.table.multiply_adds[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("numbers", "left", "right", "expected"),
+    [
+        ((((1,), (1,)), ((), ())), (10, 3), (2, 3, 5), 10 * 3 * 5),
+        ((((0,), (0,)), ((), ())), (10, 3), (10, 5), 10 * 3 * 5),  # sums over the rows of each expert
+        ((((2,), (2,)), ((0,), (1,))), (2, 10, 3), (2, 2, 3, 5), 2 * 10 * 3 * 5),
+    ],
+)
+def test_every_row_of_a_product_with_experts_counts_once(numbers, left, right, expected):
+    """In other modes than that of ragged_dot the second axis of the left operand is not the one that is summed over."""
+    summed, batched = numbers
+    described = jax.lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=numbers,
+        lhs_ragged_dimensions=[len(batched[0])],
+        rhs_group_dimensions=[] if 0 in summed[0] else [0],
+    )
+    sizes = jnp.full((*left[: len(batched[0])], 2), 5, jnp.int32)
+    apply = lambda p, x: jax.lax.ragged_dot_general(x, p["w"], sizes, described)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the primitive 'ragged_dot_general' is not supported")
+        graph = trace_model(apply, {"w": jnp.ones(right)}, jnp.ones(left))
+    assert budgets.cost_of(graph, (), "multiply_adds").after(np.zeros(0, bool)) == expected
 
 
 def test_the_cost_is_the_same_in_limbs_for_numbers_beyond_32_bits():
