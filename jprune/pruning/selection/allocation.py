@@ -35,7 +35,7 @@ def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") 
                 f"{name}={amount.count} must lie in 0..{size}, the number of {of}; keep fewer, or give sparsity=, the "
                 "fraction removed"
             )
-        return int(amount.count)
+        return amount.count
     if isinstance(amount, float):
         return round(size * (1.0 - amount))
     if isinstance(amount, Mapping):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jprune
-from jprune.pruning.selection import allocation
+from jprune.pruning.selection import allocation, uint64
 from jprune.selection import erk_counts, layer_counts
 
 SELECTIONS = pytest.mark.parametrize(
@@ -143,3 +143,12 @@ def test_dividing_a_total_among_many_layers_takes_few_products(monkeypatch):
     counts = allocation.proportional([i + 2 for i in range(100)], [1] * 100, sizes, sum(sizes) // 2)
     assert sum(counts) == sum(sizes) // 2
     assert 0 < len(products) < 5_000
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_a_count_of_numpy_is_converted_and_not_searched():
+    """A frame of costs has counts of int64; a billion of them was looked for in a range, for two minutes."""
+    count = jprune.Keep(np.int64(2**31 + 1)).count
+    assert type(count) is int
+    searched = type("Searched", (int,), {"__eq__": lambda self, other: pytest.fail("searched"), "__hash__": None})
+    assert [limb.tolist() for limb in uint64.count_of([searched(3), np.int32(5)])] == [[0, 0], [3, 5]]
