@@ -287,6 +287,19 @@ def test_a_sparsity_that_a_floor_stops_in_one_group_is_named():
         jprune.channel_group_masks(graph, scores, sparsity={"^a$": 0.75}, min_channels={r"^b\[0\]$": 4})
 
 
+def test_a_number_above_that_of_a_group_is_refused():
+    """It was taken for all channels of the group."""
+    params = {"a": jnp.ones((1, 3)), "b": jnp.ones((3, 1))}
+    graph = trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 1)))
+    selection = jprune.structured(graph)
+    with pytest.raises(
+        ValueError, match=r"Keep\(count=4\) is more than the 3 channels of the group of 'a'; keep fewer"
+    ):
+        selection(jprune.magnitude(where=graph)(params), sparsity={"a": jprune.Keep(4)})
+    with pytest.raises(ValueError, match="is more than the 3 channels"):
+        jprune.prune(jprune.magnitude(where=graph), {0: {"a": jprune.Keep(4)}}, selection=selection).init(params)
+
+
 def test_a_head_is_rounded_as_the_indices_it_has():
     model = MODELS["equinox_block"]()
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
