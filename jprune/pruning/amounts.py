@@ -46,6 +46,7 @@ class Keep:
             raise TypeError(not_a_count("Keep(count)", self.count))
         if self.count < 0:
             raise ValueError(f"Keep({self.count}) is negative; give the number of weights kept, 0 or more")
+        object.__setattr__(self, "count", int(self.count))  # a number of numpy could overflow
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,7 +193,7 @@ def exact_name(amount: "float | Keep | PerLayer") -> str:
     ('0.1', 'keep 3', "{'^a': 0.5, '': keep 2}")
     """
     if isinstance(amount, Keep):
-        return f"keep {int(amount.count)}"
+        return f"keep {amount.count}"
     if isinstance(amount, Mapping):
         return "{" + ", ".join(f"{pattern!r}: {exact_name(part)}" for pattern, part in amount.items()) + "}"
     return repr(float(amount))
@@ -355,7 +356,7 @@ def _keep(name: str, value: object) -> Keep:
         raise TypeError(not_a_count(name, value))
     if value < 0:
         raise ValueError(f"{name}={value!r} must not be negative: it is the number of weights kept")
-    return Keep(int(value))
+    return Keep(value)
 
 
 def _limbs(counts: Integer[Array | np.ndarray, "..."]) -> Count:

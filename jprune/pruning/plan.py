@@ -157,6 +157,9 @@ class Plan:
         """
         if isinstance(applied, jax.core.Tracer) or jnp.ndim(applied) or not int(applied) & SKIPPED:
             return
+        events = self._events(weights)
+        if not events or int(_current_entry(events, *before)) == int(before.applied):
+            return  # skipped by an earlier update; nothing was due in this one
         if "key" in inputs:
             inputs = inputs | {"key": jax.random.fold_in(inputs["key"], before.count)}
         paths, scores, _ = flatten(self._scores(self.score, weights, inputs))
@@ -167,9 +170,8 @@ class Plan:
             for path, score in zip(paths, scores, strict=True)
             if score is not None and bool(jnp.any(jnp.isnan(score) & mask_of[path]))
         ]
-        if not found and self.regrow is None:  # skipped by an earlier update; nothing was due in this one
-            return
-        where = f" at {', '.join(map(repr, found))}" if found else ", of the weights to regrow"
+        regrown = "" if self.regrow is None else ", of the weights to regrow"
+        where = f" at {', '.join(map(repr, found))}" if found else regrown
         raise ValueError(
             f"the scores of the selection at step {int(before.count)} contain NaN{where}, which cannot be ranked; "
             "check the parameters, grad= and batch= given to update, or skip updates with NaN by "

@@ -22,7 +22,15 @@ from optax.contrib import MechanicState, SAMState
 from jprune.graph.axes import Axes, kernel_axes, known_shapes, shapes_of
 from jprune.pruning.amounts import Amount, PerLayer, amount_of, as_keywords
 from jprune.pruning.selection import allocation, kth_largest, uint64
-from jprune.pruning.selection.layers import Layers, describe, empty_layers, kept_of_layers, mask_layers, nothing_left
+from jprune.pruning.selection.layers import (
+    Layers,
+    describe,
+    empty_layers,
+    is_mask,
+    kept_of_layers,
+    mask_layers,
+    nothing_left,
+)
 from jprune.trees import Leaf, flatten, match, only_parameters, path_string
 
 SKIPPED = np.uint32(1 << 31)
@@ -173,7 +181,7 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
       pruned weight back, the next update of ``prune`` applies the current entry of the schedule again.
 
     Raises:
-      ValueError: as ``masks_of``; or the masks do not fit those in the state.
+      ValueError: as ``masks_of``; or the masks do not fit those in the state, or prune weights of a leaf that has none.
 
     >>> import jprune, optax
     >>> tx = optax.chain(optax.sgd(0.1), jprune.keep_zeros())
@@ -184,6 +192,12 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
     current = masks_of(state)
     matched = match(current, masks, reference_name="the masks of the optimizer state", name="masks")
     given = dict(zip(flatten(current)[0], matched, strict=True))
+    for path, mask in zip(*flatten(current)[:2], strict=True):
+        if mask is None and _prunes(given[path]):
+            raise ValueError(
+                f"masks prune weights of '{path}', and the optimizer state has no mask for this leaf, so they would "
+                "not stay 0; include it with where=, such as keep_zeros(where=lambda path, leaf: True)"
+            )
 
     def replace(node: PyTree) -> PyTree:
         if not isinstance(node, PruneState):
@@ -201,6 +215,11 @@ def with_masks(state: PyTree, masks: PyTree) -> PyTree:
         return node._replace(masks=jax.tree.unflatten(treedef, fitted), applied=applied)
 
     return jax.tree.map(replace, state, is_leaf=lambda node: isinstance(node, PruneState))
+
+
+def _prunes(mask: Leaf) -> bool:
+    """Whether a mask is concrete and has an entry that is False."""
+    return is_mask(mask) and not isinstance(mask, jax.core.Tracer) and not bool(jnp.all(mask))
 
 
 def _copy(mask: Leaf) -> Leaf:

@@ -22,7 +22,7 @@ from jprune.pruning.scores.elementwise import (
 from jprune.pruning.selection.unstructured import apply_masks, global_masks
 from jprune.pruning.state import masked_weights, masks_of, with_masks
 from jprune.pruning.transform import refuse_no_selection
-from jprune.trees import map_leaves
+from jprune.trees import flatten, map_leaves
 
 Train = Callable[[PyTree, PyTree, int, int], tuple[PyTree, PyTree]]
 
@@ -95,8 +95,8 @@ def lottery_ticket(
       TypeError: ``score`` is not a valid score, ``selection`` cannot be called as a selection, ``sparsities`` is not
         a list of amounts, or a number of steps is not an integer.
       ValueError: ``rewind`` is not in 0..steps - 1; a sparsity is out of range or smaller than the one before;
-        ``grad``, ``batch`` or ``key`` is missing for a score that needs it; ``tx`` has no prune transformation, or
-        one that is not last in its chain.
+        ``grad``, ``batch`` or ``key`` is missing for a score that needs it; ``tx`` has no prune transformation, one
+        that is not last in its chain, or no mask for a leaf that loses channels.
 
     >>> import jprune
     >>> tx = optax.chain(optax.sgd(0.1), jprune.keep_zeros())
@@ -120,6 +120,7 @@ def lottery_ticket(
         state = tx.init(params)
     # keep_zeros would treat weights that happen to be 0 as pruned; the dense network has no pruned weights.
     masks = map_leaves(jnp.ones_like, masks_of(state))
+    _refuse_unmasked_channels(selection, masks)
     state = with_masks(state, masks)
     shapes = shapes_of(params)
     with known_shapes(shapes):
@@ -161,6 +162,17 @@ def _schedule_of(sparsities: object) -> dict[int, float | Keep | PerLayer]:
     if not amounts:
         raise ValueError("sparsities is empty; give one sparsity for each level")
     return dict(enumerate(amounts, start=1))
+
+
+def _refuse_unmasked_channels(selection: Callable[..., PyTree], masks: PyTree) -> None:
+    """Raise if channels would be masked in leaves for which the optimizer state has no mask, such as biases."""
+    loses: Callable[[str], bool] = getattr(selection, "loses_channels", lambda path: False)
+    for path, mask in zip(*flatten(masks)[:2], strict=True):
+        if mask is None and loses(path):
+            raise ValueError(
+                f"selection masks the channels of '{path}' too, for which tx has no mask; use "
+                "keep_zeros(where=lambda path, leaf: selection.loses_channels(path))"
+            )
 
 
 def _run(train: Train, params: PyTree, state: PyTree, begin: int, end: int) -> tuple[PyTree, PyTree]:

@@ -209,3 +209,26 @@ def test_arguments_of_another_type_are_refused_before_any_training(arguments, me
     call = {"tx": TX, "params": initial(), "sparsities": [0.5], "steps": 7} | arguments
     with pytest.raises(TypeError, match=message):
         inspect.unwrap(jprune.lottery_ticket)(never, **call)  # without the type checker of the tests
+
+
+def test_channels_stay_zero_in_biases_too_or_are_refused_before_any_training():
+    """keep_zeros has masks of kernels alone, so the biases of removed channels were trained although masked."""
+    params = {"a": {"kernel": jnp.array([[1.0, 3.0]]), "bias": jnp.ones(2)}, "b": {"kernel": jnp.ones((2, 1))}}
+    apply = lambda p, x: jnp.tanh(x @ p["a"]["kernel"] + p["a"]["bias"][None]) @ p["b"]["kernel"]
+    selection = jprune.structured(jprune.trace_model(apply, params, jnp.ones((1, 1))))
+
+    def tickets(**options):
+        tx = optax.chain(optax.sgd(0.1), jprune.keep_zeros(**options))
+
+        def train(params, state, begin, end):
+            for _ in range(begin, end):
+                updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+                params = optax.apply_updates(params, updates)
+            return params, state
+
+        return jprune.lottery_ticket(train, tx, params, [0.5], steps=1, selection=selection)
+
+    with pytest.raises(ValueError, match="selection masks the channels of 'a/bias' too, for which tx has no mask"):
+        tickets()
+    *_, last = tickets(where=lambda path, leaf: selection.loses_channels(path))
+    np.testing.assert_allclose(last.end[0]["a"]["bias"], [0.0, 0.9])

@@ -76,6 +76,18 @@ def test_scores_of_regrowth_are_looked_at_where_weights_may_return():
         jprune.check_pruned(jprune.apply_masks(PARAMS, after.masks), after)
 
 
+@pytest.mark.parametrize("grad", [ONES, NAN])
+def test_a_skip_before_a_resume_is_not_blamed_on_an_update_before_the_new_schedule(grad):
+    """Nothing is due until step 5, and the scores of regrowth were said to contain NaN."""
+    regrow = jprune.Regrow(jprune.scores.dense_gradient(), 0.5)
+    tx = pruned({0: 0.5}, regrow=regrow)
+    state = still(tx, tx.init(PARAMS), NAN)
+    later = pruned({5: 0.5}, regrow=regrow)
+    after = still(later, state, grad, jit=False)
+    chex.assert_trees_all_equal(after.masks, DENSE)
+    assert int(after.applied) == int(state.applied)
+
+
 def test_each_replicate_is_skipped_by_itself():
     tx = pruned({0: 0.5})
     params = jax.tree.map(lambda w: jnp.stack([w, w]), PARAMS)

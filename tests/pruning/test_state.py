@@ -175,3 +175,13 @@ def test_an_nnx_module_or_its_whole_state_in_place_of_the_parameters_is_explaine
     ):
         with pytest.raises(ValueError, match=rf"{advice}: give nnx\.state\(model, nnx\.Param\)$"):
             call()
+
+
+def test_masks_that_prune_a_leaf_without_a_mask_are_refused():
+    """They were left out, so that the pruned biases were trained."""
+    params = {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}
+    state = jprune.prune(jprune.magnitude(), {0: 0.5}).init(params)
+    kept = {"kernel": jnp.array([[True, False]]), "bias": jnp.array([True, True])}
+    assert jprune.masks_of(jprune.with_masks(state, kept))["bias"] is None
+    with pytest.raises(ValueError, match="masks prune weights of 'bias', and the optimizer state has no mask for this"):
+        jprune.with_masks(state, kept | {"bias": jnp.array([True, False])})

@@ -86,10 +86,11 @@ def cost_table(
         graph = trace_model(apply, params, *inputs)
     used = None if graph is None else _counted(graph)
     roles = kernel_axes(axes, params)
-    shapes: dict[str, tuple[int, ...]] = {}
-    rows: dict[str, dict[str, int]] = {}
+    names: list[str] = []  # not the keys of a dict: a leaf may be called 'total'
+    shapes: list[tuple[int, ...]] = []
+    rows: list[dict[str, int]] = []
     without_row = 0  # multiply-adds with leaves that are not parameters, such as quantized kernels
-    masked: list[str] = []  # the layers that may be pruned
+    empty: list[str] = []
     for path, leaf, mask in zip(paths, leaves, kept, strict=True):
         if not is_float(leaf):
             without_row += 0 if used is None else used.get(path, 0)
@@ -106,20 +107,20 @@ def cost_table(
                 layer = used.get(path, 0) * size // max(1, leaf.size)
                 row |= {"multiply_adds": layer, "effective_multiply_adds": layer * nonzeros // max(1, size)}
             name = path + "".join(f"[{i}]" for i in index)
-            shapes[name], rows[name] = shape, row
-            if mask is not None or (masks is None and kernels(path, leaf)):
-                masked.append(name)
+            names.append(name)
+            shapes.append(shape)
+            rows.append(row)
+            may_be_pruned = mask is not None or (masks is None and kernels(path, leaf))
+            if may_be_pruned and size and not nonzeros:
+                empty.append(name)
     if not rows:
         raise ValueError("params has no array of a real floating dtype; give the tree of the model's parameters")
-    empty = [name for name in masked if rows[name]["parameters"] and not rows[name]["nonzeros"]]
     if empty:
         warnings.warn(nothing_left(empty), stacklevel=2)
-    shapes["total"] = ()
-    rows["total"] = {name: sum(row[name] for row in rows.values()) for name in next(iter(rows.values()))}
-    if used is not None:
-        rows["total"]["multiply_adds"] += without_row
-        rows["total"]["effective_multiply_adds"] += without_row
-    table = pd.DataFrame.from_dict({name: {"shape": shapes[name], **rows[name]} for name in rows}, orient="index")
+    more = {"multiply_adds": without_row, "effective_multiply_adds": without_row}
+    total = {column: sum(row[column] for row in rows) + more.get(column, 0) for column in rows[0]}
+    entries = [{"shape": shape, **row} for shape, row in zip([*shapes, ()], [*rows, total], strict=True)]
+    table = pd.DataFrame(entries, index=[*names, "total"])
     if graph is not None:
         table.attrs["other_multiply_adds"] = graph.other_multiply_adds
     table.insert(3, "compression", table["parameters"] / table["nonzeros"].where(table["nonzeros"] > 0))

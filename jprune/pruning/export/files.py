@@ -239,9 +239,10 @@ def to_bcoo(params: PyTree, masks: PyTree, *, gather: bool = False) -> PyTree:
     def sparse(name: str, leaf: Leaf, mask: Leaf) -> PyTree:
         if mask is None:
             return leaf
-        indices = np.argwhere(_bool_on_host(name, mask, gather)).astype(np.int32)
+        kept = _bool_on_host(name, mask, gather)
+        indices = np.argwhere(kept).astype(np.int32)
         whole = _on_host("params", name, leaf, gather) if _is_spread(leaf) else leaf
-        values = jnp.asarray(whole)[tuple(indices.T)]
+        values = jnp.atleast_1d(whole)[np.nonzero(np.atleast_1d(kept))]  # a scalar has no index
         return BCOO((values, jax.device_put(indices)), shape=leaf.shape, indices_sorted=True, unique_indices=True)
 
     return jax.tree.unflatten(treedef, [sparse(*each) for each in zip(paths, leaves, matched, strict=True)])

@@ -368,6 +368,10 @@ def _product_gram(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side
         order = np.argsort(layer[0, :, 0], kind="stable").reshape(int(layer.max()) + 1, -1)
         inputs, places = jnp.moveaxis(inputs[0][:, order], 1, 0), places[0][order]
         layer = index(roles.stacked)
+    elif len(places) == 1 and (layer != layer[:, :, :1]).any():  # experts that read the same inputs
+        order = np.argsort(layer[0, 0], kind="stable").reshape(int(layer.max()) + 1, -1)
+        places = places[0].T[order].transpose(0, 2, 1)
+        layer = index(roles.stacked)
     row = index(roles.summed)
     if (layer != layer[:, :1, :1]).any() or (row != row[:1, :, :1]).any():
         raise ValueError(
@@ -375,6 +379,7 @@ def _product_gram(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side
             "give axes= with the inputs of this kernel"
         )
     grams = jax.vmap(_outer_sum)(inputs)
+    grams = jnp.broadcast_to(grams, (len(places), *grams.shape[1:]))
     order = np.argsort(row[0, :, 0])
     grams = grams[np.argsort(layer[:, 0, 0])][:, order][:, :, order]
     return grams.reshape(*_sizes(view.shape, roles.stacked), *grams.shape[1:])
@@ -539,8 +544,7 @@ def _factor(
     """Return R, upper triangular with H = R R^T, and its diagonal, 0 where an input is always 0."""
     diagonal = jnp.diagonal(gram)
     dead = diagonal == 0
-    size = jnp.mean(jnp.where(dead, jnp.ones_like(diagonal), diagonal))
-    shift = jnp.where(dead, jnp.ones_like(diagonal), damping * size)
+    shift = jnp.where(dead, jnp.ones_like(diagonal), damping * jnp.mean(diagonal))
     # With rows and columns reversed, the lower Cholesky factor becomes the upper one needed here.
     lower = jnp.linalg.cholesky((gram + jnp.diag(shift))[::-1, ::-1])
     factor = lower[::-1, ::-1]

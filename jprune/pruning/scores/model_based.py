@@ -32,6 +32,7 @@ from jprune.pruning.scores.elementwise import (
     Score,
     has_examples,
     matching,
+    name_of,
     number_of_examples,
     refuse_no_score,
     score_selected,
@@ -220,8 +221,8 @@ def iterated_masks(
       Masks like ``params``, None where nothing is prunable; exactly ``keep`` weights are kept.
 
     Raises:
-      TypeError, ValueError: as ``global_masks``; ``score`` is not a valid score or needs a gradient; ``rounds`` is not
-        a positive integer.
+      TypeError, ValueError: as ``global_masks``; ``score`` is not a valid score, needs a gradient or has no score for a
+        leaf; ``rounds`` is not a positive integer.
 
     Source: Tanaka et al., 2020, arXiv 2006.05467, algorithm 1.
 
@@ -252,7 +253,13 @@ def iterated_masks(
                 key=None if key is None else jax.random.fold_in(key, k),
                 whole=apply_masks(params, masks),
             )
-        layers = layers_of(scores, masks)._replace(stacked=like.stacked)
+        layers = layers_of(scores, masks)
+        if missing := [path for path in like.paths if path not in layers.paths]:
+            raise ValueError(
+                f"score={score.name if isinstance(score, Score) else name_of(score)} has no score for '{missing[0]}'; "
+                "leave this leaf out with the where= of the score"
+            )
+        layers = layers._replace(stacked=like.stacked)
         nan = [before | now for before, now in zip(nan, any_nan(layers.scores, layers.masks), strict=True)]
         return layers.tree(choose(layers, Quota(floors, Count(table.high[k], table.low[k])))), nan
 

@@ -3,9 +3,10 @@
 Every count is a Python integer, known before tracing.
 """
 
+import bisect
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 from jprune.pruning.amounts import Amount, Keep, PerLayer
@@ -34,7 +35,7 @@ def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") 
                 f"{name}={amount.count} must lie in 0..{size}, the number of {of}; keep fewer, or give sparsity=, the "
                 "fraction removed"
             )
-        return int(amount.count)
+        return amount.count
     if isinstance(amount, float):
         return round(size * (1.0 - amount))
     if isinstance(amount, Mapping):
@@ -104,9 +105,10 @@ def _quotas(shares: Sequence[int], low: Sequence[int], high: Sequence[int], tota
         {Fraction(0)}
         | {Fraction(bound, share) for share, *ends in zip(shares, low, high, strict=True) if share for bound in ends}
     )
-    below = max(scale for scale in corners if sum(at(scale)) <= total)
-    above = min(scale for scale in corners if sum(at(scale)) >= total)
-    start, end = sum(at(below)), sum(at(above))
+    reached: Callable[[Fraction], Fraction] = lambda scale: sum(at(scale), Fraction(0))
+    below = corners[bisect.bisect_right(corners, total, key=reached) - 1]
+    above = corners[bisect.bisect_left(corners, total, key=reached)]
+    start, end = reached(below), reached(above)
     scale = below if start == end else below + (above - below) * Fraction(total - start, end - start)
     return at(scale)
 

@@ -159,9 +159,10 @@ def block_masks(
 
     def quota(amount: Amount) -> Quota:
         if isinstance(amount, Keep):
-            if amount.count % weights:
-                raise ValueError(f"keep={amount.count} weights must be a multiple of {weights}, the size of {block}")
-            amount = Keep(amount.count // weights)
+            count = allocation.kept(amount, layers.size)
+            if count % weights:
+                raise ValueError(f"keep={count} weights must be a multiple of {weights}, the size of {block}")
+            amount = Keep(count // weights)
         total = allocation.kept(amount, blocks.size, of="blocks")
         return Quota(_unit_floors(blocks, min_keep, [weights] * len(blocks.sizes), total), total)
 
@@ -224,7 +225,7 @@ def channel_masks(
 
     def quota(amount: Amount) -> Quota:
         if isinstance(amount, Keep):
-            amount = Keep(_whole_channels(amount.count, fans))
+            amount = Keep(_whole_channels(allocation.kept(amount, layers.size), fans))
         elif layerwise:
             floors = _unit_floors(channels, min_keep, fans, None) or [0] * len(fans)
             sizes = zip(channels.sizes, floors, strict=True)
@@ -400,7 +401,10 @@ def _unit_floors(units: Layers, min_keep: int, weights: Sequence[int], total: in
     allocation.floors(min_keep, units.sizes, None)
     floors = [min(-(-min_keep // max(w, 1)), size) for w, size in zip(weights, units.sizes, strict=True)]
     if total is not None and sum(floors) > total:
-        raise ValueError(f"min_keep={min_keep} needs {sum(floors)} blocks or channels; keep gives {total}")
+        raise ValueError(
+            f"min_keep={min_keep} needs {sum(floors)} blocks or channels, and only {total} are kept; lower min_keep or "
+            "keep more"
+        )
     return floors
 
 

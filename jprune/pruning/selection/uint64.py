@@ -41,8 +41,8 @@ def count_of(number: int | Sequence[int | Sequence[int] | Count]) -> Count:
     >>> [int(limb) for limb in count_of(2**32 + 5)]
     [1, 5]
     """
-    numbers = np.asarray(number, dtype=object)
-    if any(entry not in range(2**64) for entry in numbers.flat):
+    numbers = np.asarray(np.frompyfunc(int, 1, 1)(np.asarray(number, dtype=object)), dtype=object)
+    if any(not 0 <= entry < 2**64 for entry in numbers.flat):
         raise ValueError(f"number={number!r} must lie in 0..2**64 - 1")
     return Count(np.asarray(numbers >> 32, np.uint32), np.asarray(numbers & (2**32 - 1), np.uint32))
 

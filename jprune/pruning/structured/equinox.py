@@ -110,8 +110,9 @@ def _sizes(layer: PyTree, paths: PyTree, kept: Mapping[str, KeptIndices] | None)
             sizes["output_size"] = layer.output_proj.weight.shape[-2]
             for name in ("query", "key", "value"):
                 sizes[f"{name}_size"] = getattr(layer, f"{name}_proj").weight.shape[-1]
-        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm() if layer.weight is not None and eqx.is_array(layer.weight):
-            sizes["shape"] = layer.weight.shape[-len(layer.shape) :]
+        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm():
+            known = [array for array in (layer.weight, layer.bias) if eqx.is_array(array)]
+            sizes = {"shape": known[0].shape[-len(layer.shape) :]} if known else {}
         case eqx.nn.GroupNorm() if layer.weight is not None and eqx.is_array(layer.weight):
             sizes["channels"] = layer.weight.shape[-1]
             if layer.channels is not None:

@@ -139,7 +139,7 @@ def _set_sizes(layer: nnx.Module, prefix: str, kept: Mapping[str, KeptIndices] |
         case nnx.Einsum():
             layer.kernel_shape = layer.kernel.shape[-len(layer.kernel_shape) :]
             layer.bias_shape = None if layer.bias is None else layer.bias.shape[-len(layer.bias_shape or ()) :]
-        case nnx.BatchNorm() | nnx.LayerNorm() | nnx.RMSNorm() | nnx.GroupNorm():
+        case nnx.BatchNorm() | nnx.LayerNorm() | nnx.RMSNorm() | nnx.GroupNorm() | nnx.InstanceNorm():
             _set_norm_sizes(layer, prefix, kept)
         case nnx.MultiHeadAttention():
             inputs, layer.num_heads, layer.head_dim = layer.query.kernel.shape[-3:]
@@ -151,7 +151,7 @@ def _set_sizes(layer: nnx.Module, prefix: str, kept: Mapping[str, KeptIndices] |
 
 
 def _set_norm_sizes(
-    layer: nnx.BatchNorm | nnx.LayerNorm | nnx.RMSNorm | nnx.GroupNorm,
+    layer: nnx.BatchNorm | nnx.LayerNorm | nnx.RMSNorm | nnx.GroupNorm | nnx.InstanceNorm,
     prefix: str,
     kept: Mapping[str, KeptIndices] | None,
 ) -> None:

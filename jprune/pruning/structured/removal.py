@@ -14,6 +14,7 @@ from jprune import jaxprs
 from jprune.graph import Graph, trace_model
 from jprune.graph.channels import ChannelGroup, Member
 from jprune.graph.trace import model_jaxpr
+from jprune.graph.values import Program
 from jprune.pruning.selection.layers import describe, is_mask
 from jprune.pruning.selection.unstructured import apply_masks
 from jprune.pruning.structured.budgets import cost_of
@@ -21,7 +22,7 @@ from jprune.pruning.structured.comparison import code_differences
 from jprune.pruning.structured.cutting import KeptIndices, cut_along, cut_leaves, take
 from jprune.pruning.structured.program import Kept, run
 from jprune.pruning.structured.selection import check_leaves
-from jprune.trees import flatten, is_complex, is_inexact, match
+from jprune.trees import Leaf, flatten, is_complex, is_inexact, match
 
 Removed: TypeAlias = tuple[Bool[np.ndarray, " _"], ...]
 
@@ -588,14 +589,31 @@ def _difference(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, 
     left = [take(a, tuple(kept[ids] for ids in v.ids)) for a, v in zip(before, graph.program.outputs, strict=True)]
     pairs = [(a, b) for a, b in zip(left, after, strict=True) if not jnp.issubdtype(a.dtype, jax.dtypes.extended)]
     floats = [(a, b) for a, b in pairs if is_inexact(a)]
-    apart = [_apart(np.asarray(a), np.asarray(b)) for a, b in floats or pairs]
+    inside = _coarsest(graph.program)
+    apart = [_apart(np.asarray(a), np.asarray(b), inside) for a, b in floats or pairs]
     return max(apart, key=lambda pair: pair[0] - pair[1], default=(0.0, 0.0))
 
 
-def _apart(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """Return the largest difference of two outputs, infinite if only one is, and what rounding can cause."""
+def _coarsest(program: Program) -> float:
+    """Return the largest eps of the floats that a program computes: bfloat16 inside counts, for outputs of float32."""
+    own = [_eps(var.aval) for step in program.steps for var in step.equation.outvars]
+    return max([*own, *(_coarsest(inner) for step in program.steps for inner in step.inside)], default=0.0)
+
+
+def _eps(array: Leaf) -> float:
     finfo: Callable[..., np.finfo[np.floating]] = jnp.finfo
-    rounding = min(1000 * float(finfo(before.dtype).eps), _MOST_ROUNDING) if is_inexact(before) else 0.0
+    return float(finfo(array.dtype).eps) if is_inexact(array) else 0.0
+
+
+def _apart(before: np.ndarray, after: np.ndarray, inside: float) -> tuple[float, float]:
+    """Return the largest difference of two outputs, infinite if only one is, and what rounding can cause.
+
+    Args:
+      before: output of the full-size model.
+      after: output of the smaller model.
+      inside: the largest eps of the floats that the model computes.
+    """
+    rounding = min(1000 * max(_eps(before), inside), _MOST_ROUNDING) if is_inexact(before) else 0.0
     a, b = _wide(before), _wide(after)
     if np.isnan(a).any():
         raise ValueError("on check, outputs of the full-size model are NaN and cannot be compared; give other inputs")

@@ -353,6 +353,11 @@ class ChannelSelection:
                 asked.count if isinstance(asked, Keep) else math.floor((1 - Fraction(repr(float(asked)))) * group.size)
             )
             least = group.size - sum(blocks)
+            if limit > group.size:
+                raise ValueError(
+                    f"{asked!r} is more than the {group.size} channels of the group of '{group.members[0].path}'; keep "
+                    "fewer"
+                )
             if least > limit:
                 raise ValueError(
                     f"a sparsity of {asked} cannot be reached in the group of '{group.members[0].path}': of "

@@ -181,6 +181,13 @@ def test_the_table_adds_up_and_counts_masks_or_zeros():
     assert "multiply_adds" not in zeroed
 
 
+def test_a_leaf_called_total_has_a_row_of_its_own():
+    """The row of all layers replaced it."""
+    table = costs.cost_table({"total": jnp.ones((2, 3)), "w": jnp.ones((3, 1))})
+    assert table.index.tolist() == ["total", "w", "total"]
+    assert table["parameters"].tolist() == [6, 3, 9]
+
+
 def test_a_wholly_pruned_leaf_has_no_compression_rather_than_an_infinite_one():
     table = costs.cost_table({"w": jnp.zeros((2, 2))})
     assert np.isnan(table.loc["w", "compression"])

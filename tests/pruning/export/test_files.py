@@ -159,6 +159,14 @@ def test_bcoo_holds_exactly_the_kept_weights_and_multiplies_like_the_masked_matr
     np.testing.assert_allclose(product, np.where(mask, matrix, 0).sum(0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_masked_scalar_becomes_a_sparse_scalar(kept):
+    """It has no axis and so no index, but one value if it is kept; this was an error of jax about shapes."""
+    sparse = files.to_bcoo({"scale": jnp.array(2.0)}, {"scale": jnp.array(kept)})["scale"]
+    assert sparse.nse == kept
+    assert sparse.todense() == (2.0 if kept else 0.0)
+
+
 def test_keys_and_leaves_that_are_not_arrays_are_skipped_and_come_from_the_template(tmp_path):
     key = jax.random.key(0)
     params = {"kernel": jnp.ones((2, 2)), "rng": key, "activation": jnp.tanh, "depth": 3}

@@ -122,6 +122,16 @@ def test_an_input_that_is_always_zero_is_pruned_first_and_otherwise_unchanged():
     np.testing.assert_array_equal(light.params["kernel"][1], kernel[1])
 
 
+def test_inputs_that_are_always_zero_do_not_raise_the_damping():
+    """They counted as 1 in the mean of the diagonal, so that small activations were damped a million times as much."""
+    x, kernel = _layer(6, 4)
+    x[:, 1] = 0
+    params = {"kernel": jnp.asarray(kernel)}
+    large, small = (sparsegpt(params, {"kernel": jnp.asarray(x * scale)}, sparsity=0.5) for scale in (1.0, 1e-3))
+    np.testing.assert_array_equal(large.masks["kernel"], small.masks["kernel"])
+    np.testing.assert_allclose(large.params["kernel"], small.params["kernel"], rtol=1e-4, atol=1e-5)
+
+
 def test_stacked_layers_are_pruned_as_single_ones_are():
     layers = [_layer(12, 5, seed) for seed in range(2)]
     axes = {"kernel": KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))}
@@ -176,6 +186,22 @@ def test_grams_of_vmapped_layers_are_one_for_each():
     apply = lambda params, x: jax.vmap(jnp.matmul)(x, params["kernel"])
     grams = input_grams(apply, {"kernel": jnp.ones((3, 4, 2))}, [jnp.asarray(x)], axes=axes)
     np.testing.assert_allclose(grams["kernel"].matrix, np.einsum("lbi,lbj->lij", x, x), rtol=1e-5, atol=1e-5)
+
+
+def test_experts_that_read_the_same_inputs_have_the_same_gram():
+    """The product has experts and outputs as its free axes, in either order."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
+    axes = {"": KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))}
+    params = {"kernel": jnp.ones((2, 3, 4))}
+    for product in ("bd,edf->ebf", "bd,edf->bfe"):
+        apply = lambda p, x, product=product: jnp.einsum(product, x, p["kernel"])
+        grams = input_grams(apply, params, [x], axes=axes)["kernel"].matrix
+        np.testing.assert_allclose(grams, jnp.stack([x.T @ x] * 2), rtol=1e-5)
+    last = {"": KernelAxes(stacked=(2,), inputs=(0,), outputs=(1,))}
+    grams = input_grams(
+        lambda p, x: jnp.einsum("bd,dfe->ebf", x, p), jnp.ones((3, 4, 2)), [x], where=lambda path, leaf: True, axes=last
+    )
+    np.testing.assert_allclose(grams[""].matrix, jnp.stack([x.T @ x] * 2), rtol=1e-5)
 
 
 def test_grams_of_a_convolution_are_those_of_its_patches():

@@ -110,6 +110,16 @@ def test_rounds_shrink_geometrically_and_score_the_remaining_weights():
         jprune.selection.iterated_masks(jprune.magnitude, params, keep=2)
 
 
+def test_a_leaf_without_a_score_is_named_by_iterated_masks():
+    """Depthwise filters have no other filters of their group; this was an error of zip."""
+    depthwise = jprune.KernelAxes(outputs=(3,), inputs=(2,), spatial=(0, 1), groups=4)
+    axes = {"depthwise": depthwise, "": jprune.KernelAxes(inputs=(0,), outputs=(1,))}
+    params = {"depthwise": {"kernel": jnp.ones((3, 3, 1, 4))}, "dense": {"kernel": jnp.ones((4, 6))}}
+    score = jprune.scores.geometric_median(axes=axes)
+    with pytest.raises(ValueError, match="score=geometric_median has no score for 'depthwise/kernel'; leave this leaf"):
+        jprune.selection.iterated_masks(score, params, sparsity=0.5, axes=axes)
+
+
 def test_rounds_take_any_function_as_a_score():
     def score(params, grad=None, batch=None, key=None):
         return jax.tree.map(jnp.abs, params)

@@ -253,10 +253,17 @@ TIED = jprune.KernelAxes(inputs=(0, 1), outputs=(0, 1))
         (lambda: jprune.block_masks(ONES, sparsity=0.5, block=()), r"block=\(\) must have two sizes"),
         (lambda: jprune.block_masks(ONES, sparsity=0.5, block=(0, 2)), r"block\[0\] is 0; it must be at least 1"),
         (lambda: jprune.block_masks(ONES, keep=5, block=(2, 2)), "keep=5 weights must be a multiple of 4"),
-        (lambda: jprune.block_masks(ONES, keep=4, block=(2, 2), min_keep=5), "min_keep=5 needs 2 blocks"),
+        (
+            lambda: jprune.block_masks(ONES, keep=4, block=(2, 2), min_keep=5),
+            "min_keep=5 needs 2 blocks or channels, and only 1 are kept; lower",
+        ),
         (
             lambda: jprune.channel_masks(ONES, keep=5 * 6),
-            r"keep=5 must lie in 0\.\.4, the number of channels; keep fewer",
+            r"keep=30 must lie in 0\.\.24, the number of weights; keep fewer",
+        ),
+        (
+            lambda: jprune.block_masks(ONES, keep=28, block=(2, 2)),
+            r"keep=28 must lie in 0\.\.24, the number of weights; keep fewer",
         ),
         (
             lambda: jprune.channel_masks(ONES, keep=5),

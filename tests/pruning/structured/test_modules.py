@@ -546,6 +546,22 @@ def test_nnx_layers_that_are_stacked_or_normalize_groups_take_their_sizes_from_t
     assert (small["einsum"].kernel_shape, small["einsum"].bias_shape) == ((4, 2, 2), (2, 2))
 
 
+@pytest.mark.filterwarnings("ignore:the code of .* divides by its number of channels")
+@pytest.mark.parametrize("kind", [eqx.nn.LayerNorm, eqx.nn.RMSNorm])
+def test_an_equinox_norm_with_a_bias_alone_takes_its_size_from_it(kind):
+    """It kept its shape, and Equinox refused the smaller inputs."""
+    norm = kind(8, use_weight=False)
+    small = structured_equinox.smaller_module(norm, eqx.tree_at(lambda layer: layer.bias, norm, jnp.ones(5)))
+    assert small(jnp.arange(5.0)).shape == (5,)
+
+
+def test_an_nnx_instance_norm_declares_its_smaller_size():
+    norm = structured_nnx.smaller_module(
+        nnx.InstanceNorm(8, rngs=nnx.Rngs(0)), dict.fromkeys(("scale", "bias"), jnp.ones(5))
+    )
+    assert norm.num_features == 5
+
+
 @pytest.mark.filterwarnings("ignore:the code of LayerNorm divides")
 def test_equinox_layers_that_are_stacked_or_normalize_groups_take_their_sizes_from_the_last_axes():
     key = jax.random.key(0)

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import warnings
 
 import chex
 import jax
@@ -185,6 +186,30 @@ def test_costs_of_a_choice_are_those_of_the_smaller_program(name):
     assert small.table.multiply_adds[1] <= small.table.multiply_adds[0] / 2
 
 
+@pytest.mark.parametrize(
+    ("numbers", "left", "right", "expected"),
+    [
+        ((((1,), (1,)), ((), ())), (10, 3), (2, 3, 5), 10 * 3 * 5),
+        ((((0,), (0,)), ((), ())), (10, 3), (10, 5), 10 * 3 * 5),  # sums over the rows of each expert
+        ((((2,), (2,)), ((0,), (1,))), (2, 10, 3), (2, 2, 3, 5), 2 * 10 * 3 * 5),
+    ],
+)
+def test_every_row_of_a_product_with_experts_counts_once(numbers, left, right, expected):
+    """In other modes than that of ragged_dot the second axis of the left operand is not the one that is summed over."""
+    summed, batched = numbers
+    described = jax.lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=numbers,
+        lhs_ragged_dimensions=[len(batched[0])],
+        rhs_group_dimensions=[] if 0 in summed[0] else [0],
+    )
+    sizes = jnp.full((*left[: len(batched[0])], 2), 5, jnp.int32)
+    apply = lambda p, x: jax.lax.ragged_dot_general(x, p["w"], sizes, described)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the primitive 'ragged_dot_general' is not supported")
+        graph = trace_model(apply, {"w": jnp.ones(right)}, jnp.ones(left))
+    assert budgets.cost_of(graph, (), "multiply_adds").after(np.zeros(0, bool)) == expected
+
+
 def test_the_cost_is_the_same_in_limbs_for_numbers_beyond_32_bits():
     params = {"a": jax.ShapeDtypeStruct((3000, 8), jnp.float32), "b": jax.ShapeDtypeStruct((8, 500), jnp.float32)}
     inputs = jax.ShapeDtypeStruct((700_000, 3000), jnp.float32)
@@ -260,6 +285,19 @@ def test_a_sparsity_that_a_floor_stops_in_one_group_is_named():
         ValueError, match=r"sparsity of 0\.75 cannot be reached in the group of 'a': of 8 channels at least 4"
     ):
         jprune.channel_group_masks(graph, scores, sparsity={"^a$": 0.75}, min_channels={r"^b\[0\]$": 4})
+
+
+def test_a_number_above_that_of_a_group_is_refused():
+    """It was taken for all channels of the group."""
+    params = {"a": jnp.ones((1, 3)), "b": jnp.ones((3, 1))}
+    graph = trace_model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 1)))
+    selection = jprune.structured(graph)
+    with pytest.raises(
+        ValueError, match=r"Keep\(count=4\) is more than the 3 channels of the group of 'a'; keep fewer"
+    ):
+        selection(jprune.magnitude(where=graph)(params), sparsity={"a": jprune.Keep(4)})
+    with pytest.raises(ValueError, match="is more than the 3 channels"):
+        jprune.prune(jprune.magnitude(where=graph), {0: {"a": jprune.Keep(4)}}, selection=selection).init(params)
 
 
 def test_a_head_is_rounded_as_the_indices_it_has():
