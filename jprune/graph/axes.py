@@ -9,8 +9,8 @@ Selections that depend on layers, inputs or outputs resolve their ``axes=`` argu
 ``axes`` is one of
 
 * a graph made by ``jprune.trace_model``: exact, for any model that can be traced;
-* ``{regex: KernelAxes(...)}``: patterns searched for in the paths, of which the first that matches decides; leaves
-  that match no pattern follow the rule for None;
+* ``{regex: KernelAxes(...)}``: patterns searched for in the paths; the first that matches decides, and leaves that
+  match no pattern follow the rule for None;
 * ``"flax"`` or ``"equinox"``: every leaf follows the convention of that library's layers, by its name;
 * None: the convention is inferred from the leaf's name and shape if they are unambiguous.
 

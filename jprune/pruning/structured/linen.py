@@ -24,14 +24,14 @@ def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices] | None = No
 
     Args:
       module: the module that was pruned; it is not changed.
-      kept: ``small.kept``, from which follow the groups of a GroupNorm, and the layers whose outputs differ. Without it
+      kept: ``small.kept``, which determines the groups of a GroupNorm and the layers whose outputs differ. Without it,
         a warning names the layers whose outputs may differ.
 
     Returns:
       A function called like ``module.apply``. When it is called, a warning names the layers (LayerNorm, RMSNorm,
       GroupNorm, attention) that divide by a number of channels that is smaller now, so that the outputs differ from
-      those of ``small.apply``. It raises a ``ValueError`` if the code of a module of yours declares the shape of a
-      parameter that is smaller now.
+      those of ``small.apply``. It raises a ``ValueError`` if the code of your own module declares the original
+      shape of a parameter that is smaller now.
 
     Raises:
       TypeError: ``module`` is not a Linen module.

@@ -24,8 +24,8 @@ def smaller_module(
       model: the module before channels were removed; it is not changed.
       params: smaller parameters with the paths of the module, a ``State`` or a dict.
       state: smaller batch statistics, or None.
-      kept: ``small.kept``, for grouped convolutions and GroupNorm, of which the sizes alone may not say how many groups
-        are left.
+      kept: ``small.kept``, for grouped convolutions and GroupNorm, whose number of remaining groups may not follow from
+        the sizes alone.
 
     Returns:
       A module of the same class.

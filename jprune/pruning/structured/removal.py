@@ -199,10 +199,10 @@ def remove_dead(
 ) -> SmallModel:
     """Remove the channels that are zero in every layer.
 
-    A channel is removed if all its weights are zero, including biases and normalization. If ``check`` shows that the
-    outputs stay the same, channels whose weights are zero in every layer that reads them, and channels named in
-    ``dead``, are removed too. Channels of a group that is not exact, such as those of a softmax, count in the outputs
-    even if all their weights are zero, so they need ``check`` as well.
+    A channel is removed if all its weights are zero, including biases and normalization; each group keeps at least one
+    channel. If ``check`` shows that the outputs stay the same, channels whose weights are zero in every layer that
+    reads them, and channels named in ``dead``, are removed too. Channels of a group that is not exact, such as those of
+    a softmax, affect the outputs even if all their weights are zero, so they need ``check`` as well.
 
     Args:
       graph: made by ``jprune.trace_model``.
