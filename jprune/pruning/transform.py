@@ -59,8 +59,8 @@ def prune(
 
     At each step of the schedule the parameters passed to ``update`` are scored, and the masks shrink to the scheduled
     amount. Between those steps it only reads one byte of mask per weight, without recompilation and, on a CPU or
-    TPU, without host synchronization. No entry is missed: if the count jumped over its step, or a run was resumed with
-    another schedule, the last entry whose step has passed is applied at the next update.
+    TPU, without host synchronization. If the count jumped over steps, or a run was resumed with another schedule, the
+    next update applies the last entry whose step has been reached.
 
     Scores with NaN cannot be ranked, so a selection with one is skipped. Outside jit this is an error. Inside jit the
     masks stay as they are, every update tries the entry again until its scores have no NaN, and ``check_pruned`` raises
@@ -70,8 +70,8 @@ def prune(
     It works inside ``optax.partition``, ``masked``, ``MultiSteps`` and ``apply_if_finite``, inside
     ``inject_hyperparams`` if this is given a function that makes the whole chain, and under ``jit``, ``vmap``, ``scan``
     and sharding. After ``optax.lookahead`` the fast and the slow weights have the same masks. After a line search
-    (``optax.lbfgs``) compute the value and the gradient by ``jax.value_and_grad``; those that
-    ``optax.value_and_grad_from_state`` returns are of the parameters before masking. Inside
+    (``optax.lbfgs``) compute the value and the gradient with ``jax.value_and_grad``; those that
+    ``optax.value_and_grad_from_state`` returns belong to the parameters before masking. Inside
     ``optax.contrib.schedule_free`` pruning is exact at step 0; for later steps see ``reset_moments``.
 
     ``update`` also takes ``grad``, a tree like the parameters, for scores that need the gradient (under ``MultiSteps``
