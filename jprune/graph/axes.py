@@ -63,7 +63,7 @@ from typing import Protocol, runtime_checkable
 
 from jaxtyping import PyTree
 
-from jprune.trees import ByPath, Where, first_matches, flatten, is_float, kernels, refuse_one_path_twice
+from jprune.trees import ByPath, Where, first_matches, flatten, is_float, kernels, refuse_one_path_twice, with_article
 
 _ROLES = ("stacked", "inputs", "outputs", "spatial")
 _PROJECTIONS = ("query", "key", "value", "out")  # the layers of Flax's attention
@@ -184,7 +184,7 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     if isinstance(axes, HasAxes):
         return {path: _of_graph(axes, path, shape) for path, shape in shapes.items()}
     raise TypeError(
-        f"axes={axes!r} is a {type(axes).__name__}; it must be a graph (jprune.trace_model), "
+        f"axes={axes!r} is {with_article(axes)}; it must be a graph (jprune.trace_model), "
         "{regex: jprune.KernelAxes(...)}, 'flax', 'equinox' or None"
     )
 
@@ -262,7 +262,7 @@ def _by_pattern(
 ) -> dict[str, KernelAxes | None]:
     for pattern, value in given.items():
         if not isinstance(value, KernelAxes):
-            raise TypeError(f"axes[{pattern!r}]={value!r} is a {type(value).__name__}; it must be a jprune.KernelAxes")
+            raise TypeError(f"axes[{pattern!r}]={value!r} is {with_article(value)}; it must be a jprune.KernelAxes")
     first = first_matches(list(given), {path: [path] for path in paths}, name="axes")
     known = {**dict(_known_shapes.get()), **shapes}
     attention = _attention_modules([*known, *paths])

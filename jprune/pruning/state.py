@@ -23,7 +23,7 @@ from jprune.graph.axes import Axes, kernel_axes, known_shapes, shapes_of
 from jprune.pruning.amounts import Amount, PerLayer, amount_of, as_keywords
 from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import Layers, describe, empty_layers, kept_of_layers, mask_layers, nothing_left
-from jprune.trees import Leaf, flatten, match, only_parameters, path_string
+from jprune.trees import Leaf, flatten, match, only_parameters, path_string, with_article
 
 SKIPPED = np.uint32(1 << 31)
 """The bit of ``PruneState.applied`` that is set while a selection is skipped because its scores contain NaN."""
@@ -156,7 +156,7 @@ def _hint_of_restoring(state: PyTree) -> str:
     if not arrays or of_optax or not (named or plain):
         return ""
     return (
-        f": it is a {type(state).__name__}, as a checkpoint restored without a target is; restore it with "
+        f": it is {with_article(state)}, as a checkpoint restored without a target is; restore it with "
         "the state of tx.init(params) as the target"
     )
 

@@ -40,7 +40,18 @@ from jprune.pruning.scores.elementwise import Score, refuse_no_score
 from jprune.pruning.selection.as_published import bernoulli_masks, legacy_signed_masks
 from jprune.pruning.selection.unstructured import global_masks
 from jprune.pruning.state import PruneState, masked_weights, refuse_restored, trained
-from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, map_leaves, match, only, refuse_sum
+from jprune.trees import (
+    Where,
+    flatten,
+    is_float,
+    is_placeholder,
+    kernels,
+    map_leaves,
+    match,
+    only,
+    refuse_sum,
+    with_article,
+)
 
 
 @renamed_arguments(select="selection=")
@@ -124,7 +135,7 @@ def prune(
     table = dict(entries(schedule))
     refuse_no_selection(selection, table, {"axes": axes, "min_keep": min_keep or None})
     if regrow is not None and not isinstance(regrow, Regrow):
-        raise TypeError(f"regrow={regrow!r} is a {type(regrow).__name__}; it must be jprune.Regrow(score, fraction)")
+        raise TypeError(f"regrow={regrow!r} is {with_article(regrow)}; it must be jprune.Regrow(score, fraction)")
     if regrow is not None and (inexact := unwrapped(selection)) in (bernoulli_masks, legacy_signed_masks):
         raise ValueError(
             f"regrow= adds weights until a count is reached, and {inexact.__name__} keeps no exact count; use another "
@@ -275,7 +286,7 @@ def refuse_no_selection(selection: object, table: Mapping[int, Amount], options:
         "selection=jprune.global_masks or selection=jprune.layer_masks"
     )
     if not callable(selection):
-        raise TypeError(f"selection is a {type(selection).__name__}; {wanted}")
+        raise TypeError(f"selection is {with_article(selection)}; {wanted}")
     given = {name: value for name, value in options.items() if value is not None}
     for amount in table.values():
         try:

@@ -34,6 +34,7 @@ from jprune.trees import (
     map_leaves,
     match,
     only,
+    with_article,
 )
 
 _HOW = {
@@ -150,7 +151,7 @@ def refuse_no_score(score: object) -> None:
         return
     wanted = "it must be a score, such as jprune.magnitude(), or a function score(params, grad=..., batch=..., key=...)"
     if not callable(score):
-        raise TypeError(f"score={score!r} is a {type(score).__name__}; {wanted}")
+        raise TypeError(f"score={score!r} is {with_article(score)}; {wanted}")
     try:
         inspect.signature(score).bind(None, grad=None, batch=None, key=None)
     except TypeError as error:

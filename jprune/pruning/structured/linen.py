@@ -11,6 +11,7 @@ from flax.errors import ScopeParamShapeError
 from jaxtyping import Bool, PyTree
 
 from jprune.pruning.structured.cutting import KeptIndices, feature_groups, kept_along, warn_of_other_divisors
+from jprune.trees import with_article
 
 _DIVIDE = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.MultiHeadDotProductAttention)
 
@@ -42,9 +43,7 @@ def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices] | None = No
     (1, 5)
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"module is a {type(module).__name__}; it must be a Linen module, not its apply or its parameters"
-        )
+        raise TypeError(f"module is {with_article(module)}; it must be a Linen module, not its apply or its parameters")
 
     @functools.wraps(module.apply)
     def apply(*args: PyTree, **kwargs: PyTree) -> PyTree:

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from jprune.pruning.structured.cutting import KeptIndices, feature_groups, warn_of_other_divisors
-from jprune.trees import flatten
+from jprune.trees import flatten, with_article
 
 
 def smaller_module(
@@ -44,7 +44,7 @@ def smaller_module(
     (5, (1, 5))
     """
     if not isinstance(model, nnx.Module):
-        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        kind = f"the class {model.__name__}" if isinstance(model, type) else with_article(model)
         raise TypeError(f"model is {kind}; it must be the nnx.Module before channels were removed")
     graphdef, whole = nnx.split(model)
     paths, leaves, treedef = flatten(whole)

@@ -21,7 +21,7 @@ from jprune.pruning.structured.comparison import code_differences
 from jprune.pruning.structured.cutting import KeptIndices, cut_along, cut_leaves, take
 from jprune.pruning.structured.program import Kept, run
 from jprune.pruning.structured.selection import check_leaves
-from jprune.trees import flatten, is_complex, is_inexact, match
+from jprune.trees import flatten, is_complex, is_inexact, match, with_article
 
 Removed: TypeAlias = tuple[Bool[np.ndarray, " _"], ...]
 
@@ -176,7 +176,7 @@ def remove_channels(
     the model's own code can be used with the smaller parameters
     """
     if not isinstance(also, tuple):
-        raise TypeError(f"also is a {type(also).__name__}; it must be a tuple of trees: also=(opt_state,)")
+        raise TypeError(f"also is {with_article(also)}; it must be a tuple of trees: also=(opt_state,)")
     check_leaves(graph, params, name="params")
     state = _state_of(graph, state, also)
     removed = _masked_channels(graph, params, masks)
