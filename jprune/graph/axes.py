@@ -35,9 +35,10 @@ None           outputs                          ``weight``, ``weight_ih``,      
 A 3-D ``kernel`` can be a 1-D convolution, stacked dense layers or an attention projection, so without
 ``axes`` its axes are unknown. So are the axes of any leaf that no row covers, of one with a window of k x 1 and no bias
 (which may be k layers), of a ``kernel`` or ``weight`` whose bias does not have one number for each output, and of
-attention kernels with more than 2 axes. Libraries store some kernels in different orders, so by the layer's name those
-of transposed convolutions ("transpose", "deconv"), of einsums (unless a bias tells) and of depthwise convolutions with
-several inputs are unknown too. Without a bias and by another name they are read as the table says, without a warning.
+attention kernels with more than 2 axes. Libraries store some kernels in different orders, so the axes are also unknown
+if the layer's name contains "transpose" or "deconv", "einsum" (unless the bias distinguishes outputs from inputs) or
+"depthwise" (with several inputs). Such layers with other names and without a bias are read as the table says, without a
+warning.
 
 Attention kernels with more axes are stacked along the first ones if the kernels of ``query``, ``key``, ``value`` and
 ``out`` agree on the sizes of these axes, of heads and of dim; otherwise they are unknown. If the tree has the layer's

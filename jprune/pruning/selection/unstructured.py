@@ -184,10 +184,10 @@ def erk_masks(
 ) -> PyTree:
     """Divide the weights kept among layers by the Erdos-Renyi-kernel rule (ERK); the total is exact.
 
-    Layer l keeps the fraction e * (d_1 + ... + d_k) / (d_1 * ... * d_k) of its weights. d are its numbers of inputs and
-    outputs and the sizes of its window (height, width, in, out of a convolution; in, heads * head_dim of an attention
-    query), and e is the scale that makes the total exact. A layer whose fraction would exceed 1 is kept dense and e is
-    raised for the rest; counts are rounded by largest remainders.
+    A layer keeps the fraction e * (d_1 + ... + d_k) / (d_1 * ... * d_k) of its weights. d_1, ..., d_k are its numbers
+    of inputs and outputs and the sizes of its window (height, width, in, out for a convolution; in, heads * head_dim
+    for an attention query), and e is the scale that makes the total exact. A layer whose fraction would exceed 1 is
+    kept dense and e is raised for the rest; counts are rounded by largest remainders.
 
     Arguments, result and errors are those of ``global_masks``.
 
