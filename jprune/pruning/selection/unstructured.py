@@ -217,6 +217,8 @@ def layer_counts(
 ) -> list[int]:
     """Return the number of weights that ``layer_masks`` keeps in each layer, from arrays or their shapes.
 
+    Arguments and errors are those of ``layer_masks``.
+
     >>> layer_counts({"a": jnp.ones(4), "b": jnp.ones(10)}, sparsity=0.5, min_keep=3)
     [3, 5]
     """
@@ -234,6 +236,8 @@ def erk_counts(
     axes: Axes = None,
 ) -> list[int]:
     """Return the number of weights that ``erk_masks`` keeps in each layer, from arrays or their shapes.
+
+    Arguments and errors are those of ``erk_masks``.
 
     >>> erk_counts({"a": jnp.ones((2, 2)), "b": jnp.ones((4, 8))}, keep=12)
     [3, 9]
