@@ -124,7 +124,7 @@ def _refuse_converted(state: PruneState, subject: str) -> None:
         for leaf in jax.tree.leaves(getattr(state, number)):
             if jnp.issubdtype(getattr(leaf, "dtype", np.int32), np.inexact):
                 raise TypeError(
-                    f"{subject} {number} has dtype {leaf.dtype}, which does not have every integer: the state was "
+                    f"{subject} {number} has dtype {leaf.dtype}, which cannot represent every integer: the state was "
                     "converted; convert only arrays of floats"
                 )
 

@@ -368,7 +368,7 @@ def _named_dead(graph: Graph, dead: Mapping[str, ArrayLike]) -> Removed:
                 f"array of that size; kernels: {', '.join(graph.kernels)}"
             )
         if units.dtype != bool:
-            raise TypeError(f"dead has {units.dtype} units for '{path}'; they must be bool, as of unit_status == -1")
+            raise TypeError(f"dead has {units.dtype} units for '{path}'; they must be bool: unit_status(...) == -1")
         for place, group in enumerate(graph.channels):
             for member in group.members:
                 if (member.path, member.axis) == (path, outputs[0]):
@@ -528,8 +528,8 @@ def _same_channels(graph: Graph, kept_params: Mapping[str, KeptIndices], *, exac
         if exact and not group.exact and removed_roots[group.roots].any():
             raise ValueError(
                 f"with inputs of these shapes, removing channels of '{group.members[0].path}' is not the same as "
-                f"masking them, as it is with those the model was traced with: {group.why[0]}; trace it with inputs "
-                "like these"
+                f"masking them, unlike with the inputs of the trace: {group.why[0]}; trace the model with inputs like "
+                "these"
             )
     kept_ids: Kept = ~removed_roots[graph.roots]
     now, _ = _kept_indices(graph, kept_ids)

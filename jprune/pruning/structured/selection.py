@@ -535,7 +535,7 @@ def check_leaves(graph: Graph, tree: PyTree, *, name: str, needed: Collection[st
         given = tuple(getattr(found[path], "shape", shape))
         if given != tuple(shape):
             raise ValueError(
-                f"{why}: its leaf '{path}' has shape {tuple(shape)}, that of {name} {given}; trace this model with "
+                f"{why}: its leaf '{path}' has shape {tuple(shape)}, but {given} in {name}; trace this model with "
                 "jprune.trace_model"
             )
     for path, leaf in found.items():
