@@ -170,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--margin", type=float, default=0.1,
-        help="alpha counts as equal to 1 only where its interval lies within 1/(1+margin) and 1+margin (default 0.1)",
+        help="corrected alpha counts as 1 only if its interval lies between 1/(1+margin) and 1+margin (default 0.1)",
     )  # fmt: skip
     add("--top-k", metavar="K", type=int, help="k of the top-k recall, with logits (default 5, or classes minus one)")
     add(
