@@ -87,8 +87,8 @@ def channel_group_masks(
       among: bool tree like the parameters; channels masked there are removed first, even with ``per_group``.
 
     Returns:
-      A tree like ``scores`` of bool arrays, False at all weights of a removed channel (kernels, biases, normalization),
-      with masks also for leaves with channels that have no score. None for other leaves without a score.
+      A tree like ``scores`` of bool arrays, False at all weights of a removed channel (kernels, biases, normalization).
+      Leaves with channels have a mask even if they have no score; other leaves without a score have None.
 
     Raises:
       TypeError: not exactly one amount is given, or one has the wrong type.
