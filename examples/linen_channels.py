@@ -80,7 +80,7 @@ def main() -> float:
         print(f"{name}: accuracy {accuracy(state, images[1200:], labels[1200:]):.3f}")
     before, after = small.table.multiply_adds
     fits = not small.differences(fitted(net, small.kept))
-    print(f"{after / before:.0%} of the multiply-adds are left; the module fits: {fits}")
+    print(f"{after / before:.0%} of the multiply-adds are left; the module can use the smaller parameters: {fits}")
     return after / before
 
 

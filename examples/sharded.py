@@ -52,7 +52,7 @@ def main() -> float:
     again = jprune.global_masks(scores, sparsity=0.9)
     same = all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(alone), strict=True))
     assert same
-    print(f"sparsity {jprune.sparsity(masks):.4f}; the same weights as on one device: {same}")
+    print(f"sparsity {jprune.sparsity(masks):.4f}; the same masks as on one device: {same}")
     return jprune.sparsity(masks)
 
 

@@ -53,7 +53,7 @@ def main() -> float:
         groups = np.asarray(params[name]["kernel"].get_value() != 0)
         groups = groups.reshape(groups.shape[0] // 4, 4, -1).sum(1)
         assert (groups == 2).all(), name
-    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; every four weights hold two nonzeros")
+    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; two of every four weights are nonzero")
     return losses[-1] / losses[0]
 
 

@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the arguments after ``jprune``; by default those of the process.
 
     Returns:
-      0, or 2 if the arguments or a file cannot be used; the reason is then printed on standard error.
+      0; 1 if the reader of standard output closed it; 2 if the arguments or a file cannot be used, with the reason on
+      standard error.
 
     >>> main(["--version"])
     jprune ...
@@ -124,15 +125,15 @@ def parser() -> argparse.ArgumentParser:
     add("--labels", metavar="FILE", required=True, help="true classes, one per example")
     add(
         "--dense", metavar="[SCORE=]FILE", action="append", default=[],
-        help="predictions of the dense models; repeat it to add models. With SCORE= for the dense models of one score",
+        help="predictions of the dense models (required); repeat it to add models. SCORE=: those of one score",
     )  # fmt: skip
     add(
         "--pruned", metavar="[SCORE:]RATIO=FILE", action="append", default=[],
-        help="predictions of the models pruned at a compression ratio (parameters before / after); repeat for each",
+        help="predictions of models pruned at a compression ratio (parameters before / after); repeat for each ratio",
     )  # fmt: skip
     add(
         "--compare", metavar="NAME=FILE", action="append", default=[],
-        help="predictions of models compressed or changed in any way, by name and without a ratio; repeat for each",
+        help="predictions of models changed in any way, by name instead of by ratio; repeat for each name",
     )  # fmt: skip
     add("--out", metavar="FILE.html", type=Path, help="write the report, one self-contained HTML page")
     add("--csv", metavar="FOLDER", type=Path, help="write every table into this folder, as CSV")
@@ -153,11 +154,11 @@ def parser() -> argparse.ArgumentParser:
         "--threshold",
         metavar="P",
         type=float,
-        help="for one sigmoid output per example: the least probability that means class 1",
+        help="for one sigmoid output per example: the smallest probability that means class 1",
     )
     add(
         "--groups", metavar="FILE", action="append", default=[],
-        help="a second label per example, for recalls within groups: a table's columns, or an .npz file's arrays",
+        help="other labels of each example, for recalls within groups: a table's columns, or an .npz file's arrays",
     )  # fmt: skip
     add("--images", metavar="FILE", help="the test images (.npy, .npz), to show examples that changed in the report")
     add("--unpaired", action="store_true", help="models are not paired by index; the numbers of models may differ")
@@ -169,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--margin", type=float, default=0.1,
-        help="alpha counts as equal to 1 only where its interval lies within 1/(1+margin) and 1+margin (default 0.1)",
+        help="corrected alpha counts as 1 only if its interval lies between 1/(1+margin) and 1+margin (default 0.1)",
     )  # fmt: skip
     add("--top-k", metavar="K", type=int, help="k of the top-k recall, with logits (default 5, or classes minus one)")
     add(

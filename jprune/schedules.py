@@ -1,4 +1,4 @@
-"""Pruning schedules: tables ``{step: amount}``, and the fraction that RigL exchanges at each step."""
+"""Pruning schedules: dicts ``{step: amount}``, and the fraction that RigL exchanges at each step."""
 
 from jprune.pruning.amounts import Keep
 from jprune.pruning.dynamics import cosine_fraction

@@ -116,6 +116,16 @@ def hint_of_injecting(value: object) -> str:
     return f"; {INJECT_CHAIN}" if is_integer else ""
 
 
+def with_article(value: object) -> str:
+    """Return the name of a value's type with its article, for an error.
+
+    >>> with_article(3), with_article({}), with_article(np.ones(1))
+    ('an int', 'a dict', 'an ndarray')
+    """
+    name = type(value).__name__
+    return f"{'an' if name.startswith((*'aeioAEIO', 'nd')) else 'a'} {name}"
+
+
 @contextlib.contextmanager
 def explain_left_out(params: PyTree, name: str) -> Iterator[None]:
     """Add what to do to an error of the caller's model if ``optax.masked`` or ``partition`` left out parameters.
@@ -325,7 +335,7 @@ def only(tree: PyTree, where: Where) -> PyTree:
     """
     wanted = "a predicate on (path, leaf), for example jprune.by_path(include=..., exclude=...)"
     if not callable(where):
-        raise TypeError(f"where={where!r} is a {type(where).__name__}; it must be {wanted}")
+        raise TypeError(f"where={where!r} is {with_article(where)}; it must be {wanted}")
     try:
         inspect.signature(where).bind("", None)
     except TypeError as error:
@@ -446,7 +456,7 @@ def check_pattern(label: str, pattern: object) -> None:
       ValueError: its syntax is wrong.
     """
     if not isinstance(pattern, str | re.Pattern):
-        raise TypeError(f"{label} is a {type(pattern).__name__}; it must be a regular expression, such as r'kernel$'")
+        raise TypeError(f"{label} is {with_article(pattern)}; it must be a regular expression, such as r'kernel$'")
     try:
         re.compile(pattern)
     except re.error as error:

@@ -11,10 +11,10 @@ ENDS = {
     "nnx_digits": "95.00% of the hidden weights are exactly 0",
     "linen_fine_tuning": "compression 10.00",
     "equinox_mlp": "sparsity 0.875",
-    "linen_channels": "50% of the multiply-adds are left; the module fits: True",
+    "linen_channels": "50% of the multiply-adds are left; the module can use the smaller parameters: True",
     "equinox_channels": "2 of 4 heads and 33 of 64 hidden units, 0.51 of the multiply-adds",
-    "transformer_two_four": "every four weights hold two nonzeros",
-    "sharded": "sparsity 0.9000; the same weights as on one device: True",
+    "transformer_two_four": "two of every four weights are nonzero",
+    "sharded": "sparsity 0.9000; the same masks as on one device: True",
     "calibrated": "with new statistics",
     "resume": "26 weights are left; the same bits as an uninterrupted run: True",
 }

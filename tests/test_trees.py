@@ -114,9 +114,9 @@ def test_a_selection_of_nothing_names_the_paths_there_are(where, message):
 def test_a_broken_pattern_is_refused_when_it_is_given():
     with pytest.raises(ValueError, match=r"include='\(' is not a regular expression"):
         trees.by_path(include="(")
-    with pytest.raises(TypeError, match="exclude=5 is a int; it must be a regular expression"):
+    with pytest.raises(TypeError, match="exclude=5 is an int; it must be a regular expression"):
         inspect.unwrap(trees.by_path)(exclude=5)  # without the type checker of the tests
-    with pytest.raises(TypeError, match="sparsity has the key 5, which is a int; it must be a regular expression"):
+    with pytest.raises(TypeError, match="sparsity has the key 5, which is an int; it must be a regular expression"):
         inspect.unwrap(trees.first_matches)([5], {"a": ["a"]}, name="sparsity")
 
 

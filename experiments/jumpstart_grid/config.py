@@ -24,7 +24,7 @@ class CellOptions:
     datasets: tuple[str, ...] = ("moons",)
     """Data sets: moons for kind moons; for the others digits, mnist, cifar10, cifar100, iris, wine, table:FILE, ..."""
     methods: tuple[str, ...] = ("relu", "UP")
-    """Methods, each with an optional coefficient of its own after a colon, such as UP:0.1.
+    """Methods, each with an optional coefficient after a colon, such as UP:0.1.
     moons: relu, relu-bn (batch normalization), P, U, UP (penalty on points, units, both), UP-zero (dropout too).
     images: relu, relu-bn, UP, norm, mean (aggregates).
     tables: baseline, jumpstart, batchnorm, skip, gelu."""
@@ -43,8 +43,8 @@ class CellOptions:
     """moons, images: also prune the trained networks by magnitude to these ratios (prunable weights / weights
     kept), without fine-tuning; pruned.csv has their training accuracies."""
     groups: tuple[str, ...] = ("1-5", "10", "15", "20", "25")
-    """moons: ranges of widths FROM-TO that share a program, padded to the widest; every other width gets a
-    program of its own."""
+    """moons: ranges of widths FROM-TO that share a program, padded to the widest; every other width gets
+    its own program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class GridTrainingOptions:
     """Training examples per step. moons: always all 85. images, tables: the last step of an epoch uses the
     remaining examples."""
     coefficient: float = 1e-4
-    """Coefficient lambda of the penalty, for methods without one of their own."""
+    """Coefficient lambda of the penalty, for methods that give none."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 ``python -m experiments.jumpstart_grid.imagenet --data-dir DIR --out runs/imagenet`` streams imagenet2012 from
 prepared TensorFlow Datasets, splits each batch over all devices of the processes that a launcher starts, and appends
 accuracy and dead units to ``metrics.csv`` after each epoch. To continue a killed run after its last checkpoint, rerun
-its command; an epoch that is repeated has two rows, of which the last counts. Expect a top-1 accuracy near .67 with
+its command; an epoch that is repeated has two rows; use the last. Expect a top-1 accuracy near .67 with
 ``--method jumpstart`` (published).
 
 Cost: not measured; 90 epochs are 450,000 steps of batch 256, for a node of GPUs. The paper specifies the network and

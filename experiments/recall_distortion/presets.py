@@ -106,7 +106,7 @@ def fashion_few_weights() -> Study:
 
 @_PRESETS.preset
 def fashion_few_weights_floor() -> Study:
-    """LeNet on Fashion-MNIST, pruned to 60 to 1,200 weights, of which every layer keeps at least 10.
+    """LeNet on Fashion-MNIST, pruned to 60 to 1,200 weights, with at least 10 in every layer.
 
     Command: python -m experiments.recall_distortion --preset fashion-few-weights-floor
     Cost: 133,000 steps per replicate, as fashion-few-weights: .1 hours per replicate on 2 CPU cores.

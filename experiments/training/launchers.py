@@ -174,7 +174,7 @@ def shard_of(
         if count > 1:
             raise ValueError(
                 f"shard={given!r} cannot be combined with {count} processes from one launcher, which divide the work "
-                "themselves; remove --shard, or start one process a shard, such as an array job"
+                "themselves; remove --shard, or start one process per shard, for example as an array job"
             )
         return parse_shard(given), f"part {given} from --shard"
     index, parts, source = 0, 1, ""

@@ -9,8 +9,8 @@ Selections that depend on layers, inputs or outputs resolve their ``axes=`` argu
 ``axes`` is one of
 
 * a graph made by ``jprune.trace_model``: exact, for any model that can be traced;
-* ``{regex: KernelAxes(...)}``: patterns searched for in the paths, of which the first that matches decides; leaves
-  that match no pattern follow the rule for None;
+* ``{regex: KernelAxes(...)}``: patterns searched for in the paths; the first that matches decides, and leaves that
+  match no pattern follow the rule for None;
 * ``"flax"`` or ``"equinox"``: every leaf follows the convention of that library's layers, by its name;
 * None: the convention is inferred from the leaf's name and shape if they are unambiguous.
 
@@ -35,9 +35,10 @@ None           outputs                          ``weight``, ``weight_ih``,      
 A 3-D ``kernel`` can be a 1-D convolution, stacked dense layers or an attention projection, so without
 ``axes`` its axes are unknown. So are the axes of any leaf that no row covers, of one with a window of k x 1 and no bias
 (which may be k layers), of a ``kernel`` or ``weight`` whose bias does not have one number for each output, and of
-attention kernels with more than 2 axes. Libraries store some kernels in different orders, so by the layer's name those
-of transposed convolutions ("transpose", "deconv"), of einsums (unless a bias tells) and of depthwise convolutions with
-several inputs are unknown too. Without a bias and by another name they are read as the table says, without a warning.
+attention kernels with more than 2 axes. Libraries store some kernels in different orders, so the axes are also unknown
+if the layer's name contains "transpose" or "deconv", "einsum" (unless the bias distinguishes outputs from inputs) or
+"depthwise" (with several inputs). Such layers with other names and without a bias are read as the table says, without a
+warning.
 
 Attention kernels with more axes are stacked along the first ones if the kernels of ``query``, ``key``, ``value`` and
 ``out`` agree on the sizes of these axes, of heads and of dim; otherwise they are unknown. If the tree has the layer's
@@ -63,7 +64,7 @@ from typing import Protocol, runtime_checkable
 
 from jaxtyping import PyTree
 
-from jprune.trees import ByPath, Where, first_matches, flatten, is_float, kernels, refuse_one_path_twice
+from jprune.trees import ByPath, Where, first_matches, flatten, is_float, kernels, refuse_one_path_twice, with_article
 
 _ROLES = ("stacked", "inputs", "outputs", "spatial")
 _PROJECTIONS = ("query", "key", "value", "out")  # the layers of Flax's attention
@@ -184,7 +185,7 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     if isinstance(axes, HasAxes):
         return {path: _of_graph(axes, path, shape) for path, shape in shapes.items()}
     raise TypeError(
-        f"axes={axes!r} is a {type(axes).__name__}; it must be a graph (jprune.trace_model), "
+        f"axes={axes!r} is {with_article(axes)}; it must be a graph (jprune.trace_model), "
         "{regex: jprune.KernelAxes(...)}, 'flax', 'equinox' or None"
     )
 
@@ -262,7 +263,7 @@ def _by_pattern(
 ) -> dict[str, KernelAxes | None]:
     for pattern, value in given.items():
         if not isinstance(value, KernelAxes):
-            raise TypeError(f"axes[{pattern!r}]={value!r} is a {type(value).__name__}; it must be a jprune.KernelAxes")
+            raise TypeError(f"axes[{pattern!r}]={value!r} is {with_article(value)}; it must be a jprune.KernelAxes")
     first = first_matches(list(given), {path: [path] for path in paths}, name="axes")
     known = {**dict(_known_shapes.get()), **shapes}
     attention = _attention_modules([*known, *paths])

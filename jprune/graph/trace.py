@@ -18,7 +18,7 @@ from jprune.graph.graph import Graph, Model
 from jprune.graph.loops import run
 from jprune.graph.rules import without_numbers
 from jprune.graph.values import Axis, Kind, Program, Record, Source, Value
-from jprune.trees import Leaf, flatten, refuse_one_path_twice
+from jprune.trees import Leaf, flatten, refuse_one_path_twice, with_article
 
 _ROLES = ("stacked", "inputs", "outputs", "spatial")
 
@@ -63,7 +63,7 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
     if not callable(apply):
         swapped = "; the model comes first" if callable(params) else ""
         raise TypeError(
-            f"apply is a {type(apply).__name__}; it must be a function apply(params, *inputs){swapped}: "
+            f"apply is {with_article(apply)}; it must be a function apply(params, *inputs){swapped}: "
             "jprune.trace_model(apply, params, *inputs)"
         )
     if all(hasattr(apply, name) for name in ("init", "apply", "bind")):

@@ -1,4 +1,4 @@
-"""Jumpstart regularization: the penalty on dead and linear units and examples, and reports of their numbers."""
+"""Jumpstart regularization: a penalty on dead and linear units and points, and reports that count them."""
 
 from jprune.jumpstart.capture import call_with_preactivations, preactivations
 from jprune.jumpstart.figures import point_map, unit_map

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 from jprune._extras import missing
 from jprune.jumpstart import tagging
 from jprune.jumpstart.layers import Stack
-from jprune.trees import check_pattern
+from jprune.trees import check_pattern, with_article
 
 Captured = OrderedDict[str, PyTree]
 _Layer: TypeAlias = Array | Stack
@@ -179,7 +179,7 @@ def _capture(
     if isinstance(model, flax.nnx.Module):
         return nnx.capture(model, args, kwargs, method, update)
     raise TypeError(
-        f"model is a {type(model).__name__}; it must be an nnx.Module or a Linen module. Of another model, collect the "
+        f"model is {with_article(model)}; it must be an nnx.Module or a Linen module. Of another model, collect the "
         "preactivations in its own code, as a list of one array (batch, ..., units) per layer, for jumpstart_penalty, "
         "add_jumpstart, unit_status and point_status"
     )

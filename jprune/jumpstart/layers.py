@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
+from jprune.trees import with_article
+
 # An OrderedDict or a sequence of arrays (batch, ..., units) and Stacks, or one of these alone.
 Preactivations: TypeAlias = PyTree
 # The same of bool arrays (units,), one such array for all layers, or None.
@@ -97,7 +99,7 @@ def refuse_unordered(layers: PyTree, argument: str) -> None:
     """
     if isinstance(layers, Mapping) and not isinstance(layers, OrderedDict) and len(layers) > 1:
         raise TypeError(
-            f"{argument} is a {type(layers).__name__} of {len(layers)} layers, which loses their order under jit;"
+            f"{argument} is {with_article(layers)} of {len(layers)} layers, which loses their order under jit;"
             " pass a collections.OrderedDict or a list, because the order matters here"
         )
 
@@ -127,7 +129,7 @@ def check(layers: Preactivations) -> list[tuple[str, Entry]]:
         least = 3 if isinstance(entry, Stack) else 2
         if not is_array(array):
             raise TypeError(
-                f"{label} is a {type(array).__name__}; give one array (batch, ..., units) or Stack for each layer, "
+                f"{label} is {with_article(array)}; give one array (batch, ..., units) or Stack for each layer, "
                 "without nested lists or dicts"
             )
         if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -157,7 +159,7 @@ def unit_masks(units: Masks, layers: PyTree) -> list[ArrayLike | None]:
         masks = [units] * len(named)
     elif isinstance(units, Mapping):
         if not isinstance(layers, Mapping):
-            raise TypeError(f"units is a {type(units).__name__}, and preactivations has no names to match it to")
+            raise TypeError(f"units is {with_article(units)}, and preactivations has no names to match it to")
         unknown = [str(key) for key in units if key not in layers]
         if unknown:
             raise ValueError(f"units names the layer '{unknown[0]}'; the layers are {[name for name, _ in named]}")
@@ -215,7 +217,7 @@ def check_mask(label: str, mask: PyTree, allowed: list[tuple[int, ...]]) -> None
       ValueError: its shape is not allowed.
     """
     if not is_array(mask) or mask.dtype != np.bool_:
-        given = f"an array of {mask.dtype}" if is_array(mask) else f"a {type(mask).__name__}"
+        given = f"an array of {mask.dtype}" if is_array(mask) else with_article(mask)
         raise TypeError(f"{label} must be a bool array, not {given}")
     if tuple(mask.shape) not in [tuple(shape) for shape in allowed]:
         raise ValueError(f"{label} has shape {tuple(mask.shape)}; allowed: {' or '.join(map(str, allowed))}")

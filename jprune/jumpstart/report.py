@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 from jprune._extras import missing
 from jprune.jumpstart import layers, tagging, units
 from jprune.jumpstart.capture import preactivations
-from jprune.trees import refuse_one_batch
+from jprune.trees import refuse_one_batch, with_article
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +121,7 @@ def _first(batch: PyTree) -> Array | np.ndarray:
     if isinstance(batch, tuple | list):
         batch = batch[0]
     if not isinstance(batch, jax.Array | np.ndarray):
-        raise TypeError(f"a batch is a {type(batch).__name__}; pass inputs=, a function from it to the model's input")
+        raise TypeError(f"a batch is {with_article(batch)}; pass inputs=, a function from it to the model's input")
     return batch
 
 

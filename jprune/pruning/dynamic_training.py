@@ -81,7 +81,7 @@ def sparse_evolution(
 ) -> optax.GradientTransformationExtraArgs:
     """Train with SET: drop weights of small magnitude and grow random ones, at constant sparsity.
 
-    Arguments, result and the masks at step 0 are those of ``rigl`` (the paper too starts from random masks), but no
+    Arguments, result and the masks at step 0 are those of ``rigl`` (the paper also starts from random masks), but no
     gradient is needed; ``key`` draws the weights that grow. The same fraction is exchanged every ``every`` steps.
 
     Source: Mocanu et al., "Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity",

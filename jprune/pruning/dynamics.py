@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool, PyTree, Shaped
 from jprune.pruning.amounts import integer
 from jprune.pruning.scores.elementwise import Score, refuse_no_score, working_dtype
 from jprune.pruning.state import masks_of, trained
-from jprune.trees import Leaf, flatten, is_placeholder, map_leaves, match, path_string
+from jprune.trees import Leaf, flatten, is_placeholder, map_leaves, match, path_string, with_article
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ def refuse_no_transformation(name: str, tx: object) -> None:
       TypeError: it has no ``init`` and ``update``.
     """
     if not callable(getattr(tx, "init", None)) or not callable(getattr(tx, "update", None)):
-        raise TypeError(f"{name}={tx!r} is a {type(tx).__name__}; it must be an optax transformation: optax.adam(1e-3)")
+        raise TypeError(f"{name}={tx!r} is {with_article(tx)}; it must be an optax transformation: optax.adam(1e-3)")
 
 
 def _reset(state: PyTree, fresh: PyTree, masks: dict[str, Leaf]) -> PyTree:

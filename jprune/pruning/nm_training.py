@@ -40,7 +40,7 @@ def sr_ste(
     where: Where | None = None,
     axes: Axes = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Train dense weights, of which the model uses the n largest in every group of m (SR-STE).
+    """Train an n:m sparse network: the model uses the n largest of every m dense weights (SR-STE).
 
     One step, for weights w, masks E of the n:m pattern of |w| and the loss's gradient g at the masked weights:
 

@@ -37,7 +37,7 @@ from jaxtyping import Array, ArrayLike, Float, Int32, PyTree
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, known_shapes, shapes_of, unknown_axes, where_of
 from jprune.graph.channels import ChannelGroup
 from jprune.pruning.scores.elementwise import working_dtype
-from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, match, only, refuse_sum
+from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, match, only, refuse_sum, with_article
 
 Threshold = ArrayLike | Callable[[Array], ArrayLike]
 ChannelMembers = Sequence[tuple[str, int]] | ChannelGroup
@@ -220,7 +220,7 @@ class _Part(NamedTuple):
 def _checked_groups(groups: object) -> Sequence[ChannelMembers]:
     wanted = "it must be graph.channels, or for each group a list of (path, axis)"
     if isinstance(groups, str) or not isinstance(groups, Sequence):
-        raise TypeError(f"groups={groups!r} is a {type(groups).__name__}; {wanted}")
+        raise TypeError(f"groups={groups!r} is {with_article(groups)}; {wanted}")
     if not groups:
         raise ValueError(f"groups is empty; {wanted}")
     for group in groups:

@@ -1,4 +1,4 @@
-"""Estimate the running statistics of batch normalization again after pruning."""
+"""Re-estimate the running statistics of batch normalization after pruning."""
 
 from collections.abc import Callable, Iterable
 

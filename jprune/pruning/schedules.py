@@ -26,6 +26,7 @@ from jprune.pruning.amounts import (
 from jprune.pruning.selection import allocation
 from jprune.pruning.selection.layers import mask_layers
 from jprune.pruning.selection.unstructured import counts_of_layers, layer_masks
+from jprune.trees import with_article
 
 # {int: amount}; numpy's integer and real types are accepted, and ``entries`` checks them.
 Schedule = Mapping[int, float | Keep | PerLayer]
@@ -208,7 +209,7 @@ def entries(schedule: object) -> tuple[tuple[int, float | Keep | PerLayer], ...]
                 "range(begin, end + 1, every)}"
             )
         raise TypeError(
-            f"schedule={schedule!r} is a {type(schedule).__name__}; it must be a dict {{step: sparsity}}{remedy}"
+            f"schedule={schedule!r} is {with_article(schedule)}; it must be a dict {{step: sparsity}}{remedy}"
         )
     if not schedule:
         raise ValueError(

@@ -31,7 +31,7 @@ from jprune.pruning.selection.layers import (
     mask_layers,
     nothing_left,
 )
-from jprune.trees import Leaf, flatten, match, only_parameters, path_string
+from jprune.trees import Leaf, flatten, match, only_parameters, path_string, with_article
 
 SKIPPED = np.uint32(1 << 31)
 """The bit of ``PruneState.applied`` that is set while a selection is skipped because its scores contain NaN."""
@@ -132,7 +132,7 @@ def _refuse_converted(state: PruneState, subject: str) -> None:
         for leaf in jax.tree.leaves(getattr(state, number)):
             if jnp.issubdtype(getattr(leaf, "dtype", np.int32), np.inexact):
                 raise TypeError(
-                    f"{subject} {number} has dtype {leaf.dtype}, which does not have every integer: the state was "
+                    f"{subject} {number} has dtype {leaf.dtype}, which cannot represent every integer: the state was "
                     "converted; convert only arrays of floats"
                 )
 
@@ -164,7 +164,7 @@ def _hint_of_restoring(state: PyTree) -> str:
     if not arrays or of_optax or not (named or plain):
         return ""
     return (
-        f": it is a {type(state).__name__}, as a checkpoint restored without a target is; restore it with "
+        f": it is {with_article(state)}, as a checkpoint restored without a target is; restore it with "
         "the state of tx.init(params) as the target"
     )
 

@@ -22,7 +22,7 @@ from jprune.pruning.scores.elementwise import (
 from jprune.pruning.selection.unstructured import apply_masks, global_masks
 from jprune.pruning.state import masked_weights, masks_of, with_masks
 from jprune.pruning.transform import refuse_no_selection
-from jprune.trees import flatten, map_leaves
+from jprune.trees import flatten, map_leaves, with_article
 
 Train = Callable[[PyTree, PyTree, int, int], tuple[PyTree, PyTree]]
 
@@ -155,7 +155,7 @@ def _schedule_of(sparsities: object) -> dict[int, float | Keep | PerLayer]:
     """Check the amounts and return them by level; level 0 is the dense network."""
     if isinstance(sparsities, Mapping) or not isinstance(sparsities, Iterable):
         raise TypeError(
-            f"sparsities={sparsities!r} is a {type(sparsities).__name__}; it must be a list with one sparsity for each "
+            f"sparsities={sparsities!r} is {with_article(sparsities)}; it must be a list with one sparsity for each "
             "level, such as jprune.geometric(0.2, every=1, times=10).values()"
         )
     amounts = [checked(f"sparsities[{i}]", amount) for i, amount in enumerate(sparsities)]

@@ -40,7 +40,18 @@ from jprune.pruning.scores.elementwise import Score, refuse_no_score
 from jprune.pruning.selection.as_published import bernoulli_masks, legacy_signed_masks
 from jprune.pruning.selection.unstructured import global_masks
 from jprune.pruning.state import PruneState, masked_weights, refuse_restored, trained
-from jprune.trees import Where, flatten, is_float, is_placeholder, kernels, map_leaves, match, only, refuse_sum
+from jprune.trees import (
+    Where,
+    flatten,
+    is_float,
+    is_placeholder,
+    kernels,
+    map_leaves,
+    match,
+    only,
+    refuse_sum,
+    with_article,
+)
 
 
 @renamed_arguments(select="selection=")
@@ -59,8 +70,8 @@ def prune(
 
     At each step of the schedule the parameters passed to ``update`` are scored, and the masks shrink to the scheduled
     amount. Between those steps it only reads one byte of mask per weight, without recompilation and, on a CPU or
-    TPU, without host synchronization. No entry is missed: if the count jumped over its step, or a run was resumed with
-    another schedule, the last entry whose step has passed is applied at the next update.
+    TPU, without host synchronization. If the count jumped over steps, or a run was resumed with another schedule, the
+    next update applies the last entry whose step has been reached.
 
     Scores with NaN cannot be ranked, so a selection with one is skipped. Outside jit this is an error. Inside jit the
     masks stay as they are, every update tries the entry again until its scores have no NaN, and ``check_pruned`` raises
@@ -70,8 +81,8 @@ def prune(
     It works inside ``optax.partition``, ``masked``, ``MultiSteps`` and ``apply_if_finite``, inside
     ``inject_hyperparams`` if this is given a function that makes the whole chain, and under ``jit``, ``vmap``, ``scan``
     and sharding. After ``optax.lookahead`` the fast and the slow weights have the same masks. After a line search
-    (``optax.lbfgs``) compute the value and the gradient by ``jax.value_and_grad``; those that
-    ``optax.value_and_grad_from_state`` returns are of the parameters before masking. Inside
+    (``optax.lbfgs``) compute the value and the gradient with ``jax.value_and_grad``; those that
+    ``optax.value_and_grad_from_state`` returns belong to the parameters before masking. Inside
     ``optax.contrib.schedule_free`` pruning is exact at step 0; for later steps see ``reset_moments``.
 
     ``update`` also takes ``grad``, a tree like the parameters, for scores that need the gradient (under ``MultiSteps``
@@ -124,7 +135,7 @@ def prune(
     table = dict(entries(schedule))
     refuse_no_selection(selection, table, {"axes": axes, "min_keep": min_keep or None})
     if regrow is not None and not isinstance(regrow, Regrow):
-        raise TypeError(f"regrow={regrow!r} is a {type(regrow).__name__}; it must be jprune.Regrow(score, fraction)")
+        raise TypeError(f"regrow={regrow!r} is {with_article(regrow)}; it must be jprune.Regrow(score, fraction)")
     if regrow is not None and (inexact := unwrapped(selection)) in (bernoulli_masks, legacy_signed_masks):
         raise ValueError(
             f"regrow= adds weights until a count is reached, and {inexact.__name__} keeps no exact count; use another "
@@ -275,7 +286,7 @@ def refuse_no_selection(selection: object, table: Mapping[int, Amount], options:
         "selection=jprune.global_masks or selection=jprune.layer_masks"
     )
     if not callable(selection):
-        raise TypeError(f"selection is a {type(selection).__name__}; {wanted}")
+        raise TypeError(f"selection is {with_article(selection)}; {wanted}")
     given = {name: value for name, value in options.items() if value is not None}
     for amount in table.values():
         try:

@@ -1,7 +1,7 @@
 """Per-class recall of compressed models: measures, statistics and the audit report.
 
-``audit`` takes the predictions of dense and compressed models from any framework, computes all measures below and
-writes the report. ``counts`` computes confusion counts; ``recall``, ``accuracy`` and others compute rates from them.
+``audit`` takes the predictions of dense and compressed models from any framework and returns their tables, tests and
+report. ``counts`` computes confusion counts; ``recall``, ``accuracy`` and others compute rates from them.
 ``intensification`` and related measures compare pruned with dense models. ``t_interval`` and the tests quantify the
 evidence from a few training seeds.
 

@@ -195,7 +195,7 @@ def test_bad_arguments_are_refused_before_any_training(arguments, message):
     ("arguments", "message"),
     [
         ({"score": jprune.magnitude}, "score=magnitude: .* it must be a score, such as jprune.magnitude"),
-        ({"selection": 3}, "selection is a int; it must be a function from scores to masks"),
+        ({"selection": 3}, "selection is an int; it must be a function from scores to masks"),
         ({"sparsities": 0.5}, "sparsities=0.5 is a float; it must be a list with one sparsity for each level"),
         ({"sparsities": jprune.geometric(0.2, every=1, times=2)}, "is a dict; it must be a list .*values"),
         ({"sparsities": [90]}, r"sparsities\[0\]=90 is an integer; .* for 90% write 0.9"),

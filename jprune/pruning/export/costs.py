@@ -54,8 +54,8 @@ def cost_table(
       ``parameters``, ``nonzeros``, ``compression`` (parameters / nonzeros), ``multiply_adds`` and
       ``effective_multiply_adds``. A product that reads several leaves counts as in ``print(graph)``: by size for leaves
       joined by ``concatenate``, else for the largest. ``total`` also has the multiply-adds of leaves without a row,
-      such as integer kernels; ``frame.attrs["other_multiply_adds"]`` has those of products of which no operand is made
-      of parameters alone, such as attention scores.
+      such as integer kernels; ``frame.attrs["other_multiply_adds"]`` has those of products without an operand made of
+      parameters alone, such as attention scores.
 
     Raises:
       ImportError: the extra ``recall`` is not installed (pandas).

@@ -34,6 +34,7 @@ from jprune.trees import (
     map_leaves,
     match,
     only,
+    with_article,
 )
 
 _HOW = {
@@ -150,7 +151,7 @@ def refuse_no_score(score: object) -> None:
         return
     wanted = "it must be a score, such as jprune.magnitude(), or a function score(params, grad=..., batch=..., key=...)"
     if not callable(score):
-        raise TypeError(f"score={score!r} is a {type(score).__name__}; {wanted}")
+        raise TypeError(f"score={score!r} is {with_article(score)}; {wanted}")
     try:
         inspect.signature(score).bind(None, grad=None, batch=None, key=None)
     except TypeError as error:
@@ -168,6 +169,9 @@ def name_of(function: Callable[..., PyTree]) -> str:
 
 def magnitude(*, where: Where | None = None) -> Score:
     """Score weights by magnitude: |w|.
+
+    Args:
+      where: predicate on (path, leaf) that selects the leaves to score; see ``Score``.
 
     Source: Han et al., "Learning both Weights and Connections", NeurIPS 2015, arXiv 1506.02626.
 
@@ -191,6 +195,9 @@ def gradient(*, where: Where | None = None) -> Score:
 
     Needs ``grad``, the gradient g of the loss, of one batch or averaged over several (``average_gradients``).
 
+    Args:
+      where: predicate on (path, leaf) that selects the leaves to score; see ``Score``.
+
     Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference",
     ICLR 2017, arXiv 1611.06440; |-w g| in arXiv 2206.02976.
 
@@ -204,6 +211,9 @@ def movement(*, where: Where | None = None) -> Score:
     """Score weights by movement: -w g, large for weights that the next gradient step moves away from zero.
 
     The published score is the sum of this over training steps, which the caller computes. Needs ``grad``.
+
+    Args:
+      where: predicate on (path, leaf) that selects the leaves to score; see ``Score``.
 
     Source: Sanh et al., "Movement Pruning", NeurIPS 2020, arXiv 2005.07683, equation 2 without its step size.
 
@@ -266,6 +276,9 @@ def random(*, where: Where | None = None) -> Score:
 
     With ``global_masks`` the number kept is exact; with ``bernoulli_masks`` every weight is kept with the same
     probability, as in arXiv 2206.02976.
+
+    Args:
+      where: predicate on (path, leaf) that selects the leaves to score; see ``Score``.
 
     >>> scores = random()(jnp.ones(3), key=jax.random.key(0))
     >>> bool(((scores >= 0) & (scores < 1)).all())

@@ -52,6 +52,9 @@ def snip(*, where: Where | None = None) -> Score:
     g is the gradient of the loss at initialization, of one batch or averaged (``average_gradients``). The
     sum is over all scored weights, so that the scores sum to 1 (or are all 0). Needs ``grad``.
 
+    Args:
+      where: predicate on (path, leaf) that selects the leaves to score; see ``Score``.
+
     Source: Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019,
     arXiv 1810.02340, equations 4 to 6.
 

@@ -184,10 +184,10 @@ def erk_masks(
 ) -> PyTree:
     """Divide the weights kept among layers by the Erdos-Renyi-kernel rule (ERK); the total is exact.
 
-    Layer l keeps the fraction e * (d_1 + ... + d_k) / (d_1 * ... * d_k) of its weights. d are its numbers of inputs and
-    outputs and the sizes of its window (height, width, in, out of a convolution; in, heads * head_dim of an attention
-    query), and e is the scale that makes the total exact. A layer whose fraction would exceed 1 is kept dense and e is
-    raised for the rest; counts are rounded by largest remainders.
+    A layer keeps the fraction e * (d_1 + ... + d_k) / (d_1 * ... * d_k) of its weights. d_1, ..., d_k are its numbers
+    of inputs and outputs and the sizes of its window (height, width, in, out for a convolution; in, heads * head_dim
+    for an attention query), and e is the scale that makes the total exact. A layer whose fraction would exceed 1 is
+    kept dense and e is raised for the rest; counts are rounded by largest remainders.
 
     Arguments, result and errors are those of ``global_masks``.
 
@@ -217,6 +217,8 @@ def layer_counts(
 ) -> list[int]:
     """Return the number of weights that ``layer_masks`` keeps in each layer, from arrays or their shapes.
 
+    Arguments and errors are those of ``layer_masks``.
+
     >>> layer_counts({"a": jnp.ones(4), "b": jnp.ones(10)}, sparsity=0.5, min_keep=3)
     [3, 5]
     """
@@ -234,6 +236,8 @@ def erk_counts(
     axes: Axes = None,
 ) -> list[int]:
     """Return the number of weights that ``erk_masks`` keeps in each layer, from arrays or their shapes.
+
+    Arguments and errors are those of ``erk_masks``.
 
     >>> erk_counts({"a": jnp.ones((2, 2)), "b": jnp.ones((4, 8))}, keep=12)
     [3, 9]

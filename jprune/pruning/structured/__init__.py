@@ -1,1 +1,1 @@
-"""Removal of channels."""
+"""Structured pruning: selection and removal of channels."""

@@ -23,8 +23,8 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
         stay as they are. None if the arrays of ``model`` are already the smaller ones. The moments of an optimizer
         state are modules too, whose sizes must match those of the parameters:
         ``smaller_module(small.also[0], kept=small.kept)``.
-      kept: ``small.kept``, for grouped convolutions and GroupNorm, of which the sizes alone may not say how many groups
-        are left.
+      kept: ``small.kept``, for grouped convolutions and GroupNorm, whose number of remaining groups may not follow from
+        the sizes alone.
 
     Returns:
       A module of the same class, or a tree like ``model``.

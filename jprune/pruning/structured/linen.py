@@ -11,6 +11,7 @@ from flax.errors import ScopeParamShapeError
 from jaxtyping import Bool, PyTree
 
 from jprune.pruning.structured.cutting import KeptIndices, feature_groups, kept_along, warn_of_other_divisors
+from jprune.trees import with_article
 
 _DIVIDE = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.MultiHeadDotProductAttention)
 
@@ -24,14 +25,14 @@ def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices] | None = No
 
     Args:
       module: the module that was pruned; it is not changed.
-      kept: ``small.kept``, from which follow the groups of a GroupNorm, and the layers whose outputs differ. Without it
+      kept: ``small.kept``, which determines the groups of a GroupNorm and the layers whose outputs differ. Without it,
         a warning names the layers whose outputs may differ.
 
     Returns:
       A function called like ``module.apply``. When it is called, a warning names the layers (LayerNorm, RMSNorm,
       GroupNorm, attention) that divide by a number of channels that is smaller now, so that the outputs differ from
-      those of ``small.apply``. It raises a ``ValueError`` if the code of a module of yours declares the shape of a
-      parameter that is smaller now.
+      those of ``small.apply``. It raises a ``ValueError`` if the code of your own module declares the original
+      shape of a parameter that is smaller now.
 
     Raises:
       TypeError: ``module`` is not a Linen module.
@@ -42,9 +43,7 @@ def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices] | None = No
     (1, 5)
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"module is a {type(module).__name__}; it must be a Linen module, not its apply or its parameters"
-        )
+        raise TypeError(f"module is {with_article(module)}; it must be a Linen module, not its apply or its parameters")
 
     @functools.wraps(module.apply)
     def apply(*args: PyTree, **kwargs: PyTree) -> PyTree:
@@ -63,7 +62,7 @@ def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices] | None = No
             named = ", ".join(dict.fromkeys(f"'{path}'" for _, path in divisors))
             warnings.warn(
                 f"the code of {named} divides by its number of channels; if that is smaller now, the outputs differ "
-                "from those of small.apply: give kept=small.kept to know",
+                "from those of small.apply: give kept=small.kept to find out",
                 stacklevel=2,
             )
         return outputs

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from jprune.pruning.structured.cutting import KeptIndices, feature_groups, warn_of_other_divisors
-from jprune.trees import flatten
+from jprune.trees import flatten, with_article
 
 
 def smaller_module(
@@ -24,8 +24,8 @@ def smaller_module(
       model: the module before channels were removed; it is not changed.
       params: smaller parameters with the paths of the module, a ``State`` or a dict.
       state: smaller batch statistics, or None.
-      kept: ``small.kept``, for grouped convolutions and GroupNorm, of which the sizes alone may not say how many groups
-        are left.
+      kept: ``small.kept``, for grouped convolutions and GroupNorm, whose number of remaining groups may not follow from
+        the sizes alone.
 
     Returns:
       A module of the same class.
@@ -44,7 +44,7 @@ def smaller_module(
     (5, (1, 5))
     """
     if not isinstance(model, nnx.Module):
-        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        kind = f"the class {model.__name__}" if isinstance(model, type) else with_article(model)
         raise TypeError(f"model is {kind}; it must be the nnx.Module before channels were removed")
     graphdef, whole = nnx.split(model)
     paths, leaves, treedef = flatten(whole)

@@ -22,7 +22,7 @@ from jprune.pruning.structured.comparison import code_differences
 from jprune.pruning.structured.cutting import KeptIndices, cut_along, cut_leaves, take
 from jprune.pruning.structured.program import Kept, run
 from jprune.pruning.structured.selection import check_leaves
-from jprune.trees import Leaf, flatten, is_complex, is_inexact, match
+from jprune.trees import Leaf, flatten, is_complex, is_inexact, match, with_article
 
 Removed: TypeAlias = tuple[Bool[np.ndarray, " _"], ...]
 
@@ -177,7 +177,7 @@ def remove_channels(
     the model's own code can be used with the smaller parameters
     """
     if not isinstance(also, tuple):
-        raise TypeError(f"also is a {type(also).__name__}; it must be a tuple of trees: also=(opt_state,)")
+        raise TypeError(f"also is {with_article(also)}; it must be a tuple of trees: also=(opt_state,)")
     check_leaves(graph, params, name="params")
     state = _state_of(graph, state, also)
     removed = _masked_channels(graph, params, masks)
@@ -200,10 +200,10 @@ def remove_dead(
 ) -> SmallModel:
     """Remove the channels that are zero in every layer.
 
-    A channel is removed if all its weights are zero, including biases and normalization. If ``check`` shows that the
-    outputs stay the same, channels whose weights are zero in every layer that reads them, and channels named in
-    ``dead``, are removed too. Channels of a group that is not exact, such as those of a softmax, count in the outputs
-    even if all their weights are zero, so they need ``check`` as well.
+    A channel is removed if all its weights are zero, including biases and normalization; each group keeps at least one
+    channel. If ``check`` shows that the outputs stay the same, channels whose weights are zero in every layer that
+    reads them, and channels named in ``dead``, are removed too. Channels of a group that is not exact, such as those of
+    a softmax, affect the outputs even if all their weights are zero, so they need ``check`` as well.
 
     Args:
       graph: made by ``jprune.trace_model``.
@@ -369,7 +369,7 @@ def _named_dead(graph: Graph, dead: Mapping[str, ArrayLike]) -> Removed:
                 f"array of that size; kernels: {', '.join(graph.kernels)}"
             )
         if units.dtype != bool:
-            raise TypeError(f"dead has {units.dtype} units for '{path}'; they must be bool, as of unit_status == -1")
+            raise TypeError(f"dead has {units.dtype} units for '{path}'; they must be bool: unit_status(...) == -1")
         for place, group in enumerate(graph.channels):
             for member in group.members:
                 if (member.path, member.axis) == (path, outputs[0]):
@@ -529,8 +529,8 @@ def _same_channels(graph: Graph, kept_params: Mapping[str, KeptIndices], *, exac
         if exact and not group.exact and removed_roots[group.roots].any():
             raise ValueError(
                 f"with inputs of these shapes, removing channels of '{group.members[0].path}' is not the same as "
-                f"masking them, as it is with those the model was traced with: {group.why[0]}; trace it with inputs "
-                "like these"
+                f"masking them, unlike with the inputs of the trace: {group.why[0]}; trace the model with inputs like "
+                "these"
             )
     kept_ids: Kept = ~removed_roots[graph.roots]
     now, _ = _kept_indices(graph, kept_ids)

@@ -61,8 +61,8 @@ def channel_group_masks(
 ) -> PyTree:
     """Return masks that remove the channels with the lowest scores from every layer that has them.
 
-    The channels with the lowest scores are removed until the budget is met: the amount removed is the smallest that
-    reaches the target, so it exceeds the target by less than the last step (one channel, or ``round_to``).
+    Channels are removed in the order of their scores until the budget is met, so the amount removed exceeds the target
+    by less than the last removal: one channel, or with ``round_to`` several of one group.
 
     Args:
       graph: made by ``jprune.trace_model``.
@@ -87,8 +87,8 @@ def channel_group_masks(
       among: bool tree like the parameters; channels masked there are removed first, even with ``per_group``.
 
     Returns:
-      A tree like ``scores`` of bool arrays, False at all weights of a removed channel (kernels, biases, normalization);
-      None for leaves without channels.
+      A tree like ``scores`` of bool arrays, False at all weights of a removed channel (kernels, biases, normalization).
+      Leaves with channels have a mask even if they have no score; other leaves without a score have None.
 
     Raises:
       TypeError: not exactly one amount is given, or one has the wrong type.
@@ -540,7 +540,7 @@ def check_leaves(graph: Graph, tree: PyTree, *, name: str, needed: Collection[st
         given = tuple(getattr(found[path], "shape", shape))
         if given != tuple(shape):
             raise ValueError(
-                f"{why}: its leaf '{path}' has shape {tuple(shape)}, that of {name} {given}; trace this model with "
+                f"{why}: its leaf '{path}' has shape {tuple(shape)}, but {given} in {name}; trace this model with "
                 "jprune.trace_model"
             )
     for path, leaf in found.items():

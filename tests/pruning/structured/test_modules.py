@@ -480,7 +480,7 @@ def test_attention_is_named_if_its_heads_are_smaller_and_not_if_they_are_fewer(l
 def test_without_kept_indices_the_layers_whose_outputs_may_differ_are_named():
     module = LinenNorms(linen_nn.LayerNorm())
     params = module.init(jax.random.key(1), X)["params"]
-    with pytest.warns(UserWarning, match=r"the code of 'norm' divides .* give kept=small\.kept to know"):
+    with pytest.warns(UserWarning, match=r"the code of 'norm' divides .* give kept=small\.kept to find out"):
         outputs = linen.smaller_apply(module)({"params": params}, X)
     np.testing.assert_array_equal(outputs, module.apply({"params": params}, X))
 
