@@ -356,7 +356,7 @@ def _keep(name: str, value: object) -> Keep:
         raise TypeError(not_a_count(name, value))
     if value < 0:
         raise ValueError(f"{name}={value!r} must not be negative: it is the number of weights kept")
-    return Keep(value)
+    return Keep(int(value))
 
 
 def _limbs(counts: Integer[Array | np.ndarray, "..."]) -> Count:

@@ -90,8 +90,14 @@ class TestConverted:
                 jax.tree.map(lambda leaf: leaf.astype(jnp.float32), STATE),
                 "mask at 'kernel' has dtype float32, not bool",
             ),
-            (optax.tree.set(STATE, count=jnp.bfloat16(300)), "count has dtype bfloat16, which cannot represent every int"),
-            (optax.tree.set(STATE, applied=jnp.float32(7)), "applied has dtype float32, which cannot represent every int"),
+            (
+                optax.tree.set(STATE, count=jnp.bfloat16(300)),
+                "count has dtype bfloat16, which cannot represent every int",
+            ),
+            (
+                optax.tree.set(STATE, applied=jnp.float32(7)),
+                "applied has dtype float32, which cannot represent every int",
+            ),
         ],
     )
     def test_is_refused_by_every_reader(self, state, message):

@@ -106,8 +106,8 @@ def _quotas(shares: Sequence[int], low: Sequence[int], high: Sequence[int], tota
         | {Fraction(bound, share) for share, *ends in zip(shares, low, high, strict=True) if share for bound in ends}
     )
     reached: Callable[[Fraction], Fraction] = lambda scale: sum(at(scale), Fraction(0))
-    below = corners[bisect.bisect_right(corners, total, key=reached) - 1]
-    above = corners[bisect.bisect_left(corners, total, key=reached)]
+    below = corners[bisect.bisect_right(corners, Fraction(total), key=reached) - 1]
+    above = corners[bisect.bisect_left(corners, Fraction(total), key=reached)]
     start, end = reached(below), reached(above)
     scale = below if start == end else below + (above - below) * Fraction(total - start, end - start)
     return at(scale)

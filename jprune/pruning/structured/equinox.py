@@ -111,7 +111,7 @@ def _sizes(layer: PyTree, paths: PyTree, kept: Mapping[str, KeptIndices] | None)
             for name in ("query", "key", "value"):
                 sizes[f"{name}_size"] = getattr(layer, f"{name}_proj").weight.shape[-1]
         case eqx.nn.LayerNorm() | eqx.nn.RMSNorm():
-            known = [array for array in (layer.weight, layer.bias) if eqx.is_array(array)]
+            known = [array for array in (layer.weight, layer.bias) if array is not None and eqx.is_array(array)]
             sizes = {"shape": known[0].shape[-len(layer.shape) :]} if known else {}
         case eqx.nn.GroupNorm() if layer.weight is not None and eqx.is_array(layer.weight):
             sizes["channels"] = layer.weight.shape[-1]
