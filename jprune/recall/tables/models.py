@@ -185,7 +185,7 @@ def _corrected(study: AuditedModels, score: str, ratio: float, healthy: npt.NDAr
         found = corrected_intensification(study.examples.true, before, after, paired=study.paired, level=study.level)
         if len(before) == 1:
             spread = spread_ratio(study.examples.true, before[0], after, study.level)
-    elif study.examples is not None:
+    elif not healthy.any():
         found = found._replace(reason="every model has collapsed")
     # A difference of that many standard errors is shown nine times in ten.
     critical = scipy.stats.t.isf((1 - study.level) / 2, found.degrees) + scipy.stats.t.isf(0.1, found.degrees)
