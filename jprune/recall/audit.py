@@ -419,9 +419,8 @@ def _refuse_unpaired(study: AuditedModels, named: SetNames) -> None:
 
 def _stated(table: pd.DataFrame) -> pd.DataFrame:
     """A table with a missing ratio where models were given by name."""
-    if "ratio" not in table or not (table["ratio"] == UNSTATED).any():
-        return table
-    return table.assign(ratio=table["ratio"].where(table["ratio"] != UNSTATED))
+    ratios = [name for name in ("ratio", "other_ratio") if name in table]
+    return table.assign(**{name: table[name].where(table[name] != UNSTATED) for name in ratios})
 
 
 def _by_name(table: pd.DataFrame) -> pd.DataFrame:

@@ -411,7 +411,8 @@ def _table(
         alone = (
             c == "score" and name not in _FILTERED and (frame[c] == "pruned").all()
         )  # the only score, without a name
-        return bool(empty or alone or (c == "ratio" and (frame[c] == UNSTATED).all()))
+        unstated = c in ("ratio", "other_ratio") and (frame[c].isna() | (frame[c] == UNSTATED)).all()
+        return bool(empty or alone or unstated)
 
     kept = tuple(c for c in columns if c.name in frame and not absent(c.name))
     kept = tuple(c for c in kept if c.name != "collapsed" or frame["collapsed"].any())
