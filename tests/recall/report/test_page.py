@@ -327,7 +327,8 @@ def test_the_answers_of_the_published_runs(golden):
     answers = {finding.topic: finding.text for finding in findings(golden)}
     assert answers == {
         "Accuracy at 50x compression": (
-            "Accuracy went from 89.3% to 78.7%, -10.6 points (99% interval over models -11.2 to -10.0 points)."
+            "Accuracy went from 89.3% to 78.7%, -10.6 points; 99% interval of the change over models -11.2 to -10.0 "
+            "points."
         ),
         "Differences between classes": (
             "Alpha 1.80 (1.73 to 1.88) at 50x compression; class differences widened; between two dense training runs "
@@ -908,6 +909,21 @@ def test_a_control_alone_is_not_called_pruned():
     assert "pruned" not in said.replace("(not pruned)", "")
     same = recall.audit(labels, dense, {"control": {1: dense}}).headline
     assert same == "Dense and fine-tuned models agree on every example."
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_control_under_its_own_name_is_not_called_pruned():
+    rng, labels = np.random.default_rng(1), np.repeat(np.arange(4), 50)
+
+    def made(rate):
+        return np.where(rng.random((3, 200)) < rate * (1 + labels), (labels + 1) % 4, labels)
+
+    audit = recall.audit(labels, made(0.1), {"magnitude": {4: made(0.12)}, "control": {1: made(0.1)}})
+    written = page(audit)
+    assert "after compression pruned by magnitude, at ratios 1, 4;" in written
+    said = {finding.score: finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?"}
+    assert " differs from 1 in the control (" in said["control"]
+    assert " differs from 1 at 4x (" in said["magnitude"]
 
 
 def test_lost_examples_at_risk_come_with_counts():
