@@ -280,19 +280,18 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
-    from jprune.recall.inputs.arguments import check_level, check_margin, check_resamples, check_top_k  # noqa: PLC0415
+    from jprune.recall.inputs import arguments  # noqa: PLC0415
     from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
 
     if options.seed < 0:
         raise InputError(f"--seed must be 0 or more, got {options.seed}")
-    if options.threshold is not None and not 0 < options.threshold < 1:
-        raise InputError(f"--threshold must lie between 0 and 1, got {options.threshold}")
     try:
-        check_level(options.level)
-        check_margin(options.margin)
-        check_top_k(options.top_k)
+        arguments.check_threshold(options.threshold)
+        arguments.check_level(options.level)
+        arguments.check_margin(options.margin)
+        arguments.check_top_k(options.top_k)
         if options.resamples != 0:
-            check_resamples(options.resamples)
+            arguments.check_resamples(options.resamples)
     except ValueError as error:
         raise InputError(f"--{error}".replace("top_k", "top-k")) from error
 
