@@ -40,7 +40,7 @@ from jprune.recall.inputs import arguments
         ({"pruned": {"m": [0, 1, 1]}}, r"pruned\['m'\] must be"),
         ({"pruned": {"m": {2: [0, 1, 1]}, 2: [0, 1, 1]}}, "mixes scores"),
         ({"pruned": [0, 1, 1]}, "pruned must be"),
-        ({"dense": {"other": [0, 1, 1]}}, r"dense has the scores \['other'\]"),
+        ({"dense": {"other": [0, 1, 1]}}, r"dense has the keys \['other'\]; the names or"),
         ({"class_names": ["a"]}, "labels holds 1 at example 1; 1 class names were given"),
         ({"class_names": ["a", "a"]}, r"class_names\[1\] repeats 'a'"),
         ({"class_names": "ab"}, "must be a list of names"),
