@@ -144,3 +144,12 @@ def test_counts_of_a_class_that_lost_as_much_as_it_won_have_a_change_of_exactly_
         report = recall.audit_counts(dense, {2: after}, support=[10, 10], paired=paired)
         assert report.classes["change"].tolist() == [0, 0]
         assert report.summary["accuracy_change"].item() == 0
+
+
+def test_a_dense_model_at_chance_is_left_out_of_alpha_between_seeds(data):
+    labels, dense, pruned = data
+    chance = [*dense, np.zeros_like(labels)]
+    report = recall.audit(labels, chance, {10: pruned["magnitude"][10.0]}, paired=False)
+    expected = recall.audit(labels, dense, {10: pruned["magnitude"][10.0]}, paired=False)
+    columns = ["alpha_seed", "alpha_seed_low", "alpha_seed_high"]
+    assert report.summary[columns].equals(expected.summary[columns])
