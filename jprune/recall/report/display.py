@@ -242,8 +242,8 @@ _PIES = (
     Column("share", "%", "Their share of the class", _PERCENT),
 )
 _EQUAL = (
-    Column("score", "score", "The score compared with"),
-    Column("other_score", "other", "The score compared"),
+    Column("score", "first", "The first of the two"),
+    Column("other_score", "other", "The other of the two"),
     Column(
         "difference",
         "difference",
@@ -378,7 +378,7 @@ def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
 def _worded(table: Table, audit: AuditTables) -> Table:
     """Return a table with headings for several models or one, and without the word score where models have names."""
     columns = [column._replace(meaning=in_number(audit, column.meaning)) for column in table.columns]
-    if audit.named:
+    if audit.named and table.name != "equal":
         columns = [
             column._replace(label=_NEUTRAL[column.name][0], meaning=_NEUTRAL[column.name][1])
             if column.name in _NEUTRAL
