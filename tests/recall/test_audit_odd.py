@@ -153,3 +153,5 @@ def test_a_dense_model_at_chance_is_left_out_of_alpha_between_seeds(data):
     expected = recall.audit(labels, dense, {10: pruned["magnitude"][10.0]}, paired=False)
     columns = ["alpha_seed", "alpha_seed_low", "alpha_seed_high"]
     assert report.summary[columns].equals(expected.summary[columns])
+    (said,) = set(report.warnings) - set(expected.warnings)
+    assert said.startswith("1 of 6 dense models is at chance: accuracy, classes and alpha include it,")
