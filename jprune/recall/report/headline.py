@@ -313,8 +313,8 @@ def _group_hit(audit: AuditTables, row: Row) -> str:
     where = at_score(audit, row) if len(audit.scores) > 1 else ""
     named = str(hit["group"]) if hit["attribute"] == "group" else f"{hit['group']} ({hit['attribute']})"
     return (
-        f"Of the groups, {named} lost more than the rest{where}: {100 * hit['recall_dense']:.1f}% to "
-        f"{100 * hit['recall']:.1f}% of {hit['support']:,} test examples right."
+        f"Of the groups, {named} lost more than the rest{where}: {percent(hit['recall_dense'])} to "
+        f"{percent(hit['recall'])} of {hit['support']:,} test examples right."
     )
 
 
