@@ -445,7 +445,7 @@ def _cell(column: Column, value: FrameCell) -> Cell:
         return Cell("" if pd.isna(value) else str(value), None)
     if pd.isna(value):
         return Cell("n/a", "")
-    return Cell(column.show(value), repr(float(value)))
+    return Cell(column.show(value), repr(float(value)).replace("inf", "Infinity"))  # as the page's script reads it
 
 
 def _counts(column: Column, values: "pd.Series[float]") -> Column:

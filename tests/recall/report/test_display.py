@@ -39,3 +39,12 @@ def test_a_recall_close_to_all_is_not_shown_as_100_percent():
     table = tables(audit, pd.DataFrame())["classes"]
     place = [column.name for column in table.columns].index("recall_dense")
     assert [row.cells[place].text for row in table.rows] == ["99.97", "100.0"]
+
+
+def test_an_infinite_divergence_is_sorted_as_the_largest_number():
+    labels = np.repeat([0, 1], 20)
+    dense, after = np.where(labels[:, None] == [0, 1], 0.75, 0.25), np.eye(2)[labels]
+    after[0] = 0.9, 0.1  # one-hot rows alone are classes
+    table = tables(recall.audit(labels, dense, {2: after}), pd.DataFrame())["probabilities"]
+    place = [column.name for column in table.columns].index("kl")
+    assert {row.cells[place] for row in table.rows} == {("inf", "Infinity")}
