@@ -238,10 +238,10 @@ def _run(options: argparse.Namespace) -> None:
         if images is not None and prepared.kept is not None and len(images) == len(prepared.kept):
             images = images[prepared.kept]
         html = page(audit, images=images, title=options.title, date=options.date)
-    if options.csv is not None:
-        audit.to_csv(options.csv)
     if options.out is not None:
         write_text(options.out, html)
+    if options.csv is not None:
+        audit.to_csv(options.csv)
     if options.json:
         _printable("utf-8")
         sys.stdout.write(audit.to_json())
@@ -271,8 +271,13 @@ def _check(options: argparse.Namespace) -> None:
     if options.images is not None and options.out is None:
         raise InputError("--images are shown only in the report; add --out FILE.html")
     for name, target in (("--out", options.out), ("--csv", options.csv)):
-        if target is not None and not target.parent.is_dir():
+        if target is None:
+            continue
+        if not target.parent.is_dir():
             raise InputError(f"{name} {target}: the folder {target.parent} does not exist; create it or name another")
+        folder = target if target.is_dir() else target.parent
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"{name} {target}: no permission to write into the folder {folder}; name another")
     if options.out is not None and options.out.is_dir():
         raise InputError(f"--out {options.out} is a folder; give the report a file name")
     if options.csv is not None and options.csv.exists() and not options.csv.is_dir():
@@ -281,19 +286,18 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
-    from jprune.recall.inputs.arguments import check_level, check_margin, check_resamples, check_top_k  # noqa: PLC0415
+    from jprune.recall.inputs import arguments  # noqa: PLC0415
     from jprune.recall.inputs.raw import InputError  # noqa: PLC0415
 
     if options.seed < 0:
         raise InputError(f"--seed must be 0 or more, got {options.seed}")
-    if options.threshold is not None and not 0 < options.threshold < 1:
-        raise InputError(f"--threshold must lie between 0 and 1, got {options.threshold}")
     try:
-        check_level(options.level)
-        check_margin(options.margin)
-        check_top_k(options.top_k)
+        arguments.check_threshold(options.threshold)
+        arguments.check_level(options.level)
+        arguments.check_margin(options.margin)
+        arguments.check_top_k(options.top_k)
         if options.resamples != 0:
-            check_resamples(options.resamples)
+            arguments.check_resamples(options.resamples)
     except ValueError as error:
         raise InputError(f"--{error}".replace("top_k", "top-k")) from error
 

@@ -281,6 +281,16 @@ def test_every_mistake_names_the_file_and_value_and_writes_nothing(folder, capsy
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_report_that_cannot_be_written_leaves_no_tables_behind(capsys, monkeypatch):
+    before = sorted(os.listdir())
+    arguments = [*BASE, "--pruned", "2=two.npy", "--csv", "tables", "--out"]
+    assert "is a device or a pipe" in failure(capsys, *arguments, os.devnull)
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)
+    assert "no permission to write into the folder ." in failure(capsys, *arguments, "report.html")
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.usefixtures("folder")
 def test_options_that_have_no_effect_on_these_predictions_are_noted(capsys):
     assert main(["audit", *BASE, "--pruned", "2=two.npy", "--threshold", "0.5", "--top-k", "2", "--json"]) == 0
     notes = json.loads(capsys.readouterr().out)["warnings"]

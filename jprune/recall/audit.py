@@ -19,6 +19,7 @@ from jprune.recall.inputs.arguments import (
     check_level,
     check_margin,
     check_resamples,
+    check_threshold,
     check_top_k,
 )
 from jprune.recall.inputs.order import about_correctness, about_order, about_quantities, about_ratings, perfect_models
@@ -185,8 +186,10 @@ def audit(
             "give the compressed models once: as pruned={ratio: predictions} (scores= is another name for it) or as "
             "compare={name: predictions}"
         )
-    if threshold is not None and not 0 < threshold < 1:
-        raise InputError(f"threshold must lie between 0 and 1, got {threshold}")
+    try:
+        check_threshold(threshold)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if compare is not None:
         of_score = {name: {UNSTATED: models} for name, models in predictions.by_name(compare).items()}
     elif scores is None:
@@ -419,9 +422,8 @@ def _refuse_unpaired(study: AuditedModels, named: SetNames) -> None:
 
 def _stated(table: pd.DataFrame) -> pd.DataFrame:
     """A table with a missing ratio where models were given by name."""
-    if "ratio" not in table or not (table["ratio"] == UNSTATED).any():
-        return table
-    return table.assign(ratio=table["ratio"].where(table["ratio"] != UNSTATED))
+    ratios = [name for name in ("ratio", "other_ratio") if name in table]
+    return table.assign(**{name: table[name].where(table[name] != UNSTATED) for name in ratios})
 
 
 def _by_name(table: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import scipy.stats
 from sklearn.metrics import accuracy_score, recall_score
 
 from jprune import recall
+from jprune.recall.report import display
 from tests.recall import published, study
 from tests.recall.study import CLASSES, EXAMPLES, MODELS, row
 
@@ -319,6 +320,16 @@ def test_a_thousand_classes_stay_within_a_page(tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "1500 of 3000 rows are shown" in page
     assert len(page) < 3_000_000
+
+
+def test_comparisons_of_named_models_have_no_ratio():
+    labels = np.repeat([0, 1, 2], 20)
+    first, second = (np.where(np.arange(60) % 20 < [[3], [n]], (labels + 1) % 3, labels) for n in (5, 9))
+    report = recall.audit(labels, first, compare={"int8": second, "kd": (second + 1) % 3})
+    (tested,) = [row for row in json.loads(report.to_json())["tables"]["tests"] if row["question"] == "score"]
+    assert (tested["ratio"], tested["other_score"], tested["other_ratio"]) == (None, "kd", None)
+    shown = display.tables(report, pd.DataFrame())["tests"]
+    assert not {"ratio", "other_ratio"} & {column.name for column in shown.columns}
 
 
 def test_csv_files_of_named_models_have_a_name_and_no_ratio(tmp_path):

@@ -135,3 +135,23 @@ def test_names_in_an_array_are_refused_with_what_to_give():
 def test_correct_counts_of_one_class_alone_are_not_said_to_be_predictions_of_it():
     report = recall.audit_counts([[9, 8, 7], [8, 8, 9]], {2: [[0, 10, 0], [9, 9, 9]]}, support=[10, 10, 10])
     assert "pruned at 2: 1 of 2 models is right about one class and no other" in report.warnings
+
+
+def test_counts_of_a_class_that_lost_as_much_as_it_won_have_a_change_of_exactly_0():
+    of_class = np.array([[8, 7, 6, 4, 5, 3, 3], [5, 3, 7, 6, 8, 4, 3]])
+    dense, after = np.stack([of_class, np.full((2, 7), 8)], -1)
+    for paired in (True, False):
+        report = recall.audit_counts(dense, {2: after}, support=[10, 10], paired=paired)
+        assert report.classes["change"].tolist() == [0, 0]
+        assert report.summary["accuracy_change"].item() == 0
+
+
+def test_a_dense_model_at_chance_is_left_out_of_alpha_between_seeds(data):
+    labels, dense, pruned = data
+    chance = [*dense, np.zeros_like(labels)]
+    report = recall.audit(labels, chance, {10: pruned["magnitude"][10.0]}, paired=False)
+    expected = recall.audit(labels, dense, {10: pruned["magnitude"][10.0]}, paired=False)
+    columns = ["alpha_seed", "alpha_seed_low", "alpha_seed_high"]
+    assert report.summary[columns].equals(expected.summary[columns])
+    (said,) = set(report.warnings) - set(expected.warnings)
+    assert said.startswith("1 of 6 dense models is at chance: accuracy, classes and alpha include it,")

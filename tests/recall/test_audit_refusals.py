@@ -1,10 +1,13 @@
 """Errors of the audit give the name, index and value of the wrong input."""
 
+import inspect
+
 import numpy as np
 import pytest
 
 from jprune import recall
 from jprune.recall import InputError
+from jprune.recall.inputs import arguments
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,7 @@ from jprune.recall import InputError
         ({"pruned": {"m": [0, 1, 1]}}, r"pruned\['m'\] must be"),
         ({"pruned": {"m": {2: [0, 1, 1]}, 2: [0, 1, 1]}}, "mixes scores"),
         ({"pruned": [0, 1, 1]}, "pruned must be"),
-        ({"dense": {"other": [0, 1, 1]}}, r"dense has the scores \['other'\]"),
+        ({"dense": {"other": [0, 1, 1]}}, r"dense has the keys \['other'\]; the names or"),
         ({"class_names": ["a"]}, "labels holds 1 at example 1; 1 class names were given"),
         ({"class_names": ["a", "a"]}, r"class_names\[1\] repeats 'a'"),
         ({"class_names": "ab"}, "must be a list of names"),
@@ -53,6 +56,7 @@ from jprune.recall import InputError
             r"groups\['sex'\] must hold text or whole numbers, got 0.5 at example 1",
         ),
         ({"level": 99.0}, "level must lie strictly between 0 and 1"),
+        ({"threshold": 50}, "threshold must lie between 0 and 1, got 50"),
         ({"rng": -1}, "rng must be a generator, a seed of 0 or more, or None, got -1"),
         ({"pruned": {"2": [0, 1, 1]}}, "text is the name of a score, a ratio is a number"),
         ({"pruned": None}, "compressed models once: as pruned="),
@@ -63,6 +67,22 @@ def test_wrong_arguments_are_refused_by_name_index_and_value(change, message):
     given = {"labels": [0, 1, 1], "dense": [0, 1, 0], "pruned": {2.0: [0, 1, 1]}, **change}
     with pytest.raises(ValueError, match=message):
         recall.audit(**given)
+
+
+@pytest.mark.parametrize(
+    ("check", "value"),
+    [
+        (arguments.check_level, "0.99"),
+        (arguments.check_margin, None),
+        (arguments.check_margin, True),
+        (arguments.check_threshold, "0.5"),
+        (arguments.check_top_k, 2.5),
+        (arguments.check_resamples, 1e3),
+    ],
+)
+def test_a_setting_that_is_no_number_is_refused_without_a_type_checker(check, value):
+    with pytest.raises(ValueError, match=r"must be a (whole )?number, got"):
+        inspect.unwrap(check)(value)
 
 
 @pytest.mark.parametrize(

@@ -200,13 +200,14 @@ def check_level(level: float) -> None:
     """Check a confidence level.
 
     Raises:
-      ValueError: it is not strictly between 0 and 1.
+      ValueError: it is not a number strictly between 0 and 1.
 
     >>> check_level(99.0)
     Traceback (most recent call last):
       ...
     ValueError: level must lie strictly between 0 and 1 (0.99 for 99%), got 99.0
     """
+    _check_number("level", level)
     if not 0 < level < 1:
         raise ValueError(f"level must lie strictly between 0 and 1 (0.99 for 99%), got {level}")
 
@@ -215,39 +216,72 @@ def check_margin(margin: float) -> None:
     """Check the margin within which alpha counts as equal to 1.
 
     Raises:
-      ValueError: it is not between 0 and 10.
+      ValueError: it is not a number between 0 and 10.
 
     >>> check_margin(0.1)
     """
+    _check_number("margin", margin)
     if not 0 < margin < 10:
         raise ValueError(f"margin must lie between 0 and 10 (0.1 for alpha within 0.91 to 1.1), got {margin}")
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Check the probability from which one sigmoid output means class 1; None means that there is none.
+
+    Raises:
+      ValueError: it is not a number strictly between 0 and 1.
+
+    >>> check_threshold(50)
+    Traceback (most recent call last):
+      ...
+    ValueError: threshold must lie between 0 and 1, got 50
+    """
+    if threshold is not None:
+        _check_number("threshold", threshold)
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
 
 
 def check_top_k(top_k: int | None) -> None:
     """Check the k of the top-k recall; None means the default.
 
     Raises:
-      ValueError: it is below 1.
+      ValueError: it is not a whole number of at least 1.
 
     >>> check_top_k(None)
     """
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_k is not None:
+        _check_number("top_k", top_k, whole=True)
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
 
 
 def check_resamples(resamples: int) -> None:
     """Check how often to resample.
 
     Raises:
-      ValueError: fewer than 2 times.
+      ValueError: it is not a whole number of at least 2.
 
     >>> check_resamples(1)
     Traceback (most recent call last):
       ...
     ValueError: resamples must be at least 2, got 1
     """
+    _check_number("resamples", resamples, whole=True)
     if resamples < 2:
         raise ValueError(f"resamples must be at least 2, got {resamples}")
+
+
+def _check_number(name: str, value: object, *, whole: bool = False) -> None:
+    """Check that a setting is a number, or a whole number, of Python, numpy or jax.
+
+    >>> _check_number("level", "0.99")
+    Traceback (most recent call last):
+      ...
+    ValueError: level must be a number, got '0.99'
+    """
+    if np.ndim(value) > 0 or np.asarray(value).dtype.kind not in ("iu" if whole else "iuf"):  # type: ignore[arg-type]
+        raise ValueError(f"{name} must be a {'whole ' * whole}number, got {value!r}")
 
 
 def _is_small_float(dtype: np.dtype) -> bool:

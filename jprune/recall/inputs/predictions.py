@@ -457,9 +457,12 @@ def baselines(dense: object, scores: Sequence[str]) -> dict[str, tuple[str, obje
     """
     if not isinstance(dense, Mapping):
         return dict.fromkeys(scores, ("dense", dense))
-    if set(dense) != set(scores):
-        raise InputError(f"dense has the scores {list(dense)!r}, the pruned models have {list(scores)!r}")
-    return {score: (f"dense[{score!r}]", dense[score]) for score in scores}
+    keys = {key if key in scores else str(key).strip(): key for key in dense}  # as the names in compare are read
+    if set(keys) != set(scores) or len(keys) < len(dense):
+        raise InputError(
+            f"dense has the keys {list(dense)!r}; the names or scores of the compressed models are {list(scores)!r}"
+        )
+    return {score: (f"dense[{keys[score]!r}]", dense[keys[score]]) for score in scores}
 
 
 def _by_ratio(ratios: Mapping[object, object], name: str) -> dict[float, tuple[str, object]]:

@@ -294,7 +294,7 @@ def _column_of_dataset(dataset: Dataset, name: str) -> np.ndarray:
 def _batches(value: object, name: str) -> np.ndarray | None:
     """Join the batches of one model to one array; return None if the value is not a list of batches.
 
-    Arrays of equal length are models; batches differ in length, at least the last.
+    Arrays of equal length are models, or rows of one-hot labels; batches differ in length, at least the last.
     """
     if not isinstance(value, list | tuple) or len(value) < 2:
         return None
@@ -303,6 +303,18 @@ def _batches(value: object, name: str) -> np.ndarray | None:
     shapes = [tuple(part.shape) for part in value]
     if len({shape[1:] for shape in shapes}) != 1:
         return None
-    if len({shape[0] for shape in shapes}) == 1 and not (name == "labels" and len(shapes[0]) == 1):
+    alike = len(set(shapes)) == 1
+    if alike and (name != "labels" or len(shapes[0]) > 1):
         return None
-    return np.concatenate([as_array(part, f"{name}, batch {index}") for index, part in enumerate(value)])
+    batches = [as_array(part, f"{name}, batch {index}") for index, part in enumerate(value)]
+    return None if alike and _one_hot_rows(np.stack(batches)) else np.concatenate(batches)
+
+
+def _one_hot_rows(rows: np.ndarray) -> bool:
+    """Whether labels of one length are one-hot rows; batches are fewer, or do not all have exactly one 1.
+
+    >>> _one_hot_rows(np.array([[0, 1], [1, 0], [1, 0]])), _one_hot_rows(np.array([[0, 1], [1, 0]]))
+    (True, False)
+    """
+    enough = len(rows) > rows.shape[1] and rows.dtype.kind in "iufb"
+    return enough and bool(np.isin(rows, (0, 1)).all() and (rows.sum(1) == 1).all())

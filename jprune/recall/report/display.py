@@ -7,7 +7,7 @@ import pandas as pd
 
 from jprune.recall.inputs.raw import FrameCell
 from jprune.recall.report.verdicts import lost_more
-from jprune.recall.report.words import in_number
+from jprune.recall.report.words import in_number, percent
 from jprune.recall.tables.frames import UNSTATED, AuditTables
 
 _MOST_ROWS, _LEAST_ROWS = 1_500, 10  # rows of a table, and of one score and ratio in it; the CSV files have all rows
@@ -94,6 +94,12 @@ def _fixed(digits: int, scale: float = 1.0, sign: str = "") -> Callable[[float],
     return show
 
 
+def _percent(value: float) -> str:
+    """Format a fraction in percent, with as many digits as keep it from being shown as 0 or 100 where it is not."""
+    text = _fixed(1, 100.0)(value)
+    return percent(value).removesuffix("%") if text == "100.0" and value < 1 else text
+
+
 def _mean_count(value: float) -> str:
     """Format a number of examples; the others of its column may be fractional, as means over models."""
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
@@ -105,7 +111,7 @@ def _p(value: float) -> str:
 
 _RATIO = Column("ratio", "ratio", "Compression ratio: parameters before / after; 1 is the control", lambda v: f"{v:g}")
 _SCORE = Column("score", "score", "The pruning score")
-_PERCENT, _CHANGE = _fixed(1, 100.0), _fixed(1, 100.0, "+")
+_CHANGE = _fixed(1, 100.0, "+")
 
 _SUMMARY = (
     _SCORE,
@@ -114,7 +120,7 @@ _SUMMARY = (
     Column(
         "collapsed", "at chance", "Number of models with a mean recall at chance; they are left out of alpha", _fixed(0)
     ),
-    Column("accuracy", "accuracy %", "{Mean accuracy over models|Share of the test examples that are right}", _PERCENT),
+    Column("accuracy", "accuracy %", "{Mean accuracy over models|Share of the test examples that are right}", _percent),
     Column("accuracy_change", "change", "Accuracy minus that of the [dense models|dense model], in points", _CHANGE),
     Column("alpha", "alpha", "Model-level intensification ratio{, mean over models|}", _fixed(2)),
     Column("alpha_low", "low", "Lower end of the interval of mean alpha", _fixed(2)),
@@ -156,8 +162,8 @@ _NEIGHBOURS = (
     Column("alpha_rma", "RMA", "Slope by reduced major axis{, mean over models|}", _fixed(2)),
     Column("pooled_alpha", "pooled", "One slope over all {models and |}classes", _fixed(2)),
     Column("r2", "r²", "R squared of the pooled slope, a line through the origin", _fixed(2)),
-    Column("worst_recall", "worst %", "Lowest recall of a class{, mean over models|}", _PERCENT),
-    Column("excess_gap", "max gap", "Largest excess accuracy gap, in points{, mean over models|}", _PERCENT),
+    Column("worst_recall", "worst %", "Lowest recall of a class{, mean over models|}", _percent),
+    Column("excess_gap", "max gap", "Largest excess accuracy gap, in points{, mean over models|}", _percent),
     Column("balance_variance", "variance", "Variance of recall over classes{, mean over models|}", _fixed(5)),
     Column("cev", "CEV", "Combined error variance", _fixed(3)),
     Column("sde", "SDE", "Symmetric distance error", _fixed(3)),
@@ -167,8 +173,8 @@ _CLASSES = (
     _RATIO,
     Column("class", "class", "The class"),
     Column("change", "change", "Recall after minus before, in points", _CHANGE),
-    Column("recall_dense", "dense %", "Recall of the [dense models, mean|dense model]", _PERCENT),
-    Column("recall", "after %", "Recall of the compressed {models, mean|model}", _PERCENT),
+    Column("recall_dense", "dense %", "Recall of the [dense models, mean|dense model]", _percent),
+    Column("recall", "after %", "Recall of the compressed {models, mean|model}", _percent),
     Column("support", "examples", "Number of test examples", _fixed(0)),
     Column(
         "lost", "lost", "Examples right before and wrong after{, mean over models|[, mean over models|]}", _mean_count
@@ -185,7 +191,7 @@ _CLASSES = (
         "detectable",
         "Smallest excess that would be shown nine times in ten, in points; n/a where even the loss of every example "
         "would not be",
-        _PERCENT,
+        _percent,
     ),
     Column(
         "intensification",
@@ -239,11 +245,11 @@ _PIES = (
     Column("class", "labelled", "The true class"),
     Column("support", "examples", "Number of test examples", _fixed(0)),
     Column("pies", "changed", "Number of examples whose {most frequent |}prediction changed", _fixed(0)),
-    Column("share", "%", "Their share of the class", _PERCENT),
+    Column("share", "%", "Their share of the class", _percent),
 )
 _EQUAL = (
-    Column("score", "score", "The score compared with"),
-    Column("other_score", "other", "The score compared"),
+    Column("score", "first", "The first of the two"),
+    Column("other_score", "other", "The other of the two"),
     Column(
         "difference",
         "difference",
@@ -272,25 +278,25 @@ _PROBABILITIES = (
         "confidence_dense",
         "confidence before %",
         "Mean probability of the predicted class, dense [models|model]",
-        _PERCENT,
+        _percent,
     ),
-    Column("confidence", "after %", "The same, compressed {models|model}", _PERCENT),
+    Column("confidence", "after %", "The same, compressed {models|model}", _percent),
     Column(
         "ece_dense",
         "calibration error before %",
         "Expected calibration error of 15 bins, dense [models|model]",
-        _PERCENT,
+        _percent,
     ),
-    Column("ece", "after %", "The same, compressed {models|model}", _PERCENT),
+    Column("ece", "after %", "The same, compressed {models|model}", _percent),
     Column("kl", "KL", "Kullback-Leibler divergence of the compressed from the dense probabilities, nats", _fixed(3)),
     Column("k", "k", "k of the top-k recall", _fixed(0)),
     Column(
         "top_k_dense",
         "top-k before %",
         "Share of examples whose class is among the k most probable, dense [models|model]",
-        _PERCENT,
+        _percent,
     ),
-    Column("top_k", "after %", "The same, compressed {models|model}", _PERCENT),
+    Column("top_k", "after %", "The same, compressed {models|model}", _percent),
 )
 _DRIFT = (
     _SCORE,
@@ -303,7 +309,7 @@ _DRIFT = (
         "Lost examples of the class that are predicted as the other class{, mean over models|[, mean over models|]}",
         _mean_count,
     ),
-    Column("share", "share %", "Their share of the lost examples of the class", _PERCENT),
+    Column("share", "share %", "Their share of the lost examples of the class", _percent),
     Column(
         "before",
         "all before",
@@ -317,7 +323,7 @@ _RISK = (
     Column("example", "example", "Index of the test example, from 0", _fixed(0)),
     Column("name", "class", "Its true class"),
     Column("risk", "risk", "Uncertainty of the dense [models|model], from 0 to 1", _fixed(3)),
-    Column("lost", "lost %", "Share of the compressed models that lost it", _PERCENT),
+    Column("lost", "lost %", "Share of the compressed models that lost it", _percent),
 )
 
 
@@ -378,7 +384,7 @@ def tables(audit: AuditTables, equal: pd.DataFrame) -> dict[str, Table | None]:
 def _worded(table: Table, audit: AuditTables) -> Table:
     """Return a table with headings for several models or one, and without the word score where models have names."""
     columns = [column._replace(meaning=in_number(audit, column.meaning)) for column in table.columns]
-    if audit.named:
+    if audit.named and table.name != "equal":
         columns = [
             column._replace(label=_NEUTRAL[column.name][0], meaning=_NEUTRAL[column.name][1])
             if column.name in _NEUTRAL
@@ -411,7 +417,8 @@ def _table(
         alone = (
             c == "score" and name not in _FILTERED and (frame[c] == "pruned").all()
         )  # the only score, without a name
-        return bool(empty or alone or (c == "ratio" and (frame[c] == UNSTATED).all()))
+        unstated = c in ("ratio", "other_ratio") and (frame[c].isna() | (frame[c] == UNSTATED)).all()
+        return bool(empty or alone or unstated)
 
     kept = tuple(c for c in columns if c.name in frame and not absent(c.name))
     kept = tuple(c for c in kept if c.name != "collapsed" or frame["collapsed"].any())
@@ -438,7 +445,7 @@ def _cell(column: Column, value: FrameCell) -> Cell:
         return Cell("" if pd.isna(value) else str(value), None)
     if pd.isna(value):
         return Cell("n/a", "")
-    return Cell(column.show(value), repr(float(value)))
+    return Cell(column.show(value), repr(float(value)).replace("inf", "Infinity"))  # as the page's script reads it
 
 
 def _counts(column: Column, values: "pd.Series[float]") -> Column:

@@ -23,8 +23,8 @@ from jprune.recall.report.words import (
     number,
     p_value,
     percent,
+    places,
     points,
-    ratio_or_name,
     sentence,
     signed,
     size,
@@ -87,7 +87,7 @@ def _accuracy(row: Row, audit: AuditTables) -> str:
         return sentence(text)
     if np.isfinite(cell(row, "accuracy_change_low")):
         ends = f"{signed(cell(row, 'accuracy_change_low'))} to {signed(cell(row, 'accuracy_change_high'))}"
-        text += f" ({100 * audit.level:g}% interval over models {ends} points)"
+        text += f"; {100 * audit.level:g}% interval of the change over models {ends} points"
     tests = audit.tests[(audit.tests["test"] == "mcnemar") & (audit.tests["question"] == "accuracy")]
     for test in rows_of(tests, row).to_dict("records"):
         text += f"; McNemar's test of all examples: {p_value(test['p'])}"
@@ -178,7 +178,7 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
         text = f"corrected alpha {interval(row, 'alpha_corrected')} {at_ratio(row)}"
         text += f"; class differences {described(audit, row)}"
         if verdict == "=":
-            text += f" ({1 / (1 + audit.margin):.2g} to {1 + audit.margin:g})"
+            text += f"; the margin is {1 / (1 + audit.margin):.2g} to {1 + audit.margin:g}"
         elif verdict == "?":
             least = cell(row, "alpha_corrected_detectable")
             text += f"; growth by {number(least)} would be shown nine times in ten" if least < 1 else ""
@@ -189,7 +189,7 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
     corrected = bool(np.isfinite(rows["alpha_corrected"]).any())
     marks = rows["alpha_corrected_mark" if corrected else "alpha_mark"]
     pattern = [
-        f"{word} at {listed([ratio_or_name(ratio) for ratio in rows['ratio'][marks == mark]])}"
+        f"{word} {places(rows[marks == mark])}"
         for mark, word in (("<", "below 1"), ("?", "not shown to differ from 1"), (">", "above 1"))
         if (marks == mark).any()
     ]
@@ -274,7 +274,7 @@ def _risk(row: Row, audit: AuditTables) -> str:
     return (
         f"The {whose} uncertainty ranks an example that was lost{by} above one that was kept in "
         f"{100 * cell(row, 'risk_auc'):.0f}% of pairs; the most uncertain tenth of the examples that {they} got "
-        f"right contains {count(found)} of the {lost} lost ones ({percent(found / lost)})."
+        f"right contains {count(found)} of the {lost:,} lost ones ({percent(found / lost)})."
     )
 
 
@@ -348,12 +348,10 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
     name = "corrected alpha" if column == "alpha_corrected" else "alpha"
     marks = rows[f"{column}_mark"]
     open_rows, silent = rows[(marks == "?") & (rows["agreement"] != 1)], rows[marks == ""]
-    where, parts = "in" if audit.named else "at", []
+    parts = []
     if len(open_rows):
-        named = listed(
-            [f"{ratio_or_name(r['ratio'], r['score'])} ({number(r[column])})" for _, r in open_rows.iterrows()]
-        )
-        parts.append(f"{who} {'does' if one else 'do'} not show that {name} differs from 1 {where} {named}.")
+        where = places(open_rows, [number(value) for value in open_rows[column]])
+        parts.append(f"{who} {'does' if one else 'do'} not show that {name} differs from 1 {where}.")
         if column == "alpha_corrected":
             least = [r["alpha_corrected_detectable"] for _, r in open_rows.iterrows()]
             shown = listed([number(value) for value in least])
@@ -370,23 +368,19 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
     elif marks.isin(["<", ">"]).all():
         parts.append(_sides(rows, f"{who} show{'s' * one}", name, audit, every=len(rows) == every))
     if len(silent):
-        named = listed(
-            [ratio_or_name(ratio, score) for ratio, score in zip(silent["ratio"], silent["score"], strict=True)]
-        )
-        lead = where.capitalize() if parts else f"No: {where}"
-        parts.append(f"{lead} {named} there is no interval of {name}.")
+        where = places(silent)
+        parts.append(f"{where[0].upper() + where[1:] if parts else f'No: {where}'} there is no interval of {name}.")
     return parts
 
 
 def _sides(rows: pd.DataFrame, who_shows: str, name: str, audit: AuditTables, *, every: bool) -> str:
     """That all these intervals exclude 1, and where something else than compression may be why."""
-    other = [row for _, row in rows.iterrows() if verdict_of(dict(row)) not in SHOWN]
-    at = "every ratio" if every else listed([ratio_or_name(ratio) for ratio in rows["ratio"]])
-    shown = f"{who_shows}{f' at {at}' * (not audit.named)} on which side of 1 {name} is"
-    if not other:
+    other = rows[[verdict_of(dict(row)) not in SHOWN for _, row in rows.iterrows()]]
+    where = "at every ratio" if every else places(rows)
+    shown = f"{who_shows}{f' {where}' * (not audit.named)} on which side of 1 {name} is"
+    if not len(other):
         return f"{shown}."
-    where = f"{'in' if audit.named else 'at'} {listed([ratio_or_name(row['ratio'], row['score']) for row in other])}"
-    why = f"{where} noise of the test set or another training seed may be why"
+    why = f"{places(other)} noise of the test set or another training seed may be why"
     return f"No: {why} {name} is not 1." if len(other) == len(rows) else f"{shown}; {why}."
 
 

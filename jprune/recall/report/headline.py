@@ -291,14 +291,14 @@ def _few_examples(audit: AuditTables, row: Row) -> str:
 def _small_class(audit: AuditTables, row: Row) -> str:
     """The class with a handful of examples that lost most, where one is shown to have lost more."""
     shown = lost_more(rows_of(audit.classes, row), audit.level)
-    few = shown[(shown["support"] < FEWEST) & np.isfinite(shown["lost"])].sort_values("change", kind="stable")
+    few = shown[shown["support"] < FEWEST].sort_values("change", kind="stable")
     if not len(few):
         return ""
-    hit = dict(few.iloc[0])
-    return (
-        f"Class {hit['class']} is shown to have lost more, but has only {hit['support']} test examples, of which it "
-        f"lost {count(cell(hit, 'lost'))}."
-    )
+    hit = few.iloc[0]
+    known = np.isfinite(hit["lost"])  # not with counts alone
+    lost = f", of which it lost {count(hit['lost'])}" if known else f": {_ends(hit)} right"
+    examples = "1 test example" if hit["support"] == 1 else f"{hit['support']} test examples"
+    return f"Class {hit['class']} is shown to have lost more, but has only {examples}{lost}."
 
 
 def _group_hit(audit: AuditTables, row: Row) -> str:
@@ -312,8 +312,8 @@ def _group_hit(audit: AuditTables, row: Row) -> str:
     where = at_score(audit, row) if len(audit.scores) > 1 else ""
     named = str(hit["group"]) if hit["attribute"] == "group" else f"{hit['group']} ({hit['attribute']})"
     return (
-        f"Of the groups, {named} lost more than the rest{where}: {100 * hit['recall_dense']:.1f}% to "
-        f"{100 * hit['recall']:.1f}% of {hit['support']:,} test examples right."
+        f"Of the groups, {named} lost more than the rest{where}: {percent(hit['recall_dense'])} to "
+        f"{percent(hit['recall'])} of {hit['support']:,} test examples right."
     )
 
 

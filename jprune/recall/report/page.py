@@ -208,7 +208,8 @@ def _about(audit: AuditTables) -> str:
             f"{100 * audit.level:g}% intervals."
         )
     ratios = ", ".join(f"{ratio:g}" for ratio in audit.ratios)
-    scores = "" if audit.scores == ("pruned",) else f" pruned by {', '.join(audit.scores)}"
+    pruned = [score for score in audit.scores if (audit.summary["ratio"][audit.summary["score"] == score] != 1).any()]
+    scores = "" if pruned in ([], ["pruned"]) else f" pruned by {', '.join(pruned)}"
     return (
         f"{start}{dense} before and {models} after compression{scores}, at ratio{'s' * (len(audit.ratios) > 1)} "
         f"{ratios}; {100 * audit.level:g}% intervals."

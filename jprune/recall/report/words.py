@@ -1,7 +1,7 @@
 """Numbers, ratios and lists in words, as the sentences of a report use them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -200,6 +200,19 @@ def ratio_or_name(ratio: float, score: str = "") -> str:
     if ratio == UNSTATED:
         return score
     return "the control" if ratio == 1 else f"{ratio:g}x"
+
+
+def places(rows: pd.DataFrame, notes: Sequence[str] = ()) -> str:
+    """The models of some rows, by ratio or name, with a preposition; each with a note in parentheses, if there are any.
+
+    >>> places(pd.DataFrame({"score": "pruned", "ratio": [1.0, 2.0, 4.0]}))
+    'in the control and at 2x and 4x'
+    """
+    found: dict[str, list[str]] = {"in": [], "at": []}
+    for score, ratio, note in zip(rows["score"], rows["ratio"], notes or [""] * len(rows), strict=True):
+        name = ratio_or_name(ratio, score)
+        found["in" if ratio in (UNSTATED, 1) else "at"].append(f"{name} ({note})" if note else name)
+    return " and ".join(f"{preposition} {listed(names)}" for preposition, names in found.items() if names)
 
 
 def listed(names: list[str]) -> str:

@@ -11,6 +11,8 @@ from jprune.recall.inference.intervals import Interval, defined_mean, t_interval
 from jprune.recall.inputs.predictions import Predictions
 from jprune.recall.measures.rates import Rates
 
+_ROUNDING = 1e-13  # of a mean of differences of fractions
+
 
 class Examples(NamedTuple):
     """Labels and predictions of single examples, if predictions and not only counts were given.
@@ -96,8 +98,11 @@ def mean_model(rates: Rates, times: int) -> Rates:
 def difference(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], study: AuditedModels) -> Interval:
     """Return the mean of after - before with its interval, models on the first axis: paired, or of independent samples.
 
-    There is no interval if an independent sample has one model.
+    There is no interval if an independent sample has one model. A mean that is 0 but for rounding is exactly 0, so that
+    it is neither a loss nor a gain.
     """
     if study.paired:
-        return t_interval((after - before).T, study.level)
-    return welch_interval(t_interval(before.T), t_interval(after.T), study.level)
+        found = t_interval((after - before).T, study.level)
+    else:
+        found = welch_interval(t_interval(before.T), t_interval(after.T), study.level)
+    return found._replace(mean=np.where(np.abs(found.mean) <= _ROUNDING, 0.0, found.mean))

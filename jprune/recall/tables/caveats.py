@@ -8,7 +8,7 @@ import pandas as pd
 
 from jprune.recall.inputs.predictions import Predictions
 from jprune.recall.measures.probabilities import are_probabilities
-from jprune.recall.tables.audited import AuditedModels
+from jprune.recall.tables.audited import AuditedModels, collapsed
 from jprune.recall.tables.frames import UNSTATED, FrameRow, Row
 
 _FEWEST_PAIRS = 4  # three pairs have six orders, so no p-value is below 1/6
@@ -93,6 +93,7 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
             "models are not paired: each compressed model is compared with the "
             + ("dense model, and nothing here covers other dense training runs" if one else "mean dense model")
         )
+    notes += _dense_at_chance(study)
     for _, rows in alphas.groupby(["score", "ratio"], sort=False):
         score, ratio = str(rows["score"].iloc[0]), float(rows["ratio"].iloc[0])
         reasons = rows["reason"][rows["reason"] != ""].value_counts(sort=False)
@@ -120,6 +121,21 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
         notes.append(
             "counts alone: intervals and tests are over training seeds and do not include the sampling of test examples"
         )
+    return notes
+
+
+def _dense_at_chance(study: AuditedModels) -> list[str]:
+    """Which dense models are at chance, unless all are, as where labels and predictions do not belong together."""
+    notes = []
+    for score, dense in list(study.dense.items())[: 1 if study.shared else None]:
+        gone, models = int(collapsed(dense).sum()), len(dense.accuracy)
+        if 0 < gone < models:
+            of_score = "" if study.shared else f" of {score}"
+            are, them = ("is", "it") if gone == 1 else ("are", "them")
+            notes.append(
+                f"{gone} of {models} dense models{of_score} {are} at chance: accuracy, classes and alpha include "
+                f"{them}, alpha between dense training runs does not"
+            )
     return notes
 
 

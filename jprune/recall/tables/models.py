@@ -10,6 +10,7 @@ import scipy.stats
 
 from jprune.recall.inference.corrected import (
     CorrectedAlpha,
+    SeedNull,
     SpreadRatio,
     corrected_intensification,
     seed_null,
@@ -126,6 +127,7 @@ def summary(study: AuditedModels, per_model: pd.DataFrame, dense: pd.DataFrame) 
     """One row per score and ratio: means over models, intervals, marks against 1, the pooled slope.
 
     Collapsed models are counted, and left out of every column about alpha: intervals that mix both describe neither.
+    Alpha between seeds leaves out dense models at chance.
 
     Args:
       study: the rates.
@@ -133,7 +135,7 @@ def summary(study: AuditedModels, per_model: pd.DataFrame, dense: pd.DataFrame) 
       dense: what ``dense_models`` made of them.
     """
     rows = []
-    seeds = {score: seed_null(rates.recall, rates.accuracy, study.level) for score, rates in study.dense.items()}
+    seeds = {score: _between_seeds(dense, study.level) for score, dense in study.dense.items()}
     for score, ratio, baseline, pruned in study.stacks():
         of_stack = per_model[(per_model["score"] == score) & (per_model["ratio"] == ratio)]
         of_dense = dense[dense["score"] == score]
@@ -164,6 +166,12 @@ def summary(study: AuditedModels, per_model: pd.DataFrame, dense: pd.DataFrame) 
     return pd.DataFrame(rows)
 
 
+def _between_seeds(dense: Rates, level: float) -> SeedNull:
+    """Alpha between the dense models that are not at chance."""
+    healthy = ~collapsed(dense)
+    return seed_null(dense.recall[healthy], dense.accuracy[healthy], level)
+
+
 def _change_p(study: AuditedModels, score: str, ratio: float, pruned: Rates) -> float:
     """The p-value of no change of accuracy: over examples and models, or from counts alone over models."""
     if study.examples is not None:
@@ -185,7 +193,7 @@ def _corrected(study: AuditedModels, score: str, ratio: float, healthy: npt.NDAr
         found = corrected_intensification(study.examples.true, before, after, paired=study.paired, level=study.level)
         if len(before) == 1:
             spread = spread_ratio(study.examples.true, before[0], after, study.level)
-    elif study.examples is not None:
+    elif not healthy.any():
         found = found._replace(reason="every model has collapsed")
     # A difference of that many standard errors is shown nine times in ten.
     critical = scipy.stats.t.isf((1 - study.level) / 2, found.degrees) + scipy.stats.t.isf(0.1, found.degrees)

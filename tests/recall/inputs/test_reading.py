@@ -1123,6 +1123,12 @@ def test_models_may_be_compared_by_name(capsys):
     assert not any("no control" in warning for warning in found["warnings"])
 
 
+def test_numbers_may_name_models_and_their_dense_models():
+    report = recall.audit(LABELS, {8: DENSE, 4: TWO}, compare={8: TWO, 4: TWO})
+    assert report.scores == ("8", "4")
+    assert report.summary["accuracy_dense"].tolist() == pytest.approx(ACCURACY)
+
+
 @pytest.mark.parametrize("change", [str.upper, "'{}'".format, '"{}"'.format, lambda name: f"{name}."])
 def test_predicted_names_that_differ_from_the_labels_only_in_case_or_quotes_are_refused(change):
     other = np.array([change(name) for name in NAMES])[TWO]
@@ -1220,6 +1226,12 @@ def test_decimal_classes_are_matched_with_class_names_that_are_numbers(shape, mi
 def test_boolean_one_hot_labels_are_classes():
     report = recall.audit(np.eye(3, dtype=bool)[LABELS], LOGITS, {2: LOGITS})
     assert report.class_names == ("0", "1", "2")
+    assert report.summary["accuracy"].item() == pytest.approx(ACCURACY[1])
+
+
+def test_a_list_of_one_hot_vectors_is_labels_and_not_batches():
+    report = recall.audit([np.eye(3)[c] for c in LABELS], DENSE, {2: TWO})
+    assert report.examples == N
     assert report.summary["accuracy"].item() == pytest.approx(ACCURACY[1])
 
 

@@ -327,7 +327,8 @@ def test_the_answers_of_the_published_runs(golden):
     answers = {finding.topic: finding.text for finding in findings(golden)}
     assert answers == {
         "Accuracy at 50x compression": (
-            "Accuracy went from 89.3% to 78.7%, -10.6 points (99% interval over models -11.2 to -10.0 points)."
+            "Accuracy went from 89.3% to 78.7%, -10.6 points; 99% interval of the change over models -11.2 to -10.0 "
+            "points."
         ),
         "Differences between classes": (
             "Alpha 1.80 (1.73 to 1.88) at 50x compression; class differences widened; between two dense training runs "
@@ -524,7 +525,7 @@ def test_collapsed_models_are_counted_and_left_out_of_alpha():
         rest.summary.iloc[0][["alpha", "alpha_low", "alpha_corrected", "alpha_corrected_high"]].astype(float),
     )
     assert headline.headline(audit).startswith(
-        "2 of 6 models at 4x compression are at chance; accuracy and classes below"
+        "2 of 6 models at 4x compression are at chance; accuracy and classes include them"
     )
     assert "2 of 6 models are at chance" in " ".join(finding.text for finding in findings(audit))
 
@@ -572,6 +573,14 @@ def test_a_class_with_a_handful_of_examples_is_never_what_the_headline_begins_wi
     assert said.startswith("Class 4 lost most at 10x compression: 100% to 0% of 40 test examples right, clearly more")
 
 
+def test_a_handful_of_examples_that_lost_more_is_not_denied_of_counts_alone():
+    dense = np.array([[90, 80, 5], [91, 82, 5], [92, 81, 5], [90, 83, 5], [91, 81, 5]])
+    lost = np.array([[1, 2, 4], [2, 1, 5], [1, 1, 4], [2, 2, 5], [0, 1, 4]])
+    said = recall.audit_counts(dense, {2: dense - lost}, support=[100, 100, 5]).headline
+    assert "No class with 10 or more test examples is shown to have lost more than the rest;" in said
+    assert "Class 2 is shown to have lost more, but has only 5 test examples: 100% to 12% right." in said
+
+
 def test_a_class_with_a_handful_of_examples_that_lost_more_is_not_denied_by_the_headline():
     before, after = [0.9] * 4 + [1.0], [0.4] + [0.9] * 3 + [0.0]
     said = one_dense_one_compressed([200] * 4 + [2], before, after).headline
@@ -616,6 +625,14 @@ def test_a_collapsed_model_is_what_the_headline_says():
     said = headline.headline(one_dense_one_compressed([50] * 4, [0.9, 0.8, 0.7, 0.6], [1, 0, 0, 0], models=3))
     assert said.startswith("All models at 10x compression are at chance")
     assert "could have missed" not in said
+
+
+def test_counts_of_models_that_are_all_at_chance_give_the_headline_of_predictions():
+    dense, one_class = [[90, 80, 70], [91, 82, 73], [92, 81, 70]], [[100, 0, 0], [100, 0, 0], [0, 0, 100]]
+    audit = recall.audit_counts(dense, {2: one_class}, support=[100] * 3)
+    assert audit.headline.startswith("All models at 2x compression are at chance: accuracy went from 81.0% to 33.3%")
+    said = {finding.topic: finding.text for finding in findings(audit)}
+    assert said["Differences between classes"] == "Every model is at chance, so alpha says nothing about classes."
 
 
 def test_a_class_that_lost_while_the_others_gained_is_said_so():
@@ -719,6 +736,7 @@ def test_a_page_of_named_models_does_not_say_that_they_were_pruned(names):
     said = text.replace("Recall Distortion in Neural Network\nPruning and the Undecayed Pruning Algorithm", "")
     said = re.sub(r"<(style|script)>.*?</(style|script)>", "", said, flags=re.DOTALL)
     assert not re.findall(r"(?i).{0,40}(?:prun(?!e )|pies\)|the score).{0,40}", said)
+    assert not re.findall(r".{0,40}(?:one score|Two scores|Compare scores).{0,40}", said)
 
 
 def test_the_terminal_shows_names_without_a_ratio(capsys):
@@ -892,6 +910,21 @@ def test_a_control_alone_is_not_called_pruned():
     assert "pruned" not in said.replace("(not pruned)", "")
     same = recall.audit(labels, dense, {"control": {1: dense}}).headline
     assert same == "Dense and fine-tuned models agree on every example."
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_control_under_its_own_name_is_not_called_pruned():
+    rng, labels = np.random.default_rng(1), np.repeat(np.arange(4), 50)
+
+    def made(rate):
+        return np.where(rng.random((3, 200)) < rate * (1 + labels), (labels + 1) % 4, labels)
+
+    audit = recall.audit(labels, made(0.1), {"magnitude": {4: made(0.12)}, "control": {1: made(0.1)}})
+    written = page(audit)
+    assert "after compression pruned by magnitude, at ratios 1, 4;" in written
+    said = {finding.score: finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?"}
+    assert " differs from 1 in the control (" in said["control"]
+    assert " differs from 1 at 4x (" in said["magnitude"]
 
 
 def test_lost_examples_at_risk_come_with_counts():
