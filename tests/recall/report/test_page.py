@@ -525,7 +525,7 @@ def test_collapsed_models_are_counted_and_left_out_of_alpha():
         rest.summary.iloc[0][["alpha", "alpha_low", "alpha_corrected", "alpha_corrected_high"]].astype(float),
     )
     assert headline.headline(audit).startswith(
-        "2 of 6 models at 4x compression are at chance; accuracy and classes include them"
+        "2 of 6 models at 4x compression are at chance; accuracy and classes below include them"
     )
     assert "2 of 6 models are at chance" in " ".join(finding.text for finding in findings(audit))
 
