@@ -3,8 +3,8 @@
 "python -m experiments.reproduction" rewrites the tables of docs/reproduction.md and its figures.
 "python -m experiments.reproduction keep FOLDER NAME" first adds the results of the study in FOLDER to those
 tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet,
-cifar10-resnet20, cifar10-resnet20-short, fashion-channels; fashion-published-paper, -script,
-mnist-published-paper, -script;
+cifar10-resnet20, cifar10-resnet20-short, cifar10-resnet20-gradient, fashion-channels;
+fashion-published-paper, -script, mnist-published-paper, -script;
 fashion-few-weights, fashion-few-weights-floor, -floor-others, fashion-round-8, fashion-round-4,
 fashion-fewer-epochs-10, -20, fashion-label-noise-10, -20;
 moons, moons-seeds, moons-seeds-u, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart;
@@ -56,6 +56,10 @@ _RECALLS = {
     "mnist-published-script": (("mnist", "lenet"), "MNIST, LeNet, published counts, script's setting"),
     "fashion-channels": (None, "Fashion-MNIST, LeNet, channels removed, t in multiply-adds"),
     hypotheses.CIFAR: (("cifar10", "resnet20"), "CIFAR-10, ResNet-20, short schedule"),
+    "cifar10-resnet20-gradient": (
+        None,
+        "CIFAR-10, ResNet-20, short schedule, gradient pruning of other dense networks",
+    ),
     "cifar10-resnet20": (None, "CIFAR-10, ResNet-20, one network of one epoch: pipeline check only"),
 }  # table: data set and model of the published quartiles, title
 _EXPLAINING = (explanations.FEW_WEIGHTS, *explanations.WITH_FLOOR, *explanations.CHANGES)
@@ -228,7 +232,7 @@ def report() -> None:
         "seeds": summary.of_seeds(everything),
         "verdicts": _verdicts(found),
     }
-    parts = [_recall(name, study) for name, study in studies.items() if study.complete(["magnitude"])]
+    parts = [_recall(name, study) for name, study in studies.items() if _usable(study)]
     blocks["recall"] = "\n".join([_BOXES, *parts] if parts else [])
     on_grids = [_grid(name, cells) for name, cells in grids.items()]
     on_grids += [_titled(name, [reporting.still_trained(after)]) for name, after in shown.items()]
@@ -429,7 +433,7 @@ def _recall(name: str, study: Recalls) -> str:
         "corrected for test noise",
         "profile slope",
     ]
-    replicates = study.complete(["magnitude"])
+    replicates = study.complete(_usable(study)[:1])
     correct = study.correct(ledger.DENSE, 1.0, replicates)
     dense = correct.sum(1) / study.support.sum()
     spread = f", standard deviation {dense.std(ddof=1):.4f}" if len(dense) > 1 else ""

@@ -45,6 +45,9 @@ STUDIES: Mapping[str, Study] = {
         finetune_lr=(0.01,),
     ),
     "cifar10-resnet20-short": presets.get("cifar10-resnet20-short"),
+    "cifar10-resnet20-gradient": dataclasses.replace(
+        presets.get("cifar10-resnet20-short"), scores=("gradient",), ratios=(2, 4, 10, 20, 50)
+    ),
     "fashion-few-weights": dataclasses.replace(_few, ratios=_few.ratios[1:]),
     "fashion-few-weights-floor": dataclasses.replace(_floor, ratios=(_AT_125,)),
     "fashion-few-weights-floor-others": dataclasses.replace(
@@ -97,7 +100,8 @@ def check_ratios(name: str, networks: pd.DataFrame, folder: Path) -> None:
     planned = STUDIES.get(name)
     if planned is None:
         return
-    found = networks.loc[networks["score"].isin(["control", "magnitude"]), "ratio"].to_numpy()
+    first = ["magnitude"] if "magnitude" in planned.scores else planned.scores
+    found = networks.loc[networks["score"].isin(["control", *first]), "ratio"].to_numpy()
     lost = [ratio for ratio in planned.ratios if not np.isclose(found, ratio, rtol=_SAME_RATIO).any()]
     if lost:
         raise ValueError(

@@ -86,6 +86,10 @@ def test_a_study_without_one_of_the_ratios_is_refused():
     without_control = networks[networks["score"] != "control"]
     with pytest.raises(ValueError, match=r"no network at t = 1, which"):
         arms.check_ratios("mnist-published-paper", without_control, Path("runs"))
+    gradient = pd.DataFrame({"score": "gradient", "ratio": [2.0, 4.0, 10.0, 20.0]})
+    with pytest.raises(ValueError, match=r"no network at t = 50, which"):
+        arms.check_ratios("cifar10-resnet20-gradient", gradient, Path("runs"))
+    arms.check_ratios("cifar10-resnet20-gradient", pd.concat([gradient, gradient.assign(ratio=50.0)]), Path("runs"))
 
 
 @pytest.mark.parametrize(

@@ -498,6 +498,16 @@ def test_the_box_plots_show_the_seed_null_and_a_table_of_alphas_gives_it():
     assert table.title.endswith("; seed null of alpha 0.894 [0.669, 1.118]")  # computed once by numpy alone
 
 
+def test_a_study_without_magnitude_or_control_has_a_table_of_the_networks_with_every_ratio():
+    study = _study({"gradient": (0.9, 1.0, 1.1, 1.2, 1.5)})
+    networks = study.networks[study.networks["score"] != "control"]
+    lost = (networks["ratio"] == 50) & (networks["replicate"] == 2)
+    text = reproduction._recall("cifar10-resnet20-short", study._replace(networks=networks[~lost]))
+    assert "Dense accuracy 0.7500, standard deviation 0.0000, 5 networks." in text
+    rows = [row.split(" | ")[:4] for row in text.splitlines() if row.startswith("| gradient")]
+    assert [(row[1], row[3]) for row in rows] == [("2", "5"), ("4", "5"), ("10", "5"), ("20", "5"), ("50", "5")]
+
+
 def test_the_verdicts_are_in_the_order_of_their_numbers():
     names = ["R12", "R2", "R2, CIFAR-10", "J1", "R10"]
     rows = reproduction._verdicts(verdicts.Verdict(name, "", "", "") for name in names).splitlines()[2:]
