@@ -58,11 +58,10 @@ class Tables(NamedTuple):
 
 
 def bullets(tables: Tables) -> str:
-    """Return the first screen of the page: about ten bullets, each with its interval."""
+    """Return the first screen of the page: ten results to quote, each with its interval, and what has not run."""
     parts: tuple[Callable[[Tables], str], ...] = (
         _trains,
-        _dense_seed,
-        _published_cifar,
+        _at_low_ratios,
         _rises,
         _counts,
         _undecayed,
@@ -150,26 +149,21 @@ def _null_and_change(tables: Tables, name: str) -> tuple[references.Estimate, re
     return null, references.above_seed_null(dense, pruned, study.support)
 
 
-def _dense_seed(tables: Tables) -> str:
-    found = [_null_and_change(tables, name) for name in ("fashion-lenet", "mnist-lenet")]
+def _at_low_ratios(tables: Tables) -> str:
+    found = [_null_and_change(tables, name) for name in ("fashion-lenet", "mnist-lenet", "cifar10-published")]
     if None in found:
         return ""
-    (fashion, fashion_change), (mnist, mnist_change) = (each for each in found if each is not None)
-    return (
-        "**On LeNets, alpha is below 1 without pruning too.** Comparing dense LeNets from two seeds gives an alpha of "
-        f"{_unsigned(fashion)} on Fashion-MNIST and {_unsigned(mnist)} on MNIST; alpha after pruning to t = 2 minus "
-        f"this is {_signed(fashion_change)} and {_signed(mnist_change)}."
+    (fashion, in_fashion), (mnist, in_mnist), (cifar, in_cifar) = (each for each in found if each is not None)
+    only = in_cifar.high < 0 <= min(in_fashion.high, in_mnist.high)
+    title = (
+        "At t = 2, pruning lowers alpha on the published CIFAR-10 networks, and is not shown to on LeNets."
+        if only
+        else "Alpha at t = 2 has to be compared with that of another dense seed."
     )
-
-
-def _published_cifar(tables: Tables) -> str:
-    found = _null_and_change(tables, "cifar10-published")
-    if found is None:
-        return ""
-    null, change = found
     return (
-        "**On the published CIFAR-10 networks, pruning does lower alpha.** Comparing dense ResNet-56s from two "
-        f"seeds gives an alpha of {_unsigned(null)}; alpha after pruning to t = 2 minus this is {_signed(change)}."
+        f"**{title}** Alpha minus that of another dense seed (in parentheses) is {_signed(in_cifar)} on the ResNet-56s "
+        f"({_plain(cifar.value, 3)}), {_signed(in_fashion)} on Fashion-MNIST LeNets ({_plain(fashion.value, 3)}) and "
+        f"{_signed(in_mnist)} on MNIST LeNets ({_plain(mnist.value, 3)})."
     )
 
 
@@ -191,7 +185,7 @@ def _rises(tables: Tables) -> str:
 
 
 def _counts(tables: Tables) -> str:
-    arms: dict[str, list[tuple[str, int]]] = {}
+    matches: dict[str, list[str]] = {}
     collapsed = networks = 0
     for name, words in PUBLISHED_COUNTS.items():
         study = tables.recalls.get(name)
@@ -199,21 +193,17 @@ def _counts(tables: Tables) -> str:
         if study is None or found is None:
             continue
         replicates = study.complete(["magnitude"])
-        hits = int(study.collapsed("magnitude", 50.0, replicates).sum())
-        collapsed, networks = collapsed + hits, networks + len(replicates)
+        collapsed += int(study.collapsed("magnitude", 50.0, replicates).sum())
+        networks += len(replicates)
         dataset, setting = words.split(", ")
-        lenets = "" if dataset in arms else " LeNets"
-        share = f"{hits} of {len(replicates)}{lenets} {_share(hits, len(replicates))}"
-        at_chance = "" if dataset in arms else " with 350 weights are at chance"
-        arms.setdefault(dataset, []).append((f"{share}{at_chance} in the {setting}", len(found[0])))
-    if not arms:
+        matches.setdefault(dataset, []).append(f"{len(found[0])} ({setting})")
+    if not matches:
         return ""
-    sentences = []
-    for dataset, each in arms.items():
-        shares, matches = (" and ".join(map(str, column)) for column in zip(*each, strict=True))
-        sentences.append(f"On {dataset}, {shares}, and alpha matches the published quartiles at {matches} of 5 ratios.")
-    fine = "" if collapsed else f", and none of {networks} LeNets collapses"
-    return f"**The published code keeps 350 weights at t = 50, not 125{fine}.** {' '.join(sentences)}"
+    by_dataset = "; ".join(f"on {dataset} at {listed(each)}" for dataset, each in matches.items())
+    return (
+        f"**The published code keeps 350 weights at t = 50, not 125.** With 350, {collapsed} of {networks} LeNets "
+        f"{_share(collapsed, networks)} are at chance. Of 5 ratios, alpha matches the published quartiles {by_dataset}."
+    )
 
 
 def _undecayed_minus_magnitude(study: Recalls | None) -> dict[float, Interval]:
@@ -251,40 +241,35 @@ def _collapse(tables: Tables) -> str:
     after = [int(study.collapsed(score, 50.0, replicates).sum()) for score in scores]
     undecayed, magnitude = (f"{count} of {len(replicates)} {_share(count, len(replicates))}" for count in after)
     answer = {
-        "supported": "Fewer networks collapse after undecayed pruning.",
-        "contradicted": "More networks collapse after undecayed pruning.",
-        "open": "Whether fewer networks collapse after undecayed pruning is open.",
+        "supported": "With 125 weights left, fewer networks collapse after undecayed pruning.",
+        "contradicted": "With 125 weights left, more networks collapse after undecayed pruning.",
+        "open": "Whether fewer networks with 125 weights collapse after undecayed pruning is open.",
     }[hypotheses.collapse(study).verdict]
     text = (
-        f"**{answer}** With 125 weights left, {undecayed} Fashion-MNIST LeNets are at chance after "
-        f"undecayed pruning and {magnitude} after magnitude pruning."
+        f"**{answer}** Of Fashion-MNIST LeNets, {undecayed} are at chance after it and {magnitude} after magnitude "
+        "pruning"
     )
     free = tables.recalls.get(explanations.FEW_WEIGHTS)
     if free is not None:
-        found: dict[str, list[str]] = {}
-        for row in explanations.collapse_table(free).itertuples():
-            hits = f"{row.undecayed} and {row.magnitude} of {row.networks}"
-            if row.keep == 125:
-                text += f" After training again on another processor, {hits} are at chance."
-            else:
-                found.setdefault(hits, []).append(f"{row.keep:,}")
-        text += "".join(f" With {listed(counts)} weights, {hits} are at chance." for hits, counts in found.items())
+        again = explanations.collapse_table(free).set_index("keep")
+        if 125 in again.index:
+            text += f" ({again.undecayed[125]} and {again.magnitude[125]} on another processor)"
+    text += "."
     rows = explanations.with_floor(tables.recalls)
     if rows is not None and 125 in rows["keep"].to_numpy():
-        shown = {}
-        for each in rows.itertuples():
-            low, high = _plain(float(each.low), 2, signed=True), _plain(float(each.high), 2, signed=True)
-            counts = f"{each.undecayed} and {each.magnitude} of {each.networks}"
-            shown[each.keep] = f"{counts} (difference of the shares [{low}, {high}])"
-        others = [keep for keep in rows.loc[rows["p"] < explanations.P, "keep"] if keep != 125]
-        text += f" If every layer keeps at least 10 weights, {shown[125]} with 125 weights are at chance"
-        text += "".join(f", and {shown[keep]} with {keep:,} weights" for keep in others) + "."
-        if len(rows) > 1 and (rows["p"] >= explanations.P).all():
-            fewest, most = rows["keep"].min(), rows["keep"].max()
-            text += (
-                f" With this minimum the two scores are not shown to differ at any of {len(rows)} counts from "
-                f"{fewest:,} to {most:,} weights, after correction for the number of counts."
-            )
+        floor = rows.set_index("keep").loc[125]
+        low, high = _plain(float(floor.low), 2, signed=True), _plain(float(floor.high), 2, signed=True)
+        text += (
+            f" With at least 10 weights in every layer, {floor.undecayed:.0f} and {floor.magnitude:.0f} are "
+            f"(difference of the shares [{low}, {high}])"
+        )
+        differ = rows.loc[rows["p"] < explanations.P, "keep"]
+        counts = f"{len(rows)} counts from {rows['keep'].min():,} to {rows['keep'].max():,}"
+        if len(differ):
+            text += f", and the scores differ with {listed([f'{keep:,}' for keep in differ])} weights, of {counts}"
+        elif len(rows) > 1:
+            text += f", and the scores are not shown to differ at any of {counts} weights"
+        text += "."
     return text
 
 
@@ -328,8 +313,10 @@ def _own_cifar(tables: Tables) -> str:
     alphas = alphas_by_ratio(study, ["magnitude"])
     if study is None or alphas is None:
         return ""
-    accuracy = f"dense accuracy {_plain(hypotheses.dense_accuracy(study), 3)}, on JPEG copies of the images; published "
-    accuracy += "ResNet-56: .893"
+    accuracy = (
+        f"dense accuracy {_plain(hypotheses.dense_accuracy(study), 3)} on JPEG copies of the images; published "
+        "ResNet-56: .893"
+    )
     if len(alphas) < hypotheses.ENOUGH_ON_CIFAR:
         pruned = alphas["magnitude"].mean().drop(1.0)
         means = ", ".join(f"{_plain(alpha, 2)} at t = {t:g}" for t, alpha in pruned.items())
@@ -344,13 +331,12 @@ def _own_cifar(tables: Tables) -> str:
         "open": "On our CIFAR-10 ResNet-20s, the effect of undecayed pruning on alpha is open.",
         "not run": "Our CIFAR-10 ResNet-20s have been pruned by magnitude only.",
     }[hypotheses.undecayed(study).verdict]
-    at_20 = _of_mean(t_interval(alphas["magnitude", 20.0]))
     text = (
         f"**{answer}** Over {len(alphas)} networks ({accuracy}), alpha at t = 2 minus that of the control is "
-        f"{_signed(t_interval(_change(alphas)))}, and alpha at t = 20 is {at_20}"
+        f"{_signed(t_interval(_change(alphas)))}"
     )
     if changes:
-        text += f"; at t = 20, undecayed minus magnitude is {_signed(changes[20.0])}"
+        text += f", and undecayed minus magnitude at t = 20 is {_signed(changes[20.0])}"
     return text + "."
 
 
@@ -366,8 +352,8 @@ def _pruned_further(tables: Tables) -> str:
     }
     title = ", and ".join(f"{words[pairs.answer]} those with {name}" for name, pairs in compared.items())
     found = [
-        f"larger than that of {name} in {further} of {len(pairs)} pairs {_share(further, len(pairs))} and smaller in "
-        f"{less} {_share(less, len(pairs))}"
+        f"larger in {further} {_share(further, len(pairs))} and smaller in {less} {_share(less, len(pairs))} of "
+        f"{len(pairs)} pairs with {name}"
         for name, (pairs, further, less, _, _) in compared.items()
         if len(pairs)
     ]
@@ -375,10 +361,9 @@ def _pruned_further(tables: Tables) -> str:
     trained = (before["train_acc"] >= TRAINED).groupby(before["method"]).sum()
     others = " and ".join(f"{trained[method]} with {name}" for method, name in _IN_WORDS.items())
     return (
-        f"**Thin, deep networks trained with jumpstart {title}.** A pair is two networks on moons of one size and seed "
-        "that both train. The largest t at which UP still has a training accuracy of .9 is "
-        f"{', and '.join(found)}. Of {(before['method'] == 'UP').sum()} networks each, {trained['UP']} train with UP, "
-        f"{others}."
+        f"**Thin, deep networks trained with jumpstart {title}.** On moons, where both networks of a pair train, the "
+        f"largest t that keeps a training accuracy of .9 is {', and '.join(found)}; {trained['UP']} of "
+        f"{(before['method'] == 'UP').sum()} networks train with jumpstart, {others}."
     )
 
 
