@@ -135,20 +135,23 @@ def read_predictions(
 def _refuse_other_columns(frame: pd.DataFrame, path: Path) -> None:
     """Refuse a table of predictions with a column that is called like labels or ids: it would count as a model."""
     never = frozenset().union(*_NOT_PREDICTED.values())
+    unique = [not pd.api.types.is_float_dtype(frame[column]) and _is_unique(frame[column]) for column in frame.columns]
+    if len(frame) < _FEWEST_ROWS:
+        unique = [False] * len(unique)
+    others = [str(c) for c, ids in zip(frame.columns, unique, strict=True) if not ids]
+    pick = next((name for name in others if name.strip().lower() not in never), "NAME")
     for kind, usual in _NOT_PREDICTED.items():
         for column in frame.columns:
             if str(column).strip().lower() in usual and not pd.api.types.is_float_dtype(frame[column]):
-                pick = next((str(name) for name in frame.columns if str(name).strip().lower() not in never), "NAME")
                 ids = f", name the ids with --id {column}" if kind == "ids" else ""
                 raise InputError(
                     f"{path} has a column {str(column)!r}, which looks like {kind} and not like predictions: pick one "
                     f"column of predictions as {path}:{pick}{ids}, or keep only the columns of predictions"
                 )
-    unique = [not pd.api.types.is_float_dtype(frame[column]) and _is_unique(frame[column]) for column in frame.columns]
-    if len(frame) >= _FEWEST_ROWS and any(unique) and not all(unique):
+    if any(unique) and not all(unique):
         column = frame.columns[unique.index(True)]
         raise InputError(
-            f"{path} has another value in every row of column {str(column)!r}, which looks like ids and not like "
+            f"{path} has a different value in every row of column {str(column)!r}, which looks like ids and not like "
             f"predictions: keep only the columns of predictions, or name the columns and give the ids with --id"
         )
 
@@ -466,7 +469,7 @@ def _with_keys(table: Table, others: pd.DataFrame, path: Path) -> Table:
 
 
 def _is_unique(cells: pd.Series) -> bool:
-    """Whether a column has another value in every row; lists and objects have no hash and are not compared."""
+    """Whether all values of a column are different; lists and objects have no hash and are not compared."""
     try:
         return bool(cells.is_unique)
     except TypeError:

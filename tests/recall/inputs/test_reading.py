@@ -265,7 +265,7 @@ LIKE_OTHERS = {
     ),
     "numbers.csv": (
         text([[i, *row] for i, row in enumerate(LOGITS.round(3))]),
-        "another value in every row of column '0'",
+        "a different value in every row of column '0'",
     ),
     "with_class.csv": (
         text([[*row, c] for row, c in zip(LOGITS.round(3), TWO, strict=True)]),
@@ -279,10 +279,14 @@ LIKE_OTHERS = {
         "a;b\n" + text([[f"{1000.5 * (c + 1):,}".replace(",", "'"), 0.5] for c in TWO], ";"),
         "thousands separators",
     ),
-    "rows.csv": (text([[i, c] for i, c in enumerate(TWO)]), "another value in every row of column '0'"),
+    "rows.csv": (text([[i, c] for i, c in enumerate(TWO)]), "a different value in every row of column '0'"),
     "names.csv": (text([["image", "p"], *([f"i{i}", NAMES[c]] for i, c in enumerate(TWO))]), "row of column 'image'"),
     "ids.jsonl": ("\n".join(f'{{"id": {i % 3}, "p": {c}}}' for i, c in enumerate(TWO)), "looks like ids"),
     "both.csv": ("id,label,p\n" + text([[i % 3, c, c] for i, c in enumerate(TWO)]), "predictions as both.csv:p,"),
+    "image.csv": (
+        "image,label,p\n" + text([[f"i{i}", c, c] for i, c in enumerate(TWO)]),
+        "predictions as image.csv:p,",
+    ),
 }
 
 
