@@ -199,7 +199,7 @@ class Plan:
             if left[0] == left[1] < wanted:
                 warnings.warn(
                     f"the schedule keeps {wanted} weights from step {step} on, but only {left[1]} are left, "
-                    "because an earlier schedule pruned more; pruned weights do not come back: give regrow=, or start "
+                    "because an earlier schedule pruned more; pruned weights do not come back: pass regrow=, or start "
                     "again from dense weights and larger masks (jprune.with_masks)",
                     stacklevel=3,
                 )

@@ -154,7 +154,7 @@ def audit(
         pruned) to predictions like ``dense``, or a dict from score name to {ratio: predictions}.
       class_names: the name of every class; by default names in the data, sorted, or the index.
       groups: a second label per example, (examples,) text or whole numbers; or several by name, as a dict or DataFrame.
-      scores: an alias of ``pruned``; give one of ``pruned``, ``scores`` and ``compare``.
+      scores: an alias of ``pruned``; pass one of ``pruned``, ``scores`` and ``compare``.
       compare: a dict from name to predictions, for models that were quantized, distilled or otherwise changed and
         have no ratio.
       num_classes: number of classes, where labels and logits do not show it.
@@ -183,7 +183,7 @@ def audit(
     given = [pruned, scores, compare]
     if sum(value is not None for value in given) != 1:
         raise InputError(
-            "give the compressed models once: as pruned={ratio: predictions} (scores= is another name for it) or as "
+            "pass the compressed models once: as pruned={ratio: predictions} (scores= is another name for it) or as "
             "compare={name: predictions}"
         )
     try:

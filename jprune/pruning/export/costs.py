@@ -114,7 +114,7 @@ def cost_table(
             if may_be_pruned and size and not nonzeros:
                 empty.append(name)
     if not rows:
-        raise ValueError("params has no array of a real floating dtype; give the tree of the model's parameters")
+        raise ValueError("params has no array of a real floating dtype; pass the tree of the model's parameters")
     if empty:
         warnings.warn(nothing_left(empty), stacklevel=2)
     more = {"multiply_adds": without_row, "effective_multiply_adds": without_row}

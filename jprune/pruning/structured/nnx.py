@@ -57,7 +57,7 @@ def smaller_module(
             leaves[place] = array
     if given:
         raise ValueError(
-            f"params has a leaf '{next(iter(given))}' that the module lacks; give small.params of this module"
+            f"params has a leaf '{next(iter(given))}' that the module lacks; pass small.params of this module"
         )
     # Without copy=True, both modules have the same variables.
     copy = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves), copy=True)
@@ -170,7 +170,7 @@ def _set_norm_sizes(
         if mean is not None and mean.shape[-1] != size:
             raise ValueError(
                 f"the statistics of {_named(layer, prefix)} have {mean.shape[-1]} features and its {known[0]} {size}"
-                "; give the smaller statistics too: smaller_module(model, small.params, small.state)"
+                "; pass the smaller statistics too: smaller_module(model, small.params, small.state)"
             )
 
 

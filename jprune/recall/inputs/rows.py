@@ -66,7 +66,7 @@ def check_ids(raw: Raw) -> None:
     """
     ids = [] if raw.ids is None else raw.ids.tolist()
     if raw.ids is not None and _axis_of_examples(raw, len(ids)) is None:
-        raise InputError(f"{raw.name} has shape {raw.values.shape} and {len(ids)} ids: give one id per example")
+        raise InputError(f"{raw.name} has shape {raw.values.shape} and {len(ids)} ids: pass one id per example")
     first: dict[Hashable, int] = {}
     for row, identity in enumerate(ids):
         if identity in first:
@@ -132,7 +132,7 @@ def kept_examples(labels: Raw, ignore: int | None) -> np.ndarray | None:
     else:
         kept = np.asarray(given != ignore)
     if not kept.any():
-        raise InputError(f"{labels.name} holds only the label {ignore}, which is left out")
+        raise InputError(f"{labels.name} contains only the label {ignore}, which is left out")
     return None if kept.all() else kept
 
 

@@ -248,13 +248,13 @@ def _pictures(images: object, examples: int) -> tuple[np.ndarray, float, float]:
     if len(given) != examples:
         raise InputError(f"images has {len(given)} examples, the labels {examples}")
     if given.dtype.kind not in "iufb":
-        raise InputError(f"images must hold numbers, got dtype {given.dtype}")
+        raise InputError(f"images must contain numbers, got dtype {given.dtype}")
     given = given.reshape(given.shape[:3]) if grey else given
     if given.dtype == np.uint8:
         return given, 0.0, 255.0
     low, high = float(given.min()), float(given.max())
     if not np.isfinite([low, high]).all():
-        raise InputError("images hold NaN or infinity")
+        raise InputError("images contain NaN or infinity")
     return given, low, high
 
 

@@ -249,7 +249,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
         (np.zeros((240, 8)), r"images must have shape .* got \(240, 8\)"),
         (np.zeros((240, 8, 8, 2)), "1, 3 or 4 channels"),
         (np.full((240, 8, 8), np.nan), "NaN or infinity"),
-        (np.full((240, 8, 8), "a"), "must hold numbers"),
+        (np.full((240, 8, 8), "a"), "must contain numbers"),
     ],
 )
 @pytest.mark.usefixtures("no_figures")
