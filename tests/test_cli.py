@@ -370,8 +370,9 @@ def test_a_full_disk_leaves_no_report_behind(capsys, monkeypatch):
 
 
 def test_usage_errors_and_help(capsys):
-    assert main(["audit", "--labls", "x"]) == 2
     assert main([]) == 2
+    assert "measure how compression changes the recall of each class" in capsys.readouterr().err
+    assert main(["audit", "--labls", "x"]) == 2
     assert main(["audit", "--labels", "x"]) == 2
     assert "--dense is needed" in capsys.readouterr().err
     assert main(["audit", "--help"]) == 0

@@ -228,7 +228,7 @@ def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple
     _refuse_missing(texts[1:], unknown)
     notes = [f"class names inferred from the data, in {'the order of the columns' if ordered else 'sorted order'}"]
     if unknown:
-        notes.append(f"predicted names that no label has: {', '.join(unknown[:8])}; is one misspelt?")
+        notes.append(f"predicted names that no label has: {', '.join(unknown[:8])}; is one misspelled?")
     notes += _about_names(_distinct(labels), {text for raw in texts[1:] for text in _distinct(raw)})
     several = [n for n in names if re.search(r"\w[|;]\w", n) or ("," in n and {*re.split(r", ?", n)} & {*names})]
     if several:

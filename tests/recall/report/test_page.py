@@ -161,7 +161,7 @@ def test_the_examples_that_pruning_changed_most_are_shown_with_their_labels(pars
     for attributes, row in zip(images, rows.to_dict("records"), strict=True):
         names = [audits.NAMES[row[key]] for key in ("label", "dense", "pruned")]
         assert attributes["alt"] == (
-            f"Test example {row['example']}, labelled {names[0]}: the dense models most often say {names[1]}, "
+            f"Test example {row['example']}, labeled {names[0]}: the dense models most often say {names[1]}, "
             f"most pruned models {names[2]}"
         )
         picture = Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1])))
