@@ -54,7 +54,7 @@ def flatten(tree: PyTree) -> tuple[list[str], list[Leaf], jax.tree_util.PyTreeDe
 
 
 def refuse_one_path_twice(name: str, paths: Sequence[str]) -> None:
-    """Raise a ``ValueError`` if two leaves have one path, as ``{"a/b": x, "a": {"b": y}}`` has.
+    """Raise a ``ValueError`` if two leaves have the same path, as ``{"a/b": x, "a": {"b": y}}`` has.
 
     Args:
       name: the caller's name for the tree.
@@ -89,7 +89,7 @@ def refuse_sum(path: str, param: np.dtype, update: np.dtype) -> None:
       update: dtype of its update.
 
     Raises:
-      TypeError: one dtype has at most 8 bits, and the other is another.
+      TypeError: the dtypes differ, and at least one has 8 bits or fewer.
     """
     if param != update and 1 in (param.itemsize, update.itemsize):
         raise TypeError(
@@ -209,7 +209,7 @@ def match(
 
 
 def only_parameters(tree: PyTree, name: str) -> str:
-    """Return what to pass instead of an NNX module, or of a state with variables that are not parameters; else ''.
+    """Return what to pass instead of an NNX module or a state with variables that are not parameters; else ''.
 
     >>> from flax import nnx
     >>> only_parameters(nnx.BatchNorm(1, rngs=nnx.Rngs(0)), "params")
@@ -225,7 +225,7 @@ def only_parameters(tree: PyTree, name: str) -> str:
 
 
 def refuse_statistics(params: PyTree) -> None:
-    """Raise if a tree of Flax has float arrays that would be counted as parameters but are none.
+    """Raise if a tree of Flax has float arrays that would be counted as parameters but are not.
 
     Raises:
       ValueError: an NNX tree has other variables than parameters, or a dict of Linen variables other collections.

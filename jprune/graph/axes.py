@@ -159,7 +159,7 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     Raises:
       TypeError: ``axes`` is something else, or a value of the dict is not a ``KernelAxes``.
       ValueError: a pattern matches no leaf, or only leaves that an earlier one matches; an axis is out of range,
-        named twice or not at all; the graph has no leaf of that path and shape; two leaves have one path.
+        named twice or not at all; the graph has no leaf of that path and shape; two leaves have the same path.
 
     >>> import jax.numpy as jnp
     >>> stacked = KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))

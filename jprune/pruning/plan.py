@@ -312,7 +312,7 @@ class Plan:
 
         Raises:
           TypeError: a mask is not a bool array.
-          ValueError: the selection returned no mask for a leaf, or one of another shape.
+          ValueError: the selection returned no mask for a leaf, or one of a different shape.
         """
         paths, leaves, treedef = flatten(reference)
         name = f"what selection={name_of(self.selection)} returned"

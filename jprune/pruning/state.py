@@ -251,8 +251,8 @@ def check_pruned(
 
     It also checks that the prunable weights are finite and that no selection was skipped because of NaN scores.
 
-    A warning names layers that keep no weight. Another is given if more weights are pruned than requested, beyond
-    rounding in each layer. Amounts are those of each replicate if ``vmap`` made the state.
+    One warning names layers that keep no weight; another says if more weights are pruned than requested, beyond
+    rounding in each layer. If ``vmap`` made the state, amounts apply to each replicate.
 
     The state does not show how its masks were selected. A sparsity is met if the number of all weights kept is at most
     the one requested, or if every layer, or every output, keeps the number to which ``layer_masks`` or ``output_masks``

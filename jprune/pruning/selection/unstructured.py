@@ -68,13 +68,13 @@ def global_masks(
     """Keep the largest scores of the whole tree.
 
     Args:
-      scores: tree of float arrays, None where nothing is prunable; larger is kept, so for magnitudes pass
+      scores: tree of float arrays, None where nothing is prunable; the largest are kept, so for magnitudes pass
         ``jprune.magnitude()(params)``, not the signed weights.
       sparsity: the fraction of all weights to remove, in [0, 1].
       keep: the number of weights to keep; an int, or an integer scalar array, which may be traced.
       among: bool tree of the weights that may be kept; None for all.
       min_keep: minimum number of weights that every layer keeps: first the largest scores of each layer are kept, then
-        the largest of the rest of the tree. A traced ``keep`` that is too small for it is exceeded.
+        the largest of the rest of the tree. If a traced ``keep`` is smaller than this, more weights are kept.
       axes: roles of the axes of each leaf, see ``prune``; only ``min_keep`` depends on it.
       magnitude: rank by absolute value; ``scores`` may then be the weights.
 

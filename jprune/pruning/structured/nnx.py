@@ -82,7 +82,7 @@ def _refuse_heads_of_two_sizes(layer: nnx.Module, prefix: str) -> None:
     if queries != values and layer.attention_fn is nnx.dot_product_attention:
         raise ValueError(
             f"the heads of {_named(layer, prefix)} have {queries} features for queries and {values} for "
-            "values, and flax.nnx computes only heads of one size: use small.apply, or remove whole heads, with "
+            "values, and flax.nnx needs the same size for both: use small.apply, or remove whole heads, with "
             f"sparsity={{{re.escape(f'{prefix}out/kernel[0]')!r}: fraction}} in channel_group_masks"
         )
 

@@ -140,7 +140,7 @@ def mark(low: Numbers, high: Numbers, reference: float = 1.0) -> Shaped[np.ndarr
     """
     lows, highs = real("low", low), real("high", high)
     if lows.shape != highs.shape:
-        raise ValueError(f"low and high must have one shape, got {lows.shape} and {highs.shape}")
+        raise ValueError(f"low and high must have the same shape, got {lows.shape} and {highs.shape}")
     if (lows > highs).any():
         index = first_true(lows > highs)
         raise ValueError(f"low must not exceed high, got {lows[index]} and {highs[index]} at index {index}")

@@ -51,7 +51,7 @@ def write_html(
 
     Raises:
       ImportError: the extra ``report`` is not installed.
-      InputError: ``images`` has another shape, or not as many examples as the audit.
+      InputError: ``images`` has a wrong shape, or a different number of examples than the audit.
       OSError: the file cannot be written.
     """
     write_text(path, page(audit, images=images, title=title, date=date))
