@@ -361,7 +361,7 @@ def _pruned_further(tables: Tables) -> str:
     compared = {_IN_WORDS[other]: pairs for other, pairs in jumpstart.pruned_pairs(after).items()}
     words = {
         "supported": "can be pruned further than",
-        "contradicted": "can be pruned less far than",
+        "contradicted": "cannot be pruned as far as",
         "open": "are not shown to differ from",
     }
     title = ", and ".join(f"{words[pairs.answer]} those with {name}" for name, pairs in compared.items())
@@ -375,10 +375,10 @@ def _pruned_further(tables: Tables) -> str:
     trained = (before["train_acc"] >= TRAINED).groupby(before["method"]).sum()
     others = " and ".join(f"{trained[method]} with {name}" for method, name in _IN_WORDS.items())
     return (
-        f"**Thin, deep networks trained with jumpstart {title}.** A pair is two networks on moons of one size and seed "
-        "that both train. The largest t at which UP still has a training accuracy of .9 is "
-        f"{', and '.join(found)}. Of {(before['method'] == 'UP').sum()} networks each, {trained['UP']} train with UP, "
-        f"{others}."
+        f"**Thin, deep networks trained with jumpstart {title}.** A pair is two networks on moons with the same size "
+        "and seed that both train. The largest t at which UP still has a training accuracy of .9 is "
+        f"{', and '.join(found)}. Of {(before['method'] == 'UP').sum()} networks per method, {trained['UP']} train "
+        f"with UP, {others}."
     )
 
 

@@ -287,7 +287,7 @@ def _after(method, largest):
 
 
 @pytest.mark.parametrize(("relu", "title"), [
-    ([2.0] * 12, "can be pruned less far than those with relu alone."),
+    ([2.0] * 12, "cannot be pruned as far as those with relu alone."),
     ([1.5] * 10 + [0.0, 0.0], "are not shown to differ from those with relu alone."),
 ])  # fmt: skip
 def test_the_bullet_on_pruned_thin_networks_has_words_for_each_answer(relu, title):
@@ -300,7 +300,7 @@ def test_the_bullet_on_pruned_thin_networks_has_words_for_each_answer(relu, titl
     )
     assert "larger than that of batch normalization in 12 of 12 pairs [.76, 1.00] and smaller in 0 [.00, .24]" in text
     counts = f"12 train with UP, 12 with batch normalization and {sum(most > 0 for most in relu)} with relu alone"
-    assert text.endswith(f"Of 12 networks each, {counts}.")
+    assert text.endswith(f"Of 12 networks per method, {counts}.")
     assert summary._pruned_further(_tables()) == ""
 
 
