@@ -47,9 +47,9 @@ class Options:
     """How to audit, for ``audit`` and the command line.
 
     Attributes:
-      num_classes: number of classes, where names, logits and labels do not show it; or None.
+      num_classes: number of classes, if names, logits and labels do not determine it; or None.
       paired: whether models are paired by index.
-      level: confidence of every interval.
+      level: confidence level of every interval.
       margin: distance of alpha from 1 that counts as equal.
       rng: generator or seed of the test of the pairing; None for no test.
       resamples: number of random pairings.
@@ -68,7 +68,7 @@ class Options:
 
 
 class Audit(AuditTables):
-    """What compression did to each class, as tidy tables; returned by ``audit`` and ``audit_counts``."""
+    """The effect of compression on each class, as tidy tables; returned by ``audit`` and ``audit_counts``."""
 
     @property
     def headline(self) -> str:
@@ -102,7 +102,7 @@ class Audit(AuditTables):
             write_text(Path(folder) / f"{name}.csv", written.to_csv(index=False, lineterminator="\n"))
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Return (and write, where a path is given) the tables and settings as JSON; NaN becomes null."""
+        """Return the tables and settings as JSON, and write them if a path is given; NaN becomes null."""
         found = {
             "headline": self.headline,
             "findings": [finding._asdict() for finding in findings(self)],
@@ -225,7 +225,7 @@ def audit_counts(
     level: float = 0.99,
     margin: float = 0.1,
 ) -> Audit:
-    """Audit from counts per class, where the predictions themselves are not kept.
+    """Audit from counts per class, for models whose predictions were not kept.
 
     Counts do not identify single examples: intervals are over training seeds alone, and corrected alpha, lost and won
     examples and groups are missing. Correct counts alone leave out precision, F1, CEV and SDE too. Missing columns are
@@ -236,7 +236,7 @@ def audit_counts(
         ``jprune.recall.counts`` gives; with ``support``, correct counts (models, classes). Or a dict from score name
         to counts of this shape.
       pruned: a dict from ratio to counts like ``dense``, or a dict from score name to a dict of this kind.
-      support: examples per class, (classes,), where the counts are of correct predictions only.
+      support: examples per class, (classes,), if the counts are of correct predictions only.
       class_names: the name of every class; by default its index.
       paired: as in ``audit``.
       level: as in ``audit``.

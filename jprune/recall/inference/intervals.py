@@ -71,7 +71,7 @@ def t_interval(values: Numbers, level: float = 0.99) -> Interval:
     Args:
       values: one number per model on the last axis, (..., models), alphas for instance; NaN is
         left out and counted.
-      level: confidence of each interval, strictly between 0 and 1.
+      level: confidence level of each interval, strictly between 0 and 1.
 
     Returns:
       An ``Interval`` of arrays (...). With one model, sd, low and high are NaN.

@@ -82,7 +82,7 @@ def mixed_model(frame: pd.DataFrame, *, level: float = 0.99, reference: str | No
     Args:
       frame: columns alpha, ratio (numbers), score and model; the same value of model marks the same
         dense checkpoint, across scores too. Rows with a NaN alpha or ratio are left out and counted.
-      level: confidence of the intervals of the coefficients.
+      level: confidence level of the intervals of the coefficients.
       reference: the score that the others are compared with; the alphabetically first by default.
 
     Raises:
@@ -159,7 +159,7 @@ def compare_at_equal_accuracy(
         checkpoint, across scores too. Rows with a NaN are left out and counted.
       a: the score compared with.
       b: the score compared.
-      level: confidence of the interval.
+      level: confidence level of the interval.
       logarithm: work on logarithms, on which alpha follows alpha_null closely in the published runs;
         False works on the numbers themselves, and must where an alpha is not positive.
 
