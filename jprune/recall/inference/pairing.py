@@ -28,7 +28,7 @@ class PairingTest(NamedTuple):
 
 
 def pairing_test(a: Numbers, b: Numbers, *, rng: Rng, resamples: int = 10_000) -> PairingTest:
-    """Permutation test that the models of two stacks are paired by index.
+    """Test by permutation whether the models of two stacks are paired by index.
 
     Models pruned from the same dense checkpoint are correlated. Stacks without such a correlation should not be
     compared by a paired test. The statistic is the correlation over models of the centered values, over all columns
