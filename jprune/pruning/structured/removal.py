@@ -143,7 +143,7 @@ def remove_channels(
     The model's own code is traced at the smaller shapes and compared, without computing anything. If it contains fixed
     sizes (a number of heads, declared features, the n of a mean), ``small.table`` names the line.
 
-    Masks that prune no whole channel, such as unstructured masks, give a warning.
+    Masks that prune no whole channel, such as unstructured masks, cause a warning.
 
     Args:
       graph: made by ``jprune.trace_model``.
