@@ -67,7 +67,8 @@ def channel_group_masks(
     Args:
       graph: made by ``jprune.trace_model``.
       scores: tree of float arrays like the parameters, None for leaves that are not scored; the largest are kept, so
-        for magnitudes pass ``jprune.magnitude(where=graph)(params)`` or ``jnp.abs`` of each leaf, not the signed weights.
+        for magnitudes pass ``jprune.magnitude(where=graph)(params)`` or ``jnp.abs`` of each leaf, not the signed
+        weights.
       sparsity: the fraction of the channels to remove; or ``{regex: fraction}``, the fraction for each group with a
         member that matches (the first expression that matches applies; other groups stay whole). Members are named as
         in ``print(graph)``: by path, or by path and axis, ``attention/out/kernel[0]`` for its heads.
