@@ -1,4 +1,4 @@
-"""The message where a package of an optional extra is not installed."""
+"""The message if a package of an optional extra is not installed."""
 
 
 def missing(what: str, extra: str) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jprune.recall.inputs.prepare import Prepared
 
 _DESCRIPTION = """\
-Audit what compression did to each class, from the predictions of any framework.
+Measure how compression changes the recall of each class, from the predictions of any framework.
 
 Give the labels of a test set, the predictions of dense models, and the predictions of the same models after pruning at
 one or more compression ratios:
@@ -50,9 +50,9 @@ commas, semicolons, tabs or vertical bars. Pickles are never loaded.
 ROWS must be in the order of the labels, unless --id names a column that identifies the examples.
 
 MODELS are paired by index: model 3 of a --pruned file was pruned from model 3 of --dense. Columns of the same names
-are paired by name. Naming a ratio twice adds models to it. Ratio 1 is the control, fine-tuned for as long but not
-pruned; with it the audit separates pruning from fine-tuning. To compare pruning scores, name them: --pruned
-magnitude:2=m2.npz --pruned random:2=r2.npz.
+are paired by name. If a ratio is given twice, the models of both files are used. Ratio 1 is the control, fine-tuned for
+as long but not pruned; with it the audit separates pruning from fine-tuning. To compare pruning scores, name them:
+--pruned magnitude:2=m2.npz --pruned random:2=r2.npz.
 
 Without --out, --csv and --json a summary is printed and nothing is written. Exit status 2 means that an input cannot be
 used and nothing was written.
@@ -110,12 +110,14 @@ def wrapped(text: str, columns: int | None = None) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the options of ``jprune``."""
-    whole = argparse.ArgumentParser(prog="jprune", description="Per-class audits of compressed models.")
+    whole = argparse.ArgumentParser(
+        prog="jprune", description="Per-class audits of compressed models. Examples: jprune audit --help."
+    )
     whole.add_argument("--version", action="store_true", help="print the version")
     commands = whole.add_subparsers(dest="command", metavar="COMMAND")
     audit = commands.add_parser(
         "audit",
-        help="audit what compression did to each class",
+        help="measure how compression changes the recall of each class",
         description=wrapped(_DESCRIPTION),
         epilog=wrapped(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -125,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     add("--labels", metavar="FILE", required=True, help="true classes, one per example")
     add(
         "--dense", metavar="[SCORE=]FILE", action="append", default=[],
-        help="predictions of the dense models (required); repeat it to add models. SCORE=: those of one score",
+        help="predictions of the dense models (required); repeat it to add models. SCORE=: only for this score",
     )  # fmt: skip
     add(
         "--pruned", metavar="[SCORE:]RATIO=FILE", action="append", default=[],
@@ -158,10 +160,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--groups", metavar="FILE", action="append", default=[],
-        help="other labels of each example, for recalls within groups: a table's columns, or an .npz file's arrays",
+        help="attributes of the examples, for recalls within groups: columns of a table or arrays of an .npz",
     )  # fmt: skip
     add("--images", metavar="FILE", help="the test images (.npy, .npz), to show examples that changed in the report")
-    add("--unpaired", action="store_true", help="models are not paired by index; the numbers of models may differ")
+    add("--unpaired", action="store_true", help="models are not paired; the numbers of models may differ")
     add(
         "--level",
         type=float,
@@ -177,11 +179,15 @@ def parser() -> argparse.ArgumentParser:
         "--resamples",
         type=int,
         default=1000,
-        help="random pairings in the test of the pairing (default 1000); 0 for no test",
+        help="number of random pairings in the test of whether models are paired (default 1000); 0: no test",
     )
     add("--seed", type=int, default=0, help="seed of the random pairings (default 0)")
     add("--title", default="Recall audit", help="heading of the report (default: Recall audit)")
-    add("--date", metavar="TEXT", help="date in the report's footer; without it the same input gives the same bytes")
+    add(
+        "--date",
+        metavar="TEXT",
+        help="date in the report's footer; by default none, so that the same input gives the same file",
+    )
     return whole
 
 
@@ -198,7 +204,7 @@ def _status(given: list[str]) -> int:
         print(f"jprune {__version__}")
         return 0
     if parsed.command is None:
-        options.print_usage(sys.stderr)
+        options.print_help(sys.stderr)
         return 2
     try:
         from jprune.recall.inputs.raw import InputError  # noqa: PLC0415

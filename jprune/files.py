@@ -39,7 +39,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path).resolve()
     if target.exists() and not (target.is_file() or target.is_dir()):
-        raise OSError(f"{path} is a device or a pipe, which cannot be replaced; give the path of a file")
+        raise OSError(f"{path} is a device or a pipe, which cannot be replaced; pass the path of a file")
     temporary = target.with_name(f"{target.name}{TEMPORARY}{uuid.uuid4().hex}")
     try:
         yield temporary

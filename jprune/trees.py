@@ -54,7 +54,7 @@ def flatten(tree: PyTree) -> tuple[list[str], list[Leaf], jax.tree_util.PyTreeDe
 
 
 def refuse_one_path_twice(name: str, paths: Sequence[str]) -> None:
-    """Raise a ``ValueError`` if two leaves have one path, as ``{"a/b": x, "a": {"b": y}}`` has.
+    """Raise a ``ValueError`` if two leaves have the same path, as ``{"a/b": x, "a": {"b": y}}`` has.
 
     Args:
       name: the caller's name for the tree.
@@ -89,7 +89,7 @@ def refuse_sum(path: str, param: np.dtype, update: np.dtype) -> None:
       update: dtype of its update.
 
     Raises:
-      TypeError: one dtype has at most 8 bits, and the other is another.
+      TypeError: the dtypes differ, and at least one has 8 bits or fewer.
     """
     if param != update and 1 in (param.itemsize, update.itemsize):
         raise TypeError(
@@ -104,7 +104,7 @@ def is_placeholder(tree: object) -> bool:
 
 
 INJECT_CHAIN = (
-    "optax.inject_hyperparams calls every function that it is given with the step and makes arrays of numbers; give it "
+    "optax.inject_hyperparams calls every function that it is given with the step and makes arrays of numbers; pass it "
     "a function that makes the whole chain: optax.inject_hyperparams(lambda rate: optax.chain(optax.adam(rate), "
     "jprune.prune(...)))(rate=1e-3)"
 )
@@ -209,23 +209,23 @@ def match(
 
 
 def only_parameters(tree: PyTree, name: str) -> str:
-    """Return what to give instead of an NNX module, or of a state with variables that are not parameters; else ''.
+    """Return what to pass instead of an NNX module or a state with variables that are not parameters; else ''.
 
     >>> from flax import nnx
     >>> only_parameters(nnx.BatchNorm(1, rngs=nnx.Rngs(0)), "params")
-    '; params is an nnx module: give nnx.state(model, nnx.Param)'
+    '; params is an nnx module: pass nnx.state(model, nnx.Param)'
     >>> only_parameters(nnx.state(nnx.BatchNorm(1, rngs=nnx.Rngs(0))), "params")
-    '; params has variables that are not parameters (BatchStat): give nnx.state(model, nnx.Param)'
+    '; params has variables that are not parameters (BatchStat): pass nnx.state(model, nnx.Param)'
     """
     nnx = sys.modules.get("flax.nnx")  # a tree of its classes exists only after it was imported
     if nnx is not None and isinstance(tree, nnx.Module):
-        return f"; {name} is an nnx module: give nnx.state(model, nnx.Param)"
+        return f"; {name} is an nnx module: pass nnx.state(model, nnx.Param)"
     kinds = ", ".join(sorted({type(one).__name__ for one in _other_variables(tree)}))
-    return kinds and f"; {name} has variables that are not parameters ({kinds}): give nnx.state(model, nnx.Param)"
+    return kinds and f"; {name} has variables that are not parameters ({kinds}): pass nnx.state(model, nnx.Param)"
 
 
 def refuse_statistics(params: PyTree) -> None:
-    """Raise if a tree of Flax has float arrays that would be counted as parameters but are none.
+    """Raise if a tree of Flax has float arrays that would be counted as parameters but are not.
 
     Raises:
       ValueError: an NNX tree has other variables than parameters, or a dict of Linen variables other collections.
@@ -233,19 +233,19 @@ def refuse_statistics(params: PyTree) -> None:
     >>> refuse_statistics({"params": {"kernel": jnp.ones(2)}, "batch_stats": {"mean": jnp.ones(2)}})
     Traceback (most recent call last):
     ...
-    ValueError: params has 'batch_stats', whose arrays are not parameters: give variables['params']
+    ValueError: params has 'batch_stats', whose arrays are not parameters: pass variables['params']
     """
     floats: Callable[[PyTree], bool] = lambda tree: any(map(is_float, jax.tree.leaves(tree)))
     kinds = ", ".join(sorted({type(one).__name__ for one in _other_variables(params) if floats(one)}))
     if kinds:
         raise ValueError(
-            f"params has variables whose arrays are not parameters ({kinds}): give nnx.state(model, nnx.Param)"
+            f"params has variables whose arrays are not parameters ({kinds}): pass nnx.state(model, nnx.Param)"
         )
     nnx = sys.modules.get("flax.nnx")
     if isinstance(params, Mapping) and "params" in params and not (nnx and isinstance(params, nnx.State)):
         for name, collection in params.items():
             if name != "params" and floats(collection):
-                raise ValueError(f"params has '{name}', whose arrays are not parameters: give variables['params']")
+                raise ValueError(f"params has '{name}', whose arrays are not parameters: pass variables['params']")
 
 
 def _other_variables(tree: PyTree) -> list[Leaf]:
@@ -370,7 +370,7 @@ def _nothing_selected(where: Where, paths: list[str], leaves: list[Leaf]) -> str
             )
     if default and paths == [""]:
         return (
-            "where=kernels selects leaves by name, and the parameters are one array without a name; give where=lambda "
+            "where=kernels selects leaves by name, and the parameters are one array without a name; pass where=lambda "
             "path, leaf: True, or inside optax.flatten apply prune after it: optax.chain(optax.flatten(...), "
             "jprune.prune(...))"
         )
@@ -394,7 +394,7 @@ def refuse_one_batch(batches: object) -> None:
     """
     if hasattr(batches, "shape") or isinstance(batches, Mapping):
         given = f"an array of shape {batches.shape}" if hasattr(batches, "shape") else "a dict"
-        raise TypeError(f"batches is {given}, which is one batch; give a list or a generator of batches: [batch]")
+        raise TypeError(f"batches is {given}, which is one batch; pass a list or a generator of batches: [batch]")
 
 
 def _call(where: Where) -> str:

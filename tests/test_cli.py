@@ -206,23 +206,23 @@ CSV = {
         (["--labels", "labels.txt"], "labels.txt has the suffix '.txt'"),
         (["--labels", "two_labels.csv"], "two_labels.csv has 2 columns (x, y)"),
         (["--labels", "labels.csv:y"], "labels.csv has no column 'y'; it has label"),
-        (["--labels", "fraction.csv"], "fraction.csv holds 0.5 at example 0"),
-        (["--labels", "bool.csv"], "dense.npz holds 2 at model 0, example 3; the largest label in bool.csv is 1"),
+        (["--labels", "fraction.csv"], "fraction.csv contains 0.5 at example 0"),
+        (["--labels", "bool.csv"], "dense.npz contains 2 at model 0, example 3; the largest label in bool.csv is 1"),
         (["--labels", "empty.csv"], "empty.csv is not a readable .csv"),
-        (["--labels", "header.csv"], "header.csv holds no example"),
-        (["--labels", "labels.npy", "--num-classes", "2"], "labels.npy holds 2 at example 40; num_classes is 2"),
+        (["--labels", "header.csv"], "header.csv contains no example"),
+        (["--labels", "labels.npy", "--num-classes", "2"], "labels.npy contains 2 at example 40; num_classes is 2"),
         (["--dense", "two.npz"], "two.npz has 2 arrays (classes, logits): pick one as two.npz:NAME; if each array is "),
         (["--dense", "two.npz:none"], "two.npz has no array 'none'"),
-        (["--dense", "word.csv"], "word.csv, column 'm0' holds 'x' at example 1, text among numbers"),
-        (["--dense", "short.csv"], "short.csv, column 'b' holds '' at example 1; wanted a number or a class name"),
+        (["--dense", "word.csv"], "word.csv, column 'm0' contains 'x' at example 1, text among numbers"),
+        (["--dense", "short.csv"], "short.csv, column 'b' contains '' at example 1; expected a number or a class name"),
         (["--dense", "long.csv"], "long.csv is not a readable .csv"),
         (["--dense", "twice.csv"], "twice.csv has the column 'a' twice"),
-        (["--dense", "decimals.csv"], "decimals.csv holds whole numbers as decimals (such as 0.0)"),
+        (["--dense", "decimals.csv"], "decimals.csv contains whole numbers as decimals (such as 0.0)"),
         (["--dense", "gap.csv"], "gap.csv, column 'b'"),
         (["--dense", "nan.csv"], "nan.csv"),
         (["--dense", "numbers.csv"], "numbers.csv begins with the row 0, 1, ... 3: a header"),
         (["--dense", "pickle.npy"], "pickle.npy is not a readable .npy"),
-        (["--dense", "object.npy"], "object.npy holds Python objects: save names as text"),
+        (["--dense", "object.npy"], "object.npy contains Python objects: save names as text"),
         (["--dense", "object.npz"], "object.npz has an unreadable array"),
         (["--dense", "broken.npz"], "broken.npz is not a readable .npz"),
         (["--dense", "named.npz"], "named.npz is not an .npz"),
@@ -236,11 +236,11 @@ CSV = {
         (["--pruned", "0.5=two.npy"], "--pruned has the ratio 0.5"),
         (["--pruned", "2=two.npy", "--pruned", "m:3=two.npy"], "name a score for every file"),
         (["--pruned", "m:2=two.npy", "--dense", "m=dense.npz", "--dense", "two.npy"], "--dense: give SCORE=FILE"),
-        (["--class-names", "cat,dog"], "labels.npy holds 2 at example 40; 2 class names were given"),
+        (["--class-names", "cat,dog"], "labels.npy contains 2 at example 40; 2 class names were given"),
         (["--class-names", "cat,cat,dog"], "class_names[1] repeats 'cat'"),
         (["--class-names", "none.txt"], "none.txt cannot be read"),
         (["--groups", "two.csv"], ""),
-        (["--groups", "header.csv"], "header.csv holds no example"),
+        (["--groups", "header.csv"], "header.csv contains no example"),
         (["--images", "two.npy"], "--images are shown only in the report; add --out"),
         (["--images", "two.csv", "--out", "report.html"], "two.csv: images are read from .npy or .npz only"),
         (["--images", "two.npy", "--out", "report.html"], "images must have shape"),
@@ -353,8 +353,8 @@ def test_an_error_says_from_where_examples_are_counted_and_prints_no_control_cha
     np.savetxt("wild\x1b[31m.csv", LABELS + 9, fmt="%d")
     printed = failure(capsys, "--labels", "labels.npy", "--dense", "labels.npy", "--pruned", "2=wild\x1b[31m.csv")
     assert printed == (
-        "jprune audit: wild\\x1b[31m.csv holds 9 at model 0, example 0; the largest label in labels.npy is "
-        "2: allowed 0..2; give num_classes (--num-classes) if some classes have no examples (models and "
+        "jprune audit: wild\\x1b[31m.csv contains 9 at model 0, example 0; the largest label in labels.npy is "
+        "2: allowed 0..2; pass num_classes (--num-classes) if some classes have no examples (models and "
         "examples are counted from 0)"
     )
 
@@ -370,8 +370,9 @@ def test_a_full_disk_leaves_no_report_behind(capsys, monkeypatch):
 
 
 def test_usage_errors_and_help(capsys):
-    assert main(["audit", "--labls", "x"]) == 2
     assert main([]) == 2
+    assert "measure how compression changes the recall of each class" in capsys.readouterr().err
+    assert main(["audit", "--labls", "x"]) == 2
     assert main(["audit", "--labels", "x"]) == 2
     assert "--dense is needed" in capsys.readouterr().err
     assert main(["audit", "--help"]) == 0

@@ -123,7 +123,7 @@ class Part:
         if timed_out and self._complete() == complete:
             raise RuntimeError(
                 f"no stage and no checkpoint was stored within the time limit of {self.hours:g} hours, so the job is "
-                "not requeued; give more --hours, or make an epoch shorter with a smaller --chunk, and rerun the same "
+                "not requeued; use more --hours, or make an epoch shorter with a smaller --chunk, and rerun the same "
                 "command"
             )
         return submitit.helpers.DelayedSubmission(self)
@@ -220,7 +220,7 @@ def gpus_of_jobs(cluster: ClusterOptions) -> list[str | None]:
     if needed > len(names):
         raise ValueError(
             f"jobs={cluster.jobs} with gpus={cluster.gpus} each need {needed} NVIDIA GPUs, and this process sees "
-            f"{len(names)}; give fewer --jobs or --gpus"
+            f"{len(names)}; use fewer --jobs or --gpus"
         )
     return [",".join(names[i : i + cluster.gpus]) for i in range(0, needed, cluster.gpus)]
 

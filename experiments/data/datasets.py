@@ -235,7 +235,7 @@ def _assembled(
         if largest + 1 <= imbalance:  # the last class would keep less than one example
             raise ValueError(
                 f"imbalance={imbalance} is more than the {largest} training examples that class {class_names[0]!r} can "
-                f"keep, so class {class_names[-1]!r} would have none; give a smaller one"
+                f"keep, so class {class_names[-1]!r} would have none; use a smaller one"
             )
     return Dataset(name, train, validation, test, class_names, *_moments(name, train.images))
 

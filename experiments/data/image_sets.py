@@ -76,7 +76,7 @@ def tfds(name: str, data_dir: Path | None, size: Size | None) -> Decoding:
     if not builder.info.splits:
         raise Missing(
             f"{name} is not in {builder.data_dir}; run python -m experiments.data prepare {name}{where} once to "
-            "download it, or give another --data-dir"
+            "download it, or use another --data-dir"
         )
     if builder.info.file_format.value != "array_record":
         raise Missing(
@@ -128,7 +128,7 @@ def stream(name: str, split: str, data_dir: Path | None) -> Examples:
     if split not in builder.info.splits:
         raise Missing(
             f"{name} has no split {split!r} in {builder.data_dir}; run python -m experiments.data prepare {name} "
-            "once, or give another --data-dir"
+            "once, or use another --data-dir"
         )
     with _quiet():
         return builder.as_data_source(split, decoders={"image": _undecoded()})

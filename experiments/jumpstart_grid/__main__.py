@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> GridCommand:
             except (ValueError, TypeError) as error:
                 raise files.StoreError(
                     f"{default.folder / 'config.json'} has no settings of a jumpstart grid ({error}): for another "
-                    "study use its own command; otherwise delete the file and give all options again"
+                    "study use its own command; otherwise delete the file and pass all options again"
                 ) from error
             default = command_of(grid, dataclasses.replace(running, out=out, table=None), preset=name)
     return commands.parse(GridCommand, default, arguments, PROG)

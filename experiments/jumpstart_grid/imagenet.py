@@ -245,7 +245,7 @@ def train(
     for name, examples in (("training", source), ("validation", validation)):
         if settings.batch > len(examples):
             raise ValueError(
-                f"batch={settings.batch} is more than the {len(examples)} {name} images; give a smaller one"
+                f"batch={settings.batch} is more than the {len(examples)} {name} images; use a smaller one"
             )
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     compiled = trainer(settings, len(source) // settings.batch, mesh, num_classes=1000)

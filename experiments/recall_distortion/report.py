@@ -194,7 +194,7 @@ def check_compared(folders: Sequence[Path]) -> None:
     """
     for folder in folders:
         if results.recorded(folder) is None:
-            raise StoreError(f"compare: no study was run in {folder}, which has no config.json; give another folder")
+            raise StoreError(f"compare: no study was run in {folder}, which has no config.json; use another folder")
 
 
 def _other_audits(folders: Sequence[Path]) -> dict[str, Audit]:

@@ -70,7 +70,7 @@ def _restored(folder: Path, found: Mapping[str, Mapping[str, JSON]]) -> tuple[St
     except (ValueError, TypeError) as error:
         raise files.StoreError(
             f"{folder / 'config.json'} has no settings of a recall distortion study ({error}): for another study, such "
-            "as a jumpstart grid, use its own command; otherwise delete the file and give all options again"
+            "as a jumpstart grid, use its own command; otherwise delete the file and pass all options again"
         ) from error
 
 
@@ -110,12 +110,12 @@ def store_data(folder: Path, study: Study, dataset: datasets.Dataset) -> None:
     if stored.fingerprint != fingerprint:
         raise store.StoreError(
             f"{where.path} was made from a data set with fingerprint {stored.fingerprint}, but {study.dataset} now has "
-            f"{fingerprint}; restore the old data or give another --out"
+            f"{fingerprint}; restore the old data or use another --out"
         )
     if stored.class_names != tuple(dataset.class_names):  # not part of the fingerprint, as in earlier versions
         raise store.StoreError(
             f"{where.path} has the class names {', '.join(stored.class_names)}, but {study.dataset} now has "
-            f"{', '.join(dataset.class_names)}; restore the old names or give another --out"
+            f"{', '.join(dataset.class_names)}; restore the old names or use another --out"
         )
 
 

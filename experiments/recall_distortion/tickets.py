@@ -88,7 +88,7 @@ def predictions(settings: Tickets, dataset: datasets.Dataset) -> Iterator[list[t
     """
     if settings.batch > len(dataset.train.labels):
         raise ValueError(
-            f"batch={settings.batch} is more than the {len(dataset.train.labels)} training examples; give a smaller one"
+            f"batch={settings.batch} is more than the {len(dataset.train.labels)} training examples; use a smaller one"
         )
     task = tasks.classification(dataset, settings.model, options=read_options(settings.model_options))
     where = prunable(settings.prunable)

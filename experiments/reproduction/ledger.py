@@ -165,7 +165,7 @@ def keep(stored: Path, study: Study, name: str, folder: Path = FOLDER) -> int:
         before = json.loads(described.read_text())
         other = [name for name, value in known["settings"].items() if before["settings"].get(name, value) != value]
         if other:
-            raise ValueError(f"{described} was made with other settings ({', '.join(other)}); give another name")
+            raise ValueError(f"{described} was made with other settings ({', '.join(other)}); use another name")
         parts.append(pd.read_csv(folder / f"{name}.csv"))
         known["made"] = before["made"] + [entry for entry in known["made"] if entry not in before["made"]]
     added = [_networks(stored, stage, truth) for stage in plan.stages(study, hashed, penalty)]
@@ -201,7 +201,7 @@ def _refuse_other_dense(before: pd.DataFrame, added: pd.DataFrame, stored: Path,
     if mixed:
         raise ValueError(
             f"{stored} has new networks of the replicates {', '.join(map(str, mixed))}, whose dense networks are not "
-            f"those of {name}.csv (another processor rounds differently, and training then diverges); give another name"
+            f"those of {name}.csv (another processor rounds differently, and training then diverges); use another name"
         )
 
 

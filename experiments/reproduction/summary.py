@@ -347,7 +347,7 @@ def _pruned_further(tables: Tables) -> str:
     compared = {_IN_WORDS[other]: pairs for other, pairs in jumpstart.pruned_pairs(after).items()}
     words = {
         "supported": "can be pruned further than",
-        "contradicted": "can be pruned less far than",
+        "contradicted": "cannot be pruned as far as",
         "open": "are not shown to differ from",
     }
     title = ", and ".join(f"{words[pairs.answer]} those with {name}" for name, pairs in compared.items())

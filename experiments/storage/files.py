@@ -147,7 +147,7 @@ def naming(path: Path) -> Iterator[None]:
                 "completed stages stay, and partial files are ignored"
             ) from error
         raise StoreError(
-            f"cannot write {where}: {error.strerror or error}; remove the cause, or give another folder"
+            f"cannot write {where}: {error.strerror or error}; remove the cause, or use another folder"
         ) from error
 
 

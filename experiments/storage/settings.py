@@ -87,4 +87,4 @@ def _read(path: Path) -> dict[str, dict[str, JSON]]:
         running = {**study, **content.get("running", {})}
         return {"study": dict(study), "running": running, "model": dict(content.get("model", {}))}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise files.StoreError(f"{path} cannot be read ({error}); delete it and give all options again") from error
+        raise files.StoreError(f"{path} cannot be read ({error}); delete it and pass all options again") from error

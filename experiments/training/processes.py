@@ -106,7 +106,7 @@ def _check_first(coordinator: str) -> None:
         socket.create_server(("", int(port))).close()
     except (OSError, OverflowError) as error:
         raise ValueError(
-            f"coordinator={coordinator!r}: process 0 cannot use this port ({error}); give another"
+            f"coordinator={coordinator!r}: process 0 cannot use this port ({error}); use another"
         ) from error
     if not _is_here(host.strip("[]")):
         print(

@@ -162,7 +162,7 @@ def steps_per_epoch(recipe: Recipe, examples: int) -> int:
     """
     if examples < recipe.batch:
         raise ValueError(
-            f"batch={recipe.batch} is more than the {examples} examples of the training split; give a smaller batch"
+            f"batch={recipe.batch} is more than the {examples} examples of the training split; use a smaller batch"
         )
     return examples // recipe.batch
 

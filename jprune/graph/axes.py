@@ -45,12 +45,12 @@ Attention kernels with more axes are stacked along the first ones if the kernels
 bias, and it does not have one number for each output, the axes are unknown. Without a bias, a kernel with 3 axes is
 a convolution only if its layer's name contains "conv", and one with more only if its window has the same size along
 all axes, apart from sizes of 1; the axes of the rest are unknown, and so are those of a layer called einsum. Names and
-shapes distinguish no further: give a graph or a dict for scanned or mapped convolutions, and in Flax for LinearGeneral
+shapes distinguish no further: pass a graph or a dict for scanned or mapped convolutions, and in Flax for LinearGeneral
 and DenseGeneral over several axes (read as convolutions), and for Einsum, ConvLocal and
 ``ConvTranspose(transpose_kernel=True)`` without a bias.
 
 The bias and the other kernels of attention are looked for among all parameters, also by a score and in ``prune``, which
-select some of them. A selection that is called directly sees the scores alone: give it
+select some of them. A selection that is called directly sees the scores alone: pass it
 ``axes=jprune.prunable(params, axes="flax")``, which has resolved the convention on the parameters.
 """
 
@@ -159,7 +159,7 @@ def kernel_axes(axes: Axes, tree: PyTree) -> dict[str, KernelAxes | None]:
     Raises:
       TypeError: ``axes`` is something else, or a value of the dict is not a ``KernelAxes``.
       ValueError: a pattern matches no leaf, or only leaves that an earlier one matches; an axis is out of range,
-        named twice or not at all; the graph has no leaf of that path and shape; two leaves have one path.
+        named twice or not at all; the graph has no leaf of that path and shape; two leaves have the same path.
 
     >>> import jax.numpy as jnp
     >>> stacked = KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))
@@ -227,7 +227,7 @@ def unknown_axes(path: str, shape: tuple[int, ...], why: str, axes: Axes = None)
 
     >>> unknown_axes("blocks/kernel", (4, 16, 16), "n:m groups run along the inputs")
     "leaf 'blocks/kernel' of shape (4, 16, 16): n:m groups run along the inputs, and its name and shape do not say
-    which axes these are; give axes=jprune.trace_model(apply, params, *inputs) or
+    which axes these are; pass axes=jprune.trace_model(apply, params, *inputs) or
     axes={'^blocks/kernel$': jprune.KernelAxes(...)}"
     """
     by_hand = f"axes={{{'^' + path + '$'!r}: jprune.KernelAxes(...)}}"
@@ -235,13 +235,13 @@ def unknown_axes(path: str, shape: tuple[int, ...], why: str, axes: Axes = None)
         reason = axes.unknown.get(path, "no reason is recorded")
         return (
             f"leaf '{path}' of shape {shape}: {why}, and the graph does not say which axes these are ({reason}); "
-            f"leave the leaf out, or give {by_hand} in place of the graph, with patterns for the other leaves"
+            f"leave the leaf out, or pass {by_hand} in place of the graph, with patterns for the other leaves"
         )
     alone = isinstance(axes, str) and not _known_shapes.get()  # called on scores, not by prune
     on_all = f", or axes=jprune.prunable(params, axes={axes!r}), which also reads the biases" if alone else ""
     return (
         f"leaf '{path}' of shape {shape}: {why}, and its name and shape do not say which axes these are; "
-        f"give axes=jprune.trace_model(apply, params, *inputs) or {by_hand}{on_all}"
+        f"pass axes=jprune.trace_model(apply, params, *inputs) or {by_hand}{on_all}"
     )
 
 

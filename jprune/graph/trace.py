@@ -68,13 +68,13 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
         )
     if all(hasattr(apply, name) for name in ("init", "apply", "bind")):
         raise TypeError(
-            f"apply is the Linen module {type(apply).__name__}; give a function that calls it with its parameters: "
+            f"apply is the Linen module {type(apply).__name__}; pass a function that calls it with its parameters: "
             "jprune.trace_model(lambda p, x: module.apply({'params': p}, x), variables['params'], x)"
         )
     owner = getattr(apply, "__self__", apply)  # of a bound method
     if any(map(_is_array, jax.tree.leaves(owner))) and not hasattr(apply, "func"):  # a partial may have arrays
         raise TypeError(
-            f"apply is the model {type(owner).__name__}, whose own arrays would be constants; give a function of its "
+            f"apply is the model {type(owner).__name__}, whose own arrays would be constants; pass a function of its "
             "parameters. NNX: graphdef, params, rest = nnx.split(model, nnx.Param, ...), then jprune.trace_model("
             "lambda p, x: nnx.merge(graphdef, p, rest)(x), params, x). Equinox: eqx.partition and eqx.combine"
         )
@@ -88,7 +88,7 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
         refuse_one_path_twice(name, [path for path, _ in _arrays(tree)])
     parameters = {path: _parameter(record, path, leaf) for path, leaf in _arrays(params)}
     if not parameters:
-        raise ValueError("params has no array; give the tree of parameters that apply takes")
+        raise ValueError("params has no array; pass the tree of parameters that apply takes")
     states = {path: _state(record, leaf) for path, leaf in _arrays(state)}
     arrays = [leaf for leaf in jax.tree.leaves(inputs) if _is_array(leaf)]
     given = [_input(record, leaf) for leaf in arrays]
@@ -209,14 +209,14 @@ def _graph(
         warnings.warn(
             f"the primitive '{name}' is not supported; the axes of the leaves it reads are unknown, and products that "
             f"read its result are not counted for them: {leaves}; "
-            "give axes={'<path>': jprune.KernelAxes(...)} for them where they are needed",
+            "pass axes={'<path>': jprune.KernelAxes(...)} for them where they are needed",
             stacklevel=3,
         )
     for left, right in dict.fromkeys(record.products):
         warnings.warn(
             f"the product of '{left}' and '{right}' is read as one kernel; if one of the two is data, such as learned "
             "queries, the roles of the axes of the other are wrong: repeat the data over the batch before the product, "
-            "or give axes={'<path>': jprune.KernelAxes(...)}",
+            "or pass axes={'<path>': jprune.KernelAxes(...)}",
             stacklevel=3,
         )
     leaf_axes = [

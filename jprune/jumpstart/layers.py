@@ -129,7 +129,7 @@ def check(layers: Preactivations) -> list[tuple[str, Entry]]:
         least = 3 if isinstance(entry, Stack) else 2
         if not is_array(array):
             raise TypeError(
-                f"{label} is {with_article(array)}; give one array (batch, ..., units) or Stack for each layer, "
+                f"{label} is {with_article(array)}; pass one array (batch, ..., units) or Stack for each layer, "
                 "without nested lists or dicts"
             )
         if not jnp.issubdtype(array.dtype, jnp.floating):

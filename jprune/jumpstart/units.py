@@ -318,7 +318,7 @@ def _accuracies(accuracy: ArrayLike) -> np.ndarray:
         raise ValueError(f"accuracy must have shape (techniques, datasets) with one or more of each, got {best.shape}")
     if np.isnan(best).any():
         technique, dataset = np.argwhere(np.isnan(best))[0]
-        raise ValueError(f"accuracy of technique {technique} on data set {dataset} is NaN; give every accuracy")
+        raise ValueError(f"accuracy of technique {technique} on data set {dataset} is NaN; pass every accuracy")
     return best
 
 

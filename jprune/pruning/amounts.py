@@ -45,7 +45,7 @@ class Keep:
         if isinstance(self.count, bool) or not isinstance(self.count, numbers.Integral):
             raise TypeError(not_a_count("Keep(count)", self.count))
         if self.count < 0:
-            raise ValueError(f"Keep({self.count}) is negative; give the number of weights kept, 0 or more")
+            raise ValueError(f"Keep({self.count}) is negative; pass the number of weights kept, 0 or more")
         object.__setattr__(self, "count", int(self.count))  # a number of numpy could overflow
 
 
@@ -126,7 +126,7 @@ def amount_of(sparsity: object, keep: object) -> Amount:
     """
     if (sparsity is None) == (keep is None):
         given = "neither is" if sparsity is None else "both are"
-        raise TypeError(f"give sparsity= (the fraction removed) or keep= (the number of weights kept); {given} given")
+        raise TypeError(f"pass sparsity= (the fraction removed) or keep= (the number of weights kept); {given} given")
     if isinstance(sparsity, Scheduled):
         return sparsity
     if isinstance(keep, Scheduled):
@@ -207,7 +207,7 @@ def not_a_count(name: str, value: object) -> str:
     if not math.isfinite(value):
         return wanted
     if 0.0 <= float(value) <= 1.0:
-        return f"{wanted}; for a fraction give sparsity={float(f'{1.0 - float(value):.12g}')!r}, the fraction removed"
+        return f"{wanted}; for a fraction pass sparsity={float(f'{1.0 - float(value):.12g}')!r}, the fraction removed"
     return f"{wanted}; write {name}={round(value)}"
 
 

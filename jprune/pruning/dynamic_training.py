@@ -109,6 +109,6 @@ def _at_constant_sparsity(
     if not any(map(exchange.at, steps)):
         raise ValueError(
             f"end={end}, every={every} and this fraction exchange no weight: exchanges are every {every} steps, "
-            "after step 0 and before end; give an end above every and a fraction above 0, or use prune alone"
+            "after step 0 and before end; use an end above every and a fraction above 0, or use prune alone"
         )
     return reset_moments(tx, prune(magnitude(), dict.fromkeys(steps, amount), regrow=exchange, **options))

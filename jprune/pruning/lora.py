@@ -64,7 +64,7 @@ def merge_lora(
 
 def _refuse_unknown(adapters: Mapping[str, object], paths: list[str], leaves: list[Leaf]) -> None:
     if not adapters:
-        raise ValueError("adapters is empty; give the two factors of at least one leaf, by its path")
+        raise ValueError("adapters is empty; pass the two factors of at least one leaf, by its path")
     floats = [path for path, leaf in zip(paths, leaves, strict=True) if is_float(leaf)]
     for path, factors in adapters.items():
         if path not in floats:

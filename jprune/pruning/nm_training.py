@@ -86,9 +86,9 @@ def sr_ste(
     integer("every", every, least=1)
     integer("n", n, least=1, most=integer("m", m, least=1))
     if not isinstance(decay, int | float) and not hasattr(decay, "dtype"):  # an array: optax.inject_hyperparams
-        raise TypeError(f"decay={decay!r} is not a number; give a number of 0 or more")
+        raise TypeError(f"decay={decay!r} is not a number; pass a number of 0 or more")
     if isinstance(decay, int | float) and not decay >= 0.0:
-        raise ValueError(f"decay={decay} is negative; give a number of 0 or more")
+        raise ValueError(f"decay={decay} is negative; pass a number of 0 or more")
     inner = optax.with_extra_args_support(tx)
 
     def pattern_of(weights: PyTree, shapes: Shapes) -> PyTree:

@@ -199,7 +199,7 @@ class Plan:
             if left[0] == left[1] < wanted:
                 warnings.warn(
                     f"the schedule keeps {wanted} weights from step {step} on, but only {left[1]} are left, "
-                    "because an earlier schedule pruned more; pruned weights do not come back: give regrow=, or start "
+                    "because an earlier schedule pruned more; pruned weights do not come back: pass regrow=, or start "
                     "again from dense weights and larger masks (jprune.with_masks)",
                     stacklevel=3,
                 )
@@ -312,7 +312,7 @@ class Plan:
 
         Raises:
           TypeError: a mask is not a bool array.
-          ValueError: the selection returned no mask for a leaf, or one of another shape.
+          ValueError: the selection returned no mask for a leaf, or one of a different shape.
         """
         paths, leaves, treedef = flatten(reference)
         name = f"what selection={name_of(self.selection)} returned"

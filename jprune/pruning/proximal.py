@@ -180,7 +180,7 @@ def group_soft_threshold(
             if found.tied:
                 raise ValueError(
                     f"leaf '{path}' is read in two ways (tied weights), so its {over} are not separate groups; leave "
-                    f"it out with where=jprune.by_path(exclude={f'^{re.escape(path)}$'!r}), or give the channels of "
+                    f"it out with where=jprune.by_path(exclude={f'^{re.escape(path)}$'!r}), or pass the channels of "
                     "the traced network as groups=graph.channels"
                 )
             shrunk[path] = _shrink_kernel(array, found, over, limit, by_size)

@@ -96,7 +96,7 @@ def recalibrate_batch_norm(
         examples += size
         found = _merged(found, batch_statistics, size / examples)
     if not examples:
-        raise ValueError("batches has no example; give at least one batch")
+        raise ValueError("batches has no example; pass at least one batch")
     for slot in slots:
         leaves[slot] = found[paths[slot]].astype(jax.dtypes.canonicalize_dtype(leaves[slot].dtype))
     return jax.tree.unflatten(treedef, leaves)

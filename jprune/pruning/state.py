@@ -148,7 +148,7 @@ def _hint_of_sr_ste(state: PyTree) -> str:
 def _hint_of_nnx_state(state: PyTree) -> str:
     """Return a hint if a state is the NNX ``State`` of an ``nnx.Optimizer``, which has no NamedTuples."""
     if type(state).__module__.startswith("flax.nnx") and "opt_state" in state:
-        return ": it is the nnx.State of an nnx.Optimizer; give optimizer.opt_state"
+        return ": it is the nnx.State of an nnx.Optimizer; pass optimizer.opt_state"
     return ""
 
 
@@ -251,12 +251,12 @@ def check_pruned(
 
     It also checks that the prunable weights are finite and that no selection was skipped because of NaN scores.
 
-    A warning names layers that keep no weight. Another is given if more weights are pruned than requested, beyond
-    rounding in each layer. Amounts are those of each replicate if ``vmap`` made the state.
+    One warning names layers that keep no weight; another says if more weights are pruned than requested, beyond
+    rounding in each layer. If ``vmap`` made the state, amounts apply to each replicate.
 
     The state does not show how its masks were selected. A sparsity is met if the number of all weights kept is at most
     the one requested, or if every layer, or every output, keeps the number to which ``layer_masks`` or ``output_masks``
-    rounds. Selections of blocks and channels round the number of these instead: give ``selection``.
+    rounds. Selections of blocks and channels round the number of these instead: pass ``selection``.
 
     Args:
       params: the parameters; with ``optax.lookahead`` both copies, or the fast weights. Amounts count one of them.
@@ -354,7 +354,7 @@ def _masks_of_all(params: PyTree, state: PyTree) -> list[Array | None]:
             )
         elif set(masked) < set(given) and not only_parameters(params, "params"):
             hint = (
-                "; the optimizer was initialized with these leaves alone: give the same leaves as params, "
+                "; the optimizer was initialized with these leaves alone: pass the same leaves as params, "
                 "nnx.state(model, wrt) for nnx.Optimizer(model, tx, wrt=wrt)"
             )
         else:
@@ -448,7 +448,7 @@ def _compare_counts(kept: int, wanted: int, size: int, rounding: int, of: str) -
     said = f"{kept} of {size} prunable weights{of} are kept (sparsity {(size - kept) / max(size, 1):.6g})"
     if kept > wanted:
         raise ValueError(
-            f"{said}, more than the {wanted} requested; check that the schedule's last step was reached, and give "
+            f"{said}, more than the {wanted} requested; check that the schedule's last step was reached, and pass "
             "selection= if its selection rounds blocks or channels"
         )
     if kept < wanted - rounding:

@@ -160,7 +160,7 @@ def _schedule_of(sparsities: object) -> dict[int, float | Keep | PerLayer]:
         )
     amounts = [checked(f"sparsities[{i}]", amount) for i, amount in enumerate(sparsities)]
     if not amounts:
-        raise ValueError("sparsities is empty; give one sparsity for each level")
+        raise ValueError("sparsities is empty; pass one sparsity for each level")
     return dict(enumerate(amounts, start=1))
 
 

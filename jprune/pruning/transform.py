@@ -144,7 +144,7 @@ def prune(
     if regrow is not None and isinstance(selection, functools.partial) and selection.keywords.get("magnitude"):
         raise ValueError(
             "regrow= gives weights that must not be kept a score of -inf, which magnitude=True would rank first; leave "
-            "magnitude=True out and give a score that is larger for weights to keep, such as jprune.magnitude()"
+            "magnitude=True out and pass a score that is larger for weights to keep, such as jprune.magnitude()"
         )
     _refuse_no_key(key)
     if where is None and isinstance(score, Score):
@@ -264,7 +264,7 @@ def _warn_of_no_zero(masks: PyTree) -> None:
     if any(isinstance(mask, jax.core.Tracer) for mask in leaves) or not all(bool(jnp.all(mask)) for mask in leaves):
         return
     warnings.warn(
-        "keep_zeros has no zero to keep: the prunable leaves of the parameters given to init have none; give it pruned "
+        "keep_zeros has no zero to keep: the prunable leaves of the parameters given to init have none; pass it pruned "
         "weights: tx.init(jprune.apply_masks(params, masks))",
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""Audit what compression did to each class: predictions of dense and compressed models in, an ``Audit`` out."""
+"""Measure how compression changes each class: predictions of dense and compressed models in, an ``Audit`` out."""
 
 import dataclasses
 import json
@@ -47,9 +47,9 @@ class Options:
     """How to audit, for ``audit`` and the command line.
 
     Attributes:
-      num_classes: number of classes, where names, logits and labels do not show it; or None.
+      num_classes: number of classes, if names, logits and labels do not determine it; or None.
       paired: whether models are paired by index.
-      level: confidence of every interval.
+      level: confidence level of every interval.
       margin: distance of alpha from 1 that counts as equal.
       rng: generator or seed of the test of the pairing; None for no test.
       resamples: number of random pairings.
@@ -68,7 +68,7 @@ class Options:
 
 
 class Audit(AuditTables):
-    """What compression did to each class, as tidy tables; returned by ``audit`` and ``audit_counts``."""
+    """The effect of compression on each class, as tidy tables; returned by ``audit`` and ``audit_counts``."""
 
     @property
     def headline(self) -> str:
@@ -102,7 +102,7 @@ class Audit(AuditTables):
             write_text(Path(folder) / f"{name}.csv", written.to_csv(index=False, lineterminator="\n"))
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Return (and write, where a path is given) the tables and settings as JSON; NaN becomes null."""
+        """Return the tables and settings as JSON, and write them if a path is given; NaN becomes null."""
         found = {
             "headline": self.headline,
             "findings": [finding._asdict() for finding in findings(self)],
@@ -140,7 +140,7 @@ def audit(
     resamples: int = 1_000,
     top_k: int | None = None,
 ) -> Audit:
-    """Audit what compression did to each class, from the predictions of dense and compressed models.
+    """Measure how compression changes the recall of each class, from predictions of dense and compressed models.
 
     Arrays may be numpy, jax or torch arrays, lists, lists of batches, pandas objects (rows are examples) or what a
     Hugging Face trainer returns. Rows of pandas objects with an index must have the index of the labels.
@@ -153,17 +153,17 @@ def audit(
       pruned: a dict from compression ratio (parameters before / after; 1 is the control that was fine-tuned but not
         pruned) to predictions like ``dense``, or a dict from score name to {ratio: predictions}.
       class_names: the name of every class; by default names in the data, sorted, or the index.
-      groups: a second label per example, (examples,) text or whole numbers; or several by name, as a dict or DataFrame.
-      scores: an alias of ``pruned``; give one of ``pruned``, ``scores`` and ``compare``.
+      groups: an attribute of each example, (examples,) text or whole numbers; or several, as a dict or DataFrame.
+      scores: an alias of ``pruned``; pass one of ``pruned``, ``scores`` and ``compare``.
       compare: a dict from name to predictions, for models that were quantized, distilled or otherwise changed and
         have no ratio.
-      num_classes: number of classes, where labels and logits do not show it.
-      ignore_label: examples of this label, as given, are left out.
-      threshold: where models have one sigmoid output, the probability from which it means class 1.
+      num_classes: number of classes, if labels, names and logits do not determine it.
+      ignore_label: examples with this label are left out.
+      threshold: for models with one sigmoid output: the smallest probability that means class 1.
       paired: whether model m of each compressed set was made from dense model m. Otherwise numbers of models may
         differ and every compressed model is compared with the mean dense model.
-      level: confidence of each interval; 0.99 for five ratios is 0.95 for all (Bonferroni).
-      margin: corrected alpha is called equal to 1 only where its interval lies within 1 / (1 + margin) and 1 + margin.
+      level: confidence level of each interval; 0.99 for each of five ratios is jointly 0.95 (Bonferroni).
+      margin: corrected alpha counts as 1 only if its interval lies between 1 / (1 + margin) and 1 + margin.
       rng: generator or seed for a permutation test of the pairing; None for no test.
       resamples: number of random pairings in that test.
       top_k: k of the top-k recall, with logits; by default 5, or the number of classes minus one.
@@ -172,8 +172,8 @@ def audit(
       An ``Audit``.
 
     Raises:
-      InputError: an argument cannot be audited; the message says which, where, and the value. It is
-        a ``ValueError``.
+      InputError: an argument is not valid; the message names the argument, the position and the value. It is a
+        ``ValueError``.
 
     >>> labels = [0, 0, 0, 0, 1, 1, 1, 1]
     >>> report = audit(labels, [0, 0, 0, 0, 1, 1, 1, 0], {2.0: [0, 0, 0, 0, 1, 1, 0, 0]})
@@ -183,7 +183,7 @@ def audit(
     given = [pruned, scores, compare]
     if sum(value is not None for value in given) != 1:
         raise InputError(
-            "give the compressed models once: as pruned={ratio: predictions} (scores= is another name for it) or as "
+            "pass the compressed models once: as pruned={ratio: predictions} (scores= is another name for it) or as "
             "compare={name: predictions}"
         )
     try:
@@ -225,7 +225,7 @@ def audit_counts(
     level: float = 0.99,
     margin: float = 0.1,
 ) -> Audit:
-    """Audit from counts per class, where the predictions themselves are not kept.
+    """Audit from counts per class, for models whose predictions were not kept.
 
     Counts do not identify single examples: intervals are over training seeds alone, and corrected alpha, lost and won
     examples and groups are missing. Correct counts alone leave out precision, F1, CEV and SDE too. Missing columns are
@@ -236,7 +236,7 @@ def audit_counts(
         ``jprune.recall.counts`` gives; with ``support``, correct counts (models, classes). Or a dict from score name
         to counts of this shape.
       pruned: a dict from ratio to counts like ``dense``, or a dict from score name to a dict of this kind.
-      support: examples per class, (classes,), where the counts are of correct predictions only.
+      support: examples per class, (classes,), if the counts are of correct predictions only.
       class_names: the name of every class; by default its index.
       paired: as in ``audit``.
       level: as in ``audit``.

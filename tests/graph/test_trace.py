@@ -273,7 +273,7 @@ def test_a_linen_module_is_refused_with_the_function_to_give(bound):
 )
 def test_a_model_with_its_own_arrays_is_refused_with_the_function_to_give(model):
     with pytest.raises(
-        TypeError, match=r"apply is the model .*constants; give a function of its parameters.*nnx\.merge"
+        TypeError, match=r"apply is the model .*constants; pass a function of its parameters.*nnx\.merge"
     ):
         jprune.trace_model(model(), jnp.ones(4))
 

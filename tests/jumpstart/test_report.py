@@ -166,7 +166,7 @@ def test_batches_that_cannot_be_read_are_refused():
     with pytest.raises(TypeError, match="a batch is a dict; pass inputs="):
         jprune.jumpstart.activity_report(network(), [{"x": X}])
     for batch, given in ((X, r"an array of shape \(23, 6\)"), (jnp.asarray(X), "an array of"), ({"x": X}, "a dict")):
-        with pytest.raises(TypeError, match=rf"batches is {given}.*one batch; give a list .*: \[batch\]"):
+        with pytest.raises(TypeError, match=rf"batches is {given}.*one batch; pass a list .*: \[batch\]"):
             jprune.jumpstart.activity_report(network(), batch)
     frame = jprune.jumpstart.activity_report(network(), [{"x": X}], inputs=lambda batch: batch["x"])
     assert frame["points"].tolist() == [23, 23]

@@ -56,7 +56,7 @@ def prune(score=None, schedule=None, **options):
         (
             lambda: call(jprune.sr_ste, SGD, decay="x"),
             TypeError,
-            "decay='x' is not a number; give a number of 0 or more",
+            "decay='x' is not a number; pass a number of 0 or more",
         ),
         (lambda: inspect.unwrap(jprune.nm_masks)(PARAMS, 0.5, 4), TypeError, r"n is 0\.5; it must be an integer"),
         (

@@ -108,5 +108,5 @@ def test_check_pruned_knows_rounded_blocks_only_with_their_selection():
     """Half of 7 blocks of 16 weights is 4 blocks; half of the weights is 56."""
     params, state = kept_by(a=first((4, 28), of_outputs=4) & (np.arange(28) < 16)[None, :])
     jprune.check_pruned(params, state, sparsity=0.5, selection=BLOCKS)
-    with pytest.raises(ValueError, match=r"64 of 112 .* more than the 56 requested; .* give selection= if"):
+    with pytest.raises(ValueError, match=r"64 of 112 .* more than the 56 requested; .* pass selection= if"):
         jprune.check_pruned(params, state, sparsity=0.5)

@@ -15,7 +15,7 @@ PARAMS = {
     "head": {"kernel": jnp.full((3, 2), 0.2)},
     "tail": {"kernel": jnp.full((3, 2), 9.0)},
 }
-BOTH = r"nothing is left of 'blocks/kernel\[1\]', 'head/kernel'; keep more, or give min_keep=1"
+BOTH = r"nothing is left of 'blocks/kernel\[1\]', 'head/kernel'; keep more, or pass min_keep=1"
 
 
 @pytest.fixture(autouse=True)

@@ -122,7 +122,7 @@ def test_inside_inject_hyperparams():
 )
 def test_injecting_hyperparameters_of_one_link_says_to_inject_the_whole_chain(factory, static, arguments):
     tx = optax.inject_hyperparams(factory, static_args=static)(*arguments)
-    with pytest.raises(TypeError, match=r"give it a function that makes the whole chain: optax.inject_hyperparams\("):
+    with pytest.raises(TypeError, match=r"pass it a function that makes the whole chain: optax.inject_hyperparams\("):
         tx.init(tree())
 
 
@@ -298,7 +298,7 @@ def test_nnx_optimizer_forwards_grad_and_holds_the_masks():
     step(model, optimizer, jnp.ones((8, 3)))
     assert not model.first.kernel[:, 0].any()
     assert not model.last.kernel[:, 0].any()
-    with pytest.raises(ValueError, match=r"it is the nnx\.State of an nnx\.Optimizer; give optimizer\.opt_state"):
+    with pytest.raises(ValueError, match=r"it is the nnx\.State of an nnx\.Optimizer; pass optimizer\.opt_state"):
         jprune.masks_of(nnx.state(optimizer))
 
 

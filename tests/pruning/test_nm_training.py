@@ -72,7 +72,7 @@ def test_masks_are_found_in_any_wrapper_and_other_leaves_have_none():
     ("call", "message"),
     [
         (lambda: sr_ste(optax.sgd(0.1), every=0), "every is 0; it must be at least 1"),
-        (lambda: sr_ste(optax.sgd(0.1), decay=-1.0), r"decay=-1\.0 is negative; give a number of 0 or more"),
+        (lambda: sr_ste(optax.sgd(0.1), decay=-1.0), r"decay=-1\.0 is negative; pass a number of 0 or more"),
         (lambda: sr_ste(optax.sgd(0.1), 2, 4).init({"kernel": jnp.ones((6, 2))}), "'kernel'"),
         (lambda: sr_ste(optax.sgd(0.1), 2, 4).init({"bias": jnp.ones(8)}), "selects no float leaf"),
     ],

@@ -179,7 +179,7 @@ def test_an_nnx_module_or_its_whole_state_in_place_of_the_parameters_is_explaine
         lambda: jprune.io.load_pruned(tmp_path / "saved", given),
         lambda: jprune.io.to_bcoo(given, masks),
     ):
-        with pytest.raises(ValueError, match=rf"{advice}: give nnx\.state\(model, nnx\.Param\)$"):
+        with pytest.raises(ValueError, match=rf"{advice}: pass nnx\.state\(model, nnx\.Param\)$"):
             call()
 
 

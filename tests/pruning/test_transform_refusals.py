@@ -79,7 +79,7 @@ def test_update_needs_params_and_trees_that_match(link):
 def test_a_gradual_schedule_of_a_fixed_pattern_is_refused_at_init(selection, schedule):
     tx = jprune.prune(jprune.magnitude(), schedule, selection=selection)
     with pytest.raises(
-        ValueError, match=r"2:4 keeps 8; give sparsity=0\.5, .* only sparsity above 0\.0: \{step: 0\.5\}"
+        ValueError, match=r"2:4 keeps 8; pass sparsity=0\.5, .* only sparsity above 0\.0: \{step: 0\.5\}"
     ):
         tx.init({"kernel": jnp.ones((8, 2))})
 

@@ -128,7 +128,7 @@ def test_correct_counts_of_a_class_without_examples_leave_it_out():
 
 
 def test_names_in_an_array_are_refused_with_what_to_give():
-    with pytest.raises(InputError, match="labels holds class names, dense holds numbers: give class_names"):
+    with pytest.raises(InputError, match="labels contains class names, dense contains numbers: pass class_names"):
         recall.audit(np.array(["cat", "dog"]), np.array([[0, 1]]), {2: np.array([[0, 1]])})
 
 

@@ -36,8 +36,8 @@ def cost_table(
     """Count parameters, nonzeros and multiply-adds of every layer and of the whole model.
 
     Matrix products and convolutions use all weights of a leaf equally often, so the effective multiply-adds are the
-    dense ones times the fraction of nonzero weights. Padding counts as input, as is usual; biases and normalization are
-    not counted.
+    dense ones times the fraction of nonzero weights. Padding counts as input; biases and normalization are not
+    counted.
 
     Args:
       params: float arrays; other leaves are not parameters and are left out.
@@ -114,7 +114,7 @@ def cost_table(
             if may_be_pruned and size and not nonzeros:
                 empty.append(name)
     if not rows:
-        raise ValueError("params has no array of a real floating dtype; give the tree of the model's parameters")
+        raise ValueError("params has no array of a real floating dtype; pass the tree of the model's parameters")
     if empty:
         warnings.warn(nothing_left(empty), stacklevel=2)
     more = {"multiply_adds": without_row, "effective_multiply_adds": without_row}

@@ -47,7 +47,7 @@ def save_masks(path: str | os.PathLike[str], masks: PyTree, *, gather: bool = Fa
     Raises:
       ImportError: the extra ``export`` is not installed.
       OSError: the file cannot be written.
-      ValueError: there is no mask, a leaf is not boolean, two leaves have one path, a path ends with ``#bits`` or
+      ValueError: there is no mask, a leaf is not boolean, two leaves have the same path, a path ends with ``#bits`` or
         ``#values``, or a leaf is spread over several processes and ``gather`` is False.
 
     >>> import tempfile, pathlib
@@ -254,7 +254,7 @@ def _is_stored(leaf: Leaf) -> bool:
 
 
 def _refuse_bad_paths(paths: list[str], leaves: list[Leaf], argument: str) -> None:
-    """Raise if two leaves have one path, or a leaf has the path of a part of another one in the file."""
+    """Raise if two leaves have the same path, or a leaf has the path of a part of another leaf in the file."""
     times = Counter(path for path, leaf in zip(paths, leaves, strict=True) if _is_stored(leaf))
     if repeated := [path for path, number in times.items() if number > 1]:
         raise ValueError(f"{argument} has more than one leaf with the path '{repeated[0]}'; rename one")

@@ -96,7 +96,7 @@ def wanda(
            [ 1.,  1.]], dtype=float32)
     """
     if (apply is None) == (activations is None):
-        raise ValueError("wanda needs either apply or activations; give exactly one of them")
+        raise ValueError("wanda needs either apply or activations; pass exactly one of them")
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
         paths, leaves, treedef = flatten(params)
@@ -197,7 +197,7 @@ def _squares_in_forward_pass(
         return _pulled_back(view, squares)
 
     found = collect_products(apply, whole, batch, Visitor(visit, join))
-    refuse_unread(weights, found, "leave it out with where=, or give its inputs as activations=")
+    refuse_unread(weights, found, "leave it out with where=, or pass its inputs as activations=")
     return [found[path] for path in weights], stacked
 
 
@@ -259,7 +259,7 @@ def _of_unreached(
             remedy = "they get the mean norm of the others" if axes is not None else "their scores are 0"
             more = "" if axes is not None else ", and axes= if these are experts"
             warnings.warn(
-                f"no example of the batch reached {missing}; {remedy}; give more examples{more}", stacklevel=2
+                f"no example of the batch reached {missing}; {remedy}; pass more examples{more}", stacklevel=2
             )
     if axes is None:
         return squares

@@ -141,7 +141,7 @@ def sparsegpt(
         if m is not None and inputs % m:
             raise ValueError(
                 f"m={m} must divide the inputs of every kernel; '{path}' of shape {leaf.shape} sums over {inputs}; "
-                "exclude it with where=, or give axes= if these are not its inputs"
+                "exclude it with where=, or pass axes= if these are not its inputs"
             )
         counts = None if sparsity is None else _block_counts(sparsity, inputs, outputs, block)
         fixed = given[i]
@@ -179,7 +179,7 @@ def input_grams(
     """Sum x x^T over batches, where x are the inputs of each kernel in the forward pass.
 
     The matrix products and convolutions that read a kernel are found in the program, as for ``wanda``. The sum is over
-    all uses of a kernel and all positions, padding included; give sequences without padding. Each stacked layer of a
+    all uses of a kernel and all positions, padding included; pass sequences without padding. Each stacked layer of a
     scan has its own matrix. The memory is inputs^2 numbers per layer, for any number of batches.
 
     Args:
@@ -231,7 +231,7 @@ def input_grams(
                     raise ValueError(arranged(view.path))
                 raise ValueError(
                     f"'{view.path}' of shape {wanted[view.path].shape} is read in a scan over its first {steps} axes, "
-                    f"which are not stacked: {roles[view.path]}; give axes=jprune.trace_model(apply, params, *inputs)"
+                    f"which are not stacked: {roles[view.path]}; pass axes=jprune.trace_model(apply, params, *inputs)"
                 )
             parts = (tuple(axis - steps for axis in part if axis >= steps) for part in axes_of_kernel)
             return _product_gram(equation, other, view, side, _Roles(*parts))
@@ -250,7 +250,7 @@ def input_grams(
         found = one([leaves[slot] for slot in slots], batch)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
     if total is None:
-        raise ValueError("batches has no batch; give at least one")
+        raise ValueError("batches has no batch; pass at least one")
     return {path: Gram(total[path]) for path in wanted}
 
 
@@ -259,7 +259,7 @@ def _check_amount(
 ) -> None:
     ways = [sparsity is not None, n is not None or m is not None, masks is not None]
     if sum(ways) != 1:
-        raise TypeError("give exactly one of sparsity= (the fraction removed), n= with m=, and masks=")
+        raise TypeError("pass exactly one of sparsity= (the fraction removed), n= with m=, and masks=")
     if sparsity is not None:
         fraction("sparsity", sparsity, of="the fraction of each kernel to remove")
     for name, number in (("n", n), ("m", m), ("block", block)):
@@ -270,7 +270,7 @@ def _check_amount(
     if m is not None and block % m:
         raise ValueError(f"block={block} must be a multiple of m={m}")
     if not damping >= 0.0:
-        raise ValueError(f"damping={damping} is negative; give a number of 0 or more")
+        raise ValueError(f"damping={damping} is negative; pass a number of 0 or more")
 
 
 def _refuse_nan(path: str, rows: Array, damping: float) -> None:
@@ -278,7 +278,7 @@ def _refuse_nan(path: str, rows: Array, damping: float) -> None:
         return
     raise ValueError(
         f"the weights of '{path}' became NaN or infinite: the weights or activations are not finite, or X^T X with "
-        f"damping={damping} is not positive definite; give at least as many examples as the kernel has inputs, or more "
+        f"damping={damping} is not positive definite; pass at least as many examples as the kernel has inputs, or more "
         "damping"
     )
 
@@ -324,7 +324,7 @@ def _gram_of(
     given = activations.get(path, activations.get(path.rpartition("/")[0]))
     if given is None:
         raise ValueError(
-            f"activations has no entry for '{path}', only {', '.join(map(repr, activations)) or 'none'}; give "
+            f"activations has no entry for '{path}', only {', '.join(map(repr, activations)) or 'none'}; pass "
             "input_grams and sparsegpt the same where= and axes=, or leave the leaf out with where="
         )
     stacked, summed = _sizes(leaf.shape, roles.stacked), _sizes(leaf.shape, roles.summed)
@@ -376,7 +376,7 @@ def _product_gram(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side
     if (layer != layer[:, :1, :1]).any() or (row != row[:1, :, :1]).any():
         raise ValueError(
             f"the product that reads '{view.path}' of shape {view.shape} does not sum over its axes {roles.summed}; "
-            "give axes= with the inputs of this kernel"
+            "pass axes= with the inputs of this kernel"
         )
     grams = jax.vmap(_outer_sum)(inputs)
     grams = jnp.broadcast_to(grams, (len(places), *grams.shape[1:]))

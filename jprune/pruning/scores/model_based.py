@@ -311,7 +311,7 @@ def average_gradients(
     for batch in batches:
         total, number = add(total, floats.leaves, batch), number + number_of_examples(batch)
     if not number:
-        raise ValueError("batches has no example; give at least one batch")
+        raise ValueError("batches has no example; pass at least one batch")
     return floats.alone([t / number for t in total])
 
 
@@ -328,7 +328,7 @@ class _Floats(NamedTuple):
         _, every, treedef = flatten(tree)
         slots = [i for i, leaf in enumerate(every) if is_float(leaf)]
         if not slots:
-            raise ValueError("params has no float array; give the tree of the model's parameters")
+            raise ValueError("params has no float array; pass the tree of the model's parameters")
         return cls([every[i] for i in slots], slots, every, treedef)
 
     def whole(self, leaves: list[Leaf]) -> PyTree:

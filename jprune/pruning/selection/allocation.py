@@ -32,7 +32,7 @@ def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") 
     if isinstance(amount, Keep):
         if amount.count > size:
             raise ValueError(
-                f"{name}={amount.count} must lie in 0..{size}, the number of {of}; keep fewer, or give sparsity=, the "
+                f"{name}={amount.count} must lie in 0..{size}, the number of {of}; keep fewer, or pass sparsity=, the "
                 "fraction removed"
             )
         return amount.count
@@ -43,7 +43,7 @@ def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") 
             f"{dict(amount)!r} gives an amount for each layer, which only layer_masks takes; in prune, set "
             "selection=jprune.layer_masks"
         )
-    raise TypeError(f"{name} is an array; only global_masks, layer_masks and legacy_signed_masks take one: give an int")
+    raise TypeError(f"{name} is an array; only global_masks, layer_masks and legacy_signed_masks take one: pass an int")
 
 
 def floors(min_keep: int, sizes: Sequence[int], total: int | None) -> list[int]:

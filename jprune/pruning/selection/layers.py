@@ -201,7 +201,7 @@ def scalar(count: Count) -> Count:
     if count.low.ndim:
         raise ValueError(
             f"keep is an array of shape {count.low.shape}; this selection keeps one number of weights in all layers "
-            "together: give a scalar, or use layer_masks with one count for each layer"
+            "together: pass a scalar, or use layer_masks with one count for each layer"
         )
     return count
 
@@ -277,11 +277,11 @@ def nothing_left(names: Sequence[str]) -> str:
     """Return the message about layers that keep no weight.
 
     >>> nothing_left(["a/kernel", "blocks/kernel[2]"])
-    "nothing is left of 'a/kernel', 'blocks/kernel[2]'; keep more, or give min_keep=1 to keep a weight of every layer"
+    "nothing is left of 'a/kernel', 'blocks/kernel[2]'; keep more, or pass min_keep=1 to keep a weight of every layer"
     """
     named = [repr(name) if name else "the parameters" for name in names[:8]]  # a single array has no path
     shown = ", ".join(named) + (f" and {len(names) - 8} more layers" if len(names) > 8 else "")
-    return f"nothing is left of {shown}; keep more, or give min_keep=1 to keep a weight of every layer"
+    return f"nothing is left of {shown}; keep more, or pass min_keep=1 to keep a weight of every layer"
 
 
 def mask_layers(masks: PyTree, axes: Axes = None) -> Layers:
@@ -429,7 +429,7 @@ def _less(quota: Quota, part: float) -> Quota:
         return quota
     each, total = quota
     if isinstance(each, Count) or isinstance(total, Count):
-        raise TypeError("counts given as an array cannot be used to regrow weights; give numbers")
+        raise TypeError("counts given as an array cannot be used to regrow weights; pass numbers")
     return Quota(
         None if each is None else [count - round(count * part) for count in each],
         None if total is None else total - round(total * part),

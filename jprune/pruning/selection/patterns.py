@@ -429,7 +429,7 @@ def _whole_channels(keep: int, fans: Sequence[int]) -> int:
     sizes = sorted(set(fans))
     if len(sizes) > 1:
         raise ValueError(
-            f"keep={keep} counts weights, and the channels of these layers have {sizes} weights each; give sparsity=, "
+            f"keep={keep} counts weights, and the channels of these layers have {sizes} weights each; pass sparsity=, "
             "the fraction of the channels to remove"
         )
     if keep % sizes[0]:
@@ -449,6 +449,6 @@ def _refuse_other_amounts(amount: Amount, pattern: str, kept: int, size: int) ->
         if asked != kept:
             named = f"keep={each.count}" if isinstance(each, Keep) else f"sparsity={each}"
             raise ValueError(
-                f"{named} keeps {asked} of {size} weights, but {pattern} keeps {kept}; give "
+                f"{named} keeps {asked} of {size} weights, but {pattern} keeps {kept}; pass "
                 f"sparsity={1 - kept / size}, in a schedule as its only sparsity above 0.0: {{step: {1 - kept / size}}}"
             )

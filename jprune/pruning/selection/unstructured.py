@@ -12,7 +12,7 @@ selection
 * ``min_keep`` is the minimum number of weights that every layer keeps, within the exact total, to avoid layer
   collapse (a smaller layer keeps all its weights);
 * ``axes`` gives the roles of the axes of every leaf: a graph made by ``jprune.trace_model``, ``{regex: KernelAxes}``,
-  "flax" or "equinox". With one of the last two, give ``axes=jprune.prunable(params, axes="flax")`` to a selection that
+  "flax" or "equinox". With one of the last two, pass ``axes=jprune.prunable(params, axes="flax")`` to a selection that
   you call on scores, which lack the biases. A layer is a leaf, or one slice of a leaf that stacks several layers;
 * ``magnitude`` (of the selections below) ranks by absolute value: with the weights themselves as scores this is
   magnitude pruning, and no array of absolute values is written.
@@ -68,13 +68,13 @@ def global_masks(
     """Keep the largest scores of the whole tree.
 
     Args:
-      scores: tree of float arrays, None where nothing is prunable; larger is kept, so for magnitudes give
+      scores: tree of float arrays, None where nothing is prunable; the largest are kept, so for magnitudes pass
         ``jprune.magnitude()(params)``, not the signed weights.
       sparsity: the fraction of all weights to remove, in [0, 1].
       keep: the number of weights to keep; an int, or an integer scalar array, which may be traced.
       among: bool tree of the weights that may be kept; None for all.
       min_keep: minimum number of weights that every layer keeps: first the largest scores of each layer are kept, then
-        the largest of the rest of the tree. A traced ``keep`` that is too small for it is exceeded.
+        the largest of the rest of the tree. If a traced ``keep`` is smaller than this, more weights are kept.
       axes: roles of the axes of each leaf, see ``prune``; only ``min_keep`` depends on it.
       magnitude: rank by absolute value; ``scores`` may then be the weights.
 
@@ -306,7 +306,7 @@ def _as_bool(key_path: tuple[jax.tree_util.KeyEntry, ...], mask: Leaf) -> Leaf:
         return mask
     wanted = (
         f"masks has {describe(mask)} at '{path_string(key_path)}'; sparsity counts masks, bool arrays that are True "
-        "where a weight is kept: give jprune.masks_of(state) of an optimizer state, or "
+        "where a weight is kept: pass jprune.masks_of(state) of an optimizer state, or "
         "jax.tree.map(lambda weight: weight != 0, params) to count zeros"
     )
     # The count of an optimizer state is an integer scalar.
@@ -397,7 +397,7 @@ def keep_count(
     if not ratio >= 1 or ratio == math.inf or Fraction(float(ratio)) * dense > total:
         raise ValueError(
             f"ratio={ratio!r} must lie between 1 and {most}: {dense} of the {total} parameters are not prunable; "
-            "give a smaller ratio, or make more leaves prunable"
+            "use a smaller ratio, or make more leaves prunable"
         )
     return round((Fraction(total) / Fraction(float(ratio)) - dense) * Fraction(prunable, prunable + biases))
 
@@ -505,7 +505,7 @@ def _kept_of(masks: PyTree) -> tuple[int, int]:
     present = jax.tree.leaves(masks)
     size = sum(mask.size for mask in present)
     if not size:
-        raise ValueError("masks has no weight: every leaf is None or empty; give the masks of at least one leaf")
+        raise ValueError("masks has no weight: every leaf is None or empty; pass the masks of at least one leaf")
     if any(isinstance(mask, jax.core.Tracer) for mask in present):
         raise ValueError("masks are traced; call this outside jit, because the exact count is a Python number")
     return uint64.number(kth_largest.count_true(present)), size

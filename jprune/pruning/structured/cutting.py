@@ -120,7 +120,7 @@ def feature_groups(
     if len(possible) != 1:
         raise ValueError(
             f"'{path}' has {outputs} of {whole} outputs in {groups} groups, and may have lost whole groups or the same "
-            "positions of every group; give kept=small.kept"
+            "positions of every group; pass kept=small.kept"
         )
     return possible.pop()
 

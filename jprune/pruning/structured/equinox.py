@@ -47,7 +47,7 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
     copy = jax.tree.unflatten(structure, [given.pop(path, leaf) for path, leaf in zip(paths, leaves, strict=True)])
     if given:
         raise ValueError(
-            f"params has a leaf '{next(iter(given))}' that the module lacks; give small.params of this module"
+            f"params has a leaf '{next(iter(given))}' that the module lacks; pass small.params of this module"
         )
     named = jax.tree.unflatten(structure, paths)  # the model with the path of each leaf in its place
     divisors = []

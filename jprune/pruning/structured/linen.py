@@ -62,7 +62,7 @@ def smaller_apply(module: nn.Module, kept: Mapping[str, KeptIndices] | None = No
             named = ", ".join(dict.fromkeys(f"'{path}'" for _, path in divisors))
             warnings.warn(
                 f"the code of {named} divides by its number of channels; if that is smaller now, the outputs differ "
-                "from those of small.apply: give kept=small.kept to find out",
+                "from those of small.apply: pass kept=small.kept to find out",
                 stacklevel=2,
             )
         return outputs

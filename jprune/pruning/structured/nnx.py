@@ -57,7 +57,7 @@ def smaller_module(
             leaves[place] = array
     if given:
         raise ValueError(
-            f"params has a leaf '{next(iter(given))}' that the module lacks; give small.params of this module"
+            f"params has a leaf '{next(iter(given))}' that the module lacks; pass small.params of this module"
         )
     # Without copy=True, both modules have the same variables.
     copy = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves), copy=True)
@@ -82,7 +82,7 @@ def _refuse_heads_of_two_sizes(layer: nnx.Module, prefix: str) -> None:
     if queries != values and layer.attention_fn is nnx.dot_product_attention:
         raise ValueError(
             f"the heads of {_named(layer, prefix)} have {queries} features for queries and {values} for "
-            "values, and flax.nnx computes only heads of one size: use small.apply, or remove whole heads, with "
+            "values, and flax.nnx needs the same size for both: use small.apply, or remove whole heads, with "
             f"sparsity={{{re.escape(f'{prefix}out/kernel[0]')!r}: fraction}} in channel_group_masks"
         )
 
@@ -170,7 +170,7 @@ def _set_norm_sizes(
         if mean is not None and mean.shape[-1] != size:
             raise ValueError(
                 f"the statistics of {_named(layer, prefix)} have {mean.shape[-1]} features and its {known[0]} {size}"
-                "; give the smaller statistics too: smaller_module(model, small.params, small.state)"
+                "; pass the smaller statistics too: smaller_module(model, small.params, small.state)"
             )
 
 

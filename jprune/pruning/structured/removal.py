@@ -143,7 +143,7 @@ def remove_channels(
     The model's own code is traced at the smaller shapes and compared, without computing anything. If it contains fixed
     sizes (a number of heads, declared features, the n of a mean), ``small.table`` names the line.
 
-    Masks that prune no whole channel, such as unstructured masks, give a warning.
+    Masks that prune no whole channel, such as unstructured masks, cause a warning.
 
     Args:
       graph: made by ``jprune.trace_model``.
@@ -254,7 +254,7 @@ def remove_dead(
     found = [f"these channels are {reason}: {', '.join(groups)}" for reason, groups in reasons.items() if groups]
     if found and check is None:
         raise ValueError(
-            f"{'; '.join(found)}; give check=inputs to compare the outputs with and without them, or mask them with "
+            f"{'; '.join(found)}; pass check=inputs to compare the outputs with and without them, or mask them with "
             "jprune.channel_group_masks and use jprune.remove_channels"
         )
     small = _remove(graph, masked, tuple(removed), state=state, also=also)
@@ -388,7 +388,7 @@ def _state_of(graph: Graph, state: PyTree, also: tuple[PyTree, ...]) -> PyTree:
         return next((tree for tree in also if wanted and _array_shapes(tree) == wanted), None)
     if _array_shapes(state) != wanted:
         named = ", ".join(f"'{path}' {shape}" for path, shape in wanted.items()) or "no leaf"
-        raise ValueError(f"state differs from the one with which the graph was traced; give a tree with {named}")
+        raise ValueError(f"state differs from the one with which the graph was traced; pass a tree with {named}")
     return state
 
 
@@ -469,7 +469,7 @@ def _small_apply(graph: Graph, removed: Removed, kept_params: Mapping[str, KeptI
             raise TypeError(
                 "small.apply takes no state: the model was traced without one"
                 if model.state is None
-                else "small.apply needs the state of the model: give state= to remove_channels, and state=small.state"
+                else "small.apply needs the state of the model: pass state= to remove_channels, and state=small.state"
             )
         _check_small(params, kept_params)
         placed = _placed_like((model.params, model.state), (params, state))
@@ -580,7 +580,7 @@ def _difference(graph: Graph, small: SmallModel, masked: PyTree, state: PyTree, 
     """
     inputs = check if isinstance(check, tuple) else (check,)
     if state is None and graph.model.state is not None:
-        raise ValueError("check needs the state of the model, such as its batch statistics: give state=")
+        raise ValueError("check needs the state of the model, such as its batch statistics: pass state=")
     kept_state = {} if state is None else {"state": small.state}
     with jax.default_matmul_precision("highest"):
         before = jax.tree.leaves(jax.jit(graph.model.__call__)(masked, inputs, state))
@@ -616,7 +616,7 @@ def _apart(before: np.ndarray, after: np.ndarray, inside: float) -> tuple[float,
     rounding = min(1000 * max(_eps(before), inside), _MOST_ROUNDING) if is_inexact(before) else 0.0
     a, b = _wide(before), _wide(after)
     if np.isnan(a).any():
-        raise ValueError("on check, outputs of the full-size model are NaN and cannot be compared; give other inputs")
+        raise ValueError("on check, outputs of the full-size model are NaN and cannot be compared; pass other inputs")
     with np.errstate(invalid="ignore"):
         differences = np.where(a == b, 0.0, np.abs(a - b))
     largest = float(np.max(np.abs(a[np.isfinite(a)]), initial=1.0))

@@ -66,8 +66,9 @@ def channel_group_masks(
 
     Args:
       graph: made by ``jprune.trace_model``.
-      scores: tree of float arrays like the parameters, None for leaves that are not scored; larger is kept, so for
-        magnitudes give ``jprune.magnitude(where=graph)(params)`` or ``jnp.abs`` of each leaf, not the signed weights.
+      scores: tree of float arrays like the parameters, None for leaves that are not scored; the largest are kept, so
+        for magnitudes pass ``jprune.magnitude(where=graph)(params)`` or ``jnp.abs`` of each leaf, not the signed
+        weights.
       sparsity: the fraction of the channels to remove; or ``{regex: fraction}``, the fraction for each group with a
         member that matches (the first expression that matches applies; other groups stay whole). Members are named as
         in ``print(graph)``: by path, or by path and axis, ``attention/out/kernel[0]`` for its heads.
@@ -106,7 +107,7 @@ def channel_group_masks(
     given = [name for name, amount in amounts.items() if amount is not None]
     if len(given) != 1:
         raise TypeError(
-            f"give one of sparsity=, keep=, parameters= or multiply_adds=; given: {', '.join(given) or 'none'}"
+            f"pass one of sparsity=, keep=, parameters= or multiply_adds=; given: {', '.join(given) or 'none'}"
         )
     budget = "channels" if given[0] in ("sparsity", "keep") else given[0]
     selection = structured(
@@ -263,7 +264,7 @@ class ChannelSelection:
         """
         if min_keep:
             raise ValueError(
-                f"min_keep={min_keep} counts weights; for channels, give min_channels= to jprune.structured"
+                f"min_keep={min_keep} counts weights; for channels, pass min_channels= to jprune.structured"
             )
         amount = amount_of(sparsity, keep)
         layers = layers_of(scores)

@@ -76,7 +76,7 @@ def bootstrap_models(values: Numbers, *, rng: Rng, resamples: int = 10_000, leve
         resamples, so that ratios stay paired.
       rng: generator, seed sequence or integer seed.
       resamples: number of bootstrap resamples.
-      level: confidence of each interval, strictly between 0 and 1.
+      level: confidence level of each interval, strictly between 0 and 1.
 
     Raises:
       ValueError: ``values`` has no models axis or an infinite entry, or ``level`` or ``resamples`` is out of range.
@@ -110,7 +110,7 @@ def bootstrap_examples(
       num_classes: number of classes.
       rng: generator, seed sequence or integer seed.
       resamples: number of bootstrap resamples.
-      level: confidence of each interval, strictly between 0 and 1.
+      level: confidence level of each interval, strictly between 0 and 1.
 
     Raises:
       ValueError: a label or prediction is not a class, the shapes do not match, or ``level`` or ``resamples`` is out of

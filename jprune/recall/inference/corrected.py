@@ -107,7 +107,7 @@ def corrected_intensification(
       correct: the same for the compressed models, (models, examples).
       paired: whether compressed model m was made from dense model m. Otherwise every compressed model is compared with
         the mean of the dense models, whose number may differ; a single dense model is then taken as given.
-      level: confidence of the interval.
+      level: confidence level of the interval.
 
     Raises:
       ValueError: ``level`` is not strictly between 0 and 1.
@@ -165,7 +165,7 @@ def spread_ratio(
       labels: true classes, (examples,).
       dense_correct: whether the dense model classifies each example correctly, (examples,).
       correct: the same for the compressed models, (models, examples).
-      level: confidence of the interval.
+      level: confidence level of the interval.
 
     >>> labels, place = np.repeat([0, 1], 400), np.tile(np.arange(400), 2)
     >>> dense, after = (place < np.repeat(recalls, 400) * 400 for recalls in ([0.9, 0.5], [0.8, 0.6]))
@@ -234,7 +234,7 @@ def seed_null(
     Args:
       recall: recall of the dense models, fractions, NaN for a class without examples.
       accuracy: accuracy of the dense models.
-      level: confidence of the interval.
+      level: confidence level of the interval.
 
     >>> seed_null(np.array([[0.9, 0.7], [0.8, 0.6]]), np.array([0.8, 0.7])).alpha.__round__(4)
     1.0089

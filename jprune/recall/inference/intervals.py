@@ -71,7 +71,7 @@ def t_interval(values: Numbers, level: float = 0.99) -> Interval:
     Args:
       values: one number per model on the last axis, (..., models), alphas for instance; NaN is
         left out and counted.
-      level: confidence of each interval, strictly between 0 and 1.
+      level: confidence level of each interval, strictly between 0 and 1.
 
     Returns:
       An ``Interval`` of arrays (...). With one model, sd, low and high are NaN.
@@ -140,7 +140,7 @@ def mark(low: Numbers, high: Numbers, reference: float = 1.0) -> Shaped[np.ndarr
     """
     lows, highs = real("low", low), real("high", high)
     if lows.shape != highs.shape:
-        raise ValueError(f"low and high must have one shape, got {lows.shape} and {highs.shape}")
+        raise ValueError(f"low and high must have the same shape, got {lows.shape} and {highs.shape}")
     if (lows > highs).any():
         index = first_true(lows > highs)
         raise ValueError(f"low must not exceed high, got {lows[index]} and {highs[index]} at index {index}")

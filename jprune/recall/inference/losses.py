@@ -82,7 +82,7 @@ def class_losses(
       correct: the same after compression.
       classes: number of classes.
       paired: whether model m was made from dense model m.
-      level: confidence of the intervals.
+      level: confidence level of the intervals.
 
     >>> labels = np.repeat([0, 1], 50)
     >>> dense, after = np.ones((1, 100), bool), (np.arange(100) < 80)[None]

@@ -28,7 +28,7 @@ class PairingTest(NamedTuple):
 
 
 def pairing_test(a: Numbers, b: Numbers, *, rng: Rng, resamples: int = 10_000) -> PairingTest:
-    """Permutation test that the models of two stacks are paired by index.
+    """Test by permutation whether the models of two stacks are paired by index.
 
     Models pruned from the same dense checkpoint are correlated. Stacks without such a correlation should not be
     compared by a paired test. The statistic is the correlation over models of the centered values, over all columns
@@ -50,7 +50,7 @@ def pairing_test(a: Numbers, b: Numbers, *, rng: Rng, resamples: int = 10_000) -
     """
     first, second = _rows("a", a), _rows("b", b)
     if first.shape != second.shape:
-        raise ValueError(f"a and b must have one shape, got {np.shape(a)} and {np.shape(b)}")
+        raise ValueError(f"a and b must have the same shape, got {np.shape(a)} and {np.shape(b)}")
     check_resamples(resamples)
     column = ~(np.isnan(first).all(0) | np.isnan(second).all(0))
     first, second = first[:, column], second[:, column]

@@ -23,12 +23,12 @@ class MixedModel(NamedTuple):
       coefficients: one row per fixed effect: term, estimate, standard_error, z, p_value, low, high.
         Without an answer it has no rows.
       model_variance: variance of the random intercepts; NaN without an answer.
-      residual_variance: what is left; NaN without an answer.
-      models: how many models there are.
+      residual_variance: variance of the residuals; NaN without an answer.
+      models: number of models.
       observations: number of alphas in the fit.
-      left_out: how many were left out, being NaN.
-      note: warnings of the optimizer (a variance at 0, no convergence); empty where there are none.
-      reason: why there is no answer; empty where there is one.
+      left_out: number of alphas left out because they are NaN.
+      note: warnings of the optimizer (a variance at 0, no convergence); empty if there are none.
+      reason: why there is no answer; empty if there is one.
     """
 
     coefficients: pd.DataFrame
@@ -54,9 +54,9 @@ class EqualAccuracy(NamedTuple):
       parallel_p_value: of equal slopes; when it is small, one difference does not describe the two.
       r2: share of the variance that both explain.
       observations: number of alphas in the fit.
-      models: how many models (clusters) they come from.
-      left_out: how many rows were left out because alpha or alpha_null is NaN.
-      reason: why there is no answer (NaN); empty where there is one.
+      models: number of models (clusters) that they come from.
+      left_out: number of rows left out because alpha or alpha_null is NaN.
+      reason: why there is no answer (NaN); empty if there is one.
     """
 
     difference: float
@@ -76,13 +76,13 @@ def mixed_model(frame: pd.DataFrame, *, level: float = 0.99, reference: str | No
     """Fit alpha ~ ratio * score + (1 | model) by restricted maximum likelihood.
 
     The random intercept models what the alphas of one dense checkpoint share. The ratio is a
-    number; where alpha is not linear in it, give a transformed ratio (such as its logarithm) in that column.
+    number; if alpha is not linear in it, pass a transformed ratio (such as its logarithm) in that column.
     With a single score the fixed effects are the ratio alone.
 
     Args:
       frame: columns alpha, ratio (numbers), score and model; the same value of model marks the same
         dense checkpoint, across scores too. Rows with a NaN alpha or ratio are left out and counted.
-      level: confidence of the intervals of the coefficients.
+      level: confidence level of the intervals of the coefficients.
       reference: the score that the others are compared with; the alphabetically first by default.
 
     Raises:
@@ -157,16 +157,16 @@ def compare_at_equal_accuracy(
     Args:
       frame: columns alpha, alpha_null, score and model; the same value of model marks the same dense
         checkpoint, across scores too. Rows with a NaN are left out and counted.
-      a: the score compared with.
-      b: the score compared.
-      level: confidence of the interval.
+      a: the reference score.
+      b: the score that is compared with it.
+      level: confidence level of the interval.
       logarithm: work on logarithms, on which alpha follows alpha_null closely in the published runs;
-        False works on the numbers themselves, and must where an alpha is not positive.
+        False uses the numbers themselves, which is needed if an alpha is not positive.
 
     Raises:
       ImportError: statsmodels is not installed.
       ValueError: a column or score is missing, a value is infinite, or an alpha is not positive
-        where logarithms are asked for.
+        with ``logarithm``.
 
     >>> rng = np.random.default_rng(0)
     >>> null = np.tile([1.1, 1.3, 2.0], 40)

@@ -52,7 +52,7 @@ def real(name: str, value: Numbers) -> npt.NDArray[np.float64]:
     except ValueError as error:
         raise ValueError(f"{name} must be a rectangular array of numbers: {error}") from error
     if np.iscomplexobj(array) or not (np.issubdtype(array.dtype, np.number) or _is_small_float(array.dtype)):
-        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
+        raise ValueError(f"{name} must contain real numbers, got dtype {array.dtype}")
     return array.astype(np.float64)
 
 

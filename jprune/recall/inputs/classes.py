@@ -94,7 +94,7 @@ def _refuse_either(raws: Sequence[Raw], names: Sequence[str]) -> None:
     other = [value for value in found if str(value) in names and names.index(str(value)) != value]
     if other and all(str(value) in names for value in found):
         raise InputError(
-            f"{raws[0].name} holds only numbers, and {other[0]} is the name of one class and the index of another: "
+            f"{raws[0].name} contains only numbers, and {other[0]} is the name of one class and the index of another: "
             "save names as text (.npy, .parquet), or indices in all files"
         )
 
@@ -207,11 +207,11 @@ def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple
         for text in _distinct(raw):
             if not text or _NUMBERS.fullmatch(text):
                 where = first_text(raw, text)
-                raise InputError(f"{where}; wanted a number or a class name (see {option('class_names')})")
+                raise InputError(f"{where}; expected a number or a class name (see {option('class_names')})")
     if labels.values.dtype != object:
         where = first_text(texts[0], _distinct(texts[0])[0])
         raise InputError(
-            f"{where}; wanted a number, as {labels.name} holds numbers, or a name from {option('class_names')}"
+            f"{where}; expected a number, as {labels.name} contains numbers, or a name from {option('class_names')}"
         )
     names = sorted({text for raw in texts for text in _distinct(raw)})
     ordered: list[str] = []
@@ -219,7 +219,7 @@ def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple
         if raw.values.dtype != object:
             if set(raw.columns) != set(names):
                 raise InputError(
-                    f"{labels.name} holds class names, {raw.name} holds numbers: give {option('class_names')} in "
+                    f"{labels.name} contains class names, {raw.name} contains numbers: pass {option('class_names')} in "
                     f"the order of the numbers or of the logits' columns"
                 )
             ordered = ordered or list(raw.columns)
@@ -228,7 +228,7 @@ def _inferred(labels: Raw, stacks: Sequence[Raw], texts: Sequence[Raw]) -> tuple
     _refuse_missing(texts[1:], unknown)
     notes = [f"class names inferred from the data, in {'the order of the columns' if ordered else 'sorted order'}"]
     if unknown:
-        notes.append(f"predicted names that no label has: {', '.join(unknown[:8])}; is one misspelt?")
+        notes.append(f"predicted names that no label has: {', '.join(unknown[:8])}; is one misspelled?")
     notes += _about_names(_distinct(labels), {text for raw in texts[1:] for text in _distinct(raw)})
     several = [n for n in names if re.search(r"\w[|;]\w", n) or ("," in n and {*re.split(r", ?", n)} & {*names})]
     if several:
@@ -249,8 +249,8 @@ def _refuse_variants(labels: Raw, texts: Sequence[Raw], unknown: Sequence[str]) 
         if _plain(text) in plain:
             raw = next(raw for raw in texts if text in _distinct(raw))
             raise InputError(
-                f"{first_text(raw, text)}, and {labels.name} holds {plain[_plain(text)]!r}: write every class in one "
-                f"way, or give {option('class_names')} if these are two classes"
+                f"{first_text(raw, text)}, and {labels.name} contains {plain[_plain(text)]!r}: write every class in "
+                f"one way, or pass {option('class_names')} if these are two classes"
             )
 
 
@@ -287,8 +287,8 @@ def _booleans(labels: Raw, stacks: Sequence[Raw], class_names: Sequence[str] | N
     if labels.values.dtype.kind in "iu" and labels.values.size and labels.values.max() > 1:
         odd = next(raw for raw in stacks if raw.values.dtype == bool)
         raise InputError(
-            f"{odd.name} holds booleans and {labels.name} holds {labels.values.max()}: give the predicted classes, not "
-            f"whether they are right"
+            f"{odd.name} contains booleans and {labels.name} contains {labels.values.max()}: pass the predicted "
+            f"classes, not whether they are right"
         )
     converted = [
         raw._replace(values=raw.values.astype(np.int64)) if raw.values.dtype == bool else raw
@@ -349,13 +349,13 @@ def _distinct(raw: Raw) -> list[str]:
 
 
 def first_text(raw: Raw, text: str) -> str:
-    """Describe where a text first occurs: ``FILE, column NAME holds TEXT at example N``."""
+    """Describe where a text first occurs: ``FILE, column NAME contains TEXT at example N``."""
     place = [int(i) for i in np.unravel_index(int((raw.values == text).argmax()), raw.values.shape)]
     if raw.by_row:
         named = f", column {raw.columns[place[1]]!r}" if raw.columns else ""
-        return f"{raw.name}{named} holds {text!r} at example {place[0]}"
+        return f"{raw.name}{named} contains {text!r} at example {place[0]}"
     model = f"model {place[0]}, " if len(place) > 1 else ""
-    return f"{raw.name} holds {text!r} at {model}example {place[-1]}"
+    return f"{raw.name} contains {text!r} at {model}example {place[-1]}"
 
 
 def _numbers(raw: Raw, index: dict[str, int]) -> Raw:
@@ -367,7 +367,7 @@ def _numbers(raw: Raw, index: dict[str, int]) -> Raw:
         kind = (
             "a number among class names"
             if WHOLE_NUMBER.fullmatch(unknown[0])
-            else f"wanted one of the class names {some}"
+            else f"expected one of the class names {some}"
         )
         raise InputError(f"{first_text(raw, unknown[0])}, {kind}")
     codes = np.array([index[text] for text in raw.values.ravel().tolist()], np.int64)
@@ -384,7 +384,7 @@ def about_labels(labels: np.ndarray, name: str) -> list[str]:
     distinct = len(found)
     if distinct > 2 and found[-1] in _MARKS and found[-2] < found[-1] // 2:
         return [
-            f"{name} holds {found[-1]}, and otherwise 0 to {found[-2]}: if it marks examples without a class, leave "
+            f"{name} contains {found[-1]}, and otherwise 0 to {found[-2]}: if it marks examples without a class, leave "
             f"them out with {option('ignore_label', found[-1])}"
         ]
     if distinct <= 20 or distinct * 4 <= labels.size:

@@ -81,7 +81,7 @@ def refuse_second_choices(stack: Predictions) -> None:
         if by_chance >= _EXPECTED and not (stack.predicted[m] == stack.predicted[m + 1]).any():
             raise InputError(
                 f"{stack.name}: models {m} and {m + 1} agree on no example, as the first and second choice of one "
-                f"model do, or models that number the classes differently: give one prediction per model and example"
+                f"model do, or models that number the classes differently: pass one prediction per model and example"
             )
 
 

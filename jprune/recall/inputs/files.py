@@ -135,20 +135,23 @@ def read_predictions(
 def _refuse_other_columns(frame: pd.DataFrame, path: Path) -> None:
     """Refuse a table of predictions with a column that is called like labels or ids: it would count as a model."""
     never = frozenset().union(*_NOT_PREDICTED.values())
+    unique = [not pd.api.types.is_float_dtype(frame[column]) and _is_unique(frame[column]) for column in frame.columns]
+    if len(frame) < _FEWEST_ROWS:
+        unique = [False] * len(unique)
+    others = [str(c) for c, ids in zip(frame.columns, unique, strict=True) if not ids]
+    pick = next((name for name in others if name.strip().lower() not in never), "NAME")
     for kind, usual in _NOT_PREDICTED.items():
         for column in frame.columns:
             if str(column).strip().lower() in usual and not pd.api.types.is_float_dtype(frame[column]):
-                pick = next((str(name) for name in frame.columns if str(name).strip().lower() not in never), "NAME")
                 ids = f", name the ids with --id {column}" if kind == "ids" else ""
                 raise InputError(
                     f"{path} has a column {str(column)!r}, which looks like {kind} and not like predictions: pick one "
                     f"column of predictions as {path}:{pick}{ids}, or keep only the columns of predictions"
                 )
-    unique = [not pd.api.types.is_float_dtype(frame[column]) and _is_unique(frame[column]) for column in frame.columns]
-    if len(frame) >= _FEWEST_ROWS and any(unique) and not all(unique):
+    if any(unique) and not all(unique):
         column = frame.columns[unique.index(True)]
         raise InputError(
-            f"{path} has another value in every row of column {str(column)!r}, which looks like ids and not like "
+            f"{path} has a different value in every row of column {str(column)!r}, which looks like ids and not like "
             f"predictions: keep only the columns of predictions, or name the columns and give the ids with --id"
         )
 
@@ -243,7 +246,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         except Exception as error:  # whatever a decoder stumbles over, the file is what is broken
             raise InputError(f"{path} is not a readable .npz: {reason(error)}") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"{path} is not an .npz: it holds a single array without a name; call it .npy")
+            raise InputError(f"{path} is not an .npz: it contains a single array without a name; call it .npy")
         yield archive
 
 
@@ -257,7 +260,7 @@ def _read_numpy(
             return np.lib.format.open_memmap(path, mode="r")
         except Exception as error:  # as above
             if "Python objects" in str(error):
-                raise InputError(f"{path} holds Python objects: save names as text, np.array(names, str)") from error
+                raise InputError(f"{path} contains Python objects: save names as text, np.array(names, str)") from error
             raise InputError(f"{path} is not a readable .npy: {reason(error)}") from error
     with _opened(path) as archive:
         names = [each for each in archive.files if each != without]
@@ -291,18 +294,18 @@ def _raw_array(
         given = _read_numpy(path, id_column)
         given = given.ravel() if given.ndim == 2 and 1 in given.shape else given
         if given.ndim != 1:
-            raise InputError(f"{path} has ids {id_column!r} of shape {given.shape}; wanted (examples,)")
+            raise InputError(f"{path} has ids {id_column!r} of shape {given.shape}; expected (examples,)")
         ids = _identities(given.tolist(), path)
     if values.dtype.kind == "S":
         values = decoded(values, file)
     if values.ndim == 0:
-        raise InputError(f"{file} holds a single value, {values}; an array with an entry per example is needed")
+        raise InputError(f"{file} contains a single value, {values}; an array with an entry per example is needed")
     if values.dtype.kind == "U":
         values = np.array([cleaned(cell) for cell in values.ravel()], object).reshape(values.shape)
     elif values.dtype.kind not in "iufb":
         # numpy.save writes bfloat16 as two bytes without a type
         advice = "; save bfloat16 as .astype(np.float32)" if values.dtype == np.dtype("V2") else ""
-        raise InputError(f"{file} must hold numbers or class names, got dtype {values.dtype}{advice}")
+        raise InputError(f"{file} must contain numbers or class names, got dtype {values.dtype}{advice}")
     keys = _keys_of_arrays(path) if id_column is None and _kind(path) == ".npz" else {}
     return Raw(file, values, ids=ids, named_ids=ids is not None, keys=keys)
 
@@ -344,13 +347,15 @@ def _column(cells: pd.Series, where: str, class_names: frozenset[str]) -> np.nda
     if not pd.api.types.is_object_dtype(cells) and not pd.api.types.is_string_dtype(cells):
         return plain(cells, where)
     if any(isinstance(cell, dict) for cell in cells):
-        raise InputError(f"{where} holds objects: save the predicted class itself")
+        raise InputError(f"{where} contains objects: save the predicted class itself")
     if any(isinstance(cell, list | np.ndarray) for cell in cells):
-        raise InputError(f"{where} holds lists next to other columns; pick this column as PATH:NAME, or save it alone")
+        raise InputError(
+            f"{where} contains lists next to other columns; pick this column as PATH:NAME, or save it alone"
+        )
     texts = [cleaned(cell, where) for cell in cells.tolist()]
     for example, text in enumerate(texts):
         if text in ("", _BLANK):
-            raise InputError(f"{where} holds {text!r} at example {example}; wanted a number or a class name")
+            raise InputError(f"{where} contains {text!r} at example {example}; expected a number or a class name")
     if not all(map(NUMBER.fullmatch, class_names)) and class_names >= set(texts):
         return np.array(texts, object)
     if all(NUMBER.fullmatch(text) for text in texts):
@@ -372,25 +377,25 @@ def _refuse_mixed(texts: Sequence[str], where: str) -> None:
         if at is not None and all(
             n or pattern.fullmatch(t) or DECIMAL_COMMA.fullmatch(t) for n, t in zip(numbers, texts, strict=True)
         ):
-            raise InputError(f"{where} holds {texts[at]!r} at example {at}: save numbers without {what}")
+            raise InputError(f"{where} contains {texts[at]!r} at example {at}: save numbers without {what}")
     at = next((example for example, text in enumerate(texts) if DECIMAL_COMMA.fullmatch(text)), None)
     if at is not None and all(n or DECIMAL_COMMA.fullmatch(t) for n, t in zip(numbers, texts, strict=True)):
         raise InputError(
-            f"{where} holds {texts[at]!r} at example {at}: save numbers with a decimal point, or separate the columns "
-            "by semicolons; the audit takes one label per example, not a list of labels"
+            f"{where} contains {texts[at]!r} at example {at}: save numbers with a decimal point, or separate the "
+            "columns by semicolons; the audit takes one label per example, not a list of labels"
         )
     others = [n for n, text in zip(numbers, texts, strict=True) if text.lower() not in USUAL_MISSING]
     if any(numbers) and len(others) < len(texts) and len({*others}) < 2:
         at = next(example for example, text in enumerate(texts) if text.lower() in USUAL_MISSING)
         raise InputError(
-            f"{where} holds {texts[at]!r} at example {at}, which marks a missing value: leave the example out of all "
-            f"files, or give {option('class_names')} if it is a class"
+            f"{where} contains {texts[at]!r} at example {at}, which marks a missing value: leave the example out of "
+            f"all files, or pass {option('class_names')} if it is a class"
         )
     if any(numbers):
         odd = numbers.index(False) if sum(numbers) * 2 > len(numbers) else numbers.index(True)
         kind = "text among numbers" if not numbers[odd] else "a number among class names"
         raise InputError(
-            f"{where} holds {texts[odd]!r} at example {odd}, {kind}; wanted numbers or names, "
+            f"{where} contains {texts[odd]!r} at example {odd}, {kind}; expected numbers or names, "
             f"or {option('class_names')} where some names are numbers"
         )
 
@@ -421,7 +426,7 @@ def _read_table(
     except Exception as error:  # as above
         raise InputError(f"{path} is not a readable {_kind(path)}: {reason(error)}") from error
     if table.empty:
-        raise InputError(f"{path} holds no example")
+        raise InputError(f"{path} contains no example")
     table, ids = _without_ids(table, path, id_column)
     called = [column for column in table.columns if id_column is None and _called_ids(column)]
     keys = _keys({column: table[column] for column in called}, path)
@@ -466,7 +471,7 @@ def _with_keys(table: Table, others: pd.DataFrame, path: Path) -> Table:
 
 
 def _is_unique(cells: pd.Series) -> bool:
-    """Whether a column has another value in every row; lists and objects have no hash and are not compared."""
+    """Whether all values of a column are different; lists and objects have no hash and are not compared."""
     try:
         return bool(cells.is_unique)
     except TypeError:

@@ -85,7 +85,7 @@ def _group(values: object, attribute: str, examples: int) -> tuple[Int[np.ndarra
     for example, cell in enumerate(cells):
         whole = isinstance(cell, bool | int | str) or (isinstance(cell, float) and cell.is_integer())
         if not whole and not missing[example]:
-            raise InputError(f"{name} must hold text or whole numbers, got {cell!r} at example {example}")
+            raise InputError(f"{name} must contain text or whole numbers, got {cell!r} at example {example}")
     present = [cell for cell, absent in zip(cells, missing, strict=True) if not absent]
     numbers = all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in present)
     texts = [str(int(cell)) if numbers else str(cell).strip() for cell in present]

@@ -44,15 +44,15 @@ def perfect_models(true: Int[np.ndarray, " examples"], stack: Predictions, *, al
 def about_correctness(true: Int[np.ndarray, " examples"], stack: Predictions) -> list[str]:
     """Warn if predictions may say whether a model is right instead of what it predicts.
 
-    >>> about_correctness(np.arange(8) % 4, Predictions("dense", np.array([[0, 1, 1, 1, 1, 0, 1, 1]]), None))[0][:45]
-    'dense holds only 0 and 1, and the labels have'
+    >>> about_correctness(np.arange(8) % 4, Predictions("dense", np.array([[0, 1, 1, 1, 1, 0, 1, 1]]), None))[0][:48]
+    'dense contains only 0 and 1, and the labels have'
     """
     classes = len(np.unique(true))
     if classes < 3 or stack.width is not None or np.unique(stack.predicted).tolist() != [0, 1]:
         return []
     return [
-        f"{stack.name} holds only 0 and 1, and the labels have {classes} classes: if 1 means that a prediction is "
-        "right, give the predicted classes instead"
+        f"{stack.name} contains only 0 and 1, and the labels have {classes} classes: if 1 means that a prediction is "
+        "right, pass the predicted classes instead"
     ]
 
 

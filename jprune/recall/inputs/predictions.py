@@ -61,20 +61,20 @@ def labels(given: object, name: str = "labels") -> Int[np.ndarray, " examples"]:
         more = masks if values.ndim > 2 else ""
         raise InputError(f"{name} must have shape (examples,), got {values.shape}; {SCOPE}{more}")
     if values.size == 0:
-        raise InputError(f"{name} holds no example")
+        raise InputError(f"{name} contains no example")
     if values.dtype.kind == "f":
         bad = ~np.isfinite(values) | (values != np.floor(values))
         if bad.any():
             (example,) = first_true(bad)
             hint = "" if np.isnan(values[example]) else f"; {SCOPE}, not for regression"
-            raise InputError(f"{name} holds {values[example]} at example {example}; wanted {_CLASSES}{hint}")
+            raise InputError(f"{name} contains {values[example]} at example {example}; expected {_CLASSES}{hint}")
     if (values < 0).any() and values.min() >= -128 and (values >= 0).any():
         (example,) = first_true(values < 0)
         value = int(values[example])
         way = f"{option('ignore_label', value)} leaves these examples out"
         if set(np.unique(values)) == {-1, 1}:
             way = "name the two classes with class_names=['-1', '1'] (--class-names=-1,1)"
-        raise InputError(f"{name} holds {value} at example {example}; wanted {_CLASSES}; {way}")
+        raise InputError(f"{name} contains {value} at example {example}; expected {_CLASSES}; {way}")
     return _whole(values, name, _CLASSES)
 
 
@@ -115,7 +115,7 @@ def predictions(given: object, name: str, examples: int, threshold: float | None
         if _one_hot(values):
             return _logits(values[None], raw)
         raise InputError(
-            f"{name} holds whole numbers as floats, of shape {values.shape} for {examples} labels: make them "
+            f"{name} contains whole numbers as floats, of shape {values.shape} for {examples} labels: make them "
             f"integers of shape (models, {examples}) if they are classes; give logits an axis of models, "
             f"(1, {', '.join(map(str, values.shape))})"
         )
@@ -195,7 +195,7 @@ def _of_rows(values: np.ndarray, raw: Raw, examples: int, threshold: float | Non
         return _sigmoid(values.T, raw, threshold)
     if _integral(values):
         raise InputError(
-            f"{name} holds whole numbers as decimals (such as {values[0, 0]}): save classes as integers, one column "
+            f"{name} contains whole numbers as decimals (such as {values[0, 0]}): save classes as integers, one column "
             f"per model; of logits save the largest one's index"
         )
     if threshold is not None and ((values >= 0) & (values <= 1)).all() and not np.allclose(values.sum(1), 1, atol=1e-3):
@@ -208,8 +208,9 @@ def _check_one_output(width: int, name: str, threshold: float | None) -> None:
     """Refuse a threshold for several numbers per example, of which the largest would count instead."""
     if threshold is not None:
         raise InputError(
-            f"{name} holds {width} numbers per example; {option('threshold', threshold)} is for one, the probability "
-            f"of class 1: give only that column (arrays have shape (models, examples)), or leave the threshold out"
+            f"{name} contains {width} numbers per example; {option('threshold', threshold)} is for one, the "
+            f"probability of class 1: pass only that column (arrays have shape (models, examples)), or leave the "
+            "threshold out"
         )
 
 
@@ -218,7 +219,9 @@ def _logits(models: np.ndarray, raw: Raw) -> Predictions:
     undefined = np.isnan(models)
     if undefined.any():
         model, example, column = first_true(undefined)
-        raise InputError(f"{raw.name} holds NaN among the logits of model {model}, example {example}, class {column}")
+        raise InputError(
+            f"{raw.name} contains NaN among the logits of model {model}, example {example}, class {column}"
+        )
     predicted = models.argmax(axis=-1).astype(np.int64)
     notes = [*raw.notes]
     if models.shape[-1] > 1 and _one_hot(models[:, :1]) and _one_hot(models):  # says nothing about confidence
@@ -226,7 +229,7 @@ def _logits(models: np.ndarray, raw: Raw) -> Predictions:
         return Predictions(raw.name, predicted, models.shape[-1], None, tuple(notes))
     if _percentages(models):
         models = models / 100
-        notes.append(f"{raw.name} holds percentages, because its rows sum to 100; they were divided by 100")
+        notes.append(f"{raw.name} contains percentages, because its rows sum to 100; they were divided by 100")
     ties = empty = 0
     for rows in models:
         best = rows.max(axis=-1)
@@ -248,7 +251,9 @@ def _sigmoid(scores: np.ndarray, raw: Raw, threshold: float | None) -> Predictio
     """Read one probability per example as class 1 from the threshold on, else class 0."""
     if np.isnan(scores).any():
         model, example = first_true(np.isnan(scores))
-        raise InputError(f"{raw.name} holds NaN at model {model}, example {example}; every example needs a prediction")
+        raise InputError(
+            f"{raw.name} contains NaN at model {model}, example {example}; every example needs a prediction"
+        )
     outside = ~((scores >= 0) & (scores <= 1))
     models, examples = scores.shape
     if models > 1 and not raw.by_row and (outside.any() or np.allclose(scores.sum(0), 1, atol=1e-3)):
@@ -259,15 +264,16 @@ def _sigmoid(scores: np.ndarray, raw: Raw, threshold: float | None) -> Predictio
     if outside.any():
         model, example = first_true(outside)
         raise InputError(
-            f"{raw.name} holds {scores[model, example]} at model {model}, example {example}; wanted {_CLASSES}, or "
-            f"probabilities of class 1 with {option('threshold')}; of scores whose sign decides give the classes, "
+            f"{raw.name} contains {scores[model, example]} at model {model}, example {example}; expected {_CLASSES}, "
+            f"or probabilities of class 1 with {option('threshold')}; for scores whose sign decides, pass the classes, "
             f"scores > 0; {SCOPE}"
         )
     if threshold is None:
         model, example = first_true(scores != np.floor(scores))
         raise InputError(
-            f"{raw.name} holds {scores[model, example]} at model {model}, example {example}, one number per example: "
-            f"if it is the probability of class 1, give the least one that means class 1, {option('threshold', 0.5)}"
+            f"{raw.name} contains {scores[model, example]} at model {model}, example {example}, one number per "
+            f"example: if it is the probability of class 1, pass the smallest one that means class 1, "
+            f"{option('threshold', 0.5)}"
         )
     predicted = (scores >= threshold).astype(np.int64)
     below = np.minimum(1 - scores, np.where(predicted, 0.5 - np.finfo(scores.dtype).eps, 1))  # 0.5 means class 1
@@ -347,7 +353,7 @@ def class_count(
     if largest >= classes:
         more = "; are the labels numbered from 1?" if largest == classes and true.min() > 0 else ""
         raise InputError(
-            f"{name} holds {largest} at example {int(true.argmax())}; {source}: allowed 0..{classes - 1}{more}"
+            f"{name} contains {largest} at example {int(true.argmax())}; {source}: allowed 0..{classes - 1}{more}"
         )
     for each in stacks:
         if each.width not in (None, classes):
@@ -355,11 +361,11 @@ def class_count(
         beyond = each.predicted >= classes
         if beyond.any():
             model, example = first_true(beyond)
-            more = f"; give {option('num_classes')} if some classes have no examples" * (num_classes is None)
+            more = f"; pass {option('num_classes')} if some classes have no examples" * (num_classes is None)
             if each.predicted.max() == classes and each.predicted.min() > 0:
                 more += "; are the predictions numbered from 1?"
             raise InputError(
-                f"{each.name} holds {each.predicted[model, example]} at model {model}, example {example}; "
+                f"{each.name} contains {each.predicted[model, example]} at model {model}, example {example}; "
                 f"{source}: allowed 0..{classes - 1}{more}"
             )
     return classes
@@ -512,13 +518,13 @@ def _whole(given: np.ndarray, name: str, wanted: str) -> np.ndarray:
         hint = (
             f"; for abstentions add a class after the others, with {option('num_classes')}" if given[index] < 0 else ""
         )
-        raise InputError(f"{name} holds {given[index]} at {where}; wanted {wanted}{hint}")
+        raise InputError(f"{name} contains {given[index]} at {where}; expected {wanted}{hint}")
     return given.astype(np.int64)
 
 
 def _shape_advice(given: np.ndarray, examples: int) -> str:
     if given.dtype.kind in "iu" and given.ndim == 2 and given.shape[0] == examples:
-        return f"; classes are (models, {examples}): transpose it, or if it holds logits, make it float"
+        return f"; classes are (models, {examples}): transpose it, or if it contains logits, make it float"
     if given.dtype.kind in "iu" and given.ndim == 3:
         return "; three axes are logits (models, examples, classes), which must be floats"
     return (

@@ -74,7 +74,7 @@ def of_object(value: object, name: str) -> Raw:
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise InputError(f"{name} is an array with masked entries; leave these examples out of all arguments")
     if hasattr(value, "__next__"):
-        raise InputError(f"{name} is an iterator, which can be read only once; give list(...) of it")
+        raise InputError(f"{name} is an iterator, which can be read only once; pass list(...) of it")
     if type(value).__name__ in ("PredictionOutput", "EvalPrediction", "EvalLoopOutput"):
         value = getattr(value, "label_ids" if name == "labels" else "predictions")
         value = value[0] if isinstance(value, tuple) else value
@@ -110,7 +110,7 @@ def plain(column: pd.Series, where: str) -> np.ndarray:
     if pd.api.types.is_integer_dtype(column) and (column.abs() < 2**53).all():
         return column.to_numpy(dtype=np.int64)
     if pd.api.types.is_complex_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
-        raise InputError(f"{where} must hold numbers or class names, got dtype {column.dtype}")
+        raise InputError(f"{where} must contain numbers or class names, got dtype {column.dtype}")
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(dtype=np.float64)
     cells = column.tolist()
@@ -118,7 +118,7 @@ def plain(column: pd.Series, where: str) -> np.ndarray:
         return np.array(cells, bool)
     for example, cell in enumerate(cells):
         if not isinstance(cell, str | bytes | int | float | np.integer | np.floating) or isinstance(cell, bool):
-            raise InputError(f"{where} must hold numbers or class names, got {cell!r} at example {example}")
+            raise InputError(f"{where} must contain numbers or class names, got {cell!r} at example {example}")
     if not any(isinstance(cell, str | bytes) for cell in cells):
         return np.array(cells)
     return np.array([cleaned(cell, where) for cell in cells], object)
@@ -133,7 +133,7 @@ def as_array(values: object, name: str) -> np.ndarray:
     >>> as_array([1 + 2j], "labels")
     Traceback (most recent call last):
       ...
-    jprune.recall.inputs.raw.InputError: labels must hold numbers or class names, got dtype complex128
+    jprune.recall.inputs.raw.InputError: labels must contain numbers or class names, got dtype complex128
     """
     try:
         converted = np.asarray(values)
@@ -147,7 +147,7 @@ def as_array(values: object, name: str) -> np.ndarray:
         return np.array([cleaned(cell) for cell in converted.ravel()], object).reshape(converted.shape)
     small = converted.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
     if converted.dtype.kind not in "iufb" and not small:
-        raise InputError(f"{name} must hold numbers or class names, got dtype {converted.dtype}")
+        raise InputError(f"{name} must contain numbers or class names, got dtype {converted.dtype}")
     return converted.astype(np.float32) if small else converted
 
 
@@ -163,7 +163,7 @@ def cleaned(cell: object, where: str = "the table") -> str:
     try:
         text = cell.decode() if isinstance(cell, bytes) else str(cell)
     except UnicodeDecodeError as error:
-        raise InputError(f"{where} holds {cell!r}, bytes that are not UTF-8; save names as text") from error
+        raise InputError(f"{where} contains {cell!r}, bytes that are not UTF-8; save names as text") from error
     return unicodedata.normalize("NFC", text).strip()
 
 
@@ -176,7 +176,7 @@ def refuse_two_spellings(texts: Iterable[str], where: str) -> None:
     >>> refuse_two_spellings(["007", "7.0"], "labels")
     Traceback (most recent call last):
       ...
-    jprune.recall.inputs.raw.InputError: labels holds '007' and '7.0', which are one number: write every class in one
+    jprune.recall.inputs.raw.InputError: labels contains '007' and '7.0', which are one number: write every class in one
     way, or give the classes names that are not numbers
     """
     first: dict[int, str] = {}
@@ -185,7 +185,7 @@ def refuse_two_spellings(texts: Iterable[str], where: str) -> None:
         other = first.setdefault(int(whole), text)
         if other.partition(".")[0].lstrip("+") != whole.lstrip("+"):
             raise InputError(
-                f"{where} holds {other!r} and {text!r}, which are one number: write every class in one way, or give "
+                f"{where} contains {other!r} and {text!r}, which are one number: write every class in one way, or give "
                 "the classes names that are not numbers"
             )
 
@@ -202,7 +202,7 @@ def decoded(texts: np.ndarray, name: str) -> np.ndarray:
     try:
         return np.char.decode(texts, "utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{name} holds bytes that are not UTF-8: {error}") from error
+        raise InputError(f"{name} contains bytes that are not UTF-8: {error}") from error
 
 
 def _of_frame(frame: pd.DataFrame, name: str) -> Raw:
@@ -232,7 +232,7 @@ def lists_as_columns(column: pd.Series, where: str) -> np.ndarray | None:
     sizes = [np.size(cell) if listed else 0 for cell, listed in zip(column, lists, strict=True)]
     if len(set(sizes)) > 1:
         odd = next(row for row, size in enumerate(sizes) if size != sizes[0])
-        raise InputError(f"{where} holds {sizes[0]} numbers at example 0 and {sizes[odd]} at example {odd}")
+        raise InputError(f"{where} contains {sizes[0]} numbers at example 0 and {sizes[odd]} at example {odd}")
     return as_array(np.stack([np.asarray(cell) for cell in column]), where)
 
 
@@ -256,16 +256,16 @@ def together(columns: Sequence[np.ndarray], names: Sequence[str], name: str, pic
         odd = texts.index(True)
         label = repr(names[odd]) if names else str(odd)
         raise InputError(
-            f"{name}, column {label} holds {columns[odd][0]!r} at example 0, text among columns of numbers; keep only "
-            f"the columns of predictions{pick}"
+            f"{name}, column {label} contains {columns[odd][0]!r} at example 0, text among columns of numbers; keep "
+            f"only the columns of predictions{pick}"
         )
     whole = [column.dtype.kind in "iu" and len(np.unique(column)) > 1 for column in columns]
     if any(whole) and any(column.dtype.kind == "f" for column in columns):
         odd = whole.index(True)
         label = repr(names[odd]) if names else str(odd)
         raise InputError(
-            f"{name}, column {label} holds whole numbers and other columns hold decimals: is it an id, a label or a "
-            f"prediction? Keep only the columns of logits{pick}"
+            f"{name}, column {label} contains whole numbers and other columns contain decimals: is it an id, a label "
+            f"or a prediction? Keep only the columns of logits{pick}"
         )
     return np.column_stack(columns)
 
@@ -285,7 +285,7 @@ def _column_of_dataset(dataset: Dataset, name: str) -> np.ndarray:
     found = [column for column in dataset.column_names if column in usual]
     if len(found) != 1:
         raise InputError(
-            f"{name} is a Dataset with the columns {', '.join(dataset.column_names)}; give one of them, as "
+            f"{name} is a Dataset with the columns {', '.join(dataset.column_names)}; pass one of them, as "
             f"dataset[{usual[0]!r}]"
         )
     return np.asarray(dataset[found[0]])

@@ -66,7 +66,7 @@ def check_ids(raw: Raw) -> None:
     """
     ids = [] if raw.ids is None else raw.ids.tolist()
     if raw.ids is not None and _axis_of_examples(raw, len(ids)) is None:
-        raise InputError(f"{raw.name} has shape {raw.values.shape} and {len(ids)} ids: give one id per example")
+        raise InputError(f"{raw.name} has shape {raw.values.shape} and {len(ids)} ids: pass one id per example")
     first: dict[Hashable, int] = {}
     for row, identity in enumerate(ids):
         if identity in first:
@@ -75,10 +75,10 @@ def check_ids(raw: Raw) -> None:
 
 
 def refuse_other_keys(raws: Sequence[Raw]) -> None:
-    """Refuse files whose columns of ids have one name and other values in a row: their rows are other examples.
+    """Refuse files whose columns of ids have the same name but different values in some row: their rows do not match.
 
-    A column that is not called like ids counts if it is another in every row, and if half of its values or more are in
-    the other file too.
+    A column with another name counts if all its values are different and at least half of them are in the other file
+    too.
 
     Raises:
       InputError: it names both files, the column, the row and the values.
@@ -88,7 +88,7 @@ def refuse_other_keys(raws: Sequence[Raw]) -> None:
     Traceback (most recent call last):
       ...
     jprune.recall.inputs.raw.InputError: p.csv and y.csv have a column 'id' with different ids: b and a in row 0; join
-    the files with --id id, sort their rows into one order, or leave this column out if the rows are in one order
+    the files with --id id, sort their rows into the same order, or leave this column out if they already are
     """
     first: dict[str, tuple[Raw, str]] = {}
     for raw in raws:
@@ -104,8 +104,8 @@ def refuse_other_keys(raws: Sequence[Raw]) -> None:
             called = "" if key == spelled else f"call the column {spelled!r} in both, "
             raise InputError(
                 f"{raw.name} and {known.name} have a column {spelled!r} with different ids: {ids[row]} and "
-                f"{wanted[row]} in row {row}; {called}join the files with --id {spelled}, sort their rows into one "
-                "order, or leave this column out if the rows are in one order"
+                f"{wanted[row]} in row {row}; {called}join the files with --id {spelled}, sort their rows into the "
+                "same order, or leave this column out if they already are"
             )
 
 
@@ -132,7 +132,7 @@ def kept_examples(labels: Raw, ignore: int | None) -> np.ndarray | None:
     else:
         kept = np.asarray(given != ignore)
     if not kept.any():
-        raise InputError(f"{labels.name} holds only the label {ignore}, which is left out")
+        raise InputError(f"{labels.name} contains only the label {ignore}, which is left out")
     return None if kept.all() else kept
 
 

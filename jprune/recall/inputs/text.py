@@ -92,9 +92,9 @@ def _json_list(path: Path) -> tuple[list[Json], tuple[str, ...]]:
             raise InputError(f"{path} has lists of different lengths: {some([f'{k} {n}' for k, n in sizes.items()])}")
         rows = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
     if not isinstance(rows, list):
-        raise InputError(f"{path} must hold a list with an entry per example, or an object of lists")
+        raise InputError(f"{path} must contain a list with an entry per example, or an object of lists")
     if not rows:
-        raise InputError(f"{path} holds no example")
+        raise InputError(f"{path} contains no example")
     return rows, notes
 
 
@@ -130,7 +130,7 @@ def _json_lines(path: Path) -> tuple[list[Json], tuple[str, ...]]:
         except ValueError as error:
             raise InputError(f"{path} is not a readable .jsonl: line {number + 1}: {reason(error)}") from error
     if not rows:
-        raise InputError(f"{path} holds no example")
+        raise InputError(f"{path} contains no example")
     return rows, notes
 
 
@@ -150,7 +150,7 @@ def _encoding(content: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
         content.decode("utf-16")
         return "utf-16", (f"{path} was read as UTF-16",)
     if b"\0" in content:
-        raise InputError(f"{path} holds NUL bytes: it is not text, or UTF-16 without a mark; save it as UTF-8")
+        raise InputError(f"{path} contains NUL bytes: it is not text, or UTF-16 without a mark; save it as UTF-8")
     try:
         content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -173,7 +173,7 @@ def read_csv(
         text = text.replace("\r", "\n")  # line ends of old spreadsheets
     text = text.rstrip("\r\n") + "\n" if text.strip() else ""
     if text[:1] in "\r\n" and text:
-        raise InputError(f"{path} begins with a blank line; wanted a header or the first example")
+        raise InputError(f"{path} begins with a blank line; expected a header or the first example")
     if not text:
         raise InputError(f"{path} is not a readable {suffix(path)}: it is empty")
     announced = re.match(r"sep=(.)\r?\n", text)  # the line that gives Excel the delimiter
@@ -267,7 +267,7 @@ def _parsed(
         row = int(blank.argmax())
         label = names[0] if table.shape[1] == 1 else ""
         where = f"{path}, column {label!r}" if label else str(path)
-        raise InputError(f"{where} holds '' at example {row}: the line is blank; wanted a number or a class name")
+        raise InputError(f"{where} contains '' at example {row}: the line is blank; expected a number or a class name")
     if _LEADING_ZERO.search(text):
         for name, cells in parse(str).items():
             if pd.api.types.is_integer_dtype(table[name]):

@@ -161,7 +161,7 @@ def _checked(counts: Numbers) -> npt.NDArray[np.integer]:
         raise ValueError(f"counts must not be negative, got {matrix[index]} at index {index}")
     empty = ~matrix.any((-2, -1))
     if empty.any():
-        raise ValueError(f"counts of model {first_true(empty)} hold no example")
+        raise ValueError(f"counts of model {first_true(empty)} contain no example")
     return matrix
 
 

@@ -229,7 +229,9 @@ def error_rate_change(dense_rates: Numbers, pruned_rates: Numbers) -> ErrorChang
     dense, pruned = rates("dense_rates", dense_rates, nan=True), rates("pruned_rates", pruned_rates, nan=True)
     for name, given in (("dense_rates", dense), ("pruned_rates", pruned)):
         if given.ndim < 2 or given.shape[-1] != 2:
-            raise ValueError(f"{name} must hold (FPR, FNR) of every class, (..., classes, 2), got shape {given.shape}")
+            raise ValueError(
+                f"{name} must contain (FPR, FNR) of every class, (..., classes, 2), got shape {given.shape}"
+            )
     stacks("dense_rates", dense, "pruned_rates", pruned)
     dense = np.broadcast_to(dense, pruned.shape)
     change = quotient(pruned, dense, dense > 0) - 1

@@ -69,12 +69,14 @@ def from_counts(given: object, examples: object, name: str) -> Rates:
     """
     cells = array(given, name)
     if cells.dtype.kind not in "iu":
-        raise InputError(f"{name} must hold whole numbers, got dtype {cells.dtype}: convert counts with .astype(int)")
+        raise InputError(
+            f"{name} must contain whole numbers, got dtype {cells.dtype}: convert counts with .astype(int)"
+        )
     axes = 2 if examples is None else 1
     cells = (cells[None] if cells.ndim == axes else cells).astype(np.int64)
     if cells.ndim != axes + 1 or cells.size == 0 or (examples is None and cells.shape[1] != cells.shape[2]):
         form = "confusion counts (models, classes, classes)" if examples is None else "correct counts (models, classes)"
-        raise InputError(f"{name} must hold {form}, got shape {cells.shape}")
+        raise InputError(f"{name} must contain {form}, got shape {cells.shape}")
     _refuse_first(cells < 0, cells, name, "a count is 0 or more")
     if examples is not None:
         support = _support(examples, cells.shape[1])
@@ -85,7 +87,7 @@ def from_counts(given: object, examples: object, name: str) -> Rates:
         rows != rows[0], rows, f"{name}, summed over predictions,", "model 0 saw {} examples of the class", rows[0]
     )
     if not rows.any():
-        raise InputError(f"{name} holds no example")
+        raise InputError(f"{name} contains no example")
     return _rates(rows[0], np.diagonal(cells, axis1=1, axis2=2), cells.sum(-2))
 
 
@@ -139,11 +141,12 @@ def _support(given: object, classes: int) -> Int[np.ndarray, " classes"]:
     examples = array(given, "support")
     if examples.shape != (classes,) or examples.dtype.kind not in "iu":
         raise InputError(
-            f"support must hold {classes} whole numbers, one per class, got {examples.dtype} of shape {examples.shape}"
+            f"support must contain {classes} whole numbers, one per class, got {examples.dtype} of shape "
+            f"{examples.shape}"
         )
     _refuse_first(examples < 0, examples, "support", "a class has 0 examples or more")
     if not examples.any():
-        raise InputError("support is 0 throughout: it holds no example")
+        raise InputError("support is 0 throughout: it contains no example")
     return examples.astype(np.int64)
 
 
@@ -152,5 +155,5 @@ def _refuse_first(bad: np.ndarray, cells: np.ndarray, name: str, why: str, *of_c
     if bad.any():
         index = first_true(bad)
         raise InputError(
-            f"{name} holds {cells[index]} at index {index}: {why.format(*(n[index[-1]] for n in of_class))}"
+            f"{name} contains {cells[index]} at index {index}: {why.format(*(n[index[-1]] for n in of_class))}"
         )

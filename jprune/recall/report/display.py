@@ -242,7 +242,7 @@ _TESTS = (
 )
 _PIES = (
     *_CLASSES[:2],
-    Column("class", "labelled", "The true class"),
+    Column("class", "labeled", "The true class"),
     Column("support", "examples", "Number of test examples", _fixed(0)),
     Column("pies", "changed", "Number of examples whose {most frequent |}prediction changed", _fixed(0)),
     Column("share", "%", "Their share of the class", _percent),

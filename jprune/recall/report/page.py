@@ -51,7 +51,7 @@ def write_html(
 
     Raises:
       ImportError: the extra ``report`` is not installed.
-      InputError: ``images`` has another shape, or not as many examples as the audit.
+      InputError: ``images`` has a wrong shape, or a different number of examples than the audit.
       OSError: the file cannot be written.
     """
     write_text(path, page(audit, images=images, title=title, date=date))
@@ -248,13 +248,13 @@ def _pictures(images: object, examples: int) -> tuple[np.ndarray, float, float]:
     if len(given) != examples:
         raise InputError(f"images has {len(given)} examples, the labels {examples}")
     if given.dtype.kind not in "iufb":
-        raise InputError(f"images must hold numbers, got dtype {given.dtype}")
+        raise InputError(f"images must contain numbers, got dtype {given.dtype}")
     given = given.reshape(given.shape[:3]) if grey else given
     if given.dtype == np.uint8:
         return given, 0.0, 255.0
     low, high = float(given.min()), float(given.max())
     if not np.isfinite([low, high]).all():
-        raise InputError("images hold NaN or infinity")
+        raise InputError("images contain NaN or infinity")
     return given, low, high
 
 

@@ -42,7 +42,7 @@ class AuditedModels(NamedTuple):
       shared: whether all scores start from the same dense models.
       paired: whether model m of a compressed set was made from model m of its dense set.
       class_names: (classes,) names.
-      level: confidence of every interval.
+      level: confidence level of every interval.
       margin: distance of alpha from 1 within which it is called equal to 1.
       named: whether sets were given by name, without a ratio.
       examples: labels and predictions of single examples; None if only counts were given.

@@ -52,16 +52,16 @@ def of_scores(stack: Predictions) -> list[str]:
     """Warn that numbers in [0, 1] are read as logits if their rows do not sum to 1.
 
     >>> sigmoids = np.array([[[0.9, 0.8], [0.2, 0.1]]])
-    >>> of_scores(Predictions("dense", sigmoids.argmax(-1), 2, sigmoids))[0][:65]
-    'dense holds numbers from 0 to 1 whose rows do not sum to 1; the l'
+    >>> of_scores(Predictions("dense", sigmoids.argmax(-1), 2, sigmoids))[0][:68]
+    'dense contains numbers from 0 to 1 whose rows do not sum to 1; the l'
     """
     if stack.logits is None:
         return []
     if all(rows.min() < 0 or rows.max() > 1 or are_probabilities(rows) for rows in stack.logits):
         return []
-    two = "; for one sigmoid output a model give threshold (--threshold)" if stack.width == 2 else ""
+    two = "; for one sigmoid output per model pass threshold (--threshold)" if stack.width == 2 else ""
     return [
-        f"{stack.name} holds numbers from 0 to 1 whose rows do not sum to 1; the largest of a row counts, and "
+        f"{stack.name} contains numbers from 0 to 1 whose rows do not sum to 1; the largest of a row counts, and "
         f"confidence and calibration take them for logits{two}"
     ]
 

@@ -41,7 +41,7 @@ class AuditTables:
       warnings: sentences to read before the results.
       class_names: the name of every class.
       examples: number of test examples.
-      level: confidence of every interval.
+      level: confidence level of every interval.
       margin: the distance of alpha from 1 within which differences between classes count as equal.
       paired: whether compressed models are compared with the dense model of the same index.
       shared: whether all scores start from the same dense models.

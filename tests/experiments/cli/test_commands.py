@@ -144,7 +144,7 @@ def test_every_local_job_has_gpus_of_its_own(tmp_path, monkeypatch):
     assert launch.gpus_of_jobs(ClusterOptions(launch="local", jobs=2)) == [None, None]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
     assert launch.gpus_of_jobs(ClusterOptions(launch="local", jobs=2, gpus=1)) == ["5", "7"]
-    with pytest.raises(ValueError, match=r"jobs=3 with gpus=1 each need 3 NVIDIA GPUs, and this process sees 2; give"):
+    with pytest.raises(ValueError, match=r"jobs=3 with gpus=1 each need 3 NVIDIA GPUs, and this process sees 2; use"):
         launch.launch("experiments.nothing", [], ClusterOptions(launch="local", jobs=3, gpus=1), tmp_path)
     script = f"import os; open({str(tmp_path / 'seen')!r}, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
     launch.Part([sys.executable, "-c", script], tmp_path, hours=1, gpus="7")()

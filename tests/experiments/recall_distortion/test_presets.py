@@ -491,5 +491,5 @@ def test_a_folder_in_which_nothing_ran_is_an_error_that_gives_the_command(tmp_pa
 
 def test_a_folder_to_compare_with_is_checked_before_training(tmp_path, capsys):
     assert recall_distortion.main(["--compare", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
-    assert f"no study was run in {tmp_path}, which has no config.json; give another" in capsys.readouterr().err
+    assert f"no study was run in {tmp_path}, which has no config.json; use another" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -338,7 +338,7 @@ def test_studies_side_by_side_are_tested_and_tabled(folder, study, tmp_path):
     assert (tmp_path / "comparison.png").exists()
     with pytest.raises(ValueError, match="two studies are both called 'mlp on digits, small'"):
         report.write(tmp_path, here, Console(file=io.StringIO()), compare=(folder, folder))
-    with pytest.raises(store.StoreError, match=r"nowhere, which has no config\.json; give another folder"):
+    with pytest.raises(store.StoreError, match=r"nowhere, which has no config\.json; use another folder"):
         report.write(tmp_path, here, Console(file=io.StringIO()), compare=(tmp_path / "nowhere",))
 
 

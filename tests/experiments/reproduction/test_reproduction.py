@@ -453,7 +453,7 @@ def test_stored_results_are_kept_once_and_can_be_extended(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"replicates 1, whose dense networks are not those of tiny\.csv"):
         ledger.keep(tmp_path / "study", study, "tiny", tmp_path / "kept")
     for option, other in (("lr", "recipe"), ("finetune_lr", "pruning")):
-        with pytest.raises(ValueError, match=rf"other settings \({other}\); give another name"):
+        with pytest.raises(ValueError, match=rf"other settings \({other}\); use another name"):
             ledger.keep(tmp_path / "study", dataclasses.replace(study, **{option: (0.5,)}), "tiny", tmp_path / "kept")
     with pytest.raises(files.StoreError, match="has no network of this study: run it first"):
         ledger.keep(tmp_path / "study", dataclasses.replace(study, lr=(0.5,)), "other", tmp_path / "kept")

@@ -312,7 +312,7 @@ def _after(method, largest):
 
 
 @pytest.mark.parametrize(("relu", "title"), [
-    ([2.0] * 12, "can be pruned less far than those with relu alone."),
+    ([2.0] * 12, "cannot be pruned as far as those with relu alone."),
     ([1.5] * 10 + [0.0, 0.0], "are not shown to differ from those with relu alone."),
 ])  # fmt: skip
 def test_the_bullet_on_pruned_thin_networks_has_words_for_each_answer(relu, title):

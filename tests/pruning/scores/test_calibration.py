@@ -287,8 +287,8 @@ X = jnp.ones((4, 6))
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: sparsegpt(KERNEL, {"a": X}), TypeError, "give exactly one of sparsity="),
-        (lambda: sparsegpt(KERNEL, {"a": X}, sparsity=0.5, n=2, m=4), TypeError, "give exactly one of sparsity="),
+        (lambda: sparsegpt(KERNEL, {"a": X}), TypeError, "pass exactly one of sparsity="),
+        (lambda: sparsegpt(KERNEL, {"a": X}, sparsity=0.5, n=2, m=4), TypeError, "pass exactly one of sparsity="),
         (
             lambda: sparsegpt(KERNEL, {"a": X}, sparsity=2),
             TypeError,
@@ -325,7 +325,7 @@ def test_bad_arguments_are_refused_by_name(call, error, message):
     ("x", "damping"), [(jnp.ones((2, 6)), 0.0), (jnp.full((8, 6), jnp.nan), 0.01)], ids=["singular", "NaN"]
 )
 def test_weights_that_are_not_finite_are_refused_by_leaf(x, damping):
-    with pytest.raises(ValueError, match=r"weights of 'a/kernel' became NaN .* not positive definite; give at least"):
+    with pytest.raises(ValueError, match=r"weights of 'a/kernel' became NaN .* not positive definite; pass at least"):
         sparsegpt(KERNEL, {"a": x}, sparsity=0.5, damping=damping)
 
 
@@ -346,7 +346,7 @@ def test_a_graph_is_the_default_selection_and_one_batch_is_refused():
     found = jprune.sparsegpt(params, grams, sparsity=0.5, axes=graph)
     assert found.masks["table"] is None
     assert int(found.masks["w"].sum()) == 2
-    with pytest.raises(TypeError, match=r"batches is an array of shape \(1, 2\), which is one batch; give a list"):
+    with pytest.raises(TypeError, match=r"batches is an array of shape \(1, 2\), which is one batch; pass a list"):
         jprune.scores.input_grams(apply, params, x, axes=graph)
 
 

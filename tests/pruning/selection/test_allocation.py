@@ -61,7 +61,7 @@ def test_a_keep_that_is_not_a_number_is_refused(select, keep):
 @pytest.mark.parametrize(
     ("amount", "message"),
     [
-        ({"keep": 0.1}, r"keep=0\.1 must be an integer.*; for a fraction give sparsity=0\.9, the fraction removed"),
+        ({"keep": 0.1}, r"keep=0\.1 must be an integer.*; for a fraction pass sparsity=0\.9, the fraction removed"),
         ({"keep": 4.0}, r"keep=4\.0 must be an integer.*; write keep=4$"),
         ({"keep": {"a": 0.25}}, r"keep\['a'\]=0\.25 must be an integer.*sparsity=0\.75"),
         ({"sparsity": 3}, "sparsity=3 is an integer.*To keep 3 weights, write keep=3"),

@@ -172,7 +172,7 @@ def test_every_total_is_exact_and_every_layer_has_its_floor(select, min_keep):
 @pytest.mark.slow
 def test_without_a_floor_a_layer_may_lose_all():
     scores = {"a": jnp.linspace(5, 6, 40), "b": jnp.linspace(0, 1, 6)}
-    with pytest.warns(UserWarning, match="nothing is left of 'b'; keep more, or give min_keep=1"):
+    with pytest.warns(UserWarning, match="nothing is left of 'b'; keep more, or pass min_keep=1"):
         assert [int(mask.sum()) for mask in jprune.global_masks(scores, keep=20).values()] == [20, 0]
     assert [int(mask.sum()) for mask in jprune.global_masks(scores, keep=20, min_keep=2).values()] == [18, 2]
 
@@ -243,7 +243,7 @@ TIED = jprune.KernelAxes(inputs=(0, 1), outputs=(0, 1))
         (lambda: jprune.nm_masks(ONES, 1, 2, sparsity=0.75), r"sparsity=0\.75 keeps 6 of 24 weights, but 1:2 keeps 12"),
         (
             lambda: jprune.nm_masks(ONES, 1, 2, keep=6),
-            r"keep=6 keeps 6 of 24 weights, but 1:2 keeps 12; give sparsity=0\.5",
+            r"keep=6 keeps 6 of 24 weights, but 1:2 keeps 12; pass sparsity=0\.5",
         ),
         (lambda: jprune.nm_masks(ONES, n=1, m=2, min_keep=13), "min_keep=13, but 1:2 keeps 12 weights of 'a'"),
         (
@@ -271,7 +271,7 @@ TIED = jprune.KernelAxes(inputs=(0, 1), outputs=(0, 1))
         ),
         (
             lambda: jprune.channel_masks({**ONES, "b": jnp.ones((3, 2))}, keep=6),
-            r"have \[3, 6\] weights each; give sparsity=",
+            r"have \[3, 6\] weights each; pass sparsity=",
         ),
         (lambda: jprune.channel_masks(ONES, sparsity=1.5, layerwise=True), r"sparsity=1\.5 must be from 0\.0 to 1\.0"),
         (

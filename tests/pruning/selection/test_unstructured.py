@@ -190,7 +190,7 @@ def test_keep_count_by_shrinkbench_changes_nothing_without_biases_in_prunable_la
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=4), r"keep=4 must lie in 0\.\.3"),
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=-1), "keep=-1"),
         (lambda: jprune.global_masks({"a": jnp.ones(3)}, keep=jnp.array(1), min_keep=2), "and only 1 are kept"),
-        (lambda: jprune.erk_masks({"a": jnp.ones(3)}, keep=jnp.array(2)), "keep is an array; .* give an int"),
+        (lambda: jprune.erk_masks({"a": jnp.ones(3)}, keep=jnp.array(2)), "keep is an array; .* pass an int"),
         (
             lambda: jprune.selection.erk_counts({"a/b": jnp.ones((4, 8)), "a": {"b": jnp.ones((3, 3, 8, 2))}}, keep=40),
             "two leaves with the path 'a/b'",
@@ -280,12 +280,12 @@ def _normalized(last):
     [
         (
             lambda: _normalized(nnx.BatchNorm(8, rngs=nnx.Rngs(2))),
-            r"\(BatchStat\): give nnx\.state\(model, nnx\.Param\)",
+            r"\(BatchStat\): pass nnx\.state\(model, nnx\.Param\)",
         ),
-        (lambda: nnx.state(_normalized(nnx.BatchNorm(8, rngs=nnx.Rngs(2)))), r"\(BatchStat\): give nnx\.state"),
+        (lambda: nnx.state(_normalized(nnx.BatchNorm(8, rngs=nnx.Rngs(2)))), r"\(BatchStat\): pass nnx\.state"),
         (
             lambda: {"params": {"one": {"kernel": jnp.ones((4, 8))}}, "batch_stats": {"norm": {"mean": jnp.ones(8)}}},
-            r"has 'batch_stats', .*give variables\['params'\]",
+            r"has 'batch_stats', .*pass variables\['params'\]",
         ),
     ],
     ids=["module", "state", "linen"],

@@ -249,7 +249,7 @@ def test_nnx_grouped_layers_keep_their_groups_where_these_lose_positions():
     assert (module.groups.feature_group_count, module.groups.in_features, module.groups.out_features) == (2, 4, 6)
     assert (module.norm.num_groups, module.norm.group_size) == (2, 2)
     np.testing.assert_allclose(module(X), expected, atol=1e-6)
-    with pytest.raises(ValueError, match=r"'inputs/kernel' has 8 of 16 outputs in 2 groups.*give kept=small\.kept"):
+    with pytest.raises(ValueError, match=r"'inputs/kernel' has 8 of 16 outputs in 2 groups.*pass kept=small\.kept"):
         structured_nnx.smaller_module(model, small.params)
 
 
@@ -316,7 +316,7 @@ def test_equinox_grouped_layers_keep_their_groups_where_these_lose_positions():
     np.testing.assert_allclose(module(x), expected, atol=1e-6)
     moments = structured_equinox.smaller_module({"mu": model}, {"mu": small.params}, small.kept)["mu"]
     assert jax.tree.structure(moments) == jax.tree.structure(module)
-    with pytest.raises(ValueError, match=r"'inputs/weight' has 8 of 16 outputs in 2 groups.*give kept=small\.kept"):
+    with pytest.raises(ValueError, match=r"'inputs/weight' has 8 of 16 outputs in 2 groups.*pass kept=small\.kept"):
         structured_equinox.smaller_module(model, small.params)
 
 
@@ -480,7 +480,7 @@ def test_attention_is_named_if_its_heads_are_smaller_and_not_if_they_are_fewer(l
 def test_without_kept_indices_the_layers_whose_outputs_may_differ_are_named():
     module = LinenNorms(linen_nn.LayerNorm())
     params = module.init(jax.random.key(1), X)["params"]
-    with pytest.warns(UserWarning, match=r"the code of 'norm' divides .* give kept=small\.kept to find out"):
+    with pytest.warns(UserWarning, match=r"the code of 'norm' divides .* pass kept=small\.kept to find out"):
         outputs = linen.smaller_apply(module)({"params": params}, X)
     np.testing.assert_array_equal(outputs, module.apply({"params": params}, X))
 

@@ -370,7 +370,7 @@ def test_batch_statistics_are_cut_with_their_channels():
             small.apply(small.params, *model.inputs)
         with pytest.raises(ValueError, match="check needs the state of the model"):
             jprune.remove_channels(graph, model.params, masks, check=model.inputs)
-        with pytest.raises(ValueError, match=r"state differs from the one .*; give a tree with 'a/mean' \(4,\)"):
+        with pytest.raises(ValueError, match=r"state differs from the one .*; pass a tree with 'a/mean' \(4,\)"):
             jprune.remove_channels(graph, model.params, masks, state={"a": 1})
     kept = np.asarray(masks["a"]["norm"]["scale"])
     np.testing.assert_array_equal(small.state["a"]["mean"], model.state["a"]["mean"][kept])
@@ -458,7 +458,7 @@ def test_channels_that_nothing_reads_are_removed_only_after_a_check():
     for name in "bc":
         params[name]["kernel"] = params[name]["kernel"].at[3].set(0.0)
     with pytest.raises(
-        ValueError, match=r"not zero in every layer that has them: 1 of the group of .*give check=inputs"
+        ValueError, match=r"not zero in every layer that has them: 1 of the group of .*pass check=inputs"
     ):
         jprune.remove_dead(graph, params)
     small = jprune.remove_dead(graph, params, check=x)
@@ -472,7 +472,7 @@ def test_zero_channels_of_a_group_that_is_not_exact_are_removed_only_after_a_che
     apply = lambda p, x: jax.nn.softmax(x @ p["a"]) @ p["b"]
     x = jnp.ones((1, 1))
     graph = trace_model(apply, params, x)
-    with pytest.raises(ValueError, match=r"in groups that are not exact: 1 of the group of 'a' \(.*give check=inputs"):
+    with pytest.raises(ValueError, match=r"in groups that are not exact: 1 of the group of 'a' \(.*pass check=inputs"):
         jprune.remove_dead(graph, params)
     e = np.exp([1.0, 0.5])
     changed = (2 * e[0] + e[1]) / e.sum() - (2 * e[0] + e[1]) / (e.sum() + 1)
@@ -573,7 +573,7 @@ def test_a_state_that_is_not_given_is_asked_for_by_name():
     small = jprune.remove_channels(graph, params, jprune.channel_group_masks(graph, params, sparsity=0.5))
     for inputs in ((), (x,), (small.state, x)):
         with pytest.raises(
-            TypeError, match=r"small\.apply needs the state of the model: give state= to remove_channels"
+            TypeError, match=r"small\.apply needs the state of the model: pass state= to remove_channels"
         ):
             small.apply(small.params, *inputs)
 

@@ -330,7 +330,7 @@ def test_budgets_that_cannot_be_met_name_the_floor():
 def test_bad_arguments_are_named():
     params, graph = chain()
     scores = jax.tree.map(jnp.abs, params)
-    with pytest.raises(TypeError, match="give one of sparsity=, keep=, parameters= or multiply_adds=; given: none"):
+    with pytest.raises(TypeError, match="pass one of sparsity=, keep=, parameters= or multiply_adds=; given: none"):
         jprune.channel_group_masks(graph, scores)
     with pytest.raises(ValueError, match="budget='flops' is unknown"):
         jprune.structured(graph, budget="flops")

@@ -96,7 +96,7 @@ def test_an_end_on_the_reference_overlaps_it():
 
 @pytest.mark.parametrize(
     ("low", "high", "message"),
-    [([1.0], [1.0, 2.0], "must have one shape"), ([1.0, 2.0], [1.5, 1.9], r"got 2.0 and 1.9 at index \(1,\)")],
+    [([1.0], [1.0, 2.0], "must have the same shape"), ([1.0, 2.0], [1.5, 1.9], r"got 2.0 and 1.9 at index \(1,\)")],
 )
 def test_invalid_interval_ends_are_refused(low, high, message):
     with pytest.raises(ValueError, match=message):

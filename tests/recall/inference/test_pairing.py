@@ -70,7 +70,7 @@ def test_no_answer_has_its_reason(a, b, reason):
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        ([1.0, 2.0], [1.0], r"a and b must have one shape, got \(2,\) and \(1,\)"),
+        ([1.0, 2.0], [1.0], r"a and b must have the same shape, got \(2,\) and \(1,\)"),
         (1.0, 1.0, r"a must have shape \(models,\) or \(models, columns\), got \(\)"),
         ([1.0, np.inf], [1.0, 2.0], "a must be finite or NaN, got inf"),
     ],

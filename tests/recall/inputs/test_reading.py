@@ -148,14 +148,14 @@ BROKEN = {
     "keys.jsonl": ('{"a": 1}\n' + '{"b": 1}\n' * (N - 1), "other keys in line 2"),
     "ragged.jsonl": ("[1.5, 2]\n" + "[1.5]\n" * (N - 1), "line 2"),
     "zero.csv": ("p\0\n1\n", "NUL"),
-    "named_late.csv": ("p,\n" + text([[c, ""] for c in TWO[:-1]]) + f"{TWO[-1]},x\n", "column '' holds ''"),
+    "named_late.csv": ("p,\n" + text([[c, ""] for c in TWO[:-1]]) + f"{TWO[-1]},x\n", "column '' contains ''"),
     "comment.csv": ("# by me\np\n" + text([[c] for c in TWO]), "remove the lines above the header"),
     "percent.csv": ("a,b,c\n" + text([[f"{100 * p:.1f}%" for p in row] for row in PROBABILITIES]), "percent signs"),
     "german.csv": ("a;b\n" + text([[f"{c}.000,5", "7,25"] for c in TWO], ";"), "thousands separators"),
     "lists.csv": ("0|0\nx|y\n" + text([["x|y"] for _ in TWO[1:]]), "x|y"),
-    "objects.jsonl": ("\n".join(json.dumps({"p": {"class": int(c)}}) for c in TWO), "holds objects"),
+    "objects.jsonl": ("\n".join(json.dumps({"p": {"class": int(c)}}) for c in TWO), "contains objects"),
     "lengths.json": ('{"a": [1, 2], "b": [1]}', "lists of different lengths: a 2, b 1"),
-    "number.json": ("3", "must hold a list"),
+    "number.json": ("3", "must contain a list"),
     "lines.json": ("1\n2\n", "with a value per line call it .jsonl"),
 }
 
@@ -218,7 +218,7 @@ def test_missing_predictions_among_names_are_refused_and_missing_labels_named():
     names = np.array(NAMES, object)
     missing = names[TWO]
     missing[7] = "NA"
-    with pytest.raises(InputError, match=r"pruned\[2\] holds 'NA' at example 7: every example needs a prediction"):
+    with pytest.raises(InputError, match=r"pruned\[2\] contains 'NA' at example 7: every example needs a prediction"):
         recall.audit(names[LABELS], names[DENSE], {2: missing})
     labels = names[LABELS]
     labels[3] = "NA"
@@ -245,7 +245,7 @@ def test_accented_letters_and_bytes_are_matched_however_they_are_coded():
 def test_zeros_and_ones_that_say_whether_models_are_right_are_noticed():
     audit = recall.audit(LABELS, (DENSE == LABELS).astype(int), {2: TWO})
     assert any(
-        "if 1 means that a prediction is right, give the predicted classes instead" in warning
+        "if 1 means that a prediction is right, pass the predicted classes instead" in warning
         for warning in audit.warnings
     )
 
@@ -253,7 +253,7 @@ def test_zeros_and_ones_that_say_whether_models_are_right_are_noticed():
 def test_percentages_have_the_confidence_of_probabilities():
     audit, same = (recall.audit(LABELS, x * PROBABILITIES, {2: x * PROBABILITIES}) for x in (100, 1))
     np.testing.assert_allclose(audit.probabilities["confidence"], same.probabilities["confidence"])
-    assert any(warning.startswith("dense holds percentages") for warning in audit.warnings)
+    assert any(warning.startswith("dense contains percentages") for warning in audit.warnings)
 
 
 LIKE_OTHERS = {
@@ -261,15 +261,15 @@ LIKE_OTHERS = {
     "id.csv": ("id,p\n" + text([[i % 3, c] for i, c in enumerate(TWO)]), "name the ids with --id id"),
     "confidence.csv": (
         "p,confidence\n" + text([[c, 0.75] for c in TWO]),
-        "whole numbers and other columns hold dec",
+        "whole numbers and other columns contain dec",
     ),
     "numbers.csv": (
         text([[i, *row] for i, row in enumerate(LOGITS.round(3))]),
-        "another value in every row of column '0'",
+        "a different value in every row of column '0'",
     ),
     "with_class.csv": (
         text([[*row, c] for row, c in zip(LOGITS.round(3), TWO, strict=True)]),
-        "column '3' holds whole",
+        "column '3' contains whole",
     ),
     "thousands.csv": (
         "a,b\n" + text([[f'"{1000.5 * (c + 1):,}"', 0.5] for c in TWO]),
@@ -279,10 +279,14 @@ LIKE_OTHERS = {
         "a;b\n" + text([[f"{1000.5 * (c + 1):,}".replace(",", "'"), 0.5] for c in TWO], ";"),
         "thousands separators",
     ),
-    "rows.csv": (text([[i, c] for i, c in enumerate(TWO)]), "another value in every row of column '0'"),
+    "rows.csv": (text([[i, c] for i, c in enumerate(TWO)]), "a different value in every row of column '0'"),
     "names.csv": (text([["image", "p"], *([f"i{i}", NAMES[c]] for i, c in enumerate(TWO))]), "row of column 'image'"),
     "ids.jsonl": ("\n".join(f'{{"id": {i % 3}, "p": {c}}}' for i, c in enumerate(TWO)), "looks like ids"),
     "both.csv": ("id,label,p\n" + text([[i % 3, c, c] for i, c in enumerate(TWO)]), "predictions as both.csv:p,"),
+    "image.csv": (
+        "image,label,p\n" + text([[f"i{i}", c, c] for i, c in enumerate(TWO)]),
+        "predictions as image.csv:p,",
+    ),
 }
 
 
@@ -349,7 +353,7 @@ def test_rows_in_another_order_are_noticed_by_any_column_that_differs_in_every_r
         ("p\n" + text([[f'"{c},00"'] for c in TWO]), "save numbers with a decimal point"),
         ("p\n" + text([[f"{c},0"] for c in TWO], ";"), "1 name in its header and 2 cells in its rows"),
         (text([["p"], [-1], *([c] for c in TWO[1:])]), "for abstentions add a class after the others"),
-        (text([["p"], *([c + 0.5] for c in TWO)]), "of scores whose sign decides give the classes, scores > 0"),
+        (text([["p"], *([c + 0.5] for c in TWO)]), "for scores whose sign decides, pass the classes, scores > 0"),
     ],
 )
 def test_what_to_do_is_said_where_a_table_cannot_be_read(folder, capsys, content, said):
@@ -391,9 +395,9 @@ def test_arrays_of_bytes_are_text_and_arrays_of_objects_are_refused_with_a_remed
     np.save("two.npy", np.array(NAMES)[TWO].astype(object))
     assert "save names as text" in refused(capsys)
     np.save("two.npy", np.int64(1))
-    assert "two.npy holds a single value, 1" in refused(capsys)
+    assert "two.npy contains a single value, 1" in refused(capsys)
     np.save("labels.npy", np.int64(1))
-    assert "labels.npy holds a single value, 1" in refused(capsys)
+    assert "labels.npy contains a single value, 1" in refused(capsys)
 
 
 def test_whole_floats_of_models_are_not_taken_for_logits(capsys):
@@ -573,7 +577,7 @@ def test_numbers_that_are_the_name_of_one_class_and_the_index_of_another_are_ref
     for stem, codes in (("y", LABELS), ("d", DENSE), ("t", 2 * (TWO // 2))):
         _of_text(f"{stem}.csv", names[codes])
     given = ["--labels", "y.csv", "--dense", "d.csv", "--pruned", "2=t.csv", "--class-names", "1,x,0"]
-    said = "t.csv holds only numbers, and 0 is the name of one class and the index of another"
+    said = "t.csv contains only numbers, and 0 is the name of one class and the index of another"
     assert said in refused(capsys, *given)
     read(capsys, "--class-names", "1,x,0")  # indices in all files
 
@@ -587,16 +591,18 @@ def test_codes_that_differ_in_leading_zeros_alone_are_not_merged(capsys, kind):
         frame = pd.DataFrame({"label": codes})
         frame.to_csv("y.csv", index=False) if kind == "csv" else frame.to_parquet("y.parquet")
     said = refused(capsys, "--labels", f"y.{kind}")
-    assert "holds '001' and '1', which are one number" in said or "holds '1' and '001', which are one number" in said
+    assert (
+        "contains '001' and '1', which are one number" in said or "contains '1' and '001', which are one number" in said
+    )
 
 
 @pytest.mark.parametrize(
     ("labels", "ids", "said"),
     [
-        (N, np.arange(N + 1), f"d.npz:p has shape ({N},) and {N + 1} ids: give one id per example"),
-        (N, np.arange(N - 1), f"d.npz:p has shape ({N},) and {N - 1} ids: give one id per example"),
-        (N - 1, np.arange(N), f"y.npz has shape ({N - 1},) and {N} ids: give one id per example"),
-        (N, np.arange(2 * N).reshape(N, 2), f"d.npz has ids 'key' of shape ({N}, 2); wanted (examples,)"),
+        (N, np.arange(N + 1), f"d.npz:p has shape ({N},) and {N + 1} ids: pass one id per example"),
+        (N, np.arange(N - 1), f"d.npz:p has shape ({N},) and {N - 1} ids: pass one id per example"),
+        (N - 1, np.arange(N), f"y.npz has shape ({N - 1},) and {N} ids: pass one id per example"),
+        (N, np.arange(2 * N).reshape(N, 2), f"d.npz has ids 'key' of shape ({N}, 2); expected (examples,)"),
     ],
 )
 def test_ids_of_another_number_than_the_examples_are_refused(capsys, labels, ids, said):
@@ -609,7 +615,7 @@ def test_ids_of_another_number_than_the_examples_are_refused(capsys, labels, ids
 def test_lists_of_labels_with_scores_are_refused(capsys):
     row = json.dumps([{"label": name, "score": 0.5} for name in NAMES])  # of a Hugging Face pipeline with top_k=None
     Path("t.jsonl").write_text(f"{row}\n" * N)
-    said = "t.jsonl, column '0' holds objects: save the predicted class itself"
+    said = "t.jsonl, column '0' contains objects: save the predicted class itself"
     assert said in refused(capsys, "--labels", "labels.npy", "--dense", "dense.npy", "--pruned", "2=t.jsonl")
 
 
@@ -630,7 +636,7 @@ def test_columns_of_several_files_are_paired_by_name():
 
 def test_names_in_bytes_that_are_no_text_are_refused(capsys):
     pd.DataFrame({"label": [b"\xff"] * N}).to_parquet("y.parquet")
-    assert "column 'label' holds b'\\xff', bytes that are not UTF-8" in refused(capsys, "--labels", "y.parquet")
+    assert "column 'label' contains b'\\xff', bytes that are not UTF-8" in refused(capsys, "--labels", "y.parquet")
 
 
 def test_a_line_of_jsonl_may_contain_other_line_separators(capsys):
@@ -693,7 +699,7 @@ def test_files_that_all_begin_with_the_header_of_a_series_are_asked_about(capsys
 )
 def test_a_mark_of_a_missing_value_is_called_so(capsys, cells, mark):
     Path("d.csv").write_text("\n".join(["m", *cells]))
-    said = f"d.csv, column 'm' holds '{mark}' at example 59, which marks a missing value: leave the example out"
+    said = f"d.csv, column 'm' contains '{mark}' at example 59, which marks a missing value: leave the example out"
     assert said in refused(capsys, "--dense", "d.csv")
 
 
@@ -1018,7 +1024,9 @@ def test_other_tasks_than_single_label_classification_are_refused(labels, said):
 
 
 def test_whether_models_are_right_is_not_taken_for_their_predictions():
-    with pytest.raises(InputError, match=r"pruned\[2\] holds booleans and labels holds 2: give the predicted classes"):
+    with pytest.raises(
+        InputError, match=r"pruned\[2\] contains booleans and labels contains 2: pass the predicted classes"
+    ):
         recall.audit(LABELS, DENSE, {2: TWO == LABELS})
 
 
@@ -1037,7 +1045,7 @@ def test_rounded_probabilities_are_probabilities_and_sigmoids_are_named():
     assert whole["confidence"].iloc[0] == pytest.approx((rounded.max(1) / rounded.sum(1)).mean())
     assert not any("do not sum to 1" in warning for warning in report.warnings)
     report = recall.audit(LABELS, rounded, {2: np.clip(rounded + 0.1, 0, 1)})
-    assert any("pruned[2] holds numbers from 0 to 1 whose rows do not" in w for w in report.warnings)
+    assert any("pruned[2] contains numbers from 0 to 1 whose rows do not" in w for w in report.warnings)
 
 
 def test_missing_groups_in_a_list_are_not_converted_to_text():
@@ -1080,7 +1088,7 @@ def test_several_labels_in_one_cell_and_marks_for_no_class_cause_a_warning():
     marked = np.where(np.arange(N) % 6, LABELS, 255)
     with pytest.warns(recall.EmptyClassWarning):
         report = recall.audit(marked, DENSE, {2: TWO})
-    assert any("holds 255, and otherwise 0 to 2" in w and "--ignore-label 255" in w for w in report.warnings)
+    assert any("contains 255, and otherwise 0 to 2" in w and "--ignore-label 255" in w for w in report.warnings)
 
 
 @pytest.mark.parametrize(
@@ -1089,7 +1097,10 @@ def test_several_labels_in_one_cell_and_marks_for_no_class_cause_a_warning():
         ("two.npy", "is the text 'two.npy'; read the file first"),
         (np.ma.masked_array(TWO, np.arange(N) < 3), "masked entries"),
         (1, "is a single value, 1"),
-        (np.where(np.arange(N) == 7, np.nan, TWO), "holds NaN at model 0, example 7; every example needs a prediction"),
+        (
+            np.where(np.arange(N) == 7, np.nan, TWO),
+            "contains NaN at model 0, example 7; every example needs a prediction",
+        ),
         (pd.DataFrame({"m": pd.array([None, *TWO[1:]], dtype="Int64")}), "column 'm' has no number at example 0"),
         ([{"p": int(c)} for c in TWO], "got {'p': "),
         (None, "dtype object"),

@@ -169,5 +169,5 @@ def test_a_class_without_dense_errors_has_no_relative_change_and_is_counted():
 
 @pytest.mark.parametrize("shape", [(2,), (2, 3)])
 def test_error_rates_that_are_not_pairs_are_refused(shape):
-    with pytest.raises(ValueError, match=r"dense_rates must hold \(FPR, FNR\) of every class, .* got shape \(2,"):
+    with pytest.raises(ValueError, match=r"dense_rates must contain \(FPR, FNR\) of every class, .* got shape \(2,"):
         recall.error_rate_change(np.full(shape, 0.1), np.full(shape, 0.1))

@@ -308,7 +308,7 @@ def test_dense_and_pruned_stacks_of_different_lengths_are_refused(measure, model
         (3, [0.6], r"pruned_accuracy must have the shape of pruned_recall without its class axis, \(\), got \(1,\)"),
         (0, 0.9, r"dense_recall must have shape \(..., classes\) with a class or more, got \(\)"),
         (0, [[0.9], [0.7, 0.5]], "dense_recall must be a rectangular array"),
-        (0, ["high", "low"], "dense_recall must hold real numbers, got dtype <U4"),
+        (0, ["high", "low"], "dense_recall must contain real numbers, got dtype <U4"),
     ],
 )
 def test_invalid_rates_are_refused(position, value, message):

@@ -161,7 +161,7 @@ def test_the_examples_that_pruning_changed_most_are_shown_with_their_labels(pars
     for attributes, row in zip(images, rows.to_dict("records"), strict=True):
         names = [audits.NAMES[row[key]] for key in ("label", "dense", "pruned")]
         assert attributes["alt"] == (
-            f"Test example {row['example']}, labelled {names[0]}: the dense models most often say {names[1]}, "
+            f"Test example {row['example']}, labeled {names[0]}: the dense models most often say {names[1]}, "
             f"most pruned models {names[2]}"
         )
         picture = Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1])))
@@ -249,7 +249,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
         (np.zeros((240, 8)), r"images must have shape .* got \(240, 8\)"),
         (np.zeros((240, 8, 8, 2)), "1, 3 or 4 channels"),
         (np.full((240, 8, 8), np.nan), "NaN or infinity"),
-        (np.full((240, 8, 8), "a"), "must hold numbers"),
+        (np.full((240, 8, 8), "a"), "must contain numbers"),
     ],
 )
 @pytest.mark.usefixtures("no_figures")
