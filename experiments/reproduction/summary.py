@@ -13,6 +13,7 @@ import pandas as pd
 
 import jprune
 from experiments.jumpstart_grid.pruned import TRAINED
+from experiments.jumpstart_grid.report import largest_ratio
 from experiments.reproduction import explanations, hypotheses, jumpstart, references
 from experiments.reproduction.hypotheses import CIFAR, PUBLISHED_COUNTS, SAME_DENSE, alphas_by_ratio
 from experiments.reproduction.ledger import DENSE, Recalls
@@ -361,10 +362,20 @@ def _pruned_further(tables: Tables) -> str:
     trained = (before["train_acc"] >= TRAINED).groupby(before["method"]).sum()
     others = " and ".join(f"{trained[method]} with {name}" for method, name in _IN_WORDS.items())
     return (
-        f"**Thin, deep networks trained with jumpstart {title}.** On moons, where both networks of a pair train, the "
+        f"**On moons, thin, deep networks trained with jumpstart {title}.** Where both networks of a pair train, the "
         f"largest t that keeps a training accuracy of .9 is {', and '.join(found)}; {trained['UP']} of "
-        f"{(before['method'] == 'UP').sum()} networks train with jumpstart, {others}."
+        f"{(before['method'] == 'UP').sum()} networks train with jumpstart, {others}.{_on_mnist(tables)}"
     )
+
+
+def _on_mnist(tables: Tables) -> str:
+    after = jumpstart.planned_to_be_read(tables.pruned).get("mnist-pruned")
+    if after is None:
+        return ""
+    kept = largest_ratio(after)  # of the networks that train
+    least = after.loc[after["ratio"] > 1, "ratio"].min()
+    many = int((kept >= least).sum()) or "none"
+    return f" On MNIST, {many} of {len(kept)} networks that train keep it at t = {least:g}."
 
 
 def _change(alphas: pd.DataFrame) -> pd.Series:

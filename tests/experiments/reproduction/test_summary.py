@@ -320,12 +320,19 @@ def test_the_bullet_on_pruned_thin_networks_has_words_for_each_answer(relu, titl
     old = after.assign(replicate=0, train_acc=0.0)
     text = summary._pruned_further(_tables(pruned={summary.NEW_SEEDS: pd.concat([after, old])}))
     assert text.startswith(
-        "**Thin, deep networks trained with jumpstart can be pruned further than those with batch normalization, and "
-        f"{title}** "
+        "**On moons, thin, deep networks trained with jumpstart can be pruned further than those with batch "
+        f"normalization, and {title}** "
     )
     assert "larger in 12 [.76, 1.00] and smaller in 0 [.00, .24] of 12 pairs with batch normalization" in text
     others = f"12 with batch normalization and {sum(most > 0 for most in relu)} with relu alone"
     assert text.endswith(f"; 12 of 12 networks train with jumpstart, {others}.")
+    mnist = after.assign(dataset="mnist")
+    with_mnist = summary._pruned_further(_tables(pruned={summary.NEW_SEEDS: after, "mnist-pruned": mnist}))
+    trained, keep = sum(most > 0 for most in relu) + 24, sum(most > 1 for most in relu) + 12
+    assert with_mnist == f"{text} On MNIST, {keep} of {trained} networks that train keep it at t = 1.5."
+    few = {"mnist-pruned": mnist[mnist["method"] == "relu-bn"]}
+    text = summary._pruned_further(_tables(pruned={summary.NEW_SEEDS: after} | few))
+    assert text.endswith(" On MNIST, none of 12 networks that train keep it at t = 1.5.")
     assert summary._pruned_further(_tables()) == ""
 
 
