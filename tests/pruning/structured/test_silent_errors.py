@@ -268,11 +268,18 @@ def maxima_and_places(h):
     return lax.reduce_window((h, places), (-jnp.inf, 0), larger, (1, 2, 1), (1, 2, 1), "VALID")
 
 
+def halved_until_small(v):
+    """A loop whose condition, under vmap, is an array."""
+    return lax.while_loop(lambda v: jnp.sum(v**2) > 0.5, lambda v: v / 2, v)
+
+
 @pytest.mark.parametrize(
     ("inner", "hidden"),
     {
         "a window over two arrays": (lambda h: [y.sum(-1) for y in maxima_and_places(h)], 6),
         "one channel repeated": (lambda h: jnp.tile(h[..., :1], (1, 1, 4)), 5),
+        "a loop for each sample": (lambda h: jax.vmap(halved_until_small)(h).sum(-1), 6),
+        "a loop for each channel": (lambda h: jax.vmap(halved_until_small, -1, -1)(h).sum(-1), 6),
         "samples of a distribution of each channel": (
             lambda h: jax.random.gamma(jax.random.key(0), jnp.exp(h)).sum(-1),
             0,
