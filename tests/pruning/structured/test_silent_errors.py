@@ -268,6 +268,12 @@ def maxima_and_places(h):
     return lax.reduce_window((h, places), (-jnp.inf, 0), larger, (1, 2, 1), (1, 2, 1), "VALID")
 
 
+def matrices_scanned(h):
+    """Products of the rows so far, by an associative scan whose last round has no pairs left."""
+    pair = lambda one, other: (one.reshape(-1, 3, 2) * other.reshape(-1, 3, 2)).reshape(one.shape)
+    return lax.associative_scan(pair, h, axis=1).sum(-1)
+
+
 def halved_until_small(v):
     """A loop whose condition, under vmap, is an array."""
     return lax.while_loop(lambda v: jnp.sum(v**2) > 0.5, lambda v: v / 2, v)
@@ -278,6 +284,11 @@ def halved_until_small(v):
     {
         "a window over two arrays": (lambda h: [y.sum(-1) for y in maxima_and_places(h)], 6),
         "one channel repeated": (lambda h: jnp.tile(h[..., :1], (1, 1, 4)), 5),
+        "joined with an empty array that was reshaped": (
+            lambda h: jnp.concatenate([h[:, :0].reshape(0, 6), h.reshape(8, 6)]).sum(-1),
+            6,
+        ),
+        "a scan over pairs of matrices, of which it takes none at the end": (matrices_scanned, 3),
         "a loop for each sample": (lambda h: jax.vmap(halved_until_small)(h).sum(-1), 6),
         "a loop for each channel": (lambda h: jax.vmap(halved_until_small, -1, -1)(h).sum(-1), 6),
         "samples of a distribution of each channel": (
