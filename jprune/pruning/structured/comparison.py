@@ -66,6 +66,12 @@ def _differences(
         if step.equation.primitive is not equation.primitive:
             yield f"{line}: expected '{step.equation.primitive}', the code gives '{equation.primitive}'"
             return
+        for what in ("invars", "outvars"):
+            counts = [len(getattr(one, what)) for one in (step.equation, equation)]
+            if counts[0] != counts[1]:
+                arrays = {"invars": "inputs", "outvars": "outputs"}[what]
+                yield f"{line}: {equation.primitive}: expected {counts[0]} {arrays}, the code gives {counts[1]}"
+                return
         is_read = not read.isdisjoint([*step.equation.outvars, *equation.outvars])  # else nothing determines its sizes
         if is_read and not numbers.evaluate(step.equation, equation):
             for what in _in_equation(step, equation, kept):
@@ -153,7 +159,7 @@ def _in_equation(step: Step, equation: core.JaxprEqn, kept: Kept) -> Iterator[st
         params = equation.params
         strides = params["strides"] or (1,) * len(params["start_indices"])
         bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-        for axis, (wanted_indices, bound) in enumerate(zip(sliced(step, kept), bounds, strict=True)):
+        for axis, (wanted_indices, bound) in enumerate(zip(sliced(step, kept), bounds, strict=False)):
             if not np.array_equal(wanted_indices, np.arange(*bound)):
                 part = ":".join(map(str, bound))
                 yield f"slice: along axis {axis} the code takes [{part}], which are not the expected channels"

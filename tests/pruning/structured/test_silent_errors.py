@@ -129,6 +129,14 @@ def two_layers(hidden=8):
             lambda h: h.astype(jnp.float16 if h.shape[-1] > 4 else jnp.bfloat16),
             "convert_element_type: expected dtype float16, the code gives bfloat16",
         ),
+        (
+            lambda h: jnp.concatenate([jnp.tanh(part) for part in jnp.split(h, h.shape[-1] // 2, -1)], -1),
+            "split: expected 4 outputs, the code gives 2",
+        ),
+        (
+            lambda h: jnp.concatenate([h] * (h.shape[-1] // 2), -1).reshape(4, -1, h.shape[-1]).sum(1),
+            "concatenate: expected 4 inputs, the code gives 2",
+        ),
     ],
 )
 def test_code_that_computes_something_else_at_the_smaller_size_is_named(inner, message):
