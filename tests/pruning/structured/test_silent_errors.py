@@ -306,6 +306,10 @@ def halved_until_small(v):
             6,
         ),
         "a scan over pairs of matrices, of which it takes none at the end": (matrices_scanned, 3),
+        "the largest of each channel set to 0": (
+            lambda h: jax.vmap(lambda v: v.at[0, jnp.argmax(v[0])].set(0.0), -1, -1)(h).sum(-1),
+            6,
+        ),
         "a loop for each sample": (lambda h: jax.vmap(halved_until_small)(h).sum(-1), 6),
         "a loop for each channel": (lambda h: jax.vmap(halved_until_small, -1, -1)(h).sum(-1), 6),
         "samples of a distribution of each channel": (
