@@ -179,6 +179,8 @@ def _reshape(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
             axes[place] = axis
         if len(places) == 1 < len(parts):
             axes[places[0]] = dataclasses.replace(axes[places[0]], parts=tuple(value.axes[p] for p in parts))
+            for unit in (value.axes[p] for p in parts if p in dropped):  # may be one of several channels
+                record.channels.freeze(unit.ids, "single indices of it are taken")
             dropped = [p for p in dropped if p not in parts]
     _drop(record, value, dropped)
     return [value.with_axes(axes)]

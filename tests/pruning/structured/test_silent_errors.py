@@ -310,6 +310,7 @@ def halved_until_small(v):
             lambda h: jax.vmap(lambda v: v.at[0, jnp.argmax(v[0])].set(0.0), -1, -1)(h).sum(-1),
             6,
         ),
+        "one channel, whose axis a reshape drops": (lambda h: h[..., :1].reshape(2, 4), 5),
         "a loop for each sample": (lambda h: jax.vmap(halved_until_small)(h).sum(-1), 6),
         "a loop for each channel": (lambda h: jax.vmap(halved_until_small, -1, -1)(h).sum(-1), 6),
         "samples of a distribution of each channel": (
