@@ -171,7 +171,8 @@ def _norm_sizes(
         shape = known[0].shape[-len(layer.shape) :] if known else tuple(count for counts in left for count, _ in counts)
         return {"shape": shape}
     if not known:
-        return dict(zip(("channels", "groups"), *left[0], strict=True))
+        ((channels, groups),) = left[0]
+        return {"channels": channels, "groups": groups}
     channels = known[0].shape[-1]
     if layer.channels is None:
         return {"channels": channels}
