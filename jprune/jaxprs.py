@@ -79,6 +79,21 @@ def over_devices(equation: core.JaxprEqn, body: Callable[..., list[Value]], inpu
         return list(mapped(*inputs))
 
 
+def ragged_axes(equation: core.JaxprEqn) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the axes of the output and of the left operand of a ragged product whose sizes give its multiply-adds.
+
+    Every row is multiplied by the matrix of one expert. A sum over ragged rows has an output for each expert, its first
+    axis, but reads each row for one of them.
+    """
+    numbers = equation.params.get("ragged_dot_dimension_numbers")
+    outputs = range(len(shape_of(equation.outvars[0])))
+    if numbers is None:
+        return outputs, (1,)
+    contracted: Sequence[int] = tuple(numbers.dot_dimension_numbers[0][0])
+    by_expert = set(numbers.lhs_ragged_dimensions) <= set(contracted)
+    return outputs[int(by_expert) :], contracted
+
+
 def devices_of(equation: core.JaxprEqn) -> int:
     """Return into how many parts a ``shard_map`` splits its program."""
     sizes = dict(equation.params["mesh"].shape)

@@ -116,6 +116,9 @@ def _while(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> Cont
     body = _iterated(record, params["body_jaxpr"], inputs[first:second], inputs[second:], [], rounds=None)
     carry = body.inputs[second - first :]
     condition = run(record, params["cond_jaxpr"], [*inputs[:first], *carry])
+    for value in carry:  # under vmap, the condition has the axes that were mapped, which come first
+        for a, b in zip(condition.outputs[0].axes, value.axes, strict=False):
+            record.channels.tie(a.ids, b.ids)
     return _zero_where_both_are(body.outputs, carry), (condition, body)
 
 

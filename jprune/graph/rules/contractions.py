@@ -10,7 +10,7 @@ from jax.extend import core
 from jprune.graph.channels import GroupedConvolution, is_frozen
 from jprune.graph.rules.registry import not_understood, pick, rule, union
 from jprune.graph.values import Axis, Factor, Kind, Record, Source, Value
-from jprune.jaxprs import shape_of
+from jprune.jaxprs import ragged_axes, shape_of
 
 
 @rule("dot_general")
@@ -242,6 +242,9 @@ def _read_by_convolution(record: Record, kernel: Value, spec: Sequence[int], spl
 def _ragged_dot(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
     """Multiply rows of the left operand, sorted by expert, by one matrix per expert."""
     (left, right, sizes), shape = inputs[:3], shape_of(equation.outvars[0])
+    outputs, contracted = ragged_axes(equation)
+    count = math.prod(shape[place] for place in outputs) * math.prod(left.shape[place] for place in contracted)
+    record.count(right if right.kind.of_parameters else None, count)
     numbers = equation.params.get("ragged_dot_dimension_numbers")
     plain = len(left.axes) == 2 and len(right.axes) == 3 and shape == (left.shape[0], right.shape[2])
     if numbers is not None:
@@ -258,5 +261,4 @@ def _ragged_dot(record: Record, equation: core.JaxprEqn, inputs: list[Value]) ->
     record.channels.consume(left.axes[1].ids)
     if not (left.axes[1].zero or right.axes[1].zero):
         record.channels.note(left.axes[1].ids, "a product with experts sums over it and neither operand is zero there")
-    record.count(right, math.prod(shape) * left.shape[1])
     return [Value((Axis(left.axes[0].ids), Axis(right.axes[2].ids, zero=right.axes[2].zero)))]

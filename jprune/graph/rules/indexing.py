@@ -113,6 +113,7 @@ def _scatter(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
     outside = [p for p in range(len(updates.axes)) if p not in numbers.update_window_dims]
     partner = dict(zip(window, numbers.update_window_dims, strict=True))
     partner |= {p: outside[index] for p, index in zip(batching, index_batching, strict=True)}
+    scattered = [p for p in outside if p not in partner.values()]
     for k, place in enumerate(outside):
         if k < len(indices.axes):
             record.channels.tie(updates.axes[place].ids, indices.axes[k].ids)
@@ -124,7 +125,7 @@ def _scatter(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
             zero = keeps_zero and axis.zero and new.zero
             axes.append(Axis(pick(record, [axis, new]), union(axis.sources, new.sources), zero))
         else:
-            written = [updates.axes[p] for p in outside] if new is None else [new]
+            written = [updates.axes[p] for p in scattered] if new is None else [new]
             for one in (axis, *written):
                 record.channels.freeze(one.ids, "it is indexed")
             sources = union(axis.sources, *(one.sources for one in written))

@@ -8,7 +8,7 @@ import numpy as np
 from jax.extend import core
 
 from jprune.graph.channels import is_frozen
-from jprune.graph.rules.registry import combined_kind, is_zero, opaque, pick, rule, union
+from jprune.graph.rules.registry import combined_kind, is_zero, pick, rule, union
 from jprune.graph.values import Axis, Record, Value
 from jprune.jaxprs import shape_of
 
@@ -163,8 +163,8 @@ def _reshape(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
     value, new = inputs[0], shape_of(equation.outvars[0])
     if equation.params.get("dimensions") is not None:  # it transposes first
         value = value.with_axes([value.axes[axis] for axis in equation.params["dimensions"]])
-    if 0 in new:
-        return [opaque(record, shape_of(equation.outvars[0]), "its array is empty", value.kind)]
+    if 0 in new:  # without entries, nothing couples its axes to those before
+        return [Value(tuple(Axis(record.channels.fresh(size), zero=True) for size in new), value.kind)]
     kept = [place for place, axis in enumerate(value.axes) if axis.size != 1]
     units = [axis for axis in value.axes if axis.size == 1]
     surplus = max(0, len(units) - list(new).count(1))
@@ -179,6 +179,8 @@ def _reshape(record: Record, equation: core.JaxprEqn, inputs: list[Value]) -> li
             axes[place] = axis
         if len(places) == 1 < len(parts):
             axes[places[0]] = dataclasses.replace(axes[places[0]], parts=tuple(value.axes[p] for p in parts))
+            for unit in (value.axes[p] for p in parts if p in dropped):  # may be one of several channels
+                record.channels.freeze(unit.ids, "single indices of it are taken")
             dropped = [p for p in dropped if p not in parts]
     _drop(record, value, dropped)
     return [value.with_axes(axes)]

@@ -164,22 +164,14 @@ def _products(program: Program, times: int) -> Iterator[tuple[int, Sequence[np.n
             (contracted, _), _ = step.equation.params["dimension_numbers"]
             yield times, [*step.outputs[0].ids, *(step.inputs[0].ids[axis] for axis in contracted)]
         elif name == "conv_general_dilated":
-            outputs = step.equation.params["dimension_numbers"].rhs_spec[0]
-            kernel = [ids for axis, ids in enumerate(step.inputs[1].ids) if axis != outputs]
+            made = step.equation.params["dimension_numbers"].rhs_spec[0]
+            kernel = [ids for axis, ids in enumerate(step.inputs[1].ids) if axis != made]
             yield times, [*step.outputs[0].ids, *kernel]
         elif name in ("ragged_dot", "ragged_dot_general"):
-            yield times, _ragged(step)
+            outputs, contracted = jaxprs.ragged_axes(step.equation)
+            yield times, [*(step.outputs[0].ids[p] for p in outputs), *(step.inputs[0].ids[p] for p in contracted)]
         else:
             yield from _inside(step, name, times)
-
-
-def _ragged(step: Step) -> Sequence[np.ndarray]:
-    """Return the axes of a product with experts: each row of the left operand is multiplied by one matrix."""
-    numbers = step.equation.params.get("ragged_dot_dimension_numbers")
-    contracted = (1,) if numbers is None else numbers.dot_dimension_numbers[0][0]
-    # A sum over ragged rows has an output for each expert, its first axis, but reads each row for one of them.
-    by_expert = numbers is not None and set(numbers.lhs_ragged_dimensions) <= set(contracted)
-    return [*step.outputs[0].ids[int(by_expert) :], *(step.inputs[0].ids[axis] for axis in contracted)]
 
 
 def _inside(step: Step, name: str, times: int) -> Iterator[tuple[int, Sequence[np.ndarray]]]:

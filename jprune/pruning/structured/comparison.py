@@ -56,6 +56,7 @@ def _differences(
 ) -> Iterator[str]:
     """Compare equation by equation; ``caller`` is the line that calls the program, for equations without a line."""
     equations, numbers = jaxprs.opened(traced).eqns, _Numbers(program.jaxpr, jaxprs.opened(traced))
+    read = _read(program.jaxpr) | _read(jaxprs.opened(traced))
     for constant, other in zip(program.consts, getattr(traced, "consts", ()), strict=False):
         if not _are_same_arrays(constant, other):
             yield f"an array in the program, of shape {np.shape(constant)}, is different at the smaller shapes"
@@ -65,7 +66,14 @@ def _differences(
         if step.equation.primitive is not equation.primitive:
             yield f"{line}: expected '{step.equation.primitive}', the code gives '{equation.primitive}'"
             return
-        if not numbers.evaluate(step.equation, equation):
+        for what in ("invars", "outvars"):
+            counts = [len(getattr(one, what)) for one in (step.equation, equation)]
+            if counts[0] != counts[1]:
+                arrays = {"invars": "inputs", "outvars": "outputs"}[what]
+                yield f"{line}: {equation.primitive}: expected {counts[0]} {arrays}, the code gives {counts[1]}"
+                return
+        is_read = not read.isdisjoint([*step.equation.outvars, *equation.outvars])  # else nothing determines its sizes
+        if is_read and not numbers.evaluate(step.equation, equation):
             for what in _in_equation(step, equation, kept):
                 yield f"{line}: {what}"
             if not numbers.same(step.equation.invars, equation.invars):
@@ -77,6 +85,12 @@ def _differences(
         yield f"the code has {len(equations)} operations at the smaller shapes, {len(program.steps)} at the full ones"
     elif not numbers.same(program.jaxpr.outvars, jaxprs.opened(traced).outvars):
         yield f"{caller}: the code returns other arrays than at the full shapes"
+
+
+def _read(jaxpr: core.Jaxpr) -> set[core.Var]:
+    """Return the variables that equations of a program read, or that it returns."""
+    atoms = [*(atom for equation in jaxpr.eqns for atom in equation.invars), *jaxpr.outvars]
+    return {atom for atom in atoms if not isinstance(atom, core.Literal)}
 
 
 class _Numbers:
@@ -145,7 +159,7 @@ def _in_equation(step: Step, equation: core.JaxprEqn, kept: Kept) -> Iterator[st
         params = equation.params
         strides = params["strides"] or (1,) * len(params["start_indices"])
         bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-        for axis, (wanted_indices, bound) in enumerate(zip(sliced(step, kept), bounds, strict=True)):
+        for axis, (wanted_indices, bound) in enumerate(zip(sliced(step, kept), bounds, strict=False)):
             if not np.array_equal(wanted_indices, np.arange(*bound)):
                 part = ":".join(map(str, bound))
                 yield f"slice: along axis {axis} the code takes [{part}], which are not the expected channels"

@@ -1,13 +1,14 @@
 """Put smaller parameters back into an Equinox module."""
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 
 import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
 from jprune.pruning.structured.cutting import KeptIndices, feature_groups, warn_of_other_divisors
-from jprune.trees import flatten
+from jprune.trees import Leaf, flatten
 
 
 def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, KeptIndices] | None = None) -> PyTree:
@@ -24,7 +25,7 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
         state are modules too, whose sizes must match those of the parameters:
         ``smaller_module(small.also[0], kept=small.kept)``.
       kept: ``small.kept``, for grouped convolutions and GroupNorm, whose number of remaining groups may not follow from
-        the sizes alone.
+        the sizes alone, and for normalizations without parameters.
 
     Returns:
       A module of the same class, or a tree like ``model``.
@@ -33,7 +34,8 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
       ValueError: the parameters have a leaf that the module lacks, or a layer with groups needs ``kept``.
 
     A warning names the layers (LayerNorm, RMSNorm, GroupNorm) that divide by a number of channels that is
-    smaller now, so that the outputs differ from those of ``small.apply``.
+    smaller now, so that the outputs differ from those of ``small.apply``. Another names normalizations without
+    parameters whose size does not follow from ``kept``, because axes that had their size have several sizes now.
 
     >>> import jax.numpy as jnp
     >>> model = eqx.nn.Linear(4, 8, key=jax.random.key(0))
@@ -43,23 +45,56 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
     (5, (5,))
     """
     paths, leaves, structure = flatten(model)
-    given = {path: leaf for path, leaf in zip(*flatten(params)[:2], strict=True) if eqx.is_array(leaf)}
+    arrays = {path: leaf for path, leaf in zip(*flatten(params)[:2], strict=True) if eqx.is_array(leaf)}
+    given = dict(arrays)
     copy = jax.tree.unflatten(structure, [given.pop(path, leaf) for path, leaf in zip(paths, leaves, strict=True)])
     if given:
         raise ValueError(
             f"params has a leaf '{next(iter(given))}' that the module lacks; pass small.params of this module"
         )
     named = jax.tree.unflatten(structure, paths)  # the model with the path of each leaf in its place
-    divisors = []
-    for layer, layer_paths in zip(_layers(copy), _layers(named), strict=True):
-        before = _divisor(layer)
+    lost = {size for path, leaf in zip(paths, leaves, strict=True) for size in _lost(leaf, arrays.get(path))}
+    divisors, unknown = [], []
+    for (path, layer), (_, layer_paths) in zip(_layers(copy), _layers(named), strict=True):
+        before, declared = _divisor(layer), _declared_alone(layer)
         for name, size in _sizes(layer, layer_paths, kept).items():
             object.__setattr__(layer, name, size)  # modules are frozen; this copy is not in use yet
         if before != _divisor(layer) and isinstance(model, eqx.Module):  # a state of an optimizer is a tuple
-            first = next(path for path in jax.tree.leaves(layer_paths) if isinstance(path, str))
-            divisors.append((layer, first.rpartition("/")[0]))
+            divisors.append((layer, path))
+        if any(len(_left(*size, kept)) > 1 or (kept is None and size[0] in lost) for size in declared):
+            unknown.append(f"{type(layer).__name__} '{path}'")
     warn_of_other_divisors(divisors)
+    if unknown and isinstance(model, eqx.Module):
+        how = "give kept=small.kept" if kept is None else "replace them with layers of the right size (eqx.tree_at)"
+        warnings.warn(
+            f"{', '.join(unknown)}: these layers have no parameters, so their number of channels is not known and "
+            f"stays as it was; {how}",
+            stacklevel=2,
+        )
     return copy
+
+
+def _lost(before: Leaf, now: Leaf) -> set[int]:
+    """Return the sizes of the axes of an array that are smaller now."""
+    if now is None or not eqx.is_array(before):
+        return set()
+    return {size for size, left in zip(before.shape, now.shape, strict=False) if size != left}
+
+
+def _declared_alone(layer: eqx.Module) -> tuple[tuple[int, int], ...]:
+    """Return the sizes that a normalization without parameters declares, each with its number of groups."""
+    match layer:
+        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm() if layer.weight is None and layer.bias is None:
+            return tuple((size, 1) for size in layer.shape)
+        case eqx.nn.GroupNorm() if layer.weight is None and layer.channels is not None:
+            return ((layer.channels, layer.groups),)
+    return ()
+
+
+def _left(size: int, groups: int, kept: Mapping[str, KeptIndices] | None) -> set[tuple[int, int]]:
+    """Return what is left of the axes of this size, and of their groups."""
+    axes = [along for indices in (kept or {}).values() for along in indices if len(along) == size]
+    return {(int(along.sum()), int(along.reshape(groups, -1).any(axis=1).sum())) for along in axes}
 
 
 def _divisor(layer: eqx.Module) -> float | tuple[int, ...] | None:
@@ -72,17 +107,17 @@ def _divisor(layer: eqx.Module) -> float | tuple[int, ...] | None:
     return None
 
 
-def _layers(node: PyTree) -> Iterator[eqx.Module]:
-    """Yield every module of a tree, outermost first."""
+def _layers(node: PyTree, path: str = "") -> Iterator[tuple[str, eqx.Module]]:
+    """Yield every module of a tree and its path, outermost first."""
     if isinstance(node, eqx.Module):
-        yield node
-        children: PyTree = vars(node).values()
+        yield path, node
+        children: Iterable[tuple[object, PyTree]] = vars(node).items()
     elif isinstance(node, dict):
-        children = node.values()
+        children = node.items()
     else:
-        children = node if isinstance(node, list | tuple) else ()
-    for child in children:
-        yield from _layers(child)
+        children = enumerate(node) if isinstance(node, list | tuple) else ()
+    for name, child in children:
+        yield from _layers(child, f"{path}/{name}".lstrip("/"))
 
 
 def _sizes(layer: PyTree, paths: PyTree, kept: Mapping[str, KeptIndices] | None) -> dict[str, PyTree]:
@@ -110,14 +145,8 @@ def _sizes(layer: PyTree, paths: PyTree, kept: Mapping[str, KeptIndices] | None)
             sizes["output_size"] = layer.output_proj.weight.shape[-2]
             for name in ("query", "key", "value"):
                 sizes[f"{name}_size"] = getattr(layer, f"{name}_proj").weight.shape[-1]
-        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm():
-            known = [array for array in (layer.weight, layer.bias) if array is not None and eqx.is_array(array)]
-            sizes = {"shape": known[0].shape[-len(layer.shape) :]} if known else {}
-        case eqx.nn.GroupNorm() if layer.weight is not None and eqx.is_array(layer.weight):
-            sizes["channels"] = layer.weight.shape[-1]
-            if layer.channels is not None:
-                before = (layer.groups, layer.channels)
-                sizes["groups"] = feature_groups(paths.weight, before, sizes["channels"], kept)
+        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm() | eqx.nn.GroupNorm():
+            sizes = _norm_sizes(layer, paths, kept)
         case eqx.nn.BatchNorm() if layer.weight is not None and eqx.is_array(layer.weight):
             sizes["input_size"] = layer.weight.shape[-1]
         case eqx.nn.Embedding() if eqx.is_array(layer.weight):
@@ -125,3 +154,27 @@ def _sizes(layer: PyTree, paths: PyTree, kept: Mapping[str, KeptIndices] | None)
         case eqx.nn.LSTMCell() | eqx.nn.GRUCell() if eqx.is_array(layer.weight_hh):
             sizes["hidden_size"], sizes["input_size"] = layer.weight_hh.shape[-1], layer.weight_ih.shape[-1]
     return sizes
+
+
+def _norm_sizes(
+    layer: eqx.nn.LayerNorm | eqx.nn.RMSNorm | eqx.nn.GroupNorm, paths: PyTree, kept: Mapping[str, KeptIndices] | None
+) -> dict[str, PyTree]:
+    """Return the sizes of a normalization.
+
+    Without parameters, its size is that of all axes that had its size, if they have one size now.
+    """
+    known = [array for array in (layer.weight, layer.bias) if array is not None and eqx.is_array(array)]
+    left = [_left(*size, kept) for size in _declared_alone(layer)]
+    if not known and not (left and all(len(counts) == 1 for counts in left)):
+        return {}
+    if not isinstance(layer, eqx.nn.GroupNorm):
+        shape = known[0].shape[-len(layer.shape) :] if known else tuple(count for counts in left for count, _ in counts)
+        return {"shape": shape}
+    if not known:
+        ((channels, groups),) = left[0]
+        return {"channels": channels, "groups": groups}
+    channels = known[0].shape[-1]
+    if layer.channels is None:
+        return {"channels": channels}
+    before = (layer.groups, layer.channels)
+    return {"channels": channels, "groups": feature_groups(paths.weight, before, channels, kept)}

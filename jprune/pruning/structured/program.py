@@ -278,14 +278,26 @@ def _while(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:
     one, two = params["cond_nconsts"], params["body_nconsts"]
     condition, body = step.inside
 
-    def goes_on(carry: Arrays) -> ArrayLike:
-        return run(condition, kept, [*inputs[:one], *carry])[0]
+    def going(carry: Arrays) -> Array:
+        return jnp.asarray(run(condition, kept, [*inputs[:one], *carry])[0])
+
+    def goes_on(carry: Arrays) -> Array:  # under vmap, the condition has the axes that were mapped
+        return jnp.any(going(carry))
 
     def once(carry: Arrays) -> Arrays:
-        return run(body, kept, [*inputs[one : one + two], *carry])
+        results = run(body, kept, [*inputs[one : one + two], *carry])
+        if not condition.outputs[0].axes:
+            return results
+        rows = going(carry)
+        return [_where_rows(rows, new, old) for new, old in zip(results, carry, strict=True)]
 
     results: Arrays = lax.while_loop(goes_on, once, inputs[one + two :])
     return results
+
+
+def _where_rows(rows: Bool[Array, " *rows"], new: ArrayLike, old: ArrayLike) -> Array:
+    """Select from two arrays by a predicate over their first axes."""
+    return lax.select(lax.broadcast_in_dim(rows, np.shape(new), range(rows.ndim)), new, old)
 
 
 def _cond(step: Step, kept: Kept, inputs: list[jaxprs.Value]) -> Arrays:

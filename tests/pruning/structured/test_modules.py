@@ -447,12 +447,46 @@ def test_layers_that_divide_by_fewer_channels_than_before_are_named(library, cas
     check_against_small(small, outputs, X, expected)
 
 
+def equinox_norms(norm, inputs):
+    keys = jax.random.split(jax.random.key(0))
+    model = EquinoxNorms(eqx.nn.Linear(inputs, 8, key=keys[0]), norm, eqx.nn.Linear(8, 3, key=keys[1]))
+    arrays, static = eqx.partition(model, eqx.is_array)
+    x = X[0, :, :inputs]
+    return model, cut(lambda p, x: eqx.combine(p, static)(x), arrays, x, first_half, ("embed/weight", 0)), x
+
+
+@pytest.mark.filterwarnings("ignore:the code of .* divides by its number of channels")
+@pytest.mark.parametrize(
+    ("norm", "left"),
+    [
+        (eqx.nn.LayerNorm(8, use_weight=False, use_bias=False), {"shape": (4,)}),
+        (eqx.nn.RMSNorm(8, use_weight=False, use_bias=False), {"shape": (4,)}),
+        (eqx.nn.GroupNorm(4, 8, channelwise_affine=False), {"channels": 4, "groups": 2}),
+    ],
+)
+def test_an_equinox_norm_without_parameters_takes_its_size_from_the_kept_indices(norm, left):
+    """It kept its size: Equinox refused the smaller inputs, and a GroupNorm normalized over other groups."""
+    model, small, x = equinox_norms(norm, 5)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        module = structured_equinox.smaller_module(model, small.params, small.kept)
+    assert not any("no parameters" in str(one.message) for one in found)
+    assert {name: getattr(module.norm, name) for name in left} == left
+    if "groups" in left:  # it divides by the size of a group, as before
+        np.testing.assert_allclose(module(x), small.apply(small.params, x), atol=1e-5)
+
+
+def test_an_equinox_norm_without_parameters_is_named_where_its_size_is_not_known():
+    """Its inputs have as many channels as the model's inputs, which keep theirs."""
+    model, small, _ = equinox_norms(eqx.nn.LayerNorm(8, use_weight=False, use_bias=False), 8)
+    for kept, how in ((small.kept, "replace them"), (None, "give kept=small.kept")):
+        with pytest.warns(UserWarning, match=f"LayerNorm 'norm': these layers have no parameters.*{how}"):
+            structured_equinox.smaller_module(model, small.params, kept)
+
+
 @pytest.mark.parametrize("norm", [eqx.nn.LayerNorm(8), eqx.nn.RMSNorm(8), eqx.nn.GroupNorm(4, 8)])
 def test_equinox_layers_that_divide_by_fewer_channels_than_before_are_named(norm):
-    keys = jax.random.split(jax.random.key(0))
-    model = EquinoxNorms(eqx.nn.Linear(8, 8, key=keys[0]), norm, eqx.nn.Linear(8, 3, key=keys[1]))
-    arrays, static = eqx.partition(model, eqx.is_array)
-    small = cut(lambda p, x: eqx.combine(p, static)(x), arrays, X[0], first_half, ("embed/weight", 0))
+    model, small, _ = equinox_norms(norm, 8)
     outputs = lambda: structured_equinox.smaller_module(model, small.params, small.kept)(X[0])
     expected = None if isinstance(norm, eqx.nn.GroupNorm) else f"{type(norm).__name__} 'norm'"
     check_against_small(small, outputs, X[0], expected)

@@ -195,7 +195,7 @@ def test_costs_of_a_choice_are_those_of_the_smaller_program(name):
     ],
 )
 def test_every_row_of_a_product_with_experts_counts_once(numbers, left, right, expected):
-    """In other modes than that of ragged_dot the second axis of the left operand is not the one that is summed over."""
+    """In other modes than that of ragged_dot the graph's table left the product out, unlike its budget."""
     summed, batched = numbers
     described = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=numbers,
@@ -208,6 +208,7 @@ def test_every_row_of_a_product_with_experts_counts_once(numbers, left, right, e
         warnings.filterwarnings("ignore", "the primitive 'ragged_dot_general' is not supported")
         graph = trace_model(apply, {"w": jnp.ones(right)}, jnp.ones(left))
     assert budgets.cost_of(graph, (), "multiply_adds").after(np.zeros(0, bool)) == expected
+    assert graph.multiply_adds["w"] == expected
 
 
 def test_the_cost_is_the_same_in_limbs_for_numbers_beyond_32_bits():

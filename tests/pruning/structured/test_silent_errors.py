@@ -129,6 +129,14 @@ def two_layers(hidden=8):
             lambda h: h.astype(jnp.float16 if h.shape[-1] > 4 else jnp.bfloat16),
             "convert_element_type: expected dtype float16, the code gives bfloat16",
         ),
+        (
+            lambda h: jnp.concatenate([jnp.tanh(part) for part in jnp.split(h, h.shape[-1] // 2, -1)], -1),
+            "split: expected 4 outputs, the code gives 2",
+        ),
+        (
+            lambda h: jnp.concatenate([h] * (h.shape[-1] // 2), -1).reshape(4, -1, h.shape[-1]).sum(1),
+            "concatenate: expected 4 inputs, the code gives 2",
+        ),
     ],
 )
 def test_code_that_computes_something_else_at_the_smaller_size_is_named(inner, message):
@@ -136,6 +144,15 @@ def test_code_that_computes_something_else_at_the_smaller_size_is_named(inner, m
     graph = jprune.trace_model(lambda p, x: inner(x @ p["a"]) @ p["b"], params, x)
     small = jprune.remove_channels(graph, params, halved(graph, params)[0])
     assert small.table.differences[0].endswith(f"`: {message}")  # after the line of code
+
+
+def test_a_size_of_an_array_that_nothing_reads_does_not_matter():
+    """The gradient of a ReLU inside a model computes zeros that it does not use, which counted as a difference."""
+    params, x = two_layers()
+    force = jax.grad(lambda h: jnp.sum(jax.nn.relu(h) ** 2))
+    graph = jprune.trace_model(lambda p, x: force(x @ p["a"]) @ p["b"], params, x)
+    small = jprune.remove_channels(graph, params, halved(graph, params)[0], check=x)
+    assert small.table.differences == ()
 
 
 def test_code_that_returns_another_array_at_the_smaller_size_is_named():
@@ -268,11 +285,34 @@ def maxima_and_places(h):
     return lax.reduce_window((h, places), (-jnp.inf, 0), larger, (1, 2, 1), (1, 2, 1), "VALID")
 
 
+def matrices_scanned(h):
+    """Products of the rows so far, by an associative scan whose last round has no pairs left."""
+    pair = lambda one, other: (one.reshape(-1, 3, 2) * other.reshape(-1, 3, 2)).reshape(one.shape)
+    return lax.associative_scan(pair, h, axis=1).sum(-1)
+
+
+def halved_until_small(v):
+    """A loop whose condition, under vmap, is an array."""
+    return lax.while_loop(lambda v: jnp.sum(v**2) > 0.5, lambda v: v / 2, v)
+
+
 @pytest.mark.parametrize(
     ("inner", "hidden"),
     {
         "a window over two arrays": (lambda h: [y.sum(-1) for y in maxima_and_places(h)], 6),
         "one channel repeated": (lambda h: jnp.tile(h[..., :1], (1, 1, 4)), 5),
+        "joined with an empty array that was reshaped": (
+            lambda h: jnp.concatenate([h[:, :0].reshape(0, 6), h.reshape(8, 6)]).sum(-1),
+            6,
+        ),
+        "a scan over pairs of matrices, of which it takes none at the end": (matrices_scanned, 3),
+        "the largest of each channel set to 0": (
+            lambda h: jax.vmap(lambda v: v.at[0, jnp.argmax(v[0])].set(0.0), -1, -1)(h).sum(-1),
+            6,
+        ),
+        "one channel, whose axis a reshape drops": (lambda h: h[..., :1].reshape(2, 4), 5),
+        "a loop for each sample": (lambda h: jax.vmap(halved_until_small)(h).sum(-1), 6),
+        "a loop for each channel": (lambda h: jax.vmap(halved_until_small, -1, -1)(h).sum(-1), 6),
         "samples of a distribution of each channel": (
             lambda h: jax.random.gamma(jax.random.key(0), jnp.exp(h)).sum(-1),
             0,
