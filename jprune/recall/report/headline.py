@@ -8,6 +8,7 @@ from jprune.recall.report.verdicts import (
     described,
     detectable_excess,
     evenness,
+    gained_less,
     lost_less,
     lost_more,
     reasons,
@@ -160,12 +161,7 @@ def _lost_most(audit: AuditTables, row: Row, named: pd.DataFrame) -> str:
         names = _and_more([str(name) for name in tie["class"]])
         text = f"{of or 'Classes '}{names} {verb}, and equally{',' * bool(where)}{where}: {ends} test "
         text += f"examples right, {overall}."
-    others = named.iloc[len(tie) :]
-    if len(others):
-        plural = "class" if len(others) == 1 else "classes"
-        listing = [f"{hit['class']} ({_ends(hit)} of {hit['support']:,})" for _, hit in others.iterrows()]
-        text += f" Also shown to have lost more than all examples together: {plural} {_and_more(listing, len(tie))}."
-    return text
+    return text + _also(named.iloc[len(tie) :], "lost more", len(tie))
 
 
 def _ends(hit: "pd.Series[float]") -> str:
@@ -228,28 +224,39 @@ def _dense_at_chance(audit: AuditTables, row: Row) -> str:
 
 
 def _spared(audit: AuditTables, row: Row) -> str:
-    """The classes shown to have gained more or lost less than all examples did, the most different first."""
+    """The classes shown to have gained more, lost less or gained less than all examples did, the most different first.
+
+    Empty if there is none.
+    """
     classes = rows_of(audit.classes, row)
-    shown = lost_less(classes, audit.level)
-    shown = shown[shown["support"] >= FEWEST].sort_values("change", ascending=False, kind="stable")
-    if not len(shown):
+    large = classes[classes["support"] >= FEWEST]
+    more = lost_less(large, audit.level).sort_values("change", ascending=False, kind="stable")
+    less = gained_less(large, audit.level).sort_values("change", kind="stable")
+    if not len(more) and not len(less):
         return ""
-    hit, where = shown.iloc[0], at_score(audit, row)
-    verb = "lost less than the rest"
-    if hit["change"] > 0:
-        most = hit["change"] >= float(classes["change"][classes["support"] >= FEWEST].max()) - _EQUAL
-        verb = "gained most" if most else "gained more than the rest"
-    text = f"Class {hit['class']} {verb}{where}: {_ends(hit)} of {hit['support']:,} test examples right."
-    others = [f"{each['class']} ({_ends(each)} of {each['support']:,})" for _, each in shown.iloc[1:].iterrows()]
-    if others:
-        plural = "class" if len(others) == 1 else "classes"
-        text += (
-            f" Also shown to have gained more or lost less than all examples together: {plural} {_and_more(others, 1)}."
-        )
+    shown, verb, others = less, "gained less than the rest", "gained less"
+    if len(more):
+        shown, verb, others = more, "lost less than the rest", "gained more or lost less"
+        if more["change"].iloc[0] > 0:
+            most = more["change"].iloc[0] >= float(large["change"].max()) - _EQUAL
+            verb = "gained most" if most else "gained more than the rest"
+    hit = shown.iloc[0]
+    text = f"Class {hit['class']} {verb}{at_score(audit, row)}: {_ends(hit)} of {hit['support']:,} test examples right."
+    text += _also(shown.iloc[1:], others)
+    text += _also(less, "gained less") if len(more) else ""
     which = _WITH_ENOUGH if _small_class(audit, row) else "class"
     return (
         f"{text} No {which} is shown to have lost more than the rest; accuracy {change_of_accuracy(row, audit.level)}."
     )
+
+
+def _also(shown: pd.DataFrame, what: str, before: int = 1) -> str:
+    """The sentence about further classes that differ from all examples together; empty without a class."""
+    if not len(shown):
+        return ""
+    plural = "class" if len(shown) == 1 else "classes"
+    listing = [f"{each['class']} ({_ends(each)} of {each['support']:,})" for _, each in shown.iterrows()]
+    return f" Also shown to have {what} than all examples together: {plural} {_and_more(listing, before)}."
 
 
 def _none_named(audit: AuditTables, row: Row) -> str:

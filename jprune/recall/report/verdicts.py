@@ -117,6 +117,12 @@ def lost_less(classes: pd.DataFrame, level: float) -> pd.DataFrame:
     return shown
 
 
+def gained_less(classes: pd.DataFrame, level: float) -> pd.DataFrame:
+    """The classes shown to have gained less than all examples did, without a loss of their own."""
+    shown: pd.DataFrame = classes[(classes["excess"] > 0) & (classes["change"] >= 0) & (classes["p_holm"] < 1 - level)]
+    return shown
+
+
 def evenness(audit: AuditTables, row: Row) -> float:
     """The p-value of an even loss over the classes; NaN without a test."""
     tests = rows_of(audit.tests[audit.tests["question"] == "evenness"], row)

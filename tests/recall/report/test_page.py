@@ -782,6 +782,19 @@ def test_a_class_that_gained_or_lost_less_than_the_rest_is_named():
     assert " Class 2 gained: 50% to 80% of 200." in said
 
 
+def test_a_class_that_gained_less_than_the_rest_is_named():
+    """Its p-value is tiny, and the headline said that no single class can be named."""
+    said = one_dense_one_compressed([200] * 6, [0.6] * 6, [0.6] + [0.8] * 5).headline
+    assert said.startswith(
+        "Class 0 gained less than the rest at 10x compression: 60% to 60% of 200 test examples right. No class is "
+        "shown to have lost more than the rest; accuracy went from 60.0% to 76.7%, +16.7 points; 0 examples lost and "
+        "200 won."
+    )
+    said = one_dense_one_compressed([200] * 6, [0.5] * 6, [0.5] + [0.7] * 4 + [0.95]).headline
+    assert "Class 5 gained most" in said
+    assert " Also shown to have gained less than all examples together: class 0 (50% to 50% of 200). No class" in said
+
+
 def test_a_handful_of_examples_that_make_the_loss_uneven_are_named():
     said = one_dense_one_compressed([300] * 4 + [2], [0.9] * 4 + [1.0], [0.9] * 4 + [0.0]).headline
     assert "The loss is not even over the classes" in said
