@@ -142,7 +142,11 @@ def decoded_text(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def _encoding(content: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
-    """Detect the encoding: UTF-8, UTF-16 or UTF-32 by byte order mark, else Latin-1; add a note unless it is UTF-8."""
+    """Detect the encoding: UTF-8, UTF-16 or UTF-32 by byte order mark, else Windows-1252; note any but UTF-8.
+
+    Windows-1252 is Latin-1 with letters and quotes in place of control characters. A file that has one of the five
+    bytes without a meaning in it is read as Latin-1.
+    """
     if content[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
         content.decode("utf-32")
         return "utf-32", (f"{path} was read as UTF-32",)
@@ -156,7 +160,9 @@ def _encoding(content: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
     except UnicodeDecodeError:
         if not any(part.isalpha() for part in content.decode("latin-1")):
             raise InputError(f"{path} is not text in UTF-8, UTF-16 or Latin-1") from None
-        return "latin-1", (f"{path} is not UTF-8 and was read as Latin-1: check the letters with accents",)
+        unassigned = any(byte in content for byte in (b"\x81", b"\x8d", b"\x8f", b"\x90", b"\x9d"))
+        encoding, called = ("latin-1", "Latin-1") if unassigned else ("cp1252", "Windows-1252 (Latin-1)")
+        return encoding, (f"{path} is not UTF-8 and was read as {called}: check the letters with accents",)
     return "utf-8-sig", ()
 
 

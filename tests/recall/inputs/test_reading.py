@@ -134,6 +134,16 @@ def test_encodings_are_recognized_and_named(folder, capsys, encoding):
     assert said is None or any(said in warning for warning in found["warnings"])
 
 
+def test_names_in_the_code_of_windows_match_those_in_utf_8(folder, capsys):
+    """In Latin-1 their first letters are control characters, so that predictions of two classes were always wrong."""
+    names = np.array(["Škoda", "Žuk", "café"])
+    for file, codes, encoding in (("l.csv", LABELS, "utf-8"), ("d.csv", DENSE, "cp1252"), ("t.csv", TWO, "cp1252")):
+        (folder / file).write_bytes(text([["p"], *([name] for name in names[codes])]).encode(encoding))
+    found = read(capsys, "--labels", "l.csv", "--dense", "d.csv", "--pruned", "2=t.csv")
+    assert found["class_names"] == sorted(names)
+    assert found["tables"]["summary"][0]["accuracy_dense"] == pytest.approx(np.mean(DENSE == LABELS))
+
+
 BROKEN = {
     "gap.csv": ("p\n" + "\n".join(["", *map(str, TWO[1:])]) + "\n", "'' at example 0"),
     "middle.csv": ("p\n" + "\n".join([*map(str, TWO[:9]), "", *map(str, TWO[10:])]) + "\n", "'' at example 9"),
