@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from jprune.recall.inference.corrected import WITHIN_NOISE
+from jprune.recall.inference.corrected import TOO_FEW_EXAMPLES, WITHIN_NOISE
 from jprune.recall.report.verdicts import (
     described,
     detectable_excess,
@@ -343,7 +343,7 @@ def _apart(audit: AuditTables, row: Row, named: int, *, first: bool) -> str:
 
 def _shown_alpha(row: Row, *, explained: bool) -> str:
     for name, words in (("alpha_corrected", "corrected alpha"), ("alpha", "alpha")):
-        if np.isfinite(cell(row, name)) and row["alpha_corrected_reason"] != WITHIN_NOISE:
+        if np.isfinite(cell(row, name)) and row["alpha_corrected_reason"] not in (WITHIN_NOISE, TOO_FEW_EXAMPLES):
             middle, *ends = estimate(row, name)
             return f" ({words} {middle}{', ' * bool(ends)}{' to '.join(ends)}{f'; {ALPHA_MEANS}' * explained})"
     return ""
