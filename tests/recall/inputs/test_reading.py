@@ -134,6 +134,16 @@ def test_encodings_are_recognized_and_named(folder, capsys, encoding):
     assert said is None or any(said in warning for warning in found["warnings"])
 
 
+def test_columns_of_other_tables_than_those_of_pandas_are_put_in_the_order_of_the_classes():
+    """An array of a pyarrow table has its columns as they stand: every prediction was of another class."""
+    order = ["cat", "ant", "bee"]
+    table = pyarrow.table({name: PROBABILITIES[:, NAMES.index(name)] for name in order})
+    classes = pyarrow.table({"first": TWO, "second": DENSE})
+    found = recall.audit(LABELS, table, {2: table}, class_names=NAMES)
+    assert found.summary["accuracy_dense"].tolist() == [pytest.approx(np.mean(PROBABILITIES.argmax(1) == LABELS))]
+    assert recall.audit(LABELS, classes, {2: classes}).dense["accuracy"].tolist() == pytest.approx(ACCURACY[::-1])
+
+
 def test_names_in_the_code_of_windows_match_those_in_utf_8(folder, capsys):
     """In Latin-1 their first letters are control characters, so that predictions of two classes were always wrong."""
     names = np.array(["Škoda", "Žuk", "café"])
