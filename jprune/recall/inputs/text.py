@@ -22,6 +22,7 @@ Json: TypeAlias = Any  # a value read from JSON: None, a bool, a number, a text,
 _EMPTY = "(empty column)"
 NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf(?:inity)?|nan)", re.IGNORECASE)
 _LEADING_ZERO = re.compile(r'(?:^|[,;|\s"])[+-]?0[0-9]', re.MULTILINE)
+_SAMPLED = 200  # rows by which the delimiter and the header are recognized
 DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
@@ -308,12 +309,16 @@ def _delimiter(text: str, path: Path) -> str:
     if len(cells) > 1 and len(cells) == len(bare.split("|")) and all(map(_is_number, cells)):
         return "|"  # text with bars may be a list of labels
     below = lines[1].split() if len(lines) > 1 else []
-    if len(below) > 1 and all(map(_is_number, below[1:])) and len(bare.split() or lines[0].split()) + 1 >= len(below):
-        return " "
+    above = len(bare.split() or lines[0].split())
+    if len(below) > 1 and all(map(_is_number, below[1:])) and above + 1 >= len(below):
+        # With text, or one cell more than the header, the first cell is the name of the row, not of a class (type 1).
+        named = above < len(below) or not _is_number(below[0])
+        firsts = [line.split(maxsplit=1)[0] for line in text.split("\n", _SAMPLED)[1:_SAMPLED] if line.strip()]
+        return " " if not named or len({*firsts}) == len(firsts) else ","
     return ","
 
 
-def _sample(text: str, delimiter: str, most: int = 200) -> list[list[str]]:
+def _sample(text: str, delimiter: str, most: int = _SAMPLED) -> list[list[str]]:
     """Return the stripped cells of the first rows."""
     lines = io.StringIO(text)
     if delimiter == " ":

@@ -144,6 +144,15 @@ def test_columns_of_other_tables_than_those_of_pandas_are_put_in_the_order_of_th
     assert recall.audit(LABELS, classes, {2: classes}).dense["accuracy"].tolist() == pytest.approx(ACCURACY[::-1])
 
 
+@pytest.mark.parametrize("header", ["label\n", "true label\n", ""])
+def test_names_of_classes_that_end_with_a_number_are_no_columns(folder, capsys, header):
+    """A second cell that is a number made a blank the delimiter, as in tables of R with names of rows."""
+    for file, codes in (("l.csv", LABELS), ("d.csv", DENSE), ("t.csv", TWO)):
+        (folder / file).write_text(header + "".join(f"type {c + 1}\n" for c in codes))
+    found = read(capsys, "--labels", "l.csv", "--dense", "d.csv", "--pruned", "2=t.csv")
+    assert found["class_names"] == ["type 1", "type 2", "type 3"]
+
+
 def test_names_in_the_code_of_windows_match_those_in_utf_8(folder, capsys):
     """In Latin-1 their first letters are control characters, so that predictions of two classes were always wrong."""
     names = np.array(["Škoda", "Žuk", "café"])
