@@ -754,6 +754,14 @@ def test_the_terminal_shows_the_recall_of_every_class(capsys):
     assert ["b", "2", "50.0%", "100.0%", "+50.0", "points"] in lines
 
 
+def test_no_accuracy_is_printed_as_100_unless_it_is(capsys):
+    labels = np.arange(3000) % 2
+    audit = recall.audit(labels, labels, {4: np.where(np.arange(3000) == 7, 1 - labels, labels)})
+    print_summary(audit)
+    assert ["4", "1", "99.97%"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert "accuracy 99.97%, alpha" in captions.captions(audit)["tradeoff"].alternative
+
+
 # What a reader without statistics must not get wrong ----------------------------------------------------
 
 
