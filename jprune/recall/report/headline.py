@@ -224,26 +224,25 @@ def _dense_at_chance(audit: AuditTables, row: Row) -> str:
 
 
 def _spared(audit: AuditTables, row: Row) -> str:
-    """The classes shown to have gained more, lost less or gained less than all examples did, the most different first.
+    """The classes shown to have gained more or lost less than all examples did, the most different first.
 
-    Empty if there is none.
+    Without one, the classes shown to have gained less; with one, the others gained less because it gained.
     """
     classes = rows_of(audit.classes, row)
     large = classes[classes["support"] >= FEWEST]
-    more = lost_less(large, audit.level).sort_values("change", ascending=False, kind="stable")
-    less = gained_less(large, audit.level).sort_values("change", kind="stable")
-    if not len(more) and not len(less):
+    shown, verb, others = lost_less(large, audit.level), "lost less than the rest", "gained more or lost less"
+    shown = shown.sort_values("change", ascending=False, kind="stable")
+    if not len(shown):
+        shown, verb, others = gained_less(large, audit.level), "gained less than the rest", "gained less"
+        shown = shown.sort_values("change", kind="stable")
+    elif shown["change"].iloc[0] > 0:
+        most = shown["change"].iloc[0] >= float(large["change"].max()) - _EQUAL
+        verb = "gained most" if most else "gained more than the rest"
+    if not len(shown):
         return ""
-    shown, verb, others = less, "gained less than the rest", "gained less"
-    if len(more):
-        shown, verb, others = more, "lost less than the rest", "gained more or lost less"
-        if more["change"].iloc[0] > 0:
-            most = more["change"].iloc[0] >= float(large["change"].max()) - _EQUAL
-            verb = "gained most" if most else "gained more than the rest"
     hit = shown.iloc[0]
     text = f"Class {hit['class']} {verb}{at_score(audit, row)}: {_ends(hit)} of {hit['support']:,} test examples right."
     text += _also(shown.iloc[1:], others)
-    text += _also(less, "gained less") if len(more) else ""
     which = _WITH_ENOUGH if _small_class(audit, row) else "class"
     return (
         f"{text} No {which} is shown to have lost more than the rest; accuracy {change_of_accuracy(row, audit.level)}."
