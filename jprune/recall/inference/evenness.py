@@ -99,8 +99,9 @@ def permutation_p(between: float, values: npt.NDArray[np.float64], n: npt.NDArra
       values: one number per example.
       n: number of examples of every class.
 
-    >>> permutation_p(0.5, np.array([0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]), np.array([4.0, 4.0])) > 0.2
-    True
+    >>> right = np.array([0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0])  # means of 1/4 and 3/4
+    >>> round(permutation_p(0.5, right, np.array([4.0, 4.0])), 2)
+    0.19
     """
     total, groups = n.sum(), len(n)
     if total < 4:
