@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Given = object
-"""Arrays, lists, batches, pandas or Hugging Face objects, or dicts of them; what is wrong is refused by name."""
+"""Arrays, lists, batches, tables, Hugging Face objects, or dicts of them; what is wrong is refused by name."""
 
 SetNames = dict[tuple[str, float | None], str]
 """What the caller calls the models of a score and ratio; the ratio None is for the dense models."""
@@ -142,8 +142,9 @@ def audit(
 ) -> Audit:
     """Measure how compression changes the recall of each class, from predictions of dense and compressed models.
 
-    Arrays may be numpy, jax or torch arrays, lists, lists of batches, pandas objects (rows are examples) or what a
-    Hugging Face trainer returns. Rows of pandas objects with an index must have the index of the labels.
+    Arrays may be numpy, jax or torch arrays, lists, lists of batches, tables of pandas, polars or pyarrow (rows are
+    examples) or what a Hugging Face trainer returns. Rows of pandas objects with an index must have the index of the
+    labels.
 
     Args:
       labels: true classes, (examples,): whole numbers in 0..classes-1, names, booleans, or one-hot rows.

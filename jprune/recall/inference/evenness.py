@@ -75,7 +75,7 @@ def evenness_test(
     weight, total = n * (1 - n / n.sum()), n.sum()
     variance = np.maximum(of_examples, 0) + of_models
     expected = weight * variance
-    p = _permutation_p(between, losses, n)
+    p = permutation_p(between, losses, n)
     if expected.sum() <= 0:
         return EvennessTest(float("inf") if between > 0 else 0.0, p, "")
     statistic = between / expected.sum()
@@ -86,18 +86,27 @@ def evenness_test(
     return EvennessTest(statistic, max(p, float(scipy.stats.f.sf(statistic, freedom, within))), "")
 
 
-def _permutation_p(between: float, losses: npt.NDArray[np.float64], n: npt.NDArray[np.float64]) -> float:
+def permutation_p(between: float, values: npt.NDArray[np.float64], n: npt.NDArray[np.float64]) -> float:
     """The p-value of the sum of squares between classes if examples were assigned to the classes at random.
 
     With A the projection on the class means less the overall mean, the sum is y'Ay. Its variance over permutations of
     y is K22 (2 tr(A^2) - 2 tr(A)^2 / (N - 1)) + k4 (sum of A_ii^2 - tr(A)^2 / N), with the k-statistic k4 and the
     unbiased estimate K22 of the squared variance: the law of total variance for independent y has this form, and the
     estimates are the only unbiased symmetric ones.
+
+    Args:
+      between: the sum of squares between classes.
+      values: one number per example.
+      n: number of examples of every class.
+
+    >>> right = np.array([0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0])  # means of 1/4 and 3/4
+    >>> round(permutation_p(0.5, right, np.array([4.0, 4.0])), 2)
+    0.19
     """
     total, groups = n.sum(), len(n)
     if total < 4:
         return 1.0
-    y = losses - losses.mean()
+    y = values - values.mean()
     s2, s4 = float((y**2).sum()), float((y**4).sum())
     k2 = s2 / (total - 1)
     if k2 == 0:

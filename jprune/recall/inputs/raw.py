@@ -15,6 +15,7 @@ Dataset: TypeAlias = Any  # a ``datasets.Dataset``, whose package need not be in
 
 USUAL_MISSING = ("na", "n/a", "nan", "none", "null", "<na>")  # in lower case
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.0+)?")
+_TABLES = ("polars", "pyarrow")  # libraries other than pandas
 SCOPE = "the audit is for single-label classification: one true class per example"
 
 
@@ -59,7 +60,7 @@ class Raw(NamedTuple):
 
 
 def of_object(value: object, name: str) -> Raw:
-    """Read an argument: an array, a list, batches, a pandas object, or the result of a Hugging Face trainer.
+    """Read an argument: an array, a list, batches, a table of pandas or another library, or what a trainer returns.
 
     Raises:
       InputError: it cannot be converted to an array of numbers or text.
@@ -80,6 +81,8 @@ def of_object(value: object, name: str) -> Raw:
         value = value[0] if isinstance(value, tuple) else value
     elif hasattr(value, "column_names") and hasattr(value, "features"):
         value = _column_of_dataset(value, name)
+    if type(value).__module__.partition(".")[0] in _TABLES and hasattr(value, "to_pandas"):
+        value = value.to_pandas()  # an array of it would lose the names of its columns
     if isinstance(value, pd.DataFrame):
         return _of_frame(value, name)
     if isinstance(value, pd.Series | pd.Index):

@@ -22,6 +22,7 @@ Json: TypeAlias = Any  # a value read from JSON: None, a bool, a number, a text,
 _EMPTY = "(empty column)"
 NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf(?:inity)?|nan)", re.IGNORECASE)
 _LEADING_ZERO = re.compile(r'(?:^|[,;|\s"])[+-]?0[0-9]', re.MULTILINE)
+_SAMPLED = 200  # rows by which the delimiter and the header are recognized
 DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
@@ -142,7 +143,11 @@ def decoded_text(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def _encoding(content: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
-    """Detect the encoding: UTF-8, UTF-16 or UTF-32 by byte order mark, else Latin-1; add a note unless it is UTF-8."""
+    """Detect the encoding: UTF-8, UTF-16 or UTF-32 by byte order mark, else Windows-1252; note any but UTF-8.
+
+    Windows-1252 is Latin-1 with letters and quotes in place of control characters. A file that has one of the five
+    bytes without a meaning in it is read as Latin-1.
+    """
     if content[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
         content.decode("utf-32")
         return "utf-32", (f"{path} was read as UTF-32",)
@@ -156,7 +161,9 @@ def _encoding(content: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
     except UnicodeDecodeError:
         if not any(part.isalpha() for part in content.decode("latin-1")):
             raise InputError(f"{path} is not text in UTF-8, UTF-16 or Latin-1") from None
-        return "latin-1", (f"{path} is not UTF-8 and was read as Latin-1: check the letters with accents",)
+        unassigned = any(byte in content for byte in (b"\x81", b"\x8d", b"\x8f", b"\x90", b"\x9d"))
+        encoding, called = ("latin-1", "Latin-1") if unassigned else ("cp1252", "Windows-1252 (Latin-1)")
+        return encoding, (f"{path} is not UTF-8 and was read as {called}: check the letters with accents",)
     return "utf-8-sig", ()
 
 
@@ -302,12 +309,16 @@ def _delimiter(text: str, path: Path) -> str:
     if len(cells) > 1 and len(cells) == len(bare.split("|")) and all(map(_is_number, cells)):
         return "|"  # text with bars may be a list of labels
     below = lines[1].split() if len(lines) > 1 else []
-    if len(below) > 1 and all(map(_is_number, below[1:])) and len(bare.split() or lines[0].split()) + 1 >= len(below):
-        return " "
+    above = len(bare.split() or lines[0].split())
+    if len(below) > 1 and all(map(_is_number, below[1:])) and above + 1 >= len(below):
+        # With text, or one cell more than the header, the first cell is the name of the row, not of a class (type 1).
+        named = above < len(below) or not _is_number(below[0])
+        firsts = [line.split(maxsplit=1)[0] for line in text.split("\n", _SAMPLED)[1:_SAMPLED] if line.strip()]
+        return " " if not named or len({*firsts}) == len(firsts) else ","
     return ","
 
 
-def _sample(text: str, delimiter: str, most: int = 200) -> list[list[str]]:
+def _sample(text: str, delimiter: str, most: int = _SAMPLED) -> list[list[str]]:
     """Return the stripped cells of the first rows."""
     lines = io.StringIO(text)
     if delimiter == " ":

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jprune.recall.report.panels import MOST_INSIDE, MOST_LINES
-from jprune.recall.report.words import in_number, kind, number, one_compressed
+from jprune.recall.report.words import in_number, kind, number, one_compressed, percent
 from jprune.recall.tables.frames import UNSTATED, AuditTables, FrameRow
 
 
@@ -61,7 +61,7 @@ def captions(audit: AuditTables) -> dict[str, Caption]:
             f"Compare sets of models at the same accuracy.{points}",
             f"Line chart of {mean}alpha against {mean}accuracy. "
             + _by_score(
-                audit, lambda r: f"accuracy {100 * r['accuracy']:.1f}%, alpha {number(r['alpha'])} at {_ratio(r)}"
+                audit, lambda r: f"accuracy {percent(r['accuracy'])}, alpha {number(r['alpha'])} at {_ratio(r)}"
             ),
         ),
         "variance": Caption(
@@ -108,7 +108,7 @@ def _losses(audit: AuditTables) -> str:
         last = rows[(rows["ratio"] == rows["ratio"].max()) & (rows["change"] < 0)]
         last = last.sort_values("change", kind="stable").head(3)
         lost = (
-            f"{row['class']} from {100 * row['recall_dense']:.1f} to {100 * row['recall']:.1f}%"
+            f"{row['class']} from {percent(row['recall_dense'])} to {percent(row['recall'])}"
             for _, row in last.iterrows()
         )
         sentences.append(f"{score}, largest losses: {', '.join(lost) or 'none'}.")

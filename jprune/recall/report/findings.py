@@ -5,9 +5,18 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from jprune.recall.inference.corrected import WITHIN_NOISE
+from jprune.recall.inference.corrected import TOO_FEW_EXAMPLES, WITHIN_NOISE
 from jprune.recall.inference.power import replicates_needed
-from jprune.recall.report.verdicts import SHOWN, described, detectable_excess, evenness, lost_more, rows_of, verdict_of
+from jprune.recall.report.verdicts import (
+    SHOWN,
+    UNMEASURED,
+    described,
+    detectable_excess,
+    evenness,
+    lost_more,
+    rows_of,
+    verdict_of,
+)
 from jprune.recall.report.words import (
     Row,
     at_ratio,
@@ -172,8 +181,9 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
         return f"Alpha is undefined: {'; '.join(reasons)}."
     if verdict == "collapsed":
         return "Every model is at chance, so alpha says nothing about classes."
-    if verdict == "noise":
-        text = f"The dense recalls show {WITHIN_NOISE}, so there is no corrected alpha"
+    if verdict in UNMEASURED:
+        why = f"The dense recalls show {WITHIN_NOISE}" if verdict == "noise" else f"There are {TOO_FEW_EXAMPLES}"
+        text = f"{why}, so there is no corrected alpha"
     elif np.isfinite(cell(row, "alpha_corrected")):
         text = f"corrected alpha {interval(row, 'alpha_corrected')} {at_ratio(row)}"
         text += f"; class differences {described(audit, row)}"
@@ -193,15 +203,15 @@ def _differences(rows: pd.DataFrame, audit: AuditTables) -> str:
         for mark, word in (("<", "below 1"), ("?", "not shown to differ from 1"), (">", "above 1"))
         if (marks == mark).any()
     ]
-    if len(rows) > 1 and pattern and (corrected or verdict != "noise"):
+    if len(rows) > 1 and pattern and (corrected or verdict not in UNMEASURED):
         text += f". Over the ratios {'corrected ' * corrected}alpha is {'; '.join(pattern)}"
     if row["alpha_intercept_mark"] != row["alpha_mark"] and np.isfinite(cell(row, "alpha_intercept")):
         text += f". With an intercept, for classes of unequal sizes, it is {interval(row, 'alpha_intercept')}"
     control = rows[rows["ratio"] == 1]
     name = "alpha_corrected" if corrected else "alpha"
-    if len(control) and row["ratio"] != 1 and marks.iloc[0] in ("<", ">") and (corrected or verdict != "noise"):
+    if len(control) and row["ratio"] != 1 and marks.iloc[0] in ("<", ">") and (corrected or verdict not in UNMEASURED):
         text += f". The control, fine-tuned and not pruned, already has {interval(dict(control.iloc[0]), name)}"
-    negative = verdict != "noise" and bool((rows[["alpha", "alpha_corrected"]] < 0).to_numpy().any())
+    negative = verdict not in UNMEASURED and bool((rows[["alpha", "alpha_corrected"]] < 0).to_numpy().any())
     return sentence(text) + f" {_NEGATIVE}" * negative
 
 
@@ -209,11 +219,11 @@ def _uncorrected(row: Row, verdict: str) -> str:
     """Alpha without the correction and between dense training runs, and why there is no corrected alpha."""
     corrected = np.isfinite(cell(row, "alpha_corrected"))
     text = ""
-    if corrected or verdict == "noise":
+    if corrected or verdict in UNMEASURED:
         text += f". Without the correction for test-set noise alpha is {interval(row, 'alpha')}"
     if np.isfinite(cell(row, "alpha_seed")):
         text += f"; between two dense training runs it is {interval(row, 'alpha_seed')}"
-    if not corrected and verdict != "noise":
+    if not corrected and verdict not in UNMEASURED:
         text += f". It is not corrected for test-set noise: {row['alpha_corrected_reason']}"
     return text
 
@@ -224,7 +234,7 @@ def _beyond_null(row: Row, audit: AuditTables) -> str:
     Noise of the test set makes alpha, but not alpha_null, too small. So there is an answer only where the interval of
     corrected alpha is on the same side of alpha_null; without predictions, where it is below alpha between seeds.
     """
-    if not np.isfinite(cell(row, "alpha_over_null")) or verdict_of(row) == "noise":
+    if not np.isfinite(cell(row, "alpha_over_null")) or verdict_of(row) in UNMEASURED:
         return ""
     if cell(row, "accuracy_change") >= 0 or not_shown(row, audit.level):
         return ""
@@ -342,7 +352,7 @@ def _enough_for_alpha(rows: pd.DataFrame, audit: AuditTables) -> list[str]:
     who = f"{models[0]} to {models[-1]} models" if len(models) > 1 else f"{models[0]} model{'s' * (not one)}"
     column = "alpha_corrected" if np.isfinite(rows["alpha_corrected"]).any() else "alpha"
     every = len(rows)
-    rows = rows[rows["alpha_corrected_reason"] != WITHIN_NOISE]  # nothing to measure, and noise makes alpha too small
+    rows = rows[~rows["alpha_corrected_reason"].isin([WITHIN_NOISE, TOO_FEW_EXAMPLES])]  # noise makes alpha too small
     if not len(rows):
         return []
     name = "corrected alpha" if column == "alpha_corrected" else "alpha"

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 
-from jprune.recall.inference.corrected import WITHIN_NOISE
+from jprune.recall.inference.corrected import TOO_FEW_EXAMPLES, WITHIN_NOISE
 from jprune.recall.report.verdicts import (
     described,
     detectable_excess,
     evenness,
+    gained_less,
     lost_less,
     lost_more,
     reasons,
@@ -160,12 +161,7 @@ def _lost_most(audit: AuditTables, row: Row, named: pd.DataFrame) -> str:
         names = _and_more([str(name) for name in tie["class"]])
         text = f"{of or 'Classes '}{names} {verb}, and equally{',' * bool(where)}{where}: {ends} test "
         text += f"examples right, {overall}."
-    others = named.iloc[len(tie) :]
-    if len(others):
-        plural = "class" if len(others) == 1 else "classes"
-        listing = [f"{hit['class']} ({_ends(hit)} of {hit['support']:,})" for _, hit in others.iterrows()]
-        text += f" Also shown to have lost more than all examples together: {plural} {_and_more(listing, len(tie))}."
-    return text
+    return text + _also(named.iloc[len(tie) :], "lost more", len(tie))
 
 
 def _ends(hit: "pd.Series[float]") -> str:
@@ -228,28 +224,38 @@ def _dense_at_chance(audit: AuditTables, row: Row) -> str:
 
 
 def _spared(audit: AuditTables, row: Row) -> str:
-    """The classes shown to have gained more or lost less than all examples did, the most different first."""
+    """The classes shown to have gained more or lost less than all examples did, the most different first.
+
+    Without one, the classes shown to have gained less; with one, the others gained less because it gained.
+    """
     classes = rows_of(audit.classes, row)
-    shown = lost_less(classes, audit.level)
-    shown = shown[shown["support"] >= FEWEST].sort_values("change", ascending=False, kind="stable")
+    large = classes[classes["support"] >= FEWEST]
+    shown, verb, others = lost_less(large, audit.level), "lost less than the rest", "gained more or lost less"
+    shown = shown.sort_values("change", ascending=False, kind="stable")
+    if not len(shown):
+        shown, verb, others = gained_less(large, audit.level), "gained less than the rest", "gained less"
+        shown = shown.sort_values("change", kind="stable")
+    elif shown["change"].iloc[0] > 0:
+        most = shown["change"].iloc[0] >= float(large["change"].max()) - _EQUAL
+        verb = "gained most" if most else "gained more than the rest"
     if not len(shown):
         return ""
-    hit, where = shown.iloc[0], at_score(audit, row)
-    verb = "lost less than the rest"
-    if hit["change"] > 0:
-        most = hit["change"] >= float(classes["change"][classes["support"] >= FEWEST].max()) - _EQUAL
-        verb = "gained most" if most else "gained more than the rest"
-    text = f"Class {hit['class']} {verb}{where}: {_ends(hit)} of {hit['support']:,} test examples right."
-    others = [f"{each['class']} ({_ends(each)} of {each['support']:,})" for _, each in shown.iloc[1:].iterrows()]
-    if others:
-        plural = "class" if len(others) == 1 else "classes"
-        text += (
-            f" Also shown to have gained more or lost less than all examples together: {plural} {_and_more(others, 1)}."
-        )
+    hit = shown.iloc[0]
+    text = f"Class {hit['class']} {verb}{at_score(audit, row)}: {_ends(hit)} of {hit['support']:,} test examples right."
+    text += _also(shown.iloc[1:], others)
     which = _WITH_ENOUGH if _small_class(audit, row) else "class"
     return (
         f"{text} No {which} is shown to have lost more than the rest; accuracy {change_of_accuracy(row, audit.level)}."
     )
+
+
+def _also(shown: pd.DataFrame, what: str, before: int = 1) -> str:
+    """The sentence about further classes that differ from all examples together; empty without a class."""
+    if not len(shown):
+        return ""
+    plural = "class" if len(shown) == 1 else "classes"
+    listing = [f"{each['class']} ({_ends(each)} of {each['support']:,})" for _, each in shown.iterrows()]
+    return f" Also shown to have {what} than all examples together: {plural} {_and_more(listing, before)}."
 
 
 def _none_named(audit: AuditTables, row: Row) -> str:
@@ -336,7 +342,7 @@ def _apart(audit: AuditTables, row: Row, named: int, *, first: bool) -> str:
 
 def _shown_alpha(row: Row, *, explained: bool) -> str:
     for name, words in (("alpha_corrected", "corrected alpha"), ("alpha", "alpha")):
-        if np.isfinite(cell(row, name)) and row["alpha_corrected_reason"] != WITHIN_NOISE:
+        if np.isfinite(cell(row, name)) and row["alpha_corrected_reason"] not in (WITHIN_NOISE, TOO_FEW_EXAMPLES):
             middle, *ends = estimate(row, name)
             return f" ({words} {middle}{', ' * bool(ends)}{' to '.join(ends)}{f'; {ALPHA_MEANS}' * explained})"
     return ""

@@ -113,7 +113,7 @@ def _cells(row: FrameRow) -> dict[str, str]:
         "score": str(row["score"]),
         "ratio": f"{row['ratio']:g}",
         "models": str(row["models"]),
-        "accuracy": f"{100 * row['accuracy']:.1f}%",
+        "accuracy": percent(row["accuracy"]),
         "corrected": corrected,
         "interval": " to ".join(ends) or "n/a",
         "alpha": number(row["alpha"]),

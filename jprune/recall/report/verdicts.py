@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from jprune.recall.inference.corrected import TOO_FEW_MODELS, WITHIN_NOISE
+from jprune.recall.inference.corrected import TOO_FEW_EXAMPLES, TOO_FEW_MODELS, WITHIN_NOISE
 from jprune.recall.report.words import Row, cell
 from jprune.recall.tables.frames import AuditTables
 
@@ -20,12 +20,14 @@ VERDICTS = {
     "?": "are not shown to have changed {}",
     "spread": f"cannot be judged {{}}: there are {TOO_FEW_MODELS}",
     "noise": "cannot be measured by alpha {}: the dense recalls show no class differences beyond sampling noise",
+    "few": f"cannot be measured by alpha {{}}: there are {TOO_FEW_EXAMPLES}",
     "collapsed": "say nothing {} because every model is at chance",
     "": "cannot be judged {}: alpha has no interval",
     "undefined": "cannot be measured by alpha {}, which is undefined",
 }
 
 
+UNMEASURED = ("noise", "few")  # verdicts where the noise of the test set makes alpha meaningless
 SHOWN = (">", ">=", "<", "<=", "<0")  # verdicts that say on which side of 1 alpha lies
 _IN_POINTS = {">": "widened in points", "<": "narrowed in points"}
 
@@ -36,8 +38,9 @@ def verdict_of(row: Row) -> str:
     refused = {"every model has collapsed": "collapsed", TOO_FEW_MODELS: "spread"}
     if reason in refused:
         return refused[reason]
-    if reason == WITHIN_NOISE and np.isfinite(cell(row, "alpha")):
-        return "noise"
+    unmeasured = {WITHIN_NOISE: "noise", TOO_FEW_EXAMPLES: "few"}
+    if reason in unmeasured and np.isfinite(cell(row, "alpha")):
+        return unmeasured[reason]
     corrected = np.isfinite(cell(row, "alpha_corrected"))
     if not corrected and not np.isfinite(cell(row, "alpha")):
         return "undefined"
@@ -114,6 +117,12 @@ def lost_more(classes: pd.DataFrame, level: float) -> pd.DataFrame:
 def lost_less(classes: pd.DataFrame, level: float) -> pd.DataFrame:
     """The classes shown to have gained more, or lost less, than all examples did."""
     shown: pd.DataFrame = classes[(classes["excess"] < 0) & (classes["p_holm"] < 1 - level)]
+    return shown
+
+
+def gained_less(classes: pd.DataFrame, level: float) -> pd.DataFrame:
+    """The classes shown to have gained less than all examples did, without a loss of their own."""
+    shown: pd.DataFrame = classes[(classes["excess"] > 0) & (classes["change"] >= 0) & (classes["p_holm"] < 1 - level)]
     return shown
 
 

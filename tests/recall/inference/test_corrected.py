@@ -6,12 +6,14 @@ import scipy.stats
 
 from jprune import recall
 from jprune.recall.inference.corrected import (
+    TOO_FEW_EXAMPLES,
     TOO_FEW_MODELS,
     WITHIN_NOISE,
     corrected_intensification,
     seed_null,
     spread_ratio,
 )
+from jprune.recall.report.findings import findings
 from tests.recall import published
 
 
@@ -84,6 +86,24 @@ def test_equal_models_have_a_corrected_alpha_of_exactly_1():
     labels, dense, _ = study(np.random.default_rng(1), 10, 200, 2, 1)
     found = corrected_intensification(labels, dense, dense)
     np.testing.assert_allclose([found.alpha, found.low, found.high], 1, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wrong"),
+    [([200, 200], [10, 40]), ([10, 20, 100, 1000, 5000], [3, 4, 10, 60, 50])],
+    ids=["two classes", "small classes among large ones"],
+)
+def test_class_differences_that_too_few_examples_measure_are_not_denied(sizes, wrong):
+    """Both differ with p < .0001 in a test of homogeneity, and were called differences within sampling noise."""
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    place = np.concatenate([np.arange(n) for n in sizes])
+    dense = (place >= np.array(wrong)[labels])[None]
+    assert scipy.stats.chi2_contingency([wrong, np.subtract(sizes, wrong)]).pvalue < 1e-4
+    assert corrected_intensification(labels, dense, dense).reason == TOO_FEW_EXAMPLES
+    predicted = np.where(dense, labels, (labels + 1) % len(sizes))
+    audit = recall.audit(labels, predicted, {4: np.where(place == 0, labels, predicted)})
+    assert "classes cannot be measured by alpha at 4x compression: there are too few test examples" in audit.headline
+    assert "beyond sampling noise" not in " ".join(finding.text for finding in findings(audit))
 
 
 def test_class_differences_within_sampling_noise_are_named_instead_of_a_number():

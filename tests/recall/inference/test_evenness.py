@@ -30,7 +30,7 @@ def test_the_permutations_have_the_mean_and_variance_of_all_assignments():
     ]
     mean, variance = np.mean(between), np.var(between)
     wanted = scipy.stats.gamma.sf(1.5, mean**2 / variance, scale=variance / mean)
-    assert evenness._permutation_p(1.5, losses, n) == pytest.approx(wanted)
+    assert evenness.permutation_p(1.5, losses, n) == pytest.approx(wanted)
 
 
 def test_a_few_examples_without_variation_in_a_class_are_not_certain():

@@ -134,6 +134,35 @@ def test_encodings_are_recognized_and_named(folder, capsys, encoding):
     assert said is None or any(said in warning for warning in found["warnings"])
 
 
+def test_columns_of_other_tables_than_those_of_pandas_are_put_in_the_order_of_the_classes():
+    """An array of a pyarrow table has its columns as they stand: every prediction was of another class."""
+    order = ["cat", "ant", "bee"]
+    table = pyarrow.table({name: PROBABILITIES[:, NAMES.index(name)] for name in order})
+    classes = pyarrow.table({"first": TWO, "second": DENSE})
+    found = recall.audit(LABELS, table, {2: table}, class_names=NAMES)
+    assert found.summary["accuracy_dense"].tolist() == [pytest.approx(np.mean(PROBABILITIES.argmax(1) == LABELS))]
+    assert recall.audit(LABELS, classes, {2: classes}).dense["accuracy"].tolist() == pytest.approx(ACCURACY[::-1])
+
+
+@pytest.mark.parametrize("header", ["label\n", "true label\n", ""])
+def test_names_of_classes_that_end_with_a_number_are_no_columns(folder, capsys, header):
+    """A second cell that is a number made a blank the delimiter, as in tables of R with names of rows."""
+    for file, codes in (("l.csv", LABELS), ("d.csv", DENSE), ("t.csv", TWO)):
+        (folder / file).write_text(header + "".join(f"type {c + 1}\n" for c in codes))
+    found = read(capsys, "--labels", "l.csv", "--dense", "d.csv", "--pruned", "2=t.csv")
+    assert found["class_names"] == ["type 1", "type 2", "type 3"]
+
+
+def test_names_in_the_code_of_windows_match_those_in_utf_8(folder, capsys):
+    """In Latin-1 their first letters are control characters, so that predictions of two classes were always wrong."""
+    names = np.array(["Škoda", "Žuk", "café"])
+    for file, codes, encoding in (("l.csv", LABELS, "utf-8"), ("d.csv", DENSE, "cp1252"), ("t.csv", TWO, "cp1252")):
+        (folder / file).write_bytes(text([["p"], *([name] for name in names[codes])]).encode(encoding))
+    found = read(capsys, "--labels", "l.csv", "--dense", "d.csv", "--pruned", "2=t.csv")
+    assert found["class_names"] == sorted(names)
+    assert found["tables"]["summary"][0]["accuracy_dense"] == pytest.approx(np.mean(DENSE == LABELS))
+
+
 BROKEN = {
     "gap.csv": ("p\n" + "\n".join(["", *map(str, TWO[1:])]) + "\n", "'' at example 0"),
     "middle.csv": ("p\n" + "\n".join([*map(str, TWO[:9]), "", *map(str, TWO[10:])]) + "\n", "'' at example 9"),

@@ -754,6 +754,14 @@ def test_the_terminal_shows_the_recall_of_every_class(capsys):
     assert ["b", "2", "50.0%", "100.0%", "+50.0", "points"] in lines
 
 
+def test_no_accuracy_is_printed_as_100_unless_it_is(capsys):
+    labels = np.arange(3000) % 2
+    audit = recall.audit(labels, labels, {4: np.where(np.arange(3000) == 7, 1 - labels, labels)})
+    print_summary(audit)
+    assert ["4", "1", "99.97%"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert "accuracy 99.97%, alpha" in captions.captions(audit)["tradeoff"].alternative
+
+
 # What a reader without statistics must not get wrong ----------------------------------------------------
 
 
@@ -780,6 +788,18 @@ def test_a_class_that_gained_or_lost_less_than_the_rest_is_named():
     said = one_dense_one_compressed([200] * 3, [0.9, 0.8, 0.5], [0.6, 0.8, 0.8]).headline
     assert said.startswith("Class 0 lost most at 10x compression: 90% to 60% of 200 test examples right")
     assert " Class 2 gained: 50% to 80% of 200." in said
+
+
+def test_a_class_that_gained_less_than_the_rest_is_named():
+    """Its p-value is tiny, and the headline said that no single class can be named."""
+    said = one_dense_one_compressed([200] * 6, [0.6] * 6, [0.6] + [0.8] * 5).headline
+    assert said.startswith(
+        "Class 0 gained less than the rest at 10x compression: 60% to 60% of 200 test examples right. No class is "
+        "shown to have lost more than the rest; accuracy went from 60.0% to 76.7%, +16.7 points; 0 examples lost and "
+        "200 won."
+    )
+    said = one_dense_one_compressed([200] * 10, [0.6] * 10, [0.6] * 2 + [0.8] * 8).headline
+    assert " Also shown to have gained less than all examples together: class 1 (60% to 60% of 200). No class" in said
 
 
 def test_a_handful_of_examples_that_make_the_loss_uneven_are_named():
