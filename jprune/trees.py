@@ -158,9 +158,7 @@ def map_leaves(f: Callable[..., PyTree], tree: PyTree, *rest: PyTree) -> PyTree:
     return jax.tree.map(lambda x, *y: None if x is None else f(x, *y), tree, *rest, is_leaf=_is_none)
 
 
-def match(
-    reference: PyTree, other: PyTree, *, reference_name: str, name: str, shapes: bool = True, surplus: bool = False
-) -> list[Leaf]:
+def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, surplus: bool = False) -> list[Leaf]:
     """Return the leaves of ``other`` in the order of ``reference``, matched by path.
 
     Trees of different classes match (an NNX ``State`` and a dict of the same paths): only paths and shapes are
@@ -171,7 +169,6 @@ def match(
       other: the tree to match; it may have None in place of any leaf or subtree.
       reference_name: what the caller calls ``reference``, for the error.
       name: what the caller calls ``other``, for the error.
-      shapes: whether to compare the shapes of the leaves that are arrays in both.
       surplus: whether ``other`` may have leaves that ``reference`` lacks or has as None.
 
     Raises:
@@ -195,7 +192,7 @@ def match(
             )
         given = getattr(found[path], "shape", None)
         wanted = getattr(leaf, "shape", None)
-        if shapes and given is not None and wanted is not None and given != wanted:
+        if given is not None and wanted is not None and given != wanted:
             raise ValueError(
                 f"{name} has shape {given} at '{path}', where {reference_name} has shape {wanted}; they must be equal"
             )

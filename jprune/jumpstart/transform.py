@@ -213,7 +213,7 @@ def _check(coefficient: Coefficient, options: dict[str, Option]) -> None:
     for name in options:
         if name not in allowed:
             raise TypeError(f"{name}= is not an option of jumpstart_penalty; options: {', '.join(allowed)}")
-    if not callable(coefficient) and not 0 <= number_of(coefficient, traced=0) < math.inf:
+    if not callable(coefficient) and not 0 <= number_of(coefficient) < math.inf:
         raise ValueError(f"coefficient={coefficient} must be a finite number, 0 or more, such as 1e-3, or a schedule")
     Options.make(**{name: value for name, value in options.items() if name not in ("units", "examples")})
 
