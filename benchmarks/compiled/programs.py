@@ -10,7 +10,6 @@ import optax
 
 import jprune
 from benchmarks.compiled.devices import Target, mesh, on_one, sharded
-from jprune.trees import Where
 
 PyTree = Any
 NEVER = {2**30: 0.5}  # a schedule whose selection is compiled in and not due
@@ -53,12 +52,12 @@ def selection(
     return Case(f"selection, {size:.0e} {jnp.dtype(dtype).name}", select, (scores,), (), floor)
 
 
-def dense_step(target: Target, link: str, *, replicates: int = 0, where: Where | None = None) -> Case:
+def dense_step(target: Target, link: str, *, replicates: int = 0) -> Case:
     """Return a LeNet-300-100 training step: plain, with ``keep_zeros``, or with ``prune`` and nothing due."""
     links = {
         "plain": [],
-        "keep_zeros": [jprune.keep_zeros(where=where)],
-        "prune": [jprune.prune(jprune.magnitude(), NEVER, where=where)],
+        "keep_zeros": [jprune.keep_zeros()],
+        "prune": [jprune.prune(jprune.magnitude(), NEVER)],
     }[link]
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, 0.9, nesterov=True), *links)
 

@@ -109,9 +109,9 @@ def halved(graph, params, keep=None):
     return jax.tree.unflatten(treedef, list(map(jnp.asarray, masks.values()))), jax.tree.unflatten(treedef, masked)
 
 
-def two_layers(hidden=8):
+def two_layers():
     d = _Draw()
-    return {"a": d(3, hidden), "b": d(hidden, 2)}, d(4, 3)
+    return {"a": d(3, 8), "b": d(8, 2)}, d(4, 3)
 
 
 @pytest.mark.parametrize(
