@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,48 @@ def flatten(tree: PyTree) -> tuple[list[str], list[Leaf], jax.tree_util.PyTreeDe
     return [path_string(key_path) for key_path, _ in entries], [leaf for _, leaf in entries], treedef
 
 
+class Subset(NamedTuple):
+    """Some leaves of a tree, which may be replaced by others.
+
+    Attributes:
+      paths: their paths.
+      leaves: these leaves.
+      slots: their indices among all leaves.
+      every: all leaves of the tree.
+      treedef: structure of the tree.
+
+    >>> subset = Subset.of({"a": 1.0, "b": None, "c": 2.0}, lambda leaf: leaf == 2.0)
+    >>> subset.whole([3.0]), subset.alone([3.0])
+    ({'a': 1.0, 'b': None, 'c': 3.0}, {'a': None, 'b': None, 'c': 3.0})
+    """
+
+    paths: list[str]
+    leaves: list[Leaf]
+    slots: list[int]
+    every: list[Leaf]
+    treedef: jax.tree_util.PyTreeDef
+
+    @classmethod
+    def of(cls, tree: PyTree, wanted: Callable[[Leaf], bool]) -> "Subset":
+        """Return the leaves for which a predicate is true."""
+        paths, every, treedef = flatten(tree)
+        slots = [i for i, leaf in enumerate(every) if wanted(leaf)]
+        return cls([paths[i] for i in slots], [every[i] for i in slots], slots, every, treedef)
+
+    def whole(self, leaves: Sequence[Leaf]) -> PyTree:
+        """Return the tree with others in place of these leaves."""
+        return self._put(leaves, list(self.every))
+
+    def alone(self, leaves: Sequence[Leaf]) -> PyTree:
+        """Return the tree with others in place of these leaves, and None in place of all the rest."""
+        return self._put(leaves, [None] * len(self.every))
+
+    def _put(self, leaves: Sequence[Leaf], into: list[Leaf]) -> PyTree:
+        for slot, leaf in zip(self.slots, leaves, strict=True):
+            into[slot] = leaf
+        return jax.tree.unflatten(self.treedef, into)
+
+
 def refuse_one_path_twice(name: str, paths: Sequence[str]) -> None:
     """Raise a ``ValueError`` if two leaves have one path, as ``{"a/b": x, "a": {"b": y}}`` has.
 
@@ -68,6 +110,11 @@ def refuse_one_path_twice(name: str, paths: Sequence[str]) -> None:
 def is_float(leaf: object) -> bool:
     """Whether a leaf is an array (or a tracer, or a shape) of a real floating dtype."""
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def is_array(leaf: object) -> bool:
+    """Whether a leaf is an array (or a tracer, or a shape) of any dtype."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def is_complex(leaf: object) -> bool:
