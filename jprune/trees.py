@@ -173,6 +173,16 @@ def with_article(value: object) -> str:
     return f"{'an' if name.startswith((*'aeioAEIO', 'nd')) else 'a'} {name}"
 
 
+def refuse_arguments(function: Callable[..., object], label: str, wanted: str, *args: object, **kwargs: object) -> None:
+    """Raise a ``TypeError`` if a function does not take these arguments; ``label`` and ``wanted`` are its text."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{label}: {error}; {wanted}") from error
+    except ValueError:  # a callable without a signature
+        pass
+
+
 @contextlib.contextmanager
 def explain_left_out(params: PyTree, name: str) -> Iterator[None]:
     """Add what to do to an error of the caller's model if ``optax.masked`` or ``partition`` left out parameters.
@@ -380,12 +390,7 @@ def only(tree: PyTree, where: Where) -> PyTree:
     wanted = "a predicate on (path, leaf), for example jprune.by_path(include=..., exclude=...)"
     if not callable(where):
         raise TypeError(f"where={where!r} is {with_article(where)}; it must be {wanted}")
-    try:
-        inspect.signature(where).bind("", None)
-    except TypeError as error:
-        raise TypeError(f"where={where!r}: {error}; it must be {wanted}") from error
-    except ValueError:  # a callable without a signature
-        pass
+    refuse_arguments(where, f"where={where!r}", f"it must be {wanted}", "", None)
     paths, leaves, treedef = flatten(tree)
     if isinstance(where, ByPath):
         for name, pattern in (("include", where.include), ("exclude", where.exclude)):
