@@ -16,11 +16,7 @@ from jprune.pruning.structured.budgets import cost_of
 from jprune.trees import flatten
 from tests.pruning.structured.models import _Draw
 
-
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("usual_promotion")
 
 
 def shape(*sizes):
