@@ -12,6 +12,7 @@ import numpy.typing as npt
 from jaxtyping import Float, Int
 
 from jprune.recall.inputs.arguments import EmptyClassWarning, Numbers, first_true
+from jprune.recall.measures.intensification import quotient
 
 Integers: TypeAlias = Any  # a numpy or jax array; jax is not imported here
 
@@ -170,9 +171,7 @@ def _diagonal(matrix: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
 
 
 def _ratio(numerator: npt.NDArray[np.integer], denominator: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-    out = np.full(numerator.shape, np.nan)
-    np.divide(numerator, denominator, out=out, where=denominator > 0)
-    return out
+    return quotient(numerator, denominator, denominator > 0)
 
 
 def _warn_empty(measure: str, what: str, empty: npt.NDArray[np.bool_]) -> None:
