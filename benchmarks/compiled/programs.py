@@ -1,6 +1,7 @@
 """The programs that are compiled, and a lower bound of the bytes that each must move."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ def selection(
     spec: tuple[str | tuple[str, ...] | None, ...] = ("x", "y"),
 ) -> Case:
     """Return a global selection of a tenth of the scores; it must read them once and write the masks."""
-    size = functools.reduce(lambda a, b: a * b, shape)
+    size = math.prod(shape)
     if len(target.devices) == 1:
         scores = on_one(target, {"kernel": jax.ShapeDtypeStruct(shape, dtype)})
     else:
@@ -110,7 +111,7 @@ def decoder(target: Target, what: str) -> Case:
     specs |= {"attention_out": (None, "y", "x"), "mlp_out": (None, "y", "x")}
     shapes = decoder_sizes()
     params = {name: sharded(shape, jnp.float32, over, *specs[name]) for name, shape in shapes.items()}
-    size = sum(functools.reduce(lambda a, b: a * b, shape) for shape in shapes.values())
+    size = sum(map(math.prod, shapes.values()))
     share = size // len(target.devices)
     if what == "selection":
         select = functools.partial(jprune.global_masks, keep=size // 10)
