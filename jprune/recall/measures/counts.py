@@ -12,6 +12,7 @@ import numpy.typing as npt
 from jaxtyping import Float, Int
 
 from jprune.recall.inputs.arguments import EmptyClassWarning, Numbers, first_true
+from jprune.recall.inputs.text import some
 from jprune.recall.measures.intensification import quotient
 
 Integers: TypeAlias = Any  # a numpy or jax array; jax is not imported here
@@ -183,9 +184,8 @@ def _warn_empty(measure: str, what: str, empty: npt.NDArray[np.bool_]) -> None:
             str(c) if times[c] == len(models) else f"{c} (in {times[c]} of {len(models)} models)"
             for c in np.flatnonzero(times)
         ]
-        more = f" and {len(named) - 20} more" if len(named) > 20 else ""
         warnings.warn(
-            f"{measure} is NaN for classes {what}: {', '.join(named[:20])}{more}; they are left out of every sum",
+            f"{measure} is NaN for classes {what}: {some(named, 20)}; they are left out of every sum",
             EmptyClassWarning,
             stacklevel=3,
         )
