@@ -1,7 +1,7 @@
 """Read jaxprs equation by equation, with any supported version of jax.
 
-Versions of jax differ in the names of the parts of a scan, in whether a program is closed over its constants, and in
-how an equation is bound again. All code that depends on the version is in this module.
+Versions of jax differ in the names of the parts of a scan and of the axes of a shard_map, and in whether a program is
+closed over its constants. All code that depends on the version is in this module.
 """
 
 import math
@@ -42,10 +42,9 @@ def known(program: Program, inputs: Iterable[Value]) -> dict[core.Var, Value]:
 
 def bound(equation: core.JaxprEqn, inputs: Sequence[Value], **changed: object) -> list[Value]:
     """Evaluate an equation on other inputs, with some parameters changed; return the list of its outputs."""
-    found = equation.primitive.get_bind_params({**equation.params, **changed})  # type: ignore[no-untyped-call]
-    functions, params = found if isinstance(found, tuple) else ((), found)  # older versions of jax give a pair
+    params = equation.primitive.get_bind_params({**equation.params, **changed})  # type: ignore[no-untyped-call]
     with equation.ctx.manager:
-        results = equation.primitive.bind(*functions, *inputs, **params)  # type: ignore[no-untyped-call]
+        results = equation.primitive.bind(*inputs, **params)  # type: ignore[no-untyped-call]
     return list(results) if equation.primitive.multiple_results else [results]
 
 

@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,48 @@ def flatten(tree: PyTree) -> tuple[list[str], list[Leaf], jax.tree_util.PyTreeDe
     return [path_string(key_path) for key_path, _ in entries], [leaf for _, leaf in entries], treedef
 
 
+class Subset(NamedTuple):
+    """Some leaves of a tree, which may be replaced by others.
+
+    Attributes:
+      paths: their paths.
+      leaves: these leaves.
+      slots: their indices among all leaves.
+      every: all leaves of the tree.
+      treedef: structure of the tree.
+
+    >>> subset = Subset.of({"a": 1.0, "b": None, "c": 2.0}, lambda leaf: leaf == 2.0)
+    >>> subset.whole([3.0]), subset.alone([3.0])
+    ({'a': 1.0, 'b': None, 'c': 3.0}, {'a': None, 'b': None, 'c': 3.0})
+    """
+
+    paths: list[str]
+    leaves: list[Leaf]
+    slots: list[int]
+    every: list[Leaf]
+    treedef: jax.tree_util.PyTreeDef
+
+    @classmethod
+    def of(cls, tree: PyTree, wanted: Callable[[Leaf], bool]) -> "Subset":
+        """Return the leaves for which a predicate is true."""
+        paths, every, treedef = flatten(tree)
+        slots = [i for i, leaf in enumerate(every) if wanted(leaf)]
+        return cls([paths[i] for i in slots], [every[i] for i in slots], slots, every, treedef)
+
+    def whole(self, leaves: Sequence[Leaf]) -> PyTree:
+        """Return the tree with others in place of these leaves."""
+        return self._put(leaves, list(self.every))
+
+    def alone(self, leaves: Sequence[Leaf]) -> PyTree:
+        """Return the tree with others in place of these leaves, and None in place of all the rest."""
+        return self._put(leaves, [None] * len(self.every))
+
+    def _put(self, leaves: Sequence[Leaf], into: list[Leaf]) -> PyTree:
+        for slot, leaf in zip(self.slots, leaves, strict=True):
+            into[slot] = leaf
+        return jax.tree.unflatten(self.treedef, into)
+
+
 def refuse_one_path_twice(name: str, paths: Sequence[str]) -> None:
     """Raise a ``ValueError`` if two leaves have the same path, as ``{"a/b": x, "a": {"b": y}}`` has.
 
@@ -68,6 +110,11 @@ def refuse_one_path_twice(name: str, paths: Sequence[str]) -> None:
 def is_float(leaf: object) -> bool:
     """Whether a leaf is an array (or a tracer, or a shape) of a real floating dtype."""
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def is_array(leaf: object) -> bool:
+    """Whether a leaf is an array (or a tracer, or a shape) of any dtype."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def is_complex(leaf: object) -> bool:
@@ -126,6 +173,16 @@ def with_article(value: object) -> str:
     return f"{'an' if name.startswith((*'aeioAEIO', 'nd')) else 'a'} {name}"
 
 
+def refuse_arguments(function: Callable[..., object], label: str, wanted: str, *args: object, **kwargs: object) -> None:
+    """Raise a ``TypeError`` if a function does not take these arguments; ``label`` and ``wanted`` are its text."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{label}: {error}; {wanted}") from error
+    except ValueError:  # a callable without a signature
+        pass
+
+
 @contextlib.contextmanager
 def explain_left_out(params: PyTree, name: str) -> Iterator[None]:
     """Add what to do to an error of the caller's model if ``optax.masked`` or ``partition`` left out parameters.
@@ -158,9 +215,7 @@ def map_leaves(f: Callable[..., PyTree], tree: PyTree, *rest: PyTree) -> PyTree:
     return jax.tree.map(lambda x, *y: None if x is None else f(x, *y), tree, *rest, is_leaf=_is_none)
 
 
-def match(
-    reference: PyTree, other: PyTree, *, reference_name: str, name: str, shapes: bool = True, surplus: bool = False
-) -> list[Leaf]:
+def match(reference: PyTree, other: PyTree, *, reference_name: str, name: str, surplus: bool = False) -> list[Leaf]:
     """Return the leaves of ``other`` in the order of ``reference``, matched by path.
 
     Trees of different classes match (an NNX ``State`` and a dict of the same paths): only paths and shapes are
@@ -171,7 +226,6 @@ def match(
       other: the tree to match; it may have None in place of any leaf or subtree.
       reference_name: what the caller calls ``reference``, for the error.
       name: what the caller calls ``other``, for the error.
-      shapes: whether to compare the shapes of the leaves that are arrays in both.
       surplus: whether ``other`` may have leaves that ``reference`` lacks or has as None.
 
     Raises:
@@ -195,7 +249,7 @@ def match(
             )
         given = getattr(found[path], "shape", None)
         wanted = getattr(leaf, "shape", None)
-        if shapes and given is not None and wanted is not None and given != wanted:
+        if given is not None and wanted is not None and given != wanted:
             raise ValueError(
                 f"{name} has shape {given} at '{path}', where {reference_name} has shape {wanted}; they must be equal"
             )
@@ -336,12 +390,7 @@ def only(tree: PyTree, where: Where) -> PyTree:
     wanted = "a predicate on (path, leaf), for example jprune.by_path(include=..., exclude=...)"
     if not callable(where):
         raise TypeError(f"where={where!r} is {with_article(where)}; it must be {wanted}")
-    try:
-        inspect.signature(where).bind("", None)
-    except TypeError as error:
-        raise TypeError(f"where={where!r}: {error}; it must be {wanted}") from error
-    except ValueError:  # a callable without a signature
-        pass
+    refuse_arguments(where, f"where={where!r}", f"it must be {wanted}", "", None)
     paths, leaves, treedef = flatten(tree)
     if isinstance(where, ByPath):
         for name, pattern in (("include", where.include), ("exclude", where.exclude)):

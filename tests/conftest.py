@@ -60,6 +60,13 @@ def _strict_promotion(request):
             yield
 
 
+@pytest.fixture
+def usual_promotion():
+    """Models as users write them: they add biases without reshaping them."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()  # nothing that was imported or collected is garbage later

@@ -67,10 +67,9 @@ def on_one(target: Target, tree: object) -> object:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
-def mesh(target: Target, *shape: int, names: tuple[str, ...] = ("x", "y")) -> Mesh:
-    """Return a mesh of all devices."""
-    axes = names[: len(shape)]
-    return Mesh(np.array(target.devices).reshape(shape), axes, axis_types=(AxisType.Auto,) * len(shape))
+def mesh(target: Target, rows: int, columns: int) -> Mesh:
+    """Return a mesh of all devices, with the axes x and y."""
+    return Mesh(np.array(target.devices).reshape(rows, columns), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
 
 
 def sharded(shape: tuple[int, ...], dtype: object, over: Mesh, *spec: object) -> jax.ShapeDtypeStruct:

@@ -1,6 +1,7 @@
 """The programs that are compiled, and a lower bound of the bytes that each must move."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,6 @@ import optax
 
 import jprune
 from benchmarks.compiled.devices import Target, mesh, on_one, sharded
-from jprune.trees import Where
 
 PyTree = Any
 NEVER = {2**30: 0.5}  # a schedule whose selection is compiled in and not due
@@ -42,7 +42,7 @@ def selection(
     spec: tuple[str | tuple[str, ...] | None, ...] = ("x", "y"),
 ) -> Case:
     """Return a global selection of a tenth of the scores; it must read them once and write the masks."""
-    size = functools.reduce(lambda a, b: a * b, shape)
+    size = math.prod(shape)
     if len(target.devices) == 1:
         scores = on_one(target, {"kernel": jax.ShapeDtypeStruct(shape, dtype)})
     else:
@@ -53,12 +53,12 @@ def selection(
     return Case(f"selection, {size:.0e} {jnp.dtype(dtype).name}", select, (scores,), (), floor)
 
 
-def dense_step(target: Target, link: str, *, replicates: int = 0, where: Where | None = None) -> Case:
+def dense_step(target: Target, link: str, *, replicates: int = 0) -> Case:
     """Return a LeNet-300-100 training step: plain, with ``keep_zeros``, or with ``prune`` and nothing due."""
     links = {
         "plain": [],
-        "keep_zeros": [jprune.keep_zeros(where=where)],
-        "prune": [jprune.prune(jprune.magnitude(), NEVER, where=where)],
+        "keep_zeros": [jprune.keep_zeros()],
+        "prune": [jprune.prune(jprune.magnitude(), NEVER)],
     }[link]
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, 0.9, nesterov=True), *links)
 
@@ -111,7 +111,7 @@ def decoder(target: Target, what: str) -> Case:
     specs |= {"attention_out": (None, "y", "x"), "mlp_out": (None, "y", "x")}
     shapes = decoder_sizes()
     params = {name: sharded(shape, jnp.float32, over, *specs[name]) for name, shape in shapes.items()}
-    size = sum(functools.reduce(lambda a, b: a * b, shape) for shape in shapes.values())
+    size = sum(map(math.prod, shapes.values()))
     share = size // len(target.devices)
     if what == "selection":
         select = functools.partial(jprune.global_masks, keep=size // 10)

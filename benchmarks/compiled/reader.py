@@ -1,6 +1,7 @@
 """Read a compiled program: kernels, bytes, loops, branches, collectives, scratch memory, time to compile."""
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -250,8 +251,6 @@ def _size(result: str, *, fast: bool = False) -> int:
         dtype, dims, layout = match.groups()
         if not fast and layout and _FAST.search(layout):
             continue
-        count = 1
-        for dim in filter(None, dims.split(",")):
-            count *= int(dim)
+        count = math.prod(map(int, filter(None, dims.split(","))))
         total += -(-count * _BITS.get(dtype, 0) // 8)
     return total

@@ -73,8 +73,7 @@ class ClusterOptions:
 
     def __post_init__(self):
         """Validate the options."""
-        if self.jobs < 1:
-            raise ValueError(f"jobs={self.jobs} must be at least 1")
+        check_at_least(self, jobs=1)
         if not self.hours > 0:
             raise ValueError(f"hours={self.hours} must be positive")
         if self.launch == "slurm" and self.hours < _LEAST_HOURS:
@@ -102,7 +101,7 @@ class ClusterOptions:
 
 
 def check_at_least(settings: object, **least: float) -> None:
-    """Raise if an option is smaller than its least value, infinite or NaN.
+    """Raise if an option is smaller than its least value, infinite or NaN; None is allowed.
 
     Raises:
       ValueError: the message has the option, its value and the least one.
@@ -114,6 +113,8 @@ def check_at_least(settings: object, **least: float) -> None:
     """
     for name, smallest in least.items():
         value = getattr(settings, name)
+        if value is None:
+            continue
         if not math.isfinite(value):
             raise ValueError(f"{name}={value} must be finite")
         if value < smallest:

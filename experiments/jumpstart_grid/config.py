@@ -69,9 +69,7 @@ class Grid(GridTrainingOptions, CellOptions):
     def __post_init__(self):
         """Validate the settings."""
         commands.check_kinds(self)
-        for name in ("seeds", "epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        commands.check_at_least(self, seeds=1, epochs=1, batch=1)
         for name in ("datasets", "methods", "widths", "depths", "lr", "layer", "shapes", "prune"):
             value = getattr(self, name)
             if not (value or name in ("shapes", "prune")) or len(set(value)) < len(value):
@@ -121,8 +119,7 @@ class GridRunning(RunOptions):
     def __post_init__(self):
         """Validate the options."""
         super().__post_init__()
-        if self.minutes is not None:
-            commands.check_at_least(self, minutes=0)
+        commands.check_at_least(self, minutes=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -160,10 +160,7 @@ class Study(PruningOptions, TrainingOptions, ModelOptions, DataOptions):
         """Validate the settings."""
         commands.check_kinds(self)
         super().__post_init__()
-        for name in ("replicates", "batch", "gradient_batches", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        commands.check_at_least(self, replicates=1, batch=1, gradient_batches=1, limit=1)
         _check_numbers(self)
         if self.image_size is not None and min(self.image_size) < 1:
             raise ValueError(f"image_size={self.image_size} must be a height and a width of at least 1 pixel")
@@ -223,8 +220,7 @@ class Running(RunOptions):
         """Validate the settings."""
         commands.check_kinds(self)
         super().__post_init__()
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk={self.chunk} must be at least 1")
+        commands.check_at_least(self, chunk=1)
         if self.memory is not None and not self.memory > 0:
             raise ValueError(f"memory={self.memory} must be positive")
 

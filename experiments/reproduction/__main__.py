@@ -500,7 +500,8 @@ def _row(
     working = study.working(alphas)
     collapsed = len(alphas) - len(working)
     low, high = wilson(collapsed, len(alphas))
-    known = _published_box(published, ratio)
+    box = _published_box(published, ratio)
+    quartiles = "" if box is None else f"{box['q1']:.2f} / {box['med']:.2f} / {box['q3']:.2f}"
     cells = [
         label,
         f"{ratio:g}",
@@ -509,34 +510,23 @@ def _row(
         f"{collapsed} [{low:.2f}, {high:.2f}]" if collapsed else "0",
         f"{alphas['accuracy'].mean():.4f}",
     ]
-    if len(working):
-        balances = [
-            references.balances(
-                study.correct(name, at, working["model"].map(dict(enumerate(replicates)))), study.support
-            )
-            for name, at in ((ledger.DENSE, 1.0), (label, ratio))
-        ]
-        mean = {name: working[name].mean() for name in ("alpha", "alpha_null", "alpha_reverse", "alpha_rma")}
-        cells += [
-            f"{mean['alpha']:.2f}{_interval(working['alpha'])}",
-            " / ".join(f"{q:.2f}" for q in np.quantile(working["alpha"], [0.25, 0.5, 0.75])),
-        ]
-    else:
-        cells += ["", ""]
-    cells.append("" if known is None else f"{known['q1']:.2f} / {known['med']:.2f} / {known['q3']:.2f}")
     if not len(working):
-        return [*cells, "", "", "", "", ""]
+        return [*cells, "", "", quartiles, "", "", "", "", ""]
     here = working["model"].map(dict(enumerate(replicates)))
-    low, high = references.corrected_bounds(
-        study.correct(ledger.DENSE, 1.0, here), study.correct(label, ratio, here), study.support
-    )
+    dense, pruned = study.correct(ledger.DENSE, 1.0, here), study.correct(label, ratio, here)
+    low, high = references.corrected_bounds(dense, pruned, study.support)
+    slope = references.profile_slope(*(references.balances(each, study.support) for each in (dense, pruned)))
+    mean = working[["alpha", "alpha_null", "alpha_reverse", "alpha_rma", "alpha_over_null"]].mean()
     return [
         *cells,
+        f"{mean['alpha']:.2f}{_interval(working['alpha'])}",
+        " / ".join(f"{q:.2f}" for q in np.quantile(working["alpha"], [0.25, 0.5, 0.75])),
+        quartiles,
         f"{mean['alpha_null']:.2f}",
-        f"{working['alpha_over_null'].mean():.2f}",
+        f"{mean['alpha_over_null']:.2f}",
         f"{mean['alpha_reverse']:.2f} / {mean['alpha_rma']:.2f}",
         f"{low:.2f} to {high:.2f}",
-        f"{references.profile_slope(*balances):.2f}",
+        f"{slope:.2f}",
     ]
 
 

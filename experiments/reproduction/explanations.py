@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 import jprune
 from experiments.recall_distortion import presets
 from experiments.recall_distortion.plan import CONTROL
 from experiments.reproduction.hypotheses import SAME_DENSE, detectable_change
 from experiments.reproduction.ledger import DENSE, Recalls
-from experiments.reproduction.verdicts import Verdict, paired_shares, smallest
+from experiments.reproduction.verdicts import Verdict, paired_shares, sign_test, smallest
 from jprune.recall import holm
 
 FEW_WEIGHTS = "fashion-few-weights"
@@ -79,7 +78,7 @@ def _collapse_rows(study: Recalls, planned: Sequence[float]) -> list[dict[str, f
         magnitude, undecayed = (study.collapsed(score, ratio, replicates) for score in scores)
         fewer, more = int((magnitude & ~undecayed).sum()), int((undecayed & ~magnitude).sum())
         low, high = paired_shares(more, fewer, len(replicates), confidence=0.95)
-        p = float(stats.binomtest(fewer, fewer + more).pvalue) if fewer + more else 1.0
+        p = sign_test(fewer, more)
         keep = int(study.column("nonzero", "magnitude", ratio, replicates).max())
         counts = {"magnitude": int(magnitude.sum()), "undecayed": int(undecayed.sum())}
         alone = {"magnitude_alone": fewer, "undecayed_alone": more}
@@ -111,7 +110,7 @@ def _layer_collapse(studies: Mapping[str, Recalls]) -> Verdict | None:
     within = bool((tables[1][["low", "high"]].abs() <= 0.2).all(axis=None))
     verdict = "no" if remains else "yes" if differs and within else "open"
     if verdict == "open":
-        least = next(n for n in itertools.count(1) if len(tables[1]) * stats.binomtest(n, n).pvalue < P)
+        least = next(n for n in itertools.count(1) if len(tables[1]) * sign_test(n, 0) < P)
         parts.append(f"a count can differ only if {least} networks or more collapse after one score alone")
     if added:
         parts.append(f"networks with {_IN_FIRST_ROUND} weights and no floor are those of the first round (2026-11-29)")

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 import jprune
 from experiments.reproduction import references
@@ -459,7 +458,7 @@ def matching_ratios(name: str, study: Recalls | None, published: pd.DataFrame) -
     for nominal in _PRUNED:
         values, row = alphas["magnitude", nominal], rows.loc[nominal]
         below = int((values < row["median"]).sum())
-        p = min(1.0, len(_PRUNED) * float(stats.binomtest(below, len(values)).pvalue))
+        p = min(1.0, len(_PRUNED) * sign_test(below, len(values) - below))
         if row["q1"] <= values.median() <= row["q3"] and p >= LEVEL:
             matches.append(nominal)
         least = min(least, p)

@@ -13,6 +13,8 @@ from scipy import stats
 from jprune.recall import normalized_balance
 from jprune.recall.inference import corrected
 
+_CONFIDENCE = 0.99  # of every interval
+
 
 class Estimate(NamedTuple):
     """A value with its interval.
@@ -40,27 +42,25 @@ def balances(
     return normalized_balance(correct / support, accuracy)
 
 
-def seed_null(
-    correct: Int[np.ndarray, "networks classes"], support: Int[np.ndarray, " classes"], confidence: float = 0.99
-) -> Estimate:
+def seed_null(correct: Int[np.ndarray, "networks classes"], support: Int[np.ndarray, " classes"]) -> Estimate:
     """Return the mean slope of one dense network's balances on another's, over ordered pairs.
+
+    The interval is from a delete-one-network jackknife.
 
     Args:
       correct: correctly classified test examples of every class, of 3 or more dense networks with different seeds.
       support: test examples of every class.
-      confidence: confidence of the interval, from a delete-one-network jackknife.
 
     >>> round(seed_null(np.array([[9, 7], [9, 7], [9, 7]]), np.array([10, 10])).value, 6)
     1.0
     """
-    return Estimate(*corrected.seed_null(correct / support, correct.sum(1) / support.sum(), confidence))
+    return Estimate(*corrected.seed_null(correct / support, correct.sum(1) / support.sum(), _CONFIDENCE))
 
 
 def above_seed_null(
     dense: Int[np.ndarray, "networks classes"],
     pruned: Int[np.ndarray, "networks classes"],
     support: Int[np.ndarray, " classes"],
-    confidence: float = 0.99,
 ) -> Estimate:
     """Return the mean alpha of pruned networks minus the seed null, with a delete-one-network jackknife.
 
@@ -68,7 +68,6 @@ def above_seed_null(
       dense: correctly classified test examples of every class, of dense networks.
       pruned: correctly classified test examples of the same networks after pruning, in the same order.
       support: test examples of every class.
-      confidence: confidence of the interval.
     """
     x, y = balances(dense, support), balances(pruned, support)
     alphas = (x * y).sum(1) / (x**2).sum(1)
@@ -78,7 +77,7 @@ def above_seed_null(
         [np.delete(alphas, i).mean() - seed_null(np.delete(dense, i, axis=0), support).value for i in range(networks)]
     )
     error = np.sqrt((networks - 1) / networks * ((parts - parts.mean()) ** 2).sum())
-    margin = stats.t.ppf((1 + confidence) / 2, networks - 1) * error
+    margin = stats.t.ppf((1 + _CONFIDENCE) / 2, networks - 1) * error
     return Estimate(float(whole), float(whole - margin), float(whole + margin))
 
 

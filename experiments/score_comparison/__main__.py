@@ -11,9 +11,7 @@ Fashion-MNIST take about five minutes on one CPU core. Expected with 1 weight in
 """
 
 import argparse
-import csv
 import functools
-import io
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import scipy.stats
 from jaxtyping import Array, PyTree
 
@@ -424,14 +423,10 @@ def compare(given: argparse.Namespace) -> None:
     for seed in range(given.seeds):
         print(f"seed {seed}", file=sys.stderr)
         runs.append(list(Network(task, programs, seed).outcomes(given.families)))
-    rows = table(runs)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    print(text.getvalue(), end="")
+    text = pd.DataFrame(table(runs)).to_csv(index=False, lineterminator="\n")
+    print(text, end="")
     if given.out:
-        files.write_bytes(Path(given.out), text.getvalue().encode())
+        files.write_bytes(Path(given.out), text.encode())
 
 
 if __name__ == "__main__":

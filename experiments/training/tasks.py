@@ -75,16 +75,13 @@ def classification(
       ValueError: the model or an option is unknown, or logits do not have shape (batch, classes).
     """
     shape, classes, given = dataset.input_shape, dataset.num_classes, dict(options or {})
-    if isinstance(model, str) and not is_own(model):
-        create = lambda rngs: networks.create(model, num_classes=classes, input_shape=shape, rngs=rngs, **given)
-        task = _nnx_task(dataset, create, augment)
+    cls = own.load(model) if isinstance(model, str) and is_own(model) else model
+    make = networks.create if isinstance(cls, str) else own.create
+    create = lambda rngs: make(cls, num_classes=classes, input_shape=shape, rngs=rngs, **given)
+    if own.is_linen(cls):
+        task = _linen_task(dataset, create(nnx.Rngs(0)), augment)
     else:
-        cls = own.load(model) if isinstance(model, str) else model
-        create = lambda rngs: own.create(cls, num_classes=classes, input_shape=shape, rngs=rngs, **given)
-        if own.is_linen(cls):
-            task = _linen_task(dataset, create(nnx.Rngs(0)), augment)
-        else:
-            task = _nnx_task(dataset, create, augment)
+        task = _nnx_task(dataset, create, augment)
     _check_logits(task, dataset, model)
     return task
 
@@ -130,17 +127,13 @@ def _nnx_task(dataset: datasets.Dataset, create: Callable[[nnx.Rngs], nnx.Module
         # Make a copy, because the variables of ``stats`` belong to the caller, possibly to another trace.
         return nnx.merge(graph, params, keys(key), stats, copy=True)
 
-    def augmented(context: Context) -> jax.Array:
-        images = context.batch.images if augment is None else augment(context.key, context.batch.images)
-        return normalise(images, dataset.mean, dataset.std)
-
     def init(key: jax.Array) -> tuple[PyTree, PyTree]:
         _, params, _, stats = nnx.split(create(nnx.Rngs(key)), nnx.Param, nnx.RngState, ...)
         return params, stats
 
     def loss(params: PyTree, context: Context, mode: Mode) -> tuple[jax.Array, PyTree]:
         called = network(training if mode == "train" else evaluation, params, context.stats, context.key)
-        images = augmented(context) if mode == "train" else normalise(context.batch.images, dataset.mean, dataset.std)
+        images = _inputs(dataset, context, augment if mode == "train" else None)
         mean = cross_entropy(called(images), context.batch.labels).mean()
         return mean, nnx.state(called, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))
 
@@ -148,7 +141,9 @@ def _nnx_task(dataset: datasets.Dataset, create: Callable[[nnx.Rngs], nnx.Module
         return network(evaluation, params, stats, jax.random.key(0))(normalise(images, dataset.mean, dataset.std))
 
     def preactivations(params: PyTree, context: Context) -> PyTree:
-        return jprune.preactivations(network(training, params, context.stats, context.key), augmented(context))
+        return jprune.preactivations(
+            network(training, params, context.stats, context.key), _inputs(dataset, context, augment)
+        )
 
     return Task(init, loss, logits, preactivations)
 
@@ -156,10 +151,7 @@ def _nnx_task(dataset: datasets.Dataset, create: Callable[[nnx.Rngs], nnx.Module
 def _linen_task(dataset: datasets.Dataset, module: linen.Module, augment: Augment | None) -> Task:
     takes_train = "train" in inspect.signature(type(module).__call__).parameters
     flag = lambda train: {"train": train} if takes_train else {}
-
-    def augmented(context: Context) -> jax.Array:
-        images = context.batch.images if augment is None else augment(context.key, context.batch.images)
-        return normalise(images, dataset.mean, dataset.std)
+    in_training = lambda context: {**flag(True), "rngs": {"dropout": context.key}, "mutable": list(context.stats)}
 
     def init(key: jax.Array) -> tuple[PyTree, PyTree]:
         example = jnp.zeros((1, *dataset.input_shape), jnp.float32)
@@ -168,17 +160,11 @@ def _linen_task(dataset: datasets.Dataset, module: linen.Module, augment: Augmen
 
     def loss(params: PyTree, context: Context, mode: Mode) -> tuple[jax.Array, PyTree]:
         variables = {"params": params, **context.stats}
+        images = _inputs(dataset, context, augment if mode == "train" else None)
         if mode == "eval":
-            images = normalise(context.batch.images, dataset.mean, dataset.std)
             outputs, stats = module.apply(variables, images, **flag(False)), context.stats
         else:
-            outputs, stats = module.apply(
-                variables,
-                augmented(context),
-                **flag(True),
-                rngs={"dropout": context.key},
-                mutable=list(context.stats),
-            )
+            outputs, stats = module.apply(variables, images, **in_training(context))
         return cross_entropy(outputs, context.batch.labels).mean(), dict(stats)
 
     def logits(params: PyTree, stats: PyTree, images: jax.Array) -> jax.Array:
@@ -186,10 +172,15 @@ def _linen_task(dataset: datasets.Dataset, module: linen.Module, augment: Augmen
 
     def preactivations(params: PyTree, context: Context) -> PyTree:
         variables = {"params": params, **context.stats}
-        extra = {"rngs": {"dropout": context.key}, "mutable": list(context.stats)}
-        return jprune.preactivations(module, variables, augmented(context), **flag(True), **extra)
+        return jprune.preactivations(module, variables, _inputs(dataset, context, augment), **in_training(context))
 
     return Task(init, loss, logits, preactivations)
+
+
+def _inputs(dataset: datasets.Dataset, context: Context, augment: Augment | None) -> jax.Array:
+    """Return the images of a batch, augmented and normalized."""
+    images = context.batch.images if augment is None else augment(context.key, context.batch.images)
+    return normalise(images, dataset.mean, dataset.std)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

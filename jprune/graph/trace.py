@@ -18,7 +18,7 @@ from jprune.graph.graph import Graph, Model
 from jprune.graph.loops import run
 from jprune.graph.rules import without_numbers
 from jprune.graph.values import Axis, Kind, Program, Record, Source, Value
-from jprune.trees import Leaf, flatten, refuse_one_path_twice, with_article
+from jprune.trees import Leaf, Subset, is_array, refuse_one_path_twice, with_article
 
 _ROLES = ("stacked", "inputs", "outputs", "spatial")
 
@@ -72,7 +72,7 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
             "jprune.trace_model(lambda p, x: module.apply({'params': p}, x), variables['params'], x)"
         )
     owner = getattr(apply, "__self__", apply)  # of a bound method
-    if any(map(_is_array, jax.tree.leaves(owner))) and not hasattr(apply, "func"):  # a partial may have arrays
+    if any(map(is_array, jax.tree.leaves(owner))) and not hasattr(apply, "func"):  # a partial may have arrays
         raise TypeError(
             f"apply is the model {type(owner).__name__}, whose own arrays would be constants; pass a function of its "
             "parameters. NNX: graphdef, params, rest = nnx.split(model, nnx.Param, ...), then jprune.trace_model("
@@ -82,7 +82,7 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
     model = Model(apply, _shapes(params), tuple(map(_shapes, inputs)), _shapes(state), by_keyword)
     traced = model_jaxpr(model)
     record = Record()
-    if not any(map(_is_array, jax.tree.leaves(inputs))):
+    if not any(map(is_array, jax.tree.leaves(inputs))):
         record.constants = Kind.ACTIVATION  # a model without inputs computes from its constants
     for name, tree in (("params", params), ("state", state)):
         refuse_one_path_twice(name, [path for path, _ in _arrays(tree)])
@@ -90,7 +90,7 @@ def trace_model(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, s
     if not parameters:
         raise ValueError("params has no array; pass the tree of parameters that apply takes")
     states = {path: _state(record, leaf) for path, leaf in _arrays(state)}
-    arrays = [leaf for leaf in jax.tree.leaves(inputs) if _is_array(leaf)]
+    arrays = [leaf for leaf in jax.tree.leaves(inputs) if is_array(leaf)]
     given = [_input(record, leaf) for leaf in arrays]
     program = run(record, traced.jaxpr, [*parameters.values(), *states.values(), *given])
     _finish_outputs(record, program, traced, list(states.values()), state)
@@ -104,33 +104,25 @@ class Traced(NamedTuple):
     outputs: PyTree
 
 
-def _is_array(leaf: Leaf) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-
-
 def _arrays(tree: PyTree) -> list[tuple[str, Leaf]]:
-    paths, leaves, _ = flatten(tree)
-    return [(path, leaf) for path, leaf in zip(paths, leaves, strict=True) if _is_array(leaf)]
+    arrays = Subset.of(tree, is_array)
+    return list(zip(arrays.paths, arrays.leaves, strict=True))
 
 
 def model_jaxpr(model: Model) -> Traced:
     """Trace a model with its shapes, as a function of its arrays: parameters, state and inputs."""
-    leaves, treedef = jax.tree.flatten((model.params, model.state, model.inputs))
-    arrays = [place for place, leaf in enumerate(leaves) if _is_array(leaf)]
+    arrays = Subset.of((model.params, model.state, model.inputs), is_array)
 
     def flat(*given: Array) -> PyTree:
-        filled = list(leaves)
-        for place, leaf in zip(arrays, given, strict=True):
-            filled[place] = leaf
-        params, state, inputs = jax.tree.unflatten(treedef, filled)
+        params, state, inputs = arrays.whole(given)
         return model(params, inputs, state)
 
-    jaxpr, outputs = jax.make_jaxpr(flat, return_shape=True)(*(leaves[place] for place in arrays))
+    jaxpr, outputs = jax.make_jaxpr(flat, return_shape=True)(*arrays.leaves)
     return Traced(jaxpr, outputs)
 
 
 def _shapes(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jaxprs.described(leaf) if _is_array(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: jaxprs.described(leaf) if is_array(leaf) else leaf, tree)
 
 
 def _takes_state(apply: Callable[..., PyTree], params: PyTree, inputs: Sequence[PyTree], state: PyTree) -> bool:

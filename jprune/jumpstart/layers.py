@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from jprune.trees import with_article
+from jprune.trees import is_array, with_article
 
 # An OrderedDict or a sequence of arrays (batch, ..., units) and Stacks, or one of these alone.
 Preactivations: TypeAlias = PyTree
@@ -44,11 +44,6 @@ class Stack:
     """
 
     values: PyTree
-
-
-def is_array(x: object) -> bool:
-    """Whether x is a jax array, a tracer, a numpy array or a shape with a dtype."""
-    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def entries(layers: PyTree) -> list[tuple[str, Entry]]:

@@ -196,21 +196,21 @@ class Options(NamedTuple):
         _one_of("aggregate", aggregate, get_args(Aggregate))
         _one_of("ties", ties, get_args(Ties))
         _one_of("spatial", spatial, get_args(Spatial))
-        if not 0 <= number_of(balance, traced=0) <= 1:
+        if not 0 <= number_of(balance) <= 1:
             raise ValueError(f"balance={balance} must be a number from 0 to 1: it is the weight of the positive hinge")
         if not isinstance(margin, tuple | list) or len(margin) != 2:
             raise ValueError(f"margin={margin!r} must be a pair (positive, negative), such as (1.0, 1.0)")
-        if not all(math.isfinite(number_of(m, traced=0)) for m in margin):
+        if not all(math.isfinite(number_of(m)) for m in margin):
             raise ValueError(f"margin={margin!r} must be two finite numbers")
         if ties == "random" and key is None:
             raise ValueError("ties='random' needs a PRNG key: pass key=jax.random.key(seed)")
         return cls(mode, aggregate, balance, (margin[0], margin[1]), ties, spatial, axis_name, key)
 
 
-def number_of(value: ArrayLike, traced: float) -> float:
-    """Return the value of a real scalar; ``traced`` if it is not known before the program runs; otherwise NaN."""
+def number_of(value: ArrayLike) -> float:
+    """Return the value of a real scalar; 0 if it is not known before the program runs; otherwise NaN."""
     if isinstance(value, jax.core.Tracer):
-        return math.nan if value.ndim else traced
+        return math.nan if value.ndim else 0.0
     array = np.asarray(value)
     real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
     return float(array) if real and array.ndim == 0 else math.nan

@@ -24,7 +24,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from jprune.jumpstart.layers import Preactivations
 from jprune.jumpstart.penalty import Option, Options, jumpstart_penalty, number_of
-from jprune.trees import INJECT_CHAIN, explain_left_out, flatten, is_float, match
+from jprune.trees import INJECT_CHAIN, Subset, explain_left_out, flatten, is_float, match
 
 Coefficient: TypeAlias = ArrayLike | Callable[[ArrayLike], ArrayLike]  # a number, a scalar array or a schedule
 
@@ -213,7 +213,7 @@ def _check(coefficient: Coefficient, options: dict[str, Option]) -> None:
     for name in options:
         if name not in allowed:
             raise TypeError(f"{name}= is not an option of jumpstart_penalty; options: {', '.join(allowed)}")
-    if not callable(coefficient) and not 0 <= number_of(coefficient, traced=0) < math.inf:
+    if not callable(coefficient) and not 0 <= number_of(coefficient) < math.inf:
         raise ValueError(f"coefficient={coefficient} must be a finite number, 0 or more, such as 1e-3, or a schedule")
     Options.make(**{name: value for name, value in options.items() if name not in ("units", "examples")})
 
@@ -244,28 +244,23 @@ def _unpacked(returned: PyTree, has_aux: bool) -> tuple[ArrayLike, Preactivation
 
 def _value_and_gradient(
     penalty: Callable[[PyTree], Array], params: PyTree, axis_name: Hashable
-) -> tuple[Array, list[Array | None]]:
-    """Return the penalty and its gradient by leaf of ``params``, None for leaves that are not real floats."""
-    _, leaves, treedef = flatten(params)
-    trained = [leaf if is_float(leaf) else None for leaf in leaves]
+) -> tuple[Array, dict[str, Array]]:
+    """Return the penalty and its gradient of each real float leaf of ``params``, by path."""
+    subset = Subset.of(params, is_float)
+    trained = subset.leaves
     if axis_name is not None:
         # Each device differentiates its own copy of the parameters, and the parts are summed below. With replicated
         # parameters, check_vma would determine whether shard_map sums them.
         trained = lax.pcast(trained, axis_name, to="varying")
-
-    def of(trained: list[Array | None]) -> Array:
-        return penalty(
-            jax.tree.unflatten(treedef, [x if t is None else t for t, x in zip(trained, leaves, strict=True)])
-        )
-
-    value, gradient = jax.value_and_grad(of)(trained)
-    return value, gradient if axis_name is None else lax.psum(gradient, axis_name)  # type: ignore[no-untyped-call]
+    value, gradient = jax.value_and_grad(lambda trained: penalty(subset.whole(trained)))(trained)
+    if axis_name is not None:
+        gradient = lax.psum(gradient, axis_name)  # type: ignore[no-untyped-call]
+    return value, dict(zip(subset.paths, gradient, strict=True))
 
 
-def _add(updates: PyTree, params: PyTree, gradient: list[Array | None], coefficient: Array) -> PyTree:
+def _add(updates: PyTree, params: PyTree, gradient: dict[str, Array], coefficient: Array) -> PyTree:
     """Add to the updates leaf by leaf, matched by path, each in its own dtype."""
     match(params, updates, reference_name="params", name="updates")
-    by_path = dict(zip(flatten(params)[0], gradient, strict=True))
     paths, leaves, treedef = flatten(updates)
 
     def added(update: PyTree, gradient: Array | None) -> PyTree:
@@ -274,4 +269,4 @@ def _add(updates: PyTree, params: PyTree, gradient: list[Array | None], coeffici
         dtype = jnp.dtype(jnp.float64) if update.dtype == jnp.float64 else jnp.dtype(jnp.float32)
         return (update.astype(dtype) + coefficient.astype(dtype) * gradient.astype(dtype)).astype(update.dtype)
 
-    return jax.tree.unflatten(treedef, [added(u, by_path[path]) for path, u in zip(paths, leaves, strict=True)])
+    return jax.tree.unflatten(treedef, [added(u, gradient.get(path)) for path, u in zip(paths, leaves, strict=True)])

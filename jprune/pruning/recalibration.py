@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jprune.pruning.scores.elementwise import number_of_examples, working_dtype
-from jprune.trees import flatten, is_float, match, refuse_one_batch
+from jprune.trees import Subset, is_float, match, refuse_one_batch
 
 
 def recalibrate_batch_norm(
@@ -62,44 +62,41 @@ def recalibrate_batch_norm(
     "EagleEye", ECCV 2020, arXiv 2007.02491, section 3.2 (adaptive batch normalization).
     """
     refuse_one_batch(batches)
-    paths, leaves, treedef = flatten(statistics)
-    slots = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+    subset = Subset.of(statistics, is_float)
     # Half precision is too coarse to measure the momentum or to sum over batches.
-    dtypes = [working_dtype(leaves[slot]) for slot in slots]
+    dtypes = [working_dtype(leaf) for leaf in subset.leaves]
 
     @jax.jit
     def run(values: list[Array], batch: PyTree) -> list[Array]:
-        full = list(leaves)
-        for slot, value in zip(slots, values, strict=True):
-            full[slot] = value
-        given = update(jax.tree.unflatten(treedef, full), batch)
+        given = update(subset.whole(values), batch)
         found = match(statistics, given, reference_name="statistics", name="what update returned")
-        return [found[slot].astype(dtype) for slot, dtype in zip(slots, dtypes, strict=True)]
+        return [found[slot].astype(dtype) for slot, dtype in zip(subset.slots, dtypes, strict=True)]
 
-    zeros = [jnp.zeros(leaves[slot].shape, dtype) for slot, dtype in zip(slots, dtypes, strict=True)]
+    zeros = [jnp.zeros(leaf.shape, dtype) for leaf, dtype in zip(subset.leaves, dtypes, strict=True)]
     momenta: list[float] = []
-    found: dict[str, Array] = {paths[slot]: zero for slot, zero in zip(slots, zeros, strict=True)}
+    found: dict[str, Array] = dict(zip(subset.paths, zeros, strict=True))
     examples = 0
     for batch in batches:
         updated = run(zeros, batch)  # (1 - momentum) times the statistic of this batch
         if not momenta:
             starts = [jnp.full_like(a, max(1.0, float(jnp.max(jnp.abs(a))))) for a in updated]
             others = run(starts, batch)
-            momenta = [
-                _momentum(paths[slot], *runs) for slot, *runs in zip(slots, updated, starts, others, strict=True)
-            ]
+            momenta = [_momentum(*each) for each in zip(subset.paths, updated, starts, others, strict=True)]
         batch_statistics = {
-            paths[slot]: value / jnp.asarray(1 - momentum, value.dtype)
-            for slot, value, momentum in zip(slots, updated, momenta, strict=True)
+            path: value / jnp.asarray(1 - momentum, value.dtype)
+            for path, value, momentum in zip(subset.paths, updated, momenta, strict=True)
         }
         size = number_of_examples(batch)
         examples += size
         found = _merged(found, batch_statistics, size / examples)
     if not examples:
         raise ValueError("batches has no example; pass at least one batch")
-    for slot in slots:
-        leaves[slot] = found[paths[slot]].astype(jax.dtypes.canonicalize_dtype(leaves[slot].dtype))
-    return jax.tree.unflatten(treedef, leaves)
+    return subset.whole(
+        [
+            found[path].astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+            for path, leaf in zip(subset.paths, subset.leaves, strict=True)
+        ]
+    )
 
 
 def _momentum(path: str, from_zero: Array, start: Array, from_start: Array) -> float:

@@ -18,7 +18,6 @@ them:
 """
 
 import functools
-import inspect
 import math
 import types
 import warnings
@@ -49,6 +48,7 @@ from jprune.trees import (
     map_leaves,
     match,
     only,
+    refuse_arguments,
     refuse_sum,
     with_article,
 )
@@ -289,12 +289,9 @@ def refuse_no_selection(selection: object, table: Mapping[int, Amount], options:
         raise TypeError(f"selection is {with_article(selection)}; {wanted}")
     given = {name: value for name, value in options.items() if value is not None}
     for amount in table.values():
-        try:
-            inspect.signature(selection).bind(None, **as_keywords(amount), among=None, **given)
-        except TypeError as error:
-            raise TypeError(f"selection={selection!r}: {error}; {wanted}") from error
-        except ValueError:  # a callable without a signature
-            return
+        refuse_arguments(
+            selection, f"selection={selection!r}", wanted, None, **as_keywords(amount), among=None, **given
+        )
 
 
 def _refuse_no_key(key: object) -> None:

@@ -18,14 +18,14 @@ def shapes(tree):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def trace_nnx(create, *inputs, method="__call__"):
+def trace_nnx(create, *inputs):
     """Trace an NNX module without creating its arrays; every variable that is not a parameter is state."""
     from flax import nnx
 
     graphdef, params, state = nnx.split(nnx.eval_shape(lambda: create(nnx.Rngs(0))), nnx.Param, ...)
 
     def apply(params, state, *inputs):
-        return getattr(nnx.merge(graphdef, params, state), method)(*inputs)
+        return nnx.merge(graphdef, params, state)(*inputs)
 
     return jprune.trace_model(apply, params, *inputs, state=state)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from jprune import jaxprs
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes, where_of
 from jprune.pruning.scores.elementwise import Score, working_dtype
-from jprune.trees import Where, flatten
+from jprune.trees import Subset, Where, flatten, is_array
 
 _CALLS = frozenset(
     {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat", "remat2", "checkpoint"}
@@ -161,17 +161,12 @@ def _program(
     apply: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree
 ) -> tuple[jaxprs.Program, list[Array | np.ndarray], list[View | None]]:
     """Return the forward pass as a function of the arrays of ``params``, these arrays, and their views."""
-    paths, leaves, treedef = flatten(params)
-    slots = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
-
-    def run(arrays: list[Array | np.ndarray]) -> PyTree:
-        full = list(leaves)
-        for slot, array in zip(slots, arrays, strict=True):
-            full[slot] = array
-        return apply(jax.tree.unflatten(treedef, full), batch)
-
-    arrays = [leaves[i] for i in slots]
-    return jax.make_jaxpr(run)(arrays), arrays, [View(paths[i], leaves[i].shape, lambda w: w) for i in slots]
+    subset = Subset.of(params, is_array)
+    program = jax.make_jaxpr(lambda arrays: apply(subset.whole(arrays), batch))(subset.leaves)
+    views: list[View | None] = [
+        View(path, leaf.shape, lambda w: w) for path, leaf in zip(subset.paths, subset.leaves, strict=True)
+    ]
+    return program, subset.leaves, views
 
 
 def _squares_in_forward_pass(

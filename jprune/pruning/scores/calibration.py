@@ -36,7 +36,7 @@ from jprune.pruning.scores.elementwise import working_dtype
 from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import empty_layers, mask_layers
 from jprune.pruning.selection.uint64 import Count
-from jprune.trees import Where, flatten, match, only, refuse_one_batch
+from jprune.trees import Subset, Where, flatten, is_array, match, only, refuse_one_batch
 
 # A layer is pruned in segments of static size. The blocks of a segment share a loop, in which every product covers all
 # rows of the segment.
@@ -210,18 +210,13 @@ def input_grams(
     summed = {path: _summing(roles[path], path, leaf.shape, axes) for path, leaf in wanted.items()}
     instead = "exclude it with where=, or capture its inputs and pass them to sparsegpt"
 
-    _, leaves, treedef = flatten(params)
-    slots = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
+    arrays_of_model = Subset.of(params, is_array)
 
     def arranged(path: str) -> str:
         return f"'{path}' is transposed or reshaped before a scan reads it; {instead}"
 
     @jax.jit  # of the arrays alone: Equinox modules have functions among their leaves
     def one(arrays: list[Array], batch: PyTree) -> dict[str, Array]:
-        full = list(leaves)
-        for slot, array in zip(slots, arrays, strict=True):
-            full[slot] = array
-
         def visit(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side: int) -> PyTree:
             if view.path not in wanted:
                 return None
@@ -241,13 +236,13 @@ def input_grams(
                 raise ValueError(arranged(view.path))
             return grams
 
-        found = collect_products(apply, jax.tree.unflatten(treedef, full), batch, Visitor(visit, join))
+        found = collect_products(apply, arrays_of_model.whole(arrays), batch, Visitor(visit, join))
         refuse_unread(wanted, found, instead)
         return found
 
     total: dict[str, Array] | None = None
     for batch in batches:
-        found = one([leaves[slot] for slot in slots], batch)
+        found = one(arrays_of_model.leaves, batch)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
     if total is None:
         raise ValueError("batches has no batch; pass at least one")

@@ -12,7 +12,6 @@ Wanda) are in ``jprune.pruning.scores.model_based`` and ``.activations``.
 
 import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping
 
@@ -34,6 +33,7 @@ from jprune.trees import (
     map_leaves,
     match,
     only,
+    refuse_arguments,
     with_article,
 )
 
@@ -152,12 +152,7 @@ def refuse_no_score(score: object) -> None:
     wanted = "it must be a score, such as jprune.magnitude(), or a function score(params, grad=..., batch=..., key=...)"
     if not callable(score):
         raise TypeError(f"score={score!r} is {with_article(score)}; {wanted}")
-    try:
-        inspect.signature(score).bind(None, grad=None, batch=None, key=None)
-    except TypeError as error:
-        raise TypeError(f"score={name_of(score)}: {error}; {wanted}") from error
-    except ValueError:  # a callable without a signature
-        return
+    refuse_arguments(score, f"score={name_of(score)}", wanted, None, grad=None, batch=None, key=None)
 
 
 def name_of(function: Callable[..., PyTree]) -> str:

@@ -18,7 +18,6 @@ in eval mode, and discard updated statistics. With Flax NNX:
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +42,7 @@ from jprune.pruning.selection import allocation, uint64
 from jprune.pruning.selection.layers import Quota, any_nan, choose, layers_of, refuse_nan
 from jprune.pruning.selection.uint64 import Count
 from jprune.pruning.selection.unstructured import apply_masks
-from jprune.trees import Leaf, Where, flatten, is_float, map_leaves, refuse_one_batch
+from jprune.trees import Subset, Where, is_float, map_leaves, refuse_one_batch
 
 
 def snip(*, where: Where | None = None) -> Score:
@@ -103,7 +102,7 @@ def synflow(
     """
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
-        floats = _Floats.of(whole)
+        floats = _floats(whole)
         dtype = np.dtype(working_dtype(*floats.leaves))
         # The model's own dtype, so that the model promotes nothing.
         dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in floats.leaves]
@@ -161,7 +160,7 @@ def fisher(
 
     def function(params: PyTree, grad: PyTree, batch: PyTree, key: PRNGKeyArray | None, whole: PyTree) -> PyTree:
         examples = number_of_examples(batch)
-        floats = _Floats.of(whole)
+        floats = _floats(whole)
         leaves, treedef = jax.tree.flatten(batch)
         arrays = [leaf for leaf in leaves if has_examples(leaf)]
 
@@ -296,7 +295,7 @@ def average_gradients(
     Array(3., dtype=float32)
     """
     refuse_one_batch(batches)
-    floats = _Floats.of(params)
+    floats = _floats(params)
 
     @jax.jit
     def add(total: list[Array], weights: list[Array], batch: PyTree) -> list[Array]:
@@ -315,34 +314,12 @@ def average_gradients(
     return floats.alone([t / number for t in total])
 
 
-class _Floats(NamedTuple):
-    """The leaves of a tree, and its float leaves, which are differentiated."""
-
-    leaves: list[Leaf]
-    slots: list[int]
-    every: list[Leaf]
-    treedef: jax.tree_util.PyTreeDef
-
-    @classmethod
-    def of(cls, tree: PyTree) -> "_Floats":
-        _, every, treedef = flatten(tree)
-        slots = [i for i, leaf in enumerate(every) if is_float(leaf)]
-        if not slots:
-            raise ValueError("params has no float array; pass the tree of the model's parameters")
-        return cls([every[i] for i in slots], slots, every, treedef)
-
-    def whole(self, leaves: list[Leaf]) -> PyTree:
-        """Return the tree with other float leaves."""
-        return self._put(leaves, list(self.every))
-
-    def alone(self, leaves: list[Leaf]) -> PyTree:
-        """Return the tree with other float leaves, and None for every other leaf."""
-        return self._put(leaves, [None] * len(self.every))
-
-    def _put(self, leaves: list[Leaf], into: list[Leaf]) -> PyTree:
-        for slot, leaf in zip(self.slots, leaves, strict=True):
-            into[slot] = leaf
-        return jax.tree.unflatten(self.treedef, into)
+def _floats(tree: PyTree) -> Subset:
+    """Return the float leaves of a tree, which are differentiated."""
+    subset = Subset.of(tree, is_float)
+    if not subset.leaves:
+        raise ValueError("params has no float array; pass the tree of the model's parameters")
+    return subset
 
 
 def _scalar(value: PyTree) -> Array:

@@ -86,7 +86,16 @@ def bootstrap_models(values: Numbers, *, rng: Rng, resamples: int = 10_000, leve
     (1.18, True)
     """
     x = one_per_model("values", values)
-    return _bootstrap_quotient(x, np.where(np.isnan(x), np.nan, 1.0), rng, resamples, level)
+    check_level(level)
+    check_resamples(resamples)
+    *stack, models = x.shape
+    seed = int(np.random.default_rng(rng).integers(2**63))  # one for all rows, so that they use the same resamples
+    made = ~np.isnan(x)
+    rows = zip(*(each.reshape(math.prod(stack), models) for each in (x, made)), strict=True)
+    fields = zip(*(_bca(row[present], seed, resamples, level) for row, present in rows), strict=True)
+    estimate, error, low, high, reason = (np.array(field).reshape(stack) for field in fields)
+    defined = np.asarray(made.sum(-1))
+    return BootstrapInterval(estimate, error, low, high, defined, np.asarray(models - defined), reason)
 
 
 def bootstrap_examples(
@@ -157,39 +166,22 @@ def bootstrap_examples(
     return _summary(estimate, alphas, level)
 
 
-def _bootstrap_quotient(
-    numerators: npt.NDArray[np.float64], denominators: npt.NDArray[np.float64], rng: Rng, resamples: int, level: float
-) -> BootstrapInterval:
-    """BCa interval of sum(numerators) / sum(denominators) over models; a mean has denominators 1."""
-    check_level(level)
-    check_resamples(resamples)
-    *stack, models = numerators.shape
-    seed = int(np.random.default_rng(rng).integers(2**63))  # one for all rows, so that they use the same resamples
-    up, down = (values.reshape(math.prod(stack), models) for values in (numerators, denominators))
-    made = ~np.isnan(up)
-    rows = [_bca(u[m], d[m], seed, resamples, level) for u, d, m in zip(up, down, made, strict=True)]
-    estimate, error, low, high, reason = (np.array(field).reshape(stack) for field in zip(*rows, strict=True))
-    defined = made.sum(-1).reshape(stack)
-    return BootstrapInterval(estimate, error, low, high, defined, np.asarray(models - defined), reason)
-
-
 def _bca(
-    up: npt.NDArray[np.float64], down: npt.NDArray[np.float64], seed: int, resamples: int, level: float
+    values: npt.NDArray[np.float64], seed: int, resamples: int, level: float
 ) -> tuple[float, float, float, float, str]:
     nan = float("nan")
-    if up.size == 0:
+    if values.size == 0:
         return nan, nan, nan, nan, "the statistic is undefined for every model"
-    estimate = float(up.sum() / down.sum())
-    if up.size < 2:
+    estimate = float(values.mean())
+    if values.size < 2:
         return estimate, nan, nan, nan, "fewer than two models"
-    if np.ptp(up / down) <= 8 * np.finfo(np.float64).eps * max(np.abs(up / down).max(), 1):
+    if np.ptp(values) <= 8 * np.finfo(np.float64).eps * max(np.abs(values).max(), 1):
         return estimate, 0.0, estimate, estimate, ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)  # the reason names it
         result = scipy.stats.bootstrap(
-            (up, down),
-            lambda u, d, axis: u.sum(axis) / d.sum(axis),
-            paired=True,
+            (values,),
+            np.mean,
             vectorized=True,
             n_resamples=resamples,
             confidence_level=level,

@@ -17,6 +17,7 @@ from jprune.recall.inputs.raw import (
     option,
     refuse_two_spellings,
 )
+from jprune.recall.inputs.text import some
 
 _MARKS = (99, 127, 254, 255, 999, 9999, 32767)  # often used for examples without a class
 _NUMBERS = re.compile(r"[\s\d.,;:+\-]*")
@@ -363,11 +364,10 @@ def _numbers(raw: Raw, index: dict[str, int]) -> Raw:
         return raw
     unknown = [text for text in _distinct(raw) if text not in index]
     if unknown:
-        some = ", ".join(list(index)[:8]) + (f" and {len(index) - 8} more" if len(index) > 8 else "")
         kind = (
             "a number among class names"
             if WHOLE_NUMBER.fullmatch(unknown[0])
-            else f"expected one of the class names {some}"
+            else f"expected one of the class names {some(index)}"
         )
         raise InputError(f"{first_text(raw, unknown[0])}, {kind}")
     codes = np.array([index[text] for text in raw.values.ravel().tolist()], np.int64)

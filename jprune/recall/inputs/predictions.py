@@ -38,7 +38,7 @@ class Predictions(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def labels(given: object, name: str = "labels") -> Int[np.ndarray, " examples"]:
+def labels(given: object) -> Int[np.ndarray, " examples"]:
     """Read the true classes: (examples,) or (examples, 1) whole numbers from 0 up, or one-hot rows.
 
     Raises:
@@ -48,7 +48,7 @@ def labels(given: object, name: str = "labels") -> Int[np.ndarray, " examples"]:
     >>> labels([2, 0, 1.0])
     array([2, 0, 1])
     """
-    raw = of_object(given, name)
+    raw = of_object(given, "labels")
     values, name = raw.values, raw.name
     if values.ndim == 2 and 1 in values.shape:
         values = values.ravel()

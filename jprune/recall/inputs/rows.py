@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from jprune.recall.inputs.raw import WHOLE_NUMBER, InputError, Raw
+from jprune.recall.inputs.text import some
 
 ID_NAMES = frozenset(
     {"id", "ids", "idx", "index", "example", "example_id", "image_id", "row", "filename", "file", "path"}
@@ -176,6 +177,5 @@ def _permuted(ids: np.ndarray) -> bool:
     return any(found == {str(row + start) for row in range(n)} for start in (0, 1))
 
 
-def _some(names: Sequence[object], most: int = 5) -> str:
-    shown = ", ".join(repr(name) for name in names[:most])
-    return f"the id{'s' * (len(names) > 1)} {shown}" + (f" and {len(names) - most} more" if len(names) > most else "")
+def _some(names: Sequence[object]) -> str:
+    return f"the id{'s' * (len(names) > 1)} {some(list(map(repr, names)), 5)}"

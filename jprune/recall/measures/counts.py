@@ -12,6 +12,8 @@ import numpy.typing as npt
 from jaxtyping import Float, Int
 
 from jprune.recall.inputs.arguments import EmptyClassWarning, Numbers, first_true
+from jprune.recall.inputs.text import some
+from jprune.recall.measures.intensification import quotient
 
 Integers: TypeAlias = Any  # a numpy or jax array; jax is not imported here
 
@@ -170,9 +172,7 @@ def _diagonal(matrix: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
 
 
 def _ratio(numerator: npt.NDArray[np.integer], denominator: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-    out = np.full(numerator.shape, np.nan)
-    np.divide(numerator, denominator, out=out, where=denominator > 0)
-    return out
+    return quotient(numerator, denominator, denominator > 0)
 
 
 def _warn_empty(measure: str, what: str, empty: npt.NDArray[np.bool_]) -> None:
@@ -184,9 +184,8 @@ def _warn_empty(measure: str, what: str, empty: npt.NDArray[np.bool_]) -> None:
             str(c) if times[c] == len(models) else f"{c} (in {times[c]} of {len(models)} models)"
             for c in np.flatnonzero(times)
         ]
-        more = f" and {len(named) - 20} more" if len(named) > 20 else ""
         warnings.warn(
-            f"{measure} is NaN for classes {what}: {', '.join(named[:20])}{more}; they are left out of every sum",
+            f"{measure} is NaN for classes {what}: {some(named, 20)}; they are left out of every sum",
             EmptyClassWarning,
             stacklevel=3,
         )

@@ -27,23 +27,11 @@ class Outlook(NamedTuple):
     top_k: Float[np.ndarray, " classes_and_all"]
 
 
-def log_probabilities(logits: npt.ArrayLike) -> Float[np.ndarray, "examples classes"]:
-    """Return log probabilities of logits, or of probabilities: rows in [0, 1] that sum to 1 up to rounding.
-
-    >>> np.exp(log_probabilities([[0.0, 0.0], [1.0, 0.0]])).round(3).tolist()
-    [[0.5, 0.5], [0.731, 0.269]]
-    >>> np.exp(log_probabilities([[0.2, 0.8], [0.5, 0.5]])).round(3).tolist()
-    [[0.2, 0.8], [0.5, 0.5]]
-    """
-    given = np.asarray(logits)
-    found = np.empty(given.shape, np.float64)
-    for block, log_p in _blocks(given):
-        found[block] = log_p
-    return found
-
-
 def _blocks(logits: npt.NDArray[np.floating]) -> Iterator[tuple[slice, Float[np.ndarray, "rows classes"]]]:
-    """Yield log probabilities in blocks of examples that fit the processor's cache."""
+    """Yield log probabilities in blocks of examples that fit the processor's cache.
+
+    The logits may be probabilities: rows in [0, 1] that sum to 1 up to rounding.
+    """
     probabilities = are_probabilities(logits)
     rows = max(1, _CELLS // logits.shape[-1])
     for start in range(0, len(logits), rows):

@@ -133,8 +133,7 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
         return f"{text}. No single class is shown to have lost more than all examples did."
     more = f" and {len(beyond) - _MOST_NAMES} more" if len(beyond) > _MOST_NAMES else ""
     named = listed([str(name) for name in beyond["class"][:_MOST_NAMES]]) + more
-    plural = "class" if len(beyond) == 1 else "classes"
-    return f"{text}. Shown to have lost more than all examples did: {plural} {named}."
+    return f"{text}. Shown to have lost more than all examples did: class{'es' * (len(beyond) > 1)} {named}."
 
 
 def _drift(audit: AuditTables, row: Row) -> str:

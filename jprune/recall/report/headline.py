@@ -261,18 +261,18 @@ def _also(shown: pd.DataFrame, what: str, before: int = 1) -> str:
 def _none_named(audit: AuditTables, row: Row) -> str:
     """That no class is shown to have lost more; whether one gained more, or the loss is uneven all the same."""
     changed, p = change_of_accuracy(row, audit.level), evenness(audit, row)
-    if (rows_of(audit.classes, row)["support"] > 0).sum() < 2:
+    classes = rows_of(audit.classes, row)
+    if (classes["support"] > 0).sum() < 2:
         return f"Only one class has test examples; accuracy{at_score(audit, row)} {changed}."
     spared = _spared(audit, row)
     if spared:
         return spared
-    classes = rows_of(audit.classes, row)
     if not np.isfinite(classes["p_holm"]).any():
         return (
             f"Accuracy{at_score(audit, row)} {changed}. A test of whether a class lost more than the rest needs "
             f"{what_a_test_needs(classes)}."
         )
-    if p < 1 - audit.level and not len(lost_more(rows_of(audit.classes, row), audit.level)):
+    if p < 1 - audit.level and not len(lost_more(classes, audit.level)):
         what = "loss" if cell(row, "accuracy_change") < 0 else "change"
         return (
             f"Accuracy{at_score(audit, row)} {changed}. The {what} is not even over the classes ({p_value(p)}), but no "
@@ -330,7 +330,7 @@ def _apart(audit: AuditTables, row: Row, named: int, *, first: bool) -> str:
     verdict = verdict_of(row)
     place = f"{at_score(audit, row).strip()}{_shown_alpha(row, explained=first)}"
     text = f"differences between weak and strong classes {described(audit, row, place)}"
-    text += reasons(audit, [dict(row)]) if verdict == "undefined" else ""
+    text += f" ({reasons(audit, row)})" if verdict == "undefined" else ""
     if named and first and not verdict.startswith(">"):
         compared = "That compares one class" if named == 1 else "That compares single classes"
         return (

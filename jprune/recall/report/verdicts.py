@@ -152,7 +152,6 @@ def rows_of(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
     return found
 
 
-def reasons(audit: AuditTables, rows: list[dict[str, object]]) -> str:
-    """Why alpha is undefined for models of some rows of the summary, in parentheses."""
-    found = sorted({str(reason) for row in rows for reason in rows_of(audit.alphas, row)["reason"]} - {""})
-    return f" ({'; '.join(found)})" if found else ""
+def reasons(audit: AuditTables, row: Row) -> str:
+    """Why alpha is undefined for models of a row of the summary."""
+    return "; ".join(sorted({str(reason) for reason in rows_of(audit.alphas, row)["reason"]} - {""}))

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from jprune.recall.inputs.predictions import Predictions
+from jprune.recall.inputs.text import some
 from jprune.recall.measures.probabilities import are_probabilities
 from jprune.recall.tables.audited import AuditedModels, collapsed
 from jprune.recall.tables.frames import UNSTATED, FrameRow, Row
@@ -27,7 +28,7 @@ def of_empty_classes(support: npt.NDArray[np.int64], class_names: Sequence[str])
         return ""
     if len(empty) == 1:
         return f"class without test examples: {empty[0]}; its recall is undefined and it is left out of every sum"
-    named = ", ".join(empty[:20]) + (f" and {len(empty) - 20} more" if len(empty) > 20 else "")
+    named = some(empty, 20)
     return f"classes without test examples: {named}; their recall is undefined and they are left out of every sum"
 
 
@@ -171,8 +172,7 @@ def of_groups(groups: pd.DataFrame) -> list[str]:
         f"{row['attribute']} {row['group']} ({row['support']} example{'s' * (row['support'] != 1)})"
         for row in small.to_dict("records")
     ]
-    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
-    return [f"small groups, about which little can be shown: {', '.join(listed[:5])}{more}"]
+    return [f"small groups, about which little can be shown: {some(listed, 5)}"]
 
 
 def _where(score: str, ratio: float) -> str:

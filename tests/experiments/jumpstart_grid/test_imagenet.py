@@ -60,9 +60,9 @@ def test_a_batch_that_does_not_fit_the_devices_is_refused():
         imagenet.trainer(ImageNet(batch=9), 2, Mesh(np.array(jax.devices()), ("batch",)), **TOY)
 
 
-def png(color, size=(20, 10)):
+def png(color):
     buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, "PNG")
+    Image.new("RGB", (20, 10), color).save(buffer, "PNG")
     return buffer.getvalue()
 
 

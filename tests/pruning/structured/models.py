@@ -453,11 +453,10 @@ def branches():
     return Model(apply, params, (d(3, 4),))
 
 
-def nnx_function(model, seed=0):
+def nnx_function(model):
     """An NNX module as a function of its parameters, with random values, and its batch statistics."""
     graphdef, params, statistics, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    draw = _Draw(seed)
-    params = nnx.to_pure_dict(draw.like(params))
+    params = nnx.to_pure_dict(_Draw().like(params))
     has_statistics = bool(jax.tree.leaves(statistics))
     state = nnx.to_pure_dict(statistics) if has_statistics else None
     template = nnx.state(model, nnx.Param)

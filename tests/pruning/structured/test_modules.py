@@ -32,11 +32,7 @@ def remove_half(name):
 
 call = nnx.jit(lambda module, *inputs: module(*inputs))
 
-
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("usual_promotion")
 
 
 def test_nnx_convolutions_and_batch_normalization():

@@ -76,11 +76,7 @@ GROUPS = {  # sizes of the groups that are exact, and of those that are not
 
 QUICK = {"identity_products", "decoding_step"}
 
-
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("usual_promotion")
 
 
 @pytest.mark.parametrize("name", GROUPS)

@@ -16,11 +16,7 @@ from jprune.pruning.structured.budgets import cost_of
 from jprune.trees import flatten
 from tests.pruning.structured.models import _Draw
 
-
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("usual_promotion")
 
 
 def shape(*sizes):
@@ -109,9 +105,9 @@ def halved(graph, params, keep=None):
     return jax.tree.unflatten(treedef, list(map(jnp.asarray, masks.values()))), jax.tree.unflatten(treedef, masked)
 
 
-def two_layers(hidden=8):
+def two_layers():
     d = _Draw()
-    return {"a": d(3, hidden), "b": d(hidden, 2)}, d(4, 3)
+    return {"a": d(3, 8), "b": d(8, 2)}, d(4, 3)
 
 
 @pytest.mark.parametrize(

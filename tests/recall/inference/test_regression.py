@@ -134,13 +134,13 @@ def test_a_reference_that_is_not_a_score_is_refused():
 # at equal accuracy -----------------------------------------------------------------------------------
 
 
-def covariance_study(models=15, gap=0.0, seed=0, slope=0.8):
-    """log alpha = slope * log alpha_null (+ gap for the second score), a model effect and noise."""
-    rng = np.random.default_rng(seed)
+def covariance_study(models=15, gap=0.0):
+    """log alpha = .8 * log alpha_null (+ gap for the second score), a model effect and noise."""
+    rng = np.random.default_rng(0)
     frame = study(models=models)
     null = 1 + 0.05 * frame.ratio * (1 + 0.3 * rng.random(len(frame)))
     noise = (0.05 * rng.normal(size=models))[frame.model] + 0.02 * rng.normal(size=len(frame))
-    log_alpha = slope * np.log(null) + gap * (frame.score == "undecayed") + noise
+    log_alpha = 0.8 * np.log(null) + gap * (frame.score == "undecayed") + noise
     return frame.assign(alpha_null=null, alpha=np.exp(log_alpha))
 
 

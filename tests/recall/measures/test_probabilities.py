@@ -6,24 +6,24 @@ import scipy.special
 import scipy.stats
 import sklearn.metrics
 
-from jprune.recall.measures.probabilities import BINS, area_under_curve, divergence, log_probabilities, outlook
+from jprune.recall.measures.probabilities import BINS, area_under_curve, divergence, margins, outlook
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.integers(0, 4, 300)
 LOGITS = RNG.normal(size=(300, 4)) + 2 * np.eye(4)[TRUE]
 
 
-def test_logits_and_probabilities_give_the_same_log_probabilities():
-    wanted = scipy.special.log_softmax(LOGITS, axis=1)
-    np.testing.assert_allclose(log_probabilities(LOGITS), wanted, atol=1e-12)
-    np.testing.assert_allclose(log_probabilities(np.exp(wanted)), wanted, atol=1e-12)
+def test_logits_and_probabilities_give_the_same_margins():
+    p = scipy.special.softmax(LOGITS, axis=1)
+    wanted = np.diff(np.sort(p), axis=1)[:, -1]
+    np.testing.assert_allclose(margins(LOGITS), wanted, atol=1e-12)
+    np.testing.assert_allclose(margins(p), wanted, atol=1e-12)
     rows = np.array([[-np.inf, -np.inf], [0.0, -np.inf], [np.inf, 0.0]])
-    np.testing.assert_allclose(np.exp(log_probabilities(rows)), [[0.5, 0.5], [1, 0], [1, 0]])
+    np.testing.assert_allclose(margins(rows), [0, 1, 1])
 
 
 def test_calibration_confidence_and_top_k_of_every_class():
-    log_p = log_probabilities(LOGITS)
-    found, p = outlook(TRUE, log_p, 2), np.exp(log_p)
+    found, p = outlook(TRUE, LOGITS, 2), scipy.special.softmax(LOGITS, axis=1)
     for place, mine in enumerate([*(c == TRUE for c in range(4)), np.ones(300, bool)]):
         confidence, right = p[mine].max(1), p[mine].argmax(1) == TRUE[mine]
         assert found.confidence[place] == pytest.approx(confidence.mean())
@@ -36,7 +36,7 @@ def test_calibration_confidence_and_top_k_of_every_class():
 
 def test_divergence_is_the_mean_relative_entropy():
     other = LOGITS + RNG.normal(size=LOGITS.shape)
-    found = divergence(TRUE, log_probabilities(LOGITS), log_probabilities(other))
+    found = divergence(TRUE, LOGITS, other)
     each = scipy.stats.entropy(scipy.special.softmax(LOGITS, 1), scipy.special.softmax(other, 1), axis=1)
     np.testing.assert_allclose(found, [*(each[c == TRUE].mean() for c in range(4)), each.mean()])
 
