@@ -1,6 +1,7 @@
 """A few training steps on a made-up loss, and the expected masks computed with numpy."""
 
 import operator
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,11 @@ def largest(scores, keep, among=None):
     mask[order[:keep]] = True
     bounds = np.cumsum([np.size(s) for s in scores])[:-1]
     return [part.reshape(np.shape(s)) for part, s in zip(np.split(mask, bounds), scores, strict=True)]
+
+
+def exact_count(size, sparsity):
+    """The number kept of ``size`` weights, in exact arithmetic with the decimal number as it is printed."""
+    return round(size * (1 - Fraction(str(sparsity))))
 
 
 def by_rank(scores, *, sparsity=None, keep=None, among=None, min_keep=0):
