@@ -18,7 +18,8 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -183,7 +184,9 @@ def input_grams(
     scan has its own matrix. The memory is inputs^2 numbers per layer, for any number of batches.
 
     Args:
-      apply: ``apply(params, batch)``, the forward pass.
+      apply: ``apply(params, batch)``, the forward pass. If it is made by ``jax.jit``, the sum is compiled once for all
+        calls with these shapes, also after its weights were pruned; any other function is compiled at every call,
+        because it may use values that have changed.
       params: tree of arrays.
       batches: any number of batches.
       where: predicate on (path, leaf) that selects the kernels; None as for ``prune``.
@@ -212,26 +215,30 @@ def input_grams(
 
     _, leaves, treedef = flatten(params)
     slots = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
+    # The program must not keep arrays alive.
+    others = tuple(None if hasattr(leaf, "dtype") else leaf for leaf in leaves)
+    shapes = {path: tuple(leaf.shape) for path, leaf in wanted.items()}
+    of_graph = isinstance(axes, HasAxes)
 
     def arranged(path: str) -> str:
         return f"'{path}' is transposed or reshaped before a scan reads it; {instead}"
 
-    @jax.jit  # of the arrays alone: Equinox modules have functions among their leaves
-    def one(arrays: list[Array], batch: PyTree) -> dict[str, Array]:
-        full = list(leaves)
+    def run(apply: Callable[[PyTree, PyTree], PyTree], arrays: list[Array], batch: PyTree) -> dict[str, Array]:
+        full = list(others)
         for slot, array in zip(slots, arrays, strict=True):
             full[slot] = array
 
         def visit(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side: int) -> PyTree:
-            if view.path not in wanted:
+            if view.path not in summed:
                 return None
-            axes_of_kernel, steps = summed[view.path], wanted[view.path].ndim - len(view.shape)
+            axes_of_kernel, shape = summed[view.path], shapes[view.path]
+            steps = len(shape) - len(view.shape)
             if axes_of_kernel.stacked[:steps] != tuple(range(steps)):
-                if isinstance(axes, HasAxes):
+                if of_graph:
                     raise ValueError(arranged(view.path))
                 raise ValueError(
-                    f"'{view.path}' of shape {wanted[view.path].shape} is read in a scan over its first {steps} axes, "
-                    f"which are not stacked: {roles[view.path]}; give axes=jprune.trace_model(apply, params, *inputs)"
+                    f"'{view.path}' of shape {shape} is read in a scan over its first {steps} axes, which are not "
+                    f"stacked: {roles[view.path]}; give axes=jprune.trace_model(apply, params, *inputs)"
                 )
             parts = (tuple(axis - steps for axis in part if axis >= steps) for part in axes_of_kernel)
             return _product_gram(equation, other, view, side, _Roles(*parts))
@@ -242,9 +249,11 @@ def input_grams(
             return grams
 
         found = collect_products(apply, jax.tree.unflatten(treedef, full), batch, Visitor(visit, join))
-        refuse_unread(wanted, found, instead)
+        refuse_unread(summed, found, instead)
         return found
 
+    # Of the arrays alone: Equinox modules have functions among their leaves.
+    one = _compiled(apply, run, (treedef, tuple(slots), others, *summed.items(), *shapes.items(), of_graph))
     total: dict[str, Array] | None = None
     for batch in batches:
         found = one([leaves[slot] for slot in slots], batch)
@@ -252,6 +261,32 @@ def input_grams(
     if total is None:
         raise ValueError("batches has no batch; give at least one")
     return {path: Gram(total[path]) for path in wanted}
+
+
+# Programs of functions made by jax.jit, deleted with the function.
+_PROGRAMS: weakref.WeakKeyDictionary[Callable[..., PyTree], dict[Hashable, Callable[..., PyTree]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _compiled(
+    apply: Callable[[PyTree, PyTree], PyTree], run: Callable[..., PyTree], key: Hashable
+) -> Callable[..., PyTree]:
+    """Compile ``run(apply, ...)``; if ``apply`` is made by ``jax.jit``, once for each key.
+
+    Any other function may use values that change, which a program that was compiled before would not read.
+    """
+    if not isinstance(apply, jax.stages.Wrapped):
+        return jax.jit(functools.partial(run, apply))
+    programs = _PROGRAMS.setdefault(apply, {})
+    try:
+        known = programs.get(key)
+    except TypeError:  # a leaf or the structure cannot be hashed
+        return jax.jit(functools.partial(run, apply))
+    if known is None:
+        reference = weakref.ref(apply)  # the dict would keep a function alive that its values refer to
+        known = programs[key] = jax.jit(lambda arrays, batch: run(reference(), arrays, batch))
+    return known
 
 
 def _check_amount(
