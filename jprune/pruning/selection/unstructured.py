@@ -138,7 +138,8 @@ def layer_masks(
 
     def quota(amount: Amount) -> Quota:
         if isinstance(amount, Count):
-            return Quota(_per_layer(amount, layers), None)
+            floors = allocation.floors(min_keep, layers.sizes, None)
+            return Quota(uint64.at_least(_per_layer(amount, layers), uint64.count_of(floors)), None)
         counts = counts_of_layers(layers, amount, min_keep)
         warn_of_counts(layers, counts, amount)
         return Quota(counts, sum(counts) if isinstance(amount, Keep) and among is not None else None)

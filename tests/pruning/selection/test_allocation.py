@@ -188,3 +188,10 @@ def test_a_ratio_keeps_the_exact_count():
     params = {"kernel": jnp.ones((3, 4))}
     assert jprune.keep_count(params, ratio=1.6) == 8  # 12 / 1.6 = 7.5
     assert jprune.keep_count({"kernel": jnp.ones((5, 5))}, ratio=1 / (1 - 0.9)) == 2  # 2.5
+
+
+def test_counts_given_as_an_array_keep_the_minimum_of_every_layer():
+    scores = {"a": jnp.arange(32.0).reshape(8, 4), "b": jnp.ones((2, 1)), "c": jnp.arange(16.0).reshape(4, 4)}
+    select = functools.partial(jprune.layer_masks, scores, min_keep=5)
+    for counts in (select(keep=jnp.array([2, 1, 7])), jax.jit(lambda keep: select(keep=keep))(jnp.array([2, 1, 7]))):
+        assert {name: int(mask.sum()) for name, mask in counts.items()} == {"a": 5, "b": 2, "c": 7}
