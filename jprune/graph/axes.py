@@ -212,7 +212,7 @@ def where_of(where: Where | None, axes: Axes) -> Where:
         return where
     contracted = getattr(axes, "kernels", None)  # of a graph
     if isinstance(axes, str) and axes in KERNEL_NAMES:
-        default = _IsCalled(KERNEL_NAMES[axes])
+        default: Where = _IsCalled(KERNEL_NAMES[axes])
     else:
         default = kernels if contracted is None else _is_among(frozenset(contracted))
     return default if where is None else dataclasses.replace(where, default=default)

@@ -187,7 +187,7 @@ def without(amount: Amount, part: float) -> float | Keep | PerLayer:
     raise TypeError(f"{amount!r} is not a sparsity or a count")
 
 
-def part_of(number: int, fraction: float) -> Fraction:
+def part_of(number: int, part: float) -> Fraction:
     """Return a fraction of a number, without the rounding errors of floats.
 
     The counts that follow from a fraction are computed with this function: 15 (1 - 0.9) is 1.4999999999999998 in floats
@@ -195,12 +195,12 @@ def part_of(number: int, fraction: float) -> Fraction:
 
     Args:
       number: a number of weights, channels or multiply-adds, of any size.
-      fraction: a float from 0 to 1, or a float32 with up to six decimal digits.
+      part: the fraction, a float from 0 to 1; a float32 stands for a decimal number of up to six digits.
 
     >>> 15 - part_of(15, 0.9), part_of(3 * 2**40, 1 / 3) - 2**40
     (Fraction(3, 2), Fraction(0, 1))
     """
-    return to_half(number * Fraction(as_written(fraction)), number)
+    return to_half(number * Fraction(as_written(part)), number)
 
 
 def to_half(value: Fraction, scale: int) -> Fraction:

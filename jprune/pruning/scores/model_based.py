@@ -311,11 +311,11 @@ def average_gradients(
         slopes = jax.grad(value)(weights)
         return [t + g.astype(t.dtype) * number_of_examples(batch) for t, g in zip(total, slopes, strict=True)]
 
-    if not isinstance(loss, jax.stages.Wrapped):  # the gradient of a function made by jax.jit is compiled once
-        add = jax.jit(add)
+    # The gradient of a function made by jax.jit is compiled once.
+    added: Callable[..., list[Array]] = add if isinstance(loss, jax.stages.Wrapped) else jax.jit(add)
     total, number = [jnp.zeros(leaf.shape, working_dtype(leaf)) for leaf in floats.leaves], 0
     for batch in batches:
-        total, number = add(total, floats.leaves, batch), number + number_of_examples(batch)
+        total, number = added(total, floats.leaves, batch), number + number_of_examples(batch)
     if not number:
         raise ValueError("batches has no example; give at least one batch")
     return floats.alone([t / number for t in total])
