@@ -31,6 +31,7 @@ from experiments.storage import files
 from experiments.storage import settings as recorded
 from experiments.training import phases, processes, replicates, tasks
 from experiments.training.tasks import Context
+from jprune.pruning.selection import allocation
 from jprune.recall import Audit
 
 _INIT, _TRAIN = range(2)  # purposes of a replicate's keys
@@ -96,7 +97,7 @@ def predictions(settings: Tickets, dataset: datasets.Dataset) -> Iterator[list[t
     steps = settings.epochs * (len(dataset.train.labels) // settings.batch)
     schedule = [1 - (1 - settings.fraction) ** level for level in range(1, settings.levels + 1)]
     prunable_weights = jax.tree.leaves(jprune.trees.only(jax.eval_shape(task.init, jax.random.key(0))[0], where))
-    kept = [round(sum(leaf.size for leaf in prunable_weights) * (1 - sparsity)) for sparsity in (0, *schedule)]
+    kept = [allocation.kept(sparsity, sum(leaf.size for leaf in prunable_weights)) for sparsity in (0.0, *schedule)]
     for level, (before, after) in enumerate(itertools.pairwise(kept), 1):
         if after == before:
             raise ValueError(

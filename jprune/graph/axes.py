@@ -64,7 +64,17 @@ from typing import Protocol, runtime_checkable
 
 from jaxtyping import PyTree
 
-from jprune.trees import ByPath, Where, first_matches, flatten, is_float, kernels, refuse_one_path_twice, with_article
+from jprune.trees import (
+    ByPath,
+    Leaf,
+    Where,
+    first_matches,
+    flatten,
+    is_float,
+    kernels,
+    refuse_one_path_twice,
+    with_article,
+)
 
 _ROLES = ("stacked", "inputs", "outputs", "spatial")
 _PROJECTIONS = ("query", "key", "value", "out")  # the layers of Flax's attention
@@ -202,7 +212,7 @@ def where_of(where: Where | None, axes: Axes) -> Where:
         return where
     contracted = getattr(axes, "kernels", None)  # of a graph
     if isinstance(axes, str) and axes in KERNEL_NAMES:
-        default = _is_called(KERNEL_NAMES[axes])
+        default: Where = _IsCalled(KERNEL_NAMES[axes])
     else:
         default = kernels if contracted is None else _is_among(frozenset(contracted))
     return default if where is None else dataclasses.replace(where, default=default)
@@ -212,8 +222,19 @@ def _is_among(paths: frozenset[str]) -> Where:
     return lambda path, leaf: path in paths
 
 
-def _is_called(names: tuple[str, ...]) -> Where:
-    return lambda path, leaf: path.rsplit("/", 1)[-1] in names and is_float(leaf) and leaf.ndim >= 2
+@dataclasses.dataclass(frozen=True)
+class _IsCalled:
+    """The default predicate of a convention: float leaves of these names with two or more axes."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, path: str, leaf: Leaf) -> bool:
+        return path.rsplit("/", 1)[-1] in self.names and is_float(leaf) and leaf.ndim >= 2
+
+    @property
+    def __name__(self) -> str:
+        """How an error names the predicate."""
+        return f"(leaves called {', '.join(self.names)}, of two or more axes)"
 
 
 def unknown_axes(path: str, shape: tuple[int, ...], why: str, axes: Axes = None) -> str:

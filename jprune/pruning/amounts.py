@@ -10,6 +10,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import jax
@@ -178,12 +179,52 @@ def without(amount: Amount, part: float) -> float | Keep | PerLayer:
     (0.75, Keep(count=8))
     """
     if isinstance(amount, Keep):
-        return Keep(amount.count - round(amount.count * part))
+        return Keep(amount.count - round(part_of(amount.count, part)))
     if isinstance(amount, float):
         return 1.0 - (1.0 - amount) * (1.0 - part)
     if isinstance(amount, Mapping):
         return {pattern: single(without(given, part)) for pattern, given in amount.items()}
     raise TypeError(f"{amount!r} is not a sparsity or a count")
+
+
+def part_of(number: int, part: float) -> Fraction:
+    """Return a fraction of a number, without the rounding errors of floats.
+
+    The counts that follow from a fraction are computed with this function: 15 (1 - 0.9) is 1.4999999999999998 in floats
+    and would be rounded to 1, but 15 - part_of(15, 0.9) is 3 / 2.
+
+    Args:
+      number: a number of weights, channels or multiply-adds, of any size.
+      part: the fraction, a float from 0 to 1; a float32 stands for a decimal number of up to six digits.
+
+    >>> 15 - part_of(15, 0.9), part_of(3 * 2**40, 1 / 3) - 2**40
+    (Fraction(3, 2), Fraction(0, 1))
+    """
+    return to_half(number * Fraction(as_written(part)), number)
+
+
+def to_half(value: Fraction, scale: int) -> Fraction:
+    """Round a number to a multiple of 1/2 if it differs from it by no more than scale / 10^15.
+
+    A number computed from a float, such as ``scale`` times a sparsity, has an error of this size, which would decide
+    how a tie is rounded.
+
+    >>> to_half(Fraction(15 * 0.3), 15), to_half(Fraction(4.4999), 15) == Fraction(4.4999)
+    (Fraction(9, 2), True)
+    """
+    nearest = Fraction(round(2 * value), 2)
+    return nearest if abs(value - nearest) * 10**15 <= scale else value
+
+
+def as_written(number: float) -> float:
+    """Return the decimal number of up to six digits that a float32 stands for; any other float is returned unchanged.
+
+    >>> as_written(float(np.float32(0.9))), as_written(0.9), as_written(1 - 1 / 1024)
+    (0.9, 0.9, 0.9990234375)
+    """
+    with np.errstate(over="ignore"):
+        short = float(f"{number:.6g}")  # a float32 represents all decimal numbers of six digits differently
+        return short if float(number) == float(np.float32(number)) == float(np.float32(short)) else float(number)
 
 
 def exact_name(amount: "float | Keep | PerLayer") -> str:

@@ -24,7 +24,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree, UInt32
 
 from jprune.graph.axes import Axes
-from jprune.pruning.amounts import Amount, Budget, Keep, PerLayer, Scheduled, as_keywords, exact_name, without
+from jprune.pruning.amounts import (
+    Amount,
+    Budget,
+    Keep,
+    PerLayer,
+    Scheduled,
+    as_keywords,
+    exact_name,
+    part_of,
+    without,
+)
 from jprune.pruning.conditional import while_due
 from jprune.pruning.dynamics import Regrow
 from jprune.pruning.schedules import budget_of, entries, keep_counts, unwrapped
@@ -369,9 +379,7 @@ class Plan:
                 return self.selection(scores, **_keyword(amounts), **options)
             except Exception as error:
                 refused = isinstance(error, ValueError)
-        plain = [
-            without(entry.amount, part) if part else entry.amount for entry, part in zip(events, dropped, strict=True)
-        ]
+        plain = [self._less(entry.amount, part, scores) for entry, part in zip(events, dropped, strict=True)]
         names = [exact_name(amount) for amount in plain]
         distinct = dict(zip(names, plain, strict=True))
         branches = [functools.partial(self._selected, amount, options) for amount in distinct.values()]
@@ -380,6 +388,17 @@ class Plan:
         places = {name: place for place, name in enumerate(distinct)}
         branch_of = jnp.asarray([places[name] for name in names], jnp.int32)
         return jax.lax.switch(branch_of[event], branches, scores, among)
+
+    def _less(self, amount: float | Keep | PerLayer, part: float, scores: PyTree) -> float | Keep | PerLayer:
+        """Return the amount that keeps a fraction ``part`` fewer weights, of a total rounded as by ``Regrow``."""
+        if not part:
+            return amount
+        if not isinstance(amount, float):
+            return without(amount, part)
+        budget = self._budget(scores)
+        kept = budget.kept(amount).total
+        survivors = kept - round(part_of(kept, part))
+        return 1.0 - survivors / max(budget.total, 1)
 
     def _selected(self, amount: Amount, options: dict[str, object], scores: PyTree, among: PyTree) -> PyTree:
         return self.selection(scores, **as_keywords(amount), **(options | {"among": among}))

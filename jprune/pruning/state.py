@@ -269,6 +269,7 @@ def check_pruned(
         ``functools.partial(jprune.selection.block_masks, block=(4, 4))``.
 
     Raises:
+      TypeError: ``selection`` is given without an amount, or an argument has the wrong type.
       ValueError: a pruned weight is not 0, or a prunable weight is not finite; the message names the leaves and counts
         the weights. Or the latest selection was skipped because of NaN, more weights are kept than requested, an array
         is traced, the masks do not fit the parameters, or as ``masks_of``.
@@ -285,6 +286,7 @@ def check_pruned(
             "check_pruned was given traced arrays; call it outside jit, with the parameters and the state that the "
             "step returned, because it reads their values"
         )
+    amount = _given_amount(sparsity, keep, selection)
     paths, weights, _ = flatten(params)
     masks = _masks_of_all(params, state)
     _refuse_skipped(state)
@@ -309,7 +311,6 @@ def check_pruned(
             f"kept weights are NaN or infinite: {', '.join(infinite)}; the training diverged: continue from an earlier "
             "checkpoint, with a smaller step or optax.apply_if_finite(tx, 10)"
         )
-    amount = None if sparsity is None and keep is None else amount_of(sparsity, keep)
     masks_of_all, replicates = trained(masks_of(state)), _replicates(state)
     empty: dict[str, list[str]] = {}
     with known_shapes(tuple((path, shape[len(replicates) :]) for path, shape in shapes_of(trained(params)))):
@@ -326,6 +327,19 @@ def check_pruned(
         (replicate, names), *others = empty.items()
         others_too = f" and {len(others)} more" if others else ""
         warnings.warn((replicate and f"in {replicate}{others_too}, ") + nothing_left(names), stacklevel=2)
+
+
+def _given_amount(sparsity: object, keep: object, selection: object) -> Amount | None:
+    """Return the amount to check, or None to check none.
+
+    Raises:
+      TypeError: ``selection`` is given without an amount; also as ``amount_of``.
+    """
+    if sparsity is None and keep is None:
+        if selection is None:
+            return None
+        raise TypeError("selection= says how the amount was rounded, and none is given: give sparsity= or keep= too")
+    return amount_of(sparsity, keep)
 
 
 def _replicates(state: PyTree) -> tuple[int, ...]:

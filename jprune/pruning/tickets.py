@@ -64,7 +64,8 @@ def lottery_ticket(
 
     First the dense network is trained. Then, for each sparsity, the trained weights are scored, the masks shrink, and
     the weights and the whole optimizer state are reset to their values after ``rewind`` updates, with pruned weights at
-    0; training resumes from there. Levels are computed lazily, one for each ``next``.
+    0; training resumes from there. Levels are computed lazily, one for each ``next``. To resume a killed run, let
+    ``train`` save its results and load those that exist; its calls are the same in every run.
 
     Sources: Frankle & Carbin, "The Lottery Ticket Hypothesis", 2019, arXiv 1803.03635 (rewind=0);
     Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis", 2020, arXiv

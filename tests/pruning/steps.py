@@ -1,11 +1,15 @@
 """A few training steps on a made-up loss, and the expected masks computed with numpy."""
 
+import contextlib
 import operator
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+from jax._src import compiler
 
 
 def slope(params):
@@ -34,6 +38,22 @@ def largest(scores, keep, among=None):
     mask[order[:keep]] = True
     bounds = np.cumsum([np.size(s) for s in scores])[:-1]
     return [part.reshape(np.shape(s)) for part, s in zip(np.split(mask, bounds), scores, strict=True)]
+
+
+@contextlib.contextmanager
+def compilations():
+    """Return a list that gets an entry for every program that is compiled."""
+    found, compile_or_get_cached = [], compiler.compile_or_get_cached
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            compiler, "compile_or_get_cached", lambda *a, **k: found.append(a) or compile_or_get_cached(*a, **k)
+        )
+        yield found
+
+
+def exact_count(size, sparsity):
+    """The number kept of ``size`` weights, in exact arithmetic with the decimal number as it is printed."""
+    return round(size * (1 - Fraction(str(sparsity))))
 
 
 def by_rank(scores, *, sparsity=None, keep=None, among=None, min_keep=0):

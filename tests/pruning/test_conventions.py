@@ -106,3 +106,11 @@ def test_every_function_takes_the_axes_that_prunable_shows():
     assert {row.path for row in jprune.prunable(params, axes=axes)} == {"conv/kernel", "head/kernel"}
     table = jprune.cost_table(params, jprune.masks_of(state), axes=axes)
     assert table.loc["head/kernel", "nonzeros"] == 16
+
+
+def test_a_convention_that_selects_nothing_names_the_leaves_it_looks_for():
+    params = {"linear": {"w": np.ones((2, 3), np.float32)}}  # as in Haiku
+    with pytest.raises(
+        ValueError, match=r"where=\(leaves called kernel, lora_a, lora_b, of two or more axes\) selects no"
+    ):
+        jprune.prunable(params, axes="flax")

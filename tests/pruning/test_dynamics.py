@@ -358,3 +358,25 @@ def test_one_program_serves_dynamic_training():
     for _ in range(5):
         params, state = step(params, state)
     assert sum(int(m.sum()) for m in jax.tree.leaves(jprune.masks_of(state))) == 28
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.7])
+def test_a_selection_that_computes_with_its_amount_drops_as_many_weights_as_one_that_does_not(fraction):
+    # 8 of 15 weights (7.5, rounded) are kept, and round(8 fraction) of them are dropped before others regrow.
+    params = {"kernel": jnp.arange(1.0, 16.0).reshape(3, 5)}
+    grad = {"kernel": jnp.arange(15.0, 0.0, -1.0).reshape(3, 5)}
+
+    def own(scores, *, sparsity, among=None):
+        return jprune.global_masks(scores, sparsity=sparsity + 0.0, among=among)
+
+    masks = []
+    for selection in (jprune.global_masks, own):
+        regrow = jprune.Regrow(jprune.scores.dense_gradient(), fraction)
+        tx = jprune.prune(jprune.magnitude(), {0: 0.5, 1: 0.5}, selection=selection, regrow=regrow)
+        weights, state = params, tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, weights, grad=grad)
+            weights = optax.apply_updates(weights, updates)
+        masks.append(np.asarray(state.masks["kernel"]).ravel())
+    np.testing.assert_array_equal(masks[1], masks[0])
+    assert masks[0].sum() == 8

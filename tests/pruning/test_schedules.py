@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import jprune
 from jprune.pruning import schedules
 from jprune.pruning.amounts import Keep
+from tests.pruning.steps import exact_count
 
 
 def sizes(selection=jprune.global_masks, /, **leaves):
@@ -59,6 +60,9 @@ def test_geometric_removes_a_fraction_of_what_remains():
     np.testing.assert_allclose(list(table.values()), [0.2, 0.36, 0.488, 0.5904], rtol=1e-15)
 
 
+decimals = st.integers(0, 10**9).map(lambda digits: digits / 10**9)
+
+
 def test_keep_counts_round_half_to_even():
     assert schedules.keep_counts({0: 0.5, 5: 0.75}, sizes(w=5)) == ((0, 2), (5, 1))
     assert schedules.keep_counts({0: 0.5}, sizes(w=7)) == ((0, 4),)
@@ -72,10 +76,10 @@ def test_keep_counts_beyond_two_to_the_31():
     assert schedules.keep_counts({0: 0.5}, sizes(w=2**33 + 2)) == ((0, 2**32 + 1),)
 
 
-@given(st.dictionaries(st.integers(0, 10**6), st.floats(0, 1), min_size=1), st.integers(0, 2**40))
-def test_keep_counts_are_what_python_rounds(table, total):
+@given(st.dictionaries(st.integers(0, 10**6), decimals, min_size=1), st.integers(0, 2**40))
+def test_keep_counts_are_those_of_exact_arithmetic(table, total):
     counts = schedules.keep_counts(table, sizes(w=total), regrowing=True)
-    assert counts == tuple((step, round(total * (1 - table[step]))) for step in sorted(table))
+    assert counts == tuple((step, exact_count(total, table[step])) for step in sorted(table))
 
 
 def test_counts_and_fractions_mix_and_numpy_scalars_are_numbers():

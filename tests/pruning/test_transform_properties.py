@@ -10,15 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jprune
+from tests.pruning.steps import exact_count
 
 schedules = st.dictionaries(
-    st.integers(0, 5), st.floats(0, 1) | st.integers(0, 12).map(jprune.Keep), min_size=1, max_size=4
+    st.integers(0, 5),
+    st.integers(0, 100).map(lambda percent: percent / 100) | st.integers(0, 12).map(jprune.Keep),
+    min_size=1,
+    max_size=4,
 )
 
 
 def follows_its_schedule(shapes, table, seed):
     total = sum(int(np.prod(shape)) for shape in shapes)
-    counts = {s: v.count if isinstance(v, jprune.Keep) else round(total * (1 - v)) for s, v in table.items()}
+    counts = {s: v.count if isinstance(v, jprune.Keep) else exact_count(total, v) for s, v in table.items()}
     ordered = [counts[s] for s in sorted(counts)]
     falling = ordered == sorted(ordered, reverse=True) and max(ordered) <= total
     # Weights from few values, so that ties are common.

@@ -18,7 +18,8 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -183,7 +184,9 @@ def input_grams(
     scan has its own matrix. The memory is inputs^2 numbers per layer, for any number of batches.
 
     Args:
-      apply: ``apply(params, batch)``, the forward pass.
+      apply: ``apply(params, batch)``, the forward pass. If it is made by ``jax.jit``, the sum is compiled once for all
+        calls with these shapes, also after its weights were pruned; any other function is compiled at every call,
+        because it may use values that have changed.
       params: tree of arrays.
       batches: any number of batches.
       where: predicate on (path, leaf) that selects the kernels; None as for ``prune``.
@@ -211,22 +214,27 @@ def input_grams(
     instead = "exclude it with where=, or capture its inputs and pass them to sparsegpt"
 
     arrays_of_model = Subset.of(params, is_array)
+    # The program must not keep arrays alive.
+    others = tuple(None if is_array(leaf) else leaf for leaf in arrays_of_model.every)
+    without_arrays = arrays_of_model._replace(leaves=[], every=list(others))
+    shapes = {path: tuple(leaf.shape) for path, leaf in wanted.items()}
+    of_graph = isinstance(axes, HasAxes)
 
     def arranged(path: str) -> str:
         return f"'{path}' is transposed or reshaped before a scan reads it; {instead}"
 
-    @jax.jit  # of the arrays alone: Equinox modules have functions among their leaves
-    def one(arrays: list[Array], batch: PyTree) -> dict[str, Array]:
+    def run(apply: Callable[[PyTree, PyTree], PyTree], arrays: list[Array], batch: PyTree) -> dict[str, Array]:
         def visit(equation: core.JaxprEqn, other: jaxprs.Value, view: View, side: int) -> PyTree:
-            if view.path not in wanted:
+            if view.path not in summed:
                 return None
-            axes_of_kernel, steps = summed[view.path], wanted[view.path].ndim - len(view.shape)
+            axes_of_kernel, shape = summed[view.path], shapes[view.path]
+            steps = len(shape) - len(view.shape)
             if axes_of_kernel.stacked[:steps] != tuple(range(steps)):
-                if isinstance(axes, HasAxes):
+                if of_graph:
                     raise ValueError(arranged(view.path))
                 raise ValueError(
-                    f"'{view.path}' of shape {wanted[view.path].shape} is read in a scan over its first {steps} axes, "
-                    f"which are not stacked: {roles[view.path]}; pass axes=jprune.trace_model(apply, params, *inputs)"
+                    f"'{view.path}' of shape {shape} is read in a scan over its first {steps} axes, which are not "
+                    f"stacked: {roles[view.path]}; pass axes=jprune.trace_model(apply, params, *inputs)"
                 )
             parts = (tuple(axis - steps for axis in part if axis >= steps) for part in axes_of_kernel)
             return _product_gram(equation, other, view, side, _Roles(*parts))
@@ -236,10 +244,16 @@ def input_grams(
                 raise ValueError(arranged(view.path))
             return grams
 
-        found = collect_products(apply, arrays_of_model.whole(arrays), batch, Visitor(visit, join))
-        refuse_unread(wanted, found, instead)
+        found = collect_products(apply, without_arrays.whole(arrays), batch, Visitor(visit, join))
+        refuse_unread(summed, found, instead)
         return found
 
+    # Of the arrays alone: Equinox modules have functions among their leaves.
+    one = _compiled(
+        apply,
+        run,
+        (without_arrays.treedef, tuple(without_arrays.slots), others, *summed.items(), *shapes.items(), of_graph),
+    )
     total: dict[str, Array] | None = None
     for batch in batches:
         found = one(arrays_of_model.leaves, batch)
@@ -247,6 +261,32 @@ def input_grams(
     if total is None:
         raise ValueError("batches has no batch; pass at least one")
     return {path: Gram(total[path]) for path in wanted}
+
+
+# Programs of functions made by jax.jit, deleted with the function.
+_PROGRAMS: weakref.WeakKeyDictionary[Callable[..., PyTree], dict[Hashable, Callable[..., PyTree]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _compiled(
+    apply: Callable[[PyTree, PyTree], PyTree], run: Callable[..., PyTree], key: Hashable
+) -> Callable[..., PyTree]:
+    """Compile ``run(apply, ...)``; if ``apply`` is made by ``jax.jit``, once for each key.
+
+    Any other function may use values that change, which a program that was compiled before would not read.
+    """
+    if not isinstance(apply, jax.stages.Wrapped):
+        return jax.jit(functools.partial(run, apply))
+    programs = _PROGRAMS.setdefault(apply, {})
+    try:
+        known = programs.get(key)
+    except TypeError:  # a leaf or the structure cannot be hashed
+        return jax.jit(functools.partial(run, apply))
+    if known is None:
+        reference = weakref.ref(apply)  # the dict would keep a function alive that its values refer to
+        known = programs[key] = jax.jit(lambda arrays, batch: run(reference(), arrays, batch))
+    return known
 
 
 def _check_amount(

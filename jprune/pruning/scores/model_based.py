@@ -15,6 +15,10 @@ in eval mode, and discard updated statistics. With Flax NNX:
 >>> grad = average_gradients(loss, params, [jnp.ones((4, 3)), jnp.zeros((4, 3))])
 >>> grad["dense"]["kernel"].shape
 (3, 2)
+
+A function may use values that change between calls, such as ``rest`` here, so it is traced and compiled again whenever
+a score is called outside ``jit``. To compile once, call ``jax.jit(score)``, and give ``average_gradients`` a loss made
+by ``jax.jit``, which must then get all that changes as arguments.
 """
 
 from collections.abc import Callable, Iterable
@@ -279,7 +283,8 @@ def average_gradients(
 
     Args:
       loss: ``loss(params, batch)``, a pure function that returns the mean over the batch's examples, a scalar. It sets
-        train or eval mode; see the module for a model with batch normalization.
+        train or eval mode; see the module for a model with batch normalization. If it is made by ``jax.jit``, its
+        gradient is compiled once for all calls with these shapes; any other function is compiled at every call.
       params: tree of arrays; the gradient is taken with respect to its float leaves.
       batches: a list or a generator of trees of arrays (examples, ...). Batches with more examples have more weight.
       has_aux: whether ``loss`` returns (scalar, aux); aux, such as new running statistics, is dropped.
@@ -297,7 +302,6 @@ def average_gradients(
     refuse_one_batch(batches)
     floats = _floats(params)
 
-    @jax.jit
     def add(total: list[Array], weights: list[Array], batch: PyTree) -> list[Array]:
         def value(weights: list[Array]) -> Array:
             result = loss(floats.whole(weights), batch)
@@ -306,9 +310,11 @@ def average_gradients(
         slopes = jax.grad(value)(weights)
         return [t + g.astype(t.dtype) * number_of_examples(batch) for t, g in zip(total, slopes, strict=True)]
 
+    # The gradient of a function made by jax.jit is compiled once.
+    added: Callable[..., list[Array]] = add if isinstance(loss, jax.stages.Wrapped) else jax.jit(add)
     total, number = [jnp.zeros(leaf.shape, working_dtype(leaf)) for leaf in floats.leaves], 0
     for batch in batches:
-        total, number = add(total, floats.leaves, batch), number + number_of_examples(batch)
+        total, number = added(total, floats.leaves, batch), number + number_of_examples(batch)
     if not number:
         raise ValueError("batches has no example; pass at least one batch")
     return floats.alone([t / number for t in total])

@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
-from jprune.pruning.amounts import Amount, Keep, PerLayer
+from jprune.pruning.amounts import Amount, Keep, PerLayer, part_of
 from jprune.trees import first_matches
 
 
@@ -17,7 +17,7 @@ def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") 
     """Return the number kept of ``size`` weights (or blocks, or channels).
 
     Args:
-      amount: a sparsity s, which keeps size (1 - s), rounded half to even; or a ``Keep``.
+      amount: a sparsity s, which keeps size (1 - s), computed by ``part_of`` and rounded half to even; or a ``Keep``.
       size: the total number.
       name: the caller's name for a count, for the error.
       of: the unit that is counted, for the error.
@@ -26,8 +26,8 @@ def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") 
       TypeError: the amount is a dict of layers or an array.
       ValueError: more would be kept than there are.
 
-    >>> kept(Keep(3), 10), kept(0.75, 10), kept(0.98, 25_557_032)
-    (3, 2, 511141)
+    >>> kept(Keep(3), 10), kept(0.75, 10), kept(0.9, 15), kept(0.98, 25_557_032)
+    (3, 2, 2, 511141)
     """
     if isinstance(amount, Keep):
         if amount.count > size:
@@ -37,7 +37,7 @@ def kept(amount: Amount, size: int, *, name: str = "keep", of: str = "weights") 
             )
         return amount.count
     if isinstance(amount, float):
-        return round(size * (1.0 - amount))
+        return round(size - part_of(size, amount))
     if isinstance(amount, Mapping):
         raise TypeError(
             f"{dict(amount)!r} gives an amount for each layer, which only layer_masks takes; in prune, set "

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from jprune.graph.axes import Axes, KernelAxes, kernel_axes, unknown_axes
-from jprune.pruning.amounts import Amount, Keep, Scheduled, exact_name
+from jprune.pruning.amounts import Amount, Keep, Scheduled, exact_name, part_of
 from jprune.pruning.selection import kth_largest, uint64
 from jprune.pruning.selection.explicit_axes import with_automatic_axes
 from jprune.pruning.selection.uint64 import Count
@@ -431,8 +431,8 @@ def _less(quota: Quota, part: float) -> Quota:
     if isinstance(each, Count) or isinstance(total, Count):
         raise TypeError("counts given as an array cannot be used to regrow weights; pass numbers")
     return Quota(
-        None if each is None else [count - round(count * part) for count in each],
-        None if total is None else total - round(total * part),
+        None if each is None else [count - round(part_of(count, part)) for count in each],
+        None if total is None else total - round(part_of(total, part)),
     )
 
 

@@ -117,6 +117,12 @@ def at_most(x: Count, bound: Count) -> Count:
 
 
 @inlined
+def at_least(x: Count, bound: Count) -> Count:
+    """The maximum of x and a bound."""
+    return where(not_below(x, bound), x, bound)
+
+
+@inlined
 def at_least_one(x: Count) -> Count:
     """The maximum of x and 1."""
     return Count(x.high, jnp.where((x.high == 0) & (x.low == 0), np.uint32(1), x.low))

@@ -5,7 +5,8 @@ Scores and masks are trees like the parameters, None where nothing is prunable; 
 selection
 
 * ``sparsity`` is the fraction removed, a float in [0, 1]: n (1 - sparsity) weights are kept, rounded half to even,
-  with n the number of all weights that have a score;
+  with n the number of all weights that have a score. Rounding errors of floats do not count: 0.9 keeps 1.5 of 15
+  weights, rounded to 2;
 * ``keep`` is the number of weights kept, an int. Exactly one of ``sparsity`` and ``keep`` must be given;
 * ``among`` is a tree of bool masks, None for all: only weights where it is True can be kept. It does not change n,
   so that a sparsity means the same at every step of a schedule;
@@ -36,7 +37,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jprune.graph.axes import Axes, kernel_axes, where_of
-from jprune.pruning.amounts import Amount, Counts, Keep, Sparsity, amount_by_keyword, amount_of
+from jprune.pruning.amounts import Amount, Counts, Keep, Sparsity, amount_by_keyword, amount_of, as_written, to_half
 from jprune.pruning.selection import allocation, kth_largest, uint64
 from jprune.pruning.selection.layers import (
     Layers,
@@ -137,7 +138,8 @@ def layer_masks(
 
     def quota(amount: Amount) -> Quota:
         if isinstance(amount, Count):
-            return Quota(_per_layer(amount, layers), None)
+            floors = allocation.floors(min_keep, layers.sizes, None)
+            return Quota(uint64.at_least(_per_layer(amount, layers), uint64.count_of(floors)), None)
         counts = counts_of_layers(layers, amount, min_keep)
         warn_of_counts(layers, counts, amount)
         return Quota(counts, sum(counts) if isinstance(amount, Keep) and among is not None else None)
@@ -394,12 +396,14 @@ def keep_count(
     biases = _biases(params, selected) if counting == "shrinkbench" else 0
     dense = total - prunable - biases
     most = f"{total}/{dense} = {total / dense:.6g}" if dense else "infinity"
-    if not ratio >= 1 or ratio == math.inf or Fraction(float(ratio)) * dense > total:
+    exact = Fraction(as_written(ratio)) if 1 <= ratio < math.inf else Fraction(0)
+    if not exact or exact * dense > total:
         raise ValueError(
             f"ratio={ratio!r} must lie between 1 and {most}: {dense} of the {total} parameters are not prunable; "
             "use a smaller ratio, or make more leaves prunable"
         )
-    return round((Fraction(total) / Fraction(float(ratio)) - dense) * Fraction(prunable, prunable + biases))
+    kept = (total / exact - dense) * Fraction(prunable, prunable + biases)
+    return round(to_half(kept, total))
 
 
 def _chosen(layers: Layers, amount: Amount, quota: Callable[[Amount], Quota]) -> PyTree:

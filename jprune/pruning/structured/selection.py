@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from fractions import Fraction
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -25,6 +24,7 @@ from jprune.pruning.amounts import (
     Scheduled,
     amount_of,
     fraction,
+    part_of,
     single,
     without,
 )
@@ -329,7 +329,7 @@ class ChannelSelection:
                 )
             limit, asked = amount.count, f"keep={amount.count} of {total} {_words(self.budget)}"
         else:
-            limit = math.floor((1 - Fraction(repr(float(amount)))) * total)
+            limit = math.floor(total - part_of(total, amount))
             asked = f"a sparsity of {amount:.12g} in {_words(self.budget)}"
         least = cost.after(choice.removable())
         if least > limit:
@@ -350,9 +350,7 @@ class ChannelSelection:
         first = _first_matches("sparsity", list(amount), choice.groups, self.graph)
         for group, blocks, pattern in zip(choice.groups, choice.blocks, first, strict=True):
             asked = 0.0 if pattern is None else amount[pattern]
-            limit = (
-                asked.count if isinstance(asked, Keep) else math.floor((1 - Fraction(repr(float(asked)))) * group.size)
-            )
+            limit = asked.count if isinstance(asked, Keep) else math.floor(group.size - part_of(group.size, asked))
             least = group.size - sum(blocks)
             if limit > group.size:
                 raise ValueError(

@@ -1,6 +1,8 @@
 """SparseGPT against its published algorithm in float64 numpy, and on a real layer against Wanda and magnitude."""
 
+import gc
 import itertools
+import weakref
 
 import equinox
 import jax
@@ -14,6 +16,7 @@ import jprune
 from jprune.graph.axes import KernelAxes
 from jprune.pruning.scores import calibration
 from jprune.pruning.scores.calibration import Gram, input_grams, sparsegpt
+from tests.pruning.steps import compilations
 
 
 def published(weights, gram, *, sparsity=None, n=None, m=None, mask=None, block=128, damping=0.01):
@@ -359,3 +362,37 @@ def test_a_stack_that_is_transposed_before_its_scan_is_refused_without_advice_to
     graph = jprune.trace_model(apply, params, x)
     with pytest.raises(ValueError, match=r"^'kernel' is transposed or reshaped before a scan reads it; exclude it"):
         input_grams(apply, params, [x], axes=graph)
+
+
+def _jitted(offset):
+    """A forward pass of two layers, whose first inputs are moved by an array that it closes over."""
+    return jax.jit(lambda params, x: jnp.tanh((x + offset) @ params["one"]["kernel"]) @ params["two"]["kernel"])
+
+
+def test_the_grams_of_a_jitted_function_are_compiled_once():
+    params = {"one": {"kernel": jnp.ones((2, 3))}, "two": {"kernel": jnp.ones((3, 1))}}
+    apply, x = _jitted(jnp.zeros((1, 2))), jnp.array([[0.5, 0.0]])
+    input_grams(apply, params, [x])
+    pruned = jprune.apply_masks(params, {"one": {"kernel": jnp.zeros((2, 3), bool)}, "two": None})
+    x = 2 * x
+    with compilations() as compiled:
+        grams = input_grams(apply, pruned, [x])
+    assert compiled == []
+    np.testing.assert_array_equal(grams["one/kernel"].matrix, [[1, 0], [0, 0]])
+    np.testing.assert_array_equal(grams["two/kernel"].matrix, np.zeros((3, 3)))
+    of_one = input_grams(apply, params, [x], where=jprune.by_path(include="^one/"))  # another program
+    assert list(of_one) == ["one/kernel"]
+
+
+def test_compiled_grams_keep_no_array_alive():
+    offset = jnp.ones((1, 2))
+    params = {"one": {"kernel": jnp.ones((2, 3))}, "two": {"kernel": jnp.ones((3, 1))}}
+    apply = _jitted(offset)
+    input_grams(apply, params, [jnp.ones((1, 2))])
+    kernel, closed_over = weakref.ref(params["one"]["kernel"]), weakref.ref(offset)
+    del params
+    gc.collect()
+    assert kernel() is None
+    del apply, offset
+    gc.collect()
+    assert closed_over() is None

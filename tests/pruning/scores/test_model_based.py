@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import jprune
+from tests.pruning.steps import compilations
 
 RNG = np.random.default_rng(3)
 
@@ -289,3 +290,34 @@ def test_synflow_runs_in_the_dtype_of_the_parameters():
         found = jprune.scores.synflow(lambda w, x: x @ w, input_shape=(1, 2))(kernel)
     assert found.dtype == jnp.float64
     np.testing.assert_array_equal(found[:, 0], [1.0, 3.0])
+
+
+def test_the_gradient_of_a_jitted_loss_is_compiled_once():
+    loss = jax.jit(lambda w, x: jnp.mean(w * x))
+    batches = [jnp.array([1.0, 2.0]), jnp.array([6.0, 3.0])]
+    average = jprune.scores.average_gradients
+    first = average(loss, jnp.array(1.0), batches)
+    weight, others = jnp.array(2.0), [2 * batch for batch in batches]
+    with compilations() as compiled:
+        second = average(loss, weight, others)
+    assert (float(first), float(second), compiled) == (3.0, 6.0, [])
+
+
+def test_a_loss_that_is_not_jitted_may_use_values_that_change():
+    statistics = {"mean": 1.0}
+    loss = lambda w, x: jnp.mean(w * x) * statistics["mean"]
+    before = jprune.scores.average_gradients(loss, jnp.array(1.0), [jnp.array([1.0, 2.0])])
+    statistics["mean"] = 2.0
+    after = jprune.scores.average_gradients(loss, jnp.array(1.0), [jnp.array([1.0, 2.0])])
+    assert (float(before), float(after)) == (1.5, 3.0)
+
+
+def test_a_jitted_score_is_compiled_once():
+    score = jax.jit(jprune.scores.fisher(lambda w, batch: jnp.sum(batch @ w), microbatch=1))
+    batch = jnp.array([[1.0, 3.0], [3.0, 0.0]])
+    weights = jnp.array([[1.0], [1.0]])
+    np.testing.assert_allclose(score(weights, batch=batch)[:, 0], [5.0, 4.5])
+    weights = weights + 1
+    with compilations() as compiled:
+        score(weights, batch=batch)
+    assert compiled == []

@@ -152,3 +152,46 @@ def test_a_count_of_numpy_is_converted_and_not_searched():
     assert type(count) is int
     searched = type("Searched", (int,), {"__eq__": lambda self, other: pytest.fail("searched"), "__hash__": None})
     assert [limb.tolist() for limb in uint64.count_of([searched(3), np.int32(5)])] == [[0, 0], [3, 5]]
+
+
+@pytest.mark.parametrize("size", [15, 45, 1005, 2**31 + 7, 2**33 + 3, 10**13 + 5])
+@pytest.mark.parametrize("percent", [10, 30, 70, 90, 99])
+def test_counts_are_those_of_the_decimal_number_that_was_written(size, percent):
+    # 15 (1 - 0.9) is 1.4999999999999998 in floats and 3/2 in exact arithmetic, which rounds to 2.
+    exact = round(Fraction(size * (100 - percent), 100))
+    for sparsity in (percent / 100, 1 - (100 - percent) / 100, float(np.float32(percent / 100))):
+        assert allocation.kept(sparsity, size) == exact
+
+
+def test_sparsities_that_are_no_decimal_numbers_keep_exact_counts():
+    assert allocation.kept(1 / 6, 3) == 2  # 5/2
+    assert allocation.kept(1 / 3, 3 * 2**40) == 2**41
+    assert allocation.kept(1 - 2**-30, 2**40) == 2**10
+    assert allocation.kept(float(np.float32(1 - 1 / 1024)), 2**31) == 2**21
+
+
+def test_selections_agree_on_ties_that_floats_cannot_represent():
+    params = {"kernel": jnp.arange(1.0, 16.0).reshape(15, 1)}
+    shapes = jax.eval_shape(lambda: params)
+    assert layer_counts(shapes, sparsity=0.9) == erk_counts(shapes, sparsity=0.9) == [2]
+    for select in (jprune.global_masks, jprune.layer_masks, jprune.uniform_masks, jprune.output_masks):
+        assert int(select(params, sparsity=0.9)["kernel"].sum()) == 2
+        # A schedule of two entries looks up its counts at run time.
+        tx = jprune.prune(jprune.magnitude(), {0: 0.3, 1: 0.9}, selection=select)
+        state, update = tx.init(params), jax.jit(tx.update)
+        for kept in (10, 2):  # 10.5 and 1.5
+            _, state = update(params, state, params)
+            assert int(state.masks["kernel"].sum()) == kept
+
+
+def test_a_ratio_keeps_the_exact_count():
+    params = {"kernel": jnp.ones((3, 4))}
+    assert jprune.keep_count(params, ratio=1.6) == 8  # 12 / 1.6 = 7.5
+    assert jprune.keep_count({"kernel": jnp.ones((5, 5))}, ratio=1 / (1 - 0.9)) == 2  # 2.5
+
+
+def test_counts_given_as_an_array_keep_the_minimum_of_every_layer():
+    scores = {"a": jnp.arange(32.0).reshape(8, 4), "b": jnp.ones((2, 1)), "c": jnp.arange(16.0).reshape(4, 4)}
+    select = functools.partial(jprune.layer_masks, scores, min_keep=5)
+    for counts in (select(keep=jnp.array([2, 1, 7])), jax.jit(lambda keep: select(keep=keep))(jnp.array([2, 1, 7]))):
+        assert {name: int(mask.sum()) for name, mask in counts.items()} == {"a": 5, "b": 2, "c": 7}
