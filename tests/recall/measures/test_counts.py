@@ -225,7 +225,7 @@ def test_a_model_that_predicts_one_class_has_recall_one_there_and_zero_elsewhere
         ([[1, 2, 3], [4, 5, 6]], r"of shape \(\*models, classes, classes\).* of shape \(2, 3\)"),
         ([[0.5, 0.5], [0.5, 0.5]], "counts must be integers .* got float64"),
         ([[1, -2], [0, 1]], r"counts must not be negative, got -2 at index \(0, 1\)"),
-        ([[[1, 0], [0, 1]], [[0, 0], [0, 0]]], r"counts of model \(1,\) hold no example"),
+        ([[[1, 0], [0, 1]], [[0, 0], [0, 0]]], r"counts of model \(1,\) contain no example"),
     ],
 )
 def test_invalid_counts_are_refused(counted, message):
