@@ -143,7 +143,8 @@ def remove_channels(
     The model's own code is traced at the smaller shapes and compared, without computing anything. If it contains fixed
     sizes (a number of heads, declared features, the n of a mean), ``small.table`` names the line.
 
-    Masks that prune no whole channel, such as unstructured masks, cause a warning.
+    Masks that prune no whole channel, such as unstructured masks, cause a warning, and so do leaves of the state that
+    the traced function does not read, such as the ``hidden`` averages of Haiku when it evaluates.
 
     Args:
       graph: made by ``jprune.trace_model``.
@@ -182,6 +183,7 @@ def remove_channels(
     state = _state_of(graph, state, also)
     removed = _masked_channels(graph, params, masks)
     _warn_of_no_channel(removed, masks)
+    _warn_of_unread_state(graph, removed)
     small = _remove(graph, apply_masks(params, masks), removed, state=state, also=also)
     if check is not None:
         return _checked(graph, small, apply_masks(params, masks), removed, state=state, check=check)
@@ -257,6 +259,7 @@ def remove_dead(
             f"{'; '.join(found)}; pass check=inputs to compare the outputs with and without them, or mask them with "
             "jprune.channel_group_masks and use jprune.remove_channels"
         )
+    _warn_of_unread_state(graph, tuple(removed))
     small = _remove(graph, masked, tuple(removed), state=state, also=also)
     if check is not None:
         _compare(graph, small, masked, state, check)
@@ -272,6 +275,26 @@ def _warn_of_no_channel(removed: Removed, masks: PyTree) -> None:
         warnings.warn(
             f"masks prune {pruned} weights but no whole channel, so nothing is removed and they stay as zeros; make "
             "masks with jprune.channel_group_masks, or prune with selection=jprune.structured(graph)",
+            stacklevel=3,
+        )
+
+
+def _warn_of_unread_state(graph: Graph, removed: Removed) -> None:
+    """Warn of leaves of the state that ``apply`` does not read, if leaves of the same shape become smaller."""
+    _, kept = _kept_indices(graph, _kept_ids(graph, removed))
+    shapes = _array_shapes(graph.model.state)
+    values = graph.program.inputs[len(_array_shapes(graph.model.params)) :]
+    cut = {shapes[path] for path, indices in kept.items() if not all(part.all() for part in indices)}
+    alone = np.bincount(graph.roots) == 1  # an index that no operation relates to another one
+    unread = [
+        f"'{path}'"
+        for (path, shape), value in zip(shapes.items(), values, strict=False)
+        if shape in cut and all(alone[graph.roots[ids]].all() for ids in value.ids)
+    ]
+    if unread:
+        warnings.warn(
+            f"apply does not read {', '.join(unread)} of the state, so their channels are unknown and they keep their "
+            "shapes, although other leaves of these shapes become smaller; trace the model as it is called in training",
             stacklevel=3,
         )
 

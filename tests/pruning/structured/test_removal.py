@@ -319,6 +319,31 @@ def test_lookahead_averages_and_arrays_of_another_form():
         jprune.remove_channels(graph, params, masks, also=(statistics,))
 
 
+@pytest.mark.usefixtures("usual_promotion")
+def test_leaves_of_the_state_that_the_model_does_not_read_are_named():
+    """As the averages of Haiku's batch normalization without their correction, which only training reads."""
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    state = {"average": jnp.ones(4), "hidden": jnp.zeros(4), "counter": jnp.zeros((), jnp.int32)}
+
+    def evaluate(params, x, state):
+        return jax.nn.relu(x @ params["a"] / state["average"]) @ params["b"]
+
+    def train(params, x, state):
+        h = x @ params["a"]
+        hidden = 0.9 * state["hidden"] + 0.1 * h.mean(0)
+        new = {"average": hidden / 0.1, "hidden": hidden, "counter": state["counter"] + 1}
+        return jax.nn.relu(h / new["average"]) @ params["b"], new
+
+    graph = trace_model(jax.jit(evaluate), params, jnp.ones((5, 3)), state=state)
+    masks = jprune.channel_group_masks(graph, params, sparsity=0.5)
+    with pytest.warns(UserWarning, match=r"apply does not read 'hidden' of the state, so .* called in training$"):
+        small = jprune.remove_channels(graph, params, masks, state=state)
+    assert {name: leaf.shape for name, leaf in small.state.items()} == {"average": (2,), "hidden": (4,), "counter": ()}
+    graph = trace_model(train, params, jnp.ones((5, 3)), state=state)
+    small = jprune.remove_channels(graph, params, masks, state=state)
+    assert {name: leaf.shape for name, leaf in small.state.items()} == {"average": (2,), "hidden": (2,), "counter": ()}
+
+
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize("library", ["safetensors", "orbax"])
 def test_the_smaller_model_is_saved_and_loaded(library, tmp_path):
