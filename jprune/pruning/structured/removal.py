@@ -289,7 +289,7 @@ def _warn_of_unread_state(graph: Graph, removed: Removed) -> None:
     unread = [
         f"'{path}'"
         for (path, shape), value in zip(shapes.items(), values, strict=False)
-        if shape in cut and all(alone[graph.roots[ids]].all() for ids in value.ids)
+        if shape in cut and all(alone[graph.roots[ids]].all() for ids in value.ids if len(ids) > 1)
     ]
     if unread:
         warnings.warn(

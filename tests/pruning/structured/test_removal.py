@@ -323,14 +323,14 @@ def test_lookahead_averages_and_arrays_of_another_form():
 def test_leaves_of_the_state_that_the_model_does_not_read_are_named():
     """As the averages of Haiku's batch normalization without their correction, which only training reads."""
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
-    state = {"average": jnp.ones(4), "hidden": jnp.zeros(4), "counter": jnp.zeros((), jnp.int32)}
+    state = {"average": jnp.ones((1, 4)), "hidden": jnp.zeros((1, 4)), "counter": jnp.zeros((), jnp.int32)}
 
     def evaluate(params, x, state):
         return jax.nn.relu(x @ params["a"] / state["average"]) @ params["b"]
 
     def train(params, x, state):
         h = x @ params["a"]
-        hidden = 0.9 * state["hidden"] + 0.1 * h.mean(0)
+        hidden = 0.9 * state["hidden"] + 0.1 * h.mean(0, keepdims=True)
         new = {"average": hidden / 0.1, "hidden": hidden, "counter": state["counter"] + 1}
         return jax.nn.relu(h / new["average"]) @ params["b"], new
 
@@ -338,10 +338,18 @@ def test_leaves_of_the_state_that_the_model_does_not_read_are_named():
     masks = jprune.channel_group_masks(graph, params, sparsity=0.5)
     with pytest.warns(UserWarning, match=r"apply does not read 'hidden' of the state, so .* called in training$"):
         small = jprune.remove_channels(graph, params, masks, state=state)
-    assert {name: leaf.shape for name, leaf in small.state.items()} == {"average": (2,), "hidden": (4,), "counter": ()}
+    assert {name: leaf.shape for name, leaf in small.state.items()} == {
+        "average": (1, 2),
+        "hidden": (1, 4),
+        "counter": (),
+    }
     graph = trace_model(train, params, jnp.ones((5, 3)), state=state)
     small = jprune.remove_channels(graph, params, masks, state=state)
-    assert {name: leaf.shape for name, leaf in small.state.items()} == {"average": (2,), "hidden": (2,), "counter": ()}
+    assert {name: leaf.shape for name, leaf in small.state.items()} == {
+        "average": (1, 2),
+        "hidden": (1, 2),
+        "counter": (),
+    }
 
 
 @pytest.mark.optax_promotes
