@@ -108,6 +108,7 @@ def carry_out(
             if stopping.is_set():
                 raise _Stopped
 
+        refused = 0  # stages in a row that other runs are computing
         with jax.default_device(device):
             while not stopping.is_set() and (deadline is None or time.monotonic() < deadline):
                 with lock:
@@ -123,7 +124,10 @@ def carry_out(
                     else:
                         with lock:
                             waiting.append(stage)
+                refused = 0 if mine else refused + 1
                 if not mine:
+                    if refused == len(waiting):  # once, when all have been tried
+                        shown.stage(f"waiting for another run, which computes {stage.title}")
                     time.sleep(_POLL)
 
     with progress(sum(stage.work for stage in work), engine.UNIT) as shown, ThreadPoolExecutor(len(devices)) as pool:

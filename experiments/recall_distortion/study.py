@@ -225,7 +225,7 @@ def carry_out(
 
     cached: dict[str, Weights] = {}
     with progress(total, "epochs", quiet=not processes.is_first()) as shown:
-        waiting = list(work)
+        waiting, told = list(work), False
         while waiting:
             left = []
             for stage, mine in waiting:
@@ -234,8 +234,10 @@ def carry_out(
                 ):
                     left.append((stage, mine))
             if len(left) == len(waiting):
+                if not told:
+                    shown.stage(f"waiting for another run; next: {left[0][0].title}")
                 time.sleep(_POLL)
-            waiting = left
+            waiting, told = left, len(left) == len(waiting)
 
 
 def _epochs(study: Study, stage: StudyStage) -> int:

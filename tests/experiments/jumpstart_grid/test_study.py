@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+import types
 
 import jax
 import numpy as np
@@ -336,3 +338,26 @@ def test_a_killed_process_resumes_and_gives_the_same_numbers(tmp_path):
     subprocess.run([*command, str(tmp_path / "parts")], check=True, **quiet)
     whole, parts = (pd.read_csv(tmp_path / name / "cells.csv").drop(columns="seconds") for name in ("whole", "parts"))
     pd.testing.assert_frame_equal(whole, parts)
+
+
+def test_a_run_says_once_that_it_waits_for_stages_of_another_run(whole, tmp_path, monkeypatch, capsys):
+    """Another run has claimed the last two stages, and stores them when this run has looked several times."""
+    shutil.copytree(whole, tmp_path / "run")
+    absent = sorted(path.parent for path in (tmp_path / "run" / "store").rglob("manifest.json"))[:2]
+    for number, path in enumerate(absent):
+        shutil.move(path, tmp_path / f"elsewhere-{number}")
+        claim = path.with_name(f"{path.name}.claim")
+        claim.touch()
+        os.utime(claim, (time.time() + 86_400,) * 2)  # it does not expire
+    looks = []
+
+    def other_run(seconds):
+        looks.append(seconds)
+        if len(looks) == 6:
+            for number, path in enumerate(absent):
+                shutil.move(tmp_path / f"elsewhere-{number}", path)
+
+    monkeypatch.setattr(runner, "time", types.SimpleNamespace(sleep=other_run, monotonic=time.monotonic))
+    assert _run(tmp_path / "run", *TINY) == 0
+    assert capsys.readouterr().out.count("waiting for another run, which computes ") == 1
+    assert len(looks) >= 6

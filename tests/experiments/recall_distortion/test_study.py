@@ -500,7 +500,7 @@ def test_a_folder_with_another_study_warns_and_keeps_its_results(folder, study, 
     assert [lines.count(f"   {n} of 3  jumpstart 0: random, t = 5") for n in (0, 3)] == [1, 1]
 
 
-def test_a_stage_that_another_run_computes_is_left_to_it(folder, study, tmp_path, monkeypatch):
+def test_a_stage_that_another_run_computes_is_left_to_it(folder, study, tmp_path, monkeypatch, capsys):
     """Another run has claimed the stage when this run first looks, and stores it in the meantime."""
     shutil.copytree(folder, tmp_path / "run")
     found = stored(tmp_path / "run", study, 0.0, PruningTarget("random", 5.0))
@@ -509,15 +509,20 @@ def test_a_stage_that_another_run_computes_is_left_to_it(folder, study, tmp_path
     claim.touch()
     os.utime(claim, (time.time() + 86_400,) * 2)  # it does not expire, however long this run takes to get there
 
+    looks = []
+
     def other_run(seconds):
-        shutil.move(tmp_path / "elsewhere", found.path)
-        claim.unlink()
+        looks.append(seconds)
+        if len(looks) == 3:
+            shutil.move(tmp_path / "elsewhere", found.path)
+            claim.unlink()
 
     monkeypatch.setattr(studies, "time", types.SimpleNamespace(sleep=other_run))
     monkeypatch.setattr(studies, "report", lambda *_: {})
     monkeypatch.setattr(runner, "prune_and_finetune", None)
     studies.compute(tmp_path / "run", study, RUNNING)
     assert found.done
+    assert capsys.readouterr().out.count("waiting for another run; next: jumpstart 0: random, t = 5") == 1
 
 
 def test_no_sentence_on_alpha_where_nothing_was_pruned_or_has_an_interval():
