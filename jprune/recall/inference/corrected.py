@@ -61,8 +61,8 @@ class SpreadRatio(NamedTuple):
     """How much the recalls of classes differ after compression, relative to the dense model.
 
     Attributes:
-      ratio: standard deviation over classes after compression divided by that before; NaN where the dense differences
-        are within sampling noise.
+      ratio: standard deviation over classes after compression divided by that before; NaN if the dense differences are
+        within sampling noise or there are too few examples to measure them.
       low: lower end of its interval.
       high: upper end.
     """

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from jprune.recall.inputs.raw import USUAL_MISSING, InputError, Raw
+from jprune.recall.inputs.raw import USUAL_MISSING, InputError, Raw, in_pandas
 
 Groups = dict[str, tuple[Int[np.ndarray, " examples"], tuple[str, ...]]]
 """The code of each example and the names of the codes, by attribute."""
@@ -18,7 +18,8 @@ _MANY_SUBJECTS, _FEW_EACH = 20, 10  # so many groups of so few examples may be s
 
 
 def given_groups(values: object) -> dict[str, object]:
-    """Return the attributes by name: the columns of a mapping or DataFrame, or one attribute called ``group``."""
+    """Return the attributes by name: the columns of a mapping or table, or one attribute called ``group``."""
+    values = in_pandas(values)
     if values is None:
         return {}
     if isinstance(values, pd.DataFrame):

@@ -81,8 +81,7 @@ def of_object(value: object, name: str) -> Raw:
         value = value[0] if isinstance(value, tuple) else value
     elif hasattr(value, "column_names") and hasattr(value, "features"):
         value = _column_of_dataset(value, name)
-    if type(value).__module__.partition(".")[0] in _TABLES and hasattr(value, "to_pandas"):
-        value = value.to_pandas()  # an array of it would lose the names of its columns
+    value = in_pandas(value)
     if isinstance(value, pd.DataFrame):
         return _of_frame(value, name)
     if isinstance(value, pd.Series | pd.Index):
@@ -92,6 +91,12 @@ def of_object(value: object, name: str) -> Raw:
     batches = _batches(value, name)
     listed = isinstance(value, list | tuple) and all(hasattr(part, "shape") for part in value)
     return Raw(name, as_array(value if batches is None else batches, name), listed=listed)
+
+
+def in_pandas(value: object) -> object:
+    """Convert a table or column of polars or pyarrow; an array of it would lose the names of its columns."""
+    table = type(value).__module__.partition(".")[0] in _TABLES and hasattr(value, "to_pandas")
+    return value.to_pandas() if table else value  # type: ignore[attr-defined]
 
 
 def plain(column: pd.Series, where: str) -> np.ndarray:

@@ -311,8 +311,8 @@ def _delimiter(text: str, path: Path) -> str:
     below = lines[1].split() if len(lines) > 1 else []
     above = len(bare.split() or lines[0].split())
     if len(below) > 1 and all(map(_is_number, below[1:])) and above + 1 >= len(below):
-        # With text, or one cell more than the header, the first cell is the name of the row, not of a class (type 1).
-        named = above < len(below) or not _is_number(below[0])
+        # Of two cells, with text or under one name, the first is the name of the row, not of a class (type 1).
+        named = len(below) == 2 and (above < 2 or not _is_number(below[0]))
         firsts = [line.split(maxsplit=1)[0] for line in text.split("\n", _SAMPLED)[1:_SAMPLED] if line.strip()]
         return " " if not named or len({*firsts}) == len(firsts) else ","
     return ","

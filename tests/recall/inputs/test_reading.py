@@ -144,6 +144,21 @@ def test_columns_of_other_tables_than_those_of_pandas_are_put_in_the_order_of_th
     assert recall.audit(LABELS, classes, {2: classes}).dense["accuracy"].tolist() == pytest.approx(ACCURACY[::-1])
 
 
+def test_groups_may_be_a_table_of_pyarrow():
+    """Its columns counted as one attribute of shape (examples, attributes), and the table was refused."""
+    columns = {"eye": np.array(["left", "right"])[LABELS % 2], "site": DENSE % 2}
+    found = recall.audit(LABELS, DENSE, {2: TWO}, groups=pyarrow.table(columns)).groups
+    pd.testing.assert_frame_equal(found, recall.audit(LABELS, DENSE, {2: TWO}, groups=columns).groups)
+
+
+def test_a_column_of_names_may_precede_columns_of_numbers(folder, capsys):
+    """Names of classes occur in many rows, so they were not read as names of rows, and the table had one column."""
+    rows = [["label", "dense", "two"], *([NAMES[c], a, b] for c, a, b in zip(LABELS, DENSE, TWO, strict=True))]
+    (folder / "all.csv").write_text(text(rows, " "))
+    given = ("--labels", "all.csv:label", "--dense", "all.csv:dense", "--pruned", "2=all.csv:two")
+    read(capsys, *given, "--class-names", ",".join(NAMES))
+
+
 @pytest.mark.parametrize("header", ["label\n", "true label\n", ""])
 def test_names_of_classes_that_end_with_a_number_are_no_columns(folder, capsys, header):
     """A second cell that is a number made a blank the delimiter, as in tables of R with names of rows."""
