@@ -95,8 +95,14 @@ def of_object(value: object, name: str) -> Raw:
 
 def in_pandas(value: object) -> object:
     """Convert a table or column of polars or pyarrow; an array of it would lose the names of its columns."""
-    table = type(value).__module__.partition(".")[0] in _TABLES and hasattr(value, "to_pandas")
-    return value.to_pandas() if table else value  # type: ignore[attr-defined]
+    if type(value).__module__.partition(".")[0] not in _TABLES or not hasattr(value, "to_pandas"):
+        return value
+    try:
+        return value.to_pandas()
+    except ModuleNotFoundError:  # polars converts with pyarrow, which the extra "recall" does not install
+        if hasattr(value, "to_dict"):
+            return pd.DataFrame(value.to_dict(as_series=False))
+        return pd.Series(value.to_list(), name=value.name)  # type: ignore[attr-defined]
 
 
 def plain(column: pd.Series, where: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from jprune.recall.inputs.files import read_predictions
 from jprune.recall.inputs.order import about_order, about_quantities, about_ratings
 from jprune.recall.inputs.predictions import Predictions, predictions
 from jprune.recall.inputs.prepare import prepare
-from jprune.recall.inputs.raw import Raw
+from jprune.recall.inputs.raw import Raw, in_pandas
 from jprune.recall.inputs.rows import align
 from jprune.recall.inputs.text import read_csv
 
@@ -1371,3 +1371,16 @@ def test_integer_predictions_with_labels_in_text_are_indices_of_the_class_names(
     assert report.summary[["accuracy_dense", "accuracy"]].iloc[0].tolist() == pytest.approx(ACCURACY)
     warned = [warning for warning in report.warnings if "was read as indices of the class names" in warning]
     assert len(warned) == (2 if names == ("2", "1", "0") else 0)
+
+
+def test_tables_of_polars_need_no_pyarrow():
+    def to_pandas(self):
+        raise ModuleNotFoundError("No module named 'pyarrow'")
+
+    def of(name, **methods):
+        return type(name, (), {"__module__": "polars.frame", "to_pandas": to_pandas, **methods})()
+
+    table = of("DataFrame", to_dict=lambda self, as_series: {"b": [0.1], "a": [0.9]})
+    assert in_pandas(table).to_dict("list") == {"b": [0.1], "a": [0.9]}
+    column = of("Series", to_list=lambda self: [1, 2], name="label")
+    assert (in_pandas(column).name, in_pandas(column).tolist()) == ("label", [1, 2])
