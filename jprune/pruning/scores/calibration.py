@@ -15,6 +15,7 @@ recomputes the inputs from the weights pruned so far. To do this, call the two f
 """
 
 import functools
+import inspect
 import itertools
 import math
 import warnings
@@ -274,9 +275,10 @@ def _compiled(
 ) -> Callable[..., PyTree]:
     """Compile ``run(apply, ...)``; if ``apply`` is made by ``jax.jit``, once for each key.
 
-    Any other function may use values that change, which a program that was compiled before would not read.
+    Any other function may use values that change, which a program that was compiled before would not read. So may a
+    method made by ``jax.jit``: its object is an argument of the compiled function.
     """
-    if not isinstance(apply, jax.stages.Wrapped):
+    if not isinstance(apply, jax.stages.Wrapped) or inspect.ismethod(apply):
         return jax.jit(functools.partial(run, apply))
     programs = _PROGRAMS.setdefault(apply, {})
     try:

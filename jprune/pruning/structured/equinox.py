@@ -92,9 +92,10 @@ def _declared_alone(layer: eqx.Module) -> tuple[tuple[int, int], ...]:
 
 
 def _left(size: int, groups: int, kept: Mapping[str, KeptIndices] | None) -> set[tuple[int, int]]:
-    """Return what is left of the axes of this size, and of their groups."""
+    """Return what is left of the axes of this size, and of their groups; all if no leaf has such an axis."""
     axes = [along for indices in (kept or {}).values() for along in indices if len(along) == size]
-    return {(int(along.sum()), int(along.reshape(groups, -1).any(axis=1).sum())) for along in axes}
+    left = {(int(along.sum()), int(along.reshape(groups, -1).any(axis=1).sum())) for along in axes}
+    return left or {(size, groups)}  # such as the height of an image
 
 
 def _divisor(layer: eqx.Module) -> float | tuple[int, ...] | None:
@@ -161,7 +162,7 @@ def _norm_sizes(
 ) -> dict[str, PyTree]:
     """Return the sizes of a normalization.
 
-    Without parameters, its size is that of all axes that had its size, if they have one size now.
+    Without parameters, its size is that of all axes of parameters that had its size, if they have one size now.
     """
     known = [array for array in (layer.weight, layer.bias) if array is not None and eqx.is_array(array)]
     left = [_left(*size, kept) for size in _declared_alone(layer)]

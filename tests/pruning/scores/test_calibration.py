@@ -1,5 +1,6 @@
 """SparseGPT against its published algorithm in float64 numpy, and on a real layer against Wanda and magnitude."""
 
+import dataclasses
 import gc
 import itertools
 import weakref
@@ -382,6 +383,27 @@ def test_the_grams_of_a_jitted_function_are_compiled_once():
     np.testing.assert_array_equal(grams["two/kernel"].matrix, np.zeros((3, 3)))
     of_one = input_grams(apply, params, [x], where=jprune.by_path(include="^one/"))  # another program
     assert list(of_one) == ["one/kernel"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class _Scaled:
+    """A model whose forward pass is a jitted method that reads an array of the model."""
+
+    scale: jax.Array
+
+    @jax.jit
+    def apply(self, params, x):
+        return (x * self.scale) @ params["kernel"]
+
+
+def test_the_grams_of_a_jitted_method_follow_its_object():
+    """The object is an argument of the method, so a program compiled for its earlier arrays would be wrong."""
+    model, params = _Scaled(jnp.float32(1)), {"kernel": jnp.ones((2, 3))}
+    apply, x = model.apply, jnp.ones((4, 2))
+    np.testing.assert_array_equal(input_grams(apply, params, [x])["kernel"].matrix, np.full((2, 2), 4))
+    model.scale = jnp.float32(10)
+    np.testing.assert_array_equal(input_grams(apply, params, [x])["kernel"].matrix, np.full((2, 2), 400))
 
 
 def test_compiled_grams_keep_no_array_alive():

@@ -472,6 +472,22 @@ def test_an_equinox_norm_without_parameters_takes_its_size_from_the_kept_indices
         np.testing.assert_allclose(module(x), small.apply(small.params, x), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:the code of .* divides by its number of channels")
+def test_an_equinox_norm_over_channels_and_an_image_takes_its_channels_from_the_kept_indices():
+    """No parameter has an axis of the height of the image, and it kept all its channels, without a warning."""
+    convolution = eqx.nn.Conv2d(3, 8, 3, padding=1, key=jax.random.key(0))
+    model = eqx.nn.Sequential([convolution, eqx.nn.LayerNorm((8, 5, 6), use_weight=False, use_bias=False)])
+    small = eqx.tree_at(lambda m: (m[0].weight, m[0].bias), model, (jnp.ones((4, 3, 3, 3)), jnp.ones((4, 1, 1))))
+    outputs = np.arange(8) < 4
+    kept = {
+        "layers/0/weight": (outputs, *(np.ones(3, bool),) * 3),
+        "layers/0/bias": (outputs, *(np.ones(1, bool),) * 2),
+    }
+    module = structured_equinox.smaller_module(model, eqx.filter(small, eqx.is_array), kept)
+    assert module[1].shape == (4, 5, 6)
+    assert module(jnp.ones((3, 5, 6))).shape == (4, 5, 6)
+
+
 def test_an_equinox_norm_without_parameters_is_named_where_its_size_is_not_known():
     """Its inputs have as many channels as the model's inputs, which keep theirs."""
     model, small, _ = equinox_norms(eqx.nn.LayerNorm(8, use_weight=False, use_bias=False), 8)
