@@ -223,8 +223,9 @@ def as_written(number: float) -> float:
     (0.9, 0.9, 0.9990234375)
     """
     with np.errstate(over="ignore"):
+        number = float(number)  # a Fraction cannot be formatted in Python 3.11
         short = float(f"{number:.6g}")  # a float32 represents all decimal numbers of six digits differently
-        return short if float(number) == float(np.float32(number)) == float(np.float32(short)) else float(number)
+        return short if number == float(np.float32(number)) == float(np.float32(short)) else number
 
 
 def exact_name(amount: "float | Keep | PerLayer") -> str:

@@ -338,7 +338,9 @@ def _given_amount(sparsity: object, keep: object, selection: object) -> Amount |
     if sparsity is None and keep is None:
         if selection is None:
             return None
-        raise TypeError("selection= says how the amount was rounded, and none is given: give sparsity= or keep= too")
+        raise TypeError(
+            "selection= says how an amount was rounded, and no amount is given: pass sparsity= or keep= too"
+        )
     return amount_of(sparsity, keep)
 
 

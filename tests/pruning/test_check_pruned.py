@@ -115,5 +115,5 @@ def test_check_pruned_knows_rounded_blocks_only_with_their_selection():
 def test_check_pruned_refuses_a_selection_without_an_amount():
     # Without an amount nothing would be compared with what the selection keeps.
     params, state = kept_by(a=first((2, 2), of_all=2))
-    with pytest.raises(TypeError, match=r"selection= says how the amount was rounded.*give sparsity= or keep= too"):
+    with pytest.raises(TypeError, match=r"selection= says how an amount was rounded.*pass sparsity= or keep= too"):
         jprune.check_pruned(params, state, selection=jprune.layer_masks)

@@ -397,13 +397,13 @@ def keep_count(
     dense = total - prunable - biases
     most = f"{total}/{dense} = {total / dense:.6g}" if dense else "infinity"
     exact = Fraction(as_written(ratio)) if 1 <= ratio < math.inf else Fraction(0)
-    if not exact or exact * dense > total:
+    left = to_half(total / exact - dense, total) if exact else Fraction(-1)  # of weights and biases
+    if left < 0:
         raise ValueError(
             f"ratio={ratio!r} must lie between 1 and {most}: {dense} of the {total} parameters are not prunable; "
             "use a smaller ratio, or make more leaves prunable"
         )
-    kept = (total / exact - dense) * Fraction(prunable, prunable + biases)
-    return round(to_half(kept, total))
+    return round(to_half(left * Fraction(prunable, prunable + biases), total))
 
 
 def _chosen(layers: Layers, amount: Amount, quota: Callable[[Amount], Quota]) -> PyTree:

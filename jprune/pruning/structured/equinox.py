@@ -65,7 +65,7 @@ def smaller_module(model: PyTree, params: PyTree = None, kept: Mapping[str, Kept
             unknown.append(f"{type(layer).__name__} '{path}'")
     warn_of_other_divisors(divisors)
     if unknown and isinstance(model, eqx.Module):
-        how = "give kept=small.kept" if kept is None else "replace them with layers of the right size (eqx.tree_at)"
+        how = "pass kept=small.kept" if kept is None else "replace them with layers of the right size (eqx.tree_at)"
         warnings.warn(
             f"{', '.join(unknown)}: these layers have no parameters, so their number of channels is not known and "
             f"stays as it was; {how}",

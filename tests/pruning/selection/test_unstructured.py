@@ -167,6 +167,11 @@ def test_keep_count_by_shrinkbench_keeps_what_the_published_code_keeps_of_a_lene
     assert jprune.keep_count(LENET, ratio=ratio, where=HIDDEN, counting="shrinkbench") == kept
 
 
+def test_keep_count_takes_the_largest_ratio_although_its_float_exceeds_it():
+    """111 / 11 in floats is above 111/11, and the message gave this ratio as the largest one."""
+    assert jprune.keep_count({"kernel": jnp.ones((10, 10)), "bias": jnp.ones(11)}, ratio=111 / 11) == 0
+
+
 def test_keep_count_by_shrinkbench_reaches_70_on_a_lenet_where_the_exact_count_reaches_55():
     assert jprune.keep_count(LENET, ratio=50, where=HIDDEN) == 125
     assert jprune.keep_count(LENET, ratio=1, where=HIDDEN, counting="shrinkbench") == 58_998

@@ -491,7 +491,7 @@ def test_an_equinox_norm_over_channels_and_an_image_takes_its_channels_from_the_
 def test_an_equinox_norm_without_parameters_is_named_where_its_size_is_not_known():
     """Its inputs have as many channels as the model's inputs, which keep theirs."""
     model, small, _ = equinox_norms(eqx.nn.LayerNorm(8, use_weight=False, use_bias=False), 8)
-    for kept, how in ((small.kept, "replace them"), (None, "give kept=small.kept")):
+    for kept, how in ((small.kept, "replace them"), (None, "pass kept=small.kept")):
         with pytest.warns(UserWarning, match=f"LayerNorm 'norm': these layers have no parameters.*{how}"):
             structured_equinox.smaller_module(model, small.params, kept)
 

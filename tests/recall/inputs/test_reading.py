@@ -1377,8 +1377,8 @@ def test_tables_of_polars_need_no_pyarrow():
     def to_pandas(self):
         raise ModuleNotFoundError("No module named 'pyarrow'")
 
-    def of(name, **methods):
-        return type(name, (), {"__module__": "polars.frame", "to_pandas": to_pandas, **methods})()
+    def of(kind, **methods):
+        return type(kind, (), {"__module__": "polars.frame", "to_pandas": to_pandas, **methods})()
 
     table = of("DataFrame", to_dict=lambda self, as_series: {"b": [0.1], "a": [0.9]})
     assert in_pandas(table).to_dict("list") == {"b": [0.1], "a": [0.9]}
