@@ -253,7 +253,15 @@ def input_grams(
     one = _compiled(
         apply,
         run,
-        (without_arrays.treedef, tuple(without_arrays.slots), others, *summed.items(), *shapes.items(), of_graph),
+        (
+            without_arrays.treedef,
+            tuple(without_arrays.slots),
+            others,
+            tuple(map(type, others)),  # 1, 1.0 and True are equal
+            *summed.items(),
+            *shapes.items(),
+            of_graph,
+        ),
     )
     total: dict[str, Array] | None = None
     for batch in batches:
