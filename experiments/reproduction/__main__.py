@@ -5,8 +5,8 @@
 tables, as NAME: fashion-lenet, fashion-jumpstart, fashion-no-decay, fashion-by-weights, mnist-lenet,
 cifar10-resnet20, cifar10-resnet20-short, cifar10-resnet20-gradient, fashion-channels;
 fashion-published-paper, -script, mnist-published-paper, -script;
-fashion-few-weights, fashion-few-weights-floor, -floor-others, fashion-round-8, fashion-round-4,
-fashion-fewer-epochs-10, -20, fashion-label-noise-10, -20;
+fashion-few-weights, fashion-few-weights-floor, -floor-others, -gradient, -gradient-floor;
+fashion-round-8, -4, fashion-fewer-epochs-10, -20, fashion-label-noise-10, -20;
 moons, moons-seeds, moons-seeds-u, moons-layers, uci, mnist-grid, mnist-grid-50, prune-and-jumpstart;
 moons-pruned, moons-pruned-seeds, mnist-pruned. A study whose settings are not those planned for NAME is refused.
 """
@@ -55,6 +55,14 @@ _RECALLS = {
     "mnist-published-paper": (("mnist", "lenet"), "MNIST, LeNet, published counts, paper's setting"),
     "mnist-published-script": (("mnist", "lenet"), "MNIST, LeNet, published counts, script's setting"),
     "fashion-channels": (None, "Fashion-MNIST, LeNet, channels removed, t in multiply-adds"),
+    "fashion-few-weights-gradient": (
+        None,
+        "Fashion-MNIST, LeNet, few weights, gradient pruning of other dense networks",
+    ),
+    "fashion-few-weights-gradient-floor": (
+        None,
+        "Fashion-MNIST, LeNet, few weights, at least 10 in every layer, gradient pruning of other dense networks",
+    ),
     hypotheses.CIFAR: (("cifar10", "resnet20"), "CIFAR-10, ResNet-20, short schedule"),
     "cifar10-resnet20-gradient": (
         None,

@@ -53,6 +53,8 @@ STUDIES: Mapping[str, Study] = {
     "fashion-few-weights-floor-others": dataclasses.replace(
         _floor, ratios=tuple(ratio for ratio in _floor.ratios[1:] if ratio != _AT_125)
     ),
+    "fashion-few-weights-gradient": dataclasses.replace(_few, scores=("gradient",), ratios=_few.ratios[1:]),
+    "fashion-few-weights-gradient-floor": dataclasses.replace(_floor, scores=("gradient",), ratios=_floor.ratios[1:]),
     "fashion-round-8": dataclasses.replace(_changed, rounding=8),
     "fashion-round-4": dataclasses.replace(_changed, rounding=4),
     "fashion-fewer-epochs-10": dataclasses.replace(_changed, epochs=(23,)),

@@ -60,6 +60,8 @@ def test_the_committed_grids_are_parts_of_the_planned_ones(name):
         ("mnist-published-script", {"selection": "validation"}, "selection is 'validation', planned is 'test'"),
         ("mnist-published-script", {"dataset": "fashion_mnist"}, "dataset is 'fashion_mnist', planned is 'mnist'"),
         ("fashion-few-weights", {"min_keep": 10}, "min_keep is 10, planned is 0"),
+        ("fashion-few-weights-gradient", {"min_keep": 10}, "min_keep is 10, planned is 0"),
+        ("fashion-few-weights-gradient-floor", {"min_keep": 0}, "min_keep is 0, planned is 10"),
         ("fashion-label-noise-10", {"label_noise": 0.203}, "label_noise is 0.203, planned is 0.019"),
         ("cifar10-resnet20-short", {"epochs": (1,)}, "epochs is (1,), planned is (15,)"),
         ("fashion-lenet", {"limit": 1000}, "limit is 1000, planned is None"),
