@@ -443,6 +443,40 @@ def test_layers_that_divide_by_fewer_channels_than_before_are_named(library, cas
     check_against_small(small, outputs, X, expected)
 
 
+class LinenBlock(linen_nn.Module):
+    norm: str
+    options: dict
+
+    @linen_nn.compact
+    def __call__(self, x, _):
+        y = getattr(linen_nn, self.norm)(**self.options, name="norm")(linen_nn.Dense(8, name="up")(x))
+        return x + linen_nn.Dense(8, name="down")(linen_nn.relu(y)), None
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    ("norm", "options", "expected"),
+    [("LayerNorm", {}, "LayerNorm 'blocks/norm'"), ("GroupNorm", {"num_groups": 4}, None)],
+)
+def test_linen_norms_are_read_along_their_channels_wherever_the_axis_of_layers_is(norm, options, expected, place):
+    """The last axis of a scale was read, which is that of the layers if they are scanned along axis 1."""
+
+    class Stack(linen_nn.Module):
+        @linen_nn.compact
+        def __call__(self, x):
+            stack = linen_nn.scan(
+                LinenBlock, variable_axes={"params": place}, split_rngs={"params": True}, length=4
+            )  # as many layers as channels are left
+            return stack(norm, options, name="blocks")(x, None)[0]
+
+    module = Stack()
+    params = module.init(jax.random.key(1), X)["params"]
+    assert params["blocks"]["norm"]["scale"].shape == ((4, 8), (8, 4))[place]
+    small = cut(lambda p, x: module.apply({"params": p}, x), params, X, first_half, ("blocks/up/kernel", 2))
+    outputs = lambda: linen.smaller_apply(module, small.kept)({"params": small.params}, X)
+    check_against_small(small, outputs, X, expected)
+
+
 def equinox_norms(norm, inputs):
     keys = jax.random.split(jax.random.key(0))
     model = EquinoxNorms(eqx.nn.Linear(inputs, 8, key=keys[0]), norm, eqx.nn.Linear(8, 3, key=keys[1]))
