@@ -21,6 +21,7 @@ _CALLS = frozenset(
 )
 _VIEWS = frozenset({"transpose", "reshape", "squeeze", "expand_dims", "convert_element_type", "copy", "copy_p"})
 _PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
+_NOT_FOUND = frozenset({"while", "cond", "ragged_dot", "ragged_dot_general"})  # products that are left out
 
 
 class View(NamedTuple):
@@ -61,10 +62,10 @@ _Sums: TypeAlias = dict[tuple[str, int | None], PyTree]
 
 
 class _Found(NamedTuple):
-    """Sums by path and slot, and the paths of weights that products read changed; both are added to."""
+    """Sums by path and slot, and the paths of weights that other products read; both are added to."""
 
     sums: _Sums
-    changed: set[str]
+    others: set[str]
 
 
 class Products(NamedTuple):
@@ -72,11 +73,12 @@ class Products(NamedTuple):
 
     Attributes:
       sums: the sum over the products that read the weight itself.
-      changed: the weights that other products read scaled or otherwise changed.
+      others: the weights that other products read too: scaled or otherwise changed, by ragged_dot, or inside ``while``
+        and ``cond``.
     """
 
     sums: dict[str, PyTree]
-    changed: frozenset[str]
+    others: frozenset[str]
 
 
 def wanda(
@@ -95,7 +97,7 @@ def wanda(
       apply: ``apply(params, batch)``, the forward pass. The matrix products and convolutions that read a weight are
         found in it for any library, including those inside ``remat`` and ``scan``, where every layer of a stack has its
         own norms. The weight may be transposed or reshaped first; if it is used several times, the squares are added.
-        Products inside ``while`` and ``cond`` are not found.
+        Products inside ``while`` and ``cond``, of ``ragged_dot``, and of a weight that is changed first are not found.
       activations: used instead of ``apply``: ``activations(params, batch)`` returns the inputs of each layer by the
         path of the weight or of its module: (..., in) for kernels (in, out), (layers, ..., in) for stacked kernels
         (layers, in, out); in general (*stacked, ..., *inputs) in the order of the kernel's axes.
@@ -106,7 +108,7 @@ def wanda(
 
     Raises:
       ValueError: not exactly one of ``apply`` and ``activations`` is given; while scoring, no product reads a weight
-        itself, or others read it changed (SpectralNorm), or the given inputs do not fit it.
+        itself, or others read it too that are not found, or the given inputs do not fit it.
 
     Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024,
     arXiv 2306.11695, equation 1.
@@ -144,7 +146,7 @@ def collect_products(
 ) -> Products:
     """Run a forward pass and sum the arrays that ``visitor.visit`` returns at every product that reads a weight.
 
-    Products inside ``while`` and ``cond`` are left out.
+    Products inside ``while`` and ``cond``, and those of ragged_dot, are left out.
 
     Args:
       apply: ``apply(params, batch)``, the forward pass.
@@ -155,11 +157,11 @@ def collect_products(
     closed, arrays, views = _program(apply, params, batch)
     found = _Found({}, set())
     _run(closed, arrays, views, visitor, found)
-    return Products({path: value for (path, _), value in found.sums.items()}, frozenset(found.changed))
+    return Products({path: value for (path, _), value in found.sums.items()}, frozenset(found.others))
 
 
 def refuse_unread(paths: Iterable[str], products: Products, remedy: str) -> None:
-    """Raise a ``ValueError`` for the first weight that no product reads, or that some products read changed.
+    """Raise a ``ValueError`` for the first weight that no product reads, or that products read that are not found.
 
     Args:
       paths: paths of the weights.
@@ -167,13 +169,13 @@ def refuse_unread(paths: Iterable[str], products: Products, remedy: str) -> None
       remedy: what to do, the end of the message.
     """
     for path in paths:
-        if path in products.sums and path not in products.changed:
+        if path in products.sums and path not in products.others:
             continue
         which = "not every" if path in products.sums else "no"
         raise ValueError(
-            f"{which} matrix product or convolution reads '{path}' itself; those that read a kernel that is scaled, "
-            "flipped, sliced or concatenated first (WeightNorm, SpectralNorm, ConvTranspose(transpose_kernel=True)), "
-            f"or are inside while and cond, are not found; {remedy}"
+            f"{which} matrix product or convolution reads '{path}' itself; ragged_dot and those that read a kernel "
+            "that is scaled, flipped, sliced or concatenated first (WeightNorm, SpectralNorm, "
+            f"ConvTranspose(transpose_kernel=True)), or are inside while and cond, are not found; {remedy}"
         )
 
 
@@ -315,9 +317,11 @@ def _run(
                     if weight is None or not (other is None or other.changed):
                         continue
                     if weight.changed:
-                        found.changed.add(weight.path)
+                        found.others.add(weight.path)
                     else:
                         _add(found, weight, visitor.visit(equation, inputs[1 - side], weight, side))
+            elif equation.primitive.name in _NOT_FOUND:
+                found.others.update(weight.path for weight in seen if weight is not None)
             results = jaxprs.bound(equation, inputs)
             through = [_view_of_result(equation, seen)] * len(results)
         value.update(zip(equation.outvars, results, strict=True))
@@ -344,7 +348,7 @@ def _scan(
     def step(carry: tuple[list[Array], _Sums], slices: list[Array]) -> tuple[tuple[list[Array], _Sums], PyTree]:
         values, total = carry
         here: _Sums = {}
-        results, _ = _run(body, [*same, *values, *slices], inner, visitor, _Found(here, found.changed))
+        results, _ = _run(body, [*same, *values, *slices], inner, visitor, _Found(here, found.others))
         repeated = {key: here[key] for key in here if _slot(key) < fixed}
         total = {key: total[key] + square for key, square in repeated.items()} if total else repeated
         each = {key: square for key, square in here.items() if key not in repeated}
@@ -392,7 +396,7 @@ def _view_of_result(equation: core.JaxprEqn, seen: list[View | None]) -> View | 
     name, source = equation.primitive.name, seen[0] if seen else None
     if name in _VIEWS:
         return None if source is None else _viewed(equation, source)
-    if not any(seen) or name in _PRODUCTS or name == "gather" or len(equation.outvars) != 1:
+    if not any(seen) or name in _PRODUCTS | _NOT_FOUND or name == "gather" or len(equation.outvars) != 1:
         return None
     shapes = [jaxprs.shape_of(atom) for atom in (*equation.outvars, *equation.invars)]
     alike = (view for view, shape in zip(seen, shapes[1:], strict=True) if view is not None and shape == shapes[0])

@@ -198,9 +198,8 @@ def input_grams(
 
     Raises:
       TypeError: ``batches`` is one batch.
-      ValueError: ``batches`` is empty; no matrix product or convolution reads a kernel itself (those inside ``while``
-        and ``cond`` are not found), others read it changed, or one with feature groups does; the axes of a kernel are
-        unknown.
+      ValueError: ``batches`` is empty; no matrix product or convolution reads a kernel itself, or others read it too
+        that are not found, as for ``wanda``; one with feature groups reads it; the axes of a kernel are unknown.
 
     >>> grams = input_grams(lambda w, x: x @ w, jnp.ones((2, 1)), [jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0]])],
     ...     where=lambda path, leaf: True)

@@ -185,10 +185,13 @@ def power_iteration(params, x):
         power_iteration,
         lambda params, x: jax.lax.scan(lambda x, _: (x + power_iteration(params, x)[:, :1], 0), x, length=2)[0],
         lambda params, x: (x @ params["kernel"]) @ (2 * params["kernel"]).T,
+        lambda params, x: (
+            x @ params["kernel"] + jax.lax.cond(x[0, 0] > 0, lambda k: x @ k, lambda k: -x @ k, params["kernel"])
+        ),
     ],
-    ids=["divided", "divided in a scan", "scaled"],
+    ids=["divided", "divided in a scan", "scaled", "in a cond"],
 )
-def test_a_kernel_that_is_read_both_itself_and_changed_is_an_error(apply):
+def test_a_kernel_that_is_read_by_products_that_are_not_found_too_is_an_error(apply):
     """The vectors of the power iteration of SpectralNorm were taken for the inputs of the layer."""
     params, x = {"kernel": jnp.ones((3, 4))}, jnp.ones((2, 3))
     with pytest.raises(ValueError, match=r"not every matrix product .* reads 'kernel' itself; .*SpectralNorm"):
@@ -204,3 +207,9 @@ def test_data_to_which_a_weight_is_added_do_not_hide_the_kernel_that_reads_them(
     params, x = {"positions": jnp.ones((5, 3)), "kernel": jnp.asarray(WEIGHTS[0])}, jnp.asarray(X)
     found = jprune.wanda(apply)(params, batch=x)["kernel"]
     np.testing.assert_allclose(found, by_numpy(WEIGHTS[:1], X + 1)[0], rtol=1e-5)
+
+
+def test_experts_that_ragged_dot_reads_are_an_error_that_names_it():
+    apply = lambda params, x: jax.lax.ragged_dot(x, params["kernel"], jnp.array([2, 3]))
+    with pytest.raises(ValueError, match=r"no matrix product .* reads 'kernel' itself; ragged_dot and "):
+        jprune.wanda(apply)({"kernel": jnp.asarray(WEIGHTS)}, batch=jnp.asarray(X))
