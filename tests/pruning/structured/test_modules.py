@@ -477,6 +477,41 @@ def test_linen_norms_are_read_along_their_channels_wherever_the_axis_of_layers_i
     check_against_small(small, outputs, X, expected)
 
 
+class NnxBlock(nnx.Module):
+    def __init__(self, norm, options, rngs):
+        self.up, self.down = nnx.Linear(8, 8, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)
+        self.norm = getattr(nnx, norm)(8, **options, rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.down(nnx.relu(self.norm(self.up(x))))
+
+
+@pytest.mark.parametrize("layers", [8, 3])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    ("norm", "options", "expected"),
+    [("LayerNorm", {}, "LayerNorm 'blocks/norm'"), ("GroupNorm", {"num_groups": 4}, None)],
+)
+def test_nnx_norms_are_read_along_their_channels_wherever_the_axis_of_layers_is(norm, options, expected, place, layers):
+    """The last axis of a scale was read, which is that of the layers if they are stacked along axis 1."""
+    axes = nnx.StateAxes({nnx.Param: place, ...: 0})
+
+    class Stack(nnx.Module):
+        def __init__(self, rngs):
+            create = nnx.vmap(lambda rngs: NnxBlock(norm, options, rngs), in_axes=0, out_axes=axes)
+            self.blocks = nnx.split_rngs(splits=layers)(create)(rngs)
+
+        def __call__(self, x):
+            return nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, axes), out_axes=nnx.Carry)(x, self.blocks)
+
+    model = Stack(nnx.Rngs(0))
+    graphdef, params = nnx.split(model)
+    group = ("blocks/down/kernel", 1 - place)
+    small = cut(lambda p, x: nnx.merge(graphdef, p)(x), params, X, first_half, group)
+    outputs = lambda: structured_nnx.smaller_module(model, small.params, kept=small.kept)(X)
+    check_against_small(small, outputs, X, expected)
+
+
 def equinox_norms(norm, inputs):
     keys = jax.random.split(jax.random.key(0))
     model = EquinoxNorms(eqx.nn.Linear(inputs, 8, key=keys[0]), norm, eqx.nn.Linear(8, 3, key=keys[1]))
