@@ -21,6 +21,7 @@ _CALLS = frozenset(
 )
 _VIEWS = frozenset({"transpose", "reshape", "squeeze", "expand_dims", "convert_element_type", "copy", "copy_p"})
 _PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
+_NOT_FOUND = frozenset({"while", "cond", "ragged_dot", "ragged_dot_general"})  # products that are left out
 
 
 class View(NamedTuple):
@@ -32,6 +33,7 @@ class View(NamedTuple):
       of: function from the weight to the value.
       slot: in the body of a scan, the index of the operand of the scan; else None.
       arranged: whether it is transposed or reshaped.
+      changed: whether it is scaled or otherwise changed, so that ``of`` is not the function.
     """
 
     path: str
@@ -39,6 +41,7 @@ class View(NamedTuple):
     of: Callable[[Array], Array]
     slot: int | None = None
     arranged: bool = False
+    changed: bool = False
 
 
 class Visitor(NamedTuple):
@@ -55,7 +58,27 @@ class Visitor(NamedTuple):
     join: Callable[[View, PyTree], PyTree]
 
 
-_Found: TypeAlias = dict[tuple[str, int | None], PyTree]
+_Sums: TypeAlias = dict[tuple[str, int | None], PyTree]
+
+
+class _Found(NamedTuple):
+    """Sums by path and slot, and the paths of weights that other products read; both are added to."""
+
+    sums: _Sums
+    others: set[str]
+
+
+class Products(NamedTuple):
+    """What ``collect_products`` found, by the path of a weight.
+
+    Attributes:
+      sums: the sum over the products that read the weight itself.
+      others: the weights that other products read too: scaled or otherwise changed, by ragged_dot, or inside ``while``
+        and ``cond``.
+    """
+
+    sums: dict[str, PyTree]
+    others: frozenset[str]
 
 
 def wanda(
@@ -74,7 +97,7 @@ def wanda(
       apply: ``apply(params, batch)``, the forward pass. The matrix products and convolutions that read a weight are
         found in it for any library, including those inside ``remat`` and ``scan``, where every layer of a stack has its
         own norms. The weight may be transposed or reshaped first; if it is used several times, the squares are added.
-        Products inside ``while`` and ``cond`` are not found.
+        Products inside ``while`` and ``cond``, of ``ragged_dot``, and of a weight that is changed first are not found.
       activations: used instead of ``apply``: ``activations(params, batch)`` returns the inputs of each layer by the
         path of the weight or of its module: (..., in) for kernels (in, out), (layers, ..., in) for stacked kernels
         (layers, in, out); in general (*stacked, ..., *inputs) in the order of the kernel's axes.
@@ -84,8 +107,8 @@ def wanda(
         mean square of the norms of the others instead of 0.
 
     Raises:
-      ValueError: not exactly one of ``apply`` and ``activations`` is given; while scoring, no product reads a weight,
-        or the given inputs do not fit it.
+      ValueError: not exactly one of ``apply`` and ``activations`` is given; while scoring, no product reads a weight
+        itself, or others read it too that are not found, or the given inputs do not fit it.
 
     Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024,
     arXiv 2306.11695, equation 1.
@@ -120,41 +143,40 @@ def wanda(
 
 def collect_products(
     apply: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree, visitor: Visitor
-) -> dict[str, PyTree]:
+) -> Products:
     """Run a forward pass and sum the arrays that ``visitor.visit`` returns at every product that reads a weight.
 
-    Products inside ``while`` and ``cond`` are left out.
+    Products inside ``while`` and ``cond``, and those of ragged_dot, are left out.
 
     Args:
       apply: ``apply(params, batch)``, the forward pass.
       params: tree of arrays.
       batch: second argument of ``apply``.
       visitor: computes the arrays to sum.
-
-    Returns:
-      A dict from path to sum.
     """
     closed, arrays, views = _program(apply, params, batch)
-    found: _Found = {}
+    found = _Found({}, set())
     _run(closed, arrays, views, visitor, found)
-    return {path: value for (path, _), value in found.items()}
+    return Products({path: value for (path, _), value in found.sums.items()}, frozenset(found.others))
 
 
-def refuse_unread(paths: Iterable[str], found: Mapping[str, object], remedy: str) -> None:
-    """Raise a ``ValueError`` for the first weight that no product reads.
+def refuse_unread(paths: Iterable[str], products: Products, remedy: str) -> None:
+    """Raise a ``ValueError`` for the first weight that no product reads, or that products read that are not found.
 
     Args:
       paths: paths of the weights.
-      found: result of ``collect_products``.
+      products: result of ``collect_products``.
       remedy: what to do, the end of the message.
     """
     for path in paths:
-        if path not in found:
-            raise ValueError(
-                f"no matrix product or convolution reads '{path}' itself; those that read a kernel that is scaled, "
-                "flipped, sliced or concatenated first (WeightNorm, ConvTranspose(transpose_kernel=True)), or are "
-                f"inside while and cond, are not found; {remedy}"
-            )
+        if path in products.sums and path not in products.others:
+            continue
+        which = "not every" if path in products.sums else "no"
+        raise ValueError(
+            f"{which} matrix product or convolution reads '{path}' itself; ragged_dot and those that read a kernel "
+            "that is scaled, flipped, sliced or concatenated first (WeightNorm, SpectralNorm, "
+            f"ConvTranspose(transpose_kernel=True)), or are inside while and cond, are not found; {remedy}"
+        )
 
 
 def _program(
@@ -191,9 +213,9 @@ def _squares_in_forward_pass(
             stacked[view.path] = ()
         return _pulled_back(view, squares)
 
-    found = collect_products(apply, whole, batch, Visitor(visit, join))
-    refuse_unread(weights, found, "leave it out with where=, or pass its inputs as activations=")
-    return [found[path] for path in weights], stacked
+    products = collect_products(apply, whole, batch, Visitor(visit, join))
+    refuse_unread(weights, products, "leave it out with where=, or pass its inputs as activations=")
+    return [products.sums[path] for path in weights], stacked
 
 
 def _squares_of(
@@ -263,7 +285,11 @@ def _of_unreached(
 
 
 def _run(
-    program: jaxprs.Program, values: list[jaxprs.Value], views: list[View | None], visitor: Visitor, found: _Found
+    program: jaxprs.Program,
+    values: list[jaxprs.Value],
+    views: list[View | None],
+    visitor: Visitor,
+    found: _Found,
 ) -> tuple[list[jaxprs.Value], list[View | None]]:
     """Evaluate a program and sum in ``found`` the arrays that the visitor returns at products that read a weight."""
     jaxpr = jaxprs.opened(program)
@@ -287,11 +313,17 @@ def _run(
         else:
             if equation.primitive.name in _PRODUCTS:
                 for side, weight in enumerate(seen):
-                    if weight is not None and seen[1 - side] is None:
+                    other = seen[1 - side]
+                    if weight is None or not (other is None or other.changed):
+                        continue
+                    if weight.changed:
+                        found.others.add(weight.path)
+                    else:
                         _add(found, weight, visitor.visit(equation, inputs[1 - side], weight, side))
+            elif equation.primitive.name in _NOT_FOUND:
+                found.others.update(weight.path for weight in seen if weight is not None)
             results = jaxprs.bound(equation, inputs)
-            source = seen[0] if equation.primitive.name in _VIEWS else None
-            through = [None if source is None else _viewed(equation, source)] * len(results)
+            through = [_view_of_result(equation, seen)] * len(results)
         value.update(zip(equation.outvars, results, strict=True))
         view.update(zip(equation.outvars, through, strict=True))
     pairs = [read(atom) for atom in jaxpr.outvars]
@@ -311,12 +343,12 @@ def _scan(
     inner: list[View | None] = [None] * len(inputs)
     for i, weight in enumerate(views):
         if weight is not None and not fixed <= i < fixed + carried:  # a carried weight may change
-            inner[i] = View(weight.path, inputs[i].shape[i >= fixed :], lambda w: w, i)
+            inner[i] = View(weight.path, inputs[i].shape[i >= fixed :], lambda w: w, i, changed=weight.changed)
 
-    def step(carry: tuple[list[Array], _Found], slices: list[Array]) -> tuple[tuple[list[Array], _Found], PyTree]:
+    def step(carry: tuple[list[Array], _Sums], slices: list[Array]) -> tuple[tuple[list[Array], _Sums], PyTree]:
         values, total = carry
-        here: _Found = {}
-        results, _ = _run(body, [*same, *values, *slices], inner, visitor, here)
+        here: _Sums = {}
+        results, _ = _run(body, [*same, *values, *slices], inner, visitor, _Found(here, found.others))
         repeated = {key: here[key] for key in here if _slot(key) < fixed}
         total = {key: total[key] + square for key, square in repeated.items()} if total else repeated
         each = {key: square for key, square in here.items() if key not in repeated}
@@ -349,7 +381,7 @@ def _slot(key: tuple[str, int | None]) -> int:
 def _add(found: _Found, view: View, value: PyTree) -> None:
     if value is not None:
         key = view.path, view.slot
-        found[key] = found[key] + value if key in found else value
+        found.sums[key] = found.sums[key] + value if key in found.sums else value
 
 
 def _inner(equation: core.JaxprEqn) -> jaxprs.Program | None:
@@ -357,6 +389,19 @@ def _inner(equation: core.JaxprEqn) -> jaxprs.Program | None:
     if equation.primitive.name not in _CALLS:
         return None
     return next((p for p in jaxprs.subjaxprs(equation) if len(jaxprs.opened(p).invars) == len(equation.invars)), None)
+
+
+def _view_of_result(equation: core.JaxprEqn, seen: list[View | None]) -> View | None:
+    """Return what the result of an equation is of the weights among its operands; None if it is no weight."""
+    name, source = equation.primitive.name, seen[0] if seen else None
+    if name in _VIEWS:
+        return None if source is None else _viewed(equation, source)
+    if not any(seen) or name in _PRODUCTS | _NOT_FOUND or name == "gather" or len(equation.outvars) != 1:
+        return None
+    shapes = [jaxprs.shape_of(atom) for atom in (*equation.outvars, *equation.invars)]
+    alike = (view for view, shape in zip(seen, shapes[1:], strict=True) if view is not None and shape == shapes[0])
+    source = next(alike, None)
+    return None if source is None else source._replace(changed=True)
 
 
 def _viewed(equation: core.JaxprEqn, source: View) -> View:

@@ -198,8 +198,8 @@ def input_grams(
 
     Raises:
       TypeError: ``batches`` is one batch.
-      ValueError: ``batches`` is empty; no matrix product or convolution reads a kernel (those inside ``while`` and
-        ``cond`` are not found), or one with feature groups does; the axes of a kernel are unknown.
+      ValueError: ``batches`` is empty; no matrix product or convolution reads a kernel itself, or others read it too
+        that are not found, as for ``wanda``; one with feature groups reads it; the axes of a kernel are unknown.
 
     >>> grams = input_grams(lambda w, x: x @ w, jnp.ones((2, 1)), [jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0]])],
     ...     where=lambda path, leaf: True)
@@ -245,9 +245,9 @@ def input_grams(
                 raise ValueError(arranged(view.path))
             return grams
 
-        found = collect_products(apply, without_arrays.whole(arrays), batch, Visitor(visit, join))
-        refuse_unread(summed, found, instead)
-        return found
+        products = collect_products(apply, without_arrays.whole(arrays), batch, Visitor(visit, join))
+        refuse_unread(summed, products, instead)
+        return products.sums
 
     # Of the arrays alone: Equinox modules have functions among their leaves.
     one = _compiled(

@@ -1,5 +1,6 @@
 """Remove channels from trees: parameters, batch statistics, averages, optimizer states."""
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
@@ -113,7 +114,7 @@ def feature_groups(
     groups, whole = before
     along = kept_along(kept or {}, path, axis)
     if along is not None and len(along) == whole:
-        return int(along.reshape(groups, -1).any(axis=1).sum())
+        return groups_left(along, groups)
     possible = {groups} if outputs % groups == 0 else set()
     if outputs * groups % whole == 0:
         possible.add(outputs * groups // whole)
@@ -125,8 +126,22 @@ def feature_groups(
     return possible.pop()
 
 
-def kept_along(kept: Mapping[str, KeptIndices], path: str, axis: int) -> Bool[np.ndarray, " indices"] | None:
+def groups_left(along: Bool[np.ndarray, " features"], groups: int) -> int:
+    """Return how many of the groups of an axis of features are left, given its kept indices."""
+    return int(along.reshape(groups, -1).any(axis=1).sum())
+
+
+def kept_along(
+    kept: Mapping[str, KeptIndices], path: str, axis: int, shape: tuple[int, ...] | None = None
+) -> Bool[np.ndarray, " indices"] | None:
     """Return the kept indices of an axis of a leaf, matched by the end of its path or of theirs; None if not found.
+
+    Args:
+      kept: the kept indices of every axis, by path.
+      path: path of the leaf.
+      axis: the axis.
+      shape: shape of the leaf now, as its layer sees it. If the layer is stacked, the leaf has more axes, of which
+        ``axis`` is not one; ``scan`` and ``vmap`` put them anywhere.
 
     >>> one, two = (np.array([True]),), (np.array([False]),)
     >>> kept_along({"a/conv/kernel": one, "b/conv/kernel": two}, "params/b/conv/kernel", 0)
@@ -135,10 +150,29 @@ def kept_along(kept: Mapping[str, KeptIndices], path: str, axis: int) -> Bool[np
     True
     """
     found = [one for one in kept if path == one or path.endswith(f"/{one}")]
-    if found:
-        return kept[max(found, key=len)][axis]
     longer = [one for one in kept if one.endswith(f"/{path}")]
-    return kept[longer[0]][axis] if len(longer) == 1 else None
+    if not found and len(longer) != 1:
+        return None
+    axes = kept[max(found, key=len) if found else longer[0]]
+    return axes[axis] if shape is None else _of_one_layer(axes, shape)[axis]
+
+
+def _of_one_layer(axes: KeptIndices, shape: tuple[int, ...]) -> KeptIndices:
+    """Return the axes of a leaf that one of its stacked layers has: of those that fit, such that the others are whole.
+
+    If several do, they are the last ones.
+    """
+    fitting = [
+        own
+        for own in itertools.combinations(range(len(axes)), len(shape))
+        if tuple(int(axes[place].sum()) for place in own) == shape
+    ]
+
+    def others_lost(own: tuple[int, ...]) -> int:
+        return sum(not along.all() for place, along in enumerate(axes) if place not in own)
+
+    own = min(reversed(fitting), key=others_lost, default=tuple(range(len(axes) - len(shape), len(axes))))
+    return tuple(axes[place] for place in own)
 
 
 def warn_of_other_divisors(layers: Iterable[tuple[object, str]]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from flax.errors import ScopeParamShapeError
 from jaxtyping import Bool, PyTree
 
-from jprune.pruning.structured.cutting import KeptIndices, feature_groups, kept_along, warn_of_other_divisors
+from jprune.pruning.structured.cutting import KeptIndices, groups_left, kept_along, warn_of_other_divisors
 from jprune.trees import with_article
 
 _DIVIDE = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.MultiHeadDotProductAttention)
@@ -160,7 +160,8 @@ def _divides_by_fewer(layer: nn.Module, params: PyTree, inputs: PyTree, kept: Ma
             along = _kept_of_norm(layer, params, kept)
             return along is not None and not along.all()
         case nn.MultiHeadDotProductAttention() if "query" in params:
-            along = kept_along(kept, "/".join((*layer.path, "query/kernel")), -1)
+            shape = params["query"]["kernel"].shape
+            along = kept_along(kept, "/".join((*layer.path, "query/kernel")), -1, shape)
             return along is not None and not along.all()
     return False
 
@@ -170,15 +171,15 @@ def _norm_sizes(layer: nn.GroupNorm, params: PyTree, kept: Mapping[str, KeptIndi
     along = _kept_of_norm(layer, params, kept)
     if along is None:
         return {}
-    path, size = next(("/".join((*layer.path, name)), len(array)) for name, array in params.items())
-    groups = feature_groups(path, (_groups(layer, len(along)), len(along)), size, kept)
-    return {"group_size": size // groups} if layer.group_size else {"num_groups": groups}
+    groups = groups_left(along, _groups(layer, len(along)))
+    return {"group_size": int(along.sum()) // groups} if layer.group_size else {"num_groups": groups}
 
 
 def _kept_of_norm(
     layer: nn.Module, params: PyTree, kept: Mapping[str, KeptIndices]
 ) -> Bool[np.ndarray, " channels"] | None:
-    return kept_along(kept, "/".join((*layer.path, next(iter(params)))), -1)
+    name, array = next(iter(params.items()))
+    return kept_along(kept, "/".join((*layer.path, name)), -1, array.shape)
 
 
 def _groups(layer: nn.GroupNorm, size: int) -> int:

@@ -49,6 +49,7 @@ def smaller_module(
     graphdef, whole = nnx.split(model)
     paths, leaves, treedef = flatten(whole)
     given = {path: leaf for tree in (params, state) for path, leaf in _leaves(tree)}
+    before = {path: tuple(getattr(leaf, "shape", ())) for path, leaf in zip(paths, leaves, strict=True)}
     lost = set()  # the sizes of axes that are smaller now
     for place, path in enumerate(paths):  # also of arrays that are not variables, such as the scales of WeightNorm
         if path in given:
@@ -63,12 +64,12 @@ def smaller_module(
     copy = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves), copy=True)
     divisors = []
     for parts, layer in nnx.iter_modules(copy):
-        before, path = _divisor(layer), "".join(f"{part}/" for part in parts)
-        _set_sizes(layer, path, kept)
+        divisor, path = _divisor(layer), "".join(f"{part}/" for part in parts)
+        _set_sizes(layer, path, kept, before)
         _refuse_heads_of_two_sizes(layer, path)
         # A normalization without parameters does not show whether it has lost channels.
         may_have_lost = not _parameters(layer) and getattr(layer, "num_features", None) in lost
-        if before is not None and (before != _divisor(layer) or may_have_lost):
+        if divisor is not None and (divisor != _divisor(layer) or may_have_lost):
             divisors.append((layer, path[:-1]))
     warn_of_other_divisors(divisors)
     return copy
@@ -108,13 +109,21 @@ def _leaves(tree: PyTree) -> list[tuple[str, jax.Array]]:
     return [(path, leaf) for path, leaf in zip(paths, leaves, strict=True) if leaf is not None]
 
 
-def _set_sizes(layer: nnx.Module, prefix: str, kept: Mapping[str, KeptIndices] | None) -> None:
+def _set_sizes(
+    layer: nnx.Module,
+    prefix: str,
+    kept: Mapping[str, KeptIndices] | None,
+    before: Mapping[str, tuple[int, ...]],
+) -> None:
     """Set the attributes of one layer from the last axes of its parameters; stacked layers have others before them.
+
+    The features of a normalization may be along any axis, because its attributes decide what it computes.
 
     Args:
       layer: the layer.
       prefix: its path with a last '/'.
       kept: the kept indices of every axis, by path.
+      before: the shapes of all leaves before channels were removed, by path.
     """
     match layer:
         case nnx.Linear():
@@ -140,7 +149,7 @@ def _set_sizes(layer: nnx.Module, prefix: str, kept: Mapping[str, KeptIndices] |
             layer.kernel_shape = layer.kernel.shape[-len(layer.kernel_shape) :]
             layer.bias_shape = None if layer.bias is None else layer.bias.shape[-len(layer.bias_shape or ()) :]
         case nnx.BatchNorm() | nnx.LayerNorm() | nnx.RMSNorm() | nnx.GroupNorm() | nnx.InstanceNorm():
-            _set_norm_sizes(layer, prefix, kept)
+            _set_norm_sizes(layer, prefix, kept, before)
         case nnx.MultiHeadAttention():
             inputs, layer.num_heads, layer.head_dim = layer.query.kernel.shape[-3:]
             layer.in_kv_features, layer.num_kv_heads = layer.key.kernel.shape[-3:-1]
@@ -154,24 +163,40 @@ def _set_norm_sizes(
     layer: nnx.BatchNorm | nnx.LayerNorm | nnx.RMSNorm | nnx.GroupNorm | nnx.InstanceNorm,
     prefix: str,
     kept: Mapping[str, KeptIndices] | None,
+    before: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Set the sizes of a normalization, which are known if it has parameters or statistics."""
     known = _parameters(layer)
     if not known:
         return
-    size = getattr(layer, known[0]).shape[-1]
-    if isinstance(layer, nnx.GroupNorm):
-        before = (layer.num_groups, layer.num_groups * layer.group_size)
-        layer.num_groups = feature_groups(f"{prefix}{known[0]}", before, size, kept)
+    grouped = isinstance(layer, nnx.GroupNorm)
+    features = layer.num_groups * layer.group_size if grouped else layer.num_features
+
+    def axis_of(name: str) -> int:
+        now = getattr(layer, name).shape
+        return _feature_axis(before.get(f"{prefix}{name}", now), now, features)  # a shared array has one path only
+
+    axis = axis_of(known[0])
+    size = getattr(layer, known[0]).shape[axis]
+    if grouped:
+        layer.num_groups = feature_groups(f"{prefix}{known[0]}", (layer.num_groups, features), size, kept, axis)
         layer.group_size = size // layer.num_groups
-    else:
-        layer.num_features = size
-        mean = getattr(layer, "mean", None)
-        if mean is not None and mean.shape[-1] != size:
-            raise ValueError(
-                f"the statistics of {_named(layer, prefix)} have {mean.shape[-1]} features and its {known[0]} {size}"
-                "; pass the smaller statistics too: smaller_module(model, small.params, small.state)"
-            )
+        return
+    layer.num_features = size
+    if "mean" in known and (mean := layer.mean.shape[axis_of("mean")]) != size:
+        raise ValueError(
+            f"the statistics of {_named(layer, prefix)} have {mean} features and its {known[0]} {size}; pass the "
+            "smaller statistics too: smaller_module(model, small.params, small.state)"
+        )
+
+
+def _feature_axis(before: tuple[int, ...], now: tuple[int, ...], features: int) -> int:
+    """Return the axis of a parameter over features: the last of that size, or the last of these that is smaller now.
+
+    It counts from the end: the parameter may have more axes now, over stacked layers.
+    """
+    fitting = [axis for axis in range(-len(before), 0) if before[axis] == features]
+    return max(fitting, key=lambda axis: (now[axis] < before[axis], axis), default=-1)
 
 
 def _parameters(layer: nnx.Module) -> list[str]:

@@ -11,8 +11,8 @@ RNG = np.random.default_rng(0)
 WEIGHTS = RNG.normal(size=(2, 3, 3)).astype(np.float32)
 X = RNG.normal(size=(5, 3)).astype(np.float32)
 UNREAD = (
-    r"reads 'kernel' itself; .* scaled, flipped, sliced or concatenated .*WeightNorm, .*transpose_kernel=True\)\), or "
-    r"are inside while and cond, are not found; .*activations="
+    r"reads 'kernel' itself; .* scaled, flipped, sliced or concatenated .*WeightNorm, SpectralNorm, .*transpose_kernel"
+    r"=True\)\), or are inside while and cond, are not found; .*activations="
 )
 STACKED = {"kernel": jprune.KernelAxes(stacked=(0,), inputs=(1,), outputs=(2,))}
 
@@ -169,3 +169,47 @@ def test_a_product_inside_a_while_loop_is_an_error_that_says_so():
 def test_a_product_that_reads_a_changed_kernel_is_an_error_that_names_the_change(read):
     with pytest.raises(ValueError, match=UNREAD):
         jprune.wanda(lambda params, x: x @ read(params["kernel"]))({"kernel": jnp.ones((3, 3))}, batch=jnp.ones((1, 3)))
+
+
+def power_iteration(params, x):
+    """Spectral normalization: products with the kernel itself compute the number by which it is divided."""
+    kernel, u = params["kernel"], jnp.ones((1, 4))
+    v = u @ kernel.T
+    sigma = (v / jnp.linalg.norm(v)) @ kernel @ u.T
+    return x @ (kernel / sigma)
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        power_iteration,
+        lambda params, x: jax.lax.scan(lambda x, _: (x + power_iteration(params, x)[:, :1], 0), x, length=2)[0],
+        lambda params, x: (x @ params["kernel"]) @ (2 * params["kernel"]).T,
+        lambda params, x: (
+            x @ params["kernel"] + jax.lax.cond(x[0, 0] > 0, lambda k: x @ k, lambda k: -x @ k, params["kernel"])
+        ),
+    ],
+    ids=["divided", "divided in a scan", "scaled", "in a cond"],
+)
+def test_a_kernel_that_is_read_by_products_that_are_not_found_too_is_an_error(apply):
+    """The vectors of the power iteration of SpectralNorm were taken for the inputs of the layer."""
+    params, x = {"kernel": jnp.ones((3, 4))}, jnp.ones((2, 3))
+    with pytest.raises(ValueError, match=r"not every matrix product .* reads 'kernel' itself; .*SpectralNorm"):
+        jprune.wanda(apply)(params, batch=x)
+    with pytest.raises(ValueError, match=r"not every matrix product .* reads 'kernel' itself|not sum over its axes"):
+        jprune.scores.input_grams(apply, params, [x])
+
+
+def test_data_to_which_a_weight_is_added_do_not_hide_the_kernel_that_reads_them():
+    def apply(params, x):
+        return (x + params["positions"]) @ params["kernel"]
+
+    params, x = {"positions": jnp.ones((5, 3)), "kernel": jnp.asarray(WEIGHTS[0])}, jnp.asarray(X)
+    found = jprune.wanda(apply)(params, batch=x)["kernel"]
+    np.testing.assert_allclose(found, by_numpy(WEIGHTS[:1], X + 1)[0], rtol=1e-5)
+
+
+def test_experts_that_ragged_dot_reads_are_an_error_that_names_it():
+    apply = lambda params, x: jax.lax.ragged_dot(x, params["kernel"], jnp.array([2, 3]))
+    with pytest.raises(ValueError, match=r"no matrix product .* reads 'kernel' itself; ragged_dot and "):
+        jprune.wanda(apply)({"kernel": jnp.asarray(WEIGHTS)}, batch=jnp.asarray(X))

@@ -443,6 +443,75 @@ def test_layers_that_divide_by_fewer_channels_than_before_are_named(library, cas
     check_against_small(small, outputs, X, expected)
 
 
+class LinenBlock(linen_nn.Module):
+    norm: str
+    options: dict
+
+    @linen_nn.compact
+    def __call__(self, x, _):
+        y = getattr(linen_nn, self.norm)(**self.options, name="norm")(linen_nn.Dense(8, name="up")(x))
+        return x + linen_nn.Dense(8, name="down")(linen_nn.relu(y)), None
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    ("norm", "options", "expected"),
+    [("LayerNorm", {}, "LayerNorm 'blocks/norm'"), ("GroupNorm", {"num_groups": 4}, None)],
+)
+def test_linen_norms_are_read_along_their_channels_wherever_the_axis_of_layers_is(norm, options, expected, place):
+    """The last axis of a scale was read, which is that of the layers if they are scanned along axis 1."""
+
+    class Stack(linen_nn.Module):
+        @linen_nn.compact
+        def __call__(self, x):
+            stack = linen_nn.scan(
+                LinenBlock, variable_axes={"params": place}, split_rngs={"params": True}, length=4
+            )  # as many layers as channels are left
+            return stack(norm, options, name="blocks")(x, None)[0]
+
+    module = Stack()
+    params = module.init(jax.random.key(1), X)["params"]
+    assert params["blocks"]["norm"]["scale"].shape == ((4, 8), (8, 4))[place]
+    small = cut(lambda p, x: module.apply({"params": p}, x), params, X, first_half, ("blocks/up/kernel", 2))
+    outputs = lambda: linen.smaller_apply(module, small.kept)({"params": small.params}, X)
+    check_against_small(small, outputs, X, expected)
+
+
+class NnxBlock(nnx.Module):
+    def __init__(self, norm, options, rngs):
+        self.up, self.down = nnx.Linear(8, 8, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)
+        self.norm = getattr(nnx, norm)(8, **options, rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.down(nnx.relu(self.norm(self.up(x))))
+
+
+@pytest.mark.parametrize("layers", [8, 3])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    ("norm", "options", "expected"),
+    [("LayerNorm", {}, "LayerNorm 'blocks/norm'"), ("GroupNorm", {"num_groups": 4}, None)],
+)
+def test_nnx_norms_are_read_along_their_channels_wherever_the_axis_of_layers_is(norm, options, expected, place, layers):
+    """The last axis of a scale was read, which is that of the layers if they are stacked along axis 1."""
+    axes = nnx.StateAxes({nnx.Param: place, ...: 0})
+
+    class Stack(nnx.Module):
+        def __init__(self, rngs):
+            create = nnx.vmap(lambda rngs: NnxBlock(norm, options, rngs), in_axes=0, out_axes=axes)
+            self.blocks = nnx.split_rngs(splits=layers)(create)(rngs)
+
+        def __call__(self, x):
+            return nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, axes), out_axes=nnx.Carry)(x, self.blocks)
+
+    model = Stack(nnx.Rngs(0))
+    graphdef, params = nnx.split(model)
+    group = ("blocks/down/kernel", 1 - place)
+    small = cut(lambda p, x: nnx.merge(graphdef, p)(x), params, X, first_half, group)
+    outputs = lambda: structured_nnx.smaller_module(model, small.params, kept=small.kept)(X)
+    check_against_small(small, outputs, X, expected)
+
+
 def equinox_norms(norm, inputs):
     keys = jax.random.split(jax.random.key(0))
     model = EquinoxNorms(eqx.nn.Linear(inputs, 8, key=keys[0]), norm, eqx.nn.Linear(8, 3, key=keys[1]))
