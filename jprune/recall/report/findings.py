@@ -84,7 +84,7 @@ def findings(audit: AuditTables) -> list[Finding]:
             "Confidence": _confidence(audit, row),
             "Examples at risk": _risk(row, audit),
             "Collapsed models": _collapsed(row, audit),
-            "Is the evidence enough?": _evidence(rows, audit),
+            "Is there enough evidence?": _evidence(rows, audit),
         }
         found += [Finding(score, topic, text) for topic, text in answers.items() if text]
     return found
