@@ -339,10 +339,10 @@ def _apart(audit: AuditTables, row: Row, named: int, *, first: bool) -> str:
     text = f"differences between weak and strong classes {described(audit, row, place)}"
     text += f" ({reasons(audit, row)})" if verdict == "undefined" else ""
     if named and first and not verdict.startswith(">"):
-        compared = "That compares one class" if named == 1 else "That compares single classes"
+        compared = "This compares one class" if named == 1 else "This compares single classes"
         return (
-            f"{compared} with all examples. Whether weak classes in general fell further behind strong ones is another "
-            f"question. {sentence(text)}"
+            f"{compared} with all examples; alpha shows whether weak classes in general fell further behind strong "
+            f"ones. {sentence(text)}"
         )
     return sentence(text if named and first else f"all classes taken together, {text}")
 
