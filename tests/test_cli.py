@@ -163,7 +163,7 @@ def test_everything_is_written_and_printed(folder, capsys):
     assert status == 0
     printed = capsys.readouterr().out
     assert printed.startswith(("Class ", "No single class is shown"))
-    for part in ("Classes that lost most", "Is the evidence enough?", "[bold]cat", "Report: report.html"):
+    for part in ("Classes that lost most", "Is there enough evidence?", "[bold]cat", "Report: report.html"):
         assert part in printed
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "<title>A &lt;title&gt;</title>" in page

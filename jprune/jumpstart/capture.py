@@ -124,7 +124,10 @@ class _Choice:
     def of(self, found: list[tagging.Tagged], model: object) -> Captured:
         """Select from the tagged values, in call order."""
         if not found:
-            raise ValueError(f"{type(model).__name__} called no layer that has preactivations")
+            raise ValueError(
+                f"{type(model).__name__} called no layer that has preactivations; it needs a linear or convolutional "
+                "layer of Flax"
+            )
         if self._stacked:
             calls = _stacks(found, self._skip_last)
         else:
@@ -179,7 +182,7 @@ def _capture(
     if isinstance(model, flax.nnx.Module):
         return nnx.capture(model, args, kwargs, method, update)
     raise TypeError(
-        f"model is {with_article(model)}; it must be an nnx.Module or a Linen module. Of another model, collect the "
+        f"model is {with_article(model)}; it must be an nnx.Module or a Linen module. For any other model, collect the "
         "preactivations in its own code, as a list of one array (batch, ..., units) per layer, for jumpstart_penalty, "
         "add_jumpstart, unit_status and point_status"
     )

@@ -77,7 +77,8 @@ def _tag_layers(
     layer = context.module
     if isinstance(layer, nnx.bridge.ToLinen):
         raise NotImplementedError(
-            f"'{'/'.join(layer.path)}' is an NNX module inside a Linen module and cannot be captured; use one kind"
+            f"'{'/'.join(layer.path)}' is an NNX module inside a Linen module and cannot be captured; use layers of "
+            "one library"
         )
     if context.method_name != "__call__" or not isinstance(layer, _LAYERS) or layer.path in under_way:
         return call(*args, **kwargs)

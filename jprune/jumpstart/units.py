@@ -104,7 +104,8 @@ def merge_unit_status(status: layers.Statuses, other: layers.Statuses) -> layers
 
     def merged(a: ArrayLike, b: ArrayLike) -> Array:
         if jnp.shape(a) != jnp.shape(b):
-            raise ValueError(f"the statuses of a layer have shapes {jnp.shape(a)} and {jnp.shape(b)}")
+            shapes = f"{jnp.shape(a)} and {jnp.shape(b)}"
+            raise ValueError(f"the statuses of a layer have shapes {shapes}; merge statuses of one model")
         return jnp.where(jnp.asarray(a) == jnp.asarray(b), jnp.asarray(a), jnp.asarray(NONLINEAR, jnp.int8))
 
     return jax.tree.map(merged, status, other)
@@ -192,9 +193,10 @@ def activity(
     """
     counts = count_points(point_statuses, examples)
     unit = count_units(unit_statuses, units).sum(axis=1)
-    if len(layers.unstack(unit_statuses)) != counts.dead_cells.shape[0]:
+    of_units, of_points = len(layers.unstack(unit_statuses)), counts.dead_cells.shape[0]
+    if of_units != of_points:
         raise ValueError(
-            f"there are {len(layers.unstack(unit_statuses))} layers of units and {counts.dead_cells.shape[0]} of points"
+            f"unit_statuses has {of_units} layers and point_statuses {of_points}; pass both for the same layers"
         )
     return ratios(unit, counts)
 

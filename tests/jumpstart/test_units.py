@@ -168,7 +168,7 @@ def test_layers_that_lose_their_order_or_their_points_are_refused():
         jprune.jumpstart.activity([p, p], {"a": p, "b": p})
     with pytest.raises(ValueError, match="every layer must have the same"):
         jprune.jumpstart.activity([p, p], [p, jnp.zeros(3, jnp.int8)])
-    with pytest.raises(ValueError, match="1 layers of units and 2 of points"):
+    with pytest.raises(ValueError, match="unit_statuses has 1 layers and point_statuses 2"):
         jprune.jumpstart.activity([p], [p, p])
 
 

@@ -237,6 +237,6 @@ def test_a_layer_that_a_late_entry_empties_is_named():
     tx, _ = make({3: 0.7})
     state = tx.init(PARAMS)._replace(count=jnp.int32(7))
     params = {"a": {"kernel": PARAMS["a"]["kernel"] / 100}, "b": PARAMS["b"]}
-    with pytest.warns(UserWarning, match="nothing is left of 'a/kernel'"):
+    with pytest.warns(UserWarning, match="no weight is kept in 'a/kernel'"):
         _, state = tx.update(params, state, params)
     tx.update(params, state, params)  # nothing is due, and nothing is said again

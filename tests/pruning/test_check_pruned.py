@@ -65,7 +65,7 @@ def test_check_pruned_compares_each_replicate():
     with pytest.raises(ValueError, match=r"^4 of 13 prunable weights of 'kernel' of replicate 1 are kept"):
         jprune.check_pruned(params, four, keep={"": 3})
     none = {"kernel": jnp.zeros_like(params["kernel"]).at[0].set(1.0)}
-    with pytest.warns(UserWarning, match="^in replicate 1, nothing is left of 'kernel'"):
+    with pytest.warns(UserWarning, match="^in replicate 1, no weight is kept in 'kernel'"):
         jprune.check_pruned(none, jax.vmap(jprune.keep_zeros().init)(none))
 
 

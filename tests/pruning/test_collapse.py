@@ -15,7 +15,7 @@ PARAMS = {
     "head": {"kernel": jnp.full((3, 2), 0.2)},
     "tail": {"kernel": jnp.full((3, 2), 9.0)},
 }
-BOTH = r"nothing is left of 'blocks/kernel\[1\]', 'head/kernel'; keep more, or pass min_keep=1"
+BOTH = r"no weight is kept in 'blocks/kernel\[1\]', 'head/kernel'; keep more, or pass min_keep=1"
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_a_selection_outside_jit_names_the_layers_it_emptied():
     scores = jprune.magnitude()(PARAMS)
     with pytest.warns(UserWarning, match=BOTH):
         jprune.global_masks(scores, keep=12, axes=STACKED)
-    with pytest.warns(UserWarning, match=r"nothing is left of 'head/kernel'; keep"):  # the stack as one layer keeps 6
+    with pytest.warns(UserWarning, match=r"no weight is kept in 'head/kernel'; keep"):  # the stack as one layer keeps 6
         jprune.global_masks(scores, keep=12)
     with pytest.warns(UserWarning, match=BOTH):
         jprune.channel_masks(scores, sparsity=0.5, axes=STACKED)
@@ -46,21 +46,21 @@ def test_a_selection_outside_jit_names_the_layers_it_emptied():
 def test_sparsegpt_names_the_layers_it_emptied():
     inputs = {"head": jnp.eye(3), "tail": jnp.eye(3)}
     params = {name: PARAMS[name] for name in inputs}
-    with pytest.warns(UserWarning, match="nothing is left of 'head/kernel', 'tail/kernel'; lower sparsity="):
+    with pytest.warns(UserWarning, match="no weight is kept in 'head/kernel', 'tail/kernel'; lower sparsity="):
         jprune.sparsegpt(params, inputs, sparsity=0.95)  # .3 of 6 weights
 
 
 def test_a_layer_that_was_empty_before_is_not_named_again():
     scores = jprune.magnitude()(PARAMS)
     among = jax.tree.map(lambda s: s > 0.15, scores)
-    with pytest.warns(UserWarning, match=r"nothing is left of 'head/kernel'; keep"):
+    with pytest.warns(UserWarning, match=r"no weight is kept in 'head/kernel'; keep"):
         jprune.global_masks(scores, keep=12, among=among, axes=STACKED)
 
 
 def test_a_ratio_that_must_empty_a_layer_is_named_at_init_with_the_floor_that_avoids_it():
     tx = jprune.prune(jprune.magnitude(), {9: 0.95}, selection=jprune.layer_masks, axes=STACKED)
     with pytest.warns(
-        UserWarning, match=r"nothing is left of 'blocks/kernel\[0\]', 'blocks/kernel\[1\]', 'head/kernel', "
+        UserWarning, match=r"no weight is kept in 'blocks/kernel\[0\]', 'blocks/kernel\[1\]', 'head/kernel', "
     ):
         tx.init(PARAMS)
     jprune.prune(jprune.magnitude(), {9: 0.95}, selection=jprune.layer_masks, axes=STACKED, min_keep=1).init(PARAMS)
@@ -77,7 +77,7 @@ def test_prune_outside_jit_and_check_pruned_name_the_layers_that_are_empty():
     _, after = tx.update(params, state, params)
     with pytest.warns(UserWarning, match=BOTH):
         jprune.check_pruned(params, after, axes=STACKED)
-    with pytest.warns(UserWarning, match=r"nothing is left of 'head/kernel'; keep"):
+    with pytest.warns(UserWarning, match=r"no weight is kept in 'head/kernel'; keep"):
         jprune.check_pruned(params, after)
     jax.jit(tx.update)(params, state, params)  # nothing can be seen there
 
@@ -95,7 +95,7 @@ def test_cost_table_names_empty_layers_and_has_a_row_for_each():
     }
     assert table.loc["blocks/kernel[1]", "shape"] == (2, 3)
     pruned = jprune.apply_masks(PARAMS, masks) | {"head": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
-    with pytest.warns(UserWarning, match=r"nothing is left of 'blocks/kernel\[1\]'; keep"):  # a bias may be zero
+    with pytest.warns(UserWarning, match=r"no weight is kept in 'blocks/kernel\[1\]'; keep"):  # a bias may be zero
         jprune.cost_table(pruned, axes=STACKED)
 
 

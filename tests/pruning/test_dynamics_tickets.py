@@ -73,7 +73,7 @@ def test_every_level_starts_from_the_very_weights_and_optimizer_state_of_the_rew
         assert int(ticket.start[1][-1].count) == rewind
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning")
+@pytest.mark.filterwarnings("ignore:no weight is kept in:UserWarning")
 @pytest.mark.parametrize("rewind", [0, 3])
 def test_every_level_equals_training_from_its_start_with_fixed_masks(rewind):
     for ticket in tickets(rewind):

@@ -22,7 +22,7 @@ from tests.pruning.steps import largest
 
 # Trees of a few weights lose layers, and have leaves of any number of axes; both are said, and are no fault here.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning"),
+    pytest.mark.filterwarnings("ignore:no weight is kept in:UserWarning"),
     pytest.mark.filterwarnings("ignore:leaf .* treats it as one layer:UserWarning"),
 ]
 REPLICATES = 2

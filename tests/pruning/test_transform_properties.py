@@ -49,14 +49,14 @@ def follows_its_schedule(shapes, table, seed):
 shapes = st.lists(st.sampled_from([(3,), (2, 3), (1, 1), (4, 2, 1)]), min_size=1, max_size=2)
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning")
+@pytest.mark.filterwarnings("ignore:no weight is kept in:UserWarning")
 @settings(max_examples=3)
 @given(shapes, schedules, st.integers(0, 1000))
 def test_any_tree_follows_any_schedule_exactly_and_monotonically(shapes, table, seed):
     follows_its_schedule(shapes, table, seed)
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning")
+@pytest.mark.filterwarnings("ignore:no weight is kept in:UserWarning")
 @pytest.mark.slow
 @settings(max_examples=40, derandomize=False)
 @given(shapes, schedules, st.integers(0, 1000))

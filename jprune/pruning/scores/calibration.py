@@ -167,7 +167,7 @@ def _warn_of_collapse(masks: PyTree, axes: Axes) -> None:
         return
     if empty := empty_layers(layers, layers.scores):
         named = ", ".join(map(repr, empty))
-        warnings.warn(f"nothing is left of {named}; lower sparsity=, or leave it out with where=", stacklevel=3)
+        warnings.warn(f"no weight is kept in {named}; lower sparsity=, or leave it out with where=", stacklevel=3)
 
 
 def input_grams(

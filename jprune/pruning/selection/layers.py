@@ -277,11 +277,11 @@ def nothing_left(names: Sequence[str]) -> str:
     """Return the message about layers that keep no weight.
 
     >>> nothing_left(["a/kernel", "blocks/kernel[2]"])
-    "nothing is left of 'a/kernel', 'blocks/kernel[2]'; keep more, or pass min_keep=1 to keep a weight of every layer"
+    "no weight is kept in 'a/kernel', 'blocks/kernel[2]'; keep more, or pass min_keep=1 to keep a weight in every layer"
     """
     named = [repr(name) if name else "the parameters" for name in names[:8]]  # a single array has no path
     shown = ", ".join(named) + (f" and {len(names) - 8} more layers" if len(names) > 8 else "")
-    return f"nothing is left of {shown}; keep more, or pass min_keep=1 to keep a weight of every layer"
+    return f"no weight is kept in {shown}; keep more, or pass min_keep=1 to keep a weight in every layer"
 
 
 def mask_layers(masks: PyTree, axes: Axes = None) -> Layers:

@@ -200,7 +200,9 @@ def paired_test(a: Numbers, b: Numbers, alternative: Alternative = "two-sided") 
     check_alternative(alternative)
     first, second = _sample("a", a), _sample("b", b)
     if first.shape != second.shape:
-        raise ValueError(f"paired stacks of different lengths: a has {first.size} models, b has {second.size}")
+        raise ValueError(
+            f"a has {first.size} models and b {second.size}; a paired test needs a value in both for every model"
+        )
     differences = first - second
     made = differences[~np.isnan(differences)]
     out = TTest(_mean(made), np.nan, made.size - 1.0, np.nan, made.size, differences.size - made.size, "")

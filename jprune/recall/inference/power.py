@@ -83,7 +83,9 @@ def replicates_needed(
     if not alpha < chance < 1:
         raise ValueError(f"chance must lie strictly between alpha={alpha} and 1, got {chance}")
     if difference == 0 or (alternative == "greater" and difference < 0) or (alternative == "less" and difference > 0):
-        raise ValueError(f"no number of replicates shows a difference of {difference} with alternative={alternative!r}")
+        raise ValueError(
+            f"no number of replicates can show a difference of {difference} with alternative={alternative!r}"
+        )
 
     def enough(models: int) -> bool:
         return power(models, difference, sd, alpha=alpha, design=design, alternative=alternative) >= chance
@@ -92,13 +94,17 @@ def replicates_needed(
     while not enough(high):
         high *= 2
         if high > 2 * most:
-            raise ValueError(f"more than most={most} replicates are needed to see {difference} at sd={sd}")
+            raise ValueError(
+                f"more than most={most} replicates are needed to show a difference of {difference} at sd={sd}"
+            )
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     if high > most:
-        raise ValueError(f"{high} replicates are needed to see {difference} at sd={sd}, more than most={most}")
+        raise ValueError(
+            f"{high} replicates are needed to show a difference of {difference} at sd={sd}, more than most={most}"
+        )
     return high
 
 

@@ -156,7 +156,7 @@ def pair(dense_recall: Numbers, pruned_recall: Numbers, dense_accuracy: Numbers,
     (ratios, models, classes). An axis of length 1 is not broadcast.
 
     Raises:
-      ValueError: as ``recalls_and_accuracy``, or the stacks have different lengths.
+      ValueError: as ``recalls_and_accuracy``, or the shapes of dense and pruned do not match.
 
     >>> pair([0.9, 0.7], [[0.7, 0.5], [0.6, 0.4]], 0.8, [0.6, 0.5]).dense.shape
     (2, 2)
@@ -187,11 +187,11 @@ def stacks(dense_name: str, dense: np.ndarray, pruned_name: str, pruned: np.ndar
     >>> stacks("dense", np.ones((30, 10)), "pruned", np.ones((29, 10)))
     Traceback (most recent call last):
       ...
-    ValueError: dense and pruned stacks of different lengths: dense has shape (30, 10), pruned (29, 10); ...
+    ValueError: shapes of dense and pruned do not match: dense has shape (30, 10), pruned (29, 10); ...
     """
     if dense.ndim > pruned.ndim or dense.shape != pruned.shape[pruned.ndim - dense.ndim :]:
         raise ValueError(
-            f"dense and pruned stacks of different lengths: {dense_name} has shape {dense.shape}, {pruned_name} "
+            f"shapes of dense and pruned do not match: {dense_name} has shape {dense.shape}, {pruned_name} "
             f"{pruned.shape}; the dense shape must equal the pruned shape or its last axes"
         )
 

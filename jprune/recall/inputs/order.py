@@ -31,14 +31,15 @@ def perfect_models(true: Int[np.ndarray, " examples"], stack: Predictions, *, al
       all_perfect: whether every model of every set is right about every example, which is not suspicious.
 
     >>> perfect_models(np.arange(40) % 4, Predictions("dense", np.stack([np.arange(40) % 4, np.zeros(40, int)]), None))
-    ['dense: model 0 is right about every example and others are not: is it the labels?']
+    ['dense: model 0 is right about every example and others are not: are these the labels?']
     """
     right = (stack.predicted == true).all(1)
     if len(true) < _FEW_LABELS or all_perfect or not right.any() or (true == true[0]).all():
         return []
     if right.all():
         return [f"{stack.name}: every prediction equals the label: is it the labels file?"]
-    return [f"{stack.name}: model {right.argmax()} is right about every example and others are not: is it the labels?"]
+    model = right.argmax()
+    return [f"{stack.name}: model {model} is right about every example and others are not: are these the labels?"]
 
 
 def about_correctness(true: Int[np.ndarray, " examples"], stack: Predictions) -> list[str]:

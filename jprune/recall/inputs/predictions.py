@@ -83,10 +83,9 @@ def predictions(given: object, name: str, examples: int, threshold: float | None
 
     Args:
       given: classes as integers, (examples,) or (models, examples); or logits as floats, (examples, classes) or
-        (models,
-        examples, classes), of which the largest is the prediction (ties: the first). A table has a row per example
-        instead. Floats that are whole numbers are classes if only classes have that shape, and an error if logits could
-        have it.
+        (models, examples, classes), of which the largest is the prediction (ties: the first). A table has a row per
+        example instead. Floats that are whole numbers are classes if only classes have that shape, and an error if
+        logits could have it.
       name: the caller's name for it, for errors.
       examples: number of labels.
       threshold: the least probability for which a single sigmoid output means class 1; or None.

@@ -26,8 +26,7 @@ def counts(labels: Numbers, predictions: Numbers, num_classes: int) -> Int[Array
     Args:
       labels: true classes, integers in 0..num_classes-1, (examples,).
       predictions: predicted classes, integers, (*models, examples); or logits, floats, (*models, examples,
-        num_classes),
-        of which the largest is the prediction (ties: the first).
+        num_classes), of which the largest is the prediction (ties: the first).
       num_classes: number of classes.
 
     Returns:

@@ -220,7 +220,7 @@ def error_rate_change(dense_rates: Numbers, pruned_rates: Numbers) -> ErrorChang
       pruned_rates: the same for the pruned models; the dense shape must equal this shape or its last axes.
 
     Raises:
-      ValueError: a fraction is outside [0, 1], a shape is wrong, or the stacks have different lengths.
+      ValueError: a fraction is outside [0, 1], a shape is wrong, or the shapes of dense and pruned do not match.
 
     >>> change = error_rate_change([[0.4, 0.2], [0.2, 0.4]], [[0.4, 0.4], [0.4, 0.4]])
     >>> float(change.cev.round(3)), float(change.sde.round(3))

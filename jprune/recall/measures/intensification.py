@@ -141,8 +141,8 @@ def intensification(
       alpha, float64 (...); NaN if it is undefined, for the reason that ``undefined`` returns.
 
     Raises:
-      ValueError: a fraction is outside [0, 1], accuracies do not match their recalls, or dense
-        and pruned stacks have different lengths.
+      ValueError: a fraction is outside [0, 1], accuracies do not match their recalls, or the shapes
+        of dense and pruned do not match.
 
     >>> float(intensification([0.9, 0.7], [0.7, 0.5], 0.8, 0.6).round(4))
     1.3333
@@ -230,7 +230,7 @@ def null_intensification(dense_accuracy: Numbers, pruned_accuracy: Numbers) -> F
       pruned_accuracy: (...); the dense shape must equal it or its last axes.
 
     Raises:
-      ValueError: a fraction is outside [0, 1], or the stacks have different lengths.
+      ValueError: a fraction is outside [0, 1], or the shapes of dense and pruned do not match.
 
     >>> float(null_intensification(0.8, 0.6).round(4))
     2.6667

@@ -84,7 +84,7 @@ def findings(audit: AuditTables) -> list[Finding]:
             "Confidence": _confidence(audit, row),
             "Examples at risk": _risk(row, audit),
             "Collapsed models": _collapsed(row, audit),
-            "Is the evidence enough?": _evidence(rows, audit),
+            "Is there enough evidence?": _evidence(rows, audit),
         }
         found += [Finding(score, topic, text) for topic, text in answers.items() if text]
     return found
@@ -127,7 +127,7 @@ def _classes(classes: pd.DataFrame, audit: AuditTables, row: Row) -> str:
     p = evenness(audit, row)
     if np.isfinite(p):
         rejected = f"{'' if p < 1 - audit.level else 'not '}rejected at the {100 * (1 - audit.level):g}% level"
-        text += f". That all classes lost equally is {rejected} ({p_value(p)})"
+        text += f". The hypothesis that all classes lost equally is {rejected} ({p_value(p)})"
     beyond = lost_more(classes, audit.level).sort_values("excess", ascending=False, kind="stable")
     if not len(beyond):
         return f"{text}. No single class is shown to have lost more than all examples did."

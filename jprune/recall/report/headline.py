@@ -111,7 +111,7 @@ def _of_score(audit: AuditTables, row: dict[str, object], *, first: bool) -> str
         who, are = ("The model", "is") if row["models"] == 1 else ("All models", "are")
         recall = rows_of(audit.classes, row)["recall"].mean()
         uneven = cell(row, "accuracy") > _UNEQUAL * recall  # right about most examples, of few classes
-        why = f" (on average {100 * recall:.1f}% of a class is right)" if uneven else ""
+        why = f" (mean recall over the classes {100 * recall:.1f}%)" if uneven else ""
         said = f"{who}{where} {are} at chance{why}: accuracy {change_of_accuracy(row, audit.level)}."
         lost = f" {_lost_most(audit, row, named)}" if uneven and len(named) else ""
         return said + lost + _dense_at_chance(audit, row)
@@ -143,7 +143,7 @@ def _lost_most(audit: AuditTables, row: Row, named: pd.DataFrame) -> str:
     tie = named[named["change"] <= worst + _EQUAL]
     lost, where = -cell(row, "accuracy_change"), at_score(audit, row)
     overall = (
-        f"clearly more than the overall loss of {size(lost)}{not_shown(row, audit.level)}"
+        f"significantly more than the overall loss of {size(lost)}{not_shown(row, audit.level)}"
         if lost > _EQUAL
         else f"while all examples together gained {size(-lost)}{not_shown(row, audit.level)}"
         if lost < -_EQUAL
@@ -154,14 +154,24 @@ def _lost_most(audit: AuditTables, row: Row, named: pd.DataFrame) -> str:
     of = f"Of the classes with {FEWEST} or more test examples, " if smaller else ""
     if len(tie) == 1:
         hit = named.iloc[0]
-        text = f"{of or 'Class '}{hit['class']} {verb}{where}: {_ends(hit)} of {hit['support']:,} test examples right, "
-        text += f"{overall}."
+        text = f"{of or 'Class '}{hit['class']} {verb}{where}: {_change_of_recall(hit)}, {overall}."
     else:
-        ends = listed([f"{_ends(hit)} of {hit['support']:,}" for _, hit in tie.head(_MOST_CLASSES).iterrows()])
+        changes = [_change_of_recall(hit) for _, hit in tie.head(_MOST_CLASSES).iterrows()]
+        fell = listed([changes[0], *(change.removeprefix("recall fell ") for change in changes[1:])])
         names = _and_more([str(name) for name in tie["class"]])
-        text = f"{of or 'Classes '}{names} {verb}, and equally{',' * bool(where)}{where}: {ends} test "
-        text += f"examples right, {overall}."
+        text = f"{of or 'Classes '}{names} {verb}, and equally{',' * bool(where)}{where}: {fell}, {overall}."
     return text + _also(named.iloc[len(tie) :], "lost more", len(tie))
+
+
+def _change_of_recall(hit: "pd.Series[float]") -> str:
+    """The recall of a class or group before and after, and the number of its test examples."""
+    plural = "" if hit["support"] == 1 else "s"
+    before, after = _ends(hit).split(" to ")
+    if abs(hit["change"]) <= _EQUAL:
+        change = f"stayed at {after}"
+    else:
+        change = f"{'fell' if hit['change'] < 0 else 'rose'} from {before} to {after}"
+    return f"recall {change} ({hit['support']:,} test example{plural})"
 
 
 def _ends(hit: "pd.Series[float]") -> str:
@@ -190,7 +200,7 @@ def _gained(audit: AuditTables, row: Row) -> str:
     if not len(shown):
         return ""
     hit = shown.iloc[-1]
-    return f" Class {hit['class']} gained: {_ends(hit)} of {hit['support']:,}."
+    return f" Class {hit['class']} gained: {_change_of_recall(hit)}."
 
 
 def _lower_ratio(audit: AuditTables, row: Row) -> str:
@@ -241,7 +251,7 @@ def _spared(audit: AuditTables, row: Row) -> str:
     if not len(shown):
         return ""
     hit = shown.iloc[0]
-    text = f"Class {hit['class']} {verb}{at_score(audit, row)}: {_ends(hit)} of {hit['support']:,} test examples right."
+    text = f"Class {hit['class']} {verb}{at_score(audit, row)}: {_change_of_recall(hit)}."
     text += _also(shown.iloc[1:], others)
     which = _WITH_ENOUGH if _small_class(audit, row) else "class"
     return (
@@ -302,7 +312,7 @@ def _small_class(audit: AuditTables, row: Row) -> str:
         return ""
     hit = few.iloc[0]
     known = np.isfinite(hit["lost"])  # not with counts alone
-    lost = f", of which it lost {count(hit['lost'])}" if known else f": {_ends(hit)} right"
+    lost = f", of which it lost {count(hit['lost'])}" if known else f": recall went from {_ends(hit)}"
     examples = "1 test example" if hit["support"] == 1 else f"{hit['support']} test examples"
     return f"Class {hit['class']} is shown to have lost more, but has only {examples}{lost}."
 
@@ -314,13 +324,10 @@ def _group_hit(audit: AuditTables, row: Row) -> str:
     shown = lost_more(rows_of(audit.groups[audit.groups["class"].isna()], row), audit.level)
     if not len(shown):
         return ""
-    hit = dict(shown.sort_values("change", kind="stable").iloc[0])
+    hit = shown.sort_values("change", kind="stable").iloc[0]
     where = at_score(audit, row) if len(audit.scores) > 1 else ""
     named = str(hit["group"]) if hit["attribute"] == "group" else f"{hit['group']} ({hit['attribute']})"
-    return (
-        f"Of the groups, {named} lost more than the rest{where}: {percent(hit['recall_dense'])} to "
-        f"{percent(hit['recall'])} of {hit['support']:,} test examples right."
-    )
+    return f"Of the groups, {named} lost more than the rest{where}: {_change_of_recall(hit)}."
 
 
 def _apart(audit: AuditTables, row: Row, named: int, *, first: bool) -> str:
@@ -332,10 +339,10 @@ def _apart(audit: AuditTables, row: Row, named: int, *, first: bool) -> str:
     text = f"differences between weak and strong classes {described(audit, row, place)}"
     text += f" ({reasons(audit, row)})" if verdict == "undefined" else ""
     if named and first and not verdict.startswith(">"):
-        compared = "That compares one class" if named == 1 else "That compares single classes"
+        compared = "This compares one class" if named == 1 else "This compares single classes"
         return (
-            f"{compared} with all examples. Whether weak classes in general fell further behind strong ones is another "
-            f"question. {sentence(text)}"
+            f"{compared} with all examples; alpha shows whether weak classes in general fell further behind strong "
+            f"ones. {sentence(text)}"
         )
     return sentence(text if named and first else f"all classes taken together, {text}")
 

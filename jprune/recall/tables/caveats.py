@@ -62,8 +62,8 @@ def of_scores(stack: Predictions) -> list[str]:
         return []
     two = "; for one sigmoid output per model pass threshold (--threshold)" if stack.width == 2 else ""
     return [
-        f"{stack.name} contains numbers from 0 to 1 whose rows do not sum to 1; the largest of a row counts, and "
-        f"confidence and calibration take them for logits{two}"
+        f"{stack.name} contains numbers from 0 to 1 whose rows do not sum to 1; the largest in a row is the "
+        f"prediction, and confidence and calibration treat them as logits{two}"
     ]
 
 
@@ -80,7 +80,7 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
     if (summary["models"] == 1).all():
         single = all(len(dense.accuracy) == 1 for dense in study.dense.values())
         which = "one model only" if single else "one compressed model only"
-        notes.append(f"{which}: other training runs may differ, and nothing here says by how much")
+        notes.append(f"{which}: other training runs may differ, and this audit cannot show by how much")
     elif (summary["models"] < 5).any():
         notes.append("fewer than five models: the intervals are based on very few training seeds")
     if not (summary["ratio"] == 1).any() and not study.named:
@@ -187,15 +187,15 @@ def of_pairing(rows: Sequence[Row]) -> list[str]:
 
     >>> found = ("magnitude", 0.6), ("random", 0.01), ("random", 0.5)
     >>> of_pairing([{"score": score, "p": p, "models": 5} for score, p in found])
-    ['magnitude: not shown that models with the same number are pairs (their recalls do not correlate clearly); check
-    that both files list the models in the same order']
+    ['magnitude: models may not be paired (recalls of models with the same index are not significantly correlated);
+    check that both files list the models in the same order']
     """
     smallest: dict[str, float] = {}
     for row in rows:
         if row["models"] >= _FEWEST_PAIRS and row["p"] is not None and not np.isnan(row["p"]):
             smallest[row["score"]] = min(row["p"], smallest.get(row["score"], 1.0))
     return [
-        f"{score}: not shown that models with the same number are pairs (their recalls do not correlate clearly); "
+        f"{score}: models may not be paired (recalls of models with the same index are not significantly correlated); "
         "check that both files list the models in the same order"
         for score, p in smallest.items()
         if p > 0.05

@@ -99,7 +99,7 @@ def test_lamp_is_its_formula_for_each_layer():
         np.testing.assert_allclose(scores["two"]["kernel"][i], _lamp(two[i]), rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning")
+@pytest.mark.filterwarnings("ignore:no weight is kept in:UserWarning")
 def test_lamp_leaves_every_layer_a_weight_where_magnitude_empties_one():
     params = {"large": {"kernel": jnp.asarray(_random(10, 10))}, "small": {"kernel": jnp.asarray(_random(4, 4)) / 100}}
     lamp_masks = jprune.global_masks(lamp()(params), keep=10)

@@ -65,7 +65,7 @@ def test_without_axes_a_stack_is_pooled_and_a_warning_says_so():
         assert per_layer(jprune.layer_masks(BLOCKS, keep=256)) == [225, 31, 0, 0]
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning")
+@pytest.mark.filterwarnings("ignore:no weight is kept in:UserWarning")
 def test_a_floor_holds_in_every_layer_of_a_stack():
     assert per_layer(jprune.global_masks(BLOCKS, keep=256, axes=STACKED)) == [225, 31, 0, 0]
     floored = per_layer(jprune.global_masks(BLOCKS, keep=256, min_keep=16, axes=STACKED))
@@ -164,7 +164,7 @@ def test_half_of_a_query_keeps_twelve_of_its_24_inputs_for_every_output():
     assert mask.sum(0).tolist() == [[12] * 4] * 3
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning")
+@pytest.mark.filterwarnings("ignore:no weight is kept in:UserWarning")
 def test_channels_and_outputs_of_a_stack_belong_to_its_layers():
     masks = jprune.channel_masks(BLOCKS, sparsity=0.5, layerwise=True, axes=STACKED)["blocks"]["kernel"]
     assert masks.any(1).sum(1).tolist() == [8, 8, 8, 8]

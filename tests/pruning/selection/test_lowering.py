@@ -87,7 +87,7 @@ def test_replicates_under_vmap_keep_their_conditional():
     assert "stablehlo.case" in text or "stablehlo.if" in text
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning")
+@pytest.mark.filterwarnings("ignore:no weight is kept in:UserWarning")
 def test_masks_straight_through_rounds_of_scoring_and_sparse_products():
     masks = jprune.global_masks(jprune.magnitude()(params()), sparsity=0.5)
     lowered(lambda p: loss(jprune.straight_through(p, masks), jnp.ones((3, 8))), params())

@@ -70,7 +70,7 @@ def test_blocks_with_the_largest_sums_over_the_whole_tree():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning")
+@pytest.mark.filterwarnings("ignore:no weight is kept in:UserWarning")
 @pytest.mark.parametrize("axis", [-1, 0])
 def test_whole_channels_with_the_largest_mean_scores(axis):
     sparsity = 1 - 5 / sum(x.shape[axis] for x in (CONV, DENSE))
@@ -157,7 +157,7 @@ def test_a_fraction_for_each_leaf_by_regular_expression():
     assert masks["conv"]["bias"] is None
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of:UserWarning")
+@pytest.mark.filterwarnings("ignore:no weight is kept in:UserWarning")
 @pytest.mark.parametrize("select", [jprune.global_masks, jprune.layer_masks, jprune.uniform_masks, jprune.erk_masks])
 @pytest.mark.parametrize("min_keep", [0, 3])
 def test_every_total_is_exact_and_every_layer_has_its_floor(select, min_keep):
@@ -172,7 +172,7 @@ def test_every_total_is_exact_and_every_layer_has_its_floor(select, min_keep):
 @pytest.mark.slow
 def test_without_a_floor_a_layer_may_lose_all():
     scores = {"a": jnp.linspace(5, 6, 40), "b": jnp.linspace(0, 1, 6)}
-    with pytest.warns(UserWarning, match="nothing is left of 'b'; keep more, or pass min_keep=1"):
+    with pytest.warns(UserWarning, match="no weight is kept in 'b'; keep more, or pass min_keep=1"):
         assert [int(mask.sum()) for mask in jprune.global_masks(scores, keep=20).values()] == [20, 0]
     assert [int(mask.sum()) for mask in jprune.global_masks(scores, keep=20, min_keep=2).values()] == [18, 2]
 

@@ -200,7 +200,7 @@ PATTERNS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of")
+@pytest.mark.filterwarnings("ignore:no weight is kept in")
 @pytest.mark.parametrize(
     "name",
     [

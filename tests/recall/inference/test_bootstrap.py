@@ -182,7 +182,7 @@ def test_a_seed_repeats_itself_and_a_generator_moves_on():
         (lambda: recall.bootstrap_examples([0, 2], [[0, 1]], [[0, 1]], 2, rng=0), "labels must lie in 0..1, got 2 at"),
         (
             lambda: recall.bootstrap_examples([0, 1], [[0, 1]] * 2, [[0, 1]] * 3, 2, rng=0),
-            "stacks of different lengths: dense_predictions",
+            "shapes of dense and pruned do not match: dense_predictions",
         ),
         (
             lambda: recall.bootstrap_examples([0, 1], [0, 1], [0, 1], 2, rng=0),

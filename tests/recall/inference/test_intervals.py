@@ -216,7 +216,7 @@ def test_a_sample_without_spread_can_be_compared_with_one_that_has_some():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: recall.paired_test([1.0, 2.0], [1.0]), "paired stacks of different lengths: a has 2 models, b has 1"),
+        (lambda: recall.paired_test([1.0, 2.0], [1.0]), "a has 2 models and b 1; a paired test"),
         (lambda: recall.paired_test([[1.0, 2.0]], [[1.0, 2.0]]), r"a must have shape \(models,\), got \(1, 2\)"),
         (lambda: recall.independent_test([1.0, np.inf], [1.0, 2.0]), "a must be finite or NaN, got inf"),
     ],

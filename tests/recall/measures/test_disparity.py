@@ -163,7 +163,7 @@ def test_a_class_without_dense_errors_has_no_relative_change_and_is_counted():
     no_errors = np.diag([8, 6, 9])
     stack = error_change(np.stack([no_errors, [[8, 2, 0], [4, 6, 0], [0, 0, 9]]]), np.stack([no_errors] * 2))
     assert (stack.classes.tolist(), stack.left_out.tolist()) == ([0, 2], [3, 1])
-    with pytest.raises(ValueError, match="different lengths"):
+    with pytest.raises(ValueError, match="shapes of dense and pruned do not match"):
         error_change(np.ones((2, 3, 3), int), np.ones((3, 3, 3), int))
 
 

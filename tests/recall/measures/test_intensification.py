@@ -294,7 +294,7 @@ def test_one_dense_stack_serves_every_ratio():
 @pytest.mark.parametrize("models", [1, 29])
 def test_dense_and_pruned_stacks_of_different_lengths_are_refused(measure, models):
     dense, pruned = np.full((models, 10), 0.8), np.full((30, 10), 0.7)
-    with pytest.raises(ValueError, match=rf"stacks of different lengths: .*\({models}, 10\), .*\(30, 10\)"):
+    with pytest.raises(ValueError, match=rf"shapes of dense and pruned do not match: .*\({models}, 10\), .*\(30, 10\)"):
         measure(dense, pruned, np.full(models, 0.8), np.full(30, 0.7))
 
 

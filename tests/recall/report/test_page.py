@@ -315,11 +315,11 @@ def golden():
 
 def test_the_headline_of_the_published_runs(golden):
     assert headline.headline(golden) == (
-        "Class bird lost most under magnitude at 50x compression: 85.5% to 66.8% of 1,000 test examples right, clearly "
-        "more than the overall loss of 10.6 points. Also shown to have lost more than all examples together: classes "
-        "cat (76.6% to 60.8% of 1,000) and deer (89.2% to 74.4% of 1,000). Differences between weak and strong "
-        "classes widened under magnitude at 50x compression (alpha 1.80, 1.73 to 1.88; above 1 weak classes fell "
-        "further behind strong ones relative to accuracy, below 1 they came closer)."
+        "Class bird lost most under magnitude at 50x compression: recall fell from 85.5% to 66.8% (1,000 test "
+        "examples), significantly more than the overall loss of 10.6 points. Also shown to have lost more than all "
+        "examples together: classes cat (76.6% to 60.8% of 1,000) and deer (89.2% to 74.4% of 1,000). Differences "
+        "between weak and strong classes widened under magnitude at 50x compression (alpha 1.80, 1.73 to 1.88; above 1 "
+        "weak classes fell further behind strong ones relative to accuracy, below 1 they came closer)."
     )
 
 
@@ -344,7 +344,7 @@ def test_the_answers_of_the_published_runs(golden):
             "class deer: -14.7 points (89.2% to 74.4% of 1,000). Shown to have lost more than all examples did: "
             "classes bird, cat and deer."
         ),
-        "Is the evidence enough?": (
+        "Is there enough evidence?": (
             "30 models show at every ratio on which side of 1 alpha is; at 4x noise of the test set or another "
             "training seed may be why."
         ),
@@ -354,7 +354,7 @@ def test_the_answers_of_the_published_runs(golden):
 def test_one_pair_of_models_gets_an_answer_about_these_two():
     audit = audits.one_model()
     answers = {finding.topic: finding.text for finding in findings(audit)}
-    assert answers["Is the evidence enough?"] == (
+    assert answers["Is there enough evidence?"] == (
         "Only for large losses: a typical class would have to lose 39.8 points more than all examples for that to be "
         "shown nine times in ten. Intervals and tests are over test examples of these two models; to say something "
         "about other training runs, train at least 5 pairs, preferably 30."
@@ -389,11 +389,11 @@ def test_one_dense_and_one_pruned_model_of_digits():
     before, after = dense.argmax(1) == labels, pruned.argmax(1) == labels
     change = [after[labels == c].mean() - before[labels == c].mean() for c in range(10)]
     worst = int(np.argmin(change))
-    ends = f"{100 * before[labels == worst].mean():.0f}% to {100 * after[labels == worst].mean():.0f}%"
+    ends = f"from {100 * before[labels == worst].mean():.0f}% to {100 * after[labels == worst].mean():.0f}%"
     lost = 100 * (before.mean() - after.mean())
     assert headline.headline(audit).startswith(
-        f"Class {worst} lost most at 5x compression: {ends} of {(labels == worst).sum()} test examples right, clearly more "  # noqa: E501
-        f"than the overall loss of {lost:.1f} points."
+        f"Class {worst} lost most at 5x compression: recall fell {ends} ({(labels == worst).sum()} test examples), "
+        f"significantly more than the overall loss of {lost:.1f} points."
     )
     assert headline.headline(audit).endswith("This holds for these two models; other training runs may differ.")
     rows = audit.tests[audit.tests["test"] == "mcnemar"]
@@ -410,7 +410,7 @@ def test_models_that_agree_are_said_to_agree():
     several = headline.headline(recall.audit(audits.LABELS, audits.DENSE, compare={"int8": audits.DENSE}))
     assert several == "Dense and int8 models agree on every example."
     found = findings(recall.audit(audits.LABELS, audits.DENSE, compare={"int8": audits.DENSE}))
-    assert "Is the evidence enough?" not in [finding.topic for finding in found]  # nothing could have been missed
+    assert "Is there enough evidence?" not in [finding.topic for finding in found]  # nothing could have been missed
 
 
 def test_a_loss_of_a_class_is_not_compared_with_a_gain_of_0_points():
@@ -419,7 +419,7 @@ def test_a_loss_of_a_class_is_not_compared_with_a_gain_of_0_points():
     dense[200:260], after[:60] = 0, 1
     said = headline.headline(recall.audit(labels, dense, compare={"q": after}))
     assert said.startswith(
-        "Class 0 lost most in q: 100% to 70% of 200 test examples right, while the overall accuracy is "
+        "Class 0 lost most in q: recall fell from 100% to 70% (200 test examples), while the overall accuracy is "
     )
 
 
@@ -503,7 +503,7 @@ def test_an_open_question_comes_with_what_could_have_been_shown():
     audit = recall.audit(labels, dense, {4: pruned}, rng=1, resamples=50)
     row = audit.summary.iloc[0]
     assert row["alpha_corrected_mark"] == "?"
-    (said,) = [finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?"]
+    (said,) = [finding.text for finding in findings(audit) if finding.topic == "Is there enough evidence?"]
     assert said.startswith("For classes yes, if they lost much: a typical class that lost ")
     assert (f"6 models do not show that corrected alpha differs from 1 at 4x ({row['alpha_corrected']:.2f}).") in said
     assert f"Growth by {row['alpha_corrected_detectable']:.2f} would have been shown" in said
@@ -570,7 +570,9 @@ def test_a_class_with_a_handful_of_examples_is_never_what_the_headline_begins_wi
     assert said.startswith("No class with 10 or more test examples is shown to have lost more than the rest")
     assert "Class 4 is shown to have lost more, but has only 5 test examples, of which it lost 5." in said
     said = headline.headline(one_dense_one_compressed([200] * 4 + [40], [0.9] * 4 + [1.0], [0.9] * 4 + [0.0]))
-    assert said.startswith("Class 4 lost most at 10x compression: 100% to 0% of 40 test examples right, clearly more")
+    assert said.startswith(
+        "Class 4 lost most at 10x compression: recall fell from 100% to 0% (40 test examples), signifi"
+    )
 
 
 def test_a_handful_of_examples_that_lost_more_is_not_denied_of_counts_alone():
@@ -578,15 +580,15 @@ def test_a_handful_of_examples_that_lost_more_is_not_denied_of_counts_alone():
     lost = np.array([[1, 2, 4], [2, 1, 5], [1, 1, 4], [2, 2, 5], [0, 1, 4]])
     said = recall.audit_counts(dense, {2: dense - lost}, support=[100, 100, 5]).headline
     assert "No class with 10 or more test examples is shown to have lost more than the rest;" in said
-    assert "Class 2 is shown to have lost more, but has only 5 test examples: 100% to 12% right." in said
+    assert "Class 2 is shown to have lost more, but has only 5 test examples: recall went from 100% to 12%." in said
 
 
 def test_a_class_with_a_handful_of_examples_that_lost_more_is_not_denied_by_the_headline():
     before, after = [0.9] * 4 + [1.0], [0.4] + [0.9] * 3 + [0.0]
     said = one_dense_one_compressed([200] * 4 + [2], before, after).headline
     assert said.startswith(
-        "Of the classes with 10 or more test examples, 0 lost most at 10x compression: 90% to 40% of 200 test examples "
-        "right, clearly more"
+        "Of the classes with 10 or more test examples, 0 lost most at 10x compression: recall fell from 90% to 40% "
+        "(200 test examples), significantly more"
     )
     said = one_dense_one_compressed([200] * 4 + [2], [0.9] * 5, [0.4, 0.4, 0.9, 0.9, 0.0]).headline
     assert said.startswith("Of the classes with 10 or more test examples, 0 and 1 lost most, and equally, at 10x")
@@ -613,7 +615,7 @@ def test_evidence_at_every_ratio_is_claimed_only_if_alpha_is_measured_at_every_r
     text = next(
         finding.text
         for finding in findings(dataclasses.replace(audit, summary=rows))
-        if finding.topic == "Is the evidence enough?"
+        if finding.topic == "Is there enough evidence?"
     )
     assert text.endswith("6 models show at 2x and 10x on which side of 1 corrected alpha is.")
 
@@ -637,7 +639,10 @@ def test_counts_of_models_that_are_all_at_chance_give_the_headline_of_prediction
 
 def test_a_class_that_lost_while_the_others_gained_is_said_so():
     said = headline.headline(one_dense_one_compressed([200] * 4, [0.7] * 4, [0.9, 0.9, 0.9, 0.4]))
-    assert "Class 3 lost most at 10x compression: 70% to 40% of 200 test examples right, while all examples" in said
+    assert (
+        "Class 3 lost most at 10x compression: recall fell from 70% to 40% (200 test examples), while all examples"
+        in said
+    )
     assert "together gained 7.5 points" in said
 
 
@@ -677,7 +682,7 @@ def test_no_headline_names_a_loss_beyond_what_a_class_can_lose():
     )
     assert only in said
     answers = {finding.topic: finding.text for finding in findings(audit)}
-    assert [topic for topic, text in answers.items() if only in text] == ["Is the evidence enough?"]
+    assert [topic for topic, text in answers.items() if only in text] == ["Is there enough evidence?"]
     assert only in json.loads(audit.to_json())["headline"]
     assert only in page(audit)
     table = display.tables(audit, at_equal_accuracy(audit))["classes"]
@@ -692,7 +697,7 @@ def test_the_evidence_is_not_denied_for_a_class_that_is_shown():
     audit = dataclasses.replace(audit, classes=audit.classes.assign(detectable=np.nan))
     said = {finding.topic: finding.text for finding in findings(audit)}
     assert "Shown to have lost more than all examples did: classes" in said["Classes that lost most"]
-    assert said["Is the evidence enough?"].startswith("Only for some classes: those named above are shown, but for ")
+    assert said["Is there enough evidence?"].startswith("Only for some classes: those named above are shown, but for ")
     assert "cannot show" not in page(audit)
 
 
@@ -767,10 +772,12 @@ def test_no_accuracy_is_printed_as_100_unless_it_is(capsys):
 
 def test_a_named_class_and_an_open_alpha_are_said_to_be_two_questions():
     said = one_dense_one_compressed([200] * 4, [0.98, 0.85, 0.5, 0.7], [0.98, 0.5, 0.5, 0.7]).headline
-    assert said.startswith("Class 1 lost most at 10x compression: 85% to 50% of 200 test examples right, clearly more")
+    assert said.startswith(
+        "Class 1 lost most at 10x compression: recall fell from 85% to 50% (200 test examples), signifi"
+    )
     assert (
-        "That compares one class with all examples. Whether weak classes in general fell further behind strong ones is "
-        "another question. Differences between weak and strong classes are not shown to "
+        "This compares one class with all examples; alpha shows whether weak classes in general fell further behind "
+        "strong ones. Differences between weak and strong classes are not shown to "
         "have changed at 10x compression (corrected alpha"  # standard deviation in points: 17.7 before, 19.7 after
     ) in said
 
@@ -778,23 +785,24 @@ def test_a_named_class_and_an_open_alpha_are_said_to_be_two_questions():
 def test_a_class_that_gained_or_lost_less_than_the_rest_is_named():
     said = one_dense_one_compressed([100] * 5, [0.9] * 4 + [0.5], [0.9] * 4 + [0.95]).headline
     assert said.startswith(
-        "Class 4 gained most at 10x compression: 50% to 95% of 100 test examples right. No class is shown to have lost "
-        "more than the rest; accuracy went from 82.0% to 91.0%, +9.0 points; 0 examples lost and 45 won."
+        "Class 4 gained most at 10x compression: recall rose from 50% to 95% (100 test examples). No class is "
+        "shown to have lost more than the rest; accuracy went from 82.0% to 91.0%, +9.0 points; 0 examples lost and 45 "
+        "won."
     )
     said = one_dense_one_compressed([100] * 5, [0.9] * 5, [0.5] * 4 + [0.9]).headline
     assert said.startswith(
-        "Class 4 lost less than the rest at 10x compression: 90% to 90% of 100 test examples right. No"
+        "Class 4 lost less than the rest at 10x compression: recall stayed at 90% (100 test examples). No"
     )
     said = one_dense_one_compressed([200] * 3, [0.9, 0.8, 0.5], [0.6, 0.8, 0.8]).headline
-    assert said.startswith("Class 0 lost most at 10x compression: 90% to 60% of 200 test examples right")
-    assert " Class 2 gained: 50% to 80% of 200." in said
+    assert said.startswith("Class 0 lost most at 10x compression: recall fell from 90% to 60% (200 test examples)")
+    assert " Class 2 gained: recall rose from 50% to 80% (200 test examples)." in said
 
 
 def test_a_class_that_gained_less_than_the_rest_is_named():
     """Its p-value is tiny, and the headline said that no single class can be named."""
     said = one_dense_one_compressed([200] * 6, [0.6] * 6, [0.6] + [0.8] * 5).headline
     assert said.startswith(
-        "Class 0 gained less than the rest at 10x compression: 60% to 60% of 200 test examples right. No class is "
+        "Class 0 gained less than the rest at 10x compression: recall stayed at 60% (200 test examples). No class is "
         "shown to have lost more than the rest; accuracy went from 60.0% to 76.7%, +16.7 points; 0 examples lost and "
         "200 won."
     )
@@ -816,7 +824,7 @@ def test_a_lower_ratio_at_which_a_class_lost_more_is_in_the_headline():
     later = np.where(np.arange(400) % 100 == 11, (labels + 1) % 4, dense)
     said = recall.audit(labels, dense, {2: broken, 8: later}).headline
     assert said.startswith("No single class is shown to have lost more than the rest at 8x compression; accuracy")
-    assert "Class 2 lost most at 2x compression: 90% to 0% of 100 test examples right" in said
+    assert "Class 2 lost most at 2x compression: recall fell from 90% to 0% (100 test examples)" in said
 
 
 def test_agreement_at_the_last_ratio_does_not_hide_a_change_at_a_lower_one():
@@ -826,7 +834,7 @@ def test_agreement_at_the_last_ratio_does_not_hide_a_change_at_a_lower_one():
     assert said.startswith(
         "The model at 8x compression agrees with the dense model on every example. Class 2 lost most"
     )
-    assert "at 2x compression: 90% to 0% of 100 test examples right" in said
+    assert "at 2x compression: recall fell from 90% to 0% (100 test examples)" in said
     evenly = np.where(np.arange(400) % 5 == 0, (labels + 1) % 4, labels)
     said = recall.audit(labels, dense, {2: evenly, 8: dense}).headline
     assert "Accuracy at 2x compression went from 90.0% to 80.0%, -10.0 points; 40 examples lost and 0 won." in said
@@ -839,9 +847,9 @@ def test_a_model_at_chance_that_is_right_about_most_examples_comes_with_the_clas
     dense = np.where((labels == 1) & (np.arange(2000) % 5 < 2), 0, labels)
     said = recall.audit(labels, dense, {2: np.zeros(2000, int)}).headline
     assert said.startswith(
-        "The model at 2x compression is at chance (on average 50.0% of a class is right): accuracy went from 98.0% to "
-        "95.0%, -3.0 points; 60 examples lost and 0 won. Class 1 lost most at 2x compression: 60% to 0% of 100 test "
-        "examples right, clearly more than the overall loss of 3.0 points."
+        "The model at 2x compression is at chance (mean recall over the classes 50.0%): accuracy went from 98.0% to "
+        "95.0%, -3.0 points; 60 examples lost and 0 won. Class 1 lost most at 2x compression: recall fell from 60% to "
+        "0% (100 test examples), significantly more than the overall loss of 3.0 points."
     )
 
 
@@ -858,14 +866,14 @@ def test_a_test_set_of_one_class_and_dense_models_at_chance_are_said():
 def test_all_classes_that_are_shown_are_named_and_ties_are_said():
     said = one_dense_one_compressed([100] * 8, [0.9] * 8, [0.9, 0.9, 0.9, 0.5, 0.9, 0.5, 0.9, 0.9]).headline
     assert said.startswith(
-        "Classes 3 and 5 lost most, and equally, at 10x compression: 90% to 50% of 100 and 90% to 50% of 100 "
-        "test examples right, clearly more than the overall loss of 10.0 points."
+        "Classes 3 and 5 lost most, and equally, at 10x compression: recall fell from 90% to 50% (100 test examples) "
+        "and from 90% to 50% (100 test examples), significantly more than the overall loss of 10.0 points."
     )
     said = one_dense_one_compressed([100] * 12, [0.9] * 12, [0.9] * 7 + [0.4, 0.42, 0.44, 0.46, 0.48]).headline
     assert said.startswith(
-        "Class 7 lost most at 10x compression: 90% to 40% of 100 test examples right, clearly more than the overall "
-        "loss of 19.2 points. Also shown to have lost more than all examples together: classes 8 (90% to 42% of "
-        "100), 9 (90% to 44% of 100) and 2 more."
+        "Class 7 lost most at 10x compression: recall fell from 90% to 40% (100 test examples), significantly more "
+        "than the overall loss of 19.2 points. Also shown to have lost more than all examples together: classes 8 (90% "
+        "to 42% of 100), 9 (90% to 44% of 100) and 2 more."
     )
 
 
@@ -903,7 +911,7 @@ def test_several_scores_have_sentences_of_their_own_the_worst_first():
     }
     audit = recall.audit(labels, dense, scores={name: {20: given} for name, given in after.items()})
     first, second = audit.headline.index("under b at 20x"), audit.headline.index("under d at 20x")
-    assert audit.headline.startswith("Class 1 lost most under b at 20x compression: 85% to 40% of 200")
+    assert audit.headline.startswith("Class 1 lost most under b at 20x compression: recall fell from 85% to 40% (200 ")
     assert first < second
     assert "No single class is shown to have lost more than the rest under d at 20x compression" in audit.headline
     assert "The tables have the other scores: a and c." in audit.headline
@@ -942,7 +950,7 @@ def test_a_control_under_its_own_name_is_not_called_pruned():
     audit = recall.audit(labels, made(0.1), {"magnitude": {4: made(0.12)}, "control": {1: made(0.1)}})
     written = page(audit)
     assert "after compression pruned by magnitude, at ratios 1, 4;" in written
-    said = {finding.score: finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?"}
+    said = {finding.score: finding.text for finding in findings(audit) if finding.topic == "Is there enough evidence?"}
     assert " differs from 1 in the control (" in said["control"]
     assert " differs from 1 at 4x (" in said["magnitude"]
 
@@ -1035,7 +1043,7 @@ def test_nothing_is_concluded_from_an_alpha_that_is_noise():
     assert audit.summary["alpha_high"].iloc[0] < 1
     answers = {each.topic: each.text for each in findings(audit)}
     assert "More than the lost accuracy explains?" not in answers
-    assert "side of 1" not in answers["Is the evidence enough?"]
+    assert "side of 1" not in answers["Is there enough evidence?"]
 
 
 def test_no_interval_of_a_change_goes_beyond_what_is_possible():
@@ -1080,7 +1088,7 @@ def test_models_needed_are_not_given_for_corrected_alpha():
     recalls = np.linspace(0.97, 0.8, 10)[labels]
     dense, after = (np.where(rng.random((10, 600)) < recalls, labels, (labels + 1) % 10) for _ in range(2))
     audit = recall.audit(labels, dense, {4: after})
-    [text] = [each.text for each in findings(audit) if each.topic == "Is the evidence enough?"]
+    [text] = [each.text for each in findings(audit) if each.topic == "Is there enough evidence?"]
     assert "corrected alpha differs from 1" in text
     assert "would take" not in text
 

@@ -98,7 +98,7 @@ def test_models_at_chance_do_not_change_what_is_said_in_points():
     audit = recall.audit(labels, dense, {10: after})
     assert audit.headline.startswith("8 of 10 models at 10x compression are at chance")
     assert "strong classes widened at 10x compression" in audit.headline
-    text = next(finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?")
+    text = next(finding.text for finding in findings(audit) if finding.topic == "Is there enough evidence?")
     assert text.endswith("2 models show at every ratio on which side of 1 corrected alpha is.")
     assert "in points" not in audit.headline.replace("points lost", "")
 
@@ -131,7 +131,7 @@ def test_a_recall_close_to_all_or_nothing_is_not_rounded_to_it():
     dense[0] = 1  # 2,999 of 3,000
     pruned[1:3000] = 1  # 1 of 3,000
     headline = recall.audit(labels, dense, {4: pruned}).headline
-    assert "99.97% to 0.033% of 3,000" in headline
+    assert "99.97% to 0.033% (3,000 test examples)" in headline
 
 
 def test_one_dense_model_and_several_compressed_ones_are_said_to_be_of_this_dense_model():
@@ -159,7 +159,7 @@ def test_evidence_is_claimed_where_every_alpha_is_shown(steeper):
         return np.where(rng.random((6, 2000)) < np.repeat(recalls, 500), labels, (labels + 1) % 4)
 
     audit = recall.audit(labels, models(recalls), {4: models(0.7 + steeper * (recalls - 0.875))})
-    text = next(finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?")
+    text = next(finding.text for finding in findings(audit) if finding.topic == "Is there enough evidence?")
     assert "6 models show at every ratio on which side of 1 corrected alpha is." in text
 
 
@@ -181,7 +181,7 @@ def test_evidence_is_not_claimed_of_an_alpha_that_noise_explains():
     dense, after = rng.binomial(20, 0.9, (1, 100)), rng.binomial(20, 0.9, (8, 100))
     audit = recall.audit_counts(dense, {4: after}, support=[20] * 100, paired=False)
     assert "cannot be judged" in audit.headline
-    said = [finding.text for finding in findings(audit) if finding.topic == "Is the evidence enough?"]
+    said = [finding.text for finding in findings(audit) if finding.topic == "Is there enough evidence?"]
     assert [
         text.startswith("No: at 4x noise of the test set or another training seed may be why alpha is not 1.")
         for text in said
