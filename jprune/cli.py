@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the arguments after ``jprune``; by default those of the process.
 
     Returns:
-      0; 1 if the reader of standard output closed it; 2 if the arguments or a file cannot be used, with the reason on
-      standard error.
+      0; 1 if the reader of standard output closed it; 2 if the arguments or a file cannot be used or standard output
+      cannot be written, with the reason on standard error.
 
     >>> main(["--version"])
     jprune ...
@@ -75,9 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         status = _status(list(sys.argv[1:] if arguments is None else arguments))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None where the caller closed it (>&-)
+            sys.stdout.flush()
     except BrokenPipeError:
         return end_quietly()
+    except OSError as error:  # the disk under standard output is full
+        end_quietly()
+        return _fail(f"standard output could not be written: {error}")
     return status
 
 
@@ -100,7 +104,7 @@ def wrapped(text: str, columns: int | None = None) -> str:
     <BLANKLINE>
       jprune audit --labels y.npy
     """
-    width = columns or min(shutil.get_terminal_size().columns - 2, 100)
+    width = columns or min(max(shutil.get_terminal_size().columns - 2, 1), 100)
     lines: list[str] = []
     for prose, block in itertools.groupby(text.splitlines(), key=lambda line: line[:1].strip() != ""):
         part = list(block)

@@ -415,3 +415,26 @@ def test_a_closed_pipe_ends_it_quietly(output):
 def test_python_m_jprune_is_the_command():
     done = subprocess.run([sys.executable, "-m", "jprune", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"jprune {jprune.__version__}\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_under_standard_output_is_an_error_in_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "jprune", "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("jprune audit: standard output could not be written: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_standard_output_may_be_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["--version"]) == 0
+
+
+@pytest.mark.parametrize("columns", ["1", "2"])
+def test_help_fits_the_narrowest_terminal(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["audit", "--help"]) == 0
+    assert "--labels" in capsys.readouterr().out

@@ -182,6 +182,8 @@ def load_pruned(path: str | os.PathLike[str], params: PyTree) -> PyTree:
     {'kernel': Array([3., 0.], dtype=float32)}
     """
     tensors, shapes = _read(path)
+    if shapes and all(name.endswith(_BITS) for name in tensors):
+        raise ValueError(f"{os.fspath(path)} has only masks; read them with jprune.io.load_masks")
     paths, leaves, treedef = flatten(params)
     found: dict[str, np.ndarray] = {
         name: array for name, array in tensors.items() if not name.endswith((_BITS, _VALUES))

@@ -248,3 +248,10 @@ def test_a_file_without_masks_is_said_to_have_none(tmp_path):
     jprune.io.save_pruned(tmp_path / "dense.safetensors", params)
     with pytest.raises(ValueError, match=r"dense.safetensors has no masks, because it was saved without masks=; read"):
         jprune.io.load_masks(tmp_path / "dense.safetensors", params)
+
+
+def test_a_file_of_masks_has_no_weights_to_load(tmp_path):
+    path = tmp_path / "masks.safetensors"
+    files.save_masks(path, {"kernel": jnp.array([True, False]), "bias": None})
+    with pytest.raises(ValueError, match=r"has only masks; read them with jprune\.io\.load_masks"):
+        files.load_pruned(path, {"kernel": jnp.ones(2), "bias": jnp.ones(2)})
