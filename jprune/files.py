@@ -26,7 +26,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
       path: the file to create or replace.
 
     Raises:
-      OSError: the file cannot be written, synced or renamed, or ``path`` is a device or a pipe.
+      OSError: the file cannot be written, synced or renamed, or ``path`` is a folder, a device or a pipe.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "numbers.txt"
@@ -38,8 +38,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     '1 2 3'
     """
     target = Path(path).resolve()
-    if target.exists() and not (target.is_file() or target.is_dir()):
-        raise OSError(f"{path} is a device or a pipe, which cannot be replaced; pass the path of a file")
+    if target.is_dir():
+        raise IsADirectoryError(f"{os.fspath(path)} is a folder; pass the path of a file in it")
+    if target.exists() and not target.is_file():
+        raise OSError(f"{os.fspath(path)} is a device or a pipe, which cannot be replaced; pass the path of a file")
     temporary = target.with_name(f"{target.name}{TEMPORARY}{uuid.uuid4().hex}")
     try:
         yield temporary

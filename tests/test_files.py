@@ -28,6 +28,12 @@ def test_links_and_permissions_stay_and_pipes_are_refused(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "link", "pipe"]
 
 
+def test_a_folder_is_refused_by_name(tmp_path):
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path.name} is a folder; pass the path of a file in it$"):
+        files.write_text(tmp_path, "new")
+    assert not list(tmp_path.parent.glob(f"{tmp_path.name}{files.TEMPORARY}*"))
+
+
 def test_text_is_utf8_with_its_own_line_ends(tmp_path):
     files.write_text(tmp_path / "a.txt", "é\r\nü\n")
     assert (tmp_path / "a.txt").read_bytes() == "é\r\nü\n".encode()

@@ -375,6 +375,8 @@ def _write_here(path: str | os.PathLike[str], tensors: dict[str, np.ndarray], sh
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
     numpy_format, safetensors = _safetensors()
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{os.fspath(path)} is a folder; pass the path of a file in it")
     try:
         with safetensors.safe_open(os.fspath(path), framework="np") as file:
             metadata = file.metadata() or {}

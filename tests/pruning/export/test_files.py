@@ -243,6 +243,12 @@ def test_a_missing_folder_is_named(tmp_path):
         files.save_pruned(tmp_path / "none" / "w", {"x": jnp.ones(2)})
 
 
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+    for read in (files.load_masks, files.load_pruned):
+        with pytest.raises(IsADirectoryError, match=f"{tmp_path.name} is a folder; pass the path of a file in it$"):
+            read(tmp_path, {"a": jnp.ones(2)})
+
+
 def test_a_file_without_masks_is_said_to_have_none(tmp_path):
     params = {"kernel": jnp.ones((2, 2))}
     jprune.io.save_pruned(tmp_path / "dense.safetensors", params)
