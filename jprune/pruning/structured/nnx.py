@@ -135,8 +135,8 @@ def _set_sizes(
         case nnx.Conv():
             per_group, outputs = layer.kernel.shape[-2:]
             if layer.feature_group_count > 1:
-                before = (layer.feature_group_count, layer.out_features)
-                layer.feature_group_count = feature_groups(f"{prefix}kernel", before, outputs, kept)
+                groups = (layer.feature_group_count, layer.out_features)
+                layer.feature_group_count = feature_groups(f"{prefix}kernel", groups, outputs, kept)
             layer.in_features, layer.out_features = per_group * layer.feature_group_count, outputs
             layer.kernel_shape = layer.kernel.shape[-len(layer.kernel_shape) :]
         case nnx.ConvTranspose():
@@ -169,21 +169,20 @@ def _set_norm_sizes(
     known = _parameters(layer)
     if not known:
         return
-    grouped = isinstance(layer, nnx.GroupNorm)
-    features = layer.num_groups * layer.group_size if grouped else layer.num_features
+    features = layer.num_groups * layer.group_size if isinstance(layer, nnx.GroupNorm) else layer.num_features
 
-    def axis_of(name: str) -> int:
+    def size_and_axis(name: str) -> tuple[int, int]:
         now = getattr(layer, name).shape
-        return _feature_axis(before.get(f"{prefix}{name}", now), now, features)  # a shared array has one path only
+        axis = _feature_axis(before.get(f"{prefix}{name}", now), now, features)  # a shared array has one path only
+        return now[axis], axis
 
-    axis = axis_of(known[0])
-    size = getattr(layer, known[0]).shape[axis]
-    if grouped:
+    size, axis = size_and_axis(known[0])
+    if isinstance(layer, nnx.GroupNorm):
         layer.num_groups = feature_groups(f"{prefix}{known[0]}", (layer.num_groups, features), size, kept, axis)
         layer.group_size = size // layer.num_groups
         return
     layer.num_features = size
-    if "mean" in known and (mean := layer.mean.shape[axis_of("mean")]) != size:
+    if "mean" in known and (mean := size_and_axis("mean")[0]) != size:
         raise ValueError(
             f"the statistics of {_named(layer, prefix)} have {mean} features and its {known[0]} {size}; pass the "
             "smaller statistics too: smaller_module(model, small.params, small.state)"
