@@ -184,9 +184,9 @@ def cifar10_resnet20_short() -> Study:
     replicate on 2 CPU cores (.52 s per step) and 3 hours on one core of another machine (.84 s).
     Expect: dense test accuracy .843, and for magnitude mean alpha .99, 1.09, 1.15, 1.50, 2.39 at t = 2, 4, 10, 20, 50
     (three networks). Published, with ResNet-56 and a longer schedule: .8925 (standard deviation .0095), and median
-    alpha .95, 1.02, 1.22, 1.57, 2.56.
+    alpha .95, 1.02, 1.22, 1.57, 2.56. For gradient, with three other networks: 1.02, 1.06, 1.41, 1.87, 2.66.
 
-    The three networks were trained on JPEG copies of the images; the originals may give a higher accuracy and other
+    The networks were trained on JPEG copies of the images; the originals may give a higher accuracy and other
     alphas. --epochs 45 may come closer to the published accuracy (not yet measured) and costs 1.8 times as much.
 
     Decay, and peak in proportion to the batch, are those of fast CIFAR-10 training (Page, "How to train your
