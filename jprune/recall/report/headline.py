@@ -175,14 +175,17 @@ def _change_of_recall(hit: "pd.Series[float]") -> str:
 
 
 def _ends(hit: "pd.Series[float]") -> str:
-    """The recall of a class before and after."""
-    digits = 0 if hit["support"] <= 200 else 1
+    """The recall of a class before and after, with enough digits that a change shows."""
+    shares = hit["recall_dense"], hit["recall"]
+    fewest = 0 if hit["support"] <= 200 else 1
 
-    def rounded(share: float) -> str:
+    def rounded(share: float, digits: int) -> str:
         text = f"{100 * share:.{digits}f}"
         return percent(share) if float(text) in (0, 100) and share not in (0, 1) else f"{text}%"
 
-    return f"{rounded(hit['recall_dense'])} to {rounded(hit['recall'])}"
+    forms = ([rounded(share, digits) for share in shares] for digits in range(fewest, 10))
+    before, after = next(form for form in forms if form[0] != form[1] or abs(shares[0] - shares[1]) <= _EQUAL)
+    return f"{before} to {after}"
 
 
 def _and_more(names: list[str], before: int = 0) -> str:

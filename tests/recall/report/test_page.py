@@ -11,6 +11,7 @@ import sys
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.datasets
 import sklearn.linear_model
@@ -421,6 +422,13 @@ def test_a_loss_of_a_class_is_not_compared_with_a_gain_of_0_points():
     assert said.startswith(
         "Class 0 lost most in q: recall fell from 100% to 70% (200 test examples), while the overall accuracy is "
     )
+
+
+def test_a_small_change_of_a_recall_has_the_digits_that_show_it():
+    changes = {(0.99941, 0.99902): "fell from 99.94% to 99.90%", (0.5, 0.5): "stayed at 50.0%"}
+    for (before, after), change in changes.items():
+        hit = pd.Series({"recall_dense": before, "recall": after, "change": after - before, "support": 500_000})
+        assert headline._change_of_recall(hit) == f"recall {change} (500,000 test examples)"
 
 
 def test_models_given_by_name_are_never_called_pruned():
