@@ -80,7 +80,7 @@ def of_study(study: AuditedModels, summary: pd.DataFrame, alphas: pd.DataFrame) 
     if (summary["models"] == 1).all():
         single = all(len(dense.accuracy) == 1 for dense in study.dense.values())
         which = "one model only" if single else "one compressed model only"
-        notes.append(f"{which}: other training runs may differ, and this audit cannot show by how much")
+        notes.append(f"{which}: other training runs may differ, and this audit does not measure by how much")
     elif (summary["models"] < 5).any():
         notes.append("fewer than five models: the intervals are based on very few training seeds")
     if not (summary["ratio"] == 1).any() and not study.named:

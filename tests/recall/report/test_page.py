@@ -427,7 +427,9 @@ def test_a_loss_of_a_class_is_not_compared_with_a_gain_of_0_points():
 def test_a_small_change_of_a_recall_has_the_digits_that_show_it():
     changes = {(0.99941, 0.99902): "fell from 99.94% to 99.90%", (0.5, 0.5): "stayed at 50.0%"}
     for (before, after), change in changes.items():
-        hit = pd.Series({"recall_dense": before, "recall": after, "change": after - before, "support": 500_000})
+        hit = pd.Series(
+            {"recall_dense": before, "recall": after, "change": after - before, "support": 500_000}, dtype=object
+        )
         assert headline._change_of_recall(hit) == f"recall {change} (500,000 test examples)"
 
 
