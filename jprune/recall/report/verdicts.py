@@ -15,6 +15,7 @@ VERDICTS = {
     "below": "cannot be judged {}: noise of the test set alone makes alpha smaller than 1",
     "seed": "are not shown to have narrowed {} more than between two dense training runs",
     "alone": "are not shown to have narrowed {}: alpha is below 1, as it can be between two training runs",
+    "apart": "are not shown to have widened {}: alpha is above 1, but recalls are not shown to spread further apart",
     "<0": "are reversed {}: a strong class is now a weak one, or a weak class a strong one",
     "=": "stayed the same within the margin {}",
     "?": "are not shown to have changed {}",
@@ -52,6 +53,8 @@ def verdict_of(row: Row) -> str:
     if mark == "<" and not _narrower(row):
         known = np.isfinite(cell(row, "alpha_seed" if corrected else "alpha_seed_low"))
         return "=" if equal else "seed" if known else "alone" if corrected else "below"
+    if mark == ">" and not _wider(row):
+        mark = "?" if equal else "apart"
     return {"?": "=", ">": ">=", "<": "<="}[mark] if equal else mark
 
 
@@ -86,7 +89,7 @@ def _in_points(row: Row, verdict: str, change: float) -> str:
         return ""
     name = "alpha_corrected" if np.isfinite(cell(row, "alpha_corrected")) else "alpha"
     low, high = (cell(row, f"{name}_{end}") * change for end in ("low", "high"))
-    points = ">" if low > 1 else "<" if high < 1 and _narrower(row, change) else "?"
+    points = ">" if low > 1 and _wider(row, change) else "<" if high < 1 and _narrower(row, change) else "?"
     if points == side or (side == "=" and points == "?"):
         return ""
     if points == "?":
@@ -106,6 +109,16 @@ def _narrower(row: Row, change: float = 1.0) -> bool:
     if np.isfinite(cell(row, "alpha_seed")):
         return cell(row, "alpha_corrected_high") * change < cell(row, "alpha_seed")
     return cell(row, "spread_high") * change < 1
+
+
+def _wider(row: Row, change: float = 1.0) -> bool:
+    """Whether the recalls spread further apart too, on the scale of ``change``, where one dense model is compared.
+
+    Its differences between classes are the denominator of alpha and scale its standard error, so a dense model whose
+    classes differ little by chance has an alpha that is too large and an interval that is too narrow. The spread
+    treats both models alike and is at least alpha. Without its interval, as with several dense models, alpha decides.
+    """
+    return not cell(row, "spread_low") * change <= 1
 
 
 def lost_more(classes: pd.DataFrame, level: float) -> pd.DataFrame:
