@@ -523,7 +523,10 @@ def _whole(given: np.ndarray, name: str, wanted: str) -> np.ndarray:
 
 def _shape_advice(given: np.ndarray, examples: int) -> str:
     if given.dtype.kind in "iu" and given.ndim == 2 and given.shape[0] == examples:
-        return f"; classes are (models, {examples}): transpose it, or if it contains logits, make it float"
+        return (
+            f"; classes are (models, {examples}): transpose it; if it contains top-k predictions, pass the first "
+            "column; if it contains logits, make it float"
+        )
     if given.dtype.kind in "iu" and given.ndim == 3:
         return "; three axes are logits (models, examples, classes), which must be floats"
     return (
