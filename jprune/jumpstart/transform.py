@@ -199,7 +199,7 @@ def jumpstart_loss(
         loss, preacts, aux = _unpacked(loss_fn(*args, **kwargs), has_aux)
         chosen = _at(options, *args, **kwargs) | _folded(seed, step)
         penalty = jumpstart_penalty(preacts, **chosen)
-        added = _value(coefficient, step) * penalty
+        added = _value(coefficient, step).astype(penalty.dtype) * penalty
         total = loss + (added.astype(jnp.asarray(loss).dtype) if is_float(jnp.asarray(loss)) else added)
         return (total, FusedAux(loss, penalty, aux)) if has_aux else total
 
@@ -229,7 +229,7 @@ def _folded(key: Array | None, step: ArrayLike) -> dict[str, Array | None]:
 
 
 def _value(coefficient: Coefficient, step: ArrayLike) -> Array:
-    return jnp.asarray(coefficient(step) if callable(coefficient) else coefficient, jnp.float32)
+    return jnp.asarray(coefficient(step) if callable(coefficient) else coefficient)
 
 
 def _unpacked(returned: PyTree, has_aux: bool) -> tuple[ArrayLike, Preactivations, PyTree]:
