@@ -72,6 +72,9 @@ def add_jumpstart(
     ``optax.MultiSteps`` the penalty is that of the last ``batch`` alone; ``jumpstart_loss`` averages it over all. To
     change the coefficient from outside, put the whole chain into ``optax.inject_hyperparams``, which calls a function
     given to it with the step: ``inject_hyperparams(lambda rate: chain(add_jumpstart(preactivations, rate), ...))``.
+    ``optax.apply_if_finite`` checks only the gradients that it is given, so put it after the penalty, around the rest
+    of the chain: ``chain(add_jumpstart(...), apply_if_finite(chain(adam(1e-3), ...), 10))``. Before ``optax.lookahead``
+    the preactivations are those of the fast weights.
 
     Args:
       preactivations: a function (params, batch) -> preactivations.
@@ -118,6 +121,8 @@ def add_jumpstart(
             raise ValueError("add_jumpstart needs params: call update(updates, state, params, batch=batch)")
         if batch is None:
             raise ValueError("add_jumpstart needs batch: call update(updates, state, params, batch=batch)")
+        if isinstance(params, optax.LookaheadParams):
+            params = params.fast  # before optax.lookahead, updates are the gradient of these alone
         _warn_after_optimizer(updates, grad)
         count = optax.safe_increment(state.count)
         if off:

@@ -175,6 +175,28 @@ def test_updates_keep_their_dtype_and_other_leaves_do_not_change():
     assert (int(updates["steps"]), updates["none"], float(state.penalty)) == (1, None, 1.0)
 
 
+@pytest.mark.optax_promotes
+def test_a_nan_of_the_penalty_alone_is_skipped_by_apply_if_finite_after_it():
+    tx = optax.chain(jprune.add_jumpstart(preacts, 0.3, **OPTIONS), optax.apply_if_finite(optax.adam(0.1), 5))
+    update = jax.jit(tx.update)
+    first = update(GRADS, tx.init(PARAMS), PARAMS, batch=X)[1]
+    updates, state = update(GRADS, first, PARAMS, batch=X.at[0, 0].set(jnp.nan))
+    close(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+    assert bool(jnp.isnan(state[0].penalty))
+    assert int(state[1].total_notfinite) == 1
+    close(state[1].inner_state, first[1].inner_state)
+
+
+@pytest.mark.optax_promotes
+def test_before_lookahead_the_penalty_is_that_of_the_fast_weights():
+    tx = optax.chain(jprune.add_jumpstart(preacts, 0.3, **OPTIONS), optax.lookahead(optax.sgd(0.1), 5, 0.5))
+    params = optax.LookaheadParams(fast=PARAMS, slow=jax.tree.map(jnp.zeros_like, PARAMS))
+    updates, state = tx.update(GRADS, tx.init(params), params, batch=X)
+    np.testing.assert_allclose(state[0].penalty, PENALTY, rtol=1e-6)
+    close(updates.fast, jax.tree.map(lambda g: -0.1 * g, moved(0.3)))
+    close(updates.slow, jax.tree.map(jnp.zeros_like, PARAMS))
+
+
 def test_in_double_precision_the_coefficient_is_not_rounded_to_single():
     with jax.enable_x64(True):
         params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), PARAMS)
