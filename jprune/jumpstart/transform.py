@@ -72,6 +72,9 @@ def add_jumpstart(
     ``optax.MultiSteps`` the penalty is that of the last ``batch`` alone; ``jumpstart_loss`` averages it over all. To
     change the coefficient from outside, put the whole chain into ``optax.inject_hyperparams``, which calls a function
     given to it with the step: ``inject_hyperparams(lambda rate: chain(add_jumpstart(preactivations, rate), ...))``.
+    ``optax.apply_if_finite`` checks only the gradients that it is given, so put it after the penalty, around the rest
+    of the chain: ``chain(add_jumpstart(...), apply_if_finite(chain(adam(1e-3), ...), 10))``. Before ``optax.lookahead``
+    the preactivations are those of the fast weights.
 
     Args:
       preactivations: a function (params, batch) -> preactivations.
@@ -118,6 +121,8 @@ def add_jumpstart(
             raise ValueError("add_jumpstart needs params: call update(updates, state, params, batch=batch)")
         if batch is None:
             raise ValueError("add_jumpstart needs batch: call update(updates, state, params, batch=batch)")
+        if isinstance(params, optax.LookaheadParams):
+            params = params.fast  # before optax.lookahead, updates are the gradient of these alone
         _warn_after_optimizer(updates, grad)
         count = optax.safe_increment(state.count)
         if off:
@@ -199,7 +204,7 @@ def jumpstart_loss(
         loss, preacts, aux = _unpacked(loss_fn(*args, **kwargs), has_aux)
         chosen = _at(options, *args, **kwargs) | _folded(seed, step)
         penalty = jumpstart_penalty(preacts, **chosen)
-        added = _value(coefficient, step) * penalty
+        added = _value(coefficient, step).astype(penalty.dtype) * penalty
         total = loss + (added.astype(jnp.asarray(loss).dtype) if is_float(jnp.asarray(loss)) else added)
         return (total, FusedAux(loss, penalty, aux)) if has_aux else total
 
@@ -229,7 +234,7 @@ def _folded(key: Array | None, step: ArrayLike) -> dict[str, Array | None]:
 
 
 def _value(coefficient: Coefficient, step: ArrayLike) -> Array:
-    return jnp.asarray(coefficient(step) if callable(coefficient) else coefficient, jnp.float32)
+    return jnp.asarray(coefficient(step) if callable(coefficient) else coefficient)
 
 
 def _unpacked(returned: PyTree, has_aux: bool) -> tuple[ArrayLike, Preactivations, PyTree]:

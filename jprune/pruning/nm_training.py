@@ -13,6 +13,7 @@ from jprune.pruning.amounts import integer
 from jprune.pruning.conditional import where_due
 from jprune.pruning.dynamics import refuse_no_transformation
 from jprune.pruning.selection.patterns import nm_masks
+from jprune.pruning.state import trained
 from jprune.trees import Leaf, Where, flatten, is_placeholder, map_leaves, match, only
 
 
@@ -62,7 +63,8 @@ def sr_ste(
     >>> sparse = jprune.apply_masks(params, state.masks)  # what to evaluate and to keep
 
     Args:
-      tx: the optimizer; the decay term is added to the gradients that it receives.
+      tx: the optimizer; the decay term is added to the gradients that it receives. With ``optax.lookahead`` the masks
+        are those of the fast weights.
       n: number of weights in each group that the model uses.
       m: number of weights in a group.
       decay: coefficient of the decay term on masked weights.
@@ -98,21 +100,22 @@ def sr_ste(
     def init(params: PyTree) -> SrSteState:
         if is_placeholder(params):
             return SrSteState(jnp.zeros([], jnp.int32), params, inner.init(params))
-        chosen = only(params, where_of(where, axes))
-        return SrSteState(jnp.zeros([], jnp.int32), pattern_of(chosen, shapes_of(params)), inner.init(params))
+        weights = trained(params)
+        chosen = only(weights, where_of(where, axes))
+        return SrSteState(jnp.zeros([], jnp.int32), pattern_of(chosen, shapes_of(weights)), inner.init(params))
 
     def update(
         updates: PyTree, state: SrSteState, params: PyTree = None, **extra_args: object
     ) -> tuple[PyTree, SrSteState]:
         if params is None:
             raise ValueError("sr_ste needs params: call update(updates, state, params)")
-        decayed = _with_decay(updates, params, state.masks, decay)
+        decayed = _with_decay(updates, trained(params), state.masks, decay)
         updates, inner_state = inner.update(decayed, state.inner, params, **extra_args)
         count = optax.safe_increment(state.count)
-        new = optax.apply_updates(params, updates)
+        new = trained(optax.apply_updates(params, updates))
         weights = map_leaves(lambda weight, mask: None if mask is None else weight, new, state.masks)
         due = count % jnp.asarray(every, count.dtype) == 0
-        refresh: Callable[..., PyTree] = lambda masks, weights: pattern_of(weights, shapes_of(params))
+        refresh: Callable[..., PyTree] = lambda masks, weights: pattern_of(weights, shapes_of(new))
         masks = where_due(due, refresh, state.masks, weights)
         return updates, SrSteState(count, masks, inner_state)
 

@@ -175,6 +175,43 @@ def test_updates_keep_their_dtype_and_other_leaves_do_not_change():
     assert (int(updates["steps"]), updates["none"], float(state.penalty)) == (1, None, 1.0)
 
 
+@pytest.mark.optax_promotes
+def test_a_nan_of_the_penalty_alone_is_skipped_by_apply_if_finite_after_it():
+    tx = optax.chain(jprune.add_jumpstart(preacts, 0.3, **OPTIONS), optax.apply_if_finite(optax.adam(0.1), 5))
+    update = jax.jit(tx.update)
+    first = update(GRADS, tx.init(PARAMS), PARAMS, batch=X)[1]
+    updates, state = update(GRADS, first, PARAMS, batch=X.at[0, 0].set(jnp.nan))
+    close(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+    assert bool(jnp.isnan(state[0].penalty))
+    assert int(state[1].total_notfinite) == 1
+    close(state[1].inner_state, first[1].inner_state)
+
+
+@pytest.mark.optax_promotes
+def test_before_lookahead_the_penalty_is_that_of_the_fast_weights():
+    tx = optax.chain(jprune.add_jumpstart(preacts, 0.3, **OPTIONS), optax.lookahead(optax.sgd(0.1), 5, 0.5))
+    params = optax.LookaheadParams(fast=PARAMS, slow=jax.tree.map(jnp.zeros_like, PARAMS))
+    updates, state = tx.update(GRADS, tx.init(params), params, batch=X)
+    np.testing.assert_allclose(state[0].penalty, PENALTY, rtol=1e-6)
+    close(updates.fast, jax.tree.map(lambda g: -0.1 * g, moved(0.3)))
+    close(updates.slow, jax.tree.map(jnp.zeros_like, PARAMS))
+
+
+def test_in_double_precision_the_coefficient_is_not_rounded_to_single():
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), PARAMS)
+        x = jnp.asarray(X, jnp.float64)
+        value, slope = jax.value_and_grad(lambda p: jprune.jumpstart_penalty(preacts(p, x), **OPTIONS))(params)
+        expected = jax.tree.map(lambda s: 1e-3 * np.asarray(s), slope)
+        for coefficient in (1e-3, lambda step: 1e-3):
+            link = jprune.add_jumpstart(preacts, coefficient, **OPTIONS)
+            updates, _ = link.update(jax.tree.map(jnp.zeros_like, params), link.init(params), params, batch=x)
+            chex.assert_trees_all_close(updates, expected, rtol=1e-12)
+            fused = jprune.jumpstart.jumpstart_loss(lambda p, x: (jnp.zeros([]), preacts(p, x)), coefficient, **OPTIONS)
+            step = {"step": 0} if callable(coefficient) else {}
+            np.testing.assert_allclose(fused(params, x, **step), 1e-3 * float(value), rtol=1e-12)
+
+
 def test_an_option_that_the_penalty_lacks_is_refused_by_name():
     with pytest.raises(TypeError, match="agregate= is not an option of jumpstart_penalty; options: preset, mode, agg"):
         jprune.add_jumpstart(preacts, 1e-3, agregate="norm")

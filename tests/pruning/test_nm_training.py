@@ -58,6 +58,38 @@ def test_steps_are_those_of_the_published_equation(problem, every):
     assert ((np.asarray(sparse) != 0).reshape(2, 4, 3).sum(1) == 2).all()
 
 
+@pytest.mark.optax_promotes
+def test_with_lookahead_masks_and_decay_are_those_of_the_fast_weights(problem):
+    x, y, start = problem
+    rate, decay = 0.05, 0.3
+    fast, slow, mask = start.copy(), start.copy(), pattern(start)
+    for t in range(6):
+        gradient = x.T @ (x @ (mask * fast) - y) / len(x)
+        fast = fast - rate * (gradient + decay * ~mask * fast)
+        if t % 2 == 1:
+            slow = slow + 0.5 * (fast - slow)
+            fast = slow
+        mask = pattern(fast)
+
+    def loss(params, masks):
+        kernel = jprune.straight_through(params, masks)["kernel"]
+        return jnp.sum(jnp.square(jnp.asarray(x, jnp.float32) @ kernel - jnp.asarray(y, jnp.float32))) / (2 * len(x))
+
+    tx = sr_ste(optax.lookahead(optax.sgd(rate), sync_period=2, slow_step_size=0.5), decay=decay)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params.fast, state.masks), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    params = optax.LookaheadParams.init_synced({"kernel": jnp.asarray(start, jnp.float32)})
+    carry = (params, tx.init(params))
+    (params, state), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=6))(carry)
+    np.testing.assert_allclose(params.fast["kernel"], fast, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(params.slow["kernel"], slow, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(state.masks["kernel"], mask)
+
+
 def test_masks_are_found_in_any_wrapper_and_other_leaves_have_none():
     params = {"kernel": jnp.array([[1.0], [2.0], [3.0], [0.5]]), "bias": jnp.ones(1)}
     tx = optax.MultiSteps(sr_ste(optax.adam(0.1), n=1, m=2), every_k_schedule=2)
