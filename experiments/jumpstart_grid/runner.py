@@ -93,7 +93,7 @@ def carry_out(
     """Compute stages, one at a time on each device, and store each as it ends; skip stages of other runs."""
     engine = ENGINES[grid.kind]
     deadline = time.monotonic() + 60 * running.minutes if running.minutes is not None else None
-    waiting, lock, stopping = list(work), threading.Lock(), threading.Event()
+    waiting, lock, stopping, told = list(work), threading.Lock(), threading.Event(), threading.Event()
 
     def compute(stage: GridStage, target: store.Stage, shown: Progress, advance: Callable[[int], None]) -> None:
         kept = Checkpoints(target, stage.settings, running.checkpoint_minutes)
@@ -125,8 +125,14 @@ def carry_out(
                         with lock:
                             waiting.append(stage)
                 refused = 0 if mine else refused + 1
-                if not mine:
-                    if refused == len(waiting):  # once, when all have been tried
+                if mine:
+                    told.clear()
+                else:
+                    with lock:
+                        tell = refused >= len(waiting) and not told.is_set()  # once, when all have been tried
+                        if tell:
+                            told.set()
+                    if tell:
                         shown.stage(f"waiting for another run, which computes {stage.title}")
                     time.sleep(_POLL)
 
